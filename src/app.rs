@@ -1,0 +1,231 @@
+//! Wires the rooms together, and takes them down in order: the only place that knows them all.
+//!
+//! Drain, on SIGTERM or SIGINT, each step once and in this order:
+//! 1. health says NOT_SERVING, and everything is served on for the drain delay, so that whoever
+//!    balances the load has heard of it;
+//! 2. new Fetch calls are refused, open ones return when their pull has ended; settling goes on;
+//! 3. no more connections, and GOAWAY on those that are open; calls under way end;
+//! 4. the lessor's tasks end, what is on its way to NATS is flushed.
+//!
+//! Steps 2 and 3 together take at most the drain timeout. A second signal ends the process at once.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+    task::JoinSet,
+    time::timeout_at,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    broker::Broker,
+    clock,
+    config::Serve,
+    grpc::{self, Health, ServeError, Service},
+    lessor::Lessor,
+    nats::Nats,
+    readiness::{Readiness, Verdict},
+    token::{InstanceId, Sealer},
+};
+
+/// Flushing to NATS may take this long at the very end.
+const FLUSH: Duration = Duration::from_secs(2);
+
+/// Where the service listens.
+#[derive(Debug, Clone, Copy)]
+pub struct Bound {
+    /// For clients.
+    pub grpc: SocketAddr,
+    /// For operators and probes.
+    pub ops: SocketAddr,
+}
+
+/// Why the service does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {0}: {1}")]
+    Listen(SocketAddr, io::Error),
+    /// The ports file cannot be written.
+    #[error("cannot write the ports file: {0}")]
+    PortsFile(io::Error),
+    /// The operating system refuses something that every process may do.
+    #[error("cannot start: {0}")]
+    System(io::Error),
+    /// A listener ended by itself.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// A listener ended without a word: a bug.
+    #[error("a listener ended by itself")]
+    Ended,
+}
+
+/// Serves until a signal, then drains. `ready` is called once, when both addresses are bound.
+///
+/// # Errors
+/// See [`AppError`]. That NATS is away is not one: the service starts, and says so in its health.
+pub async fn run(config: Serve, ready: impl FnOnce(Bound)) -> Result<(), AppError> {
+    let mut signals = Signals::listen().map_err(AppError::System)?;
+    let grpc = listen(config.listen).await?;
+    let ops = listen(config.ops_listen).await?;
+    let local = |listener: &TcpListener| listener.local_addr().map_err(AppError::System);
+    let bound = Bound { grpc: local(&grpc)?, ops: local(&ops)? };
+
+    let nats_tasks = TaskTracker::new();
+    let lessor = Lessor::start(Nats::start(config.nats, &nats_tasks), config.limits);
+    let readiness = Readiness::new(lessor.broker().link(), clock::now());
+    let (health, health_service) = Health::new(readiness.verdict(clock::now()).0).await;
+    let sealer = Arc::new(Sealer::new(config.keys, &config.cluster));
+    let owner = InstanceId::random().map_err(|error| AppError::System(io::Error::other(error)))?;
+    let service = Service::new(lessor.clone(), sealer, owner, config.max_lease);
+
+    let (stop_grpc, stop_ops) = (CancellationToken::new(), CancellationToken::new());
+    let mut listeners = JoinSet::new();
+    listeners.spawn(grpc::serve(
+        grpc,
+        service,
+        health_service.clone(),
+        stop_grpc.clone().cancelled_owned(),
+    ));
+    listeners.spawn(grpc::serve_ops(
+        ops,
+        health_service,
+        health.watch(),
+        stop_ops.clone().cancelled_owned(),
+    ));
+    announce(bound, config.ports_file.as_deref())?;
+    ready(bound);
+
+    tokio::select! {
+        ended = listeners.join_next() => return Err(why_ended(ended)),
+        never = follow(&lessor, &health, readiness) => match never {},
+        () = signals.next() => {}
+    }
+    let drain = Drain { lessor: &lessor, health: &health, stop_grpc, delay: config.drain_delay };
+    tokio::select! {
+        () = drain.run(clock::now() + config.drain_delay + config.drain_timeout, &mut listeners) => {}
+        () = signals.next() => {
+            tracing::warn!("second signal: ending at once");
+            return Ok(());
+        }
+    }
+    stop_ops.cancel();
+    lessor.broker().close(clock::now() + FLUSH).await;
+    tracing::info!("drained");
+    Ok(())
+}
+
+/// Tells health what the link and the passing of time make of readiness.
+async fn follow<B: Broker>(
+    lessor: &Lessor<B>,
+    health: &Health,
+    mut readiness: Readiness,
+) -> std::convert::Infallible {
+    let mut told = None;
+    let mut link = lessor.broker().link();
+    readiness.link(link.clone(), clock::now());
+    loop {
+        let (verdict, changes_at) = readiness.verdict(clock::now());
+        if told.as_ref() != Some(&verdict) {
+            match &verdict {
+                Verdict::Serving => tracing::info!("ready"),
+                Verdict::NotServing(why) => tracing::warn!(why, "not ready"),
+            }
+            health.tell(verdict.clone()).await;
+            told = Some(verdict);
+        }
+        tokio::select! {
+            next = lessor.broker().link_change(&link) => {
+                link = next;
+                readiness.link(link.clone(), clock::now());
+            }
+            () = clock::sleep_until(changes_at) => {}
+        }
+    }
+}
+
+struct Drain<'a, B: Broker> {
+    lessor: &'a Lessor<B>,
+    health: &'a Health,
+    stop_grpc: CancellationToken,
+    delay: Duration,
+}
+
+impl<B: Broker> Drain<'_, B> {
+    async fn run(self, until: Instant, listeners: &mut JoinSet<Result<(), ServeError>>) {
+        tracing::info!(delay = ?self.delay, "draining");
+        self.health.tell(Verdict::NotServing("draining".to_owned())).await;
+        tokio::time::sleep(self.delay).await;
+        self.lessor.drain();
+        if timeout_at(until.into(), self.lessor.drained()).await.is_err() {
+            tracing::warn!("drain timeout: Fetch calls were still open");
+        }
+        self.stop_grpc.cancel();
+        // The first to end is the listener for clients: the other is not told to.
+        if timeout_at(until.into(), listeners.join_next()).await.is_err() {
+            tracing::warn!("drain timeout: connections were still open");
+        }
+        self.lessor.close().await;
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, AppError> {
+    TcpListener::bind(address).await.map_err(|error| AppError::Listen(address, error))
+}
+
+/// Says where the service listens: in the log, and in a file for whoever started it.
+fn announce(bound: Bound, file: Option<&Path>) -> Result<(), AppError> {
+    let Bound { grpc, ops } = bound;
+    tracing::info!(%grpc, %ops, "listening");
+    if !grpc.ip().is_loopback() {
+        tracing::warn!(
+            %grpc,
+            "listening beyond loopback without TLS: whoever reaches this port can take and settle \
+             whatever the proxy's NATS rights allow"
+        );
+    }
+    let Some(file) = file else { return Ok(()) };
+    let ports = serde_json::json!({ "grpc": grpc.to_string(), "ops": ops.to_string() });
+    // Written beside and renamed, so that nobody reads half of it.
+    let part = file.with_extension("part");
+    fs::write(&part, format!("{ports}\n"))
+        .and_then(|()| fs::rename(&part, file))
+        .map_err(AppError::PortsFile)
+}
+
+fn why_ended(ended: Option<Result<Result<(), ServeError>, tokio::task::JoinError>>) -> AppError {
+    match ended {
+        Some(Ok(Err(error))) => error.into(),
+        Some(Ok(Ok(())) | Err(_)) | None => AppError::Ended,
+    }
+}
+
+/// SIGTERM and SIGINT alike.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

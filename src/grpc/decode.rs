@@ -1,0 +1,321 @@
+//! From what was typed to what it means: requests into the lessor's words, or the field that is
+//! wrong. The only room that knows the contract's limits and defaults. Pure.
+
+use std::{sync::Arc, time::Duration, time::Instant};
+
+use prost_types::Duration as PbDuration;
+use tonic::metadata::MetadataMap;
+
+use super::status::Refused;
+use crate::{
+    broker::{Confirmation, ConsumerName},
+    lessor::{Action, Codec, FetchAsk},
+    pb,
+};
+
+/// Most messages of one Fetch; more is lowered.
+pub const MOST_MESSAGES: u32 = 1000;
+/// Most settlements of one Settle; more is refused.
+pub const MOST_SETTLEMENTS: usize = 1000;
+/// Longest wait for a first message; more is lowered.
+pub const LONGEST_WAIT: Duration = Duration::from_secs(300);
+/// The wait of a Fetch that does not say.
+pub const DEFAULT_WAIT: Duration = Duration::from_secs(30);
+/// Longest time to go on after a first message; more is lowered.
+pub const LONGEST_LINGER: Duration = Duration::from_secs(5);
+/// Shortest lease; less is refused.
+pub const SHORTEST_LEASE: Duration = Duration::from_secs(1);
+/// Longest delay of a Nak; more is refused.
+pub const LONGEST_DELAY: Duration = Duration::from_secs(24 * 3600);
+/// Longest reason of a Term, in bytes; more is cut.
+pub const LONGEST_REASON: usize = 1024;
+/// Longest name of a stream or consumer, in bytes.
+pub const LONGEST_NAME: usize = 255;
+/// What stock gRPC clients take, less what the answer's own frame and numbers take.
+pub const DEFAULT_MAX_BYTES: u64 = 4 * 1024 * 1024 - 1024;
+/// An answer must be able to carry one rejected entry with its token.
+pub const LEAST_MAX_BYTES: u32 = 1024;
+
+/// Reads a Fetch. `left` is what remains until the caller's deadline.
+pub(super) fn fetch(
+    request: &pb::FetchRequest,
+    max_lease: Duration,
+    now: Instant,
+    left: Option<Duration>,
+) -> Result<FetchAsk, Refused> {
+    let stream = name("stream", &request.stream)?;
+    let consumer = name("consumer", &request.consumer)?;
+    let max_wait = optional("max_wait", request.max_wait.as_ref())?;
+    let linger = optional("linger", request.linger.as_ref())?;
+    Ok(FetchAsk {
+        name: ConsumerName { stream, consumer },
+        n: request.n.clamp(1, MOST_MESSAGES),
+        max_bytes: match request.max_bytes {
+            0 => DEFAULT_MAX_BYTES,
+            1..LEAST_MAX_BYTES => {
+                return refuse("max_bytes", format!("must be 0 or at least {LEAST_MAX_BYTES}"));
+            }
+            bytes => u64::from(bytes),
+        },
+        max_wait: max_wait.unwrap_or(DEFAULT_WAIT).min(LONGEST_WAIT),
+        linger: linger.unwrap_or_default().min(LONGEST_LINGER),
+        lease: match &request.lease {
+            None => None,
+            Some(lease) => Some(self::lease("lease", Some(lease), max_lease)?),
+        },
+        codec: codec(request.codec)?,
+        answer_by: left.map(|left| now + left.saturating_sub(slack(left))),
+    })
+}
+
+/// What to do with one lease, or which field is wrong. `prefix` is the path of the action's fields.
+pub(super) fn nak(prefix: &str, delay: Option<&PbDuration>) -> Result<Action, Refused> {
+    let field = format!("{prefix}delay");
+    let delay = optional(&field, delay)?.unwrap_or_default();
+    if delay > LONGEST_DELAY {
+        return refuse(&field, format!("must be at most {}", shown(LONGEST_DELAY)));
+    }
+    Ok(Action::Nak(delay))
+}
+
+/// Cuts the reason; never refuses it.
+pub(super) fn term(mut reason: String) -> Action {
+    reason.truncate(reason.floor_char_boundary(LONGEST_REASON));
+    Action::Term(reason)
+}
+
+/// Reads an Extend, whose lease must be set.
+pub(super) fn extend(
+    prefix: &str,
+    lease: Option<&PbDuration>,
+    max_lease: Duration,
+) -> Result<Action, Refused> {
+    self::lease(&format!("{prefix}lease"), lease, max_lease).map(Action::Extend)
+}
+
+/// Reads one entry of a Settle.
+pub(super) fn settlement(
+    place: usize,
+    settlement: pb::Settlement,
+    max_lease: Duration,
+) -> Result<(String, Action), Refused> {
+    use pb::settlement::Action as Wire;
+    let path = |field: &str| format!("settlements[{place}].{field}");
+    let action = match settlement.action {
+        None => return refuse(&path("action"), "must be one of ack, nak, term and extend"),
+        Some(Wire::Ack(pb::AckAction {})) => Action::Ack,
+        Some(Wire::Nak(action)) => nak(&path("nak."), action.delay.as_ref())?,
+        Some(Wire::Term(action)) => term(action.reason),
+        Some(Wire::Extend(action)) => extend(&path("extend."), action.lease.as_ref(), max_lease)?,
+    };
+    if settlement.token.is_empty() {
+        return refuse(&path("token"), "must be set");
+    }
+    Ok((settlement.token, action))
+}
+
+/// Reads how sure the caller wants to be.
+pub(super) fn confirmation(value: i32) -> Result<Confirmation, Refused> {
+    match pb::Confirmation::try_from(value) {
+        Ok(pb::Confirmation::Unspecified | pb::Confirmation::Confirmed) => {
+            Ok(Confirmation::Confirmed)
+        }
+        Ok(pb::Confirmation::Sent) => Ok(Confirmation::Sent),
+        Err(_) => refuse("confirmation", format!("{value} is not a Confirmation")),
+    }
+}
+
+/// What remains until the deadline that the caller's gRPC library sent along.
+pub(super) fn time_left(metadata: &MetadataMap) -> Option<Duration> {
+    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.len() > 8 {
+        return None;
+    }
+    let value: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(value * 3600),
+        "M" => Duration::from_secs(value * 60),
+        "S" => Duration::from_secs(value),
+        "m" => Duration::from_millis(value),
+        "u" => Duration::from_micros(value),
+        "n" => Duration::from_nanos(value),
+        _ => return None,
+    })
+}
+
+/// How long before its caller's deadline a call answers: a tenth of what is left, but enough for a
+/// round trip and never more than a second.
+pub(super) fn slack(left: Duration) -> Duration {
+    (left / 10).clamp(Duration::from_millis(20), Duration::from_secs(1))
+}
+
+/// JetStream's rules for names, and those of subjects that the name becomes a token of.
+fn name(field: &str, value: &str) -> Result<Arc<str>, Refused> {
+    let forbidden = |c: char| matches!(c, '.' | '*' | '>' | '/' | '\\') || c.is_whitespace() || c.is_control();
+    if value.is_empty() {
+        refuse(field, "must be set")
+    } else if value.len() > LONGEST_NAME {
+        refuse(field, format!("must be at most {LONGEST_NAME} bytes"))
+    } else if value.contains(forbidden) {
+        refuse(field, "must not hold `.`, `*`, `>`, a slash, white space or control characters")
+    } else {
+        Ok(value.into())
+    }
+}
+
+fn codec(value: i32) -> Result<Codec, Refused> {
+    match pb::Codec::try_from(value) {
+        Ok(pb::Codec::Unspecified | pb::Codec::Raw) => Ok(Codec::Raw),
+        Ok(pb::Codec::Text) => Ok(Codec::Text),
+        Ok(pb::Codec::Json) => Ok(Codec::Json),
+        Ok(pb::Codec::Auto) => Ok(Codec::Auto),
+        Err(_) => refuse("codec", format!("{value} is not a Codec")),
+    }
+}
+
+fn lease(field: &str, value: Option<&PbDuration>, most: Duration) -> Result<Duration, Refused> {
+    match optional(field, value)? {
+        Some(lease) if (SHORTEST_LEASE..=most).contains(&lease) => Ok(lease),
+        Some(_) => {
+            let (least, most) = (shown(SHORTEST_LEASE), shown(most));
+            refuse(field, format!("must be from {least} to {most}"))
+        }
+        None => refuse(field, "must be set"),
+    }
+}
+
+/// A duration that may be left out. Negative and malformed ones are refused.
+fn optional(field: &str, value: Option<&PbDuration>) -> Result<Option<Duration>, Refused> {
+    let Some(value) = value else { return Ok(None) };
+    // google.protobuf.Duration: at most 315,576,000,000 s, and nanos of the same sign below 10^9.
+    let in_range = (0..=315_576_000_000).contains(&value.seconds)
+        && (0..1_000_000_000).contains(&value.nanos);
+    match Duration::try_from(*value) {
+        Ok(duration) if in_range => Ok(Some(duration)),
+        Ok(_) | Err(_) => refuse(field, "must be a duration, and not negative"),
+    }
+}
+
+fn shown(duration: Duration) -> String {
+    humantime::format_duration(duration).to_string()
+}
+
+fn refuse<T>(field: &str, why: impl Into<String>) -> Result<T, Refused> {
+    Err(Refused::Field { field: field.to_owned(), why: why.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAX_LEASE: Duration = Duration::from_secs(3600);
+
+    fn request() -> pb::FetchRequest {
+        pb::FetchRequest { stream: "S".into(), consumer: "c".into(), ..pb::FetchRequest::default() }
+    }
+
+    fn read(request: &pb::FetchRequest) -> Result<FetchAsk, Refused> {
+        fetch(request, MAX_LEASE, crate::clock::now(), None)
+    }
+
+    fn field(request: &pb::FetchRequest) -> String {
+        match read(request) {
+            Err(Refused::Field { field, .. }) => field,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn pb(seconds: i64, nanos: i32) -> Option<PbDuration> {
+        Some(PbDuration { seconds, nanos })
+    }
+
+    #[test]
+    fn what_is_left_out_has_its_default() {
+        let ask = read(&request()).unwrap();
+        assert_eq!((ask.n, ask.max_wait, ask.linger), (1, DEFAULT_WAIT, Duration::ZERO));
+        assert_eq!((ask.lease, ask.codec, ask.max_bytes), (None, Codec::Raw, DEFAULT_MAX_BYTES));
+        assert_eq!(ask.answer_by, None);
+    }
+
+    #[test]
+    fn what_is_too_much_of_a_good_thing_is_lowered() {
+        let ask = read(&pb::FetchRequest {
+            n: 5000,
+            max_wait: pb(3600, 0),
+            linger: pb(60, 0),
+            ..request()
+        })
+        .unwrap();
+        assert_eq!((ask.n, ask.max_wait, ask.linger), (1000, LONGEST_WAIT, LONGEST_LINGER));
+        assert_eq!(read(&pb::FetchRequest { max_wait: pb(0, 0), ..request() }).unwrap().max_wait, Duration::ZERO);
+    }
+
+    #[test]
+    fn names_that_cannot_be_part_of_a_subject_are_refused() {
+        for bad in ["", "a.b", "*", ">", "a b", "a\tb", "a\0", "a/b", &"x".repeat(256)] {
+            assert_eq!(field(&pb::FetchRequest { stream: bad.into(), ..request() }), "stream");
+            assert_eq!(field(&pb::FetchRequest { consumer: bad.into(), ..request() }), "consumer");
+        }
+        assert!(read(&pb::FetchRequest { stream: "x".repeat(255), ..request() }).is_ok());
+        assert!(read(&pb::FetchRequest { stream: "größe_1-$".into(), ..request() }).is_ok());
+    }
+
+    #[test]
+    fn durations_that_are_negative_or_malformed_are_refused() {
+        for bad in [pb(-1, 0), pb(0, -1), pb(1, -1), pb(0, 1_000_000_000), pb(i64::MAX, 0), pb(i64::MIN, i32::MIN)] {
+            assert_eq!(field(&pb::FetchRequest { max_wait: bad, ..request() }), "max_wait");
+            assert_eq!(field(&pb::FetchRequest { linger: bad, ..request() }), "linger");
+            assert_eq!(field(&pb::FetchRequest { lease: bad, ..request() }), "lease");
+        }
+    }
+
+    #[test]
+    fn a_lease_is_from_one_second_to_the_most() {
+        for bad in [pb(0, 0), pb(0, 999_999_999), pb(3600, 1)] {
+            assert_eq!(field(&pb::FetchRequest { lease: bad, ..request() }), "lease");
+        }
+        for good in [pb(1, 0), pb(3600, 0)] {
+            assert!(read(&pb::FetchRequest { lease: good, ..request() }).unwrap().lease.is_some());
+        }
+        assert!(matches!(extend("", None, MAX_LEASE), Err(Refused::Field { .. })));
+    }
+
+    #[test]
+    fn enums_and_sizes_out_of_range_are_refused() {
+        assert_eq!(field(&pb::FetchRequest { codec: 99, ..request() }), "codec");
+        assert_eq!(field(&pb::FetchRequest { max_bytes: 1023, ..request() }), "max_bytes");
+        assert!(confirmation(7).is_err());
+    }
+
+    #[test]
+    fn a_reason_is_cut_at_a_character() {
+        let Action::Term(reason) = term("ü".repeat(600)) else { panic!() };
+        assert_eq!(reason.len(), 1024);
+        let Action::Term(reason) = term(format!("x{}", "ü".repeat(600))) else { panic!() };
+        assert_eq!(reason.len(), 1023);
+    }
+
+    #[test]
+    fn the_grpc_timeout_header_is_read_as_the_protocol_writes_it() {
+        let left = |text: &'static str| {
+            let mut metadata = MetadataMap::new();
+            metadata.insert("grpc-timeout", tonic::metadata::MetadataValue::from_static(text));
+            time_left(&metadata)
+        };
+        assert_eq!(left("994480u"), Some(Duration::from_micros(994_480)));
+        assert_eq!(left("1000m"), Some(Duration::from_secs(1)));
+        assert_eq!(left("2H"), Some(Duration::from_secs(7200)));
+        for bad in ["", "u", "123456789u", "5", "5x", "-5S"] {
+            assert_eq!(left(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn answers_leave_before_the_deadline_of_their_caller() {
+        let ms = Duration::from_millis;
+        assert_eq!(slack(ms(50)), ms(20));
+        assert_eq!(slack(ms(2000)), ms(200));
+        assert_eq!(slack(ms(60_000)), ms(1000));
+    }
+}

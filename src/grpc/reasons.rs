@@ -1,0 +1,83 @@
+//! Gives the errors that tonic makes by itself (a request that cannot be decoded, one that is too
+//! large, a method that is not there) the reasons of our table, so that a client finds one in
+//! every status of ours. A status that has its reason already passes untouched.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use http::{HeaderMap, Request, Response};
+use tonic::{Code, Status};
+use tower::{Layer, Service};
+
+use super::{
+    server::SERVICE,
+    status::{REASON_TRAILER, Reason, foreign},
+};
+
+/// See the module.
+#[derive(Clone, Copy, Default)]
+pub(super) struct ReasonsLayer;
+
+impl<S> Layer<S> for ReasonsLayer {
+    type Service = Reasons<S>;
+
+    fn layer(&self, inner: S) -> Reasons<S> {
+        Reasons { inner }
+    }
+}
+
+#[derive(Clone)]
+pub(super) struct Reasons<S> {
+    inner: S,
+}
+
+impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for Reasons<S>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    S::Future: Send + 'static,
+    ResBody: Default,
+{
+    type Response = Response<ResBody>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        let path = request.uri().path();
+        let ours = path.strip_prefix('/').is_some_and(|path| path.starts_with(SERVICE));
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let response = answer.await?;
+            Ok(match renamed(response.headers(), ours) {
+                None => response,
+                Some(status) => status.into_http(),
+            })
+        })
+    }
+}
+
+/// What tonic's own error is called here. `ours`: the call was one of our service.
+fn renamed(headers: &HeaderMap, ours: bool) -> Option<Status> {
+    if headers.contains_key(REASON_TRAILER) {
+        return None;
+    }
+    // Errors that tonic finds before a handler runs are answered in the headers.
+    let status = Status::from_header_map(headers)?;
+    let reason = match status.code() {
+        Code::Unimplemented => Reason::Unsupported,
+        _ if !ours => return None,
+        Code::OutOfRange | Code::ResourceExhausted => Reason::RequestTooLarge,
+        Code::Internal | Code::InvalidArgument | Code::Unknown => Reason::Malformed,
+        _ => return None,
+    };
+    let message = match (reason, status.message()) {
+        (Reason::Unsupported, "") => "there is no such method",
+        (_, message) => message,
+    };
+    Some(foreign(reason, message))
+}

@@ -1,0 +1,266 @@
+//! The one table from what went wrong to what a client is told: by status on the unary calls, by
+//! `SettleError` in Settle. Pure.
+//!
+//! A status is a promise about what has and has not happened. Each [`Reason`] has one code, one
+//! promise and one advice on repeating; `docs/errors.md` is rendered from here by a test.
+
+use std::{collections::HashMap, time::Duration};
+
+use prost_types::Duration as PbDuration;
+use tonic::{Code, Status, metadata::MetadataMap};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::{
+    lease::Kind,
+    lessor::{Error, Unsuitable},
+    pb,
+};
+
+/// The `domain` of every `google.rpc.ErrorInfo` of ours.
+pub const DOMAIN: &str = "fetchproxy";
+/// The trailer with the reason, for clients that cannot decode error details.
+pub const REASON_TRAILER: &str = "fetchproxy-reason";
+/// The trailer that stock gRPC retry policies obey, in milliseconds.
+const PUSHBACK_TRAILER: &str = "grpc-retry-pushback-ms";
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])* $variant:ident = $name:literal, $code:ident, $retry:expr;)*) => {
+        /// Every reason that a client can be told.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Reason { $($(#[doc = $doc])* $variant,)* }
+
+        impl Reason {
+            /// All of them, in the order of the table.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// As it is written on the wire.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            /// The status code that goes with it.
+            pub fn code(self) -> Code {
+                match self { $(Self::$variant => Code::$code,)* }
+            }
+
+            /// What has and has not happened.
+            pub fn promise(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),*).trim_ascii(),)* }
+            }
+
+            /// After how long to repeat the call; `None` where repeating it as it is does not help,
+            /// or needs no waiting.
+            pub fn retry_after(self) -> Option<Duration> {
+                let milliseconds: Option<u64> = match self { $(Self::$variant => $retry,)* };
+                milliseconds.map(Duration::from_millis)
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Nothing happened; the field is named.
+    InvalidField = "INVALID_FIELD", InvalidArgument, None;
+    /// Not a token of this cluster; nothing happened.
+    TokenInvalid = "TOKEN_INVALID", InvalidArgument, None;
+    /// Sealed with a key that this replica does not have (yet); nothing happened.
+    KeyUnknown = "KEY_UNKNOWN", Unavailable, Some(1000);
+    /// Nothing happened; there is no such stream.
+    StreamNotFound = "STREAM_NOT_FOUND", NotFound, None;
+    /// Nothing happened; the stream has no such consumer.
+    ConsumerNotFound = "CONSUMER_NOT_FOUND", NotFound, None;
+    /// Nothing happened; metadata `property` says what of the consumer is in the way.
+    ConsumerUnsuitable = "CONSUMER_UNSUITABLE", FailedPrecondition, None;
+    /// Nothing happened; JetStream's max_waiting or a pull limit of the consumer is reached.
+    ConsumerBusy = "CONSUMER_BUSY", ResourceExhausted, Some(1000);
+    /// You lost the lease; the message is, or will be, delivered again.
+    LeaseExpired = "LEASE_EXPIRED", FailedPrecondition, None;
+    /// Settled before, in another way: metadata `settled_as`.
+    LeaseSettled = "LEASE_SETTLED", FailedPrecondition, None;
+    /// Nothing happened; another call is settling it.
+    LeaseBusy = "LEASE_BUSY", Aborted, Some(100);
+    /// Nothing happened; the proxy's own NATS rights lack metadata `subject`, and an operator must act.
+    NatsPermission = "NATS_PERMISSION", PermissionDenied, None;
+    /// Nothing happened; this replica holds as many leases as it may.
+    LeaseLimit = "LEASE_LIMIT", ResourceExhausted, Some(1000);
+    /// Nothing happened; this replica has as many open Fetch calls as it may.
+    WaiterLimit = "WAITER_LIMIT", ResourceExhausted, Some(1000);
+    /// Not applied; a lease that you hold is still yours.
+    NatsUnavailable = "NATS_UNAVAILABLE", Unavailable, Some(1000);
+    /// Nothing happened; any other replica serves you.
+    Draining = "DRAINING", Unavailable, Some(100);
+    /// The replica that holds the lease does not answer; metadata `applied` is `no` or `unknown`; repeat it.
+    OwnerUnreachable = "OWNER_UNREACHABLE", Unavailable, Some(1000);
+    /// It may have been applied; repeat it: nothing is published twice that could hurt another.
+    SettleUnconfirmed = "SETTLE_UNCONFIRMED", DeadlineExceeded, None;
+    /// Not applied; the consumer or its stream is gone, and repeating does not help.
+    JetstreamDenied = "JETSTREAM_DENIED", FailedPrecondition, None;
+    /// Nothing happened; the request cannot be decoded.
+    Malformed = "MALFORMED", InvalidArgument, None;
+    /// Nothing happened; the request is larger than 4 MiB.
+    RequestTooLarge = "REQUEST_TOO_LARGE", ResourceExhausted, None;
+    /// Nothing happened; no such method, or a compression that is not spoken here.
+    Unsupported = "UNSUPPORTED", Unimplemented, None;
+}
+
+/// Something a client is told in place of what it asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refused {
+    /// A field of the request is not what it may be.
+    Field {
+        /// Its path, like `settlements[3].nak.delay`.
+        field: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The token is not one of ours.
+    TokenInvalid,
+    /// The token is sealed with a key that we do not have.
+    KeyUnknown,
+    /// The lease was granted by a replica that cannot be asked; nothing was applied.
+    OwnerUnreachable,
+    /// The lessor's own words.
+    Lessor(Error),
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        Self::Lessor(error)
+    }
+}
+
+impl Refused {
+    /// The row of the table.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Field { .. } => Reason::InvalidField,
+            Self::TokenInvalid => Reason::TokenInvalid,
+            Self::KeyUnknown => Reason::KeyUnknown,
+            Self::OwnerUnreachable => Reason::OwnerUnreachable,
+            Self::Lessor(error) => match error {
+                Error::StreamNotFound(_) => Reason::StreamNotFound,
+                Error::ConsumerNotFound(_) => Reason::ConsumerNotFound,
+                Error::ConsumerUnsuitable { .. } => Reason::ConsumerUnsuitable,
+                Error::ConsumerBusy(_) => Reason::ConsumerBusy,
+                Error::LeaseLimit(_) => Reason::LeaseLimit,
+                Error::WaiterLimit(_) => Reason::WaiterLimit,
+                Error::Draining => Reason::Draining,
+                Error::Unavailable(_) => Reason::NatsUnavailable,
+                Error::Permission(_) => Reason::NatsPermission,
+                Error::LeaseExpired { .. } => Reason::LeaseExpired,
+                Error::LeaseSettled(_) => Reason::LeaseSettled,
+                Error::LeaseBusy => Reason::LeaseBusy,
+                Error::Unconfirmed => Reason::SettleUnconfirmed,
+                Error::ConsumerGone => Reason::JetstreamDenied,
+            },
+        }
+    }
+
+    fn message(&self) -> String {
+        match self {
+            Self::Field { field, why } => format!("{field}: {why}"),
+            Self::TokenInvalid => "not a token of this service".to_owned(),
+            Self::KeyUnknown => "the token is sealed with a key that is not known here".to_owned(),
+            Self::OwnerUnreachable => {
+                "the replica that granted this lease does not answer".to_owned()
+            }
+            Self::Lessor(error) => error.to_string(),
+        }
+    }
+
+    fn metadata(&self) -> HashMap<String, String> {
+        let one = |name: &str, value: &str| HashMap::from([(name.to_owned(), value.to_owned())]);
+        match self {
+            Self::Field { field, .. } => one("field", field),
+            Self::OwnerUnreachable => one("applied", "no"),
+            Self::Lessor(Error::ConsumerUnsuitable { property, .. }) => {
+                one("property", property_name(property))
+            }
+            Self::Lessor(Error::LeaseSettled(kind)) => one("settled_as", kind_name(*kind)),
+            Self::Lessor(Error::LeaseExpired { forgotten: true }) => one("detail", "forgotten"),
+            Self::Lessor(Error::Permission(subject)) => one("subject", subject),
+            Self::TokenInvalid | Self::KeyUnknown | Self::Lessor(_) => HashMap::new(),
+        }
+    }
+
+    /// What a unary call is told.
+    pub fn status(&self) -> Status {
+        let reason = self.reason();
+        let mut details =
+            ErrorDetails::with_error_info(reason.name(), DOMAIN, self.metadata());
+        match self {
+            Self::Field { field, why } => {
+                details.add_bad_request_violation(field, why);
+            }
+            Self::Lessor(Error::StreamNotFound(name)) => {
+                details.set_resource_info("stream", &*name.stream, "", self.message());
+            }
+            Self::Lessor(Error::ConsumerNotFound(name)) => {
+                details.set_resource_info("consumer", name.to_string(), "", self.message());
+            }
+            Self::Lessor(Error::ConsumerUnsuitable { name, property }) => {
+                let kind = property_name(property);
+                details.add_precondition_failure_violation(kind, name.to_string(), self.message());
+            }
+            Self::Lessor(Error::LeaseLimit(_) | Error::WaiterLimit(_)) => {
+                details.add_quota_failure_violation("replica", self.message());
+            }
+            Self::TokenInvalid | Self::KeyUnknown | Self::OwnerUnreachable | Self::Lessor(_) => {}
+        }
+        status(reason, self.message(), details)
+    }
+
+    /// What the same is called inside a Settle.
+    pub fn settle_error(&self) -> pb::SettleError {
+        let reason = self.reason();
+        pb::SettleError {
+            reason: reason.name().to_owned(),
+            message: self.message(),
+            metadata: self.metadata(),
+            retry_delay: reason.retry_after().map(pb_duration),
+        }
+    }
+}
+
+/// A status of tonic's own making, said in our words.
+pub(super) fn foreign(reason: Reason, message: &str) -> Status {
+    let details = ErrorDetails::with_error_info(reason.name(), DOMAIN, HashMap::new());
+    status(reason, message.to_owned(), details)
+}
+
+fn status(reason: Reason, message: String, mut details: ErrorDetails) -> Status {
+    let mut trailers = MetadataMap::new();
+    // Reasons and numbers are ASCII, so both always parse.
+    if let Ok(name) = reason.name().parse() {
+        trailers.insert(REASON_TRAILER, name);
+    }
+    if let Some(delay) = reason.retry_after() {
+        details.set_retry_info(Some(delay));
+        if let Ok(milliseconds) = delay.as_millis().to_string().parse() {
+            trailers.insert(PUSHBACK_TRAILER, milliseconds);
+        }
+    }
+    Status::with_error_details_and_metadata(reason.code(), message, details, trailers)
+}
+
+fn pb_duration(duration: Duration) -> PbDuration {
+    // Our delays are seconds; the conversion fails beyond 292 billion years.
+    duration.try_into().unwrap_or_default()
+}
+
+fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Ack => "ACK",
+        Kind::Nak => "NAK",
+        Kind::Term => "TERM",
+    }
+}
+
+fn property_name(property: &Unsuitable) -> &'static str {
+    match property {
+        Unsuitable::Push => "push",
+        Unsuitable::AckPolicy(_) => "ack_policy",
+        Unsuitable::PriorityGroups => "priority_groups",
+        Unsuitable::AckWait => "ack_wait",
+    }
+}

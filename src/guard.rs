@@ -1,0 +1,66 @@
+//! `fetch-proxy guard`: runs a command that must not outlive its parent, however the parent dies.
+//!
+//! The parent holds the other end of our standard input. When that closes, by exit, crash or
+//! SIGKILL alike, the command is stopped and its folder, if it was a temporary one, removed.
+//! Portable, where a parent-death signal is not. Owns that one process and nothing else.
+
+use std::{
+    fs,
+    io::{self, Read as _},
+    path::Path,
+    process::{Child, Command, ExitCode, Stdio},
+    thread,
+    time::Duration,
+};
+
+/// How long a server may take to stop by itself.
+const PATIENCE: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(20);
+
+/// Runs `server` with `arguments` until it ends or our standard input does; then removes `folder`.
+pub fn run(server: &Path, arguments: &[String], folder: Option<&Path>) -> ExitCode {
+    let spawned =
+        Command::new(server).args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+    let code = match spawned {
+        Ok(child) => watch(server, child),
+        Err(error) => {
+            tracing::error!(%error, server = %server.display(), "cannot be started");
+            ExitCode::FAILURE
+        }
+    };
+    if let Some(folder) = folder {
+        // Nobody is left to tell.
+        let _ = fs::remove_dir_all(folder);
+    }
+    code
+}
+
+fn watch(server: &Path, mut child: Child) -> ExitCode {
+    let parent = thread::spawn(|| {
+        // Nothing is ever written to us: the read ends when the parent does.
+        let _ = io::stdin().read(&mut [0]);
+    });
+    while !parent.is_finished() {
+        if let Ok(Some(status)) = child.try_wait() {
+            return if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        }
+        thread::sleep(POLL);
+    }
+    stop(server, &mut child);
+    ExitCode::SUCCESS
+}
+
+/// Asks politely, by the server's own command for it, and insists after a while.
+fn stop(server: &Path, child: &mut Child) {
+    let signal = format!("stop={}", child.id());
+    let _ = Command::new(server).args(["--signal", &signal]).stderr(Stdio::null()).status();
+    let polls = PATIENCE.as_millis() / POLL.as_millis();
+    for _ in 0..polls {
+        if let Ok(Some(_)) = child.try_wait() {
+            return;
+        }
+        thread::sleep(POLL);
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+}

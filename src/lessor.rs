@@ -1,0 +1,196 @@
+//! Grants leases on deliveries and ends them: Fetch, Ack, Nak, Term, Extend and the passing of time.
+//!
+//! ```text
+//!  fetch ──▶ feed (one task a consumer) ──pull──▶ broker        sweep (one task)
+//!              │ pump decides                                     │ progress, release
+//!              ▼ grant, lend                                      ▼
+//!            ┌───────────────────── books: the lease table ─────────────────────┐
+//!              ▲ begin, finish, extend
+//!  settle ─────┘──────publish──▶ broker
+//! ```
+//! Owns the tasks and the lock around the pure parts (`lease`, `pump`). It must never name a wire:
+//! tonic and tokens are `grpc`'s, async-nats is `nats`'s. No lock is held across an await.
+
+mod books;
+mod codec;
+mod error;
+mod facts;
+mod feed;
+mod fetch;
+mod settle;
+mod sweep;
+
+use std::{
+    collections::HashMap,
+    ops::Deref,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::{Semaphore, oneshot};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub(crate) use self::facts::encoded_size;
+pub use self::{
+    codec::Codec,
+    error::{Error, Unsuitable},
+    facts::{Facts, SHORTEST_ACK_WAIT},
+    fetch::{Empty, FetchAsk, Fetched, HandedOver, Leased, Rejected, RejectedCause},
+    settle::{Action, Ask, Settled},
+};
+use self::{
+    books::{Books, Hold},
+    feed::{Answer, Command, Feed, FeedTask, Ticket},
+};
+use crate::{
+    broker::{Broker, ConsumerName},
+    clock,
+    lease::{ConsumerId, LeaseTable},
+    pump::Want,
+};
+
+/// How much a lessor takes on.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Leases held at once, and places that open pulls have reserved.
+    pub max_leases: usize,
+    /// Fetch calls open at once.
+    pub max_waiters: usize,
+    /// Longest wait for the confirmation of a settlement.
+    pub settle_timeout: Duration,
+}
+
+/// The lessor, shared by everybody who asks of it.
+pub struct Lessor<B: Broker>(Arc<Shared<B>>);
+
+/// What the lessor's calls and tasks share.
+pub struct Shared<B: Broker> {
+    broker: B,
+    books: Books,
+    limits: Limits,
+    waiters: Arc<Semaphore>,
+    feeds: Mutex<HashMap<ConsumerName, Feed>>,
+    tickets: AtomicU64,
+    consumers: AtomicU32,
+    tasks: TaskTracker,
+    draining: CancellationToken,
+    closed: CancellationToken,
+}
+
+impl<B: Broker> Clone for Lessor<B> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<B: Broker> Deref for Lessor<B> {
+    type Target = Shared<B>;
+
+    fn deref(&self) -> &Shared<B> {
+        &self.0
+    }
+}
+
+impl<B: Broker> Lessor<B> {
+    /// A lessor on this broker. Its tasks run on the present runtime until [`Lessor::close`].
+    pub fn start(broker: B, limits: Limits) -> Self {
+        let lessor = Self(Arc::new(Shared {
+            broker,
+            books: Books::new(limits.max_leases, clock::now()),
+            waiters: Arc::new(Semaphore::new(limits.max_waiters.min(Semaphore::MAX_PERMITS))),
+            limits,
+            feeds: Mutex::default(),
+            tickets: AtomicU64::new(0),
+            consumers: AtomicU32::new(0),
+            tasks: TaskTracker::new(),
+            draining: CancellationToken::new(),
+            closed: CancellationToken::new(),
+        }));
+        lessor.tasks.spawn(lessor.clone().sweep());
+        lessor
+    }
+
+    /// The broker that it works on.
+    pub fn broker(&self) -> &B {
+        &self.broker
+    }
+
+    /// Leases that are held now.
+    pub fn held(&self) -> usize {
+        self.books.with(|table| table.len())
+    }
+
+    /// Stops granting: new calls are refused, open ones return when their pull has ended.
+    /// Settling goes on.
+    pub fn drain(&self) {
+        self.draining.cancel();
+    }
+
+    /// Waits until no Fetch is open any more. Only ever comes true after [`Lessor::drain`].
+    pub async fn drained(&self) {
+        let all = u32::try_from(self.limits.max_waiters).unwrap_or(u32::MAX);
+        // The semaphore is never closed: an error cannot happen, and would mean there is no waiter.
+        drop(self.waiters.acquire_many(all).await);
+    }
+
+    /// Ends the tasks; settlements under way are waited for.
+    pub async fn close(&self) {
+        self.drain();
+        self.closed.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// Adds a waiter to the feed of its consumer, which is started if there is none.
+    fn join(
+        &self,
+        name: &ConsumerName,
+        ticket: Ticket,
+        want: Want,
+        lease: Option<Duration>,
+        reply: oneshot::Sender<Result<Answer, Error>>,
+    ) -> Feed {
+        let mut command = Command::Join { ticket, want, lease, reply };
+        let mut feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let feed = feeds.entry(name.clone()).or_insert_with(|| {
+                let (feed, task) = FeedTask::new(self.clone(), name.clone());
+                self.tasks.spawn(task.run());
+                feed
+            });
+            match feed.send(command) {
+                Ok(()) => return feed.clone(),
+                // It has ended and not told yet.
+                Err(refused) => command = refused,
+            }
+            feeds.remove(name);
+        }
+    }
+
+    /// Forgets a feed that takes no more commands.
+    fn forget_feed(&self, name: &ConsumerName) {
+        let mut feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
+        if feeds.get(name).is_some_and(Feed::ended) {
+            feeds.remove(name);
+        }
+    }
+
+    /// Revises many leases, a bounded number under each lock.
+    fn in_steps(&self, revise: impl Fn(&mut LeaseTable<Hold>, Option<u64>) -> Option<u64>) {
+        let mut after = None;
+        loop {
+            after = self.books.with(|table| revise(table, after));
+            if after.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// A name for one more incarnation of a consumer.
+    fn next_consumer(&self) -> ConsumerId {
+        ConsumerId(self.consumers.fetch_add(1, Ordering::Relaxed))
+    }
+}

@@ -1,0 +1,93 @@
+//! The one lease table of this replica behind its one lock, and the permits that bound it.
+//!
+//! Owns the lock: nobody holds it across an await, and nobody reads the clock under it. Wakes the
+//! sweeper when something is due sooner than it knew.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
+
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+use super::facts::Facts;
+use crate::{broker::AckSubject, lease::LeaseTable};
+
+/// How many ended leases are remembered, half a byte each.
+const REMEMBERED: usize = 4 << 20;
+
+/// What a lease holds on to. Dropping it frees the lease's place.
+#[derive(Debug)]
+pub(super) struct Hold {
+    pub(super) ack: AckSubject,
+    pub(super) facts: Arc<Facts>,
+    pub(super) delivery_count: u64,
+    /// `None` for a delivery that came unasked, late from a pull that was given up.
+    pub(super) _place: Option<OwnedSemaphorePermit>,
+}
+
+pub(super) struct Books {
+    table: Mutex<LeaseTable<Hold>>,
+    sooner: Notify,
+    places: Arc<Semaphore>,
+    most: usize,
+}
+
+impl Books {
+    pub(super) fn new(most: usize, now: Instant) -> Self {
+        Self {
+            table: Mutex::new(LeaseTable::new(now, REMEMBERED)),
+            sooner: Notify::new(),
+            places: Arc::new(Semaphore::new(most)),
+            most,
+        }
+    }
+
+    /// Does one thing to the table.
+    pub(super) fn with<R>(&self, act: impl FnOnce(&mut LeaseTable<Hold>) -> R) -> R {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = table.next_due();
+        let result = act(&mut table);
+        let sooner = match (before, table.next_due()) {
+            (Some(before), Some(after)) => after < before,
+            (None, after) => after.is_some(),
+            (Some(_), None) => false,
+        };
+        drop(table);
+        if sooner {
+            self.sooner.notify_one();
+        }
+        result
+    }
+
+    /// When the sweeper is next needed.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner).next_due()
+    }
+
+    /// Waits until something is due sooner than [`Books::next_due`] said.
+    pub(super) async fn sooner(&self) {
+        self.sooner.notified().await;
+    }
+
+    /// The most leases that may be held.
+    pub(super) fn most(&self) -> usize {
+        self.most
+    }
+
+    /// Places that are free now.
+    pub(super) fn free(&self) -> u32 {
+        u32::try_from(self.places.available_permits()).unwrap_or(u32::MAX)
+    }
+
+    /// Takes `count` places, if so many are free.
+    pub(super) fn reserve(&self, count: u32) -> Option<OwnedSemaphorePermit> {
+        self.places.clone().try_acquire_many_owned(count).ok()
+    }
+
+    /// Waits until a place is free.
+    pub(super) async fn place_freed(&self) {
+        // Never closed, so the only outcome is a place, which is put back at once.
+        drop(self.places.acquire().await);
+    }
+}

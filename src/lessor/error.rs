@@ -1,0 +1,87 @@
+//! Why the lessor did not do what it was asked. Each variant is a promise about what has and has
+//! not happened; `grpc::status` is the one table that turns them into statuses.
+
+use crate::{broker::ConsumerName, lease::Kind};
+
+/// A refusal or failure of a Fetch, a settlement or an Extend.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Nothing happened.
+    #[error("stream `{}` does not exist", .0.stream)]
+    StreamNotFound(ConsumerName),
+    /// Nothing happened.
+    #[error("stream `{}` has no consumer `{}`", .0.stream, .0.consumer)]
+    ConsumerNotFound(ConsumerName),
+    /// Nothing happened: a lease cannot be kept on a consumer like this.
+    #[error("consumer `{name}` cannot be used here: {property}")]
+    ConsumerUnsuitable {
+        /// Which consumer.
+        name: ConsumerName,
+        /// What is in the way.
+        property: Unsuitable,
+    },
+    /// Nothing happened: JetStream takes no more pulls for this consumer just now.
+    #[error("the consumer takes no more pulls now: {0}")]
+    ConsumerBusy(String),
+    /// Nothing happened: this many leases are held already.
+    #[error("all {0} leases are taken")]
+    LeaseLimit(usize),
+    /// Nothing happened: this many Fetch calls are open already.
+    #[error("all {0} places for waiting Fetch calls are taken")]
+    WaiterLimit(usize),
+    /// Nothing happened: this replica grants no more leases.
+    #[error("this replica is draining")]
+    Draining,
+    /// Not applied; a lease that was held is still held.
+    #[error("NATS is not available: {0}")]
+    Unavailable(String),
+    /// Nothing happened, and nothing will until an operator acts.
+    #[error("the proxy has no NATS permission for `{0}`")]
+    Permission(String),
+    /// The lease is over; the message is, or will be, delivered again.
+    #[error("{}", if *forgotten { "the lease ended so long ago that it is forgotten" }
+        else { "the lease has expired" })]
+    LeaseExpired {
+        /// How it ended is not remembered any more.
+        forgotten: bool,
+    },
+    /// The message was settled before, in another way.
+    #[error("settled before, as {0:?}")]
+    LeaseSettled(Kind),
+    /// Another call is settling it at this moment.
+    #[error("another call is settling it")]
+    LeaseBusy,
+    /// It may have been applied, or may still be.
+    #[error("sent, and not confirmed in time")]
+    Unconfirmed,
+    /// Not applied: the consumer or its stream is gone.
+    #[error("the consumer or its stream is gone")]
+    ConsumerGone,
+}
+
+/// Properties of a consumer that a lease cannot live with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unsuitable {
+    /// It delivers to a subject by itself.
+    Push,
+    /// Its ack policy is not `explicit` but this.
+    AckPolicy(String),
+    /// Its pulls must name a priority group.
+    PriorityGroups,
+    /// An ack wait, the consumer's or one of its backoffs, is under
+    /// [`super::facts::SHORTEST_ACK_WAIT`].
+    AckWait,
+}
+
+impl std::fmt::Display for Unsuitable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Push => f.write_str("it is a push consumer; a pull consumer is needed"),
+            Self::AckPolicy(policy) => {
+                write!(f, "its ack policy is `{policy}`; `explicit` is needed")
+            }
+            Self::PriorityGroups => f.write_str("it has priority groups"),
+            Self::AckWait => f.write_str("its ack wait, or a backoff, is under 500 ms"),
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! One Fetch call: from the places it may take to the answer it hands over.
+//!
+//! tonic drops a call when its client goes away. Until [`Fetched::hand_over`] nothing has been
+//! promised to anybody, so everything on the way is held by guards that give it back when dropped:
+//! the waiter leaves its pump, and granted deliveries go to the next waiter.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::oneshot;
+
+use super::{
+    Action, Ask, Codec, Error, Lessor,
+    feed::{Answer, Feed, Parcel, Ticket},
+};
+use crate::{
+    broker::{Broker, Confirmation, ConsumerInfo, ConsumerName, Delivery, InfoError},
+    clock,
+    lease::LeaseId,
+    pump::Want,
+};
+
+/// What a caller wants, checked and clamped.
+#[derive(Debug, Clone)]
+pub struct FetchAsk {
+    /// From which consumer.
+    pub name: ConsumerName,
+    /// Most messages, at least 1.
+    pub n: u32,
+    /// Most bytes of the encoded answer.
+    pub max_bytes: u64,
+    /// Longest wait for a first message; zero is what is there now.
+    pub max_wait: Duration,
+    /// After the first message, go on this long.
+    pub linger: Duration,
+    /// How long the messages are leased; `None` is as long as JetStream would wait.
+    pub lease: Option<Duration>,
+    /// What payloads must be.
+    pub codec: Codec,
+    /// The answer must be on its way by then.
+    pub answer_by: Option<Instant>,
+}
+
+/// An answer on its way. Dropped before [`Fetched::hand_over`], its messages are given back.
+#[derive(Debug)]
+pub struct Fetched {
+    messages: Vec<Leased>,
+    rejected: Vec<Rejected>,
+    empty: Option<Empty>,
+    pending: u64,
+    feed: Option<Feed>,
+}
+
+/// What is handed over.
+#[derive(Debug, Default)]
+pub struct HandedOver {
+    /// The messages, each leased.
+    pub messages: Vec<Leased>,
+    /// What could not be given as asked.
+    pub rejected: Vec<Rejected>,
+    /// Why there are no messages.
+    pub empty: Option<Empty>,
+    /// Messages left for this consumer, as last seen.
+    pub pending: u64,
+}
+
+/// A delivery and its lease.
+#[derive(Debug)]
+pub struct Leased {
+    /// The lease.
+    pub id: LeaseId,
+    /// When it ends.
+    pub deadline: Instant,
+    /// Until when anybody else could settle it without harm: the earlier of the lease's end and
+    /// JetStream's, as they stand now.
+    pub settle_by: Instant,
+    pub(super) parcel: Parcel,
+}
+
+impl Leased {
+    /// What was delivered.
+    pub fn delivery(&self) -> &Delivery {
+        &self.parcel.delivery
+    }
+
+    /// The same, to keep.
+    pub fn into_delivery(self) -> Delivery {
+        self.parcel.delivery
+    }
+
+    /// Attempts after which the message is given up; `None` is without limit.
+    pub fn max_deliver(&self) -> Option<u64> {
+        self.parcel.facts.max_deliver
+    }
+
+    /// When the consumer was made.
+    pub fn consumer_created(&self) -> &Arc<str> {
+        &self.parcel.facts.created
+    }
+}
+
+/// A message that could not be given as asked.
+#[derive(Debug)]
+pub struct Rejected {
+    /// The delivery and its lease.
+    pub leased: Leased,
+    /// Why.
+    pub cause: RejectedCause,
+    /// The caller still holds the lease.
+    pub held: bool,
+}
+
+/// Why a message is not among the messages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RejectedCause {
+    /// It is not what the codec asks for.
+    Codec(String),
+    /// It does not fit into any answer of this size.
+    TooLarge,
+}
+
+/// Why there are no messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Empty {
+    /// There were none.
+    NoMessages,
+    /// The consumer's limit of unsettled deliveries is reached.
+    MaxAckPending,
+    /// The consumer is paused.
+    Paused,
+    /// This replica is going.
+    Draining,
+    /// There was something, and it was rejected.
+    Rejected,
+}
+
+impl<B: Broker> Lessor<B> {
+    /// Waits for messages and leases them.
+    ///
+    /// # Errors
+    /// See [`Error`]. Whatever was pulled for a call that fails is given to the next.
+    pub async fn fetch(&self, ask: FetchAsk) -> Result<Fetched, Error> {
+        let _place = self.admit()?;
+        let now = clock::now();
+        let until = ask.answer_by.map_or(now + ask.max_wait, |by| by.min(now + ask.max_wait));
+        let want = Want {
+            n: ask.n,
+            max_bytes: ask.max_bytes,
+            until,
+            linger: ask.linger.min(until.saturating_duration_since(now)),
+            no_wait: ask.max_wait.is_zero(),
+        };
+        let (feed, answer) = self.wait(&ask.name, want, ask.lease).await?;
+        let mut fetched = Fetched::new(answer, feed);
+        let answer_by = ask.answer_by.unwrap_or(until + self.limits.settle_timeout);
+        self.terminate_misfits(&mut fetched, ask.codec, answer_by).await;
+        if fetched.messages.is_empty() && fetched.empty.is_none() {
+            self.explain(&mut fetched, &ask.name, answer_by).await?;
+        }
+        Ok(fetched)
+    }
+
+    /// One more open call, or a refusal at once.
+    fn admit(&self) -> Result<tokio::sync::OwnedSemaphorePermit, Error> {
+        if self.draining.is_cancelled() {
+            return Err(Error::Draining);
+        }
+        if self.books.free() == 0 {
+            return Err(Error::LeaseLimit(self.books.most()));
+        }
+        let place = self.waiters.clone().try_acquire_owned();
+        place.map_err(|_| Error::WaiterLimit(self.limits.max_waiters))
+    }
+
+    async fn wait(
+        &self,
+        name: &ConsumerName,
+        want: Want,
+        lease: Option<Duration>,
+    ) -> Result<(Feed, Answer), Error> {
+        let (reply, answer) = oneshot::channel();
+        let ticket = Ticket(self.tickets.fetch_add(1, Ordering::Relaxed));
+        let feed = self.join(name, ticket, want, lease, reply);
+        let leave = Leave { feed: &feed, ticket, armed: true };
+        // A feed answers everybody before it ends; one that does not has been torn down.
+        let answer = answer.await.unwrap_or(Err(Error::Draining))?;
+        leave.disarm();
+        Ok((feed, answer))
+    }
+
+    /// Terminates what the codec does not take; it goes to the caller as rejected.
+    async fn terminate_misfits(&self, fetched: &mut Fetched, codec: Codec, until: Instant) {
+        let (mut misfits, mut reasons) = (Vec::new(), Vec::new());
+        let check = |leased: &Leased| codec.check(&leased.delivery().payload).err();
+        if let Some(first) = fetched.messages.iter().position(|leased| check(leased).is_some()) {
+            for leased in fetched.messages.split_off(first) {
+                match check(&leased) {
+                    None => fetched.messages.push(leased),
+                    Some(reason) => {
+                        reasons.push(reason);
+                        misfits.push(leased);
+                    }
+                }
+            }
+        }
+        if misfits.is_empty() {
+            return;
+        }
+        let asks = misfits.iter().zip(&reasons).map(|(leased, reason)| Ask {
+            lease: leased.id,
+            action: Action::Term(format!("fetch-proxy: {reason}")),
+        });
+        let results = self.settle(asks.collect(), Confirmation::Confirmed, until).await;
+        for ((leased, reason), result) in misfits.into_iter().zip(reasons).zip(results) {
+            if let Err(error) = &result {
+                tracing::warn!(%error, "a message that fails its codec could not be terminated");
+            }
+            let cause = RejectedCause::Codec(reason);
+            fetched.rejected.push(Rejected { leased, cause, held: result.is_err() });
+        }
+        if fetched.messages.is_empty() {
+            fetched.empty = Some(Empty::Rejected);
+        }
+    }
+
+    /// Finds out why nothing came; "no messages" is never said while NATS is away.
+    async fn explain(
+        &self,
+        fetched: &mut Fetched,
+        name: &ConsumerName,
+        until: Instant,
+    ) -> Result<(), Error> {
+        let Some(feed) = &fetched.feed else { return Ok(()) };
+        let info = self.recent_info(feed, name, until).await?;
+        fetched.pending = info.pending;
+        fetched.empty = Some(if info.paused {
+            Empty::Paused
+        } else if info.max_ack_pending.is_some_and(|most| info.ack_pending >= most) {
+            Empty::MaxAckPending
+        } else {
+            Empty::NoMessages
+        });
+        Ok(())
+    }
+
+    /// INFO that is at most a second old. Calls that ask together share one request.
+    async fn recent_info(
+        &self,
+        feed: &Feed,
+        name: &ConsumerName,
+        until: Instant,
+    ) -> Result<ConsumerInfo, Error> {
+        const FRESH: Duration = Duration::from_secs(1);
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let mut recent = feed.recent_info.lock().await;
+        let now = clock::now();
+        if let Some((read_at, info)) = &*recent
+            && now.duration_since(*read_at) < FRESH
+        {
+            return Ok(info.clone());
+        }
+        let info = self.broker.info(name, until.min(now + PATIENCE)).await;
+        let info = info.map_err(|error| info_failure(error, name))?;
+        *recent = Some((clock::now(), info.clone()));
+        Ok(info)
+    }
+}
+
+/// What an unreadable INFO means to a Fetch.
+pub(super) fn info_failure(error: InfoError, name: &ConsumerName) -> Error {
+    match error {
+        InfoError::NoStream => Error::StreamNotFound(name.clone()),
+        InfoError::NoConsumer => Error::ConsumerNotFound(name.clone()),
+        InfoError::Permission(subject) => Error::Permission(subject),
+        InfoError::Unavailable(why) => Error::Unavailable(why),
+    }
+}
+
+impl Fetched {
+    fn new(answer: Answer, feed: Feed) -> Self {
+        let pending = answer.messages.last().or(answer.too_large.as_ref());
+        let pending = pending.map_or(0, |leased| leased.delivery().pending);
+        let too_large =
+            answer.too_large.map(|leased| Rejected { leased, cause: RejectedCause::TooLarge, held: true });
+        let rejected = Vec::from_iter(too_large);
+        let empty = match (answer.draining, rejected.is_empty()) {
+            (_, false) => Some(Empty::Rejected),
+            (true, true) => Some(Empty::Draining),
+            (false, true) => None,
+        };
+        let empty = empty.filter(|_| answer.messages.is_empty());
+        Self { messages: answer.messages, rejected, empty, pending, feed: Some(feed) }
+    }
+
+    /// Messages and rejected ones.
+    #[expect(clippy::len_without_is_empty, reason = "an answer with neither is not special")]
+    pub fn len(&self) -> usize {
+        self.messages.len() + self.rejected.len()
+    }
+
+    /// From here on the messages are the caller's.
+    pub fn hand_over(mut self) -> HandedOver {
+        self.feed = None;
+        HandedOver {
+            messages: std::mem::take(&mut self.messages),
+            rejected: std::mem::take(&mut self.rejected),
+            empty: self.empty,
+            pending: self.pending,
+        }
+    }
+}
+
+impl Drop for Fetched {
+    fn drop(&mut self) {
+        if let Some(feed) = self.feed.take() {
+            let held = self.rejected.drain(..).filter(|rejected| rejected.held);
+            let unhanded = self.messages.drain(..).chain(held.map(|rejected| rejected.leased));
+            feed.give_back(unhanded.map(|leased| leased.parcel).collect());
+        }
+    }
+}
+
+/// Tells the pump that its waiter has gone.
+struct Leave<'f> {
+    feed: &'f Feed,
+    ticket: Ticket,
+    armed: bool,
+}
+
+impl Leave<'_> {
+    fn disarm(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            self.feed.leave(self.ticket);
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! Settling and extending: the lease table decides, the broker is asked only for a lease that is
+//! held, and what came of it goes back into the table. That order is the fence.
+//!
+//! Once begun, a settlement runs to its end whether or not its caller stays.
+
+use std::time::{Duration, Instant};
+
+use super::{Error, Lessor, books::Hold};
+use crate::{
+    broker::{Broker, BrokerError, Confirmation, Denial, Order, Verdict},
+    clock,
+    lease::{After, Begun, Kind, LeaseId, Outcome, Refusal},
+};
+
+/// One token's part of a Settle.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ask {
+    /// Which lease.
+    pub lease: LeaseId,
+    /// What to do with it.
+    pub action: Action,
+}
+
+/// What can be done with a lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// The message is done.
+    Ack,
+    /// Deliver it again, this long from now.
+    Nak(Duration),
+    /// Never deliver it again, for this reason.
+    Term(String),
+    /// Let the lease end this long from now.
+    Extend(Duration),
+}
+
+/// What was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settled {
+    /// Settled. A Nak says how long from now the message comes back, unless it was the last attempt.
+    Done {
+        /// Whether JetStream said so, or it was only sent.
+        confirmation: Confirmation,
+        /// How long until the message is delivered again.
+        redelivered_in: Option<Duration>,
+    },
+    /// Settled in this way before.
+    Duplicate,
+    /// The lease ends then.
+    Extended(Instant),
+}
+
+/// A settlement that the table let through.
+struct Begin {
+    place: usize,
+    lease: LeaseId,
+    redelivered_in: Option<Duration>,
+}
+
+impl<B: Broker> Lessor<B> {
+    /// Settles or extends each; one result each, in order. Open ones are
+    /// [`Error::Unconfirmed`] at `until`, or after the settle timeout if that is sooner.
+    pub async fn settle(
+        &self,
+        asks: Vec<Ask>,
+        confirmation: Confirmation,
+        until: Instant,
+    ) -> Vec<Result<Settled, Error>> {
+        let count = asks.len();
+        let until = until.min(clock::now() + self.limits.settle_timeout);
+        let lessor = self.clone();
+        let run = self.tasks.spawn(async move { lessor.run(asks, confirmation, until).await });
+        // Only a panic can end the task early; nobody knows then how far it came.
+        run.await.unwrap_or_else(|_| vec![Err(Error::Unconfirmed); count])
+    }
+
+    async fn run(
+        &self,
+        asks: Vec<Ask>,
+        confirmation: Confirmation,
+        until: Instant,
+    ) -> Vec<Result<Settled, Error>> {
+        let (mut results, begun, orders) = self.begin(asks);
+        if begun.is_empty() {
+            return results;
+        }
+        let outcomes = self.broker.settle(orders, confirmation, until).await;
+        self.finish(&mut results, begun, outcomes, confirmation);
+        results
+    }
+
+    /// Asks the table. What it let through has a placeholder among the results.
+    fn begin(&self, asks: Vec<Ask>) -> (Vec<Result<Settled, Error>>, Vec<Begin>, Vec<Order>) {
+        let now = clock::now();
+        let mut begun = Vec::with_capacity(asks.len());
+        let mut orders = Vec::with_capacity(asks.len());
+        let mut decide = |table: &mut crate::lease::LeaseTable<Hold>, place, Ask { lease, action }| {
+            let kind = match action {
+                Action::Extend(length) => {
+                    return Ok(Settled::Extended(table.extend(lease, length, now)?));
+                }
+                Action::Ack => Kind::Ack,
+                Action::Nak(_) => Kind::Nak,
+                Action::Term(_) => Kind::Term,
+            };
+            let Begun::Publish(hold) = table.begin(lease, kind, now)? else {
+                return Ok(Settled::Duplicate);
+            };
+            let (verdict, redelivered_in) = verdict(action, hold);
+            orders.push(Order { ack: hold.ack.clone(), verdict });
+            begun.push(Begin { place, lease, redelivered_in });
+            Err(Error::Unconfirmed)
+        };
+        let results = self.books.with(|table| {
+            let asks = asks.into_iter().enumerate();
+            asks.map(|(place, ask)| decide(table, place, ask)).collect()
+        });
+        (results, begun, orders)
+    }
+
+    fn finish(
+        &self,
+        results: &mut [Result<Settled, Error>],
+        begun: Vec<Begin>,
+        outcomes: Vec<Result<(), BrokerError>>,
+        confirmation: Confirmation,
+    ) {
+        let now = clock::now();
+        let mut open_until = None;
+        // Holds are dropped after the lock is: freeing places wakes others.
+        let freed: Vec<Hold> = self.books.with(|table| {
+            let mut freed = Vec::with_capacity(begun.len());
+            for (Begin { place, lease, redelivered_in }, outcome) in begun.into_iter().zip(outcomes) {
+                let ack_by = table.ack_by(lease);
+                let (after, hold) = table.finish(lease, judged(&outcome), now);
+                freed.extend(hold);
+                results[place] = match outcome {
+                    Ok(()) => Ok(Settled::Done { confirmation, redelivered_in }),
+                    Err(error) => Err(failure(error, after)),
+                };
+                if results[place] == Err(Error::Unconfirmed) {
+                    open_until = open_until.max(ack_by);
+                }
+            }
+            freed
+        });
+        drop(freed);
+        if let Some(ack_by) = open_until {
+            self.let_nothing_linger(ack_by);
+        }
+    }
+
+    /// What was sent and never confirmed must not arrive after the delivery it was meant for is
+    /// over: it would settle the next worker's.
+    fn let_nothing_linger(&self, ack_by: Instant) {
+        let lessor = self.clone();
+        self.tasks.spawn(async move {
+            clock::sleep_until(Some(ack_by)).await;
+            lessor.broker.abandon_settling();
+        });
+    }
+}
+
+/// What to publish, and when the message comes back.
+fn verdict(action: Action, hold: &Hold) -> (Verdict, Option<Duration>) {
+    match action {
+        Action::Ack => (Verdict::Ack, None),
+        Action::Term(reason) => (Verdict::Term(reason), None),
+        Action::Nak(wanted) => {
+            let (asked, real) = hold.facts.nak_delay(wanted, hold.delivery_count);
+            let again = !hold.facts.last_attempt(hold.delivery_count);
+            (Verdict::Nak(asked), again.then_some(real))
+        }
+        Action::Extend(_) => (Verdict::Progress, None),
+    }
+}
+
+fn judged(outcome: &Result<(), BrokerError>) -> Outcome {
+    match outcome {
+        Ok(()) => Outcome::Confirmed,
+        Err(BrokerError::Unsent(_)) => Outcome::Unsent,
+        // Refused for want of rights: it had no effect, so the holder keeps the lease.
+        Err(BrokerError::Denied(Denial::Permission(_))) => Outcome::Unsent,
+        Err(BrokerError::Denied(Denial::Gone)) => Outcome::Denied,
+        Err(BrokerError::Unconfirmed) => Outcome::Unconfirmed,
+    }
+}
+
+fn failure(error: BrokerError, after: After) -> Error {
+    match error {
+        BrokerError::Unsent(_) if after == After::Gone => Error::LeaseExpired { forgotten: false },
+        BrokerError::Unsent(why) => Error::Unavailable(why),
+        BrokerError::Denied(Denial::Gone) => Error::ConsumerGone,
+        BrokerError::Denied(Denial::Permission(subject)) => Error::Permission(subject),
+        BrokerError::Unconfirmed => Error::Unconfirmed,
+    }
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Expired { forgotten } => Self::LeaseExpired { forgotten },
+            Refusal::Settled { by } => Self::LeaseSettled(by),
+            Refusal::Busy => Self::LeaseBusy,
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Time passing: keeps long leases alive, releases those whose holder let them lapse, and lets go
+//! of those that JetStream may have given away. The table says what is due; this does it.
+
+use std::time::Duration;
+
+use super::{Lessor, books::Hold};
+use crate::{
+    broker::{Broker, Confirmation, Order, Verdict},
+    clock,
+    lease::{Due, LeaseId},
+};
+
+/// Leases that are looked at under one lock.
+const STEP: usize = 1024;
+/// A progress that is not confirmed by then is tried again by the table's own clock.
+const PROGRESS_TIMEOUT: Duration = Duration::from_secs(2);
+
+impl<B: Broker> Lessor<B> {
+    /// Runs until the lessor is closed.
+    pub(super) async fn sweep(self) {
+        loop {
+            let due = self.books.next_due();
+            tokio::select! {
+                () = clock::sleep_until(due) => {}
+                () = self.books.sooner() => continue,
+                () = self.closed.cancelled() => return,
+            }
+            while self.step() {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    /// Does what is due, at most [`STEP`] of it; whether there may be more.
+    fn step(&self) -> bool {
+        let now = clock::now();
+        let (mut progress, mut released, mut ended) = (Vec::new(), Vec::new(), Vec::new());
+        let count = self.books.with(|table| {
+            let due = table.sweep(now, STEP);
+            let count = due.len();
+            for due in due {
+                match due {
+                    Due::Progress { id } => progress.extend(
+                        table.payload(id).map(|hold| (id, order(hold, Verdict::Progress))),
+                    ),
+                    Due::Lapsed { payload, release: true, .. } => released.push(payload),
+                    Due::Lapsed { payload, .. } | Due::Lost { payload, .. } => ended.push(payload),
+                }
+            }
+            count
+        });
+        tracing::debug!(
+            progress = progress.len(),
+            lapsed = released.len(),
+            ended = ended.len(),
+            "swept"
+        );
+        self.progress(progress);
+        self.release(&released);
+        count == STEP
+    }
+
+    /// Tells JetStream that these are still being worked on.
+    fn progress(&self, leases: Vec<(LeaseId, Order)>) {
+        if leases.is_empty() {
+            return;
+        }
+        let lessor = self.clone();
+        self.tasks.spawn(async move {
+            let sent_at = clock::now();
+            let (ids, orders): (Vec<_>, Vec<_>) = leases.into_iter().unzip();
+            let until = sent_at + PROGRESS_TIMEOUT;
+            let results = lessor.broker.settle(orders, Confirmation::Confirmed, until).await;
+            let now = clock::now();
+            lessor.books.with(|table| {
+                for (id, result) in ids.into_iter().zip(results) {
+                    table.progressed(id, sent_at, result.is_ok(), now);
+                }
+            });
+        });
+    }
+
+    /// Gives deliveries back. Nobody waits for an answer: where the Nak does not arrive, the ack
+    /// wait does the same later.
+    pub(super) fn release(&self, holds: &[Hold]) {
+        if holds.is_empty() {
+            return;
+        }
+        tracing::debug!(count = holds.len(), "released");
+        let release = |hold: &Hold| order(hold, Verdict::Nak(hold.facts.release_delay()));
+        let orders = holds.iter().map(release).collect();
+        let lessor = self.clone();
+        self.tasks.spawn(async move {
+            let until = clock::now() + lessor.limits.settle_timeout;
+            lessor.broker.settle(orders, Confirmation::Sent, until).await
+        });
+    }
+}
+
+fn order(hold: &Hold, verdict: Verdict) -> Order {
+    Order { ack: hold.ack.clone(), verdict }
+}

@@ -1,0 +1,34 @@
+//! A gRPC service in front of NATS JetStream pull consumers: Fetch messages, then Ack, Nak or Term
+//! each by an opaque token.
+//!
+//! JetStream does not fence: a worker that lost its message by timeout can still settle the
+//! delivery that now belongs to another, and JetStream answers OK. Here every delivery in flight
+//! is leased, and only a held lease can be settled.
+//!
+//! An arrow means "may name"; a test enforces it.
+//!
+//! ```text
+//! main   -> app, config, dev, guard, ...   parse, run, exit code
+//! app    -> everything                     the only place that wires
+//! grpc   -> lessor, token, pb, readiness   the only rooms that name tonic or pb
+//! lessor -> lease, pump, broker, clock     grants, settles, extends, sweeps
+//! nats   -> broker, clock                  the only rooms that name async_nats
+//! broker -> std, bytes                     the port: a trait, its words, its errors
+//! lease, pump, token -> std, crypto        pure: no runtime, no clock, no lock, no log
+//! ```
+
+pub mod app;
+pub mod broker;
+pub mod clock;
+pub mod config;
+pub mod dev;
+pub mod grpc;
+pub mod guard;
+pub mod lease;
+pub mod lessor;
+pub mod nats;
+pub mod pb;
+pub mod pump;
+pub mod readiness;
+pub mod telemetry;
+pub mod token;

@@ -1,0 +1,90 @@
+//! Parses the command line, runs what it says, and turns the outcome into an exit code: 0 done,
+//! 1 failed, 2 wrong usage or configuration. Nothing else.
+
+use std::{io::Write as _, path::Path, process::ExitCode};
+
+use clap::Parser as _;
+use fetch_proxy::{
+    app,
+    config::{Cli, Command, DevArgs, LogArgs, Serve},
+    dev, grpc, guard, telemetry, token,
+};
+
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Guard(args) => match args.command.split_first() {
+            Some((server, rest)) => {
+                return guard::run(Path::new(server), rest, args.remove.as_deref());
+            }
+            None => Err(usage("nothing to run")),
+        },
+        Command::Keygen => keygen(),
+        Command::Probe(args) => {
+            block_on(async { grpc::probe(&args.addr, &args.service, args.timeout).await }).and_then(
+                |(status, serving)| say(&status).map(|()| if serving { 0 } else { 1 }),
+            )
+        }
+        Command::Serve { serve, log } => log_to(&log).and_then(|()| {
+            let serve = Serve::load(serve).map_err(usage)?;
+            block_on(async { app::run(serve, |_| ()).await }).map(|()| 0)
+        }),
+        Command::Dev { dev, log } => {
+            log_to(&log).and_then(|()| block_on(develop(dev)).map(|()| 0))
+        }
+    };
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err((code, message)) => {
+            // Nobody is left to tell when standard error is closed.
+            let _ = writeln!(std::io::stderr(), "error: {message}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+type Outcome<T> = Result<T, (u8, String)>;
+
+fn usage(message: impl ToString) -> (u8, String) {
+    (USAGE, message.to_string())
+}
+
+fn failed(message: impl ToString) -> (u8, String) {
+    (1, message.to_string())
+}
+
+fn log_to(args: &LogArgs) -> Outcome<()> {
+    telemetry::init(args).map_err(usage)
+}
+
+fn say(line: &str) -> Outcome<()> {
+    writeln!(std::io::stdout(), "{line}").map_err(failed)
+}
+
+fn block_on<T, E: ToString>(run: impl Future<Output = Result<T, E>>) -> Outcome<T> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
+    runtime.block_on(run).map_err(failed)
+}
+
+fn keygen() -> Outcome<u8> {
+    let line = token::new_key_line().map_err(failed)?;
+    say(&line).map(|()| 0)
+}
+
+/// A private server, filled with samples, and the service in front of it.
+async fn develop(args: DevArgs) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let server =
+        dev::PrivateServer::start(args.nats_server.as_deref(), args.store_dir.as_deref()).await?;
+    dev::fill(&server, args.samples).await?;
+    let serve = Serve::load(args.serve(server.url())?)?;
+    let nats = server.url().to_owned();
+    let hints = |bound: app::Bound| {
+        let hints = dev::hints(bound.grpc, bound.ops, &nats, args.grpcurl.as_deref());
+        // A closed terminal is no reason to stop serving.
+        let _ = std::io::stdout().write_all(hints.as_bytes());
+    };
+    app::run(serve, hints).await?;
+    Ok(())
+}

@@ -1,0 +1,135 @@
+//! The broker port on a real NATS: the only rooms that name `async_nats`.
+//!
+//! ```text
+//!            ┌────────────── Supervisor ──────────────┐
+//!   deliveries connection                    settling connection
+//!   one inbox a consumer, pulls              acks, naks, terms, progress, INFO
+//!   (inbox, delivery)                        (replies, info)
+//! ```
+//!
+//! Two connections, because one stored message with a header that the client library cannot parse
+//! costs the connection that brings it, and settling must not fall with it. Both are single-use
+//! (`connection`): when one breaks, it and everything queued on it is thrown away and a fresh one
+//! is built. Nothing here decides what to pull or settle.
+
+mod auth;
+mod connection;
+mod delivery;
+mod inbox;
+mod info;
+mod provision;
+mod replies;
+mod supervisor;
+
+use std::{sync::Arc, time::Instant};
+
+use async_nats::ServerAddr;
+use tokio_util::task::TaskTracker;
+
+pub use self::auth::Auth;
+pub use self::inbox::NatsInbox;
+pub use self::provision::{Provisioned, Sample, provision};
+use self::supervisor::Supervisor;
+use crate::broker::{
+    Broker, BrokerError, Confirmation, ConsumerInfo, ConsumerName, InfoError, Link, Order,
+};
+
+/// Oldest nats-server that this program works with: before 2.10.16 a `+TERM` with a reason can be
+/// ignored, and answered as if it were not.
+pub const OLDEST_SERVER: semver::Version = semver::Version::new(2, 10, 16);
+
+/// Where NATS is and how to get in.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Servers to try, in any order.
+    pub servers: Vec<ServerAddr>,
+    /// Who we are.
+    pub auth: Auth,
+    /// Certificate authorities to trust instead of the system's.
+    pub ca: Option<std::path::PathBuf>,
+    /// Client certificate and key, both PEM.
+    pub identity: Option<(std::path::PathBuf, std::path::PathBuf)>,
+    /// JetStream domain, for an API prefix of `$JS.<domain>.API`.
+    pub domain: Option<String>,
+    /// First tokens of every inbox, so that NATS rights can be given for them.
+    pub inbox_prefix: String,
+}
+
+impl Settings {
+    /// The subject of a JetStream API call, like `CONSUMER.INFO.ORDERS.worker`.
+    fn api(&self, call: &str) -> String {
+        match &self.domain {
+            Some(domain) => format!("$JS.{domain}.API.{call}"),
+            None => format!("$JS.API.{call}"),
+        }
+    }
+}
+
+/// Reads a list of servers, separated by commas.
+///
+/// # Errors
+/// What is wrong with one of them, for people.
+pub fn parse_servers(urls: &str) -> Result<Vec<ServerAddr>, String> {
+    let servers = urls.split(',').map(|url| url.trim().parse::<ServerAddr>());
+    servers.collect::<Result<_, _>>().map_err(|error| error.to_string())
+}
+
+/// A JetStream behind two supervised connections.
+pub struct Nats {
+    supervisor: Arc<Supervisor>,
+}
+
+impl Nats {
+    /// Starts to connect, and keeps connected until [`Broker::close`]. Returns at once: whether
+    /// NATS is there is [`Broker::link`]'s to say.
+    pub fn start(settings: Settings, tasks: &TaskTracker) -> Self {
+        Self { supervisor: Supervisor::start(settings, tasks) }
+    }
+}
+
+impl Broker for Nats {
+    type Inbox = NatsInbox;
+
+    fn link(&self) -> Link {
+        self.supervisor.link()
+    }
+
+    async fn link_change(&self, seen: &Link) -> Link {
+        self.supervisor.link_change(seen).await
+    }
+
+    async fn info(&self, name: &ConsumerName, until: Instant) -> Result<ConsumerInfo, InfoError> {
+        match self.supervisor.settling() {
+            Ok(replies) => info::read(&replies, self.supervisor.settings(), name, until).await,
+            Err(why) => Err(InfoError::Unavailable(why)),
+        }
+    }
+
+    async fn open(&self, name: &ConsumerName) -> Result<NatsInbox, BrokerError> {
+        let connection = self.supervisor.deliveries().map_err(BrokerError::Unsent)?;
+        NatsInbox::open(connection, self.supervisor.settings(), name).await
+    }
+
+    async fn settle(
+        &self,
+        orders: Vec<Order>,
+        confirmation: Confirmation,
+        until: Instant,
+    ) -> Vec<Result<(), BrokerError>> {
+        match self.supervisor.settling() {
+            Ok(replies) => {
+                let settings = self.supervisor.settings();
+                replies::settle(&replies, settings, orders, confirmation, until).await
+            }
+            Err(why) => orders.iter().map(|_| Err(BrokerError::Unsent(why.clone()))).collect(),
+        }
+    }
+
+    fn abandon_settling(&self) {
+        self.supervisor.abandon_settling();
+    }
+
+    async fn close(&self, until: Instant) {
+        self.supervisor.close(until).await;
+    }
+}

@@ -1,0 +1,182 @@
+//! One single-use NATS connection. Owns how it is made, how its loss is noticed and which subjects
+//! the server refused on it.
+//!
+//! Single-use, because the client library keeps what is queued over a reconnect: a Nak that was
+//! given up on would be sent a minute later, into another worker's delivery. The library cannot be
+//! told not to reconnect; but the second time it asks who we are it gets no answer, and then it
+//! ends for good, its queue with it.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use async_nats::{AuthError, Client, ConnectError, ConnectOptions, Event, ServerAddr, ServerError};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{Auth, Settings};
+use crate::clock;
+
+/// Three unanswered pings in a row end a connection, so a half-open one is noticed within 12 s.
+const PING_INTERVAL: Duration = Duration::from_secs(3);
+/// Bounds one attempt to connect to one address.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Deliveries that wait here for their reader; more than any pull may ask for.
+const INBOX_CAPACITY: usize = 65_536;
+/// Refused subjects that are remembered.
+const DENIALS: usize = 64;
+
+/// A connection that works until it is lost, and then never again.
+pub(super) struct Connection {
+    pub(super) client: Client,
+    pub(super) server_id: String,
+    pub(super) version: String,
+    /// Cancelled when the connection is gone, or given up.
+    pub(super) lost: CancellationToken,
+    pub(super) denials: Arc<Denials>,
+}
+
+impl Connection {
+    /// Connects to one of the servers, or says why not. `role` names the connection in the
+    /// server's own lists.
+    pub(super) async fn make(settings: &Settings, role: &str) -> Result<Self, ConnectError> {
+        let lost = CancellationToken::new();
+        let denials = Arc::new(Denials::default());
+        let mut options = options(settings)
+            .name(format!("fetch-proxy {role}"))
+            .event_callback(observe(lost.clone(), denials.clone()));
+        if let Some(ca) = &settings.ca {
+            options = options.add_root_certificates(ca.clone());
+        }
+        if let Some((cert, key)) = &settings.identity {
+            options = options.add_client_certificate(cert.clone(), key.clone());
+        }
+        let client = options.connect(&settings.servers[..]).await?;
+        let server = client.server_info();
+        let (server_id, version) = (server.server_id, server.version);
+        Ok(Self { client, server_id, version, lost, denials })
+    }
+}
+
+fn options(settings: &Settings) -> ConnectOptions {
+    let auth = settings.auth.clone();
+    let named_in_url = settings.servers.iter().find_map(user_of);
+    let used = Arc::new(AtomicBool::new(false));
+    ConnectOptions::with_auth_callback(move |nonce| {
+        let first = !used.swap(true, Ordering::Relaxed);
+        let auth = match (&auth, &named_in_url) {
+            (Auth::None, Some(user)) => user.clone(),
+            (auth, _) => auth.clone(),
+        };
+        async move {
+            if first { auth.answer(&nonce) } else { Err(AuthError::new("single-use connection")) }
+        }
+    })
+    // One attempt for each server; 0 would be read as "without end".
+    .max_reconnects(settings.servers.len().max(1))
+    .reconnect_delay_callback(|_| Duration::ZERO)
+    .connection_timeout(CONNECT_TIMEOUT)
+    .request_timeout(None)
+    .ping_interval(PING_INTERVAL)
+    .subscription_capacity(INBOX_CAPACITY)
+    .custom_inbox_prefix(&settings.inbox_prefix)
+    // Every subject that we publish to is the server's own or checked where it came in.
+    .skip_subject_validation(true)
+}
+
+fn user_of(server: &ServerAddr) -> Option<Auth> {
+    let user = server.username()?;
+    Some(match server.password() {
+        Some(password) => Auth::User(user.to_owned(), password.to_owned()),
+        None => Auth::Token(user.to_owned()),
+    })
+}
+
+fn observe(
+    lost: CancellationToken,
+    denials: Arc<Denials>,
+) -> impl Fn(Event) -> std::future::Ready<()> + Send + Sync + 'static {
+    move |event| {
+        match event {
+            Event::Disconnected | Event::Closed => lost.cancel(),
+            Event::ServerError(ServerError::Other(text)) => {
+                if let Some(subject) = denied_subject(&text) {
+                    denials.record(subject, clock::now());
+                }
+            }
+            Event::Connected
+            | Event::LameDuckMode
+            | Event::Draining
+            | Event::SlowConsumer(_)
+            | Event::ServerError(_)
+            | Event::ClientError(_) => {}
+        }
+        std::future::ready(())
+    }
+}
+
+/// The subject in `Permissions Violation for Publish to "subject"`.
+fn denied_subject(text: &str) -> Option<&str> {
+    let (_, rest) = text
+        .split_once("Permissions Violation for Publish to ")
+        .or_else(|| text.split_once("Permissions Violation for Subscription to "))?;
+    rest.split('"').nth(1)
+}
+
+/// Subjects that the server refused. It says so on the connection, not to the request, which would
+/// only time out.
+#[derive(Debug)]
+pub(super) struct Denials {
+    recent: Mutex<VecDeque<(String, Instant)>>,
+    count: watch::Sender<u64>,
+}
+
+impl Default for Denials {
+    fn default() -> Self {
+        Self { recent: Mutex::default(), count: watch::channel(0).0 }
+    }
+}
+
+impl Denials {
+    fn record(&self, subject: &str, now: Instant) {
+        tracing::warn!(subject, "NATS refuses this subject to us: its permissions need an operator");
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if recent.len() == DENIALS {
+            recent.pop_front();
+        }
+        recent.push_back((subject.to_owned(), now));
+        drop(recent);
+        self.count.send_modify(|count| *count += 1);
+    }
+
+    /// Changes with every refusal.
+    pub(super) fn watch(&self) -> watch::Receiver<u64> {
+        self.count.subscribe()
+    }
+
+    /// The first subject refused since `since` that `matches`.
+    pub(super) fn find(&self, since: Instant, matches: impl Fn(&str) -> bool) -> Option<String> {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut since = recent.iter().filter(|(_, when)| *when >= since);
+        since.find(|(subject, _)| matches(subject)).map(|(subject, _)| subject.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_refused_subject_is_read_from_the_server_s_words() {
+        let publish = r#"Permissions Violation for Publish to "$JS.ACK.S.c.1""#;
+        let subscribe = r#"Permissions Violation for Subscription to "_INBOX.x.*" using queue "q""#;
+        assert_eq!(denied_subject(publish), Some("$JS.ACK.S.c.1"));
+        assert_eq!(denied_subject(subscribe), Some("_INBOX.x.*"));
+        assert_eq!(denied_subject("Maximum Payload Violation"), None);
+    }
+}

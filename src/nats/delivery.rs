@@ -1,0 +1,148 @@
+//! Reads what a pull brings: deliveries and status lines. Pure.
+//!
+//! A message is a delivery when its reply subject is an ack subject, whatever its status says:
+//! before 2.11.15 a stored message can carry a status line of its own.
+
+use async_nats::{Message, header::HeaderMap};
+
+use crate::broker::{AckSubject, Arrival, Delivery, End};
+
+/// Reads one message that came through an inbox whose subjects are `prefix` and a pull's number.
+/// `None` for what says nothing: a heartbeat, or something that is not for us.
+pub(super) fn read(message: Message, prefix: &str) -> Option<Arrival> {
+    if let Some(reply) = &message.reply
+        && let Some(facts) = AckFacts::parse(reply)
+    {
+        return Some(Arrival::Message(delivery(&message, reply, &facts)));
+    }
+    let no = message.subject.strip_prefix(prefix)?.parse().ok()?;
+    let status = message.status?.as_u16();
+    let end = end(status, message.description.as_deref().unwrap_or_default())?;
+    Some(Arrival::End { no, end })
+}
+
+fn delivery(message: &Message, reply: &str, facts: &AckFacts<'_>) -> Delivery {
+    Delivery {
+        ack: AckSubject(reply.into()),
+        subject: message.subject.as_str().to_owned(),
+        headers: message.headers.as_ref().map(headers).unwrap_or_default(),
+        payload: message.payload.clone(),
+        stream_sequence: facts.stream_sequence,
+        consumer_sequence: facts.consumer_sequence,
+        delivery_count: facts.delivery_count,
+        pending: facts.pending,
+        published: facts.published,
+    }
+}
+
+fn headers(map: &HeaderMap) -> Vec<(String, Vec<String>)> {
+    map.iter()
+        .map(|(name, values)| {
+            let values = values.iter().map(|value| value.as_str().to_owned()).collect();
+            (AsRef::<str>::as_ref(name).to_owned(), values)
+        })
+        .collect()
+}
+
+/// What a status line says of the pull it answers. The words are nats-server's.
+fn end(status: u16, description: &str) -> Option<End> {
+    Some(match (status, description) {
+        (100, _) => return None,
+        (404, _) => End::Done,
+        (408, "Requests Pending") => End::RequestsPending,
+        (408, _) => End::Done,
+        (409, "Batch Completed") => End::Done,
+        (409, "Message Size Exceeds MaxBytes") => End::TooLarge,
+        (409, text) if text.starts_with("Exceeded ") => End::Busy(text.to_owned()),
+        (409, "Leadership Change" | "Server Shutdown") => End::LeaderGone,
+        // 503 is "no responders": nobody leads this consumer, which may pass.
+        (409, "Consumer Deleted") | (503, _) => End::ConsumerGone,
+        (status, text) => End::Other(format!("{status} {text}")),
+    })
+}
+
+/// What an ack subject tells of its delivery.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct AckFacts<'s> {
+    pub(super) stream: &'s str,
+    pub(super) consumer: &'s str,
+    delivery_count: u64,
+    stream_sequence: u64,
+    consumer_sequence: u64,
+    published: u64,
+    pending: u64,
+}
+
+impl<'s> AckFacts<'s> {
+    /// Both forms of ADR-15: 9 tokens, or 11 and more with domain and account in front. Any other
+    /// number is something else.
+    pub(super) fn parse(reply: &'s str) -> Option<Self> {
+        let rest = reply.strip_prefix("$JS.ACK.")?;
+        let mut tokens = rest.split('.');
+        match rest.bytes().filter(|byte| *byte == b'.').count() + 1 {
+            7 => {}
+            9.. => {
+                tokens.nth(1);
+            }
+            _ => return None,
+        }
+        let (stream, consumer) = (tokens.next()?, tokens.next()?);
+        let mut number = || tokens.next()?.parse().ok();
+        Some(Self {
+            stream,
+            consumer,
+            delivery_count: number()?,
+            stream_sequence: number()?,
+            consumer_sequence: number()?,
+            published: number()?,
+            pending: number()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_forms_of_the_ack_subject_are_read() {
+        let v1 = AckFacts::parse("$JS.ACK.ORDERS.worker.2.7.9.1795416130077616899.3").unwrap();
+        assert_eq!((v1.stream, v1.consumer), ("ORDERS", "worker"));
+        assert_eq!((v1.delivery_count, v1.stream_sequence, v1.consumer_sequence), (2, 7, 9));
+        assert_eq!((v1.published, v1.pending), (1_795_416_130_077_616_899, 3));
+
+        let v2 = "$JS.ACK.hub.szMpdrwD.ORDERS.worker.2.7.9.1795416130077616899.3";
+        assert_eq!(AckFacts::parse(v2).unwrap(), v1);
+        assert_eq!(AckFacts::parse(&format!("{v2}.more")).unwrap(), v1);
+    }
+
+    #[test]
+    fn anything_else_is_no_ack_subject() {
+        for reply in [
+            "$JS.ACK.S.c.1.2.3.4",
+            "$JS.ACK.S.c.1.2.3.4.5.6",
+            "$JS.ACK.S.c.x.2.3.4.5",
+            "_INBOX.a.1",
+            "",
+        ] {
+            assert_eq!(AckFacts::parse(reply), None, "{reply}");
+        }
+    }
+
+    #[test]
+    fn every_status_line_of_the_server_has_its_meaning() {
+        assert_eq!(end(100, "Idle Heartbeat"), None);
+        for (status, text) in [(404, "No Messages"), (408, "Request Timeout")] {
+            assert_eq!(end(status, text), Some(End::Done));
+        }
+        assert_eq!(end(408, "Requests Pending"), Some(End::RequestsPending));
+        assert_eq!(end(409, "Message Size Exceeds MaxBytes"), Some(End::TooLarge));
+        assert_eq!(end(409, "Batch Completed"), Some(End::Done));
+        assert_eq!(end(409, "Server Shutdown"), Some(End::LeaderGone));
+        assert_eq!(end(409, "Consumer Deleted"), Some(End::ConsumerGone));
+        assert_eq!(end(503, ""), Some(End::ConsumerGone));
+        let busy = "Exceeded MaxRequestBatch of 5";
+        assert_eq!(end(409, busy), Some(End::Busy(busy.to_owned())));
+        assert_eq!(end(400, "Bad Request"), Some(End::Other("400 Bad Request".to_owned())));
+    }
+}

@@ -1,0 +1,159 @@
+//! Where the deliveries of one consumer arrive, for as long as one connection lives.
+//!
+//! One subscription on `<prefix>.<random>.*`, kept for as long as a pull may be open: a pull
+//! cannot be cancelled, and what it brings after an unsubscribe is lost for a whole ack wait. Each
+//! pull replies to its own last token; deliveries carry their stream's subject, statuses that token.
+
+use std::{future::poll_fn, sync::Arc, task::Poll, time::Instant};
+
+use async_nats::Subscriber;
+use futures_util::Stream;
+use std::pin::Pin;
+use tokio::sync::watch;
+
+use super::{Settings, connection::Connection, delivery};
+use crate::{
+    broker::{Arrival, BrokerError, ConsumerName, End, Inbox, Pull},
+    clock,
+};
+
+/// Most arrivals that one call of `next` takes: enough to make locks and wake-ups cheap, few
+/// enough that a waiter is not kept behind a large pull.
+const CHUNK: usize = 256;
+
+/// The inbox of one consumer on one connection.
+pub struct NatsInbox {
+    connection: Arc<Connection>,
+    subscriber: Subscriber,
+    /// `<inbox>.`, before a pull's number.
+    prefix: String,
+    /// `$JS.API.CONSUMER.MSG.NEXT.<stream>.<consumer>`.
+    next_subject: String,
+    refusals: watch::Receiver<u64>,
+    /// The last pull, and when it was asked.
+    pull: Option<(u64, Instant)>,
+}
+
+impl NatsInbox {
+    pub(super) async fn open(
+        connection: Arc<Connection>,
+        settings: &Settings,
+        name: &ConsumerName,
+    ) -> Result<Self, BrokerError> {
+        let prefix = format!("{}.", connection.client.new_inbox());
+        let subscriber = connection
+            .client
+            .subscribe(format!("{prefix}*"))
+            .await
+            .map_err(|error| BrokerError::Unsent(error.to_string()))?;
+        let call = format!("CONSUMER.MSG.NEXT.{}.{}", name.stream, name.consumer);
+        let refusals = connection.denials.watch();
+        let next_subject = settings.api(&call);
+        Ok(Self { connection, subscriber, prefix, next_subject, refusals, pull: None })
+    }
+
+    /// Appends what is there, waiting for the first. `false`: the subscription has ended.
+    async fn arrivals(&mut self, into: &mut Vec<Arrival>) -> bool {
+        let (subscriber, prefix) = (&mut self.subscriber, &self.prefix);
+        poll_fn(|cx| {
+            let before = into.len();
+            while into.len() - before < CHUNK {
+                match Pin::new(&mut *subscriber).poll_next(cx) {
+                    Poll::Ready(Some(message)) => into.extend(delivery::read(message, prefix)),
+                    Poll::Ready(None) => return Poll::Ready(into.len() > before),
+                    Poll::Pending if into.len() > before => return Poll::Ready(true),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            Poll::Ready(true)
+        })
+        .await
+    }
+
+    /// The server has refused the open pull, or the subscription that it answers to.
+    fn refused(&mut self) -> Option<Arrival> {
+        let (no, since) = self.pull?;
+        let (next, inbox) = (&self.next_subject, &self.prefix);
+        let of_ours = |subject: &str| subject == next || subject.starts_with(inbox.as_str());
+        let subject = self.connection.denials.find(since, of_ours)?;
+        self.pull = None;
+        Some(Arrival::End { no, end: End::Permission(subject) })
+    }
+}
+
+impl Inbox for NatsInbox {
+    async fn pull(&mut self, pull: Pull) -> Result<(), BrokerError> {
+        if self.connection.lost.is_cancelled() {
+            return Err(BrokerError::Unsent("the connection is gone".to_owned()));
+        }
+        let (subject, reply) = (self.next_subject.clone(), format!("{}{}", self.prefix, pull.no));
+        self.pull = Some((pull.no, clock::now()));
+        let body = request(&pull);
+        // Waits only while the connection's queue is full; a lost connection empties or ends it.
+        tokio::select! {
+            sent = self.connection.client.publish_with_reply(subject, reply, body.into()) => {
+                sent.map_err(|error| BrokerError::Unsent(error.to_string()))
+            }
+            () = self.connection.lost.cancelled() => {
+                Err(BrokerError::Unsent("the connection is gone".to_owned()))
+            }
+        }
+    }
+
+    async fn next(&mut self, into: &mut Vec<Arrival>) -> bool {
+        loop {
+            let lost = self.connection.lost.clone();
+            let mut refusals = self.refusals.clone();
+            tokio::select! {
+                biased;
+                // First, so that a dying connection is read out before it is let go.
+                alive = self.arrivals(into) => return alive,
+                () = lost.cancelled() => return false,
+                _ = refusals.changed() => {
+                    self.refusals.mark_unchanged();
+                    if let Some(refusal) = self.refused() {
+                        into.push(refusal);
+                        return true;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The body of a MSG.NEXT request; durations in nanoseconds.
+fn request(pull: &Pull) -> String {
+    let mut body = serde_json::json!({ "batch": pull.batch, "expires": nanos(pull) });
+    if pull.no_wait {
+        body["no_wait"] = true.into();
+    }
+    if let Some(max_bytes) = pull.max_bytes {
+        body["max_bytes"] = max_bytes.into();
+    }
+    body.to_string()
+}
+
+fn nanos(pull: &Pull) -> u64 {
+    u64::try_from(pull.expires.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_pull_is_asked_for_in_the_server_s_words() {
+        let expires = Duration::from_secs(5);
+        let pull = Pull { no: 7, batch: 10, expires, no_wait: true, max_bytes: Some(1000) };
+        let body: serde_json::Value = serde_json::from_str(&request(&pull)).unwrap();
+        let asked = serde_json::json!({
+            "batch": 10, "expires": 5_000_000_000_u64, "no_wait": true, "max_bytes": 1000
+        });
+        assert_eq!(body, asked);
+
+        let plain = Pull { no_wait: false, max_bytes: None, ..pull };
+        let body: serde_json::Value = serde_json::from_str(&request(&plain)).unwrap();
+        assert_eq!(body, serde_json::json!({ "batch": 10, "expires": 5_000_000_000_u64 }));
+    }
+}

@@ -1,0 +1,187 @@
+//! CONSUMER.INFO: asks for it and reads the answer. Only the fields that matter here are read, so
+//! that a newer server's additions cannot make a consumer unreadable.
+
+use std::{sync::Arc, time::Duration, time::Instant};
+
+use bytes::Bytes;
+use serde::Deserialize;
+
+use super::{
+    Settings,
+    replies::{Answer, Replies, Request},
+};
+use crate::broker::{AckPolicy, BrokerError, ConsumerInfo, ConsumerName, Denial, InfoError};
+
+/// JetStream's error codes (its `errors.json`).
+const CONSUMER_NOT_FOUND: u32 = 10_014;
+const STREAM_NOT_FOUND: u32 = 10_059;
+
+/// Asks for the consumer, bounded by `until`.
+pub(super) async fn read(
+    replies: &Arc<Replies>,
+    settings: &Settings,
+    name: &ConsumerName,
+    until: Instant,
+) -> Result<ConsumerInfo, InfoError> {
+    let subject = settings.api(&format!("CONSUMER.INFO.{}.{}", name.stream, name.consumer));
+    let request = Request { subject, payload: Bytes::new() };
+    let answer = replies.ask(vec![request], until).await.pop();
+    match answer {
+        Some(Ok(Answer::Replied(body))) => parse(&body),
+        Some(Ok(Answer::NoResponder)) => unavailable("JetStream is not enabled, or has no leader"),
+        Some(Err(BrokerError::Denied(Denial::Permission(subject)))) => {
+            Err(InfoError::Permission(subject))
+        }
+        Some(Err(error)) => unavailable(&format!("CONSUMER.INFO was {error}")),
+        None => unavailable("CONSUMER.INFO was not answered"),
+    }
+}
+
+fn unavailable<T>(why: &str) -> Result<T, InfoError> {
+    Err(InfoError::Unavailable(why.to_owned()))
+}
+
+fn parse(body: &[u8]) -> Result<ConsumerInfo, InfoError> {
+    match serde_json::from_slice(body) {
+        Ok(Wire { error: Some(error), .. }) => Err(match error.err_code {
+            STREAM_NOT_FOUND => InfoError::NoStream,
+            CONSUMER_NOT_FOUND => InfoError::NoConsumer,
+            _ => InfoError::Unavailable(error.description),
+        }),
+        Ok(wire) => Ok(wire.into()),
+        Err(error) => unavailable(&format!("CONSUMER.INFO cannot be read: {error}")),
+    }
+}
+
+#[derive(Deserialize)]
+struct Wire {
+    error: Option<WireError>,
+    #[serde(default)]
+    created: String,
+    #[serde(default)]
+    config: Config,
+    #[serde(default)]
+    delivered: Delivered,
+    #[serde(default)]
+    num_ack_pending: u64,
+    #[serde(default)]
+    num_pending: u64,
+    #[serde(default)]
+    paused: bool,
+    cluster: Option<Cluster>,
+}
+
+#[derive(Deserialize)]
+struct WireError {
+    #[serde(default)]
+    err_code: u32,
+    #[serde(default)]
+    description: String,
+}
+
+/// Durations are nanoseconds; −1 and 0 are "no limit".
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Config {
+    ack_policy: String,
+    ack_wait: u64,
+    backoff: Vec<u64>,
+    deliver_subject: Option<String>,
+    max_deliver: i64,
+    max_ack_pending: i64,
+    max_batch: i64,
+    max_expires: i64,
+    max_bytes: i64,
+    priority_groups: Vec<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Delivered {
+    consumer_seq: u64,
+}
+
+#[derive(Deserialize)]
+struct Cluster {
+    /// The leader is not among them.
+    #[serde(default)]
+    replicas: Vec<serde::de::IgnoredAny>,
+}
+
+impl From<Wire> for ConsumerInfo {
+    fn from(wire: Wire) -> Self {
+        let config = wire.config;
+        let policy = config.ack_policy;
+        Self {
+            created: wire.created.into(),
+            ack_policy: match policy.as_str() {
+                "explicit" => AckPolicy::Explicit,
+                _ => AckPolicy::Other(policy),
+            },
+            push: config.deliver_subject.is_some_and(|subject| !subject.is_empty()),
+            priority_groups: !config.priority_groups.is_empty(),
+            paused: wire.paused,
+            ack_wait: Duration::from_nanos(config.ack_wait),
+            backoff: config.backoff.into_iter().map(Duration::from_nanos).collect(),
+            max_deliver: limit(config.max_deliver),
+            max_ack_pending: limit(config.max_ack_pending),
+            max_batch: limit(config.max_batch)
+                .map(|batch| u32::try_from(batch).unwrap_or(u32::MAX)),
+            max_expires: limit(config.max_expires).map(Duration::from_nanos),
+            max_request_bytes: limit(config.max_bytes),
+            replicas: wire.cluster.map_or(1, |cluster| {
+                u32::try_from(cluster.replicas.len()).unwrap_or(u32::MAX).saturating_add(1)
+            }),
+            pending: wire.num_pending,
+            ack_pending: wire.num_ack_pending,
+            delivered: wire.delivered.consumer_seq,
+        }
+    }
+}
+
+fn limit(value: i64) -> Option<u64> {
+    u64::try_from(value).ok().filter(|value| *value > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_server_says_of_a_consumer_is_read() {
+        let info = parse(
+            br#"{"type":"io.nats.jetstream.api.v1.consumer_info_response","stream_name":"ORDERS",
+            "name":"worker","created":"2026-11-23T08:00:00.5Z","config":{"ack_policy":"explicit",
+            "ack_wait":30000000000,"backoff":[1000000000,5000000000],"max_deliver":-1,
+            "max_ack_pending":1000,"max_batch":50,"num_replicas":0,"replay_policy":"instant"},
+            "delivered":{"consumer_seq":12,"stream_seq":9},"num_ack_pending":3,"num_pending":7,
+            "cluster":{"leader":"n1","replicas":[{"name":"n2"},{"name":"n3"}]},"a new field":1}"#,
+        )
+        .unwrap();
+        assert_eq!(info.created.as_ref(), "2026-11-23T08:00:00.5Z");
+        assert_eq!(info.ack_policy, AckPolicy::Explicit);
+        assert_eq!(info.ack_wait, Duration::from_secs(30));
+        assert_eq!(info.backoff, [Duration::from_secs(1), Duration::from_secs(5)]);
+        assert_eq!((info.max_deliver, info.max_ack_pending), (None, Some(1000)));
+        assert_eq!((info.max_batch, info.replicas), (Some(50), 3));
+        assert_eq!((info.delivered, info.ack_pending, info.pending), (12, 3, 7));
+        assert!(!info.push && !info.priority_groups && !info.paused);
+    }
+
+    #[test]
+    fn a_policy_of_a_newer_server_is_named_and_not_an_error() {
+        let info = parse(br#"{"created":"x","config":{"ack_policy":"flow_control"}}"#).unwrap();
+        assert_eq!(info.ack_policy, AckPolicy::Other("flow_control".to_owned()));
+    }
+
+    #[test]
+    fn a_missing_stream_is_told_from_a_missing_consumer() {
+        let error = |code| {
+            format!(r#"{{"error":{{"code":404,"err_code":{code},"description":"not found"}}}}"#)
+        };
+        assert_eq!(parse(error(10_059).as_bytes()), Err(InfoError::NoStream));
+        assert_eq!(parse(error(10_014).as_bytes()), Err(InfoError::NoConsumer));
+        let other = InfoError::Unavailable("not found".to_owned());
+        assert_eq!(parse(error(10_008).as_bytes()), Err(other));
+    }
+}

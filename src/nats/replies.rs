@@ -1,0 +1,368 @@
+//! Requests and their answers on the settling connection: one subscription, a number for each
+//! request, and a batch of requests that is waited for as a whole.
+//!
+//! The library's own `request` is not used: it takes two messages more for a confirmation, or
+//! leaks an entry for each that is never answered.
+//!
+//! Invariants:
+//! 1. a number is given out once; its answer is counted once, later ones fall on the floor;
+//! 2. a request is published at most once, and never again by us.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use async_nats::{Message, StatusCode, Subscriber};
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use tokio::{sync::Notify, time::timeout_at};
+
+use super::{Settings, connection::Connection, delivery::AckFacts, info};
+use crate::{
+    broker::{
+        BrokerError, Confirmation, ConsumerName, Denial, InfoError, Order, Verdict,
+    },
+    clock,
+};
+
+/// Answers that are read between two looks at anything else.
+const CHUNK: usize = 256;
+
+/// The settling connection and the requests that are open on it.
+pub(super) struct Replies {
+    pub(super) connection: Arc<Connection>,
+    /// `<inbox>.`, before a request's number.
+    prefix: String,
+    open: Mutex<Open>,
+}
+
+/// Numbers of open requests are dense and leave mostly in order, so a queue finds them.
+#[derive(Default)]
+struct Open {
+    first: u64,
+    slots: VecDeque<Option<(Arc<Batch>, usize)>>,
+}
+
+/// What a request was answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Answer {
+    Replied(Bytes),
+    /// Nobody listens there: it has had no effect and never will.
+    NoResponder,
+}
+
+/// One request to publish.
+pub(super) struct Request {
+    pub(super) subject: String,
+    pub(super) payload: Bytes,
+}
+
+struct Batch {
+    answers: Mutex<Answers>,
+    done: Notify,
+}
+
+struct Answers {
+    of: Vec<Option<Answer>>,
+    left: usize,
+}
+
+impl Replies {
+    /// Subscribes; [`Replies::read`] must run for answers to arrive.
+    pub(super) async fn open(connection: Arc<Connection>) -> Option<(Arc<Self>, Subscriber)> {
+        let prefix = format!("{}.", connection.client.new_inbox());
+        let subscriber = connection.client.subscribe(format!("{prefix}*")).await.ok()?;
+        Some((Arc::new(Self { connection, prefix, open: Mutex::default() }), subscriber))
+    }
+
+    /// Hands answers to their batches until the connection is gone.
+    pub(super) async fn read(&self, subscriber: Subscriber) {
+        let mut chunks = subscriber.ready_chunks(CHUNK);
+        let connection = &self.connection;
+        while let Some(Some(chunk)) = connection.lost.run_until_cancelled(chunks.next()).await {
+            let mut open = lock(&self.open);
+            for message in chunk {
+                let number = message.subject.strip_prefix(&*self.prefix);
+                if let Some(number) = number.and_then(|number| number.parse().ok()) {
+                    open.answer(number, read(message));
+                }
+            }
+        }
+        self.connection.lost.cancel();
+    }
+
+    /// Publishes all and waits for their answers, until `until` or the loss of the connection.
+    pub(super) async fn ask(
+        &self,
+        requests: Vec<Request>,
+        until: Instant,
+    ) -> Vec<Result<Answer, BrokerError>> {
+        let began = clock::now();
+        let mut refusals = self.connection.denials.watch();
+        let batch = Arc::new(Batch::new(requests.len()));
+        let first = lock(&self.open).register(&batch);
+        let subjects: Vec<String> = requests.iter().map(|r| r.subject.clone()).collect();
+
+        let sent = self.publish(requests, first, until).await;
+        tokio::select! {
+            () = batch.done(sent) => {}
+            () = clock::sleep_until(Some(until)) => {}
+            () = self.connection.lost.cancelled() => {}
+            () = async {
+                loop {
+                    if refusals.changed().await.is_err() || self.refused(began, &subjects).is_some() {
+                        break;
+                    }
+                }
+            } => {}
+        }
+        lock(&self.open).forget(first, subjects.len());
+        let denied = self.refused(began, &subjects);
+        batch.results(sent, denied.as_deref())
+    }
+
+    /// Publishes in order and returns how many may have left. Each carries the number of its place.
+    async fn publish(&self, requests: Vec<Request>, first: u64, until: Instant) -> usize {
+        for (place, request) in requests.into_iter().enumerate() {
+            let reply = format!("{}{}", self.prefix, first + place as u64);
+            if !self.send(request, Some(reply), until).await {
+                return place;
+            }
+        }
+        usize::MAX
+    }
+
+    /// Hands one message to the connection. `false`: it will never leave.
+    async fn send(&self, request: Request, reply: Option<String>, until: Instant) -> bool {
+        if self.connection.lost.is_cancelled() {
+            return false;
+        }
+        let Request { subject, payload } = request;
+        let client = &self.connection.client;
+        // A full queue of a connection that takes nothing blocks for ever: hence the bound.
+        let sent = timeout_at(until.into(), async {
+            match reply {
+                Some(reply) => client.publish_with_reply(subject, reply, payload).await,
+                None => client.publish(subject, payload).await,
+            }
+        });
+        matches!(sent.await, Ok(Ok(())))
+    }
+
+    fn refused(&self, since: Instant, subjects: &[String]) -> Option<String> {
+        self.connection.denials.find(since, |refused| subjects.iter().any(|one| one == refused))
+    }
+}
+
+/// Settles as [`crate::broker::Broker::settle`] promises.
+pub(super) async fn settle(
+    replies: &Arc<Replies>,
+    settings: &Settings,
+    orders: Vec<Order>,
+    confirmation: Confirmation,
+    until: Instant,
+) -> Vec<Result<(), BrokerError>> {
+    let requests: Vec<Request> = orders.into_iter().map(request).collect();
+    if confirmation == Confirmation::Sent {
+        let mut sent = Vec::with_capacity(requests.len());
+        for request in requests {
+            let gone = replies.send(request, None, until).await;
+            sent.push(gone.then_some(()).ok_or_else(|| unsent("the settling connection is gone")));
+        }
+        return sent;
+    }
+    let names: Vec<Option<ConsumerName>> =
+        requests.iter().map(|request| consumer_of(&request.subject)).collect();
+    let answers = replies.ask(requests, until).await;
+    let mut settled = Vec::with_capacity(answers.len());
+    let mut verdict: Option<(ConsumerName, BrokerError)> = None;
+    for (answer, name) in answers.into_iter().zip(names) {
+        settled.push(match (answer, name) {
+            (Ok(Answer::Replied(_)), _) => Ok(()),
+            (Ok(Answer::NoResponder), Some(name)) => {
+                let known = verdict.take().filter(|(of, _)| *of == name).map(|(_, error)| error);
+                let error = match known {
+                    Some(error) => error,
+                    None => why_nobody_answers(replies, settings, &name, until).await,
+                };
+                verdict = Some((name, error.clone()));
+                Err(error)
+            }
+            (Ok(Answer::NoResponder), None) => Err(Denial::Gone.into()),
+            (Err(error), _) => Err(error),
+        });
+    }
+    settled
+}
+
+/// Nobody took the settlement: because the consumer is gone, or because it has no leader just now?
+async fn why_nobody_answers(
+    replies: &Arc<Replies>,
+    settings: &Settings,
+    name: &ConsumerName,
+    until: Instant,
+) -> BrokerError {
+    match info::read(replies, settings, name, until).await {
+        Err(InfoError::NoStream | InfoError::NoConsumer) => Denial::Gone.into(),
+        Ok(_) | Err(InfoError::Permission(_) | InfoError::Unavailable(_)) => {
+            unsent("the consumer has no leader")
+        }
+    }
+}
+
+fn consumer_of(ack_subject: &str) -> Option<ConsumerName> {
+    let facts = AckFacts::parse(ack_subject)?;
+    Some(ConsumerName { stream: facts.stream.into(), consumer: facts.consumer.into() })
+}
+
+/// The bytes are nats-server's (ADR-13 and ADR-15); it knows them by exact match.
+fn request(order: Order) -> Request {
+    let payload = match order.verdict {
+        Verdict::Ack => Bytes::from_static(b"+ACK"),
+        Verdict::Progress => Bytes::from_static(b"+WPI"),
+        Verdict::Nak(None) => Bytes::from_static(b"-NAK"),
+        Verdict::Nak(Some(delay)) => format!("-NAK {{\"delay\":{}}}", delay.as_nanos()).into(),
+        Verdict::Term(reason) if reason.is_empty() => Bytes::from_static(b"+TERM"),
+        Verdict::Term(reason) => format!("+TERM {reason}").into(),
+    };
+    Request { subject: order.ack.0.into(), payload }
+}
+
+fn read(message: Message) -> Answer {
+    match message.status {
+        Some(StatusCode::NO_RESPONDERS) => Answer::NoResponder,
+        Some(_) | None => Answer::Replied(message.payload),
+    }
+}
+
+fn unsent(why: &str) -> BrokerError {
+    BrokerError::Unsent(why.to_owned())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Open {
+    fn register(&mut self, batch: &Arc<Batch>) -> u64 {
+        let number = self.first + self.slots.len() as u64;
+        let places = lock(&batch.answers).of.len();
+        self.slots.extend((0..places).map(|place| Some((batch.clone(), place))));
+        number
+    }
+
+    fn answer(&mut self, number: u64, answer: Answer) {
+        if let Some((batch, place)) = self.take(number) {
+            batch.answer(place, answer);
+        }
+        self.shrink();
+    }
+
+    fn forget(&mut self, first: u64, count: usize) {
+        for number in first..first + count as u64 {
+            self.take(number);
+        }
+        self.shrink();
+    }
+
+    fn take(&mut self, number: u64) -> Option<(Arc<Batch>, usize)> {
+        let place = usize::try_from(number.checked_sub(self.first)?).ok()?;
+        self.slots.get_mut(place)?.take()
+    }
+
+    fn shrink(&mut self) {
+        while let Some(None) = self.slots.front() {
+            self.slots.pop_front();
+            self.first += 1;
+        }
+    }
+}
+
+impl Batch {
+    fn new(places: usize) -> Self {
+        let answers = Answers { of: vec![None; places], left: places };
+        Self { answers: Mutex::new(answers), done: Notify::new() }
+    }
+
+    fn answer(&self, place: usize, answer: Answer) {
+        let mut answers = lock(&self.answers);
+        answers.of[place] = Some(answer);
+        answers.left -= 1;
+        if answers.left == 0 {
+            self.done.notify_one();
+        }
+    }
+
+    /// Ready when all that were sent are answered: at once when some never left.
+    async fn done(&self, sent: usize) {
+        let unsent = {
+            let answers = lock(&self.answers);
+            answers.of.len().saturating_sub(sent)
+        };
+        while lock(&self.answers).left > unsent {
+            self.done.notified().await;
+        }
+    }
+
+    /// What became of each. Those from place `sent` on never left.
+    fn results(&self, sent: usize, denied: Option<&str>) -> Vec<Result<Answer, BrokerError>> {
+        let answers = std::mem::take(&mut lock(&self.answers).of);
+        let result = |(place, answer): (usize, Option<Answer>)| match (answer, denied) {
+            (Some(answer), _) => Ok(answer),
+            (None, Some(subject)) => Err(Denial::Permission(subject.to_owned()).into()),
+            (None, None) if place >= sent => Err(unsent("the settling connection is gone")),
+            (None, None) => Err(BrokerError::Unconfirmed),
+        };
+        answers.into_iter().enumerate().map(result).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::AckSubject;
+    use std::time::Duration;
+
+    fn payload(verdict: Verdict) -> Bytes {
+        request(Order { ack: AckSubject("$JS.ACK.S.c.1.1.1.1.0".into()), verdict }).payload
+    }
+
+    #[test]
+    fn verdicts_are_written_as_the_server_reads_them() {
+        assert_eq!(payload(Verdict::Ack), "+ACK");
+        assert_eq!(payload(Verdict::Progress), "+WPI");
+        assert_eq!(payload(Verdict::Nak(None)), "-NAK");
+        assert_eq!(payload(Verdict::Nak(Some(Duration::from_secs(2)))), "-NAK {\"delay\":2000000000}");
+        assert_eq!(payload(Verdict::Term(String::new())), "+TERM");
+        assert_eq!(payload(Verdict::Term("bad json".into())), "+TERM bad json");
+    }
+
+    #[test]
+    fn answers_find_their_place_in_any_order_and_count_once() {
+        let mut open = Open::default();
+        let (a, b) = (Arc::new(Batch::new(2)), Arc::new(Batch::new(1)));
+        let (first_a, first_b) = (open.register(&a), open.register(&b));
+
+        open.answer(first_b, Answer::NoResponder);
+        open.answer(first_a + 1, Answer::Replied("1".into()));
+        open.answer(first_a + 1, Answer::NoResponder);
+        open.answer(99, Answer::NoResponder);
+
+        assert_eq!(b.results(1, None), [Ok(Answer::NoResponder)]);
+        let results = a.results(2, None);
+        assert_eq!(results, [Err(BrokerError::Unconfirmed), Ok(Answer::Replied("1".into()))]);
+        open.forget(first_a, 2);
+        assert!(open.slots.is_empty());
+    }
+
+    #[test]
+    fn what_never_left_is_told_from_what_was_never_confirmed() {
+        let batch = Batch::new(3);
+        let results = batch.results(1, None);
+        assert_eq!(results[0], Err(BrokerError::Unconfirmed));
+        assert!(matches!(results[1], Err(BrokerError::Unsent(_))));
+        assert!(matches!(results[2], Err(BrokerError::Unsent(_))));
+    }
+}

@@ -1,0 +1,244 @@
+//! Keeps two connections to NATS alive, one for deliveries and one for settling, by building a
+//! fresh one whenever one is lost. Owns the link's state.
+//!
+//! ```text
+//!        make ok, server fit             lost
+//!  Down ────────────────────▶ Up ──────────────────▶ Down ─▶ make again
+//!    └── server too old ─▶ Unfit ── 5 s ─▶ make again
+//! ```
+//! The link is up when both connections are; it is unfit when either server is.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use semver::Version;
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout_at},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{OLDEST_SERVER, Settings, connection::Connection, replies::Replies};
+use crate::broker::{Link, Server};
+
+/// Wait between two attempts, growing from the first to the last.
+const RETRY: [Duration; 4] = [
+    Duration::from_millis(50),
+    Duration::from_millis(200),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+];
+/// An unfit server is asked again after this: it may be upgraded behind the same name.
+const UNFIT_RETRY: Duration = Duration::from_secs(5);
+
+pub(super) struct Supervisor {
+    settings: Settings,
+    parts: Mutex<Parts>,
+    link: watch::Sender<Link>,
+    epochs: AtomicU64,
+    stop: CancellationToken,
+}
+
+#[derive(Default)]
+struct Parts {
+    deliveries: Part<Arc<Connection>>,
+    settling: Part<Arc<Replies>>,
+    epoch: u64,
+}
+
+enum Part<T> {
+    Up(T),
+    Down(String),
+    Unfit(String),
+}
+
+impl<T> Default for Part<T> {
+    fn default() -> Self {
+        Self::Down("not connected yet".to_owned())
+    }
+}
+
+impl<T: Clone> Part<T> {
+    fn get(&self) -> Result<T, String> {
+        match self {
+            Self::Up(part) => Ok(part.clone()),
+            Self::Down(why) | Self::Unfit(why) => Err(why.clone()),
+        }
+    }
+}
+
+impl Supervisor {
+    pub(super) fn start(settings: Settings, tasks: &TaskTracker) -> Arc<Self> {
+        let supervisor = Arc::new(Self {
+            settings,
+            parts: Mutex::default(),
+            link: watch::channel(Link::Down("not connected yet".into())).0,
+            epochs: AtomicU64::new(0),
+            stop: CancellationToken::new(),
+        });
+        tasks.spawn(supervisor.clone().keep_deliveries());
+        tasks.spawn(supervisor.clone().keep_settling());
+        supervisor
+    }
+
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub(super) fn link(&self) -> Link {
+        self.link.borrow().clone()
+    }
+
+    pub(super) async fn link_change(&self, seen: &Link) -> Link {
+        let mut link = self.link.subscribe();
+        // The sender is ours and lives as long as we do.
+        link.wait_for(|link| link != seen).await.map_or_else(|_| seen.clone(), |link| link.clone())
+    }
+
+    pub(super) fn deliveries(&self) -> Result<Arc<Connection>, String> {
+        self.parts().deliveries.get()
+    }
+
+    pub(super) fn settling(&self) -> Result<Arc<Replies>, String> {
+        self.parts().settling.get()
+    }
+
+    pub(super) fn abandon_settling(&self) {
+        if let Ok(replies) = self.settling() {
+            tracing::warn!("a settlement was never answered: its connection is replaced");
+            replies.connection.lost.cancel();
+        }
+    }
+
+    pub(super) async fn close(&self, until: Instant) {
+        let clients = [
+            self.settling().map(|replies| replies.connection.client.clone()),
+            self.deliveries().map(|connection| connection.client.clone()),
+        ];
+        for client in clients.into_iter().flatten() {
+            // Nobody is left to tell when the flush of a dying connection fails.
+            let _ = timeout_at(until.into(), client.flush()).await;
+        }
+        self.stop.cancel();
+    }
+
+    async fn keep_deliveries(self: Arc<Self>) {
+        let set = |part| self.update(|parts| parts.deliveries = part);
+        while let Some(connection) = self.connect("deliveries", set).await {
+            let connection = Arc::new(connection);
+            self.update(|parts| {
+                parts.epoch = self.epochs.fetch_add(1, Ordering::Relaxed) + 1;
+                parts.deliveries = Part::Up(connection.clone());
+            });
+            self.stop.run_until_cancelled(connection.lost.cancelled()).await;
+            set(Part::Down("the connection for deliveries was lost".to_owned()));
+            connection.lost.cancel();
+        }
+    }
+
+    async fn keep_settling(self: Arc<Self>) {
+        let set = |part| self.update(|parts| parts.settling = part);
+        while let Some(connection) = self.connect("settling", set).await {
+            if let Some((replies, subscriber)) = Replies::open(Arc::new(connection)).await {
+                set(Part::Up(replies.clone()));
+                self.stop.run_until_cancelled(replies.read(subscriber)).await;
+                replies.connection.lost.cancel();
+            }
+            set(Part::Down("the connection for settling was lost".to_owned()));
+        }
+    }
+
+    /// Connects to a server that is fit, however long it takes. `None` once stopped.
+    async fn connect<T>(&self, role: &str, set: impl Fn(Part<T>)) -> Option<Connection> {
+        let mut waits = RETRY.into_iter().chain(std::iter::repeat(RETRY[RETRY.len() - 1]));
+        let mut told = false;
+        loop {
+            let made = Connection::make(&self.settings, role);
+            let wait = match self.stop.run_until_cancelled(made).await? {
+                Ok(connection) if fits(&connection.version) => {
+                    let (version, server) = (&connection.version, &connection.server_id);
+                    tracing::info!(role, version, server, "connected to NATS");
+                    return Some(connection);
+                }
+                Ok(connection) => {
+                    let why = unfit(&connection.version);
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::error!(role, "{why}");
+                    }
+                    set(Part::Unfit(why));
+                    UNFIT_RETRY
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::warn!(role, %error, "NATS cannot be reached; trying on");
+                    }
+                    set(Part::Down(format!("NATS cannot be reached: {error}")));
+                    waits.next().unwrap_or(RETRY[0])
+                }
+            };
+            self.stop.run_until_cancelled(sleep(wait)).await?;
+        }
+    }
+
+    fn update(&self, change: impl FnOnce(&mut Parts)) {
+        let mut parts = self.parts();
+        change(&mut parts);
+        let link = parts.link();
+        // Under the lock, so that links are published in the order in which they came to be.
+        self.link.send_if_modified(|old| std::mem::replace(old, link.clone()) != link);
+    }
+
+    fn parts(&self) -> MutexGuard<'_, Parts> {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Parts {
+    fn link(&self) -> Link {
+        match (&self.deliveries, &self.settling) {
+            (Part::Unfit(why), _) | (_, Part::Unfit(why)) => Link::Unfit(why.as_str().into()),
+            (Part::Down(why), _) | (_, Part::Down(why)) => Link::Down(why.as_str().into()),
+            (Part::Up(connection), Part::Up(_)) => Link::Up(Arc::new(Server {
+                epoch: self.epoch,
+                id: connection.server_id.clone(),
+                version: connection.version.clone(),
+            })),
+        }
+    }
+}
+
+/// A version that cannot be read is taken for a build of somebody's own, who knows.
+fn fits(version: &str) -> bool {
+    Version::parse(version.trim_start_matches('v')).map_or(true, |version| {
+        // A pre-release like 2.10.16-beta counts as its release.
+        (version.major, version.minor, version.patch)
+            >= (OLDEST_SERVER.major, OLDEST_SERVER.minor, OLDEST_SERVER.patch)
+    })
+}
+
+fn unfit(version: &str) -> String {
+    format!(
+        "nats-server {version} is too old: {OLDEST_SERVER} or newer is needed, because older ones \
+         can ignore a Term with a reason and answer as if they had not"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_from_2_10_16_on_fit() {
+        for version in ["2.10.16", "2.10.16-beta.1", "2.11.0-dev", "2.15.1", "3.0.0", "v2.12.0"] {
+            assert!(fits(version), "{version}");
+        }
+        for version in ["2.9.10", "2.10.15", "1.4.0"] {
+            assert!(!fits(version), "{version}");
+        }
+    }
+}

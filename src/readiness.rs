@@ -1,0 +1,125 @@
+//! Whether this replica should be sent work. Pure: named conditions in, one verdict out, which
+//! gRPC health and `/readyz` tell alike.
+//!
+//! ```text
+//!  never reached NATS ─▶ not serving      NATS lost < 10 s ─▶ serving (calls fail fast)
+//!  connected ──────────▶ serving          NATS lost ≥ 10 s ─▶ not serving
+//!  draining, or a server too old ─▶ not serving, at once
+//! ```
+//! A blip of NATS must not empty the Service behind which replicas stand; one partitioned replica
+//! should leave it.
+
+use std::time::{Duration, Instant};
+
+use crate::broker::Link;
+
+/// NATS may be lost for this long before the replica calls itself unready.
+pub const GRACE: Duration = Duration::from_secs(10);
+
+/// What health says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Send work.
+    Serving,
+    /// Send none; the reason is for people.
+    NotServing(String),
+}
+
+/// What is known.
+#[derive(Debug, Clone)]
+pub struct Readiness {
+    link: Link,
+    /// When a link that was once up was lost.
+    lost_at: Option<Instant>,
+    reached: bool,
+    draining: bool,
+}
+
+impl Readiness {
+    /// At the start.
+    pub fn new(link: Link, now: Instant) -> Self {
+        let nothing = Link::Down("not connected yet".into());
+        let mut readiness = Self { link: nothing, lost_at: None, reached: false, draining: false };
+        readiness.link(link, now);
+        readiness
+    }
+
+    /// The link changed.
+    pub fn link(&mut self, link: Link, now: Instant) {
+        match &link {
+            Link::Up(_) => (self.reached, self.lost_at) = (true, None),
+            Link::Down(_) | Link::Unfit(_) => self.lost_at = self.lost_at.or(Some(now)),
+        }
+        self.link = link;
+    }
+
+    /// The replica is going.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// The verdict, and when it changes if nothing else happens.
+    pub fn verdict(&self, now: Instant) -> (Verdict, Option<Instant>) {
+        let not = |why: &str| (Verdict::NotServing(why.to_owned()), None);
+        let patient_until = self.lost_at.filter(|_| self.reached).map(|lost| lost + GRACE);
+        match (&self.link, patient_until) {
+            _ if self.draining => not("draining"),
+            (Link::Unfit(why), _) => not(why),
+            (Link::Up(_), _) => (Verdict::Serving, None),
+            (Link::Down(_), Some(until)) if now < until => (Verdict::Serving, Some(until)),
+            (Link::Down(why), _) => not(why),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{broker::Server, clock};
+    use std::sync::Arc;
+
+    fn up() -> Link {
+        Link::Up(Arc::new(Server { epoch: 1, id: "a".into(), version: "2.15.1".into() }))
+    }
+
+    fn down() -> Link {
+        Link::Down("lost".into())
+    }
+
+    fn serving(readiness: &Readiness, now: Instant) -> bool {
+        readiness.verdict(now).0 == Verdict::Serving
+    }
+
+    #[test]
+    fn a_replica_that_never_reached_nats_is_not_ready() {
+        let now = clock::now();
+        let mut readiness = Readiness::new(down(), now);
+        assert!(!serving(&readiness, now));
+        readiness.link(up(), now);
+        assert!(serving(&readiness, now));
+    }
+
+    #[test]
+    fn a_lost_link_is_forgiven_for_ten_seconds_from_its_loss() {
+        let now = clock::now();
+        let mut readiness = Readiness::new(up(), now);
+        readiness.link(down(), now);
+        readiness.link(Link::Down("other words".into()), now + Duration::from_secs(9));
+        let just_before = now + GRACE - Duration::from_nanos(1);
+        assert_eq!(readiness.verdict(just_before), (Verdict::Serving, Some(now + GRACE)));
+        assert!(!serving(&readiness, now + GRACE));
+        readiness.link(up(), now + GRACE);
+        assert!(serving(&readiness, now + GRACE));
+    }
+
+    #[test]
+    fn a_draining_replica_and_one_with_an_unfit_server_are_not_ready_at_once() {
+        let now = clock::now();
+        let mut readiness = Readiness::new(up(), now);
+        readiness.link(Link::Unfit("too old".into()), now);
+        assert_eq!(readiness.verdict(now).0, Verdict::NotServing("too old".into()));
+        readiness.link(up(), now);
+        readiness.drain();
+        assert_eq!(readiness.verdict(now).0, Verdict::NotServing("draining".into()));
+    }
+}

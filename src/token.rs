@@ -1,0 +1,168 @@
+//! Tokens: what names a lease outside this process. A token is sealed: it tells its holder nothing
+//! and cannot be made or changed by anybody without the key. Pure: nonces are given in.
+//!
+//! ```text
+//!  base64url( version 1 │ key id 4 │ nonce 24 │ XChaCha20-Poly1305( claims ) │ tag 16 )
+//!  associated data: version, cluster
+//!  claims: owner 8 │ lease 8 │ settle_by 8 │ created, ack subject, principal: each length 2, text
+//! ```
+//! A 192-bit nonce may be drawn at random by any number of replicas for ever; a counter would have
+//! to be shared.
+
+mod ring;
+
+use std::{borrow::Cow, fmt};
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use chacha20poly1305::{XNonce, aead::AeadInOut as _};
+
+pub use self::ring::{KeyRing, KeyRingError, new_key_line};
+
+const VERSION: u8 = 1;
+const KEY_ID: usize = 4;
+const NONCE: usize = 24;
+const TAG: usize = 16;
+const HEAD: usize = 1 + KEY_ID + NONCE;
+/// No token of ours is longer: an ack subject is shorter than nats-server's longest control line.
+const LONGEST: usize = 8 * 1024;
+
+/// One start of one process: 8 random bytes, never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InstanceId(pub [u8; 8]);
+
+impl InstanceId {
+    /// A new one.
+    ///
+    /// # Errors
+    /// When the operating system has no randomness.
+    pub fn random() -> Result<Self, getrandom::Error> {
+        let mut bytes = [0; 8];
+        getrandom::fill(&mut bytes)?;
+        Ok(Self(bytes))
+    }
+}
+
+/// What a token says to those who can open it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Claims<'c> {
+    /// The replica whose table holds the lease.
+    pub owner: InstanceId,
+    /// The lease's number there.
+    pub lease: u64,
+    /// Until when an Ack by anybody is safe without asking the owner: milliseconds since the Unix
+    /// epoch.
+    pub settle_by: u64,
+    /// When the consumer was made, as JetStream writes it.
+    pub created: Cow<'c, str>,
+    /// Where the delivery is settled.
+    pub ack_subject: Cow<'c, str>,
+    /// Whose token it is.
+    pub principal: Cow<'c, str>,
+}
+
+impl fmt::Debug for Claims<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Claims").field("lease", &self.lease).finish_non_exhaustive()
+    }
+}
+
+/// Why a token was not opened. Nothing says which check failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenError {
+    /// It is not a token of this cluster.
+    Invalid,
+    /// It looks like one, under a key that is not in the ring.
+    KeyUnknown,
+}
+
+/// Seals and opens the tokens of one cluster.
+#[derive(Debug)]
+pub struct Sealer {
+    ring: KeyRing,
+    /// Version and cluster.
+    associated: Vec<u8>,
+}
+
+impl Sealer {
+    /// Tokens of other clusters are invalid here, also when they share keys.
+    pub fn new(ring: KeyRing, cluster: &str) -> Self {
+        let associated = [&[VERSION], cluster.as_bytes()].concat();
+        Self { ring, associated }
+    }
+
+    /// Seals with the ring's first key. The nonce must never be used twice with it.
+    pub fn seal(&self, claims: &Claims<'_>, nonce: [u8; NONCE]) -> String {
+        let key = self.ring.sealing();
+        let mut token = Vec::with_capacity(HEAD + 64 + claims.ack_subject.len() + TAG);
+        token.push(VERSION);
+        token.extend_from_slice(&key.id);
+        token.extend_from_slice(&nonce);
+        claims.write(&mut token);
+        let (_, body) = token.split_at_mut(HEAD);
+        // Fails only for texts of 256 GiB and more.
+        if let Ok(tag) =
+            key.cipher.encrypt_inout_detached(&XNonce::from(nonce), &self.associated, body.into())
+        {
+            token.extend_from_slice(&tag);
+        }
+        URL_SAFE_NO_PAD.encode(token)
+    }
+
+    /// Opens a token of this cluster.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(&self, token: &str) -> Result<Claims<'static>, OpenError> {
+        if token.len() > LONGEST {
+            return Err(OpenError::Invalid);
+        }
+        let mut bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| OpenError::Invalid)?;
+        if bytes.len() < HEAD + TAG || bytes[0] != VERSION {
+            return Err(OpenError::Invalid);
+        }
+        let (head, rest) = bytes.split_at_mut(HEAD);
+        let (body, tag) = rest.split_at_mut(rest.len() - TAG);
+        let key = self.ring.find(&head[1..=KEY_ID]).ok_or(OpenError::KeyUnknown)?;
+        let nonce = XNonce::try_from(&head[1 + KEY_ID..]).map_err(|_| OpenError::Invalid)?;
+        let tag = (&*tag).try_into().map_err(|_| OpenError::Invalid)?;
+        key.cipher
+            .decrypt_inout_detached(&nonce, &self.associated, (&mut *body).into(), tag)
+            .map_err(|_| OpenError::Invalid)?;
+        Claims::read(body).ok_or(OpenError::Invalid)
+    }
+}
+
+impl Claims<'_> {
+    fn write(&self, into: &mut Vec<u8>) {
+        into.extend_from_slice(&self.owner.0);
+        into.extend_from_slice(&self.lease.to_be_bytes());
+        into.extend_from_slice(&self.settle_by.to_be_bytes());
+        for text in [&self.created, &self.ack_subject, &self.principal] {
+            // All three are far shorter than 64 KiB; a longer one would not be read back.
+            into.extend_from_slice(&u16::try_from(text.len()).unwrap_or(u16::MAX).to_be_bytes());
+            into.extend_from_slice(text.as_bytes());
+        }
+    }
+
+    /// Strict: nothing may be missing, and nothing left over.
+    fn read(bytes: &[u8]) -> Option<Claims<'static>> {
+        let (owner, rest) = bytes.split_first_chunk()?;
+        let (lease, rest) = rest.split_first_chunk()?;
+        let (settle_by, mut rest) = rest.split_first_chunk()?;
+        let mut text = || {
+            let (length, after) = rest.split_first_chunk()?;
+            let (text, after) = after.split_at_checked(u16::from_be_bytes(*length).into())?;
+            rest = after;
+            Some(Cow::Owned(std::str::from_utf8(text).ok()?.to_owned()))
+        };
+        let (created, ack_subject, principal) = (text()?, text()?, text()?);
+        rest.is_empty().then_some(Claims {
+            owner: InstanceId(*owner),
+            lease: u64::from_be_bytes(*lease),
+            settle_by: u64::from_be_bytes(*settle_by),
+            created,
+            ack_subject,
+            principal,
+        })
+    }
+}

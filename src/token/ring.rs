@@ -1,0 +1,102 @@
+//! The keys that seal and open tokens: read from a file that all replicas share, or made up.
+
+use std::fmt;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use chacha20poly1305::{KeyInit as _, XChaCha20Poly1305, XNonce, aead::AeadInOut as _};
+
+use super::KEY_ID;
+
+/// Keys in order: the first seals, all open.
+pub struct KeyRing {
+    first: Key,
+    others: Vec<Key>,
+}
+
+pub(super) struct Key {
+    pub(super) id: [u8; KEY_ID],
+    pub(super) cipher: XChaCha20Poly1305,
+}
+
+/// What is wrong with a key file. Never shows a key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KeyRingError {
+    /// A line is neither a key nor a comment.
+    #[error("line {0}: not a key (base64 of 32 bytes, as `fetch-proxy keygen` writes it)")]
+    NotAKey(usize),
+    /// A key stands there twice.
+    #[error("line {0}: this key stands here already")]
+    Duplicate(usize),
+    /// There is no key.
+    #[error("no key in it; `fetch-proxy keygen` makes one")]
+    Empty,
+}
+
+impl KeyRing {
+    /// Reads one key a line; `#` begins a comment.
+    ///
+    /// # Errors
+    /// See [`KeyRingError`].
+    pub fn parse(text: &str) -> Result<Self, KeyRingError> {
+        let mut keys: Vec<Key> = Vec::new();
+        for (number, line) in (1..).zip(text.lines()) {
+            let line = line.split('#').next().unwrap_or_default().trim();
+            if line.is_empty() {
+                continue;
+            }
+            let bytes = STANDARD.decode(line).ok().and_then(|bytes| bytes.try_into().ok());
+            let key = Key::new(bytes.ok_or(KeyRingError::NotAKey(number))?);
+            if keys.iter().any(|known| known.id == key.id) {
+                return Err(KeyRingError::Duplicate(number));
+            }
+            keys.push(key);
+        }
+        let mut keys = keys.into_iter();
+        let first = keys.next().ok_or(KeyRingError::Empty)?;
+        Ok(Self { first, others: keys.collect() })
+    }
+
+    /// A ring of one key.
+    pub fn single(key: [u8; 32]) -> Self {
+        Self { first: Key::new(key), others: Vec::new() }
+    }
+
+    pub(super) fn sealing(&self) -> &Key {
+        &self.first
+    }
+
+    pub(super) fn find(&self, id: &[u8]) -> Option<&Key> {
+        std::iter::once(&self.first).chain(&self.others).find(|key| key.id == id)
+    }
+}
+
+impl fmt::Debug for KeyRing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyRing({} keys)", 1 + self.others.len())
+    }
+}
+
+impl Key {
+    fn new(bytes: [u8; 32]) -> Self {
+        let cipher = XChaCha20Poly1305::new(&bytes.into());
+        // The id is what the key makes of nothing: it names the key, and tells nothing of it. The
+        // all-zero nonce is never used for a token: those are random.
+        let mut id = [0; KEY_ID];
+        if let Ok(tag) =
+            cipher.encrypt_inout_detached(&XNonce::default(), b"key id", (&mut [][..]).into())
+        {
+            id.copy_from_slice(&tag[..KEY_ID]);
+        }
+        Self { id, cipher }
+    }
+}
+
+/// A line for a key file: 32 random bytes in base64.
+///
+/// # Errors
+/// When the operating system has no randomness.
+pub fn new_key_line() -> Result<String, getrandom::Error> {
+    let mut key = [0; 32];
+    getrandom::fill(&mut key)?;
+    Ok(STANDARD.encode(key))
+}

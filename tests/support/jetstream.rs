@@ -1,0 +1,95 @@
+//! Streams and consumers for tests, straight through the NATS client.
+
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use async_nats::{
+    HeaderMap,
+    jetstream::{
+        self,
+        consumer::{AckPolicy, Info, PullConsumer, pull},
+        context::Context,
+        stream,
+    },
+};
+
+use super::nats_server::NatsServer;
+
+/// A stream of a test's own, with one durable consumer.
+pub struct Fixture {
+    pub jetstream: Context,
+    pub stream: String,
+    pub consumer: String,
+}
+
+/// A consumer with the ack wait of the default, 30 s.
+pub fn config() -> pull::Config {
+    pull::Config {
+        durable_name: Some("worker".to_owned()),
+        ack_policy: AckPolicy::Explicit,
+        ..pull::Config::default()
+    }
+}
+
+/// The same with another ack wait.
+pub fn ack_wait(millis: u64) -> pull::Config {
+    pull::Config { ack_wait: Duration::from_millis(millis), ..config() }
+}
+
+impl Fixture {
+    /// A new stream in the shared server, with this consumer.
+    pub async fn new(consumer: pull::Config) -> Self {
+        Self::on(NatsServer::shared(), consumer).await
+    }
+
+    pub async fn on(server: &NatsServer, consumer: pull::Config) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let stream = format!("S{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let client = async_nats::connect(server.url()).await.unwrap();
+        let jetstream = jetstream::new(client);
+        let config = stream::Config {
+            name: stream.clone(),
+            subjects: vec![format!("{stream}.>")],
+            ..stream::Config::default()
+        };
+        jetstream.create_stream(config).await.unwrap();
+        let name = consumer.durable_name.clone().unwrap();
+        jetstream.create_consumer_on_stream(consumer, &stream).await.unwrap();
+        Self { jetstream, stream, consumer: name }
+    }
+
+    /// Publishes and waits until it is stored; returns the stream sequence.
+    pub async fn publish(&self, subject: &str, payload: impl Into<bytes::Bytes>) -> u64 {
+        self.publish_with(subject, HeaderMap::new(), payload).await
+    }
+
+    pub async fn publish_with(
+        &self,
+        subject: &str,
+        headers: HeaderMap,
+        payload: impl Into<bytes::Bytes>,
+    ) -> u64 {
+        let subject = format!("{}.{subject}", self.stream);
+        let sent = self.jetstream.publish_with_headers(subject, headers, payload.into()).await;
+        sent.unwrap().await.unwrap().sequence
+    }
+
+    /// Publishes so many messages, `0` to `count - 1`.
+    pub async fn publish_many(&self, count: usize) {
+        for number in 0..count {
+            self.publish("n", number.to_string()).await;
+        }
+    }
+
+    pub async fn handle(&self) -> PullConsumer {
+        let stream = self.jetstream.get_stream_no_info(&self.stream).await.unwrap();
+        stream.get_consumer(&self.consumer).await.unwrap()
+    }
+
+    /// What the server says of the consumer now.
+    pub async fn info(&self) -> Info {
+        self.handle().await.info().await.unwrap().clone()
+    }
+}

@@ -1,0 +1,128 @@
+//! A nats-server for tests: its own, or one shared by all tests of a binary.
+
+use std::{
+    env, fs,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+use super::BOUND;
+
+/// The server binary: as `make test` names it, or the one on the PATH.
+pub fn binary() -> PathBuf {
+    env::var_os("FETCH_PROXY_NATS_SERVER_BIN").map_or_else(|| "nats-server".into(), PathBuf::from)
+}
+
+/// A server that lives as long as this, on a port that it keeps over restarts.
+pub struct NatsServer {
+    binary: PathBuf,
+    folder: TempDir,
+    port: u16,
+    config: Option<String>,
+    guard: Option<Child>,
+    pid: u32,
+}
+
+impl NatsServer {
+    /// Starts the server of [`binary`].
+    pub fn start() -> Self {
+        Self::start_with(binary(), None)
+    }
+
+    /// Starts another binary, or one with more configuration.
+    pub fn start_with(binary: PathBuf, config: Option<String>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut server = Self { binary, folder, port: 0, config, guard: None, pid: 0 };
+        server.launch();
+        server
+    }
+
+    /// The server that all tests of this binary share; each test makes streams of its own.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<NatsServer> = OnceLock::new();
+        SHARED.get_or_init(Self::start)
+    }
+
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Kills it as a crash would, and waits until it is gone.
+    pub fn kill(&mut self) {
+        self.signal("KILL");
+        if let Some(mut guard) = self.guard.take() {
+            guard.wait().unwrap();
+        }
+    }
+
+    /// Starts it anew on the same port and data.
+    pub fn restart(&mut self) {
+        assert!(self.guard.is_none(), "it still runs");
+        self.launch();
+    }
+
+    /// Sends it a signal by name, like `STOP`.
+    pub fn signal(&self, name: &str) {
+        let pid = self.pid.to_string();
+        let sent = Command::new("kill").args(["-s", name, &pid]).status().unwrap();
+        assert!(sent.success(), "kill -s {name} {pid}");
+    }
+
+    /// Runs behind the proxy's own guard, so that it ends with this test process however that ends.
+    fn launch(&mut self) {
+        let ports = tempfile::tempdir().unwrap();
+        let mut guard = Command::new(env!("CARGO_BIN_EXE_fetch-proxy"));
+        guard.args(["guard", "--"]).arg(&self.binary);
+        let port = if self.port == 0 { "-1".to_owned() } else { self.port.to_string() };
+        guard.args(["-a", "127.0.0.1", "-p", &port, "-js", "-sd"]).arg(self.folder.path());
+        guard.arg("--ports_file_dir").arg(ports.path());
+        guard.arg("-l").arg(self.folder.path().join("log"));
+        if let Some(config) = &self.config {
+            let file = self.folder.path().join("extra.conf");
+            fs::write(&file, config).unwrap();
+            guard.arg("-c").arg(file);
+        }
+        self.guard = Some(guard.stdin(Stdio::piped()).spawn().unwrap());
+        let (pid, port) = wait_for_ports(ports.path(), self.folder.path());
+        (self.pid, self.port) = (pid, port);
+    }
+}
+
+impl Drop for NatsServer {
+    fn drop(&mut self) {
+        if let Some(mut guard) = self.guard.take() {
+            drop(guard.stdin.take());
+            let _ = guard.wait();
+        }
+    }
+}
+
+/// The server's process id is in the name of the file that it writes, its address inside.
+fn wait_for_ports(ports: &std::path::Path, folder: &std::path::Path) -> (u32, u16) {
+    let began = Instant::now();
+    loop {
+        let files = fs::read_dir(ports).unwrap().flatten();
+        if let Some(found) = files.filter_map(|entry| read_ports(&entry.path())).next() {
+            return found;
+        }
+        let log = fs::read_to_string(folder.join("log")).unwrap_or_default();
+        assert!(began.elapsed() < BOUND, "nats-server did not come up:\n{log}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn read_ports(file: &std::path::Path) -> Option<(u32, u16)> {
+    let name = file.file_stem()?.to_str()?;
+    let pid = name.rsplit('_').next()?.parse().ok()?;
+    let ports: serde_json::Value = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
+    let port = ports["nats"][0].as_str()?.rsplit(':').next()?.parse().ok()?;
+    Some((pid, port))
+}

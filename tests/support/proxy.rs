@@ -1,0 +1,143 @@
+//! A fetch-proxy process and a client of it.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use fetch_proxy::pb::{self, fetch_service_client::FetchServiceClient};
+use tempfile::TempDir;
+use tonic::{Code, Status, transport::Channel};
+use tonic_types::StatusExt as _;
+
+use super::{BOUND, jetstream::Fixture, millis, nats_server::NatsServer};
+
+pub type Client = FetchServiceClient<Channel>;
+
+/// A proxy that lives as long as this.
+pub struct Proxy {
+    child: Child,
+    folder: TempDir,
+    pub grpc: String,
+    pub ops: String,
+}
+
+impl Proxy {
+    /// Serves in front of this server, with more flags.
+    pub fn start(server: &NatsServer, flags: &[&str]) -> Self {
+        Self::start_at(&server.url(), flags)
+    }
+
+    pub fn start_at(nats_url: &str, flags: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let ports = folder.path().join("ports.json");
+        let log = fs::File::create(folder.path().join("log")).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_fetch-proxy"))
+            .args(["serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"])
+            .args(["--nats-url", nats_url, "--drain-delay", "0s", "--ports-file"])
+            .arg(&ports)
+            .args(flags)
+            .env_remove("RUST_LOG")
+            .stderr(Stdio::from(log.try_clone().unwrap()))
+            .stdout(Stdio::from(log))
+            .spawn()
+            .unwrap();
+        let mut proxy = Self { child, folder, grpc: String::new(), ops: String::new() };
+        let ports = proxy.wait_for_ports(ports);
+        (proxy.grpc, proxy.ops) = (ports["grpc"].clone(), ports["ops"].clone());
+        proxy
+    }
+
+    pub async fn client(&self) -> Client {
+        FetchServiceClient::connect(format!("http://{}", self.grpc)).await.unwrap()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+
+    /// Sends it a signal by name, like `TERM`.
+    pub fn signal(&self, name: &str) {
+        let pid = self.pid().to_string();
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> ExitStatus {
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(began.elapsed() < BOUND, "the proxy does not end:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn wait_for_ports(&mut self, file: PathBuf) -> HashMap<String, String> {
+        let began = Instant::now();
+        loop {
+            let read = fs::read(&file).ok();
+            if let Some(ports) = read.and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
+                return ports;
+            }
+            let ended = self.child.try_wait().unwrap();
+            assert!(ended.is_none(), "the proxy ended with {ended:?}:\n{}", self.log());
+            assert!(began.elapsed() < BOUND, "the proxy does not listen:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A Fetch of what is there for this fixture, up to `n`, waiting up to `wait` milliseconds.
+pub fn fetch(fixture: &Fixture, n: u32, wait: i64) -> pb::FetchRequest {
+    pb::FetchRequest {
+        stream: fixture.stream.clone(),
+        consumer: fixture.consumer.clone(),
+        n,
+        max_wait: millis(wait),
+        ..pb::FetchRequest::default()
+    }
+}
+
+pub fn ack(token: &str) -> pb::AckRequest {
+    pb::AckRequest { token: token.to_owned(), ..pb::AckRequest::default() }
+}
+
+pub fn nak(token: &str, delay: i64) -> pb::NakRequest {
+    let token = token.to_owned();
+    pb::NakRequest { token, delay: millis(delay), ..pb::NakRequest::default() }
+}
+
+pub fn term(token: &str, reason: &str) -> pb::TermRequest {
+    let (token, reason) = (token.to_owned(), reason.to_owned());
+    pb::TermRequest { token, reason, ..pb::TermRequest::default() }
+}
+
+pub fn extend(token: &str, lease: i64) -> pb::ExtendRequest {
+    pb::ExtendRequest { token: token.to_owned(), lease: millis(lease) }
+}
+
+/// Code and reason of a refusal, which must carry both the details and the trailer.
+pub fn reason(status: &Status) -> (Code, String) {
+    let info = status.get_details_error_info();
+    let info = info.unwrap_or_else(|| panic!("no ErrorInfo in {status:?}"));
+    assert_eq!(info.domain, "fetchproxy");
+    let trailer = status.metadata().get("fetchproxy-reason").expect("no reason trailer");
+    assert_eq!(trailer.to_str().unwrap(), info.reason);
+    (status.code(), info.reason)
+}

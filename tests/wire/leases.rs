@@ -1,0 +1,162 @@
+//! Leases and time: shorter and longer than the ack wait, lapsed, lost, superseded.
+
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::consumer::pull;
+use fetch_proxy::pb::{self, Outcome};
+use tonic::Code;
+
+use crate::support::{
+    eventually,
+    jetstream::{Fixture, ack_wait, config},
+    millis,
+    nats_server::NatsServer,
+    proxy::{Client, Proxy, ack, extend, fetch, nak, reason, term},
+};
+
+async fn setup(consumer: pull::Config) -> (Fixture, Proxy, Client) {
+    let fixture = Fixture::new(consumer).await;
+    let proxy = Proxy::start(NatsServer::shared(), &[]);
+    let client = proxy.client().await;
+    (fixture, proxy, client)
+}
+
+async fn take(client: &mut Client, fixture: &Fixture, lease: Option<i64>) -> pb::Delivery {
+    let mut request = fetch(fixture, 1, 10_000);
+    request.lease = lease.and_then(millis);
+    let mut answer = client.fetch(request).await.unwrap().into_inner();
+    answer.messages.pop().unwrap_or_else(|| panic!("{answer:?}"))
+}
+
+fn expired() -> (Code, String) {
+    (Code::FailedPrecondition, "LEASE_EXPIRED".to_owned())
+}
+
+#[tokio::test]
+async fn a_lease_longer_than_the_ack_wait_is_kept_alive() {
+    let (fixture, _proxy, mut client) = setup(ack_wait(1000)).await;
+    fixture.publish("x", "1").await;
+    let message = take(&mut client, &fixture, Some(60_000)).await;
+    let nothing = client.fetch(fetch(&fixture, 1, 4000)).await.unwrap().into_inner();
+    assert!(nothing.messages.is_empty(), "delivered to somebody else after four ack waits");
+    let answer = client.ack(ack(&message.token)).await.unwrap().into_inner();
+    assert_eq!(answer.outcome(), Outcome::Confirmed);
+    assert_eq!(fixture.info().await.num_redelivered, 0);
+}
+
+#[tokio::test]
+async fn a_lease_shorter_than_the_ack_wait_gives_the_message_back_at_its_end() {
+    let (fixture, _proxy, mut client) = setup(config()).await;
+    fixture.publish("x", "1").await;
+    let began = Instant::now();
+    let message = take(&mut client, &fixture, Some(1000)).await;
+    let second = take(&mut client, &fixture, None).await;
+    let took = began.elapsed();
+    assert_eq!(second.delivery_count, 2);
+    assert!(took >= Duration::from_millis(1000) && took < Duration::from_secs(5), "{took:?}");
+    let refused = client.ack(ack(&message.token)).await.unwrap_err();
+    assert_eq!(reason(&refused), expired());
+    client.ack(ack(&second.token)).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_unset_lease_ends_before_jetstream_gives_the_message_to_another() {
+    let (fixture, _proxy, mut client) = setup(ack_wait(1000)).await;
+    fixture.publish("x", "1").await;
+    let first = take(&mut client, &fixture, None).await;
+    let second = take(&mut client, &fixture, Some(60_000)).await;
+    assert_eq!(second.delivery_count, 2);
+    // The fence: nothing that the first holder says reaches the second's delivery.
+    for refused in [
+        client.ack(ack(&first.token)).await.unwrap_err(),
+        client.nak(nak(&first.token, 0)).await.unwrap_err(),
+        client.term(term(&first.token, "no")).await.unwrap_err(),
+        client.extend(extend(&first.token, 5000)).await.unwrap_err(),
+    ] {
+        assert_eq!(reason(&refused), expired());
+    }
+    let nothing = client.fetch(fetch(&fixture, 1, 2000)).await.unwrap().into_inner();
+    assert!(nothing.messages.is_empty());
+    assert_eq!(fixture.info().await.num_ack_pending, 1);
+    client.ack(ack(&second.token)).await.unwrap();
+}
+
+#[tokio::test]
+async fn extend_moves_the_end_from_now_and_may_shorten() {
+    let (fixture, _proxy, mut client) = setup(ack_wait(1000)).await;
+    fixture.publish("x", "1").await;
+    let message = take(&mut client, &fixture, None).await;
+    let longer = client.extend(extend(&message.token, 60_000)).await.unwrap().into_inner();
+    assert!((59..=60).contains(&longer.lease.unwrap().seconds));
+    assert!(longer.lease_expire_time.is_some());
+    let nothing = client.fetch(fetch(&fixture, 1, 2500)).await.unwrap().into_inner();
+    assert!(nothing.messages.is_empty(), "the extended lease was not kept alive");
+    client.extend(extend(&message.token, 1000)).await.unwrap();
+    let second = take(&mut client, &fixture, None).await;
+    assert_eq!(second.delivery_count, 2);
+    let refused = client.ack(ack(&message.token)).await.unwrap_err();
+    assert_eq!(reason(&refused), expired());
+}
+
+#[tokio::test]
+async fn each_delivery_is_leased_by_its_own_backoff() {
+    let backoff = vec![Duration::from_millis(600), Duration::from_secs(20)];
+    let (fixture, _proxy, mut client) =
+        setup(pull::Config { backoff, max_deliver: 4, ..config() }).await;
+    fixture.publish("x", "1").await;
+    let first = take(&mut client, &fixture, None).await;
+    assert_eq!(first.lease.unwrap().seconds, 0);
+    let second = take(&mut client, &fixture, None).await;
+    assert!((17..=18).contains(&second.lease.unwrap().seconds), "{:?}", second.lease);
+    client.ack(ack(&second.token)).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_last_attempt_of_two_is_kept_for_its_holder_and_not_given_back() {
+    let (fixture, _proxy, mut client) =
+        setup(pull::Config { max_deliver: 2, ..ack_wait(10_000) }).await;
+    fixture.publish("x", "1").await;
+    let first = take(&mut client, &fixture, None).await;
+    client.nak(nak(&first.token, 0)).await.unwrap();
+    let second = take(&mut client, &fixture, Some(1000)).await;
+    assert_eq!((second.delivery_count, second.max_deliver), (2, 2));
+    // Its short lease lapses; a Nak by us would destroy the message before its ack wait is over.
+    let refused = eventually("the lease to lapse", || {
+        let (mut client, request) = (client.clone(), extend(&second.token, 1000));
+        async move {
+            tokio::time::sleep(Duration::from_millis(1100)).await;
+            client.extend(request).await.err()
+        }
+    })
+    .await;
+    assert_eq!(reason(&refused), expired());
+    assert_eq!(fixture.info().await.num_ack_pending, 1, "JetStream still waits for it");
+}
+
+#[tokio::test]
+async fn a_consumer_made_anew_ends_the_leases_of_the_old_one() {
+    let (fixture, _proxy, mut client) = setup(ack_wait(2000)).await;
+    fixture.publish("x", "1").await;
+    let message = take(&mut client, &fixture, Some(60_000)).await;
+    let stream = fixture.jetstream.get_stream(&fixture.stream).await.unwrap();
+    stream.delete_consumer(&fixture.consumer).await.unwrap();
+    fixture.jetstream.create_consumer_on_stream(ack_wait(2000), &fixture.stream).await.unwrap();
+    eventually("the old lease to end", || {
+        let (mut client, request) = (client.clone(), extend(&message.token, 60_000));
+        async move { client.extend(request).await.err().map(|status| assert_eq!(reason(&status), expired())) }
+    })
+    .await;
+    let again = take(&mut client, &fixture, None).await;
+    assert_eq!((again.stream_sequence, again.delivery_count), (1, 1));
+    client.ack(ack(&again.token)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_deleted_consumer_denies_a_settlement_and_says_so() {
+    let (fixture, _proxy, mut client) = setup(config()).await;
+    fixture.publish("x", "1").await;
+    let message = take(&mut client, &fixture, None).await;
+    fixture.jetstream.delete_stream(&fixture.stream).await.unwrap();
+    let refused = client.ack(ack(&message.token)).await.unwrap_err();
+    assert_eq!(reason(&refused), (Code::FailedPrecondition, "JETSTREAM_DENIED".to_owned()));
+}

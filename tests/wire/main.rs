@@ -1,0 +1,8 @@
+//! The promises of the contract, through a real client, a real proxy and a real nats-server.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod fetching;
+mod leases;
+mod settling;

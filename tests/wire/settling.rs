@@ -1,0 +1,243 @@
+//! Ack, Nak, Term and Settle: what JetStream sees of them, and what a retry is told.
+
+use std::time::{Duration, Instant};
+
+use fetch_proxy::pb::{
+    self, AckAction, Confirmation, ExtendAction, NakAction, Outcome, Settlement, TermAction,
+    settlement::Action,
+};
+use futures_util::StreamExt as _;
+use tonic::Code;
+
+use crate::support::{
+    eventually,
+    jetstream::{Fixture, ack_wait, config},
+    millis,
+    nats_server::NatsServer,
+    proxy::{Client, Proxy, ack, extend, fetch, nak, reason, term},
+};
+
+async fn leased(fixture: &Fixture, count: usize) -> (Proxy, Client, Vec<pb::Delivery>) {
+    fixture.publish_many(count).await;
+    let proxy = Proxy::start(NatsServer::shared(), &[]);
+    let mut client = proxy.client().await;
+    let n = u32::try_from(count).unwrap();
+    let answer = client.fetch(fetch(fixture, n, 10_000)).await.unwrap().into_inner();
+    assert_eq!(answer.messages.len(), count);
+    (proxy, client, answer.messages)
+}
+
+fn settlement(token: &str, action: Action) -> Settlement {
+    Settlement { token: token.to_owned(), action: Some(action) }
+}
+
+#[tokio::test]
+async fn an_ack_is_confirmed_by_jetstream_and_its_retry_is_a_duplicate() {
+    let fixture = Fixture::new(config()).await;
+    let (_proxy, mut client, messages) = leased(&fixture, 1).await;
+    let first = client.ack(ack(&messages[0].token)).await.unwrap().into_inner();
+    assert_eq!(first.outcome(), Outcome::Confirmed);
+    assert_eq!(fixture.info().await.num_ack_pending, 0);
+    let again = client.ack(ack(&messages[0].token)).await.unwrap().into_inner();
+    assert_eq!(again.outcome(), Outcome::Duplicate);
+}
+
+#[tokio::test]
+async fn a_nak_brings_the_message_back_at_once_and_its_retry_publishes_nothing() {
+    let fixture = Fixture::new(config()).await;
+    let (_proxy, mut client, messages) = leased(&fixture, 1).await;
+    let answer = client.nak(nak(&messages[0].token, 0)).await.unwrap().into_inner();
+    assert_eq!(answer.outcome(), Outcome::Confirmed);
+    assert!(answer.redeliver_time.is_some());
+    let second = client.fetch(fetch(&fixture, 1, 5000)).await.unwrap().into_inner();
+    assert_eq!(second.messages[0].delivery_count, 2);
+    // A second Nak of the first delivery must not touch the second's.
+    let again = client.nak(nak(&messages[0].token, 0)).await.unwrap().into_inner();
+    assert_eq!(again.outcome(), Outcome::Duplicate);
+    let nothing = client.fetch(fetch(&fixture, 1, 300)).await.unwrap().into_inner();
+    assert!(nothing.messages.is_empty(), "the retried Nak evicted the next holder");
+    client.ack(ack(&second.messages[0].token)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_nak_with_a_delay_is_redelivered_then_and_says_when() {
+    let fixture = Fixture::new(config()).await;
+    let (_proxy, mut client, messages) = leased(&fixture, 1).await;
+    let began = Instant::now();
+    client.nak(nak(&messages[0].token, 1000)).await.unwrap();
+    let second = client.fetch(fetch(&fixture, 1, 10_000)).await.unwrap().into_inner();
+    let took = began.elapsed();
+    assert_eq!(second.messages[0].delivery_count, 2);
+    assert!(took >= Duration::from_millis(950) && took < Duration::from_secs(5), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_nak_delay_is_kept_on_a_consumer_with_backoff() {
+    let seconds = |n| Duration::from_secs(n);
+    let backoff = vec![seconds(1), seconds(2)];
+    let fixture = Fixture::new(async_nats::jetstream::consumer::pull::Config {
+        backoff,
+        max_deliver: 5,
+        ..config()
+    })
+    .await;
+    let (_proxy, mut client, messages) = leased(&fixture, 1).await;
+    client.nak(nak(&messages[0].token, 0)).await.unwrap();
+    let second = client.fetch(fetch(&fixture, 1, 5000)).await.unwrap().into_inner();
+    let began = Instant::now();
+    // By itself JetStream would add a second to a delay in this attempt: BackOff[1] − BackOff[0].
+    client.nak(nak(&second.messages[0].token, 1500)).await.unwrap();
+    let third = client.fetch(fetch(&fixture, 1, 10_000)).await.unwrap().into_inner();
+    let took = began.elapsed();
+    assert_eq!(third.messages[0].delivery_count, 3);
+    assert!(took >= Duration::from_millis(1400) && took < Duration::from_millis(2300), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_nak_of_the_last_attempt_promises_no_redelivery() {
+    let fixture =
+        Fixture::new(async_nats::jetstream::consumer::pull::Config { max_deliver: 1, ..config() }).await;
+    let (_proxy, mut client, messages) = leased(&fixture, 1).await;
+    let answer = client.nak(nak(&messages[0].token, 0)).await.unwrap().into_inner();
+    assert_eq!((answer.outcome(), answer.redeliver_time), (Outcome::Confirmed, None));
+}
+
+#[tokio::test]
+async fn a_term_carries_its_reason_to_jetstream() {
+    let fixture = Fixture::new(config()).await;
+    let client = async_nats::connect(NatsServer::shared().url()).await.unwrap();
+    let subject =
+        format!("$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.{}.worker", fixture.stream);
+    let mut advisories = client.subscribe(subject).await.unwrap();
+    client.flush().await.unwrap();
+    let (_proxy, mut client, messages) = leased(&fixture, 1).await;
+    let answer = client.term(term(&messages[0].token, "cannot be done")).await.unwrap();
+    assert_eq!(answer.into_inner().outcome(), Outcome::Confirmed);
+    let advisory = advisories.next().await.unwrap().payload;
+    let advisory: serde_json::Value = serde_json::from_slice(&advisory).unwrap();
+    assert_eq!(advisory["reason"], "cannot be done");
+    assert_eq!(fixture.info().await.num_ack_pending, 0);
+}
+
+#[tokio::test]
+async fn a_message_settled_in_one_way_refuses_every_other_and_names_the_first() {
+    let fixture = Fixture::new(config()).await;
+    let (_proxy, mut client, messages) = leased(&fixture, 1).await;
+    let token = &messages[0].token;
+    client.term(term(token, "no")).await.unwrap();
+    for refused in [
+        client.ack(ack(token)).await.unwrap_err(),
+        client.nak(nak(token, 0)).await.unwrap_err(),
+        client.extend(extend(token, 5000)).await.unwrap_err(),
+    ] {
+        assert_eq!(reason(&refused), (Code::FailedPrecondition, "LEASE_SETTLED".to_owned()));
+        let info = tonic_types::StatusExt::get_details_error_info(&refused).unwrap();
+        assert_eq!(info.metadata["settled_as"], "TERM");
+    }
+}
+
+#[tokio::test]
+async fn sent_answers_without_waiting_and_reaches_jetstream() {
+    let fixture = Fixture::new(config()).await;
+    let (_proxy, mut client, messages) = leased(&fixture, 1).await;
+    let mut request = ack(&messages[0].token);
+    request.confirmation = Confirmation::Sent.into();
+    let answer = client.ack(request).await.unwrap().into_inner();
+    assert_eq!(answer.outcome(), Outcome::Sent);
+    eventually("the ack to arrive", || async {
+        (fixture.info().await.num_ack_pending == 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_settle_of_a_thousand_tokens_of_every_kind_answers_each_in_order() {
+    let fixture = Fixture::new(config()).await;
+    let (_proxy, mut client, messages) = leased(&fixture, 1000).await;
+    let settlements = messages.iter().enumerate().map(|(place, message)| {
+        let action = match place % 4 {
+            0 => Action::Ack(AckAction {}),
+            1 => Action::Nak(NakAction { delay: millis(60_000) }),
+            2 => Action::Term(TermAction { reason: "no".to_owned() }),
+            _ => Action::Extend(ExtendAction { lease: millis(60_000) }),
+        };
+        settlement(&message.token, action)
+    });
+    let request =
+        pb::SettleRequest { settlements: settlements.collect(), ..pb::SettleRequest::default() };
+    let answer = client.settle(request).await.unwrap().into_inner();
+    assert_eq!((answer.results.len(), answer.failed), (1000, 0));
+    for (place, result) in answer.results.iter().enumerate() {
+        let expected = if place % 4 == 3 { Outcome::Extended } else { Outcome::Confirmed };
+        assert_eq!(result.outcome(), expected, "{place}: {result:?}");
+        assert_eq!(result.redeliver_time.is_some(), place % 4 == 1);
+        assert_eq!(result.lease_expire_time.is_some(), place % 4 == 3);
+    }
+    // Extended and delayed ones are still pending; a quarter each was acked and terminated.
+    assert_eq!(fixture.info().await.num_ack_pending, 500);
+}
+
+#[tokio::test]
+async fn in_one_settle_a_token_counts_once_and_later_ones_answer_as_later_calls() {
+    let fixture = Fixture::new(config()).await;
+    let (_proxy, mut client, messages) = leased(&fixture, 1).await;
+    let token = &messages[0].token;
+    let request = pb::SettleRequest {
+        settlements: vec![
+            settlement(token, Action::Ack(AckAction {})),
+            settlement(token, Action::Ack(AckAction {})),
+            settlement(token, Action::Term(TermAction::default())),
+            settlement("garbage", Action::Ack(AckAction {})),
+        ],
+        ..pb::SettleRequest::default()
+    };
+    let answer = client.settle(request).await.unwrap().into_inner();
+    assert_eq!(answer.results[0].outcome(), Outcome::Confirmed);
+    assert_eq!(answer.results[3].error.as_ref().unwrap().reason, "TOKEN_INVALID");
+    // While the first is under way, or after it: never a second publish.
+    for later in &answer.results[1..3] {
+        let reason = later.error.as_ref().map_or("", |error| error.reason.as_str());
+        assert!(
+            later.outcome() == Outcome::Duplicate || ["LEASE_BUSY", "LEASE_SETTLED"].contains(&reason),
+            "{later:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn two_workers_with_one_token_settle_it_once() {
+    let fixture = Fixture::new(config()).await;
+    let (_proxy, client, messages) = leased(&fixture, 20).await;
+    for message in messages {
+        let (mut one, mut two) = (client.clone(), client.clone());
+        let (acked, termed) =
+            tokio::join!(one.ack(ack(&message.token)), two.term(term(&message.token, "no")));
+        let refused = match (acked, termed) {
+            (Ok(_), Err(refused)) | (Err(refused), Ok(_)) => refused,
+            both => panic!("exactly one must win: {both:?}"),
+        };
+        assert!(["LEASE_BUSY", "LEASE_SETTLED"].contains(&reason(&refused).1.as_str()));
+    }
+    assert_eq!(fixture.info().await.num_ack_pending, 0);
+}
+
+#[tokio::test]
+async fn a_settle_goes_on_when_its_caller_leaves() {
+    let fixture = Fixture::new(ack_wait(30_000)).await;
+    let (_proxy, client, messages) = leased(&fixture, 200).await;
+    let acked = |token: &str| settlement(token, Action::Ack(AckAction {}));
+    let settlements = messages.iter().map(|message| acked(&message.token)).collect();
+    let request = pb::SettleRequest { settlements, ..pb::SettleRequest::default() };
+    let mut leaving = client.clone();
+    let call = tokio::spawn(async move { leaving.settle(request).await });
+    // Once JetStream has seen one, the call is under way, and may be dropped.
+    eventually("the first settlement", || async {
+        (fixture.info().await.num_ack_pending < 200).then_some(())
+    })
+    .await;
+    call.abort();
+    eventually("all settlements", || async {
+        (fixture.info().await.num_ack_pending == 0).then_some(())
+    })
+    .await;
+}
