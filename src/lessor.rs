@@ -38,7 +38,7 @@ pub use self::{
     codec::Codec,
     error::{Error, Unsuitable},
     facts::{Facts, SHORTEST_ACK_WAIT},
-    fetch::{Empty, FetchAsk, Fetched, HandedOver, Leased, Rejected, RejectedCause},
+    fetch::{Empty, FetchAsk, Fetched, HandedOver, Leased, Patience, Rejected, RejectedCause},
     settle::{Action, Ask, Settled},
 };
 use self::{

@@ -9,7 +9,7 @@ use tonic::metadata::MetadataMap;
 use super::status::Refused;
 use crate::{
     broker::{Confirmation, ConsumerName},
-    lessor::{Action, Codec, FetchAsk},
+    lessor::{Action, Codec, FetchAsk, Patience},
     pb,
 };
 
@@ -64,7 +64,10 @@ pub(super) fn fetch(
             Some(lease) => Some(self::lease("lease", Some(lease), max_lease)?),
         },
         codec: codec(request.codec)?,
-        answer_by: left.map(|left| now + left.saturating_sub(slack(left))),
+        patience: left.map(|left| Patience {
+            until: now + left.saturating_sub(slack(left)),
+            answer_by: now + left.saturating_sub(slack(left) / 3),
+        }),
     })
 }
 
@@ -235,7 +238,7 @@ mod tests {
         let ask = read(&request()).unwrap();
         assert_eq!((ask.n, ask.max_wait, ask.linger), (1, DEFAULT_WAIT, Duration::ZERO));
         assert_eq!((ask.lease, ask.codec, ask.max_bytes), (None, Codec::Raw, DEFAULT_MAX_BYTES));
-        assert_eq!(ask.answer_by, None);
+        assert!(ask.patience.is_none());
     }
 
     #[test]

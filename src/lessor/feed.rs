@@ -64,12 +64,21 @@ impl Parcel {
     }
 }
 
-/// What a waiter is told.
+/// What a waiter is told. It may be dropped at any point of its way to a caller who has gone; then
+/// what it carries is given back.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) messages: Vec<Leased>,
     pub(super) too_large: Option<Leased>,
     pub(super) draining: bool,
+    pub(super) feed: Feed,
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        let unhanded = self.messages.drain(..).chain(self.too_large.take());
+        self.feed.give_back(unhanded.map(|leased| leased.parcel).collect());
+    }
 }
 
 type Reply = oneshot::Sender<Result<Answer, Error>>;
@@ -125,6 +134,8 @@ type Asking = Pin<Box<dyn Future<Output = Result<ConsumerInfo, InfoError>> + Sen
 pub(super) struct FeedTask<B: Broker> {
     lessor: Lessor<B>,
     name: ConsumerName,
+    /// The way to ourselves, for answers that are not taken.
+    feed: Feed,
     commands: mpsc::UnboundedReceiver<Command>,
     pump: Pump<Parcel>,
     waiters: HashMap<WaiterId, Waiter>,
@@ -169,8 +180,10 @@ impl<B: Broker> FeedTask<B> {
             max_request_bytes: None,
             park: Duration::from_secs(1),
         };
+        let feed = Feed { commands: sender, recent_info: Arc::default() };
         let task = Self {
             name,
+            feed: feed.clone(),
             commands,
             pump: Pump::new(limits),
             waiters: HashMap::new(),
@@ -193,7 +206,7 @@ impl<B: Broker> FeedTask<B> {
             draining: false,
             lessor,
         };
-        (Feed { commands: sender, recent_info: Arc::default() }, task)
+        (feed, task)
     }
 
     /// Runs until the consumer is gone, nobody has used it for long, or the lessor is closed.
@@ -492,10 +505,11 @@ impl<B: Broker> FeedTask<B> {
                 return Err(info_failure(error, &self.name));
             }
         };
-        let known = self.facts.take().filter(|facts| facts.created == info.created);
-        if known.is_none() {
+        if self.facts.as_ref().is_some_and(|facts| facts.created != info.created) {
+            tracing::info!(consumer = %self.name, "it was made anew: the leases of the old one end");
             self.end_leases();
         }
+        let known = self.facts.take();
         let id = known.as_ref().map_or_else(|| self.lessor.next_consumer(), |facts| facts.id);
         let facts = Arc::new(Facts::read(&self.name, id, &info)?);
         if let Some(known) = known.filter(|known| **known != *facts) {
@@ -538,11 +552,9 @@ impl<B: Broker> FeedTask<B> {
             let _ = waiter.reply.send(Err(away));
             return;
         }
-        let draining = why == Why::Draining;
-        if let Err(Ok(answer)) = waiter.reply.send(Ok(Answer { messages, too_large, draining })) {
-            let unhanded = answer.messages.into_iter().chain(answer.too_large);
-            self.take_back(unhanded.map(|leased| leased.parcel).collect(), now);
-        }
+        let (draining, feed) = (why == Why::Draining, self.feed.clone());
+        // Where nobody takes it, it comes back as a command.
+        let _ = waiter.reply.send(Ok(Answer { messages, too_large, draining, feed }));
     }
 
     /// Makes the leases the caller's own. What was lost in the meantime is left out.

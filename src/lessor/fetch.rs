@@ -39,8 +39,17 @@ pub struct FetchAsk {
     pub lease: Option<Duration>,
     /// What payloads must be.
     pub codec: Codec,
-    /// The answer must be on its way by then.
-    pub answer_by: Option<Instant>,
+    /// When the caller's own patience ends, if it has told.
+    pub patience: Option<Patience>,
+}
+
+/// The caller's deadline, less the time that an answer takes.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// Stop waiting then.
+    pub until: Instant,
+    /// The answer must be on its way by then: time enough to find out why there is nothing.
+    pub answer_by: Instant,
 }
 
 /// An answer on its way. Dropped before [`Fetched::hand_over`], its messages are given back.
@@ -144,7 +153,8 @@ impl<B: Broker> Lessor<B> {
     pub async fn fetch(&self, ask: FetchAsk) -> Result<Fetched, Error> {
         let _place = self.admit()?;
         let now = clock::now();
-        let until = ask.answer_by.map_or(now + ask.max_wait, |by| by.min(now + ask.max_wait));
+        let until = now + ask.max_wait;
+        let until = ask.patience.map_or(until, |patience| patience.until.min(until));
         let want = Want {
             n: ask.n,
             max_bytes: ask.max_bytes,
@@ -152,9 +162,9 @@ impl<B: Broker> Lessor<B> {
             linger: ask.linger.min(until.saturating_duration_since(now)),
             no_wait: ask.max_wait.is_zero(),
         };
-        let (feed, answer) = self.wait(&ask.name, want, ask.lease).await?;
-        let mut fetched = Fetched::new(answer, feed);
-        let answer_by = ask.answer_by.unwrap_or(until + self.limits.settle_timeout);
+        let mut fetched = Fetched::new(self.wait(&ask.name, want, ask.lease).await?);
+        let answer_by = until + self.limits.settle_timeout;
+        let answer_by = ask.patience.map_or(answer_by, |patience| patience.answer_by);
         self.terminate_misfits(&mut fetched, ask.codec, answer_by).await;
         if fetched.messages.is_empty() && fetched.empty.is_none() {
             self.explain(&mut fetched, &ask.name, answer_by).await?;
@@ -179,7 +189,7 @@ impl<B: Broker> Lessor<B> {
         name: &ConsumerName,
         want: Want,
         lease: Option<Duration>,
-    ) -> Result<(Feed, Answer), Error> {
+    ) -> Result<Answer, Error> {
         let (reply, answer) = oneshot::channel();
         let ticket = Ticket(self.tickets.fetch_add(1, Ordering::Relaxed));
         let feed = self.join(name, ticket, want, lease, reply);
@@ -187,7 +197,7 @@ impl<B: Broker> Lessor<B> {
         // A feed answers everybody before it ends; one that does not has been torn down.
         let answer = answer.await.unwrap_or(Err(Error::Draining))?;
         leave.disarm();
-        Ok((feed, answer))
+        Ok(answer)
     }
 
     /// Terminates what the codec does not take; it goes to the caller as rejected.
@@ -279,19 +289,23 @@ pub(super) fn info_failure(error: InfoError, name: &ConsumerName) -> Error {
 }
 
 impl Fetched {
-    fn new(answer: Answer, feed: Feed) -> Self {
-        let pending = answer.messages.last().or(answer.too_large.as_ref());
-        let pending = pending.map_or(0, |leased| leased.delivery().pending);
-        let too_large =
-            answer.too_large.map(|leased| Rejected { leased, cause: RejectedCause::TooLarge, held: true });
-        let rejected = Vec::from_iter(too_large);
-        let empty = match (answer.draining, rejected.is_empty()) {
-            (_, false) => Some(Empty::Rejected),
-            (true, true) => Some(Empty::Draining),
-            (false, true) => None,
+    fn new(mut answer: Answer) -> Self {
+        let messages = std::mem::take(&mut answer.messages);
+        let too_large = answer.too_large.take();
+        let last = messages.last().or(too_large.as_ref());
+        let pending = last.map_or(0, |leased| leased.delivery().pending);
+        let rejected = too_large.map(|leased| {
+            let cause = RejectedCause::TooLarge;
+            Rejected { leased, cause, held: true }
+        });
+        let empty = match (&rejected, answer.draining) {
+            (Some(_), _) => Some(Empty::Rejected),
+            (None, true) => Some(Empty::Draining),
+            (None, false) => None,
         };
-        let empty = empty.filter(|_| answer.messages.is_empty());
-        Self { messages: answer.messages, rejected, empty, pending, feed: Some(feed) }
+        let empty = empty.filter(|_| messages.is_empty());
+        let (rejected, feed) = (Vec::from_iter(rejected), Some(answer.feed.clone()));
+        Self { messages, rejected, empty, pending, feed }
     }
 
     /// Messages and rejected ones.

@@ -2,7 +2,7 @@
 
 use std::{
     env, fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::OnceLock,
     time::{Duration, Instant},
@@ -90,9 +90,9 @@ impl NatsServer {
             fs::write(&file, config).unwrap();
             guard.arg("-c").arg(file);
         }
-        self.guard = Some(guard.stdin(Stdio::piped()).spawn().unwrap());
-        let (pid, port) = wait_for_ports(ports.path(), self.folder.path());
-        (self.pid, self.port) = (pid, port);
+        let mut guard = guard.stdin(Stdio::piped()).spawn().unwrap();
+        (self.pid, self.port) = wait_for_ports(ports.path(), self.folder.path(), &mut guard);
+        self.guard = Some(guard);
     }
 }
 
@@ -106,7 +106,7 @@ impl Drop for NatsServer {
 }
 
 /// The server's process id is in the name of the file that it writes, its address inside.
-fn wait_for_ports(ports: &std::path::Path, folder: &std::path::Path) -> (u32, u16) {
+fn wait_for_ports(ports: &Path, folder: &Path, guard: &mut Child) -> (u32, u16) {
     let began = Instant::now();
     loop {
         let files = fs::read_dir(ports).unwrap().flatten();
@@ -114,12 +114,13 @@ fn wait_for_ports(ports: &std::path::Path, folder: &std::path::Path) -> (u32, u1
             return found;
         }
         let log = fs::read_to_string(folder.join("log")).unwrap_or_default();
-        assert!(began.elapsed() < BOUND, "nats-server did not come up:\n{log}");
+        let ended = guard.try_wait().unwrap().is_some();
+        assert!(!ended && began.elapsed() < BOUND, "nats-server did not come up:\n{log}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
-fn read_ports(file: &std::path::Path) -> Option<(u32, u16)> {
+fn read_ports(file: &Path) -> Option<(u32, u16)> {
     let name = file.file_stem()?.to_str()?;
     let pid = name.rsplit('_').next()?.parse().ok()?;
     let ports: serde_json::Value = serde_json::from_slice(&fs::read(file).ok()?).ok()?;

@@ -267,6 +267,13 @@ async fn auto_gives_text_where_it_is_text_and_terminates_nothing() {
     assert_eq!(answer.messages[1].payload, Some(Payload::Data(vec![0xff, 0].into())));
 }
 
+/// Cancels a call, and waits until the proxy has read that: frames of one connection are in order.
+async fn cancel<T>(call: tokio::task::JoinHandle<T>, client: &mut Client) {
+    call.abort();
+    assert!(call.await.is_err(), "it was to be cancelled while it waits");
+    client.ack(ack("not a token")).await.unwrap_err();
+}
+
 #[tokio::test]
 async fn a_cancelled_fetch_leaves_its_messages_to_the_next() {
     let fixture = Fixture::new(config()).await;
@@ -274,15 +281,11 @@ async fn a_cancelled_fetch_leaves_its_messages_to_the_next() {
     for round in 0..20 {
         let mut other = client.clone();
         let request = fetch(&fixture, 5, 20_000);
-        let cancelled = tokio::spawn(async move { other.fetch(request).await });
+        let call = tokio::spawn(async move { other.fetch(request).await });
         tokio::time::sleep(Duration::from_millis(round % 7)).await;
+        cancel(call, &mut client).await;
         fixture.publish("x", round.to_string()).await;
-        cancelled.abort();
         let began = Instant::now();
-        // The cancelled call may have won the race; then the message is its own.
-        if cancelled.await.is_ok() {
-            continue;
-        }
         let answer = client.fetch(fetch(&fixture, 1, 10_000)).await.unwrap().into_inner();
         assert_eq!(answer.messages.len(), 1, "round {round}");
         assert!(began.elapsed() < Duration::from_secs(5), "round {round}: dark for long");
@@ -298,14 +301,13 @@ async fn a_cancelled_fetch_never_uses_up_a_last_attempt() {
     for round in 0..8 {
         let mut other = client.clone();
         let request = fetch(&fixture, 5, 20_000);
-        let cancelled = tokio::spawn(async move { other.fetch(request).await });
+        let call = tokio::spawn(async move { other.fetch(request).await });
         // Until the pull of the call that goes away is open.
         eventually("a waiting pull", || async {
             (fixture.info().await.num_waiting > 0).then_some(())
         })
         .await;
-        cancelled.abort();
-        assert!(cancelled.await.is_err());
+        cancel(call, &mut client).await;
         fixture.publish("x", round.to_string()).await;
         if round % 4 == 3 {
             // Kept alive beyond its ack wait, for lack of anybody to give it to.
@@ -346,12 +348,11 @@ async fn too_many_leases_or_waiters_are_refused_at_once() {
     let mut other = client.clone();
     let waiting = fetch(&fixture, 1, 20_000);
     let waiting = tokio::spawn(async move { other.fetch(waiting).await });
-    let refused = eventually("the limit of waiters", || {
-        let mut client = client.clone();
-        let request = fetch(&fixture, 1, 0);
-        async move { client.fetch(request).await.err() }
+    eventually("a waiting pull", || async {
+        (fixture.info().await.num_waiting > 0).then_some(())
     })
     .await;
+    let refused = client.fetch(fetch(&fixture, 1, 0)).await.unwrap_err();
     let exhausted = tonic::Code::ResourceExhausted;
     assert_eq!(reason(&refused), (exhausted, "WAITER_LIMIT".to_owned()));
     assert!(refused.metadata().contains_key("grpc-retry-pushback-ms"));
