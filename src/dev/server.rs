@@ -21,6 +21,7 @@ const LOG: &str = "nats-server.log";
 #[derive(Debug)]
 pub struct PrivateServer {
     url: String,
+    pid: u32,
     guard: Child,
     /// Closing it is what ends the server.
     stdin: Option<ChildStdin>,
@@ -57,6 +58,18 @@ impl PrivateServer {
     /// # Errors
     /// See [`StartError`].
     pub async fn start(named: Option<&Path>, folder: Option<&Path>) -> Result<Self, StartError> {
+        Self::start_with(&env::current_exe()?, named, folder).await
+    }
+
+    /// The same, guarded by the `fetch-proxy` at `guard` when that is not this process's program.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start_with(
+        guard: &Path,
+        named: Option<&Path>,
+        folder: Option<&Path>,
+    ) -> Result<Self, StartError> {
         let binary = find(named).ok_or(StartError::NotFound)?;
         let (folder, temporary) = match folder {
             Some(folder) => (folder.to_owned(), false),
@@ -64,10 +77,10 @@ impl PrivateServer {
         };
         fs::create_dir_all(&folder)?;
         forget_ports(&folder)?;
-        let mut guard = guard(&binary, &folder, temporary)?;
+        let mut guard = guarded(guard, &binary, &folder, temporary)?;
         let stdin = guard.stdin.take();
-        let mut server = Self { url: String::new(), guard, stdin };
-        server.url = server.wait_until_up(&folder).await?;
+        let mut server = Self { url: String::new(), pid: 0, guard, stdin };
+        (server.pid, server.url) = server.wait_until_up(&folder).await?;
         Ok(server)
     }
 
@@ -76,11 +89,16 @@ impl PrivateServer {
         &self.url
     }
 
-    async fn wait_until_up(&mut self, folder: &Path) -> Result<String, StartError> {
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    async fn wait_until_up(&mut self, folder: &Path) -> Result<(u32, String), StartError> {
         let give_up: Instant = clock::now() + START;
         loop {
-            if let Some(url) = listening(folder) {
-                return Ok(url);
+            if let Some(found) = listening(folder) {
+                return Ok(found);
             }
             if clock::now() > give_up || self.guard.try_wait()?.is_some() {
                 let said = fs::read_to_string(folder.join(LOG)).unwrap_or_default();
@@ -108,8 +126,8 @@ fn find(named: Option<&Path>) -> Option<PathBuf> {
     env::split_paths(&folders).map(|folder| folder.join("nats-server")).find(|file| file.is_file())
 }
 
-fn guard(binary: &Path, folder: &Path, temporary: bool) -> io::Result<Child> {
-    let mut guard = Command::new(env::current_exe()?);
+fn guarded(guard: &Path, binary: &Path, folder: &Path, temporary: bool) -> io::Result<Child> {
+    let mut guard = Command::new(guard);
     guard.arg("guard");
     if temporary {
         guard.arg("--remove").arg(folder);
@@ -144,11 +162,13 @@ fn is_ports(file: &Path) -> bool {
     file.extension().is_some_and(|end| end == "ports")
 }
 
-/// The address that the server has written next to its data.
-fn listening(folder: &Path) -> Option<String> {
+/// The process id and the address that the server has written next to its data, in a file named
+/// `nats-server_<pid>.ports`.
+fn listening(folder: &Path) -> Option<(u32, String)> {
     let files = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
-    files
-        .filter(|file| is_ports(file))
-        .filter_map(|file| serde_json::from_slice::<Ports>(&fs::read(file).ok()?).ok())
-        .find_map(|ports| ports.nats.into_iter().next())
+    files.filter(|file| is_ports(file)).find_map(|file| {
+        let pid = file.file_stem()?.to_str()?.rsplit('_').next()?.parse().ok()?;
+        let ports: Ports = serde_json::from_slice(&fs::read(&file).ok()?).ok()?;
+        Some((pid, ports.nats.into_iter().next()?))
+    })
 }

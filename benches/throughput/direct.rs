@@ -1,0 +1,45 @@
+//! The same work by async-nats itself, without a proxy: the library's own fetch and acks.
+
+use std::{sync::Arc, sync::atomic::{AtomicUsize, Ordering}, time::Duration};
+
+use async_nats::jetstream::consumer::PullConsumer;
+use futures_util::{StreamExt as _, future::join_all};
+
+use crate::{Half, half, setup::{STREAM, Setup}};
+
+/// `clients` tasks that fetch a hundred and ack each: all at once and confirmed, or only sent.
+pub async fn batches(setup: &Setup, clients: usize, messages: usize, confirmed: bool) -> Half {
+    let name = setup.consumer().await;
+    let stream = setup.jetstream.get_stream_no_info(STREAM).await.unwrap();
+    let consumer: PullConsumer = stream.get_consumer(&name).await.unwrap();
+    let done = Arc::new(AtomicUsize::new(0));
+    half(&setup.cpu_direct(), async {
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..clients {
+            let (consumer, done) = (consumer.clone(), done.clone());
+            tasks.spawn(async move {
+                while done.load(Ordering::Relaxed) < messages {
+                    let expires = Duration::from_millis(500);
+                    let batch = consumer.fetch().max_messages(100).expires(expires).messages();
+                    let batch: Vec<_> = batch.await.unwrap().collect().await;
+                    let acks = batch.iter().flatten();
+                    if confirmed {
+                        let acked = join_all(acks.map(|message| message.double_ack())).await;
+                        assert!(acked.iter().all(Result::is_ok));
+                    } else {
+                        for message in acks {
+                            message.ack().await.unwrap();
+                        }
+                    }
+                    done.fetch_add(batch.len(), Ordering::Relaxed);
+                }
+            });
+        }
+        while let Some(ended) = tasks.join_next().await {
+            ended.unwrap();
+        }
+        setup.nats.flush().await.unwrap();
+        done.load(Ordering::Relaxed)
+    })
+    .await
+}

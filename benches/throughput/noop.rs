@@ -1,0 +1,70 @@
+//! The floor: a tonic service with the same messages and calls that does nothing, in a process of
+//! its own. What gRPC itself costs.
+
+use fetch_proxy::pb::{
+    self, delivery::Payload, fetch_service_server::{FetchService, FetchServiceServer},
+};
+use prost_types::{Duration, Timestamp};
+use tonic::{Request, Response, Status, transport::{Server, server::TcpIncoming}};
+
+use crate::{Half, half, proxied, setup::Setup};
+
+/// Fetch and Ack against canned answers.
+pub async fn singles(setup: &Setup, clients: usize, messages: usize) -> Half {
+    let clients = proxied::connect(&setup.noop, clients).await;
+    let request = proxied::fetch("none", 1);
+    half(&setup.cpu_noop(), proxied::rounds(clients, request, messages)).await
+}
+
+pub async fn serve() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    println!("{}", listener.local_addr().unwrap());
+    Server::builder()
+        .add_service(FetchServiceServer::new(Noop))
+        .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)))
+        .await
+        .unwrap();
+}
+
+struct Noop;
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl FetchService for Noop {
+    async fn fetch(&self, _: Request<pb::FetchRequest>) -> Answer<pb::FetchResponse> {
+        let message = pb::Delivery {
+            token: "t".repeat(280),
+            subject: "bench.x".into(),
+            payload: Some(Payload::Data(vec![b'x'; 1024].into())),
+            stream_sequence: 1,
+            consumer_sequence: 1,
+            delivery_count: 1,
+            publish_time: Some(Timestamp { seconds: 1, nanos: 1 }),
+            lease_expire_time: Some(Timestamp { seconds: 1, nanos: 1 }),
+            lease: Some(Duration { seconds: 54, nanos: 1 }),
+            ..Default::default()
+        };
+        Ok(Response::new(pb::FetchResponse { messages: vec![message], ..Default::default() }))
+    }
+
+    async fn ack(&self, _: Request<pb::AckRequest>) -> Answer<pb::AckResponse> {
+        Ok(Response::new(pb::AckResponse { outcome: pb::Outcome::Confirmed.into() }))
+    }
+
+    async fn nak(&self, _: Request<pb::NakRequest>) -> Answer<pb::NakResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn term(&self, _: Request<pb::TermRequest>) -> Answer<pb::TermResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn extend(&self, _: Request<pb::ExtendRequest>) -> Answer<pb::ExtendResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn settle(&self, _: Request<pb::SettleRequest>) -> Answer<pb::SettleResponse> {
+        Err(Status::unimplemented(""))
+    }
+}

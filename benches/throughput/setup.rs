@@ -1,0 +1,148 @@
+//! A nats-server with a filled stream, and a proxy in front of it, each a process of its own.
+
+use std::{
+    env, fs,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
+
+use async_nats::jetstream::{self, consumer::pull, stream};
+use fetch_proxy::dev::PrivateServer;
+use futures_util::future::join_all;
+
+pub const STREAM: &str = "BENCH";
+const SIZE: usize = 1024;
+
+pub struct Setup {
+    pub nats: async_nats::Client,
+    pub jetstream: jetstream::Context,
+    pub grpc: String,
+    pub noop: String,
+    server: PrivateServer,
+    proxy: Child,
+    noop_process: Child,
+    _folder: tempfile::TempDir,
+}
+
+impl Setup {
+    /// Starts everything and fills the stream; every run reads it from its beginning with a new
+    /// consumer.
+    pub async fn start(messages: usize) -> Self {
+        let binary = env::var_os("FETCH_PROXY_NATS_SERVER_BIN").map(PathBuf::from);
+        let server = PrivateServer::start_with(
+            env!("CARGO_BIN_EXE_fetch-proxy").as_ref(),
+            binary.as_deref(),
+            None,
+        )
+        .await
+        .unwrap();
+        let nats = async_nats::connect(server.url()).await.unwrap();
+        let jetstream = jetstream::new(nats.clone());
+        let config = stream::Config {
+            name: STREAM.into(),
+            subjects: vec!["bench.>".into()],
+            ..Default::default()
+        };
+        jetstream.create_stream(config).await.unwrap();
+        let payload = bytes::Bytes::from(vec![b'x'; SIZE]);
+        for _ in 0..messages.div_ceil(1000) {
+            let sent = (0..1000).map(|_| jetstream.publish("bench.x", payload.clone()));
+            for sent in join_all(sent).await {
+                sent.unwrap().await.unwrap();
+            }
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let ports = folder.path().join("ports");
+        let proxy = Command::new(env!("CARGO_BIN_EXE_fetch-proxy"))
+            .args(["serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"])
+            .args(["--max-leases", "2000000", "--max-waiters", "200000", "--log-level", "off"])
+            .args(["--nats-url", server.url(), "--ports-file"])
+            .arg(&ports)
+            .spawn()
+            .unwrap();
+        let noop_ports = folder.path().join("noop");
+        let noop_process = Command::new(env::current_exe().unwrap())
+            .arg("--noop-server")
+            .stdout(Stdio::from(fs::File::create(&noop_ports).unwrap()))
+            .spawn()
+            .unwrap();
+        let ports: serde_json::Value = serde_json::from_str(&read(&ports)).unwrap();
+        let grpc = format!("http://{}", ports["grpc"].as_str().unwrap());
+        let noop = format!("http://{}", read(&noop_ports).trim());
+        Self { nats, jetstream, grpc, noop, server, proxy, noop_process, _folder: folder }
+    }
+
+    /// A new durable consumer over the whole stream.
+    pub async fn consumer(&self) -> String {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("c{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let config = pull::Config {
+            durable_name: Some(name.clone()),
+            max_ack_pending: 1_000_000,
+            ack_wait: Duration::from_secs(60),
+            ..Default::default()
+        };
+        self.jetstream.create_consumer_on_stream(config, STREAM).await.unwrap();
+        name
+    }
+
+    /// CPU of this process, the proxy and nats-server.
+    pub fn cpu_proxied(&self) -> Cpu {
+        Cpu(vec![std::process::id(), self.proxy.id(), self.server.pid()])
+    }
+
+    /// CPU of this process and nats-server.
+    pub fn cpu_direct(&self) -> Cpu {
+        Cpu(vec![std::process::id(), self.server.pid()])
+    }
+
+    /// CPU of this process and the no-op server.
+    pub fn cpu_noop(&self) -> Cpu {
+        Cpu(vec![std::process::id(), self.noop_process.id()])
+    }
+
+    pub fn proxy_pid(&self) -> u32 {
+        self.proxy.id()
+    }
+}
+
+impl Drop for Setup {
+    fn drop(&mut self) {
+        for child in [&mut self.proxy, &mut self.noop_process] {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn read(file: &PathBuf) -> String {
+    let began = Instant::now();
+    loop {
+        match fs::read_to_string(file) {
+            Ok(text) if text.ends_with('\n') => return text,
+            _ => assert!(began.elapsed() < Duration::from_secs(20), "{} is not written", file.display()),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The CPU time of some processes.
+pub struct Cpu(Vec<u32>);
+
+impl Cpu {
+    /// Microseconds so far, user and system together.
+    pub fn micros(&self) -> f64 {
+        self.0.iter().map(|pid| micros(*pid)).sum()
+    }
+}
+
+/// From /proc: fields 14 and 15 of `stat`, in ticks of 10 ms.
+fn micros(pid: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    let fields: Vec<f64> = after_name.split(' ').filter_map(|field| field.parse().ok()).collect();
+    // The state letter is not a number, so utime and stime are 10 and 11 of what is.
+    fields.get(10).zip(fields.get(11)).map_or(0.0, |(user, system)| (user + system) * 10_000.0)
+}
