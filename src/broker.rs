@@ -172,8 +172,8 @@ pub struct Pull {
 /// What comes through an inbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Arrival {
-    /// A delivery.
-    Message(Delivery),
+    /// A delivery; boxed, because it is handed on many times before it is looked at.
+    Message(Box<Delivery>),
     /// A pull has ended.
     End {
         /// Which pull.

@@ -220,16 +220,12 @@ pub struct LeaseTable<T> {
     next: NonZeroU64,
     leases: BTreeMap<LeaseId, Lease<T>>,
     due: BTreeSet<(Nanos, LeaseId)>,
-    consumers: BTreeMap<ConsumerId, Consumer>,
+    /// Leases by consumer and stream sequence.
+    consumers: BTreeMap<ConsumerId, BTreeMap<u64, LeaseId>>,
+    /// Consumers that were deleted, or made anew: their leases are lost, and leave as time comes to
+    /// them.
+    dead: BTreeSet<ConsumerId>,
     memory: Memory,
-}
-
-/// The leases of one consumer, by stream sequence.
-#[derive(Debug, Default)]
-struct Consumer {
-    by_sequence: BTreeMap<u64, LeaseId>,
-    /// Deleted, or made anew: its leases are lost, and leave as time comes to them.
-    dead: bool,
 }
 
 impl<T> LeaseTable<T> {
@@ -242,6 +238,7 @@ impl<T> LeaseTable<T> {
             leases: BTreeMap::new(),
             due: BTreeSet::new(),
             consumers: BTreeMap::new(),
+            dead: BTreeSet::new(),
             memory: Memory::new(remembered),
         }
     }
@@ -255,8 +252,7 @@ impl<T> LeaseTable<T> {
         let ack_wait = nanos(terms.ack_wait);
         let received = self.origin.since(terms.received);
         let ack_by = received + ack_wait - time::margin_of(ack_wait);
-        let older = self.consumers.entry(terms.consumer).or_default();
-        let older = older.by_sequence.insert(terms.sequence, id);
+        let older = self.consumers.entry(terms.consumer).or_default().insert(terms.sequence, id);
         let superseded = older.and_then(|older| self.remove(older, Ended::Lost, false));
         let lease = Lease {
             payload,
@@ -334,27 +330,23 @@ impl<T> LeaseTable<T> {
         now: Instant,
     ) -> Result<Begun<'_, T>, Refusal> {
         let now = self.origin.since(now);
-        if !self.leases.contains_key(&id) {
-            return match self.refusal(id) {
+        let Some(lease) = self.leases.get_mut(&id) else {
+            return match refusal(&self.memory, id) {
                 Refusal::Settled { by } if by == kind => Ok(Begun::Duplicate),
                 refusal => Err(refusal),
             };
-        }
-        let lease = self.lease(id)?;
+        };
         match lease.state {
-            State::Held if lease.alive(now) => {}
-            State::Uncertain(other) if other != kind => {
-                return Err(Refusal::Settled { by: other });
+            _ if self.dead.contains(&lease.consumer) => {
+                return Err(Refusal::Expired { forgotten: false });
             }
+            State::Held if lease.alive(now) => {}
+            State::Uncertain(by) if by != kind => return Err(Refusal::Settled { by }),
             State::Uncertain(_) if now < lease.ack_by => {}
             State::Settling(_) => return Err(Refusal::Busy),
             State::Held | State::Uncertain(_) => return Err(Refusal::Expired { forgotten: false }),
         }
-        let due = (lease.due_at(), id);
-        self.due.remove(&due);
-        let Some(lease) = self.leases.get_mut(&id) else {
-            return Err(Refusal::Expired { forgotten: false });
-        };
+        self.due.remove(&(lease.due_at(), id));
         lease.state = State::Settling(kind);
         Ok(Begun::Publish(&lease.payload))
     }
@@ -363,8 +355,8 @@ impl<T> LeaseTable<T> {
     /// when the lease has left the table.
     pub fn finish(&mut self, id: LeaseId, outcome: Outcome, now: Instant) -> (After, Option<T>) {
         let now = self.origin.since(now);
-        let dead = self.is_dead(id);
         let Some(lease) = self.leases.get_mut(&id) else { return (After::Gone, None) };
+        let dead = self.dead.contains(&lease.consumer);
         let State::Settling(kind) = lease.state else { return (After::Held, None) };
         let (state, ended) = match outcome {
             Outcome::Confirmed => (None, Ended::settled(kind)),
@@ -393,7 +385,7 @@ impl<T> LeaseTable<T> {
     pub fn give_back(&mut self, id: LeaseId, now: Instant) -> Option<GivenBack<T>> {
         let now = self.origin.since(now);
         let lease = self.leases.get(&id).filter(|lease| lease.state == State::Held)?;
-        let release = lease.may_release(now) && !self.is_dead(id);
+        let release = lease.may_release(now) && !self.dead.contains(&lease.consumer);
         let (_, payload) = self.remove(id, Ended::Lapsed, true)?;
         Some(GivenBack { payload, release })
     }
@@ -412,13 +404,12 @@ impl<T> LeaseTable<T> {
     }
 
     fn sweep_one(&mut self, id: LeaseId, now: Nanos) -> Option<Due<T>> {
-        let dead = self.is_dead(id);
         let Some(lease) = self.leases.get_mut(&id) else {
             // Invariant 6 says that this cannot be; without it, sweeping would never end.
             self.due.pop_first();
             return None;
         };
-        if dead || now >= lease.ack_by {
+        if self.dead.contains(&lease.consumer) || now >= lease.ack_by {
             let (id, payload) = self.remove(id, Ended::Lost, true)?;
             return Some(Due::Lost { id, payload });
         }
@@ -440,11 +431,8 @@ impl<T> LeaseTable<T> {
     /// before the old `ack_by`: after that JetStream answers, and does nothing.
     pub fn progressed(&mut self, id: LeaseId, sent_at: Instant, confirmed: bool, now: Instant) {
         let (sent_at, now) = (self.origin.since(sent_at), self.origin.since(now));
-        if !confirmed || self.is_dead(id) {
-            return;
-        }
         let Some(lease) = self.leases.get_mut(&id) else { return };
-        if now >= lease.ack_by {
+        if !confirmed || now >= lease.ack_by || self.dead.contains(&lease.consumer) {
             return;
         }
         let due = (lease.due_at(), id);
@@ -486,13 +474,13 @@ impl<T> LeaseTable<T> {
 
     /// Leases of one consumer.
     pub fn held_by(&self, consumer: ConsumerId) -> usize {
-        self.consumers.get(&consumer).map_or(0, |consumer| consumer.by_sequence.len())
+        self.consumers.get(&consumer).map_or(0, BTreeMap::len)
     }
 
     /// The consumer is gone, or another one under its name: all its leases are lost from now on.
     pub fn end_consumer(&mut self, consumer: ConsumerId) {
-        if let Some(consumer) = self.consumers.get_mut(&consumer) {
-            consumer.dead = true;
+        if self.consumers.contains_key(&consumer) {
+            self.dead.insert(consumer);
         }
     }
 
@@ -558,7 +546,7 @@ impl<T> LeaseTable<T> {
         limit: usize,
         change: impl Fn(&mut Lease<T>),
     ) -> Option<u64> {
-        let leases = &self.consumers.get(&consumer)?.by_sequence;
+        let leases = self.consumers.get(&consumer)?;
         let from = after.map_or(0, |after| after.saturating_add(1));
         let ids: Vec<(u64, LeaseId)> =
             leases.range(from..).take(limit).map(|(sequence, id)| (*sequence, *id)).collect();
@@ -603,26 +591,12 @@ impl<T> LeaseTable<T> {
     /// A lease in the table whose consumer is still the one it was granted for.
     fn lease(&self, id: LeaseId) -> Result<&Lease<T>, Refusal> {
         match self.leases.get(&id) {
-            Some(_) if self.is_dead(id) => Err(Refusal::Expired { forgotten: false }),
+            Some(lease) if self.dead.contains(&lease.consumer) => {
+                Err(Refusal::Expired { forgotten: false })
+            }
             Some(lease) => Ok(lease),
-            None => Err(self.refusal(id)),
+            None => Err(refusal(&self.memory, id)),
         }
-    }
-
-    /// Why a lease that is not in the table is not.
-    fn refusal(&self, id: LeaseId) -> Refusal {
-        match self.memory.ended(id) {
-            Some(Ended::Ack) => Refusal::Settled { by: Kind::Ack },
-            Some(Ended::Nak) => Refusal::Settled { by: Kind::Nak },
-            Some(Ended::Term) => Refusal::Settled { by: Kind::Term },
-            Some(Ended::Lapsed | Ended::Lost) => Refusal::Expired { forgotten: false },
-            None => Refusal::Expired { forgotten: true },
-        }
-    }
-
-    fn is_dead(&self, id: LeaseId) -> bool {
-        let consumer = self.leases.get(&id).and_then(|lease| self.consumers.get(&lease.consumer));
-        consumer.is_some_and(|consumer| consumer.dead)
     }
 
     /// Takes a lease out. `indexed`: the index by sequence still points to it.
@@ -631,12 +605,24 @@ impl<T> LeaseTable<T> {
         self.due.remove(&(lease.due_at(), id));
         self.memory.remember(id, ended);
         if indexed && let Some(consumer) = self.consumers.get_mut(&lease.consumer) {
-            consumer.by_sequence.remove(&lease.sequence);
-            if consumer.by_sequence.is_empty() {
+            consumer.remove(&lease.sequence);
+            if consumer.is_empty() {
                 self.consumers.remove(&lease.consumer);
+                self.dead.remove(&lease.consumer);
             }
         }
         Some((id, lease.payload))
+    }
+}
+
+/// Why a lease that is not in the table is not.
+fn refusal(memory: &Memory, id: LeaseId) -> Refusal {
+    match memory.ended(id) {
+        Some(Ended::Ack) => Refusal::Settled { by: Kind::Ack },
+        Some(Ended::Nak) => Refusal::Settled { by: Kind::Nak },
+        Some(Ended::Term) => Refusal::Settled { by: Kind::Term },
+        Some(Ended::Lapsed | Ended::Lost) => Refusal::Expired { forgotten: false },
+        None => Refusal::Expired { forgotten: true },
     }
 }
 

@@ -54,7 +54,7 @@ pub(super) struct Ticket(pub(super) u64);
 #[derive(Debug)]
 pub(super) struct Parcel {
     pub(super) id: LeaseId,
-    pub(super) delivery: Delivery,
+    pub(super) delivery: Box<Delivery>,
     pub(super) facts: Arc<Facts>,
 }
 
@@ -388,8 +388,7 @@ impl<B: Broker> FeedTask<B> {
         let arrivals: Vec<Arrival> = self.arrivals.drain(..).collect();
         let places = &mut self.places;
         let mut superseded = Vec::new();
-        let granted: Vec<(LeaseId, Delivery)> = Vec::with_capacity(arrivals.len());
-        let mut granted = granted;
+        let mut granted: Vec<(LeaseId, Box<Delivery>)> = Vec::with_capacity(arrivals.len());
         let mut ends = Vec::new();
         self.lessor.books.with(|table| {
             for arrival in arrivals {

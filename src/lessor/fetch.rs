@@ -96,7 +96,7 @@ impl Leased {
 
     /// The same, to keep.
     pub fn into_delivery(self) -> Delivery {
-        self.parcel.delivery
+        *self.parcel.delivery
     }
 
     /// Attempts after which the message is given up; `None` is without limit.

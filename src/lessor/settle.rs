@@ -3,7 +3,14 @@
 //!
 //! Once begun, a settlement runs to its end whether or not its caller stays.
 
-use std::time::{Duration, Instant};
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use tokio_util::task::TaskTracker;
 
 use super::{Error, Lessor, books::Hold};
 use crate::{
@@ -66,27 +73,18 @@ impl<B: Broker> Lessor<B> {
         confirmation: Confirmation,
         until: Instant,
     ) -> Vec<Result<Settled, Error>> {
-        let count = asks.len();
         let until = until.min(clock::now() + self.limits.settle_timeout);
-        let lessor = self.clone();
-        let run = self.tasks.spawn(async move { lessor.run(asks, confirmation, until).await });
-        // Only a panic can end the task early; nobody knows then how far it came.
-        run.await.unwrap_or_else(|_| vec![Err(Error::Unconfirmed); count])
-    }
-
-    async fn run(
-        &self,
-        asks: Vec<Ask>,
-        confirmation: Confirmation,
-        until: Instant,
-    ) -> Vec<Result<Settled, Error>> {
         let (mut results, begun, orders) = self.begin(asks);
         if begun.is_empty() {
             return results;
         }
-        let outcomes = self.broker.settle(orders, confirmation, until).await;
-        self.finish(&mut results, begun, outcomes, confirmation);
-        results
+        let lessor = self.clone();
+        let run = async move {
+            let outcomes = lessor.broker.settle(orders, confirmation, until).await;
+            lessor.finish(&mut results, begun, outcomes, confirmation);
+            results
+        };
+        ToItsEnd { run: Some(Box::pin(run)), tasks: &self.tasks }.await
     }
 
     /// Asks the table. What it let through has a placeholder among the results.
@@ -158,6 +156,32 @@ impl<B: Broker> Lessor<B> {
             clock::sleep_until(Some(ack_by)).await;
             lessor.broker.abandon_settling();
         });
+    }
+}
+
+/// A settlement that has begun. Its caller polls it; when the caller leaves, a task goes on with it.
+/// A task from the start would cost every settlement two wake-ups.
+struct ToItsEnd<'t, T: Send + 'static> {
+    run: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
+    tasks: &'t TaskTracker,
+}
+
+impl<T: Send + 'static> Future for ToItsEnd<'_, T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+        let Some(run) = &mut self.run else { return Poll::Pending };
+        let output = std::task::ready!(run.as_mut().poll(cx));
+        self.run = None;
+        Poll::Ready(output)
+    }
+}
+
+impl<T: Send + 'static> Drop for ToItsEnd<'_, T> {
+    fn drop(&mut self) {
+        if let Some(run) = self.run.take() {
+            self.tasks.spawn(run);
+        }
     }
 }
 

@@ -13,7 +13,7 @@ pub(super) fn read(message: Message, prefix: &str) -> Option<Arrival> {
     if let Some(reply) = &message.reply
         && let Some(facts) = AckFacts::parse(reply)
     {
-        return Some(Arrival::Message(delivery(&message, reply, &facts)));
+        return Some(Arrival::Message(Box::new(delivery(&message, reply, &facts))));
     }
     let no = message.subject.strip_prefix(prefix)?.parse().ok()?;
     let status = message.status?.as_u16();
@@ -77,25 +77,28 @@ impl<'s> AckFacts<'s> {
     /// Both forms of ADR-15: 9 tokens, or 11 and more with domain and account in front. Any other
     /// number is something else.
     pub(super) fn parse(reply: &'s str) -> Option<Self> {
-        let rest = reply.strip_prefix("$JS.ACK.")?;
-        let mut tokens = rest.split('.');
-        match rest.bytes().filter(|byte| *byte == b'.').count() + 1 {
-            7 => {}
-            9.. => {
-                tokens.nth(1);
+        let mut tokens = [""; 9];
+        let mut count = 0;
+        for token in reply.strip_prefix("$JS.ACK.")?.split('.') {
+            if let Some(place) = tokens.get_mut(count) {
+                *place = token;
             }
-            _ => return None,
+            count += 1;
         }
-        let (stream, consumer) = (tokens.next()?, tokens.next()?);
-        let mut number = || tokens.next()?.parse().ok();
+        let tokens = match count {
+            7 => &tokens[..7],
+            9.. => &tokens[2..],
+            _ => return None,
+        };
+        let number = |place: usize| tokens[place].parse().ok();
         Some(Self {
-            stream,
-            consumer,
-            delivery_count: number()?,
-            stream_sequence: number()?,
-            consumer_sequence: number()?,
-            published: number()?,
-            pending: number()?,
+            stream: tokens[0],
+            consumer: tokens[1],
+            delivery_count: number(2)?,
+            stream_sequence: number(3)?,
+            consumer_sequence: number(4)?,
+            published: number(5)?,
+            pending: number(6)?,
         })
     }
 }

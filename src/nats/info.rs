@@ -24,8 +24,8 @@ pub(super) async fn read(
     until: Instant,
 ) -> Result<ConsumerInfo, InfoError> {
     let subject = settings.api(&format!("CONSUMER.INFO.{}.{}", name.stream, name.consumer));
-    let request = Request { subject, payload: Bytes::new() };
-    let answer = replies.ask(vec![request], until).await.pop();
+    let request = Request { subject: subject.into(), payload: Bytes::new() };
+    let answer = replies.ask(&[request], until).await.pop();
     match answer {
         Some(Ok(Answer::Replied(body))) => parse(&body),
         Some(Ok(Answer::NoResponder)) => unavailable("JetStream is not enabled, or has no leader"),

@@ -55,7 +55,7 @@ pub(super) enum Answer {
 
 /// One request to publish.
 pub(super) struct Request {
-    pub(super) subject: String,
+    pub(super) subject: Box<str>,
     pub(super) payload: Bytes,
 }
 
@@ -96,50 +96,46 @@ impl Replies {
     /// Publishes all and waits for their answers, until `until` or the loss of the connection.
     pub(super) async fn ask(
         &self,
-        requests: Vec<Request>,
+        requests: &[Request],
         until: Instant,
     ) -> Vec<Result<Answer, BrokerError>> {
         let began = clock::now();
         let mut refusals = self.connection.denials.watch();
         let batch = Arc::new(Batch::new(requests.len()));
         let first = lock(&self.open).register(&batch);
-        let subjects: Vec<String> = requests.iter().map(|r| r.subject.clone()).collect();
+        let refused = async {
+            while refusals.changed().await.is_ok() && self.refused(began, requests).is_none() {}
+        };
 
         let sent = self.publish(requests, first, until).await;
         tokio::select! {
-            () = batch.done(sent) => {}
+            biased;
+            () = batch.done(sent) => return batch.results(sent, None),
             () = clock::sleep_until(Some(until)) => {}
             () = self.connection.lost.cancelled() => {}
-            () = async {
-                loop {
-                    if refusals.changed().await.is_err() || self.refused(began, &subjects).is_some() {
-                        break;
-                    }
-                }
-            } => {}
+            () = refused => {}
         }
-        lock(&self.open).forget(first, subjects.len());
-        let denied = self.refused(began, &subjects);
-        batch.results(sent, denied.as_deref())
+        lock(&self.open).forget(first, requests.len());
+        batch.results(sent, self.refused(began, requests).as_deref())
     }
 
     /// Publishes in order and returns how many may have left. Each carries the number of its place.
-    async fn publish(&self, requests: Vec<Request>, first: u64, until: Instant) -> usize {
-        for (place, request) in requests.into_iter().enumerate() {
+    async fn publish(&self, requests: &[Request], first: u64, until: Instant) -> usize {
+        for (place, request) in requests.iter().enumerate() {
             let reply = format!("{}{}", self.prefix, first + place as u64);
             if !self.send(request, Some(reply), until).await {
                 return place;
             }
         }
-        usize::MAX
+        requests.len()
     }
 
     /// Hands one message to the connection. `false`: it will never leave.
-    async fn send(&self, request: Request, reply: Option<String>, until: Instant) -> bool {
+    async fn send(&self, request: &Request, reply: Option<String>, until: Instant) -> bool {
         if self.connection.lost.is_cancelled() {
             return false;
         }
-        let Request { subject, payload } = request;
+        let (subject, payload) = (String::from(&*request.subject), request.payload.clone());
         let client = &self.connection.client;
         // A full queue of a connection that takes nothing blocks for ever: hence the bound.
         let sent = timeout_at(until.into(), async {
@@ -151,8 +147,9 @@ impl Replies {
         matches!(sent.await, Ok(Ok(())))
     }
 
-    fn refused(&self, since: Instant, subjects: &[String]) -> Option<String> {
-        self.connection.denials.find(since, |refused| subjects.iter().any(|one| one == refused))
+    fn refused(&self, since: Instant, requests: &[Request]) -> Option<String> {
+        let of_ours = |refused: &str| requests.iter().any(|request| &*request.subject == refused);
+        self.connection.denials.find(since, of_ours)
     }
 }
 
@@ -167,31 +164,33 @@ pub(super) async fn settle(
     let requests: Vec<Request> = orders.into_iter().map(request).collect();
     if confirmation == Confirmation::Sent {
         let mut sent = Vec::with_capacity(requests.len());
-        for request in requests {
-            let gone = replies.send(request, None, until).await;
-            sent.push(gone.then_some(()).ok_or_else(|| unsent("the settling connection is gone")));
+        for request in &requests {
+            let left = replies.send(request, None, until).await;
+            sent.push(left.then_some(()).ok_or_else(|| unsent("the settling connection is gone")));
         }
         return sent;
     }
-    let names: Vec<Option<ConsumerName>> =
-        requests.iter().map(|request| consumer_of(&request.subject)).collect();
-    let answers = replies.ask(requests, until).await;
+    let answers = replies.ask(&requests, until).await;
     let mut settled = Vec::with_capacity(answers.len());
-    let mut verdict: Option<(ConsumerName, BrokerError)> = None;
-    for (answer, name) in answers.into_iter().zip(names) {
-        settled.push(match (answer, name) {
-            (Ok(Answer::Replied(_)), _) => Ok(()),
-            (Ok(Answer::NoResponder), Some(name)) => {
-                let known = verdict.take().filter(|(of, _)| *of == name).map(|(_, error)| error);
+    // A consumer is looked at once, however many of its deliveries nobody answers for.
+    let mut looked_at: Option<(ConsumerName, BrokerError)> = None;
+    for (answer, request) in answers.into_iter().zip(&requests) {
+        settled.push(match answer {
+            Ok(Answer::Replied(_)) => Ok(()),
+            Err(error) => Err(error),
+            Ok(Answer::NoResponder) => {
+                let Some(name) = consumer_of(&request.subject) else {
+                    settled.push(Err(Denial::Gone.into()));
+                    continue;
+                };
+                let known = looked_at.take().filter(|(of, _)| *of == name);
                 let error = match known {
-                    Some(error) => error,
+                    Some((_, error)) => error,
                     None => why_nobody_answers(replies, settings, &name, until).await,
                 };
-                verdict = Some((name, error.clone()));
+                looked_at = Some((name, error.clone()));
                 Err(error)
             }
-            (Ok(Answer::NoResponder), None) => Err(Denial::Gone.into()),
-            (Err(error), _) => Err(error),
         });
     }
     settled
@@ -227,7 +226,7 @@ fn request(order: Order) -> Request {
         Verdict::Term(reason) if reason.is_empty() => Bytes::from_static(b"+TERM"),
         Verdict::Term(reason) => format!("+TERM {reason}").into(),
     };
-    Request { subject: order.ack.0.into(), payload }
+    Request { subject: order.ack.0, payload }
 }
 
 fn read(message: Message) -> Answer {
