@@ -45,9 +45,19 @@ impl Fixture {
     }
 
     pub async fn on(server: &NatsServer, consumer: pull::Config) -> Self {
+        Self::at(&server.url(), consumer).await
+    }
+
+    /// The same by a URL, which may name a user.
+    pub async fn at(url: &str, consumer: pull::Config) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let stream = format!("S{}", COUNT.fetch_add(1, Ordering::Relaxed));
-        let client = async_nats::connect(server.url()).await.unwrap();
+        let address: async_nats::ServerAddr = url.parse().unwrap();
+        let mut options = async_nats::ConnectOptions::new();
+        if let (Some(user), Some(password)) = (address.username(), address.password()) {
+            options = options.user_and_password(user.to_owned(), password.to_owned());
+        }
+        let client = options.connect(address).await.unwrap();
         let jetstream = jetstream::new(client);
         let config = stream::Config {
             name: stream.clone(),

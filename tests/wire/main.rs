@@ -4,5 +4,9 @@
 mod support;
 
 mod fetching;
+mod fuzz;
+mod health;
 mod leases;
+mod raw;
+mod refusals;
 mod settling;

@@ -1,0 +1,140 @@
+//! Every field of every request, over the wire, with whatever fits its type: the answer is OK or a
+//! status of our table with its reason, in time, and the service goes on.
+
+use fetch_proxy::{
+    grpc::Reason,
+    pb::{self, settlement::Action},
+};
+use prost_types::Duration as PbDuration;
+use proptest::{collection::vec, option, prelude::*, test_runner::TestRunner};
+use tonic::Status;
+
+use crate::support::{
+    BOUND,
+    jetstream::{Fixture, config},
+    nats_server::NatsServer,
+    proxy::{Client, Proxy, fetch, reason},
+};
+
+#[derive(Debug, Clone)]
+enum Call {
+    Fetch(pb::FetchRequest),
+    Ack(pb::AckRequest),
+    Nak(pb::NakRequest),
+    Term(pb::TermRequest),
+    Extend(pb::ExtendRequest),
+    Settle(pb::SettleRequest),
+}
+
+fn duration() -> impl Strategy<Value = Option<PbDuration>> {
+    let seconds = prop_oneof![Just(0), 0..3_i64, Just(-1), Just(3600), Just(90_000), any::<i64>()];
+    let nanos = prop_oneof![Just(0), 0..1_000_000_000, Just(-1), any::<i32>()];
+    option::of((seconds, nanos).prop_map(|(seconds, nanos)| PbDuration { seconds, nanos }))
+}
+
+/// Short waits, so that a thousand cases end.
+fn wait() -> impl Strategy<Value = Option<PbDuration>> {
+    duration().prop_filter("short", |wait| wait.is_some_and(|wait| wait.seconds < 1))
+}
+
+fn name(known: &str) -> impl Strategy<Value = String> + use<> {
+    prop_oneof![4 => Just(known.to_owned()), 1 => any::<String>(), 1 => "[A-Za-z0-9_-]{1,300}"]
+}
+
+fn token(known: &str) -> impl Strategy<Value = String> + use<> {
+    let known = known.to_owned();
+    let mutated = (0..known.len(), any::<char>(), Just(known.clone())).prop_map(|(at, c, token)| {
+        token.chars().enumerate().map(|(place, old)| if place == at { c } else { old }).collect()
+    });
+    prop_oneof![2 => Just(known), 2 => mutated, 1 => any::<String>(), 1 => "[A-Za-z0-9_-]{0,400}"]
+}
+
+fn choice() -> impl Strategy<Value = i32> {
+    prop_oneof![0..6_i32, any::<i32>()]
+}
+
+fn call(stream: &str, consumer: &str, known: &str) -> impl Strategy<Value = Call> + use<> {
+    let text = || prop_oneof![any::<String>(), ".{0,3000}"];
+    let fetch = (
+        (name(stream), name(consumer)),
+        any::<u32>(),
+        (wait(), duration(), duration()),
+        prop_oneof![Just(0), any::<u32>()],
+        choice(),
+        any::<String>(),
+    );
+    let fetch = fetch.prop_map(|((stream, consumer), n, (max_wait, linger, lease), max_bytes, codec, worker)| {
+        // A linger adds to the wait; the fuzz has no time for five seconds each.
+        let linger = linger.filter(|linger| linger.seconds != 0 || linger.nanos < 50_000_000);
+        let linger = linger.filter(|linger| linger.seconds <= 0);
+        Call::Fetch(pb::FetchRequest { stream, consumer, n, max_wait, linger, lease, max_bytes, codec, worker })
+    });
+    let ack = (token(known), choice())
+        .prop_map(|(token, confirmation)| Call::Ack(pb::AckRequest { token, confirmation }));
+    let nak = (token(known), duration(), choice()).prop_map(|(token, delay, confirmation)| {
+        Call::Nak(pb::NakRequest { token, delay, confirmation })
+    });
+    let term = (token(known), text(), choice()).prop_map(|(token, reason, confirmation)| {
+        Call::Term(pb::TermRequest { token, reason, confirmation })
+    });
+    let extend = (token(known), duration())
+        .prop_map(|(token, lease)| Call::Extend(pb::ExtendRequest { token, lease }));
+    let action = prop_oneof![
+        Just(None),
+        Just(Some(Action::Ack(pb::AckAction {}))),
+        duration().prop_map(|delay| Some(Action::Nak(pb::NakAction { delay }))),
+        text().prop_map(|reason| Some(Action::Term(pb::TermAction { reason }))),
+        duration().prop_map(|lease| Some(Action::Extend(pb::ExtendAction { lease }))),
+    ];
+    let settlement = (token(known), action).prop_map(|(token, action)| pb::Settlement { token, action });
+    let settle = (vec(settlement, 0..8), choice()).prop_map(|(settlements, confirmation)| {
+        Call::Settle(pb::SettleRequest { settlements, confirmation })
+    });
+    prop_oneof![4 => fetch, 1 => ack, 1 => nak, 1 => term, 1 => extend, 2 => settle]
+}
+
+async fn make(client: &mut Client, call: Call) -> Result<(), Status> {
+    match call {
+        Call::Fetch(request) => client.fetch(request).await.map(drop),
+        Call::Ack(request) => client.ack(request).await.map(drop),
+        Call::Nak(request) => client.nak(request).await.map(drop),
+        Call::Term(request) => client.term(request).await.map(drop),
+        Call::Extend(request) => client.extend(request).await.map(drop),
+        Call::Settle(request) => client.settle(request).await.map(|answer| {
+            for result in answer.into_inner().results {
+                assert_ne!(result.outcome == 0, result.error.is_none(), "exactly one of both");
+            }
+        }),
+    }
+}
+
+#[test]
+fn whatever_is_asked_the_answer_is_one_of_the_contract() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (_proxy, mut client, fixture, token) = runtime.block_on(async {
+        let fixture = Fixture::new(config()).await;
+        fixture.publish_many(50).await;
+        let proxy = Proxy::start(NatsServer::shared(), &[]);
+        let mut client = proxy.client().await;
+        let answer = client.fetch(fetch(&fixture, 1, 5000)).await.unwrap().into_inner();
+        let token = answer.messages[0].token.clone();
+        (proxy, client, fixture, token)
+    });
+    let mut runner = TestRunner::new(ProptestConfig::with_cases(600));
+    let calls = call(&fixture.stream, &fixture.consumer, &token);
+    runner
+        .run(&calls, |call| {
+            let mut client = client.clone();
+            let made = async { tokio::time::timeout(BOUND, make(&mut client, call)).await };
+            let answer = runtime.block_on(made).map_err(|_| TestCaseError::fail("it hangs"))?;
+            if let Err(status) = answer {
+                let (code, name) = reason(&status);
+                let known = Reason::ALL.iter().find(|known| known.name() == name);
+                prop_assert_eq!(known.map(|known| known.code()), Some(code), "{:?}", status);
+            }
+            Ok(())
+        })
+        .unwrap();
+    let last = runtime.block_on(client.fetch(fetch(&fixture, 1, 0)));
+    assert!(last.is_ok(), "{last:?}");
+}
