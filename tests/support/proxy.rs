@@ -37,10 +37,11 @@ impl Proxy {
         let log = fs::File::create(folder.path().join("log")).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_fetch-proxy"))
             .args(["serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"])
-            .args(["--nats-url", nats_url, "--drain-delay", "0s", "--ports-file"])
+            .args(["--nats-url", nats_url, "--ports-file"])
             .arg(&ports)
             .args(flags)
             .env_remove("RUST_LOG")
+            .env("FETCH_PROXY_DRAIN_DELAY", "0s")
             .stderr(Stdio::from(log.try_clone().unwrap()))
             .stdout(Stdio::from(log))
             .spawn()
@@ -69,15 +70,15 @@ impl Proxy {
         assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
     }
 
-    /// Waits for its end.
-    pub fn wait(&mut self) -> ExitStatus {
+    /// Waits for its end, and lets this runtime's own connections answer meanwhile.
+    pub async fn wait(&mut self) -> ExitStatus {
         let began = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;
             }
             assert!(began.elapsed() < BOUND, "the proxy does not end:\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(10));
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 

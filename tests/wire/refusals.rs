@@ -270,7 +270,7 @@ async fn a_draining_proxy_refuses_new_fetches_and_settles_on() {
     let last = waiting.await.unwrap().unwrap().into_inner();
     assert_eq!(last.empty_reason(), pb::EmptyReason::Draining);
     drop(client);
-    assert!(proxy.wait().success(), "{}", proxy.log());
+    assert!(proxy.wait().await.success(), "{}", proxy.log());
 }
 
 #[tokio::test]

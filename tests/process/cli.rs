@@ -1,0 +1,109 @@
+//! The command line: what it teaches, and how it says no.
+
+use std::process::{Command, Output};
+
+use crate::support::{nats_server::NatsServer, proxy::Proxy};
+
+fn run(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_fetch-proxy")).args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn the_version_is_the_crate_s() {
+    let output = run(&["--version"]);
+    assert_eq!(text(&output.stdout), format!("fetch-proxy {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn help_names_every_command_with_examples() {
+    let help = text(&run(&["--help"]).stdout);
+    for word in ["serve", "dev", "probe", "keygen", "Examples:", "fetch-proxy dev"] {
+        assert!(help.contains(word), "{word} is not in:\n{help}");
+    }
+    assert!(!help.contains("guard"), "guard is for the program itself");
+}
+
+#[test]
+fn help_shows_for_every_flag_its_variable_and_its_default() {
+    let help = text(&run(&["serve", "--help"]).stdout);
+    for word in [
+        "FETCH_PROXY_LISTEN=",
+        "127.0.0.1:50051",
+        "NATS_URL",
+        "NATS_CREDS",
+        "--token-key-file",
+        "--max-lease",
+        "[default: 1h]",
+        "--drain-timeout",
+        "[default: 20s]",
+    ] {
+        assert!(help.contains(word), "{word} is not in:\n{help}");
+    }
+    for secret in ["--nats-password", "--nats-token"] {
+        assert!(!help.contains(secret), "{secret} would be seen by everybody");
+    }
+}
+
+#[test]
+fn what_is_wrong_ends_with_code_2_and_one_clear_line() {
+    for (arguments, said) in [
+        (&["serve", "--listen", "nowhere"][..], "--listen"),
+        (&["serve", "--token-key-file", "/nowhere/keys"], "cannot read /nowhere/keys"),
+        (&["serve", "--nats-cert", "/dev/null"], "--nats-cert and --nats-key go together"),
+        (&["serve", "--log-level", "=="], "--log-level"),
+        (&["serve", "--frobnicate"], "--frobnicate"),
+        (&[], "Usage"),
+    ] {
+        let output = run(arguments);
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
+        assert!(stderr.contains(said), "{arguments:?}: {stderr}");
+    }
+}
+
+#[test]
+fn an_address_in_use_is_said_and_fails() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = run(&["serve", "--listen", &address, "--ops-listen", "127.0.0.1:0"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains(&format!("cannot listen on {address}")));
+}
+
+#[test]
+fn keygen_makes_a_new_key_each_time_that_serve_takes() {
+    let (one, two) = (text(&run(&["keygen"]).stdout), text(&run(&["keygen"]).stdout));
+    assert_ne!(one, two);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), format!("# ours\n{one}{two}")).unwrap();
+    let proxy = Proxy::start(
+        NatsServer::shared(),
+        &["--token-key-file", file.path().to_str().unwrap()],
+    );
+    assert!(!proxy.log().contains("token-key-file"), "it warns, with a file:\n{}", proxy.log());
+}
+
+#[tokio::test]
+async fn probe_says_how_it_is_by_its_exit_code() {
+    let proxy = Proxy::start(NatsServer::shared(), &[]);
+    crate::support::eventually("readiness", || async {
+        run(&["probe", "--addr", &proxy.ops]).status.success().then_some(())
+    })
+    .await;
+    for addr in [&proxy.ops, &proxy.grpc] {
+        let output = run(&["probe", "--addr", addr, "--service", "liveness"]);
+        assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), "SERVING\n".to_owned()));
+    }
+    let unknown = run(&["probe", "--addr", &proxy.ops, "--service", "no.such.Service"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    let mut gone = proxy;
+    gone.signal("KILL");
+    gone.wait().await;
+    let nobody = run(&["probe", "--addr", &gone.ops, "--timeout", "1s"]);
+    assert_eq!(nobody.status.code(), Some(1));
+    assert!(text(&nobody.stderr).contains(&gone.ops));
+}

@@ -1,0 +1,35 @@
+//! Debian's nats-server 2.9 ignores a Term with a reason, and answers OK. It is refused.
+
+use std::path::PathBuf;
+
+use fetch_proxy::grpc;
+
+use crate::support::{
+    BOUND, eventually,
+    nats_server::NatsServer,
+    proxy::{Proxy, fetch, reason},
+};
+
+#[tokio::test]
+async fn a_server_that_is_too_old_is_not_served_and_never_hangs() {
+    let Some(binary) = std::env::var_os("FETCH_PROXY_TEST_OLD_NATS_SERVER") else {
+        // `make test` says loudly why it could not be had.
+        eprintln!("SKIPPED: no old nats-server; FETCH_PROXY_TEST_OLD_NATS_SERVER names none");
+        return;
+    };
+    let server = NatsServer::start_with(PathBuf::from(binary), None);
+    let fixture = crate::support::jetstream::Fixture::on(
+        &server,
+        crate::support::jetstream::config(),
+    )
+    .await;
+    let proxy = Proxy::start(&server, &[]);
+    eventually("the verdict", || async { proxy.log().contains("is too old").then_some(()) }).await;
+    let (status, serving) = grpc::probe(&proxy.ops, "", BOUND).await.unwrap();
+    assert_eq!((status.as_str(), serving), ("NOT_SERVING", false));
+    let mut client = proxy.client().await;
+    let refused = tokio::time::timeout(BOUND, client.fetch(fetch(&fixture, 1, 60_000)));
+    let refused = refused.await.expect("it hangs").unwrap_err();
+    assert_eq!(reason(&refused).1, "NATS_UNAVAILABLE");
+    assert!(refused.message().contains("too old"), "{}", refused.message());
+}
