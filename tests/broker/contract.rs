@@ -1,0 +1,275 @@
+//! One suite, two brokers.
+
+use std::time::{Duration, Instant};
+
+use fetch_proxy::{
+    broker::{
+        AckPolicy, Arrival, Broker, BrokerError, Confirmation, ConsumerName, Delivery, Denial, End,
+        Inbox, InfoError, Link, Order, Pull, Verdict,
+    },
+    clock,
+    nats::{Auth, Nats, Settings},
+};
+use tokio_util::task::TaskTracker;
+
+use super::fake::{FakeBroker, info};
+use crate::support::{
+    BOUND,
+    jetstream::{Fixture, ack_wait},
+    nats_server::NatsServer,
+};
+
+const ACK_WAIT: Duration = Duration::from_millis(1000);
+
+/// A broker with a consumer that nothing was published to.
+trait World {
+    type Broker: Broker;
+    fn broker(&self) -> &Self::Broker;
+    fn name(&self) -> ConsumerName;
+    async fn publish(&self, payload: Vec<u8>);
+    async fn delete_consumer(&self);
+}
+
+struct Fake(FakeBroker);
+
+impl World for Fake {
+    type Broker = FakeBroker;
+    fn broker(&self) -> &FakeBroker {
+        &self.0
+    }
+    fn name(&self) -> ConsumerName {
+        self.0.name()
+    }
+    async fn publish(&self, payload: Vec<u8>) {
+        self.0.publish(payload);
+    }
+    async fn delete_consumer(&self) {
+        self.0.change(|info| *info = None);
+    }
+}
+
+struct Real {
+    fixture: Fixture,
+    broker: Nats,
+}
+
+impl World for Real {
+    type Broker = Nats;
+    fn broker(&self) -> &Nats {
+        &self.broker
+    }
+    fn name(&self) -> ConsumerName {
+        let (stream, consumer) = (&*self.fixture.stream, &*self.fixture.consumer);
+        ConsumerName { stream: stream.into(), consumer: consumer.into() }
+    }
+    async fn publish(&self, payload: Vec<u8>) {
+        self.fixture.publish("x", payload).await;
+    }
+    async fn delete_consumer(&self) {
+        let stream = self.fixture.jetstream.get_stream(&self.fixture.stream).await.unwrap();
+        stream.delete_consumer(&self.fixture.consumer).await.unwrap();
+    }
+}
+
+async fn fake() -> Fake {
+    Fake(FakeBroker::new(info(ACK_WAIT)))
+}
+
+async fn real() -> Real {
+    let fixture = Fixture::new(ack_wait(1000)).await;
+    let settings = Settings {
+        servers: vec![NatsServer::shared().url().parse().unwrap()],
+        auth: Auth::None,
+        ca: None,
+        identity: None,
+        domain: None,
+        inbox_prefix: "_INBOX".into(),
+    };
+    let broker = Nats::start(settings, &TaskTracker::new());
+    let mut link = broker.link();
+    while !matches!(link, Link::Up(_)) {
+        link = broker.link_change(&link).await;
+    }
+    Real { fixture, broker }
+}
+
+fn pull(no: u64, batch: u32) -> Pull {
+    let expires = Duration::from_millis(300);
+    Pull { no, batch, expires, no_wait: true, max_bytes: None }
+}
+
+fn until() -> Instant {
+    clock::now() + BOUND
+}
+
+/// What arrives until so many messages are there, or the pull has ended.
+async fn arrivals(inbox: &mut impl Inbox, messages: usize) -> (Vec<Delivery>, Option<End>) {
+    let (mut found, mut buffer) = (Vec::new(), Vec::new());
+    while found.len() < messages {
+        let alive = tokio::time::timeout(BOUND, inbox.next(&mut buffer)).await.expect("it hangs");
+        assert!(alive);
+        for arrival in buffer.drain(..) {
+            match arrival {
+                Arrival::Message(delivery) => found.push(*delivery),
+                Arrival::End { end, .. } => return (found, Some(end)),
+            }
+        }
+    }
+    (found, None)
+}
+
+async fn one<W: World>(world: &W) -> Delivery {
+    let mut inbox = world.broker().open(&world.name()).await.unwrap();
+    loop {
+        inbox.pull(pull(1, 1)).await.unwrap();
+        if let Some(delivery) = arrivals(&mut inbox, 1).await.0.pop() {
+            return delivery;
+        }
+    }
+}
+
+async fn say<W: World>(world: &W, delivery: &Delivery, verdict: Verdict) -> Result<(), BrokerError> {
+    let orders = vec![Order { ack: delivery.ack.clone(), verdict }];
+    world.broker().settle(orders, Confirmation::Confirmed, until()).await.remove(0)
+}
+
+async fn unsettled<W: World>(world: &W) -> u64 {
+    world.broker().info(&world.name(), until()).await.unwrap().ack_pending
+}
+
+/// Each promise, on both brokers.
+macro_rules! contract {
+    ($($name:ident($world:ident) $promise:block)*) => {
+        $(async fn $name<W: World>($world: W) $promise)*
+
+        mod on_the_fake {
+            $(#[tokio::test] async fn $name() { super::$name(super::fake().await).await })*
+        }
+
+        mod on_the_real_one {
+            $(#[tokio::test] async fn $name() { super::$name(super::real().await).await })*
+        }
+    };
+}
+
+contract! {
+    info_tells_what_a_consumer_is_and_what_is_not_there(world) {
+        world.publish(vec![1]).await;
+        let info = world.broker().info(&world.name(), until()).await.unwrap();
+        assert_eq!((info.ack_wait, info.ack_policy), (ACK_WAIT, AckPolicy::Explicit));
+        assert_eq!((info.pending, info.ack_pending, info.delivered, info.push), (1, 0, 0, false));
+        let nobody = ConsumerName { consumer: "nobody".into(), ..world.name() };
+        assert_eq!(world.broker().info(&nobody, until()).await, Err(InfoError::NoConsumer));
+        let nowhere = ConsumerName { stream: "NOWHERE".into(), ..world.name() };
+        assert_eq!(world.broker().info(&nowhere, until()).await, Err(InfoError::NoStream));
+    }
+
+    a_full_batch_ends_without_a_word_and_a_short_one_says_so(world) {
+        for number in 0..5 {
+            world.publish(vec![number]).await;
+        }
+        let mut inbox = world.broker().open(&world.name()).await.unwrap();
+        inbox.pull(pull(1, 3)).await.unwrap();
+        let (first, end) = arrivals(&mut inbox, 3).await;
+        assert_eq!((first.len(), end), (3, None));
+        inbox.pull(pull(2, 10)).await.unwrap();
+        let (rest, end) = arrivals(&mut inbox, 10).await;
+        assert_eq!((rest.len(), end), (2, Some(End::Done)));
+        let sequences: Vec<u64> = first.iter().chain(&rest).map(|one| one.stream_sequence).collect();
+        assert_eq!(sequences, [1, 2, 3, 4, 5]);
+        assert_eq!((rest[1].payload.as_ref(), rest[1].delivery_count, rest[1].pending), (&[4][..], 1, 0));
+    }
+
+    a_pull_that_finds_nothing_ends_when_its_time_is_over(world) {
+        let mut inbox = world.broker().open(&world.name()).await.unwrap();
+        let began = clock::now();
+        inbox.pull(pull(1, 3)).await.unwrap();
+        assert_eq!(arrivals(&mut inbox, 1).await, (vec![], Some(End::Done)));
+        assert!(clock::now() - began >= Duration::from_millis(250));
+    }
+
+    a_waiting_pull_brings_the_first_message_and_ends(world) {
+        let mut inbox = world.broker().open(&world.name()).await.unwrap();
+        inbox.pull(Pull { expires: BOUND, ..pull(1, 10) }).await.unwrap();
+        let (found, ()) = tokio::join!(arrivals(&mut inbox, 10), async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            world.publish(vec![7]).await;
+        });
+        assert_eq!((found.0.len(), found.1), (1, Some(End::Done)));
+    }
+
+    a_message_beyond_the_bytes_of_a_pull_is_told_and_not_brought(world) {
+        world.publish(vec![0; 5000]).await;
+        let mut inbox = world.broker().open(&world.name()).await.unwrap();
+        inbox.pull(Pull { max_bytes: Some(1000), ..pull(1, 3) }).await.unwrap();
+        assert_eq!(arrivals(&mut inbox, 1).await, (vec![], Some(End::TooLarge)));
+    }
+
+    an_ack_and_a_term_end_it(world) {
+        for verdict in [Verdict::Ack, Verdict::Term("no".into())] {
+            world.publish(vec![1]).await;
+            let delivery = one(&world).await;
+            say(&world, &delivery, verdict).await.unwrap();
+            assert_eq!(unsettled(&world).await, 0);
+        }
+    }
+
+    a_nak_brings_it_back_at_once_and_a_delayed_one_later(world) {
+        world.publish(vec![1]).await;
+        let first = one(&world).await;
+        say(&world, &first, Verdict::Nak(None)).await.unwrap();
+        let second = one(&world).await;
+        assert_eq!((second.stream_sequence, second.delivery_count), (1, 2));
+        let began = clock::now();
+        say(&world, &second, Verdict::Nak(Some(Duration::from_millis(500)))).await.unwrap();
+        let third = one(&world).await;
+        assert_eq!(third.delivery_count, 3);
+        assert!(clock::now() - began >= Duration::from_millis(450));
+    }
+
+    progress_starts_the_ack_wait_anew(world) {
+        world.publish(vec![1]).await;
+        let delivery = one(&world).await;
+        let received = clock::now();
+        tokio::time::sleep(ACK_WAIT / 2).await;
+        say(&world, &delivery, Verdict::Progress).await.unwrap();
+        assert_eq!(one(&world).await.delivery_count, 2);
+        assert!(clock::now() - received >= ACK_WAIT * 14 / 10);
+    }
+
+    a_stale_ack_ends_the_delivery_of_another_for_there_is_no_fence(world) {
+        world.publish(vec![1]).await;
+        let stale = one(&world).await;
+        let current = one(&world).await;
+        assert_eq!(current.delivery_count, 2, "the ack wait of the first is over");
+        say(&world, &stale, Verdict::Ack).await.unwrap();
+        assert_eq!(unsettled(&world).await, 0);
+    }
+
+    a_consumer_that_is_gone_denies(world) {
+        world.publish(vec![1]).await;
+        let delivery = one(&world).await;
+        world.delete_consumer().await;
+        let denied = say(&world, &delivery, Verdict::Ack).await;
+        assert_eq!(denied, Err(Denial::Gone.into()));
+    }
+
+    many_orders_have_their_results_in_their_order(world) {
+        for number in 0..50 {
+            world.publish(vec![number]).await;
+        }
+        let mut inbox = world.broker().open(&world.name()).await.unwrap();
+        inbox.pull(pull(1, 50)).await.unwrap();
+        let (found, _) = arrivals(&mut inbox, 50).await;
+        for (confirmation, half) in [Confirmation::Confirmed, Confirmation::Sent].into_iter().zip(found.chunks(25)) {
+            let order = |one: &Delivery| Order { ack: one.ack.clone(), verdict: Verdict::Ack };
+            let orders = half.iter().map(order).collect();
+            let results = world.broker().settle(orders, confirmation, until()).await;
+            assert_eq!(results, vec![Ok(()); 25]);
+        }
+        crate::support::eventually("all to be settled", || async {
+            (unsettled(&world).await == 0).then_some(())
+        })
+        .await;
+    }
+}

@@ -1,0 +1,317 @@
+//! A broker in memory: one stream, one consumer, JetStream's rules as the contract suite holds them,
+//! and faults on demand.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard},
+    time::{Duration, Instant},
+};
+
+use fetch_proxy::{
+    broker::{
+        AckPolicy, AckSubject, Arrival, Broker, BrokerError, Confirmation, ConsumerInfo,
+        ConsumerName, Delivery, Denial, End, Inbox, InfoError, Link, Order, Pull, Server, Verdict,
+    },
+    clock,
+};
+use tokio::sync::{Notify, watch};
+
+/// What a settlement meets, in order of use; nothing scripted is a broker that works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// It never leaves.
+    Unsent,
+    /// It is applied, and its answer is lost.
+    AnswerLost,
+    /// It is lost, and nobody knows.
+    Lost,
+    /// It works, after this long.
+    Slow(Duration),
+}
+
+#[derive(Clone)]
+pub struct FakeBroker(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    changed: Notify,
+    link: watch::Sender<Link>,
+}
+
+struct State {
+    info: Option<ConsumerInfo>,
+    name: ConsumerName,
+    messages: Vec<bytes::Bytes>,
+    next: usize,
+    /// Unsettled, by stream sequence.
+    pending: BTreeMap<u64, Pending>,
+    again: VecDeque<u64>,
+    deliveries: u64,
+    counts: BTreeMap<u64, u64>,
+    faults: VecDeque<Fault>,
+    published: Vec<Verdict>,
+    abandoned: usize,
+}
+
+struct Pending {
+    due: Instant,
+}
+
+pub fn info(ack_wait: Duration) -> ConsumerInfo {
+    ConsumerInfo {
+        created: "first".into(),
+        ack_policy: AckPolicy::Explicit,
+        push: false,
+        priority_groups: false,
+        paused: false,
+        ack_wait,
+        backoff: Vec::new(),
+        max_deliver: None,
+        max_ack_pending: Some(1000),
+        max_batch: None,
+        max_expires: None,
+        max_request_bytes: None,
+        replicas: 1,
+        pending: 0,
+        ack_pending: 0,
+        delivered: 0,
+    }
+}
+
+pub fn up() -> Link {
+    Link::Up(Arc::new(Server { epoch: 1, id: "fake".into(), version: "2.15.1".into() }))
+}
+
+impl FakeBroker {
+    pub fn new(info: ConsumerInfo) -> Self {
+        let state = State {
+            info: Some(info),
+            name: ConsumerName { stream: "S".into(), consumer: "worker".into() },
+            messages: Vec::new(),
+            next: 0,
+            pending: BTreeMap::new(),
+            again: VecDeque::new(),
+            deliveries: 0,
+            counts: BTreeMap::new(),
+            faults: VecDeque::new(),
+            published: Vec::new(),
+            abandoned: 0,
+        };
+        let link = watch::channel(up()).0;
+        Self(Arc::new(Shared { state: Mutex::new(state), changed: Notify::new(), link }))
+    }
+
+    pub fn name(&self) -> ConsumerName {
+        self.state().name.clone()
+    }
+
+    pub fn publish(&self, payload: impl Into<bytes::Bytes>) {
+        self.state().messages.push(payload.into());
+        self.0.changed.notify_waiters();
+    }
+
+    /// The next settlements meet these.
+    pub fn script(&self, faults: impl IntoIterator<Item = Fault>) {
+        self.state().faults.extend(faults);
+    }
+
+    /// Changes what INFO says; `None` is a consumer that is gone.
+    pub fn change(&self, change: impl FnOnce(&mut Option<ConsumerInfo>)) {
+        change(&mut self.state().info);
+        self.0.changed.notify_waiters();
+    }
+
+    /// What was published to ack subjects so far.
+    pub fn published(&self) -> Vec<Verdict> {
+        self.state().published.clone()
+    }
+
+    pub fn abandoned(&self) -> usize {
+        self.state().abandoned
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap()
+    }
+}
+
+impl State {
+    /// The next message for a pull: expired and nacked ones first.
+    fn deliver(&mut self, now: Instant) -> Option<Delivery> {
+        let expired = self.pending.iter().find(|(_, pending)| now >= pending.due);
+        let expired = expired.map(|(sequence, _)| *sequence);
+        let sequence = match self.again.pop_front().or(expired) {
+            Some(sequence) => sequence,
+            None if self.next < self.messages.len() => {
+                self.next += 1;
+                self.next as u64
+            }
+            None => return None,
+        };
+        let info = self.info.as_ref()?;
+        let count = self.counts.entry(sequence).or_default();
+        *count += 1;
+        self.deliveries += 1;
+        self.pending.insert(sequence, Pending { due: now + info.ack_wait });
+        let (stream, consumer) = (&self.name.stream, &self.name.consumer);
+        let (deliveries, left) = (self.deliveries, self.messages.len() - self.next);
+        let ack = format!("$JS.ACK.{stream}.{consumer}.{count}.{sequence}.{deliveries}.1.{left}");
+        Some(Delivery {
+            ack: AckSubject(ack.into()),
+            subject: "s".into(),
+            payload: self.messages[sequence as usize - 1].clone(),
+            headers: Vec::new(),
+            stream_sequence: sequence,
+            consumer_sequence: self.deliveries,
+            delivery_count: *count,
+            pending: left as u64,
+            published: 1,
+        })
+    }
+
+    /// Everything is known by the stream sequence alone: JetStream does not fence.
+    fn apply(&mut self, order: &Order, now: Instant) {
+        let tokens: Vec<&str> = order.ack.0.split('.').collect();
+        let sequence: u64 = tokens[5].parse().unwrap();
+        let Some(info) = &self.info else { return };
+        let Some(pending) = self.pending.get_mut(&sequence) else { return };
+        match &order.verdict {
+            Verdict::Ack | Verdict::Term(_) => drop(self.pending.remove(&sequence)),
+            Verdict::Nak(None) => self.again.push_back(sequence),
+            Verdict::Nak(Some(delay)) => pending.due = now + *delay,
+            Verdict::Progress => pending.due = now + info.ack_wait,
+        }
+    }
+}
+
+impl Broker for FakeBroker {
+    type Inbox = FakeInbox;
+
+    fn link(&self) -> Link {
+        self.0.link.borrow().clone()
+    }
+
+    async fn link_change(&self, seen: &Link) -> Link {
+        self.0.link.subscribe().wait_for(|link| link != seen).await.unwrap().clone()
+    }
+
+    async fn info(&self, name: &ConsumerName, _: Instant) -> Result<ConsumerInfo, InfoError> {
+        let state = self.state();
+        match &state.info {
+            _ if name.stream != state.name.stream => Err(InfoError::NoStream),
+            Some(info) if name.consumer == state.name.consumer => Ok(ConsumerInfo {
+                pending: (state.messages.len() - state.next) as u64,
+                ack_pending: state.pending.len() as u64,
+                delivered: state.deliveries,
+                ..info.clone()
+            }),
+            Some(_) | None => Err(InfoError::NoConsumer),
+        }
+    }
+
+    async fn open(&self, _: &ConsumerName) -> Result<FakeInbox, BrokerError> {
+        Ok(FakeInbox { broker: self.clone(), pull: None })
+    }
+
+    async fn settle(
+        &self,
+        orders: Vec<Order>,
+        _: Confirmation,
+        until: Instant,
+    ) -> Vec<Result<(), BrokerError>> {
+        let mut results = Vec::new();
+        for order in orders {
+            let fault = self.state().faults.pop_front();
+            if let Some(Fault::Slow(delay)) = fault {
+                clock::sleep_until(Some(until.min(clock::now() + delay))).await;
+            }
+            let mut state = self.state();
+            let gone = state.info.is_none();
+            if fault != Some(Fault::Unsent) {
+                state.published.push(order.verdict.clone());
+            }
+            results.push(match fault {
+                Some(Fault::Unsent) => Err(BrokerError::Unsent("scripted".into())),
+                Some(Fault::Lost) => Err(BrokerError::Unconfirmed),
+                _ if gone => Err(Denial::Gone.into()),
+                fault => {
+                    state.apply(&order, clock::now());
+                    if fault == Some(Fault::AnswerLost) { Err(BrokerError::Unconfirmed) } else { Ok(()) }
+                }
+            });
+        }
+        self.0.changed.notify_waiters();
+        results
+    }
+
+    fn abandon_settling(&self) {
+        self.state().abandoned += 1;
+    }
+
+    async fn close(&self, _: Instant) {}
+}
+
+pub struct FakeInbox {
+    broker: FakeBroker,
+    /// The open pull, what it has brought, and when it ends.
+    pull: Option<(Pull, u32, Instant)>,
+}
+
+impl Inbox for FakeInbox {
+    async fn pull(&mut self, pull: Pull) -> Result<(), BrokerError> {
+        self.pull = Some((pull, 0, clock::now() + pull.expires));
+        Ok(())
+    }
+
+    async fn next(&mut self, into: &mut Vec<Arrival>) -> bool {
+        let shared = self.broker.0.clone();
+        loop {
+            let changed = shared.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let wake = self.look(into);
+            if !into.is_empty() {
+                return true;
+            }
+            tokio::select! {
+                () = changed => {}
+                () = clock::sleep_until(wake) => {}
+            }
+        }
+    }
+}
+
+impl FakeInbox {
+    /// Takes what the open pull brings now; when to look again if nothing changes.
+    fn look(&mut self, into: &mut Vec<Arrival>) -> Option<Instant> {
+        let (pull, mut got, ends) = self.pull.take()?;
+        let now = clock::now();
+        let mut state = self.broker.0.state.lock().unwrap();
+        let mut end = state.info.is_none().then_some(End::ConsumerGone);
+        while end.is_none() && got < pull.batch {
+            let size = state.messages.get(state.next).map_or(0, |message| message.len() as u64);
+            if pull.max_bytes.is_some_and(|most| size > most) {
+                end = Some(End::TooLarge);
+            } else if let Some(delivery) = state.deliver(now) {
+                got += 1;
+                into.push(Arrival::Message(Box::new(delivery)));
+            } else {
+                break;
+            }
+        }
+        if got == pull.batch {
+            // A full batch ends without a word.
+            return None;
+        }
+        if now >= ends || got > 0 && pull.no_wait {
+            end = end.or(Some(End::Done));
+        }
+        if let Some(end) = end {
+            into.push(Arrival::End { no: pull.no, end });
+            return None;
+        }
+        self.pull = Some((pull, got, ends));
+        let due = state.pending.values().map(|pending| pending.due).min();
+        Some(due.map_or(ends, |due| due.min(ends)))
+    }
+}

@@ -1,0 +1,171 @@
+//! The lessor on a broker that fails as scripted: what is published, and what the caller is told.
+
+use std::time::Duration;
+
+use fetch_proxy::{
+    broker::{Confirmation, Verdict},
+    clock,
+    lease::{Kind, LeaseId},
+    lessor::{Action, Ask, Codec, Error, FetchAsk, HandedOver, Lessor, Limits, Settled},
+};
+
+use super::fake::{FakeBroker, Fault, info};
+use crate::support::eventually;
+
+fn start(ack_wait: Duration) -> (FakeBroker, Lessor<FakeBroker>) {
+    let broker = FakeBroker::new(info(ack_wait));
+    let limits =
+        Limits { max_leases: 100, max_waiters: 10, settle_timeout: Duration::from_secs(5) };
+    (broker.clone(), Lessor::start(broker, limits))
+}
+
+fn ask(broker: &FakeBroker, max_wait: Duration) -> FetchAsk {
+    FetchAsk {
+        name: broker.name(),
+        n: 10,
+        max_bytes: 4_000_000,
+        max_wait,
+        linger: Duration::ZERO,
+        lease: None,
+        codec: Codec::Raw,
+        patience: None,
+    }
+}
+
+async fn fetch(broker: &FakeBroker, lessor: &Lessor<FakeBroker>) -> HandedOver {
+    lessor.fetch(ask(broker, Duration::from_secs(10))).await.unwrap().hand_over()
+}
+
+async fn one(broker: &FakeBroker, lessor: &Lessor<FakeBroker>) -> LeaseId {
+    broker.publish("x");
+    fetch(broker, lessor).await.messages[0].id
+}
+
+async fn settle(lessor: &Lessor<FakeBroker>, lease: LeaseId, action: Action) -> Result<Settled, Error> {
+    let until = clock::now() + Duration::from_secs(5);
+    let asks = vec![Ask { lease, action }];
+    lessor.settle(asks, Confirmation::Confirmed, until).await.remove(0)
+}
+
+fn confirmed(result: &Result<Settled, Error>) -> bool {
+    matches!(result, Ok(Settled::Done { confirmation: Confirmation::Confirmed, .. }))
+}
+
+const LONG: Duration = Duration::from_secs(30);
+
+#[tokio::test(start_paused = true)]
+async fn an_ack_whose_answer_was_lost_may_be_repeated() {
+    let (broker, lessor) = start(LONG);
+    let lease = one(&broker, &lessor).await;
+    broker.script([Fault::AnswerLost]);
+    assert_eq!(settle(&lessor, lease, Action::Ack).await, Err(Error::Unconfirmed));
+    // Not in another way: the first may have been applied.
+    let other = settle(&lessor, lease, Action::Nak(Duration::ZERO)).await;
+    assert_eq!(other, Err(Error::LeaseSettled(Kind::Ack)));
+    assert!(confirmed(&settle(&lessor, lease, Action::Ack).await));
+    assert_eq!(settle(&lessor, lease, Action::Ack).await, Ok(Settled::Duplicate));
+    assert_eq!(broker.published(), [Verdict::Ack, Verdict::Ack]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_nak_is_never_published_twice() {
+    let (broker, lessor) = start(LONG);
+    for fault in [Fault::Lost, Fault::AnswerLost] {
+        let lease = one(&broker, &lessor).await;
+        let before = broker.published().len();
+        broker.script([fault]);
+        let nak = || settle(&lessor, lease, Action::Nak(Duration::from_secs(60)));
+        assert_eq!(nak().await, Err(Error::Unconfirmed));
+        assert_eq!(nak().await, Ok(Settled::Duplicate));
+        assert_eq!(broker.published().len(), before + 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_never_left_is_not_applied_and_the_lease_is_still_held() {
+    let (broker, lessor) = start(LONG);
+    let lease = one(&broker, &lessor).await;
+    for action in [Action::Ack, Action::Nak(Duration::ZERO), Action::Term("no".into())] {
+        broker.script([Fault::Unsent]);
+        let result = settle(&lessor, lease, action).await;
+        assert_eq!(result, Err(Error::Unavailable("scripted".into())));
+    }
+    assert!(broker.published().is_empty());
+    assert!(confirmed(&settle(&lessor, lease, Action::Ack).await));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_settlement_goes_on_when_its_caller_leaves() {
+    let (broker, lessor) = start(LONG);
+    let lease = one(&broker, &lessor).await;
+    broker.script([Fault::Slow(Duration::from_secs(2))]);
+    let leaving = tokio::time::timeout(Duration::from_secs(1), settle(&lessor, lease, Action::Ack));
+    assert!(leaving.await.is_err());
+    assert_eq!(settle(&lessor, lease, Action::Ack).await, Err(Error::LeaseBusy));
+    eventually("the first to end", || async {
+        (settle(&lessor, lease, Action::Ack).await == Ok(Settled::Duplicate)).then_some(())
+    })
+    .await;
+    assert_eq!(broker.published(), [Verdict::Ack]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_never_answered_costs_its_connection_before_it_can_hurt_another() {
+    let (broker, lessor) = start(Duration::from_secs(10));
+    let lease = one(&broker, &lessor).await;
+    broker.script([Fault::Lost]);
+    assert_eq!(settle(&lessor, lease, Action::Nak(Duration::ZERO)).await, Err(Error::Unconfirmed));
+    assert_eq!(broker.abandoned(), 0);
+    tokio::time::sleep(Duration::from_secs(9)).await;
+    eventually("the connection to be given up", || async { (broker.abandoned() == 1).then_some(()) })
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn progress_that_is_never_confirmed_ends_the_lease_in_time() {
+    let (broker, lessor) = start(Duration::from_secs(4));
+    broker.publish("x");
+    let long = FetchAsk { lease: Some(Duration::from_secs(600)), ..ask(&broker, LONG) };
+    let lease = lessor.fetch(long).await.unwrap().hand_over().messages[0].id;
+    broker.script([Fault::Lost; 20]);
+    tokio::time::sleep(Duration::from_millis(3700)).await;
+    let refused = settle(&lessor, lease, Action::Extend(LONG)).await;
+    assert_eq!(refused, Err(Error::LeaseExpired { forgotten: false }));
+    assert!(broker.published().len() > 1, "it was tried more than once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_nobody_takes_goes_to_the_next_waiter() {
+    let (broker, lessor) = start(LONG);
+    broker.publish("x");
+    drop(lessor.fetch(ask(&broker, LONG)).await.unwrap());
+    let second = fetch(&broker, &lessor).await;
+    assert_eq!(second.messages[0].delivery().delivery_count, 1, "it was not given back to the broker");
+    assert!(broker.published().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn surplus_is_given_back_after_a_moment_and_a_last_attempt_never() {
+    for (max_deliver, expected) in [(None, true), (Some(1), false)] {
+        let (broker, lessor) = start(Duration::from_secs(4));
+        broker.change(|info| info.as_mut().unwrap().max_deliver = max_deliver);
+        broker.publish("x");
+        drop(lessor.fetch(ask(&broker, LONG)).await.unwrap());
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let published = broker.published();
+        assert_eq!(published.contains(&Verdict::Nak(None)), expected, "{published:?}");
+        let again = fetch(&broker, &lessor).await;
+        let count = again.messages[0].delivery().delivery_count;
+        assert_eq!(count, if expected { 2 } else { 1 });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shorter_ack_wait_counts_from_the_next_look_at_the_consumer() {
+    let (broker, lessor) = start(Duration::from_secs(60));
+    let lease = one(&broker, &lessor).await;
+    broker.change(|info| info.as_mut().unwrap().ack_wait = Duration::from_secs(30));
+    tokio::time::sleep(Duration::from_secs(29)).await;
+    let refused = settle(&lessor, lease, Action::Ack).await;
+    assert_eq!(refused, Err(Error::LeaseExpired { forgotten: false }));
+}
