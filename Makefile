@@ -1,0 +1,47 @@
+# What a developer types. The logic is in scripts/; .ci/run runs the same targets.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint fmt clippy doc proto deps bench tools ci clean
+
+# Arguments for the programs that `make test` and `make bench` run: make test ARGS='--test wire'
+ARGS ?=
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: ## See it work, then try it by hand; DEMO_EXIT=1 ends after the summary
+	@scripts/demo
+
+test: ## Run all tests, with real servers
+	@scripts/tools check
+	scripts/with-tools cargo test --locked $(ARGS)
+
+lint: fmt clippy doc proto deps ## Check everything that needs no run
+
+fmt: ## Is the code formatted?
+	cargo fmt --check
+
+clippy: ## Does clippy find nothing?
+	cargo clippy --locked --all-targets -- -D warnings
+
+doc: ## Do the docs build, with every link?
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items
+
+proto: ## Is the contract in order and formatted?
+	buf=$$(scripts/tools buf) && $$buf lint && $$buf format --diff --exit-code
+
+deps: ## Are licences and sources of all dependencies in order?
+	deny=$$(scripts/tools cargo-deny) && $$deny --locked --log-level error check licenses bans sources
+
+bench: ## Measure throughput, latency and memory; takes some minutes
+	@scripts/tools check
+	scripts/with-tools cargo bench --locked --bench throughput -- $(ARGS)
+
+tools: ## Fetch the pinned tools into .tools
+	@scripts/tools check nats-server grpcurl buf
+
+ci: ## Run what CI runs
+	@.ci/run
+
+clean: ## Remove what was built; .tools stays
+	cargo clean
