@@ -2,25 +2,31 @@
 
 use super::{Kind, LeaseId};
 
+/// How a lease left the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
 pub(super) enum Ended {
-    Ack = 1,
-    Nak = 2,
-    Term = 3,
-    Lapsed = 4,
-    Lost = 5,
+    /// It was settled; a Nak also when nobody knows whether it arrived.
+    Settled(Kind),
+    /// Its holder let its deadline pass, or it was given back.
+    Lapsed,
+    /// JetStream may have given it away.
+    Lost,
+    /// Its message arrived anew while this settlement of it was under way, so how it ended is not
+    /// known before that is.
+    Overtaken(Kind),
 }
 
-impl Ended {
-    pub(super) fn settled(kind: Kind) -> Self {
-        match kind {
-            Kind::Ack => Self::Ack,
-            Kind::Nak => Self::Nak,
-            Kind::Term => Self::Term,
-        }
-    }
-}
+/// Every end that is not "nothing is known", which is 0; its nibble is its place plus one.
+const ENDS: [Ended; 8] = [
+    Ended::Settled(Kind::Ack),
+    Ended::Settled(Kind::Nak),
+    Ended::Settled(Kind::Term),
+    Ended::Lapsed,
+    Ended::Lost,
+    Ended::Overtaken(Kind::Ack),
+    Ended::Overtaken(Kind::Nak),
+    Ended::Overtaken(Kind::Term),
+];
 
 /// Remembers the ids after `newest - capacity`.
 #[derive(Debug)]
@@ -31,6 +37,7 @@ pub(super) struct Memory {
 }
 
 impl Memory {
+    /// Room for `capacity` ids, rounded up to whole bytes.
     pub(super) fn new(capacity: usize) -> Self {
         let bytes = capacity.div_ceil(2).max(1);
         Self { nibbles: vec![0; bytes], capacity: bytes as u64 * 2, newest: 0 }
@@ -42,24 +49,19 @@ impl Memory {
         self.write(id, 0);
     }
 
+    /// Notes how a lease ended. One that was held for longer than the memory is deep is forgotten
+    /// as it ends.
     pub(super) fn remember(&mut self, id: LeaseId, ended: Ended) {
-        // A lease held for longer than the memory is deep is forgotten as it ends.
         if self.covers(id) {
-            self.write(id, ended as u8);
+            self.write(id, ended.nibble());
         }
     }
 
+    /// How it ended. `None` if it has not, or that is forgotten, or there is no such lease.
     pub(super) fn ended(&self, id: LeaseId) -> Option<Ended> {
         let (place, shift) = self.place(id);
-        match (self.nibbles.get(place)? >> shift) & 0xf {
-            _ if !self.covers(id) => None,
-            1 => Some(Ended::Ack),
-            2 => Some(Ended::Nak),
-            3 => Some(Ended::Term),
-            4 => Some(Ended::Lapsed),
-            5 => Some(Ended::Lost),
-            _ => None,
-        }
+        let nibble = self.nibbles.get(place).filter(|_| self.covers(id))? >> shift & 0xf;
+        ENDS.get(usize::from(nibble.checked_sub(1)?)).copied()
     }
 
     fn covers(&self, id: LeaseId) -> bool {
@@ -76,7 +78,18 @@ impl Memory {
     fn place(&self, id: LeaseId) -> (usize, u32) {
         let place = id.get() % self.capacity;
         // Below the length of the ring, so it fits.
-        (usize::try_from(place / 2).unwrap_or(usize::MAX), if place % 2 == 0 { 0 } else { 4 })
+        (
+            usize::try_from(place / 2).unwrap_or(usize::MAX),
+            if place.is_multiple_of(2) { 0 } else { 4 },
+        )
+    }
+}
+
+impl Ended {
+    fn nibble(self) -> u8 {
+        let place = ENDS.iter().position(|end| *end == self);
+        // All are listed, and there are eight; the test below counts them.
+        place.and_then(|place| u8::try_from(place + 1).ok()).unwrap_or(0)
     }
 }
 
@@ -89,16 +102,32 @@ mod tests {
     }
 
     #[test]
+    fn every_end_is_told_from_every_other() {
+        let mut memory = Memory::new(ENDS.len());
+        for (number, end) in (1..).zip(ENDS) {
+            memory.extend_to(id(number));
+            memory.remember(id(number), end);
+        }
+        for (number, end) in (1..).zip(ENDS) {
+            assert_eq!(memory.ended(id(number)), Some(end));
+        }
+    }
+
+    #[test]
     fn the_last_ones_are_remembered_and_older_ones_forgotten() {
         let mut memory = Memory::new(4);
+        let end = |number| Ended::Settled(if number % 2 == 0 { Kind::Term } else { Kind::Ack });
         for number in 1..=6 {
             memory.extend_to(id(number));
-            memory.remember(id(number), if number % 2 == 0 { Ended::Term } else { Ended::Ack });
+            memory.remember(id(number), end(number));
         }
-        assert_eq!([1, 2].map(|number| memory.ended(id(number))), [None, None]);
-        let known = [3, 4, 5, 6].map(|number| memory.ended(id(number)).unwrap());
-        assert_eq!(known, [Ended::Ack, Ended::Term, Ended::Ack, Ended::Term]);
-        assert_eq!(memory.ended(id(7)), None);
+        for number in 1..=2 {
+            assert_eq!(memory.ended(id(number)), None);
+        }
+        for number in 3..=6 {
+            assert_eq!(memory.ended(id(number)), Some(end(number)));
+        }
+        assert_eq!(memory.ended(id(7)), None, "never granted");
     }
 
     #[test]
@@ -108,7 +137,7 @@ mod tests {
         assert_eq!(memory.ended(id(1)), None);
         memory.extend_to(id(2));
         memory.extend_to(id(3));
-        memory.remember(id(1), Ended::Ack);
+        memory.remember(id(1), Ended::Lapsed);
         assert_eq!((memory.ended(id(1)), memory.ended(id(3))), (None, None));
     }
 }

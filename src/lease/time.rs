@@ -1,14 +1,25 @@
-//! The table's times: nanoseconds since its origin, 8 bytes where an `Instant` takes 16.
+//! The table's times: nanoseconds since its origin, 8 bytes where an `Instant` takes 16, and the
+//! two rules by which JetStream's patience becomes ours.
 
 use std::time::{Duration, Instant};
 
-/// Nanoseconds since the origin; 2^64 of them are 584 years.
-pub(super) type Nanos = u64;
+/// Nanoseconds since the origin; 2^63 of them are 292 years. Signed, because JetStream's clock for
+/// a lease may have started before the table did.
+pub(super) type Nanos = i64;
 
-/// The margin is a tenth of the ack wait, within these bounds: it has to cover the way of a
-/// delivery to us and of a settlement back, and JetStream's clock starts before ours.
+/// Before every time there is.
+pub(super) const PAST: Nanos = Nanos::MIN;
+/// After every time there is.
+pub(super) const NEVER: Nanos = Nanos::MAX;
+
+/// The margin is a tenth of the ack wait within these bounds: it covers the way of a delivery to us
+/// and of a settlement back, for JetStream's clock starts before ours and a settlement begun in
+/// time has to arrive in time.
 const LEAST_MARGIN: Nanos = 50_000_000;
 const MOST_MARGIN: Nanos = 2_000_000_000;
+
+/// The longest time that is told apart from a longer one, 73 years: a few of them can be summed.
+const LONGEST: Nanos = Nanos::MAX / 4;
 
 /// Where the table's time begins.
 #[derive(Debug, Clone, Copy)]
@@ -20,30 +31,29 @@ impl Origin {
         nanos(when.saturating_duration_since(self.0))
     }
 
+    /// The origin for what was before it; 73 years for what never comes.
     pub(super) fn at(self, time: Nanos) -> Instant {
-        // A lease without end is due in a century.
-        const CENTURY: Nanos = 100 * 365 * 86_400 * 1_000_000_000;
-        self.0 + Duration::from_nanos(time.min(CENTURY))
+        self.0 + Duration::from_nanos(time.clamp(0, LONGEST).unsigned_abs())
     }
 }
 
 pub(super) fn nanos(duration: Duration) -> Nanos {
-    // A century is plenty, and leaves room for sums.
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX).min(u64::MAX / 4)
+    Nanos::try_from(duration.as_nanos()).unwrap_or(LONGEST).min(LONGEST)
 }
 
 pub(super) fn margin_of(ack_wait: Nanos) -> Nanos {
     (ack_wait / 10).clamp(LEAST_MARGIN, MOST_MARGIN).min(ack_wait)
 }
 
-/// How long before JetStream's own end a lease ends here.
+/// How long before JetStream's own end a lease ends here: a tenth of the ack wait, at least 50 ms,
+/// at most 2 s, and never more than the ack wait itself.
 pub fn margin(ack_wait: Duration) -> Duration {
-    Duration::from_nanos(margin_of(nanos(ack_wait)))
+    Duration::from_nanos(margin_of(nanos(ack_wait)).unsigned_abs())
 }
 
-/// JetStream's patience with the delivery of this count: the consumer's backoff of that place, its
-/// last one for all after, or its ack wait where it has no backoff.
+/// JetStream's patience with the delivery of this count, which begins at 1: the consumer's backoff
+/// of that place, its last one for all after, or its ack wait where it has no backoff.
 pub fn ack_wait_of(ack_wait: Duration, backoff: &[Duration], delivery_count: u64) -> Duration {
     let place = usize::try_from(delivery_count.saturating_sub(1)).unwrap_or(usize::MAX);
-    backoff.get(place).or(backoff.last()).copied().unwrap_or(ack_wait)
+    backoff.get(place).or_else(|| backoff.last()).copied().unwrap_or(ack_wait)
 }

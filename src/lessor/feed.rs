@@ -470,6 +470,7 @@ impl<B: Broker> FeedTask<B> {
     }
 
     fn linked(&mut self, link: Link, now: Instant) {
+        let lost_at = self.away_since.unwrap_or(now);
         self.away_since = match &link {
             Link::Up(_) => None,
             Link::Down(_) | Link::Unfit(_) => self.away_since.or(Some(now)),
@@ -479,7 +480,7 @@ impl<B: Broker> FeedTask<B> {
                 self.ask_at = now;
             }
             if self.server.replace(server.id.clone()).is_some_and(|last| last != server.id) {
-                self.distrust(now);
+                self.distrust(lost_at);
             }
         }
         self.link = link;
@@ -615,10 +616,10 @@ impl<B: Broker> FeedTask<B> {
         }
     }
 
-    /// The server may have forgotten what it promised lately.
-    fn distrust(&self, now: Instant) {
+    /// The server may have forgotten, then or later, what it had promised just before.
+    fn distrust(&self, when: Instant) {
         if let Some(facts) = &self.facts {
-            self.lessor.in_steps(|table, after| table.distrust(facts.id, now, after, STEP));
+            self.lessor.in_steps(|table, after| table.distrust(facts.id, when, after, STEP));
         }
     }
 

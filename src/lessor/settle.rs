@@ -212,8 +212,12 @@ fn judged(outcome: &Result<(), BrokerError>) -> Outcome {
 
 fn failure(error: BrokerError, after: After) -> Error {
     match error {
-        BrokerError::Unsent(_) if after == After::Gone => Error::LeaseExpired { forgotten: false },
-        BrokerError::Unsent(why) => Error::Unavailable(why),
+        BrokerError::Unsent(why) => match after {
+            After::Held => Error::Unavailable(why),
+            // This try did not leave, but an earlier one may have been applied.
+            After::Uncertain => Error::Unconfirmed,
+            After::Gone => Error::LeaseExpired { forgotten: false },
+        },
         BrokerError::Denied(Denial::Gone) => Error::ConsumerGone,
         BrokerError::Denied(Denial::Permission(subject)) => Error::Permission(subject),
         BrokerError::Unconfirmed => Error::Unconfirmed,

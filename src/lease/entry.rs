@@ -1,0 +1,215 @@
+//! One lease: its state, its two clocks, and what they say. Knows nothing of the table around it.
+//!
+//! JetStream's clock is kept as its parts, never as their sum, so that a new ack wait or a doubt
+//! about its start changes one part and `ack_by` follows:
+//!
+//! ```text
+//!  started          + ack_wait / 2            ack_by            JetStream redelivers
+//!     ├──────────────────┼───────────────────────┼──── margin ────┤
+//!     receipt, or        progress is sent,       nothing is let
+//!     the last sending   if the deadline is      through after it
+//!     that counted       later than ack_by
+//! ```
+
+use super::{
+    ConsumerId, Kind, Outcome, Terms,
+    ended::Ended,
+    time::{NEVER, Nanos, Origin, PAST, margin_of, nanos},
+};
+
+/// A server that restarts cuts the times it stored to whole seconds, and so redelivers up to this
+/// much early (measured on nats-server 2.15: ack wait 4 s, redelivered 3.05 s after the delivery).
+const CUT: Nanos = 1_000_000_000;
+/// Progress confirmed this shortly before a server forgot may not have been stored.
+const UNSTORED: Nanos = 250_000_000;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    Held,
+    /// `again`: an earlier try, of the same kind, may have been applied.
+    Settling {
+        kind: Kind,
+        again: bool,
+    },
+    /// Never of a Nak: that one is not tried again.
+    Uncertain(Kind),
+}
+
+/// How long its holder may keep it.
+#[derive(Debug, Clone, Copy)]
+enum Until {
+    /// As long as JetStream waits by itself, also when that changes.
+    JetStreamEnds,
+    /// As was asked.
+    At(Nanos),
+    /// A last attempt in the proxy's own hands: until somebody takes it.
+    Taken,
+}
+
+#[derive(Debug)]
+pub(super) struct Lease<T> {
+    pub(super) payload: T,
+    pub(super) state: State,
+    pub(super) consumer: ConsumerId,
+    pub(super) sequence: u64,
+    consumer_sequence: u64,
+    delivery_count: u32,
+    last_attempt: bool,
+    until: Until,
+    ack_wait: Nanos,
+    /// When JetStream's clock last started, by what it confirmed.
+    started: Nanos,
+    /// `started` as a server knows it that forgot all progress since `confirmed - UNSTORED`.
+    stored: Nanos,
+    /// When `started` was learned.
+    confirmed: Nanos,
+    /// When progress was last asked for.
+    tried: Nanos,
+    /// `started` may have been cut to a whole second.
+    doubted: bool,
+    /// JetStream has given it away for certain.
+    lost: bool,
+}
+
+impl<T> Lease<T> {
+    /// A delivery in the proxy's own hands.
+    pub(super) fn new(terms: &Terms, payload: T, origin: Origin) -> Self {
+        let received = origin.since(terms.received);
+        Self {
+            payload,
+            state: State::Held,
+            consumer: terms.consumer,
+            sequence: terms.sequence,
+            consumer_sequence: terms.consumer_sequence,
+            delivery_count: u32::try_from(terms.delivery_count).unwrap_or(u32::MAX),
+            last_attempt: terms.last_attempt,
+            until: Until::fresh(terms.last_attempt),
+            ack_wait: nanos(terms.ack_wait),
+            started: received,
+            stored: received,
+            confirmed: received,
+            tried: received,
+            doubted: false,
+            lost: false,
+        }
+    }
+
+    /// From then on somebody else may have the message.
+    pub(super) fn ack_by(&self) -> Nanos {
+        if self.lost {
+            return PAST;
+        }
+        self.earliest_start() + self.ack_wait - margin_of(self.ack_wait)
+    }
+
+    /// The holder's clock.
+    pub(super) fn deadline(&self) -> Nanos {
+        match self.until {
+            Until::JetStreamEnds => self.ack_by(),
+            Until::At(deadline) => deadline,
+            Until::Taken => NEVER,
+        }
+    }
+
+    /// When time next has something to do with it.
+    pub(super) fn due_at(&self) -> Option<Nanos> {
+        let (deadline, ack_by) = (self.deadline(), self.ack_by());
+        match self.state {
+            State::Settling { .. } => None,
+            State::Held | State::Uncertain(_) if deadline > ack_by => {
+                Some(ack_by.min(self.progress_at()))
+            }
+            State::Held => Some(deadline),
+            State::Uncertain(_) => Some(ack_by),
+        }
+    }
+
+    /// Whether a Nak by us is harmless: nobody else can have the message before it arrives, and
+    /// there is an attempt left.
+    pub(super) fn may_release(&self, now: Nanos) -> bool {
+        !self.last_attempt && self.ack_by().saturating_sub(now) > margin_of(self.ack_wait)
+    }
+
+    /// Into a caller's hands.
+    pub(super) fn lend(&mut self, deadline: Option<Nanos>) {
+        self.until = deadline.map_or(Until::JetStreamEnds, Until::At);
+    }
+
+    /// Into the proxy's own hands, as when it was new.
+    pub(super) fn keep(&mut self) {
+        self.until = Until::fresh(self.last_attempt);
+    }
+
+    /// Progress is being asked for: again after an eighth of the ack wait, unless it counted.
+    pub(super) fn try_progress(&mut self, now: Nanos) {
+        self.tried = now;
+    }
+
+    /// Progress sent at `sent_at` was confirmed. After `ack_by` JetStream confirms it too, and does
+    /// nothing.
+    pub(super) fn progressed(&mut self, sent_at: Nanos, now: Nanos) {
+        if now >= self.ack_by() || sent_at <= self.started {
+            return;
+        }
+        if now >= self.confirmed + UNSTORED {
+            self.stored = self.started;
+        }
+        self.started = sent_at;
+        self.confirmed = now;
+        self.doubted = false;
+    }
+
+    /// JetStream's patience has changed; it counts from the clock's last start. Over stays over.
+    pub(super) fn retune(&mut self, ack_wait: impl Fn(u64) -> Nanos, now: Nanos) {
+        self.lost |= now >= self.ack_by();
+        self.ack_wait = ack_wait(u64::from(self.delivery_count));
+    }
+
+    /// The server forgot at `when`. Doubt does not add up: a time is cut to its second once.
+    pub(super) fn distrust(&mut self, when: Nanos) {
+        if when < self.confirmed + UNSTORED {
+            self.started = self.stored;
+        }
+        self.doubted = true;
+    }
+
+    /// The server remembers the deliveries of its consumer up to this one.
+    pub(super) fn lose_after(&mut self, delivered: u64) {
+        self.lost |= self.consumer_sequence > delivered;
+    }
+
+    fn earliest_start(&self) -> Nanos {
+        if self.doubted { self.started - CUT } else { self.started }
+    }
+
+    /// At half time, so that there is half an ack wait to try again in; one try per eighth.
+    fn progress_at(&self) -> Nanos {
+        (self.earliest_start() + self.ack_wait / 2).max(self.tried + self.ack_wait / 8)
+    }
+}
+
+impl Until {
+    /// Nothing can be done with a last attempt that nobody takes: released, it would be destroyed.
+    fn fresh(last_attempt: bool) -> Self {
+        if last_attempt { Self::Taken } else { Self::JetStreamEnds }
+    }
+}
+
+/// What a settlement of this kind leaves behind: a state, or an end. `over`: JetStream may have
+/// given the message away in the meantime.
+pub(super) fn conclude(
+    kind: Kind,
+    again: bool,
+    outcome: Outcome,
+    over: bool,
+) -> Result<State, Ended> {
+    match outcome {
+        Outcome::Confirmed => Err(Ended::Settled(kind)),
+        Outcome::Denied => Err(Ended::Lost),
+        // It may still be on its way: a second one could hit the next holder's delivery.
+        Outcome::Unconfirmed if kind == Kind::Nak => Err(Ended::Settled(kind)),
+        Outcome::Unsent | Outcome::Unconfirmed if over => Err(Ended::Lost),
+        Outcome::Unsent if !again => Ok(State::Held),
+        Outcome::Unsent | Outcome::Unconfirmed => Ok(State::Uncertain(kind)),
+    }
+}

@@ -1,0 +1,152 @@
+//! The words that the lease table and its callers speak: what goes in, what comes out. No logic.
+
+use std::{
+    num::NonZeroU64,
+    time::{Duration, Instant},
+};
+
+/// Names one lease: sequential from 1, never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaseId(pub(super) NonZeroU64);
+
+impl LeaseId {
+    /// The id of this number; there is no lease 0.
+    pub fn new(number: u64) -> Option<Self> {
+        NonZeroU64::new(number).map(Self)
+    }
+
+    /// Its number.
+    pub fn get(self) -> u64 {
+        self.0.get()
+    }
+}
+
+/// One incarnation of one consumer; a consumer that is made anew gets a new one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConsumerId(pub u32);
+
+/// How a message is settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// Done.
+    Ack,
+    /// Again.
+    Nak,
+    /// Never again.
+    Term,
+}
+
+/// What is known of a delivery when it arrives.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    /// Whose delivery it is.
+    pub consumer: ConsumerId,
+    /// The message's sequence in its stream.
+    pub sequence: u64,
+    /// The delivery's sequence in its consumer.
+    pub consumer_sequence: u64,
+    /// A Nak would destroy the message.
+    pub last_attempt: bool,
+    /// When it arrived here.
+    pub received: Instant,
+    /// JetStream's patience with this very delivery, see [`ack_wait_of`](super::ack_wait_of).
+    pub ack_wait: Duration,
+    /// Which attempt it is, for when the consumer's ack wait changes.
+    pub delivery_count: u64,
+}
+
+/// A lease in a caller's hands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lent {
+    /// When it ends, unless it is extended.
+    pub deadline: Instant,
+    /// The earlier of that and JetStream's own end as it is now: until then even somebody who
+    /// cannot ask this table may settle it without harm.
+    pub settle_by: Instant,
+}
+
+/// What to do about a settlement that was let through.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Begun<'t, T> {
+    /// Ask the broker, by what is kept here, and come back with the outcome.
+    Publish(&'t T),
+    /// It was settled in this way before: nothing is left to do.
+    Duplicate,
+}
+
+/// What the broker made of a settlement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It has had its effect.
+    Confirmed,
+    /// It never left us.
+    Unsent,
+    /// The consumer is gone.
+    Denied,
+    /// Nobody knows.
+    Unconfirmed,
+}
+
+/// Where a lease stands after its settlement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum After {
+    /// Held as before: nothing was applied.
+    Held,
+    /// It may have been applied, now or by an earlier try, and may be tried again in the same way.
+    Uncertain,
+    /// Over.
+    Gone,
+}
+
+/// The table said no.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// It lapsed or was lost.
+    Expired {
+        /// It ended so long ago that how is not remembered, or there never was such a lease.
+        forgotten: bool,
+    },
+    /// It was, or may have been, settled in another way.
+    Settled {
+        /// In this.
+        by: Kind,
+    },
+    /// It is being settled at this moment.
+    Busy,
+}
+
+/// Something that time has made due.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Due<T> {
+    /// Tell the broker that it is still worked on, and
+    /// [`progressed`](super::LeaseTable::progressed) what came of it.
+    Progress {
+        /// Which.
+        id: LeaseId,
+    },
+    /// Its holder let it lapse.
+    Lapsed {
+        /// Which.
+        id: LeaseId,
+        /// What was kept with it.
+        payload: T,
+        /// It may be given back: nobody else can have it yet, and it is not the last attempt.
+        release: bool,
+    },
+    /// JetStream may have given it away: nothing may be sent for it.
+    Lost {
+        /// Which.
+        id: LeaseId,
+        /// What was kept with it.
+        payload: T,
+    },
+}
+
+/// A delivery that goes back unhanded.
+#[derive(Debug, PartialEq, Eq)]
+pub struct GivenBack<T> {
+    /// What was kept with it.
+    pub payload: T,
+    /// A Nak may be sent for it: nobody else can have it yet, and it is not the last attempt.
+    pub release: bool,
+}

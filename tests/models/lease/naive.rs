@@ -1,0 +1,106 @@
+//! One lease of the reference: its clocks, computed from their history whenever they are asked.
+
+use fetch_proxy::lease::Kind;
+
+/// A server that restarts cuts stored times to whole seconds.
+const CUT: i64 = 1000;
+/// What was confirmed this shortly before a server forgot may be forgotten.
+const UNSTORED: i64 = 250;
+
+/// How a lease stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    Held,
+    Settling(Kind, Tries),
+    Uncertain(Kind),
+}
+
+/// Whether a settlement under way is the first of its lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tries {
+    First,
+    Again,
+}
+
+/// How long its holder may keep it.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Until {
+    JetStreamEnds,
+    At(i64),
+    Taken,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Lease {
+    pub(super) id: u64,
+    pub(super) consumer: u32,
+    pub(super) state: State,
+    pub(super) sequence: u64,
+    pub(super) consumer_sequence: u64,
+    pub(super) delivery_count: u64,
+    pub(super) last_attempt: bool,
+    pub(super) ack_wait: i64,
+    /// Each start of JetStream's clock, and when it was learned; the first is the receipt.
+    pub(super) starts: Vec<(i64, i64)>,
+    pub(super) doubted: bool,
+    pub(super) lost: bool,
+    pub(super) until: Until,
+    pub(super) tried: i64,
+}
+
+impl Lease {
+    fn start(&self) -> i64 {
+        self.starts.last().unwrap().0 - if self.doubted { CUT } else { 0 }
+    }
+
+    pub(super) fn ack_by(&self) -> i64 {
+        if self.lost {
+            return 0;
+        }
+        self.start() + self.ack_wait - margin(self.ack_wait)
+    }
+
+    pub(super) fn progress_at(&self) -> i64 {
+        (self.start() + self.ack_wait / 2).max(self.tried + self.ack_wait / 8)
+    }
+
+    /// `None` is never.
+    pub(super) fn deadline(&self) -> Option<i64> {
+        match self.until {
+            Until::JetStreamEnds => Some(self.ack_by()),
+            Until::At(deadline) => Some(deadline),
+            Until::Taken => None,
+        }
+    }
+
+    pub(super) fn outlives_jetstream(&self) -> bool {
+        self.deadline().is_none_or(|deadline| deadline > self.ack_by())
+    }
+
+    pub(super) fn past_deadline(&self, now: i64) -> bool {
+        self.deadline().is_some_and(|deadline| now >= deadline)
+    }
+
+    /// Progress sent at `sent_at` was confirmed in time.
+    pub(super) fn restart(&mut self, sent_at: i64, now: i64) {
+        self.starts.push((sent_at, now));
+        self.doubted = false;
+    }
+
+    /// What was confirmed shortly before is undone, and what shortly before that.
+    pub(super) fn distrust(&mut self, when: i64) {
+        let mut forgot = when;
+        while self.starts.len() > 1 && forgot < self.starts.last().unwrap().1 + UNSTORED {
+            forgot = self.starts.pop().unwrap().1;
+        }
+        self.doubted = true;
+    }
+
+    pub(super) fn keep(&mut self) {
+        self.until = if self.last_attempt { Until::Taken } else { Until::JetStreamEnds };
+    }
+}
+
+pub(super) fn margin(ack_wait: i64) -> i64 {
+    (ack_wait / 10).clamp(50, 2000)
+}

@@ -1,0 +1,358 @@
+//! The lease table as one would write it without care for memory or speed: a list of leases that
+//! is searched for everything, each with the history of its clock, in whole milliseconds.
+//!
+//! It is written from the promises, not from the table: it has no index and no sum to keep right.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fetch_proxy::lease::{Kind, Outcome};
+
+use super::{
+    naive::{Lease, State, Tries, Until, margin},
+    replies::{After, Reply, Swept},
+    steps::Arrival,
+};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    As(Kind),
+    Expired,
+    Overtaken(Kind),
+}
+
+/// The naive table.
+#[derive(Debug, Clone)]
+pub(super) struct Reference {
+    /// Granted so far.
+    pub(super) granted: u64,
+    pub(super) leases: Vec<Lease>,
+    /// For each consumer name its present incarnation, and how long its attempts may take.
+    pub(super) consumers: [(u32, [i64; 2]); 2],
+    remembered: u64,
+    now: i64,
+    ended: BTreeMap<u64, Ended>,
+    dead: BTreeSet<u32>,
+    /// Dead, and not swept since.
+    unburied: BTreeSet<u32>,
+    distrusted: BTreeMap<u32, i64>,
+}
+
+/// The first ack wait is that of first deliveries.
+pub(super) fn ack_wait(ack_waits: [i64; 2], delivery_count: u64) -> i64 {
+    ack_waits[usize::from(delivery_count > 1)]
+}
+
+impl Reference {
+    pub(super) fn new(remembered: u64, ack_waits: [i64; 2]) -> Self {
+        Self {
+            granted: 0,
+            leases: Vec::new(),
+            consumers: [(0, ack_waits), (1, ack_waits)],
+            remembered,
+            now: 0,
+            ended: BTreeMap::new(),
+            dead: BTreeSet::new(),
+            unburied: BTreeSet::new(),
+            distrusted: BTreeMap::new(),
+        }
+    }
+
+    /// The ack wait of a delivery of the consumer of this name.
+    pub(super) fn ack_wait(&self, name: usize, delivery_count: u64) -> i64 {
+        ack_wait(self.consumers[name].1, delivery_count)
+    }
+
+    /// The present incarnation under each name.
+    pub(super) fn incarnations(&self) -> [u32; 2] {
+        self.consumers.map(|(incarnation, _)| incarnation)
+    }
+
+    pub(super) fn advance(&mut self, now: i64) {
+        self.now = self.now.max(now);
+    }
+
+    pub(super) fn grant(&mut self, arrival: &Arrival, received: i64) -> Reply {
+        let Arrival { name, sequence, last_attempt, delivery_count, .. } = *arrival;
+        self.advance(received);
+        let consumer = self.consumers[name].0;
+        let same = |lease: &Lease| lease.consumer == consumer && lease.sequence == sequence;
+        let older = self.leases.iter().find(|lease| same(lease)).cloned();
+        if let Some(older) = &older {
+            let ended = match older.state {
+                State::Settling(kind, _) => Ended::Overtaken(kind),
+                State::Held | State::Uncertain(_) => Ended::Expired,
+            };
+            self.end(older.id, ended);
+        }
+        self.granted += 1;
+        let mut lease = Lease {
+            id: self.granted,
+            consumer,
+            state: State::Held,
+            sequence,
+            consumer_sequence: self.granted,
+            delivery_count,
+            last_attempt,
+            ack_wait: self.ack_wait(name, delivery_count),
+            starts: vec![(received, received)],
+            doubted: false,
+            lost: false,
+            until: Until::Taken,
+            tried: received,
+        };
+        lease.keep();
+        self.leases.push(lease);
+        Reply::Granted { id: self.granted, superseded: older.map(|older| older.id) }
+    }
+
+    pub(super) fn lend(&mut self, id: u64, length: Option<i64>) -> Reply {
+        let now = self.now;
+        self.held(id).map_or_else(
+            |refusal| refusal,
+            |lease| {
+                let ack_by = lease.ack_by();
+                let deadline = length.map_or(ack_by, |length| now + length);
+                lease.until = length.map_or(Until::JetStreamEnds, |_| Until::At(deadline));
+                Reply::Lent { deadline, settle_by: deadline.min(ack_by) }
+            },
+        )
+    }
+
+    pub(super) fn extend(&mut self, id: u64, length: i64) -> Reply {
+        let deadline = self.now + length;
+        self.held(id).map_or_else(
+            |refusal| refusal,
+            |lease| {
+                lease.until = Until::At(deadline);
+                Reply::Extended(deadline)
+            },
+        )
+    }
+
+    pub(super) fn keep(&mut self, id: u64) -> Reply {
+        if let Ok(lease) = self.held(id) {
+            lease.keep();
+        }
+        Reply::Nothing
+    }
+
+    pub(super) fn begin(&mut self, id: u64, kind: Kind) -> Reply {
+        let tries = match self.standing(id) {
+            Ok(State::Held) => Tries::First,
+            Ok(State::Uncertain(by)) if by == kind => Tries::Again,
+            Ok(State::Uncertain(by)) => return Reply::Settled(by),
+            Ok(State::Settling(..)) => return Reply::Busy,
+            Err(Reply::Settled(by)) if by == kind => return Reply::Duplicate,
+            Err(refusal) => return refusal,
+        };
+        self.lease(id).unwrap().state = State::Settling(kind, tries);
+        Reply::Publish
+    }
+
+    pub(super) fn finish(&mut self, id: u64, outcome: Outcome) -> Reply {
+        let gone = |out| Reply::Finished { after: After::Gone, out };
+        let Some(lease) = self.lease(id).cloned() else {
+            if let Some(Ended::Overtaken(kind)) = self.memory(id) {
+                let settled = outcome == Outcome::Confirmed
+                    || outcome == Outcome::Unconfirmed && kind == Kind::Nak;
+                self.ended.insert(id, if settled { Ended::As(kind) } else { Ended::Expired });
+            }
+            return gone(false);
+        };
+        if let State::Settling(kind, tries) = lease.state {
+            let over = self.over(&lease);
+            let state = match (outcome, kind, tries) {
+                (Outcome::Confirmed, _, _) | (Outcome::Unconfirmed, Kind::Nak, _) => {
+                    self.end(id, Ended::As(kind));
+                    return gone(true);
+                }
+                (Outcome::Denied, _, _) => {
+                    self.end(id, Ended::Expired);
+                    return gone(true);
+                }
+                (Outcome::Unsent | Outcome::Unconfirmed, _, _) if over => {
+                    self.end(id, Ended::Expired);
+                    return gone(true);
+                }
+                (Outcome::Unsent, _, Tries::First) => State::Held,
+                (Outcome::Unsent | Outcome::Unconfirmed, ..) => State::Uncertain(kind),
+            };
+            self.lease(id).unwrap().state = state;
+        }
+        let after = match self.standing(id) {
+            Ok(State::Held) => After::Held,
+            Ok(State::Settling(..) | State::Uncertain(_)) => After::Uncertain,
+            Err(_) => After::Gone,
+        };
+        Reply::Finished { after, out: false }
+    }
+
+    pub(super) fn give_back(&mut self, id: u64) -> Reply {
+        let Some(lease) = self.lease(id).filter(|lease| lease.state == State::Held).cloned() else {
+            return Reply::Nothing;
+        };
+        self.end(id, Ended::Expired);
+        Reply::GivenBack { release: self.may_release(&lease) }
+    }
+
+    pub(super) fn sweep(&mut self, now: i64) -> Reply {
+        self.advance(now);
+        self.unburied.clear();
+        let mut swept = BTreeSet::new();
+        for lease in self.leases.clone() {
+            if matches!(lease.state, State::Settling(..)) {
+                continue;
+            }
+            if self.over(&lease) {
+                self.end(lease.id, Ended::Expired);
+                swept.insert(Swept::Lost(lease.id));
+            } else if lease.state == State::Held && lease.past_deadline(self.now) {
+                self.end(lease.id, Ended::Expired);
+                swept.insert(Swept::Lapsed(lease.id, self.may_release(&lease)));
+            } else if lease.outlives_jetstream() && self.now >= lease.progress_at() {
+                self.lease(lease.id).unwrap().tried = self.now;
+                swept.insert(Swept::Progress(lease.id));
+            }
+        }
+        Reply::Swept(swept)
+    }
+
+    pub(super) fn progressed(&mut self, id: u64, sent_at: i64, confirmed: bool) -> Reply {
+        let now = self.now;
+        let Some(consumer) = self.lease(id).map(|lease| lease.consumer) else {
+            return Reply::Nothing;
+        };
+        let trusted = self.distrusted.get(&consumer).is_none_or(|forgot| sent_at > *forgot);
+        let lease = self.lease(id).unwrap();
+        let newer = sent_at > lease.starts.last().unwrap().0;
+        if confirmed && trusted && newer && now < lease.ack_by() {
+            lease.restart(sent_at, now);
+        }
+        Reply::Nothing
+    }
+
+    pub(super) fn end_consumer(&mut self, name: usize, next: u32) {
+        let old = self.consumers[name].0;
+        if self.held_by(old) > 0 {
+            self.unburied.insert(old);
+        }
+        self.dead.insert(old);
+        self.consumers[name].0 = next;
+    }
+
+    pub(super) fn retune(&mut self, name: usize, ack_waits: [i64; 2]) -> Reply {
+        self.consumers[name].1 = ack_waits;
+        for lease in self.leases_of(name) {
+            let ack_wait = self.ack_wait(name, lease.delivery_count);
+            let late = self.now >= lease.ack_by();
+            let lease = self.lease(lease.id).unwrap();
+            lease.lost |= late;
+            lease.ack_wait = ack_wait;
+        }
+        Reply::Nothing
+    }
+
+    pub(super) fn distrust(&mut self, name: usize, when: i64) -> Reply {
+        self.advance(when);
+        let leases = self.leases_of(name);
+        if !leases.is_empty() {
+            let forgot = self.distrusted.entry(self.consumers[name].0).or_insert(when);
+            *forgot = when.max(*forgot);
+        }
+        for Lease { id, .. } in leases {
+            self.lease(id).unwrap().distrust(when);
+        }
+        Reply::Nothing
+    }
+
+    pub(super) fn lose_after(&mut self, name: usize, delivered: u64) -> Reply {
+        for lease in self.leases_of(name) {
+            self.lease(lease.id).unwrap().lost |= lease.consumer_sequence > delivered;
+        }
+        Reply::Nothing
+    }
+
+    /// When a sweep next has something to do.
+    pub(super) fn next_due(&self) -> Option<i64> {
+        if !self.unburied.is_empty() {
+            return Some(0);
+        }
+        let due = self.leases.iter().filter_map(|lease| {
+            let progress = lease.outlives_jetstream().then(|| lease.progress_at());
+            let deadline = match lease.state {
+                State::Settling(..) => return None,
+                State::Held => lease.deadline(),
+                State::Uncertain(_) => None,
+            };
+            [Some(lease.ack_by()), progress, deadline].into_iter().flatten().min()
+        });
+        due.min().map(|due| due.max(0))
+    }
+
+    /// What is kept of consumers goes with their last lease.
+    pub(super) fn tidy(&mut self) {
+        let used: BTreeSet<u32> = self.leases.iter().map(|lease| lease.consumer).collect();
+        self.unburied.retain(|consumer| used.contains(consumer));
+        self.distrusted.retain(|consumer, _| used.contains(consumer));
+    }
+
+    pub(super) fn held_by(&self, consumer: u32) -> usize {
+        self.leases.iter().filter(|lease| lease.consumer == consumer).count()
+    }
+
+    fn leases_of(&self, name: usize) -> Vec<Lease> {
+        let consumer = self.consumers[name].0;
+        self.leases.iter().filter(|lease| lease.consumer == consumer).cloned().collect()
+    }
+
+    fn lease(&mut self, id: u64) -> Option<&mut Lease> {
+        self.leases.iter_mut().find(|lease| lease.id == id)
+    }
+
+    fn over(&self, lease: &Lease) -> bool {
+        self.now >= lease.ack_by() || self.dead.contains(&lease.consumer)
+    }
+
+    fn may_release(&self, lease: &Lease) -> bool {
+        let room = lease.ack_by() - self.now > margin(lease.ack_wait);
+        room && !self.over(lease) && !lease.last_attempt
+    }
+
+    fn standing(&self, id: u64) -> Result<State, Reply> {
+        let Some(lease) = self.leases.iter().find(|lease| lease.id == id) else {
+            return Err(match self.memory(id) {
+                Some(Ended::As(kind)) => Reply::Settled(kind),
+                Some(Ended::Expired) => Reply::Expired { forgotten: false },
+                Some(Ended::Overtaken(_)) => Reply::Busy,
+                None => Reply::Expired { forgotten: true },
+            });
+        };
+        let over = match lease.state {
+            State::Held => self.over(lease) || lease.past_deadline(self.now),
+            State::Uncertain(_) => self.over(lease),
+            State::Settling(..) => false,
+        };
+        if over { Err(Reply::Expired { forgotten: false }) } else { Ok(lease.state) }
+    }
+
+    fn held(&mut self, id: u64) -> Result<&mut Lease, Reply> {
+        match self.standing(id)? {
+            State::Held => Ok(self.lease(id).unwrap()),
+            State::Uncertain(by) => Err(Reply::Settled(by)),
+            State::Settling(..) => Err(Reply::Busy),
+        }
+    }
+
+    fn end(&mut self, id: u64, ended: Ended) {
+        self.leases.retain(|lease| lease.id != id);
+        // One that was forgotten while it was held stays forgotten.
+        if self.granted - id < self.remembered {
+            self.ended.insert(id, ended);
+        }
+    }
+
+    fn memory(&self, id: u64) -> Option<Ended> {
+        let covered = id <= self.granted && self.granted - id < self.remembered;
+        self.ended.get(&id).filter(|_| covered).copied()
+    }
+}

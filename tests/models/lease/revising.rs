@@ -1,0 +1,134 @@
+//! What is promised when a consumer changes or goes, or its server forgets.
+
+use std::time::Duration;
+
+use fetch_proxy::lease::{After, Due, Kind, LeaseId, Outcome, Terms};
+
+use super::{ACK_BY, CONSUMER, Desk, OVER};
+
+#[test]
+fn a_server_that_forgot_costs_a_second_once_and_progress_confirmed_just_before() {
+    let mut desk = Desk::new();
+    let id = desk.lent(60_000);
+    desk.progressed(id, 5000, 5001);
+    desk.distrust(5251);
+    assert_eq!(desk.ack_by(id), 5000 + u128::from(ACK_BY) - 1000, "stored 250 ms before");
+    desk.progressed(id, 6000, 6001);
+    assert_eq!(desk.ack_by(id), 6000 + u128::from(ACK_BY), "a new start is not in doubt");
+    desk.distrust(6250);
+    desk.distrust(6250);
+    assert_eq!(desk.ack_by(id), 5000 + u128::from(ACK_BY) - 1000, "not stored");
+}
+
+#[test]
+fn progress_sent_before_the_server_forgot_does_not_count() {
+    let mut desk = Desk::new();
+    let id = desk.lent(60_000);
+    desk.distrust(5000);
+    desk.progressed(id, 5000, 5100);
+    assert_eq!(desk.ack_by(id), u128::from(ACK_BY) - 1000);
+    desk.distrust(4000);
+    desk.progressed(id, 4500, 5100);
+    assert_eq!(desk.ack_by(id), u128::from(ACK_BY) - 1000, "it forgot at 5000 all the same");
+    desk.progressed(id, 5001, 5100);
+    assert_eq!(desk.ack_by(id), 5001 + u128::from(ACK_BY));
+}
+
+#[test]
+fn deliveries_that_the_server_does_not_remember_are_lost() {
+    let mut desk = Desk::new();
+    let known = desk.granted();
+    let (unknown, _) = desk.table.grant(desk.terms(2, 0), "two");
+    assert_eq!(desk.table.lose_after(CONSUMER, 1, None, 100), None);
+    assert_eq!(desk.begin(unknown, Kind::Ack, 1), Err(OVER));
+    assert!(desk.begin(known, Kind::Ack, 1).is_ok());
+    assert_eq!(desk.sweep(1), [Due::Lost { id: unknown, payload: "two" }]);
+}
+
+#[test]
+fn a_new_ack_wait_counts_from_the_last_start_of_the_clock() {
+    let mut desk = Desk::new();
+    let id = desk.lent(60_000);
+    desk.progressed(id, 5000, 5001);
+    let after = desk.table.retune(CONSUMER, |_| Duration::from_secs(3), None, 100);
+    assert_eq!((after, desk.ack_by(id)), (None, 5000 + 2700));
+}
+
+#[test]
+fn a_lease_of_no_set_length_follows_a_new_ack_wait_and_a_set_one_is_kept_alive() {
+    for (length, due) in [(None, 2700), (Some(8000), 1500)] {
+        let mut desk = Desk::new();
+        let id = desk.granted();
+        desk.table.lend(id, length.map(Duration::from_millis), desk.origin).unwrap();
+        desk.table.retune(CONSUMER, |_| Duration::from_secs(3), None, 100);
+        assert_eq!(desk.table.next_due(), Some(desk.at(due)));
+    }
+}
+
+#[test]
+fn a_longer_ack_wait_does_not_revive_what_was_over() {
+    let mut desk = Desk::new();
+    let id = desk.lent(60_000);
+    desk.begin(id, Kind::Ack, ACK_BY - 1).unwrap();
+    assert_eq!(desk.table.sweep(desk.at(ACK_BY), 100), []);
+    desk.table.retune(CONSUMER, |_| Duration::from_secs(600), None, 100);
+    assert_eq!(desk.finish(id, Outcome::Unsent, ACK_BY), (After::Gone, Some("one")));
+}
+
+#[test]
+fn a_new_ack_wait_does_not_revive_what_the_server_does_not_remember() {
+    let mut desk = Desk::new();
+    let id = desk.lent(60_000);
+    desk.table.lose_after(CONSUMER, 0, None, 100);
+    desk.table.retune(CONSUMER, |_| Duration::from_secs(600), None, 100);
+    assert_eq!(desk.begin(id, Kind::Ack, 1), Err(OVER));
+    assert_eq!(desk.sweep(1), [Due::Lost { id, payload: "one" }]);
+}
+
+#[test]
+fn a_server_may_forget_in_the_first_second_of_the_table() {
+    let mut desk = Desk::new();
+    let terms = Terms { ack_wait: Duration::from_millis(1500), ..desk.terms(1, 0) };
+    let id = desk.table.grant(terms, "one").0;
+    desk.distrust(100);
+    assert_eq!(desk.ack_by(id), 350);
+    assert_eq!(desk.extend(id, 5000, 200), Ok(desk.at(5200)));
+    assert_eq!(desk.sweep(200), [Due::Progress { id }], "a doubted start is renewed in time");
+}
+
+#[test]
+fn walks_over_a_consumer_go_on_where_they_stopped() {
+    let mut desk = Desk::new();
+    for sequence in 1..=5 {
+        desk.table.grant(desk.terms(sequence, 0), "any");
+    }
+    let mut after = None;
+    let mut steps = Vec::new();
+    loop {
+        after = desk.table.lose_after(CONSUMER, 0, after, 2);
+        steps.push(after);
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(steps, [Some(2), Some(4), None]);
+    assert_eq!(desk.sweep(0).len(), 5);
+}
+
+#[test]
+fn the_leases_of_an_ended_consumer_are_refused_and_come_out_at_once_in_steps() {
+    let mut desk = Desk::new();
+    for sequence in 1..=5 {
+        desk.table.grant(desk.terms(sequence, 0), "any");
+    }
+    let settling = LeaseId::new(2).unwrap();
+    desk.begin(settling, Kind::Ack, 0).unwrap();
+    desk.table.end_consumer(CONSUMER);
+    assert_eq!(desk.begin(LeaseId::new(1).unwrap(), Kind::Ack, 0), Err(OVER));
+    assert_eq!(desk.table.next_due(), Some(desk.origin));
+    let steps: Vec<usize> = (0..3).map(|_| desk.table.sweep(desk.origin, 2).len()).collect();
+    assert_eq!(steps, [1, 2, 1], "two looked at in each, one of them being settled");
+    assert_eq!(desk.table.next_due(), None);
+    assert_eq!(desk.finish(settling, Outcome::Unsent, 1), (After::Gone, Some("any")));
+    assert!(desk.table.is_empty());
+}

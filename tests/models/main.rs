@@ -1,0 +1,6 @@
+//! The pure parts against naive models of themselves.
+
+#![allow(clippy::disallowed_methods, reason = "a test says itself when now is")]
+
+mod lease;
+mod pump;
