@@ -192,11 +192,11 @@ fn lease(field: &str, value: Option<&PbDuration>, most: Duration) -> Result<Dura
 fn optional(field: &str, value: Option<&PbDuration>) -> Result<Option<Duration>, Refused> {
     let Some(value) = value else { return Ok(None) };
     // google.protobuf.Duration: at most 315,576,000,000 s, and nanos of the same sign below 10^9.
-    let in_range = (0..=315_576_000_000).contains(&value.seconds)
-        && (0..1_000_000_000).contains(&value.nanos);
-    match Duration::try_from(*value) {
-        Ok(duration) if in_range => Ok(Some(duration)),
-        Ok(_) | Err(_) => refuse(field, "must be a duration, and not negative"),
+    let seconds = u64::try_from(value.seconds).ok().filter(|seconds| *seconds <= 315_576_000_000);
+    let nanos = u32::try_from(value.nanos).ok().filter(|nanos| *nanos < 1_000_000_000);
+    match (seconds, nanos) {
+        (Some(seconds), Some(nanos)) => Ok(Some(Duration::new(seconds, nanos))),
+        _ => refuse(field, "must be a duration, and not negative"),
     }
 }
 
