@@ -140,7 +140,9 @@ fn settings(args: NatsArgs) -> Result<Settings, ConfigError> {
         _ => return invalid("--nats-cert and --nats-key go together"),
     };
     let ca = ca.map(|ca| readable("--nats-ca", ca)).transpose()?;
-    for (flag, value) in [("--js-domain", js_domain.as_deref()), ("--inbox-prefix", Some(&*inbox_prefix))] {
+    for (flag, value) in
+        [("--js-domain", js_domain.as_deref()), ("--inbox-prefix", Some(&*inbox_prefix))]
+    {
         let bad = |c: char| c.is_whitespace() || matches!(c, '*' | '>');
         let ends = |value: &str| value.is_empty() || value.starts_with('.') || value.ends_with('.');
         if value.is_some_and(|value| value.contains(bad) || ends(value)) {
@@ -186,10 +188,9 @@ mod tests {
 
     fn load(flags: &[&str]) -> Result<Serve, String> {
         let typed = [&["fetch-proxy", "serve"], flags].concat();
-        match Cli::try_parse_from(typed).map_err(|error| error.to_string())?.command {
-            Command::Serve { serve, .. } => Serve::load(serve).map_err(|error| error.to_string()),
-            _ => unreachable!(),
-        }
+        let typed = Cli::try_parse_from(typed).map_err(|error| error.to_string())?;
+        let Command::Serve { serve, .. } = typed.command else { panic!("{typed:?}") };
+        Serve::load(*serve).map_err(|error| error.to_string())
     }
 
     #[test]

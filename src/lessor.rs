@@ -34,16 +34,16 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use self::facts::encoded_size;
+use self::{
+    books::{Books, Hold},
+    feed::{Answer, Command, Feed, FeedTask, Ticket},
+};
 pub use self::{
     codec::Codec,
     error::{Error, Unsuitable},
     facts::{Facts, SHORTEST_ACK_WAIT},
     fetch::{Empty, FetchAsk, Fetched, HandedOver, Leased, Patience, Rejected, RejectedCause},
     settle::{Action, Ask, Settled},
-};
-use self::{
-    books::{Books, Hold},
-    feed::{Answer, Command, Feed, FeedTask, Ticket},
 };
 use crate::{
     broker::{Broker, ConsumerName},

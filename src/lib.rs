@@ -17,6 +17,9 @@
 //! lease, pump, token -> std, crypto        pure: no runtime, no clock, no lock, no log
 //! ```
 
+#![warn(missing_docs, unreachable_pub)]
+#![warn(clippy::print_stdout, clippy::unwrap_used, clippy::wildcard_enum_match_arm)]
+
 pub mod app;
 pub mod broker;
 pub mod clock;

@@ -1,6 +1,8 @@
 //! Parses the command line, runs what it says, and turns the outcome into an exit code: 0 done,
 //! 1 failed, 2 wrong usage or configuration. Nothing else.
 
+#![warn(clippy::print_stdout, clippy::unwrap_used, clippy::wildcard_enum_match_arm)]
+
 use std::{io::Write as _, path::Path, process::ExitCode};
 
 use clap::Parser as _;
@@ -22,17 +24,14 @@ fn main() -> ExitCode {
         },
         Command::Keygen => keygen(),
         Command::Probe(args) => {
-            block_on(async { grpc::probe(&args.addr, &args.service, args.timeout).await }).and_then(
-                |(status, serving)| say(&status).map(|()| if serving { 0 } else { 1 }),
-            )
+            block_on(async { grpc::probe(&args.addr, &args.service, args.timeout).await })
+                .and_then(|(status, serving)| say(&status).map(|()| if serving { 0 } else { 1 }))
         }
         Command::Serve { serve, log } => log_to(&log).and_then(|()| {
-            let serve = Serve::load(serve).map_err(usage)?;
+            let serve = Serve::load(*serve).map_err(usage)?;
             block_on(async { app::run(serve, |_| ()).await }).map(|()| 0)
         }),
-        Command::Dev { dev, log } => {
-            log_to(&log).and_then(|()| block_on(develop(dev)).map(|()| 0))
-        }
+        Command::Dev { dev, log } => log_to(&log).and_then(|()| block_on(develop(dev)).map(|()| 0)),
     };
     match outcome {
         Ok(code) => ExitCode::from(code),

@@ -29,8 +29,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::{parked::Parked, waiters::Waiters};
 pub use self::waiters::{WaiterId, Want};
+use self::{parked::Parked, waiters::Waiters};
 
 /// After this long without an arrival, a pull is taken to have brought what there was.
 const QUIET: Duration = Duration::from_millis(5);
@@ -396,7 +396,8 @@ impl<M> Pump<M> {
     /// Somebody who wants what is there now waits for a pull of its own to say so, unless the open
     /// one has brought nothing for longer; until when, at the latest.
     fn may_still_come(&self, id: WaiterId, now: Instant) -> Option<Instant> {
-        let joined = self.waiters.joined(id).filter(|_| self.up && self.waiters.is_impatient(id))?;
+        let joined =
+            self.waiters.joined(id).filter(|_| self.up && self.waiters.is_impatient(id))?;
         let quiet = self.pull.is_some_and(|pull| pull.got == 0 && pull.since <= joined);
         let patient_until = joined + UNHEARD;
         (!quiet && now < patient_until).then_some(patient_until)

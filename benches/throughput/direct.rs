@@ -1,11 +1,18 @@
 //! The same work by async-nats itself, without a proxy: the library's own fetch and acks.
 
-use std::{sync::Arc, sync::atomic::{AtomicUsize, Ordering}, time::Duration};
+use std::{
+    sync::Arc,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use async_nats::jetstream::consumer::PullConsumer;
 use futures_util::{StreamExt as _, future::join_all};
 
-use crate::{Half, half, setup::{STREAM, Setup}};
+use crate::{
+    Half, half,
+    setup::{STREAM, Setup},
+};
 
 /// `clients` tasks that fetch a hundred and ack each: all at once and confirmed, or only sent.
 pub async fn batches(setup: &Setup, clients: usize, messages: usize, confirmed: bool) -> Half {

@@ -8,6 +8,8 @@
 //! cargo bench --bench throughput [-- --pairs 7 --messages 40000]
 //! ```
 
+#![allow(clippy::disallowed_methods, reason = "a bench measures real time")]
+
 mod direct;
 mod memory;
 mod noop;
@@ -64,7 +66,11 @@ fn main() {
 async fn run(args: Args) {
     // More than any run takes, so that nobody waits for a message at its end.
     let setup = Setup::start(args.messages + 20_000).await;
-    println!("{} pairs a row, 1 KiB messages, file stream, one nats-server, {} cores\n", args.pairs, cores());
+    println!(
+        "{} pairs a row, 1 KiB messages, file stream, one nats-server, {} cores\n",
+        args.pairs,
+        cores()
+    );
     println!(
         "{:<44} {:>9} {:>9} {:>7} {:>15} {:>8} {:>8}",
         "row: A / B", "A msg/s", "B msg/s", "A/B", "spread", "A µs/msg", "B µs/msg"
@@ -73,16 +79,31 @@ async fn run(args: Args) {
     let one = args.messages / 4;
     for clients in [1, 8, 64] {
         let name = format!("n=100 confirmed, {clients} clients: proxy / double_ack");
-        row(&args, &name, async || proxied::batches(&setup, clients, hundred, true).await,
-            async || direct::batches(&setup, clients, hundred, true).await).await;
+        row(
+            &args,
+            &name,
+            async || proxied::batches(&setup, clients, hundred, true).await,
+            async || direct::batches(&setup, clients, hundred, true).await,
+        )
+        .await;
     }
     let name = "n=100 sent, 8 clients: proxy / async-nats";
-    row(&args, name, async || proxied::batches(&setup, 8, hundred, false).await,
-        async || direct::batches(&setup, 8, hundred, false).await).await;
+    row(
+        &args,
+        name,
+        async || proxied::batches(&setup, 8, hundred, false).await,
+        async || direct::batches(&setup, 8, hundred, false).await,
+    )
+    .await;
     for clients in [1, 64] {
         let name = format!("n=1 confirmed, {clients} clients: proxy / no-op gRPC");
-        row(&args, &name, async || proxied::singles(&setup, clients, one).await,
-            async || noop::singles(&setup, clients, one).await).await;
+        row(
+            &args,
+            &name,
+            async || proxied::singles(&setup, clients, one).await,
+            async || noop::singles(&setup, clients, one).await,
+        )
+        .await;
     }
     memory::latency(&setup, &args.only).await;
     memory::leases(&setup, &args.only).await;

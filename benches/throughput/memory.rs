@@ -1,8 +1,14 @@
 //! What a message waits for, and what a lease and a waiter weigh.
 
-use std::{fs, time::{Duration, Instant}};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
-use crate::{proxied, setup::{STREAM, Setup}};
+use crate::{
+    proxied,
+    setup::{STREAM, Setup},
+};
 
 /// From the publish to the answer of a Fetch that waits for it.
 pub async fn latency(setup: &Setup, only: &str) {
@@ -34,7 +40,12 @@ pub async fn latency(setup: &Setup, only: &str) {
     }
     took.sort();
     let at = |share: usize| took[took.len() * share / 100].as_micros();
-    println!("\nlatency publish → Fetch answer: p50 {} µs, p90 {} µs, p99 {} µs", at(50), at(90), at(99));
+    println!(
+        "\nlatency publish → Fetch answer: p50 {} µs, p90 {} µs, p99 {} µs",
+        at(50),
+        at(90),
+        at(99)
+    );
 }
 
 /// Resident memory of the proxy before and after it holds leases and waiters.
@@ -68,7 +79,10 @@ pub async fn leases(setup: &Setup, only: &str) {
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
     let grown = resident(setup.proxy_pid()).saturating_sub(before);
-    println!("memory: {WAITERS} waiters on {STREAM}, {} bytes each in the whole process", grown / WAITERS);
+    println!(
+        "memory: {WAITERS} waiters on {STREAM}, {} bytes each in the whole process",
+        grown / WAITERS
+    );
     waiting.join_all().await;
 }
 

@@ -2,10 +2,15 @@
 //! its own. What gRPC itself costs.
 
 use fetch_proxy::pb::{
-    self, delivery::Payload, fetch_service_server::{FetchService, FetchServiceServer},
+    self,
+    delivery::Payload,
+    fetch_service_server::{FetchService, FetchServiceServer},
 };
 use prost_types::{Duration, Timestamp};
-use tonic::{Request, Response, Status, transport::{Server, server::TcpIncoming}};
+use tonic::{
+    Request, Response, Status,
+    transport::{Server, server::TcpIncoming},
+};
 
 use crate::{Half, half, proxied, setup::Setup};
 

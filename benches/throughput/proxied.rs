@@ -1,6 +1,9 @@
 //! Fetch and settle through the proxy, one connection a client.
 
-use std::{sync::Arc, sync::atomic::{AtomicUsize, Ordering}};
+use std::{
+    sync::Arc,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use fetch_proxy::pb::{
     self, Confirmation, fetch_service_client::FetchServiceClient, settlement::Action,
@@ -8,7 +11,10 @@ use fetch_proxy::pb::{
 use prost_types::Duration as PbDuration;
 use tonic::transport::Channel;
 
-use crate::{Half, half, setup::{STREAM, Setup}};
+use crate::{
+    Half, half,
+    setup::{STREAM, Setup},
+};
 
 pub type Client = FetchServiceClient<Channel>;
 

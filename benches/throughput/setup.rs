@@ -122,7 +122,11 @@ fn read(file: &PathBuf) -> String {
     loop {
         match fs::read_to_string(file) {
             Ok(text) if text.ends_with('\n') => return text,
-            _ => assert!(began.elapsed() < Duration::from_secs(20), "{} is not written", file.display()),
+            _ => assert!(
+                began.elapsed() < Duration::from_secs(20),
+                "{} is not written",
+                file.display()
+            ),
         }
         std::thread::sleep(Duration::from_millis(10));
     }

@@ -12,7 +12,11 @@
 //! cargo run --example worker -- --addr http://127.0.0.1:50051
 //! ```
 
-use std::{collections::{BTreeMap, HashMap}, error::Error, process::ExitCode};
+use std::{
+    collections::{BTreeMap, HashMap},
+    error::Error,
+    process::ExitCode,
+};
 
 use clap::Parser;
 use fetch_proxy::pb::{
@@ -159,14 +163,16 @@ impl Book {
     /// Prints the summary; success if every message met the fate that it asked for.
     fn close(self) -> ExitCode {
         let count = |fate| self.last.values().filter(|last| **last == fate).count();
-        let (acked, terminated, rejected) = (count("acked"), count("terminated"), count("rejected"));
+        let (acked, terminated, rejected) =
+            (count("acked"), count("terminated"), count("rejected"));
         let open = count("nacked");
         println!("\n  {} messages in {} attempts:", self.last.len(), self.attempts);
         println!("  {acked:>3} acked       done, and gone for this consumer");
         println!("  {terminated:>3} terminated  by us, with a reason: never delivered again");
         println!("  {rejected:>3} rejected    no JSON: terminated by the proxy, handed back to us");
         println!("  {open:>3} open        nacked and not seen again");
-        let wrong: Vec<_> = self.expected.iter().filter(|(at, fate)| self.last[at] != **fate).collect();
+        let wrong: Vec<_> =
+            self.expected.iter().filter(|(at, fate)| self.last[at] != **fate).collect();
         for (sequence, fate) in &wrong {
             println!("\n  message {sequence} should have been {fate}");
         }

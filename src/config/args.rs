@@ -42,7 +42,7 @@ pub enum Command {
     Serve {
         /// How to serve.
         #[command(flatten)]
-        serve: ServeArgs,
+        serve: Box<ServeArgs>,
         /// What to log.
         #[command(flatten)]
         log: LogArgs,
@@ -69,7 +69,12 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct ServeArgs {
     /// Where clients connect; port 0 is any free one.
-    #[arg(long, env = "FETCH_PROXY_LISTEN", default_value = "127.0.0.1:50051", value_name = "ADDR")]
+    #[arg(
+        long,
+        env = "FETCH_PROXY_LISTEN",
+        default_value = "127.0.0.1:50051",
+        value_name = "ADDR"
+    )]
     pub listen: SocketAddr,
     /// Where operators and probes connect, in plain text: /livez, /readyz and gRPC health.
     #[arg(
@@ -86,12 +91,7 @@ pub struct ServeArgs {
     pub(super) nats: NatsArgs,
     /// Keys that seal tokens, one a line: the first seals, all open. Share it among replicas.
     /// Without it a key is made up, and tokens do not survive a restart.
-    #[arg(
-        long,
-        env = "FETCH_PROXY_TOKEN_KEY_FILE",
-        value_name = "FILE",
-        help_heading = "Tokens"
-    )]
+    #[arg(long, env = "FETCH_PROXY_TOKEN_KEY_FILE", value_name = "FILE", help_heading = "Tokens")]
     pub token_key_file: Option<PathBuf>,
     /// Name of this group of replicas; tokens of another are invalid here.
     #[arg(
@@ -118,8 +118,13 @@ pub struct ServeArgs {
 #[command(next_help_heading = "NATS")]
 pub(super) struct NatsArgs {
     /// Servers to connect to, separated by commas.
-    #[arg(long, env = "NATS_URL", default_value = "nats://127.0.0.1:4222", value_name = "URL",
-          hide_env_values = true)]
+    #[arg(
+        long,
+        env = "NATS_URL",
+        default_value = "nats://127.0.0.1:4222",
+        value_name = "URL",
+        hide_env_values = true
+    )]
     pub(super) nats_url: String,
     /// Credentials file; read anew for every connection.
     #[arg(long = "nats-creds", env = "NATS_CREDS", value_name = "FILE")]
@@ -149,7 +154,12 @@ pub(super) struct NatsArgs {
     #[arg(long, env = "FETCH_PROXY_JS_DOMAIN", value_name = "NAME")]
     pub(super) js_domain: Option<String>,
     /// First part of every inbox subject, which our NATS user must be allowed to subscribe to.
-    #[arg(long, env = "FETCH_PROXY_INBOX_PREFIX", default_value = "_INBOX", value_name = "SUBJECT")]
+    #[arg(
+        long,
+        env = "FETCH_PROXY_INBOX_PREFIX",
+        default_value = "_INBOX",
+        value_name = "SUBJECT"
+    )]
     pub(super) inbox_prefix: String,
 }
 
@@ -199,7 +209,12 @@ pub enum LogFormat {
 #[derive(Debug, Args)]
 pub struct DevArgs {
     /// Where clients connect; port 0 is any free one.
-    #[arg(long, env = "FETCH_PROXY_LISTEN", default_value = "127.0.0.1:50051", value_name = "ADDR")]
+    #[arg(
+        long,
+        env = "FETCH_PROXY_LISTEN",
+        default_value = "127.0.0.1:50051",
+        value_name = "ADDR"
+    )]
     pub listen: SocketAddr,
     /// Where operators and probes connect.
     #[arg(
@@ -231,7 +246,8 @@ impl DevArgs {
     pub fn serve(&self, nats_url: &str) -> Result<ServeArgs, clap::Error> {
         let mut typed = vec!["fetch-proxy".to_owned(), "serve".to_owned()];
         let (listen, ops_listen) = (self.listen.to_string(), self.ops_listen.to_string());
-        let flags = [("--listen", &*listen), ("--ops-listen", &ops_listen), ("--nats-url", nats_url)];
+        let flags =
+            [("--listen", &*listen), ("--ops-listen", &ops_listen), ("--nats-url", nats_url)];
         // A person who presses Ctrl-C does not want to wait for a load balancer.
         for (flag, value) in flags.into_iter().chain([("--drain-delay", "0s")]) {
             typed.extend([flag.to_owned(), value.to_owned()]);
@@ -239,7 +255,7 @@ impl DevArgs {
         let ports_file = self.ports_file.as_deref().and_then(Path::to_str);
         typed.extend(ports_file.map(|file| format!("--ports-file={file}")));
         match Cli::try_parse_from(typed)?.command {
-            Command::Serve { serve, .. } => Ok(serve),
+            Command::Serve { serve, .. } => Ok(*serve),
             Command::Dev { .. } | Command::Probe(_) | Command::Keygen | Command::Guard(_) => {
                 Err(clap::Error::new(clap::error::ErrorKind::InvalidSubcommand))
             }
@@ -251,7 +267,12 @@ impl DevArgs {
 #[derive(Debug, Args)]
 pub struct ProbeArgs {
     /// Either listener of a fetch-proxy.
-    #[arg(long, env = "FETCH_PROXY_OPS_LISTEN", default_value = "127.0.0.1:50052", value_name = "ADDR")]
+    #[arg(
+        long,
+        env = "FETCH_PROXY_OPS_LISTEN",
+        default_value = "127.0.0.1:50052",
+        value_name = "ADDR"
+    )]
     pub addr: String,
     /// What to ask for: nothing for readiness, `liveness` for whether the process answers.
     #[arg(long, default_value = "", value_name = "NAME")]

@@ -155,7 +155,8 @@ pub(super) fn slack(left: Duration) -> Duration {
 
 /// JetStream's rules for names, and those of subjects that the name becomes a token of.
 fn name(field: &str, value: &str) -> Result<Arc<str>, Refused> {
-    let forbidden = |c: char| matches!(c, '.' | '*' | '>' | '/' | '\\') || c.is_whitespace() || c.is_control();
+    let forbidden =
+        |c: char| matches!(c, '.' | '*' | '>' | '/' | '\\') || c.is_whitespace() || c.is_control();
     if value.is_empty() {
         refuse(field, "must be set")
     } else if value.len() > LONGEST_NAME {
@@ -251,7 +252,10 @@ mod tests {
         })
         .unwrap();
         assert_eq!((ask.n, ask.max_wait, ask.linger), (1000, LONGEST_WAIT, LONGEST_LINGER));
-        assert_eq!(read(&pb::FetchRequest { max_wait: pb(0, 0), ..request() }).unwrap().max_wait, Duration::ZERO);
+        assert_eq!(
+            read(&pb::FetchRequest { max_wait: pb(0, 0), ..request() }).unwrap().max_wait,
+            Duration::ZERO
+        );
     }
 
     #[test]
@@ -266,7 +270,14 @@ mod tests {
 
     #[test]
     fn durations_that_are_negative_or_malformed_are_refused() {
-        for bad in [pb(-1, 0), pb(0, -1), pb(1, -1), pb(0, 1_000_000_000), pb(i64::MAX, 0), pb(i64::MIN, i32::MIN)] {
+        for bad in [
+            pb(-1, 0),
+            pb(0, -1),
+            pb(1, -1),
+            pb(0, 1_000_000_000),
+            pb(i64::MAX, 0),
+            pb(i64::MIN, i32::MIN),
+        ] {
             assert_eq!(field(&pb::FetchRequest { max_wait: bad, ..request() }), "max_wait");
             assert_eq!(field(&pb::FetchRequest { linger: bad, ..request() }), "linger");
             assert_eq!(field(&pb::FetchRequest { lease: bad, ..request() }), "lease");

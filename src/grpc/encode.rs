@@ -54,8 +54,11 @@ impl Seal<'_> {
         mut nonces: impl Iterator<Item = [u8; 24]>,
     ) -> pb::FetchResponse {
         let mut nonce = || nonces.next().unwrap_or_default();
-        let messages =
-            handed.messages.into_iter().map(|leased| self.delivery(leased, codec, nonce())).collect();
+        let messages = handed
+            .messages
+            .into_iter()
+            .map(|leased| self.delivery(leased, codec, nonce()))
+            .collect();
         let rejected = handed
             .rejected
             .into_iter()
@@ -92,8 +95,7 @@ impl Seal<'_> {
     fn rejected(&self, rejected: Rejected, max_bytes: u64, nonce: [u8; 24]) -> pb::Rejected {
         let Rejected { leased, cause, held } = rejected;
         let token = if held { self.token(&leased, nonce) } else { String::new() };
-        let lease_expire_time =
-            if held { self.clocks.timestamp(leased.deadline) } else { None };
+        let lease_expire_time = if held { self.clocks.timestamp(leased.deadline) } else { None };
         let delivery = leased.into_delivery();
         let size = delivery.payload.len() as u64;
         let (cause, detail, delivery) = match cause {
@@ -145,8 +147,12 @@ pub(super) struct Done {
 
 impl Done {
     pub(super) fn new(settled: Settled, clocks: Clocks) -> Self {
-        let none =
-            Self { outcome: pb::Outcome::Duplicate, redeliver_time: None, lease_expire_time: None, lease: None };
+        let none = Self {
+            outcome: pb::Outcome::Duplicate,
+            redeliver_time: None,
+            lease_expire_time: None,
+            lease: None,
+        };
         match settled {
             Settled::Duplicate => none,
             Settled::Extended(deadline) => Self {

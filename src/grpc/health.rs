@@ -22,9 +22,7 @@ pub struct Health {
 
 impl Health {
     /// Not serving until told otherwise. The service may be put on several listeners.
-    pub async fn new(
-        verdict: Verdict,
-    ) -> (Self, HealthServer<impl HealthService>) {
+    pub async fn new(verdict: Verdict) -> (Self, HealthServer<impl HealthService>) {
         let (reporter, service) = health_reporter();
         let health = Self { reporter, verdict: watch::channel(verdict.clone()).0 };
         // tonic-health begins with "" serving.

@@ -68,12 +68,15 @@ fn renamed(headers: &HeaderMap, ours: bool) -> Option<Status> {
     }
     // Errors that tonic finds before a handler runs are answered in the headers.
     let status = Status::from_header_map(headers)?;
-    let reason = match status.code() {
-        Code::Unimplemented => Reason::Unsupported,
-        _ if !ours => return None,
-        Code::OutOfRange | Code::ResourceExhausted => Reason::RequestTooLarge,
-        Code::Internal | Code::InvalidArgument | Code::Unknown => Reason::Malformed,
-        _ => return None,
+    let is = |codes: &[Code]| codes.contains(&status.code());
+    let reason = if is(&[Code::Unimplemented]) {
+        Reason::Unsupported
+    } else if ours && is(&[Code::OutOfRange, Code::ResourceExhausted]) {
+        Reason::RequestTooLarge
+    } else if ours && is(&[Code::Internal, Code::InvalidArgument, Code::Unknown]) {
+        Reason::Malformed
+    } else {
+        return None;
     };
     let message = match (reason, status.message()) {
         (Reason::Unsupported, "") => "there is no such method",

@@ -142,8 +142,7 @@ impl<B: Broker> FetchService for Service<B> {
     ) -> Result<Response<pb::ExtendResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
         let action = checked(decode::extend("", request.lease.as_ref(), self.max_lease))?;
-        let done =
-            self.settle(&metadata, &request.token, action, Confirmation::Confirmed).await?;
+        let done = self.settle(&metadata, &request.token, action, Confirmation::Confirmed).await?;
         let (lease_expire_time, lease) = (done.lease_expire_time, done.lease);
         Ok(Response::new(pb::ExtendResponse { lease_expire_time, lease }))
     }

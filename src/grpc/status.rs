@@ -186,8 +186,7 @@ impl Refused {
     /// What a unary call is told.
     pub fn status(&self) -> Status {
         let reason = self.reason();
-        let mut details =
-            ErrorDetails::with_error_info(reason.name(), DOMAIN, self.metadata());
+        let mut details = ErrorDetails::with_error_info(reason.name(), DOMAIN, self.metadata());
         match self {
             Self::Field { field, why } => {
                 details.add_bad_request_violation(field, why);

@@ -62,7 +62,11 @@ impl Facts {
             backoff: info.backoff.clone(),
             replicated: info.replicas > 1,
             limits: Limits {
-                max_batch: info.max_batch.unwrap_or(LARGEST_BATCH).min(unsettled).min(LARGEST_BATCH),
+                max_batch: info
+                    .max_batch
+                    .unwrap_or(LARGEST_BATCH)
+                    .min(unsettled)
+                    .min(LARGEST_BATCH),
                 max_expires: info.max_expires.unwrap_or(Duration::MAX),
                 max_request_bytes: info.max_request_bytes,
                 park: LONGEST_PARK.min(shortest / 8),
@@ -228,6 +232,6 @@ mod tests {
         assert!(!facts.last_attempt(1));
         assert!(facts.last_attempt(2));
         let unlimited = ConsumerInfo { max_deliver: None, ..info() };
-        assert!(!super::Facts::read(&facts.name, ConsumerId(1), &unlimited).unwrap().last_attempt(99));
+        assert!(!Facts::read(&facts.name, ConsumerId(1), &unlimited).unwrap().last_attempt(99));
     }
 }

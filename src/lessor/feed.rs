@@ -32,7 +32,7 @@ use crate::{
     },
     clock,
     lease::{LeaseId, Terms},
-    pump::{Limits, Pump, PullEnd, Step, WaiterId, Want, Why},
+    pump::{Limits, PullEnd, Pump, Step, WaiterId, Want, Why},
 };
 
 /// A waiter with nothing is told so when NATS has been away for this long: long enough for a
@@ -218,10 +218,7 @@ impl<B: Broker> FeedTask<B> {
             if self.draining && self.pump.waiters() == 0 || self.idle(now) {
                 break Error::Draining;
             }
-            let event = match self.event(now).await {
-                Some(event) => event,
-                None => break Error::Draining,
-            };
+            let Some(event) = self.event(now).await else { break Error::Draining };
             if let Err(end) = self.take(event) {
                 break end;
             }
@@ -326,8 +323,7 @@ impl<B: Broker> FeedTask<B> {
             if needed || self.held() > 0 {
                 let (broker, name) = (self.lessor.clone(), self.name.clone());
                 let until = now + INFO_TIMEOUT;
-                self.asking =
-                    Some(Box::pin(async move { broker.broker.info(&name, until).await }));
+                self.asking = Some(Box::pin(async move { broker.broker.info(&name, until).await }));
             } else {
                 self.ask_at = now + self.refresh();
             }
@@ -488,7 +484,11 @@ impl<B: Broker> FeedTask<B> {
 
     /// # Errors
     /// Why the feed ends: the consumer is not there, or not one to lease from.
-    fn learned(&mut self, info: Result<ConsumerInfo, InfoError>, now: Instant) -> Result<(), Error> {
+    fn learned(
+        &mut self,
+        info: Result<ConsumerInfo, InfoError>,
+        now: Instant,
+    ) -> Result<(), Error> {
         self.asking = None;
         let info = match info {
             Ok(info) => info,

@@ -92,23 +92,24 @@ impl<B: Broker> Lessor<B> {
         let now = clock::now();
         let mut begun = Vec::with_capacity(asks.len());
         let mut orders = Vec::with_capacity(asks.len());
-        let mut decide = |table: &mut crate::lease::LeaseTable<Hold>, place, Ask { lease, action }| {
-            let kind = match action {
-                Action::Extend(length) => {
-                    return Ok(Settled::Extended(table.extend(lease, length, now)?));
-                }
-                Action::Ack => Kind::Ack,
-                Action::Nak(_) => Kind::Nak,
-                Action::Term(_) => Kind::Term,
+        let mut decide =
+            |table: &mut crate::lease::LeaseTable<Hold>, place, Ask { lease, action }| {
+                let kind = match action {
+                    Action::Extend(length) => {
+                        return Ok(Settled::Extended(table.extend(lease, length, now)?));
+                    }
+                    Action::Ack => Kind::Ack,
+                    Action::Nak(_) => Kind::Nak,
+                    Action::Term(_) => Kind::Term,
+                };
+                let Begun::Publish(hold) = table.begin(lease, kind, now)? else {
+                    return Ok(Settled::Duplicate);
+                };
+                let (verdict, redelivered_in) = verdict(action, hold);
+                orders.push(Order { ack: hold.ack.clone(), verdict });
+                begun.push(Begin { place, lease, redelivered_in });
+                Err(Error::Unconfirmed)
             };
-            let Begun::Publish(hold) = table.begin(lease, kind, now)? else {
-                return Ok(Settled::Duplicate);
-            };
-            let (verdict, redelivered_in) = verdict(action, hold);
-            orders.push(Order { ack: hold.ack.clone(), verdict });
-            begun.push(Begin { place, lease, redelivered_in });
-            Err(Error::Unconfirmed)
-        };
         let results = self.books.with(|table| {
             let asks = asks.into_iter().enumerate();
             asks.map(|(place, ask)| decide(table, place, ask)).collect()
@@ -128,7 +129,8 @@ impl<B: Broker> Lessor<B> {
         // Holds are dropped after the lock is: freeing places wakes others.
         let freed: Vec<Hold> = self.books.with(|table| {
             let mut freed = Vec::with_capacity(begun.len());
-            for (Begin { place, lease, redelivered_in }, outcome) in begun.into_iter().zip(outcomes) {
+            for (Begin { place, lease, redelivered_in }, outcome) in begun.into_iter().zip(outcomes)
+            {
                 let ack_by = table.ack_by(lease);
                 let (after, hold) = table.finish(lease, judged(&outcome), now);
                 freed.extend(hold);

@@ -40,9 +40,8 @@ impl<B: Broker> Lessor<B> {
             let count = due.len();
             for due in due {
                 match due {
-                    Due::Progress { id } => progress.extend(
-                        table.payload(id).map(|hold| (id, order(hold, Verdict::Progress))),
-                    ),
+                    Due::Progress { id } => progress
+                        .extend(table.payload(id).map(|hold| (id, order(hold, Verdict::Progress)))),
                     Due::Lapsed { payload, release: true, .. } => released.push(payload),
                     Due::Lapsed { payload, .. } | Due::Lost { payload, .. } => ended.push(payload),
                 }

@@ -21,9 +21,7 @@ use tokio::{sync::Notify, time::timeout_at};
 
 use super::{Settings, connection::Connection, delivery::AckFacts, info};
 use crate::{
-    broker::{
-        BrokerError, Confirmation, ConsumerName, Denial, InfoError, Order, Verdict,
-    },
+    broker::{BrokerError, Confirmation, ConsumerName, Denial, InfoError, Order, Verdict},
     clock,
 };
 
@@ -333,7 +331,10 @@ mod tests {
         assert_eq!(payload(Verdict::Ack), "+ACK");
         assert_eq!(payload(Verdict::Progress), "+WPI");
         assert_eq!(payload(Verdict::Nak(None)), "-NAK");
-        assert_eq!(payload(Verdict::Nak(Some(Duration::from_secs(2)))), "-NAK {\"delay\":2000000000}");
+        assert_eq!(
+            payload(Verdict::Nak(Some(Duration::from_secs(2)))),
+            "-NAK {\"delay\":2000000000}"
+        );
         assert_eq!(payload(Verdict::Term(String::new())), "+TERM");
         assert_eq!(payload(Verdict::Term("bad json".into())), "+TERM bad json");
     }

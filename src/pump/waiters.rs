@@ -78,8 +78,14 @@ impl<M> Waiters<M> {
         self.wanted += u64::from(want.n);
         self.bytes_left += want.max_bytes;
         let bytes_left = want.max_bytes;
-        let waiter =
-            Waiter { want, joined: now, messages: Vec::new(), bytes_left, deadline, linger_until: None };
+        let waiter = Waiter {
+            want,
+            joined: now,
+            messages: Vec::new(),
+            bytes_left,
+            deadline,
+            linger_until: None,
+        };
         self.all.insert(id, waiter);
         id
     }

@@ -128,7 +128,11 @@ async fn one<W: World>(world: &W) -> Delivery {
     }
 }
 
-async fn say<W: World>(world: &W, delivery: &Delivery, verdict: Verdict) -> Result<(), BrokerError> {
+async fn say<W: World>(
+    world: &W,
+    delivery: &Delivery,
+    verdict: Verdict,
+) -> Result<(), BrokerError> {
     let orders = vec![Order { ack: delivery.ack.clone(), verdict }];
     world.broker().settle(orders, Confirmation::Confirmed, until()).await.remove(0)
 }

@@ -236,7 +236,11 @@ impl Broker for FakeBroker {
                 _ if gone => Err(Denial::Gone.into()),
                 fault => {
                     state.apply(&order, clock::now());
-                    if fault == Some(Fault::AnswerLost) { Err(BrokerError::Unconfirmed) } else { Ok(()) }
+                    if fault == Some(Fault::AnswerLost) {
+                        Err(BrokerError::Unconfirmed)
+                    } else {
+                        Ok(())
+                    }
                 }
             });
         }

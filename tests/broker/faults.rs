@@ -41,7 +41,11 @@ async fn one(broker: &FakeBroker, lessor: &Lessor<FakeBroker>) -> LeaseId {
     fetch(broker, lessor).await.messages[0].id
 }
 
-async fn settle(lessor: &Lessor<FakeBroker>, lease: LeaseId, action: Action) -> Result<Settled, Error> {
+async fn settle(
+    lessor: &Lessor<FakeBroker>,
+    lease: LeaseId,
+    action: Action,
+) -> Result<Settled, Error> {
     let until = clock::now() + Duration::from_secs(5);
     let asks = vec![Ask { lease, action }];
     lessor.settle(asks, Confirmation::Confirmed, until).await.remove(0)
@@ -117,8 +121,10 @@ async fn what_was_never_answered_costs_its_connection_before_it_can_hurt_another
     assert_eq!(settle(&lessor, lease, Action::Nak(Duration::ZERO)).await, Err(Error::Unconfirmed));
     assert_eq!(broker.abandoned(), 0);
     tokio::time::sleep(Duration::from_secs(9)).await;
-    eventually("the connection to be given up", || async { (broker.abandoned() == 1).then_some(()) })
-        .await;
+    eventually("the connection to be given up", || async {
+        (broker.abandoned() == 1).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -140,7 +146,11 @@ async fn an_answer_that_nobody_takes_goes_to_the_next_waiter() {
     broker.publish("x");
     drop(lessor.fetch(ask(&broker, LONG)).await.unwrap());
     let second = fetch(&broker, &lessor).await;
-    assert_eq!(second.messages[0].delivery().delivery_count, 1, "it was not given back to the broker");
+    assert_eq!(
+        second.messages[0].delivery().delivery_count,
+        1,
+        "it was not given back to the broker"
+    );
     assert!(broker.published().is_empty());
 }
 

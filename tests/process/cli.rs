@@ -80,10 +80,8 @@ fn keygen_makes_a_new_key_each_time_that_serve_takes() {
     assert_ne!(one, two);
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), format!("# ours\n{one}{two}")).unwrap();
-    let proxy = Proxy::start(
-        NatsServer::shared(),
-        &["--token-key-file", file.path().to_str().unwrap()],
-    );
+    let proxy =
+        Proxy::start(NatsServer::shared(), &["--token-key-file", file.path().to_str().unwrap()]);
     assert!(!proxy.log().contains("token-key-file"), "it warns, with a file:\n{}", proxy.log());
 }
 

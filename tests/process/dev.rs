@@ -95,7 +95,8 @@ async fn dev_serves_its_samples_and_prints_what_to_type_next() {
         said.contains("Ctrl-C ends everything").then_some(said)
     })
     .await;
-    for line in ["/opt/bin/grpcurl -plaintext -d", "fetchproxy.v1.FetchService/Fetch", "CODEC_AUTO"] {
+    for line in ["/opt/bin/grpcurl -plaintext -d", "fetchproxy.v1.FetchService/Fetch", "CODEC_AUTO"]
+    {
         assert!(said.contains(line), "{line} is not in:\n{said}");
     }
 }

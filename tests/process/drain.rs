@@ -27,7 +27,9 @@ async fn health_says_not_serving_during_the_delay_and_calls_are_served_on() {
     proxy.signal("TERM");
     eventually("NOT_SERVING", || async {
         let (status, serving) =
-            fetch_proxy::grpc::probe(&proxy.ops, "", std::time::Duration::from_secs(1)).await.ok()?;
+            fetch_proxy::grpc::probe(&proxy.ops, "", std::time::Duration::from_secs(1))
+                .await
+                .ok()?;
         (!serving && status == "NOT_SERVING").then_some(())
     })
     .await;

@@ -36,7 +36,10 @@ async fn a_person_describes_fetches_and_settles() {
     }
     let described = grpcurl(&proxy, &[], &["describe", "fetchproxy.v1.FetchRequest"]);
     let described = String::from_utf8(described.stdout).unwrap();
-    assert!(described.contains("max_wait") && described.contains("//"), "no comments:\n{described}");
+    assert!(
+        described.contains("max_wait") && described.contains("//"),
+        "no comments:\n{described}"
+    );
 
     let request = serde_json::json!({
         "stream": fixture.stream, "consumer": fixture.consumer, "n": 2, "codec": "CODEC_AUTO",
@@ -49,7 +52,8 @@ async fn a_person_describes_fetches_and_settles() {
 
     let acked = call(&proxy, "Ack", &serde_json::json!({ "token": token(0) }));
     assert_eq!(acked["outcome"], "OUTCOME_CONFIRMED");
-    let extended = call(&proxy, "Extend", &serde_json::json!({ "token": token(1), "lease": "60s" }));
+    let extended =
+        call(&proxy, "Extend", &serde_json::json!({ "token": token(1), "lease": "60s" }));
     assert!(extended["leaseExpireTime"].is_string());
     let nacked = call(&proxy, "Nak", &serde_json::json!({ "token": token(1), "delay": "1s" }));
     assert!(nacked["redeliverTime"].is_string());

@@ -1,6 +1,8 @@
 //! The program as a person or a cluster runs it: its command line, its signals, grpcurl in front
 //! of it, an old NATS behind it.
 
+#![allow(clippy::disallowed_methods, reason = "tests live in real time, and outlive their tasks")]
+
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -18,11 +18,8 @@ async fn a_server_that_is_too_old_is_not_served_and_never_hangs() {
         return;
     };
     let server = NatsServer::start_with(PathBuf::from(binary), None);
-    let fixture = crate::support::jetstream::Fixture::on(
-        &server,
-        crate::support::jetstream::config(),
-    )
-    .await;
+    let fixture =
+        crate::support::jetstream::Fixture::on(&server, crate::support::jetstream::config()).await;
     let proxy = Proxy::start(&server, &[]);
     eventually("the verdict", || async { proxy.log().contains("is too old").then_some(()) }).await;
     let (status, serving) = grpc::probe(&proxy.ops, "", BOUND).await.unwrap();

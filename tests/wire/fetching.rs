@@ -111,9 +111,11 @@ async fn what_is_there_now_is_given_without_waiting() {
 
 #[tokio::test]
 async fn a_full_consumer_is_told_from_an_empty_one() {
-    let fixture =
-        Fixture::new(async_nats::jetstream::consumer::pull::Config { max_ack_pending: 2, ..config() })
-            .await;
+    let fixture = Fixture::new(async_nats::jetstream::consumer::pull::Config {
+        max_ack_pending: 2,
+        ..config()
+    })
+    .await;
     let (_proxy, mut client) = proxy().await;
     fixture.publish_many(5).await;
     let first = client.fetch(fetch(&fixture, 10, 5000)).await.unwrap().into_inner();
@@ -342,16 +344,13 @@ async fn many_waiters_share_one_pull_and_each_gets_its_own() {
 #[tokio::test]
 async fn too_many_leases_or_waiters_are_refused_at_once() {
     let fixture = Fixture::new(config()).await;
-    let proxy =
-        Proxy::start(NatsServer::shared(), &["--max-leases", "2", "--max-waiters", "1"]);
+    let proxy = Proxy::start(NatsServer::shared(), &["--max-leases", "2", "--max-waiters", "1"]);
     let mut client = proxy.client().await;
     let mut other = client.clone();
     let waiting = fetch(&fixture, 1, 20_000);
     let waiting = tokio::spawn(async move { other.fetch(waiting).await });
-    eventually("a waiting pull", || async {
-        (fixture.info().await.num_waiting > 0).then_some(())
-    })
-    .await;
+    eventually("a waiting pull", || async { (fixture.info().await.num_waiting > 0).then_some(()) })
+        .await;
     let refused = client.fetch(fetch(&fixture, 1, 0)).await.unwrap_err();
     let exhausted = tonic::Code::ResourceExhausted;
     assert_eq!(reason(&refused), (exhausted, "WAITER_LIMIT".to_owned()));

@@ -5,8 +5,8 @@ use fetch_proxy::{
     grpc::Reason,
     pb::{self, settlement::Action},
 };
-use prost_types::Duration as PbDuration;
 use proptest::{collection::vec, option, prelude::*, test_runner::TestRunner};
+use prost_types::Duration as PbDuration;
 use tonic::Status;
 
 use crate::support::{
@@ -43,9 +43,14 @@ fn name(known: &str) -> impl Strategy<Value = String> + use<> {
 
 fn token(known: &str) -> impl Strategy<Value = String> + use<> {
     let known = known.to_owned();
-    let mutated = (0..known.len(), any::<char>(), Just(known.clone())).prop_map(|(at, c, token)| {
-        token.chars().enumerate().map(|(place, old)| if place == at { c } else { old }).collect()
-    });
+    let mutated =
+        (0..known.len(), any::<char>(), Just(known.clone())).prop_map(|(at, c, token)| {
+            token
+                .chars()
+                .enumerate()
+                .map(|(place, old)| if place == at { c } else { old })
+                .collect()
+        });
     prop_oneof![2 => Just(known), 2 => mutated, 1 => any::<String>(), 1 => "[A-Za-z0-9_-]{0,400}"]
 }
 
@@ -63,12 +68,24 @@ fn call(stream: &str, consumer: &str, known: &str) -> impl Strategy<Value = Call
         choice(),
         any::<String>(),
     );
-    let fetch = fetch.prop_map(|((stream, consumer), n, (max_wait, linger, lease), max_bytes, codec, worker)| {
-        // A linger adds to the wait; the fuzz has no time for five seconds each.
-        let linger = linger.filter(|linger| linger.seconds != 0 || linger.nanos < 50_000_000);
-        let linger = linger.filter(|linger| linger.seconds <= 0);
-        Call::Fetch(pb::FetchRequest { stream, consumer, n, max_wait, linger, lease, max_bytes, codec, worker })
-    });
+    let fetch = fetch.prop_map(
+        |((stream, consumer), n, (max_wait, linger, lease), max_bytes, codec, worker)| {
+            // A linger adds to the wait; the fuzz has no time for five seconds each.
+            let linger = linger.filter(|linger| linger.seconds != 0 || linger.nanos < 50_000_000);
+            let linger = linger.filter(|linger| linger.seconds <= 0);
+            Call::Fetch(pb::FetchRequest {
+                stream,
+                consumer,
+                n,
+                max_wait,
+                linger,
+                lease,
+                max_bytes,
+                codec,
+                worker,
+            })
+        },
+    );
     let ack = (token(known), choice())
         .prop_map(|(token, confirmation)| Call::Ack(pb::AckRequest { token, confirmation }));
     let nak = (token(known), duration(), choice()).prop_map(|(token, delay, confirmation)| {
@@ -86,7 +103,8 @@ fn call(stream: &str, consumer: &str, known: &str) -> impl Strategy<Value = Call
         text().prop_map(|reason| Some(Action::Term(pb::TermAction { reason }))),
         duration().prop_map(|lease| Some(Action::Extend(pb::ExtendAction { lease }))),
     ];
-    let settlement = (token(known), action).prop_map(|(token, action)| pb::Settlement { token, action });
+    let settlement =
+        (token(known), action).prop_map(|(token, action)| pb::Settlement { token, action });
     let settle = (vec(settlement, 0..8), choice()).prop_map(|(settlements, confirmation)| {
         Call::Settle(pb::SettleRequest { settlements, confirmation })
     });

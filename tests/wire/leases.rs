@@ -143,7 +143,9 @@ async fn a_consumer_made_anew_ends_the_leases_of_the_old_one() {
     fixture.jetstream.create_consumer_on_stream(ack_wait(2000), &fixture.stream).await.unwrap();
     eventually("the old lease to end", || {
         let (mut client, request) = (client.clone(), extend(&message.token, 60_000));
-        async move { client.extend(request).await.err().map(|status| assert_eq!(reason(&status), expired())) }
+        async move {
+            client.extend(request).await.err().map(|status| assert_eq!(reason(&status), expired()))
+        }
     })
     .await;
     let again = take(&mut client, &fixture, None).await;

@@ -1,5 +1,7 @@
 //! The promises of the contract, through a real client, a real proxy and a real nats-server.
 
+#![allow(clippy::disallowed_methods, reason = "tests live in real time, and outlive their tasks")]
+
 #[path = "../support/mod.rs"]
 mod support;
 

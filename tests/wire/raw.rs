@@ -166,6 +166,7 @@ async fn still_serves(proxy: &Proxy) {
     let fixture = Fixture::new(config()).await;
     fixture.publish("x", "1").await;
     let mut client = proxy.client().await;
-    let answer = tokio::time::timeout(Duration::from_secs(10), client.fetch(fetch(&fixture, 1, 5000)));
+    let answer =
+        tokio::time::timeout(Duration::from_secs(10), client.fetch(fetch(&fixture, 1, 5000)));
     assert_eq!(answer.await.unwrap().unwrap().into_inner().messages.len(), 1);
 }

@@ -131,7 +131,8 @@ async fn an_expired_lease_and_one_settled_otherwise_are_told_apart() {
 async fn a_consumer_that_is_gone_denies_by_both_paths() {
     let fixture = Fixture::new(config()).await;
     let (_proxy, mut client) = client().await;
-    let tokens = [lease(&mut client, &fixture).await.token, lease(&mut client, &fixture).await.token];
+    let tokens =
+        [lease(&mut client, &fixture).await.token, lease(&mut client, &fixture).await.token];
     fixture.jetstream.delete_stream(&fixture.stream).await.unwrap();
     is(&client.ack(ack(&tokens[0])).await.unwrap_err(), Reason::JetstreamDenied);
     let action = Some(Action::Ack(AckAction {}));
@@ -140,7 +141,9 @@ async fn a_consumer_that_is_gone_denies_by_both_paths() {
     let answer = client.settle(request).await.unwrap().into_inner();
     let reason = &answer.results[0].error.as_ref().unwrap().reason;
     // The proxy may have noticed by itself in between, and ended the lease.
-    assert!([Reason::JetstreamDenied.name(), Reason::LeaseExpired.name()].contains(&reason.as_str()));
+    assert!(
+        [Reason::JetstreamDenied.name(), Reason::LeaseExpired.name()].contains(&reason.as_str())
+    );
 }
 
 #[tokio::test]

@@ -96,7 +96,8 @@ async fn a_nak_delay_is_kept_on_a_consumer_with_backoff() {
 #[tokio::test]
 async fn a_nak_of_the_last_attempt_promises_no_redelivery() {
     let fixture =
-        Fixture::new(async_nats::jetstream::consumer::pull::Config { max_deliver: 1, ..config() }).await;
+        Fixture::new(async_nats::jetstream::consumer::pull::Config { max_deliver: 1, ..config() })
+            .await;
     let (_proxy, mut client, messages) = leased(&fixture, 1).await;
     let answer = client.nak(nak(&messages[0].token, 0)).await.unwrap().into_inner();
     assert_eq!((answer.outcome(), answer.redeliver_time), (Outcome::Confirmed, None));
@@ -106,8 +107,7 @@ async fn a_nak_of_the_last_attempt_promises_no_redelivery() {
 async fn a_term_carries_its_reason_to_jetstream() {
     let fixture = Fixture::new(config()).await;
     let client = async_nats::connect(NatsServer::shared().url()).await.unwrap();
-    let subject =
-        format!("$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.{}.worker", fixture.stream);
+    let subject = format!("$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.{}.worker", fixture.stream);
     let mut advisories = client.subscribe(subject).await.unwrap();
     client.flush().await.unwrap();
     let (_proxy, mut client, messages) = leased(&fixture, 1).await;
@@ -198,7 +198,8 @@ async fn in_one_settle_a_token_counts_once_and_later_ones_answer_as_later_calls(
     for later in &answer.results[1..3] {
         let reason = later.error.as_ref().map_or("", |error| error.reason.as_str());
         assert!(
-            later.outcome() == Outcome::Duplicate || ["LEASE_BUSY", "LEASE_SETTLED"].contains(&reason),
+            later.outcome() == Outcome::Duplicate
+                || ["LEASE_BUSY", "LEASE_SETTLED"].contains(&reason),
             "{later:?}"
         );
     }
