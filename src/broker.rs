@@ -246,6 +246,10 @@ pub struct Order {
     pub ack: AckSubject,
     /// What to say of it.
     pub verdict: Verdict,
+    /// Orders of one line are for one consumer that handles what it is told in order and keeps no
+    /// copies, so the answer to a later one answers for those before it. `None`: each is answered
+    /// by itself, because a change of leader can come between any two.
+    pub line: Option<u32>,
 }
 
 /// What can be said of a delivery.

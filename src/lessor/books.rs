@@ -11,7 +11,10 @@ use std::{
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::facts::Facts;
-use crate::{broker::AckSubject, lease::LeaseTable};
+use crate::{
+    broker::{AckSubject, Order, Verdict},
+    lease::LeaseTable,
+};
 
 /// How many ended leases are remembered, half a byte each.
 const REMEMBERED: usize = 4 << 20;
@@ -24,6 +27,13 @@ pub(super) struct Hold {
     pub(super) delivery_count: u64,
     /// `None` for a delivery that came unasked, late from a pull that was given up.
     pub(super) _place: Option<OwnedSemaphorePermit>,
+}
+
+impl Hold {
+    /// What to publish for it.
+    pub(super) fn order(&self, verdict: Verdict) -> Order {
+        Order { ack: self.ack.clone(), verdict, line: self.facts.line() }
+    }
 }
 
 pub(super) struct Books {

@@ -113,6 +113,11 @@ impl Facts {
         (Some(asked), asked + distortion)
     }
 
+    /// Whether, and as which, orders for this consumer stand in line; see [`crate::broker::Order`].
+    pub(super) fn line(&self) -> Option<u32> {
+        (!self.replicated).then_some(self.id.0)
+    }
+
     /// The delay of a Nak by which we give a delivery back at once.
     ///
     /// A replicated consumer keeps a plain Nak in its leader's memory only; a delayed one is

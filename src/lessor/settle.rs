@@ -106,7 +106,7 @@ impl<B: Broker> Lessor<B> {
                     return Ok(Settled::Duplicate);
                 };
                 let (verdict, redelivered_in) = verdict(action, hold);
-                orders.push(Order { ack: hold.ack.clone(), verdict });
+                orders.push(hold.order(verdict));
                 begun.push(Begin { place, lease, redelivered_in });
                 Err(Error::Unconfirmed)
             };

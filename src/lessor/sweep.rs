@@ -41,7 +41,7 @@ impl<B: Broker> Lessor<B> {
             for due in due {
                 match due {
                     Due::Progress { id } => progress
-                        .extend(table.payload(id).map(|hold| (id, order(hold, Verdict::Progress)))),
+                        .extend(table.payload(id).map(|hold| (id, hold.order(Verdict::Progress)))),
                     Due::Lapsed { payload, release: true, .. } => released.push(payload),
                     Due::Lapsed { payload, .. } | Due::Lost { payload, .. } => ended.push(payload),
                 }
@@ -86,7 +86,7 @@ impl<B: Broker> Lessor<B> {
             return;
         }
         tracing::debug!(count = holds.len(), "released");
-        let release = |hold: &Hold| order(hold, Verdict::Nak(hold.facts.release_delay()));
+        let release = |hold: &Hold| hold.order(Verdict::Nak(hold.facts.release_delay()));
         let orders = holds.iter().map(release).collect();
         let lessor = self.clone();
         self.tasks.spawn(async move {
@@ -94,8 +94,4 @@ impl<B: Broker> Lessor<B> {
             lessor.broker.settle(orders, Confirmation::Sent, until).await
         });
     }
-}
-
-fn order(hold: &Hold, verdict: Verdict) -> Order {
-    Order { ack: hold.ack.clone(), verdict }
 }

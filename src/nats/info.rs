@@ -24,7 +24,7 @@ pub(super) async fn read(
     until: Instant,
 ) -> Result<ConsumerInfo, InfoError> {
     let subject = settings.api(&format!("CONSUMER.INFO.{}.{}", name.stream, name.consumer));
-    let request = Request { subject: subject.into(), payload: Bytes::new() };
+    let request = Request { subject: subject.into(), payload: Bytes::new(), line: None };
     let answer = replies.ask(&[request], until).await.pop();
     match answer {
         Some(Ok(Answer::Replied(body))) => parse(&body),

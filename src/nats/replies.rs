@@ -27,6 +27,8 @@ use crate::{
 
 /// Answers that are read between two looks at anything else.
 const CHUNK: usize = 256;
+/// Most requests that one answer stands for: as many are unconfirmed when it is lost.
+const LINE: usize = 64;
 
 /// The settling connection and the requests that are open on it.
 pub(super) struct Replies {
@@ -55,6 +57,15 @@ pub(super) enum Answer {
 pub(super) struct Request {
     pub(super) subject: Box<str>,
     pub(super) payload: Bytes,
+    /// As in [`Order`].
+    pub(super) line: Option<u32>,
+}
+
+/// Which requests are answered: by place, the slot whose answer stands for it, and whether it is
+/// this request that asks for that answer.
+struct Plan {
+    slots: Vec<(usize, bool)>,
+    count: usize,
 }
 
 struct Batch {
@@ -99,29 +110,37 @@ impl Replies {
     ) -> Vec<Result<Answer, BrokerError>> {
         let began = clock::now();
         let mut refusals = self.connection.denials.watch();
-        let batch = Arc::new(Batch::new(requests.len()));
+        let plan = Plan::of(requests);
+        let batch = Arc::new(Batch::new(plan.count));
         let first = lock(&self.open).register(&batch);
         let refused = async {
             while refusals.changed().await.is_ok() && self.refused(began, requests).is_none() {}
         };
 
-        let sent = self.publish(requests, first, until).await;
+        let sent = self.publish(requests, &plan, first, until).await;
+        let open = plan.slots[sent..].iter().filter(|(_, asks)| *asks).count();
         tokio::select! {
             biased;
-            () = batch.done(sent) => return batch.results(sent, None),
+            () = batch.done(open) => return plan.results(&batch, sent, None),
             () = clock::sleep_until(Some(until)) => {}
             () = self.connection.lost.cancelled() => {}
             () = refused => {}
         }
-        lock(&self.open).forget(first, requests.len());
-        batch.results(sent, self.refused(began, requests).as_deref())
+        lock(&self.open).forget(first, plan.count);
+        plan.results(&batch, sent, self.refused(began, requests).as_deref())
     }
 
-    /// Publishes in order and returns how many may have left. Each carries the number of its place.
-    async fn publish(&self, requests: &[Request], first: u64, until: Instant) -> usize {
-        for (place, request) in requests.iter().enumerate() {
-            let reply = format!("{}{}", self.prefix, first + place as u64);
-            if !self.send(request, Some(reply), until).await {
+    /// Publishes in order and returns how many may have left.
+    async fn publish(
+        &self,
+        requests: &[Request],
+        plan: &Plan,
+        first: u64,
+        until: Instant,
+    ) -> usize {
+        for (place, (request, (slot, asks))) in requests.iter().zip(&plan.slots).enumerate() {
+            let reply = asks.then(|| format!("{}{}", self.prefix, first + *slot as u64));
+            if !self.send(request, reply, until).await {
                 return place;
             }
         }
@@ -224,7 +243,7 @@ fn request(order: Order) -> Request {
         Verdict::Term(reason) if reason.is_empty() => Bytes::from_static(b"+TERM"),
         Verdict::Term(reason) => format!("+TERM {reason}").into(),
     };
-    Request { subject: order.ack.0, payload }
+    Request { subject: order.ack.0, payload, line: order.line }
 }
 
 fn read(message: Message) -> Answer {
@@ -292,27 +311,54 @@ impl Batch {
         }
     }
 
-    /// Ready when all that were sent are answered: at once when some never left.
-    async fn done(&self, sent: usize) {
-        let unsent = {
-            let answers = lock(&self.answers);
-            answers.of.len().saturating_sub(sent)
-        };
-        while lock(&self.answers).left > unsent {
+    /// Ready when no more than `open` are unanswered: those that never left.
+    async fn done(&self, open: usize) {
+        while lock(&self.answers).left > open {
             self.done.notified().await;
         }
     }
+}
+
+impl Plan {
+    /// The last request of a line asks, for itself and those before it.
+    fn of(requests: &[Request]) -> Self {
+        let mut slots = vec![(0, true); requests.len()];
+        let mut count = 0;
+        // For each line, the slot that is being filled from behind, and how far.
+        let mut lines: Vec<(u32, usize, usize)> = Vec::new();
+        for (place, request) in requests.iter().enumerate().rev() {
+            let line = lines.iter_mut().find(|(line, ..)| Some(*line) == request.line);
+            if let Some((_, slot, used)) = line {
+                if *used < LINE {
+                    *used += 1;
+                    slots[place] = (*slot, false);
+                    continue;
+                }
+                (*slot, *used) = (count, 1);
+            } else if let Some(line) = request.line {
+                lines.push((line, count, 1));
+            }
+            slots[place] = (count, true);
+            count += 1;
+        }
+        Self { slots, count }
+    }
 
     /// What became of each. Those from place `sent` on never left.
-    fn results(&self, sent: usize, denied: Option<&str>) -> Vec<Result<Answer, BrokerError>> {
-        let answers = std::mem::take(&mut lock(&self.answers).of);
-        let result = |(place, answer): (usize, Option<Answer>)| match (answer, denied) {
-            (Some(answer), _) => Ok(answer),
+    fn results(
+        &self,
+        batch: &Batch,
+        sent: usize,
+        denied: Option<&str>,
+    ) -> Vec<Result<Answer, BrokerError>> {
+        let answers = std::mem::take(&mut lock(&batch.answers).of);
+        let result = |(place, (slot, _)): (usize, &(usize, bool))| match (&answers[*slot], denied) {
+            _ if place >= sent => Err(unsent("the settling connection is gone")),
+            (Some(answer), _) => Ok(answer.clone()),
             (None, Some(subject)) => Err(Denial::Permission(subject.to_owned()).into()),
-            (None, None) if place >= sent => Err(unsent("the settling connection is gone")),
             (None, None) => Err(BrokerError::Unconfirmed),
         };
-        answers.into_iter().enumerate().map(result).collect()
+        self.slots.iter().enumerate().map(result).collect()
     }
 }
 
@@ -323,7 +369,8 @@ mod tests {
     use std::time::Duration;
 
     fn payload(verdict: Verdict) -> Bytes {
-        request(Order { ack: AckSubject("$JS.ACK.S.c.1.1.1.1.0".into()), verdict }).payload
+        let ack = AckSubject("$JS.ACK.S.c.1.1.1.1.0".into());
+        request(Order { ack, verdict, line: None }).payload
     }
 
     #[test]
@@ -339,6 +386,15 @@ mod tests {
         assert_eq!(payload(Verdict::Term("bad json".into())), "+TERM bad json");
     }
 
+    fn requests(lines: &[Option<u32>]) -> Vec<Request> {
+        let request = |line: &Option<u32>| Request {
+            subject: "s".into(),
+            payload: Bytes::new(),
+            line: *line,
+        };
+        lines.iter().map(request).collect()
+    }
+
     #[test]
     fn answers_find_their_place_in_any_order_and_count_once() {
         let mut open = Open::default();
@@ -350,19 +406,34 @@ mod tests {
         open.answer(first_a + 1, Answer::NoResponder);
         open.answer(99, Answer::NoResponder);
 
-        assert_eq!(b.results(1, None), [Ok(Answer::NoResponder)]);
-        let results = a.results(2, None);
-        assert_eq!(results, [Err(BrokerError::Unconfirmed), Ok(Answer::Replied("1".into()))]);
+        let (one, two) = (Plan::of(&requests(&[None])), Plan::of(&requests(&[None, None])));
+        assert_eq!(one.results(&b, 1, None), [Ok(Answer::NoResponder)]);
+        // Slots are given out from behind.
+        let results = two.results(&a, 2, None);
+        assert_eq!(results, [Ok(Answer::Replied("1".into())), Err(BrokerError::Unconfirmed)]);
         open.forget(first_a, 2);
         assert!(open.slots.is_empty());
     }
 
     #[test]
+    fn the_last_of_a_line_asks_for_all_of_it_and_others_for_themselves() {
+        let plan = Plan::of(&requests(&[Some(1), None, Some(2), Some(1), None, Some(1)]));
+        let asks: Vec<bool> = plan.slots.iter().map(|(_, asks)| *asks).collect();
+        assert_eq!(asks, [false, true, true, false, true, true]);
+        assert_eq!(plan.count, 4);
+        let slot = |place: usize| plan.slots[place].0;
+        assert!(slot(0) == slot(5) && slot(3) == slot(5) && slot(2) != slot(5));
+        let long = Plan::of(&requests(&vec![Some(1); 2 * LINE + 1]));
+        assert_eq!(long.count, 3, "an answer stands for a bounded number");
+    }
+
+    #[test]
     fn what_never_left_is_told_from_what_was_never_confirmed() {
-        let batch = Batch::new(3);
-        let results = batch.results(1, None);
-        assert_eq!(results[0], Err(BrokerError::Unconfirmed));
-        assert!(matches!(results[1], Err(BrokerError::Unsent(_))));
-        assert!(matches!(results[2], Err(BrokerError::Unsent(_))));
+        let plan = Plan::of(&requests(&[None, None, Some(1), Some(1)]));
+        let results = plan.results(&Batch::new(plan.count), 3, None);
+        for place in [0, 1, 2] {
+            assert_eq!(results[place], Err(BrokerError::Unconfirmed), "{place}");
+        }
+        assert!(matches!(results[3], Err(BrokerError::Unsent(_))));
     }
 }

@@ -133,7 +133,7 @@ async fn say<W: World>(
     delivery: &Delivery,
     verdict: Verdict,
 ) -> Result<(), BrokerError> {
-    let orders = vec![Order { ack: delivery.ack.clone(), verdict }];
+    let orders = vec![Order { ack: delivery.ack.clone(), verdict, line: None }];
     world.broker().settle(orders, Confirmation::Confirmed, until()).await.remove(0)
 }
 
@@ -266,7 +266,7 @@ contract! {
         inbox.pull(pull(1, 50)).await.unwrap();
         let (found, _) = arrivals(&mut inbox, 50).await;
         for (confirmation, half) in [Confirmation::Confirmed, Confirmation::Sent].into_iter().zip(found.chunks(25)) {
-            let order = |one: &Delivery| Order { ack: one.ack.clone(), verdict: Verdict::Ack };
+            let order = |one: &Delivery| Order { ack: one.ack.clone(), verdict: Verdict::Ack, line: None };
             let orders = half.iter().map(order).collect();
             let results = world.broker().settle(orders, confirmation, until()).await;
             assert_eq!(results, vec![Ok(()); 25]);
@@ -275,5 +275,28 @@ contract! {
             (unsettled(&world).await == 0).then_some(())
         })
         .await;
+    }
+
+    orders_in_line_have_had_their_effect_when_the_last_is_answered(world) {
+        for round in 0..20_u64 {
+            for number in 0..100 {
+                world.publish(vec![number]).await;
+            }
+            let mut inbox = world.broker().open(&world.name()).await.unwrap();
+            let mut found = Vec::new();
+            while found.len() < 100 {
+                inbox.pull(pull(1 + found.len() as u64, 100 - found.len() as u32)).await.unwrap();
+                found.extend(arrivals(&mut inbox, 100 - found.len()).await.0);
+            }
+            let order = |(place, one): (usize, &Delivery)| {
+                let verdict = if place % 2 == 0 { Verdict::Ack } else { Verdict::Term("no".into()) };
+                Order { ack: one.ack.clone(), verdict, line: Some(7) }
+            };
+            let orders = found.iter().enumerate().map(order).collect();
+            let results = world.broker().settle(orders, Confirmation::Confirmed, until()).await;
+            assert_eq!(results, vec![Ok(()); 100]);
+            // At once, and not eventually.
+            assert_eq!(unsettled(&world).await, 0, "round {round}");
+        }
     }
 }
