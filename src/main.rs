@@ -12,6 +12,11 @@ use fetch_proxy::{
     dev, grpc, guard, telemetry, token,
 };
 
+/// Answers are buffers of a hundred kilobytes that come and go by the thousand; the C library's
+/// allocator spends a fifth of our time on them.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {

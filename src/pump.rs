@@ -1,9 +1,13 @@
 //! The pump: how much to pull for all open Fetch calls of one consumer, and who gets what.
 //!
 //! ```text
-//!   join ──▶ waiters, first in first out ──▶ answers
-//!                ▲ wants            ▲ messages
-//!   step ──▶ one pull at a time ────┘ surplus ──▶ parked ──▶ the next waiter, or overdue
+//!   join ──▶ waiters, first come first served ──▶ answers
+//!                │ wants           ▲ messages
+//!   step ──▶     ▼                 │
+//!            NO PULL ──issue──▶ OPEN, got < batch ──end, full, unheard, down──▶ NO PULL
+//!                                  │ surplus, and what nobody took
+//!                                  ▼
+//!                               parked ──▶ the next waiter, or overdue
 //! ```
 //! A pull cannot be cancelled, and what it brings for somebody who has left would wait for a whole
 //! ack wait. So there is one pull at a time, for no more than what its waiters still want; a waiter
@@ -14,150 +18,73 @@
 //! what is there and says that it has ended; but not after the last of a full batch, which is
 //! counted, nor at `max_ack_pending`, which is noticed by quiet.
 //!
-//! 1. Every message that arrives is answered, overdue, parked or with a waiter: in one of them.
+//! 1. Every message that arrives is in one place: with a waiter, in an answer, parked, or overdue.
 //! 2. At most one pull is open.
-//! 3. A waiter is answered once; its messages never exceed its bytes, unless as `too_large`.
-//! 4. At most one waiter has messages: it is filled before another gets any.
+//! 3. A waiter is answered once.
+//! 4. The messages of an answer never exceed its bytes; `too_large` would not fit even alone.
+//! 5. First come, first served: a message goes to the first waiter it fits, of the first 64.
+//! 6. While somebody waits a pull is open, unless there is no connection or no permit, the last one
+//!    was refused a moment ago, or all have little time left and were there for one in vain.
+//! 7. After `step` has nothing more to do, `next_deadline` is later than `now`.
 //!
-//! Pure: no clock, no runtime, no log; `now` is an argument, and [`Step`]s are for others to do.
+//! Pure: no clock, no runtime, no lock, no log; `now` is an argument and never goes back, and
+//! [`Step`]s are for others to do. No call costs more for many waiters than for few, but for
+//! [`Pump::fail`].
 
 mod parked;
+mod pull;
 mod waiters;
+mod words;
 
 use std::{
     collections::VecDeque,
     time::{Duration, Instant},
 };
 
-pub use self::waiters::{WaiterId, Want};
-use self::{parked::Parked, waiters::Waiters};
+pub use self::words::{Limits, PullEnd, Step, WaiterId, Want, Why};
+use self::{
+    parked::Parked,
+    pull::{Next, Pull},
+    waiters::{Seat, Waiters},
+};
 
-/// After this long without an arrival, a pull is taken to have brought what there was.
-const QUIET: Duration = Duration::from_millis(5);
 /// A pull ends this long before the last of its waiters does, for its end to arrive in time.
 const HEAD_START: Duration = Duration::from_millis(50);
-/// Shortest and longest wait of a pull; the longest bounds how long a drain takes, and how long a
-/// pull may hang at `max_ack_pending`.
+/// Shortest and longest wait of a pull. The longest bounds how long a drain takes, and how long a
+/// pull hangs at `max_ack_pending`.
 const SHORTEST_PULL: Duration = Duration::from_millis(100);
 const LONGEST_PULL: Duration = Duration::from_secs(5);
-/// The wait of a pull for those who want what is there now.
+/// The wait of a pull for those only who want what is there now.
 const NO_WAIT_PULL: Duration = Duration::from_millis(50);
-/// A pull whose end has not been told by then has ended unheard.
-const UNHEARD: Duration = Duration::from_secs(1);
-/// Time before the next pull when the last was refused.
-const REFUSED: Duration = Duration::from_millis(100);
+/// Whoever wants what is there now is not kept longer, whatever keeps the pump from finding out.
+const NO_WAIT_AT_MOST: Duration = Duration::from_secs(1);
 /// What a message takes in an answer beyond what JetStream counts: its token and its fields.
 const OVERHEAD: u64 = 600;
 
-/// Bounds of the consumer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
-    /// Most messages of one pull, at least 1.
-    pub max_batch: u32,
-    /// Longest wait of one pull.
-    pub max_expires: Duration,
-    /// Most bytes that one pull may ask for.
-    pub max_request_bytes: Option<u64>,
-    /// How long surplus waits for the next waiter.
-    pub park: Duration,
-}
-
-/// Why a pull ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PullEnd {
-    /// It brought what there was, or its time is over.
-    Done,
-    /// Other pulls wait for what is pending.
-    RequestsPending,
-    /// The next message exceeds the pull's bytes.
-    TooLarge,
-    /// Anything else: the next pull waits for a moment.
-    Refused,
-}
-
-/// What is to be done.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Step<M> {
-    /// Ask for messages.
-    Pull {
-        /// Names the pull in [`Pump::ended`].
-        no: u64,
-        /// Most messages.
-        batch: u32,
-        /// Longest wait.
-        expires: Duration,
-        /// End with what is there at the first message.
-        no_wait: bool,
-        /// Most bytes, as JetStream counts them.
-        max_bytes: Option<u64>,
-    },
-    /// Answer a waiter, who is out of the pump with this.
-    Answer {
-        /// Whom.
-        waiter: WaiterId,
-        /// With what.
-        messages: Vec<M>,
-        /// A message that does not fit into any answer of this waiter's.
-        too_large: Option<M>,
-        /// Why now.
-        why: Why,
-    },
-    /// Nobody wants this message: give it back.
-    Overdue {
-        /// Which.
-        message: M,
-    },
-}
-
-/// Why a waiter is answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Why {
-    /// It has what it wants, or what there is.
-    Filled,
-    /// Its time is over.
-    Waited,
-    /// Its time is over, and there is no connection.
-    Down,
-    /// The replica is going.
-    Draining,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Pull {
-    no: u64,
-    batch: u32,
-    got: u32,
-    since: Instant,
-    last_arrival: Instant,
-    ends_at: Instant,
-}
-
-/// What the last end asks of the next pull.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Next {
-    Normal,
-    /// One message, whatever its size.
-    Uncapped,
-    /// One message, waiting in line like any other pull.
-    Plain,
-}
-
-/// See the module.
+/// See the [module](self).
 #[derive(Debug)]
 pub struct Pump<M> {
     limits: Limits,
     waiters: Waiters<M>,
     parked: Parked<M>,
-    ready: VecDeque<Step<M>>,
+    /// Answers that are decided and not taken yet.
+    answers: VecDeque<Step<M>>,
     pull: Option<Pull>,
-    pulls: u64,
-    /// Waiters from this one on joined after the last pull was issued.
-    unpulled: WaiterId,
+    issued: u64,
     next: Next,
-    not_before: Option<Instant>,
+    /// Whoever comes before this one was there for a pull that brought all there was.
+    told: WaiterId,
     up: bool,
     draining: bool,
     starved: bool,
+}
+
+/// A message and what has to be known of it.
+#[derive(Debug)]
+struct Item<M> {
+    message: M,
+    size: u64,
+    last_attempt: bool,
 }
 
 impl<M> Pump<M> {
@@ -165,21 +92,20 @@ impl<M> Pump<M> {
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
-            waiters: Waiters::default(),
-            parked: Parked::default(),
-            ready: VecDeque::new(),
+            waiters: Waiters::new(),
+            parked: Parked::new(),
+            answers: VecDeque::new(),
             pull: None,
-            pulls: 0,
-            unpulled: WaiterId::default(),
-            next: Next::Normal,
-            not_before: None,
+            issued: 0,
+            next: Next::default(),
+            told: WaiterId(0),
             up: false,
             draining: false,
             starved: false,
         }
     }
 
-    /// The consumer's bounds have changed.
+    /// The consumer's bounds have changed; they hold from the next pull on.
     pub fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
     }
@@ -189,72 +115,50 @@ impl<M> Pump<M> {
         self.waiters.join(want, now)
     }
 
-    /// A waiter has gone. What it had goes to the next; the pull is left alone.
+    /// A waiter has gone. What it had goes to the next; the pull is left alone. One that is
+    /// answered already is not here any more: its answer comes back [`Pump::unhanded`].
     pub fn leave(&mut self, id: WaiterId, now: Instant) {
-        // One that is answered already is not here any more; its answer comes back unhanded.
         if let Some(waiter) = self.waiters.remove(id) {
-            self.parked.put_back(waiter.messages, now + self.limits.park);
+            self.parked.push_front(waiter.messages, now + self.limits.park);
         }
     }
 
-    /// A message has arrived. `size` bounds what it takes in an answer.
+    /// A message has arrived. `size` bounds what it takes in an answer, in bytes.
     pub fn arrived(&mut self, message: M, size: u64, last_attempt: bool, now: Instant) {
-        if let Some(pull) = &mut self.pull {
-            pull.got += 1;
-            pull.last_arrival = now;
-            if pull.got >= pull.batch {
-                // There may be more.
-                self.pull = None;
-                self.unpulled = WaiterId::default();
-            }
+        if self.pull.as_mut().is_some_and(|pull| pull.count(now)) {
+            (self.pull, self.next) = (None, Next::default());
         }
-        let item = Item { message, size, last_attempt };
-        if let Err(item) = self.give(item, now) {
-            self.parked.park(item, now + self.limits.park);
+        self.serve_parked(now);
+        if let Err(item) = self.give(Item { message, size, last_attempt }, now) {
+            self.parked.push_back(item, now + self.limits.park);
         }
     }
 
-    /// An answer that nobody took: first in line for the next waiter.
+    /// An answer that nobody took, as message, size and whether it is a last attempt: first in line
+    /// for the next waiter.
     pub fn unhanded(&mut self, messages: Vec<(M, u64, bool)>, now: Instant) {
         let items = messages.into_iter();
         let items = items.map(|(message, size, last_attempt)| Item { message, size, last_attempt });
-        self.parked.put_back(items.collect(), now + self.limits.park);
+        self.parked.push_front(items.collect(), now + self.limits.park);
     }
 
-    /// A pull has ended. That of an older pull says nothing.
+    /// A pull has ended. The end of an older pull says nothing.
     pub fn ended(&mut self, no: u64, end: PullEnd, now: Instant) {
         let Some(pull) = self.pull.take_if(|pull| pull.no == no) else { return };
-        // Only the end of what there was has told the waiters anything.
-        self.unpulled = WaiterId::default();
-        (self.next, self.not_before) = match end {
-            PullEnd::TooLarge if pull.got == 0 => (Next::Uncapped, None),
-            PullEnd::Done | PullEnd::TooLarge => (Next::Normal, None),
-            // Spread, so that replicas that collided do not do so again.
-            PullEnd::RequestsPending => {
-                (Next::Plain, Some(now + Duration::from_millis(5 + no.wrapping_mul(7) % 46)))
-            }
-            PullEnd::Refused => (Next::Normal, Some(now + REFUSED)),
-        };
+        self.next = pull.next(end, now);
         if end == PullEnd::Done {
-            self.unpulled = self.waiters.joined_after(pull.since);
-            for id in self.waiters.impatient(pull.since) {
-                self.answer(id, Why::Waited, None);
-            }
+            self.told = pull.covers;
         }
     }
 
     /// There is a connection; nothing is pulled on it yet.
     pub fn up(&mut self, _now: Instant) {
-        self.up = true;
-        self.pull = None;
-        self.next = Next::Normal;
-        self.not_before = None;
+        (self.up, self.pull, self.next) = (true, None, Next::default());
     }
 
     /// The connection is lost, and the pull with it.
     pub fn down(&mut self, _now: Instant) {
-        self.up = false;
-        self.pull = None;
+        (self.up, self.pull, self.next) = (false, None, Next::default());
     }
 
     /// Pulls nothing more; waiters return when the pull has ended.
@@ -262,48 +166,50 @@ impl<M> Pump<M> {
         self.draining = true;
     }
 
-    /// Takes out all waiters that have nothing yet, for the caller to answer; what the first may
-    /// have is answered as it is.
-    pub fn fail(&mut self, _now: Instant) -> Vec<WaiterId> {
-        if let Some(first) = self.waiters.filling() {
-            self.answer(first, Why::Filled, None);
-        }
-        self.waiters.take_all()
+    /// Takes out all waiters, for the caller to tell them of an error; what they had goes to the
+    /// next. Answers that are decided already are still there to be taken.
+    pub fn fail(&mut self, now: Instant) -> Vec<WaiterId> {
+        let (ids, items) = self.waiters.remove_all();
+        self.parked.push_front(items, now + self.limits.park);
+        ids
     }
 
     /// Takes out what is parked.
     pub fn take_parked(&mut self) -> Vec<M> {
-        self.parked.take_all().into_iter().map(|item| item.message).collect()
+        self.parked.take_all()
     }
 
-    /// What is to be done now; to be called until there is nothing more. `permits`: leases that may
-    /// still be granted.
+    /// What is to be done now; to be called after every event and at [`Pump::next_deadline`], until
+    /// there is nothing more. `permits`: leases that may be granted now.
     pub fn step(&mut self, now: Instant, permits: u32) -> Option<Step<M>> {
-        if self.pull.is_some_and(|pull| now >= pull.ends_at) {
-            self.pull = None;
+        if let Some(pull) = self.pull.filter(|pull| now >= pull.ends_at) {
+            self.ended(pull.no, PullEnd::Done, now);
         }
         self.serve_parked(now);
-        self.answer_due(now);
-        if let Some(answer) = self.ready.pop_front() {
+        if let Some(answer) = self.answers.pop_front() {
             return Some(answer);
         }
-        if let Some(item) = self.parked.overdue(now) {
-            return Some(Step::Overdue { message: item.message });
+        if let Some((id, why)) = self.due(now) {
+            return self.take_out(id, why, None);
+        }
+        if let Some(message) = self.parked.pop_overdue(now) {
+            return Some(Step::Overdue { message });
         }
         self.issue(now, permits)
     }
 
-    /// When [`Pump::step`] has something to do if nothing else happens.
+    /// When [`Pump::step`] has something to do if nothing else happens. A permit that is missing is
+    /// for the caller to wait for.
     pub fn next_deadline(&self, now: Instant) -> Option<Instant> {
-        let lingers = self.waiters.filling().and_then(|id| self.waiters.linger_until(id));
-        let quiet = self.pull.zip(lingers).map(|(pull, over)| over.max(pull.last_arrival + QUIET));
-        let retry = self.not_before.filter(|at| *at > now && !self.waiters.is_empty());
+        let brisk = self.waiters.first_brisk_holder();
+        let retry = self.next.not_before.filter(|at| now < *at && self.wants_to_pull(now));
         [
-            self.waiters.next_deadline(),
-            quiet,
             self.pull.map(|pull| pull.ends_at),
+            self.pull.filter(|_| brisk.is_some()).map(|pull| pull.quiet_at()),
+            self.waiters.first_end().map(|(end, _)| end),
+            self.waiters.first_impatient().map(|(_, joined)| self.known_at(joined)),
             self.parked.next_deadline(),
-            retry.filter(|_| self.pull.is_none() && self.up),
+            retry,
         ]
         .into_iter()
         .flatten()
@@ -312,163 +218,137 @@ impl<M> Pump<M> {
 
     /// Nothing is going on.
     pub fn is_idle(&self) -> bool {
-        self.waiters.is_empty()
-            && self.parked.len() == 0
-            && self.pull.is_none()
-            && self.ready.is_empty()
+        self.waiters() == 0 && self.parked() == 0 && self.pull.is_none()
     }
 
     /// Open calls.
     pub fn waiters(&self) -> usize {
-        self.waiters.len() + self.ready.len()
+        self.waiters.len() + self.answers.len()
     }
 
-    /// Surplus messages.
+    /// Messages that nobody waits for.
     pub fn parked(&self) -> usize {
         self.parked.len()
     }
 
-    /// Only a permit is missing for the next pull.
+    /// Only a permit was missing for a pull at the last [`Pump::step`].
     pub fn starved(&self) -> bool {
         self.starved
     }
 
-    /// Gives a message to the first waiter it fits. A waiter that has some, and no room for this
-    /// one, is full. If it fits nobody it is the first one's to know of.
-    fn give(&mut self, item: Item<M>, now: Instant) -> Result<(), Item<M>> {
-        while let Some(first) = self.waiters.filling() {
-            if self.waiters.fits(first, item.size) {
-                return self.hand(first, item, now);
-            }
-            self.answer(first, Why::Filled, None);
-        }
-        match (self.waiters.first_that_fits(item.size), self.waiters.first()) {
-            (Some(fit), _) => self.hand(fit, item, now),
-            (None, Some(first)) => {
-                self.answer(first, Why::Filled, Some(item.message));
-                Ok(())
-            }
-            (None, None) => Err(item),
-        }
-    }
-
-    fn hand(&mut self, id: WaiterId, item: Item<M>, now: Instant) -> Result<(), Item<M>> {
-        if self.waiters.hand(id, item, now) {
-            self.answer(id, Why::Filled, None);
-        }
-        Ok(())
-    }
-
     fn serve_parked(&mut self, now: Instant) {
         while !self.waiters.is_empty()
-            && let Some(item) = self.parked.pop()
+            && let Some(mut spot) = self.parked.pop()
         {
-            // There is a waiter, so it is taken.
-            if self.give(item, now).is_err() {
-                break;
+            match self.give(spot.item, now) {
+                Ok(()) => {}
+                Err(item) => {
+                    spot.item = item;
+                    return self.parked.return_spot(spot);
+                }
             }
         }
     }
 
-    fn answer_due(&mut self, now: Instant) {
-        if let Some(first) = self.waiters.filling() {
-            let quiet = self.pull.is_none_or(|pull| now >= pull.last_arrival + QUIET);
-            let over = self.waiters.linger_until(first).is_none_or(|until| now >= until);
-            if over && quiet || !self.up {
-                self.answer(first, Why::Filled, None);
-            }
-        }
-        let why = if self.up { Why::Waited } else { Why::Down };
-        while let Some(id) = self.waiters.due(now) {
-            // Somebody who wants what is there now waits for a pull of its own, if it has to.
-            match self.may_still_come(id, now) {
-                Some(until) => self.waiters.postpone(id, until),
-                None => self.answer(id, why, None),
-            }
-        }
-        if self.draining && self.pull.is_none() {
-            while let Some(first) = self.waiters.first() {
-                self.answer(first, Why::Draining, None);
+    /// Gives a message to the first waiter it fits. One that has some, and too little room for
+    /// this one, is full. If it fits nobody it is for the first to know of whom it would never fit.
+    fn give(&mut self, item: Item<M>, now: Instant) -> Result<(), Item<M>> {
+        loop {
+            match self.waiters.seat(item.size) {
+                Seat::Free(id) => {
+                    if self.waiters.hand(id, item, now) {
+                        self.answer(id, None);
+                    }
+                    return Ok(());
+                }
+                Seat::Full(id) => self.answer(id, None),
+                Seat::TooSmall(id) => {
+                    self.answer(id, Some(item.message));
+                    return Ok(());
+                }
+                Seat::None => return Err(item),
             }
         }
     }
 
-    /// Somebody who wants what is there now waits for a pull of its own to say so, unless the open
-    /// one has brought nothing for longer; until when, at the latest.
-    fn may_still_come(&self, id: WaiterId, now: Instant) -> Option<Instant> {
-        let joined =
-            self.waiters.joined(id).filter(|_| self.up && self.waiters.is_impatient(id))?;
-        let quiet = self.pull.is_some_and(|pull| pull.got == 0 && pull.since <= joined);
-        let patient_until = joined + UNHEARD;
-        (!quiet && now < patient_until).then_some(patient_until)
+    /// Who is to be answered because of what has happened around it, and why.
+    fn due(&self, now: Instant) -> Option<(WaiterId, Why)> {
+        let nothing = if self.up { Why::Waited } else { Why::Down };
+        let filled = || {
+            let quiet = self.pull.is_none_or(|pull| now >= pull.quiet_at());
+            let brisk = self.waiters.first_brisk_holder().filter(|_| quiet);
+            brisk.or_else(|| self.waiters.first_holder().filter(|_| !self.up))
+        };
+        let over = || self.waiters.first_end().filter(|(end, _)| now >= *end).map(|(_, id)| id);
+        let knows = || {
+            let (id, joined) = self.waiters.first_impatient()?;
+            (id < self.told || now >= self.known_at(joined)).then_some(id)
+        };
+        let drained = || self.waiters.first().filter(|_| self.draining && self.pull.is_none());
+        filled()
+            .map(|id| (id, Why::Filled))
+            .or_else(|| over().or_else(knows).map(|id| (id, nothing)))
+            .or_else(|| drained().map(|id| (id, Why::Draining)))
     }
 
-    fn answer(&mut self, waiter: WaiterId, why: Why, too_large: Option<M>) {
-        if let Some(answered) = self.waiters.remove(waiter) {
-            let messages: Vec<M> = answered.messages.into_iter().map(|item| item.message).collect();
-            let why = if messages.is_empty() { why } else { Why::Filled };
-            self.ready.push_back(Step::Answer { waiter, messages, too_large, why });
-        }
+    /// When somebody who wants what is there now, and has nothing, knows that there is nothing.
+    fn known_at(&self, joined: Instant) -> Instant {
+        let at_most = joined + NO_WAIT_AT_MOST;
+        self.pull.map_or(at_most, |pull| at_most.min(pull.silent_at(joined)))
+    }
+
+    fn answer(&mut self, id: WaiterId, too_large: Option<M>) {
+        let answer = self.take_out(id, Why::Filled, too_large);
+        self.answers.extend(answer);
+    }
+
+    fn take_out(&mut self, id: WaiterId, why: Why, too_large: Option<M>) -> Option<Step<M>> {
+        let items = self.waiters.remove(id)?.messages;
+        let messages: Vec<M> = items.into_iter().map(|item| item.message).collect();
+        let why = if messages.is_empty() { why } else { Why::Filled };
+        Some(Step::Answer { waiter: id, messages, too_large, why })
+    }
+
+    /// Somebody has time left for a pull, or has been told nothing yet. For others none is issued:
+    /// what it brought would come too late, and cost an attempt. (In a drain nobody is left.)
+    fn wants_to_pull(&self, now: Instant) -> bool {
+        let fresh = self.waiters.last().is_some_and(|last| last >= self.told);
+        let in_time = self.waiters.last_end().is_some_and(|end| end >= now + SHORTEST_PULL);
+        self.up && self.pull.is_none() && (fresh || in_time)
     }
 
     fn issue(&mut self, now: Instant, permits: u32) -> Option<Step<M>> {
-        self.starved = false;
-        let wanted = self.waiters.wanted();
-        let early = self.not_before.is_some_and(|at| now < at);
-        if self.pull.is_some() || !self.up || self.draining || early || wanted == 0 {
+        let ready = self.next.not_before.is_none_or(|at| now >= at) && self.wants_to_pull(now);
+        self.starved = ready && permits == 0;
+        if !ready || self.starved {
             return None;
         }
-        let left = self.waiters.last_deadline()?.saturating_duration_since(now);
-        let fresh = self.waiters.last().is_some_and(|last| last >= self.unpulled);
-        if !fresh && left < SHORTEST_PULL {
-            return None;
-        }
-        if permits == 0 {
-            self.starved = true;
-            return None;
-        }
-        let next = std::mem::replace(&mut self.next, Next::Normal);
-        let most = if next == Next::Normal { self.limits.max_batch.max(1) } else { 1 };
-        let batch = u32::try_from(wanted).unwrap_or(u32::MAX).min(permits).min(most);
-        let expires = self.expires(left);
-        let max_bytes = (next != Next::Uncapped).then(|| self.max_bytes(batch));
-        self.pulls += 1;
-        let no = self.pulls;
-        self.pull = Some(Pull {
-            no,
-            batch,
-            got: 0,
-            since: now,
-            last_arrival: now,
-            ends_at: now + expires + UNHEARD,
-        });
-        self.unpulled = self.waiters.next_id();
-        self.not_before = None;
-        Some(Step::Pull { no, batch, expires, no_wait: next != Next::Plain, max_bytes })
+        let manner = self.next.manner;
+        let single = manner.plain || manner.uncapped;
+        let most = if single { 1 } else { self.limits.max_batch.max(1) };
+        let wanted = u32::try_from(self.waiters.wanted()).unwrap_or(u32::MAX);
+        let batch = wanted.min(permits).min(most);
+        let max_bytes = (!manner.uncapped).then(|| self.max_bytes(batch));
+        let expires = self.expires(now);
+        self.issued += 1;
+        let no = self.issued;
+        self.pull = Some(Pull::new(no, batch, manner, self.waiters.next(), now, expires));
+        Some(Step::Pull { no, batch, expires, no_wait: !manner.plain, max_bytes })
     }
 
-    fn expires(&self, left: Duration) -> Duration {
-        let expires = if self.waiters.all_impatient() {
-            NO_WAIT_PULL
-        } else {
+    fn expires(&self, now: Instant) -> Duration {
+        let wait = self.waiters.last_end().map_or(NO_WAIT_PULL, |end| {
+            let left = end.saturating_duration_since(now);
             left.saturating_sub(HEAD_START).clamp(SHORTEST_PULL, LONGEST_PULL)
-        };
-        expires.min(self.limits.max_expires)
+        });
+        wait.min(self.limits.max_expires)
     }
 
-    /// What the waiters have room for, less what each message takes beyond what JetStream counts;
-    /// at least what the first has room for.
+    /// The room of the waiters, less what each message takes beyond what JetStream counts. A single
+    /// message that would have fitted without the others is pulled by its own, uncapped.
     fn max_bytes(&self, batch: u32) -> u64 {
-        let all = self.waiters.bytes_left().saturating_sub(u64::from(batch) * OVERHEAD);
-        let first = self.waiters.first_bytes_left().saturating_sub(OVERHEAD).max(1);
-        all.max(first).min(self.limits.max_request_bytes.unwrap_or(u64::MAX))
+        let room = self.waiters.room().saturating_sub(u128::from(u64::from(batch) * OVERHEAD));
+        let most = self.limits.max_request_bytes.unwrap_or(u64::MAX).min(i64::MAX as u64);
+        u64::try_from(room).unwrap_or(u64::MAX).min(most).max(1)
     }
-}
-
-/// A message and what has to be known of it.
-#[derive(Debug)]
-struct Item<M> {
-    message: M,
-    size: u64,
-    last_attempt: bool,
 }

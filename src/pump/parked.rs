@@ -1,74 +1,98 @@
-//! Messages that nobody waits for at the moment.
+//! Messages that nobody waits for at the moment, in one line.
 //!
-//! Three lines, served in this order: last attempts, which are kept until somebody takes them;
-//! what came back unhanded; surplus of pulls. In each of the latter two, times are in order, so
-//! that the first to be overdue is at an end.
+//! What nobody took comes back to the front, surplus goes to the back, and time may take any of
+//! them out. Last attempts wait without end: giving one back would destroy its message.
+//!
+//! 1. `due` has exactly one entry for each message that does not wait without end.
 
-use std::{collections::VecDeque, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
 
 use super::Item;
 
 #[derive(Debug)]
 pub(super) struct Parked<M> {
-    kept: VecDeque<Item<M>>,
-    /// Newest first.
-    returned: VecDeque<(Instant, Item<M>)>,
-    /// Oldest first.
-    surplus: VecDeque<(Instant, Item<M>)>,
+    /// By place: the front is the smallest.
+    line: BTreeMap<i64, Spot<M>>,
+    due: BTreeSet<(Instant, i64)>,
 }
 
-impl<M> Default for Parked<M> {
-    fn default() -> Self {
-        Self { kept: VecDeque::new(), returned: VecDeque::new(), surplus: VecDeque::new() }
-    }
+/// A parked message, and until when.
+#[derive(Debug)]
+pub(super) struct Spot<M> {
+    pub(super) item: Item<M>,
+    until: Option<Instant>,
 }
 
 impl<M> Parked<M> {
-    /// Keeps a surplus message until then.
-    pub(super) fn park(&mut self, item: Item<M>, until: Instant) {
-        if item.last_attempt {
-            self.kept.push_back(item);
-        } else {
-            self.surplus.push_back((until, item));
-        }
+    pub(super) fn new() -> Self {
+        Self { line: BTreeMap::new(), due: BTreeSet::new() }
     }
 
-    /// Puts messages in front of the others, in their order.
-    pub(super) fn put_back(&mut self, items: Vec<Item<M>>, until: Instant) {
+    /// Behind all others.
+    pub(super) fn push_back(&mut self, item: Item<M>, until: Instant) {
+        let place = self.line.last_key_value().map_or(0, |(last, _)| last + 1);
+        self.insert(place, Spot::new(item, until));
+    }
+
+    /// Before all others, in their own order.
+    pub(super) fn push_front(&mut self, items: Vec<Item<M>>, until: Instant) {
         for item in items.into_iter().rev() {
-            if item.last_attempt {
-                self.kept.push_front(item);
-            } else {
-                self.returned.push_front((until, item));
-            }
+            self.return_spot(Spot::new(item, until));
         }
     }
 
-    /// The next to be given away.
-    pub(super) fn pop(&mut self) -> Option<Item<M>> {
-        let kept = self.kept.pop_front();
-        let returned = || self.returned.pop_front().map(|(_, item)| item);
-        let surplus = || self.surplus.pop_front().map(|(_, item)| item);
-        kept.or_else(returned).or_else(surplus)
+    /// The front.
+    pub(super) fn pop(&mut self) -> Option<Spot<M>> {
+        let place = *self.line.first_key_value()?.0;
+        self.remove(place)
+    }
+
+    /// Undoes a [`Parked::pop`]: its time runs on.
+    pub(super) fn return_spot(&mut self, spot: Spot<M>) {
+        let place = self.line.first_key_value().map_or(0, |(first, _)| first - 1);
+        self.insert(place, spot);
     }
 
     /// One whose time is over.
-    pub(super) fn overdue(&mut self, now: Instant) -> Option<Item<M>> {
-        let returned = self.returned.pop_back_if(|(until, _)| now >= *until);
-        let overdue = returned.or_else(|| self.surplus.pop_front_if(|(until, _)| now >= *until));
-        overdue.map(|(_, item)| item)
+    pub(super) fn pop_overdue(&mut self, now: Instant) -> Option<M> {
+        let (_, place) = *self.due.first().filter(|(until, _)| now >= *until)?;
+        self.remove(place).map(|spot| spot.item.message)
     }
 
+    /// When the first will be overdue.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        let ends = [self.returned.back(), self.surplus.front()];
-        ends.into_iter().flatten().map(|(until, _)| *until).min()
+        self.due.first().map(|(until, _)| *until)
     }
 
-    pub(super) fn take_all(&mut self) -> Vec<Item<M>> {
-        std::iter::from_fn(|| self.pop()).collect()
+    pub(super) fn take_all(&mut self) -> Vec<M> {
+        self.due.clear();
+        std::mem::take(&mut self.line).into_values().map(|spot| spot.item.message).collect()
     }
 
     pub(super) fn len(&self) -> usize {
-        self.kept.len() + self.returned.len() + self.surplus.len()
+        self.line.len()
+    }
+
+    fn insert(&mut self, place: i64, spot: Spot<M>) {
+        self.due.extend(spot.until.map(|until| (until, place)));
+        self.line.insert(place, spot);
+    }
+
+    fn remove(&mut self, place: i64) -> Option<Spot<M>> {
+        let spot = self.line.remove(&place)?;
+        if let Some(until) = spot.until {
+            self.due.remove(&(until, place));
+        }
+        Some(spot)
+    }
+}
+
+impl<M> Spot<M> {
+    fn new(item: Item<M>, until: Instant) -> Self {
+        let until = (!item.last_attempt).then_some(until);
+        Self { item, until }
     }
 }

@@ -1,230 +1,233 @@
 //! The open Fetch calls, first come first served, with sums and orders kept up to date so that no
 //! question takes longer for ten thousand of them.
+//!
+//! ```text
+//!  join ──▶ EMPTY ──hand──▶ HOLDER ──hand, room for more──▶ HOLDER
+//!             │               │ has n, or no room for another: full
+//!             ▼ remove        ▼ remove
+//!            gone            gone, with what it has
+//! ```
+//! 1. A waiter that is full is never left here between two calls of the pump: [`Waiters::hand`]
+//!    says so, and the pump removes it.
+//! 2. `ends` has one entry for each waiter that waits, `impatient` one for each that does not,
+//!    `holders` one for each that has a message.
+//! 3. `sums` are what adding up over all waiters would give.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
-use super::Item;
+use super::{Item, OVERHEAD, WaiterId, Want};
 
-/// How long somebody who wants what is there now waits beside a pull that brings nothing.
-const IMPATIENCE: Duration = Duration::from_millis(50);
-
-/// Names one waiter of one pump, in the order of joining.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct WaiterId(u64);
-
-/// What a waiter wants.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Want {
-    /// Most messages, at least 1.
-    pub n: u32,
-    /// Most bytes of them, encoded.
-    pub max_bytes: u64,
-    /// Wait until then.
-    pub until: Instant,
-    /// After the first message, go on this long.
-    pub linger: Duration,
-    /// Only what is there now.
-    pub no_wait: bool,
-}
+/// Waiters that are looked at for one message: one that is too large for all of these is not
+/// carried past ten thousand more, but told to the first.
+const SEARCH: usize = 64;
 
 #[derive(Debug)]
 pub(super) struct Waiter<M> {
     want: Want,
     joined: Instant,
+    /// When it is answered whatever it has; a linger brings it forward.
+    end: Instant,
+    /// Bytes that its answer may still take.
+    room: u64,
     pub(super) messages: Vec<Item<M>>,
-    bytes_left: u64,
-    /// When it is answered at the latest.
-    deadline: Instant,
-    linger_until: Option<Instant>,
+}
+
+/// Where a message can go.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Seat {
+    /// To this one.
+    Free(WaiterId),
+    /// To nobody before this one has been answered: it has some, and this one comes too much.
+    Full(WaiterId),
+    /// It fits nobody; this is the first whom it would not fit even alone.
+    TooSmall(WaiterId),
+    /// Nobody waits.
+    None,
 }
 
 #[derive(Debug)]
 pub(super) struct Waiters<M> {
-    all: BTreeMap<WaiterId, Waiter<M>>,
-    by_deadline: BTreeSet<(Instant, WaiterId)>,
+    line: BTreeMap<WaiterId, Waiter<M>>,
+    ends: BTreeSet<(Instant, WaiterId)>,
     impatient: BTreeSet<WaiterId>,
-    filling: Option<WaiterId>,
+    holders: BTreeSet<WaiterId>,
     next: WaiterId,
-    wanted: u64,
-    bytes_left: u64,
+    sums: Sums,
 }
 
-impl<M> Default for Waiters<M> {
-    fn default() -> Self {
-        Self {
-            all: BTreeMap::new(),
-            by_deadline: BTreeSet::new(),
-            impatient: BTreeSet::new(),
-            filling: None,
-            next: WaiterId::default(),
-            wanted: 0,
-            bytes_left: 0,
-        }
-    }
+/// What is added up over all waiters.
+#[derive(Debug, Default)]
+struct Sums {
+    wanted: u64,
+    /// Wider than that of one, whose bytes may be without bound.
+    room: u128,
 }
 
 impl<M> Waiters<M> {
+    pub(super) fn new() -> Self {
+        Self {
+            line: BTreeMap::new(),
+            ends: BTreeSet::new(),
+            impatient: BTreeSet::new(),
+            holders: BTreeSet::new(),
+            next: WaiterId(0),
+            sums: Sums::default(),
+        }
+    }
+
     pub(super) fn join(&mut self, want: Want, now: Instant) -> WaiterId {
         let id = self.next;
         self.next = WaiterId(id.0 + 1);
-        let deadline = if want.no_wait { now + IMPATIENCE } else { want.until };
-        self.by_deadline.insert((deadline, id));
-        if want.no_wait {
+        let (end, room) = (want.until, want.max_bytes);
+        let want = Want { n: want.n.max(1), ..want };
+        let waiter = Waiter { want, joined: now, end, room, messages: Vec::new() };
+        self.sums.add(&waiter);
+        if waiter.want.no_wait {
             self.impatient.insert(id);
+        } else {
+            self.ends.insert((end, id));
         }
-        self.wanted += u64::from(want.n);
-        self.bytes_left += want.max_bytes;
-        let bytes_left = want.max_bytes;
-        let waiter = Waiter {
-            want,
-            joined: now,
-            messages: Vec::new(),
-            bytes_left,
-            deadline,
-            linger_until: None,
-        };
-        self.all.insert(id, waiter);
+        self.line.insert(id, waiter);
         id
     }
 
     pub(super) fn remove(&mut self, id: WaiterId) -> Option<Waiter<M>> {
-        let waiter = self.all.remove(&id)?;
-        self.by_deadline.remove(&(waiter.deadline, id));
+        let waiter = self.line.remove(&id)?;
+        self.sums.subtract(&waiter);
+        self.ends.remove(&(waiter.end, id));
         self.impatient.remove(&id);
-        self.filling.take_if(|filling| *filling == id);
-        self.wanted -= waiter.still_wanted();
-        self.bytes_left -= waiter.bytes_left;
+        self.holders.remove(&id);
         Some(waiter)
     }
 
-    /// Gives it a message that fits; whether it has all that it wants now.
-    pub(super) fn hand(&mut self, id: WaiterId, item: Item<M>, now: Instant) -> bool {
-        let Some(waiter) = self.all.get_mut(&id) else { return false };
-        self.wanted -= 1;
-        self.bytes_left -= item.size;
-        waiter.bytes_left -= item.size;
-        if waiter.messages.is_empty() {
-            let until = now + waiter.want.linger;
-            waiter.linger_until = Some(until);
-            if !waiter.want.linger.is_zero() && until < waiter.deadline {
-                self.by_deadline.remove(&(waiter.deadline, id));
-                waiter.deadline = until;
-                self.by_deadline.insert((until, id));
+    /// All of them, and what they had, both in order.
+    pub(super) fn remove_all(&mut self) -> (Vec<WaiterId>, Vec<Item<M>>) {
+        let all = std::mem::replace(self, Self { next: self.next, ..Self::new() }).line;
+        let ids = all.keys().copied().collect();
+        (ids, all.into_values().flat_map(|waiter| waiter.messages).collect())
+    }
+
+    /// Where a message of this size can go.
+    pub(super) fn seat(&self, size: u64) -> Seat {
+        let mut too_small = Seat::None;
+        for (&id, waiter) in self.line.iter().take(SEARCH) {
+            if size <= waiter.room {
+                return Seat::Free(id);
+            }
+            if size <= waiter.want.max_bytes {
+                return Seat::Full(id);
+            }
+            if too_small == Seat::None {
+                too_small = Seat::TooSmall(id);
             }
         }
+        too_small
+    }
+
+    /// Gives it a message for which [`Waiters::seat`] is free; whether it is full then.
+    pub(super) fn hand(&mut self, id: WaiterId, item: Item<M>, now: Instant) -> bool {
+        let Some(waiter) = self.line.get_mut(&id) else { return false };
+        self.sums.subtract(waiter);
+        if self.holders.insert(id) && waiter.lingers() {
+            self.ends.remove(&(waiter.end, id));
+            waiter.end = waiter.end.min(now + waiter.want.linger);
+            self.ends.insert((waiter.end, id));
+        }
+        waiter.room = waiter.room.saturating_sub(item.size);
         waiter.messages.push(item);
-        self.filling = Some(id);
-        waiter.still_wanted() == 0
+        self.sums.add(waiter);
+        waiter.is_full()
     }
 
     pub(super) fn first(&self) -> Option<WaiterId> {
-        self.all.first_key_value().map(|(id, _)| *id)
+        self.line.first_key_value().map(|(id, _)| *id)
     }
 
     pub(super) fn last(&self) -> Option<WaiterId> {
-        self.all.last_key_value().map(|(id, _)| *id)
+        self.line.last_key_value().map(|(id, _)| *id)
     }
 
-    pub(super) fn next_id(&self) -> WaiterId {
+    /// Who joins next: all that are here, and all that were, come before.
+    pub(super) fn next(&self) -> WaiterId {
         self.next
     }
 
-    /// The one that has messages.
-    pub(super) fn filling(&self) -> Option<WaiterId> {
-        self.filling
+    pub(super) fn first_holder(&self) -> Option<WaiterId> {
+        self.holders.first().copied()
     }
 
-    pub(super) fn first_that_fits(&self, size: u64) -> Option<WaiterId> {
-        self.all.iter().find(|(_, waiter)| size <= waiter.bytes_left).map(|(id, _)| *id)
+    /// The first that has some, and does not linger for more. Those who linger are few: one, and
+    /// those who took what was too large for somebody before them.
+    pub(super) fn first_brisk_holder(&self) -> Option<WaiterId> {
+        let brisk = |id: &&WaiterId| self.line.get(id).is_some_and(|waiter| !waiter.lingers());
+        self.holders.iter().find(brisk).copied()
     }
 
-    pub(super) fn fits(&self, id: WaiterId, size: u64) -> bool {
-        self.all.get(&id).is_some_and(|waiter| size <= waiter.bytes_left)
+    /// The first that does not wait, and when it joined.
+    pub(super) fn first_impatient(&self) -> Option<(WaiterId, Instant)> {
+        let id = *self.impatient.first()?;
+        self.line.get(&id).map(|waiter| (id, waiter.joined))
     }
 
-    /// Until when it goes on after its first message.
-    pub(super) fn linger_until(&self, id: WaiterId) -> Option<Instant> {
-        self.all.get(&id).and_then(|waiter| waiter.linger_until)
+    /// The one whose wait ends first.
+    pub(super) fn first_end(&self) -> Option<(Instant, WaiterId)> {
+        self.ends.first().copied()
     }
 
-    /// Gives it more time.
-    pub(super) fn postpone(&mut self, id: WaiterId, deadline: Instant) {
-        if let Some(waiter) = self.all.get_mut(&id) {
-            self.by_deadline.remove(&(waiter.deadline, id));
-            waiter.deadline = deadline;
-            self.by_deadline.insert((deadline, id));
-        }
+    /// When the last wait ends. `None` if nobody waits, but for those who do not.
+    pub(super) fn last_end(&self) -> Option<Instant> {
+        self.ends.last().map(|(end, _)| *end)
     }
 
-    /// The first who joined later than then.
-    pub(super) fn joined_after(&self, then: Instant) -> WaiterId {
-        let later = self.all.iter().rev().take_while(|(_, waiter)| waiter.joined > then);
-        later.last().map_or(self.next, |(id, _)| *id)
-    }
-
-    /// One whose time is over.
-    pub(super) fn due(&self, now: Instant) -> Option<WaiterId> {
-        self.by_deadline.first().filter(|(at, _)| now >= *at).map(|(_, id)| *id)
-    }
-
-    pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.by_deadline.first().map(|(at, _)| *at)
-    }
-
-    pub(super) fn last_deadline(&self) -> Option<Instant> {
-        self.by_deadline.last().map(|(at, _)| *at)
-    }
-
-    pub(super) fn joined(&self, id: WaiterId) -> Option<Instant> {
-        self.all.get(&id).map(|waiter| waiter.joined)
-    }
-
-    pub(super) fn is_impatient(&self, id: WaiterId) -> bool {
-        self.impatient.contains(&id)
-    }
-
-    /// Those who want what is there now and joined by then.
-    pub(super) fn impatient(&self, by: Instant) -> Vec<WaiterId> {
-        let joined = |id: &&WaiterId| self.all.get(id).is_some_and(|waiter| waiter.joined <= by);
-        self.impatient.iter().filter(joined).copied().collect()
-    }
-
-    pub(super) fn all_impatient(&self) -> bool {
-        self.impatient.len() == self.all.len()
-    }
-
+    /// Messages that can be used, at least one for each waiter.
     pub(super) fn wanted(&self) -> u64 {
-        self.wanted
+        self.sums.wanted
     }
 
-    pub(super) fn bytes_left(&self) -> u64 {
-        self.bytes_left
-    }
-
-    pub(super) fn first_bytes_left(&self) -> u64 {
-        self.all.first_key_value().map_or(0, |(_, waiter)| waiter.bytes_left)
-    }
-
-    pub(super) fn take_all(&mut self) -> Vec<WaiterId> {
-        let ids: Vec<WaiterId> = self.all.keys().copied().collect();
-        *self = Self { next: self.next, ..Self::default() };
-        ids
+    /// Bytes that the answers may still take.
+    pub(super) fn room(&self) -> u128 {
+        self.sums.room
     }
 
     pub(super) fn len(&self) -> usize {
-        self.all.len()
+        self.line.len()
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.all.is_empty()
+        self.line.is_empty()
+    }
+}
+
+impl Sums {
+    fn add<M>(&mut self, waiter: &Waiter<M>) {
+        self.wanted += waiter.wanted();
+        self.room += u128::from(waiter.room);
+    }
+
+    fn subtract<M>(&mut self, waiter: &Waiter<M>) {
+        self.wanted -= waiter.wanted();
+        self.room -= u128::from(waiter.room);
     }
 }
 
 impl<M> Waiter<M> {
-    fn still_wanted(&self) -> u64 {
-        u64::from(self.want.n).saturating_sub(self.messages.len() as u64)
+    /// Messages that it can use: no more than its room lets it have if half of that is overhead.
+    /// Small messages by the thousand would else arrive within the bytes of a pull, and find that
+    /// the answer has no room for what surrounds them.
+    fn wanted(&self) -> u64 {
+        let missing = u64::from(self.want.n).saturating_sub(self.messages.len() as u64);
+        missing.min((self.room / (2 * OVERHEAD)).max(1))
+    }
+
+    /// It has all that it wants, or no room for even an empty message.
+    fn is_full(&self) -> bool {
+        self.messages.len() as u64 >= u64::from(self.want.n) || self.room < OVERHEAD
+    }
+
+    fn lingers(&self) -> bool {
+        !self.want.no_wait && self.want.linger > Duration::ZERO
     }
 }

@@ -1,0 +1,106 @@
+//! The one open pull, and what its end asks of the next. No decision about waiters.
+
+use std::time::{Duration, Instant};
+
+use super::{PullEnd, WaiterId};
+
+/// After this long without an arrival, a pull is taken to have brought what there was: at
+/// `max_ack_pending` a one-shot says nothing before it expires.
+const QUIET: Duration = Duration::from_millis(5);
+/// A pull that has brought nothing for this long has nothing to bring at the moment. Longer than
+/// [`QUIET`]: the request is to travel, and the first message with it.
+const SILENT: Duration = Duration::from_millis(100);
+/// A pull whose end has not been told this long after it expired has ended unheard.
+const UNHEARD: Duration = Duration::from_secs(1);
+/// Time before the next pull where the last one asked in vain and did not wait.
+const BACK_OFF: Duration = Duration::from_millis(100);
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pull {
+    pub(super) no: u64,
+    pub(super) batch: u32,
+    got: u32,
+    /// Whoever comes before this one had joined when it was issued.
+    pub(super) covers: WaiterId,
+    manner: Manner,
+    half_time: Instant,
+    /// When it was issued, then its last arrival.
+    stirred: Instant,
+    /// When it is taken to have ended if nothing was heard.
+    pub(super) ends_at: Instant,
+}
+
+/// How a pull asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Manner {
+    /// For one message, waiting in line like any other pull: immune to Requests Pending.
+    pub(super) plain: bool,
+    /// For one message, whatever its size.
+    pub(super) uncapped: bool,
+}
+
+/// What the pulls so far ask of the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Next {
+    pub(super) manner: Manner,
+    pub(super) not_before: Option<Instant>,
+}
+
+impl Pull {
+    pub(super) fn new(
+        no: u64,
+        batch: u32,
+        manner: Manner,
+        covers: WaiterId,
+        now: Instant,
+        expires: Duration,
+    ) -> Self {
+        let (half_time, ends_at) = (now + expires / 2, now + expires + UNHEARD);
+        Self { no, batch, got: 0, covers, manner, half_time, stirred: now, ends_at }
+    }
+
+    /// Counts an arrival; whether it was the last. No status tells the end of a full batch.
+    pub(super) fn count(&mut self, now: Instant) -> bool {
+        self.got += 1;
+        self.stirred = now;
+        self.got >= self.batch
+    }
+
+    pub(super) fn quiet_at(&self) -> Instant {
+        self.stirred + QUIET
+    }
+
+    /// When somebody who joined then knows that it has nothing for him.
+    pub(super) fn silent_at(&self, joined: Instant) -> Instant {
+        self.stirred.max(joined) + SILENT
+    }
+
+    /// What its end asks of the next.
+    pub(super) fn next(&self, end: PullEnd, now: Instant) -> Next {
+        let back_off = Some(now + BACK_OFF);
+        match end {
+            // One that waits for a first message does not come back early without: if it does,
+            // asking again at once would spin.
+            PullEnd::Done if self.got == 0 && now < self.half_time => {
+                Next { manner: Manner::default(), not_before: back_off }
+            }
+            PullEnd::Done => Next::default(),
+            PullEnd::RequestsPending => {
+                let manner = Manner { plain: true, ..self.manner };
+                Next { manner, not_before: Some(now + jitter(self.no)) }
+            }
+            // Its bytes were used up.
+            PullEnd::TooLarge if self.got > 0 => Next::default(),
+            PullEnd::TooLarge => Next {
+                manner: Manner { plain: false, uncapped: true },
+                not_before: back_off.filter(|_| self.manner.uncapped),
+            },
+            PullEnd::Refused => Next { manner: self.manner, not_before: back_off },
+        }
+    }
+}
+
+/// 5 to 50 ms, all of them before one comes again: replicas that collide get out of step.
+fn jitter(no: u64) -> Duration {
+    Duration::from_millis(5 + no % 46 * 7 % 46)
+}

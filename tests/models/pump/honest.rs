@@ -1,0 +1,314 @@
+//! The pump on a broker that keeps JetStream's rules: a one-shot waits for a first message and
+//! brings what is there, a full batch ends without a word, `max_ack_pending` silences it, and other
+//! pulls may be in the way. What is there must then reach whoever waits, and in time.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+use fetch_proxy::pump::{Limits, PullEnd, Pump, Step, WaiterId, Want};
+use proptest::prelude::*;
+
+/// A message that has been there this long, for somebody who has waited as long, has been brought:
+/// refused as pending elsewhere (at most 50 ms), too large for the pull, and each time a round trip
+/// of twice the longest travel.
+const SOON: u64 = 50 + 3 * 2 * 20 + 10;
+
+#[derive(Debug, Clone)]
+enum Act {
+    Publish {
+        count: u32,
+        size: u64,
+    },
+    Join {
+        n: u32,
+        max_bytes: u64,
+        wait: u64,
+        linger: u64,
+        no_wait: bool,
+    },
+    /// This many of the messages that were handed over are settled.
+    Settle(usize),
+    /// The next one-shot is told that other pulls wait already.
+    Rival,
+    /// The next end of a pull is lost on its way.
+    Mute,
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let size = prop_oneof![4 => 601..2000_u64, 1 => 2000..30_000_u64];
+    let n = prop_oneof![Just(1_u32), 1..20_u32];
+    let bytes = prop_oneof![1500..20_000_u64, Just(4 << 20)];
+    let linger = prop_oneof![3 => Just(0), 1 => 1..300_u64];
+    let join = (n, bytes, 1..3000_u64, linger, prop::bool::weighted(0.2));
+    prop_oneof![
+        4 => (1..12_u32, size).prop_map(|(count, size)| Act::Publish { count, size }),
+        4 => join.prop_map(|(n, max_bytes, wait, linger, no_wait)| {
+            Act::Join { n, max_bytes, wait, linger, no_wait }
+        }),
+        3 => (1..30_usize).prop_map(Act::Settle),
+        1 => Just(Act::Rival),
+        1 => Just(Act::Mute),
+    ]
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Message {
+    size: u64,
+    since: u64,
+}
+
+enum News {
+    Message(Message),
+    End(u64, PullEnd),
+}
+
+struct Open {
+    no: u64,
+    left: u32,
+    got: u32,
+    bytes: u64,
+    one_shot: bool,
+    until: u64,
+}
+
+struct Waiting {
+    joined: u64,
+    until: u64,
+    max_bytes: u64,
+}
+
+struct World {
+    pump: Pump<Message>,
+    start: Instant,
+    now: u64,
+    travel: u64,
+    max_ack_pending: usize,
+    /// Messages on their way, in the pump or handed over.
+    unsettled: usize,
+    lent: usize,
+    /// When those who wait had last been held up rightly: by `max_ack_pending`, or by one of them
+    /// being told of a message too large for it, which goes one at a time.
+    held_up_at: u64,
+    stored: VecDeque<Message>,
+    open: Option<Open>,
+    rival: bool,
+    mute: bool,
+    /// Until then the pump may still believe in a pull whose end was lost.
+    unheard_until: u64,
+    requests: VecDeque<(u64, Open)>,
+    news: VecDeque<(u64, News)>,
+    waiting: BTreeMap<WaiterId, Waiting>,
+    published: usize,
+    answered: usize,
+    released: usize,
+}
+
+impl World {
+    fn new(travel: u64, max_ack_pending: usize) -> Self {
+        let limits = Limits {
+            max_batch: 1000,
+            max_expires: Duration::MAX,
+            max_request_bytes: None,
+            park: Duration::from_millis(300),
+        };
+        let start = Instant::now();
+        let mut pump = Pump::new(limits);
+        pump.up(start);
+        Self {
+            pump,
+            start,
+            now: 0,
+            travel,
+            max_ack_pending,
+            unsettled: 0,
+            lent: 0,
+            held_up_at: 0,
+            stored: VecDeque::new(),
+            open: None,
+            rival: false,
+            mute: false,
+            unheard_until: 0,
+            requests: VecDeque::new(),
+            news: VecDeque::new(),
+            waiting: BTreeMap::new(),
+            published: 0,
+            answered: 0,
+            released: 0,
+        }
+    }
+
+    fn act(&mut self, act: Act) {
+        match act {
+            Act::Publish { count, size } => {
+                self.published += count as usize;
+                let message = Message { size, since: self.now };
+                self.stored.extend((0..count).map(|_| message));
+            }
+            Act::Join { n, max_bytes, wait, linger, no_wait } => {
+                let now = self.at(self.now);
+                let wait = if no_wait { 0 } else { wait };
+                let (until, linger) = (now + Duration::from_millis(wait), linger.min(wait));
+                let linger = Duration::from_millis(linger);
+                let want = Want { n, max_bytes, until, linger, no_wait };
+                let id = self.pump.join(want, now);
+                let until = self.now + if no_wait { 1000 } else { wait };
+                self.waiting.insert(id, Waiting { joined: self.now, until, max_bytes });
+            }
+            Act::Settle(count) => {
+                let count = count.min(self.lent);
+                self.lent -= count;
+                self.unsettled -= count;
+            }
+            Act::Rival => self.rival = true,
+            Act::Mute => self.mute = true,
+        }
+    }
+
+    fn at(&self, ms: u64) -> Instant {
+        self.start + Duration::from_millis(ms)
+    }
+
+    fn pass(&mut self, ms: u64) {
+        for _ in 0..ms {
+            self.tick();
+            self.now += 1;
+        }
+    }
+
+    /// One millisecond of everybody's life. The pump is asked only when something has happened, or
+    /// when it wants to be.
+    fn tick(&mut self) {
+        let now = self.at(self.now);
+        self.serve();
+        if self.unsettled >= self.max_ack_pending {
+            self.held_up_at = self.now;
+        }
+        while let Some(news) = pop_due(&mut self.news, self.now) {
+            match news {
+                News::Message(message) => self.pump.arrived(message, message.size, false, now),
+                News::End(no, end) => self.pump.ended(no, end, now),
+            }
+        }
+        for _ in 0..1000 {
+            match self.pump.step(now, 10_000) {
+                None => {
+                    let late = self.waiting.values().any(|waiting| waiting.until <= self.now);
+                    assert!(!late, "somebody was kept beyond his time");
+                    return;
+                }
+                Some(Step::Pull { no, batch, expires, no_wait, max_bytes }) => {
+                    let at = self.now + self.travel;
+                    let until = at + u64::try_from(expires.as_millis()).expect("a few seconds");
+                    let bytes = max_bytes.unwrap_or(u64::MAX);
+                    let open = Open { no, left: batch, got: 0, bytes, one_shot: no_wait, until };
+                    self.requests.push_back((at, open));
+                }
+                Some(Step::Overdue { message }) => {
+                    self.released += 1;
+                    self.unsettled -= 1;
+                    self.stored.push_front(Message { since: self.now, ..message });
+                }
+                Some(Step::Answer { waiter, messages, too_large, .. }) => {
+                    self.answered(waiter, &messages, too_large);
+                }
+            }
+        }
+        panic!("the pump does not come to an end");
+    }
+
+    fn answered(&mut self, id: WaiterId, messages: &[Message], too_large: Option<Message>) {
+        let Waiting { joined, max_bytes, .. } = self.waiting.remove(&id).expect("it waits");
+        let count = messages.len() + usize::from(too_large.is_some());
+        self.answered += count;
+        self.lent += count;
+        assert!(messages.iter().map(|message| message.size).sum::<u64>() <= max_bytes);
+        assert!(too_large.is_none_or(|message| message.size > max_bytes));
+        if too_large.is_some() {
+            self.held_up_at = self.now;
+        }
+        let long = |since: u64| since.max(joined).max(self.held_up_at) + SOON <= self.now;
+        if messages.is_empty() && too_large.is_none() {
+            let missed = self.stored.front().filter(|message| long(message.since));
+            assert!(
+                missed.is_none() || self.now < self.unheard_until,
+                "{missed:?} was there for {id:?}"
+            );
+        }
+    }
+
+    /// The broker's own millisecond.
+    fn serve(&mut self) {
+        while let Some(open) = pop_due(&mut self.requests, self.now) {
+            assert!(self.open.is_none(), "one pull at a time");
+            if open.one_shot && std::mem::take(&mut self.rival) {
+                self.end(&open, PullEnd::RequestsPending);
+            } else {
+                self.open = Some(open);
+            }
+        }
+        let Some(mut open) = self.open.take() else { return };
+        while open.left > 0
+            && self.unsettled < self.max_ack_pending
+            && let Some(message) = self.stored.pop_front()
+        {
+            // A subject and an ack subject at least; the rest of a size is the answer's.
+            let counted = message.size.saturating_sub(540);
+            if counted > open.bytes {
+                self.stored.push_front(message);
+                return self.end(&open, PullEnd::TooLarge);
+            }
+            open.bytes -= counted;
+            open.left -= 1;
+            open.got += 1;
+            self.unsettled += 1;
+            self.news.push_back((self.now + self.travel, News::Message(message)));
+        }
+        let brought = open.got > 0 && self.stored.is_empty();
+        if open.left == 0 {
+            // Nobody is told.
+        } else if open.one_shot && brought || self.now >= open.until {
+            self.end(&open, PullEnd::Done);
+        } else {
+            self.open = Some(open);
+        }
+    }
+
+    fn end(&mut self, open: &Open, end: PullEnd) {
+        if std::mem::take(&mut self.mute) {
+            self.unheard_until = open.until + 1000 + SOON;
+        } else {
+            let no = open.no;
+            self.news.push_back((self.now + self.travel, News::End(no, end)));
+        }
+    }
+}
+
+/// What has arrived by now.
+fn pop_due<T>(line: &mut VecDeque<(u64, T)>, now: u64) -> Option<T> {
+    line.front().filter(|(at, _)| *at <= now)?;
+    line.pop_front().map(|(_, thing)| thing)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn what_is_there_reaches_whoever_waits_and_nobody_waits_too_long(
+        travel in 0..20_u64,
+        max_ack_pending in prop_oneof![Just(100_000_usize), 1..30_usize],
+        script in prop::collection::vec((act(), prop_oneof![Just(0), 1..80_u64, 80..400_u64]), 1..60),
+    ) {
+        let mut world = World::new(travel, max_ack_pending);
+        for (act, then) in script {
+            world.act(act);
+            world.pass(then);
+        }
+        // The longest wait, or the longest pull and what is parked after it.
+        world.pass(3000 + 7000);
+        prop_assert!(world.waiting.is_empty());
+        prop_assert!(world.pump.is_idle());
+        prop_assert_eq!(world.published, world.answered + world.stored.len());
+    }
+}

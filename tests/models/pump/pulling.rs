@@ -1,0 +1,204 @@
+//! When the pump pulls, how much, and what it makes of the end of a pull.
+
+use super::*;
+
+#[test]
+fn one_pull_asks_for_what_all_waiters_want() {
+    let mut desk = Desk::new();
+    desk.join(3, 30_000);
+    desk.join(4, 30_000);
+    assert_eq!(desk.pull(), (1, 7, 5000));
+    desk.join(5, 30_000);
+    assert_eq!(desk.steps(), [], "one pull at a time");
+}
+
+#[test]
+fn a_pull_keeps_to_permits_and_limits() {
+    let mut desk = Desk::new();
+    desk.join(50, 30_000);
+    desk.permits = 20;
+    assert_eq!(desk.pull().1, 20);
+    desk.end(1, PullEnd::Done);
+    let (max_batch, max_expires) = (10, Duration::from_secs(2));
+    desk.pump.set_limits(Limits {
+        max_batch,
+        max_expires,
+        max_request_bytes: Some(9000),
+        ..limits()
+    });
+    desk.ms = 5000;
+    let pull =
+        Pull { no: 2, batch: 10, expires: max_expires, no_wait: true, max_bytes: Some(9000) };
+    assert_eq!(desk.steps(), [pull]);
+}
+
+#[test]
+fn without_a_permit_nothing_is_pulled_and_it_says_so() {
+    let mut desk = Desk::new();
+    desk.permits = 0;
+    desk.join(1, 30_000);
+    assert_eq!(desk.steps(), []);
+    assert!(desk.pump.starved());
+    desk.permits = 1;
+    assert_eq!(desk.pull(), (1, 1, 5000));
+    assert!(!desk.pump.starved());
+}
+
+#[test]
+fn a_pull_ends_a_little_before_the_last_wait_does() {
+    let mut desk = Desk::new();
+    desk.join(1, 400);
+    desk.join(1, 1000);
+    assert_eq!(desk.pull(), (1, 2, 950));
+}
+
+#[test]
+fn the_bytes_of_a_pull_leave_room_for_what_surrounds_its_messages() {
+    let mut desk = Desk::new();
+    desk.join_with(Want { max_bytes: 1_000_000, ..desk.want(100, 30_000) });
+    let steps = desk.steps();
+    assert!(matches!(steps[..], [Pull { batch: 100, max_bytes: Some(940_000), .. }]), "{steps:?}");
+}
+
+#[test]
+fn a_small_answer_is_not_asked_to_hold_a_thousand_messages() {
+    let mut desk = Desk::new();
+    desk.join_with(Want { max_bytes: 120_000, ..desk.want(1000, 30_000) });
+    let steps = desk.steps();
+    assert!(matches!(steps[..], [Pull { batch: 100, max_bytes: Some(60_000), .. }]), "{steps:?}");
+}
+
+#[test]
+fn a_full_batch_ends_the_pull_without_a_word() {
+    let mut desk = Desk::new();
+    let (first, second) = (desk.join(2, 30_000), desk.join(2, 30_000));
+    desk.permits = 3;
+    desk.pull();
+    desk.arrive(1..=3);
+    assert_eq!(desk.answers(), [(first, vec![1, 2]), (second, vec![3])]);
+    assert!(desk.pump.is_idle());
+}
+
+#[test]
+fn a_short_wait_gets_a_pull_of_its_own_once() {
+    let mut desk = Desk::new();
+    desk.join(1, 90);
+    assert_eq!(desk.pull(), (1, 1, 100));
+    desk.ms = 60;
+    desk.end(1, PullEnd::Done);
+    assert_eq!(desk.steps(), [], "another would outlive it, and cost an attempt");
+    desk.join(1, 30);
+    assert_eq!(desk.pull(), (2, 2, 100));
+}
+
+#[test]
+fn a_pull_that_was_too_small_is_followed_by_one_for_one_message_of_any_size() {
+    let mut desk = Desk::new();
+    desk.join(9, 30_000);
+    desk.pull();
+    desk.end(1, PullEnd::TooLarge);
+    let expires = Duration::from_secs(5);
+    let uncapped = Pull { no: 2, batch: 1, expires, no_wait: true, max_bytes: None };
+    assert_eq!(desk.steps(), [uncapped]);
+    desk.arrive_sized(1, BYTES);
+    let steps = desk.steps();
+    assert!(matches!(steps[..], [Answer { .. }]), "{steps:?}");
+}
+
+#[test]
+fn a_pull_whose_bytes_were_used_up_is_followed_by_one_like_it() {
+    let mut desk = Desk::new();
+    desk.join_lingering(9, 30_000, 1000);
+    desk.pull();
+    desk.arrive([1]);
+    desk.end(1, PullEnd::TooLarge);
+    let steps = desk.steps();
+    assert!(matches!(steps[..], [Pull { batch: 8, max_bytes: Some(_), .. }]), "{steps:?}");
+}
+
+#[test]
+fn other_pulls_in_the_way_are_waited_behind_after_a_moment() {
+    let mut desk = Desk::new();
+    desk.join(9, 30_000);
+    desk.pull();
+    desk.end(1, PullEnd::RequestsPending);
+    assert_eq!(desk.steps_at(4), []);
+    desk.ms = 50;
+    let expires = Duration::from_secs(5);
+    let steps = desk.steps();
+    let [Pull { no: 2, batch: 1, no_wait: false, expires: wait, .. }] = steps[..] else {
+        panic!("{steps:?}")
+    };
+    assert_eq!(wait, expires);
+}
+
+#[test]
+fn a_message_too_large_behind_other_pulls_is_reached() {
+    let mut desk = Desk::new();
+    desk.join(9, 30_000);
+    desk.pull();
+    desk.end(1, PullEnd::TooLarge);
+    desk.pull();
+    desk.end(2, PullEnd::RequestsPending);
+    desk.ms = 50;
+    let steps = desk.steps();
+    assert!(matches!(steps[..], [Pull { no_wait: false, max_bytes: None, .. }]), "{steps:?}");
+}
+
+#[test]
+fn after_a_refusal_the_next_pull_waits_100_ms() {
+    let mut desk = Desk::new();
+    desk.join(9, 30_000);
+    desk.pull();
+    desk.end(1, PullEnd::Refused);
+    assert_eq!(desk.steps_at(99), []);
+    assert_eq!(desk.steps_at(100).len(), 1);
+}
+
+#[test]
+fn a_pull_that_ends_at_once_with_nothing_does_not_make_it_spin() {
+    let mut desk = Desk::new();
+    desk.join(9, 30_000);
+    desk.pull();
+    desk.end(1, PullEnd::Done);
+    assert_eq!(desk.steps_at(99), []);
+    assert_eq!(desk.steps_at(100).len(), 1);
+}
+
+#[test]
+fn a_pull_whose_end_is_lost_has_ended_a_second_after_it_expired() {
+    let mut desk = Desk::new();
+    desk.join(9, 30_000);
+    desk.pull();
+    assert_eq!(desk.steps_at(5999), []);
+    assert_eq!(desk.steps_at(6000).len(), 1);
+    desk.end(1, PullEnd::Refused);
+    desk.ms = 7000;
+    assert_eq!(desk.steps(), [], "the second is still open");
+}
+
+#[test]
+fn a_new_connection_is_pulled_on_at_once() {
+    let mut desk = Desk::new();
+    desk.join(1, 30_000);
+    desk.pull();
+    desk.pump.down(desk.now());
+    assert_eq!(desk.steps(), []);
+    desk.pump.up(desk.now());
+    assert_eq!(desk.pull().0, 2);
+}
+
+#[test]
+fn a_drain_pulls_no_more_and_waiters_return_when_the_pull_has_ended() {
+    let mut desk = Desk::new();
+    let (first, second) = (desk.join(1, 30_000), desk.join(1, 30_000));
+    desk.pull();
+    desk.pump.drain(desk.now());
+    assert_eq!(desk.steps_at(3000), []);
+    desk.arrive([1]);
+    desk.end(1, PullEnd::Done);
+    let drained = answer(second, [], Why::Draining);
+    assert_eq!(desk.steps(), [answer(first, [1], Why::Filled), drained]);
+    let third = desk.join(1, 30_000);
+    assert_eq!(desk.steps(), [answer(third, [], Why::Draining)]);
+}

@@ -1,0 +1,336 @@
+//! The pump as one would write it for ten waiters: every question walks along all of them, time is
+//! in milliseconds since the start, and each promise is said once, in the words it was made in.
+
+use std::collections::VecDeque;
+
+use fetch_proxy::pump::{PullEnd, WaiterId, Why};
+
+pub(super) const OVERHEAD: u64 = 600;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Message {
+    pub(super) id: u32,
+    pub(super) size: u64,
+    pub(super) last_attempt: bool,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Want {
+    pub(super) n: u32,
+    pub(super) max_bytes: u64,
+    pub(super) until: u64,
+    pub(super) linger: u64,
+    pub(super) no_wait: bool,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Limits {
+    pub(super) max_batch: u32,
+    pub(super) max_expires: u64,
+    pub(super) max_request_bytes: Option<u64>,
+    pub(super) park: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Waiter {
+    pub(super) id: WaiterId,
+    want: Want,
+    joined: u64,
+    end: u64,
+    has: Vec<Message>,
+}
+
+/// An answer that had to be given when its last message came.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Decided {
+    pub(super) id: WaiterId,
+    pub(super) messages: Vec<Message>,
+    pub(super) too_large: Option<Message>,
+}
+
+#[derive(Debug)]
+pub(super) struct Pull {
+    pub(super) no: u64,
+    pub(super) batch: u32,
+    pub(super) expires: u64,
+    pub(super) no_wait: bool,
+    pub(super) max_bytes: Option<u64>,
+    got: u32,
+    issued_at: u64,
+    stirred: u64,
+    covers: Option<WaiterId>,
+}
+
+#[derive(Debug)]
+pub(super) struct Reference {
+    pub(super) limits: Limits,
+    pub(super) waiters: Vec<Waiter>,
+    pub(super) decided: VecDeque<Decided>,
+    pub(super) parked: VecDeque<(Message, u64)>,
+    pub(super) pull: Option<Pull>,
+    pub(super) up: bool,
+    pub(super) draining: bool,
+    issued: u64,
+    /// The last waiter that a pull that ran its course was issued for.
+    told: Option<WaiterId>,
+    plain: bool,
+    uncapped: bool,
+    /// The next pull comes no earlier than the first and no later than the second.
+    pause: (u64, u64),
+}
+
+impl Waiter {
+    fn room(&self) -> u64 {
+        self.want.max_bytes - self.has.iter().map(|message| message.size).sum::<u64>()
+    }
+
+    fn missing(&self) -> u64 {
+        u64::from(self.want.n) - self.has.len() as u64
+    }
+
+    fn lingers(&self) -> bool {
+        !self.want.no_wait && self.want.linger > 0
+    }
+}
+
+impl Reference {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            waiters: Vec::new(),
+            decided: VecDeque::new(),
+            parked: VecDeque::new(),
+            pull: None,
+            up: false,
+            draining: false,
+            issued: 0,
+            told: None,
+            plain: false,
+            uncapped: false,
+            pause: (0, 0),
+        }
+    }
+
+    pub(super) fn join(&mut self, id: WaiterId, want: Want, now: u64) {
+        let end = want.until;
+        self.waiters.push(Waiter { id, want, joined: now, end, has: Vec::new() });
+    }
+
+    pub(super) fn leave(&mut self, id: WaiterId, now: u64) {
+        if let Some(at) = self.waiters.iter().position(|waiter| waiter.id == id) {
+            let has = self.waiters.remove(at).has;
+            self.back(has, now);
+        }
+    }
+
+    pub(super) fn back(&mut self, messages: Vec<Message>, now: u64) {
+        for message in messages.into_iter().rev() {
+            self.parked.push_front((message, now + self.limits.park));
+        }
+    }
+
+    pub(super) fn fail(&mut self, now: u64) -> Vec<WaiterId> {
+        let waiters = std::mem::take(&mut self.waiters);
+        let ids = waiters.iter().map(|waiter| waiter.id).collect();
+        self.back(waiters.into_iter().flat_map(|waiter| waiter.has).collect(), now);
+        ids
+    }
+
+    pub(super) fn arrived(&mut self, message: Message, now: u64) {
+        if let Some(pull) = &mut self.pull {
+            pull.got += 1;
+            pull.stirred = now;
+            if pull.got == pull.batch {
+                self.no_pull();
+            }
+        }
+        self.parked.push_back((message, now + self.limits.park));
+        self.serve(now);
+    }
+
+    /// The connection begins or ends, or the pull is full: nothing is asked of the next one.
+    pub(super) fn no_pull(&mut self) {
+        self.pull = None;
+        (self.plain, self.uncapped, self.pause) = (false, false, (0, 0));
+    }
+
+    pub(super) fn ended(&mut self, no: u64, end: PullEnd, now: u64) {
+        let Some(pull) = self.pull.take_if(|pull| pull.no == no) else { return };
+        let was_uncapped = pull.max_bytes.is_none();
+        let (plain, uncapped, pause) = match end {
+            PullEnd::Done => {
+                self.told = pull.covers;
+                let early = pull.got == 0 && 2 * (now - pull.issued_at) < pull.expires;
+                (false, false, if early { (100, 100) } else { (0, 0) })
+            }
+            PullEnd::RequestsPending => (true, was_uncapped, (5, 50)),
+            PullEnd::TooLarge if pull.got > 0 => (false, false, (0, 0)),
+            PullEnd::TooLarge if was_uncapped => (false, true, (100, 100)),
+            PullEnd::TooLarge => (false, true, (0, 0)),
+            PullEnd::Refused => (!pull.no_wait, was_uncapped, (100, 100)),
+        };
+        self.pause = (now + pause.0, now + pause.1);
+        (self.plain, self.uncapped) = (plain, uncapped);
+    }
+
+    /// Time passes for the pull and for what is parked.
+    pub(super) fn settle(&mut self, now: u64) {
+        if let Some(pull) = self.pull.as_ref().filter(|pull| now >= pull.ends_at()) {
+            self.ended(pull.no, PullEnd::Done, now);
+        }
+        self.serve(now);
+    }
+
+    fn serve(&mut self, now: u64) {
+        while !self.waiters.is_empty()
+            && let Some((message, until)) = self.parked.pop_front()
+        {
+            if let Some(message) = self.give(message, now) {
+                self.parked.push_front((message, until));
+                break;
+            }
+        }
+    }
+
+    /// To the first whom it fits; who has some, and no room for it, is answered on the way.
+    fn give(&mut self, message: Message, now: u64) -> Option<Message> {
+        let mut at = 0;
+        let mut too_small = None;
+        while at < self.waiters.len() {
+            let waiter = &mut self.waiters[at];
+            if message.size <= waiter.room() {
+                if waiter.has.is_empty() && waiter.lingers() {
+                    waiter.end = waiter.end.min(now + waiter.want.linger);
+                }
+                waiter.has.push(message);
+                if waiter.missing() == 0 || waiter.room() < OVERHEAD {
+                    self.decide(at, None);
+                }
+                return None;
+            }
+            if message.size <= waiter.want.max_bytes {
+                self.decide(at, None);
+            } else {
+                too_small = too_small.or(Some(at));
+                at += 1;
+            }
+        }
+        match too_small {
+            Some(at) => {
+                self.decide(at, Some(message));
+                None
+            }
+            None => Some(message),
+        }
+    }
+
+    fn decide(&mut self, at: usize, too_large: Option<Message>) {
+        let Waiter { id, has, .. } = self.waiters.remove(at);
+        self.decided.push_back(Decided { id, messages: has, too_large });
+    }
+
+    /// Messages that waiters have.
+    pub(super) fn held(&self) -> usize {
+        self.waiters.iter().map(|waiter| waiter.has.len()).sum()
+    }
+
+    /// Takes out a waiter that is answered by time, or by what happened around it.
+    pub(super) fn take(&mut self, id: WaiterId) -> Vec<Message> {
+        let at = self.waiters.iter().position(|waiter| waiter.id == id);
+        self.waiters.remove(at.expect("it is answered once")).has
+    }
+
+    /// Why this waiter may be answered now; it must be if there is a reason.
+    pub(super) fn reasons(&self, waiter: &Waiter, now: u64) -> Vec<Why> {
+        let nothing = if self.up { Why::Waited } else { Why::Down };
+        let has_some = !waiter.has.is_empty();
+        let quiet = self.pull.as_ref().is_none_or(|pull| now >= pull.stirred + 5);
+        let told = waiter.want.no_wait && self.told.is_some_and(|told| waiter.id <= told);
+        let mut reasons = Vec::new();
+        if self.end(waiter) <= now || told {
+            reasons.push(nothing);
+        }
+        if self.draining && self.pull.is_none() {
+            reasons.push(Why::Draining);
+        }
+        if has_some && (!self.up || !waiter.lingers() && quiet) {
+            reasons.push(Why::Filled);
+        }
+        if has_some && !reasons.is_empty() { vec![Why::Filled] } else { reasons }
+    }
+
+    /// When this waiter is answered if nothing happens.
+    fn end(&self, waiter: &Waiter) -> u64 {
+        if !waiter.want.no_wait {
+            return waiter.end;
+        }
+        let silent = |pull: &Pull| pull.stirred.max(waiter.joined) + 100;
+        let end = waiter.joined + 1000;
+        self.pull.as_ref().map_or(end, |pull| end.min(silent(pull)))
+    }
+
+    /// Whether a pull is due but for a permit; `late` is the latest that it may be put off to.
+    pub(super) fn wants_to_pull(&self, now: u64, late: bool) -> bool {
+        let pause = if late { self.pause.1 } else { self.pause.0 };
+        let fresh = |waiter: &Waiter| self.told.is_none_or(|told| waiter.id > told);
+        let in_time = |waiter: &Waiter| !waiter.want.no_wait && waiter.end >= now + 100;
+        let worth_it = |waiter: &Waiter| fresh(waiter) || in_time(waiter);
+        let free = self.up && !self.draining && self.pull.is_none();
+        free && now >= pause && self.waiters.iter().any(worth_it)
+    }
+
+    /// The pull that is due.
+    pub(super) fn issue(&mut self, now: u64, permits: u32) -> &Pull {
+        let single = self.plain || self.uncapped;
+        let most = if single { 1 } else { u64::from(self.limits.max_batch) };
+        let usable = |waiter: &Waiter| waiter.missing().min((waiter.room() / 1200).max(1));
+        let wanted: u64 = self.waiters.iter().map(usable).sum();
+        let batch = wanted.min(u64::from(permits)).min(most);
+        let room: u64 = self.waiters.iter().map(Waiter::room).sum();
+        let bytes = room.saturating_sub(batch * OVERHEAD);
+        let bytes = bytes.min(self.limits.max_request_bytes.unwrap_or(u64::MAX)).max(1);
+        let waits = self.waiters.iter().filter(|waiter| !waiter.want.no_wait);
+        let left = waits.map(|waiter| waiter.end.saturating_sub(now)).max();
+        let expires = left.map_or(50, |left| left.saturating_sub(50).clamp(100, 5000));
+        self.issued += 1;
+        self.pull.insert(Pull {
+            no: self.issued,
+            batch: u32::try_from(batch).expect("as many as there are permits"),
+            expires: expires.min(self.limits.max_expires),
+            no_wait: !self.plain,
+            max_bytes: (!self.uncapped).then_some(bytes),
+            got: 0,
+            issued_at: now,
+            stirred: now,
+            covers: self.waiters.last().map(|waiter| waiter.id),
+        })
+    }
+
+    pub(super) fn any_overdue(&self, now: u64) -> bool {
+        self.parked.iter().any(|(message, until)| !message.last_attempt && *until <= now)
+    }
+
+    /// The latest that the pump must be asked again: then something is due. One that is starved has
+    /// put the pull off for long enough.
+    pub(super) fn next_deadline(&self, now: u64, starved: bool) -> Option<u64> {
+        let quiet = |pull: &Pull| {
+            let brisk = |waiter: &Waiter| !waiter.has.is_empty() && !waiter.lingers();
+            self.waiters.iter().any(brisk).then_some(pull.stirred + 5)
+        };
+        let ends = self.waiters.iter().map(|waiter| self.end(waiter));
+        let parked = self.parked.iter().filter(|(message, _)| !message.last_attempt);
+        let pull = self.pull.as_ref();
+        let paused = |at: &u64| !starved && now < *at && self.wants_to_pull(*at, true);
+        ends.chain(parked.map(|(_, until)| *until))
+            .chain(pull.map(Pull::ends_at))
+            .chain(pull.and_then(quiet))
+            .chain(Some(self.pause.1).filter(paused))
+            .min()
+    }
+}
+
+impl Pull {
+    fn ends_at(&self) -> u64 {
+        self.issued_at + self.expires + 1000
+    }
+}
