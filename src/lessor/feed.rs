@@ -222,8 +222,20 @@ impl<B: Broker> FeedTask<B> {
             if let Err(end) = self.take(event) {
                 break end;
             }
+            self.gather().await;
         };
         self.finish(&end);
+    }
+
+    /// Takes in who else is about to join, so that one pull is for all of them: callers that were
+    /// answered together come back together.
+    async fn gather(&mut self) {
+        if self.pump.waiters() > 0 {
+            tokio::task::yield_now().await;
+        }
+        while let Ok(command) = self.commands.try_recv() {
+            self.command(command, clock::now());
+        }
     }
 
     fn idle(&self, now: Instant) -> bool {
@@ -268,17 +280,7 @@ impl<B: Broker> FeedTask<B> {
     fn take(&mut self, event: Event) -> Result<(), Error> {
         let now = clock::now();
         match event {
-            Event::Command(Command::Join { ticket, want, lease, reply }) => {
-                self.used_at = now;
-                self.join(Waiter { ticket, want, lease, reply }, now);
-            }
-            Event::Command(Command::Leave(ticket)) => {
-                if let Some(id) = self.tickets.remove(&ticket) {
-                    self.waiters.remove(&id);
-                    self.pump.leave(id, now);
-                }
-            }
-            Event::Command(Command::GiveBack(parcels)) => self.take_back(parcels, now),
+            Event::Command(command) => self.command(command, now),
             Event::Arrived(true) => self.arrived(now),
             Event::Arrived(false) => self.disconnected(now),
             Event::Info(info) => self.learned(info, now)?,
@@ -293,6 +295,22 @@ impl<B: Broker> FeedTask<B> {
             self.fail_waiters(&Error::Unavailable(self.why_away()), now);
         }
         Ok(())
+    }
+
+    fn command(&mut self, command: Command, now: Instant) {
+        match command {
+            Command::Join { ticket, want, lease, reply } => {
+                self.used_at = now;
+                self.join(Waiter { ticket, want, lease, reply }, now);
+            }
+            Command::Leave(ticket) => {
+                if let Some(id) = self.tickets.remove(&ticket) {
+                    self.waiters.remove(&id);
+                    self.pump.leave(id, now);
+                }
+            }
+            Command::GiveBack(parcels) => self.take_back(parcels, now),
+        }
     }
 
     fn join(&mut self, waiter: Waiter, now: Instant) {
