@@ -29,9 +29,10 @@ pub struct NatsInbox {
     prefix: String,
     /// `$JS.API.CONSUMER.MSG.NEXT.<stream>.<consumer>`.
     next_subject: String,
+    opened: Instant,
     refusals: watch::Receiver<u64>,
-    /// The last pull, and when it was asked.
-    pull: Option<(u64, Instant)>,
+    /// The last pull, until it is known to be refused.
+    pull: Option<u64>,
 }
 
 impl NatsInbox {
@@ -40,16 +41,18 @@ impl NatsInbox {
         settings: &Settings,
         name: &ConsumerName,
     ) -> Result<Self, BrokerError> {
+        let (opened, refusals) = (clock::now(), connection.denials.watch());
         let prefix = format!("{}.", connection.client.new_inbox());
-        let subscriber = connection
-            .client
-            .subscribe(format!("{prefix}*"))
-            .await
-            .map_err(|error| BrokerError::Unsent(error.to_string()))?;
+        // Waits only while the connection's queue is full; a lost connection empties or ends it.
+        let subscriber = tokio::select! {
+            subscribed = connection.client.subscribe(format!("{prefix}*")) => {
+                subscribed.map_err(|error| BrokerError::Unsent(error.to_string()))?
+            }
+            () = connection.lost.cancelled() => return Err(gone()),
+        };
         let call = format!("CONSUMER.MSG.NEXT.{}.{}", name.stream, name.consumer);
-        let refusals = connection.denials.watch();
         let next_subject = settings.api(&call);
-        Ok(Self { connection, subscriber, prefix, next_subject, refusals, pull: None })
+        Ok(Self { connection, subscriber, prefix, next_subject, opened, refusals, pull: None })
     }
 
     /// Appends what is there, waiting for the first. `false`: the subscription has ended.
@@ -72,10 +75,10 @@ impl NatsInbox {
 
     /// The server has refused the open pull, or the subscription that it answers to.
     fn refused(&mut self) -> Option<Arrival> {
-        let (no, since) = self.pull?;
+        let no = self.pull?;
         let (next, inbox) = (&self.next_subject, &self.prefix);
         let of_ours = |subject: &str| subject == next || subject.starts_with(inbox.as_str());
-        let subject = self.connection.denials.find(since, of_ours)?;
+        let subject = self.connection.denials.find(self.opened, of_ours)?;
         self.pull = None;
         Some(Arrival::End { no, end: End::Permission(subject) })
     }
@@ -84,24 +87,26 @@ impl NatsInbox {
 impl Inbox for NatsInbox {
     async fn pull(&mut self, pull: Pull) -> Result<(), BrokerError> {
         if self.connection.lost.is_cancelled() {
-            return Err(BrokerError::Unsent("the connection is gone".to_owned()));
+            return Err(gone());
         }
         let (subject, reply) = (self.next_subject.clone(), format!("{}{}", self.prefix, pull.no));
-        self.pull = Some((pull.no, clock::now()));
+        self.pull = Some(pull.no);
         let body = request(&pull);
-        // Waits only while the connection's queue is full; a lost connection empties or ends it.
         tokio::select! {
             sent = self.connection.client.publish_with_reply(subject, reply, body.into()) => {
                 sent.map_err(|error| BrokerError::Unsent(error.to_string()))
             }
-            () = self.connection.lost.cancelled() => {
-                Err(BrokerError::Unsent("the connection is gone".to_owned()))
-            }
+            () = self.connection.lost.cancelled() => Err(gone()),
         }
     }
 
     async fn next(&mut self, into: &mut Vec<Arrival>) -> bool {
         loop {
+            self.refusals.mark_unchanged();
+            if let Some(refusal) = self.refused() {
+                into.push(refusal);
+                return true;
+            }
             let lost = self.connection.lost.clone();
             let mut refusals = self.refusals.clone();
             tokio::select! {
@@ -109,16 +114,14 @@ impl Inbox for NatsInbox {
                 // First, so that a dying connection is read out before it is let go.
                 alive = self.arrivals(into) => return alive,
                 () = lost.cancelled() => return false,
-                _ = refusals.changed() => {
-                    self.refusals.mark_unchanged();
-                    if let Some(refusal) = self.refused() {
-                        into.push(refusal);
-                        return true;
-                    }
-                }
+                _ = refusals.changed() => {}
             }
         }
     }
+}
+
+fn gone() -> BrokerError {
+    BrokerError::Unsent("the connection is gone".to_owned())
 }
 
 /// The body of a MSG.NEXT request; durations in nanoseconds.

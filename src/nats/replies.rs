@@ -35,6 +35,7 @@ pub(super) struct Replies {
     pub(super) connection: Arc<Connection>,
     /// `<inbox>.`, before a request's number.
     prefix: String,
+    opened: Instant,
     open: Mutex<Open>,
 }
 
@@ -81,9 +82,10 @@ struct Answers {
 impl Replies {
     /// Subscribes; [`Replies::read`] must run for answers to arrive.
     pub(super) async fn open(connection: Arc<Connection>) -> Option<(Arc<Self>, Subscriber)> {
-        let prefix = format!("{}.", connection.client.new_inbox());
+        let (prefix, opened) = (format!("{}.", connection.client.new_inbox()), clock::now());
         let subscriber = connection.client.subscribe(format!("{prefix}*")).await.ok()?;
-        Some((Arc::new(Self { connection, prefix, open: Mutex::default() }), subscriber))
+        let replies = Self { connection, prefix, opened, open: Mutex::default() };
+        Some((Arc::new(replies), subscriber))
     }
 
     /// Hands answers to their batches until the connection is gone.
@@ -109,6 +111,14 @@ impl Replies {
         until: Instant,
     ) -> Vec<Result<Answer, BrokerError>> {
         let began = clock::now();
+        // Without a right to our inbox nothing would ever be answered, so nothing is sent.
+        let of_inbox = |refused: &str| refused.starts_with(&self.prefix);
+        if let Some(inbox) = self.connection.denials.find(self.opened, of_inbox) {
+            return requests
+                .iter()
+                .map(|_| Err(Denial::Permission(inbox.clone()).into()))
+                .collect();
+        }
         let mut refusals = self.connection.denials.watch();
         let plan = Plan::of(requests);
         let batch = Arc::new(Batch::new(plan.count));

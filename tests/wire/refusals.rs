@@ -220,6 +220,30 @@ async fn nats_rights_that_are_missing_are_named_to_the_caller() {
 }
 
 #[tokio::test]
+async fn an_inbox_that_nats_does_not_allow_is_named_and_not_waited_for() {
+    let config = r#"authorization { users: [
+        { user: admin, password: admin },
+        { user: proxy, password: proxy, permissions: { publish: ["$JS.>"], subscribe: ["_MINE.>"] } }
+    ] }"#;
+    let server = NatsServer::start_with(crate::support::nats_server::binary(), Some(config.into()));
+    let fixture = Fixture::at(&server.url().replace("//", "//admin:admin@"), self::config()).await;
+    let url = server.url().replace("//", "//proxy:proxy@");
+    let proxy = Proxy::start_at(&url, &[]);
+    let refused = crate::support::eventually("the refusal", || async {
+        let refused = proxy.client().await.fetch(fetch(&fixture, 1, 5000)).await.unwrap_err();
+        (reason(&refused).1 == "NATS_PERMISSION").then_some(refused)
+    })
+    .await;
+    let subject = refused.get_details_error_info().unwrap().metadata["subject"].clone();
+    assert!(subject.starts_with("_INBOX."), "{subject}");
+    // With the prefix that it may use, everything works.
+    let proxy = Proxy::start_at(&url, &["--inbox-prefix", "_MINE"]);
+    let mut client = proxy.client().await;
+    let message = lease(&mut client, &fixture).await;
+    client.ack(ack(&message.token)).await.unwrap();
+}
+
+#[tokio::test]
 async fn nats_away_is_unavailable_and_the_lease_is_still_ours_afterwards() {
     let mut server = NatsServer::start();
     let fixture = Fixture::on(&server, config()).await;

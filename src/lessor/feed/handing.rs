@@ -1,0 +1,108 @@
+//! Handing over: lends leases to those who waited for them, and takes back what nobody took.
+
+use std::time::{Duration, Instant};
+
+use super::{Answer, Command, FeedTask, Parcel};
+use crate::{
+    broker::Broker,
+    clock,
+    lessor::{Error, books::Hold, facts::encoded_size, fetch::Leased},
+    pump::{WaiterId, Why},
+};
+
+impl<B: Broker> FeedTask<B> {
+    pub(super) fn answer(
+        &mut self,
+        id: WaiterId,
+        messages: Vec<Parcel>,
+        too_large: Option<Parcel>,
+        why: Why,
+        now: Instant,
+    ) {
+        let Some(waiter) = self.waiters.remove(&id) else {
+            return self.take_back(messages.into_iter().chain(too_large).collect(), now);
+        };
+        self.tickets.remove(&waiter.ticket);
+        let found = !messages.is_empty() || too_large.is_some();
+        let messages = self.lend(messages, waiter.lease, now);
+        let too_large = self.lend(Vec::from_iter(too_large), waiter.lease, now).pop();
+        if found && messages.is_empty() && too_large.is_none() && now < waiter.want.until {
+            // All that it had was lost in the meantime; the call goes on waiting.
+            return self.join(waiter, now);
+        }
+        if !found && why == Why::Down {
+            let away = Error::Unavailable(self.why_away());
+            let _ = waiter.reply.send(Err(away));
+            return;
+        }
+        let (draining, feed) = (why == Why::Draining, self.feed.clone());
+        // Where nobody takes it, it comes back as a command.
+        let _ = waiter.reply.send(Ok(Answer { messages, too_large, draining, feed }));
+    }
+
+    /// Makes the leases the caller's own. What was lost in the meantime is left out.
+    pub(super) fn lend(
+        &self,
+        parcels: Vec<Parcel>,
+        lease: Option<Duration>,
+        now: Instant,
+    ) -> Vec<Leased> {
+        self.lessor.books.with(|table| {
+            let lend = |parcel: Parcel| {
+                let lent = table.lend(parcel.id, lease, now).ok()?;
+                let (deadline, settle_by) = (lent.deadline, lent.settle_by);
+                Some(Leased { id: parcel.id, deadline, settle_by, parcel })
+            };
+            parcels.into_iter().filter_map(lend).collect()
+        })
+    }
+
+    /// An answer that nobody took goes to the next waiter.
+    pub(super) fn take_back(&mut self, parcels: Vec<Parcel>, now: Instant) {
+        self.lessor.books.with(|table| {
+            for parcel in parcels.iter().filter(|parcel| parcel.last_attempt()) {
+                table.keep(parcel.id, now);
+            }
+        });
+        let sized = |parcel: Parcel| {
+            let (size, last) = (encoded_size(&parcel.delivery), parcel.last_attempt());
+            (parcel, size, last)
+        };
+        self.pump.unhanded(parcels.into_iter().map(sized).collect(), now);
+    }
+
+    /// Gives deliveries back to JetStream that nobody here wants.
+    pub(super) fn release(&self, parcels: Vec<Parcel>, now: Instant) {
+        let holds: Vec<Hold> = self.lessor.books.with(|table| {
+            let back = parcels.iter().filter_map(|parcel| table.give_back(parcel.id, now));
+            back.filter(|ended| ended.release).map(|ended| ended.payload).collect()
+        });
+        self.lessor.release(&holds);
+    }
+
+    pub(super) fn fail_waiters(&mut self, error: &Error, now: Instant) {
+        for id in self.pump.fail(now) {
+            if let Some(waiter) = self.waiters.remove(&id) {
+                self.tickets.remove(&waiter.ticket);
+                let _ = waiter.reply.send(Err(error.clone()));
+            }
+        }
+    }
+
+    /// Answers whoever is left, and those who join in the last moment.
+    pub(super) fn finish(mut self, end: &Error) {
+        self.commands.close();
+        self.lessor.forget_feed(&self.name);
+        let now = clock::now();
+        self.fail_waiters(end, now);
+        let mut unhanded = self.pump.take_parked();
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Join { reply, .. } => drop(reply.send(Err(end.clone()))),
+                Command::GiveBack(parcels) => unhanded.extend(parcels),
+                Command::Leave(_) => {}
+            }
+        }
+        self.release(unhanded, now);
+    }
+}

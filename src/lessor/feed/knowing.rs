@@ -1,0 +1,131 @@
+//! What a feed knows of its consumer and of the link: read from INFO, on every connection anew.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{FeedTask, INFO_RETRY, INFO_TIMEOUT, STEP};
+use crate::{
+    broker::{Broker, ConsumerInfo, InfoError, Link},
+    clock,
+    lessor::{Error, facts::Facts, fetch::info_failure},
+};
+
+impl<B: Broker> FeedTask<B> {
+    /// Asks INFO when it is due and opens an inbox when the consumer is known.
+    pub(super) async fn prepare(&mut self) {
+        let now = clock::now();
+        let Link::Up(server) = &self.link else { return };
+        let epoch = server.epoch;
+        if self.asking.is_none() && now >= self.ask_at {
+            let needed = self.learned_on != Some(epoch) || self.pump.waiters() > 0;
+            if needed || self.held() > 0 {
+                let (broker, name) = (self.lessor.clone(), self.name.clone());
+                let until = now + INFO_TIMEOUT;
+                self.asking = Some(Box::pin(async move { broker.broker.info(&name, until).await }));
+            } else {
+                self.ask_at = now + self.refresh();
+            }
+        }
+        if self.inbox.is_none() && self.learned_on == Some(epoch) {
+            match self.lessor.broker.open(&self.name).await {
+                Ok(inbox) => {
+                    self.inbox = Some(inbox);
+                    self.pump.up(now);
+                }
+                // The link says so in a moment.
+                Err(error) => tracing::debug!(consumer = %self.name, %error, "no inbox"),
+            }
+        }
+    }
+
+    pub(super) fn refresh(&self) -> Duration {
+        self.facts.as_ref().map_or(INFO_RETRY, |facts| facts.refresh())
+    }
+
+    pub(super) fn linked(&mut self, link: Link, now: Instant) {
+        let lost_at = self.away_since.unwrap_or(now);
+        self.away_since = match &link {
+            Link::Up(_) => None,
+            Link::Down(_) | Link::Unfit(_) => self.away_since.or(Some(now)),
+        };
+        if let Link::Up(server) = &link {
+            if self.learned_on != Some(server.epoch) {
+                self.ask_at = now;
+            }
+            if self.server.replace(server.id.clone()).is_some_and(|last| last != server.id) {
+                self.distrust(lost_at);
+            }
+        }
+        self.link = link;
+    }
+
+    /// # Errors
+    /// Why the feed ends: the consumer is not there, or not one to lease from.
+    pub(super) fn learned(
+        &mut self,
+        info: Result<ConsumerInfo, InfoError>,
+        now: Instant,
+    ) -> Result<(), Error> {
+        self.asking = None;
+        let info = match info {
+            Ok(info) => info,
+            Err(InfoError::Unavailable(why)) => {
+                tracing::debug!(consumer = %self.name, why, "INFO");
+                self.ask_at = now + INFO_RETRY;
+                self.away_since = self.away_since.or(Some(now));
+                return Ok(());
+            }
+            Err(error) => {
+                if matches!(error, InfoError::NoStream | InfoError::NoConsumer) {
+                    self.end_leases();
+                }
+                return Err(info_failure(error, &self.name));
+            }
+        };
+        if self.facts.as_ref().is_some_and(|facts| facts.created != info.created) {
+            tracing::info!(consumer = %self.name, "it was made anew: the leases of the old one end");
+            self.end_leases();
+        }
+        let known = self.facts.take();
+        let id = known.as_ref().map_or_else(|| self.lessor.next_consumer(), |facts| facts.id);
+        let facts = Arc::new(Facts::read(&self.name, id, &info)?);
+        if let Some(known) = known.filter(|known| **known != *facts) {
+            self.retune(&known, &facts);
+        }
+        self.pump.set_limits(facts.limits());
+        self.facts = Some(facts);
+        if let Link::Up(server) = &self.link {
+            if self.learned_on.replace(server.epoch) != Some(server.epoch) {
+                self.lessor
+                    .in_steps(|table, after| table.lose_after(id, info.delivered, after, STEP));
+            }
+            self.away_since = None;
+        }
+        self.ask_at = now + self.refresh();
+        Ok(())
+    }
+
+    /// The consumer is not the one it was: nothing that was leased from it can be settled.
+    pub(super) fn end_leases(&mut self) {
+        if let Some(facts) = self.facts.take() {
+            self.lessor.books.with(|table| table.end_consumer(facts.id));
+        }
+    }
+
+    pub(super) fn retune(&self, old: &Facts, new: &Facts) {
+        if (old.ack_wait, &old.backoff) != (new.ack_wait, &new.backoff) {
+            tracing::info!(consumer = %self.name, "its ack wait has changed");
+            let ack_wait = |count| new.ack_wait_of(count);
+            self.lessor.in_steps(|table, after| table.retune(new.id, ack_wait, after, STEP));
+        }
+    }
+
+    /// The server may have forgotten, then or later, what it had promised just before.
+    pub(super) fn distrust(&self, when: Instant) {
+        if let Some(facts) = &self.facts {
+            self.lessor.in_steps(|table, after| table.distrust(facts.id, when, after, STEP));
+        }
+    }
+}

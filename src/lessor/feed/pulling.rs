@@ -1,0 +1,154 @@
+//! Pulling: does what the pump says, leases what arrives, and reads why a pull has ended.
+
+use std::time::Instant;
+
+use super::{FeedTask, INFO_TIMEOUT, Parcel};
+use crate::{
+    broker::{Arrival, Broker, BrokerError, Delivery, End, Inbox as _, Pull},
+    clock,
+    lease::{LeaseId, Terms},
+    lessor::{
+        Error,
+        books::Hold,
+        facts::{Facts, encoded_size},
+    },
+    pump::{PullEnd, Step},
+};
+
+impl<B: Broker> FeedTask<B> {
+    /// Does what the pump says, until it has nothing more to say.
+    pub(super) async fn perform(&mut self) {
+        loop {
+            let now = clock::now();
+            // While one connection is missing, or INFO is overdue, nothing new is pulled.
+            let fresh = now < self.ask_at + self.refresh() + INFO_TIMEOUT;
+            let permits = if self.up() && fresh { self.lessor.books.free() } else { 0 };
+            match self.pump.step(now, permits) {
+                None => return,
+                Some(Step::Pull { no, batch, expires, no_wait, max_bytes }) => {
+                    self.pull(Pull { no, batch, expires, no_wait, max_bytes }).await;
+                }
+                Some(Step::Answer { waiter, messages, too_large, why }) => {
+                    self.answer(waiter, messages, too_large, why, now);
+                }
+                Some(Step::Overdue { message }) => self.release(vec![message], now),
+            }
+        }
+    }
+
+    pub(super) async fn pull(&mut self, pull: Pull) {
+        self.places = None;
+        self.places = self.lessor.books.reserve(pull.batch);
+        let sent = match (&self.places, &mut self.inbox) {
+            (Some(_), Some(inbox)) => inbox.pull(pull).await,
+            // Others took the places in between, or the connection went: the pump tries again.
+            _ => Err(BrokerError::Unsent("no room".to_owned())),
+        };
+        if sent.is_err() {
+            self.places = None;
+            self.pump.ended(pull.no, PullEnd::Refused, clock::now());
+        }
+    }
+
+    /// Leases what has arrived, and tells the pump.
+    pub(super) fn arrived(&mut self, now: Instant) {
+        let Some(facts) = self.facts.clone() else { return };
+        let arrivals: Vec<Arrival> = self.arrivals.drain(..).collect();
+        let places = &mut self.places;
+        let mut superseded = Vec::new();
+        let mut granted: Vec<(LeaseId, Box<Delivery>)> = Vec::with_capacity(arrivals.len());
+        let mut ends = Vec::new();
+        self.lessor.books.with(|table| {
+            for arrival in arrivals {
+                match arrival {
+                    Arrival::Message(delivery) => {
+                        let hold = Hold {
+                            ack: delivery.ack.clone(),
+                            facts: facts.clone(),
+                            delivery_count: delivery.delivery_count,
+                            _place: places.as_mut().and_then(|places| places.split(1)),
+                        };
+                        let (id, older) = table.grant(terms(&facts, &delivery, now), hold);
+                        superseded.extend(older);
+                        granted.push((id, delivery));
+                    }
+                    Arrival::End { no, end } => ends.push((no, end)),
+                }
+            }
+        });
+        if !superseded.is_empty() {
+            let (consumer, count) = (&self.name, superseded.len());
+            tracing::info!(%consumer, count, "delivered anew while leased: the older leases ended");
+        }
+        for (id, delivery) in granted {
+            let size = encoded_size(&delivery);
+            let parcel = Parcel { id, delivery, facts: facts.clone() };
+            let last_attempt = parcel.last_attempt();
+            self.pump.arrived(parcel, size, last_attempt, now);
+        }
+        for (no, end) in ends {
+            self.ended(no, end, now);
+        }
+    }
+
+    /// A pull has ended. Some ends say more than that.
+    pub(super) fn ended(&mut self, no: u64, end: End, now: Instant) {
+        self.places = None;
+        let end = match end {
+            End::Done => {
+                self.limited = false;
+                PullEnd::Done
+            }
+            End::RequestsPending => PullEnd::RequestsPending,
+            End::TooLarge => PullEnd::TooLarge,
+            End::Busy(why) => {
+                // A limit that INFO tells is kept to from the next pull on; what it does not tell,
+                // like too many pulls of others, is for the callers to know.
+                if self.limited || why.contains("MaxWaiting") {
+                    self.fail_waiters(&Error::ConsumerBusy(why), now);
+                }
+                self.limited = true;
+                self.ask_at = now;
+                PullEnd::Refused
+            }
+            End::LeaderGone => {
+                self.distrust(now);
+                self.ask_at = now;
+                PullEnd::Refused
+            }
+            End::ConsumerGone => {
+                self.ask_at = now;
+                PullEnd::Refused
+            }
+            End::Permission(subject) => {
+                self.fail_waiters(&Error::Permission(subject), now);
+                self.disconnected(now);
+                self.learned_on = None;
+                PullEnd::Refused
+            }
+            End::Other(why) => {
+                tracing::warn!(consumer = %self.name, why, "a pull was refused");
+                PullEnd::Refused
+            }
+        };
+        self.pump.ended(no, end, now);
+    }
+
+    pub(super) fn disconnected(&mut self, now: Instant) {
+        self.inbox = None;
+        self.places = None;
+        self.pump.down(now);
+    }
+}
+
+fn terms(facts: &Facts, delivery: &Delivery, received: Instant) -> Terms {
+    Terms {
+        consumer: facts.id,
+        sequence: delivery.stream_sequence,
+        consumer_sequence: delivery.consumer_sequence,
+        last_attempt: facts.last_attempt(delivery.delivery_count),
+        received,
+        ack_wait: facts.ack_wait_of(delivery.delivery_count),
+        delivery_count: delivery.delivery_count,
+    }
+}
