@@ -36,6 +36,7 @@ deps: ## Are licences and sources of all dependencies in order?
 bench: ## Measure throughput, latency and memory; takes some minutes
 	@scripts/tools check
 	scripts/with-tools cargo bench --locked --bench throughput -- $(ARGS)
+	cargo bench --locked --bench lease_table
 
 tools: ## Fetch the pinned tools into .tools
 	@scripts/tools check nats-server grpcurl buf

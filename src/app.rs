@@ -36,7 +36,7 @@ use crate::{
     token::{InstanceId, Sealer},
 };
 
-/// Flushing to NATS may take this long at the very end.
+/// What is under way may take this long at the very end, and flushing to NATS as long again.
 const FLUSH: Duration = Duration::from_secs(2);
 
 /// Where the service listens.
@@ -173,7 +173,9 @@ impl<B: Broker> Drain<'_, B> {
         if timeout_at(until.into(), listeners.join_next()).await.is_err() {
             tracing::warn!("drain timeout: connections were still open");
         }
-        self.lessor.close().await;
+        if timeout_at((until + FLUSH).into(), self.lessor.close()).await.is_err() {
+            tracing::warn!("drain timeout: settlements were still under way");
+        }
     }
 }
 

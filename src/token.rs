@@ -166,3 +166,108 @@ impl Claims<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn sealer(key: u8, cluster: &str) -> Sealer {
+        Sealer::new(KeyRing::single([key; 32]), cluster)
+    }
+
+    fn claims() -> impl Strategy<Value = Claims<'static>> {
+        let text = || ".{0,120}".prop_map(Cow::Owned);
+        let numbers = (any::<[u8; 8]>(), any::<u64>(), any::<u64>());
+        (numbers, text(), text(), text()).prop_map(
+            |((owner, lease, settle_by), created, ack_subject, principal)| Claims {
+                owner: InstanceId(owner),
+                lease,
+                settle_by,
+                created,
+                ack_subject,
+                principal,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_sealed_is_opened(claims in claims(), nonce: [u8; NONCE]) {
+            let sealer = sealer(1, "c");
+            prop_assert_eq!(sealer.open(&sealer.seal(&claims, nonce)), Ok(claims));
+        }
+
+        #[test]
+        fn a_token_changed_anywhere_is_not_opened(
+            claims in claims(), nonce: [u8; NONCE], at: prop::sample::Index, flip in 1_u8..,
+        ) {
+            let sealer = sealer(1, "c");
+            let mut bytes = URL_SAFE_NO_PAD.decode(sealer.seal(&claims, nonce)).unwrap();
+            let at = at.index(bytes.len());
+            bytes[at] ^= flip;
+            let opened = sealer.open(&URL_SAFE_NO_PAD.encode(bytes));
+            let of_the_key = (1..=KEY_ID).contains(&at);
+            let expected = if of_the_key { OpenError::KeyUnknown } else { OpenError::Invalid };
+            prop_assert_eq!(opened, Err(expected));
+        }
+
+        #[test]
+        fn garbage_is_refused_and_harms_nothing(token in ".{0,300}", bytes: Vec<u8>) {
+            let sealer = sealer(1, "c");
+            prop_assert!(sealer.open(&token).is_err());
+            prop_assert!(sealer.open(&URL_SAFE_NO_PAD.encode(&bytes)).is_err());
+            prop_assert!(sealer.open(&token.repeat(100)).is_err());
+        }
+    }
+
+    fn some() -> Claims<'static> {
+        Claims {
+            owner: InstanceId([7; 8]),
+            lease: 1,
+            settle_by: 2,
+            created: "2026-11-23T08:00:00Z".into(),
+            ack_subject: "$JS.ACK.ORDERS.worker.1.2.3.4.5".into(),
+            principal: "anonymous".into(),
+        }
+    }
+
+    #[test]
+    fn another_cluster_and_another_key_do_not_open_it() {
+        let token = sealer(1, "c").seal(&some(), [0; NONCE]);
+        assert_eq!(sealer(1, "other").open(&token), Err(OpenError::Invalid));
+        assert_eq!(sealer(2, "c").open(&token), Err(OpenError::KeyUnknown));
+    }
+
+    #[test]
+    fn every_key_of_the_ring_opens_and_the_first_seals() {
+        let (old, new) = (new_key_line().unwrap(), new_key_line().unwrap());
+        let sealer = |text: &str| Sealer::new(KeyRing::parse(text).unwrap(), "c");
+        let before = sealer(&old).seal(&some(), [1; NONCE]);
+        let rotated = sealer(&format!("# rotated\n{new}\n\n{old} # to be removed\n"));
+        assert_eq!(rotated.open(&before), Ok(some()));
+        let after = rotated.seal(&some(), [2; NONCE]);
+        assert_eq!(sealer(&old).open(&after), Err(OpenError::KeyUnknown));
+        assert_eq!(sealer(&new).open(&after), Ok(some()));
+    }
+
+    #[test]
+    fn a_wrong_key_file_is_told_by_its_line_and_never_shown() {
+        let key = new_key_line().unwrap();
+        let error = |text: &str| KeyRing::parse(text).unwrap_err();
+        assert_eq!(error("# nothing\n"), KeyRingError::Empty);
+        assert_eq!(error(&format!("{key}\nc2hvcnQ=\n")), KeyRingError::NotAKey(2));
+        assert_eq!(error(&format!("{key}\n{key}\n")), KeyRingError::Duplicate(2));
+        let ring = KeyRing::parse(&key).unwrap();
+        assert!(!format!("{ring:?}{}", error("secret")).contains("secret"));
+    }
+
+    #[test]
+    fn a_token_tells_nothing_of_what_is_inside() {
+        let token = sealer(1, "c").seal(&some(), [3; NONCE]);
+        let bytes = URL_SAFE_NO_PAD.decode(token).unwrap();
+        let shown = String::from_utf8_lossy(&bytes).into_owned();
+        assert!(!shown.contains("ORDERS") && !shown.contains("anonymous"));
+        assert!(!format!("{:?}", some()).contains("ORDERS"));
+    }
+}

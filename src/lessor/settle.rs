@@ -155,8 +155,11 @@ impl<B: Broker> Lessor<B> {
     fn let_nothing_linger(&self, ack_by: Instant) {
         let lessor = self.clone();
         self.tasks.spawn(async move {
-            clock::sleep_until(Some(ack_by)).await;
-            lessor.broker.abandon_settling();
+            tokio::select! {
+                () = clock::sleep_until(Some(ack_by)) => lessor.broker.abandon_settling(),
+                // The connection ends with us.
+                () = lessor.closed.cancelled() => {}
+            }
         });
     }
 }

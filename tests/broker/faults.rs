@@ -179,3 +179,17 @@ async fn a_shorter_ack_wait_counts_from_the_next_look_at_the_consumer() {
     let refused = settle(&lessor, lease, Action::Ack).await;
     assert_eq!(refused, Err(Error::LeaseExpired { forgotten: false }));
 }
+
+#[tokio::test(start_paused = true)]
+async fn closing_waits_for_settlements_and_for_nothing_else() {
+    let (broker, lessor) = start(LONG);
+    let (lost, slow) = (one(&broker, &lessor).await, one(&broker, &lessor).await);
+    broker.script([Fault::Lost, Fault::Slow(Duration::from_secs(2))]);
+    assert_eq!(settle(&lessor, lost, Action::Ack).await, Err(Error::Unconfirmed));
+    let leaving = tokio::time::timeout(Duration::from_secs(1), settle(&lessor, slow, Action::Ack));
+    assert!(leaving.await.is_err());
+    let began = clock::now();
+    lessor.close().await;
+    assert_eq!(clock::now() - began, Duration::from_secs(1), "the rest of the slow one");
+    assert_eq!(broker.published(), [Verdict::Ack, Verdict::Ack]);
+}
