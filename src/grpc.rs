@@ -23,7 +23,10 @@ pub use self::{
     health::{Health, LIVENESS},
     ops::serve_ops,
     probe::probe,
-    server::{SERVICE, ServeError, serve},
+    server::{ServeError, serve},
     service::Service,
     status::{DOMAIN, REASON_TRAILER, Reason, Refused},
 };
+
+/// The service's full name, as health and reflection call it.
+pub const SERVICE: &str = "fetchproxy.v1.FetchService";

@@ -17,6 +17,7 @@ mod error;
 mod facts;
 mod feed;
 mod fetch;
+mod parcel;
 mod settle;
 mod sweep;
 
@@ -42,7 +43,8 @@ pub use self::{
     codec::Codec,
     error::{Error, Unsuitable},
     facts::{Facts, SHORTEST_ACK_WAIT},
-    fetch::{Empty, FetchAsk, Fetched, HandedOver, Leased, Patience, Rejected, RejectedCause},
+    fetch::{Empty, FetchAsk, Fetched, HandedOver, Patience, Rejected, RejectedCause},
+    parcel::Leased,
     settle::{Action, Ask, Settled},
 };
 use crate::{

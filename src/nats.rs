@@ -4,7 +4,7 @@
 //!            ┌────────────── Supervisor ──────────────┐
 //!   deliveries connection                    settling connection
 //!   one inbox a consumer, pulls              acks, naks, terms, progress, INFO
-//!   (inbox, delivery)                        (replies, info)
+//!   (inbox, delivery)                        (replies, settle, info)
 //! ```
 //!
 //! Two connections, because one stored message with a header that the client library cannot parse
@@ -19,6 +19,7 @@ mod inbox;
 mod info;
 mod provision;
 mod replies;
+mod settle;
 mod supervisor;
 
 use std::{sync::Arc, time::Instant};
@@ -119,7 +120,7 @@ impl Broker for Nats {
         match self.supervisor.settling() {
             Ok(replies) => {
                 let settings = self.supervisor.settings();
-                replies::settle(&replies, settings, orders, confirmation, until).await
+                settle::settle(&replies, settings, orders, confirmation, until).await
             }
             Err(why) => orders.iter().map(|_| Err(BrokerError::Unsent(why.clone()))).collect(),
         }

@@ -8,7 +8,7 @@ use tonic_health::{
     server::{HealthReporter, health_reporter},
 };
 
-use super::server::SERVICE;
+use super::SERVICE;
 use crate::readiness::Verdict;
 
 /// The health name that does not depend on NATS: for liveness probes.

@@ -12,7 +12,7 @@ use tonic::{Code, Status};
 use tower::{Layer, Service};
 
 use super::{
-    server::SERVICE,
+    SERVICE,
     status::{REASON_TRAILER, Reason, foreign},
 };
 

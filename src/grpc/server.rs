@@ -12,8 +12,6 @@ use tonic_health::pb::health_server::{Health, HealthServer};
 use super::{Service, reasons::ReasonsLayer};
 use crate::{broker::Broker, pb, pb::fetch_service_server::FetchServiceServer};
 
-/// The service's full name, as health and reflection call it.
-pub const SERVICE: &str = "fetchproxy.v1.FetchService";
 /// Largest request that is read, in bytes.
 const LARGEST_REQUEST: usize = 4 * 1024 * 1024;
 /// Calls that one connection may have open; hyper has no limit of its own.

@@ -1,7 +1,10 @@
 //! Why the lessor did not do what it was asked. Each variant is a promise about what has and has
 //! not happened; `grpc::status` is the one table that turns them into statuses.
 
-use crate::{broker::ConsumerName, lease::Kind};
+use crate::{
+    broker::{ConsumerName, InfoError},
+    lease::Kind,
+};
 
 /// A refusal or failure of a Fetch, a settlement or an Extend.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -57,6 +60,18 @@ pub enum Error {
     /// Not applied: the consumer or its stream is gone.
     #[error("the consumer or its stream is gone")]
     ConsumerGone,
+}
+
+impl Error {
+    /// What an unreadable INFO means to a Fetch.
+    pub(super) fn of_info(error: InfoError, name: &ConsumerName) -> Self {
+        match error {
+            InfoError::NoStream => Self::StreamNotFound(name.clone()),
+            InfoError::NoConsumer => Self::ConsumerNotFound(name.clone()),
+            InfoError::Permission(subject) => Self::Permission(subject),
+            InfoError::Unavailable(why) => Self::Unavailable(why),
+        }
+    }
 }
 
 /// Properties of a consumer that a lease cannot live with.

@@ -24,11 +24,14 @@ use std::{
 
 use tokio::sync::{Mutex, OwnedSemaphorePermit, mpsc, oneshot};
 
-use super::{Error, Lessor, facts::Facts, fetch::Leased};
+use super::{
+    Error, Lessor,
+    facts::Facts,
+    parcel::{Leased, Parcel},
+};
 use crate::{
-    broker::{Arrival, Broker, ConsumerInfo, ConsumerName, Delivery, Inbox, InfoError, Link},
+    broker::{Arrival, Broker, ConsumerInfo, ConsumerName, Inbox, InfoError, Link},
     clock,
-    lease::LeaseId,
     pump::{Limits, Pump, WaiterId, Want},
 };
 
@@ -46,20 +49,6 @@ const IDLE: Duration = Duration::from_secs(600);
 /// Names one open Fetch to its feed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Ticket(pub(super) u64);
-
-/// A delivery on its way to a caller, with what is needed to give it back.
-#[derive(Debug)]
-pub(super) struct Parcel {
-    pub(super) id: LeaseId,
-    pub(super) delivery: Box<Delivery>,
-    pub(super) facts: Arc<Facts>,
-}
-
-impl Parcel {
-    fn last_attempt(&self) -> bool {
-        self.facts.last_attempt(self.delivery.delivery_count)
-    }
-}
 
 /// What a waiter is told. It may be dropped at any point of its way to a caller who has gone; then
 /// what it carries is given back.

@@ -5,7 +5,7 @@
 //! the waiter leaves its pump, and granted deliveries go to the next waiter.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
@@ -13,12 +13,12 @@ use tokio::sync::oneshot;
 
 use super::{
     Action, Ask, Codec, Error, Lessor,
-    feed::{Answer, Feed, Parcel, Ticket},
+    feed::{Answer, Feed, Ticket},
+    parcel::Leased,
 };
 use crate::{
-    broker::{Broker, Confirmation, ConsumerInfo, ConsumerName, Delivery, InfoError},
+    broker::{Broker, Confirmation, ConsumerInfo, ConsumerName},
     clock,
-    lease::LeaseId,
     pump::Want,
 };
 
@@ -73,41 +73,6 @@ pub struct HandedOver {
     pub empty: Option<Empty>,
     /// Messages left for this consumer, as last seen.
     pub pending: u64,
-}
-
-/// A delivery and its lease.
-#[derive(Debug)]
-pub struct Leased {
-    /// The lease.
-    pub id: LeaseId,
-    /// When it ends.
-    pub deadline: Instant,
-    /// Until when anybody else could settle it without harm: the earlier of the lease's end and
-    /// JetStream's, as they stand now.
-    pub settle_by: Instant,
-    pub(super) parcel: Parcel,
-}
-
-impl Leased {
-    /// What was delivered.
-    pub fn delivery(&self) -> &Delivery {
-        &self.parcel.delivery
-    }
-
-    /// The same, to keep.
-    pub fn into_delivery(self) -> Delivery {
-        *self.parcel.delivery
-    }
-
-    /// Attempts after which the message is given up; `None` is without limit.
-    pub fn max_deliver(&self) -> Option<u64> {
-        self.parcel.facts.max_deliver
-    }
-
-    /// When the consumer was made.
-    pub fn consumer_created(&self) -> &Arc<str> {
-        &self.parcel.facts.created
-    }
 }
 
 /// A message that could not be given as asked.
@@ -272,19 +237,9 @@ impl<B: Broker> Lessor<B> {
             return Ok(info.clone());
         }
         let info = self.broker.info(name, until.min(now + PATIENCE)).await;
-        let info = info.map_err(|error| info_failure(error, name))?;
+        let info = info.map_err(|error| Error::of_info(error, name))?;
         *recent = Some((clock::now(), info.clone()));
         Ok(info)
-    }
-}
-
-/// What an unreadable INFO means to a Fetch.
-pub(super) fn info_failure(error: InfoError, name: &ConsumerName) -> Error {
-    match error {
-        InfoError::NoStream => Error::StreamNotFound(name.clone()),
-        InfoError::NoConsumer => Error::ConsumerNotFound(name.clone()),
-        InfoError::Permission(subject) => Error::Permission(subject),
-        InfoError::Unavailable(why) => Error::Unavailable(why),
     }
 }
 

@@ -19,9 +19,9 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use tokio::{sync::Notify, time::timeout_at};
 
-use super::{Settings, connection::Connection, delivery::AckFacts, info};
+use super::connection::Connection;
 use crate::{
-    broker::{BrokerError, Confirmation, ConsumerName, Denial, InfoError, Order, Verdict},
+    broker::{BrokerError, Denial},
     clock,
 };
 
@@ -58,7 +58,7 @@ pub(super) enum Answer {
 pub(super) struct Request {
     pub(super) subject: Box<str>,
     pub(super) payload: Bytes,
-    /// As in [`Order`].
+    /// As in [`crate::broker::Order`].
     pub(super) line: Option<u32>,
 }
 
@@ -158,7 +158,12 @@ impl Replies {
     }
 
     /// Hands one message to the connection. `false`: it will never leave.
-    async fn send(&self, request: &Request, reply: Option<String>, until: Instant) -> bool {
+    pub(super) async fn send(
+        &self,
+        request: &Request,
+        reply: Option<String>,
+        until: Instant,
+    ) -> bool {
         if self.connection.lost.is_cancelled() {
             return false;
         }
@@ -180,82 +185,6 @@ impl Replies {
     }
 }
 
-/// Settles as [`crate::broker::Broker::settle`] promises.
-pub(super) async fn settle(
-    replies: &Arc<Replies>,
-    settings: &Settings,
-    orders: Vec<Order>,
-    confirmation: Confirmation,
-    until: Instant,
-) -> Vec<Result<(), BrokerError>> {
-    let requests: Vec<Request> = orders.into_iter().map(request).collect();
-    if confirmation == Confirmation::Sent {
-        let mut sent = Vec::with_capacity(requests.len());
-        for request in &requests {
-            let left = replies.send(request, None, until).await;
-            sent.push(left.then_some(()).ok_or_else(|| unsent("the settling connection is gone")));
-        }
-        return sent;
-    }
-    let answers = replies.ask(&requests, until).await;
-    let mut settled = Vec::with_capacity(answers.len());
-    // A consumer is looked at once, however many of its deliveries nobody answers for.
-    let mut looked_at: Option<(ConsumerName, BrokerError)> = None;
-    for (answer, request) in answers.into_iter().zip(&requests) {
-        settled.push(match answer {
-            Ok(Answer::Replied(_)) => Ok(()),
-            Err(error) => Err(error),
-            Ok(Answer::NoResponder) => {
-                let Some(name) = consumer_of(&request.subject) else {
-                    settled.push(Err(Denial::Gone.into()));
-                    continue;
-                };
-                let known = looked_at.take().filter(|(of, _)| *of == name);
-                let error = match known {
-                    Some((_, error)) => error,
-                    None => why_nobody_answers(replies, settings, &name, until).await,
-                };
-                looked_at = Some((name, error.clone()));
-                Err(error)
-            }
-        });
-    }
-    settled
-}
-
-/// Nobody took the settlement: because the consumer is gone, or because it has no leader just now?
-async fn why_nobody_answers(
-    replies: &Arc<Replies>,
-    settings: &Settings,
-    name: &ConsumerName,
-    until: Instant,
-) -> BrokerError {
-    match info::read(replies, settings, name, until).await {
-        Err(InfoError::NoStream | InfoError::NoConsumer) => Denial::Gone.into(),
-        Ok(_) | Err(InfoError::Permission(_) | InfoError::Unavailable(_)) => {
-            unsent("the consumer has no leader")
-        }
-    }
-}
-
-fn consumer_of(ack_subject: &str) -> Option<ConsumerName> {
-    let facts = AckFacts::parse(ack_subject)?;
-    Some(ConsumerName { stream: facts.stream.into(), consumer: facts.consumer.into() })
-}
-
-/// The bytes are nats-server's (ADR-13 and ADR-15); it knows them by exact match.
-fn request(order: Order) -> Request {
-    let payload = match order.verdict {
-        Verdict::Ack => Bytes::from_static(b"+ACK"),
-        Verdict::Progress => Bytes::from_static(b"+WPI"),
-        Verdict::Nak(None) => Bytes::from_static(b"-NAK"),
-        Verdict::Nak(Some(delay)) => format!("-NAK {{\"delay\":{}}}", delay.as_nanos()).into(),
-        Verdict::Term(reason) if reason.is_empty() => Bytes::from_static(b"+TERM"),
-        Verdict::Term(reason) => format!("+TERM {reason}").into(),
-    };
-    Request { subject: order.ack.0, payload, line: order.line }
-}
-
 fn read(message: Message) -> Answer {
     match message.status {
         Some(StatusCode::NO_RESPONDERS) => Answer::NoResponder,
@@ -263,7 +192,7 @@ fn read(message: Message) -> Answer {
     }
 }
 
-fn unsent(why: &str) -> BrokerError {
+pub(super) fn unsent(why: &str) -> BrokerError {
     BrokerError::Unsent(why.to_owned())
 }
 
@@ -375,26 +304,6 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::AckSubject;
-    use std::time::Duration;
-
-    fn payload(verdict: Verdict) -> Bytes {
-        let ack = AckSubject("$JS.ACK.S.c.1.1.1.1.0".into());
-        request(Order { ack, verdict, line: None }).payload
-    }
-
-    #[test]
-    fn verdicts_are_written_as_the_server_reads_them() {
-        assert_eq!(payload(Verdict::Ack), "+ACK");
-        assert_eq!(payload(Verdict::Progress), "+WPI");
-        assert_eq!(payload(Verdict::Nak(None)), "-NAK");
-        assert_eq!(
-            payload(Verdict::Nak(Some(Duration::from_secs(2)))),
-            "-NAK {\"delay\":2000000000}"
-        );
-        assert_eq!(payload(Verdict::Term(String::new())), "+TERM");
-        assert_eq!(payload(Verdict::Term("bad json".into())), "+TERM bad json");
-    }
 
     fn requests(lines: &[Option<u32>]) -> Vec<Request> {
         let request = |line: &Option<u32>| Request {

@@ -2,11 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Answer, Command, FeedTask, Parcel};
+use super::{Answer, Command, FeedTask};
 use crate::{
     broker::Broker,
     clock,
-    lessor::{Error, books::Hold, facts::encoded_size, fetch::Leased},
+    lessor::{
+        Error,
+        books::Hold,
+        facts::encoded_size,
+        parcel::{Leased, Parcel},
+    },
     pump::{WaiterId, Why},
 };
 

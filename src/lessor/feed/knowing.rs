@@ -9,7 +9,7 @@ use super::{FeedTask, INFO_RETRY, INFO_TIMEOUT, STEP};
 use crate::{
     broker::{Broker, ConsumerInfo, InfoError, Link},
     clock,
-    lessor::{Error, facts::Facts, fetch::info_failure},
+    lessor::{Error, facts::Facts},
 };
 
 impl<B: Broker> FeedTask<B> {
@@ -81,7 +81,7 @@ impl<B: Broker> FeedTask<B> {
                 if matches!(error, InfoError::NoStream | InfoError::NoConsumer) {
                     self.end_leases();
                 }
-                return Err(info_failure(error, &self.name));
+                return Err(Error::of_info(error, &self.name));
             }
         };
         if self.facts.as_ref().is_some_and(|facts| facts.created != info.created) {

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{FeedTask, INFO_TIMEOUT, Parcel};
+use super::{FeedTask, INFO_TIMEOUT};
 use crate::{
     broker::{Arrival, Broker, BrokerError, Delivery, End, Inbox as _, Pull},
     clock,
@@ -11,6 +11,7 @@ use crate::{
         Error,
         books::Hold,
         facts::{Facts, encoded_size},
+        parcel::Parcel,
     },
     pump::{PullEnd, Step},
 };

@@ -1,0 +1,55 @@
+//! A delivery on its way to a caller: leased to us, and then to the caller. No logic.
+
+use std::{sync::Arc, time::Instant};
+
+use super::facts::Facts;
+use crate::{broker::Delivery, lease::LeaseId};
+
+/// A delivery on its way to a caller, with what is needed to give it back.
+#[derive(Debug)]
+pub(super) struct Parcel {
+    pub(super) id: LeaseId,
+    pub(super) delivery: Box<Delivery>,
+    pub(super) facts: Arc<Facts>,
+}
+
+impl Parcel {
+    pub(super) fn last_attempt(&self) -> bool {
+        self.facts.last_attempt(self.delivery.delivery_count)
+    }
+}
+
+/// A delivery and its lease.
+#[derive(Debug)]
+pub struct Leased {
+    /// The lease.
+    pub id: LeaseId,
+    /// When it ends.
+    pub deadline: Instant,
+    /// Until when anybody else could settle it without harm: the earlier of the lease's end and
+    /// JetStream's, as they stand now.
+    pub settle_by: Instant,
+    pub(super) parcel: Parcel,
+}
+
+impl Leased {
+    /// What was delivered.
+    pub fn delivery(&self) -> &Delivery {
+        &self.parcel.delivery
+    }
+
+    /// The same, to keep.
+    pub fn into_delivery(self) -> Delivery {
+        *self.parcel.delivery
+    }
+
+    /// Attempts after which the message is given up; `None` is without limit.
+    pub fn max_deliver(&self) -> Option<u64> {
+        self.parcel.facts.max_deliver
+    }
+
+    /// When the consumer was made.
+    pub fn consumer_created(&self) -> &Arc<str> {
+        &self.parcel.facts.created
+    }
+}
