@@ -5,7 +5,7 @@
 
 mod args;
 
-use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{env, fs, net::SocketAddr, path::PathBuf, time::Duration};
 
 pub use self::args::{Cli, Command, DevArgs, GuardArgs, LogArgs, LogFormat, ProbeArgs};
 use self::args::{LimitArgs, NatsArgs, ServeArgs};
@@ -109,25 +109,15 @@ impl Serve {
 }
 
 fn settings(args: NatsArgs) -> Result<Settings, ConfigError> {
-    let NatsArgs {
-        nats_url,
-        creds,
-        user,
-        password,
-        token,
-        nkey,
-        ca,
-        cert,
-        key,
-        js_domain,
-        inbox_prefix,
-    } = args;
+    let NatsArgs { nats_url, creds, user, nkey, ca, cert, key, js_domain, inbox_prefix } = args;
     let servers = parse_servers(&nats_url)
         .map_err(|error| ConfigError::Invalid(format!("--nats-url {nats_url}: {error}")))?;
-    let auth = match (creds, user, token, nkey) {
+    let auth = match (creds, user, secret("NATS_TOKEN"), nkey) {
         (None, None, None, None) => Auth::None,
         (Some(creds), None, None, None) => Auth::Credentials(readable("--nats-creds", creds)?),
-        (None, Some(user), None, None) => Auth::User(user, password.unwrap_or_default()),
+        (None, Some(user), None, None) => {
+            Auth::User(user, secret("NATS_PASSWORD").unwrap_or_default())
+        }
         (None, None, Some(token), None) => Auth::Token(token),
         (None, None, None, Some(nkey)) => Auth::Nkey(readable("--nats-nkey", nkey)?),
         _ => return invalid("only one of NATS credentials, user, token and nkey may be given"),
@@ -150,6 +140,11 @@ fn settings(args: NatsArgs) -> Result<Settings, ConfigError> {
         }
     }
     Ok(Settings { servers, auth, ca, identity, domain: js_domain, inbox_prefix })
+}
+
+/// Command lines are for everybody to read, so secrets have no flag.
+fn secret(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 /// The ring of the file; without one, a key that nobody else has.

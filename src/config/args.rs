@@ -129,15 +129,10 @@ pub(super) struct NatsArgs {
     /// Credentials file; read anew for every connection.
     #[arg(long = "nats-creds", env = "NATS_CREDS", value_name = "FILE")]
     pub(super) creds: Option<PathBuf>,
-    /// User name; its password is taken from NATS_PASSWORD.
+    /// User name. Its password is taken from the environment alone, as NATS_PASSWORD; so is a bare
+    /// token, as NATS_TOKEN.
     #[arg(long = "nats-user", env = "NATS_USER", value_name = "NAME")]
     pub(super) user: Option<String>,
-    /// [environment only]
-    #[arg(long = "nats-password", env = "NATS_PASSWORD", hide = true, hide_env_values = true)]
-    pub(super) password: Option<String>,
-    /// [environment only]
-    #[arg(long = "nats-token", env = "NATS_TOKEN", hide = true, hide_env_values = true)]
-    pub(super) token: Option<String>,
     /// File with an nkey seed.
     #[arg(long = "nats-nkey", env = "NATS_NKEY", value_name = "FILE")]
     pub(super) nkey: Option<PathBuf>,

@@ -56,6 +56,7 @@ fn what_is_wrong_ends_with_code_2_and_one_clear_line() {
         (&["serve", "--nats-cert", "/dev/null"], "--nats-cert and --nats-key go together"),
         (&["serve", "--log-level", "=="], "--log-level"),
         (&["serve", "--frobnicate"], "--frobnicate"),
+        (&["serve", "--nats-password", "hunter2"], "--nats-password"),
         (&[], "Usage"),
     ] {
         let output = run(arguments);
