@@ -87,14 +87,16 @@ async fn run(args: Args) {
         )
         .await;
     }
-    let name = "n=100 sent, 8 clients: proxy / async-nats";
-    row(
-        &args,
-        name,
-        async || proxied::batches(&setup, 8, hundred, false).await,
-        async || direct::batches(&setup, 8, hundred, false).await,
-    )
-    .await;
+    for clients in [1, 8, 64] {
+        let name = format!("n=100 sent, {clients} clients: proxy / async-nats");
+        row(
+            &args,
+            &name,
+            async || proxied::batches(&setup, clients, hundred, false).await,
+            async || direct::batches(&setup, clients, hundred, false).await,
+        )
+        .await;
+    }
     for clients in [1, 64] {
         let name = format!("n=1 confirmed, {clients} clients: proxy / no-op gRPC");
         row(
