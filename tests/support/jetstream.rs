@@ -50,18 +50,25 @@ impl Fixture {
 
     /// The same by a URL, which may name a user.
     pub async fn at(url: &str, consumer: pull::Config) -> Self {
+        Self::replicated(url, consumer, 1).await
+    }
+
+    /// The same with so many copies of all of it; `urls` are separated by commas.
+    pub async fn replicated(urls: &str, consumer: pull::Config, copies: usize) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let stream = format!("S{}", COUNT.fetch_add(1, Ordering::Relaxed));
-        let address: async_nats::ServerAddr = url.parse().unwrap();
+        let servers: Vec<async_nats::ServerAddr> =
+            urls.split(',').map(|url| url.parse().unwrap()).collect();
         let mut options = async_nats::ConnectOptions::new();
-        if let (Some(user), Some(password)) = (address.username(), address.password()) {
+        if let (Some(user), Some(password)) = (servers[0].username(), servers[0].password()) {
             options = options.user_and_password(user.to_owned(), password.to_owned());
         }
-        let client = options.connect(address).await.unwrap();
+        let client = options.connect(servers).await.unwrap();
         let jetstream = jetstream::new(client);
         let config = stream::Config {
             name: stream.clone(),
             subjects: vec![format!("{stream}.>")],
+            num_replicas: copies,
             ..stream::Config::default()
         };
         jetstream.create_stream(config).await.unwrap();
@@ -101,5 +108,12 @@ impl Fixture {
     /// What the server says of the consumer now.
     pub async fn info(&self) -> Info {
         self.handle().await.info().await.unwrap().clone()
+    }
+
+    /// The same, where there may be no answer for a while.
+    pub async fn try_info(&self) -> Option<Info> {
+        let stream = self.jetstream.get_stream_no_info(&self.stream).await.ok()?;
+        let mut consumer: PullConsumer = stream.get_consumer(&self.consumer).await.ok()?;
+        consumer.info().await.ok().cloned()
     }
 }

@@ -3,9 +3,11 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
+pub mod cluster;
 pub mod jetstream;
 pub mod nats_server;
 pub mod proxy;
+pub mod relay;
 
 use std::{
     future::Future,

@@ -1,0 +1,9 @@
+//! What goes wrong between a client, the proxy and NATS, made to go wrong on purpose; after each
+//! fault the books are checked.
+
+#![allow(clippy::disallowed_methods, reason = "tests live in real time, and outlive their tasks")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod wire;

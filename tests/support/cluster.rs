@@ -1,0 +1,80 @@
+//! Three nats-servers that keep copies for each other.
+
+use std::net::TcpListener;
+
+use async_nats::jetstream::{
+    self,
+    consumer::{Info, pull},
+    stream,
+};
+
+use super::{
+    eventually,
+    jetstream::Fixture,
+    nats_server::{NatsServer, binary},
+};
+
+pub struct Cluster {
+    pub nodes: Vec<NatsServer>,
+}
+
+impl Cluster {
+    /// Starts three servers, and waits until JetStream of all three is one.
+    pub async fn start() -> Self {
+        // Held together until all are known, so that they differ.
+        let free: Vec<TcpListener> =
+            (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let ports: Vec<u16> =
+            free.iter().map(|listener| listener.local_addr().unwrap().port()).collect();
+        drop(free);
+        let routes: Vec<String> =
+            ports.iter().map(|port| format!("nats-route://127.0.0.1:{port}")).collect();
+        let config = |place: usize| {
+            format!(
+                "server_name: n{place}\ncluster {{ name: test, listen: \"127.0.0.1:{}\", \
+                 routes: [{}] }}\n",
+                ports[place],
+                routes.join(", ")
+            )
+        };
+        let nodes =
+            (0..3).map(|place| NatsServer::start_with(binary(), Some(config(place)))).collect();
+        let cluster = Self { nodes };
+        eventually("three servers that know each other", || cluster.ready()).await;
+        cluster
+    }
+
+    /// All three, for a client that goes from one to the next.
+    pub fn url(&self) -> String {
+        self.nodes.iter().map(NatsServer::url).collect::<Vec<_>>().join(",")
+    }
+
+    /// A stream with three copies, and a consumer as asked for, with three too.
+    pub async fn fixture(&self, consumer: pull::Config) -> Fixture {
+        Fixture::replicated(&self.url(), consumer, 3).await
+    }
+
+    /// The server that leads this fixture's consumer.
+    pub async fn leader(&self, fixture: &Fixture) -> usize {
+        let leader = eventually("a leader of the consumer", || async {
+            let info: Info = fixture.try_info().await?;
+            info.cluster?.leader
+        })
+        .await;
+        leader.trim_start_matches('n').parse().unwrap()
+    }
+
+    async fn ready(&self) -> Option<()> {
+        let servers: Vec<String> = self.nodes.iter().map(NatsServer::url).collect();
+        let client = async_nats::connect(servers).await.ok()?;
+        let jetstream = jetstream::new(client);
+        let config = stream::Config {
+            name: "READY".to_owned(),
+            num_replicas: 3,
+            ..stream::Config::default()
+        };
+        jetstream.create_stream(config).await.ok()?;
+        jetstream.delete_stream("READY").await.ok()?;
+        Some(())
+    }
+}

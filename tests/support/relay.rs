@@ -1,0 +1,162 @@
+//! A TCP relay between a proxy and its NATS, or between a client and a proxy: the wire, and what
+//! can go wrong with it. Nothing that passes through is looked at.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::watch,
+    task::JoinHandle,
+};
+
+/// What happens to the bytes of one direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flow {
+    /// They pass.
+    Pass,
+    /// Each piece passes after this time.
+    Delay(Duration),
+    /// They are not even read: the sender's buffers fill, as with a peer that has stopped.
+    Stall,
+}
+
+#[derive(Debug, Clone)]
+struct Wire {
+    to_server: Flow,
+    to_client: Flow,
+    /// Whether new connections are served; otherwise they are closed at once.
+    open: bool,
+    /// Connections of an earlier age are cut.
+    age: u64,
+    /// In these ages the server's side is told that the client has said its last.
+    half_closed: u64,
+}
+
+/// A relay that lives as long as this; its connections end with it.
+pub struct Relay {
+    address: SocketAddr,
+    wire: Arc<watch::Sender<Wire>>,
+    accepting: JoinHandle<()>,
+}
+
+impl Relay {
+    /// Relays to `server`, an address like `127.0.0.1:4222`, from a free port of its own.
+    pub async fn to(server: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let wire = Wire {
+            to_server: Flow::Pass,
+            to_client: Flow::Pass,
+            open: true,
+            age: 0,
+            half_closed: 0,
+        };
+        let wire = Arc::new(watch::channel(wire).0);
+        let accepting = tokio::spawn(accept(listener, server.to_owned(), wire.clone()));
+        Self { address, wire, accepting }
+    }
+
+    /// Where it listens, like `127.0.0.1:1234`.
+    pub fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// The same as the URL of a NATS server.
+    pub fn nats_url(&self) -> String {
+        format!("nats://{}", self.address)
+    }
+
+    /// Cuts every connection; new ones are served.
+    pub fn cut(&self) {
+        self.wire.send_modify(|wire| wire.age += 1);
+    }
+
+    /// Cuts every connection and serves no new one, until [`Relay::open`].
+    pub fn close(&self) {
+        self.wire.send_modify(|wire| (wire.open, wire.age) = (false, wire.age + 1));
+    }
+
+    /// Serves new connections again.
+    pub fn open(&self) {
+        self.wire.send_modify(|wire| wire.open = true);
+    }
+
+    /// What happens to the bytes of either direction from now on, also on connections that are open.
+    pub fn flow(&self, to_server: Flow, to_client: Flow) {
+        self.wire.send_modify(|wire| (wire.to_server, wire.to_client) = (to_server, to_client));
+    }
+
+    /// Closes the direction to the server of every connection that is open, and leaves the other.
+    pub fn half_close(&self) {
+        self.wire.send_modify(|wire| wire.half_closed += 1);
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        self.close();
+    }
+}
+
+async fn accept(listener: TcpListener, server: String, wire: Arc<watch::Sender<Wire>>) {
+    while let Ok((client, _)) = listener.accept().await {
+        if wire.borrow().open {
+            tokio::spawn(relay(client, server.clone(), wire.subscribe()));
+        }
+    }
+}
+
+/// One connection, until either side ends or it is cut. Both sides are reset then, not closed
+/// politely: a cut wire says nothing.
+async fn relay(client: TcpStream, server: String, mut wire: watch::Receiver<Wire>) {
+    let Ok(server) = TcpStream::connect(server).await else { return };
+    for side in [&client, &server] {
+        let _ = side.set_nodelay(true);
+    }
+    let (age, half_closed) = (wire.borrow().age, wire.borrow().half_closed);
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
+    let up = pump(from_client, to_server, wire.clone(), |wire| wire.to_server, Some(half_closed));
+    let down = pump(from_server, to_client, wire.clone(), |wire| wire.to_client, None);
+    tokio::select! {
+        _ = async { tokio::join!(up, down) } => {}
+        _ = wire.wait_for(|wire| wire.age != age) => {}
+    }
+}
+
+async fn pump(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut wire: watch::Receiver<Wire>,
+    flow: impl Fn(&Wire) -> Flow,
+    half_closed: Option<u64>,
+) -> io::Result<()> {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        // The relay ends when the sender of its orders does.
+        let gone = |_| io::Error::other("the relay has gone");
+        wire.wait_for(|wire| flow(wire) != Flow::Stall).await.map_err(gone)?;
+        let closed = |wire: &Wire| half_closed.is_some_and(|seen| wire.half_closed != seen);
+        let (mut stalls, mut closes) = (wire.clone(), wire.clone());
+        let count = tokio::select! {
+            biased;
+            _ = closes.wait_for(closed) => 0,
+            _ = stalls.wait_for(|wire| flow(wire) == Flow::Stall) => continue,
+            count = from.read(&mut buffer) => count?,
+        };
+        if count == 0 {
+            return to.shutdown().await;
+        }
+        let Flow::Delay(delay) = flow(&wire.borrow()) else {
+            to.write_all(&buffer[..count]).await?;
+            continue;
+        };
+        tokio::time::sleep(delay).await;
+        to.write_all(&buffer[..count]).await?;
+    }
+}
