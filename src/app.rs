@@ -10,7 +10,9 @@
 //! Steps 2 and 3 together take at most the drain timeout. A second signal ends the process at once.
 
 use std::{
-    fs, io,
+    fs,
+    future::Future,
+    io,
     net::SocketAddr,
     path::Path,
     sync::Arc,
@@ -20,16 +22,17 @@ use std::{
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
-    task::JoinSet,
+    sync::oneshot,
+    task::{JoinError, JoinSet},
     time::timeout_at,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 
 use crate::{
     broker::Broker,
     clock,
     config::Serve,
-    grpc::{self, Health, ServeError, Service},
+    grpc::{self, ContractError, Health, Service},
     lessor::Lessor,
     nats::Nats,
     readiness::{Readiness, Verdict},
@@ -60,9 +63,9 @@ pub enum AppError {
     /// The operating system refuses something that every process may do.
     #[error("cannot start: {0}")]
     System(io::Error),
-    /// A listener ended by itself.
+    /// The contract cannot be served: a bug.
     #[error(transparent)]
-    Serve(#[from] ServeError),
+    Contract(#[from] ContractError),
     /// A listener ended without a word: a bug.
     #[error("a listener ended by itself")]
     Ended,
@@ -87,20 +90,15 @@ pub async fn run(config: Serve, ready: impl FnOnce(Bound)) -> Result<(), AppErro
     let owner = InstanceId::random().map_err(|error| AppError::System(io::Error::other(error)))?;
     let service = Service::new(lessor.clone(), sealer, owner, config.max_lease);
 
-    let (stop_grpc, stop_ops) = (CancellationToken::new(), CancellationToken::new());
+    let ((stop_grpc, grpc_stopped), (stop_ops, ops_stopped)) = (stop(), stop());
     let mut listeners = JoinSet::new();
-    listeners.spawn(grpc::serve(
-        grpc,
-        service,
-        health_service.clone(),
-        stop_grpc.clone().cancelled_owned(),
-    ));
-    listeners.spawn(grpc::serve_ops(
-        ops,
-        health_service,
-        health.watch(),
-        stop_ops.clone().cancelled_owned(),
-    ));
+    let ops = grpc::serve_ops(ops, health_service.clone(), health.watch(), ops_stopped);
+    let (edge, max_calls) = (config.edge, config.max_calls);
+    listeners.spawn(grpc::serve(grpc, service, health_service, edge, max_calls, grpc_stopped));
+    listeners.spawn(async move {
+        ops.await;
+        Ok(())
+    });
     announce(bound, config.ports_file.as_deref())?;
     ready(bound);
 
@@ -117,10 +115,24 @@ pub async fn run(config: Serve, ready: impl FnOnce(Bound)) -> Result<(), AppErro
             return Ok(());
         }
     }
-    stop_ops.cancel();
     lessor.broker().close(clock::now() + FLUSH).await;
+    // Health is told to the very end.
+    let _ = stop_ops.send(clock::now() + FLUSH);
+    listeners.join_next().await;
     tracing::info!("drained");
     Ok(())
+}
+
+/// Tells a listener by when to be gone. One that is not told is never to go.
+fn stop() -> (oneshot::Sender<Instant>, impl Future<Output = Instant>) {
+    let (tell, told) = oneshot::channel();
+    let told = async move {
+        match told.await {
+            Ok(by) => by,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    (tell, told)
 }
 
 /// Tells health what the link and the passing of time make of readiness.
@@ -155,12 +167,12 @@ async fn follow<B: Broker>(
 struct Drain<'a, B: Broker> {
     lessor: &'a Lessor<B>,
     health: &'a Health,
-    stop_grpc: CancellationToken,
+    stop_grpc: oneshot::Sender<Instant>,
     delay: Duration,
 }
 
 impl<B: Broker> Drain<'_, B> {
-    async fn run(self, until: Instant, listeners: &mut JoinSet<Result<(), ServeError>>) {
+    async fn run(self, until: Instant, listeners: &mut Listeners) {
         tracing::info!(delay = ?self.delay, "draining");
         self.health.tell(Verdict::NotServing("draining".to_owned())).await;
         tokio::time::sleep(self.delay).await;
@@ -168,16 +180,17 @@ impl<B: Broker> Drain<'_, B> {
         if timeout_at(until.into(), self.lessor.drained()).await.is_err() {
             tracing::warn!("drain timeout: Fetch calls were still open");
         }
-        self.stop_grpc.cancel();
+        // A listener that is not there any more has stopped.
+        let _ = self.stop_grpc.send(until);
         // The first to end is the listener for clients: the other is not told to.
-        if timeout_at(until.into(), listeners.join_next()).await.is_err() {
-            tracing::warn!("drain timeout: connections were still open");
-        }
+        listeners.join_next().await;
         if timeout_at((until + FLUSH).into(), self.lessor.close()).await.is_err() {
             tracing::warn!("drain timeout: settlements were still under way");
         }
     }
 }
+
+type Listeners = JoinSet<Result<(), ContractError>>;
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, AppError> {
     TcpListener::bind(address).await.map_err(|error| AppError::Listen(address, error))
@@ -203,7 +216,7 @@ fn announce(bound: Bound, file: Option<&Path>) -> Result<(), AppError> {
         .map_err(AppError::PortsFile)
 }
 
-fn why_ended(ended: Option<Result<Result<(), ServeError>, tokio::task::JoinError>>) -> AppError {
+fn why_ended(ended: Option<Result<Result<(), ContractError>, JoinError>>) -> AppError {
     match ended {
         Some(Ok(Err(error))) => error.into(),
         Some(Ok(Ok(())) | Err(_)) | None => AppError::Ended,

@@ -8,9 +8,9 @@ mod args;
 use std::{env, fs, net::SocketAddr, path::PathBuf, time::Duration};
 
 pub use self::args::{Cli, Command, DevArgs, GuardArgs, LogArgs, LogFormat, ProbeArgs};
-use self::args::{LimitArgs, NatsArgs, ServeArgs};
+use self::args::{DrainArgs, LimitArgs, ListenArgs, NatsArgs, ServeArgs};
 use crate::{
-    grpc::SHORTEST_LEASE,
+    grpc::{EdgeLimits, SHORTEST_LEASE},
     lessor::Limits,
     nats::{Auth, Settings, parse_servers},
     token::{KeyRing, KeyRingError},
@@ -33,6 +33,10 @@ pub struct Serve {
     pub cluster: String,
     /// How much is taken on.
     pub limits: Limits,
+    /// How many connections of clients, and for how long.
+    pub edge: EdgeLimits,
+    /// Calls under way at once.
+    pub max_calls: usize,
     /// Longest lease that may be asked for.
     pub max_lease: Duration,
     /// How long to serve on after health has said NOT_SERVING.
@@ -72,23 +76,30 @@ impl Serve {
     /// See [`ConfigError`].
     pub fn load(args: ServeArgs) -> Result<Self, ConfigError> {
         // Every flag by name: one that is added and not handled does not compile.
-        let ServeArgs {
-            listen,
-            ops_listen,
-            ports_file,
-            nats,
-            token_key_file,
-            cluster,
-            limits,
-            drain_delay,
-            drain_timeout,
-        } = args;
-        let LimitArgs { max_lease, max_leases, max_waiters, settle_timeout } = limits;
+        let ServeArgs { listen, nats, token_key_file, cluster, limits, drain } = args;
+        let ListenArgs { listen, ops_listen, ports_file } = listen;
+        let DrainArgs { drain_delay, drain_timeout } = drain;
+        let LimitArgs {
+            max_lease,
+            max_leases,
+            max_waiters,
+            max_calls,
+            max_connections,
+            max_connection_age,
+            settle_timeout,
+        } = limits;
         if max_lease < SHORTEST_LEASE {
             return invalid("--max-lease must be at least 1s");
         }
-        if max_leases == 0 || max_waiters == 0 {
-            return invalid("--max-leases and --max-waiters must be at least 1");
+        for (flag, count) in [
+            ("--max-leases", max_leases),
+            ("--max-waiters", max_waiters),
+            ("--max-calls", max_calls),
+            ("--max-connections", max_connections),
+        ] {
+            if count == 0 {
+                return invalid(format!("{flag} must be at least 1"));
+            }
         }
         if settle_timeout < Duration::from_millis(100) {
             return invalid("--settle-timeout must be at least 100ms");
@@ -101,6 +112,12 @@ impl Serve {
             keys: keys(token_key_file)?,
             cluster,
             limits: Limits { max_leases, max_waiters, settle_timeout },
+            edge: EdgeLimits {
+                max_connections,
+                max_age: Some(max_connection_age).filter(|age| !age.is_zero()),
+                http1: false,
+            },
+            max_calls,
             max_lease,
             drain_delay,
             drain_timeout,

@@ -1,13 +1,18 @@
 //! The gRPC side: the only rooms that name tonic and the generated contract.
 //!
 //! `decode` reads requests into the lessor's words, `encode` writes its answers, `status` is the one
-//! table of errors, `service` joins the three. `reasons` gives tonic's own errors our reasons;
-//! `server` and `ops` are the two listeners. Nothing here decides about leases.
+//! table of errors, `service` joins the three. `reasons` gives tonic's own errors our reasons,
+//! `calls` bounds what is under way, `answer` knows what was not written. `server` and `ops` are
+//! the two listeners, `edge` and `preface` what both stand on. Nothing here decides about leases.
 
+mod answer;
+mod calls;
 mod decode;
+mod edge;
 mod encode;
 mod health;
 mod ops;
+mod preface;
 mod probe;
 mod reasons;
 mod server;
@@ -20,10 +25,11 @@ pub use self::{
         LONGEST_NAME, LONGEST_REASON, LONGEST_WAIT, MOST_MESSAGES, MOST_SETTLEMENTS,
         SHORTEST_LEASE,
     },
+    edge::EdgeLimits,
     health::{Health, LIVENESS},
     ops::serve_ops,
     probe::probe,
-    server::{ServeError, serve},
+    server::{ContractError, serve},
     service::Service,
     status::{DOMAIN, REASON_TRAILER, Reason, Refused},
 };

@@ -43,7 +43,7 @@ pub use self::{
     codec::Codec,
     error::{Error, Unsuitable},
     facts::{Facts, SHORTEST_ACK_WAIT},
-    fetch::{Empty, FetchAsk, Fetched, HandedOver, Patience, Rejected, RejectedCause},
+    fetch::{Empty, FetchAsk, Fetched, Patience, Rejected, RejectedCause},
     parcel::Leased,
     settle::{Action, Ask, Settled},
 };

@@ -68,25 +68,8 @@ pub enum Command {
 /// How to serve.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
-    /// Where clients connect; port 0 is any free one.
-    #[arg(
-        long,
-        env = "FETCH_PROXY_LISTEN",
-        default_value = "127.0.0.1:50051",
-        value_name = "ADDR"
-    )]
-    pub listen: SocketAddr,
-    /// Where operators and probes connect, in plain text: /livez, /readyz and gRPC health.
-    #[arg(
-        long,
-        env = "FETCH_PROXY_OPS_LISTEN",
-        default_value = "127.0.0.1:50052",
-        value_name = "ADDR"
-    )]
-    pub ops_listen: SocketAddr,
-    /// Write the bound addresses to this file, as {"grpc": "…", "ops": "…"}.
-    #[arg(long, env = "FETCH_PROXY_PORTS_FILE", value_name = "FILE")]
-    pub ports_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) listen: ListenArgs,
     #[command(flatten)]
     pub(super) nats: NatsArgs,
     /// Keys that seal tokens, one a line: the first seals, all open. Share it among replicas.
@@ -104,14 +87,44 @@ pub struct ServeArgs {
     pub cluster: String,
     #[command(flatten)]
     pub(super) limits: LimitArgs,
+    #[command(flatten)]
+    pub(super) drain: DrainArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ListenArgs {
+    /// Where clients connect; port 0 is any free one.
+    #[arg(
+        long,
+        env = "FETCH_PROXY_LISTEN",
+        default_value = "127.0.0.1:50051",
+        value_name = "ADDR"
+    )]
+    pub(super) listen: SocketAddr,
+    /// Where operators and probes connect, in plain text: /livez, /readyz and gRPC health.
+    #[arg(
+        long,
+        env = "FETCH_PROXY_OPS_LISTEN",
+        default_value = "127.0.0.1:50052",
+        value_name = "ADDR"
+    )]
+    pub(super) ops_listen: SocketAddr,
+    /// Write the bound addresses to this file, as {"grpc": "…", "ops": "…"}.
+    #[arg(long, env = "FETCH_PROXY_PORTS_FILE", value_name = "FILE")]
+    pub(super) ports_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Drain")]
+pub(super) struct DrainArgs {
     /// On SIGTERM, serve on for this long after health has said NOT_SERVING.
     #[arg(long, env = "FETCH_PROXY_DRAIN_DELAY", default_value = "5s", value_name = "TIME",
-          value_parser = humantime::parse_duration, help_heading = "Drain")]
-    pub drain_delay: Duration,
-    /// After that, wait this long for open calls to end.
+          value_parser = humantime::parse_duration)]
+    pub(super) drain_delay: Duration,
+    /// After that, wait this long for open calls to end and for leases to be settled.
     #[arg(long, env = "FETCH_PROXY_DRAIN_TIMEOUT", default_value = "20s", value_name = "TIME",
-          value_parser = humantime::parse_duration, help_heading = "Drain")]
-    pub drain_timeout: Duration,
+          value_parser = humantime::parse_duration)]
+    pub(super) drain_timeout: Duration,
 }
 
 #[derive(Debug, Args)]
@@ -171,6 +184,22 @@ pub(super) struct LimitArgs {
     /// Fetch calls open at once.
     #[arg(long, env = "FETCH_PROXY_MAX_WAITERS", default_value_t = 10_000, value_name = "COUNT")]
     pub(super) max_waiters: usize,
+    /// Calls under way at once, of all kinds.
+    #[arg(long, env = "FETCH_PROXY_MAX_CALLS", default_value_t = 20_000, value_name = "COUNT")]
+    pub(super) max_calls: usize,
+    /// Connections of clients open at once; each takes a file descriptor.
+    #[arg(
+        long,
+        env = "FETCH_PROXY_MAX_CONNECTIONS",
+        default_value_t = 10_000,
+        value_name = "COUNT"
+    )]
+    pub(super) max_connections: usize,
+    /// Ask a client to connect anew after this, give or take a tenth, so that clients spread over
+    /// the replicas; no call is lost by it. 0s: never.
+    #[arg(long, env = "FETCH_PROXY_MAX_CONNECTION_AGE", default_value = "10m", value_name = "TIME",
+          value_parser = humantime::parse_duration)]
+    pub(super) max_connection_age: Duration,
     /// Longest wait for JetStream to confirm a settlement.
     #[arg(long, env = "FETCH_PROXY_SETTLE_TIMEOUT", default_value = "5s", value_name = "TIME",
           value_parser = humantime::parse_duration)]
@@ -203,25 +232,8 @@ pub enum LogFormat {
 /// What to start for a first look.
 #[derive(Debug, Args)]
 pub struct DevArgs {
-    /// Where clients connect; port 0 is any free one.
-    #[arg(
-        long,
-        env = "FETCH_PROXY_LISTEN",
-        default_value = "127.0.0.1:50051",
-        value_name = "ADDR"
-    )]
-    pub listen: SocketAddr,
-    /// Where operators and probes connect.
-    #[arg(
-        long,
-        env = "FETCH_PROXY_OPS_LISTEN",
-        default_value = "127.0.0.1:50052",
-        value_name = "ADDR"
-    )]
-    pub ops_listen: SocketAddr,
-    /// Write the bound addresses to this file, as {"grpc": "…", "ops": "…"}.
-    #[arg(long, env = "FETCH_PROXY_PORTS_FILE", value_name = "FILE")]
-    pub ports_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) listen: ListenArgs,
     /// The nats-server to start [default: the one on the PATH]
     #[arg(long, env = "FETCH_PROXY_NATS_SERVER_BIN", value_name = "FILE")]
     pub nats_server: Option<PathBuf>,
@@ -240,14 +252,16 @@ impl DevArgs {
     /// The `serve` of a `dev`, in front of its private server.
     pub fn serve(&self, nats_url: &str) -> Result<ServeArgs, clap::Error> {
         let mut typed = vec!["fetch-proxy".to_owned(), "serve".to_owned()];
-        let (listen, ops_listen) = (self.listen.to_string(), self.ops_listen.to_string());
+        let ListenArgs { listen, ops_listen, ports_file } = &self.listen;
+        let (listen, ops_listen) = (listen.to_string(), ops_listen.to_string());
         let flags =
             [("--listen", &*listen), ("--ops-listen", &ops_listen), ("--nats-url", nats_url)];
-        // A person who presses Ctrl-C does not want to wait for a load balancer.
-        for (flag, value) in flags.into_iter().chain([("--drain-delay", "0s")]) {
+        // A person who presses Ctrl-C waits for no load balancer, and for no lease of their own.
+        let at_once = [("--drain-delay", "0s"), ("--drain-timeout", "1s")];
+        for (flag, value) in flags.into_iter().chain(at_once) {
             typed.extend([flag.to_owned(), value.to_owned()]);
         }
-        let ports_file = self.ports_file.as_deref().and_then(Path::to_str);
+        let ports_file = ports_file.as_deref().and_then(Path::to_str);
         typed.extend(ports_file.map(|file| format!("--ports-file={file}")));
         match Cli::try_parse_from(typed)?.command {
             Command::Serve { serve, .. } => Ok(*serve),

@@ -1,13 +1,17 @@
 //! From what was done to what is written: the lessor's words into answers, each lease with its
 //! sealed token. Decides nothing.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
+use bytes::Bytes;
 use prost_types::{Duration as PbDuration, Timestamp};
 
 use crate::{
     broker::{Confirmation, Delivery},
-    lessor::{Codec, Empty, HandedOver, Leased, Rejected, RejectedCause, Settled},
+    lessor::{Codec, Empty, Fetched, Leased, Rejected, RejectedCause, Settled, encoded_size},
     pb,
     token::{Claims, InstanceId, Sealer},
 };
@@ -48,74 +52,61 @@ impl Seal<'_> {
     /// The answer to a Fetch. `nonces` has one for each message and each rejected one.
     pub(super) fn fetch(
         &self,
-        handed: HandedOver,
+        fetched: &Fetched,
         codec: Codec,
         max_bytes: u64,
         mut nonces: impl Iterator<Item = [u8; 24]>,
     ) -> pb::FetchResponse {
         let mut nonce = || nonces.next().unwrap_or_default();
-        let messages = handed
-            .messages
-            .into_iter()
-            .map(|leased| self.delivery(leased, codec, nonce()))
-            .collect();
-        let rejected = handed
-            .rejected
-            .into_iter()
-            .map(|rejected| self.rejected(rejected, max_bytes, nonce()))
-            .collect();
+        let messages = fetched.messages().iter();
+        let messages = messages.map(|leased| self.delivery(leased, codec, nonce())).collect();
+        let rejected = fetched.rejected().iter();
+        let rejected =
+            rejected.map(|rejected| self.rejected(rejected, max_bytes, nonce())).collect();
         pb::FetchResponse {
             messages,
             rejected,
-            empty_reason: handed.empty.map_or(pb::EmptyReason::Unspecified, empty_reason).into(),
-            pending: handed.pending,
+            empty_reason: fetched.empty().map_or(pb::EmptyReason::Unspecified, empty_reason).into(),
+            pending: fetched.pending(),
         }
     }
 
-    fn delivery(&self, leased: Leased, codec: Codec, nonce: [u8; 24]) -> pb::Delivery {
-        let token = self.token(&leased, nonce);
-        let (deadline, max_deliver) = (leased.deadline, leased.max_deliver());
-        let delivery = leased.into_delivery();
+    fn delivery(&self, leased: &Leased, codec: Codec, nonce: [u8; 24]) -> pb::Delivery {
+        let delivery = leased.delivery();
         pb::Delivery {
-            token,
-            consumer_sequence: delivery.consumer_sequence,
+            token: self.token(leased, nonce),
+            subject: delivery.subject.clone(),
+            payload: Some(payload(&delivery.payload, codec)),
+            headers: headers(&delivery.headers),
             stream_sequence: delivery.stream_sequence,
+            consumer_sequence: delivery.consumer_sequence,
             delivery_count: saturating(delivery.delivery_count),
-            max_deliver: max_deliver.map_or(0, saturating),
+            max_deliver: leased.max_deliver().map_or(0, saturating),
             pending: delivery.pending,
             publish_time: Some(timestamp(Duration::from_nanos(delivery.published))),
-            lease_expire_time: self.clocks.timestamp(deadline),
-            lease: Some(self.left(deadline)),
-            headers: headers(delivery.headers),
-            payload: Some(payload(delivery.payload, codec)),
-            subject: delivery.subject,
+            lease_expire_time: self.clocks.timestamp(leased.deadline),
+            lease: Some(self.left(leased.deadline)),
         }
     }
 
-    fn rejected(&self, rejected: Rejected, max_bytes: u64, nonce: [u8; 24]) -> pb::Rejected {
+    fn rejected(&self, rejected: &Rejected, max_bytes: u64, nonce: [u8; 24]) -> pb::Rejected {
         let Rejected { leased, cause, held } = rejected;
-        let token = if held { self.token(&leased, nonce) } else { String::new() };
-        let lease_expire_time = if held { self.clocks.timestamp(leased.deadline) } else { None };
-        let delivery = leased.into_delivery();
-        let size = delivery.payload.len() as u64;
-        let (cause, detail, delivery) = match cause {
-            RejectedCause::Codec(detail) => (pb::RejectedCause::Codec, detail, delivery),
-            RejectedCause::TooLarge => {
-                let detail = format!("does not fit into an answer of {max_bytes} bytes");
-                (pb::RejectedCause::TooLarge, detail, without_bulk(delivery, max_bytes))
-            }
-        };
-        pb::Rejected {
-            cause: cause.into(),
-            detail,
-            subject: delivery.subject,
+        let delivery = leased.delivery();
+        let whole = pb::Rejected {
+            cause: pb::RejectedCause::Codec.into(),
+            detail: String::new(),
+            subject: delivery.subject.clone(),
             stream_sequence: delivery.stream_sequence,
             delivery_count: saturating(delivery.delivery_count),
-            size,
-            data: delivery.payload,
-            headers: headers(delivery.headers),
-            token,
-            lease_expire_time,
+            size: delivery.payload.len() as u64,
+            data: delivery.payload.clone(),
+            headers: headers(&delivery.headers),
+            token: if *held { self.token(leased, nonce) } else { String::new() },
+            lease_expire_time: held.then(|| self.clocks.timestamp(leased.deadline)).flatten(),
+        };
+        match cause {
+            RejectedCause::Codec(detail) => pb::Rejected { detail: detail.clone(), ..whole },
+            RejectedCause::TooLarge => without_bulk(whole, delivery, max_bytes),
         }
     }
 
@@ -174,29 +165,34 @@ impl Done {
 }
 
 /// A message that fits nowhere keeps what fits: its subject, where that is not too long itself.
-fn without_bulk(mut delivery: Delivery, max_bytes: u64) -> Delivery {
-    delivery.payload.clear();
-    delivery.headers.clear();
-    if crate::lessor::encoded_size(&delivery) > max_bytes {
-        delivery.subject.clear();
+fn without_bulk(whole: pb::Rejected, delivery: &Delivery, max_bytes: u64) -> pb::Rejected {
+    let bare = Delivery { payload: Bytes::new(), headers: Vec::new(), ..delivery.clone() };
+    let fits = encoded_size(&bare) <= max_bytes;
+    pb::Rejected {
+        cause: pb::RejectedCause::TooLarge.into(),
+        detail: format!("does not fit into an answer of {max_bytes} bytes"),
+        subject: if fits { whole.subject } else { String::new() },
+        data: Bytes::new(),
+        headers: HashMap::new(),
+        ..whole
     }
-    delivery
 }
 
-fn payload(bytes: bytes::Bytes, codec: Codec) -> pb::delivery::Payload {
+fn payload(bytes: &Bytes, codec: Codec) -> pb::delivery::Payload {
     match codec {
-        Codec::Raw => pb::delivery::Payload::Data(bytes),
-        Codec::Text | Codec::Json | Codec::Auto => match std::str::from_utf8(&bytes) {
+        Codec::Raw => pb::delivery::Payload::Data(bytes.clone()),
+        Codec::Text | Codec::Json | Codec::Auto => match std::str::from_utf8(bytes) {
             Ok(text) => pb::delivery::Payload::Text(text.to_owned()),
-            Err(_) => pb::delivery::Payload::Data(bytes),
+            Err(_) => pb::delivery::Payload::Data(bytes.clone()),
         },
     }
 }
 
-fn headers(
-    headers: Vec<(String, Vec<String>)>,
-) -> std::collections::HashMap<String, pb::HeaderValues> {
-    headers.into_iter().map(|(name, values)| (name, pb::HeaderValues { values })).collect()
+fn headers(headers: &[(String, Vec<String>)]) -> HashMap<String, pb::HeaderValues> {
+    let header = |(name, values): &(String, Vec<String>)| {
+        (name.clone(), pb::HeaderValues { values: values.clone() })
+    };
+    headers.iter().map(header).collect()
 }
 
 fn empty_reason(empty: Empty) -> pb::EmptyReason {

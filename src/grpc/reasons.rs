@@ -9,28 +9,23 @@ use std::{
 
 use http::{HeaderMap, Request, Response};
 use tonic::{Code, Status};
-use tower::{Layer, Service};
+use tower::Service;
 
 use super::{
-    SERVICE,
+    calls::is_ours,
     status::{REASON_TRAILER, Reason, foreign},
 };
 
-/// See the module.
-#[derive(Clone, Copy, Default)]
-pub(super) struct ReasonsLayer;
-
-impl<S> Layer<S> for ReasonsLayer {
-    type Service = Reasons<S>;
-
-    fn layer(&self, inner: S) -> Reasons<S> {
-        Reasons { inner }
-    }
-}
-
+/// A service whose errors all have reasons; see the module.
 #[derive(Clone)]
 pub(super) struct Reasons<S> {
     inner: S,
+}
+
+impl<S> Reasons<S> {
+    pub(super) fn new(inner: S) -> Self {
+        Self { inner }
+    }
 }
 
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for Reasons<S>
@@ -48,8 +43,7 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let path = request.uri().path();
-        let ours = path.strip_prefix('/').is_some_and(|path| path.starts_with(SERVICE));
+        let ours = is_ours(request.uri().path());
         let answer = self.inner.call(request);
         Box::pin(async move {
             let response = answer.await?;

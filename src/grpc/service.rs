@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration, time::Instant};
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use super::{
+    answer::Freight,
     decode,
     encode::{Clocks, Done, Seal},
     status::Refused,
@@ -89,18 +90,20 @@ impl<B: Broker> FetchService for Service<B> {
         let (codec, max_bytes) = (ask.codec, ask.max_bytes);
         let fetched =
             self.lessor.fetch(ask).await.map_err(|error| Refused::from(error).status())?;
-        let nonces = nonces(fetched.len())?;
-        let handed = fetched.hand_over();
+        let (messages, rejected) = (fetched.messages().len(), fetched.rejected().len());
+        let nonces = nonces(messages + rejected)?;
         tracing::debug!(
             stream = request.stream,
             consumer = request.consumer,
             worker = request.worker,
-            messages = handed.messages.len(),
-            rejected = handed.rejected.len(),
+            messages,
+            rejected,
             "fetched"
         );
         let seal = Seal { sealer: &self.sealer, owner: self.owner, clocks: clocks() };
-        Ok(Response::new(seal.fetch(handed, codec, max_bytes, nonces)))
+        let mut response = Response::new(seal.fetch(&fetched, codec, max_bytes, nonces));
+        response.extensions_mut().insert(Freight::new(fetched));
+        Ok(response)
     }
 
     async fn ack(

@@ -85,6 +85,10 @@ reasons! {
     LeaseLimit = "LEASE_LIMIT", ResourceExhausted, Some(1000);
     /// Nothing happened; this replica has as many open Fetch calls as it may.
     WaiterLimit = "WAITER_LIMIT", ResourceExhausted, Some(1000);
+    /// Nothing happened; this replica has as many calls under way as it may.
+    CallLimit = "CALL_LIMIT", ResourceExhausted, Some(1000);
+    /// Nothing happened; this replica has as many connections as it may: connect anew, to any replica.
+    ConnectionLimit = "CONNECTION_LIMIT", ResourceExhausted, Some(1000);
     /// Not applied; a lease that you hold is still yours.
     NatsUnavailable = "NATS_UNAVAILABLE", Unavailable, Some(1000);
     /// Nothing happened; any other replica serves you.
@@ -119,6 +123,10 @@ pub enum Refused {
     KeyUnknown,
     /// The lease was granted by a replica that cannot be asked; nothing was applied.
     OwnerUnreachable,
+    /// This many calls are under way already.
+    CallLimit(u32),
+    /// This many connections are open already.
+    ConnectionLimit(usize),
     /// The lessor's own words.
     Lessor(Error),
 }
@@ -137,6 +145,8 @@ impl Refused {
             Self::TokenInvalid => Reason::TokenInvalid,
             Self::KeyUnknown => Reason::KeyUnknown,
             Self::OwnerUnreachable => Reason::OwnerUnreachable,
+            Self::CallLimit(_) => Reason::CallLimit,
+            Self::ConnectionLimit(_) => Reason::ConnectionLimit,
             Self::Lessor(error) => match error {
                 Error::StreamNotFound(_) => Reason::StreamNotFound,
                 Error::ConsumerNotFound(_) => Reason::ConsumerNotFound,
@@ -164,6 +174,8 @@ impl Refused {
             Self::OwnerUnreachable => {
                 "the replica that granted this lease does not answer".to_owned()
             }
+            Self::CallLimit(most) => format!("all {most} places for calls are taken"),
+            Self::ConnectionLimit(most) => format!("all {most} connections are taken"),
             Self::Lessor(error) => error.to_string(),
         }
     }
@@ -179,7 +191,11 @@ impl Refused {
             Self::Lessor(Error::LeaseSettled(kind)) => one("settled_as", kind_name(*kind)),
             Self::Lessor(Error::LeaseExpired { forgotten: true }) => one("detail", "forgotten"),
             Self::Lessor(Error::Permission(subject)) => one("subject", subject),
-            Self::TokenInvalid | Self::KeyUnknown | Self::Lessor(_) => HashMap::new(),
+            Self::TokenInvalid
+            | Self::KeyUnknown
+            | Self::CallLimit(_)
+            | Self::ConnectionLimit(_)
+            | Self::Lessor(_) => HashMap::new(),
         }
     }
 
@@ -201,7 +217,9 @@ impl Refused {
                 let kind = property_name(property);
                 details.add_precondition_failure_violation(kind, name.to_string(), self.message());
             }
-            Self::Lessor(Error::LeaseLimit(_) | Error::WaiterLimit(_)) => {
+            Self::CallLimit(_)
+            | Self::ConnectionLimit(_)
+            | Self::Lessor(Error::LeaseLimit(_) | Error::WaiterLimit(_)) => {
                 details.add_quota_failure_violation("replica", self.message());
             }
             Self::TokenInvalid | Self::KeyUnknown | Self::OwnerUnreachable | Self::Lessor(_) => {}

@@ -52,7 +52,7 @@ pub struct Patience {
     pub answer_by: Instant,
 }
 
-/// An answer on its way. Dropped before [`Fetched::hand_over`], its messages are given back.
+/// An answer on its way. Dropped before [`Fetched::delivered`], its messages are given back.
 #[derive(Debug)]
 pub struct Fetched {
     messages: Vec<Leased>,
@@ -60,19 +60,6 @@ pub struct Fetched {
     empty: Option<Empty>,
     pending: u64,
     feed: Option<Feed>,
-}
-
-/// What is handed over.
-#[derive(Debug, Default)]
-pub struct HandedOver {
-    /// The messages, each leased.
-    pub messages: Vec<Leased>,
-    /// What could not be given as asked.
-    pub rejected: Vec<Rejected>,
-    /// Why there are no messages.
-    pub empty: Option<Empty>,
-    /// Messages left for this consumer, as last seen.
-    pub pending: u64,
 }
 
 /// A message that could not be given as asked.
@@ -263,21 +250,29 @@ impl Fetched {
         Self { messages, rejected, empty, pending, feed }
     }
 
-    /// Messages and rejected ones.
-    #[expect(clippy::len_without_is_empty, reason = "an answer with neither is not special")]
-    pub fn len(&self) -> usize {
-        self.messages.len() + self.rejected.len()
+    /// The messages, each leased.
+    pub fn messages(&self) -> &[Leased] {
+        &self.messages
+    }
+
+    /// What could not be given as asked.
+    pub fn rejected(&self) -> &[Rejected] {
+        &self.rejected
+    }
+
+    /// Why there are no messages.
+    pub fn empty(&self) -> Option<Empty> {
+        self.empty
+    }
+
+    /// Messages left for this consumer, as last seen.
+    pub fn pending(&self) -> u64 {
+        self.pending
     }
 
     /// From here on the messages are the caller's.
-    pub fn hand_over(mut self) -> HandedOver {
+    pub fn delivered(mut self) {
         self.feed = None;
-        HandedOver {
-            messages: std::mem::take(&mut self.messages),
-            rejected: std::mem::take(&mut self.rejected),
-            empty: self.empty,
-            pending: self.pending,
-        }
     }
 }
 

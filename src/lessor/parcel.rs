@@ -38,11 +38,6 @@ impl Leased {
         &self.parcel.delivery
     }
 
-    /// The same, to keep.
-    pub fn into_delivery(self) -> Delivery {
-        *self.parcel.delivery
-    }
-
     /// Attempts after which the message is given up; `None` is without limit.
     pub fn max_deliver(&self) -> Option<u64> {
         self.parcel.facts.max_deliver

@@ -6,7 +6,7 @@ use fetch_proxy::{
     broker::{Confirmation, Verdict},
     clock,
     lease::{Kind, LeaseId},
-    lessor::{Action, Ask, Codec, Error, FetchAsk, HandedOver, Lessor, Limits, Settled},
+    lessor::{Action, Ask, Codec, Error, FetchAsk, Fetched, Lessor, Limits, Settled},
 };
 
 use super::fake::{FakeBroker, Fault, info};
@@ -32,13 +32,20 @@ fn ask(broker: &FakeBroker, max_wait: Duration) -> FetchAsk {
     }
 }
 
-async fn fetch(broker: &FakeBroker, lessor: &Lessor<FakeBroker>) -> HandedOver {
-    lessor.fetch(ask(broker, Duration::from_secs(10))).await.unwrap().hand_over()
+async fn fetch(broker: &FakeBroker, lessor: &Lessor<FakeBroker>) -> Fetched {
+    lessor.fetch(ask(broker, Duration::from_secs(10))).await.unwrap()
+}
+
+/// The first lease of an answer that has reached its caller.
+fn taken(fetched: Fetched) -> LeaseId {
+    let lease = fetched.messages()[0].id;
+    fetched.delivered();
+    lease
 }
 
 async fn one(broker: &FakeBroker, lessor: &Lessor<FakeBroker>) -> LeaseId {
     broker.publish("x");
-    fetch(broker, lessor).await.messages[0].id
+    taken(fetch(broker, lessor).await)
 }
 
 async fn settle(
@@ -132,7 +139,7 @@ async fn progress_that_is_never_confirmed_ends_the_lease_in_time() {
     let (broker, lessor) = start(Duration::from_secs(4));
     broker.publish("x");
     let long = FetchAsk { lease: Some(Duration::from_secs(600)), ..ask(&broker, LONG) };
-    let lease = lessor.fetch(long).await.unwrap().hand_over().messages[0].id;
+    let lease = taken(lessor.fetch(long).await.unwrap());
     broker.script([Fault::Lost; 20]);
     tokio::time::sleep(Duration::from_millis(3700)).await;
     let refused = settle(&lessor, lease, Action::Extend(LONG)).await;
@@ -147,7 +154,7 @@ async fn an_answer_that_nobody_takes_goes_to_the_next_waiter() {
     drop(lessor.fetch(ask(&broker, LONG)).await.unwrap());
     let second = fetch(&broker, &lessor).await;
     assert_eq!(
-        second.messages[0].delivery().delivery_count,
+        second.messages()[0].delivery().delivery_count,
         1,
         "it was not given back to the broker"
     );
@@ -165,7 +172,7 @@ async fn surplus_is_given_back_after_a_moment_and_a_last_attempt_never() {
         let published = broker.published();
         assert_eq!(published.contains(&Verdict::Nak(None)), expected, "{published:?}");
         let again = fetch(&broker, &lessor).await;
-        let count = again.messages[0].delivery().delivery_count;
+        let count = again.messages()[0].delivery().delivery_count;
         assert_eq!(count, if expected { 2 } else { 1 });
     }
 }

@@ -22,7 +22,9 @@ async fn leased(fixture: &Fixture, count: usize) -> (Proxy, Client, Vec<pb::Deli
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     let mut client = proxy.client().await;
     let n = u32::try_from(count).unwrap();
-    let answer = client.fetch(fetch(fixture, n, 10_000)).await.unwrap().into_inner();
+    // Without a linger an answer may have fewer: it goes out when nothing has come for 5 ms.
+    let all = pb::FetchRequest { linger: millis(5000), ..fetch(fixture, n, 10_000) };
+    let answer = client.fetch(all).await.unwrap().into_inner();
     assert_eq!(answer.messages.len(), count);
     (proxy, client, answer.messages)
 }

@@ -1,0 +1,269 @@
+//! The edge of the server: accepts connections, bounds them in number, age and patience, and takes
+//! them down. Owns every connection and the tasks on it; knows nothing of what is called.
+//!
+//! ```text
+//!  accept ─▶ preface within 5 s ─▶ calls ──── age, or the stop ───▶ GOAWAY ─▶ open calls end ─▶ closed
+//!              └ silent: closed         └ no answer to a ping: closed   └ by a deadline: cut
+//! ```
+//! tonic's own server is not used: it waits without end for an idle connection, and its own
+//! deadline for calls answers CANCELLED in place of a reason.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    io,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinSet,
+    time::{sleep, sleep_until, timeout_at},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::Service;
+
+use super::preface::Preface;
+use crate::clock;
+
+/// A peer has this long to send its HTTP/2 preface, or the first line of an HTTP/1 request.
+const PREFACE: Duration = Duration::from_secs(5);
+/// Calls that one connection may have open; hyper has no limit of its own.
+const MOST_STREAMS: u32 = 1000;
+/// Headers of one request, in bytes.
+const LARGEST_HEADERS: u32 = 16 * 1024;
+/// A peer that does not answer a ping within the timeout is gone, and its waiters with it.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Calls that are open when a connection is told to go may go on for this long: a little more than
+/// the longest Fetch.
+const GRACE: Duration = Duration::from_secs(330);
+/// A connection beyond the cap lives this long: enough to be told so and to ask for health.
+const TURNED_AWAY: Duration = Duration::from_secs(5);
+/// Once no call is open, connections have this long to take their leave.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// After a failed accept, which is for want of descriptors or memory.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// A full house is worth a line in the log this often.
+const TELL_AGAIN: Duration = Duration::from_secs(10);
+
+/// How much one listener takes on.
+#[derive(Debug, Clone)]
+pub struct EdgeLimits {
+    /// Connections open at once.
+    pub max_connections: usize,
+    /// A connection is told to go at this age, give or take a tenth, so that clients spread anew
+    /// over the replicas. `None`: never.
+    pub max_age: Option<Duration>,
+    /// HTTP/1.1 is spoken as well.
+    pub http1: bool,
+}
+
+/// What is behind a listener.
+pub(super) struct Behind<S> {
+    /// Answers those within the cap.
+    pub(super) service: S,
+    /// Answers those beyond it, as long as they are few; without it they are closed at once.
+    pub(super) beyond: Option<S>,
+}
+
+/// Serves until `stop` says by when to be gone; then accepts no more, tells every connection to go,
+/// and returns when all are closed: after `idle` and a moment more, or at that time, at the latest.
+pub(super) async fn serve<S, B>(
+    listener: TcpListener,
+    limits: EdgeLimits,
+    behind: Behind<S>,
+    stop: impl Future<Output = Instant>,
+    idle: impl Future<Output = ()>,
+) where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+    S: Clone + Send + 'static,
+    S::Future: Send + 'static,
+    B: http_body::Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let mut edge = Edge::new(&limits);
+    let mut stop = pin!(stop);
+    let by = loop {
+        tokio::select! {
+            by = stop.as_mut() => break by,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => edge.admit(stream, &behind),
+                Err(error) => edge.pause(&error).await,
+            },
+            Some(_) = edge.connections.join_next() => {}
+        }
+    };
+    drop(listener);
+    edge.close(idle, by).await;
+}
+
+struct Edge {
+    builder: Arc<auto::Builder<Spawn>>,
+    connections: JoinSet<()>,
+    calls: TaskTracker,
+    places: Arc<Semaphore>,
+    places_beyond: Arc<Semaphore>,
+    max_age: Option<Duration>,
+    going: CancellationToken,
+    told_at: Option<Instant>,
+}
+
+impl Edge {
+    fn new(limits: &EdgeLimits) -> Self {
+        let calls = TaskTracker::new();
+        let mut builder = auto::Builder::new(Spawn(calls.clone()));
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(PREFACE);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .max_header_list_size(LARGEST_HEADERS)
+            .max_concurrent_streams(MOST_STREAMS);
+        let builder = if limits.http1 { builder } else { builder.http2_only() };
+        let most = limits.max_connections.min(Semaphore::MAX_PERMITS);
+        Self {
+            builder: Arc::new(builder),
+            connections: JoinSet::new(),
+            calls,
+            places: Arc::new(Semaphore::new(most)),
+            places_beyond: Arc::new(Semaphore::new(most / 8 + 8)),
+            max_age: limits.max_age,
+            going: CancellationToken::new(),
+            told_at: None,
+        }
+    }
+
+    fn admit<S, B>(&mut self, stream: TcpStream, behind: &Behind<S>)
+    where
+        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+        S: Clone + Send + 'static,
+        S::Future: Send + 'static,
+        B: http_body::Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        if let Ok(place) = self.places.clone().try_acquire_owned() {
+            let age = self.max_age.map(jittered);
+            return self.spawn(stream, behind.service.clone(), place, age);
+        }
+        self.tell("all connections are taken: new ones are turned away");
+        let place = self.places_beyond.clone().try_acquire_owned();
+        if let (Some(beyond), Ok(place)) = (&behind.beyond, place) {
+            self.spawn(stream, beyond.clone(), place, Some(TURNED_AWAY));
+        }
+    }
+
+    fn spawn<S, B>(
+        &mut self,
+        stream: TcpStream,
+        service: S,
+        place: OwnedSemaphorePermit,
+        age: Option<Duration>,
+    ) where
+        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+        S: Clone + Send + 'static,
+        S::Future: Send + 'static,
+        B: http_body::Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let (builder, going) = (self.builder.clone(), self.going.clone());
+        self.connections.spawn(async move {
+            let _place = place;
+            // A socket that cannot be told so is as good as any other, only slower.
+            let _ = stream.set_nodelay(true);
+            let io = TokioIo::new(Preface::new(stream, PREFACE));
+            let mut connection =
+                pin!(builder.serve_connection(io, TowerToHyperService::new(service)));
+            let old = clock::sleep_until(age.map(|age| clock::now() + age));
+            // How a connection ended is the peer's affair: it is told by what it sees.
+            tokio::select! {
+                _ = connection.as_mut() => return,
+                () = old => {}
+                () = going.cancelled() => {}
+            }
+            connection.as_mut().graceful_shutdown();
+            let _ = timeout_at((clock::now() + GRACE).into(), connection).await;
+        });
+    }
+
+    async fn pause(&mut self, error: &io::Error) {
+        self.tell(&format!("a connection cannot be accepted: {error}"));
+        sleep(ACCEPT_RETRY).await;
+    }
+
+    fn tell(&mut self, what: &str) {
+        let now = clock::now();
+        if self.told_at.is_none_or(|told| now.duration_since(told) >= TELL_AGAIN) {
+            tracing::warn!("{what}");
+            self.told_at = Some(now);
+        }
+    }
+
+    async fn close(mut self, idle: impl Future<Output = ()>, by: Instant) {
+        self.going.cancel();
+        let said_farewell = async {
+            idle.await;
+            sleep(FAREWELL).await;
+        };
+        tokio::select! {
+            () = async { while self.connections.join_next().await.is_some() {} } => {}
+            () = said_farewell => {}
+            () = sleep_until(by.into()) => {
+                tracing::warn!("calls were still open at the end of the drain: they are cut off");
+            }
+        }
+        // Connections that are cut end their calls, which give back what they had.
+        self.connections.shutdown().await;
+        self.calls.close();
+        self.calls.wait().await;
+    }
+}
+
+/// Within a tenth of `age`, so that connections made together do not end together.
+fn jittered(age: Duration) -> Duration {
+    let mut byte = [128; 1];
+    // Without randomness all get the middle.
+    let _ = getrandom::fill(&mut byte);
+    age.mul_f64(0.9 + 0.2 * f64::from(byte[0]) / 255.0)
+}
+
+/// Runs each call of a connection where it can be waited for.
+#[derive(Clone)]
+struct Spawn(TaskTracker);
+
+impl<F> hyper::rt::Executor<F> for Spawn
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, call: F) {
+        self.0.spawn(call);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_differ_by_a_tenth_at_most() {
+        let age = Duration::from_secs(600);
+        let ages: Vec<Duration> = (0..100).map(|_| jittered(age)).collect();
+        assert!(ages.iter().all(|age| (540..=660).contains(&age.as_secs())), "{ages:?}");
+        assert!(ages.iter().any(|age| *age != ages[0]), "no jitter");
+    }
+}

@@ -1,0 +1,173 @@
+//! The edge of the server against peers that say nothing, say too much, or stay too long.
+
+use std::time::{Duration, Instant};
+
+use fetch_proxy::grpc::probe;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
+use tonic::Code;
+use tonic_types::StatusExt as _;
+
+use crate::support::{
+    BOUND, eventually,
+    jetstream::{Fixture, config},
+    nats_server::NatsServer,
+    proxy::{Client, Proxy, fetch, reason},
+    relay::{Flow, Relay},
+};
+
+/// Reads until the server closes the connection; how long that took.
+async fn closed(mut socket: TcpStream) -> Duration {
+    let began = Instant::now();
+    let mut sink = Vec::new();
+    // A reset is an end like any other.
+    let _ = timeout(BOUND, socket.read_to_end(&mut sink)).await.expect("it stays open");
+    began.elapsed()
+}
+
+#[tokio::test]
+async fn a_peer_without_a_whole_preface_is_closed() {
+    let proxy = Proxy::start(NatsServer::shared(), &[]);
+    for listener in [&proxy.grpc, &proxy.ops] {
+        for said in [&b""[..], b"PRI * HTTP/2.0\r\n"] {
+            let mut socket = TcpStream::connect(listener).await.unwrap();
+            socket.write_all(said).await.unwrap();
+            let took = closed(socket).await;
+            println!("measured: silent peer closed after: {took:?}");
+            assert!(took >= Duration::from_secs(4), "{took:?} is no patience");
+        }
+    }
+}
+
+#[tokio::test]
+async fn connections_beyond_the_cap_are_told_so_and_may_ask_for_health() {
+    let fixture = Fixture::new(config()).await;
+    let proxy = Proxy::start(NatsServer::shared(), &["--max-connections", "2"]);
+    let mut within: Vec<Client> = Vec::new();
+    for _ in 0..2 {
+        let mut client = proxy.client().await;
+        client.fetch(fetch(&fixture, 1, 0)).await.unwrap();
+        within.push(client);
+    }
+    let refused = proxy.client().await.fetch(fetch(&fixture, 1, 0)).await.unwrap_err();
+    assert_eq!(reason(&refused), (Code::ResourceExhausted, "CONNECTION_LIMIT".to_owned()));
+    assert!(refused.get_details_retry_info().is_some());
+    eventually("health", || async { probe(&proxy.grpc, "", BOUND).await.unwrap().1.then_some(()) })
+        .await;
+    within.pop();
+    eventually("a place", || async {
+        proxy.client().await.fetch(fetch(&fixture, 1, 0)).await.ok()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn calls_beyond_the_cap_are_told_so_and_health_is_not_counted() {
+    let fixture = Fixture::new(config()).await;
+    let proxy = Proxy::start(NatsServer::shared(), &["--max-calls", "1"]);
+    let mut client = proxy.client().await;
+    let mut waiting = client.clone();
+    let long = fetch(&fixture, 1, 60_000);
+    let waiting = tokio::spawn(async move { waiting.fetch(long).await });
+    eventually("the waiter", || async { (fixture.info().await.num_waiting > 0).then_some(()) })
+        .await;
+    let refused = client.fetch(fetch(&fixture, 1, 0)).await.unwrap_err();
+    assert_eq!(reason(&refused), (Code::ResourceExhausted, "CALL_LIMIT".to_owned()));
+    assert!(refused.get_details_retry_info().is_some());
+    eventually("health", || async { probe(&proxy.grpc, "", BOUND).await.unwrap().1.then_some(()) })
+        .await;
+    fixture.publish("n", "x").await;
+    assert_eq!(waiting.await.unwrap().unwrap().into_inner().messages.len(), 1);
+    // The place is free when the answer is written.
+    eventually("the place", || {
+        let (mut client, now) = (client.clone(), fetch(&fixture, 1, 0));
+        async move { client.fetch(now).await.ok() }
+    })
+    .await;
+    client.fetch(fetch(&fixture, 1, 0)).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_old_connection_is_told_to_go_and_no_call_is_lost_by_it() {
+    let fixture = Fixture::new(config()).await;
+    let proxy = Proxy::start(NatsServer::shared(), &["--max-connection-age", "500ms"]);
+    let socket = TcpStream::connect(&proxy.grpc).await.unwrap();
+    let (send, connection) = h2::client::handshake(socket).await.unwrap();
+    let connection = tokio::spawn(connection);
+    // Calls that overlap, one more every 20 ms, until the connection takes no more.
+    let mut calls = Vec::new();
+    let mut send = send.ready().await.unwrap();
+    while let Ok((answer, mut body)) = send.send_request(call(&proxy, FETCH), false) {
+        body.send_data(framed(&fetch(&fixture, 1, 200)), true).unwrap();
+        calls.push(answer);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(calls.len() > 10, "{} calls in half a second", calls.len());
+    for answer in calls {
+        let mut body = timeout(BOUND, answer).await.unwrap().expect("it was lost").into_body();
+        while let Some(chunk) = body.data().await {
+            chunk.expect("it was lost");
+        }
+        let trailers = body.trailers().await.expect("it was lost").expect("no trailers");
+        assert_eq!(trailers["grpc-status"], "0");
+    }
+    drop(send);
+    timeout(BOUND, connection).await.expect("it stays open").unwrap().expect("it broke");
+}
+
+const FETCH: &str = "/fetchproxy.v1.FetchService/Fetch";
+
+fn call(proxy: &Proxy, path: &str) -> http::Request<()> {
+    let uri = format!("http://{}{path}", proxy.grpc);
+    let request = http::Request::post(uri).header("content-type", "application/grpc");
+    request.header("te", "trailers").body(()).unwrap()
+}
+
+/// A message as gRPC frames it: not compressed, its length, itself.
+fn framed(message: &impl prost::Message) -> bytes::Bytes {
+    let body = message.encode_to_vec();
+    let length = u32::try_from(body.len()).unwrap().to_be_bytes();
+    [&[0][..], &length, &body].concat().into()
+}
+
+#[tokio::test]
+async fn streams_of_one_connection_are_bounded() {
+    let proxy = Proxy::start(NatsServer::shared(), &[]);
+    let socket = TcpStream::connect(&proxy.grpc).await.unwrap();
+    let (send, mut connection) = h2::client::handshake(socket).await.unwrap();
+    let answered = async {
+        let mut send = send.ready().await.unwrap();
+        send.send_request(call(&proxy, "/x"), true).unwrap().0.await.unwrap();
+    };
+    tokio::select! {
+        () = answered => {}
+        ended = &mut connection => panic!("{ended:?}"),
+    }
+    assert_eq!(connection.max_concurrent_send_streams(), 1000);
+}
+
+#[tokio::test]
+async fn a_peer_that_has_died_without_a_word_stops_waiting() {
+    let fixture = Fixture::new(config()).await;
+    let proxy = Proxy::start(NatsServer::shared(), &[]);
+    let relay = Relay::to(&proxy.grpc).await;
+    let mut dead = Client::connect(format!("http://{}", relay.address())).await.unwrap();
+    let long = fetch(&fixture, 1, 120_000);
+    let _waiting = tokio::spawn(async move { dead.fetch(long).await });
+    eventually("the waiter", || async { (fixture.info().await.num_waiting > 0).then_some(()) })
+        .await;
+    relay.flow(Flow::Stall, Flow::Stall);
+    let began = Instant::now();
+    // A ping after 10 s, 5 s for its answer, 5 s for the pull to end.
+    while fixture.info().await.num_waiting > 0 {
+        assert!(began.elapsed() < Duration::from_secs(40), "it waits on");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    println!("measured: waiter of a dead peer gone after: {:?}", began.elapsed());
+    fixture.publish("n", "x").await;
+    let answer = proxy.client().await.fetch(fetch(&fixture, 1, 5000)).await.unwrap();
+    assert_eq!(answer.into_inner().messages.len(), 1, "the dead one had it");
+}

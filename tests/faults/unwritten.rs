@@ -1,0 +1,120 @@
+//! Answers that never reach their client: what was not written is given back at once, what was
+//! waits for its lease.
+
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::consumer::pull;
+use fetch_proxy::pb;
+
+use crate::support::{
+    eventually,
+    jetstream::{Fixture, ack_wait, config},
+    nats_server::NatsServer,
+    proxy::{Client, Proxy, ack, fetch},
+    relay::{Flow, Relay},
+};
+
+/// More than the window of a client's stream: what is beyond it stays with the server.
+const LARGE: usize = 800 * 1024;
+const COUNT: usize = 4;
+
+struct Scene {
+    fixture: Fixture,
+    proxy: Proxy,
+    relay: Relay,
+    /// Through the relay.
+    far: Client,
+}
+
+async fn scene(consumer: pull::Config) -> Scene {
+    let fixture = Fixture::new(consumer).await;
+    let proxy = Proxy::start(NatsServer::shared(), &["--log-level", "debug"]);
+    let relay = Relay::to(&proxy.grpc).await;
+    let far = Client::connect(format!("http://{}", relay.address())).await.unwrap();
+    Scene { fixture, proxy, relay, far }
+}
+
+fn all(fixture: &Fixture) -> pb::FetchRequest {
+    let n = u32::try_from(COUNT).unwrap();
+    pb::FetchRequest { linger: crate::support::millis(5000), ..fetch(fixture, n, 10_000) }
+}
+
+impl Scene {
+    /// A Fetch by the far client whose answer is on its way, and cannot pass.
+    async fn stuck(
+        &self,
+        size: usize,
+    ) -> tokio::task::JoinHandle<Result<tonic::Response<pb::FetchResponse>, tonic::Status>> {
+        self.relay.flow(Flow::Pass, Flow::Stall);
+        let (mut far, request) = (self.far.clone(), all(&self.fixture));
+        let call = tokio::spawn(async move { far.fetch(request).await });
+        for _ in 0..COUNT {
+            self.fixture.publish("large", vec![b'x'; size]).await;
+        }
+        eventually("the answer", || async { self.proxy.log().contains("fetched").then_some(()) })
+            .await;
+        call
+    }
+
+    /// A near client gets everything, on its first attempt still.
+    async fn all_come_back(&self, what: &str) {
+        let began = Instant::now();
+        let mut near = self.proxy.client().await;
+        let answer = near.fetch(all(&self.fixture)).await.unwrap().into_inner();
+        let took = began.elapsed();
+        println!("measured: {what}: {took:?}");
+        assert_eq!(answer.messages.len(), COUNT);
+        assert!(took < Duration::from_secs(5), "{took:?} is a wait for something");
+        for message in &answer.messages {
+            assert_eq!(message.delivery_count, 1, "it cost an attempt");
+            near.ack(ack(&message.token)).await.unwrap();
+        }
+        assert_eq!(self.fixture.info().await.num_ack_pending, 0);
+    }
+}
+
+#[tokio::test]
+async fn what_a_cut_kept_from_being_written_is_given_back_at_once() {
+    for consumer in [config(), pull::Config { max_deliver: 1, ..config() }] {
+        let scene = scene(consumer).await;
+        let call = scene.stuck(LARGE).await;
+        scene.relay.cut();
+        call.await.unwrap().unwrap_err();
+        scene.all_come_back("unwritten answer given back after a cut").await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_cancel_kept_from_being_written_is_given_back_at_once() {
+    let scene = scene(config()).await;
+    let call = scene.stuck(LARGE).await;
+    call.abort();
+    scene.all_come_back("unwritten answer given back after a cancel").await;
+}
+
+#[tokio::test]
+async fn an_answer_that_is_only_slow_is_the_client_s() {
+    let scene = scene(config()).await;
+    let call = scene.stuck(LARGE).await;
+    scene.relay.flow(Flow::Pass, Flow::Delay(Duration::from_millis(20)));
+    let answer = call.await.unwrap().unwrap().into_inner();
+    assert_eq!(answer.messages.len(), COUNT);
+    for message in &answer.messages {
+        scene.far.clone().ack(ack(&message.token)).await.unwrap();
+    }
+    assert_eq!(scene.fixture.info().await.num_ack_pending, 0);
+}
+
+#[tokio::test]
+async fn a_small_answer_that_was_written_waits_for_its_lease() {
+    let scene = scene(ack_wait(3000)).await;
+    let call = scene.stuck(10).await;
+    scene.relay.cut();
+    call.await.unwrap().unwrap_err();
+    let mut near = scene.proxy.client().await;
+    let began = Instant::now();
+    let answer = near.fetch(all(&scene.fixture)).await.unwrap().into_inner();
+    println!("measured: small written answer back after (ack wait 3 s): {:?}", began.elapsed());
+    assert_eq!(answer.messages.len(), COUNT);
+    assert!(answer.messages.iter().all(|message| message.delivery_count == 2));
+}
