@@ -3,11 +3,12 @@
 //! Drain, on SIGTERM or SIGINT, each step once and in this order:
 //! 1. health says NOT_SERVING, and everything is served on for the drain delay, so that whoever
 //!    balances the load has heard of it;
-//! 2. new Fetch calls are refused, open ones return when their pull has ended; settling goes on;
-//! 3. no more connections, and GOAWAY on those that are open; calls under way end;
-//! 4. the lessor's tasks end, what is on its way to NATS is flushed.
+//! 2. new Fetch calls are refused, open ones return when their pull has ended;
+//! 3. settling goes on until no lease is held;
+//! 4. no more connections, and GOAWAY on those that are open; calls under way end;
+//! 5. the lessor's tasks end, what is on its way to NATS is flushed.
 //!
-//! Steps 2 and 3 together take at most the drain timeout. A second signal ends the process at once.
+//! Steps 2 to 4 together take at most the drain timeout. A second signal ends the process at once.
 
 use std::{
     fs,
@@ -179,6 +180,10 @@ impl<B: Broker> Drain<'_, B> {
         self.lessor.drain();
         if timeout_at(until.into(), self.lessor.drained()).await.is_err() {
             tracing::warn!("drain timeout: Fetch calls were still open");
+        }
+        if timeout_at(until.into(), self.lessor.settled()).await.is_err() {
+            let leases = self.lessor.held();
+            tracing::warn!(leases, "drain timeout: their messages come back after their ack wait");
         }
         // A listener that is not there any more has stopped.
         let _ = self.stop_grpc.send(until);

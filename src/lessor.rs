@@ -138,6 +138,11 @@ impl<B: Broker> Lessor<B> {
         drop(self.waiters.acquire_many(all).await);
     }
 
+    /// Waits until no lease is held any more. Only ever comes true after [`Lessor::drained`].
+    pub async fn settled(&self) {
+        self.books.all_free().await;
+    }
+
     /// Ends the tasks; settlements under way are waited for.
     pub async fn close(&self) {
         self.drain();

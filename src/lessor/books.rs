@@ -95,6 +95,13 @@ impl Books {
         self.places.clone().try_acquire_many_owned(count).ok()
     }
 
+    /// Waits until no lease is held and no pull may bring any.
+    pub(super) async fn all_free(&self) {
+        let all = u32::try_from(self.most).unwrap_or(u32::MAX);
+        // Never closed, so the only outcome is every place, and all are put back at once.
+        drop(self.places.acquire_many(all).await);
+    }
+
     /// Waits until a place is free.
     pub(super) async fn place_freed(&self) {
         // Never closed, so the only outcome is a place, which is put back at once.
