@@ -26,14 +26,25 @@ pub trait Broker: Send + Sync + 'static {
         until: Instant,
     ) -> impl Future<Output = Result<ConsumerInfo, InfoError>> + Send;
 
-    /// Opens an inbox for this consumer on the present connection. Nothing is pulled yet.
+    /// Opens an inbox for this consumer: on the present connection, or on one of its own, so that
+    /// what it brings can hurt nobody else. Nothing is pulled yet.
     ///
     /// # Errors
-    /// [`BrokerError::Unsent`] while the link is not up.
+    /// [`BrokerError::Unsent`] while the link is not up, or no connection is to be had.
     fn open(
         &self,
         name: &ConsumerName,
+        place: Place,
     ) -> impl Future<Output = Result<Self::Inbox, BrokerError>> + Send;
+
+    /// Looks among the consumer's unsettled deliveries for messages that break every connection that
+    /// brings them. Bounded by `until` and by a number of messages, of which the newest are looked
+    /// at: what was found by then.
+    fn unreadable(
+        &self,
+        name: &ConsumerName,
+        until: Instant,
+    ) -> impl Future<Output = Result<Vec<Unreadable>, InfoError>> + Send;
 
     /// Settles deliveries: one result for each order, in their order.
     ///
@@ -65,9 +76,39 @@ pub trait Inbox: Send + 'static {
     /// [`BrokerError::Unsent`] when the connection is gone: nothing will arrive for this pull.
     fn pull(&mut self, pull: Pull) -> impl Future<Output = Result<(), BrokerError>> + Send;
 
-    /// Waits for at least one arrival and appends what is there to `into`. `false` when the
-    /// connection is gone and everything that it brought has been read. Cancel-safe.
-    fn next(&mut self, into: &mut Vec<Arrival>) -> impl Future<Output = bool> + Send;
+    /// Waits for at least one arrival and appends what is there to `into`. Cancel-safe.
+    fn next(&mut self, into: &mut Vec<Arrival>) -> impl Future<Output = News> + Send;
+}
+
+/// On which connection an inbox is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// The one that all consumers share.
+    Shared,
+    /// One of its own.
+    Apart,
+}
+
+/// What [`Inbox::next`] has waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum News {
+    /// Something has arrived.
+    Arrived,
+    /// The connection is gone, and everything that it brought has been read.
+    Lost,
+    /// The same; and it looks as if it ended by what it brought: a message that cannot be read.
+    Broken,
+}
+
+/// A message that breaks every connection that brings it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Where it is settled.
+    pub ack: AckSubject,
+    /// The message's place in its stream.
+    pub stream_sequence: u64,
+    /// What cannot be read, for people.
+    pub why: String,
 }
 
 /// The connection as the rest of the program sees it.
@@ -299,7 +340,7 @@ pub enum Denial {
     Permission(String),
 }
 
-/// Why CONSUMER.INFO was not to be had.
+/// Why CONSUMER.INFO, or a stored message, was not to be had.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InfoError {
     /// There is no such stream.

@@ -54,6 +54,9 @@ use crate::{
     pump::Want,
 };
 
+/// Consumers that may have a connection of their own at once.
+const APART: usize = 64;
+
 /// How much a lessor takes on.
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -74,6 +77,8 @@ pub struct Shared<B: Broker> {
     books: Books,
     limits: Limits,
     waiters: Arc<Semaphore>,
+    /// Connections that consumers may have of their own.
+    apart: Arc<Semaphore>,
     feeds: Mutex<HashMap<ConsumerName, Feed>>,
     tickets: AtomicU64,
     consumers: AtomicU32,
@@ -103,6 +108,7 @@ impl<B: Broker> Lessor<B> {
             broker,
             books: Books::new(limits.max_leases, clock::now()),
             waiters: Arc::new(Semaphore::new(limits.max_waiters.min(Semaphore::MAX_PERMITS))),
+            apart: Arc::new(Semaphore::new(APART)),
             limits,
             feeds: Mutex::default(),
             tickets: AtomicU64::new(0),

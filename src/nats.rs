@@ -4,23 +4,27 @@
 //!            ┌────────────── Supervisor ──────────────┐
 //!   deliveries connection                    settling connection
 //!   one inbox a consumer, pulls              acks, naks, terms, progress, INFO
-//!   (inbox, delivery)                        (replies, settle, info)
+//!   (inbox, delivery)                        (replies, settle, info, poison)
 //! ```
 //!
 //! Two connections, because one stored message with a header that the client library cannot parse
-//! costs the connection that brings it, and settling must not fall with it. Both are single-use
+//! costs the connection that brings it, and settling must not fall with it. All are single-use
 //! (`connection`): when one breaks, it and everything queued on it is thrown away and a fresh one
-//! is built. Nothing here decides what to pull or settle.
+//! is built. A consumer that is suspected of such a message may have a connection for its deliveries
+//! alone; and what cannot be read as a delivery (`unreadable`) can still be found by the API, which
+//! answers in JSON (`poison`). Nothing here decides what to pull or settle.
 
 mod auth;
 mod connection;
 mod delivery;
 mod inbox;
 mod info;
+mod poison;
 mod provision;
 mod replies;
 mod settle;
 mod supervisor;
+mod unreadable;
 
 use std::{sync::Arc, time::Instant};
 
@@ -31,8 +35,10 @@ pub use self::auth::Auth;
 pub use self::inbox::NatsInbox;
 pub use self::provision::{Provisioned, Sample, provision};
 use self::supervisor::Supervisor;
+pub use self::unreadable::unreadable;
 use crate::broker::{
-    Broker, BrokerError, Confirmation, ConsumerInfo, ConsumerName, InfoError, Link, Order,
+    Broker, BrokerError, Confirmation, ConsumerInfo, ConsumerName, InfoError, Link, Order, Place,
+    Unreadable,
 };
 
 /// Oldest nats-server that this program works with: before 2.10.16 a `+TERM` with a reason can be
@@ -106,9 +112,24 @@ impl Broker for Nats {
         }
     }
 
-    async fn open(&self, name: &ConsumerName) -> Result<NatsInbox, BrokerError> {
-        let connection = self.supervisor.deliveries().map_err(BrokerError::Unsent)?;
-        NatsInbox::open(connection, self.supervisor.settings(), name).await
+    async fn open(&self, name: &ConsumerName, place: Place) -> Result<NatsInbox, BrokerError> {
+        let connection = match place {
+            Place::Shared => self.supervisor.deliveries(),
+            Place::Apart => self.supervisor.apart(name).await,
+        };
+        let connection = connection.map_err(BrokerError::Unsent)?;
+        NatsInbox::open(connection, self.supervisor.clone(), name).await
+    }
+
+    async fn unreadable(
+        &self,
+        name: &ConsumerName,
+        until: Instant,
+    ) -> Result<Vec<Unreadable>, InfoError> {
+        match self.supervisor.settling() {
+            Ok(replies) => poison::find(&replies, self.supervisor.settings(), name, until).await,
+            Err(why) => Err(InfoError::Unavailable(why)),
+        }
     }
 
     async fn settle(

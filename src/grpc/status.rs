@@ -279,5 +279,6 @@ fn property_name(property: &Unsuitable) -> &'static str {
         Unsuitable::AckPolicy(_) => "ack_policy",
         Unsuitable::PriorityGroups => "priority_groups",
         Unsuitable::AckWait => "ack_wait",
+        Unsuitable::Unreadable { .. } => "unreadable_message",
     }
 }

@@ -83,6 +83,12 @@ pub enum Unsuitable {
     AckPolicy(String),
     /// Its pulls must name a priority group.
     PriorityGroups,
+    /// A message of it breaks every connection, and was not found. The subject that the proxy would
+    /// need the right to publish to, if that is why.
+    Unreadable {
+        /// `$JS.API.STREAM.MSG.GET.<stream>`, or the ack subject.
+        needs: Option<String>,
+    },
     /// An ack wait, the consumer's or one of its backoffs, is under
     /// [`super::facts::SHORTEST_ACK_WAIT`].
     AckWait,
@@ -96,6 +102,15 @@ impl std::fmt::Display for Unsuitable {
                 write!(f, "its ack policy is `{policy}`; `explicit` is needed")
             }
             Self::PriorityGroups => f.write_str("it has priority groups"),
+            Self::Unreadable { needs: Some(subject) } => write!(
+                f,
+                "one of its messages has headers that cannot be read; it would be found and \
+                 terminated if the proxy's NATS user had the right to publish to `{subject}`"
+            ),
+            Self::Unreadable { needs: None } => f.write_str(
+                "one of its messages has headers that cannot be read, and was not found; \
+                 delete it from the stream, or terminate its delivery, by other means",
+            ),
             Self::AckWait => f.write_str("its ack wait, or a backoff, is under 500 ms"),
         }
     }

@@ -88,6 +88,11 @@ impl Facts {
         ack_wait_of(self.ack_wait, &self.backoff, delivery_count)
     }
 
+    /// The longest that JetStream waits for any delivery.
+    pub(super) fn longest_ack_wait(&self) -> Duration {
+        self.backoff.iter().copied().fold(self.ack_wait, Duration::max)
+    }
+
     /// A Nak of this delivery would destroy its message.
     pub(super) fn last_attempt(&self, delivery_count: u64) -> bool {
         self.max_deliver.is_some_and(|most| delivery_count >= most)

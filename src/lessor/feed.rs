@@ -5,6 +5,8 @@
 //!  LEARNING ───────────▶ KNOWN ──────────────▶ PULLING ───────────────────▶ LEARNING
 //!     │ no such consumer, unsuitable, no rights: every waiter is told, and the feed ends
 //! ```
+//! A connection that broke by what it brought is looked into before it goes on (`suspecting`).
+//!
 //! 1. nothing is pulled before INFO was read on this very connection: a lease that the server has
 //!    forgotten must end before its message can arrive anew;
 //! 2. every delivery that arrives is leased in the table before anybody sees it;
@@ -13,6 +15,8 @@
 mod handing;
 mod knowing;
 mod pulling;
+mod suspecting;
+mod suspicion;
 
 use std::{
     collections::HashMap,
@@ -24,13 +28,17 @@ use std::{
 
 use tokio::sync::{Mutex, OwnedSemaphorePermit, mpsc, oneshot};
 
+use self::{
+    suspecting::{Looking, looked},
+    suspicion::{Looked, Suspicion},
+};
 use super::{
     Error, Lessor,
     facts::Facts,
     parcel::{Leased, Parcel},
 };
 use crate::{
-    broker::{Arrival, Broker, ConsumerInfo, ConsumerName, Inbox, InfoError, Link},
+    broker::{Arrival, Broker, ConsumerInfo, ConsumerName, Inbox, InfoError, Link, News},
     clock,
     pump::{Limits, Pump, WaiterId, Want},
 };
@@ -144,12 +152,22 @@ pub(super) struct FeedTask<B: Broker> {
     limited: bool,
     used_at: Instant,
     draining: bool,
+    suspicion: Suspicion,
+    /// While this goes on, nothing is pulled.
+    looking: Option<Looking>,
+    /// The place of a connection of our own.
+    apart: Option<OwnedSemaphorePermit>,
+    /// When the inbox was last pulled on.
+    pulled_at: Option<Instant>,
+    /// The highest consumer sequence that has arrived, or was there before we pulled.
+    seen: u64,
 }
 
 enum Event {
     Command(Command),
-    Arrived(bool),
+    Arrived(News),
     Info(Result<ConsumerInfo, InfoError>),
+    Looked(Looked),
     Link(Link),
     Drain,
     Tick,
@@ -190,6 +208,11 @@ impl<B: Broker> FeedTask<B> {
             limited: false,
             used_at: now,
             draining: false,
+            suspicion: Suspicion::none(),
+            looking: None,
+            apart: None,
+            pulled_at: None,
+            seen: 0,
             lessor,
         };
         (feed, task)
@@ -237,12 +260,13 @@ impl<B: Broker> FeedTask<B> {
     async fn event(&mut self, now: Instant) -> Option<Event> {
         let deadline = self.deadline(now);
         let starved = self.pump.starved() && self.lessor.books.free() == 0;
-        let Self { lessor, commands, inbox, arrivals, asking, link, draining, .. } = self;
+        let Self { lessor, commands, inbox, arrivals, asking, looking, link, draining, .. } = self;
         tokio::select! {
             () = lessor.closed.cancelled() => None,
             command = commands.recv() => command.map(Event::Command),
-            alive = next(inbox, arrivals) => Some(Event::Arrived(alive)),
+            news = next(inbox, arrivals) => Some(Event::Arrived(news)),
             info = answer(asking) => Some(Event::Info(info)),
+            found = looked(looking) => Some(Event::Looked(found)),
             link = lessor.broker.link_change(link) => Some(Event::Link(link)),
             () = lessor.draining.cancelled(), if !*draining => Some(Event::Drain),
             () = lessor.books.place_freed(), if starved => Some(Event::Tick),
@@ -266,9 +290,11 @@ impl<B: Broker> FeedTask<B> {
         let now = clock::now();
         match event {
             Event::Command(command) => self.command(command, now),
-            Event::Arrived(true) => self.arrived(now),
-            Event::Arrived(false) => self.disconnected(now),
+            Event::Arrived(News::Arrived) => self.arrived(now),
+            Event::Arrived(News::Lost) => self.disconnected(now),
+            Event::Arrived(News::Broken) => self.broke(now),
             Event::Info(info) => self.learned(info, now)?,
+            Event::Looked(found) => self.looked(&found, now),
             Event::Link(link) => self.linked(link, now),
             Event::Drain => {
                 self.draining = true;
@@ -286,6 +312,9 @@ impl<B: Broker> FeedTask<B> {
         match command {
             Command::Join { ticket, want, lease, reply } => {
                 self.used_at = now;
+                if let Some(fenced) = self.fenced(now) {
+                    return drop(reply.send(Err(fenced)));
+                }
                 self.join(Waiter { ticket, want, lease, reply }, now);
             }
             Command::Leave(ticket) => {
@@ -317,7 +346,7 @@ impl<B: Broker> FeedTask<B> {
     }
 }
 
-async fn next<I: Inbox>(inbox: &mut Option<I>, into: &mut Vec<Arrival>) -> bool {
+async fn next<I: Inbox>(inbox: &mut Option<I>, into: &mut Vec<Arrival>) -> News {
     match inbox {
         Some(inbox) => inbox.next(into).await,
         None => std::future::pending().await,

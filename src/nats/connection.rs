@@ -1,5 +1,5 @@
-//! One single-use NATS connection. Owns how it is made, how its loss is noticed and which subjects
-//! the server refused on it.
+//! One single-use NATS connection. Owns how it is made, how its loss is noticed, what may have been
+//! the cause, and which subjects the server refused on it.
 //!
 //! Single-use, because the client library keeps what is queued over a reconnect: a Nak that was
 //! given up on would be sent a minute later, into another worker's delivery. The library cannot be
@@ -16,7 +16,7 @@ use std::{
 };
 
 use async_nats::{AuthError, Client, ConnectError, ConnectOptions, Event, ServerAddr, ServerError};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::{Auth, Settings};
@@ -39,6 +39,7 @@ pub(super) struct Connection {
     /// Cancelled when the connection is gone, or given up.
     pub(super) lost: CancellationToken,
     pub(super) denials: Arc<Denials>,
+    end: Arc<Ending>,
 }
 
 impl Connection {
@@ -46,10 +47,14 @@ impl Connection {
     /// server's own lists.
     pub(super) async fn make(settings: &Settings, role: &str) -> Result<Self, ConnectError> {
         let lost = CancellationToken::new();
-        let denials = Arc::new(Denials::default());
-        let mut options = options(settings)
+        let (denials, end) = (Arc::new(Denials::default()), Arc::new(Ending::default()));
+        let observer = Observer { lost: lost.clone(), denials: denials.clone(), end: end.clone() };
+        let mut options = options(settings, end.clone())
             .name(format!("fetch-proxy {role}"))
-            .event_callback(observe(lost.clone(), denials.clone()));
+            .event_callback(move |event| {
+                observer.see(event);
+                std::future::ready(())
+            });
         if let Some(ca) = &settings.ca {
             options = options.add_root_certificates(ca.clone());
         }
@@ -59,16 +64,52 @@ impl Connection {
         let client = options.connect(&settings.servers[..]).await?;
         let server = client.server_info();
         let (server_id, version) = (server.server_id, server.version);
-        Ok(Self { client, server_id, version, lost, denials })
+        Ok(Self { client, server_id, version, lost, denials, end })
+    }
+
+    /// Waits until it is known how a lost connection ended, or until `until`. `true`: it looks as if
+    /// it ended by what it brought.
+    pub(super) async fn broke(&self, until: Instant) -> bool {
+        // Too late, it is a server that cannot be reached.
+        let known = timeout_at(until.into(), self.end.known.cancelled()).await;
+        known.is_ok() && self.end.broke()
     }
 }
 
-fn options(settings: &Settings) -> ConnectOptions {
+/// How a connection has ended, as far as it shows: the library does not tell.
+#[derive(Default)]
+struct Ending {
+    /// The library has asked who we are.
+    asked: AtomicBool,
+    /// It has asked again, right after the loss: the server is there.
+    asked_again: AtomicBool,
+    /// The library has seen the loss. Without this, its task has panicked.
+    seen: AtomicBool,
+    /// The server has said before why it would close the connection, or that it is going.
+    explained: AtomicBool,
+    /// There is no more to come.
+    known: CancellationToken,
+}
+
+impl Ending {
+    /// A connection ends by what it brought when the library cannot read it: then it hangs up, and
+    /// finds the server as it was; or it panics.
+    fn broke(&self) -> bool {
+        let by_itself =
+            self.asked_again.load(Ordering::Relaxed) || !self.seen.load(Ordering::Relaxed);
+        by_itself && !self.explained.load(Ordering::Relaxed)
+    }
+}
+
+fn options(settings: &Settings, end: Arc<Ending>) -> ConnectOptions {
     let auth = settings.auth.clone();
     let named_in_url = settings.servers.iter().find_map(user_of);
-    let used = Arc::new(AtomicBool::new(false));
     ConnectOptions::with_auth_callback(move |nonce| {
-        let first = !used.swap(true, Ordering::Relaxed);
+        let first = !end.asked.swap(true, Ordering::Relaxed);
+        if !first {
+            end.asked_again.store(true, Ordering::Relaxed);
+            end.known.cancel();
+        }
         let auth = match (&auth, &named_in_url) {
             (Auth::None, Some(user)) => user.clone(),
             (auth, _) => auth.clone(),
@@ -97,26 +138,38 @@ fn user_of(server: &ServerAddr) -> Option<Auth> {
     })
 }
 
-fn observe(
+/// Sees what the library tells of its connection. The library's task owns the only sender of these
+/// events, so this is dropped when that task has ended, however it did.
+struct Observer {
     lost: CancellationToken,
     denials: Arc<Denials>,
-) -> impl Fn(Event) -> std::future::Ready<()> + Send + Sync + 'static {
-    move |event| {
+    end: Arc<Ending>,
+}
+
+impl Observer {
+    fn see(&self, event: Event) {
         match event {
-            Event::Disconnected | Event::Closed => lost.cancel(),
-            Event::ServerError(ServerError::Other(text)) => {
-                if let Some(subject) = denied_subject(&text) {
-                    denials.record(subject, clock::now());
-                }
+            Event::Disconnected | Event::Closed => {
+                self.end.seen.store(true, Ordering::Relaxed);
+                self.lost.cancel();
             }
-            Event::Connected
-            | Event::LameDuckMode
-            | Event::Draining
-            | Event::SlowConsumer(_)
-            | Event::ServerError(_)
-            | Event::ClientError(_) => {}
+            Event::ServerError(ServerError::Other(text)) => match denied_subject(&text) {
+                Some(subject) => self.denials.record(subject, clock::now()),
+                None => self.end.explained.store(true, Ordering::Relaxed),
+            },
+            Event::ServerError(_) | Event::LameDuckMode => {
+                self.end.explained.store(true, Ordering::Relaxed);
+            }
+            Event::Connected | Event::Draining | Event::SlowConsumer(_) | Event::ClientError(_) => {
+            }
         }
-        std::future::ready(())
+    }
+}
+
+impl Drop for Observer {
+    fn drop(&mut self) {
+        self.end.known.cancel();
+        self.lost.cancel();
     }
 }
 

@@ -4,25 +4,34 @@
 //! cannot be cancelled, and what it brings after an unsubscribe is lost for a whole ack wait. Each
 //! pull replies to its own last token; deliveries carry their stream's subject, statuses that token.
 
-use std::{future::poll_fn, sync::Arc, task::Poll, time::Instant};
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    sync::Arc,
+    task::Poll,
+    time::{Duration, Instant},
+};
 
 use async_nats::Subscriber;
 use futures_util::Stream;
-use std::pin::Pin;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
-use super::{Settings, connection::Connection, delivery};
+use super::{connection::Connection, delivery, supervisor::Supervisor};
 use crate::{
-    broker::{Arrival, BrokerError, ConsumerName, End, Inbox, Pull},
+    broker::{Arrival, BrokerError, ConsumerName, End, Inbox, News, Pull},
     clock,
 };
 
 /// Most arrivals that one call of `next` takes: enough to make locks and wake-ups cheap, few
 /// enough that a waiter is not kept behind a large pull.
 const CHUNK: usize = 256;
+/// Bounds the wait for how a lost connection ended: where the server is there it is known at once.
+const VERDICT: Duration = Duration::from_secs(1);
 
 /// The inbox of one consumer on one connection.
 pub struct NatsInbox {
+    supervisor: Arc<Supervisor>,
     connection: Arc<Connection>,
     subscriber: Subscriber,
     /// `<inbox>.`, before a pull's number.
@@ -33,12 +42,20 @@ pub struct NatsInbox {
     refusals: watch::Receiver<u64>,
     /// The last pull, until it is known to be refused.
     pull: Option<u64>,
+    /// Set when the loss is noticed.
+    loss: Option<Loss>,
+}
+
+struct Loss {
+    at: Instant,
+    /// The settling connection of that moment: what ends both is not a message.
+    witness: Option<CancellationToken>,
 }
 
 impl NatsInbox {
     pub(super) async fn open(
         connection: Arc<Connection>,
-        settings: &Settings,
+        supervisor: Arc<Supervisor>,
         name: &ConsumerName,
     ) -> Result<Self, BrokerError> {
         let (opened, refusals) = (clock::now(), connection.denials.watch());
@@ -51,8 +68,30 @@ impl NatsInbox {
             () = connection.lost.cancelled() => return Err(gone()),
         };
         let call = format!("CONSUMER.MSG.NEXT.{}.{}", name.stream, name.consumer);
-        let next_subject = settings.api(&call);
-        Ok(Self { connection, subscriber, prefix, next_subject, opened, refusals, pull: None })
+        let next_subject = supervisor.settings().api(&call);
+        Ok(Self {
+            supervisor,
+            connection,
+            subscriber,
+            prefix,
+            next_subject,
+            opened,
+            refusals,
+            pull: None,
+            loss: None,
+        })
+    }
+
+    /// Waits until it is known how the connection has ended.
+    async fn ended(&mut self) -> News {
+        let supervisor = &self.supervisor;
+        let loss = self.loss.get_or_insert_with(|| Loss {
+            at: clock::now(),
+            witness: supervisor.settling().ok().map(|replies| replies.connection.lost.clone()),
+        });
+        let broke = self.connection.broke(loss.at + VERDICT).await;
+        let alone = loss.witness.as_ref().is_some_and(|witness| !witness.is_cancelled());
+        if broke && alone { News::Broken } else { News::Lost }
     }
 
     /// Appends what is there, waiting for the first. `false`: the subscription has ended.
@@ -100,20 +139,22 @@ impl Inbox for NatsInbox {
         }
     }
 
-    async fn next(&mut self, into: &mut Vec<Arrival>) -> bool {
+    async fn next(&mut self, into: &mut Vec<Arrival>) -> News {
         loop {
             self.refusals.mark_unchanged();
             if let Some(refusal) = self.refused() {
                 into.push(refusal);
-                return true;
+                return News::Arrived;
             }
             let lost = self.connection.lost.clone();
             let mut refusals = self.refusals.clone();
             tokio::select! {
                 biased;
                 // First, so that a dying connection is read out before it is let go.
-                alive = self.arrivals(into) => return alive,
-                () = lost.cancelled() => return false,
+                alive = self.arrivals(into) => {
+                    return if alive { News::Arrived } else { self.ended().await };
+                }
+                () = lost.cancelled() => return self.ended().await,
                 _ = refusals.changed() => {}
             }
         }

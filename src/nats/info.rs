@@ -1,5 +1,5 @@
 //! CONSUMER.INFO: asks for it and reads the answer. Only the fields that matter here are read, so
-//! that a newer server's additions cannot make a consumer unreadable.
+//! that a newer server's additions cannot make a consumer illegible.
 
 use std::{sync::Arc, time::Duration, time::Instant};
 
@@ -23,17 +23,55 @@ pub(super) async fn read(
     name: &ConsumerName,
     until: Instant,
 ) -> Result<ConsumerInfo, InfoError> {
+    parse(&ask(replies, settings, name, until).await?).map(Into::into)
+}
+
+/// Where the consumer's unsettled deliveries are in its stream, bounded by `until`.
+pub(super) async fn unsettled(
+    replies: &Arc<Replies>,
+    settings: &Settings,
+    name: &ConsumerName,
+    until: Instant,
+) -> Result<Unsettled, InfoError> {
+    parse(&ask(replies, settings, name, until).await?).map(Into::into)
+}
+
+/// Where unsettled deliveries are.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Unsettled {
+    /// How many there are.
+    pub(super) count: u64,
+    /// Everything up to this stream sequence is settled.
+    pub(super) floor: u64,
+    /// The highest stream sequence that was delivered.
+    pub(super) last: u64,
+    /// What the consumer takes from its stream; everything, where this is empty.
+    pub(super) filters: Vec<String>,
+}
+
+async fn ask(
+    replies: &Arc<Replies>,
+    settings: &Settings,
+    name: &ConsumerName,
+    until: Instant,
+) -> Result<Bytes, InfoError> {
     let subject = settings.api(&format!("CONSUMER.INFO.{}.{}", name.stream, name.consumer));
     let request = Request { subject: subject.into(), payload: Bytes::new(), line: None };
-    let answer = replies.ask(&[request], until).await.pop();
+    match replies.ask(&[request], until).await.pop() {
+        Some(answer) => body(answer, "CONSUMER.INFO"),
+        None => unavailable("CONSUMER.INFO was not answered"),
+    }
+}
+
+/// What an API call was answered.
+pub(super) fn body(answer: Result<Answer, BrokerError>, call: &str) -> Result<Bytes, InfoError> {
     match answer {
-        Some(Ok(Answer::Replied(body))) => parse(&body),
-        Some(Ok(Answer::NoResponder)) => unavailable("JetStream is not enabled, or has no leader"),
-        Some(Err(BrokerError::Denied(Denial::Permission(subject)))) => {
+        Ok(Answer::Replied(body)) => Ok(body),
+        Ok(Answer::NoResponder) => unavailable("JetStream is not enabled, or has no leader"),
+        Err(BrokerError::Denied(Denial::Permission(subject))) => {
             Err(InfoError::Permission(subject))
         }
-        Some(Err(error)) => unavailable(&format!("CONSUMER.INFO was {error}")),
-        None => unavailable("CONSUMER.INFO was not answered"),
+        Err(error) => unavailable(&format!("{call} was {error}")),
     }
 }
 
@@ -41,14 +79,14 @@ fn unavailable<T>(why: &str) -> Result<T, InfoError> {
     Err(InfoError::Unavailable(why.to_owned()))
 }
 
-fn parse(body: &[u8]) -> Result<ConsumerInfo, InfoError> {
+fn parse(body: &[u8]) -> Result<Wire, InfoError> {
     match serde_json::from_slice(body) {
         Ok(Wire { error: Some(error), .. }) => Err(match error.err_code {
             STREAM_NOT_FOUND => InfoError::NoStream,
             CONSUMER_NOT_FOUND => InfoError::NoConsumer,
             _ => InfoError::Unavailable(error.description),
         }),
-        Ok(wire) => Ok(wire.into()),
+        Ok(wire) => Ok(wire),
         Err(error) => unavailable(&format!("CONSUMER.INFO cannot be read: {error}")),
     }
 }
@@ -61,7 +99,9 @@ struct Wire {
     #[serde(default)]
     config: Config,
     #[serde(default)]
-    delivered: Delivered,
+    delivered: Sequences,
+    #[serde(default)]
+    ack_floor: Sequences,
     #[serde(default)]
     num_ack_pending: u64,
     #[serde(default)]
@@ -87,6 +127,8 @@ struct Config {
     ack_wait: u64,
     backoff: Vec<u64>,
     deliver_subject: Option<String>,
+    filter_subject: String,
+    filter_subjects: Vec<String>,
     max_deliver: i64,
     max_ack_pending: i64,
     max_batch: i64,
@@ -97,8 +139,9 @@ struct Config {
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct Delivered {
+struct Sequences {
     consumer_seq: u64,
+    stream_seq: u64,
 }
 
 #[derive(Deserialize)]
@@ -139,6 +182,18 @@ impl From<Wire> for ConsumerInfo {
     }
 }
 
+impl From<Wire> for Unsettled {
+    fn from(wire: Wire) -> Self {
+        let one = Some(wire.config.filter_subject).filter(|filter| !filter.is_empty());
+        Self {
+            count: wire.num_ack_pending,
+            floor: wire.ack_floor.stream_seq,
+            last: wire.delivered.stream_seq,
+            filters: one.into_iter().chain(wire.config.filter_subjects).collect(),
+        }
+    }
+}
+
 fn limit(value: i64) -> Option<u64> {
     u64::try_from(value).ok().filter(|value| *value > 0)
 }
@@ -147,9 +202,13 @@ fn limit(value: i64) -> Option<u64> {
 mod tests {
     use super::*;
 
+    fn info(body: &[u8]) -> Result<ConsumerInfo, InfoError> {
+        parse(body).map(Into::into)
+    }
+
     #[test]
     fn what_the_server_says_of_a_consumer_is_read() {
-        let info = parse(
+        let info = info(
             br#"{"type":"io.nats.jetstream.api.v1.consumer_info_response","stream_name":"ORDERS",
             "name":"worker","created":"2026-11-23T08:00:00.5Z","config":{"ack_policy":"explicit",
             "ack_wait":30000000000,"backoff":[1000000000,5000000000],"max_deliver":-1,
@@ -170,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_policy_of_a_newer_server_is_named_and_not_an_error() {
-        let info = parse(br#"{"created":"x","config":{"ack_policy":"flow_control"}}"#).unwrap();
+        let info = info(br#"{"created":"x","config":{"ack_policy":"flow_control"}}"#).unwrap();
         assert_eq!(info.ack_policy, AckPolicy::Other("flow_control".to_owned()));
     }
 
@@ -179,9 +238,25 @@ mod tests {
         let error = |code| {
             format!(r#"{{"error":{{"code":404,"err_code":{code},"description":"not found"}}}}"#)
         };
-        assert_eq!(parse(error(10_059).as_bytes()), Err(InfoError::NoStream));
-        assert_eq!(parse(error(10_014).as_bytes()), Err(InfoError::NoConsumer));
+        assert_eq!(info(error(10_059).as_bytes()), Err(InfoError::NoStream));
+        assert_eq!(info(error(10_014).as_bytes()), Err(InfoError::NoConsumer));
         let other = InfoError::Unavailable("not found".to_owned());
-        assert_eq!(parse(error(10_008).as_bytes()), Err(other));
+        assert_eq!(info(error(10_008).as_bytes()), Err(other));
+    }
+
+    #[test]
+    fn where_the_unsettled_deliveries_are_is_read() {
+        let unsettled = |config: &str| {
+            let body = format!(
+                r#"{{"config":{config},"delivered":{{"consumer_seq":12,"stream_seq":9}},
+                "ack_floor":{{"consumer_seq":4,"stream_seq":3}},"num_ack_pending":2}}"#
+            );
+            Unsettled::from(parse(body.as_bytes()).unwrap())
+        };
+        let filters = vec!["a".to_owned(), "b.>".to_owned()];
+        let expected = Unsettled { count: 2, floor: 3, last: 9, filters };
+        assert_eq!(unsettled(r#"{"filter_subjects":["a","b.>"]}"#), expected);
+        assert_eq!(unsettled(r#"{"filter_subject":"a"}"#).filters, ["a"]);
+        assert!(unsettled("{}").filters.is_empty());
     }
 }

@@ -19,12 +19,12 @@ use std::{
 use semver::Version;
 use tokio::{
     sync::watch,
-    time::{sleep, timeout_at},
+    time::{sleep, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{OLDEST_SERVER, Settings, connection::Connection, replies::Replies};
-use crate::broker::{Link, Server};
+use crate::broker::{ConsumerName, Link, Server};
 
 /// Wait between two attempts, growing from the first to the last.
 const RETRY: [Duration; 4] = [
@@ -35,6 +35,8 @@ const RETRY: [Duration; 4] = [
 ];
 /// An unfit server is asked again after this: it may be upgraded behind the same name.
 const UNFIT_RETRY: Duration = Duration::from_secs(5);
+/// Bounds the making of a connection that one consumer waits for.
+const APART: Duration = Duration::from_secs(2);
 
 pub(super) struct Supervisor {
     settings: Settings,
@@ -102,6 +104,22 @@ impl Supervisor {
 
     pub(super) fn deliveries(&self) -> Result<Arc<Connection>, String> {
         self.parts().deliveries.get()
+    }
+
+    /// A connection for the deliveries of one consumer alone, kept by nobody but who asks. There is
+    /// none while the shared one is down: then the server is away, or about to be known again.
+    pub(super) async fn apart(&self, name: &ConsumerName) -> Result<Arc<Connection>, String> {
+        self.deliveries()?;
+        let role = format!("deliveries of {name}");
+        match timeout(APART, Connection::make(&self.settings, &role)).await {
+            Ok(Ok(connection)) if !fits(&connection.version) => Err(unfit(&connection.version)),
+            Ok(Ok(connection)) => {
+                tracing::info!(consumer = %name, "it has a connection to NATS of its own");
+                Ok(Arc::new(connection))
+            }
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("NATS does not answer".to_owned()),
+        }
     }
 
     pub(super) fn settling(&self) -> Result<Arc<Replies>, String> {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use fetch_proxy::{
     broker::{
         AckPolicy, Arrival, Broker, BrokerError, Confirmation, ConsumerName, Delivery, Denial, End,
-        Inbox, InfoError, Link, Order, Pull, Verdict,
+        Inbox, InfoError, Link, News, Order, Place, Pull, Verdict,
     },
     clock,
     nats::{Auth, Nats, Settings},
@@ -17,6 +17,7 @@ use crate::support::{
     BOUND,
     jetstream::{Fixture, ack_wait},
     nats_server::NatsServer,
+    raw_nats,
 };
 
 const ACK_WAIT: Duration = Duration::from_millis(1000);
@@ -27,6 +28,8 @@ trait World {
     fn broker(&self) -> &Self::Broker;
     fn name(&self) -> ConsumerName;
     async fn publish(&self, payload: Vec<u8>);
+    /// A message that breaks whatever connection brings it.
+    async fn publish_poison(&self);
     async fn delete_consumer(&self);
 }
 
@@ -42,6 +45,9 @@ impl World for Fake {
     }
     async fn publish(&self, payload: Vec<u8>) {
         self.0.publish(payload);
+    }
+    async fn publish_poison(&self) {
+        self.0.publish_poison();
     }
     async fn delete_consumer(&self) {
         self.0.change(|info| *info = None);
@@ -64,6 +70,16 @@ impl World for Real {
     }
     async fn publish(&self, payload: Vec<u8>) {
         self.fixture.publish("x", payload).await;
+    }
+    async fn publish_poison(&self) {
+        let subject = format!("{}.x", self.fixture.stream);
+        let before = self.fixture.last_sequence().await;
+        let headers = b"NATS/1.0\r\nA: a lone\rCR\r\n\r\n";
+        raw_nats::publish(&NatsServer::shared().url(), subject.as_bytes(), headers, b"");
+        crate::support::eventually("it to be stored", || async {
+            (self.fixture.last_sequence().await > before).then_some(())
+        })
+        .await;
     }
     async fn delete_consumer(&self) {
         let stream = self.fixture.jetstream.get_stream(&self.fixture.stream).await.unwrap();
@@ -106,8 +122,8 @@ fn until() -> Instant {
 async fn arrivals(inbox: &mut impl Inbox, messages: usize) -> (Vec<Delivery>, Option<End>) {
     let (mut found, mut buffer) = (Vec::new(), Vec::new());
     while found.len() < messages {
-        let alive = tokio::time::timeout(BOUND, inbox.next(&mut buffer)).await.expect("it hangs");
-        assert!(alive);
+        let news = tokio::time::timeout(BOUND, inbox.next(&mut buffer)).await.expect("it hangs");
+        assert_eq!(news, News::Arrived);
         for arrival in buffer.drain(..) {
             match arrival {
                 Arrival::Message(delivery) => found.push(*delivery),
@@ -119,7 +135,7 @@ async fn arrivals(inbox: &mut impl Inbox, messages: usize) -> (Vec<Delivery>, Op
 }
 
 async fn one<W: World>(world: &W) -> Delivery {
-    let mut inbox = world.broker().open(&world.name()).await.unwrap();
+    let mut inbox = world.broker().open(&world.name(), Place::Shared).await.unwrap();
     loop {
         inbox.pull(pull(1, 1)).await.unwrap();
         if let Some(delivery) = arrivals(&mut inbox, 1).await.0.pop() {
@@ -172,7 +188,7 @@ contract! {
         for number in 0..5 {
             world.publish(vec![number]).await;
         }
-        let mut inbox = world.broker().open(&world.name()).await.unwrap();
+        let mut inbox = world.broker().open(&world.name(), Place::Shared).await.unwrap();
         inbox.pull(pull(1, 3)).await.unwrap();
         let (first, end) = arrivals(&mut inbox, 3).await;
         assert_eq!((first.len(), end), (3, None));
@@ -185,7 +201,7 @@ contract! {
     }
 
     a_pull_that_finds_nothing_ends_when_its_time_is_over(world) {
-        let mut inbox = world.broker().open(&world.name()).await.unwrap();
+        let mut inbox = world.broker().open(&world.name(), Place::Shared).await.unwrap();
         let began = clock::now();
         inbox.pull(pull(1, 3)).await.unwrap();
         assert_eq!(arrivals(&mut inbox, 1).await, (vec![], Some(End::Done)));
@@ -193,7 +209,7 @@ contract! {
     }
 
     a_waiting_pull_brings_the_first_message_and_ends(world) {
-        let mut inbox = world.broker().open(&world.name()).await.unwrap();
+        let mut inbox = world.broker().open(&world.name(), Place::Shared).await.unwrap();
         inbox.pull(Pull { expires: BOUND, ..pull(1, 10) }).await.unwrap();
         let (found, ()) = tokio::join!(arrivals(&mut inbox, 10), async {
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -204,7 +220,7 @@ contract! {
 
     a_message_beyond_the_bytes_of_a_pull_is_told_and_not_brought(world) {
         world.publish(vec![0; 5000]).await;
-        let mut inbox = world.broker().open(&world.name()).await.unwrap();
+        let mut inbox = world.broker().open(&world.name(), Place::Shared).await.unwrap();
         inbox.pull(Pull { max_bytes: Some(1000), ..pull(1, 3) }).await.unwrap();
         assert_eq!(arrivals(&mut inbox, 1).await, (vec![], Some(End::TooLarge)));
     }
@@ -262,7 +278,7 @@ contract! {
         for number in 0..50 {
             world.publish(vec![number]).await;
         }
-        let mut inbox = world.broker().open(&world.name()).await.unwrap();
+        let mut inbox = world.broker().open(&world.name(), Place::Shared).await.unwrap();
         inbox.pull(pull(1, 50)).await.unwrap();
         let (found, _) = arrivals(&mut inbox, 50).await;
         for (confirmation, half) in [Confirmation::Confirmed, Confirmation::Sent].into_iter().zip(found.chunks(25)) {
@@ -277,12 +293,61 @@ contract! {
         .await;
     }
 
+    what_cannot_be_read_breaks_its_connection_and_is_found_and_terminated(world) {
+        for number in 0..3 {
+            world.publish(vec![number]).await;
+            world.publish_poison().await;
+        }
+        let (mut broken, mut read) = (0, Vec::new());
+        while read.len() < 3 {
+            let Ok(mut inbox) = world.broker().open(&world.name(), Place::Shared).await else {
+                tokio::task::yield_now().await;
+                continue;
+            };
+            if inbox.pull(pull(1, 1)).await.is_err() {
+                continue;
+            }
+            let mut buffer = Vec::new();
+            match inbox.next(&mut buffer).await {
+                News::Arrived => read.extend(buffer.into_iter().filter_map(|one| match one {
+                    Arrival::Message(delivery) => Some(delivery.stream_sequence),
+                    Arrival::End { .. } => None,
+                })),
+                News::Lost => {}
+                News::Broken => broken += 1,
+            }
+            for found in world.broker().unreadable(&world.name(), until()).await.unwrap() {
+                assert_eq!(found.stream_sequence % 2, 0, "a good one is called unreadable");
+                let verdict = Verdict::Term("unreadable".into());
+                let orders = vec![Order { ack: found.ack, verdict, line: None }];
+                let results = world.broker().settle(orders, Confirmation::Confirmed, until()).await;
+                assert_eq!(results, [Ok(())]);
+            }
+        }
+        assert!(broken >= 2, "{broken}");
+        assert_eq!(read[..1], [1]);
+    }
+
+    a_connection_of_its_own_breaks_alone(world) {
+        let mut shared = world.broker().open(&world.name(), Place::Shared).await.unwrap();
+        world.publish_poison().await;
+        let link = world.broker().link();
+        let mut apart = world.broker().open(&world.name(), Place::Apart).await.unwrap();
+        apart.pull(pull(1, 1)).await.unwrap();
+        let news = tokio::time::timeout(BOUND, apart.next(&mut Vec::new())).await.unwrap();
+        assert_eq!(news, News::Broken);
+        world.publish(vec![7]).await;
+        shared.pull(pull(1, 1)).await.unwrap();
+        assert_eq!(arrivals(&mut shared, 1).await.0.len(), 1);
+        assert_eq!(world.broker().link(), link);
+    }
+
     orders_in_line_have_had_their_effect_when_the_last_is_answered(world) {
         for round in 0..20_u64 {
             for number in 0..100 {
                 world.publish(vec![number]).await;
             }
-            let mut inbox = world.broker().open(&world.name()).await.unwrap();
+            let mut inbox = world.broker().open(&world.name(), Place::Shared).await.unwrap();
             let mut found = Vec::new();
             while found.len() < 100 {
                 inbox.pull(pull(1 + found.len() as u64, 100 - found.len() as u32)).await.unwrap();

@@ -2,7 +2,7 @@
 //! and faults on demand.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
@@ -10,7 +10,8 @@ use std::{
 use fetch_proxy::{
     broker::{
         AckPolicy, AckSubject, Arrival, Broker, BrokerError, Confirmation, ConsumerInfo,
-        ConsumerName, Delivery, Denial, End, Inbox, InfoError, Link, Order, Pull, Server, Verdict,
+        ConsumerName, Delivery, Denial, End, Inbox, InfoError, Link, News, Order, Place, Pull,
+        Server, Unreadable, Verdict,
     },
     clock,
 };
@@ -27,6 +28,14 @@ pub enum Fault {
     Lost,
     /// It works, after this long.
     Slow(Duration),
+}
+
+/// How much a look for unreadable messages sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sight {
+    All,
+    Nothing,
+    NotAllowed,
 }
 
 #[derive(Clone)]
@@ -51,6 +60,13 @@ struct State {
     faults: VecDeque<Fault>,
     published: Vec<Verdict>,
     abandoned: usize,
+    /// Stream sequences of messages that break every connection.
+    poison: BTreeSet<u64>,
+    sight: Sight,
+    looks: usize,
+    opened: Vec<Place>,
+    /// The shared connection; inboxes on an older one are broken.
+    epoch: u64,
 }
 
 struct Pending {
@@ -78,8 +94,8 @@ pub fn info(ack_wait: Duration) -> ConsumerInfo {
     }
 }
 
-pub fn up() -> Link {
-    Link::Up(Arc::new(Server { epoch: 1, id: "fake".into(), version: "2.15.1".into() }))
+pub fn up(epoch: u64) -> Link {
+    Link::Up(Arc::new(Server { epoch, id: "fake".into(), version: "2.15.1".into() }))
 }
 
 impl FakeBroker {
@@ -96,8 +112,13 @@ impl FakeBroker {
             faults: VecDeque::new(),
             published: Vec::new(),
             abandoned: 0,
+            poison: BTreeSet::new(),
+            sight: Sight::All,
+            looks: 0,
+            opened: Vec::new(),
+            epoch: 1,
         };
-        let link = watch::channel(up()).0;
+        let link = watch::channel(up(1)).0;
         Self(Arc::new(Shared { state: Mutex::new(state), changed: Notify::new(), link }))
     }
 
@@ -108,6 +129,36 @@ impl FakeBroker {
     pub fn publish(&self, payload: impl Into<bytes::Bytes>) {
         self.state().messages.push(payload.into());
         self.0.changed.notify_waiters();
+    }
+
+    /// A message that breaks every connection that brings it.
+    pub fn publish_poison(&self) {
+        let mut state = self.state();
+        state.messages.push("poison".into());
+        let sequence = state.messages.len() as u64;
+        state.poison.insert(sequence);
+        drop(state);
+        self.0.changed.notify_waiters();
+    }
+
+    /// Breaks the shared connection by what it brought to somebody else.
+    pub fn break_shared(&self) {
+        self.state().break_shared(&self.0.link);
+        self.0.changed.notify_waiters();
+    }
+
+    pub fn see(&self, sight: Sight) {
+        self.state().sight = sight;
+    }
+
+    /// How often it was looked for unreadable messages.
+    pub fn looks(&self) -> usize {
+        self.state().looks
+    }
+
+    /// Where the inboxes were opened so far.
+    pub fn opened(&self) -> Vec<Place> {
+        self.state().opened.clone()
     }
 
     /// The next settlements meet these.
@@ -136,6 +187,11 @@ impl FakeBroker {
 }
 
 impl State {
+    fn break_shared(&mut self, link: &watch::Sender<Link>) {
+        self.epoch += 1;
+        link.send_replace(up(self.epoch));
+    }
+
     /// The next message for a pull: expired and nacked ones first.
     fn deliver(&mut self, now: Instant) -> Option<Delivery> {
         let expired = self.pending.iter().find(|(_, pending)| now >= pending.due);
@@ -209,8 +265,33 @@ impl Broker for FakeBroker {
         }
     }
 
-    async fn open(&self, _: &ConsumerName) -> Result<FakeInbox, BrokerError> {
-        Ok(FakeInbox { broker: self.clone(), pull: None })
+    async fn open(&self, _: &ConsumerName, place: Place) -> Result<FakeInbox, BrokerError> {
+        let mut state = self.state();
+        state.opened.push(place);
+        let epoch = state.epoch;
+        Ok(FakeInbox { broker: self.clone(), pull: None, place, epoch, broken: false })
+    }
+
+    async fn unreadable(
+        &self,
+        name: &ConsumerName,
+        _: Instant,
+    ) -> Result<Vec<Unreadable>, InfoError> {
+        let mut state = self.state();
+        state.looks += 1;
+        let found = |sequence: &u64| Unreadable {
+            ack: AckSubject(
+                format!("$JS.ACK.{}.{}.1.{sequence}.1.1.0", name.stream, name.consumer).into(),
+            ),
+            stream_sequence: *sequence,
+            why: "poison".into(),
+        };
+        let pending = |sequence: &&u64| state.pending.contains_key(sequence);
+        match state.sight {
+            Sight::All => Ok(state.poison.iter().filter(pending).map(found).collect()),
+            Sight::Nothing => Ok(Vec::new()),
+            Sight::NotAllowed => Err(InfoError::Permission("MSG.GET".into())),
+        }
     }
 
     async fn settle(
@@ -259,6 +340,9 @@ pub struct FakeInbox {
     broker: FakeBroker,
     /// The open pull, what it has brought, and when it ends.
     pull: Option<(Pull, u32, Instant)>,
+    place: Place,
+    epoch: u64,
+    broken: bool,
 }
 
 impl Inbox for FakeInbox {
@@ -267,15 +351,18 @@ impl Inbox for FakeInbox {
         Ok(())
     }
 
-    async fn next(&mut self, into: &mut Vec<Arrival>) -> bool {
+    async fn next(&mut self, into: &mut Vec<Arrival>) -> News {
         let shared = self.broker.0.clone();
         loop {
             let changed = shared.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            let wake = self.look(into);
+            let wake = if self.gone() { None } else { self.look(into) };
             if !into.is_empty() {
-                return true;
+                return News::Arrived;
+            }
+            if self.gone() {
+                return News::Broken;
             }
             tokio::select! {
                 () = changed => {}
@@ -286,6 +373,11 @@ impl Inbox for FakeInbox {
 }
 
 impl FakeInbox {
+    fn gone(&self) -> bool {
+        let epoch = self.broker.state().epoch;
+        self.broken || self.place == Place::Shared && self.epoch != epoch
+    }
+
     /// Takes what the open pull brings now; when to look again if nothing changes.
     fn look(&mut self, into: &mut Vec<Arrival>) -> Option<Instant> {
         let (pull, mut got, ends) = self.pull.take()?;
@@ -297,6 +389,13 @@ impl FakeInbox {
             if pull.max_bytes.is_some_and(|most| size > most) {
                 end = Some(End::TooLarge);
             } else if let Some(delivery) = state.deliver(now) {
+                if state.poison.contains(&delivery.stream_sequence) {
+                    match self.place {
+                        Place::Apart => self.broken = true,
+                        Place::Shared => state.break_shared(&self.broker.0.link),
+                    }
+                    return None;
+                }
                 got += 1;
                 into.push(Arrival::Message(Box::new(delivery)));
             } else {

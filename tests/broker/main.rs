@@ -9,3 +9,5 @@ mod support;
 mod contract;
 mod fake;
 mod faults;
+mod poison;
+mod unreadable;

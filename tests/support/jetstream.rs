@@ -100,6 +100,12 @@ impl Fixture {
         }
     }
 
+    /// The sequence of the message that was stored last.
+    pub async fn last_sequence(&self) -> u64 {
+        let stream = self.jetstream.get_stream(&self.stream).await.unwrap();
+        stream.cached_info().state.last_sequence
+    }
+
     pub async fn handle(&self) -> PullConsumer {
         let stream = self.jetstream.get_stream_no_info(&self.stream).await.unwrap();
         stream.get_consumer(&self.consumer).await.unwrap()

@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod jetstream;
 pub mod nats_server;
 pub mod proxy;
+pub mod raw_nats;
 pub mod relay;
 
 use std::{

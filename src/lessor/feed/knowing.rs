@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{FeedTask, INFO_RETRY, INFO_TIMEOUT, STEP};
+use super::{FeedTask, INFO_RETRY, INFO_TIMEOUT, STEP, suspicion::Suspicion};
 use crate::{
     broker::{Broker, ConsumerInfo, InfoError, Link},
     clock,
@@ -28,15 +28,10 @@ impl<B: Broker> FeedTask<B> {
                 self.ask_at = now + self.refresh();
             }
         }
-        if self.inbox.is_none() && self.learned_on == Some(epoch) {
-            match self.lessor.broker.open(&self.name).await {
-                Ok(inbox) => {
-                    self.inbox = Some(inbox);
-                    self.pump.up(now);
-                }
-                // The link says so in a moment.
-                Err(error) => tracing::debug!(consumer = %self.name, %error, "no inbox"),
-            }
+        self.forgive(now);
+        let known = self.learned_on == Some(epoch) && self.looking.is_none();
+        if self.inbox.is_none() && known && self.suspicion.fenced(now).is_none() {
+            self.open(now).await;
         }
     }
 
@@ -87,6 +82,7 @@ impl<B: Broker> FeedTask<B> {
         if self.facts.as_ref().is_some_and(|facts| facts.created != info.created) {
             tracing::info!(consumer = %self.name, "it was made anew: the leases of the old one end");
             self.end_leases();
+            (self.suspicion, self.looking) = (Suspicion::none(), None);
         }
         let known = self.facts.take();
         let id = known.as_ref().map_or_else(|| self.lessor.next_consumer(), |facts| facts.id);
@@ -100,6 +96,8 @@ impl<B: Broker> FeedTask<B> {
             if self.learned_on.replace(server.epoch) != Some(server.epoch) {
                 self.lessor
                     .in_steps(|table, after| table.lose_after(id, info.delivered, after, STEP));
+                self.examine(info.delivered);
+                self.seen = info.delivered;
             }
             self.away_since = None;
         }

@@ -45,6 +45,7 @@ impl<B: Broker> FeedTask<B> {
             // Others took the places in between, or the connection went: the pump tries again.
             _ => Err(BrokerError::Unsent("no room".to_owned())),
         };
+        self.pulled_at = Some(clock::now());
         if sent.is_err() {
             self.places = None;
             self.pump.ended(pull.no, PullEnd::Refused, clock::now());
@@ -69,6 +70,7 @@ impl<B: Broker> FeedTask<B> {
                             delivery_count: delivery.delivery_count,
                             _place: places.as_mut().and_then(|places| places.split(1)),
                         };
+                        self.seen = self.seen.max(delivery.consumer_sequence);
                         let (id, older) = table.grant(terms(&facts, &delivery, now), hold);
                         superseded.extend(older);
                         granted.push((id, delivery));
@@ -138,6 +140,10 @@ impl<B: Broker> FeedTask<B> {
     pub(super) fn disconnected(&mut self, now: Instant) {
         self.inbox = None;
         self.places = None;
+        if self.apart.take().is_some() {
+            // The link says nothing of a connection of our own.
+            (self.learned_on, self.ask_at) = (None, now);
+        }
         self.pump.down(now);
     }
 }

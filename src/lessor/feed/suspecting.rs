@@ -1,0 +1,153 @@
+//! What becomes of a consumer whose connection broke by what it brought: it is found out whether it
+//! was this consumer's, what cannot be read is terminated, and `suspicion` says where to go on.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    time::{Duration, Instant},
+};
+
+use super::{FeedTask, suspicion::Looked};
+use crate::{
+    broker::{
+        Broker, BrokerError, Confirmation, ConsumerName, Denial, InfoError, Order, Place,
+        Unreadable, Verdict,
+    },
+    clock,
+    lessor::{Error, Lessor},
+};
+
+/// Bounds one look for unreadable messages.
+const LOOK: Duration = Duration::from_secs(5);
+
+pub(super) type Looking = Pin<Box<dyn Future<Output = Looked> + Send>>;
+
+impl<B: Broker> FeedTask<B> {
+    /// The connection broke by what it brought, to us or to another.
+    pub(super) fn broke(&mut self, now: Instant) {
+        if !self.quiet() {
+            let own = self.apart.is_some();
+            self.suspicion.accuse(if own { Place::Apart } else { Place::Shared });
+            // What was asked before the break does not know what was under way.
+            (self.asking, self.learned_on, self.ask_at) = (None, None, now);
+        }
+        self.disconnected(now);
+    }
+
+    /// INFO was read after a break. Everything that JetStream has delivered since we began to pull
+    /// has a higher consumer sequence; if the highest of them has arrived, the break was another's.
+    pub(super) fn examine(&mut self, delivered: u64) {
+        if !self.suspicion.accused() {
+            return;
+        }
+        if delivered <= self.seen {
+            return self.suspicion.acquit();
+        }
+        tracing::warn!(
+            consumer = %self.name,
+            "the connection broke by what it brought: looking for messages that cannot be read"
+        );
+        self.looking = Some(Box::pin(look(self.lessor.clone(), self.name.clone())));
+    }
+
+    pub(super) fn looked(&mut self, looked: &Looked, now: Instant) {
+        self.looking = None;
+        self.suspicion.weigh(looked, now);
+        if let Some(error) = self.fenced(now) {
+            tracing::error!(%error, "fenced off");
+            self.fail_waiters(&error, now);
+        }
+    }
+
+    /// Why nobody is served now.
+    pub(super) fn fenced(&self, now: Instant) -> Option<Error> {
+        let property = self.suspicion.fenced(now)?;
+        Some(Error::ConsumerUnsuitable { name: self.name.clone(), property })
+    }
+
+    /// Opens an inbox where the consumer belongs. While all places apart are taken, that is where
+    /// everybody is.
+    pub(super) async fn open(&mut self, now: Instant) {
+        if self.suspicion.place() == Place::Apart {
+            self.apart = self.lessor.apart.clone().try_acquire_owned().ok();
+        }
+        let place = if self.apart.is_some() { Place::Apart } else { Place::Shared };
+        match self.lessor.broker.open(&self.name, place).await {
+            Ok(inbox) => {
+                (self.inbox, self.pulled_at) = (Some(inbox), None);
+                self.pump.up(now);
+            }
+            // The link says so in a moment.
+            Err(error) => {
+                self.apart = None;
+                tracing::debug!(consumer = %self.name, %error, "no inbox");
+            }
+        }
+    }
+
+    /// Clears a consumer that has outlived its suspicion; it goes back to where everybody is.
+    pub(super) fn forgive(&mut self, now: Instant) {
+        let (Some(facts), Some(pulled_at)) = (&self.facts, self.pulled_at) else { return };
+        let longest = facts.longest_ack_wait();
+        if self.quiet() && self.suspicion.outlived(pulled_at, longest) && self.apart.is_some() {
+            tracing::info!(consumer = %self.name, "it goes back to the shared connection");
+            (self.inbox, self.apart) = (None, None);
+            self.pump.down(now);
+        }
+    }
+
+    /// No pull is out that could still bring anything.
+    fn quiet(&self) -> bool {
+        self.places.as_ref().is_none_or(|places| places.num_permits() == 0)
+    }
+}
+
+/// Terminates what cannot be read. Nobody here can hold a lease on it, for nobody could receive it.
+async fn look<B: Broker>(lessor: Lessor<B>, name: ConsumerName) -> Looked {
+    let found = match lessor.broker.unreadable(&name, clock::now() + LOOK).await {
+        Ok(found) => found,
+        Err(InfoError::Permission(subject)) => return Looked::NotAllowed(subject),
+        Err(error) => {
+            tracing::debug!(consumer = %name, %error, "not looked for unreadable messages");
+            Vec::new()
+        }
+    };
+    let until = clock::now() + lessor.limits.settle_timeout;
+    let orders = found.iter().map(term).collect();
+    let results = lessor.broker.settle(orders, Confirmation::Confirmed, until).await;
+    let (mut terminated, mut denied) = (Vec::new(), None);
+    for (message, result) in found.iter().zip(results) {
+        let (sequence, why) = (message.stream_sequence, &*message.why);
+        let ConsumerName { stream, consumer } = &name;
+        match result {
+            Ok(()) => {
+                tracing::warn!(%stream, %consumer, sequence, why, "terminated: it cannot be read");
+                terminated.push(sequence);
+            }
+            Err(error) => {
+                tracing::warn!(%stream, %consumer, sequence, why, %error, "it cannot be read, and \
+                    is not terminated");
+                if let BrokerError::Denied(Denial::Permission(subject)) = error {
+                    denied = Some(subject);
+                }
+            }
+        }
+    }
+    match denied {
+        Some(subject) if terminated.is_empty() => Looked::NotAllowed(subject),
+        _ => Looked::Terminated(terminated),
+    }
+}
+
+fn term(message: &Unreadable) -> Order {
+    let verdict = Verdict::Term(format!("fetch-proxy: unreadable headers: {}", message.why));
+    Order { ack: message.ack.clone(), verdict, line: None }
+}
+
+/// What the look has led to, while there is one.
+pub(super) async fn looked(looking: &mut Option<Looking>) -> Looked {
+    match looking {
+        Some(looking) => looking.await,
+        None => std::future::pending().await,
+    }
+}

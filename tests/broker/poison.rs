@@ -1,0 +1,151 @@
+//! The lessor and messages that break every connection that brings them: who is hurt, and for how
+//! long.
+
+use std::time::Duration;
+
+use fetch_proxy::{
+    broker::{Place, Verdict},
+    lessor::{Codec, Error, FetchAsk, HandedOver, Lessor, Limits, Unsuitable},
+};
+
+use super::fake::{FakeBroker, Sight, info};
+use crate::support::eventually;
+
+const ACK_WAIT: Duration = Duration::from_secs(10);
+const SECOND: Duration = Duration::from_secs(1);
+
+fn start() -> (FakeBroker, Lessor<FakeBroker>) {
+    let broker = FakeBroker::new(info(ACK_WAIT));
+    let limits = Limits { max_leases: 100, max_waiters: 10, settle_timeout: SECOND * 5 };
+    (broker.clone(), Lessor::start(broker, limits))
+}
+
+async fn fetch(
+    broker: &FakeBroker,
+    lessor: &Lessor<FakeBroker>,
+    max_wait: Duration,
+) -> Result<HandedOver, Error> {
+    let ask = FetchAsk {
+        name: broker.name(),
+        n: 10,
+        max_bytes: 4_000_000,
+        max_wait,
+        linger: Duration::ZERO,
+        lease: None,
+        codec: Codec::Raw,
+        patience: None,
+    };
+    lessor.fetch(ask).await.map(|fetched| fetched.hand_over())
+}
+
+/// Fetches so many messages one after the other, and leaves them unsettled.
+async fn fetch_all(broker: &FakeBroker, lessor: &Lessor<FakeBroker>, count: usize) {
+    let mut found = 0;
+    while found < count {
+        found += fetch(broker, lessor, SECOND * 2).await.unwrap().messages.len();
+    }
+}
+
+fn terminated(broker: &FakeBroker) -> usize {
+    let published = broker.published();
+    published.iter().filter(|verdict| matches!(verdict, Verdict::Term(_))).count()
+}
+
+fn unreadable(result: &Result<HandedOver, Error>) -> bool {
+    let Err(Error::ConsumerUnsuitable { property, .. }) = result else { return false };
+    matches!(property, Unsuitable::Unreadable { .. })
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_read_is_terminated_with_a_reason_and_the_rest_goes_on() {
+    let (broker, lessor) = start();
+    for _ in 0..3 {
+        broker.publish("good");
+        broker.publish_poison();
+    }
+    fetch_all(&broker, &lessor, 3).await;
+    eventually("all three to be terminated", || async {
+        let _ = fetch(&broker, &lessor, Duration::ZERO).await;
+        (terminated(&broker) == 3).then_some(())
+    })
+    .await;
+    let reason = Verdict::Term("fetch-proxy: unreadable headers: poison".into());
+    assert!(broker.published().contains(&reason), "{:?}", broker.published());
+    assert_eq!(
+        broker.opened()[..2],
+        [Place::Shared, Place::Apart],
+        "the guilty go on by themselves"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_guilty_come_back_to_the_shared_connection_when_they_have_done_no_more_harm() {
+    let (broker, lessor) = start();
+    broker.publish_poison();
+    let empty = fetch(&broker, &lessor, SECOND * 5).await.unwrap();
+    assert!(empty.messages.is_empty());
+    assert_eq!(broker.opened(), [Place::Shared, Place::Apart]);
+    for _ in 0..10 {
+        fetch(&broker, &lessor, SECOND * 3).await.unwrap();
+    }
+    assert_eq!(broker.opened(), [Place::Shared, Place::Apart, Place::Shared]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_break_that_brought_nothing_of_a_consumer_is_not_held_against_it() {
+    let (broker, lessor) = start();
+    let waiting = fetch(&broker, &lessor, SECOND * 20);
+    let breaking = async {
+        for _ in 0..5 {
+            tokio::time::sleep(SECOND).await;
+            broker.break_shared();
+        }
+        tokio::time::sleep(SECOND).await;
+        broker.publish("good");
+    };
+    let (fetched, ()) = tokio::join!(waiting, breaking);
+    assert_eq!(fetched.unwrap().messages.len(), 1);
+    assert_eq!((broker.looks(), broker.opened()), (0, vec![Place::Shared; 6]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_break_that_nothing_explains_is_forgiven_once_and_then_hurts_its_consumer_alone() {
+    let (broker, lessor) = start();
+    broker.see(Sight::Nothing);
+    broker.publish_poison();
+    let refused = loop {
+        let result = fetch(&broker, &lessor, SECOND * 5).await;
+        if result.is_err() {
+            break result;
+        }
+    };
+    assert!(unreadable(&refused), "{refused:?}");
+    assert_eq!(broker.opened(), [Place::Shared, Place::Shared, Place::Apart]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_it_may_not_be_looked_for_the_consumer_is_fenced_off_for_a_time_that_doubles() {
+    let (broker, lessor) = start();
+    broker.see(Sight::NotAllowed);
+    broker.publish_poison();
+    // First on the shared connection, then on its own, where it meets the message an ack wait later.
+    let refused = fetch(&broker, &lessor, SECOND * 30).await;
+    assert!(unreadable(&refused), "{refused:?}");
+    let Err(Error::ConsumerUnsuitable { property, .. }) = refused else { unreachable!() };
+    assert!(property.to_string().contains("`MSG.GET`"), "{property}");
+    assert_eq!(broker.opened(), [Place::Shared, Place::Apart]);
+    // Others would find it on the shared connection: it is refused at once, and not tried.
+    for fence in [30, 60] {
+        tokio::time::sleep(SECOND * (fence - 1)).await;
+        assert!(unreadable(&fetch(&broker, &lessor, SECOND * 30).await));
+        tokio::time::sleep(SECOND * 2).await;
+        assert!(unreadable(&fetch(&broker, &lessor, SECOND * 30).await));
+    }
+    assert_eq!(broker.opened(), [Place::Shared, Place::Apart, Place::Apart, Place::Apart]);
+    // An operator gives the right: it is found, and the consumer is served again.
+    broker.see(Sight::All);
+    tokio::time::sleep(SECOND * 121).await;
+    broker.publish("good");
+    fetch_all(&broker, &lessor, 1).await;
+    assert_eq!(terminated(&broker), 1);
+}
