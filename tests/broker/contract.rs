@@ -17,7 +17,6 @@ use crate::support::{
     BOUND,
     jetstream::{Fixture, ack_wait},
     nats_server::NatsServer,
-    raw_nats,
 };
 
 const ACK_WAIT: Duration = Duration::from_millis(1000);
@@ -72,14 +71,8 @@ impl World for Real {
         self.fixture.publish("x", payload).await;
     }
     async fn publish_poison(&self) {
-        let subject = format!("{}.x", self.fixture.stream);
-        let before = self.fixture.last_sequence().await;
         let headers = b"NATS/1.0\r\nA: a lone\rCR\r\n\r\n";
-        raw_nats::publish(&NatsServer::shared().url(), subject.as_bytes(), headers, b"");
-        crate::support::eventually("it to be stored", || async {
-            (self.fixture.last_sequence().await > before).then_some(())
-        })
-        .await;
+        self.fixture.publish_raw(&NatsServer::shared().url(), headers).await;
     }
     async fn delete_consumer(&self) {
         let stream = self.fixture.jetstream.get_stream(&self.fixture.stream).await.unwrap();

@@ -7,5 +7,6 @@
 mod support;
 
 mod edge;
+mod poison;
 mod unwritten;
 mod wire;

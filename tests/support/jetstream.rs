@@ -15,7 +15,7 @@ use async_nats::{
     },
 };
 
-use super::nats_server::NatsServer;
+use super::{eventually, nats_server::NatsServer, raw_nats};
 
 /// A stream of a test's own, with one durable consumer.
 pub struct Fixture {
@@ -100,8 +100,19 @@ impl Fixture {
         }
     }
 
-    /// The sequence of the message that was stored last.
-    pub async fn last_sequence(&self) -> u64 {
+    /// Publishes a message with headers that no client library would write, and waits until it is
+    /// stored; `url` may name a user.
+    pub async fn publish_raw(&self, url: &str, headers: &[u8]) -> u64 {
+        let before = self.last_sequence().await;
+        raw_nats::publish(url, format!("{}.raw", self.stream).as_bytes(), headers, b"raw");
+        eventually("a raw message to be stored", || async {
+            let last = self.last_sequence().await;
+            (last > before).then_some(last)
+        })
+        .await
+    }
+
+    async fn last_sequence(&self) -> u64 {
         let stream = self.jetstream.get_stream(&self.stream).await.unwrap();
         stream.cached_info().state.last_sequence
     }

@@ -1,0 +1,163 @@
+//! Stored messages that no NATS client of ours can read: each breaks the connection that brings it.
+//! The proxy lives, terminates them, and serves everybody else meanwhile.
+
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+use tonic::Code;
+use tonic_types::StatusExt as _;
+
+use crate::support::{
+    BOUND, eventually,
+    jetstream::{Fixture, ack_wait, config},
+    nats_server::{NatsServer, binary},
+    proxy::{Client, Proxy, ack, fetch, reason},
+};
+
+const LONE_CR: &[u8] = b"NATS/1.0\r\nA: a lone\rCR\r\n\r\n";
+/// One of each kind.
+const POISON: &[&[u8]] = &[
+    LONE_CR,
+    b"NATS/1.0\r\nA: \xff\xfe\r\n\r\n",
+    b"NATS/1.0\r\nno token: a\r\n\r\n",
+    b"NATS/1.0\r\nno colon\r\n\r\n",
+    b"no version\r\n\r\n",
+    // Servers from 2.11.15 on take the status line out; then it can be read.
+    b"NATS/1.0 evil status\r\n\r\n",
+];
+
+/// Fetches what is there and acks all of it; how many good ones that were.
+async fn work(client: &mut Client, fixture: &Fixture) -> usize {
+    let fetched = client.fetch(fetch(fixture, 100, 500)).await;
+    // A call that waits while its connection breaks may be told to repeat it.
+    let Ok(fetched) = fetched else { return 0 };
+    let messages = fetched.into_inner().messages;
+    for message in &messages {
+        client.ack(ack(&message.token)).await.unwrap();
+    }
+    messages.iter().filter(|message| message.subject.ends_with(".good")).count()
+}
+
+#[tokio::test]
+async fn whatever_cannot_be_read_is_terminated_and_nobody_is_starved() {
+    let server = NatsServer::shared();
+    // What was under way behind a message that cannot be read comes back after its ack wait.
+    let (hurt, other) = (Fixture::new(ack_wait(1500)).await, Fixture::new(config()).await);
+    let advisories = format!("$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.{}.*", hurt.stream);
+    let mut advisories = hurt.jetstream.client().subscribe(advisories).await.unwrap();
+    let mut proxy = Proxy::start(server, &[]);
+    let client = proxy.client().await;
+    for headers in POISON {
+        hurt.publish("good", "good").await;
+        hurt.publish_raw(&server.url(), headers).await;
+    }
+    hurt.publish("good", "good").await;
+
+    let serving_the_other = async {
+        let mut client = proxy.client().await;
+        let mut slowest = Duration::ZERO;
+        for _ in 0..20 {
+            other.publish("good", "good").await;
+            let began = Instant::now();
+            while work(&mut client, &other).await == 0 {}
+            slowest = slowest.max(began.elapsed());
+        }
+        slowest
+    };
+    let serving_the_hurt = async {
+        let (mut client, mut good, began) = (client.clone(), 0, Instant::now());
+        while good <= POISON.len() {
+            good += work(&mut client, &hurt).await;
+            assert!(began.elapsed() < BOUND, "{good} of {}:\n{}", POISON.len() + 1, proxy.log());
+        }
+        good
+    };
+    let (slowest, good) = tokio::join!(serving_the_other, serving_the_hurt);
+    assert_eq!(good, POISON.len() + 1, "none was delivered twice");
+    assert!(slowest < Duration::from_secs(5), "the other waited {slowest:?}:\n{}", proxy.log());
+    eventually("all to be settled", || async {
+        let _ = client.clone().fetch(fetch(&hurt, 1, 100)).await;
+        let info = hurt.info().await;
+        (info.num_ack_pending == 0 && info.num_pending == 0).then_some(())
+    })
+    .await;
+    for _ in 0..POISON.len() - 1 {
+        let advisory = tokio::time::timeout(BOUND, advisories.next()).await.unwrap().unwrap();
+        let advisory: serde_json::Value = serde_json::from_slice(&advisory.payload).unwrap();
+        let reason = advisory["reason"].as_str().unwrap();
+        assert!(reason.starts_with("fetch-proxy: unreadable headers: "), "{reason}");
+    }
+    proxy.signal("TERM");
+    assert!(proxy.wait().await.success());
+}
+
+#[tokio::test]
+async fn a_flood_of_what_cannot_be_read_hurts_its_own_consumer_alone() {
+    let server = NatsServer::shared();
+    let (hurt, other) = (Fixture::new(ack_wait(1500)).await, Fixture::new(config()).await);
+    let proxy = Proxy::start(server, &[]);
+    let client = proxy.client().await;
+    for _ in 0..30 {
+        hurt.publish_raw(&server.url(), LONE_CR).await;
+    }
+    // One at a time, so that each of them breaks a connection.
+    let flood = async {
+        let mut client = client.clone();
+        eventually("the flood to be over", || {
+            let (mut client, hurt) = (client.clone(), &hurt);
+            async move {
+                let _ = client.fetch(fetch(hurt, 1, 200)).await;
+                let info = hurt.info().await;
+                (info.num_ack_pending == 0 && info.num_pending == 0).then_some(())
+            }
+        })
+        .await;
+        hurt.publish("good", "good").await;
+        while work(&mut client, &hurt).await == 0 {}
+    };
+    let other_goes_on = async {
+        let mut client = client.clone();
+        for _ in 0..20 {
+            other.publish("good", "good").await;
+            let fetched = client.fetch(fetch(&other, 1, 5000)).await.unwrap().into_inner();
+            client.ack(ack(&fetched.messages[0].token)).await.unwrap();
+        }
+    };
+    tokio::join!(flood, other_goes_on);
+    let lost = proxy.log().matches("connected to NATS").count();
+    assert!(lost <= 4, "the shared connection broke more than once or twice:\n{}", proxy.log());
+}
+
+#[tokio::test]
+async fn where_it_may_not_be_found_its_consumer_is_fenced_off_and_the_other_works() {
+    let config = r#"authorization { users: [
+        { user: admin, password: admin },
+        { user: proxy, password: proxy, permissions: {
+            publish: ["$JS.API.CONSUMER.>", "$JS.ACK.>"], subscribe: ["_INBOX.>"] } } ] }"#;
+    let server = NatsServer::start_with(binary(), Some(config.into()));
+    let admin = server.url().replace("//", "//admin:admin@");
+    let hurt = Fixture::at(&admin, ack_wait(1000)).await;
+    let other = Fixture::at(&admin, self::config()).await;
+    let proxy = Proxy::start_at(&server.url().replace("//", "//proxy:proxy@"), &[]);
+    let mut client = proxy.client().await;
+    hurt.publish_raw(&admin, LONE_CR).await;
+
+    let refused = eventually("the fence", || {
+        let (mut client, hurt) = (client.clone(), &hurt);
+        async move { client.fetch(fetch(hurt, 1, 5000)).await.err() }
+    })
+    .await;
+    let expected = (Code::FailedPrecondition, "CONSUMER_UNSUITABLE".to_owned());
+    assert_eq!(reason(&refused), expected, "{refused:?}\n{}", proxy.log());
+    let info = refused.get_details_error_info().unwrap();
+    assert_eq!(info.metadata["property"], "unreadable_message");
+    let needs = format!("`$JS.API.STREAM.MSG.GET.{}`", hurt.stream);
+    assert!(refused.message().contains(&needs), "{}", refused.message());
+
+    for _ in 0..3 {
+        other.publish("good", "good").await;
+        let fetched = client.fetch(fetch(&other, 1, 5000)).await.unwrap().into_inner();
+        client.ack(ack(&fetched.messages[0].token)).await.unwrap();
+        assert!(client.fetch(fetch(&hurt, 1, 5000)).await.is_err(), "it is fenced off still");
+    }
+}
