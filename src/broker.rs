@@ -38,11 +38,12 @@ pub trait Broker: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Self::Inbox, BrokerError>> + Send;
 
     /// Looks among the consumer's unsettled deliveries for messages that break every connection that
-    /// brings them. Bounded by `until` and by a number of messages, of which the newest are looked
-    /// at: what was found by then.
+    /// brings them: from the stream sequence `from` on, and from there back. Bounded by `until` and
+    /// by a number of messages: what was found by then.
     fn unreadable(
         &self,
         name: &ConsumerName,
+        from: u64,
         until: Instant,
     ) -> impl Future<Output = Result<Vec<Unreadable>, InfoError>> + Send;
 
@@ -184,6 +185,8 @@ pub struct ConsumerInfo {
     pub ack_pending: u64,
     /// The highest consumer sequence that was delivered, as the server remembers it.
     pub delivered: u64,
+    /// The highest stream sequence that was delivered.
+    pub delivered_stream: u64,
 }
 
 /// JetStream's ack policies, as far as they matter here.

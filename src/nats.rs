@@ -124,10 +124,12 @@ impl Broker for Nats {
     async fn unreadable(
         &self,
         name: &ConsumerName,
+        from: u64,
         until: Instant,
     ) -> Result<Vec<Unreadable>, InfoError> {
+        let settings = self.supervisor.settings();
         match self.supervisor.settling() {
-            Ok(replies) => poison::find(&replies, self.supervisor.settings(), name, until).await,
+            Ok(replies) => poison::find(&replies, settings, name, from, until).await,
             Err(why) => Err(InfoError::Unavailable(why)),
         }
     }

@@ -186,6 +186,7 @@ mod tests {
             pending: 0,
             ack_pending: 0,
             delivered: 0,
+            delivered_stream: 0,
         }
     }
 

@@ -159,8 +159,9 @@ pub(super) struct FeedTask<B: Broker> {
     apart: Option<OwnedSemaphorePermit>,
     /// When the inbox was last pulled on.
     pulled_at: Option<Instant>,
-    /// The highest consumer sequence that has arrived, or was there before we pulled.
-    seen: u64,
+    /// The highest consumer sequence and stream sequence that have arrived, or were there before we
+    /// pulled.
+    seen: (u64, u64),
 }
 
 enum Event {
@@ -212,7 +213,7 @@ impl<B: Broker> FeedTask<B> {
             looking: None,
             apart: None,
             pulled_at: None,
-            seen: 0,
+            seen: (0, 0),
             lessor,
         };
         (feed, task)

@@ -178,6 +178,7 @@ impl From<Wire> for ConsumerInfo {
             pending: wire.num_pending,
             ack_pending: wire.num_ack_pending,
             delivered: wire.delivered.consumer_seq,
+            delivered_stream: wire.delivered.stream_seq,
         }
     }
 }
@@ -223,7 +224,8 @@ mod tests {
         assert_eq!(info.backoff, [Duration::from_secs(1), Duration::from_secs(5)]);
         assert_eq!((info.max_deliver, info.max_ack_pending), (None, Some(1000)));
         assert_eq!((info.max_batch, info.replicas), (Some(50), 3));
-        assert_eq!((info.delivered, info.ack_pending, info.pending), (12, 3, 7));
+        assert_eq!((info.delivered, info.delivered_stream), (12, 9));
+        assert_eq!((info.ack_pending, info.pending), (3, 7));
         assert!(!info.push && !info.priority_groups && !info.paused);
     }
 

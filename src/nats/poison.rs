@@ -18,8 +18,8 @@ use super::{
 };
 use crate::broker::{AckSubject, ConsumerName, InfoError, Unreadable};
 
-/// Most messages that are looked at, the newest.
-const MOST: usize = 2000;
+/// Most messages that are looked at in either direction.
+const MOST: usize = 1000;
 /// Messages that are asked for at once: their payloads come along, before other answers.
 const WINDOW: usize = 8;
 
@@ -28,12 +28,13 @@ pub(super) async fn find(
     replies: &Arc<Replies>,
     settings: &Settings,
     name: &ConsumerName,
+    from: u64,
     until: Instant,
 ) -> Result<Vec<Unreadable>, InfoError> {
     let unsettled = info::unsettled(replies, settings, name, until).await?;
     let subject = settings.api(&format!("STREAM.MSG.GET.{}", name.stream));
     let mut found = Vec::new();
-    let candidates = candidates(&unsettled);
+    let candidates = candidates(&unsettled, from);
     // The first by itself: where we have no right to it, that is refused, and logged, once.
     let (first, rest) = candidates.split_at(candidates.len().min(1));
     for window in std::iter::once(first).chain(rest.chunks(WINDOW)) {
@@ -50,11 +51,14 @@ pub(super) async fn find(
     Ok(found)
 }
 
-/// Stream sequences that may be unsettled deliveries, newest first.
-fn candidates(unsettled: &Unsettled) -> Vec<u64> {
+/// Stream sequences that may be unsettled deliveries: from `from` on, then back from there.
+fn candidates(unsettled: &Unsettled, from: u64) -> Vec<u64> {
+    if unsettled.count == 0 {
+        return Vec::new();
+    }
     let (first, last) = (unsettled.floor.saturating_add(1), unsettled.last);
-    let some = if unsettled.count == 0 { 0 } else { MOST };
-    (first..=last).rev().take(some).collect()
+    let from = from.clamp(first, last.saturating_add(1).max(first));
+    (from..=last).take(MOST).chain((first..from).rev().take(MOST)).collect()
 }
 
 fn get(subject: &str, sequence: u64) -> Request {
@@ -145,12 +149,15 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_are_looked_at_first_and_no_more_than_a_number() {
+    fn the_nearest_are_looked_at_and_no_more_than_a_number() {
         let unsettled = |count, floor, last| Unsettled { count, floor, last, filters: vec![] };
-        assert_eq!(candidates(&unsettled(2, 3, 6)), [6, 5, 4]);
-        assert!(candidates(&unsettled(0, 3, 6)).is_empty(), "all is settled");
-        assert!(candidates(&unsettled(1, 6, 6)).is_empty());
-        let many = candidates(&unsettled(9, 0, u64::MAX));
-        assert_eq!((many.len(), many[0]), (MOST, u64::MAX));
+        assert_eq!(candidates(&unsettled(2, 3, 8), 7), [7, 8, 6, 5, 4]);
+        assert_eq!(candidates(&unsettled(2, 3, 6), 0), [4, 5, 6]);
+        assert_eq!(candidates(&unsettled(2, 3, 6), 9), [6, 5, 4]);
+        assert!(candidates(&unsettled(0, 3, 6), 5).is_empty(), "all is settled");
+        assert!(candidates(&unsettled(1, 6, 6), 7).is_empty());
+        assert!(candidates(&unsettled(1, 7, 5), 3).is_empty());
+        let many = candidates(&unsettled(9, 0, u64::MAX), 5000);
+        assert_eq!((many.len(), many[0], many[MOST]), (2 * MOST, 5000, 4999));
     }
 }

@@ -309,7 +309,7 @@ contract! {
                 News::Lost => {}
                 News::Broken => broken += 1,
             }
-            for found in world.broker().unreadable(&world.name(), until()).await.unwrap() {
+            for found in world.broker().unreadable(&world.name(), 1, until()).await.unwrap() {
                 assert_eq!(found.stream_sequence % 2, 0, "a good one is called unreadable");
                 let verdict = Verdict::Term("unreadable".into());
                 let orders = vec![Order { ack: found.ack, verdict, line: None }];

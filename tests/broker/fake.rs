@@ -91,6 +91,7 @@ pub fn info(ack_wait: Duration) -> ConsumerInfo {
         pending: 0,
         ack_pending: 0,
         delivered: 0,
+        delivered_stream: 0,
     }
 }
 
@@ -259,6 +260,7 @@ impl Broker for FakeBroker {
                 pending: (state.messages.len() - state.next) as u64,
                 ack_pending: state.pending.len() as u64,
                 delivered: state.deliveries,
+                delivered_stream: state.next as u64,
                 ..info.clone()
             }),
             Some(_) | None => Err(InfoError::NoConsumer),
@@ -275,6 +277,7 @@ impl Broker for FakeBroker {
     async fn unreadable(
         &self,
         name: &ConsumerName,
+        _: u64,
         _: Instant,
     ) -> Result<Vec<Unreadable>, InfoError> {
         let mut state = self.state();

@@ -12,6 +12,7 @@ use crate::support::{
     jetstream::{Fixture, ack_wait, config},
     nats_server::{NatsServer, binary},
     proxy::{Client, Proxy, ack, fetch, reason},
+    raw_nats,
 };
 
 const LONE_CR: &[u8] = b"NATS/1.0\r\nA: a lone\rCR\r\n\r\n";
@@ -167,4 +168,22 @@ async fn where_it_may_not_be_found_its_consumer_is_fenced_off_and_the_other_work
         assert!(took < Duration::from_secs(5), "the other waited {took:?}:\n{}", proxy.log());
         assert!(client.fetch(fetch(&hurt, 1, 5000)).await.is_err(), "it is fenced off still");
     }
+}
+
+#[tokio::test]
+async fn what_not_even_the_api_can_tell_is_fenced_off_when_it_has_broken_three_connections() {
+    let server = NatsServer::shared();
+    let (hurt, other) = (Fixture::new(ack_wait(500)).await, Fixture::new(config()).await);
+    let proxy = Proxy::start(server, &[]);
+    let mut client = proxy.client().await;
+    let subject = [hurt.stream.as_bytes(), b".\xff"].concat();
+    raw_nats::publish(&server.url(), &subject, b"NATS/1.0\r\n\r\n", b"");
+    let refused = eventually("the fence", || {
+        let (mut client, hurt) = (client.clone(), &hurt);
+        async move { client.fetch(fetch(hurt, 1, 5000)).await.err() }
+    })
+    .await;
+    assert_eq!(reason(&refused).1, "CONSUMER_UNSUITABLE", "{refused:?}\n{}", proxy.log());
+    assert!(refused.message().contains("delete it from the stream"), "{}", refused.message());
+    served(&mut client, &other).await;
 }

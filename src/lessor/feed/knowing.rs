@@ -97,7 +97,7 @@ impl<B: Broker> FeedTask<B> {
                 self.lessor
                     .in_steps(|table, after| table.lose_after(id, info.delivered, after, STEP));
                 self.examine(info.delivered);
-                self.seen = info.delivered;
+                self.seen = (info.delivered, info.delivered_stream);
             }
             self.away_since = None;
         }

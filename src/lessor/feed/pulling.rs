@@ -45,7 +45,7 @@ impl<B: Broker> FeedTask<B> {
             // Others took the places in between, or the connection went: the pump tries again.
             _ => Err(BrokerError::Unsent("no room".to_owned())),
         };
-        self.pulled_at = Some(clock::now());
+        self.pulled_at = sent.is_ok().then(clock::now);
         if sent.is_err() {
             self.places = None;
             self.pump.ended(pull.no, PullEnd::Refused, clock::now());
@@ -70,7 +70,10 @@ impl<B: Broker> FeedTask<B> {
                             delivery_count: delivery.delivery_count,
                             _place: places.as_mut().and_then(|places| places.split(1)),
                         };
-                        self.seen = self.seen.max(delivery.consumer_sequence);
+                        self.seen = (
+                            self.seen.0.max(delivery.consumer_sequence),
+                            self.seen.1.max(delivery.stream_sequence),
+                        );
                         let (id, older) = table.grant(terms(&facts, &delivery, now), hold);
                         superseded.extend(older);
                         granted.push((id, delivery));
@@ -97,6 +100,8 @@ impl<B: Broker> FeedTask<B> {
     /// A pull has ended. Some ends say more than that.
     pub(super) fn ended(&mut self, no: u64, end: End, now: Instant) {
         self.places = None;
+        // Only a good end says that nothing bad was there.
+        self.pulled_at = self.pulled_at.filter(|_| end == End::Done);
         let end = match end {
             End::Done => {
                 self.limited = false;

@@ -2,6 +2,7 @@
 //! was this consumer's, what cannot be read is terminated, and `suspicion` says where to go on.
 
 use std::{
+    collections::BTreeSet,
     future::Future,
     pin::Pin,
     time::{Duration, Instant},
@@ -40,14 +41,18 @@ impl<B: Broker> FeedTask<B> {
         if !self.suspicion.accused() {
             return;
         }
-        if delivered <= self.seen {
+        let (consumer_sequence, stream_sequence) = self.seen;
+        if delivered <= consumer_sequence {
             return self.suspicion.acquit();
         }
         tracing::warn!(
             consumer = %self.name,
             "the connection broke by what it brought: looking for messages that cannot be read"
         );
-        self.looking = Some(Box::pin(look(self.lessor.clone(), self.name.clone())));
+        // New ones come in order, and nothing behind the one that broke it has arrived.
+        let from = stream_sequence.saturating_add(1);
+        let known = self.suspicion.terminated().clone();
+        self.looking = Some(Box::pin(look(self.lessor.clone(), self.name.clone(), from, known)));
     }
 
     pub(super) fn looked(&mut self, looked: &Looked, now: Instant) {
@@ -103,8 +108,15 @@ impl<B: Broker> FeedTask<B> {
 }
 
 /// Terminates what cannot be read. Nobody here can hold a lease on it, for nobody could receive it.
-async fn look<B: Broker>(lessor: Lessor<B>, name: ConsumerName) -> Looked {
-    let found = match lessor.broker.unreadable(&name, clock::now() + LOOK).await {
+/// What was terminated before is so again only if there is nothing else: a server that has crashed
+/// may have forgotten it.
+async fn look<B: Broker>(
+    lessor: Lessor<B>,
+    name: ConsumerName,
+    from: u64,
+    known: BTreeSet<u64>,
+) -> Looked {
+    let mut found = match lessor.broker.unreadable(&name, from, clock::now() + LOOK).await {
         Ok(found) => found,
         Err(InfoError::Permission(subject)) => return Looked::NotAllowed(subject),
         Err(error) => {
@@ -112,6 +124,9 @@ async fn look<B: Broker>(lessor: Lessor<B>, name: ConsumerName) -> Looked {
             Vec::new()
         }
     };
+    if found.iter().any(|message| !known.contains(&message.stream_sequence)) {
+        found.retain(|message| !known.contains(&message.stream_sequence));
+    }
     let until = clock::now() + lessor.limits.settle_timeout;
     let orders = found.iter().map(term).collect();
     let results = lessor.broker.settle(orders, Confirmation::Confirmed, until).await;

@@ -141,6 +141,11 @@ impl Suspicion {
         outlived
     }
 
+    /// Messages that were terminated since it was clear.
+    pub(super) fn terminated(&self) -> &BTreeSet<u64> {
+        &self.terminated
+    }
+
     /// Whether any of them is new.
     fn remember(&mut self, found: &[u64]) -> bool {
         let new = found.iter().filter(|sequence| self.terminated.insert(**sequence)).count();
