@@ -71,7 +71,8 @@ pub trait Broker: Send + Sync + 'static {
 /// The messages and the ends of pulls of one consumer, for as long as one connection lives.
 pub trait Inbox: Send + 'static {
     /// Asks for messages. At most one pull may be open at a time; its end arrives through
-    /// [`Inbox::next`], except that nothing arrives after the last of `batch` messages.
+    /// [`Inbox::next`], except that nothing arrives after the last of `batch` messages. What it
+    /// brings may be told to have ended, and arrive a moment later.
     ///
     /// # Errors
     /// [`BrokerError::Unsent`] when the connection is gone: nothing will arrive for this pull.

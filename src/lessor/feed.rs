@@ -29,7 +29,7 @@ use std::{
 use tokio::sync::{Mutex, OwnedSemaphorePermit, mpsc, oneshot};
 
 use self::{
-    suspecting::{Looking, looked},
+    suspecting::{Left, Looking, late, looked},
     suspicion::{Looked, Suspicion},
 };
 use super::{
@@ -145,6 +145,10 @@ pub(super) struct FeedTask<B: Broker> {
     /// The connection that `facts` were read on.
     learned_on: Option<u64>,
     inbox: Option<B::Inbox>,
+    /// The one before, if it was left in good order.
+    left: Option<Left<B::Inbox>>,
+    /// The shared connection that the inbox is on, if it is not apart.
+    on: Option<u64>,
     arrivals: Vec<Arrival>,
     /// Places in the table for what the open pull may still bring.
     places: Option<OwnedSemaphorePermit>,
@@ -167,6 +171,7 @@ pub(super) struct FeedTask<B: Broker> {
 enum Event {
     Command(Command),
     Arrived(News),
+    Late(News),
     Info(Result<ConsumerInfo, InfoError>),
     Looked(Looked),
     Link(Link),
@@ -204,6 +209,8 @@ impl<B: Broker> FeedTask<B> {
             facts: None,
             learned_on: None,
             inbox: None,
+            left: None,
+            on: None,
             arrivals: Vec::new(),
             places: None,
             limited: false,
@@ -261,11 +268,14 @@ impl<B: Broker> FeedTask<B> {
     async fn event(&mut self, now: Instant) -> Option<Event> {
         let deadline = self.deadline(now);
         let starved = self.pump.starved() && self.lessor.books.free() == 0;
-        let Self { lessor, commands, inbox, arrivals, asking, looking, link, draining, .. } = self;
+        let Self {
+            lessor, commands, inbox, arrivals, asking, looking, left, link, draining, ..
+        } = self;
         tokio::select! {
             () = lessor.closed.cancelled() => None,
             command = commands.recv() => command.map(Event::Command),
             news = next(inbox, arrivals) => Some(Event::Arrived(news)),
+            news = late(left) => Some(Event::Late(news)),
             info = answer(asking) => Some(Event::Info(info)),
             found = looked(looking) => Some(Event::Looked(found)),
             link = lessor.broker.link_change(link) => Some(Event::Link(link)),
@@ -294,6 +304,7 @@ impl<B: Broker> FeedTask<B> {
             Event::Arrived(News::Arrived) => self.arrived(now),
             Event::Arrived(News::Lost) => self.disconnected(now),
             Event::Arrived(News::Broken) => self.broke(now),
+            Event::Late(news) => self.late(news, now),
             Event::Info(info) => self.learned(info, now)?,
             Event::Looked(found) => self.looked(&found, now),
             Event::Link(link) => self.linked(link, now),

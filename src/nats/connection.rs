@@ -38,6 +38,9 @@ pub(super) struct Connection {
     pub(super) version: String,
     /// Cancelled when the connection is gone, or given up.
     pub(super) lost: CancellationToken,
+    /// Cancelled when the server has said that it will go (its lame duck mode). It serves on for a
+    /// while.
+    pub(super) leaving: CancellationToken,
     pub(super) denials: Arc<Denials>,
     end: Arc<Ending>,
 }
@@ -46,9 +49,14 @@ impl Connection {
     /// Connects to one of the servers, or says why not. `role` names the connection in the
     /// server's own lists.
     pub(super) async fn make(settings: &Settings, role: &str) -> Result<Self, ConnectError> {
-        let lost = CancellationToken::new();
+        let (lost, leaving) = (CancellationToken::new(), CancellationToken::new());
         let (denials, end) = (Arc::new(Denials::default()), Arc::new(Ending::default()));
-        let observer = Observer { lost: lost.clone(), denials: denials.clone(), end: end.clone() };
+        let observer = Observer {
+            lost: lost.clone(),
+            leaving: leaving.clone(),
+            denials: denials.clone(),
+            end: end.clone(),
+        };
         let mut options = options(settings, end.clone())
             .name(format!("fetch-proxy {role}"))
             .event_callback(move |event| {
@@ -64,7 +72,7 @@ impl Connection {
         let client = options.connect(&settings.servers[..]).await?;
         let server = client.server_info();
         let (server_id, version) = (server.server_id, server.version);
-        Ok(Self { client, server_id, version, lost, denials, end })
+        Ok(Self { client, server_id, version, lost, leaving, denials, end })
     }
 
     /// Waits until it is known how a lost connection ended, or until `until`. `true`: it looks as if
@@ -142,6 +150,7 @@ fn user_of(server: &ServerAddr) -> Option<Auth> {
 /// events, so this is dropped when that task has ended, however it did.
 struct Observer {
     lost: CancellationToken,
+    leaving: CancellationToken,
     denials: Arc<Denials>,
     end: Arc<Ending>,
 }
@@ -157,8 +166,10 @@ impl Observer {
                 Some(subject) => self.denials.record(subject, clock::now()),
                 None => self.end.explained.store(true, Ordering::Relaxed),
             },
-            Event::ServerError(_) | Event::LameDuckMode => {
+            Event::ServerError(_) => self.end.explained.store(true, Ordering::Relaxed),
+            Event::LameDuckMode => {
                 self.end.explained.store(true, Ordering::Relaxed);
+                self.leaving.cancel();
             }
             Event::Connected | Event::Draining | Event::SlowConsumer(_) | Event::ClientError(_) => {
             }

@@ -6,7 +6,8 @@
 //!  Down ────────────────────▶ Up ──────────────────▶ Down ─▶ make again
 //!    └── server too old ─▶ Unfit ── 5 s ─▶ make again
 //! ```
-//! The link is up when both connections are; it is unfit when either server is.
+//! The link is up when both connections are; it is unfit when either server is. A connection whose
+//! server is leaving serves on until there is another in its place.
 
 use std::{
     sync::{
@@ -16,6 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use async_nats::Subscriber;
 use semver::Version;
 use tokio::{
     sync::watch,
@@ -35,11 +37,14 @@ const RETRY: [Duration; 4] = [
 ];
 /// An unfit server is asked again after this: it may be upgraded behind the same name.
 const UNFIT_RETRY: Duration = Duration::from_secs(5);
+/// A connection that was replaced while it served is kept for its answers this long.
+const RETIRE: Duration = Duration::from_secs(10);
 /// Bounds the making of a connection that one consumer waits for.
 const APART: Duration = Duration::from_secs(2);
 
 pub(super) struct Supervisor {
     settings: Settings,
+    tasks: TaskTracker,
     parts: Mutex<Parts>,
     link: watch::Sender<Link>,
     epochs: AtomicU64,
@@ -50,6 +55,8 @@ pub(super) struct Supervisor {
 struct Parts {
     deliveries: Part<Arc<Connection>>,
     settling: Part<Arc<Replies>>,
+    /// The one before, which may still be answering.
+    retired: Option<Arc<Replies>>,
     epoch: u64,
 }
 
@@ -78,6 +85,7 @@ impl Supervisor {
     pub(super) fn start(settings: Settings, tasks: &TaskTracker) -> Arc<Self> {
         let supervisor = Arc::new(Self {
             settings,
+            tasks: tasks.clone(),
             parts: Mutex::default(),
             link: watch::channel(Link::Down("not connected yet".into())).0,
             epochs: AtomicU64::new(0),
@@ -131,6 +139,9 @@ impl Supervisor {
             tracing::warn!("a settlement was never answered: its connection is replaced");
             replies.connection.lost.cancel();
         }
+        if let Some(retired) = self.parts().retired.take() {
+            retired.connection.lost.cancel();
+        }
     }
 
     pub(super) async fn close(&self, until: Instant) {
@@ -146,28 +157,82 @@ impl Supervisor {
     }
 
     async fn keep_deliveries(self: Arc<Self>) {
-        let set = |part| self.update(|parts| parts.deliveries = part);
-        while let Some(connection) = self.connect("deliveries", set).await {
+        let mut last: Option<Arc<Connection>> = None;
+        loop {
+            let set = |part| self.replace(last.as_deref(), |parts| parts.deliveries = part);
+            let Some(connection) = self.connect("deliveries", set).await else { return };
             let connection = Arc::new(connection);
             self.update(|parts| {
                 parts.epoch = self.epochs.fetch_add(1, Ordering::Relaxed) + 1;
                 parts.deliveries = Part::Up(connection.clone());
             });
-            self.stop.run_until_cancelled(connection.lost.cancelled()).await;
-            set(Part::Down("the connection for deliveries was lost".to_owned()));
-            connection.lost.cancel();
+            // Inboxes keep one that is leaving until their pulls have ended.
+            if self.until_gone(&connection).await {
+                let lost = "the connection for deliveries was lost".to_owned();
+                self.update(|parts| parts.deliveries = Part::Down(lost));
+            }
+            last = Some(connection);
         }
     }
 
     async fn keep_settling(self: Arc<Self>) {
-        let set = |part| self.update(|parts| parts.settling = part);
-        while let Some(connection) = self.connect("settling", set).await {
-            if let Some((replies, subscriber)) = Replies::open(Arc::new(connection)).await {
-                set(Part::Up(replies.clone()));
-                self.stop.run_until_cancelled(replies.read(subscriber)).await;
-                replies.connection.lost.cancel();
+        let mut last: Option<Arc<Replies>> = None;
+        loop {
+            let leaving = last.as_ref().map(|replies| &*replies.connection);
+            let set = |part| self.replace(leaving, |parts| parts.settling = part);
+            let Some(connection) = self.connect("settling", set).await else { return };
+            let Some((replies, subscriber)) = Replies::open(Arc::new(connection)).await else {
+                continue;
+            };
+            self.tasks.spawn(self.clone().read(replies.clone(), subscriber));
+            self.update(|parts| {
+                parts.settling = Part::Up(replies.clone());
+                parts.retired.clone_from(&last);
+            });
+            if let Some(last) = last.take() {
+                self.tasks.spawn(self.clone().retire(last));
             }
-            set(Part::Down("the connection for settling was lost".to_owned()));
+            if self.until_gone(&replies.connection).await {
+                let lost = "the connection for settling was lost".to_owned();
+                self.update(|parts| parts.settling = Part::Down(lost));
+            }
+            last = Some(replies);
+        }
+    }
+
+    /// Waits until a connection is lost (`true`), or must be replaced while it still serves.
+    async fn until_gone(&self, connection: &Connection) -> bool {
+        let stopped = tokio::select! {
+            biased;
+            () = connection.lost.cancelled() => return true,
+            () = self.stop.cancelled() => true,
+            () = connection.leaving.cancelled() => false,
+        };
+        if stopped {
+            connection.lost.cancel();
+        } else {
+            tracing::info!(server = connection.server_id, "the NATS server is leaving");
+        }
+        stopped
+    }
+
+    async fn read(self: Arc<Self>, replies: Arc<Replies>, subscriber: Subscriber) {
+        self.stop.run_until_cancelled(replies.read(subscriber)).await;
+        replies.connection.lost.cancel();
+    }
+
+    /// Lets a connection that was replaced answer what was asked on it.
+    async fn retire(self: Arc<Self>, replies: Arc<Replies>) {
+        let lost = &replies.connection.lost;
+        let answered = self.stop.run_until_cancelled(sleep(RETIRE));
+        lost.run_until_cancelled(answered).await;
+        lost.cancel();
+    }
+
+    /// Says what has become of the search for a connection, unless the last one serves on.
+    fn replace(&self, last: Option<&Connection>, change: impl FnOnce(&mut Parts)) {
+        if last.is_none_or(|last| last.lost.is_cancelled()) {
+            self.update(change);
         }
     }
 

@@ -65,8 +65,9 @@ struct State {
     sight: Sight,
     looks: usize,
     opened: Vec<Place>,
-    /// The shared connection; inboxes on an older one are broken.
+    /// The shared connection, and the last one that is broken.
     epoch: u64,
+    broken: u64,
 }
 
 struct Pending {
@@ -118,6 +119,7 @@ impl FakeBroker {
             looks: 0,
             opened: Vec::new(),
             epoch: 1,
+            broken: 0,
         };
         let link = watch::channel(up(1)).0;
         Self(Arc::new(Shared { state: Mutex::new(state), changed: Notify::new(), link }))
@@ -146,6 +148,11 @@ impl FakeBroker {
     pub fn break_shared(&self) {
         self.state().break_shared(&self.0.link);
         self.0.changed.notify_waiters();
+    }
+
+    /// Has another connection in place of the shared one, which serves on.
+    pub fn replace_shared(&self) {
+        self.state().replace_shared(&self.0.link);
     }
 
     pub fn see(&self, sight: Sight) {
@@ -189,6 +196,11 @@ impl FakeBroker {
 
 impl State {
     fn break_shared(&mut self, link: &watch::Sender<Link>) {
+        self.broken = self.epoch;
+        self.replace_shared(link);
+    }
+
+    fn replace_shared(&mut self, link: &watch::Sender<Link>) {
         self.epoch += 1;
         link.send_replace(up(self.epoch));
     }
@@ -377,8 +389,8 @@ impl Inbox for FakeInbox {
 
 impl FakeInbox {
     fn gone(&self) -> bool {
-        let epoch = self.broker.state().epoch;
-        self.broken || self.place == Place::Shared && self.epoch != epoch
+        let broken = self.broker.state().broken;
+        self.broken || self.place == Place::Shared && self.epoch <= broken
     }
 
     /// Takes what the open pull brings now; when to look again if nothing changes.

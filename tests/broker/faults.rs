@@ -178,6 +178,25 @@ async fn surplus_is_given_back_after_a_moment_and_a_last_attempt_never() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_connection_that_is_replaced_is_left_when_its_pull_has_ended() {
+    let (broker, lessor) = start(LONG);
+    let waiting = fetch(&broker, &lessor);
+    let replacing = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        broker.replace_shared();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(broker.opened().len(), 1, "its pull is still out");
+        broker.publish("x");
+    };
+    let (first, ()) = tokio::join!(waiting, replacing);
+    let second = one(&broker, &lessor).await;
+    assert_eq!(broker.opened().len(), 2);
+    for lease in [first.messages[0].id, second] {
+        assert!(confirmed(&settle(&lessor, lease, Action::Ack).await));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_shorter_ack_wait_counts_from_the_next_look_at_the_consumer() {
     let (broker, lessor) = start(Duration::from_secs(60));
     let lease = one(&broker, &lessor).await;

@@ -7,6 +7,7 @@
 mod support;
 
 mod edge;
+mod leaving;
 mod poison;
 mod unwritten;
 mod wire;

@@ -18,6 +18,7 @@ impl<B: Broker> FeedTask<B> {
         let now = clock::now();
         let Link::Up(server) = &self.link else { return };
         let epoch = server.epoch;
+        self.move_on(now);
         if self.asking.is_none() && now >= self.ask_at {
             let needed = self.learned_on != Some(epoch) || self.pump.waiters() > 0;
             if needed || self.held() > 0 {
@@ -28,11 +29,17 @@ impl<B: Broker> FeedTask<B> {
                 self.ask_at = now + self.refresh();
             }
         }
-        self.forgive(now);
         let known = self.learned_on == Some(epoch) && self.looking.is_none();
         if self.inbox.is_none() && known && self.suspicion.fenced(now).is_none() {
-            self.open(now).await;
+            self.open(epoch, now).await;
         }
+    }
+
+    /// The connection that the inbox is on was replaced while it served. Nothing more is pulled on
+    /// it, and when the last pull has ended it is left.
+    pub(super) fn outdated(&self) -> bool {
+        let Link::Up(server) = &self.link else { return false };
+        self.inbox.is_some() && self.on.is_some_and(|on| on != server.epoch)
     }
 
     pub(super) fn refresh(&self) -> Duration {
@@ -92,7 +99,9 @@ impl<B: Broker> FeedTask<B> {
         }
         self.pump.set_limits(facts.limits());
         self.facts = Some(facts);
-        if let Link::Up(server) = &self.link {
+        if let Link::Up(server) = &self.link
+            && !self.outdated()
+        {
             if self.learned_on.replace(server.epoch) != Some(server.epoch) {
                 self.lessor
                     .in_steps(|table, after| table.lose_after(id, info.delivered, after, STEP));

@@ -23,7 +23,8 @@ impl<B: Broker> FeedTask<B> {
             let now = clock::now();
             // While one connection is missing, or INFO is overdue, nothing new is pulled.
             let fresh = now < self.ask_at + self.refresh() + INFO_TIMEOUT;
-            let permits = if self.up() && fresh { self.lessor.books.free() } else { 0 };
+            let pulls = self.up() && fresh && !self.outdated();
+            let permits = if pulls { self.lessor.books.free() } else { 0 };
             match self.pump.step(now, permits) {
                 None => return,
                 Some(Step::Pull { no, batch, expires, no_wait, max_bytes }) => {
@@ -45,10 +46,15 @@ impl<B: Broker> FeedTask<B> {
             // Others took the places in between, or the connection went: the pump tries again.
             _ => Err(BrokerError::Unsent("no room".to_owned())),
         };
-        self.pulled_at = sent.is_ok().then(clock::now);
-        if sent.is_err() {
+        let now = clock::now();
+        if sent.is_ok() {
+            self.pulled_at = Some(now);
+            if let Some(facts) = &self.facts {
+                self.suspicion.pulled(facts.longest_ack_wait(), now);
+            }
+        } else {
             self.places = None;
-            self.pump.ended(pull.no, PullEnd::Refused, clock::now());
+            self.pump.ended(pull.no, PullEnd::Refused, now);
         }
     }
 
@@ -100,8 +106,6 @@ impl<B: Broker> FeedTask<B> {
     /// A pull has ended. Some ends say more than that.
     pub(super) fn ended(&mut self, no: u64, end: End, now: Instant) {
         self.places = None;
-        // Only a good end says that nothing bad was there.
-        self.pulled_at = self.pulled_at.filter(|_| end == End::Done);
         let end = match end {
             End::Done => {
                 self.limited = false;
@@ -145,6 +149,10 @@ impl<B: Broker> FeedTask<B> {
     pub(super) fn disconnected(&mut self, now: Instant) {
         self.inbox = None;
         self.places = None;
+        // What was asked before may not know of what has arrived until now.
+        if self.asking.take().is_some() {
+            self.ask_at = now;
+        }
         if self.apart.take().is_some() {
             // The link says nothing of a connection of our own.
             (self.learned_on, self.ask_at) = (None, now);

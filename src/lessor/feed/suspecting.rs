@@ -1,5 +1,6 @@
 //! What becomes of a consumer whose connection broke by what it brought: it is found out whether it
-//! was this consumer's, what cannot be read is terminated, and `suspicion` says where to go on.
+//! was this consumer's, what cannot be read is terminated, and `suspicion` says where to go on. Owns
+//! on which connection the consumer is.
 
 use std::{
     collections::BTreeSet,
@@ -11,26 +12,37 @@ use std::{
 use super::{FeedTask, suspicion::Looked};
 use crate::{
     broker::{
-        Broker, BrokerError, Confirmation, ConsumerName, Denial, InfoError, Order, Place,
-        Unreadable, Verdict,
+        Arrival, Broker, BrokerError, Confirmation, ConsumerName, Denial, Inbox, InfoError, News,
+        Order, Place, Unreadable, Verdict,
     },
     clock,
     lessor::{Error, Lessor},
 };
 
+/// What a pull has brought has arrived by then: longer than it may take, and be under way.
+const AFTERMATH: Duration = Duration::from_secs(10);
+/// An inbox that was left is listened to this long.
+const LINGER: Duration = Duration::from_secs(5);
 /// Bounds one look for unreadable messages.
 const LOOK: Duration = Duration::from_secs(5);
+
+/// An inbox that is not pulled on any more: what its last pull has brought may come after its end.
+pub(super) struct Left<I> {
+    inbox: I,
+    until: Instant,
+    arrivals: Vec<Arrival>,
+}
 
 pub(super) type Looking = Pin<Box<dyn Future<Output = Looked> + Send>>;
 
 impl<B: Broker> FeedTask<B> {
     /// The connection broke by what it brought, to us or to another.
     pub(super) fn broke(&mut self, now: Instant) {
-        if !self.quiet() {
+        // On a replicated consumer what a pull brings may come after its end.
+        if self.pulled_at.is_some_and(|at| now < at + AFTERMATH) {
             let own = self.apart.is_some();
             self.suspicion.accuse(if own { Place::Apart } else { Place::Shared });
-            // What was asked before the break does not know what was under way.
-            (self.asking, self.learned_on, self.ask_at) = (None, None, now);
+            (self.learned_on, self.ask_at) = (None, now);
         }
         self.disconnected(now);
     }
@@ -38,7 +50,7 @@ impl<B: Broker> FeedTask<B> {
     /// INFO was read after a break. Everything that JetStream has delivered since we began to pull
     /// has a higher consumer sequence; if the highest of them has arrived, the break was another's.
     pub(super) fn examine(&mut self, delivered: u64) {
-        if !self.suspicion.accused() {
+        if !self.suspicion.accused() || self.looking.is_some() {
             return;
         }
         let (consumer_sequence, stream_sequence) = self.seen;
@@ -72,7 +84,11 @@ impl<B: Broker> FeedTask<B> {
 
     /// Opens an inbox where the consumer belongs. While all places apart are taken, that is where
     /// everybody is.
-    pub(super) async fn open(&mut self, now: Instant) {
+    pub(super) async fn open(&mut self, epoch: u64, now: Instant) {
+        if self.lessor.broker.link() != self.link {
+            // It would be on a connection that we do not know of yet.
+            return;
+        }
         if self.suspicion.place() == Place::Apart {
             self.apart = self.lessor.apart.clone().try_acquire_owned().ok();
         }
@@ -80,6 +96,7 @@ impl<B: Broker> FeedTask<B> {
         match self.lessor.broker.open(&self.name, place).await {
             Ok(inbox) => {
                 (self.inbox, self.pulled_at) = (Some(inbox), None);
+                self.on = (place == Place::Shared).then_some(epoch);
                 self.pump.up(now);
             }
             // The link says so in a moment.
@@ -90,19 +107,36 @@ impl<B: Broker> FeedTask<B> {
         }
     }
 
-    /// Clears a consumer that has outlived its suspicion; it goes back to where everybody is.
-    pub(super) fn forgive(&mut self, now: Instant) {
-        let (Some(facts), Some(pulled_at)) = (&self.facts, self.pulled_at) else { return };
-        let longest = facts.longest_ack_wait();
-        if self.quiet() && self.suspicion.outlived(pulled_at, longest) && self.apart.is_some() {
-            tracing::info!(consumer = %self.name, "it goes back to the shared connection");
-            (self.inbox, self.apart) = (None, None);
-            self.pump.down(now);
+    /// Leaves an inbox that is not where the consumer belongs: on a connection that was replaced, or
+    /// apart without need any more. Its last pull has ended.
+    pub(super) fn move_on(&mut self, now: Instant) {
+        self.left = self.left.take().filter(|left| now < left.until);
+        if !self.quiet() {
+            return;
+        }
+        let forgiven = self.suspicion.outlived(now) && self.apart.is_some();
+        if self.outdated() || forgiven {
+            tracing::info!(consumer = %self.name, "it goes to the shared connection");
+            let until = now + LINGER;
+            self.left = self.inbox.take().map(|inbox| Left { inbox, until, arrivals: Vec::new() });
+            self.ask_at = now;
+            self.disconnected(now);
+        }
+    }
+
+    /// Something came through an inbox that was left.
+    pub(super) fn late(&mut self, news: News, now: Instant) {
+        match (news, &mut self.left) {
+            (News::Arrived, Some(left)) => {
+                self.arrivals.append(&mut left.arrivals);
+                self.arrived(now);
+            }
+            _ => self.left = None,
         }
     }
 
     /// No pull is out that could still bring anything.
-    fn quiet(&self) -> bool {
+    pub(super) fn quiet(&self) -> bool {
         self.places.as_ref().is_none_or(|places| places.num_permits() == 0)
     }
 }
@@ -163,6 +197,14 @@ fn term(message: &Unreadable) -> Order {
 pub(super) async fn looked(looking: &mut Option<Looking>) -> Looked {
     match looking {
         Some(looking) => looking.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The same of an inbox that was left.
+pub(super) async fn late<I: Inbox>(left: &mut Option<Left<I>>) -> News {
+    match left {
+        Some(left) => left.inbox.next(&mut left.arrivals).await,
         None => std::future::pending().await,
     }
 }

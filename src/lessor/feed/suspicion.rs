@@ -7,8 +7,8 @@
 //!     ▼                                        │   └────────its time is over────────┘
 //!   WATCHED ─────────────again─────────────────┘
 //! ```
-//! and from everywhere back to CLEAR, once a pull was survived that a guilty message would have come
-//! back with. Apart is a connection of its own: what breaks that one hurts nobody else. A consumer
+//! and from everywhere back to CLEAR, once the time was survived in which a guilty message would have
+//! come back. Apart is a connection of its own: what breaks that one hurts nobody else. A consumer
 //! that is fenced off is not pulled from, for a time that doubles.
 //!
 //! 1. A break is weighed once, after it was looked for messages that explain it.
@@ -24,8 +24,10 @@ use crate::{broker::Place, lessor::error::Unsuitable};
 /// How long a consumer is fenced off, at first and at most.
 const FENCE: Duration = Duration::from_secs(30);
 const LONGEST_FENCE: Duration = Duration::from_secs(600);
-/// A message that comes back after its ack wait has come by then: longer than a pull may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// A message is with the next pull this long after its ack wait,
+const LATE: Duration = Duration::from_secs(2);
+/// and has come with it by then: longer than a pull may take, and what it brings may be under way.
+const PROBATION: Duration = Duration::from_secs(10);
 /// Terminated messages that are remembered.
 const REMEMBERED: usize = 4096;
 
@@ -44,6 +46,8 @@ pub(super) struct Suspicion {
     standing: Standing,
     /// Where the last break was, until it is weighed.
     accused: Option<Place>,
+    /// When it was first pulled after the last break with what may have come back.
+    tried: Option<Instant>,
     terminated: BTreeSet<u64>,
     fence: Duration,
     /// The right that was missing at the last look.
@@ -67,6 +71,7 @@ impl Suspicion {
         Self {
             standing: Standing::Clear,
             accused: None,
+            tried: None,
             terminated: BTreeSet::new(),
             fence: FENCE,
             needs: None,
@@ -75,7 +80,7 @@ impl Suspicion {
 
     /// A connection broke while it may have been bringing something of this consumer.
     pub(super) fn accuse(&mut self, place: Place) {
-        self.accused = Some(place);
+        (self.accused, self.tried) = (Some(place), None);
     }
 
     /// A break is to be weighed.
@@ -127,14 +132,20 @@ impl Suspicion {
         (now < since).then(|| Unsuitable::Unreadable { needs: self.needs.clone() })
     }
 
-    /// A pull of this time has come to a good end: whether that clears the consumer.
-    pub(super) fn outlived(&mut self, pulled_at: Instant, longest_ack_wait: Duration) -> bool {
+    /// It is pulled from.
+    pub(super) fn pulled(&mut self, longest_ack_wait: Duration, now: Instant) {
         let since = match self.standing {
-            Standing::Clear => return false,
+            Standing::Clear => return,
             Standing::Watched { since } | Standing::Apart { since } => since,
         };
-        let back = since + longest_ack_wait + PATIENCE;
-        let outlived = pulled_at >= back && self.accused.is_none();
+        if now >= since + longest_ack_wait + LATE {
+            self.tried.get_or_insert(now);
+        }
+    }
+
+    /// Clears it, if it has survived what may have come back.
+    pub(super) fn outlived(&mut self, now: Instant) -> bool {
+        let outlived = self.tried.is_some_and(|tried| now >= tried + PROBATION);
         if outlived {
             *self = Self::none();
         }
@@ -221,13 +232,26 @@ mod tests {
     }
 
     #[test]
-    fn a_pull_that_the_message_would_have_come_back_with_clears() {
+    fn surviving_what_would_have_come_back_clears() {
         let (mut suspicion, now) = (Suspicion::none(), clock::now());
         broke(&mut suspicion, &denied(), now);
-        assert!(!suspicion.outlived(now + SECOND * 39, SECOND * 30));
+        suspicion.pulled(SECOND * 30, now + SECOND * 31);
+        assert!(!suspicion.outlived(now + SECOND * 60), "it was not pulled late enough");
+        suspicion.pulled(SECOND * 30, now + SECOND * 60);
+        suspicion.pulled(SECOND * 30, now + SECOND * 65);
+        assert!(!suspicion.outlived(now + SECOND * 69));
         assert_eq!(suspicion.place(), Place::Apart);
-        assert!(suspicion.outlived(now + SECOND * 40, SECOND * 30));
+        assert!(suspicion.outlived(now + SECOND * 70));
         assert_eq!(suspicion.place(), Place::Shared);
+    }
+
+    #[test]
+    fn another_break_starts_the_time_anew() {
+        let (mut suspicion, now) = (Suspicion::none(), clock::now());
+        broke(&mut suspicion, &denied(), now);
+        suspicion.pulled(SECOND, now + SECOND * 5);
+        broke(&mut suspicion, &Looked::Terminated(vec![1]), now + SECOND * 6);
+        assert!(!suspicion.outlived(now + SECOND * 60));
     }
 
     #[test]
