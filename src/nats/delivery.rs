@@ -17,8 +17,19 @@ pub(super) fn read(message: Message, prefix: &str) -> Option<Arrival> {
     }
     let no = message.subject.strip_prefix(prefix)?.parse().ok()?;
     let status = message.status?.as_u16();
-    let end = end(status, message.description.as_deref().unwrap_or_default())?;
+    let description = message.description.as_deref().unwrap_or_default();
+    if description == "Batch Completed" && is_full(message.headers.as_ref()) {
+        // A full batch is counted. A replicated consumer says this before it sends what it means.
+        return None;
+    }
+    let end = end(status, description)?;
     Some(Arrival::End { no, end })
+}
+
+/// Nothing is left to come of as many messages as a pull has asked for.
+fn is_full(headers: Option<&HeaderMap>) -> bool {
+    let left = headers.and_then(|headers| headers.get("Nats-Pending-Messages"));
+    left.is_some_and(|left| left.as_str() == "0")
 }
 
 fn delivery(message: &Message, reply: &str, facts: &AckFacts<'_>) -> Delivery {
@@ -129,6 +140,25 @@ mod tests {
             "",
         ] {
             assert_eq!(AckFacts::parse(reply), None, "{reply}");
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_full_batch_is_not_told_but_that_of_one_full_of_bytes_is() {
+        for (left, told) in [("0", false), ("3", true)] {
+            let mut headers = HeaderMap::new();
+            headers.insert("Nats-Pending-Messages", left);
+            let message = Message {
+                subject: "inbox.7".into(),
+                reply: None,
+                payload: bytes::Bytes::new(),
+                headers: Some(headers),
+                status: Some(async_nats::StatusCode::from_u16(409).unwrap()),
+                description: Some("Batch Completed".into()),
+                length: 0,
+            };
+            let end = Arrival::End { no: 7, end: End::Done };
+            assert_eq!(read(message, "inbox."), told.then_some(end));
         }
     }
 

@@ -9,5 +9,6 @@ mod support;
 mod edge;
 mod leaving;
 mod poison;
+mod replicated;
 mod unwritten;
 mod wire;

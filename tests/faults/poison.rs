@@ -8,7 +8,9 @@ use tonic::Code;
 use tonic_types::StatusExt as _;
 
 use crate::support::{
-    BOUND, eventually,
+    BOUND,
+    cluster::Cluster,
+    eventually,
     jetstream::{Fixture, ack_wait, config},
     nats_server::{NatsServer, binary},
     proxy::{Client, Proxy, ack, fetch, reason},
@@ -186,4 +188,33 @@ async fn what_not_even_the_api_can_tell_is_fenced_off_when_it_has_broken_three_c
     assert_eq!(reason(&refused).1, "CONSUMER_UNSUITABLE", "{refused:?}\n{}", proxy.log());
     assert!(refused.message().contains("delete it from the stream"), "{}", refused.message());
     served(&mut client, &other).await;
+}
+
+#[tokio::test]
+async fn a_replicated_consumer_is_no_different() {
+    let cluster = Cluster::start().await;
+    let hurt = cluster.fixture(ack_wait(1500)).await;
+    let proxy = Proxy::start_at(&cluster.url(), &[]);
+    let mut client = proxy.client().await;
+    for _ in 0..5 {
+        hurt.publish("good", "good").await;
+        hurt.publish_raw(&cluster.nodes[0].url(), LONE_CR).await;
+    }
+    // One at a time, so that each of them breaks a connection.
+    let (mut good, began) = (0, Instant::now());
+    while good < 5 {
+        assert!(began.elapsed() < BOUND, "{good} of 5:\n{}", proxy.log());
+        let Ok(fetched) = client.fetch(fetch(&hurt, 1, 500)).await else { continue };
+        for message in fetched.into_inner().messages {
+            client.ack(ack(&message.token)).await.unwrap();
+            good += 1;
+        }
+    }
+    eventually("all to be settled", || async {
+        let _ = client.clone().fetch(fetch(&hurt, 1, 100)).await;
+        let info = hurt.info().await;
+        (info.num_ack_pending == 0 && info.num_pending == 0).then_some(())
+    })
+    .await;
+    assert_eq!(proxy.log().matches("terminated: it cannot be read").count(), 5, "{}", proxy.log());
 }
