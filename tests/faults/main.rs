@@ -1,14 +1,10 @@
 //! What goes wrong between a client, the proxy and NATS, made to go wrong on purpose; after each
-//! fault the books are checked.
+//! fault the books are checked. With `--nocapture` each test prints what it has measured.
 
 #![allow(clippy::disallowed_methods, reason = "tests live in real time, and outlive their tasks")]
 
 #[path = "../support/mod.rs"]
 mod support;
 
-mod edge;
-mod leaving;
-mod poison;
-mod replicated;
-mod unwritten;
-mod wire;
+mod books;
+mod cancelled;

@@ -1,7 +1,15 @@
 //! A TCP relay between a proxy and its NATS, or between a client and a proxy: the wire, and what
-//! can go wrong with it. Nothing that passes through is looked at.
+//! can go wrong with it. Nothing that passes through is looked at; it is only counted.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -34,12 +42,15 @@ struct Wire {
     age: u64,
     /// In these ages the server's side is told that the client has said its last.
     half_closed: u64,
+    /// Connections that were open when it last grew stand still for ever.
+    frozen: u64,
 }
 
 /// A relay that lives as long as this; its connections end with it.
 pub struct Relay {
     address: SocketAddr,
     wire: Arc<watch::Sender<Wire>>,
+    answered: Arc<AtomicU64>,
     accepting: JoinHandle<()>,
 }
 
@@ -54,10 +65,13 @@ impl Relay {
             open: true,
             age: 0,
             half_closed: 0,
+            frozen: 0,
         };
         let wire = Arc::new(watch::channel(wire).0);
-        let accepting = tokio::spawn(accept(listener, server.to_owned(), wire.clone()));
-        Self { address, wire, accepting }
+        let answered = Arc::default();
+        let accepting =
+            tokio::spawn(accept(listener, server.to_owned(), wire.clone(), Arc::clone(&answered)));
+        Self { address, wire, answered, accepting }
     }
 
     /// Where it listens, like `127.0.0.1:1234`.
@@ -90,6 +104,17 @@ impl Relay {
         self.wire.send_modify(|wire| (wire.to_server, wire.to_client) = (to_server, to_client));
     }
 
+    /// Lets every connection that is open stand still for ever, in both directions, as if one of its
+    /// ends had been unplugged; new ones are served.
+    pub fn freeze(&self) {
+        self.wire.send_modify(|wire| wire.frozen += 1);
+    }
+
+    /// How many bytes have passed from the server.
+    pub fn answered(&self) -> u64 {
+        self.answered.load(Ordering::Relaxed)
+    }
+
     /// Closes the direction to the server of every connection that is open, and leaves the other.
     pub fn half_close(&self) {
         self.wire.send_modify(|wire| wire.half_closed += 1);
@@ -103,60 +128,94 @@ impl Drop for Relay {
     }
 }
 
-async fn accept(listener: TcpListener, server: String, wire: Arc<watch::Sender<Wire>>) {
+async fn accept(
+    listener: TcpListener,
+    server: String,
+    wire: Arc<watch::Sender<Wire>>,
+    answered: Arc<AtomicU64>,
+) {
     while let Ok((client, _)) = listener.accept().await {
         if wire.borrow().open {
-            tokio::spawn(relay(client, server.clone(), wire.subscribe()));
+            tokio::spawn(relay(client, server.clone(), wire.subscribe(), answered.clone()));
         }
     }
 }
 
-/// One connection, until either side ends or it is cut. Both sides are reset then, not closed
-/// politely: a cut wire says nothing.
-async fn relay(client: TcpStream, server: String, mut wire: watch::Receiver<Wire>) {
+/// One connection, until either side ends or it is cut. A cut wire says nothing: what was under way
+/// is gone.
+async fn relay(
+    client: TcpStream,
+    server: String,
+    mut wire: watch::Receiver<Wire>,
+    answered: Arc<AtomicU64>,
+) {
     let Ok(server) = TcpStream::connect(server).await else { return };
     for side in [&client, &server] {
         let _ = side.set_nodelay(true);
     }
-    let (age, half_closed) = (wire.borrow().age, wire.borrow().half_closed);
+    let born = wire.borrow().clone();
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
-    let up = pump(from_client, to_server, wire.clone(), |wire| wire.to_server, Some(half_closed));
-    let down = pump(from_server, to_client, wire.clone(), |wire| wire.to_client, None);
+    let (frozen, half_closed) = (born.frozen, born.half_closed);
+    let up = Direction {
+        from: from_client,
+        to: to_server,
+        wire: wire.clone(),
+        flow: Box::new(move |now| if now.frozen > frozen { Flow::Stall } else { now.to_server }),
+        closed: Box::new(move |now| now.half_closed > half_closed),
+        passed: Arc::default(),
+    };
+    let down = Direction {
+        from: from_server,
+        to: to_client,
+        wire: wire.clone(),
+        flow: Box::new(move |now| if now.frozen > frozen { Flow::Stall } else { now.to_client }),
+        closed: Box::new(|_| false),
+        passed: answered,
+    };
     tokio::select! {
-        _ = async { tokio::join!(up, down) } => {}
-        _ = wire.wait_for(|wire| wire.age != age) => {}
+        _ = async { tokio::join!(up.pump(), down.pump()) } => {}
+        _ = wire.wait_for(|wire| wire.age != born.age) => {}
     }
 }
 
-async fn pump(
-    mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
-    mut wire: watch::Receiver<Wire>,
-    flow: impl Fn(&Wire) -> Flow,
-    half_closed: Option<u64>,
-) -> io::Result<()> {
-    let mut buffer = vec![0; 64 * 1024];
-    loop {
-        // The relay ends when the sender of its orders does.
-        let gone = |_| io::Error::other("the relay has gone");
-        wire.wait_for(|wire| flow(wire) != Flow::Stall).await.map_err(gone)?;
-        let closed = |wire: &Wire| half_closed.is_some_and(|seen| wire.half_closed != seen);
-        let (mut stalls, mut closes) = (wire.clone(), wire.clone());
-        let count = tokio::select! {
-            biased;
-            _ = closes.wait_for(closed) => 0,
-            _ = stalls.wait_for(|wire| flow(wire) == Flow::Stall) => continue,
-            count = from.read(&mut buffer) => count?,
-        };
-        if count == 0 {
-            return to.shutdown().await;
-        }
-        let Flow::Delay(delay) = flow(&wire.borrow()) else {
+type Of<T> = Box<dyn Fn(&Wire) -> T + Send + Sync>;
+
+/// One direction of one connection.
+struct Direction {
+    from: OwnedReadHalf,
+    to: OwnedWriteHalf,
+    wire: watch::Receiver<Wire>,
+    flow: Of<Flow>,
+    /// The receiver is to be told that the sender has said its last.
+    closed: Of<bool>,
+    passed: Arc<AtomicU64>,
+}
+
+impl Direction {
+    async fn pump(self) -> io::Result<()> {
+        let Self { mut from, mut to, mut wire, flow, closed, passed } = self;
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            // The relay ends when the sender of its orders does.
+            let gone = |_| io::Error::other("the relay has gone");
+            wire.wait_for(|wire| flow(wire) != Flow::Stall).await.map_err(gone)?;
+            let (mut stalls, mut closes) = (wire.clone(), wire.clone());
+            let count = tokio::select! {
+                biased;
+                _ = closes.wait_for(|wire| closed(wire)) => 0,
+                _ = stalls.wait_for(|wire| flow(wire) == Flow::Stall) => continue,
+                count = from.read(&mut buffer) => count?,
+            };
+            if count == 0 {
+                return to.shutdown().await;
+            }
+            let now = flow(&wire.borrow());
+            if let Flow::Delay(delay) = now {
+                tokio::time::sleep(delay).await;
+            }
             to.write_all(&buffer[..count]).await?;
-            continue;
-        };
-        tokio::time::sleep(delay).await;
-        to.write_all(&buffer[..count]).await?;
+            passed.fetch_add(count as u64, Ordering::Relaxed);
+        }
     }
 }

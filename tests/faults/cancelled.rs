@@ -1,0 +1,371 @@
+//! A client that cancels its Fetch, at every step of it. Its connection stays: the call is reset.
+//!
+//! A message is then in one of three places: in the caller's hands; written to the client's
+//! connection and not seen, where it waits for its lease; or with the proxy, which must hand it to
+//! the next caller at once, without a whole ack wait in between and without destroying it.
+
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::consumer::pull;
+use fetch_proxy::pb::{Codec, FetchRequest, Outcome};
+use futures_util::future::join_all;
+use tokio::sync::oneshot;
+
+use super::books::{all_settled, measured};
+use crate::support::{
+    eventually,
+    jetstream::{Fixture, ack_wait, config},
+    millis,
+    nats_server::NatsServer,
+    proxy::{Client, Proxy, ack, fetch},
+    relay::{Flow, Relay},
+};
+
+/// An answer with one message is larger than this: its token alone is. All else that a client is
+/// sent in the time of a race is smaller.
+const ANSWER: u64 = 200;
+/// Within this, a message that the proxy has must be in somebody's hands again.
+const DARK: Duration = Duration::from_secs(1);
+
+/// Flags of a proxy that logs each answer.
+const DEBUG: &[&str] = &["--log-level", "fetch_proxy=debug"];
+/// The racer's name in the proxy's log.
+const RACER: &str = "racer";
+
+/// One racer: a consumer of its own, and a client whose wire counts.
+struct Lane<'p> {
+    proxy: &'p Proxy,
+    fixture: Fixture,
+    relay: Relay,
+    racer: Client,
+    next: Client,
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    seen: usize,
+    written_unseen: usize,
+    handed_on: usize,
+    /// The answer was made as the cancel arrived, and thrown away by the layers below it.
+    unwritten: usize,
+    longest: Duration,
+}
+
+impl<'p> Lane<'p> {
+    async fn new(proxy: &'p Proxy, consumer: pull::Config) -> Self {
+        let fixture = Fixture::new(consumer).await;
+        let relay = Relay::to(&proxy.grpc).await;
+        let racer = Client::connect(format!("http://{}", relay.address())).await.unwrap();
+        let mut lane = Self { proxy, fixture, relay, racer, next: proxy.client().await };
+        lane.racer.fetch(fetch(&lane.fixture, 1, 0)).await.unwrap();
+        lane
+    }
+
+    /// Races cancels against publishes, from just before the publish until well after an answer
+    /// takes to arrive.
+    async fn race(mut self, races: usize) -> Tally {
+        let mut tally = Tally::default();
+        let usual = self.usual_answer().await;
+        for race in 0..races {
+            // Spread evenly, and differently on each lane.
+            let at = usual.mul_f64(2.5 * (race as f64 * 0.618_034 + 0.1).fract());
+            self.one_race(usual / 2, at, &mut tally).await;
+        }
+        tally
+    }
+
+    /// How long a waiting Fetch takes to answer, from just before the publish.
+    async fn usual_answer(&mut self) -> Duration {
+        let mut took = Vec::new();
+        for _ in 0..7 {
+            let call = self.waiting(fetch(&self.fixture, 1, 10_000)).await;
+            let began = Instant::now();
+            self.fixture.publish("n", "x").await;
+            let answer = call.answer().await.unwrap();
+            took.push(began.elapsed());
+            self.settle(&answer.messages[0].token).await;
+        }
+        took.sort();
+        took[took.len() / 2]
+    }
+
+    async fn one_race(&mut self, publish: Duration, cancel: Duration, tally: &mut Tally) {
+        let before = (self.relay.answered(), self.handed_over());
+        let call = self.waiting(self.ask()).await;
+        let began = Instant::now();
+        let (sequence, (answer, cancelled)) = tokio::join!(
+            async {
+                precisely(began + publish).await;
+                self.fixture.publish("n", "x").await
+            },
+            async {
+                precisely(began + cancel).await;
+                (call.cancel().await, Instant::now())
+            },
+        );
+        if let Some(answer) = answer {
+            tally.seen += 1;
+            return self.settle(&answer.messages[0].token).await;
+        }
+        if !self.written_since(before.0)
+            && let Some(token) = self.next_has(sequence, DARK).await
+        {
+            tally.handed_on += 1;
+            tally.longest = tally.longest.max(cancelled.elapsed());
+            return self.settle(&token).await;
+        }
+        if self.written_since(before.0) {
+            tally.written_unseen += 1;
+        } else {
+            assert!(self.handed_over() > before.1, "{sequence} is in nobody's hands");
+            tally.unwritten += 1;
+        }
+    }
+
+    fn ask(&self) -> FetchRequest {
+        FetchRequest { worker: RACER.to_owned(), ..fetch(&self.fixture, 1, 10_000) }
+    }
+
+    fn written_since(&self, before: u64) -> bool {
+        self.relay.answered() - before > ANSWER
+    }
+
+    /// How many answers with a message the proxy has made for the racer.
+    fn handed_over(&self) -> usize {
+        let stream = format!("\"stream\":\"{}\"", self.fixture.stream);
+        let worker = format!("\"worker\":\"{RACER}\",\"messages\":1");
+        let log = self.proxy.log();
+        log.lines().filter(|line| line.contains(&stream) && line.contains(&worker)).count()
+    }
+
+    /// The token of this message, if another caller is given it within `time`.
+    async fn next_has(&mut self, sequence: u64, time: Duration) -> Option<String> {
+        let until = Instant::now() + time;
+        loop {
+            let left = until.saturating_duration_since(Instant::now()).as_millis();
+            let request = fetch(&self.fixture, 1, i64::try_from(left).unwrap());
+            let answer = self.next.fetch(request).await.unwrap().into_inner();
+            let message = answer.messages.into_iter().next()?;
+            if message.stream_sequence == sequence {
+                return Some(message.token);
+            }
+            // One that was written and not seen, and whose lease is over.
+            self.settle(&message.token).await;
+        }
+    }
+
+    async fn settle(&mut self, token: &str) {
+        let answer = self.next.ack(ack(token)).await.unwrap().into_inner();
+        assert_eq!(answer.outcome(), Outcome::Confirmed);
+    }
+
+    /// A call whose pull is out.
+    async fn waiting(&mut self, request: FetchRequest) -> Call {
+        let call = Call::start(&self.racer, request);
+        eventually("the pull", || async {
+            (self.fixture.info().await.num_waiting > 0).then_some(())
+        })
+        .await;
+        call
+    }
+
+    /// A call whose pull has brought so many.
+    async fn holding(&mut self, request: FetchRequest, count: usize) -> Call {
+        let call = self.waiting(request).await;
+        self.fixture.publish_many(count).await;
+        eventually("the deliveries", || async {
+            (self.fixture.info().await.num_ack_pending == count).then_some(())
+        })
+        .await;
+        call
+    }
+}
+
+/// A Fetch that can be cancelled, as a client does that leaves its connection open.
+struct Call {
+    cancel: oneshot::Sender<()>,
+    task: tokio::task::JoinHandle<Option<fetch_proxy::pb::FetchResponse>>,
+}
+
+impl Call {
+    fn start(client: &Client, request: FetchRequest) -> Self {
+        let mut client = client.clone();
+        let (cancel, cancelled) = oneshot::channel::<()>();
+        let task = tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                _ = cancelled => None,
+                answer = client.fetch(request) => Some(answer.unwrap().into_inner()),
+            }
+        });
+        Self { cancel, task }
+    }
+
+    async fn answer(self) -> Option<fetch_proxy::pb::FetchResponse> {
+        let Self { cancel, task } = self;
+        let answer = task.await.unwrap();
+        drop(cancel);
+        answer
+    }
+
+    /// What the caller saw before it left, if anything.
+    async fn cancel(self) -> Option<fetch_proxy::pb::FetchResponse> {
+        // A call that has been answered does not listen any more.
+        let _ = self.cancel.send(());
+        self.task.await.unwrap()
+    }
+}
+
+/// Waits to the tenth of a millisecond, where the timer knows only whole ones.
+async fn precisely(until: Instant) {
+    tokio::time::sleep(until.saturating_duration_since(Instant::now() + millisecond(2))).await;
+    while Instant::now() < until {
+        tokio::task::yield_now().await;
+    }
+}
+
+const fn millisecond(count: u64) -> Duration {
+    Duration::from_millis(count)
+}
+
+async fn races(name: &str, consumer: pull::Config, lanes: usize, each: usize) {
+    let proxy = Proxy::start(NatsServer::shared(), DEBUG);
+    let lanes = join_all((0..lanes).map(|_| Lane::new(&proxy, consumer.clone()))).await;
+    let count = lanes.len() * each;
+    let tallies = join_all(lanes.into_iter().map(|lane| lane.race(each))).await;
+    let sum = |of: fn(&Tally) -> usize| tallies.iter().map(of).sum::<usize>();
+    let (seen, handed_on) = (sum(|tally| tally.seen), sum(|tally| tally.handed_on));
+    measured(&format!("{name}: races"), count);
+    measured(&format!("{name}: answered before the cancel"), seen);
+    measured(&format!("{name}: written to the client and not seen"), sum(|t| t.written_unseen));
+    measured(&format!("{name}: handed to the next caller"), handed_on);
+    measured(&format!("{name}: made for the client and never written"), sum(|t| t.unwritten));
+    let longest = tallies.iter().map(|tally| tally.longest).max().unwrap();
+    measured(&format!("{name}: longest from the cancel to the next caller"), longest);
+    assert!(seen > count / 10 && handed_on > count / 10, "the races were one-sided: {tallies:?}");
+}
+
+#[tokio::test]
+async fn no_message_that_races_a_cancel_is_dark() {
+    races("cancel", config(), 4, 100).await;
+}
+
+#[tokio::test]
+async fn a_cancel_destroys_no_last_attempt() {
+    for max_deliver in [1, 2] {
+        let name = format!("cancel with max_deliver {max_deliver}");
+        races(&name, pull::Config { max_deliver, ..config() }, 4, 20).await;
+    }
+}
+
+#[tokio::test]
+async fn what_nobody_here_takes_goes_to_another_replica_after_a_second() {
+    let (here, there) =
+        (Proxy::start(NatsServer::shared(), &[]), Proxy::start(NatsServer::shared(), &[]));
+    let mut lane = Lane::new(&here, config()).await;
+    lane.next = there.client().await;
+    let linger = FetchRequest { linger: millis(5000), ..fetch(&lane.fixture, 10, 10_000) };
+    lane.holding(linger, 1).await.cancel().await;
+    let began = Instant::now();
+    let token = lane.next_has(1, Duration::from_secs(10)).await.unwrap();
+    let took = began.elapsed();
+    measured("cancel: longest until another replica has it", took);
+    // A second of parking; where our own open pull takes it again, which is there for up to 5 s,
+    // another.
+    assert!(took < Duration::from_secs(8), "{took:?}");
+    lane.settle(&token).await;
+}
+
+#[tokio::test]
+async fn a_last_attempt_is_kept_for_whoever_comes_however_late() {
+    for max_deliver in [1, 2] {
+        let proxy = Proxy::start(NatsServer::shared(), &[]);
+        let mut lane = Lane::new(&proxy, pull::Config { max_deliver, ..ack_wait(1500) }).await;
+        let linger = FetchRequest { linger: millis(5000), ..fetch(&lane.fixture, 10, 10_000) };
+        lane.holding(linger, 1).await.cancel().await;
+        // Two ack waits, in which nobody asks.
+        tokio::time::sleep(millisecond(3200)).await;
+        let token = lane.next_has(1, DARK).await.expect("it was destroyed");
+        lane.settle(&token).await;
+        all_settled(&lane.fixture).await;
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_is_cancelled_before_its_pull_is_out_takes_nothing() {
+    let proxy = Proxy::start(NatsServer::shared(), DEBUG);
+    for micros in (0..3000).step_by(200) {
+        // A consumer that the proxy does not know yet, so that INFO comes first.
+        let mut lane = Lane::new(&proxy, config()).await;
+        lane.fixture = Fixture::new(config()).await;
+        lane.fixture.publish("n", "x").await;
+        let before = lane.relay.answered();
+        let call = Call::start(&lane.racer, lane.ask());
+        precisely(Instant::now() + Duration::from_micros(micros)).await;
+        if call.cancel().await.is_some() {
+            continue;
+        }
+        match lane.next_has(1, DARK).await {
+            Some(token) => lane.settle(&token).await,
+            None => {
+                let gone = lane.written_since(before) || lane.handed_over() == 1;
+                assert!(gone, "dark after a cancel at {micros} us");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_is_cancelled_while_it_lingers_leaves_all_of_it_to_the_next() {
+    let proxy = Proxy::start(NatsServer::shared(), &[]);
+    let mut lane = Lane::new(&proxy, config()).await;
+    let linger = FetchRequest { linger: millis(5000), ..fetch(&lane.fixture, 10, 10_000) };
+    lane.holding(linger, 5).await.cancel().await;
+    let began = Instant::now();
+    let answer = lane.next.fetch(fetch(&lane.fixture, 10, 1000)).await.unwrap().into_inner();
+    measured("cancel: from a cancelled linger to the next caller", began.elapsed());
+    assert_eq!(answer.messages.len(), 5);
+    for message in &answer.messages {
+        assert_eq!(message.delivery_count, 1, "it went over JetStream");
+        lane.settle(&message.token).await;
+    }
+    all_settled(&lane.fixture).await;
+}
+
+/// A call with one message that fails its codec and one that does not, at the time when the Term of
+/// the first is under way, and slowly.
+async fn terminating(lane: &mut Lane<'_>, nats: &Relay, lease: Option<i64>) -> Call {
+    let request = FetchRequest {
+        codec: Codec::Json.into(),
+        lease: lease.and_then(millis),
+        ..fetch(&lane.fixture, 2, 10_000)
+    };
+    lane.fixture.publish("n", "no json").await;
+    lane.fixture.publish("n", "1").await;
+    nats.flow(Flow::Delay(millisecond(500)), Flow::Pass);
+    let call = Call::start(&lane.racer, request);
+    eventually("the deliveries", || async {
+        (lane.fixture.info().await.num_ack_pending == 2).then_some(())
+    })
+    .await;
+    // On their way to the proxy for a moment; the Term is then on its way for half a second.
+    tokio::time::sleep(millisecond(100)).await;
+    call
+}
+
+#[tokio::test]
+async fn a_call_that_is_cancelled_during_a_term_leaves_the_rest_to_the_next() {
+    let server = NatsServer::shared();
+    let nats = Relay::to(server.url().trim_start_matches("nats://")).await;
+    let proxy = Proxy::start_at(&nats.nats_url(), &[]);
+    let mut lane = Lane::new(&proxy, config()).await;
+    let call = terminating(&mut lane, &nats, None).await;
+    assert!(call.cancel().await.is_none());
+    let began = Instant::now();
+    let token = lane.next_has(2, DARK).await.expect("the good one is dark");
+    measured("cancel: from a cancelled Term to the next caller", began.elapsed());
+    nats.flow(Flow::Pass, Flow::Pass);
+    lane.settle(&token).await;
+    // The Term went its way without its caller.
+    all_settled(&lane.fixture).await;
+}
