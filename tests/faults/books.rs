@@ -27,8 +27,19 @@ pub struct Entry {
     pub worker: usize,
     pub delivery_count: u32,
     pub at: Instant,
-    /// When JetStream confirmed its Ack to this worker.
-    pub acked: Option<Instant>,
+    /// What its Ack came to.
+    pub ack: Ack,
+}
+
+/// What is known of one Ack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ack {
+    /// Not tried, or it was refused.
+    Open,
+    /// It may have been applied.
+    Unsure,
+    /// JetStream confirmed it.
+    Confirmed,
 }
 
 /// How a run of workers went.
@@ -45,35 +56,36 @@ pub struct Account {
 impl Books {
     pub fn handed(&self, worker: usize, message: &pb::Delivery) {
         let delivery_count = message.delivery_count;
-        let entry = Entry { worker, delivery_count, at: Instant::now(), acked: None };
+        let entry = Entry { worker, delivery_count, at: Instant::now(), ack: Ack::Open };
         self.0.lock().unwrap().entry(message.stream_sequence).or_default().push(entry);
     }
 
-    pub fn acked(&self, worker: usize, message: &pb::Delivery) {
+    pub fn acked(&self, worker: usize, message: &pb::Delivery, ack: Ack) {
         let mut entries = self.0.lock().unwrap();
         let of_ours = |entry: &&mut Entry| {
             (entry.worker, entry.delivery_count) == (worker, message.delivery_count)
         };
-        let entry = entries.get_mut(&message.stream_sequence).unwrap().iter_mut().rev();
-        entry.into_iter().find(of_ours).unwrap().acked = Some(Instant::now());
+        let entries = entries.get_mut(&message.stream_sequence).unwrap();
+        entries.iter_mut().rev().find(of_ours).unwrap().ack = ack;
     }
 
     /// How many messages have been confirmed to somebody.
-    pub fn settled(&self) -> usize {
+    pub fn confirmed(&self) -> usize {
         let entries = self.0.lock().unwrap();
-        entries.values().filter(|of| of.iter().any(|entry| entry.acked.is_some())).count()
+        let confirmed = |of: &&Vec<Entry>| of.iter().any(|entry| entry.ack == Ack::Confirmed);
+        entries.values().filter(confirmed).count()
     }
 
-    /// Each of the messages up to `published` was handed out and confirmed to somebody, and
-    /// JetStream says the same.
+    /// Each of the messages up to `published` was handed out and acked by somebody, and JetStream
+    /// says the same.
     pub async fn close(&self, fixture: &Fixture, published: u64) -> Account {
         all_settled(fixture).await;
         let entries = self.0.lock().unwrap();
         for sequence in 1..=published {
             let seen = entries.get(&sequence).unwrap_or_else(|| panic!("{sequence} was lost"));
-            assert!(seen.iter().any(|entry| entry.acked.is_some()), "{sequence}: {seen:?}");
+            assert!(seen.iter().any(|entry| entry.ack != Ack::Open), "{sequence}: {seen:?}");
         }
-        let times = |of: &Vec<Entry>| of.iter().filter(|entry| entry.acked.is_some()).count();
+        let times = |of: &[Entry]| of.iter().filter(|entry| entry.ack == Ack::Confirmed).count();
         let mut handed: Vec<Instant> = entries.values().flatten().map(|entry| entry.at).collect();
         handed.sort();
         Account {

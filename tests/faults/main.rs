@@ -8,3 +8,7 @@ mod support;
 
 mod books;
 mod cancelled;
+mod nats_away;
+mod restarts;
+mod stale_nak;
+mod wire;

@@ -55,6 +55,11 @@ impl NatsServer {
         self.pid
     }
 
+    /// Where it keeps what it stores.
+    pub fn store(&self) -> PathBuf {
+        self.folder.path().join("jetstream")
+    }
+
     /// Kills it as a crash would, and waits until it is gone.
     pub fn kill(&mut self) {
         self.signal("KILL");

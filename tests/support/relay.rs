@@ -174,7 +174,8 @@ async fn relay(
         passed: answered,
     };
     tokio::select! {
-        _ = async { tokio::join!(up.pump(), down.pump()) } => {}
+        // Either side's reset is the end of both; their polite ends are each other's to hear.
+        _ = async { tokio::try_join!(up.pump(), down.pump()) } => {}
         _ = wire.wait_for(|wire| wire.age != born.age) => {}
     }
 }
@@ -200,6 +201,10 @@ impl Direction {
             // The relay ends when the sender of its orders does.
             let gone = |_| io::Error::other("the relay has gone");
             wire.wait_for(|wire| flow(wire) != Flow::Stall).await.map_err(gone)?;
+            // A sender that has reset its side takes back what a real wire had not delivered yet.
+            if let Some(reset) = from.as_ref().take_error()? {
+                return Err(reset);
+            }
             let (mut stalls, mut closes) = (wire.clone(), wire.clone());
             let count = tokio::select! {
                 biased;

@@ -1,0 +1,235 @@
+//! A server that comes back without its memory, and leaders that come and go: what was promised last
+//! may be forgotten, so a lease is only as good as what JetStream still knows.
+
+use std::{
+    collections::VecDeque,
+    fs,
+    time::{Duration, Instant},
+};
+
+use fetch_proxy::pb::{self, FetchRequest, Outcome};
+use futures_util::future::join_all;
+use tokio::sync::watch;
+use tonic::{Code, Request};
+
+use super::books::{Ack, Books, all_settled, measured};
+use crate::support::{
+    cluster::Cluster,
+    eventually,
+    jetstream::{Fixture, ack_wait},
+    millis,
+    nats_server::NatsServer,
+    proxy::{Client, Proxy, ack, extend, fetch, reason},
+};
+
+/// Who is given what the first worker holds, after the server has forgotten that it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// Another worker of the same proxy.
+    Neighbour,
+    /// A worker of another proxy, after the first proxy has seen what the server forgot.
+    Replica,
+    /// The same, maybe before.
+    ReplicaAtOnce,
+}
+
+/// 50 messages are leased; the server crashes before it has stored that, and hands all of them to
+/// the next. Returns how many were confirmed to the first though the next had them.
+async fn a_server_forgets(lease: Option<i64>, next: Next) -> usize {
+    let mut server = NatsServer::start();
+    let fixture = Fixture::on(&server, ack_wait(30_000)).await;
+    let (one, other) = (Proxy::start(&server, &[]), Proxy::start(&server, &[]));
+    let first = one.client().await;
+    let second = if next == Next::Neighbour { first.clone() } else { other.client().await };
+    fixture.publish_many(50).await;
+    // What the server stores from here on is lost with it, as when a machine crashes.
+    let stores = server.store().join("$G/streams").join(&fixture.stream).join("obs");
+    let state = stores.join(&fixture.consumer).join("o.dat");
+    let stored = fs::read(&state).ok();
+    let request = FetchRequest { lease: lease.and_then(millis), ..fetch(&fixture, 50, 10_000) };
+    let held = first.clone().fetch(request).await.unwrap().into_inner().messages;
+    assert_eq!(held.len(), 50);
+    server.kill();
+    match stored {
+        Some(stored) => fs::write(&state, stored).unwrap(),
+        None => drop(fs::remove_file(&state)),
+    }
+    server.restart();
+
+    let what = format!("server without memory, {next:?}, lease {lease:?}");
+    if next == Next::Replica {
+        let began = Instant::now();
+        join_all(held.iter().map(|message| ends(&first, message))).await;
+        measured(&format!("{what}: until the leases were over"), began.elapsed());
+    }
+    let (confirmed, seen) =
+        tokio::join!(ack_all(first, held.into()), take_all(second.clone(), &fixture, 50));
+    let had = |sequence, began| {
+        seen.iter().any(|(message, at)| message.stream_sequence == sequence && *at < began)
+    };
+    let stolen = confirmed.iter().filter(|(sequence, began)| had(*sequence, *began)).count();
+    let before = confirmed.len() - stolen;
+    measured(&format!("{what}: confirmed to the first before another had it"), before);
+    measured(&format!("{what}: confirmed to the first though another had it"), stolen);
+    for (message, _) in seen {
+        let answer = second.clone().ack(ack(&message.token)).await.unwrap().into_inner();
+        assert_eq!(answer.outcome(), Outcome::Confirmed);
+    }
+    all_settled(&fixture).await;
+    stolen
+}
+
+/// Waits until the lease of this message is over.
+async fn ends(client: &Client, message: &pb::Delivery) {
+    let status = eventually("the end of a lease", || {
+        let (mut client, request) = (client.clone(), extend(&message.token, 60_000));
+        async move { client.extend(request).await.err() }
+    })
+    .await;
+    assert_eq!(reason(&status).1, "LEASE_EXPIRED");
+}
+
+/// Acks one after the other, again and again, until each is confirmed or over. Returns which were
+/// confirmed, and when the call for it began.
+async fn ack_all(mut client: Client, mut open: VecDeque<pb::Delivery>) -> Vec<(u64, Instant)> {
+    let mut confirmed = Vec::new();
+    while let Some(message) = open.pop_front() {
+        let began = Instant::now();
+        match client.ack(ack(&message.token)).await {
+            Ok(_) => confirmed.push((message.stream_sequence, began)),
+            Err(status) => match &*reason(&status).1 {
+                "LEASE_EXPIRED" => {}
+                "NATS_UNAVAILABLE" | "SETTLE_UNCONFIRMED" => open.push_back(message),
+                other => panic!("{other}"),
+            },
+        }
+    }
+    confirmed
+}
+
+/// Fetches until so many have come, and tells when each did.
+async fn take_all(client: Client, fixture: &Fixture, count: usize) -> Vec<(pb::Delivery, Instant)> {
+    let mut seen = Vec::new();
+    while seen.len() < count {
+        let more = eventually("what the server has forgotten", || {
+            let (mut client, request) = (client.clone(), fetch(fixture, 50, 1000));
+            async move { Some(client.fetch(request).await.ok()?.into_inner().messages) }
+        })
+        .await;
+        seen.extend(more.into_iter().map(|message| (message, Instant::now())));
+    }
+    seen
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_forgets_takes_its_leases_along() {
+    let kinds = [Next::Neighbour, Next::Replica].into_iter();
+    let kinds = kinds.flat_map(|next| [(None, next), (Some(60_000), next)]);
+    let runs: Vec<_> =
+        kinds.map(|(lease, next)| tokio::spawn(a_server_forgets(lease, next))).collect();
+    for run in runs {
+        assert_eq!(run.await.unwrap(), 0, "a token settled what another worker had");
+    }
+}
+
+#[tokio::test]
+async fn a_replica_can_be_faster_than_the_news_that_a_server_has_forgotten() {
+    // The one thing that cannot be fenced on an unreplicated stream: it is counted.
+    a_server_forgets(None, Next::ReplicaAtOnce).await;
+}
+
+/// Fetches and acks until all is over, and repeats what it is told to repeat.
+async fn work(
+    worker: usize,
+    mut client: Client,
+    fixture: &Fixture,
+    books: &Books,
+    over: watch::Receiver<bool>,
+) {
+    while !*over.borrow() {
+        let Ok(answer) = client.fetch(fetch(fixture, 5, 10_000)).await else {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            continue;
+        };
+        for message in answer.into_inner().messages {
+            books.handed(worker, &message);
+            // Work, so that the leader goes in the midst of it.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            settle(worker, &mut client, &message, books).await;
+        }
+    }
+}
+
+async fn settle(worker: usize, client: &mut Client, message: &pb::Delivery, books: &Books) {
+    loop {
+        let mut request = Request::new(ack(&message.token));
+        request.set_timeout(Duration::from_secs(1));
+        match client.ack(request).await {
+            Ok(_) => return books.acked(worker, message, Ack::Confirmed),
+            Err(status) if status.code() == Code::Cancelled => {
+                books.acked(worker, message, Ack::Unsure);
+            }
+            Err(status) => match &*reason(&status).1 {
+                "NATS_UNAVAILABLE" => {}
+                "SETTLE_UNCONFIRMED" => books.acked(worker, message, Ack::Unsure),
+                "LEASE_EXPIRED" => return,
+                other => panic!("{other}"),
+            },
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    StepDown,
+    Kill,
+}
+
+/// Four workers at two proxies go through 200 messages, while the consumer loses its leader.
+async fn a_leader_goes(cluster: &mut Cluster, fault: Fault) {
+    let fixture = cluster.fixture(ack_wait(3000)).await;
+    fixture.publish_many(200).await;
+    let proxies = [0, 1].map(|_| Proxy::start_at(&cluster.url(), &[]));
+    let (books, over) = (Books::default(), watch::channel(false).0);
+    let clients = join_all((0..4).map(|worker| proxies[worker % 2].client())).await;
+    let workers = clients.into_iter().enumerate();
+    let workers =
+        workers.map(|(worker, client)| work(worker, client, &fixture, &books, over.subscribe()));
+    let course = async {
+        eventually("some work", || async { (books.confirmed() >= 70).then_some(()) }).await;
+        lose_the_leader(cluster, &fixture, fault).await;
+        all_settled(&fixture).await;
+        over.send_replace(true);
+    };
+    tokio::join!(join_all(workers), course);
+    let account = books.close(&fixture, 200).await;
+    let what = format!("leader lost by {fault:?}");
+    measured(&format!("{what}: handed out again of 200"), account.duplicates);
+    measured(&format!("{what}: confirmed to two"), account.twice);
+    measured(&format!("{what}: longest time in which nothing was handed out"), account.dark);
+    // An election takes up to 9 s, and what was under way comes back after its ack wait.
+    assert!(account.dark < Duration::from_secs(15), "{account:?}");
+    assert_eq!(account.twice, 0, "{account:?}");
+}
+
+async fn lose_the_leader(cluster: &mut Cluster, fixture: &Fixture, fault: Fault) {
+    let leader = cluster.leader(fixture).await;
+    if fault == Fault::Kill {
+        return cluster.nodes[leader].kill();
+    }
+    let call = format!("$JS.API.CONSUMER.LEADER.STEPDOWN.{}.{}", fixture.stream, fixture.consumer);
+    fixture.jetstream.client().request(call, "".into()).await.unwrap();
+    eventually("another leader", || async {
+        (cluster.leader(fixture).await != leader).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost_with_a_leader() {
+    let mut cluster = Cluster::start().await;
+    for fault in [Fault::StepDown, Fault::Kill] {
+        a_leader_goes(&mut cluster, fault).await;
+    }
+}

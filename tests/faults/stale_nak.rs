@@ -1,0 +1,150 @@
+//! A Nak that was given up on never fires later, into the delivery of somebody else: JetStream has
+//! no fence against it, so it must never get there.
+
+use std::time::{Duration, Instant};
+
+use fetch_proxy::pb::{self, Confirmation, NakRequest, Outcome};
+use tonic::{Code, Request, Status};
+
+use super::books::{all_settled, measured};
+use crate::support::{
+    eventually,
+    jetstream::{Fixture, ack_wait},
+    nats_server::NatsServer,
+    proxy::{Client, Proxy, ack, fetch, nak, reason},
+    relay::{Flow, Relay},
+};
+
+/// Long enough to look at, short enough to wait for.
+const ACK_WAIT: u64 = 3000;
+
+/// A worker whose proxy's wire to NATS can be broken, and one whose proxy's cannot.
+struct Two {
+    fixture: Fixture,
+    wire: Relay,
+    _proxies: [Proxy; 2],
+    first: Client,
+    second: Client,
+    /// What the first holds.
+    held: pb::Delivery,
+}
+
+impl Two {
+    async fn new() -> Self {
+        let server = NatsServer::shared();
+        let fixture = Fixture::new(ack_wait(ACK_WAIT)).await;
+        let wire = Relay::to(server.url().trim_start_matches("nats://")).await;
+        let proxies = [Proxy::start_at(&wire.nats_url(), &[]), Proxy::start(server, &[])];
+        let (mut first, second) = (proxies[0].client().await, proxies[1].client().await);
+        fixture.publish("n", "x").await;
+        let held = take(&mut first, &fixture).await;
+        Self { fixture, wire, _proxies: proxies, first, second, held }
+    }
+
+    /// The first worker gives its message back.
+    async fn nak(&mut self, confirmation: Confirmation) -> Result<Outcome, Status> {
+        let mut request = Request::new(NakRequest {
+            confirmation: confirmation.into(),
+            ..nak(&self.held.token, 0)
+        });
+        request.set_timeout(Duration::from_millis(600));
+        self.first.nak(request).await.map(|answer| answer.into_inner().outcome())
+    }
+
+    /// The second worker is given the message, then `heal` mends the wire, and the message is the
+    /// second worker's for its whole ack wait.
+    async fn second_keeps_its_delivery(mut self, what: &str, heal: impl FnOnce(&Relay)) {
+        let began = Instant::now();
+        let second = take(&mut self.second, &self.fixture).await;
+        measured(&format!("stale Nak, {what}: until the next worker"), began.elapsed());
+        assert_eq!(second.delivery_count, 2);
+        heal(&self.wire);
+        let wait = i64::try_from(ACK_WAIT).unwrap() * 8 / 10;
+        let third = self.second.fetch(fetch(&self.fixture, 1, wait)).await.unwrap().into_inner();
+        assert!(third.messages.is_empty(), "the Nak fired late: {:?}", third.messages);
+        let answer = self.second.ack(ack(&second.token)).await.unwrap().into_inner();
+        assert_eq!(answer.outcome(), Outcome::Confirmed);
+        all_settled(&self.fixture).await;
+        let delivered = self.fixture.info().await.delivered.consumer_sequence;
+        assert_eq!(delivered, 2);
+        // The first has its proxy back, and its token is over.
+        let status = eventually("the first proxy's end of it", || {
+            let (mut client, request) = (self.first.clone(), ack(&self.held.token));
+            async move { client.ack(request).await.err() }
+        })
+        .await;
+        let over = ["LEASE_EXPIRED", "LEASE_SETTLED"];
+        assert!(over.contains(&&*reason(&status).1), "{status:?}");
+    }
+}
+
+async fn take(client: &mut Client, fixture: &Fixture) -> pb::Delivery {
+    let answer = client.fetch(fetch(fixture, 1, 10_000)).await.unwrap().into_inner();
+    answer.messages.into_iter().next().unwrap()
+}
+
+fn unconfirmed() -> (Code, String) {
+    (Code::DeadlineExceeded, "SETTLE_UNCONFIRMED".to_owned())
+}
+
+#[tokio::test]
+#[ignore = "what the kernel has taken from us it delivers after a close; only a reset would not"]
+async fn a_nak_on_a_wire_that_stands_still_never_arrives_late() {
+    let mut two = Two::new().await;
+    two.wire.flow(Flow::Stall, Flow::Pass);
+    let status = two.nak(Confirmation::Confirmed).await.unwrap_err();
+    assert_eq!(reason(&status), unconfirmed());
+    two.second_keeps_its_delivery("stalled", |wire| wire.flow(Flow::Pass, Flow::Pass)).await;
+}
+
+#[tokio::test]
+#[ignore = "what the kernel has taken from us it delivers after a close; only a reset would not"]
+async fn a_nak_that_was_only_sent_on_a_wire_that_stands_still_never_arrives_late() {
+    let mut two = Two::new().await;
+    two.wire.flow(Flow::Stall, Flow::Pass);
+    assert_eq!(two.nak(Confirmation::Sent).await.unwrap(), Outcome::Sent);
+    two.second_keeps_its_delivery("stalled, sent", |wire| wire.flow(Flow::Pass, Flow::Pass)).await;
+}
+
+#[tokio::test]
+async fn a_nak_on_a_wire_that_stands_still_and_is_cut_never_arrives_late() {
+    tokio::join!(stalled_and_cut(Confirmation::Confirmed), stalled_and_cut(Confirmation::Sent));
+}
+
+async fn stalled_and_cut(confirmation: Confirmation) {
+    let mut two = Two::new().await;
+    two.wire.flow(Flow::Stall, Flow::Stall);
+    match two.nak(confirmation).await {
+        Ok(outcome) => assert_eq!(outcome, Outcome::Sent),
+        Err(status) => assert_eq!(reason(&status), unconfirmed()),
+    }
+    two.wire.close();
+    let what = format!("stalled and cut, {confirmation:?}");
+    let heal = |wire: &Relay| {
+        wire.flow(Flow::Pass, Flow::Pass);
+        wire.open();
+    };
+    two.second_keeps_its_delivery(&what, heal).await;
+}
+
+#[tokio::test]
+async fn a_nak_that_finds_the_wire_cut_never_leaves_later() {
+    tokio::join!(cut(Confirmation::Confirmed), cut(Confirmation::Sent));
+}
+
+async fn cut(confirmation: Confirmation) {
+    let mut two = Two::new().await;
+    two.wire.close();
+    // At once, while nobody has noticed, and again when the answer was that it was not applied.
+    for _ in 0..5 {
+        match two.nak(confirmation).await {
+            Ok(outcome) => assert!([Outcome::Sent, Outcome::Duplicate].contains(&outcome)),
+            Err(status) => {
+                let told = reason(&status).1;
+                let true_ones = ["SETTLE_UNCONFIRMED", "NATS_UNAVAILABLE"];
+                assert!(true_ones.contains(&&*told), "{status:?}");
+            }
+        }
+    }
+    two.second_keeps_its_delivery(&format!("cut, {confirmation:?}"), Relay::open).await;
+}
