@@ -8,7 +8,12 @@ mod support;
 
 mod books;
 mod cancelled;
+mod edge;
+mod leaving;
 mod nats_away;
+mod poison;
+mod replicated;
 mod restarts;
 mod stale_nak;
+mod unwritten;
 mod wire;
