@@ -17,6 +17,7 @@ mod error;
 mod facts;
 mod feed;
 mod fetch;
+mod linger;
 mod parcel;
 mod settle;
 mod sweep;
@@ -38,6 +39,7 @@ pub(crate) use self::facts::encoded_size;
 use self::{
     books::{Books, Hold},
     feed::{Answer, Command, Feed, FeedTask, Ticket},
+    linger::Lingering,
 };
 pub use self::{
     codec::Codec,
@@ -79,6 +81,7 @@ pub struct Shared<B: Broker> {
     waiters: Arc<Semaphore>,
     /// Connections that consumers may have of their own.
     apart: Arc<Semaphore>,
+    lingering: Lingering,
     feeds: Mutex<HashMap<ConsumerName, Feed>>,
     tickets: AtomicU64,
     consumers: AtomicU32,
@@ -109,6 +112,7 @@ impl<B: Broker> Lessor<B> {
             books: Books::new(limits.max_leases, clock::now()),
             waiters: Arc::new(Semaphore::new(limits.max_waiters.min(Semaphore::MAX_PERMITS))),
             apart: Arc::new(Semaphore::new(APART)),
+            lingering: Lingering::default(),
             limits,
             feeds: Mutex::default(),
             tickets: AtomicU64::new(0),

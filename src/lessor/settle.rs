@@ -125,7 +125,7 @@ impl<B: Broker> Lessor<B> {
         confirmation: Confirmation,
     ) {
         let now = clock::now();
-        let mut open_until = None;
+        let (mut unconfirmed, mut sent) = (None, None);
         // Holds are dropped after the lock is: freeing places wakes others.
         let freed: Vec<Hold> = self.books.with(|table| {
             let mut freed = Vec::with_capacity(begun.len());
@@ -138,14 +138,19 @@ impl<B: Broker> Lessor<B> {
                     Ok(()) => Ok(Settled::Done { confirmation, redelivered_in }),
                     Err(error) => Err(failure(error, after)),
                 };
-                if results[place] == Err(Error::Unconfirmed) {
-                    open_until = open_until.max(ack_by);
+                match &results[place] {
+                    Err(Error::Unconfirmed) => unconfirmed = earliest(unconfirmed, ack_by),
+                    Ok(_) if confirmation == Confirmation::Sent => sent = earliest(sent, ack_by),
+                    Ok(_) | Err(_) => {}
                 }
             }
             freed
         });
+        if let (Some(ack_by), Some(hold)) = (sent, freed.first()) {
+            self.must_arrive(&hold.facts.name, ack_by);
+        }
         drop(freed);
-        if let Some(ack_by) = open_until {
+        if let Some(ack_by) = unconfirmed {
             self.let_nothing_linger(ack_by);
         }
     }
@@ -202,6 +207,10 @@ fn verdict(action: Action, hold: &Hold) -> (Verdict, Option<Duration>) {
         }
         Action::Extend(_) => (Verdict::Progress, None),
     }
+}
+
+fn earliest(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    one.into_iter().chain(other).min()
 }
 
 fn judged(outcome: &Result<(), BrokerError>) -> Outcome {

@@ -7,7 +7,7 @@ use super::{Lessor, books::Hold};
 use crate::{
     broker::{Broker, Confirmation, Order, Verdict},
     clock,
-    lease::{Due, LeaseId},
+    lease::{Due, LeaseId, margin},
 };
 
 /// Leases that are looked at under one lock.
@@ -88,10 +88,14 @@ impl<B: Broker> Lessor<B> {
         tracing::debug!(count = holds.len(), "released");
         let release = |hold: &Hold| hold.order(Verdict::Nak(hold.facts.release_delay()));
         let orders = holds.iter().map(release).collect();
-        let lessor = self.clone();
+        // Nothing is released that JetStream might redeliver within its margin, so until then a Nak
+        // does no harm.
+        let harmless = |hold: &Hold| margin(hold.facts.ack_wait_of(hold.delivery_count));
+        let until = clock::now() + holds.iter().map(harmless).min().unwrap_or_default();
+        let (lessor, name) = (self.clone(), holds[0].facts.name.clone());
         self.tasks.spawn(async move {
-            let until = clock::now() + lessor.limits.settle_timeout;
-            lessor.broker.settle(orders, Confirmation::Sent, until).await
+            lessor.broker.settle(orders, Confirmation::Sent, until).await;
+            lessor.must_arrive(&name, until);
         });
     }
 }

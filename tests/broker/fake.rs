@@ -60,6 +60,8 @@ struct State {
     faults: VecDeque<Fault>,
     published: Vec<Verdict>,
     abandoned: usize,
+    /// INFO is not answered.
+    silent: bool,
     /// Stream sequences of messages that break every connection.
     poison: BTreeSet<u64>,
     sight: Sight,
@@ -114,6 +116,7 @@ impl FakeBroker {
             faults: VecDeque::new(),
             published: Vec::new(),
             abandoned: 0,
+            silent: false,
             poison: BTreeSet::new(),
             sight: Sight::All,
             looks: 0,
@@ -183,6 +186,11 @@ impl FakeBroker {
     /// What was published to ack subjects so far.
     pub fn published(&self) -> Vec<Verdict> {
         self.state().published.clone()
+    }
+
+    /// From now on INFO is not answered, as on a connection that stands still.
+    pub fn silence(&self) {
+        self.state().silent = true;
     }
 
     pub fn abandoned(&self) -> usize {
@@ -264,7 +272,11 @@ impl Broker for FakeBroker {
         self.0.link.subscribe().wait_for(|link| link != seen).await.unwrap().clone()
     }
 
-    async fn info(&self, name: &ConsumerName, _: Instant) -> Result<ConsumerInfo, InfoError> {
+    async fn info(&self, name: &ConsumerName, until: Instant) -> Result<ConsumerInfo, InfoError> {
+        if self.state().silent {
+            clock::sleep_until(Some(until)).await;
+            return Err(InfoError::Unavailable("silent".into()));
+        }
         let state = self.state();
         match &state.info {
             _ if name.stream != state.name.stream => Err(InfoError::NoStream),

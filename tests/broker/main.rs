@@ -9,5 +9,6 @@ mod support;
 mod contract;
 mod fake;
 mod faults;
+mod lingering;
 mod poison;
 mod unreadable;
