@@ -170,6 +170,7 @@ impl<B: Broker> Lessor<B> {
         if misfits.is_empty() {
             return;
         }
+        self.lend_as_unset(&mut misfits);
         let asks = misfits.iter().zip(&reasons).map(|(leased, reason)| Ask {
             lease: leased.id,
             action: Action::Term(format!("fetch-proxy: {reason}")),
@@ -185,6 +186,20 @@ impl<B: Broker> Lessor<B> {
         if fetched.messages.is_empty() {
             fetched.empty = Some(Empty::Rejected);
         }
+    }
+
+    /// Lets leases end with JetStream's patience. Where a Term fails after its caller has left, nobody
+    /// has the token, and a long lease would keep the message from everybody.
+    fn lend_as_unset(&self, misfits: &mut [Leased]) {
+        let now = clock::now();
+        self.books.with(|table| {
+            for leased in misfits {
+                // One that is over is refused again by its Term.
+                if let Ok(lent) = table.lend(leased.id, None, now) {
+                    (leased.deadline, leased.settle_by) = (lent.deadline, lent.settle_by);
+                }
+            }
+        });
     }
 
     /// Finds out why nothing came; "no messages" is never said while NATS is away.
