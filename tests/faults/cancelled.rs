@@ -253,17 +253,19 @@ async fn what_nobody_here_takes_goes_to_another_replica_after_a_second() {
 
 #[tokio::test]
 async fn a_last_attempt_is_kept_for_whoever_comes_however_late() {
-    for max_deliver in [1, 2] {
-        let proxy = Proxy::start(NatsServer::shared(), &[]);
-        let mut lane = Lane::new(&proxy, pull::Config { max_deliver, ..ack_wait(1500) }).await;
-        let linger = FetchRequest { linger: millis(5000), ..fetch(&lane.fixture, 10, 10_000) };
-        lane.holding(linger, 1).await.cancel().await;
-        // Two ack waits, in which nobody asks.
-        tokio::time::sleep(millisecond(3200)).await;
-        let token = lane.next_has(1, DARK).await.expect("it was destroyed");
-        lane.settle(&token).await;
-        all_settled(&lane.fixture).await;
-    }
+    tokio::join!(late(1), late(2));
+}
+
+async fn late(max_deliver: i64) {
+    let proxy = Proxy::start(NatsServer::shared(), &[]);
+    let mut lane = Lane::new(&proxy, pull::Config { max_deliver, ..ack_wait(1500) }).await;
+    let linger = FetchRequest { linger: millis(5000), ..fetch(&lane.fixture, 10, 10_000) };
+    lane.holding(linger, 1).await.cancel().await;
+    // Two ack waits, in which nobody asks.
+    tokio::time::sleep(millisecond(3200)).await;
+    let token = lane.next_has(1, DARK).await.expect("it was destroyed");
+    lane.settle(&token).await;
+    all_settled(&lane.fixture).await;
 }
 
 #[tokio::test]

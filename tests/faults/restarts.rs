@@ -144,10 +144,14 @@ async fn work(
     mut client: Client,
     fixture: &Fixture,
     books: &Books,
-    over: watch::Receiver<bool>,
+    mut over: watch::Receiver<bool>,
 ) {
-    while !*over.borrow() {
-        let Ok(answer) = client.fetch(fetch(fixture, 5, 10_000)).await else {
+    loop {
+        let answer = tokio::select! {
+            answer = client.fetch(fetch(fixture, 5, 10_000)) => answer,
+            _ = over.wait_for(|over| *over) => return,
+        };
+        let Ok(answer) = answer else {
             tokio::time::sleep(Duration::from_millis(20)).await;
             continue;
         };
