@@ -1,10 +1,13 @@
 # What a developer types. The logic is in scripts/; .ci/run runs the same targets.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fmt clippy doc proto deps bench tools ci clean
+.PHONY: help demo test lint fmt clippy doc proto deps bench soak tools ci clean
 
 # Arguments for the programs that `make test` and `make bench` run: make test ARGS='--test wire'
 ARGS ?=
+# How long `make soak` publishes, and the seed of its faults; made up when there is none.
+FOR ?= 2m
+SEED ?=
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -37,6 +40,10 @@ bench: ## Measure throughput, latency and memory; takes some minutes
 	@scripts/tools check
 	scripts/with-tools cargo bench --locked --bench throughput -- $(ARGS)
 	cargo bench --locked --bench lease_table
+
+soak: ## Faults at random for FOR=2m, and books that must balance; SEED=1 for the same again
+	@scripts/tools check
+	scripts/with-tools cargo bench --locked --bench soak -- --for $(FOR) $(if $(SEED),--seed $(SEED))
 
 tools: ## Fetch the pinned tools into .tools
 	@scripts/tools check nats-server grpcurl buf

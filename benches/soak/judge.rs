@@ -1,0 +1,301 @@
+//! Whether the books balance: reads what happened to each message and says what must not have.
+//!
+//! A lease promises its holder that nobody else has the message. That promise depends on NATS, so a
+//! breach is *excused*, and counted apart, where a fault explains it: nats-server crashed while the
+//! lease was held (an unreplicated stream forgets what it confirmed last); the message was handed
+//! over while NATS was out of order (JetStream's clock started before the proxy could know); the
+//! lease needed progress that could not be told. No fault excuses a token that works for somebody
+//! who has lost the message to another, or whose lease has ended.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    books::{Account, At, Blow, Fault, Holding, Kind, Ledger, Outcome, Try, margin},
+    waiting::{self, Waits},
+};
+
+/// Clocks of processes on a busy machine are read at slightly different moments.
+const SLACK: At = 100_000;
+/// What a server confirmed this long before it was killed may not have been stored.
+const UNSTORED: At = 2_000_000;
+/// After a fault the wire is not at once what it was.
+pub const GRACE: At = 3_000_000;
+
+/// One consumer's line of the table.
+#[derive(Debug, Default)]
+pub struct Row {
+    pub name: &'static str,
+    pub handed: u64,
+    pub acked: u64,
+    pub terminated: u64,
+    pub rejected: u64,
+    pub nacked: u64,
+    pub lapsed: u64,
+    pub expired: u64,
+    /// Leases that were over before their time, by what excuses it.
+    pub broken_by_crash: u64,
+    pub broken_unknown: u64,
+    pub broken_unheard: u64,
+    pub broken: u64,
+    /// Only sent when NATS was out of order, and lost.
+    pub sent_in_vain: u64,
+    pub undone: u64,
+    pub accepted_from_two: u64,
+    pub lost: u64,
+    pub given_up: u64,
+    pub waits: Waits,
+}
+
+/// Something that must not be.
+#[derive(Debug)]
+pub struct Finding {
+    pub consumer: usize,
+    pub sequence: u64,
+    pub what: String,
+}
+
+#[derive(Debug, Default)]
+pub struct Verdict {
+    pub rows: Vec<Row>,
+    pub findings: Vec<Finding>,
+    /// PubAcks that a crash undid.
+    pub unpublished: u64,
+}
+
+pub fn judge(ledger: &Ledger) -> Verdict {
+    let mut verdict = Verdict::default();
+    let stored = |id: &u64, sequence: &u64| {
+        ledger.stored.get(sequence).is_some_and(|(_, stored)| stored == id)
+    };
+    let gone = ledger.confirmed.iter().filter(|(id, sequence)| !stored(id, sequence));
+    verdict.unpublished = gone.count() as u64;
+    for (consumer, account) in ledger.accounts.iter().enumerate() {
+        let faults = Faults(&ledger.faults);
+        let mut court = Court { account, faults, row: Row::default(), wrong: Vec::new() };
+        court.row.name = account.terms.name;
+        let messages: BTreeMap<u64, Vec<Holding>> = account
+            .messages
+            .iter()
+            .map(|(sequence, held)| (*sequence, faults.sorted(held)))
+            .collect();
+        for sequence in ledger.stored.keys() {
+            let held = messages.get(sequence).map_or(&[][..], Vec::as_slice);
+            court.count(held);
+            court.fence(*sequence, held);
+            court.promises(*sequence, held);
+            court.ends(*sequence, held);
+        }
+        court.row.waits = waiting::judge(ledger, account, &messages, faults, &mut court.wrong);
+        let findings = court.wrong.into_iter();
+        let finding = |(sequence, what)| Finding { consumer, sequence, what };
+        verdict.findings.extend(findings.map(finding));
+        verdict.rows.push(court.row);
+    }
+    verdict
+}
+
+/// What is wrong with which message.
+pub type Wrong = Vec<(u64, String)>;
+
+struct Court<'l> {
+    account: &'l Account,
+    faults: Faults<'l>,
+    row: Row,
+    wrong: Wrong,
+}
+
+impl Court<'_> {
+    fn count(&mut self, held: &[Holding]) {
+        let row = &mut self.row;
+        for holding in held {
+            row.handed += 1;
+            row.rejected += u64::from(holding.rejected);
+            let settled = |kind| {
+                holding.tries.iter().any(|tried| tried.kind == kind && tried.outcome.accepted())
+            };
+            row.acked += u64::from(settled(Kind::Ack));
+            row.terminated += u64::from(settled(Kind::Term) && !holding.rejected);
+            row.nacked += u64::from(settled(Kind::Nak));
+            row.lapsed += u64::from(settlement(holding).is_none());
+            row.expired += u64::from(holding.tries.iter().any(expired));
+        }
+    }
+
+    /// A token works for nobody who has lost the message, or whose lease has ended.
+    fn fence(&mut self, sequence: u64, held: &[Holding]) {
+        for (place, holding) in held.iter().enumerate() {
+            let next = held[place + 1..].iter().map(|later| later.handed).min();
+            for (number, tried) in holding.tries.iter().enumerate() {
+                if !tried.outcome.accepted() || holding.rejected {
+                    continue;
+                }
+                let (kind, attempt) = (tried.kind, holding.attempt);
+                if next.is_some_and(|next| tried.sent > next) {
+                    self.row.accepted_from_two += 1;
+                    let what =
+                        format!("{kind:?} of attempt {attempt} accepted, though another had it");
+                    self.wrong.push((sequence, what));
+                }
+                // What was not confirmed may be repeated for as long as JetStream waits.
+                let again = holding.tries[..number].iter().any(|earlier| earlier.kind == kind);
+                if tried.sent > tried.most(holding) + SLACK && !again {
+                    let what = format!("{kind:?} of attempt {attempt} accepted after its lease");
+                    self.wrong.push((sequence, what));
+                }
+            }
+        }
+    }
+
+    /// While a lease lasts its holder is the only one, and can settle.
+    fn promises(&mut self, sequence: u64, held: &[Holding]) {
+        for (place, holding) in held.iter().enumerate() {
+            for later in &held[place + 1..] {
+                self.alone(sequence, holding, later);
+            }
+            for tried in holding.tries.iter().filter(|tried| expired(tried)) {
+                let answered = tried.answered.unwrap_or(tried.sent);
+                if answered < left(holding, Some(tried)) - SLACK {
+                    self.broken(sequence, holding, answered, "its lease had ended early");
+                }
+            }
+            let mut earlier: Vec<&Try> = Vec::new();
+            for tried in &holding.tries {
+                let refused = tried.outcome == Outcome::Refused("LEASE_SETTLED".to_owned());
+                let settled = earlier.iter().any(|earlier| earlier.kind != Kind::Extend);
+                let told = tried.outcome == Outcome::Duplicate || refused;
+                if told && !settled && !holding.rejected {
+                    let what = format!("{:?} answered {:?} at first", tried.kind, tried.outcome);
+                    self.wrong.push((sequence, what));
+                }
+                earlier.push(tried);
+            }
+        }
+    }
+
+    fn alone(&mut self, sequence: u64, holding: &Holding, later: &Holding) {
+        let done = settlement(holding).filter(|tried| tried.kind != Kind::Nak);
+        if let Some(answered) = done.and_then(|tried| tried.answered)
+            && later.handed > answered
+        {
+            let sent = holding.tries.iter().any(|tried| tried.outcome == Outcome::Sent);
+            if self.faults.crashed(answered - UNSTORED, later.handed) {
+                self.row.undone += 1;
+            } else if sent && self.faults.nats(answered - GRACE, answered + GRACE) {
+                // Sent, and nothing more was promised.
+                self.row.sent_in_vain += 1;
+            } else {
+                let what = format!("came back though attempt {} was settled", holding.attempt);
+                self.wrong.push((sequence, what));
+            }
+        } else if later.handed < left(holding, None) - SLACK {
+            self.broken(sequence, holding, later.handed, "another was handed it meanwhile");
+        }
+    }
+
+    /// A lease was over before its time.
+    fn broken(&mut self, sequence: u64, holding: &Holding, when: At, how: &str) {
+        let (handed, faults, row) = (holding.handed, self.faults, &mut self.row);
+        let wait = margin(self.account.terms.ack_wait_of(holding.attempt));
+        if faults.crashed(handed - UNSTORED, when) {
+            row.broken_by_crash += 1;
+        } else if faults.nats(handed - wait - GRACE, handed + SLACK) {
+            row.broken_unknown += 1;
+        } else if holding.needs_progress && faults.nats(handed, when) {
+            row.broken_unheard += 1;
+        } else {
+            row.broken += 1;
+            self.wrong.push((sequence, format!("attempt {}: {how}", holding.attempt)));
+        }
+    }
+
+    /// Nothing is lost: each message was settled by somebody, or given up by JetStream.
+    fn ends(&mut self, sequence: u64, held: &[Holding]) {
+        let most = self.account.terms.max_deliver;
+        let tried = held.iter().flat_map(|holding| &holding.tries);
+        let settles = |tried: &Try| {
+            matches!(tried.kind, Kind::Ack | Kind::Term) && !tried.outcome.not_applied()
+        };
+        if tried.clone().any(settles) || self.account.terminated.contains(&sequence) {
+            return;
+        }
+        let exhausted = held.iter().any(|holding| Some(holding.attempt) == most);
+        if self.account.given_up.contains(&sequence) || exhausted {
+            self.row.given_up += 1;
+            return;
+        }
+        self.row.lost += 1;
+        self.wrong.push((sequence, "lost: settled by nobody, and not there any more".to_owned()));
+    }
+}
+
+fn expired(tried: &Try) -> bool {
+    tried.outcome == Outcome::Refused("LEASE_EXPIRED".to_owned())
+}
+
+impl Try {
+    /// When the lease ended at the latest, as it stood when this was tried.
+    fn most(&self, holding: &Holding) -> At {
+        if self.kind == Kind::Extend { self.before.1 } else { holding.most }
+    }
+}
+
+/// What settled it, as far as was told.
+pub fn settlement(holding: &Holding) -> Option<&Try> {
+    let told = |tried: &&Try| {
+        tried.kind != Kind::Extend
+            && (tried.outcome.accepted() || tried.outcome == Outcome::Duplicate)
+    };
+    holding.tries.iter().find(told)
+}
+
+/// Until when its holder relies on the lease: it may give it up sooner than it ends. `but` is left
+/// out of account.
+pub fn left(holding: &Holding, but: Option<&Try>) -> At {
+    let gives_up = |tried: &&Try| match (tried.kind, &tried.outcome) {
+        _ if but.is_some_and(|but| std::ptr::eq(but, *tried)) => false,
+        (Kind::Extend, _) => false,
+        (_, outcome) if outcome.not_applied() => {
+            *outcome == Outcome::Refused("LEASE_EXPIRED".into())
+        }
+        (Kind::Nak, _) => true,
+        // Only sent: over at once. Confirmed: the message is done with.
+        (_, outcome) => tried.fast || outcome.accepted() || *outcome == Outcome::Duplicate,
+    };
+    let sooner = holding.tries.iter().filter(gives_up).map(|tried| tried.sent).min();
+    sooner.map_or(holding.least, |sooner| sooner.min(holding.least))
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Faults<'l>(pub &'l [Fault]);
+
+impl Faults<'_> {
+    pub fn crashed(&self, from: At, to: At) -> bool {
+        self.any(from, to, 0, |blow| blow == Blow::Crash)
+    }
+
+    /// NATS was out of order at some time in between, or had just been.
+    pub fn nats(&self, from: At, to: At) -> bool {
+        self.any(from, to, GRACE, |blow| blow != Blow::Workers)
+    }
+
+    pub fn workers(&self, from: At, to: At) -> bool {
+        self.any(from, to, GRACE, |blow| blow == Blow::Workers)
+    }
+
+    fn any(&self, from: At, to: At, grace: At, of: impl Fn(Blow) -> bool) -> bool {
+        let ends = |fault: &Fault| fault.to.unwrap_or(At::MAX - grace) + grace;
+        self.0.iter().any(|fault| of(fault.blow) && fault.from <= to && ends(fault) >= from)
+    }
+
+    /// In the order in which JetStream delivered them: an answer may be late on its way to a
+    /// worker. A crash sets the consumer's sequence back.
+    fn sorted(&self, held: &[Holding]) -> Vec<Holding> {
+        let age = |holding: &Holding| {
+            let crashes = self.0.iter().filter(|fault| fault.blow == Blow::Crash);
+            crashes.filter(|crash| crash.mended < holding.handed).count()
+        };
+        let mut sorted = held.to_vec();
+        sorted.sort_by_key(|holding| (age(holding), holding.consumer_sequence));
+        sorted
+    }
+}

@@ -1,0 +1,160 @@
+//! `make soak`: workers, publishers and faults for as long as asked, and books of all that happened,
+//! which must balance: nothing lost, nothing in two hands, nothing long in the dark, and a proxy
+//! that weighs afterwards what it weighed before.
+//!
+//! ```text
+//! cargo bench --bench soak -- --for 2m --seed 1
+//!
+//!  publishers ──▶ nats-server ◀── wire that breaks ──▶ fetch-proxy ◀── wire that breaks ── workers
+//!  the books ───▶ (also killed)                                    ◀────────────────────── workers
+//! ```
+//! The last twenty seconds are without faults; then publishers stop, and workers take what is left.
+
+#![allow(clippy::disallowed_methods, reason = "a soak lives in real time")]
+
+mod books;
+mod dice;
+mod faults;
+mod judge;
+mod process;
+mod publishers;
+mod report;
+mod settling;
+#[path = "../../tests/support/mod.rs"]
+mod support;
+mod waiting;
+mod witness;
+mod workers;
+
+use std::{
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use books::{Books, Terms, now};
+use clap::Parser;
+use dice::Dice;
+use faults::Faults;
+use process::Weight;
+use support::{nats_server::NatsServer, proxy::Proxy, relay::Relay};
+use tokio::{sync::watch, task::JoinSet, time::sleep};
+use workers::{Phase, Worker};
+
+#[derive(Parser)]
+struct Args {
+    /// How long to publish.
+    #[arg(long = "for", default_value = "2m", value_parser = humantime::parse_duration)]
+    length: Duration,
+    /// For the same faults again; made up when there is none.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Messages published a second.
+    #[arg(long, default_value_t = 200)]
+    rate: u32,
+    /// Passed by `cargo bench`.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// Without faults at the beginning, until the proxy is weighed.
+const WARM_UP: Duration = Duration::from_secs(6);
+/// Without faults at the end, before publishers stop.
+const SETTLING_DOWN: Duration = Duration::from_secs(20);
+/// After the last Fetch, before the proxy is weighed again.
+const QUIET: Duration = Duration::from_secs(3);
+/// Workers of each consumer; every other one has a wire that breaks.
+const WORKERS: usize = 4;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let seed = args.seed.unwrap_or_else(|| now().unsigned_abs() % 1_000_000);
+    println!("seed {seed}, for {:?}", args.length);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(run(&args, seed))
+}
+
+fn consumers() -> Vec<Terms> {
+    let secs = Duration::from_secs;
+    let terms = |name, wait, backoff, max_deliver| {
+        let ack_wait = secs(wait);
+        Terms { name, ack_wait, backoff, max_deliver }
+    };
+    vec![
+        terms("brief", 2, Vec::new(), Some(6)),
+        terms("backing-off", 5, vec![secs(5), secs(2), secs(8)], None),
+        terms("patient", 30, Vec::new(), None),
+    ]
+}
+
+async fn run(args: &Args, seed: u64) -> ExitCode {
+    let (began, consumers) = (Instant::now(), consumers());
+    let books = Arc::new(Books::open(&consumers));
+    let nats = NatsServer::start();
+    let nats_wire = Relay::to(nats.url().trim_start_matches("nats://")).await;
+    let proxy = Proxy::start_at(&nats_wire.nats_url(), &[]);
+    let worker_wire = Relay::to(&proxy.grpc).await;
+    let jetstream = witness::prepare(&nats.url(), &consumers).await;
+    let witness = witness::listen(&nats.url(), books.clone()).await;
+
+    let (phase, phases) = watch::channel(Phase::Working);
+    let mut workers = JoinSet::new();
+    for number in 0..WORKERS * consumers.len() {
+        let (consumer, direct) = (number / WORKERS, number % 2 == 0);
+        let worker = Worker {
+            number,
+            consumer,
+            terms: consumers[consumer].clone(),
+            address: if direct { proxy.grpc.clone() } else { worker_wire.address() },
+            direct,
+            books: books.clone(),
+            dice: Dice::new(seed, 100 + number as u64),
+            phase: phases.clone(),
+        };
+        workers.spawn(worker.run());
+    }
+    let (stop, stopped) = watch::channel(false);
+    let publishing =
+        tokio::spawn(publishers::publish(jetstream.clone(), args.rate, books.clone(), stopped));
+    let progress = tokio::spawn(report::progress(books.clone(), began));
+
+    sleep(WARM_UP).await;
+    let before = Weight::of(proxy.pid());
+    let mut faults =
+        Faults { nats, nats_wire, worker_wire, books: books.clone(), dice: Dice::new(seed, 1) };
+    faults.run(args.length.saturating_sub(WARM_UP + SETTLING_DOWN)).await;
+    sleep(SETTLING_DOWN).await;
+    stop.send_replace(true);
+    publishing.await.unwrap();
+    phase.send_replace(Phase::Draining);
+    if let Err(left) = witness::drained(&jetstream, &consumers).await {
+        books.wrong(left);
+    }
+    phase.send_replace(Phase::Idle);
+    progress.abort();
+    let stored = witness::stored(&jetstream).await;
+    sleep(QUIET).await;
+    let mut after = Weight::of(proxy.pid());
+    // Connections that were just closed take a moment.
+    for _ in 0..50 {
+        if before.grown(&after).is_empty() {
+            break;
+        }
+        sleep(Duration::from_millis(200)).await;
+        after = Weight::of(proxy.pid());
+    }
+    phase.send_replace(Phase::Over);
+    workers.join_all().await;
+    witness.abort();
+
+    let mut ledger = books.read();
+    ledger.stored = stored;
+    let wrong = before.grown(&after);
+    ledger.wrong.extend(wrong);
+    let verdict = judge::judge(&ledger);
+    if report::table(&ledger, &verdict, before, after) {
+        return ExitCode::SUCCESS;
+    }
+    println!("seed {seed}; the proxy's log: {}", report::keep_log(seed, &proxy.log()));
+    ExitCode::FAILURE
+}

@@ -1,0 +1,39 @@
+//! What the proxy's process weighs, read from /proc.
+
+use std::fs;
+
+#[derive(Debug, Clone, Copy)]
+pub struct Weight {
+    /// Resident memory in MiB.
+    pub memory: f64,
+    /// Open descriptors.
+    pub descriptors: usize,
+}
+
+/// Descriptors may differ by this much: connections that are just being replaced.
+const DESCRIPTORS: usize = 6;
+/// Memory may grow by this share and these MiB: what allocators keep.
+const SHARE: f64 = 0.3;
+const MIB: f64 = 20.0;
+
+impl Weight {
+    pub fn of(pid: u32) -> Self {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let kib: f64 = resident.trim().trim_end_matches(" kB").parse().unwrap();
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+        Self { memory: kib / 1024.0, descriptors }
+    }
+
+    /// What is wrong with having become this, if anything is.
+    pub fn grown(&self, end: &Self) -> Vec<String> {
+        let mut wrong = Vec::new();
+        if end.descriptors.abs_diff(self.descriptors) > DESCRIPTORS {
+            wrong.push(format!("descriptors: {} became {}", self.descriptors, end.descriptors));
+        }
+        if end.memory > self.memory * (1.0 + SHARE) + MIB {
+            wrong.push(format!("memory: {:.1} MiB became {:.1} MiB", self.memory, end.memory));
+        }
+        wrong
+    }
+}

@@ -1,0 +1,161 @@
+//! What a person reads: a line every ten seconds, one table at the end, and what does not balance.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::time::sleep;
+
+use crate::{
+    books::{At, Books, Holding, Ledger},
+    judge::{Finding, Row, Verdict},
+    process::Weight,
+};
+
+/// Findings that are told with their history.
+const MOST: usize = 20;
+
+pub async fn progress(books: Arc<Books>, began: Instant) {
+    loop {
+        sleep(Duration::from_secs(10)).await;
+        let ledger = books.read();
+        let fault = ledger.faults.last().map_or("none", |fault| &fault.name);
+        println!(
+            "{:>4} s: {} published, {} settled, {} faults, last: {fault}",
+            began.elapsed().as_secs(),
+            ledger.confirmed.len(),
+            ledger.settled,
+            ledger.faults.len(),
+        );
+    }
+}
+
+/// Whether the books balance.
+pub fn table(ledger: &Ledger, verdict: &Verdict, before: Weight, after: Weight) -> bool {
+    let (stored, confirmed) = (ledger.stored.len(), ledger.confirmed.len());
+    println!(
+        "\n{stored} messages stored, {confirmed} by their PubAck; {} PubAcks",
+        ledger.unconfirmed
+    );
+    println!(
+        "did not come, {} were undone by a crash; {} calls",
+        verdict.unpublished, ledger.calls
+    );
+    let lines: [(&str, fn(&Row) -> String); 22] = [
+        ("handed to workers", |row| row.handed.to_string()),
+        ("acked", |row| row.acked.to_string()),
+        ("terminated", |row| row.terminated.to_string()),
+        ("rejected for their codec", |row| row.rejected.to_string()),
+        ("nacked", |row| row.nacked.to_string()),
+        ("lapsed, or nobody knows", |row| row.lapsed.to_string()),
+        ("told that the lease is over", |row| row.expired.to_string()),
+        ("attempts given back unseen", |row| row.waits.released.to_string()),
+        ("attempts lost by a fault", |row| row.waits.left_by_fault.to_string()),
+        ("attempts left by a caller", |row| row.waits.left_by_caller.to_string()),
+        ("given up at max_deliver", |row| row.given_up.to_string()),
+        ("settled, undone by a crash", |row| row.undone.to_string()),
+        ("sent in a fault, in vain", |row| row.sent_in_vain.to_string()),
+        ("lease broken by a crash", |row| row.broken_by_crash.to_string()),
+        ("  handed over in a fault", |row| row.broken_unknown.to_string()),
+        ("  progress kept by a fault", |row| row.broken_unheard.to_string()),
+        ("  by nothing that excuses it", |row| row.broken.to_string()),
+        ("accepted from two", |row| row.accepted_from_two.to_string()),
+        ("lost", |row| row.lost.to_string()),
+        ("longest in the dark, s", |row| seconds(row.waits.dark)),
+        ("longest silence, s", |row| seconds(row.waits.silent)),
+        ("longest recovery, s", |row| seconds(row.waits.recovered)),
+    ];
+    print!("\n{:<30}", "");
+    verdict.rows.iter().for_each(|row| print!("{:>13}", row.name));
+    println!();
+    for (name, value) in lines {
+        print!("{name:<30}");
+        verdict.rows.iter().for_each(|row| print!("{:>13}", value(row)));
+        println!();
+    }
+    println!("{} faults", ledger.faults.len());
+    println!(
+        "proxy: memory {:.1} MiB became {:.1} MiB, descriptors {} became {}\n",
+        before.memory, after.memory, before.descriptors, after.descriptors
+    );
+    let balances = ledger.wrong.is_empty() && verdict.findings.is_empty();
+    if balances {
+        println!("the books balance");
+    } else {
+        complain(ledger, &verdict.findings);
+    }
+    balances
+}
+
+fn complain(ledger: &Ledger, findings: &[Finding]) {
+    println!("the books do not balance: {} times", ledger.wrong.len() + findings.len());
+    for wrong in ledger.wrong.iter().take(MOST) {
+        println!("  {wrong}");
+    }
+    let start = ledger.stored.values().next().map_or(0, |(at, _)| *at);
+    for finding in findings.iter().take(MOST) {
+        let account = &ledger.accounts[finding.consumer];
+        println!("  {}: message {}: {}", account.terms.name, finding.sequence, finding.what);
+        let held = account.messages.get(&finding.sequence);
+        print!("{}", history(ledger, finding.sequence, held.map_or(&[], Vec::as_slice), start));
+    }
+}
+
+/// All that happened to one message, and the faults of that time, by seconds from the beginning.
+fn history(ledger: &Ledger, sequence: u64, held: &[Holding], start: At) -> String {
+    let mut lines: Vec<(At, String)> = Vec::new();
+    if let Some((published, id)) = ledger.stored.get(&sequence) {
+        lines.push((*published, format!("published as {id}")));
+    }
+    for holding in held {
+        let (worker, attempt) = (holding.worker, holding.attempt);
+        let until = seconds(holding.least - start);
+        let what = if holding.rejected { "rejected for" } else { "handed to" };
+        let number = holding.consumer_sequence;
+        lines.push((
+            holding.handed,
+            format!("{what} w{worker}, attempt {attempt}, delivery {number}, until {until}"),
+        ));
+        for tried in &holding.tries {
+            let fast = if tried.fast { ", only sent" } else { "" };
+            let after = tried.answered.map_or_else(|| "never".into(), |at| seconds(at - start));
+            let again = tried
+                .again
+                .map_or_else(String::new, |at| format!(", comes back at {}", seconds(at - start)));
+            lines.push((
+                tried.sent,
+                format!(
+                    "w{worker} (attempt {attempt}) {:?}{fast}: {:?} at {after}{again}",
+                    tried.kind, tried.outcome
+                ),
+            ));
+        }
+    }
+    let first = lines.iter().map(|(at, _)| *at).min().unwrap_or(0) - 2_000_000;
+    let last = lines.iter().map(|(at, _)| *at).max().unwrap_or(0) + 2_000_000;
+    for fault in &ledger.faults {
+        let to = fault.to.unwrap_or(At::MAX);
+        if fault.from < last && to > first {
+            lines.push((fault.from, format!("~ {} until {}", fault.name, seconds(to - start))));
+        }
+    }
+    lines.sort();
+    lines.iter().fold(String::new(), |mut text, (at, line)| {
+        let _ = writeln!(text, "    {:>9} {line}", seconds(at - start));
+        text
+    })
+}
+
+fn seconds(micros: At) -> String {
+    format!("{:.3}", micros as f64 / 1e6)
+}
+
+/// Keeps the proxy's log, and says where.
+pub fn keep_log(seed: u64, log: &str) -> String {
+    let file = std::env::temp_dir().join(format!("fetch-proxy-soak-{seed}.log"));
+    fs::write(&file, log).unwrap();
+    file.display().to_string()
+}

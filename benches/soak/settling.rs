@@ -1,0 +1,244 @@
+//! What a worker does with messages that it was handed: mostly Ack; sometimes Nak, Term, Extend,
+//! too late, twice, or nothing. What is not certain is tried again with the same token, as the
+//! errors promise that one may.
+
+use std::time::Duration;
+
+use fetch_proxy::pb::{self, Confirmation, Outcome as Told, settlement::Action};
+use prost_types::Timestamp;
+use tokio::time::sleep;
+use tonic::{Request, Status};
+
+use crate::{
+    books::{Books, Kind, Outcome, Place, now},
+    dice::Dice,
+    support::proxy::Client,
+};
+
+/// A message in a worker's hands.
+#[derive(Debug, Clone)]
+pub struct Job {
+    pub place: Place,
+    pub token: String,
+}
+
+/// One thing to do with one message; `length` is a Nak's delay or an Extend's lease.
+#[derive(Debug, Clone)]
+struct Part {
+    job: Job,
+    kind: Kind,
+    length: Duration,
+}
+
+/// Longer than this nobody works on a message, so that there are always hands free.
+const LONGEST: Duration = Duration::from_secs(12);
+
+type Answer = (Outcome, Option<Timestamp>);
+
+/// Deals with a pile of messages, of which more than one go into one Settle.
+pub async fn settle(client: Client, books: &Books, pile: Vec<Job>, mut dice: Dice, draining: bool) {
+    let fast = !draining && dice.percent(40);
+    if draining {
+        return insist(&client, books, parts(pile, Kind::Ack), fast, dice).await;
+    }
+    let left =
+        Duration::from_micros(u64::try_from(books.least(pile[0].place) - now()).unwrap_or(0));
+    match dice.within(0..100) {
+        // It never comes back to these.
+        0..3 => return,
+        // Too late: the lease is over.
+        3..6 if left > LONGEST => return,
+        3..6 => sleep(left + dice.millis(20..1500)).await,
+        6..12 => sleep(left.min(LONGEST).mul_f64(dice.within(1..95) as f64 / 100.0)).await,
+        12..20 => {
+            let mut longer = parts(pile.clone(), Kind::Extend);
+            longer.iter_mut().for_each(|part| part.length = dice.millis(1000..10_000));
+            insist(&client, books, longer, false, dice.clone()).await;
+            sleep(dice.millis(0..4000)).await;
+        }
+        _ => sleep(dice.millis(0..40)).await,
+    }
+    let plan: Vec<Part> = pile.into_iter().map(|job| choose(job, &mut dice)).collect();
+    insist(&client, books, plan.clone(), fast, dice.clone()).await;
+    if dice.percent(5) {
+        // Once more with the same tokens: in the same way, or in another.
+        sleep(dice.millis(0..3000)).await;
+        let again = if dice.percent(50) {
+            plan
+        } else {
+            parts(plan.into_iter().map(|part| part.job).collect(), Kind::Nak)
+        };
+        insist(&client, books, again, false, dice).await;
+    }
+}
+
+fn parts(jobs: Vec<Job>, kind: Kind) -> Vec<Part> {
+    jobs.into_iter().map(|job| Part { job, kind, length: Duration::ZERO }).collect()
+}
+
+fn choose(job: Job, dice: &mut Dice) -> Part {
+    let (kind, length) = match dice.within(0..100) {
+        0..6 => (Kind::Nak, Duration::ZERO),
+        6..10 => (Kind::Nak, dice.millis(100..3000)),
+        10..14 => (Kind::Term, Duration::ZERO),
+        _ => (Kind::Ack, Duration::ZERO),
+    };
+    Part { job, kind, length }
+}
+
+/// Tries until each has an answer that is one, and gives up some time after the lease.
+async fn insist(client: &Client, books: &Books, mut open: Vec<Part>, fast: bool, mut dice: Dice) {
+    let give_up = books.least(open[0].job.place) + 3_000_000;
+    loop {
+        let answers = attempt(client, books, &open, fast, &mut dice).await;
+        let mut again = Vec::new();
+        for (part, (outcome, _)) in open.into_iter().zip(answers) {
+            if repeatable(&outcome) {
+                again.push(part);
+            }
+        }
+        if again.is_empty() || now() > give_up {
+            return;
+        }
+        open = again;
+        sleep(dice.millis(50..800)).await;
+    }
+}
+
+fn repeatable(outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Unknown => true,
+        Outcome::Refused(reason) => {
+            matches!(reason.as_str(), "NATS_UNAVAILABLE" | "SETTLE_UNCONFIRMED" | "LEASE_BUSY")
+        }
+        _ => false,
+    }
+}
+
+/// One call, written into the books before and after.
+async fn attempt(
+    client: &Client,
+    books: &Books,
+    parts: &[Part],
+    fast: bool,
+    dice: &mut Dice,
+) -> Vec<Answer> {
+    let within = if dice.percent(8) { dice.millis(30..400) } else { Duration::from_secs(8) };
+    let begin = |part: &Part| books.tries(part.job.place, part.kind, fast, part.length);
+    let tries: Vec<usize> = parts.iter().map(begin).collect();
+    let answers = match parts {
+        [part] if dice.percent(80) => {
+            vec![alone(client.clone(), part, fast, within).await.unwrap_or_else(|s| refused(&s))]
+        }
+        _ => together(client.clone(), parts, fast, within)
+            .await
+            .unwrap_or_else(|status| vec![refused(&status); parts.len()]),
+    };
+    for ((part, which), (outcome, time)) in parts.iter().zip(tries).zip(&answers) {
+        if let Some(wrong) = unexpected(outcome) {
+            let place = part.job.place;
+            books.wrong(format!("{:?} of message {} got {wrong}", part.kind, place.sequence));
+        }
+        books.answered(part.job.place, which, outcome.clone(), *time);
+    }
+    answers
+}
+
+fn unexpected(outcome: &Outcome) -> Option<&str> {
+    let Outcome::Refused(reason) = outcome else { return None };
+    let expected = matches!(
+        reason.as_str(),
+        "LEASE_EXPIRED"
+            | "LEASE_SETTLED"
+            | "LEASE_BUSY"
+            | "NATS_UNAVAILABLE"
+            | "SETTLE_UNCONFIRMED"
+    );
+    (!expected).then_some(reason)
+}
+
+async fn alone(
+    mut client: Client,
+    part: &Part,
+    fast: bool,
+    within: Duration,
+) -> Result<Answer, Status> {
+    let (token, confirmation) = (part.job.token.clone(), confirmation(fast));
+    let length = Some(part.length.try_into().unwrap());
+    Ok(match part.kind {
+        Kind::Ack => {
+            let request = timed(pb::AckRequest { token, confirmation }, within);
+            (told(client.ack(request).await?.into_inner().outcome()), None)
+        }
+        Kind::Nak => {
+            let request = timed(pb::NakRequest { token, delay: length, confirmation }, within);
+            let answer = client.nak(request).await?.into_inner();
+            (told(answer.outcome()), answer.redeliver_time)
+        }
+        Kind::Term => {
+            let request = pb::TermRequest { token, reason: "soaked".into(), confirmation };
+            (told(client.term(timed(request, within)).await?.into_inner().outcome()), None)
+        }
+        Kind::Extend => {
+            let request = timed(pb::ExtendRequest { token, lease: length }, within);
+            (Outcome::Extended, client.extend(request).await?.into_inner().lease_expire_time)
+        }
+    })
+}
+
+async fn together(
+    mut client: Client,
+    parts: &[Part],
+    fast: bool,
+    within: Duration,
+) -> Result<Vec<Answer>, Status> {
+    let settlements = parts.iter().map(|part| {
+        let length = Some(part.length.try_into().unwrap());
+        let action = match part.kind {
+            Kind::Ack => Action::Ack(pb::AckAction {}),
+            Kind::Nak => Action::Nak(pb::NakAction { delay: length }),
+            Kind::Term => Action::Term(pb::TermAction { reason: "soaked".into() }),
+            Kind::Extend => Action::Extend(pb::ExtendAction { lease: length }),
+        };
+        pb::Settlement { token: part.job.token.clone(), action: Some(action) }
+    });
+    let request =
+        pb::SettleRequest { settlements: settlements.collect(), confirmation: confirmation(fast) };
+    let results = client.settle(timed(request, within)).await?.into_inner().results;
+    assert_eq!(results.len(), parts.len(), "one result for each settlement");
+    let answer = |result: pb::SettleResult| match &result.error {
+        Some(error) => (Outcome::Refused(error.reason.clone()), None),
+        None => (told(result.outcome()), result.redeliver_time.or(result.lease_expire_time)),
+    };
+    Ok(results.into_iter().map(answer).collect())
+}
+
+fn timed<T>(message: T, within: Duration) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(within);
+    request
+}
+
+fn confirmation(fast: bool) -> i32 {
+    if fast { Confirmation::Sent.into() } else { Confirmation::Confirmed.into() }
+}
+
+fn told(outcome: Told) -> Outcome {
+    match outcome {
+        Told::Confirmed => Outcome::Confirmed,
+        Told::Sent => Outcome::Sent,
+        Told::Duplicate => Outcome::Duplicate,
+        Told::Extended => Outcome::Extended,
+        Told::Unspecified => Outcome::Refused("nothing".to_owned()),
+    }
+}
+
+/// A status with a reason is the proxy's; one without promises nothing.
+fn refused(status: &Status) -> Answer {
+    let reason = status.metadata().get("fetchproxy-reason");
+    let outcome = match reason.and_then(|reason| reason.to_str().ok()) {
+        Some(reason) => Outcome::Refused(reason.to_owned()),
+        None => Outcome::Unknown,
+    };
+    (outcome, None)
+}

@@ -1,0 +1,185 @@
+//! How long messages were in the dark: there to be handed out, workers asking, and nobody got them.
+//!
+//! A message's wait begins when it was overtaken by a later one (a first delivery), or when it came
+//! free again: at the time that a Nak named, or when its lease had ended and JetStream's patience
+//! with it. Time in which NATS or workers were out of order is taken out of it, with some seconds to
+//! recover. The attempt count tells of deliveries that no worker saw: given back by the proxy,
+//! which is quick, or left to wait for the end of a lease that nobody had, which only a fault or a
+//! Fetch that was walked away from explains.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    books::{Account, At, Blow, Holding, Kind, Ledger, Outcome, margin},
+    judge::{Faults, GRACE, Wrong, settlement},
+};
+
+/// In the dark for longer is wrong.
+const LONGEST: At = 5_000_000;
+/// After a fault deliveries go on within this.
+const RECOVERY: At = 15_000_000;
+/// Leases that workers ask for are shorter.
+const LONGEST_LEASE: At = 13_000_000;
+
+#[derive(Debug, Default)]
+pub struct Waits {
+    /// Attempts that no worker saw and that were soon back.
+    pub released: u64,
+    /// Those that were left to wait, by what explains them.
+    pub left_by_fault: u64,
+    pub left_by_caller: u64,
+    /// Longest in the dark, faults taken out.
+    pub dark: At,
+    /// Longest without any delivery though there was something, faults taken out.
+    pub silent: At,
+    /// Longest from the end of a fault of NATS to the next delivery.
+    pub recovered: At,
+}
+
+pub fn judge(
+    ledger: &Ledger,
+    account: &Account,
+    messages: &BTreeMap<u64, Vec<Holding>>,
+    faults: Faults<'_>,
+    wrong: &mut Wrong,
+) -> Waits {
+    let mut watch = Watch { account, faults, waits: Waits::default(), wrong };
+    // From the last to the first: when the first of all later ones was handed out.
+    let mut overtaken = At::MAX;
+    for (sequence, (published, _)) in ledger.stored.iter().rev() {
+        let Some(held) = messages.get(sequence).filter(|held| !held.is_empty()) else { continue };
+        watch.first(*sequence, overtaken.max(*published), &held[0]);
+        for pair in held.windows(2) {
+            watch.next(*sequence, &pair[0], &pair[1]);
+        }
+        overtaken = overtaken.min(held[0].handed);
+    }
+    watch.silence(ledger, messages);
+    watch.waits
+}
+
+struct Watch<'l> {
+    account: &'l Account,
+    faults: Faults<'l>,
+    waits: Waits,
+    wrong: &'l mut Wrong,
+}
+
+impl Watch<'_> {
+    fn first(&mut self, sequence: u64, free: At, holding: &Holding) {
+        let unseen = holding.attempt.saturating_sub(1);
+        self.wait(sequence, free, holding.handed, unseen, false, holding.attempt);
+    }
+
+    fn next(&mut self, sequence: u64, before: &Holding, after: &Holding) {
+        let unseen = after.attempt.saturating_sub(before.attempt + 1);
+        let (free, doubtful) = self.free_again(before);
+        self.wait(sequence, free, after.handed, unseen, doubtful, after.attempt);
+    }
+
+    /// When a message that was handed out can be handed out again, and whether a fault may have
+    /// made it later.
+    fn free_again(&self, holding: &Holding) -> (At, bool) {
+        let wait = self.account.terms.ack_wait_of(holding.attempt);
+        let lapses = holding.most + 2 * margin(wait);
+        match settlement(holding) {
+            Some(nak) if nak.kind == Kind::Nak && nak.outcome == Outcome::Confirmed => {
+                (nak.again.or(nak.answered).unwrap_or(nak.sent), false)
+            }
+            Some(sent) => (lapses.max(sent.sent + sent.delay + wait), true),
+            None => {
+                let naks = holding.tries.iter().filter(|tried| tried.kind == Kind::Nak);
+                let delayed = naks.map(|nak| nak.sent + nak.delay + wait).max();
+                (lapses.max(delayed.unwrap_or(0)), true)
+            }
+        }
+    }
+
+    fn wait(&mut self, sequence: u64, from: At, to: At, unseen: u32, doubtful: bool, attempt: u32) {
+        if from >= to {
+            return self.waits.released += u64::from(unseen);
+        }
+        let patience = self.account.terms.longest_ack_wait().max(LONGEST_LEASE) + GRACE;
+        let (faults, walks) = (self.faults, &self.account.walked_away);
+        let shaken = faults.nats(from - GRACE, to) || faults.workers(from - GRACE, to);
+        let crashed = faults.crashed(from - GRACE, to);
+        // What a fault swallowed comes back after the ack wait.
+        let swallowed = shaken && (unseen > 0 || doubtful || crashed);
+        let dark = self.without_faults(from, to, if swallowed { patience } else { GRACE });
+        let least = (1..=attempt).map(|attempt| self.account.terms.ack_wait_of(attempt)).min();
+        let quick = dark < least.unwrap_or(0).min(LONGEST_LEASE) / 2;
+        if unseen == 0 || quick {
+            self.waits.released += u64::from(unseen);
+            self.waits.dark = self.waits.dark.max(dark);
+            if dark > LONGEST {
+                self.dark(sequence, dark, attempt);
+            }
+        } else if shaken {
+            self.waits.left_by_fault += 1;
+        } else if walks.iter().any(|walk| (from - GRACE..to).contains(walk)) {
+            self.waits.left_by_caller += 1;
+        } else {
+            self.dark(sequence, dark, attempt);
+        }
+        let beyond = dark - At::from(unseen) * patience;
+        if unseen > 0 && beyond > LONGEST {
+            self.dark(sequence, dark, attempt);
+        }
+    }
+
+    fn dark(&mut self, sequence: u64, dark: At, attempt: u32) {
+        let seconds = dark as f64 / 1e6;
+        self.wrong
+            .push((sequence, format!("attempt {attempt} came after {seconds:.1} s in the dark")));
+    }
+
+    /// How much of this time has no fault in it, nor the time after one.
+    fn without_faults(&self, from: At, to: At, after: At) -> At {
+        let (mut free, mut until) = (0, from);
+        for fault in self.faults.0 {
+            let (begins, ends) = (fault.from - 500_000, fault.to.unwrap_or(At::MAX / 2) + after);
+            if ends <= until {
+                continue;
+            }
+            free += (begins.min(to) - until).max(0);
+            until = ends;
+            if until >= to {
+                return free;
+            }
+        }
+        free + to - until
+    }
+
+    /// Times without any delivery, though the next had long been there.
+    fn silence(&mut self, ledger: &Ledger, messages: &BTreeMap<u64, Vec<Holding>>) {
+        let mut handed: Vec<(At, u64)> = Vec::new();
+        for (sequence, held) in messages {
+            handed.extend(held.iter().map(|holding| (holding.handed, *sequence)));
+        }
+        handed.sort_unstable();
+        for pair in handed.windows(2) {
+            let ((last, _), (next, sequence)) = (pair[0], pair[1]);
+            let stored = ledger.stored.get(&sequence).map_or(next, |(at, _)| *at);
+            // Of a message that had been there before it is not known here since when it was free.
+            let first = messages[&sequence].iter().all(|holding| holding.handed >= next);
+            if first {
+                let silent = self.without_faults(last.max(stored), next, GRACE);
+                self.waits.silent = self.waits.silent.max(silent);
+                if silent > LONGEST {
+                    self.dark(sequence, silent, 1);
+                }
+            }
+        }
+        for fault in self.faults.0.iter().filter(|fault| fault.blow != Blow::Workers) {
+            let Some(end) = fault.to else { continue };
+            let next = handed.partition_point(|(at, _)| *at < end);
+            let Some((next, sequence)) = handed.get(next) else { continue };
+            self.waits.recovered = self.waits.recovered.max(next - end);
+            if next - end > RECOVERY {
+                let after = (next - end) as f64 / 1e6;
+                let what = format!("the first for {after:.1} s after {}", fault.name);
+                self.wrong.push((*sequence, what));
+            }
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! Workers: Fetch, then do what workers do with messages, well and badly. All that they are told
+//! goes into the books; what they do with a message is `settling`'s.
+
+use std::{sync::Arc, time::Duration};
+
+use fetch_proxy::pb::{self, Codec};
+use tokio::{
+    sync::{Semaphore, watch},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tonic::{
+    Request, Status,
+    transport::{Channel, Endpoint},
+};
+
+use crate::{
+    books::{Books, Terms},
+    dice::Dice,
+    publishers::{ID, STREAM, payload},
+    settling::{Job, settle},
+    support::proxy::Client,
+};
+
+/// Messages in the hands of one worker.
+const HANDS: usize = 300;
+/// An answer that comes later than this after it should have is one that never came.
+const LATEST: Duration = Duration::from_secs(15);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// All kinds of behaviour.
+    Working,
+    /// Fetch and ack what is left.
+    Draining,
+    /// Keep the connection, and ask for nothing.
+    Idle,
+    Over,
+}
+
+pub struct Worker {
+    pub number: usize,
+    pub consumer: usize,
+    pub terms: Terms,
+    /// Where the proxy is.
+    pub address: String,
+    /// Not by a wire that is meddled with.
+    pub direct: bool,
+    pub books: Arc<Books>,
+    pub dice: Dice,
+    pub phase: watch::Receiver<Phase>,
+}
+
+/// What one Fetch asks for.
+struct Wish {
+    request: pb::FetchRequest,
+    lease: Option<Duration>,
+    /// The longest that a well-behaved proxy takes.
+    patience: Duration,
+}
+
+impl Worker {
+    pub async fn run(mut self) {
+        let hands = Arc::new(Semaphore::new(HANDS));
+        let (mut client, mut jobs) = (self.connect(), JoinSet::new());
+        loop {
+            let phase = *self.phase.borrow();
+            if phase == Phase::Idle {
+                jobs.join_all().await;
+                let _ = self.phase.wait_for(|phase| *phase == Phase::Over).await;
+                return;
+            }
+            // Waits until there is a hand free; each message takes its own below.
+            drop(hands.acquire().await);
+            let wish = self.wish(phase, u32::try_from(hands.available_permits()).unwrap());
+            let (cancels, hangs_up) = (self.dice.percent(5), self.dice.percent(1));
+            let calling = self.fetch(client.clone(), &wish);
+            let answer = if (cancels || hangs_up) && phase == Phase::Working {
+                timeout(self.dice.clone().millis(0..200), calling).await.ok()
+            } else {
+                Some(calling.await)
+            };
+            if hangs_up {
+                client = self.connect();
+            }
+            match answer {
+                Some(Ok(answer)) => self.take(answer, &wish, &client, &hands, &mut jobs),
+                Some(Err(refused)) => self.pause(&refused).await,
+                None => self.books.walked_away(self.consumer),
+            }
+            while jobs.try_join_next().is_some() {}
+        }
+    }
+
+    fn connect(&self) -> Client {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
+        let endpoint = endpoint
+            .connect_timeout(Duration::from_secs(2))
+            .http2_keep_alive_interval(Duration::from_secs(2))
+            .keep_alive_timeout(Duration::from_secs(3))
+            .keep_alive_while_idle(true);
+        let channel: Channel = endpoint.connect_lazy();
+        Client::new(channel).max_decoding_message_size(8 << 20)
+    }
+
+    fn wish(&mut self, phase: Phase, most: u32) -> Wish {
+        let dice = &mut self.dice;
+        let mut request = pb::FetchRequest {
+            stream: STREAM.into(),
+            consumer: self.terms.name.into(),
+            worker: format!("w{}", self.number),
+            n: most.clamp(1, 50),
+            ..pb::FetchRequest::default()
+        };
+        let (mut wait, mut linger, mut lease) = (Duration::from_secs(1), Duration::ZERO, None);
+        if phase == Phase::Working {
+            request.n = u32::try_from(dice.within(1..51)).unwrap().min(most.max(1));
+            wait = if dice.percent(10) { Duration::ZERO } else { dice.millis(50..5000) };
+            linger = if dice.percent(30) { dice.millis(5..300) } else { Duration::ZERO };
+            lease = dice.percent(50).then(|| dice.millis(1000..12_000));
+            request.max_bytes = if dice.percent(5) { 64 * 1024 } else { 0 };
+            let codec = match dice.within(0..10) {
+                0..5 => Codec::Raw,
+                5 | 6 => Codec::Auto,
+                7 => Codec::Text,
+                _ => Codec::Json,
+            };
+            request.set_codec(codec);
+        }
+        request.max_wait = Some(wait.try_into().unwrap());
+        request.linger = Some(linger.try_into().unwrap());
+        request.lease = lease.map(|lease| lease.try_into().unwrap());
+        Wish { request, lease, patience: wait + linger + LATEST }
+    }
+
+    async fn fetch(&self, mut client: Client, wish: &Wish) -> Result<pb::FetchResponse, Status> {
+        let mut request = Request::new(wish.request.clone());
+        // A deadline now and then; the proxy has to answer before it.
+        if wish.request.n.is_multiple_of(5) {
+            request.set_timeout(wish.patience / 2);
+        }
+        let answer = timeout(wish.patience, client.fetch(request)).await;
+        let late = || {
+            if self.direct {
+                let w = self.number;
+                self.books.wrong(format!("a Fetch of w{w} took over {:?}", wish.patience));
+            }
+            Err(Status::unknown("never answered"))
+        };
+        answer.unwrap_or_else(|_| late()).map(tonic::Response::into_inner)
+    }
+
+    fn take(
+        &mut self,
+        answer: pb::FetchResponse,
+        wish: &Wish,
+        client: &Client,
+        hands: &Arc<Semaphore>,
+        jobs: &mut JoinSet<()>,
+    ) {
+        let draining = *self.phase.borrow() != Phase::Working;
+        let mut held = Vec::new();
+        for delivery in &answer.messages {
+            let place = self.books.handed(self.consumer, self.number, wish.lease, delivery);
+            self.look_at(delivery);
+            held.push(Job { place, token: delivery.token.clone() });
+        }
+        for rejected in &answer.rejected {
+            let place = self.books.rejected(self.consumer, self.number, rejected);
+            if !rejected.token.is_empty() {
+                held.push(Job { place, token: rejected.token.clone() });
+            }
+        }
+        let together = self.dice.percent(20);
+        let mut piles: Vec<Vec<Job>> = if together || held.is_empty() {
+            vec![held]
+        } else {
+            held.into_iter().map(|job| vec![job]).collect()
+        };
+        piles.retain(|pile| !pile.is_empty());
+        for pile in piles {
+            let (client, books) = (client.clone(), self.books.clone());
+            let dice = Dice::new(self.dice.within(0..u64::MAX), 1);
+            let hands = hands.clone();
+            jobs.spawn(async move {
+                let count = u32::try_from(pile.len()).unwrap();
+                // More were asked for than there are hands: they are taken as hands come free.
+                let hand = hands.try_acquire_many(count.min(HANDS as u32));
+                settle(client, &books, pile, dice, draining).await;
+                drop(hand);
+            });
+        }
+    }
+
+    /// Is it what was published?
+    fn look_at(&self, delivery: &pb::Delivery) {
+        let id = delivery.headers.get(ID).and_then(|values| values.values.first());
+        let id = id.and_then(|id| id.parse().ok()).unwrap_or(0);
+        let same = match &delivery.payload {
+            Some(pb::delivery::Payload::Data(data)) => *data == payload(id),
+            Some(pb::delivery::Payload::Text(text)) => text.as_bytes() == payload(id),
+            None => false,
+        };
+        if !same || delivery.subject != format!("soak.{}", id % 7) {
+            let (sequence, name) = (delivery.stream_sequence, self.terms.name);
+            self.books.wrong(format!("{name}: message {sequence} is not what was published"));
+        }
+    }
+
+    async fn pause(&self, refused: &Status) {
+        let reason = refused.metadata().get("fetchproxy-reason");
+        match reason.and_then(|reason| reason.to_str().ok()) {
+            Some("NATS_UNAVAILABLE" | "CONSUMER_BUSY") => {}
+            Some(other) => {
+                self.books.wrong(format!("a Fetch of w{} was refused: {other}", self.number));
+            }
+            None => self.books.walked_away(self.consumer),
+        }
+        sleep(Duration::from_millis(300)).await;
+    }
+}
