@@ -259,9 +259,12 @@ impl Books {
         let held = account.messages.get(&rejected.stream_sequence);
         let before = held.and_then(|held| held.last()).map_or(0, |last| last.consumer_sequence);
         let mut tries = Vec::new();
-        if rejected.token.is_empty() {
-            let (kind, outcome) = (Kind::Term, Outcome::Confirmed);
-            let (fast, sent, answered, delay) = (false, now, Some(now), 0);
+        if rejected.cause() == pb::RejectedCause::Codec {
+            // The proxy has tried to terminate it; with a token, that was not confirmed.
+            let done = rejected.token.is_empty();
+            let outcome = if done { Outcome::Confirmed } else { Outcome::Unknown };
+            let (kind, fast, delay) = (Kind::Term, false, 0);
+            let (sent, answered) = (now, Some(now).filter(|_| done));
             let (again, before) = (None, (expires, expires));
             tries.push(Try { kind, fast, sent, answered, outcome, delay, again, before });
         }

@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    books::{Account, At, Blow, Fault, Holding, Kind, Ledger, Outcome, Try, margin},
+    books::{Account, At, Blow, Fault, Holding, Kind, Ledger, Outcome, Try},
     waiting::{self, Waits},
 };
 
@@ -60,6 +60,8 @@ pub struct Verdict {
     pub findings: Vec<Finding>,
     /// PubAcks that a crash undid.
     pub unpublished: u64,
+    /// Leases that faults broke, for those who want to look at them.
+    pub excused: Vec<Finding>,
 }
 
 pub fn judge(ledger: &Ledger) -> Verdict {
@@ -71,7 +73,8 @@ pub fn judge(ledger: &Ledger) -> Verdict {
     verdict.unpublished = gone.count() as u64;
     for (consumer, account) in ledger.accounts.iter().enumerate() {
         let faults = Faults(&ledger.faults);
-        let mut court = Court { account, faults, row: Row::default(), wrong: Vec::new() };
+        let mut court =
+            Court { account, faults, row: Row::default(), wrong: Vec::new(), excused: Vec::new() };
         court.row.name = account.terms.name;
         let messages: BTreeMap<u64, Vec<Holding>> = account
             .messages
@@ -86,9 +89,9 @@ pub fn judge(ledger: &Ledger) -> Verdict {
             court.ends(*sequence, held);
         }
         court.row.waits = waiting::judge(ledger, account, &messages, faults, &mut court.wrong);
-        let findings = court.wrong.into_iter();
         let finding = |(sequence, what)| Finding { consumer, sequence, what };
-        verdict.findings.extend(findings.map(finding));
+        verdict.findings.extend(court.wrong.into_iter().map(finding));
+        verdict.excused.extend(court.excused.into_iter().map(finding));
         verdict.rows.push(court.row);
     }
     verdict
@@ -102,6 +105,7 @@ struct Court<'l> {
     faults: Faults<'l>,
     row: Row,
     wrong: Wrong,
+    excused: Wrong,
 }
 
 impl Court<'_> {
@@ -195,17 +199,18 @@ impl Court<'_> {
     /// A lease was over before its time.
     fn broken(&mut self, sequence: u64, holding: &Holding, when: At, how: &str) {
         let (handed, faults, row) = (holding.handed, self.faults, &mut self.row);
-        let wait = margin(self.account.terms.ack_wait_of(holding.attempt));
-        if faults.crashed(handed - UNSTORED, when) {
-            row.broken_by_crash += 1;
-        } else if faults.nats(handed - wait - GRACE, handed + SLACK) {
-            row.broken_unknown += 1;
+        let (count, excuse) = if faults.crashed(handed - UNSTORED, when) {
+            (&mut row.broken_by_crash, "a crash")
+        } else if faults.nats(handed, handed) {
+            (&mut row.broken_unknown, "handed over in a fault")
         } else if holding.needs_progress && faults.nats(handed, when) {
-            row.broken_unheard += 1;
+            (&mut row.broken_unheard, "progress kept by a fault")
         } else {
             row.broken += 1;
-            self.wrong.push((sequence, format!("attempt {}: {how}", holding.attempt)));
-        }
+            return self.wrong.push((sequence, format!("attempt {}: {how}", holding.attempt)));
+        };
+        *count += 1;
+        self.excused.push((sequence, format!("attempt {}: {how}: {excuse}", holding.attempt)));
     }
 
     /// Nothing is lost: each message was settled by somebody, or given up by JetStream.

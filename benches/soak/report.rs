@@ -95,8 +95,18 @@ fn complain(ledger: &Ledger, findings: &[Finding]) {
     for wrong in ledger.wrong.iter().take(MOST) {
         println!("  {wrong}");
     }
+    tell(ledger, findings.iter().take(MOST));
+}
+
+/// Some of what faults excuse, from all over the run.
+pub fn excuses(ledger: &Ledger, verdict: &Verdict) {
+    println!("leases that faults broke:");
+    tell(ledger, verdict.excused.iter().step_by(verdict.excused.len() / (2 * MOST) + 1));
+}
+
+fn tell<'f>(ledger: &Ledger, findings: impl Iterator<Item = &'f Finding>) {
     let start = ledger.stored.values().next().map_or(0, |(at, _)| *at);
-    for finding in findings.iter().take(MOST) {
+    for finding in findings {
         let account = &ledger.accounts[finding.consumer];
         println!("  {}: message {}: {}", account.terms.name, finding.sequence, finding.what);
         let held = account.messages.get(&finding.sequence);
