@@ -18,6 +18,8 @@ use crate::{
 const SLACK: At = 100_000;
 /// What a server confirmed this long before it was killed may not have been stored.
 const UNSTORED: At = 2_000_000;
+/// What a fault held up comes this long after it at the latest.
+const LATE: At = 1_000_000;
 /// After a fault the wire is not at once what it was.
 pub const GRACE: At = 3_000_000;
 
@@ -201,10 +203,10 @@ impl Court<'_> {
         let (handed, faults, row) = (holding.handed, self.faults, &mut self.row);
         let (count, excuse) = if faults.crashed(handed - UNSTORED, when) {
             (&mut row.broken_by_crash, "a crash")
-        } else if faults.nats(handed, handed) {
-            (&mut row.broken_unknown, "handed over in a fault")
         } else if holding.needs_progress && faults.nats(handed, when) {
             (&mut row.broken_unheard, "progress kept by a fault")
+        } else if faults.nats(handed + GRACE - LATE, handed) {
+            (&mut row.broken_unknown, "handed over in a fault")
         } else {
             row.broken += 1;
             return self.wrong.push((sequence, format!("attempt {}: {how}", holding.attempt)));

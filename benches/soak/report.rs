@@ -44,7 +44,7 @@ pub fn table(ledger: &Ledger, verdict: &Verdict, before: Weight, after: Weight) 
         "did not come, {} were undone by a crash; {} calls",
         verdict.unpublished, ledger.calls
     );
-    let lines: [(&str, fn(&Row) -> String); 22] = [
+    let lines: [(&str, fn(&Row) -> String); 23] = [
         ("handed to workers", |row| row.handed.to_string()),
         ("acked", |row| row.acked.to_string()),
         ("terminated", |row| row.terminated.to_string()),
@@ -54,6 +54,7 @@ pub fn table(ledger: &Ledger, verdict: &Verdict, before: Weight, after: Weight) 
         ("told that the lease is over", |row| row.expired.to_string()),
         ("attempts given back unseen", |row| row.waits.released.to_string()),
         ("attempts lost by a fault", |row| row.waits.left_by_fault.to_string()),
+        ("Fetch calls walked away from", |row| row.waits.walked_away.to_string()),
         ("attempts left by a caller", |row| row.waits.left_by_caller.to_string()),
         ("given up at max_deliver", |row| row.given_up.to_string()),
         ("settled, undone by a crash", |row| row.undone.to_string()),

@@ -28,6 +28,8 @@ pub struct Waits {
     /// Those that were left to wait, by what explains them.
     pub left_by_fault: u64,
     pub left_by_caller: u64,
+    /// Fetch calls whose answer nobody took.
+    pub walked_away: u64,
     /// Longest in the dark, faults taken out.
     pub dark: At,
     /// Longest without any delivery though there was something, faults taken out.
@@ -55,6 +57,7 @@ pub fn judge(
         overtaken = overtaken.min(held[0].handed);
     }
     watch.silence(ledger, messages);
+    watch.callers();
     watch.waits
 }
 
@@ -148,6 +151,17 @@ impl Watch<'_> {
             }
         }
         free + to - until
+    }
+
+    /// An answer that crosses with its caller's leaving waits for its lease; most do not cross.
+    fn callers(&mut self) {
+        let (left, walks) = (self.waits.left_by_caller, self.account.walked_away.len() as u64);
+        self.waits.walked_away = walks;
+        if left > walks / 10 + 2 {
+            let what =
+                format!("{left} attempts were left behind by {walks} callers that went away");
+            self.wrong.push((0, what));
+        }
     }
 
     /// Times without any delivery, though the next had long been there.
