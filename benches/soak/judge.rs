@@ -39,6 +39,8 @@ pub struct Row {
     pub broken_unknown: u64,
     pub broken_unheard: u64,
     pub broken: u64,
+    /// Delivered again by a Nak that a fault held up, after another had settled the message.
+    pub hit_late: u64,
     /// Only sent when NATS was out of order, and lost.
     pub sent_in_vain: u64,
     pub undone: u64,
@@ -156,7 +158,7 @@ impl Court<'_> {
     fn promises(&mut self, sequence: u64, held: &[Holding]) {
         for (place, holding) in held.iter().enumerate() {
             for later in &held[place + 1..] {
-                self.alone(sequence, holding, later);
+                self.alone(sequence, &held[..place], holding, later);
             }
             for tried in holding.tries.iter().filter(|tried| expired(tried)) {
                 let answered = tried.answered.unwrap_or(tried.sent);
@@ -178,7 +180,7 @@ impl Court<'_> {
         }
     }
 
-    fn alone(&mut self, sequence: u64, holding: &Holding, later: &Holding) {
+    fn alone(&mut self, sequence: u64, before: &[Holding], holding: &Holding, later: &Holding) {
         let done = settlement(holding).filter(|tried| tried.kind != Kind::Nak);
         if let Some(answered) = done.and_then(|tried| tried.answered)
             && later.handed > answered
@@ -189,6 +191,8 @@ impl Court<'_> {
             } else if sent && self.faults.nats(answered - GRACE, answered + GRACE) {
                 // Sent, and nothing more was promised.
                 self.row.sent_in_vain += 1;
+            } else if before.iter().any(|before| self.held_up(before, answered)) {
+                self.row.hit_late += 1;
             } else {
                 let what = format!("came back though attempt {} was settled", holding.attempt);
                 self.wrong.push((sequence, what));
@@ -196,6 +200,18 @@ impl Court<'_> {
         } else if later.handed < left(holding, None) - SLACK {
             self.broken(sequence, holding, later.handed, "another was handed it meanwhile");
         }
+    }
+
+    /// A Nak of this delivery, its holder's or the proxy's own at the end of the lease, was on its
+    /// way when NATS could not be reached, and this was just over.
+    fn held_up(&self, holding: &Holding, now: At) -> bool {
+        let naks = holding.tries.iter().filter(|tried| tried.kind == Kind::Nak);
+        let sent = naks.map(|nak| nak.sent).fold(holding.least, At::max);
+        self.faults.0.iter().any(|fault| {
+            let to = fault.to.unwrap_or(At::MAX / 2) + LATE;
+            let just_now = fault.from <= now && now <= to;
+            fault.blow != Blow::Workers && just_now && fault.from - LATE <= sent
+        })
     }
 
     /// A lease was over before its time.

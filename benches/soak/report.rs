@@ -44,7 +44,7 @@ pub fn table(ledger: &Ledger, verdict: &Verdict, before: Weight, after: Weight) 
         "did not come, {} were undone by a crash; {} calls",
         verdict.unpublished, ledger.calls
     );
-    let lines: [(&str, fn(&Row) -> String); 23] = [
+    let lines: [(&str, fn(&Row) -> String); 24] = [
         ("handed to workers", |row| row.handed.to_string()),
         ("acked", |row| row.acked.to_string()),
         ("terminated", |row| row.terminated.to_string()),
@@ -59,6 +59,7 @@ pub fn table(ledger: &Ledger, verdict: &Verdict, before: Weight, after: Weight) 
         ("given up at max_deliver", |row| row.given_up.to_string()),
         ("settled, undone by a crash", |row| row.undone.to_string()),
         ("sent in a fault, in vain", |row| row.sent_in_vain.to_string()),
+        ("settled, hit by a late Nak", |row| row.hit_late.to_string()),
         ("lease broken by a crash", |row| row.broken_by_crash.to_string()),
         ("  handed over in a fault", |row| row.broken_unknown.to_string()),
         ("  progress kept by a fault", |row| row.broken_unheard.to_string()),

@@ -111,14 +111,14 @@ impl Watch<'_> {
         let dark = self.without_faults(from, to, if swallowed { patience } else { GRACE });
         let least = (1..=attempt).map(|attempt| self.account.terms.ack_wait_of(attempt)).min();
         let quick = dark < least.unwrap_or(0).min(LONGEST_LEASE) / 2;
-        if unseen == 0 || quick {
+        if swallowed && unseen > 0 && to - from > least.unwrap_or(0) / 2 {
+            self.waits.left_by_fault += u64::from(unseen);
+        } else if unseen == 0 || quick {
             self.waits.released += u64::from(unseen);
             self.waits.dark = self.waits.dark.max(dark);
             if dark > LONGEST {
                 self.dark(sequence, dark, attempt);
             }
-        } else if shaken {
-            self.waits.left_by_fault += 1;
         } else if walks.iter().any(|walk| (from - GRACE..to).contains(walk)) {
             self.waits.left_by_caller += 1;
         } else {
