@@ -131,7 +131,8 @@ impl<B: Broker> Lessor<B> {
             let mut freed = Vec::with_capacity(begun.len());
             for (Begin { place, lease, redelivered_in }, outcome) in begun.into_iter().zip(outcomes)
             {
-                let ack_by = table.ack_by(lease);
+                // Without a lease any more: another may have the message already.
+                let ack_by = table.ack_by(lease).unwrap_or(now);
                 let (after, hold) = table.finish(lease, judged(&outcome), now);
                 freed.extend(hold);
                 results[place] = match outcome {
@@ -209,8 +210,8 @@ fn verdict(action: Action, hold: &Hold) -> (Verdict, Option<Duration>) {
     }
 }
 
-fn earliest(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
-    one.into_iter().chain(other).min()
+fn earliest(one: Option<Instant>, other: Instant) -> Option<Instant> {
+    Some(one.map_or(other, |one| one.min(other)))
 }
 
 fn judged(outcome: &Result<(), BrokerError>) -> Outcome {
