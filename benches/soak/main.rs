@@ -100,7 +100,7 @@ async fn run(args: &Args, seed: u64) -> ExitCode {
     let jetstream = witness::prepare(&nats.url(), &consumers).await;
     let witness = witness::listen(&nats.url(), books.clone()).await;
 
-    let (phase, phases) = watch::channel(Phase::Working);
+    let (phase, phases) = watch::channel(Phase::WarmingUp);
     let mut workers = JoinSet::new();
     for number in 0..WORKERS * consumers.len() {
         let (consumer, direct) = (number / WORKERS, number % 2 == 0);
@@ -123,6 +123,7 @@ async fn run(args: &Args, seed: u64) -> ExitCode {
 
     sleep(WARM_UP).await;
     let before = Weight::of(proxy.pid());
+    phase.send_replace(Phase::Working);
     let mut faults =
         Faults { nats, nats_wire, worker_wire, books: books.clone(), dice: Dice::new(seed, 1) };
     faults.run(args.length.saturating_sub(WARM_UP + SETTLING_DOWN)).await;

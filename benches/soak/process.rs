@@ -10,7 +10,7 @@ pub struct Weight {
     pub descriptors: usize,
 }
 
-/// Descriptors may differ by this much: connections that are just being replaced.
+/// There may be so many descriptors more: connections that are just being replaced.
 const DESCRIPTORS: usize = 6;
 /// Memory may grow by this share and these MiB: what allocators keep.
 const SHARE: f64 = 0.3;
@@ -28,7 +28,7 @@ impl Weight {
     /// What is wrong with having become this, if anything is.
     pub fn grown(&self, end: &Self) -> Vec<String> {
         let mut wrong = Vec::new();
-        if end.descriptors.abs_diff(self.descriptors) > DESCRIPTORS {
+        if end.descriptors > self.descriptors + DESCRIPTORS {
             wrong.push(format!("descriptors: {} became {}", self.descriptors, end.descriptors));
         }
         if end.memory > self.memory * (1.0 + SHARE) + MIB {

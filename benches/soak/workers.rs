@@ -27,8 +27,10 @@ const HANDS: usize = 300;
 /// An answer that comes later than this after it should have is one that never came.
 const LATEST: Duration = Duration::from_secs(15);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
 pub enum Phase {
+    /// Nobody goes away yet, so that the proxy can be weighed with one connection for each.
+    WarmingUp,
     /// All kinds of behaviour.
     Working,
     /// Fetch and ack what is left.
@@ -113,7 +115,7 @@ impl Worker {
             ..pb::FetchRequest::default()
         };
         let (mut wait, mut linger, mut lease) = (Duration::from_secs(1), Duration::ZERO, None);
-        if phase == Phase::Working {
+        if phase != Phase::Draining {
             request.n = u32::try_from(dice.within(1..51)).unwrap().min(most.max(1));
             wait = if dice.percent(10) { Duration::ZERO } else { dice.millis(50..5000) };
             linger = if dice.percent(30) { dice.millis(5..300) } else { Duration::ZERO };
@@ -158,7 +160,7 @@ impl Worker {
         hands: &Arc<Semaphore>,
         jobs: &mut JoinSet<()>,
     ) {
-        let draining = *self.phase.borrow() != Phase::Working;
+        let draining = *self.phase.borrow() >= Phase::Draining;
         let mut held = Vec::new();
         for delivery in &answer.messages {
             let place = self.books.handed(self.consumer, self.number, wish.lease, delivery);
