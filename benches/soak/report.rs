@@ -15,6 +15,9 @@ use crate::{
     process::Weight,
 };
 
+/// A line of the table: its name, and what it says of a consumer.
+type Line = (&'static str, fn(&Row) -> String);
+
 /// Findings that are told with their history.
 const MOST: usize = 20;
 
@@ -44,7 +47,7 @@ pub fn table(ledger: &Ledger, verdict: &Verdict, before: Weight, after: Weight) 
         "did not come, {} were undone by a crash; {} calls",
         verdict.unpublished, ledger.calls
     );
-    let lines: [(&str, fn(&Row) -> String); 24] = [
+    let lines: [Line; 24] = [
         ("handed to workers", |row| row.handed.to_string()),
         ("acked", |row| row.acked.to_string()),
         ("terminated", |row| row.terminated.to_string()),
@@ -97,7 +100,7 @@ fn complain(ledger: &Ledger, findings: &[Finding]) {
     for wrong in ledger.wrong.iter().take(MOST) {
         println!("  {wrong}");
     }
-    tell(ledger, findings.iter().take(MOST));
+    tell(ledger, findings.iter().step_by(findings.len() / MOST + 1));
 }
 
 /// Some of what faults excuse, from all over the run.
