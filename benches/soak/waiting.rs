@@ -7,7 +7,7 @@
 //! which is quick, or left to wait for the end of a lease that nobody had, which only a fault or a
 //! Fetch that was walked away from explains.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     books::{Account, At, Blow, Holding, Kind, Ledger, Outcome, margin},
@@ -16,6 +16,8 @@ use crate::{
 
 /// In the dark for longer is wrong.
 const LONGEST: At = 5_000_000;
+/// What the proxy gives back is back within this: it may have been parked for a second.
+const SOON: At = 1_300_000;
 /// After a fault deliveries go on within this.
 const RECOVERY: At = 15_000_000;
 /// Leases that workers ask for are shorter.
@@ -45,7 +47,8 @@ pub fn judge(
     faults: Faults<'_>,
     wrong: &mut Wrong,
 ) -> Waits {
-    let mut watch = Watch { account, faults, waits: Waits::default(), wrong };
+    let (waits, leavers) = (Waits::default(), BTreeSet::new());
+    let mut watch = Watch { account, faults, waits, leavers, wrong };
     // From the last to the first: when the first of all later ones was handed out.
     let mut overtaken = At::MAX;
     for (sequence, (published, _)) in ledger.stored.iter().rev() {
@@ -65,6 +68,8 @@ struct Watch<'l> {
     account: &'l Account,
     faults: Faults<'l>,
     waits: Waits,
+    /// Calls that were walked away from and left something behind.
+    leavers: BTreeSet<At>,
     wrong: &'l mut Wrong,
 }
 
@@ -110,7 +115,7 @@ impl Watch<'_> {
         let swallowed = shaken && (unseen > 0 || doubtful || crashed);
         let dark = self.without_faults(from, to, if swallowed { patience } else { GRACE });
         let least = (1..=attempt).map(|attempt| self.account.terms.ack_wait_of(attempt)).min();
-        let quick = dark < least.unwrap_or(0).min(LONGEST_LEASE) / 2;
+        let quick = dark < (least.unwrap_or(0) / 2).min(SOON);
         if swallowed && unseen > 0 && to - from > least.unwrap_or(0) / 2 {
             self.waits.left_by_fault += u64::from(unseen);
         } else if unseen == 0 || quick {
@@ -119,8 +124,9 @@ impl Watch<'_> {
             if dark > LONGEST {
                 self.dark(sequence, dark, attempt);
             }
-        } else if walks.iter().any(|walk| (from - GRACE..to).contains(walk)) {
+        } else if let Some(walk) = walks.iter().find(|walk| (from - SOON..to).contains(walk)) {
             self.waits.left_by_caller += 1;
+            self.leavers.insert(*walk);
         } else {
             self.dark(sequence, dark, attempt);
         }
@@ -155,11 +161,10 @@ impl Watch<'_> {
 
     /// An answer that crosses with its caller's leaving waits for its lease; most do not cross.
     fn callers(&mut self) {
-        let (left, walks) = (self.waits.left_by_caller, self.account.walked_away.len() as u64);
-        self.waits.walked_away = walks;
+        let (left, walks) = (self.leavers.len(), self.account.walked_away.len());
+        self.waits.walked_away = walks as u64;
         if left > walks / 10 + 2 {
-            let what =
-                format!("{left} attempts were left behind by {walks} callers that went away");
+            let what = format!("{left} of {walks} callers that went away left something behind");
             self.wrong.push((0, what));
         }
     }
