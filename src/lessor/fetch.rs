@@ -1,6 +1,6 @@
 //! One Fetch call: from the places it may take to the answer it hands over.
 //!
-//! tonic drops a call when its client goes away. Until [`Fetched::hand_over`] nothing has been
+//! tonic drops a call when its client goes away. Until the answer is delivered nothing has been
 //! promised to anybody, so everything on the way is held by guards that give it back when dropped:
 //! the waiter leaves its pump, and granted deliveries go to the next waiter.
 

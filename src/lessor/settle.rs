@@ -6,13 +6,14 @@
 use std::{
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use tokio_util::task::TaskTracker;
 
-use super::{Error, Lessor, books::Hold};
+use super::{Error, Lessor, books::Hold, facts::Facts};
 use crate::{
     broker::{Broker, BrokerError, Confirmation, Denial, Order, Verdict},
     clock,
@@ -61,6 +62,7 @@ pub enum Settled {
 struct Begin {
     place: usize,
     lease: LeaseId,
+    facts: Arc<Facts>,
     redelivered_in: Option<Duration>,
 }
 
@@ -107,7 +109,8 @@ impl<B: Broker> Lessor<B> {
                 };
                 let (verdict, redelivered_in) = verdict(action, hold);
                 orders.push(hold.order(verdict));
-                begun.push(Begin { place, lease, redelivered_in });
+                let facts = hold.facts.clone();
+                begun.push(Begin { place, lease, facts, redelivered_in });
                 Err(Error::Unconfirmed)
             };
         let results = self.books.with(|table| {
@@ -125,11 +128,12 @@ impl<B: Broker> Lessor<B> {
         confirmation: Confirmation,
     ) {
         let now = clock::now();
-        let (mut unconfirmed, mut sent) = (None, None);
+        let mut unanswered: Option<(Instant, Arc<Facts>)> = None;
         // Holds are dropped after the lock is: freeing places wakes others.
         let freed: Vec<Hold> = self.books.with(|table| {
             let mut freed = Vec::with_capacity(begun.len());
-            for (Begin { place, lease, redelivered_in }, outcome) in begun.into_iter().zip(outcomes)
+            for (Begin { place, lease, facts, redelivered_in }, outcome) in
+                begun.into_iter().zip(outcomes)
             {
                 // Without a lease any more: another may have the message already.
                 let ack_by = table.ack_by(lease).unwrap_or(now);
@@ -139,34 +143,20 @@ impl<B: Broker> Lessor<B> {
                     Ok(()) => Ok(Settled::Done { confirmation, redelivered_in }),
                     Err(error) => Err(failure(error, after)),
                 };
-                match &results[place] {
-                    Err(Error::Unconfirmed) => unconfirmed = earliest(unconfirmed, ack_by),
-                    Ok(_) if confirmation == Confirmation::Sent => sent = earliest(sent, ack_by),
-                    Ok(_) | Err(_) => {}
+                let answered = match &results[place] {
+                    Ok(_) => confirmation == Confirmation::Confirmed,
+                    Err(error) => *error != Error::Unconfirmed,
+                };
+                if !answered && unanswered.as_ref().is_none_or(|(first, _)| ack_by < *first) {
+                    unanswered = Some((ack_by, facts));
                 }
             }
             freed
         });
-        if let (Some(ack_by), Some(hold)) = (sent, freed.first()) {
-            self.must_arrive(&hold.facts.name, ack_by);
-        }
         drop(freed);
-        if let Some(ack_by) = unconfirmed {
-            self.let_nothing_linger(ack_by);
+        if let Some((ack_by, facts)) = unanswered {
+            self.must_arrive(&facts.name, ack_by);
         }
-    }
-
-    /// What was sent and never confirmed must not arrive after the delivery it was meant for is
-    /// over: it would settle the next worker's.
-    fn let_nothing_linger(&self, ack_by: Instant) {
-        let lessor = self.clone();
-        self.tasks.spawn(async move {
-            tokio::select! {
-                () = clock::sleep_until(Some(ack_by)) => lessor.broker.abandon_settling(),
-                // The connection ends with us.
-                () = lessor.closed.cancelled() => {}
-            }
-        });
     }
 }
 
@@ -208,10 +198,6 @@ fn verdict(action: Action, hold: &Hold) -> (Verdict, Option<Duration>) {
         }
         Action::Extend(_) => (Verdict::Progress, None),
     }
-}
-
-fn earliest(one: Option<Instant>, other: Instant) -> Option<Instant> {
-    Some(one.map_or(other, |one| one.min(other)))
 }
 
 fn judged(outcome: &Result<(), BrokerError>) -> Outcome {

@@ -121,37 +121,6 @@ async fn a_settlement_goes_on_when_its_caller_leaves() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_never_answered_costs_its_connection_before_it_can_hurt_another() {
-    let (broker, lessor) = start(Duration::from_secs(10));
-    let lease = one(&broker, &lessor).await;
-    broker.script([Fault::Lost]);
-    assert_eq!(settle(&lessor, lease, Action::Nak(Duration::ZERO)).await, Err(Error::Unconfirmed));
-    assert_eq!(broker.abandoned(), 0);
-    tokio::time::sleep(Duration::from_secs(9)).await;
-    eventually("the connection to be given up", || async {
-        (broker.abandoned() == 1).then_some(())
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn of_many_that_were_never_answered_the_first_to_end_costs_the_connection() {
-    let (broker, lessor) = start(Duration::from_secs(10));
-    let first = one(&broker, &lessor).await;
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    let last = one(&broker, &lessor).await;
-    broker.script([Fault::Lost, Fault::Lost]);
-    let asks = [first, last].map(|lease| Ask { lease, action: Action::Nak(Duration::ZERO) });
-    let until = clock::now() + Duration::from_secs(2);
-    let results = lessor.settle(asks.into(), Confirmation::Confirmed, until).await;
-    assert_eq!(results, [Err(Error::Unconfirmed), Err(Error::Unconfirmed)]);
-    tokio::time::sleep(Duration::from_millis(3900)).await;
-    assert_eq!(broker.abandoned(), 0);
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    assert_eq!(broker.abandoned(), 1, "the first could hurt whoever has its message now");
-}
-
-#[tokio::test(start_paused = true)]
 async fn progress_that_is_never_confirmed_ends_the_lease_in_time() {
     let (broker, lessor) = start(Duration::from_secs(4));
     broker.publish("x");

@@ -75,11 +75,28 @@ async fn a_nak_that_was_only_sent_costs_a_silent_connection_before_its_lease_wou
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_answers_is_kept() {
+async fn a_settlement_that_was_never_answered_costs_a_silent_connection_too() {
     let (broker, lessor) = start();
     let lease = leased(&broker, &lessor, None).await;
-    assert!(settle(&lessor, &[lease], Confirmation::Sent).await[0].is_ok());
-    assert_eq!(given_up(&broker).await, None);
+    broker.silence();
+    broker.script([Fault::Lost]);
+    let results = settle(&lessor, &[lease], Confirmation::Confirmed).await;
+    assert_eq!(results, [Err(Error::Unconfirmed)]);
+    let after = given_up(&broker).await.expect("it may fire into the next worker's delivery");
+    assert!(after > Duration::from_secs(8) && after < ACK_WAIT, "{after:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_answers_is_kept() {
+    for confirmation in [Confirmation::Sent, Confirmation::Confirmed] {
+        let (broker, lessor) = start();
+        let lease = leased(&broker, &lessor, None).await;
+        if confirmation == Confirmation::Confirmed {
+            broker.script([Fault::Lost]);
+        }
+        settle(&lessor, &[lease], confirmation).await;
+        assert_eq!(given_up(&broker).await, None, "{confirmation:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
