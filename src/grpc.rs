@@ -1,7 +1,7 @@
 //! The gRPC side: the only rooms that name tonic and the generated contract.
 //!
 //! `decode` reads requests into the lessor's words, `encode` writes its answers, `status` is the one
-//! table of errors, `service` joins the three. `reasons` gives tonic's own errors our reasons,
+//! table of errors, `service` joins the three, `route` finds the replica that holds a lease. `reasons` gives tonic's own errors our reasons,
 //! `calls` bounds what is under way, `answer` knows what was not written. `server` and `ops` are
 //! the two listeners, `edge` and `preface` what both stand on. Nothing here decides about leases.
 
@@ -15,6 +15,7 @@ mod ops;
 mod preface;
 mod probe;
 mod reasons;
+mod route;
 mod server;
 mod service;
 mod status;
@@ -29,6 +30,7 @@ pub use self::{
     health::{Health, LIVENESS},
     ops::serve_ops,
     probe::probe,
+    route::Router,
     server::{ContractError, serve},
     service::Service,
     status::{DOMAIN, REASON_TRAILER, Reason, Refused},

@@ -135,6 +135,21 @@ impl<B: Broker> Lessor<B> {
         self.books.with(|table| table.len())
     }
 
+    /// Longest wait for the confirmation of a settlement.
+    pub fn settle_timeout(&self) -> Duration {
+        self.limits.settle_timeout
+    }
+
+    /// Leases that may still be granted.
+    pub fn room(&self) -> u32 {
+        self.books.free()
+    }
+
+    /// Whether nothing is granted any more.
+    pub fn is_draining(&self) -> bool {
+        self.draining.is_cancelled()
+    }
+
     /// Stops granting: new calls are refused, open ones return when their pull has ended.
     /// Settling goes on.
     pub fn drain(&self) {
