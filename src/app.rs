@@ -4,7 +4,8 @@
 //! 1. health says NOT_SERVING, and everything is served on for the drain delay, so that whoever
 //!    balances the load has heard of it;
 //! 2. new Fetch calls are refused, open ones return when their pull has ended;
-//! 3. settling goes on until no lease is held;
+//! 3. leases are handed to a replica that stays; where none does, settling goes on until no lease
+//!    is held;
 //! 4. no more connections, and GOAWAY on those that are open; calls under way end;
 //! 5. the lessor's tasks end, what is on its way to NATS is flushed.
 //!
@@ -46,6 +47,8 @@ use crate::{
 /// What is under way may take this long at the very end, and flushing to NATS as long again.
 const FLUSH: Duration = Duration::from_secs(2);
 
+/// Handing leases over takes no longer than this.
+const HANDOVER: Duration = Duration::from_secs(10);
 /// How often it is looked whether this replica fits in with the others.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -118,7 +121,8 @@ pub async fn run(config: Serve, ready: impl FnOnce(Bound)) -> Result<(), AppErro
         never = follow(&lessor, &peers, &health, readiness) => match never {},
         () = signals.next() => {}
     }
-    let drain = Drain { lessor: &lessor, health: &health, stop_grpc, delay: config.drain_delay };
+    let (lessor, delay) = (&lessor, config.drain_delay);
+    let drain = Drain { lessor, peers: &peers, health: &health, stop_grpc, delay };
     tokio::select! {
         () = drain.run(clock::now() + config.drain_delay + config.drain_timeout, &mut listeners) => {}
         () = signals.next() => {
@@ -206,14 +210,15 @@ impl Background {
     }
 }
 
-struct Drain<'a, B: Broker> {
+struct Drain<'a, B: Broker + Bus> {
     lessor: &'a Lessor<B>,
+    peers: &'a Peers<B>,
     health: &'a Health,
     stop_grpc: oneshot::Sender<Instant>,
     delay: Duration,
 }
 
-impl<B: Broker> Drain<'_, B> {
+impl<B: Broker + Bus> Drain<'_, B> {
     async fn run(self, until: Instant, listeners: &mut Listeners) {
         tracing::info!(delay = ?self.delay, "draining");
         self.health.tell(Verdict::NotServing("draining".to_owned())).await;
@@ -222,6 +227,9 @@ impl<B: Broker> Drain<'_, B> {
         if timeout_at(until.into(), self.lessor.drained()).await.is_err() {
             tracing::warn!("drain timeout: Fetch calls were still open");
         }
+        // To whoever stays; where nobody does, the leases are waited for here.
+        let handed_over = self.peers.hand_over(until.min(clock::now() + HANDOVER)).await;
+        tracing::debug!(handed_over, "nothing is granted any more");
         if timeout_at(until.into(), self.lessor.settled()).await.is_err() {
             let leases = self.lessor.held();
             tracing::warn!(leases, "drain timeout: their messages come back after their ack wait");

@@ -7,6 +7,9 @@ use std::{future::Future, time::Instant};
 
 use bytes::Bytes;
 
+/// What all subjects between replicas begin with.
+pub const PREFIX: &str = "_fetchproxy.";
+
 /// Carries messages between replicas.
 pub trait Bus: Send + Sync + 'static {
     /// Asks whoever listens on `subject`, and waits for the answer until `until`.

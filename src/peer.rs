@@ -2,39 +2,54 @@
 //! they share, and what is asked of the one that holds a lease.
 //!
 //! ```text
-//!  _fetchproxy.<cluster>.beat             each replica, once a second, to all
-//!  _fetchproxy.<cluster>.<name>.settle    to whoever answers for that name
+//!  _fetchproxy.<cluster>.beat               each replica, once a second, to all
+//!  _fetchproxy.<cluster>.<name>.settle      to whoever answers for that name
+//!  _fetchproxy.<cluster>.<replica>.handover to a replica that is to take leases over
 //! ```
 //! Owns the names that this replica answers for and the roster of the others. Every message is
 //! sealed and bound to its subject, and an answer to its question, so the right to publish there
 //! settles nothing. What is asked and answered is for `grpc` to say: here it is bytes.
 
+mod handover;
+mod names;
 mod orphan;
 mod roster;
 
 use std::{
+    collections::BTreeSet,
     future::Future,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use prost::Message as _;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::{
+    sync::{RwLock, RwLockReadGuard},
+    time::{MissedTickBehavior, interval, sleep},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::orphan::Orphan;
-use self::roster::{Roster, Said, Standing};
+use self::{
+    handover::Prepared,
+    names::Names,
+    roster::{Roster, Said, Standing},
+};
+pub use self::{names::Whose, orphan::Orphan};
 use crate::{
     broker::Broker,
-    bus::{AskError, Bus, Heard},
+    bus::{AskError, Bus, Heard, PREFIX},
     clock,
     keys::Keys,
+    lease::LeaseId,
     lessor::Lessor,
     pb::peer::v1 as pb,
     token::{InstanceId, KeyId},
 };
 
+const SETTLE: &str = "settle";
+const HANDOVER: &str = "handover";
 /// How often each replica is heard of.
 const BEAT: Duration = Duration::from_secs(1);
 /// An owner between two NATS servers has no subscription for a moment (seen in 12 of 20 such hops),
@@ -52,11 +67,32 @@ pub struct Peers<B: Broker + Bus> {
     us: InstanceId,
     /// By the wall clock, in milliseconds since the Unix epoch, and by ours.
     started: (u64, Instant),
-    names: RwLock<Vec<InstanceId>>,
+    /// Read while something is settled, written when names come or go.
+    names: RwLock<Names>,
+    /// The names that the others were told.
+    told: Mutex<Vec<InstanceId>>,
+    prepared: Mutex<Prepared>,
     roster: Mutex<Roster>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
+
+/// The names as they are, for as long as this is held.
+pub struct Still<'p>(RwLockReadGuard<'p, Names>);
+
+impl Still<'_> {
+    /// Where the lease of that owner and number is.
+    pub fn whose(&self, owner: InstanceId, lease: LeaseId) -> Whose {
+        self.0.whose(owner, lease)
+    }
+
+    /// Whether all that was ours is another replica's now.
+    pub fn has_left(&self) -> bool {
+        self.0.has_left()
+    }
+}
+
+type Answering = Pin<Box<dyn Future<Output = Option<Vec<u8>>> + Send>>;
 
 /// Why the one that holds a lease said nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,16 +115,19 @@ impl<B: Broker + Bus> Peers<B> {
             cluster: cluster.to_owned(),
             us,
             started: (unix, clock::now()),
-            names: RwLock::new(vec![us]),
+            names: RwLock::new(Names::new(us)),
+            told: Mutex::new(vec![us]),
+            prepared: Mutex::default(),
             roster: Mutex::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         })
     }
 
-    /// Whether this replica answers for that name.
-    pub fn is_ours(&self, name: InstanceId) -> bool {
-        self.names.read().unwrap_or_else(PoisonError::into_inner).contains(&name)
+    /// Keeps the names as they are for as long as this is held: what is settled meanwhile is
+    /// settled before they go to another replica. Waits while they do.
+    pub async fn still(&self) -> Still<'_> {
+        Still(self.names.read().await)
     }
 
     /// Asks whoever answers for `owner`.
@@ -101,20 +140,12 @@ impl<B: Broker + Bus> Peers<B> {
         question: &[u8],
         until: Instant,
     ) -> Result<Vec<u8>, Unanswered> {
-        let (subject, nonce) = (self.subject(owner), nonce()?);
-        let sealer = self.keys.sealer();
-        let frame = Bytes::from(sealer.seal_frame(&subject, question, nonce));
+        let subject = self.subject(owner, SETTLE);
         let mut again = AGAIN.into_iter();
         loop {
-            match self.lessor.broker().ask(&subject, frame.clone(), until).await {
-                Ok(answer) => {
-                    let opened =
-                        self.keys.sealer().open_frame(&answer_to(&subject, nonce), &answer);
-                    return opened.map_err(|_| Unanswered::Silent);
-                }
-                Err(AskError::Silent) => return Err(Unanswered::Silent),
-                Err(AskError::Unsent(_)) => return Err(Unanswered::Unsent),
-                Err(AskError::Nobody) => {}
+            match self.ask_once(&subject, question, until).await {
+                Err(Unanswered::Nobody) => {}
+                answer => return answer,
             }
             match again.next() {
                 Some(wait) if clock::now() + wait < until && self.may_be_there(owner) => {
@@ -125,13 +156,32 @@ impl<B: Broker + Bus> Peers<B> {
         }
     }
 
+    async fn ask_once(
+        &self,
+        subject: &str,
+        question: &[u8],
+        until: Instant,
+    ) -> Result<Vec<u8>, Unanswered> {
+        let nonce = nonce()?;
+        let frame = self.keys.sealer().seal_frame(subject, question, nonce);
+        match self.lessor.broker().ask(subject, frame.into(), until).await {
+            Ok(answer) => {
+                let opened = self.keys.sealer().open_frame(&answer_to(subject, nonce), &answer);
+                opened.map_err(|_| Unanswered::Silent)
+            }
+            Err(AskError::Nobody) => Err(Unanswered::Nobody),
+            Err(AskError::Unsent(_)) => Err(Unanswered::Unsent),
+            Err(AskError::Silent) => Err(Unanswered::Silent),
+        }
+    }
+
     /// Says what we are once a second, hears what the others say, and lets `answer` answer what is
     /// asked of a name of ours, until [`Peers::close`]. What has no answer is not answered.
     pub async fn run<F>(self: Arc<Self>, answer: impl Fn(Vec<u8>) -> F)
     where
         F: Future<Output = Option<Vec<u8>>> + Send + 'static,
     {
-        self.lessor.broker().listen(vec![self.beat_subject(), self.subject(self.us)]);
+        self.lessor.broker().listen(self.subjects(&[self.us]));
         let mut beat = interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -152,9 +202,8 @@ impl<B: Broker + Bus> Peers<B> {
 
     /// Why this replica should not serve beside those that are there; the reason is for people.
     pub fn misfit(&self) -> Option<String> {
-        let (ours, now) = (self.said(), clock::now());
-        let roster = self.roster();
-        match roster.standing(self.us, &ours, now) {
+        let ours = (self.started.0, self.us);
+        match self.roster().standing(ours, &self.key_ids(), clock::now()) {
             Standing::Fine => None,
             Standing::Stranger(_) if !self.keys.shared() => Some(
                 "other replicas are there, and this one has no --token-key-file to share with them; \
@@ -187,14 +236,27 @@ impl<B: Broker + Bus> Peers<B> {
     }
 
     fn said(&self) -> Said {
+        // While they come or go, which takes seconds at worst, what was told last is told again.
+        if let Ok(mut names) = self.names.try_write() {
+            names.prune(|lease| self.lessor.is_held(lease), clock::now());
+            *self.told() = names.all();
+        }
         Said {
-            names: self.names.read().unwrap_or_else(PoisonError::into_inner).clone(),
-            keys: self.keys.sealer().ring().ids().into_iter().collect(),
+            names: self.told().clone(),
+            keys: self.key_ids(),
             started: self.started.0,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             room: u64::from(self.lessor.room()),
             draining: self.lessor.is_draining(),
         }
+    }
+
+    fn told(&self) -> MutexGuard<'_, Vec<InstanceId>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn key_ids(&self) -> BTreeSet<KeyId> {
+        self.keys.sealer().ring().ids().into_iter().collect()
     }
 
     fn heard<F>(self: &Arc<Self>, heard: Heard, answer: &impl Fn(Vec<u8>) -> F)
@@ -213,7 +275,13 @@ impl<B: Broker + Bus> Peers<B> {
         let Some(asked) = message.get(5..29).and_then(|nonce| nonce.try_into().ok()) else {
             return;
         };
-        let (peers, answer) = (self.clone(), answer(question));
+        let peers = self.clone();
+        let answer: Answering = if subject.ends_with(HANDOVER) {
+            let peers = self.clone();
+            Box::pin(async move { peers.inherit(question).await })
+        } else {
+            Box::pin(answer(question))
+        };
         self.tasks.spawn(async move {
             let (Some(answer), Ok(nonce)) = (answer.await, nonce()) else { return };
             let channel = answer_to(&subject, asked);
@@ -233,7 +301,10 @@ impl<B: Broker + Bus> Peers<B> {
         }
         let now = clock::now();
         let mut roster = self.roster();
-        roster.hear(from, said, now);
+        let version = said.version.clone();
+        if roster.hear(from, said, now) {
+            tracing::info!(replica = %from, version, "a replica is heard of");
+        }
         let common = roster.common_keys(now);
         drop(roster);
         self.keys.common(common);
@@ -249,12 +320,18 @@ impl<B: Broker + Bus> Peers<B> {
         self.roster.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn subject(&self, name: InstanceId) -> String {
-        format!("_fetchproxy.{}.{name}.settle", self.cluster)
+    fn subject(&self, name: InstanceId, what: &str) -> String {
+        format!("{PREFIX}{}.{name}.{what}", self.cluster)
+    }
+
+    /// What is listened on by a replica with these names.
+    fn subjects(&self, names: &[InstanceId]) -> Vec<String> {
+        let names = names.iter().map(|name| self.subject(*name, SETTLE));
+        names.chain([self.beat_subject(), self.subject(self.us, HANDOVER)]).collect()
     }
 
     fn beat_subject(&self) -> String {
-        format!("_fetchproxy.{}.beat", self.cluster)
+        format!("{PREFIX}{}.beat", self.cluster)
     }
 }
 

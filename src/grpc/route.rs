@@ -15,6 +15,7 @@ use std::{
 
 use futures_util::future::{join, join_all};
 use prost::Message as _;
+use tokio::time::timeout_at;
 
 use super::{
     decode,
@@ -26,10 +27,10 @@ use crate::{
     bus::Bus,
     clock,
     keys::Keys,
-    lease::LeaseId,
+    lease::{Kind, LeaseId, Refusal},
     lessor::{Action, Ask, Error, Lessor, Settled},
     pb::{self, peer::v1 as wire},
-    peer::{Orphan, Peers, Unanswered},
+    peer::{Orphan, Peers, Unanswered, Whose},
     token::{Claims, InstanceId, OpenError},
 };
 
@@ -77,32 +78,39 @@ impl<B: Broker + Bus> Router<B> {
         until: Instant,
     ) -> Vec<Settlement> {
         let until = until.min(clock::now() + self.lessor.settle_timeout());
+        let Ok(still) = timeout_at(until.into(), self.peers.still()).await else {
+            return wanted.iter().map(|_| Err(Error::LeaseBusy.into())).collect();
+        };
+        let left = still.has_left();
         let mut results = Vec::with_capacity(wanted.len());
-        let mut here = (Vec::new(), Vec::new());
+        let (mut places, mut asks) = (Vec::new(), Vec::new());
         let mut away: BTreeMap<InstanceId, Vec<Away>> = BTreeMap::new();
         for (place, (token, action)) in wanted.into_iter().enumerate() {
-            results.push(Err(Refused::TokenInvalid));
-            match self.open(&token) {
-                Err(refused) => results[place] = Err(refused),
-                Ok(claims) if self.peers.is_ours(claims.owner) => {
-                    if let Some(lease) = LeaseId::new(claims.lease) {
-                        here.0.push(place);
-                        here.1.push(Ask { lease, action });
-                    }
+            let found =
+                self.open(&token).map(|(claims, lease)| (still.whose(claims.owner, lease), claims));
+            results.push(match found {
+                Err(refused) => Err(refused),
+                Ok((Whose::Ended(refusal), _)) => ended(&action, refusal),
+                Ok((Whose::Ours(lease), _)) => {
+                    places.push(place);
+                    asks.push(Ask { lease, action });
+                    Ok(Done::default())
                 }
-                Ok(claims) => away.entry(claims.owner).or_default().push(Away {
-                    place,
-                    token,
-                    claims,
-                    action,
-                }),
-            }
+                Ok((Whose::Others, claims)) => {
+                    let away = away.entry(claims.owner).or_default();
+                    away.push(Away { place, token, claims, action });
+                    Ok(Done::default())
+                }
+            });
         }
-        let (places, asks) = here;
-        let local = self.lessor.settle(asks, confirmation, until);
+        let local = async {
+            let settled = self.lessor.settle(asks, confirmation, until).await;
+            drop(still);
+            settled
+        };
         let elsewhere = away
             .into_iter()
-            .map(|(owner, tokens)| self.settle_away(owner, tokens, confirmation, until));
+            .map(|(owner, tokens)| self.settle_away(owner, tokens, confirmation, left, until));
         let (local, elsewhere) = join(local, join_all(elsewhere)).await;
         let clocks = Clocks::read();
         for (place, result) in places.into_iter().zip(local) {
@@ -120,27 +128,32 @@ impl<B: Broker + Bus> Router<B> {
         let confirmation = decode::confirmation(question.confirmation).ok()?;
         // So that the answer is back before nobody waits for it.
         let until = clock::now() + Duration::from_millis(question.budget) * 9 / 10;
-        let wanted = question.settlements.into_iter().enumerate();
+        let still = timeout_at(until.into(), self.peers.still()).await.ok()?;
+        if still.has_left() {
+            drop(still);
+            return self.pass_on(question, until).await;
+        }
         let (mut places, mut asks, mut results) = (Vec::new(), Vec::new(), Vec::new());
-        for (place, one) in wanted {
-            let ours =
-                decode::settlement(place, one, self.max_lease).and_then(|(token, action)| {
-                    let claims = self.open(&token)?;
-                    // It may have been ours until a moment ago.
-                    let ours = self.peers.is_ours(claims.owner);
-                    let lease = LeaseId::new(claims.lease).filter(|_| ours);
-                    Ok(Ask {
-                        lease: lease.ok_or(Refused::OwnerUnreachable { maybe: false })?,
-                        action,
-                    })
-                });
-            results.push(ours.map(|ask| {
-                places.push(place);
-                asks.push(ask);
-                Done::default()
-            }));
+        for (place, one) in question.settlements.into_iter().enumerate() {
+            let wanted = decode::settlement(place, one, self.max_lease);
+            let found = wanted.and_then(|(token, action)| {
+                let (claims, lease) = self.open(&token)?;
+                Ok((still.whose(claims.owner, lease), action))
+            });
+            results.push(match found {
+                Err(refused) => Err(refused),
+                Ok((Whose::Ended(refusal), action)) => ended(&action, refusal),
+                Ok((Whose::Ours(lease), action)) => {
+                    places.push(place);
+                    asks.push(Ask { lease, action });
+                    Ok(Done::default())
+                }
+                // It may have been ours until a moment ago.
+                Ok((Whose::Others, _)) => Err(Refused::OwnerUnreachable { maybe: false }),
+            });
         }
         let settled = self.lessor.settle(asks, confirmation, until).await;
+        drop(still);
         let clocks = Clocks::read();
         for (place, result) in places.into_iter().zip(settled) {
             results[place] = done(result, clocks);
@@ -149,15 +162,28 @@ impl<B: Broker + Bus> Router<B> {
         Some(wire::SettleResponse { results }.encode_to_vec())
     }
 
-    /// What a token says, if it is one of this cluster.
-    fn open(&self, token: &str) -> Result<Claims<'static>, Refused> {
+    /// Asks whoever answers for us now. What was passed on to us is our own question, heard before
+    /// the other one listened, and no answer to it is ours to give.
+    async fn pass_on(&self, question: wire::SettleRequest, until: Instant) -> Option<Vec<u8>> {
+        if question.passed_on {
+            return None;
+        }
+        let (claims, _) = self.open(&question.settlements.first()?.token).ok()?;
+        let question = wire::SettleRequest { passed_on: true, ..question };
+        self.peers.ask(claims.owner, &question.encode_to_vec(), until).await.ok()
+    }
+
+    /// What a token says, if it is one of this cluster, and which lease it names.
+    fn open(&self, token: &str) -> Result<(Claims<'static>, LeaseId), Refused> {
         if token.is_empty() {
             return Err(Refused::Field { field: "token".into(), why: "must be set".into() });
         }
-        self.keys.sealer().open(token).map_err(|error| match error {
+        let claims = self.keys.sealer().open(token).map_err(|error| match error {
             OpenError::Invalid => Refused::TokenInvalid,
             OpenError::KeyUnknown => Refused::KeyUnknown,
-        })
+        })?;
+        let lease = LeaseId::new(claims.lease).ok_or(Refused::TokenInvalid)?;
+        Ok((claims, lease))
     }
 
     /// Settles tokens of one other replica, in their order.
@@ -166,6 +192,7 @@ impl<B: Broker + Bus> Router<B> {
         owner: InstanceId,
         tokens: Vec<Away>,
         confirmation: Confirmation,
+        passed_on: bool,
         until: Instant,
     ) -> Vec<(usize, Settlement)> {
         let mut results = Vec::with_capacity(tokens.len());
@@ -177,6 +204,7 @@ impl<B: Broker + Bus> Router<B> {
                 settlements: question.iter().map(encode_away).collect(),
                 confirmation: encode::confirmation(confirmation).into(),
                 budget: u64::try_from(patience.as_millis()).unwrap_or(u64::MAX),
+                passed_on,
             };
             let until_then = clock::now() + patience;
             let answer = self.peers.ask(owner, &asked.encode_to_vec(), until_then).await;
@@ -261,6 +289,24 @@ fn relayed(answer: &[u8], count: usize) -> Result<Vec<Settlement>, Unanswered> {
         return Err(Unanswered::Silent);
     }
     Ok(answer.results.into_iter().map(encode::relayed).collect())
+}
+
+/// A lease that ended at a replica that we answer for, as that one would have said it.
+fn ended(action: &Action, refusal: Refusal) -> Settlement {
+    let kind = match action {
+        Action::Ack => Some(Kind::Ack),
+        Action::Nak(_) => Some(Kind::Nak),
+        Action::Term(_) => Some(Kind::Term),
+        Action::Extend(_) => None,
+    };
+    match refusal {
+        Refusal::Settled { by } if Some(by) == kind => {
+            Ok(Done { outcome: pb::Outcome::Duplicate, ..Done::default() })
+        }
+        Refusal::Settled { .. } | Refusal::Expired { .. } | Refusal::Busy => {
+            Err(Error::from(refusal).into())
+        }
+    }
 }
 
 fn done(result: Result<Settled, Error>, clocks: Clocks) -> Settlement {

@@ -18,7 +18,8 @@ use super::{
 };
 use crate::{
     broker::BrokerError,
-    bus::{AskError, Bus, Heard},
+    bus::{AskError, Bus, Heard, PREFIX},
+    clock,
 };
 
 /// What was heard and not looked at yet; more than this waits in its subscription.
@@ -43,6 +44,8 @@ impl Ears {
         let mut subjects = self.subjects.subscribe();
         let mut listening: HashMap<String, AbortHandle> = HashMap::new();
         let mut tasks = JoinSet::new();
+        let (since, mut denials) = (clock::now(), connection.denials.watch());
+        let mut warned = false;
         loop {
             let wanted = subjects.borrow_and_update().clone();
             listening.retain(|subject, task| {
@@ -64,6 +67,16 @@ impl Ears {
             }
             tokio::select! {
                 changed = subjects.changed() => if changed.is_err() { return },
+                Ok(()) = denials.changed(), if !warned => {
+                    let ours = |subject: &str| subject.starts_with(PREFIX);
+                    if let Some(subject) = connection.denials.find(since, ours) {
+                        warned = true;
+                        tracing::warn!(
+                            subject,
+                            "NATS does not allow this: without it this replica serves alone"
+                        );
+                    }
+                }
                 () = connection.lost.cancelled() => return,
                 () = connection.leaving.cancelled() => return,
             }
@@ -92,7 +105,8 @@ impl Bus for Nats {
             Some(Ok(Answer::Replied(answer))) => Ok(answer),
             Some(Ok(Answer::NoResponder)) => Err(AskError::Nobody),
             Some(Err(BrokerError::Unsent(why))) => Err(AskError::Unsent(why)),
-            Some(Err(BrokerError::Denied(denial))) => Err(AskError::Unsent(denial.to_string())),
+            // Not even the server heard it.
+            Some(Err(BrokerError::Denied(_))) => Err(AskError::Nobody),
             Some(Err(BrokerError::Unconfirmed)) | None => Err(AskError::Silent),
         }
     }

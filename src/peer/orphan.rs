@@ -75,7 +75,9 @@ impl<B: Broker + Bus> Peers<B> {
         let broker = self.lessor.broker();
         let outcomes = broker.settle(orders, Confirmation::Confirmed, settle_by).await;
         if outcomes.contains(&Err(BrokerError::Unconfirmed)) {
-            self.lessor.let_nothing_linger(settle_by);
+            for name in consumers.keys().take(1) {
+                self.lessor.must_arrive(name, settle_by);
+            }
         }
         for (place, outcome) in places.into_iter().zip(outcomes) {
             results[place] = Some(outcome.map(|()| CONFIRMED).map_err(failure));

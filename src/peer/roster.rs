@@ -41,10 +41,10 @@ pub(super) enum Standing {
 }
 
 impl Roster {
-    /// Somebody spoke.
-    pub(super) fn hear(&mut self, from: InstanceId, said: Said, now: Instant) {
+    /// Somebody spoke. `true`: for the first time, or again after a silence.
+    pub(super) fn hear(&mut self, from: InstanceId, said: Said, now: Instant) -> bool {
         self.heard.retain(|_, (at, _)| now.saturating_duration_since(*at) < SILENT);
-        self.heard.insert(from, (now, said));
+        self.heard.insert(from, (now, said)).is_none()
     }
 
     /// The keys that all others have; `None` when there are no others.
@@ -54,12 +54,16 @@ impl Roster {
         Some(keys.fold(first, |common, keys| &common & &keys))
     }
 
-    /// Whether we may serve beside the others.
-    pub(super) fn standing(&self, us: InstanceId, ours: &Said, now: Instant) -> Standing {
-        let elder = |id, said: &Said| (said.started, id) < (ours.started, us);
-        let stranger = self
-            .living(now)
-            .find(|(id, said)| elder(*id, said) && said.keys.is_disjoint(&ours.keys));
+    /// Whether we may serve beside the others. `ours` is when we started, and who we are.
+    pub(super) fn standing(
+        &self,
+        ours: (u64, InstanceId),
+        keys: &BTreeSet<KeyId>,
+        now: Instant,
+    ) -> Standing {
+        let elder = |id, said: &Said| (said.started, id) < ours;
+        let stranger =
+            self.living(now).find(|(id, said)| elder(*id, said) && said.keys.is_disjoint(keys));
         stranger.map_or(Standing::Fine, |(id, _)| Standing::Stranger(id))
     }
 
@@ -114,7 +118,9 @@ mod tests {
         let now = clock::now();
         let mut roster = Roster::default();
         roster.hear(id(1), said(&KEYS[..1], 100), now);
-        let standing = |keys, started, now| roster.standing(id(2), &said(keys, started), now);
+        let standing = |keys: &[KeyId], started, now| {
+            roster.standing((started, id(2)), &keys.iter().copied().collect(), now)
+        };
         for started in [100, 101] {
             assert_eq!(standing(&KEYS[1..], started, now), Standing::Stranger(id(1)));
         }

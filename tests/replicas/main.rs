@@ -6,6 +6,8 @@
 mod support;
 
 mod forwarding;
+mod handover;
 mod keys;
 mod orphans;
 mod pair;
+mod rights;

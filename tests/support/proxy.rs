@@ -65,6 +65,12 @@ impl Proxy {
         self.child.id()
     }
 
+    /// Whether the process has ended, as far as a signal to it tells.
+    pub fn has_ended(&self) -> bool {
+        let pid = self.pid().to_string();
+        !Command::new("kill").args(["-0", &pid]).stderr(Stdio::null()).status().unwrap().success()
+    }
+
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap()
     }
