@@ -203,8 +203,8 @@ pub(super) fn relayed(result: pb::SettleResult) -> Result<Done, Refused> {
     }
 }
 
-/// What to do with one token, as another replica is asked to do it.
-pub(super) fn settlement(token: String, action: &Action) -> pb::Settlement {
+/// What to do with one lease, as another replica is asked to do it.
+pub(super) fn settlement(action: &Action) -> pb::Settlement {
     use pb::settlement::Action as Wire;
     let action = match action {
         Action::Ack => Wire::Ack(pb::AckAction {}),
@@ -212,7 +212,7 @@ pub(super) fn settlement(token: String, action: &Action) -> pb::Settlement {
         Action::Term(reason) => Wire::Term(pb::TermAction { reason: reason.clone() }),
         Action::Extend(lease) => Wire::Extend(pb::ExtendAction { lease: Some(duration(*lease)) }),
     };
-    pb::Settlement { token, action: Some(action) }
+    pb::Settlement { token: String::new(), action: Some(action) }
 }
 
 pub(super) fn confirmation(confirmation: Confirmation) -> pb::Confirmation {

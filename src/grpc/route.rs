@@ -54,7 +54,6 @@ pub struct Router<B: Broker + Bus> {
 /// A token of another replica.
 struct Away {
     place: usize,
-    token: String,
     claims: Claims<'static>,
     action: Action,
 }
@@ -98,7 +97,7 @@ impl<B: Broker + Bus> Router<B> {
                 }
                 Ok((Whose::Others, claims)) => {
                     let away = away.entry(claims.owner).or_default();
-                    away.push(Away { place, token, claims, action });
+                    away.push(Away { place, claims, action });
                     Ok(Done::default())
                 }
             });
@@ -133,14 +132,13 @@ impl<B: Broker + Bus> Router<B> {
             drop(still);
             return self.pass_on(question, until).await;
         }
+        let owner = InstanceId(question.owner.as_ref().try_into().ok()?);
         let (mut places, mut asks, mut results) = (Vec::new(), Vec::new(), Vec::new());
-        for (place, one) in question.settlements.into_iter().enumerate() {
-            let wanted = decode::settlement(place, one, self.max_lease);
-            let found = wanted.and_then(|(token, action)| {
-                let (claims, lease) = self.open(&token)?;
-                Ok((still.whose(claims.owner, lease), action))
-            });
-            results.push(match found {
+        let pairs = question.leases.into_iter().zip(question.settlements);
+        for (place, (lease, one)) in pairs.enumerate() {
+            let whose = still.whose(owner, LeaseId::new(lease)?);
+            let wanted = decode::action(place, one.action, self.max_lease);
+            results.push(match wanted.map(|action| (whose, action)) {
                 Err(refused) => Err(refused),
                 Ok((Whose::Ended(refusal), action)) => ended(&action, refusal),
                 Ok((Whose::Ours(lease), action)) => {
@@ -168,9 +166,9 @@ impl<B: Broker + Bus> Router<B> {
         if question.passed_on {
             return None;
         }
-        let (claims, _) = self.open(&question.settlements.first()?.token).ok()?;
+        let owner = InstanceId(question.owner.as_ref().try_into().ok()?);
         let question = wire::SettleRequest { passed_on: true, ..question };
-        self.peers.ask(claims.owner, &question.encode_to_vec(), until).await.ok()
+        self.peers.ask(owner, &question.encode_to_vec(), until).await.ok()
     }
 
     /// What a token says, if it is one of this cluster, and which lease it names.
@@ -201,7 +199,9 @@ impl<B: Broker + Bus> Router<B> {
             // What is left is for doing without the owner.
             let patience = left * 3 / 5;
             let asked = wire::SettleRequest {
-                settlements: question.iter().map(encode_away).collect(),
+                owner: owner.0.to_vec().into(),
+                leases: question.iter().map(|away| away.claims.lease).collect(),
+                settlements: question.iter().map(|away| encode::settlement(&away.action)).collect(),
                 confirmation: encode::confirmation(confirmation).into(),
                 budget: u64::try_from(patience.as_millis()).unwrap_or(u64::MAX),
                 passed_on,
@@ -265,8 +265,8 @@ fn questions(tokens: Vec<Away>) -> Vec<Vec<Away>> {
             Action::Term(reason) => reason.len(),
             Action::Ack | Action::Nak(_) | Action::Extend(_) => 0,
         };
-        // The rest is tags, lengths and a duration.
-        let length = token.token.len() + reason + 64;
+        // The rest is a number, tags, lengths and a duration; an answer's error is longer.
+        let length = reason + 256;
         if size + length > LARGEST_QUESTION && !question.is_empty() {
             questions.push(std::mem::take(&mut question));
             size = 0;
@@ -276,10 +276,6 @@ fn questions(tokens: Vec<Away>) -> Vec<Vec<Away>> {
     }
     questions.push(question);
     questions
-}
-
-fn encode_away(away: &Away) -> pb::Settlement {
-    encode::settlement(away.token.clone(), &away.action)
 }
 
 /// Another replica's answer, as if it were ours.
