@@ -4,11 +4,15 @@
 //! for everybody to read. What is wrong is said in one line, and ends the process with code 2.
 
 mod args;
+mod hand;
 
 use std::{env, fs, net::SocketAddr, path::PathBuf, time::Duration};
 
-pub use self::args::{Cli, Command, DevArgs, GuardArgs, LogArgs, LogFormat, ProbeArgs};
 use self::args::{DrainArgs, LimitArgs, ListenArgs, NatsArgs, ServeArgs};
+pub use self::{
+    args::{Cli, Command, DevArgs, GuardArgs, LogArgs, LogFormat, ProbeArgs},
+    hand::{AckArgs, CallArgs, CodecArg, ExtendArgs, FetchArgs, NakArgs, TermArgs},
+};
 use crate::{
     grpc::{EdgeLimits, SHORTEST_LEASE},
     keys::{Keys, KeysError},

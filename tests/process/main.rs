@@ -10,4 +10,5 @@ mod cli;
 mod dev;
 mod drain;
 mod grpcurl;
+mod hand;
 mod old_server;
