@@ -143,7 +143,9 @@ fn fetched(answer: &pb::FetchResponse) -> String {
 fn why_empty(reason: pb::EmptyReason) -> &'static str {
     match reason {
         pb::EmptyReason::NoMessages | pb::EmptyReason::Unspecified => "there is nothing to deliver",
-        pb::EmptyReason::MaxAckPending => "as many are out as the consumer's max_ack_pending allows",
+        pb::EmptyReason::MaxAckPending => {
+            "as many are out as the consumer's max_ack_pending allows"
+        }
         pb::EmptyReason::Paused => "the consumer is paused",
         pb::EmptyReason::Draining => "this replica is leaving; ask again",
         pb::EmptyReason::Rejected => "all that came was rejected",
