@@ -36,6 +36,10 @@ enum Fault {
     Stalled,
 }
 
+impl Fault {
+    const ALL: [Self; 4] = [Self::Killed, Self::Stopped, Self::Closed, Self::Stalled];
+}
+
 /// A server, and a proxy whose way to it can be broken.
 struct Away {
     server: NatsServer,
@@ -204,7 +208,8 @@ async fn outage(fault: Fault, length: u64) {
     measured(&format!("{what}: handed out again"), account.duplicates);
     let cut_off = run.cut_off.load(Ordering::Relaxed);
     measured(&format!("{what}: calls not answered before their deadline"), cut_off);
-    assert!(cut_off <= 2, "{cut_off} calls hung");
+    let calls = told.iter().sum::<usize>();
+    assert!(cut_off <= 2 + calls / 500, "{cut_off} of {calls} calls hung");
     // A server that is killed may forget what it has confirmed; no other fault undoes an Ack.
     assert!(account.twice == 0 || fault == Fault::Killed, "{account:?}");
 }
@@ -219,16 +224,12 @@ async fn at_once(runs: impl IntoIterator<Item = impl Future<Output = ()> + Send 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_without_nats() {
-    let faults = [Fault::Killed, Fault::Stopped, Fault::Closed, Fault::Stalled];
-    at_once(faults.map(|fault| outage(fault, 1))).await;
+    at_once(Fault::ALL.map(|fault| outage(fault, 1))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_seconds_without_nats() {
-    // With the last two longer than it takes to give a connection up.
-    let faults =
-        [(Fault::Killed, 6), (Fault::Closed, 6), (Fault::Stopped, 13), (Fault::Stalled, 13)];
-    at_once(faults.map(|(fault, length)| outage(fault, length))).await;
+async fn a_minute_without_nats() {
+    at_once(Fault::ALL.map(|fault| outage(fault, 60))).await;
 }
 
 /// What a settlement is told while NATS is away holds afterwards.
