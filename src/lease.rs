@@ -50,10 +50,11 @@ use self::{
     time::{Nanos, Origin, nanos},
 };
 pub use self::{
-    handover::{Adopted, Found, Inheritance, Memories, Moving, MovingUntil},
+    handover::{Adopted, Found, Inheritance, Memories},
     time::{ack_wait_of, margin},
     words::{
-        After, Begun, ConsumerId, Due, GivenBack, Kind, LeaseId, Lent, Outcome, Refusal, Terms,
+        After, Begun, ConsumerId, Due, GivenBack, Kind, LeaseId, Lent, Moving, MovingUntil,
+        Outcome, Refusal, Terms,
     },
 };
 

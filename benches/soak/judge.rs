@@ -10,7 +10,8 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    books::{Account, At, Blow, Fault, Holding, Kind, Ledger, Outcome, Try},
+    books::{Account, At, Blow, Holding, Kind, Ledger, Outcome, Try},
+    excuses::{Faults, GRACE, Wrong, settlement},
     waiting::{self, Waits},
 };
 
@@ -20,8 +21,6 @@ const SLACK: At = 100_000;
 const UNSTORED: At = 2_000_000;
 /// What a fault held up comes this long after it at the latest.
 const LATE: At = 1_000_000;
-/// After a fault the wire is not at once what it was.
-pub const GRACE: At = 3_000_000;
 
 /// One consumer's line of the table.
 #[derive(Debug, Default)]
@@ -100,9 +99,6 @@ pub fn judge(ledger: &Ledger) -> Verdict {
     }
     verdict
 }
-
-/// What is wrong with which message.
-pub type Wrong = Vec<(u64, String)>;
 
 struct Court<'l> {
     account: &'l Account,
@@ -262,15 +258,6 @@ impl Try {
     }
 }
 
-/// What settled it, as far as was told.
-pub fn settlement(holding: &Holding) -> Option<&Try> {
-    let told = |tried: &&Try| {
-        tried.kind != Kind::Extend
-            && (tried.outcome.accepted() || tried.outcome == Outcome::Duplicate)
-    };
-    holding.tries.iter().find(told)
-}
-
 /// Until when its holder relies on the lease: it may give it up sooner than it ends. `but` is left
 /// out of account.
 pub fn left(holding: &Holding, but: Option<&Try>) -> At {
@@ -286,39 +273,4 @@ pub fn left(holding: &Holding, but: Option<&Try>) -> At {
     };
     let sooner = holding.tries.iter().filter(gives_up).map(|tried| tried.sent).min();
     sooner.map_or(holding.least, |sooner| sooner.min(holding.least))
-}
-
-#[derive(Debug, Clone, Copy)]
-pub struct Faults<'l>(pub &'l [Fault]);
-
-impl Faults<'_> {
-    pub fn crashed(&self, from: At, to: At) -> bool {
-        self.any(from, to, 0, |blow| blow == Blow::Crash)
-    }
-
-    /// NATS was out of order at some time in between, or had just been.
-    pub fn nats(&self, from: At, to: At) -> bool {
-        self.any(from, to, GRACE, |blow| blow != Blow::Workers)
-    }
-
-    pub fn workers(&self, from: At, to: At) -> bool {
-        self.any(from, to, GRACE, |blow| blow == Blow::Workers)
-    }
-
-    fn any(&self, from: At, to: At, grace: At, of: impl Fn(Blow) -> bool) -> bool {
-        let ends = |fault: &Fault| fault.to.unwrap_or(At::MAX - grace) + grace;
-        self.0.iter().any(|fault| of(fault.blow) && fault.from <= to && ends(fault) >= from)
-    }
-
-    /// In the order in which JetStream delivered them: an answer may be late on its way to a
-    /// worker. A crash sets the consumer's sequence back.
-    fn sorted(&self, held: &[Holding]) -> Vec<Holding> {
-        let age = |holding: &Holding| {
-            let crashes = self.0.iter().filter(|fault| fault.blow == Blow::Crash);
-            crashes.filter(|crash| crash.mended < holding.handed).count()
-        };
-        let mut sorted = held.to_vec();
-        sorted.sort_by_key(|holding| (age(holding), holding.consumer_sequence));
-        sorted
-    }
 }

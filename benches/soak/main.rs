@@ -14,6 +14,7 @@
 
 mod books;
 mod dice;
+mod excuses;
 mod faults;
 mod judge;
 mod process;

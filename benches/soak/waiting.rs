@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     books::{Account, At, Blow, Holding, Kind, Ledger, Outcome, margin},
-    judge::{Faults, GRACE, Wrong, settlement},
+    excuses::{Faults, GRACE, Wrong, settlement},
 };
 
 /// In the dark for longer is wrong.

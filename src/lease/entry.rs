@@ -14,9 +14,8 @@
 use std::time::Duration;
 
 use super::{
-    ConsumerId, Kind, Outcome, Terms,
+    ConsumerId, Kind, Moving, MovingUntil, Outcome, Terms,
     ended::Ended,
-    handover::{Moving, MovingUntil},
     time::{NEVER, Nanos, Origin, PAST, margin_of, nanos},
 };
 

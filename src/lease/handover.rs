@@ -6,49 +6,16 @@
 //! 2. An old id is answered as the old table would: by the lease that is here, or by how it ended.
 //! 3. A newer delivery of the same message wins: an older one is not taken in.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, time::Instant};
 
 use super::{
-    ConsumerId, Kind, LeaseId, LeaseTable, Refusal,
+    ConsumerId, LeaseId, LeaseTable, Moving, Refusal,
     ended::{self, Ended},
     entry::Lease,
 };
 
 /// Ids of one [`Memories`]: half a byte each.
 const PIECE: u64 = 1 << 16;
-
-/// A lease on its way to another table: its clocks are what is left of them at one moment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Moving {
-    /// The message's sequence in its stream.
-    pub sequence: u64,
-    /// The delivery's sequence in its consumer.
-    pub consumer_sequence: u64,
-    /// Which attempt it is.
-    pub delivery_count: u64,
-    /// A Nak would destroy the message.
-    pub last_attempt: bool,
-    /// JetStream's patience with this delivery.
-    pub ack_wait: Duration,
-    /// What is left until JetStream may give it away, less the margin.
-    pub ack_by: Duration,
-    /// How long its holder may keep it.
-    pub until: MovingUntil,
-    /// It was settled in this way, and nobody knows whether that arrived; `None`: it is held.
-    pub uncertain: Option<Kind>,
-}
-
-/// How long the holder of a lease on its way may keep it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MovingUntil {
-    /// As long as JetStream waits by itself.
-    JetStreamEnds,
-    /// This much longer.
-    At(Duration),
-}
 
 /// What became of a lease that came.
 #[derive(Debug, PartialEq, Eq)]

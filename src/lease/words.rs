@@ -150,3 +150,33 @@ pub struct GivenBack<T> {
     /// A Nak may be sent for it: nobody else can have it yet, and it is not the last attempt.
     pub release: bool,
 }
+
+/// A lease on its way to another table: its clocks are what is left of them at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moving {
+    /// The message's sequence in its stream.
+    pub sequence: u64,
+    /// The delivery's sequence in its consumer.
+    pub consumer_sequence: u64,
+    /// Which attempt it is.
+    pub delivery_count: u64,
+    /// A Nak would destroy the message.
+    pub last_attempt: bool,
+    /// JetStream's patience with this delivery.
+    pub ack_wait: Duration,
+    /// What is left until JetStream may give it away, less the margin.
+    pub ack_by: Duration,
+    /// How long its holder may keep it.
+    pub until: MovingUntil,
+    /// It was settled in this way, and nobody knows whether that arrived; `None`: it is held.
+    pub uncertain: Option<Kind>,
+}
+
+/// How long the holder of a lease on its way may keep it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MovingUntil {
+    /// As long as JetStream waits by itself.
+    JetStreamEnds,
+    /// This much longer.
+    At(Duration),
+}

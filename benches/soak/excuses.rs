@@ -1,0 +1,54 @@
+//! What the judges share: which faults there were at a time, and what settled a message. Judges
+//! nothing by itself.
+
+use crate::books::{At, Blow, Fault, Holding, Kind, Outcome, Try};
+
+/// After a fault the wire is not at once what it was.
+pub const GRACE: At = 3_000_000;
+
+/// What is wrong with which message.
+pub type Wrong = Vec<(u64, String)>;
+
+/// What settled it, as far as was told.
+pub fn settlement(holding: &Holding) -> Option<&Try> {
+    let told = |tried: &&Try| {
+        tried.kind != Kind::Extend
+            && (tried.outcome.accepted() || tried.outcome == Outcome::Duplicate)
+    };
+    holding.tries.iter().find(told)
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Faults<'l>(pub &'l [Fault]);
+
+impl Faults<'_> {
+    pub fn crashed(&self, from: At, to: At) -> bool {
+        self.any(from, to, 0, |blow| blow == Blow::Crash)
+    }
+
+    /// NATS was out of order at some time in between, or had just been.
+    pub fn nats(&self, from: At, to: At) -> bool {
+        self.any(from, to, GRACE, |blow| blow != Blow::Workers)
+    }
+
+    pub fn workers(&self, from: At, to: At) -> bool {
+        self.any(from, to, GRACE, |blow| blow == Blow::Workers)
+    }
+
+    fn any(&self, from: At, to: At, grace: At, of: impl Fn(Blow) -> bool) -> bool {
+        let ends = |fault: &Fault| fault.to.unwrap_or(At::MAX - grace) + grace;
+        self.0.iter().any(|fault| of(fault.blow) && fault.from <= to && ends(fault) >= from)
+    }
+
+    /// In the order in which JetStream delivered them: an answer may be late on its way to a
+    /// worker. A crash sets the consumer's sequence back.
+    pub fn sorted(&self, held: &[Holding]) -> Vec<Holding> {
+        let age = |holding: &Holding| {
+            let crashes = self.0.iter().filter(|fault| fault.blow == Blow::Crash);
+            crashes.filter(|crash| crash.mended < holding.handed).count()
+        };
+        let mut sorted = held.to_vec();
+        sorted.sort_by_key(|holding| (age(holding), holding.consumer_sequence));
+        sorted
+    }
+}
