@@ -61,9 +61,11 @@ pub(super) struct Lease<T> {
     ack_wait: Nanos,
     /// When JetStream's clock last started, by what it confirmed.
     started: Nanos,
-    /// `started` as a server knows it that forgot all progress since `confirmed - UNSTORED`.
+    /// `started` as a server knows it that forgot all progress since `confirmed - UNSTORED`. Of a
+    /// delivery JetStream stores when its message was published, and not when it was delivered
+    /// (nats-server 2.15: `deliverMsg` hands that time to `updateDelivered`).
     stored: Nanos,
-    /// When `started` was learned.
+    /// When `started` was learned; never, if it was by a delivery.
     confirmed: Nanos,
     /// When progress was last asked for.
     tried: Nanos,
@@ -88,8 +90,8 @@ impl<T> Lease<T> {
             until: Until::fresh(terms.last_attempt),
             ack_wait: nanos(terms.ack_wait),
             started: received,
-            stored: received,
-            confirmed: received,
+            stored: received - nanos(terms.age),
+            confirmed: NEVER,
             tried: received,
             doubted: false,
             lost: false,
@@ -115,8 +117,8 @@ impl<T> Lease<T> {
             },
             ack_wait,
             started,
-            stored: started,
-            confirmed: started,
+            stored: started - nanos(moving.doubt),
+            confirmed: if moving.doubt.is_zero() { started } else { NEVER },
             tried: started,
             doubted: false,
             lost: false,
@@ -138,6 +140,7 @@ impl<T> Lease<T> {
             last_attempt: self.last_attempt,
             ack_wait: Duration::from_nanos(self.ack_wait.unsigned_abs()),
             ack_by: left(self.ack_by()),
+            doubt: self.doubt(now),
             until: match self.until {
                 // Nobody takes it there either before a caller does.
                 Until::JetStreamEnds | Until::Taken => MovingUntil::JetStreamEnds,
@@ -145,6 +148,16 @@ impl<T> Lease<T> {
             },
             uncertain,
         })
+    }
+
+    /// How much earlier its clock has started to a server that takes over now.
+    fn doubt(&self, now: Nanos) -> Duration {
+        let stored = if now < self.unstored_until() { self.stored } else { self.started };
+        Duration::from_nanos((self.started - stored).max(0).unsigned_abs())
+    }
+
+    fn unstored_until(&self) -> Nanos {
+        self.confirmed.saturating_add(UNSTORED)
     }
 
     pub(super) fn consumer_sequence(&self) -> u64 {
@@ -208,7 +221,7 @@ impl<T> Lease<T> {
         if now >= self.ack_by() || sent_at <= self.started {
             return;
         }
-        if now >= self.confirmed + UNSTORED {
+        if now >= self.unstored_until() {
             self.stored = self.started;
         }
         self.started = sent_at;
@@ -224,7 +237,7 @@ impl<T> Lease<T> {
 
     /// The server forgot at `when`. Doubt does not add up: a time is cut to its second once.
     pub(super) fn distrust(&mut self, when: Nanos) {
-        if when < self.confirmed + UNSTORED {
+        if when < self.unstored_until() {
             self.started = self.stored;
         }
         self.doubted = true;

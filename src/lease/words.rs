@@ -49,6 +49,8 @@ pub struct Terms {
     pub last_attempt: bool,
     /// When it arrived here.
     pub received: Instant,
+    /// How long before that the message was published: a server that takes over counts from there.
+    pub age: Duration,
     /// JetStream's patience with this very delivery, see [`ack_wait_of`](super::ack_wait_of).
     pub ack_wait: Duration,
     /// Which attempt it is, for when the consumer's ack wait changes.
@@ -166,6 +168,8 @@ pub struct Moving {
     pub ack_wait: Duration,
     /// What is left until JetStream may give it away, less the margin.
     pub ack_by: Duration,
+    /// How much less that is to a server that takes over.
+    pub doubt: Duration,
     /// How long its holder may keep it.
     pub until: MovingUntil,
     /// It was settled in this way, and nobody knows whether that arrived; `None`: it is held.

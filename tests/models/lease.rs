@@ -45,6 +45,7 @@ impl Desk {
             consumer_sequence: sequence,
             last_attempt: false,
             received: self.at(received),
+            age: Duration::ZERO,
             ack_wait: Duration::from_millis(ACK_WAIT),
             delivery_count: 1,
         }

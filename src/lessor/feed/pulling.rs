@@ -1,6 +1,6 @@
 //! Pulling: does what the pump says, leases what arrives, and reads why a pull has ended.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{FeedTask, INFO_TIMEOUT};
 use crate::{
@@ -168,6 +168,7 @@ fn terms(facts: &Facts, delivery: &Delivery, received: Instant) -> Terms {
         consumer_sequence: delivery.consumer_sequence,
         last_attempt: facts.last_attempt(delivery.delivery_count),
         received,
+        age: clock::unix_time().saturating_sub(Duration::from_nanos(delivery.published)),
         ack_wait: facts.ack_wait_of(delivery.delivery_count),
         delivery_count: delivery.delivery_count,
     }

@@ -63,6 +63,8 @@ impl Parts {
             consumer_sequence: moving.consumer_sequence,
             delivery_count: moving.delivery_count,
             ack_by: micros(moving.ack_by),
+            // Rounded up: no doubt is lost by the way.
+            doubt: micros(moving.doubt).saturating_add(1),
             deadline: match moving.until {
                 MovingUntil::JetStreamEnds => None,
                 MovingUntil::At(left) => Some(micros(left)),
@@ -107,6 +109,7 @@ pub(super) fn read(
         last_attempt: facts.max_deliver.is_some_and(|most| lease.delivery_count >= most),
         ack_wait: Duration::from_micros(lease.ack_wait),
         ack_by: Duration::from_micros(lease.ack_by),
+        doubt: Duration::from_micros(lease.doubt),
         until: match lease.deadline {
             None => MovingUntil::JetStreamEnds,
             Some(left) => MovingUntil::At(Duration::from_micros(left)),

@@ -84,7 +84,8 @@ impl Old {
             Step::Grant { sequence, last_attempt } => {
                 let consumer_sequence = self.granted.len() as u64 + 1;
                 let terms = self.desk.terms(sequence, now);
-                let terms = Terms { last_attempt, consumer_sequence, ..terms };
+                let age = Duration::from_millis(sequence * 700 - 700);
+                let terms = Terms { last_attempt, consumer_sequence, age, ..terms };
                 self.granted.push(self.desk.table.grant(terms, "x").0);
             }
             Step::Lend { which, length } => {
@@ -192,6 +193,14 @@ proptest! {
                 let there = answer(&mut old.desk.table, *there, kind, asked);
                 prop_assert_eq!(there, Ok(true), "it ended there: {:?}", moved);
             }
+        }
+        // Nor when a server takes over.
+        for table in [&mut here, &mut old.desk.table] {
+            prop_assert_eq!(table.distrust(CONSUMER, arrived, None, 100), None);
+        }
+        for (there, moved) in &moving.0 {
+            let Found::Here(id) = inheritance.find(*there) else { panic!("{there:?} is not here") };
+            prop_assert!(here.ack_by(id) <= old.desk.table.ack_by(*there), "in doubt: {moved:?}");
         }
     }
 

@@ -7,6 +7,9 @@ const CUT: i64 = 1000;
 /// What was confirmed this shortly before a server forgot may be forgotten.
 const UNSTORED: i64 = 250;
 
+/// When the start of a clock was stored that is not.
+pub(super) const NEVER: i64 = i64::MAX / 2;
+
 /// How a lease stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
@@ -40,7 +43,8 @@ pub(super) struct Lease {
     pub(super) delivery_count: u64,
     pub(super) last_attempt: bool,
     pub(super) ack_wait: i64,
-    /// Each start of JetStream's clock, and when it was learned; the first is the receipt.
+    /// Each start of JetStream's clock, and when it was stored. A delivery's own never is: what is
+    /// stored in its place is when its message was published, and that comes first.
     pub(super) starts: Vec<(i64, i64)>,
     pub(super) doubted: bool,
     pub(super) lost: bool,

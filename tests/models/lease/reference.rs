@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use fetch_proxy::lease::{Kind, Outcome};
 
 use super::{
-    naive::{Lease, State, Tries, Until, margin},
+    naive::{Lease, NEVER, State, Tries, Until, margin},
     replies::{After, Reply, Swept},
     steps::Arrival,
 };
@@ -94,7 +94,7 @@ impl Reference {
             delivery_count,
             last_attempt,
             ack_wait: self.ack_wait(name, delivery_count),
-            starts: vec![(received, received)],
+            starts: vec![(received - arrival.age, 0), (received, NEVER)],
             doubted: false,
             lost: false,
             until: Until::Taken,

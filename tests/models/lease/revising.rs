@@ -21,6 +21,20 @@ fn a_server_that_forgot_costs_a_second_once_and_progress_confirmed_just_before()
 }
 
 #[test]
+fn to_a_server_that_takes_over_a_delivery_is_as_old_as_its_message() {
+    let mut desk = Desk::new();
+    let old = Duration::from_secs(3);
+    let (id, _) = desk.table.grant(Terms { age: old, ..desk.terms(1, 0) }, "one");
+    assert_eq!(desk.ack_by(id), u128::from(ACK_BY));
+    desk.distrust(5000);
+    assert_eq!(desk.ack_by(id), u128::from(ACK_BY) - 3000 - 1000);
+
+    let (id, _) = desk.table.grant(Terms { age: old * 4, ..desk.terms(2, 5000) }, "two");
+    desk.distrust(5001);
+    assert_eq!(desk.begin(id, Kind::Ack, 5001).unwrap_err(), OVER, "given away at once");
+}
+
+#[test]
 fn progress_sent_before_the_server_forgot_does_not_count() {
     let mut desk = Desk::new();
     let id = desk.lent(60_000);

@@ -71,6 +71,8 @@ pub(super) struct Arrival {
     pub(super) delivery_count: u64,
     /// How long before the present it was received.
     pub(super) ago: i64,
+    /// How long before that it was published.
+    pub(super) age: i64,
 }
 
 fn tens(range: std::ops::Range<i64>) -> impl Strategy<Value = i64> {
@@ -108,13 +110,15 @@ fn back() -> impl Strategy<Value = u64> {
 }
 
 fn arrival() -> impl Strategy<Value = Arrival> {
-    (0..2_usize, 0..3_u64, prop::bool::weighted(0.25), 1..4_u64, tens(0..3)).prop_map(
-        |(name, sequence, last_attempt, delivery_count, ago)| Arrival {
+    let age = prop_oneof![Just(0), tens(1..100)];
+    (0..2_usize, 0..3_u64, prop::bool::weighted(0.25), 1..4_u64, tens(0..3), age).prop_map(
+        |(name, sequence, last_attempt, delivery_count, ago, age)| Arrival {
             name,
             sequence,
             last_attempt,
             delivery_count,
             ago,
+            age,
         },
     )
 }
