@@ -183,6 +183,8 @@ pub struct ConsumerInfo {
     pub max_request_bytes: Option<u64>,
     /// Copies of the consumer's state in the cluster.
     pub replicas: u32,
+    /// Who leads it and since when, as far as the server tells; `None` where nobody needs to.
+    pub leader: Option<Arc<str>>,
     /// Messages not delivered yet, ever.
     pub pending: u64,
     /// Deliveries unsettled now.

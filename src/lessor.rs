@@ -13,6 +13,7 @@
 
 mod books;
 mod codec;
+mod doubt;
 mod error;
 mod facts;
 mod feed;

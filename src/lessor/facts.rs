@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Error, error::Unsuitable};
+use super::{Error, doubt::Doubt, error::Unsuitable};
 use crate::{
     broker::{AckPolicy, ConsumerInfo, ConsumerName, Delivery},
     lease::{ConsumerId, ack_wait_of},
@@ -37,7 +37,9 @@ pub struct Facts {
     pub max_deliver: Option<u64>,
     pub(super) ack_wait: Duration,
     pub(super) backoff: Vec<Duration>,
-    replicated: bool,
+    pub(super) replicated: bool,
+    /// Whether it is known who leads it.
+    pub(super) doubt: Doubt,
     limits: Limits,
 }
 
@@ -61,6 +63,7 @@ impl Facts {
             ack_wait: info.ack_wait,
             backoff: info.backoff.clone(),
             replicated: info.replicas > 1,
+            doubt: Doubt::default(),
             limits: Limits {
                 max_batch: info
                     .max_batch
@@ -183,6 +186,7 @@ mod tests {
             max_expires: None,
             max_request_bytes: None,
             replicas: 1,
+            leader: None,
             pending: 0,
             ack_pending: 0,
             delivered: 0,

@@ -14,6 +14,7 @@
 
 mod handing;
 mod knowing;
+mod leading;
 mod pulling;
 mod suspecting;
 mod suspicion;
@@ -29,6 +30,7 @@ use std::{
 use tokio::sync::{Mutex, OwnedSemaphorePermit, mpsc, oneshot};
 
 use self::{
+    leading::Leading,
     suspecting::{Left, Looking, late, looked},
     suspicion::{Looked, Suspicion},
 };
@@ -87,6 +89,8 @@ pub(super) enum Command {
     },
     Leave(Ticket),
     GiveBack(Vec<Parcel>),
+    /// Somebody has seen a sign of another leader.
+    Doubt,
     /// What the consumer is, as soon as it is known on this connection.
     Know(oneshot::Sender<Result<Arc<Facts>, Error>>),
 }
@@ -146,6 +150,7 @@ pub(super) struct FeedTask<B: Broker> {
     server: Option<String>,
     away_since: Option<Instant>,
     asking: Option<Asking>,
+    leading: Leading,
     /// When INFO is wanted next.
     ask_at: Instant,
     facts: Option<Arc<Facts>>,
@@ -214,6 +219,7 @@ impl<B: Broker> FeedTask<B> {
             away_since: (!matches!(link, Link::Up(_))).then_some(now),
             link,
             asking: None,
+            leading: Leading::new(now),
             ask_at: now,
             facts: None,
             curious: Vec::new(),
@@ -346,6 +352,7 @@ impl<B: Broker> FeedTask<B> {
                 }
             }
             Command::GiveBack(parcels) => self.take_back(parcels, now),
+            Command::Doubt => self.doubt(now),
             Command::Know(reply) => {
                 self.used_at = now;
                 self.curious.push(reply);

@@ -13,7 +13,7 @@ use std::{
 
 use tokio_util::task::TaskTracker;
 
-use super::{Error, Lessor, books::Hold, facts::Facts};
+use super::{Error, Lessor, books::Hold, facts::Facts, feed::Command};
 use crate::{
     broker::{Broker, BrokerError, Confirmation, Denial, Order, Verdict},
     clock,
@@ -96,6 +96,9 @@ impl<B: Broker> Lessor<B> {
         let mut orders = Vec::with_capacity(asks.len());
         let mut decide =
             |table: &mut crate::lease::LeaseTable<Hold>, place, Ask { lease, action }| {
+                if table.payload(lease).is_some_and(|hold| hold.facts.doubt.is_on()) {
+                    return Err(Error::Unavailable("it is not known who leads it".to_owned()));
+                }
                 let kind = match action {
                     Action::Extend(length) => {
                         return Ok(Settled::Extended(table.extend(lease, length, now)?));
@@ -129,6 +132,8 @@ impl<B: Broker> Lessor<B> {
     ) {
         let now = clock::now();
         let mut unanswered: Option<(Instant, Arc<Facts>)> = None;
+        // While we drain, feeds end before the leases, and nobody would end the doubt.
+        let (draining, mut doubted) = (self.is_draining(), None::<Arc<Facts>>);
         // Holds are dropped after the lock is: freeing places wakes others.
         let freed: Vec<Hold> = self.books.with(|table| {
             let mut freed = Vec::with_capacity(begun.len());
@@ -147,6 +152,11 @@ impl<B: Broker> Lessor<B> {
                     Ok(_) => confirmation == Confirmation::Confirmed,
                     Err(error) => *error != Error::Unconfirmed,
                 };
+                let lost =
+                    matches!(results[place], Err(Error::Unavailable(_) | Error::Unconfirmed));
+                if lost && facts.replicated && !draining && facts.doubt.begin() {
+                    doubted = Some(facts.clone());
+                }
                 if !answered && unanswered.as_ref().is_none_or(|(first, _)| ack_by < *first) {
                     unanswered = Some((ack_by, facts));
                 }
@@ -154,6 +164,9 @@ impl<B: Broker> Lessor<B> {
             freed
         });
         drop(freed);
+        if let Some(facts) = doubted {
+            self.tell(&facts.name, Command::Doubt);
+        }
         if let Some((ack_by, facts)) = unanswered {
             self.must_arrive(&facts.name, ack_by);
         }

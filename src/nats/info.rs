@@ -146,6 +146,11 @@ struct Sequences {
 
 #[derive(Deserialize)]
 struct Cluster {
+    #[serde(default)]
+    leader: String,
+    /// From nats-server 2.12 on.
+    #[serde(default)]
+    leader_since: String,
     /// The leader is not among them.
     #[serde(default)]
     replicas: Vec<serde::de::IgnoredAny>,
@@ -172,6 +177,11 @@ impl From<Wire> for ConsumerInfo {
                 .map(|batch| u32::try_from(batch).unwrap_or(u32::MAX)),
             max_expires: limit(config.max_expires).map(Duration::from_nanos),
             max_request_bytes: limit(config.max_bytes),
+            leader: wire
+                .cluster
+                .as_ref()
+                .filter(|cluster| !cluster.replicas.is_empty() && !cluster.leader.is_empty())
+                .map(|cluster| format!("{} {}", cluster.leader, cluster.leader_since).into()),
             replicas: wire.cluster.map_or(1, |cluster| {
                 u32::try_from(cluster.replicas.len()).unwrap_or(u32::MAX).saturating_add(1)
             }),

@@ -95,6 +95,7 @@ pub fn info(ack_wait: Duration) -> ConsumerInfo {
         ack_pending: 0,
         delivered: 0,
         delivered_stream: 0,
+        leader: None,
     }
 }
 

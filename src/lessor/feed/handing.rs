@@ -98,6 +98,8 @@ impl<B: Broker> FeedTask<B> {
     pub(super) fn finish(mut self, end: &Error) {
         self.commands.close();
         self.lessor.forget_feed(&self.name);
+        // Nobody is left to end it.
+        self.facts.iter().for_each(|facts| facts.doubt.end());
         let now = clock::now();
         self.fail_waiters(end, now);
         for curious in self.curious.drain(..) {
@@ -109,7 +111,7 @@ impl<B: Broker> FeedTask<B> {
                 Command::Join { reply, .. } => drop(reply.send(Err(end.clone()))),
                 Command::GiveBack(parcels) => unhanded.extend(parcels),
                 Command::Know(reply) => drop(reply.send(Err(end.clone()))),
-                Command::Leave(_) => {}
+                Command::Leave(_) | Command::Doubt => {}
             }
         }
         self.release(unhanded, now);

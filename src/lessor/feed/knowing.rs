@@ -24,6 +24,7 @@ impl<B: Broker> FeedTask<B> {
             if needed || self.held() > 0 {
                 let (broker, name) = (self.lessor.clone(), self.name.clone());
                 let until = now + INFO_TIMEOUT;
+                self.leading.asks(now);
                 self.asking = Some(Box::pin(async move { broker.broker.info(&name, until).await }));
             } else {
                 self.ask_at = now + self.refresh();
@@ -56,10 +57,14 @@ impl<B: Broker> FeedTask<B> {
             if self.learned_on != Some(server.epoch) {
                 self.ask_at = now;
             }
-            if self.server.replace(server.id.clone()).is_some_and(|last| last != server.id) {
+            let known = self.server.replace(server.id.clone());
+            let replicated = self.facts.as_ref().is_some_and(|facts| facts.replicated);
+            // A server of several need not be the one that leads: INFO tells.
+            if known.is_some_and(|last| last != server.id) && !replicated {
                 self.distrust(lost_at);
             }
         }
+        self.doubt(now);
         self.link = link;
     }
 
@@ -77,6 +82,9 @@ impl<B: Broker> FeedTask<B> {
                 tracing::debug!(consumer = %self.name, why, "INFO");
                 self.ask_at = now + INFO_RETRY;
                 self.away_since = self.away_since.or(Some(now));
+                self.facts.iter().filter(|facts| facts.replicated).for_each(|facts| {
+                    facts.doubt.begin();
+                });
                 return Ok(());
             }
             Err(error) => {
@@ -93,12 +101,17 @@ impl<B: Broker> FeedTask<B> {
         }
         let known = self.facts.take();
         let id = known.as_ref().map_or_else(|| self.lessor.next_consumer(), |facts| facts.id);
-        let facts = Arc::new(Facts::read(&self.name, id, &info)?);
+        let mut facts = Facts::read(&self.name, id, &info)?;
+        if let Some(known) = &known {
+            facts.doubt = known.doubt.clone();
+        }
+        let facts = Arc::new(facts);
         if let Some(known) = known.filter(|known| **known != *facts) {
             self.retune(&known, &facts);
         }
         self.pump.set_limits(facts.limits());
         self.facts = Some(facts);
+        self.led_by(info.leader);
         if let Link::Up(server) = &self.link
             && !self.outdated()
         {
