@@ -248,9 +248,12 @@ impl<B: Broker + Bus> Router<B> {
         }
         let settled = self.peers.settle_orphans(orphans, until).await;
         let clocks = Clocks::read();
-        let settled = settled.into_iter().map(|result| match result {
-            Some(result) => done(result, clocks),
-            None => Err(Refused::OwnerUnreachable { maybe: false }),
+        let settled = settled.into_iter().map(|result| match (why, result) {
+            (_, Some(result @ (Ok(_) | Err(Error::Unconfirmed)))) => done(result, clocks),
+            // It may have done before what could not be done here.
+            (Unanswered::Silent, _) => Err(Refused::OwnerUnreachable { maybe: true }),
+            (_, Some(result)) => done(result, clocks),
+            (_, None) => Err(Refused::OwnerUnreachable { maybe: false }),
         });
         results.extend(places.into_iter().zip(settled));
         results
