@@ -1,0 +1,168 @@
+//! What was published, and what the workers said of it; and whether the two balance. Knows no
+//! process and no server.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard},
+    time::{Duration, Instant},
+};
+
+use serde::Deserialize;
+
+use crate::scenario::Publish;
+
+/// What tells of an attempt whose work was done.
+const WORKED: &[&str] = &["acked", "lost"];
+/// What must not happen to a message twice.
+const FINAL: &[&str] = &["acked", "termed", "rejected"];
+/// No more complaints than a person reads.
+const MOST_COMPLAINTS: usize = 8;
+
+#[derive(Default)]
+pub struct Books {
+    ledger: Mutex<Ledger>,
+}
+
+#[derive(Default)]
+struct Ledger {
+    messages: BTreeMap<u64, Message>,
+    /// Events that tell of no message, and who said them.
+    others: Vec<(String, String)>,
+    wrong: Vec<String>,
+}
+
+struct Message {
+    published: Instant,
+    id: Option<u64>,
+    promise: Publish,
+    events: Vec<(Instant, Event)>,
+}
+
+/// A line of a worker.
+#[derive(Deserialize)]
+struct Event {
+    event: String,
+    sequence: Option<u64>,
+    deliveries: Option<u64>,
+    id: Option<u64>,
+    headers: Option<BTreeMap<String, Vec<String>>>,
+}
+
+impl Books {
+    /// Before its worker can have it.
+    pub fn published(&self, sequence: u64, id: Option<u64>, promise: &Publish, at: Instant) {
+        let message = Message { published: at, id, promise: promise.clone(), events: Vec::new() };
+        self.lock().messages.insert(sequence, message);
+    }
+
+    pub fn note(&self, worker: &str, line: &str) {
+        let mut ledger = self.lock();
+        let event: Event = match serde_json::from_str(line) {
+            Ok(event) => event,
+            Err(error) => {
+                ledger.wrong.push(format!("{worker} said {line:?}: {error}"));
+                return;
+            }
+        };
+        let Some(sequence) = event.sequence else {
+            ledger.others.push((worker.to_owned(), event.event));
+            return;
+        };
+        match ledger.messages.get_mut(&sequence) {
+            Some(message) => message.events.push((Instant::now(), event)),
+            None => ledger.wrong.push(format!("{worker} told of a message {sequence}: {line}")),
+        }
+    }
+
+    /// How often the workers have said this.
+    pub fn count(&self, event: &str) -> usize {
+        let ledger = self.lock();
+        let of_messages = ledger.messages.values().flat_map(|message| &message.events);
+        of_messages.filter(|(_, said)| said.event == event).count()
+            + ledger.others.iter().filter(|(_, said)| said == event).count()
+    }
+
+    /// What a worker said, of what tells of no message.
+    pub fn last_word(&self, worker: &str) -> Option<String> {
+        let ledger = self.lock();
+        let said = ledger.others.iter().rev().find(|(who, _)| who == worker);
+        said.map(|(_, event)| event.clone())
+    }
+
+    /// Whether something was said of every message.
+    pub fn all_told(&self) -> bool {
+        self.lock().messages.values().all(|message| !message.events.is_empty())
+    }
+
+    /// How often work was done more than once.
+    pub fn twice(&self) -> usize {
+        let ledger = self.lock();
+        ledger.messages.values().map(|message| message.count(WORKED).saturating_sub(1)).sum()
+    }
+
+    /// What is not as promised.
+    pub fn complaints(&self) -> Vec<String> {
+        let ledger = self.lock();
+        let of_messages = ledger.messages.iter().flat_map(|(sequence, message)| {
+            let complaints = message.complaints().into_iter();
+            complaints.map(move |what| format!("message {sequence}: {what}"))
+        });
+        let mut all: Vec<_> = ledger.wrong.iter().cloned().chain(of_messages).collect();
+        let more = all.len().saturating_sub(MOST_COMPLAINTS);
+        all.truncate(MOST_COMPLAINTS);
+        all.extend((more > 0).then(|| format!("and {more} more")));
+        all
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap()
+    }
+}
+
+impl Message {
+    fn complaints(&self) -> Vec<String> {
+        let mut wrong = Vec::new();
+        let told: Vec<&str> = self.events.iter().map(|(_, said)| &*said.event).collect();
+        let promise = &self.promise;
+        if let Some(becomes) = &promise.becomes
+            && told != *becomes
+        {
+            wrong.push(format!("{told:?} instead of {becomes:?}"));
+        }
+        let last = self.events.last();
+        if !promise.ends.is_empty()
+            && !last.is_some_and(|(_, said)| promise.ends.contains(&said.event))
+        {
+            wrong.push(format!("{told:?} should end as one of {:?}", promise.ends));
+        }
+        if self.count(FINAL) > 1 {
+            wrong.push(format!("settled more than once: {told:?}"));
+        }
+        let earliest = self.published + Duration::from_secs_f64(promise.not_before);
+        if let Some((at, said)) = last
+            && *at < earliest
+        {
+            wrong.push(format!("{} {:?} too early", said.event, earliest - *at));
+        }
+        if self.events.windows(2).any(|pair| pair[0].1.deliveries >= pair[1].1.deliveries) {
+            wrong.push("its deliveries do not go up".to_owned());
+        }
+        for (_, said) in &self.events {
+            wrong.extend(self.misread(said));
+        }
+        wrong
+    }
+
+    /// Where a worker read something else than was published.
+    fn misread(&self, said: &Event) -> Option<String> {
+        if said.id != self.id {
+            return Some(format!("id {:?} instead of {:?}", said.id, self.id));
+        }
+        let headers = said.headers.as_ref()?;
+        (*headers != self.promise.headers).then(|| format!("headers {headers:?}"))
+    }
+
+    fn count(&self, events: &[&str]) -> usize {
+        self.events.iter().filter(|(_, said)| events.contains(&&*said.event)).count()
+    }
+}
