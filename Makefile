@@ -10,7 +10,7 @@ FOR ?= 2m
 SEED ?=
 
 help: ## List the targets
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
 
 demo: ## See it work, then try it by hand; DEMO_EXIT=1 ends after the summary
 	@scripts/demo
