@@ -50,6 +50,8 @@ pub enum Step {
     Pulled {},
     /// Waits until so many messages are leased and not settled.
     Held(usize),
+    /// Lets work begin, of which workers say nothing: nothing may depend on its length.
+    Pause(f64),
     /// Waits until the workers have said this so often.
     Seen {
         event: String,

@@ -125,6 +125,7 @@ impl<'a> Stage<'a> {
                 let held = |info: &Info| info.num_ack_pending == *count;
                 self.until_server_says(SOON, "messages in hand", held).await?;
             }
+            Step::Pause(seconds) => tokio::time::sleep(Duration::from_secs_f64(*seconds)).await,
             Step::Seen { event, count } => {
                 let books = self.books.clone();
                 until(SOON, || async { (books.count(event) >= *count).then_some(()) })
