@@ -1,7 +1,7 @@
 # What a developer types. The logic is in scripts/; .ci/run runs the same targets.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-clients lint fmt clippy doc proto deps bench soak tools ci clean
+.PHONY: help demo test test-cluster test-clients lint fmt clippy doc proto deps bench soak tools ci clean
 
 # Arguments for the programs that `make test` and `make bench` run: make test ARGS='--test wire'
 ARGS ?=
@@ -39,6 +39,10 @@ proto: ## Is the contract in order and formatted?
 
 deps: ## Are licences and sources of all dependencies in order?
 	deny=$$(scripts/tools cargo-deny) && $$deny --locked --log-level error check licenses bans sources
+
+test-cluster: ## Three replicas, three NATS servers, 50,000 messages, and trouble
+	@scripts/tools check
+	scripts/with-tools cargo test --locked --test cluster -- --nocapture --test-threads 1
 
 bench: ## Measure throughput, latency and memory; takes some minutes
 	@scripts/tools check

@@ -4,7 +4,8 @@
 //! 1. health says NOT_SERVING, and everything is served on for the drain delay, so that whoever
 //!    balances the load has heard of it;
 //! 2. new Fetch calls are refused, open ones return when their pull has ended;
-//! 3. settling goes on until no lease is held;
+//! 3. leases are handed to a replica that stays; where none does, settling goes on until no lease
+//!    is held;
 //! 4. no more connections, and GOAWAY on those that are open; calls under way end;
 //! 5. the lessor's tasks end, what is on its way to NATS is flushed.
 //!
@@ -27,21 +28,29 @@ use tokio::{
     task::{JoinError, JoinSet},
     time::timeout_at,
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     broker::Broker,
+    bus::Bus,
     clock,
     config::Serve,
-    grpc::{self, ContractError, Health, Service},
+    grpc::{self, ContractError, Health, Router, Service},
+    keys::Keys,
     lessor::Lessor,
     nats::Nats,
+    peer::Peers,
     readiness::{Readiness, Verdict},
-    token::{InstanceId, Sealer},
+    token::InstanceId,
 };
 
 /// What is under way may take this long at the very end, and flushing to NATS as long again.
 const FLUSH: Duration = Duration::from_secs(2);
+
+/// Handing leases over takes no longer than this.
+const HANDOVER: Duration = Duration::from_secs(10);
+/// How often it is looked whether this replica fits in with the others.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Where the service listens.
 #[derive(Debug, Clone, Copy)]
@@ -87,9 +96,13 @@ pub async fn run(config: Serve, ready: impl FnOnce(Bound)) -> Result<(), AppErro
     let lessor = Lessor::start(Nats::start(config.nats, &nats_tasks), config.limits);
     let readiness = Readiness::new(lessor.broker().link(), clock::now());
     let (health, health_service) = Health::new(readiness.verdict(clock::now()).0).await;
-    let sealer = Arc::new(Sealer::new(config.keys, &config.cluster));
     let owner = InstanceId::random().map_err(|error| AppError::System(io::Error::other(error)))?;
-    let service = Service::new(lessor.clone(), sealer, owner, config.max_lease);
+    let (keys, max_lease) = (Arc::new(config.keys), config.max_lease);
+    let peers = Peers::new(lessor.clone(), keys.clone(), &config.cluster, owner);
+    let router = Router::new(lessor.clone(), peers.clone(), keys.clone(), max_lease);
+    let router = Arc::new(router);
+    let service = Service::new(lessor.clone(), router.clone(), keys.clone(), owner, max_lease);
+    let background = Background::start(peers.clone(), router, keys);
 
     let ((stop_grpc, grpc_stopped), (stop_ops, ops_stopped)) = (stop(), stop());
     let mut listeners = JoinSet::new();
@@ -105,10 +118,11 @@ pub async fn run(config: Serve, ready: impl FnOnce(Bound)) -> Result<(), AppErro
 
     tokio::select! {
         ended = listeners.join_next() => return Err(why_ended(ended)),
-        never = follow(&lessor, &health, readiness) => match never {},
+        never = follow(&lessor, &peers, &health, readiness) => match never {},
         () = signals.next() => {}
     }
-    let drain = Drain { lessor: &lessor, health: &health, stop_grpc, delay: config.drain_delay };
+    let (lessor, delay) = (&lessor, config.drain_delay);
+    let drain = Drain { lessor, peers: &peers, health: &health, stop_grpc, delay };
     tokio::select! {
         () = drain.run(clock::now() + config.drain_delay + config.drain_timeout, &mut listeners) => {}
         () = signals.next() => {
@@ -116,6 +130,7 @@ pub async fn run(config: Serve, ready: impl FnOnce(Bound)) -> Result<(), AppErro
             return Ok(());
         }
     }
+    background.end(&peers).await;
     lessor.broker().close(clock::now() + FLUSH).await;
     // Health is told to the very end.
     let _ = stop_ops.send(clock::now() + FLUSH);
@@ -137,8 +152,9 @@ fn stop() -> (oneshot::Sender<Instant>, impl Future<Output = Instant>) {
 }
 
 /// Tells health what the link and the passing of time make of readiness.
-async fn follow<B: Broker>(
+async fn follow<B: Broker + Bus>(
     lessor: &Lessor<B>,
+    peers: &Peers<B>,
     health: &Health,
     mut readiness: Readiness,
 ) -> std::convert::Infallible {
@@ -146,6 +162,7 @@ async fn follow<B: Broker>(
     let mut link = lessor.broker().link();
     readiness.link(link.clone(), clock::now());
     loop {
+        readiness.misfit(peers.misfit());
         let (verdict, changes_at) = readiness.verdict(clock::now());
         if told.as_ref() != Some(&verdict) {
             match &verdict {
@@ -161,18 +178,47 @@ async fn follow<B: Broker>(
                 readiness.link(link.clone(), clock::now());
             }
             () = clock::sleep_until(changes_at) => {}
+            () = tokio::time::sleep(LOOK) => {}
         }
     }
 }
 
-struct Drain<'a, B: Broker> {
+/// What runs beside the listeners: the talk with other replicas, and the look at the key file.
+struct Background {
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Background {
+    fn start<B: Broker + Bus>(
+        peers: Arc<Peers<B>>,
+        router: Arc<Router<B>>,
+        keys: Arc<Keys>,
+    ) -> Self {
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        tasks.spawn(peers.run(move |question| router.clone().answer(question)));
+        let stopped = stop.clone();
+        tasks.spawn(async move { keys.follow(stopped).await });
+        Self { tasks, stop }
+    }
+
+    async fn end<B: Broker + Bus>(self, peers: &Peers<B>) {
+        self.stop.cancel();
+        peers.close().await;
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+struct Drain<'a, B: Broker + Bus> {
     lessor: &'a Lessor<B>,
+    peers: &'a Peers<B>,
     health: &'a Health,
     stop_grpc: oneshot::Sender<Instant>,
     delay: Duration,
 }
 
-impl<B: Broker> Drain<'_, B> {
+impl<B: Broker + Bus> Drain<'_, B> {
     async fn run(self, until: Instant, listeners: &mut Listeners) {
         tracing::info!(delay = ?self.delay, "draining");
         self.health.tell(Verdict::NotServing("draining".to_owned())).await;
@@ -181,6 +227,9 @@ impl<B: Broker> Drain<'_, B> {
         if timeout_at(until.into(), self.lessor.drained()).await.is_err() {
             tracing::warn!("drain timeout: Fetch calls were still open");
         }
+        // To whoever stays; where nobody does, the leases are waited for here.
+        let handed_over = self.peers.hand_over(until.min(clock::now() + HANDOVER)).await;
+        tracing::debug!(handed_over, "nothing is granted any more");
         if timeout_at(until.into(), self.lessor.settled()).await.is_err() {
             let leases = self.lessor.held();
             tracing::warn!(leases, "drain timeout: their messages come back after their ack wait");

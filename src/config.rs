@@ -4,17 +4,24 @@
 //! for everybody to read. What is wrong is said in one line, and ends the process with code 2.
 
 mod args;
+mod hand;
 
 use std::{env, fs, net::SocketAddr, path::PathBuf, time::Duration};
 
-pub use self::args::{Cli, Command, DevArgs, GuardArgs, LogArgs, LogFormat, ProbeArgs};
 use self::args::{DrainArgs, LimitArgs, ListenArgs, NatsArgs, ServeArgs};
+pub use self::{
+    args::{Cli, Command, DevArgs, GuardArgs, LogArgs, LogFormat, ProbeArgs},
+    hand::{AckArgs, CallArgs, CodecArg, ExtendArgs, FetchArgs, NakArgs, TermArgs},
+};
 use crate::{
     grpc::{EdgeLimits, SHORTEST_LEASE},
+    keys::{Keys, KeysError},
     lessor::Limits,
     nats::{Auth, Settings, parse_servers},
-    token::{KeyRing, KeyRingError},
 };
+
+/// It is part of every subject between replicas.
+const LONGEST_CLUSTER: usize = 64;
 
 /// A running service, as it is meant.
 #[derive(Debug)]
@@ -28,7 +35,7 @@ pub struct Serve {
     /// Where NATS is.
     pub nats: Settings,
     /// What seals tokens.
-    pub keys: KeyRing,
+    pub keys: Keys,
     /// Whose tokens they are.
     pub cluster: String,
     /// How much is taken on.
@@ -61,12 +68,9 @@ pub enum ConfigError {
         /// Why.
         error: std::io::Error,
     },
-    /// The key file does not hold keys.
-    #[error("--token-key-file {0}: {1}")]
-    Keys(PathBuf, KeyRingError),
-    /// No randomness to make a key from.
-    #[error("cannot make a token key: {0}")]
-    Randomness(getrandom::Error),
+    /// There are no token keys.
+    #[error("--token-key-file: {0}")]
+    Keys(#[from] KeysError),
 }
 
 impl Serve {
@@ -104,12 +108,16 @@ impl Serve {
         if settle_timeout < Duration::from_millis(100) {
             return invalid("--settle-timeout must be at least 100ms");
         }
+        let bad = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '.' | '*' | '>');
+        if cluster.is_empty() || cluster.len() > LONGEST_CLUSTER || cluster.contains(bad) {
+            return invalid("--cluster must be one token of a NATS subject, 64 bytes at most");
+        }
         Ok(Self {
             listen,
             ops_listen,
             ports_file,
             nats: settings(nats)?,
-            keys: keys(token_key_file)?,
+            keys: Keys::load(token_key_file, &cluster)?,
             cluster,
             limits: Limits { max_leases, max_waiters, settle_timeout },
             edge: EdgeLimits {
@@ -164,23 +172,6 @@ fn secret(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// The ring of the file; without one, a key that nobody else has.
-fn keys(file: Option<PathBuf>) -> Result<KeyRing, ConfigError> {
-    let Some(path) = file else {
-        tracing::warn!(
-            "no --token-key-file: sealing tokens with a key of this process's own; after a restart, \
-             and at other replicas, its tokens are not known"
-        );
-        let mut key = [0; 32];
-        getrandom::fill(&mut key).map_err(ConfigError::Randomness)?;
-        return Ok(KeyRing::single(key));
-    };
-    match fs::read_to_string(&path) {
-        Ok(text) => KeyRing::parse(&text).map_err(|error| ConfigError::Keys(path, error)),
-        Err(error) => Err(ConfigError::Unreadable { what: "--token-key-file", path, error }),
-    }
-}
-
 /// Files for NATS are read anew for each connection, but a wrong path is said at once.
 fn readable(what: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
     match fs::File::open(&path) {
@@ -225,6 +216,7 @@ mod tests {
             (&["--token-key-file", "/dev/null"], "no key in it"),
             (&["--max-leases", "0"], "at least 1"),
             (&["--max-lease", "500ms"], "at least 1s"),
+            (&["--cluster", "a.b"], "one token"),
             (&["--inbox-prefix", "a.*"], "without wildcards"),
             (&["--nats-url", "nats://:x:y"], "--nats-url"),
             (&["--drain-delay", "soon"], "--drain-delay"),

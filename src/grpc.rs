@@ -1,20 +1,23 @@
 //! The gRPC side: the only rooms that name tonic and the generated contract.
 //!
 //! `decode` reads requests into the lessor's words, `encode` writes its answers, `status` is the one
-//! table of errors, `service` joins the three. `reasons` gives tonic's own errors our reasons,
-//! `calls` bounds what is under way, `answer` knows what was not written. `server` and `ops` are
-//! the two listeners, `edge` and `preface` what both stand on. Nothing here decides about leases.
+//! table of errors, `service` joins the three, `route` finds the replica that holds a lease.
+//! `reasons` gives tonic's own errors our reasons, `calls` bounds what is under way, `answer` knows
+//! what was not written. `server` and `ops` are the two listeners, `edge` and `preface` what both
+//! stand on; `probe` and `hand` are clients. Nothing here decides about leases.
 
 mod answer;
 mod calls;
 mod decode;
 mod edge;
 mod encode;
+mod hand;
 mod health;
 mod ops;
 mod preface;
 mod probe;
 mod reasons;
+mod route;
 mod server;
 mod service;
 mod status;
@@ -26,9 +29,11 @@ pub use self::{
         SHORTEST_LEASE,
     },
     edge::EdgeLimits,
+    hand::{Hand, wire},
     health::{Health, LIVENESS},
     ops::serve_ops,
     probe::probe,
+    route::Router,
     server::{ContractError, serve},
     service::Service,
     status::{DOMAIN, REASON_TRAILER, Reason, Refused},

@@ -31,6 +31,7 @@
 
 mod ended;
 mod entry;
+mod handover;
 mod revise;
 mod store;
 mod sweep;
@@ -49,6 +50,7 @@ use self::{
     time::{Nanos, Origin, nanos},
 };
 pub use self::{
+    handover::{Adopted, Found, Inheritance, Memories, Moving, MovingUntil},
     time::{ack_wait_of, margin},
     words::{
         After, Begun, ConsumerId, Due, GivenBack, Kind, LeaseId, Lent, Outcome, Refusal, Terms,

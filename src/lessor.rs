@@ -17,6 +17,7 @@ mod error;
 mod facts;
 mod feed;
 mod fetch;
+mod handover;
 mod linger;
 mod parcel;
 mod settle;
@@ -32,7 +33,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use self::facts::encoded_size;
@@ -46,6 +47,7 @@ pub use self::{
     error::{Error, Unsuitable},
     facts::{Facts, SHORTEST_ACK_WAIT},
     fetch::{Empty, FetchAsk, Fetched, Patience, Rejected, RejectedCause},
+    handover::{Coming, Leaving, Places},
     parcel::Leased,
     settle::{Action, Ask, Settled},
 };
@@ -86,6 +88,8 @@ pub struct Shared<B: Broker> {
     tickets: AtomicU64,
     consumers: AtomicU32,
     tasks: TaskTracker,
+    /// The clocks stand still: leases are being handed over.
+    frozen: watch::Sender<bool>,
     draining: CancellationToken,
     closed: CancellationToken,
 }
@@ -118,6 +122,7 @@ impl<B: Broker> Lessor<B> {
             tickets: AtomicU64::new(0),
             consumers: AtomicU32::new(0),
             tasks: TaskTracker::new(),
+            frozen: watch::channel(false).0,
             draining: CancellationToken::new(),
             closed: CancellationToken::new(),
         }));
@@ -133,6 +138,21 @@ impl<B: Broker> Lessor<B> {
     /// Leases that are held now.
     pub fn held(&self) -> usize {
         self.books.with(|table| table.len())
+    }
+
+    /// Longest wait for the confirmation of a settlement.
+    pub fn settle_timeout(&self) -> Duration {
+        self.limits.settle_timeout
+    }
+
+    /// Leases that may still be granted.
+    pub fn room(&self) -> u32 {
+        self.books.free()
+    }
+
+    /// Whether nothing is granted any more.
+    pub fn is_draining(&self) -> bool {
+        self.draining.is_cancelled()
     }
 
     /// Stops granting: new calls are refused, open ones return when their pull has ended.
@@ -161,7 +181,7 @@ impl<B: Broker> Lessor<B> {
         self.tasks.wait().await;
     }
 
-    /// Adds a waiter to the feed of its consumer, which is started if there is none.
+    /// Adds a waiter to the feed of its consumer.
     fn join(
         &self,
         name: &ConsumerName,
@@ -170,7 +190,11 @@ impl<B: Broker> Lessor<B> {
         lease: Option<Duration>,
         reply: oneshot::Sender<Result<Answer, Error>>,
     ) -> Feed {
-        let mut command = Command::Join { ticket, want, lease, reply };
+        self.tell(name, Command::Join { ticket, want, lease, reply })
+    }
+
+    /// Tells the feed of a consumer something; one is started if there is none.
+    fn tell(&self, name: &ConsumerName, mut command: Command) -> Feed {
         let mut feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let feed = feeds.entry(name.clone()).or_insert_with(|| {

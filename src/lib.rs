@@ -10,10 +10,11 @@
 //! ```text
 //! main   -> app, config, dev, guard, ...   parse, run, exit code
 //! app    -> everything                     the only place that wires
-//! grpc   -> lessor, token, pb, readiness   the only rooms that name tonic or pb
+//! grpc   -> peer, lessor, keys, token, pb  the only rooms that name tonic
+//! peer   -> lessor, bus, broker, keys, pb  replicas that answer for each other
 //! lessor -> lease, pump, broker, clock     grants, settles, extends, sweeps
-//! nats   -> broker, clock                  the only rooms that name async_nats
-//! broker -> std, bytes                     the port: a trait, its words, its errors
+//! nats   -> broker, bus, clock             the only rooms that name async_nats
+//! broker, bus -> std, bytes                the ports: traits, their words, their errors
 //! lease, pump, token -> std, crypto        pure: no runtime, no clock, no lock, no log
 //! ```
 
@@ -22,15 +23,18 @@
 
 pub mod app;
 pub mod broker;
+pub mod bus;
 pub mod clock;
 pub mod config;
 pub mod dev;
 pub mod grpc;
 pub mod guard;
+pub mod keys;
 pub mod lease;
 pub mod lessor;
 pub mod nats;
 pub mod pb;
+pub mod peer;
 pub mod pump;
 pub mod readiness;
 pub mod telemetry;

@@ -8,8 +8,10 @@ use std::{io::Write as _, path::Path, process::ExitCode};
 use clap::Parser as _;
 use fetch_proxy::{
     app,
-    config::{Cli, Command, DevArgs, LogArgs, Serve},
-    dev, grpc, guard, telemetry, token,
+    config::{AckArgs, Cli, CodecArg, Command, DevArgs, FetchArgs, LogArgs, Serve},
+    dev, grpc, guard,
+    pb::{self, settlement::Action},
+    telemetry, token,
 };
 
 /// Answers are buffers of a hundred kilobytes that come and go by the thousand; the C library's
@@ -32,6 +34,17 @@ fn main() -> ExitCode {
             block_on(async { grpc::probe(&args.addr, &args.service, args.timeout).await })
                 .and_then(|(status, serving)| say(&status).map(|()| if serving { 0 } else { 1 }))
         }
+        Command::Fetch(args) => fetch(args),
+        Command::Ack(args) => settle(args, Action::Ack(pb::AckAction {})),
+        Command::Nak(args) => grpc::wire(args.delay)
+            .map_err(usage)
+            .and_then(|delay| settle(args.ack, Action::Nak(pb::NakAction { delay }))),
+        Command::Term(args) => {
+            settle(args.ack, Action::Term(pb::TermAction { reason: args.reason }))
+        }
+        Command::Extend(args) => grpc::wire(args.lease)
+            .map_err(usage)
+            .and_then(|lease| settle(args.ack, Action::Extend(pb::ExtendAction { lease }))),
         Command::Serve { serve, log } => log_to(&log).and_then(|()| {
             let serve = Serve::load(*serve).map_err(usage)?;
             block_on(async { app::run(serve, |_| ()).await }).map(|()| 0)
@@ -75,6 +88,34 @@ fn block_on<T, E: ToString>(run: impl Future<Output = Result<T, E>>) -> Outcome<
 fn keygen() -> Outcome<u8> {
     let line = token::new_key_line().map_err(failed)?;
     say(&line).map(|()| 0)
+}
+
+fn fetch(args: FetchArgs) -> Outcome<u8> {
+    let codec = match args.codec {
+        CodecArg::Auto => pb::Codec::Auto,
+        CodecArg::Text => pb::Codec::Text,
+        CodecArg::Json => pb::Codec::Json,
+    };
+    let request = pb::FetchRequest {
+        stream: args.stream,
+        consumer: args.consumer,
+        n: args.n,
+        lease: args.lease.map_or(Ok(None), grpc::wire).map_err(usage)?,
+        codec: codec.into(),
+        worker: "fetch-proxy fetch".to_owned(),
+        ..pb::FetchRequest::default()
+    };
+    let hand = grpc::Hand { addr: args.call.addr, json: args.call.json };
+    shown(block_on(hand.fetch(request, args.max_wait))?)
+}
+
+fn settle(args: AckArgs, action: Action) -> Outcome<u8> {
+    let hand = grpc::Hand { addr: args.call.addr, json: args.call.json };
+    shown(block_on(hand.settle(args.tokens, action))?)
+}
+
+fn shown((text, well): (String, bool)) -> Outcome<u8> {
+    say(&text).map(|()| u8::from(!well))
 }
 
 /// A private server, filled with samples, and the service in front of it.

@@ -15,6 +15,7 @@
 //! answers in JSON (`poison`). Nothing here decides what to pull or settle.
 
 mod auth;
+mod bus;
 mod connection;
 mod delivery;
 mod inbox;
@@ -37,8 +38,8 @@ pub use self::provision::{Provisioned, Sample, provision};
 use self::supervisor::Supervisor;
 pub use self::unreadable::unreadable;
 use crate::broker::{
-    Broker, BrokerError, Confirmation, ConsumerInfo, ConsumerName, InfoError, Link, Order, Place,
-    Unreadable,
+    AckSubject, Broker, BrokerError, Confirmation, ConsumerInfo, ConsumerName, InfoError, Link,
+    Order, Place, Unreadable,
 };
 
 /// Oldest nats-server that this program works with: before 2.10.16 a `+TERM` with a reason can be
@@ -147,6 +148,10 @@ impl Broker for Nats {
             }
             Err(why) => orders.iter().map(|_| Err(BrokerError::Unsent(why.clone()))).collect(),
         }
+    }
+
+    fn consumer_of(ack: &AckSubject) -> Option<ConsumerName> {
+        settle::consumer_of(&ack.0)
     }
 
     fn abandon_settling(&self) {

@@ -12,6 +12,14 @@
 
 tonic::include_proto!("fetchproxy.v1");
 
+/// What replicas tell each other.
+pub mod peer {
+    /// In its first version.
+    pub mod v1 {
+        include!(concat!(env!("OUT_DIR"), "/peer/fetchproxy.peer.v1.rs"));
+    }
+}
+
 /// The contract as an encoded `google.protobuf.FileDescriptorSet`, for reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] =
     include_bytes!(concat!(env!("OUT_DIR"), "/fetchproxy.v1.bin"));

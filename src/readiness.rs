@@ -4,7 +4,7 @@
 //! ```text
 //!  never reached NATS ─▶ not serving      NATS lost < 10 s ─▶ serving (calls fail fast)
 //!  connected ──────────▶ serving          NATS lost ≥ 10 s ─▶ not serving
-//!  draining, or a server too old ─▶ not serving, at once
+//!  draining, a server too old, or other replicas that share no key ─▶ not serving, at once
 //! ```
 //! A blip of NATS must not empty the Service behind which replicas stand; one partitioned replica
 //! should leave it.
@@ -32,6 +32,7 @@ pub struct Readiness {
     /// When a link that was once up was lost.
     lost_at: Option<Instant>,
     reached: bool,
+    misfit: Option<String>,
     draining: bool,
 }
 
@@ -39,7 +40,8 @@ impl Readiness {
     /// At the start.
     pub fn new(link: Link, now: Instant) -> Self {
         let nothing = Link::Down("not connected yet".into());
-        let mut readiness = Self { link: nothing, lost_at: None, reached: false, draining: false };
+        let mut readiness =
+            Self { link: nothing, lost_at: None, reached: false, misfit: None, draining: false };
         readiness.link(link, now);
         readiness
     }
@@ -51,6 +53,11 @@ impl Readiness {
             Link::Down(_) | Link::Unfit(_) => self.lost_at = self.lost_at.or(Some(now)),
         }
         self.link = link;
+    }
+
+    /// Why the replica should not serve beside the others that are there, if it should not.
+    pub fn misfit(&mut self, why: Option<String>) {
+        self.misfit = why;
     }
 
     /// The replica is going.
@@ -65,6 +72,7 @@ impl Readiness {
         match (&self.link, patient_until) {
             _ if self.draining => not("draining"),
             (Link::Unfit(why), _) => not(why),
+            _ if let Some(why) = &self.misfit => not(why),
             (Link::Up(_), _) => (Verdict::Serving, None),
             (Link::Down(_), Some(until)) if now < until => (Verdict::Serving, Some(until)),
             (Link::Down(why), _) => not(why),

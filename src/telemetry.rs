@@ -1,6 +1,10 @@
-//! The log: one subscriber, on standard error. Owns its format and what is quiet by default.
+//! The log: one subscriber, on standard error. Owns its format, what is quiet by default, and that a
+//! panic is a line of it like any other.
 
-use std::io::{self, IsTerminal as _};
+use std::{
+    io::{self, IsTerminal as _},
+    panic,
+};
 
 use tracing_subscriber::EnvFilter;
 
@@ -31,5 +35,6 @@ pub fn init(args: &LogArgs) -> Result<(), String> {
         LogFormat::Text => subscriber.init(),
         LogFormat::Auto | LogFormat::Json => subscriber.json().flatten_event(true).init(),
     }
+    panic::set_hook(Box::new(|what| tracing::error!(%what, "a task has panicked")));
     Ok(())
 }

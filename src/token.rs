@@ -1,11 +1,14 @@
 //! Tokens: what names a lease outside this process. A token is sealed: it tells its holder nothing
-//! and cannot be made or changed by anybody without the key. Pure: nonces are given in.
+//! and cannot be made or changed by anybody without the key. So are the frames that replicas send
+//! each other. Pure: nonces are given in.
 //!
 //! ```text
 //!  base64url( version 1 │ key id 4 │ nonce 24 │ XChaCha20-Poly1305( claims ) │ tag 16 )
 //!  associated data: version, cluster
 //!  claims: owner 8 │ lease 8 │ settle_by 8 │ created, ack subject, principal: each length 2, text
 //! ```
+//! frame: the same head and tag, raw bytes; associated data: version, cluster, NUL, channel
+//!
 //! A 192-bit nonce may be drawn at random by any number of replicas for ever; a counter would have
 //! to be shared.
 
@@ -16,9 +19,11 @@ use std::{borrow::Cow, fmt};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use chacha20poly1305::{XNonce, aead::AeadInOut as _};
 
-pub use self::ring::{KeyRing, KeyRingError, new_key_line};
+pub use self::ring::{KeyId, KeyRing, KeyRingError, new_key_line};
 
-const VERSION: u8 = 1;
+/// The first byte tells what it is, and in which version.
+const TOKEN: u8 = 1;
+const FRAME: u8 = 2;
 const KEY_ID: usize = 4;
 const NONCE: usize = 24;
 const TAG: usize = 16;
@@ -27,7 +32,7 @@ const HEAD: usize = 1 + KEY_ID + NONCE;
 const LONGEST: usize = 8 * 1024;
 
 /// One start of one process: 8 random bytes, never used again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InstanceId(pub [u8; 8]);
 
 impl InstanceId {
@@ -39,6 +44,12 @@ impl InstanceId {
         let mut bytes = [0; 8];
         getrandom::fill(&mut bytes)?;
         Ok(Self(bytes))
+    }
+}
+
+impl fmt::Display for InstanceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
@@ -75,36 +86,33 @@ pub enum OpenError {
     KeyUnknown,
 }
 
-/// Seals and opens the tokens of one cluster.
+/// Seals and opens the tokens of one cluster, and the frames that its replicas send each other.
 #[derive(Debug)]
 pub struct Sealer {
     ring: KeyRing,
-    /// Version and cluster.
-    associated: Vec<u8>,
+    /// Associated data: of tokens, and the beginning of that of frames.
+    of_tokens: Vec<u8>,
+    of_frames: Vec<u8>,
 }
 
 impl Sealer {
     /// Tokens of other clusters are invalid here, also when they share keys.
     pub fn new(ring: KeyRing, cluster: &str) -> Self {
-        let associated = [&[VERSION], cluster.as_bytes()].concat();
-        Self { ring, associated }
+        // No name of a cluster has a NUL in it, so what follows it is told from it.
+        let of_frames = [&[FRAME], cluster.as_bytes(), &[0]].concat();
+        Self { ring, of_tokens: [&[TOKEN], cluster.as_bytes()].concat(), of_frames }
     }
 
-    /// Seals with the ring's first key. The nonce must never be used twice with it.
+    /// The ring that it seals with.
+    pub fn ring(&self) -> &KeyRing {
+        &self.ring
+    }
+
+    /// Seals with the ring's sealing key. The nonce must never be used twice with it.
     pub fn seal(&self, claims: &Claims<'_>, nonce: [u8; NONCE]) -> String {
-        let key = self.ring.sealing();
-        let mut token = Vec::with_capacity(HEAD + 64 + claims.ack_subject.len() + TAG);
-        token.push(VERSION);
-        token.extend_from_slice(&key.id);
-        token.extend_from_slice(&nonce);
+        let mut token = self.head(TOKEN, nonce, 64 + claims.ack_subject.len());
         claims.write(&mut token);
-        let (_, body) = token.split_at_mut(HEAD);
-        // Fails only for texts of 256 GiB and more.
-        if let Ok(tag) =
-            key.cipher.encrypt_inout_detached(&XNonce::from(nonce), &self.associated, body.into())
-        {
-            token.extend_from_slice(&tag);
-        }
+        self.close(&mut token, nonce, &self.of_tokens);
         URL_SAFE_NO_PAD.encode(token)
     }
 
@@ -117,7 +125,54 @@ impl Sealer {
             return Err(OpenError::Invalid);
         }
         let mut bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| OpenError::Invalid)?;
-        if bytes.len() < HEAD + TAG || bytes[0] != VERSION {
+        let body = self.unseal(&mut bytes, TOKEN, &self.of_tokens)?;
+        Claims::read(body).ok_or(OpenError::Invalid)
+    }
+
+    /// Seals what one replica tells another on `channel`, where alone it can be opened.
+    pub fn seal_frame(&self, channel: &str, message: &[u8], nonce: [u8; NONCE]) -> Vec<u8> {
+        let mut frame = self.head(FRAME, nonce, message.len());
+        frame.extend_from_slice(message);
+        self.close(&mut frame, nonce, &self.of_channel(channel));
+        frame
+    }
+
+    /// Opens what another replica of this cluster sealed for `channel`.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open_frame(&self, channel: &str, frame: &[u8]) -> Result<Vec<u8>, OpenError> {
+        let mut bytes = frame.to_vec();
+        let body = self.unseal(&mut bytes, FRAME, &self.of_channel(channel))?;
+        Ok(body.to_vec())
+    }
+
+    fn head(&self, version: u8, nonce: [u8; NONCE], length: usize) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(HEAD + length + TAG);
+        bytes.push(version);
+        bytes.extend_from_slice(&self.ring.sealing().id);
+        bytes.extend_from_slice(&nonce);
+        bytes
+    }
+
+    fn close(&self, bytes: &mut Vec<u8>, nonce: [u8; NONCE], associated: &[u8]) {
+        let (_, body) = bytes.split_at_mut(HEAD);
+        let cipher = &self.ring.sealing().cipher;
+        // Fails only for texts of 256 GiB and more.
+        if let Ok(tag) =
+            cipher.encrypt_inout_detached(&XNonce::from(nonce), associated, body.into())
+        {
+            bytes.extend_from_slice(&tag);
+        }
+    }
+
+    fn unseal<'b>(
+        &self,
+        bytes: &'b mut [u8],
+        version: u8,
+        associated: &[u8],
+    ) -> Result<&'b [u8], OpenError> {
+        if bytes.len() < HEAD + TAG || bytes[0] != version {
             return Err(OpenError::Invalid);
         }
         let (head, rest) = bytes.split_at_mut(HEAD);
@@ -126,9 +181,14 @@ impl Sealer {
         let nonce = XNonce::try_from(&head[1 + KEY_ID..]).map_err(|_| OpenError::Invalid)?;
         let tag = (&*tag).try_into().map_err(|_| OpenError::Invalid)?;
         key.cipher
-            .decrypt_inout_detached(&nonce, &self.associated, (&mut *body).into(), tag)
+            .decrypt_inout_detached(&nonce, associated, (&mut *body).into(), tag)
             .map_err(|_| OpenError::Invalid)?;
-        Claims::read(body).ok_or(OpenError::Invalid)
+        Ok(body)
+    }
+
+    /// What is sealed for one channel of one cluster cannot be opened for another.
+    fn of_channel(&self, channel: &str) -> Vec<u8> {
+        [&self.of_frames, channel.as_bytes()].concat()
     }
 }
 
@@ -249,6 +309,31 @@ mod tests {
         let after = rotated.seal(&some(), [2; NONCE]);
         assert_eq!(sealer(&old).open(&after), Err(OpenError::KeyUnknown));
         assert_eq!(sealer(&new).open(&after), Ok(some()));
+    }
+
+    #[test]
+    fn a_frame_is_opened_on_its_channel_alone_and_is_no_token() {
+        let (ours, other) = (sealer(1, "c"), sealer(1, "other"));
+        let frame = ours.seal_frame("a.settle", b"hello", [5; NONCE]);
+        assert_eq!(ours.open_frame("a.settle", &frame).unwrap(), b"hello");
+        for (sealer, channel) in [(&ours, "b.settle"), (&other, "a.settle")] {
+            assert_eq!(sealer.open_frame(channel, &frame), Err(OpenError::Invalid));
+        }
+        assert_eq!(ours.open(&URL_SAFE_NO_PAD.encode(&frame)), Err(OpenError::Invalid));
+        let token = URL_SAFE_NO_PAD.decode(ours.seal(&some(), [6; NONCE])).unwrap();
+        assert_eq!(ours.open_frame("", &token), Err(OpenError::Invalid));
+    }
+
+    #[test]
+    fn any_key_of_the_ring_may_be_told_to_seal() {
+        let (old, new) = (new_key_line().unwrap(), new_key_line().unwrap());
+        let ring = |text: &str| KeyRing::parse(text).unwrap();
+        let ids = ring(&format!("{new}\n{old}")).ids();
+        let waiting = Sealer::new(ring(&format!("{new}\n{old}")).sealing_with(ids[1]), "c");
+        let token = waiting.seal(&some(), [4; NONCE]);
+        assert_eq!(Sealer::new(ring(&old), "c").open(&token), Ok(some()));
+        let unknown = ring(&new).sealing_with([0; KEY_ID]);
+        assert_eq!(unknown.ids(), [ids[0]], "a key that is not there changes nothing");
     }
 
     #[test]

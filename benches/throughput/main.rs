@@ -11,6 +11,7 @@
 #![allow(clippy::disallowed_methods, reason = "a bench measures real time")]
 
 mod direct;
+mod forwarded;
 mod memory;
 mod noop;
 mod proxied;
@@ -107,6 +108,14 @@ async fn run(args: Args) {
         )
         .await;
     }
+    row(
+        &args,
+        "settles of 100: forwarded / at the owner",
+        async || forwarded::settles(&setup, true, hundred).await,
+        async || forwarded::settles(&setup, false, hundred).await,
+    )
+    .await;
+    forwarded::latency(&setup, &args.only).await;
     memory::latency(&setup, &args.only).await;
     memory::leases(&setup, &args.only).await;
 }

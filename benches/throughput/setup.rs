@@ -19,9 +19,12 @@ pub struct Setup {
     pub nats: async_nats::Client,
     pub jetstream: jetstream::Context,
     pub grpc: String,
+    /// A replica of the same cluster.
+    pub other_grpc: String,
     pub noop: String,
     server: PrivateServer,
     proxy: Child,
+    other_proxy: Child,
     noop_process: Child,
     _folder: tempfile::TempDir,
 }
@@ -54,24 +57,45 @@ impl Setup {
             }
         }
         let folder = tempfile::tempdir().unwrap();
-        let ports = folder.path().join("ports");
-        let proxy = Command::new(env!("CARGO_BIN_EXE_fetch-proxy"))
-            .args(["serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"])
-            .args(["--max-leases", "2000000", "--max-waiters", "200000", "--log-level", "off"])
-            .args(["--nats-url", server.url(), "--ports-file"])
-            .arg(&ports)
-            .spawn()
-            .unwrap();
+        let keys = folder.path().join("keys");
+        fs::write(&keys, fetch_proxy::token::new_key_line().unwrap()).unwrap();
+        let replica = |name: &str| {
+            let ports = folder.path().join(name);
+            let proxy = Command::new(env!("CARGO_BIN_EXE_fetch-proxy"))
+                .args(["serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"])
+                .args(["--max-leases", "2000000", "--max-waiters", "200000", "--log-level", "off"])
+                .args(["--max-calls", "200000", "--nats-url", server.url(), "--token-key-file"])
+                .arg(&keys)
+                .arg("--ports-file")
+                .arg(&ports)
+                .spawn()
+                .unwrap();
+            (proxy, ports)
+        };
+        let (proxy, ports) = replica("ports");
+        let (other_proxy, other_ports) = replica("other");
         let noop_ports = folder.path().join("noop");
         let noop_process = Command::new(env::current_exe().unwrap())
             .arg("--noop-server")
             .stdout(Stdio::from(fs::File::create(&noop_ports).unwrap()))
             .spawn()
             .unwrap();
-        let ports: serde_json::Value = serde_json::from_str(&read(&ports)).unwrap();
-        let grpc = format!("http://{}", ports["grpc"].as_str().unwrap());
-        let noop = format!("http://{}", read(&noop_ports).trim());
-        Self { nats, jetstream, grpc, noop, server, proxy, noop_process, _folder: folder }
+        let grpc = |ports: &PathBuf| {
+            let ports: serde_json::Value = serde_json::from_str(&read(ports)).unwrap();
+            format!("http://{}", ports["grpc"].as_str().unwrap())
+        };
+        Self {
+            nats,
+            jetstream,
+            grpc: grpc(&ports),
+            other_grpc: grpc(&other_ports),
+            noop: format!("http://{}", read(&noop_ports).trim()),
+            server,
+            proxy,
+            other_proxy,
+            noop_process,
+            _folder: folder,
+        }
     }
 
     /// A new durable consumer over the whole stream.
@@ -93,6 +117,16 @@ impl Setup {
         Cpu(vec![std::process::id(), self.proxy.id(), self.server.pid()])
     }
 
+    /// CPU of both replicas alone.
+    pub fn cpu_replicas(&self) -> Cpu {
+        Cpu(vec![self.proxy.id(), self.other_proxy.id()])
+    }
+
+    /// One more connection to NATS.
+    pub async fn another_nats(&self) -> async_nats::Client {
+        async_nats::connect(self.server.url()).await.unwrap()
+    }
+
     /// CPU of this process and nats-server.
     pub fn cpu_direct(&self) -> Cpu {
         Cpu(vec![std::process::id(), self.server.pid()])
@@ -110,7 +144,7 @@ impl Setup {
 
 impl Drop for Setup {
     fn drop(&mut self) {
-        for child in [&mut self.proxy, &mut self.noop_process] {
+        for child in [&mut self.proxy, &mut self.other_proxy, &mut self.noop_process] {
             let _ = child.kill();
             let _ = child.wait();
         }

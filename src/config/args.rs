@@ -8,6 +8,8 @@ use std::{
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::hand::{AckArgs, ExtendArgs, FetchArgs, NakArgs, TermArgs};
+
 const EXAMPLES: &str = "\
 Examples:
   fetch-proxy dev
@@ -22,7 +24,11 @@ Examples:
       A key for --token-key-file; give the same file to every replica.
 
   fetch-proxy probe --addr 127.0.0.1:50052
-      A health check for exec probes: exit code 0 when serving.";
+      A health check for exec probes: exit code 0 when serving.
+
+  fetch-proxy fetch ORDERS worker -n 3
+  fetch-proxy ack TOKEN
+      Take messages and settle them by hand, as any client would.";
 
 /// A gRPC service in front of NATS JetStream pull consumers: Fetch messages, then Ack, Nak or
 /// Term each by its token.
@@ -58,6 +64,16 @@ pub enum Command {
     },
     /// Ask a running fetch-proxy for its health; exit code 0 when it is serving.
     Probe(ProbeArgs),
+    /// Take messages by hand, and print them with the tokens that settle them.
+    Fetch(FetchArgs),
+    /// Settle by hand: done.
+    Ack(AckArgs),
+    /// Settle by hand: to be delivered again.
+    Nak(NakArgs),
+    /// Settle by hand: never to be delivered again.
+    Term(TermArgs),
+    /// Move the end of a lease by hand.
+    Extend(ExtendArgs),
     /// Print a new key for --token-key-file.
     Keygen,
     /// Run a command that ends with us.
@@ -265,9 +281,15 @@ impl DevArgs {
         typed.extend(ports_file.map(|file| format!("--ports-file={file}")));
         match Cli::try_parse_from(typed)?.command {
             Command::Serve { serve, .. } => Ok(*serve),
-            Command::Dev { .. } | Command::Probe(_) | Command::Keygen | Command::Guard(_) => {
-                Err(clap::Error::new(clap::error::ErrorKind::InvalidSubcommand))
-            }
+            Command::Dev { .. }
+            | Command::Probe(_)
+            | Command::Fetch(_)
+            | Command::Ack(_)
+            | Command::Nak(_)
+            | Command::Term(_)
+            | Command::Extend(_)
+            | Command::Keygen
+            | Command::Guard(_) => Err(clap::Error::new(clap::error::ErrorKind::InvalidSubcommand)),
         }
     }
 }

@@ -46,6 +46,7 @@ impl Drop for Hold {
     fn drop(&mut self) {
         let written = *self.ended.get_mut() && !*self.cut.get_mut();
         if let Some(fetched) = self.fetched.take().filter(|_| written) {
+            tracing::debug!(messages = fetched.messages().len(), "written to the client");
             fetched.delivered();
         }
     }

@@ -102,19 +102,28 @@ pub(super) fn settlement(
     settlement: pb::Settlement,
     max_lease: Duration,
 ) -> Result<(String, Action), Refused> {
-    use pb::settlement::Action as Wire;
-    let path = |field: &str| format!("settlements[{place}].{field}");
-    let action = match settlement.action {
-        None => return refuse(&path("action"), "must be one of ack, nak, term and extend"),
-        Some(Wire::Ack(pb::AckAction {})) => Action::Ack,
-        Some(Wire::Nak(action)) => nak(&path("nak."), action.delay.as_ref())?,
-        Some(Wire::Term(action)) => term(action.reason),
-        Some(Wire::Extend(action)) => extend(&path("extend."), action.lease.as_ref(), max_lease)?,
-    };
+    let action = action(place, settlement.action, max_lease)?;
     if settlement.token.is_empty() {
-        return refuse(&path("token"), "must be set");
+        return refuse(&format!("settlements[{place}].token"), "must be set");
     }
     Ok((settlement.token, action))
+}
+
+/// Reads what is to be done in one entry of a Settle.
+pub(super) fn action(
+    place: usize,
+    action: Option<pb::settlement::Action>,
+    max_lease: Duration,
+) -> Result<Action, Refused> {
+    use pb::settlement::Action as Wire;
+    let path = |field: &str| format!("settlements[{place}].{field}");
+    match action {
+        None => refuse(&path("action"), "must be one of ack, nak, term and extend"),
+        Some(Wire::Ack(pb::AckAction {})) => Ok(Action::Ack),
+        Some(Wire::Nak(action)) => nak(&path("nak."), action.delay.as_ref()),
+        Some(Wire::Term(action)) => Ok(term(action.reason)),
+        Some(Wire::Extend(action)) => extend(&path("extend."), action.lease.as_ref(), max_lease),
+    }
 }
 
 /// Reads how sure the caller wants to be.

@@ -9,9 +9,13 @@ use std::{
 use bytes::Bytes;
 use prost_types::{Duration as PbDuration, Timestamp};
 
+use super::status::Refused;
 use crate::{
     broker::{Confirmation, Delivery},
-    lessor::{Codec, Empty, Fetched, Leased, Rejected, RejectedCause, Settled, encoded_size},
+    clock,
+    lessor::{
+        Action, Codec, Empty, Fetched, Leased, Rejected, RejectedCause, Settled, encoded_size,
+    },
     pb,
     token::{Claims, InstanceId, Sealer},
 };
@@ -28,6 +32,11 @@ pub(super) struct Clocks {
 }
 
 impl Clocks {
+    /// Both, now.
+    pub(super) fn read() -> Self {
+        Self { now: clock::now(), unix: clock::unix_time() }
+    }
+
     /// The wall clock's time at `when`.
     pub(super) fn unix_at(self, when: Instant) -> Duration {
         match when.checked_duration_since(self.now) {
@@ -129,6 +138,7 @@ impl Seal<'_> {
 }
 
 /// What was done with one token.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Done {
     pub(super) outcome: pb::Outcome,
     pub(super) redeliver_time: Option<Timestamp>,
@@ -161,6 +171,54 @@ impl Done {
                 ..none
             },
         }
+    }
+}
+
+/// What came of one token, in a Settle.
+pub(super) fn settle_result(result: Result<Done, Refused>) -> pb::SettleResult {
+    match result {
+        Ok(done) => pb::SettleResult {
+            outcome: done.outcome.into(),
+            error: None,
+            redeliver_time: done.redeliver_time,
+            lease_expire_time: done.lease_expire_time,
+            lease: done.lease,
+        },
+        Err(refused) => {
+            pb::SettleResult { error: Some(refused.settle_error()), ..pb::SettleResult::default() }
+        }
+    }
+}
+
+/// The same read back, from the answer of another replica.
+pub(super) fn relayed(result: pb::SettleResult) -> Result<Done, Refused> {
+    match result.error {
+        Some(error) => Err(Refused::relayed(error)),
+        None => Ok(Done {
+            outcome: result.outcome(),
+            redeliver_time: result.redeliver_time,
+            lease_expire_time: result.lease_expire_time,
+            lease: result.lease,
+        }),
+    }
+}
+
+/// What to do with one lease, as another replica is asked to do it.
+pub(super) fn settlement(action: &Action) -> pb::Settlement {
+    use pb::settlement::Action as Wire;
+    let action = match action {
+        Action::Ack => Wire::Ack(pb::AckAction {}),
+        Action::Nak(delay) => Wire::Nak(pb::NakAction { delay: Some(duration(*delay)) }),
+        Action::Term(reason) => Wire::Term(pb::TermAction { reason: reason.clone() }),
+        Action::Extend(lease) => Wire::Extend(pb::ExtendAction { lease: Some(duration(*lease)) }),
+    };
+    pb::Settlement { token: String::new(), action: Some(action) }
+}
+
+pub(super) fn confirmation(confirmation: Confirmation) -> pb::Confirmation {
+    match confirmation {
+        Confirmation::Confirmed => pb::Confirmation::Confirmed,
+        Confirmation::Sent => pb::Confirmation::Sent,
     }
 }
 

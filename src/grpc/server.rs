@@ -12,7 +12,7 @@ use super::{
     edge::{self, Behind, EdgeLimits},
     reasons::Reasons,
 };
-use crate::{broker::Broker, pb, pb::fetch_service_server::FetchServiceServer};
+use crate::{broker::Broker, bus::Bus, pb, pb::fetch_service_server::FetchServiceServer};
 
 /// Largest request that is read, in bytes.
 const LARGEST_REQUEST: usize = 4 * 1024 * 1024;
@@ -27,7 +27,7 @@ pub struct ContractError(#[from] tonic_reflection::server::Error);
 ///
 /// # Errors
 /// See [`ContractError`].
-pub async fn serve<B: Broker>(
+pub async fn serve<B: Broker + Bus>(
     listener: TcpListener,
     service: Service<B>,
     health: HealthServer<impl Health>,

@@ -7,78 +7,58 @@ use tonic::{Request, Response, Status, metadata::MetadataMap};
 use super::{
     answer::Freight,
     decode,
-    encode::{Clocks, Done, Seal},
+    encode::{Clocks, Done, Seal, settle_result},
+    route::Router,
     status::Refused,
 };
 use crate::{
     broker::{Broker, Confirmation},
+    bus::Bus,
     clock,
-    lease::LeaseId,
-    lessor::{Action, Ask, Lessor, Settled},
+    keys::Keys,
+    lessor::{Action, Error, Lessor},
     pb::{self, fetch_service_server::FetchService},
-    token::{InstanceId, OpenError, Sealer},
+    token::InstanceId,
 };
 
-/// The service over one lessor.
-pub struct Service<B: Broker> {
+/// The service over one lessor, and the way to those of other replicas.
+pub struct Service<B: Broker + Bus> {
     lessor: Lessor<B>,
-    sealer: Arc<Sealer>,
+    router: Arc<Router<B>>,
+    keys: Arc<Keys>,
     owner: InstanceId,
     max_lease: Duration,
 }
 
-impl<B: Broker> Service<B> {
+impl<B: Broker + Bus> Service<B> {
     /// `owner` names this process in the tokens that it seals; it must be new with every start.
     pub fn new(
         lessor: Lessor<B>,
-        sealer: Arc<Sealer>,
+        router: Arc<Router<B>>,
+        keys: Arc<Keys>,
         owner: InstanceId,
         max_lease: Duration,
     ) -> Self {
-        Self { lessor, sealer, owner, max_lease }
-    }
-
-    /// The lease behind a token of ours.
-    fn open(&self, token: &str) -> Result<LeaseId, Refused> {
-        if token.is_empty() {
-            return Err(Refused::Field { field: "token".into(), why: "must be set".into() });
-        }
-        let claims = self.sealer.open(token).map_err(|error| match error {
-            OpenError::Invalid => Refused::TokenInvalid,
-            OpenError::KeyUnknown => Refused::KeyUnknown,
-        })?;
-        if claims.owner != self.owner {
-            // Granted by another replica, or by this one before a restart.
-            let expired = clock::unix_time().as_millis() >= u128::from(claims.settle_by);
-            return Err(if expired {
-                crate::lessor::Error::LeaseExpired { forgotten: false }.into()
-            } else {
-                Refused::OwnerUnreachable
-            });
-        }
-        LeaseId::new(claims.lease).ok_or(Refused::TokenInvalid)
+        Self { lessor, router, keys, owner, max_lease }
     }
 
     /// Settles one token, for the unary calls.
     async fn settle(
         &self,
         metadata: &MetadataMap,
-        token: &str,
+        token: String,
         action: Action,
         confirmation: Confirmation,
     ) -> Result<Done, Status> {
-        let lease = self.open(token).map_err(|refused| refused.status())?;
-        let ask = vec![Ask { lease, action }];
-        let result = self.lessor.settle(ask, confirmation, settle_until(metadata)).await.pop();
-        match result.unwrap_or(Err(crate::lessor::Error::Unconfirmed)) {
-            Ok(settled) => Ok(Done::new(settled, clocks())),
-            Err(error) => Err(Refused::from(error).status()),
-        }
+        let wanted = vec![(token, action)];
+        let done = self.router.settle(wanted, confirmation, settle_until(metadata)).await.pop();
+        // One was asked, so there is one answer.
+        done.unwrap_or(Err(Error::Unconfirmed.into())).map_err(|refused| refused.status())
     }
 }
 
 #[tonic::async_trait]
-impl<B: Broker> FetchService for Service<B> {
+impl<B: Broker + Bus> FetchService for Service<B> {
     async fn fetch(
         &self,
         request: Request<pb::FetchRequest>,
@@ -100,7 +80,8 @@ impl<B: Broker> FetchService for Service<B> {
             rejected,
             "fetched"
         );
-        let seal = Seal { sealer: &self.sealer, owner: self.owner, clocks: clocks() };
+        let sealer = self.keys.sealer();
+        let seal = Seal { sealer: &sealer, owner: self.owner, clocks: Clocks::read() };
         let mut response = Response::new(seal.fetch(&fetched, codec, max_bytes, nonces));
         response.extensions_mut().insert(Freight::new(fetched));
         Ok(response)
@@ -112,7 +93,7 @@ impl<B: Broker> FetchService for Service<B> {
     ) -> Result<Response<pb::AckResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
         let confirmation = checked(decode::confirmation(request.confirmation))?;
-        let done = self.settle(&metadata, &request.token, Action::Ack, confirmation).await?;
+        let done = self.settle(&metadata, request.token, Action::Ack, confirmation).await?;
         Ok(Response::new(pb::AckResponse { outcome: done.outcome.into() }))
     }
 
@@ -123,7 +104,7 @@ impl<B: Broker> FetchService for Service<B> {
         let (metadata, _, request) = request.into_parts();
         let confirmation = checked(decode::confirmation(request.confirmation))?;
         let action = checked(decode::nak("", request.delay.as_ref()))?;
-        let done = self.settle(&metadata, &request.token, action, confirmation).await?;
+        let done = self.settle(&metadata, request.token, action, confirmation).await?;
         let redeliver_time = done.redeliver_time;
         Ok(Response::new(pb::NakResponse { outcome: done.outcome.into(), redeliver_time }))
     }
@@ -135,7 +116,7 @@ impl<B: Broker> FetchService for Service<B> {
         let (metadata, _, request) = request.into_parts();
         let confirmation = checked(decode::confirmation(request.confirmation))?;
         let action = decode::term(request.reason);
-        let done = self.settle(&metadata, &request.token, action, confirmation).await?;
+        let done = self.settle(&metadata, request.token, action, confirmation).await?;
         Ok(Response::new(pb::TermResponse { outcome: done.outcome.into() }))
     }
 
@@ -145,7 +126,7 @@ impl<B: Broker> FetchService for Service<B> {
     ) -> Result<Response<pb::ExtendResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
         let action = checked(decode::extend("", request.lease.as_ref(), self.max_lease))?;
-        let done = self.settle(&metadata, &request.token, action, Confirmation::Confirmed).await?;
+        let done = self.settle(&metadata, request.token, action, Confirmation::Confirmed).await?;
         let (lease_expire_time, lease) = (done.lease_expire_time, done.lease);
         Ok(Response::new(pb::ExtendResponse { lease_expire_time, lease }))
     }
@@ -166,49 +147,11 @@ impl<B: Broker> FetchService for Service<B> {
         let wanted = wanted.map(|(place, one)| decode::settlement(place, one, self.max_lease));
         let wanted = checked(wanted.collect::<Result<Vec<_>, _>>())?;
 
-        let (mut places, mut asks) = (Vec::with_capacity(count), Vec::with_capacity(count));
-        let mut results: Vec<Result<Settled, Refused>> = Vec::with_capacity(count);
-        for (place, (token, action)) in wanted.into_iter().enumerate() {
-            match self.open(&token) {
-                Ok(lease) => {
-                    places.push(place);
-                    asks.push(Ask { lease, action });
-                    results.push(Ok(Settled::Duplicate));
-                }
-                Err(refused) => results.push(Err(refused)),
-            }
-        }
-        let settled = self.lessor.settle(asks, confirmation, settle_until(&metadata)).await;
-        for (place, result) in places.into_iter().zip(settled) {
-            results[place] = result.map_err(Refused::from);
-        }
-        Ok(Response::new(settle_response(results)))
-    }
-}
-
-fn settle_response(results: Vec<Result<Settled, Refused>>) -> pb::SettleResponse {
-    let clocks = clocks();
-    let failed = results.iter().filter(|result| result.is_err()).count();
-    let result = |result| match result {
-        Ok(settled) => {
-            let done = Done::new(settled, clocks);
-            pb::SettleResult {
-                outcome: done.outcome.into(),
-                error: None,
-                redeliver_time: done.redeliver_time,
-                lease_expire_time: done.lease_expire_time,
-                lease: done.lease,
-            }
-        }
-        Err(refused) => pb::SettleResult {
-            error: Some(Refused::settle_error(&refused)),
-            ..pb::SettleResult::default()
-        },
-    };
-    pb::SettleResponse {
-        results: results.into_iter().map(result).collect(),
-        // At most MOST_SETTLEMENTS.
-        failed: u32::try_from(failed).unwrap_or(u32::MAX),
+        let results = self.router.settle(wanted, confirmation, settle_until(&metadata)).await;
+        // At most MOST_SETTLEMENTS, so it fits.
+        let failed = results.iter().filter(|result| result.is_err()).count() as u32;
+        let results = results.into_iter().map(settle_result).collect();
+        Ok(Response::new(pb::SettleResponse { results, failed }))
     }
 }
 
@@ -222,16 +165,12 @@ fn settle_until(metadata: &MetadataMap) -> Instant {
     clock::now() + left.saturating_sub(decode::slack(left))
 }
 
-fn clocks() -> Clocks {
-    Clocks { now: clock::now(), unix: clock::unix_time() }
-}
-
 /// Fresh nonces: 192 bits each, so chance never repeats one.
 fn nonces(count: usize) -> Result<impl Iterator<Item = [u8; 24]>, Status> {
     let mut bytes = vec![0; count * 24];
     getrandom::fill(&mut bytes).map_err(|error| {
         let why = format!("no randomness to seal tokens with: {error}");
-        Refused::from(crate::lessor::Error::Unavailable(why)).status()
+        Refused::from(Error::Unavailable(why)).status()
     })?;
     let nonces: Vec<[u8; 24]> = bytes.as_chunks().0.to_vec();
     Ok(nonces.into_iter())

@@ -108,7 +108,7 @@ reasons! {
 }
 
 /// Something a client is told in place of what it asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Refused {
     /// A field of the request is not what it may be.
     Field {
@@ -121,8 +121,18 @@ pub enum Refused {
     TokenInvalid,
     /// The token is sealed with a key that we do not have.
     KeyUnknown,
-    /// The lease was granted by a replica that cannot be asked; nothing was applied.
-    OwnerUnreachable,
+    /// The replica that holds the lease cannot be asked.
+    OwnerUnreachable {
+        /// It may have heard the question, and done what was asked.
+        maybe: bool,
+    },
+    /// What the replica that holds the lease says.
+    Relayed {
+        /// Its row of the table.
+        reason: Reason,
+        /// All of it.
+        error: pb::SettleError,
+    },
     /// This many calls are under way already.
     CallLimit(u32),
     /// This many connections are open already.
@@ -138,13 +148,22 @@ impl From<Error> for Refused {
 }
 
 impl Refused {
+    /// What another replica refused. A reason that only a newer one knows says nothing here.
+    pub(super) fn relayed(error: pb::SettleError) -> Self {
+        match Reason::ALL.iter().find(|reason| reason.name() == error.reason) {
+            Some(reason) => Self::Relayed { reason: *reason, error },
+            None => Self::OwnerUnreachable { maybe: true },
+        }
+    }
+
     /// The row of the table.
     pub fn reason(&self) -> Reason {
         match self {
             Self::Field { .. } => Reason::InvalidField,
             Self::TokenInvalid => Reason::TokenInvalid,
             Self::KeyUnknown => Reason::KeyUnknown,
-            Self::OwnerUnreachable => Reason::OwnerUnreachable,
+            Self::OwnerUnreachable { .. } => Reason::OwnerUnreachable,
+            Self::Relayed { reason, .. } => *reason,
             Self::CallLimit(_) => Reason::CallLimit,
             Self::ConnectionLimit(_) => Reason::ConnectionLimit,
             Self::Lessor(error) => match error {
@@ -171,9 +190,10 @@ impl Refused {
             Self::Field { field, why } => format!("{field}: {why}"),
             Self::TokenInvalid => "not a token of this service".to_owned(),
             Self::KeyUnknown => "the token is sealed with a key that is not known here".to_owned(),
-            Self::OwnerUnreachable => {
+            Self::OwnerUnreachable { .. } => {
                 "the replica that granted this lease does not answer".to_owned()
             }
+            Self::Relayed { error, .. } => error.message.clone(),
             Self::CallLimit(most) => format!("all {most} places for calls are taken"),
             Self::ConnectionLimit(most) => format!("all {most} connections are taken"),
             Self::Lessor(error) => error.to_string(),
@@ -184,7 +204,10 @@ impl Refused {
         let one = |name: &str, value: &str| HashMap::from([(name.to_owned(), value.to_owned())]);
         match self {
             Self::Field { field, .. } => one("field", field),
-            Self::OwnerUnreachable => one("applied", "no"),
+            Self::OwnerUnreachable { maybe } => {
+                one("applied", if *maybe { "unknown" } else { "no" })
+            }
+            Self::Relayed { error, .. } => error.metadata.clone(),
             Self::Lessor(Error::ConsumerUnsuitable { property, .. }) => {
                 one("property", property_name(property))
             }
@@ -222,7 +245,11 @@ impl Refused {
             | Self::Lessor(Error::LeaseLimit(_) | Error::WaiterLimit(_)) => {
                 details.add_quota_failure_violation("replica", self.message());
             }
-            Self::TokenInvalid | Self::KeyUnknown | Self::OwnerUnreachable | Self::Lessor(_) => {}
+            Self::TokenInvalid
+            | Self::KeyUnknown
+            | Self::OwnerUnreachable { .. }
+            | Self::Relayed { .. }
+            | Self::Lessor(_) => {}
         }
         status(reason, self.message(), details)
     }

@@ -61,7 +61,13 @@ impl Memory {
     pub(super) fn ended(&self, id: LeaseId) -> Option<Ended> {
         let (place, shift) = self.place(id);
         let nibble = self.nibbles.get(place).filter(|_| self.covers(id))? >> shift & 0xf;
-        ENDS.get(usize::from(nibble.checked_sub(1)?)).copied()
+        of_nibble(nibble)
+    }
+
+    /// The oldest id that is remembered. `None`: there is none yet.
+    pub(super) fn oldest(&self) -> Option<LeaseId> {
+        let oldest = self.newest.saturating_sub(self.capacity - 1).max(1);
+        LeaseId::new(oldest).filter(|oldest| oldest.get() <= self.newest)
     }
 
     fn covers(&self, id: LeaseId) -> bool {
@@ -85,8 +91,13 @@ impl Memory {
     }
 }
 
+/// The end that this half byte stands for, if it stands for one.
+pub(super) fn of_nibble(nibble: u8) -> Option<Ended> {
+    ENDS.get(usize::from(nibble.checked_sub(1)?)).copied()
+}
+
 impl Ended {
-    fn nibble(self) -> u8 {
+    pub(super) fn nibble(self) -> u8 {
         let place = ENDS.iter().position(|end| *end == self);
         // All are listed, and there are eight; the test below counts them.
         place.and_then(|place| u8::try_from(place + 1).ok()).unwrap_or(0)

@@ -11,9 +11,12 @@
 //!     that counted       later than ack_by
 //! ```
 
+use std::time::Duration;
+
 use super::{
     ConsumerId, Kind, Outcome, Terms,
     ended::Ended,
+    handover::{Moving, MovingUntil},
     time::{NEVER, Nanos, Origin, PAST, margin_of, nanos},
 };
 
@@ -92,6 +95,61 @@ impl<T> Lease<T> {
             doubted: false,
             lost: false,
         }
+    }
+
+    /// A lease that comes from another table, where it was like this at `at`.
+    pub(super) fn adopted(moving: &Moving, consumer: ConsumerId, payload: T, at: Nanos) -> Self {
+        let ack_wait = nanos(moving.ack_wait);
+        // As its parts, so that it goes on like one of ours.
+        let started = at + nanos(moving.ack_by) - ack_wait + margin_of(ack_wait);
+        Self {
+            payload,
+            state: moving.uncertain.map_or(State::Held, State::Uncertain),
+            consumer,
+            sequence: moving.sequence,
+            consumer_sequence: moving.consumer_sequence,
+            delivery_count: u32::try_from(moving.delivery_count).unwrap_or(u32::MAX),
+            last_attempt: moving.last_attempt,
+            until: match moving.until {
+                MovingUntil::JetStreamEnds => Until::JetStreamEnds,
+                MovingUntil::At(left) => Until::At(at + nanos(left)),
+            },
+            ack_wait,
+            started,
+            stored: started,
+            confirmed: started,
+            tried: started,
+            doubted: false,
+            lost: false,
+        }
+    }
+
+    /// What is left of it at `now`, for another table. `None` while it is being settled.
+    pub(super) fn moving(&self, now: Nanos) -> Option<Moving> {
+        let uncertain = match self.state {
+            State::Held => None,
+            State::Uncertain(kind) => Some(kind),
+            State::Settling { .. } => return None,
+        };
+        let left = |then: Nanos| Duration::from_nanos((then - now).max(0).unsigned_abs());
+        Some(Moving {
+            sequence: self.sequence,
+            consumer_sequence: self.consumer_sequence,
+            delivery_count: u64::from(self.delivery_count),
+            last_attempt: self.last_attempt,
+            ack_wait: Duration::from_nanos(self.ack_wait.unsigned_abs()),
+            ack_by: left(self.ack_by()),
+            until: match self.until {
+                // Nobody takes it there either before a caller does.
+                Until::JetStreamEnds | Until::Taken => MovingUntil::JetStreamEnds,
+                Until::At(deadline) => MovingUntil::At(left(deadline)),
+            },
+            uncertain,
+        })
+    }
+
+    pub(super) fn consumer_sequence(&self) -> u64 {
+        self.consumer_sequence
     }
 
     /// From then on somebody else may have the message.

@@ -4,7 +4,10 @@
 //! B-trees throughout: no call ever pays for the growth of a whole table, as it would with a hash
 //! map (a million leases rehashed at once), and the order is the same in every run.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+};
 
 use super::{
     ConsumerId, LeaseId,
@@ -62,6 +65,26 @@ impl<T> Store<T> {
         self.memory.remember(id, ended);
     }
 
+    /// Leases after this id, in the order of their ids.
+    pub(super) fn after(
+        &self,
+        after: Option<LeaseId>,
+    ) -> impl Iterator<Item = (LeaseId, &Lease<T>)> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.leases.range((from, Bound::Unbounded)).map(|(id, lease)| (*id, &**lease))
+    }
+
+    /// The lease of a message.
+    pub(super) fn lease_of(&self, consumer: ConsumerId, sequence: u64) -> Option<&Lease<T>> {
+        let id = self.consumers.get(&consumer)?.by_sequence.get(&sequence)?;
+        self.get(*id)
+    }
+
+    /// The oldest id of which it may be known how it ended.
+    pub(super) fn oldest_remembered(&self) -> Option<LeaseId> {
+        self.memory.oldest()
+    }
+
     /// Adds a lease under the next id. An older one of the same message leaves: the arrival of the
     /// new delivery is the proof that JetStream gave it away.
     pub(super) fn insert(&mut self, id: LeaseId, lease: Lease<T>) -> Option<(LeaseId, T)> {
@@ -95,8 +118,16 @@ impl<T> Store<T> {
         self.check(id);
     }
 
-    /// Takes a lease out.
+    /// Takes a lease out, and remembers how it ended.
     pub(super) fn remove(&mut self, id: LeaseId, ended: Ended) -> Option<T> {
+        let payload = self.take(id)?;
+        self.memory.remember(id, ended);
+        self.check(id);
+        Some(payload)
+    }
+
+    /// Takes a lease out, and remembers nothing.
+    pub(super) fn take(&mut self, id: LeaseId) -> Option<T> {
         let lease = *self.leases.remove(&id)?;
         let name = lease.consumer;
         if let Some(consumer) = self.consumers.get_mut(&name) {
@@ -106,9 +137,8 @@ impl<T> Store<T> {
                 self.dying.remove(&name);
             }
         }
-        let (_, payload) = self.forget(id, lease, ended);
-        self.check(id);
-        Some(payload)
+        lease.due_at().map(|at| self.due.remove(&(at, id)));
+        Some(lease.payload)
     }
 
     /// The rest of a removal, for a lease that the index by sequence does not point to any more.

@@ -79,9 +79,16 @@ type Reply = oneshot::Sender<Result<Answer, Error>>;
 
 /// What is asked of a feed.
 pub(super) enum Command {
-    Join { ticket: Ticket, want: Want, lease: Option<Duration>, reply: Reply },
+    Join {
+        ticket: Ticket,
+        want: Want,
+        lease: Option<Duration>,
+        reply: Reply,
+    },
     Leave(Ticket),
     GiveBack(Vec<Parcel>),
+    /// What the consumer is, as soon as it is known on this connection.
+    Know(oneshot::Sender<Result<Arc<Facts>, Error>>),
 }
 
 /// The way to a consumer's feed.
@@ -142,6 +149,8 @@ pub(super) struct FeedTask<B: Broker> {
     /// When INFO is wanted next.
     ask_at: Instant,
     facts: Option<Arc<Facts>>,
+    /// Who wants to know them.
+    curious: Vec<oneshot::Sender<Result<Arc<Facts>, Error>>>,
     /// The connection that `facts` were read on.
     learned_on: Option<u64>,
     inbox: Option<B::Inbox>,
@@ -207,6 +216,7 @@ impl<B: Broker> FeedTask<B> {
             asking: None,
             ask_at: now,
             facts: None,
+            curious: Vec::new(),
             learned_on: None,
             inbox: None,
             left: None,
@@ -336,6 +346,11 @@ impl<B: Broker> FeedTask<B> {
                 }
             }
             Command::GiveBack(parcels) => self.take_back(parcels, now),
+            Command::Know(reply) => {
+                self.used_at = now;
+                self.curious.push(reply);
+                self.tell_facts();
+            }
         }
     }
 

@@ -35,7 +35,7 @@ impl Lingering {
 
 impl<B: Broker> Lessor<B> {
     /// Something was sent for this consumer that must have arrived by then, or never arrive.
-    pub(super) fn must_arrive(&self, name: &ConsumerName, by: Instant) {
+    pub(crate) fn must_arrive(&self, name: &ConsumerName, by: Instant) {
         let mut lingering = self.lingering.lock();
         if let Some((_, first)) = &mut *lingering {
             *first = by.min(*first);

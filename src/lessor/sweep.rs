@@ -25,6 +25,8 @@ impl<B: Broker> Lessor<B> {
                 () = self.books.sooner() => continue,
                 () = self.closed.cancelled() => return,
             }
+            // Its sender is ours.
+            let _ = self.frozen.subscribe().wait_for(|frozen| !frozen).await;
             while self.step() {
                 tokio::task::yield_now().await;
             }
@@ -36,6 +38,9 @@ impl<B: Broker> Lessor<B> {
         let now = clock::now();
         let (mut progress, mut released, mut ended) = (Vec::new(), Vec::new(), Vec::new());
         let count = self.books.with(|table| {
+            if *self.frozen.borrow() {
+                return 0;
+            }
             let due = table.sweep(now, STEP);
             let count = due.len();
             for due in due {

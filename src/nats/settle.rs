@@ -70,7 +70,7 @@ async fn why_nobody_answers(
     }
 }
 
-fn consumer_of(ack_subject: &str) -> Option<ConsumerName> {
+pub(super) fn consumer_of(ack_subject: &str) -> Option<ConsumerName> {
     let facts = AckFacts::parse(ack_subject)?;
     Some(ConsumerName { stream: facts.stream.into(), consumer: facts.consumer.into() })
 }

@@ -25,7 +25,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{OLDEST_SERVER, Settings, connection::Connection, replies::Replies};
+use super::{OLDEST_SERVER, Settings, bus::Ears, connection::Connection, replies::Replies};
 use crate::broker::{ConsumerName, Link, Server};
 
 /// Wait between two attempts, growing from the first to the last.
@@ -48,6 +48,7 @@ pub(super) struct Supervisor {
     parts: Mutex<Parts>,
     link: watch::Sender<Link>,
     epochs: AtomicU64,
+    ears: Ears,
     stop: CancellationToken,
 }
 
@@ -89,6 +90,7 @@ impl Supervisor {
             parts: Mutex::default(),
             link: watch::channel(Link::Down("not connected yet".into())).0,
             epochs: AtomicU64::new(0),
+            ears: Ears::new(),
             stop: CancellationToken::new(),
         });
         tasks.spawn(supervisor.clone().keep_deliveries());
@@ -98,6 +100,10 @@ impl Supervisor {
 
     pub(super) fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    pub(super) fn ears(&self) -> &Ears {
+        &self.ears
     }
 
     pub(super) fn link(&self) -> Link {
@@ -217,7 +223,9 @@ impl Supervisor {
     }
 
     async fn read(self: Arc<Self>, replies: Arc<Replies>, subscriber: Subscriber) {
-        self.stop.run_until_cancelled(replies.read(subscriber)).await;
+        let listening = self.ears.listen(&replies.connection);
+        let both = async { tokio::join!(replies.read(subscriber), listening) };
+        self.stop.run_until_cancelled(both).await;
         replies.connection.lost.cancel();
     }
 

@@ -7,14 +7,19 @@ use chacha20poly1305::{KeyInit as _, XChaCha20Poly1305, XNonce, aead::AeadInOut 
 
 use super::KEY_ID;
 
-/// Keys in order: the first seals, all open.
+/// Names a key, and tells nothing of it.
+pub type KeyId = [u8; KEY_ID];
+
+/// Keys in order: one seals, the first unless told otherwise; all open.
 pub struct KeyRing {
     first: Key,
     others: Vec<Key>,
+    /// 0 is `first`, the others follow.
+    sealing: usize,
 }
 
 pub(super) struct Key {
-    pub(super) id: [u8; KEY_ID],
+    pub(super) id: KeyId,
     pub(super) cipher: XChaCha20Poly1305,
 }
 
@@ -53,20 +58,37 @@ impl KeyRing {
         }
         let mut keys = keys.into_iter();
         let first = keys.next().ok_or(KeyRingError::Empty)?;
-        Ok(Self { first, others: keys.collect() })
+        Ok(Self { first, others: keys.collect(), sealing: 0 })
     }
 
     /// A ring of one key.
     pub fn single(key: [u8; 32]) -> Self {
-        Self { first: Key::new(key), others: Vec::new() }
+        Self { first: Key::new(key), others: Vec::new(), sealing: 0 }
+    }
+
+    /// The keys' names, in their order.
+    pub fn ids(&self) -> Vec<KeyId> {
+        self.keys().map(|key| key.id).collect()
+    }
+
+    /// The same ring, sealing with this key; as before when it has none of that name.
+    #[must_use]
+    pub fn sealing_with(mut self, id: KeyId) -> Self {
+        let place = self.keys().position(|key| key.id == id);
+        self.sealing = place.unwrap_or(self.sealing);
+        self
     }
 
     pub(super) fn sealing(&self) -> &Key {
-        &self.first
+        self.others.get(self.sealing.wrapping_sub(1)).unwrap_or(&self.first)
     }
 
     pub(super) fn find(&self, id: &[u8]) -> Option<&Key> {
-        std::iter::once(&self.first).chain(&self.others).find(|key| key.id == id)
+        self.keys().find(|key| key.id == id)
+    }
+
+    fn keys(&self) -> impl Iterator<Item = &Key> {
+        std::iter::once(&self.first).chain(&self.others)
     }
 }
 

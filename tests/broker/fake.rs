@@ -356,6 +356,10 @@ impl Broker for FakeBroker {
         results
     }
 
+    fn consumer_of(_: &AckSubject) -> Option<ConsumerName> {
+        None
+    }
+
     fn abandon_settling(&self) {
         self.state().abandoned += 1;
     }

@@ -151,7 +151,8 @@ impl<'a> Stage<'a> {
 
     fn start_proxy(&mut self) {
         let keys = self.keys.to_str().unwrap();
-        let flags = ["--token-key-file", keys];
+        // The one that comes after it is to know its tokens.
+        let flags = ["--token-key-file", keys, "--cluster", "clients"];
         self.proxy = Some(Proxy::start_on(&self.listen, &self.nats.url(), &flags));
     }
 

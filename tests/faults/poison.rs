@@ -87,6 +87,10 @@ async fn whatever_cannot_be_read_is_terminated_and_nobody_is_starved() {
     let (slowest, good) = tokio::join!(serving_the_other, serving_the_hurt);
     assert_eq!(good, POISON.len() + 1, "none was delivered twice");
     assert!(slowest < Duration::from_secs(5), "the other waited {slowest:?}:\n{}", proxy.log());
+    // Also what the library says when its task panics.
+    for line in proxy.log().lines() {
+        assert!(serde_json::from_str::<serde_json::Value>(line).is_ok(), "not JSON: {line}");
+    }
     eventually("all to be settled", || async {
         let _ = client.clone().fetch(fetch(&hurt, 1, 100)).await;
         let info = hurt.info().await;

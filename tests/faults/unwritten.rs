@@ -109,6 +109,8 @@ async fn an_answer_that_is_only_slow_is_the_client_s() {
 async fn a_small_answer_that_was_written_waits_for_its_lease() {
     let scene = scene(ack_wait(3000)).await;
     let call = scene.stuck(10).await;
+    let written = || async { scene.proxy.log().contains("written to the client").then_some(()) };
+    eventually("all of it to be in the kernel's hands", written).await;
     scene.relay.cut();
     call.await.unwrap().unwrap_err();
     let mut near = scene.proxy.client().await;

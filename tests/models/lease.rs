@@ -2,6 +2,7 @@
 
 mod holding;
 mod machine;
+mod moving;
 mod naive;
 mod reference;
 mod replies;

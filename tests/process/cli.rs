@@ -21,7 +21,9 @@ fn the_version_is_the_crate_s() {
 #[test]
 fn help_names_every_command_with_examples() {
     let help = text(&run(&["--help"]).stdout);
-    for word in ["serve", "dev", "probe", "keygen", "Examples:", "fetch-proxy dev"] {
+    for word in
+        ["serve", "dev", "probe", "keygen", "fetch", "ack", "nak", "term", "extend", "Examples:"]
+    {
         assert!(help.contains(word), "{word} is not in:\n{help}");
     }
     assert!(!help.contains("guard"), "guard is for the program itself");

@@ -146,7 +146,8 @@ async fn an_open_health_watch_does_not_hold_up_the_end() {
     let channel = tonic::transport::Endpoint::from_shared(format!("http://{}", proxy.grpc));
     let mut health = HealthClient::new(channel.unwrap().connect().await.unwrap());
     let mut watch = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
-    watch.message().await.unwrap();
+    // It may have been opened before NATS was there.
+    while watch.message().await.unwrap().unwrap().status != 1 {}
     proxy.signal("TERM");
     // It hears of the drain before it is cut off.
     assert_eq!(watch.message().await.unwrap().unwrap().status, 2, "NOT_SERVING");

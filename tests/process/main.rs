@@ -10,5 +10,6 @@ mod cli;
 mod dev;
 mod drain;
 mod grpcurl;
+mod hand;
 mod old_server;
 mod page;

@@ -5,6 +5,7 @@ use std::{
     fs,
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -37,6 +38,9 @@ impl Proxy {
 
     /// The same at an address that clients know already.
     pub fn start_on(listen: &str, nats_url: &str, flags: &[&str]) -> Self {
+        // Proxies that are not meant to be replicas of each other have to be told apart.
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let cluster = format!("c{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let folder = tempfile::tempdir().unwrap();
         let ports = folder.path().join("ports.json");
         let log = fs::File::create(folder.path().join("log")).unwrap();
@@ -47,6 +51,7 @@ impl Proxy {
             .args(flags)
             .env_remove("RUST_LOG")
             .env("FETCH_PROXY_DRAIN_DELAY", "0s")
+            .env("FETCH_PROXY_CLUSTER", cluster)
             .stderr(Stdio::from(log.try_clone().unwrap()))
             .stdout(Stdio::from(log))
             .spawn()
@@ -63,6 +68,12 @@ impl Proxy {
 
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Whether the process has ended, as far as a signal to it tells.
+    pub fn has_ended(&self) -> bool {
+        let pid = self.pid().to_string();
+        !Command::new("kill").args(["-0", &pid]).stderr(Stdio::null()).status().unwrap().success()
     }
 
     pub fn log(&self) -> String {

@@ -33,8 +33,11 @@ fn is(status: &Status, expected: Reason) {
 /// Acks the token by both paths; both must give the same reason.
 async fn both(client: &mut Client, token: &str, expected: Reason) {
     is(&client.ack(ack(token)).await.unwrap_err(), expected);
-    let action = Some(Action::Ack(AckAction {}));
-    let settlements = vec![Settlement { token: token.to_owned(), action }];
+    in_a_settle(client, token, Action::Ack(AckAction {}), expected).await;
+}
+
+async fn in_a_settle(client: &mut Client, token: &str, action: Action, expected: Reason) {
+    let settlements = vec![Settlement { token: token.to_owned(), action: Some(action) }];
     let request = pb::SettleRequest { settlements, ..Default::default() };
     let answer = client.settle(request).await.unwrap().into_inner();
     assert_eq!((answer.failed, answer.results[0].outcome), (1, 0));
@@ -151,19 +154,22 @@ async fn a_token_from_before_a_restart_names_an_owner_that_does_not_answer() {
     let fixture = Fixture::new(config()).await;
     let keys = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(keys.path(), fetch_proxy::token::new_key_line().unwrap()).unwrap();
-    let flags = ["--token-key-file", keys.path().to_str().unwrap()];
+    let flags = ["--token-key-file", keys.path().to_str().unwrap(), "--cluster", "restarted"];
     let token = {
         let proxy = Proxy::start(NatsServer::shared(), &flags);
         lease(&mut proxy.client().await, &fixture).await.token
     };
     let proxy = Proxy::start(NatsServer::shared(), &flags);
     let mut client = proxy.client().await;
-    both(&mut client, &token, Reason::OwnerUnreachable).await;
-    let refused = client.ack(ack(&token)).await.unwrap_err();
+    // It could move the lease's end only at its owner.
+    let refused = client.extend(extend(&token, 60_000)).await.unwrap_err();
+    is(&refused, Reason::OwnerUnreachable);
     assert_eq!(refused.get_details_error_info().unwrap().metadata["applied"], "no");
+    let longer = Action::Extend(pb::ExtendAction { lease: millis(60_000) });
+    in_a_settle(&mut client, &token, longer, Reason::OwnerUnreachable).await;
     // Another cluster, with the same keys, knows nothing of it.
-    let flags = [&flags[..], &["--cluster", "other"]].concat();
-    let other = Proxy::start(NatsServer::shared(), &flags);
+    let other =
+        Proxy::start(NatsServer::shared(), &[&flags[..2], &["--cluster", "other"]].concat());
     both(&mut other.client().await, &token, Reason::TokenInvalid).await;
 }
 

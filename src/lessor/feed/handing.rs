@@ -100,11 +100,15 @@ impl<B: Broker> FeedTask<B> {
         self.lessor.forget_feed(&self.name);
         let now = clock::now();
         self.fail_waiters(end, now);
+        for curious in self.curious.drain(..) {
+            let _ = curious.send(Err(end.clone()));
+        }
         let mut unhanded = self.pump.take_parked();
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Join { reply, .. } => drop(reply.send(Err(end.clone()))),
                 Command::GiveBack(parcels) => unhanded.extend(parcels),
+                Command::Know(reply) => drop(reply.send(Err(end.clone()))),
                 Command::Leave(_) => {}
             }
         }

@@ -111,7 +111,19 @@ impl<B: Broker> FeedTask<B> {
             self.away_since = None;
         }
         self.ask_at = now + self.refresh();
+        self.tell_facts();
         Ok(())
+    }
+
+    /// Tells those who want to know the consumer, once it is known on the present connection.
+    pub(super) fn tell_facts(&mut self) {
+        let Link::Up(server) = &self.link else { return };
+        let known = self.facts.as_ref().filter(|_| self.learned_on == Some(server.epoch));
+        if let Some(facts) = known {
+            for curious in self.curious.drain(..) {
+                let _ = curious.send(Ok(facts.clone()));
+            }
+        }
     }
 
     /// The consumer is not the one it was: nothing that was leased from it can be settled.

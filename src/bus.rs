@@ -1,0 +1,61 @@
+//! The port to the other replicas: questions and their answers, and what is said to all.
+//!
+//! Owns the trait and its words. It must never name an implementation, a runtime or a wire format.
+//! What goes over it is bytes: who may read them is for those to see to who send them.
+
+use std::{future::Future, time::Instant};
+
+use bytes::Bytes;
+
+/// What all subjects between replicas begin with.
+pub const PREFIX: &str = "_fetchproxy.";
+
+/// Carries messages between replicas.
+pub trait Bus: Send + Sync + 'static {
+    /// Asks whoever listens on `subject`, and waits for the answer until `until`.
+    fn ask(
+        &self,
+        subject: &str,
+        question: Bytes,
+        until: Instant,
+    ) -> impl Future<Output = Result<Bytes, AskError>> + Send;
+
+    /// Says something to all who listen on `subject`; nobody looks whether it arrives.
+    fn tell(
+        &self,
+        subject: &str,
+        message: Bytes,
+        until: Instant,
+    ) -> impl Future<Output = ()> + Send;
+
+    /// Listens on exactly these subjects from now on, over the loss of connections.
+    fn listen(&self, subjects: Vec<String>);
+
+    /// Waits for the next thing that is said on a subject that is listened on. Cancel-safe.
+    fn hear(&self) -> impl Future<Output = Heard> + Send;
+}
+
+/// Something that was said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Heard {
+    /// Where.
+    pub subject: String,
+    /// What.
+    pub message: Bytes,
+    /// Where an answer is waited for, if one is.
+    pub reply: Option<String>,
+}
+
+/// Why a question has no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AskError {
+    /// Nobody listens there: the question was heard by nobody and never will be.
+    #[error("nobody listens there")]
+    Nobody,
+    /// The question never left us.
+    #[error("not sent: {0}")]
+    Unsent(String),
+    /// It was sent, and not answered in time: it may have been heard.
+    #[error("no answer")]
+    Silent,
+}

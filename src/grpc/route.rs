@@ -1,0 +1,310 @@
+//! Settles each token where its lease is: in our own table, at the replica that owns it, or, where
+//! that one does not answer, without it. Owns the way there and back; decides nothing about leases.
+//!
+//! ```text
+//!  token ─▶ owner is us ──────────────▶ our table
+//!        └▶ owner is another ─ asked ─▶ its table, the same answer
+//!                └ nobody there, or silent ─▶ straight to JetStream, while that is safe
+//! ```
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::future::{join, join_all};
+use prost::Message as _;
+use tokio::time::timeout_at;
+
+use super::{
+    decode,
+    encode::{self, Clocks, Done},
+    status::Refused,
+};
+use crate::{
+    broker::{Broker, Confirmation},
+    bus::Bus,
+    clock,
+    keys::Keys,
+    lease::{Kind, LeaseId, Refusal},
+    lessor::{Action, Ask, Error, Lessor, Settled},
+    pb::{self, peer::v1 as wire},
+    peer::{Orphan, Peers, Unanswered, Whose},
+    token::{Claims, InstanceId, OpenError},
+};
+
+/// Most bytes of settlements in one question: well below the smallest payload limit in use.
+const LARGEST_QUESTION: usize = 48 * 1024;
+
+/// One token, and what to do with it.
+pub(super) type Wanted = (String, Action);
+
+/// What came of it.
+pub(super) type Settlement = Result<Done, Refused>;
+
+/// The way to every lease.
+pub struct Router<B: Broker + Bus> {
+    lessor: Lessor<B>,
+    peers: Arc<Peers<B>>,
+    keys: Arc<Keys>,
+    max_lease: Duration,
+}
+
+/// A token of another replica.
+struct Away {
+    place: usize,
+    claims: Claims<'static>,
+    action: Action,
+}
+
+impl<B: Broker + Bus> Router<B> {
+    /// A router beside these peers; leases may be extended by `max_lease` at most.
+    pub fn new(
+        lessor: Lessor<B>,
+        peers: Arc<Peers<B>>,
+        keys: Arc<Keys>,
+        max_lease: Duration,
+    ) -> Self {
+        Self { lessor, peers, keys, max_lease }
+    }
+
+    /// Settles all, wherever their leases are: one result each, in order.
+    pub(super) async fn settle(
+        &self,
+        wanted: Vec<Wanted>,
+        confirmation: Confirmation,
+        until: Instant,
+    ) -> Vec<Settlement> {
+        let until = until.min(clock::now() + self.lessor.settle_timeout());
+        let Ok(still) = timeout_at(until.into(), self.peers.still()).await else {
+            return wanted.iter().map(|_| Err(Error::LeaseBusy.into())).collect();
+        };
+        let left = still.has_left();
+        let mut results = Vec::with_capacity(wanted.len());
+        let (mut places, mut asks) = (Vec::new(), Vec::new());
+        let mut away: BTreeMap<InstanceId, Vec<Away>> = BTreeMap::new();
+        for (place, (token, action)) in wanted.into_iter().enumerate() {
+            let found =
+                self.open(&token).map(|(claims, lease)| (still.whose(claims.owner, lease), claims));
+            results.push(match found {
+                Err(refused) => Err(refused),
+                Ok((Whose::Ended(refusal), _)) => ended(&action, refusal),
+                Ok((Whose::Ours(lease), _)) => {
+                    places.push(place);
+                    asks.push(Ask { lease, action });
+                    Ok(Done::default())
+                }
+                Ok((Whose::Others, claims)) => {
+                    let away = away.entry(claims.owner).or_default();
+                    away.push(Away { place, claims, action });
+                    Ok(Done::default())
+                }
+            });
+        }
+        let local = async {
+            let settled = self.lessor.settle(asks, confirmation, until).await;
+            drop(still);
+            settled
+        };
+        let elsewhere = away
+            .into_iter()
+            .map(|(owner, tokens)| self.settle_away(owner, tokens, confirmation, left, until));
+        let (local, elsewhere) = join(local, join_all(elsewhere)).await;
+        let clocks = Clocks::read();
+        for (place, result) in places.into_iter().zip(local) {
+            results[place] = done(result, clocks);
+        }
+        for (place, result) in elsewhere.into_iter().flatten() {
+            results[place] = result;
+        }
+        results
+    }
+
+    /// Answers what another replica asks of us.
+    pub async fn answer(self: Arc<Self>, question: Vec<u8>) -> Option<Vec<u8>> {
+        let question = wire::SettleRequest::decode(&*question).ok()?;
+        let confirmation = decode::confirmation(question.confirmation).ok()?;
+        // So that the answer is back before nobody waits for it.
+        let until = clock::now() + Duration::from_millis(question.budget) * 9 / 10;
+        let still = timeout_at(until.into(), self.peers.still()).await.ok()?;
+        if still.has_left() {
+            drop(still);
+            return self.pass_on(question, until).await;
+        }
+        let owner = InstanceId(question.owner.as_ref().try_into().ok()?);
+        let (mut places, mut asks, mut results) = (Vec::new(), Vec::new(), Vec::new());
+        let pairs = question.leases.into_iter().zip(question.settlements);
+        for (place, (lease, one)) in pairs.enumerate() {
+            let whose = still.whose(owner, LeaseId::new(lease)?);
+            let wanted = decode::action(place, one.action, self.max_lease);
+            results.push(match wanted.map(|action| (whose, action)) {
+                Err(refused) => Err(refused),
+                Ok((Whose::Ended(refusal), action)) => ended(&action, refusal),
+                Ok((Whose::Ours(lease), action)) => {
+                    places.push(place);
+                    asks.push(Ask { lease, action });
+                    Ok(Done::default())
+                }
+                // It may have been ours until a moment ago.
+                Ok((Whose::Others, _)) => Err(Refused::OwnerUnreachable { maybe: false }),
+            });
+        }
+        let settled = self.lessor.settle(asks, confirmation, until).await;
+        drop(still);
+        let clocks = Clocks::read();
+        for (place, result) in places.into_iter().zip(settled) {
+            results[place] = done(result, clocks);
+        }
+        let results = results.into_iter().map(encode::settle_result).collect();
+        Some(wire::SettleResponse { results }.encode_to_vec())
+    }
+
+    /// Asks whoever answers for us now. What was passed on to us is our own question, heard before
+    /// the other one listened, and no answer to it is ours to give.
+    async fn pass_on(&self, question: wire::SettleRequest, until: Instant) -> Option<Vec<u8>> {
+        if question.passed_on {
+            return None;
+        }
+        let owner = InstanceId(question.owner.as_ref().try_into().ok()?);
+        let question = wire::SettleRequest { passed_on: true, ..question };
+        self.peers.ask(owner, &question.encode_to_vec(), until).await.ok()
+    }
+
+    /// What a token says, if it is one of this cluster, and which lease it names.
+    fn open(&self, token: &str) -> Result<(Claims<'static>, LeaseId), Refused> {
+        if token.is_empty() {
+            return Err(Refused::Field { field: "token".into(), why: "must be set".into() });
+        }
+        let claims = self.keys.sealer().open(token).map_err(|error| match error {
+            OpenError::Invalid => Refused::TokenInvalid,
+            OpenError::KeyUnknown => Refused::KeyUnknown,
+        })?;
+        let lease = LeaseId::new(claims.lease).ok_or(Refused::TokenInvalid)?;
+        Ok((claims, lease))
+    }
+
+    /// Settles tokens of one other replica, in their order.
+    async fn settle_away(
+        &self,
+        owner: InstanceId,
+        tokens: Vec<Away>,
+        confirmation: Confirmation,
+        passed_on: bool,
+        until: Instant,
+    ) -> Vec<(usize, Settlement)> {
+        let mut results = Vec::with_capacity(tokens.len());
+        for question in questions(tokens) {
+            let left = until.saturating_duration_since(clock::now());
+            // What is left is for doing without the owner.
+            let patience = left * 3 / 5;
+            let asked = wire::SettleRequest {
+                owner: owner.0.to_vec().into(),
+                leases: question.iter().map(|away| away.claims.lease).collect(),
+                settlements: question.iter().map(|away| encode::settlement(&away.action)).collect(),
+                confirmation: encode::confirmation(confirmation).into(),
+                budget: u64::try_from(patience.as_millis()).unwrap_or(u64::MAX),
+                passed_on,
+            };
+            let until_then = clock::now() + patience;
+            let answer = self.peers.ask(owner, &asked.encode_to_vec(), until_then).await;
+            let answer = answer.and_then(|answer| relayed(&answer, question.len()));
+            match answer {
+                Ok(answers) => {
+                    let places = question.into_iter().map(|token| token.place);
+                    results.extend(places.zip(answers));
+                }
+                Err(why) => results.extend(self.settle_without(why, question, until).await),
+            }
+        }
+        results
+    }
+
+    /// Settles what can be settled without asking the owner.
+    async fn settle_without(
+        &self,
+        why: Unanswered,
+        tokens: Vec<Away>,
+        until: Instant,
+    ) -> Vec<(usize, Settlement)> {
+        let (mut results, mut places, mut orphans) = (Vec::new(), Vec::new(), Vec::new());
+        for Away { place, claims, action, .. } in tokens {
+            let left = Duration::from_millis(claims.settle_by).saturating_sub(clock::unix_time());
+            let final_word = matches!(action, Action::Ack | Action::Term(_));
+            match why {
+                Unanswered::Unsent => {
+                    let error = Error::Unavailable("the connection to NATS is lost".to_owned());
+                    results.push((place, Err(error.into())));
+                }
+                // It may have a lease still that was extended, or have done what was asked.
+                Unanswered::Silent if !final_word || left.is_zero() => {
+                    results.push((place, Err(Refused::OwnerUnreachable { maybe: true })));
+                }
+                Unanswered::Silent | Unanswered::Nobody => {
+                    places.push(place);
+                    orphans.push(Orphan { claims, action });
+                }
+            }
+        }
+        let settled = self.peers.settle_orphans(orphans, until).await;
+        let clocks = Clocks::read();
+        let settled = settled.into_iter().map(|result| match result {
+            Some(result) => done(result, clocks),
+            None => Err(Refused::OwnerUnreachable { maybe: false }),
+        });
+        results.extend(places.into_iter().zip(settled));
+        results
+    }
+}
+
+/// In pieces that a NATS message can carry.
+fn questions(tokens: Vec<Away>) -> Vec<Vec<Away>> {
+    let (mut questions, mut question, mut size) = (Vec::new(), Vec::new(), 0);
+    for token in tokens {
+        let reason = match &token.action {
+            Action::Term(reason) => reason.len(),
+            Action::Ack | Action::Nak(_) | Action::Extend(_) => 0,
+        };
+        // The rest is a number, tags, lengths and a duration; an answer's error is longer.
+        let length = reason + 256;
+        if size + length > LARGEST_QUESTION && !question.is_empty() {
+            questions.push(std::mem::take(&mut question));
+            size = 0;
+        }
+        size += length;
+        question.push(token);
+    }
+    questions.push(question);
+    questions
+}
+
+/// Another replica's answer, as if it were ours.
+fn relayed(answer: &[u8], count: usize) -> Result<Vec<Settlement>, Unanswered> {
+    let answer = wire::SettleResponse::decode(answer).map_err(|_| Unanswered::Silent)?;
+    if answer.results.len() != count {
+        return Err(Unanswered::Silent);
+    }
+    Ok(answer.results.into_iter().map(encode::relayed).collect())
+}
+
+/// A lease that ended at a replica that we answer for, as that one would have said it.
+fn ended(action: &Action, refusal: Refusal) -> Settlement {
+    let kind = match action {
+        Action::Ack => Some(Kind::Ack),
+        Action::Nak(_) => Some(Kind::Nak),
+        Action::Term(_) => Some(Kind::Term),
+        Action::Extend(_) => None,
+    };
+    match refusal {
+        Refusal::Settled { by } if Some(by) == kind => {
+            Ok(Done { outcome: pb::Outcome::Duplicate, ..Done::default() })
+        }
+        Refusal::Settled { .. } | Refusal::Expired { .. } | Refusal::Busy => {
+            Err(Error::from(refusal).into())
+        }
+    }
+}
+
+fn done(result: Result<Settled, Error>, clocks: Clocks) -> Settlement {
+    result.map(|settled| Done::new(settled, clocks)).map_err(Refused::from)
+}

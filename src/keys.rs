@@ -1,0 +1,148 @@
+//! The keys in use: those of the key file, read again when it changes, or one made up. Owns which
+//! of them seals; `token` does the sealing.
+//!
+//! A key that stands first in the file seals only once every replica that is heard of has it, so
+//! that a rotation never makes a token that another replica cannot open yet:
+//!
+//! ```text
+//!  file: old          file: new, old                 every peer has new     file: new
+//!  old seals ───────▶ old seals, both open ────────▶ new seals ───────────▶ new alone
+//! ```
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::token::{self, KeyId, KeyRing, KeyRingError, Sealer};
+
+/// How often the file is looked at.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// The keys of this replica.
+#[derive(Debug)]
+pub struct Keys {
+    cluster: String,
+    file: Option<PathBuf>,
+    state: RwLock<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    text: Arc<str>,
+    /// The keys that every peer has; `None` while none is heard of.
+    common: Option<BTreeSet<KeyId>>,
+    sealer: Arc<Sealer>,
+}
+
+/// Why there are no keys.
+#[derive(Debug, thiserror::Error)]
+pub enum KeysError {
+    /// The file cannot be read.
+    #[error("cannot read {}: {}", .0.display(), .1)]
+    Unreadable(PathBuf, io::Error),
+    /// The file does not hold keys.
+    #[error("{}: {}", .0.display(), .1)]
+    Invalid(PathBuf, KeyRingError),
+    /// No randomness to make a key from.
+    #[error("cannot make a token key: {0}")]
+    Randomness(getrandom::Error),
+}
+
+impl Keys {
+    /// The keys of the file; without one, a key that nobody else has.
+    ///
+    /// # Errors
+    /// See [`KeysError`].
+    pub fn load(file: Option<PathBuf>, cluster: &str) -> Result<Self, KeysError> {
+        let text = match &file {
+            Some(path) => read(path)?,
+            None => {
+                tracing::warn!(
+                    "no --token-key-file: sealing tokens with a key of this process's own; after a \
+                     restart, and at other replicas, its tokens are not known"
+                );
+                token::new_key_line().map_err(KeysError::Randomness)?
+            }
+        };
+        let invalid = |error| KeysError::Invalid(file.clone().unwrap_or_default(), error);
+        let ring = KeyRing::parse(&text).map_err(invalid)?;
+        let sealer = Arc::new(Sealer::new(ring, cluster));
+        let state = State { text: text.into(), common: None, sealer };
+        Ok(Self { cluster: cluster.to_owned(), file, state: RwLock::new(state) })
+    }
+
+    /// Whether other replicas may have the same keys.
+    pub fn shared(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// What seals and opens at this moment.
+    pub fn sealer(&self) -> Arc<Sealer> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).sealer.clone()
+    }
+
+    /// Every peer that is heard of has these keys; `None`: none is heard of.
+    pub fn common(&self, common: Option<BTreeSet<KeyId>>) {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        if state.common == common {
+            return;
+        }
+        let text = state.text.clone();
+        drop(state);
+        self.put(text, common);
+    }
+
+    /// Reads the file again whenever it changes, until `stop`.
+    pub async fn follow(&self, stop: CancellationToken) {
+        let Some(file) = &self.file else { return };
+        let mut told = None;
+        while stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
+            let wrong = self.look(file).err().map(|error| error.to_string());
+            if let Some(error) = wrong.as_ref().filter(|_| told != wrong) {
+                tracing::error!(error, "the token key file has changed, and is not used");
+            }
+            told = wrong;
+        }
+    }
+
+    fn look(&self, file: &Path) -> Result<(), KeysError> {
+        let text = read(file)?;
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        if *state.text == *text {
+            return Ok(());
+        }
+        let common = state.common.clone();
+        drop(state);
+        let ring =
+            KeyRing::parse(&text).map_err(|error| KeysError::Invalid(file.to_owned(), error))?;
+        tracing::info!(keys = ring.ids().len(), "the token key file was read again");
+        self.put(text.into(), common);
+        Ok(())
+    }
+
+    /// Takes both up, the text being one that was parsed before.
+    fn put(&self, text: Arc<str>, common: Option<BTreeSet<KeyId>>) {
+        let Ok(ring) = KeyRing::parse(&text) else { return };
+        let sealing = ring
+            .ids()
+            .into_iter()
+            .find(|id| common.as_ref().is_none_or(|common| common.contains(id)));
+        let ring = match sealing {
+            Some(id) => ring.sealing_with(id),
+            None => ring,
+        };
+        let sealer = Arc::new(Sealer::new(ring, &self.cluster));
+        let state = State { text, common, sealer };
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+}
+
+fn read(path: &Path) -> Result<String, KeysError> {
+    fs::read_to_string(path).map_err(|error| KeysError::Unreadable(path.to_owned(), error))
+}

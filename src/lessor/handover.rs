@@ -1,0 +1,175 @@
+//! Leases that go to another replica and leases that come from one: the books' side of a hand-over.
+//! Who hands over to whom, and when, is `peer`'s to say.
+
+use std::{sync::Arc, time::Instant};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, oneshot},
+    time::timeout_at,
+};
+
+use super::{Error, Lessor, books::Hold, facts::Facts, feed::Command};
+use crate::{
+    broker::{AckSubject, Broker, ConsumerName},
+    clock,
+    lease::{Adopted, Inheritance, LeaseId, Memories, Moving},
+};
+
+/// Leases that are looked at under one lock.
+const STEP: usize = 1024;
+
+/// A lease that can go.
+#[derive(Debug)]
+pub struct Leaving {
+    /// Its number here.
+    pub id: LeaseId,
+    /// Its consumer.
+    pub name: ConsumerName,
+    /// When that was made.
+    pub created: Arc<str>,
+    /// Where the delivery is settled.
+    pub ack: AckSubject,
+    /// What its clocks and its state are.
+    pub moving: Moving,
+}
+
+/// A lease that comes.
+#[derive(Debug)]
+pub struct Coming {
+    /// Its consumer, as it is known here.
+    pub facts: Arc<Facts>,
+    /// Where the delivery is settled.
+    pub ack: AckSubject,
+    /// What its clocks and its state were.
+    pub moving: Moving,
+    /// When they were so, at the earliest.
+    pub at: Instant,
+}
+
+/// Places kept for leases that come.
+#[derive(Debug)]
+pub struct Places(OwnedSemaphorePermit);
+
+impl Places {
+    /// Both.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.0.merge(other.0);
+        self
+    }
+}
+
+impl<B: Broker> Lessor<B> {
+    /// Stops the clocks: nothing lapses, is released or kept alive until [`Lessor::thaw`].
+    pub fn freeze(&self) {
+        // Under the lock, so that no sweep is half done.
+        self.books.with(|_| self.frozen.send_replace(true));
+    }
+
+    /// Lets the clocks run again.
+    pub fn thaw(&self) {
+        self.frozen.send_replace(false);
+    }
+
+    /// All leases that can go: those that are alive and not being settled.
+    pub fn leaving(&self) -> Vec<Leaving> {
+        let (mut leaving, mut after) = (Vec::new(), None);
+        loop {
+            let now = clock::now();
+            after = self.books.with(|table| {
+                let (leases, next) = table.leaving(after, STEP, now);
+                leaving.extend(leases.into_iter().map(|(id, moving, hold): (_, _, &Hold)| {
+                    Leaving {
+                        id,
+                        name: hold.facts.name.clone(),
+                        created: hold.facts.created.clone(),
+                        ack: hold.ack.clone(),
+                        moving,
+                    }
+                }));
+                next
+            });
+            if after.is_none() {
+                return leaving;
+            }
+        }
+    }
+
+    /// Forgets leases that are another replica's now.
+    pub fn let_go(&self, leases: &[LeaseId]) {
+        for step in leases.chunks(STEP) {
+            // Dropped after the lock is: freeing places wakes others.
+            let _gone: Vec<Hold> =
+                self.books.with(|table| step.iter().filter_map(|id| table.moved(*id)).collect());
+        }
+    }
+
+    /// How leases of this replica have ended, piece by piece.
+    pub fn memories(&self) -> Vec<Memories> {
+        let (mut pieces, mut after) = (Vec::new(), None);
+        loop {
+            let piece = self.books.with(|table| table.memories(after));
+            let Some(piece) = piece else { return pieces };
+            after = Some(piece.last());
+            pieces.push(piece);
+        }
+    }
+
+    /// Whether a lease is in the table.
+    pub fn is_held(&self, lease: LeaseId) -> bool {
+        self.books.with(|table| table.payload(lease).is_some())
+    }
+
+    /// Notes how leases that were taken over have ended.
+    pub fn settle_up(&self, inheritance: &mut Inheritance) {
+        self.books.with(|table| inheritance.settle_up(table));
+    }
+
+    /// What a consumer is, as its feed knows it; a feed is started if there is none.
+    ///
+    /// # Errors
+    /// Why it cannot be leased from, or is not known by `until`.
+    pub async fn know(&self, name: &ConsumerName, until: Instant) -> Result<Arc<Facts>, Error> {
+        let (reply, known) = oneshot::channel();
+        self.tell(name, Command::Know(reply));
+        match timeout_at(until.into(), known).await {
+            Ok(Ok(known)) => known,
+            Ok(Err(_)) => Err(Error::Draining),
+            Err(_) => Err(Error::Unavailable("the consumer is not known in time".to_owned())),
+        }
+    }
+
+    /// Keeps places for leases that come.
+    pub fn keep_places(&self, count: usize) -> Option<Places> {
+        let count = u32::try_from(count).ok()?;
+        self.books.reserve(count).map(Places)
+    }
+
+    /// Takes leases in: the number of each here, `None` for one that is not taken because somebody
+    /// has its message anew.
+    pub fn adopt(&self, coming: Vec<Coming>, places: &mut Places) -> Vec<Option<LeaseId>> {
+        let (mut taken, mut superseded) = (Vec::with_capacity(coming.len()), Vec::new());
+        let mut coming = coming.into_iter().peekable();
+        while coming.peek().is_some() {
+            let now = clock::now();
+            self.books.with(|table| {
+                for Coming { facts, ack, moving, at } in coming.by_ref().take(STEP) {
+                    let (id, count) = (facts.id, moving.delivery_count);
+                    let place = places.0.split(1);
+                    let hold = Hold { ack, facts, delivery_count: count, _place: place };
+                    taken.push(match table.adopt(&moving, id, at, hold, now) {
+                        Adopted::Here(id, older) => {
+                            superseded.extend(older);
+                            Some(id)
+                        }
+                        Adopted::Not(hold) => {
+                            superseded.push(hold);
+                            None
+                        }
+                    });
+                }
+            });
+        }
+        taken
+    }
+}

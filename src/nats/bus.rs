@@ -1,0 +1,133 @@
+//! The port between replicas on a real NATS, over the settling connection: what is asked there has
+//! the same urgency, and falls with it.
+
+use std::{collections::HashMap, sync::Arc, time::Instant};
+
+use async_nats::Subscriber;
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use tokio::{
+    sync::{Mutex, mpsc, watch},
+    task::{AbortHandle, JoinSet},
+};
+
+use super::{
+    Nats,
+    connection::Connection,
+    replies::{Answer, Request},
+};
+use crate::{
+    broker::BrokerError,
+    bus::{AskError, Bus, Heard, PREFIX},
+    clock,
+};
+
+/// What was heard and not looked at yet; more than this waits in its subscription.
+const CAPACITY: usize = 1024;
+
+/// What is listened on, and what was heard.
+pub(super) struct Ears {
+    subjects: watch::Sender<Vec<String>>,
+    into: mpsc::Sender<Heard>,
+    heard: Mutex<mpsc::Receiver<Heard>>,
+}
+
+impl Ears {
+    pub(super) fn new() -> Self {
+        let (into, heard) = mpsc::channel(CAPACITY);
+        Self { subjects: watch::channel(Vec::new()).0, into, heard: Mutex::new(heard) }
+    }
+
+    /// Listens on this connection until it is lost, or about to be: then the next one listens, and
+    /// nothing is heard twice.
+    pub(super) async fn listen(&self, connection: &Connection) {
+        let mut subjects = self.subjects.subscribe();
+        let mut listening: HashMap<String, AbortHandle> = HashMap::new();
+        let mut tasks = JoinSet::new();
+        let (since, mut denials) = (clock::now(), connection.denials.watch());
+        let mut warned = false;
+        loop {
+            let wanted = subjects.borrow_and_update().clone();
+            listening.retain(|subject, task| {
+                let kept = wanted.contains(subject);
+                if !kept {
+                    // The subscription ends with its task.
+                    task.abort();
+                }
+                kept
+            });
+            for subject in wanted {
+                if listening.contains_key(&subject) {
+                    continue;
+                }
+                let Ok(subscriber) = connection.client.subscribe(subject.clone()).await else {
+                    return;
+                };
+                listening.insert(subject, tasks.spawn(forward(subscriber, self.into.clone())));
+            }
+            tokio::select! {
+                changed = subjects.changed() => if changed.is_err() { return },
+                Ok(()) = denials.changed(), if !warned => {
+                    let ours = |subject: &str| subject.starts_with(PREFIX);
+                    if let Some(subject) = connection.denials.find(since, ours) {
+                        warned = true;
+                        tracing::warn!(
+                            subject,
+                            "NATS does not allow this: without it this replica serves alone"
+                        );
+                    }
+                }
+                () = connection.lost.cancelled() => return,
+                () = connection.leaving.cancelled() => return,
+            }
+        }
+    }
+}
+
+async fn forward(mut subscriber: Subscriber, into: mpsc::Sender<Heard>) {
+    while let Some(message) = subscriber.next().await {
+        let heard = Heard {
+            subject: message.subject.as_str().to_owned(),
+            message: message.payload,
+            reply: message.reply.map(|reply| reply.as_str().to_owned()),
+        };
+        if into.send(heard).await.is_err() {
+            return;
+        }
+    }
+}
+
+impl Bus for Nats {
+    async fn ask(&self, subject: &str, question: Bytes, until: Instant) -> Result<Bytes, AskError> {
+        let replies = self.supervisor.settling().map_err(AskError::Unsent)?;
+        let request = Request { subject: subject.into(), payload: question, line: None };
+        match Arc::clone(&replies).ask(&[request], until).await.pop() {
+            Some(Ok(Answer::Replied(answer))) => Ok(answer),
+            Some(Ok(Answer::NoResponder)) => Err(AskError::Nobody),
+            Some(Err(BrokerError::Unsent(why))) => Err(AskError::Unsent(why)),
+            // Not even the server heard it.
+            Some(Err(BrokerError::Denied(_))) => Err(AskError::Nobody),
+            Some(Err(BrokerError::Unconfirmed)) | None => Err(AskError::Silent),
+        }
+    }
+
+    async fn tell(&self, subject: &str, message: Bytes, until: Instant) {
+        if let Ok(replies) = self.supervisor.settling() {
+            let request = Request { subject: subject.into(), payload: message, line: None };
+            // Nobody waits for it; the next beat, or the asker's patience, makes up for a loss.
+            let _ = replies.send(&request, None, until).await;
+        }
+    }
+
+    fn listen(&self, subjects: Vec<String>) {
+        self.supervisor.ears().subjects.send_replace(subjects);
+    }
+
+    async fn hear(&self) -> Heard {
+        match self.supervisor.ears().heard.lock().await.recv().await {
+            Some(heard) => heard,
+            // Cannot be: a sender is kept beside the receiver.
+            None => std::future::pending().await,
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Leases and memories as they go over the wire between two replicas, in pieces that a NATS message
+//! can carry. Decides nothing.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use prost::Message as _;
+
+use crate::{
+    broker::{AckSubject, ConsumerName},
+    lease::{Kind, LeaseId, Memories, Moving, MovingUntil},
+    lessor::{Coming, Facts, Leaving},
+    pb::peer::v1 as pb,
+    token::InstanceId,
+};
+
+/// Most bytes of one step: well below the smallest payload limit in use.
+const LARGEST_STEP: usize = 48 * 1024;
+
+/// What there is to hand over, cut into pieces.
+#[derive(Default)]
+pub(super) struct Parts {
+    done: Vec<pb::Prepare>,
+    part: pb::Prepare,
+    size: usize,
+    consumers: HashMap<(ConsumerName, Arc<str>), u32>,
+}
+
+impl Parts {
+    pub(super) fn memory(&mut self, name: InstanceId, piece: &Memories) {
+        let memory = pb::Memory {
+            name: name.0.to_vec().into(),
+            first: piece.first().get(),
+            nibbles: piece.nibbles().to_vec().into(),
+        };
+        self.room_for(memory.encoded_len());
+        self.part.memories.push(memory);
+    }
+
+    pub(super) fn lease(&mut self, name: InstanceId, id: LeaseId, leaving: Leaving) {
+        let Leaving { name: of, created, ack, moving, .. } = leaving;
+        // The consumer too, if it is the first of its part.
+        self.room_for(ack.0.len() + of.stream.len() + of.consumer.len() + created.len() + 128);
+        let next = u32::try_from(self.consumers.len()).unwrap_or(u32::MAX);
+        let consumers = &mut self.part.consumers;
+        let consumer = *self.consumers.entry((of, created)).or_insert_with_key(|(of, created)| {
+            consumers.push(pb::Consumer {
+                stream: of.stream.to_string(),
+                consumer: of.consumer.to_string(),
+                created: created.to_string(),
+            });
+            next
+        });
+        self.part.leases.push(pb::MovingLease {
+            name: name.0.to_vec().into(),
+            lease: id.get(),
+            consumer,
+            ack_subject: ack.0.into(),
+            sequence: moving.sequence,
+            consumer_sequence: moving.consumer_sequence,
+            delivery_count: moving.delivery_count,
+            ack_by: micros(moving.ack_by),
+            deadline: match moving.until {
+                MovingUntil::JetStreamEnds => None,
+                MovingUntil::At(left) => Some(micros(left)),
+            },
+            uncertain: settled_as(moving.uncertain).into(),
+            ack_wait: micros(moving.ack_wait),
+        });
+    }
+
+    fn room_for(&mut self, bytes: usize) {
+        if self.size + bytes > LARGEST_STEP && self.size > 0 {
+            self.done.push(std::mem::take(&mut self.part));
+            self.consumers.clear();
+            self.size = 0;
+        }
+        self.size += bytes;
+    }
+
+    pub(super) fn done(mut self) -> Vec<pb::Prepare> {
+        self.done.push(self.part);
+        self.done
+    }
+}
+
+/// A lease as it was sent, and under which name and number it is known; `None`: it makes no sense.
+pub(super) fn read(
+    lease: pb::MovingLease,
+    facts: Arc<Facts>,
+    at: Instant,
+) -> Option<(InstanceId, LeaseId, Coming)> {
+    let name = InstanceId(lease.name.as_ref().try_into().ok()?);
+    let uncertain = match lease.uncertain() {
+        pb::SettledAs::Unspecified => None,
+        pb::SettledAs::Ack => Some(Kind::Ack),
+        pb::SettledAs::Nak => Some(Kind::Nak),
+        pb::SettledAs::Term => Some(Kind::Term),
+    };
+    let moving = Moving {
+        sequence: lease.sequence,
+        consumer_sequence: lease.consumer_sequence,
+        delivery_count: lease.delivery_count,
+        last_attempt: facts.max_deliver.is_some_and(|most| lease.delivery_count >= most),
+        ack_wait: Duration::from_micros(lease.ack_wait),
+        ack_by: Duration::from_micros(lease.ack_by),
+        until: match lease.deadline {
+            None => MovingUntil::JetStreamEnds,
+            Some(left) => MovingUntil::At(Duration::from_micros(left)),
+        },
+        uncertain,
+    };
+    let ack = AckSubject(lease.ack_subject.into());
+    Some((name, LeaseId::new(lease.lease)?, Coming { facts, ack, moving, at }))
+}
+
+fn settled_as(kind: Option<Kind>) -> pb::SettledAs {
+    match kind {
+        None => pb::SettledAs::Unspecified,
+        Some(Kind::Ack) => pb::SettledAs::Ack,
+        Some(Kind::Nak) => pb::SettledAs::Nak,
+        Some(Kind::Term) => pb::SettledAs::Term,
+    }
+}
+
+/// Rounded down: no clock gains by the way.
+pub(super) fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

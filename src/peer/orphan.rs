@@ -1,0 +1,155 @@
+//! Tokens whose owner does not answer. The owner may be dead, or live and be cut off, so nothing
+//! here may shorten a lease that it still keeps:
+//!
+//! ```text
+//!                until settle_by                                       after it
+//!  Ack, Term     straight to JetStream, confirmed                      LEASE_EXPIRED
+//!  Nak           not sent: JetStream redelivers by itself              LEASE_EXPIRED
+//!  Extend        not applied                                           LEASE_EXPIRED
+//! ```
+//! `settle_by` is the earlier of the lease's first end and JetStream's: before it nobody else can
+//! have the message. Decides by the token and by what the consumer is now; knows no lease.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::Peers;
+use crate::{
+    broker::{
+        AckSubject, Broker, BrokerError, Confirmation, ConsumerName, Denial, InfoError, Order,
+        Verdict,
+    },
+    bus::Bus,
+    clock,
+    lessor::{Action, Error, Settled},
+    token::Claims,
+};
+
+/// The clocks of two replicas may differ by this much.
+const CLOCKS: Duration = Duration::from_millis(250);
+/// The largest margin between a lease's end and JetStream's.
+const MARGIN: Duration = Duration::from_secs(2);
+
+/// A token that its owner cannot be asked about, and what to do with it.
+#[derive(Debug)]
+pub struct Orphan {
+    /// What it says.
+    pub claims: Claims<'static>,
+    /// What is asked.
+    pub action: Action,
+}
+
+/// What can be known of a consumer when it matters.
+type Created = Result<Arc<str>, Error>;
+
+impl<B: Broker + Bus> Peers<B> {
+    /// Settles what can be settled without the owner: one result each, in order. `None`: it needs
+    /// the owner, and was not applied.
+    pub async fn settle_orphans(
+        &self,
+        orphans: Vec<Orphan>,
+        until: Instant,
+    ) -> Vec<Option<Result<Settled, Error>>> {
+        let mut consumers: HashMap<ConsumerName, Created> = HashMap::new();
+        let mut results = Vec::with_capacity(orphans.len());
+        let (mut places, mut orders, mut settle_by) = (Vec::new(), Vec::new(), until);
+        for (place, Orphan { claims, action }) in orphans.into_iter().enumerate() {
+            let left = Duration::from_millis(claims.settle_by).saturating_sub(clock::unix_time());
+            let verdict = self.judge(&claims, action, left, until, &mut consumers).await;
+            results.push(match verdict {
+                Judged::Answer(answer) => answer,
+                Judged::Publish(order) => {
+                    places.push(place);
+                    orders.push(order);
+                    settle_by = settle_by.min(clock::now() + left.saturating_sub(CLOCKS));
+                    Some(Err(Error::Unconfirmed))
+                }
+            });
+        }
+        if orders.is_empty() {
+            return results;
+        }
+        let broker = self.lessor.broker();
+        let outcomes = broker.settle(orders, Confirmation::Confirmed, settle_by).await;
+        if outcomes.contains(&Err(BrokerError::Unconfirmed)) {
+            for name in consumers.keys().take(1) {
+                self.lessor.must_arrive(name, settle_by);
+            }
+        }
+        for (place, outcome) in places.into_iter().zip(outcomes) {
+            results[place] = Some(outcome.map(|()| CONFIRMED).map_err(failure));
+        }
+        results
+    }
+
+    async fn judge(
+        &self,
+        claims: &Claims<'_>,
+        action: Action,
+        left: Duration,
+        until: Instant,
+        consumers: &mut HashMap<ConsumerName, Created>,
+    ) -> Judged {
+        let expired = Some(Err(Error::LeaseExpired { forgotten: false }));
+        if left <= CLOCKS {
+            return Judged::Answer(expired);
+        }
+        let verdict = match action {
+            Action::Ack => Some(Verdict::Ack),
+            Action::Term(reason) => Some(Verdict::Term(reason)),
+            // Sent here, it could end a lease that the owner still keeps.
+            Action::Nak(_) => None,
+            Action::Extend(_) => return Judged::Answer(None),
+        };
+        let ack = AckSubject((*claims.ack_subject).into());
+        let Some(name) = B::consumer_of(&ack) else { return Judged::Answer(expired) };
+        if !consumers.contains_key(&name) {
+            let created = self.created(&name, until).await;
+            consumers.insert(name.clone(), created);
+        }
+        match &consumers[&name] {
+            Err(error) => return Judged::Answer(Some(Err(error.clone()))),
+            Ok(created) if **created != *claims.created => return Judged::Answer(expired),
+            Ok(_) => {}
+        }
+        match verdict {
+            Some(verdict) => Judged::Publish(Order { ack, verdict, line: None }),
+            None => Judged::Answer(Some(Ok(Settled::Done {
+                confirmation: Confirmation::Sent,
+                redelivered_in: Some(left + MARGIN),
+            }))),
+        }
+    }
+
+    async fn created(&self, name: &ConsumerName, until: Instant) -> Created {
+        match self.lessor.broker().info(name, until).await {
+            Ok(info) => Ok(info.created),
+            Err(InfoError::NoStream | InfoError::NoConsumer) => {
+                Err(Error::LeaseExpired { forgotten: false })
+            }
+            Err(InfoError::Permission(subject)) => Err(Error::Permission(subject)),
+            Err(InfoError::Unavailable(why)) => Err(Error::Unavailable(why)),
+        }
+    }
+}
+
+const CONFIRMED: Settled =
+    Settled::Done { confirmation: Confirmation::Confirmed, redelivered_in: None };
+
+enum Judged {
+    /// `None`: not without the owner.
+    Answer(Option<Result<Settled, Error>>),
+    Publish(Order),
+}
+
+fn failure(error: BrokerError) -> Error {
+    match error {
+        BrokerError::Unsent(why) => Error::Unavailable(why),
+        BrokerError::Denied(Denial::Gone) => Error::ConsumerGone,
+        BrokerError::Denied(Denial::Permission(subject)) => Error::Permission(subject),
+        BrokerError::Unconfirmed => Error::Unconfirmed,
+    }
+}

@@ -1,0 +1,208 @@
+//! Three replicas in front of three NATS servers with three copies of everything, and clients that
+//! choose a replica at random for every call. Run by `make test-cluster`; the table is the result.
+
+#![allow(clippy::disallowed_methods, reason = "tests live in real time, and outlive their tasks")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod books;
+#[path = "../../benches/soak/dice.rs"]
+mod dice;
+mod fleet;
+mod workers;
+
+use std::{sync::Arc, time::Duration};
+
+use async_nats::jetstream::{consumer::pull, stream};
+use bytes::Bytes;
+use futures_util::future::join_all;
+
+use self::{
+    books::{Books, Verdict},
+    dice::Dice,
+    fleet::{Fleet, Replica},
+    support::{
+        cluster::Cluster,
+        eventually,
+        jetstream::{Fixture, config},
+    },
+    workers::Worker,
+};
+
+const WORKERS: u64 = 24;
+const SEED: u64 = 4;
+/// Between one trouble and the next.
+const CALM: Duration = Duration::from_millis(700);
+
+#[tokio::test]
+async fn fifty_thousand_messages_through_kills_drains_and_restarts() {
+    let messages = 50_000;
+    let mut run = Run::start(messages, Duration::from_secs(6), 7000..9000).await;
+    let (rounds, verdict) = run.played(async |trouble, round| trouble.round(round).await).await;
+    println!("{rounds} troubles: kills, drains and NATS restarts in turn\n{verdict}");
+    assert!(rounds >= 6, "all was over before there was trouble enough");
+    assert_eq!(verdict.lost, 0);
+    assert_eq!(verdict.accepted_late, 0);
+    assert_eq!(verdict.settled_twice, 0);
+    // A settlement that was under way when its server went, and a delivery that went with it.
+    assert!(verdict.accepted_in_flight <= 20);
+    run.nothing_is_left().await;
+}
+
+#[tokio::test]
+async fn drains_alone_cost_no_redelivery() {
+    let messages = 30_000;
+    let mut run = Run::start(messages, Duration::from_secs(30), 500..1500).await;
+    let (rounds, verdict) = run.played(async |trouble, round| trouble.drain(round).await).await;
+    println!("{rounds} drains, NATS steady\n{verdict}");
+    assert!(rounds >= 3, "all was over before there were drains enough");
+    assert_eq!((verdict.lost, verdict.redelivered, verdict.refused), (0, 0, 0));
+    assert_eq!((verdict.accepted_late, verdict.settled_twice, verdict.unknown), (0, 0, 0));
+    run.nothing_is_left().await;
+}
+
+/// All that runs, and who makes trouble.
+struct Run {
+    fixture: Arc<Fixture>,
+    books: Arc<Books>,
+    messages: usize,
+    playing: tokio::task::JoinSet<()>,
+    trouble: Trouble,
+}
+
+struct Trouble {
+    cluster: Cluster,
+    fleet: Arc<Fleet>,
+    replicas: Vec<Replica>,
+    stream: String,
+}
+
+impl Run {
+    async fn start(messages: usize, ack_wait: Duration, long: std::ops::Range<u64>) -> Self {
+        let cluster = Cluster::start().await;
+        let consumer = pull::Config { ack_wait, max_ack_pending: 5000, ..config() };
+        let fixture = Arc::new(cluster.fixture(consumer).await);
+        let fleet = Arc::new(Fleet::new(cluster.url()));
+        let mut replicas = Vec::new();
+        for _ in 0..3 {
+            replicas.push(fleet.start().await);
+        }
+        let books = Arc::new(Books::default());
+        let mut playing = tokio::task::JoinSet::new();
+        playing.spawn(publish(fixture.clone(), messages));
+        for player in 0..WORKERS {
+            let worker = Worker {
+                fleet: fleet.clone(),
+                books: books.clone(),
+                fixture: fixture.clone(),
+                dice: Dice::new(SEED, player),
+                messages,
+                long: long.clone(),
+            };
+            playing.spawn(worker.work());
+        }
+        let stream = fixture.stream.clone();
+        Self {
+            fixture,
+            books,
+            messages,
+            playing,
+            trouble: Trouble { cluster, fleet, replicas, stream },
+        }
+    }
+
+    /// Makes trouble until every message is done and every worker has come home.
+    async fn played(&mut self, make: impl AsyncFn(&mut Trouble, usize)) -> (usize, Verdict) {
+        let Self { playing, trouble, .. } = self;
+        let mut rounds = 0;
+        let mut end = std::pin::pin!(async {
+            while let Some(ended) = playing.join_next().await {
+                ended.unwrap();
+            }
+        });
+        loop {
+            tokio::select! {
+                () = &mut end => return (rounds, self.books.verdict(self.messages)),
+                () = make(trouble, rounds) => rounds += 1,
+            }
+        }
+    }
+
+    /// JetStream says the same as the books.
+    async fn nothing_is_left(&self) {
+        eventually("an empty consumer", || async {
+            let info = self.fixture.try_info().await?;
+            ((info.num_pending, info.num_ack_pending) == (0, 0)).then_some(())
+        })
+        .await;
+    }
+}
+
+/// Publishes all, each until it is stored; its number is its sequence, so none may be stored twice.
+async fn publish(fixture: Arc<Fixture>, messages: usize) {
+    let numbers: Vec<usize> = (0..messages).collect();
+    for some in numbers.chunks(200) {
+        join_all(some.iter().map(|number| stored(&fixture, *number))).await;
+    }
+}
+
+async fn stored(fixture: &Fixture, number: usize) {
+    loop {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("Nats-Msg-Id", number.to_string());
+        let (subject, payload) = (format!("{}.n", fixture.stream), Bytes::from_static(b"work"));
+        let sent = fixture.jetstream.publish_with_headers(subject, headers, payload).await;
+        if let Ok(sent) = sent
+            && sent.await.is_ok()
+        {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+impl Trouble {
+    /// One of each kind in turn.
+    async fn round(&mut self, round: usize) {
+        tokio::time::sleep(CALM).await;
+        match round % 3 {
+            0 => self.replace(round, "KILL").await,
+            1 => self.replace(round, "TERM").await,
+            _ => self.restart_nats(round / 3).await,
+        }
+    }
+
+    async fn drain(&mut self, round: usize) {
+        tokio::time::sleep(CALM).await;
+        self.replace(round, "TERM").await;
+    }
+
+    /// As a rolling update does: the new one first.
+    async fn replace(&mut self, round: usize, signal: &str) {
+        let new = self.fleet.start().await;
+        let place = round % self.replicas.len();
+        let old = std::mem::replace(&mut self.replicas[place], new);
+        tokio::time::sleep(CALM).await;
+        self.fleet.end(old, signal).await;
+    }
+
+    /// One server at a time, and the next only when all copies are whole again.
+    async fn restart_nats(&mut self, turn: usize) {
+        let node = &mut self.cluster.nodes[turn % 3];
+        node.kill();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        node.restart();
+        let servers: Vec<String> = self.cluster.nodes.iter().map(|node| node.url()).collect();
+        eventually("all copies to be whole", || whole(&servers, &self.stream)).await;
+    }
+}
+
+async fn whole(servers: &[String], stream: &str) -> Option<()> {
+    let client = async_nats::connect(servers).await.ok()?;
+    let jetstream = async_nats::jetstream::new(client);
+    let mut stream = jetstream.get_stream(stream).await.ok()?;
+    let info: &stream::Info = stream.info().await.ok()?;
+    let copies = &info.cluster.as_ref()?.replicas;
+    (copies.len() == 2 && copies.iter().all(|copy| copy.current && !copy.offline)).then_some(())
+}

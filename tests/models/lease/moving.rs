@@ -1,0 +1,283 @@
+//! Leases that go to another table: no clock gains by the way, and old numbers are answered as the
+//! old table would.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use fetch_proxy::lease::{Adopted, Found, Inheritance, Memories, Moving, MovingUntil};
+use proptest::{collection::vec, prelude::*};
+
+use super::*;
+
+type Table = LeaseTable<&'static str>;
+
+/// What happens at the table that leases go from, and how much later than what came before.
+#[derive(Debug, Clone)]
+enum Step {
+    Grant {
+        sequence: u64,
+        last_attempt: bool,
+    },
+    Lend {
+        which: usize,
+        length: Option<u64>,
+    },
+    Settle {
+        which: usize,
+        kind: Kind,
+        outcome: Outcome,
+    },
+    /// A settlement whose end nobody sees.
+    Begin {
+        which: usize,
+        kind: Kind,
+    },
+    Progress {
+        which: usize,
+    },
+    Sweep,
+}
+
+fn step() -> impl Strategy<Value = (Step, u64)> {
+    let kind = || prop_oneof![Just(Kind::Ack), Just(Kind::Nak), Just(Kind::Term)];
+    let outcome = prop_oneof![
+        Just(Outcome::Confirmed),
+        Just(Outcome::Unsent),
+        Just(Outcome::Unconfirmed),
+        Just(Outcome::Denied)
+    ];
+    let which = || 0..12_usize;
+    let step = prop_oneof![
+        4 => (1..8_u64, any::<bool>())
+            .prop_map(|(sequence, last_attempt)| Step::Grant { sequence, last_attempt }),
+        3 => (which(), proptest::option::of(1000..40_000_u64))
+            .prop_map(|(which, length)| Step::Lend { which, length }),
+        3 => (which(), kind(), outcome)
+            .prop_map(|(which, kind, outcome)| Step::Settle { which, kind, outcome }),
+        1 => (which(), kind()).prop_map(|(which, kind)| Step::Begin { which, kind }),
+        2 => which().prop_map(|which| Step::Progress { which }),
+        1 => Just(Step::Sweep),
+    ];
+    (step, 0..2500_u64)
+}
+
+/// A table with a history.
+struct Old {
+    desk: Desk,
+    now: u64,
+    granted: Vec<LeaseId>,
+}
+
+impl Old {
+    fn after(steps: &[(Step, u64)]) -> Self {
+        let mut old = Self { desk: Desk::new(), now: 0, granted: Vec::new() };
+        for (step, later) in steps {
+            old.now += later;
+            old.step(step);
+        }
+        old
+    }
+
+    fn step(&mut self, step: &Step) {
+        let now = self.now;
+        let id = |which: usize| self.granted.get(which).copied();
+        match *step {
+            Step::Grant { sequence, last_attempt } => {
+                let consumer_sequence = self.granted.len() as u64 + 1;
+                let terms = self.desk.terms(sequence, now);
+                let terms = Terms { last_attempt, consumer_sequence, ..terms };
+                self.granted.push(self.desk.table.grant(terms, "x").0);
+            }
+            Step::Lend { which, length } => {
+                let (now, length) = (self.desk.at(now), length.map(Duration::from_millis));
+                let _ = id(which).map(|id| self.desk.table.lend(id, length, now));
+            }
+            Step::Settle { which, kind, outcome } => {
+                let Some(id) = id(which) else { return };
+                if matches!(self.desk.begin(id, kind, now), Ok(Begun::Publish(_))) {
+                    self.desk.finish(id, outcome, now);
+                }
+            }
+            Step::Begin { which, kind } => {
+                let _ = id(which).map(|id| self.desk.begin(id, kind, now).is_ok());
+            }
+            Step::Progress { which } => {
+                let Some(id) = id(which) else { return };
+                self.desk.progressed(id, now.saturating_sub(50), now);
+            }
+            Step::Sweep => drop(self.desk.sweep(now)),
+        }
+    }
+
+    fn is_being_settled(&mut self, id: LeaseId) -> bool {
+        [Kind::Ack, Kind::Nak]
+            .iter()
+            .any(|kind| self.desk.begin(id, *kind, self.now).err() == Some(Refusal::Busy))
+    }
+}
+
+/// All that goes, as a hand-over would send it.
+fn leaving(table: &Table, now: Instant) -> (Vec<(LeaseId, Moving)>, Vec<Memories>) {
+    let (mut leases, mut after) = (Vec::new(), None);
+    loop {
+        let (some, next) = table.leaving(after, 3, now);
+        leases.extend(some.into_iter().map(|(id, moving, _)| (id, moving)));
+        if next.is_none() {
+            break;
+        }
+        after = next;
+    }
+    let (mut memories, mut after) = (Vec::new(), None);
+    while let Some(piece) = table.memories(after) {
+        after = Some(piece.last());
+        memories.push(Memories::new(piece.first(), piece.nibbles().to_vec()));
+    }
+    (leases, memories)
+}
+
+/// Takes all of it in, and what is then known of the old numbers.
+fn taken(
+    table: &mut Table,
+    (leases, memories): &(Vec<(LeaseId, Moving)>, Vec<Memories>),
+    at: Instant,
+    now: Instant,
+) -> Inheritance {
+    let mut inheritance = Inheritance::new();
+    memories.iter().for_each(|piece| inheritance.remember(piece));
+    for (there, moving) in leases {
+        if let Adopted::Here(here, _) = table.adopt(moving, CONSUMER, at, "x", now) {
+            inheritance.took(*there, here);
+        }
+    }
+    inheritance
+}
+
+fn answer(table: &mut Table, id: LeaseId, kind: Kind, now: Instant) -> Result<bool, Refusal> {
+    table.begin(id, kind, now).map(|begun| matches!(begun, Begun::Publish(_)))
+}
+
+/// What the token of an old lease is answered.
+fn answer_by(
+    inheritance: &Inheritance,
+    table: &mut Table,
+    old: LeaseId,
+    kind: Kind,
+    now: Instant,
+) -> Result<bool, Refusal> {
+    match inheritance.find(old) {
+        Found::Here(here) => answer(table, here, kind, now),
+        Found::Ended(Refusal::Settled { by }) if by == kind => Ok(false),
+        Found::Ended(refusal) => Err(refusal),
+    }
+}
+
+proptest! {
+    /// `transit`: how long all of it is on its way; it counts from when it was sent.
+    #[test]
+    fn a_lease_that_has_moved_never_ends_later(
+        steps in vec(step(), 1..40),
+        transit in 0..1500_u64,
+        later in 0..30_000_u64,
+    ) {
+        let mut old = Old::after(&steps);
+        let (sent, arrived) = (old.desk.at(old.now), old.desk.at(old.now + transit));
+        let moving = leaving(&old.desk.table, sent);
+        let mut here: Table = LeaseTable::new(old.desk.origin, 64);
+        let inheritance = taken(&mut here, &moving, sent, arrived);
+        let asked = old.desk.at(old.now + transit + later);
+        for (there, moved) in &moving.0 {
+            let Found::Here(id) = inheritance.find(*there) else { panic!("{there:?} is not here") };
+            prop_assert!(here.ack_by(id) <= old.desk.table.ack_by(*there), "{moved:?}");
+            let kind = moved.uncertain.unwrap_or(Kind::Ack);
+            if answer(&mut here, id, kind, asked).is_ok() {
+                let there = answer(&mut old.desk.table, *there, kind, asked);
+                prop_assert_eq!(there, Ok(true), "it ended there: {:?}", moved);
+            }
+        }
+    }
+
+    /// Through any number of hands.
+    #[test]
+    fn an_old_number_is_answered_as_the_old_table_would(
+        steps in vec(step(), 1..40),
+        moves in 1..4_usize,
+        kind in prop_oneof![Just(Kind::Ack), Just(Kind::Nak), Just(Kind::Term)],
+    ) {
+        let mut old = Old::after(&steps);
+        let now = old.desk.at(old.now);
+        // What is over and was not swept is answered by fewer words: that nothing is known of it.
+        old.step(&Step::Sweep);
+        let mut sent = leaving(&old.desk.table, now);
+        let mut hands = None;
+        for _ in 0..moves {
+            let mut here: Table = LeaseTable::new(old.desk.origin, 64);
+            let mut inheritance = taken(&mut here, &sent, now, now);
+            inheritance.settle_up(&here);
+            // On to the next, by the old numbers.
+            let numbers: BTreeMap<_, _> = inheritance.taken().map(|(old, id)| (id, old)).collect();
+            let (leases, _) = leaving(&here, now);
+            let leases = leases.into_iter().map(|(id, moving)| (numbers[&id], moving)).collect();
+            sent = (leases, inheritance.memories().cloned().collect());
+            hands = Some((here, inheritance));
+        }
+        let (mut here, inheritance) = hands.unwrap();
+        for id in old.granted.clone() {
+            // Those wait for their outcome; a hand-over begins when there are none.
+            if old.is_being_settled(id) {
+                continue;
+            }
+            let told = answer_by(&inheritance, &mut here, id, kind, now);
+            let wanted = answer(&mut old.desk.table, id, kind, now);
+            prop_assert_eq!(told, wanted, "{:?}", id);
+        }
+    }
+}
+
+#[test]
+fn what_was_settled_by_its_heir_is_known_to_the_next() {
+    let (mut there, now) = (Desk::new(), 1000);
+    let id = there.lent(60_000);
+    let at = there.at(now);
+    let mut here: Table = LeaseTable::new(there.origin, 64);
+    let mut inheritance = taken(&mut here, &leaving(&there.table, at), at, at);
+    let Found::Here(its) = inheritance.find(id) else { panic!() };
+    assert_eq!(answer(&mut here, its, Kind::Nak, at), Ok(true));
+    here.finish(its, Outcome::Confirmed, at);
+    inheritance.settle_up(&here);
+    assert_eq!(inheritance.taken().count(), 0);
+    assert_eq!(inheritance.find(id), Found::Ended(Refusal::Settled { by: Kind::Nak }));
+}
+
+#[test]
+fn of_two_deliveries_of_a_message_the_newer_stays() {
+    let mut there = Desk::new();
+    there.granted();
+    let at = there.at(100);
+    let moving = leaving(&there.table, at).0.pop().unwrap().1;
+    assert_eq!(moving.until, MovingUntil::JetStreamEnds);
+
+    let mut here: Table = LeaseTable::new(there.origin, 64);
+    let newer = Terms { consumer_sequence: 2, ..there.terms(1, 50) };
+    let (newer, _) = here.grant(newer, "newer");
+    assert_eq!(here.adopt(&moving, CONSUMER, at, "moved", at), Adopted::Not("moved"));
+    assert_eq!(answer(&mut here, newer, Kind::Ack, at), Ok(true));
+
+    let newest = Moving { consumer_sequence: 3, ..moving };
+    let mut here: Table = LeaseTable::new(there.origin, 64);
+    let older = here.grant(there.terms(1, 50), "older").0;
+    let Adopted::Here(id, Some("older")) = here.adopt(&newest, CONSUMER, at, "moved", at) else {
+        panic!("an older delivery stays")
+    };
+    assert_eq!(answer(&mut here, older, Kind::Ack, at), Err(OVER));
+    assert_eq!(answer(&mut here, id, Kind::Ack, at), Ok(true));
+}
+
+#[test]
+fn whatever_another_replica_tells_is_harmless() {
+    let id = |number| LeaseId::new(number).unwrap();
+    let mut inheritance = Inheritance::new();
+    inheritance.remember(&Memories::new(id(u64::MAX), vec![0xff; 9]));
+    inheritance.remember(&Memories::new(id(1), Vec::new()));
+    for number in [1, 2, u64::MAX] {
+        assert!(matches!(inheritance.find(id(number)), Found::Ended(_)));
+    }
+}

@@ -1,0 +1,110 @@
+//! A token works at every replica as it does at its owner.
+
+use fetch_proxy::pb::{self, Outcome, settlement::Action};
+use tonic::Code;
+
+use super::pair::Pair;
+use crate::support::{
+    eventually,
+    jetstream::{Fixture, config},
+    millis,
+    proxy::{ack, extend, fetch, nak, reason, term},
+};
+
+fn settlement(token: &str, action: Action) -> pb::Settlement {
+    pb::Settlement { token: token.to_owned(), action: Some(action) }
+}
+
+#[tokio::test]
+async fn every_call_is_answered_as_the_owner_would() {
+    let fixture = Fixture::new(config()).await;
+    let mut pair = Pair::start().await;
+    let leased = pair.leased(&fixture, 4).await;
+    let token = |place: usize| leased[place].token.as_str();
+
+    let acked = pair.at_other.ack(ack(token(0))).await.unwrap().into_inner();
+    assert_eq!(acked.outcome(), Outcome::Confirmed);
+    let termed = pair.at_other.term(term(token(1), "poison")).await.unwrap().into_inner();
+    assert_eq!(termed.outcome(), Outcome::Confirmed);
+    let naked = pair.at_other.nak(nak(token(2), 60_000)).await.unwrap().into_inner();
+    assert_eq!(naked.outcome(), Outcome::Confirmed);
+    assert!(naked.redeliver_time.is_some());
+    let extended = pair.at_other.extend(extend(token(3), 120_000)).await.unwrap().into_inner();
+    let left = extended.lease.unwrap().seconds;
+    assert!((115..=120).contains(&left), "{left}");
+
+    // The table is one: retries, other ways, and either replica.
+    for client in [&mut pair.at_owner, &mut pair.at_other] {
+        let again = client.ack(ack(token(0))).await.unwrap().into_inner();
+        assert_eq!(again.outcome(), Outcome::Duplicate);
+        let refused = client.nak(nak(token(1), 0)).await.unwrap_err();
+        assert_eq!(reason(&refused), (Code::FailedPrecondition, "LEASE_SETTLED".to_owned()));
+        let again = client.nak(nak(token(2), 0)).await.unwrap().into_inner();
+        assert_eq!(again.outcome(), Outcome::Duplicate);
+    }
+    pair.at_owner.ack(ack(token(3))).await.unwrap();
+    assert_eq!(fixture.info().await.num_ack_pending, 1, "the delayed one");
+}
+
+#[tokio::test]
+async fn a_settle_of_tokens_of_both_replicas_keeps_its_order() {
+    let fixture = Fixture::new(config()).await;
+    let mut pair = Pair::start().await;
+    let theirs = pair.leased(&fixture, 100).await;
+    fixture.publish_many(100).await;
+    let mut ours = Vec::new();
+    while ours.len() < 100 {
+        let answer = pair.at_other.fetch(fetch(&fixture, 100, 5000)).await.unwrap().into_inner();
+        ours.extend(answer.messages);
+    }
+    let mut settlements = Vec::new();
+    for (a, b) in theirs.iter().zip(&ours) {
+        settlements.push(settlement(&a.token, Action::Ack(pb::AckAction {})));
+        let reason = "x".repeat(1024);
+        settlements.push(settlement(&b.token, Action::Term(pb::TermAction { reason })));
+        // Each once more, and something that is no token.
+        settlements.push(settlement(&a.token, Action::Ack(pb::AckAction {})));
+        settlements.push(settlement("nonsense", Action::Ack(pb::AckAction {})));
+    }
+    let request = pb::SettleRequest { settlements, confirmation: 0 };
+    let answer = pair.at_other.settle(request).await.unwrap().into_inner();
+    for four in answer.results.chunks(4) {
+        assert_eq!(four[0].outcome(), Outcome::Confirmed, "{four:?}");
+        assert_eq!(four[1].outcome(), Outcome::Confirmed, "{four:?}");
+        // Beside the first it is busy with it; in a later question it is done already.
+        let busy = four[2].error.as_ref().is_some_and(|error| error.reason == "LEASE_BUSY");
+        assert!(busy || four[2].outcome() == Outcome::Duplicate, "{four:?}");
+        assert_eq!(four[3].error.as_ref().unwrap().reason, "TOKEN_INVALID", "{four:?}");
+    }
+    assert_eq!(fixture.info().await.num_ack_pending, 0);
+}
+
+#[tokio::test]
+async fn an_extended_lease_is_settled_elsewhere_long_after_its_first_end() {
+    let fixture = Fixture::new(crate::support::jetstream::ack_wait(1000)).await;
+    let mut pair = Pair::start().await;
+    let leased = pair.leased(&fixture, 1).await;
+    pair.at_other.extend(extend(&leased[0].token, 30_000)).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+    let acked = pair.at_other.ack(ack(&leased[0].token)).await.unwrap().into_inner();
+    assert_eq!(acked.outcome(), Outcome::Confirmed);
+    assert_eq!(fixture.info().await.num_redelivered, 0);
+}
+
+#[tokio::test]
+async fn a_lapsed_lease_is_refused_everywhere() {
+    let fixture = Fixture::new(crate::support::jetstream::ack_wait(60_000)).await;
+    let mut pair = Pair::start().await;
+    fixture.publish("n", "x").await;
+    let short = pb::FetchRequest { lease: millis(1000), ..fetch(&fixture, 1, 5000) };
+    let leased = pair.at_owner.fetch(short).await.unwrap().into_inner().messages;
+    let again = pair.at_other.fetch(fetch(&fixture, 1, 10_000)).await.unwrap().into_inner();
+    assert_eq!(again.messages[0].delivery_count, 2, "released at the end of the lease");
+    for client in [&mut pair.at_owner, &mut pair.at_other] {
+        let refused = client.ack(ack(&leased[0].token)).await.unwrap_err();
+        assert_eq!(reason(&refused), (Code::FailedPrecondition, "LEASE_EXPIRED".to_owned()));
+    }
+    pair.at_owner.ack(ack(&again.messages[0].token)).await.unwrap();
+    eventually("the ack", || async { (fixture.info().await.num_ack_pending == 0).then_some(()) })
+        .await;
+}

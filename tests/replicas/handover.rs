@@ -1,0 +1,236 @@
+//! A replica that leaves hands its leases over: old tokens go on working, long leases are kept
+//! alive, and nothing is delivered twice.
+
+use std::time::{Duration, Instant};
+
+use fetch_proxy::pb::{self, Outcome};
+use tonic::Code;
+
+use super::pair::{Replica, Replicas};
+use crate::support::{
+    eventually,
+    jetstream::{Fixture, ack_wait, config},
+    millis,
+    nats_server::NatsServer,
+    proxy::{ack, extend, fetch, nak, reason, term},
+    relay::{Flow, Relay},
+};
+
+/// Sends it away, and waits until it is gone; how long that took.
+async fn drained(replica: &mut Replica) -> Duration {
+    let began = Instant::now();
+    replica.proxy.signal("TERM");
+    assert!(replica.proxy.wait().await.success(), "{}", replica.proxy.log());
+    began.elapsed()
+}
+
+#[tokio::test]
+async fn a_drain_hands_everything_to_a_replica_that_stays() {
+    let fixture = Fixture::new(ack_wait(2000)).await;
+    let mut replicas = Replicas::start(2).await;
+    let leased = replicas.leased(0, &fixture, 5).await;
+    let token = |place: usize| leased[place].token.as_str();
+    let [leaver, heir] = &mut replicas.all[..] else { panic!() };
+    for place in 1..4 {
+        leaver.client.extend(extend(token(place), 60_000)).await.unwrap();
+    }
+    leaver.client.ack(ack(token(0))).await.unwrap();
+    leaver.client.term(term(token(4), "x")).await.unwrap();
+
+    let took = drained(leaver).await;
+    println!("measured: drain with 3 leases handed over: {took:?}");
+    assert!(took < Duration::from_secs(10), "it waited for the leases: {took:?}");
+    // Long after JetStream would have given them away by itself.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let at = &mut heir.client;
+    assert_eq!(at.ack(ack(token(1))).await.unwrap().into_inner().outcome(), Outcome::Confirmed);
+    assert_eq!(at.ack(ack(token(1))).await.unwrap().into_inner().outcome(), Outcome::Duplicate);
+    let extended = at.extend(extend(token(2), 90_000)).await.unwrap().into_inner();
+    assert!(extended.lease.unwrap().seconds > 85);
+    assert_eq!(at.ack(ack(token(2))).await.unwrap().into_inner().outcome(), Outcome::Confirmed);
+    assert_eq!(at.nak(nak(token(3), 0)).await.unwrap().into_inner().outcome(), Outcome::Confirmed);
+    // How leases ended at the one that left is known too.
+    assert_eq!(at.ack(ack(token(0))).await.unwrap().into_inner().outcome(), Outcome::Duplicate);
+    let refused = at.ack(ack(token(4))).await.unwrap_err();
+    assert_eq!(reason(&refused), (Code::FailedPrecondition, "LEASE_SETTLED".to_owned()));
+    let again = at.fetch(fetch(&fixture, 5, 3000)).await.unwrap().into_inner().messages;
+    assert_eq!(again.len(), 1, "the nacked one, and no other");
+    assert_eq!((again[0].stream_sequence, again[0].delivery_count), (leased[3].stream_sequence, 2));
+    at.ack(ack(&again[0].token)).await.unwrap();
+    assert_eq!(fixture.info().await.num_ack_pending, 0);
+}
+
+#[tokio::test]
+async fn leases_go_on_from_heir_to_heir() {
+    let fixture = Fixture::new(config()).await;
+    let mut replicas = Replicas::start(3).await;
+    let leased = replicas.leased(0, &fixture, 3).await;
+    replicas.all[0].client.ack(ack(&leased[0].token)).await.unwrap();
+    drained(&mut replicas.all[0]).await;
+    // Whoever has them now is asked by the other.
+    replicas.all[1].client.ack(ack(&leased[1].token)).await.unwrap();
+    drained(&mut replicas.all[1]).await;
+    let at = &mut replicas.all[2].client;
+    for message in &leased[..2] {
+        let again = at.ack(ack(&message.token)).await.unwrap().into_inner();
+        assert_eq!(again.outcome(), Outcome::Duplicate);
+    }
+    let acked = at.ack(ack(&leased[2].token)).await.unwrap().into_inner();
+    assert_eq!(acked.outcome(), Outcome::Confirmed);
+    assert_eq!(fixture.info().await.num_ack_pending, 0);
+}
+
+#[tokio::test]
+async fn thousands_of_leases_go_in_pieces() {
+    let consumer =
+        async_nats::jetstream::consumer::pull::Config { max_ack_pending: 5000, ..config() };
+    let fixture = Fixture::new(consumer).await;
+    let mut replicas = Replicas::start(2).await;
+    let mut leased = Vec::new();
+    for _ in 0..3 {
+        leased.extend(replicas.leased(0, &fixture, 1000).await);
+    }
+    let took = drained(&mut replicas.all[0]).await;
+    println!("measured: drain with 3000 leases handed over: {took:?}");
+    let at = &mut replicas.all[1].client;
+    for thousand in leased.chunks(1000) {
+        let settlement = |message: &pb::Delivery| pb::Settlement {
+            token: message.token.clone(),
+            action: Some(pb::settlement::Action::Ack(pb::AckAction {})),
+        };
+        let settlements = thousand.iter().map(settlement).collect();
+        let request = pb::SettleRequest { settlements, ..pb::SettleRequest::default() };
+        let answer = at.settle(request).await.unwrap().into_inner();
+        assert_eq!(answer.failed, 0, "{:?}", answer.results.iter().find(|one| one.error.is_some()));
+    }
+    assert_eq!(fixture.info().await.num_ack_pending, 0);
+    assert_eq!(fixture.info().await.num_redelivered, 0);
+}
+
+#[tokio::test]
+async fn of_two_that_leave_at_once_neither_is_the_other_s_heir() {
+    let fixture = Fixture::new(config()).await;
+    let mut replicas = Replicas::start(3).await;
+    let mut leased = replicas.leased(0, &fixture, 20).await;
+    leased.extend(replicas.leased(1, &fixture, 20).await);
+    for leaver in &replicas.all[..2] {
+        leaver.proxy.signal("TERM");
+    }
+    for leaver in &mut replicas.all[..2] {
+        assert!(leaver.proxy.wait().await.success(), "{}", leaver.proxy.log());
+    }
+    for message in &leased {
+        let acked = replicas.all[2].client.ack(ack(&message.token)).await.unwrap().into_inner();
+        assert_eq!(acked.outcome(), Outcome::Confirmed);
+    }
+    assert_eq!(fixture.info().await.num_redelivered, 0);
+}
+
+#[tokio::test]
+async fn an_heir_that_does_not_answer_is_given_up_for_another() {
+    let fixture = Fixture::new(config()).await;
+    let mut replicas = Replicas::start(3).await;
+    let leased = replicas.leased(0, &fixture, 5).await;
+    replicas.all[1].proxy.signal("STOP");
+    drained(&mut replicas.all[0]).await;
+    for message in &leased {
+        let acked = replicas.all[2].client.ack(ack(&message.token)).await.unwrap().into_inner();
+        assert_eq!(acked.outcome(), Outcome::Confirmed);
+    }
+    // What it missed is no longer for it.
+    replicas.all[1].proxy.signal("CONT");
+    let again = replicas.all[1].client.ack(ack(&leased[0].token)).await.unwrap().into_inner();
+    assert_eq!(again.outcome(), Outcome::Duplicate);
+    assert_eq!(fixture.info().await.num_redelivered, 0);
+}
+
+#[tokio::test]
+async fn an_heir_that_dies_before_commit_is_given_up_and_the_leases_stay() {
+    let fixture = Fixture::new(config()).await;
+    let server = NatsServer::shared().url();
+    let relay = Relay::to(server.trim_start_matches("nats://")).await;
+    let mut replicas = Replicas::start_at(&[&server, &relay.nats_url()]).await;
+    let leased = replicas.leased(0, &fixture, 3).await;
+    // What the heir says takes a while, so it dies between hearing Prepare and answering it.
+    relay.flow(Flow::Delay(Duration::from_millis(250)), Flow::Pass);
+    replicas.all[0].proxy.signal("TERM");
+    eventually("the heir to be prepared", || async {
+        replicas.all[1].proxy.log().contains("\"leases\":3").then_some(())
+    })
+    .await;
+    relay.close();
+    replicas.all[1].proxy.signal("KILL");
+    replicas.all[1].proxy.wait().await;
+    eventually("the leaver to give it up", || async {
+        replicas.all[0].proxy.log().contains("the leases were not taken over").then_some(())
+    })
+    .await;
+    // It waits for the leases that it still has, and knows them.
+    for message in &leased {
+        let acked = replicas.all[0].client.ack(ack(&message.token)).await.unwrap().into_inner();
+        assert_eq!(acked.outcome(), Outcome::Confirmed);
+    }
+    assert!(replicas.all[0].proxy.wait().await.success());
+    assert_eq!(fixture.info().await.num_redelivered, 0);
+}
+
+#[tokio::test]
+async fn an_heir_that_dies_with_its_answer_leaves_orphans_and_nothing_early() {
+    let fixture = Fixture::new(ack_wait(8000)).await;
+    let server = NatsServer::shared().url();
+    let relay = Relay::to(server.trim_start_matches("nats://")).await;
+    let mut replicas = Replicas::start_at(&[&server, &relay.nats_url()]).await;
+    let leased = replicas.leased(0, &fixture, 3).await;
+    let leased_at = Instant::now();
+    // What the heir says takes a while, so it dies between hearing Commit and answering it.
+    relay.flow(Flow::Delay(Duration::from_millis(250)), Flow::Pass);
+    replicas.all[0].proxy.signal("TERM");
+    eventually("the heir to have them", || async {
+        replicas.all[1].proxy.log().contains("leases taken over").then_some(())
+    })
+    .await;
+    relay.close();
+    replicas.all[1].proxy.signal("KILL");
+    replicas.all[1].proxy.wait().await;
+    assert!(replicas.all[0].proxy.wait().await.success());
+    println!("measured: leaver gone {:?} after its heir died", leased_at.elapsed());
+
+    let late = replicas.add(&server).await;
+    // Nobody has them, so final words are taken until their first end.
+    let acked = late.client.clone().ack(ack(&leased[1].token)).await.unwrap().into_inner();
+    assert_eq!(acked.outcome(), Outcome::Confirmed);
+    let answer = late.client.clone().fetch(fetch(&fixture, 3, 15_000)).await.unwrap().into_inner();
+    assert!(!answer.messages.is_empty());
+    let took = leased_at.elapsed();
+    assert!(took >= Duration::from_millis(7500), "earlier than JetStream alone: {took:?}");
+    let refused = late.client.clone().ack(ack(&leased[0].token)).await.unwrap_err();
+    assert_eq!(reason(&refused), (Code::FailedPrecondition, "LEASE_EXPIRED".to_owned()));
+}
+
+#[tokio::test]
+async fn a_worker_at_random_replicas_sees_nothing_twice_through_a_rolling_update() {
+    let fixture = Fixture::new(ack_wait(3000)).await;
+    let server = NatsServer::shared().url();
+    let mut replicas = Replicas::start(3).await;
+    fixture.publish_many(300).await;
+    let mut leased = Vec::new();
+    for _ in 0..3 {
+        for place in 0..replicas.all.len() {
+            let all = pb::FetchRequest { lease: millis(60_000), ..fetch(&fixture, 20, 2000) };
+            let answer = replicas.all[place].client.fetch(all).await.unwrap().into_inner();
+            leased.extend(answer.messages);
+        }
+        replicas.add(&server).await;
+        drained(&mut replicas.all[0]).await;
+        replicas.all.remove(0);
+        let half = leased.len() / 2;
+        for (place, message) in leased.drain(..half).enumerate() {
+            let count = replicas.all.len();
+            let at = &mut replicas.all[place % count].client;
+            let acked = at.ack(ack(&message.token)).await.unwrap().into_inner();
+            assert_eq!(acked.outcome(), Outcome::Confirmed, "{place}");
+        }
+    }
+    let info = fixture.info().await;
+    assert_eq!(info.num_redelivered, 0, "{info:?}");
+}

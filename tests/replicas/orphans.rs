@@ -1,0 +1,140 @@
+//! Tokens whose owner does not answer: dead, stopped, or living and cut off from NATS. Whatever is
+//! done without it, no message reaches a second worker before JetStream alone would give it away.
+
+use std::time::{Duration, Instant};
+
+use fetch_proxy::pb::Outcome;
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use super::pair::Pair;
+use crate::support::{
+    BOUND,
+    jetstream::{Fixture, ack_wait, config},
+    nats_server::NatsServer,
+    proxy::{Client, ack, extend, fetch, nak, reason, term},
+    relay::Relay,
+};
+
+fn applied(status: &Status) -> String {
+    assert_eq!(reason(status), (Code::Unavailable, "OWNER_UNREACHABLE".to_owned()));
+    assert!(status.get_details_retry_info().is_some());
+    status.get_details_error_info().unwrap().metadata["applied"].clone()
+}
+
+/// Repeats what is answered with OWNER_UNREACHABLE, as its promise says.
+async fn acked(client: &mut Client, token: &str) -> Outcome {
+    let began = Instant::now();
+    loop {
+        match client.ack(ack(token)).await {
+            Ok(answer) => return answer.into_inner().outcome(),
+            Err(status) => assert_eq!(reason(&status).1, "OWNER_UNREACHABLE", "{status:?}"),
+        }
+        assert!(began.elapsed() < BOUND);
+    }
+}
+
+#[tokio::test]
+async fn of_a_dead_owner_final_words_are_taken_and_a_nak_waits() {
+    let fixture = Fixture::new(ack_wait(6000)).await;
+    let mut pair = Pair::start().await;
+    let leased = pair.leased(&fixture, 4).await;
+    let leased_at = Instant::now();
+    let token = |place: usize| leased[place].token.as_str();
+    pair.owner.signal("KILL");
+    pair.owner.wait().await;
+
+    assert_eq!(acked(&mut pair.at_other, token(0)).await, Outcome::Confirmed);
+    println!("measured: ack of a dead owner's token: {:?} after its death", leased_at.elapsed());
+    let termed = pair.at_other.term(term(token(1), "x")).await.unwrap().into_inner();
+    assert_eq!(termed.outcome(), Outcome::Confirmed);
+    let naked = pair.at_other.nak(nak(token(2), 0)).await.unwrap().into_inner();
+    assert_eq!(naked.outcome(), Outcome::Sent);
+    assert!(naked.redeliver_time.is_some());
+    assert_eq!(applied(&pair.at_other.extend(extend(token(3), 60_000)).await.unwrap_err()), "no");
+    assert_eq!(fixture.info().await.num_ack_pending, 2);
+
+    let mut again = Vec::new();
+    while again.len() < 2 {
+        let answer = pair.at_other.fetch(fetch(&fixture, 2, 10_000)).await.unwrap().into_inner();
+        again.extend(answer.messages);
+    }
+    let took = leased_at.elapsed();
+    println!("measured: a dead owner's messages are back after (ack wait 6 s): {took:?}");
+    assert!(took >= Duration::from_millis(5500), "earlier than JetStream alone: {took:?}");
+    let refused = pair.at_other.ack(ack(token(2))).await.unwrap_err();
+    assert_eq!(reason(&refused), (Code::FailedPrecondition, "LEASE_EXPIRED".to_owned()));
+    for message in &again {
+        pair.at_other.ack(ack(&message.token)).await.unwrap();
+    }
+    assert_eq!(fixture.info().await.num_ack_pending, 0);
+}
+
+#[tokio::test]
+async fn of_a_stopped_owner_final_words_are_taken() {
+    let fixture = Fixture::new(config()).await;
+    let mut pair = Pair::start().await;
+    let leased = pair.leased(&fixture, 2).await;
+    pair.owner.signal("STOP");
+    assert_eq!(acked(&mut pair.at_other, &leased[0].token).await, Outcome::Confirmed);
+    let refused = pair.at_other.extend(extend(&leased[1].token, 60_000)).await.unwrap_err();
+    assert_eq!(applied(&refused), "unknown");
+    let refused = pair.at_other.nak(nak(&leased[1].token, 0)).await.unwrap_err();
+    assert_eq!(applied(&refused), "unknown");
+    pair.owner.signal("CONT");
+    // It hears now what it was asked then, and whoever repeats it is told what came of it.
+    let began = Instant::now();
+    let outcome = loop {
+        match pair.at_other.nak(nak(&leased[1].token, 0)).await {
+            Ok(answer) => break answer.into_inner().outcome(),
+            Err(status) => assert_ne!(reason(&status).1, "LEASE_EXPIRED", "{status:?}"),
+        }
+        assert!(began.elapsed() < BOUND);
+    };
+    assert!(matches!(outcome, Outcome::Confirmed | Outcome::Duplicate), "{outcome:?}");
+    let again = pair.at_owner.ack(ack(&leased[0].token)).await.unwrap().into_inner();
+    assert!(matches!(again.outcome(), Outcome::Confirmed | Outcome::Duplicate), "{again:?}");
+}
+
+#[tokio::test]
+async fn of_an_owner_cut_off_from_nats_nothing_is_given_away_early() {
+    let fixture = Fixture::new(ack_wait(6000)).await;
+    let server = NatsServer::shared().url();
+    let relay = Relay::to(server.trim_start_matches("nats://")).await;
+    let mut pair = Pair::start_at(&relay.nats_url(), &server).await;
+    let leased = pair.leased(&fixture, 3).await;
+    let leased_at = Instant::now();
+    relay.close();
+    assert_eq!(acked(&mut pair.at_other, &leased[0].token).await, Outcome::Confirmed);
+    let naked = pair.at_other.nak(nak(&leased[1].token, 0)).await.unwrap().into_inner();
+    assert_eq!(naked.outcome(), Outcome::Sent);
+    // The owner itself says the truth to its own clients.
+    let refused = pair.at_owner.ack(ack(&leased[2].token)).await.unwrap_err();
+    assert_eq!(reason(&refused), (Code::Unavailable, "NATS_UNAVAILABLE".to_owned()));
+    relay.open();
+    let answer = pair.at_other.fetch(fetch(&fixture, 1, 15_000)).await.unwrap().into_inner();
+    assert_eq!(answer.messages.len(), 1);
+    let took = leased_at.elapsed();
+    assert!(took >= Duration::from_millis(5500), "earlier than JetStream alone: {took:?}");
+}
+
+#[tokio::test]
+async fn a_consumer_made_anew_knows_no_old_token() {
+    let fixture = Fixture::new(config()).await;
+    let mut pair = Pair::start().await;
+    let leased = pair.leased(&fixture, 1).await;
+    pair.owner.signal("KILL");
+    pair.owner.wait().await;
+    fixture
+        .jetstream
+        .delete_consumer_from_stream(&fixture.consumer, &fixture.stream)
+        .await
+        .unwrap();
+    fixture.jetstream.create_consumer_on_stream(config(), &fixture.stream).await.unwrap();
+    // The message is somebody else's now.
+    let held = pair.at_other.fetch(fetch(&fixture, 1, 5000)).await.unwrap().into_inner();
+    let refused = pair.at_other.ack(ack(&leased[0].token)).await.unwrap_err();
+    assert_eq!(reason(&refused), (Code::FailedPrecondition, "LEASE_EXPIRED".to_owned()));
+    assert_eq!(fixture.info().await.num_ack_pending, 1);
+    pair.at_other.ack(ack(&held.messages[0].token)).await.unwrap();
+}
