@@ -100,11 +100,11 @@ impl Books {
         ledger.messages.values().map(|message| message.count(WORKED).saturating_sub(1)).sum()
     }
 
-    /// What is not as promised.
-    pub fn complaints(&self) -> Vec<String> {
+    /// What is not as promised, by a server that may be forgetful.
+    pub fn complaints(&self, forgetful: bool) -> Vec<String> {
         let ledger = self.lock();
         let of_messages = ledger.messages.iter().flat_map(|(sequence, message)| {
-            let complaints = message.complaints().into_iter();
+            let complaints = message.complaints(forgetful).into_iter();
             complaints.map(move |what| format!("message {sequence}: {what}"))
         });
         let mut all: Vec<_> = ledger.wrong.iter().cloned().chain(of_messages).collect();
@@ -120,7 +120,7 @@ impl Books {
 }
 
 impl Message {
-    fn complaints(&self) -> Vec<String> {
+    fn complaints(&self, forgetful: bool) -> Vec<String> {
         let mut wrong = Vec::new();
         let told: Vec<&str> = self.events.iter().map(|(_, said)| &*said.event).collect();
         let promise = &self.promise;
@@ -130,13 +130,9 @@ impl Message {
             wrong.push(format!("{told:?} instead of {becomes:?}"));
         }
         let last = self.events.last();
-        if !promise.ends.is_empty()
-            && !last.is_some_and(|(_, said)| promise.ends.contains(&said.event))
-        {
+        let ends_well = |said: &Event| promise.ends.contains(&said.event);
+        if !promise.ends.is_empty() && !last.is_some_and(|(_, said)| ends_well(said)) {
             wrong.push(format!("{told:?} should end as one of {:?}", promise.ends));
-        }
-        if self.count(FINAL) > 1 {
-            wrong.push(format!("settled more than once: {told:?}"));
         }
         let earliest = self.published + Duration::from_secs_f64(promise.not_before);
         if let Some((at, said)) = last
@@ -144,13 +140,19 @@ impl Message {
         {
             wrong.push(format!("{} {:?} too early", said.event, earliest - *at));
         }
-        if self.events.windows(2).any(|pair| pair[0].1.deliveries >= pair[1].1.deliveries) {
-            wrong.push("its deliveries do not go up".to_owned());
+        if !forgetful {
+            wrong.extend(self.not_once().map(str::to_owned));
         }
-        for (_, said) in &self.events {
-            wrong.extend(self.misread(said));
-        }
+        wrong.extend(self.events.iter().filter_map(|(_, said)| self.misread(said)));
         wrong
+    }
+
+    fn not_once(&self) -> Option<&'static str> {
+        let attempts = |pair: &[(Instant, Event)]| pair[0].1.deliveries < pair[1].1.deliveries;
+        if self.count(FINAL) > 1 {
+            return Some("settled more than once");
+        }
+        (!self.events.windows(2).all(attempts)).then_some("its attempts do not go up")
     }
 
     /// Where a worker read something else than was published.

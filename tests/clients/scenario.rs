@@ -25,6 +25,10 @@ pub struct Scenario {
     /// For the workers, besides address, stream and consumer.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
+    /// A server that keeps no copies may forget what it was doing when it stopped: attempts that it
+    /// counted, and settlements that it confirmed.
+    #[serde(default)]
+    pub forgetful: bool,
     /// Workers of all languages at once, instead of each language by itself.
     #[serde(default)]
     pub together: bool,

@@ -89,7 +89,7 @@ impl<'a> Stage<'a> {
             wrong => wrong,
         };
         let mut wrong: Vec<_> = acted.err().into_iter().collect();
-        wrong.extend(self.books.complaints());
+        wrong.extend(self.books.complaints(self.scenario.forgetful));
         if wrong.is_empty() {
             return Ok(self.books.twice());
         }
