@@ -35,7 +35,23 @@ struct Message {
     published: Instant,
     id: Option<u64>,
     promise: Publish,
-    events: Vec<(Instant, Event)>,
+    events: Vec<Said>,
+}
+
+struct Said {
+    at: Instant,
+    /// The worker, as `language/name`.
+    by: String,
+    event: Event,
+}
+
+/// What was done, where all went as promised.
+#[derive(Clone, Default)]
+pub struct Tally {
+    /// How often work was done more than once, each time because a lease was lost.
+    pub twice: usize,
+    /// How many messages each language acked.
+    pub acked: BTreeMap<String, usize>,
 }
 
 /// A line of a worker.
@@ -49,9 +65,10 @@ struct Event {
 }
 
 impl Books {
-    /// Before its worker can have it.
-    pub fn published(&self, sequence: u64, id: Option<u64>, promise: &Publish, at: Instant) {
-        let message = Message { published: at, id, promise: promise.clone(), events: Vec::new() };
+    /// Before anybody can have it.
+    pub fn published(&self, sequence: u64, id: Option<u64>, promise: &Publish) {
+        let (published, promise) = (Instant::now(), promise.clone());
+        let message = Message { published, id, promise, events: Vec::new() };
         self.lock().messages.insert(sequence, message);
     }
 
@@ -69,7 +86,9 @@ impl Books {
             return;
         };
         match ledger.messages.get_mut(&sequence) {
-            Some(message) => message.events.push((Instant::now(), event)),
+            Some(message) => {
+                message.events.push(Said { at: Instant::now(), by: worker.to_owned(), event });
+            }
             None => ledger.wrong.push(format!("{worker} told of a message {sequence}: {line}")),
         }
     }
@@ -78,7 +97,7 @@ impl Books {
     pub fn count(&self, event: &str) -> usize {
         let ledger = self.lock();
         let of_messages = ledger.messages.values().flat_map(|message| &message.events);
-        of_messages.filter(|(_, said)| said.event == event).count()
+        of_messages.filter(|said| said.event.event == event).count()
             + ledger.others.iter().filter(|(_, said)| said == event).count()
     }
 
@@ -94,10 +113,17 @@ impl Books {
         self.lock().messages.values().all(|message| !message.events.is_empty())
     }
 
-    /// How often work was done more than once.
-    pub fn twice(&self) -> usize {
+    pub fn tally(&self) -> Tally {
         let ledger = self.lock();
-        ledger.messages.values().map(|message| message.count(WORKED).saturating_sub(1)).sum()
+        let mut tally = Tally::default();
+        for message in ledger.messages.values() {
+            tally.twice += message.count(WORKED).saturating_sub(1);
+            for said in message.events.iter().filter(|said| said.event.event == "acked") {
+                let language = said.by.split('/').next().unwrap_or_default();
+                *tally.acked.entry(language.to_owned()).or_default() += 1;
+            }
+        }
+        tally
     }
 
     /// What is not as promised, by a server that may be forgetful.
@@ -122,7 +148,7 @@ impl Books {
 impl Message {
     fn complaints(&self, forgetful: bool) -> Vec<String> {
         let mut wrong = Vec::new();
-        let told: Vec<&str> = self.events.iter().map(|(_, said)| &*said.event).collect();
+        let told: Vec<&str> = self.events.iter().map(|said| &*said.event.event).collect();
         let promise = &self.promise;
         if let Some(becomes) = &promise.becomes
             && told != *becomes
@@ -130,41 +156,41 @@ impl Message {
             wrong.push(format!("{told:?} instead of {becomes:?}"));
         }
         let last = self.events.last();
-        let ends_well = |said: &Event| promise.ends.contains(&said.event);
-        if !promise.ends.is_empty() && !last.is_some_and(|(_, said)| ends_well(said)) {
+        let ends_well = |said: &Said| promise.ends.contains(&said.event.event);
+        if !promise.ends.is_empty() && !last.is_some_and(ends_well) {
             wrong.push(format!("{told:?} should end as one of {:?}", promise.ends));
         }
         let earliest = self.published + Duration::from_secs_f64(promise.not_before);
-        if let Some((at, said)) = last
-            && *at < earliest
+        if let Some(last) = last
+            && last.at < earliest
         {
-            wrong.push(format!("{} {:?} too early", said.event, earliest - *at));
+            wrong.push(format!("{} {:?} too early", last.event.event, earliest - last.at));
         }
         if !forgetful {
             wrong.extend(self.not_once().map(str::to_owned));
         }
-        wrong.extend(self.events.iter().filter_map(|(_, said)| self.misread(said)));
+        wrong.extend(self.events.iter().filter_map(|said| self.misread(&said.event)));
         wrong
     }
 
     fn not_once(&self) -> Option<&'static str> {
-        let attempts = |pair: &[(Instant, Event)]| pair[0].1.deliveries < pair[1].1.deliveries;
         if self.count(FINAL) > 1 {
             return Some("settled more than once");
         }
-        (!self.events.windows(2).all(attempts)).then_some("its attempts do not go up")
+        let goes_up = |pair: &[Said]| pair[0].event.deliveries < pair[1].event.deliveries;
+        (!self.events.windows(2).all(goes_up)).then_some("its attempts do not go up")
     }
 
     /// Where a worker read something else than was published.
-    fn misread(&self, said: &Event) -> Option<String> {
-        if said.id != self.id {
-            return Some(format!("id {:?} instead of {:?}", said.id, self.id));
+    fn misread(&self, event: &Event) -> Option<String> {
+        if event.id != self.id {
+            return Some(format!("id {:?} instead of {:?}", event.id, self.id));
         }
-        let headers = said.headers.as_ref()?;
-        (*headers != self.promise.headers).then(|| format!("headers {headers:?}"))
+        let headers = event.headers.clone().unwrap_or_default();
+        (headers != self.promise.headers).then(|| format!("headers {headers:?}"))
     }
 
     fn count(&self, events: &[&str]) -> usize {
-        self.events.iter().filter(|(_, said)| events.contains(&&*said.event)).count()
+        self.events.iter().filter(|said| events.contains(&&*said.event.event)).count()
     }
 }

@@ -165,7 +165,7 @@ async fn one(scenario: &Scenario, languages: Vec<Language>, keys: PathBuf) -> Fa
         Stage::set(&scenario, &languages, &keys, &mut nats).await.act().await
     });
     match acting.await {
-        Ok(Ok(twice)) => Fate::Well { took: began.elapsed(), twice },
+        Ok(Ok(tally)) => Fate::Well { took: began.elapsed(), tally },
         Ok(Err(wrong)) => Fate::Wrong(wrong),
         Err(panic) => Fate::Wrong(panic.to_string()),
     }

@@ -45,6 +45,8 @@ pub enum Step {
     Publish(Publish),
     /// Starts a worker, and calls it so; of each language, where it is about all of them.
     Start(String),
+    /// Waits until every worker has said something.
+    Ready {},
     /// Tells a worker to stop (SIGTERM), and waits for its end so many seconds.
     Stop {
         worker: String,

@@ -16,7 +16,7 @@ use async_nats::HeaderMap;
 use futures_util::StreamExt as _;
 
 use crate::{
-    books::Books,
+    books::{Books, Tally},
     language::Language,
     scenario::{Publish, Scenario, Step, Turn},
     support::{
@@ -44,10 +44,11 @@ pub struct Stage<'a> {
     books: Arc<Books>,
     workers: Vec<Worker>,
     ids: u64,
+    sequence: u64,
 }
 
-/// How often work was done twice, if nothing went wrong; else what did.
-pub type Verdict = Result<usize, String>;
+/// What was done, or what went wrong.
+pub type Verdict = Result<Tally, String>;
 
 impl<'a> Stage<'a> {
     pub async fn set(
@@ -77,6 +78,7 @@ impl<'a> Stage<'a> {
             books,
             workers,
             ids: 0,
+            sequence: 0,
         };
         stage.start_proxy();
         stage
@@ -91,7 +93,7 @@ impl<'a> Stage<'a> {
         let mut wrong: Vec<_> = acted.err().into_iter().collect();
         wrong.extend(self.books.complaints(self.scenario.forgetful));
         if wrong.is_empty() {
-            return Ok(self.books.twice());
+            return Ok(self.books.tally());
         }
         for worker in &self.workers {
             wrong.push(format!("{} said at last:\n{}", worker.name, worker.errors()));
@@ -111,6 +113,7 @@ impl<'a> Stage<'a> {
         match step {
             Step::Publish(what) => self.publish(what).await,
             Step::Start(name) => self.start(name),
+            Step::Ready {} => self.ready().await?,
             Step::Stop { worker, within } => {
                 let named = |one: &Worker| one.name.ends_with(&format!("/{worker}"));
                 let place = self.workers.iter().position(named).ok_or("no such worker")?;
@@ -173,9 +176,10 @@ impl<'a> Stage<'a> {
                 }
                 text = serde_json::to_string(&payload).unwrap();
             }
-            let at = Instant::now();
+            self.sequence += 1;
+            self.books.published(self.sequence, id, what);
             let sequence = self.fixture.publish_with("task", headers.clone(), text).await;
-            self.books.published(sequence, id, what, at);
+            assert_eq!(sequence, self.sequence, "nobody else publishes");
         }
     }
 
@@ -189,6 +193,14 @@ impl<'a> Stage<'a> {
         for language in self.languages {
             self.workers.push(Worker::start(name, language, &env, &self.books));
         }
+    }
+
+    async fn ready(&self) -> Result<(), String> {
+        for worker in &self.workers {
+            let spoken = || async { self.books.last_word(&worker.name).map(|_| ()) };
+            until(SOON, spoken).await.ok_or(format!("{} says nothing", worker.name))?;
+        }
+        Ok(())
     }
 
     /// Until nothing is left at the server, and the workers have told of all of it.

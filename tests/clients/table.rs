@@ -2,15 +2,11 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use crate::{language::Language, scenario::Scenario};
+use crate::{books::Tally, language::Language, scenario::Scenario};
 
 #[derive(Clone)]
 pub enum Fate {
-    Well {
-        took: Duration,
-        /// How often work was done more than once, each time because a lease was lost.
-        twice: usize,
-    },
+    Well { took: Duration, tally: Tally },
     Wrong(String),
     Skipped(String),
 }
@@ -40,10 +36,9 @@ impl Table {
     pub fn note(&mut self, cell: Cell) {
         let Cell { language, scenario, fate } = cell;
         match &fate {
-            Fate::Well { took, twice } => {
-                let twice =
-                    if *twice > 0 { format!(", {twice} done twice") } else { String::new() };
-                println!("{language:<12}{scenario:<16}ok {:.1} s{twice}", took.as_secs_f64());
+            Fate::Well { took, tally } => {
+                let (took, more) = (took.as_secs_f64(), noteworthy(tally, &language));
+                println!("{language:<12}{scenario:<16}ok {took:.1} s{more}");
             }
             Fate::Skipped(why) => println!("{language:<12}{scenario:<16}skipped: {why}"),
             Fate::Wrong(wrong) => {
@@ -95,6 +90,12 @@ impl Table {
             if self.wrong.is_empty() { "all is well".into() } else { format!("FAILED: {wrong}") }
         );
     }
+}
+
+fn noteworthy(tally: &Tally, language: &str) -> String {
+    let twice = (tally.twice > 0).then(|| format!(", {} done twice", tally.twice));
+    let share = tally.acked.get(language).filter(|_| tally.acked.len() > 1);
+    twice.unwrap_or_default() + &share.map_or(String::new(), |share| format!(", {share} acked"))
 }
 
 fn indented(text: &str) -> String {
