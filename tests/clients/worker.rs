@@ -85,6 +85,8 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         kill("KILL", &format!("-{}", self.child.id()));
+        // Where there is no such command, at least this one, so that the wait has an end.
+        let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
