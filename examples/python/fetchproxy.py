@@ -17,6 +17,8 @@ from grpc_status import rpc_status
 MAX_BYTES = 16 << 20
 # Longer than the proxy takes to answer a settlement, which is 5 s unless it is told otherwise.
 SETTLE_TIMEOUT = 10
+# The longest delay of a Nak; a longer one would fail the whole call.
+LONGEST_DELAY = 24 * 3600
 # The longest wait before a call is repeated.
 PATIENCE = 5.0
 # Of a Fetch: repeating it helps nobody, somebody must look.
@@ -43,7 +45,7 @@ class Transient(Exception):
     """It may work later: the message comes back after `delay` seconds."""
 
     def __init__(self, delay):
-        self.delay = delay
+        self.delay = min(max(delay, 0), LONGEST_DELAY)
 
 
 class Poison(Exception):

@@ -32,6 +32,8 @@ pub type Client = FetchServiceClient<Channel>;
 pub const MAX_BYTES: u32 = 16 << 20;
 /// Longer than the proxy takes to answer a settlement: 5 s, unless it is told otherwise.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest delay of a Nak; a longer one would fail the whole call.
+const LONGEST_DELAY: Duration = Duration::from_secs(24 * 3600);
 /// The longest wait before a call is repeated.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// No outcome waits longer for others to be settled with.
@@ -220,7 +222,8 @@ impl Batch {
     }
 
     pub fn nak(&mut self, place: usize, delay: Duration, line: serde_json::Value) {
-        self.decide(place, Action::Nak(NakAction { delay: Some(to(delay)) }), line);
+        let delay = Some(to(delay.min(LONGEST_DELAY)));
+        self.decide(place, Action::Nak(NakAction { delay }), line);
     }
 
     pub fn term(&mut self, place: usize, reason: String, line: serde_json::Value) {
