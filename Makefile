@@ -1,7 +1,7 @@
 # What a developer types. The logic is in scripts/; .ci/run runs the same targets.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster lint fmt clippy doc proto deps bench soak tools ci clean
+.PHONY: help demo test test-cluster test-clients lint fmt clippy doc proto deps bench soak tools ci clean
 
 # Arguments for the programs that `make test` and `make bench` run: make test ARGS='--test wire'
 ARGS ?=
@@ -10,7 +10,7 @@ FOR ?= 2m
 SEED ?=
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
 
 demo: ## See it work, then try it by hand; DEMO_EXIT=1 ends after the summary
 	@scripts/demo
@@ -18,6 +18,10 @@ demo: ## See it work, then try it by hand; DEMO_EXIT=1 ends after the summary
 test: ## Run all tests, with real servers
 	@scripts/tools check
 	scripts/with-tools cargo test --locked $(ARGS)
+
+test-clients: ## Run the workers of every language that is here; ARGS='python nak' for some
+	@scripts/tools check
+	scripts/with-tools cargo test --locked --test clients -- $(ARGS)
 
 lint: fmt clippy doc proto deps ## Check everything that needs no run
 

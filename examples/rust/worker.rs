@@ -1,186 +1,122 @@
-//! The pull-consumer pattern's worker loop over gRPC, in one page: fetch a batch, work at your own
-//! pace, settle every message.
-//!
-//! - success → `Ack`
-//! - a failure that may pass → `Nak` with a delay: it comes back then
-//! - a failure that will not → `Term` with a reason: it never comes back
-//!
-//! It knows the sample messages that `fetch-proxy dev` publishes, and ends when nothing has come
-//! for a while: exit code 0 if every message met the fate that its sample asks for.
-//!
-//! ```text
-//! cargo run --example worker -- --addr http://127.0.0.1:50051
-//! ```
+//! A worker: fetches a batch, handles one message after the other, settles what became of them.
+//! Copy it, and put your work into `handle`.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    error::Error,
-    process::ExitCode,
+mod fetchproxy;
+
+use std::{env, error::Error, time::Duration};
+
+use fetchproxy::{
+    Batch, Client,
+    Failure::{self, Poison, Transient},
+    pb::{self, Codec, Delivery, EmptyReason, FetchRequest, FetchResponse, delivery::Payload},
 };
+use serde_json::{Value, json};
+use tokio::{signal::unix::SignalKind, time::sleep};
+use tokio_util::sync::CancellationToken;
 
-use clap::Parser;
-use fetch_proxy::pb::{
-    self, AckRequest, Codec, FetchRequest, NakRequest, TermRequest, delivery::Payload,
-    fetch_service_client::FetchServiceClient,
-};
-use serde::Deserialize;
-use tonic::transport::Channel;
-
-#[derive(Parser)]
-struct Args {
-    /// Where fetch-proxy listens.
-    #[arg(long, default_value = "http://127.0.0.1:50051")]
-    addr: String,
-    /// The stream.
-    #[arg(long, default_value = "TASKS")]
-    stream: String,
-    /// The durable consumer.
-    #[arg(long, default_value = "batch-worker")]
-    consumer: String,
-    /// Most messages of one batch.
-    #[arg(long, default_value_t = 4)]
-    batch: u32,
-    /// End when nothing has come for this long; longer than any delay asked for below.
-    #[arg(long, default_value_t = 4)]
-    idle_secs: i64,
-}
-
-/// What a sample task asks for.
-#[derive(Deserialize)]
-struct Task {
-    id: u32,
-    /// `ok`, `flaky` (fails until its second attempt) or `broken` (never succeeds).
-    kind: String,
-}
-
-/// What became of a message in this attempt.
-enum Fate {
-    Done,
-    Later(&'static str),
-    Never(String),
+/// The work. What it returns decides what becomes of the message, and is told with it.
+async fn handle(message: &Delivery) -> Result<Value, Failure> {
+    let task = task(message);
+    let seconds = |name: &str| Duration::from_secs_f64(task[name].as_f64().unwrap_or_default());
+    match task["do"].as_str() {
+        Some("fail") if Some(u64::from(message.delivery_count)) <= task["times"].as_u64() => {
+            return Err(Transient(seconds("delay")));
+        }
+        Some("poison") => return Err(Poison(format!("task {} can never be done", task["id"]))),
+        Some("slow") => sleep(seconds("seconds")).await,
+        Some("headers") => {
+            let headers = message.headers.iter().map(|(name, h)| (name.clone(), json!(h.values)));
+            return Ok(json!({ "headers": Value::Object(headers.collect()) }));
+        }
+        _ => {}
+    }
+    Ok(json!({}))
 }
 
 #[tokio::main]
-async fn main() -> Result<ExitCode, Box<dyn Error>> {
-    let args = Args::parse();
-    let mut client = FetchServiceClient::connect(args.addr.clone()).await?;
-    let mut book = Book::default();
-    loop {
-        let request = FetchRequest {
-            stream: args.stream.clone(),
-            consumer: args.consumer.clone(),
-            n: args.batch,
-            max_wait: Some(seconds(args.idle_secs)),
-            // What is no JSON is terminated for us, and handed back as rejected.
-            codec: Codec::Json.into(),
-            worker: "examples/rust".to_owned(),
-            ..FetchRequest::default()
-        };
-        let batch = client.fetch(request).await?.into_inner();
-        if batch.messages.is_empty() && batch.rejected.is_empty() {
-            break;
-        }
-        for rejected in &batch.rejected {
-            let attempt = rejected.delivery_count;
-            book.note(rejected.stream_sequence, attempt, "rejected", &rejected.detail);
-            book.expect(rejected.stream_sequence, &rejected.headers);
-        }
-        for message in batch.messages {
-            settle(&mut client, message, &mut book).await?;
-        }
+async fn main() -> Result<(), Box<dyn Error>> {
+    let stop = stop_on_signal()?;
+    let set = |name: &str, default: &str| env::var(name).unwrap_or_else(|_| default.to_owned());
+    let request = FetchRequest {
+        stream: env::var("STREAM").map_err(|_| "STREAM is not set")?,
+        consumer: env::var("CONSUMER").map_err(|_| "CONSUMER is not set")?,
+        n: set("BATCH", "10").parse()?,
+        max_wait: Some(fetchproxy::to(Duration::from_secs_f64(set("MAX_WAIT", "10").parse()?))),
+        max_bytes: fetchproxy::MAX_BYTES,
+        codec: Codec::Json.into(),
+        worker: "examples/rust".to_owned(),
+        ..FetchRequest::default()
+    };
+    let mut client = fetchproxy::connect(&set("FETCH_PROXY_ADDR", "127.0.0.1:50051"))?;
+    say(&json!({ "event": "ready" }));
+    while let Some(answer) = fetchproxy::fetch(&mut client, &request, &stop).await? {
+        work(&client, answer, &stop).await;
     }
-    Ok(book.close())
-}
-
-/// Does the work of one message and tells the proxy how it went.
-async fn settle(
-    client: &mut FetchServiceClient<Channel>,
-    message: pb::Delivery,
-    book: &mut Book,
-) -> Result<(), tonic::Status> {
-    let (sequence, attempt) = (message.stream_sequence, message.delivery_count);
-    let token = message.token.clone();
-    book.expect(sequence, &message.headers);
-    match work(&message) {
-        Fate::Done => {
-            client.ack(AckRequest { token, ..AckRequest::default() }).await?;
-            book.note(sequence, attempt, "acked", &message.subject);
-        }
-        Fate::Later(why) => {
-            let delay = Some(seconds(1));
-            client.nak(NakRequest { token, delay, ..NakRequest::default() }).await?;
-            book.note(sequence, attempt, "nacked", &format!("{why}; again in 1 s"));
-        }
-        Fate::Never(reason) => {
-            book.note(sequence, attempt, "terminated", &reason);
-            client.term(TermRequest { token, reason, ..TermRequest::default() }).await?;
-        }
-    }
+    say(&json!({ "event": "stopped" }));
     Ok(())
 }
 
-/// The work itself.
-fn work(message: &pb::Delivery) -> Fate {
-    let Some(Payload::Text(text)) = &message.payload else {
-        return Fate::Never("not text".to_owned());
-    };
-    match serde_json::from_str::<Task>(text) {
-        Err(error) => Fate::Never(format!("not a task: {error}")),
-        Ok(task) => match task.kind.as_str() {
-            "flaky" if message.delivery_count < 2 => Fate::Later("the database is busy"),
-            "broken" => Fate::Never(format!("task {} can never be done", task.id)),
-            _ => Fate::Done,
-        },
+async fn work(client: &Client, answer: FetchResponse, stop: &CancellationToken) {
+    use EmptyReason::{NoMessages, Rejected, Unspecified};
+    if ![Unspecified, NoMessages, Rejected].contains(&answer.empty_reason()) {
+        stop.run_until_cancelled(sleep(Duration::from_millis(500))).await;
     }
-}
-
-fn seconds(seconds: i64) -> prost_types::Duration {
-    prost_types::Duration { seconds, nanos: 0 }
-}
-
-/// What was done, by stream sequence: only the last word on each message counts.
-#[derive(Default)]
-struct Book {
-    last: BTreeMap<u64, &'static str>,
-    /// The samples say what should become of them.
-    expected: BTreeMap<u64, String>,
-    attempts: usize,
-}
-
-impl Book {
-    fn note(&mut self, sequence: u64, attempt: u32, fate: &'static str, detail: &str) {
-        println!("  message {sequence:>3}  attempt {attempt}  {fate:<11} {detail}");
-        self.last.insert(sequence, fate);
-        self.attempts += 1;
+    for rejected in &answer.rejected {
+        eprintln!("message {}: {}", rejected.stream_sequence, rejected.detail);
+        let (sequence, deliveries) = (rejected.stream_sequence, rejected.delivery_count);
+        let event = "rejected";
+        say(&json!({ "event": event, "sequence": sequence, "deliveries": deliveries, "id": null }));
     }
-
-    fn expect(&mut self, sequence: u64, headers: &HashMap<String, pb::HeaderValues>) {
-        if let Some(expected) = headers.get("Expect").and_then(|header| header.values.first()) {
-            self.expected.insert(sequence, expected.clone());
+    let mut batch = Batch::new(client, &answer.messages);
+    for (place, message) in answer.messages.iter().enumerate() {
+        if batch.is_over(place) {
+            say(&line("lost", message));
+        } else if stop.is_cancelled() {
+            batch.nak(place, Duration::ZERO, line("returned", message));
+        } else {
+            match batch.alive_during(handle(message)).await {
+                Ok(told) => batch.ack(place, with(line("acked", message), told)),
+                Err(Transient(delay)) => batch.nak(place, delay, line("nacked", message)),
+                Err(Poison(reason)) => batch.term(place, reason, line("termed", message)),
+            }
+        }
+        if batch.is_due() {
+            batch.settle().await;
         }
     }
+    batch.settle().await;
+}
 
-    /// Prints the summary; success if every message met the fate that it asked for.
-    fn close(self) -> ExitCode {
-        let count = |fate| self.last.values().filter(|last| **last == fate).count();
-        let (acked, terminated, rejected) =
-            (count("acked"), count("terminated"), count("rejected"));
-        let open = count("nacked");
-        println!("\n  {} messages in {} attempts:", self.last.len(), self.attempts);
-        println!("  {acked:>3} acked       done, and gone for this consumer");
-        println!("  {terminated:>3} terminated  by us, with a reason: never delivered again");
-        println!("  {rejected:>3} rejected    no JSON: terminated by the proxy, handed back to us");
-        println!("  {open:>3} open        nacked and not seen again");
-        let wrong: Vec<_> =
-            self.expected.iter().filter(|(at, fate)| self.last[at] != **fate).collect();
-        for (sequence, fate) in &wrong {
-            println!("\n  message {sequence} should have been {fate}");
-        }
-        if self.last.is_empty() || open > 0 || !wrong.is_empty() {
-            println!("\n  NOT every message is settled as it should be");
-            return ExitCode::FAILURE;
-        }
-        println!("\n  every message is settled as it should be");
-        ExitCode::SUCCESS
+fn task(message: &Delivery) -> Value {
+    let Some(Payload::Text(text)) = &message.payload else { return Value::Null };
+    serde_json::from_str(text).unwrap_or_default()
+}
+
+fn line(event: &str, message: &Delivery) -> Value {
+    let pb::Delivery { stream_sequence, delivery_count, .. } = message;
+    let id = &task(message)["id"];
+    json!({ "event": event, "sequence": stream_sequence, "deliveries": delivery_count, "id": id })
+}
+
+fn with(mut line: Value, told: Value) -> Value {
+    let told = told.as_object().cloned().unwrap_or_default();
+    line.as_object_mut().expect("a line").extend(told);
+    line
+}
+
+/// Standard output is flushed at each line.
+fn say(line: &Value) {
+    println!("{line}");
+}
+
+fn stop_on_signal() -> Result<CancellationToken, std::io::Error> {
+    let stop = CancellationToken::new();
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let (mut signal, told) = (tokio::signal::unix::signal(kind)?, stop.clone());
+        tokio::spawn(async move {
+            signal.recv().await;
+            told.cancel();
+        });
     }
+    Ok(stop)
 }

@@ -191,6 +191,23 @@ fn the_page_of_errors_is_what_the_code_says() {
 }
 
 #[test]
+fn every_reason_is_explained_to_those_who_write_workers() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/clients.md");
+    let page = fs::read_to_string(page).unwrap();
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
+    let (_, rest) = page.split_once("| reason | in a Fetch |").unwrap();
+    let (table, _) = rest.split_once("\n\n").unwrap();
+    let rows: Vec<_> = rows.filter(|(name, _)| table.contains(&format!("`{name}` |"))).collect();
+    assert_eq!(rows.len(), Reason::ALL.len(), "a row for each, and for nothing else");
+    for reason in Reason::ALL {
+        let (_, advice) = rows.iter().find(|(name, _)| *name == reason.name()).unwrap();
+        let repeats = advice.contains("repeat");
+        let should = reason.retry_after().is_some() || *reason == Reason::SettleUnconfirmed;
+        assert_eq!(repeats, should, "{}: {advice}", reason.name());
+    }
+}
+
+#[test]
 fn every_reason_is_explained_in_the_contract() {
     let contract = Path::new(env!("CARGO_MANIFEST_DIR")).join("proto/fetchproxy/v1/fetch.proto");
     let contract = fs::read_to_string(contract).unwrap();

@@ -7,13 +7,14 @@ use std::{
 
 use crate::support::{eventually, nats_server, proxy::Client};
 
-struct Dev {
+/// A `dev` that lives as long as this.
+pub struct Dev {
     child: Child,
     folder: tempfile::TempDir,
 }
 
 impl Dev {
-    fn start(flags: &[&str]) -> Self {
+    pub fn start(flags: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let output = fs::File::create(folder.path().join("out")).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_fetch-proxy"))
@@ -35,14 +36,16 @@ impl Dev {
         fs::read_to_string(self.folder.path().join("out")).unwrap()
     }
 
-    async fn client(&mut self) -> Client {
-        let file = self.folder.path().join("ports");
-        let grpc = eventually("the ports file", || async {
-            let ports: serde_json::Value = serde_json::from_slice(&fs::read(&file).ok()?).ok()?;
-            Some(ports["grpc"].as_str()?.to_owned())
-        })
-        .await;
+    pub async fn client(&mut self) -> Client {
+        let grpc = eventually("the ports file", || async { self.address() }).await;
         Client::connect(format!("http://{grpc}")).await.unwrap()
+    }
+
+    /// Where clients connect, once it serves.
+    pub fn address(&self) -> Option<String> {
+        let file = fs::read(self.folder.path().join("ports")).ok()?;
+        let ports: serde_json::Value = serde_json::from_slice(&file).ok()?;
+        Some(ports["grpc"].as_str()?.to_owned())
     }
 
     /// Processes that still run with this folder on their command line, the dev itself left out.

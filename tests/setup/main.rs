@@ -181,3 +181,17 @@ fn a_way_that_fails_is_no_missing_tool() {
     assert!(said.err.contains("go: no such module"), "{said:?}");
     assert_eq!(fs::read_dir(&machine.tools).unwrap().count(), 0, "nothing half done is left");
 }
+
+#[test]
+fn a_worker_whose_toolchain_is_missing_says_what_it_needs_with_code_3() {
+    let machine = Machine::with("no-toolchains", &[]);
+    let examples = fs::read_dir(Path::new(ROOT).join("examples")).unwrap().flatten();
+    let builds = examples.map(|example| example.path().join("build")).filter(|file| file.exists());
+    let builds: Vec<_> = builds.collect();
+    assert!(builds.len() >= 3, "the workers are gone");
+    for build in builds {
+        let said = machine.run(build.to_str().unwrap(), &[]);
+        assert_eq!(said.code, Some(3), "{}: {said:?}", build.display());
+        assert!(said.err.contains("needs") && said.err.contains("Debian:"), "{said:?}");
+    }
+}

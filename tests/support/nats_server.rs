@@ -68,6 +68,14 @@ impl NatsServer {
         }
     }
 
+    /// Stops it as an operator would, and waits until it is gone.
+    pub fn stop(&mut self) {
+        self.signal("TERM");
+        if let Some(mut guard) = self.guard.take() {
+            guard.wait().unwrap();
+        }
+    }
+
     /// Starts it anew on the same port and data.
     pub fn restart(&mut self) {
         assert!(self.guard.is_none(), "it still runs");

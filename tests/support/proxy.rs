@@ -33,6 +33,11 @@ impl Proxy {
     }
 
     pub fn start_at(nats_url: &str, flags: &[&str]) -> Self {
+        Self::start_on("127.0.0.1:0", nats_url, flags)
+    }
+
+    /// The same at an address that clients know already.
+    pub fn start_on(listen: &str, nats_url: &str, flags: &[&str]) -> Self {
         // Proxies that are not meant to be replicas of each other have to be told apart.
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let cluster = format!("c{}", COUNT.fetch_add(1, Ordering::Relaxed));
@@ -40,7 +45,7 @@ impl Proxy {
         let ports = folder.path().join("ports.json");
         let log = fs::File::create(folder.path().join("log")).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_fetch-proxy"))
-            .args(["serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"])
+            .args(["serve", "--listen", listen, "--ops-listen", "127.0.0.1:0"])
             .args(["--nats-url", nats_url, "--ports-file"])
             .arg(&ports)
             .args(flags)

@@ -1,0 +1,186 @@
+//! The pull-consumer pattern's worker loop over gRPC, in one page: fetch a batch, work at your own
+//! pace, settle every message.
+//!
+//! - success → `Ack`
+//! - a failure that may pass → `Nak` with a delay: it comes back then
+//! - a failure that will not → `Term` with a reason: it never comes back
+//!
+//! It knows the sample messages that `fetch-proxy dev` publishes, and ends when nothing has come
+//! for a while: exit code 0 if every message met the fate that its sample asks for.
+//!
+//! ```text
+//! cargo run --example worker -- --addr http://127.0.0.1:50051
+//! ```
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    error::Error,
+    process::ExitCode,
+};
+
+use clap::Parser;
+use fetch_proxy::pb::{
+    self, AckRequest, Codec, FetchRequest, NakRequest, TermRequest, delivery::Payload,
+    fetch_service_client::FetchServiceClient,
+};
+use serde::Deserialize;
+use tonic::transport::Channel;
+
+#[derive(Parser)]
+struct Args {
+    /// Where fetch-proxy listens.
+    #[arg(long, default_value = "http://127.0.0.1:50051")]
+    addr: String,
+    /// The stream.
+    #[arg(long, default_value = "TASKS")]
+    stream: String,
+    /// The durable consumer.
+    #[arg(long, default_value = "batch-worker")]
+    consumer: String,
+    /// Most messages of one batch.
+    #[arg(long, default_value_t = 4)]
+    batch: u32,
+    /// End when nothing has come for this long; longer than any delay asked for below.
+    #[arg(long, default_value_t = 4)]
+    idle_secs: i64,
+}
+
+/// What a sample task asks for.
+#[derive(Deserialize)]
+struct Task {
+    id: u32,
+    /// `ok`, `flaky` (fails until its second attempt) or `broken` (never succeeds).
+    kind: String,
+}
+
+/// What became of a message in this attempt.
+enum Fate {
+    Done,
+    Later(&'static str),
+    Never(String),
+}
+
+#[tokio::main]
+async fn main() -> Result<ExitCode, Box<dyn Error>> {
+    let args = Args::parse();
+    let mut client = FetchServiceClient::connect(args.addr.clone()).await?;
+    let mut book = Book::default();
+    loop {
+        let request = FetchRequest {
+            stream: args.stream.clone(),
+            consumer: args.consumer.clone(),
+            n: args.batch,
+            max_wait: Some(seconds(args.idle_secs)),
+            // What is no JSON is terminated for us, and handed back as rejected.
+            codec: Codec::Json.into(),
+            worker: "examples/demo".to_owned(),
+            ..FetchRequest::default()
+        };
+        let batch = client.fetch(request).await?.into_inner();
+        if batch.messages.is_empty() && batch.rejected.is_empty() {
+            break;
+        }
+        for rejected in &batch.rejected {
+            let attempt = rejected.delivery_count;
+            book.note(rejected.stream_sequence, attempt, "rejected", &rejected.detail);
+            book.expect(rejected.stream_sequence, &rejected.headers);
+        }
+        for message in batch.messages {
+            settle(&mut client, message, &mut book).await?;
+        }
+    }
+    Ok(book.close())
+}
+
+/// Does the work of one message and tells the proxy how it went.
+async fn settle(
+    client: &mut FetchServiceClient<Channel>,
+    message: pb::Delivery,
+    book: &mut Book,
+) -> Result<(), tonic::Status> {
+    let (sequence, attempt) = (message.stream_sequence, message.delivery_count);
+    let token = message.token.clone();
+    book.expect(sequence, &message.headers);
+    match work(&message) {
+        Fate::Done => {
+            client.ack(AckRequest { token, ..AckRequest::default() }).await?;
+            book.note(sequence, attempt, "acked", &message.subject);
+        }
+        Fate::Later(why) => {
+            let delay = Some(seconds(1));
+            client.nak(NakRequest { token, delay, ..NakRequest::default() }).await?;
+            book.note(sequence, attempt, "nacked", &format!("{why}; again in 1 s"));
+        }
+        Fate::Never(reason) => {
+            book.note(sequence, attempt, "terminated", &reason);
+            client.term(TermRequest { token, reason, ..TermRequest::default() }).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The work itself.
+fn work(message: &pb::Delivery) -> Fate {
+    let Some(Payload::Text(text)) = &message.payload else {
+        return Fate::Never("not text".to_owned());
+    };
+    match serde_json::from_str::<Task>(text) {
+        Err(error) => Fate::Never(format!("not a task: {error}")),
+        Ok(task) => match task.kind.as_str() {
+            "flaky" if message.delivery_count < 2 => Fate::Later("the database is busy"),
+            "broken" => Fate::Never(format!("task {} can never be done", task.id)),
+            _ => Fate::Done,
+        },
+    }
+}
+
+fn seconds(seconds: i64) -> prost_types::Duration {
+    prost_types::Duration { seconds, nanos: 0 }
+}
+
+/// What was done, by stream sequence: only the last word on each message counts.
+#[derive(Default)]
+struct Book {
+    last: BTreeMap<u64, &'static str>,
+    /// The samples say what should become of them.
+    expected: BTreeMap<u64, String>,
+    attempts: usize,
+}
+
+impl Book {
+    fn note(&mut self, sequence: u64, attempt: u32, fate: &'static str, detail: &str) {
+        println!("  message {sequence:>3}  attempt {attempt}  {fate:<11} {detail}");
+        self.last.insert(sequence, fate);
+        self.attempts += 1;
+    }
+
+    fn expect(&mut self, sequence: u64, headers: &HashMap<String, pb::HeaderValues>) {
+        if let Some(expected) = headers.get("Expect").and_then(|header| header.values.first()) {
+            self.expected.insert(sequence, expected.clone());
+        }
+    }
+
+    /// Prints the summary; success if every message met the fate that it asked for.
+    fn close(self) -> ExitCode {
+        let count = |fate| self.last.values().filter(|last| **last == fate).count();
+        let (acked, terminated, rejected) =
+            (count("acked"), count("terminated"), count("rejected"));
+        let open = count("nacked");
+        println!("\n  {} messages in {} attempts:", self.last.len(), self.attempts);
+        println!("  {acked:>3} acked       done, and gone for this consumer");
+        println!("  {terminated:>3} terminated  by us, with a reason: never delivered again");
+        println!("  {rejected:>3} rejected    no JSON: terminated by the proxy, handed back to us");
+        println!("  {open:>3} open        nacked and not seen again");
+        let wrong: Vec<_> =
+            self.expected.iter().filter(|(at, fate)| self.last[at] != **fate).collect();
+        for (sequence, fate) in &wrong {
+            println!("\n  message {sequence} should have been {fate}");
+        }
+        if self.last.is_empty() || open > 0 || !wrong.is_empty() {
+            println!("\n  NOT every message is settled as it should be");
+            return ExitCode::FAILURE;
+        }
+        println!("\n  every message is settled as it should be");
+        ExitCode::SUCCESS
+    }
+}

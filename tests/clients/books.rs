@@ -1,0 +1,196 @@
+//! What was published, and what the workers said of it; and whether the two balance. Knows no
+//! process and no server.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard},
+    time::{Duration, Instant},
+};
+
+use serde::Deserialize;
+
+use crate::scenario::Publish;
+
+/// What tells of an attempt whose work was done.
+const WORKED: &[&str] = &["acked", "lost"];
+/// What must not happen to a message twice.
+const FINAL: &[&str] = &["acked", "termed", "rejected"];
+/// No more complaints than a person reads.
+const MOST_COMPLAINTS: usize = 8;
+
+#[derive(Default)]
+pub struct Books {
+    ledger: Mutex<Ledger>,
+}
+
+#[derive(Default)]
+struct Ledger {
+    messages: BTreeMap<u64, Message>,
+    /// Events that tell of no message, and who said them.
+    others: Vec<(String, String)>,
+    wrong: Vec<String>,
+}
+
+struct Message {
+    published: Instant,
+    id: Option<u64>,
+    promise: Publish,
+    events: Vec<Said>,
+}
+
+struct Said {
+    at: Instant,
+    /// The worker, as `language/name`.
+    by: String,
+    event: Event,
+}
+
+/// What was done, where all went as promised.
+#[derive(Clone, Default)]
+pub struct Tally {
+    /// How often work was done more than once, each time because a lease was lost.
+    pub twice: usize,
+    /// How many messages each language acked.
+    pub acked: BTreeMap<String, usize>,
+}
+
+/// A line of a worker.
+#[derive(Deserialize)]
+struct Event {
+    event: String,
+    sequence: Option<u64>,
+    deliveries: Option<u64>,
+    id: Option<u64>,
+    headers: Option<BTreeMap<String, Vec<String>>>,
+}
+
+impl Books {
+    /// Before anybody can have it.
+    pub fn published(&self, sequence: u64, id: Option<u64>, promise: &Publish) {
+        let (published, promise) = (Instant::now(), promise.clone());
+        let message = Message { published, id, promise, events: Vec::new() };
+        self.lock().messages.insert(sequence, message);
+    }
+
+    pub fn note(&self, worker: &str, line: &str) {
+        let mut ledger = self.lock();
+        let event: Event = match serde_json::from_str(line) {
+            Ok(event) => event,
+            Err(error) => {
+                ledger.wrong.push(format!("{worker} said {line:?}: {error}"));
+                return;
+            }
+        };
+        let Some(sequence) = event.sequence else {
+            ledger.others.push((worker.to_owned(), event.event));
+            return;
+        };
+        match ledger.messages.get_mut(&sequence) {
+            Some(message) => {
+                message.events.push(Said { at: Instant::now(), by: worker.to_owned(), event });
+            }
+            None => ledger.wrong.push(format!("{worker} told of a message {sequence}: {line}")),
+        }
+    }
+
+    /// How often the workers have said this.
+    pub fn count(&self, event: &str) -> usize {
+        let ledger = self.lock();
+        let of_messages = ledger.messages.values().flat_map(|message| &message.events);
+        of_messages.filter(|said| said.event.event == event).count()
+            + ledger.others.iter().filter(|(_, said)| said == event).count()
+    }
+
+    /// What a worker said, of what tells of no message.
+    pub fn last_word(&self, worker: &str) -> Option<String> {
+        let ledger = self.lock();
+        let said = ledger.others.iter().rev().find(|(who, _)| who == worker);
+        said.map(|(_, event)| event.clone())
+    }
+
+    /// Whether something was said of every message.
+    pub fn all_told(&self) -> bool {
+        self.lock().messages.values().all(|message| !message.events.is_empty())
+    }
+
+    pub fn tally(&self) -> Tally {
+        let ledger = self.lock();
+        let mut tally = Tally::default();
+        for message in ledger.messages.values() {
+            tally.twice += message.count(WORKED).saturating_sub(1);
+            for said in message.events.iter().filter(|said| said.event.event == "acked") {
+                let language = said.by.split('/').next().unwrap_or_default();
+                *tally.acked.entry(language.to_owned()).or_default() += 1;
+            }
+        }
+        tally
+    }
+
+    /// What is not as promised, by a server that may be forgetful.
+    pub fn complaints(&self, forgetful: bool) -> Vec<String> {
+        let ledger = self.lock();
+        let of_messages = ledger.messages.iter().flat_map(|(sequence, message)| {
+            let complaints = message.complaints(forgetful).into_iter();
+            complaints.map(move |what| format!("message {sequence}: {what}"))
+        });
+        let mut all: Vec<_> = ledger.wrong.iter().cloned().chain(of_messages).collect();
+        let more = all.len().saturating_sub(MOST_COMPLAINTS);
+        all.truncate(MOST_COMPLAINTS);
+        all.extend((more > 0).then(|| format!("and {more} more")));
+        all
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap()
+    }
+}
+
+impl Message {
+    fn complaints(&self, forgetful: bool) -> Vec<String> {
+        let mut wrong = Vec::new();
+        let told: Vec<&str> = self.events.iter().map(|said| &*said.event.event).collect();
+        let promise = &self.promise;
+        if let Some(becomes) = &promise.becomes
+            && told != *becomes
+        {
+            wrong.push(format!("{told:?} instead of {becomes:?}"));
+        }
+        let last = self.events.last();
+        let ends_well = |said: &Said| promise.ends.contains(&said.event.event);
+        if !promise.ends.is_empty() && !last.is_some_and(ends_well) {
+            wrong.push(format!("{told:?} should end as one of {:?}", promise.ends));
+        }
+        let earliest = self.published + Duration::from_secs_f64(promise.not_before);
+        if let Some(last) = last
+            && last.at < earliest
+        {
+            wrong.push(format!("{} {:?} too early", last.event.event, earliest - last.at));
+        }
+        if !forgetful {
+            wrong.extend(self.not_once().map(str::to_owned));
+        }
+        wrong.extend(self.events.iter().filter_map(|said| self.misread(&said.event)));
+        wrong
+    }
+
+    fn not_once(&self) -> Option<&'static str> {
+        if self.count(FINAL) > 1 {
+            return Some("settled more than once");
+        }
+        let goes_up = |pair: &[Said]| pair[0].event.deliveries < pair[1].event.deliveries;
+        (!self.events.windows(2).all(goes_up)).then_some("its attempts do not go up")
+    }
+
+    /// Where a worker read something else than was published.
+    fn misread(&self, event: &Event) -> Option<String> {
+        if event.id != self.id {
+            return Some(format!("id {:?} instead of {:?}", event.id, self.id));
+        }
+        let headers = event.headers.clone().unwrap_or_default();
+        (headers != self.promise.headers).then(|| format!("headers {headers:?}"))
+    }
+
+    fn count(&self, events: &[&str]) -> usize {
+        self.events.iter().filter(|said| events.contains(&&*said.event.event)).count()
+    }
+}

@@ -1,0 +1,66 @@
+//! The languages that there are workers in: found as folders, built once. Starts no worker.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use tokio::{process::Command, time::timeout};
+
+/// A first build may have to fetch and compile a gRPC library.
+const LONGEST_BUILD: Duration = Duration::from_secs(600);
+/// What `build` says by its exit code when something must be installed first.
+const MUST_INSTALL: i32 = 3;
+
+#[derive(Clone, PartialEq, Eq)]
+pub struct Language {
+    pub name: String,
+    pub folder: PathBuf,
+}
+
+pub enum Built {
+    Ready,
+    /// The toolchain is not there: what must be installed.
+    Lacking(String),
+    Failed(String),
+}
+
+/// Every folder of `examples` with a `run`, by name.
+pub fn all(examples: &Path) -> Vec<Language> {
+    let folders = fs::read_dir(examples).unwrap().flatten().map(|entry| entry.path());
+    let mut languages: Vec<_> = folders
+        .filter(|folder| folder.join("run").is_file())
+        .map(|folder| {
+            let name = folder.file_name().unwrap().to_str().unwrap().to_owned();
+            Language { name, folder }
+        })
+        .collect();
+    languages.sort_by(|one, other| one.name.cmp(&other.name));
+    languages
+}
+
+impl Language {
+    pub async fn build(&self) -> Built {
+        let mut command = Command::new(self.folder.join("build"));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.kill_on_drop(true);
+        let output = match timeout(LONGEST_BUILD, command.output()).await {
+            Err(_) => return Built::Failed(format!("build takes over {LONGEST_BUILD:?}")),
+            Ok(Err(error)) => return Built::Failed(format!("build: {error}")),
+            Ok(Ok(output)) => output,
+        };
+        let said = String::from_utf8_lossy(&output.stderr);
+        match output.status.code() {
+            Some(0) => Built::Ready,
+            Some(MUST_INSTALL) => Built::Lacking(last_lines(&said, 1)),
+            _ => Built::Failed(format!("build: {}\n{}", output.status, last_lines(&said, 30))),
+        }
+    }
+}
+
+pub fn last_lines(text: &str, count: usize) -> String {
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}

@@ -1,0 +1,180 @@
+//! `make test-clients`: every worker of `examples`, each in its language, through every scenario of
+//! `examples/conformance.json`, against a real proxy and a real nats-server; and a table of it.
+//!
+//! ```text
+//! cargo test --test clients -- python rust    these languages only
+//! cargo test --test clients -- nak            this scenario only
+//! ```
+//! A language whose toolchain is missing is skipped, and that is said aloud. Anything else that is
+//! not as promised fails the run.
+
+#![allow(clippy::disallowed_methods, reason = "the workers live in real time")]
+
+mod books;
+mod language;
+mod scenario;
+mod stage;
+#[path = "../support/mod.rs"]
+mod support;
+mod table;
+mod worker;
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use language::{Built, Language};
+use scenario::{Scenario, Suite};
+use stage::Stage;
+use support::nats_server::NatsServer;
+use table::{Cell, Fate, Table};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::Semaphore,
+    task::JoinSet,
+};
+
+/// Languages that are tried at a time: most of a scenario is waiting.
+const AT_A_TIME: usize = 3;
+/// For all scenarios, builds not counted.
+const LONGEST_RUN: Duration = Duration::from_secs(600);
+
+fn main() -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut told_to_stop = signal(SignalKind::terminate()).unwrap();
+        // Leaving drops what is under way, and with it every process that was started.
+        tokio::select! {
+            code = run() => code,
+            _ = told_to_stop.recv() => ExitCode::FAILURE,
+            _ = tokio::signal::ctrl_c() => ExitCode::FAILURE,
+        }
+    })
+}
+
+async fn run() -> ExitCode {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let suite = match Suite::read(&examples) {
+        Ok(suite) => suite,
+        Err(wrong) => {
+            eprintln!("{wrong}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let wanted: Vec<String> = env::args().skip(1).collect();
+    let all = language::all(&examples);
+    let languages = choose(all, &wanted, |language| &language.name);
+    let scenarios = choose(suite.scenarios, &wanted, |scenario| &scenario.name);
+    let mut table = Table::new(&languages, &scenarios);
+    let built = build(languages, &mut table).await;
+    let keys = keys();
+    let jobs = Jobs { scenarios, skips: suite.skips, keys: keys.path().to_owned() };
+    let acted = tokio::time::timeout(LONGEST_RUN, act(jobs, built, &mut table)).await;
+    if acted.is_err() {
+        println!("\nended after {LONGEST_RUN:?}");
+    }
+    table.print();
+    if acted.is_ok() && table.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Those that are named; all, where none is.
+fn choose<T>(all: Vec<T>, wanted: &[String], name: impl Fn(&T) -> &String) -> Vec<T> {
+    let is_wanted = |one: &T| wanted.contains(name(one));
+    if all.iter().any(is_wanted) { all.into_iter().filter(is_wanted).collect() } else { all }
+}
+
+/// One after the other, for each takes the whole machine.
+async fn build(languages: Vec<Language>, table: &mut Table) -> Vec<Language> {
+    let mut ready = Vec::new();
+    for language in languages {
+        let began = Instant::now();
+        match language.build().await {
+            Built::Ready => {
+                println!("built {} in {:.1} s", language.name, began.elapsed().as_secs_f64());
+                ready.push(language);
+            }
+            Built::Lacking(what) => table.lacks(&language.name, what),
+            Built::Failed(why) => table.broken(&language.name, why),
+        }
+    }
+    ready
+}
+
+struct Jobs {
+    scenarios: Vec<Scenario>,
+    skips: std::collections::BTreeMap<String, std::collections::BTreeMap<String, String>>,
+    keys: PathBuf,
+}
+
+/// Each language by itself, some at a time; then all together.
+async fn act(jobs: Jobs, languages: Vec<Language>, table: &mut Table) {
+    let (jobs, turns) = (Arc::new(jobs), Arc::new(Semaphore::new(AT_A_TIME)));
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let mut lanes = JoinSet::new();
+    for language in &languages {
+        let (jobs, turns, language, tell) =
+            (jobs.clone(), turns.clone(), language.clone(), tell.clone());
+        lanes.spawn(async move {
+            let _turn = turns.acquire().await;
+            alone(&jobs, &language, |cell| tell.send(cell).unwrap()).await;
+        });
+    }
+    drop(tell);
+    while let Some(cell) = told.recv().await {
+        table.note(cell);
+    }
+    lanes.join_all().await;
+    for scenario in jobs.scenarios.iter().filter(|scenario| scenario.together) {
+        let skips = |one: &&Language| jobs.reason_to_skip(one, scenario).is_none();
+        let present: Vec<_> = languages.iter().filter(skips).cloned().collect();
+        let fate = one(scenario, present, jobs.keys.clone()).await;
+        for language in &languages {
+            let (language, scenario) = (&language.name, &scenario.name);
+            let skipped = jobs.skips.get(language).and_then(|skips| skips.get(scenario));
+            let fate = skipped.map_or(fate.clone(), |why| Fate::Skipped(why.clone()));
+            table.note(Cell { language: language.clone(), scenario: scenario.clone(), fate });
+        }
+    }
+}
+
+async fn alone(jobs: &Jobs, language: &Language, tell: impl Fn(Cell)) {
+    for scenario in jobs.scenarios.iter().filter(|scenario| !scenario.together) {
+        let fate = match jobs.reason_to_skip(language, scenario) {
+            Some(why) => Fate::Skipped(why.clone()),
+            None => one(scenario, vec![language.clone()], jobs.keys.clone()).await,
+        };
+        tell(Cell { language: language.name.clone(), scenario: scenario.name.clone(), fate });
+    }
+}
+
+impl Jobs {
+    fn reason_to_skip(&self, language: &Language, scenario: &Scenario) -> Option<&String> {
+        self.skips.get(&language.name)?.get(&scenario.name)
+    }
+}
+
+/// A panic is a failure like another, and its processes end, too.
+async fn one(scenario: &Scenario, languages: Vec<Language>, keys: PathBuf) -> Fate {
+    let (scenario, began) = (scenario.clone(), Instant::now());
+    let acting = tokio::spawn(async move {
+        let mut nats = NatsServer::start();
+        Stage::set(&scenario, &languages, &keys, &mut nats).await.act().await
+    });
+    match acting.await {
+        Ok(Ok(tally)) => Fate::Well { took: began.elapsed(), tally },
+        Ok(Err(wrong)) => Fate::Wrong(wrong),
+        Err(panic) => Fate::Wrong(panic.to_string()),
+    }
+}
+
+/// A file with a key for tokens, so that a proxy knows those of the one before it.
+fn keys() -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let made = Command::new(env!("CARGO_BIN_EXE_fetch-proxy")).arg("keygen").output().unwrap();
+    fs::write(file.path(), made.stdout).unwrap();
+    file
+}

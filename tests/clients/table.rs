@@ -1,0 +1,103 @@
+//! What is printed: each cell as it is known, and language by scenario at the end.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use crate::{books::Tally, language::Language, scenario::Scenario};
+
+#[derive(Clone)]
+pub enum Fate {
+    Well { took: Duration, tally: Tally },
+    Wrong(String),
+    Skipped(String),
+}
+
+pub struct Cell {
+    pub language: String,
+    pub scenario: String,
+    pub fate: Fate,
+}
+
+pub struct Table {
+    languages: Vec<String>,
+    scenarios: Vec<String>,
+    cells: BTreeMap<(String, String), Fate>,
+    lacking: Vec<String>,
+    wrong: Vec<String>,
+}
+
+impl Table {
+    pub fn new(languages: &[Language], scenarios: &[Scenario]) -> Self {
+        let languages = languages.iter().map(|language| language.name.clone()).collect();
+        let scenarios = scenarios.iter().map(|scenario| scenario.name.clone()).collect();
+        let (cells, lacking, wrong) = (BTreeMap::new(), Vec::new(), Vec::new());
+        Self { languages, scenarios, cells, lacking, wrong }
+    }
+
+    pub fn note(&mut self, cell: Cell) {
+        let Cell { language, scenario, fate } = cell;
+        match &fate {
+            Fate::Well { took, tally } => {
+                let (took, more) = (took.as_secs_f64(), noteworthy(tally, &language));
+                println!("{language:<12}{scenario:<16}ok {took:.1} s{more}");
+            }
+            Fate::Skipped(why) => println!("{language:<12}{scenario:<16}skipped: {why}"),
+            Fate::Wrong(wrong) => {
+                println!("{language:<12}{scenario:<16}FAILED\n{}", indented(wrong));
+                self.wrong.push(format!("{language} {scenario}"));
+            }
+        }
+        self.cells.insert((language, scenario), fate);
+    }
+
+    pub fn lacks(&mut self, language: &str, what: String) {
+        println!("{language:<12}SKIPPED: {what}");
+        self.lacking.push(format!("{language}: {what}"));
+    }
+
+    pub fn broken(&mut self, language: &str, why: String) {
+        println!("{language:<12}FAILED\n{}", indented(&why));
+        self.wrong.push(format!("{language}, building it"));
+    }
+
+    pub fn is_well(&self) -> bool {
+        self.wrong.is_empty() && self.cells.values().any(|fate| matches!(fate, Fate::Well { .. }))
+    }
+
+    /// Language by scenario, in seconds.
+    pub fn print(&self) {
+        print!("\n{:<16}", "");
+        self.languages.iter().for_each(|language| print!("{language:>12}"));
+        println!();
+        for scenario in &self.scenarios {
+            print!("{scenario:<16}");
+            for language in &self.languages {
+                let cell = match self.cells.get(&(language.clone(), scenario.clone())) {
+                    None => "-".to_owned(),
+                    Some(Fate::Skipped(_)) => "skipped".to_owned(),
+                    Some(Fate::Wrong(_)) => "FAILED".to_owned(),
+                    Some(Fate::Well { took, .. }) => format!("ok {:.1} s", took.as_secs_f64()),
+                };
+                print!("{cell:>12}");
+            }
+            println!();
+        }
+        for lacking in &self.lacking {
+            println!("\nNOT TESTED, {lacking}");
+        }
+        let wrong = self.wrong.join(", ");
+        println!(
+            "\n{}",
+            if self.wrong.is_empty() { "all is well".into() } else { format!("FAILED: {wrong}") }
+        );
+    }
+}
+
+fn noteworthy(tally: &Tally, language: &str) -> String {
+    let twice = (tally.twice > 0).then(|| format!(", {} done twice", tally.twice));
+    let share = tally.acked.get(language).filter(|_| tally.acked.len() > 1);
+    twice.unwrap_or_default() + &share.map_or(String::new(), |share| format!(", {share} acked"))
+}
+
+fn indented(text: &str) -> String {
+    text.lines().map(|line| format!("    {line}\n")).collect()
+}

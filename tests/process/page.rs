@@ -1,0 +1,97 @@
+//! `docs/grpcurl.md`, typed line by line by somebody who has just started `fetch-proxy dev`.
+
+use std::{fs, path::Path, process::Command};
+
+use crate::dev::Dev;
+
+/// A command of the page, and the lines that it shows as its answer.
+struct Typed {
+    command: String,
+    shown: Vec<String>,
+}
+
+/// Every `console` block: a command follows `$ `, and goes on while it is open; the rest is shown.
+fn read(page: &str) -> Vec<Typed> {
+    let mut typed: Vec<Typed> = Vec::new();
+    let (mut inside, mut open) = (false, false);
+    for line in page.lines() {
+        if line.starts_with("```") {
+            inside = line == "```console";
+        } else if !inside {
+        } else if let Some(command) = line.strip_prefix("$ ") {
+            typed.push(Typed { command: command.to_owned(), shown: Vec::new() });
+            open = is_open(command);
+        } else if let Some(last) = typed.last_mut() {
+            if open {
+                last.command += &format!("\n{line}");
+                open = is_open(&last.command);
+            } else {
+                last.shown.push(line.to_owned());
+            }
+        }
+    }
+    typed
+}
+
+/// As a shell sees it.
+fn is_open(command: &str) -> bool {
+    command.ends_with('\\') || command.matches('\'').count() % 2 == 1
+}
+
+/// What a person would type for what the page says, with what they have seen.
+fn translate(command: &str, dev: &Dev, tokens: &[String]) -> String {
+    let mut command = command.replace("127.0.0.1:50051", &dev.address().unwrap());
+    for (number, token) in (1..).zip(tokens) {
+        let name = if number == 1 { "TOKEN".to_owned() } else { format!("TOKEN-{number}") };
+        command = command.replace(&format!("\"{name}\""), &format!("\"{token}\""));
+    }
+    command
+}
+
+fn type_in(command: &str) -> String {
+    let binary = std::env::var("FETCH_PROXY_TEST_GRPCURL").unwrap_or_else(|_| "grpcurl".into());
+    let script = format!("grpcurl() {{ '{binary}' \"$@\"; }}\n{command}");
+    let output = Command::new("bash").args(["-c", &script]).output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    String::from_utf8(said).unwrap()
+}
+
+fn tokens(said: &str) -> Vec<String> {
+    let token =
+        |line: &str| Some(line.trim().strip_prefix("\"token\": \"")?.split('"').next()?.to_owned());
+    said.lines().filter_map(token).collect()
+}
+
+/// Whether the lines are there, in this order; `…` is for anything.
+fn is_shown(shown: &[String], said: &str) -> Result<(), String> {
+    let mut lines = said.lines();
+    for line in shown {
+        let parts: Vec<&str> = line.trim().split('…').filter(|part| !part.is_empty()).collect();
+        let fits = |said: &str| parts.iter().all(|part| said.contains(part));
+        if !parts.is_empty() && !lines.any(fits) {
+            return Err(line.clone());
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_line_of_the_grpcurl_page_does_what_the_page_says() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/grpcurl.md");
+    let typed = read(&fs::read_to_string(page).unwrap());
+    assert!(typed.len() > 15, "only {} commands are found: the reading is broken", typed.len());
+    let mut dev = Dev::start(&[]);
+    dev.client().await;
+    let mut held = Vec::new();
+    for Typed { command, shown } in typed {
+        assert!(!shown.is_empty(), "nothing is shown for: {command}");
+        let said = type_in(&translate(&command, &dev, &held));
+        if let Err(line) = is_shown(&shown, &said) {
+            panic!("{command}\nshould say, in its place:\n{line}\nand says:\n{said}");
+        }
+        let fetched = tokens(&said);
+        if !fetched.is_empty() {
+            held = fetched;
+        }
+    }
+}
