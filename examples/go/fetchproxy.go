@@ -7,6 +7,7 @@ import (
 	"log"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -29,7 +30,7 @@ const (
 	// MaxBytes is the largest answer that is asked for, and taken.
 	MaxBytes = 16 << 20
 
-	// The first wait before a call is repeated, if the proxy does not say how long, and the longest.
+	// The waits before a call is repeated: the first, if the proxy does not say how long, and the longest.
 	firstWait, longestWait = 100 * time.Millisecond, 5 * time.Second
 	// What a Fetch has beyond its max_wait, and a settlement at all: the proxy answers well before.
 	patience = 10 * time.Second
@@ -46,7 +47,7 @@ type Proxy struct {
 	onRetry func(reason string, wait time.Duration)
 }
 
-// Dial makes a connection to the first address that answers. A single one may be any target that
+// Dial prepares a connection to the first address that answers. A single one may be any target that
 // gRPC knows, as "dns:///fetch-proxy:50051". onRetry is called before each wait after an error.
 func Dial(addresses []string, onRetry func(reason string, wait time.Duration)) (*Proxy, error) {
 	options := []grpc.DialOption{
@@ -65,7 +66,8 @@ func Dial(addresses []string, onRetry func(reason string, wait time.Duration)) (
 			state.Addresses = append(state.Addresses, resolver.Address{Addr: address})
 		}
 		list.InitialState(state)
-		target, options = "list:///", append(options, grpc.WithResolvers(list))
+		target = "list:///"
+		options = append(options, grpc.WithResolvers(list), grpc.WithAuthority(addresses[0]))
 	}
 	conn, err := grpc.NewClient(target, options...)
 	if err != nil {
@@ -77,47 +79,34 @@ func Dial(addresses []string, onRetry func(reason string, wait time.Duration)) (
 // Close closes the connection.
 func (p *Proxy) Close() error { return p.conn.Close() }
 
-// Fetch repeats the call until it is answered, or refused for good. Its answer is empty when ctx
-// ends.
+// Fetch repeats the call until it is answered, or refused for good. When ctx ends, the answer is
+// nil, which is a valid empty one.
 func (p *Proxy) Fetch(ctx context.Context, request *pb.FetchRequest) (*pb.FetchResponse, error) {
-	for attempt := 0; ; attempt++ {
+	for attempt := 0; ctx.Err() == nil; attempt++ {
 		began := time.Now()
-		call, cancel := context.WithTimeout(ctx, request.GetMaxWait().AsDuration()+patience)
-		answer, err := p.client.Fetch(call, request)
-		cancel()
-		if ctx.Err() != nil {
-			return answer, nil // Getters of a nil message are fine.
-		}
+		answer, err := p.fetch(ctx, request)
 		if err == nil {
-			empty := answer.GetEmptyReason() != pb.EmptyReason_EMPTY_REASON_UNSPECIFIED
-			if empty && time.Since(began) < tooSoon {
+			nothing := len(answer.GetMessages())+len(answer.GetRejected()) == 0
+			if nothing && time.Since(began) < tooSoon {
 				sleep(ctx, pause)
 			}
 			return answer, nil
 		}
-		trouble := troubleOf(err)
-		if !trouble.passes {
-			return nil, err
+		if ctx.Err() == nil {
+			trouble := troubleOf(err)
+			if !trouble.passes {
+				return nil, err
+			}
+			p.wait(ctx, trouble, attempt)
 		}
-		p.wait(ctx, trouble, attempt)
 	}
+	return nil, nil
 }
 
-// Refuse settles a rejected message that is still leased to us. Should that fail, the lease ends by
-// itself, and the message is rejected again.
-func (p *Proxy) Refuse(rejected *pb.Rejected) {
-	if rejected.GetToken() == "" {
-		return
-	}
-	settlement := term(rejected.GetDetail())
-	if rejected.GetCause() == pb.RejectedCause_REJECTED_CAUSE_TOO_LARGE {
-		// Perhaps there is a worker with a larger MaxBytes.
-		settlement = nak(time.Minute)
-	}
-	settlement.Token = rejected.GetToken()
-	if _, err := p.settle(context.Background(), patience, []*pb.Settlement{settlement}); err != nil {
-		log.Printf("message %d: %v", rejected.GetStreamSequence(), err)
-	}
+func (p *Proxy) fetch(ctx context.Context, request *pb.FetchRequest) (*pb.FetchResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, request.GetMaxWait().AsDuration()+patience)
+	defer cancel()
+	return p.client.Fetch(ctx, request)
 }
 
 func (p *Proxy) settle(
@@ -129,13 +118,20 @@ func (p *Proxy) settle(
 	return answer.GetResults(), err
 }
 
-func nak(delay time.Duration) *pb.Settlement {
-	nak := &pb.NakAction{Delay: durationpb.New(delay)}
-	return &pb.Settlement{Action: &pb.Settlement_Nak{Nak: nak}}
-}
-
-func term(reason string) *pb.Settlement {
-	return &pb.Settlement{Action: &pb.Settlement_Term{Term: &pb.TermAction{Reason: reason}}}
+// Refuse settles a rejected message that is still leased to us. Should that fail, the lease ends by
+// itself, and the message is rejected again.
+func (p *Proxy) Refuse(rejected *pb.Rejected) {
+	if rejected.GetToken() == "" {
+		return
+	}
+	settlement := term(rejected.GetDetail())
+	if rejected.GetCause() == pb.RejectedCause_REJECTED_CAUSE_TOO_LARGE {
+		settlement = nak(time.Minute) // Perhaps there is a worker with a larger MaxBytes.
+	}
+	settlement.Token = rejected.GetToken()
+	if _, err := p.settle(context.Background(), patience, []*pb.Settlement{settlement}); err != nil {
+		log.Printf("message %d: %v", rejected.GetStreamSequence(), err)
+	}
 }
 
 // wait passes the time that the error asks for, or else more each time. There is some chance in it,
@@ -150,6 +146,123 @@ func (p *Proxy) wait(ctx context.Context, trouble trouble, attempt int) {
 	sleep(ctx, wait)
 }
 
+// Batch is what one Fetch brought. A heartbeat keeps its leases until they are settled.
+type Batch struct {
+	Leases []*Lease
+
+	proxy   *Proxy
+	release context.CancelFunc
+	waiting time.Time // Since when a decision waits for Settle; zero if none does.
+}
+
+// Hold takes the messages of an answer in hand, and starts their heartbeat.
+func (p *Proxy) Hold(messages []*pb.Delivery) *Batch {
+	ctx, release := context.WithCancel(context.Background())
+	batch := &Batch{proxy: p, release: release}
+	for _, message := range messages {
+		lease := &Lease{Delivery: message, batch: batch, kept: true}
+		lease.ctx, lease.cancel = context.WithCancel(ctx)
+		lease.ends = time.Now().Add(message.GetLease().AsDuration())
+		batch.Leases = append(batch.Leases, lease)
+	}
+	go batch.beat(ctx)
+	return batch
+}
+
+// Release ends the heartbeat. Leases that are not settled end by themselves.
+func (b *Batch) Release() { b.release() }
+
+// Waited tells for how long the oldest decision has been waiting for Settle.
+func (b *Batch) Waited() time.Duration {
+	if b.waiting.IsZero() {
+		return 0
+	}
+	return time.Since(b.waiting)
+}
+
+// Settle carries out what was decided, and returns it together with what was lost. It goes on until
+// each is done, refused for good, or over: every settlement may be repeated with the same token.
+func (b *Batch) Settle() []*Lease {
+	b.waiting = time.Time{}
+	taken := filter(b.Leases, (*Lease).take)
+	for attempt := 0; ; attempt++ {
+		open := filter(taken, (*Lease).open)
+		if len(open) == 0 {
+			return taken
+		}
+		if trouble := b.settle(open); trouble.passes {
+			b.proxy.wait(context.Background(), trouble, attempt)
+		}
+	}
+}
+
+// settle returns the trouble of what is to be repeated.
+func (b *Batch) settle(open []*Lease) (again trouble) {
+	settlements := make([]*pb.Settlement, len(open))
+	for i, lease := range open {
+		settlements[i] = lease.settlement
+	}
+	results, err := b.proxy.settle(context.Background(), patience, settlements)
+	if err != nil {
+		if again = troubleOf(err); !again.passes {
+			for _, lease := range open {
+				lease.refused(again)
+			}
+		}
+		return again
+	}
+	for i, lease := range open {
+		if refusal := results[i].GetError(); refusal == nil {
+			lease.settled()
+		} else if trouble := troubleIn(refusal); trouble.passes {
+			again = trouble
+		} else {
+			lease.refused(trouble)
+		}
+	}
+	return again
+}
+
+// beat extends the leases whenever a third of what is left of the shortest has passed.
+func (b *Batch) beat(ctx context.Context) {
+	for {
+		kept := filter(b.Leases, (*Lease).held)
+		if len(kept) == 0 || !sleep(ctx, max(shortest(kept)/3, 20*time.Millisecond)) {
+			return
+		}
+		b.extend(ctx, filter(kept, (*Lease).held))
+	}
+}
+
+// extend is not repeated if it fails: the next beat comes soon enough.
+func (b *Batch) extend(ctx context.Context, kept []*Lease) {
+	if len(kept) == 0 {
+		return
+	}
+	extensions := make([]*pb.Settlement, len(kept))
+	for i, lease := range kept {
+		length := durationpb.New(max(lease.GetLease().AsDuration(), shortestLease))
+		extend := &pb.Settlement_Extend{Extend: &pb.ExtendAction{Lease: length}}
+		extensions[i] = &pb.Settlement{Token: lease.GetToken(), Action: extend}
+	}
+	timeout := max(shortest(kept)/2, 100*time.Millisecond)
+	results, err := b.proxy.settle(ctx, timeout, extensions)
+	if err != nil {
+		if ctx.Err() == nil {
+			log.Printf("no heartbeat: %v", err)
+		}
+		return
+	}
+	for i, lease := range kept {
+		lease.extended(results[i])
+	}
+}
+
+func shortest(leases []*Lease) time.Duration {
+	first := slices.MinFunc(leases, func(a, b *Lease) int { return a.ends.Compare(b.ends) })
+	return time.Until(first.ends)
+}
+
 // An Outcome is how a message ended for this worker.
 type Outcome string
 
@@ -161,67 +274,39 @@ const (
 	Lost     Outcome = "lost"     // The lease was over: another worker has the message, or will.
 )
 
-// Batch is what one Fetch brought. A heartbeat keeps its leases until they are settled.
-type Batch struct {
-	Leases []*Lease
-
-	proxy   *Proxy
-	stop    context.CancelFunc
-	waiting time.Time  // Since when an outcome waits to be settled; zero if none does.
-	mutex   sync.Mutex // Over the changing parts of the leases.
-}
-
 // Lease is a message in hand, and the right to settle it until the lease ends.
 type Lease struct {
 	*pb.Delivery
 
-	batch      *Batch
-	ctx        context.Context
-	cancel     context.CancelFunc
+	batch  *Batch
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	mutex      sync.Mutex // Over what follows, for the heartbeat uses it, too.
 	ends       time.Time
-	kept       bool // By the heartbeat: until it is being settled.
+	kept       bool // By the heartbeat, until it is being settled.
 	outcome    Outcome
-	settlement *pb.Settlement
+	settlement *pb.Settlement // What was decided, until it is settled.
 }
 
-// Hold starts the heartbeat of a batch.
-func (p *Proxy) Hold(messages []*pb.Delivery) *Batch {
-	batch := &Batch{proxy: p}
-	for _, message := range messages {
-		ctx, cancel := context.WithCancel(context.Background())
-		ends := time.Now().Add(message.GetLease().AsDuration())
-		batch.Leases = append(batch.Leases, &Lease{
-			Delivery: message, batch: batch, ctx: ctx, cancel: cancel, ends: ends, kept: true,
-		})
-	}
-	ctx, stop := context.WithCancel(context.Background())
-	batch.stop = stop
-	go batch.beat(ctx)
-	return batch
-}
-
-// Release ends the heartbeat. Leases that are not settled end by themselves.
-func (b *Batch) Release() {
-	b.stop()
-	for _, lease := range b.Leases {
-		lease.cancel()
-	}
-}
-
-// Context ends when the lease does.
+// Context ends when the lease is lost.
 func (l *Lease) Context() context.Context { return l.ctx }
 
-// Lost tells whether the lease is over. The work would be done twice.
+// Lost tells whether another worker may have the message: work on it would be done twice.
 func (l *Lease) Lost() bool {
-	l.batch.mutex.Lock()
-	defer l.batch.mutex.Unlock()
-	return l.over()
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	return l.lost()
 }
 
-// Outcome tells how the message ended; it is certain once Settle has returned it.
-func (l *Lease) Outcome() Outcome { return l.outcome }
+// Outcome is certain once Settle has returned the lease.
+func (l *Lease) Outcome() Outcome {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	return l.outcome
+}
 
-// Ack decides that the message is done. Settle carries it out, as with all decisions.
+// Ack decides that the message is done. Settle carries out what was decided.
 func (l *Lease) Ack() {
 	l.decide(Acked, &pb.Settlement{Action: &pb.Settlement_Ack{Ack: &pb.AckAction{}}})
 }
@@ -236,9 +321,9 @@ func (l *Lease) Term(reason string) { l.decide(Termed, term(reason)) }
 func (l *Lease) Return() { l.decide(Returned, nak(0)) }
 
 func (l *Lease) decide(outcome Outcome, settlement *pb.Settlement) {
-	l.batch.mutex.Lock()
-	defer l.batch.mutex.Unlock()
-	if l.outcome == Lost {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	if l.lost() {
 		return
 	}
 	settlement.Token = l.GetToken()
@@ -248,164 +333,90 @@ func (l *Lease) decide(outcome Outcome, settlement *pb.Settlement) {
 	}
 }
 
-// Waited tells for how long the oldest decision has been waiting for Settle.
-func (b *Batch) Waited() time.Duration {
-	if b.waiting.IsZero() {
-		return 0
-	}
-	return time.Since(b.waiting)
-}
-
-// Settle carries out what was decided, and returns it together with what was lost. It goes on until
-// each is done, refused for good, or over: every settlement may be repeated with the same token.
-func (b *Batch) Settle() []*Lease {
-	taken := b.takeDecided()
-	for attempt := 0; ; attempt++ {
-		open := unsettled(taken)
-		if len(open) == 0 {
-			return taken
-		}
-		settlements := make([]*pb.Settlement, len(open))
-		for i, lease := range open {
-			settlements[i] = lease.settlement
-		}
-		results, err := b.proxy.settle(context.Background(), patience, settlements)
-		if trouble := note(open, results, err); trouble.passes {
-			b.proxy.wait(context.Background(), trouble, attempt)
-		}
-	}
-}
-
-// takeDecided takes from the heartbeat what is to be settled, and what is lost.
-func (b *Batch) takeDecided() (taken []*Lease) {
-	b.mutex.Lock()
-	defer b.mutex.Unlock()
-	b.waiting = time.Time{}
-	for _, lease := range b.Leases {
-		if lease.kept && lease.outcome != "" {
-			lease.kept = false
-			taken = append(taken, lease)
-		}
-	}
+// take takes from the heartbeat what is to be settled, or lost.
+func (l *Lease) take() bool {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	taken := l.kept && (l.lost() || l.settlement != nil)
+	l.kept = l.kept && !taken
 	return taken
 }
 
-func unsettled(taken []*Lease) (open []*Lease) {
-	for _, lease := range taken {
-		if lease.settlement != nil && !lease.over() {
-			open = append(open, lease)
-		}
-	}
-	return open
+func (l *Lease) open() bool {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	return l.settlement != nil && !l.lost()
 }
 
-// note notes what became of each settlement, and returns the trouble of those to be repeated.
-func note(open []*Lease, results []*pb.SettleResult, err error) (again trouble) {
-	if err != nil {
-		again = troubleOf(err)
-	}
-	for i, lease := range open {
-		switch {
-		case err != nil && again.passes:
-		case err != nil:
-			lease.lose(err.Error())
-		case results[i].GetError() == nil:
-			lease.settlement = nil
-		default:
-			if trouble := troubleIn(results[i].GetError()); !trouble.passes {
-				lease.lose(results[i].GetError().GetMessage())
-			} else if trouble.delay >= again.delay {
-				again = trouble
-			}
-		}
-	}
-	return again
+func (l *Lease) held() bool {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	return l.kept && !l.lost()
 }
 
-func (l *Lease) over() bool {
+// settled notes that what was decided is done.
+func (l *Lease) settled() {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	l.settlement = nil
+}
+
+// refused notes that what was decided can never be done.
+func (l *Lease) refused(why trouble) {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	l.lose(why.reason)
+}
+
+// extended notes how the heartbeat was answered.
+func (l *Lease) extended(result *pb.SettleResult) {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	refusal := result.GetError()
+	switch {
+	case !l.kept: // It is being settled, and may have been refused for that.
+	case refusal == nil:
+		l.ends = time.Now().Add(result.GetLease().AsDuration())
+	case !troubleIn(refusal).passes:
+		l.lose(refusal.GetReason())
+	}
+}
+
+// The mutex is held by those who call the following two.
+func (l *Lease) lost() bool {
 	if l.outcome != Lost && time.Now().After(l.ends) {
-		l.lose("by our clock, its lease is over")
+		l.lose("by our clock, it is over")
 	}
 	return l.outcome == Lost
 }
 
 func (l *Lease) lose(why string) {
-	log.Printf("message %d is lost: %s", l.GetStreamSequence(), why)
+	log.Printf("lease of message %d lost: %s", l.GetStreamSequence(), why)
 	l.outcome, l.settlement = Lost, nil
 	l.cancel()
 }
 
-// beat extends the leases of the batch whenever a third of what is left of the shortest has passed.
-func (b *Batch) beat(ctx context.Context) {
-	for {
-		kept, left := b.stillKept()
-		if len(kept) == 0 || !sleep(ctx, max(left/3, 20*time.Millisecond)) {
-			return
-		}
-		kept, left = b.stillKept()
-		if len(kept) > 0 {
-			b.extend(ctx, kept, max(left/2, 100*time.Millisecond))
-		}
-	}
-}
-
-// stillKept lists what is to be extended, and what is left of the shortest.
-func (b *Batch) stillKept() (kept []*Lease, left time.Duration) {
-	b.mutex.Lock()
-	defer b.mutex.Unlock()
-	for _, lease := range b.Leases {
-		if lease.kept && !lease.over() {
-			if ends := time.Until(lease.ends); len(kept) == 0 || ends < left {
-				left = ends
-			}
-			kept = append(kept, lease)
-		}
-	}
-	return kept, left
-}
-
-// extend is not repeated if it fails: the next beat comes soon enough.
-func (b *Batch) extend(ctx context.Context, leases []*Lease, timeout time.Duration) {
-	extensions := make([]*pb.Settlement, len(leases))
-	for i, lease := range leases {
-		length := durationpb.New(max(lease.GetLease().AsDuration(), shortestLease))
-		extensions[i] = &pb.Settlement{
-			Token:  lease.GetToken(),
-			Action: &pb.Settlement_Extend{Extend: &pb.ExtendAction{Lease: length}},
-		}
-	}
-	results, err := b.proxy.settle(ctx, timeout, extensions)
-	if err != nil {
-		log.Printf("no heartbeat: %v", err)
-		return
-	}
-	b.mutex.Lock()
-	defer b.mutex.Unlock()
-	for i, lease := range leases {
-		refused := results[i].GetError()
-		switch {
-		case !lease.kept: // It is being settled, which may be why it was refused.
-		case refused == nil:
-			lease.ends = time.Now().Add(results[i].GetLease().AsDuration())
-		case !troubleIn(refused).passes:
-			lease.lose(refused.GetMessage())
-		}
-	}
-}
-
-// What an error means for the call: its reason, whether it passes, and if so when.
+// What an error means for its call.
 type trouble struct {
 	reason string
-	passes bool
-	delay  time.Duration // Zero if the proxy did not say.
+	passes bool          // Whether to repeat the call.
+	delay  time.Duration // After how long; zero if the proxy did not say.
 }
 
-// An error without a reason was made on the way: its code alone tells, also with reasons that are
-// not known yet.
+// With these, the same call would be refused again.
+var refusals = []codes.Code{
+	codes.InvalidArgument, codes.NotFound, codes.FailedPrecondition, codes.PermissionDenied,
+	codes.Unauthenticated, codes.Unimplemented,
+}
+
+// An error without a reason was made on the way: its code alone tells.
 func troubleOf(err error) trouble {
-	is := status.Convert(err)
-	trouble := trouble{reason: code.Code(is.Code()).String(), passes: !slices.Contains(refusals, is.Code())}
-	for _, detail := range is.Details() {
+	failed := status.Convert(err)
+	trouble := trouble{
+		reason: code.Code(failed.Code()).String(),
+		passes: !slices.Contains(refusals, failed.Code()),
+	}
+	for _, detail := range failed.Details() {
 		switch detail := detail.(type) {
 		case *errdetails.ErrorInfo:
 			trouble.reason = detail.GetReason()
@@ -416,18 +427,31 @@ func troubleOf(err error) trouble {
 	return trouble
 }
 
-func troubleIn(refused *pb.SettleError) trouble {
+func troubleIn(refusal *pb.SettleError) trouble {
 	return trouble{
-		reason: refused.GetReason(),
-		passes: refused.GetRetryDelay() != nil || refused.GetReason() == "SETTLE_UNCONFIRMED",
-		delay:  refused.GetRetryDelay().AsDuration(),
+		reason: refusal.GetReason(),
+		passes: refusal.GetRetryDelay() != nil || refusal.GetReason() == "SETTLE_UNCONFIRMED",
+		delay:  refusal.GetRetryDelay().AsDuration(),
 	}
 }
 
-// The same call would be refused again.
-var refusals = []codes.Code{
-	codes.InvalidArgument, codes.NotFound, codes.FailedPrecondition, codes.PermissionDenied,
-	codes.Unauthenticated, codes.Unimplemented,
+func nak(delay time.Duration) *pb.Settlement {
+	action := &pb.NakAction{Delay: durationpb.New(delay)}
+	return &pb.Settlement{Action: &pb.Settlement_Nak{Nak: action}}
+}
+
+func term(reason string) *pb.Settlement {
+	action := &pb.TermAction{Reason: strings.ToValidUTF8(reason, "?")}
+	return &pb.Settlement{Action: &pb.Settlement_Term{Term: action}}
+}
+
+func filter(leases []*Lease, wanted func(*Lease) bool) (left []*Lease) {
+	for _, lease := range leases {
+		if wanted(lease) {
+			left = append(left, lease)
+		}
+	}
+	return left
 }
 
 // sleep tells whether it slept for all that time.
