@@ -13,7 +13,6 @@ import {
 } from "@grpc/grpc-js";
 
 import {
-  EmptyReason,
   FetchServiceClient,
   RejectedCause,
   SettleRequest,
@@ -85,8 +84,8 @@ export class FetchProxy {
       const answer = await this.#answer(request, stop);
       if (!answer) return;
       yield answer;
-      const empty = answer.emptyReason !== EmptyReason.EMPTY_REASON_UNSPECIFIED;
-      if (empty && performance.now() - began < TOO_SOON) await pause(PAUSE, stop);
+      const nothing = answer.messages.length + answer.rejected.length === 0;
+      if (nothing && performance.now() - began < TOO_SOON) await pause(PAUSE, stop);
     }
   }
 

@@ -140,4 +140,7 @@ function say(line: object): void {
   process.stdout.write(JSON.stringify(line) + "\n");
 }
 
-await main();
+await main().catch((error: Error) => {
+  console.error(`worker: ${error.message}`);
+  process.exit(1);
+});

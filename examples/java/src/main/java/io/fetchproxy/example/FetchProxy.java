@@ -8,7 +8,6 @@ import com.google.rpc.ErrorInfo;
 import com.google.rpc.RetryInfo;
 import io.fetchproxy.v1.AckAction;
 import io.fetchproxy.v1.Delivery;
-import io.fetchproxy.v1.EmptyReason;
 import io.fetchproxy.v1.ExtendAction;
 import io.fetchproxy.v1.FetchRequest;
 import io.fetchproxy.v1.FetchResponse;
@@ -120,8 +119,8 @@ final class FetchProxy implements AutoCloseable {
       long began = now();
       try {
         FetchResponse answer = fetchOnce(request);
-        boolean empty = answer.getEmptyReason() != EmptyReason.EMPTY_REASON_UNSPECIFIED;
-        if (empty && now() - began < TOO_SOON) {
+        boolean nothing = answer.getMessagesCount() + answer.getRejectedCount() == 0;
+        if (nothing && now() - began < TOO_SOON) {
           stopped.await(PAUSE, TimeUnit.MILLISECONDS);
         }
         return answer;

@@ -52,7 +52,8 @@ public final class Worker {
   }
 
   public static void main(String[] args) {
-    var proxy = new FetchProxy(env("FETCH_PROXY_ADDR", "127.0.0.1:50051"), Worker::retry);
+    String address = env("FETCH_PROXY_ADDR", "127.0.0.1:50051").split(",")[0];
+    var proxy = new FetchProxy(address, Worker::retry);
     var exitCode = new CompletableFuture<Integer>();
     // SIGTERM runs this beside the loop, whose end it waits for.
     Runnable shutdown =
