@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"log"
 	"math/rand/v2"
 	"slices"
@@ -39,6 +40,15 @@ const (
 	// The proxy grants no shorter lease to those who ask.
 	shortestLease = time.Second
 )
+
+// Transient is what handle returns for a failure that may pass: the message comes back after the delay.
+type Transient struct{ Delay time.Duration }
+
+// Poison is what handle returns for a failure that never passes: the message does not come back.
+type Poison struct{ Reason string }
+
+func (t Transient) Error() string { return fmt.Sprintf("not now, again in %v", t.Delay) }
+func (p Poison) Error() string    { return p.Reason }
 
 // Proxy is a connection to fetch-proxy.
 type Proxy struct {

@@ -26,15 +26,6 @@ import (
 // How long an outcome may wait for others of its batch, to be settled with them in one call.
 const gather = 100 * time.Millisecond
 
-// Transient is a failure that may pass: the message comes back after the delay.
-type Transient struct{ Delay time.Duration }
-
-// Poison is a failure that never passes: the message does not come back.
-type Poison struct{ Reason string }
-
-func (t Transient) Error() string { return fmt.Sprintf("not now, again in %v", t.Delay) }
-func (p Poison) Error() string    { return p.Reason }
-
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
@@ -69,14 +60,14 @@ func work(ctx context.Context) error {
 			say(about(rejected, "rejected"))
 			proxy.Refuse(rejected)
 		}
-		workOff(ctx, proxy.Hold(answer.GetMessages()))
+		workThrough(ctx, proxy.Hold(answer.GetMessages()))
 	}
 	say(line{"event": "stopped"})
 	return nil
 }
 
-// workOff handles and settles the messages of a batch. Once ctx has ended, it begins no other.
-func workOff(ctx context.Context, batch *Batch) {
+// workThrough handles and settles the messages of a batch. Once ctx has ended, it begins no other.
+func workThrough(ctx context.Context, batch *Batch) {
 	defer batch.Release()
 	for _, lease := range batch.Leases {
 		if ctx.Err() != nil {

@@ -39,6 +39,16 @@ const [TOO_SOON, PAUSE] = [1_000, 500];
 /** The proxy grants no shorter lease to those who ask. */
 const SHORTEST_LEASE = 1_000;
 
+/** What handle throws for a failure that may pass: the message comes back after the delay (seconds). */
+export class Transient extends Error {
+  constructor(readonly delay: number) {
+    super(`not now, again in ${delay} s`);
+  }
+}
+
+/** What handle throws for a failure that never passes: the message does not come back. */
+export class Poison extends Error {}
+
 /** How a message ended for this worker. */
 export type Outcome =
   | "acked"

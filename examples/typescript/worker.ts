@@ -5,21 +5,19 @@
 
 import { setTimeout as sleep } from "node:timers/promises";
 
-import { duration, FetchProxy, MAX_BYTES, type Batch, type Lease } from "./fetchproxy.js";
+import {
+  duration,
+  FetchProxy,
+  MAX_BYTES,
+  Poison,
+  Transient,
+  type Batch,
+  type Lease,
+} from "./fetchproxy.js";
 import { Codec, FetchRequest, type Delivery } from "./gen/fetchproxy/v1/fetch.js";
 
 /** How long an outcome may wait for others of its batch, to be settled with them; milliseconds. */
 const GATHER = 100;
-
-/** A failure that may pass: the message comes back after the delay, in seconds. */
-class Transient extends Error {
-  constructor(readonly delay: number) {
-    super(`not now, again in ${delay} s`);
-  }
-}
-
-/** A failure that never passes: the message does not come back. */
-class Poison extends Error {}
 
 async function main(): Promise<void> {
   const stop = new AbortController();
@@ -46,14 +44,14 @@ async function main(): Promise<void> {
       say({ event: "rejected", ...about(message), id: null });
       await proxy.refuse(message);
     }
-    await workOff(proxy.hold(messages), stop.signal);
+    await workThrough(proxy.hold(messages), stop.signal);
   }
   proxy.close();
   say({ event: "stopped" });
 }
 
 /** Handles and settles the messages of a batch. Once told to stop, it begins no other. */
-async function workOff(batch: Batch, stop: AbortSignal): Promise<void> {
+async function workThrough(batch: Batch, stop: AbortSignal): Promise<void> {
   try {
     for (const lease of batch.leases) {
       if (stop.aborted) lease.giveBack();

@@ -188,6 +188,25 @@ final class FetchProxy implements AutoCloseable {
     return wait;
   }
 
+  /**
+   * What a handler throws for a failure that may pass: the message comes back after the delay, in
+   * seconds.
+   */
+  static final class Transient extends Exception {
+    final double delay;
+
+    Transient(double delay) {
+      this.delay = delay;
+    }
+  }
+
+  /** What a handler throws for a failure that never passes: the message does not come back. */
+  static final class Poison extends Exception {
+    Poison(String reason) {
+      super(reason);
+    }
+  }
+
   /** How a message ended for this worker. */
   enum Outcome {
     ACKED,

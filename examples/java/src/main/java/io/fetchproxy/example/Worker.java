@@ -9,6 +9,8 @@ import com.google.gson.annotations.SerializedName;
 import io.fetchproxy.example.FetchProxy.Batch;
 import io.fetchproxy.example.FetchProxy.Lease;
 import io.fetchproxy.example.FetchProxy.Outcome;
+import io.fetchproxy.example.FetchProxy.Poison;
+import io.fetchproxy.example.FetchProxy.Transient;
 import io.fetchproxy.v1.Codec;
 import io.fetchproxy.v1.Delivery;
 import io.fetchproxy.v1.FetchRequest;
@@ -28,28 +30,10 @@ import java.util.concurrent.CompletableFuture;
  * more messages at a time, start more workers.
  */
 public final class Worker {
-  /**
-   * How long an outcome may wait for others of its batch, to be settled with them; milliseconds.
-   */
+  /** How many milliseconds an outcome may wait for others, to be settled with them. */
   private static final long GATHER = 100;
 
   private static final Gson GSON = new GsonBuilder().serializeNulls().create();
-
-  /** A failure that may pass: the message comes back after the delay, in seconds. */
-  static final class Transient extends Exception {
-    final double delay;
-
-    Transient(double delay) {
-      this.delay = delay;
-    }
-  }
-
-  /** A failure that never passes: the message does not come back. */
-  static final class Poison extends Exception {
-    Poison(String reason) {
-      super(reason);
-    }
-  }
 
   public static void main(String[] args) {
     String address = env("FETCH_PROXY_ADDR", "127.0.0.1:50051").split(",")[0];
@@ -62,14 +46,16 @@ public final class Worker {
           Runtime.getRuntime().halt(exitCode.join());
         };
     Runtime.getRuntime().addShutdownHook(new Thread(shutdown));
+    int code = 1;
     try (proxy) {
       work(proxy);
-      exitCode.complete(0);
+      code = 0;
     } catch (Exception error) {
       System.err.println("worker: " + error.getMessage());
-      exitCode.complete(1);
+    } finally {
+      exitCode.complete(code);
     }
-    System.exit(exitCode.join());
+    System.exit(code);
   }
 
   /** Goes on until the proxy is stopped, or a Fetch refused for good. */
@@ -92,14 +78,14 @@ public final class Worker {
         proxy.refuse(rejected);
       }
       try (Batch batch = proxy.hold(answer.getMessagesList())) {
-        workOff(batch, proxy);
+        workThrough(batch, proxy);
       }
     }
     say("stopped", Map.of());
   }
 
   /** Handles and settles the messages of a batch. Once told to stop, it begins no other. */
-  private static void workOff(Batch batch, FetchProxy proxy) throws InterruptedException {
+  private static void workThrough(Batch batch, FetchProxy proxy) throws InterruptedException {
     for (Lease lease : batch.leases) {
       if (proxy.isStopped()) {
         lease.giveBack();
