@@ -31,7 +31,7 @@ const (
 	// MaxBytes is the largest answer that is asked for, and taken.
 	MaxBytes = 16 << 20
 
-	// The waits before a call is repeated: the first, if the proxy does not say how long, and the longest.
+	// The first wait before a call is repeated, if the proxy names none, and the longest.
 	firstWait, longestWait = 100 * time.Millisecond, 5 * time.Second
 	// What a Fetch has beyond its max_wait, and a settlement at all: the proxy answers well before.
 	patience = 10 * time.Second
@@ -41,7 +41,7 @@ const (
 	shortestLease = time.Second
 )
 
-// Transient is what handle returns for a failure that may pass: the message comes back after the delay.
+// Transient is what handle returns for a failure that may pass: the message comes back after Delay.
 type Transient struct{ Delay time.Duration }
 
 // Poison is what handle returns for a failure that never passes: the message does not come back.

@@ -30,7 +30,7 @@ import type { Duration } from "./gen/google/protobuf/duration.js";
 export const MAX_BYTES = 16 << 20;
 
 // All times are in milliseconds.
-/** The first wait before a call is repeated, if the proxy does not say how long, and the longest. */
+/** The first wait before a call is repeated, if the proxy names none, and the longest. */
 const [FIRST_WAIT, LONGEST_WAIT] = [100, 5_000];
 /** What a Fetch has beyond its maxWait, and a settlement at all: the proxy answers well before. */
 const PATIENCE = 10_000;
@@ -39,7 +39,7 @@ const [TOO_SOON, PAUSE] = [1_000, 500];
 /** The proxy grants no shorter lease to those who ask. */
 const SHORTEST_LEASE = 1_000;
 
-/** What handle throws for a failure that may pass: the message comes back after the delay (seconds). */
+/** What handle throws for a failure that may pass: the message comes back after so many seconds. */
 export class Transient extends Error {
   constructor(readonly delay: number) {
     super(`not now, again in ${delay} s`);
@@ -140,8 +140,8 @@ export class FetchProxy {
   }
 
   /**
-   * Passes the time that the error asks for, or else more each time. There is some chance in it, for
-   * workers that failed together must not come back together.
+   * Passes the time that the error asks for, or else more each time. There is some chance in it,
+   * for workers that failed together must not come back together.
    *
    * @internal
    */
