@@ -39,6 +39,8 @@ const (
 	tooSoon, pause = time.Second, 500 * time.Millisecond
 	// The proxy grants no shorter lease to those who ask.
 	shortestLease = time.Second
+	// Nor does it take a longer delay; one settlement that it does not take spoils the whole call.
+	longestDelay = 24 * time.Hour
 )
 
 // Transient is what handle returns for a failure that may pass: the message comes back after Delay.
@@ -446,7 +448,7 @@ func troubleIn(refusal *pb.SettleError) trouble {
 }
 
 func nak(delay time.Duration) *pb.Settlement {
-	action := &pb.NakAction{Delay: durationpb.New(delay)}
+	action := &pb.NakAction{Delay: durationpb.New(max(0, min(delay, longestDelay)))}
 	return &pb.Settlement{Action: &pb.Settlement_Nak{Nak: action}}
 }
 

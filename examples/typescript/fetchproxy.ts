@@ -38,6 +38,8 @@ const PATIENCE = 10_000;
 const [TOO_SOON, PAUSE] = [1_000, 500];
 /** The proxy grants no shorter lease to those who ask. */
 const SHORTEST_LEASE = 1_000;
+/** Nor does it take a longer delay; one settlement that it does not take spoils the whole call. */
+const LONGEST_DELAY = 24 * 3_600_000;
 
 /** What handle throws for a failure that may pass: the message comes back after so many seconds. */
 export class Transient extends Error {
@@ -370,7 +372,8 @@ function troubleIn({ reason, retryDelay }: SettleError): Trouble {
 }
 
 function nak(delay: number): Action {
-  return { $case: "nak", value: { delay: duration(delay) } };
+  const taken = Math.min(Math.max(delay, 0), LONGEST_DELAY);
+  return { $case: "nak", value: { delay: duration(taken) } };
 }
 
 function term(reason: string): Action {

@@ -63,6 +63,11 @@ final class FetchProxy implements AutoCloseable {
   /** The proxy grants no shorter lease to those who ask. */
   private static final long SHORTEST_LEASE = 1_000;
 
+  /**
+   * Nor does it take a longer delay; one settlement that it does not take spoils the whole call.
+   */
+  private static final long LONGEST_DELAY = TimeUnit.HOURS.toMillis(24);
+
   /** With these, the same call would be refused again. */
   private static final Set<Status.Code> REFUSALS =
       Set.of(
@@ -447,11 +452,13 @@ final class FetchProxy implements AutoCloseable {
   }
 
   private static Settlement.Builder nak(long delay) {
-    return Settlement.newBuilder().setNak(NakAction.newBuilder().setDelay(duration(delay)));
+    long taken = Math.min(Math.max(delay, 0), LONGEST_DELAY);
+    return Settlement.newBuilder().setNak(NakAction.newBuilder().setDelay(duration(taken)));
   }
 
   private static Settlement.Builder term(String reason) {
-    return Settlement.newBuilder().setTerm(TermAction.newBuilder().setReason(reason));
+    return Settlement.newBuilder()
+        .setTerm(TermAction.newBuilder().setReason(String.valueOf(reason)));
   }
 
   static Duration duration(long millis) {
