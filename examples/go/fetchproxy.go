@@ -164,7 +164,8 @@ type Batch struct {
 
 	proxy   *Proxy
 	release context.CancelFunc
-	waiting time.Time // Since when a decision waits for Settle; zero if none does.
+	waiting time.Time  // Since when a decision waits for Settle; zero if none does.
+	mutex   sync.Mutex // Over what changes of the leases, for the heartbeat uses it, too.
 }
 
 // Hold takes the messages of an answer in hand, and starts their heartbeat.
@@ -173,8 +174,8 @@ func (p *Proxy) Hold(messages []*pb.Delivery) *Batch {
 	batch := &Batch{proxy: p, release: release}
 	for _, message := range messages {
 		lease := &Lease{Delivery: message, batch: batch, kept: true}
-		lease.ctx, lease.cancel = context.WithCancel(ctx)
 		lease.ends = time.Now().Add(message.GetLease().AsDuration())
+		lease.ctx, lease.cancel = context.WithCancel(ctx)
 		batch.Leases = append(batch.Leases, lease)
 	}
 	go batch.beat(ctx)
@@ -196,9 +197,9 @@ func (b *Batch) Waited() time.Duration {
 // each is done, refused for good, or over: every settlement may be repeated with the same token.
 func (b *Batch) Settle() []*Lease {
 	b.waiting = time.Time{}
-	taken := filter(b.Leases, (*Lease).take)
+	taken := b.pick(b.Leases, (*Lease).take)
 	for attempt := 0; ; attempt++ {
-		open := filter(taken, (*Lease).open)
+		open := b.pick(taken, (*Lease).open)
 		if len(open) == 0 {
 			return taken
 		}
@@ -215,21 +216,22 @@ func (b *Batch) settle(open []*Lease) (again trouble) {
 		settlements[i] = lease.settlement
 	}
 	results, err := b.proxy.settle(context.Background(), patience, settlements)
-	if err != nil {
-		if again = troubleOf(err); !again.passes {
-			for _, lease := range open {
-				lease.refused(again)
-			}
-		}
-		return again
-	}
+	b.mutex.Lock()
+	defer b.mutex.Unlock()
 	for i, lease := range open {
-		if refusal := results[i].GetError(); refusal == nil {
-			lease.settled()
-		} else if trouble := troubleIn(refusal); trouble.passes {
+		var trouble trouble
+		if err != nil {
+			trouble = troubleOf(err)
+		} else if refusal := results[i].GetError(); refusal != nil {
+			trouble = troubleIn(refusal)
+		} else {
+			lease.settlement = nil
+			continue
+		}
+		if trouble.passes {
 			again = trouble
 		} else {
-			lease.refused(trouble)
+			lease.lose(trouble.reason)
 		}
 	}
 	return again
@@ -238,11 +240,11 @@ func (b *Batch) settle(open []*Lease) (again trouble) {
 // beat extends the leases whenever a third of what is left of the shortest has passed.
 func (b *Batch) beat(ctx context.Context) {
 	for {
-		kept := filter(b.Leases, (*Lease).held)
+		kept := b.pick(b.Leases, (*Lease).held)
 		if len(kept) == 0 || !sleep(ctx, max(shortest(kept)/3, 20*time.Millisecond)) {
 			return
 		}
-		b.extend(ctx, filter(kept, (*Lease).held))
+		b.extend(ctx, b.pick(kept, (*Lease).held))
 	}
 }
 
@@ -265,9 +267,29 @@ func (b *Batch) extend(ctx context.Context, kept []*Lease) {
 		}
 		return
 	}
+	b.mutex.Lock()
+	defer b.mutex.Unlock()
 	for i, lease := range kept {
-		lease.extended(results[i])
+		refusal := results[i].GetError()
+		switch {
+		case !lease.kept: // It is being settled, and may have been refused for that.
+		case refusal == nil:
+			lease.ends = time.Now().Add(results[i].GetLease().AsDuration())
+		case !troubleIn(refusal).passes:
+			lease.lose(refusal.GetReason())
+		}
 	}
+}
+
+func (b *Batch) pick(leases []*Lease, wanted func(*Lease) bool) (picked []*Lease) {
+	b.mutex.Lock()
+	defer b.mutex.Unlock()
+	for _, lease := range leases {
+		if wanted(lease) {
+			picked = append(picked, lease)
+		}
+	}
+	return picked
 }
 
 func shortest(leases []*Lease) time.Duration {
@@ -290,11 +312,9 @@ const (
 type Lease struct {
 	*pb.Delivery
 
-	batch  *Batch
-	ctx    context.Context
-	cancel context.CancelFunc
-
-	mutex      sync.Mutex // Over what follows, for the heartbeat uses it, too.
+	batch      *Batch
+	ctx        context.Context
+	cancel     context.CancelFunc
 	ends       time.Time
 	kept       bool // By the heartbeat, until it is being settled.
 	outcome    Outcome
@@ -306,17 +326,13 @@ func (l *Lease) Context() context.Context { return l.ctx }
 
 // Lost tells whether another worker may have the message: work on it would be done twice.
 func (l *Lease) Lost() bool {
-	l.mutex.Lock()
-	defer l.mutex.Unlock()
+	l.batch.mutex.Lock()
+	defer l.batch.mutex.Unlock()
 	return l.lost()
 }
 
-// Outcome is certain once Settle has returned the lease.
-func (l *Lease) Outcome() Outcome {
-	l.mutex.Lock()
-	defer l.mutex.Unlock()
-	return l.outcome
-}
+// Outcome may be asked for when Settle has returned the lease.
+func (l *Lease) Outcome() Outcome { return l.outcome }
 
 // Ack decides that the message is done. Settle carries out what was decided.
 func (l *Lease) Ack() {
@@ -333,8 +349,8 @@ func (l *Lease) Term(reason string) { l.decide(Termed, term(reason)) }
 func (l *Lease) Return() { l.decide(Returned, nak(0)) }
 
 func (l *Lease) decide(outcome Outcome, settlement *pb.Settlement) {
-	l.mutex.Lock()
-	defer l.mutex.Unlock()
+	l.batch.mutex.Lock()
+	defer l.batch.mutex.Unlock()
 	if l.lost() {
 		return
 	}
@@ -345,56 +361,18 @@ func (l *Lease) decide(outcome Outcome, settlement *pb.Settlement) {
 	}
 }
 
+// The mutex is held by those who call what follows.
+
 // take takes from the heartbeat what is to be settled, or lost.
 func (l *Lease) take() bool {
-	l.mutex.Lock()
-	defer l.mutex.Unlock()
 	taken := l.kept && (l.lost() || l.settlement != nil)
 	l.kept = l.kept && !taken
 	return taken
 }
 
-func (l *Lease) open() bool {
-	l.mutex.Lock()
-	defer l.mutex.Unlock()
-	return l.settlement != nil && !l.lost()
-}
+func (l *Lease) open() bool { return l.settlement != nil && !l.lost() }
+func (l *Lease) held() bool { return l.kept && !l.lost() }
 
-func (l *Lease) held() bool {
-	l.mutex.Lock()
-	defer l.mutex.Unlock()
-	return l.kept && !l.lost()
-}
-
-// settled notes that what was decided is done.
-func (l *Lease) settled() {
-	l.mutex.Lock()
-	defer l.mutex.Unlock()
-	l.settlement = nil
-}
-
-// refused notes that what was decided can never be done.
-func (l *Lease) refused(why trouble) {
-	l.mutex.Lock()
-	defer l.mutex.Unlock()
-	l.lose(why.reason)
-}
-
-// extended notes how the heartbeat was answered.
-func (l *Lease) extended(result *pb.SettleResult) {
-	l.mutex.Lock()
-	defer l.mutex.Unlock()
-	refusal := result.GetError()
-	switch {
-	case !l.kept: // It is being settled, and may have been refused for that.
-	case refusal == nil:
-		l.ends = time.Now().Add(result.GetLease().AsDuration())
-	case !troubleIn(refusal).passes:
-		l.lose(refusal.GetReason())
-	}
-}
-
-// The mutex is held by those who call the following two.
 func (l *Lease) lost() bool {
 	if l.outcome != Lost && time.Now().After(l.ends) {
 		l.lose("by our clock, it is over")
@@ -455,15 +433,6 @@ func nak(delay time.Duration) *pb.Settlement {
 func term(reason string) *pb.Settlement {
 	action := &pb.TermAction{Reason: strings.ToValidUTF8(reason, "?")}
 	return &pb.Settlement{Action: &pb.Settlement_Term{Term: action}}
-}
-
-func filter(leases []*Lease, wanted func(*Lease) bool) (left []*Lease) {
-	for _, lease := range leases {
-		if wanted(lease) {
-			left = append(left, lease)
-		}
-	}
-	return left
 }
 
 // sleep tells whether it slept for all that time.
