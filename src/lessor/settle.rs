@@ -17,8 +17,10 @@ use super::{Error, Lessor, books::Hold, facts::Facts, feed::Command};
 use crate::{
     broker::{Broker, BrokerError, Confirmation, Denial, Order, Verdict},
     clock,
-    lease::{After, Begun, Kind, LeaseId, Outcome, Refusal},
+    lease::{After, Begun, Kind, LeaseId, LeaseTable, Outcome, Refusal},
 };
+
+const IN_DOUBT: &str = "it is not known which server leads the consumer";
 
 /// One token's part of a Settle.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,28 +96,28 @@ impl<B: Broker> Lessor<B> {
         let now = clock::now();
         let mut begun = Vec::with_capacity(asks.len());
         let mut orders = Vec::with_capacity(asks.len());
-        let mut decide =
-            |table: &mut crate::lease::LeaseTable<Hold>, place, Ask { lease, action }| {
-                if table.payload(lease).is_some_and(|hold| hold.facts.doubt.is_on()) {
-                    return Err(Error::Unavailable("it is not known who leads it".to_owned()));
-                }
-                let kind = match action {
-                    Action::Extend(length) => {
-                        return Ok(Settled::Extended(table.extend(lease, length, now)?));
-                    }
-                    Action::Ack => Kind::Ack,
-                    Action::Nak(_) => Kind::Nak,
-                    Action::Term(_) => Kind::Term,
-                };
-                let Begun::Publish(hold) = table.begin(lease, kind, now)? else {
-                    return Ok(Settled::Duplicate);
-                };
-                let (verdict, redelivered_in) = verdict(action, hold);
-                orders.push(hold.order(verdict));
-                let facts = hold.facts.clone();
-                begun.push(Begin { place, lease, facts, redelivered_in });
-                Err(Error::Unconfirmed)
+        let mut freed = Vec::new();
+        let mut decide = |table: &mut LeaseTable<Hold>, place, Ask { lease, action }| {
+            let kind = match action {
+                Action::Extend(length) => return extend(table, lease, length, now),
+                Action::Ack => Kind::Ack,
+                Action::Nak(_) => Kind::Nak,
+                Action::Term(_) => Kind::Term,
             };
+            let Begun::Publish(hold) = table.begin(lease, kind, now)? else {
+                return Ok(Settled::Duplicate);
+            };
+            if hold.facts.doubt.is_on() {
+                let (after, gone) = table.finish(lease, Outcome::Unsent, now);
+                freed.extend(gone);
+                return Err(failure(BrokerError::Unsent(IN_DOUBT.to_owned()), after));
+            }
+            let (verdict, redelivered_in) = verdict(action, hold);
+            orders.push(hold.order(verdict));
+            let facts = hold.facts.clone();
+            begun.push(Begin { place, lease, facts, redelivered_in });
+            Err(Error::Unconfirmed)
+        };
         let results = self.books.with(|table| {
             let asks = asks.into_iter().enumerate();
             asks.map(|(place, ask)| decide(table, place, ask)).collect()
@@ -131,9 +133,7 @@ impl<B: Broker> Lessor<B> {
         confirmation: Confirmation,
     ) {
         let now = clock::now();
-        let mut unanswered: Option<(Instant, Arc<Facts>)> = None;
-        // While we drain, feeds end before the leases, and nobody would end the doubt.
-        let (draining, mut doubted) = (self.is_draining(), None::<Arc<Facts>>);
+        let mut open = Open::default();
         // Holds are dropped after the lock is: freeing places wakes others.
         let freed: Vec<Hold> = self.books.with(|table| {
             let mut freed = Vec::with_capacity(begun.len());
@@ -148,29 +148,65 @@ impl<B: Broker> Lessor<B> {
                     Ok(()) => Ok(Settled::Done { confirmation, redelivered_in }),
                     Err(error) => Err(failure(error, after)),
                 };
-                let answered = match &results[place] {
-                    Ok(_) => confirmation == Confirmation::Confirmed,
-                    Err(error) => *error != Error::Unconfirmed,
-                };
-                let lost =
-                    matches!(results[place], Err(Error::Unavailable(_) | Error::Unconfirmed));
-                if lost && facts.replicated && !draining && facts.doubt.begin() {
-                    doubted = Some(facts.clone());
-                }
-                if !answered && unanswered.as_ref().is_none_or(|(first, _)| ack_by < *first) {
-                    unanswered = Some((ack_by, facts));
-                }
+                open.note(&results[place], confirmation, ack_by, facts);
             }
             freed
         });
         drop(freed);
-        if let Some(facts) = doubted {
-            self.tell(&facts.name, Command::Doubt);
+        // While we drain, feeds end before the leases, and nobody would end the doubt.
+        for facts in open.doubtful.iter().filter(|_| !self.is_draining()) {
+            if facts.doubt.begin() {
+                self.tell(&facts.name, Command::Doubt);
+            }
         }
-        if let Some((ack_by, facts)) = unanswered {
+        if let Some((ack_by, facts)) = open.unanswered {
             self.must_arrive(&facts.name, ack_by);
         }
     }
+}
+
+/// What is open when a settlement has ended.
+#[derive(Default)]
+struct Open {
+    /// By when the first that was not answered must have arrived.
+    unanswered: Option<(Instant, Arc<Facts>)>,
+    /// Consumers of whose leader nobody can be sure any more.
+    doubtful: Vec<Arc<Facts>>,
+}
+
+impl Open {
+    fn note(
+        &mut self,
+        result: &Result<Settled, Error>,
+        confirmation: Confirmation,
+        ack_by: Instant,
+        facts: Arc<Facts>,
+    ) {
+        let (answered, arrived) = match result {
+            Ok(_) => (confirmation == Confirmation::Confirmed, true),
+            Err(Error::Unconfirmed) => (false, false),
+            Err(error) => (true, !matches!(error, Error::Unavailable(_))),
+        };
+        let known = |doubtful: &Arc<Facts>| doubtful.id == facts.id;
+        if !arrived && facts.replicated && !self.doubtful.iter().any(known) {
+            self.doubtful.push(facts.clone());
+        }
+        if !answered && self.unanswered.as_ref().is_none_or(|(first, _)| ack_by < *first) {
+            self.unanswered = Some((ack_by, facts));
+        }
+    }
+}
+
+fn extend(
+    table: &mut LeaseTable<Hold>,
+    lease: LeaseId,
+    length: Duration,
+    now: Instant,
+) -> Result<Settled, Error> {
+    if table.payload(lease).is_some_and(|hold| hold.facts.doubt.is_on()) {
+        return Err(Error::Unavailable(IN_DOUBT.to_owned()));
+    }
+    Ok(Settled::Extended(table.extend(lease, length, now)?))
 }
 
 /// A settlement that has begun. Its caller polls it; when the caller leaves, a task goes on with it.

@@ -190,8 +190,8 @@ impl FakeBroker {
     }
 
     /// From now on INFO is not answered, as on a connection that stands still.
-    pub fn silence(&self) {
-        self.state().silent = true;
+    pub fn silence(&self, silent: bool) {
+        self.state().silent = silent;
     }
 
     pub fn abandoned(&self) -> usize {

@@ -43,12 +43,12 @@ fn taken(fetched: Fetched) -> LeaseId {
     lease
 }
 
-async fn one(broker: &FakeBroker, lessor: &Lessor<FakeBroker>) -> LeaseId {
+pub(super) async fn one(broker: &FakeBroker, lessor: &Lessor<FakeBroker>) -> LeaseId {
     broker.publish("x");
     taken(fetch(broker, lessor).await)
 }
 
-async fn settle(
+pub(super) async fn settle(
     lessor: &Lessor<FakeBroker>,
     lease: LeaseId,
     action: Action,
@@ -58,7 +58,7 @@ async fn settle(
     lessor.settle(asks, Confirmation::Confirmed, until).await.remove(0)
 }
 
-fn confirmed(result: &Result<Settled, Error>) -> bool {
+pub(super) fn confirmed(result: &Result<Settled, Error>) -> bool {
     matches!(result, Ok(Settled::Done { confirmation: Confirmation::Confirmed, .. }))
 }
 

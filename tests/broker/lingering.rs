@@ -68,7 +68,7 @@ async fn given_up(broker: &FakeBroker) -> Option<Duration> {
 async fn a_nak_that_was_only_sent_costs_a_silent_connection_before_its_lease_would_end() {
     let (broker, lessor) = start();
     let lease = leased(&broker, &lessor, None).await;
-    broker.silence();
+    broker.silence(true);
     assert!(settle(&lessor, &[lease], Confirmation::Sent).await[0].is_ok());
     let after = given_up(&broker).await.expect("it may fire into the next worker's delivery");
     assert!(after > Duration::from_secs(8) && after < ACK_WAIT, "{after:?}");
@@ -78,7 +78,7 @@ async fn a_nak_that_was_only_sent_costs_a_silent_connection_before_its_lease_wou
 async fn a_settlement_that_was_never_answered_costs_a_silent_connection_too() {
     let (broker, lessor) = start();
     let lease = leased(&broker, &lessor, None).await;
-    broker.silence();
+    broker.silence(true);
     broker.script([Fault::Lost]);
     let results = settle(&lessor, &[lease], Confirmation::Confirmed).await;
     assert_eq!(results, [Err(Error::Unconfirmed)]);
@@ -103,7 +103,7 @@ async fn a_connection_that_answers_is_kept() {
 async fn a_release_costs_a_silent_connection_before_jetstream_would_redeliver() {
     let (broker, lessor) = start();
     leased(&broker, &lessor, Some(Duration::from_secs(3))).await;
-    broker.silence();
+    broker.silence(true);
     let after = given_up(&broker).await.expect("it may fire into the next worker's delivery");
     assert!(after >= Duration::from_secs(3) && after < ACK_WAIT, "{after:?}");
     assert_eq!(broker.published(), [Verdict::Nak(None)]);
@@ -116,7 +116,7 @@ async fn of_many_that_were_not_answered_the_first_to_end_counts() {
         let early = leased(&broker, &lessor, None).await;
         tokio::time::sleep(Duration::from_secs(8)).await;
         let late = leased(&broker, &lessor, None).await;
-        broker.silence();
+        broker.silence(true);
         if confirmation == Confirmation::Confirmed {
             broker.script([Fault::Lost, Fault::Lost]);
         }

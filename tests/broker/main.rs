@@ -9,6 +9,7 @@ mod support;
 mod contract;
 mod fake;
 mod faults;
+mod leading;
 mod lingering;
 mod poison;
 mod unreadable;

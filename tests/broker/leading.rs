@@ -1,0 +1,96 @@
+//! A replicated consumer may have another leader at any time, which gives away what its holders
+//! believe to have: after a sign of one nothing is settled until it is known who leads.
+
+use std::time::Duration;
+
+use fetch_proxy::{
+    broker::ConsumerInfo,
+    clock,
+    lease::LeaseId,
+    lessor::{Action, Error, Lessor, Limits, Settled},
+};
+
+use super::{
+    fake::{FakeBroker, Fault, info},
+    faults::{confirmed, one, settle},
+};
+
+fn start(replicas: u32) -> (FakeBroker, Lessor<FakeBroker>) {
+    let info = info(Duration::from_secs(30));
+    let broker = FakeBroker::new(ConsumerInfo { replicas, leader: Some("n1".into()), ..info });
+    let settle_timeout = Duration::from_secs(2);
+    let limits = Limits { max_leases: 100, max_waiters: 10, settle_timeout };
+    (broker.clone(), Lessor::start(broker, limits))
+}
+
+async fn ack(lessor: &Lessor<FakeBroker>, lease: LeaseId) -> Result<Settled, Error> {
+    settle(lessor, lease, Action::Ack).await
+}
+
+/// What an Ack is told when the doubt is over, and how long that took.
+async fn told_in_the_end(
+    lessor: &Lessor<FakeBroker>,
+    lease: LeaseId,
+) -> (Result<Settled, Error>, Duration) {
+    let began = clock::now();
+    loop {
+        match ack(lessor, lease).await {
+            Err(Error::Unavailable(_)) => tokio::time::sleep(Duration::from_millis(10)).await,
+            told => return (told, clock::now() - began),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_did_not_arrive_puts_its_consumer_in_doubt_until_info_says_who_leads() {
+    for fault in [Fault::Unsent, Fault::Lost] {
+        let (broker, lessor) = start(3);
+        let (first, second) = (one(&broker, &lessor).await, one(&broker, &lessor).await);
+        broker.silence(true);
+        broker.script([fault]);
+        ack(&lessor, first).await.unwrap_err();
+        let published = broker.published().len();
+        let doubted = ack(&lessor, second).await;
+        assert!(matches!(doubted, Err(Error::Unavailable(_))), "{doubted:?}");
+        assert_eq!(broker.published().len(), published, "nothing leaves us in doubt");
+        broker.silence(false);
+        let (told, took) = told_in_the_end(&lessor, second).await;
+        assert!(confirmed(&told), "the same leader: {told:?}");
+        assert!(took < Duration::from_secs(5), "{took:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_leader_has_given_away_what_is_older_than_the_ack_wait() {
+    let (broker, lessor) = start(3);
+    let (first, second) = (one(&broker, &lessor).await, one(&broker, &lessor).await);
+    broker.change(|info| info.as_mut().unwrap().leader = Some("n2".into()));
+    broker.script([Fault::Unsent]);
+    ack(&lessor, first).await.unwrap_err();
+    for lease in [first, second] {
+        let told = told_in_the_end(&lessor, lease).await.0;
+        assert_eq!(told, Err(Error::LeaseExpired { forgotten: false }));
+    }
+    assert!(broker.published().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_of_which_a_try_may_have_arrived_is_not_told_to_be_untouched() {
+    let (broker, lessor) = start(3);
+    let lease = one(&broker, &lessor).await;
+    broker.silence(true);
+    broker.script([Fault::Lost]);
+    for _ in 0..2 {
+        assert_eq!(ack(&lessor, lease).await, Err(Error::Unconfirmed));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_without_copies_is_never_in_doubt() {
+    let (broker, lessor) = start(1);
+    let (first, second) = (one(&broker, &lessor).await, one(&broker, &lessor).await);
+    broker.silence(true);
+    broker.script([Fault::Unsent]);
+    ack(&lessor, first).await.unwrap_err();
+    assert!(confirmed(&ack(&lessor, second).await));
+}
