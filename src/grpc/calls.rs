@@ -3,7 +3,10 @@
 
 use std::{
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
 };
 
@@ -16,12 +19,15 @@ use super::{
     answer::{Body, Freight},
     status::Refused,
 };
+use crate::lessor::Error;
 
 /// How many calls may be under way, and how many are.
 #[derive(Debug, Clone)]
 pub(super) struct Calls {
     places: Arc<Semaphore>,
     most: u32,
+    /// Somebody waits for the last call.
+    closing: Arc<AtomicBool>,
     /// What a call beyond the cap is told.
     refusal: Refused,
 }
@@ -30,19 +36,29 @@ impl Calls {
     pub(super) fn new(most: usize) -> Self {
         let most = u32::try_from(most.min(Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX);
         let refusal = Refused::CallLimit(most);
-        Self { places: Arc::new(Semaphore::new(most as usize)), most, refusal }
+        let places = Arc::new(Semaphore::new(most as usize));
+        Self { places, most, closing: Arc::default(), refusal }
     }
 
     /// Takes none, for connections beyond their cap.
     pub(super) fn none(max_connections: usize) -> Self {
         let refusal = Refused::ConnectionLimit(max_connections);
-        Self { places: Arc::new(Semaphore::new(0)), most: 0, refusal }
+        Self { places: Arc::new(Semaphore::new(0)), most: 0, closing: Arc::default(), refusal }
     }
 
     /// Waits until no call is under way. Only comes true for good when no new ones are let in.
     pub(super) async fn idle(&self) {
+        self.closing.store(true, Ordering::Relaxed);
         // Never closed: an error cannot happen, and would mean that nobody is there.
         drop(self.places.acquire_many(self.most).await);
+    }
+
+    /// Places are kept for whoever waits for the last call, so that this is no matter of the cap.
+    fn refusal(&self) -> Refused {
+        match self.closing.load(Ordering::Relaxed) {
+            true => Error::Draining.into(),
+            false => self.refusal.clone(),
+        }
     }
 
     /// `inner` behind this cap.
@@ -79,7 +95,7 @@ where
             );
         }
         let Ok(place) = self.calls.places.clone().try_acquire_owned() else {
-            let refusal = self.calls.refusal.status().into_http();
+            let refusal = self.calls.refusal().status().into_http();
             return Box::pin(async move { Ok(refusal.map(|body| Body::new(body, None, None))) });
         };
         let answer = self.inner.call(request);

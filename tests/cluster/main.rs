@@ -63,6 +63,7 @@ async fn drains_alone_cost_no_redelivery() {
     assert!(rounds >= 3, "all was over before there were drains enough");
     assert_eq!((verdict.lost, verdict.redelivered, verdict.refused), (0, 0, 0));
     assert_eq!((verdict.accepted_late, verdict.settled_twice, verdict.unknown), (0, 0, 0));
+    assert!(!verdict.retried.contains_key("CALL_LIMIT"), "it is leaving, not full");
 }
 
 /// All that runs, and who makes trouble.
