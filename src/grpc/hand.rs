@@ -68,13 +68,20 @@ impl Hand {
     }
 
     async fn client(&self) -> Result<FetchServiceClient<Channel>, String> {
-        let addr = &self.addr;
-        let url = if addr.contains("://") { addr.clone() } else { format!("http://{addr}") };
-        let wrong = |error| format!("{addr}: {}", chain(&error));
-        let endpoint = Endpoint::from_shared(url).map_err(wrong)?.connect_timeout(PATIENCE);
-        let channel = endpoint.connect().await.map_err(wrong)?;
+        let channel = connect(&self.addr, PATIENCE).await?;
         Ok(FetchServiceClient::new(channel).max_decoding_message_size(usize::MAX))
     }
+}
+
+/// A connection to a host and port, or a URL.
+///
+/// # Errors
+/// Why there is none, for people.
+pub(super) async fn connect(addr: &str, patience: Duration) -> Result<Channel, String> {
+    let url = if addr.contains("://") { addr.to_owned() } else { format!("http://{addr}") };
+    let wrong = |error| format!("{addr}: {}", chain(&error));
+    let endpoint = Endpoint::from_shared(url).map_err(wrong)?.connect_timeout(patience);
+    endpoint.connect().await.map_err(wrong)
 }
 
 /// A duration as the contract has it.

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use tonic::transport::Endpoint;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
+
+use super::hand;
 
 /// Asks the listener at `addr` for the health of `service`: its status by name, and whether it is
 /// serving.
@@ -13,10 +14,8 @@ use tonic_health::pb::{
 /// # Errors
 /// Why it did not answer, for people.
 pub async fn probe(addr: &str, service: &str, timeout: Duration) -> Result<(String, bool), String> {
-    let url = if addr.contains("://") { addr.to_owned() } else { format!("http://{addr}") };
-    let endpoint = Endpoint::from_shared(url).map_err(|error| format!("{addr}: {error}"))?;
     let ask = async {
-        let channel = endpoint.connect().await.map_err(|error| format!("{addr}: {error}"))?;
+        let channel = hand::connect(addr, timeout).await?;
         let request = HealthCheckRequest { service: service.to_owned() };
         let answer = HealthClient::new(channel).check(request).await;
         answer.map_err(|status| status.message().to_owned())

@@ -106,5 +106,6 @@ async fn probe_says_how_it_is_by_its_exit_code() {
     gone.wait().await;
     let nobody = run(&["probe", "--addr", &gone.ops, "--timeout", "1s"]);
     assert_eq!(nobody.status.code(), Some(1));
-    assert!(text(&nobody.stderr).contains(&gone.ops));
+    let why = text(&nobody.stderr);
+    assert!(why.contains(&gone.ops) && why.contains("Connection refused"), "{why}");
 }
