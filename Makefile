@@ -1,13 +1,15 @@
 # What a developer types. The logic is in scripts/; .ci/run runs the same targets.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster test-clients lint fmt clippy doc proto deps bench soak tools ci clean
+.PHONY: help demo test test-cluster test-clients test-deploy image lint fmt clippy doc proto deps bench soak tools ci clean
 
 # Arguments for the programs that `make test` and `make bench` run: make test ARGS='--test wire'
 ARGS ?=
 # How long `make soak` publishes, and the seed of its faults; made up when there is none.
 FOR ?= 2m
 SEED ?=
+# What `make image` calls what it builds.
+IMAGE ?= fetch-proxy
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -43,6 +45,13 @@ deps: ## Are licences and sources of all dependencies in order?
 test-cluster: ## Three replicas, three NATS servers, 50,000 messages, and trouble
 	@scripts/tools check
 	scripts/with-tools cargo test --locked --test cluster -- --nocapture --test-threads 1
+
+test-deploy: ## Check what is in deploy/, with the image and a rolling update in small
+	@scripts/tools check
+	scripts/with-tools scripts/with-deploy-tools cargo test --locked --test deploy $(ARGS)
+
+image: ## Build the image IMAGE=fetch-proxy with docker, podman or buildah
+	@scripts/image $(IMAGE)
 
 bench: ## Measure throughput, latency and memory; takes some minutes
 	@scripts/tools check

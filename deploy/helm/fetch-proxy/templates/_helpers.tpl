@@ -1,0 +1,87 @@
+{{- define "fetch-proxy.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- /* The release's name, with the chart's where it does not say it already. */ -}}
+{{- define "fetch-proxy.fullname" -}}
+{{- $name := include "fetch-proxy.name" . -}}
+{{- $full := contains $name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $name) -}}
+{{- default $full .Values.fullnameOverride | trunc 53 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "fetch-proxy.selector" -}}
+app.kubernetes.io/name: {{ include "fetch-proxy.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "fetch-proxy.labels" -}}
+{{ include "fetch-proxy.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{- define "fetch-proxy.image" -}}
+{{ .Values.image.repository }}:{{ default .Chart.AppVersion .Values.image.tag }}
+{{- end -}}
+
+{{- define "fetch-proxy.serviceAccount" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "fetch-proxy.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- default "default" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* The Secret with the token keys. Replicas that share none do not serve, so there is no default. */ -}}
+{{- define "fetch-proxy.tokenKeys" -}}
+{{- if and .Values.tokenKeys.secret .Values.tokenKeys.keys -}}
+{{- fail "give tokenKeys.secret or tokenKeys.keys, not both" -}}
+{{- else if .Values.tokenKeys.keys -}}
+{{- printf "%s-token-keys" (include "fetch-proxy.fullname" .) -}}
+{{- else -}}
+{{- $how := "kubectl create secret generic fetch-proxy-token-keys --from-literal=token-keys=\"$(fetch-proxy keygen)\"" -}}
+{{- required (printf "tokenKeys.secret is needed: the name of a Secret with the entry token-keys. To make one: %s" $how) .Values.tokenKeys.secret -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* The Secret for NATS; nothing where the method is none. */ -}}
+{{- define "fetch-proxy.natsAuth" -}}
+{{- with .Values.nats.auth -}}
+{{- if and .secret .entries -}}
+{{- fail "give nats.auth.secret or nats.auth.entries, not both" -}}
+{{- else if eq .method "none" -}}
+{{- if or .secret .entries -}}{{- fail "nats.auth.method says how nats.auth.secret is to be used: creds, nkey, password or token" -}}{{- end -}}
+{{- else if .entries -}}
+{{- printf "%s-nats" (include "fetch-proxy.fullname" $) -}}
+{{- else -}}
+{{- required (printf "nats.auth.secret is needed for the method %s" .method) .secret -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* An environment variable from an entry of a Secret: (list VARIABLE SECRET ENTRY). */ -}}
+{{- define "fetch-proxy.fromSecret" -}}
+- name: {{ index . 0 }}
+  valueFrom:
+    secretKeyRef:
+      name: {{ index . 1 }}
+      key: {{ index . 2 }}
+{{- end -}}
+
+{{- /* The restricted Pod Security Standard. */ -}}
+{{- define "fetch-proxy.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "fetch-proxy.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}

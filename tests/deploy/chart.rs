@@ -1,0 +1,314 @@
+//! The chart: what it makes of values, and that it refuses what cannot work.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use crate::{
+    helm::{self, LEAST, container, one},
+    tool,
+};
+
+/// Installations as people want them, each with its values.
+pub const INSTALLATIONS: &[(&str, &[&str])] = &[
+    ("as little as possible", &[LEAST]),
+    ("keys given here", &["tokenKeys.keys={first,second}"]),
+    ("credentials file", &[LEAST, "nats.auth.method=creds", "nats.auth.secret=nats"]),
+    ("nkey given here", &[LEAST, "nats.auth.method=nkey", r"nats.auth.entries.nkey\.seed=SUA"]),
+    ("password", &[LEAST, "nats.auth.method=password", "nats.auth.secret=nats"]),
+    ("token", &[LEAST, "nats.auth.method=token", "nats.auth.secret=nats"]),
+    (
+        "TLS to NATS",
+        &[
+            LEAST,
+            "nats.url=tls://a:4222\\,tls://b:4222",
+            "nats.tls.caSecret=ca",
+            "nats.tls.clientSecret=cert",
+        ],
+    ),
+    ("autoscaled", &[LEAST, "autoscaling.enabled=true"]),
+    (
+        "bare",
+        &[
+            LEAST,
+            "replicas=1",
+            "networkPolicy.enabled=false",
+            "podDisruptionBudget.enabled=false",
+            "service.headless=false",
+            "serviceAccount.create=false",
+        ],
+    ),
+    (
+        "much",
+        &[
+            LEAST,
+            "image.repository=somewhere/fetch-proxy",
+            "image.tag=v1",
+            "image.pullSecrets={pull}",
+            "service.type=LoadBalancer",
+            "service.annotations.a=b",
+            "settings.maxLease=2h",
+            "settings.maxLeases=200000",
+            "podAnnotations.a=b",
+            "podLabels.a=b",
+            "nodeSelector.a=b",
+            "tolerations[0].operator=Exists",
+            "affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[0].matchExpressions[0].key=a",
+            "affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[0].matchExpressions[0].operator=Exists",
+            "priorityClassName=high",
+            "networkPolicy.operators[0].podSelector.matchLabels.a=b",
+            "networkPolicy.nats.peers[0].namespaceSelector.matchLabels.a=b",
+            "topologySpreadConstraints[0].maxSkew=1",
+            "topologySpreadConstraints[0].topologyKey=rack",
+            "topologySpreadConstraints[0].whenUnsatisfiable=DoNotSchedule",
+            "nameOverride=proxy",
+        ],
+    ),
+];
+
+#[test]
+fn helm_lint_finds_nothing() {
+    for (name, values) in INSTALLATIONS {
+        let mut helm = tool("FETCH_PROXY_TEST_HELM");
+        helm.args(["lint", "--strict", "--quiet"]).arg(helm::chart());
+        helm.args(values.iter().flat_map(|value| ["--set", value]));
+        let output = helm.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{name}: {said}");
+    }
+}
+
+#[test]
+fn what_cannot_work_is_refused_and_says_what_to_do() {
+    for (values, said) in [
+        (&[][..], "fetch-proxy keygen"),
+        (&[LEAST, "tokenKeys.keys={a}"], "not both"),
+        (&[LEAST, "nats.auth.method=creds"], "nats.auth.secret is needed for the method creds"),
+        (&[LEAST, "nats.auth.secret=a"], "nats.auth.method"),
+        (&[LEAST, "nats.url=nats"], "/nats/url"),
+        (&[LEAST, "settings.maxLeese=1h"], "maxLeese"),
+        (&[LEAST, "settings.maxLease=long"], "/settings/maxLease"),
+        (&[LEAST, "drain.delaySeconds=5s"], "/drain/delaySeconds"),
+        (&[LEAST, "replicaCount=3"], "replicaCount"),
+        (&[LEAST, "cluster=a.b"], "/cluster"),
+        (&[LEAST, "networkPolicy.clients=null"], "networkPolicy.enabled=false"),
+    ] {
+        let output = helm::template(values);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{values:?} was taken");
+        assert!(error.contains(said), "{values:?}: {error}");
+    }
+}
+
+/// What an operator can tell the program, the chart can be told: those settings that are not a
+/// matter of how it is deployed.
+#[test]
+fn every_setting_of_the_program_is_one_of_the_chart() {
+    let of_the_chart: BTreeSet<String> = variables(&container(&helm::objects(&[LEAST]))["env"])
+        .into_iter()
+        .chain(["LISTEN", "OPS_LISTEN"].map(|of_the_image| format!("FETCH_PROXY_{of_the_image}")))
+        // Nobody is there to read it.
+        .chain(["FETCH_PROXY_PORTS_FILE".to_owned()])
+        .filter(|name| name.starts_with("FETCH_PROXY_"))
+        .collect();
+    let schema = std::fs::read_to_string(helm::chart().join("values.schema.json")).unwrap();
+    let schema: Value = serde_json::from_str(&schema).unwrap();
+    let settings = schema["properties"]["settings"]["properties"].as_object().unwrap();
+    let settings: BTreeSet<String> = settings.keys().map(|name| variable(name)).collect();
+    assert_eq!(settings.intersection(&of_the_chart).next(), None, "one too many ways to say it");
+
+    let help = std::process::Command::new(env!("CARGO_BIN_EXE_fetch-proxy"))
+        .args(["serve", "--help"])
+        .output()
+        .unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let of_the_program: BTreeSet<String> = help
+        .split("[env: ")
+        .skip(1)
+        .map(|text| text.split(['=', ']']).next().unwrap().to_owned())
+        .filter(|name| name.starts_with("FETCH_PROXY_"))
+        .collect();
+    assert_eq!(&settings | &of_the_chart, of_the_program);
+}
+
+/// FETCH_PROXY_MAX_LEASE of maxLease.
+fn variable(setting: &str) -> String {
+    let mut name = "FETCH_PROXY_".to_owned();
+    for letter in setting.chars() {
+        if letter.is_ascii_uppercase() {
+            name.push('_');
+        }
+        name.push(letter.to_ascii_uppercase());
+    }
+    name
+}
+
+fn variables(env: &Value) -> Vec<String> {
+    let all = env.as_array().unwrap().iter();
+    all.map(|variable| variable["name"].as_str().unwrap().to_owned()).collect()
+}
+
+/// A large number in a file of values is a float to helm, and must not reach the program as 1e+06.
+#[test]
+fn settings_reach_the_program_by_their_variables() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "settings: { maxLease: 2h, maxLeases: 1000000 }").unwrap();
+    let mut helm = helm::template_command(&[LEAST]);
+    let output = helm.arg("--values").arg(file.path()).output().unwrap();
+    let objects = helm::parsed(&String::from_utf8(output.stdout).unwrap());
+    let env = container(&objects)["env"].as_array().unwrap();
+    for (name, value) in [("FETCH_PROXY_MAX_LEASE", "2h"), ("FETCH_PROXY_MAX_LEASES", "1000000")] {
+        assert!(env.contains(&json!({ "name": name, "value": value })), "{env:?}");
+    }
+}
+
+/// Nobody may set a variable twice: the last one counts, and nobody sees which that is.
+#[test]
+fn no_variable_is_set_twice() {
+    for (name, values) in INSTALLATIONS {
+        let all = variables(&container(&helm::objects(values))["env"]);
+        let once: BTreeSet<&String> = all.iter().collect();
+        assert_eq!(once.len(), all.len(), "{name}: {all:?}");
+    }
+}
+
+/// What the program may need from SIGTERM to its end, and no more is waited for: `app` takes the
+/// delay, the timeout, and three times 2 s to flush.
+#[test]
+fn the_grace_period_is_longer_than_any_drain() {
+    let longest_flush = 6;
+    for (delay, timeout) in [(5, 20), (0, 1), (30, 600)] {
+        let (delay_value, timeout_value) =
+            (format!("drain.delaySeconds={delay}"), format!("drain.timeoutSeconds={timeout}"));
+        let objects = helm::objects(&[LEAST, &delay_value, &timeout_value]);
+        let grace = &one(&objects, "Deployment")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"];
+        assert!(grace.as_i64().unwrap() > delay + timeout + longest_flush, "{grace}");
+        let env = container(&objects)["env"].as_array().unwrap();
+        for (name, seconds) in
+            [("FETCH_PROXY_DRAIN_DELAY", delay), ("FETCH_PROXY_DRAIN_TIMEOUT", timeout)]
+        {
+            assert!(env.contains(&json!({ "name": name, "value": format!("{seconds}s") })));
+        }
+    }
+}
+
+#[test]
+fn an_update_takes_no_pod_away_before_another_serves() {
+    let objects = helm::objects(&[LEAST]);
+    let spec = &one(&objects, "Deployment")["spec"];
+    assert_eq!(spec["replicas"], 3);
+    assert_eq!(spec["strategy"]["rollingUpdate"], json!({ "maxUnavailable": 0, "maxSurge": 1 }));
+    assert_eq!(one(&objects, "PodDisruptionBudget")["spec"]["maxUnavailable"], 1);
+    // Whoever scales by load must not be set back to three by each update.
+    let scaled = helm::objects(&[LEAST, "autoscaling.enabled=true"]);
+    assert_eq!(one(&scaled, "Deployment")["spec"]["replicas"], Value::Null);
+}
+
+/// The `restricted` profile of the Pod Security Standards, and what is as cheap beyond it.
+#[test]
+fn pods_keep_to_the_restricted_standard() {
+    for (name, values) in INSTALLATIONS {
+        let objects = helm::objects(values);
+        let pods = objects.iter().filter_map(|object| match object["kind"].as_str().unwrap() {
+            "Deployment" => Some(&object["spec"]["template"]["spec"]),
+            "Pod" => Some(&object["spec"]),
+            _ => None,
+        });
+        let mut checked = 0;
+        for pod in pods {
+            checked += 1;
+            for field in ["hostNetwork", "hostPID", "hostIPC", "initContainers"] {
+                assert_eq!(pod[field], Value::Null, "{name}: {field}");
+            }
+            assert_eq!(pod["automountServiceAccountToken"], false, "{name}");
+            assert_eq!(pod["enableServiceLinks"], false, "{name}");
+            let security = &pod["securityContext"];
+            assert_eq!(security["runAsNonRoot"], true, "{name}");
+            assert!(security["runAsUser"].as_i64().unwrap() > 0, "{name}");
+            assert_eq!(security["seccompProfile"]["type"], "RuntimeDefault", "{name}");
+            for volume in pod["volumes"].as_array().unwrap_or(&Vec::new()) {
+                assert!(volume["secret"].is_object(), "{name}: {volume}");
+            }
+            for container in pod["containers"].as_array().unwrap() {
+                let expected = json!({
+                    "allowPrivilegeEscalation": false,
+                    "readOnlyRootFilesystem": true,
+                    "capabilities": { "drop": ["ALL"] },
+                });
+                assert_eq!(container["securityContext"], expected, "{name}");
+                assert!(container["resources"]["limits"]["memory"].is_string(), "{name}");
+            }
+        }
+        assert_eq!(checked, 2, "{name}: the Deployment and the test");
+    }
+}
+
+/// Everything that selects pods selects these, and every port has somebody behind it.
+#[test]
+fn what_selects_pods_selects_those_of_the_deployment() {
+    for (name, values) in INSTALLATIONS {
+        let objects = helm::objects(values);
+        let deployment = one(&objects, "Deployment");
+        let labels = &deployment["spec"]["template"]["metadata"]["labels"];
+        let ports = container(&objects)["ports"].as_array().unwrap();
+        let ports: Vec<&Value> = ports.iter().map(|port| &port["name"]).collect();
+        let spec = |object: &Value| object["spec"].clone();
+        let selectors =
+            objects.iter().filter_map(|object| match object["kind"].as_str().unwrap() {
+                "Service" => Some(spec(object)["selector"].clone()),
+                "Deployment" | "PodDisruptionBudget" => {
+                    Some(spec(object)["selector"]["matchLabels"].clone())
+                }
+                "NetworkPolicy" => Some(spec(object)["podSelector"]["matchLabels"].clone()),
+                _ => None,
+            });
+        for selector in selectors {
+            for (label, value) in selector.as_object().unwrap() {
+                assert_eq!(&labels[label], value, "{name}");
+            }
+        }
+        let targets = objects.iter().flat_map(|object| match object["kind"].as_str().unwrap() {
+            "Service" => object["spec"]["ports"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|port| &port["targetPort"])
+                .collect(),
+            "NetworkPolicy" => {
+                let rules = object["spec"]["ingress"].as_array().unwrap().iter();
+                rules
+                    .flat_map(|rule| rule["ports"].as_array().unwrap())
+                    .map(|port| &port["port"])
+                    .collect()
+            }
+            _ => Vec::new(),
+        });
+        for target in targets {
+            assert!(ports.contains(&target), "{name}: {target}");
+        }
+        let mounted: BTreeSet<String> = names(&container(&objects)["volumeMounts"]);
+        let there = names(&deployment["spec"]["template"]["spec"]["volumes"]);
+        assert_eq!(mounted, there, "{name}");
+    }
+}
+
+fn names(all: &Value) -> BTreeSet<String> {
+    all.as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap().to_owned()).collect()
+}
+
+/// The ops port tells more than clients need to know, and has no cap on who may ask.
+#[test]
+fn the_network_policy_lets_nobody_to_the_ops_port_unasked() {
+    let objects = helm::objects(&[LEAST]);
+    let ingress = one(&objects, "NetworkPolicy")["spec"]["ingress"].as_array().unwrap();
+    assert_eq!(ingress.len(), 1);
+    assert_eq!(ingress[0]["ports"], json!([{ "port": "grpc" }]));
+    assert_eq!(ingress[0]["from"], json!([{ "podSelector": {} }]));
+}
+
+#[test]
+fn the_chart_is_of_the_programs_version() {
+    let chart = std::fs::read_to_string(helm::chart().join("Chart.yaml")).unwrap();
+    let chart = &helm::parsed(&chart)[0];
+    assert_eq!(chart["appVersion"], env!("CARGO_PKG_VERSION"));
+}

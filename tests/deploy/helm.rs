@@ -1,0 +1,66 @@
+//! The chart as helm renders it. Judges nothing.
+
+use std::{
+    path::PathBuf,
+    process::{Command, Output},
+};
+
+use serde::Deserialize as _;
+use serde_json::Value;
+
+use crate::tool;
+
+/// What an installation must at least say.
+pub const LEAST: &str = "tokenKeys.secret=fetch-proxy-token-keys";
+
+pub fn chart() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("deploy/helm/fetch-proxy")
+}
+
+/// What renders the release `fetch-proxy` with these values, as `--set` takes them.
+pub fn template_command(values: &[&str]) -> Command {
+    let mut helm = tool("FETCH_PROXY_TEST_HELM");
+    helm.args(["template", "fetch-proxy"]).arg(chart());
+    helm.args(values.iter().flat_map(|value| ["--set", value]));
+    helm
+}
+
+pub fn template(values: &[&str]) -> Output {
+    template_command(values).output().unwrap()
+}
+
+/// The same as text.
+///
+/// # Panics
+/// When helm refuses.
+pub fn text(values: &[&str]) -> String {
+    let output = template(values);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{values:?}: {said}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The same as objects.
+pub fn objects(values: &[&str]) -> Vec<Value> {
+    parsed(&text(values))
+}
+
+pub fn parsed(yaml: &str) -> Vec<Value> {
+    yaml_serde::Deserializer::from_str(yaml)
+        .map(|document| Value::deserialize(document).unwrap())
+        .filter(|object| !object.is_null())
+        .collect()
+}
+
+/// The only one of its kind; `tests` of the chart are none of it.
+pub fn one<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
+    let mut found = objects.iter().filter(|object| object["kind"] == kind);
+    let one = found.next().unwrap_or_else(|| panic!("no {kind}"));
+    assert!(found.next().is_none(), "more than one {kind}");
+    one
+}
+
+/// The container of the Deployment.
+pub fn container(objects: &[Value]) -> &Value {
+    &one(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]
+}
