@@ -89,7 +89,12 @@ impl Watch<'_> {
     /// made it later.
     fn free_again(&self, holding: &Holding) -> (At, bool) {
         let wait = self.account.terms.ack_wait_of(holding.attempt);
-        let lapses = holding.most + 2 * margin(wait);
+        let mut lapses = holding.most + 2 * margin(wait);
+        // A crash may undo this delivery and keep the one before: then that one's ack wait counts,
+        // and nobody has a lease whose end would cut it short.
+        if self.faults.crashed(holding.handed, holding.most) {
+            lapses = lapses.max(holding.handed + wait);
+        }
         match settlement(holding) {
             Some(nak) if nak.kind == Kind::Nak && nak.outcome == Outcome::Confirmed => {
                 (nak.again.or(nak.answered).unwrap_or(nak.sent), false)
