@@ -6,7 +6,9 @@
 
 mod chart;
 mod helm;
+mod image;
 mod manifests;
+mod notes;
 #[path = "../support/mod.rs"]
 mod support;
 

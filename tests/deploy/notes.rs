@@ -1,0 +1,67 @@
+//! What helm tells whoever has just installed the chart: the lines to paste work.
+
+use std::{env, process::Command};
+
+use crate::{
+    helm::{self, LEAST},
+    support::{
+        jetstream::{Fixture, config},
+        nats_server::NatsServer,
+        proxy::Proxy,
+    },
+    tool,
+};
+
+fn notes(values: &[&str]) -> String {
+    let mut helm = tool("FETCH_PROXY_TEST_HELM");
+    helm.args(["install", "tasks", "--namespace", "work", "--dry-run=client"]).arg(helm::chart());
+    helm.args(values.iter().flat_map(|value| ["--set", value]));
+    let output = String::from_utf8(helm.output().unwrap().stdout).unwrap();
+    output.split_once("NOTES:").unwrap().1.to_owned()
+}
+
+#[test]
+fn they_name_what_was_made() {
+    let notes = notes(&[LEAST, "service.port=8080"]);
+    for there in [
+        "tasks-fetch-proxy.work.svc:8080",
+        "dns:///tasks-fetch-proxy-headless.work.svc:50051",
+        "service/tasks-fetch-proxy 50051:8080",
+        "deploy/tasks-fetch-proxy",
+    ] {
+        assert!(notes.contains(there), "{there}: {notes}");
+    }
+    assert!(!notes.contains("no authentication"));
+}
+
+#[test]
+fn they_warn_of_what_is_dangerous() {
+    let notes = notes(&[LEAST, "replicas=1", "networkPolicy.enabled=false"]);
+    for warning in ["nobody to hand leases to", "no authentication"] {
+        assert!(notes.contains(warning), "{warning}: {notes}");
+    }
+}
+
+#[tokio::test]
+async fn their_lines_fetch_a_message() {
+    let server = NatsServer::start();
+    let proxy = Proxy::start(&server, &[]);
+    let fixture = Fixture::on(&server, config()).await;
+    let notes = notes(&[LEAST]);
+    let here = |line: &str| {
+        line.replace("127.0.0.1:50051", &proxy.grpc)
+            .replace("ORDERS", &fixture.stream)
+            .replace("worker", &fixture.consumer)
+    };
+    let grpcurl = notes.split("grpcurl ").nth(1).unwrap().split("\n\n").next().unwrap();
+    let grpcurl = format!("{} {}", env::var("FETCH_PROXY_TEST_GRPCURL").unwrap(), here(grpcurl));
+    let by_hand = notes.split("-- /fetch-proxy ").nth(1).unwrap().lines().next().unwrap();
+    let by_hand =
+        format!("{} {} --addr {}", env!("CARGO_BIN_EXE_fetch-proxy"), here(by_hand), proxy.grpc);
+    for (line, payload) in [(grpcurl, "by grpcurl"), (by_hand, "by hand")] {
+        fixture.publish("n", payload).await;
+        let output = Command::new("sh").args(["-c", &line]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains(payload), "{line}: {output:?}");
+    }
+}
