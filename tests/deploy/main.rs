@@ -4,13 +4,26 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests live in real time, and outlive their tasks")]
 
+#[allow(dead_code, reason = "written for more than this")]
+#[path = "../clients/books.rs"]
+mod books;
 mod chart;
 mod helm;
 mod image;
+#[path = "../clients/language.rs"]
+mod language;
 mod manifests;
 mod notes;
+mod pods;
+mod rolling;
+#[allow(dead_code, reason = "written for more than this")]
+#[path = "../clients/scenario.rs"]
+mod scenario;
 #[path = "../support/mod.rs"]
 mod support;
+#[allow(dead_code, reason = "written for more than this")]
+#[path = "../clients/worker.rs"]
+mod worker;
 
 use std::{env, process::Command};
 

@@ -1,0 +1,261 @@
+//! A Deployment, the kubelet and a Service in small: processes for pods, probed as the chart says,
+//! and connections that are balanced over those that are ready. Decides nothing about calls: what is
+//! balanced are bytes.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use fetch_proxy::grpc::probe;
+use serde_json::Value;
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+    time::sleep,
+};
+
+use crate::{
+    helm::{container, one},
+    support::proxy::Proxy,
+};
+
+/// How long a pod that goes is still sent new connections.
+const PROPAGATION: Duration = Duration::from_secs(1);
+
+/// What the chart says of the pods.
+pub struct Plan {
+    pub replicas: usize,
+    pub grace: Duration,
+    startup: Probe,
+    readiness: Probe,
+    liveness: Probe,
+    /// The settings of the container, as flags.
+    flags: Vec<String>,
+}
+
+#[derive(Clone)]
+struct Probe {
+    service: String,
+    period: Duration,
+    timeout: Duration,
+    failures: u64,
+}
+
+impl Plan {
+    pub fn of(objects: &[Value], keys: &str) -> Self {
+        let spec = &one(objects, "Deployment")["spec"];
+        let container = container(objects);
+        let env = container["env"].as_array().unwrap().iter();
+        let settings = env.filter_map(|variable| {
+            let name = variable["name"].as_str().unwrap().strip_prefix("FETCH_PROXY_")?;
+            let flag = format!("--{}", name.to_lowercase().replace('_', "-"));
+            let value = variable["value"].as_str().unwrap();
+            Some([flag, if name == "TOKEN_KEY_FILE" { keys } else { value }.to_owned()])
+        });
+        let grace = spec["template"]["spec"]["terminationGracePeriodSeconds"].as_u64().unwrap();
+        Self {
+            replicas: spec["replicas"].as_u64().unwrap().try_into().unwrap(),
+            grace: Duration::from_secs(grace),
+            startup: Probe::of(&container["startupProbe"]),
+            readiness: Probe::of(&container["readinessProbe"]),
+            liveness: Probe::of(&container["livenessProbe"]),
+            flags: settings.flatten().collect(),
+        }
+    }
+}
+
+impl Probe {
+    /// With the defaults of Kubernetes.
+    fn of(probe: &Value) -> Self {
+        let seconds = |name, default| Duration::from_secs(probe[name].as_u64().unwrap_or(default));
+        Self {
+            service: probe["grpc"]["service"].as_str().unwrap_or_default().to_owned(),
+            period: seconds("periodSeconds", 10),
+            timeout: seconds("timeoutSeconds", 1),
+            failures: probe["failureThreshold"].as_u64().unwrap_or(3),
+        }
+    }
+
+    async fn asks(&self, ops: &str) -> bool {
+        probe(ops, &self.service, self.timeout).await.is_ok_and(|(_, serving)| serving)
+    }
+}
+
+/// One address for all pods that are ready.
+pub struct Service {
+    pub address: SocketAddr,
+    ready: Arc<Mutex<Vec<(usize, String)>>>,
+}
+
+impl Service {
+    pub async fn start(tasks: &mut JoinSet<()>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let ready: Arc<Mutex<Vec<(usize, String)>>> = Arc::default();
+        let endpoints = ready.clone();
+        tasks.spawn(async move {
+            for turn in 0.. {
+                let (mut client, _) = listener.accept().await.unwrap();
+                let pod = {
+                    let endpoints = endpoints.lock().unwrap();
+                    endpoints.get(turn % endpoints.len().max(1)).map(|(_, address)| address.clone())
+                };
+                // Nobody is there: the connection ends as it began.
+                let Some(pod) = pod else { continue };
+                tokio::spawn(async move {
+                    let mut pod = TcpStream::connect(pod).await?;
+                    copy_bidirectional(&mut client, &mut pod).await
+                });
+            }
+        });
+        Self { address, ready }
+    }
+
+    fn set(&self, pod: usize, address: Option<&str>) {
+        let mut ready = self.ready.lock().unwrap();
+        ready.retain(|(number, _)| *number != pod);
+        ready.extend(address.map(|address| (pod, address.to_owned())));
+    }
+
+    fn has(&self, pod: usize) -> bool {
+        self.ready.lock().unwrap().iter().any(|(number, _)| *number == pod)
+    }
+}
+
+/// Pods of one Deployment.
+pub struct Deployment {
+    pub plan: Plan,
+    pub service: Arc<Service>,
+    nats: String,
+    pods: Vec<Pod>,
+    started: usize,
+    /// How often a kubelet would have killed one.
+    killed: Arc<AtomicUsize>,
+}
+
+struct Pod {
+    number: usize,
+    proxy: Proxy,
+    /// The kubelet's probes of it.
+    probes: JoinSet<()>,
+}
+
+impl Deployment {
+    pub async fn start(plan: Plan, service: Service, nats: String) -> Self {
+        let (service, killed) = (Arc::new(service), Arc::default());
+        let mut deployment = Self { plan, service, nats, pods: Vec::new(), started: 0, killed };
+        for _ in 0..deployment.plan.replicas {
+            deployment.add().await;
+        }
+        deployment
+    }
+
+    /// One more pod, and waits until it is sent connections.
+    async fn add(&mut self) {
+        let (nats, flags) = (self.nats.clone(), self.plan.flags.clone());
+        // Starting waits for a file.
+        let starting = tokio::task::spawn_blocking(move || {
+            let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+            Proxy::start_at(&nats, &flags)
+        });
+        let (number, proxy) = (self.started, starting.await.unwrap());
+        self.started += 1;
+        let mut probes = JoinSet::new();
+        probes.spawn(ready(
+            self.plan.startup.clone(),
+            self.plan.readiness.clone(),
+            number,
+            Addresses::of(&proxy),
+            self.service.clone(),
+        ));
+        probes.spawn(alive(self.plan.liveness.clone(), proxy.ops.clone(), self.killed.clone()));
+        self.pods.push(Pod { number, proxy, probes });
+        let began = Instant::now();
+        while !self.service.has(number) {
+            assert!(began.elapsed() < crate::support::BOUND, "it is never ready");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Replaces every pod: one more, then one less, which is not waited for. Returns how long each
+    /// took to end.
+    pub async fn roll(&mut self) -> Vec<Duration> {
+        let mut ending = JoinSet::new();
+        for old in std::mem::take(&mut self.pods) {
+            self.add().await;
+            ending.spawn(old.end(self.service.clone(), self.plan.grace));
+        }
+        ending.join_all().await
+    }
+
+    pub fn killed(&self) -> usize {
+        self.killed.load(Ordering::Relaxed)
+    }
+}
+
+struct Addresses {
+    grpc: String,
+    ops: String,
+}
+
+impl Addresses {
+    fn of(proxy: &Proxy) -> Self {
+        Self { grpc: proxy.grpc.clone(), ops: proxy.ops.clone() }
+    }
+}
+
+impl Pod {
+    /// As a kubelet does: the signal, and the end of it by the grace period. Meanwhile the news
+    /// spreads that it goes.
+    async fn end(mut self, service: Arc<Service>, grace: Duration) -> Duration {
+        let began = Instant::now();
+        self.probes.shutdown().await;
+        self.proxy.signal("TERM");
+        sleep(PROPAGATION).await;
+        service.set(self.number, None);
+        let ended = tokio::time::timeout(grace, self.proxy.wait()).await;
+        let status = ended.expect("it outlives its grace period");
+        assert!(status.success(), "{status}: {}", self.proxy.log());
+        began.elapsed()
+    }
+}
+
+/// Tells the Service whether this pod is ready, once it has started.
+async fn ready(
+    startup: Probe,
+    readiness: Probe,
+    number: usize,
+    pod: Addresses,
+    service: Arc<Service>,
+) {
+    while !startup.asks(&pod.ops).await {
+        sleep(startup.period).await;
+    }
+    let mut failures = 0;
+    loop {
+        failures = if readiness.asks(&pod.ops).await { 0 } else { failures + 1 };
+        match failures {
+            0 if !service.has(number) => service.set(number, Some(&pod.grpc)),
+            _ if failures >= readiness.failures => service.set(number, None),
+            _ => {}
+        }
+        sleep(readiness.period).await;
+    }
+}
+
+async fn alive(liveness: Probe, ops: String, killed: Arc<AtomicUsize>) {
+    let mut failures = 0;
+    loop {
+        sleep(liveness.period).await;
+        failures = if liveness.asks(&ops).await { 0 } else { failures + 1 };
+        if failures == liveness.failures {
+            killed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! Rolling updates in small: the pods of the chart are replaced, with its probes and its grace
+//! period, while the workers of `examples` work, in each language that is here, and a client that
+//! leaves the repeating of calls to its library.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{sync::watch, task::JoinSet};
+
+use crate::{
+    books::Books,
+    helm,
+    language::{self, Built, Language},
+    pods::{Deployment, Plan, Service},
+    scenario::Publish,
+    support::{
+        eventually,
+        jetstream::{Fixture, config},
+        nats_server::NatsServer,
+    },
+    worker::Worker,
+};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+const UPDATES: usize = 2;
+/// Between one message and the next.
+const PACE: Duration = Duration::from_millis(3);
+/// One message in so many takes so long, in seconds: longer than a pod that goes is still there.
+const SLOW: (u64, f64) = (150, 8.0);
+/// What a client's library does with a call that fails, in docs/clients.md.
+const MOST_ATTEMPTS: usize = 5;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_costs_no_call_and_no_lease() {
+    let languages = built().await;
+    let server = NatsServer::start();
+    let fixture = Arc::new(Fixture::on(&server, config()).await);
+    let keys = tempfile::NamedTempFile::new().unwrap();
+    fs::write(keys.path(), fetch_proxy::token::new_key_line().unwrap()).unwrap();
+    let mut tasks = JoinSet::new();
+    let service = Service::start(&mut tasks).await;
+    let plan = Plan::of(&helm::objects(&[helm::LEAST]), keys.path().to_str().unwrap());
+    let mut deployment = Deployment::start(plan, service, server.url()).await;
+
+    let books = Arc::new(Books::default());
+    let mut workers = Vec::new();
+    for language in &languages {
+        let env = environment(&fixture, &deployment);
+        workers.push(Worker::start("worker", language, &env, &books));
+    }
+    let (over, watched) = watch::channel(false);
+    let publishing = tokio::spawn(publish(fixture.clone(), books.clone(), watched));
+    eventually("work to be done", || async { (books.count("acked") > 100).then_some(()) }).await;
+    let mut ends = Vec::new();
+    for _ in 0..UPDATES {
+        ends.extend(deployment.roll().await);
+    }
+    over.send_replace(true);
+    let published = publishing.await.unwrap();
+    eventually("all to be done", || async { nothing_left(&fixture).await.then_some(()) }).await;
+    for worker in &mut workers {
+        worker.stop();
+        let status = worker.ended(crate::support::BOUND).await;
+        let said = worker.errors();
+        assert!(status.is_some_and(|status| status.success()), "{}: {said}", worker.name);
+    }
+    Verdict::of(published, &books, &fixture, ends, deployment.killed()).await.is_clean();
+}
+
+/// The workers that can be run here, and the client that is this test's own.
+async fn built() -> Vec<Language> {
+    let mut ready = Vec::new();
+    for language in language::all(&Path::new(ROOT).join("examples")) {
+        match language.build().await {
+            Built::Ready => ready.push(language),
+            Built::Lacking(what) => println!("NOT TESTED: {}: {what}", language.name),
+            Built::Failed(why) => panic!("{}: {why}", language.name),
+        }
+    }
+    let python = ready.iter().any(|language| language.name == "python");
+    assert!(python, "the client with a retry policy needs Python");
+    let folder = PathBuf::from(ROOT).join("tests/deploy");
+    ready.push(Language { name: "policy".to_owned(), folder });
+    ready
+}
+
+fn environment(fixture: &Fixture, deployment: &Deployment) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        ("FETCH_PROXY_ADDR".to_owned(), deployment.service.address.to_string()),
+        ("STREAM".to_owned(), fixture.stream.clone()),
+        ("CONSUMER".to_owned(), fixture.consumer.clone()),
+        ("SERVICE_CONFIG".to_owned(), service_config()),
+    ])
+}
+
+/// The one that docs/clients.md recommends.
+fn service_config() -> String {
+    let page = include_str!("../../docs/clients.md");
+    let block = page.split("As a service config").nth(1).unwrap();
+    let config = block.split("```json").nth(1).unwrap().split("```").next().unwrap();
+    let config: serde_json::Value = serde_json::from_str(config).unwrap();
+    for method in config["methodConfig"].as_array().unwrap() {
+        assert_eq!(method["retryPolicy"]["maxAttempts"], MOST_ATTEMPTS);
+    }
+    config.to_string()
+}
+
+/// Publishes until it is over; returns how many.
+async fn publish(fixture: Arc<Fixture>, books: Arc<Books>, over: watch::Receiver<bool>) -> u64 {
+    let promise: Publish = serde_json::from_str(r#"{"becomes": ["acked"]}"#).unwrap();
+    for number in 1.. {
+        if *over.borrow() {
+            return number - 1;
+        }
+        let task = match number % SLOW.0 {
+            0 => serde_json::json!({ "id": number, "do": "slow", "seconds": SLOW.1 }),
+            _ => serde_json::json!({ "id": number, "do": "ok" }),
+        };
+        books.published(number, Some(number), &promise);
+        let sequence = fixture.publish("task", task.to_string()).await;
+        assert_eq!(sequence, number, "nobody else publishes");
+        tokio::time::sleep(PACE).await;
+    }
+    unreachable!("that many messages")
+}
+
+async fn nothing_left(fixture: &Fixture) -> bool {
+    let info = fixture.info().await;
+    (info.num_pending, info.num_ack_pending) == (0, 0)
+}
+
+struct Verdict {
+    published: u64,
+    handed: u64,
+    acked: usize,
+    lost: usize,
+    failed: usize,
+    repeated: usize,
+    complaints: Vec<String>,
+    ends: Vec<Duration>,
+    killed: usize,
+}
+
+impl Verdict {
+    async fn of(
+        published: u64,
+        books: &Books,
+        fixture: &Fixture,
+        ends: Vec<Duration>,
+        killed: usize,
+    ) -> Self {
+        let verdict = Self {
+            published,
+            handed: fixture.info().await.delivered.consumer_sequence,
+            acked: books.count("acked"),
+            lost: books.count("lost"),
+            failed: books.count("failed"),
+            repeated: books.count("retry"),
+            complaints: books.complaints(false),
+            ends,
+            killed,
+        };
+        verdict.print(books);
+        verdict
+    }
+
+    fn print(&self, books: &Books) {
+        let seconds = |end: Option<&Duration>| end.map_or(0.0, Duration::as_secs_f64);
+        println!("{UPDATES} rolling updates of 3 pods");
+        for (what, count) in [
+            ("published", self.published),
+            ("handed to workers", self.handed),
+            ("acked", self.acked as u64),
+            ("leases lost", self.lost as u64),
+            ("calls that failed with a retry policy", self.failed as u64),
+            ("calls that workers without one repeated", self.repeated as u64),
+            ("pods that a kubelet would have killed", self.killed as u64),
+        ] {
+            println!("{what:40} {count:7}");
+        }
+        println!(
+            "{:40} {:5.1} s",
+            "the longest that a pod took to end",
+            seconds(self.ends.iter().max())
+        );
+        println!("acked by language: {:?}", books.tally().acked);
+    }
+
+    fn is_clean(&self) {
+        assert_eq!(self.complaints, Vec::<String>::new());
+        assert_eq!((self.acked as u64, self.lost, self.failed), (self.published, 0, 0));
+        // An attempt more would be a lease that was lost, whether anybody noticed or not.
+        assert_eq!(self.handed, self.published);
+        assert_eq!((self.ends.len(), self.killed), (UPDATES * 3, 0));
+    }
+}
