@@ -62,7 +62,7 @@ async fn a_wrong_key_file_is_told_and_the_old_keys_stay() {
     let mut pair = Pair::start().await;
     let leased = pair.leased(&fixture, 1).await;
     fs::write(pair.keys.path(), "no key at all").unwrap();
-    eventually("the error", || async { pair.other.log().contains("is not used").then_some(()) })
+    eventually("the error", || async { pair.other.log().contains("cannot be used").then_some(()) })
         .await;
     pair.at_other.ack(ack(&leased[0].token)).await.unwrap();
 }
