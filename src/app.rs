@@ -232,7 +232,10 @@ impl<B: Broker + Bus> Drain<'_, B> {
         tracing::debug!(handed_over, "nothing is granted any more");
         if timeout_at(until.into(), self.lessor.settled()).await.is_err() {
             let leases = self.lessor.held();
-            tracing::warn!(leases, "drain timeout: their messages come back after their ack wait");
+            tracing::warn!(
+                leases,
+                "drain timeout: leases were still held; their messages come back after their ack wait"
+            );
         }
         // A listener that is not there any more has stopped.
         let _ = self.stop_grpc.send(until);

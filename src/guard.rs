@@ -6,7 +6,7 @@
 
 use std::{
     fs,
-    io::{self, Read as _},
+    io::{self, Read as _, Write as _},
     path::Path,
     process::{Child, Command, ExitCode, Stdio},
     thread,
@@ -24,7 +24,8 @@ pub fn run(server: &Path, arguments: &[String], folder: Option<&Path>) -> ExitCo
     let code = match spawned {
         Ok(child) => watch(server, child),
         Err(error) => {
-            tracing::error!(%error, server = %server.display(), "cannot be started");
+            // No log is set up here; nobody is left to tell when standard error is closed.
+            let _ = writeln!(io::stderr(), "error: {}: {error}", server.display());
             ExitCode::FAILURE
         }
     };

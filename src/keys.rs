@@ -105,7 +105,10 @@ impl Keys {
         while stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
             let wrong = self.look(file).err().map(|error| error.to_string());
             if let Some(error) = wrong.as_ref().filter(|_| told != wrong) {
-                tracing::error!(error, "the token key file has changed, and is not used");
+                tracing::error!(
+                    error,
+                    "the token key file cannot be used: the keys stay as they were"
+                );
             }
             told = wrong;
         }

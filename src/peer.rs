@@ -268,7 +268,10 @@ impl<B: Broker + Bus> Peers<B> {
         }
         let Heard { subject, message, reply: Some(reply) } = heard else { return };
         let Ok(question) = self.keys.sealer().open_frame(&subject, &message) else {
-            tracing::warn!(subject, "something that no replica of ours sealed");
+            tracing::warn!(
+                subject,
+                "a question cannot be opened: whoever asked shares no token key with this replica"
+            );
             return;
         };
         // A frame that was opened has a nonce.

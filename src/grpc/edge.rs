@@ -159,7 +159,9 @@ impl Edge {
             let age = self.max_age.map(jittered);
             return self.spawn(stream, behind.service.clone(), place, age);
         }
-        self.tell("all connections are taken: new ones are turned away");
+        if self.may_tell() {
+            tracing::warn!("all connections are taken: new ones are turned away");
+        }
         let place = self.places_beyond.clone().try_acquire_owned();
         if let (Some(beyond), Ok(place)) = (&behind.beyond, place) {
             self.spawn(stream, beyond.clone(), place, Some(TURNED_AWAY));
@@ -201,16 +203,19 @@ impl Edge {
     }
 
     async fn pause(&mut self, error: &io::Error) {
-        self.tell(&format!("a connection cannot be accepted: {error}"));
+        if self.may_tell() {
+            tracing::warn!(%error, "connections cannot be accepted");
+        }
         sleep(ACCEPT_RETRY).await;
     }
 
-    fn tell(&mut self, what: &str) {
+    fn may_tell(&mut self) -> bool {
         let now = clock::now();
-        if self.told_at.is_none_or(|told| now.duration_since(told) >= TELL_AGAIN) {
-            tracing::warn!("{what}");
+        let may = self.told_at.is_none_or(|told| now.duration_since(told) >= TELL_AGAIN);
+        if may {
             self.told_at = Some(now);
         }
+        may
     }
 
     async fn close(mut self, idle: impl Future<Output = ()>, by: Instant) {

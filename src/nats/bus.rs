@@ -73,7 +73,7 @@ impl Ears {
                         warned = true;
                         tracing::warn!(
                             subject,
-                            "NATS does not allow this: without it this replica serves alone"
+                            "NATS refuses what replicas talk over: this replica serves alone"
                         );
                     }
                 }

@@ -208,10 +208,7 @@ impl Default for Denials {
 
 impl Denials {
     fn record(&self, subject: &str, now: Instant) {
-        tracing::warn!(
-            subject,
-            "NATS refuses this subject to us: its permissions need an operator"
-        );
+        tracing::warn!(subject, "NATS refuses this subject to the proxy's user");
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         if recent.len() == DENIALS {
             recent.pop_front();

@@ -259,7 +259,7 @@ impl Supervisor {
                 Ok(connection) => {
                     let why = unfit(&connection.version);
                     if !std::mem::replace(&mut told, true) {
-                        tracing::error!(role, "{why}");
+                        tracing::error!(role, why, "this NATS server cannot be used; trying on");
                     }
                     set(Part::Unfit(why));
                     UNFIT_RETRY

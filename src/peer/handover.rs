@@ -68,11 +68,11 @@ impl<B: Broker + Bus> Peers<B> {
             match &given {
                 Given::Taken(taken) => tracing::info!(%heir, taken, "leases handed over"),
                 Given::Refused(why) => {
-                    tracing::warn!(%heir, why, "the leases were not taken over");
+                    tracing::warn!(%heir, why, "a replica did not take the leases over");
                     continue;
                 }
                 Given::Unknown => {
-                    tracing::warn!(%heir, "no answer to whether the leases were taken over");
+                    tracing::warn!(%heir, "no answer to whether the leases were taken over: they are left to that replica");
                 }
             }
             self.lessor.broker().listen(self.subjects(&[]));

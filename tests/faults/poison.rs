@@ -220,5 +220,10 @@ async fn a_replicated_consumer_is_no_different() {
         (info.num_ack_pending == 0 && info.num_pending == 0).then_some(())
     })
     .await;
-    assert_eq!(proxy.log().matches("terminated: it cannot be read").count(), 5, "{}", proxy.log());
+    assert_eq!(
+        proxy.log().matches("a message that cannot be read was terminated").count(),
+        5,
+        "{}",
+        proxy.log()
+    );
 }

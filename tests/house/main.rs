@@ -1,6 +1,8 @@
 //! The house rules that a machine can hold: which room may name what, how large a room may be, and
 //! that the page of errors is what the code says.
 
+mod log;
+
 use std::{
     fs,
     path::{Path, PathBuf},

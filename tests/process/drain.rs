@@ -203,6 +203,34 @@ async fn calls_that_do_not_end_are_cut_off_by_the_drain_timeout() {
     client.fetch(fetch(&fixture, 1, 0)).await.unwrap_err();
 }
 
+/// One case of the bound in docs/operations.md, by which the grace period of a pod is chosen.
+#[tokio::test]
+async fn while_nats_hangs_a_drain_ends_within_ten_seconds_after_its_timeout() {
+    let server = NatsServer::start();
+    let fixture = Fixture::on(&server, config()).await;
+    let mut proxy = Proxy::start(&server, &["--drain-timeout", "2s"]);
+    let mut client = proxy.client().await;
+    fixture.publish_many(2).await;
+    let held = client.fetch(fetch(&fixture, 2, 5000)).await.unwrap().into_inner().messages;
+    let open = tokio::spawn({
+        let (mut client, long) = (client.clone(), fetch(&fixture, 1, 120_000));
+        async move { client.fetch(long).await }
+    });
+    eventually("the pull", || async { (fixture.info().await.num_waiting > 0).then_some(()) }).await;
+    server.signal("STOP");
+    let settling = tokio::spawn(async move { client.ack(ack(&held[0].token)).await });
+    let began = Instant::now();
+    proxy.signal("TERM");
+    let ended = proxy.wait().await;
+    let took = began.elapsed();
+    // One that is stopped would not hear that it is to end.
+    server.signal("CONT");
+    println!("measured: drain with a timeout of 2 s while NATS hangs: {took:?}");
+    assert!(ended.success() && took < Duration::from_secs(2 + 10), "{took:?}: {}", proxy.log());
+    open.await.unwrap().unwrap_err();
+    settling.await.unwrap().unwrap_err();
+}
+
 #[tokio::test]
 async fn a_second_signal_ends_at_once() {
     let mut proxy = Proxy::start(NatsServer::shared(), &["--drain-delay", "60s"]);

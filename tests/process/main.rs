@@ -1,5 +1,5 @@
 //! The program as a person or a cluster runs it: its command line, its signals, grpcurl in front
-//! of it, by its page, an old NATS behind it.
+//! of it, by its page, the page for operators, an old NATS behind it.
 
 #![allow(clippy::disallowed_methods, reason = "tests live in real time, and outlive their tasks")]
 
@@ -12,4 +12,5 @@ mod drain;
 mod grpcurl;
 mod hand;
 mod old_server;
+mod operations;
 mod page;

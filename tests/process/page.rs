@@ -5,13 +5,13 @@ use std::{fs, path::Path, process::Command};
 use crate::dev::Dev;
 
 /// A command of the page, and the lines that it shows as its answer.
-struct Typed {
-    command: String,
-    shown: Vec<String>,
+pub struct Typed {
+    pub command: String,
+    pub shown: Vec<String>,
 }
 
 /// Every `console` block: a command follows `$ `, and goes on while it is open; the rest is shown.
-fn read(page: &str) -> Vec<Typed> {
+pub fn read(page: &str) -> Vec<Typed> {
     let mut typed: Vec<Typed> = Vec::new();
     let (mut inside, mut open) = (false, false);
     for line in page.lines() {
@@ -48,7 +48,7 @@ fn translate(command: &str, dev: &Dev, tokens: &[String]) -> String {
     command
 }
 
-fn type_in(command: &str) -> String {
+pub fn type_in(command: &str) -> String {
     let binary = std::env::var("FETCH_PROXY_TEST_GRPCURL").unwrap_or_else(|_| "grpcurl".into());
     let script = format!("grpcurl() {{ '{binary}' \"$@\"; }}\n{command}");
     let output = Command::new("bash").args(["-c", &script]).output().unwrap();
@@ -63,7 +63,7 @@ fn tokens(said: &str) -> Vec<String> {
 }
 
 /// Whether the lines are there, in this order; `…` is for anything.
-fn is_shown(shown: &[String], said: &str) -> Result<(), String> {
+pub fn is_shown(shown: &[String], said: &str) -> Result<(), String> {
     let mut lines = said.lines();
     for line in shown {
         let parts: Vec<&str> = line.trim().split('…').filter(|part| !part.is_empty()).collect();

@@ -3,6 +3,7 @@
 use std::{fs, time::Duration};
 
 use fetch_proxy::grpc::probe;
+use tempfile::NamedTempFile;
 use tonic::Code;
 
 use super::pair::{Pair, key_file, new_key};
@@ -10,7 +11,7 @@ use crate::support::{
     eventually,
     jetstream::{Fixture, config},
     nats_server::NatsServer,
-    proxy::{Proxy, ack, fetch, reason},
+    proxy::{Client, Proxy, ack, extend, fetch, reason},
 };
 
 async fn serving(proxy: &Proxy) -> bool {
@@ -56,13 +57,106 @@ async fn a_rotation_loses_no_token() {
     assert_eq!(reason(&refused), (Code::Unavailable, "KEY_UNKNOWN".to_owned()));
 }
 
+/// Two replicas, each with a key file of its own: the nodes of a cluster bring the files up to date
+/// one after the other.
+struct Rotation {
+    fixture: Fixture,
+    files: [NamedTempFile; 2],
+    proxies: [Proxy; 2],
+    clients: [Client; 2],
+    /// Leases that live through all steps.
+    kept: Vec<String>,
+}
+
+impl Rotation {
+    async fn start(key: &str) -> Self {
+        let fixture = Fixture::new(config()).await;
+        let files = [key_file(&[key]), key_file(&[key])];
+        let start = |file: &NamedTempFile| {
+            let flags = ["--cluster", "rotation", "--token-key-file"];
+            let flags = [&flags[..], &[file.path().to_str().unwrap()]].concat();
+            Proxy::start(NatsServer::shared(), &flags)
+        };
+        let proxies = [start(&files[0]), start(&files[1])];
+        let clients = [proxies[0].client().await, proxies[1].client().await];
+        for proxy in &proxies {
+            let heard = || async { proxy.log().contains("a replica is heard of").then_some(()) };
+            eventually("replicas to hear of each other", heard).await;
+        }
+        Self { fixture, files, proxies, clients, kept: Vec::new() }
+    }
+
+    /// Gives this text to one replica after the other, and looks at all tokens at each.
+    async fn step(&mut self, keys: &[&str]) {
+        for place in 0..2 {
+            let read = || self.proxies[place].log().matches("read again").count();
+            let before = read();
+            fs::write(self.files[place].path(), keys.join("\n")).unwrap();
+            eventually("the file to be read", || async { (read() > before).then_some(()) }).await;
+            self.no_token_is_refused().await;
+        }
+    }
+
+    /// Each replica grants one more, and each takes all that there are.
+    async fn no_token_is_refused(&mut self) {
+        for place in 0..2 {
+            let token = self.granted(place).await;
+            self.kept.push(token);
+        }
+        for client in &mut self.clients {
+            for token in &self.kept {
+                client.extend(extend(token, 60_000)).await.unwrap();
+            }
+        }
+    }
+
+    async fn granted(&mut self, place: usize) -> String {
+        self.fixture.publish("n", "x").await;
+        let answer = self.clients[place].fetch(fetch(&self.fixture, 1, 10_000)).await.unwrap();
+        answer.into_inner().messages.remove(0).token
+    }
+
+    /// Waits until a replica seals with another key than the one of this token: its name is in
+    /// front.
+    async fn seals_anew(&mut self, place: usize, old: &str) {
+        let began = std::time::Instant::now();
+        loop {
+            let token = self.granted(place).await;
+            self.clients[1 - place].ack(ack(&token)).await.unwrap();
+            if token[..8] != old[..8] {
+                return;
+            }
+            assert!(began.elapsed() < crate::support::BOUND, "the new key does not seal");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_rotation_of_the_page_for_operators_refuses_no_token_at_any_step() {
+    let (old, new) = (new_key(), new_key());
+    let mut rotation = Rotation::start(&old).await;
+    rotation.no_token_is_refused().await;
+    rotation.step(&[&old, &new]).await;
+    rotation.step(&[&new, &old]).await;
+    let sealed_before = rotation.kept[0].clone();
+    for place in 0..2 {
+        rotation.seals_anew(place, &sealed_before).await;
+    }
+    // The longest lease is over.
+    for (number, token) in std::mem::take(&mut rotation.kept).iter().enumerate() {
+        rotation.clients[number % 2].ack(ack(token)).await.unwrap();
+    }
+    rotation.step(&[&new]).await;
+    assert_eq!(rotation.kept.len(), 4);
+}
+
 #[tokio::test]
 async fn a_wrong_key_file_is_told_and_the_old_keys_stay() {
     let fixture = Fixture::new(config()).await;
     let mut pair = Pair::start().await;
     let leased = pair.leased(&fixture, 1).await;
     fs::write(pair.keys.path(), "no key at all").unwrap();
-    eventually("the error", || async { pair.other.log().contains("is not used").then_some(()) })
+    eventually("the error", || async { pair.other.log().contains("cannot be used").then_some(()) })
         .await;
     pair.at_other.ack(ack(&leased[0].token)).await.unwrap();
 }
@@ -72,7 +166,7 @@ async fn of_replicas_that_share_no_key_the_younger_does_not_serve_and_says_why()
     // A server of its own: whoever beats there is heard by all.
     let server = NatsServer::start();
     let (one, other) = (key_file(&[&new_key()]), key_file(&[&new_key()]));
-    let flag = |file: &tempfile::NamedTempFile| file.path().to_str().unwrap().to_owned();
+    let flag = |file: &NamedTempFile| file.path().to_str().unwrap().to_owned();
     let elder = Proxy::start(&server, &["--cluster", "c", "--token-key-file", &flag(&one)]);
     eventually("readiness", || async { serving(&elder).await.then_some(()) }).await;
     let younger = Proxy::start(&server, &["--cluster", "c", "--token-key-file", &flag(&other)]);

@@ -82,6 +82,16 @@ impl NatsServer {
         self.launch();
     }
 
+    /// Replaces what it was started with beyond the defaults, and has it read at once.
+    pub fn configure(&self, config: &str) {
+        fs::write(self.extra(), config).unwrap();
+        self.signal("HUP");
+    }
+
+    fn extra(&self) -> PathBuf {
+        self.folder.path().join("extra.conf")
+    }
+
     /// Sends it a signal by name, like `STOP`.
     pub fn signal(&self, name: &str) {
         let pid = self.pid.to_string();
@@ -99,9 +109,8 @@ impl NatsServer {
         guard.arg("--ports_file_dir").arg(ports.path());
         guard.arg("-l").arg(self.folder.path().join("log"));
         if let Some(config) = &self.config {
-            let file = self.folder.path().join("extra.conf");
-            fs::write(&file, config).unwrap();
-            guard.arg("-c").arg(file);
+            fs::write(self.extra(), config).unwrap();
+            guard.arg("-c").arg(self.extra());
         }
         let mut guard = guard.stdin(Stdio::piped()).spawn().unwrap();
         (self.pid, self.port) = wait_for_ports(ports.path(), self.folder.path(), &mut guard);

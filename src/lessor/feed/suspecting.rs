@@ -71,7 +71,7 @@ impl<B: Broker> FeedTask<B> {
         self.looking = None;
         self.suspicion.weigh(looked, now);
         if let Some(error) = self.fenced(now) {
-            tracing::error!(%error, "fenced off");
+            tracing::error!(consumer = %self.name, %error, "the consumer is fenced off for a while");
             self.fail_waiters(&error, now);
         }
     }
@@ -170,12 +170,12 @@ async fn look<B: Broker>(
         let ConsumerName { stream, consumer } = &name;
         match result {
             Ok(()) => {
-                tracing::warn!(%stream, %consumer, sequence, why, "terminated: it cannot be read");
+                tracing::warn!(%stream, %consumer, sequence, why, "a message that cannot be read was terminated");
                 terminated.push(sequence);
             }
             Err(error) => {
-                tracing::warn!(%stream, %consumer, sequence, why, %error, "it cannot be read, and \
-                    is not terminated");
+                tracing::warn!(%stream, %consumer, sequence, why, %error, "a message that \
+                    cannot be read could not be terminated");
                 if let BrokerError::Denied(Denial::Permission(subject)) = error {
                     denied = Some(subject);
                 }

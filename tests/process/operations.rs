@@ -1,0 +1,166 @@
+//! `docs/operations.md`, by an operator: its command lines are typed, its flags and defaults are
+//! those of the program.
+
+use std::{collections::BTreeMap, fs, path::Path, process::Command};
+
+use async_nats::jetstream::stream;
+use nkeys::KeyPair;
+use serde_json::Value;
+
+use super::page::{Typed, is_shown, read, type_in};
+use crate::support::{
+    eventually,
+    jetstream::{Fixture, config},
+    nats_server::{NatsServer, binary},
+    proxy::{Proxy, ack, fetch},
+};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_fetch-proxy");
+/// In front of every line that a pod is to run.
+const IN_A_POD: &str = "kubectl exec deploy/fetch-proxy -- /fetch-proxy";
+
+fn page() -> String {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
+    fs::read_to_string(page).unwrap()
+}
+
+/// The stream and the consumer of the page.
+async fn orders(server: &NatsServer) -> Fixture {
+    let Fixture { jetstream, consumer, .. } = Fixture::on(server, config()).await;
+    let orders = stream::Config {
+        name: "ORDERS".to_owned(),
+        subjects: vec!["ORDERS.>".to_owned()],
+        ..stream::Config::default()
+    };
+    jetstream.create_stream(orders).await.unwrap();
+    jetstream.create_consumer_on_stream(config(), "ORDERS").await.unwrap();
+    Fixture { jetstream, stream: "ORDERS".to_owned(), consumer }
+}
+
+/// What an operator types for it, with the tokens that they have seen.
+fn translate(command: &str, proxy: &Proxy, tokens: &[String]) -> String {
+    assert!(command.starts_with(IN_A_POD) || command.starts_with("grpcurl "), "{command}");
+    let Proxy { grpc, ops, .. } = proxy;
+    let here = format!("FETCH_PROXY_LISTEN={grpc} FETCH_PROXY_OPS_LISTEN={ops} '{PROGRAM}'");
+    let mut command = command.replace(IN_A_POD, &here).replace("127.0.0.1:50051", grpc);
+    // The last first: TOKEN is a part of TOKEN-2.
+    for (number, token) in (1..).zip(tokens).collect::<Vec<_>>().into_iter().rev() {
+        let name = if number == 1 { "TOKEN".to_owned() } else { format!("TOKEN-{number}") };
+        command = command.replace(&name, token);
+    }
+    assert!(!command.contains("TOKEN"), "nobody has seen it yet: {command}");
+    command
+}
+
+/// The tokens of an answer, as people, programs and grpcurl are shown them.
+fn tokens(said: &str) -> Vec<String> {
+    let answer: Option<Value> = serde_json::from_str(said).ok();
+    if let Some(messages) = answer.as_ref().and_then(|answer| answer["messages"].as_array()) {
+        return messages.iter().filter_map(|m| Some(m["token"].as_str()?.to_owned())).collect();
+    }
+    let lines: Vec<&str> = said.lines().collect();
+    let told = lines.windows(2).filter(|two| two[0].ends_with("by this token:"));
+    told.map(|two| two[1].to_owned()).collect()
+}
+
+#[tokio::test]
+async fn every_line_for_an_operator_does_what_the_page_says() {
+    let typed = read(&page());
+    assert!(typed.len() >= 8, "only {} commands are found: the reading is broken", typed.len());
+    let server = NatsServer::start();
+    let fixture = orders(&server).await;
+    for number in 1..=5 {
+        fixture.publish("new", format!(r#"{{"order":{number}}}"#)).await;
+    }
+    let proxy = Proxy::start(&server, &[]);
+    eventually("readiness", || async { proxy.log().contains("ready").then_some(()) }).await;
+    let mut held = Vec::new();
+    for Typed { command, shown } in typed {
+        assert!(!shown.is_empty(), "nothing is shown for: {command}");
+        let said = type_in(&translate(&command, &proxy, &held));
+        if let Err(line) = is_shown(&shown, &said) {
+            panic!("{command}\nshould say, in its place:\n{line}\nand says:\n{said}");
+        }
+        held.extend(tokens(&said));
+    }
+}
+
+/// The text of `--help` for each flag of all commands that the page names.
+fn flags() -> BTreeMap<String, String> {
+    let mut flags = BTreeMap::new();
+    for command in ["serve", "probe", "fetch", "ack", "nak", "term", "extend"] {
+        let help = Command::new(PROGRAM).args([command, "--help"]).output().unwrap();
+        let help = String::from_utf8(help.stdout).unwrap();
+        for (_, rest) in help.match_indices("--").map(|(at, _)| help[at..].split_at(2)) {
+            let name: String =
+                rest.chars().take_while(|c| c.is_ascii_lowercase() || *c == '-').collect();
+            let own = rest.split("\n      --").next().unwrap();
+            flags.entry(format!("--{name}")).or_insert_with(|| own.to_owned());
+        }
+    }
+    flags
+}
+
+#[test]
+fn the_page_names_no_flag_that_is_not_there() {
+    let (flags, page) = (flags(), page());
+    let named = page.split('`').skip(1).step_by(2).filter(|code| code.starts_with("--"));
+    let mut count = 0;
+    for code in named {
+        let flag = code.split([' ', '=']).next().unwrap();
+        assert!(flags.contains_key(flag), "{code} is no flag");
+        count += 1;
+    }
+    assert!(count > 15, "the reading is broken");
+}
+
+#[test]
+fn the_defaults_on_the_page_are_those_of_the_program() {
+    let (flags, page) = (flags(), page());
+    let mut count = 0;
+    let (_, limits) = page.split_once("\n## Limits\n").unwrap();
+    let (limits, _) = limits.split_once("\n## ").unwrap();
+    for row in limits.lines().filter(|line| line.starts_with("| `--")) {
+        let cells: Vec<&str> = row.split(" | ").collect();
+        let flag = cells[0].trim_start_matches("| ").trim_matches('`');
+        let default = cells[1].replace(',', "");
+        let help = &flags[flag];
+        assert!(help.contains(&format!("[default: {default}]")), "{row}\n{help}");
+        count += 1;
+    }
+    assert!(count > 6, "the reading is broken");
+}
+
+/// A server that lets in an admin, and this nkey.
+fn only(nkey: &KeyPair) -> String {
+    let nkey = nkey.public_key();
+    format!("authorization {{ users = [ {{user: admin, password: x}}, {{nkey: {nkey}}} ] }}")
+}
+
+#[tokio::test]
+async fn an_nkey_that_is_rotated_is_taken_up_without_a_restart() {
+    let (old, new) = (KeyPair::new_user(), KeyPair::new_user());
+    let server = NatsServer::start_with(binary(), Some(only(&old)));
+    let admin = server.url().replace("//", "//admin:x@");
+    let fixture = Fixture::at(&admin, config()).await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), old.seed().unwrap()).unwrap();
+    let proxy = Proxy::start(&server, &["--nats-nkey", file.path().to_str().unwrap()]);
+    let mut client = proxy.client().await;
+    fixture.publish("n", "x").await;
+    let held = client.fetch(fetch(&fixture, 1, 10_000)).await.unwrap().into_inner().messages;
+
+    fs::write(file.path(), new.seed().unwrap()).unwrap();
+    server.configure(&only(&new));
+    let connected = || async {
+        let made = proxy.log().matches("connected to NATS").count();
+        (made == 4).then_some(())
+    };
+    eventually("both connections to be made anew", connected).await;
+    let acked = || {
+        let mut client = client.clone();
+        let ack = ack(&held[0].token);
+        async move { client.ack(ack).await.ok() }
+    };
+    eventually("the lease to be settled", acked).await;
+}
