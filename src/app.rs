@@ -26,7 +26,7 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::oneshot,
     task::{JoinError, JoinSet},
-    time::timeout_at,
+    time::{timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -44,7 +44,8 @@ use crate::{
     token::InstanceId,
 };
 
-/// What is under way may take this long at the very end, and flushing to NATS as long again.
+/// What is under way may take this long at the very end; so may questions of other replicas, then
+/// flushing to NATS, then those who still ask for health.
 const FLUSH: Duration = Duration::from_secs(2);
 
 /// Handing leases over takes no longer than this.
@@ -130,7 +131,9 @@ pub async fn run(config: Serve, ready: impl FnOnce(Bound)) -> Result<(), AppErro
             return Ok(());
         }
     }
-    background.end(&peers).await;
+    if timeout(FLUSH, background.end(&peers)).await.is_err() {
+        tracing::warn!("drain timeout: questions of other replicas were still open");
+    }
     lessor.broker().close(clock::now() + FLUSH).await;
     // Health is told to the very end.
     let _ = stop_ops.send(clock::now() + FLUSH);

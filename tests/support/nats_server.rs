@@ -25,6 +25,8 @@ pub struct NatsServer {
     config: Option<String>,
     guard: Option<Child>,
     pid: u32,
+    /// Until the end of this test process, which drops nothing: its guard removes the folder.
+    lasts: bool,
 }
 
 impl NatsServer {
@@ -35,16 +37,25 @@ impl NatsServer {
 
     /// Starts another binary, or one with more configuration.
     pub fn start_with(binary: PathBuf, config: Option<String>) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let mut server = Self { binary, folder, port: 0, config, guard: None, pid: 0 };
+        let mut server = Self::new(binary, config);
         server.launch();
         server
+    }
+
+    fn new(binary: PathBuf, config: Option<String>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        Self { binary, folder, port: 0, config, guard: None, pid: 0, lasts: false }
     }
 
     /// The server that all tests of this binary share; each test makes streams of its own.
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<NatsServer> = OnceLock::new();
-        SHARED.get_or_init(Self::start)
+        SHARED.get_or_init(|| {
+            let mut server = Self::new(binary(), None);
+            server.lasts = true;
+            server.launch();
+            server
+        })
     }
 
     pub fn url(&self) -> String {
@@ -103,7 +114,11 @@ impl NatsServer {
     fn launch(&mut self) {
         let ports = tempfile::tempdir().unwrap();
         let mut guard = Command::new(env!("CARGO_BIN_EXE_fetch-proxy"));
-        guard.args(["guard", "--"]).arg(&self.binary);
+        guard.arg("guard");
+        if self.lasts {
+            guard.arg("--remove").arg(self.folder.path());
+        }
+        guard.arg("--").arg(&self.binary);
         let port = if self.port == 0 { "-1".to_owned() } else { self.port.to_string() };
         guard.args(["-a", "127.0.0.1", "-p", &port, "-js", "-sd"]).arg(self.folder.path());
         guard.arg("--ports_file_dir").arg(ports.path());
