@@ -1,6 +1,6 @@
 //! `make test-deploy`: what `deploy` holds, as far as that can be shown without a cluster. The chart
-//! and the plain manifests as they are rendered, the image as it is built and run, and a rolling
-//! update in small: processes for pods, a kubelet and a Service written for it.
+//! and the plain manifests as they are rendered, the image as it is built and run, a rolling update in
+//! small with processes for pods, and what is said to NATS, to KEDA and to Compose.
 
 #![allow(clippy::disallowed_methods, reason = "tests live in real time, and outlive their tasks")]
 
@@ -8,11 +8,14 @@
 #[path = "../clients/books.rs"]
 mod books;
 mod chart;
+mod compose;
 mod helm;
 mod image;
+mod keda;
 #[path = "../clients/language.rs"]
 mod language;
 mod manifests;
+mod nats;
 mod notes;
 mod pods;
 mod rolling;
@@ -21,6 +24,7 @@ mod rolling;
 mod scenario;
 #[path = "../support/mod.rs"]
 mod support;
+mod valid;
 #[allow(dead_code, reason = "written for more than this")]
 #[path = "../clients/worker.rs"]
 mod worker;

@@ -1,6 +1,7 @@
-//! The rights that `docs/nats-rights.md` lists are those that replicas need: with them everything
-//! works, and without those between replicas each serves alone.
+//! The rights that `deploy/nats` lists are those that replicas need: with them everything works, and
+//! without those between replicas each serves alone.
 
+use async_nats::jetstream::consumer::pull;
 use fetch_proxy::pb::Outcome;
 
 use super::pair::{Replicas, key_file, new_key};
@@ -11,32 +12,66 @@ use crate::support::{
     proxy::{Proxy, ack, fetch, reason},
 };
 
-/// The block of the page, for any stream and for the cluster of the test.
-fn listed(cluster: &str) -> String {
-    let page = include_str!("../../docs/nats-rights.md");
-    let block = page.split("```conf").nth(1).unwrap().split("```").next().unwrap();
-    block
-        .replace("ORDERS", "*")
-        .replace("_fetchproxy.fetch-proxy.", &format!("_fetchproxy.{cluster}."))
-}
+const ONE: &str = include_str!("../../deploy/nats/one-consumer.conf");
+const MANY: &str = include_str!("../../deploy/nats/many-consumers.conf");
 
-/// A server with an administrator, and a user for the proxy who may do what the page lists.
-fn server(permissions: &str) -> NatsServer {
-    let users = format!(
-        "authorization {{ users: [\n{{ user: admin, password: admin }}\n\
-         {{ user: proxy, password: proxy, {permissions} }} ] }}"
-    );
-    NatsServer::start_with(binary(), Some(users))
+const ADMIN: &str = "{ user: admin, password: admin }";
+
+/// A server with a stream, and a user for the proxy who may do to it what is listed.
+async fn server(rights: &str, cluster: &str) -> (NatsServer, Fixture) {
+    let users = |more: &str| format!("authorization {{ users: [\n{ADMIN}\n{more}] }}");
+    let server = NatsServer::start_with(binary(), Some(users("")));
+    let fixture = Fixture::at(&as_user(&server, "admin"), config()).await;
+    let rights = rights
+        .replace("ORDERS.worker", &format!("{}.{}", fixture.stream, fixture.consumer))
+        .replace("ORDERS", &fixture.stream)
+        .replace("_fetchproxy.fetch-proxy.", &format!("_fetchproxy.{cluster}."));
+    let proxy = format!("{{ user: proxy, password: proxy, permissions: {{\n{rights}}} }}");
+    server.configure(&users(&proxy));
+    eventually("the server to know the user", || async {
+        let proxy =
+            async_nats::ConnectOptions::new().user_and_password("proxy".into(), "proxy".into());
+        proxy.connect(server.url()).await.ok()
+    })
+    .await;
+    (server, fixture)
 }
 
 fn as_user(server: &NatsServer, user: &str) -> String {
     server.url().replace("//", &format!("//{user}:{user}@"))
 }
 
+#[test]
+fn the_page_shows_the_file() {
+    let page = include_str!("../../docs/nats-rights.md");
+    let block = page.split("```conf\n").nth(1).unwrap().split("```").next().unwrap();
+    assert_eq!(block, ONE);
+}
+
+#[tokio::test]
+async fn with_the_rights_for_many_all_consumers_of_a_stream_are_served_and_no_other() {
+    let (server, fixture) = server(MANY, "many").await;
+    let second = pull::Config { durable_name: Some("second".to_owned()), ..config() };
+    fixture.jetstream.create_consumer_on_stream(second, &fixture.stream).await.unwrap();
+    let other = Fixture::at(&as_user(&server, "admin"), config()).await;
+    let proxy = Proxy::start_at(&as_user(&server, "proxy"), &["--cluster", "many"]);
+    let mut client = proxy.client().await;
+    fixture.publish("n", "x").await;
+    for consumer in ["worker", "second"] {
+        let mut request = fetch(&fixture, 1, 10_000);
+        request.consumer = consumer.to_owned();
+        let answer = client.fetch(request).await.unwrap().into_inner();
+        let acked = client.ack(ack(&answer.messages[0].token)).await.unwrap().into_inner();
+        assert_eq!(acked.outcome(), Outcome::Confirmed, "{consumer}");
+    }
+    let denied = client.fetch(fetch(&other, 1, 10_000)).await.unwrap_err();
+    assert_eq!(reason(&denied).1, "NATS_PERMISSION");
+}
+
 #[tokio::test]
 async fn with_the_listed_rights_replicas_forward_and_hand_over() {
-    let server = server(&listed("*"));
-    let fixture = Fixture::at(&as_user(&server, "admin"), config()).await;
+    // What replicas of a test call their cluster is known when they run.
+    let (server, fixture) = server(ONE, "*").await;
     let url = as_user(&server, "proxy");
     let mut replicas = Replicas::start_at(&[&url, &url]).await;
     let leased = replicas.leased(0, &fixture, 2).await;
@@ -55,13 +90,9 @@ async fn with_the_listed_rights_replicas_forward_and_hand_over() {
 
 #[tokio::test]
 async fn without_those_between_replicas_each_serves_alone_and_says_so() {
-    let permissions: String = listed("*")
-        .lines()
-        .filter(|line| !line.contains("_fetchproxy"))
-        .collect::<Vec<_>>()
-        .join("\n");
-    let server = server(&permissions);
-    let fixture = Fixture::at(&as_user(&server, "admin"), config()).await;
+    let alone = |line: &&str| !line.contains("_fetchproxy");
+    let rights: String = ONE.lines().filter(alone).map(|line| format!("{line}\n")).collect();
+    let (server, fixture) = server(&rights, "alone").await;
     let keys = key_file(&[&new_key()]);
     let flags = ["--token-key-file", keys.path().to_str().unwrap(), "--cluster", "alone"];
     let url = as_user(&server, "proxy");

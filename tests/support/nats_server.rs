@@ -25,6 +25,7 @@ pub struct NatsServer {
     config: Option<String>,
     guard: Option<Child>,
     pid: u32,
+    monitoring: Option<String>,
     /// Until the end of this test process, which drops nothing: its guard removes the folder.
     lasts: bool,
 }
@@ -44,7 +45,16 @@ impl NatsServer {
 
     fn new(binary: PathBuf, config: Option<String>) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        Self { binary, folder, port: 0, config, guard: None, pid: 0, lasts: false }
+        Self {
+            binary,
+            folder,
+            port: 0,
+            config,
+            guard: None,
+            pid: 0,
+            monitoring: None,
+            lasts: false,
+        }
     }
 
     /// The server that all tests of this binary share; each test makes streams of its own.
@@ -64,6 +74,14 @@ impl NatsServer {
 
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// Where it tells of itself, as host and port.
+    ///
+    /// # Panics
+    /// When it was not configured to.
+    pub fn monitoring(&self) -> &str {
+        self.monitoring.as_ref().expect("no monitoring port")
     }
 
     /// Where it keeps what it stores.
@@ -128,7 +146,8 @@ impl NatsServer {
             guard.arg("-c").arg(self.extra());
         }
         let mut guard = guard.stdin(Stdio::piped()).spawn().unwrap();
-        (self.pid, self.port) = wait_for_ports(ports.path(), self.folder.path(), &mut guard);
+        let ports = wait_for_ports(ports.path(), self.folder.path(), &mut guard);
+        (self.pid, self.port, self.monitoring) = (ports.pid, ports.nats, ports.monitoring);
         self.guard = Some(guard);
     }
 }
@@ -142,8 +161,14 @@ impl Drop for NatsServer {
     }
 }
 
+struct Ports {
+    pid: u32,
+    nats: u16,
+    monitoring: Option<String>,
+}
+
 /// The server's process id is in the name of the file that it writes, its address inside.
-fn wait_for_ports(ports: &Path, folder: &Path, guard: &mut Child) -> (u32, u16) {
+fn wait_for_ports(ports: &Path, folder: &Path, guard: &mut Child) -> Ports {
     let began = Instant::now();
     loop {
         let files = fs::read_dir(ports).unwrap().flatten();
@@ -157,10 +182,12 @@ fn wait_for_ports(ports: &Path, folder: &Path, guard: &mut Child) -> (u32, u16) 
     }
 }
 
-fn read_ports(file: &Path) -> Option<(u32, u16)> {
+fn read_ports(file: &Path) -> Option<Ports> {
     let name = file.file_stem()?.to_str()?;
     let pid = name.rsplit('_').next()?.parse().ok()?;
     let ports: serde_json::Value = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
-    let port = ports["nats"][0].as_str()?.rsplit(':').next()?.parse().ok()?;
-    Some((pid, port))
+    let nats = ports["nats"][0].as_str()?.rsplit(':').next()?.parse().ok()?;
+    let monitoring = ports["monitoring"][0].as_str();
+    let monitoring = monitoring.map(|url| url.trim_start_matches("http://").to_owned());
+    Some(Ports { pid, nats, monitoring })
 }
