@@ -37,5 +37,6 @@ pub mod pb;
 pub mod peer;
 pub mod pump;
 pub mod readiness;
+pub mod seldom;
 pub mod telemetry;
 pub mod token;

@@ -45,6 +45,7 @@ use crate::{
     lease::LeaseId,
     lessor::Lessor,
     pb::peer::v1 as pb,
+    seldom::Seldom,
     token::{InstanceId, KeyId},
 };
 
@@ -73,6 +74,8 @@ pub struct Peers<B: Broker + Bus> {
     told: Mutex<Vec<InstanceId>>,
     prepared: Mutex<Prepared>,
     roster: Mutex<Roster>,
+    /// Whoever may publish to us can send what we cannot open.
+    strangers: Seldom,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -119,6 +122,7 @@ impl<B: Broker + Bus> Peers<B> {
             told: Mutex::new(vec![us]),
             prepared: Mutex::default(),
             roster: Mutex::default(),
+            strangers: Seldom::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         })
@@ -268,10 +272,12 @@ impl<B: Broker + Bus> Peers<B> {
         }
         let Heard { subject, message, reply: Some(reply) } = heard else { return };
         let Ok(question) = self.keys.sealer().open_frame(&subject, &message) else {
-            tracing::warn!(
-                subject,
-                "a question cannot be opened: whoever asked shares no token key with this replica"
-            );
+            if self.strangers.may_say(clock::now()) {
+                tracing::warn!(
+                    subject,
+                    "questions cannot be opened: whoever asks shares no token key with this replica"
+                );
+            }
             return;
         };
         // A frame that was opened has a nonce.

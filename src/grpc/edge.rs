@@ -34,7 +34,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 
 use super::preface::Preface;
-use crate::clock;
+use crate::{clock, seldom::Seldom};
 
 /// A peer has this long to send its HTTP/2 preface, or the first line of an HTTP/1 request.
 const PREFACE: Duration = Duration::from_secs(5);
@@ -54,8 +54,6 @@ const TURNED_AWAY: Duration = Duration::from_secs(5);
 const FAREWELL: Duration = Duration::from_secs(1);
 /// After a failed accept, which is for want of descriptors or memory.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
-/// A full house is worth a line in the log this often.
-const TELL_AGAIN: Duration = Duration::from_secs(10);
 
 /// How much one listener takes on.
 #[derive(Debug, Clone)]
@@ -117,7 +115,8 @@ struct Edge {
     places_beyond: Arc<Semaphore>,
     max_age: Option<Duration>,
     going: CancellationToken,
-    told_at: Option<Instant>,
+    /// A full house is worth a line in the log, but not for each who does not get in.
+    trouble: Seldom,
 }
 
 impl Edge {
@@ -142,7 +141,7 @@ impl Edge {
             places_beyond: Arc::new(Semaphore::new(most / 8 + 8)),
             max_age: limits.max_age,
             going: CancellationToken::new(),
-            told_at: None,
+            trouble: Seldom::default(),
         }
     }
 
@@ -159,7 +158,7 @@ impl Edge {
             let age = self.max_age.map(jittered);
             return self.spawn(stream, behind.service.clone(), place, age);
         }
-        if self.may_tell() {
+        if self.trouble.may_say(clock::now()) {
             tracing::warn!("all connections are taken: new ones are turned away");
         }
         let place = self.places_beyond.clone().try_acquire_owned();
@@ -203,19 +202,10 @@ impl Edge {
     }
 
     async fn pause(&mut self, error: &io::Error) {
-        if self.may_tell() {
+        if self.trouble.may_say(clock::now()) {
             tracing::warn!(%error, "connections cannot be accepted");
         }
         sleep(ACCEPT_RETRY).await;
-    }
-
-    fn may_tell(&mut self) -> bool {
-        let now = clock::now();
-        let may = self.told_at.is_none_or(|told| now.duration_since(told) >= TELL_AGAIN);
-        if may {
-            self.told_at = Some(now);
-        }
-        may
     }
 
     async fn close(mut self, idle: impl Future<Output = ()>, by: Instant) {
