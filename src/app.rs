@@ -35,6 +35,7 @@ use crate::{
     bus::Bus,
     clock,
     config::Serve,
+    files,
     grpc::{self, ContractError, Health, Router, Service},
     keys::Keys,
     lessor::Lessor,
@@ -88,6 +89,9 @@ pub enum AppError {
 /// See [`AppError`]. That NATS is away is not one: the service starts, and says so in its health.
 pub async fn run(config: Serve, ready: impl FnOnce(Bound)) -> Result<(), AppError> {
     let mut signals = Signals::listen().map_err(AppError::System)?;
+    if let Err(files::TooFew { allowed, needed }) = files::allow(config.edge.max_connections) {
+        tracing::warn!(allowed, needed, "not as many files may be open as --max-connections needs");
+    }
     let grpc = listen(config.listen).await?;
     let ops = listen(config.ops_listen).await?;
     let local = |listener: &TcpListener| listener.local_addr().map_err(AppError::System);

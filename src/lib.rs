@@ -27,6 +27,7 @@ pub mod bus;
 pub mod clock;
 pub mod config;
 pub mod dev;
+pub mod files;
 pub mod grpc;
 pub mod guard;
 pub mod keys;

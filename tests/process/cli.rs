@@ -109,3 +109,28 @@ async fn probe_says_how_it_is_by_its_exit_code() {
     let why = text(&nobody.stderr);
     assert!(why.contains(&gone.ops) && why.contains("Connection refused"), "{why}");
 }
+
+/// Container runtimes start programs with few files and allow them more.
+#[tokio::test]
+async fn as_many_files_as_the_system_allows_may_be_open_and_too_few_are_told() {
+    for (limit, told) in [("ulimit -Sn 256", false), ("ulimit -n 256", true)] {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let serve = format!(
+            "{limit} && exec \"$0\" serve \"$@\" --listen 127.0.0.1:0 --ops-listen 127.0.0.1:0"
+        );
+        let mut child = Command::new("sh")
+            .args(["-c", &serve, env!("CARGO_BIN_EXE_fetch-proxy")])
+            .args(["--max-connections", "1000", "--nats-url", &NatsServer::shared().url()])
+            .stderr(log.reopen().unwrap())
+            .spawn()
+            .unwrap();
+        let said = crate::support::eventually("it to be ready", || async {
+            let said = std::fs::read_to_string(log.path()).unwrap();
+            said.contains("\"ready\"").then_some(said)
+        })
+        .await;
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(said.contains("not as many files"), told, "{limit}: {said}");
+    }
+}
