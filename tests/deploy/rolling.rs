@@ -31,7 +31,7 @@ const UPDATES: usize = 2;
 /// Between one message and the next.
 const PACE: Duration = Duration::from_millis(3);
 /// One message in so many takes so long, in seconds: longer than a pod that goes is still there.
-const SLOW: (u64, f64) = (150, 8.0);
+const SLOW: (u64, f64) = (150, 6.0);
 /// What a client's library does with a call that fails, in docs/clients.md.
 const MOST_ATTEMPTS: usize = 5;
 
