@@ -189,6 +189,8 @@ impl Court<'_> {
                 self.row.sent_in_vain += 1;
             } else if before.iter().any(|before| self.held_up(before, answered)) {
                 self.row.hit_late += 1;
+            } else if self.began_unheard(holding, answered) {
+                self.row.broken_unknown += 1;
             } else {
                 let what = format!("came back though attempt {} was settled", holding.attempt);
                 self.wrong.push((sequence, what));
@@ -196,6 +198,17 @@ impl Court<'_> {
         } else if later.handed < left(holding, None) - SLACK {
             self.broken(sequence, holding, later.handed, "another was handed it meanwhile");
         }
+    }
+
+    /// JetStream's clock for a delivery that a fault held up began before anybody here could know: at
+    /// its end the message may be given away while its holder is still believed.
+    fn began_unheard(&self, holding: &Holding, now: At) -> bool {
+        let wait = self.account.terms.ack_wait_of(holding.attempt);
+        self.in_a_fault(holding.handed) && now > holding.handed + wait - LATE
+    }
+
+    fn in_a_fault(&self, handed: At) -> bool {
+        self.faults.nats(handed + GRACE - LATE, handed)
     }
 
     /// A Nak of this delivery, its holder's or the proxy's own at the end of the lease, was on its
@@ -212,12 +225,14 @@ impl Court<'_> {
 
     /// A lease was over before its time.
     fn broken(&mut self, sequence: u64, holding: &Holding, when: At, how: &str) {
-        let (handed, faults, row) = (holding.handed, self.faults, &mut self.row);
+        let (handed, faults) = (holding.handed, self.faults);
+        let in_a_fault = self.in_a_fault(handed);
+        let row = &mut self.row;
         let (count, excuse) = if faults.crashed(handed - UNSTORED, when) {
             (&mut row.broken_by_crash, "a crash")
         } else if holding.needs_progress && faults.nats(handed, when) {
             (&mut row.broken_unheard, "progress kept by a fault")
-        } else if faults.nats(handed + GRACE - LATE, handed) {
+        } else if in_a_fault {
             (&mut row.broken_unknown, "handed over in a fault")
         } else {
             row.broken += 1;
