@@ -4,7 +4,13 @@
 //! wire format. Two brokers implement it, the real one (`nats`) and a scripted one in the tests,
 //! and one suite of contract tests holds both to what is written here.
 
-use std::{fmt, future::Future, sync::Arc, time::Duration, time::Instant};
+use std::{
+    fmt,
+    future::Future,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 
@@ -183,8 +189,8 @@ pub struct ConsumerInfo {
     pub max_request_bytes: Option<u64>,
     /// Copies of the consumer's state in the cluster.
     pub replicas: u32,
-    /// Who leads it and since when, as far as the server tells; `None` where nobody needs to.
-    pub leader: Option<Arc<str>>,
+    /// Who leads it.
+    pub leader: Leader,
     /// Messages not delivered yet, ever.
     pub pending: u64,
     /// Deliveries unsettled now.
@@ -193,6 +199,22 @@ pub struct ConsumerInfo {
     pub delivered: u64,
     /// The highest stream sequence that was delivered.
     pub delivered_stream: u64,
+}
+
+/// The server that hands a consumer's messages out, and since when, as far as it tells: a digest, to
+/// compare. Another one may have given away what was leased of this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leader(pub u64);
+
+impl Leader {
+    /// `since` is empty where it is not told.
+    pub fn new(name: &str, since: &str) -> Self {
+        // Programs built by two compilers may not agree. Then neither acts upon the other's
+        // word, which costs, and harms nobody.
+        let mut digest = DefaultHasher::new();
+        (name, since).hash(&mut digest);
+        Self(digest.finish())
+    }
 }
 
 /// JetStream's ack policies, as far as they matter here.

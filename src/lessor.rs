@@ -13,12 +13,12 @@
 
 mod books;
 mod codec;
-mod doubt;
 mod error;
 mod facts;
 mod feed;
 mod fetch;
 mod handover;
+mod lead;
 mod linger;
 mod parcel;
 mod settle;

@@ -5,7 +5,7 @@
 //! ```text
 //!  base64url( version 1 │ key id 4 │ nonce 24 │ XChaCha20-Poly1305( claims ) │ tag 16 )
 //!  associated data: version, cluster
-//!  claims: owner 8 │ lease 8 │ settle_by 8 │ created, ack subject, principal: each length 2, text
+//!  claims: owner 8 │ lease 8 │ settle_by 8 │ leader 8 │ created, ack subject, principal: each length 2, text
 //! ```
 //! frame: the same head and tag, raw bytes; associated data: version, cluster, NUL, channel
 //!
@@ -63,6 +63,9 @@ pub struct Claims<'c> {
     /// Until when an Ack by anybody is safe without asking the owner: milliseconds since the Unix
     /// epoch.
     pub settle_by: u64,
+    /// Who led the consumer when it was sealed, as a digest: `settle_by` holds only
+    /// while that one does.
+    pub leader: u64,
     /// When the consumer was made, as JetStream writes it.
     pub created: Cow<'c, str>,
     /// Where the delivery is settled.
@@ -110,7 +113,7 @@ impl Sealer {
 
     /// Seals with the ring's sealing key. The nonce must never be used twice with it.
     pub fn seal(&self, claims: &Claims<'_>, nonce: [u8; NONCE]) -> String {
-        let mut token = self.head(TOKEN, nonce, 64 + claims.ack_subject.len());
+        let mut token = self.head(TOKEN, nonce, 80 + claims.ack_subject.len());
         claims.write(&mut token);
         self.close(&mut token, nonce, &self.of_tokens);
         URL_SAFE_NO_PAD.encode(token)
@@ -197,6 +200,7 @@ impl Claims<'_> {
         into.extend_from_slice(&self.owner.0);
         into.extend_from_slice(&self.lease.to_be_bytes());
         into.extend_from_slice(&self.settle_by.to_be_bytes());
+        into.extend_from_slice(&self.leader.to_be_bytes());
         for text in [&self.created, &self.ack_subject, &self.principal] {
             // All three are far shorter than 64 KiB; a longer one would not be read back.
             into.extend_from_slice(&u16::try_from(text.len()).unwrap_or(u16::MAX).to_be_bytes());
@@ -208,7 +212,8 @@ impl Claims<'_> {
     fn read(bytes: &[u8]) -> Option<Claims<'static>> {
         let (owner, rest) = bytes.split_first_chunk()?;
         let (lease, rest) = rest.split_first_chunk()?;
-        let (settle_by, mut rest) = rest.split_first_chunk()?;
+        let (settle_by, rest) = rest.split_first_chunk()?;
+        let (leader, mut rest) = rest.split_first_chunk()?;
         let mut text = || {
             let (length, after) = rest.split_first_chunk()?;
             let (text, after) = after.split_at_checked(u16::from_be_bytes(*length).into())?;
@@ -220,6 +225,7 @@ impl Claims<'_> {
             owner: InstanceId(*owner),
             lease: u64::from_be_bytes(*lease),
             settle_by: u64::from_be_bytes(*settle_by),
+            leader: u64::from_be_bytes(*leader),
             created,
             ack_subject,
             principal,
@@ -238,12 +244,13 @@ mod tests {
 
     fn claims() -> impl Strategy<Value = Claims<'static>> {
         let text = || ".{0,120}".prop_map(Cow::Owned);
-        let numbers = (any::<[u8; 8]>(), any::<u64>(), any::<u64>());
+        let numbers = (any::<[u8; 8]>(), any::<u64>(), any::<u64>(), any::<u64>());
         (numbers, text(), text(), text()).prop_map(
-            |((owner, lease, settle_by), created, ack_subject, principal)| Claims {
+            |((owner, lease, settle_by, leader), created, ack_subject, principal)| Claims {
                 owner: InstanceId(owner),
                 lease,
                 settle_by,
+                leader,
                 created,
                 ack_subject,
                 principal,
@@ -286,6 +293,7 @@ mod tests {
             owner: InstanceId([7; 8]),
             lease: 1,
             settle_by: 2,
+            leader: 3,
             created: "2026-11-23T08:00:00Z".into(),
             ack_subject: "$JS.ACK.ORDERS.worker.1.2.3.4.5".into(),
             principal: "anonymous".into(),

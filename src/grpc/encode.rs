@@ -125,6 +125,7 @@ impl Seal<'_> {
             owner: self.owner,
             lease: leased.id.get(),
             settle_by: u64::try_from(settle_by.as_millis()).unwrap_or(u64::MAX),
+            leader: leased.leader.0,
             created: (**leased.consumer_created()).into(),
             ack_subject: (*leased.delivery().ack.0).into(),
             principal: ANONYMOUS.into(),

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Error, doubt::Doubt, error::Unsuitable};
+use super::{Error, error::Unsuitable, lead::Lead};
 use crate::{
     broker::{AckPolicy, ConsumerInfo, ConsumerName, Delivery},
     lease::{ConsumerId, ack_wait_of},
@@ -38,8 +38,7 @@ pub struct Facts {
     pub(super) ack_wait: Duration,
     pub(super) backoff: Vec<Duration>,
     pub(super) replicated: bool,
-    /// Whether it is known who leads it.
-    pub(super) doubt: Doubt,
+    pub(super) lead: Lead,
     limits: Limits,
 }
 
@@ -63,7 +62,7 @@ impl Facts {
             ack_wait: info.ack_wait,
             backoff: info.backoff.clone(),
             replicated: info.replicas > 1,
-            doubt: Doubt::default(),
+            lead: Lead::new(info.leader),
             limits: Limits {
                 max_batch: info
                     .max_batch
@@ -170,6 +169,7 @@ pub(crate) fn encoded_size(delivery: &Delivery) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::Leader;
 
     fn info() -> ConsumerInfo {
         ConsumerInfo {
@@ -186,7 +186,7 @@ mod tests {
             max_expires: None,
             max_request_bytes: None,
             replicas: 1,
-            leader: None,
+            leader: Leader(1),
             pending: 0,
             ack_pending: 0,
             delivered: 0,

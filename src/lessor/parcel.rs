@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Instant};
 
 use super::facts::Facts;
-use crate::{broker::Delivery, lease::LeaseId};
+use crate::{
+    broker::{Delivery, Leader},
+    lease::LeaseId,
+};
 
 /// A delivery on its way to a caller, with what is needed to give it back.
 #[derive(Debug)]
@@ -29,6 +32,8 @@ pub struct Leased {
     /// Until when anybody else could settle it without harm: the earlier of the lease's end and
     /// JetStream's, as they stand now.
     pub settle_by: Instant,
+    /// Who leads the consumer: while it does, nobody else has the message before `settle_by`.
+    pub leader: Leader,
     pub(super) parcel: Parcel,
 }
 

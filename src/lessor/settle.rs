@@ -107,7 +107,7 @@ impl<B: Broker> Lessor<B> {
             let Begun::Publish(hold) = table.begin(lease, kind, now)? else {
                 return Ok(Settled::Duplicate);
             };
-            if hold.facts.doubt.is_on() {
+            if hold.facts.lead.in_doubt() {
                 let (after, gone) = table.finish(lease, Outcome::Unsent, now);
                 freed.extend(gone);
                 return Err(failure(BrokerError::Unsent(IN_DOUBT.to_owned()), after));
@@ -155,7 +155,7 @@ impl<B: Broker> Lessor<B> {
         drop(freed);
         // While we drain, feeds end before the leases, and nobody would end the doubt.
         for facts in open.doubtful.iter().filter(|_| !self.is_draining()) {
-            if facts.doubt.begin() {
+            if facts.lead.doubt() {
                 self.tell(&facts.name, Command::Doubt);
             }
         }
@@ -203,7 +203,7 @@ fn extend(
     length: Duration,
     now: Instant,
 ) -> Result<Settled, Error> {
-    if table.payload(lease).is_some_and(|hold| hold.facts.doubt.is_on()) {
+    if table.payload(lease).is_some_and(|hold| hold.facts.lead.in_doubt()) {
         return Err(Error::Unavailable(IN_DOUBT.to_owned()));
     }
     Ok(Settled::Extended(table.extend(lease, length, now)?))

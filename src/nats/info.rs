@@ -10,7 +10,9 @@ use super::{
     Settings,
     replies::{Answer, Replies, Request},
 };
-use crate::broker::{AckPolicy, BrokerError, ConsumerInfo, ConsumerName, Denial, InfoError};
+use crate::broker::{
+    AckPolicy, BrokerError, ConsumerInfo, ConsumerName, Denial, InfoError, Leader,
+};
 
 /// JetStream's error codes (its `errors.json`).
 const CONSUMER_NOT_FOUND: u32 = 10_014;
@@ -23,7 +25,8 @@ pub(super) async fn read(
     name: &ConsumerName,
     until: Instant,
 ) -> Result<ConsumerInfo, InfoError> {
-    parse(&ask(replies, settings, name, until).await?).map(Into::into)
+    let wire = parse(&ask(replies, settings, name, until).await?)?;
+    Ok(wire.info(&replies.connection.server_id))
 }
 
 /// Where the consumer's unsettled deliveries are in its stream, bounded by `until`.
@@ -156,19 +159,20 @@ struct Cluster {
     replicas: Vec<serde::de::IgnoredAny>,
 }
 
-impl From<Wire> for ConsumerInfo {
-    fn from(wire: Wire) -> Self {
-        let config = wire.config;
+impl Wire {
+    /// `server` is the id of the one that answered, if it is alone.
+    fn info(self, server: &str) -> ConsumerInfo {
+        let config = self.config;
         let policy = config.ack_policy;
-        Self {
-            created: wire.created.into(),
+        ConsumerInfo {
+            created: self.created.into(),
             ack_policy: match policy.as_str() {
                 "explicit" => AckPolicy::Explicit,
                 _ => AckPolicy::Other(policy),
             },
             push: config.deliver_subject.is_some_and(|subject| !subject.is_empty()),
             priority_groups: !config.priority_groups.is_empty(),
-            paused: wire.paused,
+            paused: self.paused,
             ack_wait: Duration::from_nanos(config.ack_wait),
             backoff: config.backoff.into_iter().map(Duration::from_nanos).collect(),
             max_deliver: limit(config.max_deliver),
@@ -177,18 +181,18 @@ impl From<Wire> for ConsumerInfo {
                 .map(|batch| u32::try_from(batch).unwrap_or(u32::MAX)),
             max_expires: limit(config.max_expires).map(Duration::from_nanos),
             max_request_bytes: limit(config.max_bytes),
-            leader: wire
-                .cluster
-                .as_ref()
-                .filter(|cluster| !cluster.replicas.is_empty() && !cluster.leader.is_empty())
-                .map(|cluster| format!("{} {}", cluster.leader, cluster.leader_since).into()),
-            replicas: wire.cluster.map_or(1, |cluster| {
+            leader: match &self.cluster {
+                Some(cluster) => Leader::new(&cluster.leader, &cluster.leader_since),
+                // Its id is a new one with every start.
+                None => Leader::new(server, ""),
+            },
+            replicas: self.cluster.map_or(1, |cluster| {
                 u32::try_from(cluster.replicas.len()).unwrap_or(u32::MAX).saturating_add(1)
             }),
-            pending: wire.num_pending,
-            ack_pending: wire.num_ack_pending,
-            delivered: wire.delivered.consumer_seq,
-            delivered_stream: wire.delivered.stream_seq,
+            pending: self.num_pending,
+            ack_pending: self.num_ack_pending,
+            delivered: self.delivered.consumer_seq,
+            delivered_stream: self.delivered.stream_seq,
         }
     }
 }
@@ -214,7 +218,7 @@ mod tests {
     use super::*;
 
     fn info(body: &[u8]) -> Result<ConsumerInfo, InfoError> {
-        parse(body).map(Into::into)
+        parse(body).map(|wire| wire.info("NA7"))
     }
 
     #[test]
@@ -237,6 +241,23 @@ mod tests {
         assert_eq!((info.delivered, info.delivered_stream), (12, 9));
         assert_eq!((info.ack_pending, info.pending), (3, 7));
         assert!(!info.push && !info.priority_groups && !info.paused);
+    }
+
+    #[test]
+    fn another_leader_or_another_term_is_told_and_another_start_of_a_server_alone() {
+        let leader = |server: &str, cluster: &str| {
+            let body = format!(r#"{{"created":"x","cluster":{cluster}}}"#);
+            parse(body.as_bytes()).unwrap().info(server).leader
+        };
+        let led = |by: &str, since: &str| {
+            let cluster = format!(r#"{{"leader":"{by}","leader_since":"{since}"}}"#);
+            leader("whoever", &cluster)
+        };
+        assert_eq!(led("n1", "8:00"), led("n1", "8:00"));
+        assert_ne!(led("n1", "8:00"), led("n2", "8:00"));
+        assert_ne!(led("n1", "8:00"), led("n1", "9:00"));
+        assert_eq!(leader("one start", "null"), leader("one start", "null"));
+        assert_ne!(leader("one start", "null"), leader("the next", "null"));
     }
 
     #[test]

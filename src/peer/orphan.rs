@@ -3,12 +3,14 @@
 //!
 //! ```text
 //!                until settle_by                                       after it
-//!  Ack, Term     straight to JetStream, confirmed                      LEASE_EXPIRED
+//!  Ack, Term     straight to JetStream, confirmed; not applied,        LEASE_EXPIRED
+//!                where another server leads the consumer now
 //!  Nak           not sent: JetStream redelivers by itself              LEASE_EXPIRED
 //!  Extend        not applied                                           LEASE_EXPIRED
 //! ```
 //! `settle_by` is the earlier of the lease's first end and JetStream's: before it nobody else can
-//! have the message. Decides by the token and by what the consumer is now; knows no lease.
+//! have the message, unless by another leader. Decides by the token and by what the consumer is
+//! now; knows no lease.
 
 use std::{
     collections::HashMap,
@@ -19,8 +21,8 @@ use std::{
 use super::Peers;
 use crate::{
     broker::{
-        AckSubject, Broker, BrokerError, Confirmation, ConsumerName, Denial, InfoError, Order,
-        Verdict,
+        AckSubject, Broker, BrokerError, Confirmation, ConsumerName, Denial, InfoError, Leader,
+        Order, Verdict,
     },
     bus::Bus,
     clock,
@@ -42,8 +44,8 @@ pub struct Orphan {
     pub action: Action,
 }
 
-/// What can be known of a consumer when it matters.
-type Created = Result<Arc<str>, Error>;
+/// The consumer as it is now: when it was made, and who leads it.
+type Now = Result<(Arc<str>, Leader), Error>;
 
 impl<B: Broker + Bus> Peers<B> {
     /// Settles what can be settled without the owner: one result each, in order. `None`: it needs
@@ -53,7 +55,7 @@ impl<B: Broker + Bus> Peers<B> {
         orphans: Vec<Orphan>,
         until: Instant,
     ) -> Vec<Option<Result<Settled, Error>>> {
-        let mut consumers: HashMap<ConsumerName, Created> = HashMap::new();
+        let mut consumers: HashMap<ConsumerName, Now> = HashMap::new();
         let mut results = Vec::with_capacity(orphans.len());
         let (mut places, mut orders, mut settle_by) = (Vec::new(), Vec::new(), until);
         for (place, Orphan { claims, action }) in orphans.into_iter().enumerate() {
@@ -91,7 +93,7 @@ impl<B: Broker + Bus> Peers<B> {
         action: Action,
         left: Duration,
         until: Instant,
-        consumers: &mut HashMap<ConsumerName, Created>,
+        consumers: &mut HashMap<ConsumerName, Now>,
     ) -> Judged {
         let expired = Some(Err(Error::LeaseExpired { forgotten: false }));
         if left <= CLOCKS {
@@ -107,15 +109,16 @@ impl<B: Broker + Bus> Peers<B> {
         let ack = AckSubject((*claims.ack_subject).into());
         let Some(name) = B::consumer_of(&ack) else { return Judged::Answer(expired) };
         if !consumers.contains_key(&name) {
-            let created = self.created(&name, until).await;
-            consumers.insert(name.clone(), created);
+            let now = self.look_at(&name, until).await;
+            consumers.insert(name.clone(), now);
         }
-        match &consumers[&name] {
+        let leader = match &consumers[&name] {
             Err(error) => return Judged::Answer(Some(Err(error.clone()))),
-            Ok(created) if **created != *claims.created => return Judged::Answer(expired),
-            Ok(_) => {}
-        }
+            Ok((created, _)) if **created != *claims.created => return Judged::Answer(expired),
+            Ok((_, leader)) => leader,
+        };
         match verdict {
+            Some(_) if leader.0 != claims.leader => Judged::Answer(None),
             Some(verdict) => Judged::Publish(Order { ack, verdict, line: None }),
             None => Judged::Answer(Some(Ok(Settled::Done {
                 confirmation: Confirmation::Sent,
@@ -124,9 +127,9 @@ impl<B: Broker + Bus> Peers<B> {
         }
     }
 
-    async fn created(&self, name: &ConsumerName, until: Instant) -> Created {
+    async fn look_at(&self, name: &ConsumerName, until: Instant) -> Now {
         match self.lessor.broker().info(name, until).await {
-            Ok(info) => Ok(info.created),
+            Ok(info) => Ok((info.created, info.leader)),
             Err(InfoError::NoStream | InfoError::NoConsumer) => {
                 Err(Error::LeaseExpired { forgotten: false })
             }

@@ -10,8 +10,8 @@ use std::{
 use fetch_proxy::{
     broker::{
         AckPolicy, AckSubject, Arrival, Broker, BrokerError, Confirmation, ConsumerInfo,
-        ConsumerName, Delivery, Denial, End, Inbox, InfoError, Link, News, Order, Place, Pull,
-        Server, Unreadable, Verdict,
+        ConsumerName, Delivery, Denial, End, Inbox, InfoError, Leader, Link, News, Order, Place,
+        Pull, Server, Unreadable, Verdict,
     },
     clock,
 };
@@ -95,7 +95,7 @@ pub fn info(ack_wait: Duration) -> ConsumerInfo {
         ack_pending: 0,
         delivered: 0,
         delivered_stream: 0,
-        leader: None,
+        leader: Leader(1),
     }
 }
 

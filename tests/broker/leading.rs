@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use fetch_proxy::{
-    broker::ConsumerInfo,
+    broker::{ConsumerInfo, Leader},
     clock,
     lease::LeaseId,
     lessor::{Action, Error, Lessor, Limits, Settled},
@@ -17,7 +17,7 @@ use super::{
 
 fn start(replicas: u32) -> (FakeBroker, Lessor<FakeBroker>) {
     let info = info(Duration::from_secs(30));
-    let broker = FakeBroker::new(ConsumerInfo { replicas, leader: Some("n1".into()), ..info });
+    let broker = FakeBroker::new(ConsumerInfo { replicas, ..info });
     let settle_timeout = Duration::from_secs(2);
     let limits = Limits { max_leases: 100, max_waiters: 10, settle_timeout };
     (broker.clone(), Lessor::start(broker, limits))
@@ -64,7 +64,7 @@ async fn what_did_not_arrive_puts_its_consumer_in_doubt_until_info_says_who_lead
 async fn a_new_leader_has_given_away_what_is_older_than_the_ack_wait() {
     let (broker, lessor) = start(3);
     let (first, second) = (one(&broker, &lessor).await, one(&broker, &lessor).await);
-    broker.change(|info| info.as_mut().unwrap().leader = Some("n2".into()));
+    broker.change(|info| info.as_mut().unwrap().leader = Leader(2));
     broker.script([Fault::Unsent]);
     ack(&lessor, first).await.unwrap_err();
     for lease in [first, second] {

@@ -218,16 +218,13 @@ async fn a_leader_goes(cluster: &mut Cluster, fault: Fault) {
 }
 
 async fn lose_the_leader(cluster: &mut Cluster, fixture: &Fixture, fault: Fault) {
-    let leader = cluster.leader(fixture).await;
-    if fault == Fault::Kill {
-        return cluster.nodes[leader].kill();
+    match fault {
+        Fault::StepDown => cluster.step_down(fixture).await,
+        Fault::Kill => {
+            let leader = cluster.leader(fixture).await;
+            cluster.nodes[leader].kill();
+        }
     }
-    let call = format!("$JS.API.CONSUMER.LEADER.STEPDOWN.{}.{}", fixture.stream, fixture.consumer);
-    fixture.jetstream.client().request(call, "".into()).await.unwrap();
-    eventually("another leader", || async {
-        (cluster.leader(fixture).await != leader).then_some(())
-    })
-    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,6 +10,8 @@ use tonic_types::StatusExt as _;
 use super::pair::Pair;
 use crate::support::{
     BOUND,
+    cluster::Cluster,
+    eventually,
     jetstream::{Fixture, ack_wait, config},
     nats_server::NatsServer,
     proxy::{Client, ack, extend, fetch, nak, reason, term},
@@ -137,4 +139,51 @@ async fn a_consumer_made_anew_knows_no_old_token() {
     assert_eq!(reason(&refused), (Code::FailedPrecondition, "LEASE_EXPIRED".to_owned()));
     assert_eq!(fixture.info().await.num_ack_pending, 1);
     pair.at_other.ack(ack(&held.messages[0].token)).await.unwrap();
+}
+
+const ACK_WAIT: Duration = Duration::from_secs(8);
+
+/// A server that restarts and a new leader hand out at once what was published more than an ack
+/// wait ago, so `settle_by` alone does not say that nobody else has it.
+async fn gives_away(fixture: &Fixture, pair: &mut Pair, lose: impl AsyncFnOnce()) {
+    fixture.publish("n", "1").await;
+    tokio::time::sleep(ACK_WAIT).await;
+    let leased_at = Instant::now();
+    let first = pair.at_owner.fetch(fetch(fixture, 1, 10_000)).await.unwrap().into_inner();
+    pair.owner.signal("KILL");
+    pair.owner.wait().await;
+    lose().await;
+
+    let second = eventually("the next holder", || async {
+        let answer = pair.at_other.clone().fetch(fetch(fixture, 1, 10_000)).await.ok()?;
+        answer.into_inner().messages.pop()
+    })
+    .await;
+    assert_eq!(second.delivery_count, 2);
+    assert!(leased_at.elapsed() < ACK_WAIT / 2, "the first lease is not over yet");
+    let refused = pair.at_other.ack(ack(&first.messages[0].token)).await.unwrap_err();
+    assert_eq!(applied(&refused), "no");
+    assert_eq!(fixture.info().await.num_ack_pending, 1);
+    let acked = pair.at_other.ack(ack(&second.token)).await.unwrap().into_inner();
+    assert_eq!(acked.outcome(), Outcome::Confirmed);
+}
+
+#[tokio::test]
+async fn what_a_restarted_server_gave_away_is_not_settled_for_a_dead_owner() {
+    let mut server = NatsServer::start();
+    let fixture = Fixture::on(&server, ack_wait(8000)).await;
+    let mut pair = Pair::start_at(&server.url(), &server.url()).await;
+    gives_away(&fixture, &mut pair, async || {
+        server.kill();
+        server.restart();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_a_new_leader_gave_away_is_not_settled_for_a_dead_owner() {
+    let cluster = Cluster::start().await;
+    let fixture = cluster.fixture(ack_wait(8000)).await;
+    let mut pair = Pair::start_at(&cluster.url(), &cluster.url()).await;
+    gives_away(&fixture, &mut pair, async || cluster.step_down(&fixture).await).await;
 }

@@ -64,6 +64,18 @@ impl Cluster {
         leader.trim_start_matches('n').parse().unwrap()
     }
 
+    /// Gives the lead of this fixture's consumer to another server.
+    pub async fn step_down(&self, fixture: &Fixture) {
+        let leader = self.leader(fixture).await;
+        let consumer = format!("{}.{}", fixture.stream, fixture.consumer);
+        let call = format!("$JS.API.CONSUMER.LEADER.STEPDOWN.{consumer}");
+        fixture.jetstream.client().request(call, "".into()).await.unwrap();
+        eventually("another leader", || async {
+            (self.leader(fixture).await != leader).then_some(())
+        })
+        .await;
+    }
+
     async fn ready(&self) -> Option<()> {
         let servers: Vec<String> = self.nodes.iter().map(NatsServer::url).collect();
         let client = async_nats::connect(servers).await.ok()?;

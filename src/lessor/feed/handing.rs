@@ -56,7 +56,8 @@ impl<B: Broker> FeedTask<B> {
             let lend = |parcel: Parcel| {
                 let lent = table.lend(parcel.id, lease, now).ok()?;
                 let (deadline, settle_by) = (lent.deadline, lent.settle_by);
-                Some(Leased { id: parcel.id, deadline, settle_by, parcel })
+                let leader = parcel.facts.lead.leader();
+                Some(Leased { id: parcel.id, deadline, settle_by, leader, parcel })
             };
             parcels.into_iter().filter_map(lend).collect()
         })
@@ -99,7 +100,7 @@ impl<B: Broker> FeedTask<B> {
         self.commands.close();
         self.lessor.forget_feed(&self.name);
         // Nobody is left to end it.
-        self.facts.iter().for_each(|facts| facts.doubt.end());
+        self.facts.iter().for_each(|facts| facts.lead.be_sure());
         let now = clock::now();
         self.fail_waiters(end, now);
         for curious in self.curious.drain(..) {

@@ -83,7 +83,7 @@ impl<B: Broker> FeedTask<B> {
                 self.ask_at = now + INFO_RETRY;
                 self.away_since = self.away_since.or(Some(now));
                 self.facts.iter().filter(|facts| facts.replicated).for_each(|facts| {
-                    facts.doubt.begin();
+                    facts.lead.doubt();
                 });
                 return Ok(());
             }
@@ -103,7 +103,7 @@ impl<B: Broker> FeedTask<B> {
         let id = known.as_ref().map_or_else(|| self.lessor.next_consumer(), |facts| facts.id);
         let mut facts = Facts::read(&self.name, id, &info)?;
         if let Some(known) = &known {
-            facts.doubt = known.doubt.clone();
+            facts.lead = known.lead.clone();
         }
         let facts = Arc::new(facts);
         if let Some(known) = known.filter(|known| **known != *facts) {

@@ -6,23 +6,22 @@
 //! of it is settled until INFO has said who leads. If it is another one, all leases are distrusted
 //! back to when the old one was last seen. Never decides about a lease itself.
 
-use std::{sync::Arc, time::Instant};
+use std::time::Instant;
 
 use super::FeedTask;
-use crate::broker::Broker;
+use crate::broker::{Broker, Leader};
 
 #[derive(Debug)]
 pub(super) struct Leading {
-    leader: Option<Arc<str>>,
     /// When the present question was asked.
     asked_at: Instant,
-    /// When the last question was asked that named this leader.
+    /// When the last question was asked that named the present leader.
     seen_at: Instant,
 }
 
 impl Leading {
     pub(super) fn new(now: Instant) -> Self {
-        Self { leader: None, asked_at: now, seen_at: now }
+        Self { asked_at: now, seen_at: now }
     }
 
     pub(super) fn asks(&mut self, now: Instant) {
@@ -34,22 +33,21 @@ impl<B: Broker> FeedTask<B> {
     /// There may be another leader: asks, and asks anew if the answer on its way may not know.
     pub(super) fn doubt(&mut self, now: Instant) {
         if let Some(facts) = self.facts.as_ref().filter(|facts| facts.replicated) {
-            facts.doubt.begin();
+            facts.lead.doubt();
             (self.asking, self.ask_at) = (None, now);
         }
     }
 
     /// INFO says who leads.
-    pub(super) fn led_by(&mut self, leader: Option<Arc<str>>) {
-        let Leading { leader: known, asked_at, seen_at } = &mut self.leading;
-        let (changed, last_seen) = (known.is_some() && *known != leader, *seen_at);
-        (*known, *seen_at) = (leader, *asked_at);
-        if changed {
+    pub(super) fn led_by(&mut self, leader: Leader) {
+        let Leading { asked_at, seen_at } = self.leading;
+        self.leading.seen_at = asked_at;
+        let Some(facts) = &self.facts else { return };
+        // That a server which is alone has started anew, its connection tells sooner.
+        if facts.lead.pass_to(leader) != leader && facts.replicated {
             tracing::info!(consumer = %self.name, "another server leads it");
-            self.distrust(last_seen);
+            self.distrust(seen_at);
         }
-        if let Some(facts) = &self.facts {
-            facts.doubt.end();
-        }
+        facts.lead.be_sure();
     }
 }
