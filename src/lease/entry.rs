@@ -21,7 +21,7 @@ use super::{
 
 /// A server that restarts cuts the times it stored to whole seconds, and so redelivers up to this
 /// much early (measured on nats-server 2.15: ack wait 4 s, redelivered 3.05 s after the delivery).
-const CUT: Nanos = 1_000_000_000;
+pub(super) const CUT: Nanos = 1_000_000_000;
 /// Progress confirmed this shortly before a server forgot may not have been stored.
 const UNSTORED: Nanos = 250_000_000;
 

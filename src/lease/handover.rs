@@ -6,12 +6,15 @@
 //! 2. An old id is answered as the old table would: by the lease that is here, or by how it ended.
 //! 3. A newer delivery of the same message wins: an older one is not taken in.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use super::{
     ConsumerId, LeaseId, LeaseTable, Moving, Refusal,
     ended::{self, Ended},
-    entry::Lease,
+    entry::{CUT, Lease},
 };
 
 /// Ids of one [`Memories`]: half a byte each.
@@ -109,6 +112,15 @@ impl<T> LeaseTable<T> {
         let count = PIECE.min(self.next.get().checked_sub(first.get())?);
         let ids = (0..count).filter_map(|place| LeaseId::new(first.get() + place));
         Memories::of(first, ids.map(|id| self.store.ended(id)))
+    }
+}
+
+impl Moving {
+    /// What it is if another server has taken over since: as [`LeaseTable::distrust`] would leave it.
+    #[must_use]
+    pub fn distrusted(self) -> Self {
+        let less = self.doubt + Duration::from_nanos(CUT.unsigned_abs());
+        Self { ack_by: self.ack_by.saturating_sub(less), doubt: Duration::ZERO, ..self }
     }
 }
 

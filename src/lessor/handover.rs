@@ -10,7 +10,7 @@ use tokio::{
 
 use super::{Error, Lessor, books::Hold, facts::Facts, feed::Command};
 use crate::{
-    broker::{AckSubject, Broker, ConsumerName},
+    broker::{AckSubject, Broker, ConsumerName, Leader},
     clock,
     lease::{Adopted, Inheritance, LeaseId, Memories, Moving},
 };
@@ -27,6 +27,8 @@ pub struct Leaving {
     pub name: ConsumerName,
     /// When that was made.
     pub created: Arc<str>,
+    /// Who leads it, as far as is known here.
+    pub leader: Leader,
     /// Where the delivery is settled.
     pub ack: AckSubject,
     /// What its clocks and its state are.
@@ -38,6 +40,8 @@ pub struct Leaving {
 pub struct Coming {
     /// Its consumer, as it is known here.
     pub facts: Arc<Facts>,
+    /// Who led that, as far as was known where it comes from.
+    pub leader: Leader,
     /// Where the delivery is settled.
     pub ack: AckSubject,
     /// What its clocks and its state were.
@@ -83,6 +87,7 @@ impl<B: Broker> Lessor<B> {
                         id,
                         name: hold.facts.name.clone(),
                         created: hold.facts.created.clone(),
+                        leader: hold.facts.lead.leader(),
                         ack: hold.ack.clone(),
                         moving,
                     }
@@ -153,7 +158,10 @@ impl<B: Broker> Lessor<B> {
         while coming.peek().is_some() {
             let now = clock::now();
             self.books.with(|table| {
-                for Coming { facts, ack, moving, at } in coming.by_ref().take(STEP) {
+                for Coming { facts, leader, ack, moving, at } in coming.by_ref().take(STEP) {
+                    // One of the two has not heard of the other one's leader.
+                    let another = facts.replicated && facts.lead.leader() != leader;
+                    let moving = if another { moving.distrusted() } else { moving };
                     let (id, count) = (facts.id, moving.delivery_count);
                     let place = places.0.split(1);
                     let hold = Hold { ack, facts, delivery_count: count, _place: place };

@@ -7,7 +7,7 @@ use fetch_proxy::{
     broker::{ConsumerInfo, Leader},
     clock,
     lease::LeaseId,
-    lessor::{Action, Error, Lessor, Limits, Settled},
+    lessor::{Action, Coming, Error, Leaving, Lessor, Limits, Settled},
 };
 
 use super::{
@@ -15,11 +15,12 @@ use super::{
     faults::{confirmed, one, settle},
 };
 
+const BOUND: Duration = Duration::from_secs(2);
+
 fn start(replicas: u32) -> (FakeBroker, Lessor<FakeBroker>) {
     let info = info(Duration::from_secs(30));
     let broker = FakeBroker::new(ConsumerInfo { replicas, ..info });
-    let settle_timeout = Duration::from_secs(2);
-    let limits = Limits { max_leases: 100, max_waiters: 10, settle_timeout };
+    let limits = Limits { max_leases: 100, max_waiters: 10, settle_timeout: BOUND };
     (broker.clone(), Lessor::start(broker, limits))
 }
 
@@ -72,6 +73,24 @@ async fn a_new_leader_has_given_away_what_is_older_than_the_ack_wait() {
         assert_eq!(told, Err(Error::LeaseExpired { forgotten: false }));
     }
     assert!(broker.published().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_heir_doubts_what_was_leased_of_a_leader_that_is_not_its_own() {
+    for (leader, known) in [(Leader(1), true), (Leader(2), false)] {
+        let (broker, lessor) = start(3);
+        one(&broker, &lessor).await;
+        broker.change(|info| info.as_mut().unwrap().leader = leader);
+        let limits = Limits { max_leases: 1, max_waiters: 1, settle_timeout: BOUND };
+        let heir = Lessor::start(broker.clone(), limits);
+        let at = clock::now();
+        let [Leaving { ack, moving, leader, .. }] = lessor.leaving().try_into().unwrap();
+        let facts = heir.know(&broker.name(), at + BOUND).await.unwrap();
+        let mut places = heir.keep_places(1).unwrap();
+        let coming = Coming { facts, leader, ack, moving, at };
+        let [Some(here)] = heir.adopt(vec![coming], &mut places)[..] else { panic!() };
+        assert_eq!(confirmed(&self::ack(&heir, here).await), known, "{leader:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

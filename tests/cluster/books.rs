@@ -20,7 +20,7 @@ pub enum How {
 #[derive(Debug)]
 struct Handed {
     at: Instant,
-    /// How it was settled, when that was first asked, and when the call began that was told so.
+    /// How it was settled, when that was first asked, and when it was told.
     accepted: Option<(How, Instant, Instant)>,
     refused: bool,
     /// A final settlement of it was asked for, and it was never said whether that was done.
@@ -60,7 +60,7 @@ pub struct Verdict {
     pub untold: usize,
     /// Settled by a holder whose message another had been handed before it asked.
     pub accepted_late: usize,
-    /// The same, where its first try was under way before that, and nobody knew what of it.
+    /// Another was handed it between the first try to settle it for good and the answer.
     pub accepted_in_flight: usize,
     /// Settled for good by two of its holders.
     pub settled_twice: usize,
@@ -89,10 +89,10 @@ impl Books {
     }
 
     /// A worker was told that its settlement counts.
-    pub fn accepted(&self, message: u64, delivery: u64, how: How, first: Instant, asked: Instant) {
+    pub fn accepted(&self, message: u64, delivery: u64, how: How, first: Instant) {
         let mut pages = self.pages();
         let deliveries = pages.messages.get_mut(&message).unwrap();
-        deliveries.get_mut(&delivery).unwrap().accepted = Some((how, first, asked));
+        deliveries.get_mut(&delivery).unwrap().accepted = Some((how, first, Instant::now()));
     }
 
     /// A worker was not told whether its settlement was done.
@@ -195,11 +195,11 @@ impl Verdict {
         for (number, handed) in deliveries {
             self.refused += usize::from(handed.refused);
             self.unknown += usize::from(!handed.refused && handed.accepted.is_none());
-            let Some((_, first, asked)) = handed.accepted else { continue };
+            let Some((how, first, told)) = handed.accepted else { continue };
             let mut later = deliveries.range(number + 1..).map(|(_, later)| later.at);
             if later.clone().any(|at| at < first) {
                 self.accepted_late += 1;
-            } else if later.any(|at| at < asked) {
+            } else if how != How::Nak && later.any(|at| at < told) {
                 self.accepted_in_flight += 1;
             }
         }
@@ -219,7 +219,7 @@ impl fmt::Display for Verdict {
         row("never told what became of it", self.unknown)?;
         row("done by a settlement that was told to be uncertain", self.untold)?;
         row("accepted from a holder after another had it", self.accepted_late)?;
-        row("  the same, under way since before that", self.accepted_in_flight)?;
+        row("accepted from one while another was handed it", self.accepted_in_flight)?;
         row("settled for good by two", self.settled_twice)?;
         row("lost", self.lost)?;
         writeln!(

@@ -140,7 +140,7 @@ impl Worker {
         let what = told.error.as_ref().map_or("accepted", |error| &error.reason);
         self.books.tried(held.message, held.delivery, asked, what);
         let Some(error) = told.error else {
-            self.books.accepted(held.message, held.delivery, held.how, first, asked);
+            self.books.accepted(held.message, held.delivery, held.how, first);
             return None;
         };
         match &*error.reason {

@@ -11,7 +11,7 @@ use prost::Message as _;
 
 use super::{PATIENCE, wire::read};
 use crate::{
-    broker::{Broker, ConsumerName},
+    broker::{Broker, ConsumerName, Leader},
     bus::Bus,
     clock,
     lease::{LeaseId, Memories},
@@ -67,15 +67,16 @@ impl<B: Broker + Bus> Peers<B> {
         let at = clock::now();
         let mut consumers = Vec::with_capacity(part.consumers.len());
         for consumer in part.consumers {
-            consumers.push(self.consumer(consumer, at + PATIENCE).await);
+            let leader = Leader(consumer.leader);
+            consumers.push((self.consumer(consumer, at + PATIENCE).await, leader));
         }
         let offered = part.leases.len();
         let mut leases = Vec::with_capacity(offered);
         for lease in part.leases {
             let place = usize::try_from(lease.consumer).unwrap_or(usize::MAX);
             // One of a consumer that is not what it was has ended.
-            if let Some(Some(facts)) = consumers.get(place) {
-                leases.extend(read(lease, facts.clone(), at));
+            if let Some((Some(facts), leader)) = consumers.get(place) {
+                leases.extend(read(lease, facts.clone(), *leader, at));
             }
         }
         let places = self.lessor.keep_places(leases.len()).ok_or("it has no room")?;

@@ -10,7 +10,7 @@ use std::{
 use prost::Message as _;
 
 use crate::{
-    broker::{AckSubject, ConsumerName},
+    broker::{AckSubject, ConsumerName, Leader},
     lease::{Kind, LeaseId, Memories, Moving, MovingUntil},
     lessor::{Coming, Facts, Leaving},
     pb::peer::v1 as pb,
@@ -41,7 +41,7 @@ impl Parts {
     }
 
     pub(super) fn lease(&mut self, name: InstanceId, id: LeaseId, leaving: Leaving) {
-        let Leaving { name: of, created, ack, moving, .. } = leaving;
+        let Leaving { name: of, created, leader, ack, moving, .. } = leaving;
         // The consumer too, if it is the first of its part.
         self.room_for(ack.0.len() + of.stream.len() + of.consumer.len() + created.len() + 128);
         let next = u32::try_from(self.consumers.len()).unwrap_or(u32::MAX);
@@ -51,6 +51,7 @@ impl Parts {
                 stream: of.stream.to_string(),
                 consumer: of.consumer.to_string(),
                 created: created.to_string(),
+                leader: leader.0,
             });
             next
         });
@@ -93,6 +94,7 @@ impl Parts {
 pub(super) fn read(
     lease: pb::MovingLease,
     facts: Arc<Facts>,
+    leader: Leader,
     at: Instant,
 ) -> Option<(InstanceId, LeaseId, Coming)> {
     let name = InstanceId(lease.name.as_ref().try_into().ok()?);
@@ -117,7 +119,7 @@ pub(super) fn read(
         uncertain,
     };
     let ack = AckSubject(lease.ack_subject.into());
-    Some((name, LeaseId::new(lease.lease)?, Coming { facts, ack, moving, at }))
+    Some((name, LeaseId::new(lease.lease)?, Coming { facts, leader, ack, moving, at }))
 }
 
 fn settled_as(kind: Option<Kind>) -> pb::SettledAs {

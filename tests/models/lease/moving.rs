@@ -256,6 +256,24 @@ fn what_was_settled_by_its_heir_is_known_to_the_next() {
     assert_eq!(inheritance.find(id), Found::Ended(Refusal::Settled { by: Kind::Nak }));
 }
 
+/// An heir that knows of a leader of whom the leaver has not heard.
+#[test]
+fn distrusted_on_its_way_a_lease_ends_as_if_it_had_been_before() {
+    for progressed in [None, Some(4000), Some(4900)] {
+        let mut there = Desk::new();
+        let id = there.granted();
+        let now = 5000;
+        if let Some(confirmed) = progressed {
+            there.progressed(id, confirmed - 50, confirmed);
+        }
+        let at = there.at(now);
+        let on_its_way = leaving(&there.table, at).0.pop().unwrap().1.distrusted();
+        there.table.distrust(CONSUMER, at, None, 9);
+        let before = leaving(&there.table, at).0.pop().unwrap().1;
+        assert_eq!(on_its_way.ack_by, before.ack_by, "{progressed:?}");
+    }
+}
+
 #[test]
 fn of_two_deliveries_of_a_message_the_newer_stays() {
     let mut there = Desk::new();
