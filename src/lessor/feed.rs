@@ -242,13 +242,14 @@ impl<B: Broker> FeedTask<B> {
         (feed, task)
     }
 
-    /// Runs until the consumer is gone, nobody has used it for long, or the lessor is closed.
+    /// Runs until the consumer is gone, nobody has used it for long, or the lessor is closed; in a
+    /// drain until there is nothing left to watch over.
     pub(super) async fn run(mut self) {
         let end = loop {
             self.prepare().await;
             self.perform().await;
             let now = clock::now();
-            if self.draining && self.pump.waiters() == 0 || self.idle(now) {
+            if self.drained(now) || self.idle(now) {
                 break Error::Draining;
             }
             let Some(event) = self.event(now).await else { break Error::Draining };
@@ -273,6 +274,16 @@ impl<B: Broker> FeedTask<B> {
 
     fn idle(&self, now: Instant) -> bool {
         self.pump.is_idle() && now.duration_since(self.used_at) > IDLE && self.held() == 0
+    }
+
+    /// Nobody waits any more, and no lease is held of which it would have to know who leads.
+    fn drained(&mut self, now: Instant) -> bool {
+        if !self.draining || self.pump.waiters() > 0 {
+            return false;
+        }
+        let unhanded = self.pump.take_parked();
+        self.release(unhanded, now);
+        self.held() == 0
     }
 
     fn held(&self) -> usize {

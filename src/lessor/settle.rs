@@ -153,8 +153,7 @@ impl<B: Broker> Lessor<B> {
             freed
         });
         drop(freed);
-        // While we drain, feeds end before the leases, and nobody would end the doubt.
-        for facts in open.doubtful.iter().filter(|_| !self.is_draining()) {
+        for facts in open.doubtful {
             if facts.lead.doubt() {
                 self.tell(&facts.name, Command::Doubt);
             }

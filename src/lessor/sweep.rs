@@ -45,8 +45,11 @@ impl<B: Broker> Lessor<B> {
             let count = due.len();
             for due in due {
                 match due {
-                    Due::Progress { id } => progress
-                        .extend(table.payload(id).map(|hold| (id, hold.order(Verdict::Progress)))),
+                    Due::Progress { id } => {
+                        // A new leader would confirm it, and may have given the message away.
+                        let sure = table.payload(id).filter(|hold| !hold.facts.lead.in_doubt());
+                        progress.extend(sure.map(|hold| (id, hold.order(Verdict::Progress))));
+                    }
                     Due::Lapsed { payload, release: true, .. } => released.push(payload),
                     Due::Lapsed { payload, .. } | Due::Lost { payload, .. } => ended.push(payload),
                 }

@@ -105,6 +105,45 @@ async fn a_lease_of_which_a_try_may_have_arrived_is_not_told_to_be_untouched() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lease_is_not_kept_alive_by_whoever_may_lead() {
+    let (broker, lessor) = start(3);
+    let (first, long) = (one(&broker, &lessor).await, one(&broker, &lessor).await);
+    settle(&lessor, long, Action::Extend(Duration::from_secs(60))).await.unwrap();
+    broker.silence(true);
+    broker.script([Fault::Unsent]);
+    ack(&lessor, first).await.unwrap_err();
+    tokio::time::sleep(Duration::from_secs(40)).await;
+    assert!(broker.published().is_empty(), "{:?}", broker.published());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_drains_still_looks_who_leads() {
+    let (broker, lessor) = start(3);
+    let lease = one(&broker, &lessor).await;
+    lessor.drain();
+    lessor.drained().await;
+    broker.change(|info| info.as_mut().unwrap().leader = Leader(2));
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    assert_eq!(ack(&lessor, lease).await, Err(Error::LeaseExpired { forgotten: false }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_in_doubt_does_not_end_the_doubt() {
+    let (broker, lessor) = start(3);
+    let (first, second) = (one(&broker, &lessor).await, one(&broker, &lessor).await);
+    broker.silence(true);
+    broker.script([Fault::Unsent]);
+    ack(&lessor, first).await.unwrap_err();
+    lessor.drain();
+    lessor.drained().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let doubted = ack(&lessor, second).await;
+    assert!(matches!(doubted, Err(Error::Unavailable(_))), "{doubted:?}");
+    broker.silence(false);
+    assert!(confirmed(&told_in_the_end(&lessor, second).await.0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_consumer_without_copies_is_never_in_doubt() {
     let (broker, lessor) = start(1);
     let (first, second) = (one(&broker, &lessor).await, one(&broker, &lessor).await);
