@@ -10,7 +10,8 @@
 //! 1. nothing is pulled before INFO was read on this very connection: a lease that the server has
 //!    forgotten must end before its message can arrive anew;
 //! 2. every delivery that arrives is leased in the table before anybody sees it;
-//! 3. every waiter is answered once, also when the feed ends.
+//! 3. every waiter is answered once, also when the feed ends;
+//! 4. it stays while leases are held, in a drain too: it alone hears that another server leads.
 
 mod handing;
 mod knowing;
