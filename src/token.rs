@@ -63,8 +63,8 @@ pub struct Claims<'c> {
     /// Until when an Ack by anybody is safe without asking the owner: milliseconds since the Unix
     /// epoch.
     pub settle_by: u64,
-    /// Who led the consumer when it was sealed, as a digest: `settle_by` holds only
-    /// while that one does.
+    /// Who led the consumer when it was sealed, as a digest: `settle_by` holds only while that
+    /// one does.
     pub leader: u64,
     /// When the consumer was made, as JetStream writes it.
     pub created: Cow<'c, str>,

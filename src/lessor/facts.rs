@@ -38,6 +38,7 @@ pub struct Facts {
     pub(super) ack_wait: Duration,
     pub(super) backoff: Vec<Duration>,
     pub(super) replicated: bool,
+    /// Who leads it, as was last known.
     pub(super) lead: Lead,
     limits: Limits,
 }

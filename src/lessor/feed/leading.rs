@@ -3,8 +3,8 @@
 //! A new leader hands out at once what was published more than an ack wait ago and is not settled,
 //! whoever holds it, and nobody is told. So after any sign that there may be one (a settlement that
 //! did not arrive, a lost connection, INFO without an answer) the consumer is *in doubt*: nothing
-//! of it is settled or kept alive until INFO has said who leads. If it is another one, all leases are distrusted
-//! back to when the old one was last seen. Never decides about a lease itself.
+//! of it is settled or kept alive until INFO has said who leads. If it is another one, all leases
+//! are distrusted back to when the old one was last seen. Never decides about a lease itself.
 
 use std::time::Instant;
 
