@@ -233,7 +233,7 @@ impl<B: Broker + Bus> Router<B> {
             let final_word = matches!(action, Action::Ack | Action::Term(_));
             match why {
                 Unanswered::Unsent => {
-                    let error = Error::Unavailable("the connection to NATS is lost".to_owned());
+                    let error = Error::Unavailable("there is no connection".to_owned());
                     results.push((place, Err(error.into())));
                 }
                 // It may have a lease still that was extended, or have done what was asked.

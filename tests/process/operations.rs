@@ -73,7 +73,7 @@ async fn every_line_for_an_operator_does_what_the_page_says() {
         fixture.publish("new", format!(r#"{{"order":{number}}}"#)).await;
     }
     let proxy = Proxy::start(&server, &[]);
-    eventually("readiness", || async { proxy.log().contains("\"ready\"").then_some(()) }).await;
+    proxy.ready().await;
     let mut held = Vec::new();
     for Typed { command, shown } in typed {
         assert!(!shown.is_empty(), "nothing is shown for: {command}");

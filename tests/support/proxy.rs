@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use tonic::{Code, Status, transport::Channel};
 use tonic_types::StatusExt as _;
 
-use super::{BOUND, jetstream::Fixture, millis, nats_server::NatsServer};
+use super::{BOUND, eventually, jetstream::Fixture, millis, nats_server::NatsServer};
 
 pub type Client = FetchServiceClient<Channel>;
 
@@ -64,6 +64,11 @@ impl Proxy {
 
     pub async fn client(&self) -> Client {
         FetchServiceClient::connect(format!("http://{}", self.grpc)).await.unwrap()
+    }
+
+    /// Waits until it has its connections to NATS: it serves before, and refuses what needs them.
+    pub async fn ready(&self) {
+        eventually("readiness", || async { self.log().contains("\"ready\"").then_some(()) }).await;
     }
 
     pub fn pid(&self) -> u32 {

@@ -160,6 +160,7 @@ async fn a_token_from_before_a_restart_names_an_owner_that_does_not_answer() {
         lease(&mut proxy.client().await, &fixture).await.token
     };
     let proxy = Proxy::start(NatsServer::shared(), &flags);
+    proxy.ready().await;
     let mut client = proxy.client().await;
     // It could move the lease's end only at its owner.
     let refused = client.extend(extend(&token, 60_000)).await.unwrap_err();
