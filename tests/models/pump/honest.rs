@@ -10,9 +10,9 @@ use std::{
 use fetch_proxy::pump::{Limits, PullEnd, Pump, Step, WaiterId, Want};
 use proptest::prelude::*;
 
-/// A message that has been there this long, for somebody who has waited as long, has been brought:
-/// refused as pending elsewhere (at most 50 ms), too large for the pull, and each time a round trip
-/// of twice the longest travel.
+/// While somebody waits and something is there, something arrives at least this often: at worst the
+/// pull is refused as pending elsewhere (at most 50 ms), then what is there is too large for it, and
+/// each time a round trip of twice the longest travel.
 const SOON: u64 = 50 + 3 * 2 * 20 + 10;
 
 #[derive(Debug, Clone)]
@@ -88,9 +88,8 @@ struct World {
     /// Messages on their way, in the pump or handed over.
     unsettled: usize,
     lent: usize,
-    /// When those who wait had last been held up rightly: by `max_ack_pending`, or by one of them
-    /// being told of a message too large for it, which goes one at a time.
-    held_up_at: u64,
+    /// When a message had last arrived for anybody, or `max_ack_pending` had held all up.
+    stirred_at: u64,
     stored: VecDeque<Message>,
     open: Option<Open>,
     rival: bool,
@@ -124,7 +123,7 @@ impl World {
             max_ack_pending,
             unsettled: 0,
             lent: 0,
-            held_up_at: 0,
+            stirred_at: 0,
             stored: VecDeque::new(),
             open: None,
             rival: false,
@@ -183,11 +182,14 @@ impl World {
         let now = self.at(self.now);
         self.serve();
         if self.unsettled >= self.max_ack_pending {
-            self.held_up_at = self.now;
+            self.stirred_at = self.now;
         }
         while let Some(news) = pop_due(&mut self.news, self.now) {
             match news {
-                News::Message(message) => self.pump.arrived(message, message.size, false, now),
+                News::Message(message) => {
+                    self.stirred_at = self.now;
+                    self.pump.arrived(message, message.size, false, now);
+                }
                 News::End(no, end) => self.pump.ended(no, end, now),
             }
         }
@@ -225,10 +227,7 @@ impl World {
         self.lent += count;
         assert!(messages.iter().map(|message| message.size).sum::<u64>() <= max_bytes);
         assert!(too_large.is_none_or(|message| message.size > max_bytes));
-        if too_large.is_some() {
-            self.held_up_at = self.now;
-        }
-        let long = |since: u64| since.max(joined).max(self.held_up_at) + SOON <= self.now;
+        let long = |since: u64| since.max(joined).max(self.stirred_at) + SOON <= self.now;
         if messages.is_empty() && too_large.is_none() {
             let missed = self.stored.front().filter(|message| long(message.since));
             assert!(
