@@ -191,10 +191,14 @@ pub(super) fn settle_result(result: Result<Done, Refused>) -> pb::SettleResult {
     }
 }
 
-/// The same read back, from the answer of another replica.
+/// The same read back, from the answer of another replica. What a newer one says in words that are
+/// not known here is not taken for success.
 pub(super) fn relayed(result: pb::SettleResult) -> Result<Done, Refused> {
     match result.error {
         Some(error) => Err(Refused::relayed(error)),
+        None if result.outcome() == pb::Outcome::Unspecified => {
+            Err(Refused::OwnerUnreachable { maybe: true })
+        }
         None => Ok(Done {
             outcome: result.outcome(),
             redeliver_time: result.redeliver_time,
@@ -278,4 +282,21 @@ fn duration(duration: Duration) -> PbDuration {
 
 fn saturating(value: u64) -> u32 {
     u32::try_from(value).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_newer_replica_answers_in_words_of_its_own_is_not_taken_for_success() {
+        for outcome in [0, 99] {
+            let newer = pb::SettleResult { outcome, ..pb::SettleResult::default() };
+            let relayed = relayed(newer);
+            assert!(matches!(relayed, Err(Refused::OwnerUnreachable { maybe: true })));
+        }
+        let known = pb::Outcome::Duplicate;
+        let known = pb::SettleResult { outcome: known.into(), ..pb::SettleResult::default() };
+        assert!(relayed(known).is_ok());
+    }
 }
