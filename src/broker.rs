@@ -65,8 +65,8 @@ pub trait Broker: Send + Sync + 'static {
         until: Instant,
     ) -> impl Future<Output = Vec<Result<(), BrokerError>>> + Send;
 
-    /// The consumer that an ack subject is for; `None` if it is none.
-    fn consumer_of(ack: &AckSubject) -> Option<ConsumerName>;
+    /// Whose delivery is settled there, and which attempt it is; `None`: it is no ack subject.
+    fn delivery_of(ack: &AckSubject) -> Option<(ConsumerName, u64)>;
 
     /// Gives up on the connection that settles: something sent on it was never answered, and must
     /// not be answered late. A fresh one is built at once.

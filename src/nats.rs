@@ -150,8 +150,9 @@ impl Broker for Nats {
         }
     }
 
-    fn consumer_of(ack: &AckSubject) -> Option<ConsumerName> {
-        settle::consumer_of(&ack.0)
+    fn delivery_of(ack: &AckSubject) -> Option<(ConsumerName, u64)> {
+        let count = delivery::AckFacts::parse(&ack.0)?.delivery_count;
+        Some((settle::consumer_of(&ack.0)?, count))
     }
 
     fn abandon_settling(&self) {

@@ -77,7 +77,7 @@ fn end(status: u16, description: &str) -> Option<End> {
 pub(super) struct AckFacts<'s> {
     pub(super) stream: &'s str,
     pub(super) consumer: &'s str,
-    delivery_count: u64,
+    pub(super) delivery_count: u64,
     stream_sequence: u64,
     consumer_sequence: u64,
     published: u64,

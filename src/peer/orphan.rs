@@ -14,15 +14,14 @@
 
 use std::{
     collections::HashMap,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use super::Peers;
 use crate::{
     broker::{
-        AckSubject, Broker, BrokerError, Confirmation, ConsumerName, Denial, InfoError, Leader,
-        Order, Verdict,
+        AckSubject, Broker, BrokerError, Confirmation, ConsumerInfo, ConsumerName, Denial,
+        InfoError, Order, Verdict,
     },
     bus::Bus,
     clock,
@@ -44,8 +43,8 @@ pub struct Orphan {
     pub action: Action,
 }
 
-/// The consumer as it is now: when it was made, and who leads it.
-type Now = Result<(Arc<str>, Leader), Error>;
+/// The consumer as it is now.
+type Now = Result<ConsumerInfo, Error>;
 
 impl<B: Broker + Bus> Peers<B> {
     /// Settles what can be settled without the owner: one result each, in order. `None`: it needs
@@ -107,29 +106,32 @@ impl<B: Broker + Bus> Peers<B> {
             Action::Extend(_) => return Judged::Answer(None),
         };
         let ack = AckSubject((*claims.ack_subject).into());
-        let Some(name) = B::consumer_of(&ack) else { return Judged::Answer(expired) };
+        let Some((name, attempt)) = B::delivery_of(&ack) else { return Judged::Answer(expired) };
         if !consumers.contains_key(&name) {
             let now = self.look_at(&name, until).await;
             consumers.insert(name.clone(), now);
         }
-        let leader = match &consumers[&name] {
+        let info = match &consumers[&name] {
             Err(error) => return Judged::Answer(Some(Err(error.clone()))),
-            Ok((created, _)) if **created != *claims.created => return Judged::Answer(expired),
-            Ok((_, leader)) => leader,
+            Ok(info) if *info.created != *claims.created => return Judged::Answer(expired),
+            Ok(info) => info,
         };
         match verdict {
-            Some(_) if leader.0 != claims.leader => Judged::Answer(None),
+            Some(_) if info.leader.0 != claims.leader => Judged::Answer(None),
             Some(verdict) => Judged::Publish(Order { ack, verdict, line: None }),
-            None => Judged::Answer(Some(Ok(Settled::Done {
-                confirmation: Confirmation::Sent,
-                redelivered_in: Some(left + MARGIN),
-            }))),
+            None => {
+                let again = info.max_deliver.is_none_or(|most| attempt < most);
+                Judged::Answer(Some(Ok(Settled::Done {
+                    confirmation: Confirmation::Sent,
+                    redelivered_in: again.then_some(left + MARGIN),
+                })))
+            }
         }
     }
 
     async fn look_at(&self, name: &ConsumerName, until: Instant) -> Now {
         match self.lessor.broker().info(name, until).await {
-            Ok(info) => Ok((info.created, info.leader)),
+            Ok(info) => Ok(info),
             Err(InfoError::NoStream | InfoError::NoConsumer) => {
                 Err(Error::LeaseExpired { forgotten: false })
             }

@@ -357,8 +357,10 @@ impl Broker for FakeBroker {
         results
     }
 
-    fn consumer_of(_: &AckSubject) -> Option<ConsumerName> {
-        None
+    fn delivery_of(ack: &AckSubject) -> Option<(ConsumerName, u64)> {
+        let tokens: Vec<&str> = ack.0.split('.').collect();
+        let name = ConsumerName { stream: tokens[2].into(), consumer: tokens[3].into() };
+        Some((name, tokens[4].parse().ok()?))
     }
 
     fn abandon_settling(&self) {
