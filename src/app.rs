@@ -31,7 +31,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    broker::Broker,
+    broker::{Broker, Link},
     bus::Bus,
     clock,
     config::Serve,
@@ -99,7 +99,7 @@ pub async fn run(config: Serve, ready: impl FnOnce(Bound)) -> Result<(), AppErro
 
     let nats_tasks = TaskTracker::new();
     let lessor = Lessor::start(Nats::start(config.nats, &nats_tasks), config.limits);
-    let readiness = Readiness::new(lessor.broker().link(), clock::now());
+    let readiness = Readiness::new(Link::Down("not connected yet".into()), clock::now());
     let (health, health_service) = Health::new(readiness.verdict(clock::now()).0).await;
     let owner = InstanceId::random().map_err(|error| AppError::System(io::Error::other(error)))?;
     let (keys, max_lease) = (Arc::new(config.keys), config.max_lease);
@@ -165,10 +165,15 @@ async fn follow<B: Broker + Bus>(
     health: &Health,
     mut readiness: Readiness,
 ) -> std::convert::Infallible {
-    let mut told = None;
+    let (mut told, mut met) = (None, false);
     let mut link = lessor.broker().link();
-    readiness.link(link.clone(), clock::now());
     loop {
+        if !met && matches!(link, Link::Up(_)) {
+            // Of two that do not fit together neither may serve before it knows of the other.
+            peers.meet().await;
+            met = true;
+        }
+        readiness.link(link.clone(), clock::now());
         readiness.misfit(peers.misfit());
         let (verdict, changes_at) = readiness.verdict(clock::now());
         if told.as_ref() != Some(&verdict) {
@@ -180,10 +185,7 @@ async fn follow<B: Broker + Bus>(
             told = Some(verdict);
         }
         tokio::select! {
-            next = lessor.broker().link_change(&link) => {
-                link = next;
-                readiness.link(link.clone(), clock::now());
-            }
+            next = lessor.broker().link_change(&link) => link = next,
             () = clock::sleep_until(changes_at) => {}
             () = tokio::time::sleep(LOOK) => {}
         }
@@ -203,7 +205,7 @@ impl Background {
         keys: Arc<Keys>,
     ) -> Self {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        tasks.spawn(peers.run(move |question| router.clone().answer(question)));
+        tasks.spawn(peers.run(move |asked, question| router.clone().answer(asked, question)));
         let stopped = stop.clone();
         tasks.spawn(async move { keys.follow(stopped).await });
         Self { tasks, stop }

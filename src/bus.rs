@@ -31,7 +31,8 @@ pub trait Bus: Send + Sync + 'static {
     /// Listens on exactly these subjects from now on, over the loss of connections.
     fn listen(&self, subjects: Vec<String>);
 
-    /// Waits for the next thing that is said on a subject that is listened on. Cancel-safe.
+    /// Waits for the next thing that is said on a subject that is listened on. Where one connection
+    /// follows another it may be heard twice. Cancel-safe.
     fn hear(&self) -> impl Future<Output = Heard> + Send;
 }
 

@@ -13,7 +13,7 @@ use std::{
     collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Duration,
 };
 
@@ -84,18 +84,17 @@ impl Keys {
 
     /// What seals and opens at this moment.
     pub fn sealer(&self) -> Arc<Sealer> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner).sealer.clone()
+        self.read().sealer.clone()
     }
 
     /// Every peer that is heard of has these keys; `None`: none is heard of.
     pub fn common(&self, common: Option<BTreeSet<KeyId>>) {
-        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        if state.common == common {
+        if self.read().common == common {
             return;
         }
+        let mut state = self.write();
         let text = state.text.clone();
-        drop(state);
-        self.put(text, common);
+        self.put(&mut state, text, common);
     }
 
     /// Reads the file again whenever it changes, until `stop`.
@@ -116,33 +115,35 @@ impl Keys {
 
     fn look(&self, file: &Path) -> Result<(), KeysError> {
         let text = read(file)?;
-        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        if *state.text == *text {
+        if *self.read().text == *text {
             return Ok(());
         }
-        let common = state.common.clone();
-        drop(state);
         let ring =
             KeyRing::parse(&text).map_err(|error| KeysError::Invalid(file.to_owned(), error))?;
         tracing::info!(keys = ring.ids().len(), "the token key file was read again");
-        self.put(text.into(), common);
+        let mut state = self.write();
+        let common = state.common.clone();
+        self.put(&mut state, text.into(), common);
         Ok(())
     }
 
-    /// Takes both up, the text being one that was parsed before.
-    fn put(&self, text: Arc<str>, common: Option<BTreeSet<KeyId>>) {
+    /// Takes both up, the text being one that was parsed before. Where no key is one that all have,
+    /// the one that seals goes on, if it is still there.
+    fn put(&self, state: &mut State, text: Arc<str>, common: Option<BTreeSet<KeyId>>) {
         let Ok(ring) = KeyRing::parse(&text) else { return };
-        let sealing = ring
-            .ids()
-            .into_iter()
-            .find(|id| common.as_ref().is_none_or(|common| common.contains(id)));
-        let ring = match sealing {
-            Some(id) => ring.sealing_with(id),
-            None => ring,
-        };
-        let sealer = Arc::new(Sealer::new(ring, &self.cluster));
-        let state = State { text, common, sealer };
-        *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
+        let has_all = |id: &KeyId| common.as_ref().is_none_or(|common| common.contains(id));
+        let sealing = ring.ids().into_iter().find(has_all);
+        let sealing = sealing.unwrap_or_else(|| state.sealer.ring().sealing_id());
+        let sealer = Arc::new(Sealer::new(ring.sealing_with(sealing), &self.cluster));
+        *state = State { text, common, sealer };
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

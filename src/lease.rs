@@ -209,6 +209,11 @@ impl<T> LeaseTable<T> {
         self.len() == 0
     }
 
+    /// Leases that are being settled.
+    pub fn settling(&self) -> usize {
+        self.store.settling()
+    }
+
     /// Leases of one consumer.
     pub fn held_by(&self, consumer: ConsumerId) -> usize {
         self.store.held_by(consumer)

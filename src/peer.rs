@@ -10,9 +10,11 @@
 //! sealed and bound to its subject, and an answer to its question, so the right to publish there
 //! settles nothing. What is asked and answered is for `grpc` to say: here it is bytes.
 
+mod beat;
 mod handover;
 mod names;
 mod orphan;
+mod recent;
 mod roster;
 
 use std::{
@@ -23,10 +25,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-use prost::Message as _;
 use tokio::{
-    sync::{RwLock, RwLockReadGuard},
+    sync::{Notify, RwLock, RwLockReadGuard},
     time::{MissedTickBehavior, interval, sleep},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -34,7 +34,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use self::{
     handover::Prepared,
     names::Names,
-    roster::{Roster, Said, Standing},
+    recent::Recent,
+    roster::{Roster, Standing},
 };
 pub use self::{names::Whose, orphan::Orphan};
 use crate::{
@@ -44,7 +45,6 @@ use crate::{
     keys::Keys,
     lease::LeaseId,
     lessor::Lessor,
-    pb::peer::v1 as pb,
     seldom::Seldom,
     token::{InstanceId, KeyId},
 };
@@ -57,6 +57,10 @@ const BEAT: Duration = Duration::from_secs(1);
 /// so nobody is asked again after these.
 const AGAIN: [Duration; 3] =
     [Duration::from_millis(100), Duration::from_millis(300), Duration::from_millis(700)];
+/// Questions that are looked into at once; more are not answered, and asked again by their clients.
+const MOST_QUESTIONS: usize = 10_000;
+/// A replica that has handed its leases over passes on for this long what it still hears of them.
+const PASSING_ON: Duration = Duration::from_secs(1);
 /// Until it has run for this long, a replica has not heard of all others.
 const ACQUAINTED: Duration = Duration::from_secs(3);
 
@@ -68,32 +72,35 @@ pub struct Peers<B: Broker + Bus> {
     us: InstanceId,
     /// By the wall clock, in milliseconds since the Unix epoch, and by ours.
     started: (u64, Instant),
-    /// Read while something is settled, written when names come or go.
-    names: RwLock<Names>,
-    /// The names that the others were told.
-    told: Mutex<Vec<InstanceId>>,
+    names: Mutex<Names>,
+    /// Read while something is settled, written while our leases are handed over.
+    gate: RwLock<()>,
     prepared: Mutex<Prepared>,
     roster: Mutex<Roster>,
+    recent: Mutex<Recent>,
+    /// There is news for the others, sooner than the next beat.
+    speak: Notify,
     /// Whoever may publish to us can send what we cannot open.
     strangers: Seldom,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
-/// The names as they are, for as long as this is held.
-pub struct Still<'p>(RwLockReadGuard<'p, Names>);
+/// Our leases stay ours for as long as this is held.
+pub struct Still<'p> {
+    names: &'p Mutex<Names>,
+    _gate: RwLockReadGuard<'p, ()>,
+}
 
 impl Still<'_> {
     /// Where the lease of that owner and number is.
     pub fn whose(&self, owner: InstanceId, lease: LeaseId) -> Whose {
-        self.0.whose(owner, lease)
-    }
-
-    /// Whether all that was ours is another replica's now.
-    pub fn has_left(&self) -> bool {
-        self.0.has_left()
+        lock(self.names).whose(owner, lease)
     }
 }
+
+/// Names a question; each has one of its own.
+pub type Nonce = [u8; 24];
 
 type Answering = Pin<Box<dyn Future<Output = Option<Vec<u8>>> + Send>>;
 
@@ -118,20 +125,22 @@ impl<B: Broker + Bus> Peers<B> {
             cluster: cluster.to_owned(),
             us,
             started: (unix, clock::now()),
-            names: RwLock::new(Names::new(us)),
-            told: Mutex::new(vec![us]),
+            names: Mutex::new(Names::new(us)),
+            gate: RwLock::new(()),
             prepared: Mutex::default(),
             roster: Mutex::default(),
+            recent: Mutex::default(),
+            speak: Notify::new(),
             strangers: Seldom::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         })
     }
 
-    /// Keeps the names as they are for as long as this is held: what is settled meanwhile is
-    /// settled before they go to another replica. Waits while they do.
+    /// Keeps our leases here for as long as this is held: what is settled meanwhile is settled
+    /// before they go to another replica. Waits while they do.
     pub async fn still(&self) -> Still<'_> {
-        Still(self.names.read().await)
+        Still { _gate: self.gate.read().await, names: &self.names }
     }
 
     /// Asks whoever answers for `owner`.
@@ -181,24 +190,33 @@ impl<B: Broker + Bus> Peers<B> {
 
     /// Says what we are once a second, hears what the others say, and lets `answer` answer what is
     /// asked of a name of ours, until [`Peers::close`]. What has no answer is not answered.
-    pub async fn run<F>(self: Arc<Self>, answer: impl Fn(Vec<u8>) -> F)
+    pub async fn run<F>(self: Arc<Self>, answer: impl Fn(Nonce, Vec<u8>) -> F)
     where
         F: Future<Output = Option<Vec<u8>>> + Send + 'static,
     {
-        self.lessor.broker().listen(self.subjects(&[self.us]));
+        self.listen();
         let mut beat = interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                _ = beat.tick() => self.beat().await,
+                _ = beat.tick() => {
+                    self.tidy();
+                    self.beat().await;
+                }
+                () = self.speak.notified() => self.beat().await,
                 heard = self.lessor.broker().hear() => self.heard(heard, &answer),
                 () = self.stop.cancelled() => return,
             }
         }
     }
 
-    /// Hears and says nothing more; what is being answered is.
+    /// Hears and says nothing more; what is being answered is. A replica that has handed its leases
+    /// over hears on until NATS has told every server that its heir does.
     pub async fn close(&self) {
+        let left = self.names().left();
+        if let Some((_, left)) = left {
+            clock::sleep_until(Some(left + PASSING_ON)).await;
+        }
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
@@ -220,50 +238,33 @@ impl<B: Broker + Bus> Peers<B> {
         }
     }
 
-    async fn beat(&self) {
-        let (said, subject) = (self.said(), self.beat_subject());
-        let Ok(nonce) = nonce() else { return };
-        let instance = Bytes::copy_from_slice(&self.us.0);
-        let keys: Vec<Bytes> = said.keys.iter().map(|key| Bytes::copy_from_slice(key)).collect();
-        let body = pb::BeatBody {
-            instance: instance.clone(),
-            keys: keys.clone(),
-            names: said.names.iter().map(|name| Bytes::copy_from_slice(&name.0)).collect(),
-            version: said.version,
-            room: said.room,
-            draining: said.draining,
-        };
-        let body = self.keys.sealer().seal_frame(&subject, &body.encode_to_vec(), nonce).into();
-        let beat = pb::Beat { instance, keys, started: said.started, body };
-        let until = clock::now() + BEAT;
-        self.lessor.broker().tell(&subject, beat.encode_to_vec().into(), until).await;
-    }
-
-    fn said(&self) -> Said {
-        // While they come or go, which takes seconds at worst, what was told last is told again.
-        if let Ok(mut names) = self.names.try_write() {
-            names.prune(|lease| self.lessor.is_held(lease), clock::now());
-            *self.told() = names.all();
+    /// Lets go of what has had its time.
+    fn tidy(&self) {
+        let now = clock::now();
+        self.prepared().tidy(now);
+        self.keys.common(self.roster().common_keys(&self.key_ids(), now));
+        let mut names = self.names();
+        for (_, leases) in names.inherited() {
+            if !leases.taken().any(|(_, here)| self.lessor.is_held(here)) {
+                self.lessor.settle_up(leases);
+            }
         }
-        Said {
-            names: self.told().clone(),
-            keys: self.key_ids(),
-            started: self.started.0,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            room: u64::from(self.lessor.room()),
-            draining: self.lessor.is_draining(),
+        let pruned = names.prune(now);
+        drop(names);
+        if pruned {
+            self.listen();
         }
     }
 
-    fn told(&self) -> MutexGuard<'_, Vec<InstanceId>> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    fn names(&self) -> MutexGuard<'_, Names> {
+        lock(&self.names)
     }
 
     fn key_ids(&self) -> BTreeSet<KeyId> {
         self.keys.sealer().ring().ids().into_iter().collect()
     }
 
-    fn heard<F>(self: &Arc<Self>, heard: Heard, answer: &impl Fn(Vec<u8>) -> F)
+    fn heard<F>(self: &Arc<Self>, heard: Heard, answer: &impl Fn(Nonce, Vec<u8>) -> F)
     where
         F: Future<Output = Option<Vec<u8>>> + Send + 'static,
     {
@@ -284,12 +285,15 @@ impl<B: Broker + Bus> Peers<B> {
         let Some(asked) = message.get(5..29).and_then(|nonce| nonce.try_into().ok()) else {
             return;
         };
+        if !self.is_new(asked) || self.tasks.len() >= MOST_QUESTIONS {
+            return;
+        }
         let peers = self.clone();
         let answer: Answering = if subject.ends_with(HANDOVER) {
             let peers = self.clone();
             Box::pin(async move { peers.inherit(question).await })
         } else {
-            Box::pin(answer(question))
+            Box::pin(answer(asked, question))
         };
         self.tasks.spawn(async move {
             let (Some(answer), Ok(nonce)) = (answer.await, nonce()) else { return };
@@ -300,23 +304,10 @@ impl<B: Broker + Bus> Peers<B> {
         });
     }
 
-    fn heard_beat(&self, message: &[u8]) {
-        let Ok(beat) = pb::Beat::decode(message) else { return };
-        let body = self.keys.sealer().open_frame(&self.beat_subject(), &beat.body).ok();
-        let body = body.and_then(|body| pb::BeatBody::decode(&*body).ok());
-        let Some((from, said)) = read(beat, body) else { return };
-        if from == self.us {
-            return;
-        }
-        let now = clock::now();
-        let mut roster = self.roster();
-        let version = said.version.clone();
-        if roster.hear(from, said, now) {
-            tracing::info!(replica = %from, version, "a replica is heard of");
-        }
-        let common = roster.common_keys(now);
-        drop(roster);
-        self.keys.common(common);
+    /// Whether this question was not heard before: a replica that has left passes on what the heir
+    /// may have heard itself, and where one connection follows another everything comes twice.
+    pub fn is_new(&self, question: Nonce) -> bool {
+        lock(&self.recent).is_new(question)
     }
 
     /// Somebody may answer for this name in a moment.
@@ -326,50 +317,33 @@ impl<B: Broker + Bus> Peers<B> {
     }
 
     fn roster(&self) -> MutexGuard<'_, Roster> {
-        self.roster.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.roster)
     }
 
     fn subject(&self, name: InstanceId, what: &str) -> String {
         format!("{PREFIX}{}.{name}.{what}", self.cluster)
     }
 
-    /// What is listened on by a replica with these names.
-    fn subjects(&self, names: &[InstanceId]) -> Vec<String> {
-        let names = names.iter().map(|name| self.subject(*name, SETTLE));
-        names.chain([self.beat_subject(), self.subject(self.us, HANDOVER)]).collect()
-    }
-
-    fn beat_subject(&self) -> String {
-        format!("{PREFIX}{}.beat", self.cluster)
+    fn listen(&self) {
+        let names = self.names().heard();
+        let asked = names.into_iter().map(|name| self.subject(name, SETTLE));
+        let all = [self.beat_subject(), self.subject(self.us, HANDOVER)];
+        self.lessor.broker().listen(asked.chain(all).collect());
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// An answer is sealed for its question alone.
-fn answer_to(subject: &str, nonce: [u8; 24]) -> String {
+fn answer_to(subject: &str, nonce: Nonce) -> String {
     let nonce: String = nonce.iter().map(|byte| format!("{byte:02x}")).collect();
     format!("{subject} {nonce}")
 }
 
-fn nonce() -> Result<[u8; 24], Unanswered> {
+fn nonce() -> Result<Nonce, Unanswered> {
     let mut nonce = [0; 24];
     getrandom::fill(&mut nonce).map_err(|_| Unanswered::Unsent)?;
     Ok(nonce)
-}
-
-/// What a beat says. A body that we cannot open is believed for nothing but that there is somebody.
-fn read(beat: pb::Beat, body: Option<pb::BeatBody>) -> Option<(InstanceId, Said)> {
-    let id = |bytes: &Bytes| Some(InstanceId(bytes.as_ref().try_into().ok()?));
-    let key = |bytes: &Bytes| KeyId::try_from(bytes.as_ref()).ok();
-    let from = id(&beat.instance)?;
-    let body = body.filter(|body| body.instance == beat.instance);
-    let keys = body.as_ref().map_or(&beat.keys, |body| &body.keys);
-    let said = Said {
-        keys: keys.iter().filter_map(key).collect(),
-        started: beat.started,
-        names: body.iter().flat_map(|body| &body.names).filter_map(id).collect(),
-        room: body.as_ref().map_or(0, |body| body.room),
-        draining: body.as_ref().is_none_or(|body| body.draining),
-        version: body.map(|body| body.version).unwrap_or_default(),
-    };
-    Some((from, said))
 }

@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use futures_util::future::{join, join_all};
 use prost::Message as _;
 use tokio::time::timeout_at;
@@ -30,7 +31,7 @@ use crate::{
     lease::{Kind, LeaseId, Refusal},
     lessor::{Action, Ask, Error, Lessor, Settled},
     pb::{self, peer::v1 as wire},
-    peer::{Orphan, Peers, Unanswered, Whose},
+    peer::{Nonce, Orphan, Peers, Unanswered, Whose},
     token::{Claims, InstanceId, OpenError},
 };
 
@@ -80,10 +81,9 @@ impl<B: Broker + Bus> Router<B> {
         let Ok(still) = timeout_at(until.into(), self.peers.still()).await else {
             return wanted.iter().map(|_| Err(Error::LeaseBusy.into())).collect();
         };
-        let left = still.has_left();
         let mut results = Vec::with_capacity(wanted.len());
         let (mut places, mut asks) = (Vec::new(), Vec::new());
-        let mut away: BTreeMap<InstanceId, Vec<Away>> = BTreeMap::new();
+        let mut away: BTreeMap<(InstanceId, InstanceId), Vec<Away>> = BTreeMap::new();
         for (place, (token, action)) in wanted.into_iter().enumerate() {
             let found =
                 self.open(&token).map(|(claims, lease)| (still.whose(claims.owner, lease), claims));
@@ -95,8 +95,8 @@ impl<B: Broker + Bus> Router<B> {
                     asks.push(Ask { lease, action });
                     Ok(Done::default())
                 }
-                Ok((Whose::Others, claims)) => {
-                    let away = away.entry(claims.owner).or_default();
+                Ok((Whose::Elsewhere(at), claims)) => {
+                    let away = away.entry((claims.owner, at)).or_default();
                     away.push(Away { place, claims, action });
                     Ok(Done::default())
                 }
@@ -109,7 +109,7 @@ impl<B: Broker + Bus> Router<B> {
         };
         let elsewhere = away
             .into_iter()
-            .map(|(owner, tokens)| self.settle_away(owner, tokens, confirmation, left, until));
+            .map(|((owner, at), tokens)| self.settle_away(owner, at, tokens, confirmation, until));
         let (local, elsewhere) = join(local, join_all(elsewhere)).await;
         let clocks = Clocks::read();
         for (place, result) in places.into_iter().zip(local) {
@@ -121,23 +121,31 @@ impl<B: Broker + Bus> Router<B> {
         results
     }
 
-    /// Answers what another replica asks of us.
-    pub async fn answer(self: Arc<Self>, question: Vec<u8>) -> Option<Vec<u8>> {
+    /// Answers what another replica asks of us; `asked` is the question's name.
+    pub async fn answer(self: Arc<Self>, asked: Nonce, question: Vec<u8>) -> Option<Vec<u8>> {
         let question = wire::SettleRequest::decode(&*question).ok()?;
+        let passed_on: Option<Nonce> = question.passed_on.as_ref().try_into().ok();
+        if passed_on.is_some_and(|question| !self.peers.is_new(question)) {
+            return None;
+        }
         let confirmation = decode::confirmation(question.confirmation).ok()?;
         // So that the answer is back before nobody waits for it.
         let until = clock::now() + Duration::from_millis(question.budget) * 9 / 10;
         let still = timeout_at(until.into(), self.peers.still()).await.ok()?;
-        if still.has_left() {
-            drop(still);
-            return self.pass_on(question, until).await;
-        }
         let owner = InstanceId(question.owner.as_ref().try_into().ok()?);
         let (mut places, mut asks, mut results) = (Vec::new(), Vec::new(), Vec::new());
-        let pairs = question.leases.into_iter().zip(question.settlements);
+        let pairs = question.leases.iter().zip(&question.settlements);
         for (place, (lease, one)) in pairs.enumerate() {
-            let whose = still.whose(owner, LeaseId::new(lease)?);
-            let wanted = decode::action(place, one.action, self.max_lease);
+            let whose = still.whose(owner, LeaseId::new(*lease)?);
+            if let Whose::Elsewhere(heir) = whose
+                && heir != owner
+            {
+                drop(still);
+                let name = passed_on.unwrap_or(asked).to_vec().into();
+                let question = wire::SettleRequest { passed_on: name, ..question };
+                return self.peers.ask(heir, &question.encode_to_vec(), until).await.ok();
+            }
+            let wanted = decode::action(place, one.action.clone(), self.max_lease);
             results.push(match wanted.map(|action| (whose, action)) {
                 Err(refused) => Err(refused),
                 Ok((Whose::Ended(refusal), action)) => ended(&action, refusal),
@@ -147,7 +155,7 @@ impl<B: Broker + Bus> Router<B> {
                     Ok(Done::default())
                 }
                 // It may have been ours until a moment ago.
-                Ok((Whose::Others, _)) => Err(Refused::OwnerUnreachable { maybe: false }),
+                Ok((Whose::Elsewhere(_), _)) => Err(Refused::OwnerUnreachable { maybe: false }),
             });
         }
         let settled = self.lessor.settle(asks, confirmation, until).await;
@@ -158,17 +166,6 @@ impl<B: Broker + Bus> Router<B> {
         }
         let results = results.into_iter().map(encode::settle_result).collect();
         Some(wire::SettleResponse { results }.encode_to_vec())
-    }
-
-    /// Asks whoever answers for us now. What was passed on to us is our own question, heard before
-    /// the other one listened, and no answer to it is ours to give.
-    async fn pass_on(&self, question: wire::SettleRequest, until: Instant) -> Option<Vec<u8>> {
-        if question.passed_on {
-            return None;
-        }
-        let owner = InstanceId(question.owner.as_ref().try_into().ok()?);
-        let question = wire::SettleRequest { passed_on: true, ..question };
-        self.peers.ask(owner, &question.encode_to_vec(), until).await.ok()
     }
 
     /// What a token says, if it is one of this cluster, and which lease it names.
@@ -184,13 +181,14 @@ impl<B: Broker + Bus> Router<B> {
         Ok((claims, lease))
     }
 
-    /// Settles tokens of one other replica, in their order.
+    /// Settles tokens of one other replica, in their order, by asking the one that answers `at` this
+    /// name.
     async fn settle_away(
         &self,
         owner: InstanceId,
+        at: InstanceId,
         tokens: Vec<Away>,
         confirmation: Confirmation,
-        passed_on: bool,
         until: Instant,
     ) -> Vec<(usize, Settlement)> {
         let mut results = Vec::with_capacity(tokens.len());
@@ -204,10 +202,10 @@ impl<B: Broker + Bus> Router<B> {
                 settlements: question.iter().map(|away| encode::settlement(&away.action)).collect(),
                 confirmation: encode::confirmation(confirmation).into(),
                 budget: u64::try_from(patience.as_millis()).unwrap_or(u64::MAX),
-                passed_on,
+                passed_on: Bytes::new(),
             };
             let until_then = clock::now() + patience;
-            let answer = self.peers.ask(owner, &asked.encode_to_vec(), until_then).await;
+            let answer = self.peers.ask(at, &asked.encode_to_vec(), until_then).await;
             let answer = answer.and_then(|answer| relayed(&answer, question.len()));
             match answer {
                 Ok(answers) => {

@@ -153,6 +153,11 @@ impl<T> Store<T> {
         self.due.first().copied()
     }
 
+    /// By invariant 6 they are those that are not due.
+    pub(super) fn settling(&self) -> usize {
+        self.leases.len() - self.due.len()
+    }
+
     pub(super) fn held_by(&self, consumer: ConsumerId) -> usize {
         self.consumers.get(&consumer).map_or(0, |consumer| consumer.by_sequence.len())
     }

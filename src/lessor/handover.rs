@@ -64,6 +64,11 @@ impl Places {
 }
 
 impl<B: Broker> Lessor<B> {
+    /// Whether the settlement of a lease is under way, be its caller there or not.
+    pub fn is_settling(&self) -> bool {
+        self.books.with(|table| table.settling() > 0)
+    }
+
     /// Stops the clocks: nothing lapses, is released or kept alive until [`Lessor::thaw`].
     pub fn freeze(&self) {
         // Under the lock, so that no sweep is half done.

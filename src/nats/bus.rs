@@ -38,8 +38,8 @@ impl Ears {
         Self { subjects: watch::channel(Vec::new()).0, into, heard: Mutex::new(heard) }
     }
 
-    /// Listens on this connection until it is lost, or about to be: then the next one listens, and
-    /// nothing is heard twice.
+    /// Listens on this connection until it is lost. While the next one listens too, things are heard
+    /// twice.
     pub(super) async fn listen(&self, connection: &Connection) {
         let mut subjects = self.subjects.subscribe();
         let mut listening: HashMap<String, AbortHandle> = HashMap::new();
@@ -78,7 +78,6 @@ impl Ears {
                     }
                 }
                 () = connection.lost.cancelled() => return,
-                () = connection.leaving.cancelled() => return,
             }
         }
     }

@@ -11,7 +11,9 @@
 //! 1. before Commit nothing of it is seen at the heir: it may be given up, and another one tried;
 //! 2. once Commit may have been heard no other heir is tried, and the leaver does nothing more with
 //!    its leases, whatever becomes of the answer;
-//! 3. no clock ends later at the heir than at the leaver.
+//! 3. no clock ends later at the heir than at the leaver;
+//! 4. a hand-over ends once, and is never begun anew: what was said in it may be said again, by
+//!    whomever.
 
 mod heir;
 mod wire;
@@ -26,8 +28,8 @@ use prost::Message as _;
 use tokio::time::{sleep, timeout_at};
 
 pub(super) use self::heir::Prepared;
-use self::wire::{Parts, micros};
-use super::{HANDOVER, Names, Peers, Unanswered, nonce};
+use self::wire::{Parts, micros, millis};
+use super::{HANDOVER, Peers, Unanswered, nonce};
 use crate::{
     broker::Broker,
     bus::Bus,
@@ -38,11 +40,13 @@ use crate::{
 };
 
 /// Heirs that are tried.
-const TRIES: usize = 2;
+const TRIES: usize = 3;
 /// An heir has this long for one step.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Commit is repeated after this where NATS is away.
 const AGAIN: Duration = Duration::from_millis(100);
+/// Settlements whose callers have gone are looked at this often.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// How a hand-over to one heir ended.
 enum Given {
@@ -54,56 +58,77 @@ enum Given {
     Unknown,
 }
 
+/// All that is handed over.
+struct Load {
+    /// Its clocks are as they were then, or later.
+    at: Instant,
+    /// The names, and how long each has had no living lease.
+    names: Vec<(InstanceId, Duration)>,
+    /// In pieces that a NATS message can carry.
+    parts: Vec<pb::Prepare>,
+    /// Which leases of ours that are.
+    leases: Vec<LeaseId>,
+}
+
 impl<B: Broker + Bus> Peers<B> {
     /// Hands everything to a replica that stays. `true`: nothing is ours any more. Otherwise there
     /// is nobody, and the leases stay here.
     pub async fn hand_over(&self, until: Instant) -> bool {
+        self.prepared().give_up();
         // That nobody makes us an heir from here on.
         self.beat().await;
         let mut tried = Vec::new();
         while tried.len() < TRIES {
             let Some(heir) = self.heir(&tried) else { break };
             tried.push(heir);
-            let given = self.try_heir(heir, until).await;
-            match &given {
+            let Ok(nonce) = nonce() else { break };
+            let handover = &nonce[..8];
+            match self.try_heir(heir, handover, until).await {
                 Given::Taken(taken) => tracing::info!(%heir, taken, "leases handed over"),
                 Given::Refused(why) => {
                     tracing::warn!(%heir, why, "a replica did not take the leases over");
+                    // What it has kept places for by now is not to come.
+                    let abort = Step::Abort(pb::Abort {});
+                    let _ = self.step(heir, handover, abort, clock::now() + PATIENCE / 4).await;
                     continue;
                 }
                 Given::Unknown => {
                     tracing::warn!(%heir, "no answer to whether the leases were taken over: they are left to that replica");
                 }
             }
-            self.lessor.broker().listen(self.subjects(&[]));
             self.beat().await;
             return true;
         }
         false
     }
 
-    async fn try_heir(&self, heir: InstanceId, until: Instant) -> Given {
-        let handover = match nonce() {
-            Ok(nonce) => nonce[..8].to_vec(),
-            Err(_) => return Given::Refused("no randomness".to_owned()),
-        };
+    async fn try_heir(&self, heir: InstanceId, handover: &[u8], until: Instant) -> Given {
         // Is it there? While the clocks stand still there is no time to find out.
         let nothing = Step::Prepare(pb::Prepare::default());
         let patience = until.min(clock::now() + PATIENCE);
-        match self.step(heir, &handover, nothing, patience).await {
+        match self.step(heir, handover, nothing, patience).await {
             Ok(answer) if answer.done => {}
             Ok(answer) => return Given::Refused(answer.why),
             Err(why) => return Given::Refused(format!("{why:?}")),
         }
         // Settlements under way hold it; nothing begins before it is given back.
-        let Ok(mut names) = timeout_at(until.into(), self.names.write()).await else {
+        let still = timeout_at(until.into(), async {
+            let gate = self.gate.write().await;
+            // Those whose callers have gone hold nothing, and go on.
+            while self.lessor.is_settling() {
+                sleep(LOOK).await;
+            }
+            gate
+        });
+        let Ok(_gate) = still.await else {
             return Given::Refused("settlements are still under way".to_owned());
         };
         self.lessor.freeze();
-        let (parts, leases) = self.parts(&mut names);
-        let given = self.give(&names, parts, leases.len() as u64, heir, &handover, until).await;
+        let load = self.load();
+        let leases = load.leases.clone();
+        let given = self.give(load, heir, handover, until).await;
         if !matches!(given, Given::Refused(_)) {
-            names.leave();
+            self.names().leave(heir, clock::now());
             self.lessor.let_go(&leases);
         }
         self.lessor.thaw();
@@ -114,41 +139,37 @@ impl<B: Broker + Bus> Peers<B> {
         self.roster().living(clock::now()).any(|(id, _)| id == replica)
     }
 
-    /// Who has most room among those that stay.
+    /// Who has most room among those that stay, if that is enough.
     fn heir(&self, tried: &[InstanceId]) -> Option<InstanceId> {
         let (roster, now) = (self.roster(), clock::now());
         let staying = roster.living(now).filter(|(id, said)| !said.draining && !tried.contains(id));
-        staying.max_by_key(|(_, said)| said.room).map(|(id, _)| id)
+        let (heir, said) = staying.max_by_key(|(_, said)| said.room)?;
+        let leases = self.lessor.held();
+        if said.room < leases as u64 {
+            tracing::info!(leases, "no replica that stays has room for the leases");
+            return None;
+        }
+        Some(heir)
     }
 
-    async fn give(
-        &self,
-        names: &Names,
-        parts: Vec<pb::Prepare>,
-        leases: u64,
-        heir: InstanceId,
-        handover: &[u8],
-        until: Instant,
-    ) -> Given {
+    async fn give(&self, load: Load, heir: InstanceId, handover: &[u8], until: Instant) -> Given {
         let mut under_way = Duration::ZERO;
-        for part in parts {
+        for mut part in load.parts {
             let sent = clock::now();
+            part.age(sent.duration_since(load.at));
             let step = Step::Prepare(part);
             match self.step(heir, handover, step, until.min(sent + PATIENCE)).await {
                 Ok(answer) if answer.done => {}
                 Ok(answer) => return Given::Refused(answer.why),
-                Err(why) => {
-                    let abort = Step::Abort(pb::Abort {});
-                    let _ = self.step(heir, handover, abort, clock::now() + PATIENCE).await;
-                    return Given::Refused(format!("{why:?}"));
-                }
+                Err(why) => return Given::Refused(format!("{why:?}")),
             }
             under_way = under_way.max(clock::now().duration_since(sent));
         }
         let commit = pb::Commit {
-            names: names.all().iter().map(|name| name.0.to_vec().into()).collect(),
+            names: load.names.iter().map(|(name, _)| name.0.to_vec().into()).collect(),
+            idle: load.names.iter().map(|(_, idle)| millis(*idle)).collect(),
             under_way: micros(under_way),
-            leases,
+            leases: load.leases.len() as u64,
         };
         let mut heard = false;
         loop {
@@ -156,6 +177,8 @@ impl<B: Broker + Bus> Peers<B> {
             let commit = Step::Commit(commit.clone());
             match self.step(heir, handover, commit, until.min(now + PATIENCE)).await {
                 Ok(answer) if answer.done => return Given::Taken(answer.taken),
+                // What it has not done, though it may have been told before, it may have done.
+                Ok(_) if heard => return Given::Unknown,
                 Ok(answer) => return Given::Refused(answer.why),
                 Err(Unanswered::Silent) => heard = true,
                 Err(Unanswered::Nobody | Unanswered::Unsent) if !heard => {
@@ -184,15 +207,16 @@ impl<B: Broker + Bus> Peers<B> {
         pb::HandoverResponse::decode(&*answer).map_err(|_| Unanswered::Silent)
     }
 
-    /// Everything that there is to hand over, in pieces that a NATS message can carry, and which
-    /// leases of ours that are.
-    fn parts(&self, names: &mut Names) -> (Vec<pb::Prepare>, Vec<LeaseId>) {
+    /// Everything that there is to hand over.
+    fn load(&self) -> Load {
+        let at = clock::now();
         // What is known here under a number of ours, but outside by another's.
         let mut known_as: HashMap<LeaseId, (InstanceId, LeaseId)> = HashMap::new();
         let mut parts = Parts::default();
         for piece in self.lessor.memories() {
             parts.memory(self.us, &piece);
         }
+        let mut names = self.names();
         for (name, inheritance) in names.inherited() {
             self.lessor.settle_up(inheritance);
             known_as.extend(inheritance.taken().map(|(there, here)| (here, (name, there))));
@@ -206,6 +230,6 @@ impl<B: Broker + Bus> Peers<B> {
             let (name, id) = known_as.get(&leaving.id).copied().unwrap_or((self.us, leaving.id));
             parts.lease(name, id, leaving);
         }
-        (parts.done(), leases)
+        Load { at, names: names.idle(at), parts: parts.done(), leases }
     }
 }

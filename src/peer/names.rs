@@ -11,8 +11,8 @@ use crate::{
     token::InstanceId,
 };
 
-/// A name whose leases have all ended is answered for this long; then its tokens are nobody's,
-/// which says the same in fewer words.
+/// A name whose leases have all ended is answered for this long; then its tokens are nobody's:
+/// what they name is over by their own time.
 const KEPT: Duration = Duration::from_secs(1800);
 
 /// Where a token's lease is.
@@ -22,89 +22,170 @@ pub enum Whose {
     Ours(LeaseId),
     /// It was in the table of a replica that we answer for, and ended like this.
     Ended(Refusal),
-    /// Somebody else's, or nobody's.
-    Others,
+    /// The one to ask: its owner, or who has taken that one's leases over from us.
+    Elsewhere(InstanceId),
 }
 
 #[derive(Debug)]
 pub(super) struct Names {
     us: InstanceId,
-    /// All of it was handed to another replica: nothing is ours any more.
-    gone: bool,
-    inherited: BTreeMap<InstanceId, (Instant, Inheritance)>,
+    /// Who has all of it since when: nothing is ours any more.
+    left: Option<(InstanceId, Instant)>,
+    inherited: BTreeMap<InstanceId, Inherited>,
+}
+
+/// What is known of a replica that we answer for.
+#[derive(Debug)]
+pub(super) struct Inherited {
+    /// When it last had a living lease, as far as is known.
+    used: Instant,
+    leases: Inheritance,
 }
 
 impl Names {
     pub(super) fn new(us: InstanceId) -> Self {
-        Self { us, gone: false, inherited: BTreeMap::new() }
+        Self { us, left: None, inherited: BTreeMap::new() }
     }
 
-    /// Its own first.
-    pub(super) fn all(&self) -> Vec<InstanceId> {
-        if self.gone {
-            return Vec::new();
-        }
+    /// Those that we answer for, our own first.
+    pub(super) fn answered(&self) -> Vec<InstanceId> {
+        if self.left.is_some() { Vec::new() } else { self.heard() }
+    }
+
+    /// Those that we listen for: what still comes for those that are another's now goes to that one.
+    pub(super) fn heard(&self) -> Vec<InstanceId> {
         std::iter::once(self.us).chain(self.inherited.keys().copied()).collect()
     }
 
     pub(super) fn whose(&self, owner: InstanceId, lease: LeaseId) -> Whose {
-        if self.gone {
-            return Whose::Others;
+        let inherited = self.inherited.get(&owner);
+        if let Some((heir, _)) = self.left {
+            let handed = owner == self.us || inherited.is_some();
+            return Whose::Elsewhere(if handed { heir } else { owner });
         }
         if owner == self.us {
             return Whose::Ours(lease);
         }
-        match self.inherited.get(&owner).map(|(_, inheritance)| inheritance.find(lease)) {
-            None => Whose::Others,
+        match inherited.map(|inherited| inherited.leases.find(lease)) {
+            None => Whose::Elsewhere(owner),
             Some(Found::Here(lease)) => Whose::Ours(lease),
             Some(Found::Ended(refusal)) => Whose::Ended(refusal),
         }
     }
 
     /// From now on nothing is ours.
-    pub(super) fn leave(&mut self) {
-        self.gone = true;
-        self.inherited.clear();
+    pub(super) fn leave(&mut self, heir: InstanceId, now: Instant) {
+        self.left = Some((heir, now));
+        self.inherited.values_mut().for_each(|inherited| inherited.leases = Inheritance::new());
     }
 
-    pub(super) fn has_left(&self) -> bool {
-        self.gone
+    /// To whom, and when, if it was all handed over.
+    pub(super) fn left(&self) -> Option<(InstanceId, Instant)> {
+        self.left
     }
 
-    /// A leaving replica's names are ours from now on: how leases ended, and which are here.
-    pub(super) fn inherit(
-        &mut self,
-        names: &[InstanceId],
-        memories: &[(InstanceId, Memories)],
-        taken: &[(InstanceId, LeaseId, LeaseId)],
-        now: Instant,
-    ) {
-        for name in names {
-            self.inherited.insert(*name, (now, Inheritance::new()));
-        }
-        for (name, piece) in memories {
-            if let Some((_, inheritance)) = self.inherited.get_mut(name) {
-                inheritance.remember(piece);
-            }
-        }
-        for (name, there, here) in taken {
-            if let Some((_, inheritance)) = self.inherited.get_mut(name) {
-                inheritance.took(*there, *here);
-            }
-        }
+    /// A leaving replica's names are ours from now on.
+    pub(super) fn inherit(&mut self, theirs: BTreeMap<InstanceId, Inherited>) {
+        self.inherited.extend(theirs);
     }
 
     pub(super) fn inherited(&mut self) -> impl Iterator<Item = (InstanceId, &mut Inheritance)> {
-        self.inherited.iter_mut().map(|(name, (_, inheritance))| (*name, inheritance))
+        self.inherited.iter_mut().map(|(name, inherited)| (*name, &mut inherited.leases))
     }
 
-    /// Lets go of names that have had no living lease for long.
-    pub(super) fn prune(&mut self, alive: impl Fn(LeaseId) -> bool, now: Instant) {
-        self.inherited.retain(|_, (used, inheritance)| {
-            if inheritance.taken().any(|(_, here)| alive(here)) {
-                *used = now;
+    /// Those that we answer for, and how long each has had no living lease.
+    pub(super) fn idle(&self, now: Instant) -> Vec<(InstanceId, Duration)> {
+        let ours = (self.us, Duration::ZERO);
+        let theirs = self.inherited.iter();
+        let theirs = theirs.map(|(name, theirs)| (*name, now.duration_since(theirs.used)));
+        std::iter::once(ours).chain(theirs).collect()
+    }
+
+    /// Lets go of names that have had no living lease for long; whether there are any. Leases that
+    /// are still taken count as living.
+    pub(super) fn prune(&mut self, now: Instant) -> bool {
+        let before = self.inherited.len();
+        self.inherited.retain(|_, inherited| {
+            if inherited.leases.taken().next().is_some() {
+                inherited.used = now;
             }
-            now.duration_since(*used) < KEPT
+            now.duration_since(inherited.used) < KEPT
         });
+        self.inherited.len() < before
+    }
+}
+
+impl Inherited {
+    /// Nothing is known yet of one that has had no living lease for this long.
+    pub(super) fn new(idle: Duration, now: Instant) -> Self {
+        Self { used: now.checked_sub(idle).unwrap_or(now), leases: Inheritance::new() }
+    }
+}
+
+/// What a leaving replica has handed over, by its names: how leases ended, and which are here.
+pub(super) fn gather(
+    mut theirs: BTreeMap<InstanceId, Inherited>,
+    memories: &[(InstanceId, Memories)],
+    taken: &[(InstanceId, LeaseId, LeaseId)],
+) -> BTreeMap<InstanceId, Inherited> {
+    for (name, piece) in memories {
+        if let Some(inherited) = theirs.get_mut(name) {
+            inherited.leases.remember(piece);
+        }
+    }
+    for (name, there, here) in taken {
+        if let Some(inherited) = theirs.get_mut(name) {
+            inherited.leases.took(*there, *here);
+        }
+    }
+    theirs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+
+    const US: InstanceId = InstanceId([1; 8]);
+    const GONE: InstanceId = InstanceId([2; 8]);
+    const OTHER: InstanceId = InstanceId([3; 8]);
+
+    fn lease(number: u64) -> LeaseId {
+        LeaseId::new(number).unwrap()
+    }
+
+    fn names_of_two(idle: Duration, now: Instant) -> Names {
+        let mut names = Names::new(US);
+        let theirs = [(GONE, Inherited::new(idle, now))].into();
+        names.inherit(gather(theirs, &[], &[(GONE, lease(7), lease(9))]));
+        names
+    }
+
+    #[test]
+    fn whoever_has_left_names_the_heir_of_what_was_its_own_and_nothing_else() {
+        let mut names = names_of_two(Duration::ZERO, clock::now());
+        assert_eq!(names.whose(GONE, lease(7)), Whose::Ours(lease(9)));
+        let heir = InstanceId([4; 8]);
+        names.leave(heir, clock::now());
+        assert_eq!(names.whose(US, lease(1)), Whose::Elsewhere(heir));
+        assert_eq!(names.whose(GONE, lease(7)), Whose::Elsewhere(heir));
+        assert_eq!(names.whose(OTHER, lease(1)), Whose::Elsewhere(OTHER));
+        assert_eq!((names.answered().len(), names.heard()), (0, vec![US, GONE]));
+    }
+
+    #[test]
+    fn a_name_without_living_leases_is_let_go_also_if_it_went_from_heir_to_heir() {
+        let began = clock::now() + 2 * KEPT;
+        let mut names = names_of_two(Duration::ZERO, began);
+        assert!(!names.prune(began + KEPT), "its lease lives");
+        names.inherited().for_each(|(_, leases)| *leases = Inheritance::new());
+        let half = began + KEPT + KEPT / 2;
+        assert!(!names.prune(half));
+        let handed_on = names.idle(half)[1].1;
+        let mut names = Names::new(OTHER);
+        names.inherit([(GONE, Inherited::new(handed_on, half))].into());
+        assert!(!names.prune(began + 2 * KEPT - Duration::from_secs(1)));
+        assert!(names.prune(began + 2 * KEPT));
+        assert_eq!(names.whose(GONE, lease(7)), Whose::Elsewhere(GONE));
     }
 }

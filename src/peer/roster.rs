@@ -7,6 +7,8 @@ use std::{
 
 use crate::token::{InstanceId, KeyId};
 
+/// Replicas that are listened to: whoever may speak here can make them up.
+const MOST: usize = 1024;
 /// A replica that has not been heard for this long is taken for gone.
 const SILENT: Duration = Duration::from_secs(4);
 
@@ -44,14 +46,20 @@ impl Roster {
     /// Somebody spoke. `true`: for the first time, or again after a silence.
     pub(super) fn hear(&mut self, from: InstanceId, said: Said, now: Instant) -> bool {
         self.heard.retain(|_, (at, _)| now.saturating_duration_since(*at) < SILENT);
+        if self.heard.len() >= MOST && !self.heard.contains_key(&from) {
+            return false;
+        }
         self.heard.insert(from, (now, said)).is_none()
     }
 
-    /// The keys that all others have; `None` when there are no others.
-    pub(super) fn common_keys(&self, now: Instant) -> Option<BTreeSet<KeyId>> {
-        let mut keys = self.living(now).map(|(_, said)| said.keys.clone());
-        let first = keys.next()?;
-        Some(keys.fold(first, |common, keys| &common & &keys))
+    /// The keys that all others have who share one with us; `None` when there are no such others.
+    pub(super) fn common_keys(
+        &self,
+        ours: &BTreeSet<KeyId>,
+        now: Instant,
+    ) -> Option<BTreeSet<KeyId>> {
+        let akin = self.living(now).filter(|(_, said)| !said.keys.is_disjoint(ours));
+        akin.map(|(_, said)| said.keys.clone()).reduce(|common, keys| &common & &keys)
     }
 
     /// Whether we may serve beside the others. `ours` is when we started, and who we are.
@@ -105,12 +113,25 @@ mod tests {
     fn a_key_is_common_when_every_living_replica_has_it() {
         let now = clock::now();
         let mut roster = Roster::default();
-        assert_eq!(roster.common_keys(now), None);
+        let ours = KEYS.into();
+        assert_eq!(roster.common_keys(&ours, now), None);
         roster.hear(id(1), said(&KEYS[..2], 1), now);
         roster.hear(id(2), said(&KEYS[1..], 1), now + SILENT / 2);
-        assert_eq!(roster.common_keys(now + SILENT / 2), Some([KEYS[1]].into()));
-        let later = now + SILENT;
-        assert_eq!(roster.common_keys(later), Some(KEYS[1..].iter().copied().collect()));
+        let soon = now + SILENT / 2;
+        assert_eq!(roster.common_keys(&ours, soon), Some([KEYS[1]].into()));
+        let (later, last) = (now + SILENT, KEYS[1..].iter().copied().collect());
+        assert_eq!(roster.common_keys(&ours, later), Some(last));
+        assert_eq!(roster.common_keys(&ours, soon + SILENT), None, "nobody is left");
+    }
+
+    #[test]
+    fn a_stranger_takes_no_key_from_those_that_share_one() {
+        let now = clock::now();
+        let mut roster = Roster::default();
+        roster.hear(id(1), said(&KEYS[..2], 1), now);
+        roster.hear(id(2), said(&[[9; 4]], 1), now);
+        let ours = KEYS[..2].iter().copied().collect();
+        assert_eq!(roster.common_keys(&ours, now), Some(ours));
     }
 
     #[test]

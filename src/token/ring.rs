@@ -79,6 +79,11 @@ impl KeyRing {
         self
     }
 
+    /// The name of the one that seals.
+    pub fn sealing_id(&self) -> KeyId {
+        self.sealing().id
+    }
+
     pub(super) fn sealing(&self) -> &Key {
         self.others.get(self.sealing.wrapping_sub(1)).unwrap_or(&self.first)
     }

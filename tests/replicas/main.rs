@@ -5,9 +5,15 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../broker/fake.rs"]
+#[allow(dead_code, reason = "the contract suite uses the rest")]
+mod fake;
 mod forwarding;
 mod handover;
 mod keys;
+mod linked;
+mod moving;
 mod orphans;
 mod pair;
 mod rights;
+mod versions;

@@ -2,8 +2,8 @@
 //! own in one step. Never touches its table before that.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, MutexGuard, PoisonError},
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::{Arc, MutexGuard},
     time::{Duration, Instant},
 };
 
@@ -15,21 +15,26 @@ use crate::{
     bus::Bus,
     clock,
     lease::{LeaseId, Memories},
-    lessor::{Coming, Facts, Places},
+    lessor::{Coming, Error, Facts, Places},
     pb::peer::v1::{self as pb, handover_request::Step},
-    peer::Peers,
+    peer::{
+        Peers, lock,
+        names::{Inherited, gather},
+    },
     token::InstanceId,
 };
 
 /// What was prepared and not committed is forgotten after this.
 const FORGOTTEN: Duration = Duration::from_secs(30);
+/// Hand-overs whose end is remembered: a replica sees one or two of another's life.
+const REMEMBERED: usize = 1024;
 
-/// What is prepared here, for a hand-over that is not committed.
+/// What is prepared here, and how other hand-overs ended: none of those begins anew, whoever repeats
+/// what was said then.
 #[derive(Default)]
 pub(in crate::peer) struct Prepared {
     pending: HashMap<[u8; 8], Pending>,
-    /// The last that was committed here, and how many leases it brought: Commit may be repeated.
-    done: Option<([u8; 8], u64)>,
+    ended: VecDeque<([u8; 8], Ended)>,
 }
 
 struct Pending {
@@ -41,17 +46,48 @@ struct Pending {
     refused: u64,
 }
 
+#[derive(Debug, Clone, Copy)]
+enum Ended {
+    /// Committed; so many leases were taken.
+    Taken(u64),
+    GivenUp,
+}
+
+impl Prepared {
+    fn ended(&self, handover: [u8; 8]) -> Option<Ended> {
+        self.ended.iter().find(|(id, _)| *id == handover).map(|(_, ended)| *ended)
+    }
+
+    fn end(&mut self, handover: [u8; 8], ended: Ended) {
+        self.pending.remove(&handover);
+        self.ended.truncate(REMEMBERED - 1);
+        self.ended.push_front((handover, ended));
+    }
+
+    /// Gives up what nobody has come back to.
+    pub(in crate::peer) fn tidy(&mut self, now: Instant) {
+        self.pending.retain(|_, pending| now.duration_since(pending.since) < FORGOTTEN);
+    }
+
+    /// Gives up all, and with it the places that were kept.
+    pub(in crate::peer) fn give_up(&mut self) {
+        self.pending.clear();
+    }
+}
+
 impl<B: Broker + Bus> Peers<B> {
     /// Does a step that a leaving replica asks for.
     pub(in crate::peer) async fn inherit(&self, question: Vec<u8>) -> Option<Vec<u8>> {
         let request = pb::HandoverRequest::decode(&*question).ok()?;
         let handover = request.handover.as_ref().try_into().ok()?;
         let taken = match request.step {
-            _ if self.lessor.is_draining() => Err("it is leaving too".to_owned()),
             Some(Step::Prepare(part)) => self.prepare(handover, part).await,
-            Some(Step::Commit(commit)) => self.commit(handover, &commit).await,
+            Some(Step::Commit(commit)) => self.commit(handover, &commit),
             Some(Step::Abort(pb::Abort {})) => {
-                self.prepared().pending.remove(&handover);
+                let mut prepared = self.prepared();
+                if prepared.ended(handover).is_none() {
+                    prepared.end(handover, Ended::GivenUp);
+                }
                 Ok(0)
             }
             None => Err("it is of a version that does not know this step".to_owned()),
@@ -68,7 +104,7 @@ impl<B: Broker + Bus> Peers<B> {
         let mut consumers = Vec::with_capacity(part.consumers.len());
         for consumer in part.consumers {
             let leader = Leader(consumer.leader);
-            consumers.push((self.consumer(consumer, at + PATIENCE).await, leader));
+            consumers.push((self.consumer(consumer, at + PATIENCE).await?, leader));
         }
         let offered = part.leases.len();
         let mut leases = Vec::with_capacity(offered);
@@ -79,13 +115,19 @@ impl<B: Broker + Bus> Peers<B> {
                 leases.extend(read(lease, facts.clone(), *leader, at));
             }
         }
-        let places = self.lessor.keep_places(leases.len()).ok_or("it has no room")?;
         let memories = part.memories.into_iter().filter_map(|memory| {
             let name = InstanceId(memory.name.as_ref().try_into().ok()?);
             Some((name, Memories::new(LeaseId::new(memory.first)?, memory.nibbles.to_vec())))
         });
         let mut prepared = self.prepared();
-        prepared.pending.retain(|_, pending| at.duration_since(pending.since) < FORGOTTEN);
+        // It may have been overtaken by what came after it, or be said again by somebody else.
+        if prepared.ended(handover).is_some() {
+            return Err("that is over".to_owned());
+        }
+        if self.lessor.is_draining() {
+            return Err("it is leaving too".to_owned());
+        }
+        let places = self.lessor.keep_places(leases.len()).ok_or("it has no room")?;
         let pending = prepared.pending.entry(handover).or_insert_with(|| Pending {
             since: at,
             leases: Vec::new(),
@@ -102,36 +144,42 @@ impl<B: Broker + Bus> Peers<B> {
         Ok(count)
     }
 
-    async fn consumer(&self, consumer: pb::Consumer, until: Instant) -> Option<Arc<Facts>> {
+    /// `None`: it is not what it was, and its leases have ended.
+    ///
+    /// # Errors
+    /// It cannot be read here, so its leases cannot be looked after.
+    async fn consumer(
+        &self,
+        consumer: pb::Consumer,
+        until: Instant,
+    ) -> Result<Option<Arc<Facts>>, String> {
         let name = ConsumerName {
             stream: consumer.stream.as_str().into(),
             consumer: consumer.consumer.as_str().into(),
         };
-        let facts = self.lessor.know(&name, until).await.ok()?;
-        (*facts.created == *consumer.created).then_some(facts)
+        match self.lessor.know(&name, until).await {
+            Ok(facts) => Ok((*facts.created == *consumer.created).then_some(facts)),
+            Err(Error::StreamNotFound(_) | Error::ConsumerNotFound(_)) => Ok(None),
+            Err(error) => Err(format!("it cannot read {name}: {error}")),
+        }
     }
 
-    async fn commit(&self, handover: [u8; 8], commit: &pb::Commit) -> Result<u64, String> {
-        // Before anything is looked at: nothing is answered by a name that is half here.
-        let mut names = self.names.write().await;
-        let pending = {
-            let mut prepared = self.prepared();
-            if let Some((done, taken)) = prepared.done
-                && done == handover
-            {
-                return Ok(taken);
-            }
-            prepared.pending.remove(&handover)
-        };
-        let pending = pending.ok_or("nothing is prepared")?;
+    /// Makes all of it ours in one step, under the lock of what is prepared: who says it again waits
+    /// for the same answer.
+    fn commit(&self, handover: [u8; 8], commit: &pb::Commit) -> Result<u64, String> {
+        let mut prepared = self.prepared();
+        match prepared.ended(handover) {
+            Some(Ended::Taken(taken)) => return Ok(taken),
+            Some(Ended::GivenUp) => return Err("it was given up".to_owned()),
+            None => {}
+        }
+        if self.lessor.is_draining() {
+            return Err("it is leaving too".to_owned());
+        }
+        let pending = prepared.pending.remove(&handover).ok_or("nothing is prepared")?;
         if pending.leases.len() as u64 + pending.refused != commit.leases {
             return Err("not everything has arrived".to_owned());
         }
-        let theirs: Vec<InstanceId> = commit
-            .names
-            .iter()
-            .filter_map(|name| Some(InstanceId(name.as_ref().try_into().ok()?)))
-            .collect();
         let under_way = Duration::from_micros(commit.under_way);
         let (mut known_as, mut coming) = (Vec::new(), Vec::new());
         for (name, id, mut lease) in pending.leases {
@@ -150,16 +198,28 @@ impl<B: Broker + Bus> Peers<B> {
             .zip(here)
             .filter_map(|((name, id), here)| Some((name, id, here?)))
             .collect();
-        names.inherit(&theirs, &pending.memories, &taken, clock::now());
-        self.lessor.broker().listen(self.subjects(&names.all()));
-        drop(names);
-        let count = taken.len() as u64;
-        self.prepared().done = Some((handover, count));
-        tracing::info!(leases = count, names = theirs.len(), "leases taken over");
+        let theirs = names_of(commit, clock::now());
+        let (names, count) = (theirs.len(), taken.len() as u64);
+        // Only now may anything be answered by these names: nothing is by half of what is known.
+        self.names().inherit(gather(theirs, &pending.memories, &taken));
+        self.listen();
+        self.speak.notify_one();
+        prepared.end(handover, Ended::Taken(count));
+        tracing::info!(leases = count, names, "leases taken over");
         Ok(count)
     }
 
-    fn prepared(&self) -> MutexGuard<'_, Prepared> {
-        self.prepared.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(in crate::peer) fn prepared(&self) -> MutexGuard<'_, Prepared> {
+        lock(&self.prepared)
     }
+}
+
+fn names_of(commit: &pb::Commit, now: Instant) -> BTreeMap<InstanceId, Inherited> {
+    let idle = commit.idle.iter().copied().map(Duration::from_millis);
+    let idle = idle.chain(std::iter::repeat(Duration::ZERO));
+    let names = commit.names.iter().zip(idle).filter_map(|(name, idle)| {
+        let name = InstanceId(name.as_ref().try_into().ok()?);
+        Some((name, Inherited::new(idle, now)))
+    });
+    names.collect()
 }

@@ -90,6 +90,17 @@ impl Parts {
     }
 }
 
+impl pb::Prepare {
+    /// Takes off the clocks what they have run since; rounded up, so that none gains.
+    pub(super) fn age(&mut self, by: Duration) {
+        let by = micros(by) + 1;
+        for lease in &mut self.leases {
+            lease.ack_by = lease.ack_by.saturating_sub(by);
+            lease.deadline = lease.deadline.map(|left| left.saturating_sub(by));
+        }
+    }
+}
+
 /// A lease as it was sent, and under which name and number it is known; `None`: it makes no sense.
 pub(super) fn read(
     lease: pb::MovingLease,
@@ -129,6 +140,10 @@ fn settled_as(kind: Option<Kind>) -> pb::SettledAs {
         Some(Kind::Nak) => pb::SettledAs::Nak,
         Some(Kind::Term) => pb::SettledAs::Term,
     }
+}
+
+pub(super) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Rounded down: no clock gains by the way.

@@ -1,0 +1,323 @@
+//! Replicas in one process, on a scripted broker, with a bus between them that loses, holds up and
+//! repeats what is said as it is told to.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use fetch_proxy::{
+    broker::{
+        AckSubject, Broker, BrokerError, Confirmation, ConsumerInfo, ConsumerName, InfoError, Link,
+        Order, Place, Unreadable,
+    },
+    bus::{AskError, Bus, Heard},
+    clock,
+    grpc::Router,
+    keys::Keys,
+    lease::LeaseId,
+    lessor::{Codec, FetchAsk, Lessor, Limits},
+    pb::peer::v1::{HandoverRequest, handover_request::Step},
+    peer::Peers,
+    token::InstanceId,
+};
+use prost::Message as _;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::fake::{FakeBroker, FakeInbox};
+
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What becomes of a question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    Pass,
+    /// It is never heard.
+    Lost,
+    /// It is heard this much later.
+    Late(Duration),
+    /// It is heard, and the answer is lost.
+    Unanswered,
+}
+
+type Rule = Box<dyn FnMut(&Step) -> Fate + Send>;
+
+/// The bus that all are on.
+#[derive(Clone)]
+pub struct Net(Arc<Mutex<State>>);
+
+struct State {
+    ears: HashMap<InstanceId, (Vec<String>, mpsc::UnboundedSender<Heard>)>,
+    waiting: HashMap<String, oneshot::Sender<Bytes>>,
+    asked: u64,
+    /// For the steps of hand-overs; everything else passes.
+    rule: Rule,
+    /// All questions of hand-overs that were asked.
+    record: Vec<(String, Bytes)>,
+    keys: Arc<Keys>,
+}
+
+impl Net {
+    pub fn new(keys: &str) -> (Self, tempfile::NamedTempFile) {
+        let file = super::pair::key_file(&[keys]);
+        let keys = Arc::new(Keys::load(Some(file.path().to_owned()), "linked").unwrap());
+        let state = State {
+            ears: HashMap::new(),
+            waiting: HashMap::new(),
+            asked: 0,
+            rule: Box::new(|_| Fate::Pass),
+            record: Vec::new(),
+            keys,
+        };
+        (Self(Arc::new(Mutex::new(state))), file)
+    }
+
+    pub fn rule(&self, rule: impl FnMut(&Step) -> Fate + Send + 'static) {
+        self.lock().rule = Box::new(rule);
+    }
+
+    /// Says again, to whoever listens now, what was asked in hand-overs.
+    pub fn repeat_all(&self) {
+        let mut state = self.lock();
+        for (subject, message) in state.record.clone() {
+            state.deliver(&subject, &message, Some("nobody".into()));
+        }
+    }
+
+    /// From now on only its bearer hears what is said on subjects with this name.
+    pub fn deafen(&self, name: &InstanceId) {
+        let mut state = self.lock();
+        let of_name = format!(".{name}.");
+        for (us, (subjects, _)) in &mut state.ears {
+            if us != name {
+                subjects.retain(|subject| !subject.contains(&of_name));
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+}
+
+impl State {
+    fn step(&self, subject: &str, message: &Bytes) -> Option<Step> {
+        let question = self.keys.sealer().open_frame(subject, message).ok()?;
+        HandoverRequest::decode(&*question).ok()?.step.filter(|_| subject.ends_with("handover"))
+    }
+
+    fn listened(&self, subject: &str) -> bool {
+        self.ears.values().any(|(subjects, _)| subjects.iter().any(|one| one == subject))
+    }
+
+    fn deliver(&mut self, subject: &str, message: &Bytes, reply: Option<String>) {
+        for (subjects, into) in self.ears.values() {
+            if subjects.iter().any(|one| one == subject) {
+                let (subject, message, reply) =
+                    (subject.to_owned(), message.clone(), reply.clone());
+                let _ = into.send(Heard { subject, message, reply });
+            }
+        }
+    }
+}
+
+/// One replica's broker, and its place on the bus.
+#[derive(Clone)]
+pub struct Linked {
+    broker: FakeBroker,
+    net: Net,
+    us: InstanceId,
+    heard: Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<Heard>>>,
+}
+
+impl Bus for Linked {
+    async fn ask(&self, subject: &str, question: Bytes, until: Instant) -> Result<Bytes, AskError> {
+        let (reply, fate, answer) = {
+            let mut state = self.net.lock();
+            if !state.listened(subject) {
+                return Err(AskError::Nobody);
+            }
+            let mut fate = Fate::Pass;
+            if let Some(step) = state.step(subject, &question) {
+                state.record.push((subject.to_owned(), question.clone()));
+                fate = (state.rule)(&step);
+            }
+            state.asked += 1;
+            let (reply, (tell, answer)) = (format!("reply.{}", state.asked), oneshot::channel());
+            if fate != Fate::Unanswered {
+                state.waiting.insert(reply.clone(), tell);
+            }
+            (reply, fate, answer)
+        };
+        let (net, subject) = (self.net.clone(), subject.to_owned());
+        match fate {
+            Fate::Lost => {}
+            Fate::Late(by) => {
+                tokio::spawn(async move {
+                    clock::sleep_until(Some(clock::now() + by)).await;
+                    net.lock().deliver(&subject, &question, Some(reply));
+                });
+            }
+            Fate::Pass | Fate::Unanswered => net.lock().deliver(&subject, &question, Some(reply)),
+        }
+        let answer = tokio::time::timeout_at(until.into(), async {
+            // One that nobody will answer is waited for, too.
+            match answer.await {
+                Ok(answer) => answer,
+                Err(_) => std::future::pending().await,
+            }
+        });
+        answer.await.map_err(|_| AskError::Silent)
+    }
+
+    async fn tell(&self, subject: &str, message: Bytes, _: Instant) {
+        let mut state = self.net.lock();
+        match state.waiting.remove(subject) {
+            Some(waiting) => drop(waiting.send(message)),
+            None => state.deliver(subject, &message, None),
+        }
+    }
+
+    fn listen(&self, subjects: Vec<String>) {
+        let mut state = self.net.lock();
+        if let Some((listened, _)) = state.ears.get_mut(&self.us) {
+            *listened = subjects;
+        }
+    }
+
+    async fn hear(&self) -> Heard {
+        match self.heard.lock().await.recv().await {
+            Some(heard) => heard,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Broker for Linked {
+    type Inbox = FakeInbox;
+
+    fn link(&self) -> Link {
+        self.broker.link()
+    }
+
+    async fn link_change(&self, seen: &Link) -> Link {
+        self.broker.link_change(seen).await
+    }
+
+    async fn info(&self, name: &ConsumerName, until: Instant) -> Result<ConsumerInfo, InfoError> {
+        self.broker.info(name, until).await
+    }
+
+    async fn open(&self, name: &ConsumerName, place: Place) -> Result<FakeInbox, BrokerError> {
+        self.broker.open(name, place).await
+    }
+
+    async fn unreadable(
+        &self,
+        name: &ConsumerName,
+        from: u64,
+        until: Instant,
+    ) -> Result<Vec<Unreadable>, InfoError> {
+        self.broker.unreadable(name, from, until).await
+    }
+
+    async fn settle(
+        &self,
+        orders: Vec<Order>,
+        confirmation: Confirmation,
+        until: Instant,
+    ) -> Vec<Result<(), BrokerError>> {
+        self.broker.settle(orders, confirmation, until).await
+    }
+
+    fn delivery_of(ack: &AckSubject) -> Option<(ConsumerName, u64)> {
+        FakeBroker::delivery_of(ack)
+    }
+
+    fn abandon_settling(&self) {
+        self.broker.abandon_settling();
+    }
+
+    async fn close(&self, until: Instant) {
+        self.broker.close(until).await;
+    }
+}
+
+/// A replica.
+pub struct Member {
+    pub lessor: Lessor<Linked>,
+    pub peers: Arc<Peers<Linked>>,
+    pub keys: Arc<Keys>,
+    pub us: InstanceId,
+    most: usize,
+    net: Net,
+}
+
+impl Member {
+    pub async fn join(
+        net: &Net,
+        keys: &tempfile::NamedTempFile,
+        broker: &FakeBroker,
+        most: usize,
+    ) -> Self {
+        let (us, (into, heard)) = (InstanceId::random().unwrap(), mpsc::unbounded_channel());
+        net.lock().ears.insert(us, (Vec::new(), into));
+        let heard = Arc::new(tokio::sync::Mutex::new(heard));
+        let linked = Linked { broker: broker.clone(), net: net.clone(), us, heard };
+        let limits = Limits { max_leases: most, max_waiters: 10, settle_timeout: PATIENCE / 2 };
+        let lessor = Lessor::start(linked, limits);
+        let keys = Arc::new(Keys::load(Some(keys.path().to_owned()), "linked").unwrap());
+        let peers = Peers::new(lessor.clone(), keys.clone(), "linked", us);
+        let router = Router::new(lessor.clone(), peers.clone(), keys.clone(), PATIENCE * 60);
+        let router = Arc::new(router);
+        let answer = move |asked, question| router.clone().answer(asked, question);
+        tokio::spawn(peers.clone().run(answer));
+        peers.meet().await;
+        Self { lessor, peers, keys, us, most, net: net.clone() }
+    }
+
+    /// Leases so many new messages.
+    pub async fn leased(&self, broker: &FakeBroker, count: usize) -> Vec<LeaseId> {
+        (0..count).for_each(|_| broker.publish("x"));
+        let ask = FetchAsk {
+            name: broker.name(),
+            n: u32::try_from(count).unwrap(),
+            max_bytes: 4_000_000,
+            max_wait: PATIENCE,
+            linger: Duration::from_secs(1),
+            lease: None,
+            codec: Codec::Raw,
+            patience: None,
+        };
+        let fetched = self.lessor.fetch(ask).await.unwrap();
+        let leases: Vec<_> = fetched.messages().iter().map(|leased| leased.id).collect();
+        fetched.delivered();
+        assert_eq!(leases.len(), count);
+        leases
+    }
+
+    /// Where it is asked something.
+    pub fn subject(&self, what: &str) -> String {
+        format!("_fetchproxy.linked.{}.{what}", self.us)
+    }
+
+    /// As the app does it.
+    pub async fn leave(&self) -> bool {
+        self.lessor.drain();
+        self.lessor.drained().await;
+        self.peers.hand_over(clock::now() + PATIENCE).await
+    }
+
+    /// No lease is held, and no place is kept.
+    pub fn is_empty(&self) -> bool {
+        self.lessor.held() == 0 && self.lessor.room() as usize == self.most
+    }
+
+    /// Nobody hears of it any more.
+    pub async fn vanish(&self) {
+        self.peers.close().await;
+        self.net.lock().ears.remove(&self.us);
+    }
+}

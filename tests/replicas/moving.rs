@@ -1,0 +1,241 @@
+//! A hand-over whose steps are lost, held up and said again: leases end up in one table, with no
+//! time gained, and nothing is kept for those that never come.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use fetch_proxy::{
+    broker::{Confirmation, Verdict},
+    clock,
+    lease::{Kind, LeaseId, Refusal},
+    lessor::{Action, Ask},
+    pb::{self, peer::v1 as wire, peer::v1::handover_request::Step},
+    peer::{Unanswered, Whose},
+    token::new_key_line,
+};
+use prost::Message as _;
+
+use crate::{
+    fake::{FakeBroker, Fault, info},
+    linked::{Fate, Member, Net, PATIENCE},
+    support::eventually,
+};
+
+const ACK_WAIT: Duration = Duration::from_secs(60);
+
+/// Replicas that have met.
+async fn members<const N: usize>() -> (Net, FakeBroker, [Member; N]) {
+    let (net, keys) = Net::new(&new_key_line().unwrap());
+    let mut info = info(ACK_WAIT);
+    info.max_ack_pending = None;
+    let broker = FakeBroker::new(info);
+    let mut members = Vec::new();
+    for _ in 0..N {
+        members.push(Member::join(&net, &keys, &broker, 5000).await);
+    }
+    let members = members.try_into().ok().unwrap();
+    (net, broker, members)
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_clock_gains_however_many_parts_there_are() {
+    let (net, broker, [leaver, heir]) = members().await;
+    for _ in 0..3 {
+        leaver.leased(&broker, 1000).await;
+    }
+    let steps = Arc::new(AtomicUsize::new(0));
+    let counted = steps.clone();
+    net.rule(move |step| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        let part = matches!(step, Step::Prepare(_));
+        if part { Fate::Late(Duration::from_millis(300)) } else { Fate::Pass }
+    });
+    let left = leaver.lessor.leaving();
+    let before = clock::now();
+    let ends: HashMap<u64, _> =
+        left.iter().map(|lease| (lease.moving.sequence, before + lease.moving.ack_by)).collect();
+    assert!(leaver.leave().await);
+    assert!(steps.load(Ordering::Relaxed) > 5, "of one part it would be no test");
+    let (now, came) = (clock::now(), heir.lessor.leaving());
+    assert_eq!(came.len(), 3000);
+    for lease in came {
+        let end = now + lease.moving.ack_by;
+        let sequence = lease.moving.sequence;
+        assert!(end <= ends[&sequence], "{sequence} gained {:?}", end - ends[&sequence]);
+        // Nor is more lost than the way of one part.
+        let lost = ends[&sequence] - end;
+        assert!(lost < Duration::from_millis(700), "{sequence} lost {lost:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hand_over_that_is_given_up_keeps_no_places() {
+    let (net, broker, [leaver, heir]) = members().await;
+    for _ in 0..2 {
+        leaver.leased(&broker, 1000).await;
+    }
+    // The first parts arrive; another one never does, and the last one comes after all was given up.
+    let mut parts = 0;
+    net.rule(move |step| {
+        parts += usize::from(matches!(step, Step::Prepare(_)));
+        if parts == 4 && matches!(step, Step::Prepare(_)) {
+            return Fate::Late(PATIENCE);
+        }
+        Fate::Pass
+    });
+    assert!(!leaver.leave().await, "there is no other heir");
+    assert_eq!(leaver.lessor.held(), 2000);
+    assert!(heir.is_empty(), "{} places are left", heir.lessor.room());
+    tokio::time::sleep(2 * PATIENCE).await;
+    assert!(heir.is_empty(), "late: {} places are left", heir.lessor.room());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_leaver_that_died_had_prepared_is_not_kept() {
+    let (net, broker, [leaver, heir]) = members().await;
+    leaver.leased(&broker, 10).await;
+    // From Commit on nothing is heard of it any more.
+    net.rule(|step| if matches!(step, Step::Prepare(_)) { Fate::Pass } else { Fate::Lost });
+    let leaving = tokio::spawn(async move { leaver.leave().await });
+    eventually("places to be kept", || async { (heir.lessor.room() < 5000).then_some(()) }).await;
+    leaving.abort();
+    tokio::time::sleep(Duration::from_secs(32)).await;
+    assert!(heir.is_empty(), "{} places are left", heir.lessor.room());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_commit_whose_answer_was_lost_is_asked_about_until_it_is_known() {
+    let (net, broker, [one, other, heir]) = members().await;
+    // Each has leases, both leave at once, and of each Commit the first answer is lost.
+    let leases = [one.leased(&broker, 10).await, other.leased(&broker, 10).await];
+    let mut commits = 0;
+    net.rule(move |step| {
+        commits += u32::from(matches!(step, Step::Commit(_)));
+        if matches!(step, Step::Commit(_)) && commits <= 2 { Fate::Unanswered } else { Fate::Pass }
+    });
+    assert_eq!(tokio::join!(one.leave(), other.leave()), (true, true));
+    assert_eq!((one.lessor.held(), other.lessor.held(), heir.lessor.held()), (0, 0, 20));
+    let still = heir.peers.still().await;
+    for (leaver, leases) in [&one, &other].into_iter().zip(leases) {
+        for lease in leases {
+            let whose = still.whose(leaver.us, lease);
+            assert!(matches!(whose, Whose::Ours(_)), "{whose:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_settlement_whose_caller_has_gone_is_waited_for() {
+    let (_net, broker, [leaver, heir]) = members().await;
+    let lease = leaver.leased(&broker, 1).await[0];
+    broker.script([Fault::Slow(Duration::from_secs(3))]);
+    let ask = vec![Ask { lease, action: Action::Ack }];
+    let until = clock::now() + PATIENCE;
+    let acking = leaver.lessor.settle(ask, Confirmation::Confirmed, until);
+    let gone = tokio::time::timeout(Duration::from_millis(100), acking).await;
+    assert!(gone.is_err());
+    assert!(leaver.leave().await);
+    let whose = heir.peers.still().await.whose(leaver.us, lease);
+    assert_eq!(whose, Whose::Ended(Refusal::Settled { by: Kind::Ack }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_said_in_a_hand_over_does_nothing_when_it_is_said_again() {
+    let (net, broker, [leaver, heir]) = members().await;
+    let leases = leaver.leased(&broker, 10).await;
+    assert!(leaver.leave().await);
+    let asks = leases.iter().map(|lease| match heir_s(&heir, &leaver, *lease) {
+        Whose::Ours(lease) => Ask { lease, action: Action::Ack },
+        whose => panic!("{whose:?}"),
+    });
+    let until = clock::now() + PATIENCE;
+    heir.lessor.settle(asks.collect(), Confirmation::Confirmed, until).await;
+    assert!(heir.is_empty());
+    net.repeat_all();
+    tokio::time::sleep(PATIENCE).await;
+    assert!(heir.is_empty(), "{} leases rose again", heir.lessor.held());
+    let whose = heir_s(&heir, &leaver, leases[0]);
+    assert!(matches!(whose, Whose::Ours(_) | Whose::Ended(_)), "{whose:?}");
+}
+
+/// Where the heir has it.
+fn heir_s(heir: &Member, leaver: &Member, lease: LeaseId) -> Whose {
+    let still = futures_util::FutureExt::now_or_never(heir.peers.still());
+    still.expect("nothing is in the way").whose(leaver.us, lease)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_cannot_read_the_consumer_is_no_heir() {
+    let (_net, broker, [leaver, heir]) = members().await;
+    leaver.leased(&broker, 3).await;
+    broker.silence(true);
+    assert!(!leaver.leave().await);
+    assert_eq!(leaver.lessor.held(), 3);
+    assert!(heir.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_without_room_is_no_heir() {
+    let (net, keys) = Net::new(&new_key_line().unwrap());
+    let broker = FakeBroker::new(info(ACK_WAIT));
+    let leaver = Member::join(&net, &keys, &broker, 100).await;
+    let heir = Member::join(&net, &keys, &broker, 10).await;
+    leaver.leased(&broker, 20).await;
+    assert!(!leaver.leave().await);
+    assert_eq!(leaver.lessor.held(), 20);
+    assert!(heir.is_empty());
+}
+
+/// What a replica asks the one that has this lease.
+pub fn question(owner: &Member, lease: LeaseId, action: pb::settlement::Action) -> Vec<u8> {
+    let settlement = pb::Settlement { token: String::new(), action: Some(action) };
+    let question = wire::SettleRequest {
+        owner: owner.us.0.to_vec().into(),
+        leases: vec![lease.get()],
+        settlements: vec![settlement],
+        confirmation: pb::Confirmation::Confirmed.into(),
+        budget: 3000,
+        passed_on: bytes::Bytes::new(),
+    };
+    question.encode_to_vec()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_question_that_the_leaver_still_hears_is_answered_once_and_by_the_heir() {
+    let (_net, broker, [leaver, _heir, asker]) = members().await;
+    let lease = leaver.leased(&broker, 1).await[0];
+    assert!(leaver.leave().await);
+    let nak = pb::settlement::Action::Nak(pb::NakAction::default());
+    let question = question(&leaver, lease, nak);
+    // Both listen on this name, for a while; a second question would find the lease busy.
+    broker.script([Fault::Slow(Duration::from_secs(1))]);
+    let until = clock::now() + PATIENCE;
+    let answer = asker.peers.ask(leaver.us, &question, until).await.unwrap();
+    let answer = wire::SettleResponse::decode(&*answer).unwrap();
+    assert_eq!(answer.results[0].outcome(), pb::Outcome::Confirmed, "{answer:?}");
+    tokio::time::sleep(PATIENCE).await;
+    assert_eq!(broker.published(), [Verdict::Nak(None)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_has_left_passes_on_what_its_heir_cannot_hear_yet() {
+    let (net, broker, [leaver, _heir, asker]) = members().await;
+    let lease = leaver.leased(&broker, 1).await[0];
+    assert!(leaver.leave().await);
+    net.deafen(&leaver.us);
+    let ack = pb::settlement::Action::Ack(pb::AckAction {});
+    let question = question(&leaver, lease, ack);
+    let until = clock::now() + PATIENCE;
+    let answer = asker.peers.ask(leaver.us, &question, until).await.unwrap();
+    let answer = wire::SettleResponse::decode(&*answer).unwrap();
+    assert_eq!(answer.results[0].outcome(), pb::Outcome::Confirmed, "{answer:?}");
+    leaver.vanish().await;
+    let nobody = asker.peers.ask(leaver.us, &question, until).await;
+    assert_eq!(nobody, Err(Unanswered::Nobody), "the heir was made deaf for this name");
+}

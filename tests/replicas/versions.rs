@@ -1,0 +1,94 @@
+//! Two versions next to each other, and strangers on the bus: what is not known is passed over or
+//! refused, and what is not sealed does nothing.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use fetch_proxy::{
+    bus::{AskError, Bus as _},
+    clock,
+    pb::{self, peer::v1 as wire},
+    token::{KeyRing, Sealer, new_key_line},
+};
+use prost::Message as _;
+
+use crate::{
+    fake::{FakeBroker, info},
+    linked::{Member, Net, PATIENCE},
+    moving::question,
+};
+
+/// A field that no version knows yet.
+const NEWER: &[u8] = &[0xfa, 0x3f, 2, b'n', b'o'];
+
+async fn two(key: &str) -> (Net, FakeBroker, [Member; 2]) {
+    let (net, keys) = Net::new(key);
+    let broker = FakeBroker::new(info(Duration::from_secs(60)));
+    let one = Member::join(&net, &keys, &broker, 100).await;
+    let other = Member::join(&net, &keys, &broker, 100).await;
+    (net, broker, [one, other])
+}
+
+fn ack() -> pb::settlement::Action {
+    pb::settlement::Action::Ack(pb::AckAction {})
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_newer_replica_says_beside_what_is_known_is_passed_over() {
+    let (_net, broker, [owner, newer]) = two(&new_key_line().unwrap()).await;
+    let lease = owner.leased(&broker, 1).await[0];
+    let question = [&*question(&owner, lease, ack()), NEWER].concat();
+    let until = clock::now() + PATIENCE;
+    let answer = newer.peers.ask(owner.us, &question, until).await.unwrap();
+    let answer = wire::SettleResponse::decode(&*answer).unwrap();
+    assert_eq!(answer.results[0].outcome(), pb::Outcome::Confirmed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_of_a_newer_hand_over_is_refused_and_nothing_is_kept_for_it() {
+    let (_net, _broker, [heir, newer]) = two(&new_key_line().unwrap()).await;
+    let request = wire::HandoverRequest { handover: vec![7; 8].into(), step: None };
+    let request = [&*request.encode_to_vec(), NEWER].concat();
+    let subject = heir.subject("handover");
+    let frame = newer.keys.sealer().seal_frame(&subject, &request, [1; 24]);
+    let until = clock::now() + PATIENCE;
+    let answer = newer.lessor.broker().ask(&subject, frame.into(), until).await.unwrap();
+    let channel = format!("{subject} {}", "01".repeat(24));
+    let answer = newer.keys.sealer().open_frame(&channel, &answer).unwrap();
+    let answer = wire::HandoverResponse::decode(&*answer).unwrap();
+    assert!(!answer.done && answer.why.contains("version"), "{answer:?}");
+    assert!(heir.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_sealed_for_this_very_subject_settles_nothing() {
+    let key = new_key_line().unwrap();
+    let (_net, broker, [owner, other]) = two(&key).await;
+    let lease = owner.leased(&broker, 1).await[0];
+    let question = question(&owner, lease, ack());
+    let subject = owner.subject("settle");
+    let ours = other.keys.sealer();
+    let theirs = Sealer::new(KeyRing::parse(&new_key_line().unwrap()).unwrap(), "linked");
+    let elsewhere = Sealer::new(KeyRing::parse(&key).unwrap(), "another");
+    let frames = [
+        ("plain", question.clone()),
+        ("sealed with another key", theirs.seal_frame(&subject, &question, [1; 24])),
+        ("of another cluster", elsewhere.seal_frame(&subject, &question, [2; 24])),
+        ("for another subject", ours.seal_frame(&other.subject("settle"), &question, [3; 24])),
+        ("cut", ours.seal_frame(&subject, &question, [4; 24])[..40].to_vec()),
+        ("nothing", Vec::new()),
+    ];
+    for (what, frame) in frames {
+        let until = clock::now() + PATIENCE / 10;
+        let answer = other.lessor.broker().ask(&subject, Bytes::from(frame), until).await;
+        assert_eq!(answer, Err(AskError::Silent), "{what}");
+        assert_eq!(broker.published(), [], "{what}");
+    }
+    assert_eq!(owner.lessor.held(), 1);
+    // Said twice, by whoever has heard it: it is done once.
+    let frame = Bytes::from(ours.seal_frame(&subject, &question, [5; 24]));
+    let until = clock::now() + PATIENCE;
+    other.lessor.broker().ask(&subject, frame.clone(), until).await.unwrap();
+    let again = other.lessor.broker().ask(&subject, frame, until).await;
+    assert_eq!((again, broker.published().len()), (Err(AskError::Silent), 1));
+}
