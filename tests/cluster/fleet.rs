@@ -52,12 +52,13 @@ impl Fleet {
         Replica { number, proxy }
     }
 
-    /// Ends it by a signal. Clients can choose it until it is gone.
-    pub async fn end(&self, mut replica: Replica, signal: &str) {
+    /// Ends it by a signal, and returns its log. Clients can choose it until it is gone.
+    pub async fn end(&self, mut replica: Replica, signal: &str) -> String {
         replica.proxy.signal(signal);
         let status = replica.proxy.wait().await;
         assert_eq!(status.success(), signal == "TERM", "{}", replica.proxy.log());
         self.serving().retain(|(number, _)| *number != replica.number);
+        replica.proxy.log()
     }
 
     /// Any of those that serve.

@@ -12,7 +12,10 @@ mod dice;
 mod fleet;
 mod workers;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_nats::jetstream::{consumer::pull, stream};
 use bytes::Bytes;
@@ -35,6 +38,8 @@ const WORKERS: u64 = 24;
 const SEED: u64 = 4;
 /// Troubles, of three kinds.
 const ROUNDS: usize = 15;
+/// Nothing is worked on for longer than this after the last was published.
+const LONGEST: Duration = Duration::from_secs(300);
 /// Between one trouble and the next.
 const CALM: Duration = Duration::from_millis(700);
 
@@ -57,7 +62,8 @@ async fn fifty_thousand_messages_through_kills_drains_and_restarts() {
 #[tokio::test]
 async fn drains_alone_cost_no_redelivery() {
     let messages = 30_000;
-    let mut run = Run::start(messages, Duration::from_secs(30), 500..1500).await;
+    // Some work lasts longer than an ack wait: long after what a token alone could vouch for.
+    let mut run = Run::start(messages, Duration::from_secs(5), 6000..9000).await;
     let (rounds, verdict) = run.played(async |trouble, round| trouble.drain(round).await).await;
     println!("{rounds} drains, NATS steady\n{verdict}");
     assert!(rounds >= 3, "all was over before there were drains enough");
@@ -136,8 +142,9 @@ async fn publish(fixture: Arc<Fixture>, messages: usize, over: watch::Sender<boo
         join_all(some.iter().map(|number| stored(&fixture, *number))).await;
     }
     // Twice, for a leader may be new to it.
-    let count = messages as u64;
+    let (count, began) = (messages as u64, Instant::now());
     while !(done(&fixture, count).await && done(&fixture, count).await) {
+        assert!(began.elapsed() < LONGEST, "not done: {:?}", fixture.try_info().await);
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     over.send_replace(true);
@@ -191,7 +198,10 @@ impl Trouble {
         let place = round % self.replicas.len();
         let old = std::mem::replace(&mut self.replicas[place], new);
         tokio::time::sleep(CALM).await;
-        self.fleet.end(old, signal).await;
+        let log = self.fleet.end(old, signal).await;
+        if signal == "TERM" {
+            assert!(log.contains("leases handed over"), "{log}");
+        }
     }
 
     /// One server at a time, and the next only when all copies are whole again.

@@ -3,10 +3,10 @@
 use fetch_proxy::pb::{self, Outcome, settlement::Action};
 use tonic::Code;
 
-use super::pair::Pair;
+use super::pair::{Pair, Replicas};
 use crate::support::{
     eventually,
-    jetstream::{Fixture, config},
+    jetstream::{Fixture, ack_wait, config},
     millis,
     proxy::{ack, extend, fetch, nak, reason, term},
 };
@@ -80,12 +80,41 @@ async fn a_settle_of_tokens_of_both_replicas_keeps_its_order() {
 }
 
 #[tokio::test]
+async fn a_settle_over_two_other_owners_and_a_dead_one_keeps_its_order() {
+    let fixture = Fixture::new(ack_wait(20_000)).await;
+    let mut replicas = Replicas::start(4).await;
+    let mut leased = Vec::new();
+    for owner in 0..4 {
+        leased.push(replicas.leased(owner, &fixture, 10).await);
+    }
+    replicas.all[2].proxy.signal("KILL");
+    replicas.all[2].proxy.wait().await;
+    let (mut settlements, mut wanted) = (Vec::new(), Vec::new());
+    for place in 0..10 {
+        for (owner, leased) in leased.iter().enumerate() {
+            let again = Action::Nak(pb::NakAction { delay: millis(60_000) });
+            let (action, outcome) = match (owner, place % 2) {
+                (2, 0) => (again, Outcome::Sent),
+                (_, 0) => (again, Outcome::Confirmed),
+                _ => (Action::Ack(pb::AckAction {}), Outcome::Confirmed),
+            };
+            settlements.push(settlement(&leased[place].token, action));
+            wanted.push(outcome);
+        }
+    }
+    let request = pb::SettleRequest { settlements, confirmation: 0 };
+    let answer = replicas.all[3].client.settle(request).await.unwrap().into_inner();
+    let told: Vec<_> = answer.results.iter().map(pb::SettleResult::outcome).collect();
+    assert_eq!(told, wanted, "{answer:?}");
+}
+
+#[tokio::test]
 async fn an_extended_lease_is_settled_elsewhere_long_after_its_first_end() {
-    let fixture = Fixture::new(crate::support::jetstream::ack_wait(1000)).await;
+    let fixture = Fixture::new(ack_wait(2000)).await;
     let mut pair = Pair::start().await;
     let leased = pair.leased(&fixture, 1).await;
     pair.at_other.extend(extend(&leased[0].token, 30_000)).await.unwrap();
-    tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+    tokio::time::sleep(std::time::Duration::from_millis(5000)).await;
     let acked = pair.at_other.ack(ack(&leased[0].token)).await.unwrap().into_inner();
     assert_eq!(acked.outcome(), Outcome::Confirmed);
     assert_eq!(fixture.info().await.num_redelivered, 0);
@@ -93,7 +122,7 @@ async fn an_extended_lease_is_settled_elsewhere_long_after_its_first_end() {
 
 #[tokio::test]
 async fn a_lapsed_lease_is_refused_everywhere() {
-    let fixture = Fixture::new(crate::support::jetstream::ack_wait(60_000)).await;
+    let fixture = Fixture::new(ack_wait(60_000)).await;
     let mut pair = Pair::start().await;
     fixture.publish("n", "x").await;
     let short = pb::FetchRequest { lease: millis(1000), ..fetch(&fixture, 1, 5000) };

@@ -11,7 +11,7 @@ use crate::support::{
     eventually,
     jetstream::{Fixture, ack_wait, config},
     millis,
-    nats_server::NatsServer,
+    nats_server::{NatsServer, binary},
     proxy::{ack, extend, fetch, nak, reason, term},
     relay::{Flow, Relay},
 };
@@ -26,7 +26,7 @@ async fn drained(replica: &mut Replica) -> Duration {
 
 #[tokio::test]
 async fn a_drain_hands_everything_to_a_replica_that_stays() {
-    let fixture = Fixture::new(ack_wait(2000)).await;
+    let fixture = Fixture::new(ack_wait(4000)).await;
     let mut replicas = Replicas::start(2).await;
     let leased = replicas.leased(0, &fixture, 5).await;
     let token = |place: usize| leased[place].token.as_str();
@@ -41,7 +41,7 @@ async fn a_drain_hands_everything_to_a_replica_that_stays() {
     println!("measured: drain with 3 leases handed over: {took:?}");
     assert!(took < Duration::from_secs(10), "it waited for the leases: {took:?}");
     // Long after JetStream would have given them away by itself.
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
     let at = &mut heir.client;
     assert_eq!(at.ack(ack(token(1))).await.unwrap().into_inner().outcome(), Outcome::Confirmed);
     assert_eq!(at.ack(ack(token(1))).await.unwrap().into_inner().outcome(), Outcome::Duplicate);
@@ -84,24 +84,32 @@ async fn leases_go_on_from_heir_to_heir() {
 async fn thousands_of_leases_go_in_pieces() {
     let consumer =
         async_nats::jetstream::consumer::pull::Config { max_ack_pending: 5000, ..config() };
-    let fixture = Fixture::new(consumer).await;
-    let mut replicas = Replicas::start(2).await;
+    // Less than NATS takes by itself: a message that has all of it would end the connection.
+    let server = NatsServer::start_with(binary(), Some("max_payload: 64KB".to_owned()));
+    let fixture = Fixture::on(&server, consumer).await;
+    let mut replicas = Replicas::start_at(&[&server.url(), &server.url()]).await;
     let mut leased = Vec::new();
     for _ in 0..3 {
         leased.extend(replicas.leased(0, &fixture, 1000).await);
     }
     let took = drained(&mut replicas.all[0]).await;
     println!("measured: drain with 3000 leases handed over: {took:?}");
-    let at = &mut replicas.all[1].client;
+    // Nor do a thousand long reasons go in one question.
+    replicas.add(&server.url()).await;
+    let at = &mut replicas.all[2].client;
     for thousand in leased.chunks(1000) {
+        let reason = "x".repeat(1024);
         let settlement = |message: &pb::Delivery| pb::Settlement {
             token: message.token.clone(),
-            action: Some(pb::settlement::Action::Ack(pb::AckAction {})),
+            action: Some(pb::settlement::Action::Term(pb::TermAction { reason: reason.clone() })),
         };
         let settlements = thousand.iter().map(settlement).collect();
         let request = pb::SettleRequest { settlements, ..pb::SettleRequest::default() };
         let answer = at.settle(request).await.unwrap().into_inner();
         assert_eq!(answer.failed, 0, "{:?}", answer.results.iter().find(|one| one.error.is_some()));
+    }
+    for replica in &replicas.all {
+        assert!(!replica.proxy.log().contains("NATS cannot be reached"), "{}", replica.proxy.log());
     }
     assert_eq!(fixture.info().await.num_ack_pending, 0);
     assert_eq!(fixture.info().await.num_redelivered, 0);
@@ -176,7 +184,7 @@ async fn an_heir_that_dies_before_commit_is_given_up_and_the_leases_stay() {
 
 #[tokio::test]
 async fn an_heir_that_dies_with_its_answer_leaves_orphans_and_nothing_early() {
-    let fixture = Fixture::new(ack_wait(8000)).await;
+    let fixture = Fixture::new(ack_wait(15_000)).await;
     let server = NatsServer::shared().url();
     let relay = Relay::to(server.trim_start_matches("nats://")).await;
     let mut replicas = Replicas::start_at(&[&server, &relay.nats_url()]).await;
@@ -199,10 +207,10 @@ async fn an_heir_that_dies_with_its_answer_leaves_orphans_and_nothing_early() {
     // Nobody has them, so final words are taken until their first end.
     let acked = late.client.clone().ack(ack(&leased[1].token)).await.unwrap().into_inner();
     assert_eq!(acked.outcome(), Outcome::Confirmed);
-    let answer = late.client.clone().fetch(fetch(&fixture, 3, 15_000)).await.unwrap().into_inner();
+    let answer = late.client.clone().fetch(fetch(&fixture, 3, 20_000)).await.unwrap().into_inner();
     assert!(!answer.messages.is_empty());
     let took = leased_at.elapsed();
-    assert!(took >= Duration::from_millis(7500), "earlier than JetStream alone: {took:?}");
+    assert!(took >= Duration::from_millis(14_500), "earlier than JetStream alone: {took:?}");
     let refused = late.client.clone().ack(ack(&leased[0].token)).await.unwrap_err();
     assert_eq!(reason(&refused), (Code::FailedPrecondition, "LEASE_EXPIRED".to_owned()));
 }

@@ -1,7 +1,7 @@
 //! Tokens whose owner does not answer: dead, stopped, or living and cut off from NATS. Whatever is
 //! done without it, no message reaches a second worker before JetStream alone would give it away.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use fetch_proxy::pb::Outcome;
 use tonic::{Code, Status};
@@ -38,7 +38,7 @@ async fn acked(client: &mut Client, token: &str) -> Outcome {
 
 #[tokio::test]
 async fn of_a_dead_owner_final_words_are_taken_and_a_nak_waits() {
-    let fixture = Fixture::new(ack_wait(6000)).await;
+    let fixture = Fixture::new(ack_wait(12_000)).await;
     let mut pair = Pair::start().await;
     let leased = pair.leased(&fixture, 4).await;
     let leased_at = Instant::now();
@@ -52,18 +52,21 @@ async fn of_a_dead_owner_final_words_are_taken_and_a_nak_waits() {
     assert_eq!(termed.outcome(), Outcome::Confirmed);
     let naked = pair.at_other.nak(nak(token(2), 0)).await.unwrap().into_inner();
     assert_eq!(naked.outcome(), Outcome::Sent);
-    assert!(naked.redeliver_time.is_some());
+    // When it has to be back, by the clock that the lease was made with.
+    let told = SystemTime::try_from(naked.redeliver_time.unwrap()).unwrap();
+    let told = told.duration_since(SystemTime::now()).unwrap() + leased_at.elapsed();
+    assert!((11_500..14_500).contains(&told.as_millis()), "{told:?}");
     assert_eq!(applied(&pair.at_other.extend(extend(token(3), 60_000)).await.unwrap_err()), "no");
     assert_eq!(fixture.info().await.num_ack_pending, 2);
 
     let mut again = Vec::new();
     while again.len() < 2 {
-        let answer = pair.at_other.fetch(fetch(&fixture, 2, 10_000)).await.unwrap().into_inner();
+        let answer = pair.at_other.fetch(fetch(&fixture, 2, 20_000)).await.unwrap().into_inner();
         again.extend(answer.messages);
     }
     let took = leased_at.elapsed();
-    println!("measured: a dead owner's messages are back after (ack wait 6 s): {took:?}");
-    assert!(took >= Duration::from_millis(5500), "earlier than JetStream alone: {took:?}");
+    println!("measured: a dead owner's messages are back after (ack wait 12 s): {took:?}");
+    assert!(took >= Duration::from_millis(11_500), "earlier than JetStream alone: {took:?}");
     let refused = pair.at_other.ack(ack(token(2))).await.unwrap_err();
     assert_eq!(reason(&refused), (Code::FailedPrecondition, "LEASE_EXPIRED".to_owned()));
     for message in &again {
@@ -96,6 +99,34 @@ async fn of_a_stopped_owner_final_words_are_taken() {
     assert!(matches!(outcome, Outcome::Confirmed | Outcome::Duplicate), "{outcome:?}");
     let again = pair.at_owner.ack(ack(&leased[0].token)).await.unwrap().into_inner();
     assert!(matches!(again.outcome(), Outcome::Confirmed | Outcome::Duplicate), "{again:?}");
+}
+
+#[tokio::test]
+async fn of_a_stopped_owner_nothing_is_given_away_early_nor_taken_late() {
+    let fixture = Fixture::new(ack_wait(6000)).await;
+    let mut pair = Pair::start().await;
+    let leased = pair.leased(&fixture, 2).await;
+    let leased_at = Instant::now();
+    pair.owner.signal("STOP");
+    for message in &leased {
+        let refused = pair.at_other.nak(nak(&message.token, 0)).await.unwrap_err();
+        assert_eq!(applied(&refused), "unknown");
+    }
+    let answer = pair.at_other.fetch(fetch(&fixture, 2, 15_000)).await.unwrap().into_inner();
+    let took = leased_at.elapsed();
+    assert!(took >= Duration::from_millis(5500), "earlier than JetStream alone: {took:?}");
+    assert!(!answer.messages.is_empty());
+    // It may still have done what it was asked, or have extended it: nobody knows.
+    let refused = pair.at_other.ack(ack(&leased[0].token)).await.unwrap_err();
+    assert_eq!(applied(&refused), "unknown");
+    // Once it goes on, what it was asked then finds leases that are over.
+    pair.owner.signal("CONT");
+    let refused = pair.at_owner.ack(ack(&leased[0].token)).await.unwrap_err();
+    assert_eq!(reason(&refused), (Code::FailedPrecondition, "LEASE_EXPIRED".to_owned()));
+    for message in answer.messages {
+        let acked = pair.at_other.ack(ack(&message.token)).await.unwrap().into_inner();
+        assert_eq!(acked.outcome(), Outcome::Confirmed, "it was hurt by the one who had it before");
+    }
 }
 
 #[tokio::test]
