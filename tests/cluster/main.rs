@@ -108,6 +108,7 @@ impl Run {
                 fixture: fixture.clone(),
                 dice: Dice::new(SEED, player),
                 over: watched.clone(),
+                ack_wait,
                 long: long.clone(),
             };
             playing.spawn(worker.work());

@@ -30,6 +30,7 @@ pub struct Worker {
     pub dice: Dice,
     /// Set when all messages are done.
     pub over: watch::Receiver<bool>,
+    pub ack_wait: Duration,
     /// Some batches are worked on for so long, in milliseconds.
     pub long: std::ops::Range<u64>,
 }
@@ -86,18 +87,25 @@ impl Worker {
         Held { token: message.token, message: number, delivery, how }
     }
 
-    /// What cannot be extended is settled all the same, as far as that goes.
+    /// Tried until it is done, or the lease may be over; then it is settled all the same, as far as
+    /// that goes.
     async fn extend(&mut self, held: &[Held], length: Duration) {
         let length = i64::try_from(length.as_millis()).unwrap();
         let settlements = held.iter().map(|held| pb::Settlement {
             token: held.token.clone(),
             action: Some(Action::Extend(pb::ExtendAction { lease: millis(length) })),
         });
-        let settlements = settlements.collect();
-        let mut request = Request::new(pb::SettleRequest { settlements, ..Default::default() });
-        request.set_timeout(CALL);
-        if let Err(status) = self.fleet.any(&mut self.dice).settle(request).await {
-            self.again(&status).await;
+        let settlements: Vec<_> = settlements.collect();
+        let first = Instant::now();
+        while first.elapsed() < self.ack_wait {
+            let settlements = settlements.clone();
+            let mut request = Request::new(pb::SettleRequest { settlements, ..Default::default() });
+            request.set_timeout(CALL);
+            match self.fleet.any(&mut self.dice).settle(request).await {
+                Ok(answer) if answer.get_ref().failed == 0 => return,
+                Ok(_) => tokio::time::sleep(self.dice.millis(50..150)).await,
+                Err(status) => self.again(&status).await,
+            }
         }
     }
 
