@@ -156,7 +156,7 @@ impl<B: Broker> Lessor<B> {
     }
 
     /// Takes leases in: the number of each here, `None` for one that is not taken because somebody
-    /// has its message anew.
+    /// has its message anew, or its consumer has gone meanwhile.
     pub fn adopt(&self, coming: Vec<Coming>, places: &mut Places) -> Vec<Option<LeaseId>> {
         let (mut taken, mut superseded) = (Vec::with_capacity(coming.len()), Vec::new());
         let mut coming = coming.into_iter().peekable();
@@ -164,8 +164,12 @@ impl<B: Broker> Lessor<B> {
             let now = clock::now();
             self.books.with(|table| {
                 for Coming { facts, leader, ack, moving, at } in coming.by_ref().take(STEP) {
+                    if facts.lead.is_over() {
+                        taken.push(None);
+                        continue;
+                    }
                     // One of the two has not heard of the other one's leader.
-                    let another = facts.replicated && facts.lead.leader() != leader;
+                    let another = facts.lead.leader() != leader;
                     let moving = if another { moving.distrusted() } else { moving };
                     let (id, count) = (facts.id, moving.delivery_count);
                     let place = places.0.split(1);

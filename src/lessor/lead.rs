@@ -1,5 +1,6 @@
-//! Who leads a consumer, and whether that is sure: shared by all that is known of its incarnation,
-//! so that it can be asked of any lease. Who writes it, and why, is said in `feed::leading`.
+//! Who leads a consumer, and whether that is sure, or it is gone: shared by all that is known of its
+//! incarnation, so that it can be asked of any lease. Who writes it, and why, is said in
+//! `feed::leading` and `feed::knowing`.
 
 use std::sync::{
     Arc,
@@ -15,12 +16,13 @@ pub(super) struct Lead(Arc<Shared>);
 struct Shared {
     leader: AtomicU64,
     in_doubt: AtomicBool,
+    over: AtomicBool,
 }
 
 impl Lead {
     pub(super) fn new(leader: Leader) -> Self {
-        let (leader, in_doubt) = (AtomicU64::new(leader.0), AtomicBool::new(false));
-        Self(Arc::new(Shared { leader, in_doubt }))
+        let leader = AtomicU64::new(leader.0);
+        Self(Arc::new(Shared { leader, in_doubt: false.into(), over: false.into() }))
     }
 
     /// As was last known.
@@ -44,6 +46,15 @@ impl Lead {
 
     pub(super) fn be_sure(&self) {
         self.0.in_doubt.store(false, Ordering::Relaxed);
+    }
+
+    /// The consumer is gone, or another one has its name.
+    pub(super) fn end(&self) {
+        self.0.over.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.0.over.load(Ordering::Relaxed)
     }
 }
 

@@ -181,6 +181,28 @@ async fn a_replica_that_cannot_read_the_consumer_is_no_heir() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn leases_of_a_consumer_that_is_made_anew_on_their_way_are_not_taken_in() {
+    let (net, broker, [leaver, heir]) = members().await;
+    leaver.leased(&broker, 3).await;
+    // All is prepared, and Commit takes a while.
+    net.rule(|step| match step {
+        Step::Commit(_) => Fate::Late(Duration::from_secs(1)),
+        Step::Prepare(_) | Step::Abort(_) => Fate::Pass,
+    });
+    let leaving = leaver.leave();
+    let meanwhile = async {
+        eventually("places to be kept", || async { (heir.lessor.room() < 5000).then_some(()) })
+            .await;
+        broker.change(|info| info.as_mut().unwrap().created = "second".into());
+        broker.replace_shared();
+        // Whoever asks for messages has the consumer looked at.
+        heir.leased(&broker, 1).await;
+    };
+    tokio::join!(leaving, meanwhile);
+    assert_eq!(heir.lessor.held(), 1, "what was leased of the new one");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_replica_without_room_is_no_heir() {
     let (net, keys) = Net::new(&new_key_line().unwrap());
     let broker = FakeBroker::new(info(ACK_WAIT));

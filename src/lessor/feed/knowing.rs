@@ -142,6 +142,8 @@ impl<B: Broker> FeedTask<B> {
     /// The consumer is not the one it was: nothing that was leased from it can be settled.
     pub(super) fn end_leases(&mut self) {
         if let Some(facts) = self.facts.take() {
+            // First, for those that are just being taken over.
+            facts.lead.end();
             self.lessor.books.with(|table| table.end_consumer(facts.id));
         }
     }
