@@ -70,8 +70,7 @@ pub const INSTALLATIONS: &[(&str, &[&str])] = &[
 fn helm_lint_finds_nothing() {
     for (name, values) in INSTALLATIONS {
         let mut helm = tool("FETCH_PROXY_TEST_HELM");
-        helm.args(["lint", "--strict", "--quiet"]).arg(helm::chart());
-        helm.args(values.iter().flat_map(|value| ["--set", value]));
+        helm.args(["lint", "--strict", "--quiet"]).arg(helm::chart()).args(helm::flags(values));
         let output = helm.output().unwrap();
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{name}: {said}");
@@ -92,6 +91,8 @@ fn what_cannot_work_is_refused_and_says_what_to_do() {
         (&[LEAST, "replicaCount=3"], "replicaCount"),
         (&[LEAST, "cluster=a.b"], "/cluster"),
         (&[LEAST, "networkPolicy.clients=null"], "networkPolicy.enabled=false"),
+        // To Kubernetes, nobody in particular is everybody.
+        (&[LEAST, "networkPolicy.clients=[]"], "/networkPolicy/clients"),
     ] {
         let output = helm::template(values);
         let error = String::from_utf8_lossy(&output.stderr);

@@ -17,12 +17,17 @@ pub fn chart() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("deploy/helm/fetch-proxy")
 }
 
-/// What renders the release `fetch-proxy` with these values, as `--set` takes them.
+/// What renders the release `fetch-proxy` with these values.
 pub fn template_command(values: &[&str]) -> Command {
     let mut helm = tool("FETCH_PROXY_TEST_HELM");
-    helm.args(["template", "fetch-proxy"]).arg(chart());
-    helm.args(values.iter().flat_map(|value| ["--set", value]));
+    helm.args(["template", "fetch-proxy"]).arg(chart()).args(flags(values));
     helm
+}
+
+/// Values as `--set` takes them, or as `--set-json` does where `=[` tells that one is JSON.
+pub fn flags<'v>(values: &[&'v str]) -> Vec<&'v str> {
+    let flag = |value: &str| if value.contains("=[") { "--set-json" } else { "--set" };
+    values.iter().flat_map(|value| [flag(value), value]).collect()
 }
 
 pub fn template(values: &[&str]) -> Output {

@@ -15,7 +15,7 @@ use crate::{
 fn notes(values: &[&str]) -> String {
     let mut helm = tool("FETCH_PROXY_TEST_HELM");
     helm.args(["install", "tasks", "--namespace", "work", "--dry-run=client"]).arg(helm::chart());
-    helm.args(values.iter().flat_map(|value| ["--set", value]));
+    helm.args(helm::flags(values));
     let output = String::from_utf8(helm.output().unwrap().stdout).unwrap();
     output.split_once("NOTES:").unwrap().1.to_owned()
 }
