@@ -44,8 +44,13 @@ impl Replicas {
     /// Each may reach NATS by another way. Waits until all have heard of all.
     pub async fn start_at(nats: &[&str]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let cluster = format!("replicas{}", COUNT.fetch_add(1, Ordering::Relaxed));
-        let mut replicas = Self { all: Vec::new(), keys: key_file(&[&new_key()]), cluster };
+        Self::start_in(&format!("replicas{}", COUNT.fetch_add(1, Ordering::Relaxed)), nats).await
+    }
+
+    /// The same, of a cluster of this name.
+    pub async fn start_in(cluster: &str, nats: &[&str]) -> Self {
+        let (keys, cluster) = (key_file(&[&new_key()]), cluster.to_owned());
+        let mut replicas = Self { all: Vec::new(), keys, cluster };
         for nats in nats {
             replicas.add(nats).await;
         }

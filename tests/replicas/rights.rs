@@ -1,40 +1,74 @@
-//! The rights that `deploy/nats` lists are those that replicas need: with them everything works, and
-//! without those between replicas each serves alone.
+//! The rights that `deploy/nats` lists are those that replicas need: with them everything works,
+//! without any one of them something is refused, and the page says which others a domain needs.
 
 use async_nats::jetstream::consumer::pull;
 use fetch_proxy::pb::Outcome;
+use futures_util::future::join_all;
+use tonic::Status;
+use tonic_types::StatusExt as _;
 
 use super::pair::{Replicas, key_file, new_key};
 use crate::support::{
     eventually,
-    jetstream::{Fixture, config},
+    jetstream::{Fixture, ack_wait, config},
     nats_server::{NatsServer, binary},
-    proxy::{Proxy, ack, fetch, reason},
+    proxy::{Client, Proxy, ack, extend, fetch, reason},
 };
 
 const ONE: &str = include_str!("../../deploy/nats/one-consumer.conf");
 const MANY: &str = include_str!("../../deploy/nats/many-consumers.conf");
+const PAGE: &str = include_str!("../../docs/nats-rights.md");
+/// What users of these tests are called, and their clusters.
+const CLUSTER: &str = "fetch-proxy";
 
-const ADMIN: &str = "{ user: admin, password: admin }";
+/// A header that our NATS client cannot parse.
+const UNREADABLE: &[u8] = b"NATS/1.0\r\nA: a lone\rCR\r\n\r\n";
 
-/// A server with a stream, and a user for the proxy who may do to it what is listed.
-async fn server(rights: &str, cluster: &str) -> (NatsServer, Fixture) {
-    let users = |more: &str| format!("authorization {{ users: [\n{ADMIN}\n{more}] }}");
-    let server = NatsServer::start_with(binary(), Some(users("")));
-    let fixture = Fixture::at(&as_user(&server, "admin"), config()).await;
-    let rights = rights
-        .replace("ORDERS.worker", &format!("{}.{}", fixture.stream, fixture.consumer))
-        .replace("ORDERS", &fixture.stream)
-        .replace("_fetchproxy.fetch-proxy.", &format!("_fetchproxy.{cluster}."));
-    let proxy = format!("{{ user: proxy, password: proxy, permissions: {{\n{rights}}} }}");
-    server.configure(&users(&proxy));
-    eventually("the server to know the user", || async {
-        let proxy =
-            async_nats::ConnectOptions::new().user_and_password("proxy".into(), "proxy".into());
-        proxy.connect(server.url()).await.ok()
-    })
-    .await;
-    (server, fixture)
+/// A server with a stream, and users of it.
+struct Stage {
+    server: NatsServer,
+    fixture: Fixture,
+}
+
+impl Stage {
+    /// Users are named as their clusters are. `more` is more configuration.
+    async fn new(users: &[(&str, &str)], consumer: pull::Config, more: &str) -> Self {
+        let server = NatsServer::start_with(binary(), Some(format!("{more}\n{}", allowed(""))));
+        let fixture = Fixture::at(&as_user(&server, "admin"), consumer).await;
+        server.configure(&format!("{more}\n{}", allowed(&listed(users, &fixture))));
+        let last = users[users.len() - 1].0.to_owned();
+        eventually("the server to know its users", || async {
+            let options = async_nats::ConnectOptions::new();
+            options.user_and_password(last.clone(), last.clone()).connect(server.url()).await.ok()
+        })
+        .await;
+        Self { server, fixture }
+    }
+
+    fn url(&self, user: &str) -> String {
+        as_user(&self.server, user)
+    }
+
+    fn proxy(&self, user: &str, flags: &[&str]) -> Proxy {
+        Proxy::start_at(&self.url(user), &[&["--cluster", user], flags].concat())
+    }
+}
+
+/// An admin, and those who are listed.
+fn allowed(listed: &str) -> String {
+    format!("authorization {{ users: [\n{{ user: admin, password: admin }}\n{listed}] }}")
+}
+
+/// Each user with their rights, at the stream of this test.
+fn listed(users: &[(&str, &str)], fixture: &Fixture) -> String {
+    let user = |(name, rights): &(&str, &str)| {
+        let rights = rights
+            .replace("ORDERS.worker", &format!("{}.{}", fixture.stream, fixture.consumer))
+            .replace("ORDERS", &fixture.stream)
+            .replace("_fetchproxy.fetch-proxy.", &format!("_fetchproxy.{name}."));
+        format!("{{ user: {name}, password: {name}, permissions: {{\n{rights}}} }}\n")
+    };
+    users.iter().map(user).collect()
 }
 
 fn as_user(server: &NatsServer, user: &str) -> String {
@@ -43,74 +77,232 @@ fn as_user(server: &NatsServer, user: &str) -> String {
 
 #[test]
 fn the_page_shows_the_file() {
-    let page = include_str!("../../docs/nats-rights.md");
-    let block = page.split("```conf\n").nth(1).unwrap().split("```").next().unwrap();
+    let block = PAGE.split("```conf\n").nth(1).unwrap().split("```").next().unwrap();
     assert_eq!(block, ONE);
 }
 
 #[tokio::test]
 async fn with_the_rights_for_many_all_consumers_of_a_stream_are_served_and_no_other() {
-    let (server, fixture) = server(MANY, "many").await;
+    let stage = Stage::new(&[(CLUSTER, MANY)], config(), "").await;
+    let fixture = &stage.fixture;
     let second = pull::Config { durable_name: Some("second".to_owned()), ..config() };
     fixture.jetstream.create_consumer_on_stream(second, &fixture.stream).await.unwrap();
-    let other = Fixture::at(&as_user(&server, "admin"), config()).await;
-    let proxy = Proxy::start_at(&as_user(&server, "proxy"), &["--cluster", "many"]);
+    let other = Fixture::at(&stage.url("admin"), config()).await;
+    let proxy = stage.proxy(CLUSTER, &[]);
     let mut client = proxy.client().await;
     fixture.publish("n", "x").await;
     for consumer in ["worker", "second"] {
-        let mut request = fetch(&fixture, 1, 10_000);
+        let mut request = fetch(fixture, 1, 10_000);
         request.consumer = consumer.to_owned();
         let answer = client.fetch(request).await.unwrap().into_inner();
-        let acked = client.ack(ack(&answer.messages[0].token)).await.unwrap().into_inner();
-        assert_eq!(acked.outcome(), Outcome::Confirmed, "{consumer}");
+        confirmed(&mut client, &answer.messages[0].token).await;
     }
     let denied = client.fetch(fetch(&other, 1, 10_000)).await.unwrap_err();
     assert_eq!(reason(&denied).1, "NATS_PERMISSION");
 }
 
-#[tokio::test]
-async fn with_the_listed_rights_replicas_forward_and_hand_over() {
-    // What replicas of a test call their cluster is known when they run.
-    let (server, fixture) = server(ONE, "*").await;
-    let url = as_user(&server, "proxy");
-    let mut replicas = Replicas::start_at(&[&url, &url]).await;
-    let leased = replicas.leased(0, &fixture, 2).await;
-    let [leaver, heir] = &mut replicas.all[..] else { panic!() };
-    let forwarded = heir.client.ack(ack(&leased[0].token)).await.unwrap().into_inner();
-    assert_eq!(forwarded.outcome(), Outcome::Confirmed);
-    leaver.proxy.signal("TERM");
-    assert!(leaver.proxy.wait().await.success());
-    let taken = heir.client.ack(ack(&leased[1].token)).await.unwrap().into_inner();
-    assert_eq!(taken.outcome(), Outcome::Confirmed);
-    assert_eq!(fixture.info().await.num_redelivered, 0);
-    for replica in &replicas.all {
-        assert!(!replica.proxy.log().contains("Permissions Violation"), "{}", replica.proxy.log());
-    }
+async fn confirmed(client: &mut Client, token: &str) {
+    let acked = client.ack(ack(token)).await.unwrap().into_inner();
+    assert_eq!(acked.outcome(), Outcome::Confirmed);
 }
 
 #[tokio::test]
-async fn without_those_between_replicas_each_serves_alone_and_says_so() {
-    let alone = |line: &&str| !line.contains("_fetchproxy");
-    let rights: String = ONE.lines().filter(alone).map(|line| format!("{line}\n")).collect();
-    let (server, fixture) = server(&rights, "alone").await;
-    let keys = key_file(&[&new_key()]);
-    let flags = ["--token-key-file", keys.path().to_str().unwrap(), "--cluster", "alone"];
-    let url = as_user(&server, "proxy");
-    let proxies = [Proxy::start_at(&url, &flags), Proxy::start_at(&url, &flags)];
-    for (place, proxy) in proxies.iter().enumerate() {
-        fixture.publish("n", "x").await;
-        let mut client = proxy.client().await;
-        let answer = client.fetch(fetch(&fixture, 1, 10_000)).await.unwrap().into_inner();
-        let token = &answer.messages[0].token;
-        // At the other there is no way to ask the owner, but there is one to JetStream.
-        let mut other = proxies[1 - place].client().await;
-        let refused = other.extend(crate::support::proxy::extend(token, 60_000)).await.unwrap_err();
-        assert_eq!(reason(&refused).1, "OWNER_UNREACHABLE");
-        let acked = client.ack(ack(token)).await.unwrap().into_inner();
-        assert_eq!(acked.outcome(), Outcome::Confirmed);
-        eventually("the log to say that it serves alone", || async {
-            proxy.log().contains("_fetchproxy.alone").then_some(())
+async fn with_the_listed_rights_replicas_forward_and_hand_over() {
+    let stage = Stage::new(&[(CLUSTER, ONE)], config(), "").await;
+    let (url, fixture) = (stage.url(CLUSTER), &stage.fixture);
+    let mut replicas = Replicas::start_in(CLUSTER, &[&url, &url]).await;
+    let leased = replicas.leased(0, fixture, 2).await;
+    let [leaver, heir] = &mut replicas.all[..] else { panic!() };
+    confirmed(&mut heir.client, &leased[0].token).await;
+    leaver.proxy.signal("TERM");
+    assert!(leaver.proxy.wait().await.success());
+    confirmed(&mut heir.client, &leased[1].token).await;
+    assert_eq!(fixture.info().await.num_redelivered, 0);
+    for replica in &replicas.all {
+        let log = replica.proxy.log();
+        assert!(!log.contains("NATS refuses"), "{log}");
+    }
+}
+
+/// Publishes one, and waits until a Fetch, which is answered as it may be, has got rid of it.
+async fn rid_of_what_cannot_be_read(stage: &Stage, proxy: &Proxy) {
+    let fixture = &stage.fixture;
+    fixture.publish_raw(&stage.url("admin"), UNREADABLE).await;
+    let client = proxy.client().await;
+    eventually("it to be terminated", || async {
+        let _ = client.clone().fetch(fetch(fixture, 1, 200)).await;
+        let info = fixture.info().await;
+        (info.num_pending == 0 && info.num_ack_pending == 0).then_some(())
+    })
+    .await;
+    let log = proxy.log();
+    assert!(log.contains("a message that cannot be read was terminated"), "{log}");
+    assert!(!log.contains("NATS refuses"), "{log}");
+}
+
+#[tokio::test]
+async fn with_the_listed_rights_what_cannot_be_read_is_terminated() {
+    let stage = Stage::new(&[(CLUSTER, ONE)], ack_wait(1000), "").await;
+    rid_of_what_cannot_be_read(&stage, &stage.proxy(CLUSTER, &[])).await;
+}
+
+/// What is refused without each of the listed rights, in their order, and the first words of what
+/// the server refuses then.
+const LOST: [(&str, &str); 8] = [
+    ("Fetch: NATS_PERMISSION", "$JS.API.CONSUMER.INFO."),
+    ("Fetch: NATS_PERMISSION", "$JS.API.CONSUMER.MSG.NEXT."),
+    ("Ack: NATS_PERMISSION", "$JS.ACK."),
+    ("Fetch of what cannot be read: CONSUMER_UNSUITABLE", "$JS.API.STREAM.MSG.GET."),
+    ("Extend at another: OWNER_UNREACHABLE", "_fetchproxy."),
+    ("Extend at another: OWNER_UNREACHABLE", "_INBOX."),
+    ("Fetch: NATS_PERMISSION", "_INBOX."),
+    ("Extend at another: OWNER_UNREACHABLE", "_fetchproxy."),
+];
+
+#[tokio::test]
+async fn without_any_one_of_the_listed_rights_something_is_refused() {
+    let rights: Vec<(String, String)> =
+        (0..LOST.len()).map(|place| (format!("without-{place}"), without(place))).collect();
+    let users: Vec<(&str, &str)> = rights.iter().map(|(user, list)| (&**user, &**list)).collect();
+    let stage = Stage::new(&users, ack_wait(5000), "").await;
+    let rounds = join_all(users.iter().map(|(user, _)| round(&stage, user))).await;
+    for ((lost, subject), (owner, refused)) in LOST.iter().zip(rounds) {
+        let refused = match refused {
+            Some(refused) => refused,
+            None => fenced_off(&stage, &owner).await,
+        };
+        assert_eq!(refused, *lost, "{subject}\n{}", owner.log());
+        let subject = format!("\"subject\":\"{subject}");
+        let mut words = vec!["NATS refuses this subject"];
+        words.extend(subject.contains("_fetchproxy").then_some("this replica serves alone"));
+        eventually("the log to name the subject", || async {
+            let log = owner.log();
+            let said = |word: &&str| {
+                log.lines().any(|line| line.contains(word) && line.contains(&subject))
+            };
+            words.iter().all(said).then_some(())
         })
         .await;
     }
+}
+
+/// The list without its right at this place.
+fn without(place: usize) -> String {
+    let lines: Vec<&str> = ONE.lines().collect();
+    let rights = (0..lines.len()).filter(|line| lines[*line].trim().starts_with('"'));
+    let rights: Vec<usize> = rights.collect();
+    assert_eq!(rights.len(), LOST.len());
+    let others = (0..lines.len()).filter(|line| *line != rights[place]);
+    others.map(|line| format!("{}\n", lines[line])).collect()
+}
+
+/// Two replicas of this user; a Fetch at one, an Extend at the other, an Ack at the first; and the
+/// first of it that was refused.
+async fn round(stage: &Stage, user: &str) -> (Proxy, Option<String>) {
+    let keys = key_file(&[&new_key()]);
+    let flags = ["--token-key-file", keys.path().to_str().unwrap()];
+    let (owner, other) = (stage.proxy(user, &flags), stage.proxy(user, &flags));
+    owner.ready().await;
+    other.ready().await;
+    let (mut at_owner, mut at_other) = (owner.client().await, other.client().await);
+    stage.fixture.publish("n", "x").await;
+    let refused = async {
+        let fetched = at_owner.fetch(fetch(&stage.fixture, 1, 10_000)).await;
+        let token =
+            fetched.map_err(|error| ("Fetch", error))?.into_inner().messages.remove(0).token;
+        let extended = at_other.extend(extend(&token, 60_000)).await;
+        extended.map_err(|error| ("Extend at another", error))?;
+        at_owner.ack(ack(&token)).await.map_err(|error| ("Ack", error))
+    };
+    let refused = refused.await.err().map(|(call, error)| told(call, &error));
+    (owner, refused)
+}
+
+fn told(call: &str, error: &Status) -> String {
+    format!("{call}: {}", reason(error).1)
+}
+
+async fn fenced_off(stage: &Stage, proxy: &Proxy) -> String {
+    stage.fixture.publish_raw(&stage.url("admin"), UNREADABLE).await;
+    let client = proxy.client().await;
+    let refused = eventually("the fence", || async {
+        let mut client = client.clone();
+        loop {
+            match client.fetch(fetch(&stage.fixture, 1, 5000)).await {
+                Ok(answer) if answer.get_ref().messages.is_empty() => return None,
+                // What another user's proxy has left behind.
+                Ok(_) => {}
+                Err(error) => return Some(error),
+            }
+        }
+    })
+    .await;
+    assert_eq!(
+        refused.get_details_error_info().unwrap().metadata["property"],
+        "unreadable_message"
+    );
+    told("Fetch of what cannot be read", &refused)
+}
+
+const DOMAIN: &str = "jetstream { domain: D }\n";
+const IN_DOMAIN: [&str; 2] = ["--js-domain", "D"];
+
+#[tokio::test]
+async fn at_a_server_of_the_domain_the_rights_are_those_of_any_other() {
+    let stage = Stage::new(&[(CLUSTER, ONE)], ack_wait(1000), DOMAIN).await;
+    let proxy = stage.proxy(CLUSTER, &IN_DOMAIN);
+    stage.fixture.publish("n", "x").await;
+    fetched_and_acked(&stage.fixture, &proxy).await;
+    rid_of_what_cannot_be_read(&stage, &proxy).await;
+}
+
+#[tokio::test]
+async fn at_a_leaf_node_outside_of_the_domain_the_api_has_another_name_and_acks_have_not() {
+    assert!(PAGE.contains("`$JS.D.API.`"));
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let leafnodes = format!("leafnodes {{ listen: \"127.0.0.1:{port}\" }}\n");
+    let hub = NatsServer::start_with(binary(), Some(leafnodes + DOMAIN + &allowed("")));
+    let fixture = Fixture::at(&as_user(&hub, "admin"), config()).await;
+    let rights = ONE.replace("$JS.API.", "$JS.D.API.");
+    let remote = format!("nats-leaf://admin:admin@127.0.0.1:{port}");
+    let leaf = format!(
+        "jetstream {{ domain: L }}\nleafnodes {{ remotes: [ {{ url: \"{remote}\" }} ] }}\n{}",
+        allowed(&listed(&[(CLUSTER, &rights)], &fixture))
+    );
+    let leaf = NatsServer::start_with(binary(), Some(leaf));
+    let proxy = Proxy::start_at(&as_user(&leaf, CLUSTER), &IN_DOMAIN);
+    fixture.publish("n", "x").await;
+    fetched_and_acked(&fixture, &proxy).await;
+}
+
+/// As soon as NATS is there.
+async fn fetched_and_acked(fixture: &Fixture, proxy: &Proxy) {
+    let client = proxy.client().await;
+    let answer = eventually("a message", || async {
+        client.clone().fetch(fetch(fixture, 1, 10_000)).await.ok()
+    })
+    .await;
+    confirmed(&mut client.clone(), &answer.get_ref().messages[0].token).await;
+}
+
+/// Servers can be told to name the domain and the account in the subjects of acks.
+#[tokio::test]
+async fn where_the_server_writes_long_ack_subjects_a_line_more_is_needed() {
+    let line = "$JS.ACK.*.*.ORDERS.worker.>";
+    let flag = "feature_flags { js_ack_fc_v2: true }";
+    for told in [line, flag] {
+        assert!(PAGE.contains(&format!("`{told}`")));
+    }
+    let more = ONE.replacen("publish: [", &format!("publish: [\n  \"{line}\""), 1);
+    let users = [("without", ONE), ("with", &more)];
+    let stage = Stage::new(&users, ack_wait(1000), &format!("{DOMAIN}{flag}")).await;
+    let [without, with] = ["without", "with"].map(|user| stage.proxy(user, &IN_DOMAIN));
+    let mut client = without.client().await;
+    stage.fixture.publish("n", "x").await;
+    let answer = client.fetch(fetch(&stage.fixture, 1, 10_000)).await.unwrap().into_inner();
+    let denied = client.ack(ack(&answer.messages[0].token)).await.unwrap_err();
+    assert_eq!(told("Ack", &denied), "Ack: NATS_PERMISSION");
+    drop(without);
+    fetched_and_acked(&stage.fixture, &with).await;
+    rid_of_what_cannot_be_read(&stage, &with).await;
 }
