@@ -82,7 +82,11 @@ fn say(line: &str) -> Outcome<()> {
 fn block_on<T, E: ToString>(run: impl Future<Output = Result<T, E>>) -> Outcome<T> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
-    runtime.block_on(run).map_err(failed)
+    let outcome = runtime.block_on(run).map_err(failed);
+    // Whatever had to end has been waited for. To drop the runtime would wait for more: the address
+    // of NATS may still be looked up, for as long as a name server is silent.
+    runtime.shutdown_background();
+    outcome
 }
 
 fn keygen() -> Outcome<u8> {

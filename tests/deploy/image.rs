@@ -31,8 +31,9 @@ const DOCKERFILE: &str = include_str!("../../deploy/Dockerfile");
 const LARGEST: u64 = 20_000_000;
 /// As a Service of the namespace `default` is known to its pods, and what they call it.
 const NAME: (&str, &str) = ("nats.default.svc.cluster.local", "nats");
-/// Loopback, and nobody's but ours.
+/// Loopback, and nobody's but ours. The other one answers nothing.
 const NAME_SERVER: &str = "127.0.0.77";
+const SILENT_NAME_SERVER: &str = "127.0.0.78";
 
 #[test]
 fn hadolint_finds_nothing() {
@@ -94,6 +95,17 @@ async fn serves(mut pod: Pod) {
     assert_eq!(message["payload"]["text"], "work", "{fetched}");
     pod.said(&["ack", message["token"].as_str().unwrap(), "--addr", grpc]);
     assert_eq!(fixture.info().await.ack_floor.stream_sequence, 1);
+    pod.ends_well();
+    goes_while_it_waits_for_a_name(pod);
+}
+
+/// Whoever asks for the address of NATS may wait for minutes, but not a pod that is told to go.
+fn goes_while_it_waits_for_a_name(mut pod: Pod) {
+    let silent = UdpSocket::bind((SILENT_NAME_SERVER, 53)).unwrap();
+    pod.resolve_by(SILENT_NAME_SERVER, "timeout:60 attempts:5");
+    pod.serve(&format!("nats://{}:4222", NAME.1));
+    silent.set_read_timeout(Some(BOUND)).unwrap();
+    silent.recv_from(&mut [0; 512]).expect("it asks");
     pod.ends_well();
 }
 
@@ -204,17 +216,20 @@ struct Pod {
 
 impl Pod {
     fn new(root: PathBuf, environment: BTreeMap<String, String>) -> Self {
-        let resolver = format!(
-            "nameserver {NAME_SERVER}\nsearch default.svc.cluster.local svc.cluster.local cluster.local\n\
-             options ndots:5\n"
-        );
-        fs::write(root.join("etc/resolv.conf"), resolver).unwrap();
         // A volume, so that the test learns the ports.
         fs::create_dir(root.join("ports")).unwrap();
         fs::set_permissions(root.join("ports"), fs::Permissions::from_mode(0o777)).unwrap();
         let name_server = UdpSocket::bind((NAME_SERVER, 53)).unwrap();
         thread::spawn(move || answer_names(&name_server));
-        Self { root, environment, serving: None }
+        let pod = Self { root, environment, serving: None };
+        pod.resolve_by(NAME_SERVER, "ndots:5");
+        pod
+    }
+
+    fn resolve_by(&self, name_server: &str, options: &str) {
+        let search = "default.svc.cluster.local svc.cluster.local cluster.local";
+        let resolver = format!("nameserver {name_server}\nsearch {search}\noptions {options}\n");
+        fs::write(self.root.join("etc/resolv.conf"), resolver).unwrap();
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -256,9 +271,18 @@ impl Pod {
 
     /// Told to go, it goes: `chroot` has become the program, whose signals are its own.
     fn ends_well(&mut self) {
-        let mut serving = self.serving.take().unwrap();
+        let serving = self.serving.as_mut().unwrap();
         done(Command::new("kill").args(["-s", "TERM", &serving.id().to_string()]));
-        assert!(serving.wait().unwrap().success());
+        let began = Instant::now();
+        let status = loop {
+            if let Some(status) = serving.try_wait().unwrap() {
+                break status;
+            }
+            assert!(began.elapsed() < BOUND, "it does not go");
+            thread::sleep(Duration::from_millis(20));
+        };
+        assert!(status.success());
+        fs::remove_file(self.root.join("ports/file")).unwrap();
     }
 }
 
