@@ -79,7 +79,12 @@ impl Settings {
 /// What is wrong with one of them, for people.
 pub fn parse_servers(urls: &str) -> Result<Vec<ServerAddr>, String> {
     let servers = urls.split(',').map(|url| url.trim().parse::<ServerAddr>());
-    servers.collect::<Result<_, _>>().map_err(|error| error.to_string())
+    let servers: Vec<_> = servers.collect::<Result<_, _>>().map_err(|error| error.to_string())?;
+    // The library would take these for plain TCP, and skip TLS.
+    if servers.iter().any(ServerAddr::is_websocket) {
+        return Err("servers are spoken to by nats:// or tls://, not over WebSocket".to_owned());
+    }
+    Ok(servers)
 }
 
 /// A JetStream behind two supervised connections.

@@ -165,7 +165,8 @@ pub(super) struct NatsArgs {
     /// File with an nkey seed.
     #[arg(long = "nats-nkey", env = "NATS_NKEY", value_name = "FILE")]
     pub(super) nkey: Option<PathBuf>,
-    /// Certificate authorities (PEM) to trust instead of the system's.
+    /// Certificate authorities (PEM) to trust instead of the system's. With this, or a client
+    /// certificate, a server without TLS is not connected to.
     #[arg(long = "nats-ca", env = "NATS_CA", value_name = "FILE")]
     pub(super) ca: Option<PathBuf>,
     /// Client certificate (PEM).

@@ -134,6 +134,8 @@ fn options(settings: &Settings, end: Arc<Ending>) -> ConnectOptions {
     .ping_interval(PING_INTERVAL)
     .subscription_capacity(INBOX_CAPACITY)
     .custom_inbox_prefix(&settings.inbox_prefix)
+    // Else it is the server's to say, and whoever is in its place says no and gets the password.
+    .require_tls(settings.ca.is_some() || settings.identity.is_some())
     // Every subject that we publish to is the server's own or checked where it came in.
     .skip_subject_validation(true)
 }

@@ -14,3 +14,4 @@ mod hand;
 mod old_server;
 mod operations;
 mod page;
+mod tls;

@@ -55,15 +55,19 @@ impl Fixture {
 
     /// The same with so many copies of all of it; `urls` are separated by commas.
     pub async fn replicated(urls: &str, consumer: pull::Config, copies: usize) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let stream = format!("S{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let servers: Vec<async_nats::ServerAddr> =
             urls.split(',').map(|url| url.parse().unwrap()).collect();
         let mut options = async_nats::ConnectOptions::new();
         if let (Some(user), Some(password)) = (servers[0].username(), servers[0].password()) {
             options = options.user_and_password(user.to_owned(), password.to_owned());
         }
-        let client = options.connect(servers).await.unwrap();
+        Self::of(options.connect(servers).await.unwrap(), consumer, copies).await
+    }
+
+    /// The same by a client that is connected already.
+    pub async fn of(client: async_nats::Client, consumer: pull::Config, copies: usize) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let stream = format!("S{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let jetstream = jetstream::new(client);
         let config = stream::Config {
             name: stream.clone(),
