@@ -138,7 +138,7 @@ fn settings(args: NatsArgs) -> Result<Settings, ConfigError> {
     let servers = parse_servers(&nats_url)
         // Not the URL itself: a password may be in it.
         .map_err(|error| ConfigError::Invalid(format!("--nats-url: {error}")))?;
-    let auth = match (creds, user, secret("NATS_TOKEN"), nkey) {
+    let auth = match (creds, user.map(one_line), secret("NATS_TOKEN"), nkey) {
         (None, None, None, None) => Auth::None,
         (Some(creds), None, None, None) => Auth::Credentials(readable("--nats-creds", creds)?),
         (None, Some(user), None, None) => {
@@ -170,7 +170,13 @@ fn settings(args: NatsArgs) -> Result<Settings, ConfigError> {
 
 /// Command lines are for everybody to read, so secrets have no flag.
 fn secret(name: &str) -> Option<String> {
-    env::var(name).ok().filter(|value| !value.is_empty())
+    env::var(name).ok().map(one_line).filter(|value| !value.is_empty())
+}
+
+/// Without the line break at the end of the file that the value once was: a Secret keeps it, and it
+/// is no part of any password.
+fn one_line(value: String) -> String {
+    value.trim_end_matches(['\r', '\n']).to_owned()
 }
 
 /// Files for NATS are read anew for each connection, but a wrong path is said at once.

@@ -16,6 +16,7 @@ use std::{
 };
 
 use async_nats::{AuthError, Client, ConnectError, ConnectOptions, Event, ServerAddr, ServerError};
+use percent_encoding::percent_decode_str;
 use tokio::{sync::watch, time::timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -140,11 +141,13 @@ fn options(settings: &Settings, end: Arc<Ending>) -> ConnectOptions {
     .skip_subject_validation(true)
 }
 
+/// Who a URL names, which has to write some characters as `%` and their number.
 fn user_of(server: &ServerAddr) -> Option<Auth> {
-    let user = server.username()?;
+    let read = |part: &str| percent_decode_str(part).decode_utf8_lossy().into_owned();
+    let user = read(server.username()?);
     Some(match server.password() {
-        Some(password) => Auth::User(user.to_owned(), password.to_owned()),
-        None => Auth::Token(user.to_owned()),
+        Some(password) => Auth::User(user, read(password)),
+        None => Auth::Token(user),
     })
 }
 

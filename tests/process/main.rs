@@ -11,6 +11,7 @@ mod dev;
 mod drain;
 mod grpcurl;
 mod hand;
+mod identity;
 mod old_server;
 mod operations;
 mod page;

@@ -18,11 +18,12 @@ use tokio::{
     net::TcpListener,
 };
 
+use super::identity::fetches_and_acks;
 use crate::support::{
     eventually,
     jetstream::{Fixture, config},
     nats_server::{NatsServer, binary},
-    proxy::{Proxy, ack, fetch},
+    proxy::Proxy,
 };
 
 /// An authority, one certificate of it for a server at 127.0.0.1, and one for a client, in files.
@@ -83,13 +84,6 @@ fn start(nats_url: &str, flags: &[String]) -> Proxy {
     Proxy::start_at(nats_url, &flags)
 }
 
-async fn fetches_and_acks(proxy: &Proxy, fixture: &Fixture) {
-    fixture.publish("n", "x").await;
-    let mut client = proxy.client().await;
-    let answer = client.fetch(fetch(fixture, 1, 10_000)).await.unwrap().into_inner();
-    client.ack(ack(&answer.messages[0].token)).await.unwrap();
-}
-
 #[tokio::test]
 async fn both_sides_know_each_other_and_new_certificates_are_taken_up() {
     let folder = tempfile::tempdir().unwrap();
@@ -104,7 +98,6 @@ async fn both_sides_know_each_other_and_new_certificates_are_taken_up() {
     let fixture = Fixture::of(options.connect(server.url()).await.unwrap(), config(), 1).await;
     let flags = [&certificates.trust()[..], &certificates.identity()].concat();
     let proxy = start(&server.url(), &flags);
-    proxy.ready().await;
     fetches_and_acks(&proxy, &fixture).await;
 
     server.stop();

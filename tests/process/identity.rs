@@ -1,0 +1,156 @@
+//! Who the proxy is to NATS, each way on a real server: a user and a password, a token, credentials;
+//! and credentials that are replaced are taken up without a restart, as the page for operators says.
+
+use std::{collections::BTreeMap, fs};
+
+use async_nats::ConnectOptions;
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use nkeys::KeyPair;
+use serde_json::{Value, json};
+
+use crate::support::{
+    eventually,
+    jetstream::{Fixture, config},
+    nats_server::{NatsServer, binary},
+    proxy::{Proxy, ack, fetch},
+};
+
+/// As soon as it is ready.
+pub async fn fetches_and_acks(proxy: &Proxy, fixture: &Fixture) {
+    proxy.ready().await;
+    fixture.publish("n", "x").await;
+    let mut client = proxy.client().await;
+    let answer = client.fetch(fetch(fixture, 1, 10_000)).await.unwrap().into_inner();
+    client.ack(ack(&answer.messages[0].token)).await.unwrap();
+}
+
+async fn refused(proxy: &Proxy) {
+    eventually("the refusal", || async { proxy.log().contains("cannot be reached").then_some(()) })
+        .await;
+    let log = proxy.log();
+    assert!(log.contains("authorization violation"), "{log}");
+    assert!(!log.contains("secret"), "{log}");
+}
+
+/// A Secret that was made of a file has the file's last line break.
+#[tokio::test]
+async fn a_user_is_known_by_the_password() {
+    let config = "authorization { users: [ { user: proxy, password: \"a secret\" } ] }";
+    let server = NatsServer::start_with(binary(), Some(config.to_owned()));
+    let options = ConnectOptions::with_user_and_password("proxy".into(), "a secret".into());
+    let client = options.connect(server.url()).await.unwrap();
+    let fixture = Fixture::of(client, self::config(), 1).await;
+    for password in ["a secret", "a secret\n", "a secret\r\n"] {
+        let variables = [("NATS_USER", "proxy\n"), ("NATS_PASSWORD", password)];
+        fetches_and_acks(&Proxy::start_with(&server.url(), &[], &variables), &fixture).await;
+    }
+    let url = server.url().replace("//", "//proxy:a%20secret@");
+    fetches_and_acks(&Proxy::start_at(&url, &[]), &fixture).await;
+    let variables = [("NATS_USER", "proxy"), ("NATS_PASSWORD", "another secret")];
+    refused(&Proxy::start_with(&server.url(), &[], &variables)).await;
+}
+
+#[tokio::test]
+async fn a_token_is_enough() {
+    let config = "authorization { token: \"secret\" }";
+    let server = NatsServer::start_with(binary(), Some(config.to_owned()));
+    let client = ConnectOptions::with_token("secret".into()).connect(server.url()).await.unwrap();
+    let fixture = Fixture::of(client, self::config(), 1).await;
+    for token in ["secret", "secret\n"] {
+        let proxy = Proxy::start_with(&server.url(), &[], &[("NATS_TOKEN", token)]);
+        fetches_and_acks(&proxy, &fixture).await;
+    }
+    let url = server.url().replace("//", "//secret@");
+    fetches_and_acks(&Proxy::start_at(&url, &[]), &fixture).await;
+    refused(&Proxy::start_with(&server.url(), &[], &[("NATS_TOKEN", "another secret")])).await;
+}
+
+/// When all JWTs were made, in seconds since the Unix epoch: an operator's may not change.
+const ISSUED: u64 = 1_700_000_000;
+
+/// An operator, and an account with JetStream.
+struct Operator {
+    operator: KeyPair,
+    system: KeyPair,
+    account: KeyPair,
+}
+
+impl Operator {
+    fn new() -> Self {
+        let account = KeyPair::new_account;
+        Self { operator: KeyPair::new_operator(), system: account(), account: account() }
+    }
+
+    /// The server's configuration, with users of the account that are not let in any more.
+    fn server(&self, revoked: &[&KeyPair]) -> String {
+        let Self { operator, system, account } = self;
+        let limits: Value = ["subs", "data", "payload", "imports", "exports", "conn", "leaf"]
+            .into_iter()
+            .chain(["mem_storage", "disk_storage", "streams", "consumer"])
+            .map(|what| (what.to_owned(), json!(-1)))
+            .collect();
+        let mut without_storage = limits.clone();
+        for what in ["mem_storage", "disk_storage", "streams", "consumer"] {
+            without_storage.as_object_mut().unwrap().remove(what);
+        }
+        let revocations: BTreeMap<String, u64> =
+            revoked.iter().map(|user| (user.public_key(), ISSUED)).collect();
+        let ours = json!({ "type": "account", "version": 2, "limits": limits,
+            "revocations": revocations });
+        let theirs = json!({ "type": "account", "version": 2, "limits": without_storage });
+        format!(
+            "operator: {}\nsystem_account: {sys}\nresolver: MEMORY\n\
+             resolver_preload: {{\n{sys}: {}\n{}: {}\n}}\n",
+            jwt(operator, &operator.public_key(), &json!({ "type": "operator", "version": 2 })),
+            jwt(operator, &system.public_key(), &theirs),
+            account.public_key(),
+            jwt(operator, &account.public_key(), &ours),
+            sys = system.public_key(),
+        )
+    }
+
+    /// The text of a credentials file.
+    fn credentials(&self, user: &KeyPair) -> String {
+        let rights = json!({ "type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1 });
+        let jwt = jwt(&self.account, &user.public_key(), &rights);
+        let seed = user.seed().unwrap();
+        format!(
+            "-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n\
+             -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+        )
+    }
+}
+
+/// What `issuer` says of `subject`, signed.
+fn jwt(issuer: &KeyPair, subject: &str, nats: &Value) -> String {
+    let claims = json!({ "jti": "test", "iat": ISSUED, "iss": issuer.public_key(), "name": "test",
+        "sub": subject, "nats": nats });
+    let header = json!({ "typ": "JWT", "alg": "ed25519-nkey" });
+    let encoded = |part: &[u8]| URL_SAFE_NO_PAD.encode(part);
+    let text = [&header, &claims].map(|part| encoded(part.to_string().as_bytes())).join(".");
+    let signature = encoded(&issuer.sign(text.as_bytes()).unwrap());
+    format!("{text}.{signature}")
+}
+
+#[tokio::test]
+async fn credentials_that_are_replaced_are_taken_up_without_a_restart() {
+    let operator = Operator::new();
+    let [admin, old, new] = [0; 3].map(|_| KeyPair::new_user());
+    let server = NatsServer::start_with(binary(), Some(operator.server(&[])));
+    let options = ConnectOptions::with_credentials(&operator.credentials(&admin)).unwrap();
+    let client = options.connect(server.url()).await.unwrap();
+    let fixture = Fixture::of(client, config(), 1).await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), operator.credentials(&old)).unwrap();
+    let proxy = Proxy::start(&server, &["--nats-creds", file.path().to_str().unwrap()]);
+    fetches_and_acks(&proxy, &fixture).await;
+
+    fs::write(file.path(), operator.credentials(&new)).unwrap();
+    server.configure(&operator.server(&[&old]));
+    let connected = || async {
+        let made = proxy.log().matches("connected to NATS").count();
+        (made == 4).then_some(())
+    };
+    eventually("both connections to be made anew", connected).await;
+    fetches_and_acks(&proxy, &fixture).await;
+}
