@@ -10,9 +10,9 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogArgs, LogFormat};
 
-/// The NATS library reports every lost connection as an error of its own; what it means here is
-/// said by `nats`.
-const QUIET: &str = "async_nats=off";
+/// Libraries that log, by `cargo tree -i tracing`. What they find worth a warning, a connection that
+/// was lost or a peer that misbehaves, is said here by whom it concerns, or is no concern.
+const QUIET: &str = "async_nats=off,h2=off,hyper_util=off,tonic=off,tower=off";
 
 /// Starts logging. `RUST_LOG` goes before what was typed.
 ///

@@ -1,7 +1,14 @@
 //! `docs/operations.md`, by an operator: its command lines are typed, its flags and defaults are
 //! those of the program.
 
-use std::{collections::BTreeMap, fs, path::Path, process::Command};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    path::Path,
+    process::Command,
+};
 
 use async_nats::jetstream::stream;
 use nkeys::KeyPair;
@@ -9,7 +16,7 @@ use serde_json::Value;
 
 use super::page::{Typed, is_shown, read, type_in};
 use crate::support::{
-    eventually,
+    BOUND, eventually,
     jetstream::{Fixture, config},
     nats_server::{NatsServer, binary},
     proxy::{Proxy, ack, fetch},
@@ -163,4 +170,36 @@ async fn an_nkey_that_is_rotated_is_taken_up_without_a_restart() {
         async move { client.ack(ack).await.ok() }
     };
     eventually("the lease to be settled", acked).await;
+}
+
+/// What a peer does wrong is a warning to the HTTP/2 library, and no line of the page.
+#[tokio::test]
+async fn libraries_say_nothing_in_the_log() {
+    const PING: u8 = 6;
+    let frame = |kind: u8, flags: u8, payload: &[u8]| {
+        let length = u8::try_from(payload.len()).unwrap();
+        [&[0, 0, length, kind, flags, 0, 0, 0, 0], payload].concat()
+    };
+    let (settings, unasked) = (frame(4, 0, b""), frame(PING, 1, b"unasked!"));
+    let sent =
+        [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &*settings, &unasked, &frame(PING, 0, b"answer!!")];
+    let proxy = Proxy::start(NatsServer::shared(), &[]);
+    proxy.ready().await;
+    for address in [&proxy.grpc, &proxy.ops] {
+        let mut peer = TcpStream::connect(address).unwrap();
+        peer.set_read_timeout(Some(BOUND)).unwrap();
+        peer.write_all(&sent.concat()).unwrap();
+        let mut heard: Vec<u8> = Vec::new();
+        while !heard.windows(8).any(|part| part == b"answer!!") {
+            let mut part = [0; 1024];
+            let length = peer.read(&mut part).unwrap();
+            assert!(length > 0, "it hung up");
+            heard.extend(&part[..length]);
+        }
+    }
+    let page = page();
+    for line in proxy.log().lines().map(|line| serde_json::from_str::<Value>(line).unwrap()) {
+        let known = page.contains(&format!("| `{}` |", line["message"].as_str().unwrap()));
+        assert!(known || line["level"] == "INFO", "{line}");
+    }
 }
