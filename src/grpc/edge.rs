@@ -69,6 +69,8 @@ pub struct EdgeLimits {
 
 /// What is behind a listener.
 pub(super) struct Behind<S> {
+    /// What the listener is called in the log.
+    pub(super) listener: &'static str,
     /// Answers those within the cap.
     pub(super) service: S,
     /// Answers those beyond it, as long as they are few; without it they are closed at once.
@@ -159,7 +161,8 @@ impl Edge {
             return self.spawn(stream, behind.service.clone(), place, age);
         }
         if self.trouble.may_say(clock::now()) {
-            tracing::warn!("all connections are taken: new ones are turned away");
+            let listener = behind.listener;
+            tracing::warn!(listener, "all connections are taken: new ones are turned away");
         }
         let place = self.places_beyond.clone().try_acquire_owned();
         if let (Some(beyond), Ok(place)) = (&behind.beyond, place) {

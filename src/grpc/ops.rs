@@ -26,7 +26,7 @@ pub async fn serve_ops(
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(move || std::future::ready(readyz(&verdict.borrow()))));
     let service = Routes::from(pages).add_service(health).prepare();
-    let behind = Behind { service, beyond: None };
+    let behind = Behind { listener: "ops", service, beyond: None };
     edge::serve(listener, LIMITS, behind, stop, std::future::ready(())).await;
 }
 

@@ -45,6 +45,7 @@ pub async fn serve<B: Broker + Bus>(
         .prepare();
     let (calls, beyond) = (Calls::new(max_calls), Calls::none(limits.max_connections));
     let behind = Behind {
+        listener: "grpc",
         service: calls.before(Reasons::new(routes.clone())),
         beyond: Some(beyond.before(Reasons::new(routes))),
     };

@@ -203,3 +203,15 @@ async fn libraries_say_nothing_in_the_log() {
         assert!(known || line["level"] == "INFO", "{line}");
     }
 }
+
+#[tokio::test]
+async fn the_log_says_at_which_listener_all_connections_are_taken() {
+    let proxy = Proxy::start(NatsServer::shared(), &["--max-connections", "3"]);
+    for (listener, address, most) in [("grpc", &proxy.grpc, 3), ("ops", &proxy.ops, 256)] {
+        let taken: Vec<_> = (0..=most).map(|_| TcpStream::connect(address).unwrap()).collect();
+        let field = format!("\"listener\":\"{listener}\"");
+        let said = |line: &str| line.contains("all connections are taken") && line.contains(&field);
+        eventually(listener, || async { proxy.log().lines().any(said).then_some(()) }).await;
+        drop(taken);
+    }
+}
