@@ -31,14 +31,37 @@ fn they_name_what_was_made() {
     ] {
         assert!(notes.contains(there), "{there}: {notes}");
     }
-    assert!(!notes.contains("no authentication"));
 }
 
 #[test]
-fn they_warn_of_what_is_dangerous() {
-    let notes = notes(&[LEAST, "replicas=1", "networkPolicy.enabled=false"]);
-    for warning in ["nobody to hand leases to", "no authentication"] {
-        assert!(notes.contains(warning), "{warning}: {notes}");
+fn they_warn_of_what_is_dangerous_and_of_nothing_else() {
+    const ALONE: &str = "nobody to hand leases to";
+    const OPEN: &str = "no authentication";
+    const UNREACHED: &str = "networkPolicy.clients";
+    for (values, said) in [
+        (&[LEAST][..], &[][..]),
+        (&[LEAST, "replicas=1", "networkPolicy.enabled=false"], &[ALONE, OPEN]),
+        (&[LEAST, "replicas=1", "autoscaling.enabled=true"], &[]),
+        (&[LEAST, "autoscaling.enabled=true", "autoscaling.minReplicas=1"], &[ALONE]),
+        (&[LEAST, "service.type=LoadBalancer"], &[UNREACHED]),
+        (&[LEAST, "service.type=NodePort"], &[UNREACHED]),
+        (
+            &[
+                LEAST,
+                "service.type=LoadBalancer",
+                "networkPolicy.clients[0].ipBlock.cidr=192.0.2.0/24",
+            ],
+            &[],
+        ),
+        (&[LEAST, "service.type=LoadBalancer", "networkPolicy.enabled=false"], &[OPEN]),
+    ] {
+        let notes = notes(values);
+        for warning in [ALONE, OPEN, UNREACHED] {
+            let expected = said.contains(&warning);
+            assert_eq!(notes.contains(warning), expected, "{values:?}: {warning}: {notes}");
+        }
+        // An update has somebody: one pod more, then one less.
+        assert!(!notes.contains("update"), "{notes}");
     }
 }
 
