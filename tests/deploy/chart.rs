@@ -1,4 +1,4 @@
-//! The chart: what it makes of values, and that it refuses what cannot work.
+//! The chart: what it makes of values.
 
 use std::collections::BTreeSet;
 
@@ -17,6 +17,15 @@ pub const INSTALLATIONS: &[(&str, &[&str])] = &[
     ("nkey given here", &[LEAST, "nats.auth.method=nkey", r"nats.auth.entries.nkey\.seed=SUA"]),
     ("password", &[LEAST, "nats.auth.method=password", "nats.auth.secret=nats"]),
     ("token", &[LEAST, "nats.auth.method=token", "nats.auth.secret=nats"]),
+    (
+        "token given here, URL not",
+        &[
+            LEAST,
+            "nats.urlSecret.name=nats-url",
+            "nats.auth.method=token",
+            "nats.auth.entries.token=secret",
+        ],
+    ),
     (
         "TLS to NATS",
         &[
@@ -78,27 +87,62 @@ fn helm_lint_finds_nothing() {
 }
 
 #[test]
-fn what_cannot_work_is_refused_and_says_what_to_do() {
-    for (values, said) in [
-        (&[][..], "fetch-proxy keygen"),
-        (&[LEAST, "tokenKeys.keys={a}"], "not both"),
-        (&[LEAST, "nats.auth.method=creds"], "nats.auth.secret is needed for the method creds"),
-        (&[LEAST, "nats.auth.secret=a"], "nats.auth.method"),
-        (&[LEAST, "nats.url=nats"], "/nats/url"),
-        (&[LEAST, "settings.maxLeese=1h"], "maxLeese"),
-        (&[LEAST, "settings.maxLease=long"], "/settings/maxLease"),
-        (&[LEAST, "drain.delaySeconds=5s"], "/drain/delaySeconds"),
-        (&[LEAST, "replicaCount=3"], "replicaCount"),
-        (&[LEAST, "cluster=a.b"], "/cluster"),
-        (&[LEAST, "networkPolicy.clients=null"], "networkPolicy.enabled=false"),
-        // To Kubernetes, nobody in particular is everybody.
-        (&[LEAST, "networkPolicy.clients=[]"], "/networkPolicy/clients"),
-    ] {
-        let output = helm::template(values);
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success(), "{values:?} was taken");
-        assert!(error.contains(said), "{values:?}: {error}");
+fn a_password_or_token_of_the_chart_s_own_rolls_the_pods_when_it_changes() {
+    let checksum = |values: &[&str]| {
+        let objects = helm::objects(values);
+        one(&objects, "Deployment")["spec"]["template"]["metadata"]["annotations"].to_string()
+    };
+    let with = |method, entry: &str, value: &str| {
+        let method = format!("nats.auth.method={method}");
+        let user = "nats.auth.entries.username=a";
+        let entry = format!("nats.auth.entries.{entry}={value}");
+        checksum(
+            &[LEAST, &method, &entry]
+                .into_iter()
+                .chain((method.ends_with("password")).then_some(user))
+                .collect::<Vec<_>>(),
+        )
+    };
+    for (method, entry) in [("password", "password"), ("token", "token")] {
+        assert_ne!(with(method, entry, "one"), with(method, entry, "two"), "{method}");
+        assert_eq!(with(method, entry, "one"), with(method, entry, "one"), "{method}");
+        assert!(!with(method, entry, "hunter2").contains("hunter2"));
     }
+    // Read anew from its file.
+    assert_eq!(with("nkey", r"nkey\.seed", "one"), with("nkey", r"nkey\.seed", "two"));
+}
+
+#[test]
+fn what_a_parent_chart_says_besides_is_not_read() {
+    let values = [LEAST, "enabled=true", "global.a=b"];
+    assert_eq!(helm::text(&values), helm::text(&[LEAST]));
+}
+
+/// A URL with a password in it is nothing for the manifest.
+#[test]
+fn the_url_of_nats_may_come_from_a_secret() {
+    let objects = helm::objects(&[LEAST, "nats.urlSecret.name=nats", "nats.urlSecret.key=where"]);
+    let env = container(&objects)["env"].as_array().unwrap();
+    let from = json!({ "secretKeyRef": { "name": "nats", "key": "where" } });
+    assert!(env.contains(&json!({ "name": "NATS_URL", "valueFrom": from })), "{env:?}");
+}
+
+/// Where a cluster gives pods a user of its choice, or asks for names at another port.
+#[test]
+fn what_some_clusters_have_otherwise_can_be_said() {
+    let objects = helm::objects(&[
+        LEAST,
+        "podSecurityContext.runAsUser=null",
+        "containerSecurityContext.privileged=false",
+        "networkPolicy.dnsPorts=[53,5353]",
+    ]);
+    let pod = &one(&objects, "Deployment")["spec"]["template"]["spec"];
+    assert_eq!(pod["securityContext"]["runAsUser"], Value::Null);
+    assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+    assert_eq!(container(&objects)["securityContext"]["privileged"], false);
+    let egress = &one(&objects, "NetworkPolicy")["spec"]["egress"][0]["ports"];
+    let ports: Vec<_> = egress.as_array().unwrap().iter().map(|port| &port["port"]).collect();
+    assert_eq!(ports, [53, 53, 5353, 5353]);
 }
 
 /// What an operator can tell the program, the chart can be told: those settings that are not a
@@ -115,7 +159,7 @@ fn every_setting_of_the_program_is_one_of_the_chart() {
     let schema = std::fs::read_to_string(helm::chart().join("values.schema.json")).unwrap();
     let schema: Value = serde_json::from_str(&schema).unwrap();
     let settings = schema["properties"]["settings"]["properties"].as_object().unwrap();
-    let settings: BTreeSet<String> = settings.keys().map(|name| variable(name)).collect();
+    let settings: BTreeSet<String> = settings.keys().map(|name| variable_of(name)).collect();
     assert_eq!(settings.intersection(&of_the_chart).next(), None, "one too many ways to say it");
 
     let help = std::process::Command::new(env!("CARGO_BIN_EXE_fetch-proxy"))
@@ -133,7 +177,7 @@ fn every_setting_of_the_program_is_one_of_the_chart() {
 }
 
 /// FETCH_PROXY_MAX_LEASE of maxLease.
-fn variable(setting: &str) -> String {
+pub fn variable_of(setting: &str) -> String {
     let mut name = "FETCH_PROXY_".to_owned();
     for letter in setting.chars() {
         if letter.is_ascii_uppercase() {
@@ -199,6 +243,8 @@ fn an_update_takes_no_pod_away_before_another_serves() {
     let spec = &one(&objects, "Deployment")["spec"];
     assert_eq!(spec["replicas"], 3);
     assert_eq!(spec["strategy"]["rollingUpdate"], json!({ "maxUnavailable": 0, "maxSurge": 1 }));
+    // Until it has run for 3 s, a replica has not heard of all others.
+    assert!(spec["minReadySeconds"].as_u64() > Some(3));
     assert_eq!(one(&objects, "PodDisruptionBudget")["spec"]["maxUnavailable"], 1);
     // Whoever scales by load must not be set back to three by each update.
     let scaled = helm::objects(&[LEAST, "autoscaling.enabled=true"]);

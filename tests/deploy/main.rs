@@ -18,6 +18,7 @@ mod manifests;
 mod nats;
 mod notes;
 mod pods;
+mod refused;
 mod rolling;
 #[allow(dead_code, reason = "written for more than this")]
 #[path = "../clients/scenario.rs"]

@@ -53,6 +53,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- else if eq .method "none" -}}
 {{- if or .secret .entries -}}{{- fail "nats.auth.method says how nats.auth.secret is to be used: creds, nkey, password or token" -}}{{- end -}}
 {{- else if .entries -}}
+{{- $needed := dict "creds" (list "nats.creds") "nkey" (list "nkey.seed") "password" (list "username" "password") "token" (list "token") -}}
+{{- range get $needed .method -}}
+{{- $_ := required (printf "nats.auth.entries.%s is needed for the method %s" . $.Values.nats.auth.method) (get $.Values.nats.auth.entries .) -}}
+{{- end -}}
 {{- printf "%s-nats" (include "fetch-proxy.fullname" $) -}}
 {{- else -}}
 {{- required (printf "nats.auth.secret is needed for the method %s" .method) .secret -}}
@@ -67,21 +71,4 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
     secretKeyRef:
       name: {{ index . 1 }}
       key: {{ index . 2 }}
-{{- end -}}
-
-{{- /* The restricted Pod Security Standard. */ -}}
-{{- define "fetch-proxy.podSecurity" -}}
-runAsNonRoot: true
-runAsUser: 65532
-runAsGroup: 65532
-fsGroup: 65532
-seccompProfile:
-  type: RuntimeDefault
-{{- end -}}
-
-{{- define "fetch-proxy.containerSecurity" -}}
-allowPrivilegeEscalation: false
-readOnlyRootFilesystem: true
-capabilities:
-  drop: [ALL]
 {{- end -}}

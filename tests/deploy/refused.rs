@@ -1,0 +1,73 @@
+//! Values that the chart refuses, because they cannot work.
+
+use crate::{
+    chart::variable_of,
+    helm::{self, LEAST, container},
+};
+
+#[test]
+fn what_cannot_work_is_refused_and_says_what_to_do() {
+    for (values, said) in [
+        (&[][..], "fetch-proxy keygen"),
+        (&[LEAST, "tokenKeys.keys={a}"], "not both"),
+        (&[LEAST, "nats.auth.method=creds"], "nats.auth.secret is needed for the method creds"),
+        (&[LEAST, "nats.auth.secret=a"], "nats.auth.method"),
+        (
+            &[LEAST, "nats.auth.method=password", "nats.auth.entries.username=a"],
+            "nats.auth.entries.password is needed for the method password",
+        ),
+        (
+            &[LEAST, "nats.auth.method=creds", r"nats.auth.entries.nkey\.seed=SUA"],
+            "nats.auth.entries.nats.creds is needed",
+        ),
+        (&[LEAST, "nats.url=nats"], "/nats/url"),
+        (&[LEAST, "nats.url=wss://nats"], "/nats/url"),
+        (&[LEAST, "nats.url=nats://nats:14222"], "14222 of nats.url"),
+        (&[LEAST, "nats.url=tls://u:p@a\\,tls://[::1]:4333"], "4333 of nats.url"),
+        (&[LEAST, "nats.url=nats://nats", "networkPolicy.nats.ports=[4333]"], "4222 of nats.url"),
+        (&[LEAST, "settings.maxLeese=1h"], "maxLeese"),
+        (&[LEAST, "settings.maxLease=long"], "/settings/maxLease"),
+        (&[LEAST, "settings.maxLease=10foo"], "/settings/maxLease"),
+        (&[LEAST, "settings.maxLease=500ms"], "/settings/maxLease"),
+        (&[LEAST, "settings.maxLease=0s"], "/settings/maxLease"),
+        (&[LEAST, "settings.settleTimeout=99ms"], "/settings/settleTimeout"),
+        (&[LEAST, "settings.maxConnectionAge=1x"], "/settings/maxConnectionAge"),
+        (
+            &[LEAST, "autoscaling.enabled=true", "autoscaling.minReplicas=11"],
+            "autoscaling.minReplicas is more than autoscaling.maxReplicas",
+        ),
+        (&[LEAST, "drain.delaySeconds=5s"], "/drain/delaySeconds"),
+        (&[LEAST, "replicaCount=3"], "replicaCount"),
+        (&[LEAST, "cluster=a.b"], "/cluster"),
+        (&[LEAST, "networkPolicy.clients=null"], "networkPolicy.enabled=false"),
+        // To Kubernetes, nobody in particular is everybody.
+        (&[LEAST, "networkPolicy.clients=[]"], "/networkPolicy/clients"),
+    ] {
+        let output = helm::template(values);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{values:?} was taken");
+        assert!(error.contains(said), "{values:?}: {error}");
+    }
+}
+
+/// Times are as the program takes them: what the schema lets through, it does not refuse.
+#[test]
+fn times_that_the_schema_takes_the_program_takes() {
+    for (setting, times) in [
+        ("maxLease", &["1s", "90m", "1h 30m", "2h30m", "1d"][..]),
+        ("maxConnectionAge", &["0s", "10m"]),
+        ("settleTimeout", &["100ms", "2s 500ms", "1m"]),
+    ] {
+        for time in times {
+            let objects = helm::objects(&[LEAST, &format!("settings.{setting}={time}")]);
+            let env = container(&objects)["env"].as_array().unwrap();
+            let variable = env.iter().find(|variable| variable["name"] == variable_of(setting));
+            let value = variable.unwrap()["value"].as_str().unwrap();
+            let mut serve = std::process::Command::new(env!("CARGO_BIN_EXE_fetch-proxy"));
+            // What stands behind it on the command line is wrong, and looked at afterwards.
+            serve.args(["serve", "--token-key-file", "/nowhere"]).env(variable_of(setting), value);
+            let said = String::from_utf8(serve.output().unwrap().stderr).unwrap();
+            assert!(said.contains("/nowhere"), "{setting}={time}: {said}");
+        }
+    }
+}
