@@ -309,7 +309,7 @@ pub struct ProbeArgs {
     /// What to ask for: nothing for readiness, `liveness` for whether the process answers.
     #[arg(long, default_value = "", value_name = "NAME")]
     pub service: String,
-    /// Give up after this.
+    /// Give up after this; until then, ask again where nobody is.
     #[arg(long, default_value = "3s", value_name = "TIME", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
 }

@@ -8,21 +8,29 @@ use tonic_health::pb::{
 
 use super::hand;
 
+/// Where nobody is, it is tried again after this: a Service that has just been made has no pods yet.
+const AGAIN: Duration = Duration::from_millis(200);
+
 /// Asks the listener at `addr` for the health of `service`: its status by name, and whether it is
-/// serving.
+/// serving. Waits for a connection until `timeout`; what is answered there counts.
 ///
 /// # Errors
 /// Why it did not answer, for people.
 pub async fn probe(addr: &str, service: &str, timeout: Duration) -> Result<(String, bool), String> {
+    let mut silence = format!("{addr}: no answer within {timeout:?}");
     let ask = async {
-        let channel = hand::connect(addr, timeout).await?;
+        let channel = loop {
+            match hand::connect(addr, timeout).await {
+                Ok(channel) => break channel,
+                Err(why) => silence = why,
+            }
+            tokio::time::sleep(AGAIN).await;
+        };
         let request = HealthCheckRequest { service: service.to_owned() };
         let answer = HealthClient::new(channel).check(request).await;
         answer.map_err(|status| status.message().to_owned())
     };
-    let answer = tokio::time::timeout(timeout, ask)
-        .await
-        .map_err(|_| format!("{addr}: no answer within {timeout:?}"))??;
-    let status = answer.into_inner().status();
+    let answered = tokio::time::timeout(timeout, ask).await;
+    let status = answered.map_err(|_| silence)??.into_inner().status();
     Ok((status.as_str_name().to_owned(), status == ServingStatus::Serving))
 }

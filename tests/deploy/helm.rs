@@ -59,10 +59,15 @@ pub fn parsed(yaml: &str) -> Vec<Value> {
 
 /// The only one of its kind; `tests` of the chart are none of it.
 pub fn one<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
-    let mut found = objects.iter().filter(|object| object["kind"] == kind);
+    let mut found = objects.iter().filter(|object| object["kind"] == kind && !is_hook(object));
     let one = found.next().unwrap_or_else(|| panic!("no {kind}"));
     assert!(found.next().is_none(), "more than one {kind}");
     one
+}
+
+/// Whether it is there for a `helm test` alone.
+pub fn is_hook(object: &Value) -> bool {
+    object["metadata"]["annotations"]["helm.sh/hook"].is_string()
 }
 
 /// The container of the Deployment.

@@ -10,6 +10,7 @@ mod books;
 mod chart;
 mod compose;
 mod helm;
+mod helm_test;
 mod image;
 mod keda;
 #[path = "../clients/language.rs"]

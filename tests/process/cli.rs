@@ -110,6 +110,20 @@ async fn probe_says_how_it_is_by_its_exit_code() {
     assert!(why.contains(&gone.ops) && why.contains("Connection refused"), "{why}");
 }
 
+/// A Service that has just been made refuses until it has heard of its pods.
+#[tokio::test]
+async fn probe_asks_again_while_nobody_is_there() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap().to_string();
+    drop(free);
+    let mut probe = Command::new(env!("CARGO_BIN_EXE_fetch-proxy"))
+        .args(["probe", "--addr", &address, "--service", "liveness", "--timeout", "20s"])
+        .spawn()
+        .unwrap();
+    let proxy = Proxy::start_on(&address, &NatsServer::shared().url(), &[]);
+    assert!(probe.wait().unwrap().success(), "{}", proxy.log());
+}
+
 /// Container runtimes start programs with few files and allow them more.
 #[tokio::test]
 async fn as_many_files_as_the_system_allows_may_be_open_and_too_few_are_told() {

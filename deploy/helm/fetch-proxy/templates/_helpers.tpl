@@ -14,6 +14,11 @@ app.kubernetes.io/name: {{ include "fetch-proxy.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
+{{- define "fetch-proxy.testLabels" -}}
+app.kubernetes.io/name: {{ include "fetch-proxy.name" . }}-test
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
 {{- define "fetch-proxy.labels" -}}
 {{ include "fetch-proxy.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
