@@ -26,6 +26,7 @@ mod rolling;
 mod scenario;
 #[path = "../support/mod.rs"]
 mod support;
+mod ties;
 mod valid;
 #[allow(dead_code, reason = "written for more than this")]
 #[path = "../clients/worker.rs"]

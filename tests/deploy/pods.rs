@@ -29,9 +29,12 @@ use crate::{
 const PROPAGATION: Duration = Duration::from_secs(1);
 
 /// What the chart says of the pods.
+#[derive(Clone)]
 pub struct Plan {
     pub replicas: usize,
     pub grace: Duration,
+    /// How long a pod must have been ready before it counts.
+    settled: Duration,
     startup: Probe,
     readiness: Probe,
     liveness: Probe,
@@ -41,6 +44,8 @@ pub struct Plan {
 
 #[derive(Clone)]
 struct Probe {
+    /// What the container calls the port that is asked.
+    port: String,
     service: String,
     period: Duration,
     timeout: Duration,
@@ -59,12 +64,14 @@ impl Plan {
             Some([flag, if name == "TOKEN_KEY_FILE" { keys } else { value }.to_owned()])
         });
         let grace = spec["template"]["spec"]["terminationGracePeriodSeconds"].as_u64().unwrap();
+        let probe = |kind| Probe::of(&container[kind], &container["ports"]);
         Self {
             replicas: spec["replicas"].as_u64().unwrap().try_into().unwrap(),
             grace: Duration::from_secs(grace),
-            startup: Probe::of(&container["startupProbe"]),
-            readiness: Probe::of(&container["readinessProbe"]),
-            liveness: Probe::of(&container["livenessProbe"]),
+            settled: Duration::from_secs(spec["minReadySeconds"].as_u64().unwrap_or(0)),
+            startup: probe("startupProbe"),
+            readiness: probe("readinessProbe"),
+            liveness: probe("livenessProbe"),
             flags: settings.flatten().collect(),
         }
     }
@@ -72,9 +79,15 @@ impl Plan {
 
 impl Probe {
     /// With the defaults of Kubernetes.
-    fn of(probe: &Value) -> Self {
+    fn of(probe: &Value, ports: &Value) -> Self {
         let seconds = |name, default| Duration::from_secs(probe[name].as_u64().unwrap_or(default));
+        let mut ports = ports.as_array().unwrap().iter();
+        let port = ports.find(|port| port["containerPort"] == probe["grpc"]["port"]);
         Self {
+            port: port.expect("it asks a port of the container")["name"]
+                .as_str()
+                .unwrap()
+                .to_owned(),
             service: probe["grpc"]["service"].as_str().unwrap_or_default().to_owned(),
             period: seconds("periodSeconds", 10),
             timeout: seconds("timeoutSeconds", 1),
@@ -82,8 +95,9 @@ impl Probe {
         }
     }
 
-    async fn asks(&self, ops: &str) -> bool {
-        probe(ops, &self.service, self.timeout).await.is_ok_and(|(_, serving)| serving)
+    async fn asks(&self, pod: &Addresses) -> bool {
+        let address = if self.port == "ops" { &pod.ops } else { &pod.grpc };
+        probe(address, &self.service, self.timeout).await.is_ok_and(|(_, serving)| serving)
     }
 }
 
@@ -156,7 +170,7 @@ impl Deployment {
         deployment
     }
 
-    /// One more pod, and waits until it is sent connections.
+    /// One more pod, and waits until it counts.
     async fn add(&mut self) {
         let (nats, flags) = (self.nats.clone(), self.plan.flags.clone());
         // Starting waits for a file.
@@ -167,17 +181,15 @@ impl Deployment {
         let (number, proxy) = (self.started, starting.await.unwrap());
         self.started += 1;
         let mut probes = JoinSet::new();
-        probes.spawn(ready(
-            self.plan.startup.clone(),
-            self.plan.readiness.clone(),
-            number,
+        probes.spawn(probed(
+            self.plan.clone(),
             Addresses::of(&proxy),
-            self.service.clone(),
+            Told { number, service: self.service.clone(), killed: self.killed.clone() },
         ));
-        probes.spawn(alive(self.plan.liveness.clone(), proxy.ops.clone(), self.killed.clone()));
         self.pods.push(Pod { number, proxy, probes });
-        let began = Instant::now();
-        while !self.service.has(number) {
+        let (began, mut ready) = (Instant::now(), None);
+        while ready.is_none_or(|since: Instant| since.elapsed() < self.plan.settled) {
+            ready = if self.service.has(number) { ready.or(Some(Instant::now())) } else { None };
             assert!(began.elapsed() < crate::support::BOUND, "it is never ready");
             sleep(Duration::from_millis(20)).await;
         }
@@ -226,36 +238,50 @@ impl Pod {
     }
 }
 
-/// Tells the Service whether this pod is ready, once it has started.
-async fn ready(
-    startup: Probe,
-    readiness: Probe,
+/// Whom a kubelet tells of one pod.
+struct Told {
     number: usize,
-    pod: Addresses,
     service: Arc<Service>,
-) {
-    while !startup.asks(&pod.ops).await {
-        sleep(startup.period).await;
+    killed: Arc<AtomicUsize>,
+}
+
+/// A kubelet's probes of one pod: until it has started none but that for it.
+async fn probed(plan: Plan, pod: Addresses, told: Told) {
+    let mut failures = 0;
+    while !plan.startup.asks(&pod).await {
+        failures += 1;
+        told.killed_if(failures == plan.startup.failures);
+        sleep(plan.startup.period).await;
     }
+    tokio::join!(ready(&plan.readiness, &pod, &told), alive(&plan.liveness, &pod, &told));
+}
+
+impl Told {
+    fn killed_if(&self, failed: bool) {
+        self.killed.fetch_add(usize::from(failed), Ordering::Relaxed);
+    }
+}
+
+/// Tells the Service whether it is ready.
+async fn ready(readiness: &Probe, pod: &Addresses, told: &Told) {
+    let Told { number, service, .. } = told;
     let mut failures = 0;
     loop {
-        failures = if readiness.asks(&pod.ops).await { 0 } else { failures + 1 };
+        failures = if readiness.asks(pod).await { 0 } else { failures + 1 };
         match failures {
-            0 if !service.has(number) => service.set(number, Some(&pod.grpc)),
-            _ if failures >= readiness.failures => service.set(number, None),
+            0 if !service.has(*number) => service.set(*number, Some(&pod.grpc)),
+            _ if failures >= readiness.failures => service.set(*number, None),
             _ => {}
         }
         sleep(readiness.period).await;
     }
 }
 
-async fn alive(liveness: Probe, ops: String, killed: Arc<AtomicUsize>) {
+async fn alive(liveness: &Probe, pod: &Addresses, told: &Told) {
     let mut failures = 0;
     loop {
+        failures = if liveness.asks(pod).await { 0 } else { failures + 1 };
+        told.killed_if(failures == liveness.failures);
         sleep(liveness.period).await;
-        failures = if liveness.asks(&ops).await { 0 } else { failures + 1 };
-        if failures == liveness.failures {
-            killed.fetch_add(1, Ordering::Relaxed);
-        }
     }
 }

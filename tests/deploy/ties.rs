@@ -1,0 +1,87 @@
+//! What has to be the same in several places: ports, in the image, the container, its probes and the
+//! Services; and the files that the program is told of, in its variables, mounts and Secrets.
+
+use serde_json::Value;
+
+use crate::{
+    chart::INSTALLATIONS,
+    helm::{self, container, one},
+};
+
+const DOCKERFILE: &str = include_str!("../../deploy/Dockerfile");
+const VALUES: &str = include_str!("../../deploy/helm/fetch-proxy/values.yaml");
+
+/// The port of this variable of the image.
+fn of_the_image(variable: &str) -> u64 {
+    let (_, rest) = DOCKERFILE.split_once(&format!("{variable}=0.0.0.0:")).unwrap();
+    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().unwrap()
+}
+
+#[test]
+fn everybody_means_the_same_ports() {
+    let (grpc, ops) =
+        (of_the_image(" FETCH_PROXY_LISTEN"), of_the_image(" FETCH_PROXY_OPS_LISTEN"));
+    assert!(DOCKERFILE.contains(&format!("EXPOSE {grpc} {ops}\n")));
+    for (name, values) in INSTALLATIONS {
+        let objects = helm::objects(values);
+        let container = container(&objects);
+        let ports = container["ports"].as_array().unwrap().iter();
+        let ports: Vec<_> = ports.map(|port| (&port["name"], &port["containerPort"])).collect();
+        assert_eq!(ports, [(&"grpc".into(), &grpc.into()), (&"ops".into(), &ops.into())], "{name}");
+        for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
+            assert_eq!(container[probe]["grpc"]["port"], ops, "{name}: {probe}");
+        }
+        let headless = objects.iter().filter(|object| object["spec"]["clusterIP"] == "None");
+        for service in headless {
+            assert_eq!(service["spec"]["ports"][0]["port"], grpc, "{name}");
+        }
+        for variable in container["env"].as_array().unwrap() {
+            let moved = variable["name"].as_str().unwrap().ends_with("LISTEN");
+            assert!(!moved, "{name}: {variable}");
+        }
+    }
+}
+
+#[test]
+fn every_file_that_is_named_is_mounted_from_a_secret_that_has_it() {
+    for (name, values) in INSTALLATIONS {
+        let objects = helm::objects(values);
+        let pod = &one(&objects, "Deployment")["spec"]["template"]["spec"];
+        let (container, volumes) = (container(&objects), pod["volumes"].as_array().unwrap());
+        let mounts = container["volumeMounts"].as_array().unwrap();
+        // A file that is mounted by itself does not change with its Secret.
+        assert!(mounts.iter().all(|mount| mount["subPath"].is_null()), "{name}");
+        let mut used = 0;
+        for variable in container["env"].as_array().unwrap() {
+            let key = &variable["valueFrom"]["secretKeyRef"];
+            if let Some(entry) = key["key"].as_str() {
+                let made = made(&objects, &key["name"]).is_none_or(|made| made[entry].is_string());
+                assert!(made, "{name}: {variable}");
+            }
+            let Some(path) = variable["value"].as_str().filter(|value| value.starts_with('/'))
+            else {
+                continue;
+            };
+            let (folder, entry) = path.rsplit_once('/').unwrap();
+            let mount = mounts.iter().find(|mount| mount["mountPath"] == folder);
+            let mount = mount.unwrap_or_else(|| panic!("{name}: {path} is not mounted"));
+            let volume = volumes.iter().find(|volume| volume["name"] == mount["name"]).unwrap();
+            assert_eq!(volume["secret"]["items"], Value::Null, "{name}");
+            match made(&objects, &volume["secret"]["secretName"]) {
+                Some(entries) => assert!(!entries[entry].is_null(), "{name}: {entry}"),
+                // Whoever makes it is told what must be in it.
+                None => assert!(VALUES.contains(&format!("`{entry}`")), "{name}: {entry}"),
+            }
+            used += 1;
+        }
+        assert!(used >= mounts.len(), "{name}: what is mounted is used");
+    }
+}
+
+/// The entries of a Secret, where the chart makes it.
+fn made<'a>(objects: &'a [Value], secret: &Value) -> Option<&'a Value> {
+    let named =
+        |object: &&Value| object["kind"] == "Secret" && object["metadata"]["name"] == *secret;
+    objects.iter().find(named).map(|object| &object["stringData"])
+}
