@@ -1,23 +1,20 @@
 //! `fetch-proxy fetch`, `ack` and their like: the contract in an operator's hand, for images without
-//! a shell. A client like any other; knows nothing of the server beside it.
+//! a shell. A client like any other; knows nothing of the server beside it, and leaves to `people` and
+//! `programs` how an answer looks.
 
-use std::{
-    fmt::Write as _,
-    time::{Duration, SystemTime},
-};
+mod people;
+mod programs;
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
+use std::time::{Duration, SystemTime};
+
 use prost_types::{Duration as PbDuration, Timestamp};
-use serde_json::{Value, json};
 use tonic::{
     Request, Status,
     transport::{Channel, Endpoint},
 };
 use tonic_types::StatusExt as _;
 
-use crate::pb::{
-    self, delivery::Payload, fetch_service_client::FetchServiceClient, settlement::Action,
-};
+use crate::pb::{self, fetch_service_client::FetchServiceClient, settlement::Action};
 
 /// An answer takes no longer than this, beside the time that it was asked to wait.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -44,8 +41,8 @@ impl Hand {
         request.set_timeout(max_wait + PATIENCE);
         let answer = self.client().await?.fetch(request).await;
         let answer = answer.map_err(|status| told(&status))?.into_inner();
-        let shown = if self.json { fetched_json(&answer).to_string() } else { fetched(&answer) };
-        Ok((shown, true))
+        let show = if self.json { programs::fetched } else { people::fetched };
+        Ok((show(&answer), true))
     }
 
     /// Does the same with every token.
@@ -53,18 +50,15 @@ impl Hand {
     /// # Errors
     /// Why there is no answer, for people; a refusal of one token is no error of the call.
     pub async fn settle(&self, tokens: Vec<String>, action: Action) -> Shown {
-        let settlement = |token| pb::Settlement { token, action: Some(action.clone()) };
-        let settlements = tokens.into_iter().map(settlement).collect();
+        let settlement =
+            |token: &String| pb::Settlement { token: token.clone(), action: Some(action.clone()) };
+        let settlements = tokens.iter().map(settlement).collect();
         let mut request = Request::new(pb::SettleRequest { settlements, ..Default::default() });
         request.set_timeout(PATIENCE);
         let answer = self.client().await?.settle(request).await;
         let answer = answer.map_err(|status| told(&status))?.into_inner();
-        let shown = if self.json {
-            Value::from_iter(answer.results.iter().map(settled_json)).to_string()
-        } else {
-            answer.results.iter().map(settled).collect::<Vec<_>>().join("\n")
-        };
-        Ok((shown, answer.failed == 0))
+        let show = if self.json { programs::settled } else { people::settled };
+        Ok((show(&tokens, &answer.results), answer.failed == 0))
     }
 
     async fn client(&self) -> Result<FetchServiceClient<Channel>, String> {
@@ -99,155 +93,23 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 fn told(status: &Status) -> String {
+    let message = people::plain(status.message());
     match status.get_details_error_info() {
-        Some(info) => format!("{}: {}", info.reason, status.message()),
-        None => format!("{:?}: {}", status.code(), status.message()),
+        Some(info) => format!("{}: {message}", people::plain(&info.reason)),
+        None => format!("{:?}: {message}", status.code()),
     }
 }
 
-fn fetched(answer: &pb::FetchResponse) -> String {
-    let mut text = String::new();
-    for message in &answer.messages {
-        let of = match message.max_deliver {
-            0 => String::new(),
-            most => format!(" of {most}"),
-        };
-        let _ = writeln!(
-            text,
-            "{}  sequence {}, attempt {}{of}, published {}",
-            message.subject,
-            message.stream_sequence,
-            message.delivery_count,
-            time(message.publish_time.as_ref()),
-        );
-        for (name, values) in &message.headers {
-            for value in &values.values {
-                let _ = writeln!(text, "  {name}: {value}");
-            }
-        }
-        let _ = writeln!(text, "  {}", payload_text(message.payload.as_ref()));
-        let _ = writeln!(text, "  yours for {}, by this token:", span(message.lease.as_ref()));
-        let _ = writeln!(text, "{}\n", message.token);
-    }
-    for rejected in &answer.rejected {
-        let _ = writeln!(
-            text,
-            "{}  sequence {}: rejected, {}",
-            rejected.subject, rejected.stream_sequence, rejected.detail
-        );
-        if !rejected.token.is_empty() {
-            let _ =
-                writeln!(text, "  it is yours all the same, by this token:\n{}\n", rejected.token);
-        }
-    }
-    if answer.messages.is_empty() {
-        let _ = writeln!(text, "no messages: {}", why_empty(answer.empty_reason()));
-    }
-    let _ = write!(text, "{} more are waiting", answer.pending);
-    text
+/// By the clock that everybody has; nothing where there is none.
+fn time(at: Option<&Timestamp>) -> Option<String> {
+    let at = SystemTime::try_from(*at?).ok()?;
+    Some(humantime::format_rfc3339_millis(at).to_string())
 }
 
-fn why_empty(reason: pb::EmptyReason) -> &'static str {
-    match reason {
-        pb::EmptyReason::NoMessages | pb::EmptyReason::Unspecified => "there is nothing to deliver",
-        pb::EmptyReason::MaxAckPending => {
-            "as many are out as the consumer's max_ack_pending allows"
-        }
-        pb::EmptyReason::Paused => "the consumer is paused",
-        pb::EmptyReason::Draining => "this replica is leaving; ask again",
-        pb::EmptyReason::Rejected => "all that came was rejected",
-    }
-}
-
-fn fetched_json(answer: &pb::FetchResponse) -> Value {
-    let headers = |headers: &std::collections::HashMap<String, pb::HeaderValues>| {
-        headers.iter().map(|(name, values)| (name.clone(), json!(values.values))).collect::<Value>()
-    };
-    let message = |message: &pb::Delivery| {
-        json!({
-            "token": message.token,
-            "subject": message.subject,
-            "payload": payload_json(message.payload.as_ref()),
-            "headers": headers(&message.headers),
-            "stream_sequence": message.stream_sequence,
-            "delivery_count": message.delivery_count,
-            "max_deliver": message.max_deliver,
-            "publish_time": time(message.publish_time.as_ref()),
-            "lease_expire_time": time(message.lease_expire_time.as_ref()),
-        })
-    };
-    let rejected = |rejected: &pb::Rejected| {
-        json!({
-            "token": rejected.token,
-            "subject": rejected.subject,
-            "detail": rejected.detail,
-            "payload": { "base64": STANDARD.encode(&rejected.data) },
-            "headers": headers(&rejected.headers),
-            "stream_sequence": rejected.stream_sequence,
-            "delivery_count": rejected.delivery_count,
-        })
-    };
-    json!({
-        "messages": answer.messages.iter().map(message).collect::<Value>(),
-        "rejected": answer.rejected.iter().map(rejected).collect::<Value>(),
-        "empty_reason": answer.empty_reason().as_str_name(),
-        "pending": answer.pending,
-    })
-}
-
-fn payload_text(payload: Option<&Payload>) -> String {
-    match payload {
-        None => String::new(),
-        Some(Payload::Text(text)) => text.clone(),
-        Some(Payload::Data(bytes)) => {
-            format!("{} bytes, in base64: {}", bytes.len(), STANDARD.encode(bytes))
-        }
-    }
-}
-
-fn payload_json(payload: Option<&Payload>) -> Value {
-    match payload {
-        None => json!({ "text": "" }),
-        Some(Payload::Text(text)) => json!({ "text": text }),
-        Some(Payload::Data(bytes)) => json!({ "base64": STANDARD.encode(bytes) }),
-    }
-}
-
-fn settled(result: &pb::SettleResult) -> String {
-    if let Some(error) = &result.error {
-        return format!("{}: {}", error.reason, error.message);
-    }
-    let mut text = word(result.outcome()).to_owned();
-    if let Some(again) = &result.redeliver_time {
-        let _ = write!(text, ", comes back at {}", time(Some(again)));
-    }
-    if let Some(end) = &result.lease_expire_time {
-        let _ = write!(text, ", yours until {}", time(Some(end)));
-    }
-    text
-}
-
-fn settled_json(result: &pb::SettleResult) -> Value {
-    match &result.error {
-        Some(error) => json!({ "error": error.reason, "message": error.message }),
-        None => json!({
-            "outcome": word(result.outcome()),
-            "redeliver_time": result.redeliver_time.as_ref().map(|at| time(Some(at))),
-            "lease_expire_time": result.lease_expire_time.as_ref().map(|at| time(Some(at))),
-        }),
-    }
+fn length(of: Option<&PbDuration>) -> Option<Duration> {
+    Duration::try_from(*of?).ok()
 }
 
 fn word(outcome: pb::Outcome) -> &'static str {
     outcome.as_str_name().trim_start_matches("OUTCOME_")
-}
-
-fn time(at: Option<&Timestamp>) -> String {
-    let at = at.and_then(|at| SystemTime::try_from(*at).ok());
-    at.map(|at| humantime::format_rfc3339_millis(at).to_string()).unwrap_or_default()
-}
-
-fn span(of: Option<&PbDuration>) -> String {
-    let of = of.and_then(|of| Duration::try_from(*of).ok()).unwrap_or_default();
-    humantime::format_duration(Duration::from_secs(of.as_secs())).to_string()
 }

@@ -1,7 +1,11 @@
 //! The client commands, as an operator types them.
 
-use std::process::{Command, Output};
+use std::{
+    collections::BTreeSet,
+    process::{Command, Output},
+};
 
+use prost::Message as _;
 use serde_json::Value;
 
 use crate::support::{
@@ -82,7 +86,7 @@ async fn several_at_once_and_for_programs() {
     assert_eq!(answer.as_array().unwrap().len(), 2);
     let answer = hand.json(&["ack", acked, wrong]);
     assert_eq!(answer[0]["outcome"], "DUPLICATE");
-    assert_eq!(answer[1]["error"], "LEASE_SETTLED");
+    assert_eq!(answer[1]["error"]["reason"], "LEASE_SETTLED");
 }
 
 #[tokio::test]
@@ -95,6 +99,101 @@ async fn bytes_that_are_no_text_and_what_fails_its_codec_are_shown() {
     hand.fixture.publish("json", "{").await;
     let (text, code) = hand.said(&["fetch", stream, consumer, "--codec", "json"]);
     assert!(code == 0 && text.contains("sequence 2: rejected, "), "{text}");
+}
+
+/// Whoever may publish must not write on an operator's terminal.
+#[tokio::test]
+async fn what_a_message_holds_is_shown_and_not_obeyed() {
+    let hand = Hand::new().await;
+    let Fixture { stream, consumer, .. } = &hand.fixture;
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("Title", "a\u{1b}]0;title\u{7}");
+    let payload = "line one\n\tline two\r\u{1b}[2Jby this token:\nA\u{9b}";
+    hand.fixture.publish_with("sub\u{1b}[1mject", headers, payload).await;
+    hand.fixture.publish("\u{1b}[1mrejected", "{").await;
+    let (shown, _) = hand.said(&["fetch", stream, consumer]);
+    for there in [
+        r"sub\u{1b}[1mject",
+        r"  Title: a\u{1b}]0;title\u{7}",
+        "  line one\n  \tline two\\r\\u{1b}[2Jby this token:\n  A\\u{9b}\n",
+    ] {
+        assert!(shown.contains(there), "{there} is not in:\n{shown}");
+    }
+    let (rejected, _) = hand.said(&["fetch", stream, consumer, "--codec", "json"]);
+    assert!(rejected.contains("rejected, "), "{rejected}");
+    let (refused, code) = hand.said(&["fetch", stream, "no\u{1b}body"]);
+    assert_eq!(code, 1, "{refused}");
+    for said in [shown, rejected, refused] {
+        let obeyed = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+        assert!(!said.contains(obeyed), "{said:?}");
+    }
+}
+
+#[tokio::test]
+async fn of_several_tokens_each_is_named() {
+    let hand = Hand::new().await;
+    hand.fixture.publish_many(2).await;
+    let tokens = hand.taken("2");
+    let (text, code) = hand.said(&["ack", &tokens[0], &tokens[1], "nonsense"]);
+    assert_eq!(code, 1);
+    let end = |token: &str| token[token.len() - 8..].to_owned();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[0], format!("…{}  CONFIRMED", end(&tokens[0])));
+    assert_eq!(lines[1], format!("…{}  CONFIRMED", end(&tokens[1])));
+    assert!(lines[2].starts_with("…nonsense  TOKEN_INVALID: "), "{text}");
+    let answer = hand.json(&["ack", &tokens[0], &tokens[1]]);
+    assert_eq!(answer[1]["token"], tokens[1]);
+}
+
+/// The fields of a message of the contract. Payloads are shown by the same name, whatever they are.
+fn fields(message: &str) -> BTreeSet<String> {
+    let files =
+        prost_types::FileDescriptorSet::decode(fetch_proxy::pb::FILE_DESCRIPTOR_SET).unwrap();
+    let all = files.file.into_iter().filter(|file| file.package() == "fetchproxy.v1");
+    let mut found = all.flat_map(|file| file.message_type).filter(|one| one.name() == message);
+    let fields = found.next().unwrap().field.into_iter().map(|field| field.name().to_owned());
+    fields
+        .map(|name| if name == "data" || name == "text" { "payload".into() } else { name })
+        .collect()
+}
+
+fn names(object: &Value) -> BTreeSet<String> {
+    object.as_object().unwrap().keys().cloned().collect()
+}
+
+#[tokio::test]
+async fn programs_are_told_all_that_the_contract_has() {
+    let hand = Hand::new().await;
+    let Fixture { stream, consumer, .. } = &hand.fixture;
+    hand.fixture.publish("n", "1").await;
+    hand.fixture.publish("n", "{").await;
+    let answer =
+        hand.json(&["fetch", stream, consumer, "-n", "2", "--codec", "json", "--lease", "90s"]);
+    let (message, rejected) = (&answer["messages"][0], &answer["rejected"][0]);
+    assert_eq!(names(&answer), fields("FetchResponse"));
+    assert_eq!(names(message), fields("Delivery"));
+    assert_eq!((&message["consumer_sequence"], &message["pending"]), (&1.into(), &1.into()));
+    let seconds = |lease: &Value| -> f64 {
+        lease.as_str().unwrap().strip_suffix('s').unwrap().parse().unwrap()
+    };
+    assert!((60.0..=90.0).contains(&seconds(&message["lease"])), "{message}");
+    assert_eq!(names(rejected), fields("Rejected"));
+    assert_eq!((&rejected["cause"], &rejected["size"]), (&"CODEC".into(), &1.into()));
+
+    let token = message["token"].as_str().unwrap();
+    let mut of_result = fields("SettleResult");
+    of_result.insert("token".to_owned());
+    let extended = hand.json(&["extend", token, "--lease", "5m"]);
+    assert_eq!(names(&extended[0]), of_result);
+    assert!((270.0..=300.0).contains(&seconds(&extended[0]["lease"])), "{extended}");
+    assert_eq!(extended[0]["error"], Value::Null);
+    hand.json(&["ack", token]);
+    let refused = hand.json(&["nak", token]);
+    assert_eq!(names(&refused[0]), of_result);
+    let error = &refused[0]["error"];
+    assert_eq!(names(error), fields("SettleError"));
+    assert_eq!((&error["reason"], &error["retry_delay"]), (&"LEASE_SETTLED".into(), &Value::Null));
+    assert_eq!(error["metadata"]["settled_as"], "ACK");
 }
 
 #[test]

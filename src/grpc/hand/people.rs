@@ -1,0 +1,136 @@
+//! How answers look to people. Whatever came from a message is shown, and never obeyed by their
+//! terminal.
+
+use std::fmt::Write as _;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use prost_types::Duration as PbDuration;
+
+use super::{length, time, word};
+use crate::pb::{self, delivery::Payload};
+
+/// So much of a token tells it from others: the end, because all begin alike.
+const NAME: usize = 8;
+
+pub(super) fn fetched(answer: &pb::FetchResponse) -> String {
+    let mut text = String::new();
+    for message in &answer.messages {
+        delivered(&mut text, message);
+    }
+    for rejected in &answer.rejected {
+        let (subject, detail) = (plain(&rejected.subject), plain(&rejected.detail));
+        let sequence = rejected.stream_sequence;
+        let _ = writeln!(text, "{subject}  sequence {sequence}: rejected, {detail}");
+        if !rejected.token.is_empty() {
+            let _ =
+                writeln!(text, "  it is yours all the same, by this token:\n{}\n", rejected.token);
+        }
+    }
+    if answer.messages.is_empty() {
+        let _ = writeln!(text, "no messages: {}", why_empty(answer.empty_reason()));
+    }
+    let _ = write!(text, "{} more are waiting", answer.pending);
+    text
+}
+
+fn delivered(text: &mut String, message: &pb::Delivery) {
+    let of = match message.max_deliver {
+        0 => String::new(),
+        most => format!(" of {most}"),
+    };
+    let _ = writeln!(
+        text,
+        "{}  sequence {}, attempt {}{of}, published {}",
+        plain(&message.subject),
+        message.stream_sequence,
+        message.delivery_count,
+        time(message.publish_time.as_ref()).unwrap_or_default(),
+    );
+    for (name, values) in &message.headers {
+        for value in &values.values {
+            let _ = writeln!(text, "  {}: {}", plain(name), plain(value));
+        }
+    }
+    let _ = writeln!(text, "  {}", payload(message.payload.as_ref()));
+    let _ = writeln!(text, "  yours for {}, by this token:", span(message.lease.as_ref()));
+    let _ = writeln!(text, "{}\n", message.token);
+}
+
+fn why_empty(reason: pb::EmptyReason) -> &'static str {
+    match reason {
+        pb::EmptyReason::NoMessages | pb::EmptyReason::Unspecified => "there is nothing to deliver",
+        pb::EmptyReason::MaxAckPending => {
+            "as many are out as the consumer's max_ack_pending allows"
+        }
+        pb::EmptyReason::Paused => "the consumer is paused",
+        pb::EmptyReason::Draining => "this replica is leaving; ask again",
+        pb::EmptyReason::Rejected => "all that came was rejected",
+    }
+}
+
+/// Its lines stand under the message's first, so that none looks like one of ours.
+fn payload(payload: Option<&Payload>) -> String {
+    match payload {
+        None => String::new(),
+        Some(Payload::Text(text)) => {
+            text.split('\n').map(plain_line).collect::<Vec<_>>().join("\n  ")
+        }
+        Some(Payload::Data(bytes)) => {
+            format!("{} bytes, in base64: {}", bytes.len(), STANDARD.encode(bytes))
+        }
+    }
+}
+
+/// Text without a character that a terminal would take for an order.
+pub(super) fn plain(text: &str) -> String {
+    escaped(text, |character| character.is_control())
+}
+
+/// The same for a line of a payload, which may be indented.
+fn plain_line(line: &str) -> String {
+    escaped(line, |character| character.is_control() && character != '\t')
+}
+
+fn escaped(text: &str, which: impl Fn(char) -> bool) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        if which(character) {
+            shown.extend(character.escape_default());
+        } else {
+            shown.push(character);
+        }
+    }
+    shown
+}
+
+/// One line for each; where there are several, each begins with the end of its token.
+pub(super) fn settled(tokens: &[String], results: &[pb::SettleResult]) -> String {
+    let line = |(token, result): (&String, &pb::SettleResult)| {
+        if tokens.len() == 1 {
+            return settlement(result);
+        }
+        let skipped = token.chars().count().saturating_sub(NAME);
+        let name: String = token.chars().skip(skipped).collect();
+        format!("…{}  {}", plain(&name), settlement(result))
+    };
+    tokens.iter().zip(results).map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn settlement(result: &pb::SettleResult) -> String {
+    if let Some(error) = &result.error {
+        return format!("{}: {}", plain(&error.reason), plain(&error.message));
+    }
+    let mut text = word(result.outcome()).to_owned();
+    if let Some(again) = time(result.redeliver_time.as_ref()) {
+        let _ = write!(text, ", comes back at {again}");
+    }
+    if let Some(end) = time(result.lease_expire_time.as_ref()) {
+        let _ = write!(text, ", yours until {end}");
+    }
+    text
+}
+
+fn span(of: Option<&PbDuration>) -> String {
+    let whole = length(of).unwrap_or_default().as_secs();
+    humantime::format_duration(std::time::Duration::from_secs(whole)).to_string()
+}
