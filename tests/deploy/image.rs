@@ -43,6 +43,17 @@ fn hadolint_finds_nothing() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
+/// Nothing of ours that changes often stands before them, so a builder keeps their layer.
+#[test]
+fn libraries_are_a_layer_of_their_own() {
+    let instructions = instructions();
+    let libraries = ("RUN".to_owned(), "scripts/static libraries".to_owned());
+    let place = instructions.iter().position(|instruction| *instruction == libraries).unwrap();
+    let copied = instructions[..place].iter().filter(|(instruction, _)| instruction == "COPY");
+    let copied: Vec<&str> = copied.map(|(_, rest)| &**rest).collect();
+    assert_eq!(copied, ["Cargo.toml Cargo.lock ./", "scripts/static scripts/static"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_image_holds_the_program_alone_and_it_serves() {
     let storage = Storage::new();
@@ -53,7 +64,7 @@ async fn the_image_holds_the_program_alone_and_it_serves() {
     assert_eq!(config["Entrypoint"], serde_json::json!(["/fetch-proxy"]));
     assert_eq!(config["Cmd"], serde_json::json!(["serve"]));
     let version = env!("CARGO_PKG_VERSION");
-    assert_eq!(config["Labels"]["org.opencontainers.image.version"], version);
+    assert_eq!(labels(&config), expected_labels());
     let environment = environment(&config);
     assert_eq!(environment["FETCH_PROXY_LISTEN"], "0.0.0.0:50051");
     assert_eq!(environment["FETCH_PROXY_OPS_LISTEN"], "0.0.0.0:50052");
@@ -316,6 +327,30 @@ fn answer_names(socket: &UdpSocket) {
         }
         let _ = socket.send_to(&answer, from);
     }
+}
+
+/// Those of the Open Containers Initiative; the builder adds one of its own.
+fn labels(config: &Value) -> BTreeMap<String, String> {
+    let all = config["Labels"].as_object().unwrap().iter();
+    let ours = all.filter_map(|(name, value)| {
+        let name = name.strip_prefix("org.opencontainers.image.")?;
+        Some((name.to_owned(), value.as_str().unwrap().to_owned()))
+    });
+    ours.collect()
+}
+
+fn expected_labels() -> BTreeMap<String, String> {
+    let chart = include_str!("../../deploy/helm/fetch-proxy/Chart.yaml");
+    let chart = &crate::helm::parsed(chart)[0];
+    let revision = said(Command::new("git").args(["rev-parse", "HEAD"]).current_dir(ROOT));
+    let labels = [
+        ("title", env!("CARGO_PKG_NAME")),
+        ("description", chart["description"].as_str().unwrap()),
+        ("licenses", env!("CARGO_PKG_LICENSE")),
+        ("version", env!("CARGO_PKG_VERSION")),
+        ("revision", revision.trim()),
+    ];
+    labels.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
 }
 
 fn environment(config: &Value) -> BTreeMap<String, String> {

@@ -7,6 +7,7 @@
 #[allow(dead_code, reason = "written for more than this")]
 #[path = "../clients/books.rs"]
 mod books;
+mod builder;
 mod chart;
 mod compose;
 mod helm;
