@@ -11,7 +11,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs, io,
+    fmt, fs, io,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Duration,
@@ -32,12 +32,19 @@ pub struct Keys {
     state: RwLock<State>,
 }
 
-#[derive(Debug)]
 struct State {
     text: Arc<str>,
     /// The keys that every peer has; `None` while none is heard of.
     common: Option<BTreeSet<KeyId>>,
     sealer: Arc<Sealer>,
+}
+
+/// Without the text, which is the keys.
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ring = self.sealer.ring();
+        f.debug_struct("State").field("common", &self.common).field("ring", ring).finish()
+    }
 }
 
 /// Why there are no keys.
@@ -149,4 +156,19 @@ impl Keys {
 
 fn read(path: &Path) -> Result<String, KeysError> {
     fs::read_to_string(path).map_err(|error| KeysError::Unreadable(path.to_owned(), error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_key_is_ever_shown() {
+        let key = token::new_key_line().unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), &key).unwrap();
+        let keys = Keys::load(Some(file.path().to_owned()), "c").unwrap();
+        let shown = format!("{keys:?} {:?} {keys:#?}", keys.sealer());
+        assert!(!shown.contains(&key), "{shown}");
+    }
 }
