@@ -83,7 +83,7 @@ pub enum AppError {
     Ended,
 }
 
-/// Serves until a signal, then drains. `ready` is called once, when both addresses are bound.
+/// Serves until a signal, then drains. `ready` is called when it is ready for the first time.
 ///
 /// # Errors
 /// See [`AppError`]. That NATS is away is not one: the service starts, and says so in its health.
@@ -119,11 +119,10 @@ pub async fn run(config: Serve, ready: impl FnOnce(Bound)) -> Result<(), AppErro
         Ok(())
     });
     announce(bound, config.ports_file.as_deref())?;
-    ready(bound);
 
     tokio::select! {
         ended = listeners.join_next() => return Err(why_ended(ended)),
-        never = follow(&lessor, &peers, &health, readiness) => match never {},
+        never = follow(&lessor, &peers, &health, readiness, || ready(bound)) => match never {},
         () = signals.next() => {}
     }
     let (lessor, delay) = (&lessor, config.drain_delay);
@@ -164,8 +163,9 @@ async fn follow<B: Broker + Bus>(
     peers: &Peers<B>,
     health: &Health,
     mut readiness: Readiness,
+    ready: impl FnOnce(),
 ) -> std::convert::Infallible {
-    let (mut told, mut met) = (None, false);
+    let (mut told, mut met, mut ready) = (None, false, Some(ready));
     let mut link = lessor.broker().link();
     loop {
         if !met && matches!(link, Link::Up(_)) {
@@ -182,6 +182,9 @@ async fn follow<B: Broker + Bus>(
                 Verdict::NotServing(why) => tracing::warn!(why, "not ready"),
             }
             health.tell(verdict.clone()).await;
+            if let Some(ready) = ready.take_if(|_| verdict == Verdict::Serving) {
+                ready();
+            }
             told = Some(verdict);
         }
         tokio::select! {

@@ -3,6 +3,7 @@
 use std::{
     fs,
     process::{Child, Command, Stdio},
+    time::Duration,
 };
 
 use crate::support::{eventually, nats_server, proxy::Client};
@@ -36,8 +37,14 @@ impl Dev {
         fs::read_to_string(self.folder.path().join("out")).unwrap()
     }
 
+    /// Once it is ready.
     pub async fn client(&mut self) -> Client {
         let grpc = eventually("the ports file", || async { self.address() }).await;
+        eventually("readiness", || async {
+            let wait = Duration::from_secs(1);
+            fetch_proxy::grpc::probe(&grpc, "", wait).await.ok().filter(|(_, serving)| *serving)
+        })
+        .await;
         Client::connect(format!("http://{grpc}")).await.unwrap()
     }
 
