@@ -62,6 +62,7 @@ struct State {
     abandoned: usize,
     /// INFO is not answered.
     silent: bool,
+    info_delay: Duration,
     /// Stream sequences of messages that break every connection.
     poison: BTreeSet<u64>,
     sight: Sight,
@@ -118,6 +119,7 @@ impl FakeBroker {
             published: Vec::new(),
             abandoned: 0,
             silent: false,
+            info_delay: Duration::ZERO,
             poison: BTreeSet::new(),
             sight: Sight::All,
             looks: 0,
@@ -194,6 +196,21 @@ impl FakeBroker {
         self.state().silent = silent;
     }
 
+    /// From now on INFO says what was true this long ago.
+    pub fn delay_info(&self, delay: Duration) {
+        self.state().info_delay = delay;
+    }
+
+    /// Forgets all that was delivered, as a server does that has started anew without its memory;
+    /// nobody here loses a connection by that.
+    pub fn forget(&self) {
+        let mut state = self.state();
+        (state.next, state.deliveries) = (0, 0);
+        (state.pending, state.counts) = (BTreeMap::new(), BTreeMap::new());
+        drop(state);
+        self.0.changed.notify_waiters();
+    }
+
     pub fn abandoned(&self) -> usize {
         self.state().abandoned
     }
@@ -212,6 +229,20 @@ impl State {
     fn replace_shared(&mut self, link: &watch::Sender<Link>) {
         self.epoch += 1;
         link.send_replace(up(self.epoch));
+    }
+
+    fn tell(&self, name: &ConsumerName) -> Result<ConsumerInfo, InfoError> {
+        match &self.info {
+            _ if name.stream != self.name.stream => Err(InfoError::NoStream),
+            Some(info) if name.consumer == self.name.consumer => Ok(ConsumerInfo {
+                pending: (self.messages.len() - self.next) as u64,
+                ack_pending: self.pending.len() as u64,
+                delivered: self.deliveries,
+                delivered_stream: self.next as u64,
+                ..info.clone()
+            }),
+            Some(_) | None => Err(InfoError::NoConsumer),
+        }
     }
 
     /// The next message for a pull: expired and nacked ones first.
@@ -278,18 +309,12 @@ impl Broker for FakeBroker {
             clock::sleep_until(Some(until)).await;
             return Err(InfoError::Unavailable("silent".into()));
         }
-        let state = self.state();
-        match &state.info {
-            _ if name.stream != state.name.stream => Err(InfoError::NoStream),
-            Some(info) if name.consumer == state.name.consumer => Ok(ConsumerInfo {
-                pending: (state.messages.len() - state.next) as u64,
-                ack_pending: state.pending.len() as u64,
-                delivered: state.deliveries,
-                delivered_stream: state.next as u64,
-                ..info.clone()
-            }),
-            Some(_) | None => Err(InfoError::NoConsumer),
-        }
+        let (told, delay) = {
+            let state = self.state();
+            (state.tell(name), state.info_delay)
+        };
+        clock::sleep_until(Some(clock::now() + delay)).await;
+        told
     }
 
     async fn open(&self, _: &ConsumerName, place: Place) -> Result<FakeInbox, BrokerError> {

@@ -152,3 +152,36 @@ async fn a_consumer_without_copies_is_never_in_doubt() {
     ack(&lessor, first).await.unwrap_err();
     assert!(confirmed(&ack(&lessor, second).await));
 }
+
+/// Long after the next look at the consumer.
+async fn look() {
+    tokio::time::sleep(Duration::from_secs(11)).await;
+}
+
+const EXPIRED: Result<Settled, Error> = Err(Error::LeaseExpired { forgotten: false });
+
+#[tokio::test(start_paused = true)]
+async fn a_server_elsewhere_that_has_forgotten_a_delivery_is_found_out_by_the_next_look() {
+    for replicas in [1, 3] {
+        let (broker, lessor) = start(replicas);
+        let lease = one(&broker, &lessor).await;
+        broker.forget();
+        look().await;
+        assert_eq!(ack(&lessor, lease).await, EXPIRED);
+        assert!(broker.published().is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_arrives_while_info_is_on_its_way_is_not_taken_for_forgotten() {
+    let (broker, lessor) = start(1);
+    let first = one(&broker, &lessor).await;
+    broker.delay_info(Duration::from_secs(1));
+    // It was asked 10 s after the first, and is answered a second later.
+    tokio::time::sleep(Duration::from_millis(10_500)).await;
+    let second = one(&broker, &lessor).await;
+    look().await;
+    for lease in [first, second] {
+        assert!(confirmed(&ack(&lessor, lease).await));
+    }
+}

@@ -24,7 +24,7 @@ impl<B: Broker> FeedTask<B> {
             if needed || self.held() > 0 {
                 let (broker, name) = (self.lessor.clone(), self.name.clone());
                 let until = now + INFO_TIMEOUT;
-                self.leading.asks(now);
+                self.leading.asks(self.seen.0, now);
                 self.asking = Some(Box::pin(async move { broker.broker.info(&name, until).await }));
             } else {
                 self.ask_at = now + self.refresh();
@@ -111,13 +111,11 @@ impl<B: Broker> FeedTask<B> {
         }
         self.pump.set_limits(facts.limits());
         self.facts = Some(facts);
-        self.led_by(info.leader);
+        self.led_by(&info);
         if let Link::Up(server) = &self.link
             && !self.outdated()
         {
             if self.learned_on.replace(server.epoch) != Some(server.epoch) {
-                self.lessor
-                    .in_steps(|table, after| table.lose_after(id, info.delivered, after, STEP));
                 self.examine(info.delivered);
                 self.seen = (info.delivered, info.delivered_stream);
             }
