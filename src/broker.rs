@@ -190,6 +190,9 @@ pub struct ConsumerInfo {
     pub replicas: u32,
     /// Who leads it.
     pub leader: Leader,
+    /// `leader` is another one after every change and every start. Otherwise nothing tells that one
+    /// which was away has come back, and what it has given away by then.
+    pub leader_shows: bool,
     /// Messages not delivered yet, ever.
     pub pending: u64,
     /// Deliveries unsettled now.

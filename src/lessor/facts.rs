@@ -16,8 +16,10 @@ pub const SHORTEST_ACK_WAIT: Duration = Duration::from_millis(500);
 const LARGEST_BATCH: u32 = 10_000;
 /// Longest that a surplus delivery is kept for the next waiter.
 const LONGEST_PARK: Duration = Duration::from_secs(1);
-/// Longest time between two looks at a consumer whose leases are held.
+/// Longest time between two looks at a consumer whose leases are held,
 const LONGEST_REFRESH: Duration = Duration::from_secs(30);
+/// and where only a look in its absence tells that its leader was away.
+const UNSHOWN_REFRESH: Duration = Duration::from_secs(1);
 /// An upper bound for the fields of an encoded delivery that do not depend on its contents: keys,
 /// lengths, numbers, timestamps, and the part of the token that is not the ack subject.
 const FIXED_SIZE: usize = 480;
@@ -38,6 +40,8 @@ pub struct Facts {
     pub(super) ack_wait: Duration,
     pub(super) backoff: Vec<Duration>,
     pub(super) replicated: bool,
+    /// `leader` is another one after every change and every start.
+    pub(super) leader_shows: bool,
     /// Who leads it, as was last known.
     pub(super) lead: Lead,
     limits: Limits,
@@ -63,6 +67,7 @@ impl Facts {
             ack_wait: info.ack_wait,
             backoff: info.backoff.clone(),
             replicated: info.replicas > 1,
+            leader_shows: info.leader_shows,
             lead: Lead::new(info.leader),
             limits: Limits {
                 max_batch: info
@@ -83,7 +88,13 @@ impl Facts {
 
     /// How often to look whether the consumer is still what it was, while leases are held.
     pub(super) fn refresh(&self) -> Duration {
-        LONGEST_REFRESH.min(self.ack_wait / 3)
+        let longest = if self.leader_shows { LONGEST_REFRESH } else { UNSHOWN_REFRESH };
+        longest.min(self.ack_wait / 3)
+    }
+
+    /// Another server can come to lead it, or the same one start anew, and our connections live on.
+    pub(super) fn is_led_elsewhere(&self) -> bool {
+        self.replicated || !self.leader_shows
     }
 
     /// The ack wait of one delivery.
@@ -188,6 +199,7 @@ mod tests {
             max_request_bytes: None,
             replicas: 1,
             leader: Leader(1),
+            leader_shows: true,
             pending: 0,
             ack_pending: 0,
             delivered: 0,

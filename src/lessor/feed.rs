@@ -364,7 +364,7 @@ impl<B: Broker> FeedTask<B> {
                 }
             }
             Command::GiveBack(parcels) => self.take_back(parcels, now),
-            Command::Doubt => self.doubt(now),
+            Command::Doubt => self.unanswered(now),
             Command::Know(reply) => {
                 self.used_at = now;
                 self.curious.push(reply);

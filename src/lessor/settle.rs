@@ -187,7 +187,7 @@ impl Open {
             Err(error) => (true, !matches!(error, Error::Unavailable(_))),
         };
         let known = |doubtful: &Arc<Facts>| doubtful.id == facts.id;
-        if !arrived && facts.replicated && !self.doubtful.iter().any(known) {
+        if !arrived && facts.is_led_elsewhere() && !self.doubtful.iter().any(known) {
             self.doubtful.push(facts.clone());
         }
         if !answered && self.unanswered.as_ref().is_none_or(|(first, _)| ack_by < *first) {

@@ -26,7 +26,10 @@ pub(super) async fn read(
     until: Instant,
 ) -> Result<ConsumerInfo, InfoError> {
     let wire = parse(&ask(replies, settings, name, until).await?)?;
-    Ok(wire.info(&replies.connection.server_id))
+    let server = replies.connection.client.server_info();
+    // Behind a leaf node, or in another domain, it is not the connected server that answers.
+    let domain = settings.domain.is_none() || settings.domain == server.domain;
+    Ok(wire.info(&server.server_id, server.jetstream && domain))
 }
 
 /// Where the consumer's unsettled deliveries are in its stream, bounded by `until`.
@@ -151,7 +154,7 @@ struct Sequences {
 struct Cluster {
     #[serde(default)]
     leader: String,
-    /// From nats-server 2.12 on.
+    /// From nats-server 2.12 on, where there are copies.
     #[serde(default)]
     leader_since: String,
     /// The leader is not among them.
@@ -160,8 +163,9 @@ struct Cluster {
 }
 
 impl Wire {
-    /// `server` is the id of the one that answered, if it is alone.
-    fn info(self, server: &str) -> ConsumerInfo {
+    /// `server` is the id of the one that is connected, and has answered itself, if it is `alone`
+    /// and not one of several.
+    fn info(self, server: &str, alone: bool) -> ConsumerInfo {
         let config = self.config;
         let policy = config.ack_policy;
         ConsumerInfo {
@@ -185,6 +189,10 @@ impl Wire {
                 Some(cluster) => Leader::new(&cluster.leader, &cluster.leader_since),
                 // Its id is a new one with every start.
                 None => Leader::new(server, ""),
+            },
+            leader_shows: match &self.cluster {
+                Some(cluster) => !cluster.leader_since.is_empty(),
+                None => alone,
             },
             replicas: self.cluster.map_or(1, |cluster| {
                 u32::try_from(cluster.replicas.len()).unwrap_or(u32::MAX).saturating_add(1)
@@ -218,7 +226,7 @@ mod tests {
     use super::*;
 
     fn info(body: &[u8]) -> Result<ConsumerInfo, InfoError> {
-        parse(body).map(|wire| wire.info("NA7"))
+        parse(body).map(|wire| wire.info("NA7", true))
     }
 
     #[test]
@@ -247,7 +255,7 @@ mod tests {
     fn another_leader_or_another_term_is_told_and_another_start_of_a_server_alone() {
         let leader = |server: &str, cluster: &str| {
             let body = format!(r#"{{"created":"x","cluster":{cluster}}}"#);
-            parse(body.as_bytes()).unwrap().info(server).leader
+            parse(body.as_bytes()).unwrap().info(server, true).leader
         };
         let led = |by: &str, since: &str| {
             let cluster = format!(r#"{{"leader":"{by}","leader_since":"{since}"}}"#);
@@ -259,6 +267,18 @@ mod tests {
         assert_ne!(led("n1", "8:00"), led("n1", "9:00"));
         assert_eq!(leader("one start", "null"), leader("one start", "null"));
         assert_ne!(leader("one start", "null"), leader("the next", "null"));
+    }
+
+    #[test]
+    fn a_leader_shows_where_its_term_or_its_start_is_told() {
+        let shows = |alone: bool, cluster: &str| {
+            let body = format!(r#"{{"created":"x","cluster":{cluster}}}"#);
+            parse(body.as_bytes()).unwrap().info("NA7", alone).leader_shows
+        };
+        assert!(shows(true, "null"));
+        assert!(!shows(false, "null"), "behind a leaf node");
+        assert!(shows(false, r#"{"leader":"n1","leader_since":"8:00"}"#));
+        assert!(!shows(true, r#"{"leader":"n1"}"#), "without copies, or before 2.12");
     }
 
     #[test]

@@ -171,6 +171,7 @@ contract! {
         let info = world.broker().info(&world.name(), until()).await.unwrap();
         assert_eq!((info.ack_wait, info.ack_policy), (ACK_WAIT, AckPolicy::Explicit));
         assert_eq!((info.pending, info.ack_pending, info.delivered, info.push), (1, 0, 0, false));
+        assert!(info.leader_shows, "the one server that is connected has led it all the time");
         let nobody = ConsumerName { consumer: "nobody".into(), ..world.name() };
         assert_eq!(world.broker().info(&nobody, until()).await, Err(InfoError::NoConsumer));
         let nowhere = ConsumerName { stream: "NOWHERE".into(), ..world.name() };

@@ -63,6 +63,7 @@ struct State {
     /// INFO is not answered.
     silent: bool,
     info_delay: Duration,
+    refusal: Option<End>,
     /// Stream sequences of messages that break every connection.
     poison: BTreeSet<u64>,
     sight: Sight,
@@ -97,6 +98,7 @@ pub fn info(ack_wait: Duration) -> ConsumerInfo {
         delivered: 0,
         delivered_stream: 0,
         leader: Leader(1),
+        leader_shows: true,
     }
 }
 
@@ -120,6 +122,7 @@ impl FakeBroker {
             abandoned: 0,
             silent: false,
             info_delay: Duration::ZERO,
+            refusal: None,
             poison: BTreeSet::new(),
             sight: Sight::All,
             looks: 0,
@@ -194,6 +197,12 @@ impl FakeBroker {
     /// From now on INFO is not answered, as on a connection that stands still.
     pub fn silence(&self, silent: bool) {
         self.state().silent = silent;
+    }
+
+    /// The next pull is told this and brings nothing.
+    pub fn refuse_a_pull(&self, end: End) {
+        self.state().refusal = Some(end);
+        self.0.changed.notify_waiters();
     }
 
     /// From now on INFO says what was true this long ago.
@@ -442,7 +451,8 @@ impl FakeInbox {
         let (pull, mut got, ends) = self.pull.take()?;
         let now = clock::now();
         let mut state = self.broker.0.state.lock().unwrap();
-        let mut end = state.info.is_none().then_some(End::ConsumerGone);
+        let gone = state.info.is_none().then_some(End::ConsumerGone);
+        let mut end = state.refusal.take().or(gone);
         while end.is_none() && got < pull.batch {
             let size = state.messages.get(state.next).map_or(0, |message| message.len() as u64);
             if pull.max_bytes.is_some_and(|most| size > most) {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use fetch_proxy::{
-    broker::{ConsumerInfo, Leader},
+    broker::{ConsumerInfo, End, Leader},
     clock,
     lease::LeaseId,
     lessor::{Action, Coming, Error, Leaving, Lessor, Limits, Settled},
@@ -18,8 +18,16 @@ use super::{
 const BOUND: Duration = Duration::from_secs(2);
 
 fn start(replicas: u32) -> (FakeBroker, Lessor<FakeBroker>) {
-    let info = info(Duration::from_secs(30));
-    let broker = FakeBroker::new(ConsumerInfo { replicas, ..info });
+    start_with(ConsumerInfo { replicas, ..info(Duration::from_secs(30)) })
+}
+
+/// INFO does not show it when the leader was another one in between, or has started anew.
+fn start_unshown(replicas: u32) -> (FakeBroker, Lessor<FakeBroker>) {
+    start_with(ConsumerInfo { replicas, leader_shows: false, ..info(Duration::from_secs(30)) })
+}
+
+fn start_with(info: ConsumerInfo) -> (FakeBroker, Lessor<FakeBroker>) {
+    let broker = FakeBroker::new(info);
     let limits = Limits { max_leases: 100, max_waiters: 10, settle_timeout: BOUND };
     (broker.clone(), Lessor::start(broker, limits))
 }
@@ -144,7 +152,7 @@ async fn a_drain_in_doubt_does_not_end_the_doubt() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_consumer_without_copies_is_never_in_doubt() {
+async fn a_consumer_of_the_one_server_that_is_connected_is_never_in_doubt() {
     let (broker, lessor) = start(1);
     let (first, second) = (one(&broker, &lessor).await, one(&broker, &lessor).await);
     broker.silence(true);
@@ -184,4 +192,59 @@ async fn what_arrives_while_info_is_on_its_way_is_not_taken_for_forgotten() {
     for lease in [first, second] {
         assert!(confirmed(&ack(&lessor, lease).await));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_was_away_is_distrusted_unless_it_would_show() {
+    for replicas in [1, 3] {
+        for shows in [false, true] {
+            let (broker, lessor) = if shows { start(replicas) } else { start_unshown(replicas) };
+            let lease = one(&broker, &lessor).await;
+            broker.silence(true);
+            tokio::time::sleep(Duration::from_secs(13)).await;
+            broker.silence(false);
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            let told = told_in_the_end(&lessor, lease).await.0;
+            assert_eq!(confirmed(&told), shows, "{replicas} copies: {told:?}");
+            assert!(shows || told == EXPIRED, "{told:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_did_not_answer_a_settlement_is_distrusted_where_it_would_not_show() {
+    for fault in [Fault::Unsent, Fault::Lost] {
+        for replicas in [1, 3] {
+            let (broker, lessor) = start_unshown(replicas);
+            let (first, second) = (one(&broker, &lessor).await, one(&broker, &lessor).await);
+            broker.script([fault]);
+            ack(&lessor, first).await.unwrap_err();
+            let doubted = ack(&lessor, second).await;
+            assert!(matches!(doubted, Err(Error::Unavailable(_))), "{doubted:?}");
+            assert_eq!(told_in_the_end(&lessor, second).await.0, EXPIRED);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_did_not_answer_a_pull_is_distrusted_where_it_would_not_show() {
+    for end in [End::ConsumerGone, End::LeaderGone] {
+        let (broker, lessor) = start_unshown(1);
+        let lease = one(&broker, &lessor).await;
+        broker.refuse_a_pull(end.clone());
+        let next = one(&broker, &lessor).await;
+        assert_eq!(ack(&lessor, lease).await, EXPIRED, "{end:?}");
+        assert!(confirmed(&ack(&lessor, next).await));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_only_a_look_tells_that_the_leader_was_away_it_is_looked_every_second() {
+    let (broker, lessor) = start_unshown(1);
+    let lease = one(&broker, &lessor).await;
+    broker.silence(true);
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    broker.silence(false);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(ack(&lessor, lease).await, EXPIRED);
 }

@@ -9,6 +9,7 @@ mod support;
 mod books;
 mod cancelled;
 mod edge;
+mod elsewhere;
 mod leaving;
 mod nats_away;
 mod poison;

@@ -80,7 +80,7 @@ async fn a_server_forgets(lease: Option<i64>, next: Next) -> usize {
 }
 
 /// Waits until the lease of this message is over.
-async fn ends(client: &Client, message: &pb::Delivery) {
+pub(super) async fn ends(client: &Client, message: &pb::Delivery) {
     let status = eventually("the end of a lease", || {
         let (mut client, request) = (client.clone(), extend(&message.token, 60_000));
         async move { client.extend(request).await.err() }
@@ -91,7 +91,10 @@ async fn ends(client: &Client, message: &pb::Delivery) {
 
 /// Acks one after the other, again and again, until each is confirmed or over. Returns which were
 /// confirmed, and when the call for it began.
-async fn ack_all(mut client: Client, mut open: VecDeque<pb::Delivery>) -> Vec<(u64, Instant)> {
+pub(super) async fn ack_all(
+    mut client: Client,
+    mut open: VecDeque<pb::Delivery>,
+) -> Vec<(u64, Instant)> {
     let mut confirmed = Vec::new();
     while let Some(message) = open.pop_front() {
         let began = Instant::now();
@@ -108,7 +111,11 @@ async fn ack_all(mut client: Client, mut open: VecDeque<pb::Delivery>) -> Vec<(u
 }
 
 /// Fetches until so many have come, and tells when each did.
-async fn take_all(client: Client, fixture: &Fixture, count: usize) -> Vec<(pb::Delivery, Instant)> {
+pub(super) async fn take_all(
+    client: Client,
+    fixture: &Fixture,
+    count: usize,
+) -> Vec<(pb::Delivery, Instant)> {
     let mut seen = Vec::new();
     while seen.len() < count {
         let more = eventually("what the server has forgotten", || {

@@ -39,7 +39,7 @@ async fn a_user_is_known_by_the_password() {
     let server = NatsServer::start_with(binary(), Some(config.to_owned()));
     let options = ConnectOptions::with_user_and_password("proxy".into(), "a secret".into());
     let client = options.connect(server.url()).await.unwrap();
-    let fixture = Fixture::of(client, self::config(), 1).await;
+    let fixture = Fixture::of(client, self::config()).await;
     for password in ["a secret", "a secret\n", "a secret\r\n"] {
         let variables = [("NATS_USER", "proxy\n"), ("NATS_PASSWORD", password)];
         fetches_and_acks(&Proxy::start_with(&server.url(), &[], &variables), &fixture).await;
@@ -55,7 +55,7 @@ async fn a_token_is_enough() {
     let config = "authorization { token: \"secret\" }";
     let server = NatsServer::start_with(binary(), Some(config.to_owned()));
     let client = ConnectOptions::with_token("secret".into()).connect(server.url()).await.unwrap();
-    let fixture = Fixture::of(client, self::config(), 1).await;
+    let fixture = Fixture::of(client, self::config()).await;
     for token in ["secret", "secret\n"] {
         let proxy = Proxy::start_with(&server.url(), &[], &[("NATS_TOKEN", token)]);
         fetches_and_acks(&proxy, &fixture).await;
@@ -139,7 +139,7 @@ async fn credentials_that_are_replaced_are_taken_up_without_a_restart() {
     let server = NatsServer::start_with(binary(), Some(operator.server(&[])));
     let options = ConnectOptions::with_credentials(&operator.credentials(&admin)).unwrap();
     let client = options.connect(server.url()).await.unwrap();
-    let fixture = Fixture::of(client, config(), 1).await;
+    let fixture = Fixture::of(client, config()).await;
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), operator.credentials(&old)).unwrap();
     let proxy = Proxy::start(&server, &["--nats-creds", file.path().to_str().unwrap()]);

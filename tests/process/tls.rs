@@ -95,7 +95,7 @@ async fn both_sides_know_each_other_and_new_certificates_are_taken_up() {
             certificates.file("client.crt").into(),
             certificates.file("client.key").into(),
         );
-    let fixture = Fixture::of(options.connect(server.url()).await.unwrap(), config(), 1).await;
+    let fixture = Fixture::of(options.connect(server.url()).await.unwrap(), config()).await;
     let flags = [&certificates.trust()[..], &certificates.identity()].concat();
     let proxy = start(&server.url(), &flags);
     fetches_and_acks(&proxy, &fixture).await;

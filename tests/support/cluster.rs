@@ -31,7 +31,7 @@ impl Cluster {
             ports.iter().map(|port| format!("nats-route://127.0.0.1:{port}")).collect();
         let config = |place: usize| {
             format!(
-                "server_name: n{place}\ncluster {{ name: test, listen: \"127.0.0.1:{}\", \
+                "server_name: n{place}\nserver_tags: [n{place}]\ncluster {{ name: test, listen: \"127.0.0.1:{}\", \
                  routes: [{}] }}\n",
                 ports[place],
                 routes.join(", ")
@@ -52,6 +52,11 @@ impl Cluster {
     /// A stream with three copies, and a consumer as asked for, with three too.
     pub async fn fixture(&self, consumer: pull::Config) -> Fixture {
         Fixture::replicated(&self.url(), consumer, 3).await
+    }
+
+    /// A stream without copies on this server, and such a consumer.
+    pub async fn fixture_on(&self, place: usize, consumer: pull::Config) -> Fixture {
+        Fixture::placed(&self.url(), consumer, &format!("n{place}")).await
     }
 
     /// The server that leads this fixture's consumer.

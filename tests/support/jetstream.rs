@@ -55,27 +55,48 @@ impl Fixture {
 
     /// The same with so many copies of all of it; `urls` are separated by commas.
     pub async fn replicated(urls: &str, consumer: pull::Config, copies: usize) -> Self {
+        let config = stream::Config { num_replicas: copies, ..stream::Config::default() };
+        Self::with(urls, consumer, config).await
+    }
+
+    /// The same without copies, on a server that has this tag.
+    pub async fn placed(urls: &str, consumer: pull::Config, tag: &str) -> Self {
+        let placement = stream::Placement { cluster: None, tags: vec![tag.to_owned()] };
+        let placement = Some(placement);
+        Self::with(urls, consumer, stream::Config { placement, ..stream::Config::default() }).await
+    }
+
+    async fn with(urls: &str, consumer: pull::Config, config: stream::Config) -> Self {
         let servers: Vec<async_nats::ServerAddr> =
             urls.split(',').map(|url| url.parse().unwrap()).collect();
         let mut options = async_nats::ConnectOptions::new();
         if let (Some(user), Some(password)) = (servers[0].username(), servers[0].password()) {
             options = options.user_and_password(user.to_owned(), password.to_owned());
         }
-        Self::of(options.connect(servers).await.unwrap(), consumer, copies).await
+        Self::made(options.connect(servers).await.unwrap(), consumer, config).await
     }
 
     /// The same by a client that is connected already.
-    pub async fn of(client: async_nats::Client, consumer: pull::Config, copies: usize) -> Self {
+    pub async fn of(client: async_nats::Client, consumer: pull::Config) -> Self {
+        Self::made(client, consumer, stream::Config::default()).await
+    }
+
+    async fn made(
+        client: async_nats::Client,
+        consumer: pull::Config,
+        config: stream::Config,
+    ) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let stream = format!("S{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let jetstream = jetstream::new(client);
         let config = stream::Config {
             name: stream.clone(),
             subjects: vec![format!("{stream}.>")],
-            num_replicas: copies,
-            ..stream::Config::default()
+            ..config
         };
-        jetstream.create_stream(config).await.unwrap();
+        // A cluster that has just come to be can be slow, and may have done it all the same.
+        eventually("a stream", || async { jetstream.get_or_create_stream(&config).await.ok() })
+            .await;
         let name = consumer.durable_name.clone().unwrap();
         jetstream.create_consumer_on_stream(consumer, &stream).await.unwrap();
         Self { jetstream, stream, consumer: name }

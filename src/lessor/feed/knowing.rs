@@ -80,11 +80,9 @@ impl<B: Broker> FeedTask<B> {
             Ok(info) => info,
             Err(InfoError::Unavailable(why)) => {
                 tracing::debug!(consumer = %self.name, why, "INFO");
+                self.missed(now);
                 self.ask_at = now + INFO_RETRY;
                 self.away_since = self.away_since.or(Some(now));
-                self.facts.iter().filter(|facts| facts.replicated).for_each(|facts| {
-                    facts.lead.doubt();
-                });
                 return Ok(());
             }
             Err(error) => {

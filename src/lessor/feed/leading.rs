@@ -1,12 +1,14 @@
-//! Who leads a replicated consumer, and whether that can be relied on just now.
+//! Who leads a consumer that is not led by the one server that we are connected to, and whether that
+//! can be relied on just now.
 //!
-//! A new leader hands out at once what was published more than an ack wait ago and is not settled,
-//! whoever holds it, and nobody is told. So after any sign that there may be one (a settlement that
-//! did not arrive, a lost connection, INFO without an answer) the consumer is *in doubt*: nothing
-//! of it is settled or kept alive until INFO has said who leads. If it is another one, all leases
-//! are distrusted back to when the old one was last seen; so they are if INFO knows of fewer
-//! deliveries than before, and those that it does not know are lost. Never decides about a lease
-//! itself.
+//! A new leader, and one that has started anew, hands out at once what was published more than an
+//! ack wait ago and is not settled, whoever holds it, and nobody is told. So after any sign that
+//! there may be one (a settlement that did not arrive, a lost connection, INFO without an answer) the
+//! consumer is *in doubt*: nothing of it is settled or kept alive until INFO has said who leads. If it
+//! is another one, all leases are distrusted back to when the old one was last seen. So they are
+//! where the same one may have been away without that showing (no copies, or a server before 2.12)
+//! and somebody has missed it; and where INFO knows of fewer deliveries than before: those that it
+//! does not know are lost. Never decides about a lease itself.
 
 use std::time::Instant;
 
@@ -24,11 +26,13 @@ pub(super) struct Leading {
     known: u64,
     /// The highest delivery that the last answer knew.
     delivered: u64,
+    /// Since then somebody has found nobody who leads.
+    missed: bool,
 }
 
 impl Leading {
     pub(super) fn new(now: Instant) -> Self {
-        Self { asked_at: now, seen_at: now, known: 0, delivered: 0 }
+        Self { asked_at: now, seen_at: now, known: 0, delivered: 0, missed: false }
     }
 
     /// `arrived`: the highest delivery that has.
@@ -40,29 +44,49 @@ impl Leading {
 impl<B: Broker> FeedTask<B> {
     /// There may be another leader: asks, and asks anew if the answer on its way may not know.
     pub(super) fn doubt(&mut self, now: Instant) {
-        if let Some(facts) = self.facts.as_ref().filter(|facts| facts.replicated) {
+        if let Some(facts) = self.facts.as_ref().filter(|facts| facts.is_led_elsewhere()) {
             facts.lead.doubt();
             (self.asking, self.ask_at) = (None, now);
         }
     }
 
+    /// Nobody leads it at this moment, as far as can be seen.
+    pub(super) fn missed(&mut self, now: Instant) {
+        self.leading.missed = true;
+        self.ask_at = now;
+        self.doubt(now);
+    }
+
+    /// A settlement was not answered: the leader was not there, unless it is the connection that
+    /// was not.
+    pub(super) fn unanswered(&mut self, now: Instant) {
+        if self.up() && self.lessor.broker.link() == self.link {
+            self.missed(now);
+        } else {
+            self.doubt(now);
+        }
+    }
+
     /// INFO says who leads, and how much that remembers.
     pub(super) fn led_by(&mut self, info: &ConsumerInfo) {
-        let Leading { asked_at, seen_at, known, .. } = self.leading;
-        (self.leading.seen_at, self.leading.delivered) = (asked_at, info.delivered);
+        let Leading { asked_at, seen_at, known, missed, .. } = self.leading;
+        let delivered = info.delivered;
+        self.leading = Leading { seen_at: asked_at, delivered, missed: false, ..self.leading };
         let Some(facts) = &self.facts else { return };
+        let another = facts.lead.pass_to(info.leader) != info.leader;
         // That a server which is alone has started anew, its connection tells sooner.
-        let another = facts.lead.pass_to(info.leader) != info.leader && facts.replicated;
-        let forgotten = info.delivered < known;
-        if another || forgotten {
+        let another = another && facts.is_led_elsewhere();
+        let missed = missed && !facts.leader_shows;
+        let forgotten = delivered < known;
+        if another || missed || forgotten {
             let consumer = &self.name;
-            tracing::info!(%consumer, another, forgotten, "what its leader has promised is in doubt");
+            tracing::info!(%consumer, another, missed, forgotten, "its leader may have forgotten");
             self.distrust(seen_at);
         }
         if forgotten {
-            let (id, delivered) = (facts.id, info.delivered);
+            let id = facts.id;
             self.lessor.in_steps(|table, after| table.lose_after(id, delivered, after, STEP));
-            self.seen = (info.delivered, info.delivered_stream);
+            self.seen = (delivered, info.delivered_stream);
         }
         facts.lead.be_sure();
     }

@@ -125,11 +125,11 @@ impl<B: Broker> FeedTask<B> {
             }
             End::LeaderGone => {
                 self.distrust(now);
-                self.ask_at = now;
+                self.missed(now);
                 PullEnd::Refused
             }
             End::ConsumerGone => {
-                self.ask_at = now;
+                self.missed(now);
                 PullEnd::Refused
             }
             End::Permission(subject) => {
