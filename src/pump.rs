@@ -216,6 +216,11 @@ impl<M> Pump<M> {
         .min()
     }
 
+    /// A pull is open.
+    pub fn has_pull(&self) -> bool {
+        self.pull.is_some()
+    }
+
     /// Nothing is going on.
     pub fn is_idle(&self) -> bool {
         self.waiters() == 0 && self.parked() == 0 && self.pull.is_none()

@@ -64,6 +64,8 @@ struct State {
     silent: bool,
     info_delay: Duration,
     refusal: Option<End>,
+    lose_pulls: bool,
+    told: Option<u64>,
     /// Stream sequences of messages that break every connection.
     poison: BTreeSet<u64>,
     sight: Sight,
@@ -123,6 +125,8 @@ impl FakeBroker {
             silent: false,
             info_delay: Duration::ZERO,
             refusal: None,
+            lose_pulls: false,
+            told: None,
             poison: BTreeSet::new(),
             sight: Sight::All,
             looks: 0,
@@ -202,6 +206,17 @@ impl FakeBroker {
     /// The next pull is told this and brings nothing.
     pub fn refuse_a_pull(&self, end: End) {
         self.state().refusal = Some(end);
+        self.0.changed.notify_waiters();
+    }
+
+    /// From now on no pull reaches the server, and nobody is told.
+    pub fn lose_pulls(&self, lost: bool) {
+        self.state().lose_pulls = lost;
+    }
+
+    /// The end of this pull is told now, whichever is open.
+    pub fn tell_end_of(&self, no: u64) {
+        self.state().told = Some(no);
         self.0.changed.notify_waiters();
     }
 
@@ -415,7 +430,8 @@ pub struct FakeInbox {
 
 impl Inbox for FakeInbox {
     async fn pull(&mut self, pull: Pull) -> Result<(), BrokerError> {
-        self.pull = Some((pull, 0, clock::now() + pull.expires));
+        let lost = self.broker.state().lose_pulls;
+        self.pull = (!lost).then(|| (pull, 0, clock::now() + pull.expires));
         Ok(())
     }
 
@@ -448,6 +464,9 @@ impl FakeInbox {
 
     /// Takes what the open pull brings now; when to look again if nothing changes.
     fn look(&mut self, into: &mut Vec<Arrival>) -> Option<Instant> {
+        if let Some(no) = self.broker.state().told.take() {
+            into.push(Arrival::End { no, end: End::Done });
+        }
         let (pull, mut got, ends) = self.pull.take()?;
         let now = clock::now();
         let mut state = self.broker.0.state.lock().unwrap();

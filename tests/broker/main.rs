@@ -11,5 +11,6 @@ mod fake;
 mod faults;
 mod leading;
 mod lingering;
+mod places;
 mod poison;
 mod unreadable;

@@ -25,7 +25,11 @@ impl<B: Broker> FeedTask<B> {
             let fresh = now < self.ask_at + self.refresh() + INFO_TIMEOUT;
             let pulls = self.up() && fresh && !self.outdated();
             let permits = if pulls { self.lessor.books.free() } else { 0 };
-            match self.pump.step(now, permits) {
+            let step = self.pump.step(now, permits);
+            // One whose end was never told keeps no place either, and others may be waiting for it.
+            let freed = self.free_places();
+            match step {
+                None if freed => {}
                 None => return,
                 Some(Step::Pull { no, batch, expires, no_wait, max_bytes }) => {
                     self.pull(Pull { no, batch, expires, no_wait, max_bytes }).await;
@@ -36,6 +40,11 @@ impl<B: Broker> FeedTask<B> {
                 Some(Step::Overdue { message }) => self.release(vec![message], now),
             }
         }
+    }
+
+    /// Where no pull is open, nothing is to come. `true`: there were places kept for it.
+    fn free_places(&mut self) -> bool {
+        !self.pump.has_pull() && self.places.take().is_some()
     }
 
     pub(super) async fn pull(&mut self, pull: Pull) {
@@ -105,7 +114,6 @@ impl<B: Broker> FeedTask<B> {
 
     /// A pull has ended. Some ends say more than that.
     pub(super) fn ended(&mut self, no: u64, end: End, now: Instant) {
-        self.places = None;
         let end = match end {
             End::Done => {
                 self.limited = false;
@@ -144,6 +152,7 @@ impl<B: Broker> FeedTask<B> {
             }
         };
         self.pump.ended(no, end, now);
+        self.free_places();
     }
 
     pub(super) fn disconnected(&mut self, now: Instant) {

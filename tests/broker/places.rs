@@ -1,0 +1,73 @@
+//! Places for leases: what a pull keeps for what it may bring is free again when that is over.
+
+use std::time::Duration;
+
+use fetch_proxy::lessor::{Codec, Error, FetchAsk, Fetched, Lessor, Limits};
+
+use super::fake::{FakeBroker, info};
+
+const MOST: u32 = 5;
+const SECOND: Duration = Duration::from_secs(1);
+
+fn start() -> (FakeBroker, Lessor<FakeBroker>) {
+    let broker = FakeBroker::new(info(SECOND * 30));
+    let max_leases = MOST as usize;
+    let limits = Limits { max_leases, max_waiters: 10, settle_timeout: SECOND };
+    (broker.clone(), Lessor::start(broker, limits))
+}
+
+async fn fetch(
+    broker: &FakeBroker,
+    lessor: &Lessor<FakeBroker>,
+    n: u32,
+    max_wait: Duration,
+) -> Result<Fetched, Error> {
+    let ask = FetchAsk {
+        name: broker.name(),
+        n,
+        max_bytes: 4_000_000,
+        max_wait,
+        linger: Duration::ZERO,
+        lease: None,
+        codec: Codec::Raw,
+        patience: None,
+    };
+    lessor.fetch(ask).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pull_that_is_never_heard_of_again_keeps_no_place() {
+    let (broker, lessor) = start();
+    broker.lose_pulls(true);
+    let waiting = fetch(&broker, &lessor, MOST, SECOND * 10);
+    let lost = async {
+        tokio::time::sleep(SECOND).await;
+        assert_eq!(lessor.room(), 0, "a pull is out");
+    };
+    let (fetched, ()) = tokio::join!(waiting, lost);
+    assert!(fetched.unwrap().messages().is_empty());
+    tokio::time::sleep(SECOND * 2).await;
+    assert_eq!(lessor.room(), MOST);
+    broker.lose_pulls(false);
+    broker.publish("x");
+    assert_eq!(fetch(&broker, &lessor, MOST, SECOND).await.unwrap().messages().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_late_end_of_a_pull_leaves_the_next_one_its_places() {
+    let (broker, lessor) = start();
+    broker.lose_pulls(true);
+    let waiting = fetch(&broker, &lessor, 2, SECOND * 20);
+    let course = async {
+        // The first is taken to have ended unheard a second after its 5 s.
+        tokio::time::sleep(SECOND * 7).await;
+        broker.tell_end_of(1);
+        tokio::time::sleep(SECOND).await;
+        assert_eq!(lessor.room(), MOST - 2, "the second is out");
+        broker.tell_end_of(2);
+        broker.lose_pulls(false);
+        broker.publish("x");
+    };
+    let (fetched, ()) = tokio::join!(waiting, course);
+    assert_eq!(fetched.unwrap().messages().len(), 1);
+}
