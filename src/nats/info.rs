@@ -51,7 +51,7 @@ pub(super) struct Unsettled {
     pub(super) floor: u64,
     /// The highest stream sequence that was delivered.
     pub(super) last: u64,
-    /// What the consumer takes from its stream; everything, where this is empty.
+    /// What the consumer takes from its stream, at least one.
     pub(super) filters: Vec<String>,
 }
 
@@ -208,11 +208,12 @@ impl Wire {
 impl From<Wire> for Unsettled {
     fn from(wire: Wire) -> Self {
         let one = Some(wire.config.filter_subject).filter(|filter| !filter.is_empty());
+        let filters: Vec<String> = one.into_iter().chain(wire.config.filter_subjects).collect();
         Self {
             count: wire.num_ack_pending,
             floor: wire.ack_floor.stream_seq,
             last: wire.delivered.stream_seq,
-            filters: one.into_iter().chain(wire.config.filter_subjects).collect(),
+            filters: if filters.is_empty() { vec![">".to_owned()] } else { filters },
         }
     }
 }
@@ -311,6 +312,6 @@ mod tests {
         let expected = Unsettled { count: 2, floor: 3, last: 9, filters };
         assert_eq!(unsettled(r#"{"filter_subjects":["a","b.>"]}"#), expected);
         assert_eq!(unsettled(r#"{"filter_subject":"a"}"#).filters, ["a"]);
-        assert!(unsettled("{}").filters.is_empty());
+        assert_eq!(unsettled("{}").filters, [">"]);
     }
 }

@@ -4,10 +4,9 @@
 //! It reads and never settles. A message that is not to be had, or an answer that cannot be read,
 //! is passed over: whoever asked has other means.
 
-use std::{borrow::Cow, sync::Arc, time::Instant};
+use std::{borrow::Cow, ops::RangeInclusive, sync::Arc, time::Instant};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use bytes::Bytes;
 use serde::Deserialize;
 
 use super::{
@@ -18,9 +17,9 @@ use super::{
 };
 use crate::broker::{AckSubject, ConsumerName, InfoError, Unreadable};
 
-/// Most messages that are looked at in either direction.
+/// Most questions for the messages of one part of a stream.
 const MOST: usize = 1000;
-/// Messages that are asked for at once: their payloads come along, before other answers.
+/// Questions that are asked at once: the payloads of their answers come along, before others.
 const WINDOW: usize = 8;
 
 /// As [`crate::broker::Broker::unreadable`] promises.
@@ -32,38 +31,89 @@ pub(super) async fn find(
     until: Instant,
 ) -> Result<Vec<Unreadable>, InfoError> {
     let unsettled = info::unsettled(replies, settings, name, until).await?;
-    let subject = settings.api(&format!("STREAM.MSG.GET.{}", name.stream));
-    let mut found = Vec::new();
-    let candidates = candidates(&unsettled, from);
-    // The first by itself: where we have no right to it, that is refused, and logged, once.
-    let (first, rest) = candidates.split_at(candidates.len().min(1));
-    for window in std::iter::once(first).chain(rest.chunks(WINDOW)) {
-        let requests: Vec<Request> = window.iter().map(|at| get(&subject, *at)).collect();
-        for answer in replies.ask(&requests, until).await {
-            match info::body(answer, "STREAM.MSG.GET") {
-                Ok(body) => found.extend(judge(&body, name, &unsettled.filters)),
-                Err(error) if found.is_empty() => return Err(error),
+    let call = settings.api(&format!("STREAM.MSG.GET.{}", name.stream));
+    let mut search = Search { replies, name, call, until, asked: false, found: Vec::new() };
+    let most = (MOST / unsettled.filters.len()).max(WINDOW);
+    for part in parts(&unsettled, from) {
+        for filter in &unsettled.filters {
+            match search.walk(filter, part.clone(), most).await {
+                Err(error) if search.found.is_empty() => return Err(error),
                 // What is found by now is worth more than the reason why there is no more.
-                Err(_) => return Ok(found),
+                Err(_) => return Ok(search.found),
+                Ok(()) => {}
             }
         }
     }
-    Ok(found)
+    Ok(search.found)
 }
 
-/// Stream sequences that may be unsettled deliveries: from `from` on, then back from there.
-fn candidates(unsettled: &Unsettled, from: u64) -> Vec<u64> {
-    if unsettled.count == 0 {
+/// Where unsettled deliveries may be, as stream sequences: from `from` on, right before it, and
+/// wherever else.
+fn parts(unsettled: &Unsettled, from: u64) -> Vec<RangeInclusive<u64>> {
+    let (first, last) = (unsettled.floor.saturating_add(1), unsettled.last);
+    if unsettled.count == 0 || first > last {
         return Vec::new();
     }
-    let (first, last) = (unsettled.floor.saturating_add(1), unsettled.last);
-    let from = from.clamp(first, last.saturating_add(1).max(first));
-    (from..=last).take(MOST).chain((first..from).rev().take(MOST)).collect()
+    let from = from.clamp(first, last.saturating_add(1));
+    let near = from.saturating_sub(MOST as u64).max(first);
+    let parts = [from..=last, near..=from - 1, first..=near - 1];
+    parts.into_iter().filter(|part| !part.is_empty()).collect()
 }
 
-fn get(subject: &str, sequence: u64) -> Request {
-    let payload = format!(r#"{{"seq":{sequence}}}"#).into();
-    Request { subject: subject.into(), payload, line: None }
+struct Search<'s> {
+    replies: &'s Arc<Replies>,
+    name: &'s ConsumerName,
+    /// `$JS.API.STREAM.MSG.GET.<stream>`.
+    call: String,
+    until: Instant,
+    asked: bool,
+    found: Vec<Unreadable>,
+}
+
+impl Search<'_> {
+    /// Looks at what the filter takes of this part, by `most` questions at most.
+    async fn walk(
+        &mut self,
+        filter: &str,
+        part: RangeInclusive<u64>,
+        most: usize,
+    ) -> Result<(), InfoError> {
+        let (mut next, last, mut asked) = (*part.start(), *part.end(), 0);
+        while next <= last && asked < most {
+            // The first by itself: where we have no right to it, that is refused, and logged, once.
+            let window = if std::mem::replace(&mut self.asked, true) { WINDOW } else { 1 };
+            asked += window;
+            // Each for the first from there on: where messages are dense these are as many, and
+            // otherwise the last answer is far ahead. Nothing between the first and it is left out.
+            let ahead = (next..=last).take(window);
+            let requests: Vec<Request> = ahead.map(|at| self.ask(filter, at)).collect();
+            next = next.saturating_add(requests.len() as u64);
+            for answer in self.replies.ask(&requests, self.until).await {
+                let body = info::body(answer, "STREAM.MSG.GET")?;
+                match serde_json::from_slice::<Wire<'_>>(&body) {
+                    Ok(Wire { message: Some(stored) }) => {
+                        next = next.max(stored.seq.saturating_add(1));
+                        self.judge(&stored, &part);
+                    }
+                    Ok(Wire { message: None }) => next = u64::MAX,
+                    Err(_) => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn ask(&self, filter: &str, at: u64) -> Request {
+        let payload = serde_json::json!({ "seq": at, "next_by_subj": filter }).to_string();
+        Request { subject: self.call.clone().into(), payload: payload.into(), line: None }
+    }
+
+    fn judge(&mut self, stored: &Stored<'_>, part: &RangeInclusive<u64>) {
+        let known = |found: &Unreadable| found.stream_sequence == stored.seq;
+        if part.contains(&stored.seq) && !self.found.iter().any(known) {
+            self.found.extend(judge(stored, self.name));
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -82,12 +132,9 @@ struct Stored<'b> {
     hdrs: Cow<'b, str>,
 }
 
-fn judge(body: &Bytes, name: &ConsumerName, filters: &[String]) -> Option<Unreadable> {
-    let stored = serde_json::from_slice::<Wire<'_>>(body).ok()?.message?;
+fn judge(stored: &Stored<'_>, name: &ConsumerName) -> Option<Unreadable> {
     let headers = BASE64.decode(stored.hdrs.as_bytes()).ok()?;
-    let why = unreadable(&stored.subject, &headers)?;
-    let taken = filters.is_empty() || filters.iter().any(|filter| matches(filter, &stored.subject));
-    taken.then(|| Unreadable {
+    unreadable(&stored.subject, &headers).map(|why| Unreadable {
         ack: ack_subject(name, stored.seq),
         stream_sequence: stored.seq,
         why: why.to_owned(),
@@ -100,21 +147,10 @@ fn ack_subject(name: &ConsumerName, sequence: u64) -> AckSubject {
     AckSubject(format!("$JS.ACK.{}.{}.1.{sequence}.1.1.0", name.stream, name.consumer).into())
 }
 
-/// Whether a subject is one of those that a filter with wildcards means.
-fn matches(filter: &str, subject: &str) -> bool {
-    let (mut filter, mut subject) = (filter.split('.'), subject.split('.'));
-    loop {
-        match (filter.next(), subject.next()) {
-            (Some(">"), Some(_)) | (None, None) => return true,
-            (Some("*"), Some(_)) => {}
-            (Some(wanted), Some(token)) if wanted == token => {}
-            _ => return false,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     fn body(subject: &str, headers: &str) -> Bytes {
@@ -124,40 +160,30 @@ mod tests {
         serde_json::json!({ "type": "x", "message": message }).to_string().into()
     }
 
-    #[test]
-    fn a_message_that_cannot_be_read_is_found_where_the_consumer_takes_it() {
+    fn found(body: &Bytes) -> Option<Unreadable> {
         let name = ConsumerName { stream: "S".into(), consumer: "c".into() };
-        let poison = body("a.b", "NATS/1.0\r\nA: b\rc\r\n\r\n");
-        let found = judge(&poison, &name, &[]).unwrap();
-        assert_eq!(&*found.ack.0, "$JS.ACK.S.c.1.7.1.1.0");
-        assert_eq!((found.stream_sequence, &*found.why), (7, "a lone CR in a value"));
-        assert!(judge(&poison, &name, &["x".into(), "a.*".into()]).is_some());
-        assert_eq!(judge(&poison, &name, &["a.c".into()]), None);
-        assert_eq!(judge(&body("a.b", "NATS/1.0\r\nA: b\r\n\r\n"), &name, &[]), None);
-        assert_eq!(judge(&Bytes::from_static(br#"{"error":{"code":404}}"#), &name, &[]), None);
-        assert_eq!(judge(&Bytes::from_static(b"no JSON"), &name, &[]), None);
+        let wire: Wire<'_> = serde_json::from_slice(body).unwrap();
+        judge(&wire.message?, &name)
     }
 
     #[test]
-    fn filters_match_as_subjects_do() {
-        for (filter, subject) in [("a.b", "a.b"), ("a.*", "a.b"), ("a.>", "a.b.c"), (">", "a")] {
-            assert!(matches(filter, subject), "{filter} {subject}");
-        }
-        for (filter, subject) in [("a", "a.b"), ("a.*", "a"), ("a.>", "a"), ("a.*", "a.b.c")] {
-            assert!(!matches(filter, subject), "{filter} {subject}");
-        }
+    fn a_message_that_cannot_be_read_is_told_from_others_and_from_none() {
+        let poison = found(&body("a.b", "NATS/1.0\r\nA: b\rc\r\n\r\n")).unwrap();
+        assert_eq!(&*poison.ack.0, "$JS.ACK.S.c.1.7.1.1.0");
+        assert_eq!((poison.stream_sequence, &*poison.why), (7, "a lone CR in a value"));
+        assert_eq!(found(&body("a.b", "NATS/1.0\r\nA: b\r\n\r\n")), None);
+        assert_eq!(found(&Bytes::from_static(br#"{"error":{"code":404}}"#)), None);
     }
 
     #[test]
-    fn the_nearest_are_looked_at_and_no_more_than_a_number() {
+    fn it_is_looked_from_the_last_arrival_on_then_before_it_then_elsewhere() {
         let unsettled = |count, floor, last| Unsettled { count, floor, last, filters: vec![] };
-        assert_eq!(candidates(&unsettled(2, 3, 8), 7), [7, 8, 6, 5, 4]);
-        assert_eq!(candidates(&unsettled(2, 3, 6), 0), [4, 5, 6]);
-        assert_eq!(candidates(&unsettled(2, 3, 6), 9), [6, 5, 4]);
-        assert!(candidates(&unsettled(0, 3, 6), 5).is_empty(), "all is settled");
-        assert!(candidates(&unsettled(1, 6, 6), 7).is_empty());
-        assert!(candidates(&unsettled(1, 7, 5), 3).is_empty());
-        let many = candidates(&unsettled(9, 0, u64::MAX), 5000);
-        assert_eq!((many.len(), many[0], many[MOST]), (2 * MOST, 5000, 4999));
+        assert_eq!(parts(&unsettled(2, 3, 8), 7), [7..=8, 4..=6]);
+        assert_eq!(parts(&unsettled(2, 3, 6), 0), [4..=6]);
+        assert_eq!(parts(&unsettled(2, 3, 6), 9), [4..=6]);
+        assert_eq!(parts(&unsettled(2, 3, 9999), 5000), [5000..=9999, 4000..=4999, 4..=3999]);
+        assert!(parts(&unsettled(0, 3, 6), 5).is_empty(), "all is settled");
+        assert!(parts(&unsettled(1, 6, 6), 7).is_empty());
+        assert!(parts(&unsettled(1, 7, 5), 3).is_empty());
     }
 }

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use async_nats::jetstream::consumer::pull;
 use futures_util::StreamExt as _;
 use tonic::Code;
 use tonic_types::StatusExt as _;
@@ -192,6 +193,42 @@ async fn what_not_even_the_api_can_tell_is_fenced_off_when_it_has_broken_three_c
     assert_eq!(reason(&refused).1, "CONSUMER_UNSUITABLE", "{refused:?}\n{}", proxy.log());
     assert!(refused.message().contains("delete it from the stream"), "{}", refused.message());
     served(&mut client, &other).await;
+}
+
+/// Between what this consumer takes there is more than can be looked through.
+#[tokio::test]
+async fn what_cannot_be_read_is_found_however_little_of_its_stream_a_consumer_takes() {
+    let server = NatsServer::shared();
+    let mut hurt = Fixture::new(config()).await;
+    let filters = ["raw", "nothing"].map(|subject| format!("{}.{subject}", hurt.stream));
+    hurt.consumer = "sparse".to_owned();
+    let consumer = pull::Config {
+        durable_name: Some(hurt.consumer.clone()),
+        filter_subjects: filters.to_vec(),
+        ..ack_wait(1500)
+    };
+    hurt.jetstream.create_consumer_on_stream(consumer, &hurt.stream).await.unwrap();
+    let proxy = Proxy::start(server, &[]);
+    let mut client = proxy.client().await;
+    hurt.publish("raw", "good").await;
+    let first = client.fetch(fetch(&hurt, 1, 5000)).await.unwrap().into_inner();
+    client.ack(ack(&first.messages[0].token)).await.unwrap();
+    hurt.publish_many(3000).await;
+    hurt.publish_raw(&server.url(), LONE_CR).await;
+    hurt.publish("raw", "good").await;
+    let next = eventually("the next good one", || {
+        let (mut client, request) = (client.clone(), fetch(&hurt, 1, 2000));
+        async move { client.fetch(request).await.ok()?.into_inner().messages.pop() }
+    })
+    .await;
+    client.ack(ack(&next.token)).await.unwrap();
+    eventually("all to be settled", || async {
+        let info = hurt.info().await;
+        (info.num_ack_pending == 0 && info.num_pending == 0).then_some(())
+    })
+    .await;
+    let found = proxy.log().matches("a message that cannot be read was terminated").count();
+    assert_eq!(found, 1, "{}", proxy.log());
 }
 
 #[tokio::test]
