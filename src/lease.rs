@@ -184,7 +184,7 @@ impl<T> LeaseTable<T> {
         let now = self.advance(now);
         let lease = self.store.get(id).filter(|lease| lease.state == State::Held)?;
         let over = self.is_over(lease, now);
-        let release = !over && lease.may_release(now);
+        let release = lease.release_by(now).filter(|_| !over).map(|by| self.origin.at(by));
         let payload = self.store.remove(id, if over { Ended::Lost } else { Ended::Lapsed })?;
         Some(GivenBack { payload, release })
     }

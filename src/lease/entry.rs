@@ -194,10 +194,12 @@ impl<T> Lease<T> {
         }
     }
 
-    /// Whether a Nak by us is harmless: nobody else can have the message before it arrives, and
-    /// there is an attempt left.
-    pub(super) fn may_release(&self, now: Nanos) -> bool {
-        !self.last_attempt && self.ack_by().saturating_sub(now) > margin_of(self.ack_wait)
+    /// Until when a Nak by us is harmless: nobody else can have the message before, there is time for
+    /// it to arrive, and an attempt left.
+    pub(super) fn release_by(&self, now: Nanos) -> Option<Nanos> {
+        let by = self.ack_by();
+        let in_time = by.saturating_sub(now) > margin_of(self.ack_wait);
+        (in_time && !self.last_attempt).then_some(by)
     }
 
     /// Into a caller's hands.

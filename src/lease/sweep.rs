@@ -66,7 +66,7 @@ impl<T> LeaseTable<T> {
             return self.lose(id);
         }
         if lease.state == State::Held && now >= lease.deadline() {
-            let release = lease.may_release(now);
+            let release = lease.release_by(now).map(|by| self.origin.at(by));
             let payload = self.store.remove(id, Ended::Lapsed)?;
             return Some(Due::Lapsed { id, payload, release });
         }

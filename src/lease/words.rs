@@ -132,8 +132,9 @@ pub enum Due<T> {
         id: LeaseId,
         /// What was kept with it.
         payload: T,
-        /// It may be given back: nobody else can have it yet, and it is not the last attempt.
-        release: bool,
+        /// It may be given back, if that arrives by then: before, nobody else can have it, and it is
+        /// not the last attempt.
+        release: Option<Instant>,
     },
     /// JetStream may have given it away: nothing may be sent for it.
     Lost {
@@ -149,8 +150,8 @@ pub enum Due<T> {
 pub struct GivenBack<T> {
     /// What was kept with it.
     pub payload: T,
-    /// A Nak may be sent for it: nobody else can have it yet, and it is not the last attempt.
-    pub release: bool,
+    /// A Nak may be sent for it, as in [`Due::Lapsed`].
+    pub release: Option<Instant>,
 }
 
 /// A lease on its way to another table: its clocks are what is left of them at one moment.

@@ -1,13 +1,13 @@
 //! Time passing: keeps long leases alive, releases those whose holder let them lapse, and lets go
 //! of those that JetStream may have given away. The table says what is due; this does it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Lessor, books::Hold};
 use crate::{
     broker::{Broker, Confirmation, Order, Verdict},
     clock,
-    lease::{Due, LeaseId, margin},
+    lease::{Due, LeaseId},
 };
 
 /// Leases that are looked at under one lock.
@@ -50,7 +50,7 @@ impl<B: Broker> Lessor<B> {
                         let sure = table.payload(id).filter(|hold| !hold.facts.lead.in_doubt());
                         progress.extend(sure.map(|hold| (id, hold.order(Verdict::Progress))));
                     }
-                    Due::Lapsed { payload, release: true, .. } => released.push(payload),
+                    Due::Lapsed { payload, release: Some(by), .. } => released.push((payload, by)),
                     Due::Lapsed { payload, .. } | Due::Lost { payload, .. } => ended.push(payload),
                 }
             }
@@ -63,7 +63,7 @@ impl<B: Broker> Lessor<B> {
             "swept"
         );
         self.progress(progress);
-        self.release(&released);
+        self.release(released);
         count == STEP
     }
 
@@ -87,23 +87,19 @@ impl<B: Broker> Lessor<B> {
         });
     }
 
-    /// Gives deliveries back. Nobody waits for an answer: where the Nak does not arrive, the ack
-    /// wait does the same later.
-    pub(super) fn release(&self, holds: &[Hold]) {
-        if holds.is_empty() {
-            return;
-        }
+    /// Gives deliveries back, by the time at which JetStream might do so itself. Nobody waits for an
+    /// answer: where the Nak does not arrive, the ack wait does the same later.
+    pub(super) fn release(&self, mut holds: Vec<(Hold, Instant)>) {
+        // A new leader may have given them away already.
+        holds.retain(|(hold, _)| !hold.facts.lead.in_doubt());
+        let Some(by) = holds.iter().map(|(_, by)| *by).min() else { return };
         tracing::debug!(count = holds.len(), "released");
-        let release = |hold: &Hold| hold.order(Verdict::Nak(hold.facts.release_delay()));
+        let release = |(hold, _): &(Hold, _)| hold.order(Verdict::Nak(hold.facts.release_delay()));
         let orders = holds.iter().map(release).collect();
-        // Nothing is released that JetStream might redeliver within its margin, so until then a Nak
-        // does no harm.
-        let harmless = |hold: &Hold| margin(hold.facts.ack_wait_of(hold.delivery_count));
-        let until = clock::now() + holds.iter().map(harmless).min().unwrap_or_default();
-        let (lessor, name) = (self.clone(), holds[0].facts.name.clone());
+        let (lessor, name) = (self.clone(), holds[0].0.facts.name.clone());
         self.tasks.spawn(async move {
-            lessor.broker.settle(orders, Confirmation::Sent, until).await;
-            lessor.must_arrive(&name, until);
+            lessor.broker.settle(orders, Confirmation::Sent, by).await;
+            lessor.must_arrive(&name, by);
         });
     }
 }

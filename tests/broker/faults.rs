@@ -19,7 +19,7 @@ fn start(ack_wait: Duration) -> (FakeBroker, Lessor<FakeBroker>) {
     (broker.clone(), Lessor::start(broker, limits))
 }
 
-fn ask(broker: &FakeBroker, max_wait: Duration) -> FetchAsk {
+pub(super) fn ask(broker: &FakeBroker, max_wait: Duration) -> FetchAsk {
     FetchAsk {
         name: broker.name(),
         n: 10,

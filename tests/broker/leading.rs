@@ -12,7 +12,7 @@ use fetch_proxy::{
 
 use super::{
     fake::{FakeBroker, Fault, info},
-    faults::{confirmed, one, settle},
+    faults::{ask, confirmed, one, settle},
 };
 
 const BOUND: Duration = Duration::from_secs(2);
@@ -122,6 +122,23 @@ async fn a_lease_is_not_kept_alive_by_whoever_may_lead() {
     ack(&lessor, first).await.unwrap_err();
     tokio::time::sleep(Duration::from_secs(40)).await;
     assert!(broker.published().is_empty(), "{:?}", broker.published());
+}
+
+/// A Nak would be the next holder's, if there is another leader.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_released_to_whoever_may_lead() {
+    let (broker, lessor) = start(3);
+    let (first, short) = (one(&broker, &lessor).await, one(&broker, &lessor).await);
+    settle(&lessor, short, Action::Extend(Duration::from_secs(5))).await.unwrap();
+    // One that nobody takes, and that is given back after a second.
+    broker.publish("surplus");
+    drop(lessor.fetch(ask(&broker, Duration::from_secs(10))).await.unwrap());
+    broker.silence(true);
+    broker.script([Fault::Unsent]);
+    ack(&lessor, first).await.unwrap_err();
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert!(broker.published().is_empty(), "{:?}", broker.published());
+    assert_eq!(lessor.held(), 1, "they are over all the same");
 }
 
 #[tokio::test(start_paused = true)]

@@ -109,6 +109,16 @@ async fn a_release_costs_a_silent_connection_before_jetstream_would_redeliver() 
     assert_eq!(broker.published(), [Verdict::Nak(None)]);
 }
 
+/// How long its answer may take is told by when JetStream would redeliver, not by the margin alone.
+#[tokio::test(start_paused = true)]
+async fn a_release_gives_a_slow_answer_the_time_that_there_is() {
+    let (broker, lessor) = start();
+    leased(&broker, &lessor, Some(Duration::from_secs(3))).await;
+    broker.delay_info(Duration::from_secs(4));
+    assert_eq!(given_up(&broker).await, None);
+    assert_eq!(broker.published(), [Verdict::Nak(None)]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn of_many_that_were_not_answered_the_first_to_end_counts() {
     for confirmation in [Confirmation::Confirmed, Confirmation::Sent] {

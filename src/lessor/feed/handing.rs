@@ -6,6 +6,7 @@ use super::{Answer, Command, FeedTask};
 use crate::{
     broker::Broker,
     clock,
+    lease::GivenBack,
     lessor::{
         Error,
         books::Hold,
@@ -79,11 +80,12 @@ impl<B: Broker> FeedTask<B> {
 
     /// Gives deliveries back to JetStream that nobody here wants.
     pub(super) fn release(&self, parcels: Vec<Parcel>, now: Instant) {
-        let holds: Vec<Hold> = self.lessor.books.with(|table| {
-            let back = parcels.iter().filter_map(|parcel| table.give_back(parcel.id, now));
-            back.filter(|ended| ended.release).map(|ended| ended.payload).collect()
+        // Those that stay are dropped after the lock is: freeing places wakes others.
+        let back: Vec<GivenBack<Hold>> = self.lessor.books.with(|table| {
+            parcels.iter().filter_map(|parcel| table.give_back(parcel.id, now)).collect()
         });
-        self.lessor.release(&holds);
+        let released = back.into_iter().filter_map(|back| Some((back.payload, back.release?)));
+        self.lessor.release(released.collect());
     }
 
     pub(super) fn fail_waiters(&mut self, error: &Error, now: Instant) {

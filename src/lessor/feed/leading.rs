@@ -4,11 +4,11 @@
 //! A new leader, and one that has started anew, hands out at once what was published more than an
 //! ack wait ago and is not settled, whoever holds it, and nobody is told. So after any sign that
 //! there may be one (a settlement that did not arrive, a lost connection, INFO without an answer) the
-//! consumer is *in doubt*: nothing of it is settled or kept alive until INFO has said who leads. If it
-//! is another one, all leases are distrusted back to when the old one was last seen. So they are
-//! where the same one may have been away without that showing (no copies, or a server before 2.12)
-//! and somebody has missed it; and where INFO knows of fewer deliveries than before: those that it
-//! does not know are lost. Never decides about a lease itself.
+//! consumer is *in doubt*: nothing of it is settled, released or kept alive until INFO has said who
+//! leads. If it is another one, all leases are distrusted back to when the old one was last seen. So
+//! they are where the same one may have been away without that showing (no copies, or a server
+//! before 2.12) and somebody has missed it; and where INFO knows of fewer deliveries than before:
+//! those that it does not know are lost. Never decides about a lease itself.
 
 use std::time::Instant;
 

@@ -69,7 +69,8 @@ fn a_short_lease_is_released_at_its_deadline() {
     let id = desk.lent(1000);
     assert_eq!(desk.table.next_due(), Some(desk.at(1000)));
     assert_eq!(desk.sweep(999), []);
-    assert_eq!(desk.sweep(1000), [Due::Lapsed { id, payload: "one", release: true }]);
+    let release = Some(desk.at(ACK_BY));
+    assert_eq!(desk.sweep(1000), [Due::Lapsed { id, payload: "one", release }]);
     assert!(desk.table.is_empty());
 }
 
@@ -78,7 +79,7 @@ fn a_lapse_within_the_margin_of_ack_by_sends_nothing() {
     let mut desk = Desk::new();
     let id = desk.lent(ACK_BY - 1000);
     let swept = desk.sweep(ACK_BY - 1000);
-    assert_eq!(swept, [Due::Lapsed { id, payload: "one", release: false }]);
+    assert_eq!(swept, [Due::Lapsed { id, payload: "one", release: None }]);
 }
 
 #[test]
@@ -86,7 +87,7 @@ fn a_lapsed_last_attempt_is_not_released() {
     let mut desk = Desk::new();
     let id = desk.last_attempt();
     desk.table.lend(id, Some(Duration::from_secs(1)), desk.origin).unwrap();
-    assert_eq!(desk.sweep(1000), [Due::Lapsed { id, payload: "last", release: false }]);
+    assert_eq!(desk.sweep(1000), [Due::Lapsed { id, payload: "last", release: None }]);
 }
 
 #[test]
@@ -115,7 +116,7 @@ fn a_delivery_that_nobody_was_handed_is_given_back_once() {
     let mut desk = Desk::new();
     let id = desk.granted();
     let back = desk.table.give_back(id, desk.at(100));
-    assert_eq!(back, Some(GivenBack { payload: "one", release: true }));
+    assert_eq!(back, Some(GivenBack { payload: "one", release: Some(desk.at(ACK_BY)) }));
     assert_eq!(desk.table.give_back(id, desk.at(100)), None);
 }
 
@@ -124,10 +125,10 @@ fn what_is_given_back_too_late_or_for_the_last_time_is_not_released() {
     let mut desk = Desk::new();
     let id = desk.granted();
     let late = desk.table.give_back(id, desk.at(ACK_BY - 1000));
-    assert_eq!(late, Some(GivenBack { payload: "one", release: false }));
+    assert_eq!(late, Some(GivenBack { payload: "one", release: None }));
     let last = desk.last_attempt();
     let last = desk.table.give_back(last, desk.at(ACK_BY - 1000));
-    assert_eq!(last, Some(GivenBack { payload: "last", release: false }));
+    assert_eq!(last, Some(GivenBack { payload: "last", release: None }));
 }
 
 #[test]

@@ -194,7 +194,7 @@ impl Tested {
             Call::GiveBack => match self.table.give_back(id, now) {
                 Some(back) => {
                     own(id, back.payload);
-                    Reply::GivenBack { release: back.release }
+                    Reply::GivenBack { release: back.release.map(|by| self.millis(by)) }
                 }
                 None => Reply::Nothing,
             },
@@ -218,6 +218,7 @@ impl Tested {
                 let due = match due {
                     Due::Progress { id } => Swept::Progress(id.get()),
                     Due::Lapsed { id, payload, release } => {
+                        let release = release.map(|by| self.millis(by));
                         Swept::Lapsed(own(id, payload), release)
                     }
                     Due::Lost { id, payload } => Swept::Lost(own(id, payload)),

@@ -192,7 +192,7 @@ impl Reference {
             return Reply::Nothing;
         };
         self.end(id, Ended::Expired);
-        Reply::GivenBack { release: self.may_release(&lease) }
+        Reply::GivenBack { release: self.release_by(&lease) }
     }
 
     pub(super) fn sweep(&mut self, now: i64) -> Reply {
@@ -208,7 +208,7 @@ impl Reference {
                 swept.insert(Swept::Lost(lease.id));
             } else if lease.state == State::Held && lease.past_deadline(self.now) {
                 self.end(lease.id, Ended::Expired);
-                swept.insert(Swept::Lapsed(lease.id, self.may_release(&lease)));
+                swept.insert(Swept::Lapsed(lease.id, self.release_by(&lease)));
             } else if lease.outlives_jetstream() && self.now >= lease.progress_at() {
                 self.lease(lease.id).unwrap().tried = self.now;
                 swept.insert(Swept::Progress(lease.id));
@@ -313,9 +313,9 @@ impl Reference {
         self.now >= lease.ack_by() || self.dead.contains(&lease.consumer)
     }
 
-    fn may_release(&self, lease: &Lease) -> bool {
+    fn release_by(&self, lease: &Lease) -> Option<i64> {
         let room = lease.ack_by() - self.now > margin(lease.ack_wait);
-        room && !self.over(lease) && !lease.last_attempt
+        (room && !self.over(lease) && !lease.last_attempt).then(|| lease.ack_by())
     }
 
     fn standing(&self, id: u64) -> Result<State, Reply> {

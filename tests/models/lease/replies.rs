@@ -17,7 +17,7 @@ pub(super) enum Reply {
     Settled(Kind),
     Busy,
     Finished { after: After, out: bool },
-    GivenBack { release: bool },
+    GivenBack { release: Option<i64> },
     Swept(BTreeSet<Swept>),
 }
 
@@ -31,7 +31,7 @@ pub(super) enum After {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Swept {
     Progress(u64),
-    Lapsed(u64, bool),
+    Lapsed(u64, Option<i64>),
     Lost(u64),
 }
 

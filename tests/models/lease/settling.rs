@@ -56,7 +56,8 @@ fn what_was_not_sent_before_its_deadline_lapses_and_is_released() {
     desk.begin(id, Kind::Ack, 999).unwrap();
     assert_eq!(desk.finish(id, Outcome::Unsent, 1000), (After::Gone, None));
     assert_eq!(desk.begin(id, Kind::Ack, 1000), Err(OVER));
-    assert_eq!(desk.sweep(1000), [Due::Lapsed { id, payload: "one", release: true }]);
+    let release = Some(desk.at(ACK_BY));
+    assert_eq!(desk.sweep(1000), [Due::Lapsed { id, payload: "one", release }]);
 }
 
 #[test]
