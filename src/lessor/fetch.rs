@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::timeout_at};
 
 use super::{
     Action, Ask, Codec, Error, Lessor,
@@ -231,7 +231,9 @@ impl<B: Broker> Lessor<B> {
     ) -> Result<ConsumerInfo, Error> {
         const FRESH: Duration = Duration::from_secs(1);
         const PATIENCE: Duration = Duration::from_secs(2);
-        let mut recent = feed.recent_info.lock().await;
+        let Ok(mut recent) = timeout_at(until.into(), feed.recent_info.lock()).await else {
+            return Err(Error::Unavailable("the consumer was not read in time".to_owned()));
+        };
         let now = clock::now();
         if let Some((read_at, info)) = &*recent
             && now.duration_since(*read_at) < FRESH

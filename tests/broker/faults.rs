@@ -6,7 +6,7 @@ use fetch_proxy::{
     broker::{Confirmation, Verdict},
     clock,
     lease::{Kind, LeaseId},
-    lessor::{Action, Ask, Codec, Error, FetchAsk, Fetched, Lessor, Limits, Settled},
+    lessor::{Action, Ask, Codec, Error, FetchAsk, Fetched, Lessor, Limits, Patience, Settled},
 };
 
 use super::fake::{FakeBroker, Fault, info};
@@ -191,6 +191,26 @@ async fn a_shorter_ack_wait_counts_from_the_next_look_at_the_consumer() {
     tokio::time::sleep(Duration::from_secs(29)).await;
     let refused = settle(&lessor, lease, Action::Ack).await;
     assert_eq!(refused, Err(Error::LeaseExpired { forgotten: false }));
+}
+
+/// Who asks first has more patience than who asks next.
+#[tokio::test(start_paused = true)]
+async fn finding_out_why_there_is_nothing_takes_no_longer_than_each_caller_s_patience() {
+    let (broker, lessor) = start(LONG);
+    one(&broker, &lessor).await;
+    broker.silence(true);
+    let (began, millis) = (clock::now(), Duration::from_millis);
+    let patience = Patience { until: began + millis(200), answer_by: began + millis(400) };
+    let patient = lessor.fetch(ask(&broker, Duration::ZERO));
+    let hasty = async {
+        let hasty = FetchAsk { patience: Some(patience), ..ask(&broker, LONG) };
+        (lessor.fetch(hasty).await, clock::now() - began)
+    };
+    let (patient, (hasty, took)) = tokio::join!(patient, hasty);
+    for told in [patient, hasty] {
+        assert!(matches!(told, Err(Error::Unavailable(_))), "{told:?}");
+    }
+    assert_eq!(took, millis(400));
 }
 
 #[tokio::test(start_paused = true)]
