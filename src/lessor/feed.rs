@@ -283,6 +283,12 @@ impl<B: Broker> FeedTask<B> {
             return false;
         }
         let unhanded = self.pump.take_parked();
+        // Nobody can take it any more, and an heir would not have the message itself.
+        let last = unhanded.iter().filter(|parcel| parcel.last_attempt()).count();
+        if last > 0 {
+            let consumer = &self.name;
+            tracing::warn!(%consumer, last, "last attempts that nobody has taken are let go");
+        }
         self.release(unhanded, now);
         self.held() == 0
     }
