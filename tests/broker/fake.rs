@@ -56,6 +56,8 @@ struct State {
     pending: BTreeMap<u64, Pending>,
     again: VecDeque<u64>,
     deliveries: u64,
+    /// How long ago messages were published when they are delivered; `None`: since ever.
+    age: Option<Duration>,
     counts: BTreeMap<u64, u64>,
     faults: VecDeque<Fault>,
     published: Vec<Verdict>,
@@ -118,6 +120,7 @@ impl FakeBroker {
             pending: BTreeMap::new(),
             again: VecDeque::new(),
             deliveries: 0,
+            age: None,
             counts: BTreeMap::new(),
             faults: VecDeque::new(),
             published: Vec::new(),
@@ -220,6 +223,11 @@ impl FakeBroker {
         self.0.changed.notify_waiters();
     }
 
+    /// What is delivered from now on was published so long before.
+    pub fn age(&self, age: Duration) {
+        self.state().age = Some(age);
+    }
+
     /// From now on INFO says what was true this long ago.
     pub fn delay_info(&self, delay: Duration) {
         self.state().info_delay = delay;
@@ -298,7 +306,9 @@ impl State {
             consumer_sequence: self.deliveries,
             delivery_count: *count,
             pending: left as u64,
-            published: 1,
+            published: self.age.map_or(1, |age| {
+                u64::try_from(clock::unix_time().saturating_sub(age).as_nanos()).unwrap()
+            }),
         })
     }
 

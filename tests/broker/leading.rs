@@ -83,6 +83,27 @@ async fn a_new_leader_has_given_away_what_is_older_than_the_ack_wait() {
     assert!(broker.published().is_empty());
 }
 
+/// A new leader counts from when the message was published, by its own clock, which it cuts to whole
+/// seconds and which may be 250 ms ahead of ours.
+#[tokio::test(start_paused = true)]
+async fn a_new_leader_gives_away_what_is_younger_when_that_is_as_old_as_the_ack_wait() {
+    // The ack wait less its margin, the age, a second and a quarter.
+    const ENDS: u64 = 30_000 - 2000 - 10_000 - 1250;
+    for (after, alive) in [(ENDS - 100, true), (ENDS + 10, false)] {
+        let (broker, lessor) = start(3);
+        broker.age(Duration::from_secs(10));
+        let first = one(&broker, &lessor).await;
+        let (second, began) = (one(&broker, &lessor).await, clock::now());
+        broker.change(|info| info.as_mut().unwrap().leader = Leader(2));
+        broker.script([Fault::Unsent]);
+        ack(&lessor, first).await.unwrap_err();
+        tokio::time::sleep_until((began + Duration::from_millis(after)).into()).await;
+        let told = ack(&lessor, second).await;
+        assert_eq!(confirmed(&told), alive, "after {after} ms: {told:?}");
+        assert!(alive || told == EXPIRED, "{told:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_heir_doubts_what_was_leased_of_a_leader_that_is_not_its_own() {
     for (leader, known) in [(Leader(1), true), (Leader(2), false)] {

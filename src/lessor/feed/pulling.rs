@@ -16,6 +16,9 @@ use crate::{
     pump::{PullEnd, Step},
 };
 
+/// NATS's clock may be ahead of ours by this much.
+const CLOCKS: Duration = Duration::from_millis(250);
+
 impl<B: Broker> FeedTask<B> {
     /// Does what the pump says, until it has nothing more to say.
     pub(super) async fn perform(&mut self) {
@@ -170,6 +173,11 @@ impl<B: Broker> FeedTask<B> {
     }
 }
 
+/// How long ago, at most, the message was published, by NATS's clock.
+fn age(delivery: &Delivery, now: Duration) -> Duration {
+    (now + CLOCKS).saturating_sub(Duration::from_nanos(delivery.published))
+}
+
 fn terms(facts: &Facts, delivery: &Delivery, received: Instant) -> Terms {
     Terms {
         consumer: facts.id,
@@ -177,7 +185,7 @@ fn terms(facts: &Facts, delivery: &Delivery, received: Instant) -> Terms {
         consumer_sequence: delivery.consumer_sequence,
         last_attempt: facts.last_attempt(delivery.delivery_count),
         received,
-        age: clock::unix_time().saturating_sub(Duration::from_nanos(delivery.published)),
+        age: age(delivery, clock::unix_time()),
         ack_wait: facts.ack_wait_of(delivery.delivery_count),
         delivery_count: delivery.delivery_count,
     }
