@@ -143,6 +143,22 @@ mod tests {
         }
     }
 
+    /// Servers before 2.11.15 store a status line as it was published, and deliver it.
+    #[test]
+    fn a_stored_message_with_a_status_of_its_own_is_data() {
+        let message = Message {
+            subject: "s".into(),
+            reply: Some("$JS.ACK.S.c.1.7.9.1795416130077616899.3".into()),
+            payload: bytes::Bytes::from_static(b"work"),
+            headers: None,
+            status: Some(async_nats::StatusCode::from_u16(408).unwrap()),
+            description: Some("Request Timeout".into()),
+            length: 0,
+        };
+        let Some(Arrival::Message(delivery)) = read(message, "inbox.") else { panic!() };
+        assert_eq!((delivery.stream_sequence, &*delivery.payload), (7, &b"work"[..]));
+    }
+
     #[test]
     fn the_end_of_a_full_batch_is_not_told_but_that_of_one_full_of_bytes_is() {
         for (left, told) in [("0", false), ("3", true)] {

@@ -229,7 +229,7 @@ async fn no_message_that_races_a_cancel_is_dark() {
 async fn a_cancel_destroys_no_last_attempt() {
     for max_deliver in [1, 2] {
         let name = format!("cancel with max_deliver {max_deliver}");
-        races(&name, pull::Config { max_deliver, ..config() }, 4, 20).await;
+        races(&name, pull::Config { max_deliver, ..config() }, 4, 50).await;
     }
 }
 
@@ -317,13 +317,12 @@ async fn terminating(lane: &mut Lane, nats: &Relay, lease: Option<i64>) -> Call 
     lane.fixture.publish("n", "no json").await;
     lane.fixture.publish("n", "1").await;
     nats.flow(Flow::Delay(millisecond(500)), Flow::Pass);
+    let before = nats.heard();
     let call = Call::start(&lane.racer, request);
-    eventually("the deliveries", || async {
-        (lane.fixture.info().await.num_ack_pending == 2).then_some(())
-    })
-    .await;
-    // On their way to the proxy for a moment; the Term is then on its way for half a second.
-    tokio::time::sleep(millisecond(100)).await;
+    // Either is longer than all else that may be said meanwhile, and half a second under way.
+    let longer = async |than: u64| (nats.heard() > than + 50).then(|| nats.heard());
+    let pulled = eventually("the pull", || longer(before)).await;
+    eventually("the Term", || longer(pulled)).await;
     call
 }
 

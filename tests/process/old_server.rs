@@ -1,6 +1,6 @@
 //! Debian's nats-server 2.9 ignores a Term with a reason, and answers OK. It is refused.
 
-use std::path::PathBuf;
+use std::{io::Write as _, path::PathBuf};
 
 use fetch_proxy::grpc;
 
@@ -13,9 +13,9 @@ use crate::support::{
 #[tokio::test]
 async fn a_server_that_is_too_old_is_not_served_and_never_hangs() {
     let Some(binary) = std::env::var_os("FETCH_PROXY_TEST_OLD_NATS_SERVER") else {
-        // `make test` says loudly why it could not be had.
-        eprintln!("SKIPPED: no old nats-server; FETCH_PROXY_TEST_OLD_NATS_SERVER names none");
-        return;
+        // Not by a macro: what those print of a test that passes is not shown.
+        let told = "NOT TESTED: no old nats-server; FETCH_PROXY_TEST_OLD_NATS_SERVER names none";
+        return writeln!(std::io::stderr(), "{told}").unwrap();
     };
     let server = NatsServer::start_with(PathBuf::from(binary), None);
     let fixture =

@@ -51,6 +51,7 @@ pub struct Relay {
     address: SocketAddr,
     wire: Arc<watch::Sender<Wire>>,
     answered: Arc<AtomicU64>,
+    heard: Arc<AtomicU64>,
     accepting: JoinHandle<()>,
 }
 
@@ -68,10 +69,10 @@ impl Relay {
             frozen: 0,
         };
         let wire = Arc::new(watch::channel(wire).0);
-        let answered = Arc::default();
-        let accepting =
-            tokio::spawn(accept(listener, server.to_owned(), wire.clone(), Arc::clone(&answered)));
-        Self { address, wire, answered, accepting }
+        let (answered, heard) = (Arc::default(), Arc::default());
+        let counts = (Arc::clone(&heard), Arc::clone(&answered));
+        let accepting = tokio::spawn(accept(listener, server.to_owned(), wire.clone(), counts));
+        Self { address, wire, answered, heard, accepting }
     }
 
     /// Where it listens, like `127.0.0.1:1234`.
@@ -115,6 +116,11 @@ impl Relay {
         self.answered.load(Ordering::Relaxed)
     }
 
+    /// How many bytes have come from the client, also those that are still to pass.
+    pub fn heard(&self) -> u64 {
+        self.heard.load(Ordering::Relaxed)
+    }
+
     /// Closes the direction to the server of every connection that is open, and leaves the other.
     pub fn half_close(&self) {
         self.wire.send_modify(|wire| wire.half_closed += 1);
@@ -128,15 +134,18 @@ impl Drop for Relay {
     }
 }
 
+/// Bytes that have come from the client, and that have passed from the server.
+type Counts = (Arc<AtomicU64>, Arc<AtomicU64>);
+
 async fn accept(
     listener: TcpListener,
     server: String,
     wire: Arc<watch::Sender<Wire>>,
-    answered: Arc<AtomicU64>,
+    counts: Counts,
 ) {
     while let Ok((client, _)) = listener.accept().await {
         if wire.borrow().open {
-            tokio::spawn(relay(client, server.clone(), wire.subscribe(), answered.clone()));
+            tokio::spawn(relay(client, server.clone(), wire.subscribe(), counts.clone()));
         }
     }
 }
@@ -147,7 +156,7 @@ async fn relay(
     client: TcpStream,
     server: String,
     mut wire: watch::Receiver<Wire>,
-    answered: Arc<AtomicU64>,
+    (heard, answered): Counts,
 ) {
     let Ok(server) = TcpStream::connect(server).await else { return };
     for side in [&client, &server] {
@@ -163,6 +172,7 @@ async fn relay(
         wire: wire.clone(),
         flow: Box::new(move |now| if now.frozen > frozen { Flow::Stall } else { now.to_server }),
         closed: Box::new(move |now| now.half_closed > half_closed),
+        came: heard,
         passed: Arc::default(),
     };
     let down = Direction {
@@ -171,6 +181,7 @@ async fn relay(
         wire: wire.clone(),
         flow: Box::new(move |now| if now.frozen > frozen { Flow::Stall } else { now.to_client }),
         closed: Box::new(|_| false),
+        came: Arc::default(),
         passed: answered,
     };
     tokio::select! {
@@ -190,12 +201,13 @@ struct Direction {
     flow: Of<Flow>,
     /// The receiver is to be told that the sender has said its last.
     closed: Of<bool>,
+    came: Arc<AtomicU64>,
     passed: Arc<AtomicU64>,
 }
 
 impl Direction {
     async fn pump(self) -> io::Result<()> {
-        let Self { mut from, mut to, mut wire, flow, closed, passed } = self;
+        let Self { mut from, mut to, mut wire, flow, closed, came, passed } = self;
         let mut buffer = vec![0; 64 * 1024];
         loop {
             // The relay ends when the sender of its orders does.
@@ -215,6 +227,7 @@ impl Direction {
             if count == 0 {
                 return to.shutdown().await;
             }
+            came.fetch_add(count as u64, Ordering::Relaxed);
             let now = flow(&wire.borrow());
             if let Flow::Delay(delay) = now {
                 tokio::time::sleep(delay).await;
