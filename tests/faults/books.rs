@@ -27,8 +27,9 @@ pub struct Entry {
     pub worker: usize,
     pub delivery_count: u32,
     pub at: Instant,
-    /// What its Ack came to.
+    /// What its Ack came to, and when that was told last.
     pub ack: Ack,
+    pub told: Instant,
 }
 
 /// What is known of one Ack.
@@ -47,8 +48,8 @@ pub enum Ack {
 pub struct Account {
     /// Handed out again although no fault of their worker's.
     pub duplicates: usize,
-    /// Confirmed to more than one worker.
-    pub twice: usize,
+    /// Confirmed to more than one worker: when that was told, but the last time of each.
+    pub twice: Vec<Instant>,
     /// Longest time in which no message was handed to anybody.
     pub dark: Duration,
 }
@@ -56,7 +57,8 @@ pub struct Account {
 impl Books {
     pub fn handed(&self, worker: usize, message: &pb::Delivery) {
         let delivery_count = message.delivery_count;
-        let entry = Entry { worker, delivery_count, at: Instant::now(), ack: Ack::Open };
+        let now = Instant::now();
+        let entry = Entry { worker, delivery_count, at: now, ack: Ack::Open, told: now };
         self.0.lock().unwrap().entry(message.stream_sequence).or_default().push(entry);
     }
 
@@ -66,7 +68,8 @@ impl Books {
             (entry.worker, entry.delivery_count) == (worker, message.delivery_count)
         };
         let entries = entries.get_mut(&message.stream_sequence).unwrap();
-        entries.iter_mut().rev().find(of_ours).unwrap().ack = ack;
+        let entry = entries.iter_mut().rev().find(of_ours).unwrap();
+        (entry.ack, entry.told) = (ack, Instant::now());
     }
 
     /// How many messages have been confirmed to somebody.
@@ -85,12 +88,18 @@ impl Books {
             let seen = entries.get(&sequence).unwrap_or_else(|| panic!("{sequence} was lost"));
             assert!(seen.iter().any(|entry| entry.ack != Ack::Open), "{sequence}: {seen:?}");
         }
-        let times = |of: &[Entry]| of.iter().filter(|entry| entry.ack == Ack::Confirmed).count();
+        let undone = |of: &Vec<Entry>| {
+            let confirmed = of.iter().filter(|entry| entry.ack == Ack::Confirmed);
+            let mut told: Vec<Instant> = confirmed.map(|entry| entry.told).collect();
+            told.sort();
+            told.pop();
+            told
+        };
         let mut handed: Vec<Instant> = entries.values().flatten().map(|entry| entry.at).collect();
         handed.sort();
         Account {
             duplicates: entries.values().map(|of| of.len() - 1).sum(),
-            twice: entries.values().filter(|of| times(of) > 1).count(),
+            twice: entries.values().flat_map(undone).collect(),
             dark: handed.windows(2).map(|two| two[1] - two[0]).max().unwrap_or_default(),
         }
     }

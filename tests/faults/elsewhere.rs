@@ -1,5 +1,6 @@
-//! A consumer without copies, led by a server of a cluster that the proxy is not connected to: when
-//! that one starts anew no connection is lost, and INFO names the same leader as before.
+//! Consumers that are led by a server of a cluster that the proxy is not connected to: when there is
+//! another leader, or the same one starts anew, no connection is lost. Where there are no copies, INFO
+//! names the same leader as before.
 
 use std::{
     fs,
@@ -11,7 +12,7 @@ use futures_util::future::join_all;
 
 use super::{
     books::{all_settled, measured},
-    restarts::{ack_all, ends, take_all},
+    restarts::{Acked, ack_all, ends, take_all},
 };
 use crate::support::{
     cluster::Cluster,
@@ -39,12 +40,16 @@ async fn scene(consumer: u64) -> Scene {
     let client = async_nats::connect(cluster.nodes[0].url()).await.unwrap();
     let fixture = Fixture { jetstream: async_nats::jetstream::new(client), ..placed };
     assert_eq!(cluster.leader(&fixture).await, LEADER);
-    let proxies = [0, 1].map(|place| Proxy::start(&cluster.nodes[place], &[]));
-    let [first, second] = [proxies[0].client().await, proxies[1].client().await];
-    Scene { cluster, fixture, _proxies: proxies, first, second }
+    Scene::of(cluster, fixture).await
 }
 
 impl Scene {
+    async fn of(cluster: Cluster, fixture: Fixture) -> Self {
+        let proxies = [0, 1].map(|place| Proxy::start(&cluster.nodes[place], &[]));
+        let [first, second] = [proxies[0].client().await, proxies[1].client().await];
+        Self { cluster, fixture, _proxies: proxies, first, second }
+    }
+
     /// All that is there, in the first worker's hands.
     async fn leased(&mut self, lease: Option<i64>) -> Vec<pb::Delivery> {
         let n = u32::try_from(COUNT).unwrap();
@@ -92,8 +97,10 @@ async fn a_leader_elsewhere_that_forgets_takes_its_leases_along() {
         measured("leader elsewhere without memory: until the leases were over", took);
         // A look each second, which may wait for its answer for two.
         assert!(took < Duration::from_secs(8), "{took:?}");
-        let seen = take_all(scene.second.clone(), &scene.fixture, COUNT).await;
-        assert!(ack_all(scene.first.clone(), held.into()).await.is_empty());
+        let seen = take_all(scene.second.clone(), &scene.fixture, COUNT, 50, Duration::ZERO).await;
+        assert!(
+            ack_all(scene.first.clone(), held.into(), Duration::ZERO).await.confirmed.is_empty()
+        );
         scene.rest(seen).await;
     }
 }
@@ -118,10 +125,35 @@ async fn what_a_leader_elsewhere_gives_away_when_it_is_back_is_not_its_holder_s_
     })
     .await;
     scene.recover();
-    let (confirmed, seen) = tokio::join!(
-        ack_all(scene.first.clone(), held.into()),
-        take_all(scene.second.clone(), &scene.fixture, COUNT)
+    let (Acked { confirmed, .. }, seen) = tokio::join!(
+        ack_all(scene.first.clone(), held.into(), Duration::ZERO),
+        take_all(scene.second.clone(), &scene.fixture, COUNT, 50, Duration::ZERO)
     );
     assert!(confirmed.is_empty(), "{} were still believed", confirmed.len());
+    scene.rest(seen).await;
+}
+
+/// Nobody tells a proxy that pulls nothing, and whose settlements are all answered, so it has to
+/// look: until then both holders are believed.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_new_leader_gives_away_is_its_holder_s_until_the_next_look_and_no_longer() {
+    const ACK_WAIT: u64 = 12_000;
+    const LOOK: Duration = Duration::from_millis(ACK_WAIT / 3);
+    let cluster = Cluster::start().await;
+    let fixture = cluster.fixture(ack_wait(ACK_WAIT)).await;
+    let mut scene = Scene::of(cluster, fixture).await;
+    scene.fixture.publish_many(COUNT).await;
+    tokio::time::sleep(Duration::from_millis(ACK_WAIT)).await;
+    let (held, leased) = (scene.leased(None).await, Instant::now());
+    scene.cluster.step_down(&scene.fixture).await;
+    let changed = Instant::now();
+    let seen = take_all(scene.second.clone(), &scene.fixture, COUNT, 50, Duration::ZERO).await;
+    let pause = Duration::from_millis(150);
+    let stolen = ack_all(scene.first.clone(), held.into(), pause).await.confirmed;
+    let until = stolen.last().map(|(_, began)| *began - changed);
+    measured("new leader: settled though another had it", stolen.len());
+    measured("new leader: the last of them, after the change", until);
+    assert!(leased.elapsed() < Duration::from_millis(ACK_WAIT * 9 / 10), "they are over anyway");
+    assert!(until.is_none_or(|until| until < LOOK + Duration::from_secs(1)), "{until:?}");
     scene.rest(seen).await;
 }

@@ -10,6 +10,7 @@ mod books;
 mod cancelled;
 mod edge;
 mod elsewhere;
+mod half_closed;
 mod leaving;
 mod nats_away;
 mod poison;

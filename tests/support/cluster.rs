@@ -21,6 +21,17 @@ pub struct Cluster {
 impl Cluster {
     /// Starts three servers, and waits until JetStream of all three is one.
     pub async fn start() -> Self {
+        let mut cluster = Self::try_start();
+        for _ in 0..4 {
+            // Somebody else may take one of their ports before they do.
+            cluster = cluster.or_else(|_| Self::try_start());
+        }
+        let cluster = cluster.unwrap_or_else(|log| panic!("no three servers come up:\n{log}"));
+        eventually("three servers that know each other", || cluster.ready()).await;
+        cluster
+    }
+
+    fn try_start() -> Result<Self, String> {
         // Held together until all are known, so that they differ.
         let free: Vec<TcpListener> =
             (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
@@ -37,11 +48,8 @@ impl Cluster {
                 routes.join(", ")
             )
         };
-        let nodes =
-            (0..3).map(|place| NatsServer::start_with(binary(), Some(config(place)))).collect();
-        let cluster = Self { nodes };
-        eventually("three servers that know each other", || cluster.ready()).await;
-        cluster
+        let start = |place| NatsServer::try_start_with(binary(), Some(config(place)));
+        Ok(Self { nodes: (0..3).map(start).collect::<Result<_, _>>()? })
     }
 
     /// All three, for a client that goes from one to the next.

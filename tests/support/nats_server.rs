@@ -38,9 +38,16 @@ impl NatsServer {
 
     /// Starts another binary, or one with more configuration.
     pub fn start_with(binary: PathBuf, config: Option<String>) -> Self {
+        Self::try_start_with(binary, config).unwrap_or_else(|log| panic!("{log}"))
+    }
+
+    /// The same, where it may be that it does not come up.
+    ///
+    /// # Errors
+    /// What it has logged.
+    pub fn try_start_with(binary: PathBuf, config: Option<String>) -> Result<Self, String> {
         let mut server = Self::new(binary, config);
-        server.launch();
-        server
+        server.try_launch().map(|()| server)
     }
 
     fn new(binary: PathBuf, config: Option<String>) -> Self {
@@ -128,8 +135,12 @@ impl NatsServer {
         assert!(sent.success(), "kill -s {name} {pid}");
     }
 
-    /// Runs behind the proxy's own guard, so that it ends with this test process however that ends.
     fn launch(&mut self) {
+        self.try_launch().unwrap_or_else(|log| panic!("nats-server did not come up:\n{log}"));
+    }
+
+    /// Runs behind the proxy's own guard, so that it ends with this test process however that ends.
+    fn try_launch(&mut self) -> Result<(), String> {
         let ports = tempfile::tempdir().unwrap();
         let mut guard = Command::new(env!("CARGO_BIN_EXE_fetch-proxy"));
         guard.arg("guard");
@@ -146,9 +157,10 @@ impl NatsServer {
             guard.arg("-c").arg(self.extra());
         }
         let mut guard = guard.stdin(Stdio::piped()).spawn().unwrap();
-        let ports = wait_for_ports(ports.path(), self.folder.path(), &mut guard);
+        let ports = wait_for_ports(ports.path(), self.folder.path(), &mut guard)?;
         (self.pid, self.port, self.monitoring) = (ports.pid, ports.nats, ports.monitoring);
         self.guard = Some(guard);
+        Ok(())
     }
 }
 
@@ -168,16 +180,17 @@ struct Ports {
 }
 
 /// The server's process id is in the name of the file that it writes, its address inside.
-fn wait_for_ports(ports: &Path, folder: &Path, guard: &mut Child) -> Ports {
+fn wait_for_ports(ports: &Path, folder: &Path, guard: &mut Child) -> Result<Ports, String> {
     let began = Instant::now();
     loop {
         let files = fs::read_dir(ports).unwrap().flatten();
         if let Some(found) = files.filter_map(|entry| read_ports(&entry.path())).next() {
-            return found;
+            return Ok(found);
         }
-        let log = fs::read_to_string(folder.join("log")).unwrap_or_default();
         let ended = guard.try_wait().unwrap().is_some();
-        assert!(!ended && began.elapsed() < BOUND, "nats-server did not come up:\n{log}");
+        if ended || began.elapsed() > BOUND {
+            return Err(fs::read_to_string(folder.join("log")).unwrap_or_default());
+        }
         std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -1,0 +1,62 @@
+//! A connection of which one direction is over, and the other is not: whoever has said its last may
+//! still listen, and may not.
+
+use crate::support::{
+    eventually,
+    jetstream::{Fixture, config},
+    nats_server::NatsServer,
+    proxy::{Client, Proxy, ack, fetch},
+    relay::Relay,
+};
+
+#[tokio::test]
+async fn a_proxy_that_nats_takes_for_gone_comes_back_and_keeps_its_leases() {
+    let fixture = Fixture::new(config()).await;
+    let nats = Relay::to(NatsServer::shared().url().trim_start_matches("nats://")).await;
+    let proxy = Proxy::start_at(&nats.nats_url(), &[]);
+    let mut client = proxy.client().await;
+    fixture.publish("n", "held").await;
+    let held = client.fetch(fetch(&fixture, 1, 5000)).await.unwrap().into_inner();
+    let waiting = tokio::spawn({
+        let (mut client, request) = (client.clone(), fetch(&fixture, 1, 20_000));
+        async move { client.fetch(request).await }
+    });
+    eventually("the pull", || async { (fixture.info().await.num_waiting > 0).then_some(()) }).await;
+    nats.half_close();
+    let connected = || proxy.log().matches("connected to NATS").count();
+    eventually("new connections", || async { (connected() == 4).then_some(()) }).await;
+    eventually("a confirmation", || {
+        let (mut client, request) = (client.clone(), ack(&held.messages[0].token));
+        async move { client.ack(request).await.ok() }
+    })
+    .await;
+    fixture.publish("n", "next").await;
+    let next = waiting.await.unwrap().unwrap().into_inner();
+    assert_eq!(next.messages[0].delivery_count, 1, "the waiting call did not notice");
+    client.ack(ack(&next.messages[0].token)).await.unwrap();
+    assert_eq!(fixture.info().await.num_ack_pending, 0);
+}
+
+/// HTTP/2 knows no half: whoever has said its last is gone, and what was meant for it is the next
+/// caller's.
+#[tokio::test]
+async fn a_client_that_has_said_its_last_takes_nothing_along() {
+    let fixture = Fixture::new(config()).await;
+    let proxy = Proxy::start(NatsServer::shared(), &[]);
+    let relay = Relay::to(&proxy.grpc).await;
+    let far = Client::connect(format!("http://{}", relay.address())).await.unwrap();
+    let mut near = proxy.client().await;
+    let gone = tokio::spawn({
+        let (mut far, request) = (far.clone(), fetch(&fixture, 1, 20_000));
+        async move { far.fetch(request).await }
+    });
+    eventually("the pull", || async { (fixture.info().await.num_waiting > 0).then_some(()) }).await;
+    relay.half_close();
+    gone.await.unwrap().unwrap_err();
+    fixture.publish("n", "x").await;
+    let message =
+        near.fetch(fetch(&fixture, 1, 5000)).await.unwrap().into_inner().messages.remove(0);
+    assert_eq!(message.delivery_count, 1);
+    near.ack(ack(&message.token)).await.unwrap();
+    assert_eq!(fixture.info().await.num_ack_pending, 0);
+}
