@@ -18,8 +18,8 @@ const LARGEST_BATCH: u32 = 10_000;
 const LONGEST_PARK: Duration = Duration::from_secs(1);
 /// Longest time between two looks at a consumer whose leases are held,
 const LONGEST_REFRESH: Duration = Duration::from_secs(30);
-/// and where only a look in its absence tells that its leader was away.
-const UNSHOWN_REFRESH: Duration = Duration::from_secs(1);
+/// and where another server may lead it at any time, which only a look tells.
+const ELSEWHERE_REFRESH: Duration = Duration::from_secs(1);
 /// An upper bound for the fields of an encoded delivery that do not depend on its contents: keys,
 /// lengths, numbers, timestamps, and the part of the token that is not the ack subject.
 const FIXED_SIZE: usize = 480;
@@ -88,7 +88,8 @@ impl Facts {
 
     /// How often to look whether the consumer is still what it was, while leases are held.
     pub(super) fn refresh(&self) -> Duration {
-        let longest = if self.leader_shows { LONGEST_REFRESH } else { UNSHOWN_REFRESH };
+        let elsewhere = self.is_led_elsewhere();
+        let longest = if elsewhere { ELSEWHERE_REFRESH } else { LONGEST_REFRESH };
         longest.min(self.ack_wait / 3)
     }
 

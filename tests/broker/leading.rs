@@ -277,7 +277,16 @@ async fn a_leader_that_did_not_answer_a_pull_is_distrusted_where_it_would_not_sh
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_only_a_look_tells_that_the_leader_was_away_it_is_looked_every_second() {
+async fn who_leads_is_looked_at_every_second() {
+    let (broker, lessor) = start(3);
+    let lease = one(&broker, &lessor).await;
+    broker.change(|info| info.as_mut().unwrap().leader = Leader(2));
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    assert_eq!(ack(&lessor, lease).await, EXPIRED);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_was_away_is_missed_within_a_second() {
     let (broker, lessor) = start_unshown(1);
     let lease = one(&broker, &lessor).await;
     broker.silence(true);
