@@ -154,6 +154,8 @@ pub(super) struct FeedTask<B: Broker> {
     leading: Leading,
     /// When INFO is wanted next.
     ask_at: Instant,
+    /// It was not asked then, because nobody needed it.
+    spared: bool,
     facts: Option<Arc<Facts>>,
     /// Who wants to know them.
     curious: Vec<oneshot::Sender<Result<Arc<Facts>, Error>>>,
@@ -222,6 +224,7 @@ impl<B: Broker> FeedTask<B> {
             asking: None,
             leading: Leading::new(now),
             ask_at: now,
+            spared: false,
             facts: None,
             curious: Vec::new(),
             learned_on: None,
@@ -321,7 +324,8 @@ impl<B: Broker> FeedTask<B> {
 
     fn deadline(&self, now: Instant) -> Instant {
         let away = self.away_since.filter(|_| self.pump.waiters() > 0).map(|since| since + AWAY);
-        let ask = (self.asking.is_none() && self.up()).then_some(self.ask_at.max(now));
+        let ask = self.asking.is_none() && self.up() && !self.spared;
+        let ask = ask.then_some(self.ask_at.max(now));
         let idle = self.used_at + IDLE + Duration::from_millis(1);
         [self.pump.next_deadline(now), away, ask]
             .into_iter()

@@ -295,3 +295,16 @@ async fn a_leader_that_was_away_is_missed_within_a_second() {
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(ack(&lessor, lease).await, EXPIRED);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_new_leader_has_delivered_is_not_held_against_it() {
+    let (broker, lessor) = start(3);
+    let before = one(&broker, &lessor).await;
+    assert!(confirmed(&ack(&lessor, before).await));
+    // Nobody holds anything, nobody asks for anything, and nobody looks.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    broker.change(|info| info.as_mut().unwrap().leader = Leader(2));
+    let lease = one(&broker, &lessor).await;
+    look().await;
+    assert!(confirmed(&ack(&lessor, lease).await));
+}

@@ -19,15 +19,14 @@ impl<B: Broker> FeedTask<B> {
         let Link::Up(server) = &self.link else { return };
         let epoch = server.epoch;
         self.move_on(now);
+        let needed = self.learned_on != Some(epoch) || self.pump.waiters() > 0;
         if self.asking.is_none() && now >= self.ask_at {
-            let needed = self.learned_on != Some(epoch) || self.pump.waiters() > 0;
-            if needed || self.held() > 0 {
+            self.spared = !needed && self.held() == 0;
+            if !self.spared {
                 let (broker, name) = (self.lessor.clone(), self.name.clone());
                 let until = now + INFO_TIMEOUT;
                 self.leading.asks(self.seen.0, now);
                 self.asking = Some(Box::pin(async move { broker.broker.info(&name, until).await }));
-            } else {
-                self.ask_at = now + self.refresh();
             }
         }
         let known = self.learned_on == Some(epoch) && self.looking.is_none();
@@ -41,6 +40,11 @@ impl<B: Broker> FeedTask<B> {
     pub(super) fn outdated(&self) -> bool {
         let Link::Up(server) = &self.link else { return false };
         self.inbox.is_some() && self.on.is_some_and(|on| on != server.epoch)
+    }
+
+    /// INFO was read lately; not so after a time in which nobody needed it.
+    pub(super) fn fresh(&self, now: Instant) -> bool {
+        now < self.leading.seen_at() + self.refresh() * 2 + INFO_TIMEOUT
     }
 
     pub(super) fn refresh(&self) -> Duration {

@@ -35,6 +35,10 @@ impl Leading {
         Self { asked_at: now, seen_at: now, known: 0, delivered: 0, missed: false }
     }
 
+    pub(super) fn seen_at(&self) -> Instant {
+        self.seen_at
+    }
+
     /// `arrived`: the highest delivery that has.
     pub(super) fn asks(&mut self, arrived: u64, now: Instant) {
         (self.known, self.asked_at) = (arrived.max(self.delivered), now);

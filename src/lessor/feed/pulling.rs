@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{FeedTask, INFO_TIMEOUT};
+use super::FeedTask;
 use crate::{
     broker::{Arrival, Broker, BrokerError, Delivery, End, Inbox as _, Pull},
     clock,
@@ -25,8 +25,7 @@ impl<B: Broker> FeedTask<B> {
         loop {
             let now = clock::now();
             // While one connection is missing, or INFO is overdue, nothing new is pulled.
-            let fresh = now < self.ask_at + self.refresh() + INFO_TIMEOUT;
-            let pulls = self.up() && fresh && !self.outdated();
+            let pulls = self.up() && self.fresh(now) && !self.outdated();
             let permits = if pulls { self.lessor.books.free() } else { 0 };
             let step = self.pump.step(now, permits);
             // One whose end was never told keeps no place either, and others may be waiting for it.
