@@ -88,6 +88,9 @@ impl<B: Broker> Lessor<B> {
             after = self.books.with(|table| {
                 let (leases, next) = table.leaving(after, STEP, now);
                 leaving.extend(leases.into_iter().map(|(id, moving, hold): (_, _, &Hold)| {
+                    // Whoever takes it over does not know of our doubt.
+                    let in_doubt = hold.facts.lead.in_doubt();
+                    let moving = if in_doubt { moving.distrusted() } else { moving };
                     Leaving {
                         id,
                         name: hold.facts.name.clone(),

@@ -4,7 +4,8 @@
 //! ```text
 //!                until settle_by                                       after it
 //!  Ack, Term     straight to JetStream, confirmed; not applied,        LEASE_EXPIRED
-//!                where another server leads the consumer now
+//!                where another server leads the consumer now,
+//!                or that cannot be seen
 //!  Nak           not sent: JetStream redelivers by itself              LEASE_EXPIRED
 //!  Extend        not applied                                           LEASE_EXPIRED
 //! ```
@@ -116,8 +117,10 @@ impl<B: Broker + Bus> Peers<B> {
             Ok(info) if *info.created != *claims.created => return Judged::Answer(expired),
             Ok(info) => info,
         };
+        // An unreplicated consumer's leader is the same by name after a restart.
+        let unseen = info.replicas <= 1 && !info.leader_shows;
         match verdict {
-            Some(_) if info.leader.0 != claims.leader => Judged::Answer(None),
+            Some(_) if unseen || info.leader.0 != claims.leader => Judged::Answer(None),
             Some(verdict) => Judged::Publish(Order { ack, verdict, line: None }),
             None => {
                 let again = info.max_deliver.is_none_or(|most| attempt < most);

@@ -70,6 +70,22 @@ async fn what_did_not_arrive_puts_its_consumer_in_doubt_until_info_says_who_lead
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lease_that_leaves_in_doubt_is_trusted_for_less() {
+    let (broker, lessor) = start(3);
+    let (first, second) = (one(&broker, &lessor).await, one(&broker, &lessor).await);
+    let left = || {
+        let leaving = lessor.leaving();
+        leaving.iter().find(|lease| lease.id == second).map(|lease| lease.moving.ack_by).unwrap()
+    };
+    let sure = left();
+    broker.silence(true);
+    broker.script([Fault::Unsent]);
+    ack(&lessor, first).await.unwrap_err();
+    let doubted = left();
+    assert!(doubted + Duration::from_secs(1) <= sure, "{doubted:?} of {sure:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_new_leader_has_given_away_what_is_older_than_the_ack_wait() {
     let (broker, lessor) = start(3);
     let (first, second) = (one(&broker, &lessor).await, one(&broker, &lessor).await);

@@ -3,11 +3,22 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use fetch_proxy::pb::Outcome;
+use fetch_proxy::{
+    broker::ConsumerInfo,
+    clock,
+    lessor::{Action, Settled},
+    pb::Outcome,
+    peer::Orphan,
+    token::{Claims, InstanceId, new_key_line},
+};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use super::pair::Pair;
+use super::{
+    fake::{FakeBroker, info},
+    linked::{Member, Net},
+    pair::Pair,
+};
 use crate::support::{
     BOUND,
     cluster::Cluster,
@@ -217,4 +228,31 @@ async fn what_a_new_leader_gave_away_is_not_settled_for_a_dead_owner() {
     let fixture = cluster.fixture(ack_wait(8000)).await;
     let mut pair = Pair::start_at(&cluster.url(), &cluster.url()).await;
     gives_away(&fixture, &mut pair, async || cluster.step_down(&fixture).await).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_a_leader_s_return_does_not_show_nothing_is_settled_for_a_dead_owner() {
+    let (net, keys) = Net::new(&new_key_line().unwrap());
+    for (replicas, leader_shows, settled) in
+        [(1, true, true), (3, true, true), (3, false, true), (1, false, false)]
+    {
+        let info = ConsumerInfo { replicas, leader_shows, ..info(Duration::from_secs(60)) };
+        let broker = FakeBroker::new(info);
+        let member = Member::join(&net, &keys, &broker, 10).await;
+        let settle_by = (clock::unix_time() + Duration::from_secs(30)).as_millis();
+        let claims = Claims {
+            owner: InstanceId::random().unwrap(),
+            lease: 1,
+            settle_by: u64::try_from(settle_by).unwrap(),
+            leader: 1,
+            created: "first".into(),
+            ack_subject: "$JS.ACK.S.worker.1.1.1.1.0".into(),
+            principal: "anonymous".into(),
+        };
+        let orphans = vec![Orphan { claims, action: Action::Ack }];
+        let told = member.peers.settle_orphans(orphans, clock::now() + BOUND).await;
+        let done = matches!(told[0], Some(Ok(Settled::Done { .. })));
+        assert_eq!((done, told[0].is_none()), (settled, !settled), "{told:?}");
+        assert_eq!(broker.published().len(), usize::from(settled));
+    }
 }
