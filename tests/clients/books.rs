@@ -9,7 +9,7 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::scenario::Publish;
+use crate::scenario::{Publish, Seen};
 
 /// What tells of an attempt whose work was done.
 const WORKED: &[&str] = &["acked", "lost"];
@@ -27,7 +27,7 @@ pub struct Books {
 struct Ledger {
     messages: BTreeMap<u64, Message>,
     /// Events that tell of no message, and who said them.
-    others: Vec<(String, String)>,
+    others: Vec<(String, Event)>,
     wrong: Vec<String>,
 }
 
@@ -62,6 +62,9 @@ struct Event {
     deliveries: Option<u64>,
     id: Option<u64>,
     headers: Option<BTreeMap<String, Vec<String>>>,
+    /// Why a call is repeated, and after how many seconds.
+    reason: Option<String>,
+    r#in: Option<f64>,
 }
 
 impl Books {
@@ -81,8 +84,11 @@ impl Books {
                 return;
             }
         };
+        if event.event == "retry" && (event.reason.is_none() || event.r#in.is_none()) {
+            ledger.wrong.push(format!("{worker} repeats, but not why or when: {line}"));
+        }
         let Some(sequence) = event.sequence else {
-            ledger.others.push((worker.to_owned(), event.event));
+            ledger.others.push((worker.to_owned(), event));
             return;
         };
         match ledger.messages.get_mut(&sequence) {
@@ -94,23 +100,50 @@ impl Books {
     }
 
     /// How often the workers have said this.
+    #[allow(dead_code, reason = "for tests/deploy")]
     pub fn count(&self, event: &str) -> usize {
+        self.count_of(|said| said.event == event)
+    }
+
+    /// How often they have said it with this reason and wait.
+    pub fn count_seen(&self, wanted: &Seen) -> usize {
+        self.count_of(|said| {
+            let reason = wanted.reason.is_none() || wanted.reason == said.reason;
+            said.event == wanted.event && reason && said.r#in.unwrap_or(0.0) >= wanted.least_in
+        })
+    }
+
+    /// How often the workers have told of a message.
+    pub fn count_told(&self) -> usize {
+        self.lock().messages.values().map(|message| message.events.len()).sum()
+    }
+
+    fn count_of(&self, is_wanted: impl Fn(&Event) -> bool) -> usize {
         let ledger = self.lock();
         let of_messages = ledger.messages.values().flat_map(|message| &message.events);
-        of_messages.filter(|said| said.event.event == event).count()
-            + ledger.others.iter().filter(|(_, said)| said == event).count()
+        let others = ledger.others.iter().map(|(_, event)| event);
+        of_messages.map(|said| &said.event).chain(others).filter(|event| is_wanted(event)).count()
     }
 
     /// What a worker said, of what tells of no message.
     pub fn last_word(&self, worker: &str) -> Option<String> {
         let ledger = self.lock();
         let said = ledger.others.iter().rev().find(|(who, _)| who == worker);
-        said.map(|(_, event)| event.clone())
+        said.map(|(_, event)| event.event.clone())
     }
 
     /// Whether something was said of every message.
     pub fn all_told(&self) -> bool {
         self.lock().messages.values().all(|message| !message.events.is_empty())
+    }
+
+    /// What was told of each message, by its place in the stream.
+    pub fn told(&self) -> Vec<(u64, Vec<String>)> {
+        let ledger = self.lock();
+        let told = |message: &Message| {
+            message.events.iter().map(|said| said.event.event.clone()).collect()
+        };
+        ledger.messages.iter().map(|(sequence, message)| (*sequence, told(message))).collect()
     }
 
     pub fn tally(&self) -> Tally {
@@ -148,20 +181,22 @@ impl Books {
 impl Message {
     fn complaints(&self, forgetful: bool) -> Vec<String> {
         let mut wrong = Vec::new();
-        let told: Vec<&str> = self.events.iter().map(|said| &*said.event.event).collect();
+        // Who was held up tells late of an attempt that was followed by others.
+        let mut by_attempt: Vec<&Event> = self.events.iter().map(|said| &said.event).collect();
+        by_attempt.sort_by_key(|event| event.deliveries);
+        let told: Vec<&str> = by_attempt.iter().map(|event| &*event.event).collect();
         let promise = &self.promise;
         if let Some(becomes) = &promise.becomes
             && told != *becomes
         {
             wrong.push(format!("{told:?} instead of {becomes:?}"));
         }
-        let last = self.events.last();
-        let ends_well = |said: &Said| promise.ends.contains(&said.event.event);
-        if !promise.ends.is_empty() && !last.is_some_and(ends_well) {
+        let ends_well = |last: &&str| promise.ends.iter().any(|end| end == last);
+        if !promise.ends.is_empty() && !told.last().is_some_and(ends_well) {
             wrong.push(format!("{told:?} should end as one of {:?}", promise.ends));
         }
         let earliest = self.published + Duration::from_secs_f64(promise.not_before);
-        if let Some(last) = last
+        if let Some(last) = self.events.last()
             && last.at < earliest
         {
             wrong.push(format!("{} {:?} too early", last.event.event, earliest - last.at));
@@ -177,8 +212,18 @@ impl Message {
         if self.count(FINAL) > 1 {
             return Some("settled more than once");
         }
-        let goes_up = |pair: &[Said]| pair[0].event.deliveries < pair[1].event.deliveries;
-        (!self.events.windows(2).all(goes_up)).then_some("its attempts do not go up")
+        let goes_up = |one: &u64, next: &u64| one < next;
+        let attempts = |lost_too: bool| {
+            let told =
+                self.events.iter().filter(move |said| lost_too || said.event.event != "lost");
+            told.map(|said| said.event.deliveries.unwrap_or_default()).collect::<Vec<_>>()
+        };
+        let mut all = attempts(true);
+        all.sort_unstable();
+        if !all.is_sorted_by(goes_up) {
+            return Some("told of more than once for one attempt");
+        }
+        (!attempts(false).is_sorted_by(goes_up)).then_some("its attempts do not go up")
     }
 
     /// Where a worker read something else than was published.

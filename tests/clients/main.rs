@@ -13,6 +13,7 @@
 mod books;
 mod language;
 mod scenario;
+mod server;
 mod stage;
 #[path = "../support/mod.rs"]
 mod support;
@@ -30,7 +31,7 @@ use std::{
 use language::{Built, Language};
 use scenario::{Scenario, Suite};
 use stage::Stage;
-use support::nats_server::NatsServer;
+use support::nats_server::{self, NatsServer};
 use table::{Cell, Fate, Table};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -40,6 +41,8 @@ use tokio::{
 
 /// Languages that are tried at a time: most of a scenario is waiting.
 const AT_A_TIME: usize = 3;
+/// What a worker takes in one answer, and more.
+const NATS: &str = "max_payload: 32MB";
 /// For all scenarios, builds not counted.
 const LONGEST_RUN: Duration = Duration::from_secs(600);
 
@@ -129,15 +132,29 @@ async fn act(jobs: Jobs, languages: Vec<Language>, table: &mut Table) {
     }
     lanes.join_all().await;
     for scenario in jobs.scenarios.iter().filter(|scenario| scenario.together) {
-        let skips = |one: &&Language| jobs.reason_to_skip(one, scenario).is_none();
-        let present: Vec<_> = languages.iter().filter(skips).cloned().collect();
-        let fate = one(scenario, present, jobs.keys.clone()).await;
-        for language in &languages {
-            let (language, scenario) = (&language.name, &scenario.name);
-            let skipped = jobs.skips.get(language).and_then(|skips| skips.get(scenario));
-            let fate = skipped.map_or(fate.clone(), |why| Fate::Skipped(why.clone()));
-            table.note(Cell { language: language.clone(), scenario: scenario.clone(), fate });
-        }
+        together(&jobs, scenario, &languages, table).await;
+    }
+}
+
+/// All languages that do not skip it; each must have its share.
+async fn together(jobs: &Jobs, scenario: &Scenario, languages: &[Language], table: &mut Table) {
+    let skips = |one: &&Language| jobs.reason_to_skip(one, scenario).is_none();
+    let present: Vec<_> = languages.iter().filter(skips).cloned().collect();
+    table.crowd(&scenario.name, present.len());
+    let fate = match present.is_empty() {
+        true => Fate::Skipped("nobody is here".to_owned()),
+        false => one(scenario, present, jobs.keys.clone()).await,
+    };
+    for language in languages {
+        let fate = match (jobs.reason_to_skip(language, scenario), &fate) {
+            (Some(why), _) => Fate::Skipped(why.clone()),
+            (None, Fate::Well { tally, .. }) if !tally.acked.contains_key(&language.name) => {
+                Fate::Wrong("acked nothing".to_owned())
+            }
+            (None, fate) => fate.clone(),
+        };
+        let (language, scenario) = (language.name.clone(), scenario.name.clone());
+        table.note(Cell { language, scenario, fate });
     }
 }
 
@@ -161,7 +178,7 @@ impl Jobs {
 async fn one(scenario: &Scenario, languages: Vec<Language>, keys: PathBuf) -> Fate {
     let (scenario, began) = (scenario.clone(), Instant::now());
     let acting = tokio::spawn(async move {
-        let mut nats = NatsServer::start();
+        let mut nats = NatsServer::start_with(nats_server::binary(), Some(NATS.to_owned()));
         Stage::set(&scenario, &languages, &keys, &mut nats).await.act().await
     });
     match acting.await {
@@ -177,4 +194,21 @@ fn keys() -> tempfile::NamedTempFile {
     let made = Command::new(env!("CARGO_BIN_EXE_fetch-proxy")).arg("keygen").output().unwrap();
     fs::write(file.path(), made.stdout).unwrap();
     file
+}
+
+/// Asks again and again, so long at most.
+async fn until<T, F: Future<Output = Option<T>>>(
+    within: Duration,
+    mut ask: impl FnMut() -> F,
+) -> Option<T> {
+    let began = Instant::now();
+    loop {
+        if let Some(answer) = ask().await {
+            return Some(answer);
+        }
+        if began.elapsed() > within {
+            return None;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }

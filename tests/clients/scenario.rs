@@ -22,6 +22,9 @@ pub struct Scenario {
     /// Of the consumer, in seconds.
     #[serde(default = "ack_wait")]
     pub ack_wait: f64,
+    /// Of the consumer: after so many attempts a message is given up; never, at 0.
+    #[serde(default)]
+    pub max_deliver: i64,
     /// For the workers, besides address, stream and consumer.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
@@ -47,30 +50,31 @@ pub enum Step {
     Start(String),
     /// Waits until every worker has said something.
     Ready {},
-    /// Tells a worker to stop (SIGTERM), and waits for its end so many seconds.
-    Stop {
+    /// Tells a worker to stop (SIGTERM).
+    Stop(String),
+    /// Waits until a worker that was told to stop has ended, so many seconds at most.
+    Ended {
         worker: String,
         within: f64,
     },
+    /// Holds up a worker (SIGSTOP), as a machine does that is suspended.
+    Freeze(String),
+    Thaw(String),
     /// Waits until a pull for the consumer is open, so that a Fetch waits.
     Pulled {},
-    /// Waits until so many messages are leased and not settled.
-    Held(usize),
+    /// Waits until the server has delivered so many messages, settled or not.
+    Taken(u64),
     /// Lets work begin, of which workers say nothing: nothing may depend on its length.
     Pause(f64),
-    /// Waits until the workers have said this so often.
-    Seen {
-        event: String,
-        count: usize,
-    },
+    Seen(Seen),
     /// Waits until the consumer has nothing left to deliver and nothing to be settled.
     Settled {
         within: f64,
     },
-    /// So often has the server delivered something, again or for the first time.
-    Delivered(u64),
-    /// So many terminations did the server announce, each with a reason.
-    Terminated(usize),
+    /// The workers have told of every delivery of the server: none was in vain, none is forgotten.
+    Accounted {},
+    /// Waits until the server has announced a Nak of so many messages.
+    GivenBack(usize),
     Proxy(Turn),
     Nats(Turn),
 }
@@ -80,9 +84,33 @@ pub enum Step {
 pub enum Turn {
     /// As by a crash.
     Kill,
-    /// As by an operator.
+    /// As by an operator (SIGTERM), waiting for its end.
     Stop,
     Start,
+    /// As on a machine that is suspended (SIGSTOP).
+    Freeze,
+    Thaw,
+}
+
+/// Waits until the workers have said this so often.
+#[derive(Deserialize, Clone)]
+#[serde(deny_unknown_fields)]
+pub struct Seen {
+    pub event: String,
+    #[serde(default = "once")]
+    pub count: usize,
+    /// With this reason.
+    pub reason: Option<String>,
+    /// With a wait of so many seconds or more.
+    #[serde(default)]
+    pub least_in: f64,
+    /// Seconds.
+    #[serde(default = "soon")]
+    pub within: f64,
+}
+
+fn soon() -> f64 {
+    20.0
 }
 
 #[derive(Deserialize, Clone)]
@@ -92,6 +120,8 @@ pub struct Publish {
     pub payload: Option<serde_json::Map<String, serde_json::Value>>,
     /// Instead of a payload: this very text.
     pub text: Option<String>,
+    /// Instead of a payload: so many JSON arrays, one within the other.
+    pub nested: Option<usize>,
     /// So many bytes more in the payload.
     #[serde(default)]
     pub pad: usize,

@@ -1,5 +1,5 @@
-//! One scenario, acted: its stream and consumer, its proxy, its workers, step by step. Says what
-//! went wrong, and decides nothing about what is printed of it.
+//! One scenario, acted: its proxy and its workers, step by step. Says what went wrong, and decides
+//! nothing about what is printed of it.
 
 use std::{
     collections::BTreeMap,
@@ -13,24 +13,23 @@ use std::{
 };
 
 use async_nats::HeaderMap;
-use futures_util::StreamExt as _;
 
 use crate::{
     books::{Books, Tally},
     language::Language,
-    scenario::{Publish, Scenario, Step, Turn},
-    support::{
-        jetstream::{Fixture, ack_wait},
-        nats_server::NatsServer,
-        proxy::Proxy,
-    },
+    scenario::{Publish, Scenario, Seen, Step, Turn},
+    server::{Info, Server},
+    support::{nats_server::NatsServer, proxy::Proxy},
+    until,
     worker::Worker,
 };
 
 /// For what should happen at once.
 const SOON: Duration = Duration::from_secs(20);
 /// For a worker to end when all is done.
-const LAST: Duration = Duration::from_secs(10);
+const LAST: f64 = 10.0;
+/// For workers to tell of what they have done or lost.
+const TOLD: Duration = Duration::from_secs(5);
 
 pub struct Stage<'a> {
     scenario: &'a Scenario,
@@ -39,8 +38,7 @@ pub struct Stage<'a> {
     nats: &'a mut NatsServer,
     proxy: Option<Proxy>,
     listen: String,
-    fixture: Fixture,
-    advisories: async_nats::Subscriber,
+    server: Server,
     books: Arc<Books>,
     workers: Vec<Worker>,
     ids: u64,
@@ -57,13 +55,7 @@ impl<'a> Stage<'a> {
         keys: &'a Path,
         nats: &'a mut NatsServer,
     ) -> Self {
-        let consumer = ack_wait((scenario.ack_wait * 1000.0) as u64);
-        let fixture = Fixture::on(nats, consumer).await;
-        let client = async_nats::connect(nats.url()).await.unwrap();
-        let of_consumer = format!("{}.{}", fixture.stream, fixture.consumer);
-        let subject = format!("$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.{of_consumer}");
-        let advisories = client.subscribe(subject).await.unwrap();
-        client.flush().await.unwrap();
+        let server = Server::set(nats, scenario).await;
         let listen = free_address();
         let (books, workers) = (Arc::default(), Vec::new());
         let mut stage = Self {
@@ -73,8 +65,7 @@ impl<'a> Stage<'a> {
             nats,
             proxy: None,
             listen,
-            fixture,
-            advisories,
+            server,
             books,
             workers,
             ids: 0,
@@ -91,7 +82,9 @@ impl<'a> Stage<'a> {
             wrong => wrong,
         };
         let mut wrong: Vec<_> = acted.err().into_iter().collect();
-        wrong.extend(self.books.complaints(self.scenario.forgetful));
+        let forgetful = self.scenario.forgetful;
+        wrong.extend(self.books.complaints(forgetful));
+        wrong.extend(self.server.disagreements(&self.books, forgetful).await);
         if wrong.is_empty() {
             return Ok(self.books.tally());
         }
@@ -114,42 +107,51 @@ impl<'a> Stage<'a> {
             Step::Publish(what) => self.publish(what).await,
             Step::Start(name) => self.start(name),
             Step::Ready {} => self.ready().await?,
-            Step::Stop { worker, within } => {
-                let named = |one: &Worker| one.name.ends_with(&format!("/{worker}"));
-                let place = self.workers.iter().position(named).ok_or("no such worker")?;
-                self.workers[place].stop();
-                self.end(place, Duration::from_secs_f64(*within)).await?;
-            }
+            Step::Stop(worker) => self.workers[self.place(worker)?].stop(),
+            Step::Ended { worker, within } => self.ended(self.place(worker)?, *within).await?,
+            Step::Freeze(worker) => self.workers[self.place(worker)?].freeze(),
+            Step::Thaw(worker) => self.workers[self.place(worker)?].thaw(),
             Step::Pulled {} => {
                 let pulled = |info: &Info| info.num_waiting > 0;
                 self.until_server_says(SOON, "a pull", pulled).await?;
             }
-            Step::Held(count) => {
-                let held = |info: &Info| info.num_ack_pending == *count;
-                self.until_server_says(SOON, "messages in hand", held).await?;
+            Step::Taken(count) => {
+                let taken = |info: &Info| info.delivered.consumer_sequence >= *count;
+                self.until_server_says(SOON, "messages to be delivered", taken).await?;
             }
             Step::Pause(seconds) => tokio::time::sleep(Duration::from_secs_f64(*seconds)).await,
-            Step::Seen { event, count } => {
-                let books = self.books.clone();
-                until(SOON, || async { (books.count(event) >= *count).then_some(()) })
-                    .await
-                    .ok_or(format!("{event} said {} times only", books.count(event)))?;
-            }
+            Step::Seen(wanted) => self.seen(wanted).await?,
             Step::Settled { within } => self.settled(Duration::from_secs_f64(*within)).await?,
-            Step::Delivered(count) => {
-                let delivered = self.fixture.info().await.delivered.consumer_sequence;
-                (delivered == *count)
-                    .then_some(())
-                    .ok_or(format!("{delivered} deliveries instead of {count}"))?;
-            }
-            Step::Terminated(count) => self.terminated(*count).await?,
+            Step::GivenBack(count) => self.server.given_back(*count, SOON).await?,
+            Step::Accounted {} => self.accounted().await?,
             Step::Proxy(Turn::Start) => self.start_proxy(),
-            Step::Proxy(Turn::Kill | Turn::Stop) => self.proxy = None,
+            Step::Proxy(Turn::Kill) => self.proxy = None,
+            Step::Proxy(Turn::Stop) => self.drain_proxy().await?,
+            Step::Proxy(Turn::Freeze) => self.proxy()?.signal("STOP"),
+            Step::Proxy(Turn::Thaw) => self.proxy()?.signal("CONT"),
             Step::Nats(Turn::Start) => self.nats.restart(),
             Step::Nats(Turn::Kill) => self.nats.kill(),
             Step::Nats(Turn::Stop) => self.nats.stop(),
+            Step::Nats(Turn::Freeze) => self.nats.signal("STOP"),
+            Step::Nats(Turn::Thaw) => self.nats.signal("CONT"),
         }
         Ok(())
+    }
+
+    fn place(&self, worker: &str) -> Result<usize, String> {
+        let named = |one: &Worker| one.name.ends_with(&format!("/{worker}"));
+        self.workers.iter().position(named).ok_or(format!("no worker is called {worker}"))
+    }
+
+    fn proxy(&self) -> Result<&Proxy, String> {
+        self.proxy.as_ref().ok_or("there is no proxy".to_owned())
+    }
+
+    async fn drain_proxy(&mut self) -> Result<(), String> {
+        let mut proxy = self.proxy.take().ok_or("there is no proxy")?;
+        proxy.signal("TERM");
+        let status = proxy.wait().await;
+        status.success().then_some(()).ok_or(format!("the proxy ended with {status}"))
     }
 
     fn start_proxy(&mut self) {
@@ -175,10 +177,12 @@ impl<'a> Stage<'a> {
                     payload.insert("pad".to_owned(), "x".repeat(what.pad).into());
                 }
                 text = serde_json::to_string(&payload).unwrap();
+            } else if let Some(depth) = what.nested {
+                text = "[".repeat(depth) + &"]".repeat(depth);
             }
             self.sequence += 1;
             self.books.published(self.sequence, id, what);
-            let sequence = self.fixture.publish_with("task", headers.clone(), text).await;
+            let sequence = self.server.fixture.publish_with("task", headers.clone(), text).await;
             assert_eq!(sequence, self.sequence, "nobody else publishes");
         }
     }
@@ -186,8 +190,8 @@ impl<'a> Stage<'a> {
     fn start(&mut self, name: &str) {
         let mut env = BTreeMap::from([
             ("FETCH_PROXY_ADDR".to_owned(), self.listen.clone()),
-            ("STREAM".to_owned(), self.fixture.stream.clone()),
-            ("CONSUMER".to_owned(), self.fixture.consumer.clone()),
+            ("STREAM".to_owned(), self.server.fixture.stream.clone()),
+            ("CONSUMER".to_owned(), self.server.fixture.consumer.clone()),
         ]);
         env.extend(self.scenario.env.clone());
         for language in self.languages {
@@ -203,10 +207,28 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
+    async fn seen(&self, wanted: &Seen) -> Result<(), String> {
+        let count = || self.books.count_seen(wanted);
+        until(Duration::from_secs_f64(wanted.within), || async {
+            (count() >= wanted.count).then_some(())
+        })
+        .await
+        .ok_or_else(|| {
+            let Seen { event, count: least, reason, least_in, within } = wanted;
+            let reason = reason.as_ref().map_or(String::new(), |reason| format!(" for {reason}"));
+            let of = if *least_in > 0.0 { format!(" of {least_in} s") } else { String::new() };
+            let said = count();
+            format!("{event}{reason}{of} said {said} times instead of {least}, in {within} s")
+        })
+    }
+
     /// Until nothing is left at the server, and the workers have told of all of it.
     async fn settled(&mut self, within: Duration) -> Result<(), String> {
-        let began = Instant::now();
-        let nothing_left = |info: &Info| info.num_pending == 0 && info.num_ack_pending == 0;
+        let (began, last) = (Instant::now(), self.sequence);
+        let nothing_left = |info: &Info| {
+            (info.num_pending, info.num_ack_pending) == (0, 0)
+                && info.ack_floor.stream_sequence == last
+        };
         self.until_server_says(within, "everything to be settled", nothing_left).await?;
         let left = within.saturating_sub(began.elapsed()).max(Duration::from_secs(2));
         until(left, || async { self.books.all_told().then_some(()) })
@@ -214,83 +236,43 @@ impl<'a> Stage<'a> {
             .ok_or("nothing was said of some messages, which the server has as settled".to_owned())
     }
 
+    async fn accounted(&mut self) -> Result<(), String> {
+        let books = self.books.clone();
+        let is_so = |info: &Info| info.delivered.consumer_sequence == books.count_told() as u64;
+        let done = self.until_server_says(TOLD, "all deliveries to be told of", is_so).await;
+        done.map_err(|wrong| format!("{wrong}; told of: {}", self.books.count_told()))
+    }
+
     async fn until_server_says(
         &mut self,
         within: Duration,
         what: &str,
-        mut is_so: impl FnMut(&Info) -> bool,
+        is_so: impl FnMut(&Info) -> bool,
     ) -> Result<(), String> {
-        let (fixture, mut last) = (&self.fixture, None);
-        let began = Instant::now();
-        loop {
-            if let Some(info) = fixture.try_info().await {
-                if is_so(&info) {
-                    return Ok(());
-                }
-                last = Some(info);
-            }
-            let ended = self.workers.iter_mut().any(Worker::has_failed);
-            if ended || began.elapsed() > within {
-                let said = last.map(|info| {
-                    format!("{} to deliver, {} in hand", info.num_pending, info.num_ack_pending)
-                });
-                let why =
-                    if ended { "a worker has ended".to_owned() } else { format!("{within:?}") };
-                return Err(format!("waited for {what}: {why}; server: {said:?}"));
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    async fn terminated(&mut self, count: usize) -> Result<(), String> {
-        for number in 0..count {
-            let next = tokio::time::timeout(SOON, self.advisories.next()).await.ok().flatten();
-            let next = next.ok_or(format!("{number} terminations instead of {count}"))?;
-            let said: serde_json::Value = serde_json::from_slice(&next.payload).unwrap();
-            if said["reason"].as_str().is_none_or(str::is_empty) {
-                return Err(format!("terminated without a reason: {said}"));
-            }
-        }
-        Ok(())
+        let workers = &mut self.workers;
+        let has_failed = || workers.iter_mut().any(Worker::has_failed);
+        self.server.until(within, what, is_so, has_failed).await
     }
 
     /// Ends all workers as a cluster would.
     async fn leave(&mut self) -> Result<(), String> {
         self.workers.iter().for_each(Worker::stop);
         for place in 0..self.workers.len() {
-            self.end(place, LAST).await?;
+            self.ended(place, LAST).await?;
         }
         Ok(())
     }
 
-    async fn end(&mut self, place: usize, within: Duration) -> Result<(), String> {
+    async fn ended(&mut self, place: usize, within: f64) -> Result<(), String> {
         let worker = &mut self.workers[place];
-        let status = worker.ended(within).await;
-        let status = status.ok_or(format!("{} did not stop in {within:?}", worker.name))?;
+        let status = worker.ended(Duration::from_secs_f64(within)).await;
+        let status = status.ok_or(format!("{} did not stop in {within} s", worker.name))?;
         if !status.success() {
             return Err(format!("{} stopped with {status}", worker.name));
         }
         let (name, books) = (&worker.name, &self.books);
         let told = || async { (books.last_word(name)? == "stopped").then_some(()) };
         until(SOON, told).await.ok_or(format!("{name} did not say that it stopped"))
-    }
-}
-
-type Info = async_nats::jetstream::consumer::Info;
-
-async fn until<T, F: Future<Output = Option<T>>>(
-    within: Duration,
-    mut ask: impl FnMut() -> F,
-) -> Option<T> {
-    let began = Instant::now();
-    loop {
-        if let Some(answer) = ask().await {
-            return Some(answer);
-        }
-        if began.elapsed() > within {
-            return None;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 

@@ -4,6 +4,9 @@ use std::{collections::BTreeMap, time::Duration};
 
 use crate::{books::Tally, language::Language, scenario::Scenario};
 
+/// With fewer languages at once, little is shown of how they get along.
+const CROWD: usize = 4;
+
 #[derive(Clone)]
 pub enum Fate {
     Well { took: Duration, tally: Tally },
@@ -21,6 +24,7 @@ pub struct Table {
     languages: Vec<String>,
     scenarios: Vec<String>,
     cells: BTreeMap<(String, String), Fate>,
+    /// What was not tested as it should be.
     lacking: Vec<String>,
     wrong: Vec<String>,
 }
@@ -38,11 +42,11 @@ impl Table {
         match &fate {
             Fate::Well { took, tally } => {
                 let (took, more) = (took.as_secs_f64(), noteworthy(tally, &language));
-                println!("{language:<12}{scenario:<16}ok {took:.1} s{more}");
+                println!("{language:<12}{scenario:<20}ok {took:.1} s{more}");
             }
-            Fate::Skipped(why) => println!("{language:<12}{scenario:<16}skipped: {why}"),
+            Fate::Skipped(why) => println!("{language:<12}{scenario:<20}skipped: {why}"),
             Fate::Wrong(wrong) => {
-                println!("{language:<12}{scenario:<16}FAILED\n{}", indented(wrong));
+                println!("{language:<12}{scenario:<20}FAILED\n{}", indented(wrong));
                 self.wrong.push(format!("{language} {scenario}"));
             }
         }
@@ -52,6 +56,15 @@ impl Table {
     pub fn lacks(&mut self, language: &str, what: String) {
         println!("{language:<12}SKIPPED: {what}");
         self.lacking.push(format!("{language}: {what}"));
+    }
+
+    /// So many languages act in a scenario that is for all of them.
+    pub fn crowd(&mut self, scenario: &str, languages: usize) {
+        if languages < CROWD {
+            let few = format!("{scenario}: {languages} languages at once, {CROWD} are the least");
+            println!("{few}");
+            self.lacking.push(few);
+        }
     }
 
     pub fn broken(&mut self, language: &str, why: String) {
@@ -65,11 +78,11 @@ impl Table {
 
     /// Language by scenario, in seconds.
     pub fn print(&self) {
-        print!("\n{:<16}", "");
+        print!("\n{:<20}", "");
         self.languages.iter().for_each(|language| print!("{language:>12}"));
         println!();
         for scenario in &self.scenarios {
-            print!("{scenario:<16}");
+            print!("{scenario:<20}");
             for language in &self.languages {
                 let cell = match self.cells.get(&(language.clone(), scenario.clone())) {
                     None => "-".to_owned(),

@@ -1,4 +1,4 @@
-//! One worker process: started, told to stop, and never outliving this. What it says goes to the
+//! One worker process: started, held up, told to stop, and never outliving this. What it says goes to the
 //! books; nothing is judged here.
 
 use std::{
@@ -57,6 +57,19 @@ impl Worker {
         kill("TERM", &self.child.id().to_string());
     }
 
+    /// Holds up all that it consists of, until [`Worker::thaw`].
+    pub fn freeze(&self) {
+        kill("STOP", &self.group());
+    }
+
+    pub fn thaw(&self) {
+        kill("CONT", &self.group());
+    }
+
+    fn group(&self) -> String {
+        format!("-{}", self.child.id())
+    }
+
     /// Its exit code, if it ends in time.
     pub async fn ended(&mut self, within: Duration) -> Option<ExitStatus> {
         let began = Instant::now();
@@ -84,7 +97,7 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        kill("KILL", &format!("-{}", self.child.id()));
+        kill("KILL", &self.group());
         // Where there is no such command, at least this one, so that the wait has an end.
         let _ = self.child.kill();
         let _ = self.child.wait();
