@@ -11,8 +11,9 @@ use tokio::{process::Command, time::timeout};
 
 /// A first build may have to fetch and compile a gRPC library.
 const LONGEST_BUILD: Duration = Duration::from_secs(600);
-/// What `build` says by its exit code when something must be installed first.
+/// What `build` says by its exit code when something must be installed first, and what.
 const MUST_INSTALL: i32 = 3;
+const NEEDS: &str = ": needs ";
 
 #[derive(Clone, PartialEq, Eq)]
 pub struct Language {
@@ -52,9 +53,11 @@ impl Language {
             Ok(Ok(output)) => output,
         };
         let said = String::from_utf8_lossy(&output.stderr);
-        match output.status.code() {
-            Some(0) => Built::Ready,
-            Some(MUST_INSTALL) => Built::Lacking(last_lines(&said, 1)),
+        // The exit code alone may be that of a compiler: its failure must not pass for a skip.
+        let needs = said.lines().find(|line| line.contains(NEEDS));
+        match (output.status.code(), needs) {
+            (Some(0), _) => Built::Ready,
+            (Some(MUST_INSTALL), Some(needs)) => Built::Lacking(needs.to_owned()),
             _ => Built::Failed(format!("build: {}\n{}", output.status, last_lines(&said, 30))),
         }
     }
