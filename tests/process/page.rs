@@ -33,6 +33,26 @@ pub fn read(page: &str) -> Vec<Typed> {
     typed
 }
 
+/// Lines of a page on which every command is to be typed that [`read`] passes over, and that may be
+/// commands: other blocks than `console`, and a prompt that is not at the start of a line of one.
+fn escaped(page: &str) -> Vec<&str> {
+    let mut inside = false;
+    let escapes = |line: &&str| {
+        let text = line.trim_start();
+        let is_fence = text.starts_with("```") || text.starts_with("~~~");
+        inside ^= is_fence;
+        let is_prompt = text.starts_with('$') && !line.starts_with("$ ");
+        match (is_fence, inside) {
+            (true, opened) => *line != if opened { "```console" } else { "```" },
+            (false, true) => is_prompt,
+            (false, false) => {
+                text.starts_with('$') || line.starts_with("    ") || line.starts_with('\t')
+            }
+        }
+    };
+    page.lines().filter(escapes).collect()
+}
+
 /// As a shell sees it.
 fn is_open(command: &str) -> bool {
     command.ends_with('\\') || command.matches('\'').count() % 2 == 1
@@ -75,10 +95,24 @@ pub fn is_shown(shown: &[String], said: &str) -> Result<(), String> {
     Ok(())
 }
 
+#[test]
+fn no_command_escapes_by_the_way_it_is_written() {
+    assert_eq!(escaped("Text, `code`.\n```console\n$ a \\\n    b\n{\n```\nText.\n"), [""; 0]);
+    for line in ["```sh", "```", "```console ", "  ```console", "~~~console", "$ a", "    a", "\ta"]
+    {
+        assert_eq!(escaped(&format!("Text.\n\n{line}\n"))[0], line);
+    }
+    for line in [" $ a", "$a", "```sh", " ```"] {
+        assert_eq!(escaped(&format!("```console\n$ a\n{line}\n"))[0], line);
+    }
+}
+
 #[tokio::test]
 async fn every_line_of_the_grpcurl_page_does_what_the_page_says() {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/grpcurl.md");
-    let typed = read(&fs::read_to_string(page).unwrap());
+    let page = fs::read_to_string(page).unwrap();
+    assert_eq!(escaped(&page), [""; 0], "nobody types these: write them in a console block");
+    let typed = read(&page);
     assert!(typed.len() > 15, "only {} commands are found: the reading is broken", typed.len());
     let mut dev = Dev::start(&[]);
     dev.client().await;
