@@ -1,12 +1,15 @@
-// What every worker needs around the generated client: which errors are worth repeating a call and
-// after how long, a heartbeat that keeps leases, and settling with the same token until it is done.
+// What every worker needs around the generated client: a channel, a Fetch that is repeated until it
+// is answered, and its batch, with a keeper of the leases. Says a JSON line of all that happens to a
+// message. Must know nothing of the work.
 package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"log"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -19,8 +22,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/resolver"
-	"google.golang.org/grpc/resolver/manual"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -28,19 +29,26 @@ import (
 )
 
 const (
-	// MaxBytes is the largest answer that is asked for, and taken.
+	// MaxBytes is the largest answer to ask for; what is received may be a little larger.
 	MaxBytes = 16 << 20
 
-	// The first wait before a call is repeated, if the proxy names none, and the longest.
+	// The first wait before a call is repeated, and the longest.
 	firstWait, longestWait = 100 * time.Millisecond, 5 * time.Second
-	// What a Fetch has beyond its max_wait, and a settlement at all: the proxy answers well before.
-	patience = 10 * time.Second
-	// An empty answer that came sooner is followed by a pause.
-	tooSoon, pause = time.Second, 500 * time.Millisecond
-	// The proxy grants no shorter lease to those who ask.
-	shortestLease = time.Second
-	// Nor does it take a longer delay; one settlement that it does not take spoils the whole call.
-	longestDelay = 24 * time.Hour
+	// What a Fetch has beyond its max_wait: the proxy answers well before.
+	patience = 5 * time.Second
+	// An empty answer that came sooner waits out the rest.
+	tooSoon = 500 * time.Millisecond
+	// How long an outcome may wait for others, to be settled with them.
+	gather = 100 * time.Millisecond
+	// Leases are not extended more often.
+	shortestBeat = 50 * time.Millisecond
+	// The deadline of a Settle is between them.
+	shortestSettle, longestSettle = time.Second, 10 * time.Second
+	// One settlement that the proxy does not take would spoil all of a call.
+	mostSettlements, mostReason, longestDelay = 1000, 1024, 24 * time.Hour
+	shortestLease, longestLease               = time.Second, time.Hour
+	// The lease of a rejected message has an end by the proxy's clock alone: try for so long.
+	rejectedLease = 30 * time.Second
 )
 
 // Transient is what handle returns for a failure that may pass: the message comes back after Delay.
@@ -52,261 +60,66 @@ type Poison struct{ Reason string }
 func (t Transient) Error() string { return fmt.Sprintf("not now, again in %v", t.Delay) }
 func (p Poison) Error() string    { return p.Reason }
 
-// Proxy is a connection to fetch-proxy.
-type Proxy struct {
-	conn    *grpc.ClientConn
-	client  pb.FetchServiceClient
-	onRetry func(reason string, wait time.Duration)
-}
-
-// Dial prepares a connection to the first address that answers. A single one may be any target that
-// gRPC knows, as "dns:///fetch-proxy:50051". onRetry is called before each wait after an error.
-func Dial(addresses []string, onRetry func(reason string, wait time.Duration)) (*Proxy, error) {
-	options := []grpc.DialOption{
+// Dial makes a client of "host:port", or of every address of "dns:///name:port".
+func Dial(target string) (pb.FetchServiceClient, error) {
+	delays := backoff.Config{BaseDelay: firstWait, Multiplier: 2, Jitter: 0.2, MaxDelay: longestWait}
+	conn, err := grpc.NewClient(target,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxBytes)),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second}),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{
-			BaseDelay: firstWait, Multiplier: 2, Jitter: 0.2, MaxDelay: longestWait,
-		}}),
-	}
-	target := addresses[0]
-	if len(addresses) > 1 {
-		list := manual.NewBuilderWithScheme("list")
-		var state resolver.State
-		for _, address := range addresses {
-			state.Addresses = append(state.Addresses, resolver.Address{Addr: address})
-		}
-		list.InitialState(state)
-		target = "list:///"
-		options = append(options, grpc.WithResolvers(list), grpc.WithAuthority(addresses[0]))
-	}
-	conn, err := grpc.NewClient(target, options...)
-	if err != nil {
-		return nil, err
-	}
-	return &Proxy{conn, pb.NewFetchServiceClient(conn), onRetry}, nil
+		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxBytes+1<<20)),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{
+			Time: 30 * time.Second, PermitWithoutStream: true,
+		}),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: delays, MinConnectTimeout: longestWait}),
+	)
+	return pb.NewFetchServiceClient(conn), err
 }
 
-// Close closes the connection.
-func (p *Proxy) Close() error { return p.conn.Close() }
-
-// Fetch repeats the call until it is answered, or refused for good. When ctx ends, the answer is
-// nil, which is a valid empty one.
-func (p *Proxy) Fetch(ctx context.Context, request *pb.FetchRequest) (*pb.FetchResponse, error) {
-	for attempt := 0; ctx.Err() == nil; attempt++ {
+// Fetch repeats the call until it is answered, or refused for good. The batch is empty once stop has
+// ended; what it has, and is not begun by then, is given back.
+func Fetch(
+	stop context.Context, client pb.FetchServiceClient, request *pb.FetchRequest,
+) (*Batch, error) {
+	for attempt := 0; stop.Err() == nil; attempt++ {
 		began := time.Now()
-		answer, err := p.fetch(ctx, request)
-		if err == nil {
-			nothing := len(answer.GetMessages())+len(answer.GetRejected()) == 0
-			if nothing && time.Since(began) < tooSoon {
-				sleep(ctx, pause)
+		ctx, cancel := context.WithTimeout(stop, request.GetMaxWait().AsDuration()+patience)
+		answer, err := client.Fetch(ctx, request)
+		cancel()
+		switch trouble := troubleOf(err); {
+		case err == nil:
+			if len(answer.GetMessages())+len(answer.GetRejected()) == 0 {
+				sleep(stop, tooSoon-time.Since(began))
 			}
-			return answer, nil
-		}
-		if ctx.Err() == nil {
-			trouble := troubleOf(err)
-			if !trouble.passes {
-				return nil, err
-			}
-			p.wait(ctx, trouble, attempt)
+			return hold(stop, client, answer), nil
+		case stop.Err() != nil: // The call was cancelled.
+		case trouble.passes:
+			sleep(stop, trouble.wait(attempt))
+		default:
+			return nil, trouble
 		}
 	}
-	return nil, nil
+	return hold(stop, client, nil), nil
 }
 
-func (p *Proxy) fetch(ctx context.Context, request *pb.FetchRequest) (*pb.FetchResponse, error) {
-	ctx, cancel := context.WithTimeout(ctx, request.GetMaxWait().AsDuration()+patience)
-	defer cancel()
-	return p.client.Fetch(ctx, request)
-}
-
-func (p *Proxy) settle(
-	ctx context.Context, timeout time.Duration, settlements []*pb.Settlement,
-) ([]*pb.SettleResult, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	answer, err := p.client.Settle(ctx, &pb.SettleRequest{Settlements: settlements})
-	return answer.GetResults(), err
-}
-
-// Refuse settles a rejected message that is still leased to us. Should that fail, the lease ends by
-// itself, and the message is rejected again.
-func (p *Proxy) Refuse(rejected *pb.Rejected) {
-	if rejected.GetToken() == "" {
-		return
-	}
-	settlement := term(rejected.GetDetail())
-	if rejected.GetCause() == pb.RejectedCause_REJECTED_CAUSE_TOO_LARGE {
-		settlement = nak(time.Minute) // Perhaps there is a worker with a larger MaxBytes.
-	}
-	settlement.Token = rejected.GetToken()
-	if _, err := p.settle(context.Background(), patience, []*pb.Settlement{settlement}); err != nil {
-		log.Printf("message %d: %v", rejected.GetStreamSequence(), err)
+func sleep(stop context.Context, wait time.Duration) {
+	select {
+	case <-time.After(wait):
+	case <-stop.Done():
 	}
 }
 
-// wait passes the time that the error asks for, or else more each time. There is some chance in it,
-// for workers that failed together must not come back together.
-func (p *Proxy) wait(ctx context.Context, trouble trouble, attempt int) {
-	least := trouble.delay
-	if least == 0 {
-		least = firstWait << min(attempt, 6) / 2
-	}
-	wait := min(least+rand.N(least), longestWait)
-	p.onRetry(trouble.reason, wait)
-	sleep(ctx, wait)
-}
-
-// Batch is what one Fetch brought. A heartbeat keeps its leases until they are settled.
+// Batch is what one Fetch brought. Its keeper, which alone calls Settle, extends what is held and
+// settles what is decided, until every lease is gone: so no outcome waits for the work on another.
 type Batch struct {
 	Leases []*Lease
 
-	proxy   *Proxy
-	release context.CancelFunc
-	waiting time.Time  // Since when a decision waits for Settle; zero if none does.
-	mutex   sync.Mutex // Over what changes of the leases, for the heartbeat uses it, too.
+	client pb.FetchServiceClient
+	stop   context.Context
+	wake   chan struct{} // Something was decided.
+	done   chan struct{} // Closed when every lease is gone.
+	mutex  sync.Mutex    // Over kept, and what changes of a Lease.
+	kept   []*Lease      // Those that are not gone.
 }
-
-// Hold takes the messages of an answer in hand, and starts their heartbeat.
-func (p *Proxy) Hold(messages []*pb.Delivery) *Batch {
-	ctx, release := context.WithCancel(context.Background())
-	batch := &Batch{proxy: p, release: release}
-	for _, message := range messages {
-		lease := &Lease{Delivery: message, batch: batch, kept: true}
-		lease.ends = time.Now().Add(message.GetLease().AsDuration())
-		lease.ctx, lease.cancel = context.WithCancel(ctx)
-		batch.Leases = append(batch.Leases, lease)
-	}
-	go batch.beat(ctx)
-	return batch
-}
-
-// Release ends the heartbeat. Leases that are not settled end by themselves.
-func (b *Batch) Release() { b.release() }
-
-// Waited tells for how long the oldest decision has been waiting for Settle.
-func (b *Batch) Waited() time.Duration {
-	if b.waiting.IsZero() {
-		return 0
-	}
-	return time.Since(b.waiting)
-}
-
-// Settle carries out what was decided, and returns it together with what was lost. It goes on until
-// each is done, refused for good, or over: every settlement may be repeated with the same token.
-func (b *Batch) Settle() []*Lease {
-	b.waiting = time.Time{}
-	taken := b.pick(b.Leases, (*Lease).take)
-	for attempt := 0; ; attempt++ {
-		open := b.pick(taken, (*Lease).open)
-		if len(open) == 0 {
-			return taken
-		}
-		if trouble := b.settle(open); trouble.passes {
-			b.proxy.wait(context.Background(), trouble, attempt)
-		}
-	}
-}
-
-// settle returns the trouble of what is to be repeated.
-func (b *Batch) settle(open []*Lease) (again trouble) {
-	settlements := make([]*pb.Settlement, len(open))
-	for i, lease := range open {
-		settlements[i] = lease.settlement
-	}
-	results, err := b.proxy.settle(context.Background(), patience, settlements)
-	b.mutex.Lock()
-	defer b.mutex.Unlock()
-	for i, lease := range open {
-		var trouble trouble
-		if err != nil {
-			trouble = troubleOf(err)
-		} else if refusal := results[i].GetError(); refusal != nil {
-			trouble = troubleIn(refusal)
-		} else {
-			lease.settlement = nil
-			continue
-		}
-		if trouble.passes {
-			again = trouble
-		} else {
-			lease.lose(trouble.reason)
-		}
-	}
-	return again
-}
-
-// beat extends the leases whenever a third of what is left of the shortest has passed.
-func (b *Batch) beat(ctx context.Context) {
-	for {
-		kept := b.pick(b.Leases, (*Lease).held)
-		if len(kept) == 0 || !sleep(ctx, max(shortest(kept)/3, 20*time.Millisecond)) {
-			return
-		}
-		b.extend(ctx, b.pick(kept, (*Lease).held))
-	}
-}
-
-// extend is not repeated if it fails: the next beat comes soon enough.
-func (b *Batch) extend(ctx context.Context, kept []*Lease) {
-	if len(kept) == 0 {
-		return
-	}
-	extensions := make([]*pb.Settlement, len(kept))
-	for i, lease := range kept {
-		length := durationpb.New(max(lease.GetLease().AsDuration(), shortestLease))
-		extend := &pb.Settlement_Extend{Extend: &pb.ExtendAction{Lease: length}}
-		extensions[i] = &pb.Settlement{Token: lease.GetToken(), Action: extend}
-	}
-	timeout := max(shortest(kept)/2, 100*time.Millisecond)
-	results, err := b.proxy.settle(ctx, timeout, extensions)
-	if err != nil {
-		if ctx.Err() == nil {
-			log.Printf("no heartbeat: %v", err)
-		}
-		return
-	}
-	b.mutex.Lock()
-	defer b.mutex.Unlock()
-	for i, lease := range kept {
-		refusal := results[i].GetError()
-		switch {
-		case !lease.kept: // It is being settled, and may have been refused for that.
-		case refusal == nil:
-			lease.ends = time.Now().Add(results[i].GetLease().AsDuration())
-		case !troubleIn(refusal).passes:
-			lease.lose(refusal.GetReason())
-		}
-	}
-}
-
-func (b *Batch) pick(leases []*Lease, wanted func(*Lease) bool) (picked []*Lease) {
-	b.mutex.Lock()
-	defer b.mutex.Unlock()
-	for _, lease := range leases {
-		if wanted(lease) {
-			picked = append(picked, lease)
-		}
-	}
-	return picked
-}
-
-func shortest(leases []*Lease) time.Duration {
-	first := slices.MinFunc(leases, func(a, b *Lease) int { return a.ends.Compare(b.ends) })
-	return time.Until(first.ends)
-}
-
-// An Outcome is how a message ended for this worker.
-type Outcome string
-
-const (
-	Acked    Outcome = "acked"
-	Nacked   Outcome = "nacked"
-	Termed   Outcome = "termed"
-	Returned Outcome = "returned" // Not begun, and given back.
-	Lost     Outcome = "lost"     // The lease was over: another worker has the message, or will.
-)
 
 // Lease is a message in hand, and the right to settle it until the lease ends.
 type Lease struct {
@@ -315,83 +128,269 @@ type Lease struct {
 	batch      *Batch
 	ctx        context.Context
 	cancel     context.CancelFunc
+	begun      bool
+	gone       bool
 	ends       time.Time
-	kept       bool // By the heartbeat, until it is being settled.
-	outcome    Outcome
-	settlement *pb.Settlement // What was decided, until it is settled.
+	next       time.Time      // When it is to be extended, or else settled.
+	failed     int            // So many calls in a row.
+	outcome    *pb.Settlement // What was decided.
+	event      string         // What to say when it is settled.
+	isRejected bool           // Of which all was said.
+}
+
+func hold(stop context.Context, client pb.FetchServiceClient, answer *pb.FetchResponse) *Batch {
+	b := &Batch{client: client, stop: stop}
+	b.wake, b.done = make(chan struct{}, 1), make(chan struct{})
+	for _, message := range answer.GetMessages() {
+		b.Leases = append(b.Leases, b.lease(message, message.GetLease().AsDuration()))
+	}
+	for _, rejected := range answer.GetRejected() {
+		b.refuse(rejected)
+	}
+	go b.keep()
+	return b
+}
+
+func (b *Batch) lease(message *pb.Delivery, left time.Duration) *Lease {
+	lease := &Lease{Delivery: message, batch: b}
+	lease.ctx, lease.cancel = context.WithCancel(context.Background())
+	lease.lasts(time.Now(), left)
+	b.kept = append(b.kept, lease)
+	return lease
+}
+
+// refuse settles a rejected message that is still leased to us.
+func (b *Batch) refuse(rejected *pb.Rejected) {
+	message := &pb.Delivery{
+		Token:          rejected.GetToken(),
+		StreamSequence: rejected.GetStreamSequence(),
+		DeliveryCount:  rejected.GetDeliveryCount(),
+		Headers:        rejected.GetHeaders(),
+	}
+	log.Printf("message %d rejected: %s", message.GetStreamSequence(), rejected.GetDetail())
+	tell("rejected", message)
+	if message.GetToken() == "" {
+		return
+	}
+	lease := b.lease(message, rejectedLease)
+	lease.isRejected = true
+	if rejected.GetCause() == pb.RejectedCause_REJECTED_CAUSE_TOO_LARGE {
+		lease.Nak(time.Minute) // Perhaps another worker takes larger answers.
+	} else {
+		lease.Term(rejected.GetDetail())
+	}
+}
+
+// Wait waits until every lease is settled, or lost.
+func (b *Batch) Wait() { <-b.done }
+
+func (b *Batch) keep() {
+	defer close(b.done)
+	defer context.AfterFunc(b.stop, b.giveBack)()
+	for next := b.next(); !next.IsZero(); next = b.next() {
+		select {
+		case <-b.wake:
+		case <-time.After(time.Until(next)):
+			b.turn()
+		}
+	}
+}
+
+// next tells when the keeper has something to do; never, when every lease is gone.
+func (b *Batch) next() (next time.Time) {
+	b.mutex.Lock()
+	defer b.mutex.Unlock()
+	b.kept = slices.DeleteFunc(b.kept, func(lease *Lease) bool {
+		if !lease.gone && lease.isOver() {
+			lease.lose("by our clock, it is over")
+		}
+		return lease.gone
+	})
+	for _, lease := range b.kept {
+		for _, at := range []time.Time{lease.next, lease.ends} {
+			if next.IsZero() || at.Before(next) {
+				next = at
+			}
+		}
+	}
+	return next
+}
+
+// turn settles and extends in one call what it is time for.
+func (b *Batch) turn() {
+	taken, settlements, timeout := b.take()
+	if len(taken) == 0 {
+		return
+	}
+	sent := time.Now()
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	answer, err := b.client.Settle(ctx, &pb.SettleRequest{Settlements: settlements})
+
+	b.mutex.Lock()
+	defer b.mutex.Unlock()
+	var again []*Lease
+	var reason *trouble
+	failed := 0
+	for i, lease := range taken {
+		trouble := troubleOf(err)
+		if err == nil {
+			trouble = troubleIn(answer.GetResults()[i].GetError())
+		}
+		switch {
+		case trouble == nil && lease.outcome == settlements[i]:
+			lease.goes(lease.event)
+		case trouble == nil:
+			lease.lasts(sent, answer.GetResults()[i].GetLease().AsDuration())
+		case trouble.passes:
+			again, reason, failed = append(again, lease), trouble, max(failed, lease.failed)
+		default:
+			lease.lose(trouble.Error())
+		}
+	}
+	if again == nil {
+		return
+	}
+	next := time.Now().Add(reason.wait(failed))
+	for _, lease := range again {
+		lease.failed, lease.next = failed+1, next
+	}
+}
+
+func (b *Batch) take() (taken []*Lease, settlements []*pb.Settlement, timeout time.Duration) {
+	b.mutex.Lock()
+	defer b.mutex.Unlock()
+	timeout = longestSettle
+	for _, lease := range b.kept {
+		if lease.isDue() && len(taken) < mostSettlements {
+			taken = append(taken, lease)
+			settlements = append(settlements, lease.settlement())
+			timeout = min(timeout, time.Until(lease.ends)/2)
+		}
+	}
+	return taken, settlements, max(timeout, shortestSettle)
+}
+
+// giveBack is for what is not begun, but a last attempt: a Nak would be the end of its message.
+func (b *Batch) giveBack() {
+	b.mutex.Lock()
+	defer b.mutex.Unlock()
+	for _, lease := range b.kept {
+		if !lease.begun && !lease.isLastAttempt() {
+			lease.decide("returned", nak(0))
+		}
+	}
+}
+
+// Begin tells whether to work on the message: not where it is lost, or given back.
+func (l *Lease) Begin() bool {
+	l.batch.mutex.Lock()
+	defer l.batch.mutex.Unlock()
+	isGivenBack := l.batch.stop.Err() != nil && !l.isLastAttempt()
+	l.begun = !l.gone && !l.isOver() && !isGivenBack
+	return l.begun
 }
 
 // Context ends when the lease is lost.
 func (l *Lease) Context() context.Context { return l.ctx }
 
-// Lost tells whether another worker may have the message: work on it would be done twice.
-func (l *Lease) Lost() bool {
-	l.batch.mutex.Lock()
-	defer l.batch.mutex.Unlock()
-	return l.lost()
-}
-
-// Outcome may be asked for when Settle has returned the lease.
-func (l *Lease) Outcome() Outcome { return l.outcome }
-
-// Ack decides that the message is done. Settle carries out what was decided.
+// Ack decides that the message is done. The keeper carries out what was decided.
 func (l *Lease) Ack() {
-	l.decide(Acked, &pb.Settlement{Action: &pb.Settlement_Ack{Ack: &pb.AckAction{}}})
+	l.end("acked", &pb.Settlement{Action: &pb.Settlement_Ack{Ack: &pb.AckAction{}}})
 }
 
 // Nak decides that the message is to come back after the delay.
-func (l *Lease) Nak(delay time.Duration) { l.decide(Nacked, nak(delay)) }
+func (l *Lease) Nak(delay time.Duration) { l.end("nacked", nak(delay)) }
 
 // Term decides that the message is not to come back.
-func (l *Lease) Term(reason string) { l.decide(Termed, term(reason)) }
+func (l *Lease) Term(reason string) {
+	reason = strings.ToValidUTF8(reason[:min(len(reason), mostReason)], "")
+	action := &pb.Settlement_Term{Term: &pb.TermAction{Reason: reason}}
+	l.end("termed", &pb.Settlement{Action: action})
+}
 
-// Return decides that the message is for another worker, at once.
-func (l *Lease) Return() { l.decide(Returned, nak(0)) }
+func nak(delay time.Duration) *pb.Settlement {
+	action := &pb.NakAction{Delay: durationpb.New(max(0, min(delay, longestDelay)))}
+	return &pb.Settlement{Action: &pb.Settlement_Nak{Nak: action}}
+}
 
-func (l *Lease) decide(outcome Outcome, settlement *pb.Settlement) {
+func (l *Lease) end(event string, outcome *pb.Settlement) {
 	l.batch.mutex.Lock()
 	defer l.batch.mutex.Unlock()
-	if l.lost() {
-		return
-	}
-	settlement.Token = l.GetToken()
-	l.outcome, l.settlement = outcome, settlement
-	if l.batch.waiting.IsZero() {
-		l.batch.waiting = time.Now()
-	}
+	l.decide(event, outcome)
 }
 
 // The mutex is held by those who call what follows.
 
-// take takes from the heartbeat what is to be settled, or lost.
-func (l *Lease) take() bool {
-	taken := l.kept && (l.lost() || l.settlement != nil)
-	l.kept = l.kept && !taken
-	return taken
+func (l *Lease) decide(event string, outcome *pb.Settlement) {
+	if l.gone || l.outcome != nil {
+		return
+	}
+	outcome.Token = l.GetToken()
+	l.event, l.outcome, l.failed, l.next = event, outcome, 0, time.Now()
+	isHeld := func(lease *Lease) bool { return lease.outcome == nil }
+	if slices.ContainsFunc(l.batch.kept, isHeld) {
+		l.next = l.next.Add(gather)
+	}
+	select {
+	case l.batch.wake <- struct{}{}:
+	default: // It will wake anyway.
+	}
 }
 
-func (l *Lease) open() bool { return l.settlement != nil && !l.lost() }
-func (l *Lease) held() bool { return l.kept && !l.lost() }
-
-func (l *Lease) lost() bool {
-	if l.outcome != Lost && time.Now().After(l.ends) {
-		l.lose("by our clock, it is over")
+// isDue takes along what would be due soon; but what failed waits its time out.
+func (l *Lease) isDue() bool {
+	early := gather
+	if l.failed > 0 {
+		early = 0
 	}
-	return l.outcome == Lost
+	return time.Until(l.next) <= early && !l.isOver()
+}
+
+func (l *Lease) isOver() bool { return time.Until(l.ends) <= 0 }
+
+func (l *Lease) isLastAttempt() bool {
+	return l.GetMaxDeliver() > 0 && l.GetDeliveryCount() >= l.GetMaxDeliver()
+}
+
+// settlement is what was decided, or else an Extend.
+func (l *Lease) settlement() *pb.Settlement {
+	if l.outcome != nil {
+		return l.outcome
+	}
+	length := max(shortestLease, min(l.GetLease().AsDuration(), longestLease))
+	extend := &pb.Settlement_Extend{Extend: &pb.ExtendAction{Lease: durationpb.New(length)}}
+	return &pb.Settlement{Token: l.GetToken(), Action: extend}
+}
+
+func (l *Lease) lasts(from time.Time, left time.Duration) {
+	l.ends, l.failed = from.Add(left), 0
+	if l.outcome == nil { // Or else it was decided meanwhile.
+		l.next = time.Now().Add(max(time.Until(l.ends)/3, shortestBeat))
+	}
 }
 
 func (l *Lease) lose(why string) {
-	log.Printf("lease of message %d lost: %s", l.GetStreamSequence(), why)
-	l.outcome, l.settlement = Lost, nil
+	log.Printf("message %d lost: %s", l.GetStreamSequence(), why)
+	l.goes("lost")
+}
+
+func (l *Lease) goes(event string) {
+	l.gone = true
 	l.cancel()
+	if !l.isRejected {
+		tell(event, l.Delivery)
+	}
 }
 
 // What an error means for its call.
 type trouble struct {
-	reason string
-	passes bool          // Whether to repeat the call.
-	delay  time.Duration // After how long; zero if the proxy did not say.
+	reason, message string
+	passes          bool          // Whether to repeat the call.
+	delay           time.Duration // After how long at least, if the proxy said so.
 }
+
+func (t *trouble) Error() string { return t.reason + ": " + t.message }
 
 // With these, the same call would be refused again.
 var refusals = []codes.Code{
@@ -400,16 +399,22 @@ var refusals = []codes.Code{
 }
 
 // An error without a reason was made on the way: its code alone tells.
-func troubleOf(err error) trouble {
+func troubleOf(err error) *trouble {
+	if err == nil {
+		return nil
+	}
 	failed := status.Convert(err)
-	trouble := trouble{
-		reason: code.Code(failed.Code()).String(),
-		passes: !slices.Contains(refusals, failed.Code()),
+	trouble := &trouble{
+		reason:  code.Code(failed.Code()).String(),
+		message: failed.Message(),
+		passes:  !slices.Contains(refusals, failed.Code()),
 	}
 	for _, detail := range failed.Details() {
 		switch detail := detail.(type) {
 		case *errdetails.ErrorInfo:
-			trouble.reason = detail.GetReason()
+			if detail.GetDomain() == "fetchproxy" {
+				trouble.reason = detail.GetReason()
+			}
 		case *errdetails.RetryInfo:
 			trouble.delay = detail.GetRetryDelay().AsDuration()
 		}
@@ -417,30 +422,52 @@ func troubleOf(err error) trouble {
 	return trouble
 }
 
-func troubleIn(refusal *pb.SettleError) trouble {
-	return trouble{
-		reason: refusal.GetReason(),
-		passes: refusal.GetRetryDelay() != nil || refusal.GetReason() == "SETTLE_UNCONFIRMED",
-		delay:  refusal.GetRetryDelay().AsDuration(),
+func troubleIn(refusal *pb.SettleError) *trouble {
+	if refusal == nil {
+		return nil
+	}
+	return &trouble{
+		reason:  refusal.GetReason(),
+		message: refusal.GetMessage(),
+		passes:  refusal.GetRetryDelay() != nil || refusal.GetReason() == "SETTLE_UNCONFIRMED",
+		delay:   refusal.GetRetryDelay().AsDuration(),
 	}
 }
 
-func nak(delay time.Duration) *pb.Settlement {
-	action := &pb.NakAction{Delay: durationpb.New(max(0, min(delay, longestDelay)))}
-	return &pb.Settlement{Action: &pb.Settlement_Nak{Nak: action}}
+// wait tells how long to wait before the call is repeated, and says so. There is some chance in it,
+// for workers that failed together must not come back together.
+func (t *trouble) wait(failed int) time.Duration {
+	most := min(firstWait<<min(failed, 6), longestWait)
+	wait := min(t.delay, longestWait) + most/2 + rand.N(most/2)
+	Say(Line{Event: "retry", Reason: t.reason, In: wait.Seconds()})
+	return wait
 }
 
-func term(reason string) *pb.Settlement {
-	action := &pb.TermAction{Reason: strings.ToValidUTF8(reason, "?")}
-	return &pb.Settlement{Action: &pb.Settlement_Term{Term: action}}
+// Line is one line of standard output, as JSON.
+type Line struct {
+	Event      string              `json:"event"`
+	Sequence   uint64              `json:"sequence,omitempty"`
+	Deliveries uint32              `json:"deliveries,omitempty"`
+	ID         json.RawMessage     `json:"id,omitempty"`
+	Headers    map[string][]string `json:"headers,omitempty"`
+	Reason     string              `json:"reason,omitempty"`
+	In         float64             `json:"in,omitempty"`
 }
 
-// sleep tells whether it slept for all that time.
-func sleep(ctx context.Context, wait time.Duration) bool {
-	select {
-	case <-time.After(wait):
-		return true
-	case <-ctx.Done():
-		return false
+// Say may be called at any time, by anybody.
+func Say(line Line) { _ = json.NewEncoder(os.Stdout).Encode(line) }
+
+// tell says what became of a message, by the id that it has in its payload, if any.
+func tell(event string, message *pb.Delivery) {
+	line := Line{
+		Event:      event,
+		Sequence:   message.GetStreamSequence(),
+		Deliveries: message.GetDeliveryCount(),
+		Headers:    map[string][]string{},
 	}
+	_ = json.Unmarshal([]byte(message.GetText()), &struct{ ID *json.RawMessage }{&line.ID})
+	for name, values := range message.GetHeaders() {
+		line.Headers[name] = values.GetValues()
+	}
+	Say(line)
 }
