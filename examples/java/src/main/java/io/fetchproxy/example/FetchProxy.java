@@ -1,9 +1,14 @@
 package io.fetchproxy.example;
 
+import com.google.gson.Gson;
+import com.google.gson.JsonElement;
+import com.google.gson.JsonObject;
+import com.google.gson.JsonParseException;
+import com.google.gson.JsonParser;
 import com.google.protobuf.Any;
+import com.google.protobuf.ByteString;
 import com.google.protobuf.Duration;
 import com.google.protobuf.InvalidProtocolBufferException;
-import com.google.protobuf.Message;
 import com.google.rpc.ErrorInfo;
 import com.google.rpc.RetryInfo;
 import io.fetchproxy.v1.AckAction;
@@ -28,45 +33,47 @@ import io.grpc.ManagedChannel;
 import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
 import io.grpc.protobuf.StatusProto;
+import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
+import java.util.LinkedHashMap;
 import java.util.List;
-import java.util.Optional;
+import java.util.Map;
 import java.util.Set;
+import java.util.TreeMap;
 import java.util.concurrent.CountDownLatch;
+import java.util.concurrent.FutureTask;
 import java.util.concurrent.ThreadLocalRandom;
 import java.util.concurrent.TimeUnit;
 import java.util.function.Function;
-import java.util.function.ObjDoubleConsumer;
 
 /**
- * What every worker needs around the generated client: which errors are worth repeating a call and
- * after how long, a heartbeat that keeps leases, and settling with the same token until it is done.
+ * What every worker needs around the generated client: a channel, a Fetch that is repeated until it
+ * is answered, and its batch, with a keeper of the leases. Says a JSON line of all that happens to
+ * a message. Must know nothing of the work.
  */
-final class FetchProxy implements AutoCloseable {
-  /** The largest answer that is asked for, and taken. */
+final class FetchProxy {
+  /** The largest answer to ask for; what is received may be a little larger. */
   static final int MAX_BYTES = 16 << 20;
 
   // All times are in milliseconds.
-  /** The first wait before a call is repeated, if the proxy does not say how long. */
+  /** The first wait before a call is repeated. */
   private static final long FIRST_WAIT = 100;
 
   private static final long LONGEST_WAIT = 5_000;
 
-  /** What a Fetch has beyond its max_wait, and a settlement at all: the proxy answers before. */
-  private static final long PATIENCE = 10_000;
+  /** What a Fetch has beyond its max_wait: the proxy answers well before. */
+  private static final long PATIENCE = 5_000;
 
-  /** An empty answer that came sooner is followed by a pause. */
-  private static final long TOO_SOON = 1_000;
+  /** An empty answer that came sooner waits out the rest. */
+  private static final long TOO_SOON = 500;
 
-  private static final long PAUSE = 500;
+  /** How long an outcome may wait for others, to be settled with them. */
+  private static final long GATHER = 100;
 
-  /** The proxy grants no shorter lease to those who ask. */
-  private static final long SHORTEST_LEASE = 1_000;
+  /** The lease of a rejected message has an end by the proxy's clock alone: try for so long. */
+  private static final long REJECTED_LEASE = 30_000;
 
-  /**
-   * Nor does it take a longer delay; one settlement that it does not take spoils the whole call.
-   */
-  private static final long LONGEST_DELAY = TimeUnit.HOURS.toMillis(24);
+  private static final long HOUR = 3_600_000;
 
   /** With these, the same call would be refused again. */
   private static final Set<Status.Code> REFUSALS =
@@ -80,26 +87,22 @@ final class FetchProxy implements AutoCloseable {
 
   private final ManagedChannel channel;
   private final FetchServiceBlockingStub stub;
-  private final ObjDoubleConsumer<String> onRetry;
-  private final Context.CancellableContext stop = Context.current().withCancellation();
+  private final Context.CancellableContext stop = Context.ROOT.withCancellation();
   private final CountDownLatch stopped = new CountDownLatch(1);
 
-  /**
-   * Connects to any target that gRPC knows, as {@code dns:///fetch-proxy:50051}.
-   *
-   * @param onRetry is told the reason and the seconds before each wait after an error
-   */
-  FetchProxy(String target, ObjDoubleConsumer<String> onRetry) {
-    this.onRetry = onRetry;
+  /** Connects to {@code host:port}, or to every address of {@code dns:///name:port}. */
+  FetchProxy(String target) {
     channel =
         Grpc.newChannelBuilder(target, InsecureChannelCredentials.create())
-            .maxInboundMessageSize(MAX_BYTES)
+            .defaultLoadBalancingPolicy("round_robin")
+            .maxInboundMessageSize(MAX_BYTES + (1 << 20))
             .keepAliveTime(30, TimeUnit.SECONDS)
+            .keepAliveWithoutCalls(true)
             .build();
     stub = FetchServiceGrpc.newBlockingStub(channel);
   }
 
-  /** Ends the fetching, from any thread. What is in hand can still be settled. */
+  /** Ends the fetching, from any thread, and gives back what is in hand and not begun. */
   void stop() {
     stop.cancel(null);
     stopped.countDown();
@@ -109,71 +112,32 @@ final class FetchProxy implements AutoCloseable {
     return stop.isCancelled();
   }
 
-  @Override
-  public void close() throws InterruptedException {
-    channel.shutdown().awaitTermination(1, TimeUnit.SECONDS);
-  }
-
   /**
    * Repeats the call until it is answered, and throws when it is refused for good.
    *
-   * @return an empty answer when stopped
+   * @return an empty batch when stopped
    */
-  FetchResponse fetch(FetchRequest request) throws InterruptedException {
-    for (int attempt = 0; !isStopped(); attempt++) {
+  Batch fetch(FetchRequest request) throws Exception {
+    for (int failed = 0; !isStopped(); failed++) {
       long began = now();
       try {
-        FetchResponse answer = fetchOnce(request);
+        var call = within(millis(request.getMaxWait()) + PATIENCE);
+        FetchResponse answer = stop.call(() -> call.fetch(request));
         boolean nothing = answer.getMessagesCount() + answer.getRejectedCount() == 0;
-        if (nothing && now() - began < TOO_SOON) {
-          stopped.await(PAUSE, TimeUnit.MILLISECONDS);
-        }
-        return answer;
+        if (nothing) pause(TOO_SOON - (now() - began));
+        return new Batch(answer);
       } catch (StatusRuntimeException error) {
         Trouble trouble = Trouble.of(error);
-        if (!isStopped()) {
-          if (!trouble.passes) throw error;
-          stopped.await(waitAfter(trouble, attempt), TimeUnit.MILLISECONDS);
-        }
+        if (isStopped()) break;
+        if (!trouble.passes) throw new IllegalStateException(trouble.toString(), error);
+        pause(waitAfter(trouble, failed));
       }
     }
-    return FetchResponse.getDefaultInstance();
+    return new Batch(FetchResponse.getDefaultInstance());
   }
 
-  private FetchResponse fetchOnce(FetchRequest request) {
-    Context before = stop.attach();
-    try {
-      return within(millis(request.getMaxWait()) + PATIENCE).fetch(request);
-    } finally {
-      stop.detach(before);
-    }
-  }
-
-  /** Takes the messages of an answer in hand, and starts their heartbeat. */
-  Batch hold(List<Delivery> messages) {
-    return new Batch(messages);
-  }
-
-  /**
-   * Settles a rejected message that is still leased to us. Should that fail, the lease ends by
-   * itself, and the message is rejected again.
-   */
-  void refuse(Rejected rejected) {
-    if (rejected.getToken().isEmpty()) return;
-    Settlement.Builder settlement =
-        rejected.getCause() == RejectedCause.REJECTED_CAUSE_TOO_LARGE
-            ? nak(60_000) // Perhaps there is a worker with a larger MAX_BYTES.
-            : term(rejected.getDetail());
-    try {
-      settle(List.of(settlement.setToken(rejected.getToken()).build()), PATIENCE);
-    } catch (StatusRuntimeException error) {
-      log(rejected.getStreamSequence(), error.getMessage());
-    }
-  }
-
-  private List<SettleResult> settle(List<Settlement> settlements, long timeout) {
-    var request = SettleRequest.newBuilder().addAllSettlements(settlements).build();
-    return within(timeout).settle(request).getResultsList();
+  private void pause(long time) throws InterruptedException {
+    stopped.await(time, TimeUnit.MILLISECONDS);
   }
 
   private FetchServiceBlockingStub within(long timeout) {
@@ -181,284 +145,341 @@ final class FetchProxy implements AutoCloseable {
   }
 
   /**
-   * As long as the error asks for, or else longer each time. There is some chance in it, for
-   * workers that failed together must not come back together.
+   * Tells how long to wait before the call is repeated, and says so. There is some chance in it,
+   * for workers that failed together must not come back together.
    */
-  private long waitAfter(Trouble trouble, int attempt) {
-    long least = trouble.delay > 0 ? trouble.delay : (FIRST_WAIT << Math.min(attempt, 6)) / 2;
-    long wait = Math.min(least + ThreadLocalRandom.current().nextLong(least), LONGEST_WAIT);
-    onRetry.accept(trouble.reason, wait / 1e3);
-    // The channel would wait for up to two minutes before it connects anew.
+  private long waitAfter(Trouble trouble, int failed) {
+    long most = Math.min(FIRST_WAIT << Math.min(failed, 6), LONGEST_WAIT);
+    long wait = Math.min(trouble.delay, LONGEST_WAIT);
+    wait += most / 2 + ThreadLocalRandom.current().nextLong(most / 2);
+    say("retry", Map.of("reason", trouble.reason, "in", wait / 1e3));
+    // By itself, the channel would wait for up to two minutes before it connects anew.
     channel.resetConnectBackoff();
     return wait;
   }
 
-  /**
-   * What a handler throws for a failure that may pass: the message comes back after the delay, in
-   * seconds.
-   */
+  /** For a failure that may pass: the message comes back after the delay, in milliseconds. */
   static final class Transient extends Exception {
-    final double delay;
+    final long delay;
 
-    Transient(double delay) {
+    Transient(long delay) {
       this.delay = delay;
     }
   }
 
-  /** What a handler throws for a failure that never passes: the message does not come back. */
+  /** For a failure that never passes: the message does not come back. */
   static final class Poison extends Exception {
     Poison(String reason) {
       super(reason);
     }
   }
 
-  /** How a message ended for this worker. */
-  enum Outcome {
-    ACKED,
-    NACKED,
-    TERMED,
-    /** Not begun, and given back. */
-    RETURNED,
-    /** The lease was over: another worker has the message, or will. */
-    LOST
+  /**
+   * What one Fetch brought. Its keeper, which alone calls Settle, extends what is held and settles
+   * what is decided, until every lease is gone: so no outcome waits for the work on another.
+   */
+  final class Batch {
+    final List<Lease> leases;
+    private final List<Lease> kept; // Those that are not gone.
+    private final FutureTask<Void> keeper = new FutureTask<>(this::keep);
+    private final Context.CancellationListener stopping = context -> giveBack();
+
+    private Batch(FetchResponse answer) {
+      leases = map(answer.getMessagesList(), m -> new Lease(this, m, millis(m.getLease())));
+      kept = new ArrayList<>(leases);
+      answer.getRejectedList().forEach(this::refuse);
+      stop.addListener(stopping, Runnable::run); // At once, where it is stopped already.
+      new Thread(keeper, "keeper").start();
+    }
+
+    /** Settles a rejected message that is still leased to us. */
+    private void refuse(Rejected rejected) {
+      var message =
+          Delivery.newBuilder()
+              .setToken(rejected.getToken())
+              .setStreamSequence(rejected.getStreamSequence())
+              .setDeliveryCount(rejected.getDeliveryCount())
+              .putAllHeaders(rejected.getHeadersMap())
+              .build();
+      log(message, "rejected: " + rejected.getDetail());
+      say("rejected", message);
+      if (message.getToken().isEmpty()) return;
+      var lease = new Lease(this, message, REJECTED_LEASE);
+      lease.isRejected = true;
+      kept.add(lease);
+      boolean tooLarge = rejected.getCause() == RejectedCause.REJECTED_CAUSE_TOO_LARGE;
+      // Perhaps another worker takes larger answers.
+      lease.decide("rejected", tooLarge ? nak(60_000) : term(rejected.getDetail()));
+    }
+
+    /** Waits until every lease is settled, or lost. */
+    void await() throws Exception {
+      keeper.get();
+    }
+
+    private Void keep() throws InterruptedException {
+      while (awaitTurn()) turn();
+      stop.removeListener(stopping);
+      return null;
+    }
+
+    /** Waits until there is something to do; false when every lease is gone. */
+    private synchronized boolean awaitTurn() throws InterruptedException {
+      while (true) {
+        for (Lease lease : kept) {
+          if (!lease.gone && lease.isOver()) lease.lose("by our clock, it is over");
+        }
+        kept.removeIf(lease -> lease.gone);
+        if (kept.isEmpty()) return false;
+        long next = Long.MAX_VALUE;
+        for (Lease lease : kept) next = Math.min(next, Math.min(lease.next, lease.ends));
+        if (next <= now()) return true;
+        wait(next - now());
+      }
+    }
+
+    /** Settles and extends in one call what it is time for. */
+    private void turn() {
+      List<Part> parts = take();
+      if (parts.isEmpty()) return;
+      var request = SettleRequest.newBuilder().addAllSettlements(map(parts, Part::settlement));
+      long sent = now();
+      long shortest = parts.stream().mapToLong(part -> part.ends - sent).min().getAsLong();
+      try {
+        var answer = within(clamp(shortest / 2, 1_000, 10_000)).settle(request.build());
+        note(parts, sent, answer.getResultsList(), null);
+      } catch (StatusRuntimeException error) {
+        note(parts, sent, List.of(), Trouble.of(error));
+      }
+    }
+
+    private synchronized List<Part> take() {
+      var due = kept.stream().filter(Lease::isDue).limit(1_000);
+      return due.map(lease -> new Part(lease, lease.settlement(), lease.ends)).toList();
+    }
+
+    /** Notes what came of it: the failure of the call, or else the results of its parts. */
+    private synchronized void note(
+        List<Part> parts, long sent, List<SettleResult> results, Trouble failure) {
+      var again = new ArrayList<Lease>();
+      Trouble reason = null;
+      int failed = 0;
+      for (int i = 0; i < parts.size(); i++) {
+        Lease lease = parts.get(i).lease;
+        Trouble trouble = failure == null ? Trouble.of(results.get(i)) : failure;
+        if (trouble != null && trouble.passes) {
+          again.add(lease);
+          reason = trouble;
+          failed = Math.max(failed, lease.failed);
+        } else if (trouble != null) {
+          lease.lose(trouble.toString());
+        } else if (lease.outcome == parts.get(i).settlement) {
+          lease.goes(lease.event);
+        } else {
+          lease.lasts(sent, millis(results.get(i).getLease()));
+        }
+      }
+      if (reason == null) return;
+      long next = now() + waitAfter(reason, failed);
+      for (Lease lease : again) {
+        lease.failed = failed + 1;
+        lease.next = next;
+      }
+    }
+
+    /** All that is not begun, but a last attempt: a Nak would be the end of its message. */
+    private synchronized void giveBack() {
+      for (Lease lease : leases) {
+        if (!lease.begun && !lease.isLastAttempt()) lease.decide("returned", nak(0));
+      }
+    }
   }
+
+  /** What is done with a lease in one call. */
+  private record Part(Lease lease, Settlement settlement, long ends) {}
 
   /** A message in hand, and the right to settle it until the lease ends. */
   static final class Lease {
     final Delivery message;
+    private final Batch batch; // Its lock is over all that follows.
+    private boolean begun;
+    private boolean gone;
     private long ends;
-    private Outcome outcome;
-    private Settlement settlement; // What was decided, until it is settled.
-    private long decided;
-    private boolean kept = true; // By the heartbeat, until it is being settled.
+    private long next; // When it is to be extended, or else settled.
+    private int failed; // So many calls in a row.
+    private Settlement outcome; // What was decided.
+    private String event; // What to say when it is settled.
+    private boolean isRejected; // Of which all was said.
 
-    private Lease(Delivery message) {
+    private Lease(Batch batch, Delivery message, long left) {
+      this.batch = batch;
       this.message = message;
-      ends = now() + millis(message.getLease());
+      lasts(now(), left);
     }
 
-    /** Whether another worker may have the message: work on it would be done twice. */
-    synchronized boolean isLost() {
-      if (outcome != Outcome.LOST && left() <= 0) lose("by our clock, its lease is over");
-      return outcome == Outcome.LOST;
+    /** Whether to work on the message: not where it is lost, or given back. */
+    boolean begin() {
+      synchronized (batch) {
+        begun = !gone && outcome == null && !isOver();
+        return begun;
+      }
     }
 
-    /** Certain once {@link Batch#settle} has returned the lease. */
-    synchronized Outcome outcome() {
-      return outcome;
-    }
-
-    /** Decides that the message is done. {@link Batch#settle} carries out what was decided. */
+    /** Decides that the message is done. The keeper carries out what was decided. */
     void ack() {
-      decide(Outcome.ACKED, Settlement.newBuilder().setAck(AckAction.getDefaultInstance()));
+      decide("acked", Settlement.newBuilder().setAck(AckAction.getDefaultInstance()));
     }
 
-    /** Decides that the message is to come back after the delay, in seconds. */
-    void nak(double delay) {
-      decide(Outcome.NACKED, FetchProxy.nak(Math.round(delay * 1e3)));
+    /** Decides that the message is to come back after the delay, in milliseconds. */
+    void nak(long delay) {
+      decide("nacked", FetchProxy.nak(delay));
     }
 
     /** Decides that the message is not to come back. */
     void term(String reason) {
-      decide(Outcome.TERMED, FetchProxy.term(reason));
+      decide("termed", FetchProxy.term(reason));
     }
 
-    /** Decides that the message is for another worker, at once. */
-    void giveBack() {
-      decide(Outcome.RETURNED, FetchProxy.nak(0));
+    private void decide(String event, Settlement.Builder action) {
+      synchronized (batch) {
+        if (gone || outcome != null) return;
+        this.event = event;
+        outcome = action.setToken(message.getToken()).build();
+        failed = 0;
+        boolean isLast = batch.kept.stream().noneMatch(lease -> lease.outcome == null);
+        next = isLast ? now() : now() + GATHER;
+        batch.notifyAll();
+      }
     }
 
-    private synchronized void decide(Outcome decision, Settlement.Builder action) {
-      if (isLost()) return;
-      outcome = decision;
-      settlement = action.setToken(message.getToken()).build();
-      decided = now();
+    /** Takes along what would be due soon; but what failed waits its time out. */
+    private boolean isDue() {
+      return next - now() <= (failed == 0 ? GATHER : 0) && !isOver();
     }
 
-    private synchronized boolean takeDecided() {
-      boolean taken = kept && (isLost() || settlement != null);
-      if (taken) kept = false;
-      return taken;
+    private boolean isOver() {
+      return ends <= now();
     }
 
-    private synchronized boolean isOpen() {
-      return settlement != null && !isLost();
+    private boolean isLastAttempt() {
+      int most = message.getMaxDeliver();
+      return most > 0 && message.getDeliveryCount() >= most;
     }
 
-    private synchronized boolean isKept() {
-      return kept && !isLost();
-    }
-
-    private synchronized long waited() {
-      return kept && settlement != null ? now() - decided : 0;
-    }
-
-    private synchronized long left() {
-      return ends - now();
-    }
-
-    private Settlement extension() {
-      long length = Math.max(millis(message.getLease()), SHORTEST_LEASE);
-      var extend = ExtendAction.newBuilder().setLease(duration(length));
+    /** What was decided, or else an Extend. */
+    private Settlement settlement() {
+      if (outcome != null) return outcome;
+      var length = duration(clamp(millis(message.getLease()), 1_000, HOUR));
+      var extend = ExtendAction.newBuilder().setLease(length);
       return Settlement.newBuilder().setToken(message.getToken()).setExtend(extend).build();
     }
 
-    private synchronized void extended(SettleResult result) {
-      // What is being settled meanwhile may be refused for that.
-      if (!kept) return;
-      if (!result.hasError()) {
-        ends = now() + millis(result.getLease());
-      } else if (!Trouble.of(result.getError()).passes) {
-        lose(result.getError().getMessage());
-      }
+    private void lasts(long from, long left) {
+      ends = from + left;
+      failed = 0;
+      // Or else it was decided meanwhile.
+      if (outcome == null) next = now() + Math.max((ends - now()) / 3, 50);
     }
 
-    /** Returns the trouble if it is to be repeated. */
-    private synchronized Optional<Trouble> settled(SettleResult result) {
-      Trouble trouble = Trouble.of(result.getError());
-      if (result.hasError() && trouble.passes) return Optional.of(trouble);
-      if (result.hasError()) lose(result.getError().getMessage());
-      settlement = null;
-      return Optional.empty();
+    private void lose(String why) {
+      log(message, "lost: " + why);
+      goes("lost");
     }
 
-    private synchronized void lose(String why) {
-      log(message.getStreamSequence(), "lost: " + why);
-      outcome = Outcome.LOST;
-      settlement = null;
+    private void goes(String event) {
+      gone = true;
+      if (!isRejected) say(event, message);
     }
   }
 
-  /** What one Fetch brought. A heartbeat keeps its leases until they are settled. */
-  final class Batch implements AutoCloseable {
-    final List<Lease> leases;
-    private final Thread heart = new Thread(this::beat, "heartbeat");
+  // One settlement that the proxy does not take would spoil all of a call.
 
-    private Batch(List<Delivery> messages) {
-      leases = messages.stream().map(Lease::new).toList();
-      heart.setDaemon(true);
-      heart.start();
-    }
+  private static Settlement.Builder nak(long delay) {
+    var taken = duration(clamp(delay, 0, 24 * HOUR));
+    return Settlement.newBuilder().setNak(NakAction.newBuilder().setDelay(taken));
+  }
 
-    /** Ends the heartbeat. Leases that are not settled end by themselves. */
-    @Override
-    public void close() {
-      heart.interrupt();
-    }
-
-    /** For how many milliseconds the oldest decision has been waiting for {@link #settle}. */
-    long waited() {
-      return leases.stream().mapToLong(Lease::waited).max().orElse(0);
-    }
-
-    /**
-     * Carries out what was decided, and returns it together with what was lost. Goes on until each
-     * is done, refused for good, or over: every settlement may be repeated with the same token.
-     */
-    List<Lease> settle() throws InterruptedException {
-      List<Lease> taken = leases.stream().filter(Lease::takeDecided).toList();
-      for (int attempt = 0; ; attempt++) {
-        List<Lease> open = taken.stream().filter(Lease::isOpen).toList();
-        if (open.isEmpty()) return taken;
-        Optional<Trouble> trouble = settleOnce(open);
-        if (trouble.isPresent()) Thread.sleep(waitAfter(trouble.get(), attempt));
-      }
-    }
-
-    /** Returns the trouble of those that are to be repeated, if there are any. */
-    private Optional<Trouble> settleOnce(List<Lease> open) {
-      try {
-        var results = FetchProxy.this.settle(map(open, lease -> lease.settlement), PATIENCE);
-        var troubles = new ArrayList<Trouble>();
-        for (int i = 0; i < open.size(); i++) {
-          open.get(i).settled(results.get(i)).ifPresent(troubles::add);
-        }
-        return troubles.stream().findFirst();
-      } catch (StatusRuntimeException error) {
-        Trouble trouble = Trouble.of(error);
-        if (trouble.passes) return Optional.of(trouble);
-        open.forEach(lease -> lease.lose(error.getMessage()));
-        return Optional.empty();
-      }
-    }
-
-    /** Extends the leases whenever a third of what is left of the shortest has passed. */
-    private void beat() {
-      try {
-        for (List<Lease> kept = kept(); !kept.isEmpty(); kept = kept()) {
-          Thread.sleep(Math.max(shortest(kept) / 3, 20));
-          extend(kept());
-        }
-      } catch (InterruptedException closed) {
-        // As it should be.
-      }
-    }
-
-    private List<Lease> kept() {
-      return leases.stream().filter(Lease::isKept).toList();
-    }
-
-    private static long shortest(List<Lease> leases) {
-      return leases.stream().mapToLong(Lease::left).min().orElse(0);
-    }
-
-    /** Is not repeated when it fails: the next beat comes soon enough. */
-    private void extend(List<Lease> kept) throws InterruptedException {
-      if (kept.isEmpty()) return;
-      try {
-        long timeout = Math.max(shortest(kept) / 2, 100);
-        var results = FetchProxy.this.settle(map(kept, Lease::extension), timeout);
-        for (int i = 0; i < kept.size(); i++) {
-          kept.get(i).extended(results.get(i));
-        }
-      } catch (StatusRuntimeException error) {
-        if (Thread.interrupted()) throw new InterruptedException();
-        System.err.println("no heartbeat: " + error.getMessage());
-      }
-    }
+  /** Cuts the reason to 1 KiB, between two characters. */
+  private static Settlement.Builder term(String reason) {
+    byte[] bytes = String.valueOf(reason).getBytes(StandardCharsets.UTF_8);
+    int end = Math.min(bytes.length, 1_024);
+    while (end < bytes.length && (bytes[end] & 0xC0) == 0x80) end--;
+    var cut = ByteString.copyFrom(bytes, 0, end);
+    return Settlement.newBuilder().setTerm(TermAction.newBuilder().setReasonBytes(cut));
   }
 
   /**
    * What an error means for its call.
    *
    * @param passes whether to repeat the call
-   * @param delay after how long; zero if the proxy did not say
+   * @param delay after how long at least, if the proxy said so
    */
-  private record Trouble(String reason, boolean passes, long delay) {
+  private record Trouble(String reason, String message, boolean passes, long delay) {
     /** An error without a reason was made on the way: its code alone tells. */
     static Trouble of(StatusRuntimeException error) {
       Status.Code code = error.getStatus().getCode();
-      var info = detail(error, ErrorInfo.class).map(ErrorInfo::getReason);
-      var delay = detail(error, RetryInfo.class).map(retry -> millis(retry.getRetryDelay()));
-      return new Trouble(info.orElse(code.name()), !REFUSALS.contains(code), delay.orElse(0L));
-    }
-
-    static Trouble of(SettleError error) {
-      boolean passes = error.hasRetryDelay() || error.getReason().equals("SETTLE_UNCONFIRMED");
-      return new Trouble(error.getReason(), passes, millis(error.getRetryDelay()));
-    }
-
-    private static <T extends Message> Optional<T> detail(
-        StatusRuntimeException error, Class<T> type) {
+      String reason = code.name();
+      long delay = 0;
       try {
         for (Any detail : StatusProto.fromThrowable(error).getDetailsList()) {
-          if (detail.is(type)) return Optional.of(detail.unpack(type));
+          if (detail.is(ErrorInfo.class)) {
+            var info = detail.unpack(ErrorInfo.class);
+            if (info.getDomain().equals("fetchproxy")) reason = info.getReason();
+          } else if (detail.is(RetryInfo.class)) {
+            delay = millis(detail.unpack(RetryInfo.class).getRetryDelay());
+          }
         }
       } catch (InvalidProtocolBufferException malformed) {
         // As if it were not there.
       }
-      return Optional.empty();
+      String message = error.getStatus().getDescription();
+      return new Trouble(reason, message, !REFUSALS.contains(code), delay);
+    }
+
+    /** None where all is well. */
+    static Trouble of(SettleResult result) {
+      if (!result.hasError()) return null;
+      SettleError error = result.getError();
+      boolean passes = error.hasRetryDelay() || error.getReason().equals("SETTLE_UNCONFIRMED");
+      long delay = millis(error.getRetryDelay());
+      return new Trouble(error.getReason(), error.getMessage(), passes, delay);
+    }
+
+    @Override
+    public String toString() {
+      return reason + ": " + message;
     }
   }
 
-  private static Settlement.Builder nak(long delay) {
-    long taken = Math.min(Math.max(delay, 0), LONGEST_DELAY);
-    return Settlement.newBuilder().setNak(NakAction.newBuilder().setDelay(duration(taken)));
+  /** Says what became of a message, by the id that it has in its payload, if any. */
+  private static void say(String event, Delivery message) {
+    JsonElement id = null;
+    try {
+      if (JsonParser.parseString(message.getText()) instanceof JsonObject task) id = task.get("id");
+    } catch (JsonParseException noJson) {
+      // It has none.
+    }
+    var line = new LinkedHashMap<String, Object>();
+    line.put("sequence", message.getStreamSequence());
+    line.put("deliveries", message.getDeliveryCount());
+    line.put("id", id);
+    var headers = new TreeMap<String, List<String>>();
+    message.getHeadersMap().forEach((name, values) -> headers.put(name, values.getValuesList()));
+    if (!headers.isEmpty()) line.put("headers", headers);
+    say(event, line);
   }
 
-  private static Settlement.Builder term(String reason) {
-    return Settlement.newBuilder()
-        .setTerm(TermAction.newBuilder().setReason(String.valueOf(reason)));
+  /** Says one line on standard output, as JSON. */
+  static void say(String event, Map<String, Object> more) {
+    var line = new LinkedHashMap<String, Object>();
+    line.put("event", event);
+    line.putAll(more);
+    System.out.println(new Gson().toJson(line));
+    System.out.flush();
+  }
+
+  private static void log(Delivery message, String what) {
+    System.err.println("message " + message.getStreamSequence() + " " + what);
   }
 
   static Duration duration(long millis) {
@@ -474,8 +495,8 @@ final class FetchProxy implements AutoCloseable {
     return System.nanoTime() / 1_000_000;
   }
 
-  private static void log(long sequence, String what) {
-    System.err.println("message " + sequence + ": " + what);
+  private static long clamp(long value, long least, long most) {
+    return Math.max(least, Math.min(value, most));
   }
 
   private static <T, R> List<R> map(List<T> list, Function<T, R> with) {
