@@ -210,6 +210,30 @@ fn every_reason_is_explained_to_those_who_write_workers() {
 }
 
 #[test]
+fn the_retry_policy_covers_what_is_worth_repeating() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/clients.md");
+    let page = fs::read_to_string(page).unwrap();
+    let json = page.split("```json").nth(1).unwrap().split("```").next().unwrap();
+    let config: serde_json::Value = serde_json::from_str(json).unwrap();
+    let codes = |method: &str| -> String {
+        let all = config["methodConfig"].as_array().unwrap();
+        let names = |one: &&serde_json::Value| one["name"].to_string().contains(method);
+        let codes = &all.iter().find(names).unwrap()["retryPolicy"]["retryableStatusCodes"];
+        codes.to_string().replace('_', "").to_lowercase()
+    };
+    let (fetch, settle) = (codes("\"Fetch\""), codes("\"Settle\""));
+    for reason in Reason::ALL {
+        let row = page.lines().find(|line| line.starts_with(&format!("| `{}` |", reason.name())));
+        let columns: Vec<_> = row.unwrap().split('|').collect();
+        let code = format!("\"{:?}\"", reason.code()).to_lowercase();
+        for (advice, codes) in [(columns[2], &fetch), (columns[3], &settle)] {
+            let covered = !advice.contains("repeat") || codes.contains(&code);
+            assert!(covered, "{}:{advice}is not done by a library for {code}", reason.name());
+        }
+    }
+}
+
+#[test]
 fn every_reason_is_explained_in_the_contract() {
     let contract = Path::new(env!("CARGO_MANIFEST_DIR")).join("proto/fetchproxy/v1/fetch.proto");
     let contract = fs::read_to_string(contract).unwrap();
