@@ -1,21 +1,23 @@
-//! What a worker needs around the generated client: the channel, what a refusal means, when to ask
-//! again, and a batch whose leases are kept alive and settled. Copy it.
+//! What a worker needs around the generated client: the channel, when to ask again, and a batch whose
+//! keeper extends its leases and settles what was decided. Copy it as it is: it must know nothing of
+//! the work.
 
 use std::{
-    collections::VecDeque,
-    future::Future,
-    pin::pin,
+    error,
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
 use pb::{
-    AckAction, Delivery, ExtendAction, FetchRequest, FetchResponse, NakAction, SettleRequest,
-    Settlement, TermAction, fetch_service_client::FetchServiceClient, settlement::Action,
+    AckAction, Delivery, ExtendAction, FetchRequest, FetchResponse, NakAction, Rejected,
+    RejectedCause, SettleError, SettleRequest, SettleResponse, SettleResult, Settlement,
+    TermAction, delivery::Payload, fetch_service_client::FetchServiceClient, settlement::Action,
 };
-use tokio::time::sleep;
+use serde_json::{Value, json};
+use tokio::{sync::Notify, task::JoinHandle, time};
 use tokio_util::sync::CancellationToken;
 use tonic::{
-    Code, Request, Status,
+    Code, Request, Response, Status,
     transport::{Channel, Endpoint, Error},
 };
 use tonic_types::StatusExt as _;
@@ -30,11 +32,7 @@ pub type Client = FetchServiceClient<Channel>;
 
 /// The most that an answer may have. The library's own limit is 4 MiB: raise both together.
 pub const MAX_BYTES: u32 = 16 << 20;
-/// Longer than the proxy takes to answer a settlement: 5 s, unless it is told otherwise.
-const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest delay of a Nak; a longer one would fail the whole call.
-const LONGEST_DELAY: Duration = Duration::from_secs(24 * 3600);
-/// The longest wait before a call is repeated.
+/// The longest wait before a call is repeated, and what a Fetch has beyond its own wait.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// No outcome waits longer for others to be settled with.
 const GATHERING: Duration = Duration::from_millis(100);
@@ -43,284 +41,369 @@ const GATHERING: Duration = Duration::from_millis(100);
 pub enum Failure {
     /// It may work later: the message comes back after this time.
     Transient(Duration),
-    /// It will never work: the message never comes back.
+    /// It will never work: the message does not come back.
     Poison(String),
+    /// What nobody has thought of: the message comes back in 5 s, and the error is logged.
+    Unexpected(Box<dyn error::Error + Send + Sync>),
 }
 
-/// A client of `host:port`, or of several with commas between, in turn.
-pub fn connect(addresses: &str) -> Result<Client, Error> {
-    let endpoints = addresses.split(',').map(|address| {
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
-        let endpoint = endpoint.connect_timeout(Duration::from_secs(5));
-        Ok(endpoint.http2_keep_alive_interval(Duration::from_secs(30)).keep_alive_while_idle(true))
-    });
-    let mut endpoints = endpoints.collect::<Result<Vec<_>, Error>>()?;
-    let channel = match endpoints.len() {
-        1 => endpoints.remove(0).connect_lazy(),
-        _ => Channel::balance_list(endpoints.into_iter()),
-    };
+impl<E: error::Error + Send + Sync + 'static> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Unexpected(error.into())
+    }
+}
+
+/// Of `host:port`, or `dns:///name:port`. Connects when there is a call, and anew if need be.
+pub fn connect(target: &str) -> Result<Client, Error> {
+    let target = target.trim_start_matches("dns:///");
+    let endpoint = Endpoint::from_shared(format!("http://{target}"))?.connect_timeout(PATIENCE);
+    let endpoint = endpoint.http2_keep_alive_interval(Duration::from_secs(30));
+    let channel = endpoint.keep_alive_while_idle(true).connect_lazy();
     Ok(Client::new(channel).max_decoding_message_size(MAX_BYTES as usize + (1 << 20)))
 }
 
-/// Why a call or a settlement was refused, and after how long it may be repeated.
-pub struct Refusal {
-    pub reason: String,
-    after: Option<Duration>,
-}
-
-impl Refusal {
-    pub fn of(status: &Status) -> Self {
-        let info = status.get_details_error_info().filter(|info| info.domain == "fetchproxy");
-        let retry = status.get_details_retry_info();
-        Self {
-            reason: info.map_or_else(|| format!("{:?}", status.code()), |info| info.reason),
-            after: retry.and_then(|retry| retry.retry_delay),
-        }
-    }
-
-    /// Whether the message is somebody else's by now, or settled, or will come again.
-    fn is_final(&self) -> bool {
-        let reasons = [
-            "LEASE_EXPIRED",
-            "LEASE_SETTLED",
-            "TOKEN_INVALID",
-            "JETSTREAM_DENIED",
-            "INVALID_FIELD",
-            "NATS_PERMISSION",
-        ];
-        reasons.contains(&&*self.reason)
-    }
-}
-
-/// Of a Fetch: repeating it helps nobody, somebody must look.
-fn is_hopeless(code: Code) -> bool {
-    use Code::{
-        FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, Unauthenticated,
-        Unimplemented,
-    };
-    let codes = [InvalidArgument, NotFound, FailedPrecondition, PermissionDenied];
-    codes.contains(&code) || [Unauthenticated, Unimplemented].contains(&code)
-}
-
-/// Waits before a call is repeated: as long as was asked for, and longer each time.
-#[derive(Default)]
-struct Backoff {
-    tries: u32,
-}
-
-impl Backoff {
-    fn next(&mut self, refusal: &Refusal) -> Duration {
-        let longest = Duration::from_millis(100 << self.tries.min(6)).min(PATIENCE);
-        self.tries += 1;
-        let asked = refusal.after.unwrap_or_default().min(PATIENCE);
-        let wait = asked + longest.mul_f64(fastrand::f64() / 2.0 + 0.5);
-        crate::say(&serde_json::json!({
-            "event": "retry", "reason": refusal.reason, "in": wait.as_secs_f64(),
-        }));
-        wait
-    }
-}
-
-/// An answer, however often it must be asked for; `None` when told to stop first.
+/// The next answer that has something in it; `None` when told to stop first, and an error that
+/// somebody must look at.
 pub async fn fetch(
     client: &mut Client,
     wanted: &FetchRequest,
     stop: &CancellationToken,
-) -> Result<Option<FetchResponse>, Status> {
-    let mut backoff = Backoff::default();
+) -> Result<Option<FetchResponse>, String> {
+    let (timeout, mut tries) = (of(wanted.max_wait) + PATIENCE, 0);
     loop {
-        let mut request = Request::new(wanted.clone());
-        request.set_timeout(of(wanted.max_wait) + Duration::from_secs(5));
-        match stop.run_until_cancelled(client.fetch(request)).await {
-            None => return Ok(None),
-            Some(Ok(answer)) => return Ok(Some(answer.into_inner())),
-            Some(Err(status)) if is_hopeless(status.code()) => return Err(status),
-            Some(Err(status)) => {
-                let wait = backoff.next(&Refusal::of(&status));
-                stop.run_until_cancelled(sleep(wait)).await;
+        let began = Instant::now();
+        let call = within(timeout, wanted.clone(), async |request| client.fetch(request).await);
+        let wait = match stop.run_until_cancelled(call).await.transpose() {
+            Ok(Some(answer)) if answer.messages.is_empty() && answer.rejected.is_empty() => {
+                tries = 0;
+                // A proxy that drains, say, answers at once.
+                Duration::from_millis(500).saturating_sub(began.elapsed())
             }
-        }
+            Ok(answer) => return Ok(answer),
+            Err(error) if passes(&error) => wait(&error, &mut tries),
+            Err(error) => return Err(format!("{}: {}", error.reason, error.message)),
+        };
+        stop.run_until_cancelled(time::sleep(wait)).await;
     }
 }
 
-/// A message in hand.
-struct Lease {
-    token: String,
-    length: Duration,
-    ends: Instant,
-    decided: bool,
+/// An answer in time. By the request's own timeout, the time that it takes to connect does not count.
+async fn within<Q, A>(
+    timeout: Duration,
+    message: Q,
+    call: impl AsyncFnOnce(Request<Q>) -> Result<Response<A>, Status>,
+) -> Result<A, SettleError> {
+    let mut request = Request::new(message);
+    request.set_timeout(timeout);
+    let answer = tokio::select! {
+        biased;
+        () = time::sleep(timeout) => Err(Status::deadline_exceeded("no answer in time")),
+        answer = call(request) => answer,
+    };
+    answer.map(Response::into_inner).map_err(|status| refusal(&status))
 }
 
-/// What is to become of a message, and what is said when it has.
-struct Outcome {
-    lease: usize,
-    since: Instant,
-    action: Action,
-    line: serde_json::Value,
+/// Why a call failed, as if each part of it had.
+fn refusal(status: &Status) -> SettleError {
+    use Code::*;
+    let info = status.get_details_error_info().filter(|info| info.domain == "fetchproxy");
+    let retry = status.get_details_retry_info().and_then(|info| info.retry_delay);
+    SettleError {
+        reason: info.map_or_else(|| format!("{:?}", status.code()), |info| info.reason),
+        message: status.message().to_owned(),
+        retry_delay: match status.code() {
+            InvalidArgument | NotFound | FailedPrecondition => None,
+            PermissionDenied | Unauthenticated | Unimplemented => None,
+            _ => Some(to(retry.unwrap_or_default())),
+        },
+        ..SettleError::default()
+    }
 }
 
-/// Messages in hand, and outcomes that are not settled yet.
+/// Whether it may be repeated with the same token.
+fn passes(refusal: &SettleError) -> bool {
+    refusal.retry_delay.is_some() || refusal.reason == "SETTLE_UNCONFIRMED"
+}
+
+/// How long to wait before the next try: as long as was asked for, and longer each time.
+fn wait(refusal: &SettleError, tries: &mut u32) -> Duration {
+    let longest = Duration::from_millis(100 << (*tries).min(6)).min(PATIENCE);
+    *tries += 1;
+    let asked = of(refusal.retry_delay).min(PATIENCE);
+    let wait = asked + longest.mul_f64(0.5 + fastrand::f64() / 2.0);
+    say(&json!({ "event": "retry", "reason": refusal.reason, "in": wait.as_secs_f64() }));
+    wait
+}
+
+/// What one Fetch brought, shared by the worker and a keeper.
 pub struct Batch {
-    client: Client,
-    leases: Vec<Lease>,
-    outcomes: VecDeque<Outcome>,
+    leases: Mutex<Vec<Lease>>,
+    decided: Notify,
+    stop: CancellationToken,
 }
 
 impl Batch {
-    pub fn new(client: &Client, messages: &[Delivery]) -> Self {
-        let now = Instant::now();
-        let lease = |message: &Delivery| {
-            let (token, length) = (message.token.clone(), of(message.lease));
-            Lease { token, length, ends: now + length, decided: false }
-        };
-        let leases = messages.iter().map(lease).collect();
-        Self { client: client.clone(), leases, outcomes: VecDeque::new() }
+    /// Tells of what was rejected, and starts a keeper, which ends when all is settled or lost. Told
+    /// to stop, it gives back what is not begun.
+    pub fn keep(
+        client: &Client,
+        answer: &FetchResponse,
+        stop: &CancellationToken,
+    ) -> (Arc<Self>, JoinHandle<()>) {
+        let mut leases: Vec<_> = answer.messages.iter().map(Lease::of).collect();
+        for rejected in &answer.rejected {
+            let lease = Lease::of_rejected(rejected);
+            eprintln!("message {} is rejected: {}", rejected.stream_sequence, rejected.detail);
+            say(&lease.line);
+            leases.extend((!rejected.token.is_empty()).then_some(lease));
+        }
+        let (leases, stop) = (Mutex::new(leases), stop.clone());
+        let batch = Arc::new(Self { leases, decided: Notify::new(), stop });
+        (batch.clone(), tokio::spawn(batch.settle_and_extend(client.clone())))
     }
 
-    pub fn is_over(&self, place: usize) -> bool {
-        self.leases[place].ends <= Instant::now()
+    /// Works on a message, if it is still there. How that ends decides what becomes of it. What the
+    /// work is given is cancelled when the lease is lost.
+    pub async fn work<W>(&self, place: usize, work: impl FnOnce(CancellationToken) -> W)
+    where
+        W: Future<Output = Result<Value, Failure>> + Send + 'static,
+    {
+        let Some(lost) = self.begin(place) else { return };
+        // As a task, so that a panic ends no more than itself.
+        let done = tokio::spawn(work(lost)).await.unwrap_or_else(|panic| Err(panic.into()));
+        let lease = &mut self.leases()[place];
+        match done {
+            Ok(told) => lease.decide("acked", Action::Ack(AckAction {}), told),
+            Err(Failure::Transient(delay)) => lease.decide("nacked", nak(delay), Value::Null),
+            Err(Failure::Poison(reason)) => lease.decide("termed", term(&reason), Value::Null),
+            Err(Failure::Unexpected(error)) => {
+                eprintln!("message {}: {error}", lease.line["sequence"]);
+                lease.decide("nacked", nak(Duration::from_secs(5)), Value::Null);
+            }
+        }
+        self.decided.notify_one();
     }
 
-    /// Works, and extends every lease that nothing is decided about meanwhile.
-    pub async fn alive_during<T>(&mut self, work: impl Future<Output = T>) -> T {
-        let mut work = pin!(work);
+    fn begin(&self, place: usize) -> Option<CancellationToken> {
+        let lease = &mut self.leases()[place];
+        lease.stays |= !self.stop.is_cancelled();
+        (lease.is_there(Instant::now()) && lease.stays).then(|| lease.gone.clone())
+    }
+
+    fn leases(&self) -> MutexGuard<'_, Vec<Lease>> {
+        self.leases.lock().expect("nobody panics who holds it")
+    }
+
+    /// The keeper. In each turn one call, with all that is decided or to be extended.
+    async fn settle_and_extend(self: Arc<Self>, mut client: Client) {
+        let (mut quiet_until, mut tries) = (Instant::now(), 0);
         loop {
-            tokio::select! {
-                done = &mut work => return done,
-                () = self.beat() => {}
-            }
-        }
-    }
-
-    /// At a third of what is left of the shortest.
-    async fn beat(&mut self) {
-        let now = Instant::now();
-        let held = |lease: &&mut Lease| !lease.decided && lease.ends > now;
-        let mut held: Vec<_> = self.leases.iter_mut().filter(held).collect();
-        let left = held.iter().map(|lease| lease.ends - now).min().unwrap_or(PATIENCE);
-        sleep((left / 3).max(Duration::from_millis(50))).await;
-        let began = Instant::now();
-        let settlements = held.iter().map(|lease| {
-            let length = lease.length.max(Duration::from_secs(1));
-            let action = Action::Extend(ExtendAction { lease: Some(to(length)) });
-            Settlement { token: lease.token.clone(), action: Some(action) }
-        });
-        let Ok(results) = settle(&mut self.client, settlements.collect()).await else {
-            return; // The next beat tries again, and comes sooner.
-        };
-        for (lease, result) in held.iter_mut().zip(results) {
-            match result {
-                Ok(length) => lease.ends = began + length,
-                Err(refusal) if refusal.is_final() => lease.ends = began,
-                Err(_) => {}
-            }
-        }
-    }
-
-    pub fn ack(&mut self, place: usize, line: serde_json::Value) {
-        self.decide(place, Action::Ack(AckAction {}), line);
-    }
-
-    pub fn nak(&mut self, place: usize, delay: Duration, line: serde_json::Value) {
-        let delay = Some(to(delay.min(LONGEST_DELAY)));
-        self.decide(place, Action::Nak(NakAction { delay }), line);
-    }
-
-    pub fn term(&mut self, place: usize, reason: String, line: serde_json::Value) {
-        self.decide(place, Action::Term(TermAction { reason }), line);
-    }
-
-    fn decide(&mut self, place: usize, action: Action, line: serde_json::Value) {
-        self.leases[place].decided = true;
-        self.outcomes.push_back(Outcome { lease: place, since: Instant::now(), action, line });
-    }
-
-    /// Whether an outcome has waited for others long enough.
-    pub fn is_due(&self) -> bool {
-        self.outcomes.front().is_some_and(|first| first.since.elapsed() >= GATHERING)
-    }
-
-    /// Settles what was decided. Repeats with the same tokens, which harms nobody, while the leases
-    /// last.
-    pub async fn settle(&mut self) {
-        let mut backoff = Backoff::default();
-        loop {
-            let Some(refusal) = self.try_to_settle().await else { return };
-            let (over, open): (VecDeque<_>, _) = self
-                .outcomes
-                .drain(..)
-                .partition(|open| self.leases[open.lease].ends <= Instant::now());
-            over.into_iter().for_each(Outcome::lost);
-            self.outcomes = open;
-            if !self.outcomes.is_empty() {
-                sleep(backoff.next(&refusal)).await;
-            }
-        }
-    }
-
-    /// Leaves what must be repeated, and says why.
-    async fn try_to_settle(&mut self) -> Option<Refusal> {
-        let settlements = self.outcomes.iter().map(|outcome| {
-            let token = self.leases[outcome.lease].token.clone();
-            Settlement { token, action: Some(outcome.action.clone()) }
-        });
-        let settlements: Vec<_> = settlements.collect();
-        if settlements.is_empty() {
-            return None;
-        }
-        let results = match settle(&mut self.client, settlements).await {
-            Ok(results) => results,
-            Err(refusal) if refusal.is_final() => {
-                self.outcomes.drain(..).for_each(Outcome::lost);
-                return None;
-            }
-            Err(refusal) => return Some(refusal),
-        };
-        let mut why = None;
-        for (outcome, result) in std::mem::take(&mut self.outcomes).into_iter().zip(results) {
-            match result {
-                // Also where it was settled so before: OUTCOME_DUPLICATE.
-                Ok(_) => crate::say(&outcome.line),
-                Err(refusal) if refusal.is_final() => outcome.lost(),
-                Err(refusal) => {
-                    self.outcomes.push_back(outcome);
-                    why = Some(refusal);
+            let (now, is_stopped) = (Instant::now(), self.stop.is_cancelled());
+            let Some(wake) = self.next_turn(now, is_stopped, quiet_until) else { return };
+            if wake > now {
+                tokio::select! {
+                    () = time::sleep_until(wake.into()) => {}
+                    () = self.decided.notified() => {}
+                    () = self.stop.cancelled(), if !is_stopped => {}
                 }
+                continue;
+            }
+            let (places, settlements, timeout) = self.next_call(now);
+            let message = SettleRequest { settlements, ..SettleRequest::default() };
+            let call = within(timeout, message, async |request| client.settle(request).await);
+            quiet_until = self.note(now, places, call.await, &mut tries);
+        }
+    }
+
+    /// When there is something to do; `None` when nothing is left.
+    fn next_turn(&self, now: Instant, is_stopped: bool, quiet_until: Instant) -> Option<Instant> {
+        let mut leases = self.leases();
+        let there = leases.iter_mut().filter_map(|lease| lease.is_there(now).then_some(lease));
+        let turns = there.map(|lease| {
+            if is_stopped && !lease.stays && lease.outcome.is_none() {
+                lease.decide("returned", nak(Duration::ZERO), Value::Null);
+            }
+            let gathering = if lease.outcome.is_some() { GATHERING } else { Duration::ZERO };
+            (lease.due + gathering).max(quiet_until).min(lease.ends)
+        });
+        turns.min()
+    }
+
+    /// All that is due, and how long to wait for the answer.
+    fn next_call(&self, now: Instant) -> (Vec<usize>, Vec<Settlement>, Duration) {
+        let (mut leases, mut timeout) = (self.leases(), Duration::from_secs(10));
+        let there = leases.iter_mut().enumerate().filter(|(_, lease)| !lease.gone.is_cancelled());
+        // The proxy takes no more in a call.
+        let due = there.filter(|(_, lease)| lease.due <= now).take(1000);
+        let parts = due.map(|(place, lease)| {
+            timeout = timeout.min((lease.ends - now) / 2);
+            (place, lease.next_part())
+        });
+        let (places, settlements) = parts.unzip();
+        (places, settlements, timeout.max(Duration::from_secs(1)))
+    }
+
+    /// Takes down what came of a call, and says until when another is of no use.
+    fn note(
+        &self,
+        began: Instant,
+        places: Vec<usize>,
+        answer: Result<SettleResponse, SettleError>,
+        tries: &mut u32,
+    ) -> Instant {
+        let has_failed = answer.is_err();
+        let failed = |error| SettleResult { error: Some(error), ..SettleResult::default() };
+        let all_failed = |error| vec![failed(error); places.len()];
+        let results = answer.map_or_else(all_failed, |answer| answer.results);
+        let again = results.iter().filter_map(|result| result.error.as_ref()).filter(|e| passes(e));
+        let wait = again.max_by_key(|e| of(e.retry_delay)).map(|worst| wait(worst, tries));
+        *tries = wait.map_or(0, |_| *tries);
+        let due = Instant::now() + wait.unwrap_or_default();
+        for (place, result) in places.into_iter().zip(results) {
+            let lease = &mut self.leases()[place];
+            match result.error {
+                _ if lease.gone.is_cancelled() => {}
+                None if lease.is_settling => lease.end(),
+                None => lease.lasts(began, of(result.lease)),
+                Some(error) if passes(&error) => lease.due = due,
+                Some(error) => lease.lose(&error.reason),
             }
         }
-        why
+        if has_failed { due } else { began }
     }
 }
 
-impl Outcome {
-    fn lost(mut self) {
-        self.line["event"] = "lost".into();
-        crate::say(&self.line);
-    }
+/// A message in hand, until it is settled or its lease lost.
+struct Lease {
+    token: String,
+    /// What is told of it in the end, unless it was rejected: that was told already.
+    line: Value,
+    is_rejected: bool,
+    length: Duration,
+    ends: Instant,
+    /// When to settle or to extend it.
+    due: Instant,
+    /// Begun, or on its last attempt: then a Nak would be the end of the message.
+    stays: bool,
+    outcome: Option<Action>,
+    /// Whether the call under way settles it, and does not extend it.
+    is_settling: bool,
+    gone: CancellationToken,
 }
 
-/// For each settlement what is left of its lease, where it was extended, or why it was refused.
-async fn settle(
-    client: &mut Client,
-    settlements: Vec<Settlement>,
-) -> Result<Vec<Result<Duration, Refusal>>, Refusal> {
-    let mut request = Request::new(SettleRequest { settlements, ..SettleRequest::default() });
-    request.set_timeout(SETTLE_TIMEOUT);
-    let answer = client.settle(request).await.map_err(|status| Refusal::of(&status))?;
-    let results = answer.into_inner().results.into_iter().map(|result| match result.error {
-        None => Ok(of(result.lease)),
-        Some(error) => {
-            let after = error.retry_delay.map(|delay| of(Some(delay)));
-            Err(Refusal { reason: error.reason, after })
+impl Lease {
+    fn of(message: &Delivery) -> Self {
+        let (last, now) = (message.max_deliver, Instant::now());
+        let mut lease = Self {
+            token: message.token.clone(),
+            line: json!({
+                "event": "lost",
+                "sequence": message.stream_sequence,
+                "deliveries": message.delivery_count,
+                "id": id(message),
+            }),
+            is_rejected: false,
+            length: of(message.lease),
+            ends: now,
+            due: now,
+            stays: last > 0 && message.delivery_count >= last,
+            outcome: None,
+            is_settling: false,
+            gone: CancellationToken::new(),
+        };
+        lease.lasts(now, lease.length);
+        lease
+    }
+
+    /// One with a token is leased, too. Until when, the proxy will say: only its clock tells here.
+    fn of_rejected(rejected: &Rejected) -> Self {
+        let message = Delivery {
+            token: rejected.token.clone(),
+            stream_sequence: rejected.stream_sequence,
+            delivery_count: rejected.delivery_count,
+            lease: Some(to(4 * PATIENCE)),
+            ..Delivery::default()
+        };
+        let mut lease = Self { is_rejected: true, ..Self::of(&message) };
+        let outcome = match rejected.cause() {
+            // Perhaps there is a worker that takes more.
+            RejectedCause::TooLarge => nak(Duration::from_secs(60)),
+            _ => term(&rejected.detail),
+        };
+        lease.decide("rejected", outcome, Value::Null);
+        lease
+    }
+
+    /// Over by our clock is as good as lost.
+    fn is_there(&mut self, now: Instant) -> bool {
+        if !self.gone.is_cancelled() && self.ends <= now {
+            self.lose("its time is over");
         }
-    });
-    Ok(results.collect())
+        !self.gone.is_cancelled()
+    }
+
+    /// The next extension is due at a third.
+    fn lasts(&mut self, from: Instant, length: Duration) {
+        self.ends = from + length;
+        if self.outcome.is_none() {
+            self.due = from + (length / 3).max(Duration::from_millis(50));
+        }
+    }
+
+    fn decide(&mut self, event: &str, outcome: Action, told: Value) {
+        (self.outcome, self.due) = (Some(outcome), Instant::now());
+        self.line["event"] = event.into();
+        for (name, value) in told.as_object().into_iter().flatten() {
+            self.line[name] = value.clone();
+        }
+    }
+
+    fn next_part(&mut self) -> Settlement {
+        self.is_settling = self.outcome.is_some();
+        let length = Some(to(self.length.clamp(Duration::from_secs(1), Duration::from_secs(3600))));
+        let extend = || Action::Extend(ExtendAction { lease: length });
+        let action = Some(self.outcome.clone().unwrap_or_else(extend));
+        Settlement { token: self.token.clone(), action }
+    }
+
+    fn lose(&mut self, why: &str) {
+        eprintln!("message {} is lost: {why}", self.line["sequence"]);
+        self.line["event"] = "lost".into();
+        self.end();
+    }
+
+    fn end(&mut self) {
+        if !self.is_rejected {
+            say(&self.line);
+        }
+        self.gone.cancel();
+    }
+}
+
+fn nak(delay: Duration) -> Action {
+    Action::Nak(NakAction { delay: Some(to(delay)) })
+}
+
+fn term(reason: &str) -> Action {
+    Action::Term(TermAction { reason: reason[..reason.floor_char_boundary(1024)].to_owned() })
+}
+
+/// Standard output has one JSON object a line.
+pub fn say(line: &Value) {
+    println!("{line}");
+}
+
+/// Where the payload is a JSON object that has one.
+fn id(message: &Delivery) -> Value {
+    let Some(Payload::Text(text)) = &message.payload else { return Value::Null };
+    serde_json::from_str::<Value>(text).unwrap_or_default()["id"].clone()
 }
 
 fn of(length: Option<prost_types::Duration>) -> Duration {
     length.and_then(|length| length.try_into().ok()).unwrap_or_default()
 }
 
+/// At most a day, for the proxy takes no longer delay.
 pub fn to(length: Duration) -> prost_types::Duration {
-    length.try_into().expect("a length that fits")
+    length.min(Duration::from_secs(24 * 3600)).try_into().expect("a day fits")
 }
