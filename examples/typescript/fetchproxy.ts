@@ -1,7 +1,8 @@
-// What every worker needs around the generated client: which errors are worth repeating a call and
-// after how long, a heartbeat that keeps leases, and settling with the same token until it is done.
+// What a worker needs around the generated client: the channel, when to ask again, and a batch whose
+// keeper extends its leases and settles what was decided. Copy it as it is: it must know nothing of
+// the work.
 
-import { setTimeout as sleep } from "node:timers/promises";
+import { setImmediate as breathe, setTimeout as sleep } from "node:timers/promises";
 
 import {
   credentials,
@@ -13,334 +14,277 @@ import {
 } from "@grpc/grpc-js";
 
 import {
+  Delivery,
   FetchServiceClient,
   RejectedCause,
   SettleRequest,
-  type Delivery,
   type FetchRequest,
   type FetchResponse,
   type Rejected,
   type SettleError,
   type Settlement,
-  type SettleResult,
 } from "./gen/fetchproxy/v1/fetch.js";
 import type { Duration } from "./gen/google/protobuf/duration.js";
 
-/** The largest answer that is asked for, and taken. */
+/** The most that an answer may have. The library's own limit is 4 MiB: raise both together. */
 export const MAX_BYTES = 16 << 20;
 
 // All times are in milliseconds.
-/** The first wait before a call is repeated, if the proxy names none, and the longest. */
-const [FIRST_WAIT, LONGEST_WAIT] = [100, 5_000];
-/** What a Fetch has beyond its maxWait, and a settlement at all: the proxy answers well before. */
-const PATIENCE = 10_000;
-/** An empty answer that came sooner is followed by a pause. */
-const [TOO_SOON, PAUSE] = [1_000, 500];
-/** The proxy grants no shorter lease to those who ask. */
-const SHORTEST_LEASE = 1_000;
-/** Nor does it take a longer delay; one settlement that it does not take spoils the whole call. */
-const LONGEST_DELAY = 24 * 3_600_000;
+/** The longest wait before a call is repeated, and what a Fetch has beyond its own wait. */
+const PATIENCE = 5_000;
+/** No outcome waits longer for others to be settled with. */
+const GATHERING = 100;
 
-/** What handle throws for a failure that may pass: the message comes back after so many seconds. */
+/** What work throws that may succeed later: the message comes back after so many seconds. */
 export class Transient extends Error {
   constructor(readonly delay: number) {
     super(`not now, again in ${delay} s`);
   }
 }
 
-/** What handle throws for a failure that never passes: the message does not come back. */
+/** What work throws that will never succeed: the message does not come back. */
 export class Poison extends Error {}
 
-/** How a message ended for this worker. */
-export type Outcome =
-  | "acked"
-  | "nacked"
-  | "termed"
-  /** Not begun, and given back. */
-  | "returned"
-  /** The lease was over: another worker has the message, or will. */
-  | "lost";
+/**
+ * The work on a message. What it returns is told when the message is acked. After an error that is
+ * neither of the above, the message comes back in 5 s. The signal aborts when the message may have
+ * been given to another worker.
+ */
+export type Handler = (message: Delivery, signal: AbortSignal) => Promise<object | void>;
 
-type Action = NonNullable<Settlement["action"]>;
+/** Of `host:port`, or `dns:///name:port` with an address for each replica. */
+export function connect(target: string): FetchServiceClient {
+  return new FetchServiceClient(target, credentials.createInsecure(), {
+    "grpc.max_receive_message_length": MAX_BYTES + (1 << 20),
+    "grpc.keepalive_time_ms": 30_000,
+    "grpc.keepalive_permit_without_calls": 1,
+    "grpc.initial_reconnect_backoff_ms": 100,
+    "grpc.max_reconnect_backoff_ms": PATIENCE,
+    "grpc.service_config": JSON.stringify({ loadBalancingConfig: [{ round_robin: {} }] }),
+    "grpc.service_config_disable_resolution": 1,
+  });
+}
 
-/** A connection to fetch-proxy. */
-export class FetchProxy {
-  readonly #client: FetchServiceClient;
-
-  /**
-   * @param address any target that gRPC knows, as `dns:///fetch-proxy:50051`; or IP addresses with
-   *   commas between, which are tried in turn
-   * @param onRetry called before each wait after an error
-   */
-  constructor(
-    address: string,
-    private readonly onRetry: (reason: string, wait: number) => void,
-  ) {
-    const target = address.includes(",") ? `ipv4:${address}` : address;
-    this.#client = new FetchServiceClient(target, credentials.createInsecure(), {
-      "grpc.max_receive_message_length": MAX_BYTES,
-      "grpc.keepalive_time_ms": 30_000,
-      "grpc.initial_reconnect_backoff_ms": FIRST_WAIT,
-      "grpc.max_reconnect_backoff_ms": LONGEST_WAIT,
-    });
-  }
-
-  close(): void {
-    this.#client.close();
-  }
-
-  /** Answers until `stop`. Throws when a Fetch is refused for good. */
-  async *fetch(request: FetchRequest, stop: AbortSignal): AsyncGenerator<FetchResponse> {
-    while (!stop.aborted) {
-      const began = performance.now();
-      const answer = await this.#answer(request, stop);
-      if (!answer) return;
-      yield answer;
-      const nothing = answer.messages.length + answer.rejected.length === 0;
-      if (nothing && performance.now() - began < TOO_SOON) await pause(PAUSE, stop);
+/** The next answer that has something in it; undefined when told to stop first. */
+export async function fetchSome(
+  client: FetchServiceClient,
+  request: FetchRequest,
+  stop: AbortSignal,
+): Promise<FetchResponse | undefined> {
+  const timeout = millis(request.maxWait) + PATIENCE;
+  for (let tries = 0; !stop.aborted;) {
+    const began = performance.now();
+    let wait: number;
+    try {
+      const answer = await call(client.fetch.bind(client), request, timeout, stop);
+      if (answer.messages.length + answer.rejected.length > 0) return answer;
+      // A proxy that drains, say, answers at once.
+      wait = began + 500 - performance.now();
+      tries = 0;
+    } catch (error) {
+      if (stop.aborted) break;
+      const refusal = refusalIn(error as ServiceError);
+      if (!passes(refusal)) throw new Error(`${refusal.reason}: ${refusal.message}`);
+      wait = backoff(refusal, tries++);
     }
+    await pause(wait, stop);
+  }
+  return undefined;
+}
+
+/** What one Fetch brought, with a keeper that extends and settles its leases until all are gone. */
+export class Batch {
+  readonly leases: Lease[];
+  readonly gone: Promise<void>;
+  #bell = new AbortController();
+
+  /** Tells of what was rejected. On `stop`, all that is not begun is given back. */
+  constructor(
+    private readonly client: FetchServiceClient,
+    { messages, rejected }: FetchResponse,
+    private readonly stop: AbortSignal,
+  ) {
+    this.leases = messages.map((message) => new Lease(message));
+    for (const { streamSequence: sequence, deliveryCount: deliveries, detail } of rejected) {
+      console.error(`message ${sequence} is rejected: ${detail}`);
+      say({ event: "rejected", sequence, deliveries, id: null });
+    }
+    const leased = rejected.filter(({ token }) => token).map(rejectedLease);
+    this.gone = this.#keep([...this.leases, ...leased]);
   }
 
-  /** Repeats the call until it is answered; or, in vain, until `stop`. */
-  async #answer(request: FetchRequest, stop: AbortSignal): Promise<FetchResponse | undefined> {
-    const timeout = millis(request.maxWait) + PATIENCE;
-    for (let attempt = 0; ; attempt++) {
-      try {
-        return await unary(this.#client.fetch.bind(this.#client), request, timeout, stop);
-      } catch (error) {
-        if (stop.aborted) return undefined;
-        const trouble = troubleOf(error as ServiceError);
-        if (!trouble.passes) throw error;
-        await this.wait(trouble, attempt, stop);
+  /** Works on a message, if it is still there. How that ends decides what becomes of it. */
+  async work(lease: Lease, handle: Handler): Promise<void> {
+    // Work that never waits would leave the keeper no turn.
+    await breathe();
+    lease.stays ||= !this.stop.aborted;
+    if (!lease.isThere(performance.now()) || !lease.stays) return;
+    try {
+      const told = await handle(lease.message, lease.gone.signal);
+      lease.decide("acked", { $case: "ack", value: {} }, told);
+    } catch (error) {
+      if (lease.gone.signal.aborted) return;
+      if (error instanceof Transient) lease.decide("nacked", nak(error.delay * 1_000));
+      else if (error instanceof Poison) lease.decide("termed", term(error.message));
+      else {
+        console.error(`message ${lease.message.streamSequence}:`, error);
+        lease.decide("nacked", nak(5_000));
       }
     }
+    this.#bell.abort();
   }
 
-  /** Starts the heartbeat of a batch. */
-  hold(messages: Delivery[]): Batch {
-    return new Batch(this, messages);
+  /** The only one who settles: in each turn one call, with all that is decided or to be extended. */
+  async #keep(leases: Lease[]): Promise<void> {
+    const onStop = () => this.#bell.abort();
+    this.stop.addEventListener("abort", onStop);
+    let [quietUntil, tries] = [0, 0];
+    for (;;) {
+      const now = performance.now();
+      leases = leases.filter((lease) => lease.isThere(now));
+      if (leases.length === 0) break;
+      if (this.stop.aborted) leases.forEach((lease) => lease.giveBack());
+      const turns = leases.map(({ turn, ends }) => Math.min(Math.max(turn, quietUntil), ends));
+      const wait = Math.min(...turns) - now;
+      if (wait > 0) {
+        this.#bell = new AbortController();
+        await pause(wait, this.#bell.signal);
+        continue;
+      }
+      // The proxy takes no more in a call.
+      const due = leases.filter((lease) => lease.due <= now).slice(0, 1_000);
+      const { results, failed } = await this.#settle(due, now);
+      const again = results.flatMap(({ error }) => (error && passes(error) ? [error] : []));
+      const worst = again.sort((a, b) => millis(b.retryDelay) - millis(a.retryDelay))[0];
+      if (!worst) tries = 0;
+      const next = worst ? performance.now() + backoff(worst, tries++) : now;
+      due.forEach((lease, i) => lease.note(results[i]!, now, next));
+      quietUntil = failed ? next : now;
+    }
+    this.stop.removeEventListener("abort", onStop);
   }
 
-  /**
-   * Settles a rejected message that is still leased to us. Should that fail, the lease ends by
-   * itself, and the message is rejected again.
-   */
-  async refuse({ token, cause, detail, streamSequence }: Rejected): Promise<void> {
-    if (!token) return;
-    // Perhaps there is a worker with a larger MAX_BYTES.
-    const tooLarge = cause === RejectedCause.REJECTED_CAUSE_TOO_LARGE;
-    const action = tooLarge ? nak(60_000) : term(detail);
-    await this.settle([{ token, action }], PATIENCE).catch((error: ServiceError) =>
-      console.error(`message ${streamSequence}: ${error.message}`),
-    );
-  }
-
-  /** @internal */
-  async settle(settlements: Settlement[], timeout: number): Promise<SettleResult[]> {
-    const request = SettleRequest.create({ settlements });
-    return (await unary(this.#client.settle.bind(this.#client), request, timeout)).results;
-  }
-
-  /**
-   * Passes the time that the error asks for, or else more each time. There is some chance in it,
-   * for workers that failed together must not come back together.
-   *
-   * @internal
-   */
-  async wait(trouble: Trouble, attempt: number, stop?: AbortSignal): Promise<void> {
-    const least = trouble.delay ?? (FIRST_WAIT * 2 ** Math.min(attempt, 6)) / 2;
-    const wait = Math.min(least * (1 + Math.random()), LONGEST_WAIT);
-    this.onRetry(trouble.reason, wait / 1_000);
-    await pause(wait, stop);
+  async #settle(due: Lease[], now: number): Promise<{ results: Result[]; failed: boolean }> {
+    const left = Math.min(...due.map(({ ends }) => ends)) - now;
+    const timeout = Math.min(Math.max(left / 2, 1_000), 10_000);
+    const request = SettleRequest.create({ settlements: due.map((lease) => lease.part()) });
+    try {
+      const { results } = await call(this.client.settle.bind(this.client), request, timeout);
+      return { results, failed: false };
+    } catch (error) {
+      const refusal = refusalIn(error as ServiceError);
+      return { results: due.map(() => ({ error: refusal, lease: undefined })), failed: true };
+    }
   }
 }
 
-/** A message in hand, and the right to settle it until the lease ends. */
-export class Lease {
-  /** What was decided, and is not settled yet. */
-  settlement?: Settlement;
-  outcome?: Outcome;
-  /** Whether the heartbeat keeps it: until it is being settled. */
-  kept = true;
+type Action = NonNullable<Settlement["action"]>;
+type Refusal = Pick<SettleError, "reason" | "message" | "retryDelay">;
+type Result = { error: Refusal | undefined; lease: Duration | undefined };
 
-  #ends: number;
-  readonly #over = new AbortController();
+/** A message in hand, until it is settled or its lease is lost. */
+class Lease {
+  ends = 0;
+  /** When to settle or to extend it. */
+  due = 0;
+  /** Begun, or on its last attempt: then a Nak would be the end of the message. */
+  stays: boolean;
+  /** Aborts when it is. */
+  readonly gone = new AbortController();
+  #outcome?: Action;
+  /** Whether the call under way settles it, and does not extend it. */
+  #settling = false;
+  #line: object;
 
   constructor(
     readonly message: Delivery,
-    private readonly onDecision: () => void,
+    /** Then it was told already. */
+    readonly rejected = false,
   ) {
-    this.#ends = performance.now() + millis(message.lease);
+    const { streamSequence: sequence, deliveryCount: deliveries, maxDeliver } = message;
+    this.stays = maxDeliver > 0 && deliveries >= maxDeliver;
+    this.#line = { sequence, deliveries, id: idOf(message) };
+    this.#lasts(performance.now(), message.lease);
   }
 
-  /** Aborts when the lease is lost, so that work that would be done twice can end. */
-  get signal(): AbortSignal {
-    return this.#over.signal;
+  /** When the keeper turns to it. */
+  get turn(): number {
+    return this.#outcome ? this.due + GATHERING : this.due;
   }
 
-  get left(): number {
-    return this.#ends - performance.now();
+  /** Over by our clock is as good as lost. */
+  isThere(now: number): boolean {
+    if (!this.gone.signal.aborted && this.ends <= now) this.#lose("its time is over");
+    return !this.gone.signal.aborted;
   }
 
-  get lost(): boolean {
-    if (this.outcome !== "lost" && this.left <= 0) this.lose("by our clock, its lease is over");
-    return this.outcome === "lost";
+  decide(event: string, outcome: Action, told?: object | void): void {
+    this.#line = { event, ...this.#line, ...told };
+    this.#outcome = outcome;
+    this.due = performance.now();
   }
 
-  /** Decides that the message is done. Batch.settle carries it out, as with all decisions. */
-  ack(): void {
-    this.#decide("acked", { $case: "ack", value: {} });
-  }
-
-  /** Decides that the message is to come back after the delay, in seconds. */
-  nak(delay: number): void {
-    this.#decide("nacked", nak(delay * 1_000));
-  }
-
-  /** Decides that the message is not to come back. */
-  term(reason: string): void {
-    this.#decide("termed", term(reason));
-  }
-
-  /** Decides that the message is for another worker, at once. */
   giveBack(): void {
-    this.#decide("returned", nak(0));
+    if (!this.stays && !this.#outcome) this.decide("returned", nak(0));
   }
 
-  #decide(outcome: Outcome, action: Action): void {
-    if (this.lost) return;
-    this.outcome = outcome;
-    this.settlement = { token: this.message.token, action };
-    this.onDecision();
+  part(): Settlement {
+    this.#settling = this.#outcome !== undefined;
+    const length = Math.min(Math.max(millis(this.message.lease), 1_000), 3_600_000);
+    const extend: Action = { $case: "extend", value: { lease: duration(length) } };
+    return { token: this.message.token, action: this.#outcome ?? extend };
   }
 
-  extended(lease: Duration | undefined): void {
-    this.#ends = performance.now() + millis(lease);
+  /** What came of its part in a call that was sent then, and when to repeat that if need be. */
+  note({ error, lease }: Result, sent: number, next: number): void {
+    if (this.gone.signal.aborted) return;
+    if (error && passes(error)) this.due = next;
+    else if (error) this.#lose(error.reason);
+    else if (this.#settling) this.#end();
+    else this.#lasts(sent, lease);
   }
 
-  lose(why: string): void {
+  /** The next extension is due at a third. */
+  #lasts(from: number, length: Duration | undefined): void {
+    this.ends = from + millis(length);
+    if (!this.#outcome) this.due = from + Math.max(millis(length) / 3, 50);
+  }
+
+  #lose(why: string): void {
     console.error(`message ${this.message.streamSequence} is lost: ${why}`);
-    this.outcome = "lost";
-    this.settlement = undefined;
-    this.#over.abort();
+    this.#line = { ...this.#line, event: "lost" };
+    this.#end();
+  }
+
+  #end(): void {
+    if (!this.rejected) say(this.#line);
+    this.gone.abort();
   }
 }
 
-/** What one Fetch brought. A heartbeat keeps its leases until they are settled. */
-export class Batch {
-  readonly leases: Lease[];
-  readonly #released = new AbortController();
-  /** Since when an outcome waits to be settled. */
-  #waiting?: number;
-
-  constructor(
-    private readonly proxy: FetchProxy,
-    messages: Delivery[],
-  ) {
-    const onDecision = () => void (this.#waiting ??= performance.now());
-    this.leases = messages.map((message) => new Lease(message, onDecision));
-    void this.#beat();
-  }
-
-  /** Ends the heartbeat. Leases that are not settled end by themselves. */
-  release(): void {
-    this.#released.abort();
-  }
-
-  /** For how long the oldest decision has been waiting for `settle`. */
-  get waited(): number {
-    return this.#waiting === undefined ? 0 : performance.now() - this.#waiting;
-  }
-
-  /**
-   * Carries out what was decided, and returns it together with what was lost. Goes on until each is
-   * done, refused for good, or over: every settlement may be repeated with the same token.
-   */
-  async settle(): Promise<Lease[]> {
-    this.#waiting = undefined;
-    const taken = this.leases.filter((lease) => lease.kept && (lease.outcome || lease.lost));
-    for (const lease of taken) lease.kept = false;
-    for (let attempt = 0; ; attempt++) {
-      const open = taken.filter((lease) => lease.settlement && !lease.lost);
-      if (open.length === 0) return taken;
-      const trouble = await this.#settleOnce(open);
-      if (trouble) await this.proxy.wait(trouble, attempt);
-    }
-  }
-
-  /** Returns the trouble of those that are to be repeated, if there are any. */
-  async #settleOnce(open: Lease[]): Promise<Trouble | undefined> {
-    let results: SettleResult[];
-    try {
-      results = await this.proxy.settle(
-        open.map((lease) => lease.settlement!),
-        PATIENCE,
-      );
-    } catch (error) {
-      const trouble = troubleOf(error as ServiceError);
-      if (trouble.passes) return trouble;
-      open.forEach((lease) => lease.lose((error as ServiceError).message));
-      return undefined;
-    }
-    let again: Trouble | undefined;
-    for (const [i, lease] of open.entries()) {
-      const refused = results[i]!.error;
-      if (!refused) lease.settlement = undefined;
-      else if (troubleIn(refused).passes) again = troubleIn(refused);
-      else lease.lose(refused.message);
-    }
-    return again;
-  }
-
-  /** Extends the leases whenever a third of what is left of the shortest has passed. */
-  async #beat(): Promise<void> {
-    for (;;) {
-      const third = Math.max(this.#shortest() / 3, 20);
-      if (!Number.isFinite(third)) return;
-      await pause(third, this.#released.signal);
-      if (this.#released.signal.aborted) return;
-      await this.#extend().catch((error) => console.error(`no heartbeat: ${error.message}`));
-    }
-  }
-
-  #kept(): Lease[] {
-    return this.leases.filter((lease) => lease.kept && !lease.lost);
-  }
-
-  #shortest(): number {
-    return Math.min(...this.#kept().map((lease) => lease.left));
-  }
-
-  /** Is not repeated when it fails: the next beat comes soon enough. */
-  async #extend(): Promise<void> {
-    const kept = this.#kept();
-    if (kept.length === 0) return;
-    const extensions = kept.map(({ message }): Settlement => {
-      const lease = duration(Math.max(millis(message.lease), SHORTEST_LEASE));
-      return { token: message.token, action: { $case: "extend", value: { lease } } };
-    });
-    const results = await this.proxy.settle(extensions, Math.max(this.#shortest() / 2, 100));
-    for (const [i, lease] of kept.entries()) {
-      const { error, lease: left } = results[i]!;
-      // What is being settled meanwhile may be refused for that.
-      if (!lease.kept) continue;
-      if (!error) lease.extended(left);
-      else if (!troubleIn(error).passes) lease.lose(error.message);
-    }
-  }
+/** One with a token is leased, too. Until when, the proxy will say: only its clock tells here. */
+function rejectedLease({ token, streamSequence, cause, detail }: Rejected): Lease {
+  const message = Delivery.create({ token, streamSequence, lease: duration(4 * PATIENCE) });
+  const lease = new Lease(message, true);
+  const tooLarge = cause === RejectedCause.REJECTED_CAUSE_TOO_LARGE;
+  // Perhaps there is a worker that takes more.
+  lease.decide("rejected", tooLarge ? nak(60_000) : term(detail));
+  return lease;
 }
 
-/** What an error means for its call. */
-interface Trouble {
-  reason: string;
-  /** Whether to repeat the call. */
-  passes: boolean;
-  /** After how long, if the proxy said so. */
-  delay?: number;
+function nak(delay: number): Action {
+  // The proxy takes no longer one.
+  const taken = Math.min(Math.max(delay || 0, 0), 24 * 3_600_000);
+  return { $case: "nak", value: { delay: duration(taken) } };
+}
+
+function term(reason: string): Action {
+  const bytes = new TextEncoder().encodeInto(reason, new Uint8Array(1024));
+  return { $case: "term", value: { reason: reason.slice(0, bytes.read) } };
 }
 
 /** The same call would be refused again. */
-const REFUSALS = [
+const HOPELESS = [
   status.INVALID_ARGUMENT,
   status.NOT_FOUND,
   status.FAILED_PRECONDITION,
@@ -349,70 +293,77 @@ const REFUSALS = [
   status.UNIMPLEMENTED,
 ];
 
-/**
- * The trailers say the same as the ErrorInfo and RetryInfo that they come with. An error without
- * them was made on the way: its code alone tells, as with reasons that are not known yet.
- */
-function troubleOf({ code, metadata }: ServiceError): Trouble {
-  const pushback = trailer(metadata, "grpc-retry-pushback-ms");
+/** Why a call failed, as if each part of it had. The trailers say the same as ErrorInfo and RetryInfo. */
+function refusalIn({ code, details, metadata }: ServiceError): Refusal {
+  const trailer = (name: string) => metadata.get(name)[0]?.toString();
+  const wait = duration(Number(trailer("grpc-retry-pushback-ms") ?? 0));
   return {
-    reason: trailer(metadata, "fetchproxy-reason") ?? status[code]!,
-    passes: !REFUSALS.includes(code),
-    delay: pushback === undefined ? undefined : Number(pushback),
+    reason: trailer("fetchproxy-reason") ?? status[code],
+    message: details,
+    retryDelay: HOPELESS.includes(code) ? undefined : wait,
   };
 }
 
-function trailer(metadata: Metadata, name: string): string | undefined {
-  return metadata.get(name)[0]?.toString();
+/** Whether it may be repeated, with the same token. */
+function passes({ reason, retryDelay }: Refusal): boolean {
+  return retryDelay !== undefined || reason === "SETTLE_UNCONFIRMED";
 }
 
-function troubleIn({ reason, retryDelay }: SettleError): Trouble {
-  const passes = retryDelay !== undefined || reason === "SETTLE_UNCONFIRMED";
-  return { reason, passes, delay: retryDelay && millis(retryDelay) };
+/** How long to wait before the next try: as long as was asked for, and longer each time. */
+function backoff({ reason, retryDelay }: Refusal, tries: number): number {
+  const longest = Math.min(100 * 2 ** tries, PATIENCE);
+  const wait = Math.min(millis(retryDelay), PATIENCE) + longest * (0.5 + Math.random() / 2);
+  say({ event: "retry", reason, in: wait / 1_000 });
+  return wait;
 }
 
-function nak(delay: number): Action {
-  const taken = Math.min(Math.max(delay, 0), LONGEST_DELAY);
-  return { $case: "nak", value: { delay: duration(taken) } };
+/** A call as a promise. */
+function call<Request, Answer>(
+  method: (
+    request: Request,
+    metadata: Metadata,
+    options: CallOptions,
+    callback: (error: ServiceError | null, answer: Answer) => void,
+  ) => ClientUnaryCall,
+  request: Request,
+  timeout: number,
+  stop?: AbortSignal,
+): Promise<Answer> {
+  return new Promise((resolve, reject) => {
+    const options = { deadline: Date.now() + timeout };
+    const call = method(request, new Metadata(), options, (error, answer) => {
+      stop?.removeEventListener("abort", cancel);
+      if (error) reject(error);
+      else resolve(answer);
+    });
+    const cancel = () => call.cancel();
+    stop?.addEventListener("abort", cancel);
+  });
 }
 
-function term(reason: string): Action {
-  return { $case: "term", value: { reason } };
+/** Standard output has one JSON object a line. */
+export function say(line: object): void {
+  process.stdout.write(JSON.stringify(line) + "\n");
+}
+
+/** Where the payload is a JSON object that has one. */
+function idOf({ payload }: Delivery): unknown {
+  try {
+    return (payload?.$case === "text" && JSON.parse(payload.value)?.id) ?? null;
+  } catch {
+    return null;
+  }
 }
 
 export function duration(millis: number): Duration {
-  const seconds = Math.floor(millis / 1_000);
-  return { seconds, nanos: Math.floor((millis % 1_000) * 1e6) };
+  return { seconds: Math.floor(millis / 1_000), nanos: Math.floor((millis % 1_000) * 1e6) };
 }
 
 function millis(duration: Duration | undefined): number {
   return duration ? duration.seconds * 1_000 + duration.nanos / 1e6 : 0;
 }
 
-async function pause(wait: number, stop?: AbortSignal): Promise<void> {
-  await sleep(wait, undefined, { signal: stop }).catch(() => undefined);
-}
-
-/** A call as a promise. */
-function unary<Request, Response>(
-  method: (
-    request: Request,
-    metadata: Metadata,
-    options: CallOptions,
-    callback: (error: ServiceError | null, response: Response) => void,
-  ) => ClientUnaryCall,
-  request: Request,
-  timeout: number,
-  stop?: AbortSignal,
-): Promise<Response> {
-  return new Promise((resolve, reject) => {
-    const options = { deadline: Date.now() + timeout };
-    const call = method(request, new Metadata(), options, (error, response) => {
-      stop?.removeEventListener("abort", cancel);
-      if (error) reject(error);
-      else resolve(response);
-    });
-    const cancel = () => call.cancel();
-    stop?.addEventListener("abort", cancel);
-  });
+/** Ends early on `stop`. Timers know no longer wait. */
+async function pause(wait: number, stop: AbortSignal): Promise<void> {
+  await sleep(Math.min(wait, 2 ** 31 - 1), undefined, { signal: stop }).catch(() => undefined);
 }
