@@ -48,7 +48,7 @@ struct Said {
 /// What was done, where all went as promised.
 #[derive(Clone, Default)]
 pub struct Tally {
-    /// How often work was done more than once, each time because a lease was lost.
+    /// How often a message was tried again because a lease of it was lost.
     pub twice: usize,
     /// How many messages each language acked.
     pub acked: BTreeMap<String, usize>,

@@ -106,7 +106,7 @@ impl Table {
 }
 
 fn noteworthy(tally: &Tally, language: &str) -> String {
-    let twice = (tally.twice > 0).then(|| format!(", {} done twice", tally.twice));
+    let twice = (tally.twice > 0).then(|| format!(", {} repeated", tally.twice));
     let share = tally.acked.get(language).filter(|_| tally.acked.len() > 1);
     twice.unwrap_or_default() + &share.map_or(String::new(), |share| format!(", {share} acked"))
 }
