@@ -34,7 +34,7 @@ pub type Client = FetchServiceClient<Channel>;
 pub const MAX_BYTES: u32 = 16 << 20;
 /// The longest wait before a call is repeated, and what a Fetch has beyond its own wait.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// No outcome waits longer for others to be settled with.
+/// No outcome waits longer for others to be settled with, and where no other is left, not at all.
 const GATHERING: Duration = Duration::from_millis(100);
 
 /// Why work failed.
@@ -219,12 +219,17 @@ impl Batch {
     fn next_turn(&self, now: Instant, is_stopped: bool, quiet_until: Instant) -> Option<Instant> {
         let mut leases = self.leases();
         let there = leases.iter_mut().filter_map(|lease| lease.is_there(now).then_some(lease));
-        let turns = there.map(|lease| {
-            if is_stopped && !lease.stays && lease.outcome.is_none() {
+        let mut there: Vec<_> = there.collect();
+        for lease in there.iter_mut().filter(|lease| lease.outcome.is_none()) {
+            if is_stopped && !lease.stays {
                 lease.decide("returned", nak(Duration::ZERO), Value::Null);
             }
-            let gathering = if lease.outcome.is_some() { GATHERING } else { Duration::ZERO };
-            (lease.due + gathering).max(quiet_until).min(lease.ends)
+        }
+        let is_open = there.iter().any(|lease| lease.outcome.is_none());
+        let turns = there.iter().map(|lease| {
+            let gathers = is_open && lease.outcome.is_some();
+            let turn = lease.due + if gathers { GATHERING } else { Duration::ZERO };
+            turn.max(quiet_until).min(lease.ends)
         });
         turns.min()
     }

@@ -32,7 +32,7 @@ export const MAX_BYTES = 16 << 20;
 // All times are in milliseconds.
 /** The longest wait before a call is repeated, and what a Fetch has beyond its own wait. */
 const PATIENCE = 5_000;
-/** No outcome waits longer for others to be settled with. */
+/** No outcome waits longer for others to be settled with, and where no other is left, not at all. */
 const GATHERING = 100;
 
 /** What work throws that may succeed later: the message comes back after so many seconds. */
@@ -144,7 +144,11 @@ export class Batch {
       leases = leases.filter((lease) => lease.isThere(now));
       if (leases.length === 0) break;
       if (this.stop.aborted) leases.forEach((lease) => lease.giveBack());
-      const turns = leases.map(({ turn, ends }) => Math.min(Math.max(turn, quietUntil), ends));
+      const open = leases.some(({ outcome }) => !outcome);
+      const turns = leases.map(({ outcome, due, ends }) => {
+        const turn = outcome && open ? due + GATHERING : due;
+        return Math.min(Math.max(turn, quietUntil), ends);
+      });
       const wait = Math.min(...turns) - now;
       if (wait > 0) {
         this.#bell = new AbortController();
@@ -191,7 +195,7 @@ class Lease {
   stays: boolean;
   /** Aborts when it is. */
   readonly gone = new AbortController();
-  #outcome?: Action;
+  outcome?: Action;
   /** Whether the call under way settles it, and does not extend it. */
   #settling = false;
   #line: object;
@@ -207,11 +211,6 @@ class Lease {
     this.#lasts(performance.now(), message.lease);
   }
 
-  /** When the keeper turns to it. */
-  get turn(): number {
-    return this.#outcome ? this.due + GATHERING : this.due;
-  }
-
   /** Over by our clock is as good as lost. */
   isThere(now: number): boolean {
     if (!this.gone.signal.aborted && this.ends <= now) this.#lose("its time is over");
@@ -220,19 +219,19 @@ class Lease {
 
   decide(event: string, outcome: Action, told?: object | void): void {
     this.#line = { event, ...this.#line, ...told };
-    this.#outcome = outcome;
+    this.outcome = outcome;
     this.due = performance.now();
   }
 
   giveBack(): void {
-    if (!this.stays && !this.#outcome) this.decide("returned", nak(0));
+    if (!this.stays && !this.outcome) this.decide("returned", nak(0));
   }
 
   part(): Settlement {
-    this.#settling = this.#outcome !== undefined;
+    this.#settling = this.outcome !== undefined;
     const length = Math.min(Math.max(millis(this.message.lease), 1_000), 3_600_000);
     const extend: Action = { $case: "extend", value: { lease: duration(length) } };
-    return { token: this.message.token, action: this.#outcome ?? extend };
+    return { token: this.message.token, action: this.outcome ?? extend };
   }
 
   /** What came of its part in a call that was sent then, and when to repeat that if need be. */
@@ -247,7 +246,7 @@ class Lease {
   /** The next extension is due at a third. */
   #lasts(from: number, length: Duration | undefined): void {
     this.ends = from + millis(length);
-    if (!this.#outcome) this.due = from + Math.max(millis(length) / 3, 50);
+    if (!this.outcome) this.due = from + Math.max(millis(length) / 3, 50);
   }
 
   #lose(why: string): void {
