@@ -1,27 +1,26 @@
 """What a worker needs around the generated client: the channel, what a refusal means, when to ask
-again, and a batch whose leases are kept alive and settled. Copy it; it has no state of its own."""
+again, what is said of a message, and a batch whose leases are kept. Copy it; it knows no work."""
 
 import asyncio
 import json
 import random
+import sys
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 
 import grpc
 from fetchproxy_pb.v1 import fetch_pb2 as pb
-from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 # The most that an answer may have. The library's own limit is 4 MiB: both must be raised together.
 MAX_BYTES = 16 << 20
-# Longer than the proxy takes to answer a settlement, which is 5 s unless it is told otherwise.
-SETTLE_TIMEOUT = 10
-# The longest delay of a Nak; a longer one would fail the whole call.
-LONGEST_DELAY = 24 * 3600
-# The longest wait before a call is repeated.
-PATIENCE = 5.0
-# Of a Fetch: repeating it helps nobody, somebody must look.
+# Seconds, of a Nak's delay and of an extension: more would fail the whole call.
+LONGEST_DELAY, LONGEST_LEASE = 24 * 3600, 3600
+# Seconds, before a call is repeated; and as much again, where the proxy asks for it.
+LONGEST_WAIT = 5
+# Repeating the call helps nobody, somebody must look.
 HOPELESS = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
@@ -30,45 +29,36 @@ HOPELESS = {
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.UNIMPLEMENTED,
 }
-# Of a settlement: the message is somebody else's by now, or settled, or will come again.
-LOST = {
-    "LEASE_EXPIRED",
-    "LEASE_SETTLED",
-    "TOKEN_INVALID",
-    "JETSTREAM_DENIED",
-    "INVALID_FIELD",
-    "NATS_PERMISSION",
-}
 
 
 class Transient(Exception):
     """It may work later: the message comes back after `delay` seconds."""
 
     def __init__(self, delay):
-        self.delay = min(max(delay, 0), LONGEST_DELAY)
+        self.delay = min(max(0, delay), LONGEST_DELAY)
 
 
 class Poison(Exception):
     """It will never work: the message never comes back."""
 
 
-def connect(addresses):
-    """A channel to `host:port`, `dns:///name:port`, or several addresses with commas between."""
-    balance = {"loadBalancingConfig": [{"round_robin": {}}]}
+def connect(target):
+    """A channel to `host:port`, or to all that are behind `dns:///name:port`."""
     options = {
         "grpc.max_receive_message_length": MAX_BYTES + (1 << 20),
         "grpc.keepalive_time_ms": 30_000,
+        "grpc.keepalive_permit_without_calls": 1,
+        "grpc.http2.max_pings_without_data": 0,
         "grpc.initial_reconnect_backoff_ms": 200,
         "grpc.max_reconnect_backoff_ms": 2_000,
-        "grpc.service_config": json.dumps(balance),
+        "grpc.service_config": json.dumps({"loadBalancingConfig": [{"round_robin": {}}]}),
     }
-    target = f"ipv4:{addresses}" if "," in addresses else addresses
     return grpc.aio.insecure_channel(target, options=list(options.items()))
 
 
 def refusal(error):
-    """The reason of a failed call, or the name of its code; and what RetryInfo says, if anything."""
-    reason, delay = error.code().name, None
+    """The reason of a failed call, or the name of its code; and for how long RetryInfo asks."""
+    reason, delay = error.code().name, 0
     status = rpc_status.from_call(error)
     for detail in status.details if status else ():
         info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
@@ -80,156 +70,214 @@ def refusal(error):
 
 
 class Backoff:
-    """Waits before a call is repeated: as long as was asked for, else longer each time."""
+    """Waits before a call is repeated: as long as was asked for, and longer each time."""
 
-    def __init__(self, say):
-        self.say, self.tries = say, 0
+    tries = 0
 
     def next(self, reason, asked):
-        longest = min(PATIENCE, 0.1 * 2**self.tries)
+        longest = min(LONGEST_WAIT, 0.1 * 2**self.tries)
         self.tries += 1
-        wait = min(PATIENCE, asked or 0) + random.uniform(longest / 2, longest)
-        self.say({"event": "retry", "reason": reason, "in": round(wait, 3)})
+        wait = min(LONGEST_WAIT, asked) + random.uniform(longest / 2, longest)
+        say(line("retry", {"reason": reason, "in": round(wait, 3)}))
         return wait
 
 
-async def fetch(service, request, stop, say):
+async def fetch(service, request, stop):
     """An answer, however often it must be asked for; None when `stop` is set first."""
-    backoff = Backoff(say)
+    backoff = Backoff()
     while not stop.is_set():
+        soon = time.monotonic() + 0.5
         call = service.Fetch(request, timeout=seconds(request.max_wait) + 5)
         try:
-            return await unless(stop, call)
+            answer = await unless(stop, call)
         except grpc.aio.AioRpcError as error:
             if error.code() in HOPELESS:
                 raise
             await unless(stop, asyncio.sleep(backoff.next(*refusal(error))))
-    return None
+            continue
+        if answer and not answer.messages and not answer.rejected:
+            await unless(stop, asyncio.sleep(soon - time.monotonic()))
+        return answer
 
 
-async def unless(stop, awaitable):
-    """What is awaited; or None, having cancelled it, when `stop` is set first."""
-    wanted, stopped = asyncio.ensure_future(awaitable), asyncio.ensure_future(stop.wait())
+async def unless(event, awaitable):
+    """What is awaited; or None, having cancelled it, when `event` is set first."""
+    wanted, happened = asyncio.ensure_future(awaitable), asyncio.ensure_future(event.wait())
     try:
-        await asyncio.wait({wanted, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({wanted, happened}, return_when=asyncio.FIRST_COMPLETED)
         return await wanted if wanted.done() else None
     finally:
         wanted.cancel()
-        stopped.cancel()
+        happened.cancel()
 
 
 @dataclass
 class Lease:
-    message: object
-    ends: float
-    length: float
-    outcome: object = None
-    event: dict = None
-    over: bool = False
+    """A message that is ours until it is `gone`: settled or lost."""
 
-    def left(self):
-        return 0.0 if self.over else self.ends - time.monotonic()
+    message: object
+    length: float  # As it was granted, in seconds.
+    begun: bool = False
+    outcome: object = None
+    said: str = None  # What tells of the outcome.
+    fresh: bool = False  # Decided, and not sent yet.
+    gone: bool = False
+
+    def __post_init__(self):
+        self.renew(time.monotonic(), self.length)
+
+    def renew(self, since, length):
+        now, self.ends = time.monotonic(), since + length
+        if not self.fresh:  # When it must be part of a call, at the latest.
+            self.due = now + max(0.05, (self.ends - now) / 3)
+
+    def settlement(self):
+        length = timedelta(seconds=min(max(1, self.length), LONGEST_LEASE))
+        extension = pb.Settlement(token=self.message.token, extend=pb.ExtendAction(lease=length))
+        return self.outcome or extension
 
 
 class Batch:
-    """Messages in hand. While it is open, every lease that has no outcome yet is extended at a third
-    of what is left of the shortest."""
+    """Messages in hand. One task keeps them until every lease is gone: it alone settles and extends,
+    so nothing waits for a message that is slow. `stop` gives back at once what is not begun."""
 
-    def __init__(self, service, messages, say):
-        now = time.monotonic()
-        self.service, self.say = service, say
-        self.leases = [Lease(m, now + seconds(m.lease), seconds(m.lease)) for m in messages]
-        self.ready = []
+    def __init__(self, service, answer, stop):
+        self.service, self.stop, self.news = service, stop, asyncio.Event()
+        self.leases = [Lease(message, seconds(message.lease)) for message in answer.messages]
+        self.backoff = Backoff()
+        for rejected in answer.rejected:
+            print(f"message {rejected.stream_sequence}: {rejected.detail}", file=sys.stderr)
+            say(line("rejected", about(rejected)))
+            if rejected.token:  # Still leased to us.
+                lease = Lease(rejected, 10)  # Only the proxy's clock tells for how long.
+                self.leases.append(lease)
+                if rejected.cause == pb.REJECTED_CAUSE_TOO_LARGE:
+                    self.nak(lease, 60)  # Another worker may take larger answers.
+                else:
+                    self.term(lease, rejected.detail)
 
     async def __aenter__(self):
-        self.heart = asyncio.create_task(self.beat())
+        self.keeper = asyncio.create_task(self.keep())
+        self.returner = asyncio.create_task(self.give_back())
         return self
 
-    async def __aexit__(self, *_):
-        self.heart.cancel()
+    async def __aexit__(self, failure, *_):
+        if not failure:
+            await self.keeper
+        self.keeper.cancel()
+        self.returner.cancel()
 
-    def __iter__(self):
-        return iter(self.leases)
+    async def __aiter__(self):
+        """Those that are still ours and to be worked on, each when its turn comes."""
+        for lease in self.leases:
+            await asyncio.sleep(0)  # For the keeper, where no work waits for anything.
+            if not lease.gone and not lease.outcome and lease.ends > time.monotonic():
+                lease.begun = True
+                yield lease
 
-    async def beat(self):
-        while held := [lease for lease in self.leases if not lease.outcome and not lease.over]:
-            await asyncio.sleep(max(0.05, min(lease.left() for lease in held) / 3))
-            held = [lease for lease in held if not lease.outcome]
-            if held:
-                await self.extend(held)
+    async def give_back(self):
+        await self.stop.wait()
+        for lease in self.leases:
+            waits = not (lease.begun or lease.outcome or lease.gone)
+            # A Nak of the last attempt would be the end of the message.
+            if waits and not 0 < lease.message.max_deliver <= lease.message.delivery_count:
+                self.nak(lease, 0, "returned")
 
-    async def extend(self, held):
-        asked = [duration(max(1.0, lease.length)) for lease in held]
-        settlements = [
-            pb.Settlement(token=lease.message.token, extend=pb.ExtendAction(lease=length))
-            for lease, length in zip(held, asked)
-        ]
-        began = time.monotonic()
-        try:
-            answer = await self.service.Settle(
-                pb.SettleRequest(settlements=settlements), timeout=SETTLE_TIMEOUT
-            )
-        except grpc.aio.AioRpcError:
-            return  # The next beat tries again, and comes sooner.
-        for lease, result in zip(held, answer.results):
-            if result.outcome == pb.OUTCOME_EXTENDED:
-                lease.ends = began + seconds(result.lease)
-            elif result.error.reason in LOST and not lease.outcome:
-                lease.over = True
+    def ack(self, lease, told):
+        self.decide(lease, "acked", told, ack=pb.AckAction())
 
-    def decide(self, lease, event, **action):
-        """Notes what is to become of a message; `settle` does it."""
+    def nak(self, lease, delay, event="nacked"):
+        self.decide(lease, event, nak=pb.NakAction(delay=timedelta(seconds=delay)))
+
+    def term(self, lease, reason):
+        reason = reason.encode(errors="replace")[:1024].decode(errors="ignore")
+        self.decide(lease, "termed", term=pb.TermAction(reason=reason))
+
+    def decide(self, lease, event, told=None, **action):
+        """Notes what is to become of a message, and what is said then. The keeper does it, soon:
+        other outcomes may go with it, where there are any to come."""
+        lease.said = line(event, about(lease.message), told)
         lease.outcome = pb.Settlement(token=lease.message.token, **action)
-        lease.event = event
-        self.ready.append((time.monotonic(), lease))
+        last = all(other.outcome or other.gone for other in self.leases)
+        lease.fresh, lease.due = True, time.monotonic() + (0 if last else 0.1)
+        self.news.set()
 
-    def due(self):
-        """Whether an outcome has waited so long that it should not wait for others."""
-        return bool(self.ready) and time.monotonic() - self.ready[0][0] >= 0.1
+    async def keep(self):
+        while left := [lease for lease in self.leases if not lease.gone]:
+            self.news.clear()
+            now = time.monotonic()
+            if (wait := min(lease.due for lease in left) - now) > 0:
+                await unless(self.news, asyncio.sleep(wait))
+                continue
+            for lease in left:
+                if lease.ends <= now:
+                    self.lose(lease)
+            if due := [one for one in left if not one.gone and (one.fresh or one.due <= now)]:
+                await self.settle(due)
 
-    async def settle(self):
-        """Settles what was decided. Repeats with the same tokens, which harms nobody, while the
-        leases last."""
-        open_, self.ready = [lease for _, lease in self.ready], []
-        backoff = Backoff(self.say)
-        while open_:
-            again, why = await self.try_to_settle(open_)
-            open_ = []
-            for lease in again:
-                open_.append(lease) if lease.left() > 0 else self.lose(lease)
-            if open_:
-                await asyncio.sleep(backoff.next(*why))
-
-    async def try_to_settle(self, leases):
-        """What must be repeated, and why."""
-        request = pb.SettleRequest(settlements=[lease.outcome for lease in leases])
+    async def settle(self, leases):
+        """One call for all of them, and never for over 1000: a Fetch brings no more. To repeat it,
+        with the same tokens, harms nobody."""
+        request = pb.SettleRequest(settlements=[lease.settlement() for lease in leases])
+        for lease in leases:
+            lease.fresh = False
+        began = time.monotonic()
+        left = min(lease.ends for lease in leases) - began
         try:
-            answer = await self.service.Settle(request, timeout=SETTLE_TIMEOUT)
+            answer = await self.service.Settle(request, timeout=min(max(1, left / 2), 10))
+            results = answer.results
         except grpc.aio.AioRpcError as error:
-            why = refusal(error)
-            if why[0] not in LOST:
-                return leases, why
-            for lease in leases:
+            if error.code() not in HOPELESS:
+                await asyncio.sleep(self.backoff.next(*refusal(error)))
+                return
+            failed = pb.SettleError(reason=refusal(error)[0])
+            print(f"refused: {failed.reason}: {error.details()}", file=sys.stderr)
+            results = [pb.SettleResult(error=failed)] * len(leases)
+        again = []
+        for lease, result in zip(leases, results):
+            error = result.error
+            if error.HasField("retry_delay") or error.reason == "SETTLE_UNCONFIRMED":
+                again.append((lease, error))
+            elif error.reason:
                 self.lose(lease)
-            return [], why
-        again, why = [], ("", None)
-        for lease, result in zip(leases, answer.results):
-            if not result.HasField("error"):
-                self.say(lease.event)  # Also where it was settled so before: OUTCOME_DUPLICATE.
-            elif result.error.reason in LOST:
-                self.lose(lease)
+            elif result.outcome != pb.OUTCOME_EXTENDED:
+                self.end(lease, lease.said)  # Also where it was so before: OUTCOME_DUPLICATE.
             else:
-                again.append(lease)
-                why = result.error.reason, seconds(result.error.retry_delay)
-        return again, why
+                lease.renew(began, seconds(result.lease))
+        if not again:
+            self.backoff.tries = 0
+            return
+        asked = max(seconds(error.retry_delay) for _, error in again)
+        wait = self.backoff.next(again[0][1].reason, asked)
+        for lease, _ in again:
+            lease.due = lease.due if lease.fresh else time.monotonic() + wait
 
     def lose(self, lease):
-        self.say({**lease.event, "event": "lost"})
+        self.end(lease, line("lost", about(lease.message)))
+
+    def end(self, lease, said):
+        lease.gone = True
+        if isinstance(lease.message, pb.Delivery):  # Of the others all is said.
+            say(said)
+
+
+def about(message):
+    """What is said of every message."""
+    try:
+        id_ = json.loads(message.text)["id"]
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        id_ = None
+    sequence, deliveries = message.stream_sequence, message.delivery_count
+    return {"sequence": sequence, "deliveries": deliveries, "id": id_}
+
+
+def line(event, about=None, told=None):
+    return json.dumps({"event": event, **(about or {}), **(told or {})})
+
+
+def say(text):
+    print(text, flush=True)
 
 
 def seconds(length):
-    return length.seconds + length.nanos / 1e9
-
-
-def duration(length):
-    return Duration(seconds=int(length), nanos=int(length % 1 * 1e9))
+    return length.ToTimedelta().total_seconds()
