@@ -26,8 +26,8 @@ pub struct Books {
 #[derive(Default)]
 struct Ledger {
     messages: BTreeMap<u64, Message>,
-    /// Events that tell of no message, and who said them.
-    others: Vec<(String, Event)>,
+    /// What tells of no message.
+    others: Vec<Said>,
     wrong: Vec<String>,
 }
 
@@ -87,29 +87,29 @@ impl Books {
         if event.event == "retry" && (event.reason.is_none() || event.r#in.is_none()) {
             ledger.wrong.push(format!("{worker} repeats, but not why or when: {line}"));
         }
-        let Some(sequence) = event.sequence else {
-            ledger.others.push((worker.to_owned(), event));
+        let sequence = event.sequence;
+        let said = Said { at: Instant::now(), by: worker.to_owned(), event };
+        let Some(sequence) = sequence else {
+            ledger.others.push(said);
             return;
         };
         match ledger.messages.get_mut(&sequence) {
-            Some(message) => {
-                message.events.push(Said { at: Instant::now(), by: worker.to_owned(), event });
-            }
+            Some(message) => message.events.push(said),
             None => ledger.wrong.push(format!("{worker} told of a message {sequence}: {line}")),
         }
     }
 
     /// How often the workers have said this.
-    #[allow(dead_code, reason = "for tests/deploy")]
     pub fn count(&self, event: &str) -> usize {
-        self.count_of(|said| said.event == event)
+        self.count_of(|said| said.event.event == event)
     }
 
-    /// How often they have said it with this reason and wait.
-    pub fn count_seen(&self, wanted: &Seen) -> usize {
-        self.count_of(|said| {
-            let reason = wanted.reason.is_none() || wanted.reason == said.reason;
-            said.event == wanted.event && reason && said.r#in.unwrap_or(0.0) >= wanted.least_in
+    /// How often they have said it since then, with this reason and wait.
+    pub fn count_seen(&self, wanted: &Seen, since: Instant) -> usize {
+        self.count_of(|Said { at, event, .. }| {
+            let reason = wanted.reason.is_none() || wanted.reason == event.reason;
+            let wait = event.r#in.unwrap_or(0.0) >= wanted.least_in;
+            event.event == wanted.event && reason && wait && *at >= since
         })
     }
 
@@ -118,18 +118,17 @@ impl Books {
         self.lock().messages.values().map(|message| message.events.len()).sum()
     }
 
-    fn count_of(&self, is_wanted: impl Fn(&Event) -> bool) -> usize {
+    fn count_of(&self, is_wanted: impl Fn(&Said) -> bool) -> usize {
         let ledger = self.lock();
         let of_messages = ledger.messages.values().flat_map(|message| &message.events);
-        let others = ledger.others.iter().map(|(_, event)| event);
-        of_messages.map(|said| &said.event).chain(others).filter(|event| is_wanted(event)).count()
+        of_messages.chain(&ledger.others).filter(|said| is_wanted(said)).count()
     }
 
     /// What a worker said, of what tells of no message.
     pub fn last_word(&self, worker: &str) -> Option<String> {
         let ledger = self.lock();
-        let said = ledger.others.iter().rev().find(|(who, _)| who == worker);
-        said.map(|(_, event)| event.event.clone())
+        let said = ledger.others.iter().rev().find(|said| said.by == worker);
+        said.map(|said| said.event.event.clone())
     }
 
     /// Whether something was said of every message.

@@ -71,12 +71,21 @@ pub enum Step {
     Settled {
         within: f64,
     },
-    /// The workers have told of every delivery of the server: none was in vain, none is forgotten.
+    /// The workers have told of every delivery that reached them: none was in vain, none is forgotten.
     Accounted {},
     /// Waits until the server has announced a Nak of so many messages.
     GivenBack(usize),
     Proxy(Turn),
     Nats(Turn),
+}
+
+impl Step {
+    /// It does something, and does not only wait.
+    pub fn acts(&self) -> bool {
+        let to_workers =
+            matches!(self, Self::Start(_) | Self::Stop(_) | Self::Freeze(_) | Self::Thaw(_));
+        to_workers || matches!(self, Self::Publish(_) | Self::Proxy(_) | Self::Nats(_))
+    }
 }
 
 #[derive(Deserialize, Clone, Copy)]
@@ -92,7 +101,7 @@ pub enum Turn {
     Thaw,
 }
 
-/// Waits until the workers have said this so often.
+/// Waits until the workers have said this so often, since the last step that acts.
 #[derive(Deserialize, Clone)]
 #[serde(deny_unknown_fields)]
 pub struct Seen {

@@ -113,6 +113,24 @@ impl Server {
         done.ok_or_else(|| format!("{} messages were given back, not {count}", given_back()))
     }
 
+    /// Waits until the workers have told of each delivery, or the proxy has given it back, as it does
+    /// where it reached no worker.
+    pub async fn accounted(
+        &self,
+        books: &Books,
+        within: Duration,
+        has_failed: impl FnMut() -> bool,
+    ) -> Result<(), String> {
+        let is_so = |info: &Info| {
+            let naks: usize = self.heard.lock().unwrap().naks.values().sum();
+            let by_proxy = naks.saturating_sub(books.count("nacked") + books.count("returned"));
+            let (told, delivered) = (books.count_told(), info.delivered.consumer_sequence as usize);
+            (told..=told + by_proxy).contains(&delivered)
+        };
+        let done = self.until(within, "all deliveries to be told of", is_so, has_failed).await;
+        done.map_err(|wrong| format!("{wrong}; told of: {}", books.count_told()))
+    }
+
     /// What the workers said and the server did not do, or the other way about. A forgetful server
     /// may have stopped before it could announce what it did.
     pub async fn disagreements(&self, books: &Books, forgetful: bool) -> Vec<String> {

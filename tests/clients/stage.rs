@@ -43,6 +43,8 @@ pub struct Stage<'a> {
     workers: Vec<Worker>,
     ids: u64,
     sequence: u64,
+    /// When the last step began that acts.
+    acted: Instant,
 }
 
 /// What was done, or what went wrong.
@@ -70,8 +72,9 @@ impl<'a> Stage<'a> {
             workers,
             ids: 0,
             sequence: 0,
+            acted: Instant::now(),
         };
-        stage.start_proxy();
+        stage.start_proxy().ready().await;
         stage
     }
 
@@ -103,6 +106,9 @@ impl<'a> Stage<'a> {
     }
 
     async fn step(&mut self, step: &Step) -> Result<(), String> {
+        if step.acts() {
+            self.acted = Instant::now();
+        }
         match step {
             Step::Publish(what) => self.publish(what).await,
             Step::Start(name) => self.start(name),
@@ -123,8 +129,11 @@ impl<'a> Stage<'a> {
             Step::Seen(wanted) => self.seen(wanted).await?,
             Step::Settled { within } => self.settled(Duration::from_secs_f64(*within)).await?,
             Step::GivenBack(count) => self.server.given_back(*count, SOON).await?,
-            Step::Accounted {} => self.accounted().await?,
-            Step::Proxy(Turn::Start) => self.start_proxy(),
+            Step::Accounted {} => {
+                let has_failed = || self.workers.iter_mut().any(Worker::has_failed);
+                self.server.accounted(&self.books, TOLD, has_failed).await?;
+            }
+            Step::Proxy(Turn::Start) => _ = self.start_proxy(),
             Step::Proxy(Turn::Kill) => self.proxy = None,
             Step::Proxy(Turn::Stop) => self.drain_proxy().await?,
             Step::Proxy(Turn::Freeze) => self.proxy()?.signal("STOP"),
@@ -154,11 +163,11 @@ impl<'a> Stage<'a> {
         status.success().then_some(()).ok_or(format!("the proxy ended with {status}"))
     }
 
-    fn start_proxy(&mut self) {
+    fn start_proxy(&mut self) -> &Proxy {
         let keys = self.keys.to_str().unwrap();
         // The one that comes after it is to know its tokens.
         let flags = ["--token-key-file", keys, "--cluster", "clients"];
-        self.proxy = Some(Proxy::start_on(&self.listen, &self.nats.url(), &flags));
+        self.proxy.insert(Proxy::start_on(&self.listen, &self.nats.url(), &flags))
     }
 
     async fn publish(&mut self, what: &Publish) {
@@ -208,7 +217,7 @@ impl<'a> Stage<'a> {
     }
 
     async fn seen(&self, wanted: &Seen) -> Result<(), String> {
-        let count = || self.books.count_seen(wanted);
+        let count = || self.books.count_seen(wanted, self.acted);
         until(Duration::from_secs_f64(wanted.within), || async {
             (count() >= wanted.count).then_some(())
         })
@@ -234,13 +243,6 @@ impl<'a> Stage<'a> {
         until(left, || async { self.books.all_told().then_some(()) })
             .await
             .ok_or("nothing was said of some messages, which the server has as settled".to_owned())
-    }
-
-    async fn accounted(&mut self) -> Result<(), String> {
-        let books = self.books.clone();
-        let is_so = |info: &Info| info.delivered.consumer_sequence == books.count_told() as u64;
-        let done = self.until_server_says(TOLD, "all deliveries to be told of", is_so).await;
-        done.map_err(|wrong| format!("{wrong}; told of: {}", self.books.count_told()))
     }
 
     async fn until_server_says(
