@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     net::TcpListener,
     path::Path,
     sync::{
@@ -136,7 +137,7 @@ impl<'a> Stage<'a> {
             Step::Proxy(Turn::Start) => _ = self.start_proxy(),
             Step::Proxy(Turn::Kill) => self.proxy = None,
             Step::Proxy(Turn::Stop) => self.drain_proxy().await?,
-            Step::Proxy(Turn::Freeze) => self.proxy()?.signal("STOP"),
+            Step::Proxy(Turn::Freeze) => self.freeze_proxy().await?,
             Step::Proxy(Turn::Thaw) => self.proxy()?.signal("CONT"),
             Step::Nats(Turn::Start) => self.nats.restart(),
             Step::Nats(Turn::Kill) => self.nats.kill(),
@@ -154,6 +155,14 @@ impl<'a> Stage<'a> {
 
     fn proxy(&self) -> Result<&Proxy, String> {
         self.proxy.as_ref().ok_or("there is no proxy".to_owned())
+    }
+
+    /// The signal takes a moment, in which the proxy must not have what comes next.
+    async fn freeze_proxy(&self) -> Result<(), String> {
+        let proxy = self.proxy()?;
+        proxy.signal("STOP");
+        let is_frozen = || async { is_stopped(proxy.pid()).then_some(()) };
+        until(SOON, is_frozen).await.ok_or("the proxy goes on".to_owned())
     }
 
     async fn drain_proxy(&mut self) -> Result<(), String> {
@@ -276,6 +285,12 @@ impl<'a> Stage<'a> {
         let told = || async { (books.last_word(name)? == "stopped").then_some(()) };
         until(SOON, told).await.ok_or(format!("{name} did not say that it stopped"))
     }
+}
+
+/// Where nobody can tell, it is.
+fn is_stopped(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.map_or(true, |stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')))
 }
 
 /// Below those that the system gives out by itself, so that nobody takes it while its proxy is away.
