@@ -7,7 +7,7 @@
 //! ends for good, its queue with it.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -29,8 +29,8 @@ const PING_INTERVAL: Duration = Duration::from_secs(3);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Deliveries that wait here for their reader; more than any pull may ask for.
 const INBOX_CAPACITY: usize = 65_536;
-/// Refused subjects that are remembered.
-const DENIALS: usize = 64;
+/// Refused subjects that are remembered: those of a whole Settle, at least.
+const DENIALS: usize = 1024;
 
 /// A connection that works until it is lost, and then never again.
 pub(super) struct Connection {
@@ -226,6 +226,13 @@ impl Denials {
     /// Changes with every refusal.
     pub(super) fn watch(&self) -> watch::Receiver<u64> {
         self.count.subscribe()
+    }
+
+    /// The subjects refused since `since`.
+    pub(super) fn since(&self, since: Instant) -> HashSet<String> {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = recent.iter().rev().take_while(|(_, when)| *when >= since);
+        since.map(|(subject, _)| subject.clone()).collect()
     }
 
     /// The first subject refused since `since` that `matches`.

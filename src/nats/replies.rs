@@ -9,7 +9,7 @@
 //! 2. a request is published at most once, and never again by us.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
@@ -97,7 +97,7 @@ impl Replies {
             for message in chunk {
                 let number = message.subject.strip_prefix(&*self.prefix);
                 if let Some(number) = number.and_then(|number| number.parse().ok()) {
-                    open.answer(number, read(message));
+                    open.close(number, Some(read(message)));
                 }
             }
         }
@@ -124,20 +124,22 @@ impl Replies {
         let batch = Arc::new(Batch::new(plan.count));
         let first = lock(&self.open).register(&batch);
         let refused = async {
-            while refusals.changed().await.is_ok() && self.refused(began, requests).is_none() {}
+            while refusals.changed().await.is_ok() {
+                self.close_refused(began, requests, &plan, first);
+            }
         };
 
         let sent = self.publish(requests, &plan, first, until).await;
         let open = plan.slots[sent..].iter().filter(|(_, asks)| *asks).count();
         tokio::select! {
             biased;
-            () = batch.done(open) => return plan.results(&batch, sent, None),
+            () = batch.done(open) => return self.results(began, requests, &plan, &batch, sent),
             () = clock::sleep_until(Some(until)) => {}
             () = self.connection.lost.cancelled() => {}
             () = refused => {}
         }
         lock(&self.open).forget(first, plan.count);
-        plan.results(&batch, sent, self.refused(began, requests).as_deref())
+        self.results(began, requests, &plan, &batch, sent)
     }
 
     /// Publishes in order and returns how many may have left.
@@ -179,9 +181,27 @@ impl Replies {
         matches!(sent.await, Ok(Ok(())))
     }
 
-    fn refused(&self, since: Instant, requests: &[Request]) -> Option<String> {
-        let of_ours = |refused: &str| requests.iter().any(|request| &*request.subject == refused);
-        self.connection.denials.find(since, of_ours)
+    /// Nobody goes on waiting for an answer to what was refused. All others do.
+    fn close_refused(&self, since: Instant, requests: &[Request], plan: &Plan, first: u64) {
+        let refused = self.connection.denials.since(since);
+        let mut open = lock(&self.open);
+        for (request, (slot, asks)) in requests.iter().zip(&plan.slots) {
+            if *asks && refused.contains(&*request.subject) {
+                open.close(first + *slot as u64, None);
+            }
+        }
+    }
+
+    /// What became of each. Those from place `sent` on never left.
+    fn results(
+        &self,
+        since: Instant,
+        requests: &[Request],
+        plan: &Plan,
+        batch: &Batch,
+        sent: usize,
+    ) -> Vec<Result<Answer, BrokerError>> {
+        plan.results(requests, batch, sent, &self.connection.denials.since(since))
     }
 }
 
@@ -208,9 +228,10 @@ impl Open {
         number
     }
 
-    fn answer(&mut self, number: u64, answer: Answer) {
+    /// There is an answer, or there will be none.
+    fn close(&mut self, number: u64, answer: Option<Answer>) {
         if let Some((batch, place)) = self.take(number) {
-            batch.answer(place, answer);
+            batch.close(place, answer);
         }
         self.shrink();
     }
@@ -241,9 +262,9 @@ impl Batch {
         Self { answers: Mutex::new(answers), done: Notify::new() }
     }
 
-    fn answer(&self, place: usize, answer: Answer) {
+    fn close(&self, place: usize, answer: Option<Answer>) {
         let mut answers = lock(&self.answers);
-        answers.of[place] = Some(answer);
+        answers.of[place] = answer;
         answers.left -= 1;
         if answers.left == 0 {
             self.done.notify_one();
@@ -286,18 +307,23 @@ impl Plan {
     /// What became of each. Those from place `sent` on never left.
     fn results(
         &self,
+        requests: &[Request],
         batch: &Batch,
         sent: usize,
-        denied: Option<&str>,
+        refused: &HashSet<String>,
     ) -> Vec<Result<Answer, BrokerError>> {
         let answers = std::mem::take(&mut lock(&batch.answers).of);
-        let result = |(place, (slot, _)): (usize, &(usize, bool))| match (&answers[*slot], denied) {
-            _ if place >= sent => Err(unsent("the settling connection is gone")),
-            (Some(answer), _) => Ok(answer.clone()),
-            (None, Some(subject)) => Err(Denial::Permission(subject.to_owned()).into()),
-            (None, None) => Err(BrokerError::Unconfirmed),
+        let result = |(place, (request, (slot, _))): (usize, (&Request, &(usize, bool)))| {
+            if place >= sent {
+                return Err(unsent("the settling connection is gone"));
+            }
+            // Whatever is answered to the last of a line: this one was not among it.
+            if refused.contains(&*request.subject) {
+                return Err(Denial::Permission(request.subject.as_ref().to_owned()).into());
+            }
+            answers[*slot].clone().ok_or(BrokerError::Unconfirmed)
         };
-        self.slots.iter().enumerate().map(result).collect()
+        requests.iter().zip(&self.slots).enumerate().map(result).collect()
     }
 }
 
@@ -320,15 +346,18 @@ mod tests {
         let (a, b) = (Arc::new(Batch::new(2)), Arc::new(Batch::new(1)));
         let (first_a, first_b) = (open.register(&a), open.register(&b));
 
-        open.answer(first_b, Answer::NoResponder);
-        open.answer(first_a + 1, Answer::Replied("1".into()));
-        open.answer(first_a + 1, Answer::NoResponder);
-        open.answer(99, Answer::NoResponder);
+        open.close(first_b, Some(Answer::NoResponder));
+        open.close(first_a + 1, Some(Answer::Replied("1".into())));
+        open.close(first_a + 1, Some(Answer::NoResponder));
+        open.close(99, Some(Answer::NoResponder));
 
-        let (one, two) = (Plan::of(&requests(&[None])), Plan::of(&requests(&[None, None])));
-        assert_eq!(one.results(&b, 1, None), [Ok(Answer::NoResponder)]);
+        let result = |lines: &[Option<u32>], batch| {
+            let requests = requests(lines);
+            Plan::of(&requests).results(&requests, batch, requests.len(), &HashSet::new())
+        };
+        assert_eq!(result(&[None], &b), [Ok(Answer::NoResponder)]);
         // Slots are given out from behind.
-        let results = two.results(&a, 2, None);
+        let results = result(&[None, None], &a);
         assert_eq!(results, [Ok(Answer::Replied("1".into())), Err(BrokerError::Unconfirmed)]);
         open.forget(first_a, 2);
         assert!(open.slots.is_empty());
@@ -348,11 +377,32 @@ mod tests {
 
     #[test]
     fn what_never_left_is_told_from_what_was_never_confirmed() {
-        let plan = Plan::of(&requests(&[None, None, Some(1), Some(1)]));
-        let results = plan.results(&Batch::new(plan.count), 3, None);
+        let requests = requests(&[None, None, Some(1), Some(1)]);
+        let plan = Plan::of(&requests);
+        let results = plan.results(&requests, &Batch::new(plan.count), 3, &HashSet::new());
         for place in [0, 1, 2] {
             assert_eq!(results[place], Err(BrokerError::Unconfirmed), "{place}");
         }
         assert!(matches!(results[3], Err(BrokerError::Unsent(_))));
+    }
+
+    #[test]
+    fn what_was_refused_is_told_of_itself_alone() {
+        let mut requests = requests(&[None, Some(1), Some(1), Some(1)]);
+        for (place, request) in requests.iter_mut().enumerate() {
+            request.subject = place.to_string().into();
+        }
+        let plan = Plan::of(&requests);
+        let refused = |places: &[&str]| places.iter().map(|place| (*place).to_owned()).collect();
+        let denied = |place: usize| Err(Denial::Permission(place.to_string()).into());
+        let batch = Batch::new(plan.count);
+        batch.close(plan.slots[3].0, Some(Answer::Replied(Bytes::new())));
+        let results = plan.results(&requests, &batch, 4, &refused(&["0", "1"]));
+        let done = Ok(Answer::Replied(Bytes::new()));
+        assert_eq!(results, [denied(0), denied(1), done.clone(), done]);
+        // Nobody answers for those before one that was refused.
+        let results = plan.results(&requests, &Batch::new(plan.count), 4, &refused(&["3"]));
+        let unknown = Err(BrokerError::Unconfirmed);
+        assert_eq!(results, [unknown.clone(), unknown.clone(), unknown, denied(3)]);
     }
 }

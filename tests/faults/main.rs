@@ -16,6 +16,7 @@ mod nats_away;
 mod poison;
 mod replicated;
 mod restarts;
+mod rights;
 mod stale_nak;
 mod unwritten;
 mod wire;

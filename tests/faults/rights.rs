@@ -1,0 +1,121 @@
+//! A consumer whose settlements NATS refuses to the proxy: it is told so, and it alone.
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::pull;
+use fetch_proxy::pb::{
+    self, AckAction, FetchRequest, NakAction, Outcome, Settlement, settlement::Action,
+};
+
+use crate::support::{
+    eventually,
+    jetstream::{Fixture, ack_wait},
+    millis,
+    nats_server::{NatsServer, binary},
+    proxy::{Client, Proxy, ack, fetch, reason},
+};
+
+/// A server where the proxy may do everything, but settle for the consumer `refused`.
+struct Refusing {
+    server: NatsServer,
+    fixture: Fixture,
+}
+
+impl Refusing {
+    async fn new(wait: u64) -> Self {
+        let users = |more: &str| {
+            format!("authorization {{ users: [\n{{ user: admin, password: admin }}\n{more}] }}")
+        };
+        let server = NatsServer::start_with(binary(), Some(users("")));
+        let admin = server.url().replace("//", "//admin:admin@");
+        let fixture = Fixture::at(&admin, ack_wait(wait)).await;
+        let refused = pull::Config { durable_name: Some("refused".to_owned()), ..ack_wait(wait) };
+        fixture.jetstream.create_consumer_on_stream(refused, &fixture.stream).await.unwrap();
+        let denied = format!("$JS.ACK.{}.refused.>", fixture.stream);
+        let rights = format!("publish: {{ allow: [\">\"], deny: [\"{denied}\"] }}");
+        let proxy = "{ user: proxy, password: proxy, permissions: {\n";
+        server.configure(&users(&format!("{proxy}{rights} }} }}")));
+        eventually("the server to know the user", || async {
+            let proxy = async_nats::ConnectOptions::new();
+            let proxy = proxy.user_and_password("proxy".to_owned(), "proxy".to_owned());
+            proxy.connect(server.url()).await.ok()
+        })
+        .await;
+        Self { server, fixture }
+    }
+
+    async fn proxy(&self) -> (Proxy, Client) {
+        let proxy = Proxy::start_at(&self.server.url().replace("//", "//proxy:proxy@"), &[]);
+        proxy.ready().await;
+        let client = proxy.client().await;
+        (proxy, client)
+    }
+
+    /// A Fetch of so many from the consumer that may be settled for, or from the other.
+    async fn fetch(&self, client: &Client, refused: bool, n: u32) -> Vec<pb::Delivery> {
+        let mut request = FetchRequest {
+            linger: millis(5000),
+            lease: millis(20_000),
+            ..fetch(&self.fixture, n, 10_000)
+        };
+        if refused {
+            "refused".clone_into(&mut request.consumer);
+        }
+        let answer = client.clone().fetch(request).await.unwrap().into_inner();
+        assert_eq!(answer.messages.len(), n as usize);
+        answer.messages
+    }
+}
+
+fn settlement(token: &str, action: Action) -> Settlement {
+    Settlement { token: token.to_owned(), action: Some(action) }
+}
+
+const NAK: Action = Action::Nak(NakAction { delay: None });
+
+#[tokio::test]
+async fn what_is_refused_for_one_consumer_is_not_told_of_another_s_settlements() {
+    let refusing = Refusing::new(30_000).await;
+    let (_proxy, mut client) = refusing.proxy().await;
+    refusing.fixture.publish_many(200).await;
+    let refused = refusing.fetch(&client, true, 1).await;
+    let served = refusing.fetch(&client, false, 200).await;
+    let naks = || served.iter().map(|message| settlement(&message.token, NAK));
+    let first = settlement(&refused[0].token, Action::Ack(AckAction {}));
+    let settlements = [first].into_iter().chain(naks()).collect();
+    let request = pb::SettleRequest { settlements, ..pb::SettleRequest::default() };
+    let answer = client.settle(request).await.unwrap().into_inner();
+    assert_eq!(answer.results[0].error.as_ref().unwrap().reason, "NATS_PERMISSION");
+    for result in &answer.results[1..] {
+        assert_eq!(result.outcome(), Outcome::Confirmed, "{result:?}");
+    }
+    // The next holders keep what they get, whoever nacks again.
+    let second = refusing.fetch(&client, false, 200).await;
+    let settlements = naks().collect();
+    let request = pb::SettleRequest { settlements, ..pb::SettleRequest::default() };
+    let again = client.settle(request).await.unwrap().into_inner();
+    for result in &again.results {
+        assert_eq!(result.outcome(), Outcome::Duplicate, "{result:?}");
+    }
+    let third = client.fetch(fetch(&refusing.fixture, 200, 300)).await.unwrap().into_inner();
+    assert!(third.messages.is_empty(), "a Nak was published twice");
+    for message in second {
+        client.ack(ack(&message.token)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_consumer_whose_progress_is_refused_costs_no_other_its_long_leases() {
+    let refusing = Refusing::new(1000).await;
+    let (_proxy, mut client) = refusing.proxy().await;
+    refusing.fixture.publish_many(100).await;
+    let (served, refused) =
+        tokio::join!(refusing.fetch(&client, false, 100), refusing.fetch(&client, true, 100));
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    for message in served {
+        let acked = client.ack(ack(&message.token)).await.expect("its long lease was not kept");
+        assert_eq!(acked.into_inner().outcome(), Outcome::Confirmed);
+    }
+    let status = client.ack(ack(&refused[0].token)).await.unwrap_err();
+    assert_eq!(reason(&status).1, "LEASE_EXPIRED", "nothing can keep these");
+}
