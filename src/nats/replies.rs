@@ -313,7 +313,7 @@ impl Plan {
         refused: &HashSet<String>,
     ) -> Vec<Result<Answer, BrokerError>> {
         let answers = std::mem::take(&mut lock(&batch.answers).of);
-        let result = |(place, (request, (slot, _))): (usize, (&Request, &(usize, bool)))| {
+        let result = |(place, (request, (slot, asks))): (usize, (&Request, &(usize, bool)))| {
             if place >= sent {
                 return Err(unsent("the settling connection is gone"));
             }
@@ -321,7 +321,11 @@ impl Plan {
             if refused.contains(&*request.subject) {
                 return Err(Denial::Permission(request.subject.as_ref().to_owned()).into());
             }
-            answers[*slot].clone().ok_or(BrokerError::Unconfirmed)
+            match &answers[*slot] {
+                // When those before it came, somebody may still have listened.
+                Some(Answer::NoResponder) if !asks => Err(BrokerError::Unconfirmed),
+                answer => answer.clone().ok_or(BrokerError::Unconfirmed),
+            }
         };
         requests.iter().zip(&self.slots).enumerate().map(result).collect()
     }
@@ -404,5 +408,18 @@ mod tests {
         let results = plan.results(&requests, &Batch::new(plan.count), 4, &refused(&["3"]));
         let unknown = Err(BrokerError::Unconfirmed);
         assert_eq!(results, [unknown.clone(), unknown.clone(), unknown, denied(3)]);
+    }
+
+    #[test]
+    fn that_nobody_listens_is_known_of_the_last_of_a_line_alone() {
+        let requests = requests(&[Some(1), Some(1), None]);
+        let plan = Plan::of(&requests);
+        let batch = Batch::new(plan.count);
+        for slot in 0..plan.count {
+            batch.close(slot, Some(Answer::NoResponder));
+        }
+        let results = plan.results(&requests, &batch, 3, &HashSet::new());
+        let nobody = Ok(Answer::NoResponder);
+        assert_eq!(results, [Err(BrokerError::Unconfirmed), nobody.clone(), nobody]);
     }
 }
