@@ -122,24 +122,24 @@ impl Replies {
         let mut refusals = self.connection.denials.watch();
         let plan = Plan::of(requests);
         let batch = Arc::new(Batch::new(plan.count));
-        let first = lock(&self.open).register(&batch);
+        let asked = Asked::new(&self.open, &batch, plan.count);
         let refused = async {
             while refusals.changed().await.is_ok() {
-                self.close_refused(began, requests, &plan, first);
+                self.close_refused(began, requests, &plan, asked.first);
             }
         };
 
-        let sent = self.publish(requests, &plan, first, until).await;
+        let sent = self.publish(requests, &plan, asked.first, until).await;
         let open = plan.slots[sent..].iter().filter(|(_, asks)| *asks).count();
         tokio::select! {
             biased;
-            () = batch.done(open) => return self.results(began, requests, &plan, &batch, sent),
+            () = batch.done(open) => {}
             () = clock::sleep_until(Some(until)) => {}
             () = self.connection.lost.cancelled() => {}
             () = refused => {}
         }
-        lock(&self.open).forget(first, plan.count);
-        self.results(began, requests, &plan, &batch, sent)
+        drop(asked);
+        plan.results(requests, &batch, sent, &self.connection.denials.since(began))
     }
 
     /// Publishes in order and returns how many may have left.
@@ -191,18 +191,6 @@ impl Replies {
             }
         }
     }
-
-    /// What became of each. Those from place `sent` on never left.
-    fn results(
-        &self,
-        since: Instant,
-        requests: &[Request],
-        plan: &Plan,
-        batch: &Batch,
-        sent: usize,
-    ) -> Vec<Result<Answer, BrokerError>> {
-        plan.results(requests, batch, sent, &self.connection.denials.since(since))
-    }
 }
 
 fn read(message: Message) -> Answer {
@@ -218,6 +206,25 @@ pub(super) fn unsent(why: &str) -> BrokerError {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Requests that somebody waits for: nothing is kept of them afterwards, however the waiting ends.
+struct Asked<'r> {
+    open: &'r Mutex<Open>,
+    first: u64,
+    count: usize,
+}
+
+impl<'r> Asked<'r> {
+    fn new(open: &'r Mutex<Open>, batch: &Arc<Batch>, count: usize) -> Self {
+        Self { open, first: lock(open).register(batch), count }
+    }
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        lock(self.open).forget(self.first, self.count);
+    }
 }
 
 impl Open {
@@ -333,6 +340,10 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tokio::io::AsyncWriteExt as _;
+
     use super::*;
 
     fn requests(lines: &[Option<u32>]) -> Vec<Request> {
@@ -421,5 +432,46 @@ mod tests {
         let results = plan.results(&requests, &batch, 3, &HashSet::new());
         let nobody = Ok(Answer::NoResponder);
         assert_eq!(results, [Err(BrokerError::Unconfirmed), nobody.clone(), nobody]);
+    }
+
+    /// A server that says hello and takes whatever it is sent, on a connection that is open to it.
+    async fn connected() -> (Connection, tokio::net::TcpStream) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let hello =
+            "INFO {\"server_id\":\"S\",\"version\":\"2.15.1\",\"max_payload\":1000}\r\nPONG\r\n";
+        let (settings, greeted) = (settings(&address.to_string()), async {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            socket.write_all(hello.as_bytes()).await.unwrap();
+            socket
+        });
+        tokio::join!(async { Connection::make(&settings, "test").await.unwrap() }, greeted)
+    }
+
+    fn settings(address: &str) -> crate::nats::Settings {
+        crate::nats::Settings {
+            servers: crate::nats::parse_servers(address).unwrap(),
+            auth: crate::nats::Auth::None,
+            ca: None,
+            identity: None,
+            domain: None,
+            inbox_prefix: "_INBOX".to_owned(),
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_kept_of_what_was_never_sent_or_is_not_waited_for_any_more() {
+        let (connection, _server) = connected().await;
+        let (replies, _subscriber) = Replies::open(Arc::new(connection)).await.unwrap();
+        let asked = requests(&[None, Some(1), Some(1)]);
+        let left = tokio::time::timeout(Duration::from_millis(50), async {
+            replies.ask(&asked, clock::now() + Duration::from_secs(60)).await
+        });
+        left.await.unwrap_err();
+        assert!(lock(&replies.open).slots.is_empty(), "its caller has left");
+        replies.connection.lost.cancel();
+        let results = replies.ask(&asked, clock::now() + Duration::from_secs(60)).await;
+        assert!(results.iter().all(|result| matches!(result, Err(BrokerError::Unsent(_)))));
+        assert!(lock(&replies.open).slots.is_empty(), "nothing was sent");
     }
 }
