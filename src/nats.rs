@@ -20,6 +20,7 @@ mod connection;
 mod delivery;
 mod inbox;
 mod info;
+mod plan;
 mod poison;
 mod provision;
 mod replies;

@@ -9,17 +9,17 @@
 //! 2. a request is published at most once, and never again by us.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
 use async_nats::{Message, StatusCode, Subscriber};
-use bytes::Bytes;
 use futures_util::StreamExt as _;
 use tokio::{sync::Notify, time::timeout_at};
 
-use super::connection::Connection;
+pub(super) use super::plan::{Answer, Request, unsent};
+use super::{connection::Connection, plan::Plan};
 use crate::{
     broker::{BrokerError, Denial},
     clock,
@@ -27,8 +27,6 @@ use crate::{
 
 /// Answers that are read between two looks at anything else.
 const CHUNK: usize = 256;
-/// Most requests that one answer stands for: as many are unconfirmed when it is lost.
-const LINE: usize = 64;
 
 /// The settling connection and the requests that are open on it.
 pub(super) struct Replies {
@@ -44,29 +42,6 @@ pub(super) struct Replies {
 struct Open {
     first: u64,
     slots: VecDeque<Option<(Arc<Batch>, usize)>>,
-}
-
-/// What a request was answered.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Answer {
-    Replied(Bytes),
-    /// Nobody listens there: it has had no effect and never will.
-    NoResponder,
-}
-
-/// One request to publish.
-pub(super) struct Request {
-    pub(super) subject: Box<str>,
-    pub(super) payload: Bytes,
-    /// As in [`crate::broker::Order`].
-    pub(super) line: Option<u32>,
-}
-
-/// Which requests are answered: by place, the slot whose answer stands for it, and whether it is
-/// this request that asks for that answer.
-struct Plan {
-    slots: Vec<(usize, bool)>,
-    count: usize,
 }
 
 struct Batch {
@@ -130,16 +105,16 @@ impl Replies {
         };
 
         let sent = self.publish(requests, &plan, asked.first, until).await;
-        let open = plan.slots[sent..].iter().filter(|(_, asks)| *asks).count();
+        batch.leave_out(plan.slots[sent..].iter().filter(|(_, asks)| *asks).count());
         tokio::select! {
             biased;
-            () = batch.done(open) => {}
+            () = batch.done() => {}
             () = clock::sleep_until(Some(until)) => {}
             () = self.connection.lost.cancelled() => {}
             () = refused => {}
         }
         drop(asked);
-        plan.results(requests, &batch, sent, &self.connection.denials.since(began))
+        plan.results(requests, &batch.take(), sent, &self.connection.denials.since(began))
     }
 
     /// Publishes in order and returns how many may have left.
@@ -198,10 +173,6 @@ fn read(message: Message) -> Answer {
         Some(StatusCode::NO_RESPONDERS) => Answer::NoResponder,
         Some(_) | None => Answer::Replied(message.payload),
     }
-}
-
-pub(super) fn unsent(why: &str) -> BrokerError {
-    BrokerError::Unsent(why.to_owned())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -272,69 +243,29 @@ impl Batch {
     fn close(&self, place: usize, answer: Option<Answer>) {
         let mut answers = lock(&self.answers);
         answers.of[place] = answer;
-        answers.left -= 1;
+        self.settle(&mut answers, 1);
+    }
+
+    /// So many were never sent: nobody waits for those.
+    fn leave_out(&self, count: usize) {
+        self.settle(&mut lock(&self.answers), count);
+    }
+
+    fn settle(&self, answers: &mut Answers, count: usize) {
+        answers.left = answers.left.saturating_sub(count);
         if answers.left == 0 {
             self.done.notify_one();
         }
     }
 
-    /// Ready when no more than `open` are unanswered: those that never left.
-    async fn done(&self, open: usize) {
-        while lock(&self.answers).left > open {
+    async fn done(&self) {
+        while lock(&self.answers).left > 0 {
             self.done.notified().await;
         }
     }
-}
 
-impl Plan {
-    /// The last request of a line asks, for itself and those before it.
-    fn of(requests: &[Request]) -> Self {
-        let mut slots = vec![(0, true); requests.len()];
-        let mut count = 0;
-        // For each line, the slot that is being filled from behind, and how far.
-        let mut lines: Vec<(u32, usize, usize)> = Vec::new();
-        for (place, request) in requests.iter().enumerate().rev() {
-            let line = lines.iter_mut().find(|(line, ..)| Some(*line) == request.line);
-            if let Some((_, slot, used)) = line {
-                if *used < LINE {
-                    *used += 1;
-                    slots[place] = (*slot, false);
-                    continue;
-                }
-                (*slot, *used) = (count, 1);
-            } else if let Some(line) = request.line {
-                lines.push((line, count, 1));
-            }
-            slots[place] = (count, true);
-            count += 1;
-        }
-        Self { slots, count }
-    }
-
-    /// What became of each. Those from place `sent` on never left.
-    fn results(
-        &self,
-        requests: &[Request],
-        batch: &Batch,
-        sent: usize,
-        refused: &HashSet<String>,
-    ) -> Vec<Result<Answer, BrokerError>> {
-        let answers = std::mem::take(&mut lock(&batch.answers).of);
-        let result = |(place, (request, (slot, asks))): (usize, (&Request, &(usize, bool)))| {
-            if place >= sent {
-                return Err(unsent("the settling connection is gone"));
-            }
-            // Whatever is answered to the last of a line: this one was not among it.
-            if refused.contains(&*request.subject) {
-                return Err(Denial::Permission(request.subject.as_ref().to_owned()).into());
-            }
-            match &answers[*slot] {
-                // When those before it came, somebody may still have listened.
-                Some(Answer::NoResponder) if !asks => Err(BrokerError::Unconfirmed),
-                answer => answer.clone().ok_or(BrokerError::Unconfirmed),
-            }
-        };
-        requests.iter().zip(&self.slots).enumerate().map(result).collect()
+    fn take(&self) -> Vec<Option<Answer>> {
+        std::mem::take(&mut lock(&self.answers).of)
     }
 }
 
@@ -342,18 +273,10 @@ impl Plan {
 mod tests {
     use std::time::Duration;
 
+    use bytes::Bytes;
     use tokio::io::AsyncWriteExt as _;
 
     use super::*;
-
-    fn requests(lines: &[Option<u32>]) -> Vec<Request> {
-        let request = |line: &Option<u32>| Request {
-            subject: "s".into(),
-            payload: Bytes::new(),
-            line: *line,
-        };
-        lines.iter().map(request).collect()
-    }
 
     #[test]
     fn answers_find_their_place_in_any_order_and_count_once() {
@@ -366,72 +289,10 @@ mod tests {
         open.close(first_a + 1, Some(Answer::NoResponder));
         open.close(99, Some(Answer::NoResponder));
 
-        let result = |lines: &[Option<u32>], batch| {
-            let requests = requests(lines);
-            Plan::of(&requests).results(&requests, batch, requests.len(), &HashSet::new())
-        };
-        assert_eq!(result(&[None], &b), [Ok(Answer::NoResponder)]);
-        // Slots are given out from behind.
-        let results = result(&[None, None], &a);
-        assert_eq!(results, [Ok(Answer::Replied("1".into())), Err(BrokerError::Unconfirmed)]);
+        assert_eq!(b.take(), [Some(Answer::NoResponder)]);
+        assert_eq!(a.take(), [None, Some(Answer::Replied("1".into()))]);
         open.forget(first_a, 2);
         assert!(open.slots.is_empty());
-    }
-
-    #[test]
-    fn the_last_of_a_line_asks_for_all_of_it_and_others_for_themselves() {
-        let plan = Plan::of(&requests(&[Some(1), None, Some(2), Some(1), None, Some(1)]));
-        let asks: Vec<bool> = plan.slots.iter().map(|(_, asks)| *asks).collect();
-        assert_eq!(asks, [false, true, true, false, true, true]);
-        assert_eq!(plan.count, 4);
-        let slot = |place: usize| plan.slots[place].0;
-        assert!(slot(0) == slot(5) && slot(3) == slot(5) && slot(2) != slot(5));
-        let long = Plan::of(&requests(&vec![Some(1); 2 * LINE + 1]));
-        assert_eq!(long.count, 3, "an answer stands for a bounded number");
-    }
-
-    #[test]
-    fn what_never_left_is_told_from_what_was_never_confirmed() {
-        let requests = requests(&[None, None, Some(1), Some(1)]);
-        let plan = Plan::of(&requests);
-        let results = plan.results(&requests, &Batch::new(plan.count), 3, &HashSet::new());
-        for place in [0, 1, 2] {
-            assert_eq!(results[place], Err(BrokerError::Unconfirmed), "{place}");
-        }
-        assert!(matches!(results[3], Err(BrokerError::Unsent(_))));
-    }
-
-    #[test]
-    fn what_was_refused_is_told_of_itself_alone() {
-        let mut requests = requests(&[None, Some(1), Some(1), Some(1)]);
-        for (place, request) in requests.iter_mut().enumerate() {
-            request.subject = place.to_string().into();
-        }
-        let plan = Plan::of(&requests);
-        let refused = |places: &[&str]| places.iter().map(|place| (*place).to_owned()).collect();
-        let denied = |place: usize| Err(Denial::Permission(place.to_string()).into());
-        let batch = Batch::new(plan.count);
-        batch.close(plan.slots[3].0, Some(Answer::Replied(Bytes::new())));
-        let results = plan.results(&requests, &batch, 4, &refused(&["0", "1"]));
-        let done = Ok(Answer::Replied(Bytes::new()));
-        assert_eq!(results, [denied(0), denied(1), done.clone(), done]);
-        // Nobody answers for those before one that was refused.
-        let results = plan.results(&requests, &Batch::new(plan.count), 4, &refused(&["3"]));
-        let unknown = Err(BrokerError::Unconfirmed);
-        assert_eq!(results, [unknown.clone(), unknown.clone(), unknown, denied(3)]);
-    }
-
-    #[test]
-    fn that_nobody_listens_is_known_of_the_last_of_a_line_alone() {
-        let requests = requests(&[Some(1), Some(1), None]);
-        let plan = Plan::of(&requests);
-        let batch = Batch::new(plan.count);
-        for slot in 0..plan.count {
-            batch.close(slot, Some(Answer::NoResponder));
-        }
-        let results = plan.results(&requests, &batch, 3, &HashSet::new());
-        let nobody = Ok(Answer::NoResponder);
-        assert_eq!(results, [Err(BrokerError::Unconfirmed), nobody.clone(), nobody]);
     }
 
     /// A server that says hello and takes whatever it is sent, on a connection that is open to it.
@@ -463,7 +324,8 @@ mod tests {
     async fn nothing_is_kept_of_what_was_never_sent_or_is_not_waited_for_any_more() {
         let (connection, _server) = connected().await;
         let (replies, _subscriber) = Replies::open(Arc::new(connection)).await.unwrap();
-        let asked = requests(&[None, Some(1), Some(1)]);
+        let request = |line| Request { subject: "s".into(), payload: Bytes::new(), line };
+        let asked = [None, Some(1), Some(1)].map(request);
         let left = tokio::time::timeout(Duration::from_millis(50), async {
             replies.ask(&asked, clock::now() + Duration::from_secs(60)).await
         });
