@@ -57,7 +57,7 @@ pub trait Broker: Send + Sync + 'static {
     /// With [`Confirmation::Confirmed`] a result is `Ok` once the broker said so; with
     /// [`Confirmation::Sent`] once it was handed to the connection. Orders still open at `until`
     /// are [`BrokerError::Unconfirmed`] if they may have left, else [`BrokerError::Unsent`].
-    /// An order is published at most once.
+    /// An order is published at most once, and keeps to its [`Order::by`].
     fn settle(
         &self,
         orders: Vec<Order>,
@@ -67,10 +67,6 @@ pub trait Broker: Send + Sync + 'static {
 
     /// Whose delivery is settled there, and which attempt it is; `None`: it is no ack subject.
     fn delivery_of(ack: &AckSubject) -> Option<(ConsumerName, u64)>;
-
-    /// Gives up on the connection that settles: something sent on it was never answered, and must
-    /// not be answered late. A fresh one is built at once.
-    fn abandon_settling(&self);
 
     /// Sends what is still on its way, bounded by `until`; nothing may be asked afterwards.
     fn close(&self, until: Instant) -> impl Future<Output = ()> + Send;
@@ -324,6 +320,9 @@ pub struct Order {
     /// copies, so the answer to a later one answers for those before it. `None`: each is answered
     /// by itself, because a change of leader can come between any two.
     pub line: Option<u32>,
+    /// It arrives by then, or never: later the message may be somebody else's. A broker gives up a
+    /// connection for that, with all that it has not sent yet.
+    pub by: Option<Instant>,
 }
 
 /// What can be said of a delivery.

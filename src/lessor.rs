@@ -19,7 +19,6 @@ mod feed;
 mod fetch;
 mod handover;
 mod lead;
-mod linger;
 mod parcel;
 mod settle;
 mod sweep;
@@ -41,7 +40,6 @@ pub(crate) use self::facts::encoded_size;
 use self::{
     books::{Books, Hold},
     feed::{Answer, Command, Feed, FeedTask, Ticket},
-    linger::Lingering,
 };
 pub use self::{
     codec::Codec,
@@ -84,7 +82,6 @@ pub struct Shared<B: Broker> {
     waiters: Arc<Semaphore>,
     /// Connections that consumers may have of their own.
     apart: Arc<Semaphore>,
-    lingering: Lingering,
     feeds: Mutex<HashMap<ConsumerName, Feed>>,
     tickets: AtomicU64,
     consumers: AtomicU32,
@@ -117,7 +114,6 @@ impl<B: Broker> Lessor<B> {
             books: Books::new(limits.max_leases, clock::now()),
             waiters: Arc::new(Semaphore::new(limits.max_waiters.min(Semaphore::MAX_PERMITS))),
             apart: Arc::new(Semaphore::new(APART)),
-            lingering: Lingering::default(),
             limits,
             feeds: Mutex::default(),
             tickets: AtomicU64::new(0),

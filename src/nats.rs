@@ -23,6 +23,7 @@ mod info;
 mod plan;
 mod poison;
 mod provision;
+mod pulse;
 mod replies;
 mod settle;
 mod supervisor;
@@ -159,10 +160,6 @@ impl Broker for Nats {
     fn delivery_of(ack: &AckSubject) -> Option<(ConsumerName, u64)> {
         let count = delivery::AckFacts::parse(&ack.0)?.delivery_count;
         Some((settle::consumer_of(&ack.0)?, count))
-    }
-
-    fn abandon_settling(&self) {
-        self.supervisor.abandon_settling();
     }
 
     async fn close(&self, until: Instant) {

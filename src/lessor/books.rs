@@ -30,9 +30,9 @@ pub(super) struct Hold {
 }
 
 impl Hold {
-    /// What to publish for it.
-    pub(super) fn order(&self, verdict: Verdict) -> Order {
-        Order { ack: self.ack.clone(), verdict, line: self.facts.line() }
+    /// What to publish for it, by then or never.
+    pub(super) fn order(&self, verdict: Verdict, by: Option<Instant>) -> Order {
+        Order { ack: self.ack.clone(), verdict, line: self.facts.line(), by }
     }
 }
 

@@ -104,6 +104,7 @@ impl<B: Broker> Lessor<B> {
                 Action::Nak(_) => Kind::Nak,
                 Action::Term(_) => Kind::Term,
             };
+            let by = table.ack_by(lease);
             let Begun::Publish(hold) = table.begin(lease, kind, now)? else {
                 return Ok(Settled::Duplicate);
             };
@@ -113,7 +114,7 @@ impl<B: Broker> Lessor<B> {
                 return Err(failure(BrokerError::Unsent(IN_DOUBT.to_owned()), after));
             }
             let (verdict, redelivered_in) = verdict(action, hold);
-            orders.push(hold.order(verdict));
+            orders.push(hold.order(verdict, by));
             let facts = hold.facts.clone();
             begun.push(Begin { place, lease, facts, redelivered_in });
             Err(Error::Unconfirmed)
@@ -133,67 +134,42 @@ impl<B: Broker> Lessor<B> {
         confirmation: Confirmation,
     ) {
         let now = clock::now();
-        let mut open = Open::default();
+        // Consumers of whose leader nobody can be sure any more.
+        let mut doubtful: Vec<Arc<Facts>> = Vec::new();
         // Holds are dropped after the lock is: freeing places wakes others.
         let freed: Vec<Hold> = self.books.with(|table| {
             let mut freed = Vec::with_capacity(begun.len());
             for (Begin { place, lease, facts, redelivered_in }, outcome) in
                 begun.into_iter().zip(outcomes)
             {
-                // Without a lease any more: another may have the message already.
-                let ack_by = table.ack_by(lease).unwrap_or(now);
                 let (after, hold) = table.finish(lease, judged(&outcome), now);
                 freed.extend(hold);
                 results[place] = match outcome {
                     Ok(()) => Ok(Settled::Done { confirmation, redelivered_in }),
                     Err(error) => Err(failure(error, after)),
                 };
-                open.note(&results[place], confirmation, ack_by, facts);
+                let known = |doubtful: &Arc<Facts>| doubtful.id == facts.id;
+                if facts.is_led_elsewhere()
+                    && in_doubt(&results[place])
+                    && !doubtful.iter().any(known)
+                {
+                    doubtful.push(facts);
+                }
             }
             freed
         });
         drop(freed);
-        for facts in open.doubtful {
+        for facts in doubtful {
             if facts.lead.doubt() {
                 self.tell(&facts.name, Command::Doubt);
             }
         }
-        if let Some((ack_by, facts)) = open.unanswered {
-            self.must_arrive(&facts.name, ack_by);
-        }
     }
 }
 
-/// What is open when a settlement has ended.
-#[derive(Default)]
-struct Open {
-    /// By when the first that was not answered must have arrived.
-    unanswered: Option<(Instant, Arc<Facts>)>,
-    /// Consumers of whose leader nobody can be sure any more.
-    doubtful: Vec<Arc<Facts>>,
-}
-
-impl Open {
-    fn note(
-        &mut self,
-        result: &Result<Settled, Error>,
-        confirmation: Confirmation,
-        ack_by: Instant,
-        facts: Arc<Facts>,
-    ) {
-        let (answered, arrived) = match result {
-            Ok(_) => (confirmation == Confirmation::Confirmed, true),
-            Err(Error::Unconfirmed) => (false, false),
-            Err(error) => (true, !matches!(error, Error::Unavailable(_))),
-        };
-        let known = |doubtful: &Arc<Facts>| doubtful.id == facts.id;
-        if !arrived && facts.is_led_elsewhere() && !self.doubtful.iter().any(known) {
-            self.doubtful.push(facts.clone());
-        }
-        if !answered && self.unanswered.as_ref().is_none_or(|(first, _)| ack_by < *first) {
-            self.unanswered = Some((ack_by, facts));
-        }
-    }
+/// Whether a settlement that ended so may have met another leader, or none.
+fn in_doubt(result: &Result<Settled, Error>) -> bool {
+    matches!(result, Err(Error::Unconfirmed | Error::Unavailable(_)))
 }
 
 fn extend(

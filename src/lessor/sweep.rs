@@ -48,7 +48,9 @@ impl<B: Broker> Lessor<B> {
                     Due::Progress { id } => {
                         // A new leader would confirm it, and may have given the message away.
                         let sure = table.payload(id).filter(|hold| !hold.facts.lead.in_doubt());
-                        progress.extend(sure.map(|hold| (id, hold.order(Verdict::Progress))));
+                        // One that comes late does no more than to make the next ack wait longer.
+                        let order = |hold: &Hold| hold.order(Verdict::Progress, None);
+                        progress.extend(sure.map(|hold| (id, order(hold))));
                     }
                     Due::Lapsed { payload, release: Some(by), .. } => released.push((payload, by)),
                     Due::Lapsed { payload, .. } | Due::Lost { payload, .. } => ended.push(payload),
@@ -94,12 +96,13 @@ impl<B: Broker> Lessor<B> {
         holds.retain(|(hold, _)| !hold.facts.lead.in_doubt());
         let Some(by) = holds.iter().map(|(_, by)| *by).min() else { return };
         tracing::debug!(count = holds.len(), "released");
-        let release = |(hold, _): &(Hold, _)| hold.order(Verdict::Nak(hold.facts.release_delay()));
-        let orders = holds.iter().map(release).collect();
-        let (lessor, name) = (self.clone(), holds[0].0.facts.name.clone());
+        let nak = |(hold, by): &(Hold, Instant)| {
+            hold.order(Verdict::Nak(hold.facts.release_delay()), Some(*by))
+        };
+        let orders = holds.iter().map(nak).collect();
+        let lessor = self.clone();
         self.tasks.spawn(async move {
             lessor.broker.settle(orders, Confirmation::Sent, by).await;
-            lessor.must_arrive(&name, by);
         });
     }
 }

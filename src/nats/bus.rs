@@ -99,7 +99,7 @@ async fn forward(mut subscriber: Subscriber, into: mpsc::Sender<Heard>) {
 impl Bus for Nats {
     async fn ask(&self, subject: &str, question: Bytes, until: Instant) -> Result<Bytes, AskError> {
         let replies = self.supervisor.settling().map_err(AskError::Unsent)?;
-        let request = Request { subject: subject.into(), payload: question, line: None };
+        let request = Request { subject: subject.into(), payload: question, line: None, by: None };
         match Arc::clone(&replies).ask(&[request], until).await.pop() {
             Some(Ok(Answer::Replied(answer))) => Ok(answer),
             Some(Ok(Answer::NoResponder)) => Err(AskError::Nobody),
@@ -112,7 +112,8 @@ impl Bus for Nats {
 
     async fn tell(&self, subject: &str, message: Bytes, until: Instant) {
         if let Ok(replies) = self.supervisor.settling() {
-            let request = Request { subject: subject.into(), payload: message, line: None };
+            let request =
+                Request { subject: subject.into(), payload: message, line: None, by: None };
             // Nobody waits for it; the next beat, or the asker's patience, makes up for a loss.
             let _ = replies.send(&request, None, until).await;
         }

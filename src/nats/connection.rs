@@ -15,9 +15,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_nats::{AuthError, Client, ConnectError, ConnectOptions, Event, ServerAddr, ServerError};
+use async_nats::{
+    AuthError, Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, ServerAddr,
+    ServerError,
+};
 use percent_encoding::percent_decode_str;
-use tokio::{sync::watch, time::timeout_at};
+use tokio::{
+    runtime::{self, Runtime},
+    sync::watch,
+    time::timeout_at,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{Auth, Settings};
@@ -44,9 +51,54 @@ pub(super) struct Connection {
     pub(super) leaving: CancellationToken,
     pub(super) denials: Arc<Denials>,
     end: Arc<Ending>,
+    room: Room,
+}
+
+/// Where the library's task of a connection runs that must be able to end at once. The library
+/// has no way to end it: it goes on to write what is queued, also when nobody holds the client any
+/// more, for as long as it takes to find the server silent. With its runtime it is gone, and its
+/// socket and its queue with it.
+#[derive(Default)]
+struct Room(Mutex<Option<Runtime>>);
+
+impl Room {
+    fn close(&self) {
+        if let Some(runtime) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.close();
+    }
 }
 
 impl Connection {
+    /// The same as [`Connection::make`], and [`Connection::end`] ends it at once.
+    pub(super) async fn make_in_room(
+        settings: &Settings,
+        role: &'static str,
+    ) -> Result<Self, ConnectError> {
+        let failed = |error| ConnectError::with_source(ConnectErrorKind::Io, error);
+        let mut builder = runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(1).thread_name("nats").enable_all().build();
+        let runtime = runtime.map_err(failed)?;
+        let (room, handle) = (Room(Mutex::new(None)), runtime.handle().clone());
+        *room.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(runtime);
+        let settings = settings.clone();
+        let made = handle.spawn(async move { Self::make(&settings, role).await });
+        let made = made.await.map_err(|error| failed(error.into()))??;
+        Ok(Self { room, ..made })
+    }
+
+    /// Gives it up: what is queued on it never leaves.
+    pub(super) fn end(&self) {
+        self.lost.cancel();
+        self.room.close();
+    }
+
     /// Connects to one of the servers, or says why not. `role` names the connection in the
     /// server's own lists.
     pub(super) async fn make(settings: &Settings, role: &str) -> Result<Self, ConnectError> {
@@ -73,7 +125,7 @@ impl Connection {
         let client = options.connect(&settings.servers[..]).await?;
         let server = client.server_info();
         let (server_id, version) = (server.server_id, server.version);
-        Ok(Self { client, server_id, version, lost, leaving, denials, end })
+        Ok(Self { client, server_id, version, lost, leaving, denials, end, room: Room::default() })
     }
 
     /// Waits until it is known how a lost connection ended, or until `until`. `true`: it looks as if

@@ -62,7 +62,7 @@ async fn ask(
     until: Instant,
 ) -> Result<Bytes, InfoError> {
     let subject = settings.api(&format!("CONSUMER.INFO.{}.{}", name.stream, name.consumer));
-    let request = Request { subject: subject.into(), payload: Bytes::new(), line: None };
+    let request = Request { subject: subject.into(), payload: Bytes::new(), line: None, by: None };
     match replies.ask(&[request], until).await.pop() {
         Some(answer) => body(answer, "CONSUMER.INFO"),
         None => unavailable("CONSUMER.INFO was not answered"),

@@ -1,7 +1,7 @@
 //! Which of many requests asks for an answer, for whom that answer stands, and what is known of each
 //! in the end. Pure: it sends nothing and waits for nothing.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Instant};
 
 use bytes::Bytes;
 
@@ -16,6 +16,8 @@ pub(super) struct Request {
     pub(super) payload: Bytes,
     /// As in [`crate::broker::Order`].
     pub(super) line: Option<u32>,
+    /// The same.
+    pub(super) by: Option<Instant>,
 }
 
 /// What a request was answered.
@@ -97,6 +99,7 @@ mod tests {
             subject: "s".into(),
             payload: Bytes::new(),
             line: *line,
+            by: None,
         };
         lines.iter().map(request).collect()
     }

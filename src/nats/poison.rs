@@ -105,7 +105,7 @@ impl Search<'_> {
 
     fn ask(&self, filter: &str, at: u64) -> Request {
         let payload = serde_json::json!({ "seq": at, "next_by_subj": filter }).to_string();
-        Request { subject: self.call.clone().into(), payload: payload.into(), line: None }
+        Request { subject: self.call.clone().into(), payload: payload.into(), line: None, by: None }
     }
 
     fn judge(&mut self, stored: &Stored<'_>, part: &RangeInclusive<u64>) {

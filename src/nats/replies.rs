@@ -19,7 +19,7 @@ use futures_util::StreamExt as _;
 use tokio::{sync::Notify, time::timeout_at};
 
 pub(super) use super::plan::{Answer, Request, unsent};
-use super::{connection::Connection, plan::Plan};
+use super::{connection::Connection, plan::Plan, pulse::Due};
 use crate::{
     broker::{BrokerError, Denial},
     clock,
@@ -35,6 +35,8 @@ pub(super) struct Replies {
     prefix: String,
     opened: Instant,
     open: Mutex<Open>,
+    /// See [`super::pulse`].
+    pub(super) due: Due,
 }
 
 /// Numbers of open requests are dense and leave mostly in order, so a queue finds them.
@@ -59,7 +61,8 @@ impl Replies {
     pub(super) async fn open(connection: Arc<Connection>) -> Option<(Arc<Self>, Subscriber)> {
         let (prefix, opened) = (format!("{}.", connection.client.new_inbox()), clock::now());
         let subscriber = connection.client.subscribe(format!("{prefix}*")).await.ok()?;
-        let replies = Self { connection, prefix, opened, open: Mutex::default() };
+        let replies =
+            Self { connection, prefix, opened, open: Mutex::default(), due: Due::default() };
         Some((Arc::new(replies), subscriber))
     }
 
@@ -76,7 +79,7 @@ impl Replies {
                 }
             }
         }
-        self.connection.lost.cancel();
+        self.connection.end();
     }
 
     /// Publishes all and waits for their answers, until `until` or the loss of the connection.
@@ -87,7 +90,7 @@ impl Replies {
     ) -> Vec<Result<Answer, BrokerError>> {
         let began = clock::now();
         // Without a right to our inbox nothing would ever be answered, so nothing is sent.
-        let of_inbox = |refused: &str| refused.starts_with(&self.prefix);
+        let of_inbox = |refused: &str| refused.strip_prefix(&*self.prefix) == Some("*");
         if let Some(inbox) = self.connection.denials.find(self.opened, of_inbox) {
             return requests
                 .iter()
@@ -141,9 +144,11 @@ impl Replies {
         reply: Option<String>,
         until: Instant,
     ) -> bool {
-        if self.connection.lost.is_cancelled() {
+        let now = clock::now();
+        if self.connection.lost.is_cancelled() || request.by.is_some_and(|by| by <= now) {
             return false;
         }
+        let until = request.by.map_or(until, |by| by.min(until));
         let (subject, payload) = (String::from(&*request.subject), request.payload.clone());
         let client = &self.connection.client;
         // A full queue of a connection that takes nothing blocks for ever: hence the bound.
@@ -153,7 +158,17 @@ impl Replies {
                 None => client.publish(subject, payload).await,
             }
         });
-        matches!(sent.await, Ok(Ok(())))
+        let sent = matches!(sent.await, Ok(Ok(())));
+        if let (true, Some(by)) = (sent, request.by) {
+            self.due.must_arrive(by, now);
+        }
+        sent
+    }
+
+    /// A subject of ours whose first message is waited for.
+    pub(super) fn expect_one(&self) -> Expected<'_> {
+        let batch = Arc::new(Batch::new(1));
+        Expected { prefix: &self.prefix, asked: Asked::new(&self.open, &batch, 1), batch }
     }
 
     /// Nobody goes on waiting for an answer to what was refused. All others do.
@@ -195,6 +210,23 @@ impl<'r> Asked<'r> {
 impl Drop for Asked<'_> {
     fn drop(&mut self) {
         lock(self.open).forget(self.first, self.count);
+    }
+}
+
+/// A message of our own that is on its way.
+pub(super) struct Expected<'r> {
+    prefix: &'r str,
+    asked: Asked<'r>,
+    batch: Arc<Batch>,
+}
+
+impl Expected<'_> {
+    pub(super) fn subject(&self) -> String {
+        format!("{}{}", self.prefix, self.asked.first)
+    }
+
+    pub(super) async fn came(&self) {
+        self.batch.done().await;
     }
 }
 
@@ -324,7 +356,7 @@ mod tests {
     async fn nothing_is_kept_of_what_was_never_sent_or_is_not_waited_for_any_more() {
         let (connection, _server) = connected().await;
         let (replies, _subscriber) = Replies::open(Arc::new(connection)).await.unwrap();
-        let request = |line| Request { subject: "s".into(), payload: Bytes::new(), line };
+        let request = |line| Request { subject: "s".into(), payload: Bytes::new(), line, by: None };
         let asked = [None, Some(1), Some(1)].map(request);
         let left = tokio::time::timeout(Duration::from_millis(50), async {
             replies.ask(&asked, clock::now() + Duration::from_secs(60)).await

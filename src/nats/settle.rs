@@ -85,7 +85,7 @@ fn request(order: Order) -> Request {
         Verdict::Term(reason) if reason.is_empty() => Bytes::from_static(b"+TERM"),
         Verdict::Term(reason) => format!("+TERM {reason}").into(),
     };
-    Request { subject: order.ack.0, payload, line: order.line }
+    Request { subject: order.ack.0, payload, line: order.line, by: order.by }
 }
 
 #[cfg(test)]
@@ -96,7 +96,7 @@ mod tests {
 
     fn payload(verdict: Verdict) -> Bytes {
         let ack = AckSubject("$JS.ACK.S.c.1.1.1.1.0".into());
-        request(Order { ack, verdict, line: None }).payload
+        request(Order { ack, verdict, line: None, by: None }).payload
     }
 
     #[test]

@@ -28,6 +28,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{OLDEST_SERVER, Settings, bus::Ears, connection::Connection, replies::Replies};
 use crate::broker::{ConsumerName, Link, Server};
 
+/// How the two connections are called in the server's lists, and in the log.
+const DELIVERIES: &str = "deliveries";
+const SETTLING: &str = "settling";
 /// Wait between two attempts, growing from the first to the last.
 const RETRY: [Duration; 4] = [
     Duration::from_millis(50),
@@ -56,8 +59,6 @@ pub(super) struct Supervisor {
 struct Parts {
     deliveries: Part<Arc<Connection>>,
     settling: Part<Arc<Replies>>,
-    /// The one before, which may still be answering.
-    retired: Option<Arc<Replies>>,
     epoch: u64,
 }
 
@@ -140,16 +141,6 @@ impl Supervisor {
         self.parts().settling.get()
     }
 
-    pub(super) fn abandon_settling(&self) {
-        if let Ok(replies) = self.settling() {
-            tracing::warn!("a settlement was never answered: its connection is replaced");
-            replies.connection.lost.cancel();
-        }
-        if let Some(retired) = self.parts().retired.take() {
-            retired.connection.lost.cancel();
-        }
-    }
-
     pub(super) async fn close(&self, until: Instant) {
         let clients = [
             self.settling().map(|replies| replies.connection.client.clone()),
@@ -166,7 +157,7 @@ impl Supervisor {
         let mut last: Option<Arc<Connection>> = None;
         loop {
             let set = |part| self.replace(last.as_deref(), |parts| parts.deliveries = part);
-            let Some(connection) = self.connect("deliveries", set).await else { return };
+            let Some(connection) = self.connect(DELIVERIES, set).await else { return };
             let connection = Arc::new(connection);
             self.update(|parts| {
                 parts.epoch = self.epochs.fetch_add(1, Ordering::Relaxed) + 1;
@@ -186,15 +177,12 @@ impl Supervisor {
         loop {
             let leaving = last.as_ref().map(|replies| &*replies.connection);
             let set = |part| self.replace(leaving, |parts| parts.settling = part);
-            let Some(connection) = self.connect("settling", set).await else { return };
+            let Some(connection) = self.connect(SETTLING, set).await else { return };
             let Some((replies, subscriber)) = Replies::open(Arc::new(connection)).await else {
                 continue;
             };
             self.tasks.spawn(self.clone().read(replies.clone(), subscriber));
-            self.update(|parts| {
-                parts.settling = Part::Up(replies.clone());
-                parts.retired.clone_from(&last);
-            });
+            self.update(|parts| parts.settling = Part::Up(replies.clone()));
             if let Some(last) = last.take() {
                 self.tasks.spawn(self.clone().retire(last));
             }
@@ -224,17 +212,16 @@ impl Supervisor {
 
     async fn read(self: Arc<Self>, replies: Arc<Replies>, subscriber: Subscriber) {
         let listening = self.ears.listen(&replies.connection);
-        let both = async { tokio::join!(replies.read(subscriber), listening) };
-        self.stop.run_until_cancelled(both).await;
-        replies.connection.lost.cancel();
+        let all = async { tokio::join!(replies.read(subscriber), replies.pulse(), listening) };
+        self.stop.run_until_cancelled(all).await;
+        replies.connection.end();
     }
 
     /// Lets a connection that was replaced answer what was asked on it.
     async fn retire(self: Arc<Self>, replies: Arc<Replies>) {
-        let lost = &replies.connection.lost;
         let answered = self.stop.run_until_cancelled(sleep(RETIRE));
-        lost.run_until_cancelled(answered).await;
-        lost.cancel();
+        replies.connection.lost.run_until_cancelled(answered).await;
+        replies.connection.end();
     }
 
     /// Says what has become of the search for a connection, unless the last one serves on.
@@ -245,11 +232,16 @@ impl Supervisor {
     }
 
     /// Connects to a server that is fit, however long it takes. `None` once stopped.
-    async fn connect<T>(&self, role: &str, set: impl Fn(Part<T>)) -> Option<Connection> {
+    async fn connect<T>(&self, role: &'static str, set: impl Fn(Part<T>)) -> Option<Connection> {
         let mut waits = RETRY.into_iter().chain(std::iter::repeat(RETRY[RETRY.len() - 1]));
         let mut told = false;
         loop {
-            let made = Connection::make(&self.settings, role);
+            let made = async {
+                match role {
+                    SETTLING => Connection::make_in_room(&self.settings, role).await,
+                    _ => Connection::make(&self.settings, role).await,
+                }
+            };
             let wait = match self.stop.run_until_cancelled(made).await? {
                 Ok(connection) if fits(&connection.version) => {
                     let (version, server) = (&connection.version, &connection.server_id);

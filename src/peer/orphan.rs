@@ -57,7 +57,7 @@ impl<B: Broker + Bus> Peers<B> {
     ) -> Vec<Option<Result<Settled, Error>>> {
         let mut consumers: HashMap<ConsumerName, Now> = HashMap::new();
         let mut results = Vec::with_capacity(orphans.len());
-        let (mut places, mut orders, mut settle_by) = (Vec::new(), Vec::new(), until);
+        let (mut places, mut orders) = (Vec::new(), Vec::new());
         for (place, Orphan { claims, action }) in orphans.into_iter().enumerate() {
             let left = Duration::from_millis(claims.settle_by).saturating_sub(clock::unix_time());
             let verdict = self.judge(&claims, action, left, until, &mut consumers).await;
@@ -66,7 +66,6 @@ impl<B: Broker + Bus> Peers<B> {
                 Judged::Publish(order) => {
                     places.push(place);
                     orders.push(order);
-                    settle_by = settle_by.min(clock::now() + left.saturating_sub(CLOCKS));
                     Some(Err(Error::Unconfirmed))
                 }
             });
@@ -75,12 +74,7 @@ impl<B: Broker + Bus> Peers<B> {
             return results;
         }
         let broker = self.lessor.broker();
-        let outcomes = broker.settle(orders, Confirmation::Confirmed, settle_by).await;
-        if outcomes.contains(&Err(BrokerError::Unconfirmed)) {
-            for name in consumers.keys().take(1) {
-                self.lessor.must_arrive(name, settle_by);
-            }
-        }
+        let outcomes = broker.settle(orders, Confirmation::Confirmed, until).await;
         for (place, outcome) in places.into_iter().zip(outcomes) {
             results[place] = Some(outcome.map(|()| CONFIRMED).map_err(failure));
         }
@@ -108,6 +102,7 @@ impl<B: Broker + Bus> Peers<B> {
         };
         let ack = AckSubject((*claims.ack_subject).into());
         let Some((name, attempt)) = B::delivery_of(&ack) else { return Judged::Answer(expired) };
+        let by = clock::now() + left.saturating_sub(CLOCKS);
         if !consumers.contains_key(&name) {
             let now = self.look_at(&name, until).await;
             consumers.insert(name.clone(), now);
@@ -121,7 +116,7 @@ impl<B: Broker + Bus> Peers<B> {
         let unseen = info.replicas <= 1 && !info.leader_shows;
         match verdict {
             Some(_) if unseen || info.leader.0 != claims.leader => Judged::Answer(None),
-            Some(verdict) => Judged::Publish(Order { ack, verdict, line: None }),
+            Some(verdict) => Judged::Publish(Order { ack, verdict, line: None, by: Some(by) }),
             None => {
                 let again = info.max_deliver.is_none_or(|most| attempt < most);
                 Judged::Answer(Some(Ok(Settled::Done {

@@ -142,7 +142,7 @@ async fn say<W: World>(
     delivery: &Delivery,
     verdict: Verdict,
 ) -> Result<(), BrokerError> {
-    let orders = vec![Order { ack: delivery.ack.clone(), verdict, line: None }];
+    let orders = vec![Order { ack: delivery.ack.clone(), verdict, line: None, by: None }];
     world.broker().settle(orders, Confirmation::Confirmed, until()).await.remove(0)
 }
 
@@ -260,6 +260,20 @@ contract! {
         assert_eq!(unsettled(&world).await, 0);
     }
 
+    what_would_arrive_too_late_never_leaves(world) {
+        world.publish(vec![1]).await;
+        let delivery = one(&world).await;
+        let order = |by| Order { ack: delivery.ack.clone(), verdict: Verdict::Ack, line: None, by: Some(by) };
+        for confirmation in [Confirmation::Confirmed, Confirmation::Sent] {
+            let results = world.broker().settle(vec![order(clock::now())], confirmation, until()).await;
+            assert!(matches!(results[..], [Err(BrokerError::Unsent(_))]), "{results:?}");
+        }
+        assert_eq!(unsettled(&world).await, 1);
+        let results = world.broker().settle(vec![order(until())], Confirmation::Confirmed, until()).await;
+        assert_eq!(results, [Ok(())]);
+        assert_eq!(unsettled(&world).await, 0);
+    }
+
     a_consumer_that_is_gone_denies(world) {
         world.publish(vec![1]).await;
         let delivery = one(&world).await;
@@ -276,7 +290,7 @@ contract! {
         inbox.pull(pull(1, 50)).await.unwrap();
         let (found, _) = arrivals(&mut inbox, 50).await;
         for (confirmation, half) in [Confirmation::Confirmed, Confirmation::Sent].into_iter().zip(found.chunks(25)) {
-            let order = |one: &Delivery| Order { ack: one.ack.clone(), verdict: Verdict::Ack, line: None };
+            let order = |one: &Delivery| Order { ack: one.ack.clone(), verdict: Verdict::Ack, line: None, by: None };
             let orders = half.iter().map(order).collect();
             let results = world.broker().settle(orders, confirmation, until()).await;
             assert_eq!(results, vec![Ok(()); 25]);
@@ -313,7 +327,7 @@ contract! {
             for found in world.broker().unreadable(&world.name(), 1, until()).await.unwrap() {
                 assert_eq!(found.stream_sequence % 2, 0, "a good one is called unreadable");
                 let verdict = Verdict::Term("unreadable".into());
-                let orders = vec![Order { ack: found.ack, verdict, line: None }];
+                let orders = vec![Order { ack: found.ack, verdict, line: None, by: None }];
                 let results = world.broker().settle(orders, Confirmation::Confirmed, until()).await;
                 assert_eq!(results, [Ok(())]);
             }
@@ -349,7 +363,7 @@ contract! {
             }
             let order = |(place, one): (usize, &Delivery)| {
                 let verdict = if place % 2 == 0 { Verdict::Ack } else { Verdict::Term("no".into()) };
-                Order { ack: one.ack.clone(), verdict, line: Some(7) }
+                Order { ack: one.ack.clone(), verdict, line: Some(7), by: None }
             };
             let orders = found.iter().enumerate().map(order).collect();
             let results = world.broker().settle(orders, Confirmation::Confirmed, until()).await;

@@ -61,7 +61,6 @@ struct State {
     counts: BTreeMap<u64, u64>,
     faults: VecDeque<Fault>,
     published: Vec<Verdict>,
-    abandoned: usize,
     /// INFO is not answered.
     silent: bool,
     info_delay: Duration,
@@ -124,7 +123,6 @@ impl FakeBroker {
             counts: BTreeMap::new(),
             faults: VecDeque::new(),
             published: Vec::new(),
-            abandoned: 0,
             silent: false,
             info_delay: Duration::ZERO,
             refusal: None,
@@ -241,10 +239,6 @@ impl FakeBroker {
         (state.pending, state.counts) = (BTreeMap::new(), BTreeMap::new());
         drop(state);
         self.0.changed.notify_waiters();
-    }
-
-    pub fn abandoned(&self) -> usize {
-        self.state().abandoned
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -395,6 +389,8 @@ impl Broker for FakeBroker {
             }
             let mut state = self.state();
             let gone = state.info.is_none();
+            let late = order.by.is_some_and(|by| by <= clock::now());
+            let fault = if late { Some(Fault::Unsent) } else { fault };
             if fault != Some(Fault::Unsent) {
                 state.published.push(order.verdict.clone());
             }
@@ -420,10 +416,6 @@ impl Broker for FakeBroker {
         let tokens: Vec<&str> = ack.0.split('.').collect();
         let name = ConsumerName { stream: tokens[2].into(), consumer: tokens[3].into() };
         Some((name, tokens[4].parse().ok()?))
-    }
-
-    fn abandon_settling(&self) {
-        self.state().abandoned += 1;
     }
 
     async fn close(&self, _: Instant) {}

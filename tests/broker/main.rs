@@ -10,7 +10,6 @@ mod contract;
 mod fake;
 mod faults;
 mod leading;
-mod lingering;
 mod places;
 mod poison;
 mod unreadable;

@@ -6,6 +6,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod arrival;
 mod books;
 mod cancelled;
 mod edge;

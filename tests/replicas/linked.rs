@@ -236,10 +236,6 @@ impl Broker for Linked {
         FakeBroker::delivery_of(ack)
     }
 
-    fn abandon_settling(&self) {
-        self.broker.abandon_settling();
-    }
-
     async fn close(&self, until: Instant) {
         self.broker.close(until).await;
     }

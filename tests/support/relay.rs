@@ -14,7 +14,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{
-        TcpListener, TcpStream,
+        TcpListener, TcpSocket, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
     sync::watch,
@@ -58,7 +58,18 @@ pub struct Relay {
 impl Relay {
     /// Relays to `server`, an address like `127.0.0.1:4222`, from a free port of its own.
     pub async fn to(server: &str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::behind(TcpListener::bind("127.0.0.1:0").await.unwrap(), server)
+    }
+
+    /// The same, where little fits into the wire itself: it fills soon when it stands still.
+    pub fn narrow_to(server: &str) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(256 * 1024).unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        Self::behind(socket.listen(64).unwrap(), server)
+    }
+
+    fn behind(listener: TcpListener, server: &str) -> Self {
         let address = listener.local_addr().unwrap();
         let wire = Wire {
             to_server: Flow::Pass,

@@ -190,7 +190,7 @@ async fn look<B: Broker>(
 
 fn term(message: &Unreadable) -> Order {
     let verdict = Verdict::Term(format!("fetch-proxy: unreadable headers: {}", message.why));
-    Order { ack: message.ack.clone(), verdict, line: None }
+    Order { ack: message.ack.clone(), verdict, line: None, by: None }
 }
 
 /// What the look has led to, while there is one.
