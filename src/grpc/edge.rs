@@ -48,9 +48,10 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Calls that are open when a connection is told to go may go on for this long: a little more than
 /// the longest Fetch.
 const GRACE: Duration = Duration::from_secs(330);
-/// A connection beyond the cap lives this long: enough to be told so and to ask for health.
-const TURNED_AWAY: Duration = Duration::from_secs(5);
-/// Once no call is open, connections have this long to take their leave.
+/// A connection beyond the cap lives this long: enough to be told so and to ask for health. Whatever
+/// is open on it then ends with its farewell.
+const TURNED_AWAY: Duration = Duration::from_secs(4);
+/// Connections that have nothing more to do have this long to take their leave.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// After a failed accept, which is for want of descriptors or memory.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -109,6 +110,12 @@ pub(super) async fn serve<S, B>(
     edge.close(idle, by).await;
 }
 
+/// When a connection is told to go, and how long its open calls may go on then.
+struct Life {
+    age: Option<Duration>,
+    grace: Duration,
+}
+
 struct Edge {
     builder: Arc<auto::Builder<Spawn>>,
     connections: JoinSet<()>,
@@ -157,8 +164,8 @@ impl Edge {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         if let Ok(place) = self.places.clone().try_acquire_owned() {
-            let age = self.max_age.map(jittered);
-            return self.spawn(stream, behind.service.clone(), place, age);
+            let life = Life { age: self.max_age.map(jittered), grace: GRACE };
+            return self.spawn(stream, behind.service.clone(), place, life);
         }
         if self.trouble.may_say(clock::now()) {
             let listener = behind.listener;
@@ -166,7 +173,8 @@ impl Edge {
         }
         let place = self.places_beyond.clone().try_acquire_owned();
         if let (Some(beyond), Ok(place)) = (&behind.beyond, place) {
-            self.spawn(stream, beyond.clone(), place, Some(TURNED_AWAY));
+            let life = Life { age: Some(TURNED_AWAY), grace: FAREWELL };
+            self.spawn(stream, beyond.clone(), place, life);
         }
     }
 
@@ -175,7 +183,7 @@ impl Edge {
         stream: TcpStream,
         service: S,
         place: OwnedSemaphorePermit,
-        age: Option<Duration>,
+        Life { age, grace }: Life,
     ) where
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
         S: Clone + Send + 'static,
@@ -200,7 +208,7 @@ impl Edge {
                 () = going.cancelled() => {}
             }
             connection.as_mut().graceful_shutdown();
-            let _ = timeout_at((clock::now() + GRACE).into(), connection).await;
+            let _ = timeout_at((clock::now() + grace).into(), connection).await;
         });
     }
 

@@ -8,7 +8,8 @@ use tokio::{
     net::TcpStream,
     time::timeout,
 };
-use tonic::Code;
+use tonic::{Code, transport::Endpoint};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_types::StatusExt as _;
 
 use crate::support::{
@@ -62,6 +63,29 @@ async fn connections_beyond_the_cap_are_told_so_and_may_ask_for_health() {
         proxy.client().await.fetch(fetch(&fixture, 1, 0)).await.ok()
     })
     .await;
+}
+
+/// A stream that does not end by itself holds no place of those that are few.
+#[tokio::test]
+async fn connections_beyond_the_cap_are_gone_soon_whatever_is_open_on_them() {
+    let proxy = Proxy::start(NatsServer::shared(), &["--max-connections", "1"]);
+    let _within = proxy.client().await;
+    proxy.ready().await;
+    let watch = async || {
+        let channel = Endpoint::from_shared(format!("http://{}", proxy.grpc)).unwrap();
+        let mut health = HealthClient::new(channel.connect().await.unwrap());
+        let began = Instant::now();
+        let watching = health.watch(HealthCheckRequest::default());
+        let mut watching = watching.await.unwrap().into_inner();
+        while let Ok(Some(_)) = watching.message().await {}
+        began.elapsed()
+    };
+    let watches = (0..8).map(|_| timeout(BOUND, watch()));
+    for took in futures_util::future::join_all(watches).await {
+        let took = took.expect("it stays open");
+        println!("measured: a Watch beyond the cap is gone after: {took:?}");
+        assert!(took > Duration::from_secs(3) && took < Duration::from_secs(8), "{took:?}");
+    }
 }
 
 #[tokio::test]
