@@ -3,7 +3,7 @@
 
 use std::{
     future::Future,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
@@ -268,15 +268,23 @@ async fn settlements_are_told_the_truth(fault: Fault) {
     assert!(info.num_ack_pending >= unavailable.len(), "what was not applied was");
     let began = Instant::now();
     for place in unavailable.iter().chain(&unconfirmed).copied() {
+        // A repeat may itself be too slow to be answered, and have settled all the same.
+        let unclear = AtomicBool::new(false);
         let outcome = eventually("a repeat", || async {
-            let deadline = Duration::from_secs(2);
-            settle(&client, place, &held[place].token, deadline).await.ok()
+            let repeat = settle(&client, place, &held[place].token, Duration::from_secs(2));
+            match told(repeat).await {
+                Told::Ok(outcome) => return Some(outcome),
+                Told::Reason(reason) if reason == "NATS_UNAVAILABLE" => {}
+                Told::Reason(_) | Told::CutOff => unclear.store(true, Ordering::Relaxed),
+            }
+            None
         })
         .await;
         // A Nak that may have been sent is not sent again.
         let once = place % 3 == NAK && unconfirmed.contains(&place);
         let expected = if once { Outcome::Duplicate } else { Outcome::Confirmed };
-        assert_eq!(outcome.into_inner(), expected, "{place}");
+        let settled = unclear.into_inner() && outcome == Outcome::Duplicate;
+        assert!(settled || outcome == expected, "{place}: {outcome:?}, not {expected:?}");
     }
     measured(&format!("{what}: all repeated within"), began.elapsed());
 }
