@@ -138,6 +138,10 @@ pub async fn run(config: Serve, ready: impl FnOnce(Bound)) -> Result<(), AppErro
         tracing::warn!("drain timeout: questions of other replicas were still open");
     }
     lessor.broker().close(clock::now() + FLUSH).await;
+    nats_tasks.close();
+    if timeout(FLUSH, nats_tasks.wait()).await.is_err() {
+        tracing::warn!("drain timeout: connections to NATS were still open");
+    }
     // Health is told to the very end.
     let _ = stop_ops.send(clock::now() + FLUSH);
     listeners.join_next().await;

@@ -56,6 +56,7 @@ impl World for Fake {
 struct Real {
     fixture: Fixture,
     broker: Nats,
+    tasks: TaskTracker,
 }
 
 impl World for Real {
@@ -94,12 +95,21 @@ async fn real() -> Real {
         domain: None,
         inbox_prefix: "_INBOX".into(),
     };
-    let broker = Nats::start(settings, &TaskTracker::new());
+    let tasks = TaskTracker::new();
+    let broker = Nats::start(settings, &tasks);
     let mut link = broker.link();
     while !matches!(link, Link::Up(_)) {
         link = broker.link_change(&link).await;
     }
-    Real { fixture, broker }
+    Real { fixture, broker, tasks }
+}
+
+#[tokio::test]
+async fn the_real_one_leaves_no_task_behind() {
+    let world = real().await;
+    world.broker.close(until()).await;
+    world.tasks.close();
+    tokio::time::timeout(BOUND, world.tasks.wait()).await.expect("one goes on");
 }
 
 fn pull(no: u64, batch: u32) -> Pull {
