@@ -2,8 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use fetch_proxy::pb::{self, Confirmation};
-use tonic::Code;
+use async_nats::jetstream::consumer::pull;
+use fetch_proxy::pb::{self, Confirmation, settlement::Action};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
+use tonic::{Code, Request};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::support::{
@@ -11,6 +17,7 @@ use crate::support::{
     jetstream::{Fixture, config},
     nats_server::NatsServer,
     proxy::{Client, Proxy, ack, fetch, reason},
+    relay::{Flow, Relay},
 };
 
 /// Well within these, each test shows that something else than the deadline ended the drain.
@@ -105,39 +112,96 @@ async fn step_3_leases_are_waited_for() {
 #[tokio::test]
 async fn step_4_connections_are_told_to_go_when_nothing_is_held() {
     let mut proxy = Proxy::start(NatsServer::shared(), &PATIENT);
-    let socket = tokio::net::TcpStream::connect(&proxy.grpc).await.unwrap();
-    let (send, connection) = h2::client::handshake(socket).await.unwrap();
-    let connection = tokio::spawn(connection);
-    // Answered once, so it is not in the listener's backlog any more.
-    let mut send = send.ready().await.unwrap();
-    let request = http::Request::get(format!("http://{}/x", proxy.grpc)).body(()).unwrap();
-    send.send_request(request, true).unwrap().0.await.unwrap();
-    proxy.signal("TERM");
-    // Closed politely: a connection that is cut off would end in an error.
-    connection.await.unwrap().unwrap();
+    let mut socket = TcpStream::connect(&proxy.grpc).await.unwrap();
+    socket.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    socket.write_all(&frame(SETTINGS, 0, &[])).await.unwrap();
+    let (mut told, mut asked) = (Vec::new(), false);
+    while let Some((kind, flags, payload)) = next_frame(&mut socket).await {
+        match kind {
+            SETTINGS | PING if flags & ANSWER == 0 => {
+                let payload = if kind == PING { &payload[..] } else { &[] };
+                socket.write_all(&frame(kind, ANSWER, payload)).await.unwrap();
+                // It serves us, and is not to begin to after the signal.
+                if !std::mem::replace(&mut asked, true) {
+                    proxy.signal("TERM");
+                }
+            }
+            GOAWAY => told.push(payload),
+            _ => {}
+        }
+    }
+    // First that no stream is lost yet, then that there will be no more; both without an error.
+    let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().unwrap());
+    let told: Vec<_> = told.iter().map(|it| (number(&it[..4]), number(&it[4..8]))).collect();
+    assert_eq!(told, [(u32::MAX >> 1, 0), (0, 0)]);
     assert!(proxy.wait().await.success(), "{}", proxy.log());
 }
 
+/// HTTP/2 as it is on the wire: a library does not tell how a connection was closed.
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+const ANSWER: u8 = 1;
+
+fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(payload.len()).unwrap();
+    [&[0, 0, length, kind, flags, 0, 0, 0, 0], payload].concat()
+}
+
+/// The next frame's kind, flags and payload; `None` at the end.
+async fn next_frame(socket: &mut TcpStream) -> Option<(u8, u8, Vec<u8>)> {
+    let mut head = [0; 9];
+    timeout(BOUND, socket.read_exact(&mut head)).await.expect("it stays open").ok()?;
+    let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+    socket.read_exact(&mut payload).await.ok()?;
+    Some((head[3], head[4], payload))
+}
+
+/// More than fits into the wire, which stands still until nothing is left to do but to flush: what
+/// the kernel has not taken by then goes nowhere without it.
 #[tokio::test]
 async fn step_5_what_was_only_sent_to_nats_is_flushed() {
-    let fixture = Fixture::new(config()).await;
-    let mut proxy = Proxy::start(NatsServer::shared(), &PATIENT);
+    let many = pull::Config { max_ack_pending: -1, ..config() };
+    let fixture = Fixture::new(many).await;
+    let wire = Relay::narrow_to(NatsServer::shared().url().trim_start_matches("nats://"));
+    let mut proxy = Proxy::start_at(&wire.nats_url(), &["--drain-timeout", "1s"]);
     let mut client = proxy.client().await;
-    fixture.publish_many(200).await;
-    let mut left = 200;
-    while left > 0 {
-        let answer = client.fetch(fetch(&fixture, 200, 5000)).await.unwrap().into_inner();
-        left -= answer.messages.len();
-        for message in &answer.messages {
-            let sent = Confirmation::Sent.into();
-            let ack = pb::AckRequest { token: message.token.clone(), confirmation: sent };
-            client.ack(ack).await.unwrap();
+    fixture.publish_many(10_000).await;
+    let mut held = Vec::new();
+    while held.len() < 10_000 {
+        let answer = client.fetch(fetch(&fixture, 1000, 5000)).await.unwrap();
+        held.extend(answer.into_inner().messages);
+    }
+    wire.flow(Flow::Stall, Flow::Pass);
+    let mut sent = 0;
+    for some in held.chunks(100) {
+        let term = |message: &pb::Delivery| pb::Settlement {
+            token: message.token.clone(),
+            action: Some(Action::Term(pb::TermAction { reason: "x".repeat(1000) })),
+        };
+        let settlements = some.iter().map(term).collect();
+        let confirmation = Confirmation::Sent.into();
+        let mut request = Request::new(pb::SettleRequest { settlements, confirmation });
+        request.set_timeout(Duration::from_millis(300));
+        let Ok(answer) = client.settle(request).await else { break };
+        let answer = answer.into_inner();
+        sent += answer.results.len() - answer.failed as usize;
+        if answer.failed > 0 {
+            break;
         }
     }
+    assert!(sent < 10_000, "the wire takes everything");
     drop(client);
-    proxy.signal("TERM");
+    draining(&proxy).await;
+    // A second for the leases that are held, one for the farewell to other replicas, two to flush.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert!(!proxy.log().contains("drained"), "{}", proxy.log());
+    wire.flow(Flow::Pass, Flow::Pass);
     assert!(proxy.wait().await.success(), "{}", proxy.log());
-    assert_eq!(fixture.info().await.num_ack_pending, 0);
+    eventually("all that was sent", || async {
+        (fixture.info().await.num_ack_pending == 10_000 - sent).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -166,10 +230,10 @@ async fn a_connection_that_has_said_nothing_does_not_hold_up_the_end() {
 #[tokio::test]
 async fn a_peer_that_has_fallen_silent_does_not_hold_up_the_end() {
     let mut proxy = Proxy::start(NatsServer::shared(), &PATIENT);
-    let socket = tokio::net::TcpStream::connect(&proxy.grpc).await.unwrap();
+    let socket = TcpStream::connect(&proxy.grpc).await.unwrap();
     let (_send, mut connection) = h2::client::handshake(socket).await.unwrap();
     // Settings are exchanged, and then nobody drives it any more: GOAWAY's ping is not answered.
-    let _ = tokio::time::timeout(Duration::from_millis(300), &mut connection).await;
+    let _ = timeout(Duration::from_millis(300), &mut connection).await;
     proxy.signal("TERM");
     ended_soon(&mut proxy, "silent peer").await;
 }
