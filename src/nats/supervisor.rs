@@ -26,7 +26,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{OLDEST_SERVER, Settings, bus::Ears, connection::Connection, replies::Replies};
-use crate::broker::{ConsumerName, Link, Server};
+use crate::{
+    broker::{ConsumerName, Link, Server},
+    clock,
+};
 
 /// How the two connections are called in the server's lists, and in the log.
 const DELIVERIES: &str = "deliveries";
@@ -38,6 +41,8 @@ const RETRY: [Duration; 4] = [
     Duration::from_millis(500),
     Duration::from_secs(1),
 ];
+/// A connection that is lost sooner than this was no success: the wait before the next one grows.
+const LASTING: Duration = Duration::from_secs(5);
 /// An unfit server is asked again after this: it may be upgraded behind the same name.
 const UNFIT_RETRY: Duration = Duration::from_secs(5);
 /// A connection that was replaced while it served is kept for its answers this long.
@@ -154,10 +159,10 @@ impl Supervisor {
     }
 
     async fn keep_deliveries(self: Arc<Self>) {
-        let mut last: Option<Arc<Connection>> = None;
+        let (mut last, mut waits) = (None::<Arc<Connection>>, Waits::default());
         loop {
             let set = |part| self.replace(last.as_deref(), |parts| parts.deliveries = part);
-            let Some(connection) = self.connect(DELIVERIES, set).await else { return };
+            let Some(connection) = self.connect(DELIVERIES, &mut waits, set).await else { return };
             let connection = Arc::new(connection);
             self.update(|parts| {
                 parts.epoch = self.epochs.fetch_add(1, Ordering::Relaxed) + 1;
@@ -173,11 +178,11 @@ impl Supervisor {
     }
 
     async fn keep_settling(self: Arc<Self>) {
-        let mut last: Option<Arc<Replies>> = None;
+        let (mut last, mut waits) = (None::<Arc<Replies>>, Waits::default());
         loop {
             let leaving = last.as_ref().map(|replies| &*replies.connection);
             let set = |part| self.replace(leaving, |parts| parts.settling = part);
-            let Some(connection) = self.connect(SETTLING, set).await else { return };
+            let Some(connection) = self.connect(SETTLING, &mut waits, set).await else { return };
             let Some((replies, subscriber)) = Replies::open(Arc::new(connection)).await else {
                 continue;
             };
@@ -232,9 +237,14 @@ impl Supervisor {
     }
 
     /// Connects to a server that is fit, however long it takes. `None` once stopped.
-    async fn connect<T>(&self, role: &'static str, set: impl Fn(Part<T>)) -> Option<Connection> {
-        let mut waits = RETRY.into_iter().chain(std::iter::repeat(RETRY[RETRY.len() - 1]));
+    async fn connect<T>(
+        &self,
+        role: &'static str,
+        waits: &mut Waits,
+        set: impl Fn(Part<T>),
+    ) -> Option<Connection> {
         let mut told = false;
+        self.stop.run_until_cancelled(sleep(waits.after_the_last(clock::now()))).await?;
         loop {
             let made = async {
                 match role {
@@ -246,6 +256,7 @@ impl Supervisor {
                 Ok(connection) if fits(&connection.version) => {
                     let (version, server) = (&connection.version, &connection.server_id);
                     tracing::info!(role, version, server, "connected to NATS");
+                    waits.made = Some(clock::now());
                     return Some(connection);
                 }
                 Ok(connection) => {
@@ -261,7 +272,7 @@ impl Supervisor {
                         tracing::warn!(role, %error, "NATS cannot be reached; trying on");
                     }
                     set(Part::Down(format!("NATS cannot be reached: {error}")));
-                    waits.next().unwrap_or(RETRY[0])
+                    waits.longer()
                 }
             };
             self.stop.run_until_cancelled(sleep(wait)).await?;
@@ -278,6 +289,33 @@ impl Supervisor {
 
     fn parts(&self) -> MutexGuard<'_, Parts> {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Spaces the attempts to connect.
+#[derive(Default)]
+struct Waits {
+    tried: usize,
+    /// The last that was a success at first.
+    made: Option<Instant>,
+}
+
+impl Waits {
+    fn longer(&mut self) -> Duration {
+        let wait = RETRY[self.tried.min(RETRY.len() - 1)];
+        self.tried += 1;
+        wait
+    }
+
+    /// After a connection that lasted, none.
+    fn after_the_last(&mut self, now: Instant) -> Duration {
+        match self.made.take() {
+            Some(made) if now.saturating_duration_since(made) < LASTING => self.longer(),
+            _ => {
+                self.tried = 0;
+                Duration::ZERO
+            }
+        }
     }
 }
 

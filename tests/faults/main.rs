@@ -18,6 +18,7 @@ mod poison;
 mod replicated;
 mod restarts;
 mod rights;
+mod short_lived;
 mod stale_nak;
 mod unwritten;
 mod wire;
