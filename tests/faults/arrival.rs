@@ -1,13 +1,17 @@
 //! What was sent to settle a delivery arrives before the delivery is over, or never, as far as it is
 //! ours: what the kernel has taken from us it sends as soon as the wire moves.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use async_nats::jetstream::consumer::pull;
 use fetch_proxy::pb::{
     self, Confirmation, FetchRequest, NakAction, Outcome, Settlement, TermAction,
     settlement::Action,
 };
+use futures_util::future::join_all;
 use tonic::Request;
 
 use super::books::measured;
@@ -174,19 +178,74 @@ async fn what_has_not_left_us_when_its_delivery_is_over_never_leaves() {
 
 /// Whether the connection has taken all of these Terms, and the Nak behind them.
 async fn send(client: &mut Client, terms: &[pb::Delivery], nak: &pb::Delivery) -> bool {
-    let term = |message: &pb::Delivery| Settlement {
-        token: message.token.clone(),
-        action: Some(Action::Term(TermAction { reason: "x".repeat(1000) })),
-    };
     let nak = Settlement {
         token: nak.token.clone(),
         action: Some(Action::Nak(NakAction { delay: None })),
     };
-    let settlements = terms.iter().map(term).chain([nak]).collect();
+    let settlements = terms.iter().map(large_term).chain([nak]).collect();
     let confirmation = Confirmation::Sent.into();
     let mut request = Request::new(pb::SettleRequest { settlements, confirmation });
     request.set_timeout(Duration::from_millis(500));
     client.settle(request).await.is_ok_and(|answer| answer.into_inner().failed == 0)
+}
+
+fn large_term(message: &pb::Delivery) -> Settlement {
+    let reason = "x".repeat(1000);
+    Settlement { token: message.token.clone(), action: Some(Action::Term(TermAction { reason })) }
+}
+
+#[tokio::test]
+async fn a_full_queue_holds_up_nobody_for_longer_than_their_deadline() {
+    const COUNT: usize = 10_000;
+    let many = pull::Config { max_ack_pending: -1, ..config() };
+    let fixture = Fixture::new(many).await;
+    fixture.publish_many(COUNT + 1).await;
+    let wire = Relay::narrow_to(&server());
+    let proxy = Proxy::start_at(&wire.nats_url(), &[]);
+    let mut client = proxy.client().await;
+    let held = take_all(&mut client, &fixture, COUNT + 1).await;
+    let settle = |some: &[pb::Delivery]| {
+        let settlements = some.iter().map(large_term).collect();
+        let request = pb::SettleRequest { settlements, ..pb::SettleRequest::default() };
+        let (mut client, mut request) = (client.clone(), Request::new(request));
+        // Long enough to leave time for answering thousands at once.
+        request.set_timeout(Duration::from_secs(4));
+        async move { client.settle(request).await }
+    };
+    wire.flow(Flow::Stall, Flow::Pass);
+    let (first, rest) = held.split_first().unwrap();
+    let answers = join_all(rest.chunks(500).map(settle)).await;
+    // One that comes when all places are taken, and one that is not about settling.
+    let (mut one, mut other) = (client.clone(), client.clone());
+    let mut late = Request::new(ack(&first.token));
+    late.set_timeout(Duration::from_secs(1));
+    let (late, fetched) = tokio::join!(one.ack(late), other.fetch(fetch(&fixture, 1, 1000)));
+    let late = reason(&late.unwrap_err());
+    assert!(["NATS_UNAVAILABLE", "SETTLE_UNCONFIRMED"].contains(&&*late.1), "{late:?}");
+    assert_eq!(reason(&fetched.unwrap_err()).1, "NATS_UNAVAILABLE");
+    let (mut told, mut cut_off) = (BTreeMap::<String, usize>::new(), 0);
+    for answer in answers {
+        let Ok(answer) = answer else {
+            cut_off += 1;
+            continue;
+        };
+        for error in answer.into_inner().results.into_iter().filter_map(|result| result.error) {
+            *told.entry(error.reason).or_default() += 1;
+        }
+    }
+    // A loaded machine may be late with a few.
+    assert!(cut_off <= 5, "{cut_off} of 20 were held up");
+    measured("a full queue: settlements were told", &told);
+    assert!(told["NATS_UNAVAILABLE"] > 0 && told["SETTLE_UNCONFIRMED"] > 2048, "{told:?}");
+    wire.flow(Flow::Pass, Flow::Pass);
+    for some in held.chunks(500) {
+        eventually("the repeat", || async {
+            settle(some).await.ok().filter(|answer| answer.get_ref().failed == 0)
+        })
+        .await;
+    }
+    let info = fixture.info().await;
+    assert_eq!((info.num_ack_pending, info.delivered.consumer_sequence), (0, COUNT as u64 + 1));
 }
 
 /// The library's own pings rest while anything comes, and other replicas' beats come each second.
