@@ -1,13 +1,16 @@
 //! Time passing: keeps long leases alive, releases those whose holder let them lapse, and lets go
 //! of those that JetStream may have given away. The table says what is due; this does it.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use super::{Lessor, books::Hold};
 use crate::{
     broker::{Broker, Confirmation, Order, Verdict},
     clock,
-    lease::{Due, LeaseId},
+    lease::{ConsumerId, Due, LeaseId},
 };
 
 /// Leases that are looked at under one lock.
@@ -36,7 +39,8 @@ impl<B: Broker> Lessor<B> {
     /// Does what is due, at most [`STEP`] of it; whether there may be more.
     fn step(&self) -> bool {
         let now = clock::now();
-        let (mut progress, mut released, mut ended) = (Vec::new(), Vec::new(), Vec::new());
+        let mut progress: HashMap<ConsumerId, Vec<_>> = HashMap::new();
+        let (mut released, mut ended) = (Vec::new(), Vec::new());
         let count = self.books.with(|table| {
             if *self.frozen.borrow() {
                 return 0;
@@ -49,8 +53,10 @@ impl<B: Broker> Lessor<B> {
                         // A new leader would confirm it, and may have given the message away.
                         let sure = table.payload(id).filter(|hold| !hold.facts.lead.in_doubt());
                         // One that comes late does no more than to make the next ack wait longer.
-                        let order = |hold: &Hold| hold.order(Verdict::Progress, None);
-                        progress.extend(sure.map(|hold| (id, order(hold))));
+                        if let Some(hold) = sure {
+                            let order = hold.order(Verdict::Progress, None);
+                            progress.entry(hold.facts.id).or_default().push((id, order));
+                        }
                     }
                     Due::Lapsed { payload, release: Some(by), .. } => released.push((payload, by)),
                     Due::Lapsed { payload, .. } | Due::Lost { payload, .. } => ended.push(payload),
@@ -59,21 +65,21 @@ impl<B: Broker> Lessor<B> {
             count
         });
         tracing::debug!(
-            progress = progress.len(),
+            progress = progress.values().map(Vec::len).sum::<usize>(),
             lapsed = released.len(),
             ended = ended.len(),
             "swept"
         );
-        self.progress(progress);
+        // Each consumer's by itself: one that does not answer must not make others' come too late.
+        for (_, leases) in progress {
+            self.progress(leases);
+        }
         self.release(released);
         count == STEP
     }
 
     /// Tells JetStream that these are still being worked on.
     fn progress(&self, leases: Vec<(LeaseId, Order)>) {
-        if leases.is_empty() {
-            return;
-        }
         let lessor = self.clone();
         self.tasks.spawn(async move {
             let sent_at = clock::now();

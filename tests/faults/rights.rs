@@ -1,4 +1,4 @@
-//! A consumer whose settlements NATS refuses to the proxy: it is told so, and it alone.
+//! A consumer whose settlements NATS refuses to the proxy, or does not answer: that costs no other.
 
 use std::time::Duration;
 
@@ -118,4 +118,29 @@ async fn a_consumer_whose_progress_is_refused_costs_no_other_its_long_leases() {
     }
     let status = client.ack(ack(&refused[0].token)).await.unwrap_err();
     assert_eq!(reason(&status).1, "LEASE_EXPIRED", "nothing can keep these");
+}
+
+/// As when its leader is away: nobody answers, and nobody says that there is nobody.
+#[tokio::test]
+async fn a_consumer_that_does_not_answer_costs_no_other_its_long_leases() {
+    let server = NatsServer::start_with(binary(), Some(String::new()));
+    let fixture = Fixture::on(&server, ack_wait(1000)).await;
+    let silent = pull::Config { durable_name: Some("refused".to_owned()), ..ack_wait(1000) };
+    fixture.jetstream.create_consumer_on_stream(silent, &fixture.stream).await.unwrap();
+    let client = async_nats::connect(server.url()).await.unwrap();
+    let _nobody = client.subscribe("nowhere.>").await.unwrap();
+    client.flush().await.unwrap();
+    let acks = format!("$JS.ACK.{}.refused.>", fixture.stream);
+    server.configure(&format!("mappings {{ \"{acks}\": \"nowhere.>\" }}"));
+    let refusing = Refusing { server, fixture };
+    let proxy = Proxy::start(&refusing.server, &[]);
+    let mut client = proxy.client().await;
+    refusing.fixture.publish_many(100).await;
+    let (served, _silent) =
+        tokio::join!(refusing.fetch(&client, false, 100), refusing.fetch(&client, true, 100));
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    for message in served {
+        let acked = client.ack(ack(&message.token)).await.expect("its long lease was not kept");
+        assert_eq!(acked.into_inner().outcome(), Outcome::Confirmed);
+    }
 }
