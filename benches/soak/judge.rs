@@ -27,6 +27,11 @@ const LATE: At = 1_000_000;
 pub struct Row {
     pub name: &'static str,
     pub handed: u64,
+    /// Handed over on a later attempt than the first.
+    pub redelivered: u64,
+    /// Handed over though a worker had settled it for good, or still relied on its lease: what a
+    /// worker sees as a duplicate, whatever excuses it.
+    pub duplicates: u64,
     pub acked: u64,
     pub terminated: u64,
     pub rejected: u64,
@@ -87,6 +92,7 @@ pub fn judge(ledger: &Ledger) -> Verdict {
         for sequence in ledger.stored.keys() {
             let held = messages.get(sequence).map_or(&[][..], Vec::as_slice);
             court.count(held);
+            court.duplicates(held);
             court.fence(*sequence, held);
             court.promises(*sequence, held);
             court.ends(*sequence, held);
@@ -113,6 +119,7 @@ impl Court<'_> {
         let row = &mut self.row;
         for holding in held {
             row.handed += 1;
+            row.redelivered += u64::from(holding.attempt > 1);
             row.rejected += u64::from(holding.rejected);
             let settled = |kind| {
                 holding.tries.iter().any(|tried| tried.kind == kind && tried.outcome.accepted())
@@ -122,6 +129,17 @@ impl Court<'_> {
             row.nacked += u64::from(settled(Kind::Nak));
             row.lapsed += u64::from(settlement(holding).is_none());
             row.expired += u64::from(holding.tries.iter().any(expired));
+        }
+    }
+
+    fn duplicates(&mut self, held: &[Holding]) {
+        let twice = |later: &Holding, earlier: &Holding| {
+            let done = done_with(earlier).is_some_and(|done| later.handed > done);
+            done || later.handed < left(earlier, None) - SLACK
+        };
+        for (place, later) in held.iter().enumerate() {
+            let duplicate = held[..place].iter().any(|earlier| twice(later, earlier));
+            self.row.duplicates += u64::from(duplicate);
         }
     }
 
@@ -177,8 +195,7 @@ impl Court<'_> {
     }
 
     fn alone(&mut self, sequence: u64, before: &[Holding], holding: &Holding, later: &Holding) {
-        let done = settlement(holding).filter(|tried| tried.kind != Kind::Nak);
-        if let Some(answered) = done.and_then(|tried| tried.answered)
+        if let Some(answered) = done_with(holding)
             && later.handed > answered
         {
             let sent = holding.tries.iter().any(|tried| tried.outcome == Outcome::Sent);
@@ -260,6 +277,11 @@ impl Court<'_> {
         self.row.lost += 1;
         self.wrong.push((sequence, "lost: settled by nobody, and not there any more".to_owned()));
     }
+}
+
+/// When its holder was told that it is acked or terminated.
+fn done_with(holding: &Holding) -> Option<At> {
+    settlement(holding).filter(|tried| tried.kind != Kind::Nak)?.answered
 }
 
 fn expired(tried: &Try) -> bool {

@@ -47,15 +47,17 @@ pub fn table(ledger: &Ledger, verdict: &Verdict, before: Weight, after: Weight) 
         "did not come, {} were undone by a crash; {} calls",
         verdict.unpublished, ledger.calls
     );
-    let lines: [Line; 24] = [
+    let lines: [Line; 26] = [
         ("handed to workers", |row| row.handed.to_string()),
+        ("redelivered", |row| row.redelivered.to_string()),
+        ("duplicates seen by workers", |row| row.duplicates.to_string()),
         ("acked", |row| row.acked.to_string()),
         ("terminated", |row| row.terminated.to_string()),
         ("rejected for their codec", |row| row.rejected.to_string()),
         ("nacked", |row| row.nacked.to_string()),
         ("lapsed, or nobody knows", |row| row.lapsed.to_string()),
         ("told that the lease is over", |row| row.expired.to_string()),
-        ("attempts given back unseen", |row| row.waits.released.to_string()),
+        ("released: given back unseen", |row| row.waits.released.to_string()),
         ("attempts lost by a fault", |row| row.waits.left_by_fault.to_string()),
         ("Fetch calls walked away from", |row| row.waits.walked_away.to_string()),
         ("attempts left by a caller", |row| row.waits.left_by_caller.to_string()),
