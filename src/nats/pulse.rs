@@ -2,9 +2,10 @@
 //! after its delivery is over would settle the next worker's.
 //!
 //! ```text
-//!  send ── by ──▶ due ──── at half the time, or every 3 s ───▶ a message to ourselves, behind it all
-//!                                                               │ it comes back: all that was sent before has arrived
-//!                                                               └ not by then: the connection ends, with all that it has not sent
+//!  sent, by ──▶ due ─ at half the time, or every 3 s ─▶ a message to ourselves, behind it all
+//!                                                         │ comes back: all of it has arrived
+//!                                                         └ not in time: the connection ends,
+//!                                                           with all that it has not sent
 //! ```
 //! NATS reads a connection in order, so one message answers for all that was sent before it. The
 //! library's own pings do not: they rest while anything comes from the server.
