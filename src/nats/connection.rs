@@ -103,7 +103,7 @@ impl Connection {
     /// server's own lists.
     pub(super) async fn make(settings: &Settings, role: &str) -> Result<Self, ConnectError> {
         let (lost, leaving) = (CancellationToken::new(), CancellationToken::new());
-        let (denials, end) = (Arc::new(Denials::default()), Arc::new(Ending::default()));
+        let (denials, end) = (Arc::new(Denials::new(settings)), Arc::new(Ending::default()));
         let observer = Observer {
             lost: lost.clone(),
             leaving: leaving.clone(),
@@ -255,22 +255,25 @@ fn denied_subject(text: &str) -> Option<&str> {
 pub(super) struct Denials {
     recent: Mutex<VecDeque<(String, Instant)>>,
     count: watch::Sender<u64>,
-}
-
-impl Default for Denials {
-    fn default() -> Self {
-        Self { recent: Mutex::default(), count: watch::channel(0).0 }
-    }
+    /// What our API calls begin with.
+    api: String,
 }
 
 impl Denials {
+    fn new(settings: &Settings) -> Self {
+        Self { recent: Mutex::default(), count: watch::channel(0).0, api: settings.api("") }
+    }
+
     fn record(&self, subject: &str, now: Instant) {
         tracing::warn!(subject, "NATS refuses this subject to the proxy's user");
+        // A server of our domain calls the API by its own name.
+        let call = subject.strip_prefix("$JS.API.");
+        let subject = call.map_or_else(|| subject.to_owned(), |call| format!("{}{call}", self.api));
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         if recent.len() == DENIALS {
             recent.pop_front();
         }
-        recent.push_back((subject.to_owned(), now));
+        recent.push_back((subject, now));
         drop(recent);
         self.count.send_modify(|count| *count += 1);
     }

@@ -257,6 +257,22 @@ async fn at_a_server_of_the_domain_the_rights_are_those_of_any_other() {
 }
 
 #[tokio::test]
+async fn at_a_server_of_the_domain_a_right_that_is_missing_is_told() {
+    let line = "\"$JS.API.CONSUMER.INFO.ORDERS.worker\"";
+    let less = ONE.replace(line, "");
+    assert_ne!(less, ONE);
+    let stage = Stage::new(&[(CLUSTER, &less)], config(), DOMAIN).await;
+    let proxy = stage.proxy(CLUSTER, &IN_DOMAIN);
+    let client = proxy.client().await;
+    let told = eventually("NATS", || async {
+        let refused = client.clone().fetch(fetch(&stage.fixture, 1, 10_000)).await.unwrap_err();
+        let told = reason(&refused).1;
+        (told != "NATS_UNAVAILABLE").then_some(told)
+    });
+    assert_eq!(told.await, "NATS_PERMISSION");
+}
+
+#[tokio::test]
 async fn at_a_leaf_node_outside_of_the_domain_the_api_has_another_name_and_acks_have_not() {
     assert!(PAGE.contains("`$JS.D.API.`"));
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
