@@ -217,11 +217,16 @@ impl Court<'_> {
         }
     }
 
-    /// JetStream's clock for a delivery that a fault held up began before anybody here could know: at
-    /// its end the message may be given away while its holder is still believed.
+    /// JetStream's clock for a delivery that a fault held up began before anybody here could know, as
+    /// early as the fault did: at its end the message may be given away while its holder is still
+    /// believed.
     fn began_unheard(&self, holding: &Holding, now: At) -> bool {
         let wait = self.account.terms.ack_wait_of(holding.attempt);
-        self.in_a_fault(holding.handed) && now > holding.handed + wait - LATE
+        self.faults.0.iter().any(|fault| {
+            let to = fault.to.unwrap_or(At::MAX / 2) + LATE;
+            let held_up = fault.from <= holding.handed && holding.handed <= to;
+            fault.blow != Blow::Workers && held_up && now > fault.from + wait - LATE
+        })
     }
 
     fn in_a_fault(&self, handed: At) -> bool {
