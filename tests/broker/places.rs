@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
-use fetch_proxy::lessor::{Codec, Error, FetchAsk, Fetched, Lessor, Limits};
+use fetch_proxy::lessor::{Error, FetchAsk, Fetched, Lessor, Limits};
 
-use super::fake::{FakeBroker, info};
+use super::{
+    fake::{FakeBroker, info},
+    faults::ask,
+};
 
 const MOST: u32 = 5;
 const SECOND: Duration = Duration::from_secs(1);
@@ -22,17 +25,7 @@ async fn fetch(
     n: u32,
     max_wait: Duration,
 ) -> Result<Fetched, Error> {
-    let ask = FetchAsk {
-        name: broker.name(),
-        n,
-        max_bytes: 4_000_000,
-        max_wait,
-        linger: Duration::ZERO,
-        lease: None,
-        codec: Codec::Raw,
-        patience: None,
-    };
-    lessor.fetch(ask).await
+    lessor.fetch(FetchAsk { n, ..ask(broker, max_wait) }).await
 }
 
 #[tokio::test(start_paused = true)]

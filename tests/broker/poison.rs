@@ -5,10 +5,13 @@ use std::time::Duration;
 
 use fetch_proxy::{
     broker::{Place, Verdict},
-    lessor::{Codec, Error, FetchAsk, Lessor, Limits, Unsuitable},
+    lessor::{Error, Lessor, Limits, Unsuitable},
 };
 
-use super::fake::{FakeBroker, Sight, info};
+use super::{
+    fake::{FakeBroker, Sight, info},
+    faults::ask,
+};
 use crate::support::eventually;
 
 const ACK_WAIT: Duration = Duration::from_secs(10);
@@ -26,17 +29,7 @@ async fn fetch(
     lessor: &Lessor<FakeBroker>,
     max_wait: Duration,
 ) -> Result<usize, Error> {
-    let ask = FetchAsk {
-        name: broker.name(),
-        n: 10,
-        max_bytes: 4_000_000,
-        max_wait,
-        linger: Duration::ZERO,
-        lease: None,
-        codec: Codec::Raw,
-        patience: None,
-    };
-    lessor.fetch(ask).await.map(|fetched| {
+    lessor.fetch(ask(broker, max_wait)).await.map(|fetched| {
         let count = fetched.messages().len();
         fetched.delivered();
         count

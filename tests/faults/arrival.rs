@@ -43,6 +43,24 @@ async fn take_all(client: &mut Client, fixture: &Fixture, count: usize) -> Vec<p
     all
 }
 
+/// A proxy, and a wire to NATS that can be stalled.
+struct Stage {
+    fixture: Fixture,
+    wire: Relay,
+    proxy: Proxy,
+    client: Client,
+}
+
+impl Stage {
+    async fn set() -> Self {
+        let fixture = Fixture::new(ack_wait(ACK_WAIT)).await;
+        let wire = Relay::to(&server()).await;
+        let proxy = Proxy::start_at(&wire.nats_url(), &[]);
+        let client = proxy.client().await;
+        Self { fixture, wire, proxy, client }
+    }
+}
+
 /// When the proxy has given its connection up, counted from `since`.
 async fn given_up(proxy: &Proxy, since: Instant) -> Duration {
     eventually("the connection to be given up", || async {
@@ -54,10 +72,7 @@ async fn given_up(proxy: &Proxy, since: Instant) -> Duration {
 
 #[tokio::test]
 async fn a_nak_that_is_not_answered_costs_the_connection_when_its_delivery_is_over() {
-    let fixture = Fixture::new(ack_wait(ACK_WAIT)).await;
-    let wire = Relay::to(&server()).await;
-    let proxy = Proxy::start_at(&wire.nats_url(), &[]);
-    let mut client = proxy.client().await;
+    let Stage { fixture, wire, proxy, mut client } = Stage::set().await;
     fixture.publish("n", "x").await;
     let held = take_all(&mut client, &fixture, 1).await;
     let since = Instant::now();
@@ -79,10 +94,7 @@ async fn what_is_sent_and_not_waited_for_costs_a_silent_connection_in_time() {
 }
 
 async fn sent_nak() {
-    let fixture = Fixture::new(ack_wait(ACK_WAIT)).await;
-    let wire = Relay::to(&server()).await;
-    let proxy = Proxy::start_at(&wire.nats_url(), &[]);
-    let mut client = proxy.client().await;
+    let Stage { fixture, wire, proxy, mut client } = Stage::set().await;
     fixture.publish("n", "x").await;
     let held = take_all(&mut client, &fixture, 1).await;
     let since = Instant::now();
@@ -96,10 +108,7 @@ async fn sent_nak() {
 }
 
 async fn release() {
-    let fixture = Fixture::new(ack_wait(ACK_WAIT)).await;
-    let wire = Relay::to(&server()).await;
-    let proxy = Proxy::start_at(&wire.nats_url(), &[]);
-    let mut client = proxy.client().await;
+    let Stage { fixture, wire, proxy, mut client } = Stage::set().await;
     fixture.publish("n", "x").await;
     let short = FetchRequest { lease: millis(1000), ..fetch(&fixture, 1, 10_000) };
     client.fetch(short).await.unwrap();
