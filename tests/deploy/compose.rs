@@ -68,6 +68,9 @@ async fn its_services_run_and_a_token_of_one_proxy_works_at_the_other() {
         Proxy::start(&server, &flags)
     };
     let proxies = [start("fetch-proxy-1"), start("fetch-proxy-2")];
+    for proxy in &proxies {
+        proxy.ready().await;
+    }
 
     let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
     jetstream.publish("tasks.first", "1".into()).await.unwrap().await.unwrap();
