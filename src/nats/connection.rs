@@ -85,9 +85,9 @@ impl Connection {
         let mut builder = runtime::Builder::new_multi_thread();
         let runtime = builder.worker_threads(1).thread_name("nats").enable_all().build();
         let runtime = runtime.map_err(failed)?;
-        let (room, handle) = (Room(Mutex::new(None)), runtime.handle().clone());
-        *room.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(runtime);
-        let settings = settings.clone();
+        let (handle, settings) = (runtime.handle().clone(), settings.clone());
+        // From here on it ends with the room, never by itself: that would block.
+        let room = Room(Mutex::new(Some(runtime)));
         let made = handle.spawn(async move { Self::make(&settings, role).await });
         let made = made.await.map_err(|error| failed(error.into()))??;
         Ok(Self { room, ..made })
