@@ -284,9 +284,12 @@ fn announce(bound: Bound, file: Option<&Path>) -> Result<(), AppError> {
     let ports = serde_json::json!({ "grpc": grpc.to_string(), "ops": ops.to_string() });
     // Written beside and renamed, so that nobody reads half of it.
     let part = file.with_extension("part");
-    fs::write(&part, format!("{ports}\n"))
-        .and_then(|()| fs::rename(&part, file))
-        .map_err(AppError::PortsFile)
+    let written = fs::write(&part, format!("{ports}\n")).and_then(|()| fs::rename(&part, file));
+    if written.is_err() {
+        // Half of it, on a disk that is full.
+        let _ = fs::remove_file(&part);
+    }
+    written.map_err(AppError::PortsFile)
 }
 
 fn why_ended(ended: Option<Result<Result<(), ContractError>, JoinError>>) -> AppError {

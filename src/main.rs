@@ -11,7 +11,8 @@ use fetch_proxy::{
     config::{AckArgs, Cli, CodecArg, Command, DevArgs, FetchArgs, LogArgs, Serve},
     dev, grpc, guard,
     pb::{self, settlement::Action},
-    telemetry, token,
+    telemetry::{Log, LogError},
+    token,
 };
 
 /// Answers are buffers of a hundred kilobytes that come and go by the thousand; the C library's
@@ -22,6 +23,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
+    // Dropped last: what was logged is written then.
+    let mut log = None;
     let outcome = match Cli::parse().command {
         Command::Guard(args) => match args.command.split_first() {
             Some((server, rest)) => {
@@ -45,17 +48,22 @@ fn main() -> ExitCode {
         Command::Extend(args) => grpc::wire(args.lease)
             .map_err(usage)
             .and_then(|lease| settle(args.ack, Action::Extend(pb::ExtendAction { lease }))),
-        Command::Serve { serve, log } => log_to(&log).and_then(|()| {
+        Command::Serve { serve, log: args } => log_to(&mut log, &args).and_then(|()| {
             let serve = Serve::load(*serve).map_err(usage)?;
             block_on(async { app::run(serve, |_| ()).await }).map(|()| 0)
         }),
-        Command::Dev { dev, log } => log_to(&log).and_then(|()| block_on(develop(dev)).map(|()| 0)),
+        Command::Dev { dev, log: args } => {
+            log_to(&mut log, &args).and_then(|()| block_on(develop(dev)).map(|()| 0))
+        }
     };
     match outcome {
         Ok(code) => ExitCode::from(code),
         Err((code, message)) => {
-            // Nobody is left to tell when standard error is closed.
-            let _ = writeln!(std::io::stderr(), "error: {message}");
+            match &log {
+                Some(log) => log.line(&format!("error: {message}")),
+                // Nobody is left to tell when standard error is closed.
+                None => drop(writeln!(std::io::stderr(), "error: {message}")),
+            }
             ExitCode::from(code)
         }
     }
@@ -71,12 +79,17 @@ fn failed(message: impl ToString) -> (u8, String) {
     (1, message.to_string())
 }
 
-fn log_to(args: &LogArgs) -> Outcome<()> {
-    telemetry::init(args).map_err(usage)
+fn log_to(log: &mut Option<Log>, args: &LogArgs) -> Outcome<()> {
+    *log = Some(Log::start(args).map_err(|error| match error {
+        LogError::Filter(..) => usage(error),
+        LogError::System(_) => failed(error),
+    })?);
+    Ok(())
 }
 
 fn say(line: &str) -> Outcome<()> {
-    writeln!(std::io::stdout(), "{line}").map_err(failed)
+    let printed = writeln!(std::io::stdout(), "{line}");
+    printed.map_err(|error| failed(format!("cannot print: {error}")))
 }
 
 fn block_on<T, E: ToString>(run: impl Future<Output = Result<T, E>>) -> Outcome<T> {
@@ -131,8 +144,9 @@ async fn develop(args: DevArgs) -> Result<(), Box<dyn std::error::Error + Send +
     let nats = server.url().to_owned();
     let hints = |bound: app::Bound| {
         let hints = dev::hints(bound.grpc, bound.ops, &nats, args.grpcurl.as_deref());
-        // A closed terminal is no reason to stop serving.
-        let _ = std::io::stdout().write_all(hints.as_bytes());
+        // A closed terminal is no reason to stop serving, and one that takes nothing no reason to wait.
+        let print = move || std::io::stdout().write_all(hints.as_bytes());
+        let _ = std::thread::Builder::new().spawn(print);
     };
     app::run(serve, hints).await?;
     Ok(())

@@ -16,6 +16,15 @@ pub struct Dev {
 
 impl Dev {
     pub fn start(flags: &[&str]) -> Self {
+        Self::started(None, flags)
+    }
+
+    /// Its standard output goes there.
+    pub fn start_printing_to(stdout: Stdio, flags: &[&str]) -> Self {
+        Self::started(Some(stdout), flags)
+    }
+
+    fn started(stdout: Option<Stdio>, flags: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let output = fs::File::create(folder.path().join("out")).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_fetch-proxy"))
@@ -27,7 +36,7 @@ impl Dev {
             .args(flags)
             .env("TMPDIR", folder.path())
             .stderr(Stdio::from(output.try_clone().unwrap()))
-            .stdout(Stdio::from(output))
+            .stdout(stdout.unwrap_or_else(|| Stdio::from(output)))
             .spawn()
             .unwrap();
         Self { child, folder }
@@ -46,6 +55,17 @@ impl Dev {
         })
         .await;
         Client::connect(format!("http://{grpc}")).await.unwrap()
+    }
+
+    /// Sends it a signal by name, like `TERM`.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+    }
+
+    /// Whether it has ended.
+    pub fn ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
     }
 
     /// Where clients connect, once it serves.

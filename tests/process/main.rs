@@ -12,6 +12,7 @@ mod drain;
 mod grpcurl;
 mod hand;
 mod identity;
+mod log;
 mod old_server;
 mod operations;
 mod page;

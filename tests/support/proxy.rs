@@ -38,15 +38,26 @@ impl Proxy {
 
     /// The same at an address that clients know already.
     pub fn start_on(listen: &str, nats_url: &str, flags: &[&str]) -> Self {
-        Self::started(listen, nats_url, flags, &[])
+        Self::started(listen, nats_url, flags, &[], None)
     }
 
     /// With variables, for what has no flag.
     pub fn start_with(nats_url: &str, flags: &[&str], variables: &[(&str, &str)]) -> Self {
-        Self::started("127.0.0.1:0", nats_url, flags, variables)
+        Self::started("127.0.0.1:0", nats_url, flags, variables, None)
     }
 
-    fn started(listen: &str, nats_url: &str, flags: &[&str], variables: &[(&str, &str)]) -> Self {
+    /// Its standard error goes there; [`Proxy::log`] has none of it.
+    pub fn start_logging_to(log: Stdio, nats_url: &str, flags: &[&str]) -> Self {
+        Self::started("127.0.0.1:0", nats_url, flags, &[], Some(log))
+    }
+
+    fn started(
+        listen: &str,
+        nats_url: &str,
+        flags: &[&str],
+        variables: &[(&str, &str)],
+        stderr: Option<Stdio>,
+    ) -> Self {
         // Proxies that are not meant to be replicas of each other have to be told apart.
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let cluster = format!("c{}", COUNT.fetch_add(1, Ordering::Relaxed));
@@ -62,7 +73,7 @@ impl Proxy {
             .env("FETCH_PROXY_DRAIN_DELAY", "0s")
             .env("FETCH_PROXY_CLUSTER", cluster)
             .envs(variables.iter().copied())
-            .stderr(Stdio::from(log.try_clone().unwrap()))
+            .stderr(stderr.unwrap_or_else(|| Stdio::from(log.try_clone().unwrap())))
             .stdout(Stdio::from(log))
             .spawn()
             .unwrap();
