@@ -12,6 +12,7 @@
 
 mod books;
 mod language;
+mod readme;
 mod scenario;
 mod server;
 mod stage;
@@ -74,6 +75,13 @@ async fn run() -> ExitCode {
     let scenarios = choose(suite.scenarios, &wanted, |scenario| &scenario.name);
     let mut table = Table::new(&languages, &scenarios);
     let built = build(languages, &mut table).await;
+    if let Some(python) = built.iter().find(|language| language.name == "python") {
+        match tokio::spawn(readme::follow(python.clone())).await {
+            Ok(Ok(())) => println!("README's worker ok"),
+            Ok(Err(why)) => table.wrong("README's worker", &why),
+            Err(panic) => table.wrong("README's worker", &panic.to_string()),
+        }
+    }
     let keys = keys();
     let jobs = Jobs { scenarios, skips: suite.skips, keys: keys.path().to_owned() };
     let acted = tokio::time::timeout(LONGEST_RUN, act(jobs, built, &mut table)).await;
@@ -101,7 +109,7 @@ async fn build(languages: Vec<Language>, table: &mut Table) -> Vec<Language> {
                 ready.push(language);
             }
             Built::Lacking(what) => table.lacks(&language.name, what),
-            Built::Failed(why) => table.broken(&language.name, why),
+            Built::Failed(why) => table.wrong(&format!("{}, building it", language.name), &why),
         }
     }
     ready

@@ -67,9 +67,10 @@ impl Table {
         }
     }
 
-    pub fn broken(&mut self, language: &str, why: String) {
-        println!("{language:<12}FAILED\n{}", indented(&why));
-        self.wrong.push(format!("{language}, building it"));
+    /// Something beside the scenarios failed.
+    pub fn wrong(&mut self, what: &str, why: &str) {
+        println!("{what:<12}FAILED\n{}", indented(why));
+        self.wrong.push(what.to_owned());
     }
 
     pub fn is_well(&self) -> bool {

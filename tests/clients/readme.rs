@@ -1,0 +1,94 @@
+//! The Python worker of the README, run as it stands on the page.
+
+use std::{path::Path, process::Stdio, time::Duration};
+
+use async_nats::jetstream::{self, stream};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::Command,
+    time::timeout,
+};
+
+use crate::{
+    language::Language,
+    support::{eventually, jetstream::config, nats_server::NatsServer, proxy::Proxy},
+};
+
+const PAGE: &str = include_str!("../../README.md");
+/// The address that the page names, in place of the test's own.
+const ADDRESS: &str = "127.0.0.1:50051";
+const MESSAGES: usize = 3;
+/// For Python to start, and to handle all messages.
+const WITHIN: Duration = Duration::from_secs(30);
+
+/// Runs the worker until it has acked all messages.
+///
+/// # Errors
+/// What went wrong, for people.
+pub async fn follow(python: Language) -> Result<(), String> {
+    let worker = PAGE.split("```python\n").nth(1).and_then(|rest| rest.split("```").next());
+    let worker = worker.ok_or("README.md has no block of Python")?;
+    let nats = NatsServer::start();
+    let client = async_nats::connect(nats.url()).await.map_err(|error| error.to_string())?;
+    let jetstream = jetstream::new(client);
+    let tasks = stream::Config {
+        name: "TASKS".to_owned(),
+        subjects: vec!["tasks.>".to_owned()],
+        ..stream::Config::default()
+    };
+    let tasks = jetstream.create_stream(tasks).await.map_err(|error| error.to_string())?;
+    let mut consumer = config();
+    consumer.durable_name = Some("batch-worker".to_owned());
+    let consumer = tasks.create_consumer(consumer).await.map_err(|error| error.to_string())?;
+    for number in 0..MESSAGES {
+        let stored = jetstream.publish("tasks.one", number.to_string().into()).await;
+        stored.map_err(|error| error.to_string())?.await.map_err(|error| error.to_string())?;
+    }
+    let proxy = Proxy::start(&nats, &[]);
+    let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+    generate(&python, folder.path()).await?;
+    let program = format!(
+        "def handle(text):\n    print(text, flush=True)\n\n{}",
+        worker.replace(ADDRESS, &proxy.grpc)
+    );
+    let mut running = Command::new(python.folder.join(".build/venv/bin/python"))
+        .args(["-c", &program])
+        .env("PYTHONPATH", folder.path())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|error| error.to_string())?;
+    let mut lines = BufReader::new(running.stdout.take().ok_or("no output")?).lines();
+    for number in 0..MESSAGES {
+        let line = timeout(WITHIN, lines.next_line()).await;
+        let line = line.map_err(|_| format!("the worker handled {number} of {MESSAGES}"))?;
+        let line = line.map_err(|error| error.to_string())?;
+        if line != Some(number.to_string()) {
+            return Err(format!("the worker said {line:?} of message {number}"));
+        }
+    }
+    eventually("the last ack", || async {
+        let info = consumer.get_info().await.ok()?;
+        (info.num_ack_pending == 0 && info.num_pending == 0).then_some(())
+    })
+    .await;
+    Ok(())
+}
+
+/// The client's code, by the names that the page imports.
+async fn generate(python: &Language, into: &Path) -> Result<(), String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("proto");
+    let output = Command::new(python.folder.join(".build/venv/bin/python"))
+        .args(["-m", "grpc_tools.protoc"])
+        .arg(format!("-I{}", root.display()))
+        .arg(format!("--python_out={}", into.display()))
+        .arg(format!("--grpc_python_out={}", into.display()))
+        .arg("fetchproxy/v1/fetch.proto")
+        .output()
+        .await
+        .map_err(|error| error.to_string())?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+    }
+}
