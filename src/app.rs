@@ -103,7 +103,8 @@ pub async fn run(config: Serve, ready: impl FnOnce(Bound)) -> Result<(), AppErro
     let (health, health_service) = Health::new(readiness.verdict(clock::now()).0).await;
     let owner = InstanceId::random().map_err(|error| AppError::System(io::Error::other(error)))?;
     let (keys, max_lease) = (Arc::new(config.keys), config.max_lease);
-    let peers = Peers::new(lessor.clone(), keys.clone(), &config.cluster, owner);
+    let peers =
+        Peers::new(lessor.clone(), keys.clone(), &config.cluster, (owner, &config.replica_name));
     let router = Router::new(lessor.clone(), peers.clone(), keys.clone(), max_lease);
     let router = Arc::new(router);
     let service = Service::new(lessor.clone(), router.clone(), keys.clone(), owner, max_lease);
@@ -180,6 +181,8 @@ async fn follow<B: Broker + Bus>(
         readiness.link(link.clone(), clock::now());
         readiness.misfit(peers.misfit());
         let (verdict, changes_at) = readiness.verdict(clock::now());
+        // Where NATS is away nobody is heard, and nothing is learnt of others.
+        peers.serves(verdict == Verdict::Serving && matches!(link, Link::Up(_)));
         if told.as_ref() != Some(&verdict) {
             match &verdict {
                 Verdict::Serving => tracing::info!("ready"),

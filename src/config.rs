@@ -38,6 +38,8 @@ pub struct Serve {
     pub keys: Keys,
     /// Whose tokens they are.
     pub cluster: String,
+    /// What people call this replica.
+    pub replica_name: String,
     /// How much is taken on.
     pub limits: Limits,
     /// How many connections of clients, and for how long.
@@ -80,7 +82,7 @@ impl Serve {
     /// See [`ConfigError`].
     pub fn load(args: ServeArgs) -> Result<Self, ConfigError> {
         // Every flag by name: one that is added and not handled does not compile.
-        let ServeArgs { listen, nats, token_key_file, cluster, limits, drain } = args;
+        let ServeArgs { listen, nats, token_key_file, cluster, replica_name, limits, drain } = args;
         let ListenArgs { listen, ops_listen, ports_file } = listen;
         let DrainArgs { drain_delay, drain_timeout } = drain;
         let LimitArgs {
@@ -119,6 +121,7 @@ impl Serve {
             nats: settings(nats)?,
             keys: Keys::load(token_key_file, &cluster)?,
             cluster,
+            replica_name: replica_name.unwrap_or_else(host_name),
             limits: Limits { max_leases, max_waiters, settle_timeout },
             edge: EdgeLimits {
                 max_connections,
@@ -166,6 +169,11 @@ fn settings(args: NatsArgs) -> Result<Settings, ConfigError> {
         }
     }
     Ok(Settings { servers, auth, ca, identity, domain: js_domain, inbox_prefix })
+}
+
+/// The name of this machine; in a pod of Kubernetes that is the name of the pod.
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// Command lines are for everybody to read, so secrets have no flag.

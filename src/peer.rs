@@ -16,6 +16,7 @@ mod names;
 mod orphan;
 mod recent;
 mod roster;
+mod standing;
 
 use std::{
     collections::BTreeSet,
@@ -35,7 +36,8 @@ use self::{
     handover::Prepared,
     names::Names,
     recent::Recent,
-    roster::{Roster, Standing},
+    roster::{Roster, Tenure},
+    standing::{Service, Standing, Strangers, Us, decide},
 };
 pub use self::{names::Whose, orphan::Orphan};
 use crate::{
@@ -61,6 +63,11 @@ const AGAIN: [Duration; 3] =
 const MOST_QUESTIONS: usize = 10_000;
 /// A replica that has handed its leases over passes on for this long what it still hears of them.
 const PASSING_ON: Duration = Duration::from_secs(1);
+/// From a beat to the answer to somebody new, at least: whoever may publish here can be somebody new
+/// as often as they like.
+const GAP: Duration = Duration::from_millis(100);
+/// Strangers are warned of once in this time, however long they stay.
+const STRANGERS_AGAIN: Duration = Duration::from_secs(600);
 /// Until it has run for this long, a replica has not heard of all others.
 const ACQUAINTED: Duration = Duration::from_secs(3);
 
@@ -70,6 +77,8 @@ pub struct Peers<B: Broker + Bus> {
     keys: Arc<Keys>,
     cluster: String,
     us: InstanceId,
+    /// For people: where we run.
+    name: String,
     /// By the wall clock, in milliseconds since the Unix epoch, and by ours.
     started: (u64, Instant),
     names: Mutex<Names>,
@@ -77,10 +86,12 @@ pub struct Peers<B: Broker + Bus> {
     gate: RwLock<()>,
     prepared: Mutex<Prepared>,
     roster: Mutex<Roster>,
+    service: Mutex<Service>,
     recent: Mutex<Recent>,
     /// There is news for the others, sooner than the next beat.
     speak: Notify,
     /// Whoever may publish to us can send what we cannot open.
+    unopened: Seldom,
     strangers: Seldom,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -116,22 +127,31 @@ pub enum Unanswered {
 }
 
 impl<B: Broker + Bus> Peers<B> {
-    /// A replica that answers for its own name. [`Peers::run`] makes it heard.
-    pub fn new(lessor: Lessor<B>, keys: Arc<Keys>, cluster: &str, us: InstanceId) -> Arc<Self> {
+    /// A replica that answers for its own id; `name` tells people which one that is. [`Peers::run`]
+    /// makes it heard.
+    pub fn new(
+        lessor: Lessor<B>,
+        keys: Arc<Keys>,
+        cluster: &str,
+        (us, name): (InstanceId, &str),
+    ) -> Arc<Self> {
         let unix = u64::try_from(clock::unix_time().as_millis()).unwrap_or(u64::MAX);
         Arc::new(Self {
             lessor,
             keys,
             cluster: cluster.to_owned(),
             us,
+            name: name.to_owned(),
             started: (unix, clock::now()),
             names: Mutex::new(Names::new(us)),
             gate: RwLock::new(()),
             prepared: Mutex::default(),
             roster: Mutex::default(),
+            service: Mutex::default(),
             recent: Mutex::default(),
             speak: Notify::new(),
-            strangers: Seldom::default(),
+            unopened: Seldom::default(),
+            strangers: Seldom::every(STRANGERS_AGAIN),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         })
@@ -197,13 +217,21 @@ impl<B: Broker + Bus> Peers<B> {
         self.listen();
         let mut beat = interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut spoke, mut speak_at) = (None, None);
         loop {
             tokio::select! {
                 _ = beat.tick() => {
                     self.tidy();
-                    self.beat().await;
+                    speak_at = Some(clock::now());
                 }
-                () = self.speak.notified() => self.beat().await,
+                () = self.speak.notified() => {
+                    let now = clock::now();
+                    speak_at = spoke.map_or(Some(now), |spoke: Instant| Some(now.max(spoke + GAP)));
+                }
+                () = clock::sleep_until(speak_at) => {
+                    self.beat().await;
+                    (spoke, speak_at) = (Some(clock::now()), None);
+                }
                 heard = self.lessor.broker().hear() => self.heard(heard, &answer),
                 () = self.stop.cancelled() => return,
             }
@@ -224,17 +252,53 @@ impl<B: Broker + Bus> Peers<B> {
 
     /// Why this replica should not serve beside those that are there; the reason is for people.
     pub fn misfit(&self) -> Option<String> {
-        let ours = (self.started.0, self.us);
-        match self.roster().standing(ours, &self.key_ids(), clock::now()) {
-            Standing::Fine => None,
-            Standing::Stranger(_) if !self.keys.shared() => Some(
-                "other replicas are there, and this one has no --token-key-file to share with them; \
-                 one that is not of their kind needs a --cluster of its own"
-                    .to_owned(),
-            ),
-            Standing::Stranger(other) => {
-                Some(format!("this replica shares no token key with replica {other}"))
+        let (now, ours) = (clock::now(), self.key_ids());
+        let tenure = self.service().tenure(&ours);
+        let us = Us { keys: &ours, shared: self.keys.shared(), tenure };
+        let roster = self.roster();
+        let strangers = roster.strangers(&ours, now);
+        let kin = roster.kin(&ours, now).map(|(_, said)| said);
+        let Strangers { one, name, count } = match decide(us, kin, &strangers) {
+            Standing::Fine => return None,
+            Standing::Yields(strangers) => strangers,
+            Standing::Beside(Strangers { one, name, count }) => {
+                if self.strangers.may_say(now) {
+                    tracing::warn!(
+                        replica = %one,
+                        name,
+                        count,
+                        "a replica shares no token key with this one: tokens of either are not known \
+                         at the other"
+                    );
+                }
+                return None;
             }
+        };
+        let cure = "give all the same file, or this one a --cluster of its own";
+        Some(if us.shared {
+            let more = if count > 1 { format!(" and {} more", count - 1) } else { String::new() };
+            format!(
+                "this replica shares no token key with replica {one} ({name}){more}, and yields; see \
+                 --token-key-file: {cure}"
+            )
+        } else {
+            format!(
+                "replica {one} ({name}) is there, and this one has no --token-key-file to share with \
+                 it: {cure}"
+            )
+        })
+    }
+
+    /// This replica serves, or does not; to be told at least once a second. Others are told.
+    pub fn serves(&self, serving: bool) {
+        let (now, keys) = (clock::now(), self.key_ids());
+        let established = |said: &roster::Said| said.tenure == Tenure::Established;
+        let vouched = self.roster().kin(&keys, now).any(|(_, said)| established(said));
+        let mut service = self.service();
+        let before = service.tenure(&keys);
+        service.observe(serving, vouched, &keys, now);
+        if service.tenure(&keys) != before {
+            self.speak.notify_one();
         }
     }
 
@@ -242,6 +306,14 @@ impl<B: Broker + Bus> Peers<B> {
     fn tidy(&self) {
         let now = clock::now();
         self.prepared().tidy(now);
+        for (replica, said) in self.roster().lost(now) {
+            let roster::Said { name, version, .. } = said;
+            if said.draining {
+                tracing::info!(%replica, name, version, "a replica has left");
+            } else {
+                tracing::warn!(%replica, name, version, "a replica is not heard any more");
+            }
+        }
         self.keys.common(self.roster().common_keys(&self.key_ids(), now));
         let mut names = self.names();
         for (_, leases) in names.inherited() {
@@ -273,7 +345,7 @@ impl<B: Broker + Bus> Peers<B> {
         }
         let Heard { subject, message, reply: Some(reply) } = heard else { return };
         let Ok(question) = self.keys.sealer().open_frame(&subject, &message) else {
-            if self.strangers.may_say(clock::now()) {
+            if self.unopened.may_say(clock::now()) {
                 tracing::warn!(
                     subject,
                     "questions cannot be opened: whoever asks shares no token key with this replica"
@@ -318,6 +390,10 @@ impl<B: Broker + Bus> Peers<B> {
 
     fn roster(&self) -> MutexGuard<'_, Roster> {
         lock(&self.roster)
+    }
+
+    fn service(&self) -> MutexGuard<'_, Service> {
+        lock(&self.service)
     }
 
     fn subject(&self, name: InstanceId, what: &str) -> String {

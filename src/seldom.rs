@@ -6,20 +6,32 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Between one time and the next, at least.
+/// Between one time and the next, at least, unless told otherwise.
 const AGAIN: Duration = Duration::from_secs(10);
 
 /// Remembers when it was last said.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Seldom {
+    again: Duration,
     said_at: Mutex<Option<Instant>>,
 }
 
+impl Default for Seldom {
+    fn default() -> Self {
+        Self::every(AGAIN)
+    }
+}
+
 impl Seldom {
+    /// Something that is said once in this time.
+    pub fn every(again: Duration) -> Self {
+        Self { again, said_at: Mutex::default() }
+    }
+
     /// Whether it may be said now; if so, it counts as said.
     pub fn may_say(&self, now: Instant) -> bool {
         let mut said_at = self.said_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let may = said_at.is_none_or(|said| now.duration_since(said) >= AGAIN);
+        let may = said_at.is_none_or(|said| now.duration_since(said) >= self.again);
         if may {
             *said_at = Some(now);
         }

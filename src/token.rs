@@ -89,6 +89,14 @@ pub enum OpenError {
     KeyUnknown,
 }
 
+/// The name of the key that a frame says it is sealed with, if it looks like a frame. Whoever made it
+/// can say any.
+pub fn key_of_frame(frame: &[u8]) -> Option<KeyId> {
+    let (version, rest) = frame.split_first()?;
+    let long_enough = frame.len() >= HEAD + TAG;
+    rest.first_chunk().copied().filter(|_| *version == FRAME && long_enough)
+}
+
 /// Seals and opens the tokens of one cluster, and the frames that its replicas send each other.
 #[derive(Debug)]
 pub struct Sealer {
@@ -323,6 +331,8 @@ mod tests {
     fn a_frame_is_opened_on_its_channel_alone_and_is_no_token() {
         let (ours, other) = (sealer(1, "c"), sealer(1, "other"));
         let frame = ours.seal_frame("a.settle", b"hello", [5; NONCE]);
+        assert_eq!(key_of_frame(&frame), Some(ours.ring().sealing_id()));
+        assert_eq!(key_of_frame(&frame[..HEAD]), None);
         assert_eq!(ours.open_frame("a.settle", &frame).unwrap(), b"hello");
         for (sealer, channel) in [(&ours, "b.settle"), (&other, "a.settle")] {
             assert_eq!(sealer.open_frame(channel, &frame), Err(OpenError::Invalid));

@@ -101,6 +101,10 @@ pub struct ServeArgs {
         help_heading = "Tokens"
     )]
     pub cluster: String,
+    /// What people call this replica: it stands beside its id in the log, here and at the other
+    /// replicas. Name the pod and its host [default: the name of the host, which is that of the pod]
+    #[arg(long, env = "FETCH_PROXY_REPLICA_NAME", value_name = "NAME", help_heading = "Replicas")]
+    pub replica_name: Option<String>,
     #[command(flatten)]
     pub(super) limits: LimitArgs,
     #[command(flatten)]

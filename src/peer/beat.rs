@@ -1,25 +1,31 @@
 //! What each replica says of itself once a second, and hears of the others: who is there, with which
 //! keys, names and room. Decides nothing about them; that is the roster's.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use bytes::Bytes;
 use prost::Message as _;
 use tokio::time::sleep;
 
-use super::{BEAT, PREFIX, Peers, nonce, roster::Said};
+use super::{
+    BEAT, PREFIX, Peers, nonce,
+    roster::{Claimed, Heard, Said, Tenure},
+};
 use crate::{
     broker::Broker,
     bus::Bus,
     clock,
     pb::peer::v1 as pb,
-    token::{InstanceId, KeyId},
+    token::{self, InstanceId, KeyId},
 };
 
 /// Who is new has heard of everybody after this: they answer its first beat by one of theirs.
 const MEETING: Duration = Duration::from_millis(250);
 /// Keys of another replica that are looked at.
 const MOST_KEYS: usize = 64;
+/// Characters of another replica's name and version that are kept: a name of a pod has 63, and so has
+/// that of its host.
+const LONGEST_NAME: usize = 160;
 
 impl<B: Broker + Bus> Peers<B> {
     /// Makes itself known to those that are there, and waits until they have made themselves known.
@@ -35,6 +41,8 @@ impl<B: Broker + Bus> Peers<B> {
         let Ok(nonce) = nonce() else { return };
         let instance = Bytes::copy_from_slice(&self.us.0);
         let keys: Vec<Bytes> = said.keys.iter().map(|key| Bytes::copy_from_slice(key)).collect();
+        // To strangers a replica that leaves is as good as gone.
+        let outside = if said.draining { Tenure::Waiting } else { said.tenure };
         let body = pb::BeatBody {
             instance: instance.clone(),
             keys: keys.clone(),
@@ -42,37 +50,59 @@ impl<B: Broker + Bus> Peers<B> {
             version: said.version,
             room: said.room,
             draining: said.draining,
+            tenure: told(said.tenure).into(),
+            name: said.name.clone(),
+            uptime: said.uptime,
         };
         let body = self.keys.sealer().seal_frame(&subject, &body.encode_to_vec(), nonce).into();
-        let beat = pb::Beat { instance, keys, started: said.started, body };
+        let beat = pb::Beat {
+            instance,
+            keys,
+            // Version 0.1 yields to strangers that are older by this; who does not serve is not.
+            started: if outside == Tenure::Waiting { u64::MAX } else { self.started.0 },
+            body,
+            keyless: !self.keys.shared(),
+            tenure: told(outside).into(),
+            name: said.name,
+        };
         let until = clock::now() + BEAT;
         self.lessor.broker().tell(&subject, beat.encode_to_vec().into(), until).await;
     }
 
     fn said(&self) -> Said {
+        let keys = self.key_ids();
+        let uptime = clock::now().duration_since(self.started.1).as_micros();
         Said {
             names: self.names().answered(),
-            keys: self.key_ids(),
-            started: self.started.0,
+            tenure: self.service().tenure(&keys),
+            keys,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            name: self.name.clone(),
             room: u64::from(self.lessor.room()),
             draining: self.lessor.is_draining(),
+            uptime: u64::try_from(uptime).unwrap_or(u64::MAX),
         }
     }
 
     pub(super) fn heard_beat(&self, message: &[u8]) {
         let Ok(beat) = pb::Beat::decode(message) else { return };
-        let body = self.keys.sealer().open_frame(&self.beat_subject(), &beat.body).ok();
-        let body = body.and_then(|body| pb::BeatBody::decode(&*body).ok());
-        let Some((from, said)) = read(beat, body) else { return };
-        if from == self.us {
-            return;
-        }
+        let Some(from) = id(&beat.instance).filter(|from| *from != self.us) else { return };
         let now = clock::now();
-        let mut roster = self.roster();
-        let version = said.version.clone();
-        if roster.hear(from, said, now) {
-            tracing::info!(replica = %from, version, "a replica is heard of");
+        let Ok(body) = self.keys.sealer().open_frame(&self.beat_subject(), &beat.body) else {
+            let new = claimed(&beat)
+                .is_some_and(|claimed| self.roster().hear_stranger(from, claimed, now));
+            if new {
+                // It may be one of ours that seals with a key that we do not have yet.
+                self.speak.notify_one();
+            }
+            return;
+        };
+        let body = pb::BeatBody::decode(&*body).ok();
+        let Some(body) = body.filter(|body| body.instance == beat.instance) else { return };
+        let (said, mut roster) = (said(body), self.roster());
+        let (version, name) = (said.version.clone(), said.name.clone());
+        if roster.hear(from, said, now) == Heard::New {
+            tracing::info!(replica = %from, name, version, "a replica is heard of");
             // It wants to know of us, too.
             self.speak.notify_one();
         }
@@ -86,20 +116,57 @@ impl<B: Broker + Bus> Peers<B> {
     }
 }
 
-/// What a beat says. A body that we cannot open is believed for nothing but that there is somebody.
-fn read(beat: pb::Beat, body: Option<pb::BeatBody>) -> Option<(InstanceId, Said)> {
-    let id = |bytes: &Bytes| Some(InstanceId(bytes.as_ref().try_into().ok()?));
-    let key = |bytes: &Bytes| KeyId::try_from(bytes.as_ref()).ok();
-    let from = id(&beat.instance)?;
-    let body = body.filter(|body| body.instance == beat.instance);
-    let keys = body.as_ref().map_or(&beat.keys, |body| &body.keys).iter().take(MOST_KEYS);
-    let said = Said {
-        keys: keys.filter_map(key).collect(),
-        started: beat.started,
-        names: body.iter().flat_map(|body| &body.names).filter_map(id).collect(),
-        room: body.as_ref().map_or(0, |body| body.room),
-        draining: body.as_ref().is_none_or(|body| body.draining),
-        version: body.map(|body| body.version).unwrap_or_default(),
-    };
-    Some((from, said))
+/// What a beat says that was sealed with a key of ours.
+fn said(body: pb::BeatBody) -> Said {
+    let tenure = tenure(body.tenure());
+    Said {
+        keys: keys(&body.keys),
+        names: body.names.iter().filter_map(id).collect(),
+        tenure,
+        version: legible(&body.version),
+        name: legible(&body.name),
+        room: body.room,
+        draining: body.draining,
+        uptime: body.uptime,
+    }
+}
+
+/// What a beat says that was not. `None`: no replica says that, of whatever version: each seals, and
+/// with one of its keys.
+fn claimed(beat: &pb::Beat) -> Option<Claimed> {
+    let keys = keys(&beat.keys);
+    let sealed_with = token::key_of_frame(&beat.body)?;
+    let tenure = tenure(beat.tenure());
+    let name = legible(&beat.name);
+    keys.contains(&sealed_with).then_some(Claimed { keys, keyless: beat.keyless, tenure, name })
+}
+
+fn id(bytes: &Bytes) -> Option<InstanceId> {
+    Some(InstanceId(bytes.as_ref().try_into().ok()?))
+}
+
+fn keys(keys: &[Bytes]) -> BTreeSet<KeyId> {
+    keys.iter().take(MOST_KEYS).filter_map(|key| key.as_ref().try_into().ok()).collect()
+}
+
+/// One that does not say it has served as long as it likes: older replicas went by that.
+fn tenure(tenure: pb::Tenure) -> Tenure {
+    match tenure {
+        pb::Tenure::Waiting => Tenure::Waiting,
+        pb::Tenure::Serving => Tenure::Serving,
+        pb::Tenure::Unspecified | pb::Tenure::Established => Tenure::Established,
+    }
+}
+
+fn told(tenure: Tenure) -> pb::Tenure {
+    match tenure {
+        Tenure::Waiting => pb::Tenure::Waiting,
+        Tenure::Serving => pb::Tenure::Serving,
+        Tenure::Established => pb::Tenure::Established,
+    }
+}
+
+/// What somebody else wrote, fit for a line of the log.
+fn legible(text: &str) -> String {
+    text.chars().filter(|character| !character.is_control()).take(LONGEST_NAME).collect()
 }

@@ -1,4 +1,7 @@
 //! Who else is there, by what each says once a second. Pure.
+//!
+//! Kin and strangers are kept apart: what is known of kin was sealed with a key of ours, and nothing
+//! that is said in the clear changes it, replaces it or takes its place.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,49 +10,104 @@ use std::{
 
 use crate::token::{InstanceId, KeyId};
 
-/// Replicas that are listened to: whoever may speak here can make them up.
+/// Kin that is listened to, and strangers: whoever may speak here can make the latter up.
 const MOST: usize = 1024;
-/// A replica that has not been heard for this long is taken for gone.
-const SILENT: Duration = Duration::from_secs(4);
+/// A replica that has not been heard for this long is taken for gone: four beats.
+pub(super) const SILENT: Duration = Duration::from_secs(4);
 
-/// What a replica says of itself.
+/// How far a replica has come. Later is further.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Tenure {
+    /// It does not serve.
+    Waiting,
+    /// It serves since a moment.
+    Serving,
+    /// It has served, with a key that it still has.
+    Established,
+}
+
+/// What a replica that shares a key with us says of itself, under seal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Said {
     /// The names that it answers for, its own first.
     pub(super) names: Vec<InstanceId>,
     /// The keys that it has.
     pub(super) keys: BTreeSet<KeyId>,
-    /// When it started: milliseconds since the Unix epoch.
-    pub(super) started: u64,
+    pub(super) tenure: Tenure,
+    /// For people.
     pub(super) version: String,
+    /// For people: where it runs.
+    pub(super) name: String,
     /// Leases that it has room for.
     pub(super) room: u64,
     pub(super) draining: bool,
+    /// Microseconds since it started; 0: it does not say it.
+    pub(super) uptime: u64,
+}
+
+/// What somebody says of itself in the clear, who seals with no key of ours. Anybody can say it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Claimed {
+    /// The keys that it says it has.
+    pub(super) keys: BTreeSet<KeyId>,
+    /// It says that it has no key file.
+    pub(super) keyless: bool,
+    pub(super) tenure: Tenure,
+    /// For people.
+    pub(super) name: String,
+}
+
+/// What became of a beat of kin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// It is heard for the first time, or again after a silence.
+    New,
+    Known,
+    /// It was said before the last one that was heard, and is passed over.
+    Old,
 }
 
 /// The others, as they were last heard.
 #[derive(Debug, Default)]
 pub(super) struct Roster {
-    heard: BTreeMap<InstanceId, (Instant, Said)>,
-}
-
-/// What the others make of us.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Standing {
-    /// Nothing is in the way.
-    Fine,
-    /// We share no key with an older replica: tokens of either are nothing to the other.
-    Stranger(InstanceId),
+    kin: BTreeMap<InstanceId, (Instant, Said)>,
+    strangers: BTreeMap<InstanceId, (Instant, Claimed)>,
 }
 
 impl Roster {
-    /// Somebody spoke. `true`: for the first time, or again after a silence.
-    pub(super) fn hear(&mut self, from: InstanceId, said: Said, now: Instant) -> bool {
-        self.heard.retain(|_, (at, _)| now.saturating_duration_since(*at) < SILENT);
-        if self.heard.len() >= MOST && !self.heard.contains_key(&from) {
-            return false;
+    /// A replica that shares a key with us spoke.
+    pub(super) fn hear(&mut self, from: InstanceId, said: Said, now: Instant) -> Heard {
+        let last = self.kin.get(&from);
+        if last.is_some_and(|(_, last)| said.uptime != 0 && said.uptime <= last.uptime) {
+            return Heard::Old;
         }
-        self.heard.insert(from, (now, said)).is_none()
+        let known = last.is_some_and(|(at, _)| is_living(*at, now));
+        if !known && self.living(now).count() >= MOST {
+            return Heard::Old;
+        }
+        self.strangers.remove(&from);
+        self.kin.insert(from, (now, said));
+        if known { Heard::Known } else { Heard::New }
+    }
+
+    /// Somebody spoke who seals with no key of ours. `true`: for the first time, or again after a
+    /// silence. In the name of living kin nobody else can speak.
+    pub(super) fn hear_stranger(
+        &mut self,
+        from: InstanceId,
+        claimed: Claimed,
+        now: Instant,
+    ) -> bool {
+        self.strangers.retain(|_, (at, _)| is_living(*at, now));
+        let is_kin = self.living(now).any(|(id, _)| id == from);
+        let full = self.strangers.len() >= MOST && !self.strangers.contains_key(&from);
+        !is_kin && !full && self.strangers.insert(from, (now, claimed)).is_none()
+    }
+
+    /// Kin that has fallen silent since this was asked last.
+    pub(super) fn lost(&mut self, now: Instant) -> Vec<(InstanceId, Said)> {
+        let lost = self.kin.extract_if(.., |_, (at, _)| !is_living(*at, now));
+        lost.map(|(id, (_, said))| (id, said)).collect()
     }
 
     /// The keys that all others have who share one with us; `None` when there are no such others.
@@ -58,21 +116,8 @@ impl Roster {
         ours: &BTreeSet<KeyId>,
         now: Instant,
     ) -> Option<BTreeSet<KeyId>> {
-        let akin = self.living(now).filter(|(_, said)| !said.keys.is_disjoint(ours));
-        akin.map(|(_, said)| said.keys.clone()).reduce(|common, keys| &common & &keys)
-    }
-
-    /// Whether we may serve beside the others. `ours` is when we started, and who we are.
-    pub(super) fn standing(
-        &self,
-        ours: (u64, InstanceId),
-        keys: &BTreeSet<KeyId>,
-        now: Instant,
-    ) -> Standing {
-        let elder = |id, said: &Said| (said.started, id) < ours;
-        let stranger =
-            self.living(now).find(|(id, said)| elder(*id, said) && said.keys.is_disjoint(keys));
-        stranger.map_or(Standing::Fine, |(id, _)| Standing::Stranger(id))
+        let keys = self.kin(ours, now).map(|(_, said)| said.keys.clone());
+        keys.reduce(|common, keys| &common & &keys)
     }
 
     /// Whether somebody answers for this name, as far as is known.
@@ -80,11 +125,40 @@ impl Roster {
         self.living(now).any(|(_, said)| said.names.contains(&name))
     }
 
-    /// Those that are there now.
+    /// Those that are there now, and were heard under a seal of ours.
     pub(super) fn living(&self, now: Instant) -> impl Iterator<Item = (InstanceId, &Said)> {
-        let alive = move |at: &Instant| now.saturating_duration_since(*at) < SILENT;
-        self.heard.iter().filter(move |(_, (at, _))| alive(at)).map(|(id, (_, said))| (*id, said))
+        let living = self.kin.iter().filter(move |(_, (at, _))| is_living(*at, now));
+        living.map(|(id, (_, said))| (*id, said))
     }
+
+    /// Those of them that share a key with us still.
+    pub(super) fn kin(
+        &self,
+        ours: &BTreeSet<KeyId>,
+        now: Instant,
+    ) -> impl Iterator<Item = (InstanceId, &Said)> {
+        self.living(now).filter(|(_, said)| !said.keys.is_disjoint(ours))
+    }
+
+    /// Those that share none: strangers, and what was kin until our own keys changed.
+    pub(super) fn strangers(
+        &self,
+        ours: &BTreeSet<KeyId>,
+        now: Instant,
+    ) -> Vec<(InstanceId, Claimed)> {
+        let were_kin = self.living(now).map(|(id, said)| {
+            let (keys, name) = (said.keys.clone(), said.name.clone());
+            (id, Claimed { keys, keyless: false, tenure: said.tenure, name })
+        });
+        let strangers = self.strangers.iter().filter(|(_, (at, _))| is_living(*at, now));
+        let strangers = strangers.map(|(id, (_, claimed))| (*id, claimed.clone()));
+        let all = were_kin.chain(strangers);
+        all.filter(|(_, claimed)| claimed.keys.is_disjoint(ours)).collect()
+    }
+}
+
+fn is_living(heard: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(heard) < SILENT
 }
 
 #[cfg(test)]
@@ -94,15 +168,22 @@ mod tests {
 
     const KEYS: [KeyId; 3] = [[1; 4], [2; 4], [3; 4]];
 
-    fn said(keys: &[KeyId], started: u64) -> Said {
+    fn said(keys: &[KeyId], uptime: u64) -> Said {
         Said {
             names: Vec::new(),
             keys: keys.iter().copied().collect(),
-            started,
+            tenure: Tenure::Serving,
             version: "1".to_owned(),
+            name: "pod".to_owned(),
             room: 1,
             draining: false,
+            uptime,
         }
+    }
+
+    fn claimed(keys: &[KeyId]) -> Claimed {
+        let keys = keys.iter().copied().collect();
+        Claimed { keys, keyless: false, tenure: Tenure::Serving, name: String::new() }
     }
 
     fn id(byte: u8) -> InstanceId {
@@ -125,29 +206,58 @@ mod tests {
     }
 
     #[test]
-    fn a_stranger_takes_no_key_from_those_that_share_one() {
+    fn what_is_said_in_the_clear_changes_nothing_of_what_was_sealed() {
         let now = clock::now();
         let mut roster = Roster::default();
+        let ours: BTreeSet<_> = KEYS[..2].iter().copied().collect();
         roster.hear(id(1), said(&KEYS[..2], 1), now);
-        roster.hear(id(2), said(&[[9; 4]], 1), now);
-        let ours = KEYS[..2].iter().copied().collect();
-        assert_eq!(roster.common_keys(&ours, now), Some(ours));
+        // In the name of kin, with a key of ours, and as many as there may be.
+        assert!(!roster.hear_stranger(id(1), claimed(&[[9; 4]]), now));
+        roster.hear_stranger(id(2), claimed(&KEYS[..1]), now);
+        for number in 0..2 * MOST as u64 {
+            let made_up = InstanceId((number + 1000).to_be_bytes());
+            roster.hear_stranger(made_up, claimed(&[[9; 4]]), now);
+        }
+        assert_eq!(roster.hear(id(3), said(&KEYS[..2], 1), now), Heard::New);
+        assert_eq!(roster.common_keys(&ours, now), Some(ours.clone()));
+        assert_eq!(roster.living(now).count(), 2);
+        assert!(roster.strangers(&ours, now).len() < MOST, "the one with a key of ours is none");
     }
 
     #[test]
-    fn of_two_without_a_common_key_the_younger_yields() {
+    fn a_beat_that_is_repeated_by_somebody_else_is_passed_over() {
         let now = clock::now();
         let mut roster = Roster::default();
-        roster.hear(id(1), said(&KEYS[..1], 100), now);
-        let standing = |keys: &[KeyId], started, now| {
-            roster.standing((started, id(2)), &keys.iter().copied().collect(), now)
-        };
-        for started in [100, 101] {
-            assert_eq!(standing(&KEYS[1..], started, now), Standing::Stranger(id(1)));
+        assert_eq!(roster.hear(id(1), said(&KEYS, 5), now), Heard::New);
+        assert_eq!(roster.hear(id(1), said(&KEYS, 6), now), Heard::Known);
+        for uptime in [5, 6] {
+            assert_eq!(roster.hear(id(1), said(&KEYS, uptime), now + SILENT / 2), Heard::Old);
         }
-        assert_eq!(standing(&KEYS[1..], 99, now), Standing::Fine);
-        assert_eq!(standing(&KEYS, 101, now), Standing::Fine);
-        assert_eq!(standing(&KEYS[1..], 101, now + SILENT), Standing::Fine, "it has gone");
+        assert_eq!(roster.living(now + SILENT).count(), 0, "nobody has kept it alive");
+        assert_eq!(roster.hear(id(1), said(&KEYS, 7), now + SILENT), Heard::New);
+        // A version that does not say it is believed.
+        assert_eq!(roster.hear(id(2), said(&KEYS, 0), now), Heard::New);
+        assert_eq!(roster.hear(id(2), said(&KEYS, 0), now), Heard::Known);
+    }
+
+    #[test]
+    fn who_falls_silent_is_told_once() {
+        let now = clock::now();
+        let mut roster = Roster::default();
+        roster.hear(id(1), said(&KEYS, 1), now);
+        assert_eq!(roster.lost(now), []);
+        assert_eq!(roster.lost(now + SILENT), [(id(1), said(&KEYS, 1))]);
+        assert_eq!(roster.lost(now + SILENT), []);
+    }
+
+    #[test]
+    fn kin_is_a_stranger_once_our_own_keys_have_changed() {
+        let now = clock::now();
+        let mut roster = Roster::default();
+        roster.hear(id(1), said(&KEYS[..1], 1), now);
+        assert_eq!(roster.strangers(&KEYS[..1].iter().copied().collect(), now), []);
+        let strangers = roster.strangers(&KEYS[1..].iter().copied().collect(), now);
+        assert_eq!(strangers.len(), 1);
     }
 
     #[test]

@@ -265,7 +265,7 @@ impl Member {
         let limits = Limits { max_leases: most, max_waiters: 10, settle_timeout: PATIENCE / 2 };
         let lessor = Lessor::start(linked, limits);
         let keys = Arc::new(Keys::load(Some(keys.path().to_owned()), "linked").unwrap());
-        let peers = Peers::new(lessor.clone(), keys.clone(), "linked", us);
+        let peers = Peers::new(lessor.clone(), keys.clone(), "linked", (us, "pod"));
         let router = Router::new(lessor.clone(), peers.clone(), keys.clone(), PATIENCE * 60);
         let router = Arc::new(router);
         let answer = move |asked, question| router.clone().answer(asked, question);

@@ -16,4 +16,5 @@ mod moving;
 mod orphans;
 mod pair;
 mod rights;
+mod strangers;
 mod versions;

@@ -92,3 +92,52 @@ async fn what_is_not_sealed_for_this_very_subject_settles_nothing() {
     let again = other.lessor.broker().ask(&subject, frame, until).await;
     assert_eq!((again, broker.published().len()), (Err(AskError::Silent), 1));
 }
+
+/// A beat as version 0.1 says it: with nothing of how far it has come, or of how long it runs.
+fn of_version_0_1(sealer: &Sealer) -> Bytes {
+    let (instance, keys) = (Bytes::from_static(b"version1"), sealer.ring().ids());
+    let keys: Vec<Bytes> = keys.iter().map(|key| Bytes::copy_from_slice(key)).collect();
+    let body = wire::BeatBody {
+        instance: instance.clone(),
+        keys: keys.clone(),
+        names: vec![instance.clone()],
+        version: "0.1.0".to_owned(),
+        room: 7,
+        ..wire::BeatBody::default()
+    };
+    let body = sealer.seal_frame("_fetchproxy.linked.beat", &body.encode_to_vec(), [6; 24]);
+    let beat =
+        wire::Beat { instance, keys, started: 1, body: body.into(), ..wire::Beat::default() };
+    beat.encode_to_vec().into()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_of_version_0_1_counts_as_one_that_has_served() {
+    let key = new_key_line().unwrap();
+    let sealer = |key: &str| Sealer::new(KeyRing::parse(key).unwrap(), "linked");
+    let (net, keys) = Net::new(&key);
+    let broker = FakeBroker::new(info(Duration::from_secs(60)));
+    let newcomer = Member::join(&net, &keys, &broker, 100).await;
+    let hear = async |sealer: &Sealer| {
+        let until = clock::now() + PATIENCE;
+        let beat = of_version_0_1(sealer);
+        newcomer.lessor.broker().tell("_fetchproxy.linked.beat", beat, until).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    assert_eq!(newcomer.peers.misfit(), None);
+    hear(&sealer(&new_key_line().unwrap())).await;
+    let why = newcomer.peers.misfit().unwrap();
+    assert!(why.contains("shares no token key"), "{why}");
+    // One that has our key is kin, and heard again however often it says the same.
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        hear(&sealer(&key)).await;
+    }
+    assert_eq!(newcomer.peers.misfit(), None);
+    hear(&sealer(&new_key_line().unwrap())).await;
+    assert_eq!(newcomer.peers.misfit(), None);
+    newcomer.peers.serves(true);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    hear(&sealer(&new_key_line().unwrap())).await;
+    assert_eq!(newcomer.peers.misfit(), None, "it has served itself");
+}
