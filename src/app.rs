@@ -179,6 +179,7 @@ async fn follow<B: Broker + Bus>(
             met = true;
         }
         readiness.link(link.clone(), clock::now());
+        readiness.jetstream(&lessor.broker().jetstream(), clock::now());
         readiness.misfit(peers.misfit());
         let (verdict, changes_at) = readiness.verdict(clock::now());
         // Where NATS is away nobody is heard, and nothing is learnt of others.

@@ -24,6 +24,9 @@ pub trait Broker: Send + Sync + 'static {
     /// Waits until [`Broker::link`] is something other than `seen`, and returns it.
     fn link_change(&self, seen: &Link) -> impl Future<Output = Link> + Send;
 
+    /// What is known of JetStream as a whole, beside the connection.
+    fn jetstream(&self) -> JetStream;
+
     /// Reads the consumer's configuration and state. Bounded by `until`.
     fn info(
         &self,
@@ -126,6 +129,17 @@ pub enum Link {
     Down(Arc<str>),
     /// The server was reached and cannot be worked with; the reason is for people.
     Unfit(Arc<str>),
+}
+
+/// Whether there is a JetStream behind the connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JetStream {
+    /// It was not asked yet, or has not answered.
+    Unknown,
+    /// It answers.
+    There,
+    /// Nobody can read any consumer here; the reason is for people.
+    Absent(Arc<str>),
 }
 
 /// The server that answered.

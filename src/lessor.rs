@@ -55,10 +55,14 @@ use crate::{
     clock,
     lease::{ConsumerId, LeaseTable},
     pump::Want,
+    seldom::Seldom,
 };
 
 /// Consumers that may have a connection of their own at once.
 const APART: usize = 64;
+
+/// Lines of the log in ten seconds that say which consumer cannot be read.
+const LINES: u32 = 10;
 
 /// How much a lessor takes on.
 #[derive(Debug, Clone)]
@@ -83,6 +87,8 @@ pub struct Shared<B: Broker> {
     /// Connections that consumers may have of their own.
     apart: Arc<Semaphore>,
     feeds: Mutex<HashMap<ConsumerName, Feed>>,
+    /// Whether the log may say of one more consumer why it cannot be read.
+    unread: Seldom,
     tickets: AtomicU64,
     consumers: AtomicU32,
     tasks: TaskTracker,
@@ -116,6 +122,7 @@ impl<B: Broker> Lessor<B> {
             apart: Arc::new(Semaphore::new(APART)),
             limits,
             feeds: Mutex::default(),
+            unread: Seldom::few(LINES),
             tickets: AtomicU64::new(0),
             consumers: AtomicU32::new(0),
             tasks: TaskTracker::new(),

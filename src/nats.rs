@@ -22,6 +22,7 @@ mod inbox;
 mod info;
 mod plan;
 mod poison;
+mod presence;
 mod provision;
 mod pulse;
 mod replies;
@@ -40,8 +41,8 @@ pub use self::provision::{Provisioned, Sample, provision};
 use self::supervisor::Supervisor;
 pub use self::unreadable::unreadable;
 use crate::broker::{
-    AckSubject, Broker, BrokerError, Confirmation, ConsumerInfo, ConsumerName, InfoError, Link,
-    Order, Place, Unreadable,
+    AckSubject, Broker, BrokerError, Confirmation, ConsumerInfo, ConsumerName, InfoError,
+    JetStream, Link, Order, Place, Unreadable,
 };
 
 /// Oldest nats-server that this program works with: before 2.10.16 a `+TERM` with a reason can be
@@ -113,9 +114,13 @@ impl Broker for Nats {
         self.supervisor.link_change(seen).await
     }
 
+    fn jetstream(&self) -> JetStream {
+        self.supervisor.presence().get()
+    }
+
     async fn info(&self, name: &ConsumerName, until: Instant) -> Result<ConsumerInfo, InfoError> {
         match self.supervisor.settling() {
-            Ok(replies) => info::read(&replies, self.supervisor.settings(), name, until).await,
+            Ok(replies) => info::read(&replies, &self.supervisor, name, until).await,
             Err(why) => Err(InfoError::Unavailable(why)),
         }
     }
@@ -135,9 +140,8 @@ impl Broker for Nats {
         from: u64,
         until: Instant,
     ) -> Result<Vec<Unreadable>, InfoError> {
-        let settings = self.supervisor.settings();
         match self.supervisor.settling() {
-            Ok(replies) => poison::find(&replies, settings, name, from, until).await,
+            Ok(replies) => poison::find(&replies, &self.supervisor, name, from, until).await,
             Err(why) => Err(InfoError::Unavailable(why)),
         }
     }
@@ -150,8 +154,7 @@ impl Broker for Nats {
     ) -> Vec<Result<(), BrokerError>> {
         match self.supervisor.settling() {
             Ok(replies) => {
-                let settings = self.supervisor.settings();
-                settle::settle(&replies, settings, orders, confirmation, until).await
+                settle::settle(&replies, &self.supervisor, orders, confirmation, until).await
             }
             Err(why) => orders.iter().map(|_| Err(BrokerError::Unsent(why.clone()))).collect(),
         }

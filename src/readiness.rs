@@ -5,15 +5,16 @@
 //!  never reached NATS ─▶ not serving      NATS lost < 10 s ─▶ serving (calls fail fast)
 //!  connected ──────────▶ serving          NATS lost ≥ 10 s ─▶ not serving
 //!  draining, a server too old, or other replicas that share no key ─▶ not serving, at once
+//!  no JetStream there ─▶ not serving: at once where it never was, else after 10 s
 //! ```
 //! A blip of NATS must not empty the Service behind which replicas stand; one partitioned replica
 //! should leave it.
 
 use std::time::{Duration, Instant};
 
-use crate::broker::Link;
+use crate::broker::{JetStream, Link};
 
-/// NATS may be lost for this long before the replica calls itself unready.
+/// NATS, or JetStream, may be lost for this long before the replica calls itself unready.
 pub const GRACE: Duration = Duration::from_secs(10);
 
 /// What health says.
@@ -32,6 +33,10 @@ pub struct Readiness {
     /// When a link that was once up was lost.
     lost_at: Option<Instant>,
     reached: bool,
+    /// JetStream has answered once.
+    answered: bool,
+    /// Why JetStream is absent, and since when that is known.
+    absent: Option<(String, Instant)>,
     misfit: Option<String>,
     draining: bool,
 }
@@ -40,8 +45,15 @@ impl Readiness {
     /// At the start.
     pub fn new(link: Link, now: Instant) -> Self {
         let nothing = Link::Down("not connected yet".into());
-        let mut readiness =
-            Self { link: nothing, lost_at: None, reached: false, misfit: None, draining: false };
+        let mut readiness = Self {
+            link: nothing,
+            lost_at: None,
+            reached: false,
+            answered: false,
+            absent: None,
+            misfit: None,
+            draining: false,
+        };
         readiness.link(link, now);
         readiness
     }
@@ -53,6 +65,18 @@ impl Readiness {
             Link::Down(_) | Link::Unfit(_) => self.lost_at = self.lost_at.or(Some(now)),
         }
         self.link = link;
+    }
+
+    /// What is known of JetStream as a whole.
+    pub fn jetstream(&mut self, jetstream: &JetStream, now: Instant) {
+        match jetstream {
+            JetStream::Unknown => {}
+            JetStream::There => (self.answered, self.absent) = (true, None),
+            JetStream::Absent(why) => {
+                let since = self.absent.take().map_or(now, |(_, since)| since);
+                self.absent = Some((why.to_string(), since));
+            }
+        }
     }
 
     /// Why the replica should not serve beside the others that are there, if it should not.
@@ -73,7 +97,13 @@ impl Readiness {
             _ if self.draining => not("draining"),
             (Link::Unfit(why), _) => not(why),
             _ if let Some(why) = &self.misfit => not(why),
-            (Link::Up(_), _) => (Verdict::Serving, None),
+            (Link::Up(_), _) => match &self.absent {
+                None => (Verdict::Serving, None),
+                Some((_, since)) if self.answered && now < *since + GRACE => {
+                    (Verdict::Serving, Some(*since + GRACE))
+                }
+                Some((why, _)) => not(why),
+            },
             (Link::Down(_), Some(until)) if now < until => (Verdict::Serving, Some(until)),
             (Link::Down(why), _) => not(why),
         }
@@ -117,6 +147,24 @@ mod tests {
         assert_eq!(readiness.verdict(just_before), (Verdict::Serving, Some(now + GRACE)));
         assert!(!serving(&readiness, now + GRACE));
         readiness.link(up(), now + GRACE);
+        assert!(serving(&readiness, now + GRACE));
+    }
+
+    #[test]
+    fn a_replica_whose_nats_has_no_jetstream_is_not_ready() {
+        let (now, absent) = (clock::now(), JetStream::Absent("not enabled".into()));
+        let mut readiness = Readiness::new(up(), now);
+        assert!(serving(&readiness, now), "what is not known is no reason");
+        readiness.jetstream(&absent, now);
+        assert_eq!(readiness.verdict(now).0, Verdict::NotServing("not enabled".into()));
+        readiness.jetstream(&JetStream::There, now);
+        assert!(serving(&readiness, now));
+        // It was there: a blip must not empty the Service.
+        readiness.jetstream(&absent, now);
+        readiness.jetstream(&absent, now + GRACE / 2);
+        assert_eq!(readiness.verdict(now), (Verdict::Serving, Some(now + GRACE)));
+        assert!(!serving(&readiness, now + GRACE));
+        readiness.jetstream(&JetStream::There, now + GRACE);
         assert!(serving(&readiness, now + GRACE));
     }
 

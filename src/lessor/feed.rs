@@ -31,6 +31,7 @@ use std::{
 use tokio::sync::{Mutex, OwnedSemaphorePermit, mpsc, oneshot};
 
 use self::{
+    knowing::Unread,
     leading::Leading,
     suspecting::{Left, Looking, late, looked},
     suspicion::{Looked, Suspicion},
@@ -151,6 +152,7 @@ pub(super) struct FeedTask<B: Broker> {
     server: Option<String>,
     away_since: Option<Instant>,
     asking: Option<Asking>,
+    unread: Unread,
     leading: Leading,
     /// When INFO is wanted next.
     ask_at: Instant,
@@ -222,6 +224,7 @@ impl<B: Broker> FeedTask<B> {
             away_since: (!matches!(link, Link::Up(_))).then_some(now),
             link,
             asking: None,
+            unread: Unread::default(),
             leading: Leading::new(now),
             ask_at: now,
             spared: false,
@@ -396,7 +399,7 @@ impl<B: Broker> FeedTask<B> {
 
     fn why_away(&self) -> String {
         match &self.link {
-            Link::Up(_) => "the consumer cannot be read".to_owned(),
+            Link::Up(_) => self.unread.to_string(),
             Link::Down(why) | Link::Unfit(why) => why.to_string(),
         }
     }

@@ -265,10 +265,14 @@ impl Denials {
     }
 
     fn record(&self, subject: &str, now: Instant) {
-        tracing::warn!(subject, "NATS refuses this subject to the proxy's user");
         // A server of our domain calls the API by its own name.
         let call = subject.strip_prefix("$JS.API.");
-        let subject = call.map_or_else(|| subject.to_owned(), |call| format!("{}{call}", self.api));
+        let ours = call.map_or_else(|| subject.to_owned(), |call| format!("{}{call}", self.api));
+        // A right that nothing needs: see `presence`.
+        if ours.strip_prefix(&*self.api) != Some("INFO") {
+            tracing::warn!(subject, "NATS refuses this subject to the proxy's user");
+        }
+        let subject = ours;
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         if recent.len() == DENIALS {
             recent.pop_front();

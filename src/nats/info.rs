@@ -7,8 +7,9 @@ use bytes::Bytes;
 use serde::Deserialize;
 
 use super::{
-    Settings,
+    presence,
     replies::{Answer, Replies, Request},
+    supervisor::Supervisor,
 };
 use crate::broker::{
     AckPolicy, BrokerError, ConsumerInfo, ConsumerName, Denial, InfoError, Leader,
@@ -21,11 +22,12 @@ const STREAM_NOT_FOUND: u32 = 10_059;
 /// Asks for the consumer, bounded by `until`.
 pub(super) async fn read(
     replies: &Arc<Replies>,
-    settings: &Settings,
+    supervisor: &Supervisor,
     name: &ConsumerName,
     until: Instant,
 ) -> Result<ConsumerInfo, InfoError> {
-    let wire = parse(&ask(replies, settings, name, until).await?)?;
+    let wire = parse(&ask(replies, supervisor, name, until).await?)?;
+    let settings = supervisor.settings();
     let server = replies.connection.client.server_info();
     // Behind a leaf node, or in another domain, it is not the connected server that answers.
     let domain = settings.domain.is_none() || settings.domain == server.domain;
@@ -35,11 +37,11 @@ pub(super) async fn read(
 /// Where the consumer's unsettled deliveries are in its stream, bounded by `until`.
 pub(super) async fn unsettled(
     replies: &Arc<Replies>,
-    settings: &Settings,
+    supervisor: &Supervisor,
     name: &ConsumerName,
     until: Instant,
 ) -> Result<Unsettled, InfoError> {
-    parse(&ask(replies, settings, name, until).await?).map(Into::into)
+    parse(&ask(replies, supervisor, name, until).await?).map(Into::into)
 }
 
 /// Where unsettled deliveries are.
@@ -57,23 +59,31 @@ pub(super) struct Unsettled {
 
 async fn ask(
     replies: &Arc<Replies>,
-    settings: &Settings,
+    supervisor: &Supervisor,
     name: &ConsumerName,
     until: Instant,
 ) -> Result<Bytes, InfoError> {
+    let settings = supervisor.settings();
     let subject = settings.api(&format!("CONSUMER.INFO.{}.{}", name.stream, name.consumer));
-    let request = Request { subject: subject.into(), payload: Bytes::new(), line: None, by: None };
-    match replies.ask(&[request], until).await.pop() {
-        Some(answer) => body(answer, "CONSUMER.INFO"),
-        None => unavailable("CONSUMER.INFO was not answered"),
-    }
+    let request =
+        Request { subject: subject.as_str().into(), payload: Bytes::new(), line: None, by: None };
+    let Some(answer) = replies.ask(&[request], until).await.pop() else {
+        return unavailable("CONSUMER.INFO was not answered");
+    };
+    let server = replies.connection.client.server_info();
+    supervisor.presence().see(&subject, &answer, settings, &server);
+    body(answer, "CONSUMER.INFO", || presence::nobody(settings, &server))
 }
 
-/// What an API call was answered.
-pub(super) fn body(answer: Result<Answer, BrokerError>, call: &str) -> Result<Bytes, InfoError> {
+/// What an API call was answered. `nobody` says what it means that nobody listens there.
+pub(super) fn body(
+    answer: Result<Answer, BrokerError>,
+    call: &str,
+    nobody: impl FnOnce() -> String,
+) -> Result<Bytes, InfoError> {
     match answer {
         Ok(Answer::Replied(body)) => Ok(body),
-        Ok(Answer::NoResponder) => unavailable("JetStream is not enabled, or has no leader"),
+        Ok(Answer::NoResponder) => Err(InfoError::Unavailable(nobody())),
         Err(BrokerError::Denied(Denial::Permission(subject))) => {
             Err(InfoError::Permission(subject))
         }

@@ -10,9 +10,10 @@ use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use serde::Deserialize;
 
 use super::{
-    Settings,
     info::{self, Unsettled},
+    presence,
     replies::{Replies, Request},
+    supervisor::Supervisor,
     unreadable::unreadable,
 };
 use crate::broker::{AckSubject, ConsumerName, InfoError, Unreadable};
@@ -25,14 +26,16 @@ const WINDOW: usize = 8;
 /// As [`crate::broker::Broker::unreadable`] promises.
 pub(super) async fn find(
     replies: &Arc<Replies>,
-    settings: &Settings,
+    supervisor: &Supervisor,
     name: &ConsumerName,
     from: u64,
     until: Instant,
 ) -> Result<Vec<Unreadable>, InfoError> {
-    let unsettled = info::unsettled(replies, settings, name, until).await?;
+    let unsettled = info::unsettled(replies, supervisor, name, until).await?;
+    let settings = supervisor.settings();
     let call = settings.api(&format!("STREAM.MSG.GET.{}", name.stream));
-    let mut search = Search { replies, name, call, until, asked: false, found: Vec::new() };
+    let nobody = presence::nobody(settings, &replies.connection.client.server_info());
+    let mut search = Search { replies, name, call, nobody, until, asked: false, found: Vec::new() };
     let most = (MOST / unsettled.filters.len()).max(WINDOW);
     for part in parts(&unsettled, from) {
         for filter in &unsettled.filters {
@@ -65,6 +68,8 @@ struct Search<'s> {
     name: &'s ConsumerName,
     /// `$JS.API.STREAM.MSG.GET.<stream>`.
     call: String,
+    /// What it means that nobody listens there.
+    nobody: String,
     until: Instant,
     asked: bool,
     found: Vec<Unreadable>,
@@ -89,7 +94,7 @@ impl Search<'_> {
             let requests: Vec<Request> = ahead.map(|at| self.ask(filter, at)).collect();
             next = next.saturating_add(requests.len() as u64);
             for answer in self.replies.ask(&requests, self.until).await {
-                let body = info::body(answer, "STREAM.MSG.GET")?;
+                let body = info::body(answer, "STREAM.MSG.GET", || self.nobody.clone())?;
                 match serde_json::from_slice::<Wire<'_>>(&body) {
                     Ok(Wire { message: Some(stored) }) => {
                         next = next.max(stored.seq.saturating_add(1));

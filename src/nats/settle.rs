@@ -5,17 +5,17 @@ use std::{sync::Arc, time::Instant};
 use bytes::Bytes;
 
 use super::{
-    Settings,
     delivery::AckFacts,
     info,
     replies::{Answer, Replies, Request, unsent},
+    supervisor::Supervisor,
 };
 use crate::broker::{BrokerError, Confirmation, ConsumerName, Denial, InfoError, Order, Verdict};
 
 /// Settles as [`crate::broker::Broker::settle`] promises.
 pub(super) async fn settle(
     replies: &Arc<Replies>,
-    settings: &Settings,
+    supervisor: &Supervisor,
     orders: Vec<Order>,
     confirmation: Confirmation,
     until: Instant,
@@ -45,7 +45,7 @@ pub(super) async fn settle(
                 let known = looked_at.take().filter(|(of, _)| *of == name);
                 let error = match known {
                     Some((_, error)) => error,
-                    None => why_nobody_answers(replies, settings, &name, until).await,
+                    None => why_nobody_answers(replies, supervisor, &name, until).await,
                 };
                 looked_at = Some((name, error.clone()));
                 Err(error)
@@ -58,15 +58,14 @@ pub(super) async fn settle(
 /// Nobody took the settlement: because the consumer is gone, or because it has no leader just now?
 async fn why_nobody_answers(
     replies: &Arc<Replies>,
-    settings: &Settings,
+    supervisor: &Supervisor,
     name: &ConsumerName,
     until: Instant,
 ) -> BrokerError {
-    match info::read(replies, settings, name, until).await {
+    match info::read(replies, supervisor, name, until).await {
         Err(InfoError::NoStream | InfoError::NoConsumer) => Denial::Gone.into(),
-        Ok(_) | Err(InfoError::Permission(_) | InfoError::Unavailable(_)) => {
-            unsent("the consumer has no leader")
-        }
+        Err(InfoError::Unavailable(why)) => unsent(&format!("the consumer has no leader: {why}")),
+        Ok(_) | Err(InfoError::Permission(_)) => unsent("the consumer has no leader"),
     }
 }
 

@@ -25,7 +25,10 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{OLDEST_SERVER, Settings, bus::Ears, connection::Connection, replies::Replies};
+use super::{
+    OLDEST_SERVER, Settings, bus::Ears, connection::Connection, presence::Presence,
+    replies::Replies,
+};
 use crate::{
     broker::{ConsumerName, Link, Server},
     clock,
@@ -57,6 +60,7 @@ pub(super) struct Supervisor {
     link: watch::Sender<Link>,
     epochs: AtomicU64,
     ears: Ears,
+    presence: Presence,
     stop: CancellationToken,
 }
 
@@ -97,6 +101,7 @@ impl Supervisor {
             link: watch::channel(Link::Down("not connected yet".into())).0,
             epochs: AtomicU64::new(0),
             ears: Ears::new(),
+            presence: Presence::new(),
             stop: CancellationToken::new(),
         });
         tasks.spawn(supervisor.clone().keep_deliveries());
@@ -110,6 +115,10 @@ impl Supervisor {
 
     pub(super) fn ears(&self) -> &Ears {
         &self.ears
+    }
+
+    pub(super) fn presence(&self) -> &Presence {
+        &self.presence
     }
 
     pub(super) fn link(&self) -> Link {
@@ -217,7 +226,9 @@ impl Supervisor {
 
     async fn read(self: Arc<Self>, replies: Arc<Replies>, subscriber: Subscriber) {
         let listening = self.ears.listen(&replies.connection);
-        let all = async { tokio::join!(replies.read(subscriber), replies.pulse(), listening) };
+        let looking = self.presence.look(&replies, &self.settings);
+        let all =
+            async { tokio::join!(replies.read(subscriber), replies.pulse(), listening, looking) };
         self.stop.run_until_cancelled(all).await;
         replies.connection.end();
     }

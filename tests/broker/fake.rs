@@ -10,8 +10,8 @@ use std::{
 use fetch_proxy::{
     broker::{
         AckPolicy, AckSubject, Arrival, Broker, BrokerError, Confirmation, ConsumerInfo,
-        ConsumerName, Delivery, Denial, End, Inbox, InfoError, Leader, Link, News, Order, Place,
-        Pull, Server, Unreadable, Verdict,
+        ConsumerName, Delivery, Denial, End, Inbox, InfoError, JetStream, Leader, Link, News,
+        Order, Place, Pull, Server, Unreadable, Verdict,
     },
     clock,
 };
@@ -330,6 +330,10 @@ impl Broker for FakeBroker {
 
     async fn link_change(&self, seen: &Link) -> Link {
         self.0.link.subscribe().wait_for(|link| link != seen).await.unwrap().clone()
+    }
+
+    fn jetstream(&self) -> JetStream {
+        JetStream::There
     }
 
     async fn info(&self, name: &ConsumerName, until: Instant) -> Result<ConsumerInfo, InfoError> {

@@ -12,6 +12,7 @@ mod drain;
 mod grpcurl;
 mod hand;
 mod identity;
+mod jetstream;
 mod log;
 mod old_server;
 mod operations;

@@ -10,8 +10,8 @@ use std::{
 use bytes::Bytes;
 use fetch_proxy::{
     broker::{
-        AckSubject, Broker, BrokerError, Confirmation, ConsumerInfo, ConsumerName, InfoError, Link,
-        Order, Place, Unreadable,
+        AckSubject, Broker, BrokerError, Confirmation, ConsumerInfo, ConsumerName, InfoError,
+        JetStream, Link, Order, Place, Unreadable,
     },
     bus::{AskError, Bus, Heard},
     clock,
@@ -204,6 +204,10 @@ impl Broker for Linked {
 
     async fn link_change(&self, seen: &Link) -> Link {
         self.broker.link_change(seen).await
+    }
+
+    fn jetstream(&self) -> JetStream {
+        self.broker.jetstream()
     }
 
     async fn info(&self, name: &ConsumerName, until: Instant) -> Result<ConsumerInfo, InfoError> {

@@ -23,6 +23,7 @@ pub struct NatsServer {
     folder: TempDir,
     port: u16,
     config: Option<String>,
+    jetstream: bool,
     guard: Option<Child>,
     pid: u32,
     monitoring: Option<String>,
@@ -41,6 +42,14 @@ impl NatsServer {
         Self::try_start_with(binary, config).unwrap_or_else(|log| panic!("{log}"))
     }
 
+    /// Starts the server of [`binary`], with no JetStream at all.
+    pub fn start_without_jetstream() -> Self {
+        let mut server = Self::new(binary(), None);
+        server.jetstream = false;
+        server.launch();
+        server
+    }
+
     /// The same, where it may be that it does not come up.
     ///
     /// # Errors
@@ -57,6 +66,7 @@ impl NatsServer {
             folder,
             port: 0,
             config,
+            jetstream: true,
             guard: None,
             pid: 0,
             monitoring: None,
@@ -149,7 +159,10 @@ impl NatsServer {
         }
         guard.arg("--").arg(&self.binary);
         let port = if self.port == 0 { "-1".to_owned() } else { self.port.to_string() };
-        guard.args(["-a", "127.0.0.1", "-p", &port, "-js", "-sd"]).arg(self.folder.path());
+        guard.args(["-a", "127.0.0.1", "-p", &port]);
+        if self.jetstream {
+            guard.args(["-js", "-sd"]).arg(self.folder.path());
+        }
         guard.arg("--ports_file_dir").arg(ports.path());
         guard.arg("-l").arg(self.folder.path().join("log"));
         if let Some(config) = &self.config {

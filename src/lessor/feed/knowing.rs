@@ -1,16 +1,32 @@
 //! What a feed knows of its consumer and of the link: read from INFO, on every connection anew.
 
 use std::{
+    fmt,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use super::{FeedTask, INFO_RETRY, INFO_TIMEOUT, STEP, suspicion::Suspicion};
+use super::{AWAY, FeedTask, INFO_RETRY, INFO_TIMEOUT, STEP, suspicion::Suspicion};
 use crate::{
     broker::{Broker, ConsumerInfo, InfoError, Link},
     clock,
     lessor::{Error, facts::Facts},
 };
+
+/// Why the consumer cannot be read, and what the log has of it.
+#[derive(Debug, Default)]
+pub(super) struct Unread {
+    why: Option<String>,
+    /// The reason that was logged last.
+    told: Option<String>,
+}
+
+impl fmt::Display for Unread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the consumer cannot be read")?;
+        self.why.iter().try_for_each(|why| write!(f, ": {why}"))
+    }
+}
 
 impl<B: Broker> FeedTask<B> {
     /// Asks INFO when it is due and opens an inbox when the consumer is known.
@@ -87,6 +103,8 @@ impl<B: Broker> FeedTask<B> {
                 self.missed(now);
                 self.ask_at = now + INFO_RETRY;
                 self.away_since = self.away_since.or(Some(now));
+                self.unread.why = Some(why);
+                self.say_unread(now);
                 return Ok(());
             }
             Err(error) => {
@@ -96,6 +114,7 @@ impl<B: Broker> FeedTask<B> {
                 return Err(Error::of_info(error, &self.name));
             }
         };
+        self.read_again();
         if self.facts.as_ref().is_some_and(|facts| facts.created != info.created) {
             tracing::info!(consumer = %self.name, "it was made anew: the leases of the old one end");
             self.end_leases();
@@ -126,6 +145,24 @@ impl<B: Broker> FeedTask<B> {
         self.ask_at = now + self.refresh();
         self.tell_facts();
         Ok(())
+    }
+
+    /// Says in the log why the consumer cannot be read: once for each reason, when its callers are told.
+    fn say_unread(&mut self, now: Instant) {
+        let long = self.away_since.is_some_and(|since| now.duration_since(since) >= AWAY);
+        let due = long && self.up();
+        let Unread { why: Some(why), told } = &mut self.unread else { return };
+        if due && told.as_ref() != Some(why) && self.lessor.unread.may_say(now) {
+            tracing::warn!(consumer = %self.name, why, "the consumer cannot be read");
+            *told = Some(why.clone());
+        }
+    }
+
+    fn read_again(&mut self) {
+        let Unread { told, .. } = std::mem::take(&mut self.unread);
+        if told.is_some() {
+            tracing::info!(consumer = %self.name, "the consumer can be read again");
+        }
     }
 
     /// Tells those who want to know the consumer, once it is known on the present connection.
