@@ -28,6 +28,8 @@ const CONSUMERS: u32 = 10;
 const ACK_WAIT: Duration = Duration::from_secs(30);
 /// Longer than the ack wait, so that progress is due at half of it.
 const LEASE: Duration = Duration::from_secs(40);
+/// The longest lease, longer than any here.
+const LONGEST: Duration = Duration::from_secs(3600);
 /// Bytes of a page, on every machine that this is built for.
 const PAGE: u64 = 4096;
 
@@ -36,7 +38,7 @@ struct Hold(#[expect(dead_code, reason = "it is there to take memory")] String);
 
 fn main() {
     let origin = Instant::now();
-    let mut table = LeaseTable::new(origin, REMEMBERED);
+    let mut table = LeaseTable::new(origin, LONGEST, REMEMBERED);
     print("cycle, empty table", format!("{} ns", cycles(&mut table, 0, origin)));
 
     let before = resident();

@@ -102,12 +102,12 @@ pub async fn run(config: Serve, ready: impl FnOnce(Bound)) -> Result<(), AppErro
     let readiness = Readiness::new(Link::Down("not connected yet".into()), clock::now());
     let (health, health_service) = Health::new(readiness.verdict(clock::now()).0).await;
     let owner = InstanceId::random().map_err(|error| AppError::System(io::Error::other(error)))?;
-    let (keys, max_lease) = (Arc::new(config.keys), config.max_lease);
+    let keys = Arc::new(config.keys);
     let peers =
         Peers::new(lessor.clone(), keys.clone(), &config.cluster, (owner, &config.replica_name));
-    let router = Router::new(lessor.clone(), peers.clone(), keys.clone(), max_lease);
+    let router = Router::new(lessor.clone(), peers.clone(), keys.clone());
     let router = Arc::new(router);
-    let service = Service::new(lessor.clone(), router.clone(), keys.clone(), owner, max_lease);
+    let service = Service::new(lessor.clone(), router.clone(), keys.clone(), owner);
     let background = Background::start(peers.clone(), router, keys);
 
     let ((stop_grpc, grpc_stopped), (stop_ops, ops_stopped)) = (stop(), stop());

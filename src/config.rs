@@ -46,8 +46,6 @@ pub struct Serve {
     pub edge: EdgeLimits,
     /// Calls under way at once.
     pub max_calls: usize,
-    /// Longest lease that may be asked for.
-    pub max_lease: Duration,
     /// How long to serve on after health has said NOT_SERVING.
     pub drain_delay: Duration,
     /// How long open calls may take to end after that.
@@ -122,14 +120,13 @@ impl Serve {
             keys: Keys::load(token_key_file, &cluster)?,
             cluster,
             replica_name: replica_name.unwrap_or_else(host_name),
-            limits: Limits { max_leases, max_waiters, settle_timeout },
+            limits: Limits { max_leases, max_lease, max_waiters, settle_timeout },
             edge: EdgeLimits {
                 max_connections,
                 max_age: Some(max_connection_age).filter(|age| !age.is_zero()),
                 http1: false,
             },
             max_calls,
-            max_lease,
             drain_delay,
             drain_timeout,
         })
@@ -216,7 +213,7 @@ mod tests {
         let serve = load(&[]).unwrap();
         assert_eq!(serve.listen, "127.0.0.1:50051".parse().unwrap());
         assert_eq!(serve.ops_listen, "127.0.0.1:50052".parse().unwrap());
-        assert_eq!(serve.max_lease, Duration::from_secs(3600));
+        assert_eq!(serve.limits.max_lease, Duration::from_secs(3600));
         assert_eq!(serve.limits.settle_timeout, Duration::from_secs(5));
         assert_eq!(serve.drain_delay, Duration::from_secs(5));
     }

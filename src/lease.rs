@@ -24,6 +24,8 @@
 //! 5. `ack_by` moves later only by progress that was confirmed before it, counted from its sending,
 //!    or by a consumer's new ack wait.
 //! 6. Each lease that is not SETTLING is due exactly once, the others never.
+//! 7. The deadline of a caller is at most `longest` after the caller was lent the lease, or last
+//!    extended it.
 //!
 //! Pure: no clock, no lock, no log. Callers pass `now` in, and put a lock around the table. As they
 //! may read the clock before they get the lock, `now` may be earlier than one passed before; the
@@ -64,16 +66,24 @@ pub struct LeaseTable<T> {
     origin: Origin,
     /// The latest time that a caller told.
     now: Nanos,
+    /// The longest time for which a caller may be lent a lease, or extend it.
+    longest: Nanos,
     next: LeaseId,
     store: Store<T>,
 }
 
 impl<T> LeaseTable<T> {
-    /// An empty table. `origin` is not after any time that it will be told; of `remembered` leases
-    /// it is known how they ended, at half a byte each, which are taken at once.
-    pub fn new(origin: Instant, remembered: usize) -> Self {
-        let next = LeaseId(NonZeroU64::MIN);
-        Self { origin: Origin(origin), now: 0, next, store: Store::new(remembered) }
+    /// An empty table. `origin` is not after any time that it will be told. A caller keeps a lease
+    /// for at most `longest` at a time. Of `remembered` leases it is known how they ended, at half a
+    /// byte each, which are taken at once.
+    pub fn new(origin: Instant, longest: Duration, remembered: usize) -> Self {
+        Self {
+            origin: Origin(origin),
+            now: 0,
+            longest: nanos(longest),
+            next: LeaseId(NonZeroU64::MIN),
+            store: Store::new(remembered),
+        }
     }
 
     /// Leases a delivery that has just arrived to the proxy itself, as [`LeaseTable::keep`] would.
@@ -88,8 +98,8 @@ impl<T> LeaseTable<T> {
         (id, self.store.insert(id, lease))
     }
 
-    /// Hands a lease to a caller, for this long from now; for as long as JetStream waits by itself
-    /// when there is no length.
+    /// Hands a lease to a caller, for this long from now, or for as long as JetStream waits by itself
+    /// when there is no length. What is longer than the table's longest lease is lowered to it.
     ///
     /// # Errors
     /// When it is not held any more.
@@ -100,25 +110,30 @@ impl<T> LeaseTable<T> {
         now: Instant,
     ) -> Result<Lent, Refusal> {
         let now = self.advance(now);
-        let lease = self.change(id, now, |lease| {
-            lease.lend(length.map(|length| now + nanos(length)));
-        })?;
+        let (length, latest) = (length.map(nanos), now + self.longest);
+        let lease = self.change(id, now, |lease| lease.lend(length, now, latest))?;
         let (deadline, ack_by) = (lease.deadline(), lease.ack_by());
         let settle_by = self.origin.at(deadline.min(ack_by));
         Ok(Lent { deadline: self.origin.at(deadline), settle_by })
     }
 
-    /// Moves the end of a lease to this long from now, which is returned; it may come closer.
+    /// Moves the end of a lease to this long from now, which is returned; it may come closer. Without
+    /// a length it is as long as the lease was granted, or as JetStream waits by itself if it was
+    /// granted so. What is longer than the table's longest lease is lowered to it.
     ///
     /// # Errors
     /// When it is not held any more.
     pub fn extend(
         &mut self,
         id: LeaseId,
-        length: Duration,
+        length: Option<Duration>,
         now: Instant,
     ) -> Result<Instant, Refusal> {
-        self.lend(id, Some(length), now).map(|lent| lent.deadline)
+        let now = self.advance(now);
+        let (length, latest) = (length.map(nanos), now + self.longest);
+        let lease = self.change(id, now, |lease| lease.extend(length, now, latest))?;
+        let deadline = lease.deadline();
+        Ok(self.origin.at(deadline))
     }
 
     /// Takes a lease back into the proxy's own hands, for the next caller: it lasts as long as

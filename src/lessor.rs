@@ -69,6 +69,8 @@ const LINES: u32 = 10;
 pub struct Limits {
     /// Leases held at once, and places that open pulls have reserved.
     pub max_leases: usize,
+    /// The longest that a caller keeps a lease without extending it; a longer one is lowered to it.
+    pub max_lease: Duration,
     /// Fetch calls open at once.
     pub max_waiters: usize,
     /// Longest wait for the confirmation of a settlement.
@@ -117,7 +119,7 @@ impl<B: Broker> Lessor<B> {
     pub fn start(broker: B, limits: Limits) -> Self {
         let lessor = Self(Arc::new(Shared {
             broker,
-            books: Books::new(limits.max_leases, clock::now()),
+            books: Books::new(limits.max_leases, limits.max_lease, clock::now()),
             waiters: Arc::new(Semaphore::new(limits.max_waiters.min(Semaphore::MAX_PERMITS))),
             apart: Arc::new(Semaphore::new(APART)),
             limits,
@@ -147,6 +149,11 @@ impl<B: Broker> Lessor<B> {
     /// Longest wait for the confirmation of a settlement.
     pub fn settle_timeout(&self) -> Duration {
         self.limits.settle_timeout
+    }
+
+    /// The longest that a caller keeps a lease without extending it.
+    pub fn max_lease(&self) -> Duration {
+        self.limits.max_lease
     }
 
     /// Leases that may still be granted.

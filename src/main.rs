@@ -45,7 +45,9 @@ fn main() -> ExitCode {
         Command::Term(args) => {
             settle(args.ack, Action::Term(pb::TermAction { reason: args.reason }))
         }
-        Command::Extend(args) => grpc::wire(args.lease)
+        Command::Extend(args) => args
+            .lease
+            .map_or(Ok(None), grpc::wire)
             .map_err(usage)
             .and_then(|lease| settle(args.ack, Action::Extend(pb::ExtendAction { lease }))),
         Command::Serve { serve, log: args } => log_to(&mut log, &args).and_then(|()| {

@@ -46,7 +46,6 @@ const (
 	shortestSettle, longestSettle = time.Second, 10 * time.Second
 	// One settlement that the proxy does not take would spoil all of a call.
 	mostSettlements, mostReason, longestDelay = 1000, 1024, 24 * time.Hour
-	shortestLease, longestLease               = time.Second, time.Hour
 	// The lease of a rejected message has an end by the proxy's clock alone: try for so long.
 	rejectedLease = 30 * time.Second
 )
@@ -358,8 +357,8 @@ func (l *Lease) settlement() *pb.Settlement {
 	if l.outcome != nil {
 		return l.outcome
 	}
-	length := max(shortestLease, min(l.GetLease().AsDuration(), longestLease))
-	extend := &pb.Settlement_Extend{Extend: &pb.ExtendAction{Lease: durationpb.New(length)}}
+	// Without a length it lasts for as long as it was granted.
+	extend := &pb.Settlement_Extend{Extend: &pb.ExtendAction{}}
 	return &pb.Settlement{Token: l.GetToken(), Action: extend}
 }
 

@@ -16,8 +16,8 @@ from grpc_status import rpc_status
 
 # The most that an answer may have. The library's own limit is 4 MiB: both must be raised together.
 MAX_BYTES = 16 << 20
-# Seconds, of a Nak's delay and of an extension: more would fail the whole call.
-LONGEST_DELAY, LONGEST_LEASE = 24 * 3600, 3600
+# Seconds, of a Nak's delay: more would fail the whole call.
+LONGEST_DELAY = 24 * 3600
 # Seconds, before a call is repeated; and as much again, where the proxy asks for it.
 LONGEST_WAIT = 5
 # Repeating the call helps nobody, somebody must look.
@@ -132,8 +132,8 @@ class Lease:
             self.due = now + max(0.05, (self.ends - now) / 3)
 
     def settlement(self):
-        length = timedelta(seconds=min(max(1, self.length), LONGEST_LEASE))
-        extension = pb.Settlement(token=self.message.token, extend=pb.ExtendAction(lease=length))
+        # Without a length it lasts for as long as it was granted.
+        extension = pb.Settlement(token=self.message.token, extend=pb.ExtendAction())
         return self.outcome or extension
 
 

@@ -284,7 +284,6 @@ struct Lease {
     /// What is told of it in the end, unless it was rejected: that was told already.
     line: Value,
     is_rejected: bool,
-    length: Duration,
     ends: Instant,
     /// When to settle or to extend it.
     due: Instant,
@@ -308,7 +307,6 @@ impl Lease {
                 "id": id(message),
             }),
             is_rejected: false,
-            length: of(message.lease),
             ends: now,
             due: now,
             stays: last > 0 && message.delivery_count >= last,
@@ -316,7 +314,7 @@ impl Lease {
             is_settling: false,
             gone: CancellationToken::new(),
         };
-        lease.lasts(now, lease.length);
+        lease.lasts(now, of(message.lease));
         lease
     }
 
@@ -365,8 +363,8 @@ impl Lease {
 
     fn next_part(&mut self) -> Settlement {
         self.is_settling = self.outcome.is_some();
-        let length = Some(to(self.length.clamp(Duration::from_secs(1), Duration::from_secs(3600))));
-        let extend = || Action::Extend(ExtendAction { lease: length });
+        // Without a length it lasts for as long as it was granted.
+        let extend = || Action::Extend(ExtendAction { lease: None });
         let action = Some(self.outcome.clone().unwrap_or_else(extend));
         Settlement { token: self.token.clone(), action }
     }

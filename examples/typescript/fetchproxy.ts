@@ -229,8 +229,8 @@ class Lease {
 
   part(): Settlement {
     this.#settling = this.outcome !== undefined;
-    const length = Math.min(Math.max(millis(this.message.lease), 1_000), 3_600_000);
-    const extend: Action = { $case: "extend", value: { lease: duration(length) } };
+    // Without a length it lasts for as long as it was granted.
+    const extend: Action = { $case: "extend", value: {} };
     return { token: this.message.token, action: this.outcome ?? extend };
   }
 

@@ -195,7 +195,7 @@ pub(super) struct NatsArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Limits")]
 pub(super) struct LimitArgs {
-    /// Longest lease that a client may ask for.
+    /// Longest lease; one that is longer is lowered to this, also where it is the ack wait.
     #[arg(long, env = "FETCH_PROXY_MAX_LEASE", default_value = "1h", value_name = "TIME",
           value_parser = humantime::parse_duration)]
     pub(super) max_lease: Duration,

@@ -105,7 +105,7 @@ pub struct ExtendArgs {
     /// Which.
     #[command(flatten)]
     pub ack: AckArgs,
-    /// They end this long from now.
+    /// They end this long from now; unset, each lasts for as long as it was granted.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
-    pub lease: Duration,
+    pub lease: Option<Duration>,
 }

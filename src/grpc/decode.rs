@@ -39,7 +39,6 @@ pub const LEAST_MAX_BYTES: u32 = 1024;
 /// Reads a Fetch. `left` is what remains until the caller's deadline.
 pub(super) fn fetch(
     request: &pb::FetchRequest,
-    max_lease: Duration,
     now: Instant,
     left: Option<Duration>,
 ) -> Result<FetchAsk, Refused> {
@@ -59,10 +58,7 @@ pub(super) fn fetch(
         },
         max_wait: max_wait.unwrap_or(DEFAULT_WAIT).min(LONGEST_WAIT),
         linger: linger.unwrap_or_default().min(LONGEST_LINGER),
-        lease: match &request.lease {
-            None => None,
-            Some(lease) => Some(self::lease("lease", Some(lease), max_lease)?),
-        },
+        lease: lease("lease", request.lease.as_ref())?,
         codec: codec(request.codec)?,
         patience: left.map(|left| Patience {
             until: now + left.saturating_sub(slack(left)),
@@ -87,22 +83,17 @@ pub(super) fn term(mut reason: String) -> Action {
     Action::Term(reason)
 }
 
-/// Reads an Extend, whose lease must be set.
-pub(super) fn extend(
-    prefix: &str,
-    lease: Option<&PbDuration>,
-    max_lease: Duration,
-) -> Result<Action, Refused> {
-    self::lease(&format!("{prefix}lease"), lease, max_lease).map(Action::Extend)
+/// Reads an Extend.
+pub(super) fn extend(prefix: &str, lease: Option<&PbDuration>) -> Result<Action, Refused> {
+    self::lease(&format!("{prefix}lease"), lease).map(Action::Extend)
 }
 
 /// Reads one entry of a Settle.
 pub(super) fn settlement(
     place: usize,
     settlement: pb::Settlement,
-    max_lease: Duration,
 ) -> Result<(String, Action), Refused> {
-    let action = action(place, settlement.action, max_lease)?;
+    let action = action(place, settlement.action)?;
     if settlement.token.is_empty() {
         return refuse(&format!("settlements[{place}].token"), "must be set");
     }
@@ -113,7 +104,6 @@ pub(super) fn settlement(
 pub(super) fn action(
     place: usize,
     action: Option<pb::settlement::Action>,
-    max_lease: Duration,
 ) -> Result<Action, Refused> {
     use pb::settlement::Action as Wire;
     let path = |field: &str| format!("settlements[{place}].{field}");
@@ -122,7 +112,7 @@ pub(super) fn action(
         Some(Wire::Ack(pb::AckAction {})) => Ok(Action::Ack),
         Some(Wire::Nak(action)) => nak(&path("nak."), action.delay.as_ref()),
         Some(Wire::Term(action)) => Ok(term(action.reason)),
-        Some(Wire::Extend(action)) => extend(&path("extend."), action.lease.as_ref(), max_lease),
+        Some(Wire::Extend(action)) => extend(&path("extend."), action.lease.as_ref()),
     }
 }
 
@@ -187,14 +177,13 @@ fn codec(value: i32) -> Result<Codec, Refused> {
     }
 }
 
-fn lease(field: &str, value: Option<&PbDuration>, most: Duration) -> Result<Duration, Refused> {
+/// The length of a lease. One that is too long is for the lessor to lower.
+fn lease(field: &str, value: Option<&PbDuration>) -> Result<Option<Duration>, Refused> {
     match optional(field, value)? {
-        Some(lease) if (SHORTEST_LEASE..=most).contains(&lease) => Ok(lease),
-        Some(_) => {
-            let (least, most) = (shown(SHORTEST_LEASE), shown(most));
-            refuse(field, format!("must be from {least} to {most}"))
+        Some(lease) if lease < SHORTEST_LEASE => {
+            refuse(field, format!("must be at least {}", shown(SHORTEST_LEASE)))
         }
-        None => refuse(field, "must be set"),
+        lease => Ok(lease),
     }
 }
 
@@ -222,14 +211,12 @@ fn refuse<T>(field: &str, why: impl Into<String>) -> Result<T, Refused> {
 mod tests {
     use super::*;
 
-    const MAX_LEASE: Duration = Duration::from_secs(3600);
-
     fn request() -> pb::FetchRequest {
         pb::FetchRequest { stream: "S".into(), consumer: "c".into(), ..pb::FetchRequest::default() }
     }
 
     fn read(request: &pb::FetchRequest) -> Result<FetchAsk, Refused> {
-        fetch(request, MAX_LEASE, crate::clock::now(), None)
+        fetch(request, crate::clock::now(), None)
     }
 
     fn field(request: &pb::FetchRequest) -> String {
@@ -294,14 +281,15 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_is_from_one_second_to_the_most() {
-        for bad in [pb(0, 0), pb(0, 999_999_999), pb(3600, 1)] {
+    fn a_lease_is_at_least_one_second_and_may_be_left_out() {
+        for bad in [pb(0, 0), pb(0, 999_999_999)] {
             assert_eq!(field(&pb::FetchRequest { lease: bad, ..request() }), "lease");
+            assert!(matches!(extend("", bad.as_ref()), Err(Refused::Field { .. })));
         }
-        for good in [pb(1, 0), pb(3600, 0)] {
+        for good in [pb(1, 0), pb(315_576_000_000, 0)] {
             assert!(read(&pb::FetchRequest { lease: good, ..request() }).unwrap().lease.is_some());
         }
-        assert!(matches!(extend("", None, MAX_LEASE), Err(Refused::Field { .. })));
+        assert_eq!(extend("", None).unwrap(), Action::Extend(None));
     }
 
     #[test]

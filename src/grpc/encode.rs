@@ -208,14 +208,17 @@ pub(super) fn relayed(result: pb::SettleResult) -> Result<Done, Refused> {
     }
 }
 
-/// What to do with one lease, as another replica is asked to do it.
-pub(super) fn settlement(action: &Action) -> pb::Settlement {
+/// What to do with one lease, as another replica is asked to do it. An Extend without a length has
+/// `unset` for one.
+pub(super) fn settlement(action: &Action, unset: Duration) -> pb::Settlement {
     use pb::settlement::Action as Wire;
     let action = match action {
         Action::Ack => Wire::Ack(pb::AckAction {}),
         Action::Nak(delay) => Wire::Nak(pb::NakAction { delay: Some(duration(*delay)) }),
         Action::Term(reason) => Wire::Term(pb::TermAction { reason: reason.clone() }),
-        Action::Extend(lease) => Wire::Extend(pb::ExtendAction { lease: Some(duration(*lease)) }),
+        Action::Extend(lease) => {
+            Wire::Extend(pb::ExtendAction { lease: Some(duration(lease.unwrap_or(unset))) })
+        }
     };
     pb::Settlement { token: String::new(), action: Some(action) }
 }

@@ -38,6 +38,10 @@ use crate::{
 /// Most bytes of settlements in one question: well below the smallest payload limit in use.
 const LARGEST_QUESTION: usize = 48 * 1024;
 
+/// How long an older replica extends a lease, where the caller names no length: it knows only of
+/// lengths, and not how long it has granted. As long as JetStream waits unless it is told otherwise.
+const FOR_OLDER: Duration = Duration::from_secs(30);
+
 /// One token, and what to do with it.
 pub(super) type Wanted = (String, Action);
 
@@ -49,7 +53,6 @@ pub struct Router<B: Broker + Bus> {
     lessor: Lessor<B>,
     peers: Arc<Peers<B>>,
     keys: Arc<Keys>,
-    max_lease: Duration,
 }
 
 /// A token of another replica.
@@ -60,14 +63,9 @@ struct Away {
 }
 
 impl<B: Broker + Bus> Router<B> {
-    /// A router beside these peers; leases may be extended by `max_lease` at most.
-    pub fn new(
-        lessor: Lessor<B>,
-        peers: Arc<Peers<B>>,
-        keys: Arc<Keys>,
-        max_lease: Duration,
-    ) -> Self {
-        Self { lessor, peers, keys, max_lease }
+    /// A router beside these peers.
+    pub fn new(lessor: Lessor<B>, peers: Arc<Peers<B>>, keys: Arc<Keys>) -> Self {
+        Self { lessor, peers, keys }
     }
 
     /// Settles all, wherever their leases are: one result each, in order.
@@ -145,7 +143,8 @@ impl<B: Broker + Bus> Router<B> {
                 let question = wire::SettleRequest { passed_on: name, ..question };
                 return self.peers.ask(heir, &question.encode_to_vec(), until).await.ok();
             }
-            let wanted = decode::action(place, one.action.clone(), self.max_lease);
+            let wanted = decode::action(place, one.action.clone());
+            let wanted = wanted.map(|action| as_asked(action, place, &question.as_granted));
             results.push(match wanted.map(|action| (whose, action)) {
                 Err(refused) => Err(refused),
                 Ok((Whose::Ended(refusal), action)) => ended(&action, refusal),
@@ -192,6 +191,7 @@ impl<B: Broker + Bus> Router<B> {
         until: Instant,
     ) -> Vec<(usize, Settlement)> {
         let mut results = Vec::with_capacity(tokens.len());
+        let longest = self.lessor.max_lease();
         for question in questions(tokens) {
             let left = until.saturating_duration_since(clock::now());
             // What is left is for doing without the owner.
@@ -199,7 +199,8 @@ impl<B: Broker + Bus> Router<B> {
             let asked = wire::SettleRequest {
                 owner: owner.0.to_vec().into(),
                 leases: question.iter().map(|away| away.claims.lease).collect(),
-                settlements: question.iter().map(|away| encode::settlement(&away.action)).collect(),
+                settlements: question.iter().map(|away| put(&away.action, longest)).collect(),
+                as_granted: as_granted(&question),
                 confirmation: encode::confirmation(confirmation).into(),
                 budget: u64::try_from(patience.as_millis()).unwrap_or(u64::MAX),
                 passed_on: Bytes::new(),
@@ -279,6 +280,25 @@ fn questions(tokens: Vec<Away>) -> Vec<Vec<Away>> {
     questions
 }
 
+/// What to do with one lease, as another replica is asked for it.
+fn put(action: &Action, longest: Duration) -> pb::Settlement {
+    encode::settlement(action, FOR_OLDER.min(longest))
+}
+
+/// Which of these are an Extend without a length.
+fn as_granted(question: &[Away]) -> Vec<u32> {
+    let places = (0..).zip(question);
+    let unset = places.filter(|(_, away)| away.action == Action::Extend(None));
+    unset.map(|(place, _)| place).collect()
+}
+
+/// What was asked for at this place of a question: the length of an Extend may be for older replicas.
+fn as_asked(action: Action, place: usize, as_granted: &[u32]) -> Action {
+    // Ascending, as it is written; where somebody has written it otherwise, the length counts.
+    let named = u32::try_from(place).is_ok_and(|place| as_granted.binary_search(&place).is_ok());
+    if named && matches!(action, Action::Extend(_)) { Action::Extend(None) } else { action }
+}
+
 /// Another replica's answer, as if it were ours.
 fn relayed(answer: &[u8], count: usize) -> Result<Vec<Settlement>, Unanswered> {
     let answer = wire::SettleResponse::decode(answer).map_err(|_| Unanswered::Silent)?;
@@ -308,4 +328,39 @@ fn ended(action: &Action, refusal: Refusal) -> Settlement {
 
 fn done(result: Result<Settled, Error>, clocks: Clocks) -> Settlement {
     result.map(|settled| Done::new(settled, clocks)).map_err(Refused::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn away(action: Action) -> Away {
+        let claims = Claims {
+            owner: InstanceId([1; 8]),
+            lease: 1,
+            settle_by: 0,
+            leader: 0,
+            created: "".into(),
+            ack_subject: "".into(),
+            principal: "".into(),
+        };
+        Away { place: 0, claims, action }
+    }
+
+    #[test]
+    fn an_extend_without_a_length_has_one_for_replicas_that_demand_it_and_none_for_the_others() {
+        let minute = Duration::from_secs(60);
+        let actions = [Action::Ack, Action::Extend(None), Action::Extend(Some(minute))];
+        let question: Vec<_> = actions.iter().cloned().map(away).collect();
+        let places = as_granted(&question);
+        let asked = question.iter().map(|away| put(&away.action, minute)).enumerate();
+        for ((place, asked), action) in asked.zip(actions) {
+            let older = decode::action(place, asked.action).unwrap();
+            let lease = if action == Action::Extend(None) { FOR_OLDER } else { minute };
+            assert!(!matches!(older, Action::Extend(length) if length != Some(lease)));
+            assert_eq!(as_asked(older, place, &places), action);
+        }
+        let shorter = put(&Action::Extend(None), minute / 12).action.unwrap();
+        assert_eq!(decode::action(0, Some(shorter)).unwrap(), Action::Extend(Some(minute / 12)));
+    }
 }

@@ -27,7 +27,6 @@ pub struct Service<B: Broker + Bus> {
     router: Arc<Router<B>>,
     keys: Arc<Keys>,
     owner: InstanceId,
-    max_lease: Duration,
 }
 
 impl<B: Broker + Bus> Service<B> {
@@ -37,9 +36,8 @@ impl<B: Broker + Bus> Service<B> {
         router: Arc<Router<B>>,
         keys: Arc<Keys>,
         owner: InstanceId,
-        max_lease: Duration,
     ) -> Self {
-        Self { lessor, router, keys, owner, max_lease }
+        Self { lessor, router, keys, owner }
     }
 
     /// Settles one token, for the unary calls.
@@ -65,8 +63,8 @@ impl<B: Broker + Bus> FetchService for Service<B> {
     ) -> Result<Response<pb::FetchResponse>, Status> {
         let left = decode::time_left(request.metadata());
         let request = request.into_inner();
-        let ask = decode::fetch(&request, self.max_lease, clock::now(), left)
-            .map_err(|refused| refused.status())?;
+        let ask =
+            decode::fetch(&request, clock::now(), left).map_err(|refused| refused.status())?;
         let (codec, max_bytes) = (ask.codec, ask.max_bytes);
         let fetched =
             self.lessor.fetch(ask).await.map_err(|error| Refused::from(error).status())?;
@@ -125,7 +123,7 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         request: Request<pb::ExtendRequest>,
     ) -> Result<Response<pb::ExtendResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
-        let action = checked(decode::extend("", request.lease.as_ref(), self.max_lease))?;
+        let action = checked(decode::extend("", request.lease.as_ref()))?;
         let done = self.settle(&metadata, request.token, action, Confirmation::Confirmed).await?;
         let (lease_expire_time, lease) = (done.lease_expire_time, done.lease);
         Ok(Response::new(pb::ExtendResponse { lease_expire_time, lease }))
@@ -144,7 +142,7 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         }
         // All fields are checked before anything is settled.
         let wanted = request.settlements.into_iter().enumerate();
-        let wanted = wanted.map(|(place, one)| decode::settlement(place, one, self.max_lease));
+        let wanted = wanted.map(|(place, one)| decode::settlement(place, one));
         let wanted = checked(wanted.collect::<Result<Vec<_>, _>>())?;
 
         let results = self.router.settle(wanted, confirmation, settle_until(&metadata)).await;

@@ -40,8 +40,8 @@ pub(super) enum State {
 /// How long its holder may keep it.
 #[derive(Debug, Clone, Copy)]
 enum Until {
-    /// As long as JetStream waits by itself, also when that changes.
-    JetStreamEnds,
+    /// As long as JetStream waits by itself, also when that changes, but not beyond `latest`.
+    JetStreamEnds { latest: Nanos },
     /// As was asked.
     At(Nanos),
     /// A last attempt in the proxy's own hands: until somebody takes it.
@@ -58,6 +58,8 @@ pub(super) struct Lease<T> {
     delivery_count: u32,
     last_attempt: bool,
     until: Until,
+    /// The length that its caller was granted; `None` is as long as JetStream waits by itself.
+    granted: Option<Nanos>,
     ack_wait: Nanos,
     /// When JetStream's clock last started, by what it confirmed.
     started: Nanos,
@@ -88,6 +90,7 @@ impl<T> Lease<T> {
             delivery_count: u32::try_from(terms.delivery_count).unwrap_or(u32::MAX),
             last_attempt: terms.last_attempt,
             until: Until::fresh(terms.last_attempt),
+            granted: None,
             ack_wait: nanos(terms.ack_wait),
             started: received,
             stored: received - nanos(terms.age),
@@ -112,9 +115,10 @@ impl<T> Lease<T> {
             delivery_count: u32::try_from(moving.delivery_count).unwrap_or(u32::MAX),
             last_attempt: moving.last_attempt,
             until: match moving.until {
-                MovingUntil::JetStreamEnds => Until::JetStreamEnds,
+                MovingUntil::JetStreamEnds => Until::JETSTREAM_ENDS,
                 MovingUntil::At(left) => Until::At(at + nanos(left)),
             },
+            granted: moving.granted.map(nanos),
             ack_wait,
             started,
             stored: started - nanos(moving.doubt),
@@ -142,10 +146,14 @@ impl<T> Lease<T> {
             ack_by: left(self.ack_by()),
             doubt: self.doubt(now),
             until: match self.until {
+                Until::JetStreamEnds { latest } if latest < self.ack_by() => {
+                    MovingUntil::At(left(latest))
+                }
                 // Nobody takes it there either before a caller does.
-                Until::JetStreamEnds | Until::Taken => MovingUntil::JetStreamEnds,
+                Until::JetStreamEnds { .. } | Until::Taken => MovingUntil::JetStreamEnds,
                 Until::At(deadline) => MovingUntil::At(left(deadline)),
             },
+            granted: self.granted.map(|length| Duration::from_nanos(length.unsigned_abs())),
             uncertain,
         })
     }
@@ -175,7 +183,7 @@ impl<T> Lease<T> {
     /// The holder's clock.
     pub(super) fn deadline(&self) -> Nanos {
         match self.until {
-            Until::JetStreamEnds => self.ack_by(),
+            Until::JetStreamEnds { latest } => self.ack_by().min(latest),
             Until::At(deadline) => deadline,
             Until::Taken => NEVER,
         }
@@ -202,9 +210,21 @@ impl<T> Lease<T> {
         (in_time && !self.last_attempt).then_some(by)
     }
 
-    /// Into a caller's hands.
-    pub(super) fn lend(&mut self, deadline: Option<Nanos>) {
-        self.until = deadline.map_or(Until::JetStreamEnds, Until::At);
+    /// Into a caller's hands for this long, or for as long as JetStream waits by itself; at the
+    /// longest until `latest`.
+    pub(super) fn lend(&mut self, length: Option<Nanos>, now: Nanos, latest: Nanos) {
+        self.granted = length;
+        self.until = match length {
+            Some(length) => Until::At((now + length).min(latest)),
+            None => Until::JetStreamEnds { latest },
+        };
+    }
+
+    /// For this long from now, or for as long as it was granted; at the longest until `latest`.
+    pub(super) fn extend(&mut self, length: Option<Nanos>, now: Nanos, latest: Nanos) {
+        let patience = self.ack_wait - margin_of(self.ack_wait);
+        let length = length.or(self.granted).unwrap_or(patience);
+        self.until = Until::At((now + length).min(latest));
     }
 
     /// Into the proxy's own hands, as when it was new.
@@ -261,9 +281,11 @@ impl<T> Lease<T> {
 }
 
 impl Until {
+    const JETSTREAM_ENDS: Self = Self::JetStreamEnds { latest: NEVER };
+
     /// Nothing can be done with a last attempt that nobody takes: released, it would be destroyed.
     fn fresh(last_attempt: bool) -> Self {
-        if last_attempt { Self::Taken } else { Self::JetStreamEnds }
+        if last_attempt { Self::Taken } else { Self::JETSTREAM_ENDS }
     }
 }
 

@@ -173,6 +173,8 @@ pub struct Moving {
     pub doubt: Duration,
     /// How long its holder may keep it.
     pub until: MovingUntil,
+    /// The length that its caller was granted; `None` is as long as JetStream waits by itself.
+    pub granted: Option<Duration>,
     /// It was settled in this way, and nobody knows whether that arrived; `None`: it is held.
     pub uncertain: Option<Kind>,
 }

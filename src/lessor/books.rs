@@ -5,7 +5,7 @@
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -44,9 +44,9 @@ pub(super) struct Books {
 }
 
 impl Books {
-    pub(super) fn new(most: usize, now: Instant) -> Self {
+    pub(super) fn new(most: usize, longest: Duration, now: Instant) -> Self {
         Self {
-            table: Mutex::new(LeaseTable::new(now, REMEMBERED)),
+            table: Mutex::new(LeaseTable::new(now, longest, REMEMBERED)),
             sooner: Notify::new(),
             places: Arc::new(Semaphore::new(most)),
             most,

@@ -40,8 +40,8 @@ pub enum Action {
     Nak(Duration),
     /// Never deliver it again, for this reason.
     Term(String),
-    /// Let the lease end this long from now.
-    Extend(Duration),
+    /// Let the lease end this long from now; without a length, as long as it was granted.
+    Extend(Option<Duration>),
 }
 
 /// What was done.
@@ -175,7 +175,7 @@ fn in_doubt(result: &Result<Settled, Error>) -> bool {
 fn extend(
     table: &mut LeaseTable<Hold>,
     lease: LeaseId,
-    length: Duration,
+    length: Option<Duration>,
     now: Instant,
 ) -> Result<Settled, Error> {
     if table.payload(lease).is_some_and(|hold| hold.facts.lead.in_doubt()) {

@@ -14,6 +14,7 @@ use fetch_proxy::{
         Order, Place, Pull, Server, Unreadable, Verdict,
     },
     clock,
+    lessor::Limits,
 };
 use tokio::sync::{Notify, watch};
 
@@ -28,6 +29,16 @@ pub enum Fault {
     Lost,
     /// It works, after this long.
     Slow(Duration),
+}
+
+/// What a lessor of a test takes on, where the test does not care.
+pub fn limits() -> Limits {
+    Limits {
+        max_leases: 100,
+        max_lease: Duration::from_secs(3600),
+        max_waiters: 10,
+        settle_timeout: Duration::from_secs(5),
+    }
 }
 
 /// How much a look for unreadable messages sees.

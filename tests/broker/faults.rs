@@ -6,17 +6,15 @@ use fetch_proxy::{
     broker::{Confirmation, Verdict},
     clock,
     lease::{Kind, LeaseId},
-    lessor::{Action, Ask, Codec, Error, FetchAsk, Fetched, Lessor, Limits, Patience, Settled},
+    lessor::{Action, Ask, Codec, Error, FetchAsk, Fetched, Lessor, Patience, Settled},
 };
 
-use super::fake::{FakeBroker, Fault, info};
+use super::fake::{FakeBroker, Fault, info, limits};
 use crate::support::eventually;
 
 fn start(ack_wait: Duration) -> (FakeBroker, Lessor<FakeBroker>) {
     let broker = FakeBroker::new(info(ack_wait));
-    let limits =
-        Limits { max_leases: 100, max_waiters: 10, settle_timeout: Duration::from_secs(5) };
-    (broker.clone(), Lessor::start(broker, limits))
+    (broker.clone(), Lessor::start(broker, limits()))
 }
 
 pub(super) fn ask(broker: &FakeBroker, max_wait: Duration) -> FetchAsk {
@@ -128,7 +126,7 @@ async fn progress_that_is_never_confirmed_ends_the_lease_in_time() {
     let lease = taken(lessor.fetch(long).await.unwrap());
     broker.script([Fault::Lost; 20]);
     tokio::time::sleep(Duration::from_millis(3700)).await;
-    let refused = settle(&lessor, lease, Action::Extend(LONG)).await;
+    let refused = settle(&lessor, lease, Action::Extend(Some(LONG))).await;
     assert_eq!(refused, Err(Error::LeaseExpired { forgotten: false }));
     assert!(broker.published().len() > 1, "it was tried more than once");
 }

@@ -11,7 +11,7 @@ use fetch_proxy::{
 };
 
 use super::{
-    fake::{FakeBroker, Fault, info},
+    fake::{FakeBroker, Fault, info, limits},
     faults::{ask, confirmed, one, settle},
 };
 
@@ -28,7 +28,7 @@ fn start_unshown(replicas: u32) -> (FakeBroker, Lessor<FakeBroker>) {
 
 fn start_with(info: ConsumerInfo) -> (FakeBroker, Lessor<FakeBroker>) {
     let broker = FakeBroker::new(info);
-    let limits = Limits { max_leases: 100, max_waiters: 10, settle_timeout: BOUND };
+    let limits = Limits { settle_timeout: BOUND, ..limits() };
     (broker.clone(), Lessor::start(broker, limits))
 }
 
@@ -126,7 +126,7 @@ async fn an_heir_doubts_what_was_leased_of_a_leader_that_is_not_its_own() {
         let (broker, lessor) = start(3);
         one(&broker, &lessor).await;
         broker.change(|info| info.as_mut().unwrap().leader = leader);
-        let limits = Limits { max_leases: 1, max_waiters: 1, settle_timeout: BOUND };
+        let limits = Limits { max_leases: 1, settle_timeout: BOUND, ..limits() };
         let heir = Lessor::start(broker.clone(), limits);
         let at = clock::now();
         let [Leaving { ack, moving, leader, .. }] = lessor.leaving().try_into().unwrap();
@@ -153,7 +153,7 @@ async fn a_lease_of_which_a_try_may_have_arrived_is_not_told_to_be_untouched() {
 async fn a_lease_is_not_kept_alive_by_whoever_may_lead() {
     let (broker, lessor) = start(3);
     let (first, long) = (one(&broker, &lessor).await, one(&broker, &lessor).await);
-    settle(&lessor, long, Action::Extend(Duration::from_secs(60))).await.unwrap();
+    settle(&lessor, long, Action::Extend(Some(Duration::from_secs(60)))).await.unwrap();
     broker.silence(true);
     broker.script([Fault::Unsent]);
     ack(&lessor, first).await.unwrap_err();
@@ -166,7 +166,7 @@ async fn a_lease_is_not_kept_alive_by_whoever_may_lead() {
 async fn nothing_is_released_to_whoever_may_lead() {
     let (broker, lessor) = start(3);
     let (first, short) = (one(&broker, &lessor).await, one(&broker, &lessor).await);
-    settle(&lessor, short, Action::Extend(Duration::from_secs(5))).await.unwrap();
+    settle(&lessor, short, Action::Extend(Some(Duration::from_secs(5)))).await.unwrap();
     // One that nobody takes, and that is given back after a second.
     broker.publish("surplus");
     drop(lessor.fetch(ask(&broker, Duration::from_secs(10))).await.unwrap());

@@ -5,7 +5,7 @@ use std::time::Duration;
 use fetch_proxy::lessor::{Error, FetchAsk, Fetched, Lessor, Limits};
 
 use super::{
-    fake::{FakeBroker, info},
+    fake::{FakeBroker, info, limits},
     faults::ask,
 };
 
@@ -15,7 +15,7 @@ const SECOND: Duration = Duration::from_secs(1);
 fn start() -> (FakeBroker, Lessor<FakeBroker>) {
     let broker = FakeBroker::new(info(SECOND * 30));
     let max_leases = MOST as usize;
-    let limits = Limits { max_leases, max_waiters: 10, settle_timeout: SECOND };
+    let limits = Limits { max_leases, settle_timeout: SECOND, ..limits() };
     (broker.clone(), Lessor::start(broker, limits))
 }
 

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use fetch_proxy::{
     broker::{Place, Verdict},
-    lessor::{Error, Lessor, Limits, Unsuitable},
+    lessor::{Error, Lessor, Unsuitable},
 };
 
 use super::{
-    fake::{FakeBroker, Sight, info},
+    fake::{FakeBroker, Sight, info, limits},
     faults::ask,
 };
 use crate::support::eventually;
@@ -19,8 +19,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 fn start() -> (FakeBroker, Lessor<FakeBroker>) {
     let broker = FakeBroker::new(info(ACK_WAIT));
-    let limits = Limits { max_leases: 100, max_waiters: 10, settle_timeout: SECOND * 5 };
-    (broker.clone(), Lessor::start(broker, limits))
+    (broker.clone(), Lessor::start(broker, limits()))
 }
 
 /// How many messages were handed over.

@@ -20,6 +20,8 @@ const CONSUMER: ConsumerId = ConsumerId(7);
 const ACK_WAIT: u64 = 10_000;
 /// The ack wait less its margin of a tenth.
 const ACK_BY: u64 = 9_000;
+/// A lease of a test is never this long, unless that is what it is about.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
 const OVER: Refusal = Refusal::Expired { forgotten: false };
 
 /// A table, and its time in milliseconds.
@@ -31,7 +33,7 @@ struct Desk {
 impl Desk {
     fn new() -> Self {
         let origin = Instant::now();
-        Self { table: LeaseTable::new(origin, 64), origin }
+        Self { table: LeaseTable::new(origin, LONGEST, 64), origin }
     }
 
     fn at(&self, millis: u64) -> Instant {
@@ -90,7 +92,7 @@ impl Desk {
 
     fn extend(&mut self, id: LeaseId, length: u64, now: u64) -> Result<Instant, Refusal> {
         let now = self.at(now);
-        self.table.extend(id, Duration::from_millis(length), now)
+        self.table.extend(id, Some(Duration::from_millis(length)), now)
     }
 
     fn sweep(&mut self, now: u64) -> Vec<Due<&'static str>> {

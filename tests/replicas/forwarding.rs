@@ -32,6 +32,9 @@ async fn every_call_is_answered_as_the_owner_would() {
     let extended = pair.at_other.extend(extend(token(3), 120_000)).await.unwrap().into_inner();
     let left = extended.lease.unwrap().seconds;
     assert!((115..=120).contains(&left), "{left}");
+    let unset = pb::ExtendRequest { token: token(3).to_owned(), lease: None };
+    let extended = pair.at_other.extend(unset).await.unwrap().into_inner();
+    assert_eq!(extended.lease.unwrap().seconds, 27, "as long as it was granted");
 
     // The table is one: retries, other ways, and either replica.
     for client in [&mut pair.at_owner, &mut pair.at_other] {

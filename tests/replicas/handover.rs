@@ -47,6 +47,9 @@ async fn a_drain_hands_everything_to_a_replica_that_stays() {
     assert_eq!(at.ack(ack(token(1))).await.unwrap().into_inner().outcome(), Outcome::Duplicate);
     let extended = at.extend(extend(token(2), 90_000)).await.unwrap().into_inner();
     assert!(extended.lease.unwrap().seconds > 85);
+    let unset = pb::ExtendRequest { token: token(2).to_owned(), lease: None };
+    let extended = at.extend(unset).await.unwrap().into_inner();
+    assert_eq!(extended.lease.unwrap().seconds, 3, "as long as the one that left has granted it");
     assert_eq!(at.ack(ack(token(2))).await.unwrap().into_inner().outcome(), Outcome::Confirmed);
     assert_eq!(at.nak(nak(token(3), 0)).await.unwrap().into_inner().outcome(), Outcome::Confirmed);
     // How leases ended at the one that left is known too.

@@ -26,7 +26,7 @@ use fetch_proxy::{
 use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::fake::{FakeBroker, FakeInbox};
+use crate::fake::{FakeBroker, FakeInbox, limits};
 
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -266,11 +266,11 @@ impl Member {
         net.lock().ears.insert(us, (Vec::new(), into));
         let heard = Arc::new(tokio::sync::Mutex::new(heard));
         let linked = Linked { broker: broker.clone(), net: net.clone(), us, heard };
-        let limits = Limits { max_leases: most, max_waiters: 10, settle_timeout: PATIENCE / 2 };
+        let limits = Limits { max_leases: most, settle_timeout: PATIENCE / 2, ..limits() };
         let lessor = Lessor::start(linked, limits);
         let keys = Arc::new(Keys::load(Some(keys.path().to_owned()), "linked").unwrap());
         let peers = Peers::new(lessor.clone(), keys.clone(), "linked", (us, "pod"));
-        let router = Router::new(lessor.clone(), peers.clone(), keys.clone(), PATIENCE * 60);
+        let router = Router::new(lessor.clone(), peers.clone(), keys.clone());
         let router = Arc::new(router);
         let answer = move |asked, question| router.clone().answer(asked, question);
         tokio::spawn(peers.clone().run(answer));

@@ -223,7 +223,7 @@ pub fn question(owner: &Member, lease: LeaseId, action: pb::settlement::Action) 
         settlements: vec![settlement],
         confirmation: pb::Confirmation::Confirmed.into(),
         budget: 3000,
-        passed_on: bytes::Bytes::new(),
+        ..wire::SettleRequest::default()
     };
     question.encode_to_vec()
 }

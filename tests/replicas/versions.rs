@@ -44,6 +44,24 @@ async fn what_a_newer_replica_says_beside_what_is_known_is_passed_over() {
     assert_eq!(answer.results[0].outcome(), pb::Outcome::Confirmed);
 }
 
+/// An older replica knows only of an Extend with a length, and takes it from this one as well.
+#[tokio::test(start_paused = true)]
+async fn an_extend_without_a_length_goes_by_its_mark_and_by_its_length_where_that_is_unknown() {
+    let (_net, broker, [owner, asker]) = two(&new_key_line().unwrap()).await;
+    let lease = owner.leased(&broker, 1).await[0];
+    let length = prost_types::Duration { seconds: 30, nanos: 0 };
+    let extend = pb::settlement::Action::Extend(pb::ExtendAction { lease: Some(length) });
+    let question = question(&owner, lease, extend);
+    let older = wire::SettleRequest::decode(&*question).unwrap();
+    let newer = wire::SettleRequest { as_granted: vec![0], ..older.clone() };
+    for (question, seconds) in [(older, 30), (newer, 58)] {
+        let until = clock::now() + PATIENCE;
+        let answer = asker.peers.ask(owner.us, &question.encode_to_vec(), until).await.unwrap();
+        let answer = wire::SettleResponse::decode(&*answer).unwrap();
+        assert_eq!(answer.results[0].lease.unwrap().seconds, seconds);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_step_of_a_newer_hand_over_is_refused_and_nothing_is_kept_for_it() {
     let (_net, _broker, [heir, newer]) = two(&new_key_line().unwrap()).await;

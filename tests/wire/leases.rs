@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::pull;
-use fetch_proxy::pb::{self, Outcome};
+use fetch_proxy::pb::{self, Outcome, settlement};
 use tonic::Code;
 
 use crate::support::{
@@ -96,6 +96,64 @@ async fn extend_moves_the_end_from_now_and_may_shorten() {
     assert_eq!(second.delivery_count, 2);
     let refused = client.ack(ack(&message.token)).await.unwrap_err();
     assert_eq!(reason(&refused), expired());
+}
+
+#[tokio::test]
+async fn extend_without_a_length_lasts_as_long_as_the_lease_was_granted() {
+    let (fixture, _proxy, mut client) = setup(ack_wait(10_000)).await;
+    let unset = |token: &str| pb::ExtendRequest { token: token.to_owned(), lease: None };
+    for (granted, expected) in [(None, 7..=9), (Some(40_000), 39..=40)] {
+        fixture.publish("x", "1").await;
+        let message = take(&mut client, &fixture, granted).await;
+        for longer in [None, Some(60_000), Some(1000)] {
+            if let Some(longer) = longer {
+                client.extend(extend(&message.token, longer)).await.unwrap();
+            }
+            let extended = client.extend(unset(&message.token)).await.unwrap().into_inner();
+            let lease = extended.lease.unwrap();
+            assert!(expected.contains(&lease.seconds), "{granted:?}, {longer:?}: {lease:?}");
+        }
+        let extend = settlement::Action::Extend(pb::ExtendAction { lease: None });
+        let (token, action) = (message.token.clone(), Some(extend));
+        let settlements = vec![pb::Settlement { token, action }];
+        let request = pb::SettleRequest { settlements, confirmation: 0 };
+        let result = client.settle(request).await.unwrap().into_inner().results.remove(0);
+        assert_eq!(result.outcome(), Outcome::Extended, "{result:?}");
+        assert!(expected.contains(&result.lease.unwrap().seconds), "{granted:?}: {result:?}");
+        client.ack(ack(&message.token)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_lease_longer_than_the_longest_is_lowered_and_the_answer_says_so() {
+    let fixture = Fixture::new(config()).await;
+    let proxy = Proxy::start(NatsServer::shared(), &["--max-lease", "3s"]);
+    let mut client = proxy.client().await;
+    let lowered = |lease: Option<prost_types::Duration>| {
+        let lease = Duration::try_from(lease.unwrap()).unwrap();
+        assert!((Duration::from_secs(2)..=Duration::from_secs(3)).contains(&lease), "{lease:?}");
+    };
+    // The lease of a Fetch that names none, the ack wait of 30 s, is lowered like any other.
+    for asked in [None, Some(27_000), Some(3_600_000), Some(i64::MAX / 1_000_000)] {
+        fixture.publish("x", "1").await;
+        let message = take(&mut client, &fixture, asked).await;
+        lowered(message.lease);
+        let extended = client.extend(extend(&message.token, 27_000)).await.unwrap().into_inner();
+        lowered(extended.lease);
+        let longer = settlement::Action::Extend(pb::ExtendAction { lease: millis(3_600_000) });
+        let (token, action) = (message.token.clone(), Some(longer));
+        let settlements = vec![pb::Settlement { token, action }];
+        let request = pb::SettleRequest { settlements, confirmation: 0 };
+        let result = client.settle(request).await.unwrap().into_inner().results.remove(0);
+        assert_eq!(result.outcome(), Outcome::Extended, "{result:?}");
+        lowered(result.lease);
+        client.ack(ack(&message.token)).await.unwrap();
+    }
+    // Nobody holds it for longer: it comes back long before the ack wait of 30 s.
+    fixture.publish("x", "1").await;
+    take(&mut client, &fixture, None).await;
+    let again = take(&mut client, &fixture, None).await;
+    assert_eq!(again.delivery_count, 2);
 }
 
 #[tokio::test]

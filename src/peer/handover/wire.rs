@@ -11,7 +11,7 @@ use prost::Message as _;
 
 use crate::{
     broker::{AckSubject, ConsumerName, Leader},
-    lease::{Kind, LeaseId, Memories, Moving, MovingUntil},
+    lease::{Kind, LeaseId, Memories, Moving, MovingUntil, margin},
     lessor::{Coming, Facts, Leaving},
     pb::peer::v1 as pb,
     token::InstanceId,
@@ -70,6 +70,7 @@ impl Parts {
                 MovingUntil::JetStreamEnds => None,
                 MovingUntil::At(left) => Some(micros(left)),
             },
+            granted: Some(moving.granted.map_or(0, micros)),
             uncertain: settled_as(moving.uncertain).into(),
             ack_wait: micros(moving.ack_wait),
         });
@@ -127,10 +128,23 @@ pub(super) fn read(
             None => MovingUntil::JetStreamEnds,
             Some(left) => MovingUntil::At(Duration::from_micros(left)),
         },
+        granted: granted(&lease),
         uncertain,
     };
     let ack = AckSubject(lease.ack_subject.into());
     Some((name, LeaseId::new(lease.lease)?, Coming { facts, leader, ack, moving, at }))
+}
+
+/// The length that the caller was granted, `None` for as long as JetStream waits. An older replica
+/// does not tell it: then it is what is left of the lease, but not less than JetStream's patience.
+fn granted(lease: &pb::MovingLease) -> Option<Duration> {
+    let ack_wait = Duration::from_micros(lease.ack_wait);
+    match lease.granted {
+        Some(length) => (length > 0).then(|| Duration::from_micros(length)),
+        None => lease
+            .deadline
+            .map(|left| Duration::from_micros(left).max(ack_wait.saturating_sub(margin(ack_wait)))),
+    }
 }
 
 fn settled_as(kind: Option<Kind>) -> pb::SettledAs {

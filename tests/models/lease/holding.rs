@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use fetch_proxy::lease::{Due, GivenBack, Kind, Lent, Outcome, Terms, ack_wait_of, margin};
 
-use super::{ACK_BY, Desk, OVER};
+use super::{ACK_BY, Desk, LeaseTable, OVER};
 
 #[test]
 fn the_ack_wait_is_that_of_the_delivery_count() {
@@ -61,6 +61,45 @@ fn extend_counts_from_now_and_may_shorten() {
     assert_eq!(desk.extend(id, 5000, 999), Ok(desk.at(5999)));
     assert_eq!(desk.extend(id, 100, 2000), Ok(desk.at(2100)));
     assert_eq!(desk.extend(id, 5000, 2100), Err(OVER));
+}
+
+#[test]
+fn extend_without_a_length_is_as_long_as_the_lease_was_granted() {
+    let mut desk = Desk::new();
+    let id = desk.lent(4000);
+    desk.extend(id, 60_000, 100).unwrap();
+    let again = desk.table.extend(id, None, desk.at(1000));
+    assert_eq!(again, Ok(desk.at(5000)), "not as long as it was extended last");
+    // In other hands it is granted anew.
+    desk.table.lend(id, None, desk.at(1500)).unwrap();
+    let again = desk.table.extend(id, None, desk.at(2000));
+    assert_eq!(again, Ok(desk.at(2000 + ACK_BY)), "as long as JetStream waits");
+    assert_eq!(desk.sweep(6000), [Due::Progress { id }], "and kept alive for as long");
+    let shorter = |_| Duration::from_secs(5);
+    desk.table.retune(super::CONSUMER, shorter, None, 100);
+    let again = desk.table.extend(id, None, desk.at(2000));
+    assert_eq!(again, Err(OVER), "what time has ended stays over");
+}
+
+#[test]
+fn no_lease_is_longer_than_the_longest() {
+    let mut desk = Desk::new();
+    let longest = Duration::from_secs(3);
+    desk.table = LeaseTable::new(desk.origin, longest, 64);
+    let id = desk.granted();
+    for length in [None, Some(Duration::MAX), Some(longest)] {
+        let lent = desk.table.lend(id, length, desk.at(600)).unwrap();
+        assert_eq!((lent.deadline, lent.settle_by), (desk.at(3600), desk.at(3600)));
+        for length in [None, Some(Duration::MAX), Some(longest)] {
+            assert_eq!(desk.table.extend(id, length, desk.at(600)), Ok(desk.at(3600)));
+        }
+    }
+    assert_eq!(desk.extend(id, 2999, 700), Ok(desk.at(3699)));
+    // Nor does it grow with JetStream's patience.
+    desk.table.lend(id, None, desk.at(1000)).unwrap();
+    desk.table.retune(super::CONSUMER, |_| Duration::from_secs(60), None, 100);
+    let lapsed = desk.sweep(4000);
+    assert!(matches!(lapsed[..], [Due::Lapsed { release: Some(_), .. }]), "{lapsed:?}");
 }
 
 #[test]

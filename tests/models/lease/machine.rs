@@ -15,7 +15,7 @@ use super::{
     naive::margin,
     reference::{Reference, ack_wait},
     replies::{Reply, Swept},
-    steps::{Arrival, Call, Edge, Step, ack_waits, step},
+    steps::{Arrival, Call, Edge, Step, ack_waits, longest, step},
 };
 
 /// How many ends are remembered: few, so that histories outlive the memory.
@@ -78,13 +78,13 @@ impl ReferenceStateMachine for World {
     type Transition = Step;
 
     fn init_state() -> BoxedStrategy<Self> {
-        let world = |ack_waits| Self {
-            table: Reference::new(REMEMBERED, ack_waits),
+        let world = |(ack_waits, longest)| Self {
+            table: Reference::new(REMEMBERED, longest, ack_waits),
             clock: 0,
             incarnations: 2,
             reply: Reply::Nothing,
         };
-        ack_waits().prop_map(world).boxed()
+        (ack_waits(), longest()).prop_map(world).boxed()
     }
 
     fn transitions(_: &Self) -> BoxedStrategy<Step> {
@@ -168,7 +168,7 @@ impl Tested {
                 },
                 Err(refusal) => refusal.into(),
             },
-            Call::Extend(length) => match self.table.extend(id, duration(length), now) {
+            Call::Extend(length) => match self.table.extend(id, length.map(duration), now) {
                 Ok(deadline) => Reply::Extended(self.millis(deadline)),
                 Err(refusal) => refusal.into(),
             },
@@ -253,7 +253,7 @@ impl StateMachineTest for World {
         let origin = Instant::now();
         let remembered = usize::try_from(REMEMBERED).unwrap();
         Tested {
-            table: LeaseTable::new(origin, remembered),
+            table: LeaseTable::new(origin, duration(world.table.longest), remembered),
             origin,
             consumers: world.table.incarnations(),
         }

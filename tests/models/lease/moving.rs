@@ -182,7 +182,7 @@ proptest! {
         let mut old = Old::after(&steps);
         let (sent, arrived) = (old.desk.at(old.now), old.desk.at(old.now + transit));
         let moving = leaving(&old.desk.table, sent);
-        let mut here: Table = LeaseTable::new(old.desk.origin, 64);
+        let mut here: Table = LeaseTable::new(old.desk.origin, LONGEST, 64);
         let inheritance = taken(&mut here, &moving, sent, arrived);
         let asked = old.desk.at(old.now + transit + later);
         for (there, moved) in &moving.0 {
@@ -218,7 +218,7 @@ proptest! {
         let mut sent = leaving(&old.desk.table, now);
         let mut hands = None;
         for _ in 0..moves {
-            let mut here: Table = LeaseTable::new(old.desk.origin, 64);
+            let mut here: Table = LeaseTable::new(old.desk.origin, LONGEST, 64);
             let mut inheritance = taken(&mut here, &sent, now, now);
             inheritance.settle_up(&here);
             // On to the next, by the old numbers.
@@ -246,7 +246,7 @@ fn what_was_settled_by_its_heir_is_known_to_the_next() {
     let (mut there, now) = (Desk::new(), 1000);
     let id = there.lent(60_000);
     let at = there.at(now);
-    let mut here: Table = LeaseTable::new(there.origin, 64);
+    let mut here: Table = LeaseTable::new(there.origin, LONGEST, 64);
     let mut inheritance = taken(&mut here, &leaving(&there.table, at), at, at);
     let Found::Here(its) = inheritance.find(id) else { panic!() };
     assert_eq!(answer(&mut here, its, Kind::Nak, at), Ok(true));
@@ -254,6 +254,32 @@ fn what_was_settled_by_its_heir_is_known_to_the_next() {
     inheritance.settle_up(&here);
     assert_eq!(inheritance.taken().count(), 0);
     assert_eq!(inheritance.find(id), Found::Ended(Refusal::Settled { by: Kind::Nak }));
+}
+
+#[test]
+fn an_heir_extends_by_as_long_as_the_leaver_has_granted() {
+    for granted in [Some(4000), None] {
+        let mut there = Desk::new();
+        let id = there.granted();
+        there.table.lend(id, granted.map(Duration::from_millis), there.at(100)).unwrap();
+        there.extend(id, 60_000, 200).unwrap();
+        let at = there.at(1000);
+        let mut here: Table = LeaseTable::new(there.origin, LONGEST, 64);
+        let inheritance = taken(&mut here, &leaving(&there.table, at), at, at);
+        let Found::Here(its) = inheritance.find(id) else { panic!() };
+        let end = there.at(1000 + granted.unwrap_or(ACK_BY));
+        assert_eq!(here.extend(its, None, at), Ok(end), "{granted:?}");
+    }
+}
+
+#[test]
+fn what_was_lowered_moves_with_what_is_left_of_it() {
+    let mut there = Desk::new();
+    there.table = LeaseTable::new(there.origin, Duration::from_secs(3), 64);
+    let id = there.granted();
+    there.table.lend(id, None, there.at(100)).unwrap();
+    let moving = leaving(&there.table, there.at(1000)).0.pop().unwrap().1;
+    assert_eq!(moving.until, MovingUntil::At(Duration::from_millis(2100)));
 }
 
 /// An heir that knows of a leader of whom the leaver has not heard.
@@ -282,14 +308,14 @@ fn of_two_deliveries_of_a_message_the_newer_stays() {
     let moving = leaving(&there.table, at).0.pop().unwrap().1;
     assert_eq!(moving.until, MovingUntil::JetStreamEnds);
 
-    let mut here: Table = LeaseTable::new(there.origin, 64);
+    let mut here: Table = LeaseTable::new(there.origin, LONGEST, 64);
     let newer = Terms { consumer_sequence: 2, ..there.terms(1, 50) };
     let (newer, _) = here.grant(newer, "newer");
     assert_eq!(here.adopt(&moving, CONSUMER, at, "moved", at), Adopted::Not("moved"));
     assert_eq!(answer(&mut here, newer, Kind::Ack, at), Ok(true));
 
     let newest = Moving { consumer_sequence: 3, ..moving };
-    let mut here: Table = LeaseTable::new(there.origin, 64);
+    let mut here: Table = LeaseTable::new(there.origin, LONGEST, 64);
     let older = here.grant(there.terms(1, 50), "older").0;
     let Adopted::Here(id, Some("older")) = here.adopt(&newest, CONSUMER, at, "moved", at) else {
         panic!("an older delivery stays")

@@ -28,7 +28,8 @@ pub(super) enum Tries {
 /// How long its holder may keep it.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Until {
-    JetStreamEnds,
+    /// But not beyond this.
+    JetStreamEnds(i64),
     At(i64),
     Taken,
 }
@@ -49,6 +50,8 @@ pub(super) struct Lease {
     pub(super) doubted: bool,
     pub(super) lost: bool,
     pub(super) until: Until,
+    /// `None` is as long as JetStream waits.
+    pub(super) granted: Option<i64>,
     pub(super) tried: i64,
 }
 
@@ -71,7 +74,7 @@ impl Lease {
     /// `None` is never.
     pub(super) fn deadline(&self) -> Option<i64> {
         match self.until {
-            Until::JetStreamEnds => Some(self.ack_by()),
+            Until::JetStreamEnds(latest) => Some(self.ack_by().min(latest)),
             Until::At(deadline) => Some(deadline),
             Until::Taken => None,
         }
@@ -101,7 +104,7 @@ impl Lease {
     }
 
     pub(super) fn keep(&mut self) {
-        self.until = if self.last_attempt { Until::Taken } else { Until::JetStreamEnds };
+        self.until = if self.last_attempt { Until::Taken } else { Until::JetStreamEnds(NEVER) };
     }
 }
 

@@ -29,6 +29,7 @@ pub(super) struct Reference {
     /// For each consumer name its present incarnation, and how long its attempts may take.
     pub(super) consumers: [(u32, [i64; 2]); 2],
     remembered: u64,
+    pub(super) longest: i64,
     now: i64,
     ended: BTreeMap<u64, Ended>,
     dead: BTreeSet<u32>,
@@ -43,12 +44,13 @@ pub(super) fn ack_wait(ack_waits: [i64; 2], delivery_count: u64) -> i64 {
 }
 
 impl Reference {
-    pub(super) fn new(remembered: u64, ack_waits: [i64; 2]) -> Self {
+    pub(super) fn new(remembered: u64, longest: i64, ack_waits: [i64; 2]) -> Self {
         Self {
             granted: 0,
             leases: Vec::new(),
             consumers: [(0, ack_waits), (1, ack_waits)],
             remembered,
+            longest,
             now: 0,
             ended: BTreeMap::new(),
             dead: BTreeSet::new(),
@@ -98,6 +100,7 @@ impl Reference {
             doubted: false,
             lost: false,
             until: Until::Taken,
+            granted: None,
             tried: received,
         };
         lease.keep();
@@ -106,23 +109,30 @@ impl Reference {
     }
 
     pub(super) fn lend(&mut self, id: u64, length: Option<i64>) -> Reply {
-        let now = self.now;
+        let (now, latest) = (self.now, self.now + self.longest);
         self.held(id).map_or_else(
             |refusal| refusal,
             |lease| {
                 let ack_by = lease.ack_by();
-                let deadline = length.map_or(ack_by, |length| now + length);
-                lease.until = length.map_or(Until::JetStreamEnds, |_| Until::At(deadline));
+                let deadline = length.map_or(ack_by, |length| now + length).min(latest);
+                lease.granted = length;
+                lease.until = match length {
+                    Some(_) => Until::At(deadline),
+                    None => Until::JetStreamEnds(latest),
+                };
                 Reply::Lent { deadline, settle_by: deadline.min(ack_by) }
             },
         )
     }
 
-    pub(super) fn extend(&mut self, id: u64, length: i64) -> Reply {
-        let deadline = self.now + length;
+    pub(super) fn extend(&mut self, id: u64, length: Option<i64>) -> Reply {
+        let (now, longest) = (self.now, self.longest);
         self.held(id).map_or_else(
             |refusal| refusal,
             |lease| {
+                let jetstream = lease.ack_wait - margin(lease.ack_wait);
+                let length = length.or(lease.granted).unwrap_or(jetstream);
+                let deadline = now + length.min(longest);
                 lease.until = Until::At(deadline);
                 Reply::Extended(deadline)
             },

@@ -45,7 +45,7 @@ pub(super) enum Step {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Call {
     Lend(Option<i64>),
-    Extend(i64),
+    Extend(Option<i64>),
     Keep,
     Begin(Kind),
     Finish(Outcome),
@@ -83,6 +83,11 @@ fn length() -> impl Strategy<Value = i64> {
     prop_oneof![tens(1..8), tens(8..60), Just(5000)]
 }
 
+/// The longest lease: shorter than most lengths, among them, or longer than all.
+pub(super) fn longest() -> impl Strategy<Value = i64> {
+    select(vec![60, 300, 10_000, 10_000])
+}
+
 pub(super) fn ack_waits() -> impl Strategy<Value = [i64; 2]> {
     let ack_wait = || select(vec![80, 240, 400, 1600, 2400, 2400]);
     [ack_wait(), ack_wait()]
@@ -95,7 +100,7 @@ fn call() -> impl Strategy<Value = Call> {
     let progressed = (tens(0..6), prop::bool::weighted(0.8));
     prop_oneof![
         6 => prop::option::of(length()).prop_map(Call::Lend),
-        4 => length().prop_map(Call::Extend),
+        4 => prop::option::of(length()).prop_map(Call::Extend),
         2 => Just(Call::Keep),
         10 => kind.prop_map(Call::Begin),
         9 => outcome.prop_map(Call::Finish),

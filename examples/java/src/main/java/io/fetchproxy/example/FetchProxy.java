@@ -369,8 +369,8 @@ final class FetchProxy {
     /** What was decided, or else an Extend. */
     private Settlement settlement() {
       if (outcome != null) return outcome;
-      var length = duration(clamp(millis(message.getLease()), 1_000, HOUR));
-      var extend = ExtendAction.newBuilder().setLease(length);
+      // Without a length it lasts for as long as it was granted.
+      var extend = ExtendAction.getDefaultInstance();
       return Settlement.newBuilder().setToken(message.getToken()).setExtend(extend).build();
     }
 
