@@ -113,8 +113,10 @@ pub async fn run(config: Serve, ready: impl FnOnce(Bound)) -> Result<(), AppErro
     let ((stop_grpc, grpc_stopped), (stop_ops, ops_stopped)) = (stop(), stop());
     let mut listeners = JoinSet::new();
     let ops = grpc::serve_ops(ops, health_service.clone(), health.watch(), ops_stopped);
-    let (edge, max_calls) = (config.edge, config.max_calls);
-    listeners.spawn(grpc::serve(grpc, service, health_service, edge, max_calls, grpc_stopped));
+    let (edge, calls) = (config.edge, config.calls);
+    listeners.spawn(async move {
+        grpc::serve(grpc, service, health_service, edge, &calls, grpc_stopped).await
+    });
     listeners.spawn(async move {
         ops.await;
         Ok(())

@@ -14,7 +14,7 @@ pub use self::{
     hand::{AckArgs, CallArgs, CodecArg, ExtendArgs, FetchArgs, NakArgs, TermArgs},
 };
 use crate::{
-    grpc::{EdgeLimits, SHORTEST_LEASE},
+    grpc::{CallLimits, EdgeLimits, MOST_MAX_BYTES, SHORTEST_LEASE},
     keys::{Keys, KeysError},
     lessor::Limits,
     nats::{Auth, Settings, parse_servers},
@@ -22,6 +22,11 @@ use crate::{
 
 /// It is part of every subject between replicas.
 const LONGEST_CLUSTER: usize = 64;
+
+/// The largest request, 4 MiB, must find room while others are read.
+const LEAST_REQUEST_BYTES: usize = 8 * 1024 * 1024;
+/// The largest answer is in memory twice.
+const LEAST_ANSWER_BYTES: usize = 2 * MOST_MAX_BYTES as usize;
 
 /// A running service, as it is meant.
 #[derive(Debug)]
@@ -44,8 +49,8 @@ pub struct Serve {
     pub limits: Limits,
     /// How many connections of clients, and for how long.
     pub edge: EdgeLimits,
-    /// Calls under way at once.
-    pub max_calls: usize,
+    /// How many calls, and how many bytes for them.
+    pub calls: CallLimits,
     /// How long to serve on after health has said NOT_SERVING.
     pub drain_delay: Duration,
     /// How long open calls may take to end after that.
@@ -88,6 +93,8 @@ impl Serve {
             max_leases,
             max_waiters,
             max_calls,
+            max_request_bytes,
+            max_answer_bytes,
             max_connections,
             max_connection_age,
             settle_timeout,
@@ -103,6 +110,14 @@ impl Serve {
         ] {
             if count == 0 {
                 return invalid(format!("{flag} must be at least 1"));
+            }
+        }
+        for (flag, bytes, least) in [
+            ("--max-request-bytes", max_request_bytes, LEAST_REQUEST_BYTES),
+            ("--max-answer-bytes", max_answer_bytes, LEAST_ANSWER_BYTES),
+        ] {
+            if bytes < least {
+                return invalid(format!("{flag} must be at least {least}"));
             }
         }
         if settle_timeout < Duration::from_millis(100) {
@@ -124,9 +139,10 @@ impl Serve {
             edge: EdgeLimits {
                 max_connections,
                 max_age: Some(max_connection_age).filter(|age| !age.is_zero()),
+                max_idle: None,
                 http1: false,
             },
-            max_calls,
+            calls: CallLimits { max_calls, max_waiters, max_request_bytes, max_answer_bytes },
             drain_delay,
             drain_timeout,
         })
@@ -228,6 +244,8 @@ mod tests {
             (&["--token-key-file", "/dev/null"], "no key in it"),
             (&["--max-leases", "0"], "at least 1"),
             (&["--max-lease", "500ms"], "at least 1s"),
+            (&["--max-request-bytes", "1000"], "at least 8388608"),
+            (&["--max-answer-bytes", "1000"], "at least 33554432"),
             (&["--cluster", "a.b"], "one token"),
             (&["--inbox-prefix", "a.*"], "without wildcards"),
             (&["--nats-url", "nats://u:hunter2@:x"], "--nats-url"),

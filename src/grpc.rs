@@ -2,12 +2,15 @@
 //!
 //! `decode` reads requests into the lessor's words, `encode` writes its answers, `status` is the one
 //! table of errors, `service` joins the three, `route` finds the replica that holds a lease.
-//! `reasons` gives tonic's own errors our reasons, `calls` bounds what is under way, `answer` knows
-//! what was not written. `server` and `ops` are the two listeners, `edge` and `preface` what both
+//! `reasons` gives tonic's own errors our reasons. `calls` bounds what is under way, by the budgets of
+//! `budget`; `reading` reads requests within their bounds. `answer` knows what was not written, and
+//! `unwritten` ends what makes no progress. `connection` is what these know of one connection. `server` and `ops` are the two listeners, `edge` and `preface` what both
 //! stand on; `probe` and `hand` are clients. Nothing here decides about leases.
 
 mod answer;
+mod budget;
 mod calls;
+mod connection;
 mod decode;
 mod edge;
 mod encode;
@@ -16,17 +19,21 @@ mod health;
 mod ops;
 mod preface;
 mod probe;
+mod reading;
 mod reasons;
 mod route;
 mod server;
 mod service;
 mod status;
+mod unwritten;
 
 pub use self::{
+    budget::Short,
+    calls::CallLimits,
     decode::{
         DEFAULT_MAX_BYTES, DEFAULT_WAIT, LEAST_MAX_BYTES, LONGEST_DELAY, LONGEST_LINGER,
-        LONGEST_NAME, LONGEST_REASON, LONGEST_WAIT, MOST_MESSAGES, MOST_SETTLEMENTS,
-        SHORTEST_LEASE,
+        LONGEST_NAME, LONGEST_REASON, LONGEST_WAIT, LONGEST_WORKER, MOST_MAX_BYTES, MOST_MESSAGES,
+        MOST_SETTLEMENTS, SHORTEST_LEASE,
     },
     edge::EdgeLimits,
     hand::{Hand, wire},
@@ -36,7 +43,7 @@ pub use self::{
     route::Router,
     server::{ContractError, serve},
     service::Service,
-    status::{DOMAIN, REASON_TRAILER, Reason, Refused},
+    status::{Counted, DOMAIN, REASON_TRAILER, Reason, Refused},
 };
 
 /// The service's full name, as health and reflection call it.

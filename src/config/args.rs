@@ -208,6 +208,23 @@ pub(super) struct LimitArgs {
     /// Calls under way at once, of all kinds.
     #[arg(long, env = "FETCH_PROXY_MAX_CALLS", default_value_t = 20_000, value_name = "COUNT")]
     pub(super) max_calls: usize,
+    /// Bytes of requests that are being read or worked on, of all clients together.
+    #[arg(
+        long,
+        env = "FETCH_PROXY_MAX_REQUEST_BYTES",
+        default_value_t = 32 * 1024 * 1024,
+        value_name = "BYTES"
+    )]
+    pub(super) max_request_bytes: usize,
+    /// Bytes of memory for answers that their clients have not read yet; an answer takes twice its
+    /// size.
+    #[arg(
+        long,
+        env = "FETCH_PROXY_MAX_ANSWER_BYTES",
+        default_value_t = 96 * 1024 * 1024,
+        value_name = "BYTES"
+    )]
+    pub(super) max_answer_bytes: usize,
     /// Connections of clients open at once; each takes a file descriptor.
     #[arg(
         long,

@@ -5,67 +5,105 @@
 //! nothing. Each piece is a buffer that h2 advances as it writes and drops in the end: dropped with
 //! bytes left, it was never written. A piece that fits the buffers of h2 and of the kernel counts as
 //! written; what is in it waits for its lease.
+//!
+//! A piece is small: h2 takes one while the client's window has room, and only what h2 has not taken
+//! ends with the task of its stream. See `unwritten`.
 
 use std::{
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, ready},
+    time::Instant,
 };
 
 use bytes::{Buf, Bytes};
 use http_body::{Frame, SizeHint};
-use tokio::sync::OwnedSemaphorePermit;
 use tonic::Status;
 
+use super::{budget::Taken, connection::OpenCall, unwritten::Begun};
 use crate::lessor::Fetched;
 
-/// What is given back unless its answer is written. Goes from the call to its body among the
-/// response's extensions.
-#[derive(Clone)]
-pub(super) struct Freight(Arc<Hold>);
+/// Most bytes of a piece. The default of an HTTP/2 window is twice that.
+const PIECE: usize = 32 * 1024;
 
-struct Hold {
-    fetched: Option<Fetched>,
-    /// All of the body was polled.
-    ended: AtomicBool,
-    /// A piece of it was dropped with bytes left.
-    cut: AtomicBool,
+/// What an answer holds until it is written. Goes from the call to its body among the response's
+/// extensions.
+#[derive(Debug, Clone)]
+pub(super) struct Freight(Arc<Mutex<Option<Load>>>);
+
+/// What an answer holds until it is written.
+#[derive(Debug, Default)]
+pub(super) struct Load {
+    /// Given back unless all of the answer is written.
+    pub(super) fetched: Option<Fetched>,
+    /// Bytes of the budget, which are free with the last piece.
+    pub(super) _bytes: Option<Taken>,
+}
+
+impl Load {
+    /// When the last lease in it ends; nobody needs the answer after that.
+    pub(super) fn ends_at(&self) -> Option<Instant> {
+        let fetched = self.fetched.as_ref()?;
+        let rejected = fetched.rejected().iter().map(|rejected| &rejected.leased);
+        fetched.messages().iter().chain(rejected).map(|leased| leased.deadline).max()
+    }
 }
 
 impl Freight {
-    pub(super) fn new(fetched: Fetched) -> Self {
-        let (ended, cut) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self(Arc::new(Hold { fetched: Some(fetched), ended, cut }))
+    pub(super) fn new(load: Load) -> Self {
+        Self(Arc::new(Mutex::new(Some(load))))
     }
+
+    /// What is in it; the second time nothing.
+    pub(super) fn unload(&self) -> Load {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default()
+    }
+}
+
+/// What ends with the last piece of an answer.
+#[derive(Debug)]
+pub(super) struct Hold {
+    pub(super) load: Load,
+    /// The places of the call.
+    pub(super) _places: Vec<Taken>,
+    pub(super) begun: Begun,
+    pub(super) _open: OpenCall,
+    /// All of the body was polled.
+    pub(super) ended: AtomicBool,
+    /// A piece of it was dropped with bytes left.
+    pub(super) cut: AtomicBool,
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
         let written = *self.ended.get_mut() && !*self.cut.get_mut();
-        if let Some(fetched) = self.fetched.take().filter(|_| written) {
+        if let Some(fetched) = self.load.fetched.take().filter(|_| written) {
             tracing::debug!(messages = fetched.messages().len(), "written to the client");
             fetched.delivered();
         }
     }
 }
 
-/// The body of an answer, and the call's place, which is free again when all of it is written.
+/// The body of an answer.
 pub(super) struct Body {
     inner: tonic::body::Body,
-    freight: Option<Freight>,
-    place: Option<Arc<OwnedSemaphorePermit>>,
+    /// What is left of a frame of `inner`.
+    rest: Bytes,
+    hold: Option<Arc<Hold>>,
 }
 
 impl Body {
-    pub(super) fn new(
-        inner: tonic::body::Body,
-        freight: Option<Freight>,
-        place: Option<OwnedSemaphorePermit>,
-    ) -> Self {
-        Self { inner, freight, place: place.map(Arc::new) }
+    /// Without a hold: of a call that holds nothing.
+    pub(super) fn new(inner: tonic::body::Body, hold: Option<Hold>) -> Self {
+        Self { inner, rest: Bytes::new(), hold: hold.map(Arc::new) }
+    }
+
+    fn next_piece(&mut self) -> Piece {
+        let bytes = self.rest.split_to(self.rest.len().min(PIECE));
+        Piece { bytes, hold: self.hold.clone() }
     }
 }
 
@@ -77,31 +115,44 @@ impl http_body::Body for Body {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Piece>, Status>>> {
-        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
-        let ended =
-            frame.as_ref().is_none_or(|frame| !matches!(frame, Ok(frame) if frame.is_data()));
-        if let Some(Freight(hold)) = self.freight.as_ref().filter(|_| ended) {
-            hold.ended.store(!matches!(frame, Some(Err(_))), Ordering::Relaxed);
+        if self.rest.is_empty() {
+            let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+            let frame = match frame.map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(bytes))) => {
+                    self.hold.iter().for_each(|hold| hold.begun.made(bytes.len()));
+                    self.rest = bytes;
+                    return Poll::Ready(Some(Ok(Frame::data(self.next_piece()))));
+                }
+                Some(Ok(Err(trailers))) => Some(Ok(trailers.map_data(|_| Piece::empty()))),
+                Some(Err(error)) => Some(Err(error)),
+                None => None,
+            };
+            let failed = matches!(frame, Some(Err(_)));
+            self.hold.iter().for_each(|hold| hold.ended.store(!failed, Ordering::Relaxed));
+            return Poll::Ready(frame);
         }
-        let piece =
-            |bytes| Piece { bytes, freight: self.freight.clone(), _place: self.place.clone() };
-        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(piece))))
+        Poll::Ready(Some(Ok(Frame::data(self.next_piece()))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.rest.is_empty() && self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        if self.rest.is_empty() { self.inner.size_hint() } else { SizeHint::default() }
     }
 }
 
 /// A part of an answer.
 pub(super) struct Piece {
     bytes: Bytes,
-    freight: Option<Freight>,
-    _place: Option<Arc<OwnedSemaphorePermit>>,
+    hold: Option<Arc<Hold>>,
+}
+
+impl Piece {
+    fn empty() -> Self {
+        Self { bytes: Bytes::new(), hold: None }
+    }
 }
 
 impl Buf for Piece {
@@ -115,16 +166,21 @@ impl Buf for Piece {
 
     fn advance(&mut self, count: usize) {
         self.bytes.advance(count);
+        if let Some(hold) = &self.hold {
+            hold.begun.wrote(count);
+        }
     }
 
     fn copy_to_bytes(&mut self, count: usize) -> Bytes {
-        self.bytes.copy_to_bytes(count)
+        let bytes = self.bytes.slice(..count);
+        self.advance(count);
+        bytes
     }
 }
 
 impl Drop for Piece {
     fn drop(&mut self) {
-        if let Some(Freight(hold)) = self.freight.as_ref().filter(|_| self.bytes.has_remaining()) {
+        if let Some(hold) = self.hold.as_ref().filter(|_| self.bytes.has_remaining()) {
             hold.cut.store(true, Ordering::Relaxed);
         }
     }

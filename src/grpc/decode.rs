@@ -31,6 +31,10 @@ pub const LONGEST_DELAY: Duration = Duration::from_secs(24 * 3600);
 pub const LONGEST_REASON: usize = 1024;
 /// Longest name of a stream or consumer, in bytes.
 pub const LONGEST_NAME: usize = 255;
+/// Longest name of a worker, in bytes; more is cut.
+pub const LONGEST_WORKER: usize = 1024;
+/// Most bytes of an answer; more is lowered.
+pub const MOST_MAX_BYTES: u32 = 16 * 1024 * 1024;
 /// What stock gRPC clients take, less what the answer's own frame and numbers take.
 pub const DEFAULT_MAX_BYTES: u64 = 4 * 1024 * 1024 - 1024;
 /// An answer must be able to carry one rejected entry with its token.
@@ -54,7 +58,7 @@ pub(super) fn fetch(
             1..LEAST_MAX_BYTES => {
                 return refuse("max_bytes", format!("must be 0 or at least {LEAST_MAX_BYTES}"));
             }
-            bytes => u64::from(bytes),
+            bytes => bytes.min(MOST_MAX_BYTES).into(),
         },
         max_wait: max_wait.unwrap_or(DEFAULT_WAIT).min(LONGEST_WAIT),
         linger: linger.unwrap_or_default().min(LONGEST_LINGER),
@@ -78,9 +82,21 @@ pub(super) fn nak(prefix: &str, delay: Option<&PbDuration>) -> Result<Action, Re
 }
 
 /// Cuts the reason; never refuses it.
-pub(super) fn term(mut reason: String) -> Action {
-    reason.truncate(reason.floor_char_boundary(LONGEST_REASON));
-    Action::Term(reason)
+pub(super) fn term(reason: String) -> Action {
+    Action::Term(cut(reason, LONGEST_REASON))
+}
+
+/// The request without what would be kept for nothing while it waits.
+pub(super) fn shortened(request: pb::FetchRequest) -> pb::FetchRequest {
+    pb::FetchRequest { worker: cut(request.worker, LONGEST_WORKER), ..request }
+}
+
+fn cut(mut text: String, most: usize) -> String {
+    if text.len() > most {
+        text.truncate(text.floor_char_boundary(most));
+        text.shrink_to_fit();
+    }
+    text
 }
 
 /// Reads an Extend.
@@ -244,9 +260,11 @@ mod tests {
             n: 5000,
             max_wait: pb(3600, 0),
             linger: pb(60, 0),
+            max_bytes: u32::MAX,
             ..request()
         })
         .unwrap();
+        assert_eq!(ask.max_bytes, u64::from(MOST_MAX_BYTES));
         assert_eq!((ask.n, ask.max_wait, ask.linger), (1000, LONGEST_WAIT, LONGEST_LINGER));
         assert_eq!(
             read(&pb::FetchRequest { max_wait: pb(0, 0), ..request() }).unwrap().max_wait,
@@ -297,6 +315,12 @@ mod tests {
         assert_eq!(field(&pb::FetchRequest { codec: 99, ..request() }), "codec");
         assert_eq!(field(&pb::FetchRequest { max_bytes: 1023, ..request() }), "max_bytes");
         assert!(confirmation(7).is_err());
+    }
+
+    #[test]
+    fn a_long_name_of_a_worker_is_cut() {
+        let worker = shortened(pb::FetchRequest { worker: "w".repeat(5000), ..request() }).worker;
+        assert_eq!(worker.len(), LONGEST_WORKER);
     }
 
     #[test]

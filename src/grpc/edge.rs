@@ -13,7 +13,10 @@ use std::{
     future::Future,
     io,
     pin::pin,
-    sync::Arc,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -28,18 +31,22 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
-    time::{sleep, sleep_until, timeout_at},
+    time::{sleep, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 
-use super::preface::Preface;
+use super::{connection::Connection, preface::Preface, unwritten::until_ended};
 use crate::{clock, seldom::Seldom};
 
 /// A peer has this long to send its HTTP/2 preface, or the first line of an HTTP/1 request.
 const PREFACE: Duration = Duration::from_secs(5);
 /// Calls that one connection may have open; hyper has no limit of its own.
 const MOST_STREAMS: u32 = 1000;
+/// What a peer may send on one stream, and on all of a connection, before it is read, in bytes. Requests
+/// are read at once, so little is enough; each connection may hold that much.
+const STREAM_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 256 * 1024;
 /// Headers of one request, in bytes.
 const LARGEST_HEADERS: u32 = 16 * 1024;
 /// A peer that does not answer a ping within the timeout is gone, and its waiters with it.
@@ -64,29 +71,33 @@ pub struct EdgeLimits {
     /// A connection is told to go at this age, give or take a tenth, so that clients spread anew
     /// over the replicas. `None`: never.
     pub max_age: Option<Duration>,
+    /// A connection without a call for so long is told to go. `None`: never.
+    pub max_idle: Option<Duration>,
     /// HTTP/1.1 is spoken as well.
     pub http1: bool,
 }
 
 /// What is behind a listener.
-pub(super) struct Behind<S> {
+pub(super) struct Behind<M> {
     /// What the listener is called in the log.
     pub(super) listener: &'static str,
-    /// Answers those within the cap.
-    pub(super) service: S,
-    /// Answers those beyond it, as long as they are few; without it they are closed at once.
-    pub(super) beyond: Option<S>,
+    /// Makes the service of one connection. Told whether the connection is beyond the cap.
+    pub(super) service: M,
+    /// Those beyond the cap are answered, as long as they are few. Else the connection that was idle
+    /// longest makes room for a new one.
+    pub(super) beyond: bool,
 }
 
 /// Serves until `stop` says by when to be gone; then accepts no more, tells every connection to go,
 /// and returns when all are closed: after `idle` and a moment more, or at that time, at the latest.
-pub(super) async fn serve<S, B>(
+pub(super) async fn serve<M, S, B>(
     listener: TcpListener,
     limits: EdgeLimits,
-    behind: Behind<S>,
+    behind: Behind<M>,
     stop: impl Future<Output = Instant>,
     idle: impl Future<Output = ()>,
 ) where
+    M: Fn(&Arc<Connection>, bool) -> S,
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
     S: Clone + Send + 'static,
     S::Future: Send + 'static,
@@ -94,13 +105,13 @@ pub(super) async fn serve<S, B>(
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let mut edge = Edge::new(&limits);
+    let mut edge = Edge::new(&limits, behind);
     let mut stop = pin!(stop);
     let by = loop {
         tokio::select! {
             by = stop.as_mut() => break by,
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => edge.admit(stream, &behind),
+                Ok((stream, _)) => edge.admit(stream),
                 Err(error) => edge.pause(&error).await,
             },
             Some(_) = edge.connections.join_next() => {}
@@ -113,23 +124,28 @@ pub(super) async fn serve<S, B>(
 /// When a connection is told to go, and how long its open calls may go on then.
 struct Life {
     age: Option<Duration>,
+    idle: Option<Duration>,
     grace: Duration,
 }
 
-struct Edge {
+struct Edge<M> {
+    behind: Behind<M>,
     builder: Arc<auto::Builder<Spawn>>,
     connections: JoinSet<()>,
+    /// Those within the cap, where they may have to make room.
+    open: Vec<Weak<Connection>>,
     calls: TaskTracker,
     places: Arc<Semaphore>,
     places_beyond: Arc<Semaphore>,
     max_age: Option<Duration>,
+    max_idle: Option<Duration>,
     going: CancellationToken,
     /// A full house is worth a line in the log, but not for each who does not get in.
     trouble: Seldom,
 }
 
-impl Edge {
-    fn new(limits: &EdgeLimits) -> Self {
+impl<M> Edge<M> {
+    fn new(limits: &EdgeLimits, behind: Behind<M>) -> Self {
         let calls = TaskTracker::new();
         let mut builder = auto::Builder::new(Spawn(calls.clone()));
         builder.http1().timer(TokioTimer::new()).header_read_timeout(PREFACE);
@@ -139,23 +155,29 @@ impl Edge {
             .keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .max_header_list_size(LARGEST_HEADERS)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .max_concurrent_streams(MOST_STREAMS);
         let builder = if limits.http1 { builder } else { builder.http2_only() };
         let most = limits.max_connections.min(Semaphore::MAX_PERMITS);
         Self {
+            behind,
             builder: Arc::new(builder),
             connections: JoinSet::new(),
+            open: Vec::new(),
             calls,
             places: Arc::new(Semaphore::new(most)),
-            places_beyond: Arc::new(Semaphore::new(most / 8 + 8)),
+            places_beyond: Arc::new(Semaphore::new(beyond(most))),
             max_age: limits.max_age,
+            max_idle: limits.max_idle,
             going: CancellationToken::new(),
             trouble: Seldom::default(),
         }
     }
 
-    fn admit<S, B>(&mut self, stream: TcpStream, behind: &Behind<S>)
+    fn admit<S, B>(&mut self, stream: TcpStream)
     where
+        M: Fn(&Arc<Connection>, bool) -> S,
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
         S: Clone + Send + 'static,
         S::Future: Send + 'static,
@@ -163,27 +185,47 @@ impl Edge {
         B::Data: Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        if let Ok(place) = self.places.clone().try_acquire_owned() {
-            let life = Life { age: self.max_age.map(jittered), grace: GRACE };
-            return self.spawn(stream, behind.service.clone(), place, life);
-        }
-        if self.trouble.may_say(clock::now()) {
-            let listener = behind.listener;
+        let free = self.places.clone().try_acquire_owned().ok();
+        let full = free.is_none();
+        if full && self.trouble.may_say(clock::now()) {
+            let listener = self.behind.listener;
             tracing::warn!(listener, "all connections are taken: new ones are turned away");
         }
-        let place = self.places_beyond.clone().try_acquire_owned();
-        if let (Some(beyond), Ok(place)) = (&behind.beyond, place) {
-            let life = Life { age: Some(TURNED_AWAY), grace: FAREWELL };
-            self.spawn(stream, beyond.clone(), place, life);
+        let (place, life) = if self.behind.beyond && full {
+            let life = Life { age: Some(TURNED_AWAY), idle: None, grace: FAREWELL };
+            (self.places_beyond.clone().try_acquire_owned().ok(), life)
+        } else {
+            let age = self.max_age.map(jittered);
+            let life = Life { age, idle: self.max_idle, grace: GRACE };
+            (free.or_else(|| self.make_room()), life)
+        };
+        let Some(place) = place else { return };
+        let connection = Arc::new(Connection::new(place));
+        if !self.behind.beyond {
+            self.open.retain(|open| open.strong_count() > 0);
+            self.open.push(Arc::downgrade(&connection));
         }
+        let service = (self.behind.service)(&connection, self.behind.beyond && full);
+        self.spawn(stream, service, connection, life);
+    }
+
+    /// Ends the connection that was without a call longest, or else the one that is open longest, and
+    /// takes its place.
+    fn make_room(&mut self) -> Option<OwnedSemaphorePermit> {
+        let open: Vec<_> = self.open.iter().filter_map(Weak::upgrade).collect();
+        let idle = open.iter().filter_map(|one| Some((one.idle_since()?, one)));
+        let idlest = idle.min_by_key(|(since, _)| *since).map(|(_, one)| one);
+        let ended = idlest.or(open.first())?;
+        self.open.retain(|one| !std::ptr::eq(one.as_ptr(), Arc::as_ptr(ended)));
+        ended.cut()
     }
 
     fn spawn<S, B>(
         &mut self,
         stream: TcpStream,
         service: S,
-        place: OwnedSemaphorePermit,
-        Life { age, grace }: Life,
+        connection: Arc<Connection>,
+        Life { age, idle, grace }: Life,
     ) where
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
         S: Clone + Send + 'static,
@@ -194,21 +236,41 @@ impl Edge {
     {
         let (builder, going) = (self.builder.clone(), self.going.clone());
         self.connections.spawn(async move {
-            let _place = place;
             // A socket that cannot be told so is as good as any other, only slower.
             let _ = stream.set_nodelay(true);
             let io = TokioIo::new(Preface::new(stream, PREFACE));
-            let mut connection =
-                pin!(builder.serve_connection(io, TowerToHyperService::new(service)));
+            let mut served = pin!(builder.serve_connection(io, TowerToHyperService::new(service)));
             let old = clock::sleep_until(age.map(|age| clock::now() + age));
+            let unused = async {
+                match idle {
+                    Some(idle) => connection.idle_for(idle).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let mut stuck = pin!(async {
+                tokio::select! {
+                    () = connection.is_cut() => {}
+                    () = connection.unwritten.stuck() => {}
+                }
+            });
             // How a connection ended is the peer's affair: it is told by what it sees.
-            tokio::select! {
-                _ = connection.as_mut() => return,
-                () = old => {}
-                () = going.cancelled() => {}
+            let told = tokio::select! {
+                _ = served.as_mut() => false,
+                () = stuck.as_mut() => false,
+                () = old => true,
+                () = unused => true,
+                () = going.cancelled() => true,
+            };
+            if told {
+                served.as_mut().graceful_shutdown();
+                tokio::select! {
+                    _ = served => {}
+                    () = stuck => {}
+                    () = sleep_until((clock::now() + grace).into()) => {}
+                }
             }
-            connection.as_mut().graceful_shutdown();
-            let _ = timeout_at((clock::now() + grace).into(), connection).await;
+            // Also where calls on it have not ended yet.
+            drop(connection.cut());
         });
     }
 
@@ -221,15 +283,22 @@ impl Edge {
 
     async fn close(mut self, idle: impl Future<Output = ()>, by: Instant) {
         self.going.cancel();
+        let calls_over = AtomicBool::new(false);
         let said_farewell = async {
             idle.await;
+            calls_over.store(true, Ordering::Relaxed);
             sleep(FAREWELL).await;
         };
+        // The drain may have used up its time before; a farewell is left in any case.
+        let by = by.max(clock::now() + FAREWELL);
         tokio::select! {
+            biased;
             () = async { while self.connections.join_next().await.is_some() {} } => {}
             () = said_farewell => {}
             () = sleep_until(by.into()) => {
-                tracing::warn!("calls were still open at the end of the drain: they are cut off");
+                if !calls_over.load(Ordering::Relaxed) {
+                    tracing::warn!("calls were still open at the end of the drain: they are cut off");
+                }
             }
         }
         // Connections that are cut end their calls, which give back what they had.
@@ -237,6 +306,11 @@ impl Edge {
         self.calls.close();
         self.calls.wait().await;
     }
+}
+
+/// Places for connections beyond a cap.
+fn beyond(most: usize) -> usize {
+    most / 8 + 8
 }
 
 /// Within a tenth of `age`, so that connections made together do not end together.
@@ -257,7 +331,7 @@ where
     F::Output: Send + 'static,
 {
     fn execute(&self, call: F) {
-        self.0.spawn(call);
+        self.0.spawn(until_ended(call));
     }
 }
 

@@ -1,7 +1,10 @@
 //! The listener for operators and probes, always in plain text: gRPC health beside `/livez` and
 //! `/readyz` over HTTP/1.1 and HTTP/2. It serves nothing that a client needs.
 
-use std::{future::Future, time::Instant};
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
 
 use axum::{Router, routing::get};
 use http::StatusCode;
@@ -9,11 +12,20 @@ use tokio::{net::TcpListener, sync::watch};
 use tonic::service::Routes;
 use tonic_health::pb::health_server::{Health, HealthServer};
 
-use super::edge::{self, Behind, EdgeLimits};
+use super::{
+    connection::Used,
+    edge::{self, Behind, EdgeLimits},
+};
 use crate::readiness::Verdict;
 
-/// Probes are few and short; whoever opens more is no probe.
-const LIMITS: EdgeLimits = EdgeLimits { max_connections: 256, max_age: None, http1: true };
+/// Probes are few and short. A connection that is not used for a minute is no probe's, and makes room
+/// for one before that.
+const LIMITS: EdgeLimits = EdgeLimits {
+    max_connections: 256,
+    max_age: None,
+    max_idle: Some(Duration::from_secs(60)),
+    http1: true,
+};
 
 /// Serves until `stop` says by when to be gone.
 pub async fn serve_ops(
@@ -26,7 +38,11 @@ pub async fn serve_ops(
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(move || std::future::ready(readyz(&verdict.borrow()))));
     let service = Routes::from(pages).add_service(health).prepare();
-    let behind = Behind { listener: "ops", service, beyond: None };
+    let behind = Behind {
+        listener: "ops",
+        beyond: false,
+        service: |connection: &_, _| Used::new(connection, service.clone()),
+    };
     edge::serve(listener, LIMITS, behind, stop, std::future::ready(())).await;
 }
 

@@ -5,25 +5,26 @@ use std::{future::Future, time::Instant};
 use tokio::net::TcpListener;
 use tonic::{codec::CompressionEncoding, service::Routes};
 use tonic_health::pb::health_server::{Health, HealthServer};
+use tower::Layer as _;
 
 use super::{
     Service,
-    calls::Calls,
+    calls::{CallLimits, Calls},
     edge::{self, Behind, EdgeLimits},
     reasons::Reasons,
 };
 use crate::{broker::Broker, bus::Bus, pb, pb::fetch_service_server::FetchServiceServer};
 
-/// Largest request that is read, in bytes.
-const LARGEST_REQUEST: usize = 4 * 1024 * 1024;
+/// Longest request of reflection, in bytes: a name.
+const LONGEST_NAME: usize = 16 * 1024;
 
 /// The contract built into this program cannot be read: a bug.
 #[derive(Debug, thiserror::Error)]
 #[error("the contract cannot be reflected: {0}")]
 pub struct ContractError(#[from] tonic_reflection::server::Error);
 
-/// Serves until `stop` says by when to be gone, with at most `max_calls` calls of the service
-/// under way. Open calls may end in that time; what is open then is cut off.
+/// Serves until `stop` says by when to be gone. Open calls may end in that time; what is open then is
+/// cut off.
 ///
 /// # Errors
 /// See [`ContractError`].
@@ -32,22 +33,23 @@ pub async fn serve<B: Broker + Bus>(
     service: Service<B>,
     health: HealthServer<impl Health>,
     limits: EdgeLimits,
-    max_calls: usize,
+    calls: &CallLimits,
     stop: impl Future<Output = Instant>,
 ) -> Result<(), ContractError> {
-    let service = FetchServiceServer::new(service)
-        .accept_compressed(CompressionEncoding::Gzip)
-        .max_decoding_message_size(LARGEST_REQUEST);
+    // Requests arrive here unpacked; what can be unpacked is told to those who send anything else.
+    let service = FetchServiceServer::new(service).accept_compressed(CompressionEncoding::Gzip);
     let routes = Routes::new(service)
         .add_service(health)
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?)
+        .add_service(reflection().build_v1()?.max_decoding_message_size(LONGEST_NAME))
+        .add_service(reflection().build_v1alpha()?.max_decoding_message_size(LONGEST_NAME))
         .prepare();
-    let (calls, beyond) = (Calls::new(max_calls), Calls::none(limits.max_connections));
+    let calls = Calls::new(calls, limits.max_connections);
     let behind = Behind {
         listener: "grpc",
-        service: calls.before(Reasons::new(routes.clone())),
-        beyond: Some(beyond.before(Reasons::new(routes))),
+        beyond: true,
+        service: |connection: &_, beyond| {
+            calls.on(connection, beyond).layer(Reasons::new(routes.clone()))
+        },
     };
     edge::serve(listener, limits, behind, stop, calls.idle()).await;
     Ok(())

@@ -2,24 +2,33 @@
 
 use std::{sync::Arc, time::Duration, time::Instant};
 
+use prost::Message as _;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use super::{
-    answer::Freight,
+    answer::{Freight, Load},
+    budget::Taken,
+    calls::AnswerBytes,
     decode,
     encode::{Clocks, Done, Seal, settle_result},
     route::Router,
-    status::Refused,
+    status::{Counted, Refused},
 };
 use crate::{
     broker::{Broker, Confirmation},
     bus::Bus,
     clock,
     keys::Keys,
-    lessor::{Action, Error, Lessor},
+    lessor::{Action, Error, Fetched, Lessor, Rejected, RejectedCause, encoded_size},
     pb::{self, fetch_service_server::FetchService},
     token::InstanceId,
 };
+
+/// Most bytes of one result of a Settle that has no error of another replica: a reason, a sentence and
+/// a subject.
+const LARGEST_RESULT: usize = 512;
+/// Bytes for an answer are waited for no longer than this.
+const BYTES_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The service over one lessor, and the way to those of other replicas.
 pub struct Service<B: Broker + Bus> {
@@ -62,12 +71,14 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         request: Request<pb::FetchRequest>,
     ) -> Result<Response<pb::FetchResponse>, Status> {
         let left = decode::time_left(request.metadata());
-        let request = request.into_inner();
+        let bytes = request.extensions().get().cloned();
+        let request = decode::shortened(request.into_inner());
         let ask =
             decode::fetch(&request, clock::now(), left).map_err(|refused| refused.status())?;
         let (codec, max_bytes) = (ask.codec, ask.max_bytes);
         let fetched =
             self.lessor.fetch(ask).await.map_err(|error| Refused::from(error).status())?;
+        let bytes = answer_bytes(bytes, &fetched).await.map_err(|refused| refused.status())?;
         let (messages, rejected) = (fetched.messages().len(), fetched.rejected().len());
         let nonces = nonces(messages + rejected)?;
         tracing::debug!(
@@ -81,7 +92,9 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         let sealer = self.keys.sealer();
         let seal = Seal { sealer: &sealer, owner: self.owner, clocks: Clocks::read() };
         let mut response = Response::new(seal.fetch(&fetched, codec, max_bytes, nonces));
-        response.extensions_mut().insert(Freight::new(fetched));
+        response
+            .extensions_mut()
+            .insert(Freight::new(Load { fetched: Some(fetched), _bytes: bytes }));
         Ok(response)
     }
 
@@ -133,7 +146,7 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         &self,
         request: Request<pb::SettleRequest>,
     ) -> Result<Response<pb::SettleResponse>, Status> {
-        let (metadata, _, request) = request.into_parts();
+        let (metadata, extensions, request) = request.into_parts();
         let confirmation = checked(decode::confirmation(request.confirmation))?;
         let count = request.settlements.len();
         if !(1..=decode::MOST_SETTLEMENTS).contains(&count) {
@@ -145,12 +158,38 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         let wanted = wanted.map(|(place, one)| decode::settlement(place, one));
         let wanted = checked(wanted.collect::<Result<Vec<_>, _>>())?;
 
+        // Taken before anything is settled: afterwards the outcome has to be told.
+        let bytes = extensions.get().map(|AnswerBytes(share)| share.take(count * LARGEST_RESULT));
+        let bytes = bytes.transpose().map_err(|short| Refused::ByteLimit(Counted::Answers, short));
+        let mut bytes = checked(bytes)?;
+
         let results = self.router.settle(wanted, confirmation, settle_until(&metadata)).await;
         // At most MOST_SETTLEMENTS, so it fits.
         let failed = results.iter().filter(|result| result.is_err()).count() as u32;
         let results = results.into_iter().map(settle_result).collect();
-        Ok(Response::new(pb::SettleResponse { results, failed }))
+        let answer = pb::SettleResponse { results, failed };
+        bytes.iter_mut().for_each(|bytes| bytes.shrink_to(answer.encoded_len()));
+        let mut response = Response::new(answer);
+        response.extensions_mut().insert(Freight::new(Load { fetched: None, _bytes: bytes }));
+        Ok(response)
     }
+}
+
+/// Takes the bytes of an answer, which is in memory twice: as it came, and as it goes. Clients that
+/// read free them within moments, so they are waited for.
+async fn answer_bytes(
+    share: Option<AnswerBytes>,
+    fetched: &Fetched,
+) -> Result<Option<Taken>, Refused> {
+    let Some(AnswerBytes(share)) = share else { return Ok(None) };
+    // One that is too large leaves its bulk here.
+    let large = |rejected: &&Rejected| rejected.cause != RejectedCause::TooLarge;
+    let rejected = fetched.rejected().iter().filter(large).map(|rejected| &rejected.leased);
+    let sizes = fetched.messages().iter().chain(rejected);
+    let size: u64 = sizes.map(|leased| encoded_size(leased.delivery())).sum();
+    let size = usize::try_from(2 * size).unwrap_or(usize::MAX);
+    let taken = share.take_by(size, clock::now() + BYTES_PATIENCE).await;
+    Ok(Some(taken.map_err(|short| Refused::ByteLimit(Counted::Answers, short))?))
 }
 
 fn checked<T>(decoded: Result<T, Refused>) -> Result<T, Status> {

@@ -10,6 +10,7 @@ use prost_types::Duration as PbDuration;
 use tonic::{Code, Status, metadata::MetadataMap};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+use super::budget::Short;
 use crate::{
     lease::Kind,
     lessor::{Error, Unsuitable},
@@ -83,10 +84,14 @@ reasons! {
     NatsPermission = "NATS_PERMISSION", PermissionDenied, None;
     /// Nothing happened; this replica holds as many leases as it may.
     LeaseLimit = "LEASE_LIMIT", ResourceExhausted, Some(1000);
-    /// Nothing happened; this replica has as many open Fetch calls as it may.
+    /// Nothing happened; this replica, or this connection, has as many open Fetch calls as it may.
     WaiterLimit = "WAITER_LIMIT", ResourceExhausted, Some(1000);
-    /// Nothing happened; this replica has as many calls under way as it may.
+    /// Nothing happened; this replica, or this connection, has as many calls under way as it may.
     CallLimit = "CALL_LIMIT", ResourceExhausted, Some(1000);
+    /// Nothing happened; this replica, or this connection, has as many bytes of requests or answers under way as it may.
+    ByteLimit = "BYTE_LIMIT", ResourceExhausted, Some(1000);
+    /// Nothing happened; the request was not there in whole within 10 s.
+    RequestTimeout = "REQUEST_TIMEOUT", Unavailable, Some(1000);
     /// Nothing happened; this replica has as many connections as it may: connect anew, to any replica.
     ConnectionLimit = "CONNECTION_LIMIT", ResourceExhausted, Some(1000);
     /// Not applied; a lease that you hold is still yours.
@@ -101,7 +106,7 @@ reasons! {
     JetstreamDenied = "JETSTREAM_DENIED", FailedPrecondition, None;
     /// Nothing happened; the request cannot be decoded.
     Malformed = "MALFORMED", InvalidArgument, None;
-    /// Nothing happened; the request is larger than 4 MiB.
+    /// Nothing happened; the request is larger than 4 MiB, or its gzip unpacks to more than 20 times its size.
     RequestTooLarge = "REQUEST_TOO_LARGE", ResourceExhausted, None;
     /// Nothing happened; no such method, or a compression that is not spoken here.
     Unsupported = "UNSUPPORTED", Unimplemented, None;
@@ -133,12 +138,29 @@ pub enum Refused {
         /// All of it.
         error: pb::SettleError,
     },
-    /// This many calls are under way already.
-    CallLimit(u32),
+    /// As many calls are under way as may be: so many of this replica.
+    CallLimit(usize, Short),
+    /// As many Fetch calls are open as may be: so many of this replica.
+    WaiterLimit(usize, Short),
+    /// As many bytes are under way as may be.
+    ByteLimit(Counted, Short),
+    /// The request was not there in whole within this time.
+    RequestTimeout(Duration),
+    /// An error that is found before a handler runs.
+    Foreign(Reason, String),
     /// This many connections are open already.
     ConnectionLimit(usize),
     /// The lessor's own words.
     Lessor(Error),
+}
+
+/// The bytes that a budget counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Counted {
+    /// Of requests that are read or worked on.
+    Requests,
+    /// Of answers that their clients have not read.
+    Answers,
 }
 
 impl From<Error> for Refused {
@@ -164,7 +186,11 @@ impl Refused {
             Self::KeyUnknown => Reason::KeyUnknown,
             Self::OwnerUnreachable { .. } => Reason::OwnerUnreachable,
             Self::Relayed { reason, .. } => *reason,
-            Self::CallLimit(_) => Reason::CallLimit,
+            Self::CallLimit(..) => Reason::CallLimit,
+            Self::WaiterLimit(..) => Reason::WaiterLimit,
+            Self::ByteLimit(..) => Reason::ByteLimit,
+            Self::RequestTimeout(_) => Reason::RequestTimeout,
+            Self::Foreign(reason, _) => *reason,
             Self::ConnectionLimit(_) => Reason::ConnectionLimit,
             Self::Lessor(error) => match error {
                 Error::StreamNotFound(_) => Reason::StreamNotFound,
@@ -194,7 +220,32 @@ impl Refused {
                 "the replica that granted this lease does not answer".to_owned()
             }
             Self::Relayed { error, .. } => error.message.clone(),
-            Self::CallLimit(most) => format!("all {most} places for calls are taken"),
+            Self::CallLimit(most, Short::Replica) => {
+                format!("all {most} places for calls are taken")
+            }
+            Self::CallLimit(_, Short::Connection) => {
+                "this connection has its share of the places for calls".to_owned()
+            }
+            Self::WaiterLimit(most, Short::Replica) => {
+                format!("all {most} places for Fetch calls are taken")
+            }
+            Self::WaiterLimit(_, Short::Connection) => {
+                "this connection has its share of the places for Fetch calls".to_owned()
+            }
+            Self::ByteLimit(counted, short) => {
+                let counted = match counted {
+                    Counted::Requests => "requests that are being read",
+                    Counted::Answers => "answers that are not read yet",
+                };
+                match short {
+                    Short::Replica => format!("this replica has no more bytes for {counted}"),
+                    Short::Connection => {
+                        format!("this connection has its share of the bytes for {counted}")
+                    }
+                }
+            }
+            Self::RequestTimeout(time) => format!("the request was not there within {time:?}"),
+            Self::Foreign(_, message) => message.clone(),
             Self::ConnectionLimit(most) => format!("all {most} connections are taken"),
             Self::Lessor(error) => error.to_string(),
         }
@@ -208,6 +259,16 @@ impl Refused {
                 one("applied", if *maybe { "unknown" } else { "no" })
             }
             Self::Relayed { error, .. } => error.metadata.clone(),
+            Self::CallLimit(_, short) | Self::WaiterLimit(_, short) => one("scope", scope(*short)),
+            Self::ByteLimit(counted, short) => {
+                let counted = match counted {
+                    Counted::Requests => "requests",
+                    Counted::Answers => "answers",
+                };
+                [("scope", scope(*short)), ("of", counted)]
+                    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                    .into()
+            }
             Self::Lessor(Error::ConsumerUnsuitable { property, .. }) => {
                 one("property", property_name(property))
             }
@@ -216,8 +277,9 @@ impl Refused {
             Self::Lessor(Error::Permission(subject)) => one("subject", subject),
             Self::TokenInvalid
             | Self::KeyUnknown
-            | Self::CallLimit(_)
             | Self::ConnectionLimit(_)
+            | Self::RequestTimeout(_)
+            | Self::Foreign(..)
             | Self::Lessor(_) => HashMap::new(),
         }
     }
@@ -240,7 +302,9 @@ impl Refused {
                 let kind = property_name(property);
                 details.add_precondition_failure_violation(kind, name.to_string(), self.message());
             }
-            Self::CallLimit(_)
+            Self::CallLimit(..)
+            | Self::WaiterLimit(..)
+            | Self::ByteLimit(..)
             | Self::ConnectionLimit(_)
             | Self::Lessor(Error::LeaseLimit(_) | Error::WaiterLimit(_)) => {
                 details.add_quota_failure_violation("replica", self.message());
@@ -249,6 +313,8 @@ impl Refused {
             | Self::KeyUnknown
             | Self::OwnerUnreachable { .. }
             | Self::Relayed { .. }
+            | Self::RequestTimeout(_)
+            | Self::Foreign(..)
             | Self::Lessor(_) => {}
         }
         status(reason, self.message(), details)
@@ -264,12 +330,6 @@ impl Refused {
             retry_delay: reason.retry_after().map(pb_duration),
         }
     }
-}
-
-/// A status of tonic's own making, said in our words.
-pub(super) fn foreign(reason: Reason, message: &str) -> Status {
-    let details = ErrorDetails::with_error_info(reason.name(), DOMAIN, HashMap::new());
-    status(reason, message.to_owned(), details)
 }
 
 fn status(reason: Reason, message: String, mut details: ErrorDetails) -> Status {
@@ -290,6 +350,13 @@ fn status(reason: Reason, message: String, mut details: ErrorDetails) -> Status 
 fn pb_duration(duration: Duration) -> PbDuration {
     // Our delays are seconds; the conversion fails beyond 292 billion years.
     duration.try_into().unwrap_or_default()
+}
+
+fn scope(short: Short) -> &'static str {
+    match short {
+        Short::Connection => "connection",
+        Short::Replica => "replica",
+    }
 }
 
 fn kind_name(kind: Kind) -> &'static str {

@@ -11,6 +11,7 @@ mod books;
 mod cancelled;
 mod edge;
 mod elsewhere;
+mod greedy;
 mod half_closed;
 mod leaving;
 mod nats_away;

@@ -1,0 +1,237 @@
+//! Reads a request of one message in whole, within a time, a size and a budget, before anything is
+//! done with it. Owns those bounds; knows no field but how many settlements there are.
+//!
+//! tonic would read it too, but without a time limit, and a few KB of gzip cost it megabytes. So this
+//! room unpacks gzip itself, and hands on a message that is not compressed.
+
+use std::{
+    io::Read as _,
+    pin::{Pin, pin},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use flate2::read::GzDecoder;
+use http::{HeaderMap, HeaderName};
+use http_body::{Body, Frame};
+use prost::encoding::{DecodeContext, WireType, decode_key, skip_field};
+use tokio::time::{Sleep, sleep};
+use tonic::Status;
+
+use super::{
+    budget::Taken,
+    decode::MOST_SETTLEMENTS,
+    status::{Counted, Reason, Refused},
+};
+
+/// A request must be there in whole this long after its headers, whatever trickles.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// The flag and the length in front of a message.
+const PREFIX: usize = 5;
+/// A compressed message may grow by this factor, beyond [`GROWTH_FREE`] bytes. Tokens are sealed bytes,
+/// which do not shrink, so no real request comes near it.
+const GROWTH: usize = 20;
+/// Bytes that any compressed message may have.
+const GROWTH_FREE: usize = 64 * 1024;
+/// Fields of a Settle that repeat: `settlements`.
+const SETTLEMENTS: u32 = 1;
+/// Header of the compression.
+const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
+
+/// The bounds of one request.
+pub(super) struct Bounds<'b> {
+    /// Most bytes of its message.
+    pub(super) most: usize,
+    /// Its settlements are counted.
+    pub(super) settle: bool,
+    /// The bytes that it has taken of the budget; `None`: it is not counted.
+    pub(super) taken: Option<&'b mut Taken>,
+}
+
+impl Bounds<'_> {
+    fn charge(&mut self, bytes: usize) -> Result<(), Refused> {
+        let Some(taken) = &mut self.taken else { return Ok(()) };
+        taken.grow(bytes).map_err(|short| Refused::ByteLimit(Counted::Requests, short))
+    }
+}
+
+/// Reads the request, and answers with its message as tonic reads it: not compressed. One that tonic
+/// will refuse is handed on as it is.
+///
+/// # Errors
+/// The reasons `REQUEST_TIMEOUT`, `REQUEST_TOO_LARGE`, `BYTE_LIMIT`, `MALFORMED` and `INVALID_FIELD`.
+pub(super) async fn read<B>(
+    headers: &HeaderMap,
+    body: B,
+    mut bounds: Bounds<'_>,
+) -> Result<Bytes, Refused>
+where
+    B: Body<Data = Bytes>,
+{
+    let gzip = match headers.get(ENCODING).map(|encoding| encoding.as_bytes()) {
+        None | Some(b"identity") => false,
+        Some(b"gzip") => true,
+        // tonic refuses it by its header.
+        Some(_) => return Ok(Bytes::new()),
+    };
+    let whole = tokio::time::timeout(PATIENCE, whole(body, &mut bounds)).await;
+    let whole = whole.map_err(|_| Refused::RequestTimeout(PATIENCE))??;
+    let whole =
+        if gzip && whole.first() == Some(&1) { unpacked(&whole, &mut bounds)? } else { whole };
+    if bounds.settle && whole.first() == Some(&0) {
+        let count = settlements(&whole[PREFIX.min(whole.len())..]);
+        if count > MOST_SETTLEMENTS {
+            let why = format!("must be 1 to {MOST_SETTLEMENTS}, not {count}");
+            return Err(Refused::Field { field: "settlements".into(), why });
+        }
+    }
+    Ok(whole)
+}
+
+/// All bytes of the body, which are at most those of one message.
+async fn whole<B: Body<Data = Bytes>>(body: B, bounds: &mut Bounds<'_>) -> Result<Bytes, Refused> {
+    let mut body = pin!(body);
+    let (mut first, mut rest) = (Bytes::new(), BytesMut::new());
+    while let Some(frame) = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
+        // The client has gone, or sends what is not HTTP/2; nobody hears the answer.
+        let frame = frame.map_err(|_| malformed("the request ended early"))?;
+        let Ok(data) = frame.into_data() else { continue };
+        bounds.charge(data.len())?;
+        if first.is_empty() {
+            first = data;
+        } else {
+            if rest.is_empty() {
+                rest.reserve(first.len() + data.len());
+                rest.put_slice(&first);
+            }
+            rest.put_slice(&data);
+        }
+        let so_far = if rest.is_empty() { &first[..] } else { &rest[..] };
+        if so_far.first().is_some_and(|flag| *flag > 1) {
+            return Err(malformed("a message begins with 0, or with 1 where it is compressed"));
+        }
+        let Some(length) = length(so_far) else { continue };
+        if length > bounds.most {
+            return Err(too_large(&format!("{length} bytes are more than {}", bounds.most)));
+        }
+        if so_far.len() > PREFIX + length {
+            return Err(malformed("there is something behind the message"));
+        }
+    }
+    Ok(if rest.is_empty() { first } else { rest.freeze() })
+}
+
+/// The length that stands in front of a message.
+fn length(bytes: &[u8]) -> Option<usize> {
+    let (_, length) = bytes.get(..PREFIX)?.split_last_chunk()?;
+    Some(u32::from_be_bytes(*length) as usize)
+}
+
+/// The same message, not compressed.
+fn unpacked(whole: &[u8], bounds: &mut Bounds<'_>) -> Result<Bytes, Refused> {
+    let packed = &whole[PREFIX.min(whole.len())..];
+    let most = bounds.most.min(GROWTH_FREE + packed.len() * GROWTH);
+    let mut message = vec![0; PREFIX];
+    let unpacked = GzDecoder::new(packed).take(most as u64 + 1).read_to_end(&mut message);
+    unpacked.map_err(|error| malformed(&format!("the gzip cannot be read: {error}")))?;
+    let length = message.len() - PREFIX;
+    if length > most {
+        let packed = packed.len();
+        return Err(too_large(&format!("{packed} bytes of gzip unpack to more than {most}")));
+    }
+    bounds.charge(length)?;
+    // At most 4 MiB, so it fits.
+    message[1..PREFIX].copy_from_slice(&u32::try_from(length).unwrap_or_default().to_be_bytes());
+    Ok(message.into())
+}
+
+/// How many settlements a Settle has: two bytes each can be millions of them, at 70 bytes when they
+/// are decoded. What cannot be read is for tonic to refuse.
+fn settlements(mut message: &[u8]) -> usize {
+    let mut count = 0;
+    while message.has_remaining() {
+        let Ok((tag, kind)) = decode_key(&mut message) else { break };
+        if tag == SETTLEMENTS && kind == WireType::LengthDelimited {
+            count += 1;
+        }
+        if skip_field(kind, tag, &mut message, DecodeContext::default()).is_err() {
+            break;
+        }
+    }
+    count
+}
+
+fn malformed(why: &str) -> Refused {
+    Refused::Foreign(Reason::Malformed, why.to_owned())
+}
+
+fn too_large(why: &str) -> Refused {
+    Refused::Foreign(Reason::RequestTooLarge, why.to_owned())
+}
+
+/// A request that has been read, as a body.
+pub(super) struct Read(Option<Bytes>);
+
+impl Read {
+    pub(super) fn new(bytes: Bytes) -> Self {
+        Self(Some(bytes))
+    }
+}
+
+impl Body for Read {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Poll::Ready(self.0.take().map(|bytes| Ok(Frame::data(bytes))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_none()
+    }
+}
+
+/// The requests of one stream of reflection, which has a time and a size.
+pub(super) struct Limited<B> {
+    inner: Pin<Box<B>>,
+    left: usize,
+    end: Pin<Box<Sleep>>,
+}
+
+impl<B> Limited<B> {
+    /// At most `most` bytes, and for at most `time`.
+    pub(super) fn new(inner: B, most: usize, time: Duration) -> Self {
+        Self { inner: Box::pin(inner), left: most, end: Box::pin(sleep(time)) }
+    }
+}
+
+impl<B: Body<Data = Bytes>> Body for Limited<B>
+where
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if self.end.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Some(Err(Status::deadline_exceeded("the stream is too old"))));
+        }
+        let frame = ready!(self.inner.as_mut().poll_frame(cx));
+        let bytes = match &frame {
+            Some(Ok(frame)) => frame.data_ref().map_or(0, Bytes::len),
+            Some(Err(_)) | None => 0,
+        };
+        let Some(left) = self.left.checked_sub(bytes) else {
+            return Poll::Ready(Some(Err(Status::resource_exhausted("the stream is too long"))));
+        };
+        self.left = left;
+        Poll::Ready(frame.map(|frame| frame.map_err(|error| Status::from_error(error.into()))))
+    }
+}
