@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use async_nats::jetstream::consumer::pull;
@@ -11,22 +11,23 @@ use fetch_proxy::pb::{
     self, Confirmation, FetchRequest, NakAction, Outcome, Settlement, TermAction,
     settlement::Action,
 };
-use futures_util::future::join_all;
+use futures_util::{StreamExt as _, future::join_all};
 use tonic::Request;
 
 use super::books::measured;
 use crate::support::{
-    eventually,
-    jetstream::{Fixture, ack_wait, config},
+    BOUND, eventually,
+    jetstream::{Fixture, ack_wait},
     millis,
     nats_server::NatsServer,
     proxy::{Client, Proxy, ack, fetch, nak, reason},
     relay::{Flow, Relay},
 };
 
-const ACK_WAIT: u64 = 3000;
-/// The lease ends a tenth before.
-const LEASE: Duration = Duration::from_millis(ACK_WAIT * 9 / 10);
+/// Its margin of a tenth, 1 s, is time enough for a busy machine.
+const ACK_WAIT: u64 = 10_000;
+/// Two clocks of one machine may differ by this much.
+const SKEW: Duration = Duration::from_millis(100);
 const GIVEN_UP: &str = "does not arrive: the connection for settling is replaced";
 
 fn server() -> String {
@@ -61,31 +62,44 @@ impl Stage {
     }
 }
 
-/// When the proxy has given its connection up, counted from `since`.
-async fn given_up(proxy: &Proxy, since: Instant) -> Duration {
-    eventually("the connection to be given up", || async {
-        proxy.log().contains(GIVEN_UP).then_some(())
-    })
-    .await;
-    since.elapsed()
+/// When the proxy has given its connection up, by its own clock.
+async fn given_up(proxy: &Proxy) -> SystemTime {
+    eventually("the connection to be given up", || async { proxy.logged_at(GIVEN_UP) }).await
+}
+
+/// When JetStream delivers the fixture's message again, by the server's clock.
+async fn redelivered(fixture: &Fixture) -> SystemTime {
+    let consumer = fixture.handle().await;
+    let next = consumer.fetch().max_messages(1).expires(BOUND);
+    next.messages().await.unwrap().next().await.expect("no delivery").unwrap();
+    fixture.delivered_at().await
+}
+
+/// The connection is given up when the lease is over, and before JetStream delivers the message again.
+async fn given_up_in_time(what: &str, stage: &Stage, lease: &pb::Delivery) {
+    let (given_up, redelivered) = tokio::join!(given_up(&stage.proxy), redelivered(&stage.fixture));
+    let over = SystemTime::try_from(lease.lease_expire_time.unwrap()).unwrap();
+    measured(&format!("{what}: given up, after its lease"), given_up.duration_since(over));
+    let left = redelivered.duration_since(given_up);
+    measured(&format!("{what}: given up, before the next delivery"), &left);
+    assert!(given_up + SKEW > over, "the lease was not over yet");
+    assert!(left.is_ok(), "JetStream was faster: {left:?}");
 }
 
 #[tokio::test]
 async fn a_nak_that_is_not_answered_costs_the_connection_when_its_delivery_is_over() {
-    let Stage { fixture, wire, proxy, mut client } = Stage::set().await;
-    fixture.publish("n", "x").await;
-    let held = take_all(&mut client, &fixture, 1).await;
-    let since = Instant::now();
+    let stage = Stage::set().await;
+    let mut client = stage.client.clone();
+    stage.fixture.publish("n", "x").await;
+    let held = take_all(&mut client, &stage.fixture, 1).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    wire.flow(Flow::Stall, Flow::Pass);
+    stage.wire.flow(Flow::Stall, Flow::Pass);
     // By itself it would wait for longer than its delivery lasts.
-    let status = client.nak(nak(&held[0].token, 0)).await.unwrap_err();
-    let took = since.elapsed();
-    measured("unanswered Nak: given up, after the Fetch", took);
-    assert_eq!(reason(&status).1, "SETTLE_UNCONFIRMED");
-    let wait = Duration::from_millis(ACK_WAIT);
-    assert!(took > LEASE - Duration::from_millis(300) && took < wait, "{took:?}");
-    assert!(proxy.log().contains(GIVEN_UP));
+    let (told, ()) = tokio::join!(
+        client.nak(nak(&held[0].token, 0)),
+        given_up_in_time("unanswered Nak", &stage, &held[0])
+    );
+    assert_eq!(reason(&told.unwrap_err()).1, "SETTLE_UNCONFIRMED");
 }
 
 #[tokio::test]
@@ -94,30 +108,24 @@ async fn what_is_sent_and_not_waited_for_costs_a_silent_connection_in_time() {
 }
 
 async fn sent_nak() {
-    let Stage { fixture, wire, proxy, mut client } = Stage::set().await;
-    fixture.publish("n", "x").await;
-    let held = take_all(&mut client, &fixture, 1).await;
-    let since = Instant::now();
-    wire.flow(Flow::Stall, Flow::Pass);
+    let stage = Stage::set().await;
+    let mut client = stage.client.clone();
+    stage.fixture.publish("n", "x").await;
+    let held = take_all(&mut client, &stage.fixture, 1).await;
+    stage.wire.flow(Flow::Stall, Flow::Pass);
     let sent = pb::NakRequest { confirmation: Confirmation::Sent.into(), ..nak(&held[0].token, 0) };
     let outcome = client.nak(sent).await.unwrap().into_inner().outcome();
     assert_eq!(outcome, Outcome::Sent);
-    let took = given_up(&proxy, since).await;
-    measured("Nak that was only sent: given up, after the Fetch", took);
-    assert!(took < Duration::from_millis(ACK_WAIT), "{took:?}");
+    given_up_in_time("Nak that was only sent", &stage, &held[0]).await;
 }
 
 async fn release() {
-    let Stage { fixture, wire, proxy, mut client } = Stage::set().await;
-    fixture.publish("n", "x").await;
-    let short = FetchRequest { lease: millis(1000), ..fetch(&fixture, 1, 10_000) };
-    client.fetch(short).await.unwrap();
-    let since = Instant::now();
-    wire.flow(Flow::Stall, Flow::Pass);
-    let took = given_up(&proxy, since).await;
-    measured("release that nobody waits for: given up, after the Fetch", took);
-    assert!(took > Duration::from_secs(1), "{took:?}");
-    assert!(took < Duration::from_millis(ACK_WAIT), "{took:?}");
+    let stage = Stage::set().await;
+    stage.fixture.publish("n", "x").await;
+    let short = FetchRequest { lease: millis(1000), ..fetch(&stage.fixture, 1, 10_000) };
+    let held = stage.client.clone().fetch(short).await.unwrap().into_inner().messages;
+    stage.wire.flow(Flow::Stall, Flow::Pass);
+    given_up_in_time("release that nobody waits for", &stage, &held[0]).await;
 }
 
 #[tokio::test]
@@ -125,21 +133,23 @@ async fn a_wire_that_moves_is_kept_however_short_the_time() {
     let fixture = Fixture::new(ack_wait(600)).await;
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     let mut client = proxy.client().await;
-    fixture.publish_many(20).await;
-    let mut settled = 0;
-    for confirmation in [Confirmation::Sent, Confirmation::Confirmed] {
-        for message in take_all(&mut client, &fixture, 10).await {
-            let request =
-                pb::NakRequest { confirmation: confirmation.into(), ..nak(&message.token, 60_000) };
-            // On a loaded machine the last are too late.
-            match client.nak(request).await {
-                Ok(_) => settled += 1,
-                Err(status) => assert_eq!(reason(&status).1, "LEASE_EXPIRED"),
+    let (mut settled, began) = (0, Instant::now());
+    // On a loaded machine some are too late, and come again.
+    while settled < 20 {
+        assert!(began.elapsed() < BOUND, "{settled} of 20");
+        fixture.publish_many(2).await;
+        for confirmation in [Confirmation::Sent, Confirmation::Confirmed] {
+            let confirmation = confirmation.into();
+            for message in take_all(&mut client, &fixture, 1).await {
+                let request = pb::NakRequest { confirmation, ..nak(&message.token, 60_000) };
+                match client.nak(request).await {
+                    Ok(_) => settled += 1,
+                    Err(status) => assert_eq!(reason(&status).1, "LEASE_EXPIRED"),
+                }
+                tokio::time::sleep(Duration::from_millis(30)).await;
             }
-            tokio::time::sleep(Duration::from_millis(30)).await;
         }
     }
-    assert!(settled > 5, "{settled} of 20");
     // Longer than anything of it may take to arrive.
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(!proxy.log().contains(GIVEN_UP), "{}", proxy.log());
@@ -154,31 +164,40 @@ const OURS: usize = 2048 / (TERMS + 1) - 1;
 
 #[tokio::test]
 async fn what_has_not_left_us_when_its_delivery_is_over_never_leaves() {
-    let many = pull::Config { max_ack_pending: -1, ..config() };
+    let many = pull::Config { max_ack_pending: -1, ..ack_wait(120_000) };
     let (filler, fixture) = (Fixture::new(many).await, Fixture::new(ack_wait(ACK_WAIT)).await);
-    filler.publish_many(NAKS * TERMS).await;
+    filler.publish_many((NAKS + 1) * TERMS).await;
     fixture.publish_many(NAKS).await;
     let wire = Relay::narrow_to(&server());
     let stalled = Proxy::start_at(&wire.nats_url(), &[]);
     let whole = Proxy::start(NatsServer::shared(), &[]);
     let (mut first, mut second) = (stalled.client().await, whole.client().await);
-    let fillers = take_all(&mut first, &filler, NAKS * TERMS).await;
+    let fillers = take_all(&mut first, &filler, (NAKS + 1) * TERMS).await;
+    let (spare, fillers) = fillers.split_at(TERMS);
+    let began = Instant::now();
+    assert!(send(&mut first, spare, None, BOUND).await, "the wire takes nothing");
+    let patience = (began.elapsed() * 8).max(Duration::from_millis(500));
     let held = take_all(&mut first, &fixture, NAKS).await;
-    let since = Instant::now();
     wire.flow(Flow::Stall, Flow::Pass);
     let mut sent = Vec::new();
     for (message, fillers) in held.iter().zip(fillers.chunks(TERMS)) {
-        if !send(&mut first, fillers, message).await {
+        if !send(&mut first, fillers, Some(message), patience).await {
             break;
         }
         sent.push(message.stream_sequence);
     }
-    assert!(since.elapsed() < LEASE, "too slow to tell anything: {:?}", since.elapsed());
+    assert!(!stalled.log().contains(GIVEN_UP), "too slow to tell anything");
     assert!(sent.len() < NAKS && sent.len() > OURS, "{} Naks were taken", sent.len());
-    let next = take_all(&mut second, &fixture, NAKS).await;
+    let mut next = Vec::new();
+    while next.len() < NAKS {
+        let n = u32::try_from(NAKS - next.len()).unwrap();
+        // These leases last until the end of the test, so that only a Nak ends them.
+        let request = FetchRequest { lease: millis(120_000), ..fetch(&fixture, n, 10_000) };
+        next.extend(second.fetch(request).await.unwrap().into_inner().messages);
+    }
     wire.flow(Flow::Pass, Flow::Pass);
     let (mut late, moving) = (Vec::new(), Instant::now());
-    while moving.elapsed() < LEASE * 8 / 10 {
+    while moving.elapsed() < Duration::from_secs(3) {
         let answer = second.fetch(fetch(&fixture, 1000, 300)).await.unwrap().into_inner();
         late.extend(answer.messages.iter().map(|message| message.stream_sequence));
     }
@@ -191,16 +210,21 @@ async fn what_has_not_left_us_when_its_delivery_is_over_never_leaves() {
     }
 }
 
-/// Whether the connection has taken all of these Terms, and the Nak behind them.
-async fn send(client: &mut Client, terms: &[pb::Delivery], nak: &pb::Delivery) -> bool {
-    let nak = Settlement {
+/// Whether the connection has taken all of these Terms within this time, and the Nak behind them.
+async fn send(
+    client: &mut Client,
+    terms: &[pb::Delivery],
+    nak: Option<&pb::Delivery>,
+    patience: Duration,
+) -> bool {
+    let nak = nak.map(|nak| Settlement {
         token: nak.token.clone(),
         action: Some(Action::Nak(NakAction { delay: None })),
-    };
-    let settlements = terms.iter().map(large_term).chain([nak]).collect();
+    });
+    let settlements = terms.iter().map(large_term).chain(nak).collect();
     let confirmation = Confirmation::Sent.into();
     let mut request = Request::new(pb::SettleRequest { settlements, confirmation });
-    request.set_timeout(Duration::from_millis(500));
+    request.set_timeout(patience);
     client.settle(request).await.is_ok_and(|answer| answer.into_inner().failed == 0)
 }
 
@@ -211,56 +235,75 @@ fn large_term(message: &pb::Delivery) -> Settlement {
 
 #[tokio::test]
 async fn a_full_queue_holds_up_nobody_for_longer_than_their_deadline() {
-    const COUNT: usize = 10_000;
-    let many = pull::Config { max_ack_pending: -1, ..config() };
+    const FILLING: usize = 10_000;
+    const LATE: usize = 20;
+    const COUNT: usize = FILLING + LATE + 50;
+    let many = pull::Config { max_ack_pending: -1, ..ack_wait(120_000) };
     let fixture = Fixture::new(many).await;
-    fixture.publish_many(COUNT + 1).await;
+    fixture.publish_many(COUNT).await;
     let wire = Relay::narrow_to(&server());
     let proxy = Proxy::start_at(&wire.nats_url(), &[]);
     let mut client = proxy.client().await;
-    let held = take_all(&mut client, &fixture, COUNT + 1).await;
-    let settle = |some: &[pb::Delivery]| {
+    let held = take_all(&mut client, &fixture, COUNT).await;
+    let settle = |some: &[pb::Delivery], deadline| {
         let settlements = some.iter().map(large_term).collect();
         let request = pb::SettleRequest { settlements, ..pb::SettleRequest::default() };
         let (mut client, mut request) = (client.clone(), Request::new(request));
-        // Long enough to leave time for answering thousands at once.
-        request.set_timeout(Duration::from_secs(4));
+        request.set_timeout(deadline);
         async move { client.settle(request).await }
     };
     wire.flow(Flow::Stall, Flow::Pass);
-    let (first, rest) = held.split_first().unwrap();
-    let answers = join_all(rest.chunks(500).map(settle)).await;
-    // One that comes when all places are taken, and one that is not about settling.
-    let (mut one, mut other) = (client.clone(), client.clone());
-    let mut late = Request::new(ack(&first.token));
-    late.set_timeout(Duration::from_secs(1));
-    let (late, fetched) = tokio::join!(one.ack(late), other.fetch(fetch(&fixture, 1, 1000)));
-    let late = reason(&late.unwrap_err());
-    assert!(["NATS_UNAVAILABLE", "SETTLE_UNCONFIRMED"].contains(&&*late.1), "{late:?}");
+    let (filling, rest) = held.split_at(FILLING);
+    let (late, probes) = rest.split_at(LATE);
+    // So many at once take a busy machine a while; nobody hurries them.
+    let filling = join_all(filling.chunks(500).map(|some| settle(some, 3 * BOUND)));
+    let after = async {
+        // A token of which a try was sent is not told any more that nothing was.
+        let mut probes = probes.iter();
+        loop {
+            let probe = std::slice::from_ref(probes.next().expect("the wire takes everything"));
+            let told = settle(probe, Duration::from_secs(1)).await;
+            if told.is_ok_and(|told| is(&told.get_ref().results[0], "NATS_UNAVAILABLE")) {
+                break;
+            }
+        }
+        assert!(!proxy.log().contains(GIVEN_UP), "too slow to tell anything");
+        // All places are taken now. Each of these has a deadline of its own.
+        let late = late.iter().map(std::slice::from_ref);
+        let late = join_all(late.map(|one| settle(one, Duration::from_secs(4))));
+        // And one that is not about settling.
+        let (mut other, request) = (client.clone(), fetch(&fixture, 1, 1000));
+        tokio::join!(late, other.fetch(request))
+    };
+    let (filling, (late, fetched)) = tokio::join!(filling, after);
+    for told in late {
+        let told = told.expect("it was held up").into_inner();
+        let open = ["NATS_UNAVAILABLE", "SETTLE_UNCONFIRMED"];
+        assert!(open.iter().any(|open| is(&told.results[0], open)), "{told:?}");
+    }
     assert_eq!(reason(&fetched.unwrap_err()).1, "NATS_UNAVAILABLE");
-    let (mut told, mut cut_off) = (BTreeMap::<String, usize>::new(), 0);
-    for answer in answers {
-        let Ok(answer) = answer else {
-            cut_off += 1;
-            continue;
-        };
-        for error in answer.into_inner().results.into_iter().filter_map(|result| result.error) {
+    let mut told = BTreeMap::<String, usize>::new();
+    for answer in filling {
+        for error in answer.unwrap().into_inner().results.into_iter().filter_map(|told| told.error)
+        {
             *told.entry(error.reason).or_default() += 1;
         }
     }
-    // A loaded machine may be late with a few.
-    assert!(cut_off <= 5, "{cut_off} of 20 were held up");
     measured("a full queue: settlements were told", &told);
     assert!(told["NATS_UNAVAILABLE"] > 0 && told["SETTLE_UNCONFIRMED"] > 2048, "{told:?}");
     wire.flow(Flow::Pass, Flow::Pass);
     for some in held.chunks(500) {
         eventually("the repeat", || async {
-            settle(some).await.ok().filter(|answer| answer.get_ref().failed == 0)
+            settle(some, BOUND).await.ok().filter(|answer| answer.get_ref().failed == 0)
         })
         .await;
     }
     let info = fixture.info().await;
-    assert_eq!((info.num_ack_pending, info.delivered.consumer_sequence), (0, COUNT as u64 + 1));
+    assert_eq!((info.num_ack_pending, info.delivered.consumer_sequence), (0, COUNT as u64));
+}
+
+fn is(told: &pb::SettleResult, reason: &str) -> bool {
+    told.error.as_ref().is_some_and(|error| error.reason == reason)
 }
 
 /// The library's own pings rest while anything comes, and other replicas' beats come each second.
@@ -278,9 +321,8 @@ async fn a_connection_that_only_brings_and_takes_nothing_is_noticed_without_a_se
     }
     let since = Instant::now();
     wire.flow(Flow::Stall, Flow::Pass);
-    let took = given_up(&proxy, since).await;
-    measured("a wire that takes nothing and brings beats: noticed after", took);
-    assert!(took < Duration::from_secs(14), "{took:?}");
+    given_up(&proxy).await;
+    measured("a wire that takes nothing and brings beats: noticed after", since.elapsed());
     wire.flow(Flow::Pass, Flow::Pass);
     eventually("the next connection", || async {
         let connected =

@@ -2,7 +2,7 @@
 
 use std::{
     sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use async_nats::{
@@ -33,7 +33,11 @@ pub fn config() -> pull::Config {
     }
 }
 
-/// The same with another ack wait.
+/// The shortest ack wait, in milliseconds, over which a test may ask for a longer lease: a proxy on a
+/// busy machine has more than a second to see its progress confirmed.
+pub const SHORTEST_KEPT: u64 = 3000;
+
+/// The consumer of [`config`] with another ack wait.
 pub fn ack_wait(millis: u64) -> pull::Config {
     pull::Config { ack_wait: Duration::from_millis(millis), ..config() }
 }
@@ -152,7 +156,15 @@ impl Fixture {
         self.handle().await.info().await.unwrap().clone()
     }
 
-    /// The same, where there may be no answer for a while.
+    /// The server's time of the consumer's last delivery, whoever received it.
+    ///
+    /// # Panics
+    /// When the consumer has delivered nothing.
+    pub async fn delivered_at(&self) -> SystemTime {
+        self.info().await.delivered.last_active.expect("no delivery yet").into()
+    }
+
+    /// The same as [`Fixture::info`], where there may be no answer for a while.
     pub async fn try_info(&self) -> Option<Info> {
         let stream = self.jetstream.get_stream_no_info(&self.stream).await.ok()?;
         let mut consumer: PullConsumer = stream.get_consumer(&self.consumer).await.ok()?;

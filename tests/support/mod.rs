@@ -11,7 +11,9 @@ pub mod raw_nats;
 pub mod relay;
 
 use std::{
+    fs,
     future::Future,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -34,6 +36,45 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(
         assert!(began.elapsed() < BOUND, "waited {BOUND:?} for {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// Sends a process a signal by name, like `TERM`. A `STOP` has stopped all of its threads when this
+/// returns: on a busy machine they run on for a while.
+///
+/// # Panics
+/// When the process is not there, or does not stop within [`BOUND`].
+pub fn signal(pid: u32, name: &str) {
+    let sent = Command::new("kill").args(["-s", name, &pid.to_string()]).status().unwrap();
+    assert!(sent.success(), "kill -s {name} {pid}");
+    let began = Instant::now();
+    while name == "STOP" && !stopped(pid) {
+        assert!(began.elapsed() < BOUND, "{pid} does not stop");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Whether all threads of a process have stopped, as far as the system tells.
+fn stopped(pid: u32) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    let states =
+        threads.flatten().filter_map(|one| fs::read_to_string(one.path().join("stat")).ok());
+    // The state stands behind the name, which is in parentheses.
+    states
+        .into_iter()
+        .all(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T")))
+}
+
+/// The usual time of a call on this machine at this moment: the median of seven calls, one after the
+/// other. `took` makes one call and returns its time.
+///
+/// A bound that is a multiple of the usual time holds on a busy machine too.
+pub async fn usual(mut took: impl AsyncFnMut() -> Duration) -> Duration {
+    let mut times = Vec::new();
+    for _ in 0..7 {
+        times.push(took().await);
+    }
+    times.sort();
+    times[times.len() / 2]
 }
 
 /// A protobuf duration of so many milliseconds.

@@ -10,7 +10,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::BOUND;
+use super::{BOUND, signal};
 
 /// The server binary: as `make test` names it, or the one on the PATH.
 pub fn binary() -> PathBuf {
@@ -138,11 +138,9 @@ impl NatsServer {
         self.folder.path().join("extra.conf")
     }
 
-    /// Sends it a signal by name, like `STOP`.
+    /// Sends it a signal by name, like `STOP`; see [`signal`].
     pub fn signal(&self, name: &str) {
-        let pid = self.pid.to_string();
-        let sent = Command::new("kill").args(["-s", name, &pid]).status().unwrap();
-        assert!(sent.success(), "kill -s {name} {pid}");
+        signal(self.pid, name);
     }
 
     fn launch(&mut self) {

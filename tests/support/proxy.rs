@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     sync::atomic::{AtomicU32, Ordering},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use fetch_proxy::pb::{self, fetch_service_client::FetchServiceClient};
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use tonic::{Code, Status, transport::Channel};
 use tonic_types::StatusExt as _;
 
-use super::{BOUND, eventually, jetstream::Fixture, millis, nats_server::NatsServer};
+use super::{BOUND, eventually, jetstream::Fixture, millis, nats_server::NatsServer, signal};
 
 pub type Client = FetchServiceClient<Channel>;
 
@@ -106,10 +106,19 @@ impl Proxy {
         fs::read_to_string(self.folder.path().join("log")).unwrap()
     }
 
-    /// Sends it a signal by name, like `TERM`.
+    /// The time of the first log line that holds `text`, by the proxy's own clock.
+    pub fn logged_at(&self, text: &str) -> Option<SystemTime> {
+        let log = self.log();
+        // The last line may be half written.
+        let line =
+            log.split_inclusive('\n').find(|line| line.contains(text) && line.ends_with('\n'));
+        let line: serde_json::Value = serde_json::from_str(line?).unwrap();
+        Some(humantime::parse_rfc3339(line["timestamp"].as_str().unwrap()).unwrap())
+    }
+
+    /// Sends it a signal by name, like `TERM`; see [`signal`].
     pub fn signal(&self, name: &str) {
-        let pid = self.pid().to_string();
-        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+        signal(self.pid(), name);
     }
 
     /// Waits for its end, and lets this runtime's own connections answer meanwhile.
