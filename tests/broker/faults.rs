@@ -146,6 +146,17 @@ async fn an_answer_that_nobody_takes_goes_to_the_next_waiter() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_there_is_given_to_whoever_does_not_wait() {
+    let (broker, lessor) = start(LONG);
+    for _ in 0..3 {
+        broker.publish("x");
+    }
+    let began = clock::now();
+    assert_eq!(lessor.fetch(ask(&broker, Duration::ZERO)).await.unwrap().messages().len(), 3);
+    assert!(clock::now() - began < Duration::from_millis(100));
+}
+
+#[tokio::test(start_paused = true)]
 async fn surplus_is_given_back_after_a_moment_and_a_last_attempt_never() {
     for (max_deliver, expected) in [(None, true), (Some(1), false)] {
         let (broker, lessor) = start(Duration::from_secs(4));

@@ -9,7 +9,7 @@ use fetch_proxy::pb::{
 
 use crate::support::{
     eventually,
-    jetstream::{Fixture, ack_wait},
+    jetstream::{Fixture, SHORTEST_KEPT, ack_wait},
     millis,
     nats_server::{NatsServer, binary},
     proxy::{Client, Proxy, ack, fetch, reason},
@@ -106,12 +106,12 @@ async fn what_is_refused_for_one_consumer_is_not_told_of_another_s_settlements()
 
 #[tokio::test]
 async fn a_consumer_whose_progress_is_refused_costs_no_other_its_long_leases() {
-    let refusing = Refusing::new(1000).await;
+    let refusing = Refusing::new(SHORTEST_KEPT).await;
     let (_proxy, mut client) = refusing.proxy().await;
     refusing.fixture.publish_many(100).await;
     let (served, refused) =
         tokio::join!(refusing.fetch(&client, false, 100), refusing.fetch(&client, true, 100));
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    tokio::time::sleep(Duration::from_millis(5 * SHORTEST_KEPT / 2)).await;
     for message in served {
         let acked = client.ack(ack(&message.token)).await.expect("its long lease was not kept");
         assert_eq!(acked.into_inner().outcome(), Outcome::Confirmed);
@@ -124,8 +124,9 @@ async fn a_consumer_whose_progress_is_refused_costs_no_other_its_long_leases() {
 #[tokio::test]
 async fn a_consumer_that_does_not_answer_costs_no_other_its_long_leases() {
     let server = NatsServer::start_with(binary(), Some(String::new()));
-    let fixture = Fixture::on(&server, ack_wait(1000)).await;
-    let silent = pull::Config { durable_name: Some("refused".to_owned()), ..ack_wait(1000) };
+    let fixture = Fixture::on(&server, ack_wait(SHORTEST_KEPT)).await;
+    let silent =
+        pull::Config { durable_name: Some("refused".to_owned()), ..ack_wait(SHORTEST_KEPT) };
     fixture.jetstream.create_consumer_on_stream(silent, &fixture.stream).await.unwrap();
     let client = async_nats::connect(server.url()).await.unwrap();
     let _nobody = client.subscribe("nowhere.>").await.unwrap();
@@ -138,7 +139,7 @@ async fn a_consumer_that_does_not_answer_costs_no_other_its_long_leases() {
     refusing.fixture.publish_many(100).await;
     let (served, _silent) =
         tokio::join!(refusing.fetch(&client, false, 100), refusing.fetch(&client, true, 100));
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    tokio::time::sleep(Duration::from_millis(5 * SHORTEST_KEPT / 2)).await;
     for message in served {
         let acked = client.ack(ack(&message.token)).await.expect("its long lease was not kept");
         assert_eq!(acked.into_inner().outcome(), Outcome::Confirmed);

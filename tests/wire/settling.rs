@@ -1,6 +1,6 @@
 //! Ack, Nak, Term and Settle: what JetStream sees of them, and what a retry is told.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime};
 
 use fetch_proxy::pb::{
     self, AckAction, Confirmation, ExtendAction, NakAction, Outcome, Settlement, TermAction,
@@ -61,22 +61,46 @@ async fn a_nak_brings_the_message_back_at_once_and_its_retry_publishes_nothing()
     client.ack(ack(&second.messages[0].token)).await.unwrap();
 }
 
+/// Two clocks of one machine may differ by this much.
+const SKEW: Duration = Duration::from_millis(100);
+
+/// Gives a message back for so long, and waits for its next delivery, which it returns with three times:
+/// from the call to the next delivery, from the answer to it, and from it to the time that was told.
+/// The time of the next delivery is the server's own.
+async fn delayed(
+    client: &mut Client,
+    fixture: &Fixture,
+    token: &str,
+    delay: i64,
+) -> (pb::Delivery, [SystemTime; 4]) {
+    let called = SystemTime::now();
+    let answer = client.nak(nak(token, delay)).await.unwrap().into_inner();
+    let answered = SystemTime::now();
+    let told = SystemTime::try_from(answer.redeliver_time.unwrap()).unwrap();
+    let mut next = client.fetch(fetch(fixture, 1, 20_000)).await.unwrap().into_inner().messages;
+    let delivered = fixture.delivered_at().await;
+    (next.remove(0), [called, answered, told, delivered])
+}
+
 #[tokio::test]
 async fn a_nak_with_a_delay_is_redelivered_then_and_says_when() {
+    const DELAY: Duration = Duration::from_secs(1);
     let fixture = Fixture::new(config()).await;
     let (_proxy, mut client, messages) = leased(&fixture, 1).await;
-    let began = Instant::now();
-    client.nak(nak(&messages[0].token, 1000)).await.unwrap();
-    let second = client.fetch(fetch(&fixture, 1, 10_000)).await.unwrap().into_inner();
-    let took = began.elapsed();
-    assert_eq!(second.messages[0].delivery_count, 2);
-    assert!(took >= Duration::from_millis(950) && took < Duration::from_secs(5), "{took:?}");
+    let (second, [called, answered, told, delivered]) =
+        delayed(&mut client, &fixture, &messages[0].token, 1000).await;
+    assert_eq!(second.delivery_count, 2);
+    assert!((called + DELAY..=answered + DELAY).contains(&told), "{called:?} {told:?}");
+    assert!(delivered + SKEW > called + DELAY, "early: {called:?} {delivered:?}");
+    // By itself JetStream would wait for 30 s.
+    assert!(delivered < told + Duration::from_secs(10), "late: {told:?} {delivered:?}");
 }
 
 #[tokio::test]
 async fn a_nak_delay_is_kept_on_a_consumer_with_backoff() {
+    const DELAY: Duration = Duration::from_secs(4);
     let seconds = |n| Duration::from_secs(n);
-    let backoff = vec![seconds(1), seconds(2)];
+    let backoff = vec![seconds(1), seconds(4)];
     let fixture = Fixture::new(async_nats::jetstream::consumer::pull::Config {
         backoff,
         max_deliver: 5,
@@ -86,13 +110,12 @@ async fn a_nak_delay_is_kept_on_a_consumer_with_backoff() {
     let (_proxy, mut client, messages) = leased(&fixture, 1).await;
     client.nak(nak(&messages[0].token, 0)).await.unwrap();
     let second = client.fetch(fetch(&fixture, 1, 5000)).await.unwrap().into_inner();
-    let began = Instant::now();
-    // By itself JetStream would add a second to a delay in this attempt: BackOff[1] − BackOff[0].
-    client.nak(nak(&second.messages[0].token, 1500)).await.unwrap();
-    let third = client.fetch(fetch(&fixture, 1, 10_000)).await.unwrap().into_inner();
-    let took = began.elapsed();
-    assert_eq!(third.messages[0].delivery_count, 3);
-    assert!(took >= Duration::from_millis(1400) && took < Duration::from_millis(2300), "{took:?}");
+    // By itself JetStream would add 3 s to a delay in this attempt: BackOff[1] − BackOff[0].
+    let (third, [called, answered, _, delivered]) =
+        delayed(&mut client, &fixture, &second.messages[0].token, 4000).await;
+    assert_eq!(third.delivery_count, 3);
+    assert!(delivered + SKEW > called + DELAY, "early: {called:?} {delivered:?}");
+    assert!(delivered < answered + DELAY + seconds(2), "late: {answered:?} {delivered:?}");
 }
 
 #[tokio::test]
