@@ -230,7 +230,7 @@ class Lease {
   part(): Settlement {
     this.#settling = this.outcome !== undefined;
     // Without a length it lasts for as long as it was granted.
-    const extend: Action = { $case: "extend", value: {} };
+    const extend: Action = { $case: "extend", value: { lease: undefined } };
     return { token: this.message.token, action: this.outcome ?? extend };
   }
 
