@@ -4,6 +4,7 @@
 //! Once begun, a settlement runs to its end whether or not its caller stays.
 
 use std::{
+    collections::HashSet,
     future::Future,
     pin::Pin,
     sync::Arc,
@@ -68,9 +69,20 @@ struct Begin {
     redelivered_in: Option<Duration>,
 }
 
+/// What the table let through at once.
+struct Round {
+    begun: Vec<Begin>,
+    orders: Vec<Order>,
+    /// Those that name a lease of this round again, each with its place.
+    later: Vec<(usize, Ask)>,
+}
+
 impl<B: Broker> Lessor<B> {
     /// Settles or extends each; one result each, in order. Open ones are
     /// [`Error::Unconfirmed`] at `until`, or after the settle timeout if that is sooner.
+    ///
+    /// A lease that is named again is answered as a later call would be: after the settlement before
+    /// it has ended.
     pub async fn settle(
         &self,
         asks: Vec<Ask>,
@@ -78,28 +90,33 @@ impl<B: Broker> Lessor<B> {
         until: Instant,
     ) -> Vec<Result<Settled, Error>> {
         let until = until.min(clock::now() + self.limits.settle_timeout);
-        let (mut results, begun, orders) = self.begin(asks);
-        if begun.is_empty() {
+        let mut results = vec![Err(Error::Unconfirmed); asks.len()];
+        let mut round = self.begin(asks.into_iter().enumerate().collect(), &mut results);
+        if round.begun.is_empty() {
             return results;
         }
         let lessor = self.clone();
         let run = async move {
-            let outcomes = lessor.broker.settle(orders, confirmation, until).await;
-            lessor.finish(&mut results, begun, outcomes, confirmation);
+            // One round, unless a lease is named again.
+            while !round.begun.is_empty() {
+                let outcomes = lessor.broker.settle(round.orders, confirmation, until).await;
+                lessor.finish(&mut results, round.begun, outcomes, confirmation);
+                round = lessor.begin(round.later, &mut results);
+            }
             results
         };
         ToItsEnd { run: Some(Box::pin(run)), tasks: &self.tasks }.await
     }
 
-    /// Asks the table. What it let through has a placeholder among the results.
-    fn begin(&self, asks: Vec<Ask>) -> (Vec<Result<Settled, Error>>, Vec<Begin>, Vec<Order>) {
+    /// Asks the table. The results of what it let through are not known yet.
+    fn begin(&self, asks: Vec<(usize, Ask)>, results: &mut [Result<Settled, Error>]) -> Round {
         let now = clock::now();
-        let mut begun = Vec::with_capacity(asks.len());
+        let mut begun: Vec<Begin> = Vec::with_capacity(asks.len());
         let mut orders = Vec::with_capacity(asks.len());
-        let mut freed = Vec::new();
-        let mut decide = |table: &mut LeaseTable<Hold>, place, Ask { lease, action }| {
+        let (mut busy, mut freed) = (Vec::new(), Vec::new());
+        let mut decide = |table: &mut LeaseTable<Hold>, place, &Ask { lease, ref action }: &Ask| {
             let kind = match action {
-                Action::Extend(length) => return extend(table, lease, length, now),
+                Action::Extend(length) => return extend(table, lease, *length, now),
                 Action::Ack => Kind::Ack,
                 Action::Nak(_) => Kind::Nak,
                 Action::Term(_) => Kind::Term,
@@ -113,17 +130,26 @@ impl<B: Broker> Lessor<B> {
                 freed.extend(gone);
                 return Err(failure(BrokerError::Unsent(IN_DOUBT.to_owned()), after));
             }
-            let (verdict, redelivered_in) = verdict(action, hold);
+            let (verdict, redelivered_in) = verdict(action.clone(), hold);
             orders.push(hold.order(verdict, by));
             let facts = hold.facts.clone();
             begun.push(Begin { place, lease, facts, redelivered_in });
             Err(Error::Unconfirmed)
         };
-        let results = self.books.with(|table| {
-            let asks = asks.into_iter().enumerate();
-            asks.map(|(place, ask)| decide(table, place, ask)).collect()
+        self.books.with(|table| {
+            for (place, ask) in asks {
+                results[place] = decide(table, place, &ask);
+                if results[place] == Err(Error::LeaseBusy) {
+                    busy.push((place, ask));
+                }
+            }
         });
-        (results, begun, orders)
+        if !busy.is_empty() {
+            let ours: HashSet<LeaseId> = begun.iter().map(|begun| begun.lease).collect();
+            // The others are being settled by another call.
+            busy.retain(|(_, ask)| ours.contains(&ask.lease));
+        }
+        Round { begun, orders, later: busy }
     }
 
     fn finish(

@@ -91,6 +91,67 @@ async fn a_nak_is_never_published_twice() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lease_that_a_call_names_twice_is_answered_as_by_a_later_call() {
+    let (broker, lessor) = start(LONG);
+    let nak = || Action::Nak(Duration::ZERO);
+    let minute = || Action::Extend(Some(LONG * 2));
+    let until = LONG * 2;
+    let extended = || Ok(Settled::Extended(clock::now() + until));
+    let unsent = || Err(Error::Unavailable("scripted".into()));
+    let settled = Err(Error::LeaseSettled(Kind::Ack));
+    let done = Ok(Settled::Done { confirmation: Confirmation::Confirmed, redelivered_in: None });
+    for (faults, actions, results) in [
+        (
+            vec![],
+            vec![Action::Ack; 3],
+            vec![done.clone(), Ok(Settled::Duplicate), Ok(Settled::Duplicate)],
+        ),
+        (
+            vec![],
+            vec![minute(), Action::Ack, minute(), nak()],
+            vec![extended(), done.clone(), settled.clone(), settled.clone()],
+        ),
+        // What never left leaves the lease to the next.
+        (
+            vec![Fault::Unsent],
+            vec![nak(), Action::Ack, Action::Ack],
+            vec![unsent(), done.clone(), Ok(Settled::Duplicate)],
+        ),
+        (
+            vec![Fault::AnswerLost],
+            vec![Action::Ack, nak(), Action::Ack],
+            vec![Err(Error::Unconfirmed), settled, done.clone()],
+        ),
+    ] {
+        let lease = one(&broker, &lessor).await;
+        broker.script(faults);
+        let other = one(&broker, &lessor).await;
+        let ask = |action| Ask { lease, action };
+        let mut asks: Vec<_> = actions.into_iter().map(ask).collect();
+        asks.push(Ask { lease: other, action: Action::Ack });
+        let by = clock::now() + Duration::from_secs(1);
+        let mut told = lessor.settle(asks, Confirmation::Confirmed, by).await;
+        assert_eq!(told.pop(), Some(done.clone()));
+        assert_eq!(told, results);
+    }
+}
+
+/// It is another call that is settling it, and this one does not wait for that.
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_another_call_is_settling_is_busy_however_often_it_is_named() {
+    let (broker, lessor) = start(LONG);
+    let lease = one(&broker, &lessor).await;
+    broker.script([Fault::Slow(Duration::from_secs(2))]);
+    let asks = vec![Ask { lease, action: Action::Ack }; 2];
+    let until = clock::now() + LONG;
+    let first = lessor.settle(asks.clone(), Confirmation::Confirmed, until);
+    let second = lessor.settle(asks, Confirmation::Confirmed, until);
+    let (first, second) = tokio::join!(first, second);
+    assert_eq!(first[1], Ok(Settled::Duplicate));
+    assert_eq!(second, [Err(Error::LeaseBusy), Err(Error::LeaseBusy)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_never_left_is_not_applied_and_the_lease_is_still_held() {
     let (broker, lessor) = start(LONG);
     let lease = one(&broker, &lessor).await;
