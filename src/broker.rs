@@ -142,11 +142,24 @@ pub enum JetStream {
     Absent(Arc<str>),
 }
 
+impl Link {
+    /// The server, while the link is up.
+    pub fn server(&self) -> Option<&Arc<Server>> {
+        match self {
+            Self::Up(server) => Some(server),
+            Self::Down(_) | Self::Unfit(_) => None,
+        }
+    }
+}
+
 /// The server that answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
     /// Counts connections from 1: another number is another connection.
     pub epoch: u64,
+    /// The same of the connection over which replicas talk. Another number: what was said between the
+    /// two connections was not heard. It stays where the two overlapped.
+    pub heard: u64,
     /// A new one with every start of the server: another id has no memory of what the last one
     /// promised, unless it is replicated.
     pub id: String,

@@ -21,19 +21,20 @@ mod handover;
 mod lead;
 mod parcel;
 mod settle;
+mod sighting;
 mod sweep;
 
 use std::{
     collections::HashMap,
     ops::Deref,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use self::facts::encoded_size;
@@ -49,6 +50,7 @@ pub use self::{
     handover::{Coming, Leaving, Places},
     parcel::Leased,
     settle::{Action, Ask, Settled},
+    sighting::{Sighting, Telling},
 };
 use crate::{
     broker::{Broker, ConsumerName},
@@ -91,6 +93,10 @@ pub struct Shared<B: Broker> {
     feeds: Mutex<HashMap<ConsumerName, Feed>>,
     /// Whether the log may say of one more consumer why it cannot be read.
     unread: Seldom,
+    /// What was known of consumers whose feeds have ended while leases were held.
+    left: Mutex<HashMap<ConsumerName, Arc<Facts>>>,
+    /// The way to the other replicas, if there can be any.
+    herald: OnceLock<mpsc::UnboundedSender<Telling>>,
     tickets: AtomicU64,
     consumers: AtomicU32,
     tasks: TaskTracker,
@@ -125,6 +131,8 @@ impl<B: Broker> Lessor<B> {
             limits,
             feeds: Mutex::default(),
             unread: Seldom::few(LINES),
+            left: Mutex::default(),
+            herald: OnceLock::new(),
             tickets: AtomicU64::new(0),
             consumers: AtomicU32::new(0),
             tasks: TaskTracker::new(),
@@ -220,6 +228,24 @@ impl<B: Broker> Lessor<B> {
             }
             feeds.remove(name);
         }
+    }
+
+    /// Whether leases of this consumer may be held. A feed keeps what it leaves before it is forgotten,
+    /// so the order matters here.
+    fn has_leased_of(&self, name: &ConsumerName) -> bool {
+        let served = self.feeds.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name);
+        served || self.left.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name)
+    }
+
+    /// Keeps what an ending feed knows of its consumer, for the feed that follows.
+    fn leave(&self, facts: Arc<Facts>) {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        left.insert(facts.name.clone(), facts);
+    }
+
+    /// What the last feed of this consumer has left.
+    fn take_left(&self, name: &ConsumerName) -> Option<Arc<Facts>> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).remove(name)
     }
 
     /// Forgets a feed that takes no more commands.

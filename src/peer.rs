@@ -5,6 +5,7 @@
 //!  _fetchproxy.<cluster>.beat               each replica, once a second, to all
 //!  _fetchproxy.<cluster>.<name>.settle      to whoever answers for that name
 //!  _fetchproxy.<cluster>.<replica>.handover to a replica that is to take leases over
+//!  _fetchproxy.<cluster>.<replica>.sighting to a replica that may hold leases of what is no more
 //! ```
 //! Owns the names that this replica answers for and the roster of the others. Every message is
 //! sealed and bound to its subject, and an answer to its question, so the right to publish there
@@ -16,6 +17,7 @@ mod names;
 mod orphan;
 mod recent;
 mod roster;
+mod sighting;
 mod standing;
 
 use std::{
@@ -27,7 +29,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Notify, RwLock, RwLockReadGuard},
+    sync::{Notify, RwLock, mpsc::UnboundedReceiver},
     time::{MissedTickBehavior, interval, sleep},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -37,16 +39,19 @@ use self::{
     names::Names,
     recent::Recent,
     roster::{Roster, Tenure},
+    sighting::{SIGHTING, next},
     standing::{Service, Standing, Strangers, Us, decide},
 };
-pub use self::{names::Whose, orphan::Orphan};
+pub use self::{
+    names::{Still, Whose},
+    orphan::Orphan,
+};
 use crate::{
     broker::Broker,
     bus::{AskError, Bus, Heard, PREFIX},
     clock,
     keys::Keys,
-    lease::LeaseId,
-    lessor::Lessor,
+    lessor::{Lessor, Telling},
     seldom::Seldom,
     token::{InstanceId, KeyId},
 };
@@ -85,6 +90,8 @@ pub struct Peers<B: Broker + Bus> {
     /// Read while something is settled, written while our leases are handed over.
     gate: RwLock<()>,
     prepared: Mutex<Prepared>,
+    /// What the others are to be told of consumers; taken by who runs.
+    sightings: Mutex<Option<UnboundedReceiver<Telling>>>,
     roster: Mutex<Roster>,
     service: Mutex<Service>,
     recent: Mutex<Recent>,
@@ -95,19 +102,6 @@ pub struct Peers<B: Broker + Bus> {
     strangers: Seldom,
     tasks: TaskTracker,
     stop: CancellationToken,
-}
-
-/// Our leases stay ours for as long as this is held.
-pub struct Still<'p> {
-    names: &'p Mutex<Names>,
-    _gate: RwLockReadGuard<'p, ()>,
-}
-
-impl Still<'_> {
-    /// Where the lease of that owner and number is.
-    pub fn whose(&self, owner: InstanceId, lease: LeaseId) -> Whose {
-        lock(self.names).whose(owner, lease)
-    }
 }
 
 /// Names a question; each has one of its own.
@@ -137,6 +131,7 @@ impl<B: Broker + Bus> Peers<B> {
     ) -> Arc<Self> {
         let unix = u64::try_from(clock::unix_time().as_millis()).unwrap_or(u64::MAX);
         Arc::new(Self {
+            sightings: Mutex::new(lessor.sightings()),
             lessor,
             keys,
             cluster: cluster.to_owned(),
@@ -160,7 +155,7 @@ impl<B: Broker + Bus> Peers<B> {
     /// Keeps our leases here for as long as this is held: what is settled meanwhile is settled
     /// before they go to another replica. Waits while they do.
     pub async fn still(&self) -> Still<'_> {
-        Still { _gate: self.gate.read().await, names: &self.names }
+        Still::new(&self.names, self.gate.read().await)
     }
 
     /// Asks whoever answers for `owner`.
@@ -215,6 +210,7 @@ impl<B: Broker + Bus> Peers<B> {
         F: Future<Output = Option<Vec<u8>>> + Send + 'static,
     {
         self.listen();
+        let mut sightings = lock(&self.sightings).take();
         let mut beat = interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut spoke, mut speak_at) = (None, None);
@@ -233,6 +229,9 @@ impl<B: Broker + Bus> Peers<B> {
                     (spoke, speak_at) = (Some(clock::now()), None);
                 }
                 heard = self.lessor.broker().hear() => self.heard(heard, &answer),
+                Some(telling) = next(&mut sightings) => {
+                    drop(self.tasks.spawn(self.clone().pass_on(telling)));
+                }
                 () = self.stop.cancelled() => return,
             }
         }
@@ -364,6 +363,9 @@ impl<B: Broker + Bus> Peers<B> {
         let answer: Answering = if subject.ends_with(HANDOVER) {
             let peers = self.clone();
             Box::pin(async move { peers.inherit(question).await })
+        } else if subject.ends_with(SIGHTING) {
+            let peers = self.clone();
+            Box::pin(async move { peers.sighted(question).await })
         } else {
             Box::pin(answer(asked, question))
         };
@@ -403,7 +405,8 @@ impl<B: Broker + Bus> Peers<B> {
     fn listen(&self) {
         let names = self.names().heard();
         let asked = names.into_iter().map(|name| self.subject(name, SETTLE));
-        let all = [self.beat_subject(), self.subject(self.us, HANDOVER)];
+        let of_us = [HANDOVER, SIGHTING].map(|what| self.subject(self.us, what));
+        let all = std::iter::once(self.beat_subject()).chain(of_us);
         self.lessor.broker().listen(asked.chain(all).collect());
     }
 }

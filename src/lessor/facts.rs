@@ -27,7 +27,7 @@ const FIXED_SIZE: usize = 480;
 const HEADER_SIZE: usize = 24;
 
 /// One incarnation of one consumer, in one configuration.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
     /// Its name.
     pub name: ConsumerName,
@@ -80,6 +80,11 @@ impl Facts {
                 park: LONGEST_PARK.min(shortest / 8),
             },
         })
+    }
+
+    /// The same consumer, whose deliveries are counted anew: no lease of before is one of it.
+    pub(super) fn counted_anew(&self, id: ConsumerId) -> Self {
+        Self { id, lead: Lead::new(self.lead.leader()), ..self.clone() }
     }
 
     pub(super) fn limits(&self) -> Limits {

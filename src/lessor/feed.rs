@@ -13,10 +13,12 @@
 //! 3. every waiter is answered once, also when the feed ends;
 //! 4. it stays while leases are held, in a drain too: it alone hears that another server leads.
 
+mod counting;
 mod handing;
 mod knowing;
 mod leading;
 mod pulling;
+mod sighted;
 mod suspecting;
 mod suspicion;
 
@@ -32,7 +34,10 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, mpsc, oneshot};
 
 use self::{
     knowing::Unread,
+    knowing::answer,
     leading::Leading,
+    pulling::next,
+    sighted::{Sighted, told},
     suspecting::{Left, Looking, late, looked},
     suspicion::{Looked, Suspicion},
 };
@@ -40,9 +45,10 @@ use super::{
     Error, Lessor,
     facts::Facts,
     parcel::{Leased, Parcel},
+    sighting::Sighting,
 };
 use crate::{
-    broker::{Arrival, Broker, ConsumerInfo, ConsumerName, Inbox, InfoError, Link, News},
+    broker::{Arrival, Broker, ConsumerInfo, ConsumerName, InfoError, Link, News},
     clock,
     pump::{Limits, Pump, WaiterId, Want},
 };
@@ -93,6 +99,8 @@ pub(super) enum Command {
     GiveBack(Vec<Parcel>),
     /// Somebody has seen a sign of another leader.
     Doubt,
+    /// Another replica has seen something of the consumer; see [`Lessor::heard_of`].
+    Heard(Sighting, oneshot::Sender<()>),
     /// What the consumer is, as soon as it is known on this connection.
     Know(oneshot::Sender<Result<Arc<Facts>, Error>>),
 }
@@ -180,6 +188,7 @@ pub(super) struct FeedTask<B: Broker> {
     looking: Option<Looking>,
     /// The place of a connection of our own.
     apart: Option<OwnedSemaphorePermit>,
+    sighted: Sighted,
     /// When the inbox was last pulled on.
     pulled_at: Option<Instant>,
     /// The highest consumer sequence and stream sequence that have arrived, or were there before we
@@ -192,6 +201,7 @@ enum Event {
     Arrived(News),
     Late(News),
     Info(Result<ConsumerInfo, InfoError>),
+    Told,
     Looked(Looked),
     Link(Link),
     Drain,
@@ -211,24 +221,22 @@ impl<B: Broker> FeedTask<B> {
         };
         let feed = Feed { commands: sender, recent_info: Arc::default() };
         let task = Self {
+            facts: lessor.take_left(&name),
             name,
             feed: feed.clone(),
             commands,
             pump: Pump::new(limits),
             waiters: HashMap::new(),
             tickets: HashMap::new(),
-            server: match &link {
-                Link::Up(server) => Some(server.id.clone()),
-                Link::Down(_) | Link::Unfit(_) => None,
-            },
+            server: link.server().map(|server| server.id.clone()),
             away_since: (!matches!(link, Link::Up(_))).then_some(now),
+            sighted: Sighted::new(link.server(), now),
             link,
             asking: None,
             unread: Unread::default(),
             leading: Leading::new(now),
             ask_at: now,
             spared: false,
-            facts: None,
             curious: Vec::new(),
             learned_on: None,
             inbox: None,
@@ -268,24 +276,13 @@ impl<B: Broker> FeedTask<B> {
         self.finish(&end);
     }
 
-    /// Takes in who else is about to join, so that one pull is for all of them: callers that were
-    /// answered together come back together.
-    async fn gather(&mut self) {
-        if self.pump.waiters() > 0 {
-            tokio::task::yield_now().await;
-        }
-        while let Ok(command) = self.commands.try_recv() {
-            self.command(command, clock::now());
-        }
-    }
-
     fn idle(&self, now: Instant) -> bool {
         self.pump.is_idle() && now.duration_since(self.used_at) > IDLE && self.held() == 0
     }
 
     /// Nobody waits any more, and no lease is held of which it would have to know who leads.
     fn drained(&mut self, now: Instant) -> bool {
-        if !self.draining || self.pump.waiters() > 0 {
+        if !self.draining || self.pump.waiters() > 0 || self.sighted.is_busy() {
             return false;
         }
         let unhanded = self.pump.take_parked();
@@ -309,7 +306,17 @@ impl<B: Broker> FeedTask<B> {
         let deadline = self.deadline(now);
         let starved = self.pump.starved() && self.lessor.books.free() == 0;
         let Self {
-            lessor, commands, inbox, arrivals, asking, looking, left, link, draining, ..
+            lessor,
+            commands,
+            inbox,
+            arrivals,
+            asking,
+            looking,
+            left,
+            link,
+            draining,
+            sighted,
+            ..
         } = self;
         tokio::select! {
             () = lessor.closed.cancelled() => None,
@@ -318,6 +325,7 @@ impl<B: Broker> FeedTask<B> {
             news = late(left) => Some(Event::Late(news)),
             info = answer(asking) => Some(Event::Info(info)),
             found = looked(looking) => Some(Event::Looked(found)),
+            () = told(&mut sighted.telling) => Some(Event::Told),
             link = lessor.broker.link_change(link) => Some(Event::Link(link)),
             () = lessor.draining.cancelled(), if !*draining => Some(Event::Drain),
             () = lessor.books.place_freed(), if starved => Some(Event::Tick),
@@ -342,12 +350,17 @@ impl<B: Broker> FeedTask<B> {
         let now = clock::now();
         match event {
             Event::Command(command) => self.command(command, now),
-            Event::Arrived(News::Arrived) => self.arrived(now),
+            Event::Arrived(News::Arrived) => {
+                self.sighted.sure(now);
+                self.count(now);
+                self.arrived(now);
+            }
             Event::Arrived(News::Lost) => self.disconnected(now),
             Event::Arrived(News::Broken) => self.broke(now),
             Event::Late(news) => self.late(news, now),
             Event::Info(info) => self.learned(info, now)?,
             Event::Looked(found) => self.looked(&found, now),
+            Event::Told => self.told(now),
             Event::Link(link) => self.linked(link, now),
             Event::Drain => {
                 self.draining = true;
@@ -378,6 +391,7 @@ impl<B: Broker> FeedTask<B> {
             }
             Command::GiveBack(parcels) => self.take_back(parcels, now),
             Command::Doubt => self.unanswered(now),
+            Command::Heard(sighting, reply) => self.heard(sighting, reply, now),
             Command::Know(reply) => {
                 self.used_at = now;
                 self.curious.push(reply);
@@ -402,19 +416,5 @@ impl<B: Broker> FeedTask<B> {
             Link::Up(_) => self.unread.to_string(),
             Link::Down(why) | Link::Unfit(why) => why.to_string(),
         }
-    }
-}
-
-async fn next<I: Inbox>(inbox: &mut Option<I>, into: &mut Vec<Arrival>) -> News {
-    match inbox {
-        Some(inbox) => inbox.next(into).await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn answer(asking: &mut Option<Asking>) -> Result<ConsumerInfo, InfoError> {
-    match asking {
-        Some(asking) => asking.await,
-        None => std::future::pending().await,
     }
 }

@@ -69,6 +69,7 @@ struct Parts {
     deliveries: Part<Arc<Connection>>,
     settling: Part<Arc<Replies>>,
     epoch: u64,
+    heard: u64,
 }
 
 enum Part<T> {
@@ -196,7 +197,11 @@ impl Supervisor {
                 continue;
             };
             self.tasks.spawn(self.clone().read(replies.clone(), subscriber));
-            self.update(|parts| parts.settling = Part::Up(replies.clone()));
+            let overlaps = last.as_ref().is_some_and(|last| !last.connection.lost.is_cancelled());
+            self.update(|parts| {
+                parts.heard += u64::from(!overlaps);
+                parts.settling = Part::Up(replies.clone());
+            });
             if let Some(last) = last.take() {
                 self.tasks.spawn(self.clone().retire(last));
             }
@@ -337,6 +342,7 @@ impl Parts {
             (Part::Down(why), _) | (_, Part::Down(why)) => Link::Down(why.as_str().into()),
             (Part::Up(connection), Part::Up(_)) => Link::Up(Arc::new(Server {
                 epoch: self.epoch,
+                heard: self.heard,
                 id: connection.server_id.clone(),
                 version: connection.version.clone(),
             })),

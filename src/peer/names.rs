@@ -3,9 +3,13 @@
 
 use std::{
     collections::BTreeMap,
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
+use tokio::sync::RwLockReadGuard;
+
+use super::lock;
 use crate::{
     lease::{Found, Inheritance, LeaseId, Memories, Refusal},
     token::InstanceId,
@@ -24,6 +28,23 @@ pub enum Whose {
     Ended(Refusal),
     /// The one to ask: its owner, or who has taken that one's leases over from us.
     Elsewhere(InstanceId),
+}
+
+/// Our leases stay ours for as long as this is held.
+pub struct Still<'p> {
+    names: &'p Mutex<Names>,
+    _gate: RwLockReadGuard<'p, ()>,
+}
+
+impl<'p> Still<'p> {
+    pub(super) fn new(names: &'p Mutex<Names>, gate: RwLockReadGuard<'p, ()>) -> Self {
+        Self { names, _gate: gate }
+    }
+
+    /// Where the lease of that owner and number is.
+    pub fn whose(&self, owner: InstanceId, lease: LeaseId) -> Whose {
+        lock(self.names).whose(owner, lease)
+    }
 }
 
 #[derive(Debug)]

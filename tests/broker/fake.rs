@@ -117,7 +117,12 @@ pub fn info(ack_wait: Duration) -> ConsumerInfo {
 }
 
 pub fn up(epoch: u64) -> Link {
-    Link::Up(Arc::new(Server { epoch, id: "fake".into(), version: "2.15.1".into() }))
+    up_again(epoch, 1)
+}
+
+/// The same, where other replicas may have said something unheard.
+pub fn up_again(epoch: u64, heard: u64) -> Link {
+    Link::Up(Arc::new(Server { epoch, heard, id: "fake".into(), version: "2.15.1".into() }))
 }
 
 impl FakeBroker {
@@ -178,6 +183,11 @@ impl FakeBroker {
     /// Has another connection in place of the shared one, which serves on.
     pub fn replace_shared(&self) {
         self.state().replace_shared(&self.0.link);
+    }
+
+    /// Has another connection in place of the one over which replicas talk.
+    pub fn hear_anew(&self) {
+        self.0.link.send_replace(up_again(self.state().epoch, 2));
     }
 
     pub fn see(&self, sight: Sight) {

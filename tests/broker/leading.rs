@@ -324,3 +324,37 @@ async fn what_a_new_leader_has_delivered_is_not_held_against_it() {
     look().await;
     assert!(confirmed(&ack(&lessor, lease).await));
 }
+
+/// Other replicas may have told that the consumer was made anew while nobody was there to hear it.
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_did_not_hear_the_others_settles_nothing_before_it_has_looked() {
+    for made_anew in [false, true] {
+        let (broker, lessor) = start(1);
+        let lease = one(&broker, &lessor).await;
+        if made_anew {
+            broker.change(|info| info.as_mut().unwrap().created = "second".into());
+        }
+        broker.silence(true);
+        broker.hear_anew();
+        tokio::task::yield_now().await;
+        let doubted = ack(&lessor, lease).await;
+        assert!(matches!(doubted, Err(Error::Unavailable(_))), "{doubted:?}");
+        broker.silence(false);
+        let (told, took) = told_in_the_end(&lessor, lease).await;
+        assert_eq!(confirmed(&told), !made_anew, "{told:?}");
+        assert!(took < Duration::from_secs(5), "{took:?}");
+    }
+}
+
+/// Nobody but a reset makes the same leader count deliveries anew: what it had stored counts no more.
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_counts_anew_without_a_change_has_reset_its_consumer() {
+    let (broker, lessor) = start(1);
+    let (first, second) = (one(&broker, &lessor).await, one(&broker, &lessor).await);
+    broker.forget();
+    let third = one(&broker, &lessor).await;
+    for lease in [first, second] {
+        assert_eq!(ack(&lessor, lease).await, EXPIRED);
+    }
+    assert!(confirmed(&ack(&lessor, third).await));
+}

@@ -54,6 +54,8 @@ struct State {
     asked: u64,
     /// For the steps of hand-overs; everything else passes.
     rule: Rule,
+    /// The same for what replicas tell each other of consumers, by who is told.
+    sightings: Box<dyn FnMut(&str) -> Fate + Send>,
     /// All questions of hand-overs that were asked.
     record: Vec<(String, Bytes)>,
     keys: Arc<Keys>,
@@ -68,6 +70,7 @@ impl Net {
             waiting: HashMap::new(),
             asked: 0,
             rule: Box::new(|_| Fate::Pass),
+            sightings: Box::new(|_| Fate::Pass),
             record: Vec::new(),
             keys,
         };
@@ -76,6 +79,11 @@ impl Net {
 
     pub fn rule(&self, rule: impl FnMut(&Step) -> Fate + Send + 'static) {
         self.lock().rule = Box::new(rule);
+    }
+
+    /// What becomes of what a replica is told of consumers, by the subject of that.
+    pub fn sightings(&self, fate: impl FnMut(&str) -> Fate + Send + 'static) {
+        self.lock().sightings = Box::new(fate);
     }
 
     /// Says again, to whoever listens now, what was asked in hand-overs.
@@ -143,6 +151,9 @@ impl Bus for Linked {
             if let Some(step) = state.step(subject, &question) {
                 state.record.push((subject.to_owned(), question.clone()));
                 fate = (state.rule)(&step);
+            }
+            if subject.ends_with("sighting") {
+                fate = (state.sightings)(subject);
             }
             state.asked += 1;
             let (reply, (tell, answer)) = (format!("reply.{}", state.asked), oneshot::channel());

@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod anew;
 #[path = "../broker/fake.rs"]
 #[allow(dead_code, reason = "the contract suite uses the rest")]
 mod fake;
@@ -17,4 +18,5 @@ mod orphans;
 mod pair;
 mod rights;
 mod strangers;
+mod telling;
 mod versions;

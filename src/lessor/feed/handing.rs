@@ -17,6 +17,17 @@ use crate::{
 };
 
 impl<B: Broker> FeedTask<B> {
+    /// Takes in who else is about to join, so that one pull is for all of them: callers that were
+    /// answered together come back together.
+    pub(super) async fn gather(&mut self) {
+        if self.pump.waiters() > 0 {
+            tokio::task::yield_now().await;
+        }
+        while let Ok(command) = self.commands.try_recv() {
+            self.command(command, clock::now());
+        }
+    }
+
     pub(super) fn answer(
         &mut self,
         id: WaiterId,
@@ -99,6 +110,13 @@ impl<B: Broker> FeedTask<B> {
 
     /// Answers whoever is left, and those who join in the last moment.
     pub(super) fn finish(mut self, end: &Error) {
+        if self.sighted.contradicted() {
+            // Nobody is left to find out which of the two it is.
+            self.end_leases();
+        }
+        if self.held() > 0 {
+            self.facts.iter().cloned().for_each(|facts| self.lessor.leave(facts));
+        }
         self.commands.close();
         self.lessor.forget_feed(&self.name);
         // Nobody is left to end it.
@@ -109,12 +127,13 @@ impl<B: Broker> FeedTask<B> {
             let _ = curious.send(Err(end.clone()));
         }
         let mut unhanded = self.pump.take_parked();
+        unhanded.extend(self.take_kept_back());
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Join { reply, .. } => drop(reply.send(Err(end.clone()))),
                 Command::GiveBack(parcels) => unhanded.extend(parcels),
                 Command::Know(reply) => drop(reply.send(Err(end.clone()))),
-                Command::Leave(_) | Command::Doubt => {}
+                Command::Leave(_) | Command::Doubt | Command::Heard(..) => {}
             }
         }
         self.release(unhanded, now);

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{AWAY, FeedTask, INFO_RETRY, INFO_TIMEOUT, STEP, suspicion::Suspicion};
+use super::{AWAY, Asking, FeedTask, INFO_RETRY, INFO_TIMEOUT, STEP, suspicion::Suspicion};
 use crate::{
     broker::{Broker, ConsumerInfo, InfoError, Link},
     clock,
@@ -36,6 +36,9 @@ impl<B: Broker> FeedTask<B> {
         let epoch = server.epoch;
         self.move_on(now);
         let needed = self.learned_on != Some(epoch) || self.pump.waiters() > 0;
+        if self.must_look(now) {
+            self.ask_at = self.ask_at.min(now);
+        }
         if self.asking.is_none() && now >= self.ask_at {
             self.spared = !needed && self.held() == 0;
             if !self.spared {
@@ -76,6 +79,11 @@ impl<B: Broker> FeedTask<B> {
         if let Link::Up(server) = &link {
             if self.learned_on != Some(server.epoch) {
                 self.ask_at = now;
+            }
+            if !self.sighted.heard_on(server.heard) {
+                // It may have been made anew, and we were not there to be told.
+                self.facts.iter().for_each(|facts| _ = facts.lead.doubt());
+                (self.asking, self.ask_at) = (None, now);
             }
             let known = self.server.replace(server.id.clone());
             let replicated = self.facts.as_ref().is_some_and(|facts| facts.replicated);
@@ -118,21 +126,27 @@ impl<B: Broker> FeedTask<B> {
         if self.facts.as_ref().is_some_and(|facts| facts.created != info.created) {
             tracing::info!(consumer = %self.name, "it was made anew: the leases of the old one end");
             self.end_leases();
+            self.leading.forget();
             (self.suspicion, self.looking) = (Suspicion::none(), None);
         }
-        let known = self.facts.take();
+        // What is unsuitable now keeps the leases that it has.
+        let known = self.facts.clone();
         let id = known.as_ref().map_or_else(|| self.lessor.next_consumer(), |facts| facts.id);
         let mut facts = Facts::read(&self.name, id, &info)?;
         if let Some(known) = &known {
             facts.lead = known.lead.clone();
         }
         let facts = Arc::new(facts);
+        let first = known.is_none();
         if let Some(known) = known.filter(|known| **known != *facts) {
             self.retune(&known, &facts);
         }
         self.pump.set_limits(facts.limits());
         self.facts = Some(facts);
-        self.led_by(&info);
+        if first {
+            self.introduce(&info, now);
+        }
+        self.led_by(&info, now);
         if let Link::Up(server) = &self.link
             && !self.outdated()
         {
@@ -143,6 +157,7 @@ impl<B: Broker> FeedTask<B> {
             self.away_since = None;
         }
         self.ask_at = now + self.refresh();
+        self.answer_others(&info, now);
         self.tell_facts();
         Ok(())
     }
@@ -198,5 +213,13 @@ impl<B: Broker> FeedTask<B> {
         if let Some(facts) = &self.facts {
             self.lessor.in_steps(|table, after| table.distrust(facts.id, when, after, STEP));
         }
+    }
+}
+
+/// What INFO says, while it is asked.
+pub(super) async fn answer(asking: &mut Option<Asking>) -> Result<ConsumerInfo, InfoError> {
+    match asking {
+        Some(asking) => asking.await,
+        None => std::future::pending().await,
     }
 }

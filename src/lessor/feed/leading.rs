@@ -8,7 +8,8 @@
 //! leads. If it is another one, all leases are distrusted back to when the old one was last seen. So
 //! they are where the same one may have been away without that showing (no copies, or a server
 //! before 2.12) and somebody has missed it; and where INFO knows of fewer deliveries than before:
-//! those that it does not know are lost. Never decides about a lease itself.
+//! after a change those that it does not know are lost; without a change the consumer was reset, and
+//! all are void. Never decides about a lease itself.
 
 use std::time::Instant;
 
@@ -39,9 +40,19 @@ impl Leading {
         self.seen_at
     }
 
+    /// The highest delivery that is known, if `arrived` is the highest that has arrived.
+    pub(super) fn known(&self, arrived: u64) -> u64 {
+        arrived.max(self.delivered)
+    }
+
     /// `arrived`: the highest delivery that has.
     pub(super) fn asks(&mut self, arrived: u64, now: Instant) {
-        (self.known, self.asked_at) = (arrived.max(self.delivered), now);
+        (self.known, self.asked_at) = (self.known(arrived), now);
+    }
+
+    /// Deliveries are counted anew.
+    pub(super) fn forget(&mut self) {
+        (self.known, self.delivered) = (0, 0);
     }
 }
 
@@ -57,6 +68,7 @@ impl<B: Broker> FeedTask<B> {
     /// Nobody leads it at this moment, as far as can be seen.
     pub(super) fn missed(&mut self, now: Instant) {
         self.leading.missed = true;
+        self.sighted.unsure();
         self.ask_at = now;
         self.doubt(now);
     }
@@ -72,14 +84,14 @@ impl<B: Broker> FeedTask<B> {
     }
 
     /// INFO says who leads, and how much that remembers.
-    pub(super) fn led_by(&mut self, info: &ConsumerInfo) {
+    pub(super) fn led_by(&mut self, info: &ConsumerInfo, now: Instant) {
         let Leading { asked_at, seen_at, known, missed, .. } = self.leading;
         let delivered = info.delivered;
         self.leading = Leading { seen_at: asked_at, delivered, missed: false, ..self.leading };
         let Some(facts) = &self.facts else { return };
-        let another = facts.lead.pass_to(info.leader) != info.leader;
+        let changed = facts.lead.pass_to(info.leader) != info.leader;
         // That a server which is alone has started anew, its connection tells sooner.
-        let another = another && facts.is_led_elsewhere();
+        let another = changed && facts.is_led_elsewhere();
         let missed = missed && !facts.leader_shows;
         let forgotten = delivered < known;
         if another || missed || forgotten {
@@ -88,10 +100,16 @@ impl<B: Broker> FeedTask<B> {
             self.distrust(seen_at);
         }
         if forgotten {
-            let id = facts.id;
-            self.lessor.in_steps(|table, after| table.lose_after(id, delivered, after, STEP));
+            if changed {
+                // A server that crashed knows what it had stored: only what is newer is lost.
+                let id = facts.id;
+                self.lessor.in_steps(|table, after| table.lose_after(id, delivered, after, STEP));
+            } else {
+                self.reset(delivered, now);
+                self.leading.delivered = delivered;
+            }
             self.seen = (delivered, info.delivered_stream);
         }
-        facts.lead.be_sure();
+        self.facts.iter().for_each(|facts| facts.lead.be_sure());
     }
 }

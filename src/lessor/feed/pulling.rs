@@ -4,15 +4,10 @@ use std::time::{Duration, Instant};
 
 use super::FeedTask;
 use crate::{
-    broker::{Arrival, Broker, BrokerError, Delivery, End, Inbox as _, Pull},
+    broker::{Arrival, Broker, BrokerError, Delivery, End, Inbox, News, Pull},
     clock,
     lease::{LeaseId, Terms},
-    lessor::{
-        Error,
-        books::Hold,
-        facts::{Facts, encoded_size},
-        parcel::Parcel,
-    },
+    lessor::{Error, books::Hold, facts::Facts, parcel::Parcel},
     pump::{PullEnd, Step},
 };
 
@@ -25,7 +20,7 @@ impl<B: Broker> FeedTask<B> {
         loop {
             let now = clock::now();
             // While one connection is missing, or INFO is overdue, nothing new is pulled.
-            let pulls = self.up() && self.fresh(now) && !self.outdated();
+            let pulls = self.up() && self.fresh(now) && !self.outdated() && self.may_pull(now);
             let permits = if pulls { self.lessor.books.free() } else { 0 };
             let step = self.pump.step(now, permits);
             // One whose end was never told keeps no place either, and others may be waiting for it.
@@ -104,13 +99,10 @@ impl<B: Broker> FeedTask<B> {
             tracing::info!(%consumer, count, "delivered anew while leased: the older leases ended");
         }
         for (id, delivery) in granted {
-            let size = encoded_size(&delivery);
-            let parcel = Parcel { id, delivery, facts: facts.clone() };
-            let last_attempt = parcel.last_attempt();
-            self.pump.arrived(parcel, size, last_attempt, now);
+            self.hand_on(Parcel { id, delivery, facts: facts.clone() }, now);
         }
         for (no, end) in ends {
-            self.ended(no, end, now);
+            self.end_on(no, end, now);
         }
     }
 
@@ -169,6 +161,14 @@ impl<B: Broker> FeedTask<B> {
             (self.learned_on, self.ask_at) = (None, now);
         }
         self.pump.down(now);
+    }
+}
+
+/// What comes through the inbox, while there is one.
+pub(super) async fn next<I: Inbox>(inbox: &mut Option<I>, into: &mut Vec<Arrival>) -> News {
+    match inbox {
+        Some(inbox) => inbox.next(into).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -1,0 +1,136 @@
+//! What a replica sees of a consumer it tells the others before it hands out anything, and it waits
+//! for them: by order, on a bus that does as it is told.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use fetch_proxy::{
+    broker::Confirmation,
+    clock,
+    lease::LeaseId,
+    lessor::{Action, Ask, Error, Settled, Sighting},
+    token::new_key_line,
+};
+
+use crate::{
+    fake::{FakeBroker, info},
+    linked::{Fate, Member, Net, PATIENCE},
+};
+
+const ACK_WAIT: Duration = Duration::from_secs(60);
+/// What a replica waits for the others, at most.
+const BOUND: Duration = Duration::from_secs(1);
+
+async fn two() -> (Net, FakeBroker, [Member; 2]) {
+    let (net, keys) = Net::new(&new_key_line().unwrap());
+    let broker = FakeBroker::new(info(ACK_WAIT));
+    let one = Member::join(&net, &keys, &broker, 100).await;
+    let other = Member::join(&net, &keys, &broker, 100).await;
+    (net, broker, [one, other])
+}
+
+/// The consumer is deleted and made again; nothing is delivered of the new one.
+fn make_anew(broker: &FakeBroker) {
+    broker.change(|info| info.as_mut().unwrap().created = "second".into());
+    broker.forget();
+}
+
+async fn ack(member: &Member, lease: LeaseId) -> Result<Settled, Error> {
+    let ask = Ask { lease, action: Action::Ack };
+    let until = clock::now() + PATIENCE;
+    member.lessor.settle(vec![ask], Confirmation::Confirmed, until).await.pop().unwrap()
+}
+
+fn expired() -> Result<Settled, Error> {
+    Err(Error::LeaseExpired { forgotten: false })
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_handed_out_before_the_others_have_answered() {
+    let (net, broker, [owner, next]) = two().await;
+    let old = owner.leased(&broker, 2).await;
+    make_anew(&broker);
+    let late = BOUND / 2;
+    net.sightings(move |_| Fate::Late(late));
+    let began = clock::now();
+    let new = next.leased(&broker, 1).await;
+    assert!(clock::now() - began >= late, "{:?}", clock::now() - began);
+    assert_eq!(ack(&owner, old[0]).await, expired());
+    assert!(ack(&next, new[0]).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_does_not_answer_is_waited_for_for_a_second() {
+    let (net, broker, [owner, next]) = two().await;
+    owner.leased(&broker, 1).await;
+    make_anew(&broker);
+    net.sightings(|_| Fate::Lost);
+    let began = clock::now();
+    next.leased(&broker, 1).await;
+    let took = clock::now() - began;
+    // Once for the consumer, and once for its first delivery; beside that it gathers for a second.
+    assert!(took < BOUND * 4, "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_counted_anew_voids_the_leases_of_every_replica() {
+    let (_net, broker, [owner, next]) = two().await;
+    // It knows the consumer, and that nothing was delivered.
+    next.lessor.know(&broker.name(), clock::now() + PATIENCE).await.unwrap();
+    let old = owner.leased(&broker, 3).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    broker.forget();
+    let new = next.leased(&broker, 1).await;
+    for lease in old {
+        assert_eq!(ack(&owner, lease).await, expired());
+    }
+    assert!(ack(&next, new[0]).await.is_ok());
+    assert_eq!(broker.published().len(), 1);
+}
+
+/// The others are told once of a consumer, and not again for each Fetch.
+#[tokio::test(start_paused = true)]
+async fn a_consumer_that_stays_what_it_is_costs_no_more_words() {
+    let (net, broker, [one, _other]) = two().await;
+    let told = Arc::new(AtomicUsize::new(0));
+    let count = told.clone();
+    net.sightings(move |_| {
+        count.fetch_add(1, Ordering::Relaxed);
+        Fate::Pass
+    });
+    for _ in 0..5 {
+        for lease in one.leased(&broker, 3).await {
+            assert!(ack(&one, lease).await.is_ok());
+        }
+        tokio::time::sleep(Duration::from_secs(20)).await;
+    }
+    // The consumer, and its first delivery.
+    assert_eq!(told.load(Ordering::Relaxed), 2);
+}
+
+/// A consumer that cannot be used any more has no feed; what was leased of it is still watched over.
+#[tokio::test(start_paused = true)]
+async fn leases_whose_consumer_became_unsuitable_end_when_it_is_made_anew() {
+    let (_net, broker, [owner, _next]) = two().await;
+    let old = owner.leased(&broker, 1).await;
+    broker.change(|info| info.as_mut().unwrap().push = true);
+    // Long after the next look at it.
+    tokio::time::sleep(ACK_WAIT / 2).await;
+    broker.change(|info| info.as_mut().unwrap().push = false);
+    make_anew(&broker);
+    let sighting = Sighting {
+        name: broker.name(),
+        created: "second".into(),
+        delivered: 0,
+        began: false,
+        again: false,
+    };
+    owner.lessor.heard_of(sighting).await;
+    assert_eq!(ack(&owner, old[0]).await, expired());
+    assert!(broker.published().is_empty());
+}
