@@ -15,7 +15,10 @@ pub fn now() -> Instant {
 /// process: timestamps in answers and the `settle_by` inside tokens.
 #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the clock")]
 pub fn unix_time() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    // Ahead of what is real only where a test has paused time and let it pass: then this clock goes
+    // with it, or the two would drift apart. Otherwise nothing.
+    let ahead = now().saturating_duration_since(Instant::now());
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + ahead
 }
 
 /// Sleeps until `when`; for ever when there is no `when`.

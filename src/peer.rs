@@ -12,19 +12,22 @@
 //! settles nothing. What is asked and answered is for `grpc` to say: here it is bytes.
 
 mod beat;
+mod beside;
+mod clocks;
 mod handover;
 mod names;
 mod orphan;
 mod recent;
 mod roster;
 mod sighting;
+mod skew;
 mod standing;
 
 use std::{
     collections::BTreeSet,
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
@@ -35,12 +38,13 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
+    clocks::Clocks,
     handover::Prepared,
     names::Names,
     recent::Recent,
-    roster::{Roster, Tenure},
+    roster::Roster,
     sighting::{SIGHTING, next},
-    standing::{Service, Standing, Strangers, Us, decide},
+    standing::Service,
 };
 pub use self::{
     names::{Still, Whose},
@@ -94,6 +98,9 @@ pub struct Peers<B: Broker + Bus> {
     sightings: Mutex<Option<UnboundedReceiver<Telling>>>,
     roster: Mutex<Roster>,
     service: Mutex<Service>,
+    clocks: Mutex<Clocks>,
+    /// The uptime in our last beat.
+    beaten: AtomicU64,
     recent: Mutex<Recent>,
     /// There is news for the others, sooner than the next beat.
     speak: Notify,
@@ -143,6 +150,8 @@ impl<B: Broker + Bus> Peers<B> {
             prepared: Mutex::default(),
             roster: Mutex::default(),
             service: Mutex::default(),
+            clocks: Mutex::default(),
+            beaten: AtomicU64::new(0),
             recent: Mutex::default(),
             speak: Notify::new(),
             unopened: Seldom::default(),
@@ -249,70 +258,11 @@ impl<B: Broker + Bus> Peers<B> {
         self.tasks.wait().await;
     }
 
-    /// Why this replica should not serve beside those that are there; the reason is for people.
-    pub fn misfit(&self) -> Option<String> {
-        let (now, ours) = (clock::now(), self.key_ids());
-        let tenure = self.service().tenure(&ours);
-        let us = Us { keys: &ours, shared: self.keys.shared(), tenure };
-        let roster = self.roster();
-        let strangers = roster.strangers(&ours, now);
-        let kin = roster.kin(&ours, now).map(|(_, said)| said);
-        let Strangers { one, name, count } = match decide(us, kin, &strangers) {
-            Standing::Fine => return None,
-            Standing::Yields(strangers) => strangers,
-            Standing::Beside(Strangers { one, name, count }) => {
-                if self.strangers.may_say(now) {
-                    tracing::warn!(
-                        replica = %one,
-                        name,
-                        count,
-                        "a replica shares no token key with this one: tokens of either are not known \
-                         at the other"
-                    );
-                }
-                return None;
-            }
-        };
-        let cure = "give all the same file, or this one a --cluster of its own";
-        Some(if us.shared {
-            let more = if count > 1 { format!(" and {} more", count - 1) } else { String::new() };
-            format!(
-                "this replica shares no token key with replica {one} ({name}){more}, and yields; see \
-                 --token-key-file: {cure}"
-            )
-        } else {
-            format!(
-                "replica {one} ({name}) is there, and this one has no --token-key-file to share with \
-                 it: {cure}"
-            )
-        })
-    }
-
-    /// This replica serves, or does not; to be told at least once a second. Others are told.
-    pub fn serves(&self, serving: bool) {
-        let (now, keys) = (clock::now(), self.key_ids());
-        let established = |said: &roster::Said| said.tenure == Tenure::Established;
-        let vouched = self.roster().kin(&keys, now).any(|(_, said)| established(said));
-        let mut service = self.service();
-        let before = service.tenure(&keys);
-        service.observe(serving, vouched, &keys, now);
-        if service.tenure(&keys) != before {
-            self.speak.notify_one();
-        }
-    }
-
     /// Lets go of what has had its time.
     fn tidy(&self) {
         let now = clock::now();
         self.prepared().tidy(now);
-        for (replica, said) in self.roster().lost(now) {
-            let roster::Said { name, version, .. } = said;
-            if said.draining {
-                tracing::info!(%replica, name, version, "a replica has left");
-            } else {
-                tracing::warn!(%replica, name, version, "a replica is not heard any more");
-            }
-        }
+        self.tell_of_the_lost(now);
         self.keys.common(self.roster().common_keys(&self.key_ids(), now));
         let mut names = self.names();
         for (_, leases) in names.inherited() {
@@ -392,10 +342,6 @@ impl<B: Broker + Bus> Peers<B> {
 
     fn roster(&self) -> MutexGuard<'_, Roster> {
         lock(&self.roster)
-    }
-
-    fn service(&self) -> MutexGuard<'_, Service> {
-        lock(&self.service)
     }
 
     fn subject(&self, name: InstanceId, what: &str) -> String {

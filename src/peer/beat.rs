@@ -23,6 +23,8 @@ use crate::{
 const MEETING: Duration = Duration::from_millis(250);
 /// Keys of another replica that are looked at.
 const MOST_KEYS: usize = 64;
+/// Replicas whose clocks another replica doubts, that are looked at.
+const MOST_DOUBTED: usize = 64;
 /// Characters of another replica's name and version that are kept: a name of a pod has 63, and so has
 /// that of its host.
 const LONGEST_NAME: usize = 160;
@@ -37,23 +39,30 @@ impl<B: Broker + Bus> Peers<B> {
     }
 
     pub(super) async fn beat(&self) {
-        let (said, subject) = (self.said(), self.beat_subject());
+        let subject = self.beat_subject();
         let Ok(nonce) = nonce() else { return };
         let instance = Bytes::copy_from_slice(&self.us.0);
-        let keys: Vec<Bytes> = said.keys.iter().map(|key| Bytes::copy_from_slice(key)).collect();
+        let key_ids = self.key_ids();
+        let keys: Vec<Bytes> = key_ids.iter().map(|key| Bytes::copy_from_slice(key)).collect();
+        let (tenure, draining) = (self.service().tenure(&key_ids), self.lessor.is_draining());
         // To strangers a replica that leaves is as good as gone.
-        let outside = if said.draining { Tenure::Waiting } else { said.tenure };
-        let body = pb::BeatBody {
+        let outside = if draining { Tenure::Waiting } else { tenure };
+        let names = self.names().answered();
+        let mut body = pb::BeatBody {
             instance: instance.clone(),
             keys: keys.clone(),
-            names: said.names.iter().map(|name| Bytes::copy_from_slice(&name.0)).collect(),
-            version: said.version,
-            room: said.room,
-            draining: said.draining,
-            tenure: told(said.tenure).into(),
-            name: said.name.clone(),
-            uptime: said.uptime,
+            names: names.iter().map(|name| Bytes::copy_from_slice(&name.0)).collect(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            room: u64::from(self.lessor.room()),
+            draining,
+            tenure: told(tenure).into(),
+            name: self.name.clone(),
+            echoes: self.echoes(),
+            doubted: self.doubted(),
+            ..pb::BeatBody::default()
         };
+        // Last of all: the way is as long as it takes from here.
+        (body.uptime, body.sent) = self.stamp();
         let body = self.keys.sealer().seal_frame(&subject, &body.encode_to_vec(), nonce).into();
         let beat = pb::Beat {
             instance,
@@ -63,25 +72,10 @@ impl<B: Broker + Bus> Peers<B> {
             body,
             keyless: !self.keys.shared(),
             tenure: told(outside).into(),
-            name: said.name,
+            name: self.name.clone(),
         };
         let until = clock::now() + BEAT;
         self.lessor.broker().tell(&subject, beat.encode_to_vec().into(), until).await;
-    }
-
-    fn said(&self) -> Said {
-        let keys = self.key_ids();
-        let uptime = clock::now().duration_since(self.started.1).as_micros();
-        Said {
-            names: self.names().answered(),
-            tenure: self.service().tenure(&keys),
-            keys,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            name: self.name.clone(),
-            room: u64::from(self.lessor.room()),
-            draining: self.lessor.is_draining(),
-            uptime: u64::try_from(uptime).unwrap_or(u64::MAX),
-        }
     }
 
     pub(super) fn heard_beat(&self, message: &[u8]) {
@@ -99,13 +93,19 @@ impl<B: Broker + Bus> Peers<B> {
         };
         let body = pb::BeatBody::decode(&*body).ok();
         let Some(body) = body.filter(|body| body.instance == beat.instance) else { return };
-        let (said, mut roster) = (said(body), self.roster());
-        let (version, name) = (said.version.clone(), said.name.clone());
-        if roster.hear(from, said, now) == Heard::New {
+        let said = said(&body);
+        let heard = self.roster().hear(from, said.clone(), now);
+        if heard == Heard::Old {
+            return;
+        }
+        self.compare_clocks(from, &body, &said);
+        if heard == Heard::New {
+            let Said { name, version, .. } = said;
             tracing::info!(replica = %from, name, version, "a replica is heard of");
             // It wants to know of us, too.
             self.speak.notify_one();
         }
+        let roster = self.roster();
         let common = roster.common_keys(&self.key_ids(), now);
         drop(roster);
         self.keys.common(common);
@@ -117,7 +117,7 @@ impl<B: Broker + Bus> Peers<B> {
 }
 
 /// What a beat says that was sealed with a key of ours.
-fn said(body: pb::BeatBody) -> Said {
+fn said(body: &pb::BeatBody) -> Said {
     let tenure = tenure(body.tenure());
     Said {
         keys: keys(&body.keys),
@@ -128,6 +128,7 @@ fn said(body: pb::BeatBody) -> Said {
         room: body.room,
         draining: body.draining,
         uptime: body.uptime,
+        doubted: body.doubted.iter().take(MOST_DOUBTED).filter_map(id).collect(),
     }
 }
 

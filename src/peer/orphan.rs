@@ -10,15 +10,16 @@
 //!  Extend        not applied                                           LEASE_EXPIRED
 //! ```
 //! `settle_by` is the earlier of the lease's first end and JetStream's: before it nobody else can
-//! have the message, unless by another leader. Decides by the token and by what the consumer is
-//! now; knows no lease.
+//! have the message, unless by another leader. It is a time of day by the owner's clock: where that
+//! is known to be off from ours, nothing is applied. Decides by the token and by what the consumer
+//! is now; knows no lease.
 
 use std::{
     collections::HashMap,
     time::{Duration, Instant},
 };
 
-use super::Peers;
+use super::{Peers, skew::Left};
 use crate::{
     broker::{
         AckSubject, Broker, BrokerError, Confirmation, ConsumerInfo, ConsumerName, Denial,
@@ -30,8 +31,6 @@ use crate::{
     token::Claims,
 };
 
-/// The clocks of two replicas may differ by this much.
-const CLOCKS: Duration = Duration::from_millis(250);
 /// The largest margin between a lease's end and JetStream's.
 const MARGIN: Duration = Duration::from_secs(2);
 
@@ -59,8 +58,7 @@ impl<B: Broker + Bus> Peers<B> {
         let mut results = Vec::with_capacity(orphans.len());
         let (mut places, mut orders) = (Vec::new(), Vec::new());
         for (place, Orphan { claims, action }) in orphans.into_iter().enumerate() {
-            let left = Duration::from_millis(claims.settle_by).saturating_sub(clock::unix_time());
-            let verdict = self.judge(&claims, action, left, until, &mut consumers).await;
+            let verdict = self.judge(&claims, action, until, &mut consumers).await;
             results.push(match verdict {
                 Judged::Answer(answer) => answer,
                 Judged::Publish(order) => {
@@ -85,14 +83,15 @@ impl<B: Broker + Bus> Peers<B> {
         &self,
         claims: &Claims<'_>,
         action: Action,
-        left: Duration,
         until: Instant,
         consumers: &mut HashMap<ConsumerName, Now>,
     ) -> Judged {
         let expired = Some(Err(Error::LeaseExpired { forgotten: false }));
-        if left <= CLOCKS {
-            return Judged::Answer(expired);
-        }
+        let (left, margin) = match self.left(claims.owner, claims.settle_by) {
+            Left::Within { left, margin } if left > margin => (left, margin),
+            Left::Within { .. } | Left::Over => return Judged::Answer(expired),
+            Left::Unknown => return Judged::Answer(None),
+        };
         let verdict = match action {
             Action::Ack => Some(Verdict::Ack),
             Action::Term(reason) => Some(Verdict::Term(reason)),
@@ -102,7 +101,7 @@ impl<B: Broker + Bus> Peers<B> {
         };
         let ack = AckSubject((*claims.ack_subject).into());
         let Some((name, attempt)) = B::delivery_of(&ack) else { return Judged::Answer(expired) };
-        let by = clock::now() + left.saturating_sub(CLOCKS);
+        let by = clock::now() + left.saturating_sub(margin);
         if !consumers.contains_key(&name) {
             let now = self.look_at(&name, until).await;
             consumers.insert(name.clone(), now);

@@ -43,6 +43,8 @@ pub(super) struct Said {
     pub(super) draining: bool,
     /// Microseconds since it started; 0: it does not say it.
     pub(super) uptime: u64,
+    /// Replicas whose clocks are too far from its own.
+    pub(super) doubted: Vec<InstanceId>,
 }
 
 /// What somebody says of itself in the clear, who seals with no key of ours. Anybody can say it.
@@ -131,6 +133,15 @@ impl Roster {
         living.map(|(id, (_, said))| (*id, said))
     }
 
+    /// When each of those was heard last, and its uptime then.
+    pub(super) fn heard_at(
+        &self,
+        now: Instant,
+    ) -> impl Iterator<Item = (InstanceId, Instant, u64)> {
+        let living = self.kin.iter().filter(move |(_, (at, _))| is_living(*at, now));
+        living.map(|(id, (at, said))| (*id, *at, said.uptime))
+    }
+
     /// Those of them that share a key with us still.
     pub(super) fn kin(
         &self,
@@ -178,6 +189,7 @@ mod tests {
             room: 1,
             draining: false,
             uptime,
+            doubted: Vec::new(),
         }
     }
 

@@ -237,6 +237,7 @@ mod tests {
             room: 0,
             draining: false,
             uptime: 1,
+            doubted: Vec::new(),
         }
     }
 

@@ -105,6 +105,17 @@ impl Net {
         }
     }
 
+    /// What is said on this subject from now on, for somebody who is no member.
+    pub fn overhear(&self, who: InstanceId, subject: &str) -> mpsc::UnboundedReceiver<Heard> {
+        let (into, heard) = mpsc::unbounded_channel();
+        self.lock().ears.insert(who, (vec![subject.to_owned()], into));
+        heard
+    }
+
+    pub fn say(&self, subject: &str, message: &Bytes) {
+        self.lock().deliver(subject, message, None);
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap()
     }

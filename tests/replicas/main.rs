@@ -17,6 +17,7 @@ mod moving;
 mod orphans;
 mod pair;
 mod rights;
+mod skew;
 mod strangers;
 mod telling;
 mod versions;
