@@ -1,6 +1,6 @@
 //! Wires the rooms together, and takes them down in order: the only place that knows them all.
 //!
-//! Drain, on SIGTERM or SIGINT, each step once and in this order:
+//! Drain, on SIGTERM, SIGINT or SIGHUP, each step once and in this order:
 //! 1. health says NOT_SERVING, and everything is served on for the drain delay, so that whoever
 //!    balances the load has heard of it;
 //! 2. new Fetch calls are refused, open ones return when their pull has ended;
@@ -9,7 +9,8 @@
 //! 4. no more connections, and GOAWAY on those that are open; calls under way end;
 //! 5. the lessor's tasks end, what is on its way to NATS is flushed.
 //!
-//! Steps 2 to 4 together take at most the drain timeout. A second signal ends the process at once.
+//! Steps 2 to 4 together take at most the drain timeout. A second signal ends the process at once, if it
+//! is not one with the first: supervisors signal a process and its group, within a moment.
 
 use std::{
     fs,
@@ -48,6 +49,9 @@ use crate::{
 /// What is under way may take this long at the very end; so may questions of other replicas, then
 /// flushing to NATS, then those who still ask for health.
 const FLUSH: Duration = Duration::from_secs(2);
+
+/// Signals that come closer than this to the first are one with it.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// Handing leases over takes no longer than this.
 const HANDOVER: Duration = Duration::from_secs(10);
@@ -128,11 +132,12 @@ pub async fn run(config: Serve, ready: impl FnOnce(Bound)) -> Result<(), AppErro
         never = follow(&lessor, &peers, &health, readiness, || ready(bound)) => match never {},
         () = signals.next() => {}
     }
+    let told_at = clock::now();
     let (lessor, delay) = (&lessor, config.drain_delay);
     let drain = Drain { lessor, peers: &peers, health: &health, stop_grpc, delay };
     tokio::select! {
         () = drain.run(clock::now() + config.drain_delay + config.drain_timeout, &mut listeners) => {}
-        () = signals.next() => {
+        () = signals.next_after(told_at + MOMENT) => {
             tracing::warn!("second signal: ending at once");
             return Ok(());
         }
@@ -305,10 +310,12 @@ fn why_ended(ended: Option<Result<Result<(), ContractError>, JoinError>>) -> App
     }
 }
 
-/// SIGTERM and SIGINT alike.
+/// SIGTERM, SIGINT and SIGHUP alike.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// Not where whoever started us has switched it off, as `nohup` does.
+    hang_up: Option<Signal>,
 }
 
 impl Signals {
@@ -316,6 +323,10 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hang_up: match ignores_hang_up() {
+                true => None,
+                false => Some(signal(SignalKind::hangup())?),
+            },
         })
     }
 
@@ -323,6 +334,31 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+            () = received(&mut self.hang_up) => {}
         }
     }
+
+    /// The first that does not come before `when`.
+    async fn next_after(&mut self, when: Instant) {
+        self.next().await;
+        while clock::now() < when {
+            self.next().await;
+        }
+    }
+}
+
+async fn received(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether this process was started with SIGHUP switched off. Where there is no /proc, it was not.
+fn ignores_hang_up() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    // The lowest bit is signal 1.
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    ignored.is_some_and(|mask| mask & 1 == 1)
 }

@@ -5,8 +5,9 @@
 
 mod args;
 mod hand;
+mod values;
 
-use std::{env, fs, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{env, fs, io, net::SocketAddr, path::PathBuf, time::Duration};
 
 use self::args::{DrainArgs, LimitArgs, ListenArgs, NatsArgs, ServeArgs};
 pub use self::{
@@ -71,7 +72,7 @@ pub enum ConfigError {
         /// Which.
         path: PathBuf,
         /// Why.
-        error: std::io::Error,
+        error: io::Error,
     },
     /// There are no token keys.
     #[error("--token-key-file: {0}")]
@@ -102,16 +103,6 @@ impl Serve {
         if max_lease < SHORTEST_LEASE {
             return invalid("--max-lease must be at least 1s");
         }
-        for (flag, count) in [
-            ("--max-leases", max_leases),
-            ("--max-waiters", max_waiters),
-            ("--max-calls", max_calls),
-            ("--max-connections", max_connections),
-        ] {
-            if count == 0 {
-                return invalid(format!("{flag} must be at least 1"));
-            }
-        }
         for (flag, bytes, least) in [
             ("--max-request-bytes", max_request_bytes, LEAST_REQUEST_BYTES),
             ("--max-answer-bytes", max_answer_bytes, LEAST_ANSWER_BYTES),
@@ -126,6 +117,9 @@ impl Serve {
         let bad = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '.' | '*' | '>');
         if cluster.is_empty() || cluster.len() > LONGEST_CLUSTER || cluster.contains(bad) {
             return invalid("--cluster must be one token of a NATS subject, 64 bytes at most");
+        }
+        if let Some(folder) = ports_file.as_ref().filter(|file| file.is_dir()) {
+            return invalid(format!("--ports-file: {} is a folder", folder.display()));
         }
         Ok(Self {
             listen,
@@ -153,13 +147,18 @@ fn settings(args: NatsArgs) -> Result<Settings, ConfigError> {
     let NatsArgs { nats_url, creds, user, nkey, ca, cert, key, js_domain, inbox_prefix } = args;
     let servers = parse_servers(&nats_url)
         // Not the URL itself: a password may be in it.
-        .map_err(|error| ConfigError::Invalid(format!("--nats-url: {error}")))?;
-    let auth = match (creds, user.map(one_line), secret("NATS_TOKEN"), nkey) {
+        .map_err(|error| ConfigError::Invalid(format!("--nats-url or NATS_URL: {error}")))?;
+    let (user, password) = (user.map(one_line), secret("NATS_PASSWORD"));
+    if user.as_ref().is_some_and(String::is_empty) {
+        return invalid("--nats-user or NATS_USER: the name is empty");
+    }
+    if user.is_none() && password.is_some() {
+        return invalid("NATS_PASSWORD is set, and no user: --nats-user or NATS_USER names one");
+    }
+    let auth = match (creds, user, secret("NATS_TOKEN"), nkey) {
         (None, None, None, None) => Auth::None,
         (Some(creds), None, None, None) => Auth::Credentials(readable("--nats-creds", creds)?),
-        (None, Some(user), None, None) => {
-            Auth::User(user, secret("NATS_PASSWORD").unwrap_or_default())
-        }
+        (None, Some(user), None, None) => Auth::User(user, password.unwrap_or_default()),
         (None, None, Some(token), None) => Auth::Token(token),
         (None, None, None, Some(nkey)) => Auth::Nkey(readable("--nats-nkey", nkey)?),
         _ => return invalid("only one of NATS credentials, user, token and nkey may be given"),
@@ -202,7 +201,13 @@ fn one_line(value: String) -> String {
 
 /// Files for NATS are read anew for each connection, but a wrong path is said at once.
 fn readable(what: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
-    match fs::File::open(&path) {
+    // Before it is opened: to open a pipe waits for whoever writes to it.
+    let opened = fs::metadata(&path).and_then(|found| match found.file_type() {
+        kind if kind.is_dir() => Err(io::Error::other("it is a folder")),
+        kind if !kind.is_file() => Err(io::Error::other("it is no regular file")),
+        _ => fs::File::open(&path),
+    });
+    match opened {
         Ok(_) => Ok(path),
         Err(error) => Err(ConfigError::Unreadable { what, path, error }),
     }
@@ -246,6 +251,13 @@ mod tests {
             (&["--max-lease", "500ms"], "at least 1s"),
             (&["--max-request-bytes", "1000"], "at least 8388608"),
             (&["--max-answer-bytes", "1000"], "at least 33554432"),
+            (&["--max-lease", "367d"], "at most 366 days"),
+            (&["--nats-url", ""], "no server is named"),
+            (&["--nats-url", "nats://a,"], "no server is named"),
+            (&["--nats-user", ""], "the name is empty"),
+            (&["--nats-creds", "/"], "cannot read /: it is a folder"),
+            (&["--nats-nkey", "/dev/null"], "cannot read /dev/null: it is no regular file"),
+            (&["--ports-file", "/"], "/ is a folder"),
             (&["--cluster", "a.b"], "one token"),
             (&["--inbox-prefix", "a.*"], "without wildcards"),
             (&["--nats-url", "nats://u:hunter2@:x"], "--nats-url"),
@@ -255,6 +267,45 @@ mod tests {
             let error = load(flags).unwrap_err();
             assert!(error.contains(said) && !error.contains("hunter2"), "{flags:?}: {error}");
         }
+    }
+
+    /// Every number and every time of every command, by the name of its value.
+    #[test]
+    fn no_number_and_no_time_is_taken_that_could_overflow() {
+        use clap::CommandFactory as _;
+        let mut seen = 0;
+        for command in Cli::command().get_subcommands() {
+            let needed: &[&str] = match command.get_name() {
+                "fetch" => &["S", "c"],
+                "ack" | "nak" | "term" | "extend" => &["TOKEN"],
+                _ => &[],
+            };
+            for argument in command.get_arguments() {
+                let names = argument.get_value_names().unwrap_or_default();
+                let name = names.first().map_or("", |name| name.as_str());
+                let wrong: &[&str] = match name {
+                    "TIME" => &["367d", "584942417355y", "18446744073709551615s", "9e9s", "-1s"],
+                    "COUNT" => {
+                        &["100000001", "18446744073709551615", "18446744073709551616", "-1", "1.5"]
+                    }
+                    "BYTES" => {
+                        &["1099511627777", "18446744073709551615", "18446744073709551616", "-1"]
+                    }
+                    _ => continue,
+                };
+                seen += 1;
+                let flag = format!("--{}", argument.get_long().unwrap());
+                for value in wrong {
+                    let typed = format!("{flag}={value}");
+                    let typed = [&["fetch-proxy", command.get_name(), &*typed], needed].concat();
+                    let error = Cli::try_parse_from(&typed).unwrap_err();
+                    let said = error.to_string();
+                    assert!(said.contains(&flag), "{typed:?}: {said}");
+                    assert_eq!(error.exit_code(), 2, "{typed:?}: {said}");
+                }
+            }
+        }
+        assert!(seen > 14, "only {seen} are found: the walk is broken");
     }
 
     #[test]

@@ -141,7 +141,7 @@ fn shown((text, well): (String, bool)) -> Outcome<u8> {
 async fn develop(args: DevArgs) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let server =
         dev::PrivateServer::start(args.nats_server.as_deref(), args.store_dir.as_deref()).await?;
-    dev::fill(&server, args.samples).await?;
+    dev::fill(&server, args.samples as usize).await?;
     let serve = Serve::load(args.serve(server.url())?)?;
     let nats = server.url().to_owned();
     let hints = |bound: app::Bound| {

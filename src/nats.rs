@@ -81,6 +81,9 @@ impl Settings {
 /// # Errors
 /// What is wrong with one of them, for people.
 pub fn parse_servers(urls: &str) -> Result<Vec<ServerAddr>, String> {
+    if urls.split(',').any(|url| url.trim().is_empty()) {
+        return Err("no server is named, or nothing stands before or behind a comma".to_owned());
+    }
     let servers = urls.split(',').map(|url| url.trim().parse::<ServerAddr>());
     let servers: Vec<_> = servers.collect::<Result<_, _>>().map_err(|error| error.to_string())?;
     // The library would take these for plain TCP, and skip TLS.

@@ -19,6 +19,9 @@ use crate::config::{LogArgs, LogFormat};
 /// Libraries that log, by `cargo tree -i tracing`. What they find worth a warning, a connection that
 /// was lost or a peer that misbehaves, is said here by whom it concerns, or is no concern.
 const QUIET: &str = "async_nats=off,h2=off,hyper_util=off,tonic=off,tower=off";
+/// The words that are a level, beside the libraries that a filter may name without one.
+const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
+
 /// At the end, lines that are not written yet get this long: a log that nobody reads holds up no end.
 const LAST_LINES: Duration = Duration::from_secs(1);
 /// The same for a panic, which may be the last that this process does.
@@ -31,7 +34,7 @@ pub struct Log(Queue);
 /// Why there is no log.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// The filter cannot be read.
+    /// The filter cannot be read, or would silence everything by a word that is no level.
     #[error("{0}: {1}")]
     Filter(&'static str, String),
     /// The system gives no thread, or no file, for it.
@@ -47,8 +50,10 @@ impl Log {
     pub fn start(args: &LogArgs) -> Result<Self, LogError> {
         let (name, typed) = match std::env::var("RUST_LOG") {
             Ok(filter) if !filter.is_empty() => ("RUST_LOG", filter),
-            _ => ("--log-level", format!("{QUIET},{}", args.log_level)),
+            _ => ("--log-level", args.log_level.clone()),
         };
+        check(&typed).map_err(|why| LogError::Filter(name, why))?;
+        let typed = if name == "RUST_LOG" { typed } else { format!("{QUIET},{typed}") };
         let filter = EnvFilter::try_new(&typed);
         let filter = filter.map_err(|error| LogError::Filter(name, error.to_string()))?;
         let terminal = io::stderr().is_terminal();
@@ -82,8 +87,56 @@ impl Log {
     }
 }
 
+/// A word that is no level would be taken for the name of a library, and all others be silent.
+///
+/// # Errors
+/// Which word that is, and what it could be, for people.
+fn check(filter: &str) -> Result<(), String> {
+    let library = |word: &str| {
+        let quiet = QUIET.split(',').filter_map(|one| one.split('=').next());
+        word.starts_with("fetch_proxy") || quiet.into_iter().any(|known| word.starts_with(known))
+    };
+    let level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
+    for word in filter.split(',').map(str::trim) {
+        if !(word.contains(['=', '[']) || level(word) || library(word)) {
+            return Err(format!(
+                "`{word}` is no level: error, warn, info, debug or trace; off is none at all, and \
+                 filters look like info,h2=debug"
+            ));
+        }
+    }
+    Ok(())
+}
+
 impl Drop for Log {
     fn drop(&mut self) {
         self.0.close(LAST_LINES);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_that_is_no_level_is_refused_and_filters_are_not() {
+        for filter in [
+            "info",
+            "WARN",
+            "off",
+            "info,h2=debug",
+            "h2",
+            "fetch_proxy::nats",
+            "debug, tower=off",
+            "fetch_proxy[span]=info",
+        ] {
+            assert_eq!(check(filter), Ok(()), "{filter}");
+        }
+        for filter in ["warning", "err", "infoo", "", "info,", "verbose,h2=debug", "3"] {
+            let why = check(filter).unwrap_err();
+            for level in LEVELS {
+                assert!(why.contains(level), "{filter}: {why}");
+            }
+        }
     }
 }

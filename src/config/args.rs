@@ -8,7 +8,10 @@ use std::{
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use super::hand::{AckArgs, ExtendArgs, FetchArgs, NakArgs, TermArgs};
+use super::{
+    hand::{AckArgs, ExtendArgs, FetchArgs, NakArgs, TermArgs},
+    values,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -139,11 +142,11 @@ pub(super) struct ListenArgs {
 pub(super) struct DrainArgs {
     /// On SIGTERM, serve on for this long after health has said NOT_SERVING.
     #[arg(long, env = "FETCH_PROXY_DRAIN_DELAY", default_value = "5s", value_name = "TIME",
-          value_parser = humantime::parse_duration)]
+          value_parser = values::time)]
     pub(super) drain_delay: Duration,
     /// After that, wait this long for open calls to end and for leases to be settled.
     #[arg(long, env = "FETCH_PROXY_DRAIN_TIMEOUT", default_value = "20s", value_name = "TIME",
-          value_parser = humantime::parse_duration)]
+          value_parser = values::time)]
     pub(super) drain_timeout: Duration,
 }
 
@@ -197,23 +200,27 @@ pub(super) struct NatsArgs {
 pub(super) struct LimitArgs {
     /// Longest lease; one that is longer is lowered to this, also where it is the ack wait.
     #[arg(long, env = "FETCH_PROXY_MAX_LEASE", default_value = "1h", value_name = "TIME",
-          value_parser = humantime::parse_duration)]
+          value_parser = values::time)]
     pub(super) max_lease: Duration,
     /// Messages leased at once, by all clients together; about 400 bytes each.
-    #[arg(long, env = "FETCH_PROXY_MAX_LEASES", default_value_t = 100_000, value_name = "COUNT")]
+    #[arg(long, env = "FETCH_PROXY_MAX_LEASES", default_value_t = 100_000, value_name = "COUNT",
+          value_parser = values::count)]
     pub(super) max_leases: usize,
     /// Fetch calls open at once.
-    #[arg(long, env = "FETCH_PROXY_MAX_WAITERS", default_value_t = 10_000, value_name = "COUNT")]
+    #[arg(long, env = "FETCH_PROXY_MAX_WAITERS", default_value_t = 10_000, value_name = "COUNT",
+          value_parser = values::count)]
     pub(super) max_waiters: usize,
     /// Calls under way at once, of all kinds.
-    #[arg(long, env = "FETCH_PROXY_MAX_CALLS", default_value_t = 20_000, value_name = "COUNT")]
+    #[arg(long, env = "FETCH_PROXY_MAX_CALLS", default_value_t = 20_000, value_name = "COUNT",
+          value_parser = values::count)]
     pub(super) max_calls: usize,
     /// Bytes of requests that are being read or worked on, of all clients together.
     #[arg(
         long,
         env = "FETCH_PROXY_MAX_REQUEST_BYTES",
         default_value_t = 32 * 1024 * 1024,
-        value_name = "BYTES"
+        value_name = "BYTES",
+        value_parser = values::bytes
     )]
     pub(super) max_request_bytes: usize,
     /// Bytes of memory for answers that their clients have not read yet; an answer takes twice its
@@ -222,7 +229,8 @@ pub(super) struct LimitArgs {
         long,
         env = "FETCH_PROXY_MAX_ANSWER_BYTES",
         default_value_t = 96 * 1024 * 1024,
-        value_name = "BYTES"
+        value_name = "BYTES",
+        value_parser = values::bytes
     )]
     pub(super) max_answer_bytes: usize,
     /// Connections of clients open at once; each takes a file descriptor.
@@ -230,17 +238,18 @@ pub(super) struct LimitArgs {
         long,
         env = "FETCH_PROXY_MAX_CONNECTIONS",
         default_value_t = 10_000,
-        value_name = "COUNT"
+        value_name = "COUNT",
+        value_parser = values::count
     )]
     pub(super) max_connections: usize,
     /// Ask a client to connect anew after this, give or take a tenth, so that clients spread over
     /// the replicas; no call is lost by it. 0s: never.
     #[arg(long, env = "FETCH_PROXY_MAX_CONNECTION_AGE", default_value = "10m", value_name = "TIME",
-          value_parser = humantime::parse_duration)]
+          value_parser = values::time)]
     pub(super) max_connection_age: Duration,
     /// Longest wait for JetStream to confirm a settlement.
     #[arg(long, env = "FETCH_PROXY_SETTLE_TIMEOUT", default_value = "5s", value_name = "TIME",
-          value_parser = humantime::parse_duration)]
+          value_parser = values::time)]
     pub(super) settle_timeout: Duration,
 }
 
@@ -251,7 +260,8 @@ pub struct LogArgs {
     /// How log lines look; auto is text on a terminal and json elsewhere.
     #[arg(long, env = "FETCH_PROXY_LOG_FORMAT", default_value = "auto", value_name = "FORMAT")]
     pub log_format: LogFormat,
-    /// What is logged: a level, or filters as RUST_LOG has them, which goes before this.
+    /// What is logged: error, warn, info, debug, trace, or off; or filters like info,h2=debug, as
+    /// RUST_LOG has them, which goes before this.
     #[arg(long, env = "FETCH_PROXY_LOG_LEVEL", default_value = "info", value_name = "FILTER")]
     pub log_level: String,
 }
@@ -279,8 +289,9 @@ pub struct DevArgs {
     #[arg(long, env = "FETCH_PROXY_STORE_DIR", value_name = "DIR")]
     pub store_dir: Option<PathBuf>,
     /// Sample messages to publish.
-    #[arg(long, default_value_t = 10, value_name = "COUNT")]
-    pub samples: usize,
+    #[arg(long, default_value_t = 10, value_name = "COUNT",
+          value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub samples: u32,
     /// The grpcurl that the printed lines name [default: grpcurl]
     #[arg(long, env = "FETCH_PROXY_GRPCURL", value_name = "FILE")]
     pub grpcurl: Option<PathBuf>,
@@ -331,7 +342,7 @@ pub struct ProbeArgs {
     #[arg(long, default_value = "", value_name = "NAME")]
     pub service: String,
     /// Give up after this; until then, ask again where nobody is.
-    #[arg(long, default_value = "3s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "3s", value_name = "TIME", value_parser = values::time)]
     pub timeout: Duration,
 }
 

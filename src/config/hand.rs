@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+use super::values;
+
 const TAKE: &str = "\
 Example:
   fetch-proxy fetch ORDERS worker -n 3 --lease 5m
@@ -42,13 +44,14 @@ pub struct FetchArgs {
     /// A pull consumer of it.
     pub consumer: String,
     /// Most messages to take, 1000 at most.
-    #[arg(short, long = "count", default_value_t = 1, value_name = "COUNT")]
+    #[arg(short, long = "count", default_value_t = 1, value_name = "COUNT",
+          value_parser = clap::value_parser!(u32).range(1..=values::MOST as i64))]
     pub n: u32,
     /// How long to wait for a first message.
-    #[arg(long, default_value = "5s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "5s", value_name = "TIME", value_parser = values::time)]
     pub max_wait: Duration,
     /// How long they are yours; unset: about as long as the consumer's ack wait.
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = values::time)]
     pub lease: Option<Duration>,
     /// How payloads are checked. What fails `text` or `json` is terminated.
     #[arg(long, default_value = "auto", value_name = "CODEC")]
@@ -84,7 +87,7 @@ pub struct NakArgs {
     #[command(flatten)]
     pub ack: AckArgs,
     /// Not before this; unset: at once.
-    #[arg(long, default_value = "0s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "0s", value_name = "TIME", value_parser = values::time)]
     pub delay: Duration,
 }
 
@@ -106,6 +109,6 @@ pub struct ExtendArgs {
     #[command(flatten)]
     pub ack: AckArgs,
     /// They end this long from now; unset, each lasts for as long as it was granted.
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = values::time)]
     pub lease: Option<Duration>,
 }

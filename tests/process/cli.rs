@@ -2,7 +2,14 @@
 
 use std::process::{Command, Output};
 
-use crate::support::{nats_server::NatsServer, proxy::Proxy};
+use crate::{
+    identity::fetches_and_acks,
+    support::{
+        jetstream::{Fixture, config},
+        nats_server::NatsServer,
+        proxy::Proxy,
+    },
+};
 
 fn run(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_fetch-proxy")).args(arguments).output().unwrap()
@@ -57,6 +64,13 @@ fn what_is_wrong_ends_with_code_2_and_one_clear_line() {
         (&["serve", "--token-key-file", "/nowhere/keys"], "cannot read /nowhere/keys"),
         (&["serve", "--nats-cert", "/dev/null"], "--nats-cert and --nats-key go together"),
         (&["serve", "--log-level", "=="], "--log-level"),
+        (&["serve", "--log-level", "warning"], "error, warn, info, debug or trace"),
+        (&["dev", "--log-level", "infoo"], "`infoo` is no level"),
+        (&["serve", "--max-leases", "18446744073709551615"], "at most 100000000"),
+        (&["serve", "--drain-timeout", "100000000000y"], "--drain-timeout"),
+        (&["probe", "--timeout", "100000000000y"], "--timeout"),
+        (&["fetch", "S", "c", "--max-wait", "100000000000y"], "--max-wait"),
+        (&["serve", "--nats-url", ""], "no server is named"),
         (&["serve", "--frobnicate"], "--frobnicate"),
         (&["serve", "--nats-password", "hunter2"], "--nats-password"),
         (&[], "Usage"),
@@ -66,6 +80,82 @@ fn what_is_wrong_ends_with_code_2_and_one_clear_line() {
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
         assert!(stderr.contains(said), "{arguments:?}: {stderr}");
     }
+}
+
+/// A variable is a flag by another name: what is wrong with one is wrong with the other.
+#[test]
+fn what_is_wrong_in_a_variable_ends_with_code_2_and_one_clear_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let (folder, pipe) = (folder.path().to_str().unwrap(), pipe.to_str().unwrap());
+    for (variables, said) in [
+        (&[("NATS_URL", "")][..], "no server is named"),
+        (&[("NATS_PASSWORD", "hunter2")], "NATS_PASSWORD is set, and no user"),
+        (&[("NATS_USER", ""), ("NATS_PASSWORD", "hunter2")], "the name is empty"),
+        (&[("NATS_CREDS", folder)], "it is a folder"),
+        (&[("NATS_CREDS", pipe)], "it is no regular file"),
+        (&[("NATS_NKEY", pipe)], "it is no regular file"),
+        (&[("NATS_CA", pipe)], "it is no regular file"),
+        (&[("FETCH_PROXY_LOG_LEVEL", "warning")], "error, warn, info, debug or trace"),
+        (&[("RUST_LOG", "warning")], "RUST_LOG: `warning` is no level"),
+        (&[("FETCH_PROXY_MAX_LEASES", "18446744073709551615")], "at most 100000000"),
+        (&[("FETCH_PROXY_MAX_LEASE", "100000000000y")], "--max-lease"),
+        (&[("FETCH_PROXY_PORTS_FILE", folder)], "is a folder"),
+        (&[("FETCH_PROXY_CLUSTER", "a b")], "--cluster"),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_fetch-proxy"))
+            .args(["serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"])
+            .env_remove("RUST_LOG")
+            .envs(variables.iter().copied())
+            .output()
+            .unwrap();
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{variables:?}: {stderr}");
+        let whole = stderr.contains(said) && !stderr.contains("hunter2");
+        assert!(whole, "{variables:?}: {stderr}");
+    }
+}
+
+#[tokio::test]
+async fn with_the_largest_of_every_number_and_time_it_serves() {
+    let (most, longest) = ("100000000", "366d");
+    let counts = ["--max-leases", "--max-waiters", "--max-calls", "--max-connections"];
+    let times = [
+        "--max-lease",
+        "--max-connection-age",
+        "--settle-timeout",
+        "--drain-delay",
+        "--drain-timeout",
+    ];
+    let flags = counts.iter().flat_map(|flag| [*flag, most]);
+    let bytes = ["--max-request-bytes", "--max-answer-bytes"];
+    let flags = flags.chain(bytes.iter().flat_map(|flag| [*flag, "1099511627776"]));
+    let flags: Vec<&str> = flags.chain(times.iter().flat_map(|flag| [*flag, longest])).collect();
+    let fixture = Fixture::new(config()).await;
+    fixture.publish("n", "x").await;
+    let proxy = Proxy::start(NatsServer::shared(), &flags);
+    fetches_and_acks(&proxy, &fixture).await;
+    let by_hand = run(&[
+        "fetch",
+        &fixture.stream,
+        &fixture.consumer,
+        "--addr",
+        &proxy.grpc,
+        "--max-wait",
+        "366d",
+        "-n",
+        most,
+        "--lease",
+        "366d",
+    ]);
+    assert!(by_hand.status.success(), "{}", text(&by_hand.stderr));
+    proxy.signal("TERM");
+    crate::support::eventually("the drain", || async {
+        proxy.log().contains("draining").then_some(())
+    })
+    .await;
+    assert!(!proxy.log().contains("panicked"), "{}", proxy.log());
 }
 
 #[test]

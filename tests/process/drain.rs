@@ -1,6 +1,9 @@
 //! What a SIGTERM does, step by step, and a second one.
 
-use std::time::{Duration, Instant};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use async_nats::jetstream::consumer::pull;
 use fetch_proxy::pb::{self, Confirmation, settlement::Action};
@@ -30,7 +33,7 @@ async fn draining(proxy: &Proxy) {
 
 #[tokio::test]
 async fn an_idle_proxy_ends_with_code_0() {
-    for signal in ["TERM", "INT"] {
+    for signal in ["TERM", "INT", "HUP"] {
         let mut proxy = Proxy::start(NatsServer::shared(), &PATIENT);
         proxy.signal(signal);
         assert!(proxy.wait().await.success(), "{}", proxy.log());
@@ -299,10 +302,53 @@ async fn while_nats_hangs_a_drain_ends_within_ten_seconds_after_its_timeout() {
 async fn a_second_signal_ends_at_once() {
     let mut proxy = Proxy::start(NatsServer::shared(), &["--drain-delay", "60s"]);
     draining(&proxy).await;
-    proxy.signal("TERM");
+    // Within a second of the first it is one with it.
+    eventually("the end", || async {
+        proxy.signal("TERM");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        proxy.log().contains("second signal").then_some(())
+    })
+    .await;
     // Within the bound of `wait`, far below the delay.
     proxy.wait().await;
-    assert!(proxy.log().contains("second signal"));
+}
+
+/// As supervisors do that signal a process, and then its group.
+#[tokio::test]
+async fn signals_in_one_moment_are_one() {
+    let mut proxy = Proxy::start(NatsServer::shared(), &["--drain-delay", "2s"]);
+    proxy.ready().await;
+    let pid = proxy.pid();
+    let both =
+        format!("kill -s TERM {pid}; kill -s INT {pid}; kill -s HUP {pid}; kill -s TERM {pid}");
+    assert!(Command::new("sh").args(["-c", &both]).status().unwrap().success());
+    assert!(proxy.wait().await.success(), "{}", proxy.log());
+    assert!(proxy.log().contains("\"drained\""), "{}", proxy.log());
+    assert!(!proxy.log().contains("second signal"), "{}", proxy.log());
+}
+
+/// `nohup` means that the end of a terminal is not the end of the process.
+#[tokio::test]
+async fn a_hang_up_that_was_switched_off_stays_so() {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let said = || std::fs::read_to_string(log.path()).unwrap();
+    let mut child = Command::new("sh")
+        .args(["-c", "trap '' HUP; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_fetch-proxy"), "serve"])
+        .args(["--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0", "--drain-delay", "0s"])
+        .args(["--nats-url", &NatsServer::shared().url(), "--cluster", "nohup"])
+        .stderr(log.reopen().unwrap())
+        .spawn()
+        .unwrap();
+    eventually("readiness", || async { said().contains("\"ready\"").then_some(()) }).await;
+    let signal = |name: &str| {
+        let sent = Command::new("kill").args(["-s", name, &child.id().to_string()]).status();
+        assert!(sent.unwrap().success());
+    };
+    signal("HUP");
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!said().contains("draining"), "{}", said());
+    signal("TERM");
+    assert!(child.wait().unwrap().success(), "{}", said());
 }
 
 /// Fetches and acks until told how many there are; goes to the other replica when one refuses.

@@ -130,7 +130,10 @@ fn the_defaults_on_the_page_are_those_of_the_program() {
     for row in limits.lines().filter(|line| line.starts_with("| `--")) {
         let cells: Vec<&str> = row.split(" | ").collect();
         let flag = cells[0].trim_start_matches("| ").trim_matches('`');
-        let default = cells[1].replace(',', "");
+        let mut default = cells[1].replace(',', "");
+        if let Some(mebibytes) = default.strip_suffix(" MiB") {
+            default = (mebibytes.parse::<u64>().unwrap() << 20).to_string();
+        }
         let help = &flags[flag];
         assert!(help.contains(&format!("[default: {default}]")), "{row}\n{help}");
         count += 1;
