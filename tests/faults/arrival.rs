@@ -259,13 +259,16 @@ async fn a_full_queue_holds_up_nobody_for_longer_than_their_deadline() {
     let filling = join_all(filling.chunks(500).map(|some| settle(some, 3 * BOUND)));
     let after = async {
         // A token of which a try was sent is not told any more that nothing was.
-        let mut probes = probes.iter();
+        let (mut probes, mut held_up) = (probes.iter(), 0);
         loop {
             let probe = std::slice::from_ref(probes.next().expect("the wire takes everything"));
-            let told = settle(probe, Duration::from_secs(1)).await;
-            if told.is_ok_and(|told| is(&told.get_ref().results[0], "NATS_UNAVAILABLE")) {
-                break;
+            match settle(probe, Duration::from_secs(1)).await {
+                Ok(told) if is(&told.get_ref().results[0], "NATS_UNAVAILABLE") => break,
+                Ok(_) => {}
+                // A busy machine may be late with one while it takes so many others.
+                Err(_) => held_up += 1,
             }
+            assert!(held_up <= 3, "{held_up} were held up");
         }
         assert!(!proxy.log().contains(GIVEN_UP), "too slow to tell anything");
         // All places are taken now. Each of these has a deadline of its own.

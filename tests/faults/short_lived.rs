@@ -36,7 +36,12 @@ async fn connections_that_do_not_last_are_made_again_ever_more_slowly() {
     let count = greeted.load(Ordering::Relaxed);
     measured("connections that were dropped at once, in 4 s", count);
     // Two are kept: 50, 200, 500 ms, and then one a second. The library itself tries each once more.
-    assert!((6..=40).contains(&count), "{count} connections in 4 s: {}", proxy.log());
+    assert!(count <= 40, "{count} connections in 4 s: {}", proxy.log());
+    // A busy machine may take longer for the first of them.
+    eventually("six connections", || async {
+        (greeted.load(Ordering::Relaxed) >= 6).then_some(())
+    })
+    .await;
 }
 
 /// Lets one in, up to its first ping, and drops it.

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use crate::support::{eventually, nats_server, proxy::Client};
+use crate::support::{eventually, millis, nats_server, proxy::Client};
 
 /// A `dev` that lives as long as this.
 pub struct Dev {
@@ -116,7 +116,9 @@ async fn dev_serves_its_samples_and_prints_what_to_type_next() {
     let request = fetch_proxy::pb::FetchRequest {
         stream: "TASKS".into(),
         consumer: "batch-worker".into(),
-        n: 10,
+        n: 3,
+        // Without a linger an answer may have fewer.
+        linger: millis(5000),
         ..Default::default()
     };
     assert_eq!(client.fetch(request).await.unwrap().into_inner().messages.len(), 3);

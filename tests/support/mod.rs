@@ -73,6 +73,14 @@ pub async fn usual(mut took: impl AsyncFnMut() -> Duration) -> Duration {
     for _ in 0..7 {
         times.push(took().await);
     }
+    median(times)
+}
+
+/// The time in the middle.
+///
+/// # Panics
+/// When there is none.
+pub fn median(mut times: Vec<Duration>) -> Duration {
     times.sort();
     times[times.len() / 2]
 }
