@@ -70,13 +70,11 @@ async fn nats_lost_for_ten_seconds_makes_a_proxy_unready_and_no_less_alive() {
     let mut server = NatsServer::start();
     let proxy = Proxy::start(&server, &[]);
     eventually("readiness", || async { (get(&proxy.ops, "/readyz").0 == 200).then_some(()) }).await;
-    server.kill();
     let began = std::time::Instant::now();
+    server.kill();
     eventually("unreadiness", || async { (get(&proxy.ops, "/readyz").0 == 503).then_some(()) })
         .await;
-    assert!(
-        began.elapsed() >= fetch_proxy::readiness::GRACE - std::time::Duration::from_millis(500)
-    );
+    assert!(began.elapsed() >= fetch_proxy::readiness::GRACE);
     assert_eq!(status(&proxy.ops, LIVENESS).await, ServingStatus::Serving);
     server.restart();
     eventually("readiness", || async { (get(&proxy.ops, "/readyz").0 == 200).then_some(()) }).await;
