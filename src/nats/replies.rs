@@ -368,4 +368,25 @@ mod tests {
         assert!(results.iter().all(|result| matches!(result, Err(BrokerError::Unsent(_)))));
         assert!(lock(&replies.open).slots.is_empty(), "nothing was sent");
     }
+
+    /// The queue of a connection has 2048 places, and this server takes nothing out of the wire.
+    #[tokio::test]
+    async fn a_full_queue_holds_up_whoever_asks_until_their_deadline_and_no_longer() {
+        let (connection, _server) = connected().await;
+        let (replies, _subscriber) = Replies::open(Arc::new(connection)).await.unwrap();
+        tokio::time::pause();
+        let payload = Bytes::from(vec![b'x'; 1000]);
+        let request =
+            |_| Request { subject: "s".into(), payload: payload.clone(), line: None, by: None };
+        let asked: Vec<Request> = (0..20_000).map(request).collect();
+        let until = clock::now() + Duration::from_secs(4);
+        let asking = tokio::time::timeout(Duration::from_secs(60), replies.ask(&asked, until));
+        let results = asking.await.expect("it is held up");
+        let late = clock::now().duration_since(until);
+        assert!(late < Duration::from_millis(5), "{late:?}");
+        let sent = results.iter().filter(|told| **told == Err(BrokerError::Unconfirmed)).count();
+        let unsent = |told: &&Result<_, _>| matches!(told, Err(BrokerError::Unsent(_)));
+        assert!(sent >= 2048, "{sent} were sent");
+        assert_eq!(results.iter().filter(unsent).count(), asked.len() - sent);
+    }
 }

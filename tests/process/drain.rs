@@ -176,7 +176,7 @@ async fn step_5_what_was_only_sent_to_nats_is_flushed() {
         held.extend(answer.into_inner().messages);
     }
     wire.flow(Flow::Stall, Flow::Pass);
-    let mut sent = 0;
+    let (mut sent, mut unknown) = (0, 0);
     for some in held.chunks(100) {
         let term = |message: &pb::Delivery| pb::Settlement {
             token: message.token.clone(),
@@ -185,8 +185,12 @@ async fn step_5_what_was_only_sent_to_nats_is_flushed() {
         let settlements = some.iter().map(term).collect();
         let confirmation = Confirmation::Sent.into();
         let mut request = Request::new(pb::SettleRequest { settlements, confirmation });
-        request.set_timeout(Duration::from_millis(300));
-        let Ok(answer) = client.settle(request).await else { break };
+        request.set_timeout(Duration::from_secs(2));
+        let Ok(answer) = client.settle(request).await else {
+            // On a busy machine its answer can be late: any part of it may have been sent.
+            unknown = some.len();
+            break;
+        };
         let answer = answer.into_inner();
         sent += answer.results.len() - answer.failed as usize;
         if answer.failed > 0 {
@@ -202,7 +206,8 @@ async fn step_5_what_was_only_sent_to_nats_is_flushed() {
     wire.flow(Flow::Pass, Flow::Pass);
     assert!(proxy.wait().await.success(), "{}", proxy.log());
     eventually("all that was sent", || async {
-        (fixture.info().await.num_ack_pending == 10_000 - sent).then_some(())
+        let left = 10_000 - sent;
+        (left - unknown..=left).contains(&fixture.info().await.num_ack_pending).then_some(())
     })
     .await;
 }
