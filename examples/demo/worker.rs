@@ -125,6 +125,8 @@ fn work(message: &pb::Delivery) -> Fate {
         return Fate::Never("not text".to_owned());
     };
     match serde_json::from_str::<Task>(text) {
+        // A tombstone, or a consumer of headers only: nothing to do.
+        Err(_) if text.is_empty() => Fate::Done,
         Err(error) => Fate::Never(format!("not a task: {error}")),
         Ok(task) => match task.kind.as_str() {
             "flaky" if message.delivery_count < 2 => Fate::Later("the database is busy"),

@@ -89,6 +89,9 @@ func handle(ctx context.Context, message *pb.Delivery) error {
 		Do                    string
 		Times, Delay, Seconds float64
 	}
+	if message.GetText() == "" { // A tombstone, or a consumer of headers only: nothing to do.
+		return nil
+	}
 	if err := json.Unmarshal([]byte(message.GetText()), &task); err != nil {
 		return Poison{fmt.Sprintf("not a task: %v", err)}
 	}

@@ -22,6 +22,8 @@ log = logging.getLogger("worker")
 
 async def handle(message):
     """The work. What it raises decides what becomes of the message; what it returns is told."""
+    if not message.text:  # A tombstone, or a consumer of headers only: nothing to do.
+        return None
     try:
         task = json.loads(message.text)
     except (ValueError, RecursionError) as error:

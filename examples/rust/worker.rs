@@ -35,6 +35,9 @@ async fn handle(message: Delivery, lost: CancellationToken) -> Result<Value, Fai
     let Some(Payload::Text(text)) = &message.payload else {
         return Err(Poison("not text".to_owned()));
     };
+    if text.is_empty() {
+        return Ok(Value::Null); // A tombstone, or a consumer of headers only: nothing to do.
+    }
     match serde_json::from_str(text).map_err(|error| Poison(format!("not a task: {error}")))? {
         Task::Fail { times, delay } if message.delivery_count <= times => {
             return Err(Transient(duration(delay)));

@@ -47,6 +47,8 @@ async function handle(message: Delivery, signal: AbortSignal): Promise<object | 
 
 function taskIn({ payload }: Delivery): Task | null {
   try {
+    // Without a payload it is a tombstone, or of a consumer of headers only: nothing to do.
+    if (payload?.value.length === 0) return { do: "ok" };
     return payload?.$case === "text" ? JSON.parse(payload.value) : null;
   } catch (error) {
     throw new Poison(`not a task: ${error}`);

@@ -155,7 +155,7 @@ impl<B: Broker> Lessor<B> {
     /// Terminates what the codec does not take; it goes to the caller as rejected.
     async fn terminate_misfits(&self, fetched: &mut Fetched, codec: Codec, until: Instant) {
         let (mut misfits, mut reasons) = (Vec::new(), Vec::new());
-        let check = |leased: &Leased| codec.check(&leased.delivery().payload).err();
+        let check = |leased: &Leased| codec.check(leased.delivery()).err();
         if let Some(first) = fetched.messages.iter().position(|leased| check(leased).is_some()) {
             for leased in fetched.messages.split_off(first) {
                 match check(&leased) {

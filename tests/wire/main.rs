@@ -9,6 +9,7 @@ mod fetching;
 mod fuzz;
 mod health;
 mod leases;
+mod payloads;
 mod raw;
 mod refusals;
 mod settling;

@@ -83,6 +83,8 @@ public final class Worker {
 
   /** The work itself: a task says what is to be done with it. */
   private static void handle(Delivery message) throws Exception {
+    // A tombstone, or a consumer of headers only: nothing to do.
+    if (message.getText().isEmpty()) return;
     Task task = Task.in(message.getText());
     switch (task.what()) {
       case "ok", "headers" -> {}
