@@ -37,7 +37,7 @@ use crate::{
     clock,
     config::Serve,
     files,
-    grpc::{self, ContractError, Health, Router, Service},
+    grpc::{self, ContractError, EdgeLimits, Health, Router, Service},
     keys::Keys,
     lessor::Lessor,
     nats::Nats,
@@ -93,8 +93,14 @@ pub enum AppError {
 /// See [`AppError`]. That NATS is away is not one: the service starts, and says so in its health.
 pub async fn run(config: Serve, ready: impl FnOnce(Bound)) -> Result<(), AppError> {
     let mut signals = Signals::listen().map_err(AppError::System)?;
-    if let Err(files::TooFew { allowed, needed }) = files::allow(config.edge.max_connections) {
-        tracing::warn!(allowed, needed, "not as many files may be open as --max-connections needs");
+    let room = files::allow(config.edge.max_connections);
+    if let Some(files::Short { allowed, needed }) = room.short {
+        tracing::warn!(
+            allowed,
+            needed,
+            connections = room.connections,
+            "not as many files may be open as --max-connections needs"
+        );
     }
     let grpc = listen(config.listen).await?;
     let ops = listen(config.ops_listen).await?;
@@ -104,7 +110,7 @@ pub async fn run(config: Serve, ready: impl FnOnce(Bound)) -> Result<(), AppErro
     let nats_tasks = TaskTracker::new();
     let lessor = Lessor::start(Nats::start(config.nats, &nats_tasks), config.limits);
     let readiness = Readiness::new(Link::Down("not connected yet".into()), clock::now());
-    let (health, health_service) = Health::new(readiness.verdict(clock::now()).0).await;
+    let (health, health_service) = Health::new(readiness.verdict(clock::now()).0);
     let owner = InstanceId::random().map_err(|error| AppError::System(io::Error::other(error)))?;
     let keys = Arc::new(config.keys);
     let peers =
@@ -116,8 +122,10 @@ pub async fn run(config: Serve, ready: impl FnOnce(Bound)) -> Result<(), AppErro
 
     let ((stop_grpc, grpc_stopped), (stop_ops, ops_stopped)) = (stop(), stop());
     let mut listeners = JoinSet::new();
-    let ops = grpc::serve_ops(ops, health_service.clone(), health.watch(), ops_stopped);
-    let (edge, calls) = (config.edge, config.calls);
+    let (verdict, probes) = (health.watch(), room.probes);
+    let ops = grpc::serve_ops(ops, probes, health_service.clone(), verdict, ops_stopped);
+    let edge = EdgeLimits { max_connections: room.connections, ..config.edge };
+    let calls = config.calls;
     listeners.spawn(async move {
         grpc::serve(grpc, service, health_service, edge, &calls, grpc_stopped).await
     });
@@ -196,7 +204,7 @@ async fn follow<B: Broker + Bus>(
                 Verdict::Serving => tracing::info!("ready"),
                 Verdict::NotServing(why) => tracing::warn!(why, "not ready"),
             }
-            health.tell(verdict.clone()).await;
+            health.tell(verdict.clone());
             if let Some(ready) = ready.take_if(|_| verdict == Verdict::Serving) {
                 ready();
             }
@@ -248,7 +256,7 @@ struct Drain<'a, B: Broker + Bus> {
 impl<B: Broker + Bus> Drain<'_, B> {
     async fn run(self, until: Instant, listeners: &mut Listeners) {
         tracing::info!(delay = ?self.delay, "draining");
-        self.health.tell(Verdict::NotServing("draining".to_owned())).await;
+        self.health.tell(Verdict::NotServing("draining".to_owned()));
         tokio::time::sleep(self.delay).await;
         self.lessor.drain();
         if timeout_at(until.into(), self.lessor.drained()).await.is_err() {

@@ -19,6 +19,7 @@ mod health;
 mod ops;
 mod preface;
 mod probe;
+mod protocol;
 mod reading;
 mod reasons;
 mod route;
@@ -35,7 +36,7 @@ pub use self::{
         LONGEST_NAME, LONGEST_REASON, LONGEST_WAIT, LONGEST_WORKER, MOST_MAX_BYTES, MOST_MESSAGES,
         MOST_SETTLEMENTS, SHORTEST_LEASE,
     },
-    edge::EdgeLimits,
+    edge::{EdgeLimits, turned_away},
     hand::{Hand, wire},
     health::{Health, LIVENESS},
     ops::serve_ops,

@@ -31,12 +31,16 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
-    time::{sleep, sleep_until},
+    time::{sleep, sleep_until, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 
-use super::{connection::Connection, preface::Preface, unwritten::until_ended};
+use super::{
+    connection::Connection,
+    preface::{self, Foreign},
+    unwritten::until_ended,
+};
 use crate::{clock, seldom::Seldom};
 
 /// A peer has this long to send its HTTP/2 preface, or the first line of an HTTP/1 request.
@@ -142,6 +146,9 @@ struct Edge<M> {
     going: CancellationToken,
     /// A full house is worth a line in the log, but not for each who does not get in.
     trouble: Seldom,
+    /// The same of those who speak something else.
+    foreign: Arc<Seldom>,
+    http1: bool,
 }
 
 impl<M> Edge<M> {
@@ -167,11 +174,13 @@ impl<M> Edge<M> {
             open: Vec::new(),
             calls,
             places: Arc::new(Semaphore::new(most)),
-            places_beyond: Arc::new(Semaphore::new(beyond(most))),
+            places_beyond: Arc::new(Semaphore::new(turned_away(most))),
             max_age: limits.max_age,
             max_idle: limits.max_idle,
             going: CancellationToken::new(),
             trouble: Seldom::default(),
+            foreign: Arc::default(),
+            http1: limits.http1,
         }
     }
 
@@ -235,10 +244,30 @@ impl<M> Edge<M> {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let (builder, going) = (self.builder.clone(), self.going.clone());
+        let (listener, http1) = (self.behind.listener, self.http1);
+        let trouble = self.foreign.clone();
         self.connections.spawn(async move {
             // A socket that cannot be told so is as good as any other, only slower.
             let _ = stream.set_nodelay(true);
-            let io = TokioIo::new(Preface::new(stream, PREFACE));
+            let opened = tokio::select! {
+                opened = timeout(PREFACE, preface::read(stream)) => opened,
+                () = connection.is_cut() => return,
+                () = going.cancelled() => return,
+            };
+            let Ok(Ok(opened)) = opened else { return };
+            let foreign = opened.foreign().filter(|foreign| !(http1 && *foreign == Foreign::Http1));
+            if let Some(foreign) = foreign {
+                if trouble.may_say(clock::now()) {
+                    tracing::info!(
+                        listener,
+                        spoken = foreign.name(),
+                        "a client speaks another protocol"
+                    );
+                }
+                let _ = timeout(FAREWELL, opened.turn_away(foreign)).await;
+                return;
+            }
+            let io = TokioIo::new(opened);
             let mut served = pin!(builder.serve_connection(io, TowerToHyperService::new(service)));
             let old = clock::sleep_until(age.map(|age| clock::now() + age));
             let unused = async {
@@ -308,8 +337,8 @@ impl<M> Edge<M> {
     }
 }
 
-/// Places for connections beyond a cap.
-fn beyond(most: usize) -> usize {
+/// How many connections beyond `most` are open at once, to be told so.
+pub fn turned_away(most: usize) -> usize {
     most / 8 + 8
 }
 

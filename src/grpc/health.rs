@@ -1,11 +1,15 @@
 //! Readiness as gRPC health tells it: `""` and our service follow it, `liveness` only says that
 //! the process answers.
 
+use std::pin::Pin;
+
+use futures_util::{Stream, StreamExt as _, stream};
 use tokio::sync::watch;
-use tonic_health::{
-    ServingStatus,
-    pb::health_server::{Health as HealthService, HealthServer},
-    server::{HealthReporter, health_reporter},
+use tonic::{Request, Response, Status};
+use tonic_health::pb::{
+    HealthCheckRequest, HealthCheckResponse,
+    health_check_response::ServingStatus,
+    health_server::{Health as HealthService, HealthServer},
 };
 
 use super::SERVICE;
@@ -13,33 +17,41 @@ use crate::readiness::Verdict;
 
 /// The health name that does not depend on NATS: for liveness probes.
 pub const LIVENESS: &str = "liveness";
+/// Longest request, in bytes: it is a name.
+const LONGEST_REQUEST: usize = 4 * 1024;
 
 /// Tells readiness to whoever asks.
 pub struct Health {
-    reporter: HealthReporter,
     verdict: watch::Sender<Verdict>,
+}
+
+/// What is told of one name.
+#[derive(Debug, Clone, Copy)]
+enum Named {
+    /// It follows the verdict.
+    Readiness,
+    /// It is always serving.
+    Liveness,
+    /// There is no such name, and none will come.
+    Unknown,
+}
+
+/// The service of `grpc.health.v1`.
+#[derive(Debug)]
+struct Told {
+    verdict: watch::Receiver<Verdict>,
 }
 
 impl Health {
     /// Not serving until told otherwise. The service may be put on several listeners.
-    pub async fn new(verdict: Verdict) -> (Self, HealthServer<impl HealthService>) {
-        let (reporter, service) = health_reporter();
-        let health = Self { reporter, verdict: watch::channel(verdict.clone()).0 };
-        // tonic-health begins with "" serving.
-        health.tell(verdict).await;
-        health.reporter.set_service_status(LIVENESS, ServingStatus::Serving).await;
-        (health, service)
+    pub fn new(verdict: Verdict) -> (Self, HealthServer<impl HealthService>) {
+        let (verdict, told) = watch::channel(verdict);
+        let server = HealthServer::new(Told { verdict: told });
+        (Self { verdict }, server.max_decoding_message_size(LONGEST_REQUEST))
     }
 
     /// Tells this from now on.
-    pub async fn tell(&self, verdict: Verdict) {
-        let status = match verdict {
-            Verdict::Serving => ServingStatus::Serving,
-            Verdict::NotServing(_) => ServingStatus::NotServing,
-        };
-        for name in ["", SERVICE] {
-            self.reporter.set_service_status(name, status).await;
-        }
+    pub fn tell(&self, verdict: Verdict) {
         self.verdict.send_replace(verdict);
     }
 
@@ -47,4 +59,65 @@ impl Health {
     pub fn watch(&self) -> watch::Receiver<Verdict> {
         self.verdict.subscribe()
     }
+}
+
+impl Named {
+    fn of(name: &str) -> Self {
+        match name {
+            "" | SERVICE => Self::Readiness,
+            LIVENESS => Self::Liveness,
+            _ => Self::Unknown,
+        }
+    }
+
+    fn status(self, verdict: &Verdict) -> ServingStatus {
+        match (self, verdict) {
+            (Self::Readiness, Verdict::NotServing(_)) => ServingStatus::NotServing,
+            (Self::Readiness, Verdict::Serving) | (Self::Liveness, _) => ServingStatus::Serving,
+            (Self::Unknown, _) => ServingStatus::ServiceUnknown,
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl HealthService for Told {
+    async fn check(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<HealthCheckResponse>, Status> {
+        match Named::of(&request.get_ref().service) {
+            Named::Unknown => Err(Status::not_found("there is no such service")),
+            named @ (Named::Readiness | Named::Liveness) => {
+                Ok(Response::new(answer(named.status(&self.verdict.borrow()))))
+            }
+        }
+    }
+
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
+
+    /// A name that is not known is told of as the protocol has it: by a status, and the stream goes on.
+    async fn watch(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let named = Named::of(&request.get_ref().service);
+        let mut verdict = self.verdict.clone();
+        // The first is told at once.
+        verdict.mark_changed();
+        let changes = stream::unfold((verdict, None), move |(mut verdict, told)| async move {
+            loop {
+                // The other side lives as long as the process.
+                verdict.changed().await.ok()?;
+                let status = named.status(&verdict.borrow_and_update());
+                if told != Some(status) {
+                    return Some((status, (verdict, Some(status))));
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(changes.map(|status| Ok(answer(status))))))
+    }
+}
+
+fn answer(status: ServingStatus) -> HealthCheckResponse {
+    HealthCheckResponse { status: status.into() }
 }

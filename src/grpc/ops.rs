@@ -6,8 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::{Router, routing::get};
-use http::StatusCode;
+use axum::{
+    Router,
+    extract::Request,
+    response::{IntoResponse as _, Response},
+    routing::get,
+};
+use http::{StatusCode, header};
 use tokio::{net::TcpListener, sync::watch};
 use tonic::service::Routes;
 use tonic_health::pb::health_server::{Health, HealthServer};
@@ -15,35 +20,46 @@ use tonic_health::pb::health_server::{Health, HealthServer};
 use super::{
     connection::Used,
     edge::{self, Behind, EdgeLimits},
+    status::{Reason, Refused},
 };
 use crate::readiness::Verdict;
 
 /// Probes are few and short. A connection that is not used for a minute is no probe's, and makes room
 /// for one before that.
-const LIMITS: EdgeLimits = EdgeLimits {
-    max_connections: 256,
-    max_age: None,
-    max_idle: Some(Duration::from_secs(60)),
-    http1: true,
-};
+const LONGEST_IDLE: Duration = Duration::from_secs(60);
 
-/// Serves until `stop` says by when to be gone.
+/// Serves until `stop` says by when to be gone, at most so many connections at once.
 pub async fn serve_ops(
     listener: TcpListener,
+    max_connections: usize,
     health: HealthServer<impl Health>,
     verdict: watch::Receiver<Verdict>,
     stop: impl Future<Output = Instant>,
 ) {
     let pages = Router::new()
         .route("/livez", get(|| async { "ok\n" }))
-        .route("/readyz", get(move || std::future::ready(readyz(&verdict.borrow()))));
+        .route("/readyz", get(move || std::future::ready(readyz(&verdict.borrow()))))
+        .fallback(|request: Request| std::future::ready(elsewhere(&request)));
     let service = Routes::from(pages).add_service(health).prepare();
     let behind = Behind {
         listener: "ops",
         beyond: false,
         service: |connection: &_, _| Used::new(connection, service.clone()),
     };
-    edge::serve(listener, LIMITS, behind, stop, std::future::ready(())).await;
+    let limits =
+        EdgeLimits { max_connections, max_age: None, max_idle: Some(LONGEST_IDLE), http1: true };
+    edge::serve(listener, limits, behind, stop, std::future::ready(())).await;
+}
+
+/// Whoever asks for anything else is told where to ask: a gRPC call by a status, others by a page.
+fn elsewhere(request: &Request) -> Response {
+    let content = request.headers().get(header::CONTENT_TYPE);
+    if content.is_some_and(|content| content.as_bytes().starts_with(b"application/grpc")) {
+        let text = "this is the port for operators, with health alone; the service is on the other \
+                    port, that of --listen";
+        return Refused::Foreign(Reason::Unsupported, text.to_owned()).status().into_http();
+    }
+    (StatusCode::NOT_FOUND, "there are /livez and /readyz here, and gRPC health\n").into_response()
 }
 
 fn readyz(verdict: &Verdict) -> (StatusCode, String) {

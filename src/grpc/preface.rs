@@ -1,63 +1,127 @@
-//! A connection whose peer must say what it speaks within a time: an idle socket of a port scan,
-//! or half a preface, would hold its descriptor for ever. Owns that deadline and nothing else.
+//! What a peer begins with, which it must say within a time: an idle socket of a port scan, or half a
+//! preface, would hold its descriptor for ever. One that speaks something else is told so. Owns the
+//! first bytes of a connection and nothing else.
 
 use std::{
     io,
     pin::Pin,
     task::{Context, Poll},
-    time::Duration,
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Sleep, sleep},
-};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
 /// How every HTTP/2 connection begins (RFC 9113, section 3.4).
-const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const HTTP2: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// The answer to HTTP/1: one line for people, and the end of the connection.
+const NOT_HTTP1: &str = "HTTP/1.1 505 HTTP Version Not Supported\r\n\
+    content-type: text/plain; charset=utf-8\r\n\
+    content-length: 98\r\n\
+    connection: close\r\n\r\n\
+    this port speaks gRPC over HTTP/2 without TLS; /livez and /readyz are on the port of --ops-listen\n";
+/// The answer to TLS: a fatal alert, `protocol_version` (RFC 8446, section 6).
+const NOT_TLS: &[u8] = &[21, 3, 1, 0, 2, 2, 70];
+/// Most bytes that are read of a peer that is turned away, so that the end of the connection does not
+/// overtake the answer.
+const MOST_DISCARDED: usize = 64 * 1024;
 
-/// Reads fail when the preface, or something that is none, is not there in time.
-pub(super) struct Preface<T> {
+/// A connection whose peer has begun.
+pub(super) struct Opened<T> {
     inner: T,
-    /// How much of the preface has come; `None` once it is over.
-    pending: Option<(usize, Pin<Box<Sleep>>)>,
+    /// What has come of the preface, or of what is none.
+    first: [u8; HTTP2.len()],
+    seen: usize,
+    /// So much of it was read again.
+    read: usize,
 }
 
-impl<T> Preface<T> {
-    pub(super) fn new(inner: T, within: Duration) -> Self {
-        Self { inner, pending: Some((0, Box::pin(sleep(within)))) }
-    }
+/// What a peer speaks, if it is not HTTP/2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Foreign {
+    Http1,
+    Tls,
+    Other,
+}
 
-    fn came(&mut self, bytes: &[u8]) {
-        let Some((seen, _)) = &mut self.pending else { return };
-        let expected = &HTTP2[*seen..];
-        let count = bytes.len().min(expected.len());
-        *seen += count;
-        if *seen == HTTP2.len() || bytes[..count] != expected[..count] {
-            self.pending = None;
+impl Foreign {
+    /// For the log.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Http1 => "HTTP/1",
+            Self::Tls => "TLS",
+            Self::Other => "unknown",
         }
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Preface<T> {
+/// Reads until it is clear what the peer speaks.
+///
+/// # Errors
+/// Those of reading; the end of the connection is one.
+pub(super) async fn read<T: AsyncRead + Unpin>(mut inner: T) -> io::Result<Opened<T>> {
+    let (mut first, mut seen) = ([0; HTTP2.len()], 0);
+    while seen < first.len() && first[..seen] == HTTP2[..seen] {
+        let count = inner.read(&mut first[seen..]).await?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        seen += count;
+    }
+    Ok(Opened { inner, first, seen, read: 0 })
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Opened<T> {
+    /// What it speaks instead of HTTP/2.
+    pub(super) fn foreign(&self) -> Option<Foreign> {
+        match &self.first[..self.seen] {
+            first if first == HTTP2 => None,
+            // A handshake, of version 3.x.
+            [22, 3, ..] | [22] => Some(Foreign::Tls),
+            [b'A'..=b'Z', ..] => Some(Foreign::Http1),
+            _ => Some(Foreign::Other),
+        }
+    }
+
+    /// Answers in the peer's own protocol, and closes.
+    ///
+    /// # Errors
+    /// Those of the connection.
+    pub(super) async fn turn_away(mut self, foreign: Foreign) -> io::Result<()> {
+        let answer = match foreign {
+            Foreign::Http1 => NOT_HTTP1.as_bytes(),
+            Foreign::Tls => NOT_TLS,
+            Foreign::Other => return Ok(()),
+        };
+        self.inner.write_all(answer).await?;
+        self.inner.shutdown().await?;
+        let (mut discarded, mut buffer) = (0, [0; 1024]);
+        while discarded < MOST_DISCARDED {
+            match self.inner.read(&mut buffer).await? {
+                0 => break,
+                count => discarded += count,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Opened<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if let Some((_, deadline)) = &mut self.pending
-            && deadline.as_mut().poll(cx).is_ready()
-        {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        let Self { inner, first, seen, read } = &mut *self;
+        if read < seen {
+            let count = buffer.remaining().min(*seen - *read);
+            buffer.put_slice(&first[*read..*read + count]);
+            *read += count;
+            return Poll::Ready(Ok(()));
         }
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut self.inner).poll_read(cx, buffer);
-        self.came(&buffer.filled()[before..]);
-        read
+        Pin::new(inner).poll_read(cx, buffer)
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Preface<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for Opened<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -90,33 +154,63 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Preface<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+    use tokio::io::duplex;
 
-    const WITHIN: Duration = Duration::from_secs(5);
-
-    /// What a read after `sent` comes to, when the peer says no more.
-    async fn after(sent: &[u8]) -> io::Result<usize> {
+    /// What a peer that sends this in two parts is taken for, and what is then read of it.
+    async fn after(sent: &[u8], part: usize) -> (Option<Foreign>, Vec<u8>) {
         let (mut peer, ours) = duplex(1024);
-        let mut ours = Preface::new(ours, WITHIN);
-        peer.write_all(sent).await.unwrap();
-        if !sent.is_empty() {
-            ours.read_exact(&mut vec![0; sent.len()]).await?;
+        let sending = async {
+            peer.write_all(&sent[..part]).await.unwrap();
+            tokio::task::yield_now().await;
+            peer.write_all(&sent[part..]).await.unwrap();
+            drop(peer);
+        };
+        let (opened, ()) = tokio::join!(read(ours), sending);
+        let mut opened = opened.unwrap();
+        let mut all = Vec::new();
+        opened.read_to_end(&mut all).await.unwrap();
+        (opened.foreign(), all)
+    }
+
+    #[tokio::test]
+    async fn what_a_peer_speaks_is_told_by_its_first_bytes_and_none_is_lost() {
+        let http2 = [&HTTP2[..], b"more"].concat();
+        for (sent, expected) in [
+            (&http2[..], None),
+            (b"GET /livez HTTP/1.0\r\n", Some(Foreign::Http1)),
+            (b"POST / HTTP/1.1\r\n", Some(Foreign::Http1)),
+            (&[22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3], Some(Foreign::Tls)),
+            (&[255; 30], Some(Foreign::Other)),
+        ] {
+            for part in 0..sent.len() {
+                assert_eq!(after(sent, part).await, (expected, sent.to_vec()), "{sent:?} {part}");
+            }
         }
-        let rest = tokio::time::timeout(2 * WITHIN, ours.read(&mut [0; 1])).await;
-        rest.unwrap_or(Ok(0))
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_peer_that_says_nothing_or_half_of_it_is_given_up() {
+    async fn a_peer_that_says_nothing_or_half_of_it_is_waited_for() {
         for sent in [&HTTP2[..0], &HTTP2[..1], &HTTP2[..23]] {
-            assert_eq!(after(sent).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+            let (mut peer, ours) = duplex(1024);
+            peer.write_all(sent).await.unwrap();
+            let read = tokio::time::timeout(std::time::Duration::from_secs(5), read(ours)).await;
+            assert!(read.is_err(), "{sent:?}");
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn whoever_has_spoken_may_be_silent() {
-        for sent in [HTTP2, b"GET /livez HTTP/1.0\r\n", b"G"] {
-            assert_eq!(after(sent).await.unwrap(), 0);
-        }
+    #[tokio::test]
+    async fn a_peer_that_speaks_http1_is_told_so_in_its_protocol() {
+        let (mut peer, ours) = duplex(1024);
+        peer.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        let opened = read(ours).await.unwrap();
+        let (told, answer) = tokio::join!(opened.turn_away(Foreign::Http1), async {
+            let mut answer = String::new();
+            peer.read_to_string(&mut answer).await.unwrap();
+            drop(peer);
+            answer
+        });
+        told.unwrap();
+        let (head, text) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(&format!("content-length: {}", text.len())), "{answer}");
     }
 }

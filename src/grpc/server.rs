@@ -11,6 +11,7 @@ use super::{
     Service,
     calls::{CallLimits, Calls},
     edge::{self, Behind, EdgeLimits},
+    protocol::GrpcAlone,
     reasons::Reasons,
 };
 use crate::{broker::Broker, bus::Bus, pb, pb::fetch_service_server::FetchServiceServer};
@@ -48,7 +49,8 @@ pub async fn serve<B: Broker + Bus>(
         listener: "grpc",
         beyond: true,
         service: |connection: &_, beyond| {
-            calls.on(connection, beyond).layer(Reasons::new(routes.clone()))
+            let bounded = calls.on(connection, beyond).layer(Reasons::new(routes.clone()));
+            GrpcAlone.layer(bounded)
         },
     };
     edge::serve(listener, limits, behind, stop, calls.idle()).await;

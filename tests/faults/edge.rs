@@ -65,6 +65,69 @@ async fn connections_beyond_the_cap_are_told_so_and_may_ask_for_health() {
     .await;
 }
 
+#[tokio::test]
+async fn with_few_files_idle_clients_do_not_keep_the_proxy_from_nats_nor_probes_from_the_proxy() {
+    let mut server = NatsServer::start();
+    let proxy = Proxy::start_with_files(&server.url(), 64);
+    proxy.ready().await;
+    assert!(proxy.log().contains("not as many files"), "{}", proxy.log());
+    let mut idle = Vec::new();
+    for _ in 0..100 {
+        idle.push(TcpStream::connect(&proxy.grpc).await.unwrap());
+        // They are open for longer than a preface may take.
+        let (send, connection) = h2::client::handshake(idle.pop().unwrap()).await.unwrap();
+        idle_for_good(send, connection);
+    }
+    server.kill();
+    eventually("the loss", || async {
+        proxy.log().contains("NATS cannot be reached").then_some(())
+    })
+    .await;
+    server.restart();
+    eventually("NATS again", || async {
+        (proxy.log().matches("connected to NATS").count() >= 4).then_some(())
+    })
+    .await;
+    eventually("readiness", || async { probe(&proxy.ops, "", BOUND).await.ok()?.1.then_some(()) })
+        .await;
+    assert!(!proxy.log().contains("cannot be accepted"), "{}", proxy.log());
+}
+
+/// Keeps a connection open, and answers its pings.
+fn idle_for_good(
+    send: h2::client::SendRequest<bytes::Bytes>,
+    connection: h2::client::Connection<TcpStream>,
+) {
+    tokio::spawn(async move {
+        let _send = send;
+        let _ = connection.await;
+    });
+}
+
+#[tokio::test]
+async fn a_probe_finds_room_on_the_ops_port_however_many_are_idle_there() {
+    let proxy = Proxy::start(NatsServer::shared(), &[]);
+    proxy.ready().await;
+    let mut idle = Vec::new();
+    for _ in 0..300 {
+        let mut socket = TcpStream::connect(&proxy.ops).await.unwrap();
+        socket.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        let mut answer = [0; 12];
+        timeout(BOUND, socket.read_exact(&mut answer)).await.expect("no answer").unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        idle.push(socket);
+    }
+    assert!(probe(&proxy.ops, "liveness", BOUND).await.unwrap().1);
+    // The first is the one that was idle longest.
+    closed(idle.remove(0)).await;
+    let mut last = idle.pop().unwrap();
+    last.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"HTTP/1.1 200") {
+        answer.push(timeout(BOUND, last.read_u8()).await.expect("no answer").unwrap());
+    }
+}
+
 /// A stream that does not end by itself holds no place of those that are few.
 #[tokio::test]
 async fn connections_beyond_the_cap_are_gone_soon_whatever_is_open_on_them() {

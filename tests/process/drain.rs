@@ -303,6 +303,25 @@ async fn while_nats_hangs_a_drain_ends_within_ten_seconds_after_its_timeout() {
     settling.await.unwrap().unwrap_err();
 }
 
+/// The leases take all of the drain's time; then there is nothing left that could be cut off.
+#[tokio::test]
+async fn a_drain_that_waits_for_leases_says_nothing_of_calls_that_are_not_there() {
+    for connected in [false, true, false, true] {
+        let fixture = Fixture::new(config()).await;
+        let mut proxy = Proxy::start(NatsServer::shared(), &["--drain-timeout", "1s"]);
+        let mut client = proxy.client().await;
+        fixture.publish_many(1).await;
+        let held = client.fetch(fetch(&fixture, 1, 5000)).await.unwrap().into_inner();
+        assert_eq!(held.messages.len(), 1);
+        let client = Some(client).filter(|_| connected);
+        proxy.signal("TERM");
+        assert!(proxy.wait().await.success(), "{}", proxy.log());
+        assert!(proxy.log().contains("leases were still held"), "{}", proxy.log());
+        assert!(!proxy.log().contains("cut off"), "{}", proxy.log());
+        drop(client);
+    }
+}
+
 #[tokio::test]
 async fn a_second_signal_ends_at_once() {
     let mut proxy = Proxy::start(NatsServer::shared(), &["--drain-delay", "60s"]);

@@ -38,17 +38,22 @@ impl Proxy {
 
     /// The same at an address that clients know already.
     pub fn start_on(listen: &str, nats_url: &str, flags: &[&str]) -> Self {
-        Self::started(listen, nats_url, flags, &[], None)
+        Self::started(listen, nats_url, flags, &[], None, None)
     }
 
     /// With variables, for what has no flag.
     pub fn start_with(nats_url: &str, flags: &[&str], variables: &[(&str, &str)]) -> Self {
-        Self::started("127.0.0.1:0", nats_url, flags, variables, None)
+        Self::started("127.0.0.1:0", nats_url, flags, variables, None, None)
     }
 
     /// Its standard error goes there; [`Proxy::log`] has none of it.
     pub fn start_logging_to(log: Stdio, nats_url: &str, flags: &[&str]) -> Self {
-        Self::started("127.0.0.1:0", nats_url, flags, &[], Some(log))
+        Self::started("127.0.0.1:0", nats_url, flags, &[], Some(log), None)
+    }
+
+    /// It may have so many files open.
+    pub fn start_with_files(nats_url: &str, files: u32) -> Self {
+        Self::started("127.0.0.1:0", nats_url, &[], &[], None, Some(files))
     }
 
     fn started(
@@ -57,6 +62,7 @@ impl Proxy {
         flags: &[&str],
         variables: &[(&str, &str)],
         stderr: Option<Stdio>,
+        files: Option<u32>,
     ) -> Self {
         // Proxies that are not meant to be replicas of each other have to be told apart.
         static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -64,7 +70,12 @@ impl Proxy {
         let folder = tempfile::tempdir().unwrap();
         let ports = folder.path().join("ports.json");
         let log = fs::File::create(folder.path().join("log")).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_fetch-proxy"))
+        let program = env!("CARGO_BIN_EXE_fetch-proxy");
+        let mut command = Command::new(if files.is_some() { "sh" } else { program });
+        if let Some(files) = files {
+            command.args(["-c", &format!("ulimit -n {files} && exec \"$0\" \"$@\""), program]);
+        }
+        let child = command
             .args(["serve", "--listen", listen, "--ops-listen", "127.0.0.1:0"])
             .args(["--nats-url", nats_url, "--ports-file"])
             .arg(&ports)

@@ -44,6 +44,32 @@ async fn a_proxy_with_nats_is_ready_on_both_listeners() {
     assert_eq!(get(&proxy.ops, "/nothing").0, 404);
 }
 
+/// As the protocol has it: the stream stays, in case that the name will be known.
+#[tokio::test]
+async fn a_name_that_is_not_known_is_watched_as_unknown_and_not_refused() {
+    let proxy = Proxy::start(NatsServer::shared(), &[]);
+    proxy.ready().await;
+    for addr in [&proxy.grpc, &proxy.ops] {
+        let channel = Channel::from_shared(format!("http://{addr}")).unwrap();
+        let mut health = HealthClient::new(channel.connect().await.unwrap());
+        let mut watch = async |service: &str| {
+            let request = HealthCheckRequest { service: service.to_owned() };
+            let mut watching = health.watch(request).await.unwrap().into_inner();
+            let status = watching.message().await.unwrap().unwrap().status();
+            let short = std::time::Duration::from_millis(200);
+            let next = tokio::time::timeout(short, watching.message()).await;
+            assert!(next.is_err(), "{service}: {next:?}");
+            status
+        };
+        assert_eq!(watch("nobody").await, ServingStatus::ServiceUnknown);
+        assert_eq!(watch(LIVENESS).await, ServingStatus::Serving);
+        assert_eq!(watch(SERVICE).await, ServingStatus::Serving);
+        let request = HealthCheckRequest { service: "nobody".to_owned() };
+        let refused = health.check(request).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::NotFound);
+    }
+}
+
 #[tokio::test]
 async fn a_proxy_without_nats_lives_and_is_not_ready_and_becomes_so_by_itself() {
     let mut server = NatsServer::start();

@@ -132,6 +132,100 @@ async fn a_wild_deadline_is_no_deadline() {
     }
 }
 
+/// The HTTP status of one request, and what is in its answer.
+async fn http(
+    proxy: &Proxy,
+    method: Method,
+    content: Option<&str>,
+    body: Vec<u8>,
+) -> (u16, String) {
+    let socket = tokio::net::TcpStream::connect(&proxy.grpc).await.unwrap();
+    let (client, connection) = h2::client::handshake(socket).await.unwrap();
+    let driver = tokio::spawn(connection);
+    let mut client = client.ready().await.unwrap();
+    let mut request =
+        Request::builder().method(method).uri(format!("http://{}{FETCH}", proxy.grpc));
+    if let Some(content) = content {
+        request = request.header("content-type", content);
+    }
+    let (response, mut stream) = client.send_request(request.body(()).unwrap(), false).unwrap();
+    let _ = stream.send_data(Bytes::from(body), true);
+    let response = tokio::time::timeout(BOUND, response).await.expect("it hangs").unwrap();
+    let (status, mut body) = (response.status().as_u16(), response.into_body());
+    let mut text = Vec::new();
+    while let Some(Ok(chunk)) = body.data().await {
+        text.extend_from_slice(&chunk);
+    }
+    driver.abort();
+    (status, String::from_utf8_lossy(&text).into_owned())
+}
+
+#[tokio::test]
+async fn only_grpc_is_given_messages() {
+    let fixture = Fixture::new(config()).await;
+    fixture.publish("x", "1").await;
+    let proxy = Proxy::start(NatsServer::shared(), &[]);
+    proxy.ready().await;
+    let request = prost::Message::encode_to_vec(&fetch(&fixture, 1, 5000));
+    let body = frame(0, u32::try_from(request.len()).unwrap(), &request);
+    for content in [
+        None,
+        Some("text/plain"),
+        Some("application/json"),
+        Some("application/grpc-web"),
+        Some("application/grpc-web+proto"),
+        Some("application/grpc+json"),
+    ] {
+        let (status, text) = http(&proxy, Method::POST, content, body.clone()).await;
+        assert_eq!(status, 415, "{content:?}");
+        assert!(text.contains("application/grpc") && text.lines().count() == 1, "{text}");
+    }
+    let (status, text) = http(&proxy, Method::GET, Some("application/grpc"), Vec::new()).await;
+    assert_eq!((status, text.lines().count()), (405, 1), "{text}");
+    assert_eq!(fixture.info().await.delivered.consumer_sequence, 0, "something was pulled");
+    let (status, _) = http(&proxy, Method::POST, Some("application/grpc+proto"), body).await;
+    assert_eq!(status, 200);
+}
+
+/// Everything that the port says to somebody who sends this.
+fn said(port: &str, sent: &[u8]) -> Vec<u8> {
+    let mut socket = TcpStream::connect(port).unwrap();
+    socket.set_read_timeout(Some(BOUND)).unwrap();
+    socket.write_all(sent).unwrap();
+    let mut answer = Vec::new();
+    socket.read_to_end(&mut answer).unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn whoever_speaks_something_else_is_told_so_and_the_log_says_it() {
+    let proxy = Proxy::start(NatsServer::shared(), &[]);
+    let get = b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n";
+    let answer = String::from_utf8(said(&proxy.grpc, get)).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 505 "), "{answer}");
+    let (_, text) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(text.contains("gRPC") && text.lines().count() == 1, "{text}");
+    assert!(proxy.log().contains("\"spoken\":\"HTTP/1\""), "{}", proxy.log());
+    // A TLS alert, which a client shows as a wrong version.
+    for port in [&proxy.grpc, &proxy.ops] {
+        let hello = [22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3];
+        assert_eq!(said(port, &hello), [21, 3, 1, 0, 2, 2, 70]);
+    }
+}
+
+#[tokio::test]
+async fn a_call_to_the_port_for_operators_is_told_where_the_service_is() {
+    let proxy = Proxy::start(NatsServer::shared(), &[]);
+    let ops = format!("http://{}", proxy.ops);
+    let mut client = crate::support::proxy::Client::connect(ops).await.unwrap();
+    let refused = client.ack(crate::support::proxy::ack("x")).await.unwrap_err();
+    assert_eq!(crate::support::proxy::reason(&refused).1, "UNSUPPORTED");
+    assert!(refused.message().contains("--listen"), "{}", refused.message());
+    let get = b"GET / HTTP/1.0\r\n\r\n";
+    let answer = String::from_utf8(said(&proxy.ops, get)).unwrap();
+    assert!(answer.starts_with("HTTP/1.0 404") && answer.contains("/readyz"), "{answer}");
+}
+
 #[tokio::test]
 async fn what_is_no_grpc_is_turned_away() {
     let proxy = Proxy::start(NatsServer::shared(), &[]);
