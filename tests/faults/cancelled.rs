@@ -233,14 +233,15 @@ async fn races(name: &str, consumer: pull::Config, lanes: usize, each: usize) {
     measured(&format!("{name}: answered before the cancel"), seen);
     measured(&format!("{name}: written to the client and not seen"), sum(|t| t.written_unseen));
     measured(&format!("{name}: handed to the next caller"), handed_on.len());
-    let longest = handed_on.iter().max();
+    assert!(seen > 0 && !handed_on.is_empty(), "the races were one-sided: {tallies:?}");
+    let longest = *handed_on.iter().max().unwrap();
+    let middle = median(handed_on);
     measured(&format!("{name}: longest from the cancel to the next caller"), longest);
+    measured(&format!("{name}: median from the cancel to the next caller"), middle);
     measured(&format!("{name}: usual time of an answer"), usual);
-    assert!(seen > 0 && longest.is_some(), "the races were one-sided: {tallies:?}");
-    let at_once = median(handed_on);
-    measured(&format!("{name}: median from the cancel to the next caller"), at_once);
     // Nothing is waited for: neither the second of parking, nor a pull that is open still.
-    assert!(at_once < usual * 10 + millisecond(200), "{at_once:?}, and usually {usual:?}");
+    assert!(middle < usual * 10 + millisecond(200), "{middle:?}, and usually {usual:?}");
+    assert!(longest < usual * 50 + millisecond(2000), "{longest:?}, and usually {usual:?}");
 }
 
 #[tokio::test]
