@@ -39,10 +39,11 @@ use crate::{
     token::InstanceId,
 };
 
-/// Heirs that are tried.
-const TRIES: usize = 3;
 /// An heir has this long for one step.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// At first an heir has this long to say that it is there: of ten seconds one that hangs must leave
+/// enough for the others. Those that say nothing are asked once more, with all patience.
+const GLANCE: Duration = Duration::from_millis(500);
 /// Commit is repeated after this where NATS is away.
 const AGAIN: Duration = Duration::from_millis(100);
 /// Settlements whose callers have gone are looked at this often.
@@ -54,6 +55,8 @@ enum Given {
     Taken(u64),
     /// It has not, and will not.
     Refused(String),
+    /// It did not say that it is there: nothing has begun.
+    Absent(String),
     /// Nobody knows.
     Unknown,
 }
@@ -71,20 +74,32 @@ struct Load {
 }
 
 impl<B: Broker + Bus> Peers<B> {
-    /// Hands everything to a replica that stays. `true`: nothing is ours any more. Otherwise there
-    /// is nobody, and the leases stay here.
+    /// Hands everything to a replica that stays: each is tried that may take it, until there is no
+    /// more time. `true`: nothing is ours any more. Otherwise there is nobody, and the leases stay here.
     pub async fn hand_over(&self, until: Instant) -> bool {
         self.prepared().give_up();
         // That nobody makes us an heir from here on.
         self.beat().await;
-        let mut tried = Vec::new();
-        while tried.len() < TRIES {
-            let Some(heir) = self.heir(&tried) else { break };
+        let (mut tried, mut absent, mut patience) = (Vec::new(), Vec::new(), GLANCE);
+        while clock::now() < until {
+            let Some(heir) = self.heir(&tried) else {
+                if absent.is_empty() || patience == PATIENCE {
+                    return false;
+                }
+                tried.retain(|heir| !absent.contains(heir));
+                patience = PATIENCE;
+                continue;
+            };
             tried.push(heir);
-            let Ok(nonce) = nonce() else { break };
+            let Ok(nonce) = nonce() else { return false };
             let handover = &nonce[..8];
-            match self.try_heir(heir, handover, until).await {
+            match self.try_heir(heir, handover, patience, until).await {
                 Given::Taken(taken) => tracing::info!(%heir, taken, "leases handed over"),
+                Given::Absent(why) => {
+                    tracing::info!(%heir, why, "a replica does not say whether it takes leases over");
+                    absent.push(heir);
+                    continue;
+                }
                 Given::Refused(why) => {
                     tracing::warn!(%heir, why, "a replica did not take the leases over");
                     // What it has kept places for by now is not to come.
@@ -102,14 +117,20 @@ impl<B: Broker + Bus> Peers<B> {
         false
     }
 
-    async fn try_heir(&self, heir: InstanceId, handover: &[u8], until: Instant) -> Given {
+    async fn try_heir(
+        &self,
+        heir: InstanceId,
+        handover: &[u8],
+        patience: Duration,
+        until: Instant,
+    ) -> Given {
         // Is it there? While the clocks stand still there is no time to find out.
         let nothing = Step::Prepare(pb::Prepare::default());
-        let patience = until.min(clock::now() + PATIENCE);
+        let patience = until.min(clock::now() + patience);
         match self.step(heir, handover, nothing, patience).await {
             Ok(answer) if answer.done => {}
             Ok(answer) => return Given::Refused(answer.why),
-            Err(why) => return Given::Refused(format!("{why:?}")),
+            Err(why) => return Given::Absent(format!("{why:?}")),
         }
         // Settlements under way hold it; nothing begins before it is given back.
         let still = timeout_at(until.into(), async {
@@ -127,7 +148,7 @@ impl<B: Broker + Bus> Peers<B> {
         let load = self.load();
         let leases = load.leases.clone();
         let given = self.give(load, heir, handover, until).await;
-        if !matches!(given, Given::Refused(_)) {
+        if !matches!(given, Given::Refused(_) | Given::Absent(_)) {
             self.names().leave(heir, clock::now());
             self.lessor.let_go(&leases);
         }

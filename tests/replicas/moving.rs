@@ -74,6 +74,38 @@ async fn no_clock_gains_however_many_parts_there_are() {
     }
 }
 
+/// Whether this step only asks if its hearer is there.
+fn asks_who_is_there(step: &Step) -> bool {
+    matches!(step, Step::Prepare(part) if part.leases.is_empty() && part.memories.is_empty())
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_replica_that_stays_is_tried() {
+    let (net, broker, [leaver, heirs @ ..]) = members::<7>().await;
+    leaver.leased(&broker, 3).await;
+    // Five hang.
+    let mut asked = 0;
+    net.rule(move |step| {
+        asked += u32::from(asks_who_is_there(step));
+        if asks_who_is_there(step) && asked <= 5 { Fate::Lost } else { Fate::Pass }
+    });
+    assert!(leaver.leave().await);
+    assert_eq!(leaver.lessor.held(), 0);
+    assert_eq!(heirs.iter().map(|heir| heir.lessor.held()).sum::<usize>(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_heir_is_asked_with_patience_once_all_others_were_asked() {
+    let (net, broker, [leaver, heir]) = members().await;
+    leaver.leased(&broker, 3).await;
+    net.rule(|step| match asks_who_is_there(step) {
+        true => Fate::Late(Duration::from_secs(1)),
+        false => Fate::Pass,
+    });
+    assert!(leaver.leave().await);
+    assert_eq!((leaver.lessor.held(), heir.lessor.held()), (0, 3));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_hand_over_that_is_given_up_keeps_no_places() {
     let (net, broker, [leaver, heir]) = members().await;
