@@ -50,6 +50,8 @@ pub(super) struct Connection {
     /// while.
     pub(super) leaving: CancellationToken,
     pub(super) denials: Arc<Denials>,
+    /// It was said that acks on it name no JetStream domain.
+    pub(super) domain_told: AtomicBool,
     end: Arc<Ending>,
     room: Room,
 }
@@ -125,7 +127,8 @@ impl Connection {
         let client = options.connect(&settings.servers[..]).await?;
         let server = client.server_info();
         let (server_id, version) = (server.server_id, server.version);
-        Ok(Self { client, server_id, version, lost, leaving, denials, end, room: Room::default() })
+        let (domain_told, room) = (AtomicBool::new(false), Room::default());
+        Ok(Self { client, server_id, version, lost, leaving, denials, domain_told, end, room })
     }
 
     /// Waits until it is known how a lost connection ended, or until `until`. `true`: it looks as if

@@ -114,12 +114,24 @@ impl<'s> AckFacts<'s> {
     }
 }
 
+/// Whether an ack subject names the JetStream domain that it is for: the longer form does.
+pub(super) fn names_domain(ack: &AckSubject) -> bool {
+    ack.0.split('.').count() >= 11
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn both_forms_of_the_ack_subject_are_read() {
+        for (ack, names) in [
+            ("$JS.ACK.ORDERS.worker.2.7.9.1795416130077616899.3", false),
+            ("$JS.ACK.hub.QTZ3.ORDERS.worker.2.7.9.1795416130077616899.3", true),
+            ("$JS.ACK.hub.QTZ3.ORDERS.worker.2.7.9.1795416130077616899.3.more", true),
+        ] {
+            assert_eq!(names_domain(&AckSubject(ack.into())), names, "{ack}");
+        }
         let v1 = AckFacts::parse("$JS.ACK.ORDERS.worker.2.7.9.1795416130077616899.3").unwrap();
         assert_eq!((v1.stream, v1.consumer), ("ORDERS", "worker"));
         assert_eq!((v1.delivery_count, v1.stream_sequence, v1.consumer_sequence), (2, 7, 9));

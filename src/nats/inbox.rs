@@ -7,7 +7,7 @@
 use std::{
     future::poll_fn,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::Poll,
     time::{Duration, Instant},
 };
@@ -42,6 +42,8 @@ pub struct NatsInbox {
     refusals: watch::Receiver<u64>,
     /// The last pull, until it is known to be refused.
     pull: Option<u64>,
+    /// A delivery was looked at for its domain.
+    looked: bool,
     /// Set when the loss is noticed.
     loss: Option<Loss>,
 }
@@ -78,6 +80,7 @@ impl NatsInbox {
             opened,
             refusals,
             pull: None,
+            looked: false,
             loss: None,
         })
     }
@@ -110,6 +113,29 @@ impl NatsInbox {
             Poll::Ready(true)
         })
         .await
+    }
+
+    /// Where JetStream has a domain and acks do not name it, NATS brings them to every domain that it
+    /// reaches. Says so once for each connection.
+    fn look_for_domain(&mut self, arrived: &[Arrival]) {
+        let ack = arrived.iter().find_map(|arrival| match arrival {
+            Arrival::Message(delivery) => Some(&delivery.ack),
+            Arrival::End { .. } => None,
+        });
+        let Some(ack) = ack.filter(|_| !std::mem::replace(&mut self.looked, true)) else { return };
+        let ours = self.supervisor.settings().domain.clone();
+        let Some(domain) = ours.or_else(|| self.connection.client.server_info().domain) else {
+            return;
+        };
+        if delivery::names_domain(ack) || self.connection.domain_told.swap(true, Ordering::Relaxed)
+        {
+            return;
+        }
+        tracing::warn!(
+            ack = &*ack.0,
+            domain,
+            "acks name no JetStream domain: they also settle a consumer of the same names in another one"
+        );
     }
 
     /// The server has refused the open pull, or the subscription that it answers to.
@@ -152,6 +178,7 @@ impl Inbox for NatsInbox {
                 biased;
                 // First, so that a dying connection is read out before it is let go.
                 alive = self.arrivals(into) => {
+                    self.look_for_domain(into);
                     return if alive { News::Arrived } else { self.ended().await };
                 }
                 () = lost.cancelled() => return self.ended().await,

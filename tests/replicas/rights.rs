@@ -245,6 +245,8 @@ async fn fenced_off(stage: &Stage, proxy: &Proxy) -> String {
 }
 
 const DOMAIN: &str = "jetstream { domain: D }\n";
+/// What is said where acks reach all domains.
+const NO_DOMAIN: &str = "acks name no JetStream domain";
 const IN_DOMAIN: [&str; 2] = ["--js-domain", "D"];
 
 #[tokio::test]
@@ -253,7 +255,20 @@ async fn at_a_server_of_the_domain_the_rights_are_those_of_any_other() {
     let proxy = stage.proxy(CLUSTER, &IN_DOMAIN);
     stage.fixture.publish("n", "x").await;
     fetched_and_acked(&stage.fixture, &proxy).await;
+    assert_eq!(proxy.log().matches(NO_DOMAIN).count(), 1, "{}", proxy.log());
+    stage.fixture.publish("n", "x").await;
+    fetched_and_acked(&stage.fixture, &proxy).await;
+    assert_eq!(proxy.log().matches(NO_DOMAIN).count(), 1, "{}", proxy.log());
     rid_of_what_cannot_be_read(&stage, &proxy).await;
+}
+
+#[tokio::test]
+async fn where_there_is_no_domain_nothing_is_said_of_it() {
+    let stage = Stage::new(&[(CLUSTER, ONE)], config(), "").await;
+    let proxy = stage.proxy(CLUSTER, &[]);
+    stage.fixture.publish("n", "x").await;
+    fetched_and_acked(&stage.fixture, &proxy).await;
+    assert!(!proxy.log().contains(NO_DOMAIN), "{}", proxy.log());
 }
 
 #[tokio::test]
@@ -320,5 +335,6 @@ async fn where_the_server_writes_long_ack_subjects_a_line_more_is_needed() {
     assert_eq!(told("Ack", &denied), "Ack: NATS_PERMISSION");
     drop(without);
     fetched_and_acked(&stage.fixture, &with).await;
+    assert!(!with.log().contains(NO_DOMAIN), "{}", with.log());
     rid_of_what_cannot_be_read(&stage, &with).await;
 }
