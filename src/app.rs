@@ -102,6 +102,8 @@ pub async fn run(config: Serve, ready: impl FnOnce(Bound)) -> Result<(), AppErro
             "not as many files may be open as --max-connections needs"
         );
     }
+    let owner = InstanceId::random().map_err(|error| AppError::System(io::Error::other(error)))?;
+    introduce(&config, owner);
     let grpc = listen(config.listen).await?;
     let ops = listen(config.ops_listen).await?;
     let local = |listener: &TcpListener| listener.local_addr().map_err(AppError::System);
@@ -111,7 +113,6 @@ pub async fn run(config: Serve, ready: impl FnOnce(Bound)) -> Result<(), AppErro
     let lessor = Lessor::start(Nats::start(config.nats, &nats_tasks), config.limits);
     let readiness = Readiness::new(Link::Down("not connected yet".into()), clock::now());
     let (health, health_service) = Health::new(readiness.verdict(clock::now()).0);
-    let owner = InstanceId::random().map_err(|error| AppError::System(io::Error::other(error)))?;
     let keys = Arc::new(config.keys);
     let peers =
         Peers::new(lessor.clone(), keys.clone(), &config.cluster, (owner, &config.replica_name));
@@ -286,6 +287,30 @@ type Listeners = JoinSet<Result<(), ContractError>>;
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, AppError> {
     TcpListener::bind(address).await.map_err(|error| AppError::Listen(address, error))
+}
+
+/// The start line: who this is, and what is set. No secret is in it.
+fn introduce(config: &Serve, owner: InstanceId) {
+    let Serve { nats, limits, edge, cluster, replica_name, drain_delay, drain_timeout, .. } =
+        config;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        id = %owner,
+        name = replica_name,
+        process = std::process::id(),
+        cluster,
+        nats = nats.told(),
+        nats_user = ?nats.auth,
+        js_domain = nats.domain,
+        inbox_prefix = nats.inbox_prefix,
+        key_file = config.keys.shared(),
+        max_leases = limits.max_leases,
+        max_waiters = limits.max_waiters,
+        max_connections = edge.max_connections,
+        ?drain_delay,
+        ?drain_timeout,
+        "starting"
+    );
 }
 
 /// Says where the service listens: in the log, and in a file for whoever started it.

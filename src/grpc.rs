@@ -22,6 +22,7 @@ mod probe;
 mod protocol;
 mod reading;
 mod reasons;
+mod refusals;
 mod route;
 mod server;
 mod service;

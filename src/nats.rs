@@ -67,6 +67,14 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Where NATS is, and how it is spoken to, without any secret: for people.
+    pub fn told(&self) -> String {
+        let server = |server: &ServerAddr| {
+            format!("{}://{}:{}", server.scheme(), server.host(), server.port())
+        };
+        self.servers.iter().map(server).collect::<Vec<_>>().join(",")
+    }
+
     /// The subject of a JetStream API call, like `CONSUMER.INFO.ORDERS.worker`.
     fn api(&self, call: &str) -> String {
         match &self.domain {

@@ -2,6 +2,8 @@
 //! above all. Reads no clock and says nothing itself.
 
 use std::{
+    collections::HashMap,
+    hash::{BuildHasher as _, Hash, RandomState},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -50,6 +52,42 @@ impl Seldom {
     }
 }
 
+/// Things that are remembered at once, 24 bytes each.
+const MOST: usize = 4096;
+
+/// Remembers what was said, so that each is said once in a while, and only a few in ten seconds.
+#[derive(Debug)]
+pub struct Firsts {
+    again: Duration,
+    few: Seldom,
+    digests: RandomState,
+    said: Mutex<HashMap<u64, Instant>>,
+}
+
+impl Firsts {
+    /// Each is said once in this time; of all, at most `few` in ten seconds.
+    pub fn new(again: Duration, few: u32) -> Self {
+        let few = Seldom::few(few);
+        Self { again, few, digests: RandomState::new(), said: Mutex::default() }
+    }
+
+    /// Whether this may be said now; if so, it counts as said. Where more are remembered than there
+    /// is room for, all are forgotten.
+    pub fn may_say(&self, what: &impl Hash, now: Instant) -> bool {
+        let what = self.digests.hash_one(what);
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let lately = said.get(&what).is_some_and(|when| now.duration_since(*when) < self.again);
+        if lately || !self.few.may_say(now) {
+            return false;
+        }
+        if said.len() >= MOST {
+            said.clear();
+        }
+        said.insert(what, now);
+        true
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,5 +105,27 @@ mod tests {
         let (seldom, start) = (Seldom::few(2), clock::now());
         let said = (0..21).filter(|seconds| seldom.may_say(start + Duration::from_secs(*seconds)));
         assert_eq!(said.collect::<Vec<_>>(), [0, 1, 10, 11, 20]);
+    }
+
+    #[test]
+    fn each_is_said_once_in_a_while_and_few_at_a_time() {
+        let (firsts, start) = (Firsts::new(Duration::from_secs(60), 2), clock::now());
+        let may = |what: &str, seconds| firsts.may_say(&what, start + Duration::from_secs(seconds));
+        assert!(may("a", 0));
+        assert!(!may("a", 1), "lately");
+        assert!(may("b", 1));
+        assert!(!may("c", 2), "too many");
+        assert!(may("c", 11), "it was not forgotten that it is to be said");
+        assert!(!may("a", 59));
+        assert!(may("a", 61));
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let (firsts, start) = (Firsts::new(Duration::from_secs(3600), u32::MAX), clock::now());
+        for number in 0..3 * MOST {
+            assert!(firsts.may_say(&number, start));
+        }
+        assert!(firsts.said.lock().unwrap().len() <= MOST);
     }
 }

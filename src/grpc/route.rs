@@ -8,6 +8,7 @@
 //! ```
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
@@ -21,10 +22,11 @@ use tokio::time::timeout_at;
 use super::{
     decode,
     encode::{self, Clocks, Done},
+    refusals::{Refusals, Who},
     status::Refused,
 };
 use crate::{
-    broker::{Broker, Confirmation},
+    broker::{AckSubject, Broker, Confirmation},
     bus::Bus,
     clock,
     keys::Keys,
@@ -53,6 +55,7 @@ pub struct Router<B: Broker + Bus> {
     lessor: Lessor<B>,
     peers: Arc<Peers<B>>,
     keys: Arc<Keys>,
+    refusals: Refusals,
 }
 
 /// A token of another replica.
@@ -65,12 +68,18 @@ struct Away {
 impl<B: Broker + Bus> Router<B> {
     /// A router beside these peers.
     pub fn new(lessor: Lessor<B>, peers: Arc<Peers<B>>, keys: Arc<Keys>) -> Self {
-        Self { lessor, peers, keys }
+        Self { lessor, peers, keys, refusals: Refusals::new() }
     }
 
-    /// Settles all, wherever their leases are: one result each, in order.
+    /// What the log has of refusals.
+    pub(super) fn refusals(&self) -> &Refusals {
+        &self.refusals
+    }
+
+    /// Settles all, wherever their leases are: one result each, in order. `call` is the call's name.
     pub(super) async fn settle(
         &self,
+        call: &'static str,
         wanted: Vec<Wanted>,
         confirmation: Confirmation,
         until: Instant,
@@ -80,16 +89,26 @@ impl<B: Broker + Bus> Router<B> {
             return wanted.iter().map(|_| Err(Error::LeaseBusy.into())).collect();
         };
         let mut results = Vec::with_capacity(wanted.len());
-        let (mut places, mut asks) = (Vec::new(), Vec::new());
+        let (mut places, mut asks, mut subjects) = (Vec::new(), Vec::new(), Vec::new());
         let mut away: BTreeMap<(InstanceId, InstanceId), Vec<Away>> = BTreeMap::new();
         for (place, (token, action)) in wanted.into_iter().enumerate() {
             let found =
                 self.open(&token).map(|(claims, lease)| (still.whose(claims.owner, lease), claims));
             results.push(match found {
-                Err(refused) => Err(refused),
-                Ok((Whose::Ended(refusal), _)) => ended(&action, refusal),
-                Ok((Whose::Ours(lease), _)) => {
+                Err(refused) => {
+                    self.refused(call, None, &refused);
+                    Err(refused)
+                }
+                Ok((Whose::Ended(refusal), claims)) => {
+                    let ended = ended(&action, refusal);
+                    if let Err(refused) = &ended {
+                        self.refused(call, Some(claims.ack_subject), refused);
+                    }
+                    ended
+                }
+                Ok((Whose::Ours(lease), claims)) => {
                     places.push(place);
+                    subjects.push(claims.ack_subject);
                     asks.push(Ask { lease, action });
                     Ok(Done::default())
                 }
@@ -110,13 +129,26 @@ impl<B: Broker + Bus> Router<B> {
             .map(|((owner, at), tokens)| self.settle_away(owner, at, tokens, confirmation, until));
         let (local, elsewhere) = join(local, join_all(elsewhere)).await;
         let clocks = Clocks::read();
-        for (place, result) in places.into_iter().zip(local) {
+        for ((place, result), subject) in places.into_iter().zip(local).zip(subjects) {
             results[place] = done(result, clocks);
+            if let Err(refused) = &results[place] {
+                self.refused(call, Some(subject), refused);
+            }
         }
         for (place, result) in elsewhere.into_iter().flatten() {
+            if let Err(refused) = &result {
+                self.refused(call, None, refused);
+            }
             results[place] = result;
         }
         results
+    }
+
+    /// Tells the log, by the ack subject of the delivery where that is known.
+    fn refused(&self, call: &'static str, subject: Option<Cow<'_, str>>, refused: &Refused) {
+        let ack = subject.map(|subject| AckSubject(subject.into_owned().into()));
+        let consumer = ack.and_then(|ack| B::delivery_of(&ack)).map(|(name, _)| name);
+        self.refusals.see(call, &Who { consumer, worker: "" }, refused);
     }
 
     /// Answers what another replica asks of us; `asked` is the question's name.

@@ -11,11 +11,12 @@ use super::{
     calls::AnswerBytes,
     decode,
     encode::{Clocks, Done, Seal, settle_result},
+    refusals::Who,
     route::Router,
     status::{Counted, Refused},
 };
 use crate::{
-    broker::{Broker, Confirmation},
+    broker::{Broker, Confirmation, ConsumerName},
     bus::Bus,
     clock,
     keys::Keys,
@@ -57,8 +58,14 @@ impl<B: Broker + Bus> Service<B> {
         action: Action,
         confirmation: Confirmation,
     ) -> Result<Done, Status> {
-        let wanted = vec![(token, action)];
-        let done = self.router.settle(wanted, confirmation, settle_until(metadata)).await.pop();
+        let call = match action {
+            Action::Ack => "Ack",
+            Action::Nak(_) => "Nak",
+            Action::Term(_) => "Term",
+            Action::Extend(_) => "Extend",
+        };
+        let (wanted, until) = (vec![(token, action)], settle_until(metadata));
+        let done = self.router.settle(call, wanted, confirmation, until).await.pop();
         // One was asked, so there is one answer.
         done.unwrap_or(Err(Error::Unconfirmed.into())).map_err(|refused| refused.status())
     }
@@ -73,12 +80,19 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         let left = decode::time_left(request.metadata());
         let bytes = request.extensions().get().cloned();
         let request = decode::shortened(request.into_inner());
-        let ask =
-            decode::fetch(&request, clock::now(), left).map_err(|refused| refused.status())?;
+        let refused = |refused: Refused| {
+            let (stream, consumer) = (&*request.stream, &*request.consumer);
+            // A name that is refused for its length is no name for the log either.
+            let consumer = (stream.len().max(consumer.len()) <= 255)
+                .then(|| ConsumerName { stream: stream.into(), consumer: consumer.into() });
+            let who = Who { consumer, worker: &request.worker };
+            self.router.refusals().see("Fetch", &who, &refused);
+            refused.status()
+        };
+        let ask = decode::fetch(&request, clock::now(), left).map_err(refused)?;
         let (codec, max_bytes) = (ask.codec, ask.max_bytes);
-        let fetched =
-            self.lessor.fetch(ask).await.map_err(|error| Refused::from(error).status())?;
-        let bytes = answer_bytes(bytes, &fetched).await.map_err(|refused| refused.status())?;
+        let fetched = self.lessor.fetch(ask).await.map_err(|error| refused(error.into()))?;
+        let bytes = answer_bytes(bytes, &fetched).await.map_err(refused)?;
         let (messages, rejected) = (fetched.messages().len(), fetched.rejected().len());
         let nonces = nonces(messages + rejected)?;
         tracing::debug!(
@@ -163,7 +177,8 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         let bytes = bytes.transpose().map_err(|short| Refused::ByteLimit(Counted::Answers, short));
         let mut bytes = checked(bytes)?;
 
-        let results = self.router.settle(wanted, confirmation, settle_until(&metadata)).await;
+        let until = settle_until(&metadata);
+        let results = self.router.settle("Settle", wanted, confirmation, until).await;
         // At most MOST_SETTLEMENTS, so it fits.
         let failed = results.iter().filter(|result| result.is_err()).count() as u32;
         let results = results.into_iter().map(settle_result).collect();

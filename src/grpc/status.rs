@@ -211,7 +211,7 @@ impl Refused {
         }
     }
 
-    fn message(&self) -> String {
+    pub(super) fn message(&self) -> String {
         match self {
             Self::Field { field, why } => format!("{field}: {why}"),
             Self::TokenInvalid => "not a token of this service".to_owned(),

@@ -28,7 +28,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Auth, Settings};
-use crate::clock;
+use crate::{clock, seldom::Firsts};
 
 /// Three unanswered pings in a row end a connection, so a half-open one is noticed within 12 s.
 const PING_INTERVAL: Duration = Duration::from_secs(3);
@@ -38,6 +38,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const INBOX_CAPACITY: usize = 65_536;
 /// Refused subjects that are remembered: those of a whole Settle, at least.
 const DENIALS: usize = 1024;
+
+/// Between two lines of the log on subjects that differ by their numbers alone, at least.
+const AGAIN: Duration = Duration::from_secs(600);
+/// Lines of the log on refused subjects in ten seconds: whoever asks for streams that the proxy has no
+/// right to can have as many refused as they like.
+const LINES: u32 = 20;
 
 /// A connection that works until it is lost, and then never again.
 pub(super) struct Connection {
@@ -258,21 +264,28 @@ fn denied_subject(text: &str) -> Option<&str> {
 pub(super) struct Denials {
     recent: Mutex<VecDeque<(String, Instant)>>,
     count: watch::Sender<u64>,
+    /// Which of them the log has.
+    told: Firsts,
     /// What our API calls begin with.
     api: String,
 }
 
 impl Denials {
     fn new(settings: &Settings) -> Self {
-        Self { recent: Mutex::default(), count: watch::channel(0).0, api: settings.api("") }
+        let (count, told) = (watch::channel(0).0, Firsts::new(AGAIN, LINES));
+        Self { recent: Mutex::default(), count, told, api: settings.api("") }
     }
 
     fn record(&self, subject: &str, now: Instant) {
         // A server of our domain calls the API by its own name.
         let call = subject.strip_prefix("$JS.API.");
         let ours = call.map_or_else(|| subject.to_owned(), |call| format!("{}{call}", self.api));
+        // Each delivery is settled by a subject of its own, which has the same right as all others.
+        let alike: Vec<&str> =
+            subject.split('.').filter(|part| part.parse::<u64>().is_err()).collect();
         // A right that nothing needs: see `presence`.
-        if ours.strip_prefix(&*self.api) != Some("INFO") {
+        let needed = ours.strip_prefix(&*self.api) != Some("INFO");
+        if needed && self.told.may_say(&alike, now) {
             tracing::warn!(subject, "NATS refuses this subject to the proxy's user");
         }
         let subject = ours;

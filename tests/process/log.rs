@@ -206,3 +206,96 @@ fn a_command_whose_reader_has_gone_says_so_and_does_not_panic() {
         assert!(matches!(code, Some(0 | 1)), "{arguments:?}: {}", output.status);
     }
 }
+
+/// The lines with this message, once there is one.
+async fn lines(proxy: &Proxy, message: &str) -> Vec<Value> {
+    eventually(message, || async {
+        let log = proxy.log();
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let lines: Vec<Value> = lines.filter(|line| line["message"] == message).collect();
+        (!lines.is_empty()).then_some(lines)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn the_start_line_says_who_this_is_and_no_secret() {
+    let url = NatsServer::shared().url().replace("//", "//somebody:hunter2@");
+    let proxy = Proxy::start_at(&url, &["--max-leases", "123", "--replica-name", "pod-7"]);
+    let first = &lines(&proxy, "starting").await[0];
+    assert_eq!(first["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!((&first["name"], &first["max_leases"]), (&"pod-7".into(), &123.into()));
+    assert_eq!(first["process"], proxy.pid());
+    assert_eq!(first["id"].as_str().unwrap().len(), 16);
+    assert_eq!(first["nats"], NatsServer::shared().url());
+    let log = proxy.log();
+    assert!(log.lines().next().unwrap().contains("no --token-key-file"), "{log}");
+    assert!(!log.contains("hunter2") && !log.contains("somebody"), "{log}");
+    let proxy = Proxy::start_with(
+        &NatsServer::shared().url(),
+        &[],
+        &[("NATS_USER", "somebody"), ("NATS_PASSWORD", "hunter2")],
+    );
+    assert_eq!(lines(&proxy, "starting").await[0]["nats_user"], "User(***)");
+    assert!(!proxy.log().contains("hunter2"), "{}", proxy.log());
+}
+
+#[tokio::test]
+async fn the_first_refusal_of_each_reason_and_consumer_is_logged() {
+    let fixture = Fixture::new(config()).await;
+    let proxy = Proxy::start(NatsServer::shared(), &[]);
+    proxy.ready().await;
+    let mut client = proxy.client().await;
+    for _ in 0..3 {
+        for consumer in ["nobody", "another"] {
+            let mut request = fetch(&fixture, 1, 100);
+            (request.consumer, request.worker) = (consumer.into(), "billing-7".into());
+            client.fetch(request).await.unwrap_err();
+        }
+        client.ack(ack("nonsense")).await.unwrap_err();
+    }
+    fixture.publish("n", "x").await;
+    let held = client.fetch(fetch(&fixture, 1, 10_000)).await.unwrap().into_inner().messages;
+    client.ack(ack(&held[0].token)).await.unwrap();
+    client.term(crate::support::proxy::term(&held[0].token, "")).await.unwrap_err();
+    let refused = eventually("all lines", || async {
+        let refused = lines(&proxy, "a call was refused").await;
+        (refused.len() >= 4).then_some(refused)
+    })
+    .await;
+    let name = |consumer: &str| Value::from(format!("{}/{consumer}", fixture.stream));
+    let told =
+        |line: &Value| (line["call"].clone(), line["reason"].clone(), line["consumer"].clone());
+    let told: Vec<_> = refused.iter().map(told).collect();
+    let not_found: Value = "CONSUMER_NOT_FOUND".into();
+    let expected = [
+        ("Fetch".into(), not_found.clone(), name("nobody")),
+        ("Fetch".into(), not_found, name("another")),
+        ("Ack".into(), "TOKEN_INVALID".into(), Value::Null),
+        ("Term".into(), "LEASE_SETTLED".into(), name(&fixture.consumer)),
+    ];
+    assert_eq!(told, expected, "{refused:#?}");
+    assert_eq!(refused[0]["worker"], "billing-7");
+}
+
+/// Whoever asks for streams that the proxy may not read cannot fill the log.
+#[tokio::test]
+async fn subjects_that_nats_refuses_are_logged_and_not_each_time() {
+    let rights = "publish: { allow: [\">\"], deny: [\"$JS.ACK.>\"] }";
+    let user = format!("{{ user: a, password: a, permissions: {{ {rights} }} }}");
+    let config = format!("authorization {{ users: [ {{ user: b, password: b }}, {user} ] }}");
+    let server = NatsServer::start_with(crate::support::nats_server::binary(), Some(config));
+    let as_user = |user: &str| server.url().replace("//", &format!("//{user}:{user}@"));
+    let fixture = Fixture::at(&as_user("b"), self::config()).await;
+    fixture.publish_many(30).await;
+    let proxy = Proxy::start_at(&as_user("a"), &[]);
+    proxy.ready().await;
+    let mut client = proxy.client().await;
+    let held = client.fetch(fetch(&fixture, 30, 10_000)).await.unwrap().into_inner().messages;
+    for message in &held {
+        client.ack(ack(&message.token)).await.unwrap_err();
+    }
+    let refused = lines(&proxy, "NATS refuses this subject to the proxy's user").await;
+    assert_eq!(refused.len(), 1, "{refused:#?}");
+    assert!(refused[0]["subject"].as_str().unwrap().starts_with("$JS.ACK."), "{refused:#?}");
+}
