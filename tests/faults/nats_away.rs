@@ -229,8 +229,8 @@ async fn outage(fault: Fault, length: u64) {
     measured(&format!("{what}: handed out again"), account.duplicates);
     let cut_off = run.cut_off.load(Ordering::Relaxed);
     measured(&format!("{what}: calls not answered before their deadline"), cut_off);
-    let calls = told.iter().sum::<usize>();
-    assert!(cut_off <= 2 + calls / 500, "{cut_off} of {calls} calls hung");
+    // A call whose wait its deadline ends has a tenth of that for its answer: one may be late.
+    assert!(cut_off <= 1, "{cut_off} calls hung");
     // A server that is killed may forget what it has confirmed just before; nothing else undoes an
     // Ack, and nothing undoes one that was confirmed by the next server.
     let forgotten = |told: &Instant| fault == Fault::Killed && *told < back;
