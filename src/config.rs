@@ -24,6 +24,8 @@ use crate::{
 /// It is part of every subject between replicas.
 const LONGEST_CLUSTER: usize = 64;
 
+/// Calls that one connection of a client may have open; more wait at the client.
+const MOST_STREAMS: u32 = 1000;
 /// The largest request, 4 MiB, must find room while others are read.
 const LEAST_REQUEST_BYTES: usize = 8 * 1024 * 1024;
 /// The largest answer is in memory twice.
@@ -134,6 +136,7 @@ impl Serve {
                 max_connections,
                 max_age: Some(max_connection_age).filter(|age| !age.is_zero()),
                 max_idle: None,
+                max_streams: MOST_STREAMS,
                 http1: false,
             },
             calls: CallLimits { max_calls, max_waiters, max_request_bytes, max_answer_bytes },

@@ -45,8 +45,6 @@ use crate::{clock, seldom::Seldom};
 
 /// A peer has this long to send its HTTP/2 preface, or the first line of an HTTP/1 request.
 const PREFACE: Duration = Duration::from_secs(5);
-/// Calls that one connection may have open; hyper has no limit of its own.
-const MOST_STREAMS: u32 = 1000;
 /// What a peer may send on one stream, and on all of a connection, before it is read, in bytes. Requests
 /// are read at once, so little is enough; each connection may hold that much.
 const STREAM_WINDOW: u32 = 64 * 1024;
@@ -77,6 +75,8 @@ pub struct EdgeLimits {
     pub max_age: Option<Duration>,
     /// A connection without a call for so long is told to go. `None`: never.
     pub max_idle: Option<Duration>,
+    /// Calls that one connection may have open.
+    pub max_streams: u32,
     /// HTTP/1.1 is spoken as well.
     pub http1: bool,
 }
@@ -164,7 +164,7 @@ impl<M> Edge<M> {
             .max_header_list_size(LARGEST_HEADERS)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_concurrent_streams(MOST_STREAMS);
+            .max_concurrent_streams(limits.max_streams);
         let builder = if limits.http1 { builder } else { builder.http2_only() };
         let most = limits.max_connections.min(Semaphore::MAX_PERMITS);
         Self {

@@ -24,6 +24,8 @@ use super::{
 };
 use crate::readiness::Verdict;
 
+/// Calls that one connection may have open: checks, and a few Watch streams.
+const MOST_STREAMS: u32 = 16;
 /// Probes are few and short. A connection that is not used for a minute is no probe's, and makes room
 /// for one before that.
 const LONGEST_IDLE: Duration = Duration::from_secs(60);
@@ -46,8 +48,13 @@ pub async fn serve_ops(
         beyond: false,
         service: |connection: &_, _| Used::new(connection, service.clone()),
     };
-    let limits =
-        EdgeLimits { max_connections, max_age: None, max_idle: Some(LONGEST_IDLE), http1: true };
+    let limits = EdgeLimits {
+        max_connections,
+        max_age: None,
+        max_idle: Some(LONGEST_IDLE),
+        max_streams: MOST_STREAMS,
+        http1: true,
+    };
     edge::serve(listener, limits, behind, stop, std::future::ready(())).await;
 }
 

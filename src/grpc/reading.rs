@@ -235,3 +235,99 @@ where
         Poll::Ready(frame.map(|frame| frame.map_err(|error| Status::from_error(error.into()))))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::VecDeque, io::Write as _};
+
+    use flate2::{Compression, write::GzEncoder};
+    use http::HeaderValue;
+
+    use super::*;
+    use crate::grpc::budget::Budget;
+
+    /// A body that comes in parts, one a second.
+    struct Slowly(VecDeque<Bytes>, Pin<Box<Sleep>>);
+
+    impl Body for Slowly {
+        type Data = Bytes;
+        type Error = std::convert::Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+            ready!(self.1.as_mut().poll(cx));
+            self.1 = Box::pin(sleep(Duration::from_secs(1)));
+            Poll::Ready(self.0.pop_front().map(|part| Ok(Frame::data(part))))
+        }
+    }
+
+    fn frame(flag: u8, message: &[u8]) -> Bytes {
+        let length = u32::try_from(message.len()).unwrap().to_be_bytes();
+        [&[flag][..], &length, message].concat().into()
+    }
+
+    fn packed(message: &[u8]) -> Bytes {
+        let mut gzip = GzEncoder::new(Vec::new(), Compression::best());
+        gzip.write_all(message).unwrap();
+        frame(1, &gzip.finish().unwrap())
+    }
+
+    async fn reads(body: Bytes, gzip: bool) -> Result<Bytes, Reason> {
+        let mut headers = HeaderMap::new();
+        if gzip {
+            headers.insert(ENCODING, HeaderValue::from_static("gzip"));
+        }
+        let bounds = Bounds { most: 4 << 20, settle: true, taken: None };
+        read(&headers, Read::new(body), bounds).await.map_err(|refused| refused.reason())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_trickles_is_given_up_ten_seconds_after_its_headers() {
+        // The end of the body comes a second after its last byte.
+        for (bytes, expected) in [(8, None), (11, Some(Reason::RequestTimeout))] {
+            let whole = frame(0, &vec![0; bytes - PREFIX]);
+            let parts = (0..bytes).map(|at| whole.slice(at..=at)).collect();
+            let body = Slowly(parts, Box::pin(sleep(Duration::from_secs(1))));
+            let bounds = Bounds { most: 100, settle: false, taken: None };
+            let read = read(&HeaderMap::new(), body, bounds).await;
+            assert_eq!(read.err().map(|refused| refused.reason()), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn gzip_is_unpacked_within_its_bounds() {
+        // What is random does not shrink, like tokens.
+        let mut message = vec![0; 300_000];
+        getrandom::fill(&mut message).unwrap();
+        assert_eq!(reads(packed(&message), true).await, Ok(frame(0, &message)));
+        let zeros = |length: usize| packed(&vec![0; length]);
+        assert_eq!(reads(zeros(GROWTH_FREE), true).await, Ok(frame(0, &vec![0; GROWTH_FREE])));
+        let bomb = zeros(4 << 20);
+        assert!(bomb.len() < 5000);
+        assert_eq!(reads(bomb, true).await, Err(Reason::RequestTooLarge));
+        assert_eq!(reads(frame(1, b"oops"), true).await, Err(Reason::Malformed));
+    }
+
+    #[tokio::test]
+    async fn settlements_are_counted_before_they_are_decoded() {
+        let settle = |count: usize| frame(0, &[0x0a, 0].repeat(count));
+        assert_eq!(reads(settle(1000), false).await, Ok(settle(1000)));
+        assert_eq!(reads(settle(1001), false).await, Err(Reason::InvalidField));
+        // A field that is not known is no settlement.
+        let other = frame(0, &[0x7a, 0].repeat(1001));
+        assert_eq!(reads(other.clone(), false).await, Ok(other));
+    }
+
+    #[tokio::test]
+    async fn bytes_are_taken_as_they_come_and_those_beyond_the_budget_refused() {
+        let mut taken = Budget::new(1000).share().take(0).unwrap();
+        for (length, expected) in [(600, None), (600, Some(Reason::ByteLimit))] {
+            let bounds = Bounds { most: 4 << 20, settle: false, taken: Some(&mut taken) };
+            let body = Read::new(frame(0, &vec![0; length]));
+            let read = read(&HeaderMap::new(), body, bounds).await;
+            assert_eq!(read.err().map(|refused| refused.reason()), expected);
+        }
+    }
+}

@@ -224,3 +224,72 @@ pub(super) async fn until_ended(task: impl Future) {
     };
     MADE.scope(RefCell::default(), ending).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs a task that makes an answer and writes nothing of it; whether the task was ended.
+    async fn is_ended(unwritten: &Arc<Unwritten>, most: Duration, until: Option<Instant>) -> bool {
+        let task = until_ended(async {
+            let begun = unwritten.begin(until);
+            begun.made(100);
+            std::future::pending::<()>().await;
+        });
+        tokio::time::timeout(most, task).await.is_ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_without_progress_ends_its_task_and_not_the_connection() {
+        let unwritten = Arc::<Unwritten>::default();
+        tokio::select! {
+            () = unwritten.stuck() => panic!("the connection is cut"),
+            () = async {
+                assert!(!is_ended(&unwritten, PATIENCE - LOOK, None).await, "too soon");
+                assert!(is_ended(&unwritten, PATIENCE + 2 * LOOK, None).await);
+            } => {}
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_ends_with_its_leases() {
+        let unwritten = Arc::<Unwritten>::default();
+        let until = Some(clock::now() + Duration::from_secs(1));
+        tokio::select! {
+            () = unwritten.stuck() => panic!("the connection is cut"),
+            ended = is_ended(&unwritten, 2 * LOOK, until) => assert!(ended),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_whose_task_is_over_ends_the_connection() {
+        let unwritten = Arc::<Unwritten>::default();
+        let kept = Mutex::new(None);
+        until_ended(async {
+            let begun = unwritten.begin(None);
+            begun.made(100);
+            *kept.lock().unwrap() = Some(begun);
+        })
+        .await;
+        tokio::time::timeout(PATIENCE + 2 * LOOK, unwritten.stuck()).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_read_or_has_nothing_to_be_read_goes_on() {
+        let unwritten = Arc::<Unwritten>::default();
+        // One is a stream that says nothing for long.
+        let (slow, silent) = (unwritten.begin(None), unwritten.begin(None));
+        silent.made(100);
+        silent.wrote(100);
+        slow.made(10 << 20);
+        tokio::select! {
+            () = unwritten.stuck() => panic!("the connection is cut"),
+            () = async {
+                for _ in 0..20 {
+                    tokio::time::sleep(PATIENCE / 2).await;
+                    slow.wrote(64 * 1024);
+                }
+            } => {}
+        }
+    }
+}

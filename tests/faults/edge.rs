@@ -178,6 +178,26 @@ async fn calls_beyond_the_cap_are_told_so_and_health_is_not_counted() {
 }
 
 #[tokio::test]
+async fn one_connection_leaves_half_of_the_fetch_calls_to_others() {
+    let fixture = Fixture::new(config()).await;
+    let proxy = Proxy::start(NatsServer::shared(), &["--max-waiters", "10"]);
+    let greedy = proxy.client().await;
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let (mut greedy, long) = (greedy.clone(), fetch(&fixture, 1, 60_000));
+        calls.spawn(async move { greedy.fetch(long).await });
+    }
+    for _ in 0..15 {
+        let refused = timeout(BOUND, calls.join_next()).await.expect("it waits").unwrap();
+        let refused = refused.unwrap().unwrap_err();
+        assert_eq!(reason(&refused), (Code::ResourceExhausted, "WAITER_LIMIT".to_owned()));
+        let info = refused.get_details_error_info().unwrap();
+        assert_eq!(info.metadata["scope"], "connection");
+    }
+    proxy.client().await.fetch(fetch(&fixture, 1, 0)).await.unwrap();
+}
+
+#[tokio::test]
 async fn an_old_connection_is_told_to_go_and_no_call_is_lost_by_it() {
     let fixture = Fixture::new(config()).await;
     let proxy = Proxy::start(NatsServer::shared(), &["--max-connection-age", "3s"]);
