@@ -46,8 +46,6 @@ const (
 	shortestSettle, longestSettle = time.Second, 10 * time.Second
 	// One settlement that the proxy does not take would spoil all of a call.
 	mostSettlements, mostReason, longestDelay = 1000, 1024, 24 * time.Hour
-	// The lease of a rejected message has an end by the proxy's clock alone: try for so long.
-	rejectedLease = 30 * time.Second
 )
 
 // Transient is what handle returns for a failure that may pass: the message comes back after Delay.
@@ -171,7 +169,7 @@ func (b *Batch) refuse(rejected *pb.Rejected) {
 	if message.GetToken() == "" {
 		return
 	}
-	lease := b.lease(message, rejectedLease)
+	lease := b.lease(message, rejected.GetLease().AsDuration())
 	lease.isRejected = true
 	if rejected.GetCause() == pb.RejectedCause_REJECTED_CAUSE_TOO_LARGE {
 		lease.Nak(time.Minute) // Perhaps another worker takes larger answers.

@@ -149,7 +149,7 @@ class Batch:
             print(f"message {rejected.stream_sequence}: {rejected.detail}", file=sys.stderr)
             say(line("rejected", about(rejected)))
             if rejected.token:  # Still leased to us.
-                lease = Lease(rejected, 10)  # Only the proxy's clock tells for how long.
+                lease = Lease(rejected, seconds(rejected.lease))
                 self.leases.append(lease)
                 if rejected.cause == pb.REJECTED_CAUSE_TOO_LARGE:
                     self.nak(lease, 60)  # Another worker may take larger answers.

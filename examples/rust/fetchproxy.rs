@@ -318,13 +318,13 @@ impl Lease {
         lease
     }
 
-    /// One with a token is leased, too. Until when, the proxy will say: only its clock tells here.
+    /// One with a token is leased, too.
     fn of_rejected(rejected: &Rejected) -> Self {
         let message = Delivery {
             token: rejected.token.clone(),
             stream_sequence: rejected.stream_sequence,
             delivery_count: rejected.delivery_count,
-            lease: Some(to(4 * PATIENCE)),
+            lease: rejected.lease,
             ..Delivery::default()
         };
         let mut lease = Self { is_rejected: true, ..Self::of(&message) };

@@ -261,9 +261,9 @@ class Lease {
   }
 }
 
-/** One with a token is leased, too. Until when, the proxy will say: only its clock tells here. */
-function rejectedLease({ token, streamSequence, cause, detail }: Rejected): Lease {
-  const message = Delivery.create({ token, streamSequence, lease: duration(4 * PATIENCE) });
+/** One with a token is leased, too. */
+function rejectedLease({ token, streamSequence, lease: left, cause, detail }: Rejected): Lease {
+  const message = Delivery.create({ token, streamSequence, lease: left });
   const lease = new Lease(message, true);
   const tooLarge = cause === RejectedCause.REJECTED_CAUSE_TOO_LARGE;
   // Perhaps there is a worker that takes more.

@@ -77,6 +77,7 @@ impl Seal<'_> {
             rejected,
             empty_reason: fetched.empty().map_or(pb::EmptyReason::Unspecified, empty_reason).into(),
             pending: fetched.pending(),
+            ack_pending: fetched.ack_pending(),
         }
     }
 
@@ -112,6 +113,7 @@ impl Seal<'_> {
             headers: headers(&delivery.headers),
             token: if *held { self.token(leased, nonce) } else { String::new() },
             lease_expire_time: held.then(|| self.clocks.timestamp(leased.deadline)).flatten(),
+            lease: held.then(|| self.left(leased.deadline)),
         };
         match cause {
             RejectedCause::Codec(detail) => pb::Rejected { detail: detail.clone(), ..whole },

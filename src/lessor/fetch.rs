@@ -59,6 +59,7 @@ pub struct Fetched {
     rejected: Vec<Rejected>,
     empty: Option<Empty>,
     pending: u64,
+    ack_pending: u64,
     feed: Option<Feed>,
 }
 
@@ -211,7 +212,7 @@ impl<B: Broker> Lessor<B> {
     ) -> Result<(), Error> {
         let Some(feed) = &fetched.feed else { return Ok(()) };
         let info = self.recent_info(feed, name, until).await?;
-        fetched.pending = info.pending;
+        (fetched.pending, fetched.ack_pending) = (info.pending, info.ack_pending);
         fetched.empty = Some(if info.paused {
             Empty::Paused
         } else if info.max_ack_pending.is_some_and(|most| info.ack_pending >= most) {
@@ -264,7 +265,7 @@ impl Fetched {
         };
         let empty = empty.filter(|_| messages.is_empty());
         let (rejected, feed) = (Vec::from_iter(rejected), Some(answer.feed.clone()));
-        Self { messages, rejected, empty, pending, feed }
+        Self { messages, rejected, empty, pending, ack_pending: 0, feed }
     }
 
     /// The messages, each leased.
@@ -285,6 +286,12 @@ impl Fetched {
     /// Messages left for this consumer, as last seen.
     pub fn pending(&self) -> u64 {
         self.pending
+    }
+
+    /// Deliveries of the consumer, to whomever, that are not settled: where INFO was asked why there
+    /// are no messages, otherwise 0.
+    pub fn ack_pending(&self) -> u64 {
+        self.ack_pending
     }
 
     /// From here on the messages are the caller's.

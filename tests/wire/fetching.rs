@@ -102,7 +102,23 @@ async fn nothing_there_is_ok_and_says_why() {
         let answer = client.fetch(fetch(&fixture, 1, wait)).await.unwrap().into_inner();
         assert_eq!(answer.empty_reason(), EmptyReason::NoMessages);
         assert!(answer.messages.is_empty());
+        assert_eq!((answer.pending, answer.ack_pending), (0, 0));
     }
+}
+
+#[tokio::test]
+async fn a_queue_that_others_hold_is_told_from_one_that_is_done() {
+    let fixture = Fixture::new(config()).await;
+    let (_proxy, mut client) = proxy().await;
+    fixture.publish_many(2).await;
+    let both = pb::FetchRequest { linger: millis(1000), ..fetch(&fixture, 2, 5000) };
+    let taken = client.fetch(both).await.unwrap().into_inner();
+    assert_eq!((taken.messages.len(), taken.ack_pending), (2, 0), "told only where it is needed");
+    client.nak(nak(&taken.messages[0].token, 60_000)).await.unwrap();
+    // One is held, and of the other the delay of a Nak runs.
+    let empty = client.fetch(fetch(&fixture, 1, 300)).await.unwrap().into_inner();
+    assert_eq!(empty.empty_reason(), EmptyReason::NoMessages);
+    assert_eq!((empty.pending, empty.ack_pending), (0, 2));
 }
 
 #[tokio::test]
@@ -135,7 +151,7 @@ async fn a_full_consumer_is_told_from_an_empty_one() {
     assert_eq!(first.messages.len(), 2, "no more than max_ack_pending");
     let second = client.fetch(fetch(&fixture, 10, 300)).await.unwrap().into_inner();
     assert_eq!(second.empty_reason(), EmptyReason::MaxAckPending);
-    assert_eq!(second.pending, 3);
+    assert_eq!((second.pending, second.ack_pending), (3, 2));
     client.ack(ack(&first.messages[0].token)).await.unwrap();
     let third = client.fetch(fetch(&fixture, 10, 5000)).await.unwrap().into_inner();
     assert_eq!(third.messages.len(), 1);
@@ -227,6 +243,8 @@ async fn a_message_too_large_for_the_answer_is_rejected_with_a_live_token() {
     assert_eq!(rejected.cause(), RejectedCause::TooLarge);
     assert_eq!((rejected.size, rejected.stream_sequence), (100_000, 1));
     assert!(rejected.data.is_empty() && rejected.lease_expire_time.is_some());
+    let left = rejected.lease.unwrap();
+    assert!((20..=28).contains(&left.seconds), "the ack wait less its margin: {left:?}");
 
     // It blocks nobody, and whoever has the room can have it.
     let small = client.fetch(request).await.unwrap().into_inner();
@@ -258,7 +276,7 @@ async fn what_fails_the_codec_is_terminated_and_handed_back() {
     assert_eq!((rejected.data.as_ref(), rejected.size), (b"{oops".as_ref(), 5));
     assert_eq!(rejected.headers["Kept"].values, ["yes"]);
     assert!(rejected.detail.starts_with("not JSON"), "{}", rejected.detail);
-    assert!(rejected.token.is_empty(), "it is settled already");
+    assert!(rejected.token.is_empty() && rejected.lease.is_none(), "it is settled already");
     for message in &answer.messages {
         client.ack(ack(&message.token)).await.unwrap();
     }

@@ -1,4 +1,5 @@
-//! Messages whose payload was left out or never was: no codec judges what was not delivered.
+//! Messages that are not as they were published: without their payload, or under another subject. No
+//! codec judges what was not delivered.
 
 use async_nats::{HeaderMap, jetstream::consumer::pull};
 use fetch_proxy::pb::{self, EmptyReason, Outcome, delivery::Payload};
@@ -93,4 +94,25 @@ async fn the_marker_of_a_subject_whose_messages_are_gone_is_not_judged() {
     assert_eq!((marker.rejected.len(), marker.messages.len()), (0, 1), "{marker:?}");
     assert_eq!(marker.messages[0].headers["Nats-Marker-Reason"].values, ["MaxAge"]);
     client.ack(ack(&marker.messages[0].token)).await.unwrap();
+}
+
+/// What `Delivery.subject` is where the stream changes subjects.
+#[tokio::test]
+async fn the_subject_is_the_one_that_the_stream_stores() {
+    let fixture = Fixture::new(config()).await;
+    let (from, to) = (format!("{}.>", fixture.stream), format!("stored.{}.>", fixture.stream));
+    let changed = serde_json::json!({
+        "name": fixture.stream,
+        "subjects": [from],
+        "subject_transform": { "src": from, "dest": to },
+    });
+    let update = format!("STREAM.UPDATE.{}", fixture.stream);
+    let updated: serde_json::Value = fixture.jetstream.request(update, &changed).await.unwrap();
+    assert!(updated["error"].is_null(), "{updated}");
+    let proxy = Proxy::start(NatsServer::shared(), &[]);
+    let mut client = proxy.client().await;
+    fixture.publish("x", "{}").await;
+    let answer = all(&mut client, &fixture, pb::Codec::Json).await;
+    assert_eq!(answer.messages[0].subject, format!("stored.{}.x", fixture.stream));
+    assert!(answer.messages[0].headers.is_empty(), "{answer:?}");
 }

@@ -70,9 +70,6 @@ final class FetchProxy {
   /** How long an outcome may wait for others, to be settled with them. */
   private static final long GATHER = 100;
 
-  /** The lease of a rejected message has an end by the proxy's clock alone: try for so long. */
-  private static final long REJECTED_LEASE = 30_000;
-
   private static final long HOUR = 3_600_000;
 
   /** With these, the same call would be refused again. */
@@ -204,7 +201,7 @@ final class FetchProxy {
       log(message, "rejected: " + rejected.getDetail());
       say("rejected", message);
       if (message.getToken().isEmpty()) return;
-      var lease = new Lease(this, message, REJECTED_LEASE);
+      var lease = new Lease(this, message, millis(rejected.getLease()));
       lease.isRejected = true;
       kept.add(lease);
       boolean tooLarge = rejected.getCause() == RejectedCause.REJECTED_CAUSE_TOO_LARGE;
