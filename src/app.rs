@@ -306,6 +306,7 @@ fn introduce(config: &Serve, owner: InstanceId) {
         key_file = config.keys.shared(),
         max_leases = limits.max_leases,
         max_waiters = limits.max_waiters,
+        max_pull_bytes = limits.max_pull_bytes,
         max_connections = edge.max_connections,
         ?drain_delay,
         ?drain_timeout,

@@ -47,13 +47,13 @@ pub trait Broker: Send + Sync + 'static {
 
     /// Looks among the consumer's unsettled deliveries for messages that break every connection that
     /// brings them: from the stream sequence `from` on, and from there back. Bounded by `until` and
-    /// by a number of messages: what was found by then.
+    /// by a number of messages: what was found by then, and whether that is all.
     fn unreadable(
         &self,
         name: &ConsumerName,
         from: u64,
         until: Instant,
-    ) -> impl Future<Output = Result<Vec<Unreadable>, InfoError>> + Send;
+    ) -> impl Future<Output = Result<Search, InfoError>> + Send;
 
     /// Settles deliveries: one result for each order, in their order.
     ///
@@ -107,6 +107,15 @@ pub enum News {
     Lost,
     /// The same; and it looks as if it ended by what it brought: a message that cannot be read.
     Broken,
+}
+
+/// What a look for messages that break every connection has shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Search {
+    /// Those that were found.
+    pub found: Vec<Unreadable>,
+    /// Every unsettled delivery was looked at.
+    pub complete: bool,
 }
 
 /// A message that breaks every connection that brings it.
@@ -165,6 +174,8 @@ pub struct Server {
     pub id: String,
     /// As it names itself, like `2.15.1`.
     pub version: String,
+    /// The largest message that it takes, headers and payload, in bytes.
+    pub max_payload: u64,
 }
 
 /// A consumer by name.
@@ -287,8 +298,10 @@ pub enum End {
     Done,
     /// Other pulls already wait for what is pending.
     RequestsPending,
-    /// The next message is larger than `max_bytes`.
+    /// The next message is larger than what is left of `max_bytes`.
     TooLarge,
+    /// Its `max_bytes` are used up to the last, and there is more.
+    Spent,
     /// Too many pulls wait at this consumer, or a limit of it was passed; the text is the server's.
     Busy(String),
     /// The server that led this consumer is going, or lost the lead. What it promised lately may

@@ -23,6 +23,8 @@ use crate::{
 
 /// It is part of every subject between replicas.
 const LONGEST_CLUSTER: usize = 64;
+/// Below, hardly a message fits; above, no server lets so much wait for one client.
+const PULL_BYTES: std::ops::RangeInclusive<usize> = (64 << 10)..=(1 << 30);
 
 /// Calls that one connection of a client may have open; more wait at the client.
 const MOST_STREAMS: u32 = 1000;
@@ -95,6 +97,7 @@ impl Serve {
             max_lease,
             max_leases,
             max_waiters,
+            max_pull_bytes,
             max_calls,
             max_request_bytes,
             max_answer_bytes,
@@ -112,6 +115,9 @@ impl Serve {
             if bytes < least {
                 return invalid(format!("{flag} must be at least {least}"));
             }
+        }
+        if !PULL_BYTES.contains(&max_pull_bytes) {
+            return invalid("--max-pull-bytes must be from 65536 (64 KiB) to 1073741824 (1 GiB)");
         }
         if settle_timeout < Duration::from_millis(100) {
             return invalid("--settle-timeout must be at least 100ms");
@@ -131,7 +137,13 @@ impl Serve {
             keys: Keys::load(token_key_file, &cluster)?,
             cluster,
             replica_name: replica_name.unwrap_or_else(host_name),
-            limits: Limits { max_leases, max_lease, max_waiters, settle_timeout },
+            limits: Limits {
+                max_leases,
+                max_lease,
+                max_waiters,
+                max_pull_bytes: max_pull_bytes as u64,
+                settle_timeout,
+            },
             edge: EdgeLimits {
                 max_connections,
                 max_age: Some(max_connection_age).filter(|age| !age.is_zero()),
@@ -261,6 +273,8 @@ mod tests {
             (&["--nats-creds", "/"], "cannot read /: it is a folder"),
             (&["--nats-nkey", "/dev/null"], "cannot read /dev/null: it is no regular file"),
             (&["--ports-file", "/"], "/ is a folder"),
+            (&["--max-pull-bytes", "65535"], "64 KiB"),
+            (&["--max-pull-bytes", "2000000000"], "1 GiB"),
             (&["--cluster", "a.b"], "one token"),
             (&["--inbox-prefix", "a.*"], "without wildcards"),
             (&["--nats-url", "nats://u:hunter2@:x"], "--nats-url"),

@@ -21,6 +21,7 @@ mod handover;
 mod lead;
 mod parcel;
 mod settle;
+mod shares;
 mod sighting;
 mod sweep;
 
@@ -41,6 +42,7 @@ pub(crate) use self::facts::encoded_size;
 use self::{
     books::{Books, Hold},
     feed::{Answer, Command, Feed, FeedTask, Ticket},
+    shares::Shares,
 };
 pub use self::{
     codec::Codec,
@@ -62,6 +64,8 @@ use crate::{
 
 /// Consumers that may have a connection of their own at once.
 const APART: usize = 64;
+/// Looks for unreadable messages at once: each brings up to 4 MiB at a time, before acks.
+const LOOKS: usize = 4;
 
 /// Lines of the log in ten seconds that say which consumer cannot be read.
 const LINES: u32 = 10;
@@ -75,6 +79,8 @@ pub struct Limits {
     pub max_lease: Duration,
     /// Fetch calls open at once.
     pub max_waiters: usize,
+    /// Bytes that the open pulls of one connection may bring together.
+    pub max_pull_bytes: u64,
     /// Longest wait for the confirmation of a settlement.
     pub settle_timeout: Duration,
 }
@@ -88,8 +94,12 @@ pub struct Shared<B: Broker> {
     books: Books,
     limits: Limits,
     waiters: Arc<Semaphore>,
+    /// What pulls on the shared connection may bring.
+    shares: Shares,
     /// Connections that consumers may have of their own.
     apart: Arc<Semaphore>,
+    /// Looks for unreadable messages that may go on at once.
+    looks: Semaphore,
     feeds: Mutex<HashMap<ConsumerName, Feed>>,
     /// Whether the log may say of one more consumer why it cannot be read.
     unread: Seldom,
@@ -127,7 +137,9 @@ impl<B: Broker> Lessor<B> {
             broker,
             books: Books::new(limits.max_leases, limits.max_lease, clock::now()),
             waiters: Arc::new(Semaphore::new(limits.max_waiters.min(Semaphore::MAX_PERMITS))),
+            shares: Shares::new(limits.max_pull_bytes),
             apart: Arc::new(Semaphore::new(APART)),
+            looks: Semaphore::new(LOOKS),
             limits,
             feeds: Mutex::default(),
             unread: Seldom::few(LINES),

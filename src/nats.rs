@@ -42,7 +42,7 @@ use self::supervisor::Supervisor;
 pub use self::unreadable::unreadable;
 use crate::broker::{
     AckSubject, Broker, BrokerError, Confirmation, ConsumerInfo, ConsumerName, InfoError,
-    JetStream, Link, Order, Place, Unreadable,
+    JetStream, Link, Order, Place, Search,
 };
 
 /// Oldest nats-server that this program works with: before 2.10.16 a `+TERM` with a reason can be
@@ -150,7 +150,7 @@ impl Broker for Nats {
         name: &ConsumerName,
         from: u64,
         until: Instant,
-    ) -> Result<Vec<Unreadable>, InfoError> {
+    ) -> Result<Search, InfoError> {
         match self.supervisor.settling() {
             Ok(replies) => poison::find(&replies, &self.supervisor, name, from, until).await,
             Err(why) => Err(InfoError::Unavailable(why)),

@@ -16,21 +16,26 @@
 //!
 //! A pull is JetStream's one-shot (`no_wait` with `expires`): it waits for a first message, brings
 //! what is there and says that it has ended; but not after the last of a full batch, which is
-//! counted, nor at `max_ack_pending`, which is noticed by quiet.
+//! counted, nor at `max_ack_pending`, which is noticed by quiet. A pull may be allowed less than its
+//! waiters want. Where it came to that limit, the next pull follows at once, and waiters who have
+//! some wait for what that brings: an answer is filled from several pulls.
 //!
 //! 1. Every message that arrives is in one place: with a waiter, in an answer, parked, or overdue.
 //! 2. At most one pull is open.
 //! 3. A waiter is answered once.
 //! 4. The messages of an answer never exceed its bytes; `too_large` would not fit even alone.
 //! 5. First come, first served: a message goes to the first waiter it fits, of the first 64.
-//! 6. While somebody waits a pull is open, unless there is no connection or no permit, the last one
-//!    was refused a moment ago, or all have little time left and were there for one in vain.
+//! 6. While somebody waits a pull is open, unless there is no connection or nothing is allowed, the last
+//!    one was refused a moment ago, or all have little time left and were there for one in vain.
 //! 7. After `step` has nothing more to do, `next_deadline` is later than `now`.
 //!
 //! Pure: no clock, no runtime, no lock, no log; `now` is an argument and never goes back, and
 //! [`Step`]s are for others to do. No call costs more for many waiters than for few, but for
 //! [`Pump::fail`].
 
+mod appetite;
+mod bound;
+mod budget;
 mod parked;
 mod pull;
 mod waiters;
@@ -41,10 +46,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use self::words::{Limits, PullEnd, Step, WaiterId, Want, Why};
+pub use self::{
+    appetite::{Appetite, Course},
+    bound::{Bound, Cause},
+    budget::{Ask, Budget},
+    words::{Allowance, Demand, Limits, PullEnd, Step, WaiterId, Want, Why},
+};
 use self::{
     parked::Parked,
-    pull::{Next, Pull},
+    pull::{Asked, Next, Pull},
     waiters::{Seat, Waiters},
 };
 
@@ -125,8 +135,11 @@ impl<M> Pump<M> {
 
     /// A message has arrived. `size` bounds what it takes in an answer, in bytes.
     pub fn arrived(&mut self, message: M, size: u64, last_attempt: bool, now: Instant) {
-        if self.pull.as_mut().is_some_and(|pull| pull.count(now)) {
-            (self.pull, self.next) = (None, Next::default());
+        if let Some(pull) = &mut self.pull
+            && pull.count(now)
+        {
+            self.next = pull.full(now);
+            self.pull = None;
         }
         self.serve_parked(now);
         if let Err(item) = self.give(Item { message, size, last_attempt }, now) {
@@ -180,8 +193,8 @@ impl<M> Pump<M> {
     }
 
     /// What is to be done now; to be called after every event and at [`Pump::next_deadline`], until
-    /// there is nothing more. `permits`: leases that may be granted now.
-    pub fn step(&mut self, now: Instant, permits: u32) -> Option<Step<M>> {
+    /// there is nothing more. `allowed`: what a pull may ask for, if one is due.
+    pub fn step(&mut self, now: Instant, allowed: Allowance) -> Option<Step<M>> {
         if let Some(pull) = self.pull.filter(|pull| now >= pull.ends_at) {
             self.ended(pull.no, PullEnd::Done, now);
         }
@@ -195,17 +208,30 @@ impl<M> Pump<M> {
         if let Some(message) = self.parked.pop_overdue(now) {
             return Some(Step::Overdue { message });
         }
-        self.issue(now, permits)
+        self.issue(now, allowed)
     }
 
-    /// When [`Pump::step`] has something to do if nothing else happens. A permit that is missing is
-    /// for the caller to wait for.
+    /// What a pull would ask for now, if one is due.
+    pub fn demand(&self, now: Instant) -> Option<Demand> {
+        let ready = self.next.not_before.is_none_or(|at| now >= at) && self.wants_to_pull(now);
+        ready.then(|| {
+            let manner = self.next.manner;
+            let single = manner.plain || manner.uncapped;
+            let most = if single { 1 } else { self.limits.max_batch.max(1) };
+            let messages = u32::try_from(self.waiters.wanted()).unwrap_or(u32::MAX).min(most);
+            let bytes = (!manner.uncapped).then(|| self.max_bytes(messages));
+            Demand { messages, bytes }
+        })
+    }
+
+    /// When [`Pump::step`] has something to do if nothing else happens. An allowance that is missing
+    /// is for the caller to wait for.
     pub fn next_deadline(&self, now: Instant) -> Option<Instant> {
         let brisk = self.waiters.first_brisk_holder();
         let retry = self.next.not_before.filter(|at| now < *at && self.wants_to_pull(now));
         [
             self.pull.map(|pull| pull.ends_at),
-            self.pull.filter(|_| brisk.is_some()).map(|pull| pull.quiet_at()),
+            self.quiet_at().filter(|_| brisk.is_some()),
             self.waiters.first_end().map(|(end, _)| end),
             self.waiters.first_impatient().map(|(_, joined)| self.known_at(joined)),
             self.parked.next_deadline(),
@@ -236,7 +262,7 @@ impl<M> Pump<M> {
         self.parked.len()
     }
 
-    /// Only a permit was missing for a pull at the last [`Pump::step`].
+    /// Only an allowance was missing for a pull at the last [`Pump::step`].
     pub fn starved(&self) -> bool {
         self.starved
     }
@@ -280,7 +306,7 @@ impl<M> Pump<M> {
     fn due(&self, now: Instant) -> Option<(WaiterId, Why)> {
         let nothing = if self.up { Why::Waited } else { Why::Down };
         let filled = || {
-            let quiet = self.pull.is_none_or(|pull| now >= pull.quiet_at());
+            let quiet = self.quiet_at().is_none_or(|at| now >= at);
             let brisk = self.waiters.first_brisk_holder().filter(|_| quiet);
             brisk.or_else(|| self.waiters.first_holder().filter(|_| !self.up))
         };
@@ -294,6 +320,11 @@ impl<M> Pump<M> {
             .map(|id| (id, Why::Filled))
             .or_else(|| over().or_else(knows).map(|id| (id, nothing)))
             .or_else(|| drained().map(|id| (id, Why::Draining)))
+    }
+
+    /// When whoever has some is not to wait for more. `None`: now.
+    fn quiet_at(&self) -> Option<Instant> {
+        self.pull.map_or(self.next.more_by, |pull| Some(pull.quiet_at()))
     }
 
     /// When somebody who wants what is there now, and has nothing, knows that there is nothing.
@@ -322,22 +353,26 @@ impl<M> Pump<M> {
         self.up && self.pull.is_none() && (fresh || in_time)
     }
 
-    fn issue(&mut self, now: Instant, permits: u32) -> Option<Step<M>> {
-        let ready = self.next.not_before.is_none_or(|at| now >= at) && self.wants_to_pull(now);
-        self.starved = ready && permits == 0;
-        if !ready || self.starved {
-            return None;
-        }
-        let manner = self.next.manner;
-        let single = manner.plain || manner.uncapped;
-        let most = if single { 1 } else { self.limits.max_batch.max(1) };
-        let wanted = u32::try_from(self.waiters.wanted()).unwrap_or(u32::MAX);
-        let batch = wanted.min(permits).min(most);
-        let max_bytes = (!manner.uncapped).then(|| self.max_bytes(batch));
-        let expires = self.expires(now);
+    fn issue(&mut self, now: Instant, allowed: Allowance) -> Option<Step<M>> {
+        let demand = self.demand(now);
+        self.starved = demand.is_some() && (allowed.messages == 0 || allowed.bytes == 0);
+        let demand = demand.filter(|_| !self.starved)?;
+        let batch = demand.messages.min(allowed.messages);
+        // Fewer messages leave more room to each.
+        let max_bytes = demand.bytes.map(|_| self.max_bytes(batch).min(allowed.bytes));
+        let limited = demand.bytes.is_some_and(|bytes| allowed.bytes < bytes);
+        let asked = Asked {
+            batch,
+            expires: self.expires(now).min(allowed.wait),
+            manner: self.next.manner,
+            short_of_bytes: limited,
+            short: limited || batch < demand.messages,
+            goes_on: self.next.more_by.is_some(),
+        };
         self.issued += 1;
         let no = self.issued;
-        self.pull = Some(Pull::new(no, batch, manner, self.waiters.next(), now, expires));
+        self.pull = Some(Pull::new(no, asked, self.waiters.next(), now));
+        let Asked { expires, manner, .. } = asked;
         Some(Step::Pull { no, batch, expires, no_wait: !manner.plain, max_bytes })
     }
 

@@ -117,7 +117,13 @@ mod tests {
     use std::sync::Arc;
 
     fn up() -> Link {
-        Link::Up(Arc::new(Server { epoch: 1, heard: 1, id: "a".into(), version: "2.15.1".into() }))
+        Link::Up(Arc::new(Server {
+            epoch: 1,
+            heard: 1,
+            id: "a".into(),
+            version: "2.15.1".into(),
+            max_payload: 1 << 20,
+        }))
     }
 
     fn down() -> Link {

@@ -210,6 +210,16 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "FETCH_PROXY_MAX_WAITERS", default_value_t = 10_000, value_name = "COUNT",
           value_parser = values::count)]
     pub(super) max_waiters: usize,
+    /// Bytes that the open pulls of one connection to NATS may bring together, shared by its
+    /// consumers: 64 KiB to 1 GiB. Keep it far below the server's max_pending.
+    #[arg(
+        long,
+        env = "FETCH_PROXY_MAX_PULL_BYTES",
+        default_value_t = 16 << 20,
+        value_name = "BYTES",
+        value_parser = values::bytes
+    )]
+    pub(super) max_pull_bytes: usize,
     /// Calls under way at once, of all kinds.
     #[arg(long, env = "FETCH_PROXY_MAX_CALLS", default_value_t = 20_000, value_name = "COUNT",
           value_parser = values::count)]

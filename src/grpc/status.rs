@@ -72,6 +72,8 @@ reasons! {
     ConsumerNotFound = "CONSUMER_NOT_FOUND", NotFound, None;
     /// Nothing happened; metadata `property` says what of the consumer is in the way.
     ConsumerUnsuitable = "CONSUMER_UNSUITABLE", FailedPrecondition, None;
+    /// Nothing happened; a connection to NATS broke while it brought this consumer's messages, and the cause is not known: repeat it.
+    ConsumerSuspected = "CONSUMER_SUSPECTED", Unavailable, Some(1000);
     /// Nothing happened; JetStream's max_waiting or a pull limit of the consumer is reached.
     ConsumerBusy = "CONSUMER_BUSY", ResourceExhausted, Some(1000);
     /// You lost the lease; the message is, or will be, delivered again.
@@ -196,6 +198,7 @@ impl Refused {
                 Error::StreamNotFound(_) => Reason::StreamNotFound,
                 Error::ConsumerNotFound(_) => Reason::ConsumerNotFound,
                 Error::ConsumerUnsuitable { .. } => Reason::ConsumerUnsuitable,
+                Error::ConsumerSuspected { .. } => Reason::ConsumerSuspected,
                 Error::ConsumerBusy(_) => Reason::ConsumerBusy,
                 Error::LeaseLimit(_) => Reason::LeaseLimit,
                 Error::WaiterLimit(_) => Reason::WaiterLimit,
@@ -274,7 +277,9 @@ impl Refused {
             }
             Self::Lessor(Error::LeaseSettled(kind)) => one("settled_as", kind_name(*kind)),
             Self::Lessor(Error::LeaseExpired { forgotten: true }) => one("detail", "forgotten"),
-            Self::Lessor(Error::Permission(subject)) => one("subject", subject),
+            Self::Lessor(
+                Error::Permission(subject) | Error::ConsumerSuspected { needs: Some(subject), .. },
+            ) => one("subject", subject),
             Self::TokenInvalid
             | Self::KeyUnknown
             | Self::ConnectionLimit(_)

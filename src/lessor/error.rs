@@ -23,6 +23,20 @@ pub enum Error {
         /// What is in the way.
         property: Unsuitable,
     },
+    /// Nothing happened: a connection broke while it may have been bringing messages of this consumer,
+    /// and it is not known whether one of them was the cause.
+    #[error(
+        "a connection to NATS broke while it brought messages of consumer `{name}`, and before any \
+         arrived{}", needs.as_ref().map_or(String::new(), |subject| format!(
+            "; whether one of them has headers that cannot be read would be found out if the proxy's \
+             NATS user had the right to publish to `{subject}`"))
+    )]
+    ConsumerSuspected {
+        /// Which consumer.
+        name: ConsumerName,
+        /// The subject that the proxy would need the right to publish to, to find out.
+        needs: Option<String>,
+    },
     /// Nothing happened: JetStream takes no more pulls for this consumer just now.
     #[error("the consumer takes no more pulls now: {0}")]
     ConsumerBusy(String),
@@ -83,10 +97,10 @@ pub enum Unsuitable {
     AckPolicy(String),
     /// Its pulls must name a priority group.
     PriorityGroups,
-    /// A message of it breaks every connection, and was not found. The subject that the proxy would
-    /// need the right to publish to, if that is why.
+    /// A message of it breaks every connection, was found, and could not be ended. The subject that
+    /// the proxy would need the right to publish to, if that is why.
     Unreadable {
-        /// `$JS.API.STREAM.MSG.GET.<stream>`, or the ack subject.
+        /// The ack subject.
         needs: Option<String>,
     },
     /// An ack wait, the consumer's or one of its backoffs, is under
@@ -104,12 +118,12 @@ impl std::fmt::Display for Unsuitable {
             Self::PriorityGroups => f.write_str("it has priority groups"),
             Self::Unreadable { needs: Some(subject) } => write!(
                 f,
-                "one of its messages has headers that cannot be read; it would be found and \
-                 terminated if the proxy's NATS user had the right to publish to `{subject}`"
+                "one of its messages has headers that cannot be read; it would be terminated if the \
+                 proxy's NATS user had the right to publish to `{subject}`"
             ),
             Self::Unreadable { needs: None } => f.write_str(
-                "one of its messages has headers that cannot be read, and was not found; \
-                 delete it from the stream, or terminate its delivery, by other means",
+                "one of its messages has headers that cannot be read, and comes back although it \
+                 was terminated; delete it from the stream: the log names its sequence",
             ),
             Self::AckWait => f.write_str("its ack wait, or a backoff, is under 500 ms"),
         }

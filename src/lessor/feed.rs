@@ -18,6 +18,7 @@ mod handing;
 mod knowing;
 mod leading;
 mod pulling;
+mod sharing;
 mod sighted;
 mod suspecting;
 mod suspicion;
@@ -37,6 +38,7 @@ use self::{
     knowing::answer,
     leading::Leading,
     pulling::next,
+    sharing::Sharing,
     sighted::{Sighted, told},
     suspecting::{Left, Looking, late, looked},
     suspicion::{Looked, Suspicion},
@@ -177,8 +179,9 @@ pub(super) struct FeedTask<B: Broker> {
     /// The shared connection that the inbox is on, if it is not apart.
     on: Option<u64>,
     arrivals: Vec<Arrival>,
-    /// Places in the table for what the open pull may still bring.
+    /// Places in the table for what the open pull may still bring, and bytes of the connection.
     places: Option<OwnedSemaphorePermit>,
+    sharing: Sharing,
     /// A limit of the consumer was passed, and INFO was asked for it.
     limited: bool,
     used_at: Instant,
@@ -191,6 +194,8 @@ pub(super) struct FeedTask<B: Broker> {
     sighted: Sighted,
     /// When the inbox was last pulled on.
     pulled_at: Option<Instant>,
+    /// Something was there to pull, when INFO was read.
+    backlog: bool,
     /// The highest consumer sequence and stream sequence that have arrived, or were there before we
     /// pulled.
     seen: (u64, u64),
@@ -221,6 +226,7 @@ impl<B: Broker> FeedTask<B> {
         };
         let feed = Feed { commands: sender, recent_info: Arc::default() };
         let task = Self {
+            sharing: Sharing::new(&lessor.shares, &name),
             facts: lessor.take_left(&name),
             name,
             feed: feed.clone(),
@@ -251,6 +257,7 @@ impl<B: Broker> FeedTask<B> {
             looking: None,
             apart: None,
             pulled_at: None,
+            backlog: false,
             seen: (0, 0),
             lessor,
         };
@@ -303,7 +310,7 @@ impl<B: Broker> FeedTask<B> {
 
     /// Waits for the next thing to happen. `None` once the lessor is closed.
     async fn event(&mut self, now: Instant) -> Option<Event> {
-        let deadline = self.deadline(now);
+        let (deadline, bell) = (self.deadline(now), self.sharing.bell());
         let starved = self.pump.starved() && self.lessor.books.free() == 0;
         let Self {
             lessor,
@@ -329,6 +336,7 @@ impl<B: Broker> FeedTask<B> {
             link = lessor.broker.link_change(link) => Some(Event::Link(link)),
             () = lessor.draining.cancelled(), if !*draining => Some(Event::Drain),
             () = lessor.books.place_freed(), if starved => Some(Event::Tick),
+            () = bell.notified() => Some(Event::Tick),
             () = clock::sleep_until(Some(deadline)) => Some(Event::Tick),
         }
     }
@@ -338,7 +346,7 @@ impl<B: Broker> FeedTask<B> {
         let ask = self.asking.is_none() && self.up() && !self.spared;
         let ask = ask.then_some(self.ask_at.max(now));
         let idle = self.used_at + IDLE + Duration::from_millis(1);
-        [self.pump.next_deadline(now), away, ask]
+        [self.pump.next_deadline(now), away, ask, self.sharing.next_deadline()]
             .into_iter()
             .flatten()
             .fold(idle.max(now + Duration::from_secs(1)), Instant::min)

@@ -50,6 +50,8 @@ pub(super) struct Connection {
     pub(super) client: Client,
     pub(super) server_id: String,
     pub(super) version: String,
+    /// The largest message that the server takes, in bytes.
+    pub(super) max_payload: u64,
     /// Cancelled when the connection is gone, or given up.
     pub(super) lost: CancellationToken,
     /// Cancelled when the server has said that it will go (its lame duck mode). It serves on for a
@@ -133,8 +135,19 @@ impl Connection {
         let client = options.connect(&settings.servers[..]).await?;
         let server = client.server_info();
         let (server_id, version) = (server.server_id, server.version);
-        let (domain_told, room) = (AtomicBool::new(false), Room::default());
-        Ok(Self { client, server_id, version, lost, leaving, denials, domain_told, end, room })
+        let max_payload = server.max_payload as u64;
+        Ok(Self {
+            client,
+            server_id,
+            version,
+            max_payload,
+            lost,
+            leaving,
+            denials,
+            domain_told: AtomicBool::new(false),
+            end,
+            room: Room::default(),
+        })
     }
 
     /// Waits until it is known how a lost connection ended, or until `until`. `true`: it looks as if

@@ -62,7 +62,7 @@ fn end(status: u16, description: &str) -> Option<End> {
         (404, _) => End::Done,
         (408, "Requests Pending") => End::RequestsPending,
         (408, _) => End::Done,
-        (409, "Batch Completed") => End::Done,
+        (409, "Batch Completed") => End::Spent,
         (409, "Message Size Exceeds MaxBytes") => End::TooLarge,
         (409, text) if text.starts_with("Exceeded ") => End::Busy(text.to_owned()),
         (409, "Leadership Change" | "Server Shutdown") => End::LeaderGone,
@@ -185,7 +185,7 @@ mod tests {
                 description: Some("Batch Completed".into()),
                 length: 0,
             };
-            let end = Arrival::End { no: 7, end: End::Done };
+            let end = Arrival::End { no: 7, end: End::Spent };
             assert_eq!(read(message, "inbox."), told.then_some(end));
         }
     }
@@ -198,7 +198,7 @@ mod tests {
         }
         assert_eq!(end(408, "Requests Pending"), Some(End::RequestsPending));
         assert_eq!(end(409, "Message Size Exceeds MaxBytes"), Some(End::TooLarge));
-        assert_eq!(end(409, "Batch Completed"), Some(End::Done));
+        assert_eq!(end(409, "Batch Completed"), Some(End::Spent));
         assert_eq!(end(409, "Server Shutdown"), Some(End::LeaderGone));
         assert_eq!(end(409, "Consumer Deleted"), Some(End::ConsumerGone));
         assert_eq!(end(503, ""), Some(End::ConsumerGone));

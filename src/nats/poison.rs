@@ -16,12 +16,15 @@ use super::{
     supervisor::Supervisor,
     unreadable::unreadable,
 };
-use crate::broker::{AckSubject, ConsumerName, InfoError, Unreadable};
+use crate::broker::{AckSubject, ConsumerName, InfoError, Search as Found, Unreadable};
 
 /// Most questions for the messages of one part of a stream.
 const MOST: usize = 1000;
 /// Questions that are asked at once: the payloads of their answers come along, before others.
 const WINDOW: usize = 8;
+/// So many bytes of answers at once, at most, where a message may be that large: well below what a server
+/// lets wait for one client.
+const WINDOW_BYTES: u64 = 4 << 20;
 
 /// As [`crate::broker::Broker::unreadable`] promises.
 pub(super) async fn find(
@@ -30,24 +33,41 @@ pub(super) async fn find(
     name: &ConsumerName,
     from: u64,
     until: Instant,
-) -> Result<Vec<Unreadable>, InfoError> {
+) -> Result<Found, InfoError> {
     let unsettled = info::unsettled(replies, supervisor, name, until).await?;
     let settings = supervisor.settings();
     let call = settings.api(&format!("STREAM.MSG.GET.{}", name.stream));
     let nobody = presence::nobody(settings, &replies.connection.client.server_info());
-    let mut search = Search { replies, name, call, nobody, until, asked: false, found: Vec::new() };
+    let window = window(replies.connection.max_payload);
+    let mut search = Search {
+        replies,
+        name,
+        call,
+        nobody,
+        until,
+        window,
+        asked: false,
+        all: true,
+        found: Vec::new(),
+    };
     let most = (MOST / unsettled.filters.len()).max(WINDOW);
     for part in parts(&unsettled, from) {
         for filter in &unsettled.filters {
             match search.walk(filter, part.clone(), most).await {
                 Err(error) if search.found.is_empty() => return Err(error),
                 // What is found by now is worth more than the reason why there is no more.
-                Err(_) => return Ok(search.found),
+                Err(_) => return Ok(Found { found: search.found, complete: false }),
                 Ok(()) => {}
             }
         }
     }
-    Ok(search.found)
+    Ok(Found { found: search.found, complete: search.all })
+}
+
+/// How many answers with messages of this size may come at once; in base64 they are larger by a third.
+fn window(max_payload: u64) -> usize {
+    let fit = WINDOW_BYTES / (max_payload + max_payload / 3).max(1);
+    usize::try_from(fit).unwrap_or(WINDOW).clamp(1, WINDOW)
 }
 
 /// Where unsettled deliveries may be, as stream sequences: from `from` on, right before it, and
@@ -71,7 +91,10 @@ struct Search<'s> {
     /// What it means that nobody listens there.
     nobody: String,
     until: Instant,
+    window: usize,
     asked: bool,
+    /// Nothing was passed over.
+    all: bool,
     found: Vec<Unreadable>,
 }
 
@@ -86,7 +109,7 @@ impl Search<'_> {
         let (mut next, last, mut asked) = (*part.start(), *part.end(), 0);
         while next <= last && asked < most {
             // The first by itself: where we have no right to it, that is refused, and logged, once.
-            let window = if std::mem::replace(&mut self.asked, true) { WINDOW } else { 1 };
+            let window = if std::mem::replace(&mut self.asked, true) { self.window } else { 1 };
             asked += window;
             // Each for the first from there on: where messages are dense these are as many, and
             // otherwise the last answer is far ahead. Nothing between the first and it is left out.
@@ -98,13 +121,16 @@ impl Search<'_> {
                 match serde_json::from_slice::<Wire<'_>>(&body) {
                     Ok(Wire { message: Some(stored) }) => {
                         next = next.max(stored.seq.saturating_add(1));
-                        self.judge(&stored, &part);
+                        if part.contains(&stored.seq) {
+                            self.judge(&stored).await?;
+                        }
                     }
                     Ok(Wire { message: None }) => next = u64::MAX,
-                    Err(_) => {}
+                    Err(_) => self.all = false,
                 }
             }
         }
+        self.all &= next > last;
         Ok(())
     }
 
@@ -113,10 +139,37 @@ impl Search<'_> {
         Request { subject: self.call.clone().into(), payload: payload.into(), line: None, by: None }
     }
 
-    fn judge(&mut self, stored: &Stored<'_>, part: &RangeInclusive<u64>) {
+    async fn judge(&mut self, stored: &Stored<'_>) -> Result<(), InfoError> {
         let known = |found: &Unreadable| found.stream_sequence == stored.seq;
-        if part.contains(&stored.seq) && !self.found.iter().any(known) {
-            self.found.extend(judge(stored, self.name));
+        if self.found.iter().any(known) {
+            return Ok(());
+        }
+        let mut unreadable = judge(stored, self.name);
+        if unreadable.is_none() && stored.subject.contains(char::REPLACEMENT_CHARACTER) {
+            unreadable = self.is_not_text(stored).await?.then(|| Unreadable {
+                ack: ack_subject(self.name, stored.seq),
+                stream_sequence: stored.seq,
+                why: "a subject that is not UTF-8".to_owned(),
+            });
+        }
+        self.found.extend(unreadable);
+        Ok(())
+    }
+
+    /// JSON shows what is no text by a character that can be text as well. By that, the message is found
+    /// under its subject, or is not.
+    async fn is_not_text(&mut self, stored: &Stored<'_>) -> Result<bool, InfoError> {
+        let request = self.ask(&stored.subject, stored.seq);
+        let Some(answer) = self.replies.ask(&[request], self.until).await.pop() else {
+            return Ok(false);
+        };
+        let body = info::body(answer, "STREAM.MSG.GET", || self.nobody.clone())?;
+        match serde_json::from_slice::<Wire<'_>>(&body) {
+            Ok(Wire { message }) => Ok(message.is_none_or(|message| message.seq != stored.seq)),
+            Err(_) => {
+                self.all = false;
+                Ok(false)
+            }
         }
     }
 }

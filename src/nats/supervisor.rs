@@ -345,6 +345,7 @@ impl Parts {
                 heard: self.heard,
                 id: connection.server_id.clone(),
                 version: connection.version.clone(),
+                max_payload: connection.max_payload,
             })),
         }
     }

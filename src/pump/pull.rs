@@ -18,16 +18,29 @@ const BACK_OFF: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pull {
     pub(super) no: u64,
-    pub(super) batch: u32,
+    asked: Asked,
     got: u32,
     /// Whoever comes before this one had joined when it was issued.
     pub(super) covers: WaiterId,
-    manner: Manner,
     half_time: Instant,
     /// When it was issued, then its last arrival.
     stirred: Instant,
     /// When it is taken to have ended if nothing was heard.
     pub(super) ends_at: Instant,
+}
+
+/// What a pull asks for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked {
+    pub(super) batch: u32,
+    pub(super) expires: Duration,
+    pub(super) manner: Manner,
+    /// It was allowed fewer bytes than its waiters want,
+    pub(super) short_of_bytes: bool,
+    /// or fewer messages.
+    pub(super) short: bool,
+    /// The one before came to its limit: something is there.
+    pub(super) goes_on: bool,
 }
 
 /// How a pull asks.
@@ -37,6 +50,8 @@ pub(super) struct Manner {
     pub(super) plain: bool,
     /// For one message, whatever its size.
     pub(super) uncapped: bool,
+    /// The next message was larger than what the last pull was allowed.
+    pub(super) whole: bool,
 }
 
 /// What the pulls so far ask of the next.
@@ -44,30 +59,29 @@ pub(super) struct Manner {
 pub(super) struct Next {
     pub(super) manner: Manner,
     pub(super) not_before: Option<Instant>,
+    /// The last one came to its limit, and its waiters want more: if the next one is not issued by
+    /// then, they take what they have.
+    pub(super) more_by: Option<Instant>,
 }
 
 impl Pull {
-    pub(super) fn new(
-        no: u64,
-        batch: u32,
-        manner: Manner,
-        covers: WaiterId,
-        now: Instant,
-        expires: Duration,
-    ) -> Self {
+    pub(super) fn new(no: u64, asked: Asked, covers: WaiterId, now: Instant) -> Self {
+        let expires = asked.expires;
         let (half_time, ends_at) = (now + expires / 2, now + expires + UNHEARD);
-        Self { no, batch, got: 0, covers, manner, half_time, stirred: now, ends_at }
+        Self { no, asked, got: 0, covers, half_time, stirred: now, ends_at }
     }
 
     /// Counts an arrival; whether it was the last. No status tells the end of a full batch.
     pub(super) fn count(&mut self, now: Instant) -> bool {
         self.got += 1;
         self.stirred = now;
-        self.got >= self.batch
+        self.got >= self.asked.batch
     }
 
+    /// When it has brought what there was, as far as whoever has some is concerned.
     pub(super) fn quiet_at(&self) -> Instant {
-        self.stirred + QUIET
+        let travels = self.asked.goes_on && self.got == 0;
+        self.stirred + if travels { SILENT } else { QUIET }
     }
 
     /// When somebody who joined then knows that it has nothing for him.
@@ -75,27 +89,39 @@ impl Pull {
         self.stirred.max(joined) + SILENT
     }
 
+    /// What a full batch asks of the next.
+    pub(super) fn full(&self, now: Instant) -> Next {
+        let more_by = self.asked.short.then_some(now + QUIET);
+        Next { more_by, ..Next::default() }
+    }
+
     /// What its end asks of the next.
     pub(super) fn next(&self, end: PullEnd, now: Instant) -> Next {
-        let back_off = Some(now + BACK_OFF);
+        let (back_off, manner) = (Some(now + BACK_OFF), self.asked.manner);
         match end {
             // One that waits for a first message does not come back early without: if it does,
             // asking again at once would spin.
             PullEnd::Done if self.got == 0 && now < self.half_time => {
-                Next { manner: Manner::default(), not_before: back_off }
+                Next { not_before: back_off, ..Next::default() }
             }
             PullEnd::Done => Next::default(),
             PullEnd::RequestsPending => {
-                let manner = Manner { plain: true, ..self.manner };
-                Next { manner, not_before: Some(now + jitter(self.no)) }
+                let manner = Manner { plain: true, ..manner };
+                Next { manner, not_before: Some(now + jitter(self.no)), more_by: None }
             }
             // Its bytes were used up.
-            PullEnd::TooLarge if self.got > 0 => Next::default(),
+            PullEnd::Spent => self.full(now),
+            PullEnd::TooLarge if self.got > 0 => self.full(now),
+            // It may fit into what its waiters want: the next one is allowed more.
+            PullEnd::TooLarge if self.asked.short_of_bytes && !manner.whole => {
+                Next { manner: Manner { whole: true, ..Manner::default() }, ..self.full(now) }
+            }
             PullEnd::TooLarge => Next {
-                manner: Manner { plain: false, uncapped: true },
-                not_before: back_off.filter(|_| self.manner.uncapped),
+                manner: Manner { uncapped: true, ..Manner::default() },
+                not_before: back_off.filter(|_| manner.uncapped),
+                more_by: None,
             },
-            PullEnd::Refused => Next { manner: self.manner, not_before: back_off },
+            PullEnd::Refused => Next { manner, not_before: back_off, more_by: None },
         }
     }
 }

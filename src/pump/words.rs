@@ -30,6 +30,32 @@ pub struct Limits {
     pub park: Duration,
 }
 
+/// What a pull would ask for if nothing else bounded it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Demand {
+    /// Messages, at least 1.
+    pub messages: u32,
+    /// Bytes, as JetStream counts them, at least 1. `None`: one message of any size.
+    pub bytes: Option<u64>,
+}
+
+/// What a pull may ask for now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allowance {
+    /// Most messages; with 0 none is issued.
+    pub messages: u32,
+    /// Most bytes, as JetStream counts them; with 0 none is issued. Does not bound a pull for one
+    /// message of any size.
+    pub bytes: u64,
+    /// Longest wait.
+    pub wait: Duration,
+}
+
+impl Allowance {
+    /// No pull is issued.
+    pub const NONE: Self = Self { messages: 0, bytes: 0, wait: Duration::ZERO };
+}
+
 /// Why a pull ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PullEnd {
@@ -39,6 +65,8 @@ pub enum PullEnd {
     RequestsPending,
     /// The next message exceeds what is left of the pull's bytes.
     TooLarge,
+    /// The pull's bytes are used up to the last.
+    Spent,
     /// Anything else. The caller sees to the cause; the next pull only waits a little.
     Refused,
 }

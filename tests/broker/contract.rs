@@ -334,7 +334,8 @@ contract! {
                 News::Lost => {}
                 News::Broken => broken += 1,
             }
-            for found in world.broker().unreadable(&world.name(), 1, until()).await.unwrap() {
+            let search = world.broker().unreadable(&world.name(), 1, until()).await.unwrap();
+            for found in search.found {
                 assert_eq!(found.stream_sequence % 2, 0, "a good one is called unreadable");
                 let verdict = Verdict::Term("unreadable".into());
                 let orders = vec![Order { ack: found.ack, verdict, line: None, by: None }];

@@ -11,7 +11,7 @@ use fetch_proxy::{
     broker::{
         AckPolicy, AckSubject, Arrival, Broker, BrokerError, Confirmation, ConsumerInfo,
         ConsumerName, Delivery, Denial, End, Inbox, InfoError, JetStream, Leader, Link, News,
-        Order, Place, Pull, Server, Unreadable, Verdict,
+        Order, Place, Pull, Search, Server, Unreadable, Verdict,
     },
     clock,
     lessor::Limits,
@@ -37,6 +37,7 @@ pub fn limits() -> Limits {
         max_leases: 100,
         max_lease: Duration::from_secs(3600),
         max_waiters: 10,
+        max_pull_bytes: 16 << 20,
         settle_timeout: Duration::from_secs(5),
     }
 }
@@ -46,6 +47,8 @@ pub fn limits() -> Limits {
 pub enum Sight {
     All,
     Nothing,
+    /// Nothing, and not everywhere.
+    Part,
     NotAllowed,
 }
 
@@ -122,7 +125,8 @@ pub fn up(epoch: u64) -> Link {
 
 /// The same, where other replicas may have said something unheard.
 pub fn up_again(epoch: u64, heard: u64) -> Link {
-    Link::Up(Arc::new(Server { epoch, heard, id: "fake".into(), version: "2.15.1".into() }))
+    let (id, version) = ("fake".into(), "2.15.1".into());
+    Link::Up(Arc::new(Server { epoch, heard, id, version, max_payload: 1 << 20 }))
 }
 
 impl FakeBroker {
@@ -382,7 +386,7 @@ impl Broker for FakeBroker {
         name: &ConsumerName,
         _: u64,
         _: Instant,
-    ) -> Result<Vec<Unreadable>, InfoError> {
+    ) -> Result<Search, InfoError> {
         let mut state = self.state();
         state.looks += 1;
         let found = |sequence: &u64| Unreadable {
@@ -394,8 +398,12 @@ impl Broker for FakeBroker {
         };
         let pending = |sequence: &&u64| state.pending.contains_key(sequence);
         match state.sight {
-            Sight::All => Ok(state.poison.iter().filter(pending).map(found).collect()),
-            Sight::Nothing => Ok(Vec::new()),
+            Sight::All => {
+                let found = state.poison.iter().filter(pending).map(found).collect();
+                Ok(Search { found, complete: true })
+            }
+            Sight::Nothing => Ok(Search { found: Vec::new(), complete: true }),
+            Sight::Part => Ok(Search { found: Vec::new(), complete: false }),
             Sight::NotAllowed => Err(InfoError::Permission("MSG.GET".into())),
         }
     }

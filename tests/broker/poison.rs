@@ -9,7 +9,7 @@ use fetch_proxy::{
 };
 
 use super::{
-    fake::{FakeBroker, Sight, info, limits},
+    fake::{FakeBroker, Fault, Sight, info, limits},
     faults::ask,
 };
 use crate::support::eventually;
@@ -51,6 +51,10 @@ fn terminated(broker: &FakeBroker) -> usize {
 fn unreadable(result: &Result<usize, Error>) -> bool {
     let Err(Error::ConsumerUnsuitable { property, .. }) = result else { return false };
     matches!(property, Unsuitable::Unreadable { .. })
+}
+
+fn suspected(result: &Result<usize, Error>) -> bool {
+    matches!(result, Err(Error::ConsumerSuspected { .. }))
 }
 
 #[tokio::test(start_paused = true)]
@@ -105,6 +109,7 @@ async fn a_break_that_brought_nothing_of_a_consumer_is_not_held_against_it() {
     assert_eq!((broker.looks(), broker.opened()), (0, vec![Place::Shared; 6]));
 }
 
+/// Nothing of it is ever refused: others would not be served better by that.
 #[tokio::test(start_paused = true)]
 async fn a_break_that_nothing_explains_is_forgiven_once_and_then_hurts_its_consumer_alone() {
     // Whether the loss or the new link is heard of first is chance.
@@ -112,40 +117,71 @@ async fn a_break_that_nothing_explains_is_forgiven_once_and_then_hurts_its_consu
         let (broker, lessor) = start();
         broker.see(Sight::Nothing);
         broker.publish_poison();
+        while broker.opened().len() < 5 {
+            fetch(&broker, &lessor, SECOND * 5).await.unwrap();
+        }
+        let apart = Place::Apart;
+        assert_eq!(broker.opened(), [Place::Shared, Place::Shared, apart, apart, apart]);
+        broker.publish("good");
+        fetch_all(&broker, &lessor, 1).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_it_may_not_be_looked_for_the_consumer_is_only_suspected_and_served_on() {
+    for sight in [Sight::NotAllowed, Sight::Part] {
+        let (broker, lessor) = start();
+        broker.see(sight);
+        broker.publish_poison();
         let refused = loop {
             let result = fetch(&broker, &lessor, SECOND * 5).await;
             if result.is_err() {
                 break result;
             }
         };
-        assert!(unreadable(&refused), "{refused:?}");
-        assert_eq!(broker.opened(), [Place::Shared, Place::Shared, Place::Apart]);
+        assert!(suspected(&refused), "{refused:?}");
+        if sight == Sight::NotAllowed {
+            let said = refused.unwrap_err().to_string();
+            assert!(said.contains("`MSG.GET`"), "{said}");
+        }
+        // It is asked again at once, as a client is told to, and gets what is good, again and again.
+        for _ in 0..5 {
+            broker.publish("good");
+            eventually("the next good one", || async {
+                fetch(&broker, &lessor, SECOND).await.ok().filter(|count| *count > 0)
+            })
+            .await;
+        }
+        assert!(broker.opened()[2..].iter().all(|place| *place == Place::Apart));
+        // An operator gives the right: it is found.
+        broker.see(Sight::All);
+        eventually("its end", || async {
+            let _ = fetch(&broker, &lessor, SECOND * 2).await;
+            (terminated(&broker) == 1).then_some(())
+        })
+        .await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_it_may_not_be_looked_for_the_consumer_is_fenced_off_for_a_time_that_doubles() {
+async fn one_that_was_found_and_cannot_be_ended_fences_its_consumer_off_for_a_time_that_doubles() {
     let (broker, lessor) = start();
-    broker.see(Sight::NotAllowed);
     broker.publish_poison();
-    // First on the shared connection, then on its own, where it meets the message an ack wait later.
+    // On the shared connection, then on its own, where it meets the message an ack wait later.
+    broker.script([Fault::Lost, Fault::Lost]);
     let refused = fetch(&broker, &lessor, SECOND * 30).await;
     assert!(unreadable(&refused), "{refused:?}");
-    let Err(Error::ConsumerUnsuitable { property, .. }) = refused else { unreachable!() };
-    assert!(property.to_string().contains("`MSG.GET`"), "{property}");
     assert_eq!(broker.opened(), [Place::Shared, Place::Apart]);
     // Others would find it on the shared connection: it is refused at once, and not tried.
     for fence in [30, 60] {
+        broker.script([Fault::Lost]);
         tokio::time::sleep(SECOND * (fence - 1)).await;
         assert!(unreadable(&fetch(&broker, &lessor, SECOND * 30).await));
         tokio::time::sleep(SECOND * 2).await;
         assert!(unreadable(&fetch(&broker, &lessor, SECOND * 30).await));
     }
     assert_eq!(broker.opened(), [Place::Shared, Place::Apart, Place::Apart, Place::Apart]);
-    // An operator gives the right: it is found, and the consumer is served again.
-    broker.see(Sight::All);
     tokio::time::sleep(SECOND * 121).await;
     broker.publish("good");
     fetch_all(&broker, &lessor, 1).await;
-    assert_eq!(terminated(&broker), 1);
 }

@@ -7,6 +7,7 @@
 mod support;
 
 mod arrival;
+mod backlog;
 mod books;
 mod cancelled;
 mod edge;

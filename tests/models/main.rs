@@ -2,5 +2,6 @@
 
 #![allow(clippy::disallowed_methods, reason = "a test says itself when now is")]
 
+mod budget;
 mod lease;
 mod pump;

@@ -9,7 +9,7 @@ mod reference;
 
 use std::time::{Duration, Instant};
 
-use fetch_proxy::pump::{Limits, PullEnd, Pump, Step, WaiterId, Want, Why};
+use fetch_proxy::pump::{Allowance, Limits, PullEnd, Pump, Step, WaiterId, Want, Why};
 
 use Step::{Answer, Overdue, Pull};
 
@@ -22,7 +22,7 @@ struct Desk {
     pump: Pump<u32>,
     start: Instant,
     ms: u64,
-    permits: u32,
+    allowed: Allowance,
 }
 
 impl Desk {
@@ -30,7 +30,7 @@ impl Desk {
         let start = Instant::now();
         let mut pump = Pump::new(limits());
         pump.up(start);
-        Self { pump, start, ms: 0, permits: 10_000 }
+        Self { pump, start, ms: 0, allowed: allow(10_000) }
     }
 
     fn now(&self) -> Instant {
@@ -75,7 +75,7 @@ impl Desk {
 
     fn steps(&mut self) -> Vec<Step<u32>> {
         let now = self.now();
-        let steps = std::iter::from_fn(|| self.pump.step(now, self.permits)).take(1000).collect();
+        let steps = std::iter::from_fn(|| self.pump.step(now, self.allowed)).take(1000).collect();
         assert!(self.pump.next_deadline(now).is_none_or(|next| next > now), "it would spin");
         steps
     }
@@ -115,6 +115,11 @@ fn limits() -> Limits {
         max_request_bytes: None,
         park: Duration::from_secs(1),
     }
+}
+
+/// So many messages, of any size, for any time.
+fn allow(messages: u32) -> Allowance {
+    Allowance { messages, bytes: u64::MAX, wait: Duration::MAX }
 }
 
 fn answer(waiter: WaiterId, messages: impl Into<Vec<u32>>, why: Why) -> Step<u32> {

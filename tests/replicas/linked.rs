@@ -11,7 +11,7 @@ use bytes::Bytes;
 use fetch_proxy::{
     broker::{
         AckSubject, Broker, BrokerError, Confirmation, ConsumerInfo, ConsumerName, InfoError,
-        JetStream, Link, Order, Place, Unreadable,
+        JetStream, Link, Order, Place, Search,
     },
     bus::{AskError, Bus, Heard},
     clock,
@@ -245,7 +245,7 @@ impl Broker for Linked {
         name: &ConsumerName,
         from: u64,
         until: Instant,
-    ) -> Result<Vec<Unreadable>, InfoError> {
+    ) -> Result<Search, InfoError> {
         self.broker.unreadable(name, from, until).await
     }
 

@@ -5,10 +5,10 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -28,6 +28,8 @@ pub enum Flow {
     Pass,
     /// Each piece passes after this time.
     Delay(Duration),
+    /// So many bytes a second pass on each connection.
+    Rate(u32),
     /// They are not even read: the sender's buffers fill, as with a peer that has stopped.
     Stall,
 }
@@ -44,6 +46,8 @@ struct Wire {
     half_closed: u64,
     /// Connections that were open when it last grew stand still for ever.
     frozen: u64,
+    /// The connection that was cut by itself last, by its number.
+    cut: u64,
 }
 
 /// A relay that lives as long as this; its connections end with it.
@@ -52,8 +56,12 @@ pub struct Relay {
     wire: Arc<watch::Sender<Wire>>,
     answered: Arc<AtomicU64>,
     heard: Arc<AtomicU64>,
+    brought: Brought,
     accepting: JoinHandle<()>,
 }
+
+/// By connection, its number and the bytes that it has brought from the server.
+type Brought = Arc<Mutex<Vec<(u64, Arc<AtomicU64>)>>>;
 
 impl Relay {
     /// Relays to `server`, an address like `127.0.0.1:4222`, from a free port of its own.
@@ -78,12 +86,15 @@ impl Relay {
             age: 0,
             half_closed: 0,
             frozen: 0,
+            cut: 0,
         };
         let wire = Arc::new(watch::channel(wire).0);
         let (answered, heard) = (Arc::default(), Arc::default());
         let counts = (Arc::clone(&heard), Arc::clone(&answered));
-        let accepting = tokio::spawn(accept(listener, server.to_owned(), wire.clone(), counts));
-        Self { address, wire, answered, heard, accepting }
+        let brought = Brought::default();
+        let accept = accept(listener, server.to_owned(), wire.clone(), counts, brought.clone());
+        let accepting = tokio::spawn(accept);
+        Self { address, wire, answered, heard, brought, accepting }
     }
 
     /// Where it listens, like `127.0.0.1:1234`.
@@ -99,6 +110,17 @@ impl Relay {
     /// Cuts every connection; new ones are served.
     pub fn cut(&self) {
         self.wire.send_modify(|wire| wire.age += 1);
+    }
+
+    /// Cuts the connection that has brought most, and no other.
+    pub fn cut_busiest(&self) {
+        let brought = std::mem::take(&mut *self.brought.lock().unwrap());
+        let busiest = brought.iter().max_by_key(|(_, bytes)| bytes.load(Ordering::Relaxed));
+        if let Some((number, _)) = busiest {
+            self.wire.send_modify(|wire| wire.cut = *number);
+        }
+        let others = brought.iter().filter(|(number, _)| Some(number) != busiest.map(|one| &one.0));
+        self.brought.lock().unwrap().extend(others.cloned());
     }
 
     /// Cuts every connection and serves no new one, until [`Relay::open`].
@@ -153,10 +175,16 @@ async fn accept(
     server: String,
     wire: Arc<watch::Sender<Wire>>,
     counts: Counts,
+    brought: Brought,
 ) {
+    let mut number = 0;
     while let Ok((client, _)) = listener.accept().await {
         if wire.borrow().open {
-            tokio::spawn(relay(client, server.clone(), wire.subscribe(), counts.clone()));
+            number += 1;
+            let bytes = Arc::default();
+            brought.lock().unwrap().push((number, Arc::clone(&bytes)));
+            let one = (number, bytes);
+            tokio::spawn(relay(client, server.clone(), wire.subscribe(), counts.clone(), one));
         }
     }
 }
@@ -168,6 +196,7 @@ async fn relay(
     server: String,
     mut wire: watch::Receiver<Wire>,
     (heard, answered): Counts,
+    (number, brought): (u64, Arc<AtomicU64>),
 ) {
     let Ok(server) = TcpStream::connect(server).await else { return };
     for side in [&client, &server] {
@@ -192,13 +221,13 @@ async fn relay(
         wire: wire.clone(),
         flow: Box::new(move |now| if now.frozen > frozen { Flow::Stall } else { now.to_client }),
         closed: Box::new(|_| false),
-        came: Arc::default(),
+        came: brought,
         passed: answered,
     };
     tokio::select! {
         // Either side's reset is the end of both; their polite ends are each other's to hear.
         _ = async { tokio::try_join!(up.pump(), down.pump()) } => {}
-        _ = wire.wait_for(|wire| wire.age != born.age) => {}
+        _ = wire.wait_for(|wire| wire.age != born.age || wire.cut == number) => {}
     }
 }
 
@@ -220,6 +249,7 @@ impl Direction {
     async fn pump(self) -> io::Result<()> {
         let Self { mut from, mut to, mut wire, flow, closed, came, passed } = self;
         let mut buffer = vec![0; 64 * 1024];
+        let mut free_at = Instant::now();
         loop {
             // The relay ends when the sender of its orders does.
             let gone = |_| io::Error::other("the relay has gone");
@@ -240,8 +270,14 @@ impl Direction {
             }
             came.fetch_add(count as u64, Ordering::Relaxed);
             let now = flow(&wire.borrow());
-            if let Flow::Delay(delay) = now {
-                tokio::time::sleep(delay).await;
+            match now {
+                Flow::Delay(delay) => tokio::time::sleep(delay).await,
+                Flow::Rate(rate) => {
+                    let took = Duration::from_secs_f64(count as f64 / f64::from(rate));
+                    free_at = free_at.max(Instant::now()) + took;
+                    tokio::time::sleep_until(free_at.into()).await;
+                }
+                Flow::Pass | Flow::Stall => {}
             }
             to.write_all(&buffer[..count]).await?;
             passed.fetch_add(count as u64, Ordering::Relaxed);

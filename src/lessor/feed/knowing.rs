@@ -143,6 +143,7 @@ impl<B: Broker> FeedTask<B> {
         }
         self.pump.set_limits(facts.limits());
         self.facts = Some(facts);
+        self.backlog = info.pending > 0 || info.ack_pending > 0;
         if first {
             self.introduce(&info, now);
         }

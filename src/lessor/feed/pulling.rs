@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use super::FeedTask;
+use super::{FeedTask, sharing::wire_size};
 use crate::{
-    broker::{Arrival, Broker, BrokerError, Delivery, End, Inbox, News, Pull},
+    broker::{Arrival, Broker, BrokerError, Delivery, End, Inbox, Link, News, Pull},
     clock,
     lease::{LeaseId, Terms},
     lessor::{Error, books::Hold, facts::Facts, parcel::Parcel},
-    pump::{PullEnd, Step},
+    pump::{Allowance, PullEnd, Step},
 };
 
 /// NATS's clock may be ahead of ours by this much.
@@ -19,12 +19,13 @@ impl<B: Broker> FeedTask<B> {
     pub(super) async fn perform(&mut self) {
         loop {
             let now = clock::now();
-            // While one connection is missing, or INFO is overdue, nothing new is pulled.
-            let pulls = self.up() && self.fresh(now) && !self.outdated() && self.may_pull(now);
-            let permits = if pulls { self.lessor.books.free() } else { 0 };
-            let step = self.pump.step(now, permits);
+            let step = self.pump.step(now, Allowance::NONE);
             // One whose end was never told keeps no place either, and others may be waiting for it.
-            let freed = self.free_places();
+            let freed = self.free_places(now);
+            let step = step.or_else(|| {
+                let allowed = self.allowance(now)?;
+                self.pump.step(now, allowed)
+            });
             match step {
                 None if freed => {}
                 None => return,
@@ -39,14 +40,35 @@ impl<B: Broker> FeedTask<B> {
         }
     }
 
+    /// What a pull may ask for, if one is due.
+    fn allowance(&mut self, now: Instant) -> Option<Allowance> {
+        // While one connection is missing, or INFO is overdue, nothing new is pulled.
+        let pulls = self.up() && self.inbox.is_some() && self.fresh(now) && !self.outdated();
+        let pulls = pulls && self.may_pull(now);
+        let allowed = self.pump.demand(now).filter(|_| pulls).and_then(|demand| {
+            let Link::Up(server) = &self.link else { return None };
+            let places = self.lessor.books.free();
+            Some(self.sharing.allow(&demand, places, server.max_payload, now))
+        });
+        if allowed.is_none() {
+            self.sharing.rest();
+        }
+        allowed.flatten()
+    }
+
     /// Where no pull is open, nothing is to come. `true`: there were places kept for it.
-    fn free_places(&mut self) -> bool {
-        !self.pump.has_pull() && self.places.take().is_some()
+    fn free_places(&mut self, now: Instant) -> bool {
+        if self.pump.has_pull() {
+            return false;
+        }
+        self.sharing.settle(now);
+        self.places.take().is_some()
     }
 
     pub(super) async fn pull(&mut self, pull: Pull) {
         self.places = None;
         self.places = self.lessor.books.reserve(pull.batch);
+        self.sharing.issued(pull.no, pull.batch, pull.max_bytes);
         let sent = match (&self.places, &mut self.inbox) {
             (Some(_), Some(inbox)) => inbox.pull(pull).await,
             // Others took the places in between, or the connection went: the pump tries again.
@@ -60,6 +82,7 @@ impl<B: Broker> FeedTask<B> {
             }
         } else {
             self.places = None;
+            self.sharing.unsent();
             self.pump.ended(pull.no, PullEnd::Refused, now);
         }
     }
@@ -98,6 +121,7 @@ impl<B: Broker> FeedTask<B> {
             let (consumer, count) = (&self.name, superseded.len());
             tracing::info!(%consumer, count, "delivered anew while leased: the older leases ended");
         }
+        self.sharing.arrived(granted.iter().map(|(_, delivery)| wire_size(delivery)));
         for (id, delivery) in granted {
             self.hand_on(Parcel { id, delivery, facts: facts.clone() }, now);
         }
@@ -115,6 +139,7 @@ impl<B: Broker> FeedTask<B> {
             }
             End::RequestsPending => PullEnd::RequestsPending,
             End::TooLarge => PullEnd::TooLarge,
+            End::Spent => PullEnd::Spent,
             End::Busy(why) => {
                 // A limit that INFO tells is kept to from the next pull on; what it does not tell,
                 // like too many pulls of others, is for the callers to know.
@@ -145,13 +170,15 @@ impl<B: Broker> FeedTask<B> {
                 PullEnd::Refused
             }
         };
+        self.sharing.ended(no, end);
         self.pump.ended(no, end, now);
-        self.free_places();
+        self.free_places(now);
     }
 
     pub(super) fn disconnected(&mut self, now: Instant) {
         self.inbox = None;
         self.places = None;
+        self.sharing.lost();
         // What was asked before may not know of what has arrived until now.
         if self.asking.take().is_some() {
             self.ask_at = now;

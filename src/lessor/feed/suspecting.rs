@@ -9,14 +9,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{FeedTask, suspicion::Looked};
+use tokio::time::timeout_at;
+
+use super::{
+    FeedTask,
+    suspicion::{Barred, Looked},
+};
 use crate::{
     broker::{
         Arrival, Broker, BrokerError, Confirmation, ConsumerName, Denial, Inbox, InfoError, News,
-        Order, Place, Unreadable, Verdict,
+        Order, Place, Search, Unreadable, Verdict,
     },
     clock,
-    lessor::{Error, Lessor},
+    lessor::{Error, Lessor, Unsuitable, shares::Explained},
 };
 
 /// What a pull has brought has arrived by then: longer than it may take, and be under way.
@@ -38,6 +43,7 @@ pub(super) type Looking = Pin<Box<dyn Future<Output = Looked> + Send>>;
 impl<B: Broker> FeedTask<B> {
     /// The connection broke by what it brought, to us or to another.
     pub(super) fn broke(&mut self, now: Instant) {
+        self.sharing.cut(self.on);
         // On a replicated consumer what a pull brings may come after its end.
         if self.pulled_at.is_some_and(|at| now < at + AFTERMATH) {
             let own = self.apart.is_some();
@@ -69,17 +75,46 @@ impl<B: Broker> FeedTask<B> {
 
     pub(super) fn looked(&mut self, looked: &Looked, now: Instant) {
         self.looking = None;
-        self.suspicion.weigh(looked, now);
-        if let Some(error) = self.fenced(now) {
-            tracing::error!(consumer = %self.name, %error, "the consumer is fenced off for a while");
+        let found = matches!(looked, Looked::Found { .. });
+        let explained = self.sharing.explain(now).filter(|_| !found);
+        if let Some(Explained { first: true, cause, bound }) = explained
+            && cause.slow
+        {
+            tracing::warn!(
+                outstanding = cause.out,
+                bound,
+                "NATS cut the connection for deliveries while many bytes were outstanding, and no \
+                 message explains it: a slow consumer for NATS; lower --max-pull-bytes, or raise \
+                 max_pending at the server"
+            );
+        }
+        let cause = explained.map(|explained| explained.cause);
+        if let Some(barred) = self.suspicion.weigh(looked, cause, now) {
+            let error = self.error_of(barred);
+            let consumer = &self.name;
+            if matches!(error, Error::ConsumerSuspected { .. }) {
+                tracing::warn!(%consumer, %error, "a connection of its own broke, and it is not known by what");
+            } else {
+                tracing::error!(%consumer, %error, "the consumer is fenced off for a while");
+            }
             self.fail_waiters(&error, now);
         }
     }
 
     /// Why nobody is served now.
     pub(super) fn fenced(&self, now: Instant) -> Option<Error> {
-        let property = self.suspicion.fenced(now)?;
-        Some(Error::ConsumerUnsuitable { name: self.name.clone(), property })
+        self.suspicion.fenced(now).map(|barred| self.error_of(barred))
+    }
+
+    fn error_of(&self, barred: Barred) -> Error {
+        let name = self.name.clone();
+        match barred {
+            Barred::Unreadable { needs } => {
+                let property = Unsuitable::Unreadable { needs };
+                Error::ConsumerUnsuitable { name, property }
+            }
+            Barred::Suspected { needs } => Error::ConsumerSuspected { name, needs },
+        }
     }
 
     /// Opens an inbox where the consumer belongs. While all places apart are taken, that is where
@@ -97,6 +132,7 @@ impl<B: Broker> FeedTask<B> {
             Ok(inbox) => {
                 (self.inbox, self.pulled_at) = (Some(inbox), None);
                 self.on = (place == Place::Shared).then_some(epoch);
+                self.sharing.move_to(place, self.backlog);
                 self.pump.up(now);
             }
             // The link says so in a moment.
@@ -150,21 +186,30 @@ async fn look<B: Broker>(
     from: u64,
     known: BTreeSet<u64>,
 ) -> Looked {
-    let mut found = match lessor.broker.unreadable(&name, from, clock::now() + LOOK).await {
-        Ok(found) => found,
+    let until = clock::now() + LOOK;
+    let blind = Looked::Nothing { complete: false };
+    // Its answers carry whole messages, on the connection that settles: few at a time.
+    let Ok(Ok(_place)) = timeout_at(until.into(), lessor.looks.acquire()).await else {
+        return blind;
+    };
+    let Search { mut found, complete } = match lessor.broker.unreadable(&name, from, until).await {
+        Ok(search) => search,
         Err(InfoError::Permission(subject)) => return Looked::NotAllowed(subject),
         Err(error) => {
             tracing::debug!(consumer = %name, %error, "not looked for unreadable messages");
-            Vec::new()
+            return blind;
         }
     };
+    if found.is_empty() {
+        return Looked::Nothing { complete };
+    }
     if found.iter().any(|message| !known.contains(&message.stream_sequence)) {
         found.retain(|message| !known.contains(&message.stream_sequence));
     }
     let until = clock::now() + lessor.limits.settle_timeout;
     let orders = found.iter().map(term).collect();
     let results = lessor.broker.settle(orders, Confirmation::Confirmed, until).await;
-    let (mut terminated, mut denied) = (Vec::new(), None);
+    let (mut terminated, mut needs) = (Vec::new(), None);
     for (message, result) in found.iter().zip(results) {
         let (sequence, why) = (message.stream_sequence, &*message.why);
         let ConsumerName { stream, consumer } = &name;
@@ -177,15 +222,12 @@ async fn look<B: Broker>(
                 tracing::warn!(%stream, %consumer, sequence, why, %error, "a message that \
                     cannot be read could not be terminated");
                 if let BrokerError::Denied(Denial::Permission(subject)) = error {
-                    denied = Some(subject);
+                    needs = Some(subject);
                 }
             }
         }
     }
-    match denied {
-        Some(subject) if terminated.is_empty() => Looked::NotAllowed(subject),
-        _ => Looked::Terminated(terminated),
-    }
+    Looked::Found { terminated, needs }
 }
 
 fn term(message: &Unreadable) -> Order {

@@ -1,25 +1,29 @@
 //! What is held against a consumer in whose time a connection broke by what it brought. Pure.
 //!
 //! ```text
-//!            found some, or may not look
-//!   CLEAR ───────────────────────────────────▶ APART ──again, and nothing new──▶ FENCED
-//!     │ nothing found                          ▲   ▲                                │
-//!     ▼                                        │   └────────its time is over────────┘
+//!            found some, or may not look             the same again
+//!   CLEAR ───────────────────────────────────▶ APART ──────────────────────────────────▶ FENCED
+//!     │ nothing found                          ▲   ▲                                       │
+//!     ▼                                        │   └──────────── its time is over ─────────┘
 //!   WATCHED ─────────────again─────────────────┘
 //! ```
 //! and from everywhere back to CLEAR, once the time was survived in which a guilty message would have
-//! come back. Apart is a connection of its own: what breaks that one hurts nobody else. A consumer
-//! that is fenced off is not pulled from, for a time that doubles.
+//! come back. Apart is a connection of its own: a break of that connection hurts nobody else. A consumer that
+//! is fenced off is not pulled from, for a time that doubles. One that is only suspected is pulled from at once:
+//! what broke its connection is with nobody for an ack wait, and what is good can come meanwhile.
 //!
 //! 1. A break is weighed once, after it was looked for messages that explain it.
-//! 2. Whoever makes progress, by messages that were terminated, is never fenced off.
+//! 2. Whoever makes progress, by messages that were terminated, is not fenced off.
+//! 3. A consumer is fenced off only for a message that was found, and is still there.
+//! 4. Those who wait are told of a suspicion only where nothing comes any more. A look that saw everything
+//!    and found nothing leaves none, and a cut that bytes explain is held against nobody.
 
 use std::{
     collections::BTreeSet,
     time::{Duration, Instant},
 };
 
-use crate::{broker::Place, lessor::error::Unsuitable};
+use crate::{broker::Place, pump::Cause};
 
 /// How long a consumer is fenced off, at first and at most.
 const FENCE: Duration = Duration::from_secs(30);
@@ -34,10 +38,29 @@ const REMEMBERED: usize = 4096;
 /// What a look for unreadable messages has led to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Looked {
-    /// These were terminated; there may be none.
-    Terminated(Vec<u64>),
+    /// Some were found.
+    Found {
+        /// These were terminated.
+        terminated: Vec<u64>,
+        /// Our rights do not cover this ack subject.
+        needs: Option<String>,
+    },
+    /// None was found.
+    Nothing {
+        /// All that may have been on its way was looked at.
+        complete: bool,
+    },
     /// Our rights do not cover this subject.
     NotAllowed(String),
+}
+
+/// What those who wait are told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Barred {
+    /// One of its messages cannot be read. The right that was missing to end it.
+    Unreadable { needs: Option<String> },
+    /// One of its messages may be like that. The right that was missing to find out.
+    Suspected { needs: Option<String> },
 }
 
 /// See the [module](self).
@@ -50,19 +73,18 @@ pub(super) struct Suspicion {
     tried: Option<Instant>,
     terminated: BTreeSet<u64>,
     fence: Duration,
-    /// The right that was missing at the last look.
-    needs: Option<String>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Standing {
     Clear,
     Watched {
         since: Instant,
     },
-    /// From `since` on; fenced off before.
+    /// From `since` on; fenced off before, for want of the right `needs`.
     Apart {
         since: Instant,
+        needs: Option<String>,
     },
 }
 
@@ -74,7 +96,6 @@ impl Suspicion {
             tried: None,
             terminated: BTreeSet::new(),
             fence: FENCE,
-            needs: None,
         }
     }
 
@@ -93,29 +114,42 @@ impl Suspicion {
         self.accused = None;
     }
 
-    /// Weighs a break by what was found.
-    pub(super) fn weigh(&mut self, looked: &Looked, now: Instant) {
-        let Some(place) = self.accused.take() else { return };
-        let (progress, may_look) = match looked {
-            Looked::Terminated(found) => (self.remember(found), true),
-            Looked::NotAllowed(subject) => {
-                self.needs = Some(subject.clone());
-                (false, false)
-            }
-        };
-        if may_look {
-            self.needs = None;
+    /// Weighs a break by what was found, and by what the bytes of the connection tell. What those who
+    /// wait are told.
+    pub(super) fn weigh(
+        &mut self,
+        looked: &Looked,
+        cause: Option<Cause>,
+        now: Instant,
+    ) -> Option<Barred> {
+        let place = self.accused.take()?;
+        let (found, nothing) =
+            (matches!(looked, Looked::Found { .. }), matches!(looked, Looked::Nothing { .. }));
+        if !found && cause.is_some_and(|cause| cause.surely) {
+            return None;
         }
-        let watched = self.standing != Standing::Clear;
-        self.standing = match place {
-            Place::Apart if !progress => {
+        let works = cause.is_some_and(|cause| cause.worked);
+        let barred = match looked {
+            Looked::Found { terminated, .. } if self.remember(terminated) => None,
+            Looked::Found { needs, .. } => Some(Barred::Unreadable { needs: needs.clone() }),
+            Looked::Nothing { complete: true } => None,
+            Looked::Nothing { .. } | Looked::NotAllowed(_) if works => None,
+            Looked::Nothing { .. } => Some(Barred::Suspected { needs: None }),
+            Looked::NotAllowed(subject) => Some(Barred::Suspected { needs: Some(subject.clone()) }),
+        };
+        let barred = barred.filter(|_| place == Place::Apart);
+        self.standing = match &barred {
+            Some(Barred::Unreadable { needs }) => {
                 let since = now + self.fence;
                 self.fence = (self.fence * 2).min(LONGEST_FENCE);
-                Standing::Apart { since }
+                Standing::Apart { since, needs: needs.clone() }
             }
-            Place::Shared if !progress && may_look && !watched => Standing::Watched { since: now },
-            Place::Apart | Place::Shared => Standing::Apart { since: now },
+            _ if place == Place::Shared && nothing && self.standing == Standing::Clear => {
+                Standing::Watched { since: now }
+            }
+            Some(Barred::Suspected { .. }) | None => Standing::Apart { since: now, needs: None },
         };
+        barred
     }
 
     /// Where its next inbox is to be.
@@ -127,16 +161,16 @@ impl Suspicion {
     }
 
     /// Why it is not pulled from now.
-    pub(super) fn fenced(&self, now: Instant) -> Option<Unsuitable> {
-        let Standing::Apart { since } = self.standing else { return None };
-        (now < since).then(|| Unsuitable::Unreadable { needs: self.needs.clone() })
+    pub(super) fn fenced(&self, now: Instant) -> Option<Barred> {
+        let Standing::Apart { since, needs } = &self.standing else { return None };
+        (now < *since).then(|| Barred::Unreadable { needs: needs.clone() })
     }
 
     /// It is pulled from.
     pub(super) fn pulled(&mut self, longest_ack_wait: Duration, now: Instant) {
         let since = match self.standing {
             Standing::Clear => return,
-            Standing::Watched { since } | Standing::Apart { since } => since,
+            Standing::Watched { since } | Standing::Apart { since, .. } => since,
         };
         if now >= since + longest_ack_wait + LATE {
             self.tried.get_or_insert(now);
@@ -175,59 +209,112 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn nothing() -> Looked {
-        Looked::Terminated(Vec::new())
+        Looked::Nothing { complete: true }
     }
 
     fn denied() -> Looked {
         Looked::NotAllowed("MSG.GET".to_owned())
     }
 
-    fn broke(suspicion: &mut Suspicion, looked: &Looked, now: Instant) {
+    fn found(terminated: &[u64]) -> Looked {
+        Looked::Found { terminated: terminated.to_vec(), needs: None }
+    }
+
+    fn cause(surely: bool, worked: bool) -> Cause {
+        Cause { out: 8 << 20, slow: true, surely, worked }
+    }
+
+    fn broke(suspicion: &mut Suspicion, looked: &Looked, now: Instant) -> Option<Barred> {
         suspicion.accuse(suspicion.place());
-        suspicion.weigh(looked, now);
+        suspicion.weigh(looked, None, now)
+    }
+
+    fn stands(suspicion: &Suspicion, now: Instant) -> (Place, Option<Barred>) {
+        (suspicion.place(), suspicion.fenced(now))
     }
 
     #[test]
-    fn a_break_that_nothing_explains_is_forgiven_once() {
+    fn a_break_that_nothing_explains_is_forgiven_once_and_never_bars() {
         let (mut suspicion, now) = (Suspicion::none(), clock::now());
         broke(&mut suspicion, &nothing(), now);
-        assert_eq!(suspicion.place(), Place::Shared);
-        broke(&mut suspicion, &nothing(), now);
-        assert_eq!(suspicion.place(), Place::Apart);
-        assert_eq!(suspicion.fenced(now), None);
+        assert_eq!(stands(&suspicion, now), (Place::Shared, None));
+        for _ in 0..9 {
+            broke(&mut suspicion, &nothing(), now);
+            assert_eq!(stands(&suspicion, now), (Place::Apart, None));
+        }
+    }
+
+    #[test]
+    fn a_cut_that_bytes_explain_changes_nothing() {
+        for looked in [nothing(), denied(), Looked::Nothing { complete: false }] {
+            let (mut suspicion, now) = (Suspicion::none(), clock::now());
+            for _ in 0..9 {
+                suspicion.accuse(suspicion.place());
+                assert_eq!(suspicion.weigh(&looked, Some(cause(true, false)), now), None);
+                assert_eq!(stands(&suspicion, now), (Place::Shared, None));
+            }
+        }
+    }
+
+    #[test]
+    fn a_consumer_that_gets_its_messages_is_set_apart_at_most() {
+        for looked in [denied(), Looked::Nothing { complete: false }] {
+            let (mut suspicion, now) = (Suspicion::none(), clock::now());
+            for _ in 0..9 {
+                suspicion.accuse(suspicion.place());
+                assert_eq!(suspicion.weigh(&looked, Some(cause(false, true)), now), None);
+            }
+            assert_eq!(suspicion.place(), Place::Apart);
+        }
     }
 
     #[test]
     fn the_guilty_and_those_that_may_not_be_looked_at_are_set_apart_at_once() {
-        for looked in [Looked::Terminated(vec![7]), denied()] {
+        for looked in [found(&[7]), found(&[]), denied()] {
             let (mut suspicion, now) = (Suspicion::none(), clock::now());
             broke(&mut suspicion, &looked, now);
-            assert_eq!((suspicion.place(), suspicion.fenced(now)), (Place::Apart, None));
+            assert_eq!(stands(&suspicion, now), (Place::Apart, None));
         }
     }
 
     #[test]
-    fn whoever_breaks_its_own_connection_is_fenced_off_for_a_time_that_doubles() {
+    fn one_that_was_found_and_is_still_there_fences_off_for_a_time_that_doubles() {
         let (mut suspicion, mut now) = (Suspicion::none(), clock::now());
-        broke(&mut suspicion, &denied(), now);
+        broke(&mut suspicion, &found(&[]), now);
+        let barred = Some(Barred::Unreadable { needs: None });
         for seconds in [30, 60, 120, 240, 480, 600, 600] {
-            broke(&mut suspicion, &denied(), now);
-            let needs = Some("MSG.GET".to_owned());
-            let last = now + SECOND * (seconds - 1);
-            assert_eq!(suspicion.fenced(last), Some(Unsuitable::Unreadable { needs }));
+            assert_eq!(broke(&mut suspicion, &found(&[]), now), barred);
+            assert_eq!(suspicion.fenced(now + SECOND * (seconds - 1)), barred);
             now += SECOND * seconds;
-            assert_eq!((suspicion.place(), suspicion.fenced(now)), (Place::Apart, None));
+            assert_eq!(stands(&suspicion, now), (Place::Apart, None));
         }
     }
 
     #[test]
-    fn progress_is_not_fenced_off_and_the_same_message_again_is_no_progress() {
+    fn a_suspicion_is_told_and_fences_nobody_off() {
+        let needs = Some("MSG.GET".to_owned());
+        let blind = Looked::Nothing { complete: false };
+        for (looked, needs) in [(denied(), needs), (blind, None)] {
+            let (mut suspicion, now) = (Suspicion::none(), clock::now());
+            while suspicion.place() == Place::Shared {
+                assert_eq!(broke(&mut suspicion, &looked, now), None);
+            }
+            for _ in 0..9 {
+                let told = broke(&mut suspicion, &looked, now);
+                assert_eq!(told, Some(Barred::Suspected { needs: needs.clone() }));
+                assert_eq!(stands(&suspicion, now), (Place::Apart, None));
+            }
+        }
+    }
+
+    #[test]
+    fn progress_does_not_fence_off_and_the_same_message_again_is_no_progress() {
         let (mut suspicion, now) = (Suspicion::none(), clock::now());
         for sequence in 1..9 {
-            broke(&mut suspicion, &Looked::Terminated(vec![1, sequence]), now);
-            assert_eq!((suspicion.place(), suspicion.fenced(now)), (Place::Apart, None));
+            broke(&mut suspicion, &found(&[1, sequence]), now);
+            assert_eq!(stands(&suspicion, now), (Place::Apart, None));
         }
-        broke(&mut suspicion, &Looked::Terminated(vec![1, 2]), now);
+        broke(&mut suspicion, &found(&[1, 2]), now);
         assert!(suspicion.fenced(now).is_some());
     }
 
@@ -250,7 +337,7 @@ mod tests {
         let (mut suspicion, now) = (Suspicion::none(), clock::now());
         broke(&mut suspicion, &denied(), now);
         suspicion.pulled(SECOND, now + SECOND * 5);
-        broke(&mut suspicion, &Looked::Terminated(vec![1]), now + SECOND * 6);
+        broke(&mut suspicion, &found(&[1]), now + SECOND * 6);
         assert!(!suspicion.outlived(now + SECOND * 60));
     }
 
@@ -259,7 +346,7 @@ mod tests {
         let (mut suspicion, now) = (Suspicion::none(), clock::now());
         suspicion.accuse(Place::Shared);
         suspicion.acquit();
-        suspicion.weigh(&denied(), now);
+        suspicion.weigh(&denied(), None, now);
         assert_eq!(suspicion.place(), Place::Shared);
     }
 }

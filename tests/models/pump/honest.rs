@@ -7,13 +7,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fetch_proxy::pump::{Limits, PullEnd, Pump, Step, WaiterId, Want};
+use fetch_proxy::pump::{Allowance, Appetite, Course, Limits, PullEnd, Pump, Step, WaiterId, Want};
 use proptest::prelude::*;
 
 /// While somebody waits and something is there, something arrives at least this often: at worst the
-/// pull is refused as pending elsewhere (at most 50 ms), then what is there is too large for it, and
-/// each time a round trip of twice the longest travel.
-const SOON: u64 = 50 + 3 * 2 * 20 + 10;
+/// pull is refused as pending elsewhere (at most 50 ms), then what is there is too large for it, then for
+/// what its waiters want together, and each time a round trip of twice the longest travel.
+const SOON: u64 = 50 + 4 * 2 * 20 + 10;
+/// The largest message, as the broker counts it.
+const LARGEST: u64 = 30_000;
 
 #[derive(Debug, Clone)]
 enum Act {
@@ -81,6 +83,11 @@ struct Waiting {
 
 struct World {
     pump: Pump<Message>,
+    appetite: Appetite,
+    /// Of the last pull, until it is known to be over, and how it ended.
+    course: Option<(u64, Course, Option<PullEnd>)>,
+    /// Others leave no more than the least that a pull asks for.
+    tight: bool,
     start: Instant,
     now: u64,
     travel: u64,
@@ -105,7 +112,7 @@ struct World {
 }
 
 impl World {
-    fn new(travel: u64, max_ack_pending: usize) -> Self {
+    fn new(travel: u64, max_ack_pending: usize, tight: bool) -> Self {
         let limits = Limits {
             max_batch: 1000,
             max_expires: Duration::MAX,
@@ -117,6 +124,9 @@ impl World {
         pump.up(start);
         Self {
             pump,
+            appetite: Appetite::idle(),
+            course: None,
+            tight,
             start,
             now: 0,
             travel,
@@ -188,19 +198,29 @@ impl World {
             match news {
                 News::Message(message) => {
                     self.stirred_at = self.now;
+                    if let Some((_, course, _)) = &mut self.course {
+                        course.count(counted(message.size));
+                    }
                     self.pump.arrived(message, message.size, false, now);
                 }
-                News::End(no, end) => self.pump.ended(no, end, now),
+                News::End(no, end) => {
+                    if let Some(course) = self.course.as_mut().filter(|course| course.0 == no) {
+                        course.2 = Some(end);
+                    }
+                    self.pump.ended(no, end, now);
+                }
             }
         }
         for _ in 0..1000 {
-            match self.pump.step(now, 10_000) {
+            let allowed = self.allowed();
+            match self.pump.step(now, allowed) {
                 None => {
                     let late = self.waiting.values().any(|waiting| waiting.until <= self.now);
                     assert!(!late, "somebody was kept beyond his time");
                     return;
                 }
                 Some(Step::Pull { no, batch, expires, no_wait, max_bytes }) => {
+                    self.course = Some((no, Course::default(), None));
                     let at = self.now + self.travel;
                     let until = at + u64::try_from(expires.as_millis()).expect("a few seconds");
                     let bytes = max_bytes.unwrap_or(u64::MAX);
@@ -218,6 +238,23 @@ impl World {
             }
         }
         panic!("the pump does not come to an end");
+    }
+
+    /// What the appetite asks for, and what others leave of it.
+    fn allowed(&mut self) -> Allowance {
+        let now = self.at(self.now);
+        let Some(demand) = self.pump.demand(now) else { return Allowance::NONE };
+        if let Some((_, course, end)) = self.course.take() {
+            self.appetite.after(&course, end);
+        }
+        let messages = self.appetite.messages(&demand);
+        let bytes = self.appetite.bytes(&demand, messages.most, LARGEST);
+        let idle = messages.idle && bytes.idle;
+        Allowance {
+            messages: u32::try_from(messages.most).expect("a batch"),
+            bytes: if self.tight { bytes.least } else { bytes.most },
+            wait: if idle { Duration::MAX } else { Duration::from_millis(500) },
+        }
     }
 
     fn answered(&mut self, id: WaiterId, messages: &[Message], too_large: Option<Message>) {
@@ -252,8 +289,7 @@ impl World {
             && self.unsettled < self.max_ack_pending
             && let Some(message) = self.stored.pop_front()
         {
-            // A subject and an ack subject at least; the rest of a size is the answer's.
-            let counted = message.size.saturating_sub(540);
+            let counted = counted(message.size);
             if counted > open.bytes {
                 self.stored.push_front(message);
                 return self.end(&open, PullEnd::TooLarge);
@@ -284,6 +320,12 @@ impl World {
     }
 }
 
+/// What the broker counts of a message: a subject and an ack subject at least; the rest of its size is
+/// the answer's.
+fn counted(size: u64) -> u64 {
+    size.saturating_sub(540)
+}
+
 /// What has arrived by now.
 fn pop_due<T>(line: &mut VecDeque<(u64, T)>, now: u64) -> Option<T> {
     line.front().filter(|(at, _)| *at <= now)?;
@@ -296,10 +338,11 @@ proptest! {
     #[test]
     fn what_is_there_reaches_whoever_waits_and_nobody_waits_too_long(
         travel in 0..20_u64,
+        tight in any::<bool>(),
         max_ack_pending in prop_oneof![Just(100_000_usize), 1..30_usize],
         script in prop::collection::vec((act(), prop_oneof![Just(0), 1..80_u64, 80..400_u64]), 1..60),
     ) {
-        let mut world = World::new(travel, max_ack_pending);
+        let mut world = World::new(travel, max_ack_pending, tight);
         for (act, then) in script {
             world.act(act);
             world.pass(then);

@@ -10,7 +10,7 @@ use fetch_proxy::pump::{self, PullEnd, Pump, Step, WaiterId, Why};
 use proptest::prelude::*;
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state_machine};
 
-use super::reference::{Decided, Limits, Message, Reference, Want};
+use super::reference::{Allowed, Decided, Limits, Message, Reference, Want};
 
 #[derive(Debug, Clone)]
 enum Act {
@@ -20,7 +20,7 @@ enum Act {
     Bring(Vec<(u64, bool)>),
     End { end: PullEnd, old: bool },
     GiveBack,
-    Permits(u32),
+    Allow(Allowed),
     Limits(Limits),
     Up,
     Down,
@@ -49,6 +49,7 @@ impl ReferenceStateMachine for Acts {
             4 => Just(PullEnd::Done),
             2 => Just(PullEnd::RequestsPending),
             2 => Just(PullEnd::TooLarge),
+            1 => Just(PullEnd::Spent),
             1 => Just(PullEnd::Refused),
         ];
         let act = prop_oneof![
@@ -59,7 +60,7 @@ impl ReferenceStateMachine for Acts {
                 .prop_map(Act::Bring),
             6 => (end, prop::bool::weighted(0.1)).prop_map(|(end, old)| Act::End { end, old }),
             1 => Just(Act::GiveBack),
-            2 => (0..12_u32).prop_map(Act::Permits),
+            3 => allowed().prop_map(Act::Allow),
             1 => limits().prop_map(Act::Limits),
             2 => Just(Act::Up),
             1 => Just(Act::Down),
@@ -102,13 +103,20 @@ fn limits() -> impl Strategy<Value = Limits> {
     })
 }
 
+fn allowed() -> impl Strategy<Value = Allowed> {
+    let messages = prop_oneof![0..12_u32, Just(1000)];
+    let bytes = prop_oneof![3 => 0..4000_u64, 3 => Just(100_000), 2 => Just(u64::MAX)];
+    let wait = prop_oneof![Just(500_u64), Just(60_000)];
+    (messages, bytes, wait).prop_map(|(messages, bytes, wait)| Allowed { messages, bytes, wait })
+}
+
 /// The pump, what it should be like, and those around it.
 struct Machine {
     pump: Pump<Message>,
     reference: Reference,
     start: Instant,
     now: u64,
-    permits: u32,
+    allowed: Allowed,
     brought: u32,
     /// Messages that have left the pump, by being answered or overdue.
     gone: usize,
@@ -127,7 +135,7 @@ impl StateMachineTest for Machine {
             reference: Reference::new(limits),
             start: Instant::now(),
             now: 0,
-            permits: 1000,
+            allowed: Allowed { messages: 1000, bytes: u64::MAX, wait: 60_000 },
             brought: 0,
             gone: 0,
             last_answer: Vec::new(),
@@ -178,7 +186,7 @@ impl Machine {
                 self.pump.unhanded(messages.iter().cloned().map(sized).collect(), now);
                 self.reference.back(messages, ms);
             }
-            Act::Permits(permits) => self.permits = permits,
+            Act::Allow(allowed) => self.allowed = allowed,
             Act::Limits(limits) => {
                 self.pump.set_limits(told(&limits));
                 self.reference.limits = limits;
@@ -241,11 +249,12 @@ impl Machine {
         let now = self.now;
         self.reference.settle(now);
         for _ in 0..1000 {
-            match self.pump.step(self.at(now), self.permits) {
+            match self.pump.step(self.at(now), told_allowed(self.allowed)) {
                 Some(Step::Pull { no, batch, expires, no_wait, max_bytes }) => {
                     assert!(self.nothing_is_due(), "what is there goes first");
-                    assert!(self.permits > 0 && self.reference.wants_to_pull(now, false));
-                    let due = self.reference.issue(now, self.permits);
+                    let wants = self.reference.wants_to_pull(now, false);
+                    assert!(!self.allowed.nothing() && wants);
+                    let due = self.reference.issue(now, self.allowed);
                     assert_eq!((no, batch, no_wait), (due.no, due.batch, due.no_wait));
                     assert_eq!(expires, Duration::from_millis(due.expires));
                     assert_eq!(max_bytes, due.max_bytes);
@@ -299,8 +308,8 @@ impl Machine {
         let (now, reference) = (self.now, &self.reference);
         assert!(self.nothing_is_due(), "{reference:?} at {now}");
         let wanting = reference.wants_to_pull(now, true);
-        assert!(!wanting || self.permits == 0, "{reference:?} at {now}");
-        assert!(!self.pump.starved() || self.permits == 0);
+        assert!(!wanting || self.allowed.nothing(), "{reference:?} at {now}");
+        assert!(!self.pump.starved() || self.allowed.nothing());
         assert!(self.pump.starved() || !wanting);
 
         let next = self.pump.next_deadline(self.at(now));
@@ -316,6 +325,10 @@ impl Machine {
         let held = reference.held();
         assert_eq!(self.brought as usize, self.gone + reference.parked.len() + held);
     }
+}
+
+fn told_allowed(Allowed { messages, bytes, wait }: Allowed) -> pump::Allowance {
+    pump::Allowance { messages, bytes, wait: Duration::from_millis(wait) }
 }
 
 fn told(limits: &Limits) -> pump::Limits {

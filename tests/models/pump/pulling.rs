@@ -13,10 +13,10 @@ fn one_pull_asks_for_what_all_waiters_want() {
 }
 
 #[test]
-fn a_pull_keeps_to_permits_and_limits() {
+fn a_pull_keeps_to_what_is_allowed_and_to_limits() {
     let mut desk = Desk::new();
     desk.join(50, 30_000);
-    desk.permits = 20;
+    desk.allowed = allow(20);
     assert_eq!(desk.pull().1, 20);
     desk.end(1, PullEnd::Done);
     let (max_batch, max_expires) = (10, Duration::from_secs(2));
@@ -33,13 +33,13 @@ fn a_pull_keeps_to_permits_and_limits() {
 }
 
 #[test]
-fn without_a_permit_nothing_is_pulled_and_it_says_so() {
+fn without_an_allowance_nothing_is_pulled_and_it_says_so() {
     let mut desk = Desk::new();
-    desk.permits = 0;
+    desk.allowed = allow(0);
     desk.join(1, 30_000);
     assert_eq!(desk.steps(), []);
     assert!(desk.pump.starved());
-    desk.permits = 1;
+    desk.allowed = allow(1);
     assert_eq!(desk.pull(), (1, 1, 5000));
     assert!(!desk.pump.starved());
 }
@@ -72,7 +72,7 @@ fn a_small_answer_is_not_asked_to_hold_a_thousand_messages() {
 fn a_full_batch_ends_the_pull_without_a_word() {
     let mut desk = Desk::new();
     let (first, second) = (desk.join(2, 30_000), desk.join(2, 30_000));
-    desk.permits = 3;
+    desk.pump.set_limits(Limits { max_batch: 3, ..limits() });
     desk.pull();
     desk.arrive(1..=3);
     assert_eq!(desk.answers(), [(first, vec![1, 2]), (second, vec![3])]);
@@ -201,4 +201,46 @@ fn a_drain_pulls_no_more_and_waiters_return_when_the_pull_has_ended() {
     assert_eq!(desk.steps(), [answer(first, [1], Why::Filled), drained]);
     let third = desk.join(1, 30_000);
     assert_eq!(desk.steps(), [answer(third, [], Why::Draining)]);
+}
+
+#[test]
+fn what_is_allowed_bounds_a_pull_and_the_next_follows_at_once() {
+    let mut desk = Desk::new();
+    let waiter = desk.join(9, 30_000);
+    desk.allowed = Allowance { bytes: 3000, wait: Duration::from_millis(500), ..allow(100) };
+    let expires = Duration::from_millis(500);
+    let pull = |no, batch| Pull { no, batch, expires, no_wait: true, max_bytes: Some(3000) };
+    assert_eq!(desk.steps(), [pull(1, 9)]);
+    desk.arrive(1..=3);
+    desk.end(1, PullEnd::TooLarge);
+    assert_eq!(
+        desk.steps(),
+        [pull(2, 6)],
+        "more is there: the waiter is filled from several pulls"
+    );
+    assert_eq!(desk.steps_at(99), [], "it is on its way");
+    desk.arrive(4..=6);
+    desk.end(2, PullEnd::Spent);
+    desk.allowed = allow(2);
+    assert_eq!(desk.pull().1, 2);
+    desk.arrive(7..=8);
+    desk.allowed = Allowance::NONE;
+    assert_eq!(desk.steps(), [], "its batch was full of what was allowed");
+    assert!(desk.pump.starved());
+    assert_eq!(desk.steps_at(104), [answer(waiter, [1, 2, 3, 4, 5, 6, 7, 8], Why::Filled)]);
+}
+
+#[test]
+fn a_message_larger_than_what_is_allowed_is_asked_for_with_more_and_only_then_uncapped() {
+    let mut desk = Desk::new();
+    desk.join(9, 30_000);
+    desk.allowed = Allowance { bytes: 1000, ..allow(100) };
+    desk.pull();
+    desk.end(1, PullEnd::TooLarge);
+    desk.allowed = Allowance { bytes: 100_000, ..allow(100) };
+    let steps = desk.steps();
+    assert!(matches!(steps[..], [Pull { batch: 9, max_bytes: Some(100_000), .. }]), "{steps:?}");
+    desk.end(2, PullEnd::TooLarge);
+    let steps = desk.steps();
+    assert!(matches!(steps[..], [Pull { batch: 1, max_bytes: None, .. }]), "{steps:?}");
 }

@@ -31,6 +31,20 @@ pub(super) struct Limits {
     pub(super) park: u64,
 }
 
+/// What a pull may ask for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Allowed {
+    pub(super) messages: u32,
+    pub(super) bytes: u64,
+    pub(super) wait: u64,
+}
+
+impl Allowed {
+    pub(super) fn nothing(self) -> bool {
+        self.messages == 0 || self.bytes == 0
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Waiter {
     pub(super) id: WaiterId,
@@ -59,6 +73,11 @@ pub(super) struct Pull {
     issued_at: u64,
     stirred: u64,
     covers: Option<WaiterId>,
+    whole: bool,
+    /// It was allowed fewer bytes than wanted, or fewer messages.
+    short_of_bytes: bool,
+    short: bool,
+    goes_on: bool,
 }
 
 #[derive(Debug)]
@@ -75,6 +94,9 @@ pub(super) struct Reference {
     told: Option<WaiterId>,
     plain: bool,
     uncapped: bool,
+    whole: bool,
+    /// The last pull came to a limit that its waiters do not have; they wait for the next until then.
+    more_by: Option<u64>,
     /// The next pull comes no earlier than the first and no later than the second.
     pause: (u64, u64),
 }
@@ -107,6 +129,8 @@ impl Reference {
             told: None,
             plain: false,
             uncapped: false,
+            whole: false,
+            more_by: None,
             pause: (0, 0),
         }
     }
@@ -141,7 +165,9 @@ impl Reference {
             pull.got += 1;
             pull.stirred = now;
             if pull.got == pull.batch {
+                let short = pull.short;
                 self.no_pull();
+                self.more_by = short.then_some(now + 5);
             }
         }
         self.parked.push_back((message, now + self.limits.park));
@@ -152,11 +178,13 @@ impl Reference {
     pub(super) fn no_pull(&mut self) {
         self.pull = None;
         (self.plain, self.uncapped, self.pause) = (false, false, (0, 0));
+        (self.whole, self.more_by) = (false, None);
     }
 
     pub(super) fn ended(&mut self, no: u64, end: PullEnd, now: u64) {
         let Some(pull) = self.pull.take_if(|pull| pull.no == no) else { return };
         let was_uncapped = pull.max_bytes.is_none();
+        let escalates = pull.got == 0 && pull.short_of_bytes && !pull.whole;
         let (plain, uncapped, pause) = match end {
             PullEnd::Done => {
                 self.told = pull.covers;
@@ -164,10 +192,18 @@ impl Reference {
                 (false, false, if early { (100, 100) } else { (0, 0) })
             }
             PullEnd::RequestsPending => (true, was_uncapped, (5, 50)),
-            PullEnd::TooLarge if pull.got > 0 => (false, false, (0, 0)),
+            PullEnd::Spent => (false, false, (0, 0)),
+            PullEnd::TooLarge if pull.got > 0 || escalates => (false, false, (0, 0)),
             PullEnd::TooLarge if was_uncapped => (false, true, (100, 100)),
             PullEnd::TooLarge => (false, true, (0, 0)),
             PullEnd::Refused => (!pull.no_wait, was_uncapped, (100, 100)),
+        };
+        let limit = end == PullEnd::Spent || end == PullEnd::TooLarge && !uncapped;
+        self.more_by = (limit && pull.short).then_some(now + 5);
+        self.whole = match end {
+            PullEnd::TooLarge => escalates,
+            PullEnd::RequestsPending | PullEnd::Refused => pull.whole,
+            PullEnd::Done | PullEnd::Spent => false,
         };
         self.pause = (now + pause.0, now + pause.1);
         (self.plain, self.uncapped) = (plain, uncapped);
@@ -244,7 +280,7 @@ impl Reference {
     pub(super) fn reasons(&self, waiter: &Waiter, now: u64) -> Vec<Why> {
         let nothing = if self.up { Why::Waited } else { Why::Down };
         let has_some = !waiter.has.is_empty();
-        let quiet = self.pull.as_ref().is_none_or(|pull| now >= pull.stirred + 5);
+        let quiet = self.quiet_at().is_none_or(|at| now >= at);
         let told = waiter.want.no_wait && self.told.is_some_and(|told| waiter.id <= told);
         let mut reasons = Vec::new();
         if self.end(waiter) <= now || told {
@@ -257,6 +293,14 @@ impl Reference {
             reasons.push(Why::Filled);
         }
         if has_some && !reasons.is_empty() { vec![Why::Filled] } else { reasons }
+    }
+
+    /// When whoever has some takes it.
+    fn quiet_at(&self) -> Option<u64> {
+        self.pull.as_ref().map_or(self.more_by, |pull| {
+            let travels = pull.goes_on && pull.got == 0;
+            Some(pull.stirred + if travels { 100 } else { 5 })
+        })
     }
 
     /// When this waiter is answered if nothing happens.
@@ -280,29 +324,38 @@ impl Reference {
     }
 
     /// The pull that is due.
-    pub(super) fn issue(&mut self, now: u64, permits: u32) -> &Pull {
+    pub(super) fn issue(&mut self, now: u64, allowed: Allowed) -> &Pull {
         let single = self.plain || self.uncapped;
         let most = if single { 1 } else { u64::from(self.limits.max_batch) };
         let usable = |waiter: &Waiter| waiter.missing().min((waiter.room() / 1200).max(1));
         let wanted: u64 = self.waiters.iter().map(usable).sum();
-        let batch = wanted.min(u64::from(permits)).min(most);
+        let demand = wanted.min(most);
+        let batch = demand.min(u64::from(allowed.messages));
         let room: u64 = self.waiters.iter().map(Waiter::room).sum();
-        let bytes = room.saturating_sub(batch * OVERHEAD);
-        let bytes = bytes.min(self.limits.max_request_bytes.unwrap_or(u64::MAX)).max(1);
+        let bytes = |batch: u64| {
+            let bytes = room.saturating_sub(batch * OVERHEAD);
+            bytes.min(self.limits.max_request_bytes.unwrap_or(u64::MAX)).max(1)
+        };
+        let short_of_bytes = !self.uncapped && allowed.bytes < bytes(demand);
+        let bytes = bytes(batch).min(allowed.bytes);
         let waits = self.waiters.iter().filter(|waiter| !waiter.want.no_wait);
         let left = waits.map(|waiter| waiter.end.saturating_sub(now)).max();
         let expires = left.map_or(50, |left| left.saturating_sub(50).clamp(100, 5000));
         self.issued += 1;
         self.pull.insert(Pull {
             no: self.issued,
-            batch: u32::try_from(batch).expect("as many as there are permits"),
-            expires: expires.min(self.limits.max_expires),
+            batch: u32::try_from(batch).expect("as many as are allowed"),
+            expires: expires.min(self.limits.max_expires).min(allowed.wait),
             no_wait: !self.plain,
             max_bytes: (!self.uncapped).then_some(bytes),
             got: 0,
             issued_at: now,
             stirred: now,
             covers: self.waiters.last().map(|waiter| waiter.id),
+            whole: self.whole,
+            short_of_bytes,
+            short: short_of_bytes || batch < demand,
+            goes_on: self.more_by.is_some(),
         })
     }
 
@@ -313,17 +366,15 @@ impl Reference {
     /// The latest that the pump must be asked again: then something is due. One that is starved has
     /// put the pull off for long enough.
     pub(super) fn next_deadline(&self, now: u64, starved: bool) -> Option<u64> {
-        let quiet = |pull: &Pull| {
-            let brisk = |waiter: &Waiter| !waiter.has.is_empty() && !waiter.lingers();
-            self.waiters.iter().any(brisk).then_some(pull.stirred + 5)
-        };
+        let brisk = |waiter: &Waiter| !waiter.has.is_empty() && !waiter.lingers();
+        let quiet = self.quiet_at().filter(|_| self.waiters.iter().any(brisk));
         let ends = self.waiters.iter().map(|waiter| self.end(waiter));
         let parked = self.parked.iter().filter(|(message, _)| !message.last_attempt);
         let pull = self.pull.as_ref();
         let paused = |at: &u64| !starved && now < *at && self.wants_to_pull(*at, true);
         ends.chain(parked.map(|(_, until)| *until))
             .chain(pull.map(Pull::ends_at))
-            .chain(pull.and_then(quiet))
+            .chain(quiet)
             .chain(Some(self.pause.1).filter(paused))
             .min()
     }

@@ -1,0 +1,209 @@
+//! What the pulls of this consumer may bring: asks for a share of its connection's bytes, and gives back
+//! what has come. Decides nothing: how much to ask for is the appetite's, who gets how much the budget's.
+//!
+//! 1. A pull is open only with a share for what it may bring.
+//! 2. A share is given back when all of it has come, the pull's end was heard, or the connection is lost. If
+//!    nothing is heard of the pull, what is left of it stays in doubt until the end of a later pull: NATS
+//!    sends in order, and a slow link can hold everything up for longer than a pull lasts.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::Notify;
+
+use crate::{
+    broker::{ConsumerName, Delivery, Place},
+    lessor::shares::{Doubt, Explained, Seat, Share, Shares},
+    pump::{Allowance, Appetite, Course, Demand, PullEnd},
+};
+
+/// A pull that holds much does so no longer than this where nothing comes.
+const BRISK: Duration = Duration::from_millis(500);
+/// What is in doubt is taken for gone after this: longer than any server lets a client not read.
+const DOUBTFUL: Duration = Duration::from_secs(30);
+/// What JetStream and its headers may add to the largest payload of a server, in bytes.
+const AROUND: u64 = 16 * 1024;
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(super) struct Sharing {
+    name: ConsumerName,
+    /// Those of the connection that all consumers share, and of those of our own, if there was any.
+    shared: Shares,
+    own: Option<Shares>,
+    seat: Seat,
+    /// The connection that was lost last.
+    cut: Option<(Shares, u64)>,
+    appetite: Appetite,
+    open: Option<Open>,
+    doubts: Vec<(u64, Instant, Doubt)>,
+}
+
+/// What the open pull may still bring.
+#[derive(Debug)]
+struct Open {
+    share: Share,
+    /// `None` until it is issued.
+    no: Option<u64>,
+    messages_left: u32,
+    course: Course,
+    /// How it has ended.
+    end: Option<PullEnd>,
+}
+
+impl Sharing {
+    pub(super) fn new(shared: &Shares, name: &ConsumerName) -> Self {
+        Self {
+            name: name.clone(),
+            shared: shared.clone(),
+            own: None,
+            seat: Seat::new(shared.clone(), name.clone()),
+            cut: None,
+            appetite: Appetite::idle(),
+            open: None,
+            doubts: Vec::new(),
+        }
+    }
+
+    /// Another connection. `busy`: something is there.
+    pub(super) fn move_to(&mut self, place: Place, busy: bool) {
+        self.lost();
+        let shares = match place {
+            Place::Shared => &self.shared,
+            // What was learned of the server there holds here.
+            Place::Apart => self.own.get_or_insert_with(|| self.shared.another()),
+        };
+        self.seat = Seat::new(shares.clone(), self.name.clone());
+        self.appetite = if busy { Appetite::hungry() } else { Appetite::idle() };
+    }
+
+    /// The connection was cut, or broke. To be told before what was open on it is given back. `epoch`
+    /// names the shared one.
+    pub(super) fn cut(&mut self, epoch: Option<u64>) {
+        // Of those of our own the last one was another.
+        let before = self.cut.as_ref().map_or(0, |(_, epoch)| *epoch);
+        let epoch = epoch.unwrap_or(before + 1);
+        self.seat.shares().cut(epoch);
+        self.cut = Some((self.seat.shares().clone(), epoch));
+    }
+
+    /// Whether the bytes that were on their way explain why the connection was cut.
+    pub(super) fn explain(&self, now: Instant) -> Option<Explained> {
+        let (shares, epoch) = self.cut.as_ref()?;
+        shares.explain(*epoch, now)
+    }
+
+    /// Rings when it is worth to ask again.
+    pub(super) fn bell(&self) -> Arc<Notify> {
+        self.seat.bell()
+    }
+
+    /// What a pull may ask for now. `None`: not yet.
+    pub(super) fn allow(
+        &mut self,
+        demand: &Demand,
+        places: u32,
+        max_payload: u64,
+        now: Instant,
+    ) -> Option<Allowance> {
+        let messages = self.appetite.messages(demand);
+        let most = u32::try_from(messages.most).unwrap_or(u32::MAX).min(places);
+        if most == 0 {
+            return None;
+        }
+        let largest = max_payload.saturating_add(AROUND);
+        let ask = self.appetite.bytes(demand, most.into(), largest);
+        if self.open.is_none() {
+            let share = self.seat.ask(ask, now)?;
+            self.open = Some(Open {
+                share,
+                no: None,
+                messages_left: 0,
+                course: Course::default(),
+                end: None,
+            });
+        }
+        let bytes = self.open.as_ref()?.share.granted;
+        let wait = if ask.idle && messages.idle { Duration::MAX } else { BRISK };
+        Some(Allowance { messages: most, bytes, wait })
+    }
+
+    /// A pull was issued with what was allowed.
+    pub(super) fn issued(&mut self, no: u64, messages: u32, bytes: Option<u64>) {
+        if let Some(open) = &mut self.open {
+            (open.no, open.messages_left) = (Some(no), messages);
+            if let Some(bytes) = bytes {
+                open.share.give_back(open.share.granted.saturating_sub(bytes));
+            }
+        }
+    }
+
+    /// The pull that was allowed did not leave.
+    pub(super) fn unsent(&mut self) {
+        self.open = None;
+    }
+
+    /// Nothing is wanted now.
+    pub(super) fn rest(&mut self) {
+        match &self.open {
+            Some(open) if open.no.is_some() => {}
+            Some(_) => self.open = None,
+            None => self.seat.leave(),
+        }
+    }
+
+    /// So many messages have arrived.
+    pub(super) fn arrived(&mut self, sizes: impl Iterator<Item = u64>) {
+        let Some(open) = &mut self.open else { return };
+        let before = open.course.bytes;
+        for size in sizes {
+            open.course.count(size);
+            open.messages_left = open.messages_left.saturating_sub(1);
+        }
+        open.share.arrived(open.course.bytes - before);
+    }
+
+    /// The end of a pull was heard.
+    pub(super) fn ended(&mut self, no: u64, end: PullEnd) {
+        self.doubts.retain(|(doubtful, ..)| *doubtful > no);
+        if let Some(open) = self.open.as_mut().filter(|open| open.no == Some(no)) {
+            open.end = Some(end);
+        }
+    }
+
+    /// No pull is open any more, or the last one was not issued.
+    pub(super) fn settle(&mut self, now: Instant) {
+        self.doubts.retain(|(_, until, _)| now < *until);
+        let Some(open) = self.open.take_if(|open| open.no.is_some()) else { return };
+        self.appetite.after(&open.course, open.end);
+        if let (None, Some(no)) = (open.end, open.no)
+            && open.messages_left > 0
+        {
+            self.doubts.push((no, now + DOUBTFUL, open.share.doubt()));
+        }
+    }
+
+    /// The connection is gone, and with it what was on its way.
+    pub(super) fn lost(&mut self) {
+        (self.open, self.doubts) = (None, Vec::new());
+        self.seat.leave();
+    }
+
+    /// When something that is in doubt is to be taken for gone.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.doubts.iter().map(|(_, until, _)| *until).min()
+    }
+}
+
+/// What a delivery takes on its connection, in bytes, about as JetStream counts them.
+pub(super) fn wire_size(delivery: &Delivery) -> u64 {
+    let header = |(name, values): &(String, Vec<String>)| {
+        values.iter().map(|value| name.len() + value.len() + 4).sum::<usize>()
+    };
+    let headers: usize = delivery.headers.iter().map(header).sum();
+    let version = if headers > 0 { 12 } else { 0 };
+    (delivery.payload.len() + delivery.subject.len() + delivery.ack.0.len() + headers + version)
+        as u64
+}

@@ -1,0 +1,186 @@
+//! A backlog of messages, all of them valid, and more of it asked for than NATS lets wait for one client:
+//! nothing is cut, nothing is lost for an ack wait, nobody is refused.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use fetch_proxy::pb;
+
+use crate::support::{
+    BOUND,
+    jetstream::{Fixture, ack_wait},
+    nats_server::{NatsServer, binary},
+    proxy::{Client, Proxy, fetch, reason},
+    relay::{Flow, Relay},
+};
+
+const KB: usize = 1 << 10;
+
+/// How often each message was handed over, by stream and sequence, and what was refused.
+#[derive(Default)]
+struct Books {
+    seen: BTreeMap<(String, u64), u32>,
+    refused: Vec<String>,
+}
+
+impl Books {
+    fn twice(&self) -> usize {
+        self.seen.values().filter(|times| **times > 1).count()
+    }
+}
+
+/// A server that cuts a client for which more than this waits.
+fn server(max_pending: &str) -> NatsServer {
+    let config = format!("max_pending: {max_pending}\nmax_payload: {max_pending}\n");
+    let config = if max_pending.ends_with("MB") {
+        config.replace(&format!("max_payload: {max_pending}"), "max_payload: 1MB")
+    } else {
+        config
+    };
+    NatsServer::start_with(binary(), Some(config))
+}
+
+async fn publish(fixture: &Fixture, count: usize, size: usize) {
+    for _ in 0..count {
+        fixture.publish("a", vec![b'x'; size]).await;
+    }
+}
+
+/// Fetches and acks until all of them were seen, or the time is over.
+async fn work(
+    mut client: Client,
+    request: pb::FetchRequest,
+    books: Arc<Mutex<Books>>,
+    all: usize,
+    until: Instant,
+) {
+    while books.lock().unwrap().seen.len() < all && Instant::now() < until {
+        match client.fetch(request.clone()).await {
+            Ok(fetched) => {
+                let messages = fetched.into_inner().messages;
+                let settlements = messages.iter().map(|message| pb::Settlement {
+                    token: message.token.clone(),
+                    action: Some(pb::settlement::Action::Ack(pb::AckAction::default())),
+                });
+                let settlements = settlements.collect();
+                let settle = pb::SettleRequest { settlements, ..pb::SettleRequest::default() };
+                if !messages.is_empty() {
+                    // What is not confirmed comes again, and is counted.
+                    let _ = client.settle(settle).await;
+                }
+                let mut books = books.lock().unwrap();
+                for message in messages {
+                    let name = (request.stream.clone(), message.stream_sequence);
+                    *books.seen.entry(name).or_default() += 1;
+                }
+            }
+            Err(status) => {
+                books.lock().unwrap().refused.push(reason(&status).1);
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// So many workers for each of these, with all the defaults.
+async fn drain(
+    proxy: &Proxy,
+    fixtures: &[Fixture],
+    workers: usize,
+    all: usize,
+    within: Duration,
+) -> Books {
+    let (books, until) = (Arc::<Mutex<Books>>::default(), Instant::now() + within);
+    let mut tasks = tokio::task::JoinSet::new();
+    for fixture in fixtures {
+        for _ in 0..workers {
+            let client = proxy.client().await.max_decoding_message_size(64 << 20);
+            tasks.spawn(work(client, fetch(fixture, 100, 2000), books.clone(), all, until));
+        }
+    }
+    tasks.join_all().await;
+    std::mem::take(&mut *books.lock().unwrap())
+}
+
+#[tokio::test]
+async fn the_appetite_of_many_workers_on_a_slow_link_does_not_get_them_cut() {
+    let server = server("24MB");
+    let fixture = Fixture::at(&server.url(), ack_wait(20_000)).await;
+    publish(&fixture, 400, 100 * KB).await;
+    let relay = Relay::narrow_to(server.url().trim_start_matches("nats://"));
+    relay.flow(Flow::Pass, Flow::Rate(20_000_000));
+    let proxy = Proxy::start_at(&relay.nats_url(), &[]);
+    proxy.ready().await;
+    let books = drain(&proxy, &[fixture], 16, 400, BOUND).await;
+    assert_eq!((books.seen.len(), books.twice()), (400, 0), "{}", proxy.log());
+    assert!(books.refused.is_empty(), "{:?}\n{}", books.refused, proxy.log());
+    assert!(!proxy.log().contains("connection broke"), "{}", proxy.log());
+}
+
+#[tokio::test]
+async fn many_consumers_with_a_backlog_share_a_connection_that_is_not_cut() {
+    let server = server("24MB");
+    let mut fixtures = Vec::new();
+    for _ in 0..10 {
+        let fixture = Fixture::at(&server.url(), ack_wait(20_000)).await;
+        publish(&fixture, 40, 100 * KB).await;
+        fixtures.push(fixture);
+    }
+    let relay = Relay::narrow_to(server.url().trim_start_matches("nats://"));
+    relay.flow(Flow::Pass, Flow::Rate(20_000_000));
+    let proxy = Proxy::start_at(&relay.nats_url(), &[]);
+    proxy.ready().await;
+    let books = drain(&proxy, &fixtures, 1, 400, BOUND).await;
+    assert_eq!((books.seen.len(), books.twice()), (400, 0), "{}", proxy.log());
+    assert!(books.refused.is_empty(), "{:?}\n{}", books.refused, proxy.log());
+    assert!(!proxy.log().contains("connection broke"), "{}", proxy.log());
+}
+
+#[tokio::test]
+async fn a_server_that_lets_hardly_anything_wait_is_adapted_to() {
+    let server = server("64KB");
+    let fixture = Fixture::at(&server.url(), ack_wait(1000)).await;
+    publish(&fixture, 500, KB).await;
+    let proxy = Proxy::start(&server, &[]);
+    proxy.ready().await;
+    let books = drain(&proxy, &[fixture], 4, 500, BOUND).await;
+    assert_eq!(books.seen.len(), 500, "{}", proxy.log());
+    // While it finds out how little, the connection is away for a moment.
+    let refused = books.refused.iter().filter(|reason| *reason != "NATS_UNAVAILABLE");
+    assert_eq!(refused.count(), 0, "{:?}\n{}", books.refused, proxy.log());
+    let cut = proxy.log().contains("the connection broke");
+    let named = proxy.log().contains("raise max_pending at the server");
+    assert_eq!(cut, named, "{}", proxy.log());
+}
+
+/// Some box between the proxy and NATS ends the connection for deliveries again and again.
+#[tokio::test]
+async fn cuts_of_a_slow_connection_are_held_against_nobody() {
+    let server = NatsServer::start();
+    let fixture = Fixture::at(&server.url(), ack_wait(1000)).await;
+    publish(&fixture, 300, 50 * KB).await;
+    let relay = Relay::narrow_to(server.url().trim_start_matches("nats://"));
+    relay.flow(Flow::Pass, Flow::Rate(4_000_000));
+    let proxy = Proxy::start_at(&relay.nats_url(), &[]);
+    proxy.ready().await;
+    let fixtures = [fixture];
+    let cutting = async {
+        for _ in 0..6 {
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            relay.cut_busiest();
+        }
+        std::future::pending::<()>().await;
+    };
+    let books = tokio::select! {
+        books = drain(&proxy, &fixtures, 4, 300, BOUND) => books,
+        () = cutting => unreachable!(),
+    };
+    assert_eq!(books.seen.len(), 300, "{}", proxy.log());
+    let refused = |reason: &&String| !["NATS_UNAVAILABLE"].contains(&reason.as_str());
+    let refused: Vec<_> = books.refused.iter().filter(refused).collect();
+    assert!(refused.is_empty(), "{refused:?}\n{}", proxy.log());
+    assert!(!proxy.log().contains("fenced off"), "{}", proxy.log());
+}
