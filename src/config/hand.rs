@@ -27,7 +27,7 @@ pub struct CallArgs {
         value_name = "ADDR"
     )]
     pub addr: String,
-    /// Print JSON, for programs.
+    /// Print the JSON of the contract, as grpcurl does: for programs.
     #[arg(long)]
     pub json: bool,
 }
@@ -75,7 +75,7 @@ pub struct AckArgs {
     /// Whom to ask.
     #[command(flatten)]
     pub call: CallArgs,
-    /// Tokens, as `fetch` printed them.
+    /// Tokens, as `fetch` printed them; blanks and quotes around them do not matter.
     #[arg(required = true, value_name = "TOKEN")]
     pub tokens: Vec<String>,
 }

@@ -41,8 +41,11 @@ impl Hand {
         request.set_timeout(max_wait + PATIENCE);
         let answer = self.client().await?.fetch(request).await;
         let answer = answer.map_err(|status| told(&status))?.into_inner();
-        let show = if self.json { programs::fetched } else { people::fetched };
-        Ok((show(&answer), true))
+        let shown = match self.json {
+            true => programs::json("FetchResponse", &answer)?,
+            false => people::fetched(&answer),
+        };
+        Ok((shown, true))
     }
 
     /// Does the same with every token.
@@ -50,6 +53,7 @@ impl Hand {
     /// # Errors
     /// Why there is no answer, for people; a refusal of one token is no error of the call.
     pub async fn settle(&self, tokens: Vec<String>, action: Action) -> Shown {
+        let tokens = tokens.iter().map(|token| pasted(token)).collect::<Result<Vec<_>, _>>()?;
         let settlement =
             |token: &String| pb::Settlement { token: token.clone(), action: Some(action.clone()) };
         let settlements = tokens.iter().map(settlement).collect();
@@ -57,8 +61,11 @@ impl Hand {
         request.set_timeout(PATIENCE);
         let answer = self.client().await?.settle(request).await;
         let answer = answer.map_err(|status| told(&status))?.into_inner();
-        let show = if self.json { programs::settled } else { people::settled };
-        Ok((show(&tokens, &answer.results), answer.failed == 0))
+        let shown = match self.json {
+            true => programs::json("SettleResponse", &answer)?,
+            false => people::settled(&tokens, &answer.results),
+        };
+        Ok((shown, answer.failed == 0))
     }
 
     async fn client(&self) -> Result<FetchServiceClient<Channel>, String> {
@@ -76,6 +83,15 @@ pub(super) async fn connect(addr: &str, patience: Duration) -> Result<Channel, S
     let wrong = |error| format!("{addr}: {}", chain(&error));
     let endpoint = Endpoint::from_shared(url).map_err(wrong)?.connect_timeout(patience);
     endpoint.connect().await.map_err(wrong)
+}
+
+/// A token without what came along when it was copied: blanks, quotes, a comma. No token has any of them.
+fn pasted(token: &str) -> Result<String, String> {
+    let around = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`' | ',');
+    match token.trim_matches(around) {
+        "" => Err("a token is empty".to_owned()),
+        token => Ok(token.to_owned()),
+    }
 }
 
 /// A duration as the contract has it.

@@ -103,7 +103,7 @@ async fn serves(mut pod: Pod) {
         pod.said(&["fetch", &fixture.stream, &fixture.consumer, "--addr", grpc, "--json"]);
     let fetched: Value = serde_json::from_str(&fetched).unwrap();
     let message = &fetched["messages"][0];
-    assert_eq!(message["payload"]["text"], "work", "{fetched}");
+    assert_eq!(message["text"], "work", "{fetched}");
     pod.said(&["ack", message["token"].as_str().unwrap(), "--addr", grpc]);
     assert_eq!(fixture.info().await.ack_floor.stream_sequence, 1);
     pod.ends_well();

@@ -79,14 +79,15 @@ async fn several_at_once_and_for_programs() {
     hand.fixture.publish_many(4).await;
     let tokens = hand.taken("4");
     let [acked, nacked, terminated, wrong] = &tokens[..] else { panic!("{tokens:?}") };
-    assert_eq!(hand.json(&["ack", acked])[0]["outcome"], "CONFIRMED");
+    assert_eq!(hand.json(&["ack", acked])["results"][0]["outcome"], "OUTCOME_CONFIRMED");
     let answer = hand.json(&["nak", nacked, "--delay", "1h"]);
-    assert!(answer[0]["redeliver_time"].as_str().unwrap().starts_with("20"), "{answer}");
+    let again = answer["results"][0]["redeliverTime"].as_str().unwrap();
+    assert!(again.starts_with("20"), "{answer}");
     let answer = hand.json(&["term", terminated, wrong, "--reason", "not ours"]);
-    assert_eq!(answer.as_array().unwrap().len(), 2);
+    assert_eq!(answer["results"].as_array().unwrap().len(), 2);
     let answer = hand.json(&["ack", acked, wrong]);
-    assert_eq!(answer[0]["outcome"], "DUPLICATE");
-    assert_eq!(answer[1]["error"]["reason"], "LEASE_SETTLED");
+    assert_eq!(answer["results"][0]["outcome"], "OUTCOME_DUPLICATE");
+    assert_eq!(answer["results"][1]["error"]["reason"], "LEASE_SETTLED");
 }
 
 #[tokio::test]
@@ -141,28 +142,29 @@ async fn of_several_tokens_each_is_named() {
     assert_eq!(lines[0], format!("…{}  CONFIRMED", end(&tokens[0])));
     assert_eq!(lines[1], format!("…{}  CONFIRMED", end(&tokens[1])));
     assert!(lines[2].starts_with("…nonsense  TOKEN_INVALID: "), "{text}");
-    let answer = hand.json(&["ack", &tokens[0], &tokens[1]]);
-    assert_eq!(answer[1]["token"], tokens[1]);
 }
 
-/// The fields of a message of the contract. Payloads are shown by the same name, whatever they are.
+/// The fields of a message of the contract, as JSON of protobuf names them.
 fn fields(message: &str) -> BTreeSet<String> {
     let files =
         prost_types::FileDescriptorSet::decode(fetch_proxy::pb::FILE_DESCRIPTOR_SET).unwrap();
     let all = files.file.into_iter().filter(|file| file.package() == "fetchproxy.v1");
     let mut found = all.flat_map(|file| file.message_type).filter(|one| one.name() == message);
-    let fields = found.next().unwrap().field.into_iter().map(|field| field.name().to_owned());
-    fields
-        .map(|name| if name == "data" || name == "text" { "payload".into() } else { name })
-        .collect()
+    found.next().unwrap().field.into_iter().map(|field| field.json_name().to_owned()).collect()
 }
 
 fn names(object: &Value) -> BTreeSet<String> {
     object.as_object().unwrap().keys().cloned().collect()
 }
 
+/// Like `89.5s`.
+fn seconds(lease: &Value) -> f64 {
+    lease.as_str().unwrap().strip_suffix('s').unwrap().parse().unwrap()
+}
+
+/// What grpcurl prints for the same answer.
 #[tokio::test]
-async fn programs_are_told_all_that_the_contract_has() {
+async fn programs_are_told_in_the_json_of_the_contract() {
     let hand = Hand::new().await;
     let Fixture { stream, consumer, .. } = &hand.fixture;
     hand.fixture.publish("n", "1").await;
@@ -170,30 +172,49 @@ async fn programs_are_told_all_that_the_contract_has() {
     let answer =
         hand.json(&["fetch", stream, consumer, "-n", "2", "--codec", "json", "--lease", "90s"]);
     let (message, rejected) = (&answer["messages"][0], &answer["rejected"][0]);
-    assert_eq!(names(&answer), fields("FetchResponse"));
-    assert_eq!(names(message), fields("Delivery"));
-    assert_eq!((&message["consumer_sequence"], &message["pending"]), (&1.into(), &1.into()));
-    let seconds = |lease: &Value| -> f64 {
-        lease.as_str().unwrap().strip_suffix('s').unwrap().parse().unwrap()
-    };
+    assert!(names(&answer).is_subset(&fields("FetchResponse")), "{answer}");
+    assert!(names(message).is_subset(&fields("Delivery")), "{message}");
+    assert!(names(rejected).is_subset(&fields("Rejected")), "{rejected}");
+    // Numbers of 64 bits are strings, those of 32 bits numbers; bytes are base64.
+    assert_eq!((&message["consumerSequence"], &message["pending"]), (&"1".into(), &"1".into()));
+    assert_eq!((&message["deliveryCount"], &message["text"]), (&1.into(), &"1".into()));
+    assert_eq!((&rejected["streamSequence"], &rejected["data"]), (&"2".into(), &"ew==".into()));
+    assert_eq!(rejected["cause"], "REJECTED_CAUSE_CODEC");
     assert!((60.0..=90.0).contains(&seconds(&message["lease"])), "{message}");
-    assert_eq!(names(rejected), fields("Rejected"));
-    assert_eq!((&rejected["cause"], &rejected["size"]), (&"CODEC".into(), &1.into()));
+    let published = message["publishTime"].as_str().unwrap();
+    assert!(humantime::parse_rfc3339(published).is_ok(), "{published}");
 
     let token = message["token"].as_str().unwrap();
-    let mut of_result = fields("SettleResult");
-    of_result.insert("token".to_owned());
     let extended = hand.json(&["extend", token, "--lease", "5m"]);
-    assert_eq!(names(&extended[0]), of_result);
-    assert!((270.0..=300.0).contains(&seconds(&extended[0]["lease"])), "{extended}");
-    assert_eq!(extended[0]["error"], Value::Null);
+    let result = &extended["results"][0];
+    assert!(names(&extended).is_subset(&fields("SettleResponse")), "{extended}");
+    assert!(names(result).is_subset(&fields("SettleResult")), "{extended}");
+    assert!((270.0..=300.0).contains(&seconds(&result["lease"])), "{extended}");
+    assert_eq!(result["outcome"], "OUTCOME_EXTENDED");
     hand.json(&["ack", token]);
     let refused = hand.json(&["nak", token]);
-    assert_eq!(names(&refused[0]), of_result);
-    let error = &refused[0]["error"];
-    assert_eq!(names(error), fields("SettleError"));
-    assert_eq!((&error["reason"], &error["retry_delay"]), (&"LEASE_SETTLED".into(), &Value::Null));
+    assert_eq!(refused["failed"], 1);
+    let error = &refused["results"][0]["error"];
+    assert!(names(error).is_subset(&fields("SettleError")), "{error}");
+    assert_eq!(error["reason"], "LEASE_SETTLED");
     assert_eq!(error["metadata"]["settled_as"], "ACK");
+    let empty = hand.json(&["fetch", stream, consumer, "--max-wait", "0s"]);
+    assert_eq!(empty["emptyReason"], "EMPTY_REASON_NO_MESSAGES");
+}
+
+/// As they are copied from JSON, from a terminal, or from a file.
+#[tokio::test]
+async fn blanks_and_quotes_around_a_token_are_no_part_of_it() {
+    let hand = Hand::new().await;
+    hand.fixture.publish_many(4).await;
+    let tokens = hand.taken("4");
+    let around = [("\"", "\""), (" ", "\n"), ("\"", "\","), ("'", "'\r\n")];
+    for (token, (before, after)) in tokens.iter().zip(around) {
+        let (text, code) = hand.said(&["ack", &format!("{before}{token}{after}")]);
+        assert_eq!((text.trim(), code), ("CONFIRMED", 0), "{before:?} {after:?}");
+    }
+    let (text, code) = hand.said(&["ack", "\"\""]);
+    assert_eq!((text.trim(), code), ("error: a token is empty", 1));
 }
 
 #[test]
