@@ -7,7 +7,7 @@ mod args;
 mod hand;
 mod values;
 
-use std::{env, fs, io, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{env, io, net::SocketAddr, path::PathBuf, time::Duration};
 
 use self::args::{DrainArgs, LimitArgs, ListenArgs, NatsArgs, ServeArgs};
 pub use self::{
@@ -19,6 +19,7 @@ use crate::{
     keys::{Keys, KeysError},
     lessor::Limits,
     nats::{Auth, Settings, parse_servers},
+    secrets::{self, OpenTo},
 };
 
 /// It is part of every subject between replicas.
@@ -172,16 +173,16 @@ fn settings(args: NatsArgs) -> Result<Settings, ConfigError> {
     }
     let auth = match (creds, user, secret("NATS_TOKEN"), nkey) {
         (None, None, None, None) => Auth::None,
-        (Some(creds), None, None, None) => Auth::Credentials(readable("--nats-creds", creds)?),
+        (Some(creds), None, None, None) => Auth::Credentials(secret_file("--nats-creds", creds)?),
         (None, Some(user), None, None) => Auth::User(user, password.unwrap_or_default()),
         (None, None, Some(token), None) => Auth::Token(token),
-        (None, None, None, Some(nkey)) => Auth::Nkey(readable("--nats-nkey", nkey)?),
+        (None, None, None, Some(nkey)) => Auth::Nkey(secret_file("--nats-nkey", nkey)?),
         _ => return invalid("only one of NATS credentials, user, token and nkey may be given"),
     };
     let identity = match (cert, key) {
         (None, None) => None,
         (Some(cert), Some(key)) => {
-            Some((readable("--nats-cert", cert)?, readable("--nats-key", key)?))
+            Some((readable("--nats-cert", cert)?, secret_file("--nats-key", key)?))
         }
         _ => return invalid("--nats-cert and --nats-key go together"),
     };
@@ -216,14 +217,19 @@ fn one_line(value: String) -> String {
 
 /// Files for NATS are read anew for each connection, but a wrong path is said at once.
 fn readable(what: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
-    // Before it is opened: to open a pipe waits for whoever writes to it.
-    let opened = fs::metadata(&path).and_then(|found| match found.file_type() {
-        kind if kind.is_dir() => Err(io::Error::other("it is a folder")),
-        kind if !kind.is_file() => Err(io::Error::other("it is no regular file")),
-        _ => fs::File::open(&path),
-    });
-    match opened {
-        Ok(_) => Ok(path),
+    looked_at(what, path).map(|(path, _)| path)
+}
+
+/// The same for a file that should be read by nobody else.
+fn secret_file(what: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
+    let (path, open_to) = looked_at(what, path)?;
+    open_to.warn(&path);
+    Ok(path)
+}
+
+fn looked_at(what: &'static str, path: PathBuf) -> Result<(PathBuf, OpenTo), ConfigError> {
+    match secrets::look_at_start(&path) {
+        Ok(open_to) => Ok((path, open_to)),
         Err(error) => Err(ConfigError::Unreadable { what, path, error }),
     }
 }
@@ -261,7 +267,7 @@ mod tests {
             (&["--nats-cert", "/dev/null"], "go together"),
             (&["--nats-ca", "/nowhere/ca.pem"], "cannot read /nowhere/ca.pem"),
             (&["--token-key-file", "/nowhere/keys"], "cannot read /nowhere/keys"),
-            (&["--token-key-file", "/dev/null"], "no key in it"),
+            (&["--token-key-file", "/dev/null"], "it is no regular file"),
             (&["--max-leases", "0"], "at least 1"),
             (&["--max-lease", "500ms"], "at least 1s"),
             (&["--max-request-bytes", "1000"], "at least 8388608"),

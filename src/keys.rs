@@ -11,7 +11,7 @@
 
 use std::{
     collections::BTreeSet,
-    fmt, fs, io,
+    fmt, io,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Duration,
@@ -19,7 +19,10 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use crate::token::{self, KeyId, KeyRing, KeyRingError, Sealer};
+use crate::{
+    secrets::{self, OpenTo, Reader},
+    token::{self, KeyId, KeyRing, KeyRingError, Sealer},
+};
 
 /// How often the file is looked at.
 const LOOK: Duration = Duration::from_secs(2);
@@ -68,7 +71,12 @@ impl Keys {
     /// See [`KeysError`].
     pub fn load(file: Option<PathBuf>, cluster: &str) -> Result<Self, KeysError> {
         let text = match &file {
-            Some(path) => read(path)?,
+            Some(path) => {
+                let (text, open_to) = secrets::read_at_start(path)
+                    .map_err(|error| KeysError::Unreadable(path.clone(), error))?;
+                open_to.warn(path);
+                text
+            }
             None => {
                 tracing::warn!(
                     "no --token-key-file: sealing tokens with a key of this process's own; after a \
@@ -107,27 +115,33 @@ impl Keys {
     /// Reads the file again whenever it changes, until `stop`.
     pub async fn follow(&self, stop: CancellationToken) {
         let Some(file) = &self.file else { return };
-        let mut told = None;
+        let (mut reader, mut told) = (Reader::new(file.clone()), None);
         while stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
-            let wrong = self.look(file).err().map(|error| error.to_string());
-            if let Some(error) = wrong.as_ref().filter(|_| told != wrong) {
-                tracing::error!(
+            let Some(read) = stop.run_until_cancelled(reader.read()).await else { return };
+            let taken = read
+                .map_err(|error| KeysError::Unreadable(file.clone(), error))
+                .and_then(|(text, open_to)| self.take(file, text, open_to));
+            let wrong = taken.err().map(|error| error.to_string());
+            match &wrong {
+                Some(error) if told != wrong => tracing::error!(
                     error,
                     "the token key file cannot be used: the keys stay as they were"
-                );
+                ),
+                None if told.is_some() => tracing::info!("the token key file can be used again"),
+                Some(_) | None => {}
             }
             told = wrong;
         }
     }
 
-    fn look(&self, file: &Path) -> Result<(), KeysError> {
-        let text = read(file)?;
+    fn take(&self, file: &Path, text: String, open_to: OpenTo) -> Result<(), KeysError> {
         if *self.read().text == *text {
             return Ok(());
         }
         let ring =
             KeyRing::parse(&text).map_err(|error| KeysError::Invalid(file.to_owned(), error))?;
         tracing::info!(keys = ring.ids().len(), "the token key file was read again");
+        open_to.warn(file);
         let mut state = self.write();
         let common = state.common.clone();
         self.put(&mut state, text.into(), common);
@@ -154,10 +168,6 @@ impl Keys {
     }
 }
 
-fn read(path: &Path) -> Result<String, KeysError> {
-    fs::read_to_string(path).map_err(|error| KeysError::Unreadable(path.to_owned(), error))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,7 +176,7 @@ mod tests {
     fn no_key_is_ever_shown() {
         let key = token::new_key_line().unwrap();
         let file = tempfile::NamedTempFile::new().unwrap();
-        fs::write(file.path(), &key).unwrap();
+        std::fs::write(file.path(), &key).unwrap();
         let keys = Keys::load(Some(file.path().to_owned()), "c").unwrap();
         let shown = format!("{keys:?} {:?} {keys:#?}", keys.sealer());
         assert!(!shown.contains(&key), "{shown}");

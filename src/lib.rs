@@ -38,6 +38,7 @@ pub mod pb;
 pub mod peer;
 pub mod pump;
 pub mod readiness;
+pub mod secrets;
 pub mod seldom;
 pub mod telemetry;
 pub mod token;

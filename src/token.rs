@@ -244,6 +244,7 @@ impl Claims<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use base64::engine::general_purpose::STANDARD;
     use proptest::prelude::*;
 
     fn sealer(key: u8, cluster: &str) -> Sealer {
@@ -361,6 +362,8 @@ mod tests {
         assert_eq!(error("# nothing\n"), KeyRingError::Empty);
         assert_eq!(error(&format!("{key}\nc2hvcnQ=\n")), KeyRingError::NotAKey(2));
         assert_eq!(error(&format!("{key}\n{key}\n")), KeyRingError::Duplicate(2));
+        let zeros = STANDARD.encode([0; 32]);
+        assert_eq!(error(&format!("{key}\n{zeros}\n")), KeyRingError::Guessable(2));
         let ring = KeyRing::parse(&key).unwrap();
         assert!(!format!("{ring:?}{}", error("secret")).contains("secret"));
     }

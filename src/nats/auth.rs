@@ -1,9 +1,14 @@
 //! Who we are to NATS. Owns the credentials and the answer to a server's challenge. Files are read
 //! anew for every connection, so that rotated credentials are taken up.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use async_nats::AuthError;
+
+use crate::secrets::Reader;
 
 /// One way to authenticate.
 #[derive(Clone, Default)]
@@ -35,7 +40,7 @@ impl fmt::Debug for Auth {
 
 impl Auth {
     /// Answers the server's challenge.
-    pub(super) fn answer(&self, nonce: &[u8]) -> Result<async_nats::Auth, AuthError> {
+    pub(super) async fn answer(&self, nonce: &[u8]) -> Result<async_nats::Auth, AuthError> {
         let mut answer = async_nats::Auth::new();
         match self {
             Self::None => {}
@@ -45,7 +50,7 @@ impl Auth {
             }
             Self::Token(token) => answer.token = Some(token.clone()),
             Self::Credentials(path) => {
-                let text = read(path)?;
+                let text = read(path).await?;
                 let jwt = decorated(&text, "NATS USER JWT").ok_or_else(|| refuse("no user JWT"))?;
                 let seed =
                     decorated(&text, "USER NKEY SEED").ok_or_else(|| refuse("no nkey seed"))?;
@@ -53,7 +58,7 @@ impl Auth {
                 answer.signature = Some(sign(seed, nonce)?.1);
             }
             Self::Nkey(path) => {
-                let (public, signature) = sign(read(path)?.trim(), nonce)?;
+                let (public, signature) = sign(read(path).await?.trim(), nonce)?;
                 answer.nkey = Some(public);
                 answer.signature = Some(signature);
             }
@@ -62,8 +67,10 @@ impl Auth {
     }
 }
 
-fn read(path: &PathBuf) -> Result<String, AuthError> {
-    std::fs::read_to_string(path).map_err(|error| refuse(&format!("{}: {error}", path.display())))
+/// Where the file hangs, the attempt to connect fails, and nothing else waits for it.
+async fn read(path: &Path) -> Result<String, AuthError> {
+    let read = Reader::new(path.to_owned()).read().await;
+    read.map(|(text, _)| text).map_err(|error| refuse(&format!("{}: {error}", path.display())))
 }
 
 fn sign(seed: &str, nonce: &[u8]) -> Result<(String, Vec<u8>), AuthError> {
@@ -87,8 +94,8 @@ fn refuse(why: &str) -> AuthError {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_credentials_file_signs_the_challenge_with_its_seed() {
+    #[tokio::test]
+    async fn a_credentials_file_signs_the_challenge_with_its_seed() {
         let pair = nkeys::KeyPair::new_user();
         let text = format!(
             "-----BEGIN NATS USER JWT-----\neyJ0.e30.sig\n------END NATS USER JWT------\n\n\
@@ -98,17 +105,17 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
 
-        let answer = Auth::Credentials(file.path().to_owned()).answer(b"nonce").unwrap();
+        let answer = Auth::Credentials(file.path().to_owned()).answer(b"nonce").await.unwrap();
 
         assert_eq!(answer.jwt.as_deref(), Some("eyJ0.e30.sig"));
         pair.verify(b"nonce", &answer.signature.unwrap()).unwrap();
     }
 
-    #[test]
-    fn a_credentials_file_without_a_seed_is_refused() {
+    #[tokio::test]
+    async fn a_credentials_file_without_a_seed_is_refused() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "-----BEGIN NATS USER JWT-----\nabc\n").unwrap();
-        assert!(Auth::Credentials(file.path().to_owned()).answer(b"nonce").is_err());
+        assert!(Auth::Credentials(file.path().to_owned()).answer(b"nonce").await.is_err());
     }
 
     #[test]

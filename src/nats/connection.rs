@@ -198,7 +198,11 @@ fn options(settings: &Settings, end: Arc<Ending>) -> ConnectOptions {
             (auth, _) => auth.clone(),
         };
         async move {
-            if first { auth.answer(&nonce) } else { Err(AuthError::new("single-use connection")) }
+            if first {
+                auth.answer(&nonce).await
+            } else {
+                Err(AuthError::new("single-use connection"))
+            }
         }
     })
     // One attempt for each server; 0 would be read as "without end".

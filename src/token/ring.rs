@@ -29,6 +29,11 @@ pub enum KeyRingError {
     /// A line is neither a key nor a comment.
     #[error("line {0}: not a key (base64 of 32 bytes, as `fetch-proxy keygen` writes it)")]
     NotAKey(usize),
+    /// A key is one that anybody can guess: all its bytes are the same, as in a template.
+    #[error(
+        "line {0}: anybody can guess this key, whose bytes are all the same; `fetch-proxy keygen` makes one"
+    )]
+    Guessable(usize),
     /// A key stands there twice.
     #[error("line {0}: this key stands here already")]
     Duplicate(usize),
@@ -50,7 +55,12 @@ impl KeyRing {
                 continue;
             }
             let bytes = STANDARD.decode(line).ok().and_then(|bytes| bytes.try_into().ok());
-            let key = Key::new(bytes.ok_or(KeyRingError::NotAKey(number))?);
+            let bytes: [u8; 32] = bytes.ok_or(KeyRingError::NotAKey(number))?;
+            // By chance it is one of 2^248.
+            if bytes.iter().all(|byte| *byte == bytes[0]) {
+                return Err(KeyRingError::Guessable(number));
+            }
+            let key = Key::new(bytes);
             if keys.iter().any(|known| known.id == key.id) {
                 return Err(KeyRingError::Duplicate(number));
             }

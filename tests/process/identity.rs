@@ -154,3 +154,30 @@ async fn credentials_that_are_replaced_are_taken_up_without_a_restart() {
     eventually("both connections to be made anew", connected).await;
     fetches_and_acks(&proxy, &fixture).await;
 }
+
+/// To read such a file waits for ever; of a process with one thread nothing else would be left.
+#[tokio::test]
+async fn a_seed_file_that_hangs_holds_nothing_up_but_the_connection() {
+    let (folder, pair) = (tempfile::tempdir().unwrap(), KeyPair::new_user());
+    let (file, pipe) = (folder.path().join("nkey"), folder.path().join("pipe"));
+    fs::write(&file, pair.seed().unwrap()).unwrap();
+    let config = format!("authorization {{ users: [ {{ nkey: {} }} ] }}", pair.public_key());
+    let mut server = NatsServer::start_with(binary(), Some(config));
+    let flags = ["--nats-nkey", file.to_str().unwrap()];
+    let one_thread = [("TOKIO_WORKER_THREADS", "1")];
+    let proxy = Proxy::start_with(&server.url(), &flags, &one_thread);
+    proxy.ready().await;
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    fs::rename(&pipe, &file).unwrap();
+    server.stop();
+    server.restart();
+    let told = || async { proxy.log().contains("it is no regular file").then_some(()) };
+    eventually("the reason", told).await;
+    let patience = std::time::Duration::from_secs(5);
+    assert!(fetch_proxy::grpc::probe(&proxy.ops, "liveness", patience).await.unwrap().1);
+    let well = folder.path().join("well");
+    fs::write(&well, pair.seed().unwrap()).unwrap();
+    fs::rename(&well, &file).unwrap();
+    let connected = || proxy.log().matches("connected to NATS").count();
+    eventually("both connections", || async { (connected() >= 4).then_some(()) }).await;
+}

@@ -164,6 +164,47 @@ async fn a_wrong_key_file_is_told_and_the_old_keys_stay() {
     pair.at_other.ack(ack(&leased[0].token)).await.unwrap();
 }
 
+/// To read such a file waits for ever; of a process with one thread nothing else would be left.
+#[tokio::test]
+async fn a_key_file_that_hangs_holds_nothing_up_and_is_told_to_be_well_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys");
+    let key = new_key();
+    fs::write(&file, &key).unwrap();
+    let flags = ["--token-key-file", file.to_str().unwrap()];
+    let one_thread = [("TOKIO_WORKER_THREADS", "1")];
+    let proxy = Proxy::start_with(&NatsServer::shared().url(), &flags, &one_thread);
+    proxy.ready().await;
+    let pipe = folder.path().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    fs::rename(&pipe, &file).unwrap();
+    let told = || async { proxy.log().contains("it is no regular file").then_some(()) };
+    eventually("the error", told).await;
+    assert!(serving(&proxy).await, "{}", proxy.log());
+    let well = folder.path().join("well");
+    fs::write(&well, &key).unwrap();
+    fs::rename(&well, &file).unwrap();
+    let told = || async { proxy.log().contains("can be used again").then_some(()) };
+    eventually("a word that it is well", told).await;
+}
+
+#[tokio::test]
+async fn a_key_file_that_others_may_read_or_write_is_told_once() {
+    use std::os::unix::fs::PermissionsExt as _;
+    for (mode, said) in [(0o600, None), (0o644, Some("read")), (0o606, Some("write"))] {
+        let file = key_file(&[&new_key()]);
+        fs::set_permissions(file.path(), fs::Permissions::from_mode(mode)).unwrap();
+        let flags = ["--token-key-file", file.path().to_str().unwrap()];
+        let proxy = Proxy::start(NatsServer::shared(), &flags);
+        proxy.ready().await;
+        let log = proxy.log();
+        let line = log.lines().find(|line| line.contains("open to everybody on this machine"));
+        assert_eq!(line.is_some(), said.is_some(), "{log}");
+        let others = said.map(|said| format!("\"others\":\"{said}\""));
+        assert!(others.is_none_or(|others| line.unwrap().contains(&others)), "{log}");
+    }
+}
+
 #[tokio::test]
 async fn of_replicas_that_share_no_key_the_younger_does_not_serve_and_says_why() {
     // A server of its own: whoever beats there is heard by all.

@@ -1,0 +1,202 @@
+//! Reads files that hold secrets. A file system that hangs, or a pipe that nobody writes to, must
+//! hold up neither the start for ever nor a thread that serves. Says whom a file is open to; what
+//! that means is for others to say.
+
+use std::{
+    fs::{self, File, Metadata},
+    io::{self, Read as _},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use tokio::{
+    task::{JoinHandle, spawn_blocking},
+    time::timeout,
+};
+
+/// How long a file may take to be read. Local files take less than a millisecond, those over a network
+/// some tens.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Most bytes of such a file: 20,000 token keys.
+const LARGEST: u64 = 1024 * 1024;
+/// Mode bits of everybody who is neither the owner nor of the group.
+const OTHERS_READ: u32 = 0o004;
+const OTHERS_WRITE: u32 = 0o002;
+
+/// Whom a file is open to beside its owner and its group. A system that does not keep such bits may
+/// show any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenTo {
+    /// Nobody.
+    Nobody,
+    /// Everybody on the machine can read it.
+    Readers,
+    /// Everybody on the machine can write it.
+    Writers,
+}
+
+impl OpenTo {
+    /// What its mode says of a file.
+    pub fn of(metadata: &Metadata) -> Self {
+        match metadata.permissions().mode() {
+            mode if mode & OTHERS_WRITE != 0 => Self::Writers,
+            mode if mode & OTHERS_READ != 0 => Self::Readers,
+            _ => Self::Nobody,
+        }
+    }
+
+    /// Says so in the log, if it is open.
+    pub fn warn(self, file: &Path) {
+        let others = match self {
+            Self::Nobody => return,
+            Self::Readers => "read",
+            Self::Writers => "write",
+        };
+        tracing::warn!(
+            file = %file.display(),
+            others,
+            "a file with a secret is open to everybody on this machine"
+        );
+    }
+}
+
+/// What is in a file, and whom it is open to.
+pub type Secret = (String, OpenTo);
+
+/// Reads a file of at most 1 MiB, for at most 2 s. Blocks: for the start of the process alone.
+///
+/// # Errors
+/// It is no regular file, cannot be read, is larger, or takes longer.
+pub fn read_at_start(path: &Path) -> io::Result<Secret> {
+    at_start(path, read)
+}
+
+/// Whom a file is open to that others will read. Blocks for 2 s at most: for the start of the process
+/// alone.
+///
+/// # Errors
+/// It is no regular file, cannot be opened, or takes longer.
+pub fn look_at_start(path: &Path) -> io::Result<OpenTo> {
+    at_start(path, |path| Ok(OpenTo::of(&open(path)?.metadata()?)))
+}
+
+fn at_start<T: Send + 'static>(
+    path: &Path,
+    look: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let (tell, told) = mpsc::sync_channel(1);
+    let path = path.to_owned();
+    // Nobody waits for this thread if it hangs: the process ends without it.
+    thread::Builder::new().name("file".to_owned()).spawn(move || tell.send(look(&path)))?;
+    told.recv_timeout(PATIENCE).unwrap_or_else(|_| Err(too_slow()))
+}
+
+/// Reads one file again and again, never twice at once: of a file that hangs one thread waits.
+#[derive(Debug)]
+pub struct Reader {
+    path: PathBuf,
+    reading: Option<JoinHandle<io::Result<Secret>>>,
+}
+
+impl Reader {
+    /// Of this file.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, reading: None }
+    }
+
+    /// The same as [`read_at_start`], and holds no thread up that serves.
+    ///
+    /// # Errors
+    /// As there. What took too long is waited for the next time.
+    pub async fn read(&mut self) -> io::Result<Secret> {
+        let path = &self.path;
+        let reading = self.reading.get_or_insert_with(|| {
+            let path = path.clone();
+            spawn_blocking(move || read(&path))
+        });
+        match timeout(PATIENCE, reading).await {
+            Ok(read) => {
+                self.reading = None;
+                read.map_err(io::Error::other)?
+            }
+            Err(_) => Err(too_slow()),
+        }
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    // Before it is opened: to open a pipe waits for whoever writes to it.
+    let metadata = fs::metadata(path)?;
+    if metadata.is_dir() {
+        return Err(io::Error::other("it is a folder"));
+    }
+    if !metadata.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    File::open(path)
+}
+
+fn read(path: &Path) -> io::Result<Secret> {
+    let (file, mut text) = (open(path)?, String::new());
+    let open_to = OpenTo::of(&file.metadata()?);
+    file.take(LARGEST + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > LARGEST {
+        return Err(io::Error::other("it is larger than 1 MiB"));
+    }
+    Ok((text, open_to))
+}
+
+fn too_slow() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "it was not read within 2s")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str, mode: u32) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), text).unwrap();
+        fs::set_permissions(file.path(), fs::Permissions::from_mode(mode)).unwrap();
+        file
+    }
+
+    #[tokio::test]
+    async fn a_file_is_read_and_its_mode_is_told() {
+        for (mode, open_to) in [
+            (0o600, OpenTo::Nobody),
+            (0o440, OpenTo::Nobody),
+            (0o644, OpenTo::Readers),
+            (0o666, OpenTo::Writers),
+            (0o602, OpenTo::Writers),
+        ] {
+            let file = file("secret", mode);
+            assert_eq!(read_at_start(file.path()).unwrap(), ("secret".to_owned(), open_to));
+            let mut reader = Reader::new(file.path().to_owned());
+            assert_eq!(reader.read().await.unwrap(), ("secret".to_owned(), open_to));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_regular_file_or_too_large_is_refused_and_holds_nothing_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let large = file(&"x".repeat(1024 * 1024 + 1), 0o600);
+        for (path, said) in [
+            (&*pipe, "no regular file"),
+            (folder.path(), "a folder"),
+            (Path::new("/dev/zero"), "no regular file"),
+            (large.path(), "larger than 1 MiB"),
+        ] {
+            let error = read_at_start(path).unwrap_err().to_string();
+            assert!(error.contains(said), "{path:?}: {error}");
+            assert!(path == large.path() || look_at_start(path).is_err());
+            let error = Reader::new(path.to_owned()).read().await.unwrap_err().to_string();
+            assert!(error.contains(said), "{path:?}: {error}");
+        }
+    }
+}
