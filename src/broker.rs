@@ -57,7 +57,8 @@ pub trait Broker: Send + Sync + 'static {
 
     /// Settles deliveries: one result for each order, in their order.
     ///
-    /// With [`Confirmation::Confirmed`] a result is `Ok` once the broker said so; with
+    /// With [`Confirmation::Confirmed`] a result is `Ok` once the broker said so, before
+    /// [`Order::by`]: what it says later can be of somebody else's delivery. With
     /// [`Confirmation::Sent`] once it was handed to the connection. Orders still open at `until`
     /// are [`BrokerError::Unconfirmed`] if they may have left, else [`BrokerError::Unsent`].
     /// An order is published at most once, and keeps to its [`Order::by`].
@@ -166,8 +167,7 @@ impl Link {
 pub struct Server {
     /// Counts connections from 1: another number is another connection.
     pub epoch: u64,
-    /// The same of the connection over which replicas talk. Another number: what was said between the
-    /// two connections was not heard. It stays where the two overlapped.
+    /// The same of the connection over which replicas talk: between the two nothing was heard.
     pub heard: u64,
     /// A new one with every start of the server: another id has no memory of what the last one
     /// promised, unless it is replicated.

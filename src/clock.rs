@@ -1,7 +1,19 @@
-//! Owns the two clocks: the only room that reads the time. Everything that decides takes `now` as
-//! an argument, so that tests can choose it.
+//! Owns the clocks: the only room that reads the time. Everything that decides takes `now` as an
+//! argument, so that tests can choose it.
+//!
+//! The monotonic clock stands still while a machine is suspended, and JetStream's does not. So what ends
+//! with JetStream's patience is compared by a [`Reading`], which tells how long the machine was away:
+//! by the clock that counts suspension, and by the wall clock, which a paused virtual machine is set by.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// A suspension shorter than this is within what a lease keeps in reserve.
+const LEAST_GAP: Duration = Duration::from_millis(10);
+/// Clocks that are read within this time are read at once; so often it is tried.
+const ONE_MOMENT: Duration = Duration::from_millis(1);
+const TRIES: u32 = 100;
+/// The wall clock is set by less than this in everyday life (NTP slews what is below 128 ms).
+const WALL_MARGIN: Duration = Duration::from_secs(1);
 
 /// The monotonic time that leases and waits are measured by.
 ///
@@ -18,7 +30,114 @@ pub fn unix_time() -> Duration {
     // Ahead of what is real only where a test has paused time and let it pass: then this clock goes
     // with it, or the two would drift apart. Otherwise nothing.
     let ahead = now().saturating_duration_since(Instant::now());
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + ahead
+    wall() + ahead
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the one place that reads the clock")]
+fn wall() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// All clocks at this moment.
+pub fn reading() -> Reading {
+    let (mut tries, mut before) = (0, monotonic());
+    let (boot, wall, monotonic) = loop {
+        let (boot, wall, after) = (counting_suspension(), wall(), monotonic());
+        tries += 1;
+        // A thread that lost its processor in between has read clocks of different moments.
+        if after.saturating_sub(before) < ONE_MOMENT || tries == TRIES {
+            break (boot, wall, after);
+        }
+        before = after;
+    };
+    let ahead = |clock: Option<Duration>| {
+        let nanos = |time: Duration| i64::try_from(time.as_nanos()).unwrap_or(i64::MAX);
+        clock.map_or(0, |clock| nanos(clock).saturating_sub(nanos(monotonic)))
+    };
+    Reading { now: now(), boot_ahead: ahead(boot), wall_ahead: ahead(Some(wall)) }
+}
+
+/// The clocks at one moment, each by how much it is ahead of the monotonic one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reading {
+    /// As [`now`] tells it.
+    pub now: Instant,
+    /// Of the clock that counts suspension, in nanoseconds.
+    boot_ahead: i64,
+    /// Of the wall clock, in nanoseconds.
+    wall_ahead: i64,
+}
+
+impl Reading {
+    /// The same clocks this much later, on a machine that was awake. For tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn later(self, by: Duration) -> Self {
+        Self { now: self.now + by, ..self }
+    }
+
+    /// A reading of chosen clocks, in nanoseconds ahead of the monotonic one. For tests.
+    #[doc(hidden)]
+    pub fn of(now: Instant, boot_ahead: i64, wall_ahead: i64) -> Self {
+        Self { now, boot_ahead, wall_ahead }
+    }
+
+    /// How long the monotonic clock stood still since an earlier reading: `None` if it did not. The
+    /// wall clock counts by what it went ahead beyond a second, and not when it was set back.
+    pub fn gap_since(&self, earlier: &Self) -> Option<Duration> {
+        let beyond = |ahead: i64, before: i64, margin: Duration| {
+            let gap = Duration::from_nanos(ahead.saturating_sub(before).max(0).unsigned_abs());
+            (gap >= margin).then_some(gap)
+        };
+        let suspended = beyond(self.boot_ahead, earlier.boot_ahead, LEAST_GAP);
+        suspended.max(beyond(self.wall_ahead, earlier.wall_ahead, WALL_MARGIN))
+    }
+
+    /// What later readings are compared with, after this one: readings of several threads may come
+    /// in another order than they were made.
+    #[must_use]
+    pub fn after(self, earlier: Self) -> Self {
+        let latest = if self.now < earlier.now { earlier } else { self };
+        Self { boot_ahead: self.boot_ahead.max(earlier.boot_ahead), ..latest }
+    }
+}
+
+/// A time by which something must have happened, on a machine that may be suspended before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadline {
+    /// By the monotonic clock.
+    pub at: Instant,
+    made: Reading,
+}
+
+impl Deadline {
+    /// As far as is known now, it will be then.
+    pub fn new(at: Instant, made: Reading) -> Self {
+        Self { at, made }
+    }
+
+    /// It has passed at this reading, or the clock stood still and nobody can tell.
+    pub fn passed(&self, reading: &Reading) -> bool {
+        reading.now >= self.at || reading.gap_since(&self.made).is_some()
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn counting_suspension() -> Option<Duration> {
+    read(rustix::time::ClockId::Boottime)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn counting_suspension() -> Option<Duration> {
+    None
+}
+
+fn monotonic() -> Duration {
+    read(rustix::time::ClockId::Monotonic).unwrap_or_default()
+}
+
+fn read(clock: rustix::time::ClockId) -> Option<Duration> {
+    Duration::try_from(rustix::time::clock_gettime(clock)).ok()
 }
 
 /// Sleeps until `when`; for ever when there is no `when`.
@@ -26,5 +145,57 @@ pub async fn sleep_until(when: Option<Instant>) {
     match when {
         Some(when) => tokio::time::sleep_until(when.into()).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MILLI: i64 = 1_000_000;
+
+    fn gap(earlier: (i64, i64), later: (i64, i64)) -> Option<Duration> {
+        let now = now();
+        let of = |(boot, wall): (i64, i64)| Reading::of(now, boot * MILLI, wall * MILLI);
+        of(later).gap_since(&of(earlier))
+    }
+
+    #[test]
+    fn a_suspended_machine_is_told_by_the_clock_that_counts_it() {
+        assert_eq!(gap((0, 0), (0, 0)), None);
+        assert_eq!(gap((500, 0), (505, 5)), None, "no more than is in reserve");
+        assert_eq!(gap((500, 0), (3500, 3000)), Some(Duration::from_secs(3)));
+    }
+
+    #[test]
+    fn a_machine_that_was_paused_from_outside_is_told_by_the_wall_clock() {
+        assert_eq!(gap((0, 0), (0, 900)), None, "it is set a little now and then");
+        assert_eq!(gap((0, 100), (0, 5100)), Some(Duration::from_secs(5)));
+        assert_eq!(gap((0, 5000), (0, 0)), None, "set back");
+        assert_eq!(gap((0, 0), (2000, 5000)), Some(Duration::from_secs(5)), "the longer one");
+    }
+
+    #[test]
+    fn readings_in_another_order_are_no_gap() {
+        let now = now();
+        let (first, second) = (Reading::of(now, 50 * MILLI, 0), Reading::of(now, 0, 0));
+        assert_eq!(first.gap_since(&second.after(first)), None);
+    }
+
+    #[test]
+    fn a_deadline_passes_by_time_and_by_a_gap() {
+        let made = Reading::of(now(), 0, 0);
+        let deadline = Deadline::new(made.now + Duration::from_secs(1), made);
+        assert!(!deadline.passed(&made));
+        assert!(!deadline.passed(&Reading { now: made.now + Duration::from_millis(999), ..made }));
+        assert!(deadline.passed(&Reading { now: deadline.at, ..made }));
+        assert!(deadline.passed(&Reading::of(made.now, 20 * MILLI, 0)));
+    }
+
+    #[test]
+    fn the_clocks_of_this_machine_can_be_read_and_agree_while_it_is_awake() {
+        let (first, second) = (reading(), reading());
+        assert_eq!(second.gap_since(&first), None);
+        assert!(first.wall_ahead > 0, "{first:?}");
     }
 }

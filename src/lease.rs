@@ -24,6 +24,8 @@
 //! 5. `ack_by` moves later only by progress that was confirmed before it, counted from its sending,
 //!    or by a consumer's new ack wait.
 //! 6. Each lease that is not SETTLING is due exactly once, the others never.
+//! 7. Time that the callers' clock did not count, because the machine was suspended, counts for every
+//!    lease as soon as the table is told.
 //! 7. The deadline of a caller is at most `longest` after the caller was lent the lease, or last
 //!    extended it.
 //!
@@ -78,7 +80,7 @@ impl<T> LeaseTable<T> {
     /// byte each, which are taken at once.
     pub fn new(origin: Instant, longest: Duration, remembered: usize) -> Self {
         Self {
-            origin: Origin(origin),
+            origin: Origin::new(origin),
             now: 0,
             longest: nanos(longest),
             next: LeaseId(NonZeroU64::MIN),

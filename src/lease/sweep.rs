@@ -1,6 +1,6 @@
 //! Time passing over the whole table: what is due, and what came of progress.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{
     Due, LeaseId, LeaseTable,
@@ -37,6 +37,14 @@ impl<T> LeaseTable<T> {
         if confirmed && self.store.trusts(lease.consumer, sent_at) {
             self.store.update(id, |lease| lease.progressed(sent_at, now));
         }
+    }
+
+    /// The clock of the callers stood still for so long, as it does while a machine is suspended;
+    /// `now`, by that clock, is when this was noticed. JetStream's clock did not stand still, nor did
+    /// the holders': every lease ends that much sooner.
+    pub fn slept(&mut self, gap: Duration, now: Instant) {
+        self.origin.slept(gap, now);
+        self.advance(now);
     }
 
     /// When [`LeaseTable::sweep`] next has something to do.

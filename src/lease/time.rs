@@ -21,19 +21,40 @@ const MOST_MARGIN: Nanos = 2_000_000_000;
 /// The longest time that is told apart from a longer one, 73 years: a few of them can be summed.
 const LONGEST: Nanos = Nanos::MAX / 4;
 
-/// Where the table's time begins.
+/// Where the table's time begins, and how it follows from that of its callers: theirs stands still
+/// while the machine is suspended, the table's does not.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Origin(pub(super) Instant);
+pub(super) struct Origin {
+    at: Instant,
+    /// How long callers' time has stood still.
+    slept: Nanos,
+    /// When that was noticed last, and how long it had been before.
+    noticed: Option<(Instant, Nanos)>,
+}
 
 impl Origin {
-    /// Zero for what was before the origin.
+    pub(super) fn new(at: Instant) -> Self {
+        Self { at, slept: 0, noticed: None }
+    }
+
+    /// Callers' time has stood still for so long, some time before `noticed`.
+    pub(super) fn slept(&mut self, gap: Duration, noticed: Instant) {
+        self.noticed = Some((noticed, self.slept));
+        self.slept = self.slept.saturating_add(nanos(gap)).min(LONGEST);
+    }
+
+    /// Zero for what was before the origin. What a caller has noted before a gap was noticed counts as
+    /// from before the gap: as early as it can have been.
     pub(super) fn since(self, when: Instant) -> Nanos {
-        nanos(when.saturating_duration_since(self.0))
+        let slept = self.noticed.filter(|(noticed, _)| when < *noticed);
+        nanos(when.saturating_duration_since(self.at))
+            + slept.map_or(self.slept, |(_, before)| before)
     }
 
     /// The origin for what was before it; 73 years for what never comes.
     pub(super) fn at(self, time: Nanos) -> Instant {
-        self.0 + Duration::from_nanos(time.clamp(0, LONGEST).unsigned_abs())
+        let time = time.saturating_sub(self.slept).clamp(0, LONGEST);
+        self.at + Duration::from_nanos(time.unsigned_abs())
     }
 }
 

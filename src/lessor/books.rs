@@ -4,7 +4,7 @@
 //! sweeper when something is due sooner than it knew.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -13,6 +13,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use super::facts::Facts;
 use crate::{
     broker::{AckSubject, Order, Verdict},
+    clock::{self, Reading},
     lease::LeaseTable,
 };
 
@@ -36,8 +37,14 @@ impl Hold {
     }
 }
 
+struct Kept {
+    table: LeaseTable<Hold>,
+    /// The clocks as they were last read.
+    read: Reading,
+}
+
 pub(super) struct Books {
-    table: Mutex<LeaseTable<Hold>>,
+    kept: Mutex<Kept>,
     sooner: Notify,
     places: Arc<Semaphore>,
     most: usize,
@@ -46,24 +53,40 @@ pub(super) struct Books {
 impl Books {
     pub(super) fn new(most: usize, longest: Duration, now: Instant) -> Self {
         Self {
-            table: Mutex::new(LeaseTable::new(now, longest, REMEMBERED)),
+            kept: Mutex::new(Kept {
+                table: LeaseTable::new(now, longest, REMEMBERED),
+                read: clock::reading(),
+            }),
             sooner: Notify::new(),
             places: Arc::new(Semaphore::new(most)),
             most,
         }
     }
 
-    /// Does one thing to the table.
+    /// Does one thing to the table. Before, it is told of time that its clock did not count.
     pub(super) fn with<R>(&self, act: impl FnOnce(&mut LeaseTable<Hold>) -> R) -> R {
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let reading = clock::reading();
+        let mut kept = self.lock();
+        let Kept { table, read } = &mut *kept;
         let before = table.next_due();
-        let result = act(&mut table);
+        let gap = reading.gap_since(read);
+        if let Some(gap) = gap {
+            table.slept(gap, reading.now);
+        }
+        *read = reading.after(*read);
+        let result = act(table);
         let sooner = match (before, table.next_due()) {
             (Some(before), Some(after)) => after < before,
             (None, after) => after.is_some(),
             (Some(_), None) => false,
         };
-        drop(table);
+        drop(kept);
+        if let Some(gap) = gap {
+            tracing::warn!(
+                ?gap,
+                "the clock stood still, as in a machine that is suspended: leases end sooner"
+            );
+        }
         if sooner {
             self.sooner.notify_one();
         }
@@ -72,7 +95,11 @@ impl Books {
 
     /// When the sweeper is next needed.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner).next_due()
+        self.lock().table.next_due()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until something is due sooner than [`Books::next_due`] said.

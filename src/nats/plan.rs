@@ -1,11 +1,14 @@
 //! Which of many requests asks for an answer, for whom that answer stands, and what is known of each
 //! in the end. Pure: it sends nothing and waits for nothing.
 
-use std::{collections::HashSet, time::Instant};
+use std::collections::HashSet;
 
 use bytes::Bytes;
 
-use crate::broker::{BrokerError, Denial};
+use crate::{
+    broker::{BrokerError, Denial},
+    clock::{Deadline, Reading},
+};
 
 /// Most requests that one answer stands for: as many are unconfirmed when it is lost.
 const LINE: usize = 64;
@@ -16,8 +19,8 @@ pub(super) struct Request {
     pub(super) payload: Bytes,
     /// As in [`crate::broker::Order`].
     pub(super) line: Option<u32>,
-    /// The same.
-    pub(super) by: Option<Instant>,
+    /// The same, on a machine that may be suspended before.
+    pub(super) by: Option<Deadline>,
 }
 
 /// What a request was answered.
@@ -64,7 +67,7 @@ impl Plan {
     pub(super) fn results(
         &self,
         requests: &[Request],
-        answers: &[Option<Answer>],
+        answers: &[Option<(Answer, Reading)>],
         sent: usize,
         refused: &HashSet<String>,
     ) -> Vec<Result<Answer, BrokerError>> {
@@ -78,8 +81,13 @@ impl Plan {
             }
             match &answers[*slot] {
                 // When those before it came, somebody may still have listened.
-                Some(Answer::NoResponder) if !asks => Err(BrokerError::Unconfirmed),
-                answer => answer.clone().ok_or(BrokerError::Unconfirmed),
+                Some((Answer::NoResponder, _)) if !asks => Err(BrokerError::Unconfirmed),
+                // JetStream confirms what settled the next holder's delivery, too.
+                Some((Answer::Replied(_), at)) if request.by.is_some_and(|by| by.passed(at)) => {
+                    Err(BrokerError::Unconfirmed)
+                }
+                Some((answer, _)) => Ok(answer.clone()),
+                None => Err(BrokerError::Unconfirmed),
             }
         };
         requests.iter().zip(&self.slots).enumerate().map(result).collect()
@@ -92,7 +100,10 @@ pub(super) fn unsent(why: &str) -> BrokerError {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::clock;
 
     fn requests(lines: &[Option<u32>]) -> Vec<Request> {
         let request = |line: &Option<u32>| Request {
@@ -137,7 +148,7 @@ mod tests {
         let refused = |places: &[&str]| places.iter().map(|place| (*place).to_owned()).collect();
         let denied = |place: usize| Err(Denial::Permission(place.to_string()).into());
         let mut answers = vec![None; plan.count];
-        answers[plan.slots[3].0] = Some(Answer::Replied(Bytes::new()));
+        answers[plan.slots[3].0] = Some((Answer::Replied(Bytes::new()), clock::reading()));
         let results = plan.results(&requests, &answers, 4, &refused(&["0", "1"]));
         let done = Ok(Answer::Replied(Bytes::new()));
         assert_eq!(results, [denied(0), denied(1), done.clone(), done]);
@@ -151,9 +162,24 @@ mod tests {
     fn that_nobody_listens_is_known_of_the_last_of_a_line_alone() {
         let requests = requests(&[Some(1), Some(1), None]);
         let plan = Plan::of(&requests);
-        let answers = vec![Some(Answer::NoResponder); plan.count];
+        let answers = vec![Some((Answer::NoResponder, clock::reading())); plan.count];
         let results = plan.results(&requests, &answers, 3, &HashSet::new());
         let nobody = Ok(Answer::NoResponder);
         assert_eq!(results, [Err(BrokerError::Unconfirmed), nobody.clone(), nobody]);
+    }
+
+    #[test]
+    fn what_is_confirmed_after_its_delivery_was_over_is_not_known_to_be_ours() {
+        let made = clock::reading();
+        let mut requests = requests(&[Some(1), Some(1), Some(1)]);
+        for (request, after) in requests.iter_mut().zip([1, 2, 3]) {
+            request.by = Some(Deadline::new(made.now + Duration::from_secs(after), made));
+        }
+        let plan = Plan::of(&requests);
+        let at = made.later(Duration::from_secs(2));
+        let answers = vec![Some((Answer::Replied(Bytes::new()), at)); plan.count];
+        let results = plan.results(&requests, &answers, 3, &HashSet::new());
+        let late = Err(BrokerError::Unconfirmed);
+        assert_eq!(results, [late.clone(), late, Ok(Answer::Replied(Bytes::new()))]);
     }
 }

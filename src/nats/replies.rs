@@ -10,7 +10,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Instant,
 };
 
@@ -22,9 +25,12 @@ pub(super) use super::plan::{Answer, Request, unsent};
 use super::{connection::Connection, plan::Plan, pulse::Due};
 use crate::{
     broker::{BrokerError, Denial},
-    clock,
+    clock::{self, Reading},
 };
 
+/// Messages that the library is given before it must have written them. A process that is stopped and
+/// goes on writes what the library has by then, however late that is; all others are looked at once more.
+const AT_ONCE: usize = 32;
 /// Answers that are read between two looks at anything else.
 const CHUNK: usize = 256;
 
@@ -35,6 +41,8 @@ pub(super) struct Replies {
     prefix: String,
     opened: Instant,
     open: Mutex<Open>,
+    /// Messages that the library has been given since it was last flushed, about.
+    handed: AtomicUsize,
     /// See [`super::pulse`].
     pub(super) due: Due,
 }
@@ -52,7 +60,8 @@ struct Batch {
 }
 
 struct Answers {
-    of: Vec<Option<Answer>>,
+    /// Each with when it came.
+    of: Vec<Option<(Answer, Reading)>>,
     left: usize,
 }
 
@@ -61,8 +70,14 @@ impl Replies {
     pub(super) async fn open(connection: Arc<Connection>) -> Option<(Arc<Self>, Subscriber)> {
         let (prefix, opened) = (format!("{}.", connection.client.new_inbox()), clock::now());
         let subscriber = connection.client.subscribe(format!("{prefix}*")).await.ok()?;
-        let replies =
-            Self { connection, prefix, opened, open: Mutex::default(), due: Due::default() };
+        let replies = Self {
+            connection,
+            prefix,
+            opened,
+            open: Mutex::default(),
+            handed: AtomicUsize::new(0),
+            due: Due::default(),
+        };
         Some((Arc::new(replies), subscriber))
     }
 
@@ -71,11 +86,12 @@ impl Replies {
         let mut chunks = subscriber.ready_chunks(CHUNK);
         let connection = &self.connection;
         while let Some(Some(chunk)) = connection.lost.run_until_cancelled(chunks.next()).await {
+            let at = clock::reading();
             let mut open = lock(&self.open);
             for message in chunk {
                 let number = message.subject.strip_prefix(&*self.prefix);
                 if let Some(number) = number.and_then(|number| number.parse().ok()) {
-                    open.close(number, Some(read(message)));
+                    open.close(number, Some((read(message), at)));
                 }
             }
         }
@@ -144,11 +160,15 @@ impl Replies {
         reply: Option<String>,
         until: Instant,
     ) -> bool {
-        let now = clock::now();
-        if self.connection.lost.is_cancelled() || request.by.is_some_and(|by| by <= now) {
+        let until = request.by.map_or(until, |by| by.at.min(until));
+        if !self.keep_pace(until).await {
             return false;
         }
-        let until = request.by.map_or(until, |by| by.min(until));
+        let reading = clock::reading();
+        let over = request.by.is_some_and(|by| by.passed(&reading));
+        if self.connection.lost.is_cancelled() || over {
+            return false;
+        }
         let (subject, payload) = (String::from(&*request.subject), request.payload.clone());
         let client = &self.connection.client;
         // A full queue of a connection that takes nothing blocks for ever: hence the bound.
@@ -160,9 +180,20 @@ impl Replies {
         });
         let sent = matches!(sent.await, Ok(Ok(())));
         if let (true, Some(by)) = (sent, request.by) {
-            self.due.must_arrive(by, now);
+            self.due.must_arrive(by.at, reading.now);
         }
         sent
+    }
+
+    /// Waits while the library may still have as many messages as it is given at once. `false`: it
+    /// takes no more by then.
+    async fn keep_pace(&self, until: Instant) -> bool {
+        if self.handed.fetch_add(1, Ordering::Relaxed) < AT_ONCE {
+            return true;
+        }
+        self.handed.store(1, Ordering::Relaxed);
+        // It is flushed to the kernel: the server is not asked.
+        matches!(timeout_at(until.into(), self.connection.client.flush()).await, Ok(Ok(())))
     }
 
     /// A subject of ours whose first message is waited for.
@@ -239,7 +270,7 @@ impl Open {
     }
 
     /// There is an answer, or there will be none.
-    fn close(&mut self, number: u64, answer: Option<Answer>) {
+    fn close(&mut self, number: u64, answer: Option<(Answer, Reading)>) {
         if let Some((batch, place)) = self.take(number) {
             batch.close(place, answer);
         }
@@ -272,7 +303,7 @@ impl Batch {
         Self { answers: Mutex::new(answers), done: Notify::new() }
     }
 
-    fn close(&self, place: usize, answer: Option<Answer>) {
+    fn close(&self, place: usize, answer: Option<(Answer, Reading)>) {
         let mut answers = lock(&self.answers);
         answers.of[place] = answer;
         self.settle(&mut answers, 1);
@@ -296,7 +327,7 @@ impl Batch {
         }
     }
 
-    fn take(&self) -> Vec<Option<Answer>> {
+    fn take(&self) -> Vec<Option<(Answer, Reading)>> {
         std::mem::take(&mut lock(&self.answers).of)
     }
 }
@@ -316,13 +347,16 @@ mod tests {
         let (a, b) = (Arc::new(Batch::new(2)), Arc::new(Batch::new(1)));
         let (first_a, first_b) = (open.register(&a), open.register(&b));
 
-        open.close(first_b, Some(Answer::NoResponder));
-        open.close(first_a + 1, Some(Answer::Replied("1".into())));
-        open.close(first_a + 1, Some(Answer::NoResponder));
-        open.close(99, Some(Answer::NoResponder));
+        open.close(first_b, Some((Answer::NoResponder, clock::reading())));
+        open.close(first_a + 1, Some((Answer::Replied("1".into()), clock::reading())));
+        open.close(first_a + 1, Some((Answer::NoResponder, clock::reading())));
+        open.close(99, Some((Answer::NoResponder, clock::reading())));
 
-        assert_eq!(b.take(), [Some(Answer::NoResponder)]);
-        assert_eq!(a.take(), [None, Some(Answer::Replied("1".into()))]);
+        let of = |batch: &Batch| -> Vec<_> {
+            batch.take().into_iter().map(|answer| answer.map(|(answer, _)| answer)).collect()
+        };
+        assert_eq!(of(&b), [Some(Answer::NoResponder)]);
+        assert_eq!(of(&a), [None, Some(Answer::Replied("1".into()))]);
         open.forget(first_a, 2);
         assert!(open.slots.is_empty());
     }

@@ -10,7 +10,10 @@ use super::{
     replies::{Answer, Replies, Request, unsent},
     supervisor::Supervisor,
 };
-use crate::broker::{BrokerError, Confirmation, ConsumerName, Denial, InfoError, Order, Verdict};
+use crate::{
+    broker::{BrokerError, Confirmation, ConsumerName, Denial, InfoError, Order, Verdict},
+    clock::{self, Deadline},
+};
 
 /// Settles as [`crate::broker::Broker::settle`] promises.
 pub(super) async fn settle(
@@ -84,7 +87,8 @@ fn request(order: Order) -> Request {
         Verdict::Term(reason) if reason.is_empty() => Bytes::from_static(b"+TERM"),
         Verdict::Term(reason) => format!("+TERM {reason}").into(),
     };
-    Request { subject: order.ack.0, payload, line: order.line, by: order.by }
+    let by = order.by.map(|by| Deadline::new(by, clock::reading()));
+    Request { subject: order.ack.0, payload, line: order.line, by }
 }
 
 #[cfg(test)]

@@ -29,6 +29,8 @@ pub enum Fault {
     Lost,
     /// It works, after this long.
     Slow(Duration),
+    /// It is applied at once, and answered after this long.
+    AnsweredAfter(Duration),
 }
 
 /// What a lessor of a test takes on, where the test does not care.
@@ -331,6 +333,21 @@ impl State {
         })
     }
 
+    /// What becomes of an order, and what is said of it.
+    fn meet(&mut self, order: &Order, fault: Option<Fault>) -> Result<(), BrokerError> {
+        let gone = self.info.is_none();
+        if fault != Some(Fault::Unsent) {
+            self.published.push(order.verdict.clone());
+        }
+        match fault {
+            Some(Fault::Unsent) => return Err(BrokerError::Unsent("scripted".into())),
+            Some(Fault::Lost) => return Err(BrokerError::Unconfirmed),
+            _ if gone => return Err(Denial::Gone.into()),
+            _ => self.apply(order, clock::now()),
+        }
+        if fault == Some(Fault::AnswerLost) { Err(BrokerError::Unconfirmed) } else { Ok(()) }
+    }
+
     /// Everything is known by the stream sequence alone: JetStream does not fence.
     fn apply(&mut self, order: &Order, now: Instant) {
         let tokens: Vec<&str> = order.ack.0.split('.').collect();
@@ -420,25 +437,16 @@ impl Broker for FakeBroker {
             if let Some(Fault::Slow(delay)) = fault {
                 clock::sleep_until(Some(until.min(clock::now() + delay))).await;
             }
-            let mut state = self.state();
-            let gone = state.info.is_none();
-            let late = order.by.is_some_and(|by| by <= clock::now());
-            let fault = if late { Some(Fault::Unsent) } else { fault };
-            if fault != Some(Fault::Unsent) {
-                state.published.push(order.verdict.clone());
+            let passed = || order.by.is_some_and(|by| by <= clock::now());
+            let fault = if passed() { Some(Fault::Unsent) } else { fault };
+            let result = self.state().meet(&order, fault);
+            if let Some(Fault::AnsweredAfter(delay)) = fault {
+                clock::sleep_until(Some(until.min(clock::now() + delay))).await;
             }
-            results.push(match fault {
-                Some(Fault::Unsent) => Err(BrokerError::Unsent("scripted".into())),
-                Some(Fault::Lost) => Err(BrokerError::Unconfirmed),
-                _ if gone => Err(Denial::Gone.into()),
-                fault => {
-                    state.apply(&order, clock::now());
-                    if fault == Some(Fault::AnswerLost) {
-                        Err(BrokerError::Unconfirmed)
-                    } else {
-                        Ok(())
-                    }
-                }
+            // What is said too late can be of somebody else's delivery, as far as anybody can tell.
+            results.push(match result {
+                Ok(()) if passed() => Err(BrokerError::Unconfirmed),
+                result => result,
             });
         }
         self.0.changed.notify_waiters();

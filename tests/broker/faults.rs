@@ -6,7 +6,7 @@ use fetch_proxy::{
     broker::{Confirmation, Verdict},
     clock,
     lease::{Kind, LeaseId},
-    lessor::{Action, Ask, Codec, Error, FetchAsk, Fetched, Lessor, Patience, Settled},
+    lessor::{Action, Ask, Codec, Error, FetchAsk, Fetched, Lessor, Limits, Patience, Settled},
 };
 
 use super::fake::{FakeBroker, Fault, info, limits};
@@ -295,4 +295,28 @@ async fn closing_waits_for_settlements_and_for_nothing_else() {
     lessor.close().await;
     assert_eq!(clock::now() - began, Duration::from_secs(1), "the rest of the slow one");
     assert_eq!(broker.published(), [Verdict::Ack, Verdict::Ack]);
+}
+
+/// What JetStream confirms then may have settled the delivery of whoever has the message now.
+#[tokio::test(start_paused = true)]
+async fn a_confirmation_after_the_end_of_the_lease_confirms_nothing() {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    for action in [Action::Ack, Action::Nak(Duration::ZERO), Action::Term("no".into())] {
+        let broker = FakeBroker::new(info(Duration::from_secs(4)));
+        let limits = Limits { settle_timeout: PATIENCE, ..limits() };
+        let lessor = Lessor::start(broker.clone(), limits);
+        let lease = one(&broker, &lessor).await;
+        broker.script([Fault::AnsweredAfter(Duration::from_secs(4))]);
+        let told = settle(&lessor, lease, action.clone()).await;
+        assert_eq!(told, Err(Error::Unconfirmed), "{action:?}");
+        let again = settle(&lessor, lease, action.clone()).await;
+        let is_nak = matches!(action, Action::Nak(_));
+        let expected = if is_nak {
+            Ok(Settled::Duplicate)
+        } else {
+            Err(Error::LeaseExpired { forgotten: false })
+        };
+        assert_eq!(again, expected, "{action:?}");
+        assert_eq!(broker.published().len(), 1);
+    }
 }

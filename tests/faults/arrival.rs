@@ -156,11 +156,11 @@ async fn a_wire_that_moves_is_kept_however_short_the_time() {
 }
 
 /// Naks, each behind so many Terms that are large.
-const TERMS: usize = 250;
-const NAKS: usize = 40;
-/// Of the Naks that the connection took last, so many are in its queue for certain, which has 2048
-/// places.
-const OURS: usize = 2048 / (TERMS + 1) - 1;
+const TERMS: usize = 15;
+const NAKS: usize = 640;
+/// Of the Naks that the connection took last, so many have not left us for certain: the library is
+/// given 32 messages at once.
+const OURS: usize = 32 / (TERMS + 1) - 1;
 
 #[tokio::test]
 async fn what_has_not_left_us_when_its_delivery_is_over_never_leaves() {

@@ -22,5 +22,6 @@ mod restarts;
 mod rights;
 mod short_lived;
 mod stale_nak;
+mod stopped;
 mod unwritten;
 mod wire;

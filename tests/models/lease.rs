@@ -8,6 +8,7 @@ mod reference;
 mod replies;
 mod revising;
 mod settling;
+mod sleeping;
 mod steps;
 
 use std::time::{Duration, Instant};

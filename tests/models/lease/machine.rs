@@ -29,6 +29,10 @@ pub(super) struct World {
     table: Reference,
     /// The callers' clock, in milliseconds since the table's origin.
     clock: i64,
+    /// How long that clock has stood still, and when that was noticed last, by that clock, and how long
+    /// it had stood still before.
+    slept: i64,
+    noticed: (i64, i64),
     incarnations: u32,
     /// What the reference answered last.
     reply: Reply,
@@ -47,6 +51,13 @@ impl World {
         (self.clock - ago).max(0)
     }
 
+    /// The time at which the callers' clock showed this. What was read before a gap was noticed may be
+    /// from before the gap.
+    fn real(&self, shown: i64) -> i64 {
+        let (noticed, before) = self.noticed;
+        shown + if shown < noticed { before } else { self.slept }
+    }
+
     fn call(&mut self, id: u64, call: Call) -> Reply {
         match call {
             Call::Lend(length) => self.table.lend(id, length),
@@ -56,7 +67,7 @@ impl World {
             Call::Finish(outcome) => self.table.finish(id, outcome),
             Call::GiveBack => self.table.give_back(id),
             Call::Progressed { ago, confirmed } => {
-                self.table.progressed(id, self.ago(ago), confirmed)
+                self.table.progressed(id, self.real(self.ago(ago)), confirmed)
             }
         }
     }
@@ -81,6 +92,8 @@ impl ReferenceStateMachine for World {
         let world = |(ack_waits, longest)| Self {
             table: Reference::new(REMEMBERED, longest, ack_waits),
             clock: 0,
+            slept: 0,
+            noticed: (0, 0),
             incarnations: 2,
             reply: Reply::Nothing,
         };
@@ -94,23 +107,34 @@ impl ReferenceStateMachine for World {
     fn apply(mut world: Self, step: &Step) -> Self {
         let clock = world.clock;
         world.reply = match step {
-            Step::Grant(arrival) => world.table.grant(arrival, world.ago(arrival.ago)),
+            Step::Grant(arrival) => {
+                let received = world.real(world.ago(arrival.ago));
+                world.table.grant(arrival, received)
+            }
             Step::Call { back, call, late } => {
-                world.table.advance(world.call_time(*late));
+                world.table.advance(world.real(world.call_time(*late)));
                 world.call(world.id(*back), *call)
             }
-            Step::Sweep { .. } => world.table.sweep(clock),
+            Step::Sweep { .. } => world.table.sweep(world.real(clock)),
             Step::EndConsumer { name } => {
                 world.table.end_consumer(*name, world.incarnations);
                 world.incarnations += 1;
                 Reply::Nothing
             }
             Step::Retune { name, ack_waits } => world.table.retune(*name, *ack_waits),
-            Step::Distrust { name, ago } => world.table.distrust(*name, world.ago(*ago)),
+            Step::Distrust { name, ago } => {
+                world.table.distrust(*name, world.real(world.ago(*ago)))
+            }
             Step::LoseAfter { name, back } => world.table.lose_after(*name, world.id(*back)),
             Step::Reach { back, edge, offset } => {
-                let at = world.reach(world.id(*back), *edge).unwrap_or(clock);
-                world.clock = clock.max(at + offset);
+                let at = world.reach(world.id(*back), *edge).unwrap_or(clock + world.slept);
+                world.clock = clock.max(at - world.slept + offset);
+                Reply::Nothing
+            }
+            Step::Slept(gap) => {
+                world.noticed = (clock, world.slept);
+                world.slept += gap;
+                world.table.advance(world.real(clock));
                 Reply::Nothing
             }
             Step::Tick(length) => {
@@ -129,6 +153,8 @@ pub(super) struct Tested {
     origin: Instant,
     /// The consumers as they were before the present step.
     consumers: [u32; 2],
+    /// How long the callers' clock has stood still.
+    slept: i64,
 }
 
 impl Tested {
@@ -139,7 +165,7 @@ impl Tested {
     fn millis(&self, at: Instant) -> i64 {
         let since = at.duration_since(self.origin);
         assert_eq!(since.subsec_nanos() % 1_000_000, 0, "not whole milliseconds");
-        i64::try_from(since.as_millis()).unwrap()
+        i64::try_from(since.as_millis()).unwrap() + self.slept
     }
 
     fn grant(&mut self, arrival: &Arrival, world: &World) -> Reply {
@@ -256,6 +282,7 @@ impl StateMachineTest for World {
             table: LeaseTable::new(origin, duration(world.table.longest), remembered),
             origin,
             consumers: world.table.incarnations(),
+            slept: 0,
         }
     }
 
@@ -285,6 +312,11 @@ impl StateMachineTest for World {
                 let delivered = world.id(back);
                 tested.walk(name, |table, id, after| table.lose_after(id, delivered, after, STRIDE))
             }
+            Step::Slept(gap) => {
+                tested.table.slept(duration(gap), tested.at(world.clock));
+                tested.slept += gap;
+                Reply::Nothing
+            }
             Step::Reach { .. } | Step::Tick(_) => Reply::Nothing,
         };
         assert_eq!(reply, world.reply);
@@ -298,12 +330,14 @@ impl StateMachineTest for World {
         assert_eq!(table.len(), reference.leases.len());
         assert_eq!(table.is_empty(), reference.leases.is_empty());
         let due = table.next_due().map(|due| tested.millis(due));
-        assert_eq!(due, reference.next_due(), "next_due");
+        // There is no time before the origin.
+        let least = tested.slept;
+        assert_eq!(due, reference.next_due().map(|due| due.max(least)), "next_due");
         for lease in &reference.leases {
             let id = LeaseId::new(lease.id).unwrap();
             assert_eq!(table.payload(id), Some(&lease.id));
             let ack_by = table.ack_by(id).map(|ack_by| tested.millis(ack_by));
-            assert_eq!(ack_by, Some(lease.ack_by().max(0)), "ack_by of {id:?}");
+            assert_eq!(ack_by, Some(lease.ack_by().max(least)), "ack_by of {id:?}");
             let held = reference.held_by(lease.consumer);
             assert_eq!(table.held_by(ConsumerId(lease.consumer)), held);
         }

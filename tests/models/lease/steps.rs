@@ -39,6 +39,8 @@ pub(super) enum Step {
         offset: i64,
     },
     Tick(i64),
+    /// It is noticed that the callers' clock has stood still for so long.
+    Slept(i64),
 }
 
 /// What is asked of one lease.
@@ -144,5 +146,6 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         12 => (back(), edge, tens(-1..2))
             .prop_map(|(back, edge, offset)| Step::Reach { back, edge, offset }),
         6 => tens(1..8).prop_map(Step::Tick),
+        1 => prop_oneof![tens(1..8), tens(1..60)].prop_map(Step::Slept),
     ]
 }

@@ -1,0 +1,84 @@
+//! A proxy process that is stopped for longer than an ack wait in the middle of a large Settle, and
+//! goes on: what it still writes is little, and it claims nothing of what another worker has by then.
+
+use std::time::Duration;
+
+use fetch_proxy::pb::{self, Outcome, Settlement, TermAction, settlement::Action};
+
+use super::books::measured;
+use crate::support::{
+    eventually,
+    jetstream::{Fixture, ack_wait},
+    millis,
+    nats_server::NatsServer,
+    proxy::{Client, Proxy, fetch},
+};
+
+const COUNT: usize = 1000;
+const ACK_WAIT: u64 = 3000;
+/// What the client library has been given and not written, and what is on its way in both directions.
+const UNDER_WAY: usize = 64;
+
+async fn take(client: &Client, fixture: &Fixture, count: usize) -> Vec<pb::Delivery> {
+    let mut taken: Vec<pb::Delivery> = Vec::new();
+    while taken.len() < count {
+        let n = u32::try_from(count - taken.len()).unwrap();
+        let ask = pb::FetchRequest { linger: millis(500), ..fetch(fixture, n, 10_000) };
+        let answer = eventually("an answer", || {
+            let (mut client, ask) = (client.clone(), ask.clone());
+            async move { client.fetch(ask).await.ok() }
+        });
+        taken.extend(answer.await.into_inner().messages);
+    }
+    taken
+}
+
+/// Terminates all of them, and counts what was confirmed.
+async fn terminate(mut client: Client, messages: Vec<pb::Delivery>) -> usize {
+    let term = |message: pb::Delivery| Settlement {
+        token: message.token,
+        action: Some(Action::Term(TermAction { reason: "late".into() })),
+    };
+    let settlements = messages.into_iter().map(term).collect();
+    let request = pb::SettleRequest { settlements, ..pb::SettleRequest::default() };
+    let results = client.settle(request).await.unwrap().into_inner().results;
+    results.iter().filter(|result| result.outcome() == Outcome::Confirmed).count()
+}
+
+async fn pending(fixture: &Fixture) -> usize {
+    fixture.info().await.num_ack_pending
+}
+
+#[tokio::test]
+async fn a_process_that_was_stopped_amid_a_settle_claims_nothing_of_the_next_holder() {
+    let config =
+        async_nats::jetstream::consumer::pull::Config { max_ack_pending: -1, ..ack_wait(ACK_WAIT) };
+    let fixture = Fixture::new(config).await;
+    let (owner, other) =
+        (Proxy::start(NatsServer::shared(), &[]), Proxy::start(NatsServer::shared(), &[]));
+    let (at_owner, at_other) = (owner.client().await, other.client().await);
+    for settled_before in [1, 1, 1, 50, 100] {
+        fixture.publish_many(COUNT).await;
+        let messages = take(&at_owner, &fixture, COUNT).await;
+        let settling = tokio::spawn(terminate(at_owner.clone(), messages));
+        while pending(&fixture).await > COUNT - settled_before {}
+        owner.signal("STOP");
+        // What was written is read by now.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let left = pending(&fixture).await;
+        let next = take(&at_other, &fixture, left).await;
+        owner.signal("CONT");
+        let confirmed = settling.await.unwrap();
+        // What it wrote late is read by now.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let hit = left - pending(&fixture).await;
+        measured("a stopped process: left, confirmed, hit late", (left, confirmed, hit));
+        assert!(confirmed <= COUNT - left, "{confirmed} confirmed, {left} were another's");
+        assert!(hit <= UNDER_WAY, "{hit} of {left} hit");
+        if !next.is_empty() {
+            terminate(at_other.clone(), next).await;
+        }
+        eventually("the end of a round", || async { (pending(&fixture).await == 0).then_some(()) })
+            .await;
+    }
+}

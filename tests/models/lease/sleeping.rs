@@ -1,0 +1,61 @@
+//! What is promised when the clock of the callers stood still, because the machine was suspended.
+
+use std::time::Duration;
+
+use fetch_proxy::lease::{After, Due, Kind, Outcome};
+
+use super::{ACK_BY, Desk, OVER};
+
+impl Desk {
+    fn slept(&mut self, gap: u64, now: u64) {
+        let now = self.at(now);
+        self.table.slept(Duration::from_millis(gap), now);
+    }
+}
+
+#[test]
+fn every_clock_of_a_lease_runs_while_the_machine_sleeps() {
+    let mut desk = Desk::new();
+    let id = desk.granted();
+    desk.slept(4000, 1000);
+    assert_eq!(desk.ack_by(id), u128::from(ACK_BY) - 4000);
+    assert!(desk.begin(id, Kind::Ack, ACK_BY - 4000 - 1).is_ok());
+    let mut desk = Desk::new();
+    let id = desk.lent(2000);
+    desk.slept(1500, 100);
+    assert_eq!(desk.table.next_due(), Some(desk.at(500)), "the holder's clock, too");
+    assert_eq!(desk.begin(id, Kind::Ack, 500), Err(OVER));
+}
+
+#[test]
+fn a_lease_that_ended_while_the_machine_slept_settles_nothing() {
+    let mut desk = Desk::new();
+    let id = desk.granted();
+    desk.slept(60_000, 1);
+    for kind in [Kind::Ack, Kind::Nak, Kind::Term] {
+        assert_eq!(desk.begin(id, kind, 1), Err(OVER));
+    }
+    // Whoever has read the clock before it was noticed gets no more.
+    assert_eq!(desk.begin(id, Kind::Ack, 0), Err(OVER));
+    assert_eq!(desk.sweep(1), [Due::Lost { id, payload: "one" }]);
+}
+
+#[test]
+fn progress_that_was_sent_before_the_machine_slept_counts_from_before() {
+    let mut desk = Desk::new();
+    let id = desk.lent(60_000);
+    desk.slept(3000, 1000);
+    desk.progressed(id, 500, 1001);
+    assert_eq!(desk.ack_by(id), 500 + u128::from(ACK_BY) - 3000);
+    desk.progressed(id, 1500, 1501);
+    assert_eq!(desk.ack_by(id), 1500 + u128::from(ACK_BY), "a new start is on the same clock");
+}
+
+#[test]
+fn a_settlement_that_was_not_sent_before_the_machine_slept_finds_its_lease_over() {
+    let mut desk = Desk::new();
+    let id = desk.granted();
+    desk.begin(id, Kind::Ack, 0).unwrap();
+    desk.slept(60_000, 1);
+    assert_eq!(desk.finish(id, Outcome::Unsent, 1), (After::Gone, Some("one")));
+}
