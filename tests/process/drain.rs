@@ -109,7 +109,7 @@ async fn step_3_leases_are_waited_for() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     client.ack(ack(&held.messages[0].token)).await.unwrap();
     assert!(proxy.wait().await.success(), "{}", proxy.log());
-    assert!(!proxy.log().contains("timeout"), "{}", proxy.log());
+    assert!(!proxy.log().contains("drain timeout"), "{}", proxy.log());
 }
 
 #[tokio::test]
@@ -251,7 +251,7 @@ async fn ended_soon(proxy: &mut Proxy, holding: &str) {
     assert!(proxy.wait().await.success(), "{}", proxy.log());
     println!("measured: drain with {holding}: {:?}", began.elapsed());
     assert!(
-        !proxy.log().contains("timeout") && !proxy.log().contains("cut off"),
+        !proxy.log().contains("drain timeout") && !proxy.log().contains("cut off"),
         "{}",
         proxy.log()
     );
