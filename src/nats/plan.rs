@@ -1,17 +1,20 @@
 //! Which of many requests asks for an answer, for whom that answer stands, and what is known of each
 //! in the end. Pure: it sends nothing and waits for nothing.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 
+use super::settle::consumer_of;
 use crate::{
-    broker::{BrokerError, Denial},
+    broker::{BrokerError, ConsumerName, Denial},
     clock::{Deadline, Reading},
 };
 
 /// Most requests that one answer stands for: as many are unconfirmed when it is lost.
 const LINE: usize = 64;
+/// The library keeps 128 events that nobody has read yet, and drops what comes then.
+const MANY: usize = 64;
 
 /// One request to publish.
 pub(super) struct Request {
@@ -63,6 +66,28 @@ impl Plan {
         Self { slots, count }
     }
 
+    /// Consumers of which so many requests were refused, and none was answered, that the others were
+    /// refused, too: the library drops refusals that come faster than they are read.
+    pub(super) fn refused_as_a_whole(
+        &self,
+        requests: &[Request],
+        answers: &[Option<(Answer, Reading)>],
+        refused: &HashSet<String>,
+    ) -> HashSet<ConsumerName> {
+        let mut counts: HashMap<ConsumerName, usize> = HashMap::new();
+        let mut served = HashSet::new();
+        for (request, (slot, _)) in requests.iter().zip(&self.slots) {
+            let Some(name) = consumer_of(&request.subject) else { continue };
+            if answers.get(*slot).is_some_and(Option::is_some) {
+                served.insert(name);
+            } else if refused.contains(&*request.subject) {
+                *counts.entry(name).or_default() += 1;
+            }
+        }
+        let whole = |(name, count)| (count >= MANY && !served.contains(&name)).then_some(name);
+        counts.into_iter().filter_map(whole).collect()
+    }
+
     /// What became of each. Those from place `sent` on never left.
     pub(super) fn results(
         &self,
@@ -71,6 +96,12 @@ impl Plan {
         sent: usize,
         refused: &HashSet<String>,
     ) -> Vec<Result<Answer, BrokerError>> {
+        let whole = match refused.len() {
+            0..MANY => HashSet::new(),
+            _ => self.refused_as_a_whole(requests, answers, refused),
+        };
+        let of_whole =
+            |subject: &str| consumer_of(subject).is_some_and(|name| whole.contains(&name));
         let result = |(place, (request, (slot, asks))): (usize, (&Request, &(usize, bool)))| {
             if place >= sent {
                 return Err(unsent("the settling connection is gone"));
@@ -87,6 +118,9 @@ impl Plan {
                     Err(BrokerError::Unconfirmed)
                 }
                 Some((answer, _)) => Ok(answer.clone()),
+                None if !whole.is_empty() && of_whole(&request.subject) => {
+                    Err(Denial::Permission(request.subject.as_ref().to_owned()).into())
+                }
                 None => Err(BrokerError::Unconfirmed),
             }
         };

@@ -22,7 +22,7 @@ use futures_util::StreamExt as _;
 use tokio::{sync::Notify, time::timeout_at};
 
 pub(super) use super::plan::{Answer, Request, unsent};
-use super::{connection::Connection, plan::Plan, pulse::Due};
+use super::{connection::Connection, plan::Plan, pulse::Due, settle::consumer_of};
 use crate::{
     broker::{BrokerError, Denial},
     clock::{self, Reading},
@@ -205,9 +205,14 @@ impl Replies {
     /// Nobody goes on waiting for an answer to what was refused. All others do.
     fn close_refused(&self, since: Instant, requests: &[Request], plan: &Plan, first: u64) {
         let refused = self.connection.denials.since(since);
+        let whole = plan.refused_as_a_whole(requests, &[], &refused);
+        let of_whole =
+            |subject: &str| consumer_of(subject).is_some_and(|name| whole.contains(&name));
         let mut open = lock(&self.open);
         for (request, (slot, asks)) in requests.iter().zip(&plan.slots) {
-            if *asks && refused.contains(&*request.subject) {
+            let is_refused = refused.contains(&*request.subject)
+                || !whole.is_empty() && of_whole(&request.subject);
+            if *asks && is_refused {
                 open.close(first + *slot as u64, None);
             }
         }

@@ -145,3 +145,24 @@ async fn a_consumer_that_does_not_answer_costs_no_other_its_long_leases() {
         assert_eq!(acked.into_inner().outcome(), Outcome::Confirmed);
     }
 }
+
+/// NATS refuses each of them, and the client library drops refusals that come all at once.
+#[tokio::test]
+async fn however_many_are_refused_at_once_each_is_told_so_again_and_again() {
+    const COUNT: usize = 600;
+    let refusing = Refusing::new(60_000).await;
+    let (_proxy, mut client) = refusing.proxy().await;
+    refusing.fixture.publish_many(COUNT).await;
+    let held = refusing.fetch(&client, true, u32::try_from(COUNT).unwrap()).await;
+    for _ in 0..2 {
+        let settlements = held.iter().map(|message| settlement(&message.token, NAK)).collect();
+        let request = pb::SettleRequest { settlements, ..pb::SettleRequest::default() };
+        let answer = client.settle(request).await.unwrap().into_inner();
+        let mut told = std::collections::BTreeMap::<String, usize>::new();
+        for result in answer.results {
+            let told = told.entry(result.error.map_or_else(String::new, |error| error.reason));
+            *told.or_default() += 1;
+        }
+        assert_eq!(told, [("NATS_PERMISSION".to_owned(), COUNT)].into());
+    }
+}
