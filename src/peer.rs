@@ -15,6 +15,7 @@ mod beat;
 mod beside;
 mod clocks;
 mod handover;
+mod late;
 mod names;
 mod orphan;
 mod recent;

@@ -23,7 +23,7 @@ use super::{
     decode,
     encode::{self, Clocks, Done},
     refusals::{Refusals, Who},
-    status::Refused,
+    status::{Reason, Refused},
 };
 use crate::{
     broker::{AckSubject, Broker, Confirmation},
@@ -91,16 +91,16 @@ impl<B: Broker + Bus> Router<B> {
         let mut results = Vec::with_capacity(wanted.len());
         let (mut places, mut asks, mut subjects) = (Vec::new(), Vec::new(), Vec::new());
         let mut away: BTreeMap<(InstanceId, InstanceId), Vec<Away>> = BTreeMap::new();
-        for (place, (token, action)) in wanted.into_iter().enumerate() {
+        for (place, (token, action)) in wanted.iter().enumerate() {
             let found =
-                self.open(&token).map(|(claims, lease)| (still.whose(claims.owner, lease), claims));
+                self.open(token).map(|(claims, lease)| (still.whose(claims.owner, lease), claims));
             results.push(match found {
                 Err(refused) => {
                     self.refused(call, None, &refused);
                     Err(refused)
                 }
                 Ok((Whose::Ended(refusal), claims)) => {
-                    let ended = ended(&action, refusal);
+                    let ended = ended(action, refusal);
                     if let Err(refused) = &ended {
                         self.refused(call, Some(claims.ack_subject), refused);
                     }
@@ -109,12 +109,12 @@ impl<B: Broker + Bus> Router<B> {
                 Ok((Whose::Ours(lease), claims)) => {
                     places.push(place);
                     subjects.push(claims.ack_subject);
-                    asks.push(Ask { lease, action });
+                    asks.push(Ask { lease, action: action.clone() });
                     Ok(Done::default())
                 }
                 Ok((Whose::Elsewhere(at), claims)) => {
                     let away = away.entry((claims.owner, at)).or_default();
-                    away.push(Away { place, claims, action });
+                    away.push(Away { place, claims, action: action.clone() });
                     Ok(Done::default())
                 }
             });
@@ -141,7 +141,38 @@ impl<B: Broker + Bus> Router<B> {
             }
             results[place] = result;
         }
+        self.look_for_last_attempts(&wanted, &mut results, until).await;
         results
+    }
+
+    /// Of what was refused because its lease is over, some may have been the last attempt: that is
+    /// applied where nobody can have the message, or answered as what it is.
+    async fn look_for_last_attempts(
+        &self,
+        wanted: &[Wanted],
+        results: &mut [Settlement],
+        until: Instant,
+    ) {
+        let (mut places, mut late) = (Vec::new(), Vec::new());
+        for (place, (token, action)) in wanted.iter().enumerate() {
+            let Err(refused) = &results[place] else { continue };
+            if refused.reason() == Reason::LeaseExpired
+                && let Ok((claims, _)) = self.open(token)
+            {
+                places.push(place);
+                late.push(Orphan { claims, action: action.clone() });
+            }
+        }
+        if late.is_empty() {
+            return;
+        }
+        let settled = self.peers.settle_late(late, until).await;
+        let clocks = Clocks::read();
+        for (place, result) in places.into_iter().zip(settled) {
+            if let Some(result) = result {
+                results[place] = done(result, clocks);
+            }
+        }
     }
 
     /// Tells the log, by the ack subject of the delivery where that is known.

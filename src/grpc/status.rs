@@ -76,7 +76,7 @@ reasons! {
     ConsumerSuspected = "CONSUMER_SUSPECTED", Unavailable, Some(1000);
     /// Nothing happened; JetStream's max_waiting or a pull limit of the consumer is reached.
     ConsumerBusy = "CONSUMER_BUSY", ResourceExhausted, Some(1000);
-    /// You lost the lease; the message is, or will be, delivered again.
+    /// Not applied; you lost the lease, and the message is, or will be, delivered again, unless metadata `detail` is `last_attempt`.
     LeaseExpired = "LEASE_EXPIRED", FailedPrecondition, None;
     /// Settled before, in another way: metadata `settled_as`.
     LeaseSettled = "LEASE_SETTLED", FailedPrecondition, None;
@@ -205,7 +205,7 @@ impl Refused {
                 Error::Draining => Reason::Draining,
                 Error::Unavailable(_) => Reason::NatsUnavailable,
                 Error::Permission(_) => Reason::NatsPermission,
-                Error::LeaseExpired { .. } => Reason::LeaseExpired,
+                Error::LeaseExpired { .. } | Error::LastAttempt => Reason::LeaseExpired,
                 Error::LeaseSettled(_) => Reason::LeaseSettled,
                 Error::LeaseBusy => Reason::LeaseBusy,
                 Error::Unconfirmed => Reason::SettleUnconfirmed,
@@ -277,6 +277,7 @@ impl Refused {
             }
             Self::Lessor(Error::LeaseSettled(kind)) => one("settled_as", kind_name(*kind)),
             Self::Lessor(Error::LeaseExpired { forgotten: true }) => one("detail", "forgotten"),
+            Self::Lessor(Error::LastAttempt) => one("detail", "last_attempt"),
             Self::Lessor(
                 Error::Permission(subject) | Error::ConsumerSuspected { needs: Some(subject), .. },
             ) => one("subject", subject),

@@ -62,6 +62,11 @@ pub enum Error {
         /// How it ended is not remembered any more.
         forgotten: bool,
     },
+    /// The lease is over, and it was the last attempt: the message is not delivered again.
+    #[error(
+        "the lease has expired, and the message is not delivered again: it was its last attempt"
+    )]
+    LastAttempt,
     /// The message was settled before, in another way.
     #[error("settled before, as {0:?}")]
     LeaseSettled(Kind),

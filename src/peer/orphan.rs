@@ -138,7 +138,7 @@ impl<B: Broker + Bus> Peers<B> {
     }
 }
 
-const CONFIRMED: Settled =
+pub(super) const CONFIRMED: Settled =
     Settled::Done { confirmation: Confirmation::Confirmed, redelivered_in: None };
 
 enum Judged {
@@ -147,7 +147,7 @@ enum Judged {
     Publish(Order),
 }
 
-fn failure(error: BrokerError) -> Error {
+pub(super) fn failure(error: BrokerError) -> Error {
     match error {
         BrokerError::Unsent(why) => Error::Unavailable(why),
         BrokerError::Denied(Denial::Gone) => Error::ConsumerGone,

@@ -139,3 +139,27 @@ async fn a_lapsed_lease_is_refused_everywhere() {
     eventually("the ack", || async { (fixture.info().await.num_ack_pending == 0).then_some(()) })
         .await;
 }
+
+/// The last attempt is over: any replica settles it by the token alone, also without its owner.
+#[tokio::test]
+async fn a_late_ack_of_the_last_attempt_is_applied_by_any_replica() {
+    let last = async_nats::jetstream::consumer::pull::Config { max_deliver: 1, ..ack_wait(1000) };
+    let fixture = Fixture::new(last).await;
+    let mut pair = Pair::start().await;
+    let leased = pair.leased(&fixture, 2).await;
+    eventually("JetStream to give both up", || async {
+        (fixture.info().await.num_ack_pending == 0).then_some(())
+    })
+    .await;
+    let acked = pair.at_other.ack(ack(&leased[0].token)).await.unwrap().into_inner();
+    assert_eq!(acked.outcome(), Outcome::Confirmed);
+    let settlements = vec![
+        settlement(&leased[1].token, Action::Nak(pb::NakAction::default())),
+        settlement(&leased[1].token, Action::Term(pb::TermAction::default())),
+    ];
+    let request = pb::SettleRequest { settlements, confirmation: 0 };
+    let results = pair.at_other.settle(request).await.unwrap().into_inner().results;
+    let refused = results[0].error.as_ref().unwrap();
+    assert_eq!((&*refused.reason, &*refused.metadata["detail"]), ("LEASE_EXPIRED", "last_attempt"));
+    assert_eq!(results[1].outcome(), Outcome::Confirmed);
+}

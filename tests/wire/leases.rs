@@ -1,10 +1,14 @@
 //! Leases and time: shorter and longer than the ack wait, lapsed, lost, superseded.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, SystemTime},
+};
 
-use async_nats::jetstream::consumer::pull;
+use async_nats::jetstream::{self, consumer::pull};
 use fetch_proxy::pb::{self, Outcome, settlement};
 use tonic::Code;
+use tonic_types::StatusExt as _;
 
 use crate::support::{
     eventually,
@@ -191,6 +195,123 @@ async fn the_last_attempt_of_two_is_kept_for_its_holder_and_not_given_back() {
     .await;
     assert_eq!(reason(&refused), expired());
     assert_eq!(fixture.info().await.num_ack_pending, 1, "JetStream still waits for it");
+}
+
+/// A work queue, from which only a settlement takes a message.
+async fn work_queue(max_deliver: i64) -> Fixture {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let shared = Fixture::new(config()).await;
+    let stream = format!("Q{}", COUNT.fetch_add(1, Ordering::Relaxed));
+    let queue = jetstream::stream::Config {
+        name: stream.clone(),
+        subjects: vec![format!("{stream}.>")],
+        retention: jetstream::stream::RetentionPolicy::WorkQueue,
+        ..jetstream::stream::Config::default()
+    };
+    shared.jetstream.create_stream(queue).await.unwrap();
+    let last = pull::Config { max_deliver, ..ack_wait(1000) };
+    shared.jetstream.create_consumer_on_stream(last, &stream).await.unwrap();
+    Fixture { stream, ..shared }
+}
+
+/// Waits until JetStream has given up what was delivered.
+async fn given_up(client: &mut Client, fixture: &Fixture) {
+    eventually("JetStream to give the message up", || {
+        let mut client = client.clone();
+        async move {
+            // JetStream notices it when it is asked for a message.
+            let empty = client.fetch(fetch(fixture, 1, 300)).await.unwrap().into_inner();
+            assert!(empty.messages.is_empty(), "{empty:?}");
+            (fixture.info().await.num_ack_pending == 0).then_some(())
+        }
+    })
+    .await;
+}
+
+async fn stored(fixture: &Fixture) -> u64 {
+    let stream = fixture.jetstream.get_stream(&fixture.stream).await.unwrap();
+    stream.cached_info().state.messages
+}
+
+#[tokio::test]
+async fn a_late_ack_or_term_of_the_last_attempt_is_applied_where_nobody_has_the_message() {
+    for max_deliver in [1, 2] {
+        let fixture = work_queue(max_deliver).await;
+        let proxy = Proxy::start(NatsServer::shared(), &[]);
+        let mut client = proxy.client().await;
+        for terminates in [false, true] {
+            fixture.publish("x", "1").await;
+            let mut message = take(&mut client, &fixture, None).await;
+            for _ in 1..max_deliver {
+                message = take(&mut client, &fixture, None).await;
+            }
+            assert_eq!(i64::from(message.delivery_count), max_deliver);
+            given_up(&mut client, &fixture).await;
+            assert_eq!(stored(&fixture).await, 1, "it stays in the stream");
+            let token = &message.token;
+            for refused in [
+                client.nak(nak(token, 0)).await.unwrap_err(),
+                client.extend(extend(token, 5000)).await.unwrap_err(),
+            ] {
+                assert_eq!(reason(&refused), expired());
+                let info = refused.get_details_error_info().unwrap();
+                assert_eq!(info.metadata["detail"], "last_attempt");
+            }
+            let outcome = match terminates {
+                false => client.ack(ack(token)).await.unwrap().into_inner().outcome,
+                true => client.term(term(token, "late")).await.unwrap().into_inner().outcome,
+            };
+            assert_eq!(outcome, i32::from(Outcome::Confirmed));
+            assert_eq!(stored(&fixture).await, 0, "the work that was done is settled");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_late_ack_of_the_last_attempt_is_refused_while_anything_is_out() {
+    let fixture = work_queue(1).await;
+    let proxy = Proxy::start(NatsServer::shared(), &[]);
+    let mut client = proxy.client().await;
+    fixture.publish("x", "1").await;
+    let late = take(&mut client, &fixture, None).await;
+    given_up(&mut client, &fixture).await;
+    fixture.publish("x", "2").await;
+    let other = take(&mut client, &fixture, Some(60_000)).await;
+    let refused = client.ack(ack(&late.token)).await.unwrap_err();
+    assert_eq!(reason(&refused), expired());
+    assert_eq!(refused.get_details_error_info().unwrap().metadata["detail"], "last_attempt");
+    assert!(!refused.message().contains("will be"), "{}", refused.message());
+    assert_eq!(stored(&fixture).await, 2);
+    client.ack(ack(&other.token)).await.unwrap();
+    client.ack(ack(&late.token)).await.unwrap();
+    assert_eq!(stored(&fixture).await, 0);
+}
+
+/// The fence: what comes again after all is its new holder's.
+#[tokio::test]
+async fn a_late_ack_hits_nobody_where_the_message_comes_again_after_all() {
+    let fixture = work_queue(2).await;
+    let proxy = Proxy::start(NatsServer::shared(), &[]);
+    let mut client = proxy.client().await;
+    fixture.publish("x", "1").await;
+    take(&mut client, &fixture, None).await;
+    let late = take(&mut client, &fixture, None).await;
+    assert_eq!(late.delivery_count, 2);
+    let set = |max_deliver| {
+        let changed = pull::Config { max_deliver, ..ack_wait(1000) };
+        fixture.jetstream.create_consumer_on_stream(changed, &fixture.stream)
+    };
+    set(3).await.unwrap();
+    let next = take(&mut client, &fixture, Some(60_000)).await;
+    assert_eq!(next.delivery_count, 3);
+    // Also where it looks as if the old one had been the last.
+    for max_deliver in [3, 2] {
+        set(max_deliver).await.unwrap();
+        assert_eq!(reason(&client.ack(ack(&late.token)).await.unwrap_err()), expired());
+        assert_eq!(stored(&fixture).await, 1);
+    }
+    client.ack(ack(&next.token)).await.unwrap();
+    assert_eq!(stored(&fixture).await, 0);
 }
 
 #[tokio::test]
