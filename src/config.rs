@@ -98,6 +98,7 @@ impl Serve {
             max_lease,
             max_leases,
             max_waiters,
+            max_leases_per_consumer,
             max_pull_bytes,
             max_calls,
             max_request_bytes,
@@ -141,6 +142,7 @@ impl Serve {
             limits: Limits {
                 max_leases,
                 max_lease,
+                max_leases_per_consumer: max_leases_per_consumer.unwrap_or(max_leases),
                 max_waiters,
                 max_pull_bytes: max_pull_bytes as u64,
                 settle_timeout,

@@ -75,6 +75,8 @@ const LINES: u32 = 10;
 pub struct Limits {
     /// Leases held at once, and places that open pulls have reserved.
     pub max_leases: usize,
+    /// The same of one consumer. It never has more than nine tenths of what is free and its own.
+    pub max_leases_per_consumer: usize,
     /// The longest that a caller keeps a lease without extending it; a longer one is lowered to it.
     pub max_lease: Duration,
     /// Fetch calls open at once.

@@ -210,6 +210,11 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "FETCH_PROXY_MAX_WAITERS", default_value_t = 10_000, value_name = "COUNT",
           value_parser = values::count)]
     pub(super) max_waiters: usize,
+    /// Messages of one consumer leased at once [default: nine tenths of what is free and its own].
+    /// Whatever is given, that much is left for other consumers.
+    #[arg(long, env = "FETCH_PROXY_MAX_LEASES_PER_CONSUMER", value_name = "COUNT",
+          value_parser = values::count)]
+    pub(super) max_leases_per_consumer: Option<usize>,
     /// Bytes that the open pulls of one connection to NATS may bring together, shared by its
     /// consumers: 64 KiB to 1 GiB. Keep it far below the server's max_pending.
     #[arg(

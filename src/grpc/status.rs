@@ -84,7 +84,7 @@ reasons! {
     LeaseBusy = "LEASE_BUSY", Aborted, Some(100);
     /// Nothing happened; the proxy's own NATS rights lack metadata `subject`, and an operator must act.
     NatsPermission = "NATS_PERMISSION", PermissionDenied, None;
-    /// Nothing happened; this replica holds as many leases as it may.
+    /// Nothing happened; this replica, or this consumer at it, holds as many leases as it may.
     LeaseLimit = "LEASE_LIMIT", ResourceExhausted, Some(1000);
     /// Nothing happened; this replica, or this connection, has as many open Fetch calls as it may.
     WaiterLimit = "WAITER_LIMIT", ResourceExhausted, Some(1000);
@@ -200,7 +200,7 @@ impl Refused {
                 Error::ConsumerUnsuitable { .. } => Reason::ConsumerUnsuitable,
                 Error::ConsumerSuspected { .. } => Reason::ConsumerSuspected,
                 Error::ConsumerBusy(_) => Reason::ConsumerBusy,
-                Error::LeaseLimit(_) => Reason::LeaseLimit,
+                Error::LeaseLimit(_) | Error::ConsumerLeaseLimit(_) => Reason::LeaseLimit,
                 Error::WaiterLimit(_) => Reason::WaiterLimit,
                 Error::Draining => Reason::Draining,
                 Error::Unavailable(_) => Reason::NatsUnavailable,
@@ -312,7 +312,9 @@ impl Refused {
             | Self::WaiterLimit(..)
             | Self::ByteLimit(..)
             | Self::ConnectionLimit(_)
-            | Self::Lessor(Error::LeaseLimit(_) | Error::WaiterLimit(_)) => {
+            | Self::Lessor(
+                Error::LeaseLimit(_) | Error::ConsumerLeaseLimit(_) | Error::WaiterLimit(_),
+            ) => {
                 details.add_quota_failure_violation("replica", self.message());
             }
             Self::TokenInvalid

@@ -43,6 +43,9 @@ pub enum Error {
     /// Nothing happened: this many leases are held already.
     #[error("all {0} leases are taken")]
     LeaseLimit(usize),
+    /// Nothing happened: this consumer has this many leases already.
+    #[error("the consumer has {0} leases, as many as one may have")]
+    ConsumerLeaseLimit(usize),
     /// Nothing happened: this many Fetch calls are open already.
     #[error("all {0} places for waiting Fetch calls are taken")]
     WaiterLimit(usize),

@@ -346,7 +346,8 @@ impl<B: Broker> FeedTask<B> {
         let ask = self.asking.is_none() && self.up() && !self.spared;
         let ask = ask.then_some(self.ask_at.max(now));
         let idle = self.used_at + IDLE + Duration::from_millis(1);
-        [self.pump.next_deadline(now), away, ask, self.sharing.next_deadline()]
+        let starved = self.pump.starved().then(|| now + pulling::STARVED);
+        [starved, self.pump.next_deadline(now), away, ask, self.sharing.next_deadline()]
             .into_iter()
             .flatten()
             .fold(idle.max(now + Duration::from_secs(1)), Instant::min)
@@ -386,8 +387,8 @@ impl<B: Broker> FeedTask<B> {
         match command {
             Command::Join { ticket, want, lease, reply } => {
                 self.used_at = now;
-                if let Some(fenced) = self.fenced(now) {
-                    return drop(reply.send(Err(fenced)));
+                if let Some(refusal) = self.fenced(now).or_else(|| self.full()) {
+                    return drop(reply.send(Err(refusal)));
                 }
                 self.join(Waiter { ticket, want, lease, reply }, now);
             }

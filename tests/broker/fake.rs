@@ -37,6 +37,7 @@ pub enum Fault {
 pub fn limits() -> Limits {
     Limits {
         max_leases: 100,
+        max_leases_per_consumer: usize::MAX,
         max_lease: Duration::from_secs(3600),
         max_waiters: 10,
         max_pull_bytes: 16 << 20,

@@ -64,3 +64,39 @@ async fn the_late_end_of_a_pull_leaves_the_next_one_its_places() {
     let (fetched, ()) = tokio::join!(waiting, course);
     assert_eq!(fetched.unwrap().messages().len(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn idle_pulls_hold_little() {
+    let broker = FakeBroker::new(info(SECOND * 30));
+    let limits = Limits { max_leases: 1000, ..limits() };
+    let lessor = Lessor::start(broker.clone(), limits);
+    let waiting = fetch(&broker, &lessor, 1000, SECOND * 5);
+    let look = async {
+        tokio::time::sleep(SECOND).await;
+        assert!(lessor.room() > 900, "{} are free while nothing is there", lessor.room());
+    };
+    let (fetched, ()) = tokio::join!(waiting, look);
+    fetched.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_that_never_settles_leaves_some_to_others_and_is_told() {
+    for (most, limit) in [(usize::MAX, 90), (20, 20)] {
+        let broker = FakeBroker::new(info(SECOND * 30));
+        let limits = Limits { max_leases_per_consumer: most, ..limits() };
+        let lessor = Lessor::start(broker.clone(), limits);
+        (0..200).for_each(|_| broker.publish("x"));
+        let mut held = 0;
+        let refused = loop {
+            match fetch(&broker, &lessor, 1000, Duration::ZERO).await {
+                Ok(fetched) => {
+                    held += fetched.messages().len();
+                    fetched.delivered();
+                }
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(refused, Error::ConsumerLeaseLimit(limit));
+        assert_eq!((held, lessor.room()), (limit, 100 - u32::try_from(limit).unwrap()));
+    }
+}

@@ -14,6 +14,9 @@ use crate::{
 /// NATS's clock may be ahead of ours by this much.
 const CLOCKS: Duration = Duration::from_millis(250);
 
+/// How often it is looked whether leases of the consumer itself have ended, where it has its limit.
+pub(super) const STARVED: Duration = Duration::from_millis(100);
+
 impl<B: Broker> FeedTask<B> {
     /// Does what the pump says, until it has nothing more to say.
     pub(super) async fn perform(&mut self) {
@@ -47,13 +50,28 @@ impl<B: Broker> FeedTask<B> {
         let pulls = pulls && self.may_pull(now);
         let allowed = self.pump.demand(now).filter(|_| pulls).and_then(|demand| {
             let Link::Up(server) = &self.link else { return None };
-            let places = self.lessor.books.free();
+            let limit = self.lease_limit();
+            let places = limit.saturating_sub(self.held()).min(self.lessor.books.free() as usize);
+            let places = u32::try_from(places).unwrap_or(u32::MAX);
             Some(self.sharing.allow(&demand, places, server.max_payload, now))
         });
         if allowed.is_none() {
             self.sharing.rest();
         }
         allowed.flatten()
+    }
+
+    /// How many leases this consumer may have: for others there is always something left.
+    pub(super) fn lease_limit(&self) -> usize {
+        let within = self.held() + self.lessor.books.free() as usize;
+        // Of a few the last one too: a tenth of them is none.
+        self.lessor.limits.max_leases_per_consumer.min(within - within / 10)
+    }
+
+    /// Why a Fetch would wait for a lease of its own consumer to end.
+    pub(super) fn full(&self) -> Option<Error> {
+        let (held, limit) = (self.held(), self.lease_limit());
+        (held > 0 && held >= limit).then_some(Error::ConsumerLeaseLimit(limit))
     }
 
     /// Where no pull is open, nothing is to come. `true`: there were places kept for it.
