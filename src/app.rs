@@ -12,6 +12,8 @@
 //! Steps 2 to 4 together take at most the drain timeout. A second signal ends the process at once, if it
 //! is not one with the first: supervisors signal a process and its group, within a moment.
 
+mod listening;
+
 use std::{
     fs,
     future::Future,
@@ -35,7 +37,7 @@ use crate::{
     broker::{Broker, Link},
     bus::Bus,
     clock,
-    config::Serve,
+    config::{Listen, Serve},
     files,
     grpc::{self, ContractError, EdgeLimits, Health, Router, Service},
     keys::Keys,
@@ -72,7 +74,7 @@ pub struct Bound {
 pub enum AppError {
     /// An address cannot be listened on.
     #[error("cannot listen on {0}: {1}")]
-    Listen(SocketAddr, io::Error),
+    Listen(Listen, io::Error),
     /// The ports file cannot be written.
     #[error("cannot write the ports file: {0}")]
     PortsFile(io::Error),
@@ -104,8 +106,8 @@ pub async fn run(config: Serve, ready: impl FnOnce(Bound)) -> Result<(), AppErro
     }
     let owner = InstanceId::random().map_err(|error| AppError::System(io::Error::other(error)))?;
     introduce(&config, owner);
-    let grpc = listen(config.listen).await?;
-    let ops = listen(config.ops_listen).await?;
+    let grpc = listening::listen(config.listen).await?;
+    let ops = listening::listen(config.ops_listen).await?;
     let local = |listener: &TcpListener| listener.local_addr().map_err(AppError::System);
     let bound = Bound { grpc: local(&grpc)?, ops: local(&ops)? };
 
@@ -284,10 +286,6 @@ impl<B: Broker + Bus> Drain<'_, B> {
 }
 
 type Listeners = JoinSet<Result<(), ContractError>>;
-
-async fn listen(address: SocketAddr) -> Result<TcpListener, AppError> {
-    TcpListener::bind(address).await.map_err(|error| AppError::Listen(address, error))
-}
 
 /// The start line: who this is, and what is set. No secret is in it.
 fn introduce(config: &Serve, owner: InstanceId) {

@@ -5,14 +5,16 @@
 
 mod args;
 mod hand;
+mod listen;
 mod values;
 
-use std::{env, io, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{env, io, path::PathBuf, time::Duration};
 
 use self::args::{DrainArgs, LimitArgs, ListenArgs, NatsArgs, ServeArgs};
 pub use self::{
     args::{Cli, Command, DevArgs, GuardArgs, LogArgs, LogFormat, ProbeArgs},
     hand::{AckArgs, CallArgs, CodecArg, ExtendArgs, FetchArgs, NakArgs, TermArgs},
+    listen::Listen,
 };
 use crate::{
     grpc::{CallLimits, EdgeLimits, MOST_MAX_BYTES, SHORTEST_LEASE},
@@ -38,9 +40,9 @@ const LEAST_ANSWER_BYTES: usize = 2 * MOST_MAX_BYTES as usize;
 #[derive(Debug)]
 pub struct Serve {
     /// Where clients connect; port 0 is any free one.
-    pub listen: SocketAddr,
+    pub listen: Listen,
     /// Where operators and probes connect.
-    pub ops_listen: SocketAddr,
+    pub ops_listen: Listen,
     /// Where the bound addresses are written to, as JSON.
     pub ports_file: Option<PathBuf>,
     /// Where NATS is.

@@ -1,7 +1,6 @@
 //! What can be typed. Says nothing of what it means.
 
 use std::{
-    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -10,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::{
     hand::{AckArgs, ExtendArgs, FetchArgs, NakArgs, TermArgs},
+    listen::Listen,
     values,
 };
 
@@ -20,7 +20,7 @@ Examples:
       messages, serves in front of it, and prints grpcurl lines to paste.
 
   fetch-proxy serve --nats-url nats://nats:4222 --nats-creds /etc/nats/proxy.creds \\
-                    --token-key-file /etc/fetch-proxy/token-keys --listen 0.0.0.0:50051
+                    --token-key-file /etc/fetch-proxy/token-keys --listen :50051
       In front of an existing NATS. Streams and consumers must be there already.
 
   fetch-proxy keygen > token-keys
@@ -116,14 +116,14 @@ pub struct ServeArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct ListenArgs {
-    /// Where clients connect; port 0 is any free one.
+    /// Where clients connect: IP:PORT, NAME:PORT, or :PORT for all addresses; port 0 is any free one.
     #[arg(
         long,
         env = "FETCH_PROXY_LISTEN",
         default_value = "127.0.0.1:50051",
         value_name = "ADDR"
     )]
-    pub(super) listen: SocketAddr,
+    pub(super) listen: Listen,
     /// Where operators and probes connect, in plain text: /livez, /readyz and gRPC health.
     #[arg(
         long,
@@ -131,7 +131,7 @@ pub(super) struct ListenArgs {
         default_value = "127.0.0.1:50052",
         value_name = "ADDR"
     )]
-    pub(super) ops_listen: SocketAddr,
+    pub(super) ops_listen: Listen,
     /// Write the bound addresses to this file, as {"grpc": "…", "ops": "…"}.
     #[arg(long, env = "FETCH_PROXY_PORTS_FILE", value_name = "FILE")]
     pub(super) ports_file: Option<PathBuf>,

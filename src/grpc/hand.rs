@@ -5,7 +5,10 @@
 mod people;
 mod programs;
 
-use std::time::{Duration, SystemTime};
+use std::{
+    borrow::Cow,
+    time::{Duration, SystemTime},
+};
 
 use prost_types::{Duration as PbDuration, Timestamp};
 use tonic::{
@@ -79,10 +82,17 @@ impl Hand {
 /// # Errors
 /// Why there is none, for people.
 pub(super) async fn connect(addr: &str, patience: Duration) -> Result<Channel, String> {
+    let addr = &*reachable(addr);
     let url = if addr.contains("://") { addr.to_owned() } else { format!("http://{addr}") };
     let wrong = |error| format!("{addr}: {}", chain(&error));
     let endpoint = Endpoint::from_shared(url).map_err(wrong)?.connect_timeout(patience);
     endpoint.connect().await.map_err(wrong)
+}
+
+/// All addresses can be listened on, and only one connected to: that of the machine itself.
+fn reachable(addr: &str) -> Cow<'_, str> {
+    let port = ["0.0.0.0:", "[::]:", ":"].iter().find_map(|all| addr.strip_prefix(all));
+    port.map_or(addr.into(), |port| format!("127.0.0.1:{port}").into())
 }
 
 /// A token without what came along when it was copied: blanks, quotes, a comma. No token has any of them.

@@ -66,8 +66,8 @@ async fn the_image_holds_the_program_alone_and_it_serves() {
     let version = env!("CARGO_PKG_VERSION");
     assert_eq!(labels(&config), expected_labels());
     let environment = environment(&config);
-    assert_eq!(environment["FETCH_PROXY_LISTEN"], "0.0.0.0:50051");
-    assert_eq!(environment["FETCH_PROXY_OPS_LISTEN"], "0.0.0.0:50052");
+    assert_eq!(environment["FETCH_PROXY_LISTEN"], "[::]:50051");
+    assert_eq!(environment["FETCH_PROXY_OPS_LISTEN"], "[::]:50052");
 
     let root = storage.mounted("fetch-proxy:test");
     let mut files = files(&root, Path::new(""));

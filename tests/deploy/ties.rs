@@ -13,7 +13,7 @@ const VALUES: &str = include_str!("../../deploy/helm/fetch-proxy/values.yaml");
 
 /// The port of this variable of the image.
 fn of_the_image(variable: &str) -> u64 {
-    let (_, rest) = DOCKERFILE.split_once(&format!("{variable}=0.0.0.0:")).unwrap();
+    let (_, rest) = DOCKERFILE.split_once(&format!("{variable}=[::]:")).unwrap();
     let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
     digits.parse().unwrap()
 }

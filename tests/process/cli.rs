@@ -60,7 +60,7 @@ fn help_shows_for_every_flag_its_variable_and_its_default() {
 #[test]
 fn what_is_wrong_ends_with_code_2_and_one_clear_line() {
     for (arguments, said) in [
-        (&["serve", "--listen", "nowhere"][..], "--listen"),
+        (&["serve", "--listen", "nowhere"][..], ":PORT for all addresses"),
         (&["serve", "--token-key-file", "/nowhere/keys"], "cannot read /nowhere/keys"),
         (&["serve", "--nats-cert", "/dev/null"], "--nats-cert and --nats-key go together"),
         (&["serve", "--log-level", "=="], "--log-level"),
@@ -236,5 +236,22 @@ async fn as_many_files_as_the_system_allows_may_be_open_and_too_few_are_told() {
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(said.contains("not as many files"), told, "{limit}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn a_name_and_a_port_alone_can_be_listened_on() {
+    for (listen, addresses) in [
+        ("localhost:0", &["127.0.0.1", "localhost"][..]),
+        (":0", &["127.0.0.1", "localhost", "0.0.0.0", ""]),
+        ("[::]:0", &["127.0.0.1", "localhost", "[::]"]),
+    ] {
+        let proxy = Proxy::start_on(listen, &NatsServer::shared().url(), &[]);
+        let (_, port) = proxy.grpc.rsplit_once(':').unwrap();
+        for address in addresses {
+            let addr = format!("{address}:{port}");
+            let output = run(&["probe", "--service", "liveness", "--addr", &addr]);
+            assert!(output.status.success(), "{listen}: {addr}: {}", text(&output.stderr));
+        }
     }
 }

@@ -1,0 +1,71 @@
+//! Where to listen, as it is typed: an address, a name, or a port of all addresses. Looks nothing up.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    str::FromStr,
+};
+
+/// Where to listen; port 0 is any free one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    /// All addresses of this machine, of IPv6 and IPv4, or of IPv4 where there is no IPv6.
+    All(u16),
+    /// One address.
+    Address(SocketAddr),
+    /// The first address of this name that can be listened on, IPv4 before IPv6.
+    Name(String, u16),
+}
+
+impl FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(address) = text.parse::<SocketAddr>() {
+            let all = address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+            return Ok(if all { Self::All(address.port()) } else { Self::Address(address) });
+        }
+        let parts = text.rsplit_once(':').and_then(|(name, port)| Some((name, port.parse().ok()?)));
+        match parts {
+            Some(("", port)) => Ok(Self::All(port)),
+            Some((name, port)) if !name.contains([':', '/', '[', ']', ' ']) => {
+                Ok(Self::Name(name.to_owned(), port))
+            }
+            _ => Err("must be IP:PORT, NAME:PORT, or :PORT for all addresses".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All(port) => write!(f, "[::]:{port}"),
+            Self::Address(address) => address.fmt(f),
+            Self::Name(name, port) => write!(f, "{name}:{port}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_a_name_and_a_port_alone_are_taken_and_nothing_else() {
+        for (typed, meant) in [
+            (":50051", Listen::All(50051)),
+            ("[::]:50051", Listen::All(50051)),
+            ("0.0.0.0:1", Listen::Address(([0, 0, 0, 0], 1).into())),
+            ("[::1]:0", Listen::Address((Ipv6Addr::LOCALHOST, 0).into())),
+            ("localhost:7", Listen::Name("localhost".to_owned(), 7)),
+        ] {
+            let read: Listen = typed.parse().unwrap();
+            assert_eq!(read, meant);
+            assert_eq!(read.to_string().parse(), Ok(meant));
+        }
+        for typed in ["", "nowhere", "50051", "::1:50051", "a:65536", "a:", "http://a:1", "[::1]"] {
+            let error = typed.parse::<Listen>().unwrap_err();
+            assert!(error.contains(":PORT for all addresses"), "{typed}: {error}");
+        }
+    }
+}
