@@ -18,7 +18,7 @@ const IDLE_BYTES: u64 = 64 * 1024;
 /// Less than this is not asked for, in bytes: some subject and a small message.
 const LEAST_BYTES: u64 = 1024;
 
-/// See the [module](self).
+/// How much one consumer asks for, by what its pulls have brought: hungry or idle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Appetite {
     messages: u32,

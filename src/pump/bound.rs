@@ -30,7 +30,7 @@ const TIMES: u64 = 4;
 const PAUSE: Duration = Duration::from_secs(30);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1800);
 
-/// See the [module](self).
+/// How many bytes may be on their way on one connection. A cut that the bytes explain lowers the bound.
 #[derive(Debug, Clone)]
 pub struct Bound {
     most: u64,

@@ -37,7 +37,7 @@ pub struct Ask {
     pub idle: bool,
 }
 
-/// See the [module](self).
+/// One bound that many accounts share, in any unit. Accounts that ask in vain wait in line.
 #[derive(Debug)]
 pub struct Budget<K> {
     bound: u64,

@@ -134,7 +134,8 @@ fn the_defaults_on_the_page_are_those_of_the_program() {
         if let Some(mebibytes) = default.strip_suffix(" MiB") {
             default = (mebibytes.parse::<u64>().unwrap() << 20).to_string();
         }
-        let help = &flags[flag];
+        // The help is wrapped at the width of a terminal.
+        let help = flags[flag].split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(help.contains(&format!("[default: {default}]")), "{row}\n{help}");
         count += 1;
     }
