@@ -3,7 +3,7 @@
 //! ```text
 //!            INFO read            inbox opened             connection lost
 //!  LEARNING ───────────▶ KNOWN ──────────────▶ PULLING ───────────────────▶ LEARNING
-//!     │ no such consumer, unsuitable, no rights: every waiter is told, and the feed ends
+//!     │ no such consumer (after a second look), unsuitable, no rights: waiters are told, the feed ends
 //! ```
 //! A connection that broke by what it brought is looked into before it goes on (`suspecting`).
 //!

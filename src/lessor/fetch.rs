@@ -17,7 +17,7 @@ use super::{
     parcel::Leased,
 };
 use crate::{
-    broker::{Broker, Confirmation, ConsumerInfo, ConsumerName},
+    broker::{Broker, Confirmation, ConsumerInfo, ConsumerName, InfoError},
     clock,
     pump::Want,
 };
@@ -232,6 +232,8 @@ impl<B: Broker> Lessor<B> {
     ) -> Result<ConsumerInfo, Error> {
         const FRESH: Duration = Duration::from_secs(1);
         const PATIENCE: Duration = Duration::from_secs(2);
+        const LOOKS: u32 = 2;
+        const PAUSE: Duration = Duration::from_millis(250);
         let Ok(mut recent) = timeout_at(until.into(), feed.recent_info.lock()).await else {
             return Err(Error::Unavailable("the consumer was not read in time".to_owned()));
         };
@@ -241,7 +243,19 @@ impl<B: Broker> Lessor<B> {
         {
             return Ok(info.clone());
         }
-        let info = self.broker.info(name, until.min(now + PATIENCE)).await;
+        let mut info = self.broker.info(name, until.min(now + PATIENCE)).await;
+        // The feed knew it a moment ago: it may be about to be made again.
+        let gone = |info: &Result<_, InfoError>| {
+            matches!(info, Err(InfoError::NoStream | InfoError::NoConsumer))
+        };
+        for _ in 0..LOOKS {
+            let again = clock::now() + PAUSE;
+            if !gone(&info) || again >= until {
+                break;
+            }
+            clock::sleep_until(Some(again)).await;
+            info = self.broker.info(name, until.min(again + PATIENCE)).await;
+        }
         let info = info.map_err(|error| Error::of_info(error, name))?;
         *recent = Some((clock::now(), info.clone()));
         Ok(info)

@@ -12,4 +12,5 @@ mod faults;
 mod leading;
 mod places;
 mod poison;
+mod returning;
 mod unreadable;

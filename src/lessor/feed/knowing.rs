@@ -13,12 +13,25 @@ use crate::{
     lessor::{Error, facts::Facts},
 };
 
+/// A consumer that was known is looked for this long before callers are told that it is gone. A
+/// program that deletes a consumer and makes it again needs milliseconds for that.
+const GONE: Duration = Duration::from_millis(500);
+
 /// Why the consumer cannot be read, and what the log has of it.
 #[derive(Debug, Default)]
 pub(super) struct Unread {
     why: Option<String>,
     /// The reason that was logged last.
     told: Option<String>,
+    /// Since when INFO says that the consumer, which was known, is not there.
+    gone_since: Option<Instant>,
+}
+
+impl Unread {
+    /// The consumer was known, and is not there now. The feed itself looks for it again.
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone_since.is_some()
+    }
 }
 
 impl fmt::Display for Unread {
@@ -117,13 +130,18 @@ impl<B: Broker> FeedTask<B> {
             }
             Err(error) => {
                 if matches!(error, InfoError::NoStream | InfoError::NoConsumer) {
+                    let known = self.facts.is_some();
                     self.end_leases();
+                    if self.may_return(known, now) {
+                        return Ok(());
+                    }
                 }
                 return Err(Error::of_info(error, &self.name));
             }
         };
+        let returned = self.unread.is_gone();
         self.read_again();
-        if self.facts.as_ref().is_some_and(|facts| facts.created != info.created) {
+        if returned || self.facts.as_ref().is_some_and(|facts| facts.created != info.created) {
             tracing::info!(consumer = %self.name, "it was made anew: the leases of the old one end");
             self.end_leases();
             self.leading.forget();
@@ -163,11 +181,25 @@ impl<B: Broker> FeedTask<B> {
         Ok(())
     }
 
+    /// INFO says that there is no such consumer. `true`: it was `known` until a moment ago, so INFO is
+    /// asked again before anybody is told. Its leases have ended, and nothing is pulled meanwhile.
+    fn may_return(&mut self, known: bool, now: Instant) -> bool {
+        if known {
+            self.unread.gone_since = Some(now);
+            self.leading.forget();
+            self.seen = (0, 0);
+            self.learned_on = None;
+        }
+        self.sighted.unsure();
+        self.ask_at = now + INFO_RETRY;
+        self.unread.gone_since.is_some_and(|since| now.saturating_duration_since(since) < GONE)
+    }
+
     /// Says in the log why the consumer cannot be read: once for each reason, when its callers are told.
     fn say_unread(&mut self, now: Instant) {
         let long = self.away_since.is_some_and(|since| now.duration_since(since) >= AWAY);
         let due = long && self.up();
-        let Unread { why: Some(why), told } = &mut self.unread else { return };
+        let Unread { why: Some(why), told, .. } = &mut self.unread else { return };
         if due && told.as_ref() != Some(why) && self.lessor.unread.may_say(now) {
             tracing::warn!(consumer = %self.name, why, "the consumer cannot be read");
             *told = Some(why.clone());

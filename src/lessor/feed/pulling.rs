@@ -107,8 +107,16 @@ impl<B: Broker> FeedTask<B> {
 
     /// Leases what has arrived, and tells the pump.
     pub(super) fn arrived(&mut self, now: Instant) {
-        let Some(facts) = self.facts.clone() else { return };
         let arrivals: Vec<Arrival> = self.arrivals.drain(..).collect();
+        let Some(facts) = self.facts.clone() else {
+            // The consumer is gone, and its deliveries with it; the ends of pulls count.
+            for arrival in arrivals {
+                if let Arrival::End { no, end } = arrival {
+                    self.end_on(no, end, now);
+                }
+            }
+            return;
+        };
         let places = &mut self.places;
         let mut superseded = Vec::new();
         let mut granted: Vec<(LeaseId, Box<Delivery>)> = Vec::with_capacity(arrivals.len());

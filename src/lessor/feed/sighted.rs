@@ -108,14 +108,16 @@ impl Sighted {
 impl<B: Broker> FeedTask<B> {
     /// Nothing stands against a pull.
     pub(super) fn may_pull(&self, now: Instant) -> bool {
-        self.sighted.telling.is_none() && self.sighted.is_sure(now)
+        let known = self.facts.is_some();
+        known && self.sighted.telling.is_none() && self.sighted.is_sure(now)
     }
 
     /// A pull is wanted and the view of the consumer is too old for one. A consumer that cannot be read
     /// is asked for again by the feed itself.
     pub(super) fn must_look(&self, now: Instant) -> bool {
         let wanted = self.pump.waiters() > 0 && !self.pump.has_pull();
-        wanted && self.away_since.is_none() && !self.sighted.is_sure(now)
+        let by_itself = self.away_since.is_some() || self.unread.is_gone();
+        wanted && !by_itself && !self.sighted.is_sure(now)
     }
 
     /// The consumer was read, for the first time or as a new one: whoever holds leases of an older one

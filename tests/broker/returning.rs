@@ -1,0 +1,82 @@
+//! A consumer that is deleted and made again: whoever waits for it is not told that it is gone.
+
+use std::time::Duration;
+
+use fetch_proxy::{
+    broker::ConsumerInfo,
+    clock,
+    lessor::{Action, Error, Lessor},
+};
+
+use super::{
+    fake::{FakeBroker, info, limits},
+    faults::{ask, one, settle},
+};
+
+const LONG: Duration = Duration::from_secs(30);
+
+fn start() -> (FakeBroker, Lessor<FakeBroker>) {
+    let broker = FakeBroker::new(info(LONG));
+    (broker.clone(), Lessor::start(broker, limits()))
+}
+
+fn again() -> ConsumerInfo {
+    ConsumerInfo { created: "second".into(), ..info(LONG) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_that_is_made_again_at_once_ends_no_fetch() {
+    for away in [10, 300].map(Duration::from_millis) {
+        let (broker, lessor) = start();
+        let old = one(&broker, &lessor).await;
+        let making = async {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            broker.change(|info| *info = None);
+            tokio::time::sleep(away).await;
+            broker.change(|info| *info = Some(again()));
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            broker.publish("x");
+        };
+        let (told, ()) = tokio::join!(lessor.fetch(ask(&broker, LONG)), making);
+        assert_eq!(told.expect("a message of the new consumer").messages().len(), 1, "{away:?}");
+        assert!(settle(&lessor, old, Action::Ack).await.is_err(), "{away:?}");
+    }
+}
+
+/// The Fetch asks for itself why there is nothing.
+#[tokio::test(start_paused = true)]
+async fn a_fetch_that_ends_while_its_consumer_is_made_again_is_empty() {
+    let (broker, lessor) = start();
+    let making = async {
+        tokio::time::sleep(Duration::from_millis(4990)).await;
+        broker.change(|info| *info = None);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        broker.change(|info| *info = Some(again()));
+    };
+    let (told, ()) = tokio::join!(lessor.fetch(ask(&broker, Duration::from_secs(5))), making);
+    assert!(told.expect("no messages").messages().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_that_stays_away_is_told_within_a_second() {
+    let (broker, lessor) = start();
+    let gone = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        broker.change(|info| *info = None);
+        clock::now()
+    };
+    let waiting = async { (lessor.fetch(ask(&broker, LONG)).await, clock::now()) };
+    let ((told, at), gone) = tokio::join!(waiting, gone);
+    assert_eq!(told.unwrap_err(), Error::ConsumerNotFound(broker.name()));
+    assert!(at - gone <= Duration::from_secs(1), "{:?}", at - gone);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_that_was_never_known_is_told_at_once() {
+    let (broker, lessor) = start();
+    broker.change(|info| *info = None);
+    let began = clock::now();
+    let told = lessor.fetch(ask(&broker, LONG)).await;
+    assert_eq!(told.unwrap_err(), Error::ConsumerNotFound(broker.name()));
+    assert_eq!(clock::now(), began);
+}
