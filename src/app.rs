@@ -303,6 +303,7 @@ fn introduce(config: &Serve, owner: InstanceId) {
         inbox_prefix = nats.inbox_prefix,
         key_file = config.keys.shared(),
         max_leases = limits.max_leases,
+        max_leases_per_consumer = limits.max_leases_per_consumer,
         max_waiters = limits.max_waiters,
         max_pull_bytes = limits.max_pull_bytes,
         max_connections = edge.max_connections,

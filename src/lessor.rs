@@ -24,6 +24,7 @@ mod settle;
 mod shares;
 mod sighting;
 mod sweep;
+mod turn;
 
 use std::{
     collections::HashMap,

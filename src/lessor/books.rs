@@ -10,7 +10,7 @@ use std::{
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use super::facts::Facts;
+use super::{facts::Facts, turn::Turn};
 use crate::{
     broker::{AckSubject, Order, Verdict},
     clock::{self, Reading},
@@ -19,6 +19,9 @@ use crate::{
 
 /// How many ended leases are remembered, half a byte each.
 const REMEMBERED: usize = 4 << 20;
+
+/// An idle pull has at most this part of what idle pulls have left of their half.
+const IDLE_PART: usize = 16;
 
 /// What a lease holds on to. Dropping it frees the lease's place.
 #[derive(Debug)]
@@ -129,9 +132,20 @@ impl Books {
         drop(self.places.acquire_many(all).await);
     }
 
-    /// Waits until a place is free.
-    pub(super) async fn place_freed(&self) {
-        // Never closed, so the only outcome is a place, which is put back at once.
-        drop(self.places.acquire().await);
+    /// A way to stand in line for places.
+    pub(super) fn turn(&self) -> Turn {
+        Turn::new(self.places.clone())
+    }
+
+    /// Places that no lease has. Open pulls may have reserved them.
+    pub(super) fn unleased(&self) -> usize {
+        self.most.saturating_sub(self.lock().table.len())
+    }
+
+    /// The most places for a pull where nothing is known to be there: such pulls leave half of what no
+    /// lease has to others. They become smaller as they become more, and keep one place at least.
+    pub(super) fn idle_share(&self) -> usize {
+        let (unleased, free) = (self.unleased(), self.places.available_permits());
+        (free.saturating_sub(unleased / 2) / IDLE_PART).max(1)
     }
 }

@@ -48,6 +48,7 @@ use super::{
     facts::Facts,
     parcel::{Leased, Parcel},
     sighting::Sighting,
+    turn::Turn,
 };
 use crate::{
     broker::{Arrival, Broker, ConsumerInfo, ConsumerName, InfoError, Link, News},
@@ -181,6 +182,7 @@ pub(super) struct FeedTask<B: Broker> {
     arrivals: Vec<Arrival>,
     /// Places in the table for what the open pull may still bring, and bytes of the connection.
     places: Option<OwnedSemaphorePermit>,
+    turn: Turn,
     sharing: Sharing,
     /// A limit of the consumer was passed, and INFO was asked for it.
     limited: bool,
@@ -226,6 +228,7 @@ impl<B: Broker> FeedTask<B> {
         };
         let feed = Feed { commands: sender, recent_info: Arc::default() };
         let task = Self {
+            turn: lessor.books.turn(),
             sharing: Sharing::new(&lessor.shares, &name),
             facts: lessor.take_left(&name),
             name,
@@ -287,22 +290,6 @@ impl<B: Broker> FeedTask<B> {
         self.pump.is_idle() && now.duration_since(self.used_at) > IDLE && self.held() == 0
     }
 
-    /// Nobody waits any more, and no lease is held of which it would have to know who leads.
-    fn drained(&mut self, now: Instant) -> bool {
-        if !self.draining || self.pump.waiters() > 0 || self.sighted.is_busy() {
-            return false;
-        }
-        let unhanded = self.pump.take_parked();
-        // Nobody can take it any more, and an heir would not have the message itself.
-        let last = unhanded.iter().filter(|parcel| parcel.last_attempt()).count();
-        if last > 0 {
-            let consumer = &self.name;
-            tracing::warn!(%consumer, last, "last attempts that nobody has taken are let go");
-        }
-        self.release(unhanded, now);
-        self.held() == 0
-    }
-
     fn held(&self) -> usize {
         let held = |facts: &Arc<Facts>| self.lessor.books.with(|table| table.held_by(facts.id));
         self.facts.as_ref().map_or(0, held)
@@ -311,7 +298,6 @@ impl<B: Broker> FeedTask<B> {
     /// Waits for the next thing to happen. `None` once the lessor is closed.
     async fn event(&mut self, now: Instant) -> Option<Event> {
         let (deadline, bell) = (self.deadline(now), self.sharing.bell());
-        let starved = self.pump.starved() && self.lessor.books.free() == 0;
         let Self {
             lessor,
             commands,
@@ -323,6 +309,7 @@ impl<B: Broker> FeedTask<B> {
             link,
             draining,
             sighted,
+            turn,
             ..
         } = self;
         tokio::select! {
@@ -335,7 +322,7 @@ impl<B: Broker> FeedTask<B> {
             () = told(&mut sighted.telling) => Some(Event::Told),
             link = lessor.broker.link_change(link) => Some(Event::Link(link)),
             () = lessor.draining.cancelled(), if !*draining => Some(Event::Drain),
-            () = lessor.books.place_freed(), if starved => Some(Event::Tick),
+            () = turn.come() => Some(Event::Tick),
             () = bell.notified() => Some(Event::Tick),
             () = clock::sleep_until(Some(deadline)) => Some(Event::Tick),
         }

@@ -130,7 +130,8 @@ impl<B: Broker> Lessor<B> {
         if self.draining.is_cancelled() {
             return Err(Error::Draining);
         }
-        if self.books.free() == 0 {
+        // Places that pulls have reserved are free again soon; those of leases need not be.
+        if self.books.free() == 0 && self.books.unleased() == 0 {
             return Err(Error::LeaseLimit(self.books.most()));
         }
         let place = self.waiters.clone().try_acquire_owned();

@@ -45,6 +45,9 @@ pub fn limits() -> Limits {
     }
 }
 
+/// Names of consumers begin like this that have no messages.
+pub const IDLE: &str = "idle";
+
 /// How much a look for unreadable messages sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sight {
@@ -288,6 +291,8 @@ impl State {
     fn tell(&self, name: &ConsumerName) -> Result<ConsumerInfo, InfoError> {
         match &self.info {
             _ if name.stream != self.name.stream => Err(InfoError::NoStream),
+            // Other consumers are there, and nothing is for them.
+            Some(info) if name.consumer.starts_with(IDLE) => Ok(info.clone()),
             Some(info) if name.consumer == self.name.consumer => Ok(ConsumerInfo {
                 pending: (self.messages.len() - self.next) as u64,
                 ack_pending: self.pending.len() as u64,
@@ -392,11 +397,12 @@ impl Broker for FakeBroker {
         told
     }
 
-    async fn open(&self, _: &ConsumerName, place: Place) -> Result<FakeInbox, BrokerError> {
+    async fn open(&self, name: &ConsumerName, place: Place) -> Result<FakeInbox, BrokerError> {
         let mut state = self.state();
         state.opened.push(place);
         let epoch = state.epoch;
-        Ok(FakeInbox { broker: self.clone(), pull: None, place, epoch, broken: false })
+        let idle = name.consumer.starts_with(IDLE);
+        Ok(FakeInbox { broker: self.clone(), pull: None, place, epoch, broken: false, idle })
     }
 
     async fn unreadable(
@@ -470,6 +476,8 @@ pub struct FakeInbox {
     place: Place,
     epoch: u64,
     broken: bool,
+    /// Nothing is for its consumer.
+    idle: bool,
 }
 
 impl Inbox for FakeInbox {
@@ -516,7 +524,7 @@ impl FakeInbox {
         let mut state = self.broker.0.state.lock().unwrap();
         let gone = state.info.is_none().then_some(End::ConsumerGone);
         let mut end = state.refusal.take().or(gone);
-        while end.is_none() && got < pull.batch {
+        while end.is_none() && got < pull.batch && !self.idle {
             let size = state.messages.get(state.next).map_or(0, |message| message.len() as u64);
             if pull.max_bytes.is_some_and(|most| size > most) {
                 end = Some(End::TooLarge);
@@ -546,7 +554,7 @@ impl FakeInbox {
             return None;
         }
         self.pull = Some((pull, got, ends));
-        let due = state.pending.values().map(|pending| pending.due).min();
+        let due = state.pending.values().map(|pending| pending.due).min().filter(|_| !self.idle);
         Some(due.map_or(ends, |due| due.min(ends)))
     }
 }

@@ -99,6 +99,22 @@ impl<B: Broker> FeedTask<B> {
         self.lessor.release(released.collect());
     }
 
+    /// Nobody waits any more, and no lease is held of which it would have to know who leads.
+    pub(super) fn drained(&mut self, now: Instant) -> bool {
+        if !self.draining || self.pump.waiters() > 0 || self.sighted.is_busy() {
+            return false;
+        }
+        let unhanded = self.pump.take_parked();
+        // Nobody can take it any more, and an heir would not have the message itself.
+        let last = unhanded.iter().filter(|parcel| parcel.last_attempt()).count();
+        if last > 0 {
+            let consumer = &self.name;
+            tracing::warn!(%consumer, last, "last attempts that nobody has taken are let go");
+        }
+        self.release(unhanded, now);
+        self.held() == 0
+    }
+
     pub(super) fn fail_waiters(&mut self, error: &Error, now: Instant) {
         for id in self.pump.fail(now) {
             if let Some(waiter) = self.waiters.remove(&id) {

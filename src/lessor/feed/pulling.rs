@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::{FeedTask, sharing::wire_size};
+use super::{
+    FeedTask,
+    sharing::{Places, wire_size},
+};
 use crate::{
     broker::{Arrival, Broker, BrokerError, Delivery, End, Inbox, Link, News, Pull},
     clock,
@@ -48,12 +51,30 @@ impl<B: Broker> FeedTask<B> {
         // While one connection is missing, or INFO is overdue, nothing new is pulled.
         let pulls = self.up() && self.inbox.is_some() && self.fresh(now) && !self.outdated();
         let pulls = pulls && self.may_pull(now);
-        let allowed = self.pump.demand(now).filter(|_| pulls).and_then(|demand| {
+        let demand = self.pump.demand(now);
+        if demand.is_none() || self.inbox.is_none() {
+            self.turn.leave();
+        }
+        // While INFO is read again, one keeps its place in line.
+        let allowed = demand.filter(|_| pulls).and_then(|demand| {
             let Link::Up(server) = &self.link else { return None };
-            let limit = self.lease_limit();
-            let places = limit.saturating_sub(self.held()).min(self.lessor.books.free() as usize);
-            let places = u32::try_from(places).unwrap_or(u32::MAX);
-            Some(self.sharing.allow(&demand, places, server.max_payload, now))
+            let books = &self.lessor.books;
+            let (mine, free) = (self.lease_limit().saturating_sub(self.held()), self.turn.free());
+            match (mine, free) {
+                (0, _) => self.turn.leave(),
+                (_, 0) => self.turn.stand(),
+                _ => {}
+            }
+            if mine == 0 || free == 0 {
+                return None;
+            }
+            let places = Places { most: mine.min(most_of(free)), idle: books.idle_share() };
+            let allowed = self.sharing.allow(&demand, places, server.max_payload, now);
+            if allowed.is_none() {
+                // Whoever waits for bytes keeps no place from others.
+                self.turn.leave();
+            }
+            Some(allowed)
         });
         if allowed.is_none() {
             self.sharing.rest();
@@ -61,11 +82,11 @@ impl<B: Broker> FeedTask<B> {
         allowed.flatten()
     }
 
-    /// How many leases this consumer may have: for others there is always something left.
+    /// How many leases this consumer may have: for others there is always something left. Places that
+    /// pulls have reserved count as left.
     pub(super) fn lease_limit(&self) -> usize {
-        let within = self.held() + self.lessor.books.free() as usize;
-        // Of a few the last one too: a tenth of them is none.
-        self.lessor.limits.max_leases_per_consumer.min(within - within / 10)
+        let within = self.held() + self.lessor.books.unleased();
+        self.lessor.limits.max_leases_per_consumer.min(most_of(within))
     }
 
     /// Why a Fetch would wait for a lease of its own consumer to end.
@@ -85,7 +106,7 @@ impl<B: Broker> FeedTask<B> {
 
     pub(super) async fn pull(&mut self, pull: Pull) {
         self.places = None;
-        self.places = self.lessor.books.reserve(pull.batch);
+        self.places = self.turn.take(pull.batch);
         self.sharing.issued(pull.no, pull.batch, pull.max_bytes);
         let sent = match (&self.places, &mut self.inbox) {
             (Some(_), Some(inbox)) => inbox.pull(pull).await,
@@ -215,6 +236,11 @@ impl<B: Broker> FeedTask<B> {
         }
         self.pump.down(now);
     }
+}
+
+/// Nine tenths, and of a few the last one too: a tenth of them is none.
+fn most_of(count: usize) -> usize {
+    count - count / 10
 }
 
 /// What comes through the inbox, while there is one.

@@ -26,6 +26,14 @@ const DOUBTFUL: Duration = Duration::from_secs(30);
 /// What JetStream and its headers may add to the largest payload of a server, in bytes.
 const AROUND: u64 = 16 * 1024;
 
+/// How many messages a pull may ask for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Places {
+    pub(super) most: usize,
+    /// The same of a pull where nothing is known to be there.
+    pub(super) idle: usize,
+}
+
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct Sharing {
@@ -104,12 +112,13 @@ impl Sharing {
     pub(super) fn allow(
         &mut self,
         demand: &Demand,
-        places: u32,
+        places: Places,
         max_payload: u64,
         now: Instant,
     ) -> Option<Allowance> {
         let messages = self.appetite.messages(demand);
-        let most = u32::try_from(messages.most).unwrap_or(u32::MAX).min(places);
+        let places = if messages.idle { places.most.min(places.idle) } else { places.most };
+        let most = u32::try_from(messages.most.min(places as u64)).unwrap_or(u32::MAX);
         if most == 0 {
             return None;
         }
