@@ -164,7 +164,8 @@ impl Serve {
 }
 
 fn settings(args: NatsArgs) -> Result<Settings, ConfigError> {
-    let NatsArgs { nats_url, creds, user, nkey, ca, cert, key, js_domain, inbox_prefix } = args;
+    let NatsArgs { nats_url, creds, user, nkey, ca, cert, key, tls_first, js_domain, inbox_prefix } =
+        args;
     let servers = parse_servers(&nats_url)
         // Not the URL itself: a password may be in it.
         .map_err(|error| ConfigError::Invalid(format!("--nats-url or NATS_URL: {error}")))?;
@@ -200,7 +201,7 @@ fn settings(args: NatsArgs) -> Result<Settings, ConfigError> {
             return invalid(format!("{flag} must be part of a NATS subject, without wildcards"));
         }
     }
-    Ok(Settings { servers, auth, ca, identity, domain: js_domain, inbox_prefix })
+    Ok(Settings { servers, auth, ca, identity, tls_first, domain: js_domain, inbox_prefix })
 }
 
 /// The name of this machine; in a pod of Kubernetes that is the name of the pod.

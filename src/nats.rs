@@ -60,6 +60,8 @@ pub struct Settings {
     pub ca: Option<std::path::PathBuf>,
     /// Client certificate and key, both PEM.
     pub identity: Option<(std::path::PathBuf, std::path::PathBuf)>,
+    /// TLS begins before the server has said anything.
+    pub tls_first: bool,
     /// JetStream domain, for an API prefix of `$JS.<domain>.API`.
     pub domain: Option<String>,
     /// First tokens of every inbox, so that NATS rights can be given for them.

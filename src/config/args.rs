@@ -182,6 +182,11 @@ pub(super) struct NatsArgs {
     /// Key of the client certificate (PEM).
     #[arg(long = "nats-key", env = "NATS_KEY", value_name = "FILE")]
     pub(super) key: Option<PathBuf>,
+    /// Begin TLS before the server has said anything, for servers with `handshake_first: true`. A
+    /// server without TLS is not connected to then.
+    #[arg(long = "nats-tls-first", env = "NATS_TLS_FIRST",
+          value_parser = clap::builder::BoolishValueParser::new())]
+    pub(super) tls_first: bool,
     /// JetStream domain.
     #[arg(long, env = "FETCH_PROXY_JS_DOMAIN", value_name = "NAME")]
     pub(super) js_domain: Option<String>,

@@ -132,6 +132,9 @@ impl Connection {
         if let Some((cert, key)) = &settings.identity {
             options = options.add_client_certificate(cert.clone(), key.clone());
         }
+        if settings.tls_first {
+            options = options.tls_first();
+        }
         let client = options.connect(&settings.servers[..]).await?;
         let server = client.server_info();
         let (server_id, version) = (server.server_id, server.version);
@@ -217,6 +220,17 @@ fn options(settings: &Settings, end: Arc<Ending>) -> ConnectOptions {
     .require_tls(settings.ca.is_some() || settings.identity.is_some())
     // Every subject that we publish to is the server's own or checked where it came in.
     .skip_subject_validation(true)
+}
+
+/// Why there is no connection, for people, with advice where the fault is known.
+pub(super) fn why(error: &ConnectError, settings: &Settings) -> String {
+    let mut why = error.to_string();
+    // The words of the library for a server that closed the connection without a word: one that waits
+    // for a TLS handshake does so after its TLS timeout, 2 s by default.
+    if !settings.tls_first && why.contains("expected INFO, got nothing") {
+        why.push_str("; a server with handshake_first: true needs --nats-tls-first");
+    }
+    why
 }
 
 /// Who a URL names, which has to write some characters as `%` and their number.

@@ -387,6 +387,7 @@ mod tests {
             ca: None,
             identity: None,
             domain: None,
+            tls_first: false,
             inbox_prefix: "_INBOX".to_owned(),
         }
     }

@@ -26,7 +26,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    OLDEST_SERVER, Settings, bus::Ears, connection::Connection, presence::Presence,
+    OLDEST_SERVER, Settings,
+    bus::Ears,
+    connection::{self, Connection},
+    presence::Presence,
     replies::Replies,
 };
 use crate::{
@@ -147,7 +150,7 @@ impl Supervisor {
                 tracing::info!(consumer = %name, "it has a connection to NATS of its own");
                 Ok(Arc::new(connection))
             }
-            Ok(Err(error)) => Err(error.to_string()),
+            Ok(Err(error)) => Err(connection::why(&error, &self.settings)),
             Err(_) => Err("NATS does not answer".to_owned()),
         }
     }
@@ -284,8 +287,9 @@ impl Supervisor {
                     UNFIT_RETRY
                 }
                 Err(error) => {
+                    let error = connection::why(&error, &self.settings);
                     if !std::mem::replace(&mut told, true) {
-                        tracing::warn!(role, %error, "NATS cannot be reached; trying on");
+                        tracing::warn!(role, error, "NATS cannot be reached; trying on");
                     }
                     set(Part::Down(format!("NATS cannot be reached: {error}")));
                     waits.longer()

@@ -93,6 +93,7 @@ async fn real() -> Real {
         ca: None,
         identity: None,
         domain: None,
+        tls_first: false,
         inbox_prefix: "_INBOX".into(),
     };
     let tasks = TaskTracker::new();

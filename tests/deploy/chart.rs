@@ -33,6 +33,7 @@ pub const INSTALLATIONS: &[(&str, &[&str])] = &[
             "nats.url=tls://a:4222\\,tls://b:4222",
             "nats.tls.caSecret=ca",
             "nats.tls.clientSecret=cert",
+            "nats.tls.handshakeFirst=true",
         ],
     ),
     ("autoscaled", &[LEAST, "autoscaling.enabled=true"]),

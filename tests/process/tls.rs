@@ -110,6 +110,24 @@ async fn both_sides_know_each_other_and_new_certificates_are_taken_up() {
     eventually("both connections to be made anew", connected).await;
 }
 
+/// Such a server says nothing before the TLS handshake.
+#[tokio::test]
+async fn a_server_that_wants_the_handshake_first_is_connected_to_by_a_flag_that_the_log_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let certificates = Certificates::write(folder.path());
+    let tls = certificates.server().replace("verify: true", "verify: true, handshake_first: true");
+    let server = NatsServer::start_with(binary(), Some(tls));
+    let without = [&certificates.trust()[..], &certificates.identity()].concat();
+    let with = [&without[..], &["--nats-tls-first".to_owned()]].concat();
+    let proxy = start(&server.url(), &without);
+    let hint = "needs --nats-tls-first";
+    eventually("the hint", || async { proxy.log().contains(hint).then_some(()) }).await;
+    assert!(!proxy.log().contains("connected to NATS"), "{}", proxy.log());
+    let proxy = start(&server.url(), &with);
+    proxy.ready().await;
+    assert!(!proxy.log().contains(hint), "{}", proxy.log());
+}
+
 #[tokio::test]
 async fn a_stranger_on_either_side_is_not_connected_to() {
     let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
@@ -160,6 +178,7 @@ async fn where_tls_is_asked_for_a_server_without_it_is_told_nothing() {
         ("nats", certificates.trust().to_vec()),
         ("nats", certificates.identity().to_vec()),
         ("tls", Vec::new()),
+        ("nats", vec!["--nats-tls-first".to_owned()]),
     ] {
         let (port, heard) = eavesdropper().await;
         let proxy = start(&format!("{scheme}://user:hunter2@127.0.0.1:{port}"), &flags);
