@@ -20,6 +20,7 @@ mod leading;
 mod pulling;
 mod sharing;
 mod sighted;
+mod single;
 mod suspecting;
 mod suspicion;
 

@@ -14,6 +14,7 @@ mod edge;
 mod elsewhere;
 mod greedy;
 mod half_closed;
+mod imports;
 mod leaving;
 mod nats_away;
 mod poison;

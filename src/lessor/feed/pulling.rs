@@ -116,6 +116,7 @@ impl<B: Broker> FeedTask<B> {
         let now = clock::now();
         if sent.is_ok() {
             self.pulled_at = Some(now);
+            self.sighted.single.issued(pull.no, pull.batch, now + pull.expires);
             if let Some(facts) = &self.facts {
                 self.suspicion.pulled(facts.longest_ack_wait(), now);
             }
@@ -128,6 +129,7 @@ impl<B: Broker> FeedTask<B> {
 
     /// Leases what has arrived, and tells the pump.
     pub(super) fn arrived(&mut self, now: Instant) {
+        self.watch_answers(now);
         let arrivals: Vec<Arrival> = self.arrivals.drain(..).collect();
         let Some(facts) = self.facts.clone() else {
             // The consumer is gone, and its deliveries with it; the ends of pulls count.
@@ -226,6 +228,7 @@ impl<B: Broker> FeedTask<B> {
         self.inbox = None;
         self.places = None;
         self.sharing.lost();
+        self.sighted.single.lost();
         // What was asked before may not know of what has arrived until now.
         if self.asking.take().is_some() {
             self.ask_at = now;

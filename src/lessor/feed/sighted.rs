@@ -27,6 +27,7 @@ use tokio::sync::oneshot;
 use super::{
     FeedTask, INFO_RETRY,
     counting::{Counted, Counting},
+    single::Single,
 };
 use crate::{
     broker::{Arrival, Broker, ConsumerInfo, End, Server},
@@ -49,6 +50,8 @@ enum Kept {
 /// See the [module](self).
 pub(super) struct Sighted {
     counting: Counting,
+    /// Whether pulls have more than one answer.
+    pub(super) single: Single,
     /// The others are being told.
     pub(super) telling: Option<Told>,
     /// What has arrived meanwhile, in its order.
@@ -67,6 +70,7 @@ impl Sighted {
     pub(super) fn new(server: Option<&Arc<Server>>, now: Instant) -> Self {
         Self {
             counting: Counting::new(0, now),
+            single: Single::default(),
             telling: None,
             kept_back: VecDeque::new(),
             sure_at: None,
@@ -158,6 +162,25 @@ impl<B: Broker> FeedTask<B> {
         }
         if what != Counted::On {
             self.tell(0, what);
+        }
+    }
+
+    /// Looks whether answers to pulls are lost on their way.
+    pub(super) fn watch_answers(&mut self, now: Instant) {
+        for arrival in &self.arrivals {
+            let single = &mut self.sighted.single;
+            match arrival {
+                Arrival::Message(delivery) => {
+                    if let Some(missed) = single.arrived(delivery.consumer_sequence, now) {
+                        tracing::warn!(
+                            consumer = %self.name,
+                            missed,
+                            "only the first message of each pull arrives: the export of the JetStream API needs response_type: stream"
+                        );
+                    }
+                }
+                Arrival::End { no, .. } => single.ended(*no),
+            }
         }
     }
 
