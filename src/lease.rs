@@ -211,6 +211,11 @@ impl<T> LeaseTable<T> {
         self.store.get(id).map(|lease| &lease.payload)
     }
 
+    /// Changes what is kept with a lease, if it is there.
+    pub fn note(&mut self, id: LeaseId, change: impl FnOnce(&mut T)) {
+        self.store.update(id, |lease| change(&mut lease.payload));
+    }
+
     /// Until when JetStream waits for this lease, less the margin, as far as is known.
     pub fn ack_by(&self, id: LeaseId) -> Option<Instant> {
         self.store.get(id).map(|lease| self.origin.at(lease.ack_by()))

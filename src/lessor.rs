@@ -25,6 +25,7 @@ mod shares;
 mod sighting;
 mod sweep;
 mod turn;
+mod unsettled;
 
 use std::{
     collections::HashMap,
@@ -43,7 +44,9 @@ pub(crate) use self::facts::encoded_size;
 use self::{
     books::{Books, Hold},
     feed::{Answer, Command, Feed, FeedTask, Ticket},
+    parcel::Loan,
     shares::Shares,
+    unsettled::Unsettled,
 };
 pub use self::{
     codec::Codec,
@@ -106,6 +109,8 @@ pub struct Shared<B: Broker> {
     feeds: Mutex<HashMap<ConsumerName, Feed>>,
     /// Whether the log may say of one more consumer why it cannot be read.
     unread: Seldom,
+    /// Who lets leases end, and whether the log may say so of one more.
+    unsettled: (Unsettled, Seldom),
     /// What was known of consumers whose feeds have ended while leases were held.
     left: Mutex<HashMap<ConsumerName, Arc<Facts>>>,
     /// The way to the other replicas, if there can be any.
@@ -146,6 +151,7 @@ impl<B: Broker> Lessor<B> {
             limits,
             feeds: Mutex::default(),
             unread: Seldom::few(LINES),
+            unsettled: (Unsettled::default(), Seldom::few(LINES)),
             left: Mutex::default(),
             herald: OnceLock::new(),
             tickets: AtomicU64::new(0),
@@ -221,7 +227,7 @@ impl<B: Broker> Lessor<B> {
         name: &ConsumerName,
         ticket: Ticket,
         want: Want,
-        lease: Option<Duration>,
+        lease: Loan,
         reply: oneshot::Sender<Result<Answer, Error>>,
     ) -> Feed {
         self.tell(name, Command::Join { ticket, want, lease, reply })

@@ -33,6 +33,8 @@ pub const LONGEST_REASON: usize = 1024;
 pub const LONGEST_NAME: usize = 255;
 /// Longest name of a worker, in bytes; more is cut.
 pub const LONGEST_WORKER: usize = 1024;
+/// As much of it is remembered while the worker has leases, in bytes.
+const NAMED_WORKER: usize = 64;
 /// Most bytes of an answer; more is lowered.
 pub const MOST_MAX_BYTES: u32 = 16 * 1024 * 1024;
 /// What stock gRPC clients take, less what the answer's own frame and numbers take.
@@ -63,6 +65,7 @@ pub(super) fn fetch(
         max_wait: max_wait.unwrap_or(DEFAULT_WAIT).min(LONGEST_WAIT),
         linger: linger.unwrap_or_default().min(LONGEST_LINGER),
         lease: lease("lease", request.lease.as_ref())?,
+        worker: cut(request.worker.clone(), NAMED_WORKER).into(),
         codec: codec(request.codec)?,
         patience: left.map(|left| Patience {
             until: now + left.saturating_sub(slack(left)),

@@ -29,6 +29,8 @@ pub(super) struct Hold {
     pub(super) ack: AckSubject,
     pub(super) facts: Arc<Facts>,
     pub(super) delivery_count: u64,
+    /// The worker that has it, as its Fetch names it. `None`: nobody has it, or it was taken over.
+    pub(super) worker: Option<Arc<str>>,
     /// `None` for a delivery that came unasked, late from a pull that was given up.
     pub(super) _place: Option<OwnedSemaphorePermit>,
 }

@@ -47,7 +47,7 @@ use self::{
 use super::{
     Error, Lessor,
     facts::Facts,
-    parcel::{Leased, Parcel},
+    parcel::{Leased, Loan, Parcel},
     sighting::Sighting,
     turn::Turn,
 };
@@ -96,7 +96,7 @@ pub(super) enum Command {
     Join {
         ticket: Ticket,
         want: Want,
-        lease: Option<Duration>,
+        lease: Loan,
         reply: Reply,
     },
     Leave(Ticket),
@@ -143,7 +143,7 @@ impl Feed {
 struct Waiter {
     ticket: Ticket,
     want: Want,
-    lease: Option<Duration>,
+    lease: Loan,
     reply: Reply,
 }
 

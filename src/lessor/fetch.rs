@@ -5,7 +5,7 @@
 //! the waiter leaves its pump, and granted deliveries go to the next waiter.
 
 use std::{
-    sync::atomic::Ordering,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -14,7 +14,7 @@ use tokio::{sync::oneshot, time::timeout_at};
 use super::{
     Action, Ask, Codec, Error, Lessor,
     feed::{Answer, Feed, Ticket},
-    parcel::Leased,
+    parcel::{Leased, Loan},
 };
 use crate::{
     broker::{Broker, Confirmation, ConsumerInfo, ConsumerName, InfoError},
@@ -37,6 +37,8 @@ pub struct FetchAsk {
     pub linger: Duration,
     /// How long the messages are leased; `None` is as long as JetStream would wait.
     pub lease: Option<Duration>,
+    /// The worker, as it names itself; empty where it does not.
+    pub worker: Arc<str>,
     /// What payloads must be.
     pub codec: Codec,
     /// When the caller's own patience ends, if it has told.
@@ -115,7 +117,9 @@ impl<B: Broker> Lessor<B> {
             linger: ask.linger.min(until.saturating_duration_since(now)),
             no_wait: ask.max_wait.is_zero(),
         };
-        let mut fetched = Fetched::new(self.wait(&ask.name, want, ask.lease).await?);
+        let mut fetched = Fetched::new(
+            self.wait(&ask.name, want, Loan { length: ask.lease, worker: ask.worker }).await?,
+        );
         let answer_by = until + self.limits.settle_timeout;
         let answer_by = ask.patience.map_or(answer_by, |patience| patience.answer_by);
         self.terminate_misfits(&mut fetched, ask.codec, answer_by).await;
@@ -138,12 +142,7 @@ impl<B: Broker> Lessor<B> {
         place.map_err(|_| Error::WaiterLimit(self.limits.max_waiters))
     }
 
-    async fn wait(
-        &self,
-        name: &ConsumerName,
-        want: Want,
-        lease: Option<Duration>,
-    ) -> Result<Answer, Error> {
+    async fn wait(&self, name: &ConsumerName, want: Want, lease: Loan) -> Result<Answer, Error> {
         let (reply, answer) = oneshot::channel();
         let ticket = Ticket(self.tickets.fetch_add(1, Ordering::Relaxed));
         let feed = self.join(name, ticket, want, lease, reply);

@@ -176,7 +176,8 @@ impl<B: Broker> Lessor<B> {
                     let moving = if another { moving.distrusted() } else { moving };
                     let (id, count) = (facts.id, moving.delivery_count);
                     let place = places.0.split(1);
-                    let hold = Hold { ack, facts, delivery_count: count, _place: place };
+                    let worker = None;
+                    let hold = Hold { ack, facts, delivery_count: count, worker, _place: place };
                     taken.push(match table.adopt(&moving, id, at, hold, now) {
                         Adopted::Here(id, older) => {
                             superseded.extend(older);

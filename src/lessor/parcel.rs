@@ -1,6 +1,9 @@
 //! A delivery on its way to a caller: leased to us, and then to the caller. No logic.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::facts::Facts;
 use crate::{
@@ -20,6 +23,15 @@ impl Parcel {
     pub(super) fn last_attempt(&self) -> bool {
         self.facts.last_attempt(self.delivery.delivery_count)
     }
+}
+
+/// How a caller has its leases.
+#[derive(Debug, Clone)]
+pub(super) struct Loan {
+    /// For how long; `None` is as long as JetStream would wait.
+    pub(super) length: Option<Duration>,
+    /// Who it is.
+    pub(super) worker: Arc<str>,
 }
 
 /// A delivery and its lease.

@@ -3,10 +3,11 @@
 
 use std::{
     collections::HashMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use super::{Lessor, books::Hold};
+use super::{Lessor, books::Hold, facts::Facts};
 use crate::{
     broker::{Broker, Confirmation, Order, Verdict},
     clock,
@@ -17,6 +18,21 @@ use crate::{
 const STEP: usize = 1024;
 /// A progress that is not confirmed by then is tried again by the table's own clock.
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Leases that have ended in the hands of workers, of each of them.
+#[derive(Default)]
+struct Ended(HashMap<(ConsumerId, Arc<str>), (Arc<Facts>, u64)>);
+
+impl Ended {
+    fn count(&mut self, hold: &Hold) {
+        // The leases of a consumer that is gone end by that.
+        if let Some(worker) = hold.worker.as_ref().filter(|_| !hold.facts.lead.is_over()) {
+            let of = (hold.facts.id, worker.clone());
+            let (_, count) = self.0.entry(of).or_insert_with(|| (hold.facts.clone(), 0));
+            *count += 1;
+        }
+    }
+}
 
 impl<B: Broker> Lessor<B> {
     /// Runs until the lessor is closed.
@@ -41,6 +57,7 @@ impl<B: Broker> Lessor<B> {
         let now = clock::now();
         let mut progress: HashMap<ConsumerId, Vec<_>> = HashMap::new();
         let (mut released, mut ended) = (Vec::new(), Vec::new());
+        let mut unsettled = Ended::default();
         let count = self.books.with(|table| {
             if *self.frozen.borrow() {
                 return 0;
@@ -58,8 +75,14 @@ impl<B: Broker> Lessor<B> {
                             progress.entry(hold.facts.id).or_default().push((id, order));
                         }
                     }
-                    Due::Lapsed { payload, release: Some(by), .. } => released.push((payload, by)),
-                    Due::Lapsed { payload, .. } | Due::Lost { payload, .. } => ended.push(payload),
+                    Due::Lapsed { payload, release: Some(by), .. } => {
+                        unsettled.count(&payload);
+                        released.push((payload, by));
+                    }
+                    Due::Lapsed { payload, .. } | Due::Lost { payload, .. } => {
+                        unsettled.count(&payload);
+                        ended.push(payload);
+                    }
                 }
             }
             count
@@ -74,8 +97,28 @@ impl<B: Broker> Lessor<B> {
         for (_, leases) in progress {
             self.progress(leases);
         }
+        self.tell_unsettled(unsettled, now);
         self.release(released);
         count == STEP
+    }
+
+    /// Says in the log which workers have let leases end.
+    fn tell_unsettled(&self, Ended(workers): Ended, now: Instant) {
+        let (unsettled, lines) = &self.unsettled;
+        for ((_, worker), (facts, count)) in workers {
+            let name = &facts.name;
+            let said = unsettled.ended((name.clone(), worker.clone()), count, now);
+            if let Some(count) = said.filter(|_| lines.may_say(now)) {
+                let (stream, consumer) = (&*name.stream, &*name.consumer);
+                tracing::info!(
+                    stream,
+                    consumer,
+                    worker = &*worker,
+                    count,
+                    "leases ended unsettled"
+                );
+            }
+        }
     }
 
     /// Tells JetStream that these are still being worked on.

@@ -25,6 +25,7 @@ pub(super) fn ask(broker: &FakeBroker, max_wait: Duration) -> FetchAsk {
         max_wait,
         linger: Duration::ZERO,
         lease: None,
+        worker: "".into(),
         codec: Codec::Raw,
         patience: None,
     }

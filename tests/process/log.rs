@@ -7,8 +7,10 @@ use std::{
     os::fd::OwnedFd,
     path::Path,
     process::Command,
+    time::Duration,
 };
 
+use async_nats::jetstream::consumer::pull;
 use serde_json::Value;
 use tokio::{net::unix::pipe, time::timeout};
 
@@ -238,6 +240,33 @@ async fn the_start_line_says_who_this_is_and_no_secret() {
     );
     assert_eq!(lines(&proxy, "starting").await[0]["nats_user"], "User(***)");
     assert!(!proxy.log().contains("hunter2"), "{}", proxy.log());
+}
+
+#[tokio::test]
+async fn a_worker_whose_leases_end_unsettled_is_named() {
+    let proxy = Proxy::start(NatsServer::shared(), &[]);
+    proxy.ready().await;
+    let mut client = proxy.client().await;
+    let second = prost_types::Duration { seconds: 1, nanos: 0 };
+    // A lease without a length ends with the ack wait of its consumer.
+    for lease in [Some(second), None] {
+        let ack_wait = Duration::from_secs(if lease.is_some() { 30 } else { 3 });
+        let fixture = Fixture::new(pull::Config { ack_wait, ..config() }).await;
+        fixture.publish("one", "x").await;
+        fixture.publish("two", "x").await;
+        let mut request = fetch(&fixture, 2, 10_000);
+        (request.worker, request.lease) = (format!("billing-7{}", "-".repeat(100)), lease);
+        let messages = client.fetch(request).await.unwrap().into_inner().messages;
+        client.ack(ack(&messages[0].token)).await.unwrap();
+        let line = eventually("a line about its worker", async || {
+            let mut lines = lines(&proxy, "leases ended unsettled").await.into_iter();
+            lines.find(|line| line["stream"].as_str() == Some(&*fixture.stream))
+        })
+        .await;
+        let worker = line["worker"].as_str().unwrap();
+        assert!(worker.starts_with("billing-7-") && worker.len() == 64, "{line}");
+        assert_eq!(line["count"], messages.len() - 1, "{line}");
+    }
 }
 
 #[tokio::test]

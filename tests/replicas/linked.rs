@@ -310,6 +310,7 @@ impl Member {
             max_wait: PATIENCE,
             linger: Duration::from_secs(1),
             lease: None,
+            worker: "".into(),
             codec: Codec::Raw,
             patience: None,
         };

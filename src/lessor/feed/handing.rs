@@ -1,6 +1,6 @@
 //! Handing over: lends leases to those who waited for them, and takes back what nobody took.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::{Answer, Command, FeedTask};
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
         Error,
         books::Hold,
         facts::encoded_size,
-        parcel::{Leased, Parcel},
+        parcel::{Leased, Loan, Parcel},
     },
     pump::{WaiterId, Why},
 };
@@ -41,8 +41,8 @@ impl<B: Broker> FeedTask<B> {
         };
         self.tickets.remove(&waiter.ticket);
         let found = !messages.is_empty() || too_large.is_some();
-        let messages = self.lend(messages, waiter.lease, now);
-        let too_large = self.lend(Vec::from_iter(too_large), waiter.lease, now).pop();
+        let messages = self.lend(messages, &waiter.lease, now);
+        let too_large = self.lend(Vec::from_iter(too_large), &waiter.lease, now).pop();
         if found && messages.is_empty() && too_large.is_none() && now < waiter.want.until {
             // All that it had was lost in the meantime; the call goes on waiting.
             return self.join(waiter, now);
@@ -58,15 +58,11 @@ impl<B: Broker> FeedTask<B> {
     }
 
     /// Makes the leases the caller's own. What was lost in the meantime is left out.
-    pub(super) fn lend(
-        &self,
-        parcels: Vec<Parcel>,
-        lease: Option<Duration>,
-        now: Instant,
-    ) -> Vec<Leased> {
+    pub(super) fn lend(&self, parcels: Vec<Parcel>, lease: &Loan, now: Instant) -> Vec<Leased> {
         self.lessor.books.with(|table| {
             let lend = |parcel: Parcel| {
-                let lent = table.lend(parcel.id, lease, now).ok()?;
+                let lent = table.lend(parcel.id, lease.length, now).ok()?;
+                table.note(parcel.id, |hold| hold.worker = Some(lease.worker.clone()));
                 let (deadline, settle_by) = (lent.deadline, lent.settle_by);
                 let leader = parcel.facts.lead.leader();
                 Some(Leased { id: parcel.id, deadline, settle_by, leader, parcel })
@@ -78,8 +74,11 @@ impl<B: Broker> FeedTask<B> {
     /// An answer that nobody took goes to the next waiter.
     pub(super) fn take_back(&mut self, parcels: Vec<Parcel>, now: Instant) {
         self.lessor.books.with(|table| {
-            for parcel in parcels.iter().filter(|parcel| parcel.last_attempt()) {
-                table.keep(parcel.id, now);
+            for parcel in &parcels {
+                table.note(parcel.id, |hold| hold.worker = None);
+                if parcel.last_attempt() {
+                    table.keep(parcel.id, now);
+                }
             }
         });
         let sized = |parcel: Parcel| {

@@ -152,6 +152,7 @@ impl<B: Broker> FeedTask<B> {
                             ack: delivery.ack.clone(),
                             facts: facts.clone(),
                             delivery_count: delivery.delivery_count,
+                            worker: None,
                             _place: places.as_mut().and_then(|places| places.split(1)),
                         };
                         self.seen = (
