@@ -20,6 +20,7 @@ mod fetch;
 mod handover;
 mod lead;
 mod parcel;
+mod rights;
 mod settle;
 mod shares;
 mod sighting;

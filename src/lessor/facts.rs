@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Error, error::Unsuitable, lead::Lead};
+use super::{Error, error::Unsuitable, lead::Lead, rights::AckRight};
 use crate::{
     broker::{AckPolicy, ConsumerInfo, ConsumerName, Delivery},
     lease::{ConsumerId, ack_wait_of},
@@ -44,6 +44,8 @@ pub struct Facts {
     pub(super) leader_shows: bool,
     /// Who leads it, as was last known.
     pub(super) lead: Lead,
+    /// Whether NATS lets us ack its messages.
+    pub(super) ack_right: AckRight,
     limits: Limits,
 }
 
@@ -69,6 +71,7 @@ impl Facts {
             replicated: info.replicas > 1,
             leader_shows: info.leader_shows,
             lead: Lead::new(info.leader),
+            ack_right: AckRight::default(),
             limits: Limits {
                 max_batch: info
                     .max_batch

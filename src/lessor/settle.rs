@@ -170,6 +170,9 @@ impl<B: Broker> Lessor<B> {
             {
                 let (after, hold) = table.finish(lease, judged(&outcome), now);
                 freed.extend(hold);
+                if confirmation == Confirmation::Confirmed || outcome.is_err() {
+                    facts.ack_right.learn(&outcome);
+                }
                 results[place] = match outcome {
                     Ok(()) => Ok(Settled::Done { confirmation, redelivered_in }),
                     Err(error) => Err(failure(error, after)),
@@ -204,8 +207,14 @@ fn extend(
     length: Option<Duration>,
     now: Instant,
 ) -> Result<Settled, Error> {
-    if table.payload(lease).is_some_and(|hold| hold.facts.lead.in_doubt()) {
-        return Err(Error::Unavailable(IN_DOUBT.to_owned()));
+    if let Some(hold) = table.payload(lease) {
+        if hold.facts.lead.in_doubt() {
+            return Err(Error::Unavailable(IN_DOUBT.to_owned()));
+        }
+        // Nothing could keep the message for longer than the ack wait.
+        if let Some(subject) = hold.facts.ack_right.refused() {
+            return Err(Error::Permission(subject));
+        }
     }
     Ok(Settled::Extended(table.extend(lease, length, now)?))
 }

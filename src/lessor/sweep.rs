@@ -132,6 +132,9 @@ impl<B: Broker> Lessor<B> {
             let now = clock::now();
             lessor.books.with(|table| {
                 for (id, result) in ids.into_iter().zip(results) {
+                    if let Some(hold) = table.payload(id) {
+                        hold.facts.ack_right.learn(&result);
+                    }
                     table.progressed(id, sent_at, result.is_ok(), now);
                 }
             });

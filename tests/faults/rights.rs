@@ -12,7 +12,7 @@ use crate::support::{
     jetstream::{Fixture, SHORTEST_KEPT, ack_wait},
     millis,
     nats_server::{NatsServer, binary},
-    proxy::{Client, Proxy, ack, fetch, reason},
+    proxy::{Client, Proxy, ack, extend, fetch, reason},
 };
 
 /// A server where the proxy may do everything, but settle for the consumer `refused`.
@@ -118,6 +118,28 @@ async fn a_consumer_whose_progress_is_refused_costs_no_other_its_long_leases() {
     }
     let status = client.ack(ack(&refused[0].token)).await.unwrap_err();
     assert_eq!(reason(&status).1, "LEASE_EXPIRED", "nothing can keep these");
+}
+
+#[tokio::test]
+async fn no_extend_and_no_long_lease_is_promised_where_nothing_can_keep_it() {
+    let refusing = Refusing::new(30_000).await;
+    let (_proxy, mut client) = refusing.proxy().await;
+    refusing.fixture.publish_many(3).await;
+    let first = refusing.fetch(&client, true, 1).await.remove(0);
+    let status = client.ack(ack(&first.token)).await.unwrap_err();
+    assert_eq!(reason(&status).1, "NATS_PERMISSION");
+    let status = client.extend(extend(&first.token, 60_000)).await.unwrap_err();
+    assert_eq!(reason(&status).1, "NATS_PERMISSION", "nothing keeps the lease for a minute");
+    let consumer = "refused".to_owned();
+    let long =
+        FetchRequest { consumer, lease: millis(300_000), ..fetch(&refusing.fixture, 1, 10_000) };
+    let answer = client.fetch(long.clone()).await.unwrap().into_inner();
+    let lease = answer.messages[0].lease.unwrap().seconds;
+    assert!(lease < 30, "a lease of {lease} s with an ack wait of 30 s");
+    let served = FetchRequest { consumer: refusing.fixture.consumer.clone(), ..long };
+    let answer = client.fetch(served).await.unwrap().into_inner();
+    let lease = answer.messages[0].lease.unwrap().seconds;
+    assert!(lease > 200, "the other consumer may be acked, and its lease is {lease} s");
 }
 
 /// As when its leader is away: nobody answers, and nobody says that there is nobody.

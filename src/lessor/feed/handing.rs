@@ -57,11 +57,16 @@ impl<B: Broker> FeedTask<B> {
         let _ = waiter.reply.send(Ok(Answer { messages, too_large, draining, feed }));
     }
 
-    /// Makes the leases the caller's own. What was lost in the meantime is left out.
+    /// Makes the leases the caller's own. What was lost in the meantime is left out. Without the right
+    /// to ack, no lease is longer than the ack wait: nothing could keep it.
     pub(super) fn lend(&self, parcels: Vec<Parcel>, lease: &Loan, now: Instant) -> Vec<Leased> {
         self.lessor.books.with(|table| {
             let lend = |parcel: Parcel| {
-                let lent = table.lend(parcel.id, lease.length, now).ok()?;
+                let length = lease.length.filter(|wanted| {
+                    let ack_wait = parcel.facts.ack_wait_of(parcel.delivery.delivery_count);
+                    *wanted < ack_wait || parcel.facts.ack_right.refused().is_none()
+                });
+                let lent = table.lend(parcel.id, length, now).ok()?;
                 table.note(parcel.id, |hold| hold.worker = Some(lease.worker.clone()));
                 let (deadline, settle_by) = (lent.deadline, lent.settle_by);
                 let leader = parcel.facts.lead.leader();
