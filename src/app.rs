@@ -146,25 +146,27 @@ pub async fn run(config: Serve, ready: impl FnOnce(Bound)) -> Result<(), AppErro
     let told_at = clock::now();
     let (lessor, delay) = (&lessor, config.drain_delay);
     let drain = Drain { lessor, peers: &peers, health: &health, stop_grpc, delay };
+    let ending = async {
+        drain.run(told_at + config.drain_delay + config.drain_timeout, &mut listeners).await;
+        if timeout(FLUSH, background.end(&peers)).await.is_err() {
+            tracing::warn!("drain timeout: questions of other replicas were still open");
+        }
+        lessor.broker().close(clock::now() + FLUSH).await;
+        nats_tasks.close();
+        if timeout(FLUSH, nats_tasks.wait()).await.is_err() {
+            tracing::warn!("drain timeout: connections to NATS were still open");
+        }
+        // Health is told to the very end.
+        let _ = stop_ops.send(clock::now() + FLUSH);
+        listeners.join_next().await;
+    };
     tokio::select! {
-        () = drain.run(clock::now() + config.drain_delay + config.drain_timeout, &mut listeners) => {}
+        () = ending => tracing::info!("drained"),
+        // The last steps take seconds as well.
         () = signals.next_after(told_at + MOMENT) => {
             tracing::warn!("second signal: ending at once");
-            return Ok(());
         }
     }
-    if timeout(FLUSH, background.end(&peers)).await.is_err() {
-        tracing::warn!("drain timeout: questions of other replicas were still open");
-    }
-    lessor.broker().close(clock::now() + FLUSH).await;
-    nats_tasks.close();
-    if timeout(FLUSH, nats_tasks.wait()).await.is_err() {
-        tracing::warn!("drain timeout: connections to NATS were still open");
-    }
-    // Health is told to the very end.
-    let _ = stop_ops.send(clock::now() + FLUSH);
-    listeners.join_next().await;
-    tracing::info!("drained");
     Ok(())
 }
 

@@ -340,6 +340,31 @@ async fn a_second_signal_ends_at_once() {
     proxy.wait().await;
 }
 
+/// Health is told to the very end: a client that watches it on the ops port keeps the process for a second.
+#[tokio::test]
+async fn a_second_signal_ends_the_last_steps_at_once_too() {
+    // A busy machine may sleep through that second.
+    for _ in 0..5 {
+        let mut proxy = Proxy::start(NatsServer::shared(), &["--drain-delay", "2s"]);
+        proxy.ready().await;
+        let channel = tonic::transport::Endpoint::from_shared(format!("http://{}", proxy.ops));
+        let mut health = HealthClient::new(channel.unwrap().connect().await.unwrap());
+        let _watch = health.watch(HealthCheckRequest::default()).await.unwrap();
+        proxy.signal("TERM");
+        // The ops port is closed in the last step.
+        eventually("the last step", || async {
+            TcpStream::connect(&proxy.ops).await.is_err().then_some(())
+        })
+        .await;
+        proxy.signal("TERM");
+        proxy.wait().await;
+        if proxy.log().contains("second signal") {
+            return;
+        }
+    }
+    panic!("the second signal was never heard");
+}
+
 /// As supervisors do that signal a process, and then its group.
 #[tokio::test]
 async fn signals_in_one_moment_are_one() {
