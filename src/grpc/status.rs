@@ -90,7 +90,7 @@ reasons! {
     WaiterLimit = "WAITER_LIMIT", ResourceExhausted, Some(1000);
     /// Nothing happened; this replica, or this connection, has as many calls under way as it may.
     CallLimit = "CALL_LIMIT", ResourceExhausted, Some(1000);
-    /// Nothing happened; this replica, or this connection, has as many bytes of requests or answers under way as it may.
+    /// Nothing was settled or delivered; this replica, or this connection, has as many bytes of requests or answers under way as it may. Messages of a Fetch go to another caller, or back to NATS, which costs them an attempt.
     ByteLimit = "BYTE_LIMIT", ResourceExhausted, Some(1000);
     /// Nothing happened; the request was not there in whole within 10 s.
     RequestTimeout = "REQUEST_TIMEOUT", Unavailable, Some(1000);
