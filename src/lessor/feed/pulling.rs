@@ -97,11 +97,9 @@ impl<B: Broker> FeedTask<B> {
 
     /// Where no pull is open, nothing is to come. `true`: there were places kept for it.
     fn free_places(&mut self, now: Instant) -> bool {
-        if self.pump.has_pull() {
-            return false;
-        }
-        self.sharing.settle(now);
-        self.places.take().is_some()
+        let open = self.pump.has_pull();
+        self.sharing.settle(open, now);
+        !open && self.places.take().is_some()
     }
 
     pub(super) async fn pull(&mut self, pull: Pull) {

@@ -182,9 +182,13 @@ impl Sharing {
         }
     }
 
-    /// No pull is open any more, or the last one was not issued.
-    pub(super) fn settle(&mut self, now: Instant) {
+    /// Forgets what was in doubt for long enough. Where no pull is `open` any more, what is left of the
+    /// last one is free, or in doubt.
+    pub(super) fn settle(&mut self, open: bool, now: Instant) {
         self.doubts.retain(|(_, until, _)| now < *until);
+        if open {
+            return;
+        }
         let Some(open) = self.open.take_if(|open| open.no.is_some()) else { return };
         self.appetite.after(&open.course, open.end);
         if let (None, Some(no)) = (open.end, open.no)
@@ -215,4 +219,32 @@ pub(super) fn wire_size(delivery: &Delivery) -> u64 {
     let version = if headers > 0 { 12 } else { 0 };
     (delivery.payload.len() + delivery.subject.len() + delivery.ack.0.len() + headers + version)
         as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+
+    fn pull(sharing: &mut Sharing, no: u64, now: Instant) {
+        let demand = Demand { messages: 10, bytes: Some(1 << 20) };
+        let allowed = sharing.allow(&demand, Places { most: 10, idle: 10 }, 1 << 20, now).unwrap();
+        sharing.issued(no, allowed.messages, Some(allowed.bytes));
+    }
+
+    /// Its deadline would else be over for as long as that pull lasts, and the feed would spin.
+    #[test]
+    fn what_was_in_doubt_for_long_is_forgotten_while_a_later_pull_is_open() {
+        let name = ConsumerName { stream: "S".into(), consumer: "c".into() };
+        let mut sharing = Sharing::new(&Shares::new(1 << 20), &name);
+        let now = clock::now();
+        pull(&mut sharing, 1, now);
+        // Nothing was heard of it.
+        sharing.settle(false, now);
+        assert_eq!(sharing.next_deadline(), Some(now + DOUBTFUL));
+        pull(&mut sharing, 2, now);
+        sharing.settle(true, now + DOUBTFUL);
+        assert_eq!(sharing.next_deadline(), None);
+        assert!(sharing.open.is_some(), "the later pull keeps its share");
+    }
 }
