@@ -34,6 +34,8 @@ use crate::{
 
 /// A refusal waits no longer than this for what the consumer is.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// A late settlement that has not left by then never does: the consumer may be another by then.
+const SEEN: Duration = Duration::from_secs(1);
 
 impl<B: Broker + Bus> Peers<B> {
     /// Settles what nobody else can have, of what was refused because its lease is over: one result
@@ -66,7 +68,8 @@ impl<B: Broker + Bus> Peers<B> {
             };
             if info.ack_pending == 0 {
                 places.push(place);
-                orders.push(Order { ack, verdict, line: None, by: None });
+                let by = Some(clock::now() + SEEN);
+                orders.push(Order { ack, verdict, line: None, by });
             }
         }
         if orders.is_empty() {
