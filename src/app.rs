@@ -37,13 +37,13 @@ use crate::{
     broker::{Broker, Link},
     bus::Bus,
     clock,
+    cluster::Peers,
     config::{Listen, Serve},
-    files,
+    fd_limit,
     grpc::{self, ContractError, EdgeLimits, Health, Router, Service},
     keys::Keys,
     lessor::Lessor,
     nats::Nats,
-    peer::Peers,
     readiness::{Readiness, Verdict},
     token::InstanceId,
 };
@@ -95,8 +95,8 @@ pub enum AppError {
 /// See [`AppError`]. That NATS is away is not one: the service starts, and says so in its health.
 pub async fn run(config: Serve, ready: impl FnOnce(Bound)) -> Result<(), AppError> {
     let mut signals = Signals::listen().map_err(AppError::System)?;
-    let room = files::allow(config.edge.max_connections);
-    if let Some(files::Short { allowed, needed }) = room.short {
+    let room = fd_limit::allow(config.edge.max_connections);
+    if let Some(fd_limit::Short { allowed, needed }) = room.short {
         tracing::warn!(
             allowed,
             needed,

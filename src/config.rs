@@ -4,7 +4,7 @@
 //! for everybody to read. What is wrong is said in one line, and ends the process with code 2.
 
 mod args;
-mod hand;
+mod client_args;
 mod listen;
 mod values;
 
@@ -13,7 +13,7 @@ use std::{env, io, path::PathBuf, time::Duration};
 use self::args::{DrainArgs, LimitArgs, ListenArgs, NatsArgs, ServeArgs};
 pub use self::{
     args::{Cli, Command, DevArgs, GuardArgs, LogArgs, LogFormat, ProbeArgs},
-    hand::{AckArgs, CallArgs, CodecArg, ExtendArgs, FetchArgs, NakArgs, TermArgs},
+    client_args::{AckArgs, CallArgs, CodecArg, ExtendArgs, FetchArgs, NakArgs, TermArgs},
     listen::Listen,
 };
 use crate::{

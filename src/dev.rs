@@ -3,6 +3,7 @@
 //!
 //! Owns the private server and what it is filled with. Nothing of this is used by `serve`.
 
+pub mod guard;
 mod samples;
 mod server;
 

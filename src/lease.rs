@@ -40,7 +40,7 @@ mod revise;
 mod store;
 mod sweep;
 mod time;
-mod words;
+mod types;
 
 use std::{
     num::NonZeroU64,
@@ -56,7 +56,7 @@ use self::{
 pub use self::{
     handover::{Adopted, Found, Inheritance, Memories},
     time::{ack_wait_of, margin},
-    words::{
+    types::{
         After, Begun, ConsumerId, Due, GivenBack, Kind, LeaseId, Lent, Moving, MovingUntil,
         Outcome, Refusal, Terms,
     },

@@ -11,20 +11,20 @@
 //! Owns the tasks and the lock around the pure parts (`lease`, `pump`). It must never name a wire:
 //! tonic and tokens are `grpc`'s, async-nats is `nats`'s. No lock is held across an await.
 
-mod books;
 mod codec;
+mod consumer;
+mod delivery;
 mod error;
-mod facts;
-mod feed;
 mod fetch;
 mod handover;
-mod lead;
-mod parcel;
+mod leadership;
 mod rights;
 mod settle;
 mod shares;
 mod sighting;
+mod spec;
 mod sweep;
+mod table;
 mod turn;
 mod unsettled;
 
@@ -41,30 +41,30 @@ use std::{
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub(crate) use self::facts::encoded_size;
-use self::{
-    books::{Books, Hold},
-    feed::{Answer, Command, Feed, FeedTask, Ticket},
-    parcel::Loan,
-    shares::Shares,
-    unsettled::Unsettled,
-};
+pub(crate) use self::spec::encoded_size;
 pub use self::{
     codec::Codec,
+    delivery::Leased,
     error::{Error, Unsuitable},
-    facts::{Facts, SHORTEST_ACK_WAIT},
     fetch::{Empty, FetchAsk, Fetched, Patience, Rejected, RejectedCause},
     handover::{Coming, Leaving, Places},
-    parcel::Leased,
     settle::{Action, Ask, Settled},
     sighting::{Sighting, Telling},
+    spec::{Facts, SHORTEST_ACK_WAIT},
+};
+use self::{
+    consumer::{Answer, Command, Feed, FeedTask, Ticket},
+    delivery::Loan,
+    shares::Shares,
+    table::{Books, Hold},
+    unsettled::Unsettled,
 };
 use crate::{
     broker::{Broker, ConsumerName},
     clock,
     lease::{ConsumerId, LeaseTable},
+    log_throttle::Seldom,
     pump::Want,
-    seldom::Seldom,
 };
 
 /// Consumers that may have a connection of their own at once.

@@ -9,7 +9,7 @@ use clap::Parser as _;
 use fetch_proxy::{
     app,
     config::{AckArgs, Cli, CodecArg, Command, DevArgs, FetchArgs, LogArgs, Serve},
-    dev, grpc, guard,
+    dev, grpc,
     pb::{self, settlement::Action},
     telemetry::{Log, LogError},
     token,
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Guard(args) => match args.command.split_first() {
             Some((server, rest)) => {
-                return guard::run(Path::new(server), rest, args.remove.as_deref());
+                return dev::guard::run(Path::new(server), rest, args.remove.as_deref());
             }
             None => Err(usage("nothing to run")),
         },

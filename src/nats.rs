@@ -14,6 +14,7 @@
 //! alone; and what cannot be read as a delivery (`unreadable`) can still be found by the API, which
 //! answers in JSON (`poison`). Nothing here decides what to pull or settle.
 
+mod arrival_probe;
 mod auth;
 mod bus;
 mod connection;
@@ -24,8 +25,7 @@ mod plan;
 mod poison;
 mod presence;
 mod provision;
-mod pulse;
-mod replies;
+mod request_mux;
 mod settle;
 mod supervisor;
 mod unreadable;

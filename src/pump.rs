@@ -38,8 +38,8 @@ mod bound;
 mod budget;
 mod parked;
 mod pull;
+mod types;
 mod waiters;
-mod words;
 
 use std::{
     collections::VecDeque,
@@ -50,7 +50,7 @@ pub use self::{
     appetite::{Appetite, Course},
     bound::{Bound, Cause},
     budget::{Ask, Budget},
-    words::{Allowance, Demand, Limits, PullEnd, Step, WaiterId, Want, Why},
+    types::{Allowance, Demand, Limits, PullEnd, Step, WaiterId, Want, Why},
 };
 use self::{
     parked::Parked,

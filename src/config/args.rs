@@ -8,7 +8,7 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::{
-    hand::{AckArgs, ExtendArgs, FetchArgs, NakArgs, TermArgs},
+    client_args::{AckArgs, ExtendArgs, FetchArgs, NakArgs, TermArgs},
     listen::Listen,
     values,
 };

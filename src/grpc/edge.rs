@@ -41,7 +41,7 @@ use super::{
     preface::{self, Foreign},
     unwritten::until_ended,
 };
-use crate::{clock, seldom::Seldom};
+use crate::{clock, log_throttle::Seldom};
 
 /// A peer has this long to send its HTTP/2 preface, or the first line of an HTTP/1 request.
 const PREFACE: Duration = Duration::from_secs(5);

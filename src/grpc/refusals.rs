@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::status::Refused;
-use crate::{broker::ConsumerName, clock, seldom::Firsts};
+use crate::{broker::ConsumerName, clock, log_throttle::Firsts};
 
 /// Between two lines for the same reason and consumer, at least.
 const AGAIN: Duration = Duration::from_secs(3600);

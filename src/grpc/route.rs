@@ -29,11 +29,11 @@ use crate::{
     broker::{AckSubject, Broker, Confirmation},
     bus::Bus,
     clock,
+    cluster::{Nonce, Orphan, Peers, Unanswered, Whose},
     keys::Keys,
     lease::{Kind, LeaseId, Refusal},
     lessor::{Action, Ask, Error, Lessor, Settled},
     pb::{self, peer::v1 as wire},
-    peer::{Nonce, Orphan, Peers, Unanswered, Whose},
     token::{Claims, InstanceId, OpenError},
 };
 

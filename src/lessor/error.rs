@@ -112,7 +112,7 @@ pub enum Unsuitable {
         needs: Option<String>,
     },
     /// An ack wait, the consumer's or one of its backoffs, is under
-    /// [`super::facts::SHORTEST_ACK_WAIT`].
+    /// [`super::spec::SHORTEST_ACK_WAIT`].
     AckWait,
 }
 

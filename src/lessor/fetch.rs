@@ -13,8 +13,8 @@ use tokio::{sync::oneshot, time::timeout_at};
 
 use super::{
     Action, Ask, Codec, Error, Lessor,
-    feed::{Answer, Feed, Ticket},
-    parcel::{Leased, Loan},
+    consumer::{Answer, Feed, Ticket},
+    delivery::{Leased, Loan},
 };
 use crate::{
     broker::{Broker, Confirmation, ConsumerInfo, ConsumerName, InfoError},

@@ -8,7 +8,7 @@ use tokio::{
     time::timeout_at,
 };
 
-use super::{Error, Lessor, books::Hold, facts::Facts, feed::Command};
+use super::{Error, Lessor, consumer::Command, spec::Facts, table::Hold};
 use crate::{
     broker::{AckSubject, Broker, ConsumerName, Leader},
     clock,

@@ -14,7 +14,7 @@ use std::{
 
 use tokio_util::task::TaskTracker;
 
-use super::{Error, Lessor, books::Hold, facts::Facts, feed::Command};
+use super::{Error, Lessor, consumer::Command, spec::Facts, table::Hold};
 use crate::{
     broker::{Broker, BrokerError, Confirmation, Denial, Order, Verdict},
     clock,

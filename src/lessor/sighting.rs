@@ -12,7 +12,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Lessor, feed::Command};
+use super::{Lessor, consumer::Command};
 use crate::broker::{Broker, ConsumerName};
 
 /// The longest wait for the others. A replica that answers later is logged by `peer`; it cannot have

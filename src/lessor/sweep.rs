@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Lessor, books::Hold, facts::Facts};
+use super::{Lessor, spec::Facts, table::Hold};
 use crate::{
     broker::{Broker, Confirmation, Order, Verdict},
     clock,

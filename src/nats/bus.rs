@@ -14,7 +14,7 @@ use tokio::{
 use super::{
     Nats,
     connection::Connection,
-    replies::{Answer, Request},
+    request_mux::{Answer, Request},
 };
 use crate::{
     broker::BrokerError,

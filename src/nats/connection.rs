@@ -28,7 +28,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Auth, Settings};
-use crate::{clock, seldom::Firsts};
+use crate::{clock, log_throttle::Firsts};
 
 /// Three unanswered pings in a row end a connection, so a half-open one is noticed within 12 s.
 const PING_INTERVAL: Duration = Duration::from_secs(3);

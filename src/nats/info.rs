@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::{
     presence,
-    replies::{Answer, Replies, Request},
+    request_mux::{Answer, Replies, Request},
     supervisor::Supervisor,
 };
 use crate::broker::{

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::{
     info::{self, Unsettled},
     presence,
-    replies::{Replies, Request},
+    request_mux::{Replies, Request},
     supervisor::Supervisor,
     unreadable::unreadable,
 };

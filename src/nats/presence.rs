@@ -24,7 +24,7 @@ use tokio::{sync::watch, time::sleep};
 use super::{
     Settings,
     plan::{Answer, Request},
-    replies::Replies,
+    request_mux::Replies,
 };
 use crate::{
     broker::{BrokerError, JetStream},

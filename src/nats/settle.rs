@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::{
     delivery::AckFacts,
     info,
-    replies::{Answer, Replies, Request, unsent},
+    request_mux::{Answer, Replies, Request, unsent},
     supervisor::Supervisor,
 };
 use crate::{

@@ -30,7 +30,7 @@ use super::{
     bus::Ears,
     connection::{self, Connection},
     presence::Presence,
-    replies::Replies,
+    request_mux::Replies,
 };
 use crate::{
     broker::{ConsumerName, Link, Server},

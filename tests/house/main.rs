@@ -27,7 +27,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
             "crate::grpc",
             "crate::nats",
             "crate::token",
-            "crate::peer",
+            "crate::cluster",
             "crate::bus",
             "crate::app",
         ],
@@ -49,7 +49,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("grpc", &["async_nats", "crate::nats", "crate::pump", "crate::app", "crate::config"]),
     ("bus", &["tokio", "tonic", "async_nats", "crate::"]),
     (
-        "peer",
+        "cluster",
         &[
             "tonic",
             "async_nats",
@@ -60,8 +60,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
             "crate::pump",
         ],
     ),
-    ("keys", &["tonic", "async_nats", "prost", "crate::lessor", "crate::peer", "crate::grpc"]),
-    ("guard", &["tokio", "tonic", "async_nats", "crate::"]),
+    ("keys", &["tonic", "async_nats", "prost", "crate::lessor", "crate::cluster", "crate::grpc"]),
     ("dev", &["tonic", "async_nats", "crate::lessor", "crate::lease", "crate::pump"]),
     ("config", &["tonic", "async_nats", "crate::app", "crate::pump"]),
     ("app", &["tonic", "async_nats", "crate::pb", "crate::pump", "crate::lease"]),

@@ -15,12 +15,12 @@ use fetch_proxy::{
     },
     bus::{AskError, Bus, Heard},
     clock,
+    cluster::Peers,
     grpc::Router,
     keys::Keys,
     lease::LeaseId,
     lessor::{Codec, FetchAsk, Lessor, Limits},
     pb::peer::v1::{HandoverRequest, handover_request::Step},
-    peer::Peers,
     token::InstanceId,
 };
 use prost::Message as _;

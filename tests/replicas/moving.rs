@@ -13,10 +13,10 @@ use std::{
 use fetch_proxy::{
     broker::{Confirmation, Verdict},
     clock,
+    cluster::{Unanswered, Whose},
     lease::{Kind, LeaseId, Refusal},
     lessor::{Action, Ask},
     pb::{self, peer::v1 as wire, peer::v1::handover_request::Step},
-    peer::{Unanswered, Whose},
     token::new_key_line,
 };
 use prost::Message as _;

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant, SystemTime};
 use fetch_proxy::{
     broker::ConsumerInfo,
     clock,
+    cluster::Orphan,
     lessor::{Action, Settled},
     pb::Outcome,
-    peer::Orphan,
     token::{Claims, InstanceId, new_key_line},
 };
 use tonic::{Code, Status};

@@ -6,10 +6,10 @@ use std::{sync::Arc, time::Duration};
 use fetch_proxy::{
     bus::Heard,
     clock,
+    cluster::Orphan,
     keys::Keys,
     lessor::{Action, Error, Settled},
     pb::peer::v1 as wire,
-    peer::Orphan,
     token::{Claims, InstanceId, new_key_line},
 };
 use prost::Message as _;

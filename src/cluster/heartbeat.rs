@@ -8,8 +8,9 @@ use prost::Message as _;
 use tokio::time::sleep;
 
 use super::{
-    BEAT, PREFIX, Peers, nonce,
-    roster::{Claimed, Heard, Said, Tenure},
+    BEAT, PREFIX, Peers,
+    members::{Claimed, Heard, Said, Tenure},
+    nonce,
 };
 use crate::{
     broker::Broker,

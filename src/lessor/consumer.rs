@@ -14,15 +14,15 @@
 //! 4. it stays while leases are held, in a drain too: it alone hears that another server leads.
 
 mod counting;
-mod handing;
+mod dispatch;
 mod knowing;
 mod leading;
-mod pulling;
+mod pull;
+mod quarantine;
 mod sharing;
 mod sighted;
 mod single;
 mod suspecting;
-mod suspicion;
 
 use std::{
     collections::HashMap,
@@ -38,17 +38,17 @@ use self::{
     knowing::Unread,
     knowing::answer,
     leading::Leading,
-    pulling::next,
+    pull::next,
+    quarantine::{Looked, Suspicion},
     sharing::Sharing,
     sighted::{Sighted, told},
     suspecting::{Left, Looking, late, looked},
-    suspicion::{Looked, Suspicion},
 };
 use super::{
     Error, Lessor,
-    facts::Facts,
-    parcel::{Leased, Loan, Parcel},
+    delivery::{Leased, Loan, Parcel},
     sighting::Sighting,
+    spec::Facts,
     turn::Turn,
 };
 use crate::{
@@ -334,7 +334,7 @@ impl<B: Broker> FeedTask<B> {
         let ask = self.asking.is_none() && self.up() && !self.spared;
         let ask = ask.then_some(self.ask_at.max(now));
         let idle = self.used_at + IDLE + Duration::from_millis(1);
-        let starved = self.pump.starved().then(|| now + pulling::STARVED);
+        let starved = self.pump.starved().then(|| now + pull::STARVED);
         [starved, self.pump.next_deadline(now), away, ask, self.sharing.next_deadline()]
             .into_iter()
             .flatten()

@@ -18,7 +18,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::{plan::Request, replies::Replies};
+use super::{plan::Request, request_mux::Replies};
 use crate::clock;
 
 /// How often it is asked where nothing presses.

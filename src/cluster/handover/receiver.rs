@@ -14,13 +14,13 @@ use crate::{
     broker::{Broker, ConsumerName, Leader},
     bus::Bus,
     clock,
+    cluster::{
+        Peers, lock,
+        ownership::{Inherited, gather},
+    },
     lease::{LeaseId, Memories},
     lessor::{Coming, Error, Facts, Places},
     pb::peer::v1::{self as pb, handover_request::Step},
-    peer::{
-        Peers, lock,
-        names::{Inherited, gather},
-    },
     token::InstanceId,
 };
 
@@ -32,7 +32,7 @@ const REMEMBERED: usize = 1024;
 /// What is prepared here, and how other hand-overs ended: none of those begins anew, whoever repeats
 /// what was said then.
 #[derive(Default)]
-pub(in crate::peer) struct Prepared {
+pub(in crate::cluster) struct Prepared {
     pending: HashMap<[u8; 8], Pending>,
     ended: VecDeque<([u8; 8], Ended)>,
 }
@@ -65,19 +65,19 @@ impl Prepared {
     }
 
     /// Gives up what nobody has come back to.
-    pub(in crate::peer) fn tidy(&mut self, now: Instant) {
+    pub(in crate::cluster) fn tidy(&mut self, now: Instant) {
         self.pending.retain(|_, pending| now.duration_since(pending.since) < FORGOTTEN);
     }
 
     /// Gives up all, and with it the places that were kept.
-    pub(in crate::peer) fn give_up(&mut self) {
+    pub(in crate::cluster) fn give_up(&mut self) {
         self.pending.clear();
     }
 }
 
 impl<B: Broker + Bus> Peers<B> {
     /// Does a step that a leaving replica asks for.
-    pub(in crate::peer) async fn inherit(&self, question: Vec<u8>) -> Option<Vec<u8>> {
+    pub(in crate::cluster) async fn inherit(&self, question: Vec<u8>) -> Option<Vec<u8>> {
         let request = pb::HandoverRequest::decode(&*question).ok()?;
         let handover = request.handover.as_ref().try_into().ok()?;
         let taken = match request.step {
@@ -209,7 +209,7 @@ impl<B: Broker + Bus> Peers<B> {
         Ok(count)
     }
 
-    pub(in crate::peer) fn prepared(&self) -> MutexGuard<'_, Prepared> {
+    pub(in crate::cluster) fn prepared(&self) -> MutexGuard<'_, Prepared> {
         lock(&self.prepared)
     }
 }

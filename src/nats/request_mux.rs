@@ -22,7 +22,7 @@ use futures_util::StreamExt as _;
 use tokio::{sync::Notify, time::timeout_at};
 
 pub(super) use super::plan::{Answer, Request, unsent};
-use super::{connection::Connection, plan::Plan, pulse::Due, settle::consumer_of};
+use super::{arrival_probe::Due, connection::Connection, plan::Plan, settle::consumer_of};
 use crate::{
     broker::{BrokerError, Denial},
     clock::{self, Reading},

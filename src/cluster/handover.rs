@@ -15,7 +15,7 @@
 //! 4. a hand-over ends once, and is never begun anew: what was said in it may be said again, by
 //!    whomever.
 
-mod heir;
+mod receiver;
 mod wire;
 
 use std::{
@@ -27,7 +27,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use tokio::time::{sleep, timeout_at};
 
-pub(super) use self::heir::Prepared;
+pub(super) use self::receiver::Prepared;
 use self::wire::{Parts, micros, millis};
 use super::{HANDOVER, Peers, Unanswered, nonce};
 use crate::{

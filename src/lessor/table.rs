@@ -10,7 +10,7 @@ use std::{
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use super::{facts::Facts, turn::Turn};
+use super::{spec::Facts, turn::Turn};
 use crate::{
     broker::{AckSubject, Order, Verdict},
     clock::{self, Reading},

@@ -23,7 +23,7 @@ use std::{
 
 use super::{
     Peers,
-    orphan::{CONFIRMED, Orphan, failure},
+    ownerless::{CONFIRMED, Orphan, failure},
 };
 use crate::{
     broker::{AckSubject, Broker, Confirmation, ConsumerInfo, ConsumerName, Link, Order, Verdict},

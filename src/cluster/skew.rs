@@ -12,7 +12,7 @@ use super::{
     Peers,
     clocks::{ALLOWED, Clocks, News, Ours, Reading, Trust},
     lock,
-    roster::Said,
+    members::Said,
 };
 use crate::{broker::Broker, bus::Bus, clock, pb::peer::v1 as pb, token::InstanceId};
 

@@ -10,7 +10,7 @@ use crate::{
     broker::{Arrival, Broker, BrokerError, Delivery, End, Inbox, Link, News, Pull},
     clock,
     lease::{LeaseId, Terms},
-    lessor::{Error, books::Hold, facts::Facts, parcel::Parcel},
+    lessor::{Error, delivery::Parcel, spec::Facts, table::Hold},
     pump::{Allowance, PullEnd, Step},
 };
 

@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     broker::{Arrival, Broker, ConsumerInfo, End, Server},
-    lessor::{facts::encoded_size, parcel::Parcel, sighting::Sighting},
+    lessor::{delivery::Parcel, sighting::Sighting, spec::encoded_size},
 };
 
 /// What was seen of a consumer this long ago is still so: it is longer than a busy worker pauses between

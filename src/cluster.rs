@@ -11,18 +11,18 @@
 //! sealed and bound to its subject, and an answer to its question, so the right to publish there
 //! settles nothing. What is asked and answered is for `grpc` to say: here it is bytes.
 
-mod beat;
-mod beside;
 mod clocks;
+mod compatibility;
 mod handover;
+mod heartbeat;
 mod late;
-mod names;
-mod orphan;
-mod recent;
-mod roster;
+mod members;
+mod ownerless;
+mod ownership;
+mod readiness;
+mod replay;
 mod sighting;
 mod skew;
-mod standing;
 
 use std::{
     collections::BTreeSet,
@@ -40,16 +40,16 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
     clocks::Clocks,
+    compatibility::Service,
     handover::Prepared,
-    names::Names,
-    recent::Recent,
-    roster::Roster,
+    members::Roster,
+    ownership::Names,
+    replay::Recent,
     sighting::{SIGHTING, next},
-    standing::Service,
 };
 pub use self::{
-    names::{Still, Whose},
-    orphan::Orphan,
+    ownerless::Orphan,
+    ownership::{Still, Whose},
 };
 use crate::{
     broker::Broker,
@@ -57,7 +57,7 @@ use crate::{
     clock,
     keys::Keys,
     lessor::{Lessor, Telling},
-    seldom::Seldom,
+    log_throttle::Seldom,
     token::{InstanceId, KeyId},
 };
 

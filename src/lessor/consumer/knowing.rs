@@ -6,11 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{AWAY, Asking, FeedTask, INFO_RETRY, INFO_TIMEOUT, STEP, suspicion::Suspicion};
+use super::{AWAY, Asking, FeedTask, INFO_RETRY, INFO_TIMEOUT, STEP, quarantine::Suspicion};
 use crate::{
     broker::{Broker, ConsumerInfo, InfoError, Link},
     clock,
-    lessor::{Error, facts::Facts},
+    lessor::{Error, spec::Facts},
 };
 
 /// A consumer that was known is looked for this long before callers are told that it is gone. A

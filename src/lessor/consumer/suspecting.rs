@@ -13,7 +13,7 @@ use tokio::time::timeout_at;
 
 use super::{
     FeedTask,
-    suspicion::{Barred, Looked},
+    quarantine::{Barred, Looked},
 };
 use crate::{
     broker::{

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::facts::Facts;
+use super::spec::Facts;
 use crate::{
     broker::{Delivery, Leader},
     lease::LeaseId,

@@ -1,6 +1,6 @@
 //! Who leads a consumer, and whether that is sure, or it is gone: shared by all that is known of its
 //! incarnation, so that it can be asked of any lease. Who writes it, and why, is said in
-//! `feed::leading` and `feed::knowing`.
+//! `consumer::leading` and `consumer::knowing`.
 
 use std::sync::{
     Arc,

@@ -4,9 +4,10 @@
 use std::{sync::MutexGuard, time::Instant};
 
 use super::{
-    Peers, lock,
-    roster::{Said, Tenure},
-    standing::{Service, Standing, Strangers, Us, decide},
+    Peers,
+    compatibility::{Service, Standing, Strangers, Us, decide},
+    lock,
+    members::{Said, Tenure},
 };
 use crate::{broker::Broker, bus::Bus, clock};
 

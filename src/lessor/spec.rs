@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Error, error::Unsuitable, lead::Lead, rights::AckRight};
+use super::{Error, error::Unsuitable, leadership::Lead, rights::AckRight};
 use crate::{
     broker::{AckPolicy, ConsumerInfo, ConsumerName, Delivery},
     lease::{ConsumerId, ack_wait_of},

@@ -27,7 +27,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::roster::{Claimed, Said, Tenure};
+use super::members::{Claimed, Said, Tenure};
 use crate::token::{InstanceId, KeyId};
 
 /// A replica that has served for this long has heard every other, which beat once a second. Less

@@ -9,9 +9,9 @@ use crate::{
     lease::GivenBack,
     lessor::{
         Error,
-        books::Hold,
-        facts::encoded_size,
-        parcel::{Leased, Loan, Parcel},
+        delivery::{Leased, Loan, Parcel},
+        spec::encoded_size,
+        table::Hold,
     },
     pump::{WaiterId, Why},
 };
