@@ -23,7 +23,7 @@ fn the_page_for_operators_has_every_warning_and_error() {
     assert!(missing.is_empty() && gone.is_empty(), "missing: {missing:#?}\ngone: {gone:#?}");
 }
 
-/// What a file may log. Macros must be named in full, so that none is overlooked.
+/// The lines that a file can log. Macros must be named in full, so that none is overlooked.
 fn logged(file: &Path) -> Vec<Line> {
     let lines: Vec<String> = super::code(file).into_iter().map(|(_, line)| line).collect();
     let code = lines.join("\n");
@@ -61,7 +61,7 @@ fn message(rest: &str) -> Option<String> {
     None
 }
 
-/// The rest of a string literal; a line that ends in a backslash goes on at the next word.
+/// The rest of a string literal; a line that ends in a backslash continues with the next word.
 fn string(characters: &mut std::str::Chars) -> String {
     let mut text = String::new();
     while let Some(character) = characters.next() {

@@ -2,6 +2,7 @@
 //! that the page of errors is what the code says.
 
 mod log;
+mod prose;
 
 use std::{
     fs,
@@ -10,7 +11,8 @@ use std::{
 
 use fetch_proxy::grpc::{DOMAIN, Reason};
 
-/// What a room must not name. `crate::` names are rooms, the others are libraries and clocks.
+/// The names that a room must not use. `crate::` names are rooms, the others are libraries and
+/// clocks.
 const FORBIDDEN: &[(&str, &[&str])] = &[
     ("lease", PURE),
     ("pump", PURE),

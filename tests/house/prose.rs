@@ -1,0 +1,369 @@
+//! Plain English, counted: long sentences, sentences that begin with a relative clause, long
+//! parentheses, and words that plain English does not use.
+//!
+//! `cargo test --test house prose -- --nocapture` reads `PROSE` from the environment. `1` prints the
+//! counts of every text. `table` prints the rows of [`NOT_YET`]. The beginning of a path, such as
+//! `src/lease` or `docs/`, prints the counts and the offenders of the texts there.
+
+mod sentences;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+use sentences::{PROTO, RUST, SCRIPT, Sentence};
+
+/// Longest sentence that counts as short, in words.
+const LONG: usize = 30;
+/// Longest parenthesis that counts as short, in words.
+const LONG_PARENTHESIS: usize = 8;
+
+/// The kinds of fault, each with the share of sentences that may have it, in percent.
+const KINDS: [(&str, usize); 4] =
+    [("long", 5), ("fronted", 3), ("long parenthesis", 3), ("uncommon word", 3)];
+
+/// Sentences that begin like this name their subject late.
+const FRONTED: [&str; 7] = ["What", "Where", "Of", "Who", "Whoever", "Whom", "Those"];
+
+/// Words and phrases that have a plainer word.
+const UNCOMMON: [&str; 44] = [
+    "albeit",
+    "all the same",
+    "anew",
+    "are believed",
+    "are taken for",
+    "are told",
+    "as of",
+    "be told",
+    "beside",
+    "by whoever",
+    "by whomever",
+    "distrusted",
+    "distrusts",
+    "for ever",
+    "forthwith",
+    "go on",
+    "goes on",
+    "hears on",
+    "hence",
+    "hereby",
+    "hitherto",
+    "in vain",
+    "is believed",
+    "is taken for",
+    "is told",
+    "lest",
+    "let go",
+    "lets go",
+    "nevertheless",
+    "serve on",
+    "served on",
+    "serves on",
+    "take along",
+    "takes along",
+    "thereby",
+    "therein",
+    "thereof",
+    "upon",
+    "was told",
+    "were told",
+    "whence",
+    "whereby",
+    "whilst",
+    "whomever",
+];
+
+/// Texts that are above a share still, each with its own shares in percent. They may only go down.
+const NOT_YET: &[(&str, [usize; 4])] = &[
+    ("ARCHITECTURE.md", [18, 6, 5, 11]),
+    ("CONTRIBUTING.md", [0, 0, 0, 8]),
+    ("benches/lease_table", [7, 0, 0, 0]),
+    ("benches/soak", [4, 15, 0, 4]),
+    ("benches/throughput", [3, 8, 0, 0]),
+    ("build.rs", [0, 0, 0, 34]),
+    ("deploy/README.md", [4, 4, 0, 8]),
+    ("deploy/keda/README.md", [0, 16, 0, 11]),
+    ("deploy/nats/README.md", [0, 0, 0, 5]),
+    ("docs/clients.md", [4, 5, 2, 5]),
+    ("docs/errors.md", [0, 0, 0, 4]),
+    ("docs/grpcurl.md", [5, 5, 5, 0]),
+    ("docs/nats-rights.md", [10, 13, 4, 7]),
+    ("docs/operations.md", [4, 4, 2, 6]),
+    ("docs/performance.md", [16, 0, 3, 0]),
+    ("examples/demo", [6, 28, 0, 0]),
+    ("examples/go", [0, 6, 0, 2]),
+    ("examples/grpcurl", [0, 10, 0, 0]),
+    ("examples/grpcurl/README.md", [0, 0, 0, 17]),
+    ("examples/java", [0, 19, 0, 10]),
+    ("examples/java/README.md", [0, 0, 0, 15]),
+    ("examples/rust", [0, 15, 0, 8]),
+    ("examples/typescript", [0, 7, 0, 0]),
+    ("proto/fetchproxy/peer/v1/peer.proto", [0, 9, 0, 4]),
+    ("proto/fetchproxy/v1/fetch.proto", [3, 8, 1, 1]),
+    ("scripts", [5, 9, 0, 5]),
+    ("src/app", [0, 12, 0, 10]),
+    ("src/broker", [1, 13, 0, 3]),
+    ("src/bus", [0, 24, 0, 0]),
+    ("src/clock", [4, 11, 0, 4]),
+    ("src/config", [0, 26, 0, 4]),
+    ("src/dev", [0, 7, 0, 0]),
+    ("src/files", [0, 18, 0, 6]),
+    ("src/grpc", [1, 11, 1, 7]),
+    ("src/keys", [6, 12, 0, 6]),
+    ("src/lease", [4, 14, 1, 6]),
+    ("src/lessor", [2, 14, 1, 6]),
+    ("src/nats", [2, 11, 0, 4]),
+    ("src/pb", [0, 20, 0, 0]),
+    ("src/peer", [3, 16, 0, 7]),
+    ("src/pump", [2, 13, 0, 3]),
+    ("src/readiness", [0, 18, 0, 6]),
+    ("src/secrets", [0, 24, 0, 8]),
+    ("src/seldom", [0, 8, 0, 0]),
+    ("src/telemetry", [0, 6, 0, 6]),
+    ("src/token", [0, 11, 0, 4]),
+    ("tests/broker", [3, 17, 0, 13]),
+    ("tests/clients", [0, 22, 0, 4]),
+    ("tests/cluster", [0, 6, 0, 17]),
+    ("tests/deploy", [4, 22, 0, 8]),
+    ("tests/faults", [3, 13, 0, 7]),
+    ("tests/models", [4, 20, 0, 4]),
+    ("tests/process", [4, 16, 0, 7]),
+    ("tests/replicas", [4, 12, 0, 9]),
+    ("tests/setup", [0, 38, 0, 0]),
+    ("tests/support", [1, 7, 0, 6]),
+    ("tests/wire", [3, 5, 0, 5]),
+];
+
+/// A text that has one verdict.
+#[derive(Default)]
+struct Text {
+    sentences: usize,
+    /// For each kind, the file and line of an offender, and the offender.
+    offenders: [Vec<(String, usize, String)>; 4],
+}
+
+impl Text {
+    fn add(&mut self, file: &str, sentences: &[Sentence]) {
+        self.sentences += sentences.len();
+        for Sentence { line, text } in sentences {
+            for (kind, offenders) in faults(text).into_iter().zip(&mut self.offenders) {
+                if kind {
+                    offenders.push((file.to_owned(), *line, text.clone()));
+                }
+            }
+        }
+    }
+
+    /// For each kind, the share of offenders in percent, rounded up.
+    fn shares(&self) -> [usize; 4] {
+        self.offenders.each_ref().map(|found| (found.len() * 100).div_ceil(self.sentences.max(1)))
+    }
+
+    fn summary(&self, name: &str) -> String {
+        let [long, fronted, parentheses, uncommon] = self.offenders.each_ref().map(Vec::len);
+        let shares = self.shares();
+        let above = shares.iter().zip(KINDS).any(|(share, (_, most))| *share > most);
+        let mark = if above { "above" } else { "" };
+        format!(
+            "{name:34} {:5} sentences {long:4} long {fronted:4} fronted {parentheses:4} long \
+             parentheses {uncommon:4} uncommon  {shares:?} % {mark}",
+            self.sentences
+        )
+    }
+
+    /// The offenders of the `wanted` kinds, in the order of the files.
+    fn list(&self, wanted: impl Fn(usize) -> bool) -> Vec<String> {
+        let kinds = self.offenders.iter().zip(KINDS).enumerate().filter(|(kind, _)| wanted(*kind));
+        let each = kinds.flat_map(|(_, (found, (kind, _)))| found.iter().map(move |at| (at, kind)));
+        let mut each: Vec<_> = each.collect();
+        each.sort();
+        each.into_iter()
+            .map(|((file, line, text), kind)| format!("  {file}:{line}: {kind}: {text}"))
+            .collect()
+    }
+}
+
+/// For each kind, whether a sentence is of it.
+fn faults(sentence: &str) -> [bool; 4] {
+    let words = || sentence.split_whitespace().filter(|word| sentences::counts(word));
+    let first = words().next().unwrap_or("").trim_matches(|c: char| !c.is_alphabetic());
+    let question =
+        sentence.trim_end_matches(|c: char| !c.is_alphanumeric() && c != '?').ends_with('?');
+    let bare = words().map(|word| word.trim_matches(|c: char| !c.is_alphanumeric()).to_lowercase());
+    let plain = format!(" {} ", bare.collect::<Vec<_>>().join(" "));
+    [
+        words().count() > LONG,
+        FRONTED.contains(&first) && !question,
+        parentheses(sentence).any(|inside| inside.split_whitespace().count() > LONG_PARENTHESIS),
+        UNCOMMON.iter().any(|word| plain.contains(&format!(" {word} "))),
+    ]
+}
+
+fn parentheses(sentence: &str) -> impl Iterator<Item = &str> {
+    let inside = |rest: &'_ str| rest.find(')').unwrap_or(rest.len());
+    sentence.split('(').skip(1).map(move |rest| &rest[..inside(rest)])
+}
+
+/// Every text of the project: a page, a contract, a folder of code.
+fn texts() -> BTreeMap<String, Text> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    walk(root, &mut files);
+    let mut texts = BTreeMap::<String, Text>::new();
+    for path in files {
+        let name = path.strip_prefix(root).unwrap().to_str().unwrap();
+        let Ok(content) = fs::read_to_string(&path) else { continue };
+        let script = content.starts_with("#!");
+        let (text, sentences) = match path.extension().and_then(|end| end.to_str()) {
+            Some("md") => (name.to_owned(), sentences::of_markdown(&content)),
+            Some("proto") => (name.to_owned(), sentences::of_comments(&content, PROTO)),
+            Some("rs" | "go" | "java" | "ts") => {
+                (folder(name), sentences::of_comments(&content, RUST))
+            }
+            Some("py") => (folder(name), sentences::of_comments(&content, SCRIPT)),
+            None if script => (folder(name), sentences::of_comments(&content, SCRIPT)),
+            _ => continue,
+        };
+        texts.entry(text).or_default().add(name, &sentences);
+    }
+    texts
+}
+
+/// `src/lease` for all of a module, `tests/wire` for a target, `scripts` for its files.
+fn folder(file: &str) -> String {
+    let mut parts = file.split('/');
+    match (parts.next(), parts.next()) {
+        (Some(top @ ("src" | "tests" | "benches" | "examples")), Some(second)) => {
+            format!("{top}/{}", second.trim_end_matches(".rs"))
+        }
+        (Some(top), _) => top.to_owned(),
+        (None, _) => file.to_owned(),
+    }
+}
+
+/// All files but those that others made.
+fn walk(folder: &Path, into: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let made = ["target", "node_modules", "gen", "__pycache__"].contains(&name);
+        if path.is_dir() {
+            if !made && !name.starts_with('.') {
+                walk(&path, into);
+            }
+        } else {
+            into.push(path);
+        }
+    }
+    into.sort();
+}
+
+/// The shares that a text may have: the usual ones, or its own for now. A folder without a row has
+/// the highest shares of its siblings: files move between folders.
+fn allowed(name: &str) -> [usize; 4] {
+    let usual = KINDS.map(|(_, share)| share);
+    let own = NOT_YET.iter().filter(|(text, _)| *text == name);
+    let top = |text: &str| Some(text.split_once('/').filter(|_| !text.contains('.'))?.0.to_owned());
+    let siblings = NOT_YET.iter().filter(|(text, _)| top(name).is_some() && top(text) == top(name));
+    let rows: Vec<_> = if own.clone().count() > 0 { own.collect() } else { siblings.collect() };
+    rows.iter()
+        .fold(usual, |most, (_, shares)| std::array::from_fn(|kind| most[kind].max(shares[kind])))
+}
+
+#[test]
+fn prose_is_plain_english() {
+    let texts = texts();
+    assert!(texts.len() > 40, "the walk is broken");
+    match env::var("PROSE").as_deref() {
+        Err(_) | Ok("") => {}
+        Ok("1") => {
+            for (name, text) in &texts {
+                println!("{}", text.summary(name));
+            }
+        }
+        Ok("table") => {
+            for (name, text) in &texts {
+                if (0..4).any(|kind| text.shares()[kind] > KINDS[kind].1) {
+                    println!("    ({name:?}, {:?}),", text.shares());
+                }
+            }
+            return;
+        }
+        Ok(prefix) => {
+            for (name, text) in &texts {
+                let here = text.list(|_| true).into_iter();
+                let here: Vec<_> = here.filter(|at| at.trim_start().starts_with(prefix)).collect();
+                if name.starts_with(prefix) || !here.is_empty() {
+                    println!("{}\n{}", text.summary(name), here.join("\n"));
+                }
+            }
+            return;
+        }
+    }
+    let mut report = String::new();
+    for (name, text) in &texts {
+        let (shares, allowed) = (text.shares(), allowed(name));
+        let above = |kind: usize| shares[kind] > allowed[kind];
+        if (0..4).any(above) {
+            report += &format!("{}, allowed {allowed:?}\n", text.summary(name));
+            report += &(text.list(above).join("\n") + "\n");
+        }
+    }
+    assert!(report.is_empty(), "\n{report}(PROSE=table prints the rows of NOT_YET)");
+}
+
+#[test]
+fn each_text_has_one_row_at_most() {
+    let names: BTreeSet<_> = NOT_YET.iter().map(|(name, _)| name).collect();
+    assert_eq!(names.len(), NOT_YET.len());
+}
+
+#[test]
+fn each_kind_of_fault_is_found() {
+    let long = "word ".repeat(LONG + 1);
+    assert_eq!(faults(&long), [true, false, false, false]);
+    assert_eq!(faults(&long["word ".len()..]), [false; 4]);
+    for fronted in
+        ["What is here ends.", "**Where it ends.", "Whoever asks is answered.", "(Of two, one.)"]
+    {
+        assert_eq!(faults(fronted), [false, true, false, false], "{fronted}");
+    }
+    for plain in ["What is a lease?", "Often it ends.", "Whole answers are here.", "Those?"] {
+        assert_eq!(faults(plain), [false; 4], "{plain}");
+    }
+    assert!(faults("It ends (a b c d e f g h i) here.")[2]);
+    assert!(faults("It ends (a b c d e f g h i")[2], "cut off by a full stop inside");
+    assert!(!faults("It ends (a b c d e f g h) and (i) here.")[2]);
+    for uncommon in ["It is made anew.", "It goes\non, then ends.", "\"All the same\", it ends."] {
+        assert!(faults(uncommon)[3], "{uncommon}");
+    }
+    assert!(!faults("It is renewed, besides, and is toldable.")[3]);
+}
+
+#[test]
+fn shares_are_rounded_up() {
+    let mut text = Text::default();
+    let sentences: Vec<_> =
+        (1..=34).map(|line| Sentence { line, text: "It ends here.".to_owned() }).collect();
+    text.add("a.md", &sentences[1..]);
+    text.add("b.md", &[Sentence { line: 7, text: "What ends is here.".to_owned() }]);
+    assert_eq!(text.shares(), [0, 3, 0, 0]);
+    assert_eq!(text.list(|_| true), ["  b.md:7: fronted: What ends is here."]);
+}
+
+#[test]
+fn text_of_a_file_is_its_page_or_its_folder() {
+    for (file, text) in [
+        ("src/lease.rs", "src/lease"),
+        ("src/lease/store.rs", "src/lease"),
+        ("tests/wire/main.rs", "tests/wire"),
+        ("benches/lease_table.rs", "benches/lease_table"),
+        ("examples/go/worker.go", "examples/go"),
+        ("scripts/demo", "scripts"),
+        ("build.rs", "build.rs"),
+    ] {
+        assert_eq!(folder(file), text);
+    }
+}
