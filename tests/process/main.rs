@@ -18,3 +18,4 @@ mod old_server;
 mod operations;
 mod page;
 mod tls;
+mod tutorial;

@@ -14,7 +14,7 @@ use async_nats::jetstream::stream;
 use nkeys::KeyPair;
 use serde_json::Value;
 
-use super::page::{Typed, is_shown, read, type_in};
+use super::page::{self, Terminal};
 use crate::support::{
     BOUND, eventually,
     jetstream::{Fixture, config},
@@ -49,30 +49,13 @@ fn translate(command: &str, proxy: &Proxy, tokens: &[String]) -> String {
     assert!(command.starts_with(IN_A_POD) || command.starts_with("grpcurl "), "{command}");
     let Proxy { grpc, ops, .. } = proxy;
     let here = format!("FETCH_PROXY_LISTEN={grpc} FETCH_PROXY_OPS_LISTEN={ops} '{PROGRAM}'");
-    let mut command = command.replace(IN_A_POD, &here).replace("127.0.0.1:50051", grpc);
-    // The last first: TOKEN is a part of TOKEN-2.
-    for (number, token) in (1..).zip(tokens).collect::<Vec<_>>().into_iter().rev() {
-        let name = if number == 1 { "TOKEN".to_owned() } else { format!("TOKEN-{number}") };
-        command = command.replace(&name, token);
-    }
-    assert!(!command.contains("TOKEN"), "nobody has seen it yet: {command}");
-    command
-}
-
-/// The tokens of an answer, as people, programs and grpcurl are shown them.
-fn tokens(said: &str) -> Vec<String> {
-    let answer: Option<Value> = serde_json::from_str(said).ok();
-    if let Some(messages) = answer.as_ref().and_then(|answer| answer["messages"].as_array()) {
-        return messages.iter().filter_map(|m| Some(m["token"].as_str()?.to_owned())).collect();
-    }
-    let lines: Vec<&str> = said.lines().collect();
-    let told = lines.windows(2).filter(|two| two[0].ends_with("by this token:"));
-    told.map(|two| two[1].to_owned()).collect()
+    let command = command.replace(IN_A_POD, &here).replace("127.0.0.1:50051", grpc);
+    page::paste(&command, tokens)
 }
 
 #[tokio::test]
 async fn every_line_for_an_operator_does_what_the_page_says() {
-    let typed = read(&page());
+    let typed = page::read(&page());
     assert!(typed.len() >= 8, "only {} commands are found: the reading is broken", typed.len());
     let server = NatsServer::start();
     let fixture = orders(&server).await;
@@ -81,14 +64,12 @@ async fn every_line_for_an_operator_does_what_the_page_says() {
     }
     let proxy = Proxy::start(&server, &[]);
     proxy.ready().await;
-    let mut held = Vec::new();
-    for Typed { command, shown } in typed {
-        assert!(!shown.is_empty(), "nothing is shown for: {command}");
-        let said = type_in(&translate(&command, &proxy, &held));
-        if let Err(line) = is_shown(&shown, &said) {
-            panic!("{command}\nshould say, in its place:\n{line}\nand says:\n{said}");
-        }
-        held.extend(tokens(&said));
+    let (mut terminal, mut held) = (Terminal::open(), Vec::new());
+    for typed in typed {
+        assert!(!typed.shown.is_empty(), "nothing is shown for: {}", typed.command);
+        let said = terminal.type_in(&translate(&typed.command, &proxy, &held));
+        typed.compare(&said);
+        held.extend(page::tokens(&said));
     }
 }
 
