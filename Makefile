@@ -28,13 +28,13 @@ test-clients: ## Run the workers of every language that is here; ARGS='python na
 lint: fmt clippy doc proto deps ## Check everything that needs no run
 
 fmt: ## Is the code formatted?
-	cargo fmt --check
+	cargo fmt --all --check
 
 clippy: ## Does clippy find nothing?
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets -- -D warnings
 
 doc: ## Do the docs build, with every link?
-	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items
 
 proto: ## Is the contract in order and formatted?
 	buf=$$(scripts/tools buf) && $$buf lint && $$buf format --diff --exit-code

@@ -3,19 +3,17 @@
 
 use std::{sync::Arc, time::Duration};
 
+use testkit::{
+    dice::Dice,
+    nats_server::NatsServer,
+    relay::{Flow, Relay},
+};
 use tokio::{
     task::block_in_place,
     time::{sleep, timeout},
 };
 
-use crate::{
-    books::{Blow, Books},
-    dice::Dice,
-    support::{
-        nats_server::NatsServer,
-        relay::{Flow, Relay},
-    },
-};
+use crate::books::{Blow, Books};
 
 pub struct Faults {
     pub nats: NatsServer,

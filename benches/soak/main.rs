@@ -13,7 +13,6 @@
 #![allow(clippy::disallowed_methods, reason = "a soak lives in real time")]
 
 mod books;
-mod dice;
 mod excuses;
 mod faults;
 mod judge;
@@ -21,8 +20,6 @@ mod process;
 mod publishers;
 mod report;
 mod settling;
-#[path = "../../tests/support/mod.rs"]
-mod support;
 mod waiting;
 mod witness;
 mod workers;
@@ -35,10 +32,9 @@ use std::{
 
 use books::{Books, Terms, now};
 use clap::Parser;
-use dice::Dice;
 use faults::Faults;
 use process::Weight;
-use support::{nats_server::NatsServer, proxy::Proxy, relay::Relay};
+use testkit::{dice::Dice, nats_server::NatsServer, proxy::Proxy, relay::Relay};
 use tokio::{sync::watch, task::JoinSet, time::sleep};
 use workers::{Phase, Worker};
 

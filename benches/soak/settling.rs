@@ -6,14 +6,11 @@ use std::time::Duration;
 
 use fetch_proxy::pb::{self, Confirmation, Outcome as Told, settlement::Action};
 use prost_types::Timestamp;
+use testkit::{dice::Dice, proxy::Client};
 use tokio::time::sleep;
 use tonic::{Request, Status};
 
-use crate::{
-    books::{Books, Kind, Outcome, Place, now},
-    dice::Dice,
-    support::proxy::Client,
-};
+use crate::books::{Books, Kind, Outcome, Place, now};
 
 /// A message in a worker's hands.
 #[derive(Debug, Clone)]

@@ -4,6 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use fetch_proxy::pb::{self, Codec};
+use testkit::{dice::Dice, proxy::Client};
 use tokio::{
     sync::{Semaphore, watch},
     task::JoinSet,
@@ -16,10 +17,8 @@ use tonic::{
 
 use crate::{
     books::{Books, Terms},
-    dice::Dice,
     publishers::{ID, STREAM, payload},
     settling::{Job, settle},
-    support::proxy::Client,
 };
 
 /// Messages in the hands of one worker.

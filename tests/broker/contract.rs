@@ -10,14 +10,13 @@ use fetch_proxy::{
     clock,
     nats::{Auth, Nats, Settings},
 };
-use tokio_util::task::TaskTracker;
-
-use super::fake::{FakeBroker, info};
-use crate::support::{
+use testkit::{
     BOUND,
+    fake_broker::{FakeBroker, info},
     jetstream::{Fixture, ack_wait},
     nats_server::NatsServer,
 };
+use tokio_util::task::TaskTracker;
 
 const ACK_WAIT: Duration = Duration::from_millis(1000);
 
@@ -306,7 +305,7 @@ contract! {
             let results = world.broker().settle(orders, confirmation, until()).await;
             assert_eq!(results, vec![Ok(()); 25]);
         }
-        crate::support::eventually("all to be settled", || async {
+        testkit::eventually("all to be settled", || async {
             (unsettled(&world).await == 0).then_some(())
         })
         .await;

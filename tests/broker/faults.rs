@@ -8,9 +8,10 @@ use fetch_proxy::{
     lease::{Kind, LeaseId},
     lessor::{Action, Ask, Codec, Error, FetchAsk, Fetched, Lessor, Limits, Patience, Settled},
 };
-
-use super::fake::{FakeBroker, Fault, info, limits};
-use crate::support::eventually;
+use testkit::{
+    eventually,
+    fake_broker::{FakeBroker, Fault, info, limits},
+};
 
 fn start(ack_wait: Duration) -> (FakeBroker, Lessor<FakeBroker>) {
     let broker = FakeBroker::new(info(ack_wait));

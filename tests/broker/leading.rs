@@ -9,11 +9,9 @@ use fetch_proxy::{
     lease::LeaseId,
     lessor::{Action, Coming, Error, Leaving, Lessor, Limits, Settled},
 };
+use testkit::fake_broker::{FakeBroker, Fault, info, limits};
 
-use super::{
-    fake::{FakeBroker, Fault, info, limits},
-    faults::{ask, confirmed, one, settle},
-};
+use super::faults::{ask, confirmed, one, settle};
 
 const BOUND: Duration = Duration::from_secs(2);
 

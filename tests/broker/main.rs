@@ -3,11 +3,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests live in real time, and outlive their tasks")]
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod contract;
-mod fake;
 mod faults;
 mod leading;
 mod places;

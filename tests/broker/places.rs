@@ -6,11 +6,9 @@ use fetch_proxy::{
     broker::ConsumerName,
     lessor::{Error, FetchAsk, Fetched, Lessor, Limits},
 };
+use testkit::fake_broker::{FakeBroker, IDLE, info, limits};
 
-use super::{
-    fake::{FakeBroker, IDLE, info, limits},
-    faults::ask,
-};
+use super::faults::ask;
 
 const MOST: u32 = 5;
 const SECOND: Duration = Duration::from_secs(1);

@@ -7,12 +7,12 @@ use fetch_proxy::{
     broker::{Place, Verdict},
     lessor::{Error, Lessor, Unsuitable},
 };
-
-use super::{
-    fake::{FakeBroker, Fault, Sight, info, limits},
-    faults::ask,
+use testkit::{
+    eventually,
+    fake_broker::{FakeBroker, Fault, Sight, info, limits},
 };
-use crate::support::eventually;
+
+use super::faults::ask;
 
 const ACK_WAIT: Duration = Duration::from_secs(10);
 const SECOND: Duration = Duration::from_secs(1);

@@ -7,11 +7,9 @@ use fetch_proxy::{
     clock,
     lessor::{Action, Error, Lessor},
 };
+use testkit::fake_broker::{FakeBroker, info, limits};
 
-use super::{
-    fake::{FakeBroker, info, limits},
-    faults::{ask, one, settle},
-};
+use super::faults::{ask, one, settle};
 
 const LONG: Duration = Duration::from_secs(30);
 

@@ -3,8 +3,7 @@
 use async_nats::{ConnectOptions, Event};
 use fetch_proxy::nats::unreadable;
 use futures_util::StreamExt as _;
-
-use crate::support::{BOUND, nats_server::NatsServer, raw_nats};
+use testkit::{BOUND, nats_server::NatsServer, raw_nats};
 
 /// Whether a client of its own survives the arrival of this message.
 async fn survives(subject: &str, headers: &[u8]) -> bool {

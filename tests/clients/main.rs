@@ -16,8 +16,6 @@ mod readme;
 mod scenario;
 mod server;
 mod stage;
-#[path = "../support/mod.rs"]
-mod support;
 mod table;
 mod worker;
 
@@ -32,8 +30,8 @@ use std::{
 use language::{Built, Language};
 use scenario::{Scenario, Suite};
 use stage::Stage;
-use support::nats_server::{self, NatsServer};
 use table::{Cell, Fate, Table};
+use testkit::nats_server::{self, NatsServer};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::Semaphore,

@@ -3,16 +3,14 @@
 use std::{path::Path, process::Stdio, time::Duration};
 
 use async_nats::jetstream::{self, stream};
+use testkit::{eventually, jetstream::config, nats_server::NatsServer, proxy::Proxy};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     process::Command,
     time::timeout,
 };
 
-use crate::{
-    language::Language,
-    support::{eventually, jetstream::config, nats_server::NatsServer, proxy::Proxy},
-};
+use crate::language::Language;
 
 const PAGE: &str = include_str!("../../README.md");
 /// The address that the page names, in place of the test's own.

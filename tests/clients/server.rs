@@ -10,17 +10,13 @@ use std::{
 use async_nats::jetstream::consumer::pull;
 use futures_util::StreamExt as _;
 use serde::Deserialize;
+use testkit::{
+    jetstream::{Fixture, ack_wait},
+    nats_server::NatsServer,
+};
 use tokio::task::JoinSet;
 
-use crate::{
-    books::Books,
-    scenario::Scenario,
-    support::{
-        jetstream::{Fixture, ack_wait},
-        nats_server::NatsServer,
-    },
-    until,
-};
+use crate::{books::Books, scenario::Scenario, until};
 
 /// For what was settled to be announced.
 const ANNOUNCED: Duration = Duration::from_secs(5);

@@ -14,13 +14,13 @@ use std::{
 };
 
 use async_nats::HeaderMap;
+use testkit::{nats_server::NatsServer, proxy::Proxy};
 
 use crate::{
     books::{Books, Tally},
     language::Language,
     scenario::{Publish, Scenario, Seen, Step, Turn},
     server::{Info, Server},
-    support::{nats_server::NatsServer, proxy::Proxy},
     until,
     worker::Worker,
 };

@@ -7,10 +7,9 @@ use std::sync::{
 };
 
 use tempfile::NamedTempFile;
-
-use crate::{
+use testkit::{
     dice::Dice,
-    support::proxy::{Client, Proxy},
+    proxy::{Client, Proxy},
 };
 
 pub struct Fleet {

@@ -3,12 +3,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests live in real time, and outlive their tasks")]
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod books;
-#[path = "../../benches/soak/dice.rs"]
-mod dice;
 mod fleet;
 mod workers;
 
@@ -20,17 +15,17 @@ use std::{
 use async_nats::jetstream::{consumer::pull, stream};
 use bytes::Bytes;
 use futures_util::future::join_all;
+use testkit::{
+    cluster::Cluster,
+    dice::Dice,
+    eventually,
+    jetstream::{Fixture, config},
+};
 use tokio::sync::watch;
 
 use self::{
     books::{Books, Verdict},
-    dice::Dice,
     fleet::{Fleet, Replica},
-    support::{
-        cluster::Cluster,
-        eventually,
-        jetstream::{Fixture, config},
-    },
     workers::Worker,
 };
 

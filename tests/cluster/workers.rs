@@ -7,15 +7,14 @@ use std::{
 };
 
 use fetch_proxy::pb::{self, settlement::Action};
+use testkit::{dice::Dice, jetstream::Fixture, millis, proxy::fetch};
 use tokio::sync::watch;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
 
 use crate::{
     books::{Books, How},
-    dice::Dice,
     fleet::Fleet,
-    support::{jetstream::Fixture, millis, proxy::fetch},
 };
 
 const BATCH: u32 = 20;

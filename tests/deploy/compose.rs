@@ -4,16 +4,13 @@
 use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
 use serde_json::Value;
-
-use crate::{
-    nats,
-    support::{
-        jetstream::Fixture,
-        nats_server::NatsServer,
-        proxy::{Proxy, ack, fetch},
-    },
-    tool,
+use testkit::{
+    jetstream::Fixture,
+    nats_server::NatsServer,
+    proxy::{Proxy, ack, fetch},
 };
+
+use crate::{nats, tool};
 
 /// The file as Compose understands it.
 fn services() -> BTreeMap<String, Value> {

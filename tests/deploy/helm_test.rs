@@ -3,11 +3,9 @@
 use std::{net::TcpListener, process::Command};
 
 use serde_json::{Value, json};
+use testkit::{nats_server::NatsServer, proxy::Proxy};
 
-use crate::{
-    helm::{self, LEAST, one},
-    support::{nats_server::NatsServer, proxy::Proxy},
-};
+use crate::helm::{self, LEAST, one};
 
 /// What the chart makes for a `helm test` alone.
 fn hook<'a>(objects: &'a [Value], kind: &str) -> &'a Value {

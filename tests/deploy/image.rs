@@ -15,15 +15,13 @@ use std::{
 
 use serde_json::Value;
 use tempfile::TempDir;
-
-use crate::{
-    support::{
-        BOUND,
-        jetstream::{Fixture, config},
-        nats_server::NatsServer,
-    },
-    tool,
+use testkit::{
+    BOUND,
+    jetstream::{Fixture, config},
+    nats_server::NatsServer,
 };
+
+use crate::tool;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const DOCKERFILE: &str = include_str!("../../deploy/Dockerfile");
@@ -51,7 +49,13 @@ fn libraries_are_a_layer_of_their_own() {
     let place = instructions.iter().position(|instruction| *instruction == libraries).unwrap();
     let copied = instructions[..place].iter().filter(|(instruction, _)| instruction == "COPY");
     let copied: Vec<&str> = copied.map(|(_, rest)| &**rest).collect();
-    assert_eq!(copied, ["Cargo.toml Cargo.lock ./", "scripts/static scripts/static"]);
+    let manifest = "tests/testkit/Cargo.toml";
+    let expected = [
+        "Cargo.toml Cargo.lock ./",
+        &format!("{manifest} {manifest}"),
+        "scripts/static scripts/static",
+    ];
+    assert_eq!(copied, expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]

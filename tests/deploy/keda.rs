@@ -6,15 +6,15 @@ use std::{
 };
 
 use serde_json::Value;
+use testkit::{
+    jetstream::Fixture,
+    nats_server::{NatsServer, binary},
+    proxy::{Proxy, ack, fetch},
+};
 
 use crate::{
     helm::{one, parsed},
     nats,
-    support::{
-        jetstream::Fixture,
-        nats_server::{NatsServer, binary},
-        proxy::{Proxy, ack, fetch},
-    },
 };
 
 /// What KEDA's scaler asks, and of what it takes the sum (nats_jetstream_scaler.go).

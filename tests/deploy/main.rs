@@ -25,8 +25,6 @@ mod rolling;
 #[allow(dead_code, reason = "written for more than this")]
 #[path = "../clients/scenario.rs"]
 mod scenario;
-#[path = "../support/mod.rs"]
-mod support;
 mod ties;
 mod valid;
 #[allow(dead_code, reason = "written for more than this")]

@@ -5,14 +5,14 @@ use std::{fs, process::Command};
 
 use async_nats::jetstream::stream::{DiscardPolicy, RetentionPolicy};
 use serde_json::json;
+use testkit::{
+    jetstream::Fixture,
+    nats_server::{NatsServer, binary},
+    proxy::{Proxy, ack, fetch},
+};
 
 use crate::{
     helm::{one, parsed},
-    support::{
-        jetstream::Fixture,
-        nats_server::{NatsServer, binary},
-        proxy::{Proxy, ack, fetch},
-    },
     tool,
 };
 

@@ -2,13 +2,14 @@
 
 use std::{env, process::Command};
 
+use testkit::{
+    jetstream::{Fixture, config},
+    nats_server::NatsServer,
+    proxy::Proxy,
+};
+
 use crate::{
     helm::{self, LEAST},
-    support::{
-        jetstream::{Fixture, config},
-        nats_server::NatsServer,
-        proxy::Proxy,
-    },
     tool,
 };
 

@@ -13,6 +13,7 @@ use std::{
 
 use fetch_proxy::grpc::probe;
 use serde_json::Value;
+use testkit::proxy::Proxy;
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
@@ -20,10 +21,7 @@ use tokio::{
     time::sleep,
 };
 
-use crate::{
-    helm::{container, one},
-    support::proxy::Proxy,
-};
+use crate::helm::{container, one};
 
 /// How long a pod that goes is still sent new connections.
 const PROPAGATION: Duration = Duration::from_secs(1);
@@ -190,7 +188,7 @@ impl Deployment {
         let (began, mut ready) = (Instant::now(), None);
         while ready.is_none_or(|since: Instant| since.elapsed() < self.plan.settled) {
             ready = if self.service.has(number) { ready.or(Some(Instant::now())) } else { None };
-            assert!(began.elapsed() < crate::support::BOUND, "it is never ready");
+            assert!(began.elapsed() < testkit::BOUND, "it is never ready");
             sleep(Duration::from_millis(20)).await;
         }
     }

@@ -10,6 +10,11 @@ use std::{
     time::Duration,
 };
 
+use testkit::{
+    eventually,
+    jetstream::{Fixture, config},
+    nats_server::NatsServer,
+};
 use tokio::{sync::watch, task::JoinSet};
 
 use crate::{
@@ -18,11 +23,6 @@ use crate::{
     language::{self, Built, Language},
     pods::{Deployment, Plan, Service},
     scenario::Publish,
-    support::{
-        eventually,
-        jetstream::{Fixture, config},
-        nats_server::NatsServer,
-    },
     worker::Worker,
 };
 
@@ -65,7 +65,7 @@ async fn an_update_costs_no_call_and_no_lease() {
     eventually("all to be done", || async { nothing_left(&fixture).await.then_some(()) }).await;
     for worker in &mut workers {
         worker.stop();
-        let status = worker.ended(crate::support::BOUND).await;
+        let status = worker.ended(testkit::BOUND).await;
         let said = worker.errors();
         assert!(status.is_some_and(|status| status.success()), "{}: {said}", worker.name);
     }

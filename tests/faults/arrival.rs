@@ -12,10 +12,7 @@ use fetch_proxy::pb::{
     settlement::Action,
 };
 use futures_util::{StreamExt as _, future::join_all};
-use tonic::Request;
-
-use super::books::measured;
-use crate::support::{
+use testkit::{
     BOUND, eventually,
     jetstream::{Fixture, ack_wait},
     millis,
@@ -23,6 +20,9 @@ use crate::support::{
     proxy::{Client, Proxy, ack, fetch, nak, reason},
     relay::{Flow, Relay},
 };
+use tonic::Request;
+
+use super::books::measured;
 
 /// Its margin of a tenth, 1 s, is time enough for a busy machine.
 const ACK_WAIT: u64 = 10_000;

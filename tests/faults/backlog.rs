@@ -8,8 +8,7 @@ use std::{
 };
 
 use fetch_proxy::pb;
-
-use crate::support::{
+use testkit::{
     BOUND,
     jetstream::{Fixture, ack_wait},
     nats_server::{NatsServer, binary},

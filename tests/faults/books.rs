@@ -9,8 +9,7 @@ use std::{
 };
 
 use fetch_proxy::pb;
-
-use crate::support::{eventually, jetstream::Fixture};
+use testkit::{eventually, jetstream::Fixture};
 
 /// One row of the table that `--nocapture` gives.
 pub fn measured(what: &str, value: impl Debug) {

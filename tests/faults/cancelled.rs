@@ -9,10 +9,7 @@ use std::time::{Duration, Instant};
 use async_nats::jetstream::consumer::pull;
 use fetch_proxy::pb::{Codec, FetchRequest, Outcome};
 use futures_util::future::join_all;
-use tokio::sync::oneshot;
-
-use super::books::{all_settled, measured};
-use crate::support::{
+use testkit::{
     eventually,
     jetstream::{Fixture, ack_wait, config},
     median, millis,
@@ -21,6 +18,9 @@ use crate::support::{
     relay::{Flow, Relay},
     usual,
 };
+use tokio::sync::oneshot;
+
+use super::books::{all_settled, measured};
 
 /// An answer with one message is larger than this: its token alone is. All else that a client is
 /// sent in the time of a race is smaller.

@@ -3,6 +3,13 @@
 use std::time::{Duration, Instant};
 
 use fetch_proxy::grpc::probe;
+use testkit::{
+    BOUND, eventually,
+    jetstream::{Fixture, config},
+    nats_server::NatsServer,
+    proxy::{Client, Proxy, fetch, reason},
+    relay::{Flow, Relay},
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -11,14 +18,6 @@ use tokio::{
 use tonic::{Code, transport::Endpoint};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_types::StatusExt as _;
-
-use crate::support::{
-    BOUND, eventually,
-    jetstream::{Fixture, config},
-    nats_server::NatsServer,
-    proxy::{Client, Proxy, fetch, reason},
-    relay::{Flow, Relay},
-};
 
 /// Reads until the server closes the connection.
 async fn closed(mut socket: TcpStream) {

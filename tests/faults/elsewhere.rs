@@ -10,17 +10,17 @@ use std::{
 
 use fetch_proxy::pb::{self, FetchRequest, Outcome};
 use futures_util::future::join_all;
-
-use super::{
-    books::{all_settled, measured},
-    restarts::{Acked, ack_all, ends, take_all},
-};
-use crate::support::{
+use testkit::{
     cluster::Cluster,
     eventually,
     jetstream::{Fixture, ack_wait},
     millis,
     proxy::{Client, Proxy, ack, extend, fetch, reason},
+};
+
+use super::{
+    books::{all_settled, measured},
+    restarts::{Acked, ack_all, ends, take_all},
 };
 
 /// Where the consumer is led, and where the two proxies are connected.

@@ -15,15 +15,14 @@ use fetch_proxy::{grpc::probe, pb};
 use flate2::{Compression, write::GzEncoder};
 use h2::{Reason, SendStream, client::ResponseFuture};
 use prost::Message;
-use tokio::{net::TcpStream, task::JoinHandle, time::timeout};
-
-use crate::support::{
+use testkit::{
     BOUND, eventually,
     jetstream::{Fixture, config},
     millis,
     nats_server::NatsServer,
     proxy::{Proxy, ack, fetch},
 };
+use tokio::{net::TcpStream, task::JoinHandle, time::timeout};
 
 const FETCH: &str = "/fetchproxy.v1.FetchService/Fetch";
 const SETTLE: &str = "/fetchproxy.v1.FetchService/Settle";
@@ -207,7 +206,7 @@ impl Good {
 
 /// A machine that is busy may keep NATS from answering in time. A limit is the strangers' doing.
 fn served(refused: Option<tonic::Status>) {
-    let reason = refused.map(|refused| crate::support::proxy::reason(&refused).1);
+    let reason = refused.map(|refused| testkit::proxy::reason(&refused).1);
     assert!(reason.as_ref().is_none_or(|reason| !reason.ends_with("_LIMIT")), "{reason:?}");
 }
 

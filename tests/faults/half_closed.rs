@@ -1,7 +1,7 @@
 //! A connection of which one direction is over, and the other is not: whoever has said its last may
 //! still listen, and may not.
 
-use crate::support::{
+use testkit::{
     eventually,
     jetstream::{Fixture, config},
     nats_server::NatsServer,

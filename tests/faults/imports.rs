@@ -8,8 +8,7 @@ use std::{
 
 use async_nats::jetstream::consumer::pull;
 use fetch_proxy::pb::FetchRequest;
-
-use crate::support::{
+use testkit::{
     eventually,
     jetstream::{Fixture, ack_wait, config},
     millis,

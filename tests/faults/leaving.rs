@@ -1,6 +1,6 @@
 //! A NATS server that goes in good order (lame duck mode) is left in good order.
 
-use crate::support::{
+use testkit::{
     BOUND,
     cluster::Cluster,
     eventually,

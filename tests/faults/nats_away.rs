@@ -10,12 +10,7 @@ use std::{
 use async_nats::jetstream::consumer::pull;
 use fetch_proxy::pb::{self, FetchRequest, Outcome};
 use futures_util::future::join_all;
-use tokio::sync::watch;
-use tonic::{Code, Request, Response, Status};
-use tonic_types::StatusExt as _;
-
-use super::books::{Ack, Books, all_settled, measured};
-use crate::support::{
+use testkit::{
     eventually,
     jetstream::{Fixture, ack_wait, config},
     median, millis,
@@ -23,6 +18,11 @@ use crate::support::{
     proxy::{Client, Proxy, ack, fetch, nak, reason, term},
     relay::{Flow, Relay},
 };
+use tokio::sync::watch;
+use tonic::{Code, Request, Response, Status};
+use tonic_types::StatusExt as _;
+
+use super::books::{Ack, Books, all_settled, measured};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {

@@ -5,10 +5,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::pull;
 use futures_util::StreamExt as _;
-use tonic::{Code, Status};
-use tonic_types::StatusExt as _;
-
-use crate::support::{
+use testkit::{
     BOUND,
     cluster::Cluster,
     eventually,
@@ -17,6 +14,8 @@ use crate::support::{
     proxy::{Client, Proxy, ack, fetch, reason},
     raw_nats, usual,
 };
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
 
 const LONE_CR: &[u8] = b"NATS/1.0\r\nA: a lone\rCR\r\n\r\n";
 /// One of each kind.

@@ -1,6 +1,6 @@
 //! What a replicated consumer does differently, and no caller may notice.
 
-use crate::support::{
+use testkit::{
     cluster::Cluster,
     jetstream::config,
     proxy::{Proxy, ack, fetch},

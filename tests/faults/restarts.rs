@@ -9,11 +9,7 @@ use std::{
 
 use fetch_proxy::pb::{self, FetchRequest, Outcome};
 use futures_util::future::join_all;
-use tokio::sync::watch;
-use tonic::{Code, Request};
-
-use super::books::{Ack, Books, all_settled, measured};
-use crate::support::{
+use testkit::{
     cluster::Cluster,
     eventually,
     jetstream::{Fixture, ack_wait},
@@ -21,6 +17,10 @@ use crate::support::{
     nats_server::NatsServer,
     proxy::{Client, Proxy, ack, extend, fetch, reason},
 };
+use tokio::sync::watch;
+use tonic::{Code, Request};
+
+use super::books::{Ack, Books, all_settled, measured};
 
 /// Who is given what the first worker holds, after the server has forgotten that it does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,8 +6,7 @@ use async_nats::jetstream::consumer::pull;
 use fetch_proxy::pb::{
     self, AckAction, FetchRequest, NakAction, Outcome, Settlement, settlement::Action,
 };
-
-use crate::support::{
+use testkit::{
     eventually,
     jetstream::{Fixture, SHORTEST_KEPT, ack_wait},
     millis,

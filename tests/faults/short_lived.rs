@@ -8,13 +8,13 @@ use std::{
     time::Duration,
 };
 
+use testkit::{eventually, proxy::Proxy};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
 };
 
 use super::books::measured;
-use crate::support::{eventually, proxy::Proxy};
 
 #[tokio::test]
 async fn connections_that_do_not_last_are_made_again_ever_more_slowly() {

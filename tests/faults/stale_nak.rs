@@ -4,16 +4,16 @@
 use std::time::{Duration, Instant};
 
 use fetch_proxy::pb::{self, Confirmation, NakRequest, Outcome};
-use tonic::{Code, Request, Status};
-
-use super::books::{all_settled, measured};
-use crate::support::{
+use testkit::{
     eventually,
     jetstream::{Fixture, ack_wait},
     nats_server::NatsServer,
     proxy::{Client, Proxy, ack, fetch, nak, reason},
     relay::{Flow, Relay},
 };
+use tonic::{Code, Request, Status};
+
+use super::books::{all_settled, measured};
 
 /// Long enough to look at, short enough to wait for.
 const ACK_WAIT: u64 = 3000;

@@ -4,15 +4,15 @@
 use std::time::Duration;
 
 use fetch_proxy::pb::{self, Outcome, Settlement, TermAction, settlement::Action};
-
-use super::books::measured;
-use crate::support::{
+use testkit::{
     eventually,
     jetstream::{Fixture, ack_wait},
     millis,
     nats_server::NatsServer,
     proxy::{Client, Proxy, fetch},
 };
+
+use super::books::measured;
 
 const COUNT: usize = 1000;
 const ACK_WAIT: u64 = 3000;

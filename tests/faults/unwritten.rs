@@ -5,8 +5,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::pull;
 use fetch_proxy::pb;
-
-use crate::support::{
+use testkit::{
     eventually,
     jetstream::{Fixture, ack_wait, config},
     nats_server::NatsServer,
@@ -37,7 +36,7 @@ async fn scene(consumer: pull::Config) -> Scene {
 
 fn all(fixture: &Fixture) -> pb::FetchRequest {
     let n = u32::try_from(COUNT).unwrap();
-    pb::FetchRequest { linger: crate::support::millis(5000), ..fetch(fixture, n, 10_000) }
+    pb::FetchRequest { linger: testkit::millis(5000), ..fetch(fixture, n, 10_000) }
 }
 
 impl Scene {

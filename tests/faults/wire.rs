@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{
+use testkit::{
     cluster::Cluster,
     eventually,
     jetstream::{Fixture, config},

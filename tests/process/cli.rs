@@ -2,14 +2,13 @@
 
 use std::process::{Command, Output};
 
-use crate::{
-    identity::fetches_and_acks,
-    support::{
-        jetstream::{Fixture, config},
-        nats_server::NatsServer,
-        proxy::Proxy,
-    },
+use testkit::{
+    jetstream::{Fixture, config},
+    nats_server::NatsServer,
+    proxy::Proxy,
 };
+
+use crate::identity::fetches_and_acks;
 
 fn run(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_fetch-proxy")).args(arguments).output().unwrap()
@@ -151,10 +150,8 @@ async fn with_the_largest_of_every_number_and_time_it_serves() {
     ]);
     assert!(by_hand.status.success(), "{}", text(&by_hand.stderr));
     proxy.signal("TERM");
-    crate::support::eventually("the drain", || async {
-        proxy.log().contains("draining").then_some(())
-    })
-    .await;
+    testkit::eventually("the drain", || async { proxy.log().contains("draining").then_some(()) })
+        .await;
     assert!(!proxy.log().contains("panicked"), "{}", proxy.log());
 }
 
@@ -181,7 +178,7 @@ fn keygen_makes_a_new_key_each_time_that_serve_takes() {
 #[tokio::test]
 async fn probe_says_how_it_is_by_its_exit_code() {
     let proxy = Proxy::start(NatsServer::shared(), &[]);
-    crate::support::eventually("readiness", || async {
+    testkit::eventually("readiness", || async {
         run(&["probe", "--addr", &proxy.ops]).status.success().then_some(())
     })
     .await;
@@ -228,7 +225,7 @@ async fn as_many_files_as_the_system_allows_may_be_open_and_too_few_are_told() {
             .stderr(log.reopen().unwrap())
             .spawn()
             .unwrap();
-        let said = crate::support::eventually("it to be ready", || async {
+        let said = testkit::eventually("it to be ready", || async {
             let said = std::fs::read_to_string(log.path()).unwrap();
             said.contains("\"ready\"").then_some(said)
         })

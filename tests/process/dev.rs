@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use crate::support::{eventually, millis, nats_server, proxy::Client};
+use testkit::{eventually, millis, nats_server, proxy::Client};
 
 /// A `dev` that lives as long as this.
 pub struct Dev {
@@ -164,7 +164,7 @@ async fn dev_keeps_a_store_that_is_named() {
         let answer = client.fetch(request).await.unwrap().into_inner();
         // The second round finds the first one's samples, and publishes its own.
         assert_eq!(answer.messages[0].pending, 10 * round - 1 - (round - 1));
-        let ack = crate::support::proxy::ack(&answer.messages[0].token);
+        let ack = testkit::proxy::ack(&answer.messages[0].token);
         client.ack(ack).await.unwrap();
         let pid = dev.child.id().to_string();
         assert!(Command::new("kill").args(["-s", "TERM", &pid]).status().unwrap().success());

@@ -7,6 +7,13 @@ use std::{
 
 use async_nats::jetstream::consumer::pull;
 use fetch_proxy::pb::{self, Confirmation, settlement::Action};
+use testkit::{
+    BOUND, eventually,
+    jetstream::{Fixture, config},
+    nats_server::NatsServer,
+    proxy::{Client, Proxy, ack, fetch, reason},
+    relay::{Flow, Relay},
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -14,14 +21,6 @@ use tokio::{
 };
 use tonic::{Code, Request};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
-
-use crate::support::{
-    BOUND, eventually,
-    jetstream::{Fixture, config},
-    nats_server::NatsServer,
-    proxy::{Client, Proxy, ack, fetch, reason},
-    relay::{Flow, Relay},
-};
 
 /// Well within these, each test shows that something else than the deadline ended the drain.
 const PATIENT: [&str; 2] = ["--drain-timeout", "300s"];

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-use crate::support::{
+use testkit::{
     jetstream::{Fixture, config},
     nats_server::NatsServer,
     proxy::Proxy,

@@ -7,8 +7,7 @@ use std::{
 
 use prost::Message as _;
 use serde_json::Value;
-
-use crate::support::{
+use testkit::{
     jetstream::{Fixture, config},
     nats_server::NatsServer,
     proxy::Proxy,

@@ -7,8 +7,7 @@ use async_nats::ConnectOptions;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use nkeys::KeyPair;
 use serde_json::{Value, json};
-
-use crate::support::{
+use testkit::{
     eventually,
     jetstream::{Fixture, config},
     nats_server::{NatsServer, binary},

@@ -7,8 +7,7 @@ use std::{
 };
 
 use serde_json::Value;
-
-use crate::support::{
+use testkit::{
     BOUND, eventually,
     jetstream::{Fixture, config},
     nats_server::{NatsServer, binary},

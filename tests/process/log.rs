@@ -12,17 +12,15 @@ use std::{
 
 use async_nats::jetstream::consumer::pull;
 use serde_json::Value;
+use testkit::{
+    BOUND, eventually,
+    jetstream::{Fixture, config},
+    nats_server::NatsServer,
+    proxy::{Proxy, ack, fetch},
+};
 use tokio::{net::unix::pipe, time::timeout};
 
-use crate::{
-    dev::Dev,
-    support::{
-        BOUND, eventually,
-        jetstream::{Fixture, config},
-        nats_server::NatsServer,
-        proxy::{Proxy, ack, fetch},
-    },
-};
+use crate::dev::Dev;
 
 /// A pipe whose writer has to wait.
 async fn full_pipe() -> (io::PipeReader, OwnedFd) {
@@ -286,7 +284,7 @@ async fn the_first_refusal_of_each_reason_and_consumer_is_logged() {
     fixture.publish("n", "x").await;
     let held = client.fetch(fetch(&fixture, 1, 10_000)).await.unwrap().into_inner().messages;
     client.ack(ack(&held[0].token)).await.unwrap();
-    client.term(crate::support::proxy::term(&held[0].token, "")).await.unwrap_err();
+    client.term(testkit::proxy::term(&held[0].token, "")).await.unwrap_err();
     let refused = eventually("all lines", || async {
         let refused = lines(&proxy, "a call was refused").await;
         (refused.len() >= 4).then_some(refused)
@@ -313,7 +311,7 @@ async fn subjects_that_nats_refuses_are_logged_and_not_each_time() {
     let rights = "publish: { allow: [\">\"], deny: [\"$JS.ACK.>\"] }";
     let user = format!("{{ user: a, password: a, permissions: {{ {rights} }} }}");
     let config = format!("authorization {{ users: [ {{ user: b, password: b }}, {user} ] }}");
-    let server = NatsServer::start_with(crate::support::nats_server::binary(), Some(config));
+    let server = NatsServer::start_with(testkit::nats_server::binary(), Some(config));
     let as_user = |user: &str| server.url().replace("//", &format!("//{user}:{user}@"));
     let fixture = Fixture::at(&as_user("b"), self::config()).await;
     fixture.publish_many(30).await;

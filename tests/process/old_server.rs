@@ -3,8 +3,7 @@
 use std::{io::Write as _, path::PathBuf};
 
 use fetch_proxy::grpc;
-
-use crate::support::{
+use testkit::{
     BOUND, eventually,
     nats_server::NatsServer,
     proxy::{Proxy, fetch, reason},
@@ -18,8 +17,7 @@ async fn a_server_that_is_too_old_is_not_served_and_never_hangs() {
         return writeln!(std::io::stderr(), "{told}").unwrap();
     };
     let server = NatsServer::start_with(PathBuf::from(binary), None);
-    let fixture =
-        crate::support::jetstream::Fixture::on(&server, crate::support::jetstream::config()).await;
+    let fixture = testkit::jetstream::Fixture::on(&server, testkit::jetstream::config()).await;
     let proxy = Proxy::start(&server, &[]);
     eventually("the verdict", || async { proxy.log().contains("is too old").then_some(()) }).await;
     let (status, serving) = grpc::probe(&proxy.ops, "", BOUND).await.unwrap();

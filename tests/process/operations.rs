@@ -13,14 +13,14 @@ use std::{
 use async_nats::jetstream::stream;
 use nkeys::KeyPair;
 use serde_json::Value;
-
-use super::page::{self, Terminal};
-use crate::support::{
+use testkit::{
     BOUND, eventually,
     jetstream::{Fixture, config},
     nats_server::{NatsServer, binary},
     proxy::{Proxy, ack, fetch},
 };
+
+use super::page::{self, Terminal};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_fetch-proxy");
 /// In front of every line that a pod is to run.

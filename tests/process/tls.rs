@@ -13,18 +13,18 @@ use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
 };
+use testkit::{
+    eventually,
+    jetstream::{Fixture, config},
+    nats_server::{NatsServer, binary},
+    proxy::Proxy,
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
 };
 
 use super::identity::fetches_and_acks;
-use crate::support::{
-    eventually,
-    jetstream::{Fixture, config},
-    nats_server::{NatsServer, binary},
-    proxy::Proxy,
-};
 
 /// An authority, one certificate of it for a server at 127.0.0.1, and one for a client, in files.
 struct Certificates {

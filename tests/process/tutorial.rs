@@ -2,8 +2,9 @@
 
 use std::process;
 
+use testkit::nats_server;
+
 use super::page::{Terminal, walk};
-use crate::support::nats_server;
 
 /// The folder of the built program, as the page has it.
 const BUILT: &str = "$PWD/target/debug";

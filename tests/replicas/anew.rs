@@ -2,14 +2,14 @@
 //! leases of it and does not fetch: the old tokens settle nothing of what another replica has now.
 
 use fetch_proxy::pb;
-use tonic::Code;
-
-use super::pair::Pair;
-use crate::support::{
+use testkit::{
     eventually,
     jetstream::{Fixture, ack_wait},
     proxy::{Client, ack, fetch, nak, reason, term},
 };
+use tonic::Code;
+
+use super::pair::Pair;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Change {

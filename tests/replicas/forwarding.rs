@@ -1,15 +1,15 @@
 //! A token works at every replica as it does at its owner.
 
 use fetch_proxy::pb::{self, Outcome, settlement::Action};
-use tonic::Code;
-
-use super::pair::{Pair, Replicas};
-use crate::support::{
+use testkit::{
     eventually,
     jetstream::{Fixture, ack_wait, config},
     millis,
     proxy::{ack, extend, fetch, nak, reason, term},
 };
+use tonic::Code;
+
+use super::pair::{Pair, Replicas};
 
 fn settlement(token: &str, action: Action) -> pb::Settlement {
     pb::Settlement { token: token.to_owned(), action: Some(action) }

@@ -4,10 +4,7 @@
 use std::time::{Duration, Instant};
 
 use fetch_proxy::pb::{self, Outcome};
-use tonic::Code;
-
-use super::pair::{Replica, Replicas};
-use crate::support::{
+use testkit::{
     eventually,
     jetstream::{Fixture, ack_wait, config},
     millis,
@@ -15,6 +12,9 @@ use crate::support::{
     proxy::{ack, extend, fetch, nak, reason, term},
     relay::{Flow, Relay},
 };
+use tonic::Code;
+
+use super::pair::{Replica, Replicas};
 
 /// Sends it away, and waits until it is gone; how long that took.
 async fn drained(replica: &mut Replica) -> Duration {

@@ -4,15 +4,15 @@ use std::{fs, time::Duration};
 
 use fetch_proxy::grpc::probe;
 use tempfile::NamedTempFile;
-use tonic::Code;
-
-use super::pair::{Pair, key_file, new_key};
-use crate::support::{
+use testkit::{
     BOUND, eventually,
     jetstream::{Fixture, config},
     nats_server::NatsServer,
     proxy::{Client, Proxy, ack, extend, fetch, reason},
 };
+use tonic::Code;
+
+use super::pair::{Pair, key_file, new_key};
 
 /// So much of a token's text is its version and its key's name; what follows is chance.
 const KEY_NAMED: usize = 6;

@@ -24,9 +24,8 @@ use fetch_proxy::{
     token::InstanceId,
 };
 use prost::Message as _;
+use testkit::fake_broker::{FakeBroker, FakeInbox, limits};
 use tokio::sync::{mpsc, oneshot};
-
-use crate::fake::{FakeBroker, FakeInbox, limits};
 
 pub const PATIENCE: Duration = Duration::from_secs(10);
 

@@ -2,13 +2,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests live in real time, and outlive their tasks")]
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod anew;
-#[path = "../broker/fake.rs"]
-#[allow(dead_code, reason = "the contract suite uses the rest")]
-mod fake;
 mod forwarding;
 mod handover;
 mod keys;

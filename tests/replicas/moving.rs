@@ -20,12 +20,12 @@ use fetch_proxy::{
     token::new_key_line,
 };
 use prost::Message as _;
-
-use crate::{
-    fake::{FakeBroker, Fault, info},
-    linked::{Fate, Member, Net, PATIENCE},
-    support::eventually,
+use testkit::{
+    eventually,
+    fake_broker::{FakeBroker, Fault, info},
 };
+
+use crate::linked::{Fate, Member, Net, PATIENCE};
 
 const ACK_WAIT: Duration = Duration::from_secs(60);
 

@@ -11,22 +11,22 @@ use fetch_proxy::{
     pb::Outcome,
     token::{Claims, InstanceId, new_key_line},
 };
-use tonic::{Code, Status};
-use tonic_types::StatusExt as _;
-
-use super::{
-    fake::{FakeBroker, info},
-    linked::{Member, Net},
-    pair::Pair,
-};
-use crate::support::{
+use testkit::{
     BOUND,
     cluster::Cluster,
     eventually,
+    fake_broker::{FakeBroker, info},
     jetstream::{Fixture, ack_wait, config},
     nats_server::NatsServer,
     proxy::{Client, ack, extend, fetch, nak, reason, term},
     relay::Relay,
+};
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use super::{
+    linked::{Member, Net},
+    pair::Pair,
 };
 
 fn applied(status: &Status) -> String {

@@ -4,8 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use fetch_proxy::pb;
 use tempfile::NamedTempFile;
-
-use crate::support::{
+use testkit::{
     eventually,
     jetstream::Fixture,
     nats_server::NatsServer,
@@ -86,7 +85,7 @@ impl Replicas {
     ) -> Vec<pb::Delivery> {
         fixture.publish_many(count).await;
         let n = u32::try_from(count).unwrap();
-        let linger = crate::support::millis(5000);
+        let linger = testkit::millis(5000);
         let all = pb::FetchRequest { linger, ..fetch(fixture, n, 10_000) };
         let answer = self.all[at].client.fetch(all).await.unwrap().into_inner();
         assert_eq!(answer.messages.len(), count);
@@ -126,7 +125,7 @@ impl Pair {
     pub async fn leased(&mut self, fixture: &Fixture, count: usize) -> Vec<pb::Delivery> {
         fixture.publish_many(count).await;
         let n = u32::try_from(count).unwrap();
-        let linger = crate::support::millis(5000);
+        let linger = testkit::millis(5000);
         let all = pb::FetchRequest { linger, ..fetch(fixture, n, 10_000) };
         let answer = self.at_owner.fetch(all).await.unwrap().into_inner();
         assert_eq!(answer.messages.len(), count);

@@ -4,16 +4,16 @@
 use async_nats::jetstream::consumer::pull;
 use fetch_proxy::pb::Outcome;
 use futures_util::future::join_all;
-use tonic::Status;
-use tonic_types::StatusExt as _;
-
-use super::pair::{Replicas, key_file, new_key};
-use crate::support::{
+use testkit::{
     eventually,
     jetstream::{Fixture, ack_wait, config},
     nats_server::{NatsServer, binary},
     proxy::{Client, Proxy, ack, extend, fetch, reason},
 };
+use tonic::Status;
+use tonic_types::StatusExt as _;
+
+use super::pair::{Replicas, key_file, new_key};
 
 const ONE: &str = include_str!("../../deploy/nats/one-consumer.conf");
 const MANY: &str = include_str!("../../deploy/nats/many-consumers.conf");

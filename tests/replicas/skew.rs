@@ -14,13 +14,13 @@ use fetch_proxy::{
 };
 use prost::Message as _;
 use tempfile::NamedTempFile;
+use testkit::{
+    BOUND,
+    fake_broker::{FakeBroker, info},
+};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use crate::{
-    fake::{FakeBroker, info},
-    linked::{Member, Net, PATIENCE},
-    support::BOUND,
-};
+use crate::linked::{Member, Net, PATIENCE};
 
 const BEAT: &str = "_fetchproxy.linked.beat";
 

@@ -11,9 +11,9 @@ use fetch_proxy::{
 };
 use prost::Message as _;
 use tempfile::NamedTempFile;
+use testkit::{eventually, nats_server::NatsServer, proxy::Proxy};
 
 use super::pair::{key_file, new_key};
-use crate::support::{eventually, nats_server::NatsServer, proxy::Proxy};
 
 const BEAT: &str = "_fetchproxy.c.beat";
 

@@ -16,11 +16,9 @@ use fetch_proxy::{
     lessor::{Action, Ask, Error, Settled, Sighting},
     token::new_key_line,
 };
+use testkit::fake_broker::{FakeBroker, info};
 
-use crate::{
-    fake::{FakeBroker, info},
-    linked::{Fate, Member, Net, PATIENCE},
-};
+use crate::linked::{Fate, Member, Net, PATIENCE};
 
 const ACK_WAIT: Duration = Duration::from_secs(60);
 /// What a replica waits for the others, at most.

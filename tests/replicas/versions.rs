@@ -11,9 +11,9 @@ use fetch_proxy::{
     token::{KeyRing, Sealer, new_key_line},
 };
 use prost::Message as _;
+use testkit::fake_broker::{FakeBroker, info};
 
 use crate::{
-    fake::{FakeBroker, info},
     linked::{Member, Net, PATIENCE},
     moving::question,
 };

@@ -8,8 +8,7 @@ use std::{
 use async_nats::HeaderMap;
 use fetch_proxy::pb::{self, EmptyReason, RejectedCause, delivery::Payload};
 use prost::Message as _;
-
-use crate::support::{
+use testkit::{
     eventually,
     jetstream::{Fixture, ack_wait, config},
     millis,

@@ -7,14 +7,13 @@ use fetch_proxy::{
 };
 use proptest::{collection::vec, option, prelude::*, test_runner::TestRunner};
 use prost_types::Duration as PbDuration;
-use tonic::Status;
-
-use crate::support::{
+use testkit::{
     BOUND,
     jetstream::{Fixture, config},
     nats_server::NatsServer,
     proxy::{Client, Proxy, fetch, reason},
 };
+use tonic::Status;
 
 #[derive(Debug, Clone)]
 enum Call {

@@ -3,12 +3,11 @@
 use std::io::{Read as _, Write as _};
 
 use fetch_proxy::grpc::{LIVENESS, SERVICE};
+use testkit::{eventually, nats_server::NatsServer, proxy::Proxy};
 use tonic::transport::Channel;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
-
-use crate::support::{eventually, nats_server::NatsServer, proxy::Proxy};
 
 async fn status(addr: &str, service: &str) -> ServingStatus {
     let channel = Channel::from_shared(format!("http://{addr}")).unwrap().connect().await.unwrap();

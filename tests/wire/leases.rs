@@ -7,16 +7,15 @@ use std::{
 
 use async_nats::jetstream::{self, consumer::pull};
 use fetch_proxy::pb::{self, Outcome, settlement};
-use tonic::Code;
-use tonic_types::StatusExt as _;
-
-use crate::support::{
+use testkit::{
     eventually,
     jetstream::{Fixture, SHORTEST_KEPT, ack_wait, config},
     millis,
     nats_server::NatsServer,
     proxy::{Client, Proxy, ack, extend, fetch, nak, reason, term},
 };
+use tonic::Code;
+use tonic_types::StatusExt as _;
 
 async fn setup(consumer: pull::Config) -> (Fixture, Proxy, Client) {
     let fixture = Fixture::new(consumer).await;

@@ -2,9 +2,6 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests live in real time, and outlive their tasks")]
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod fetching;
 mod fuzz;
 mod health;

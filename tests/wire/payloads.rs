@@ -3,8 +3,7 @@
 
 use async_nats::{HeaderMap, jetstream::consumer::pull};
 use fetch_proxy::pb::{self, EmptyReason, Outcome, delivery::Payload};
-
-use crate::support::{
+use testkit::{
     jetstream::{Fixture, config},
     millis,
     nats_server::NatsServer,

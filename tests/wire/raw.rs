@@ -9,8 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request};
-
-use crate::support::{
+use testkit::{
     BOUND,
     jetstream::{Fixture, config},
     nats_server::NatsServer,
@@ -217,9 +216,9 @@ async fn whoever_speaks_something_else_is_told_so_and_the_log_says_it() {
 async fn a_call_to_the_port_for_operators_is_told_where_the_service_is() {
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     let ops = format!("http://{}", proxy.ops);
-    let mut client = crate::support::proxy::Client::connect(ops).await.unwrap();
-    let refused = client.ack(crate::support::proxy::ack("x")).await.unwrap_err();
-    assert_eq!(crate::support::proxy::reason(&refused).1, "UNSUPPORTED");
+    let mut client = testkit::proxy::Client::connect(ops).await.unwrap();
+    let refused = client.ack(testkit::proxy::ack("x")).await.unwrap_err();
+    assert_eq!(testkit::proxy::reason(&refused).1, "UNSUPPORTED");
     assert!(refused.message().contains("--listen"), "{}", refused.message());
     let get = b"GET / HTTP/1.0\r\n\r\n";
     let answer = String::from_utf8(said(&proxy.ops, get)).unwrap();

@@ -7,15 +7,14 @@ use fetch_proxy::{
     grpc::Reason,
     pb::{self, AckAction, Settlement, settlement::Action},
 };
-use tonic::{Code, Status};
-use tonic_types::StatusExt as _;
-
-use crate::support::{
+use testkit::{
     jetstream::{Fixture, ack_wait, config},
     millis,
     nats_server::NatsServer,
     proxy::{Client, Proxy, ack, extend, fetch, nak, reason, term},
 };
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
 
 async fn client() -> (Proxy, Client) {
     let proxy = Proxy::start(NatsServer::shared(), &[]);
@@ -212,7 +211,7 @@ async fn nats_rights_that_are_missing_are_named_to_the_caller() {
         { user: proxy, password: proxy, permissions: {
             publish: ["$JS.API.CONSUMER.INFO.*.worker", "$JS.API.CONSUMER.MSG.NEXT.*.worker"],
             subscribe: ["_INBOX.>"] } } ] }"#;
-    let server = NatsServer::start_with(crate::support::nats_server::binary(), Some(config.into()));
+    let server = NatsServer::start_with(testkit::nats_server::binary(), Some(config.into()));
     let fixture = Fixture::at(&server.url().replace("//", "//admin:admin@"), self::config()).await;
     let proxy = Proxy::start_at(&server.url().replace("//", "//proxy:proxy@"), &[]);
     let mut client = proxy.client().await;
@@ -232,11 +231,11 @@ async fn an_inbox_that_nats_does_not_allow_is_named_and_not_waited_for() {
         { user: admin, password: admin },
         { user: proxy, password: proxy, permissions: { publish: ["$JS.>"], subscribe: ["_MINE.>"] } }
     ] }"#;
-    let server = NatsServer::start_with(crate::support::nats_server::binary(), Some(config.into()));
+    let server = NatsServer::start_with(testkit::nats_server::binary(), Some(config.into()));
     let fixture = Fixture::at(&server.url().replace("//", "//admin:admin@"), self::config()).await;
     let url = server.url().replace("//", "//proxy:proxy@");
     let proxy = Proxy::start_at(&url, &[]);
-    let refused = crate::support::eventually("the refusal", || async {
+    let refused = testkit::eventually("the refusal", || async {
         let refused = proxy.client().await.fetch(fetch(&fixture, 1, 5000)).await.unwrap_err();
         (reason(&refused).1 == "NATS_PERMISSION").then_some(refused)
     })
@@ -258,7 +257,7 @@ async fn nats_away_is_unavailable_and_the_lease_is_still_ours_afterwards() {
     let mut client = proxy.client().await;
     let token = lease(&mut client, &fixture).await.token;
     server.kill();
-    let away = crate::support::eventually("the loss to be noticed", || {
+    let away = testkit::eventually("the loss to be noticed", || {
         let mut client = client.clone();
         let request = ack(&token);
         async move {
@@ -270,7 +269,7 @@ async fn nats_away_is_unavailable_and_the_lease_is_still_ours_afterwards() {
     is(&away, Reason::NatsUnavailable);
     is(&client.fetch(fetch(&fixture, 1, 10_000)).await.unwrap_err(), Reason::NatsUnavailable);
     server.restart();
-    let outcome = crate::support::eventually("the ack to go through", || {
+    let outcome = testkit::eventually("the ack to go through", || {
         let mut client = client.clone();
         let request = ack(&token);
         async move { client.ack(request).await.ok() }
@@ -288,12 +287,12 @@ async fn a_draining_proxy_refuses_new_fetches_and_settles_on() {
     // One call that waits, so that the drain has something to wait for.
     let (mut waiting, request) = (client.clone(), fetch(&fixture, 1, 60_000));
     let waiting = tokio::spawn(async move { waiting.fetch(request).await });
-    crate::support::eventually("a waiting pull", || async {
+    testkit::eventually("a waiting pull", || async {
         (fixture.info().await.num_waiting > 0).then_some(())
     })
     .await;
     proxy.signal("TERM");
-    let refused = crate::support::eventually("the drain", || {
+    let refused = testkit::eventually("the drain", || {
         let mut client = client.clone();
         let request = fetch(&fixture, 1, 0);
         async move { client.fetch(request).await.err() }

@@ -7,15 +7,14 @@ use fetch_proxy::pb::{
     settlement::Action,
 };
 use futures_util::StreamExt as _;
-use tonic::Code;
-
-use crate::support::{
+use testkit::{
     eventually,
     jetstream::{Fixture, ack_wait, config},
     millis,
     nats_server::NatsServer,
     proxy::{Client, Proxy, ack, extend, fetch, nak, reason, term},
 };
+use tonic::Code;
 
 async fn leased(fixture: &Fixture, count: usize) -> (Proxy, Client, Vec<pb::Delivery>) {
     fixture.publish_many(count).await;

@@ -14,7 +14,9 @@ use tempfile::TempDir;
 use tonic::{Code, Status, transport::Channel};
 use tonic_types::StatusExt as _;
 
-use super::{BOUND, eventually, jetstream::Fixture, millis, nats_server::NatsServer, signal};
+use crate::{
+    BOUND, eventually, jetstream::Fixture, millis, nats_server::NatsServer, program, signal,
+};
 
 pub type Client = FetchServiceClient<Channel>;
 
@@ -70,10 +72,11 @@ impl Proxy {
         let folder = tempfile::tempdir().unwrap();
         let ports = folder.path().join("ports.json");
         let log = fs::File::create(folder.path().join("log")).unwrap();
-        let program = env!("CARGO_BIN_EXE_fetch-proxy");
-        let mut command = Command::new(if files.is_some() { "sh" } else { program });
+        let program = program();
+        let mut command = Command::new(if files.is_some() { "sh".as_ref() } else { &*program });
         if let Some(files) = files {
-            command.args(["-c", &format!("ulimit -n {files} && exec \"$0\" \"$@\""), program]);
+            let limited = format!("ulimit -n {files} && exec \"$0\" \"$@\"");
+            command.args(["-c", &limited]).arg(&program);
         }
         let child = command
             .args(["serve", "--listen", listen, "--ops-listen", "127.0.0.1:0"])

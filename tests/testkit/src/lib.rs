@@ -1,9 +1,12 @@
-//! What the integration tests share: a real nats-server, a real proxy in front of it, and ways to
-//! wait for a condition with a bound. Nothing here asserts anything about the product.
+//! The harness that tests and benches share: real nats-servers, real proxies in front of them, wires
+//! that can be cut, and ways to wait for a condition with a bound. Nothing here asserts anything about
+//! the product.
 
-#![allow(dead_code, reason = "each test binary uses its own part of this")]
+#![allow(clippy::disallowed_methods, reason = "tests live in real time, and outlive their tasks")]
 
 pub mod cluster;
+pub mod dice;
+pub mod fake_broker;
 pub mod jetstream;
 pub mod nats_server;
 pub mod proxy;
@@ -11,14 +14,30 @@ pub mod raw_nats;
 pub mod relay;
 
 use std::{
-    fs,
+    env, fs,
     future::Future,
+    path::PathBuf,
     process::Command,
     time::{Duration, Instant},
 };
 
 /// Long enough for a loaded machine of two cores; a test that waits this long has failed.
 pub const BOUND: Duration = Duration::from_secs(20);
+
+/// The program under test, of the profile that this test or bench was built with.
+///
+/// Cargo names the program when it runs a test. A test that is started by hand finds the program
+/// next to its own folder `deps`, where Cargo puts both.
+pub fn program() -> PathBuf {
+    env::var_os("CARGO_BIN_EXE_fetch-proxy").map_or_else(
+        || {
+            let test = env::current_exe().expect("the path of this test");
+            let profile = test.ancestors().nth(2).expect("the folder of the profile");
+            profile.join("fetch-proxy")
+        },
+        PathBuf::from,
+    )
+}
 
 /// Asks again and again until the answer is there.
 ///

@@ -15,7 +15,7 @@ use async_nats::{
     },
 };
 
-use super::{eventually, nats_server::NatsServer, raw_nats};
+use crate::{eventually, nats_server::NatsServer, raw_nats};
 
 /// A stream of a test's own, with one durable consumer.
 pub struct Fixture {

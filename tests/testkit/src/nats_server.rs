@@ -10,7 +10,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{BOUND, signal};
+use crate::{BOUND, program, signal};
 
 /// The server binary: as `make test` names it, or the one on the PATH.
 pub fn binary() -> PathBuf {
@@ -150,7 +150,7 @@ impl NatsServer {
     /// Runs behind the proxy's own guard, so that it ends with this test process however that ends.
     fn try_launch(&mut self) -> Result<(), String> {
         let ports = tempfile::tempdir().unwrap();
-        let mut guard = Command::new(env!("CARGO_BIN_EXE_fetch-proxy"));
+        let mut guard = Command::new(program());
         guard.arg("guard");
         if self.lasts {
             guard.arg("--remove").arg(self.folder.path());

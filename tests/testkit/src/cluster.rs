@@ -8,7 +8,7 @@ use async_nats::jetstream::{
     stream,
 };
 
-use super::{
+use crate::{
     eventually,
     jetstream::Fixture,
     nats_server::{NatsServer, binary},
