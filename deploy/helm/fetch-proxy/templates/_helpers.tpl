@@ -2,7 +2,7 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
 {{- end -}}
 
-{{- /* The release's name, with the chart's where it does not say it already. */ -}}
+{{- /* The release's name, followed by the chart's name unless the release's name has it already. */ -}}
 {{- define "fetch-proxy.fullname" -}}
 {{- $name := include "fetch-proxy.name" . -}}
 {{- $full := contains $name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $name) -}}
@@ -38,10 +38,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
-{{- /* The Secret with the token keys. Replicas that share none do not serve, so there is no default. */ -}}
+{{- /* The Secret with the token keys. There is no default: replicas without a common key do not work
+       together. */ -}}
 {{- define "fetch-proxy.tokenKeys" -}}
 {{- if and .Values.tokenKeys.secret .Values.tokenKeys.keys -}}
-{{- fail "give tokenKeys.secret or tokenKeys.keys, not both" -}}
+{{- fail "set tokenKeys.secret or tokenKeys.keys, not both" -}}
 {{- else if .Values.tokenKeys.keys -}}
 {{- printf "%s-token-keys" (include "fetch-proxy.fullname" .) -}}
 {{- else -}}
@@ -50,13 +51,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
-{{- /* The Secret for NATS; nothing where the method is none. */ -}}
+{{- /* The Secret for NATS; empty if the method is none. */ -}}
 {{- define "fetch-proxy.natsAuth" -}}
 {{- with .Values.nats.auth -}}
 {{- if and .secret .entries -}}
-{{- fail "give nats.auth.secret or nats.auth.entries, not both" -}}
+{{- fail "set nats.auth.secret or nats.auth.entries, not both" -}}
 {{- else if eq .method "none" -}}
-{{- if or .secret .entries -}}{{- fail "nats.auth.method says how nats.auth.secret is to be used: creds, nkey, password or token" -}}{{- end -}}
+{{- if or .secret .entries -}}{{- fail "nats.auth.method is needed if nats.auth.secret or nats.auth.entries is set: creds, nkey, password or token" -}}{{- end -}}
 {{- else if .entries -}}
 {{- $needed := dict "creds" (list "nats.creds") "nkey" (list "nkey.seed") "password" (list "username" "password") "token" (list "token") -}}
 {{- range get $needed .method -}}
