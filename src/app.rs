@@ -40,7 +40,7 @@ use crate::{
     cluster::Peers,
     config::{Listen, Serve},
     fd_limit,
-    grpc::{self, ContractError, EdgeLimits, Health, Router, Service},
+    grpc::{self, ContractError, Health, ListenerLimits, Router, Service},
     keys::Keys,
     lessor::Lessor,
     nats::Nats,
@@ -127,7 +127,7 @@ pub async fn run(config: Serve, ready: impl FnOnce(Bound)) -> Result<(), AppErro
     let mut listeners = JoinSet::new();
     let (verdict, probes) = (health.watch(), room.probes);
     let ops = grpc::serve_ops(ops, probes, health_service.clone(), verdict, ops_stopped);
-    let edge = EdgeLimits { max_connections: room.connections, ..config.edge };
+    let edge = ListenerLimits { max_connections: room.connections, ..config.edge };
     let calls = config.calls;
     listeners.spawn(async move {
         grpc::serve(grpc, service, health_service, edge, &calls, grpc_stopped).await

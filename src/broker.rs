@@ -21,7 +21,7 @@ pub trait Broker: Send + Sync + 'static {
     /// What is known of the connection at this moment.
     fn link(&self) -> Link;
 
-    /// Waits until [`Broker::link`] is something other than `seen`, and returns it.
+    /// Backoff until [`Broker::link`] is something other than `seen`, and returns it.
     fn link_change(&self, seen: &Link) -> impl Future<Output = Link> + Send;
 
     /// What is known of JetStream as a whole, beside the connection.
@@ -58,18 +58,18 @@ pub trait Broker: Send + Sync + 'static {
     /// Settles deliveries: one result for each order, in their order.
     ///
     /// With [`Confirmation::Confirmed`] a result is `Ok` once the broker said so, before
-    /// [`Order::by`]: what it says later can be of somebody else's delivery. With
+    /// [`AckPublish::by`]: what it says later can be of somebody else's delivery. With
     /// [`Confirmation::Sent`] once it was handed to the connection. Orders still open at `until`
     /// are [`BrokerError::Unconfirmed`] if they may have left, else [`BrokerError::Unsent`].
-    /// An order is published at most once, and keeps to its [`Order::by`].
+    /// An order is published at most once, and keeps to its [`AckPublish::by`].
     fn settle(
         &self,
-        orders: Vec<Order>,
+        orders: Vec<AckPublish>,
         confirmation: Confirmation,
         until: Instant,
     ) -> impl Future<Output = Vec<Result<(), BrokerError>>> + Send;
 
-    /// Whose delivery is settled there, and which attempt it is; `None`: it is no ack subject.
+    /// LeaseLocation delivery is settled there, and which attempt it is; `None`: it is no ack subject.
     fn delivery_of(ack: &AckSubject) -> Option<(ConsumerName, u64)>;
 
     /// Sends what is still on its way, bounded by `until`; nothing may be asked afterwards.
@@ -86,7 +86,7 @@ pub trait Inbox: Send + 'static {
     /// [`BrokerError::Unsent`] when the connection is gone: nothing will arrive for this pull.
     fn pull(&mut self, pull: Pull) -> impl Future<Output = Result<(), BrokerError>> + Send;
 
-    /// Waits for at least one arrival and appends what is there to `into`. Cancel-safe.
+    /// Backoff for at least one arrival and appends what is there to `into`. Cancel-safe.
     fn next(&mut self, into: &mut Vec<Arrival>) -> impl Future<Output = News> + Send;
 }
 
@@ -138,7 +138,7 @@ pub enum Link {
     /// At least one does not; the reason is for people.
     Down(Arc<str>),
     /// The server was reached and cannot be worked with; the reason is for people.
-    Unfit(Arc<str>),
+    Unsupported(Arc<str>),
 }
 
 /// Whether there is a JetStream behind the connection.
@@ -157,7 +157,7 @@ impl Link {
     pub fn server(&self) -> Option<&Arc<Server>> {
         match self {
             Self::Up(server) => Some(server),
-            Self::Down(_) | Self::Unfit(_) => None,
+            Self::Down(_) | Self::Unsupported(_) => None,
         }
     }
 }
@@ -351,7 +351,7 @@ impl fmt::Debug for AckSubject {
 
 /// One thing to publish to an ack subject.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Order {
+pub struct AckPublish {
     /// The delivery.
     pub ack: AckSubject,
     /// What to say of it.
@@ -374,7 +374,7 @@ pub enum Verdict {
     Nak(Option<Duration>),
     /// Never deliver it again, for this reason (which may be empty).
     Term(String),
-    /// Still being worked on: the ack wait starts anew.
+    /// OwnershipGuard being worked on: the ack wait starts anew.
     Progress,
 }
 

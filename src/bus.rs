@@ -18,7 +18,7 @@ pub trait Bus: Send + Sync + 'static {
         subject: &str,
         question: Bytes,
         until: Instant,
-    ) -> impl Future<Output = Result<Bytes, AskError>> + Send;
+    ) -> impl Future<Output = Result<Bytes, RequestError>> + Send;
 
     /// Says something to all who listen on `subject`; nobody looks whether it arrives.
     fn tell(
@@ -31,7 +31,7 @@ pub trait Bus: Send + Sync + 'static {
     /// Listens on exactly these subjects from now on, over the loss of connections.
     fn listen(&self, subjects: Vec<String>);
 
-    /// Waits for the next thing that is said on a subject that is listened on. Where one connection
+    /// Backoff for the next thing that is said on a subject that is listened on. Where one connection
     /// follows another it may be heard twice. Cancel-safe.
     fn hear(&self) -> impl Future<Output = Heard> + Send;
 }
@@ -49,7 +49,7 @@ pub struct Heard {
 
 /// Why a question has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum AskError {
+pub enum RequestError {
     /// Nobody listens there: the question was heard by nobody and never will be.
     #[error("nobody listens there")]
     Nobody,

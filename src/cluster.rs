@@ -42,22 +42,22 @@ use self::{
     clocks::Clocks,
     compatibility::Service,
     handover::Prepared,
-    members::Roster,
+    members::Members,
     ownership::Names,
     replay::Recent,
     sighting::{SIGHTING, next},
 };
 pub use self::{
-    ownerless::Orphan,
-    ownership::{Still, Whose},
+    ownerless::OwnerlessToken,
+    ownership::{LeaseLocation, OwnershipGuard},
 };
 use crate::{
     broker::Broker,
-    bus::{AskError, Bus, Heard, PREFIX},
+    bus::{Bus, Heard, PREFIX, RequestError},
     clock,
     keys::Keys,
     lessor::{Lessor, Telling},
-    log_throttle::Seldom,
+    log_throttle::LogThrottle,
     token::{InstanceId, KeyId},
 };
 
@@ -97,7 +97,7 @@ pub struct Peers<B: Broker + Bus> {
     prepared: Mutex<Prepared>,
     /// What the others are to be told of consumers; taken by who runs.
     sightings: Mutex<Option<UnboundedReceiver<Telling>>>,
-    roster: Mutex<Roster>,
+    roster: Mutex<Members>,
     service: Mutex<Service>,
     clocks: Mutex<Clocks>,
     /// The uptime in our last beat.
@@ -106,8 +106,8 @@ pub struct Peers<B: Broker + Bus> {
     /// There is news for the others, sooner than the next beat.
     speak: Notify,
     /// Whoever may publish to us can send what we cannot open.
-    unopened: Seldom,
-    strangers: Seldom,
+    unopened: LogThrottle,
+    strangers: LogThrottle,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -155,17 +155,17 @@ impl<B: Broker + Bus> Peers<B> {
             beaten: AtomicU64::new(0),
             recent: Mutex::default(),
             speak: Notify::new(),
-            unopened: Seldom::default(),
-            strangers: Seldom::every(STRANGERS_AGAIN),
+            unopened: LogThrottle::default(),
+            strangers: LogThrottle::every(STRANGERS_AGAIN),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         })
     }
 
     /// Keeps our leases here for as long as this is held: what is settled meanwhile is settled
-    /// before they go to another replica. Waits while they do.
-    pub async fn still(&self) -> Still<'_> {
-        Still::new(&self.names, self.gate.read().await)
+    /// before they go to another replica. Backoff while they do.
+    pub async fn still(&self) -> OwnershipGuard<'_> {
+        OwnershipGuard::new(&self.names, self.gate.read().await)
     }
 
     /// Asks whoever answers for `owner`.
@@ -207,9 +207,9 @@ impl<B: Broker + Bus> Peers<B> {
                 let opened = self.keys.sealer().open_frame(&answer_to(subject, nonce), &answer);
                 opened.map_err(|_| Unanswered::Silent)
             }
-            Err(AskError::Nobody) => Err(Unanswered::Nobody),
-            Err(AskError::Unsent(_)) => Err(Unanswered::Unsent),
-            Err(AskError::Silent) => Err(Unanswered::Silent),
+            Err(RequestError::Nobody) => Err(Unanswered::Nobody),
+            Err(RequestError::Unsent(_)) => Err(Unanswered::Unsent),
+            Err(RequestError::Silent) => Err(Unanswered::Silent),
         }
     }
 
@@ -295,7 +295,7 @@ impl<B: Broker + Bus> Peers<B> {
         }
         let Heard { subject, message, reply: Some(reply) } = heard else { return };
         let Ok(question) = self.keys.sealer().open_frame(&subject, &message) else {
-            if self.unopened.may_say(clock::now()) {
+            if self.unopened.allow(clock::now()) {
                 tracing::warn!(
                     subject,
                     "questions cannot be opened: whoever asks shares no token key with this replica"
@@ -341,7 +341,7 @@ impl<B: Broker + Bus> Peers<B> {
         now.duration_since(self.started.1) < ACQUAINTED || self.roster().answers_for(owner, now)
     }
 
-    fn roster(&self) -> MutexGuard<'_, Roster> {
+    fn roster(&self) -> MutexGuard<'_, Members> {
         lock(&self.roster)
     }
 

@@ -17,7 +17,7 @@ pub use self::{
     listen::Listen,
 };
 use crate::{
-    grpc::{CallLimits, EdgeLimits, MOST_MAX_BYTES, SHORTEST_LEASE},
+    grpc::{CallLimits, ListenerLimits, MOST_MAX_BYTES, SHORTEST_LEASE},
     keys::{Keys, KeysError},
     lessor::Limits,
     nats::{Auth, Settings, parse_servers},
@@ -49,14 +49,14 @@ pub struct Serve {
     pub nats: Settings,
     /// What seals tokens.
     pub keys: Keys,
-    /// Whose tokens they are.
+    /// LeaseLocation tokens they are.
     pub cluster: String,
     /// What people call this replica.
     pub replica_name: String,
     /// How much is taken on.
     pub limits: Limits,
     /// How many connections of clients, and for how long.
-    pub edge: EdgeLimits,
+    pub edge: ListenerLimits,
     /// How many calls, and how many bytes for them.
     pub calls: CallLimits,
     /// How long to serve on after health has said NOT_SERVING.
@@ -149,7 +149,7 @@ impl Serve {
                 max_pull_bytes: max_pull_bytes as u64,
                 settle_timeout,
             },
-            edge: EdgeLimits {
+            edge: ListenerLimits {
                 max_connections,
                 max_age: Some(max_connection_age).filter(|age| !age.is_zero()),
                 max_idle: None,

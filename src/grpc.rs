@@ -37,7 +37,7 @@ pub use self::{
         LONGEST_NAME, LONGEST_REASON, LONGEST_WAIT, LONGEST_WORKER, MOST_MAX_BYTES, MOST_MESSAGES,
         MOST_SETTLEMENTS, SHORTEST_LEASE,
     },
-    edge::{EdgeLimits, turned_away},
+    edge::{ListenerLimits, turned_away},
     hand::{Hand, wire},
     health::{Health, LIVENESS},
     ops::serve_ops,
@@ -45,7 +45,7 @@ pub use self::{
     route::Router,
     server::{ContractError, serve},
     service::Service,
-    status::{Counted, DOMAIN, REASON_TRAILER, Reason, Refused},
+    status::{ApiError, Counted, DOMAIN, REASON_TRAILER, Reason},
 };
 
 /// The service's full name, as health and reflection call it.

@@ -54,11 +54,11 @@ use self::{
     time::{Nanos, Origin, nanos},
 };
 pub use self::{
-    handover::{Adopted, Found, Inheritance, Memories},
+    handover::{Adopted, AdoptedLeases, Found, OutcomeSlice},
     time::{ack_wait_of, margin},
     types::{
-        After, Begun, ConsumerId, Due, GivenBack, Kind, LeaseId, Lent, Moving, MovingUntil,
-        Outcome, Refusal, Terms,
+        After, Assigned, Begun, ConsumerId, Due, GivenBack, Kind, LeaseId, LeaseSnapshot, Outcome,
+        Refusal, SnapshotExpiry, Terms,
     },
 };
 
@@ -110,13 +110,13 @@ impl<T> LeaseTable<T> {
         id: LeaseId,
         length: Option<Duration>,
         now: Instant,
-    ) -> Result<Lent, Refusal> {
+    ) -> Result<Assigned, Refusal> {
         let now = self.advance(now);
         let (length, latest) = (length.map(nanos), now + self.longest);
         let lease = self.change(id, now, |lease| lease.lend(length, now, latest))?;
         let (deadline, ack_by) = (lease.deadline(), lease.ack_by());
         let settle_by = self.origin.at(deadline.min(ack_by));
-        Ok(Lent { deadline: self.origin.at(deadline), settle_by })
+        Ok(Assigned { deadline: self.origin.at(deadline), settle_by })
     }
 
     /// Moves the end of a lease to this long from now, which is returned; it may come closer. Without

@@ -44,16 +44,16 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub(crate) use self::spec::encoded_size;
 pub use self::{
     codec::Codec,
-    delivery::Leased,
+    delivery::LeasedDelivery,
     error::{Error, Unsuitable},
-    fetch::{Empty, FetchAsk, Fetched, Patience, Rejected, RejectedCause},
+    fetch::{Empty, FetchParams, Fetched, Patience, Rejected, RejectedCause},
     handover::{Coming, Leaving, Places},
     settle::{Action, Ask, Settled},
     sighting::{Sighting, Telling},
-    spec::{Facts, SHORTEST_ACK_WAIT},
+    spec::{ConsumerSpec, SHORTEST_ACK_WAIT},
 };
 use self::{
-    consumer::{Answer, Command, Feed, FeedTask, Ticket},
+    consumer::{Answer, Command, ConsumerTask, Feed, Ticket},
     delivery::Loan,
     shares::Shares,
     table::{Books, Hold},
@@ -63,7 +63,7 @@ use crate::{
     broker::{Broker, ConsumerName},
     clock,
     lease::{ConsumerId, LeaseTable},
-    log_throttle::Seldom,
+    log_throttle::LogThrottle,
     pump::Want,
 };
 
@@ -109,11 +109,11 @@ pub struct Shared<B: Broker> {
     looks: Semaphore,
     feeds: Mutex<HashMap<ConsumerName, Feed>>,
     /// Whether the log may say of one more consumer why it cannot be read.
-    unread: Seldom,
+    unread: LogThrottle,
     /// Who lets leases end, and whether the log may say so of one more.
-    unsettled: (Unsettled, Seldom),
+    unsettled: (Unsettled, LogThrottle),
     /// What was known of consumers whose feeds have ended while leases were held.
-    left: Mutex<HashMap<ConsumerName, Arc<Facts>>>,
+    left: Mutex<HashMap<ConsumerName, Arc<ConsumerSpec>>>,
     /// The way to the other replicas, if there can be any.
     herald: OnceLock<mpsc::UnboundedSender<Telling>>,
     tickets: AtomicU64,
@@ -151,8 +151,8 @@ impl<B: Broker> Lessor<B> {
             looks: Semaphore::new(LOOKS),
             limits,
             feeds: Mutex::default(),
-            unread: Seldom::few(LINES),
-            unsettled: (Unsettled::default(), Seldom::few(LINES)),
+            unread: LogThrottle::few(LINES),
+            unsettled: (Unsettled::default(), LogThrottle::few(LINES)),
             left: Mutex::default(),
             herald: OnceLock::new(),
             tickets: AtomicU64::new(0),
@@ -202,14 +202,14 @@ impl<B: Broker> Lessor<B> {
         self.draining.cancel();
     }
 
-    /// Waits until no Fetch is open any more. Only ever comes true after [`Lessor::drain`].
+    /// Backoff until no Fetch is open any more. Only ever comes true after [`Lessor::drain`].
     pub async fn drained(&self) {
         let all = u32::try_from(self.limits.max_waiters).unwrap_or(u32::MAX);
         // The semaphore is never closed: an error cannot happen, and would mean there is no waiter.
         drop(self.waiters.acquire_many(all).await);
     }
 
-    /// Waits until no lease is held any more. Only ever comes true after [`Lessor::drained`].
+    /// Backoff until no lease is held any more. Only ever comes true after [`Lessor::drained`].
     pub async fn settled(&self) {
         self.books.all_free().await;
     }
@@ -239,7 +239,7 @@ impl<B: Broker> Lessor<B> {
         let mut feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let feed = feeds.entry(name.clone()).or_insert_with(|| {
-                let (feed, task) = FeedTask::new(self.clone(), name.clone());
+                let (feed, task) = ConsumerTask::new(self.clone(), name.clone());
                 self.tasks.spawn(task.run());
                 feed
             });
@@ -260,13 +260,13 @@ impl<B: Broker> Lessor<B> {
     }
 
     /// Keeps what an ending feed knows of its consumer, for the feed that follows.
-    fn leave(&self, facts: Arc<Facts>) {
+    fn leave(&self, facts: Arc<ConsumerSpec>) {
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         left.insert(facts.name.clone(), facts);
     }
 
     /// What the last feed of this consumer has left.
-    fn take_left(&self, name: &ConsumerName) -> Option<Arc<Facts>> {
+    fn take_left(&self, name: &ConsumerName) -> Option<Arc<ConsumerSpec>> {
         self.left.lock().unwrap_or_else(PoisonError::into_inner).remove(name)
     }
 

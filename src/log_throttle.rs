@@ -13,20 +13,20 @@ const AGAIN: Duration = Duration::from_secs(10);
 
 /// Remembers when it was last said, and how often since then.
 #[derive(Debug)]
-pub struct Seldom {
+pub struct LogThrottle {
     most: u32,
     again: Duration,
     said: Mutex<Option<(Instant, u32)>>,
 }
 
 /// Once in ten seconds.
-impl Default for Seldom {
+impl Default for LogThrottle {
     fn default() -> Self {
         Self::every(AGAIN)
     }
 }
 
-impl Seldom {
+impl LogThrottle {
     /// Something that is said once in this time.
     pub fn every(again: Duration) -> Self {
         Self { most: 1, again, said: Mutex::default() }
@@ -38,7 +38,7 @@ impl Seldom {
     }
 
     /// Whether it may be said now; if so, it counts as said.
-    pub fn may_say(&self, now: Instant) -> bool {
+    pub fn allow(&self, now: Instant) -> bool {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         let (since, times) = match *said {
             Some((since, times)) if now.duration_since(since) < self.again => (since, times),
@@ -57,27 +57,27 @@ const MOST: usize = 4096;
 
 /// Remembers what was said, so that each is said once in a while, and only a few in ten seconds.
 #[derive(Debug)]
-pub struct Firsts {
+pub struct KeyedLogThrottle {
     again: Duration,
-    few: Seldom,
+    few: LogThrottle,
     digests: RandomState,
     said: Mutex<HashMap<u64, Instant>>,
 }
 
-impl Firsts {
+impl KeyedLogThrottle {
     /// Each is said once in this time; of all, at most `few` in ten seconds.
     pub fn new(again: Duration, few: u32) -> Self {
-        let few = Seldom::few(few);
+        let few = LogThrottle::few(few);
         Self { again, few, digests: RandomState::new(), said: Mutex::default() }
     }
 
     /// Whether this may be said now; if so, it counts as said. Where more are remembered than there
     /// is room for, all are forgotten.
-    pub fn may_say(&self, what: &impl Hash, now: Instant) -> bool {
+    pub fn allow(&self, what: &impl Hash, now: Instant) -> bool {
         let what = self.digests.hash_one(what);
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         let lately = said.get(&what).is_some_and(|when| now.duration_since(*when) < self.again);
-        if lately || !self.few.may_say(now) {
+        if lately || !self.few.allow(now) {
             return false;
         }
         if said.len() >= MOST {
@@ -95,22 +95,22 @@ mod tests {
 
     #[test]
     fn it_is_said_once_in_ten_seconds() {
-        let (seldom, start) = (Seldom::default(), clock::now());
-        let said = (0..30).filter(|seconds| seldom.may_say(start + Duration::from_secs(*seconds)));
+        let (throttle, start) = (LogThrottle::default(), clock::now());
+        let said = (0..30).filter(|seconds| throttle.allow(start + Duration::from_secs(*seconds)));
         assert_eq!(said.collect::<Vec<_>>(), [0, 10, 20]);
     }
 
     #[test]
     fn what_may_be_said_several_times_is_said_so_often_in_ten_seconds() {
-        let (seldom, start) = (Seldom::few(2), clock::now());
-        let said = (0..21).filter(|seconds| seldom.may_say(start + Duration::from_secs(*seconds)));
+        let (throttle, start) = (LogThrottle::few(2), clock::now());
+        let said = (0..21).filter(|seconds| throttle.allow(start + Duration::from_secs(*seconds)));
         assert_eq!(said.collect::<Vec<_>>(), [0, 1, 10, 11, 20]);
     }
 
     #[test]
     fn each_is_said_once_in_a_while_and_few_at_a_time() {
-        let (firsts, start) = (Firsts::new(Duration::from_secs(60), 2), clock::now());
-        let may = |what: &str, seconds| firsts.may_say(&what, start + Duration::from_secs(seconds));
+        let (firsts, start) = (KeyedLogThrottle::new(Duration::from_secs(60), 2), clock::now());
+        let may = |what: &str, seconds| firsts.allow(&what, start + Duration::from_secs(seconds));
         assert!(may("a", 0));
         assert!(!may("a", 1), "lately");
         assert!(may("b", 1));
@@ -122,9 +122,10 @@ mod tests {
 
     #[test]
     fn what_is_remembered_is_bounded() {
-        let (firsts, start) = (Firsts::new(Duration::from_secs(3600), u32::MAX), clock::now());
+        let (firsts, start) =
+            (KeyedLogThrottle::new(Duration::from_secs(3600), u32::MAX), clock::now());
         for number in 0..3 * MOST {
-            assert!(firsts.may_say(&number, start));
+            assert!(firsts.allow(&number, start));
         }
         assert!(firsts.said.lock().unwrap().len() <= MOST);
     }

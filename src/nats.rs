@@ -41,8 +41,8 @@ pub use self::provision::{Provisioned, Sample, provision};
 use self::supervisor::Supervisor;
 pub use self::unreadable::unreadable;
 use crate::broker::{
-    AckSubject, Broker, BrokerError, Confirmation, ConsumerInfo, ConsumerName, InfoError,
-    JetStream, Link, Order, Place, Search,
+    AckPublish, AckSubject, Broker, BrokerError, Confirmation, ConsumerInfo, ConsumerName,
+    InfoError, JetStream, Link, Place, Search,
 };
 
 /// Oldest nats-server that this program works with: before 2.10.16 a `+TERM` with a reason can be
@@ -161,7 +161,7 @@ impl Broker for Nats {
 
     async fn settle(
         &self,
-        orders: Vec<Order>,
+        orders: Vec<AckPublish>,
         confirmation: Confirmation,
         until: Instant,
     ) -> Vec<Result<(), BrokerError>> {

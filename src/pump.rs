@@ -215,11 +215,11 @@ impl<M> Pump<M> {
     pub fn demand(&self, now: Instant) -> Option<Demand> {
         let ready = self.next.not_before.is_none_or(|at| now >= at) && self.wants_to_pull(now);
         ready.then(|| {
-            let manner = self.next.manner;
-            let single = manner.plain || manner.uncapped;
+            let mode = self.next.mode;
+            let single = mode.plain || mode.uncapped;
             let most = if single { 1 } else { self.limits.max_batch.max(1) };
             let messages = u32::try_from(self.waiters.wanted()).unwrap_or(u32::MAX).min(most);
-            let bytes = (!manner.uncapped).then(|| self.max_bytes(messages));
+            let bytes = (!mode.uncapped).then(|| self.max_bytes(messages));
             Demand { messages, bytes }
         })
     }
@@ -364,7 +364,7 @@ impl<M> Pump<M> {
         let asked = Asked {
             batch,
             expires: self.expires(now).min(allowed.wait),
-            manner: self.next.manner,
+            mode: self.next.mode,
             short_of_bytes: limited,
             short: limited || batch < demand.messages,
             goes_on: self.next.more_by.is_some(),
@@ -372,8 +372,8 @@ impl<M> Pump<M> {
         self.issued += 1;
         let no = self.issued;
         self.pull = Some(Pull::new(no, asked, self.waiters.next(), now));
-        let Asked { expires, manner, .. } = asked;
-        Some(Step::Pull { no, batch, expires, no_wait: !manner.plain, max_bytes })
+        let Asked { expires, mode, .. } = asked;
+        Some(Step::Pull { no, batch, expires, no_wait: !mode.plain, max_bytes })
     }
 
     fn expires(&self, now: Instant) -> Duration {

@@ -62,7 +62,7 @@ impl Readiness {
     pub fn link(&mut self, link: Link, now: Instant) {
         match &link {
             Link::Up(_) => (self.reached, self.lost_at) = (true, None),
-            Link::Down(_) | Link::Unfit(_) => self.lost_at = self.lost_at.or(Some(now)),
+            Link::Down(_) | Link::Unsupported(_) => self.lost_at = self.lost_at.or(Some(now)),
         }
         self.link = link;
     }
@@ -95,7 +95,7 @@ impl Readiness {
         let patient_until = self.lost_at.filter(|_| self.reached).map(|lost| lost + GRACE);
         match (&self.link, patient_until) {
             _ if self.draining => not("draining"),
-            (Link::Unfit(why), _) => not(why),
+            (Link::Unsupported(why), _) => not(why),
             _ if let Some(why) = &self.misfit => not(why),
             (Link::Up(_), _) => match &self.absent {
                 None => (Verdict::Serving, None),
@@ -178,7 +178,7 @@ mod tests {
     fn a_draining_replica_and_one_with_an_unfit_server_are_not_ready_at_once() {
         let now = clock::now();
         let mut readiness = Readiness::new(up(), now);
-        readiness.link(Link::Unfit("too old".into()), now);
+        readiness.link(Link::Unsupported("too old".into()), now);
         assert_eq!(readiness.verdict(now).0, Verdict::NotServing("too old".into()));
         readiness.link(up(), now);
         readiness.drain();

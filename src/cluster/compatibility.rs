@@ -27,7 +27,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::members::{Claimed, Said, Tenure};
+use super::members::{Claimed, PeerStatus, Tenure};
 use crate::token::{InstanceId, KeyId};
 
 /// A replica that has served for this long has heard every other, which beat once a second. Less
@@ -129,7 +129,7 @@ impl Group {
 /// Whether this replica may serve.
 pub(super) fn decide<'s>(
     us: Us<'_>,
-    kin: impl Iterator<Item = &'s Said>,
+    kin: impl Iterator<Item = &'s PeerStatus>,
     strangers: &[(InstanceId, Claimed)],
 ) -> Standing {
     let Some((one, first)) = strangers.first() else { return Standing::Fine };
@@ -227,8 +227,8 @@ mod tests {
         !matches!(decide(us, kin.iter(), &strangers), Standing::Yields(_))
     }
 
-    fn said(one: &One) -> Said {
-        Said {
+    fn said(one: &One) -> PeerStatus {
+        PeerStatus {
             names: Vec::new(),
             keys: one.keys.clone(),
             tenure: one.tenure,

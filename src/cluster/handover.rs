@@ -54,7 +54,7 @@ enum Given {
     /// It has taken this many.
     Taken(u64),
     /// It has not, and will not.
-    Refused(String),
+    ApiError(String),
     /// It did not say that it is there: nothing has begun.
     Absent(String),
     /// Nobody knows.
@@ -100,7 +100,7 @@ impl<B: Broker + Bus> Peers<B> {
                     absent.push(heir);
                     continue;
                 }
-                Given::Refused(why) => {
+                Given::ApiError(why) => {
                     tracing::warn!(%heir, why, "a replica did not take the leases over");
                     // What it has kept places for by now is not to come.
                     let abort = Step::Abort(pb::Abort {});
@@ -129,7 +129,7 @@ impl<B: Broker + Bus> Peers<B> {
         let patience = until.min(clock::now() + patience);
         match self.step(heir, handover, nothing, patience).await {
             Ok(answer) if answer.done => {}
-            Ok(answer) => return Given::Refused(answer.why),
+            Ok(answer) => return Given::ApiError(answer.why),
             Err(why) => return Given::Absent(format!("{why:?}")),
         }
         // Settlements under way hold it; nothing begins before it is given back.
@@ -142,13 +142,13 @@ impl<B: Broker + Bus> Peers<B> {
             gate
         });
         let Ok(_gate) = still.await else {
-            return Given::Refused("settlements are still under way".to_owned());
+            return Given::ApiError("settlements are still under way".to_owned());
         };
         self.lessor.freeze();
         let load = self.load();
         let leases = load.leases.clone();
         let given = self.give(load, heir, handover, until).await;
-        if !matches!(given, Given::Refused(_) | Given::Absent(_)) {
+        if !matches!(given, Given::ApiError(_) | Given::Absent(_)) {
             self.names().leave(heir, clock::now());
             self.lessor.let_go(&leases);
         }
@@ -181,8 +181,8 @@ impl<B: Broker + Bus> Peers<B> {
             let step = Step::Prepare(part);
             match self.step(heir, handover, step, until.min(sent + PATIENCE)).await {
                 Ok(answer) if answer.done => {}
-                Ok(answer) => return Given::Refused(answer.why),
-                Err(why) => return Given::Refused(format!("{why:?}")),
+                Ok(answer) => return Given::ApiError(answer.why),
+                Err(why) => return Given::ApiError(format!("{why:?}")),
             }
             under_way = under_way.max(clock::now().duration_since(sent));
         }
@@ -200,10 +200,10 @@ impl<B: Broker + Bus> Peers<B> {
                 Ok(answer) if answer.done => return Given::Taken(answer.taken),
                 // What it has not done, though it may have been told before, it may have done.
                 Ok(_) if heard => return Given::Unknown,
-                Ok(answer) => return Given::Refused(answer.why),
+                Ok(answer) => return Given::ApiError(answer.why),
                 Err(Unanswered::Silent) => heard = true,
                 Err(Unanswered::Nobody | Unanswered::Unsent) if !heard => {
-                    return Given::Refused("it has gone".to_owned());
+                    return Given::ApiError("it has gone".to_owned());
                 }
                 Err(Unanswered::Nobody) if !self.is_living(heir) => return Given::Unknown,
                 Err(Unanswered::Nobody | Unanswered::Unsent) => sleep(AGAIN).await,

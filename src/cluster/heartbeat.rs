@@ -9,7 +9,7 @@ use tokio::time::sleep;
 
 use super::{
     BEAT, PREFIX, Peers,
-    members::{Claimed, Heard, Said, Tenure},
+    members::{Claimed, Heard, PeerStatus, Tenure},
     nonce,
 };
 use crate::{
@@ -101,7 +101,7 @@ impl<B: Broker + Bus> Peers<B> {
         }
         self.compare_clocks(from, &body, &said);
         if heard == Heard::New {
-            let Said { name, version, .. } = said;
+            let PeerStatus { name, version, .. } = said;
             tracing::info!(replica = %from, name, version, "a replica is heard of");
             // It wants to know of us, too.
             self.speak.notify_one();
@@ -118,9 +118,9 @@ impl<B: Broker + Bus> Peers<B> {
 }
 
 /// What a beat says that was sealed with a key of ours.
-fn said(body: &pb::BeatBody) -> Said {
+fn said(body: &pb::BeatBody) -> PeerStatus {
     let tenure = tenure(body.tenure());
-    Said {
+    PeerStatus {
         keys: keys(&body.keys),
         names: body.names.iter().filter_map(id).collect(),
         tenure,

@@ -23,10 +23,12 @@ use std::{
 
 use super::{
     Peers,
-    ownerless::{CONFIRMED, Orphan, failure},
+    ownerless::{CONFIRMED, OwnerlessToken, failure},
 };
 use crate::{
-    broker::{AckSubject, Broker, Confirmation, ConsumerInfo, ConsumerName, Link, Order, Verdict},
+    broker::{
+        AckPublish, AckSubject, Broker, Confirmation, ConsumerInfo, ConsumerName, Link, Verdict,
+    },
     bus::Bus,
     clock,
     lessor::{Action, Error, Settled},
@@ -42,13 +44,13 @@ impl<B: Broker + Bus> Peers<B> {
     /// each, in order. `None`: it was not the last attempt, or that cannot be seen.
     pub async fn settle_late(
         &self,
-        orphans: Vec<Orphan>,
+        orphans: Vec<OwnerlessToken>,
         until: Instant,
     ) -> Vec<Option<Result<Settled, Error>>> {
         let mut consumers: HashMap<ConsumerName, Option<ConsumerInfo>> = HashMap::new();
         let mut results = Vec::with_capacity(orphans.len());
         let (mut places, mut orders) = (Vec::new(), Vec::new());
-        for (place, Orphan { claims, action }) in orphans.into_iter().enumerate() {
+        for (place, OwnerlessToken { claims, action }) in orphans.into_iter().enumerate() {
             results.push(None);
             let ack = AckSubject((*claims.ack_subject).into());
             let Some((name, attempt)) = B::delivery_of(&ack) else { continue };
@@ -69,7 +71,7 @@ impl<B: Broker + Bus> Peers<B> {
             if info.ack_pending == 0 {
                 places.push(place);
                 let by = Some(clock::now() + SEEN);
-                orders.push(Order { ack, verdict, line: None, by });
+                orders.push(AckPublish { ack, verdict, line: None, by });
             }
         }
         if orders.is_empty() {

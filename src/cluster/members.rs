@@ -28,7 +28,7 @@ pub(super) enum Tenure {
 
 /// What a replica that shares a key with us says of itself, under seal.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Said {
+pub(super) struct PeerStatus {
     /// The names that it answers for, its own first.
     pub(super) names: Vec<InstanceId>,
     /// The keys that it has.
@@ -71,14 +71,14 @@ pub(super) enum Heard {
 
 /// The others, as they were last heard.
 #[derive(Debug, Default)]
-pub(super) struct Roster {
-    kin: BTreeMap<InstanceId, (Instant, Said)>,
+pub(super) struct Members {
+    kin: BTreeMap<InstanceId, (Instant, PeerStatus)>,
     strangers: BTreeMap<InstanceId, (Instant, Claimed)>,
 }
 
-impl Roster {
+impl Members {
     /// A replica that shares a key with us spoke.
-    pub(super) fn hear(&mut self, from: InstanceId, said: Said, now: Instant) -> Heard {
+    pub(super) fn hear(&mut self, from: InstanceId, said: PeerStatus, now: Instant) -> Heard {
         let last = self.kin.get(&from);
         if last.is_some_and(|(_, last)| said.uptime != 0 && said.uptime <= last.uptime) {
             return Heard::Old;
@@ -107,7 +107,7 @@ impl Roster {
     }
 
     /// Kin that has fallen silent since this was asked last.
-    pub(super) fn lost(&mut self, now: Instant) -> Vec<(InstanceId, Said)> {
+    pub(super) fn lost(&mut self, now: Instant) -> Vec<(InstanceId, PeerStatus)> {
         let lost = self.kin.extract_if(.., |_, (at, _)| !is_living(*at, now));
         lost.map(|(id, (_, said))| (id, said)).collect()
     }
@@ -128,7 +128,7 @@ impl Roster {
     }
 
     /// Those that are there now, and were heard under a seal of ours.
-    pub(super) fn living(&self, now: Instant) -> impl Iterator<Item = (InstanceId, &Said)> {
+    pub(super) fn living(&self, now: Instant) -> impl Iterator<Item = (InstanceId, &PeerStatus)> {
         let living = self.kin.iter().filter(move |(_, (at, _))| is_living(*at, now));
         living.map(|(id, (_, said))| (*id, said))
     }
@@ -147,7 +147,7 @@ impl Roster {
         &self,
         ours: &BTreeSet<KeyId>,
         now: Instant,
-    ) -> impl Iterator<Item = (InstanceId, &Said)> {
+    ) -> impl Iterator<Item = (InstanceId, &PeerStatus)> {
         self.living(now).filter(|(_, said)| !said.keys.is_disjoint(ours))
     }
 
@@ -179,8 +179,8 @@ mod tests {
 
     const KEYS: [KeyId; 3] = [[1; 4], [2; 4], [3; 4]];
 
-    fn said(keys: &[KeyId], uptime: u64) -> Said {
-        Said {
+    fn said(keys: &[KeyId], uptime: u64) -> PeerStatus {
+        PeerStatus {
             names: Vec::new(),
             keys: keys.iter().copied().collect(),
             tenure: Tenure::Serving,
@@ -205,7 +205,7 @@ mod tests {
     #[test]
     fn a_key_is_common_when_every_living_replica_has_it() {
         let now = clock::now();
-        let mut roster = Roster::default();
+        let mut roster = Members::default();
         let ours = KEYS.into();
         assert_eq!(roster.common_keys(&ours, now), None);
         roster.hear(id(1), said(&KEYS[..2], 1), now);
@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn what_is_said_in_the_clear_changes_nothing_of_what_was_sealed() {
         let now = clock::now();
-        let mut roster = Roster::default();
+        let mut roster = Members::default();
         let ours: BTreeSet<_> = KEYS[..2].iter().copied().collect();
         roster.hear(id(1), said(&KEYS[..2], 1), now);
         // In the name of kin, with a key of ours, and as many as there may be.
@@ -239,7 +239,7 @@ mod tests {
     #[test]
     fn a_beat_that_is_repeated_by_somebody_else_is_passed_over() {
         let now = clock::now();
-        let mut roster = Roster::default();
+        let mut roster = Members::default();
         assert_eq!(roster.hear(id(1), said(&KEYS, 5), now), Heard::New);
         assert_eq!(roster.hear(id(1), said(&KEYS, 6), now), Heard::Known);
         for uptime in [5, 6] {
@@ -255,7 +255,7 @@ mod tests {
     #[test]
     fn who_falls_silent_is_told_once() {
         let now = clock::now();
-        let mut roster = Roster::default();
+        let mut roster = Members::default();
         roster.hear(id(1), said(&KEYS, 1), now);
         assert_eq!(roster.lost(now), []);
         assert_eq!(roster.lost(now + SILENT), [(id(1), said(&KEYS, 1))]);
@@ -265,7 +265,7 @@ mod tests {
     #[test]
     fn kin_is_a_stranger_once_our_own_keys_have_changed() {
         let now = clock::now();
-        let mut roster = Roster::default();
+        let mut roster = Members::default();
         roster.hear(id(1), said(&KEYS[..1], 1), now);
         assert_eq!(roster.strangers(&KEYS[..1].iter().copied().collect(), now), []);
         let strangers = roster.strangers(&KEYS[1..].iter().copied().collect(), now);
@@ -275,8 +275,8 @@ mod tests {
     #[test]
     fn whoever_took_a_name_over_answers_for_it() {
         let now = clock::now();
-        let mut roster = Roster::default();
-        roster.hear(id(1), Said { names: vec![id(1), id(9)], ..said(&KEYS, 1) }, now);
+        let mut roster = Members::default();
+        roster.hear(id(1), PeerStatus { names: vec![id(1), id(9)], ..said(&KEYS, 1) }, now);
         assert!(roster.answers_for(id(9), now));
         assert!(!roster.answers_for(id(8), now));
         assert!(!roster.answers_for(id(9), now + SILENT));

@@ -22,8 +22,8 @@ use std::{
 use super::{Peers, skew::Left};
 use crate::{
     broker::{
-        AckSubject, Broker, BrokerError, Confirmation, ConsumerInfo, ConsumerName, Denial,
-        InfoError, Order, Verdict,
+        AckPublish, AckSubject, Broker, BrokerError, Confirmation, ConsumerInfo, ConsumerName,
+        Denial, InfoError, Verdict,
     },
     bus::Bus,
     clock,
@@ -36,7 +36,7 @@ const MARGIN: Duration = Duration::from_secs(2);
 
 /// A token that its owner cannot be asked about, and what to do with it.
 #[derive(Debug)]
-pub struct Orphan {
+pub struct OwnerlessToken {
     /// What it says.
     pub claims: Claims<'static>,
     /// What is asked.
@@ -49,19 +49,19 @@ type Now = Result<ConsumerInfo, Error>;
 impl<B: Broker + Bus> Peers<B> {
     /// Settles what can be settled without the owner: one result each, in order. `None`: it needs
     /// the owner, and was not applied.
-    pub async fn settle_orphans(
+    pub async fn settle_ownerless(
         &self,
-        orphans: Vec<Orphan>,
+        orphans: Vec<OwnerlessToken>,
         until: Instant,
     ) -> Vec<Option<Result<Settled, Error>>> {
         let mut consumers: HashMap<ConsumerName, Now> = HashMap::new();
         let mut results = Vec::with_capacity(orphans.len());
         let (mut places, mut orders) = (Vec::new(), Vec::new());
-        for (place, Orphan { claims, action }) in orphans.into_iter().enumerate() {
+        for (place, OwnerlessToken { claims, action }) in orphans.into_iter().enumerate() {
             let verdict = self.judge(&claims, action, until, &mut consumers).await;
             results.push(match verdict {
-                Judged::Answer(answer) => answer,
-                Judged::Publish(order) => {
+                Decision::Answer(answer) => answer,
+                Decision::Publish(order) => {
                     places.push(place);
                     orders.push(order);
                     Some(Err(Error::Unconfirmed))
@@ -85,40 +85,42 @@ impl<B: Broker + Bus> Peers<B> {
         action: Action,
         until: Instant,
         consumers: &mut HashMap<ConsumerName, Now>,
-    ) -> Judged {
+    ) -> Decision {
         let expired = Some(Err(Error::LeaseExpired { forgotten: false }));
         let (left, margin) = match self.left(claims.owner, claims.settle_by) {
             Left::Within { left, margin } if left > margin => (left, margin),
-            Left::Within { .. } | Left::Over => return Judged::Answer(expired),
-            Left::Unknown => return Judged::Answer(None),
+            Left::Within { .. } | Left::Over => return Decision::Answer(expired),
+            Left::Unknown => return Decision::Answer(None),
         };
         let verdict = match action {
             Action::Ack => Some(Verdict::Ack),
             Action::Term(reason) => Some(Verdict::Term(reason)),
             // Sent here, it could end a lease that the owner still keeps.
             Action::Nak(_) => None,
-            Action::Extend(_) => return Judged::Answer(None),
+            Action::Extend(_) => return Decision::Answer(None),
         };
         let ack = AckSubject((*claims.ack_subject).into());
-        let Some((name, attempt)) = B::delivery_of(&ack) else { return Judged::Answer(expired) };
+        let Some((name, attempt)) = B::delivery_of(&ack) else { return Decision::Answer(expired) };
         let by = clock::now() + left.saturating_sub(margin);
         if !consumers.contains_key(&name) {
             let now = self.look_at(&name, until).await;
             consumers.insert(name.clone(), now);
         }
         let info = match &consumers[&name] {
-            Err(error) => return Judged::Answer(Some(Err(error.clone()))),
-            Ok(info) if *info.created != *claims.created => return Judged::Answer(expired),
+            Err(error) => return Decision::Answer(Some(Err(error.clone()))),
+            Ok(info) if *info.created != *claims.created => return Decision::Answer(expired),
             Ok(info) => info,
         };
         // An unreplicated consumer's leader is the same by name after a restart.
         let unseen = info.replicas <= 1 && !info.leader_shows;
         match verdict {
-            Some(_) if unseen || info.leader.0 != claims.leader => Judged::Answer(None),
-            Some(verdict) => Judged::Publish(Order { ack, verdict, line: None, by: Some(by) }),
+            Some(_) if unseen || info.leader.0 != claims.leader => Decision::Answer(None),
+            Some(verdict) => {
+                Decision::Publish(AckPublish { ack, verdict, line: None, by: Some(by) })
+            }
             None => {
                 let again = info.max_deliver.is_none_or(|most| attempt < most);
-                Judged::Answer(Some(Ok(Settled::Done {
+                Decision::Answer(Some(Ok(Settled::Done {
                     confirmation: Confirmation::Sent,
                     redelivered_in: again.then_some(left + MARGIN),
                 })))
@@ -141,10 +143,10 @@ impl<B: Broker + Bus> Peers<B> {
 pub(super) const CONFIRMED: Settled =
     Settled::Done { confirmation: Confirmation::Confirmed, redelivered_in: None };
 
-enum Judged {
+enum Decision {
     /// `None`: not without the owner.
     Answer(Option<Result<Settled, Error>>),
-    Publish(Order),
+    Publish(AckPublish),
 }
 
 pub(super) fn failure(error: BrokerError) -> Error {

@@ -11,7 +11,7 @@ use tokio::sync::RwLockReadGuard;
 
 use super::lock;
 use crate::{
-    lease::{Found, Inheritance, LeaseId, Memories, Refusal},
+    lease::{AdoptedLeases, Found, LeaseId, OutcomeSlice, Refusal},
     token::InstanceId,
 };
 
@@ -21,7 +21,7 @@ const KEPT: Duration = Duration::from_secs(1800);
 
 /// Where a token's lease is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Whose {
+pub enum LeaseLocation {
     /// In our table, under this number.
     Ours(LeaseId),
     /// It was in the table of a replica that we answer for, and ended like this.
@@ -31,18 +31,18 @@ pub enum Whose {
 }
 
 /// Our leases stay ours for as long as this is held.
-pub struct Still<'p> {
+pub struct OwnershipGuard<'p> {
     names: &'p Mutex<Names>,
     _gate: RwLockReadGuard<'p, ()>,
 }
 
-impl<'p> Still<'p> {
+impl<'p> OwnershipGuard<'p> {
     pub(super) fn new(names: &'p Mutex<Names>, gate: RwLockReadGuard<'p, ()>) -> Self {
         Self { names, _gate: gate }
     }
 
     /// Where the lease of that owner and number is.
-    pub fn whose(&self, owner: InstanceId, lease: LeaseId) -> Whose {
+    pub fn whose(&self, owner: InstanceId, lease: LeaseId) -> LeaseLocation {
         lock(self.names).whose(owner, lease)
     }
 }
@@ -52,15 +52,15 @@ pub(super) struct Names {
     us: InstanceId,
     /// Who has all of it since when: nothing is ours any more.
     left: Option<(InstanceId, Instant)>,
-    inherited: BTreeMap<InstanceId, Inherited>,
+    inherited: BTreeMap<InstanceId, AdoptedName>,
 }
 
 /// What is known of a replica that we answer for.
 #[derive(Debug)]
-pub(super) struct Inherited {
+pub(super) struct AdoptedName {
     /// When it last had a living lease, as far as is known.
     used: Instant,
-    leases: Inheritance,
+    leases: AdoptedLeases,
 }
 
 impl Names {
@@ -78,26 +78,26 @@ impl Names {
         std::iter::once(self.us).chain(self.inherited.keys().copied()).collect()
     }
 
-    pub(super) fn whose(&self, owner: InstanceId, lease: LeaseId) -> Whose {
+    pub(super) fn whose(&self, owner: InstanceId, lease: LeaseId) -> LeaseLocation {
         let inherited = self.inherited.get(&owner);
         if let Some((heir, _)) = self.left {
             let handed = owner == self.us || inherited.is_some();
-            return Whose::Elsewhere(if handed { heir } else { owner });
+            return LeaseLocation::Elsewhere(if handed { heir } else { owner });
         }
         if owner == self.us {
-            return Whose::Ours(lease);
+            return LeaseLocation::Ours(lease);
         }
         match inherited.map(|inherited| inherited.leases.find(lease)) {
-            None => Whose::Elsewhere(owner),
-            Some(Found::Here(lease)) => Whose::Ours(lease),
-            Some(Found::Ended(refusal)) => Whose::Ended(refusal),
+            None => LeaseLocation::Elsewhere(owner),
+            Some(Found::Here(lease)) => LeaseLocation::Ours(lease),
+            Some(Found::Ended(refusal)) => LeaseLocation::Ended(refusal),
         }
     }
 
     /// From now on nothing is ours.
     pub(super) fn leave(&mut self, heir: InstanceId, now: Instant) {
         self.left = Some((heir, now));
-        self.inherited.values_mut().for_each(|inherited| inherited.leases = Inheritance::new());
+        self.inherited.values_mut().for_each(|inherited| inherited.leases = AdoptedLeases::new());
     }
 
     /// To whom, and when, if it was all handed over.
@@ -106,11 +106,11 @@ impl Names {
     }
 
     /// A leaving replica's names are ours from now on.
-    pub(super) fn inherit(&mut self, theirs: BTreeMap<InstanceId, Inherited>) {
+    pub(super) fn inherit(&mut self, theirs: BTreeMap<InstanceId, AdoptedName>) {
         self.inherited.extend(theirs);
     }
 
-    pub(super) fn inherited(&mut self) -> impl Iterator<Item = (InstanceId, &mut Inheritance)> {
+    pub(super) fn inherited(&mut self) -> impl Iterator<Item = (InstanceId, &mut AdoptedLeases)> {
         self.inherited.iter_mut().map(|(name, inherited)| (*name, &mut inherited.leases))
     }
 
@@ -136,19 +136,19 @@ impl Names {
     }
 }
 
-impl Inherited {
+impl AdoptedName {
     /// Nothing is known yet of one that has had no living lease for this long.
     pub(super) fn new(idle: Duration, now: Instant) -> Self {
-        Self { used: now.checked_sub(idle).unwrap_or(now), leases: Inheritance::new() }
+        Self { used: now.checked_sub(idle).unwrap_or(now), leases: AdoptedLeases::new() }
     }
 }
 
 /// What a leaving replica has handed over, by its names: how leases ended, and which are here.
 pub(super) fn gather(
-    mut theirs: BTreeMap<InstanceId, Inherited>,
-    memories: &[(InstanceId, Memories)],
+    mut theirs: BTreeMap<InstanceId, AdoptedName>,
+    memories: &[(InstanceId, OutcomeSlice)],
     taken: &[(InstanceId, LeaseId, LeaseId)],
-) -> BTreeMap<InstanceId, Inherited> {
+) -> BTreeMap<InstanceId, AdoptedName> {
     for (name, piece) in memories {
         if let Some(inherited) = theirs.get_mut(name) {
             inherited.leases.remember(piece);
@@ -177,7 +177,7 @@ mod tests {
 
     fn names_of_two(idle: Duration, now: Instant) -> Names {
         let mut names = Names::new(US);
-        let theirs = [(GONE, Inherited::new(idle, now))].into();
+        let theirs = [(GONE, AdoptedName::new(idle, now))].into();
         names.inherit(gather(theirs, &[], &[(GONE, lease(7), lease(9))]));
         names
     }
@@ -185,12 +185,12 @@ mod tests {
     #[test]
     fn whoever_has_left_names_the_heir_of_what_was_its_own_and_nothing_else() {
         let mut names = names_of_two(Duration::ZERO, clock::now());
-        assert_eq!(names.whose(GONE, lease(7)), Whose::Ours(lease(9)));
+        assert_eq!(names.whose(GONE, lease(7)), LeaseLocation::Ours(lease(9)));
         let heir = InstanceId([4; 8]);
         names.leave(heir, clock::now());
-        assert_eq!(names.whose(US, lease(1)), Whose::Elsewhere(heir));
-        assert_eq!(names.whose(GONE, lease(7)), Whose::Elsewhere(heir));
-        assert_eq!(names.whose(OTHER, lease(1)), Whose::Elsewhere(OTHER));
+        assert_eq!(names.whose(US, lease(1)), LeaseLocation::Elsewhere(heir));
+        assert_eq!(names.whose(GONE, lease(7)), LeaseLocation::Elsewhere(heir));
+        assert_eq!(names.whose(OTHER, lease(1)), LeaseLocation::Elsewhere(OTHER));
         assert_eq!((names.answered().len(), names.heard()), (0, vec![US, GONE]));
     }
 
@@ -199,14 +199,14 @@ mod tests {
         let began = clock::now() + 2 * KEPT;
         let mut names = names_of_two(Duration::ZERO, began);
         assert!(!names.prune(began + KEPT), "its lease lives");
-        names.inherited().for_each(|(_, leases)| *leases = Inheritance::new());
+        names.inherited().for_each(|(_, leases)| *leases = AdoptedLeases::new());
         let half = began + KEPT + KEPT / 2;
         assert!(!names.prune(half));
         let handed_on = names.idle(half)[1].1;
         let mut names = Names::new(OTHER);
-        names.inherit([(GONE, Inherited::new(handed_on, half))].into());
+        names.inherit([(GONE, AdoptedName::new(handed_on, half))].into());
         assert!(!names.prune(began + 2 * KEPT - Duration::from_secs(1)));
         assert!(names.prune(began + 2 * KEPT));
-        assert_eq!(names.whose(GONE, lease(7)), Whose::Elsewhere(GONE));
+        assert_eq!(names.whose(GONE, lease(7)), LeaseLocation::Elsewhere(GONE));
     }
 }

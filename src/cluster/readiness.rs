@@ -7,7 +7,7 @@ use super::{
     Peers,
     compatibility::{Service, Standing, Strangers, Us, decide},
     lock,
-    members::{Said, Tenure},
+    members::{PeerStatus, Tenure},
 };
 use crate::{broker::Broker, bus::Bus, clock};
 
@@ -24,7 +24,7 @@ impl<B: Broker + Bus> Peers<B> {
             Standing::Fine => return None,
             Standing::Yields(strangers) => strangers,
             Standing::Beside(Strangers { one, name, count }) => {
-                if self.strangers.may_say(now) {
+                if self.strangers.allow(now) {
                     tracing::warn!(
                         replica = %one,
                         name,
@@ -54,7 +54,7 @@ impl<B: Broker + Bus> Peers<B> {
     /// This replica serves, or does not; to be told at least once a second. Others are told.
     pub fn serves(&self, serving: bool) {
         let (now, keys) = (clock::now(), self.key_ids());
-        let established = |said: &Said| said.tenure == Tenure::Established;
+        let established = |said: &PeerStatus| said.tenure == Tenure::Established;
         let vouched = self.roster().kin(&keys, now).any(|(_, said)| established(said));
         let mut service = self.service();
         let before = service.tenure(&keys);
@@ -66,7 +66,7 @@ impl<B: Broker + Bus> Peers<B> {
 
     /// Tells of replicas that have fallen silent.
     pub(super) fn tell_of_the_lost(&self, now: Instant) {
-        for (replica, Said { name, version, draining, .. }) in self.roster().lost(now) {
+        for (replica, PeerStatus { name, version, draining, .. }) in self.roster().lost(now) {
             if draining {
                 tracing::info!(%replica, name, version, "a replica has left");
             } else {

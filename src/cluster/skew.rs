@@ -12,7 +12,7 @@ use super::{
     Peers,
     clocks::{ALLOWED, Clocks, News, Ours, Reading, Trust},
     lock,
-    members::Said,
+    members::PeerStatus,
 };
 use crate::{broker::Broker, bus::Bus, clock, pb::peer::v1 as pb, token::InstanceId};
 
@@ -55,7 +55,7 @@ impl<B: Broker + Bus> Peers<B> {
     }
 
     /// Looks at the clock of a replica that was heard just now.
-    pub(super) fn compare_clocks(&self, from: InstanceId, body: &pb::BeatBody, said: &Said) {
+    pub(super) fn compare_clocks(&self, from: InstanceId, body: &pb::BeatBody, said: &PeerStatus) {
         if body.sent == 0 {
             return;
         }
@@ -63,7 +63,7 @@ impl<B: Broker + Bus> Peers<B> {
         let echo = body.echoes.iter().find(ours_in).map(|echo| (echo.uptime, echo.held));
         let reading = Reading { sent: body.sent, echo };
         let news = self.clocks().hear(from, reading, self.ours(), clock::now());
-        let Said { name, .. } = said;
+        let PeerStatus { name, .. } = said;
         match news {
             Some(News::Off(milliseconds)) => tracing::warn!(
                 replica = %from,
@@ -94,7 +94,7 @@ impl<B: Broker + Bus> Peers<B> {
         .collect()
     }
 
-    /// Whose clocks are off, as many as a beat has room for.
+    /// LeaseLocation clocks are off, as many as a beat has room for.
     pub(super) fn doubted(&self) -> Vec<Bytes> {
         let clocks = self.clocks();
         let off = clocks.off(self.ours(), clock::now()).take(ECHOES);

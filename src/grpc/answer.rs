@@ -32,7 +32,7 @@ const PIECE: usize = 32 * 1024;
 /// What an answer holds until it is written. Goes from the call to its body among the response's
 /// extensions.
 #[derive(Debug, Clone)]
-pub(super) struct Freight(Arc<Mutex<Option<Load>>>);
+pub(super) struct DeliveryGuard(Arc<Mutex<Option<Load>>>);
 
 /// What an answer holds until it is written.
 #[derive(Debug, Default)]
@@ -52,7 +52,7 @@ impl Load {
     }
 }
 
-impl Freight {
+impl DeliveryGuard {
     pub(super) fn new(load: Load) -> Self {
         Self(Arc::new(Mutex::new(Some(load))))
     }

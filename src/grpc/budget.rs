@@ -70,7 +70,7 @@ impl Budget {
         Share { pool: self.0.clone(), held: Arc::default(), most: usize::MAX }
     }
 
-    /// Waits until all units are free.
+    /// Backoff until all units are free.
     pub(super) async fn all_free(&self) {
         loop {
             let freed = self.0.freed.notified();

@@ -22,11 +22,11 @@ use tower::{Layer, Service};
 
 use super::{
     SERVICE,
-    answer::{Body, Freight, Hold},
+    answer::{Body, DeliveryGuard, Hold},
     budget::{Budget, Share, Short, Taken},
     connection::{Connection, OpenCall},
     reading::{self, Bounds, Limited, Read},
-    status::{Counted as Of, Refused},
+    status::{ApiError, Counted as Of},
 };
 use crate::lessor::Error;
 
@@ -94,7 +94,7 @@ impl Calls {
         }))
     }
 
-    /// Waits until no call is under way, and lets no new ones in.
+    /// Backoff until no call is under way, and lets no new ones in.
     pub(super) async fn idle(&self) {
         self.0.closing.store(true, Ordering::Relaxed);
         self.0.calls.all_free().await;
@@ -193,7 +193,7 @@ struct Admitted {
 }
 
 impl OfConnection {
-    fn admit(&self, kind: Kind, headers: &HeaderMap) -> Result<Admitted, Refused> {
+    fn admit(&self, kind: Kind, headers: &HeaderMap) -> Result<Admitted, ApiError> {
         let open = self.connection.open_call();
         let mut admitted = Admitted { kind, places: Vec::new(), bytes: None, reading: None, open };
         if kind.is_ours() {
@@ -201,20 +201,20 @@ impl OfConnection {
                 return Err(Error::Draining.into());
             }
             if self.turned_away {
-                return Err(Refused::ConnectionLimit(self.all.max_connections));
+                return Err(ApiError::ConnectionLimit(self.all.max_connections));
             }
             admitted.places.push(self.calls.take(1).map_err(|short| self.all.calls_full(short))?);
             let headers =
                 headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32);
             let bytes = self.requests.take(headers.sum());
-            admitted.bytes = Some(bytes.map_err(|short| Refused::ByteLimit(Of::Requests, short))?);
+            admitted.bytes = Some(bytes.map_err(|short| ApiError::ByteLimit(Of::Requests, short))?);
         }
         let more = |share: &Share| share.take(1).map_err(|short| self.all.calls_full(short));
         match kind {
             Kind::Fetch => {
                 let most = self.all.fetches.most();
                 let place = self.fetches.take(1);
-                admitted.places.push(place.map_err(|short| Refused::WaiterLimit(most, short))?);
+                admitted.places.push(place.map_err(|short| ApiError::WaiterLimit(most, short))?);
             }
             Kind::Check => admitted.reading = Some(more(&self.checks)?),
             Kind::Watch => admitted.places.push(more(&self.watches)?),
@@ -226,8 +226,8 @@ impl OfConnection {
 }
 
 impl Budgets {
-    fn calls_full(&self, short: Short) -> Refused {
-        Refused::CallLimit(self.calls.most(), short)
+    fn calls_full(&self, short: Short) -> ApiError {
+        ApiError::CallLimit(self.calls.most(), short)
     }
 }
 
@@ -291,7 +291,7 @@ where
 async fn read<B>(
     request: Request<B>,
     mut admitted: Admitted,
-) -> Result<(Request<tonic::body::Body>, Admitted), Refused>
+) -> Result<(Request<tonic::body::Body>, Admitted), ApiError>
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -327,7 +327,7 @@ fn held(
     open: OpenCall,
     connection: &Connection,
 ) -> Response<Body> {
-    let load = answer.extensions_mut().remove::<Freight>();
+    let load = answer.extensions_mut().remove::<DeliveryGuard>();
     if http_body::Body::is_end_stream(answer.body()) {
         return answer.map(|body| Body::new(body, None));
     }
@@ -338,6 +338,6 @@ fn held(
     answer.map(|body| Body::new(body, Some(hold)))
 }
 
-fn refusal(refused: &Refused) -> Response<Body> {
+fn refusal(refused: &ApiError) -> Response<Body> {
     refused.status().into_http().map(|body| Body::new(body, None))
 }

@@ -6,10 +6,10 @@ use std::{sync::Arc, time::Duration, time::Instant};
 use prost_types::Duration as PbDuration;
 use tonic::metadata::MetadataMap;
 
-use super::status::Refused;
+use super::status::ApiError;
 use crate::{
     broker::{Confirmation, ConsumerName},
-    lessor::{Action, Codec, FetchAsk, Patience},
+    lessor::{Action, Codec, FetchParams, Patience},
     pb,
 };
 
@@ -47,12 +47,12 @@ pub(super) fn fetch(
     request: &pb::FetchRequest,
     now: Instant,
     left: Option<Duration>,
-) -> Result<FetchAsk, Refused> {
+) -> Result<FetchParams, ApiError> {
     let stream = name("stream", &request.stream)?;
     let consumer = name("consumer", &request.consumer)?;
     let max_wait = optional("max_wait", request.max_wait.as_ref())?;
     let linger = optional("linger", request.linger.as_ref())?;
-    Ok(FetchAsk {
+    Ok(FetchParams {
         name: ConsumerName { stream, consumer },
         n: request.n.clamp(1, MOST_MESSAGES),
         max_bytes: match request.max_bytes {
@@ -75,7 +75,7 @@ pub(super) fn fetch(
 }
 
 /// What to do with one lease, or which field is wrong. `prefix` is the path of the action's fields.
-pub(super) fn nak(prefix: &str, delay: Option<&PbDuration>) -> Result<Action, Refused> {
+pub(super) fn nak(prefix: &str, delay: Option<&PbDuration>) -> Result<Action, ApiError> {
     let field = format!("{prefix}delay");
     let delay = optional(&field, delay)?.unwrap_or_default();
     if delay > LONGEST_DELAY {
@@ -103,7 +103,7 @@ fn cut(mut text: String, most: usize) -> String {
 }
 
 /// Reads an Extend.
-pub(super) fn extend(prefix: &str, lease: Option<&PbDuration>) -> Result<Action, Refused> {
+pub(super) fn extend(prefix: &str, lease: Option<&PbDuration>) -> Result<Action, ApiError> {
     self::lease(&format!("{prefix}lease"), lease).map(Action::Extend)
 }
 
@@ -111,7 +111,7 @@ pub(super) fn extend(prefix: &str, lease: Option<&PbDuration>) -> Result<Action,
 pub(super) fn settlement(
     place: usize,
     settlement: pb::Settlement,
-) -> Result<(String, Action), Refused> {
+) -> Result<(String, Action), ApiError> {
     let action = action(place, settlement.action)?;
     if settlement.token.is_empty() {
         return refuse(&format!("settlements[{place}].token"), "must be set");
@@ -123,7 +123,7 @@ pub(super) fn settlement(
 pub(super) fn action(
     place: usize,
     action: Option<pb::settlement::Action>,
-) -> Result<Action, Refused> {
+) -> Result<Action, ApiError> {
     use pb::settlement::Action as Wire;
     let path = |field: &str| format!("settlements[{place}].{field}");
     match action {
@@ -136,7 +136,7 @@ pub(super) fn action(
 }
 
 /// Reads how sure the caller wants to be.
-pub(super) fn confirmation(value: i32) -> Result<Confirmation, Refused> {
+pub(super) fn confirmation(value: i32) -> Result<Confirmation, ApiError> {
     match pb::Confirmation::try_from(value) {
         Ok(pb::Confirmation::Unspecified | pb::Confirmation::Confirmed) => {
             Ok(Confirmation::Confirmed)
@@ -172,7 +172,7 @@ pub(super) fn slack(left: Duration) -> Duration {
 }
 
 /// JetStream's rules for names, and those of subjects that the name becomes a token of.
-fn name(field: &str, value: &str) -> Result<Arc<str>, Refused> {
+fn name(field: &str, value: &str) -> Result<Arc<str>, ApiError> {
     let forbidden =
         |c: char| matches!(c, '.' | '*' | '>' | '/' | '\\') || c.is_whitespace() || c.is_control();
     if value.is_empty() {
@@ -186,7 +186,7 @@ fn name(field: &str, value: &str) -> Result<Arc<str>, Refused> {
     }
 }
 
-fn codec(value: i32) -> Result<Codec, Refused> {
+fn codec(value: i32) -> Result<Codec, ApiError> {
     match pb::Codec::try_from(value) {
         Ok(pb::Codec::Unspecified | pb::Codec::Raw) => Ok(Codec::Raw),
         Ok(pb::Codec::Text) => Ok(Codec::Text),
@@ -197,7 +197,7 @@ fn codec(value: i32) -> Result<Codec, Refused> {
 }
 
 /// The length of a lease. One that is too long is for the lessor to lower.
-fn lease(field: &str, value: Option<&PbDuration>) -> Result<Option<Duration>, Refused> {
+fn lease(field: &str, value: Option<&PbDuration>) -> Result<Option<Duration>, ApiError> {
     match optional(field, value)? {
         Some(lease) if lease < SHORTEST_LEASE => {
             refuse(field, format!("must be at least {}", shown(SHORTEST_LEASE)))
@@ -207,7 +207,7 @@ fn lease(field: &str, value: Option<&PbDuration>) -> Result<Option<Duration>, Re
 }
 
 /// A duration that may be left out. Negative and malformed ones are refused.
-fn optional(field: &str, value: Option<&PbDuration>) -> Result<Option<Duration>, Refused> {
+fn optional(field: &str, value: Option<&PbDuration>) -> Result<Option<Duration>, ApiError> {
     let Some(value) = value else { return Ok(None) };
     // google.protobuf.Duration: at most 315,576,000,000 s, and nanos of the same sign below 10^9.
     let seconds = u64::try_from(value.seconds).ok().filter(|seconds| *seconds <= 315_576_000_000);
@@ -222,8 +222,8 @@ fn shown(duration: Duration) -> String {
     humantime::format_duration(duration).to_string()
 }
 
-fn refuse<T>(field: &str, why: impl Into<String>) -> Result<T, Refused> {
-    Err(Refused::Field { field: field.to_owned(), why: why.into() })
+fn refuse<T>(field: &str, why: impl Into<String>) -> Result<T, ApiError> {
+    Err(ApiError::Field { field: field.to_owned(), why: why.into() })
 }
 
 #[cfg(test)]
@@ -234,13 +234,13 @@ mod tests {
         pb::FetchRequest { stream: "S".into(), consumer: "c".into(), ..pb::FetchRequest::default() }
     }
 
-    fn read(request: &pb::FetchRequest) -> Result<FetchAsk, Refused> {
+    fn read(request: &pb::FetchRequest) -> Result<FetchParams, ApiError> {
         fetch(request, crate::clock::now(), None)
     }
 
     fn field(request: &pb::FetchRequest) -> String {
         match read(request) {
-            Err(Refused::Field { field, .. }) => field,
+            Err(ApiError::Field { field, .. }) => field,
             other => panic!("{other:?}"),
         }
     }
@@ -305,7 +305,7 @@ mod tests {
     fn a_lease_is_at_least_one_second_and_may_be_left_out() {
         for bad in [pb(0, 0), pb(0, 999_999_999)] {
             assert_eq!(field(&pb::FetchRequest { lease: bad, ..request() }), "lease");
-            assert!(matches!(extend("", bad.as_ref()), Err(Refused::Field { .. })));
+            assert!(matches!(extend("", bad.as_ref()), Err(ApiError::Field { .. })));
         }
         for good in [pb(1, 0), pb(315_576_000_000, 0)] {
             assert!(read(&pb::FetchRequest { lease: good, ..request() }).unwrap().lease.is_some());

@@ -41,7 +41,7 @@ use super::{
     preface::{self, Foreign},
     unwritten::until_ended,
 };
-use crate::{clock, log_throttle::Seldom};
+use crate::{clock, log_throttle::LogThrottle};
 
 /// A peer has this long to send its HTTP/2 preface, or the first line of an HTTP/1 request.
 const PREFACE: Duration = Duration::from_secs(5);
@@ -67,7 +67,7 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// How much one listener takes on.
 #[derive(Debug, Clone)]
-pub struct EdgeLimits {
+pub struct ListenerLimits {
     /// Connections open at once.
     pub max_connections: usize,
     /// A connection is told to go at this age, give or take a tenth, so that clients spread anew
@@ -82,7 +82,7 @@ pub struct EdgeLimits {
 }
 
 /// What is behind a listener.
-pub(super) struct Behind<M> {
+pub(super) struct Services<M> {
     /// What the listener is called in the log.
     pub(super) listener: &'static str,
     /// Makes the service of one connection. Told whether the connection is beyond the cap.
@@ -96,8 +96,8 @@ pub(super) struct Behind<M> {
 /// and returns when all are closed: after `idle` and a moment more, or at that time, at the latest.
 pub(super) async fn serve<M, S, B>(
     listener: TcpListener,
-    limits: EdgeLimits,
-    behind: Behind<M>,
+    limits: ListenerLimits,
+    behind: Services<M>,
     stop: impl Future<Output = Instant>,
     idle: impl Future<Output = ()>,
 ) where
@@ -109,7 +109,7 @@ pub(super) async fn serve<M, S, B>(
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let mut edge = Edge::new(&limits, behind);
+    let mut edge = Listener::new(&limits, behind);
     let mut stop = pin!(stop);
     let by = loop {
         tokio::select! {
@@ -126,14 +126,14 @@ pub(super) async fn serve<M, S, B>(
 }
 
 /// When a connection is told to go, and how long its open calls may go on then.
-struct Life {
+struct ConnectionLifetime {
     age: Option<Duration>,
     idle: Option<Duration>,
     grace: Duration,
 }
 
-struct Edge<M> {
-    behind: Behind<M>,
+struct Listener<M> {
+    behind: Services<M>,
     builder: Arc<auto::Builder<Spawn>>,
     connections: JoinSet<()>,
     /// Those within the cap, where they may have to make room.
@@ -145,14 +145,14 @@ struct Edge<M> {
     max_idle: Option<Duration>,
     going: CancellationToken,
     /// A full house is worth a line in the log, but not for each who does not get in.
-    trouble: Seldom,
+    trouble: LogThrottle,
     /// The same of those who speak something else.
-    foreign: Arc<Seldom>,
+    foreign: Arc<LogThrottle>,
     http1: bool,
 }
 
-impl<M> Edge<M> {
-    fn new(limits: &EdgeLimits, behind: Behind<M>) -> Self {
+impl<M> Listener<M> {
+    fn new(limits: &ListenerLimits, behind: Services<M>) -> Self {
         let calls = TaskTracker::new();
         let mut builder = auto::Builder::new(Spawn(calls.clone()));
         builder.http1().timer(TokioTimer::new()).header_read_timeout(PREFACE);
@@ -178,7 +178,7 @@ impl<M> Edge<M> {
             max_age: limits.max_age,
             max_idle: limits.max_idle,
             going: CancellationToken::new(),
-            trouble: Seldom::default(),
+            trouble: LogThrottle::default(),
             foreign: Arc::default(),
             http1: limits.http1,
         }
@@ -196,16 +196,16 @@ impl<M> Edge<M> {
     {
         let free = self.places.clone().try_acquire_owned().ok();
         let full = free.is_none();
-        if full && self.trouble.may_say(clock::now()) {
+        if full && self.trouble.allow(clock::now()) {
             let listener = self.behind.listener;
             tracing::warn!(listener, "all connections are taken: new ones are turned away");
         }
         let (place, life) = if self.behind.beyond && full {
-            let life = Life { age: Some(TURNED_AWAY), idle: None, grace: FAREWELL };
+            let life = ConnectionLifetime { age: Some(TURNED_AWAY), idle: None, grace: FAREWELL };
             (self.places_beyond.clone().try_acquire_owned().ok(), life)
         } else {
             let age = self.max_age.map(jittered);
-            let life = Life { age, idle: self.max_idle, grace: GRACE };
+            let life = ConnectionLifetime { age, idle: self.max_idle, grace: GRACE };
             (free.or_else(|| self.make_room()), life)
         };
         let Some(place) = place else { return };
@@ -234,7 +234,7 @@ impl<M> Edge<M> {
         stream: TcpStream,
         service: S,
         connection: Arc<Connection>,
-        Life { age, idle, grace }: Life,
+        ConnectionLifetime { age, idle, grace }: ConnectionLifetime,
     ) where
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
         S: Clone + Send + 'static,
@@ -257,7 +257,7 @@ impl<M> Edge<M> {
             let Ok(Ok(opened)) = opened else { return };
             let foreign = opened.foreign().filter(|foreign| !(http1 && *foreign == Foreign::Http1));
             if let Some(foreign) = foreign {
-                if trouble.may_say(clock::now()) {
+                if trouble.allow(clock::now()) {
                     tracing::info!(
                         listener,
                         spoken = foreign.name(),
@@ -304,7 +304,7 @@ impl<M> Edge<M> {
     }
 
     async fn pause(&mut self, error: &io::Error) {
-        if self.trouble.may_say(clock::now()) {
+        if self.trouble.allow(clock::now()) {
             tracing::warn!(%error, "connections cannot be accepted");
         }
         sleep(ACCEPT_RETRY).await;

@@ -9,12 +9,13 @@ use std::{
 use bytes::Bytes;
 use prost_types::{Duration as PbDuration, Timestamp};
 
-use super::status::Refused;
+use super::status::ApiError;
 use crate::{
     broker::{Confirmation, Delivery},
     clock,
     lessor::{
-        Action, Codec, Empty, Fetched, Leased, Rejected, RejectedCause, Settled, encoded_size,
+        Action, Codec, Empty, Fetched, LeasedDelivery, Rejected, RejectedCause, Settled,
+        encoded_size,
     },
     pb,
     token::{Claims, InstanceId, Sealer},
@@ -81,7 +82,7 @@ impl Seal<'_> {
         }
     }
 
-    fn delivery(&self, leased: &Leased, codec: Codec, nonce: [u8; 24]) -> pb::Delivery {
+    fn delivery(&self, leased: &LeasedDelivery, codec: Codec, nonce: [u8; 24]) -> pb::Delivery {
         let delivery = leased.delivery();
         pb::Delivery {
             token: self.token(leased, nonce),
@@ -121,7 +122,7 @@ impl Seal<'_> {
         }
     }
 
-    fn token(&self, leased: &Leased, nonce: [u8; 24]) -> String {
+    fn token(&self, leased: &LeasedDelivery, nonce: [u8; 24]) -> String {
         let settle_by = self.clocks.unix_at(leased.settle_by);
         let claims = Claims {
             owner: self.owner,
@@ -178,7 +179,7 @@ impl Done {
 }
 
 /// What came of one token, in a Settle.
-pub(super) fn settle_result(result: Result<Done, Refused>) -> pb::SettleResult {
+pub(super) fn settle_result(result: Result<Done, ApiError>) -> pb::SettleResult {
     match result {
         Ok(done) => pb::SettleResult {
             outcome: done.outcome.into(),
@@ -195,11 +196,11 @@ pub(super) fn settle_result(result: Result<Done, Refused>) -> pb::SettleResult {
 
 /// The same read back, from the answer of another replica. What a newer one says in words that are
 /// not known here is not taken for success.
-pub(super) fn relayed(result: pb::SettleResult) -> Result<Done, Refused> {
+pub(super) fn relayed(result: pb::SettleResult) -> Result<Done, ApiError> {
     match result.error {
-        Some(error) => Err(Refused::relayed(error)),
+        Some(error) => Err(ApiError::relayed(error)),
         None if result.outcome() == pb::Outcome::Unspecified => {
-            Err(Refused::OwnerUnreachable { maybe: true })
+            Err(ApiError::OwnerUnreachable { maybe: true })
         }
         None => Ok(Done {
             outcome: result.outcome(),
@@ -298,7 +299,7 @@ mod tests {
         for outcome in [0, 99] {
             let newer = pb::SettleResult { outcome, ..pb::SettleResult::default() };
             let relayed = relayed(newer);
-            assert!(matches!(relayed, Err(Refused::OwnerUnreachable { maybe: true })));
+            assert!(matches!(relayed, Err(ApiError::OwnerUnreachable { maybe: true })));
         }
         let known = pb::Outcome::Duplicate;
         let known = pb::SettleResult { outcome: known.into(), ..pb::SettleResult::default() };

@@ -19,8 +19,8 @@ use tonic_health::pb::health_server::{Health, HealthServer};
 
 use super::{
     connection::Used,
-    edge::{self, Behind, EdgeLimits},
-    status::{Reason, Refused},
+    edge::{self, ListenerLimits, Services},
+    status::{ApiError, Reason},
 };
 use crate::readiness::Verdict;
 
@@ -43,12 +43,12 @@ pub async fn serve_ops(
         .route("/readyz", get(move || std::future::ready(readyz(&verdict.borrow()))))
         .fallback(|request: Request| std::future::ready(elsewhere(&request)));
     let service = Routes::from(pages).add_service(health).prepare();
-    let behind = Behind {
+    let behind = Services {
         listener: "ops",
         beyond: false,
         service: |connection: &_, _| Used::new(connection, service.clone()),
     };
-    let limits = EdgeLimits {
+    let limits = ListenerLimits {
         max_connections,
         max_age: None,
         max_idle: Some(LONGEST_IDLE),
@@ -64,7 +64,7 @@ fn elsewhere(request: &Request) -> Response {
     if content.is_some_and(|content| content.as_bytes().starts_with(b"application/grpc")) {
         let text = "this is the port for operators, with health alone; the service is on the other \
                     port, that of --listen";
-        return Refused::Foreign(Reason::Unsupported, text.to_owned()).status().into_http();
+        return ApiError::Foreign(Reason::Unsupported, text.to_owned()).status().into_http();
     }
     (StatusCode::NOT_FOUND, "there are /livez and /readyz here, and gRPC health\n").into_response()
 }

@@ -12,7 +12,7 @@ use super::hand;
 const AGAIN: Duration = Duration::from_millis(200);
 
 /// Asks the listener at `addr` for the health of `service`: its status by name, and whether it is
-/// serving. Waits for a connection until `timeout`; what is answered there counts.
+/// serving. Backoff for a connection until `timeout`; what is answered there counts.
 ///
 /// # Errors
 /// Why it did not answer, for people.

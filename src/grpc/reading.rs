@@ -22,7 +22,7 @@ use tonic::Status;
 use super::{
     budget::Taken,
     decode::MOST_SETTLEMENTS,
-    status::{Counted, Reason, Refused},
+    status::{ApiError, Counted, Reason},
 };
 
 /// A request must be there in whole this long after its headers, whatever trickles.
@@ -50,9 +50,9 @@ pub(super) struct Bounds<'b> {
 }
 
 impl Bounds<'_> {
-    fn charge(&mut self, bytes: usize) -> Result<(), Refused> {
+    fn charge(&mut self, bytes: usize) -> Result<(), ApiError> {
         let Some(taken) = &mut self.taken else { return Ok(()) };
-        taken.grow(bytes).map_err(|short| Refused::ByteLimit(Counted::Requests, short))
+        taken.grow(bytes).map_err(|short| ApiError::ByteLimit(Counted::Requests, short))
     }
 }
 
@@ -65,7 +65,7 @@ pub(super) async fn read<B>(
     headers: &HeaderMap,
     body: B,
     mut bounds: Bounds<'_>,
-) -> Result<Bytes, Refused>
+) -> Result<Bytes, ApiError>
 where
     B: Body<Data = Bytes>,
 {
@@ -76,21 +76,21 @@ where
         Some(_) => return Ok(Bytes::new()),
     };
     let whole = tokio::time::timeout(PATIENCE, whole(body, &mut bounds)).await;
-    let whole = whole.map_err(|_| Refused::RequestTimeout(PATIENCE))??;
+    let whole = whole.map_err(|_| ApiError::RequestTimeout(PATIENCE))??;
     let whole =
         if gzip && whole.first() == Some(&1) { unpacked(&whole, &mut bounds)? } else { whole };
     if bounds.settle && whole.first() == Some(&0) {
         let count = settlements(&whole[PREFIX.min(whole.len())..]);
         if count > MOST_SETTLEMENTS {
             let why = format!("must be 1 to {MOST_SETTLEMENTS}, not {count}");
-            return Err(Refused::Field { field: "settlements".into(), why });
+            return Err(ApiError::Field { field: "settlements".into(), why });
         }
     }
     Ok(whole)
 }
 
 /// All bytes of the body, which are at most those of one message.
-async fn whole<B: Body<Data = Bytes>>(body: B, bounds: &mut Bounds<'_>) -> Result<Bytes, Refused> {
+async fn whole<B: Body<Data = Bytes>>(body: B, bounds: &mut Bounds<'_>) -> Result<Bytes, ApiError> {
     let mut body = pin!(body);
     let (mut first, mut rest) = (Bytes::new(), BytesMut::new());
     while let Some(frame) = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
@@ -129,7 +129,7 @@ fn length(bytes: &[u8]) -> Option<usize> {
 }
 
 /// The same message, not compressed.
-fn unpacked(whole: &[u8], bounds: &mut Bounds<'_>) -> Result<Bytes, Refused> {
+fn unpacked(whole: &[u8], bounds: &mut Bounds<'_>) -> Result<Bytes, ApiError> {
     let packed = &whole[PREFIX.min(whole.len())..];
     let most = bounds.most.min(GROWTH_FREE + packed.len() * GROWTH);
     let mut message = vec![0; PREFIX];
@@ -162,12 +162,12 @@ fn settlements(mut message: &[u8]) -> usize {
     count
 }
 
-fn malformed(why: &str) -> Refused {
-    Refused::Foreign(Reason::Malformed, why.to_owned())
+fn malformed(why: &str) -> ApiError {
+    ApiError::Foreign(Reason::Malformed, why.to_owned())
 }
 
-fn too_large(why: &str) -> Refused {
-    Refused::Foreign(Reason::RequestTooLarge, why.to_owned())
+fn too_large(why: &str) -> ApiError {
+    ApiError::Foreign(Reason::RequestTooLarge, why.to_owned())
 }
 
 /// A request that has been read, as a body.

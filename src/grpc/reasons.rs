@@ -13,7 +13,7 @@ use tower::Service;
 
 use super::{
     calls::is_ours,
-    status::{REASON_TRAILER, Reason, Refused},
+    status::{ApiError, REASON_TRAILER, Reason},
 };
 
 /// A service whose errors all have reasons; see the module.
@@ -76,5 +76,5 @@ fn renamed(headers: &HeaderMap, ours: bool) -> Option<Status> {
         (Reason::Unsupported, "") => "there is no such method",
         (_, message) => message,
     };
-    Some(Refused::Foreign(reason, message.to_owned()).status())
+    Some(ApiError::Foreign(reason, message.to_owned()).status())
 }

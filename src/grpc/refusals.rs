@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use super::status::Refused;
-use crate::{broker::ConsumerName, clock, log_throttle::Firsts};
+use super::status::ApiError;
+use crate::{broker::ConsumerName, clock, log_throttle::KeyedLogThrottle};
 
 /// Between two lines for the same reason and consumer, at least.
 const AGAIN: Duration = Duration::from_secs(3600);
@@ -13,7 +13,7 @@ const LINES: u32 = 10;
 
 /// What has been refused.
 #[derive(Debug)]
-pub(super) struct Refusals(Firsts);
+pub(super) struct Refusals(KeyedLogThrottle);
 
 /// Who asked, as far as it is known.
 #[derive(Debug, Default)]
@@ -24,13 +24,13 @@ pub(super) struct Who<'w> {
 
 impl Refusals {
     pub(super) fn new() -> Self {
-        Self(Firsts::new(AGAIN, LINES))
+        Self(KeyedLogThrottle::new(AGAIN, LINES))
     }
 
     /// Says that a call of this name was refused, if it has not been said lately.
-    pub(super) fn see(&self, call: &'static str, who: &Who<'_>, refused: &Refused) {
+    pub(super) fn see(&self, call: &'static str, who: &Who<'_>, refused: &ApiError) {
         let reason = refused.reason().name();
-        if self.0.may_say(&(reason, &who.consumer), clock::now()) {
+        if self.0.allow(&(reason, &who.consumer), clock::now()) {
             let consumer = who.consumer.as_ref().map(ToString::to_string);
             let worker = Some(who.worker).filter(|worker| !worker.is_empty());
             let why = refused.message();

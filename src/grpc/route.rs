@@ -23,13 +23,13 @@ use super::{
     decode,
     encode::{self, Clocks, Done},
     refusals::{Refusals, Who},
-    status::{Reason, Refused},
+    status::{ApiError, Reason},
 };
 use crate::{
     broker::{AckSubject, Broker, Confirmation},
     bus::Bus,
     clock,
-    cluster::{Nonce, Orphan, Peers, Unanswered, Whose},
+    cluster::{LeaseLocation, Nonce, OwnerlessToken, Peers, Unanswered},
     keys::Keys,
     lease::{Kind, LeaseId, Refusal},
     lessor::{Action, Ask, Error, Lessor, Settled},
@@ -48,7 +48,7 @@ const FOR_OLDER: Duration = Duration::from_secs(30);
 pub(super) type Wanted = (String, Action);
 
 /// What came of it.
-pub(super) type Settlement = Result<Done, Refused>;
+pub(super) type Settlement = Result<Done, ApiError>;
 
 /// The way to every lease.
 pub struct Router<B: Broker + Bus> {
@@ -99,20 +99,20 @@ impl<B: Broker + Bus> Router<B> {
                     self.refused(call, None, &refused);
                     Err(refused)
                 }
-                Ok((Whose::Ended(refusal), claims)) => {
+                Ok((LeaseLocation::Ended(refusal), claims)) => {
                     let ended = ended(action, refusal);
                     if let Err(refused) = &ended {
                         self.refused(call, Some(claims.ack_subject), refused);
                     }
                     ended
                 }
-                Ok((Whose::Ours(lease), claims)) => {
+                Ok((LeaseLocation::Ours(lease), claims)) => {
                     places.push(place);
                     subjects.push(claims.ack_subject);
                     asks.push(Ask { lease, action: action.clone() });
                     Ok(Done::default())
                 }
-                Ok((Whose::Elsewhere(at), claims)) => {
+                Ok((LeaseLocation::Elsewhere(at), claims)) => {
                     let away = away.entry((claims.owner, at)).or_default();
                     away.push(Away { place, claims, action: action.clone() });
                     Ok(Done::default())
@@ -160,7 +160,7 @@ impl<B: Broker + Bus> Router<B> {
                 && let Ok((claims, _)) = self.open(token)
             {
                 places.push(place);
-                late.push(Orphan { claims, action: action.clone() });
+                late.push(OwnerlessToken { claims, action: action.clone() });
             }
         }
         if late.is_empty() {
@@ -176,7 +176,7 @@ impl<B: Broker + Bus> Router<B> {
     }
 
     /// Tells the log, by the ack subject of the delivery where that is known.
-    fn refused(&self, call: &'static str, subject: Option<Cow<'_, str>>, refused: &Refused) {
+    fn refused(&self, call: &'static str, subject: Option<Cow<'_, str>>, refused: &ApiError) {
         let ack = subject.map(|subject| AckSubject(subject.into_owned().into()));
         let consumer = ack.and_then(|ack| B::delivery_of(&ack)).map(|(name, _)| name);
         self.refusals.see(call, &Who { consumer, worker: "" }, refused);
@@ -198,7 +198,7 @@ impl<B: Broker + Bus> Router<B> {
         let pairs = question.leases.iter().zip(&question.settlements);
         for (place, (lease, one)) in pairs.enumerate() {
             let whose = still.whose(owner, LeaseId::new(*lease)?);
-            if let Whose::Elsewhere(heir) = whose
+            if let LeaseLocation::Elsewhere(heir) = whose
                 && heir != owner
             {
                 drop(still);
@@ -210,14 +210,16 @@ impl<B: Broker + Bus> Router<B> {
             let wanted = wanted.map(|action| as_asked(action, place, &question.as_granted));
             results.push(match wanted.map(|action| (whose, action)) {
                 Err(refused) => Err(refused),
-                Ok((Whose::Ended(refusal), action)) => ended(&action, refusal),
-                Ok((Whose::Ours(lease), action)) => {
+                Ok((LeaseLocation::Ended(refusal), action)) => ended(&action, refusal),
+                Ok((LeaseLocation::Ours(lease), action)) => {
                     places.push(place);
                     asks.push(Ask { lease, action });
                     Ok(Done::default())
                 }
                 // It may have been ours until a moment ago.
-                Ok((Whose::Elsewhere(_), _)) => Err(Refused::OwnerUnreachable { maybe: false }),
+                Ok((LeaseLocation::Elsewhere(_), _)) => {
+                    Err(ApiError::OwnerUnreachable { maybe: false })
+                }
             });
         }
         let settled = self.lessor.settle(asks, confirmation, until).await;
@@ -231,15 +233,15 @@ impl<B: Broker + Bus> Router<B> {
     }
 
     /// What a token says, if it is one of this cluster, and which lease it names.
-    fn open(&self, token: &str) -> Result<(Claims<'static>, LeaseId), Refused> {
+    fn open(&self, token: &str) -> Result<(Claims<'static>, LeaseId), ApiError> {
         if token.is_empty() {
-            return Err(Refused::Field { field: "token".into(), why: "must be set".into() });
+            return Err(ApiError::Field { field: "token".into(), why: "must be set".into() });
         }
         let claims = self.keys.sealer().open(token).map_err(|error| match error {
-            OpenError::Invalid => Refused::TokenInvalid,
-            OpenError::KeyUnknown => Refused::KeyUnknown,
+            OpenError::Invalid => ApiError::TokenInvalid,
+            OpenError::KeyUnknown => ApiError::KeyUnknown,
         })?;
-        let lease = LeaseId::new(claims.lease).ok_or(Refused::TokenInvalid)?;
+        let lease = LeaseId::new(claims.lease).ok_or(ApiError::TokenInvalid)?;
         Ok((claims, lease))
     }
 
@@ -300,22 +302,22 @@ impl<B: Broker + Bus> Router<B> {
                 }
                 // It may have a lease still that was extended, or have done what was asked.
                 Unanswered::Silent if !final_word || left.is_zero() => {
-                    results.push((place, Err(Refused::OwnerUnreachable { maybe: true })));
+                    results.push((place, Err(ApiError::OwnerUnreachable { maybe: true })));
                 }
                 Unanswered::Silent | Unanswered::Nobody => {
                     places.push(place);
-                    orphans.push(Orphan { claims, action });
+                    orphans.push(OwnerlessToken { claims, action });
                 }
             }
         }
-        let settled = self.peers.settle_orphans(orphans, until).await;
+        let settled = self.peers.settle_ownerless(orphans, until).await;
         let clocks = Clocks::read();
         let settled = settled.into_iter().map(|result| match (why, result) {
             (_, Some(result @ (Ok(_) | Err(Error::Unconfirmed)))) => done(result, clocks),
             // It may have done before what could not be done here.
-            (Unanswered::Silent, _) => Err(Refused::OwnerUnreachable { maybe: true }),
+            (Unanswered::Silent, _) => Err(ApiError::OwnerUnreachable { maybe: true }),
             (_, Some(result)) => done(result, clocks),
-            (_, None) => Err(Refused::OwnerUnreachable { maybe: false }),
+            (_, None) => Err(ApiError::OwnerUnreachable { maybe: false }),
         });
         results.extend(places.into_iter().zip(settled));
         results
@@ -390,7 +392,7 @@ fn ended(action: &Action, refusal: Refusal) -> Settlement {
 }
 
 fn done(result: Result<Settled, Error>, clocks: Clocks) -> Settlement {
-    result.map(|settled| Done::new(settled, clocks)).map_err(Refused::from)
+    result.map(|settled| Done::new(settled, clocks)).map_err(ApiError::from)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use tower::Layer as _;
 use super::{
     Service,
     calls::{CallLimits, Calls},
-    edge::{self, Behind, EdgeLimits},
+    edge::{self, ListenerLimits, Services},
     protocol::GrpcAlone,
     reasons::Reasons,
 };
@@ -33,7 +33,7 @@ pub async fn serve<B: Broker + Bus>(
     listener: TcpListener,
     service: Service<B>,
     health: HealthServer<impl Health>,
-    limits: EdgeLimits,
+    limits: ListenerLimits,
     calls: &CallLimits,
     stop: impl Future<Output = Instant>,
 ) -> Result<(), ContractError> {
@@ -45,7 +45,7 @@ pub async fn serve<B: Broker + Bus>(
         .add_service(reflection().build_v1alpha()?.max_decoding_message_size(LONGEST_NAME))
         .prepare();
     let calls = Calls::new(calls, limits.max_connections);
-    let behind = Behind {
+    let behind = Services {
         listener: "grpc",
         beyond: true,
         service: |connection: &_, beyond| {

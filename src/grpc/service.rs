@@ -6,14 +6,14 @@ use prost::Message as _;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use super::{
-    answer::{Freight, Load},
+    answer::{DeliveryGuard, Load},
     budget::Taken,
     calls::AnswerBytes,
     decode,
     encode::{Clocks, Done, Seal, settle_result},
     refusals::Who,
     route::Router,
-    status::{Counted, Refused},
+    status::{ApiError, Counted},
 };
 use crate::{
     broker::{Broker, Confirmation, ConsumerName},
@@ -80,7 +80,7 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         let left = decode::time_left(request.metadata());
         let bytes = request.extensions().get().cloned();
         let request = decode::shortened(request.into_inner());
-        let refused = |refused: Refused| {
+        let refused = |refused: ApiError| {
             let (stream, consumer) = (&*request.stream, &*request.consumer);
             // A name that is refused for its length is no name for the log either.
             let consumer = (stream.len().max(consumer.len()) <= 255)
@@ -108,7 +108,7 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         let mut response = Response::new(seal.fetch(&fetched, codec, max_bytes, nonces));
         response
             .extensions_mut()
-            .insert(Freight::new(Load { fetched: Some(fetched), _bytes: bytes }));
+            .insert(DeliveryGuard::new(Load { fetched: Some(fetched), _bytes: bytes }));
         Ok(response)
     }
 
@@ -165,7 +165,7 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         let count = request.settlements.len();
         if !(1..=decode::MOST_SETTLEMENTS).contains(&count) {
             let why = format!("must be 1 to {}, not {count}", decode::MOST_SETTLEMENTS);
-            return Err(Refused::Field { field: "settlements".into(), why }.status());
+            return Err(ApiError::Field { field: "settlements".into(), why }.status());
         }
         // All fields are checked before anything is settled.
         let wanted = request.settlements.into_iter().enumerate();
@@ -174,7 +174,7 @@ impl<B: Broker + Bus> FetchService for Service<B> {
 
         // Taken before anything is settled: afterwards the outcome has to be told.
         let bytes = extensions.get().map(|AnswerBytes(share)| share.take(count * LARGEST_RESULT));
-        let bytes = bytes.transpose().map_err(|short| Refused::ByteLimit(Counted::Answers, short));
+        let bytes = bytes.transpose().map_err(|short| ApiError::ByteLimit(Counted::Answers, short));
         let mut bytes = checked(bytes)?;
 
         let until = settle_until(&metadata);
@@ -185,7 +185,7 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         let answer = pb::SettleResponse { results, failed };
         bytes.iter_mut().for_each(|bytes| bytes.shrink_to(answer.encoded_len()));
         let mut response = Response::new(answer);
-        response.extensions_mut().insert(Freight::new(Load { fetched: None, _bytes: bytes }));
+        response.extensions_mut().insert(DeliveryGuard::new(Load { fetched: None, _bytes: bytes }));
         Ok(response)
     }
 }
@@ -195,7 +195,7 @@ impl<B: Broker + Bus> FetchService for Service<B> {
 async fn answer_bytes(
     share: Option<AnswerBytes>,
     fetched: &Fetched,
-) -> Result<Option<Taken>, Refused> {
+) -> Result<Option<Taken>, ApiError> {
     let Some(AnswerBytes(share)) = share else { return Ok(None) };
     // One that is too large leaves its bulk here.
     let large = |rejected: &&Rejected| rejected.cause != RejectedCause::TooLarge;
@@ -204,10 +204,10 @@ async fn answer_bytes(
     let size: u64 = sizes.map(|leased| encoded_size(leased.delivery())).sum();
     let size = usize::try_from(2 * size).unwrap_or(usize::MAX);
     let taken = share.take_by(size, clock::now() + BYTES_PATIENCE).await;
-    Ok(Some(taken.map_err(|short| Refused::ByteLimit(Counted::Answers, short))?))
+    Ok(Some(taken.map_err(|short| ApiError::ByteLimit(Counted::Answers, short))?))
 }
 
-fn checked<T>(decoded: Result<T, Refused>) -> Result<T, Status> {
+fn checked<T>(decoded: Result<T, ApiError>) -> Result<T, Status> {
     decoded.map_err(|refused| refused.status())
 }
 
@@ -222,7 +222,7 @@ fn nonces(count: usize) -> Result<impl Iterator<Item = [u8; 24]>, Status> {
     let mut bytes = vec![0; count * 24];
     getrandom::fill(&mut bytes).map_err(|error| {
         let why = format!("no randomness to seal tokens with: {error}");
-        Refused::from(Error::Unavailable(why)).status()
+        ApiError::from(Error::Unavailable(why)).status()
     })?;
     let nonces: Vec<[u8; 24]> = bytes.as_chunks().0.to_vec();
     Ok(nonces.into_iter())

@@ -116,7 +116,7 @@ reasons! {
 
 /// Something a client is told in place of what it asked for.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Refused {
+pub enum ApiError {
     /// A field of the request is not what it may be.
     Field {
         /// Its path, like `settlements[3].nak.delay`.
@@ -165,13 +165,13 @@ pub enum Counted {
     Answers,
 }
 
-impl From<Error> for Refused {
+impl From<Error> for ApiError {
     fn from(error: Error) -> Self {
         Self::Lessor(error)
     }
 }
 
-impl Refused {
+impl ApiError {
     /// What another replica refused. A reason that only a newer one knows says nothing here.
     pub(super) fn relayed(error: pb::SettleError) -> Self {
         match Reason::ALL.iter().find(|reason| reason.name() == error.reason) {

@@ -14,16 +14,16 @@
 use std::time::Duration;
 
 use super::{
-    ConsumerId, Kind, Moving, MovingUntil, Outcome, Terms,
+    ConsumerId, Kind, LeaseSnapshot, Outcome, SnapshotExpiry, Terms,
     ended::Ended,
     time::{NEVER, Nanos, Origin, PAST, margin_of, nanos},
 };
 
 /// A server that restarts cuts the times it stored to whole seconds, and so redelivers up to this
 /// much early (measured on nats-server 2.15: ack wait 4 s, redelivered 3.05 s after the delivery).
-pub(super) const CUT: Nanos = 1_000_000_000;
+pub(super) const RESTORED_TIME_TRUNCATION: Nanos = 1_000_000_000;
 /// Progress confirmed this shortly before a server forgot may not have been stored.
-const UNSTORED: Nanos = 250_000_000;
+const UNPERSISTED_WINDOW: Nanos = 250_000_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
@@ -63,7 +63,7 @@ pub(super) struct Lease<T> {
     ack_wait: Nanos,
     /// When JetStream's clock last started, by what it confirmed.
     started: Nanos,
-    /// `started` as a server knows it that forgot all progress since `confirmed - UNSTORED`. Of a
+    /// `started` as a server knows it that forgot all progress since `confirmed - UNPERSISTED_WINDOW`. Of a
     /// delivery JetStream stores when its message was published, and not when it was delivered
     /// (nats-server 2.15: `deliverMsg` hands that time to `updateDelivered`).
     stored: Nanos,
@@ -102,7 +102,12 @@ impl<T> Lease<T> {
     }
 
     /// A lease that comes from another table, where it was like this at `at`.
-    pub(super) fn adopted(moving: &Moving, consumer: ConsumerId, payload: T, at: Nanos) -> Self {
+    pub(super) fn adopted(
+        moving: &LeaseSnapshot,
+        consumer: ConsumerId,
+        payload: T,
+        at: Nanos,
+    ) -> Self {
         let ack_wait = nanos(moving.ack_wait);
         // As its parts, so that it goes on like one of ours.
         let started = at + nanos(moving.ack_by) - ack_wait + margin_of(ack_wait);
@@ -115,8 +120,8 @@ impl<T> Lease<T> {
             delivery_count: u32::try_from(moving.delivery_count).unwrap_or(u32::MAX),
             last_attempt: moving.last_attempt,
             until: match moving.until {
-                MovingUntil::JetStreamEnds => Until::JETSTREAM_ENDS,
-                MovingUntil::At(left) => Until::At(at + nanos(left)),
+                SnapshotExpiry::JetStreamEnds => Until::JETSTREAM_ENDS,
+                SnapshotExpiry::At(left) => Until::At(at + nanos(left)),
             },
             granted: moving.granted.map(nanos),
             ack_wait,
@@ -130,14 +135,14 @@ impl<T> Lease<T> {
     }
 
     /// What is left of it at `now`, for another table. `None` while it is being settled.
-    pub(super) fn moving(&self, now: Nanos) -> Option<Moving> {
+    pub(super) fn moving(&self, now: Nanos) -> Option<LeaseSnapshot> {
         let uncertain = match self.state {
             State::Held => None,
             State::Uncertain(kind) => Some(kind),
             State::Settling { .. } => return None,
         };
         let left = |then: Nanos| Duration::from_nanos((then - now).max(0).unsigned_abs());
-        Some(Moving {
+        Some(LeaseSnapshot {
             sequence: self.sequence,
             consumer_sequence: self.consumer_sequence,
             delivery_count: u64::from(self.delivery_count),
@@ -147,11 +152,11 @@ impl<T> Lease<T> {
             doubt: self.doubt(now),
             until: match self.until {
                 Until::JetStreamEnds { latest } if latest < self.ack_by() => {
-                    MovingUntil::At(left(latest))
+                    SnapshotExpiry::At(left(latest))
                 }
                 // Nobody takes it there either before a caller does.
-                Until::JetStreamEnds { .. } | Until::Taken => MovingUntil::JetStreamEnds,
-                Until::At(deadline) => MovingUntil::At(left(deadline)),
+                Until::JetStreamEnds { .. } | Until::Taken => SnapshotExpiry::JetStreamEnds,
+                Until::At(deadline) => SnapshotExpiry::At(left(deadline)),
             },
             granted: self.granted.map(|length| Duration::from_nanos(length.unsigned_abs())),
             uncertain,
@@ -165,7 +170,7 @@ impl<T> Lease<T> {
     }
 
     fn unstored_until(&self) -> Nanos {
-        self.confirmed.saturating_add(UNSTORED)
+        self.confirmed.saturating_add(UNPERSISTED_WINDOW)
     }
 
     pub(super) fn consumer_sequence(&self) -> u64 {
@@ -271,7 +276,7 @@ impl<T> Lease<T> {
     }
 
     fn earliest_start(&self) -> Nanos {
-        if self.doubted { self.started - CUT } else { self.started }
+        if self.doubted { self.started - RESTORED_TIME_TRUNCATION } else { self.started }
     }
 
     /// At half time, so that there is half an ack wait to try again in; one try per eighth.

@@ -2,7 +2,7 @@
 //! is left of them, how the others ended, and what the heir knows of the leaver's ids.
 //!
 //! 1. No clock ends later in the table that a lease comes to than in the one that it left, if `at`
-//!    is no later than the moment at which [`Moving`] was true.
+//!    is no later than the moment at which [`LeaseSnapshot`] was true.
 //! 2. An old id is answered as the old table would: by the lease that is here, or by how it ended.
 //! 3. A newer delivery of the same message wins: an older one is not taken in.
 
@@ -12,12 +12,12 @@ use std::{
 };
 
 use super::{
-    ConsumerId, LeaseId, LeaseTable, Moving, Refusal,
+    ConsumerId, LeaseId, LeaseSnapshot, LeaseTable, Refusal,
     ended::{self, Ended},
-    entry::{CUT, Lease},
+    entry::{Lease, RESTORED_TIME_TRUNCATION},
 };
 
-/// Ids of one [`Memories`]: half a byte each.
+/// Ids of one [`OutcomeSlice`]: half a byte each.
 const PIECE: u64 = 1 << 16;
 
 /// What became of a lease that came.
@@ -31,7 +31,7 @@ pub enum Adopted<T> {
 
 /// How some leases with ids in a row ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Memories {
+pub struct OutcomeSlice {
     first: LeaseId,
     /// Half a byte each, the lower half first.
     nibbles: Vec<u8>,
@@ -39,11 +39,11 @@ pub struct Memories {
 
 /// What a replica knows of the leases of another, whose names it took over.
 #[derive(Debug, Default)]
-pub struct Inheritance {
+pub struct AdoptedLeases {
     /// Ids there, and the ids that they have here.
     here: BTreeMap<LeaseId, LeaseId>,
     /// By their first ids.
-    ended: BTreeMap<LeaseId, Memories>,
+    ended: BTreeMap<LeaseId, OutcomeSlice>,
 }
 
 /// What an old id is answered by.
@@ -63,7 +63,7 @@ impl<T> LeaseTable<T> {
         after: Option<LeaseId>,
         limit: usize,
         now: Instant,
-    ) -> (Vec<(LeaseId, Moving, &T)>, Option<LeaseId>) {
+    ) -> (Vec<(LeaseId, LeaseSnapshot, &T)>, Option<LeaseId>) {
         let now = self.now.max(self.origin.since(now));
         let (mut leaving, mut last, mut seen) = (Vec::new(), None, 0);
         for (id, lease) in self.store.after(after).take(limit) {
@@ -80,7 +80,7 @@ impl<T> LeaseTable<T> {
     /// true.
     pub fn adopt(
         &mut self,
-        moving: &Moving,
+        moving: &LeaseSnapshot,
         consumer: ConsumerId,
         at: Instant,
         payload: T,
@@ -103,7 +103,7 @@ impl<T> LeaseTable<T> {
     }
 
     /// How the next leases after `after` ended, as far as it is remembered. `None`: there are none.
-    pub fn memories(&self, after: Option<LeaseId>) -> Option<Memories> {
+    pub fn memories(&self, after: Option<LeaseId>) -> Option<OutcomeSlice> {
         let oldest = self.store.oldest_remembered()?;
         let first = match after {
             Some(after) => LeaseId(after.0.checked_add(1)?).max(oldest),
@@ -111,20 +111,20 @@ impl<T> LeaseTable<T> {
         };
         let count = PIECE.min(self.next.get().checked_sub(first.get())?);
         let ids = (0..count).filter_map(|place| LeaseId::new(first.get() + place));
-        Memories::of(first, ids.map(|id| self.store.ended(id)))
+        OutcomeSlice::of(first, ids.map(|id| self.store.ended(id)))
     }
 }
 
-impl Moving {
+impl LeaseSnapshot {
     /// What it is if another server has taken over since: as [`LeaseTable::distrust`] would leave it.
     #[must_use]
     pub fn distrusted(self) -> Self {
-        let less = self.doubt + Duration::from_nanos(CUT.unsigned_abs());
+        let less = self.doubt + Duration::from_nanos(RESTORED_TIME_TRUNCATION.unsigned_abs());
         Self { ack_by: self.ack_by.saturating_sub(less), doubt: Duration::ZERO, ..self }
     }
 }
 
-impl Memories {
+impl OutcomeSlice {
     /// What another replica told; whatever it is, it is harmless.
     pub fn new(first: LeaseId, nibbles: Vec<u8>) -> Self {
         Self { first, nibbles }
@@ -173,14 +173,14 @@ impl Memories {
     }
 }
 
-impl Inheritance {
+impl AdoptedLeases {
     /// Of a replica of which nothing is known yet.
     pub fn new() -> Self {
         Self::default()
     }
 
     /// How some of its leases ended.
-    pub fn remember(&mut self, piece: &Memories) {
+    pub fn remember(&mut self, piece: &OutcomeSlice) {
         self.ended.insert(piece.first, piece.clone());
     }
 
@@ -220,14 +220,15 @@ impl Inheritance {
             let Some(end) = end else { continue };
             let piece = self.ended.range_mut(..=there).next_back();
             if !piece.is_some_and(|(_, piece)| piece.note(there, end)) {
-                self.ended
-                    .extend(Memories::of(there, [Some(end)].into_iter()).map(|one| (there, one)));
+                self.ended.extend(
+                    OutcomeSlice::of(there, [Some(end)].into_iter()).map(|one| (there, one)),
+                );
             }
         }
     }
 
     /// How leases ended, piece by piece.
-    pub fn memories(&self) -> impl Iterator<Item = &Memories> {
+    pub fn memories(&self) -> impl Iterator<Item = &OutcomeSlice> {
         self.ended.values()
     }
 }

@@ -39,7 +39,7 @@ pub enum Kind {
 /// What is known of a delivery when it arrives.
 #[derive(Debug, Clone)]
 pub struct Terms {
-    /// Whose delivery it is.
+    /// LeaseLocation delivery it is.
     pub consumer: ConsumerId,
     /// The message's sequence in its stream.
     pub sequence: u64,
@@ -59,7 +59,7 @@ pub struct Terms {
 
 /// A lease in a caller's hands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Lent {
+pub struct Assigned {
     /// When it ends, unless it is extended.
     pub deadline: Instant,
     /// The earlier of that and JetStream's own end as it is now: until then even somebody who
@@ -156,7 +156,7 @@ pub struct GivenBack<T> {
 
 /// A lease on its way to another table: its clocks are what is left of them at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Moving {
+pub struct LeaseSnapshot {
     /// The message's sequence in its stream.
     pub sequence: u64,
     /// The delivery's sequence in its consumer.
@@ -172,7 +172,7 @@ pub struct Moving {
     /// How much less that is to a server that takes over.
     pub doubt: Duration,
     /// How long its holder may keep it.
-    pub until: MovingUntil,
+    pub until: SnapshotExpiry,
     /// The length that its caller was granted; `None` is as long as JetStream waits by itself.
     pub granted: Option<Duration>,
     /// It was settled in this way, and nobody knows whether that arrived; `None`: it is held.
@@ -181,7 +181,7 @@ pub struct Moving {
 
 /// How long the holder of a lease on its way may keep it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MovingUntil {
+pub enum SnapshotExpiry {
     /// As long as JetStream waits by itself.
     JetStreamEnds,
     /// This much longer.

@@ -39,16 +39,16 @@ use self::{
     knowing::answer,
     leading::Leading,
     pull::next,
-    quarantine::{Looked, Suspicion},
+    quarantine::{Looked, Quarantine},
     sharing::Sharing,
     sighted::{Sighted, told},
     suspecting::{Left, Looking, late, looked},
 };
 use super::{
     Error, Lessor,
-    delivery::{Leased, Loan, Parcel},
+    delivery::{GrantedDelivery, LeasedDelivery, Loan},
     sighting::Sighting,
-    spec::Facts,
+    spec::ConsumerSpec,
     turn::Turn,
 };
 use crate::{
@@ -76,8 +76,8 @@ pub(super) struct Ticket(pub(super) u64);
 /// what it carries is given back.
 #[derive(Debug)]
 pub(super) struct Answer {
-    pub(super) messages: Vec<Leased>,
-    pub(super) too_large: Option<Leased>,
+    pub(super) messages: Vec<LeasedDelivery>,
+    pub(super) too_large: Option<LeasedDelivery>,
     pub(super) draining: bool,
     pub(super) feed: Feed,
 }
@@ -100,13 +100,13 @@ pub(super) enum Command {
         reply: Reply,
     },
     Leave(Ticket),
-    GiveBack(Vec<Parcel>),
+    GiveBack(Vec<GrantedDelivery>),
     /// Somebody has seen a sign of another leader.
     Doubt,
     /// Another replica has seen something of the consumer; see [`Lessor::heard_of`].
     Heard(Sighting, oneshot::Sender<()>),
     /// What the consumer is, as soon as it is known on this connection.
-    Know(oneshot::Sender<Result<Arc<Facts>, Error>>),
+    Know(oneshot::Sender<Result<Arc<ConsumerSpec>, Error>>),
 }
 
 /// The way to a consumer's feed.
@@ -128,7 +128,7 @@ impl Feed {
         let _ = self.send(Command::Leave(ticket));
     }
 
-    pub(super) fn give_back(&self, parcels: Vec<Parcel>) {
+    pub(super) fn give_back(&self, parcels: Vec<GrantedDelivery>) {
         if !parcels.is_empty() {
             // A feed that has ended leaves its deliveries to the table's clocks.
             let _ = self.send(Command::GiveBack(parcels));
@@ -150,13 +150,13 @@ struct Waiter {
 type Asking = Pin<Box<dyn Future<Output = Result<ConsumerInfo, InfoError>> + Send>>;
 
 /// The task's own side.
-pub(super) struct FeedTask<B: Broker> {
+pub(super) struct ConsumerTask<B: Broker> {
     lessor: Lessor<B>,
     name: ConsumerName,
     /// The way to ourselves, for answers that are not taken.
     feed: Feed,
     commands: mpsc::UnboundedReceiver<Command>,
-    pump: Pump<Parcel>,
+    pump: Pump<GrantedDelivery>,
     waiters: HashMap<WaiterId, Waiter>,
     tickets: HashMap<Ticket, WaiterId>,
     link: Link,
@@ -170,9 +170,9 @@ pub(super) struct FeedTask<B: Broker> {
     ask_at: Instant,
     /// It was not asked then, because nobody needed it.
     spared: bool,
-    facts: Option<Arc<Facts>>,
+    facts: Option<Arc<ConsumerSpec>>,
     /// Who wants to know them.
-    curious: Vec<oneshot::Sender<Result<Arc<Facts>, Error>>>,
+    curious: Vec<oneshot::Sender<Result<Arc<ConsumerSpec>, Error>>>,
     /// The connection that `facts` were read on.
     learned_on: Option<u64>,
     inbox: Option<B::Inbox>,
@@ -189,7 +189,7 @@ pub(super) struct FeedTask<B: Broker> {
     limited: bool,
     used_at: Instant,
     draining: bool,
-    suspicion: Suspicion,
+    suspicion: Quarantine,
     /// While this goes on, nothing is pulled.
     looking: Option<Looking>,
     /// The place of a connection of our own.
@@ -216,8 +216,8 @@ enum Event {
     Tick,
 }
 
-impl<B: Broker> FeedTask<B> {
-    /// A feed, and the task that [`FeedTask::run`] makes of it.
+impl<B: Broker> ConsumerTask<B> {
+    /// A feed, and the task that [`ConsumerTask::run`] makes of it.
     pub(super) fn new(lessor: Lessor<B>, name: ConsumerName) -> (Feed, Self) {
         let (sender, commands) = mpsc::unbounded_channel();
         let (now, link) = (clock::now(), lessor.broker.link());
@@ -257,7 +257,7 @@ impl<B: Broker> FeedTask<B> {
             limited: false,
             used_at: now,
             draining: false,
-            suspicion: Suspicion::none(),
+            suspicion: Quarantine::none(),
             looking: None,
             apart: None,
             pulled_at: None,
@@ -292,11 +292,12 @@ impl<B: Broker> FeedTask<B> {
     }
 
     fn held(&self) -> usize {
-        let held = |facts: &Arc<Facts>| self.lessor.books.with(|table| table.held_by(facts.id));
+        let held =
+            |facts: &Arc<ConsumerSpec>| self.lessor.books.with(|table| table.held_by(facts.id));
         self.facts.as_ref().map_or(0, held)
     }
 
-    /// Waits for the next thing to happen. `None` once the lessor is closed.
+    /// Backoff for the next thing to happen. `None` once the lessor is closed.
     async fn event(&mut self, now: Instant) -> Option<Event> {
         let (deadline, bell) = (self.deadline(now), self.sharing.bell());
         let Self {
@@ -411,7 +412,7 @@ impl<B: Broker> FeedTask<B> {
     fn why_away(&self) -> String {
         match &self.link {
             Link::Up(_) => self.unread.to_string(),
-            Link::Down(why) | Link::Unfit(why) => why.to_string(),
+            Link::Down(why) | Link::Unsupported(why) => why.to_string(),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::spec::Facts;
+use super::spec::ConsumerSpec;
 use crate::{
     broker::{Delivery, Leader},
     lease::LeaseId,
@@ -13,13 +13,13 @@ use crate::{
 
 /// A delivery on its way to a caller, with what is needed to give it back.
 #[derive(Debug)]
-pub(super) struct Parcel {
+pub(super) struct GrantedDelivery {
     pub(super) id: LeaseId,
     pub(super) delivery: Box<Delivery>,
-    pub(super) facts: Arc<Facts>,
+    pub(super) facts: Arc<ConsumerSpec>,
 }
 
-impl Parcel {
+impl GrantedDelivery {
     pub(super) fn last_attempt(&self) -> bool {
         self.facts.last_attempt(self.delivery.delivery_count)
     }
@@ -36,7 +36,7 @@ pub(super) struct Loan {
 
 /// A delivery and its lease.
 #[derive(Debug)]
-pub struct Leased {
+pub struct LeasedDelivery {
     /// The lease.
     pub id: LeaseId,
     /// When it ends.
@@ -46,10 +46,10 @@ pub struct Leased {
     pub settle_by: Instant,
     /// Who leads the consumer: while it does, nobody else has the message before `settle_by`.
     pub leader: Leader,
-    pub(super) parcel: Parcel,
+    pub(super) parcel: GrantedDelivery,
 }
 
-impl Leased {
+impl LeasedDelivery {
     /// What was delivered.
     pub fn delivery(&self) -> &Delivery {
         &self.parcel.delivery

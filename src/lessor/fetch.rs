@@ -14,7 +14,7 @@ use tokio::{sync::oneshot, time::timeout_at};
 use super::{
     Action, Ask, Codec, Error, Lessor,
     consumer::{Answer, Feed, Ticket},
-    delivery::{Leased, Loan},
+    delivery::{LeasedDelivery, Loan},
 };
 use crate::{
     broker::{Broker, Confirmation, ConsumerInfo, ConsumerName, InfoError},
@@ -24,7 +24,7 @@ use crate::{
 
 /// What a caller wants, checked and clamped.
 #[derive(Debug, Clone)]
-pub struct FetchAsk {
+pub struct FetchParams {
     /// From which consumer.
     pub name: ConsumerName,
     /// Most messages, at least 1.
@@ -57,7 +57,7 @@ pub struct Patience {
 /// An answer on its way. Dropped before [`Fetched::delivered`], its messages are given back.
 #[derive(Debug)]
 pub struct Fetched {
-    messages: Vec<Leased>,
+    messages: Vec<LeasedDelivery>,
     rejected: Vec<Rejected>,
     empty: Option<Empty>,
     pending: u64,
@@ -69,7 +69,7 @@ pub struct Fetched {
 #[derive(Debug)]
 pub struct Rejected {
     /// The delivery and its lease.
-    pub leased: Leased,
+    pub leased: LeasedDelivery,
     /// Why.
     pub cause: RejectedCause,
     /// The caller still holds the lease.
@@ -101,11 +101,11 @@ pub enum Empty {
 }
 
 impl<B: Broker> Lessor<B> {
-    /// Waits for messages and leases them.
+    /// Backoff for messages and leases them.
     ///
     /// # Errors
     /// See [`Error`]. Whatever was pulled for a call that fails is given to the next.
-    pub async fn fetch(&self, ask: FetchAsk) -> Result<Fetched, Error> {
+    pub async fn fetch(&self, ask: FetchParams) -> Result<Fetched, Error> {
         let _place = self.admit()?;
         let now = clock::now();
         let until = now + ask.max_wait;
@@ -122,7 +122,7 @@ impl<B: Broker> Lessor<B> {
         );
         let answer_by = until + self.limits.settle_timeout;
         let answer_by = ask.patience.map_or(answer_by, |patience| patience.answer_by);
-        self.terminate_misfits(&mut fetched, ask.codec, answer_by).await;
+        self.terminate_rejected(&mut fetched, ask.codec, answer_by).await;
         if fetched.messages.is_empty() && fetched.empty.is_none() {
             self.explain(&mut fetched, &ask.name, answer_by).await?;
         }
@@ -154,9 +154,9 @@ impl<B: Broker> Lessor<B> {
     }
 
     /// Terminates what the codec does not take; it goes to the caller as rejected.
-    async fn terminate_misfits(&self, fetched: &mut Fetched, codec: Codec, until: Instant) {
+    async fn terminate_rejected(&self, fetched: &mut Fetched, codec: Codec, until: Instant) {
         let (mut misfits, mut reasons) = (Vec::new(), Vec::new());
-        let check = |leased: &Leased| codec.check(leased.delivery()).err();
+        let check = |leased: &LeasedDelivery| codec.check(leased.delivery()).err();
         if let Some(first) = fetched.messages.iter().position(|leased| check(leased).is_some()) {
             for leased in fetched.messages.split_off(first) {
                 match check(&leased) {
@@ -191,7 +191,7 @@ impl<B: Broker> Lessor<B> {
 
     /// Lets leases end with JetStream's patience. Where a Term fails after its caller has left, nobody
     /// has the token, and a long lease would keep the message from everybody.
-    fn lend_as_unset(&self, misfits: &mut [Leased]) {
+    fn lend_as_unset(&self, misfits: &mut [LeasedDelivery]) {
         let now = clock::now();
         self.books.with(|table| {
             for leased in misfits {
@@ -283,7 +283,7 @@ impl Fetched {
     }
 
     /// The messages, each leased.
-    pub fn messages(&self) -> &[Leased] {
+    pub fn messages(&self) -> &[LeasedDelivery] {
         &self.messages
     }
 

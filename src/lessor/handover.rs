@@ -8,11 +8,11 @@ use tokio::{
     time::timeout_at,
 };
 
-use super::{Error, Lessor, consumer::Command, spec::Facts, table::Hold};
+use super::{Error, Lessor, consumer::Command, spec::ConsumerSpec, table::Hold};
 use crate::{
     broker::{AckSubject, Broker, ConsumerName, Leader},
     clock,
-    lease::{Adopted, Inheritance, LeaseId, Memories, Moving},
+    lease::{Adopted, AdoptedLeases, LeaseId, LeaseSnapshot, OutcomeSlice},
 };
 
 /// Leases that are looked at under one lock.
@@ -32,20 +32,20 @@ pub struct Leaving {
     /// Where the delivery is settled.
     pub ack: AckSubject,
     /// What its clocks and its state are.
-    pub moving: Moving,
+    pub moving: LeaseSnapshot,
 }
 
 /// A lease that comes.
 #[derive(Debug)]
 pub struct Coming {
     /// Its consumer, as it is known here.
-    pub facts: Arc<Facts>,
+    pub facts: Arc<ConsumerSpec>,
     /// Who led that, as far as was known where it comes from.
     pub leader: Leader,
     /// Where the delivery is settled.
     pub ack: AckSubject,
     /// What its clocks and its state were.
-    pub moving: Moving,
+    pub moving: LeaseSnapshot,
     /// When they were so, at the earliest.
     pub at: Instant,
 }
@@ -118,7 +118,7 @@ impl<B: Broker> Lessor<B> {
     }
 
     /// How leases of this replica have ended, piece by piece.
-    pub fn memories(&self) -> Vec<Memories> {
+    pub fn memories(&self) -> Vec<OutcomeSlice> {
         let (mut pieces, mut after) = (Vec::new(), None);
         loop {
             let piece = self.books.with(|table| table.memories(after));
@@ -134,7 +134,7 @@ impl<B: Broker> Lessor<B> {
     }
 
     /// Notes how leases that were taken over have ended.
-    pub fn settle_up(&self, inheritance: &mut Inheritance) {
+    pub fn settle_up(&self, inheritance: &mut AdoptedLeases) {
         self.books.with(|table| inheritance.settle_up(table));
     }
 
@@ -142,7 +142,11 @@ impl<B: Broker> Lessor<B> {
     ///
     /// # Errors
     /// Why it cannot be leased from, or is not known by `until`.
-    pub async fn know(&self, name: &ConsumerName, until: Instant) -> Result<Arc<Facts>, Error> {
+    pub async fn know(
+        &self,
+        name: &ConsumerName,
+        until: Instant,
+    ) -> Result<Arc<ConsumerSpec>, Error> {
         let (reply, known) = oneshot::channel();
         self.tell(name, Command::Know(reply));
         match timeout_at(until.into(), known).await {

@@ -14,9 +14,9 @@ use std::{
 
 use tokio_util::task::TaskTracker;
 
-use super::{Error, Lessor, consumer::Command, spec::Facts, table::Hold};
+use super::{Error, Lessor, consumer::Command, spec::ConsumerSpec, table::Hold};
 use crate::{
-    broker::{Broker, BrokerError, Confirmation, Denial, Order, Verdict},
+    broker::{AckPublish, Broker, BrokerError, Confirmation, Denial, Verdict},
     clock,
     lease::{After, Begun, Kind, LeaseId, LeaseTable, Outcome, Refusal},
 };
@@ -65,14 +65,14 @@ pub enum Settled {
 struct Begin {
     place: usize,
     lease: LeaseId,
-    facts: Arc<Facts>,
+    facts: Arc<ConsumerSpec>,
     redelivered_in: Option<Duration>,
 }
 
 /// What the table let through at once.
 struct Round {
     begun: Vec<Begin>,
-    orders: Vec<Order>,
+    orders: Vec<AckPublish>,
     /// Those that name a lease of this round again, each with its place.
     later: Vec<(usize, Ask)>,
 }
@@ -105,7 +105,7 @@ impl<B: Broker> Lessor<B> {
             }
             results
         };
-        ToItsEnd { run: Some(Box::pin(run)), tasks: &self.tasks }.await
+        FinishOnDrop { run: Some(Box::pin(run)), tasks: &self.tasks }.await
     }
 
     /// Asks the table. The results of what it let through are not known yet.
@@ -161,7 +161,7 @@ impl<B: Broker> Lessor<B> {
     ) {
         let now = clock::now();
         // Consumers of whose leader nobody can be sure any more.
-        let mut doubtful: Vec<Arc<Facts>> = Vec::new();
+        let mut doubtful: Vec<Arc<ConsumerSpec>> = Vec::new();
         // Holds are dropped after the lock is: freeing places wakes others.
         let freed: Vec<Hold> = self.books.with(|table| {
             let mut freed = Vec::with_capacity(begun.len());
@@ -177,7 +177,7 @@ impl<B: Broker> Lessor<B> {
                     Ok(()) => Ok(Settled::Done { confirmation, redelivered_in }),
                     Err(error) => Err(failure(error, after)),
                 };
-                let known = |doubtful: &Arc<Facts>| doubtful.id == facts.id;
+                let known = |doubtful: &Arc<ConsumerSpec>| doubtful.id == facts.id;
                 if facts.is_led_elsewhere()
                     && in_doubt(&results[place])
                     && !doubtful.iter().any(known)
@@ -221,12 +221,12 @@ fn extend(
 
 /// A settlement that has begun. Its caller polls it; when the caller leaves, a task goes on with it.
 /// A task from the start would cost every settlement two wake-ups.
-struct ToItsEnd<'t, T: Send + 'static> {
+struct FinishOnDrop<'t, T: Send + 'static> {
     run: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
     tasks: &'t TaskTracker,
 }
 
-impl<T: Send + 'static> Future for ToItsEnd<'_, T> {
+impl<T: Send + 'static> Future for FinishOnDrop<'_, T> {
     type Output = T;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
@@ -237,7 +237,7 @@ impl<T: Send + 'static> Future for ToItsEnd<'_, T> {
     }
 }
 
-impl<T: Send + 'static> Drop for ToItsEnd<'_, T> {
+impl<T: Send + 'static> Drop for FinishOnDrop<'_, T> {
     fn drop(&mut self) {
         if let Some(run) = self.run.take() {
             self.tasks.spawn(run);
@@ -263,7 +263,7 @@ fn judged(outcome: &Result<(), BrokerError>) -> Outcome {
     match outcome {
         Ok(()) => Outcome::Confirmed,
         Err(BrokerError::Unsent(_)) => Outcome::Unsent,
-        // Refused for want of rights: it had no effect, so the holder keeps the lease.
+        // ApiError for want of rights: it had no effect, so the holder keeps the lease.
         Err(BrokerError::Denied(Denial::Permission(_))) => Outcome::Unsent,
         Err(BrokerError::Denied(Denial::Gone)) => Outcome::Denied,
         Err(BrokerError::Unconfirmed) => Outcome::Unconfirmed,

@@ -28,7 +28,7 @@ const HEADER_SIZE: usize = 24;
 
 /// One incarnation of one consumer, in one configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Facts {
+pub struct ConsumerSpec {
     /// Its name.
     pub name: ConsumerName,
     /// What the lease table calls this incarnation.
@@ -49,7 +49,7 @@ pub struct Facts {
     limits: Limits,
 }
 
-impl Facts {
+impl ConsumerSpec {
     /// Reads what INFO says. Refuses what a lease cannot live with.
     pub(super) fn read(
         name: &ConsumerName,
@@ -141,7 +141,7 @@ impl Facts {
         (Some(asked), asked + distortion)
     }
 
-    /// Whether, and as which, orders for this consumer stand in line; see [`crate::broker::Order`].
+    /// Whether, and as which, orders for this consumer stand in line; see [`crate::broker::AckPublish`].
     pub(super) fn line(&self) -> Option<u32> {
         (!self.replicated).then_some(self.id.0)
     }
@@ -216,9 +216,9 @@ mod tests {
         }
     }
 
-    fn facts(info: &ConsumerInfo) -> Result<Facts, Error> {
+    fn facts(info: &ConsumerInfo) -> Result<ConsumerSpec, Error> {
         let name = ConsumerName { stream: "S".into(), consumer: "c".into() };
-        Facts::read(&name, ConsumerId(1), info)
+        ConsumerSpec::read(&name, ConsumerId(1), info)
     }
 
     fn property(info: &ConsumerInfo) -> Option<Unsuitable> {
@@ -269,6 +269,8 @@ mod tests {
         assert!(!facts.last_attempt(1));
         assert!(facts.last_attempt(2));
         let unlimited = ConsumerInfo { max_deliver: None, ..info() };
-        assert!(!Facts::read(&facts.name, ConsumerId(1), &unlimited).unwrap().last_attempt(99));
+        assert!(
+            !ConsumerSpec::read(&facts.name, ConsumerId(1), &unlimited).unwrap().last_attempt(99)
+        );
     }
 }

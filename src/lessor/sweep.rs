@@ -7,9 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Lessor, spec::Facts, table::Hold};
+use super::{Lessor, spec::ConsumerSpec, table::Hold};
 use crate::{
-    broker::{Broker, Confirmation, Order, Verdict},
+    broker::{AckPublish, Broker, Confirmation, Verdict},
     clock,
     lease::{ConsumerId, Due, LeaseId},
 };
@@ -21,7 +21,7 @@ const PROGRESS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Leases that have ended in the hands of workers, of each of them.
 #[derive(Default)]
-struct Ended(HashMap<(ConsumerId, Arc<str>), (Arc<Facts>, u64)>);
+struct Ended(HashMap<(ConsumerId, Arc<str>), (Arc<ConsumerSpec>, u64)>);
 
 impl Ended {
     fn count(&mut self, hold: &Hold) {
@@ -108,7 +108,7 @@ impl<B: Broker> Lessor<B> {
         for ((_, worker), (facts, count)) in workers {
             let name = &facts.name;
             let said = unsettled.ended((name.clone(), worker.clone()), count, now);
-            if let Some(count) = said.filter(|_| lines.may_say(now)) {
+            if let Some(count) = said.filter(|_| lines.allow(now)) {
                 let (stream, consumer) = (&*name.stream, &*name.consumer);
                 tracing::info!(
                     stream,
@@ -122,7 +122,7 @@ impl<B: Broker> Lessor<B> {
     }
 
     /// Tells JetStream that these are still being worked on.
-    fn progress(&self, leases: Vec<(LeaseId, Order)>) {
+    fn progress(&self, leases: Vec<(LeaseId, AckPublish)>) {
         let lessor = self.clone();
         self.tasks.spawn(async move {
             let sent_at = clock::now();

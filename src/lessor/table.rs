@@ -10,9 +10,9 @@ use std::{
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use super::{spec::Facts, turn::Turn};
+use super::{spec::ConsumerSpec, turn::Turn};
 use crate::{
-    broker::{AckSubject, Order, Verdict},
+    broker::{AckPublish, AckSubject, Verdict},
     clock::{self, Reading},
     lease::LeaseTable,
 };
@@ -27,7 +27,7 @@ const IDLE_PART: usize = 16;
 #[derive(Debug)]
 pub(super) struct Hold {
     pub(super) ack: AckSubject,
-    pub(super) facts: Arc<Facts>,
+    pub(super) facts: Arc<ConsumerSpec>,
     pub(super) delivery_count: u64,
     /// The worker that has it, as its Fetch names it. `None`: nobody has it, or it was taken over.
     pub(super) worker: Option<Arc<str>>,
@@ -37,8 +37,8 @@ pub(super) struct Hold {
 
 impl Hold {
     /// What to publish for it, by then or never.
-    pub(super) fn order(&self, verdict: Verdict, by: Option<Instant>) -> Order {
-        Order { ack: self.ack.clone(), verdict, line: self.facts.line(), by }
+    pub(super) fn order(&self, verdict: Verdict, by: Option<Instant>) -> AckPublish {
+        AckPublish { ack: self.ack.clone(), verdict, line: self.facts.line(), by }
     }
 }
 
@@ -107,7 +107,7 @@ impl Books {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until something is due sooner than [`Books::next_due`] said.
+    /// Backoff until something is due sooner than [`Books::next_due`] said.
     pub(super) async fn sooner(&self) {
         self.sooner.notified().await;
     }
@@ -127,7 +127,7 @@ impl Books {
         self.places.clone().try_acquire_many_owned(count).ok()
     }
 
-    /// Waits until no lease is held and no pull may bring any.
+    /// Backoff until no lease is held and no pull may bring any.
     pub(super) async fn all_free(&self) {
         let all = u32::try_from(self.most).unwrap_or(u32::MAX);
         // Never closed, so the only outcome is every place, and all are put back at once.

@@ -18,7 +18,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::{plan::Request, request_mux::Replies};
+use super::{plan::Request, request_mux::RequestMux};
 use crate::clock;
 
 /// How often it is asked where nothing presses.
@@ -35,10 +35,10 @@ const MOMENT: Duration = Duration::from_millis(10);
 
 /// When what was sent behind the last question must have arrived.
 #[derive(Default)]
-pub(super) struct Due(watch::Sender<Option<Pressing>>);
+pub(super) struct Due(watch::Sender<Option<NextProbe>>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Pressing {
+struct NextProbe {
     ask_at: Instant,
     by: Instant,
 }
@@ -47,11 +47,11 @@ impl Due {
     /// Something was sent that must have arrived by then.
     pub(super) fn must_arrive(&self, by: Instant, now: Instant) {
         let half = by.saturating_duration_since(now) / 2;
-        let new = Pressing { ask_at: now + half.max(MOMENT), by };
+        let new = NextProbe { ask_at: now + half.max(MOMENT), by };
         self.0.send_if_modified(|pressing| match pressing {
             Some(old) if old.by <= by => false,
             Some(old) => {
-                *old = Pressing { ask_at: old.ask_at.min(new.ask_at), by };
+                *old = NextProbe { ask_at: old.ask_at.min(new.ask_at), by };
                 true
             }
             none @ None => {
@@ -62,7 +62,7 @@ impl Due {
     }
 }
 
-impl Replies {
+impl RequestMux {
     /// Asks again and again, until the connection is lost, and ends it when no answer comes in time.
     pub(super) async fn pulse(&self) {
         self.connection.lost.run_until_cancelled(self.beats()).await;
@@ -90,14 +90,14 @@ impl Replies {
     }
 
     /// Asks once, and returns when to ask again where nothing presses. `None`: no answer in time.
-    async fn answered(&self, due: &mut watch::Receiver<Option<Pressing>>) -> Option<Duration> {
+    async fn answered(&self, due: &mut watch::Receiver<Option<NextProbe>>) -> Option<Duration> {
         let asked_at = clock::now();
         let mut end = asked_at + PATIENCE;
         let mut pressing = self.due.0.send_replace(None);
         let mut echo = pin!(self.echo());
         loop {
             // What was sent meanwhile cannot arrive before the question does.
-            if let Some(Pressing { by, .. }) = pressing {
+            if let Some(NextProbe { by, .. }) = pressing {
                 end = end.min(by).max(asked_at + LEAST);
             }
             tokio::select! {
@@ -148,12 +148,12 @@ mod tests {
         let after = |seconds| start + Duration::from_secs(seconds);
         let pressing = || due.0.borrow().unwrap();
         due.must_arrive(after(10), start);
-        assert_eq!(pressing(), Pressing { ask_at: after(5), by: after(10) });
+        assert_eq!(pressing(), NextProbe { ask_at: after(5), by: after(10) });
         due.must_arrive(after(20), after(1));
-        assert_eq!(pressing(), Pressing { ask_at: after(5), by: after(10) });
+        assert_eq!(pressing(), NextProbe { ask_at: after(5), by: after(10) });
         due.must_arrive(after(4), after(2));
-        assert_eq!(pressing(), Pressing { ask_at: after(3), by: after(4) });
+        assert_eq!(pressing(), NextProbe { ask_at: after(3), by: after(4) });
         due.must_arrive(after(1), after(2));
-        assert_eq!(pressing(), Pressing { ask_at: after(2) + MOMENT, by: after(1) });
+        assert_eq!(pressing(), NextProbe { ask_at: after(2) + MOMENT, by: after(1) });
     }
 }

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     broker::BrokerError,
-    bus::{AskError, Bus, Heard, PREFIX},
+    bus::{Bus, Heard, PREFIX, RequestError},
     clock,
 };
 
@@ -26,13 +26,13 @@ use crate::{
 const CAPACITY: usize = 1024;
 
 /// What is listened on, and what was heard.
-pub(super) struct Ears {
+pub(super) struct Subscriptions {
     subjects: watch::Sender<Vec<String>>,
     into: mpsc::Sender<Heard>,
     heard: Mutex<mpsc::Receiver<Heard>>,
 }
 
-impl Ears {
+impl Subscriptions {
     pub(super) fn new() -> Self {
         let (into, heard) = mpsc::channel(CAPACITY);
         Self { subjects: watch::channel(Vec::new()).0, into, heard: Mutex::new(heard) }
@@ -97,16 +97,21 @@ async fn forward(mut subscriber: Subscriber, into: mpsc::Sender<Heard>) {
 }
 
 impl Bus for Nats {
-    async fn ask(&self, subject: &str, question: Bytes, until: Instant) -> Result<Bytes, AskError> {
-        let replies = self.supervisor.settling().map_err(AskError::Unsent)?;
+    async fn ask(
+        &self,
+        subject: &str,
+        question: Bytes,
+        until: Instant,
+    ) -> Result<Bytes, RequestError> {
+        let replies = self.supervisor.settling().map_err(RequestError::Unsent)?;
         let request = Request { subject: subject.into(), payload: question, line: None, by: None };
         match Arc::clone(&replies).ask(&[request], until).await.pop() {
             Some(Ok(Answer::Replied(answer))) => Ok(answer),
-            Some(Ok(Answer::NoResponder)) => Err(AskError::Nobody),
-            Some(Err(BrokerError::Unsent(why))) => Err(AskError::Unsent(why)),
+            Some(Ok(Answer::NoResponder)) => Err(RequestError::Nobody),
+            Some(Err(BrokerError::Unsent(why))) => Err(RequestError::Unsent(why)),
             // Not even the server heard it.
-            Some(Err(BrokerError::Denied(_))) => Err(AskError::Nobody),
-            Some(Err(BrokerError::Unconfirmed)) | None => Err(AskError::Silent),
+            Some(Err(BrokerError::Denied(_))) => Err(RequestError::Nobody),
+            Some(Err(BrokerError::Unconfirmed)) | None => Err(RequestError::Silent),
         }
     }
 

@@ -28,7 +28,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Auth, Settings};
-use crate::{clock, log_throttle::Firsts};
+use crate::{clock, log_throttle::KeyedLogThrottle};
 
 /// Three unanswered pings in a row end a connection, so a half-open one is noticed within 12 s.
 const PING_INTERVAL: Duration = Duration::from_secs(3);
@@ -36,7 +36,7 @@ const PING_INTERVAL: Duration = Duration::from_secs(3);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Deliveries that wait here for their reader; more than any pull may ask for.
 const INBOX_CAPACITY: usize = 65_536;
-/// Refused subjects that are remembered: those of a whole Settle, at least.
+/// ApiError subjects that are remembered: those of a whole Settle, at least.
 const DENIALS: usize = 1024;
 
 /// Between two lines of the log on subjects that differ by their numbers alone, at least.
@@ -60,7 +60,7 @@ pub(super) struct Connection {
     pub(super) denials: Arc<Denials>,
     /// It was said that acks on it name no JetStream domain.
     pub(super) domain_told: AtomicBool,
-    end: Arc<Ending>,
+    end: Arc<CloseCause>,
     room: Room,
 }
 
@@ -87,7 +87,7 @@ impl Drop for Room {
 
 impl Connection {
     /// The same as [`Connection::make`], and [`Connection::end`] ends it at once.
-    pub(super) async fn make_in_room(
+    pub(super) async fn connect_on_own_runtime(
         settings: &Settings,
         role: &'static str,
     ) -> Result<Self, ConnectError> {
@@ -113,7 +113,7 @@ impl Connection {
     /// server's own lists.
     pub(super) async fn make(settings: &Settings, role: &str) -> Result<Self, ConnectError> {
         let (lost, leaving) = (CancellationToken::new(), CancellationToken::new());
-        let (denials, end) = (Arc::new(Denials::new(settings)), Arc::new(Ending::default()));
+        let (denials, end) = (Arc::new(Denials::new(settings)), Arc::new(CloseCause::default()));
         let observer = Observer {
             lost: lost.clone(),
             leaving: leaving.clone(),
@@ -153,7 +153,7 @@ impl Connection {
         })
     }
 
-    /// Waits until it is known how a lost connection ended, or until `until`. `true`: it looks as if
+    /// Backoff until it is known how a lost connection ended, or until `until`. `true`: it looks as if
     /// it ended by what it brought.
     pub(super) async fn broke(&self, until: Instant) -> bool {
         // Too late, it is a server that cannot be reached.
@@ -164,7 +164,7 @@ impl Connection {
 
 /// How a connection has ended, as far as it shows: the library does not tell.
 #[derive(Default)]
-struct Ending {
+struct CloseCause {
     /// The library has asked who we are.
     asked: AtomicBool,
     /// It has asked again, right after the loss: the server is there.
@@ -177,7 +177,7 @@ struct Ending {
     known: CancellationToken,
 }
 
-impl Ending {
+impl CloseCause {
     /// A connection ends by what it brought when the library cannot read it: then it hangs up, and
     /// finds the server as it was; or it panics.
     fn broke(&self) -> bool {
@@ -187,7 +187,7 @@ impl Ending {
     }
 }
 
-fn options(settings: &Settings, end: Arc<Ending>) -> ConnectOptions {
+fn options(settings: &Settings, end: Arc<CloseCause>) -> ConnectOptions {
     let auth = settings.auth.clone();
     let named_in_url = settings.servers.iter().find_map(user_of);
     ConnectOptions::with_auth_callback(move |nonce| {
@@ -249,7 +249,7 @@ struct Observer {
     lost: CancellationToken,
     leaving: CancellationToken,
     denials: Arc<Denials>,
-    end: Arc<Ending>,
+    end: Arc<CloseCause>,
 }
 
 impl Observer {
@@ -296,14 +296,14 @@ pub(super) struct Denials {
     recent: Mutex<VecDeque<(String, Instant)>>,
     count: watch::Sender<u64>,
     /// Which of them the log has.
-    told: Firsts,
+    told: KeyedLogThrottle,
     /// What our API calls begin with.
     api: String,
 }
 
 impl Denials {
     fn new(settings: &Settings) -> Self {
-        let (count, told) = (watch::channel(0).0, Firsts::new(AGAIN, LINES));
+        let (count, told) = (watch::channel(0).0, KeyedLogThrottle::new(AGAIN, LINES));
         Self { recent: Mutex::default(), count, told, api: settings.api("") }
     }
 
@@ -316,7 +316,7 @@ impl Denials {
             subject.split('.').filter(|part| part.parse::<u64>().is_err()).collect();
         // A right that nothing needs: see `presence`.
         let needed = ours.strip_prefix(&*self.api) != Some("INFO");
-        if needed && self.told.may_say(&alike, now) {
+        if needed && self.told.allow(&alike, now) {
             tracing::warn!(subject, "NATS refuses this subject to the proxy's user");
         }
         let subject = ours;

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::{
     presence,
-    request_mux::{Answer, Replies, Request},
+    request_mux::{Answer, Request, RequestMux},
     supervisor::Supervisor,
 };
 use crate::broker::{
@@ -21,7 +21,7 @@ const STREAM_NOT_FOUND: u32 = 10_059;
 
 /// Asks for the consumer, bounded by `until`.
 pub(super) async fn read(
-    replies: &Arc<Replies>,
+    replies: &Arc<RequestMux>,
     supervisor: &Supervisor,
     name: &ConsumerName,
     until: Instant,
@@ -29,14 +29,14 @@ pub(super) async fn read(
     let wire = parse(&ask(replies, supervisor, name, until).await?)?;
     let settings = supervisor.settings();
     let server = replies.connection.client.server_info();
-    // Behind a leaf node, or in another domain, it is not the connected server that answers.
+    // Services a leaf node, or in another domain, it is not the connected server that answers.
     let domain = settings.domain.is_none() || settings.domain == server.domain;
     Ok(wire.info(&server.server_id, server.jetstream && domain))
 }
 
 /// Where the consumer's unsettled deliveries are in its stream, bounded by `until`.
 pub(super) async fn unsettled(
-    replies: &Arc<Replies>,
+    replies: &Arc<RequestMux>,
     supervisor: &Supervisor,
     name: &ConsumerName,
     until: Instant,
@@ -58,7 +58,7 @@ pub(super) struct Unsettled {
 }
 
 async fn ask(
-    replies: &Arc<Replies>,
+    replies: &Arc<RequestMux>,
     supervisor: &Supervisor,
     name: &ConsumerName,
     until: Instant,

@@ -20,7 +20,7 @@ const MANY: usize = 64;
 pub(super) struct Request {
     pub(super) subject: Box<str>,
     pub(super) payload: Bytes,
-    /// As in [`crate::broker::Order`].
+    /// As in [`crate::broker::AckPublish`].
     pub(super) line: Option<u32>,
     /// The same, on a machine that may be suspended before.
     pub(super) by: Option<Deadline>,

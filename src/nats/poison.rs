@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::{
     info::{self, Unsettled},
     presence,
-    request_mux::{Replies, Request},
+    request_mux::{Request, RequestMux},
     supervisor::Supervisor,
     unreadable::unreadable,
 };
@@ -28,7 +28,7 @@ const WINDOW_BYTES: u64 = 4 << 20;
 
 /// As [`crate::broker::Broker::unreadable`] promises.
 pub(super) async fn find(
-    replies: &Arc<Replies>,
+    replies: &Arc<RequestMux>,
     supervisor: &Supervisor,
     name: &ConsumerName,
     from: u64,
@@ -84,7 +84,7 @@ fn parts(unsettled: &Unsettled, from: u64) -> Vec<RangeInclusive<u64>> {
 }
 
 struct Search<'s> {
-    replies: &'s Arc<Replies>,
+    replies: &'s Arc<RequestMux>,
     name: &'s ConsumerName,
     /// `$JS.API.STREAM.MSG.GET.<stream>`.
     call: String,

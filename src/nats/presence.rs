@@ -24,7 +24,7 @@ use tokio::{sync::watch, time::sleep};
 use super::{
     Settings,
     plan::{Answer, Request},
-    request_mux::Replies,
+    request_mux::RequestMux,
 };
 use crate::{
     broker::{BrokerError, JetStream},
@@ -86,7 +86,7 @@ impl Presence {
     }
 
     /// Asks on a connection that is new, and again while JetStream is absent, until it is lost.
-    pub(super) async fn look(&self, replies: &Arc<Replies>, settings: &Settings) {
+    pub(super) async fn look(&self, replies: &Arc<RequestMux>, settings: &Settings) {
         let lost = &replies.connection.lost;
         lost.run_until_cancelled(async {
             self.ask(replies, settings, &settings.api("INFO")).await;
@@ -103,7 +103,7 @@ impl Presence {
         .await;
     }
 
-    async fn ask(&self, replies: &Arc<Replies>, settings: &Settings, subject: &str) {
+    async fn ask(&self, replies: &Arc<RequestMux>, settings: &Settings, subject: &str) {
         let request =
             Request { subject: subject.into(), payload: Bytes::new(), line: None, by: None };
         let until: Instant = clock::now() + PATIENCE;

@@ -35,7 +35,7 @@ const AT_ONCE: usize = 32;
 const CHUNK: usize = 256;
 
 /// The settling connection and the requests that are open on it.
-pub(super) struct Replies {
+pub(super) struct RequestMux {
     pub(super) connection: Arc<Connection>,
     /// `<inbox>.`, before a request's number.
     prefix: String,
@@ -65,8 +65,8 @@ struct Answers {
     left: usize,
 }
 
-impl Replies {
-    /// Subscribes; [`Replies::read`] must run for answers to arrive.
+impl RequestMux {
+    /// Subscribes; [`RequestMux::read`] must run for answers to arrive.
     pub(super) async fn open(connection: Arc<Connection>) -> Option<(Arc<Self>, Subscriber)> {
         let (prefix, opened) = (format!("{}.", connection.client.new_inbox()), clock::now());
         let subscriber = connection.client.subscribe(format!("{prefix}*")).await.ok()?;
@@ -185,7 +185,7 @@ impl Replies {
         sent
     }
 
-    /// Waits while the library may still have as many messages as it is given at once. `false`: it
+    /// Backoff while the library may still have as many messages as it is given at once. `false`: it
     /// takes no more by then.
     async fn keep_pace(&self, until: Instant) -> bool {
         if self.handed.fetch_add(1, Ordering::Relaxed) < AT_ONCE {
@@ -197,9 +197,9 @@ impl Replies {
     }
 
     /// A subject of ours whose first message is waited for.
-    pub(super) fn expect_one(&self) -> Expected<'_> {
+    pub(super) fn expect_one(&self) -> PendingEcho<'_> {
         let batch = Arc::new(Batch::new(1));
-        Expected { prefix: &self.prefix, asked: Asked::new(&self.open, &batch, 1), batch }
+        PendingEcho { prefix: &self.prefix, asked: Asked::new(&self.open, &batch, 1), batch }
     }
 
     /// Nobody goes on waiting for an answer to what was refused. All others do.
@@ -250,13 +250,13 @@ impl Drop for Asked<'_> {
 }
 
 /// A message of our own that is on its way.
-pub(super) struct Expected<'r> {
+pub(super) struct PendingEcho<'r> {
     prefix: &'r str,
     asked: Asked<'r>,
     batch: Arc<Batch>,
 }
 
-impl Expected<'_> {
+impl PendingEcho<'_> {
     pub(super) fn subject(&self) -> String {
         format!("{}{}", self.prefix, self.asked.first)
     }
@@ -395,7 +395,7 @@ mod tests {
     #[tokio::test]
     async fn nothing_is_kept_of_what_was_never_sent_or_is_not_waited_for_any_more() {
         let (connection, _server) = connected().await;
-        let (replies, _subscriber) = Replies::open(Arc::new(connection)).await.unwrap();
+        let (replies, _subscriber) = RequestMux::open(Arc::new(connection)).await.unwrap();
         let request = |line| Request { subject: "s".into(), payload: Bytes::new(), line, by: None };
         let asked = [None, Some(1), Some(1)].map(request);
         let left = tokio::time::timeout(Duration::from_millis(50), async {
@@ -413,7 +413,7 @@ mod tests {
     #[tokio::test]
     async fn a_full_queue_holds_up_whoever_asks_until_their_deadline_and_no_longer() {
         let (connection, _server) = connected().await;
-        let (replies, _subscriber) = Replies::open(Arc::new(connection)).await.unwrap();
+        let (replies, _subscriber) = RequestMux::open(Arc::new(connection)).await.unwrap();
         tokio::time::pause();
         let payload = Bytes::from(vec![b'x'; 1000]);
         let request =

@@ -7,19 +7,19 @@ use bytes::Bytes;
 use super::{
     delivery::AckFacts,
     info,
-    request_mux::{Answer, Replies, Request, unsent},
+    request_mux::{Answer, Request, RequestMux, unsent},
     supervisor::Supervisor,
 };
 use crate::{
-    broker::{BrokerError, Confirmation, ConsumerName, Denial, InfoError, Order, Verdict},
+    broker::{AckPublish, BrokerError, Confirmation, ConsumerName, Denial, InfoError, Verdict},
     clock::{self, Deadline},
 };
 
 /// Settles as [`crate::broker::Broker::settle`] promises.
 pub(super) async fn settle(
-    replies: &Arc<Replies>,
+    replies: &Arc<RequestMux>,
     supervisor: &Supervisor,
-    orders: Vec<Order>,
+    orders: Vec<AckPublish>,
     confirmation: Confirmation,
     until: Instant,
 ) -> Vec<Result<(), BrokerError>> {
@@ -60,7 +60,7 @@ pub(super) async fn settle(
 
 /// Nobody took the settlement: because the consumer is gone, or because it has no leader just now?
 async fn why_nobody_answers(
-    replies: &Arc<Replies>,
+    replies: &Arc<RequestMux>,
     supervisor: &Supervisor,
     name: &ConsumerName,
     until: Instant,
@@ -78,7 +78,7 @@ pub(super) fn consumer_of(ack_subject: &str) -> Option<ConsumerName> {
 }
 
 /// The bytes are nats-server's (ADR-13 and ADR-15); it knows them by exact match.
-fn request(order: Order) -> Request {
+fn request(order: AckPublish) -> Request {
     let payload = match order.verdict {
         Verdict::Ack => Bytes::from_static(b"+ACK"),
         Verdict::Progress => Bytes::from_static(b"+WPI"),
@@ -99,7 +99,7 @@ mod tests {
 
     fn payload(verdict: Verdict) -> Bytes {
         let ack = AckSubject("$JS.ACK.S.c.1.1.1.1.0".into());
-        request(Order { ack, verdict, line: None, by: None }).payload
+        request(AckPublish { ack, verdict, line: None, by: None }).payload
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! ```text
 //!        make ok, server fit             lost
 //!  Down ────────────────────▶ Up ──────────────────▶ Down ─▶ make again
-//!    └── server too old ─▶ Unfit ── 5 s ─▶ make again
+//!    └── server too old ─▶ Unsupported ── 5 s ─▶ make again
 //! ```
 //! The link is up when both connections are; it is unfit when either server is. A connection whose
 //! server is leaving serves on until there is another in its place.
@@ -27,10 +27,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     OLDEST_SERVER, Settings,
-    bus::Ears,
+    bus::Subscriptions,
     connection::{self, Connection},
     presence::Presence,
-    request_mux::Replies,
+    request_mux::RequestMux,
 };
 use crate::{
     broker::{ConsumerName, Link, Server},
@@ -50,7 +50,7 @@ const RETRY: [Duration; 4] = [
 /// A connection that is lost sooner than this was no success: the wait before the next one grows.
 const LASTING: Duration = Duration::from_secs(5);
 /// An unfit server is asked again after this: it may be upgraded behind the same name.
-const UNFIT_RETRY: Duration = Duration::from_secs(5);
+const UNSUPPORTED_RETRY: Duration = Duration::from_secs(5);
 /// A connection that was replaced while it served is kept for its answers this long.
 const RETIRE: Duration = Duration::from_secs(10);
 /// Bounds the making of a connection that one consumer waits for.
@@ -62,7 +62,7 @@ pub(super) struct Supervisor {
     parts: Mutex<Parts>,
     link: watch::Sender<Link>,
     epochs: AtomicU64,
-    ears: Ears,
+    ears: Subscriptions,
     presence: Presence,
     stop: CancellationToken,
 }
@@ -70,7 +70,7 @@ pub(super) struct Supervisor {
 #[derive(Default)]
 struct Parts {
     deliveries: Part<Arc<Connection>>,
-    settling: Part<Arc<Replies>>,
+    settling: Part<Arc<RequestMux>>,
     epoch: u64,
     heard: u64,
 }
@@ -78,7 +78,7 @@ struct Parts {
 enum Part<T> {
     Up(T),
     Down(String),
-    Unfit(String),
+    Unsupported(String),
 }
 
 impl<T> Default for Part<T> {
@@ -91,7 +91,7 @@ impl<T: Clone> Part<T> {
     fn get(&self) -> Result<T, String> {
         match self {
             Self::Up(part) => Ok(part.clone()),
-            Self::Down(why) | Self::Unfit(why) => Err(why.clone()),
+            Self::Down(why) | Self::Unsupported(why) => Err(why.clone()),
         }
     }
 }
@@ -104,7 +104,7 @@ impl Supervisor {
             parts: Mutex::default(),
             link: watch::channel(Link::Down("not connected yet".into())).0,
             epochs: AtomicU64::new(0),
-            ears: Ears::new(),
+            ears: Subscriptions::new(),
             presence: Presence::new(),
             stop: CancellationToken::new(),
         });
@@ -117,7 +117,7 @@ impl Supervisor {
         &self.settings
     }
 
-    pub(super) fn ears(&self) -> &Ears {
+    pub(super) fn ears(&self) -> &Subscriptions {
         &self.ears
     }
 
@@ -155,7 +155,7 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn settling(&self) -> Result<Arc<Replies>, String> {
+    pub(super) fn settling(&self) -> Result<Arc<RequestMux>, String> {
         self.parts().settling.get()
     }
 
@@ -172,7 +172,7 @@ impl Supervisor {
     }
 
     async fn keep_deliveries(self: Arc<Self>) {
-        let (mut last, mut waits) = (None::<Arc<Connection>>, Waits::default());
+        let (mut last, mut waits) = (None::<Arc<Connection>>, Backoff::default());
         loop {
             let set = |part| self.replace(last.as_deref(), |parts| parts.deliveries = part);
             let Some(connection) = self.connect(DELIVERIES, &mut waits, set).await else { return };
@@ -191,12 +191,12 @@ impl Supervisor {
     }
 
     async fn keep_settling(self: Arc<Self>) {
-        let (mut last, mut waits) = (None::<Arc<Replies>>, Waits::default());
+        let (mut last, mut waits) = (None::<Arc<RequestMux>>, Backoff::default());
         loop {
             let leaving = last.as_ref().map(|replies| &*replies.connection);
             let set = |part| self.replace(leaving, |parts| parts.settling = part);
             let Some(connection) = self.connect(SETTLING, &mut waits, set).await else { return };
-            let Some((replies, subscriber)) = Replies::open(Arc::new(connection)).await else {
+            let Some((replies, subscriber)) = RequestMux::open(Arc::new(connection)).await else {
                 continue;
             };
             self.tasks.spawn(self.clone().read(replies.clone(), subscriber));
@@ -216,7 +216,7 @@ impl Supervisor {
         }
     }
 
-    /// Waits until a connection is lost (`true`), or must be replaced while it still serves.
+    /// Backoff until a connection is lost (`true`), or must be replaced while it still serves.
     async fn until_gone(&self, connection: &Connection) -> bool {
         let stopped = tokio::select! {
             biased;
@@ -232,7 +232,7 @@ impl Supervisor {
         stopped
     }
 
-    async fn read(self: Arc<Self>, replies: Arc<Replies>, subscriber: Subscriber) {
+    async fn read(self: Arc<Self>, replies: Arc<RequestMux>, subscriber: Subscriber) {
         let listening = self.ears.listen(&replies.connection);
         let looking = self.presence.look(&replies, &self.settings);
         let all =
@@ -242,7 +242,7 @@ impl Supervisor {
     }
 
     /// Lets a connection that was replaced answer what was asked on it.
-    async fn retire(self: Arc<Self>, replies: Arc<Replies>) {
+    async fn retire(self: Arc<Self>, replies: Arc<RequestMux>) {
         let answered = self.stop.run_until_cancelled(sleep(RETIRE));
         replies.connection.lost.run_until_cancelled(answered).await;
         replies.connection.end();
@@ -259,7 +259,7 @@ impl Supervisor {
     async fn connect<T>(
         &self,
         role: &'static str,
-        waits: &mut Waits,
+        waits: &mut Backoff,
         set: impl Fn(Part<T>),
     ) -> Option<Connection> {
         let mut told = false;
@@ -267,7 +267,7 @@ impl Supervisor {
         loop {
             let made = async {
                 match role {
-                    SETTLING => Connection::make_in_room(&self.settings, role).await,
+                    SETTLING => Connection::connect_on_own_runtime(&self.settings, role).await,
                     _ => Connection::make(&self.settings, role).await,
                 }
             };
@@ -283,8 +283,8 @@ impl Supervisor {
                     if !std::mem::replace(&mut told, true) {
                         tracing::error!(role, why, "this NATS server cannot be used; trying on");
                     }
-                    set(Part::Unfit(why));
-                    UNFIT_RETRY
+                    set(Part::Unsupported(why));
+                    UNSUPPORTED_RETRY
                 }
                 Err(error) => {
                     let error = connection::why(&error, &self.settings);
@@ -314,13 +314,13 @@ impl Supervisor {
 
 /// Spaces the attempts to connect.
 #[derive(Default)]
-struct Waits {
+struct Backoff {
     tried: usize,
     /// The last that was a success at first.
     made: Option<Instant>,
 }
 
-impl Waits {
+impl Backoff {
     fn longer(&mut self) -> Duration {
         let wait = RETRY[self.tried.min(RETRY.len() - 1)];
         self.tried += 1;
@@ -342,7 +342,9 @@ impl Waits {
 impl Parts {
     fn link(&self) -> Link {
         match (&self.deliveries, &self.settling) {
-            (Part::Unfit(why), _) | (_, Part::Unfit(why)) => Link::Unfit(why.as_str().into()),
+            (Part::Unsupported(why), _) | (_, Part::Unsupported(why)) => {
+                Link::Unsupported(why.as_str().into())
+            }
             (Part::Down(why), _) | (_, Part::Down(why)) => Link::Down(why.as_str().into()),
             (Part::Up(connection), Part::Up(_)) => Link::Up(Arc::new(Server {
                 epoch: self.epoch,

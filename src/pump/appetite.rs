@@ -76,7 +76,7 @@ impl Appetite {
             None | Some(PullEnd::TooLarge | PullEnd::Spent) => {
                 *self = Self { largest, ..Self::hungry() };
             }
-            Some(PullEnd::RequestsPending | PullEnd::Refused) => {}
+            Some(PullEnd::RequestsPending | PullEnd::ApiError) => {}
         }
     }
 

@@ -15,13 +15,13 @@ use super::Item;
 #[derive(Debug)]
 pub(super) struct Parked<M> {
     /// By place: the front is the smallest.
-    line: BTreeMap<i64, Spot<M>>,
+    line: BTreeMap<i64, ParkedItem<M>>,
     due: BTreeSet<(Instant, i64)>,
 }
 
 /// A parked message, and until when.
 #[derive(Debug)]
-pub(super) struct Spot<M> {
+pub(super) struct ParkedItem<M> {
     pub(super) item: Item<M>,
     until: Option<Instant>,
 }
@@ -31,27 +31,27 @@ impl<M> Parked<M> {
         Self { line: BTreeMap::new(), due: BTreeSet::new() }
     }
 
-    /// Behind all others.
+    /// Services all others.
     pub(super) fn push_back(&mut self, item: Item<M>, until: Instant) {
         let place = self.line.last_key_value().map_or(0, |(last, _)| last + 1);
-        self.insert(place, Spot::new(item, until));
+        self.insert(place, ParkedItem::new(item, until));
     }
 
     /// Before all others, in their own order.
     pub(super) fn push_front(&mut self, items: Vec<Item<M>>, until: Instant) {
         for item in items.into_iter().rev() {
-            self.return_spot(Spot::new(item, until));
+            self.return_spot(ParkedItem::new(item, until));
         }
     }
 
     /// The front.
-    pub(super) fn pop(&mut self) -> Option<Spot<M>> {
+    pub(super) fn pop(&mut self) -> Option<ParkedItem<M>> {
         let place = *self.line.first_key_value()?.0;
         self.remove(place)
     }
 
     /// Undoes a [`Parked::pop`]: its time runs on.
-    pub(super) fn return_spot(&mut self, spot: Spot<M>) {
+    pub(super) fn return_spot(&mut self, spot: ParkedItem<M>) {
         let place = self.line.first_key_value().map_or(0, |(first, _)| first - 1);
         self.insert(place, spot);
     }
@@ -76,12 +76,12 @@ impl<M> Parked<M> {
         self.line.len()
     }
 
-    fn insert(&mut self, place: i64, spot: Spot<M>) {
+    fn insert(&mut self, place: i64, spot: ParkedItem<M>) {
         self.due.extend(spot.until.map(|until| (until, place)));
         self.line.insert(place, spot);
     }
 
-    fn remove(&mut self, place: i64) -> Option<Spot<M>> {
+    fn remove(&mut self, place: i64) -> Option<ParkedItem<M>> {
         let spot = self.line.remove(&place)?;
         if let Some(until) = spot.until {
             self.due.remove(&(until, place));
@@ -90,7 +90,7 @@ impl<M> Parked<M> {
     }
 }
 
-impl<M> Spot<M> {
+impl<M> ParkedItem<M> {
     fn new(item: Item<M>, until: Instant) -> Self {
         let until = (!item.last_attempt).then_some(until);
         Self { item, until }

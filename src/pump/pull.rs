@@ -24,7 +24,7 @@ pub(super) struct Pull {
     pub(super) covers: WaiterId,
     half_time: Instant,
     /// When it was issued, then its last arrival.
-    stirred: Instant,
+    last_activity: Instant,
     /// When it is taken to have ended if nothing was heard.
     pub(super) ends_at: Instant,
 }
@@ -34,7 +34,7 @@ pub(super) struct Pull {
 pub(super) struct Asked {
     pub(super) batch: u32,
     pub(super) expires: Duration,
-    pub(super) manner: Manner,
+    pub(super) mode: PullMode,
     /// It was allowed fewer bytes than its waiters want,
     pub(super) short_of_bytes: bool,
     /// or fewer messages.
@@ -45,7 +45,7 @@ pub(super) struct Asked {
 
 /// How a pull asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Manner {
+pub(super) struct PullMode {
     /// For one message, waiting in line like any other pull: immune to Requests Pending.
     pub(super) plain: bool,
     /// For one message, whatever its size.
@@ -57,7 +57,7 @@ pub(super) struct Manner {
 /// What the pulls so far ask of the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Next {
-    pub(super) manner: Manner,
+    pub(super) mode: PullMode,
     pub(super) not_before: Option<Instant>,
     /// The last one came to its limit, and its waiters want more: if the next one is not issued by
     /// then, they take what they have.
@@ -68,25 +68,25 @@ impl Pull {
     pub(super) fn new(no: u64, asked: Asked, covers: WaiterId, now: Instant) -> Self {
         let expires = asked.expires;
         let (half_time, ends_at) = (now + expires / 2, now + expires + UNHEARD);
-        Self { no, asked, got: 0, covers, half_time, stirred: now, ends_at }
+        Self { no, asked, got: 0, covers, half_time, last_activity: now, ends_at }
     }
 
     /// Counts an arrival; whether it was the last. No status tells the end of a full batch.
     pub(super) fn count(&mut self, now: Instant) -> bool {
         self.got += 1;
-        self.stirred = now;
+        self.last_activity = now;
         self.got >= self.asked.batch
     }
 
     /// When it has brought what there was, as far as whoever has some is concerned.
     pub(super) fn quiet_at(&self) -> Instant {
         let travels = self.asked.goes_on && self.got == 0;
-        self.stirred + if travels { SILENT } else { QUIET }
+        self.last_activity + if travels { SILENT } else { QUIET }
     }
 
     /// When somebody who joined then knows that it has nothing for him.
     pub(super) fn silent_at(&self, joined: Instant) -> Instant {
-        self.stirred.max(joined) + SILENT
+        self.last_activity.max(joined) + SILENT
     }
 
     /// What a full batch asks of the next.
@@ -97,7 +97,7 @@ impl Pull {
 
     /// What its end asks of the next.
     pub(super) fn next(&self, end: PullEnd, now: Instant) -> Next {
-        let (back_off, manner) = (Some(now + BACK_OFF), self.asked.manner);
+        let (back_off, mode) = (Some(now + BACK_OFF), self.asked.mode);
         match end {
             // One that waits for a first message does not come back early without: if it does,
             // asking again at once would spin.
@@ -106,22 +106,22 @@ impl Pull {
             }
             PullEnd::Done => Next::default(),
             PullEnd::RequestsPending => {
-                let manner = Manner { plain: true, ..manner };
-                Next { manner, not_before: Some(now + jitter(self.no)), more_by: None }
+                let mode = PullMode { plain: true, ..mode };
+                Next { mode, not_before: Some(now + jitter(self.no)), more_by: None }
             }
             // Its bytes were used up.
             PullEnd::Spent => self.full(now),
             PullEnd::TooLarge if self.got > 0 => self.full(now),
             // It may fit into what its waiters want: the next one is allowed more.
-            PullEnd::TooLarge if self.asked.short_of_bytes && !manner.whole => {
-                Next { manner: Manner { whole: true, ..Manner::default() }, ..self.full(now) }
+            PullEnd::TooLarge if self.asked.short_of_bytes && !mode.whole => {
+                Next { mode: PullMode { whole: true, ..PullMode::default() }, ..self.full(now) }
             }
             PullEnd::TooLarge => Next {
-                manner: Manner { uncapped: true, ..Manner::default() },
-                not_before: back_off.filter(|_| manner.uncapped),
+                mode: PullMode { uncapped: true, ..PullMode::default() },
+                not_before: back_off.filter(|_| mode.uncapped),
                 more_by: None,
             },
-            PullEnd::Refused => Next { manner, not_before: back_off, more_by: None },
+            PullEnd::ApiError => Next { mode, not_before: back_off, more_by: None },
         }
     }
 }

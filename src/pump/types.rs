@@ -68,7 +68,7 @@ pub enum PullEnd {
     /// The pull's bytes are used up to the last.
     Spent,
     /// Anything else. The caller sees to the cause; the next pull only waits a little.
-    Refused,
+    ApiError,
 }
 
 /// What is to be done.

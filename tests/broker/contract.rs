@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use fetch_proxy::{
     broker::{
-        AckPolicy, Arrival, Broker, BrokerError, Confirmation, ConsumerName, Delivery, Denial, End,
-        Inbox, InfoError, Link, News, Order, Place, Pull, Verdict,
+        AckPolicy, AckPublish, Arrival, Broker, BrokerError, Confirmation, ConsumerName, Delivery,
+        Denial, End, Inbox, InfoError, Link, News, Place, Pull, Verdict,
     },
     clock,
     nats::{Auth, Nats, Settings},
@@ -152,7 +152,7 @@ async fn say<W: World>(
     delivery: &Delivery,
     verdict: Verdict,
 ) -> Result<(), BrokerError> {
-    let orders = vec![Order { ack: delivery.ack.clone(), verdict, line: None, by: None }];
+    let orders = vec![AckPublish { ack: delivery.ack.clone(), verdict, line: None, by: None }];
     world.broker().settle(orders, Confirmation::Confirmed, until()).await.remove(0)
 }
 
@@ -273,7 +273,7 @@ contract! {
     what_would_arrive_too_late_never_leaves(world) {
         world.publish(vec![1]).await;
         let delivery = one(&world).await;
-        let order = |by| Order { ack: delivery.ack.clone(), verdict: Verdict::Ack, line: None, by: Some(by) };
+        let order = |by| AckPublish { ack: delivery.ack.clone(), verdict: Verdict::Ack, line: None, by: Some(by) };
         for confirmation in [Confirmation::Confirmed, Confirmation::Sent] {
             let results = world.broker().settle(vec![order(clock::now())], confirmation, until()).await;
             assert!(matches!(results[..], [Err(BrokerError::Unsent(_))]), "{results:?}");
@@ -300,7 +300,7 @@ contract! {
         inbox.pull(pull(1, 50)).await.unwrap();
         let (found, _) = arrivals(&mut inbox, 50).await;
         for (confirmation, half) in [Confirmation::Confirmed, Confirmation::Sent].into_iter().zip(found.chunks(25)) {
-            let order = |one: &Delivery| Order { ack: one.ack.clone(), verdict: Verdict::Ack, line: None, by: None };
+            let order = |one: &Delivery| AckPublish { ack: one.ack.clone(), verdict: Verdict::Ack, line: None, by: None };
             let orders = half.iter().map(order).collect();
             let results = world.broker().settle(orders, confirmation, until()).await;
             assert_eq!(results, vec![Ok(()); 25]);
@@ -338,7 +338,7 @@ contract! {
             for found in search.found {
                 assert_eq!(found.stream_sequence % 2, 0, "a good one is called unreadable");
                 let verdict = Verdict::Term("unreadable".into());
-                let orders = vec![Order { ack: found.ack, verdict, line: None, by: None }];
+                let orders = vec![AckPublish { ack: found.ack, verdict, line: None, by: None }];
                 let results = world.broker().settle(orders, Confirmation::Confirmed, until()).await;
                 assert_eq!(results, [Ok(())]);
             }
@@ -374,7 +374,7 @@ contract! {
             }
             let order = |(place, one): (usize, &Delivery)| {
                 let verdict = if place % 2 == 0 { Verdict::Ack } else { Verdict::Term("no".into()) };
-                Order { ack: one.ack.clone(), verdict, line: Some(7), by: None }
+                AckPublish { ack: one.ack.clone(), verdict, line: Some(7), by: None }
             };
             let orders = found.iter().enumerate().map(order).collect();
             let results = world.broker().settle(orders, Confirmation::Confirmed, until()).await;

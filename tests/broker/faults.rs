@@ -6,7 +6,7 @@ use fetch_proxy::{
     broker::{Confirmation, Verdict},
     clock,
     lease::{Kind, LeaseId},
-    lessor::{Action, Ask, Codec, Error, FetchAsk, Fetched, Lessor, Limits, Patience, Settled},
+    lessor::{Action, Ask, Codec, Error, FetchParams, Fetched, Lessor, Limits, Patience, Settled},
 };
 use testkit::{
     eventually,
@@ -18,8 +18,8 @@ fn start(ack_wait: Duration) -> (FakeBroker, Lessor<FakeBroker>) {
     (broker.clone(), Lessor::start(broker, limits()))
 }
 
-pub(super) fn ask(broker: &FakeBroker, max_wait: Duration) -> FetchAsk {
-    FetchAsk {
+pub(super) fn ask(broker: &FakeBroker, max_wait: Duration) -> FetchParams {
+    FetchParams {
         name: broker.name(),
         n: 10,
         max_bytes: 4_000_000,
@@ -185,7 +185,7 @@ async fn a_settlement_goes_on_when_its_caller_leaves() {
 async fn progress_that_is_never_confirmed_ends_the_lease_in_time() {
     let (broker, lessor) = start(Duration::from_secs(4));
     broker.publish("x");
-    let long = FetchAsk { lease: Some(Duration::from_secs(600)), ..ask(&broker, LONG) };
+    let long = FetchParams { lease: Some(Duration::from_secs(600)), ..ask(&broker, LONG) };
     let lease = taken(lessor.fetch(long).await.unwrap());
     broker.script([Fault::Lost; 20]);
     tokio::time::sleep(Duration::from_millis(3700)).await;
@@ -275,7 +275,7 @@ async fn finding_out_why_there_is_nothing_takes_no_longer_than_each_caller_s_pat
     let patience = Patience { until: began + millis(200), answer_by: began + millis(400) };
     let patient = lessor.fetch(ask(&broker, Duration::ZERO));
     let hasty = async {
-        let hasty = FetchAsk { patience: Some(patience), ..ask(&broker, LONG) };
+        let hasty = FetchParams { patience: Some(patience), ..ask(&broker, LONG) };
         (lessor.fetch(hasty).await, clock::now() - began)
     };
     let (patient, (hasty, took)) = tokio::join!(patient, hasty);

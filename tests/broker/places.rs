@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use fetch_proxy::{
     broker::ConsumerName,
-    lessor::{Error, FetchAsk, Fetched, Lessor, Limits},
+    lessor::{Error, FetchParams, Fetched, Lessor, Limits},
 };
 use testkit::fake_broker::{FakeBroker, IDLE, info, limits};
 
@@ -26,7 +26,7 @@ async fn fetch(
     n: u32,
     max_wait: Duration,
 ) -> Result<Fetched, Error> {
-    lessor.fetch(FetchAsk { n, ..ask(broker, max_wait) }).await
+    lessor.fetch(FetchParams { n, ..ask(broker, max_wait) }).await
 }
 
 #[tokio::test(start_paused = true)]
@@ -92,7 +92,10 @@ async fn idle_consumers_keep_nobody_from_messages() {
             tokio::spawn(async move {
                 let consumer = format!("{IDLE}-{number}").into();
                 let name = ConsumerName { consumer, ..broker.name() };
-                lessor.fetch(FetchAsk { name, n: 1000, ..ask(&broker, SECOND * 30) }).await.unwrap()
+                lessor
+                    .fetch(FetchParams { name, n: 1000, ..ask(&broker, SECOND * 30) })
+                    .await
+                    .unwrap()
             });
         }
         tokio::time::sleep(SECOND).await;

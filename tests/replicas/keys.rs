@@ -119,7 +119,7 @@ impl Rotation {
         answer.into_inner().messages.remove(0).token
     }
 
-    /// Waits until a replica seals with another key than the one of this token: its name is in
+    /// Backoff until a replica seals with another key than the one of this token: its name is in
     /// front.
     async fn seals_anew(&mut self, place: usize, old: &str) {
         let began = std::time::Instant::now();

@@ -10,16 +10,16 @@ use std::{
 use bytes::Bytes;
 use fetch_proxy::{
     broker::{
-        AckSubject, Broker, BrokerError, Confirmation, ConsumerInfo, ConsumerName, InfoError,
-        JetStream, Link, Order, Place, Search,
+        AckPublish, AckSubject, Broker, BrokerError, Confirmation, ConsumerInfo, ConsumerName,
+        InfoError, JetStream, Link, Place, Search,
     },
-    bus::{AskError, Bus, Heard},
+    bus::{Bus, Heard, RequestError},
     clock,
     cluster::Peers,
     grpc::Router,
     keys::Keys,
     lease::LeaseId,
-    lessor::{Codec, FetchAsk, Lessor, Limits},
+    lessor::{Codec, FetchParams, Lessor, Limits},
     pb::peer::v1::{HandoverRequest, handover_request::Step},
     token::InstanceId,
 };
@@ -151,11 +151,16 @@ pub struct Linked {
 }
 
 impl Bus for Linked {
-    async fn ask(&self, subject: &str, question: Bytes, until: Instant) -> Result<Bytes, AskError> {
+    async fn ask(
+        &self,
+        subject: &str,
+        question: Bytes,
+        until: Instant,
+    ) -> Result<Bytes, RequestError> {
         let (reply, fate, answer) = {
             let mut state = self.net.lock();
             if !state.listened(subject) {
-                return Err(AskError::Nobody);
+                return Err(RequestError::Nobody);
             }
             let mut fate = Fate::Pass;
             if let Some(step) = state.step(subject, &question) {
@@ -190,7 +195,7 @@ impl Bus for Linked {
                 Err(_) => std::future::pending().await,
             }
         });
-        answer.await.map_err(|_| AskError::Silent)
+        answer.await.map_err(|_| RequestError::Silent)
     }
 
     async fn tell(&self, subject: &str, message: Bytes, _: Instant) {
@@ -250,7 +255,7 @@ impl Broker for Linked {
 
     async fn settle(
         &self,
-        orders: Vec<Order>,
+        orders: Vec<AckPublish>,
         confirmation: Confirmation,
         until: Instant,
     ) -> Vec<Result<(), BrokerError>> {
@@ -302,7 +307,7 @@ impl Member {
     /// Leases so many new messages.
     pub async fn leased(&self, broker: &FakeBroker, count: usize) -> Vec<LeaseId> {
         (0..count).for_each(|_| broker.publish("x"));
-        let ask = FetchAsk {
+        let ask = FetchParams {
             name: broker.name(),
             n: u32::try_from(count).unwrap(),
             max_bytes: 4_000_000,

@@ -13,7 +13,7 @@ use std::{
 use fetch_proxy::{
     broker::{Confirmation, Verdict},
     clock,
-    cluster::{Unanswered, Whose},
+    cluster::{LeaseLocation, Unanswered},
     lease::{Kind, LeaseId, Refusal},
     lessor::{Action, Ask},
     pb::{self, peer::v1 as wire, peer::v1::handover_request::Step},
@@ -157,7 +157,7 @@ async fn a_commit_whose_answer_was_lost_is_asked_about_until_it_is_known() {
     for (leaver, leases) in [&one, &other].into_iter().zip(leases) {
         for lease in leases {
             let whose = still.whose(leaver.us, lease);
-            assert!(matches!(whose, Whose::Ours(_)), "{whose:?}");
+            assert!(matches!(whose, LeaseLocation::Ours(_)), "{whose:?}");
         }
     }
 }
@@ -174,7 +174,7 @@ async fn a_settlement_whose_caller_has_gone_is_waited_for() {
     assert!(gone.is_err());
     assert!(leaver.leave().await);
     let whose = heir.peers.still().await.whose(leaver.us, lease);
-    assert_eq!(whose, Whose::Ended(Refusal::Settled { by: Kind::Ack }));
+    assert_eq!(whose, LeaseLocation::Ended(Refusal::Settled { by: Kind::Ack }));
 }
 
 #[tokio::test(start_paused = true)]
@@ -183,7 +183,7 @@ async fn what_was_said_in_a_hand_over_does_nothing_when_it_is_said_again() {
     let leases = leaver.leased(&broker, 10).await;
     assert!(leaver.leave().await);
     let asks = leases.iter().map(|lease| match heir_s(&heir, &leaver, *lease) {
-        Whose::Ours(lease) => Ask { lease, action: Action::Ack },
+        LeaseLocation::Ours(lease) => Ask { lease, action: Action::Ack },
         whose => panic!("{whose:?}"),
     });
     let until = clock::now() + PATIENCE;
@@ -193,11 +193,11 @@ async fn what_was_said_in_a_hand_over_does_nothing_when_it_is_said_again() {
     tokio::time::sleep(PATIENCE).await;
     assert!(heir.is_empty(), "{} leases rose again", heir.lessor.held());
     let whose = heir_s(&heir, &leaver, leases[0]);
-    assert!(matches!(whose, Whose::Ours(_) | Whose::Ended(_)), "{whose:?}");
+    assert!(matches!(whose, LeaseLocation::Ours(_) | LeaseLocation::Ended(_)), "{whose:?}");
 }
 
 /// Where the heir has it.
-fn heir_s(heir: &Member, leaver: &Member, lease: LeaseId) -> Whose {
+fn heir_s(heir: &Member, leaver: &Member, lease: LeaseId) -> LeaseLocation {
     let still = futures_util::FutureExt::now_or_never(heir.peers.still());
     still.expect("nothing is in the way").whose(leaver.us, lease)
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use fetch_proxy::{
     broker::ConsumerInfo,
     clock,
-    cluster::Orphan,
+    cluster::OwnerlessToken,
     lessor::{Action, Settled},
     pb::Outcome,
     token::{Claims, InstanceId, new_key_line},
@@ -257,8 +257,8 @@ async fn where_a_leader_s_return_does_not_show_nothing_is_settled_for_a_dead_own
             ack_subject: "$JS.ACK.S.worker.1.1.1.1.0".into(),
             principal: "anonymous".into(),
         };
-        let orphans = vec![Orphan { claims, action: Action::Ack }];
-        let told = member.peers.settle_orphans(orphans, clock::now() + BOUND).await;
+        let orphans = vec![OwnerlessToken { claims, action: Action::Ack }];
+        let told = member.peers.settle_ownerless(orphans, clock::now() + BOUND).await;
         let done = matches!(told[0], Some(Ok(Settled::Done { .. })));
         assert_eq!((done, told[0].is_none()), (settled, !settled), "{told:?}");
         assert_eq!(broker.published().len(), usize::from(settled));

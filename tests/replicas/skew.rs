@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use fetch_proxy::{
     bus::Heard,
     clock,
-    cluster::Orphan,
+    cluster::OwnerlessToken,
     keys::Keys,
     lessor::{Action, Error, Settled},
     pb::peer::v1 as wire,
@@ -97,8 +97,8 @@ async fn ack_orphan(
         ack_subject: "$JS.ACK.S.worker.1.1.1.1.0".into(),
         principal: "anonymous".into(),
     };
-    let orphans = vec![Orphan { claims, action: Action::Ack }];
-    member.peers.settle_orphans(orphans, clock::now() + BOUND).await.remove(0)
+    let orphans = vec![OwnerlessToken { claims, action: Action::Ack }];
+    member.peers.settle_ownerless(orphans, clock::now() + BOUND).await.remove(0)
 }
 
 async fn one() -> (Net, NamedTempFile, FakeBroker, Member) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fetch_proxy::{
-    bus::{AskError, Bus as _},
+    bus::{Bus as _, RequestError},
     clock,
     pb::{self, peer::v1 as wire},
     token::{KeyRing, Sealer, new_key_line},
@@ -99,16 +99,16 @@ async fn what_is_not_sealed_for_this_very_subject_settles_nothing() {
     for (what, frame) in frames {
         let until = clock::now() + PATIENCE / 10;
         let answer = other.lessor.broker().ask(&subject, Bytes::from(frame), until).await;
-        assert_eq!(answer, Err(AskError::Silent), "{what}");
+        assert_eq!(answer, Err(RequestError::Silent), "{what}");
         assert_eq!(broker.published(), [], "{what}");
     }
     assert_eq!(owner.lessor.held(), 1);
-    // Said twice, by whoever has heard it: it is done once.
+    // PeerStatus twice, by whoever has heard it: it is done once.
     let frame = Bytes::from(ours.seal_frame(&subject, &question, [5; 24]));
     let until = clock::now() + PATIENCE;
     other.lessor.broker().ask(&subject, frame.clone(), until).await.unwrap();
     let again = other.lessor.broker().ask(&subject, frame, until).await;
-    assert_eq!((again, broker.published().len()), (Err(AskError::Silent), 1));
+    assert_eq!((again, broker.published().len()), (Err(RequestError::Silent), 1));
 }
 
 /// A beat as version 0.1 says it: with nothing of how far it has come, or of how long it runs.

@@ -16,10 +16,10 @@ use crate::{
     clock,
     cluster::{
         Peers, lock,
-        ownership::{Inherited, gather},
+        ownership::{AdoptedName, gather},
     },
-    lease::{LeaseId, Memories},
-    lessor::{Coming, Error, Facts, Places},
+    lease::{LeaseId, OutcomeSlice},
+    lessor::{Coming, ConsumerSpec, Error, Places},
     pb::peer::v1::{self as pb, handover_request::Step},
     token::InstanceId,
 };
@@ -40,7 +40,7 @@ pub(in crate::cluster) struct Prepared {
 struct Pending {
     since: Instant,
     leases: Vec<(InstanceId, LeaseId, Coming)>,
-    memories: Vec<(InstanceId, Memories)>,
+    memories: Vec<(InstanceId, OutcomeSlice)>,
     places: Vec<Places>,
     /// Leases of consumers that are not what they were: they have ended.
     refused: u64,
@@ -117,7 +117,7 @@ impl<B: Broker + Bus> Peers<B> {
         }
         let memories = part.memories.into_iter().filter_map(|memory| {
             let name = InstanceId(memory.name.as_ref().try_into().ok()?);
-            Some((name, Memories::new(LeaseId::new(memory.first)?, memory.nibbles.to_vec())))
+            Some((name, OutcomeSlice::new(LeaseId::new(memory.first)?, memory.nibbles.to_vec())))
         });
         let mut prepared = self.prepared();
         // It may have been overtaken by what came after it, or be said again by somebody else.
@@ -152,7 +152,7 @@ impl<B: Broker + Bus> Peers<B> {
         &self,
         consumer: pb::Consumer,
         until: Instant,
-    ) -> Result<Option<Arc<Facts>>, String> {
+    ) -> Result<Option<Arc<ConsumerSpec>>, String> {
         let name = ConsumerName {
             stream: consumer.stream.as_str().into(),
             consumer: consumer.consumer.as_str().into(),
@@ -214,12 +214,12 @@ impl<B: Broker + Bus> Peers<B> {
     }
 }
 
-fn names_of(commit: &pb::Commit, now: Instant) -> BTreeMap<InstanceId, Inherited> {
+fn names_of(commit: &pb::Commit, now: Instant) -> BTreeMap<InstanceId, AdoptedName> {
     let idle = commit.idle.iter().copied().map(Duration::from_millis);
     let idle = idle.chain(std::iter::repeat(Duration::ZERO));
     let names = commit.names.iter().zip(idle).filter_map(|(name, idle)| {
         let name = InstanceId(name.as_ref().try_into().ok()?);
-        Some((name, Inherited::new(idle, now)))
+        Some((name, AdoptedName::new(idle, now)))
     });
     names.collect()
 }

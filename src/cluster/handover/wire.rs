@@ -11,8 +11,8 @@ use prost::Message as _;
 
 use crate::{
     broker::{AckSubject, ConsumerName, Leader},
-    lease::{Kind, LeaseId, Memories, Moving, MovingUntil, margin},
-    lessor::{Coming, Facts, Leaving},
+    lease::{Kind, LeaseId, LeaseSnapshot, OutcomeSlice, SnapshotExpiry, margin},
+    lessor::{Coming, ConsumerSpec, Leaving},
     pb::peer::v1 as pb,
     token::InstanceId,
 };
@@ -30,7 +30,7 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    pub(super) fn memory(&mut self, name: InstanceId, piece: &Memories) {
+    pub(super) fn memory(&mut self, name: InstanceId, piece: &OutcomeSlice) {
         let memory = pb::Memory {
             name: name.0.to_vec().into(),
             first: piece.first().get(),
@@ -67,8 +67,8 @@ impl Parts {
             // Rounded up: no doubt is lost by the way.
             doubt: micros(moving.doubt).saturating_add(1),
             deadline: match moving.until {
-                MovingUntil::JetStreamEnds => None,
-                MovingUntil::At(left) => Some(micros(left)),
+                SnapshotExpiry::JetStreamEnds => None,
+                SnapshotExpiry::At(left) => Some(micros(left)),
             },
             granted: Some(moving.granted.map_or(0, micros)),
             uncertain: settled_as(moving.uncertain).into(),
@@ -105,7 +105,7 @@ impl pb::Prepare {
 /// A lease as it was sent, and under which name and number it is known; `None`: it makes no sense.
 pub(super) fn read(
     lease: pb::MovingLease,
-    facts: Arc<Facts>,
+    facts: Arc<ConsumerSpec>,
     leader: Leader,
     at: Instant,
 ) -> Option<(InstanceId, LeaseId, Coming)> {
@@ -116,7 +116,7 @@ pub(super) fn read(
         pb::SettledAs::Nak => Some(Kind::Nak),
         pb::SettledAs::Term => Some(Kind::Term),
     };
-    let moving = Moving {
+    let moving = LeaseSnapshot {
         sequence: lease.sequence,
         consumer_sequence: lease.consumer_sequence,
         delivery_count: lease.delivery_count,
@@ -125,8 +125,8 @@ pub(super) fn read(
         ack_by: Duration::from_micros(lease.ack_by),
         doubt: Duration::from_micros(lease.doubt),
         until: match lease.deadline {
-            None => MovingUntil::JetStreamEnds,
-            Some(left) => MovingUntil::At(Duration::from_micros(left)),
+            None => SnapshotExpiry::JetStreamEnds,
+            Some(left) => SnapshotExpiry::At(Duration::from_micros(left)),
         },
         granted: granted(&lease),
         uncertain,

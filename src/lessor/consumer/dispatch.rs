@@ -2,21 +2,21 @@
 
 use std::time::Instant;
 
-use super::{Answer, Command, FeedTask};
+use super::{Answer, Command, ConsumerTask};
 use crate::{
     broker::Broker,
     clock,
     lease::GivenBack,
     lessor::{
         Error,
-        delivery::{Leased, Loan, Parcel},
+        delivery::{GrantedDelivery, LeasedDelivery, Loan},
         spec::encoded_size,
         table::Hold,
     },
     pump::{WaiterId, Why},
 };
 
-impl<B: Broker> FeedTask<B> {
+impl<B: Broker> ConsumerTask<B> {
     /// Takes in who else is about to join, so that one pull is for all of them: callers that were
     /// answered together come back together.
     pub(super) async fn gather(&mut self) {
@@ -31,8 +31,8 @@ impl<B: Broker> FeedTask<B> {
     pub(super) fn answer(
         &mut self,
         id: WaiterId,
-        messages: Vec<Parcel>,
-        too_large: Option<Parcel>,
+        messages: Vec<GrantedDelivery>,
+        too_large: Option<GrantedDelivery>,
         why: Why,
         now: Instant,
     ) {
@@ -59,9 +59,14 @@ impl<B: Broker> FeedTask<B> {
 
     /// Makes the leases the caller's own. What was lost in the meantime is left out. Without the right
     /// to ack, no lease is longer than the ack wait: nothing could keep it.
-    pub(super) fn lend(&self, parcels: Vec<Parcel>, lease: &Loan, now: Instant) -> Vec<Leased> {
+    pub(super) fn lend(
+        &self,
+        parcels: Vec<GrantedDelivery>,
+        lease: &Loan,
+        now: Instant,
+    ) -> Vec<LeasedDelivery> {
         self.lessor.books.with(|table| {
-            let lend = |parcel: Parcel| {
+            let lend = |parcel: GrantedDelivery| {
                 let length = lease.length.filter(|wanted| {
                     let ack_wait = parcel.facts.ack_wait_of(parcel.delivery.delivery_count);
                     *wanted < ack_wait || parcel.facts.ack_right.refused().is_none()
@@ -70,14 +75,14 @@ impl<B: Broker> FeedTask<B> {
                 table.note(parcel.id, |hold| hold.worker = Some(lease.worker.clone()));
                 let (deadline, settle_by) = (lent.deadline, lent.settle_by);
                 let leader = parcel.facts.lead.leader();
-                Some(Leased { id: parcel.id, deadline, settle_by, leader, parcel })
+                Some(LeasedDelivery { id: parcel.id, deadline, settle_by, leader, parcel })
             };
             parcels.into_iter().filter_map(lend).collect()
         })
     }
 
     /// An answer that nobody took goes to the next waiter.
-    pub(super) fn take_back(&mut self, parcels: Vec<Parcel>, now: Instant) {
+    pub(super) fn take_back(&mut self, parcels: Vec<GrantedDelivery>, now: Instant) {
         self.lessor.books.with(|table| {
             for parcel in &parcels {
                 table.note(parcel.id, |hold| hold.worker = None);
@@ -86,7 +91,7 @@ impl<B: Broker> FeedTask<B> {
                 }
             }
         });
-        let sized = |parcel: Parcel| {
+        let sized = |parcel: GrantedDelivery| {
             let (size, last) = (encoded_size(&parcel.delivery), parcel.last_attempt());
             (parcel, size, last)
         };
@@ -94,7 +99,7 @@ impl<B: Broker> FeedTask<B> {
     }
 
     /// Gives deliveries back to JetStream that nobody here wants.
-    pub(super) fn release(&self, parcels: Vec<Parcel>, now: Instant) {
+    pub(super) fn release(&self, parcels: Vec<GrantedDelivery>, now: Instant) {
         // Those that stay are dropped after the lock is: freeing places wakes others.
         let back: Vec<GivenBack<Hold>> = self.lessor.books.with(|table| {
             parcels.iter().filter_map(|parcel| table.give_back(parcel.id, now)).collect()

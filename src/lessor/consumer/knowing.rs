@@ -6,11 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{AWAY, Asking, FeedTask, INFO_RETRY, INFO_TIMEOUT, STEP, quarantine::Suspicion};
+use super::{AWAY, Asking, ConsumerTask, INFO_RETRY, INFO_TIMEOUT, STEP, quarantine::Quarantine};
 use crate::{
     broker::{Broker, ConsumerInfo, InfoError, Link},
     clock,
-    lessor::{Error, spec::Facts},
+    lessor::{Error, spec::ConsumerSpec},
 };
 
 /// A consumer that was known is looked for this long before callers are told that it is gone. A
@@ -41,7 +41,7 @@ impl fmt::Display for Unread {
     }
 }
 
-impl<B: Broker> FeedTask<B> {
+impl<B: Broker> ConsumerTask<B> {
     /// Asks INFO when it is due and opens an inbox when the consumer is known.
     pub(super) async fn prepare(&mut self) {
         let now = clock::now();
@@ -87,7 +87,7 @@ impl<B: Broker> FeedTask<B> {
         let lost_at = self.away_since.unwrap_or(now);
         self.away_since = match &link {
             Link::Up(_) => None,
-            Link::Down(_) | Link::Unfit(_) => self.away_since.or(Some(now)),
+            Link::Down(_) | Link::Unsupported(_) => self.away_since.or(Some(now)),
         };
         if let Link::Up(server) = &link {
             if self.learned_on != Some(server.epoch) {
@@ -145,12 +145,12 @@ impl<B: Broker> FeedTask<B> {
             tracing::info!(consumer = %self.name, "it was made anew: the leases of the old one end");
             self.end_leases();
             self.leading.forget();
-            (self.suspicion, self.looking) = (Suspicion::none(), None);
+            (self.suspicion, self.looking) = (Quarantine::none(), None);
         }
         // What is unsuitable now keeps the leases that it has.
         let known = self.facts.clone();
         let id = known.as_ref().map_or_else(|| self.lessor.next_consumer(), |facts| facts.id);
-        let mut facts = Facts::read(&self.name, id, &info)?;
+        let mut facts = ConsumerSpec::read(&self.name, id, &info)?;
         if let Some(known) = &known {
             facts.lead = known.lead.clone();
         }
@@ -200,7 +200,7 @@ impl<B: Broker> FeedTask<B> {
         let long = self.away_since.is_some_and(|since| now.duration_since(since) >= AWAY);
         let due = long && self.up();
         let Unread { why: Some(why), told, .. } = &mut self.unread else { return };
-        if due && told.as_ref() != Some(why) && self.lessor.unread.may_say(now) {
+        if due && told.as_ref() != Some(why) && self.lessor.unread.allow(now) {
             tracing::warn!(consumer = %self.name, why, "the consumer cannot be read");
             *told = Some(why.clone());
         }
@@ -233,7 +233,7 @@ impl<B: Broker> FeedTask<B> {
         }
     }
 
-    pub(super) fn retune(&self, old: &Facts, new: &Facts) {
+    pub(super) fn retune(&self, old: &ConsumerSpec, new: &ConsumerSpec) {
         if (old.ack_wait, &old.backoff) != (new.ack_wait, &new.backoff) {
             tracing::info!(consumer = %self.name, "its ack wait has changed");
             let ack_wait = |count| new.ack_wait_of(count);

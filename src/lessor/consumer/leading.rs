@@ -13,7 +13,7 @@
 
 use std::time::Instant;
 
-use super::{FeedTask, STEP};
+use super::{ConsumerTask, STEP};
 use crate::broker::{Broker, ConsumerInfo};
 
 #[derive(Debug)]
@@ -56,7 +56,7 @@ impl Leading {
     }
 }
 
-impl<B: Broker> FeedTask<B> {
+impl<B: Broker> ConsumerTask<B> {
     /// There may be another leader: asks, and asks anew if the answer on its way may not know.
     pub(super) fn doubt(&mut self, now: Instant) {
         if let Some(facts) = self.facts.as_ref().filter(|facts| facts.is_led_elsewhere()) {

@@ -3,14 +3,14 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    FeedTask,
+    ConsumerTask,
     sharing::{Places, wire_size},
 };
 use crate::{
     broker::{Arrival, Broker, BrokerError, Delivery, End, Inbox, Link, News, Pull},
     clock,
     lease::{LeaseId, Terms},
-    lessor::{Error, delivery::Parcel, spec::Facts, table::Hold},
+    lessor::{Error, delivery::GrantedDelivery, spec::ConsumerSpec, table::Hold},
     pump::{Allowance, PullEnd, Step},
 };
 
@@ -20,7 +20,7 @@ const CLOCKS: Duration = Duration::from_millis(250);
 /// How often it is looked whether leases of the consumer itself have ended, where it has its limit.
 pub(super) const STARVED: Duration = Duration::from_millis(100);
 
-impl<B: Broker> FeedTask<B> {
+impl<B: Broker> ConsumerTask<B> {
     /// Does what the pump says, until it has nothing more to say.
     pub(super) async fn perform(&mut self) {
         loop {
@@ -121,7 +121,7 @@ impl<B: Broker> FeedTask<B> {
         } else {
             self.places = None;
             self.sharing.unsent();
-            self.pump.ended(pull.no, PullEnd::Refused, now);
+            self.pump.ended(pull.no, PullEnd::ApiError, now);
         }
     }
 
@@ -171,7 +171,7 @@ impl<B: Broker> FeedTask<B> {
         }
         self.sharing.arrived(granted.iter().map(|(_, delivery)| wire_size(delivery)));
         for (id, delivery) in granted {
-            self.hand_on(Parcel { id, delivery, facts: facts.clone() }, now);
+            self.hand_on(GrantedDelivery { id, delivery, facts: facts.clone() }, now);
         }
         for (no, end) in ends {
             self.end_on(no, end, now);
@@ -196,26 +196,26 @@ impl<B: Broker> FeedTask<B> {
                 }
                 self.limited = true;
                 self.ask_at = now;
-                PullEnd::Refused
+                PullEnd::ApiError
             }
             End::LeaderGone => {
                 self.distrust(now);
                 self.missed(now);
-                PullEnd::Refused
+                PullEnd::ApiError
             }
             End::ConsumerGone => {
                 self.missed(now);
-                PullEnd::Refused
+                PullEnd::ApiError
             }
             End::Permission(subject) => {
                 self.fail_waiters(&Error::Permission(subject), now);
                 self.disconnected(now);
                 self.learned_on = None;
-                PullEnd::Refused
+                PullEnd::ApiError
             }
             End::Other(why) => {
                 tracing::warn!(consumer = %self.name, why, "a pull was refused");
-                PullEnd::Refused
+                PullEnd::ApiError
             }
         };
         self.sharing.ended(no, end);
@@ -258,7 +258,7 @@ fn age(delivery: &Delivery, now: Duration) -> Duration {
     (now + CLOCKS).saturating_sub(Duration::from_nanos(delivery.published))
 }
 
-fn terms(facts: &Facts, delivery: &Delivery, received: Instant) -> Terms {
+fn terms(facts: &ConsumerSpec, delivery: &Delivery, received: Instant) -> Terms {
     Terms {
         consumer: facts.id,
         sequence: delivery.stream_sequence,

@@ -65,7 +65,7 @@ pub(super) enum Barred {
 
 /// See the [module](self).
 #[derive(Debug)]
-pub(super) struct Suspicion {
+pub(super) struct Quarantine {
     standing: Standing,
     /// Where the last break was, until it is weighed.
     accused: Option<Place>,
@@ -88,7 +88,7 @@ enum Standing {
     },
 }
 
-impl Suspicion {
+impl Quarantine {
     pub(super) fn none() -> Self {
         Self {
             standing: Standing::Clear,
@@ -224,18 +224,18 @@ mod tests {
         Cause { out: 8 << 20, slow: true, surely, worked }
     }
 
-    fn broke(suspicion: &mut Suspicion, looked: &Looked, now: Instant) -> Option<Barred> {
+    fn broke(suspicion: &mut Quarantine, looked: &Looked, now: Instant) -> Option<Barred> {
         suspicion.accuse(suspicion.place());
         suspicion.weigh(looked, None, now)
     }
 
-    fn stands(suspicion: &Suspicion, now: Instant) -> (Place, Option<Barred>) {
+    fn stands(suspicion: &Quarantine, now: Instant) -> (Place, Option<Barred>) {
         (suspicion.place(), suspicion.fenced(now))
     }
 
     #[test]
     fn a_break_that_nothing_explains_is_forgiven_once_and_never_bars() {
-        let (mut suspicion, now) = (Suspicion::none(), clock::now());
+        let (mut suspicion, now) = (Quarantine::none(), clock::now());
         broke(&mut suspicion, &nothing(), now);
         assert_eq!(stands(&suspicion, now), (Place::Shared, None));
         for _ in 0..9 {
@@ -247,7 +247,7 @@ mod tests {
     #[test]
     fn a_cut_that_bytes_explain_changes_nothing() {
         for looked in [nothing(), denied(), Looked::Nothing { complete: false }] {
-            let (mut suspicion, now) = (Suspicion::none(), clock::now());
+            let (mut suspicion, now) = (Quarantine::none(), clock::now());
             for _ in 0..9 {
                 suspicion.accuse(suspicion.place());
                 assert_eq!(suspicion.weigh(&looked, Some(cause(true, false)), now), None);
@@ -259,7 +259,7 @@ mod tests {
     #[test]
     fn a_consumer_that_gets_its_messages_is_set_apart_at_most() {
         for looked in [denied(), Looked::Nothing { complete: false }] {
-            let (mut suspicion, now) = (Suspicion::none(), clock::now());
+            let (mut suspicion, now) = (Quarantine::none(), clock::now());
             for _ in 0..9 {
                 suspicion.accuse(suspicion.place());
                 assert_eq!(suspicion.weigh(&looked, Some(cause(false, true)), now), None);
@@ -271,7 +271,7 @@ mod tests {
     #[test]
     fn the_guilty_and_those_that_may_not_be_looked_at_are_set_apart_at_once() {
         for looked in [found(&[7]), found(&[]), denied()] {
-            let (mut suspicion, now) = (Suspicion::none(), clock::now());
+            let (mut suspicion, now) = (Quarantine::none(), clock::now());
             broke(&mut suspicion, &looked, now);
             assert_eq!(stands(&suspicion, now), (Place::Apart, None));
         }
@@ -279,7 +279,7 @@ mod tests {
 
     #[test]
     fn one_that_was_found_and_is_still_there_fences_off_for_a_time_that_doubles() {
-        let (mut suspicion, mut now) = (Suspicion::none(), clock::now());
+        let (mut suspicion, mut now) = (Quarantine::none(), clock::now());
         broke(&mut suspicion, &found(&[]), now);
         let barred = Some(Barred::Unreadable { needs: None });
         for seconds in [30, 60, 120, 240, 480, 600, 600] {
@@ -295,7 +295,7 @@ mod tests {
         let needs = Some("MSG.GET".to_owned());
         let blind = Looked::Nothing { complete: false };
         for (looked, needs) in [(denied(), needs), (blind, None)] {
-            let (mut suspicion, now) = (Suspicion::none(), clock::now());
+            let (mut suspicion, now) = (Quarantine::none(), clock::now());
             while suspicion.place() == Place::Shared {
                 assert_eq!(broke(&mut suspicion, &looked, now), None);
             }
@@ -309,7 +309,7 @@ mod tests {
 
     #[test]
     fn progress_does_not_fence_off_and_the_same_message_again_is_no_progress() {
-        let (mut suspicion, now) = (Suspicion::none(), clock::now());
+        let (mut suspicion, now) = (Quarantine::none(), clock::now());
         for sequence in 1..9 {
             broke(&mut suspicion, &found(&[1, sequence]), now);
             assert_eq!(stands(&suspicion, now), (Place::Apart, None));
@@ -320,7 +320,7 @@ mod tests {
 
     #[test]
     fn surviving_what_would_have_come_back_clears() {
-        let (mut suspicion, now) = (Suspicion::none(), clock::now());
+        let (mut suspicion, now) = (Quarantine::none(), clock::now());
         broke(&mut suspicion, &denied(), now);
         suspicion.pulled(SECOND * 30, now + SECOND * 31);
         assert!(!suspicion.outlived(now + SECOND * 60), "it was not pulled late enough");
@@ -334,7 +334,7 @@ mod tests {
 
     #[test]
     fn another_break_starts_the_time_anew() {
-        let (mut suspicion, now) = (Suspicion::none(), clock::now());
+        let (mut suspicion, now) = (Quarantine::none(), clock::now());
         broke(&mut suspicion, &denied(), now);
         suspicion.pulled(SECOND, now + SECOND * 5);
         broke(&mut suspicion, &found(&[1]), now + SECOND * 6);
@@ -343,7 +343,7 @@ mod tests {
 
     #[test]
     fn a_break_that_brought_nothing_of_it_changes_nothing() {
-        let (mut suspicion, now) = (Suspicion::none(), clock::now());
+        let (mut suspicion, now) = (Quarantine::none(), clock::now());
         suspicion.accuse(Place::Shared);
         suspicion.acquit();
         suspicion.weigh(&denied(), None, now);

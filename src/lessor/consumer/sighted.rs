@@ -25,13 +25,13 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{
-    FeedTask, INFO_RETRY,
+    ConsumerTask, INFO_RETRY,
     counting::{Counted, Counting},
     single::Single,
 };
 use crate::{
     broker::{Arrival, Broker, ConsumerInfo, End, Server},
-    lessor::{delivery::Parcel, sighting::Sighting, spec::encoded_size},
+    lessor::{delivery::GrantedDelivery, sighting::Sighting, spec::encoded_size},
 };
 
 /// What was seen of a consumer this long ago is still so: it is longer than a busy worker pauses between
@@ -43,7 +43,7 @@ const BELIEVED: Duration = Duration::from_secs(2);
 pub(super) type Told = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 enum Kept {
-    Message(Parcel),
+    Message(GrantedDelivery),
     End(u64, End),
 }
 
@@ -109,7 +109,7 @@ impl Sighted {
     }
 }
 
-impl<B: Broker> FeedTask<B> {
+impl<B: Broker> ConsumerTask<B> {
     /// Nothing stands against a pull.
     pub(super) fn may_pull(&self, now: Instant) -> bool {
         let known = self.facts.is_some();
@@ -229,7 +229,7 @@ impl<B: Broker> FeedTask<B> {
     }
 
     /// A delivery has been leased: it goes to the pump once the others know all that they must.
-    pub(super) fn hand_on(&mut self, parcel: Parcel, now: Instant) {
+    pub(super) fn hand_on(&mut self, parcel: GrantedDelivery, now: Instant) {
         if self.sighted.telling.is_some() {
             return self.sighted.kept_back.push_back(Kept::Message(parcel));
         }
@@ -246,7 +246,7 @@ impl<B: Broker> FeedTask<B> {
     }
 
     /// Takes out what nobody will be handed.
-    pub(super) fn take_kept_back(&mut self) -> Vec<Parcel> {
+    pub(super) fn take_kept_back(&mut self) -> Vec<GrantedDelivery> {
         let kept = std::mem::take(&mut self.sighted.kept_back).into_iter();
         let parcel = |kept| match kept {
             Kept::Message(parcel) => Some(parcel),

@@ -12,13 +12,13 @@ use std::{
 use tokio::time::timeout_at;
 
 use super::{
-    FeedTask,
+    ConsumerTask,
     quarantine::{Barred, Looked},
 };
 use crate::{
     broker::{
-        Arrival, Broker, BrokerError, Confirmation, ConsumerName, Denial, Inbox, InfoError, News,
-        Order, Place, Search, Unreadable, Verdict,
+        AckPublish, Arrival, Broker, BrokerError, Confirmation, ConsumerName, Denial, Inbox,
+        InfoError, News, Place, Search, Unreadable, Verdict,
     },
     clock,
     lessor::{Error, Lessor, Unsuitable, shares::Explained},
@@ -40,7 +40,7 @@ pub(super) struct Left<I> {
 
 pub(super) type Looking = Pin<Box<dyn Future<Output = Looked> + Send>>;
 
-impl<B: Broker> FeedTask<B> {
+impl<B: Broker> ConsumerTask<B> {
     /// The connection broke by what it brought, to us or to another.
     pub(super) fn broke(&mut self, now: Instant) {
         self.sharing.cut(self.on);
@@ -230,9 +230,9 @@ async fn look<B: Broker>(
     Looked::Found { terminated, needs }
 }
 
-fn term(message: &Unreadable) -> Order {
+fn term(message: &Unreadable) -> AckPublish {
     let verdict = Verdict::Term(format!("fetch-proxy: unreadable headers: {}", message.why));
-    Order { ack: message.ack.clone(), verdict, line: None, by: None }
+    AckPublish { ack: message.ack.clone(), verdict, line: None, by: None }
 }
 
 /// What the look has led to, while there is one.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fetch_proxy::lease::{Due, GivenBack, Kind, Lent, Outcome, Terms, ack_wait_of, margin};
+use fetch_proxy::lease::{Assigned, Due, GivenBack, Kind, Outcome, Terms, ack_wait_of, margin};
 
 use super::{ACK_BY, Desk, LeaseTable, OVER};
 
@@ -40,7 +40,7 @@ fn an_unset_lease_ends_with_jetstreams_patience_less_the_margin() {
     let id = desk.granted();
     let by = desk.at(ACK_BY);
     let lent = desk.table.lend(id, None, desk.at(500));
-    assert_eq!(lent, Ok(Lent { deadline: by, settle_by: by }));
+    assert_eq!(lent, Ok(Assigned { deadline: by, settle_by: by }));
     assert_eq!(desk.table.next_due(), Some(by));
 }
 

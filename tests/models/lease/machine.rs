@@ -15,7 +15,7 @@ use super::{
     naive::margin,
     reference::{Reference, ack_wait},
     replies::{Reply, Swept},
-    steps::{Arrival, Call, Edge, Step, ack_waits, longest, step},
+    steps::{Arrival, Call, Listener, Step, ack_waits, longest, step},
 };
 
 /// How many ends are remembered: few, so that histories outlive the memory.
@@ -73,13 +73,13 @@ impl World {
     }
 
     /// Where time goes: not back, and not to what never comes.
-    fn reach(&self, id: u64, edge: Edge) -> Option<i64> {
+    fn reach(&self, id: u64, edge: Listener) -> Option<i64> {
         let lease = self.table.leases.iter().find(|lease| lease.id == id)?;
         match edge {
-            Edge::Deadline => lease.deadline(),
-            Edge::AckBy => Some(lease.ack_by()),
-            Edge::Progress => Some(lease.progress_at()),
-            Edge::Release => Some(lease.ack_by() - margin(lease.ack_wait)),
+            Listener::Deadline => lease.deadline(),
+            Listener::AckBy => Some(lease.ack_by()),
+            Listener::Progress => Some(lease.progress_at()),
+            Listener::Release => Some(lease.ack_by() - margin(lease.ack_wait)),
         }
     }
 }
@@ -188,7 +188,7 @@ impl Tested {
     fn call(&mut self, id: LeaseId, call: Call, now: Instant, sent_at: Instant) -> Reply {
         match call {
             Call::Lend(length) => match self.table.lend(id, length.map(duration), now) {
-                Ok(lent) => Reply::Lent {
+                Ok(lent) => Reply::Assigned {
                     deadline: self.millis(lent.deadline),
                     settle_by: self.millis(lent.settle_by),
                 },

@@ -3,7 +3,9 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use fetch_proxy::lease::{Adopted, Found, Inheritance, Memories, Moving, MovingUntil};
+use fetch_proxy::lease::{
+    Adopted, AdoptedLeases, Found, LeaseSnapshot, OutcomeSlice, SnapshotExpiry,
+};
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
@@ -117,7 +119,7 @@ impl Old {
 }
 
 /// All that goes, as a hand-over would send it.
-fn leaving(table: &Table, now: Instant) -> (Vec<(LeaseId, Moving)>, Vec<Memories>) {
+fn leaving(table: &Table, now: Instant) -> (Vec<(LeaseId, LeaseSnapshot)>, Vec<OutcomeSlice>) {
     let (mut leases, mut after) = (Vec::new(), None);
     loop {
         let (some, next) = table.leaving(after, 3, now);
@@ -130,7 +132,7 @@ fn leaving(table: &Table, now: Instant) -> (Vec<(LeaseId, Moving)>, Vec<Memories
     let (mut memories, mut after) = (Vec::new(), None);
     while let Some(piece) = table.memories(after) {
         after = Some(piece.last());
-        memories.push(Memories::new(piece.first(), piece.nibbles().to_vec()));
+        memories.push(OutcomeSlice::new(piece.first(), piece.nibbles().to_vec()));
     }
     (leases, memories)
 }
@@ -138,11 +140,11 @@ fn leaving(table: &Table, now: Instant) -> (Vec<(LeaseId, Moving)>, Vec<Memories
 /// Takes all of it in, and what is then known of the old numbers.
 fn taken(
     table: &mut Table,
-    (leases, memories): &(Vec<(LeaseId, Moving)>, Vec<Memories>),
+    (leases, memories): &(Vec<(LeaseId, LeaseSnapshot)>, Vec<OutcomeSlice>),
     at: Instant,
     now: Instant,
-) -> Inheritance {
-    let mut inheritance = Inheritance::new();
+) -> AdoptedLeases {
+    let mut inheritance = AdoptedLeases::new();
     memories.iter().for_each(|piece| inheritance.remember(piece));
     for (there, moving) in leases {
         if let Adopted::Here(here, _) = table.adopt(moving, CONSUMER, at, "x", now) {
@@ -158,7 +160,7 @@ fn answer(table: &mut Table, id: LeaseId, kind: Kind, now: Instant) -> Result<bo
 
 /// What the token of an old lease is answered.
 fn answer_by(
-    inheritance: &Inheritance,
+    inheritance: &AdoptedLeases,
     table: &mut Table,
     old: LeaseId,
     kind: Kind,
@@ -279,7 +281,7 @@ fn what_was_lowered_moves_with_what_is_left_of_it() {
     let id = there.granted();
     there.table.lend(id, None, there.at(100)).unwrap();
     let moving = leaving(&there.table, there.at(1000)).0.pop().unwrap().1;
-    assert_eq!(moving.until, MovingUntil::At(Duration::from_millis(2100)));
+    assert_eq!(moving.until, SnapshotExpiry::At(Duration::from_millis(2100)));
 }
 
 /// An heir that knows of a leader of whom the leaver has not heard.
@@ -306,7 +308,7 @@ fn of_two_deliveries_of_a_message_the_newer_stays() {
     there.granted();
     let at = there.at(100);
     let moving = leaving(&there.table, at).0.pop().unwrap().1;
-    assert_eq!(moving.until, MovingUntil::JetStreamEnds);
+    assert_eq!(moving.until, SnapshotExpiry::JetStreamEnds);
 
     let mut here: Table = LeaseTable::new(there.origin, LONGEST, 64);
     let newer = Terms { consumer_sequence: 2, ..there.terms(1, 50) };
@@ -314,7 +316,7 @@ fn of_two_deliveries_of_a_message_the_newer_stays() {
     assert_eq!(here.adopt(&moving, CONSUMER, at, "moved", at), Adopted::Not("moved"));
     assert_eq!(answer(&mut here, newer, Kind::Ack, at), Ok(true));
 
-    let newest = Moving { consumer_sequence: 3, ..moving };
+    let newest = LeaseSnapshot { consumer_sequence: 3, ..moving };
     let mut here: Table = LeaseTable::new(there.origin, LONGEST, 64);
     let older = here.grant(there.terms(1, 50), "older").0;
     let Adopted::Here(id, Some("older")) = here.adopt(&newest, CONSUMER, at, "moved", at) else {
@@ -327,9 +329,9 @@ fn of_two_deliveries_of_a_message_the_newer_stays() {
 #[test]
 fn whatever_another_replica_tells_is_harmless() {
     let id = |number| LeaseId::new(number).unwrap();
-    let mut inheritance = Inheritance::new();
-    inheritance.remember(&Memories::new(id(u64::MAX), vec![0xff; 9]));
-    inheritance.remember(&Memories::new(id(1), Vec::new()));
+    let mut inheritance = AdoptedLeases::new();
+    inheritance.remember(&OutcomeSlice::new(id(u64::MAX), vec![0xff; 9]));
+    inheritance.remember(&OutcomeSlice::new(id(1), Vec::new()));
     for number in [1, 2, u64::MAX] {
         assert!(matches!(inheritance.find(id(number)), Found::Ended(_)));
     }

@@ -3,9 +3,9 @@
 use fetch_proxy::lease::Kind;
 
 /// A server that restarts cuts stored times to whole seconds.
-const CUT: i64 = 1000;
+const RESTORED_TIME_TRUNCATION: i64 = 1000;
 /// What was confirmed this shortly before a server forgot may be forgotten.
-const UNSTORED: i64 = 250;
+const UNPERSISTED_WINDOW: i64 = 250;
 
 /// When the start of a clock was stored that is not.
 pub(super) const NEVER: i64 = i64::MAX / 2;
@@ -57,7 +57,7 @@ pub(super) struct Lease {
 
 impl Lease {
     fn start(&self) -> i64 {
-        self.starts.last().unwrap().0 - if self.doubted { CUT } else { 0 }
+        self.starts.last().unwrap().0 - if self.doubted { RESTORED_TIME_TRUNCATION } else { 0 }
     }
 
     pub(super) fn ack_by(&self) -> i64 {
@@ -97,7 +97,7 @@ impl Lease {
     /// What was confirmed shortly before is undone, and what shortly before that.
     pub(super) fn distrust(&mut self, when: i64) {
         let mut forgot = when;
-        while self.starts.len() > 1 && forgot < self.starts.last().unwrap().1 + UNSTORED {
+        while self.starts.len() > 1 && forgot < self.starts.last().unwrap().1 + UNPERSISTED_WINDOW {
             forgot = self.starts.pop().unwrap().1;
         }
         self.doubted = true;

@@ -120,7 +120,7 @@ impl Reference {
                     Some(_) => Until::At(deadline),
                     None => Until::JetStreamEnds(latest),
                 };
-                Reply::Lent { deadline, settle_by: deadline.min(ack_by) }
+                Reply::Assigned { deadline, settle_by: deadline.min(ack_by) }
             },
         )
     }

@@ -9,7 +9,7 @@ use fetch_proxy::lease::{self, Kind};
 pub(super) enum Reply {
     Nothing,
     Granted { id: u64, superseded: Option<u64> },
-    Lent { deadline: i64, settle_by: i64 },
+    Assigned { deadline: i64, settle_by: i64 },
     Extended(i64),
     Publish,
     Duplicate,

@@ -35,7 +35,7 @@ pub(super) enum Step {
     /// Time goes on to an edge of a lease's clocks, or beside it.
     Reach {
         back: u64,
-        edge: Edge,
+        edge: Listener,
         offset: i64,
     },
     Tick(i64),
@@ -56,7 +56,7 @@ pub(super) enum Call {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Edge {
+pub(super) enum Listener {
     Deadline,
     AckBy,
     Progress,
@@ -133,7 +133,8 @@ fn arrival() -> impl Strategy<Value = Arrival> {
 pub(super) fn step() -> impl Strategy<Value = Step> {
     let name = || 0..2_usize;
     let ago = prop_oneof![tens(0..4), tens(0..30)];
-    let edge = select(vec![Edge::Deadline, Edge::AckBy, Edge::Progress, Edge::Release]);
+    let edge =
+        select(vec![Listener::Deadline, Listener::AckBy, Listener::Progress, Listener::Release]);
     prop_oneof![
         8 => arrival().prop_map(Step::Grant),
         36 => (back(), call(), prop::bool::weighted(0.2))

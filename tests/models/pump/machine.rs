@@ -50,7 +50,7 @@ impl ReferenceStateMachine for Acts {
             2 => Just(PullEnd::RequestsPending),
             2 => Just(PullEnd::TooLarge),
             1 => Just(PullEnd::Spent),
-            1 => Just(PullEnd::Refused),
+            1 => Just(PullEnd::ApiError),
         ];
         let act = prop_oneof![
             20 => (pass, late).prop_map(|(ms, late)| Act::Pass { ms, late }),

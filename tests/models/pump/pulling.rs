@@ -150,7 +150,7 @@ fn after_a_refusal_the_next_pull_waits_100_ms() {
     let mut desk = Desk::new();
     desk.join(9, 30_000);
     desk.pull();
-    desk.end(1, PullEnd::Refused);
+    desk.end(1, PullEnd::ApiError);
     assert_eq!(desk.steps_at(99), []);
     assert_eq!(desk.steps_at(100).len(), 1);
 }
@@ -172,7 +172,7 @@ fn a_pull_whose_end_is_lost_has_ended_a_second_after_it_expired() {
     desk.pull();
     assert_eq!(desk.steps_at(5999), []);
     assert_eq!(desk.steps_at(6000).len(), 1);
-    desk.end(1, PullEnd::Refused);
+    desk.end(1, PullEnd::ApiError);
     desk.ms = 7000;
     assert_eq!(desk.steps(), [], "the second is still open");
 }

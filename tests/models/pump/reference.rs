@@ -71,7 +71,7 @@ pub(super) struct Pull {
     pub(super) max_bytes: Option<u64>,
     got: u32,
     issued_at: u64,
-    stirred: u64,
+    last_activity: u64,
     covers: Option<WaiterId>,
     whole: bool,
     /// It was allowed fewer bytes than wanted, or fewer messages.
@@ -163,7 +163,7 @@ impl Reference {
     pub(super) fn arrived(&mut self, message: Message, now: u64) {
         if let Some(pull) = &mut self.pull {
             pull.got += 1;
-            pull.stirred = now;
+            pull.last_activity = now;
             if pull.got == pull.batch {
                 let short = pull.short;
                 self.no_pull();
@@ -196,13 +196,13 @@ impl Reference {
             PullEnd::TooLarge if pull.got > 0 || escalates => (false, false, (0, 0)),
             PullEnd::TooLarge if was_uncapped => (false, true, (100, 100)),
             PullEnd::TooLarge => (false, true, (0, 0)),
-            PullEnd::Refused => (!pull.no_wait, was_uncapped, (100, 100)),
+            PullEnd::ApiError => (!pull.no_wait, was_uncapped, (100, 100)),
         };
         let limit = end == PullEnd::Spent || end == PullEnd::TooLarge && !uncapped;
         self.more_by = (limit && pull.short).then_some(now + 5);
         self.whole = match end {
             PullEnd::TooLarge => escalates,
-            PullEnd::RequestsPending | PullEnd::Refused => pull.whole,
+            PullEnd::RequestsPending | PullEnd::ApiError => pull.whole,
             PullEnd::Done | PullEnd::Spent => false,
         };
         self.pause = (now + pause.0, now + pause.1);
@@ -299,7 +299,7 @@ impl Reference {
     fn quiet_at(&self) -> Option<u64> {
         self.pull.as_ref().map_or(self.more_by, |pull| {
             let travels = pull.goes_on && pull.got == 0;
-            Some(pull.stirred + if travels { 100 } else { 5 })
+            Some(pull.last_activity + if travels { 100 } else { 5 })
         })
     }
 
@@ -308,7 +308,7 @@ impl Reference {
         if !waiter.want.no_wait {
             return waiter.end;
         }
-        let silent = |pull: &Pull| pull.stirred.max(waiter.joined) + 100;
+        let silent = |pull: &Pull| pull.last_activity.max(waiter.joined) + 100;
         let end = waiter.joined + 1000;
         self.pull.as_ref().map_or(end, |pull| end.min(silent(pull)))
     }
@@ -350,7 +350,7 @@ impl Reference {
             max_bytes: (!self.uncapped).then_some(bytes),
             got: 0,
             issued_at: now,
-            stirred: now,
+            last_activity: now,
             covers: self.waiters.last().map(|waiter| waiter.id),
             whole: self.whole,
             short_of_bytes,

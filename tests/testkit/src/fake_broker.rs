@@ -9,9 +9,9 @@ use std::{
 
 use fetch_proxy::{
     broker::{
-        AckPolicy, AckSubject, Arrival, Broker, BrokerError, Confirmation, ConsumerInfo,
-        ConsumerName, Delivery, Denial, End, Inbox, InfoError, JetStream, Leader, Link, News,
-        Order, Place, Pull, Search, Server, Unreadable, Verdict,
+        AckPolicy, AckPublish, AckSubject, Arrival, Broker, BrokerError, Confirmation,
+        ConsumerInfo, ConsumerName, Delivery, Denial, End, Inbox, InfoError, JetStream, Leader,
+        Link, News, Place, Pull, Search, Server, Unreadable, Verdict,
     },
     clock,
     lessor::Limits,
@@ -340,7 +340,7 @@ impl State {
     }
 
     /// What becomes of an order, and what is said of it.
-    fn meet(&mut self, order: &Order, fault: Option<Fault>) -> Result<(), BrokerError> {
+    fn meet(&mut self, order: &AckPublish, fault: Option<Fault>) -> Result<(), BrokerError> {
         let gone = self.info.is_none();
         if fault != Some(Fault::Unsent) {
             self.published.push(order.verdict.clone());
@@ -355,7 +355,7 @@ impl State {
     }
 
     /// Everything is known by the stream sequence alone: JetStream does not fence.
-    fn apply(&mut self, order: &Order, now: Instant) {
+    fn apply(&mut self, order: &AckPublish, now: Instant) {
         let tokens: Vec<&str> = order.ack.0.split('.').collect();
         let sequence: u64 = tokens[5].parse().unwrap();
         let Some(info) = &self.info else { return };
@@ -434,7 +434,7 @@ impl Broker for FakeBroker {
 
     async fn settle(
         &self,
-        orders: Vec<Order>,
+        orders: Vec<AckPublish>,
         _: Confirmation,
         until: Instant,
     ) -> Vec<Result<(), BrokerError>> {
