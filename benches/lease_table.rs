@@ -13,7 +13,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fetch_proxy::lease::{Begun, ConsumerId, Due, Kind, LeaseId, LeaseTable, Outcome, Terms};
+use fetch_proxy::lease::{
+    BeginResult, ConsumerId, Due, LeaseId, LeaseTable, PublishOutcome, SettleKind, Terms,
+};
 
 /// Leases held at once.
 const HELD: u64 = 1_000_000;
@@ -69,10 +71,10 @@ fn cycles(table: &mut LeaseTable<Hold>, first: u64, now: Instant) -> u128 {
     for number in first..first + CYCLES {
         let (terms, hold) = delivery(number, now);
         let (id, _) = table.grant(terms, hold);
-        black_box(table.lend(id, None, now)).expect("just granted");
-        let begun = table.begin(id, Kind::Ack, now).expect("just lent");
-        assert!(matches!(begun, Begun::Publish(_)));
-        black_box(table.finish(id, Outcome::Confirmed, now));
+        black_box(table.assign(id, None, now)).expect("just granted");
+        let begun = table.begin(id, SettleKind::Ack, now).expect("just lent");
+        assert!(matches!(begun, BeginResult::Publish(_)));
+        black_box(table.finish(id, PublishOutcome::Confirmed, now));
     }
     began.elapsed().as_nanos() / u128::from(CYCLES)
 }
@@ -90,7 +92,7 @@ fn grant(table: &mut LeaseTable<Hold>, now: Instant) -> Vec<LeaseId> {
 fn lend(table: &mut LeaseTable<Hold>, ids: &[LeaseId], now: Instant) {
     let mut calls = Calls::new("lend");
     for id in ids {
-        calls.time(|| table.lend(*id, Some(LEASE), now)).expect("just granted");
+        calls.time(|| table.assign(*id, Some(LEASE), now)).expect("just granted");
     }
 }
 

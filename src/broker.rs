@@ -42,7 +42,7 @@ pub trait Broker: Send + Sync + 'static {
     fn open(
         &self,
         name: &ConsumerName,
-        place: Place,
+        kind: ConnectionKind,
     ) -> impl Future<Output = Result<Self::Inbox, BrokerError>> + Send;
 
     /// Looks among the consumer's unsettled deliveries for messages that break every connection that
@@ -84,24 +84,24 @@ pub trait Inbox: Send + 'static {
     ///
     /// # Errors
     /// [`BrokerError::Unsent`] when the connection is gone: nothing will arrive for this pull.
-    fn pull(&mut self, pull: Pull) -> impl Future<Output = Result<(), BrokerError>> + Send;
+    fn pull(&mut self, pull: PullRequest) -> impl Future<Output = Result<(), BrokerError>> + Send;
 
     /// Backoff for at least one arrival and appends what is there to `into`. Cancel-safe.
-    fn next(&mut self, into: &mut Vec<Arrival>) -> impl Future<Output = News> + Send;
+    fn next(&mut self, into: &mut Vec<Arrival>) -> impl Future<Output = InboxEvent> + Send;
 }
 
 /// On which connection an inbox is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum ConnectionKind {
     /// The one that all consumers share.
     Shared,
     /// One of its own.
-    Apart,
+    Dedicated,
 }
 
 /// What [`Inbox::next`] has waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum News {
+pub enum InboxEvent {
     /// Something has arrived.
     Arrived,
     /// The connection is gone, and everything that it brought has been read.
@@ -168,7 +168,7 @@ pub struct Server {
     /// Counts connections from 1: another number is another connection.
     pub epoch: u64,
     /// The same of the connection over which replicas talk: between the two nothing was heard.
-    pub heard: u64,
+    pub bus_epoch: u64,
     /// A new one with every start of the server: another id has no memory of what the last one
     /// promised, unless it is replicated.
     pub id: String,
@@ -264,7 +264,7 @@ pub enum AckPolicy {
 
 /// One pull request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pull {
+pub struct PullRequest {
     /// Names the pull in [`Arrival::End`]; unique within an inbox.
     pub no: u64,
     /// Most messages that it brings.
@@ -287,13 +287,13 @@ pub enum Arrival {
         /// Which pull.
         no: u64,
         /// Why.
-        end: End,
+        end: PullEnd,
     },
 }
 
 /// Why a pull ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum End {
+pub enum PullEnd {
     /// Its time is over, or it brought all there was.
     Done,
     /// Other pulls already wait for what is pending.
@@ -355,11 +355,11 @@ pub struct AckPublish {
     /// The delivery.
     pub ack: AckSubject,
     /// What to say of it.
-    pub verdict: Verdict,
+    pub kind: AckKind,
     /// Orders of one line are for one consumer that handles what it is told in order and keeps no
     /// copies, so the answer to a later one answers for those before it. `None`: each is answered
     /// by itself, because a change of leader can come between any two.
-    pub line: Option<u32>,
+    pub confirm_group: Option<u32>,
     /// It arrives by then, or never: later the message may be somebody else's. A broker gives up a
     /// connection for that, with all that it has not sent yet.
     pub by: Option<Instant>,
@@ -367,7 +367,7 @@ pub struct AckPublish {
 
 /// What can be said of a delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
+pub enum AckKind {
     /// Done.
     Ack,
     /// Deliver it again; after the delay, when there is one.

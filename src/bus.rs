@@ -13,7 +13,7 @@ pub const PREFIX: &str = "_fetchproxy.";
 /// Carries messages between replicas.
 pub trait Bus: Send + Sync + 'static {
     /// Asks whoever listens on `subject`, and waits for the answer until `until`.
-    fn ask(
+    fn request(
         &self,
         subject: &str,
         question: Bytes,
@@ -21,7 +21,7 @@ pub trait Bus: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Bytes, RequestError>> + Send;
 
     /// Says something to all who listen on `subject`; nobody looks whether it arrives.
-    fn tell(
+    fn publish(
         &self,
         subject: &str,
         message: Bytes,
@@ -29,16 +29,16 @@ pub trait Bus: Send + Sync + 'static {
     ) -> impl Future<Output = ()> + Send;
 
     /// Listens on exactly these subjects from now on, over the loss of connections.
-    fn listen(&self, subjects: Vec<String>);
+    fn subscribe(&self, subjects: Vec<String>);
 
     /// Backoff for the next thing that is said on a subject that is listened on. Where one connection
     /// follows another it may be heard twice. Cancel-safe.
-    fn hear(&self) -> impl Future<Output = Heard> + Send;
+    fn next(&self) -> impl Future<Output = Incoming> + Send;
 }
 
 /// Something that was said.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Heard {
+pub struct Incoming {
     /// Where.
     pub subject: String,
     /// What.

@@ -43,7 +43,7 @@ use self::{
     compatibility::Service,
     handover::Prepared,
     members::Members,
-    ownership::Names,
+    ownership::Ownership,
     replay::Recent,
     sighting::{SIGHTING, next},
 };
@@ -53,7 +53,7 @@ pub use self::{
 };
 use crate::{
     broker::Broker,
-    bus::{Bus, Heard, PREFIX, RequestError},
+    bus::{Bus, Incoming, PREFIX, RequestError},
     clock,
     keys::Keys,
     lessor::{Lessor, Telling},
@@ -91,13 +91,13 @@ pub struct Peers<B: Broker + Bus> {
     name: String,
     /// By the wall clock, in milliseconds since the Unix epoch, and by ours.
     started: (u64, Instant),
-    names: Mutex<Names>,
+    names: Mutex<Ownership>,
     /// Read while something is settled, written while our leases are handed over.
     gate: RwLock<()>,
     prepared: Mutex<Prepared>,
     /// What the others are to be told of consumers; taken by who runs.
     sightings: Mutex<Option<UnboundedReceiver<Telling>>>,
-    roster: Mutex<Members>,
+    members: Mutex<Members>,
     service: Mutex<Service>,
     clocks: Mutex<Clocks>,
     /// The uptime in our last beat.
@@ -112,7 +112,7 @@ pub struct Peers<B: Broker + Bus> {
     stop: CancellationToken,
 }
 
-/// Names a question; each has one of its own.
+/// Ownership a question; each has one of its own.
 pub type Nonce = [u8; 24];
 
 type Answering = Pin<Box<dyn Future<Output = Option<Vec<u8>>> + Send>>;
@@ -146,10 +146,10 @@ impl<B: Broker + Bus> Peers<B> {
             us,
             name: name.to_owned(),
             started: (unix, clock::now()),
-            names: Mutex::new(Names::new(us)),
+            names: Mutex::new(Ownership::new(us)),
             gate: RwLock::new(()),
             prepared: Mutex::default(),
-            roster: Mutex::default(),
+            members: Mutex::default(),
             service: Mutex::default(),
             clocks: Mutex::default(),
             beaten: AtomicU64::new(0),
@@ -164,7 +164,7 @@ impl<B: Broker + Bus> Peers<B> {
 
     /// Keeps our leases here for as long as this is held: what is settled meanwhile is settled
     /// before they go to another replica. Backoff while they do.
-    pub async fn still(&self) -> OwnershipGuard<'_> {
+    pub async fn lock_ownership(&self) -> OwnershipGuard<'_> {
         OwnershipGuard::new(&self.names, self.gate.read().await)
     }
 
@@ -202,7 +202,7 @@ impl<B: Broker + Bus> Peers<B> {
     ) -> Result<Vec<u8>, Unanswered> {
         let nonce = nonce()?;
         let frame = self.keys.sealer().seal_frame(subject, question, nonce);
-        match self.lessor.broker().ask(subject, frame.into(), until).await {
+        match self.lessor.broker().request(subject, frame.into(), until).await {
             Ok(answer) => {
                 let opened = self.keys.sealer().open_frame(&answer_to(subject, nonce), &answer);
                 opened.map_err(|_| Unanswered::Silent)
@@ -238,7 +238,7 @@ impl<B: Broker + Bus> Peers<B> {
                     self.beat().await;
                     (spoke, speak_at) = (Some(clock::now()), None);
                 }
-                heard = self.lessor.broker().hear() => self.heard(heard, &answer),
+                heard = self.lessor.broker().next() => self.heard(heard, &answer),
                 Some(telling) = next(&mut sightings) => {
                     drop(self.tasks.spawn(self.clone().pass_on(telling)));
                 }
@@ -264,7 +264,7 @@ impl<B: Broker + Bus> Peers<B> {
         let now = clock::now();
         self.prepared().tidy(now);
         self.tell_of_the_lost(now);
-        self.keys.common(self.roster().common_keys(&self.key_ids(), now));
+        self.keys.common(self.members().common_keys(&self.key_ids(), now));
         let mut names = self.names();
         for (_, leases) in names.inherited() {
             if !leases.taken().any(|(_, here)| self.lessor.is_held(here)) {
@@ -278,7 +278,7 @@ impl<B: Broker + Bus> Peers<B> {
         }
     }
 
-    fn names(&self) -> MutexGuard<'_, Names> {
+    fn names(&self) -> MutexGuard<'_, Ownership> {
         lock(&self.names)
     }
 
@@ -286,14 +286,14 @@ impl<B: Broker + Bus> Peers<B> {
         self.keys.sealer().ring().ids().into_iter().collect()
     }
 
-    fn heard<F>(self: &Arc<Self>, heard: Heard, answer: &impl Fn(Nonce, Vec<u8>) -> F)
+    fn heard<F>(self: &Arc<Self>, heard: Incoming, answer: &impl Fn(Nonce, Vec<u8>) -> F)
     where
         F: Future<Output = Option<Vec<u8>>> + Send + 'static,
     {
         if heard.subject == self.beat_subject() {
             return self.heard_beat(&heard.message);
         }
-        let Heard { subject, message, reply: Some(reply) } = heard else { return };
+        let Incoming { subject, message, reply: Some(reply) } = heard else { return };
         let Ok(question) = self.keys.sealer().open_frame(&subject, &message) else {
             if self.unopened.allow(clock::now()) {
                 tracing::warn!(
@@ -325,7 +325,7 @@ impl<B: Broker + Bus> Peers<B> {
             let channel = answer_to(&subject, asked);
             let frame = peers.keys.sealer().seal_frame(&channel, &answer, nonce);
             let until = clock::now() + BEAT;
-            peers.lessor.broker().tell(&reply, frame.into(), until).await;
+            peers.lessor.broker().publish(&reply, frame.into(), until).await;
         });
     }
 
@@ -338,11 +338,11 @@ impl<B: Broker + Bus> Peers<B> {
     /// Somebody may answer for this name in a moment.
     fn may_be_there(&self, owner: InstanceId) -> bool {
         let now = clock::now();
-        now.duration_since(self.started.1) < ACQUAINTED || self.roster().answers_for(owner, now)
+        now.duration_since(self.started.1) < ACQUAINTED || self.members().answers_for(owner, now)
     }
 
-    fn roster(&self) -> MutexGuard<'_, Members> {
-        lock(&self.roster)
+    fn members(&self) -> MutexGuard<'_, Members> {
+        lock(&self.members)
     }
 
     fn subject(&self, name: InstanceId, what: &str) -> String {
@@ -354,7 +354,7 @@ impl<B: Broker + Bus> Peers<B> {
         let asked = names.into_iter().map(|name| self.subject(name, SETTLE));
         let of_us = [HANDOVER, SIGHTING].map(|what| self.subject(self.us, what));
         let all = std::iter::once(self.beat_subject()).chain(of_us);
-        self.lessor.broker().listen(asked.chain(all).collect());
+        self.lessor.broker().subscribe(asked.chain(all).collect());
     }
 }
 

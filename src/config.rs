@@ -19,7 +19,7 @@ pub use self::{
 use crate::{
     grpc::{CallLimits, ListenerLimits, MOST_MAX_BYTES, SHORTEST_LEASE},
     keys::{Keys, KeysError},
-    lessor::Limits,
+    lessor::LeaseLimits,
     nats::{Auth, Settings, parse_servers},
     secrets::{self, OpenTo},
 };
@@ -54,7 +54,7 @@ pub struct Serve {
     /// What people call this replica.
     pub replica_name: String,
     /// How much is taken on.
-    pub limits: Limits,
+    pub limits: LeaseLimits,
     /// How many connections of clients, and for how long.
     pub edge: ListenerLimits,
     /// How many calls, and how many bytes for them.
@@ -141,7 +141,7 @@ impl Serve {
             keys: Keys::load(token_key_file, &cluster)?,
             cluster,
             replica_name: replica_name.unwrap_or_else(host_name),
-            limits: Limits {
+            limits: LeaseLimits {
                 max_leases,
                 max_lease,
                 max_leases_per_consumer: max_leases_per_consumer.unwrap_or(max_leases),

@@ -38,7 +38,7 @@ pub use self::{
         MOST_SETTLEMENTS, SHORTEST_LEASE,
     },
     edge::{ListenerLimits, turned_away},
-    hand::{Hand, wire},
+    hand::{Client, wire},
     health::{Health, LIVENESS},
     ops::serve_ops,
     probe::probe,

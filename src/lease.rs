@@ -57,8 +57,8 @@ pub use self::{
     handover::{Adopted, AdoptedLeases, Found, OutcomeSlice},
     time::{ack_wait_of, margin},
     types::{
-        After, Assigned, Begun, ConsumerId, Due, GivenBack, Kind, LeaseId, LeaseSnapshot, Outcome,
-        Refusal, SnapshotExpiry, Terms,
+        Assigned, BeginResult, ConsumerId, Due, GivenBack, LeaseError, LeaseId, LeaseSnapshot,
+        LeaseStatus, PublishOutcome, SettleKind, SnapshotExpiry, Terms,
     },
 };
 
@@ -105,15 +105,15 @@ impl<T> LeaseTable<T> {
     ///
     /// # Errors
     /// When it is not held any more.
-    pub fn lend(
+    pub fn assign(
         &mut self,
         id: LeaseId,
         length: Option<Duration>,
         now: Instant,
-    ) -> Result<Assigned, Refusal> {
+    ) -> Result<Assigned, LeaseError> {
         let now = self.advance(now);
         let (length, latest) = (length.map(nanos), now + self.longest);
-        let lease = self.change(id, now, |lease| lease.lend(length, now, latest))?;
+        let lease = self.change(id, now, |lease| lease.assign(length, now, latest))?;
         let (deadline, ack_by) = (lease.deadline(), lease.ack_by());
         let settle_by = self.origin.at(deadline.min(ack_by));
         Ok(Assigned { deadline: self.origin.at(deadline), settle_by })
@@ -130,7 +130,7 @@ impl<T> LeaseTable<T> {
         id: LeaseId,
         length: Option<Duration>,
         now: Instant,
-    ) -> Result<Instant, Refusal> {
+    ) -> Result<Instant, LeaseError> {
         let now = self.advance(now);
         let (length, latest) = (length.map(nanos), now + self.longest);
         let lease = self.change(id, now, |lease| lease.extend(length, now, latest))?;
@@ -150,37 +150,42 @@ impl<T> LeaseTable<T> {
     /// Lets a settlement through, if the lease is alive and nobody else is settling it.
     ///
     /// # Errors
-    /// See [`Refusal`].
+    /// See [`LeaseError`].
     pub fn begin(
         &mut self,
         id: LeaseId,
-        kind: Kind,
+        kind: SettleKind,
         now: Instant,
-    ) -> Result<Begun<'_, T>, Refusal> {
+    ) -> Result<BeginResult<'_, T>, LeaseError> {
         let now = self.advance(now);
         let again = match self.standing(id, now).map(|lease| lease.state) {
             Ok(State::Held) => false,
             Ok(State::Uncertain(by)) if by == kind => true,
-            Ok(State::Uncertain(by)) => return Err(Refusal::Settled { by }),
-            Ok(State::Settling { .. }) => return Err(Refusal::Busy),
-            Err(Refusal::Settled { by }) if by == kind => return Ok(Begun::Duplicate),
-            Err(refusal) => return Err(refusal),
+            Ok(State::Uncertain(by)) => return Err(LeaseError::Settled { by }),
+            Ok(State::Settling { .. }) => return Err(LeaseError::Busy),
+            Err(LeaseError::Settled { by }) if by == kind => return Ok(BeginResult::Duplicate),
+            Err(error) => return Err(error),
         };
         self.store.update(id, |lease| lease.state = State::Settling { kind, again });
-        let lease = self.store.get(id).ok_or(Refusal::Expired { forgotten: true })?;
-        Ok(Begun::Publish(&lease.payload))
+        let lease = self.store.get(id).ok_or(LeaseError::Expired { forgotten: true })?;
+        Ok(BeginResult::Publish(&lease.payload))
     }
 
     /// What came of a settlement that [`LeaseTable::begin`] let through. The payload comes out when
     /// the lease leaves the table by this.
     ///
     /// A settlement that was not sent and finds the deadline passed leaves the lease to the next
-    /// sweep, which may release it, though it is [`After::Gone`] for its holder.
-    pub fn finish(&mut self, id: LeaseId, outcome: Outcome, now: Instant) -> (After, Option<T>) {
+    /// sweep, which may release it, though it is [`LeaseStatus::Gone`] for its holder.
+    pub fn finish(
+        &mut self,
+        id: LeaseId,
+        outcome: PublishOutcome,
+        now: Instant,
+    ) -> (LeaseStatus, Option<T>) {
         let now = self.advance(now);
         let Some(lease) = self.store.get(id) else {
             self.finish_overtaken(id, outcome);
-            return (After::Gone, None);
+            return (LeaseStatus::Gone, None);
         };
         let State::Settling { kind, again } = lease.state else {
             return (self.after(id, now), None);
@@ -190,7 +195,7 @@ impl<T> LeaseTable<T> {
                 self.store.update(id, |lease| lease.state = state);
                 (self.after(id, now), None)
             }
-            Err(ended) => (After::Gone, self.store.remove(id, ended)),
+            Err(ended) => (LeaseStatus::Gone, self.store.remove(id, ended)),
         }
     }
 
@@ -260,34 +265,34 @@ impl<T> LeaseTable<T> {
         id: LeaseId,
         now: Nanos,
         change: impl FnOnce(&mut Lease<T>),
-    ) -> Result<&Lease<T>, Refusal> {
+    ) -> Result<&Lease<T>, LeaseError> {
         match self.standing(id, now)?.state {
             State::Held => self.store.update(id, change),
-            State::Uncertain(by) => return Err(Refusal::Settled { by }),
-            State::Settling { .. } => return Err(Refusal::Busy),
+            State::Uncertain(by) => return Err(LeaseError::Settled { by }),
+            State::Settling { .. } => return Err(LeaseError::Busy),
         }
-        self.store.get(id).ok_or(Refusal::Expired { forgotten: true })
+        self.store.get(id).ok_or(LeaseError::Expired { forgotten: true })
     }
 
     /// A lease that is not over, by any clock that applies to its state. It answers as if the
     /// sweep had already come to it.
-    fn standing(&self, id: LeaseId, now: Nanos) -> Result<&Lease<T>, Refusal> {
-        let lease = self.store.get(id).ok_or_else(|| self.refusal(id))?;
+    fn standing(&self, id: LeaseId, now: Nanos) -> Result<&Lease<T>, LeaseError> {
+        let lease = self.store.get(id).ok_or_else(|| self.error(id))?;
         let over = match lease.state {
             State::Held => self.is_over(lease, now) || now >= lease.deadline(),
             State::Uncertain(_) => self.is_over(lease, now),
             State::Settling { .. } => false,
         };
-        if over { Err(Refusal::Expired { forgotten: false }) } else { Ok(lease) }
+        if over { Err(LeaseError::Expired { forgotten: false }) } else { Ok(lease) }
     }
 
     /// Why a lease that is not in the table is not.
-    fn refusal(&self, id: LeaseId) -> Refusal {
+    fn error(&self, id: LeaseId) -> LeaseError {
         match self.store.ended(id) {
-            Some(Ended::Settled(by)) => Refusal::Settled { by },
-            Some(Ended::Lapsed | Ended::Lost) => Refusal::Expired { forgotten: false },
-            Some(Ended::Overtaken(_)) => Refusal::Busy,
-            None => Refusal::Expired { forgotten: true },
+            Some(Ended::Settled(by)) => LeaseError::Settled { by },
+            Some(Ended::Lapsed | Ended::Lost) => LeaseError::Expired { forgotten: false },
+            Some(Ended::Overtaken(_)) => LeaseError::Busy,
+            None => LeaseError::Expired { forgotten: true },
         }
     }
 
@@ -297,17 +302,17 @@ impl<T> LeaseTable<T> {
     }
 
     /// Where a lease stands for its holder.
-    fn after(&self, id: LeaseId, now: Nanos) -> After {
+    fn after(&self, id: LeaseId, now: Nanos) -> LeaseStatus {
         match self.standing(id, now).map(|lease| lease.state) {
-            Ok(State::Held) => After::Held,
-            Ok(State::Settling { .. } | State::Uncertain(_)) => After::Uncertain,
-            Err(_) => After::Gone,
+            Ok(State::Held) => LeaseStatus::Held,
+            Ok(State::Settling { .. } | State::Uncertain(_)) => LeaseStatus::Uncertain,
+            Err(_) => LeaseStatus::Gone,
         }
     }
 
     /// The outcome of a settlement whose message arrived anew meanwhile: the commonest case is a
     /// Nak whose redelivery is faster than its confirmation. It only says how the lease ended.
-    fn finish_overtaken(&mut self, id: LeaseId, outcome: Outcome) {
+    fn finish_overtaken(&mut self, id: LeaseId, outcome: PublishOutcome) {
         if let Some(Ended::Overtaken(kind)) = self.store.ended(id)
             && let Err(ended) = conclude(kind, true, outcome, true)
         {

@@ -46,17 +46,17 @@ pub use self::{
     codec::Codec,
     delivery::LeasedDelivery,
     error::{Error, Unsuitable},
-    fetch::{Empty, FetchParams, Fetched, Patience, Rejected, RejectedCause},
-    handover::{Coming, Leaving, Places},
-    settle::{Action, Ask, Settled},
+    fetch::{CallerDeadline, Empty, FetchParams, Fetched, Rejected, RejectedCause},
+    handover::{IncomingLease, OutgoingLease, ReservedLeases},
+    settle::{Action, SettleItem, Settled},
     sighting::{Sighting, Telling},
     spec::{ConsumerSpec, SHORTEST_ACK_WAIT},
 };
 use self::{
-    consumer::{Answer, Command, ConsumerTask, Feed, Ticket},
-    delivery::Loan,
+    consumer::{Answer, Command, ConsumerHandle, ConsumerTask, Ticket},
+    delivery::LeaseRequest,
     shares::Shares,
-    table::{Books, Hold},
+    table::{HeldDelivery, SharedLeaseTable},
     unsettled::Unsettled,
 };
 use crate::{
@@ -77,7 +77,7 @@ const LINES: u32 = 10;
 
 /// How much a lessor takes on.
 #[derive(Debug, Clone)]
-pub struct Limits {
+pub struct LeaseLimits {
     /// Leases held at once, and places that open pulls have reserved.
     pub max_leases: usize,
     /// The same of one consumer. It never has more than nine tenths of what is free and its own.
@@ -98,8 +98,8 @@ pub struct Lessor<B: Broker>(Arc<Shared<B>>);
 /// What the lessor's calls and tasks share.
 pub struct Shared<B: Broker> {
     broker: B,
-    books: Books,
-    limits: Limits,
+    table: SharedLeaseTable,
+    limits: LeaseLimits,
     waiters: Arc<Semaphore>,
     /// What pulls on the shared connection may bring.
     shares: Shares,
@@ -107,7 +107,7 @@ pub struct Shared<B: Broker> {
     apart: Arc<Semaphore>,
     /// Looks for unreadable messages that may go on at once.
     looks: Semaphore,
-    feeds: Mutex<HashMap<ConsumerName, Feed>>,
+    handles: Mutex<HashMap<ConsumerName, ConsumerHandle>>,
     /// Whether the log may say of one more consumer why it cannot be read.
     unread: LogThrottle,
     /// Who lets leases end, and whether the log may say so of one more.
@@ -141,16 +141,16 @@ impl<B: Broker> Deref for Lessor<B> {
 
 impl<B: Broker> Lessor<B> {
     /// A lessor on this broker. Its tasks run on the present runtime until [`Lessor::close`].
-    pub fn start(broker: B, limits: Limits) -> Self {
+    pub fn start(broker: B, limits: LeaseLimits) -> Self {
         let lessor = Self(Arc::new(Shared {
             broker,
-            books: Books::new(limits.max_leases, limits.max_lease, clock::now()),
+            table: SharedLeaseTable::new(limits.max_leases, limits.max_lease, clock::now()),
             waiters: Arc::new(Semaphore::new(limits.max_waiters.min(Semaphore::MAX_PERMITS))),
             shares: Shares::new(limits.max_pull_bytes),
             apart: Arc::new(Semaphore::new(APART)),
             looks: Semaphore::new(LOOKS),
             limits,
-            feeds: Mutex::default(),
+            handles: Mutex::default(),
             unread: LogThrottle::few(LINES),
             unsettled: (Unsettled::default(), LogThrottle::few(LINES)),
             left: Mutex::default(),
@@ -173,7 +173,7 @@ impl<B: Broker> Lessor<B> {
 
     /// Leases that are held now.
     pub fn held(&self) -> usize {
-        self.books.with(|table| table.len())
+        self.table.with(|table| table.len())
     }
 
     /// Longest wait for the confirmation of a settlement.
@@ -188,7 +188,7 @@ impl<B: Broker> Lessor<B> {
 
     /// Leases that may still be granted.
     pub fn room(&self) -> u32 {
-        self.books.free()
+        self.table.free()
     }
 
     /// Whether nothing is granted any more.
@@ -211,7 +211,7 @@ impl<B: Broker> Lessor<B> {
 
     /// Backoff until no lease is held any more. Only ever comes true after [`Lessor::drained`].
     pub async fn settled(&self) {
-        self.books.all_free().await;
+        self.table.all_free().await;
     }
 
     /// Ends the tasks; settlements under way are waited for.
@@ -228,41 +228,41 @@ impl<B: Broker> Lessor<B> {
         name: &ConsumerName,
         ticket: Ticket,
         want: Want,
-        lease: Loan,
+        lease: LeaseRequest,
         reply: oneshot::Sender<Result<Answer, Error>>,
-    ) -> Feed {
+    ) -> ConsumerHandle {
         self.tell(name, Command::Join { ticket, want, lease, reply })
     }
 
     /// Tells the feed of a consumer something; one is started if there is none.
-    fn tell(&self, name: &ConsumerName, mut command: Command) -> Feed {
-        let mut feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
+    fn tell(&self, name: &ConsumerName, mut command: Command) -> ConsumerHandle {
+        let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            let feed = feeds.entry(name.clone()).or_insert_with(|| {
-                let (feed, task) = ConsumerTask::new(self.clone(), name.clone());
+            let handle = handles.entry(name.clone()).or_insert_with(|| {
+                let (handle, task) = ConsumerTask::new(self.clone(), name.clone());
                 self.tasks.spawn(task.run());
-                feed
+                handle
             });
-            match feed.send(command) {
-                Ok(()) => return feed.clone(),
+            match handle.send(command) {
+                Ok(()) => return handle.clone(),
                 // It has ended and not told yet.
                 Err(refused) => command = refused,
             }
-            feeds.remove(name);
+            handles.remove(name);
         }
     }
 
     /// Whether leases of this consumer may be held. A feed keeps what it leaves before it is forgotten,
     /// so the order matters here.
     fn has_leased_of(&self, name: &ConsumerName) -> bool {
-        let served = self.feeds.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name);
+        let served = self.handles.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name);
         served || self.left.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name)
     }
 
     /// Keeps what an ending feed knows of its consumer, for the feed that follows.
-    fn leave(&self, facts: Arc<ConsumerSpec>) {
+    fn leave(&self, spec: Arc<ConsumerSpec>) {
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        left.insert(facts.name.clone(), facts);
+        left.insert(spec.name.clone(), spec);
     }
 
     /// What the last feed of this consumer has left.
@@ -271,18 +271,18 @@ impl<B: Broker> Lessor<B> {
     }
 
     /// Forgets a feed that takes no more commands.
-    fn forget_feed(&self, name: &ConsumerName) {
-        let mut feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
-        if feeds.get(name).is_some_and(Feed::ended) {
-            feeds.remove(name);
+    fn forget_handle(&self, name: &ConsumerName) {
+        let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
+        if handles.get(name).is_some_and(ConsumerHandle::ended) {
+            handles.remove(name);
         }
     }
 
     /// Revises many leases, a bounded number under each lock.
-    fn in_steps(&self, revise: impl Fn(&mut LeaseTable<Hold>, Option<u64>) -> Option<u64>) {
+    fn in_steps(&self, revise: impl Fn(&mut LeaseTable<HeldDelivery>, Option<u64>) -> Option<u64>) {
         let mut after = None;
         loop {
-            after = self.books.with(|table| revise(table, after));
+            after = self.table.with(|table| revise(table, after));
             if after.is_none() {
                 return;
             }

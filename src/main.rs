@@ -124,13 +124,13 @@ fn fetch(args: FetchArgs) -> Outcome<u8> {
         worker: "fetch-proxy fetch".to_owned(),
         ..pb::FetchRequest::default()
     };
-    let hand = grpc::Hand { addr: args.call.addr, json: args.call.json };
-    shown(block_on(hand.fetch(request, args.max_wait))?)
+    let client = grpc::Client { addr: args.call.addr, json: args.call.json };
+    shown(block_on(client.fetch(request, args.max_wait))?)
 }
 
 fn settle(args: AckArgs, action: Action) -> Outcome<u8> {
-    let hand = grpc::Hand { addr: args.call.addr, json: args.call.json };
-    shown(block_on(hand.settle(args.tokens, action))?)
+    let client = grpc::Client { addr: args.call.addr, json: args.call.json };
+    shown(block_on(client.settle(args.tokens, action))?)
 }
 
 fn shown((text, well): (String, bool)) -> Outcome<u8> {

@@ -41,8 +41,8 @@ pub use self::provision::{Provisioned, Sample, provision};
 use self::supervisor::Supervisor;
 pub use self::unreadable::unreadable;
 use crate::broker::{
-    AckPublish, AckSubject, Broker, BrokerError, Confirmation, ConsumerInfo, ConsumerName,
-    InfoError, JetStream, Link, Place, Search,
+    AckPublish, AckSubject, Broker, BrokerError, Confirmation, ConnectionKind, ConsumerInfo,
+    ConsumerName, InfoError, JetStream, Link, Search,
 };
 
 /// Oldest nats-server that this program works with: before 2.10.16 a `+TERM` with a reason can be
@@ -133,15 +133,19 @@ impl Broker for Nats {
 
     async fn info(&self, name: &ConsumerName, until: Instant) -> Result<ConsumerInfo, InfoError> {
         match self.supervisor.settling() {
-            Ok(replies) => info::read(&replies, &self.supervisor, name, until).await,
+            Ok(requests) => info::read(&requests, &self.supervisor, name, until).await,
             Err(why) => Err(InfoError::Unavailable(why)),
         }
     }
 
-    async fn open(&self, name: &ConsumerName, place: Place) -> Result<NatsInbox, BrokerError> {
+    async fn open(
+        &self,
+        name: &ConsumerName,
+        place: ConnectionKind,
+    ) -> Result<NatsInbox, BrokerError> {
         let connection = match place {
-            Place::Shared => self.supervisor.deliveries(),
-            Place::Apart => self.supervisor.apart(name).await,
+            ConnectionKind::Shared => self.supervisor.deliveries(),
+            ConnectionKind::Dedicated => self.supervisor.apart(name).await,
         };
         let connection = connection.map_err(BrokerError::Unsent)?;
         NatsInbox::open(connection, self.supervisor.clone(), name).await
@@ -154,22 +158,22 @@ impl Broker for Nats {
         until: Instant,
     ) -> Result<Search, InfoError> {
         match self.supervisor.settling() {
-            Ok(replies) => poison::find(&replies, &self.supervisor, name, from, until).await,
+            Ok(requests) => poison::find(&requests, &self.supervisor, name, from, until).await,
             Err(why) => Err(InfoError::Unavailable(why)),
         }
     }
 
     async fn settle(
         &self,
-        orders: Vec<AckPublish>,
+        publishes: Vec<AckPublish>,
         confirmation: Confirmation,
         until: Instant,
     ) -> Vec<Result<(), BrokerError>> {
         match self.supervisor.settling() {
-            Ok(replies) => {
-                settle::settle(&replies, &self.supervisor, orders, confirmation, until).await
+            Ok(requests) => {
+                settle::settle(&requests, &self.supervisor, publishes, confirmation, until).await
             }
-            Err(why) => orders.iter().map(|_| Err(BrokerError::Unsent(why.clone()))).collect(),
+            Err(why) => publishes.iter().map(|_| Err(BrokerError::Unsent(why.clone()))).collect(),
         }
     }
 

@@ -48,14 +48,14 @@ use std::{
 
 pub use self::{
     appetite::{Appetite, Course},
-    bound::{Bound, Cause},
-    budget::{Ask, Budget},
-    types::{Allowance, Demand, Limits, PullEnd, Step, WaiterId, Want, Why},
+    bound::{Cause, PullBound},
+    budget::{ByteRequest, PullBudget},
+    types::{Allowance, Demand, PullLimits, PullOutcome, Step, WaiterId, Want, Why},
 };
 use self::{
     parked::Parked,
-    pull::{Asked, Next, Pull},
-    waiters::{Seat, Waiters},
+    pull::{NextPull, Pull, PullParams},
+    waiters::{Fit, Waiters},
 };
 
 /// A pull ends this long before the last of its waiters does, for its end to arrive in time.
@@ -74,14 +74,14 @@ const OVERHEAD: u64 = 600;
 /// See the [module](self).
 #[derive(Debug)]
 pub struct Pump<M> {
-    limits: Limits,
+    limits: PullLimits,
     waiters: Waiters<M>,
     parked: Parked<M>,
     /// Answers that are decided and not taken yet.
     answers: VecDeque<Step<M>>,
     pull: Option<Pull>,
     issued: u64,
-    next: Next,
+    next: NextPull,
     /// Whoever comes before this one was there for a pull that brought all there was.
     told: WaiterId,
     up: bool,
@@ -99,7 +99,7 @@ struct Item<M> {
 
 impl<M> Pump<M> {
     /// A pump without a connection.
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: PullLimits) -> Self {
         Self {
             limits,
             waiters: Waiters::new(),
@@ -107,7 +107,7 @@ impl<M> Pump<M> {
             answers: VecDeque::new(),
             pull: None,
             issued: 0,
-            next: Next::default(),
+            next: NextPull::default(),
             told: WaiterId(0),
             up: false,
             draining: false,
@@ -116,7 +116,7 @@ impl<M> Pump<M> {
     }
 
     /// The consumer's bounds have changed; they hold from the next pull on.
-    pub fn set_limits(&mut self, limits: Limits) {
+    pub fn set_limits(&mut self, limits: PullLimits) {
         self.limits = limits;
     }
 
@@ -156,22 +156,22 @@ impl<M> Pump<M> {
     }
 
     /// A pull has ended. The end of an older pull says nothing.
-    pub fn ended(&mut self, no: u64, end: PullEnd, now: Instant) {
+    pub fn ended(&mut self, no: u64, end: PullOutcome, now: Instant) {
         let Some(pull) = self.pull.take_if(|pull| pull.no == no) else { return };
         self.next = pull.next(end, now);
-        if end == PullEnd::Done {
-            self.told = pull.covers;
+        if end == PullOutcome::Done {
+            self.told = pull.waiters_before;
         }
     }
 
     /// There is a connection; nothing is pulled on it yet.
     pub fn up(&mut self, _now: Instant) {
-        (self.up, self.pull, self.next) = (true, None, Next::default());
+        (self.up, self.pull, self.next) = (true, None, NextPull::default());
     }
 
     /// The connection is lost, and the pull with it.
     pub fn down(&mut self, _now: Instant) {
-        (self.up, self.pull, self.next) = (false, None, Next::default());
+        (self.up, self.pull, self.next) = (false, None, NextPull::default());
     }
 
     /// Pulls nothing more; waiters return when the pull has ended.
@@ -196,7 +196,7 @@ impl<M> Pump<M> {
     /// there is nothing more. `allowed`: what a pull may ask for, if one is due.
     pub fn step(&mut self, now: Instant, allowed: Allowance) -> Option<Step<M>> {
         if let Some(pull) = self.pull.filter(|pull| now >= pull.ends_at) {
-            self.ended(pull.no, PullEnd::Done, now);
+            self.ended(pull.no, PullOutcome::Done, now);
         }
         self.serve_parked(now);
         if let Some(answer) = self.answers.pop_front() {
@@ -285,19 +285,19 @@ impl<M> Pump<M> {
     /// this one, is full. If it fits nobody it is for the first to know of whom it would never fit.
     fn give(&mut self, item: Item<M>, now: Instant) -> Result<(), Item<M>> {
         loop {
-            match self.waiters.seat(item.size) {
-                Seat::Free(id) => {
+            match self.waiters.fit(item.size) {
+                Fit::Free(id) => {
                     if self.waiters.hand(id, item, now) {
                         self.answer(id, None);
                     }
                     return Ok(());
                 }
-                Seat::Full(id) => self.answer(id, None),
-                Seat::TooSmall(id) => {
+                Fit::Full(id) => self.answer(id, None),
+                Fit::TooSmall(id) => {
                     self.answer(id, Some(item.message));
                     return Ok(());
                 }
-                Seat::None => return Err(item),
+                Fit::None => return Err(item),
             }
         }
     }
@@ -361,7 +361,7 @@ impl<M> Pump<M> {
         // Fewer messages leave more room to each.
         let max_bytes = demand.bytes.map(|_| self.max_bytes(batch).min(allowed.bytes));
         let limited = demand.bytes.is_some_and(|bytes| allowed.bytes < bytes);
-        let asked = Asked {
+        let asked = PullParams {
             batch,
             expires: self.expires(now).min(allowed.wait),
             mode: self.next.mode,
@@ -372,7 +372,7 @@ impl<M> Pump<M> {
         self.issued += 1;
         let no = self.issued;
         self.pull = Some(Pull::new(no, asked, self.waiters.next(), now));
-        let Asked { expires, mode, .. } = asked;
+        let PullParams { expires, mode, .. } = asked;
         Some(Step::Pull { no, batch, expires, no_wait: !mode.plain, max_bytes })
     }
 

@@ -119,7 +119,7 @@ mod tests {
     fn up() -> Link {
         Link::Up(Arc::new(Server {
             epoch: 1,
-            heard: 1,
+            bus_epoch: 1,
             id: "a".into(),
             version: "2.15.1".into(),
             max_payload: 1 << 20,

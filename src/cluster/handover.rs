@@ -28,7 +28,7 @@ use prost::Message as _;
 use tokio::time::{sleep, timeout_at};
 
 pub(super) use self::receiver::Prepared;
-use self::wire::{Parts, micros, millis};
+use self::wire::{TransferParts, micros, millis};
 use super::{HANDOVER, Peers, Unanswered, nonce};
 use crate::{
     broker::Broker,
@@ -50,11 +50,11 @@ const AGAIN: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_millis(5);
 
 /// How a hand-over to one heir ended.
-enum Given {
+enum TransferResult {
     /// It has taken this many.
     Taken(u64),
     /// It has not, and will not.
-    ApiError(String),
+    Refused(String),
     /// It did not say that it is there: nothing has begun.
     Absent(String),
     /// Nobody knows.
@@ -62,7 +62,7 @@ enum Given {
 }
 
 /// All that is handed over.
-struct Load {
+struct Transfer {
     /// Its clocks are as they were then, or later.
     at: Instant,
     /// The names, and how long each has had no living lease.
@@ -94,20 +94,20 @@ impl<B: Broker + Bus> Peers<B> {
             let Ok(nonce) = nonce() else { return false };
             let handover = &nonce[..8];
             match self.try_heir(heir, handover, patience, until).await {
-                Given::Taken(taken) => tracing::info!(%heir, taken, "leases handed over"),
-                Given::Absent(why) => {
+                TransferResult::Taken(taken) => tracing::info!(%heir, taken, "leases handed over"),
+                TransferResult::Absent(why) => {
                     tracing::info!(%heir, why, "a replica does not say whether it takes leases over");
                     absent.push(heir);
                     continue;
                 }
-                Given::ApiError(why) => {
+                TransferResult::Refused(why) => {
                     tracing::warn!(%heir, why, "a replica did not take the leases over");
                     // What it has kept places for by now is not to come.
                     let abort = Step::Abort(pb::Abort {});
                     let _ = self.step(heir, handover, abort, clock::now() + PATIENCE / 4).await;
                     continue;
                 }
-                Given::Unknown => {
+                TransferResult::Unknown => {
                     tracing::warn!(%heir, "no answer to whether the leases were taken over: they are left to that replica");
                 }
             }
@@ -123,17 +123,17 @@ impl<B: Broker + Bus> Peers<B> {
         handover: &[u8],
         patience: Duration,
         until: Instant,
-    ) -> Given {
+    ) -> TransferResult {
         // Is it there? While the clocks stand still there is no time to find out.
         let nothing = Step::Prepare(pb::Prepare::default());
         let patience = until.min(clock::now() + patience);
         match self.step(heir, handover, nothing, patience).await {
             Ok(answer) if answer.done => {}
-            Ok(answer) => return Given::ApiError(answer.why),
-            Err(why) => return Given::Absent(format!("{why:?}")),
+            Ok(answer) => return TransferResult::Refused(answer.why),
+            Err(why) => return TransferResult::Absent(format!("{why:?}")),
         }
         // Settlements under way hold it; nothing begins before it is given back.
-        let still = timeout_at(until.into(), async {
+        let ownership = timeout_at(until.into(), async {
             let gate = self.gate.write().await;
             // Those whose callers have gone hold nothing, and go on.
             while self.lessor.is_settling() {
@@ -141,14 +141,14 @@ impl<B: Broker + Bus> Peers<B> {
             }
             gate
         });
-        let Ok(_gate) = still.await else {
-            return Given::ApiError("settlements are still under way".to_owned());
+        let Ok(_gate) = ownership.await else {
+            return TransferResult::Refused("settlements are still under way".to_owned());
         };
         self.lessor.freeze();
         let load = self.load();
         let leases = load.leases.clone();
         let given = self.give(load, heir, handover, until).await;
-        if !matches!(given, Given::ApiError(_) | Given::Absent(_)) {
+        if !matches!(given, TransferResult::Refused(_) | TransferResult::Absent(_)) {
             self.names().leave(heir, clock::now());
             self.lessor.let_go(&leases);
         }
@@ -157,13 +157,14 @@ impl<B: Broker + Bus> Peers<B> {
     }
 
     fn is_living(&self, replica: InstanceId) -> bool {
-        self.roster().living(clock::now()).any(|(id, _)| id == replica)
+        self.members().living(clock::now()).any(|(id, _)| id == replica)
     }
 
     /// Who has most room among those that stay, if that is enough.
     fn heir(&self, tried: &[InstanceId]) -> Option<InstanceId> {
-        let (roster, now) = (self.roster(), clock::now());
-        let staying = roster.living(now).filter(|(id, said)| !said.draining && !tried.contains(id));
+        let (members, now) = (self.members(), clock::now());
+        let staying =
+            members.living(now).filter(|(id, said)| !said.draining && !tried.contains(id));
         let (heir, said) = staying.max_by_key(|(_, said)| said.room)?;
         let leases = self.lessor.held();
         if said.room < leases as u64 {
@@ -173,7 +174,13 @@ impl<B: Broker + Bus> Peers<B> {
         Some(heir)
     }
 
-    async fn give(&self, load: Load, heir: InstanceId, handover: &[u8], until: Instant) -> Given {
+    async fn give(
+        &self,
+        load: Transfer,
+        heir: InstanceId,
+        handover: &[u8],
+        until: Instant,
+    ) -> TransferResult {
         let mut under_way = Duration::ZERO;
         for mut part in load.parts {
             let sent = clock::now();
@@ -181,8 +188,8 @@ impl<B: Broker + Bus> Peers<B> {
             let step = Step::Prepare(part);
             match self.step(heir, handover, step, until.min(sent + PATIENCE)).await {
                 Ok(answer) if answer.done => {}
-                Ok(answer) => return Given::ApiError(answer.why),
-                Err(why) => return Given::ApiError(format!("{why:?}")),
+                Ok(answer) => return TransferResult::Refused(answer.why),
+                Err(why) => return TransferResult::Refused(format!("{why:?}")),
             }
             under_way = under_way.max(clock::now().duration_since(sent));
         }
@@ -197,19 +204,19 @@ impl<B: Broker + Bus> Peers<B> {
             let now = clock::now();
             let commit = Step::Commit(commit.clone());
             match self.step(heir, handover, commit, until.min(now + PATIENCE)).await {
-                Ok(answer) if answer.done => return Given::Taken(answer.taken),
+                Ok(answer) if answer.done => return TransferResult::Taken(answer.taken),
                 // What it has not done, though it may have been told before, it may have done.
-                Ok(_) if heard => return Given::Unknown,
-                Ok(answer) => return Given::ApiError(answer.why),
+                Ok(_) if heard => return TransferResult::Unknown,
+                Ok(answer) => return TransferResult::Refused(answer.why),
                 Err(Unanswered::Silent) => heard = true,
                 Err(Unanswered::Nobody | Unanswered::Unsent) if !heard => {
-                    return Given::ApiError("it has gone".to_owned());
+                    return TransferResult::Refused("it has gone".to_owned());
                 }
-                Err(Unanswered::Nobody) if !self.is_living(heir) => return Given::Unknown,
+                Err(Unanswered::Nobody) if !self.is_living(heir) => return TransferResult::Unknown,
                 Err(Unanswered::Nobody | Unanswered::Unsent) => sleep(AGAIN).await,
             }
             if now >= until {
-                return Given::Unknown;
+                return TransferResult::Unknown;
             }
         }
     }
@@ -229,11 +236,11 @@ impl<B: Broker + Bus> Peers<B> {
     }
 
     /// Everything that there is to hand over.
-    fn load(&self) -> Load {
+    fn load(&self) -> Transfer {
         let at = clock::now();
         // What is known here under a number of ours, but outside by another's.
         let mut known_as: HashMap<LeaseId, (InstanceId, LeaseId)> = HashMap::new();
-        let mut parts = Parts::default();
+        let mut parts = TransferParts::default();
         for piece in self.lessor.memories() {
             parts.memory(self.us, &piece);
         }
@@ -251,6 +258,6 @@ impl<B: Broker + Bus> Peers<B> {
             let (name, id) = known_as.get(&leaving.id).copied().unwrap_or((self.us, leaving.id));
             parts.lease(name, id, leaving);
         }
-        Load { at, names: names.idle(at), parts: parts.done(), leases }
+        Transfer { at, names: names.idle(at), parts: parts.done(), leases }
     }
 }

@@ -76,7 +76,7 @@ impl<B: Broker + Bus> Peers<B> {
             name: self.name.clone(),
         };
         let until = clock::now() + BEAT;
-        self.lessor.broker().tell(&subject, beat.encode_to_vec().into(), until).await;
+        self.lessor.broker().publish(&subject, beat.encode_to_vec().into(), until).await;
     }
 
     pub(super) fn heard_beat(&self, message: &[u8]) {
@@ -85,7 +85,7 @@ impl<B: Broker + Bus> Peers<B> {
         let now = clock::now();
         let Ok(body) = self.keys.sealer().open_frame(&self.beat_subject(), &beat.body) else {
             let new = claimed(&beat)
-                .is_some_and(|claimed| self.roster().hear_stranger(from, claimed, now));
+                .is_some_and(|claimed| self.members().hear_stranger(from, claimed, now));
             if new {
                 // It may be one of ours that seals with a key that we do not have yet.
                 self.speak.notify_one();
@@ -95,7 +95,7 @@ impl<B: Broker + Bus> Peers<B> {
         let body = pb::BeatBody::decode(&*body).ok();
         let Some(body) = body.filter(|body| body.instance == beat.instance) else { return };
         let said = said(&body);
-        let heard = self.roster().hear(from, said.clone(), now);
+        let heard = self.members().hear(from, said.clone(), now);
         if heard == Heard::Old {
             return;
         }
@@ -106,9 +106,9 @@ impl<B: Broker + Bus> Peers<B> {
             // It wants to know of us, too.
             self.speak.notify_one();
         }
-        let roster = self.roster();
-        let common = roster.common_keys(&self.key_ids(), now);
-        drop(roster);
+        let members = self.members();
+        let common = members.common_keys(&self.key_ids(), now);
+        drop(members);
         self.keys.common(common);
     }
 

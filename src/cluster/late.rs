@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     broker::{
-        AckPublish, AckSubject, Broker, Confirmation, ConsumerInfo, ConsumerName, Link, Verdict,
+        AckKind, AckPublish, AckSubject, Broker, Confirmation, ConsumerInfo, ConsumerName, Link,
     },
     bus::Bus,
     clock,
@@ -44,13 +44,13 @@ impl<B: Broker + Bus> Peers<B> {
     /// each, in order. `None`: it was not the last attempt, or that cannot be seen.
     pub async fn settle_late(
         &self,
-        orphans: Vec<OwnerlessToken>,
+        tokens: Vec<OwnerlessToken>,
         until: Instant,
     ) -> Vec<Option<Result<Settled, Error>>> {
         let mut consumers: HashMap<ConsumerName, Option<ConsumerInfo>> = HashMap::new();
-        let mut results = Vec::with_capacity(orphans.len());
+        let mut results = Vec::with_capacity(tokens.len());
         let (mut places, mut orders) = (Vec::new(), Vec::new());
-        for (place, OwnerlessToken { claims, action }) in orphans.into_iter().enumerate() {
+        for (place, OwnerlessToken { claims, action }) in tokens.into_iter().enumerate() {
             results.push(None);
             let ack = AckSubject((*claims.ack_subject).into());
             let Some((name, attempt)) = B::delivery_of(&ack) else { continue };
@@ -63,15 +63,15 @@ impl<B: Broker + Bus> Peers<B> {
                 continue;
             }
             results[place] = Some(Err(Error::LastAttempt));
-            let verdict = match action {
-                Action::Ack => Verdict::Ack,
-                Action::Term(reason) => Verdict::Term(reason),
+            let kind = match action {
+                Action::Ack => AckKind::Ack,
+                Action::Term(reason) => AckKind::Term(reason),
                 Action::Nak(_) | Action::Extend(_) => continue,
             };
             if info.ack_pending == 0 {
                 places.push(place);
                 let by = Some(clock::now() + SEEN);
-                orders.push(AckPublish { ack, verdict, line: None, by });
+                orders.push(AckPublish { ack, kind, confirm_group: None, by });
             }
         }
         if orders.is_empty() {

@@ -205,80 +205,80 @@ mod tests {
     #[test]
     fn a_key_is_common_when_every_living_replica_has_it() {
         let now = clock::now();
-        let mut roster = Members::default();
+        let mut members = Members::default();
         let ours = KEYS.into();
-        assert_eq!(roster.common_keys(&ours, now), None);
-        roster.hear(id(1), said(&KEYS[..2], 1), now);
-        roster.hear(id(2), said(&KEYS[1..], 1), now + SILENT / 2);
+        assert_eq!(members.common_keys(&ours, now), None);
+        members.hear(id(1), said(&KEYS[..2], 1), now);
+        members.hear(id(2), said(&KEYS[1..], 1), now + SILENT / 2);
         let soon = now + SILENT / 2;
-        assert_eq!(roster.common_keys(&ours, soon), Some([KEYS[1]].into()));
+        assert_eq!(members.common_keys(&ours, soon), Some([KEYS[1]].into()));
         let (later, last) = (now + SILENT, KEYS[1..].iter().copied().collect());
-        assert_eq!(roster.common_keys(&ours, later), Some(last));
-        assert_eq!(roster.common_keys(&ours, soon + SILENT), None, "nobody is left");
+        assert_eq!(members.common_keys(&ours, later), Some(last));
+        assert_eq!(members.common_keys(&ours, soon + SILENT), None, "nobody is left");
     }
 
     #[test]
     fn what_is_said_in_the_clear_changes_nothing_of_what_was_sealed() {
         let now = clock::now();
-        let mut roster = Members::default();
+        let mut members = Members::default();
         let ours: BTreeSet<_> = KEYS[..2].iter().copied().collect();
-        roster.hear(id(1), said(&KEYS[..2], 1), now);
+        members.hear(id(1), said(&KEYS[..2], 1), now);
         // In the name of kin, with a key of ours, and as many as there may be.
-        assert!(!roster.hear_stranger(id(1), claimed(&[[9; 4]]), now));
-        roster.hear_stranger(id(2), claimed(&KEYS[..1]), now);
+        assert!(!members.hear_stranger(id(1), claimed(&[[9; 4]]), now));
+        members.hear_stranger(id(2), claimed(&KEYS[..1]), now);
         for number in 0..2 * MOST as u64 {
             let made_up = InstanceId((number + 1000).to_be_bytes());
-            roster.hear_stranger(made_up, claimed(&[[9; 4]]), now);
+            members.hear_stranger(made_up, claimed(&[[9; 4]]), now);
         }
-        assert_eq!(roster.hear(id(3), said(&KEYS[..2], 1), now), Heard::New);
-        assert_eq!(roster.common_keys(&ours, now), Some(ours.clone()));
-        assert_eq!(roster.living(now).count(), 2);
-        assert!(roster.strangers(&ours, now).len() < MOST, "the one with a key of ours is none");
+        assert_eq!(members.hear(id(3), said(&KEYS[..2], 1), now), Heard::New);
+        assert_eq!(members.common_keys(&ours, now), Some(ours.clone()));
+        assert_eq!(members.living(now).count(), 2);
+        assert!(members.strangers(&ours, now).len() < MOST, "the one with a key of ours is none");
     }
 
     #[test]
     fn a_beat_that_is_repeated_by_somebody_else_is_passed_over() {
         let now = clock::now();
-        let mut roster = Members::default();
-        assert_eq!(roster.hear(id(1), said(&KEYS, 5), now), Heard::New);
-        assert_eq!(roster.hear(id(1), said(&KEYS, 6), now), Heard::Known);
+        let mut members = Members::default();
+        assert_eq!(members.hear(id(1), said(&KEYS, 5), now), Heard::New);
+        assert_eq!(members.hear(id(1), said(&KEYS, 6), now), Heard::Known);
         for uptime in [5, 6] {
-            assert_eq!(roster.hear(id(1), said(&KEYS, uptime), now + SILENT / 2), Heard::Old);
+            assert_eq!(members.hear(id(1), said(&KEYS, uptime), now + SILENT / 2), Heard::Old);
         }
-        assert_eq!(roster.living(now + SILENT).count(), 0, "nobody has kept it alive");
-        assert_eq!(roster.hear(id(1), said(&KEYS, 7), now + SILENT), Heard::New);
+        assert_eq!(members.living(now + SILENT).count(), 0, "nobody has kept it alive");
+        assert_eq!(members.hear(id(1), said(&KEYS, 7), now + SILENT), Heard::New);
         // A version that does not say it is believed.
-        assert_eq!(roster.hear(id(2), said(&KEYS, 0), now), Heard::New);
-        assert_eq!(roster.hear(id(2), said(&KEYS, 0), now), Heard::Known);
+        assert_eq!(members.hear(id(2), said(&KEYS, 0), now), Heard::New);
+        assert_eq!(members.hear(id(2), said(&KEYS, 0), now), Heard::Known);
     }
 
     #[test]
     fn who_falls_silent_is_told_once() {
         let now = clock::now();
-        let mut roster = Members::default();
-        roster.hear(id(1), said(&KEYS, 1), now);
-        assert_eq!(roster.lost(now), []);
-        assert_eq!(roster.lost(now + SILENT), [(id(1), said(&KEYS, 1))]);
-        assert_eq!(roster.lost(now + SILENT), []);
+        let mut members = Members::default();
+        members.hear(id(1), said(&KEYS, 1), now);
+        assert_eq!(members.lost(now), []);
+        assert_eq!(members.lost(now + SILENT), [(id(1), said(&KEYS, 1))]);
+        assert_eq!(members.lost(now + SILENT), []);
     }
 
     #[test]
     fn kin_is_a_stranger_once_our_own_keys_have_changed() {
         let now = clock::now();
-        let mut roster = Members::default();
-        roster.hear(id(1), said(&KEYS[..1], 1), now);
-        assert_eq!(roster.strangers(&KEYS[..1].iter().copied().collect(), now), []);
-        let strangers = roster.strangers(&KEYS[1..].iter().copied().collect(), now);
+        let mut members = Members::default();
+        members.hear(id(1), said(&KEYS[..1], 1), now);
+        assert_eq!(members.strangers(&KEYS[..1].iter().copied().collect(), now), []);
+        let strangers = members.strangers(&KEYS[1..].iter().copied().collect(), now);
         assert_eq!(strangers.len(), 1);
     }
 
     #[test]
     fn whoever_took_a_name_over_answers_for_it() {
         let now = clock::now();
-        let mut roster = Members::default();
-        roster.hear(id(1), PeerStatus { names: vec![id(1), id(9)], ..said(&KEYS, 1) }, now);
-        assert!(roster.answers_for(id(9), now));
-        assert!(!roster.answers_for(id(8), now));
-        assert!(!roster.answers_for(id(9), now + SILENT));
+        let mut members = Members::default();
+        members.hear(id(1), PeerStatus { names: vec![id(1), id(9)], ..said(&KEYS, 1) }, now);
+        assert!(members.answers_for(id(9), now));
+        assert!(!members.answers_for(id(8), now));
+        assert!(!members.answers_for(id(9), now + SILENT));
     }
 }

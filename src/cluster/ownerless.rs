@@ -22,8 +22,8 @@ use std::{
 use super::{Peers, skew::Left};
 use crate::{
     broker::{
-        AckPublish, AckSubject, Broker, BrokerError, Confirmation, ConsumerInfo, ConsumerName,
-        Denial, InfoError, Verdict,
+        AckKind, AckPublish, AckSubject, Broker, BrokerError, Confirmation, ConsumerInfo,
+        ConsumerName, Denial, InfoError,
     },
     bus::Bus,
     clock,
@@ -44,22 +44,22 @@ pub struct OwnerlessToken {
 }
 
 /// The consumer as it is now.
-type Now = Result<ConsumerInfo, Error>;
+type CurrentInfo = Result<ConsumerInfo, Error>;
 
 impl<B: Broker + Bus> Peers<B> {
     /// Settles what can be settled without the owner: one result each, in order. `None`: it needs
     /// the owner, and was not applied.
     pub async fn settle_ownerless(
         &self,
-        orphans: Vec<OwnerlessToken>,
+        tokens: Vec<OwnerlessToken>,
         until: Instant,
     ) -> Vec<Option<Result<Settled, Error>>> {
-        let mut consumers: HashMap<ConsumerName, Now> = HashMap::new();
-        let mut results = Vec::with_capacity(orphans.len());
+        let mut consumers: HashMap<ConsumerName, CurrentInfo> = HashMap::new();
+        let mut results = Vec::with_capacity(tokens.len());
         let (mut places, mut orders) = (Vec::new(), Vec::new());
-        for (place, OwnerlessToken { claims, action }) in orphans.into_iter().enumerate() {
-            let verdict = self.judge(&claims, action, until, &mut consumers).await;
-            results.push(match verdict {
+        for (place, OwnerlessToken { claims, action }) in tokens.into_iter().enumerate() {
+            let kind = self.judge(&claims, action, until, &mut consumers).await;
+            results.push(match kind {
                 Decision::Answer(answer) => answer,
                 Decision::Publish(order) => {
                     places.push(place);
@@ -84,7 +84,7 @@ impl<B: Broker + Bus> Peers<B> {
         claims: &Claims<'_>,
         action: Action,
         until: Instant,
-        consumers: &mut HashMap<ConsumerName, Now>,
+        consumers: &mut HashMap<ConsumerName, CurrentInfo>,
     ) -> Decision {
         let expired = Some(Err(Error::LeaseExpired { forgotten: false }));
         let (left, margin) = match self.left(claims.owner, claims.settle_by) {
@@ -92,9 +92,9 @@ impl<B: Broker + Bus> Peers<B> {
             Left::Within { .. } | Left::Over => return Decision::Answer(expired),
             Left::Unknown => return Decision::Answer(None),
         };
-        let verdict = match action {
-            Action::Ack => Some(Verdict::Ack),
-            Action::Term(reason) => Some(Verdict::Term(reason)),
+        let kind = match action {
+            Action::Ack => Some(AckKind::Ack),
+            Action::Term(reason) => Some(AckKind::Term(reason)),
             // Sent here, it could end a lease that the owner still keeps.
             Action::Nak(_) => None,
             Action::Extend(_) => return Decision::Answer(None),
@@ -113,10 +113,10 @@ impl<B: Broker + Bus> Peers<B> {
         };
         // An unreplicated consumer's leader is the same by name after a restart.
         let unseen = info.replicas <= 1 && !info.leader_shows;
-        match verdict {
+        match kind {
             Some(_) if unseen || info.leader.0 != claims.leader => Decision::Answer(None),
-            Some(verdict) => {
-                Decision::Publish(AckPublish { ack, verdict, line: None, by: Some(by) })
+            Some(kind) => {
+                Decision::Publish(AckPublish { ack, kind, confirm_group: None, by: Some(by) })
             }
             None => {
                 let again = info.max_deliver.is_none_or(|most| attempt < most);
@@ -128,7 +128,7 @@ impl<B: Broker + Bus> Peers<B> {
         }
     }
 
-    async fn look_at(&self, name: &ConsumerName, until: Instant) -> Now {
+    async fn look_at(&self, name: &ConsumerName, until: Instant) -> CurrentInfo {
         match self.lessor.broker().info(name, until).await {
             Ok(info) => Ok(info),
             Err(InfoError::NoStream | InfoError::NoConsumer) => {

@@ -11,7 +11,7 @@ use tokio::sync::RwLockReadGuard;
 
 use super::lock;
 use crate::{
-    lease::{AdoptedLeases, Found, LeaseId, OutcomeSlice, Refusal},
+    lease::{AdoptedLeases, Found, LeaseError, LeaseId, OutcomeSlice},
     token::InstanceId,
 };
 
@@ -25,19 +25,19 @@ pub enum LeaseLocation {
     /// In our table, under this number.
     Ours(LeaseId),
     /// It was in the table of a replica that we answer for, and ended like this.
-    Ended(Refusal),
+    Ended(LeaseError),
     /// The one to ask: its owner, or who has taken that one's leases over from us.
     Elsewhere(InstanceId),
 }
 
 /// Our leases stay ours for as long as this is held.
 pub struct OwnershipGuard<'p> {
-    names: &'p Mutex<Names>,
+    names: &'p Mutex<Ownership>,
     _gate: RwLockReadGuard<'p, ()>,
 }
 
 impl<'p> OwnershipGuard<'p> {
-    pub(super) fn new(names: &'p Mutex<Names>, gate: RwLockReadGuard<'p, ()>) -> Self {
+    pub(super) fn new(names: &'p Mutex<Ownership>, gate: RwLockReadGuard<'p, ()>) -> Self {
         Self { names, _gate: gate }
     }
 
@@ -48,7 +48,7 @@ impl<'p> OwnershipGuard<'p> {
 }
 
 #[derive(Debug)]
-pub(super) struct Names {
+pub(super) struct Ownership {
     us: InstanceId,
     /// Who has all of it since when: nothing is ours any more.
     left: Option<(InstanceId, Instant)>,
@@ -63,7 +63,7 @@ pub(super) struct AdoptedName {
     leases: AdoptedLeases,
 }
 
-impl Names {
+impl Ownership {
     pub(super) fn new(us: InstanceId) -> Self {
         Self { us, left: None, inherited: BTreeMap::new() }
     }
@@ -175,8 +175,8 @@ mod tests {
         LeaseId::new(number).unwrap()
     }
 
-    fn names_of_two(idle: Duration, now: Instant) -> Names {
-        let mut names = Names::new(US);
+    fn names_of_two(idle: Duration, now: Instant) -> Ownership {
+        let mut names = Ownership::new(US);
         let theirs = [(GONE, AdoptedName::new(idle, now))].into();
         names.inherit(gather(theirs, &[], &[(GONE, lease(7), lease(9))]));
         names
@@ -203,7 +203,7 @@ mod tests {
         let half = began + KEPT + KEPT / 2;
         assert!(!names.prune(half));
         let handed_on = names.idle(half)[1].1;
-        let mut names = Names::new(OTHER);
+        let mut names = Ownership::new(OTHER);
         names.inherit([(GONE, AdoptedName::new(handed_on, half))].into());
         assert!(!names.prune(began + 2 * KEPT - Duration::from_secs(1)));
         assert!(names.prune(began + 2 * KEPT));

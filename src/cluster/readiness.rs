@@ -17,9 +17,9 @@ impl<B: Broker + Bus> Peers<B> {
         let (now, ours) = (clock::now(), self.key_ids());
         let tenure = self.service().tenure(&ours);
         let us = Us { keys: &ours, shared: self.keys.shared(), tenure };
-        let roster = self.roster();
-        let strangers = roster.strangers(&ours, now);
-        let kin = roster.kin(&ours, now).map(|(_, said)| said);
+        let members = self.members();
+        let strangers = members.strangers(&ours, now);
+        let kin = members.kin(&ours, now).map(|(_, said)| said);
         let Strangers { one, name, count } = match decide(us, kin, &strangers) {
             Standing::Fine => return None,
             Standing::Yields(strangers) => strangers,
@@ -55,7 +55,7 @@ impl<B: Broker + Bus> Peers<B> {
     pub fn serves(&self, serving: bool) {
         let (now, keys) = (clock::now(), self.key_ids());
         let established = |said: &PeerStatus| said.tenure == Tenure::Established;
-        let vouched = self.roster().kin(&keys, now).any(|(_, said)| established(said));
+        let vouched = self.members().kin(&keys, now).any(|(_, said)| established(said));
         let mut service = self.service();
         let before = service.tenure(&keys);
         service.observe(serving, vouched, &keys, now);
@@ -66,7 +66,7 @@ impl<B: Broker + Bus> Peers<B> {
 
     /// Tells of replicas that have fallen silent.
     pub(super) fn tell_of_the_lost(&self, now: Instant) {
-        for (replica, PeerStatus { name, version, draining, .. }) in self.roster().lost(now) {
+        for (replica, PeerStatus { name, version, draining, .. }) in self.members().lost(now) {
             if draining {
                 tracing::info!(%replica, name, version, "a replica has left");
             } else {

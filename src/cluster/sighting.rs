@@ -35,9 +35,9 @@ impl<B: Broker + Bus> Peers<B> {
     pub(super) async fn pass_on(self: Arc<Self>, Telling { sighting, told }: Telling) {
         let now = clock::now();
         let akin: Vec<InstanceId> = {
-            let roster = self.roster();
+            let members = self.members();
             // Only those whose beats can be opened tell their names.
-            roster
+            members
                 .living(now)
                 .filter(|(_, said)| !said.names.is_empty())
                 .map(|(id, _)| id)

@@ -49,9 +49,9 @@ impl<B: Broker + Bus> Peers<B> {
 
     /// A replica whose own clock is well by ours, and that is there, doubts that one's.
     fn is_doubted_by_others(&self, owner: InstanceId, now: Instant) -> bool {
-        let (roster, clocks, ours) = (self.roster(), self.clocks(), self.ours());
+        let (members, clocks, ours) = (self.members(), self.clocks(), self.ours());
         let well = |id| matches!(clocks.trust(id, ours, now), Trust::Within(_));
-        roster.living(now).any(|(id, said)| said.doubted.contains(&owner) && well(id))
+        members.living(now).any(|(id, said)| said.doubted.contains(&owner) && well(id))
     }
 
     /// Looks at the clock of a replica that was heard just now.
@@ -81,8 +81,8 @@ impl<B: Broker + Bus> Peers<B> {
     /// That the others were heard, some at a time.
     pub(super) fn echoes(&self) -> Vec<pb::Echo> {
         let (now, uptime) = (clock::now(), self.ours().uptime);
-        let roster = self.roster();
-        let all: Vec<_> = roster.heard_at(now).filter(|(_, _, uptime)| *uptime != 0).collect();
+        let members = self.members();
+        let all: Vec<_> = members.heard_at(now).filter(|(_, _, uptime)| *uptime != 0).collect();
         let seconds = usize::try_from(uptime / 1_000_000).unwrap_or(0);
         let first = (seconds * ECHOES).checked_rem(all.len()).unwrap_or(0);
         let some = all.iter().cycle().skip(first).take(ECHOES.min(all.len()));

@@ -32,18 +32,18 @@ const PIECE: usize = 32 * 1024;
 /// What an answer holds until it is written. Goes from the call to its body among the response's
 /// extensions.
 #[derive(Debug, Clone)]
-pub(super) struct DeliveryGuard(Arc<Mutex<Option<Load>>>);
+pub(super) struct DeliveryGuard(Arc<Mutex<Option<AnswerContent>>>);
 
 /// What an answer holds until it is written.
 #[derive(Debug, Default)]
-pub(super) struct Load {
+pub(super) struct AnswerContent {
     /// Given back unless all of the answer is written.
     pub(super) fetched: Option<Fetched>,
     /// Bytes of the budget, which are free with the last piece.
     pub(super) _bytes: Option<Taken>,
 }
 
-impl Load {
+impl AnswerContent {
     /// When the last lease in it ends; nobody needs the answer after that.
     pub(super) fn ends_at(&self) -> Option<Instant> {
         let fetched = self.fetched.as_ref()?;
@@ -53,20 +53,20 @@ impl Load {
 }
 
 impl DeliveryGuard {
-    pub(super) fn new(load: Load) -> Self {
+    pub(super) fn new(load: AnswerContent) -> Self {
         Self(Arc::new(Mutex::new(Some(load))))
     }
 
     /// What is in it; the second time nothing.
-    pub(super) fn unload(&self) -> Load {
+    pub(super) fn unload(&self) -> AnswerContent {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default()
     }
 }
 
 /// What ends with the last piece of an answer.
 #[derive(Debug)]
-pub(super) struct Hold {
-    pub(super) load: Load,
+pub(super) struct WriteState {
+    pub(super) load: AnswerContent,
     /// The places of the call.
     pub(super) _places: Vec<Taken>,
     pub(super) begun: Begun,
@@ -77,7 +77,7 @@ pub(super) struct Hold {
     pub(super) cut: AtomicBool,
 }
 
-impl Drop for Hold {
+impl Drop for WriteState {
     fn drop(&mut self) {
         let written = *self.ended.get_mut() && !*self.cut.get_mut();
         if let Some(fetched) = self.load.fetched.take().filter(|_| written) {
@@ -92,12 +92,12 @@ pub(super) struct Body {
     inner: tonic::body::Body,
     /// What is left of a frame of `inner`.
     rest: Bytes,
-    hold: Option<Arc<Hold>>,
+    hold: Option<Arc<WriteState>>,
 }
 
 impl Body {
     /// Without a hold: of a call that holds nothing.
-    pub(super) fn new(inner: tonic::body::Body, hold: Option<Hold>) -> Self {
+    pub(super) fn new(inner: tonic::body::Body, hold: Option<WriteState>) -> Self {
         Self { inner, rest: Bytes::new(), hold: hold.map(Arc::new) }
     }
 
@@ -146,7 +146,7 @@ impl http_body::Body for Body {
 /// A part of an answer.
 pub(super) struct Piece {
     bytes: Bytes,
-    hold: Option<Arc<Hold>>,
+    hold: Option<Arc<WriteState>>,
 }
 
 impl Piece {

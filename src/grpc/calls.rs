@@ -22,7 +22,7 @@ use tower::{Layer, Service};
 
 use super::{
     SERVICE,
-    answer::{Body, DeliveryGuard, Hold},
+    answer::{Body, DeliveryGuard, WriteState},
     budget::{Budget, Share, Short, Taken},
     connection::{Connection, OpenCall},
     reading::{self, Bounds, Limited, Read},
@@ -334,7 +334,7 @@ fn held(
     let load = load.map(|freight| freight.unload()).unwrap_or_default();
     let begun = connection.unwritten.begin(load.ends_at());
     let (ended, cut) = (AtomicBool::new(false), AtomicBool::new(false));
-    let hold = Hold { load, _places: places, begun, _open: open, ended, cut };
+    let hold = WriteState { load, _places: places, begun, _open: open, ended, cut };
     answer.map(|body| Body::new(body, Some(hold)))
 }
 

@@ -9,7 +9,7 @@ use tonic::metadata::MetadataMap;
 use super::status::ApiError;
 use crate::{
     broker::{Confirmation, ConsumerName},
-    lessor::{Action, Codec, FetchParams, Patience},
+    lessor::{Action, CallerDeadline, Codec, FetchParams},
     pb,
 };
 
@@ -67,7 +67,7 @@ pub(super) fn fetch(
         lease: lease("lease", request.lease.as_ref())?,
         worker: cut(request.worker.clone(), NAMED_WORKER).into(),
         codec: codec(request.codec)?,
-        patience: left.map(|left| Patience {
+        patience: left.map(|left| CallerDeadline {
             until: now + left.saturating_sub(slack(left)),
             answer_by: now + left.saturating_sub(slack(left) / 3),
         }),

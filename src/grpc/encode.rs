@@ -143,14 +143,14 @@ impl Seal<'_> {
 
 /// What was done with one token.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Done {
+pub(super) struct SettleOutcome {
     pub(super) outcome: pb::Outcome,
     pub(super) redeliver_time: Option<Timestamp>,
     pub(super) lease_expire_time: Option<Timestamp>,
     pub(super) lease: Option<PbDuration>,
 }
 
-impl Done {
+impl SettleOutcome {
     pub(super) fn new(settled: Settled, clocks: Clocks) -> Self {
         let none = Self {
             outcome: pb::Outcome::Duplicate,
@@ -179,7 +179,7 @@ impl Done {
 }
 
 /// What came of one token, in a Settle.
-pub(super) fn settle_result(result: Result<Done, ApiError>) -> pb::SettleResult {
+pub(super) fn settle_result(result: Result<SettleOutcome, ApiError>) -> pb::SettleResult {
     match result {
         Ok(done) => pb::SettleResult {
             outcome: done.outcome.into(),
@@ -196,13 +196,13 @@ pub(super) fn settle_result(result: Result<Done, ApiError>) -> pb::SettleResult 
 
 /// The same read back, from the answer of another replica. What a newer one says in words that are
 /// not known here is not taken for success.
-pub(super) fn relayed(result: pb::SettleResult) -> Result<Done, ApiError> {
+pub(super) fn relayed(result: pb::SettleResult) -> Result<SettleOutcome, ApiError> {
     match result.error {
         Some(error) => Err(ApiError::relayed(error)),
         None if result.outcome() == pb::Outcome::Unspecified => {
             Err(ApiError::OwnerUnreachable { maybe: true })
         }
-        None => Ok(Done {
+        None => Ok(SettleOutcome {
             outcome: result.outcome(),
             redeliver_time: result.redeliver_time,
             lease_expire_time: result.lease_expire_time,

@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A client of the fetch-proxy at `addr`, whose answers are for people, or JSON.
 #[derive(Debug)]
-pub struct Hand {
+pub struct Client {
     /// Host and port, or a URL.
     pub addr: String,
     /// Whether to print JSON.
@@ -34,7 +34,7 @@ pub struct Hand {
 /// What to print, and whether all went well.
 type Shown = Result<(String, bool), String>;
 
-impl Hand {
+impl Client {
     /// Takes messages.
     ///
     /// # Errors

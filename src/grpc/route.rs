@@ -21,7 +21,7 @@ use tokio::time::timeout_at;
 
 use super::{
     decode,
-    encode::{self, Clocks, Done},
+    encode::{self, Clocks, SettleOutcome},
     refusals::{Refusals, Who},
     status::{ApiError, Reason},
 };
@@ -31,8 +31,8 @@ use crate::{
     clock,
     cluster::{LeaseLocation, Nonce, OwnerlessToken, Peers, Unanswered},
     keys::Keys,
-    lease::{Kind, LeaseId, Refusal},
-    lessor::{Action, Ask, Error, Lessor, Settled},
+    lease::{LeaseError, LeaseId, SettleKind},
+    lessor::{Action, Error, Lessor, SettleItem, Settled},
     pb::{self, peer::v1 as wire},
     token::{Claims, InstanceId, OpenError},
 };
@@ -45,10 +45,10 @@ const LARGEST_QUESTION: usize = 48 * 1024;
 const FOR_OLDER: Duration = Duration::from_secs(30);
 
 /// One token, and what to do with it.
-pub(super) type Wanted = (String, Action);
+pub(super) type TokenAction = (String, Action);
 
 /// What came of it.
-pub(super) type Settlement = Result<Done, ApiError>;
+pub(super) type SettleResult = Result<SettleOutcome, ApiError>;
 
 /// The way to every lease.
 pub struct Router<B: Broker + Bus> {
@@ -59,7 +59,7 @@ pub struct Router<B: Broker + Bus> {
 }
 
 /// A token of another replica.
-struct Away {
+struct RemoteToken {
     place: usize,
     claims: Claims<'static>,
     action: Action,
@@ -80,20 +80,21 @@ impl<B: Broker + Bus> Router<B> {
     pub(super) async fn settle(
         &self,
         call: &'static str,
-        wanted: Vec<Wanted>,
+        wanted: Vec<TokenAction>,
         confirmation: Confirmation,
         until: Instant,
-    ) -> Vec<Settlement> {
+    ) -> Vec<SettleResult> {
         let until = until.min(clock::now() + self.lessor.settle_timeout());
-        let Ok(still) = timeout_at(until.into(), self.peers.still()).await else {
+        let Ok(ownership) = timeout_at(until.into(), self.peers.lock_ownership()).await else {
             return wanted.iter().map(|_| Err(Error::LeaseBusy.into())).collect();
         };
         let mut results = Vec::with_capacity(wanted.len());
         let (mut places, mut asks, mut subjects) = (Vec::new(), Vec::new(), Vec::new());
-        let mut away: BTreeMap<(InstanceId, InstanceId), Vec<Away>> = BTreeMap::new();
+        let mut away: BTreeMap<(InstanceId, InstanceId), Vec<RemoteToken>> = BTreeMap::new();
         for (place, (token, action)) in wanted.iter().enumerate() {
-            let found =
-                self.open(token).map(|(claims, lease)| (still.whose(claims.owner, lease), claims));
+            let found = self
+                .open(token)
+                .map(|(claims, lease)| (ownership.whose(claims.owner, lease), claims));
             results.push(match found {
                 Err(refused) => {
                     self.refused(call, None, &refused);
@@ -109,19 +110,19 @@ impl<B: Broker + Bus> Router<B> {
                 Ok((LeaseLocation::Ours(lease), claims)) => {
                     places.push(place);
                     subjects.push(claims.ack_subject);
-                    asks.push(Ask { lease, action: action.clone() });
-                    Ok(Done::default())
+                    asks.push(SettleItem { lease, action: action.clone() });
+                    Ok(SettleOutcome::default())
                 }
                 Ok((LeaseLocation::Elsewhere(at), claims)) => {
                     let away = away.entry((claims.owner, at)).or_default();
-                    away.push(Away { place, claims, action: action.clone() });
-                    Ok(Done::default())
+                    away.push(RemoteToken { place, claims, action: action.clone() });
+                    Ok(SettleOutcome::default())
                 }
             });
         }
         let local = async {
             let settled = self.lessor.settle(asks, confirmation, until).await;
-            drop(still);
+            drop(ownership);
             settled
         };
         let elsewhere = away
@@ -149,8 +150,8 @@ impl<B: Broker + Bus> Router<B> {
     /// applied where nobody can have the message, or answered as what it is.
     async fn look_for_last_attempts(
         &self,
-        wanted: &[Wanted],
-        results: &mut [Settlement],
+        wanted: &[TokenAction],
+        results: &mut [SettleResult],
         until: Instant,
     ) {
         let (mut places, mut late) = (Vec::new(), Vec::new());
@@ -192,16 +193,16 @@ impl<B: Broker + Bus> Router<B> {
         let confirmation = decode::confirmation(question.confirmation).ok()?;
         // So that the answer is back before nobody waits for it.
         let until = clock::now() + Duration::from_millis(question.budget) * 9 / 10;
-        let still = timeout_at(until.into(), self.peers.still()).await.ok()?;
+        let ownership = timeout_at(until.into(), self.peers.lock_ownership()).await.ok()?;
         let owner = InstanceId(question.owner.as_ref().try_into().ok()?);
         let (mut places, mut asks, mut results) = (Vec::new(), Vec::new(), Vec::new());
         let pairs = question.leases.iter().zip(&question.settlements);
         for (place, (lease, one)) in pairs.enumerate() {
-            let whose = still.whose(owner, LeaseId::new(*lease)?);
+            let whose = ownership.whose(owner, LeaseId::new(*lease)?);
             if let LeaseLocation::Elsewhere(heir) = whose
                 && heir != owner
             {
-                drop(still);
+                drop(ownership);
                 let name = passed_on.unwrap_or(asked).to_vec().into();
                 let question = wire::SettleRequest { passed_on: name, ..question };
                 return self.peers.ask(heir, &question.encode_to_vec(), until).await.ok();
@@ -213,8 +214,8 @@ impl<B: Broker + Bus> Router<B> {
                 Ok((LeaseLocation::Ended(refusal), action)) => ended(&action, refusal),
                 Ok((LeaseLocation::Ours(lease), action)) => {
                     places.push(place);
-                    asks.push(Ask { lease, action });
-                    Ok(Done::default())
+                    asks.push(SettleItem { lease, action });
+                    Ok(SettleOutcome::default())
                 }
                 // It may have been ours until a moment ago.
                 Ok((LeaseLocation::Elsewhere(_), _)) => {
@@ -223,7 +224,7 @@ impl<B: Broker + Bus> Router<B> {
             });
         }
         let settled = self.lessor.settle(asks, confirmation, until).await;
-        drop(still);
+        drop(ownership);
         let clocks = Clocks::read();
         for (place, result) in places.into_iter().zip(settled) {
             results[place] = done(result, clocks);
@@ -251,10 +252,10 @@ impl<B: Broker + Bus> Router<B> {
         &self,
         owner: InstanceId,
         at: InstanceId,
-        tokens: Vec<Away>,
+        tokens: Vec<RemoteToken>,
         confirmation: Confirmation,
         until: Instant,
-    ) -> Vec<(usize, Settlement)> {
+    ) -> Vec<(usize, SettleResult)> {
         let mut results = Vec::with_capacity(tokens.len());
         let longest = self.lessor.max_lease();
         for question in questions(tokens) {
@@ -288,11 +289,11 @@ impl<B: Broker + Bus> Router<B> {
     async fn settle_without(
         &self,
         why: Unanswered,
-        tokens: Vec<Away>,
+        tokens: Vec<RemoteToken>,
         until: Instant,
-    ) -> Vec<(usize, Settlement)> {
+    ) -> Vec<(usize, SettleResult)> {
         let (mut results, mut places, mut orphans) = (Vec::new(), Vec::new(), Vec::new());
-        for Away { place, claims, action, .. } in tokens {
+        for RemoteToken { place, claims, action, .. } in tokens {
             let left = Duration::from_millis(claims.settle_by).saturating_sub(clock::unix_time());
             let final_word = matches!(action, Action::Ack | Action::Term(_));
             match why {
@@ -325,7 +326,7 @@ impl<B: Broker + Bus> Router<B> {
 }
 
 /// In pieces that a NATS message can carry.
-fn questions(tokens: Vec<Away>) -> Vec<Vec<Away>> {
+fn questions(tokens: Vec<RemoteToken>) -> Vec<Vec<RemoteToken>> {
     let (mut questions, mut question, mut size) = (Vec::new(), Vec::new(), 0);
     for token in tokens {
         let reason = match &token.action {
@@ -351,7 +352,7 @@ fn put(action: &Action, longest: Duration) -> pb::Settlement {
 }
 
 /// Which of these are an Extend without a length.
-fn as_granted(question: &[Away]) -> Vec<u32> {
+fn as_granted(question: &[RemoteToken]) -> Vec<u32> {
     let places = (0..).zip(question);
     let unset = places.filter(|(_, away)| away.action == Action::Extend(None));
     unset.map(|(place, _)| place).collect()
@@ -365,7 +366,7 @@ fn as_asked(action: Action, place: usize, as_granted: &[u32]) -> Action {
 }
 
 /// Another replica's answer, as if it were ours.
-fn relayed(answer: &[u8], count: usize) -> Result<Vec<Settlement>, Unanswered> {
+fn relayed(answer: &[u8], count: usize) -> Result<Vec<SettleResult>, Unanswered> {
     let answer = wire::SettleResponse::decode(answer).map_err(|_| Unanswered::Silent)?;
     if answer.results.len() != count {
         return Err(Unanswered::Silent);
@@ -374,32 +375,32 @@ fn relayed(answer: &[u8], count: usize) -> Result<Vec<Settlement>, Unanswered> {
 }
 
 /// A lease that ended at a replica that we answer for, as that one would have said it.
-fn ended(action: &Action, refusal: Refusal) -> Settlement {
+fn ended(action: &Action, refusal: LeaseError) -> SettleResult {
     let kind = match action {
-        Action::Ack => Some(Kind::Ack),
-        Action::Nak(_) => Some(Kind::Nak),
-        Action::Term(_) => Some(Kind::Term),
+        Action::Ack => Some(SettleKind::Ack),
+        Action::Nak(_) => Some(SettleKind::Nak),
+        Action::Term(_) => Some(SettleKind::Term),
         Action::Extend(_) => None,
     };
     match refusal {
-        Refusal::Settled { by } if Some(by) == kind => {
-            Ok(Done { outcome: pb::Outcome::Duplicate, ..Done::default() })
+        LeaseError::Settled { by } if Some(by) == kind => {
+            Ok(SettleOutcome { outcome: pb::Outcome::Duplicate, ..SettleOutcome::default() })
         }
-        Refusal::Settled { .. } | Refusal::Expired { .. } | Refusal::Busy => {
+        LeaseError::Settled { .. } | LeaseError::Expired { .. } | LeaseError::Busy => {
             Err(Error::from(refusal).into())
         }
     }
 }
 
-fn done(result: Result<Settled, Error>, clocks: Clocks) -> Settlement {
-    result.map(|settled| Done::new(settled, clocks)).map_err(ApiError::from)
+fn done(result: Result<Settled, Error>, clocks: Clocks) -> SettleResult {
+    result.map(|settled| SettleOutcome::new(settled, clocks)).map_err(ApiError::from)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn away(action: Action) -> Away {
+    fn away(action: Action) -> RemoteToken {
         let claims = Claims {
             owner: InstanceId([1; 8]),
             lease: 1,
@@ -409,7 +410,7 @@ mod tests {
             ack_subject: "".into(),
             principal: "".into(),
         };
-        Away { place: 0, claims, action }
+        RemoteToken { place: 0, claims, action }
     }
 
     #[test]

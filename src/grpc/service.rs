@@ -6,11 +6,11 @@ use prost::Message as _;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use super::{
-    answer::{DeliveryGuard, Load},
+    answer::{AnswerContent, DeliveryGuard},
     budget::Taken,
     calls::AnswerBytes,
     decode,
-    encode::{Clocks, Done, Seal, settle_result},
+    encode::{Clocks, Seal, SettleOutcome, settle_result},
     refusals::Who,
     route::Router,
     status::{ApiError, Counted},
@@ -57,7 +57,7 @@ impl<B: Broker + Bus> Service<B> {
         token: String,
         action: Action,
         confirmation: Confirmation,
-    ) -> Result<Done, Status> {
+    ) -> Result<SettleOutcome, Status> {
         let call = match action {
             Action::Ack => "Ack",
             Action::Nak(_) => "Nak",
@@ -108,7 +108,7 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         let mut response = Response::new(seal.fetch(&fetched, codec, max_bytes, nonces));
         response
             .extensions_mut()
-            .insert(DeliveryGuard::new(Load { fetched: Some(fetched), _bytes: bytes }));
+            .insert(DeliveryGuard::new(AnswerContent { fetched: Some(fetched), _bytes: bytes }));
         Ok(response)
     }
 
@@ -185,7 +185,9 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         let answer = pb::SettleResponse { results, failed };
         bytes.iter_mut().for_each(|bytes| bytes.shrink_to(answer.encoded_len()));
         let mut response = Response::new(answer);
-        response.extensions_mut().insert(DeliveryGuard::new(Load { fetched: None, _bytes: bytes }));
+        response
+            .extensions_mut()
+            .insert(DeliveryGuard::new(AnswerContent { fetched: None, _bytes: bytes }));
         Ok(response)
     }
 }

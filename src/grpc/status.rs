@@ -12,7 +12,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::budget::Short;
 use crate::{
-    lease::Kind,
+    lease::SettleKind,
     lessor::{Error, Unsuitable},
     pb,
 };
@@ -367,11 +367,11 @@ fn scope(short: Short) -> &'static str {
     }
 }
 
-fn kind_name(kind: Kind) -> &'static str {
+fn kind_name(kind: SettleKind) -> &'static str {
     match kind {
-        Kind::Ack => "ACK",
-        Kind::Nak => "NAK",
-        Kind::Term => "TERM",
+        SettleKind::Ack => "ACK",
+        SettleKind::Nak => "NAK",
+        SettleKind::Term => "TERM",
     }
 }
 

@@ -1,42 +1,42 @@
 //! How leases ended: half a byte for each of the last ids, in a ring that never grows.
 
-use super::{Kind, LeaseId};
+use super::{LeaseId, SettleKind};
 
 /// How a lease left the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ended {
     /// It was settled; a Nak also when nobody knows whether it arrived.
-    Settled(Kind),
+    Settled(SettleKind),
     /// Its holder let its deadline pass, or it was given back.
     Lapsed,
     /// JetStream may have given it away.
     Lost,
     /// Its message arrived anew while this settlement of it was under way, so how it ended is not
     /// known before that is.
-    Overtaken(Kind),
+    Overtaken(SettleKind),
 }
 
 /// Every end that is not "nothing is known", which is 0; its nibble is its place plus one.
 const ENDS: [Ended; 8] = [
-    Ended::Settled(Kind::Ack),
-    Ended::Settled(Kind::Nak),
-    Ended::Settled(Kind::Term),
+    Ended::Settled(SettleKind::Ack),
+    Ended::Settled(SettleKind::Nak),
+    Ended::Settled(SettleKind::Term),
     Ended::Lapsed,
     Ended::Lost,
-    Ended::Overtaken(Kind::Ack),
-    Ended::Overtaken(Kind::Nak),
-    Ended::Overtaken(Kind::Term),
+    Ended::Overtaken(SettleKind::Ack),
+    Ended::Overtaken(SettleKind::Nak),
+    Ended::Overtaken(SettleKind::Term),
 ];
 
 /// Remembers the ids after `newest - capacity`.
 #[derive(Debug)]
-pub(super) struct Memory {
+pub(super) struct OutcomeRing {
     nibbles: Vec<u8>,
     capacity: u64,
     newest: u64,
 }
 
-impl Memory {
+impl OutcomeRing {
     /// Room for `capacity` ids, rounded up to whole bytes.
     pub(super) fn new(capacity: usize) -> Self {
         let bytes = capacity.div_ceil(2).max(1);
@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn every_end_is_told_from_every_other() {
-        let mut memory = Memory::new(ENDS.len());
+        let mut memory = OutcomeRing::new(ENDS.len());
         for (number, end) in (1..).zip(ENDS) {
             memory.extend_to(id(number));
             memory.remember(id(number), end);
@@ -126,8 +126,10 @@ mod tests {
 
     #[test]
     fn the_last_ones_are_remembered_and_older_ones_forgotten() {
-        let mut memory = Memory::new(4);
-        let end = |number| Ended::Settled(if number % 2 == 0 { Kind::Term } else { Kind::Ack });
+        let mut memory = OutcomeRing::new(4);
+        let end = |number| {
+            Ended::Settled(if number % 2 == 0 { SettleKind::Term } else { SettleKind::Ack })
+        };
         for number in 1..=6 {
             memory.extend_to(id(number));
             memory.remember(id(number), end(number));
@@ -143,7 +145,7 @@ mod tests {
 
     #[test]
     fn what_is_still_held_has_not_ended_and_what_ends_too_late_is_forgotten() {
-        let mut memory = Memory::new(2);
+        let mut memory = OutcomeRing::new(2);
         memory.extend_to(id(1));
         assert_eq!(memory.ended(id(1)), None);
         memory.extend_to(id(2));

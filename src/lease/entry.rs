@@ -14,7 +14,7 @@
 use std::time::Duration;
 
 use super::{
-    ConsumerId, Kind, LeaseSnapshot, Outcome, SnapshotExpiry, Terms,
+    ConsumerId, LeaseSnapshot, PublishOutcome, SettleKind, SnapshotExpiry, Terms,
     ended::Ended,
     time::{NEVER, Nanos, Origin, PAST, margin_of, nanos},
 };
@@ -30,11 +30,11 @@ pub(super) enum State {
     Held,
     /// `again`: an earlier try, of the same kind, may have been applied.
     Settling {
-        kind: Kind,
+        kind: SettleKind,
         again: bool,
     },
     /// Never of a Nak: that one is not tried again.
-    Uncertain(Kind),
+    Uncertain(SettleKind),
 }
 
 /// How long its holder may keep it.
@@ -217,7 +217,7 @@ impl<T> Lease<T> {
 
     /// Into a caller's hands for this long, or for as long as JetStream waits by itself; at the
     /// longest until `latest`.
-    pub(super) fn lend(&mut self, length: Option<Nanos>, now: Nanos, latest: Nanos) {
+    pub(super) fn assign(&mut self, length: Option<Nanos>, now: Nanos, latest: Nanos) {
         self.granted = length;
         self.until = match length {
             Some(length) => Until::At((now + length).min(latest)),
@@ -242,7 +242,7 @@ impl<T> Lease<T> {
         self.tried = now;
     }
 
-    /// Progress sent at `sent_at` was confirmed. After `ack_by` JetStream confirms it too, and does
+    /// Progress sent at `sent_at` was confirmed. LeaseStatus `ack_by` JetStream confirms it too, and does
     /// nothing.
     pub(super) fn progressed(&mut self, sent_at: Nanos, now: Nanos) {
         if now >= self.ack_by() || sent_at <= self.started {
@@ -297,18 +297,18 @@ impl Until {
 /// What a settlement of this kind leaves behind: a state, or an end. `over`: JetStream may have
 /// given the message away in the meantime.
 pub(super) fn conclude(
-    kind: Kind,
+    kind: SettleKind,
     again: bool,
-    outcome: Outcome,
+    outcome: PublishOutcome,
     over: bool,
 ) -> Result<State, Ended> {
     match outcome {
-        Outcome::Confirmed => Err(Ended::Settled(kind)),
-        Outcome::Denied => Err(Ended::Lost),
+        PublishOutcome::Confirmed => Err(Ended::Settled(kind)),
+        PublishOutcome::Denied => Err(Ended::Lost),
         // It may still be on its way: a second one could hit the next holder's delivery.
-        Outcome::Unconfirmed if kind == Kind::Nak => Err(Ended::Settled(kind)),
-        Outcome::Unsent | Outcome::Unconfirmed if over => Err(Ended::Lost),
-        Outcome::Unsent if !again => Ok(State::Held),
-        Outcome::Unsent | Outcome::Unconfirmed => Ok(State::Uncertain(kind)),
+        PublishOutcome::Unconfirmed if kind == SettleKind::Nak => Err(Ended::Settled(kind)),
+        PublishOutcome::Unsent | PublishOutcome::Unconfirmed if over => Err(Ended::Lost),
+        PublishOutcome::Unsent if !again => Ok(State::Held),
+        PublishOutcome::Unsent | PublishOutcome::Unconfirmed => Ok(State::Uncertain(kind)),
     }
 }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{
-    ConsumerId, LeaseId, LeaseSnapshot, LeaseTable, Refusal,
+    ConsumerId, LeaseError, LeaseId, LeaseSnapshot, LeaseTable,
     ended::{self, Ended},
     entry::{Lease, RESTORED_TIME_TRUNCATION},
 };
@@ -52,7 +52,7 @@ pub enum Found {
     /// This lease of ours.
     Here(LeaseId),
     /// It ended.
-    Ended(Refusal),
+    Ended(LeaseError),
 }
 
 impl<T> LeaseTable<T> {
@@ -196,9 +196,9 @@ impl AdoptedLeases {
         }
         let piece = self.ended.range(..=there).next_back();
         Found::Ended(match piece.and_then(|(_, piece)| piece.ended(there)) {
-            Some(Ended::Settled(by) | Ended::Overtaken(by)) => Refusal::Settled { by },
-            Some(Ended::Lapsed | Ended::Lost) => Refusal::Expired { forgotten: false },
-            None => Refusal::Expired { forgotten: true },
+            Some(Ended::Settled(by) | Ended::Overtaken(by)) => LeaseError::Settled { by },
+            Some(Ended::Lapsed | Ended::Lost) => LeaseError::Expired { forgotten: false },
+            None => LeaseError::Expired { forgotten: true },
         })
     }
 

@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     ConsumerId, LeaseId,
-    ended::{Ended, Memory},
+    ended::{Ended, OutcomeRing},
     entry::{Lease, State},
     time::{Nanos, PAST},
 };
@@ -25,7 +25,7 @@ pub(super) struct Store<T> {
     consumers: BTreeMap<ConsumerId, Consumer>,
     /// Dead ones, and from which stream sequence on their leases are still to be looked at.
     dying: BTreeMap<ConsumerId, u64>,
-    memory: Memory,
+    memory: OutcomeRing,
 }
 
 #[derive(Debug)]
@@ -44,7 +44,7 @@ impl<T> Store<T> {
             due: BTreeSet::new(),
             consumers: BTreeMap::new(),
             dying: BTreeMap::new(),
-            memory: Memory::new(remembered),
+            memory: OutcomeRing::new(remembered),
         }
     }
 

@@ -27,7 +27,7 @@ pub struct ConsumerId(pub u32);
 
 /// How a message is settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
+pub enum SettleKind {
     /// Done.
     Ack,
     /// Again.
@@ -69,7 +69,7 @@ pub struct Assigned {
 
 /// What to do about a settlement that was let through.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Begun<'t, T> {
+pub enum BeginResult<'t, T> {
     /// Ask the broker, by what is kept here, and come back with the outcome.
     Publish(&'t T),
     /// It was settled in this way before: nothing is left to do.
@@ -78,7 +78,7 @@ pub enum Begun<'t, T> {
 
 /// What the broker made of a settlement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub enum PublishOutcome {
     /// It has had its effect.
     Confirmed,
     /// It never left us.
@@ -91,7 +91,7 @@ pub enum Outcome {
 
 /// Where a lease stands after its settlement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum After {
+pub enum LeaseStatus {
     /// Held as before: nothing was applied.
     Held,
     /// It may have been applied, now or by an earlier try, and may be tried again in the same way.
@@ -102,7 +102,7 @@ pub enum After {
 
 /// The table said no.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
+pub enum LeaseError {
     /// It lapsed or was lost.
     Expired {
         /// It ended so long ago that how is not remembered, or there never was such a lease.
@@ -111,7 +111,7 @@ pub enum Refusal {
     /// It was, or may have been, settled in another way.
     Settled {
         /// In this.
-        by: Kind,
+        by: SettleKind,
     },
     /// It is being settled at this moment.
     Busy,
@@ -176,7 +176,7 @@ pub struct LeaseSnapshot {
     /// The length that its caller was granted; `None` is as long as JetStream waits by itself.
     pub granted: Option<Duration>,
     /// It was settled in this way, and nobody knows whether that arrived; `None`: it is held.
-    pub uncertain: Option<Kind>,
+    pub uncertain: Option<SettleKind>,
 }
 
 /// How long the holder of a lease on its way may keep it.

@@ -46,15 +46,15 @@ use self::{
 };
 use super::{
     Error, Lessor,
-    delivery::{GrantedDelivery, LeasedDelivery, Loan},
+    delivery::{GrantedDelivery, LeaseRequest, LeasedDelivery},
     sighting::Sighting,
     spec::ConsumerSpec,
     turn::Turn,
 };
 use crate::{
-    broker::{Arrival, Broker, ConsumerInfo, ConsumerName, InfoError, Link, News},
+    broker::{Arrival, Broker, ConsumerInfo, ConsumerName, InboxEvent, InfoError, Link},
     clock,
-    pump::{Limits, Pump, WaiterId, Want},
+    pump::{PullLimits, Pump, WaiterId, Want},
 };
 
 /// A waiter with nothing is told so when NATS has been away for this long: long enough for a
@@ -79,13 +79,13 @@ pub(super) struct Answer {
     pub(super) messages: Vec<LeasedDelivery>,
     pub(super) too_large: Option<LeasedDelivery>,
     pub(super) draining: bool,
-    pub(super) feed: Feed,
+    pub(super) handle: ConsumerHandle,
 }
 
 impl Drop for Answer {
     fn drop(&mut self) {
         let unhanded = self.messages.drain(..).chain(self.too_large.take());
-        self.feed.give_back(unhanded.map(|leased| leased.parcel).collect());
+        self.handle.give_back(unhanded.map(|leased| leased.granted).collect());
     }
 }
 
@@ -96,7 +96,7 @@ pub(super) enum Command {
     Join {
         ticket: Ticket,
         want: Want,
-        lease: Loan,
+        lease: LeaseRequest,
         reply: Reply,
     },
     Leave(Ticket),
@@ -111,13 +111,13 @@ pub(super) enum Command {
 
 /// The way to a consumer's feed.
 #[derive(Debug, Clone)]
-pub(super) struct Feed {
+pub(super) struct ConsumerHandle {
     commands: mpsc::UnboundedSender<Command>,
     /// INFO for answers without messages, and when it was read.
     pub(super) recent_info: Arc<Mutex<Option<(Instant, ConsumerInfo)>>>,
 }
 
-impl Feed {
+impl ConsumerHandle {
     /// Whether the feed is there to take it; a feed that has ended gives it back.
     pub(super) fn send(&self, command: Command) -> Result<(), Command> {
         self.commands.send(command).map_err(|refused| refused.0)
@@ -128,10 +128,10 @@ impl Feed {
         let _ = self.send(Command::Leave(ticket));
     }
 
-    pub(super) fn give_back(&self, parcels: Vec<GrantedDelivery>) {
-        if !parcels.is_empty() {
+    pub(super) fn give_back(&self, granted_deliveries: Vec<GrantedDelivery>) {
+        if !granted_deliveries.is_empty() {
             // A feed that has ended leaves its deliveries to the table's clocks.
-            let _ = self.send(Command::GiveBack(parcels));
+            let _ = self.send(Command::GiveBack(granted_deliveries));
         }
     }
 
@@ -143,7 +143,7 @@ impl Feed {
 struct Waiter {
     ticket: Ticket,
     want: Want,
-    lease: Loan,
+    lease: LeaseRequest,
     reply: Reply,
 }
 
@@ -154,7 +154,7 @@ pub(super) struct ConsumerTask<B: Broker> {
     lessor: Lessor<B>,
     name: ConsumerName,
     /// The way to ourselves, for answers that are not taken.
-    feed: Feed,
+    handle: ConsumerHandle,
     commands: mpsc::UnboundedReceiver<Command>,
     pump: Pump<GrantedDelivery>,
     waiters: HashMap<WaiterId, Waiter>,
@@ -170,7 +170,7 @@ pub(super) struct ConsumerTask<B: Broker> {
     ask_at: Instant,
     /// It was not asked then, because nobody needed it.
     spared: bool,
-    facts: Option<Arc<ConsumerSpec>>,
+    spec: Option<Arc<ConsumerSpec>>,
     /// Who wants to know them.
     curious: Vec<oneshot::Sender<Result<Arc<ConsumerSpec>, Error>>>,
     /// The connection that `facts` were read on.
@@ -189,7 +189,7 @@ pub(super) struct ConsumerTask<B: Broker> {
     limited: bool,
     used_at: Instant,
     draining: bool,
-    suspicion: Quarantine,
+    quarantine: Quarantine,
     /// While this goes on, nothing is pulled.
     looking: Option<Looking>,
     /// The place of a connection of our own.
@@ -206,8 +206,8 @@ pub(super) struct ConsumerTask<B: Broker> {
 
 enum Event {
     Command(Command),
-    Arrived(News),
-    Late(News),
+    Arrived(InboxEvent),
+    Late(InboxEvent),
     Info(Result<ConsumerInfo, InfoError>),
     Told,
     Looked(Looked),
@@ -218,22 +218,22 @@ enum Event {
 
 impl<B: Broker> ConsumerTask<B> {
     /// A feed, and the task that [`ConsumerTask::run`] makes of it.
-    pub(super) fn new(lessor: Lessor<B>, name: ConsumerName) -> (Feed, Self) {
+    pub(super) fn new(lessor: Lessor<B>, name: ConsumerName) -> (ConsumerHandle, Self) {
         let (sender, commands) = mpsc::unbounded_channel();
         let (now, link) = (clock::now(), lessor.broker.link());
-        let limits = Limits {
+        let limits = PullLimits {
             max_batch: 1,
             max_expires: Duration::MAX,
             max_request_bytes: None,
             park: Duration::from_secs(1),
         };
-        let feed = Feed { commands: sender, recent_info: Arc::default() };
+        let handle = ConsumerHandle { commands: sender, recent_info: Arc::default() };
         let task = Self {
-            turn: lessor.books.turn(),
+            turn: lessor.table.turn(),
             sharing: Sharing::new(&lessor.shares, &name),
-            facts: lessor.take_left(&name),
+            spec: lessor.take_left(&name),
             name,
-            feed: feed.clone(),
+            handle: handle.clone(),
             commands,
             pump: Pump::new(limits),
             waiters: HashMap::new(),
@@ -257,7 +257,7 @@ impl<B: Broker> ConsumerTask<B> {
             limited: false,
             used_at: now,
             draining: false,
-            suspicion: Quarantine::none(),
+            quarantine: Quarantine::none(),
             looking: None,
             apart: None,
             pulled_at: None,
@@ -265,7 +265,7 @@ impl<B: Broker> ConsumerTask<B> {
             seen: (0, 0),
             lessor,
         };
-        (feed, task)
+        (handle, task)
     }
 
     /// Runs until the consumer is gone, nobody has used it for long, or the lessor is closed; in a
@@ -293,8 +293,8 @@ impl<B: Broker> ConsumerTask<B> {
 
     fn held(&self) -> usize {
         let held =
-            |facts: &Arc<ConsumerSpec>| self.lessor.books.with(|table| table.held_by(facts.id));
-        self.facts.as_ref().map_or(0, held)
+            |spec: &Arc<ConsumerSpec>| self.lessor.table.with(|table| table.held_by(spec.id));
+        self.spec.as_ref().map_or(0, held)
     }
 
     /// Backoff for the next thing to happen. `None` once the lessor is closed.
@@ -348,13 +348,13 @@ impl<B: Broker> ConsumerTask<B> {
         let now = clock::now();
         match event {
             Event::Command(command) => self.command(command, now),
-            Event::Arrived(News::Arrived) => {
+            Event::Arrived(InboxEvent::Arrived) => {
                 self.sighted.sure(now);
                 self.count(now);
                 self.arrived(now);
             }
-            Event::Arrived(News::Lost) => self.disconnected(now),
-            Event::Arrived(News::Broken) => self.broke(now),
+            Event::Arrived(InboxEvent::Lost) => self.disconnected(now),
+            Event::Arrived(InboxEvent::Broken) => self.broke(now),
             Event::Late(news) => self.late(news, now),
             Event::Info(info) => self.learned(info, now)?,
             Event::Looked(found) => self.looked(&found, now),
@@ -387,7 +387,7 @@ impl<B: Broker> ConsumerTask<B> {
                     self.pump.leave(id, now);
                 }
             }
-            Command::GiveBack(parcels) => self.take_back(parcels, now),
+            Command::GiveBack(granted_deliveries) => self.take_back(granted_deliveries, now),
             Command::Doubt => self.unanswered(now),
             Command::Heard(sighting, reply) => self.heard(sighting, reply, now),
             Command::Know(reply) => {

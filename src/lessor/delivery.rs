@@ -16,18 +16,18 @@ use crate::{
 pub(super) struct GrantedDelivery {
     pub(super) id: LeaseId,
     pub(super) delivery: Box<Delivery>,
-    pub(super) facts: Arc<ConsumerSpec>,
+    pub(super) spec: Arc<ConsumerSpec>,
 }
 
 impl GrantedDelivery {
     pub(super) fn last_attempt(&self) -> bool {
-        self.facts.last_attempt(self.delivery.delivery_count)
+        self.spec.last_attempt(self.delivery.delivery_count)
     }
 }
 
 /// How a caller has its leases.
 #[derive(Debug, Clone)]
-pub(super) struct Loan {
+pub(super) struct LeaseRequest {
     /// For how long; `None` is as long as JetStream would wait.
     pub(super) length: Option<Duration>,
     /// Who it is.
@@ -46,22 +46,22 @@ pub struct LeasedDelivery {
     pub settle_by: Instant,
     /// Who leads the consumer: while it does, nobody else has the message before `settle_by`.
     pub leader: Leader,
-    pub(super) parcel: GrantedDelivery,
+    pub(super) granted: GrantedDelivery,
 }
 
 impl LeasedDelivery {
     /// What was delivered.
     pub fn delivery(&self) -> &Delivery {
-        &self.parcel.delivery
+        &self.granted.delivery
     }
 
     /// Attempts after which the message is given up; `None` is without limit.
     pub fn max_deliver(&self) -> Option<u64> {
-        self.parcel.facts.max_deliver
+        self.granted.spec.max_deliver
     }
 
     /// When the consumer was made.
     pub fn consumer_created(&self) -> &Arc<str> {
-        &self.parcel.facts.created
+        &self.granted.spec.created
     }
 }

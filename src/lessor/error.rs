@@ -3,7 +3,7 @@
 
 use crate::{
     broker::{ConsumerName, InfoError},
-    lease::Kind,
+    lease::SettleKind,
 };
 
 /// A refusal or failure of a Fetch, a settlement or an Extend.
@@ -72,7 +72,7 @@ pub enum Error {
     LastAttempt,
     /// The message was settled before, in another way.
     #[error("settled before, as {0:?}")]
-    LeaseSettled(Kind),
+    LeaseSettled(SettleKind),
     /// Another call is settling it at this moment.
     #[error("another call is settling it")]
     LeaseBusy,

@@ -12,9 +12,9 @@ use std::{
 use tokio::{sync::oneshot, time::timeout_at};
 
 use super::{
-    Action, Ask, Codec, Error, Lessor,
-    consumer::{Answer, Feed, Ticket},
-    delivery::{LeasedDelivery, Loan},
+    Action, Codec, Error, Lessor, SettleItem,
+    consumer::{Answer, ConsumerHandle, Ticket},
+    delivery::{LeaseRequest, LeasedDelivery},
 };
 use crate::{
     broker::{Broker, Confirmation, ConsumerInfo, ConsumerName, InfoError},
@@ -42,12 +42,12 @@ pub struct FetchParams {
     /// What payloads must be.
     pub codec: Codec,
     /// When the caller's own patience ends, if it has told.
-    pub patience: Option<Patience>,
+    pub patience: Option<CallerDeadline>,
 }
 
 /// The caller's deadline, less the time that an answer takes.
 #[derive(Debug, Clone, Copy)]
-pub struct Patience {
+pub struct CallerDeadline {
     /// Stop waiting then.
     pub until: Instant,
     /// The answer must be on its way by then: time enough to find out why there is nothing.
@@ -62,7 +62,7 @@ pub struct Fetched {
     empty: Option<Empty>,
     pending: u64,
     ack_pending: u64,
-    feed: Option<Feed>,
+    handle: Option<ConsumerHandle>,
 }
 
 /// A message that could not be given as asked.
@@ -118,7 +118,8 @@ impl<B: Broker> Lessor<B> {
             no_wait: ask.max_wait.is_zero(),
         };
         let mut fetched = Fetched::new(
-            self.wait(&ask.name, want, Loan { length: ask.lease, worker: ask.worker }).await?,
+            self.wait(&ask.name, want, LeaseRequest { length: ask.lease, worker: ask.worker })
+                .await?,
         );
         let answer_by = until + self.limits.settle_timeout;
         let answer_by = ask.patience.map_or(answer_by, |patience| patience.answer_by);
@@ -135,18 +136,23 @@ impl<B: Broker> Lessor<B> {
             return Err(Error::Draining);
         }
         // Places that pulls have reserved are free again soon; those of leases need not be.
-        if self.books.free() == 0 && self.books.unleased() == 0 {
-            return Err(Error::LeaseLimit(self.books.most()));
+        if self.table.free() == 0 && self.table.unleased() == 0 {
+            return Err(Error::LeaseLimit(self.table.most()));
         }
         let place = self.waiters.clone().try_acquire_owned();
         place.map_err(|_| Error::WaiterLimit(self.limits.max_waiters))
     }
 
-    async fn wait(&self, name: &ConsumerName, want: Want, lease: Loan) -> Result<Answer, Error> {
+    async fn wait(
+        &self,
+        name: &ConsumerName,
+        want: Want,
+        lease: LeaseRequest,
+    ) -> Result<Answer, Error> {
         let (reply, answer) = oneshot::channel();
         let ticket = Ticket(self.tickets.fetch_add(1, Ordering::Relaxed));
-        let feed = self.join(name, ticket, want, lease, reply);
-        let leave = Leave { feed: &feed, ticket, armed: true };
+        let handle = self.join(name, ticket, want, lease, reply);
+        let leave = Leave { handle: &handle, ticket, armed: true };
         // A feed answers everybody before it ends; one that does not has been torn down.
         let answer = answer.await.unwrap_or(Err(Error::Draining))?;
         leave.disarm();
@@ -172,7 +178,7 @@ impl<B: Broker> Lessor<B> {
             return;
         }
         self.lend_as_unset(&mut misfits);
-        let asks = misfits.iter().zip(&reasons).map(|(leased, reason)| Ask {
+        let asks = misfits.iter().zip(&reasons).map(|(leased, reason)| SettleItem {
             lease: leased.id,
             action: Action::Term(format!("fetch-proxy: {reason}")),
         });
@@ -193,10 +199,10 @@ impl<B: Broker> Lessor<B> {
     /// has the token, and a long lease would keep the message from everybody.
     fn lend_as_unset(&self, misfits: &mut [LeasedDelivery]) {
         let now = clock::now();
-        self.books.with(|table| {
+        self.table.with(|table| {
             for leased in misfits {
                 // One that is over is refused again by its Term.
-                if let Ok(lent) = table.lend(leased.id, None, now) {
+                if let Ok(lent) = table.assign(leased.id, None, now) {
                     (leased.deadline, leased.settle_by) = (lent.deadline, lent.settle_by);
                 }
             }
@@ -210,8 +216,8 @@ impl<B: Broker> Lessor<B> {
         name: &ConsumerName,
         until: Instant,
     ) -> Result<(), Error> {
-        let Some(feed) = &fetched.feed else { return Ok(()) };
-        let info = self.recent_info(feed, name, until).await?;
+        let Some(handle) = &fetched.handle else { return Ok(()) };
+        let info = self.recent_info(handle, name, until).await?;
         (fetched.pending, fetched.ack_pending) = (info.pending, info.ack_pending);
         fetched.empty = Some(if info.paused {
             Empty::Paused
@@ -226,7 +232,7 @@ impl<B: Broker> Lessor<B> {
     /// INFO that is at most a second old. Calls that ask together share one request.
     async fn recent_info(
         &self,
-        feed: &Feed,
+        handle: &ConsumerHandle,
         name: &ConsumerName,
         until: Instant,
     ) -> Result<ConsumerInfo, Error> {
@@ -234,7 +240,7 @@ impl<B: Broker> Lessor<B> {
         const PATIENCE: Duration = Duration::from_secs(2);
         const LOOKS: u32 = 2;
         const PAUSE: Duration = Duration::from_millis(250);
-        let Ok(mut recent) = timeout_at(until.into(), feed.recent_info.lock()).await else {
+        let Ok(mut recent) = timeout_at(until.into(), handle.recent_info.lock()).await else {
             return Err(Error::Unavailable("the consumer was not read in time".to_owned()));
         };
         let now = clock::now();
@@ -278,8 +284,8 @@ impl Fetched {
             (None, false) => None,
         };
         let empty = empty.filter(|_| messages.is_empty());
-        let (rejected, feed) = (Vec::from_iter(rejected), Some(answer.feed.clone()));
-        Self { messages, rejected, empty, pending, ack_pending: 0, feed }
+        let (rejected, handle) = (Vec::from_iter(rejected), Some(answer.handle.clone()));
+        Self { messages, rejected, empty, pending, ack_pending: 0, handle }
     }
 
     /// The messages, each leased.
@@ -310,23 +316,23 @@ impl Fetched {
 
     /// From here on the messages are the caller's.
     pub fn delivered(mut self) {
-        self.feed = None;
+        self.handle = None;
     }
 }
 
 impl Drop for Fetched {
     fn drop(&mut self) {
-        if let Some(feed) = self.feed.take() {
+        if let Some(handle) = self.handle.take() {
             let held = self.rejected.drain(..).filter(|rejected| rejected.held);
             let unhanded = self.messages.drain(..).chain(held.map(|rejected| rejected.leased));
-            feed.give_back(unhanded.map(|leased| leased.parcel).collect());
+            handle.give_back(unhanded.map(|leased| leased.granted).collect());
         }
     }
 }
 
 /// Tells the pump that its waiter has gone.
 struct Leave<'f> {
-    feed: &'f Feed,
+    handle: &'f ConsumerHandle,
     ticket: Ticket,
     armed: bool,
 }
@@ -340,7 +346,7 @@ impl Leave<'_> {
 impl Drop for Leave<'_> {
     fn drop(&mut self) {
         if self.armed {
-            self.feed.leave(self.ticket);
+            self.handle.leave(self.ticket);
         }
     }
 }

@@ -8,7 +8,7 @@ use tokio::{
     time::timeout_at,
 };
 
-use super::{Error, Lessor, consumer::Command, spec::ConsumerSpec, table::Hold};
+use super::{Error, Lessor, consumer::Command, spec::ConsumerSpec, table::HeldDelivery};
 use crate::{
     broker::{AckSubject, Broker, ConsumerName, Leader},
     clock,
@@ -20,7 +20,7 @@ const STEP: usize = 1024;
 
 /// A lease that can go.
 #[derive(Debug)]
-pub struct Leaving {
+pub struct OutgoingLease {
     /// Its number here.
     pub id: LeaseId,
     /// Its consumer.
@@ -37,9 +37,9 @@ pub struct Leaving {
 
 /// A lease that comes.
 #[derive(Debug)]
-pub struct Coming {
+pub struct IncomingLease {
     /// Its consumer, as it is known here.
-    pub facts: Arc<ConsumerSpec>,
+    pub spec: Arc<ConsumerSpec>,
     /// Who led that, as far as was known where it comes from.
     pub leader: Leader,
     /// Where the delivery is settled.
@@ -50,11 +50,11 @@ pub struct Coming {
     pub at: Instant,
 }
 
-/// Places kept for leases that come.
+/// ReservedLeases kept for leases that come.
 #[derive(Debug)]
-pub struct Places(OwnedSemaphorePermit);
+pub struct ReservedLeases(OwnedSemaphorePermit);
 
-impl Places {
+impl ReservedLeases {
     /// Both.
     #[must_use]
     pub fn and(mut self, other: Self) -> Self {
@@ -66,13 +66,13 @@ impl Places {
 impl<B: Broker> Lessor<B> {
     /// Whether the settlement of a lease is under way, be its caller there or not.
     pub fn is_settling(&self) -> bool {
-        self.books.with(|table| table.settling() > 0)
+        self.table.with(|table| table.settling() > 0)
     }
 
     /// Stops the clocks: nothing lapses, is released or kept alive until [`Lessor::thaw`].
     pub fn freeze(&self) {
         // Under the lock, so that no sweep is half done.
-        self.books.with(|_| self.frozen.send_replace(true));
+        self.table.with(|_| self.frozen.send_replace(true));
     }
 
     /// Lets the clocks run again.
@@ -81,25 +81,27 @@ impl<B: Broker> Lessor<B> {
     }
 
     /// All leases that can go: those that are alive and not being settled.
-    pub fn leaving(&self) -> Vec<Leaving> {
+    pub fn leaving(&self) -> Vec<OutgoingLease> {
         let (mut leaving, mut after) = (Vec::new(), None);
         loop {
             let now = clock::now();
-            after = self.books.with(|table| {
+            after = self.table.with(|table| {
                 let (leases, next) = table.leaving(after, STEP, now);
-                leaving.extend(leases.into_iter().map(|(id, moving, hold): (_, _, &Hold)| {
-                    // Whoever takes it over does not know of our doubt.
-                    let in_doubt = hold.facts.lead.in_doubt();
-                    let moving = if in_doubt { moving.distrusted() } else { moving };
-                    Leaving {
-                        id,
-                        name: hold.facts.name.clone(),
-                        created: hold.facts.created.clone(),
-                        leader: hold.facts.lead.leader(),
-                        ack: hold.ack.clone(),
-                        moving,
-                    }
-                }));
+                leaving.extend(leases.into_iter().map(
+                    |(id, moving, hold): (_, _, &HeldDelivery)| {
+                        // Whoever takes it over does not know of our doubt.
+                        let in_doubt = hold.spec.leadership.in_doubt();
+                        let moving = if in_doubt { moving.distrusted() } else { moving };
+                        OutgoingLease {
+                            id,
+                            name: hold.spec.name.clone(),
+                            created: hold.spec.created.clone(),
+                            leader: hold.spec.leadership.leader(),
+                            ack: hold.ack.clone(),
+                            moving,
+                        }
+                    },
+                ));
                 next
             });
             if after.is_none() {
@@ -112,8 +114,8 @@ impl<B: Broker> Lessor<B> {
     pub fn let_go(&self, leases: &[LeaseId]) {
         for step in leases.chunks(STEP) {
             // Dropped after the lock is: freeing places wakes others.
-            let _gone: Vec<Hold> =
-                self.books.with(|table| step.iter().filter_map(|id| table.moved(*id)).collect());
+            let _gone: Vec<HeldDelivery> =
+                self.table.with(|table| step.iter().filter_map(|id| table.moved(*id)).collect());
         }
     }
 
@@ -121,7 +123,7 @@ impl<B: Broker> Lessor<B> {
     pub fn memories(&self) -> Vec<OutcomeSlice> {
         let (mut pieces, mut after) = (Vec::new(), None);
         loop {
-            let piece = self.books.with(|table| table.memories(after));
+            let piece = self.table.with(|table| table.memories(after));
             let Some(piece) = piece else { return pieces };
             after = Some(piece.last());
             pieces.push(piece);
@@ -130,12 +132,12 @@ impl<B: Broker> Lessor<B> {
 
     /// Whether a lease is in the table.
     pub fn is_held(&self, lease: LeaseId) -> bool {
-        self.books.with(|table| table.payload(lease).is_some())
+        self.table.with(|table| table.payload(lease).is_some())
     }
 
     /// Notes how leases that were taken over have ended.
     pub fn settle_up(&self, inheritance: &mut AdoptedLeases) {
-        self.books.with(|table| inheritance.settle_up(table));
+        self.table.with(|table| inheritance.settle_up(table));
     }
 
     /// What a consumer is, as its feed knows it; a feed is started if there is none.
@@ -157,31 +159,36 @@ impl<B: Broker> Lessor<B> {
     }
 
     /// Keeps places for leases that come.
-    pub fn keep_places(&self, count: usize) -> Option<Places> {
+    pub fn keep_places(&self, count: usize) -> Option<ReservedLeases> {
         let count = u32::try_from(count).ok()?;
-        self.books.reserve(count).map(Places)
+        self.table.reserve(count).map(ReservedLeases)
     }
 
     /// Takes leases in: the number of each here, `None` for one that is not taken because somebody
     /// has its message anew, or its consumer has gone meanwhile.
-    pub fn adopt(&self, coming: Vec<Coming>, places: &mut Places) -> Vec<Option<LeaseId>> {
+    pub fn adopt(
+        &self,
+        coming: Vec<IncomingLease>,
+        places: &mut ReservedLeases,
+    ) -> Vec<Option<LeaseId>> {
         let (mut taken, mut superseded) = (Vec::with_capacity(coming.len()), Vec::new());
         let mut coming = coming.into_iter().peekable();
         while coming.peek().is_some() {
             let now = clock::now();
-            self.books.with(|table| {
-                for Coming { facts, leader, ack, moving, at } in coming.by_ref().take(STEP) {
-                    if facts.lead.is_over() {
+            self.table.with(|table| {
+                for IncomingLease { spec, leader, ack, moving, at } in coming.by_ref().take(STEP) {
+                    if spec.leadership.is_over() {
                         taken.push(None);
                         continue;
                     }
                     // One of the two has not heard of the other one's leader.
-                    let another = facts.lead.leader() != leader;
+                    let another = spec.leadership.leader() != leader;
                     let moving = if another { moving.distrusted() } else { moving };
-                    let (id, count) = (facts.id, moving.delivery_count);
+                    let (id, count) = (spec.id, moving.delivery_count);
                     let place = places.0.split(1);
                     let worker = None;
-                    let hold = Hold { ack, facts, delivery_count: count, worker, _place: place };
+                    let hold =
+                        HeldDelivery { ack, spec, delivery_count: count, worker, _place: place };
                     taken.push(match table.adopt(&moving, id, at, hold, now) {
                         Adopted::Here(id, older) => {
                             superseded.extend(older);

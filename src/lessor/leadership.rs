@@ -10,7 +10,7 @@ use std::sync::{
 use crate::broker::Leader;
 
 #[derive(Debug, Clone)]
-pub(super) struct Lead(Arc<Shared>);
+pub(super) struct Leadership(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -19,7 +19,7 @@ struct Shared {
     over: AtomicBool,
 }
 
-impl Lead {
+impl Leadership {
     pub(super) fn new(leader: Leader) -> Self {
         let leader = AtomicU64::new(leader.0);
         Self(Arc::new(Shared { leader, in_doubt: false.into(), over: false.into() }))
@@ -59,10 +59,10 @@ impl Lead {
 }
 
 /// It is no part of what a consumer is.
-impl PartialEq for Lead {
+impl PartialEq for Leadership {
     fn eq(&self, _: &Self) -> bool {
         true
     }
 }
 
-impl Eq for Lead {}
+impl Eq for Leadership {}

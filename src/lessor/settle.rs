@@ -14,18 +14,20 @@ use std::{
 
 use tokio_util::task::TaskTracker;
 
-use super::{Error, Lessor, consumer::Command, spec::ConsumerSpec, table::Hold};
+use super::{Error, Lessor, consumer::Command, spec::ConsumerSpec, table::HeldDelivery};
 use crate::{
-    broker::{AckPublish, Broker, BrokerError, Confirmation, Denial, Verdict},
+    broker::{AckKind, AckPublish, Broker, BrokerError, Confirmation, Denial},
     clock,
-    lease::{After, Begun, Kind, LeaseId, LeaseTable, Outcome, Refusal},
+    lease::{
+        BeginResult, LeaseError, LeaseId, LeaseStatus, LeaseTable, PublishOutcome, SettleKind,
+    },
 };
 
 const IN_DOUBT: &str = "it is not known which server leads the consumer";
 
 /// One token's part of a Settle.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ask {
+pub struct SettleItem {
     /// Which lease.
     pub lease: LeaseId,
     /// What to do with it.
@@ -65,7 +67,7 @@ pub enum Settled {
 struct Begin {
     place: usize,
     lease: LeaseId,
-    facts: Arc<ConsumerSpec>,
+    spec: Arc<ConsumerSpec>,
     redelivered_in: Option<Duration>,
 }
 
@@ -74,7 +76,7 @@ struct Round {
     begun: Vec<Begin>,
     orders: Vec<AckPublish>,
     /// Those that name a lease of this round again, each with its place.
-    later: Vec<(usize, Ask)>,
+    later: Vec<(usize, SettleItem)>,
 }
 
 impl<B: Broker> Lessor<B> {
@@ -85,7 +87,7 @@ impl<B: Broker> Lessor<B> {
     /// it has ended.
     pub async fn settle(
         &self,
-        asks: Vec<Ask>,
+        asks: Vec<SettleItem>,
         confirmation: Confirmation,
         until: Instant,
     ) -> Vec<Result<Settled, Error>> {
@@ -109,34 +111,40 @@ impl<B: Broker> Lessor<B> {
     }
 
     /// Asks the table. The results of what it let through are not known yet.
-    fn begin(&self, asks: Vec<(usize, Ask)>, results: &mut [Result<Settled, Error>]) -> Round {
+    fn begin(
+        &self,
+        asks: Vec<(usize, SettleItem)>,
+        results: &mut [Result<Settled, Error>],
+    ) -> Round {
         let now = clock::now();
         let mut begun: Vec<Begin> = Vec::with_capacity(asks.len());
         let mut orders = Vec::with_capacity(asks.len());
         let (mut busy, mut freed) = (Vec::new(), Vec::new());
-        let mut decide = |table: &mut LeaseTable<Hold>, place, &Ask { lease, ref action }: &Ask| {
+        let mut decide = |table: &mut LeaseTable<HeldDelivery>,
+                          place,
+                          &SettleItem { lease, ref action }: &SettleItem| {
             let kind = match action {
                 Action::Extend(length) => return extend(table, lease, *length, now),
-                Action::Ack => Kind::Ack,
-                Action::Nak(_) => Kind::Nak,
-                Action::Term(_) => Kind::Term,
+                Action::Ack => SettleKind::Ack,
+                Action::Nak(_) => SettleKind::Nak,
+                Action::Term(_) => SettleKind::Term,
             };
             let by = table.ack_by(lease);
-            let Begun::Publish(hold) = table.begin(lease, kind, now)? else {
+            let BeginResult::Publish(hold) = table.begin(lease, kind, now)? else {
                 return Ok(Settled::Duplicate);
             };
-            if hold.facts.lead.in_doubt() {
-                let (after, gone) = table.finish(lease, Outcome::Unsent, now);
+            if hold.spec.leadership.in_doubt() {
+                let (after, gone) = table.finish(lease, PublishOutcome::Unsent, now);
                 freed.extend(gone);
                 return Err(failure(BrokerError::Unsent(IN_DOUBT.to_owned()), after));
             }
             let (verdict, redelivered_in) = verdict(action.clone(), hold);
             orders.push(hold.order(verdict, by));
-            let facts = hold.facts.clone();
-            begun.push(Begin { place, lease, facts, redelivered_in });
+            let spec = hold.spec.clone();
+            begun.push(Begin { place, lease, spec, redelivered_in });
             Err(Error::Unconfirmed)
         };
-        self.books.with(|table| {
+        self.table.with(|table| {
             for (place, ask) in asks {
                 results[place] = decide(table, place, &ask);
                 if results[place] == Err(Error::LeaseBusy) {
@@ -163,34 +171,34 @@ impl<B: Broker> Lessor<B> {
         // Consumers of whose leader nobody can be sure any more.
         let mut doubtful: Vec<Arc<ConsumerSpec>> = Vec::new();
         // Holds are dropped after the lock is: freeing places wakes others.
-        let freed: Vec<Hold> = self.books.with(|table| {
+        let freed: Vec<HeldDelivery> = self.table.with(|table| {
             let mut freed = Vec::with_capacity(begun.len());
-            for (Begin { place, lease, facts, redelivered_in }, outcome) in
+            for (Begin { place, lease, spec, redelivered_in }, outcome) in
                 begun.into_iter().zip(outcomes)
             {
                 let (after, hold) = table.finish(lease, judged(&outcome), now);
                 freed.extend(hold);
                 if confirmation == Confirmation::Confirmed || outcome.is_err() {
-                    facts.ack_right.learn(&outcome);
+                    spec.ack_right.learn(&outcome);
                 }
                 results[place] = match outcome {
                     Ok(()) => Ok(Settled::Done { confirmation, redelivered_in }),
                     Err(error) => Err(failure(error, after)),
                 };
-                let known = |doubtful: &Arc<ConsumerSpec>| doubtful.id == facts.id;
-                if facts.is_led_elsewhere()
+                let known = |doubtful: &Arc<ConsumerSpec>| doubtful.id == spec.id;
+                if spec.is_led_elsewhere()
                     && in_doubt(&results[place])
                     && !doubtful.iter().any(known)
                 {
-                    doubtful.push(facts);
+                    doubtful.push(spec);
                 }
             }
             freed
         });
         drop(freed);
-        for facts in doubtful {
-            if facts.lead.doubt() {
-                self.tell(&facts.name, Command::Doubt);
+        for spec in doubtful {
+            if spec.leadership.doubt() {
+                self.tell(&spec.name, Command::Doubt);
             }
         }
     }
@@ -202,17 +210,17 @@ fn in_doubt(result: &Result<Settled, Error>) -> bool {
 }
 
 fn extend(
-    table: &mut LeaseTable<Hold>,
+    table: &mut LeaseTable<HeldDelivery>,
     lease: LeaseId,
     length: Option<Duration>,
     now: Instant,
 ) -> Result<Settled, Error> {
     if let Some(hold) = table.payload(lease) {
-        if hold.facts.lead.in_doubt() {
+        if hold.spec.leadership.in_doubt() {
             return Err(Error::Unavailable(IN_DOUBT.to_owned()));
         }
         // Nothing could keep the message for longer than the ack wait.
-        if let Some(subject) = hold.facts.ack_right.refused() {
+        if let Some(subject) = hold.spec.ack_right.refused() {
             return Err(Error::Permission(subject));
         }
     }
@@ -246,37 +254,37 @@ impl<T: Send + 'static> Drop for FinishOnDrop<'_, T> {
 }
 
 /// What to publish, and when the message comes back.
-fn verdict(action: Action, hold: &Hold) -> (Verdict, Option<Duration>) {
+fn verdict(action: Action, hold: &HeldDelivery) -> (AckKind, Option<Duration>) {
     match action {
-        Action::Ack => (Verdict::Ack, None),
-        Action::Term(reason) => (Verdict::Term(reason), None),
+        Action::Ack => (AckKind::Ack, None),
+        Action::Term(reason) => (AckKind::Term(reason), None),
         Action::Nak(wanted) => {
-            let (asked, real) = hold.facts.nak_delay(wanted, hold.delivery_count);
-            let again = !hold.facts.last_attempt(hold.delivery_count);
-            (Verdict::Nak(asked), again.then_some(real))
+            let (asked, real) = hold.spec.nak_delay(wanted, hold.delivery_count);
+            let again = !hold.spec.last_attempt(hold.delivery_count);
+            (AckKind::Nak(asked), again.then_some(real))
         }
-        Action::Extend(_) => (Verdict::Progress, None),
+        Action::Extend(_) => (AckKind::Progress, None),
     }
 }
 
-fn judged(outcome: &Result<(), BrokerError>) -> Outcome {
+fn judged(outcome: &Result<(), BrokerError>) -> PublishOutcome {
     match outcome {
-        Ok(()) => Outcome::Confirmed,
-        Err(BrokerError::Unsent(_)) => Outcome::Unsent,
+        Ok(()) => PublishOutcome::Confirmed,
+        Err(BrokerError::Unsent(_)) => PublishOutcome::Unsent,
         // ApiError for want of rights: it had no effect, so the holder keeps the lease.
-        Err(BrokerError::Denied(Denial::Permission(_))) => Outcome::Unsent,
-        Err(BrokerError::Denied(Denial::Gone)) => Outcome::Denied,
-        Err(BrokerError::Unconfirmed) => Outcome::Unconfirmed,
+        Err(BrokerError::Denied(Denial::Permission(_))) => PublishOutcome::Unsent,
+        Err(BrokerError::Denied(Denial::Gone)) => PublishOutcome::Denied,
+        Err(BrokerError::Unconfirmed) => PublishOutcome::Unconfirmed,
     }
 }
 
-fn failure(error: BrokerError, after: After) -> Error {
+fn failure(error: BrokerError, after: LeaseStatus) -> Error {
     match error {
         BrokerError::Unsent(why) => match after {
-            After::Held => Error::Unavailable(why),
+            LeaseStatus::Held => Error::Unavailable(why),
             // This try did not leave, but an earlier one may have been applied.
-            After::Uncertain => Error::Unconfirmed,
-            After::Gone => Error::LeaseExpired { forgotten: false },
+            LeaseStatus::Uncertain => Error::Unconfirmed,
+            LeaseStatus::Gone => Error::LeaseExpired { forgotten: false },
         },
         BrokerError::Denied(Denial::Gone) => Error::ConsumerGone,
         BrokerError::Denied(Denial::Permission(subject)) => Error::Permission(subject),
@@ -284,12 +292,12 @@ fn failure(error: BrokerError, after: After) -> Error {
     }
 }
 
-impl From<Refusal> for Error {
-    fn from(refusal: Refusal) -> Self {
+impl From<LeaseError> for Error {
+    fn from(refusal: LeaseError) -> Self {
         match refusal {
-            Refusal::Expired { forgotten } => Self::LeaseExpired { forgotten },
-            Refusal::Settled { by } => Self::LeaseSettled(by),
-            Refusal::Busy => Self::LeaseBusy,
+            LeaseError::Expired { forgotten } => Self::LeaseExpired { forgotten },
+            LeaseError::Settled { by } => Self::LeaseSettled(by),
+            LeaseError::Busy => Self::LeaseBusy,
         }
     }
 }

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 use crate::{
     broker::ConsumerName,
-    pump::{Ask, Bound, Budget, Cause},
+    pump::{ByteRequest, Cause, PullBound, PullBudget},
 };
 
 /// The shares of one connection. Clones are the same.
@@ -20,8 +20,8 @@ pub(super) struct Shares(Arc<Mutex<Inner>>);
 
 #[derive(Debug)]
 struct Inner {
-    budget: Budget<ConsumerName>,
-    bound: Bound,
+    budget: PullBudget<ConsumerName>,
+    bound: PullBound,
     bells: HashMap<ConsumerName, Arc<Notify>>,
     cut: Option<Cut>,
 }
@@ -49,12 +49,12 @@ pub(super) struct Explained {
 impl Shares {
     /// So many bytes for one connection.
     pub(super) fn new(bound: u64) -> Self {
-        Self::of(Bound::new(bound))
+        Self::of(PullBound::new(bound))
     }
 
-    fn of(bound: Bound) -> Self {
+    fn of(bound: PullBound) -> Self {
         Self(Arc::new(Mutex::new(Inner {
-            budget: Budget::new(bound.most(), u64::MAX),
+            budget: PullBudget::new(bound.most(), u64::MAX),
             bound,
             bells: HashMap::new(),
             cut: None,
@@ -133,7 +133,7 @@ impl Seat {
     }
 
     /// Asks for a share; where there is none yet, it stands in line for it.
-    pub(super) fn ask(&self, ask: Ask, now: Instant) -> Option<Share> {
+    pub(super) fn ask(&self, ask: ByteRequest, now: Instant) -> Option<Share> {
         let granted = self.shares.act(|inner| {
             let bound = inner.bound.at(now);
             inner.budget.set_bound(bound);

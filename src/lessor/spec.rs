@@ -3,11 +3,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Error, error::Unsuitable, leadership::Lead, rights::AckRight};
+use super::{Error, error::Unsuitable, leadership::Leadership, rights::AckRight};
 use crate::{
     broker::{AckPolicy, ConsumerInfo, ConsumerName, Delivery},
     lease::{ConsumerId, ack_wait_of},
-    pump::Limits,
+    pump::PullLimits,
 };
 
 /// Below this, margins and round trips leave nothing of an ack wait to work in.
@@ -43,10 +43,10 @@ pub struct ConsumerSpec {
     /// `leader` is another one after every change and every start.
     pub(super) leader_shows: bool,
     /// Who leads it, as was last known.
-    pub(super) lead: Lead,
+    pub(super) leadership: Leadership,
     /// Whether NATS lets us ack its messages.
     pub(super) ack_right: AckRight,
-    limits: Limits,
+    limits: PullLimits,
 }
 
 impl ConsumerSpec {
@@ -70,9 +70,9 @@ impl ConsumerSpec {
             backoff: info.backoff.clone(),
             replicated: info.replicas > 1,
             leader_shows: info.leader_shows,
-            lead: Lead::new(info.leader),
+            leadership: Leadership::new(info.leader),
             ack_right: AckRight::default(),
-            limits: Limits {
+            limits: PullLimits {
                 max_batch: info
                     .max_batch
                     .unwrap_or(LARGEST_BATCH)
@@ -87,10 +87,10 @@ impl ConsumerSpec {
 
     /// The same consumer, whose deliveries are counted anew: no lease of before is one of it.
     pub(super) fn counted_anew(&self, id: ConsumerId) -> Self {
-        Self { id, lead: Lead::new(self.lead.leader()), ..self.clone() }
+        Self { id, leadership: Leadership::new(self.leadership.leader()), ..self.clone() }
     }
 
-    pub(super) fn limits(&self) -> Limits {
+    pub(super) fn limits(&self) -> PullLimits {
         self.limits.clone()
     }
 
@@ -216,13 +216,13 @@ mod tests {
         }
     }
 
-    fn facts(info: &ConsumerInfo) -> Result<ConsumerSpec, Error> {
+    fn spec(info: &ConsumerInfo) -> Result<ConsumerSpec, Error> {
         let name = ConsumerName { stream: "S".into(), consumer: "c".into() };
         ConsumerSpec::read(&name, ConsumerId(1), info)
     }
 
     fn property(info: &ConsumerInfo) -> Option<Unsuitable> {
-        match facts(info) {
+        match spec(info) {
             Err(Error::ConsumerUnsuitable { property, .. }) => Some(property),
             _ => None,
         }
@@ -247,30 +247,30 @@ mod tests {
         ] {
             assert_eq!(property(&unfit), Some(Unsuitable::AckWait));
         }
-        assert!(facts(&ConsumerInfo { ack_wait: SHORTEST_ACK_WAIT, ..info() }).is_ok());
+        assert!(spec(&ConsumerInfo { ack_wait: SHORTEST_ACK_WAIT, ..info() }).is_ok());
     }
 
     #[test]
     fn a_nak_delay_is_corrected_for_the_backoff() {
         let secs = Duration::from_secs;
         let backoff = vec![secs(1), secs(3), secs(5)];
-        let facts = facts(&ConsumerInfo { backoff, max_deliver: None, ..info() }).unwrap();
-        assert_eq!(facts.nak_delay(secs(0), 2), (None, secs(0)));
-        assert_eq!(facts.nak_delay(secs(10), 1), (Some(secs(10)), secs(10)));
-        assert_eq!(facts.nak_delay(secs(10), 2), (Some(secs(8)), secs(10)));
-        assert_eq!(facts.nak_delay(secs(10), 9), (Some(secs(6)), secs(10)));
+        let spec = spec(&ConsumerInfo { backoff, max_deliver: None, ..info() }).unwrap();
+        assert_eq!(spec.nak_delay(secs(0), 2), (None, secs(0)));
+        assert_eq!(spec.nak_delay(secs(10), 1), (Some(secs(10)), secs(10)));
+        assert_eq!(spec.nak_delay(secs(10), 2), (Some(secs(8)), secs(10)));
+        assert_eq!(spec.nak_delay(secs(10), 9), (Some(secs(6)), secs(10)));
         let least = Duration::from_nanos(1);
-        assert_eq!(facts.nak_delay(secs(1), 3), (Some(least), secs(4) + least));
+        assert_eq!(spec.nak_delay(secs(1), 3), (Some(least), secs(4) + least));
     }
 
     #[test]
     fn only_the_attempt_that_reaches_max_deliver_is_the_last() {
-        let facts = facts(&info()).unwrap();
-        assert!(!facts.last_attempt(1));
-        assert!(facts.last_attempt(2));
+        let spec = spec(&info()).unwrap();
+        assert!(!spec.last_attempt(1));
+        assert!(spec.last_attempt(2));
         let unlimited = ConsumerInfo { max_deliver: None, ..info() };
         assert!(
-            !ConsumerSpec::read(&facts.name, ConsumerId(1), &unlimited).unwrap().last_attempt(99)
+            !ConsumerSpec::read(&spec.name, ConsumerId(1), &unlimited).unwrap().last_attempt(99)
         );
     }
 }

@@ -7,9 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Lessor, spec::ConsumerSpec, table::Hold};
+use super::{Lessor, spec::ConsumerSpec, table::HeldDelivery};
 use crate::{
-    broker::{AckPublish, Broker, Confirmation, Verdict},
+    broker::{AckKind, AckPublish, Broker, Confirmation},
     clock,
     lease::{ConsumerId, Due, LeaseId},
 };
@@ -24,11 +24,11 @@ const PROGRESS_TIMEOUT: Duration = Duration::from_secs(2);
 struct Ended(HashMap<(ConsumerId, Arc<str>), (Arc<ConsumerSpec>, u64)>);
 
 impl Ended {
-    fn count(&mut self, hold: &Hold) {
+    fn count(&mut self, hold: &HeldDelivery) {
         // The leases of a consumer that is gone end by that.
-        if let Some(worker) = hold.worker.as_ref().filter(|_| !hold.facts.lead.is_over()) {
-            let of = (hold.facts.id, worker.clone());
-            let (_, count) = self.0.entry(of).or_insert_with(|| (hold.facts.clone(), 0));
+        if let Some(worker) = hold.worker.as_ref().filter(|_| !hold.spec.leadership.is_over()) {
+            let of = (hold.spec.id, worker.clone());
+            let (_, count) = self.0.entry(of).or_insert_with(|| (hold.spec.clone(), 0));
             *count += 1;
         }
     }
@@ -38,10 +38,10 @@ impl<B: Broker> Lessor<B> {
     /// Runs until the lessor is closed.
     pub(super) async fn sweep(self) {
         loop {
-            let due = self.books.next_due();
+            let due = self.table.next_due();
             tokio::select! {
                 () = clock::sleep_until(due) => {}
-                () = self.books.sooner() => continue,
+                () = self.table.sooner() => continue,
                 () = self.closed.cancelled() => return,
             }
             // Its sender is ours.
@@ -58,7 +58,7 @@ impl<B: Broker> Lessor<B> {
         let mut progress: HashMap<ConsumerId, Vec<_>> = HashMap::new();
         let (mut released, mut ended) = (Vec::new(), Vec::new());
         let mut unsettled = Ended::default();
-        let count = self.books.with(|table| {
+        let count = self.table.with(|table| {
             if *self.frozen.borrow() {
                 return 0;
             }
@@ -68,11 +68,12 @@ impl<B: Broker> Lessor<B> {
                 match due {
                     Due::Progress { id } => {
                         // A new leader would confirm it, and may have given the message away.
-                        let sure = table.payload(id).filter(|hold| !hold.facts.lead.in_doubt());
+                        let sure =
+                            table.payload(id).filter(|hold| !hold.spec.leadership.in_doubt());
                         // One that comes late does no more than to make the next ack wait longer.
                         if let Some(hold) = sure {
-                            let order = hold.order(Verdict::Progress, None);
-                            progress.entry(hold.facts.id).or_default().push((id, order));
+                            let order = hold.order(AckKind::Progress, None);
+                            progress.entry(hold.spec.id).or_default().push((id, order));
                         }
                     }
                     Due::Lapsed { payload, release: Some(by), .. } => {
@@ -105,8 +106,8 @@ impl<B: Broker> Lessor<B> {
     /// Says in the log which workers have let leases end.
     fn tell_unsettled(&self, Ended(workers): Ended, now: Instant) {
         let (unsettled, lines) = &self.unsettled;
-        for ((_, worker), (facts, count)) in workers {
-            let name = &facts.name;
+        for ((_, worker), (spec, count)) in workers {
+            let name = &spec.name;
             let said = unsettled.ended((name.clone(), worker.clone()), count, now);
             if let Some(count) = said.filter(|_| lines.allow(now)) {
                 let (stream, consumer) = (&*name.stream, &*name.consumer);
@@ -130,10 +131,10 @@ impl<B: Broker> Lessor<B> {
             let until = sent_at + PROGRESS_TIMEOUT;
             let results = lessor.broker.settle(orders, Confirmation::Confirmed, until).await;
             let now = clock::now();
-            lessor.books.with(|table| {
+            lessor.table.with(|table| {
                 for (id, result) in ids.into_iter().zip(results) {
                     if let Some(hold) = table.payload(id) {
-                        hold.facts.ack_right.learn(&result);
+                        hold.spec.ack_right.learn(&result);
                     }
                     table.progressed(id, sent_at, result.is_ok(), now);
                 }
@@ -143,13 +144,13 @@ impl<B: Broker> Lessor<B> {
 
     /// Gives deliveries back, by the time at which JetStream might do so itself. Nobody waits for an
     /// answer: where the Nak does not arrive, the ack wait does the same later.
-    pub(super) fn release(&self, mut holds: Vec<(Hold, Instant)>) {
+    pub(super) fn release(&self, mut holds: Vec<(HeldDelivery, Instant)>) {
         // A new leader may have given them away already.
-        holds.retain(|(hold, _)| !hold.facts.lead.in_doubt());
+        holds.retain(|(hold, _)| !hold.spec.leadership.in_doubt());
         let Some(by) = holds.iter().map(|(_, by)| *by).min() else { return };
         tracing::debug!(count = holds.len(), "released");
-        let nak = |(hold, by): &(Hold, Instant)| {
-            hold.order(Verdict::Nak(hold.facts.release_delay()), Some(*by))
+        let nak = |(hold, by): &(HeldDelivery, Instant)| {
+            hold.order(AckKind::Nak(hold.spec.release_delay()), Some(*by))
         };
         let orders = holds.iter().map(nak).collect();
         let lessor = self.clone();

@@ -12,7 +12,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::{spec::ConsumerSpec, turn::Turn};
 use crate::{
-    broker::{AckPublish, AckSubject, Verdict},
+    broker::{AckKind, AckPublish, AckSubject},
     clock::{self, Reading},
     lease::LeaseTable,
 };
@@ -25,9 +25,9 @@ const IDLE_PART: usize = 16;
 
 /// What a lease holds on to. Dropping it frees the lease's place.
 #[derive(Debug)]
-pub(super) struct Hold {
+pub(super) struct HeldDelivery {
     pub(super) ack: AckSubject,
-    pub(super) facts: Arc<ConsumerSpec>,
+    pub(super) spec: Arc<ConsumerSpec>,
     pub(super) delivery_count: u64,
     /// The worker that has it, as its Fetch names it. `None`: nobody has it, or it was taken over.
     pub(super) worker: Option<Arc<str>>,
@@ -35,27 +35,27 @@ pub(super) struct Hold {
     pub(super) _place: Option<OwnedSemaphorePermit>,
 }
 
-impl Hold {
+impl HeldDelivery {
     /// What to publish for it, by then or never.
-    pub(super) fn order(&self, verdict: Verdict, by: Option<Instant>) -> AckPublish {
-        AckPublish { ack: self.ack.clone(), verdict, line: self.facts.line(), by }
+    pub(super) fn order(&self, kind: AckKind, by: Option<Instant>) -> AckPublish {
+        AckPublish { ack: self.ack.clone(), kind, confirm_group: self.spec.line(), by }
     }
 }
 
 struct Kept {
-    table: LeaseTable<Hold>,
+    table: LeaseTable<HeldDelivery>,
     /// The clocks as they were last read.
     read: Reading,
 }
 
-pub(super) struct Books {
+pub(super) struct SharedLeaseTable {
     kept: Mutex<Kept>,
     sooner: Notify,
     places: Arc<Semaphore>,
     most: usize,
 }
 
-impl Books {
+impl SharedLeaseTable {
     pub(super) fn new(most: usize, longest: Duration, now: Instant) -> Self {
         Self {
             kept: Mutex::new(Kept {
@@ -69,7 +69,7 @@ impl Books {
     }
 
     /// Does one thing to the table. Before, it is told of time that its clock did not count.
-    pub(super) fn with<R>(&self, act: impl FnOnce(&mut LeaseTable<Hold>) -> R) -> R {
+    pub(super) fn with<R>(&self, act: impl FnOnce(&mut LeaseTable<HeldDelivery>) -> R) -> R {
         let reading = clock::reading();
         let mut kept = self.lock();
         let Kept { table, read } = &mut *kept;
@@ -107,7 +107,7 @@ impl Books {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Backoff until something is due sooner than [`Books::next_due`] said.
+    /// Backoff until something is due sooner than [`SharedLeaseTable::next_due`] said.
     pub(super) async fn sooner(&self) {
         self.sooner.notified().await;
     }

@@ -35,7 +35,7 @@ const MOMENT: Duration = Duration::from_millis(10);
 
 /// When what was sent behind the last question must have arrived.
 #[derive(Default)]
-pub(super) struct Due(watch::Sender<Option<NextProbe>>);
+pub(super) struct ArrivalDeadline(watch::Sender<Option<NextProbe>>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct NextProbe {
@@ -43,7 +43,7 @@ struct NextProbe {
     by: Instant,
 }
 
-impl Due {
+impl ArrivalDeadline {
     /// Something was sent that must have arrived by then.
     pub(super) fn must_arrive(&self, by: Instant, now: Instant) {
         let half = by.saturating_duration_since(now) / 2;
@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn of_all_that_was_sent_the_first_to_be_over_presses() {
-        let due = Due::default();
+        let due = ArrivalDeadline::default();
         let start = clock::now();
         let after = |seconds| start + Duration::from_secs(seconds);
         let pressing = || due.0.borrow().unwrap();

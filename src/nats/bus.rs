@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     broker::BrokerError,
-    bus::{Bus, Heard, PREFIX, RequestError},
+    bus::{Bus, Incoming, PREFIX, RequestError},
     clock,
 };
 
@@ -28,8 +28,8 @@ const CAPACITY: usize = 1024;
 /// What is listened on, and what was heard.
 pub(super) struct Subscriptions {
     subjects: watch::Sender<Vec<String>>,
-    into: mpsc::Sender<Heard>,
-    heard: Mutex<mpsc::Receiver<Heard>>,
+    into: mpsc::Sender<Incoming>,
+    heard: Mutex<mpsc::Receiver<Incoming>>,
 }
 
 impl Subscriptions {
@@ -83,9 +83,9 @@ impl Subscriptions {
     }
 }
 
-async fn forward(mut subscriber: Subscriber, into: mpsc::Sender<Heard>) {
+async fn forward(mut subscriber: Subscriber, into: mpsc::Sender<Incoming>) {
     while let Some(message) = subscriber.next().await {
-        let heard = Heard {
+        let heard = Incoming {
             subject: message.subject.as_str().to_owned(),
             message: message.payload,
             reply: message.reply.map(|reply| reply.as_str().to_owned()),
@@ -97,15 +97,15 @@ async fn forward(mut subscriber: Subscriber, into: mpsc::Sender<Heard>) {
 }
 
 impl Bus for Nats {
-    async fn ask(
+    async fn request(
         &self,
         subject: &str,
         question: Bytes,
         until: Instant,
     ) -> Result<Bytes, RequestError> {
-        let replies = self.supervisor.settling().map_err(RequestError::Unsent)?;
+        let requests = self.supervisor.settling().map_err(RequestError::Unsent)?;
         let request = Request { subject: subject.into(), payload: question, line: None, by: None };
-        match Arc::clone(&replies).ask(&[request], until).await.pop() {
+        match Arc::clone(&requests).ask(&[request], until).await.pop() {
             Some(Ok(Answer::Replied(answer))) => Ok(answer),
             Some(Ok(Answer::NoResponder)) => Err(RequestError::Nobody),
             Some(Err(BrokerError::Unsent(why))) => Err(RequestError::Unsent(why)),
@@ -115,20 +115,20 @@ impl Bus for Nats {
         }
     }
 
-    async fn tell(&self, subject: &str, message: Bytes, until: Instant) {
-        if let Ok(replies) = self.supervisor.settling() {
+    async fn publish(&self, subject: &str, message: Bytes, until: Instant) {
+        if let Ok(requests) = self.supervisor.settling() {
             let request =
                 Request { subject: subject.into(), payload: message, line: None, by: None };
             // Nobody waits for it; the next beat, or the asker's patience, makes up for a loss.
-            let _ = replies.send(&request, None, until).await;
+            let _ = requests.send(&request, None, until).await;
         }
     }
 
-    fn listen(&self, subjects: Vec<String>) {
+    fn subscribe(&self, subjects: Vec<String>) {
         self.supervisor.ears().subjects.send_replace(subjects);
     }
 
-    async fn hear(&self) -> Heard {
+    async fn next(&self) -> Incoming {
         match self.supervisor.ears().heard.lock().await.recv().await {
             Some(heard) => heard,
             // Cannot be: a sender is kept beside the receiver.

@@ -61,7 +61,7 @@ pub(super) struct Connection {
     /// It was said that acks on it name no JetStream domain.
     pub(super) domain_told: AtomicBool,
     end: Arc<CloseCause>,
-    room: Room,
+    room: DedicatedRuntime,
 }
 
 /// Where the library's task of a connection runs that must be able to end at once. The library
@@ -69,9 +69,9 @@ pub(super) struct Connection {
 /// more, for as long as it takes to find the server silent. With its runtime it is gone, and its
 /// socket and its queue with it.
 #[derive(Default)]
-struct Room(Mutex<Option<Runtime>>);
+struct DedicatedRuntime(Mutex<Option<Runtime>>);
 
-impl Room {
+impl DedicatedRuntime {
     fn close(&self) {
         if let Some(runtime) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
             runtime.shutdown_background();
@@ -79,7 +79,7 @@ impl Room {
     }
 }
 
-impl Drop for Room {
+impl Drop for DedicatedRuntime {
     fn drop(&mut self) {
         self.close();
     }
@@ -97,7 +97,7 @@ impl Connection {
         let runtime = runtime.map_err(failed)?;
         let (handle, settings) = (runtime.handle().clone(), settings.clone());
         // From here on it ends with the room, never by itself: that would block.
-        let room = Room(Mutex::new(Some(runtime)));
+        let room = DedicatedRuntime(Mutex::new(Some(runtime)));
         let made = handle.spawn(async move { Self::make(&settings, role).await });
         let made = made.await.map_err(|error| failed(error.into()))??;
         Ok(Self { room, ..made })
@@ -149,7 +149,7 @@ impl Connection {
             denials,
             domain_told: AtomicBool::new(false),
             end,
-            room: Room::default(),
+            room: DedicatedRuntime::default(),
         })
     }
 

@@ -5,7 +5,7 @@
 
 use async_nats::{Message, header::HeaderMap};
 
-use crate::broker::{AckSubject, Arrival, Delivery, End};
+use crate::broker::{AckSubject, Arrival, Delivery, PullEnd};
 
 /// Reads one message that came through an inbox whose subjects are `prefix` and a pull's number.
 /// `None` for what says nothing: a heartbeat, or something that is not for us.
@@ -56,19 +56,19 @@ fn headers(map: &HeaderMap) -> Vec<(String, Vec<String>)> {
 }
 
 /// What a status line says of the pull it answers. The words are nats-server's.
-fn end(status: u16, description: &str) -> Option<End> {
+fn end(status: u16, description: &str) -> Option<PullEnd> {
     Some(match (status, description) {
         (100, _) => return None,
-        (404, _) => End::Done,
-        (408, "Requests Pending") => End::RequestsPending,
-        (408, _) => End::Done,
-        (409, "Batch Completed") => End::Spent,
-        (409, "Message Size Exceeds MaxBytes") => End::TooLarge,
-        (409, text) if text.starts_with("Exceeded ") => End::Busy(text.to_owned()),
-        (409, "Leadership Change" | "Server Shutdown") => End::LeaderGone,
+        (404, _) => PullEnd::Done,
+        (408, "Requests Pending") => PullEnd::RequestsPending,
+        (408, _) => PullEnd::Done,
+        (409, "Batch Completed") => PullEnd::Spent,
+        (409, "Message Size Exceeds MaxBytes") => PullEnd::TooLarge,
+        (409, text) if text.starts_with("Exceeded ") => PullEnd::Busy(text.to_owned()),
+        (409, "Leadership Change" | "Server Shutdown") => PullEnd::LeaderGone,
         // 503 is "no responders": nobody leads this consumer, which may pass.
-        (409, "Consumer Deleted") | (503, _) => End::ConsumerGone,
-        (status, text) => End::Other(format!("{status} {text}")),
+        (409, "Consumer Deleted") | (503, _) => PullEnd::ConsumerGone,
+        (status, text) => PullEnd::Other(format!("{status} {text}")),
     })
 }
 
@@ -185,7 +185,7 @@ mod tests {
                 description: Some("Batch Completed".into()),
                 length: 0,
             };
-            let end = Arrival::End { no: 7, end: End::Spent };
+            let end = Arrival::End { no: 7, end: PullEnd::Spent };
             assert_eq!(read(message, "inbox."), told.then_some(end));
         }
     }
@@ -194,16 +194,16 @@ mod tests {
     fn every_status_line_of_the_server_has_its_meaning() {
         assert_eq!(end(100, "Idle Heartbeat"), None);
         for (status, text) in [(404, "No Messages"), (408, "Request Timeout")] {
-            assert_eq!(end(status, text), Some(End::Done));
+            assert_eq!(end(status, text), Some(PullEnd::Done));
         }
-        assert_eq!(end(408, "Requests Pending"), Some(End::RequestsPending));
-        assert_eq!(end(409, "Message Size Exceeds MaxBytes"), Some(End::TooLarge));
-        assert_eq!(end(409, "Batch Completed"), Some(End::Spent));
-        assert_eq!(end(409, "Server Shutdown"), Some(End::LeaderGone));
-        assert_eq!(end(409, "Consumer Deleted"), Some(End::ConsumerGone));
-        assert_eq!(end(503, ""), Some(End::ConsumerGone));
+        assert_eq!(end(408, "Requests Pending"), Some(PullEnd::RequestsPending));
+        assert_eq!(end(409, "Message Size Exceeds MaxBytes"), Some(PullEnd::TooLarge));
+        assert_eq!(end(409, "Batch Completed"), Some(PullEnd::Spent));
+        assert_eq!(end(409, "Server Shutdown"), Some(PullEnd::LeaderGone));
+        assert_eq!(end(409, "Consumer Deleted"), Some(PullEnd::ConsumerGone));
+        assert_eq!(end(503, ""), Some(PullEnd::ConsumerGone));
         let busy = "Exceeded MaxRequestBatch of 5";
-        assert_eq!(end(409, busy), Some(End::Busy(busy.to_owned())));
-        assert_eq!(end(400, "Bad Request"), Some(End::Other("400 Bad Request".to_owned())));
+        assert_eq!(end(409, busy), Some(PullEnd::Busy(busy.to_owned())));
+        assert_eq!(end(400, "Bad Request"), Some(PullEnd::Other("400 Bad Request".to_owned())));
     }
 }

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{connection::Connection, delivery, supervisor::Supervisor};
 use crate::{
-    broker::{Arrival, BrokerError, ConsumerName, End, Inbox, News, Pull},
+    broker::{Arrival, BrokerError, ConsumerName, Inbox, InboxEvent, PullEnd, PullRequest},
     clock,
 };
 
@@ -86,15 +86,15 @@ impl NatsInbox {
     }
 
     /// Backoff until it is known how the connection has ended.
-    async fn ended(&mut self) -> News {
+    async fn ended(&mut self) -> InboxEvent {
         let supervisor = &self.supervisor;
         let loss = self.loss.get_or_insert_with(|| Loss {
             at: clock::now(),
-            witness: supervisor.settling().ok().map(|replies| replies.connection.lost.clone()),
+            witness: supervisor.settling().ok().map(|requests| requests.connection.lost.clone()),
         });
         let broke = self.connection.broke(loss.at + VERDICT).await;
         let alone = loss.witness.as_ref().is_some_and(|witness| !witness.is_cancelled());
-        if broke && alone { News::Broken } else { News::Lost }
+        if broke && alone { InboxEvent::Broken } else { InboxEvent::Lost }
     }
 
     /// Appends what is there, waiting for the first. `false`: the subscription has ended.
@@ -145,12 +145,12 @@ impl NatsInbox {
         let of_ours = |subject: &str| subject == next || subject.starts_with(inbox.as_str());
         let subject = self.connection.denials.find(self.opened, of_ours)?;
         self.pull = None;
-        Some(Arrival::End { no, end: End::Permission(subject) })
+        Some(Arrival::End { no, end: PullEnd::Permission(subject) })
     }
 }
 
 impl Inbox for NatsInbox {
-    async fn pull(&mut self, pull: Pull) -> Result<(), BrokerError> {
+    async fn pull(&mut self, pull: PullRequest) -> Result<(), BrokerError> {
         if self.connection.lost.is_cancelled() {
             return Err(gone());
         }
@@ -165,12 +165,12 @@ impl Inbox for NatsInbox {
         }
     }
 
-    async fn next(&mut self, into: &mut Vec<Arrival>) -> News {
+    async fn next(&mut self, into: &mut Vec<Arrival>) -> InboxEvent {
         loop {
             self.refusals.mark_unchanged();
             if let Some(refusal) = self.refused() {
                 into.push(refusal);
-                return News::Arrived;
+                return InboxEvent::Arrived;
             }
             let lost = self.connection.lost.clone();
             let mut refusals = self.refusals.clone();
@@ -179,7 +179,7 @@ impl Inbox for NatsInbox {
                 // First, so that a dying connection is read out before it is let go.
                 alive = self.arrivals(into) => {
                     self.look_for_domain(into);
-                    return if alive { News::Arrived } else { self.ended().await };
+                    return if alive { InboxEvent::Arrived } else { self.ended().await };
                 }
                 () = lost.cancelled() => return self.ended().await,
                 _ = refusals.changed() => {}
@@ -193,7 +193,7 @@ fn gone() -> BrokerError {
 }
 
 /// The body of a MSG.NEXT request; durations in nanoseconds.
-fn request(pull: &Pull) -> String {
+fn request(pull: &PullRequest) -> String {
     let mut body = serde_json::json!({ "batch": pull.batch, "expires": nanos(pull) });
     if pull.no_wait {
         body["no_wait"] = true.into();
@@ -204,7 +204,7 @@ fn request(pull: &Pull) -> String {
     body.to_string()
 }
 
-fn nanos(pull: &Pull) -> u64 {
+fn nanos(pull: &PullRequest) -> u64 {
     u64::try_from(pull.expires.as_nanos()).unwrap_or(u64::MAX)
 }
 
@@ -216,14 +216,14 @@ mod tests {
     #[test]
     fn a_pull_is_asked_for_in_the_server_s_words() {
         let expires = Duration::from_secs(5);
-        let pull = Pull { no: 7, batch: 10, expires, no_wait: true, max_bytes: Some(1000) };
+        let pull = PullRequest { no: 7, batch: 10, expires, no_wait: true, max_bytes: Some(1000) };
         let body: serde_json::Value = serde_json::from_str(&request(&pull)).unwrap();
         let asked = serde_json::json!({
             "batch": 10, "expires": 5_000_000_000_u64, "no_wait": true, "max_bytes": 1000
         });
         assert_eq!(body, asked);
 
-        let plain = Pull { no_wait: false, max_bytes: None, ..pull };
+        let plain = PullRequest { no_wait: false, max_bytes: None, ..pull };
         let body: serde_json::Value = serde_json::from_str(&request(&plain)).unwrap();
         assert_eq!(body, serde_json::json!({ "batch": 10, "expires": 5_000_000_000_u64 }));
     }

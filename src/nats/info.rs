@@ -21,14 +21,14 @@ const STREAM_NOT_FOUND: u32 = 10_059;
 
 /// Asks for the consumer, bounded by `until`.
 pub(super) async fn read(
-    replies: &Arc<RequestMux>,
+    requests: &Arc<RequestMux>,
     supervisor: &Supervisor,
     name: &ConsumerName,
     until: Instant,
 ) -> Result<ConsumerInfo, InfoError> {
-    let wire = parse(&ask(replies, supervisor, name, until).await?)?;
+    let wire = parse(&ask(requests, supervisor, name, until).await?)?;
     let settings = supervisor.settings();
-    let server = replies.connection.client.server_info();
+    let server = requests.connection.client.server_info();
     // Services a leaf node, or in another domain, it is not the connected server that answers.
     let domain = settings.domain.is_none() || settings.domain == server.domain;
     Ok(wire.info(&server.server_id, server.jetstream && domain))
@@ -36,12 +36,12 @@ pub(super) async fn read(
 
 /// Where the consumer's unsettled deliveries are in its stream, bounded by `until`.
 pub(super) async fn unsettled(
-    replies: &Arc<RequestMux>,
+    requests: &Arc<RequestMux>,
     supervisor: &Supervisor,
     name: &ConsumerName,
     until: Instant,
 ) -> Result<Unsettled, InfoError> {
-    parse(&ask(replies, supervisor, name, until).await?).map(Into::into)
+    parse(&ask(requests, supervisor, name, until).await?).map(Into::into)
 }
 
 /// Where unsettled deliveries are.
@@ -58,7 +58,7 @@ pub(super) struct Unsettled {
 }
 
 async fn ask(
-    replies: &Arc<RequestMux>,
+    requests: &Arc<RequestMux>,
     supervisor: &Supervisor,
     name: &ConsumerName,
     until: Instant,
@@ -67,10 +67,10 @@ async fn ask(
     let subject = settings.api(&format!("CONSUMER.INFO.{}.{}", name.stream, name.consumer));
     let request =
         Request { subject: subject.as_str().into(), payload: Bytes::new(), line: None, by: None };
-    let Some(answer) = replies.ask(&[request], until).await.pop() else {
+    let Some(answer) = requests.ask(&[request], until).await.pop() else {
         return unavailable("CONSUMER.INFO was not answered");
     };
-    let server = replies.connection.client.server_info();
+    let server = requests.connection.client.server_info();
     supervisor.presence().see(&subject, &answer, settings, &server);
     body(answer, "CONSUMER.INFO", || presence::nobody(settings, &server))
 }

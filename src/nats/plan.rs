@@ -36,12 +36,12 @@ pub(super) enum Answer {
 
 /// Which requests are answered: by place, the slot whose answer stands for it, and whether it is
 /// this request that asks for that answer.
-pub(super) struct Plan {
+pub(super) struct ConfirmPlan {
     pub(super) slots: Vec<(usize, bool)>,
     pub(super) count: usize,
 }
 
-impl Plan {
+impl ConfirmPlan {
     /// The last request of a line asks, for itself and those before it.
     pub(super) fn of(requests: &[Request]) -> Self {
         let mut slots = vec![(0, true); requests.len()];
@@ -151,20 +151,20 @@ mod tests {
 
     #[test]
     fn the_last_of_a_line_asks_for_all_of_it_and_others_for_themselves() {
-        let plan = Plan::of(&requests(&[Some(1), None, Some(2), Some(1), None, Some(1)]));
+        let plan = ConfirmPlan::of(&requests(&[Some(1), None, Some(2), Some(1), None, Some(1)]));
         let asks: Vec<bool> = plan.slots.iter().map(|(_, asks)| *asks).collect();
         assert_eq!(asks, [false, true, true, false, true, true]);
         assert_eq!(plan.count, 4);
         let slot = |place: usize| plan.slots[place].0;
         assert!(slot(0) == slot(5) && slot(3) == slot(5) && slot(2) != slot(5));
-        let long = Plan::of(&requests(&vec![Some(1); 2 * LINE + 1]));
+        let long = ConfirmPlan::of(&requests(&vec![Some(1); 2 * LINE + 1]));
         assert_eq!(long.count, 3, "an answer stands for a bounded number");
     }
 
     #[test]
     fn what_never_left_is_told_from_what_was_never_confirmed() {
         let requests = requests(&[None, None, Some(1), Some(1)]);
-        let plan = Plan::of(&requests);
+        let plan = ConfirmPlan::of(&requests);
         let results = plan.results(&requests, &vec![None; plan.count], 3, &HashSet::new());
         for place in [0, 1, 2] {
             assert_eq!(results[place], Err(BrokerError::Unconfirmed), "{place}");
@@ -178,7 +178,7 @@ mod tests {
         for (place, request) in requests.iter_mut().enumerate() {
             request.subject = place.to_string().into();
         }
-        let plan = Plan::of(&requests);
+        let plan = ConfirmPlan::of(&requests);
         let refused = |places: &[&str]| places.iter().map(|place| (*place).to_owned()).collect();
         let denied = |place: usize| Err(Denial::Permission(place.to_string()).into());
         let mut answers = vec![None; plan.count];
@@ -195,7 +195,7 @@ mod tests {
     #[test]
     fn that_nobody_listens_is_known_of_the_last_of_a_line_alone() {
         let requests = requests(&[Some(1), Some(1), None]);
-        let plan = Plan::of(&requests);
+        let plan = ConfirmPlan::of(&requests);
         let answers = vec![Some((Answer::NoResponder, clock::reading())); plan.count];
         let results = plan.results(&requests, &answers, 3, &HashSet::new());
         let nobody = Ok(Answer::NoResponder);
@@ -209,7 +209,7 @@ mod tests {
         for (request, after) in requests.iter_mut().zip([1, 2, 3]) {
             request.by = Some(Deadline::new(made.now + Duration::from_secs(after), made));
         }
-        let plan = Plan::of(&requests);
+        let plan = ConfirmPlan::of(&requests);
         let at = made.later(Duration::from_secs(2));
         let answers = vec![Some((Answer::Replied(Bytes::new()), at)); plan.count];
         let results = plan.results(&requests, &answers, 3, &HashSet::new());

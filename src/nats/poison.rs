@@ -28,19 +28,19 @@ const WINDOW_BYTES: u64 = 4 << 20;
 
 /// As [`crate::broker::Broker::unreadable`] promises.
 pub(super) async fn find(
-    replies: &Arc<RequestMux>,
+    requests: &Arc<RequestMux>,
     supervisor: &Supervisor,
     name: &ConsumerName,
     from: u64,
     until: Instant,
 ) -> Result<Found, InfoError> {
-    let unsettled = info::unsettled(replies, supervisor, name, until).await?;
+    let unsettled = info::unsettled(requests, supervisor, name, until).await?;
     let settings = supervisor.settings();
     let call = settings.api(&format!("STREAM.MSG.GET.{}", name.stream));
-    let nobody = presence::nobody(settings, &replies.connection.client.server_info());
-    let window = window(replies.connection.max_payload);
+    let nobody = presence::nobody(settings, &requests.connection.client.server_info());
+    let window = window(requests.connection.max_payload);
     let mut search = Search {
-        replies,
+        requests,
         name,
         call,
         nobody,
@@ -84,7 +84,7 @@ fn parts(unsettled: &Unsettled, from: u64) -> Vec<RangeInclusive<u64>> {
 }
 
 struct Search<'s> {
-    replies: &'s Arc<RequestMux>,
+    requests: &'s Arc<RequestMux>,
     name: &'s ConsumerName,
     /// `$JS.API.STREAM.MSG.GET.<stream>`.
     call: String,
@@ -116,7 +116,7 @@ impl Search<'_> {
             let ahead = (next..=last).take(window);
             let requests: Vec<Request> = ahead.map(|at| self.ask(filter, at)).collect();
             next = next.saturating_add(requests.len() as u64);
-            for answer in self.replies.ask(&requests, self.until).await {
+            for answer in self.requests.ask(&requests, self.until).await {
                 let body = info::body(answer, "STREAM.MSG.GET", || self.nobody.clone())?;
                 match serde_json::from_slice::<Wire<'_>>(&body) {
                     Ok(Wire { message: Some(stored) }) => {
@@ -160,7 +160,7 @@ impl Search<'_> {
     /// under its subject, or is not.
     async fn is_not_text(&mut self, stored: &Stored<'_>) -> Result<bool, InfoError> {
         let request = self.ask(&stored.subject, stored.seq);
-        let Some(answer) = self.replies.ask(&[request], self.until).await.pop() else {
+        let Some(answer) = self.requests.ask(&[request], self.until).await.pop() else {
             return Ok(false);
         };
         let body = info::body(answer, "STREAM.MSG.GET", || self.nobody.clone())?;

@@ -86,10 +86,10 @@ impl Presence {
     }
 
     /// Asks on a connection that is new, and again while JetStream is absent, until it is lost.
-    pub(super) async fn look(&self, replies: &Arc<RequestMux>, settings: &Settings) {
-        let lost = &replies.connection.lost;
+    pub(super) async fn look(&self, requests: &Arc<RequestMux>, settings: &Settings) {
+        let lost = &requests.connection.lost;
         lost.run_until_cancelled(async {
-            self.ask(replies, settings, &settings.api("INFO")).await;
+            self.ask(requests, settings, &settings.api("INFO")).await;
             let mut states = self.0.subscribe();
             loop {
                 let absent = |state: &State| matches!(state.jetstream, JetStream::Absent(_));
@@ -97,18 +97,18 @@ impl Presence {
                     return;
                 };
                 sleep(AGAIN).await;
-                self.ask(replies, settings, &state.subject).await;
+                self.ask(requests, settings, &state.subject).await;
             }
         })
         .await;
     }
 
-    async fn ask(&self, replies: &Arc<RequestMux>, settings: &Settings, subject: &str) {
+    async fn ask(&self, requests: &Arc<RequestMux>, settings: &Settings, subject: &str) {
         let request =
             Request { subject: subject.into(), payload: Bytes::new(), line: None, by: None };
         let until: Instant = clock::now() + PATIENCE;
-        if let Some(answer) = replies.ask(&[request], until).await.pop() {
-            self.see(subject, &answer, settings, &replies.connection.client.server_info());
+        if let Some(answer) = requests.ask(&[request], until).await.pop() {
+            self.see(subject, &answer, settings, &requests.connection.client.server_info());
         }
     }
 }

@@ -22,7 +22,9 @@ use futures_util::StreamExt as _;
 use tokio::{sync::Notify, time::timeout_at};
 
 pub(super) use super::plan::{Answer, Request, unsent};
-use super::{arrival_probe::Due, connection::Connection, plan::Plan, settle::consumer_of};
+use super::{
+    arrival_probe::ArrivalDeadline, connection::Connection, plan::ConfirmPlan, settle::consumer_of,
+};
 use crate::{
     broker::{BrokerError, Denial},
     clock::{self, Reading},
@@ -43,8 +45,8 @@ pub(super) struct RequestMux {
     open: Mutex<Open>,
     /// Messages that the library has been given since it was last flushed, about.
     handed: AtomicUsize,
-    /// See [`super::pulse`].
-    pub(super) due: Due,
+    /// See [`super::arrival_probe`].
+    pub(super) due: ArrivalDeadline,
 }
 
 /// Numbers of open requests are dense and leave mostly in order, so a queue finds them.
@@ -70,15 +72,15 @@ impl RequestMux {
     pub(super) async fn open(connection: Arc<Connection>) -> Option<(Arc<Self>, Subscriber)> {
         let (prefix, opened) = (format!("{}.", connection.client.new_inbox()), clock::now());
         let subscriber = connection.client.subscribe(format!("{prefix}*")).await.ok()?;
-        let replies = Self {
+        let requests = Self {
             connection,
             prefix,
             opened,
             open: Mutex::default(),
             handed: AtomicUsize::new(0),
-            due: Due::default(),
+            due: ArrivalDeadline::default(),
         };
-        Some((Arc::new(replies), subscriber))
+        Some((Arc::new(requests), subscriber))
     }
 
     /// Hands answers to their batches until the connection is gone.
@@ -114,9 +116,9 @@ impl RequestMux {
                 .collect();
         }
         let mut refusals = self.connection.denials.watch();
-        let plan = Plan::of(requests);
+        let plan = ConfirmPlan::of(requests);
         let batch = Arc::new(Batch::new(plan.count));
-        let asked = Asked::new(&self.open, &batch, plan.count);
+        let asked = PendingRange::new(&self.open, &batch, plan.count);
         let refused = async {
             while refusals.changed().await.is_ok() {
                 self.close_refused(began, requests, &plan, asked.first);
@@ -140,7 +142,7 @@ impl RequestMux {
     async fn publish(
         &self,
         requests: &[Request],
-        plan: &Plan,
+        plan: &ConfirmPlan,
         first: u64,
         until: Instant,
     ) -> usize {
@@ -199,11 +201,11 @@ impl RequestMux {
     /// A subject of ours whose first message is waited for.
     pub(super) fn expect_one(&self) -> PendingEcho<'_> {
         let batch = Arc::new(Batch::new(1));
-        PendingEcho { prefix: &self.prefix, asked: Asked::new(&self.open, &batch, 1), batch }
+        PendingEcho { prefix: &self.prefix, asked: PendingRange::new(&self.open, &batch, 1), batch }
     }
 
     /// Nobody goes on waiting for an answer to what was refused. All others do.
-    fn close_refused(&self, since: Instant, requests: &[Request], plan: &Plan, first: u64) {
+    fn close_refused(&self, since: Instant, requests: &[Request], plan: &ConfirmPlan, first: u64) {
         let refused = self.connection.denials.since(since);
         let whole = plan.refused_as_a_whole(requests, &[], &refused);
         let of_whole =
@@ -231,19 +233,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Requests that somebody waits for: nothing is kept of them afterwards, however the waiting ends.
-struct Asked<'r> {
+struct PendingRange<'r> {
     open: &'r Mutex<Open>,
     first: u64,
     count: usize,
 }
 
-impl<'r> Asked<'r> {
+impl<'r> PendingRange<'r> {
     fn new(open: &'r Mutex<Open>, batch: &Arc<Batch>, count: usize) -> Self {
         Self { open, first: lock(open).register(batch), count }
     }
 }
 
-impl Drop for Asked<'_> {
+impl Drop for PendingRange<'_> {
     fn drop(&mut self) {
         lock(self.open).forget(self.first, self.count);
     }
@@ -252,7 +254,7 @@ impl Drop for Asked<'_> {
 /// A message of our own that is on its way.
 pub(super) struct PendingEcho<'r> {
     prefix: &'r str,
-    asked: Asked<'r>,
+    asked: PendingRange<'r>,
     batch: Arc<Batch>,
 }
 
@@ -395,32 +397,32 @@ mod tests {
     #[tokio::test]
     async fn nothing_is_kept_of_what_was_never_sent_or_is_not_waited_for_any_more() {
         let (connection, _server) = connected().await;
-        let (replies, _subscriber) = RequestMux::open(Arc::new(connection)).await.unwrap();
+        let (requests, _subscriber) = RequestMux::open(Arc::new(connection)).await.unwrap();
         let request = |line| Request { subject: "s".into(), payload: Bytes::new(), line, by: None };
         let asked = [None, Some(1), Some(1)].map(request);
         let left = tokio::time::timeout(Duration::from_millis(50), async {
-            replies.ask(&asked, clock::now() + Duration::from_secs(60)).await
+            requests.ask(&asked, clock::now() + Duration::from_secs(60)).await
         });
         left.await.unwrap_err();
-        assert!(lock(&replies.open).slots.is_empty(), "its caller has left");
-        replies.connection.lost.cancel();
-        let results = replies.ask(&asked, clock::now() + Duration::from_secs(60)).await;
+        assert!(lock(&requests.open).slots.is_empty(), "its caller has left");
+        requests.connection.lost.cancel();
+        let results = requests.ask(&asked, clock::now() + Duration::from_secs(60)).await;
         assert!(results.iter().all(|result| matches!(result, Err(BrokerError::Unsent(_)))));
-        assert!(lock(&replies.open).slots.is_empty(), "nothing was sent");
+        assert!(lock(&requests.open).slots.is_empty(), "nothing was sent");
     }
 
     /// The queue of a connection has 2048 places, and this server takes nothing out of the wire.
     #[tokio::test]
     async fn a_full_queue_holds_up_whoever_asks_until_their_deadline_and_no_longer() {
         let (connection, _server) = connected().await;
-        let (replies, _subscriber) = RequestMux::open(Arc::new(connection)).await.unwrap();
+        let (requests, _subscriber) = RequestMux::open(Arc::new(connection)).await.unwrap();
         tokio::time::pause();
         let payload = Bytes::from(vec![b'x'; 1000]);
         let request =
             |_| Request { subject: "s".into(), payload: payload.clone(), line: None, by: None };
         let asked: Vec<Request> = (0..20_000).map(request).collect();
         let until = clock::now() + Duration::from_secs(4);
-        let asking = tokio::time::timeout(Duration::from_secs(60), replies.ask(&asked, until));
+        let asking = tokio::time::timeout(Duration::from_secs(60), requests.ask(&asked, until));
         let results = asking.await.expect("it is held up");
         let late = clock::now().duration_since(until);
         assert!(late < Duration::from_millis(5), "{late:?}");

@@ -161,7 +161,7 @@ impl Supervisor {
 
     pub(super) async fn close(&self, until: Instant) {
         let clients = [
-            self.settling().map(|replies| replies.connection.client.clone()),
+            self.settling().map(|requests| requests.connection.client.clone()),
             self.deliveries().map(|connection| connection.client.clone()),
         ];
         for client in clients.into_iter().flatten() {
@@ -193,26 +193,26 @@ impl Supervisor {
     async fn keep_settling(self: Arc<Self>) {
         let (mut last, mut waits) = (None::<Arc<RequestMux>>, Backoff::default());
         loop {
-            let leaving = last.as_ref().map(|replies| &*replies.connection);
+            let leaving = last.as_ref().map(|requests| &*requests.connection);
             let set = |part| self.replace(leaving, |parts| parts.settling = part);
             let Some(connection) = self.connect(SETTLING, &mut waits, set).await else { return };
-            let Some((replies, subscriber)) = RequestMux::open(Arc::new(connection)).await else {
+            let Some((requests, subscriber)) = RequestMux::open(Arc::new(connection)).await else {
                 continue;
             };
-            self.tasks.spawn(self.clone().read(replies.clone(), subscriber));
+            self.tasks.spawn(self.clone().read(requests.clone(), subscriber));
             let overlaps = last.as_ref().is_some_and(|last| !last.connection.lost.is_cancelled());
             self.update(|parts| {
                 parts.heard += u64::from(!overlaps);
-                parts.settling = Part::Up(replies.clone());
+                parts.settling = Part::Up(requests.clone());
             });
             if let Some(last) = last.take() {
                 self.tasks.spawn(self.clone().retire(last));
             }
-            if self.until_gone(&replies.connection).await {
+            if self.until_gone(&requests.connection).await {
                 let lost = "the connection for settling was lost".to_owned();
                 self.update(|parts| parts.settling = Part::Down(lost));
             }
-            last = Some(replies);
+            last = Some(requests);
         }
     }
 
@@ -232,20 +232,20 @@ impl Supervisor {
         stopped
     }
 
-    async fn read(self: Arc<Self>, replies: Arc<RequestMux>, subscriber: Subscriber) {
-        let listening = self.ears.listen(&replies.connection);
-        let looking = self.presence.look(&replies, &self.settings);
+    async fn read(self: Arc<Self>, requests: Arc<RequestMux>, subscriber: Subscriber) {
+        let listening = self.ears.listen(&requests.connection);
+        let looking = self.presence.look(&requests, &self.settings);
         let all =
-            async { tokio::join!(replies.read(subscriber), replies.pulse(), listening, looking) };
+            async { tokio::join!(requests.read(subscriber), requests.pulse(), listening, looking) };
         self.stop.run_until_cancelled(all).await;
-        replies.connection.end();
+        requests.connection.end();
     }
 
     /// Lets a connection that was replaced answer what was asked on it.
-    async fn retire(self: Arc<Self>, replies: Arc<RequestMux>) {
+    async fn retire(self: Arc<Self>, requests: Arc<RequestMux>) {
         let answered = self.stop.run_until_cancelled(sleep(RETIRE));
-        replies.connection.lost.run_until_cancelled(answered).await;
-        replies.connection.end();
+        requests.connection.lost.run_until_cancelled(answered).await;
+        requests.connection.end();
     }
 
     /// Says what has become of the search for a connection, unless the last one serves on.
@@ -348,7 +348,7 @@ impl Parts {
             (Part::Down(why), _) | (_, Part::Down(why)) => Link::Down(why.as_str().into()),
             (Part::Up(connection), Part::Up(_)) => Link::Up(Arc::new(Server {
                 epoch: self.epoch,
-                heard: self.heard,
+                bus_epoch: self.heard,
                 id: connection.server_id.clone(),
                 version: connection.version.clone(),
                 max_payload: connection.max_payload,

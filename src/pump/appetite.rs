@@ -10,7 +10,7 @@
 //!
 //! Pure: no clock, no log.
 
-use super::{Demand, PullEnd, budget::Ask};
+use super::{Demand, PullOutcome, budget::ByteRequest};
 
 /// Most messages and bytes of a pull where nothing is known to be there.
 const IDLE_MESSAGES: u32 = 64;
@@ -61,44 +61,48 @@ impl Appetite {
     }
 
     /// A pull has ended. `None`: its batch was full, or nothing was heard of it.
-    pub fn after(&mut self, course: &Course, end: Option<PullEnd>) {
+    pub fn after(&mut self, course: &Course, end: Option<PullOutcome>) {
         let largest = if course.messages > 0 { course.largest } else { self.largest };
         match end {
-            Some(PullEnd::Done) => {
+            Some(PullOutcome::Done) => {
                 let messages = course.messages.saturating_mul(2).max(IDLE_MESSAGES);
                 let bytes = course.bytes.saturating_mul(2).max(IDLE_BYTES);
                 *self = Self { messages, bytes, largest: course.largest, whole: false };
             }
-            Some(PullEnd::TooLarge) if course.messages == 0 => {
+            Some(PullOutcome::TooLarge) if course.messages == 0 => {
                 *self = Self { whole: true, largest, ..Self::hungry() };
             }
             None if course.messages == 0 => *self = Self::idle(),
-            None | Some(PullEnd::TooLarge | PullEnd::Spent) => {
+            None | Some(PullOutcome::TooLarge | PullOutcome::Spent) => {
                 *self = Self { largest, ..Self::hungry() };
             }
-            Some(PullEnd::RequestsPending | PullEnd::ApiError) => {}
+            Some(PullOutcome::RequestsPending | PullOutcome::Refused) => {}
         }
     }
 
     /// Most messages to ask for.
-    pub fn messages(&self, demand: &Demand) -> Ask {
+    pub fn messages(&self, demand: &Demand) -> ByteRequest {
         let most = demand.messages.min(self.messages);
-        Ask { most: most.into(), least: 1, idle: most <= IDLE_MESSAGES && !self.is_hungry() }
+        ByteRequest {
+            most: most.into(),
+            least: 1,
+            idle: most <= IDLE_MESSAGES && !self.is_hungry(),
+        }
     }
 
     /// Bytes to ask for with so many messages, of which none is larger than `largest`.
-    pub fn bytes(&self, demand: &Demand, messages: u64, largest: u64) -> Ask {
+    pub fn bytes(&self, demand: &Demand, messages: u64, largest: u64) -> ByteRequest {
         let Some(bytes) = demand.bytes else {
-            return Ask { most: largest, least: largest, idle: false };
+            return ByteRequest { most: largest, least: largest, idle: false };
         };
         let full = bytes.min(messages.saturating_mul(largest)).max(1);
         let most = full.min(self.bytes);
         if self.whole {
-            return Ask { most, least: most.min(largest), idle: false };
+            return ByteRequest { most, least: most.min(largest), idle: false };
         }
         let idle = most <= IDLE_BYTES && !self.is_hungry();
         let least = if idle { LEAST_BYTES } else { self.largest.max(LEAST_BYTES) };
-        Ask { most, least: least.min(most), idle }
+        ByteRequest { most, least: least.min(most), idle }
     }
 
     fn is_hungry(&self) -> bool {

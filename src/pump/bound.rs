@@ -32,7 +32,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1800);
 
 /// How many bytes may be on their way on one connection. A cut that the bytes explain lowers the bound.
 #[derive(Debug, Clone)]
-pub struct Bound {
+pub struct PullBound {
     most: u64,
     now: u64,
     /// Bytes that have come since the last cut.
@@ -55,7 +55,7 @@ pub struct Cause {
     pub worked: bool,
 }
 
-impl Bound {
+impl PullBound {
     /// A bound of so many bytes.
     pub fn new(most: u64) -> Self {
         Self { most, now: most, come: 0, pause: PAUSE, grow_at: None }

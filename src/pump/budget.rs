@@ -28,7 +28,7 @@ const IDLE_PART: u64 = 16;
 
 /// What somebody asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ask {
+pub struct ByteRequest {
     /// The most that is of use.
     pub most: u64,
     /// Less is of no use. At least 1, at most `most`.
@@ -39,7 +39,7 @@ pub struct Ask {
 
 /// One bound that many accounts share, in any unit. Accounts that ask in vain wait in line.
 #[derive(Debug)]
-pub struct Budget<K> {
+pub struct PullBudget<K> {
     bound: u64,
     each: u64,
     out: u64,
@@ -48,7 +48,7 @@ pub struct Budget<K> {
     /// Busy shares.
     busy: u64,
     accounts: BTreeMap<K, Account>,
-    line: VecDeque<(K, Ask)>,
+    line: VecDeque<(K, ByteRequest)>,
     called: Vec<K>,
 }
 
@@ -66,7 +66,7 @@ struct Share {
     called: bool,
 }
 
-impl<K: Ord + Clone> Budget<K> {
+impl<K: Ord + Clone> PullBudget<K> {
     /// A budget of `bound` units, of which nobody has more than `each`.
     pub fn new(bound: u64, each: u64) -> Self {
         Self {
@@ -89,12 +89,12 @@ impl<K: Ord + Clone> Budget<K> {
     }
 
     /// Asks for a share: how large it is, or `None`: `who` stands in line, and is to ask again when
-    /// [`Budget::called`] names it. Whoever has a share must end it first.
-    pub fn ask(&mut self, who: &K, ask: Ask) -> Option<u64> {
+    /// [`PullBudget::called`] names it. Whoever has a share must end it first.
+    pub fn ask(&mut self, who: &K, ask: ByteRequest) -> Option<u64> {
         if let Some(share) = self.accounts.get_mut(who).and_then(|account| account.share.as_mut()) {
             return std::mem::take(&mut share.called).then_some(share.left);
         }
-        let ask = Ask { least: ask.least.clamp(1, ask.most.max(1)), ..ask };
+        let ask = ByteRequest { least: ask.least.clamp(1, ask.most.max(1)), ..ask };
         if let Some((_, waiting)) = self.line.iter_mut().find(|(waiting, _)| waiting == who) {
             *waiting = ask;
             self.serve();
@@ -130,7 +130,7 @@ impl<K: Ord + Clone> Budget<K> {
         self.serve();
     }
 
-    /// So much of a share has arrived, or is in doubt, and is kept until [`Budget::release`]: how much
+    /// So much of a share has arrived, or is in doubt, and is kept until [`PullBudget::release`]: how much
     /// of it the share still had.
     pub fn keep(&mut self, who: &K, count: u64) -> u64 {
         let kept = self.take(who, count);
@@ -211,7 +211,7 @@ impl<K: Ord + Clone> Budget<K> {
     }
 
     /// How large a share is now. `more`: busy ones beside those that have a share or stand in line.
-    fn size(&self, who: &K, ask: Ask, more: u64) -> Option<u64> {
+    fn size(&self, who: &K, ask: ByteRequest, more: u64) -> Option<u64> {
         let (free, pool) = (self.free(), self.bound.saturating_sub(self.kept));
         let allowed = self.limit(who).saturating_sub(self.kept_by(who));
         if allowed == 0 {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{PullEnd, WaiterId};
+use super::{PullOutcome, WaiterId};
 
 /// After this long without an arrival, a pull is taken to have brought what there was: at
 /// `max_ack_pending` a one-shot says nothing before it expires.
@@ -18,10 +18,10 @@ const BACK_OFF: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pull {
     pub(super) no: u64,
-    asked: Asked,
+    asked: PullParams,
     got: u32,
     /// Whoever comes before this one had joined when it was issued.
-    pub(super) covers: WaiterId,
+    pub(super) waiters_before: WaiterId,
     half_time: Instant,
     /// When it was issued, then its last arrival.
     last_activity: Instant,
@@ -31,7 +31,7 @@ pub(super) struct Pull {
 
 /// What a pull asks for.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Asked {
+pub(super) struct PullParams {
     pub(super) batch: u32,
     pub(super) expires: Duration,
     pub(super) mode: PullMode,
@@ -56,7 +56,7 @@ pub(super) struct PullMode {
 
 /// What the pulls so far ask of the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Next {
+pub(super) struct NextPull {
     pub(super) mode: PullMode,
     pub(super) not_before: Option<Instant>,
     /// The last one came to its limit, and its waiters want more: if the next one is not issued by
@@ -65,10 +65,10 @@ pub(super) struct Next {
 }
 
 impl Pull {
-    pub(super) fn new(no: u64, asked: Asked, covers: WaiterId, now: Instant) -> Self {
+    pub(super) fn new(no: u64, asked: PullParams, waiters_before: WaiterId, now: Instant) -> Self {
         let expires = asked.expires;
         let (half_time, ends_at) = (now + expires / 2, now + expires + UNHEARD);
-        Self { no, asked, got: 0, covers, half_time, last_activity: now, ends_at }
+        Self { no, asked, got: 0, waiters_before, half_time, last_activity: now, ends_at }
     }
 
     /// Counts an arrival; whether it was the last. No status tells the end of a full batch.
@@ -90,38 +90,38 @@ impl Pull {
     }
 
     /// What a full batch asks of the next.
-    pub(super) fn full(&self, now: Instant) -> Next {
+    pub(super) fn full(&self, now: Instant) -> NextPull {
         let more_by = self.asked.short.then_some(now + QUIET);
-        Next { more_by, ..Next::default() }
+        NextPull { more_by, ..NextPull::default() }
     }
 
     /// What its end asks of the next.
-    pub(super) fn next(&self, end: PullEnd, now: Instant) -> Next {
+    pub(super) fn next(&self, end: PullOutcome, now: Instant) -> NextPull {
         let (back_off, mode) = (Some(now + BACK_OFF), self.asked.mode);
         match end {
             // One that waits for a first message does not come back early without: if it does,
             // asking again at once would spin.
-            PullEnd::Done if self.got == 0 && now < self.half_time => {
-                Next { not_before: back_off, ..Next::default() }
+            PullOutcome::Done if self.got == 0 && now < self.half_time => {
+                NextPull { not_before: back_off, ..NextPull::default() }
             }
-            PullEnd::Done => Next::default(),
-            PullEnd::RequestsPending => {
+            PullOutcome::Done => NextPull::default(),
+            PullOutcome::RequestsPending => {
                 let mode = PullMode { plain: true, ..mode };
-                Next { mode, not_before: Some(now + jitter(self.no)), more_by: None }
+                NextPull { mode, not_before: Some(now + jitter(self.no)), more_by: None }
             }
             // Its bytes were used up.
-            PullEnd::Spent => self.full(now),
-            PullEnd::TooLarge if self.got > 0 => self.full(now),
+            PullOutcome::Spent => self.full(now),
+            PullOutcome::TooLarge if self.got > 0 => self.full(now),
             // It may fit into what its waiters want: the next one is allowed more.
-            PullEnd::TooLarge if self.asked.short_of_bytes && !mode.whole => {
-                Next { mode: PullMode { whole: true, ..PullMode::default() }, ..self.full(now) }
+            PullOutcome::TooLarge if self.asked.short_of_bytes && !mode.whole => {
+                NextPull { mode: PullMode { whole: true, ..PullMode::default() }, ..self.full(now) }
             }
-            PullEnd::TooLarge => Next {
+            PullOutcome::TooLarge => NextPull {
                 mode: PullMode { uncapped: true, ..PullMode::default() },
                 not_before: back_off.filter(|_| mode.uncapped),
                 more_by: None,
             },
-            PullEnd::ApiError => Next { mode, not_before: back_off, more_by: None },
+            PullOutcome::Refused => NextPull { mode, not_before: back_off, more_by: None },
         }
     }
 }

@@ -19,7 +19,7 @@ pub struct Want {
 
 /// Bounds of the consumer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
+pub struct PullLimits {
     /// Most messages of one pull, at least 1.
     pub max_batch: u32,
     /// Longest wait of one pull.
@@ -58,7 +58,7 @@ impl Allowance {
 
 /// Why a pull ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PullEnd {
+pub enum PullOutcome {
     /// It brought what there was, or its time is over.
     Done,
     /// Other pulls already wait for what is pending.
@@ -68,13 +68,13 @@ pub enum PullEnd {
     /// The pull's bytes are used up to the last.
     Spent,
     /// Anything else. The caller sees to the cause; the next pull only waits a little.
-    ApiError,
+    Refused,
 }
 
 /// What is to be done.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step<M> {
-    /// Ask for messages.
+    /// ByteRequest for messages.
     Pull {
         /// Names the pull in [`Pump::ended`](super::Pump::ended): from 1, never used again.
         no: u64,

@@ -37,7 +37,7 @@ pub(super) struct Waiter<M> {
 
 /// Where a message can go.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Seat {
+pub(super) enum Fit {
     /// To this one.
     Free(WaiterId),
     /// To nobody before this one has been answered: it has some, and this one comes too much.
@@ -111,23 +111,23 @@ impl<M> Waiters<M> {
     }
 
     /// Where a message of this size can go.
-    pub(super) fn seat(&self, size: u64) -> Seat {
-        let mut too_small = Seat::None;
+    pub(super) fn fit(&self, size: u64) -> Fit {
+        let mut too_small = Fit::None;
         for (&id, waiter) in self.line.iter().take(SEARCH) {
             if size <= waiter.room {
-                return Seat::Free(id);
+                return Fit::Free(id);
             }
             if size <= waiter.want.max_bytes {
-                return Seat::Full(id);
+                return Fit::Full(id);
             }
-            if too_small == Seat::None {
-                too_small = Seat::TooSmall(id);
+            if too_small == Fit::None {
+                too_small = Fit::TooSmall(id);
             }
         }
         too_small
     }
 
-    /// Gives it a message for which [`Waiters::seat`] is free; whether it is full then.
+    /// Gives it a message for which [`Waiters::fit`] is free; whether it is full then.
     pub(super) fn hand(&mut self, id: WaiterId, item: Item<M>, now: Instant) -> bool {
         let Some(waiter) = self.line.get_mut(&id) else { return false };
         self.sums.subtract(waiter);

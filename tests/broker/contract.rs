@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use fetch_proxy::{
     broker::{
-        AckPolicy, AckPublish, Arrival, Broker, BrokerError, Confirmation, ConsumerName, Delivery,
-        Denial, End, Inbox, InfoError, Link, News, Place, Pull, Verdict,
+        AckKind, AckPolicy, AckPublish, Arrival, Broker, BrokerError, Confirmation, ConnectionKind,
+        ConsumerName, Delivery, Denial, Inbox, InboxEvent, InfoError, Link, PullEnd, PullRequest,
     },
     clock,
     nats::{Auth, Nats, Settings},
@@ -112,9 +112,9 @@ async fn the_real_one_leaves_no_task_behind() {
     tokio::time::timeout(BOUND, world.tasks.wait()).await.expect("one goes on");
 }
 
-fn pull(no: u64, batch: u32) -> Pull {
+fn pull(no: u64, batch: u32) -> PullRequest {
     let expires = Duration::from_millis(300);
-    Pull { no, batch, expires, no_wait: true, max_bytes: None }
+    PullRequest { no, batch, expires, no_wait: true, max_bytes: None }
 }
 
 fn until() -> Instant {
@@ -122,11 +122,11 @@ fn until() -> Instant {
 }
 
 /// What arrives until so many messages are there, or the pull has ended.
-async fn arrivals(inbox: &mut impl Inbox, messages: usize) -> (Vec<Delivery>, Option<End>) {
+async fn arrivals(inbox: &mut impl Inbox, messages: usize) -> (Vec<Delivery>, Option<PullEnd>) {
     let (mut found, mut buffer) = (Vec::new(), Vec::new());
     while found.len() < messages {
         let news = tokio::time::timeout(BOUND, inbox.next(&mut buffer)).await.expect("it hangs");
-        assert_eq!(news, News::Arrived);
+        assert_eq!(news, InboxEvent::Arrived);
         for arrival in buffer.drain(..) {
             match arrival {
                 Arrival::Message(delivery) => found.push(*delivery),
@@ -138,7 +138,7 @@ async fn arrivals(inbox: &mut impl Inbox, messages: usize) -> (Vec<Delivery>, Op
 }
 
 async fn one<W: World>(world: &W) -> Delivery {
-    let mut inbox = world.broker().open(&world.name(), Place::Shared).await.unwrap();
+    let mut inbox = world.broker().open(&world.name(), ConnectionKind::Shared).await.unwrap();
     loop {
         inbox.pull(pull(1, 1)).await.unwrap();
         if let Some(delivery) = arrivals(&mut inbox, 1).await.0.pop() {
@@ -147,12 +147,9 @@ async fn one<W: World>(world: &W) -> Delivery {
     }
 }
 
-async fn say<W: World>(
-    world: &W,
-    delivery: &Delivery,
-    verdict: Verdict,
-) -> Result<(), BrokerError> {
-    let orders = vec![AckPublish { ack: delivery.ack.clone(), verdict, line: None, by: None }];
+async fn say<W: World>(world: &W, delivery: &Delivery, kind: AckKind) -> Result<(), BrokerError> {
+    let orders =
+        vec![AckPublish { ack: delivery.ack.clone(), kind, confirm_group: None, by: None }];
     world.broker().settle(orders, Confirmation::Confirmed, until()).await.remove(0)
 }
 
@@ -192,48 +189,48 @@ contract! {
         for number in 0..5 {
             world.publish(vec![number]).await;
         }
-        let mut inbox = world.broker().open(&world.name(), Place::Shared).await.unwrap();
+        let mut inbox = world.broker().open(&world.name(), ConnectionKind::Shared).await.unwrap();
         inbox.pull(pull(1, 3)).await.unwrap();
         let (first, end) = arrivals(&mut inbox, 3).await;
         assert_eq!((first.len(), end), (3, None));
         inbox.pull(pull(2, 10)).await.unwrap();
         let (rest, end) = arrivals(&mut inbox, 10).await;
-        assert_eq!((rest.len(), end), (2, Some(End::Done)));
+        assert_eq!((rest.len(), end), (2, Some(PullEnd::Done)));
         let sequences: Vec<u64> = first.iter().chain(&rest).map(|one| one.stream_sequence).collect();
         assert_eq!(sequences, [1, 2, 3, 4, 5]);
         assert_eq!((rest[1].payload.as_ref(), rest[1].delivery_count, rest[1].pending), (&[4][..], 1, 0));
     }
 
     a_pull_that_finds_nothing_ends_when_its_time_is_over(world) {
-        let mut inbox = world.broker().open(&world.name(), Place::Shared).await.unwrap();
+        let mut inbox = world.broker().open(&world.name(), ConnectionKind::Shared).await.unwrap();
         let began = clock::now();
         inbox.pull(pull(1, 3)).await.unwrap();
-        assert_eq!(arrivals(&mut inbox, 1).await, (vec![], Some(End::Done)));
+        assert_eq!(arrivals(&mut inbox, 1).await, (vec![], Some(PullEnd::Done)));
         assert!(clock::now() - began >= Duration::from_millis(250));
     }
 
     a_waiting_pull_brings_the_first_message_and_ends(world) {
-        let mut inbox = world.broker().open(&world.name(), Place::Shared).await.unwrap();
-        inbox.pull(Pull { expires: BOUND, ..pull(1, 10) }).await.unwrap();
+        let mut inbox = world.broker().open(&world.name(), ConnectionKind::Shared).await.unwrap();
+        inbox.pull(PullRequest { expires: BOUND, ..pull(1, 10) }).await.unwrap();
         let (found, ()) = tokio::join!(arrivals(&mut inbox, 10), async {
             tokio::time::sleep(Duration::from_millis(50)).await;
             world.publish(vec![7]).await;
         });
-        assert_eq!((found.0.len(), found.1), (1, Some(End::Done)));
+        assert_eq!((found.0.len(), found.1), (1, Some(PullEnd::Done)));
     }
 
     a_message_beyond_the_bytes_of_a_pull_is_told_and_not_brought(world) {
         world.publish(vec![0; 5000]).await;
-        let mut inbox = world.broker().open(&world.name(), Place::Shared).await.unwrap();
-        inbox.pull(Pull { max_bytes: Some(1000), ..pull(1, 3) }).await.unwrap();
-        assert_eq!(arrivals(&mut inbox, 1).await, (vec![], Some(End::TooLarge)));
+        let mut inbox = world.broker().open(&world.name(), ConnectionKind::Shared).await.unwrap();
+        inbox.pull(PullRequest { max_bytes: Some(1000), ..pull(1, 3) }).await.unwrap();
+        assert_eq!(arrivals(&mut inbox, 1).await, (vec![], Some(PullEnd::TooLarge)));
     }
 
     an_ack_and_a_term_end_it(world) {
-        for verdict in [Verdict::Ack, Verdict::Term("no".into())] {
+        for kind in [AckKind::Ack, AckKind::Term("no".into())] {
             world.publish(vec![1]).await;
             let delivery = one(&world).await;
-            say(&world, &delivery, verdict).await.unwrap();
+            say(&world, &delivery, kind).await.unwrap();
             assert_eq!(unsettled(&world).await, 0);
         }
     }
@@ -241,11 +238,11 @@ contract! {
     a_nak_brings_it_back_at_once_and_a_delayed_one_later(world) {
         world.publish(vec![1]).await;
         let first = one(&world).await;
-        say(&world, &first, Verdict::Nak(None)).await.unwrap();
+        say(&world, &first, AckKind::Nak(None)).await.unwrap();
         let second = one(&world).await;
         assert_eq!((second.stream_sequence, second.delivery_count), (1, 2));
         let began = clock::now();
-        say(&world, &second, Verdict::Nak(Some(Duration::from_millis(500)))).await.unwrap();
+        say(&world, &second, AckKind::Nak(Some(Duration::from_millis(500)))).await.unwrap();
         let third = one(&world).await;
         assert_eq!(third.delivery_count, 3);
         assert!(clock::now() - began >= Duration::from_millis(450));
@@ -256,7 +253,7 @@ contract! {
         let delivery = one(&world).await;
         let received = clock::now();
         tokio::time::sleep(ACK_WAIT / 2).await;
-        say(&world, &delivery, Verdict::Progress).await.unwrap();
+        say(&world, &delivery, AckKind::Progress).await.unwrap();
         assert_eq!(one(&world).await.delivery_count, 2);
         assert!(clock::now() - received >= ACK_WAIT * 14 / 10);
     }
@@ -266,14 +263,14 @@ contract! {
         let stale = one(&world).await;
         let current = one(&world).await;
         assert_eq!(current.delivery_count, 2, "the ack wait of the first is over");
-        say(&world, &stale, Verdict::Ack).await.unwrap();
+        say(&world, &stale, AckKind::Ack).await.unwrap();
         assert_eq!(unsettled(&world).await, 0);
     }
 
     what_would_arrive_too_late_never_leaves(world) {
         world.publish(vec![1]).await;
         let delivery = one(&world).await;
-        let order = |by| AckPublish { ack: delivery.ack.clone(), verdict: Verdict::Ack, line: None, by: Some(by) };
+        let order = |by| AckPublish { ack: delivery.ack.clone(), kind: AckKind::Ack, confirm_group: None, by: Some(by) };
         for confirmation in [Confirmation::Confirmed, Confirmation::Sent] {
             let results = world.broker().settle(vec![order(clock::now())], confirmation, until()).await;
             assert!(matches!(results[..], [Err(BrokerError::Unsent(_))]), "{results:?}");
@@ -288,7 +285,7 @@ contract! {
         world.publish(vec![1]).await;
         let delivery = one(&world).await;
         world.delete_consumer().await;
-        let denied = say(&world, &delivery, Verdict::Ack).await;
+        let denied = say(&world, &delivery, AckKind::Ack).await;
         assert_eq!(denied, Err(Denial::Gone.into()));
     }
 
@@ -296,11 +293,11 @@ contract! {
         for number in 0..50 {
             world.publish(vec![number]).await;
         }
-        let mut inbox = world.broker().open(&world.name(), Place::Shared).await.unwrap();
+        let mut inbox = world.broker().open(&world.name(), ConnectionKind::Shared).await.unwrap();
         inbox.pull(pull(1, 50)).await.unwrap();
         let (found, _) = arrivals(&mut inbox, 50).await;
         for (confirmation, half) in [Confirmation::Confirmed, Confirmation::Sent].into_iter().zip(found.chunks(25)) {
-            let order = |one: &Delivery| AckPublish { ack: one.ack.clone(), verdict: Verdict::Ack, line: None, by: None };
+            let order = |one: &Delivery| AckPublish { ack: one.ack.clone(), kind: AckKind::Ack, confirm_group: None, by: None };
             let orders = half.iter().map(order).collect();
             let results = world.broker().settle(orders, confirmation, until()).await;
             assert_eq!(results, vec![Ok(()); 25]);
@@ -318,7 +315,7 @@ contract! {
         }
         let (mut broken, mut read) = (0, Vec::new());
         while read.len() < 3 {
-            let Ok(mut inbox) = world.broker().open(&world.name(), Place::Shared).await else {
+            let Ok(mut inbox) = world.broker().open(&world.name(), ConnectionKind::Shared).await else {
                 tokio::task::yield_now().await;
                 continue;
             };
@@ -327,18 +324,18 @@ contract! {
             }
             let mut buffer = Vec::new();
             match inbox.next(&mut buffer).await {
-                News::Arrived => read.extend(buffer.into_iter().filter_map(|one| match one {
+                InboxEvent::Arrived => read.extend(buffer.into_iter().filter_map(|one| match one {
                     Arrival::Message(delivery) => Some(delivery.stream_sequence),
                     Arrival::End { .. } => None,
                 })),
-                News::Lost => {}
-                News::Broken => broken += 1,
+                InboxEvent::Lost => {}
+                InboxEvent::Broken => broken += 1,
             }
             let search = world.broker().unreadable(&world.name(), 1, until()).await.unwrap();
             for found in search.found {
                 assert_eq!(found.stream_sequence % 2, 0, "a good one is called unreadable");
-                let verdict = Verdict::Term("unreadable".into());
-                let orders = vec![AckPublish { ack: found.ack, verdict, line: None, by: None }];
+                let kind = AckKind::Term("unreadable".into());
+                let orders = vec![AckPublish { ack: found.ack, kind, confirm_group: None, by: None }];
                 let results = world.broker().settle(orders, Confirmation::Confirmed, until()).await;
                 assert_eq!(results, [Ok(())]);
             }
@@ -348,13 +345,13 @@ contract! {
     }
 
     a_connection_of_its_own_breaks_alone(world) {
-        let mut shared = world.broker().open(&world.name(), Place::Shared).await.unwrap();
+        let mut shared = world.broker().open(&world.name(), ConnectionKind::Shared).await.unwrap();
         world.publish_poison().await;
         let link = world.broker().link();
-        let mut apart = world.broker().open(&world.name(), Place::Apart).await.unwrap();
+        let mut apart = world.broker().open(&world.name(), ConnectionKind::Dedicated).await.unwrap();
         apart.pull(pull(1, 1)).await.unwrap();
         let news = tokio::time::timeout(BOUND, apart.next(&mut Vec::new())).await.unwrap();
-        assert_eq!(news, News::Broken);
+        assert_eq!(news, InboxEvent::Broken);
         world.publish(vec![7]).await;
         shared.pull(pull(1, 1)).await.unwrap();
         assert_eq!(arrivals(&mut shared, 1).await.0.len(), 1);
@@ -366,15 +363,15 @@ contract! {
             for number in 0..100 {
                 world.publish(vec![number]).await;
             }
-            let mut inbox = world.broker().open(&world.name(), Place::Shared).await.unwrap();
+            let mut inbox = world.broker().open(&world.name(), ConnectionKind::Shared).await.unwrap();
             let mut found = Vec::new();
             while found.len() < 100 {
                 inbox.pull(pull(1 + found.len() as u64, 100 - found.len() as u32)).await.unwrap();
                 found.extend(arrivals(&mut inbox, 100 - found.len()).await.0);
             }
             let order = |(place, one): (usize, &Delivery)| {
-                let verdict = if place % 2 == 0 { Verdict::Ack } else { Verdict::Term("no".into()) };
-                AckPublish { ack: one.ack.clone(), verdict, line: Some(7), by: None }
+                let kind = if place % 2 == 0 { AckKind::Ack } else { AckKind::Term("no".into()) };
+                AckPublish { ack: one.ack.clone(), kind, confirm_group: Some(7), by: None }
             };
             let orders = found.iter().enumerate().map(order).collect();
             let results = world.broker().settle(orders, Confirmation::Confirmed, until()).await;

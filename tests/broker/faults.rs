@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use fetch_proxy::{
-    broker::{Confirmation, Verdict},
+    broker::{AckKind, Confirmation},
     clock,
-    lease::{Kind, LeaseId},
-    lessor::{Action, Ask, Codec, Error, FetchParams, Fetched, Lessor, Limits, Patience, Settled},
+    lease::{LeaseId, SettleKind},
+    lessor::{
+        Action, CallerDeadline, Codec, Error, FetchParams, Fetched, LeaseLimits, Lessor,
+        SettleItem, Settled,
+    },
 };
 use testkit::{
     eventually,
@@ -54,7 +57,7 @@ pub(super) async fn settle(
     action: Action,
 ) -> Result<Settled, Error> {
     let until = clock::now() + Duration::from_secs(5);
-    let asks = vec![Ask { lease, action }];
+    let asks = vec![SettleItem { lease, action }];
     lessor.settle(asks, Confirmation::Confirmed, until).await.remove(0)
 }
 
@@ -72,10 +75,10 @@ async fn an_ack_whose_answer_was_lost_may_be_repeated() {
     assert_eq!(settle(&lessor, lease, Action::Ack).await, Err(Error::Unconfirmed));
     // Not in another way: the first may have been applied.
     let other = settle(&lessor, lease, Action::Nak(Duration::ZERO)).await;
-    assert_eq!(other, Err(Error::LeaseSettled(Kind::Ack)));
+    assert_eq!(other, Err(Error::LeaseSettled(SettleKind::Ack)));
     assert!(confirmed(&settle(&lessor, lease, Action::Ack).await));
     assert_eq!(settle(&lessor, lease, Action::Ack).await, Ok(Settled::Duplicate));
-    assert_eq!(broker.published(), [Verdict::Ack, Verdict::Ack]);
+    assert_eq!(broker.published(), [AckKind::Ack, AckKind::Ack]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -100,7 +103,7 @@ async fn a_lease_that_a_call_names_twice_is_answered_as_by_a_later_call() {
     let until = LONG * 2;
     let extended = || Ok(Settled::Extended(clock::now() + until));
     let unsent = || Err(Error::Unavailable("scripted".into()));
-    let settled = Err(Error::LeaseSettled(Kind::Ack));
+    let settled = Err(Error::LeaseSettled(SettleKind::Ack));
     let done = Ok(Settled::Done { confirmation: Confirmation::Confirmed, redelivered_in: None });
     for (faults, actions, results) in [
         (
@@ -128,9 +131,9 @@ async fn a_lease_that_a_call_names_twice_is_answered_as_by_a_later_call() {
         let lease = one(&broker, &lessor).await;
         broker.script(faults);
         let other = one(&broker, &lessor).await;
-        let ask = |action| Ask { lease, action };
+        let ask = |action| SettleItem { lease, action };
         let mut asks: Vec<_> = actions.into_iter().map(ask).collect();
-        asks.push(Ask { lease: other, action: Action::Ack });
+        asks.push(SettleItem { lease: other, action: Action::Ack });
         let by = clock::now() + Duration::from_secs(1);
         let mut told = lessor.settle(asks, Confirmation::Confirmed, by).await;
         assert_eq!(told.pop(), Some(done.clone()));
@@ -144,7 +147,7 @@ async fn a_lease_that_another_call_is_settling_is_busy_however_often_it_is_named
     let (broker, lessor) = start(LONG);
     let lease = one(&broker, &lessor).await;
     broker.script([Fault::Slow(Duration::from_secs(2))]);
-    let asks = vec![Ask { lease, action: Action::Ack }; 2];
+    let asks = vec![SettleItem { lease, action: Action::Ack }; 2];
     let until = clock::now() + LONG;
     let first = lessor.settle(asks.clone(), Confirmation::Confirmed, until);
     let second = lessor.settle(asks, Confirmation::Confirmed, until);
@@ -178,7 +181,7 @@ async fn a_settlement_goes_on_when_its_caller_leaves() {
         (settle(&lessor, lease, Action::Ack).await == Ok(Settled::Duplicate)).then_some(())
     })
     .await;
-    assert_eq!(broker.published(), [Verdict::Ack]);
+    assert_eq!(broker.published(), [AckKind::Ack]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -228,7 +231,7 @@ async fn surplus_is_given_back_after_a_moment_and_a_last_attempt_never() {
         drop(lessor.fetch(ask(&broker, LONG)).await.unwrap());
         tokio::time::sleep(Duration::from_secs(10)).await;
         let published = broker.published();
-        assert_eq!(published.contains(&Verdict::Nak(None)), expected, "{published:?}");
+        assert_eq!(published.contains(&AckKind::Nak(None)), expected, "{published:?}");
         let again = fetch(&broker, &lessor).await;
         let count = again.messages()[0].delivery().delivery_count;
         assert_eq!(count, if expected { 2 } else { 1 });
@@ -272,7 +275,7 @@ async fn finding_out_why_there_is_nothing_takes_no_longer_than_each_caller_s_pat
     one(&broker, &lessor).await;
     broker.silence(true);
     let (began, millis) = (clock::now(), Duration::from_millis);
-    let patience = Patience { until: began + millis(200), answer_by: began + millis(400) };
+    let patience = CallerDeadline { until: began + millis(200), answer_by: began + millis(400) };
     let patient = lessor.fetch(ask(&broker, Duration::ZERO));
     let hasty = async {
         let hasty = FetchParams { patience: Some(patience), ..ask(&broker, LONG) };
@@ -296,7 +299,7 @@ async fn closing_waits_for_settlements_and_for_nothing_else() {
     let began = clock::now();
     lessor.close().await;
     assert_eq!(clock::now() - began, Duration::from_secs(1), "the rest of the slow one");
-    assert_eq!(broker.published(), [Verdict::Ack, Verdict::Ack]);
+    assert_eq!(broker.published(), [AckKind::Ack, AckKind::Ack]);
 }
 
 /// What JetStream confirms then may have settled the delivery of whoever has the message now.
@@ -305,7 +308,7 @@ async fn a_confirmation_after_the_end_of_the_lease_confirms_nothing() {
     const PATIENCE: Duration = Duration::from_secs(60);
     for action in [Action::Ack, Action::Nak(Duration::ZERO), Action::Term("no".into())] {
         let broker = FakeBroker::new(info(Duration::from_secs(4)));
-        let limits = Limits { settle_timeout: PATIENCE, ..limits() };
+        let limits = LeaseLimits { settle_timeout: PATIENCE, ..limits() };
         let lessor = Lessor::start(broker.clone(), limits);
         let lease = one(&broker, &lessor).await;
         broker.script([Fault::AnsweredAfter(Duration::from_secs(4))]);

@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use fetch_proxy::{
-    broker::{ConsumerInfo, End, Leader},
+    broker::{ConsumerInfo, Leader, PullEnd},
     clock,
     lease::LeaseId,
-    lessor::{Action, Coming, Error, Leaving, Lessor, Limits, Settled},
+    lessor::{Action, Error, IncomingLease, LeaseLimits, Lessor, OutgoingLease, Settled},
 };
 use testkit::fake_broker::{FakeBroker, Fault, info, limits};
 
@@ -26,7 +26,7 @@ fn start_unshown(replicas: u32) -> (FakeBroker, Lessor<FakeBroker>) {
 
 fn start_with(info: ConsumerInfo) -> (FakeBroker, Lessor<FakeBroker>) {
     let broker = FakeBroker::new(info);
-    let limits = Limits { settle_timeout: BOUND, ..limits() };
+    let limits = LeaseLimits { settle_timeout: BOUND, ..limits() };
     (broker.clone(), Lessor::start(broker, limits))
 }
 
@@ -124,13 +124,13 @@ async fn an_heir_doubts_what_was_leased_of_a_leader_that_is_not_its_own() {
         let (broker, lessor) = start(3);
         one(&broker, &lessor).await;
         broker.change(|info| info.as_mut().unwrap().leader = leader);
-        let limits = Limits { max_leases: 1, settle_timeout: BOUND, ..limits() };
+        let limits = LeaseLimits { max_leases: 1, settle_timeout: BOUND, ..limits() };
         let heir = Lessor::start(broker.clone(), limits);
         let at = clock::now();
-        let [Leaving { ack, moving, leader, .. }] = lessor.leaving().try_into().unwrap();
-        let facts = heir.know(&broker.name(), at + BOUND).await.unwrap();
+        let [OutgoingLease { ack, moving, leader, .. }] = lessor.leaving().try_into().unwrap();
+        let spec = heir.know(&broker.name(), at + BOUND).await.unwrap();
         let mut places = heir.keep_places(1).unwrap();
-        let coming = Coming { facts, leader, ack, moving, at };
+        let coming = IncomingLease { spec, leader, ack, moving, at };
         let [Some(here)] = heir.adopt(vec![coming], &mut places)[..] else { panic!() };
         assert_eq!(confirmed(&self::ack(&heir, here).await), known, "{leader:?}");
     }
@@ -280,7 +280,7 @@ async fn a_leader_that_did_not_answer_a_settlement_is_distrusted_where_it_would_
 
 #[tokio::test(start_paused = true)]
 async fn a_leader_that_did_not_answer_a_pull_is_distrusted_where_it_would_not_show() {
-    for end in [End::ConsumerGone, End::LeaderGone] {
+    for end in [PullEnd::ConsumerGone, PullEnd::LeaderGone] {
         let (broker, lessor) = start_unshown(1);
         let lease = one(&broker, &lessor).await;
         broker.refuse_a_pull(end.clone());

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use fetch_proxy::{
     broker::ConsumerName,
-    lessor::{Error, FetchParams, Fetched, Lessor, Limits},
+    lessor::{Error, FetchParams, Fetched, LeaseLimits, Lessor},
 };
 use testkit::fake_broker::{FakeBroker, IDLE, info, limits};
 
@@ -16,7 +16,7 @@ const SECOND: Duration = Duration::from_secs(1);
 fn start() -> (FakeBroker, Lessor<FakeBroker>) {
     let broker = FakeBroker::new(info(SECOND * 30));
     let max_leases = MOST as usize;
-    let limits = Limits { max_leases, settle_timeout: SECOND, ..limits() };
+    let limits = LeaseLimits { max_leases, settle_timeout: SECOND, ..limits() };
     (broker.clone(), Lessor::start(broker, limits))
 }
 
@@ -69,7 +69,7 @@ async fn the_late_end_of_a_pull_leaves_the_next_one_its_places() {
 #[tokio::test(start_paused = true)]
 async fn idle_pulls_hold_little() {
     let broker = FakeBroker::new(info(SECOND * 30));
-    let limits = Limits { max_leases: 1000, ..limits() };
+    let limits = LeaseLimits { max_leases: 1000, ..limits() };
     let lessor = Lessor::start(broker.clone(), limits);
     let waiting = fetch(&broker, &lessor, 1000, SECOND * 5);
     let look = async {
@@ -85,7 +85,7 @@ async fn idle_consumers_keep_nobody_from_messages() {
     // With 100 places, idle consumers alone are more than there are places.
     for (max_leases, patience) in [(1000, SECOND / 2), (100, SECOND * 6)] {
         let broker = FakeBroker::new(info(SECOND * 30));
-        let limits = Limits { max_leases, max_waiters: 200, ..limits() };
+        let limits = LeaseLimits { max_leases, max_waiters: 200, ..limits() };
         let lessor = Lessor::start(broker.clone(), limits);
         for number in 0..110 {
             let (broker, lessor) = (broker.clone(), lessor.clone());
@@ -114,7 +114,7 @@ async fn idle_consumers_keep_nobody_from_messages() {
 async fn a_consumer_that_never_settles_leaves_some_to_others_and_is_told() {
     for (most, limit) in [(usize::MAX, 90), (20, 20)] {
         let broker = FakeBroker::new(info(SECOND * 30));
-        let limits = Limits { max_leases_per_consumer: most, ..limits() };
+        let limits = LeaseLimits { max_leases_per_consumer: most, ..limits() };
         let lessor = Lessor::start(broker.clone(), limits);
         (0..200).for_each(|_| broker.publish("x"));
         let mut held = 0;

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use fetch_proxy::{
-    broker::{Place, Verdict},
+    broker::{AckKind, ConnectionKind},
     lessor::{Error, Lessor, Unsuitable},
 };
 use testkit::{
@@ -45,7 +45,7 @@ async fn fetch_all(broker: &FakeBroker, lessor: &Lessor<FakeBroker>, count: usiz
 
 fn terminated(broker: &FakeBroker) -> usize {
     let published = broker.published();
-    published.iter().filter(|verdict| matches!(verdict, Verdict::Term(_))).count()
+    published.iter().filter(|verdict| matches!(verdict, AckKind::Term(_))).count()
 }
 
 fn unreadable(result: &Result<usize, Error>) -> bool {
@@ -70,11 +70,11 @@ async fn what_cannot_be_read_is_terminated_with_a_reason_and_the_rest_goes_on() 
         (terminated(&broker) == 3).then_some(())
     })
     .await;
-    let reason = Verdict::Term("fetch-proxy: unreadable headers: poison".into());
+    let reason = AckKind::Term("fetch-proxy: unreadable headers: poison".into());
     assert!(broker.published().contains(&reason), "{:?}", broker.published());
     assert_eq!(
         broker.opened()[..2],
-        [Place::Shared, Place::Apart],
+        [ConnectionKind::Shared, ConnectionKind::Dedicated],
         "the guilty go on by themselves"
     );
 }
@@ -85,11 +85,14 @@ async fn the_guilty_come_back_to_the_shared_connection_when_they_have_done_no_mo
     broker.publish_poison();
     let empty = fetch(&broker, &lessor, SECOND * 5).await.unwrap();
     assert_eq!(empty, 0);
-    assert_eq!(broker.opened(), [Place::Shared, Place::Apart]);
+    assert_eq!(broker.opened(), [ConnectionKind::Shared, ConnectionKind::Dedicated]);
     for _ in 0..10 {
         fetch(&broker, &lessor, SECOND * 3).await.unwrap();
     }
-    assert_eq!(broker.opened(), [Place::Shared, Place::Apart, Place::Shared]);
+    assert_eq!(
+        broker.opened(),
+        [ConnectionKind::Shared, ConnectionKind::Dedicated, ConnectionKind::Shared]
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -106,7 +109,7 @@ async fn a_break_that_brought_nothing_of_a_consumer_is_not_held_against_it() {
     };
     let (fetched, ()) = tokio::join!(waiting, breaking);
     assert_eq!(fetched.unwrap(), 1);
-    assert_eq!((broker.looks(), broker.opened()), (0, vec![Place::Shared; 6]));
+    assert_eq!((broker.looks(), broker.opened()), (0, vec![ConnectionKind::Shared; 6]));
 }
 
 /// Nothing of it is ever refused: others would not be served better by that.
@@ -120,8 +123,11 @@ async fn a_break_that_nothing_explains_is_forgiven_once_and_then_hurts_its_consu
         while broker.opened().len() < 5 {
             fetch(&broker, &lessor, SECOND * 5).await.unwrap();
         }
-        let apart = Place::Apart;
-        assert_eq!(broker.opened(), [Place::Shared, Place::Shared, apart, apart, apart]);
+        let apart = ConnectionKind::Dedicated;
+        assert_eq!(
+            broker.opened(),
+            [ConnectionKind::Shared, ConnectionKind::Shared, apart, apart, apart]
+        );
         broker.publish("good");
         fetch_all(&broker, &lessor, 1).await;
     }
@@ -152,7 +158,7 @@ async fn where_it_may_not_be_looked_for_the_consumer_is_only_suspected_and_serve
             })
             .await;
         }
-        assert!(broker.opened()[2..].iter().all(|place| *place == Place::Apart));
+        assert!(broker.opened()[2..].iter().all(|place| *place == ConnectionKind::Dedicated));
         // An operator gives the right: it is found.
         broker.see(Sight::All);
         eventually("its end", || async {
@@ -171,7 +177,7 @@ async fn one_that_was_found_and_cannot_be_ended_fences_its_consumer_off_for_a_ti
     broker.script([Fault::Lost, Fault::Lost]);
     let refused = fetch(&broker, &lessor, SECOND * 30).await;
     assert!(unreadable(&refused), "{refused:?}");
-    assert_eq!(broker.opened(), [Place::Shared, Place::Apart]);
+    assert_eq!(broker.opened(), [ConnectionKind::Shared, ConnectionKind::Dedicated]);
     // Others would find it on the shared connection: it is refused at once, and not tried.
     for fence in [30, 60] {
         broker.script([Fault::Lost]);
@@ -180,7 +186,15 @@ async fn one_that_was_found_and_cannot_be_ended_fences_its_consumer_off_for_a_ti
         tokio::time::sleep(SECOND * 2).await;
         assert!(unreadable(&fetch(&broker, &lessor, SECOND * 30).await));
     }
-    assert_eq!(broker.opened(), [Place::Shared, Place::Apart, Place::Apart, Place::Apart]);
+    assert_eq!(
+        broker.opened(),
+        [
+            ConnectionKind::Shared,
+            ConnectionKind::Dedicated,
+            ConnectionKind::Dedicated,
+            ConnectionKind::Dedicated
+        ]
+    );
     tokio::time::sleep(SECOND * 121).await;
     broker.publish("good");
     fetch_all(&broker, &lessor, 1).await;

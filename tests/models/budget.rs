@@ -6,22 +6,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fetch_proxy::pump::{Ask, Bound, Budget};
+use fetch_proxy::pump::{ByteRequest, PullBound, PullBudget};
 use proptest::prelude::*;
 
 const MIB: u64 = 1 << 20;
 const BOUND: u64 = 16 * MIB;
 
-fn budget() -> Budget<u32> {
-    Budget::new(BOUND, u64::MAX)
+fn budget() -> PullBudget<u32> {
+    PullBudget::new(BOUND, u64::MAX)
 }
 
-fn busy(most: u64) -> Ask {
-    Ask { most, least: 1024.min(most), idle: false }
+fn busy(most: u64) -> ByteRequest {
+    ByteRequest { most, least: 1024.min(most), idle: false }
 }
 
-fn idle() -> Ask {
-    Ask { most: 64 << 10, least: 1024, idle: true }
+fn idle() -> ByteRequest {
+    ByteRequest { most: 64 << 10, least: 1024, idle: true }
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn a_thousand_idle_ones_leave_half_to_busy_ones() {
 #[test]
 fn a_message_that_is_larger_than_all_comes_when_no_other_busy_one_does() {
     let mut budget = budget();
-    let whole = Ask { most: 2 * BOUND, least: 2 * BOUND, idle: false };
+    let whole = ByteRequest { most: 2 * BOUND, least: 2 * BOUND, idle: false };
     budget.ask(&1, idle()).unwrap();
     let share = budget.ask(&2, busy(MIB)).unwrap();
     assert_eq!(budget.ask(&3, whole), None);
@@ -89,7 +89,7 @@ fn a_message_that_is_larger_than_all_comes_when_no_other_busy_one_does() {
 #[test]
 fn whoever_leaves_the_line_makes_room_and_gives_back_what_it_did_not_hear_of() {
     let mut budget = budget();
-    let all = Ask { most: BOUND, least: BOUND, idle: false };
+    let all = ByteRequest { most: BOUND, least: BOUND, idle: false };
     budget.ask(&1, all).unwrap();
     for who in [2, 3] {
         assert_eq!(budget.ask(&who, all), None);
@@ -113,9 +113,11 @@ fn what_is_in_doubt_is_not_granted_again() {
 
 #[test]
 fn one_that_keeps_all_it_gets_never_has_everything() {
-    let mut budget = Budget::new(100_000, 100_000);
+    let mut budget = PullBudget::new(100_000, 100_000);
     for who in 0..4 {
-        while let Some(share) = budget.ask(&who, Ask { most: 10_000, least: 1, idle: false }) {
+        while let Some(share) =
+            budget.ask(&who, ByteRequest { most: 10_000, least: 1, idle: false })
+        {
             budget.keep(&who, share);
             budget.end(&who);
         }
@@ -127,15 +129,15 @@ fn one_that_keeps_all_it_gets_never_has_everything() {
 
 #[test]
 fn a_share_of_a_few_can_be_all_of_them() {
-    let mut budget = Budget::new(5, 5);
-    let five = Ask { most: 5, least: 1, idle: false };
+    let mut budget = PullBudget::new(5, 5);
+    let five = ByteRequest { most: 5, least: 1, idle: false };
     assert_eq!(budget.ask(&1, five), Some(5));
 }
 
 #[test]
 fn a_cut_with_much_on_its_way_lowers_the_bound_until_it_has_gone_well_for_a_while() {
     let start = Instant::now();
-    let mut bound = Bound::new(BOUND);
+    let mut bound = PullBound::new(BOUND);
     for most in [4 * MIB, MIB, MIB / 4, 64 << 10, 16 << 10, 16 << 10] {
         let out = bound.at(start);
         let cause = bound.cut(out, start);
@@ -158,7 +160,7 @@ fn a_cut_with_much_on_its_way_lowers_the_bound_until_it_has_gone_well_for_a_whil
 #[test]
 fn a_cut_after_much_has_come_says_nothing_of_what_the_server_lets_wait() {
     let start = Instant::now();
-    let mut bound = Bound::new(BOUND);
+    let mut bound = PullBound::new(BOUND);
     bound.came(5 * BOUND);
     let cause = bound.cut(BOUND, start);
     assert!(cause.slow && !cause.surely, "it is named all the same");
@@ -167,27 +169,28 @@ fn a_cut_after_much_has_come_says_nothing_of_what_the_server_lets_wait() {
 
 #[derive(Debug, Clone)]
 enum Act {
-    Ask(u32, Ask),
+    ByteRequest(u32, ByteRequest),
     Arrive(u32, u64),
     Keep(u32, u64),
     Release(u32, u64),
     End(u32),
     Leave(u32),
-    Bound(u64),
+    PullBound(u64),
 }
 
 fn act() -> impl Strategy<Value = Act> {
     let who = || 0..6_u32;
     let ask = (1..200_u64, 1..80_u64, any::<bool>());
-    let ask = ask.prop_map(|(most, least, idle)| Ask { most, least: least.min(most), idle });
+    let ask =
+        ask.prop_map(|(most, least, idle)| ByteRequest { most, least: least.min(most), idle });
     prop_oneof![
-        6 => (who(), ask).prop_map(|(who, ask)| Act::Ask(who, ask)),
+        6 => (who(), ask).prop_map(|(who, ask)| Act::ByteRequest(who, ask)),
         3 => (who(), 1..100_u64).prop_map(|(who, count)| Act::Arrive(who, count)),
         1 => (who(), 1..50_u64).prop_map(|(who, count)| Act::Keep(who, count)),
         2 => (who(), 1..100_u64).prop_map(|(who, count)| Act::Release(who, count)),
         4 => who().prop_map(Act::End),
         1 => who().prop_map(Act::Leave),
-        1 => (20..200_u64).prop_map(Act::Bound),
+        1 => (20..200_u64).prop_map(Act::PullBound),
     ]
 }
 
@@ -198,14 +201,14 @@ proptest! {
     fn what_is_out_is_what_all_have_and_the_first_in_line_is_never_forgotten(
         acts in prop::collection::vec(act(), 1..200),
     ) {
-        let mut budget = Budget::new(100, u64::MAX);
+        let mut budget = PullBudget::new(100, u64::MAX);
         let mut line: Vec<u32> = Vec::new();
         let mut shares: BTreeMap<u32, u64> = BTreeMap::new();
         let mut kept: BTreeMap<u32, u64> = BTreeMap::new();
         let mut bound = 100;
         for act in acts {
             match act {
-                Act::Ask(who, ask) if !shares.contains_key(&who) => {
+                Act::ByteRequest(who, ask) if !shares.contains_key(&who) => {
                     let before = budget.out();
                     match budget.ask(&who, ask) {
                         Some(share) => {
@@ -220,7 +223,7 @@ proptest! {
                         None => {}
                     }
                 }
-                Act::Ask(..) => {}
+                Act::ByteRequest(..) => {}
                 Act::Arrive(who, count) => {
                     budget.arrived(&who, count);
                     shares.entry(who).and_modify(|share| *share = share.saturating_sub(count));
@@ -244,7 +247,7 @@ proptest! {
                         line.retain(|waiting| *waiting != who);
                     }
                 }
-                Act::Bound(most) => {
+                Act::PullBound(most) => {
                     bound = most;
                     budget.set_bound(most);
                 }
@@ -253,7 +256,7 @@ proptest! {
             for called in budget.called() {
                 prop_assert_eq!(line.first(), Some(&called));
                 line.remove(0);
-                let ask = Ask { most: u64::MAX, least: 1, idle: false };
+                let ask = ByteRequest { most: u64::MAX, least: 1, idle: false };
                 let share = budget.ask(&called, ask);
                 prop_assert!(share.is_some(), "{} was called for nothing", called);
                 shares.extend(share.map(|share| (called, share)));

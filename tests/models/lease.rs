@@ -14,7 +14,8 @@ mod steps;
 use std::time::{Duration, Instant};
 
 use fetch_proxy::lease::{
-    After, Begun, ConsumerId, Due, Kind, LeaseId, LeaseTable, Outcome, Refusal, Terms,
+    BeginResult, ConsumerId, Due, LeaseError, LeaseId, LeaseStatus, LeaseTable, PublishOutcome,
+    SettleKind, Terms,
 };
 
 const CONSUMER: ConsumerId = ConsumerId(7);
@@ -23,7 +24,7 @@ const ACK_WAIT: u64 = 10_000;
 const ACK_BY: u64 = 9_000;
 /// A lease of a test is never this long, unless that is what it is about.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
-const OVER: Refusal = Refusal::Expired { forgotten: false };
+const OVER: LeaseError = LeaseError::Expired { forgotten: false };
 
 /// A table, and its time in milliseconds.
 struct Desk {
@@ -62,7 +63,7 @@ impl Desk {
     /// The same, lent at 0 for so long.
     fn lent(&mut self, length: u64) -> LeaseId {
         let id = self.granted();
-        self.table.lend(id, Some(Duration::from_millis(length)), self.origin).unwrap();
+        self.table.assign(id, Some(Duration::from_millis(length)), self.origin).unwrap();
         id
     }
 
@@ -74,24 +75,35 @@ impl Desk {
     fn begin(
         &mut self,
         id: LeaseId,
-        kind: Kind,
+        kind: SettleKind,
         now: u64,
-    ) -> Result<Begun<'_, &'static str>, Refusal> {
+    ) -> Result<BeginResult<'_, &'static str>, LeaseError> {
         let now = self.at(now);
         self.table.begin(id, kind, now)
     }
 
-    fn finish(&mut self, id: LeaseId, outcome: Outcome, now: u64) -> (After, Option<&'static str>) {
+    fn finish(
+        &mut self,
+        id: LeaseId,
+        outcome: PublishOutcome,
+        now: u64,
+    ) -> (LeaseStatus, Option<&'static str>) {
         let now = self.at(now);
         self.table.finish(id, outcome, now)
     }
 
-    fn settle(&mut self, id: LeaseId, kind: Kind, outcome: Outcome, now: u64) -> After {
-        assert!(matches!(self.begin(id, kind, now), Ok(Begun::Publish(_))));
+    fn settle(
+        &mut self,
+        id: LeaseId,
+        kind: SettleKind,
+        outcome: PublishOutcome,
+        now: u64,
+    ) -> LeaseStatus {
+        assert!(matches!(self.begin(id, kind, now), Ok(BeginResult::Publish(_))));
         self.finish(id, outcome, now).0
     }
 
-    fn extend(&mut self, id: LeaseId, length: u64, now: u64) -> Result<Instant, Refusal> {
+    fn extend(&mut self, id: LeaseId, length: u64, now: u64) -> Result<Instant, LeaseError> {
         let now = self.at(now);
         self.table.extend(id, Some(Duration::from_millis(length)), now)
     }

@@ -9,7 +9,7 @@ mod reference;
 
 use std::time::{Duration, Instant};
 
-use fetch_proxy::pump::{Allowance, Limits, PullEnd, Pump, Step, WaiterId, Want, Why};
+use fetch_proxy::pump::{Allowance, PullLimits, PullOutcome, Pump, Step, WaiterId, Want, Why};
 
 use Step::{Answer, Overdue, Pull};
 
@@ -69,7 +69,7 @@ impl Desk {
         self.pump.arrived(message, size, false, self.now());
     }
 
-    fn end(&mut self, no: u64, end: PullEnd) {
+    fn end(&mut self, no: u64, end: PullOutcome) {
         self.pump.ended(no, end, self.now());
     }
 
@@ -108,8 +108,8 @@ impl Desk {
     }
 }
 
-fn limits() -> Limits {
-    Limits {
+fn limits() -> PullLimits {
+    PullLimits {
         max_batch: 1000,
         max_expires: Duration::from_secs(60),
         max_request_bytes: None,

@@ -10,16 +10,16 @@ use std::{
 use bytes::Bytes;
 use fetch_proxy::{
     broker::{
-        AckPublish, AckSubject, Broker, BrokerError, Confirmation, ConsumerInfo, ConsumerName,
-        InfoError, JetStream, Link, Place, Search,
+        AckPublish, AckSubject, Broker, BrokerError, Confirmation, ConnectionKind, ConsumerInfo,
+        ConsumerName, InfoError, JetStream, Link, Search,
     },
-    bus::{Bus, Heard, RequestError},
+    bus::{Bus, Incoming, RequestError},
     clock,
     cluster::Peers,
     grpc::Router,
     keys::Keys,
     lease::LeaseId,
-    lessor::{Codec, FetchParams, Lessor, Limits},
+    lessor::{Codec, FetchParams, LeaseLimits, Lessor},
     pb::peer::v1::{HandoverRequest, handover_request::Step},
     token::InstanceId,
 };
@@ -48,7 +48,7 @@ type Rule = Box<dyn FnMut(&Step) -> Fate + Send>;
 pub struct Net(Arc<Mutex<State>>);
 
 struct State {
-    ears: HashMap<InstanceId, (Vec<String>, mpsc::UnboundedSender<Heard>)>,
+    ears: HashMap<InstanceId, (Vec<String>, mpsc::UnboundedSender<Incoming>)>,
     waiting: HashMap<String, oneshot::Sender<Bytes>>,
     asked: u64,
     /// For the steps of hand-overs; everything else passes.
@@ -105,7 +105,7 @@ impl Net {
     }
 
     /// What is said on this subject from now on, for somebody who is no member.
-    pub fn overhear(&self, who: InstanceId, subject: &str) -> mpsc::UnboundedReceiver<Heard> {
+    pub fn overhear(&self, who: InstanceId, subject: &str) -> mpsc::UnboundedReceiver<Incoming> {
         let (into, heard) = mpsc::unbounded_channel();
         self.lock().ears.insert(who, (vec![subject.to_owned()], into));
         heard
@@ -135,7 +135,7 @@ impl State {
             if subjects.iter().any(|one| one == subject) {
                 let (subject, message, reply) =
                     (subject.to_owned(), message.clone(), reply.clone());
-                let _ = into.send(Heard { subject, message, reply });
+                let _ = into.send(Incoming { subject, message, reply });
             }
         }
     }
@@ -147,11 +147,11 @@ pub struct Linked {
     broker: FakeBroker,
     net: Net,
     us: InstanceId,
-    heard: Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<Heard>>>,
+    heard: Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<Incoming>>>,
 }
 
 impl Bus for Linked {
-    async fn ask(
+    async fn request(
         &self,
         subject: &str,
         question: Bytes,
@@ -198,7 +198,7 @@ impl Bus for Linked {
         answer.await.map_err(|_| RequestError::Silent)
     }
 
-    async fn tell(&self, subject: &str, message: Bytes, _: Instant) {
+    async fn publish(&self, subject: &str, message: Bytes, _: Instant) {
         let mut state = self.net.lock();
         match state.waiting.remove(subject) {
             Some(waiting) => drop(waiting.send(message)),
@@ -206,14 +206,14 @@ impl Bus for Linked {
         }
     }
 
-    fn listen(&self, subjects: Vec<String>) {
+    fn subscribe(&self, subjects: Vec<String>) {
         let mut state = self.net.lock();
         if let Some((listened, _)) = state.ears.get_mut(&self.us) {
             *listened = subjects;
         }
     }
 
-    async fn hear(&self) -> Heard {
+    async fn next(&self) -> Incoming {
         match self.heard.lock().await.recv().await {
             Some(heard) => heard,
             None => std::future::pending().await,
@@ -240,7 +240,11 @@ impl Broker for Linked {
         self.broker.info(name, until).await
     }
 
-    async fn open(&self, name: &ConsumerName, place: Place) -> Result<FakeInbox, BrokerError> {
+    async fn open(
+        &self,
+        name: &ConsumerName,
+        place: ConnectionKind,
+    ) -> Result<FakeInbox, BrokerError> {
         self.broker.open(name, place).await
     }
 
@@ -292,7 +296,7 @@ impl Member {
         net.lock().ears.insert(us, (Vec::new(), into));
         let heard = Arc::new(tokio::sync::Mutex::new(heard));
         let linked = Linked { broker: broker.clone(), net: net.clone(), us, heard };
-        let limits = Limits { max_leases: most, settle_timeout: PATIENCE / 2, ..limits() };
+        let limits = LeaseLimits { max_leases: most, settle_timeout: PATIENCE / 2, ..limits() };
         let lessor = Lessor::start(linked, limits);
         let keys = Arc::new(Keys::load(Some(keys.path().to_owned()), "linked").unwrap());
         let peers = Peers::new(lessor.clone(), keys.clone(), "linked", (us, "pod"));

@@ -11,11 +11,11 @@ use std::{
 };
 
 use fetch_proxy::{
-    broker::{Confirmation, Verdict},
+    broker::{AckKind, Confirmation},
     clock,
     cluster::{LeaseLocation, Unanswered},
-    lease::{Kind, LeaseId, Refusal},
-    lessor::{Action, Ask},
+    lease::{LeaseError, LeaseId, SettleKind},
+    lessor::{Action, SettleItem},
     pb::{self, peer::v1 as wire, peer::v1::handover_request::Step},
     token::new_key_line,
 };
@@ -153,7 +153,7 @@ async fn a_commit_whose_answer_was_lost_is_asked_about_until_it_is_known() {
     });
     assert_eq!(tokio::join!(one.leave(), other.leave()), (true, true));
     assert_eq!((one.lessor.held(), other.lessor.held(), heir.lessor.held()), (0, 0, 20));
-    let still = heir.peers.still().await;
+    let still = heir.peers.lock_ownership().await;
     for (leaver, leases) in [&one, &other].into_iter().zip(leases) {
         for lease in leases {
             let whose = still.whose(leaver.us, lease);
@@ -167,14 +167,14 @@ async fn a_settlement_whose_caller_has_gone_is_waited_for() {
     let (_net, broker, [leaver, heir]) = members().await;
     let lease = leaver.leased(&broker, 1).await[0];
     broker.script([Fault::Slow(Duration::from_secs(3))]);
-    let ask = vec![Ask { lease, action: Action::Ack }];
+    let ask = vec![SettleItem { lease, action: Action::Ack }];
     let until = clock::now() + PATIENCE;
     let acking = leaver.lessor.settle(ask, Confirmation::Confirmed, until);
     let gone = tokio::time::timeout(Duration::from_millis(100), acking).await;
     assert!(gone.is_err());
     assert!(leaver.leave().await);
-    let whose = heir.peers.still().await.whose(leaver.us, lease);
-    assert_eq!(whose, LeaseLocation::Ended(Refusal::Settled { by: Kind::Ack }));
+    let whose = heir.peers.lock_ownership().await.whose(leaver.us, lease);
+    assert_eq!(whose, LeaseLocation::Ended(LeaseError::Settled { by: SettleKind::Ack }));
 }
 
 #[tokio::test(start_paused = true)]
@@ -183,7 +183,7 @@ async fn what_was_said_in_a_hand_over_does_nothing_when_it_is_said_again() {
     let leases = leaver.leased(&broker, 10).await;
     assert!(leaver.leave().await);
     let asks = leases.iter().map(|lease| match heir_s(&heir, &leaver, *lease) {
-        LeaseLocation::Ours(lease) => Ask { lease, action: Action::Ack },
+        LeaseLocation::Ours(lease) => SettleItem { lease, action: Action::Ack },
         whose => panic!("{whose:?}"),
     });
     let until = clock::now() + PATIENCE;
@@ -198,7 +198,7 @@ async fn what_was_said_in_a_hand_over_does_nothing_when_it_is_said_again() {
 
 /// Where the heir has it.
 fn heir_s(heir: &Member, leaver: &Member, lease: LeaseId) -> LeaseLocation {
-    let still = futures_util::FutureExt::now_or_never(heir.peers.still());
+    let still = futures_util::FutureExt::now_or_never(heir.peers.lock_ownership());
     still.expect("nothing is in the way").whose(leaver.us, lease)
 }
 
@@ -274,7 +274,7 @@ async fn a_question_that_the_leaver_still_hears_is_answered_once_and_by_the_heir
     let answer = wire::SettleResponse::decode(&*answer).unwrap();
     assert_eq!(answer.results[0].outcome(), pb::Outcome::Confirmed, "{answer:?}");
     tokio::time::sleep(PATIENCE).await;
-    assert_eq!(broker.published(), [Verdict::Nak(None)]);
+    assert_eq!(broker.published(), [AckKind::Nak(None)]);
 }
 
 #[tokio::test(start_paused = true)]

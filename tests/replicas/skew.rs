@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use fetch_proxy::{
-    bus::Heard,
+    bus::Incoming,
     clock,
     cluster::OwnerlessToken,
     keys::Keys,
@@ -30,7 +30,7 @@ struct Other {
     us: InstanceId,
     keys: Arc<Keys>,
     net: Net,
-    heard: UnboundedReceiver<Heard>,
+    heard: UnboundedReceiver<Incoming>,
     ahead: i64,
     beats: u8,
     /// Replicas whose clocks it doubts.

@@ -13,7 +13,7 @@ use fetch_proxy::{
     broker::Confirmation,
     clock,
     lease::LeaseId,
-    lessor::{Action, Ask, Error, Settled, Sighting},
+    lessor::{Action, Error, SettleItem, Settled, Sighting},
     token::new_key_line,
 };
 use testkit::fake_broker::{FakeBroker, info};
@@ -39,7 +39,7 @@ fn make_anew(broker: &FakeBroker) {
 }
 
 async fn ack(member: &Member, lease: LeaseId) -> Result<Settled, Error> {
-    let ask = Ask { lease, action: Action::Ack };
+    let ask = SettleItem { lease, action: Action::Ack };
     let until = clock::now() + PATIENCE;
     member.lessor.settle(vec![ask], Confirmation::Confirmed, until).await.pop().unwrap()
 }

@@ -70,7 +70,7 @@ async fn a_step_of_a_newer_hand_over_is_refused_and_nothing_is_kept_for_it() {
     let subject = heir.subject("handover");
     let frame = newer.keys.sealer().seal_frame(&subject, &request, [1; 24]);
     let until = clock::now() + PATIENCE;
-    let answer = newer.lessor.broker().ask(&subject, frame.into(), until).await.unwrap();
+    let answer = newer.lessor.broker().request(&subject, frame.into(), until).await.unwrap();
     let channel = format!("{subject} {}", "01".repeat(24));
     let answer = newer.keys.sealer().open_frame(&channel, &answer).unwrap();
     let answer = wire::HandoverResponse::decode(&*answer).unwrap();
@@ -98,7 +98,7 @@ async fn what_is_not_sealed_for_this_very_subject_settles_nothing() {
     ];
     for (what, frame) in frames {
         let until = clock::now() + PATIENCE / 10;
-        let answer = other.lessor.broker().ask(&subject, Bytes::from(frame), until).await;
+        let answer = other.lessor.broker().request(&subject, Bytes::from(frame), until).await;
         assert_eq!(answer, Err(RequestError::Silent), "{what}");
         assert_eq!(broker.published(), [], "{what}");
     }
@@ -106,8 +106,8 @@ async fn what_is_not_sealed_for_this_very_subject_settles_nothing() {
     // PeerStatus twice, by whoever has heard it: it is done once.
     let frame = Bytes::from(ours.seal_frame(&subject, &question, [5; 24]));
     let until = clock::now() + PATIENCE;
-    other.lessor.broker().ask(&subject, frame.clone(), until).await.unwrap();
-    let again = other.lessor.broker().ask(&subject, frame, until).await;
+    other.lessor.broker().request(&subject, frame.clone(), until).await.unwrap();
+    let again = other.lessor.broker().request(&subject, frame, until).await;
     assert_eq!((again, broker.published().len()), (Err(RequestError::Silent), 1));
 }
 
@@ -139,7 +139,7 @@ async fn a_replica_of_version_0_1_counts_as_one_that_has_served() {
     let hear = async |sealer: &Sealer| {
         let until = clock::now() + PATIENCE;
         let beat = of_version_0_1(sealer);
-        newcomer.lessor.broker().tell("_fetchproxy.linked.beat", beat, until).await;
+        newcomer.lessor.broker().publish("_fetchproxy.linked.beat", beat, until).await;
         tokio::time::sleep(Duration::from_millis(10)).await;
     };
     assert_eq!(newcomer.peers.misfit(), None);

@@ -19,7 +19,7 @@ use crate::{
         ownership::{AdoptedName, gather},
     },
     lease::{LeaseId, OutcomeSlice},
-    lessor::{Coming, ConsumerSpec, Error, Places},
+    lessor::{ConsumerSpec, Error, IncomingLease, ReservedLeases},
     pb::peer::v1::{self as pb, handover_request::Step},
     token::InstanceId,
 };
@@ -39,9 +39,9 @@ pub(in crate::cluster) struct Prepared {
 
 struct Pending {
     since: Instant,
-    leases: Vec<(InstanceId, LeaseId, Coming)>,
+    leases: Vec<(InstanceId, LeaseId, IncomingLease)>,
     memories: Vec<(InstanceId, OutcomeSlice)>,
-    places: Vec<Places>,
+    places: Vec<ReservedLeases>,
     /// Leases of consumers that are not what they were: they have ended.
     refused: u64,
 }
@@ -111,8 +111,8 @@ impl<B: Broker + Bus> Peers<B> {
         for lease in part.leases {
             let place = usize::try_from(lease.consumer).unwrap_or(usize::MAX);
             // One of a consumer that is not what it was has ended.
-            if let Some((Some(facts), leader)) = consumers.get(place) {
-                leases.extend(read(lease, facts.clone(), *leader, at));
+            if let Some((Some(spec), leader)) = consumers.get(place) {
+                leases.extend(read(lease, spec.clone(), *leader, at));
             }
         }
         let memories = part.memories.into_iter().filter_map(|memory| {
@@ -158,7 +158,7 @@ impl<B: Broker + Bus> Peers<B> {
             consumer: consumer.consumer.as_str().into(),
         };
         match self.lessor.know(&name, until).await {
-            Ok(facts) => Ok((*facts.created == *consumer.created).then_some(facts)),
+            Ok(spec) => Ok((*spec.created == *consumer.created).then_some(spec)),
             Err(Error::StreamNotFound(_) | Error::ConsumerNotFound(_)) => Ok(None),
             Err(error) => Err(format!("it cannot read {name}: {error}")),
         }
@@ -188,7 +188,7 @@ impl<B: Broker + Bus> Peers<B> {
             known_as.push((name, id));
             coming.push(lease);
         }
-        let mut places = pending.places.into_iter().reduce(Places::and);
+        let mut places = pending.places.into_iter().reduce(ReservedLeases::and);
         let here = match &mut places {
             Some(places) => self.lessor.adopt(coming, places),
             None => Vec::new(),

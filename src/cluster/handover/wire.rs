@@ -11,8 +11,8 @@ use prost::Message as _;
 
 use crate::{
     broker::{AckSubject, ConsumerName, Leader},
-    lease::{Kind, LeaseId, LeaseSnapshot, OutcomeSlice, SnapshotExpiry, margin},
-    lessor::{Coming, ConsumerSpec, Leaving},
+    lease::{LeaseId, LeaseSnapshot, OutcomeSlice, SettleKind, SnapshotExpiry, margin},
+    lessor::{ConsumerSpec, IncomingLease, OutgoingLease},
     pb::peer::v1 as pb,
     token::InstanceId,
 };
@@ -22,14 +22,14 @@ const LARGEST_STEP: usize = 48 * 1024;
 
 /// What there is to hand over, cut into pieces.
 #[derive(Default)]
-pub(super) struct Parts {
+pub(super) struct TransferParts {
     done: Vec<pb::Prepare>,
     part: pb::Prepare,
     size: usize,
     consumers: HashMap<(ConsumerName, Arc<str>), u32>,
 }
 
-impl Parts {
+impl TransferParts {
     pub(super) fn memory(&mut self, name: InstanceId, piece: &OutcomeSlice) {
         let memory = pb::Memory {
             name: name.0.to_vec().into(),
@@ -40,8 +40,8 @@ impl Parts {
         self.part.memories.push(memory);
     }
 
-    pub(super) fn lease(&mut self, name: InstanceId, id: LeaseId, leaving: Leaving) {
-        let Leaving { name: of, created, leader, ack, moving, .. } = leaving;
+    pub(super) fn lease(&mut self, name: InstanceId, id: LeaseId, leaving: OutgoingLease) {
+        let OutgoingLease { name: of, created, leader, ack, moving, .. } = leaving;
         // The consumer too, if it is the first of its part.
         self.room_for(ack.0.len() + of.stream.len() + of.consumer.len() + created.len() + 128);
         let next = u32::try_from(self.consumers.len()).unwrap_or(u32::MAX);
@@ -105,22 +105,22 @@ impl pb::Prepare {
 /// A lease as it was sent, and under which name and number it is known; `None`: it makes no sense.
 pub(super) fn read(
     lease: pb::MovingLease,
-    facts: Arc<ConsumerSpec>,
+    spec: Arc<ConsumerSpec>,
     leader: Leader,
     at: Instant,
-) -> Option<(InstanceId, LeaseId, Coming)> {
+) -> Option<(InstanceId, LeaseId, IncomingLease)> {
     let name = InstanceId(lease.name.as_ref().try_into().ok()?);
     let uncertain = match lease.uncertain() {
         pb::SettledAs::Unspecified => None,
-        pb::SettledAs::Ack => Some(Kind::Ack),
-        pb::SettledAs::Nak => Some(Kind::Nak),
-        pb::SettledAs::Term => Some(Kind::Term),
+        pb::SettledAs::Ack => Some(SettleKind::Ack),
+        pb::SettledAs::Nak => Some(SettleKind::Nak),
+        pb::SettledAs::Term => Some(SettleKind::Term),
     };
     let moving = LeaseSnapshot {
         sequence: lease.sequence,
         consumer_sequence: lease.consumer_sequence,
         delivery_count: lease.delivery_count,
-        last_attempt: facts.max_deliver.is_some_and(|most| lease.delivery_count >= most),
+        last_attempt: spec.max_deliver.is_some_and(|most| lease.delivery_count >= most),
         ack_wait: Duration::from_micros(lease.ack_wait),
         ack_by: Duration::from_micros(lease.ack_by),
         doubt: Duration::from_micros(lease.doubt),
@@ -132,7 +132,7 @@ pub(super) fn read(
         uncertain,
     };
     let ack = AckSubject(lease.ack_subject.into());
-    Some((name, LeaseId::new(lease.lease)?, Coming { facts, leader, ack, moving, at }))
+    Some((name, LeaseId::new(lease.lease)?, IncomingLease { spec, leader, ack, moving, at }))
 }
 
 /// The length that the caller was granted, `None` for as long as JetStream waits. An older replica
@@ -147,12 +147,12 @@ fn granted(lease: &pb::MovingLease) -> Option<Duration> {
     }
 }
 
-fn settled_as(kind: Option<Kind>) -> pb::SettledAs {
+fn settled_as(kind: Option<SettleKind>) -> pb::SettledAs {
     match kind {
         None => pb::SettledAs::Unspecified,
-        Some(Kind::Ack) => pb::SettledAs::Ack,
-        Some(Kind::Nak) => pb::SettledAs::Nak,
-        Some(Kind::Term) => pb::SettledAs::Term,
+        Some(SettleKind::Ack) => pb::SettledAs::Ack,
+        Some(SettleKind::Nak) => pb::SettledAs::Nak,
+        Some(SettleKind::Term) => pb::SettledAs::Term,
     }
 }
 

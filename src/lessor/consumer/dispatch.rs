@@ -9,9 +9,9 @@ use crate::{
     lease::GivenBack,
     lessor::{
         Error,
-        delivery::{GrantedDelivery, LeasedDelivery, Loan},
+        delivery::{GrantedDelivery, LeaseRequest, LeasedDelivery},
         spec::encoded_size,
-        table::Hold,
+        table::HeldDelivery,
     },
     pump::{WaiterId, Why},
 };
@@ -52,57 +52,60 @@ impl<B: Broker> ConsumerTask<B> {
             let _ = waiter.reply.send(Err(away));
             return;
         }
-        let (draining, feed) = (why == Why::Draining, self.feed.clone());
+        let (draining, handle) = (why == Why::Draining, self.handle.clone());
         // Where nobody takes it, it comes back as a command.
-        let _ = waiter.reply.send(Ok(Answer { messages, too_large, draining, feed }));
+        let _ = waiter.reply.send(Ok(Answer { messages, too_large, draining, handle }));
     }
 
     /// Makes the leases the caller's own. What was lost in the meantime is left out. Without the right
     /// to ack, no lease is longer than the ack wait: nothing could keep it.
     pub(super) fn lend(
         &self,
-        parcels: Vec<GrantedDelivery>,
-        lease: &Loan,
+        granted_deliveries: Vec<GrantedDelivery>,
+        lease: &LeaseRequest,
         now: Instant,
     ) -> Vec<LeasedDelivery> {
-        self.lessor.books.with(|table| {
-            let lend = |parcel: GrantedDelivery| {
+        self.lessor.table.with(|table| {
+            let lend = |granted: GrantedDelivery| {
                 let length = lease.length.filter(|wanted| {
-                    let ack_wait = parcel.facts.ack_wait_of(parcel.delivery.delivery_count);
-                    *wanted < ack_wait || parcel.facts.ack_right.refused().is_none()
+                    let ack_wait = granted.spec.ack_wait_of(granted.delivery.delivery_count);
+                    *wanted < ack_wait || granted.spec.ack_right.refused().is_none()
                 });
-                let lent = table.lend(parcel.id, length, now).ok()?;
-                table.note(parcel.id, |hold| hold.worker = Some(lease.worker.clone()));
+                let lent = table.assign(granted.id, length, now).ok()?;
+                table.note(granted.id, |hold| hold.worker = Some(lease.worker.clone()));
                 let (deadline, settle_by) = (lent.deadline, lent.settle_by);
-                let leader = parcel.facts.lead.leader();
-                Some(LeasedDelivery { id: parcel.id, deadline, settle_by, leader, parcel })
+                let leader = granted.spec.leadership.leader();
+                Some(LeasedDelivery { id: granted.id, deadline, settle_by, leader, granted })
             };
-            parcels.into_iter().filter_map(lend).collect()
+            granted_deliveries.into_iter().filter_map(lend).collect()
         })
     }
 
     /// An answer that nobody took goes to the next waiter.
-    pub(super) fn take_back(&mut self, parcels: Vec<GrantedDelivery>, now: Instant) {
-        self.lessor.books.with(|table| {
-            for parcel in &parcels {
-                table.note(parcel.id, |hold| hold.worker = None);
-                if parcel.last_attempt() {
-                    table.keep(parcel.id, now);
+    pub(super) fn take_back(&mut self, granted_deliveries: Vec<GrantedDelivery>, now: Instant) {
+        self.lessor.table.with(|table| {
+            for granted in &granted_deliveries {
+                table.note(granted.id, |hold| hold.worker = None);
+                if granted.last_attempt() {
+                    table.keep(granted.id, now);
                 }
             }
         });
-        let sized = |parcel: GrantedDelivery| {
-            let (size, last) = (encoded_size(&parcel.delivery), parcel.last_attempt());
-            (parcel, size, last)
+        let sized = |granted: GrantedDelivery| {
+            let (size, last) = (encoded_size(&granted.delivery), granted.last_attempt());
+            (granted, size, last)
         };
-        self.pump.unhanded(parcels.into_iter().map(sized).collect(), now);
+        self.pump.unhanded(granted_deliveries.into_iter().map(sized).collect(), now);
     }
 
     /// Gives deliveries back to JetStream that nobody here wants.
-    pub(super) fn release(&self, parcels: Vec<GrantedDelivery>, now: Instant) {
+    pub(super) fn release(&self, granted_deliveries: Vec<GrantedDelivery>, now: Instant) {
         // Those that stay are dropped after the lock is: freeing places wakes others.
-        let back: Vec<GivenBack<Hold>> = self.lessor.books.with(|table| {
-            parcels.iter().filter_map(|parcel| table.give_back(parcel.id, now)).collect()
+        let back: Vec<GivenBack<HeldDelivery>> = self.lessor.table.with(|table| {
+            granted_deliveries
+                .iter()
+                .filter_map(|granted| table.give_back(granted.id, now))
+                .collect()
         });
         let released = back.into_iter().filter_map(|back| Some((back.payload, back.release?)));
         self.lessor.release(released.collect());
@@ -115,7 +118,7 @@ impl<B: Broker> ConsumerTask<B> {
         }
         let unhanded = self.pump.take_parked();
         // Nobody can take it any more, and an heir would not have the message itself.
-        let last = unhanded.iter().filter(|parcel| parcel.last_attempt()).count();
+        let last = unhanded.iter().filter(|granted| granted.last_attempt()).count();
         if last > 0 {
             let consumer = &self.name;
             tracing::warn!(%consumer, last, "last attempts that nobody has taken are let go");
@@ -140,12 +143,12 @@ impl<B: Broker> ConsumerTask<B> {
             self.end_leases();
         }
         if self.held() > 0 {
-            self.facts.iter().cloned().for_each(|facts| self.lessor.leave(facts));
+            self.spec.iter().cloned().for_each(|spec| self.lessor.leave(spec));
         }
         self.commands.close();
-        self.lessor.forget_feed(&self.name);
+        self.lessor.forget_handle(&self.name);
         // Nobody is left to end it.
-        self.facts.iter().for_each(|facts| facts.lead.be_sure());
+        self.spec.iter().for_each(|spec| spec.leadership.be_sure());
         let now = clock::now();
         self.fail_waiters(end, now);
         for curious in self.curious.drain(..) {
@@ -156,7 +159,7 @@ impl<B: Broker> ConsumerTask<B> {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Join { reply, .. } => drop(reply.send(Err(end.clone()))),
-                Command::GiveBack(parcels) => unhanded.extend(parcels),
+                Command::GiveBack(granted_deliveries) => unhanded.extend(granted_deliveries),
                 Command::Know(reply) => drop(reply.send(Err(end.clone()))),
                 Command::Leave(_) | Command::Doubt | Command::Heard(..) => {}
             }

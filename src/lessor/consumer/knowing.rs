@@ -62,7 +62,7 @@ impl<B: Broker> ConsumerTask<B> {
             }
         }
         let known = self.learned_on == Some(epoch) && self.looking.is_none();
-        if self.inbox.is_none() && known && self.suspicion.fenced(now).is_none() {
+        if self.inbox.is_none() && known && self.quarantine.fenced(now).is_none() {
             self.open(epoch, now).await;
         }
     }
@@ -80,7 +80,7 @@ impl<B: Broker> ConsumerTask<B> {
     }
 
     pub(super) fn refresh(&self) -> Duration {
-        self.facts.as_ref().map_or(INFO_RETRY, |facts| facts.refresh())
+        self.spec.as_ref().map_or(INFO_RETRY, |spec| spec.refresh())
     }
 
     pub(super) fn linked(&mut self, link: Link, now: Instant) {
@@ -93,13 +93,13 @@ impl<B: Broker> ConsumerTask<B> {
             if self.learned_on != Some(server.epoch) {
                 self.ask_at = now;
             }
-            if !self.sighted.heard_on(server.heard) {
+            if !self.sighted.heard_on(server.bus_epoch) {
                 // It may have been made anew, and we were not there to be told.
-                self.facts.iter().for_each(|facts| _ = facts.lead.doubt());
+                self.spec.iter().for_each(|spec| _ = spec.leadership.doubt());
                 (self.asking, self.ask_at) = (None, now);
             }
             let known = self.server.replace(server.id.clone());
-            let replicated = self.facts.as_ref().is_some_and(|facts| facts.replicated);
+            let replicated = self.spec.as_ref().is_some_and(|spec| spec.replicated);
             // A server of several need not be the one that leads: INFO tells.
             if known.is_some_and(|last| last != server.id) && !replicated {
                 self.distrust(lost_at);
@@ -130,7 +130,7 @@ impl<B: Broker> ConsumerTask<B> {
             }
             Err(error) => {
                 if matches!(error, InfoError::NoStream | InfoError::NoConsumer) {
-                    let known = self.facts.is_some();
+                    let known = self.spec.is_some();
                     self.end_leases();
                     if self.may_return(known, now) {
                         return Ok(());
@@ -141,26 +141,26 @@ impl<B: Broker> ConsumerTask<B> {
         };
         let returned = self.unread.is_gone();
         self.read_again();
-        if returned || self.facts.as_ref().is_some_and(|facts| facts.created != info.created) {
+        if returned || self.spec.as_ref().is_some_and(|spec| spec.created != info.created) {
             tracing::info!(consumer = %self.name, "it was made anew: the leases of the old one end");
             self.end_leases();
             self.leading.forget();
-            (self.suspicion, self.looking) = (Quarantine::none(), None);
+            (self.quarantine, self.looking) = (Quarantine::none(), None);
         }
         // What is unsuitable now keeps the leases that it has.
-        let known = self.facts.clone();
-        let id = known.as_ref().map_or_else(|| self.lessor.next_consumer(), |facts| facts.id);
-        let mut facts = ConsumerSpec::read(&self.name, id, &info)?;
+        let known = self.spec.clone();
+        let id = known.as_ref().map_or_else(|| self.lessor.next_consumer(), |spec| spec.id);
+        let mut spec = ConsumerSpec::read(&self.name, id, &info)?;
         if let Some(known) = &known {
-            facts.lead = known.lead.clone();
+            spec.leadership = known.leadership.clone();
         }
-        let facts = Arc::new(facts);
+        let spec = Arc::new(spec);
         let first = known.is_none();
-        if let Some(known) = known.filter(|known| **known != *facts) {
-            self.retune(&known, &facts);
+        if let Some(known) = known.filter(|known| **known != *spec) {
+            self.retune(&known, &spec);
         }
-        self.pump.set_limits(facts.limits());
-        self.facts = Some(facts);
+        self.pump.set_limits(spec.limits());
+        self.spec = Some(spec);
         self.backlog = info.pending > 0 || info.ack_pending > 0;
         if first {
             self.introduce(&info, now);
@@ -216,20 +216,20 @@ impl<B: Broker> ConsumerTask<B> {
     /// Tells those who want to know the consumer, once it is known on the present connection.
     pub(super) fn tell_facts(&mut self) {
         let Link::Up(server) = &self.link else { return };
-        let known = self.facts.as_ref().filter(|_| self.learned_on == Some(server.epoch));
-        if let Some(facts) = known {
+        let known = self.spec.as_ref().filter(|_| self.learned_on == Some(server.epoch));
+        if let Some(spec) = known {
             for curious in self.curious.drain(..) {
-                let _ = curious.send(Ok(facts.clone()));
+                let _ = curious.send(Ok(spec.clone()));
             }
         }
     }
 
     /// The consumer is not the one it was: nothing that was leased from it can be settled.
     pub(super) fn end_leases(&mut self) {
-        if let Some(facts) = self.facts.take() {
+        if let Some(spec) = self.spec.take() {
             // First, for those that are just being taken over.
-            facts.lead.end();
-            self.lessor.books.with(|table| table.end_consumer(facts.id));
+            spec.leadership.end();
+            self.lessor.table.with(|table| table.end_consumer(spec.id));
         }
     }
 
@@ -243,8 +243,8 @@ impl<B: Broker> ConsumerTask<B> {
 
     /// The server may have forgotten, then or later, what it had promised just before.
     pub(super) fn distrust(&self, when: Instant) {
-        if let Some(facts) = &self.facts {
-            self.lessor.in_steps(|table, after| table.distrust(facts.id, when, after, STEP));
+        if let Some(spec) = &self.spec {
+            self.lessor.in_steps(|table, after| table.distrust(spec.id, when, after, STEP));
         }
     }
 }

@@ -59,8 +59,8 @@ impl Leading {
 impl<B: Broker> ConsumerTask<B> {
     /// There may be another leader: asks, and asks anew if the answer on its way may not know.
     pub(super) fn doubt(&mut self, now: Instant) {
-        if let Some(facts) = self.facts.as_ref().filter(|facts| facts.is_led_elsewhere()) {
-            facts.lead.doubt();
+        if let Some(spec) = self.spec.as_ref().filter(|spec| spec.is_led_elsewhere()) {
+            spec.leadership.doubt();
             (self.asking, self.ask_at) = (None, now);
         }
     }
@@ -88,11 +88,11 @@ impl<B: Broker> ConsumerTask<B> {
         let Leading { asked_at, seen_at, known, missed, .. } = self.leading;
         let delivered = info.delivered;
         self.leading = Leading { seen_at: asked_at, delivered, missed: false, ..self.leading };
-        let Some(facts) = &self.facts else { return };
-        let changed = facts.lead.pass_to(info.leader) != info.leader;
+        let Some(spec) = &self.spec else { return };
+        let changed = spec.leadership.pass_to(info.leader) != info.leader;
         // That a server which is alone has started anew, its connection tells sooner.
-        let another = changed && facts.is_led_elsewhere();
-        let missed = missed && !facts.leader_shows;
+        let another = changed && spec.is_led_elsewhere();
+        let missed = missed && !spec.leader_shows;
         let forgotten = delivered < known;
         if another || missed || forgotten {
             let consumer = &self.name;
@@ -102,7 +102,7 @@ impl<B: Broker> ConsumerTask<B> {
         if forgotten {
             if changed {
                 // A server that crashed knows what it had stored: only what is newer is lost.
-                let id = facts.id;
+                let id = spec.id;
                 self.lessor.in_steps(|table, after| table.lose_after(id, delivered, after, STEP));
             } else {
                 self.reset(delivered, now);
@@ -110,6 +110,6 @@ impl<B: Broker> ConsumerTask<B> {
             }
             self.seen = (delivered, info.delivered_stream);
         }
-        self.facts.iter().for_each(|facts| facts.lead.be_sure());
+        self.spec.iter().for_each(|spec| spec.leadership.be_sure());
     }
 }

@@ -4,14 +4,16 @@ use std::time::{Duration, Instant};
 
 use super::{
     ConsumerTask,
-    sharing::{Places, wire_size},
+    sharing::{PullPlaces, wire_size},
 };
 use crate::{
-    broker::{Arrival, Broker, BrokerError, Delivery, End, Inbox, Link, News, Pull},
+    broker::{
+        Arrival, Broker, BrokerError, Delivery, Inbox, InboxEvent, Link, PullEnd, PullRequest,
+    },
     clock,
     lease::{LeaseId, Terms},
-    lessor::{Error, delivery::GrantedDelivery, spec::ConsumerSpec, table::Hold},
-    pump::{Allowance, PullEnd, Step},
+    lessor::{Error, delivery::GrantedDelivery, spec::ConsumerSpec, table::HeldDelivery},
+    pump::{Allowance, PullOutcome, Step},
 };
 
 /// NATS's clock may be ahead of ours by this much.
@@ -36,7 +38,7 @@ impl<B: Broker> ConsumerTask<B> {
                 None if freed => {}
                 None => return,
                 Some(Step::Pull { no, batch, expires, no_wait, max_bytes }) => {
-                    self.pull(Pull { no, batch, expires, no_wait, max_bytes }).await;
+                    self.pull(PullRequest { no, batch, expires, no_wait, max_bytes }).await;
                 }
                 Some(Step::Answer { waiter, messages, too_large, why }) => {
                     self.answer(waiter, messages, too_large, why, now);
@@ -58,7 +60,7 @@ impl<B: Broker> ConsumerTask<B> {
         // While INFO is read again, one keeps its place in line.
         let allowed = demand.filter(|_| pulls).and_then(|demand| {
             let Link::Up(server) = &self.link else { return None };
-            let books = &self.lessor.books;
+            let table = &self.lessor.table;
             let (mine, free) = (self.lease_limit().saturating_sub(self.held()), self.turn.free());
             match (mine, free) {
                 (0, _) => self.turn.leave(),
@@ -68,7 +70,7 @@ impl<B: Broker> ConsumerTask<B> {
             if mine == 0 || free == 0 {
                 return None;
             }
-            let places = Places { most: mine.min(most_of(free)), idle: books.idle_share() };
+            let places = PullPlaces { most: mine.min(most_of(free)), idle: table.idle_share() };
             let allowed = self.sharing.allow(&demand, places, server.max_payload, now);
             if allowed.is_none() {
                 // Whoever waits for bytes keeps no place from others.
@@ -85,7 +87,7 @@ impl<B: Broker> ConsumerTask<B> {
     /// How many leases this consumer may have: for others there is always something left. Places that
     /// pulls have reserved count as left.
     pub(super) fn lease_limit(&self) -> usize {
-        let within = self.held() + self.lessor.books.unleased();
+        let within = self.held() + self.lessor.table.unleased();
         self.lessor.limits.max_leases_per_consumer.min(most_of(within))
     }
 
@@ -102,7 +104,7 @@ impl<B: Broker> ConsumerTask<B> {
         !open && self.places.take().is_some()
     }
 
-    pub(super) async fn pull(&mut self, pull: Pull) {
+    pub(super) async fn pull(&mut self, pull: PullRequest) {
         self.places = None;
         self.places = self.turn.take(pull.batch);
         self.sharing.issued(pull.no, pull.batch, pull.max_bytes);
@@ -115,13 +117,13 @@ impl<B: Broker> ConsumerTask<B> {
         if sent.is_ok() {
             self.pulled_at = Some(now);
             self.sighted.single.issued(pull.no, pull.batch, now + pull.expires);
-            if let Some(facts) = &self.facts {
-                self.suspicion.pulled(facts.longest_ack_wait(), now);
+            if let Some(spec) = &self.spec {
+                self.quarantine.pulled(spec.longest_ack_wait(), now);
             }
         } else {
             self.places = None;
             self.sharing.unsent();
-            self.pump.ended(pull.no, PullEnd::ApiError, now);
+            self.pump.ended(pull.no, PullOutcome::Refused, now);
         }
     }
 
@@ -129,7 +131,7 @@ impl<B: Broker> ConsumerTask<B> {
     pub(super) fn arrived(&mut self, now: Instant) {
         self.watch_answers(now);
         let arrivals: Vec<Arrival> = self.arrivals.drain(..).collect();
-        let Some(facts) = self.facts.clone() else {
+        let Some(spec) = self.spec.clone() else {
             // The consumer is gone, and its deliveries with it; the ends of pulls count.
             for arrival in arrivals {
                 if let Arrival::End { no, end } = arrival {
@@ -142,13 +144,13 @@ impl<B: Broker> ConsumerTask<B> {
         let mut superseded = Vec::new();
         let mut granted: Vec<(LeaseId, Box<Delivery>)> = Vec::with_capacity(arrivals.len());
         let mut ends = Vec::new();
-        self.lessor.books.with(|table| {
+        self.lessor.table.with(|table| {
             for arrival in arrivals {
                 match arrival {
                     Arrival::Message(delivery) => {
-                        let hold = Hold {
+                        let hold = HeldDelivery {
                             ack: delivery.ack.clone(),
-                            facts: facts.clone(),
+                            spec: spec.clone(),
                             delivery_count: delivery.delivery_count,
                             worker: None,
                             _place: places.as_mut().and_then(|places| places.split(1)),
@@ -157,7 +159,7 @@ impl<B: Broker> ConsumerTask<B> {
                             self.seen.0.max(delivery.consumer_sequence),
                             self.seen.1.max(delivery.stream_sequence),
                         );
-                        let (id, older) = table.grant(terms(&facts, &delivery, now), hold);
+                        let (id, older) = table.grant(terms(&spec, &delivery, now), hold);
                         superseded.extend(older);
                         granted.push((id, delivery));
                     }
@@ -171,7 +173,7 @@ impl<B: Broker> ConsumerTask<B> {
         }
         self.sharing.arrived(granted.iter().map(|(_, delivery)| wire_size(delivery)));
         for (id, delivery) in granted {
-            self.hand_on(GrantedDelivery { id, delivery, facts: facts.clone() }, now);
+            self.hand_on(GrantedDelivery { id, delivery, spec: spec.clone() }, now);
         }
         for (no, end) in ends {
             self.end_on(no, end, now);
@@ -179,16 +181,16 @@ impl<B: Broker> ConsumerTask<B> {
     }
 
     /// A pull has ended. Some ends say more than that.
-    pub(super) fn ended(&mut self, no: u64, end: End, now: Instant) {
+    pub(super) fn ended(&mut self, no: u64, end: PullEnd, now: Instant) {
         let end = match end {
-            End::Done => {
+            PullEnd::Done => {
                 self.limited = false;
-                PullEnd::Done
+                PullOutcome::Done
             }
-            End::RequestsPending => PullEnd::RequestsPending,
-            End::TooLarge => PullEnd::TooLarge,
-            End::Spent => PullEnd::Spent,
-            End::Busy(why) => {
+            PullEnd::RequestsPending => PullOutcome::RequestsPending,
+            PullEnd::TooLarge => PullOutcome::TooLarge,
+            PullEnd::Spent => PullOutcome::Spent,
+            PullEnd::Busy(why) => {
                 // A limit that INFO tells is kept to from the next pull on; what it does not tell,
                 // like too many pulls of others, is for the callers to know.
                 if self.limited || why.contains("MaxWaiting") {
@@ -196,26 +198,26 @@ impl<B: Broker> ConsumerTask<B> {
                 }
                 self.limited = true;
                 self.ask_at = now;
-                PullEnd::ApiError
+                PullOutcome::Refused
             }
-            End::LeaderGone => {
+            PullEnd::LeaderGone => {
                 self.distrust(now);
                 self.missed(now);
-                PullEnd::ApiError
+                PullOutcome::Refused
             }
-            End::ConsumerGone => {
+            PullEnd::ConsumerGone => {
                 self.missed(now);
-                PullEnd::ApiError
+                PullOutcome::Refused
             }
-            End::Permission(subject) => {
+            PullEnd::Permission(subject) => {
                 self.fail_waiters(&Error::Permission(subject), now);
                 self.disconnected(now);
                 self.learned_on = None;
-                PullEnd::ApiError
+                PullOutcome::Refused
             }
-            End::Other(why) => {
+            PullEnd::Other(why) => {
                 tracing::warn!(consumer = %self.name, why, "a pull was refused");
-                PullEnd::ApiError
+                PullOutcome::Refused
             }
         };
         self.sharing.ended(no, end);
@@ -246,7 +248,7 @@ fn most_of(count: usize) -> usize {
 }
 
 /// What comes through the inbox, while there is one.
-pub(super) async fn next<I: Inbox>(inbox: &mut Option<I>, into: &mut Vec<Arrival>) -> News {
+pub(super) async fn next<I: Inbox>(inbox: &mut Option<I>, into: &mut Vec<Arrival>) -> InboxEvent {
     match inbox {
         Some(inbox) => inbox.next(into).await,
         None => std::future::pending().await,
@@ -258,15 +260,15 @@ fn age(delivery: &Delivery, now: Duration) -> Duration {
     (now + CLOCKS).saturating_sub(Duration::from_nanos(delivery.published))
 }
 
-fn terms(facts: &ConsumerSpec, delivery: &Delivery, received: Instant) -> Terms {
+fn terms(spec: &ConsumerSpec, delivery: &Delivery, received: Instant) -> Terms {
     Terms {
-        consumer: facts.id,
+        consumer: spec.id,
         sequence: delivery.stream_sequence,
         consumer_sequence: delivery.consumer_sequence,
-        last_attempt: facts.last_attempt(delivery.delivery_count),
+        last_attempt: spec.last_attempt(delivery.delivery_count),
         received,
         age: age(delivery, clock::unix_time()),
-        ack_wait: facts.ack_wait_of(delivery.delivery_count),
+        ack_wait: spec.ack_wait_of(delivery.delivery_count),
         delivery_count: delivery.delivery_count,
     }
 }

@@ -23,7 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{broker::Place, pump::Cause};
+use crate::{broker::ConnectionKind, pump::Cause};
 
 /// How long a consumer is fenced off, at first and at most.
 const FENCE: Duration = Duration::from_secs(30);
@@ -68,7 +68,7 @@ pub(super) enum Barred {
 pub(super) struct Quarantine {
     standing: Standing,
     /// Where the last break was, until it is weighed.
-    accused: Option<Place>,
+    accused: Option<ConnectionKind>,
     /// When it was first pulled after the last break with what may have come back.
     tried: Option<Instant>,
     terminated: BTreeSet<u64>,
@@ -100,7 +100,7 @@ impl Quarantine {
     }
 
     /// A connection broke while it may have been bringing something of this consumer.
-    pub(super) fn accuse(&mut self, place: Place) {
+    pub(super) fn accuse(&mut self, place: ConnectionKind) {
         (self.accused, self.tried) = (Some(place), None);
     }
 
@@ -137,14 +137,14 @@ impl Quarantine {
             Looked::Nothing { .. } => Some(Barred::Suspected { needs: None }),
             Looked::NotAllowed(subject) => Some(Barred::Suspected { needs: Some(subject.clone()) }),
         };
-        let barred = barred.filter(|_| place == Place::Apart);
+        let barred = barred.filter(|_| place == ConnectionKind::Dedicated);
         self.standing = match &barred {
             Some(Barred::Unreadable { needs }) => {
                 let since = now + self.fence;
                 self.fence = (self.fence * 2).min(LONGEST_FENCE);
                 Standing::Apart { since, needs: needs.clone() }
             }
-            _ if place == Place::Shared && nothing && self.standing == Standing::Clear => {
+            _ if place == ConnectionKind::Shared && nothing && self.standing == Standing::Clear => {
                 Standing::Watched { since: now }
             }
             Some(Barred::Suspected { .. }) | None => Standing::Apart { since: now, needs: None },
@@ -153,10 +153,10 @@ impl Quarantine {
     }
 
     /// Where its next inbox is to be.
-    pub(super) fn place(&self) -> Place {
+    pub(super) fn place(&self) -> ConnectionKind {
         match self.standing {
-            Standing::Clear | Standing::Watched { .. } => Place::Shared,
-            Standing::Apart { .. } => Place::Apart,
+            Standing::Clear | Standing::Watched { .. } => ConnectionKind::Shared,
+            Standing::Apart { .. } => ConnectionKind::Dedicated,
         }
     }
 
@@ -224,34 +224,34 @@ mod tests {
         Cause { out: 8 << 20, slow: true, surely, worked }
     }
 
-    fn broke(suspicion: &mut Quarantine, looked: &Looked, now: Instant) -> Option<Barred> {
-        suspicion.accuse(suspicion.place());
-        suspicion.weigh(looked, None, now)
+    fn broke(quarantine: &mut Quarantine, looked: &Looked, now: Instant) -> Option<Barred> {
+        quarantine.accuse(quarantine.place());
+        quarantine.weigh(looked, None, now)
     }
 
-    fn stands(suspicion: &Quarantine, now: Instant) -> (Place, Option<Barred>) {
-        (suspicion.place(), suspicion.fenced(now))
+    fn stands(quarantine: &Quarantine, now: Instant) -> (ConnectionKind, Option<Barred>) {
+        (quarantine.place(), quarantine.fenced(now))
     }
 
     #[test]
     fn a_break_that_nothing_explains_is_forgiven_once_and_never_bars() {
-        let (mut suspicion, now) = (Quarantine::none(), clock::now());
-        broke(&mut suspicion, &nothing(), now);
-        assert_eq!(stands(&suspicion, now), (Place::Shared, None));
+        let (mut quarantine, now) = (Quarantine::none(), clock::now());
+        broke(&mut quarantine, &nothing(), now);
+        assert_eq!(stands(&quarantine, now), (ConnectionKind::Shared, None));
         for _ in 0..9 {
-            broke(&mut suspicion, &nothing(), now);
-            assert_eq!(stands(&suspicion, now), (Place::Apart, None));
+            broke(&mut quarantine, &nothing(), now);
+            assert_eq!(stands(&quarantine, now), (ConnectionKind::Dedicated, None));
         }
     }
 
     #[test]
     fn a_cut_that_bytes_explain_changes_nothing() {
         for looked in [nothing(), denied(), Looked::Nothing { complete: false }] {
-            let (mut suspicion, now) = (Quarantine::none(), clock::now());
+            let (mut quarantine, now) = (Quarantine::none(), clock::now());
             for _ in 0..9 {
-                suspicion.accuse(suspicion.place());
-                assert_eq!(suspicion.weigh(&looked, Some(cause(true, false)), now), None);
-                assert_eq!(stands(&suspicion, now), (Place::Shared, None));
+                quarantine.accuse(quarantine.place());
+                assert_eq!(quarantine.weigh(&looked, Some(cause(true, false)), now), None);
+                assert_eq!(stands(&quarantine, now), (ConnectionKind::Shared, None));
             }
         }
     }
@@ -259,34 +259,34 @@ mod tests {
     #[test]
     fn a_consumer_that_gets_its_messages_is_set_apart_at_most() {
         for looked in [denied(), Looked::Nothing { complete: false }] {
-            let (mut suspicion, now) = (Quarantine::none(), clock::now());
+            let (mut quarantine, now) = (Quarantine::none(), clock::now());
             for _ in 0..9 {
-                suspicion.accuse(suspicion.place());
-                assert_eq!(suspicion.weigh(&looked, Some(cause(false, true)), now), None);
+                quarantine.accuse(quarantine.place());
+                assert_eq!(quarantine.weigh(&looked, Some(cause(false, true)), now), None);
             }
-            assert_eq!(suspicion.place(), Place::Apart);
+            assert_eq!(quarantine.place(), ConnectionKind::Dedicated);
         }
     }
 
     #[test]
     fn the_guilty_and_those_that_may_not_be_looked_at_are_set_apart_at_once() {
         for looked in [found(&[7]), found(&[]), denied()] {
-            let (mut suspicion, now) = (Quarantine::none(), clock::now());
-            broke(&mut suspicion, &looked, now);
-            assert_eq!(stands(&suspicion, now), (Place::Apart, None));
+            let (mut quarantine, now) = (Quarantine::none(), clock::now());
+            broke(&mut quarantine, &looked, now);
+            assert_eq!(stands(&quarantine, now), (ConnectionKind::Dedicated, None));
         }
     }
 
     #[test]
     fn one_that_was_found_and_is_still_there_fences_off_for_a_time_that_doubles() {
-        let (mut suspicion, mut now) = (Quarantine::none(), clock::now());
-        broke(&mut suspicion, &found(&[]), now);
+        let (mut quarantine, mut now) = (Quarantine::none(), clock::now());
+        broke(&mut quarantine, &found(&[]), now);
         let barred = Some(Barred::Unreadable { needs: None });
         for seconds in [30, 60, 120, 240, 480, 600, 600] {
-            assert_eq!(broke(&mut suspicion, &found(&[]), now), barred);
-            assert_eq!(suspicion.fenced(now + SECOND * (seconds - 1)), barred);
+            assert_eq!(broke(&mut quarantine, &found(&[]), now), barred);
+            assert_eq!(quarantine.fenced(now + SECOND * (seconds - 1)), barred);
             now += SECOND * seconds;
-            assert_eq!(stands(&suspicion, now), (Place::Apart, None));
+            assert_eq!(stands(&quarantine, now), (ConnectionKind::Dedicated, None));
         }
     }
 
@@ -295,58 +295,58 @@ mod tests {
         let needs = Some("MSG.GET".to_owned());
         let blind = Looked::Nothing { complete: false };
         for (looked, needs) in [(denied(), needs), (blind, None)] {
-            let (mut suspicion, now) = (Quarantine::none(), clock::now());
-            while suspicion.place() == Place::Shared {
-                assert_eq!(broke(&mut suspicion, &looked, now), None);
+            let (mut quarantine, now) = (Quarantine::none(), clock::now());
+            while quarantine.place() == ConnectionKind::Shared {
+                assert_eq!(broke(&mut quarantine, &looked, now), None);
             }
             for _ in 0..9 {
-                let told = broke(&mut suspicion, &looked, now);
+                let told = broke(&mut quarantine, &looked, now);
                 assert_eq!(told, Some(Barred::Suspected { needs: needs.clone() }));
-                assert_eq!(stands(&suspicion, now), (Place::Apart, None));
+                assert_eq!(stands(&quarantine, now), (ConnectionKind::Dedicated, None));
             }
         }
     }
 
     #[test]
     fn progress_does_not_fence_off_and_the_same_message_again_is_no_progress() {
-        let (mut suspicion, now) = (Quarantine::none(), clock::now());
+        let (mut quarantine, now) = (Quarantine::none(), clock::now());
         for sequence in 1..9 {
-            broke(&mut suspicion, &found(&[1, sequence]), now);
-            assert_eq!(stands(&suspicion, now), (Place::Apart, None));
+            broke(&mut quarantine, &found(&[1, sequence]), now);
+            assert_eq!(stands(&quarantine, now), (ConnectionKind::Dedicated, None));
         }
-        broke(&mut suspicion, &found(&[1, 2]), now);
-        assert!(suspicion.fenced(now).is_some());
+        broke(&mut quarantine, &found(&[1, 2]), now);
+        assert!(quarantine.fenced(now).is_some());
     }
 
     #[test]
     fn surviving_what_would_have_come_back_clears() {
-        let (mut suspicion, now) = (Quarantine::none(), clock::now());
-        broke(&mut suspicion, &denied(), now);
-        suspicion.pulled(SECOND * 30, now + SECOND * 31);
-        assert!(!suspicion.outlived(now + SECOND * 60), "it was not pulled late enough");
-        suspicion.pulled(SECOND * 30, now + SECOND * 60);
-        suspicion.pulled(SECOND * 30, now + SECOND * 65);
-        assert!(!suspicion.outlived(now + SECOND * 69));
-        assert_eq!(suspicion.place(), Place::Apart);
-        assert!(suspicion.outlived(now + SECOND * 70));
-        assert_eq!(suspicion.place(), Place::Shared);
+        let (mut quarantine, now) = (Quarantine::none(), clock::now());
+        broke(&mut quarantine, &denied(), now);
+        quarantine.pulled(SECOND * 30, now + SECOND * 31);
+        assert!(!quarantine.outlived(now + SECOND * 60), "it was not pulled late enough");
+        quarantine.pulled(SECOND * 30, now + SECOND * 60);
+        quarantine.pulled(SECOND * 30, now + SECOND * 65);
+        assert!(!quarantine.outlived(now + SECOND * 69));
+        assert_eq!(quarantine.place(), ConnectionKind::Dedicated);
+        assert!(quarantine.outlived(now + SECOND * 70));
+        assert_eq!(quarantine.place(), ConnectionKind::Shared);
     }
 
     #[test]
     fn another_break_starts_the_time_anew() {
-        let (mut suspicion, now) = (Quarantine::none(), clock::now());
-        broke(&mut suspicion, &denied(), now);
-        suspicion.pulled(SECOND, now + SECOND * 5);
-        broke(&mut suspicion, &found(&[1]), now + SECOND * 6);
-        assert!(!suspicion.outlived(now + SECOND * 60));
+        let (mut quarantine, now) = (Quarantine::none(), clock::now());
+        broke(&mut quarantine, &denied(), now);
+        quarantine.pulled(SECOND, now + SECOND * 5);
+        broke(&mut quarantine, &found(&[1]), now + SECOND * 6);
+        assert!(!quarantine.outlived(now + SECOND * 60));
     }
 
     #[test]
     fn a_break_that_brought_nothing_of_it_changes_nothing() {
-        let (mut suspicion, now) = (Quarantine::none(), clock::now());
-        suspicion.accuse(Place::Shared);
-        suspicion.acquit();
-        suspicion.weigh(&denied(), None, now);
-        assert_eq!(suspicion.place(), Place::Shared);
+        let (mut quarantine, now) = (Quarantine::none(), clock::now());
+        quarantine.accuse(ConnectionKind::Shared);
+        quarantine.acquit();
+        quarantine.weigh(&denied(), None, now);
+        assert_eq!(quarantine.place(), ConnectionKind::Shared);
     }
 }

@@ -14,9 +14,9 @@ use std::{
 use tokio::sync::Notify;
 
 use crate::{
-    broker::{ConsumerName, Delivery, Place},
+    broker::{ConnectionKind, ConsumerName, Delivery},
     lessor::shares::{Doubt, Explained, Seat, Share, Shares},
-    pump::{Allowance, Appetite, Course, Demand, PullEnd},
+    pump::{Allowance, Appetite, Course, Demand, PullOutcome},
 };
 
 /// A pull that holds much does so no longer than this where nothing comes.
@@ -28,7 +28,7 @@ const AROUND: u64 = 16 * 1024;
 
 /// How many messages a pull may ask for.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Places {
+pub(super) struct PullPlaces {
     pub(super) most: usize,
     /// The same of a pull where nothing is known to be there.
     pub(super) idle: usize,
@@ -58,7 +58,7 @@ struct Open {
     messages_left: u32,
     course: Course,
     /// How it has ended.
-    end: Option<PullEnd>,
+    end: Option<PullOutcome>,
 }
 
 impl Sharing {
@@ -76,12 +76,12 @@ impl Sharing {
     }
 
     /// Another connection. `busy`: something is there.
-    pub(super) fn move_to(&mut self, place: Place, busy: bool) {
+    pub(super) fn move_to(&mut self, place: ConnectionKind, busy: bool) {
         self.lost();
         let shares = match place {
-            Place::Shared => &self.shared,
+            ConnectionKind::Shared => &self.shared,
             // What was learned of the server there holds here.
-            Place::Apart => self.own.get_or_insert_with(|| self.shared.another()),
+            ConnectionKind::Dedicated => self.own.get_or_insert_with(|| self.shared.another()),
         };
         self.seat = Seat::new(shares.clone(), self.name.clone());
         self.appetite = if busy { Appetite::hungry() } else { Appetite::idle() };
@@ -112,7 +112,7 @@ impl Sharing {
     pub(super) fn allow(
         &mut self,
         demand: &Demand,
-        places: Places,
+        places: PullPlaces,
         max_payload: u64,
         now: Instant,
     ) -> Option<Allowance> {
@@ -175,7 +175,7 @@ impl Sharing {
     }
 
     /// The end of a pull was heard.
-    pub(super) fn ended(&mut self, no: u64, end: PullEnd) {
+    pub(super) fn ended(&mut self, no: u64, end: PullOutcome) {
         self.doubts.retain(|(doubtful, ..)| *doubtful > no);
         if let Some(open) = self.open.as_mut().filter(|open| open.no == Some(no)) {
             open.end = Some(end);
@@ -228,7 +228,8 @@ mod tests {
 
     fn pull(sharing: &mut Sharing, no: u64, now: Instant) {
         let demand = Demand { messages: 10, bytes: Some(1 << 20) };
-        let allowed = sharing.allow(&demand, Places { most: 10, idle: 10 }, 1 << 20, now).unwrap();
+        let allowed =
+            sharing.allow(&demand, PullPlaces { most: 10, idle: 10 }, 1 << 20, now).unwrap();
         sharing.issued(no, allowed.messages, Some(allowed.bytes));
     }
 

@@ -30,7 +30,7 @@ use super::{
     single::Single,
 };
 use crate::{
-    broker::{Arrival, Broker, ConsumerInfo, End, Server},
+    broker::{Arrival, Broker, ConsumerInfo, PullEnd, Server},
     lessor::{delivery::GrantedDelivery, sighting::Sighting, spec::encoded_size},
 };
 
@@ -44,7 +44,7 @@ pub(super) type Told = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 enum Kept {
     Message(GrantedDelivery),
-    End(u64, End),
+    End(u64, PullEnd),
 }
 
 /// See the [module](self).
@@ -76,7 +76,7 @@ impl Sighted {
             sure_at: None,
             asking: Vec::new(),
             other: None,
-            heard_on: server.map(|server| server.heard),
+            heard_on: server.map(|server| server.bus_epoch),
         }
     }
 
@@ -112,7 +112,7 @@ impl Sighted {
 impl<B: Broker> ConsumerTask<B> {
     /// Nothing stands against a pull.
     pub(super) fn may_pull(&self, now: Instant) -> bool {
-        let known = self.facts.is_some();
+        let known = self.spec.is_some();
         known && self.sighted.telling.is_none() && self.sighted.is_sure(now)
     }
 
@@ -186,10 +186,10 @@ impl<B: Broker> ConsumerTask<B> {
 
     /// Leases that were granted before are over: their messages are delivered anew.
     fn void(&mut self) {
-        let Some(facts) = self.facts.clone() else { return };
+        let Some(spec) = self.spec.clone() else { return };
         tracing::warn!(consumer = %self.name, "its deliveries are counted anew: older leases end");
         self.end_leases();
-        self.facts = Some(Arc::new(facts.counted_anew(self.lessor.next_consumer())));
+        self.spec = Some(Arc::new(spec.counted_anew(self.lessor.next_consumer())));
         self.leading.forget();
         self.seen = (0, 0);
         // An answer on its way may be older, or not be, and does not tell.
@@ -199,10 +199,10 @@ impl<B: Broker> ConsumerTask<B> {
     }
 
     fn tell(&mut self, delivered: u64, counted: Counted) {
-        let Some(facts) = &self.facts else { return };
+        let Some(spec) = &self.spec else { return };
         let sighting = Sighting {
             name: self.name.clone(),
-            created: facts.created.clone(),
+            created: spec.created.clone(),
             delivered,
             began: counted == Counted::Began,
             again: counted == Counted::Again,
@@ -222,23 +222,23 @@ impl<B: Broker> ConsumerTask<B> {
         self.sighted.telling = None;
         for kept in std::mem::take(&mut self.sighted.kept_back) {
             match kept {
-                Kept::Message(parcel) => self.hand_on(parcel, now),
+                Kept::Message(granted) => self.hand_on(granted, now),
                 Kept::End(no, end) => self.ended(no, end, now),
             }
         }
     }
 
     /// A delivery has been leased: it goes to the pump once the others know all that they must.
-    pub(super) fn hand_on(&mut self, parcel: GrantedDelivery, now: Instant) {
+    pub(super) fn hand_on(&mut self, granted: GrantedDelivery, now: Instant) {
         if self.sighted.telling.is_some() {
-            return self.sighted.kept_back.push_back(Kept::Message(parcel));
+            return self.sighted.kept_back.push_back(Kept::Message(granted));
         }
-        let (size, last_attempt) = (encoded_size(&parcel.delivery), parcel.last_attempt());
-        self.pump.arrived(parcel, size, last_attempt, now);
+        let (size, last_attempt) = (encoded_size(&granted.delivery), granted.last_attempt());
+        self.pump.arrived(granted, size, last_attempt, now);
     }
 
     /// A pull has ended: the pump hears of it behind all that the pull has brought.
-    pub(super) fn end_on(&mut self, no: u64, end: End, now: Instant) {
+    pub(super) fn end_on(&mut self, no: u64, end: PullEnd, now: Instant) {
         if self.sighted.telling.is_some() {
             return self.sighted.kept_back.push_back(Kept::End(no, end));
         }
@@ -248,26 +248,26 @@ impl<B: Broker> ConsumerTask<B> {
     /// Takes out what nobody will be handed.
     pub(super) fn take_kept_back(&mut self) -> Vec<GrantedDelivery> {
         let kept = std::mem::take(&mut self.sighted.kept_back).into_iter();
-        let parcel = |kept| match kept {
-            Kept::Message(parcel) => Some(parcel),
+        let granted = |kept| match kept {
+            Kept::Message(granted) => Some(granted),
             Kept::End(..) => None,
         };
-        kept.filter_map(parcel).collect()
+        kept.filter_map(granted).collect()
     }
 
     /// Another replica has seen something. `reply` is answered, or dropped, when nothing that this voids
     /// is settled here any more.
     pub(super) fn heard(&mut self, sighting: Sighting, reply: oneshot::Sender<()>, now: Instant) {
-        let Some(facts) = self.facts.clone() else {
+        let Some(spec) = self.spec.clone() else {
             // No lease is held, and an answer on its way may be older than this.
             if self.asking.take().is_some() {
                 self.ask_at = now;
             }
             return;
         };
-        let another = *facts.created != *sighting.created;
+        let another = *spec.created != *sighting.created;
         if another {
-            facts.lead.doubt();
+            spec.leadership.doubt();
             self.sighted.unsure();
             self.sighted.other = Some((sighting.created, now));
         } else if sighting.began || sighting.again {
@@ -298,7 +298,7 @@ impl<B: Broker> ConsumerTask<B> {
         if let Some((created, since)) = &self.sighted.other {
             let newer = later(created, &info.created);
             if newer && now.saturating_duration_since(*since) < BELIEVED {
-                self.facts.iter().for_each(|facts| _ = facts.lead.doubt());
+                self.spec.iter().for_each(|spec| _ = spec.leadership.doubt());
                 self.sighted.unsure();
                 self.ask_at = now + INFO_RETRY;
                 return;

@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{
     broker::{
-        AckPublish, Arrival, Broker, BrokerError, Confirmation, ConsumerName, Denial, Inbox,
-        InfoError, News, Place, Search, Unreadable, Verdict,
+        AckKind, AckPublish, Arrival, Broker, BrokerError, Confirmation, ConnectionKind,
+        ConsumerName, Denial, Inbox, InboxEvent, InfoError, Search, Unreadable,
     },
     clock,
     lessor::{Error, Lessor, Unsuitable, shares::Explained},
@@ -47,7 +47,11 @@ impl<B: Broker> ConsumerTask<B> {
         // On a replicated consumer what a pull brings may come after its end.
         if self.pulled_at.is_some_and(|at| now < at + AFTERMATH) {
             let own = self.apart.is_some();
-            self.suspicion.accuse(if own { Place::Apart } else { Place::Shared });
+            self.quarantine.accuse(if own {
+                ConnectionKind::Dedicated
+            } else {
+                ConnectionKind::Shared
+            });
             (self.learned_on, self.ask_at) = (None, now);
         }
         self.disconnected(now);
@@ -56,12 +60,12 @@ impl<B: Broker> ConsumerTask<B> {
     /// INFO was read after a break. Everything that JetStream has delivered since we began to pull
     /// has a higher consumer sequence; if the highest of them has arrived, the break was another's.
     pub(super) fn examine(&mut self, delivered: u64) {
-        if !self.suspicion.accused() || self.looking.is_some() {
+        if !self.quarantine.accused() || self.looking.is_some() {
             return;
         }
         let (consumer_sequence, stream_sequence) = self.seen;
         if delivered <= consumer_sequence {
-            return self.suspicion.acquit();
+            return self.quarantine.acquit();
         }
         tracing::warn!(
             consumer = %self.name,
@@ -69,7 +73,7 @@ impl<B: Broker> ConsumerTask<B> {
         );
         // New ones come in order, and nothing behind the one that broke it has arrived.
         let from = stream_sequence.saturating_add(1);
-        let known = self.suspicion.terminated().clone();
+        let known = self.quarantine.terminated().clone();
         self.looking = Some(Box::pin(look(self.lessor.clone(), self.name.clone(), from, known)));
     }
 
@@ -89,7 +93,7 @@ impl<B: Broker> ConsumerTask<B> {
             );
         }
         let cause = explained.map(|explained| explained.cause);
-        if let Some(barred) = self.suspicion.weigh(looked, cause, now) {
+        if let Some(barred) = self.quarantine.weigh(looked, cause, now) {
             let error = self.error_of(barred);
             let consumer = &self.name;
             if matches!(error, Error::ConsumerSuspected { .. }) {
@@ -103,7 +107,7 @@ impl<B: Broker> ConsumerTask<B> {
 
     /// Why nobody is served now.
     pub(super) fn fenced(&self, now: Instant) -> Option<Error> {
-        self.suspicion.fenced(now).map(|barred| self.error_of(barred))
+        self.quarantine.fenced(now).map(|barred| self.error_of(barred))
     }
 
     fn error_of(&self, barred: Barred) -> Error {
@@ -124,14 +128,15 @@ impl<B: Broker> ConsumerTask<B> {
             // It would be on a connection that we do not know of yet.
             return;
         }
-        if self.suspicion.place() == Place::Apart {
+        if self.quarantine.place() == ConnectionKind::Dedicated {
             self.apart = self.lessor.apart.clone().try_acquire_owned().ok();
         }
-        let place = if self.apart.is_some() { Place::Apart } else { Place::Shared };
+        let place =
+            if self.apart.is_some() { ConnectionKind::Dedicated } else { ConnectionKind::Shared };
         match self.lessor.broker.open(&self.name, place).await {
             Ok(inbox) => {
                 (self.inbox, self.pulled_at) = (Some(inbox), None);
-                self.on = (place == Place::Shared).then_some(epoch);
+                self.on = (place == ConnectionKind::Shared).then_some(epoch);
                 self.sharing.move_to(place, self.backlog);
                 self.pump.up(now);
             }
@@ -150,7 +155,7 @@ impl<B: Broker> ConsumerTask<B> {
         if !self.quiet() {
             return;
         }
-        let forgiven = self.suspicion.outlived(now) && self.apart.is_some();
+        let forgiven = self.quarantine.outlived(now) && self.apart.is_some();
         if self.outdated() || forgiven {
             tracing::info!(consumer = %self.name, "it goes to the shared connection");
             let until = now + LINGER;
@@ -161,9 +166,9 @@ impl<B: Broker> ConsumerTask<B> {
     }
 
     /// Something came through an inbox that was left.
-    pub(super) fn late(&mut self, news: News, now: Instant) {
+    pub(super) fn late(&mut self, news: InboxEvent, now: Instant) {
         match (news, &mut self.left) {
-            (News::Arrived, Some(left)) => {
+            (InboxEvent::Arrived, Some(left)) => {
                 self.arrivals.append(&mut left.arrivals);
                 self.arrived(now);
             }
@@ -231,8 +236,8 @@ async fn look<B: Broker>(
 }
 
 fn term(message: &Unreadable) -> AckPublish {
-    let verdict = Verdict::Term(format!("fetch-proxy: unreadable headers: {}", message.why));
-    AckPublish { ack: message.ack.clone(), verdict, line: None, by: None }
+    let kind = AckKind::Term(format!("fetch-proxy: unreadable headers: {}", message.why));
+    AckPublish { ack: message.ack.clone(), kind, confirm_group: None, by: None }
 }
 
 /// What the look has led to, while there is one.
@@ -244,7 +249,7 @@ pub(super) async fn looked(looking: &mut Option<Looking>) -> Looked {
 }
 
 /// The same of an inbox that was left.
-pub(super) async fn late<I: Inbox>(left: &mut Option<Left<I>>) -> News {
+pub(super) async fn late<I: Inbox>(left: &mut Option<Left<I>>) -> InboxEvent {
     match left {
         Some(left) => left.inbox.next(&mut left.arrivals).await,
         None => std::future::pending().await,

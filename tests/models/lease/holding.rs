@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use fetch_proxy::lease::{Assigned, Due, GivenBack, Kind, Outcome, Terms, ack_wait_of, margin};
+use fetch_proxy::lease::{
+    Assigned, Due, GivenBack, PublishOutcome, SettleKind, Terms, ack_wait_of, margin,
+};
 
 use super::{ACK_BY, Desk, LeaseTable, OVER};
 
@@ -29,7 +31,7 @@ fn the_margin_is_a_tenth_within_its_bounds() {
 fn ids_are_sequential_from_one_and_never_used_again() {
     let mut desk = Desk::new();
     let first = desk.granted();
-    desk.settle(first, Kind::Ack, Outcome::Confirmed, 1);
+    desk.settle(first, SettleKind::Ack, PublishOutcome::Confirmed, 1);
     let second = desk.granted();
     assert_eq!((first.get(), second.get()), (1, 2));
 }
@@ -39,7 +41,7 @@ fn an_unset_lease_ends_with_jetstreams_patience_less_the_margin() {
     let mut desk = Desk::new();
     let id = desk.granted();
     let by = desk.at(ACK_BY);
-    let lent = desk.table.lend(id, None, desk.at(500));
+    let lent = desk.table.assign(id, None, desk.at(500));
     assert_eq!(lent, Ok(Assigned { deadline: by, settle_by: by }));
     assert_eq!(desk.table.next_due(), Some(by));
 }
@@ -48,9 +50,9 @@ fn an_unset_lease_ends_with_jetstreams_patience_less_the_margin() {
 fn settle_by_is_the_earlier_of_both_clocks() {
     let mut desk = Desk::new();
     let id = desk.granted();
-    let long = desk.table.lend(id, Some(Duration::from_secs(60)), desk.at(500)).unwrap();
+    let long = desk.table.assign(id, Some(Duration::from_secs(60)), desk.at(500)).unwrap();
     assert_eq!((long.deadline, long.settle_by), (desk.at(60_500), desk.at(ACK_BY)));
-    let short = desk.table.lend(id, Some(Duration::from_secs(1)), desk.at(500)).unwrap();
+    let short = desk.table.assign(id, Some(Duration::from_secs(1)), desk.at(500)).unwrap();
     assert_eq!((short.deadline, short.settle_by), (desk.at(1500), desk.at(1500)));
 }
 
@@ -71,7 +73,7 @@ fn extend_without_a_length_is_as_long_as_the_lease_was_granted() {
     let again = desk.table.extend(id, None, desk.at(1000));
     assert_eq!(again, Ok(desk.at(5000)), "not as long as it was extended last");
     // In other hands it is granted anew.
-    desk.table.lend(id, None, desk.at(1500)).unwrap();
+    desk.table.assign(id, None, desk.at(1500)).unwrap();
     let again = desk.table.extend(id, None, desk.at(2000));
     assert_eq!(again, Ok(desk.at(2000 + ACK_BY)), "as long as JetStream waits");
     assert_eq!(desk.sweep(6000), [Due::Progress { id }], "and kept alive for as long");
@@ -88,7 +90,7 @@ fn no_lease_is_longer_than_the_longest() {
     desk.table = LeaseTable::new(desk.origin, longest, 64);
     let id = desk.granted();
     for length in [None, Some(Duration::MAX), Some(longest)] {
-        let lent = desk.table.lend(id, length, desk.at(600)).unwrap();
+        let lent = desk.table.assign(id, length, desk.at(600)).unwrap();
         assert_eq!((lent.deadline, lent.settle_by), (desk.at(3600), desk.at(3600)));
         for length in [None, Some(Duration::MAX), Some(longest)] {
             assert_eq!(desk.table.extend(id, length, desk.at(600)), Ok(desk.at(3600)));
@@ -96,7 +98,7 @@ fn no_lease_is_longer_than_the_longest() {
     }
     assert_eq!(desk.extend(id, 2999, 700), Ok(desk.at(3699)));
     // Nor does it grow with JetStream's patience.
-    desk.table.lend(id, None, desk.at(1000)).unwrap();
+    desk.table.assign(id, None, desk.at(1000)).unwrap();
     desk.table.retune(super::CONSUMER, |_| Duration::from_secs(60), None, 100);
     let lapsed = desk.sweep(4000);
     assert!(matches!(lapsed[..], [Due::Lapsed { release: Some(_), .. }]), "{lapsed:?}");
@@ -125,7 +127,7 @@ fn a_lapse_within_the_margin_of_ack_by_sends_nothing() {
 fn a_lapsed_last_attempt_is_not_released() {
     let mut desk = Desk::new();
     let id = desk.last_attempt();
-    desk.table.lend(id, Some(Duration::from_secs(1)), desk.origin).unwrap();
+    desk.table.assign(id, Some(Duration::from_secs(1)), desk.origin).unwrap();
     assert_eq!(desk.sweep(1000), [Due::Lapsed { id, payload: "last", release: None }]);
 }
 
@@ -136,7 +138,7 @@ fn a_last_attempt_is_kept_alive_until_somebody_takes_it_and_again_when_it_comes_
     assert_eq!(desk.sweep(5000), [Due::Progress { id }]);
     desk.progressed(id, 5000, 5001);
     assert_eq!(desk.ack_by(id), 5000 + u128::from(ACK_BY));
-    desk.table.lend(id, Some(Duration::from_secs(2)), desk.at(6000)).unwrap();
+    desk.table.assign(id, Some(Duration::from_secs(2)), desk.at(6000)).unwrap();
     desk.table.keep(id, desk.at(7000));
     assert_eq!(desk.sweep(9999), [], "the caller's lease does not count any more");
     assert_eq!(desk.sweep(10_000), [Due::Progress { id }]);
@@ -216,9 +218,9 @@ fn times_beyond_measure_do_not_overflow() {
     let mut desk = Desk::new();
     let terms = Terms { ack_wait: Duration::MAX, ..desk.terms(1, 0) };
     let id = desk.table.grant(terms, "one").0;
-    assert!(desk.table.lend(id, Some(Duration::MAX), desk.at(5)).is_ok());
+    assert!(desk.table.assign(id, Some(Duration::MAX), desk.at(5)).is_ok());
     desk.progressed(id, 6, 7);
     desk.distrust(8);
     assert!(desk.table.next_due().is_some());
-    assert!(desk.begin(id, Kind::Ack, 9).is_ok());
+    assert!(desk.begin(id, SettleKind::Ack, 9).is_ok());
 }

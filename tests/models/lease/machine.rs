@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fetch_proxy::lease::{Begun, ConsumerId, Due, LeaseId, LeaseTable, Terms};
+use fetch_proxy::lease::{BeginResult, ConsumerId, Due, LeaseId, LeaseTable, Terms};
 use proptest::prelude::*;
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state_machine};
 
@@ -60,7 +60,7 @@ impl World {
 
     fn call(&mut self, id: u64, call: Call) -> Reply {
         match call {
-            Call::Lend(length) => self.table.lend(id, length),
+            Call::Lend(length) => self.table.assign(id, length),
             Call::Extend(length) => self.table.extend(id, length),
             Call::Keep => self.table.keep(id),
             Call::Begin(kind) => self.table.begin(id, kind),
@@ -187,28 +187,28 @@ impl Tested {
 
     fn call(&mut self, id: LeaseId, call: Call, now: Instant, sent_at: Instant) -> Reply {
         match call {
-            Call::Lend(length) => match self.table.lend(id, length.map(duration), now) {
+            Call::Lend(length) => match self.table.assign(id, length.map(duration), now) {
                 Ok(lent) => Reply::Assigned {
                     deadline: self.millis(lent.deadline),
                     settle_by: self.millis(lent.settle_by),
                 },
-                Err(refusal) => refusal.into(),
+                Err(error) => error.into(),
             },
             Call::Extend(length) => match self.table.extend(id, length.map(duration), now) {
                 Ok(deadline) => Reply::Extended(self.millis(deadline)),
-                Err(refusal) => refusal.into(),
+                Err(error) => error.into(),
             },
             Call::Keep => {
                 self.table.keep(id, now);
                 Reply::Nothing
             }
             Call::Begin(kind) => match self.table.begin(id, kind, now) {
-                Ok(Begun::Publish(payload)) => {
+                Ok(BeginResult::Publish(payload)) => {
                     own(id, *payload);
                     Reply::Publish
                 }
-                Ok(Begun::Duplicate) => Reply::Duplicate,
-                Err(refusal) => refusal.into(),
+                Ok(BeginResult::Duplicate) => Reply::Duplicate,
+                Err(error) => error.into(),
             },
             Call::Finish(outcome) => {
                 let (after, payload) = self.table.finish(id, outcome, now);

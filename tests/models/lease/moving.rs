@@ -25,13 +25,13 @@ enum Step {
     },
     Settle {
         which: usize,
-        kind: Kind,
-        outcome: Outcome,
+        kind: SettleKind,
+        outcome: PublishOutcome,
     },
     /// A settlement whose end nobody sees.
     Begin {
         which: usize,
-        kind: Kind,
+        kind: SettleKind,
     },
     Progress {
         which: usize,
@@ -40,12 +40,12 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = (Step, u64)> {
-    let kind = || prop_oneof![Just(Kind::Ack), Just(Kind::Nak), Just(Kind::Term)];
+    let kind = || prop_oneof![Just(SettleKind::Ack), Just(SettleKind::Nak), Just(SettleKind::Term)];
     let outcome = prop_oneof![
-        Just(Outcome::Confirmed),
-        Just(Outcome::Unsent),
-        Just(Outcome::Unconfirmed),
-        Just(Outcome::Denied)
+        Just(PublishOutcome::Confirmed),
+        Just(PublishOutcome::Unsent),
+        Just(PublishOutcome::Unconfirmed),
+        Just(PublishOutcome::Denied)
     ];
     let which = || 0..12_usize;
     let step = prop_oneof![
@@ -92,11 +92,11 @@ impl Old {
             }
             Step::Lend { which, length } => {
                 let (now, length) = (self.desk.at(now), length.map(Duration::from_millis));
-                let _ = id(which).map(|id| self.desk.table.lend(id, length, now));
+                let _ = id(which).map(|id| self.desk.table.assign(id, length, now));
             }
             Step::Settle { which, kind, outcome } => {
                 let Some(id) = id(which) else { return };
-                if matches!(self.desk.begin(id, kind, now), Ok(Begun::Publish(_))) {
+                if matches!(self.desk.begin(id, kind, now), Ok(BeginResult::Publish(_))) {
                     self.desk.finish(id, outcome, now);
                 }
             }
@@ -112,9 +112,9 @@ impl Old {
     }
 
     fn is_being_settled(&mut self, id: LeaseId) -> bool {
-        [Kind::Ack, Kind::Nak]
+        [SettleKind::Ack, SettleKind::Nak]
             .iter()
-            .any(|kind| self.desk.begin(id, *kind, self.now).err() == Some(Refusal::Busy))
+            .any(|kind| self.desk.begin(id, *kind, self.now).err() == Some(LeaseError::Busy))
     }
 }
 
@@ -154,8 +154,13 @@ fn taken(
     inheritance
 }
 
-fn answer(table: &mut Table, id: LeaseId, kind: Kind, now: Instant) -> Result<bool, Refusal> {
-    table.begin(id, kind, now).map(|begun| matches!(begun, Begun::Publish(_)))
+fn answer(
+    table: &mut Table,
+    id: LeaseId,
+    kind: SettleKind,
+    now: Instant,
+) -> Result<bool, LeaseError> {
+    table.begin(id, kind, now).map(|begun| matches!(begun, BeginResult::Publish(_)))
 }
 
 /// What the token of an old lease is answered.
@@ -163,13 +168,13 @@ fn answer_by(
     inheritance: &AdoptedLeases,
     table: &mut Table,
     old: LeaseId,
-    kind: Kind,
+    kind: SettleKind,
     now: Instant,
-) -> Result<bool, Refusal> {
+) -> Result<bool, LeaseError> {
     match inheritance.find(old) {
         Found::Here(here) => answer(table, here, kind, now),
-        Found::Ended(Refusal::Settled { by }) if by == kind => Ok(false),
-        Found::Ended(refusal) => Err(refusal),
+        Found::Ended(LeaseError::Settled { by }) if by == kind => Ok(false),
+        Found::Ended(error) => Err(error),
     }
 }
 
@@ -190,7 +195,7 @@ proptest! {
         for (there, moved) in &moving.0 {
             let Found::Here(id) = inheritance.find(*there) else { panic!("{there:?} is not here") };
             prop_assert!(here.ack_by(id) <= old.desk.table.ack_by(*there), "{moved:?}");
-            let kind = moved.uncertain.unwrap_or(Kind::Ack);
+            let kind = moved.uncertain.unwrap_or(SettleKind::Ack);
             if answer(&mut here, id, kind, asked).is_ok() {
                 let there = answer(&mut old.desk.table, *there, kind, asked);
                 prop_assert_eq!(there, Ok(true), "it ended there: {:?}", moved);
@@ -211,7 +216,7 @@ proptest! {
     fn an_old_number_is_answered_as_the_old_table_would(
         steps in vec(step(), 1..40),
         moves in 1..4_usize,
-        kind in prop_oneof![Just(Kind::Ack), Just(Kind::Nak), Just(Kind::Term)],
+        kind in prop_oneof![Just(SettleKind::Ack), Just(SettleKind::Nak), Just(SettleKind::Term)],
     ) {
         let mut old = Old::after(&steps);
         let now = old.desk.at(old.now);
@@ -251,11 +256,11 @@ fn what_was_settled_by_its_heir_is_known_to_the_next() {
     let mut here: Table = LeaseTable::new(there.origin, LONGEST, 64);
     let mut inheritance = taken(&mut here, &leaving(&there.table, at), at, at);
     let Found::Here(its) = inheritance.find(id) else { panic!() };
-    assert_eq!(answer(&mut here, its, Kind::Nak, at), Ok(true));
-    here.finish(its, Outcome::Confirmed, at);
+    assert_eq!(answer(&mut here, its, SettleKind::Nak, at), Ok(true));
+    here.finish(its, PublishOutcome::Confirmed, at);
     inheritance.settle_up(&here);
     assert_eq!(inheritance.taken().count(), 0);
-    assert_eq!(inheritance.find(id), Found::Ended(Refusal::Settled { by: Kind::Nak }));
+    assert_eq!(inheritance.find(id), Found::Ended(LeaseError::Settled { by: SettleKind::Nak }));
 }
 
 #[test]
@@ -263,7 +268,7 @@ fn an_heir_extends_by_as_long_as_the_leaver_has_granted() {
     for granted in [Some(4000), None] {
         let mut there = Desk::new();
         let id = there.granted();
-        there.table.lend(id, granted.map(Duration::from_millis), there.at(100)).unwrap();
+        there.table.assign(id, granted.map(Duration::from_millis), there.at(100)).unwrap();
         there.extend(id, 60_000, 200).unwrap();
         let at = there.at(1000);
         let mut here: Table = LeaseTable::new(there.origin, LONGEST, 64);
@@ -279,7 +284,7 @@ fn what_was_lowered_moves_with_what_is_left_of_it() {
     let mut there = Desk::new();
     there.table = LeaseTable::new(there.origin, Duration::from_secs(3), 64);
     let id = there.granted();
-    there.table.lend(id, None, there.at(100)).unwrap();
+    there.table.assign(id, None, there.at(100)).unwrap();
     let moving = leaving(&there.table, there.at(1000)).0.pop().unwrap().1;
     assert_eq!(moving.until, SnapshotExpiry::At(Duration::from_millis(2100)));
 }
@@ -314,7 +319,7 @@ fn of_two_deliveries_of_a_message_the_newer_stays() {
     let newer = Terms { consumer_sequence: 2, ..there.terms(1, 50) };
     let (newer, _) = here.grant(newer, "newer");
     assert_eq!(here.adopt(&moving, CONSUMER, at, "moved", at), Adopted::Not("moved"));
-    assert_eq!(answer(&mut here, newer, Kind::Ack, at), Ok(true));
+    assert_eq!(answer(&mut here, newer, SettleKind::Ack, at), Ok(true));
 
     let newest = LeaseSnapshot { consumer_sequence: 3, ..moving };
     let mut here: Table = LeaseTable::new(there.origin, LONGEST, 64);
@@ -322,8 +327,8 @@ fn of_two_deliveries_of_a_message_the_newer_stays() {
     let Adopted::Here(id, Some("older")) = here.adopt(&newest, CONSUMER, at, "moved", at) else {
         panic!("an older delivery stays")
     };
-    assert_eq!(answer(&mut here, older, Kind::Ack, at), Err(OVER));
-    assert_eq!(answer(&mut here, id, Kind::Ack, at), Ok(true));
+    assert_eq!(answer(&mut here, older, SettleKind::Ack, at), Err(OVER));
+    assert_eq!(answer(&mut here, id, SettleKind::Ack, at), Ok(true));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! One lease of the reference: its clocks, computed from their history whenever they are asked.
 
-use fetch_proxy::lease::Kind;
+use fetch_proxy::lease::SettleKind;
 
 /// A server that restarts cuts stored times to whole seconds.
 const RESTORED_TIME_TRUNCATION: i64 = 1000;
@@ -14,8 +14,8 @@ pub(super) const NEVER: i64 = i64::MAX / 2;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
     Held,
-    Settling(Kind, Tries),
-    Uncertain(Kind),
+    Settling(SettleKind, Tries),
+    Uncertain(SettleKind),
 }
 
 /// Whether a settlement under way is the first of its lease.

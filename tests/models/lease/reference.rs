@@ -5,19 +5,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use fetch_proxy::lease::{Kind, Outcome};
+use fetch_proxy::lease::{PublishOutcome, SettleKind};
 
 use super::{
     naive::{Lease, NEVER, State, Tries, Until, margin},
-    replies::{After, Reply, Swept},
+    replies::{LeaseStatus, Reply, Swept},
     steps::Arrival,
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ended {
-    As(Kind),
+    As(SettleKind),
     Expired,
-    Overtaken(Kind),
+    Overtaken(SettleKind),
 }
 
 /// The naive table.
@@ -108,10 +108,10 @@ impl Reference {
         Reply::Granted { id: self.granted, superseded: older.map(|older| older.id) }
     }
 
-    pub(super) fn lend(&mut self, id: u64, length: Option<i64>) -> Reply {
+    pub(super) fn assign(&mut self, id: u64, length: Option<i64>) -> Reply {
         let (now, latest) = (self.now, self.now + self.longest);
         self.held(id).map_or_else(
-            |refusal| refusal,
+            |error| error,
             |lease| {
                 let ack_by = lease.ack_by();
                 let deadline = length.map_or(ack_by, |length| now + length).min(latest);
@@ -128,7 +128,7 @@ impl Reference {
     pub(super) fn extend(&mut self, id: u64, length: Option<i64>) -> Reply {
         let (now, longest) = (self.now, self.longest);
         self.held(id).map_or_else(
-            |refusal| refusal,
+            |error| error,
             |lease| {
                 let jetstream = lease.ack_wait - margin(lease.ack_wait);
                 let length = length.or(lease.granted).unwrap_or(jetstream);
@@ -146,25 +146,25 @@ impl Reference {
         Reply::Nothing
     }
 
-    pub(super) fn begin(&mut self, id: u64, kind: Kind) -> Reply {
+    pub(super) fn begin(&mut self, id: u64, kind: SettleKind) -> Reply {
         let tries = match self.standing(id) {
             Ok(State::Held) => Tries::First,
             Ok(State::Uncertain(by)) if by == kind => Tries::Again,
             Ok(State::Uncertain(by)) => return Reply::Settled(by),
             Ok(State::Settling(..)) => return Reply::Busy,
             Err(Reply::Settled(by)) if by == kind => return Reply::Duplicate,
-            Err(refusal) => return refusal,
+            Err(error) => return error,
         };
         self.lease(id).unwrap().state = State::Settling(kind, tries);
         Reply::Publish
     }
 
-    pub(super) fn finish(&mut self, id: u64, outcome: Outcome) -> Reply {
-        let gone = |out| Reply::Finished { after: After::Gone, out };
+    pub(super) fn finish(&mut self, id: u64, outcome: PublishOutcome) -> Reply {
+        let gone = |out| Reply::Finished { after: LeaseStatus::Gone, out };
         let Some(lease) = self.lease(id).cloned() else {
             if let Some(Ended::Overtaken(kind)) = self.memory(id) {
-                let settled = outcome == Outcome::Confirmed
-                    || outcome == Outcome::Unconfirmed && kind == Kind::Nak;
+                let settled = outcome == PublishOutcome::Confirmed
+                    || outcome == PublishOutcome::Unconfirmed && kind == SettleKind::Nak;
                 self.ended.insert(id, if settled { Ended::As(kind) } else { Ended::Expired });
             }
             return gone(false);
@@ -172,27 +172,30 @@ impl Reference {
         if let State::Settling(kind, tries) = lease.state {
             let over = self.over(&lease);
             let state = match (outcome, kind, tries) {
-                (Outcome::Confirmed, _, _) | (Outcome::Unconfirmed, Kind::Nak, _) => {
+                (PublishOutcome::Confirmed, _, _)
+                | (PublishOutcome::Unconfirmed, SettleKind::Nak, _) => {
                     self.end(id, Ended::As(kind));
                     return gone(true);
                 }
-                (Outcome::Denied, _, _) => {
+                (PublishOutcome::Denied, _, _) => {
                     self.end(id, Ended::Expired);
                     return gone(true);
                 }
-                (Outcome::Unsent | Outcome::Unconfirmed, _, _) if over => {
+                (PublishOutcome::Unsent | PublishOutcome::Unconfirmed, _, _) if over => {
                     self.end(id, Ended::Expired);
                     return gone(true);
                 }
-                (Outcome::Unsent, _, Tries::First) => State::Held,
-                (Outcome::Unsent | Outcome::Unconfirmed, ..) => State::Uncertain(kind),
+                (PublishOutcome::Unsent, _, Tries::First) => State::Held,
+                (PublishOutcome::Unsent | PublishOutcome::Unconfirmed, ..) => {
+                    State::Uncertain(kind)
+                }
             };
             self.lease(id).unwrap().state = state;
         }
         let after = match self.standing(id) {
-            Ok(State::Held) => After::Held,
-            Ok(State::Settling(..) | State::Uncertain(_)) => After::Uncertain,
-            Err(_) => After::Gone,
+            Ok(State::Held) => LeaseStatus::Held,
+            Ok(State::Settling(..) | State::Uncertain(_)) => LeaseStatus::Uncertain,
+            Err(_) => LeaseStatus::Gone,
         };
         Reply::Finished { after, out: false }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use fetch_proxy::lease::{self, Kind};
+use fetch_proxy::lease::{self, SettleKind};
 
 /// What the table answers, whatever was asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,15 +14,15 @@ pub(super) enum Reply {
     Publish,
     Duplicate,
     Expired { forgotten: bool },
-    Settled(Kind),
+    Settled(SettleKind),
     Busy,
-    Finished { after: After, out: bool },
+    Finished { after: LeaseStatus, out: bool },
     GivenBack { release: Option<i64> },
     Swept(BTreeSet<Swept>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum After {
+pub(super) enum LeaseStatus {
     Held,
     Uncertain,
     Gone,
@@ -35,22 +35,22 @@ pub(super) enum Swept {
     Lost(u64),
 }
 
-impl From<lease::Refusal> for Reply {
-    fn from(refusal: lease::Refusal) -> Self {
-        match refusal {
-            lease::Refusal::Expired { forgotten } => Self::Expired { forgotten },
-            lease::Refusal::Settled { by } => Self::Settled(by),
-            lease::Refusal::Busy => Self::Busy,
+impl From<lease::LeaseError> for Reply {
+    fn from(error: lease::LeaseError) -> Self {
+        match error {
+            lease::LeaseError::Expired { forgotten } => Self::Expired { forgotten },
+            lease::LeaseError::Settled { by } => Self::Settled(by),
+            lease::LeaseError::Busy => Self::Busy,
         }
     }
 }
 
-impl From<lease::After> for After {
-    fn from(after: lease::After) -> Self {
+impl From<lease::LeaseStatus> for LeaseStatus {
+    fn from(after: lease::LeaseStatus) -> Self {
         match after {
-            lease::After::Held => Self::Held,
-            lease::After::Uncertain => Self::Uncertain,
-            lease::After::Gone => Self::Gone,
+            lease::LeaseStatus::Held => Self::Held,
+            lease::LeaseStatus::Uncertain => Self::Uncertain,
+            lease::LeaseStatus::Gone => Self::Gone,
         }
     }
 }

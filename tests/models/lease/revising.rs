@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fetch_proxy::lease::{After, Due, Kind, LeaseId, Outcome, Terms};
+use fetch_proxy::lease::{Due, LeaseId, LeaseStatus, PublishOutcome, SettleKind, Terms};
 
 use super::{ACK_BY, CONSUMER, Desk, OVER};
 
@@ -31,7 +31,7 @@ fn to_a_server_that_takes_over_a_delivery_is_as_old_as_its_message() {
 
     let (id, _) = desk.table.grant(Terms { age: old * 4, ..desk.terms(2, 5000) }, "two");
     desk.distrust(5001);
-    assert_eq!(desk.begin(id, Kind::Ack, 5001).unwrap_err(), OVER, "given away at once");
+    assert_eq!(desk.begin(id, SettleKind::Ack, 5001).unwrap_err(), OVER, "given away at once");
 }
 
 #[test]
@@ -54,8 +54,8 @@ fn deliveries_that_the_server_does_not_remember_are_lost() {
     let known = desk.granted();
     let (unknown, _) = desk.table.grant(desk.terms(2, 0), "two");
     assert_eq!(desk.table.lose_after(CONSUMER, 1, None, 100), None);
-    assert_eq!(desk.begin(unknown, Kind::Ack, 1), Err(OVER));
-    assert!(desk.begin(known, Kind::Ack, 1).is_ok());
+    assert_eq!(desk.begin(unknown, SettleKind::Ack, 1), Err(OVER));
+    assert!(desk.begin(known, SettleKind::Ack, 1).is_ok());
     assert_eq!(desk.sweep(1), [Due::Lost { id: unknown, payload: "two" }]);
 }
 
@@ -73,7 +73,7 @@ fn a_lease_of_no_set_length_follows_a_new_ack_wait_and_a_set_one_is_kept_alive()
     for (length, due) in [(None, 2700), (Some(8000), 1500)] {
         let mut desk = Desk::new();
         let id = desk.granted();
-        desk.table.lend(id, length.map(Duration::from_millis), desk.origin).unwrap();
+        desk.table.assign(id, length.map(Duration::from_millis), desk.origin).unwrap();
         desk.table.retune(CONSUMER, |_| Duration::from_secs(3), None, 100);
         assert_eq!(desk.table.next_due(), Some(desk.at(due)));
     }
@@ -83,10 +83,10 @@ fn a_lease_of_no_set_length_follows_a_new_ack_wait_and_a_set_one_is_kept_alive()
 fn a_longer_ack_wait_does_not_revive_what_was_over() {
     let mut desk = Desk::new();
     let id = desk.lent(60_000);
-    desk.begin(id, Kind::Ack, ACK_BY - 1).unwrap();
+    desk.begin(id, SettleKind::Ack, ACK_BY - 1).unwrap();
     assert_eq!(desk.table.sweep(desk.at(ACK_BY), 100), []);
     desk.table.retune(CONSUMER, |_| Duration::from_secs(600), None, 100);
-    assert_eq!(desk.finish(id, Outcome::Unsent, ACK_BY), (After::Gone, Some("one")));
+    assert_eq!(desk.finish(id, PublishOutcome::Unsent, ACK_BY), (LeaseStatus::Gone, Some("one")));
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn a_new_ack_wait_does_not_revive_what_the_server_does_not_remember() {
     let id = desk.lent(60_000);
     desk.table.lose_after(CONSUMER, 0, None, 100);
     desk.table.retune(CONSUMER, |_| Duration::from_secs(600), None, 100);
-    assert_eq!(desk.begin(id, Kind::Ack, 1), Err(OVER));
+    assert_eq!(desk.begin(id, SettleKind::Ack, 1), Err(OVER));
     assert_eq!(desk.sweep(1), [Due::Lost { id, payload: "one" }]);
 }
 
@@ -136,13 +136,13 @@ fn the_leases_of_an_ended_consumer_are_refused_and_come_out_at_once_in_steps() {
         desk.table.grant(desk.terms(sequence, 0), "any");
     }
     let settling = LeaseId::new(2).unwrap();
-    desk.begin(settling, Kind::Ack, 0).unwrap();
+    desk.begin(settling, SettleKind::Ack, 0).unwrap();
     desk.table.end_consumer(CONSUMER);
-    assert_eq!(desk.begin(LeaseId::new(1).unwrap(), Kind::Ack, 0), Err(OVER));
+    assert_eq!(desk.begin(LeaseId::new(1).unwrap(), SettleKind::Ack, 0), Err(OVER));
     assert_eq!(desk.table.next_due(), Some(desk.origin));
     let steps: Vec<usize> = (0..3).map(|_| desk.table.sweep(desk.origin, 2).len()).collect();
     assert_eq!(steps, [1, 2, 1], "two looked at in each, one of them being settled");
     assert_eq!(desk.table.next_due(), None);
-    assert_eq!(desk.finish(settling, Outcome::Unsent, 1), (After::Gone, Some("any")));
+    assert_eq!(desk.finish(settling, PublishOutcome::Unsent, 1), (LeaseStatus::Gone, Some("any")));
     assert!(desk.table.is_empty());
 }

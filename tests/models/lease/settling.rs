@@ -1,6 +1,9 @@
 //! What settling promises: let through once, refused for a reason, repeated without harm.
 
-use fetch_proxy::lease::{After, Begun, ConsumerId, Due, Kind, LeaseId, Outcome, Refusal, Terms};
+use fetch_proxy::lease::{
+    BeginResult, ConsumerId, Due, LeaseError, LeaseId, LeaseStatus, PublishOutcome, SettleKind,
+    Terms,
+};
 
 use super::{ACK_BY, CONSUMER, Desk, OVER};
 
@@ -8,23 +11,26 @@ use super::{ACK_BY, CONSUMER, Desk, OVER};
 fn an_ack_before_the_deadline_is_let_through_and_after_it_is_refused() {
     let mut desk = Desk::new();
     let id = desk.lent(1000);
-    assert_eq!(desk.begin(id, Kind::Ack, 1000), Err(OVER));
+    assert_eq!(desk.begin(id, SettleKind::Ack, 1000), Err(OVER));
     let mut desk = Desk::new();
     let id = desk.lent(1000);
-    assert_eq!(desk.begin(id, Kind::Ack, 999), Ok(Begun::Publish(&"one")));
+    assert_eq!(desk.begin(id, SettleKind::Ack, 999), Ok(BeginResult::Publish(&"one")));
 }
 
 #[test]
 fn a_settled_lease_is_a_duplicate_to_the_same_kind_and_settled_to_another() {
-    for (kind, other) in [(Kind::Ack, Kind::Nak), (Kind::Nak, Kind::Term), (Kind::Term, Kind::Ack)]
-    {
+    for (kind, other) in [
+        (SettleKind::Ack, SettleKind::Nak),
+        (SettleKind::Nak, SettleKind::Term),
+        (SettleKind::Term, SettleKind::Ack),
+    ] {
         let mut desk = Desk::new();
         let id = desk.lent(1000);
         desk.begin(id, kind, 1).unwrap();
-        assert_eq!(desk.finish(id, Outcome::Confirmed, 2), (After::Gone, Some("one")));
-        assert_eq!(desk.begin(id, kind, 60_000), Ok(Begun::Duplicate));
-        assert_eq!(desk.begin(id, other, 60_000), Err(Refusal::Settled { by: kind }));
-        assert_eq!(desk.extend(id, 1, 60_000), Err(Refusal::Settled { by: kind }));
+        assert_eq!(desk.finish(id, PublishOutcome::Confirmed, 2), (LeaseStatus::Gone, Some("one")));
+        assert_eq!(desk.begin(id, kind, 60_000), Ok(BeginResult::Duplicate));
+        assert_eq!(desk.begin(id, other, 60_000), Err(LeaseError::Settled { by: kind }));
+        assert_eq!(desk.extend(id, 1, 60_000), Err(LeaseError::Settled { by: kind }));
     }
 }
 
@@ -32,30 +38,33 @@ fn a_settled_lease_is_a_duplicate_to_the_same_kind_and_settled_to_another() {
 fn a_lease_that_is_being_settled_is_busy_and_time_does_not_end_it() {
     let mut desk = Desk::new();
     let id = desk.lent(1000);
-    desk.begin(id, Kind::Ack, 999).unwrap();
-    assert_eq!(desk.begin(id, Kind::Ack, 999), Err(Refusal::Busy));
+    desk.begin(id, SettleKind::Ack, 999).unwrap();
+    assert_eq!(desk.begin(id, SettleKind::Ack, 999), Err(LeaseError::Busy));
     assert_eq!((desk.sweep(60_000), desk.table.next_due()), (vec![], None));
-    assert_eq!(desk.extend(id, 1, 60_000), Err(Refusal::Busy));
+    assert_eq!(desk.extend(id, 1, 60_000), Err(LeaseError::Busy));
     let back = desk.table.give_back(id, desk.at(60_000));
     assert_eq!(back, None);
-    assert_eq!(desk.finish(id, Outcome::Confirmed, 60_000), (After::Gone, Some("one")));
+    assert_eq!(
+        desk.finish(id, PublishOutcome::Confirmed, 60_000),
+        (LeaseStatus::Gone, Some("one"))
+    );
 }
 
 #[test]
 fn what_was_not_sent_is_held_again_and_may_be_settled_in_another_way() {
     let mut desk = Desk::new();
     let id = desk.lent(1000);
-    assert_eq!(desk.settle(id, Kind::Ack, Outcome::Unsent, 1), After::Held);
-    assert_eq!(desk.settle(id, Kind::Nak, Outcome::Confirmed, 2), After::Gone);
+    assert_eq!(desk.settle(id, SettleKind::Ack, PublishOutcome::Unsent, 1), LeaseStatus::Held);
+    assert_eq!(desk.settle(id, SettleKind::Nak, PublishOutcome::Confirmed, 2), LeaseStatus::Gone);
 }
 
 #[test]
 fn what_was_not_sent_before_its_deadline_lapses_and_is_released() {
     let mut desk = Desk::new();
     let id = desk.lent(1000);
-    desk.begin(id, Kind::Ack, 999).unwrap();
-    assert_eq!(desk.finish(id, Outcome::Unsent, 1000), (After::Gone, None));
-    assert_eq!(desk.begin(id, Kind::Ack, 1000), Err(OVER));
+    desk.begin(id, SettleKind::Ack, 999).unwrap();
+    assert_eq!(desk.finish(id, PublishOutcome::Unsent, 1000), (LeaseStatus::Gone, None));
+    assert_eq!(desk.begin(id, SettleKind::Ack, 1000), Err(OVER));
     let release = Some(desk.at(ACK_BY));
     assert_eq!(desk.sweep(1000), [Due::Lapsed { id, payload: "one", release }]);
 }
@@ -64,22 +73,23 @@ fn what_was_not_sent_before_its_deadline_lapses_and_is_released() {
 fn what_was_not_sent_before_jetstream_moved_on_is_lost() {
     let mut desk = Desk::new();
     let id = desk.lent(60_000);
-    desk.begin(id, Kind::Ack, ACK_BY - 1).unwrap();
-    assert_eq!(desk.finish(id, Outcome::Unsent, ACK_BY), (After::Gone, Some("one")));
-    assert_eq!(desk.begin(id, Kind::Ack, ACK_BY), Err(OVER));
+    desk.begin(id, SettleKind::Ack, ACK_BY - 1).unwrap();
+    assert_eq!(desk.finish(id, PublishOutcome::Unsent, ACK_BY), (LeaseStatus::Gone, Some("one")));
+    assert_eq!(desk.begin(id, SettleKind::Ack, ACK_BY), Err(OVER));
 }
 
 #[test]
 fn an_unconfirmed_ack_or_term_may_be_repeated_until_ack_by_but_not_changed() {
-    for (kind, other) in [(Kind::Ack, Kind::Term), (Kind::Term, Kind::Nak)] {
+    for (kind, other) in [(SettleKind::Ack, SettleKind::Term), (SettleKind::Term, SettleKind::Nak)]
+    {
         let mut desk = Desk::new();
         let id = desk.lent(1000);
-        assert_eq!(desk.settle(id, kind, Outcome::Unconfirmed, 1), After::Uncertain);
-        assert_eq!(desk.begin(id, other, 2), Err(Refusal::Settled { by: kind }));
-        assert_eq!(desk.extend(id, 1, 2), Err(Refusal::Settled { by: kind }));
+        assert_eq!(desk.settle(id, kind, PublishOutcome::Unconfirmed, 1), LeaseStatus::Uncertain);
+        assert_eq!(desk.begin(id, other, 2), Err(LeaseError::Settled { by: kind }));
+        assert_eq!(desk.extend(id, 1, 2), Err(LeaseError::Settled { by: kind }));
         assert_eq!(desk.sweep(ACK_BY - 1), []);
-        let again = desk.settle(id, kind, Outcome::Unconfirmed, ACK_BY - 1);
-        assert_eq!(again, After::Uncertain);
+        let again = desk.settle(id, kind, PublishOutcome::Unconfirmed, ACK_BY - 1);
+        assert_eq!(again, LeaseStatus::Uncertain);
         assert_eq!(desk.begin(id, kind, ACK_BY), Err(OVER));
         assert_eq!(desk.begin(id, other, ACK_BY), Err(OVER));
         assert_eq!(desk.sweep(ACK_BY), [Due::Lost { id, payload: "one" }]);
@@ -90,27 +100,27 @@ fn an_unconfirmed_ack_or_term_may_be_repeated_until_ack_by_but_not_changed() {
 fn a_repeat_that_is_not_sent_leaves_the_first_try_uncertain() {
     let mut desk = Desk::new();
     let id = desk.lent(1000);
-    desk.settle(id, Kind::Ack, Outcome::Unconfirmed, 1);
-    assert_eq!(desk.settle(id, Kind::Ack, Outcome::Unsent, 2), After::Uncertain);
-    let nak = desk.begin(id, Kind::Nak, 3);
-    assert_eq!(nak, Err(Refusal::Settled { by: Kind::Ack }), "the Ack may have arrived");
+    desk.settle(id, SettleKind::Ack, PublishOutcome::Unconfirmed, 1);
+    assert_eq!(desk.settle(id, SettleKind::Ack, PublishOutcome::Unsent, 2), LeaseStatus::Uncertain);
+    let nak = desk.begin(id, SettleKind::Nak, 3);
+    assert_eq!(nak, Err(LeaseError::Settled { by: SettleKind::Ack }), "the Ack may have arrived");
 }
 
 #[test]
 fn an_unconfirmed_nak_is_never_published_again() {
     let mut desk = Desk::new();
     let id = desk.lent(1000);
-    desk.begin(id, Kind::Nak, 1).unwrap();
-    assert_eq!(desk.finish(id, Outcome::Unconfirmed, 2), (After::Gone, Some("one")));
-    assert_eq!(desk.begin(id, Kind::Nak, 3), Ok(Begun::Duplicate));
+    desk.begin(id, SettleKind::Nak, 1).unwrap();
+    assert_eq!(desk.finish(id, PublishOutcome::Unconfirmed, 2), (LeaseStatus::Gone, Some("one")));
+    assert_eq!(desk.begin(id, SettleKind::Nak, 3), Ok(BeginResult::Duplicate));
 }
 
 #[test]
 fn a_denied_settlement_ends_the_lease_as_lost() {
     let mut desk = Desk::new();
     let id = desk.lent(1000);
-    assert_eq!(desk.settle(id, Kind::Ack, Outcome::Denied, 1), After::Gone);
-    assert_eq!(desk.begin(id, Kind::Ack, 2), Err(OVER));
+    assert_eq!(desk.settle(id, SettleKind::Ack, PublishOutcome::Denied, 1), LeaseStatus::Gone);
+    assert_eq!(desk.begin(id, SettleKind::Ack, 2), Err(OVER));
 }
 
 #[test]
@@ -119,8 +129,8 @@ fn a_newer_delivery_of_the_message_ends_the_older_lease() {
     let older = desk.lent(60_000);
     let (newer, superseded) = desk.table.grant(desk.terms(1, 500), "two");
     assert_eq!(superseded, Some((older, "one")));
-    assert_eq!(desk.begin(older, Kind::Ack, 500), Err(OVER));
-    assert_eq!(desk.begin(newer, Kind::Ack, 500), Ok(Begun::Publish(&"two")));
+    assert_eq!(desk.begin(older, SettleKind::Ack, 500), Err(OVER));
+    assert_eq!(desk.begin(newer, SettleKind::Ack, 500), Ok(BeginResult::Publish(&"two")));
     assert_eq!(desk.table.held_by(CONSUMER), 1);
 }
 
@@ -130,26 +140,26 @@ fn the_same_sequence_of_another_consumer_is_another_message() {
     let one = desk.granted();
     let terms = Terms { consumer: ConsumerId(8), ..desk.terms(1, 0) };
     assert_eq!(desk.table.grant(terms, "two").1, None);
-    assert!(desk.begin(one, Kind::Ack, 0).is_ok());
+    assert!(desk.begin(one, SettleKind::Ack, 0).is_ok());
 }
 
 #[test]
 fn a_nak_whose_redelivery_overtakes_its_confirmation_is_a_duplicate_when_repeated() {
     for (outcome, repeated) in [
-        (Outcome::Confirmed, Ok(Begun::Duplicate)),
-        (Outcome::Unconfirmed, Ok(Begun::Duplicate)),
-        (Outcome::Unsent, Err(OVER)),
-        (Outcome::Denied, Err(OVER)),
+        (PublishOutcome::Confirmed, Ok(BeginResult::Duplicate)),
+        (PublishOutcome::Unconfirmed, Ok(BeginResult::Duplicate)),
+        (PublishOutcome::Unsent, Err(OVER)),
+        (PublishOutcome::Denied, Err(OVER)),
     ] {
         let mut desk = Desk::new();
         let id = desk.lent(1000);
-        desk.begin(id, Kind::Nak, 1).unwrap();
+        desk.begin(id, SettleKind::Nak, 1).unwrap();
         let (newer, superseded) = desk.table.grant(desk.terms(1, 2), "two");
         assert_eq!(superseded, Some((id, "one")));
-        assert_eq!(desk.begin(id, Kind::Nak, 2), Err(Refusal::Busy));
-        assert_eq!(desk.finish(id, outcome, 3), (After::Gone, None));
-        assert_eq!(desk.begin(id, Kind::Nak, 4), repeated);
-        assert!(desk.begin(newer, Kind::Nak, 4).is_ok(), "the newer lease is untouched");
+        assert_eq!(desk.begin(id, SettleKind::Nak, 2), Err(LeaseError::Busy));
+        assert_eq!(desk.finish(id, outcome, 3), (LeaseStatus::Gone, None));
+        assert_eq!(desk.begin(id, SettleKind::Nak, 4), repeated);
+        assert!(desk.begin(newer, SettleKind::Nak, 4).is_ok(), "the newer lease is untouched");
     }
 }
 
@@ -158,20 +168,20 @@ fn a_caller_that_read_its_clock_earlier_is_judged_by_the_latest_time() {
     let mut desk = Desk::new();
     let id = desk.lent(1000);
     assert_eq!(desk.extend(id, 5000, 1000), Err(OVER));
-    assert_eq!(desk.begin(id, Kind::Ack, 999), Err(OVER), "what was over stays over");
+    assert_eq!(desk.begin(id, SettleKind::Ack, 999), Err(OVER), "what was over stays over");
 }
 
 #[test]
 fn how_a_lease_ended_is_forgotten_in_the_end_and_unknown_ones_are_as_forgotten() {
     let mut desk = Desk::new();
     let id = desk.lent(1000);
-    desk.settle(id, Kind::Ack, Outcome::Confirmed, 1);
+    desk.settle(id, SettleKind::Ack, PublishOutcome::Confirmed, 1);
     for sequence in 2..=64 {
         desk.table.grant(desk.terms(sequence, 1), "any");
     }
-    assert_eq!(desk.begin(id, Kind::Ack, 1), Ok(Begun::Duplicate));
+    assert_eq!(desk.begin(id, SettleKind::Ack, 1), Ok(BeginResult::Duplicate));
     desk.table.grant(desk.terms(65, 1), "any");
-    let forgotten = Err(Refusal::Expired { forgotten: true });
-    assert_eq!(desk.begin(id, Kind::Ack, 1), forgotten);
-    assert_eq!(desk.begin(LeaseId::new(66).unwrap(), Kind::Ack, 1), forgotten);
+    let forgotten = Err(LeaseError::Expired { forgotten: true });
+    assert_eq!(desk.begin(id, SettleKind::Ack, 1), forgotten);
+    assert_eq!(desk.begin(LeaseId::new(66).unwrap(), SettleKind::Ack, 1), forgotten);
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fetch_proxy::lease::{After, Due, Kind, Outcome};
+use fetch_proxy::lease::{Due, LeaseStatus, PublishOutcome, SettleKind};
 
 use super::{ACK_BY, Desk, OVER};
 
@@ -19,12 +19,12 @@ fn every_clock_of_a_lease_runs_while_the_machine_sleeps() {
     let id = desk.granted();
     desk.slept(4000, 1000);
     assert_eq!(desk.ack_by(id), u128::from(ACK_BY) - 4000);
-    assert!(desk.begin(id, Kind::Ack, ACK_BY - 4000 - 1).is_ok());
+    assert!(desk.begin(id, SettleKind::Ack, ACK_BY - 4000 - 1).is_ok());
     let mut desk = Desk::new();
     let id = desk.lent(2000);
     desk.slept(1500, 100);
     assert_eq!(desk.table.next_due(), Some(desk.at(500)), "the holder's clock, too");
-    assert_eq!(desk.begin(id, Kind::Ack, 500), Err(OVER));
+    assert_eq!(desk.begin(id, SettleKind::Ack, 500), Err(OVER));
 }
 
 #[test]
@@ -32,11 +32,11 @@ fn a_lease_that_ended_while_the_machine_slept_settles_nothing() {
     let mut desk = Desk::new();
     let id = desk.granted();
     desk.slept(60_000, 1);
-    for kind in [Kind::Ack, Kind::Nak, Kind::Term] {
+    for kind in [SettleKind::Ack, SettleKind::Nak, SettleKind::Term] {
         assert_eq!(desk.begin(id, kind, 1), Err(OVER));
     }
     // Whoever has read the clock before it was noticed gets no more.
-    assert_eq!(desk.begin(id, Kind::Ack, 0), Err(OVER));
+    assert_eq!(desk.begin(id, SettleKind::Ack, 0), Err(OVER));
     assert_eq!(desk.sweep(1), [Due::Lost { id, payload: "one" }]);
 }
 
@@ -55,7 +55,7 @@ fn progress_that_was_sent_before_the_machine_slept_counts_from_before() {
 fn a_settlement_that_was_not_sent_before_the_machine_slept_finds_its_lease_over() {
     let mut desk = Desk::new();
     let id = desk.granted();
-    desk.begin(id, Kind::Ack, 0).unwrap();
+    desk.begin(id, SettleKind::Ack, 0).unwrap();
     desk.slept(60_000, 1);
-    assert_eq!(desk.finish(id, Outcome::Unsent, 1), (After::Gone, Some("one")));
+    assert_eq!(desk.finish(id, PublishOutcome::Unsent, 1), (LeaseStatus::Gone, Some("one")));
 }

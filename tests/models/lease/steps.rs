@@ -1,6 +1,6 @@
 //! What may happen to the table, and how often it does.
 
-use fetch_proxy::lease::{Kind, Outcome};
+use fetch_proxy::lease::{PublishOutcome, SettleKind};
 use proptest::{prelude::*, sample::select};
 
 /// One thing that happens.
@@ -49,8 +49,8 @@ pub(super) enum Call {
     Lend(Option<i64>),
     Extend(Option<i64>),
     Keep,
-    Begin(Kind),
-    Finish(Outcome),
+    Begin(SettleKind),
+    Finish(PublishOutcome),
     GiveBack,
     Progressed { ago: i64, confirmed: bool },
 }
@@ -96,8 +96,8 @@ pub(super) fn ack_waits() -> impl Strategy<Value = [i64; 2]> {
 }
 
 fn call() -> impl Strategy<Value = Call> {
-    use Outcome::{Confirmed, Denied, Unconfirmed, Unsent};
-    let kind = select(vec![Kind::Ack, Kind::Nak, Kind::Term]);
+    use PublishOutcome::{Confirmed, Denied, Unconfirmed, Unsent};
+    let kind = select(vec![SettleKind::Ack, SettleKind::Nak, SettleKind::Term]);
     let outcome = select(vec![Confirmed, Unsent, Unsent, Denied, Unconfirmed, Unconfirmed]);
     let progressed = (tens(0..6), prop::bool::weighted(0.8));
     prop_oneof![

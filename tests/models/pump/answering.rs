@@ -9,7 +9,7 @@ fn the_first_is_filled_before_the_next_gets_any() {
     desk.pull();
     desk.arrive(1..=3);
     assert_eq!(desk.steps(), [answer(first, [1, 2], Why::Filled)]);
-    desk.end(1, PullEnd::Done);
+    desk.end(1, PullOutcome::Done);
     assert_eq!(desk.steps(), [answer(second, [3], Why::Filled)]);
 }
 
@@ -31,7 +31,7 @@ fn a_linger_goes_on_after_the_first_message_and_over_ends_of_pulls() {
     let first = desk.join_lingering(9, 30_000, 300);
     desk.pull();
     desk.arrive([1]);
-    desk.end(1, PullEnd::Done);
+    desk.end(1, PullOutcome::Done);
     assert_eq!(desk.pull(), (2, 8, 250));
     desk.ms = 200;
     desk.arrive([2]);
@@ -54,7 +54,7 @@ fn whoever_does_not_wait_gets_a_short_pull_and_is_answered_at_its_end() {
     let first = desk.join_impatient(5);
     assert_eq!(desk.pull(), (1, 5, 50));
     assert_eq!(desk.steps_at(50), []);
-    desk.end(1, PullEnd::Done);
+    desk.end(1, PullOutcome::Done);
     assert_eq!(desk.steps(), [answer(first, [], Why::Waited)]);
 }
 
@@ -66,11 +66,11 @@ fn the_end_of_an_older_pull_tells_whoever_does_not_wait_nothing() {
     let second = desk.join_impatient(5);
     desk.ms = 4999;
     desk.arrive([]);
-    desk.end(1, PullEnd::Done);
+    desk.end(1, PullOutcome::Done);
     assert_eq!(desk.answers(), [(second, vec![])], "nothing had come for long");
 
     let third = desk.join_impatient(5);
-    desk.end(2, PullEnd::Done);
+    desk.end(2, PullOutcome::Done);
     let steps = desk.steps();
     assert!(!steps.iter().any(|step| matches!(step, Answer { .. })), "{third:?} in {steps:?}");
 }

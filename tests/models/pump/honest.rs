@@ -7,7 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fetch_proxy::pump::{Allowance, Appetite, Course, Limits, PullEnd, Pump, Step, WaiterId, Want};
+use fetch_proxy::pump::{
+    Allowance, Appetite, Course, PullLimits, PullOutcome, Pump, Step, WaiterId, Want,
+};
 use proptest::prelude::*;
 
 /// While somebody waits and something is there, something arrives at least this often: at worst the
@@ -63,7 +65,7 @@ struct Message {
 
 enum News {
     Message(Message),
-    End(u64, PullEnd),
+    End(u64, PullOutcome),
 }
 
 struct Open {
@@ -85,7 +87,7 @@ struct World {
     pump: Pump<Message>,
     appetite: Appetite,
     /// Of the last pull, until it is known to be over, and how it ended.
-    course: Option<(u64, Course, Option<PullEnd>)>,
+    course: Option<(u64, Course, Option<PullOutcome>)>,
     /// Others leave no more than the least that a pull asks for.
     tight: bool,
     start: Instant,
@@ -113,7 +115,7 @@ struct World {
 
 impl World {
     fn new(travel: u64, max_ack_pending: usize, tight: bool) -> Self {
-        let limits = Limits {
+        let limits = PullLimits {
             max_batch: 1000,
             max_expires: Duration::MAX,
             max_request_bytes: None,
@@ -279,7 +281,7 @@ impl World {
         while let Some(open) = pop_due(&mut self.requests, self.now) {
             assert!(self.open.is_none(), "one pull at a time");
             if open.one_shot && std::mem::take(&mut self.rival) {
-                self.end(&open, PullEnd::RequestsPending);
+                self.end(&open, PullOutcome::RequestsPending);
             } else {
                 self.open = Some(open);
             }
@@ -292,7 +294,7 @@ impl World {
             let counted = counted(message.size);
             if counted > open.bytes {
                 self.stored.push_front(message);
-                return self.end(&open, PullEnd::TooLarge);
+                return self.end(&open, PullOutcome::TooLarge);
             }
             open.bytes -= counted;
             open.left -= 1;
@@ -304,13 +306,13 @@ impl World {
         if open.left == 0 {
             // Nobody is told.
         } else if open.one_shot && brought || self.now >= open.until {
-            self.end(&open, PullEnd::Done);
+            self.end(&open, PullOutcome::Done);
         } else {
             self.open = Some(open);
         }
     }
 
-    fn end(&mut self, open: &Open, end: PullEnd) {
+    fn end(&mut self, open: &Open, end: PullOutcome) {
         if std::mem::take(&mut self.mute) {
             self.unheard_until = open.until + 1000 + SOON;
         } else {

@@ -6,11 +6,11 @@
 
 use std::time::{Duration, Instant};
 
-use fetch_proxy::pump::{self, PullEnd, Pump, Step, WaiterId, Why};
+use fetch_proxy::pump::{self, PullOutcome, Pump, Step, WaiterId, Why};
 use proptest::prelude::*;
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state_machine};
 
-use super::reference::{Allowed, Decided, Limits, Message, Reference, Want};
+use super::reference::{Allowed, Decided, Message, PullLimits, Reference, Want};
 
 #[derive(Debug, Clone)]
 enum Act {
@@ -18,10 +18,10 @@ enum Act {
     Join(Want),
     Leave(prop::sample::Index),
     Bring(Vec<(u64, bool)>),
-    End { end: PullEnd, old: bool },
+    End { end: PullOutcome, old: bool },
     GiveBack,
     Allow(Allowed),
-    Limits(Limits),
+    PullLimits(PullLimits),
     Up,
     Down,
     Fail,
@@ -46,11 +46,11 @@ impl ReferenceStateMachine for Acts {
         let size = prop_oneof![Just(1_u64), 599..602_u64, Just(1400), Just(4900), Just(200_000)];
         let size = prop_oneof![2 => Just(650), 1 => size];
         let end = prop_oneof![
-            4 => Just(PullEnd::Done),
-            2 => Just(PullEnd::RequestsPending),
-            2 => Just(PullEnd::TooLarge),
-            1 => Just(PullEnd::Spent),
-            1 => Just(PullEnd::ApiError),
+            4 => Just(PullOutcome::Done),
+            2 => Just(PullOutcome::RequestsPending),
+            2 => Just(PullOutcome::TooLarge),
+            1 => Just(PullOutcome::Spent),
+            1 => Just(PullOutcome::Refused),
         ];
         let act = prop_oneof![
             20 => (pass, late).prop_map(|(ms, late)| Act::Pass { ms, late }),
@@ -61,7 +61,7 @@ impl ReferenceStateMachine for Acts {
             6 => (end, prop::bool::weighted(0.1)).prop_map(|(end, old)| Act::End { end, old }),
             1 => Just(Act::GiveBack),
             3 => allowed().prop_map(Act::Allow),
-            1 => limits().prop_map(Act::Limits),
+            1 => limits().prop_map(Act::PullLimits),
             2 => Just(Act::Up),
             1 => Just(Act::Down),
             1 => Just(Act::Fail),
@@ -91,11 +91,11 @@ fn want() -> impl Strategy<Value = Want> {
     })
 }
 
-fn limits() -> impl Strategy<Value = Limits> {
+fn limits() -> impl Strategy<Value = PullLimits> {
     let expires = prop_oneof![3 => Just(60_000), 1 => 20..300_u64];
     let bytes = prop::option::weighted(0.3, prop::sample::select(vec![1_u64, 3000, 100_000]));
     let limits = (prop_oneof![1..5_u32, Just(500)], expires, bytes, 1..1000_u64);
-    limits.prop_map(|(max_batch, max_expires, max_request_bytes, park)| Limits {
+    limits.prop_map(|(max_batch, max_expires, max_request_bytes, park)| PullLimits {
         max_batch,
         max_expires,
         max_request_bytes,
@@ -129,7 +129,7 @@ impl StateMachineTest for Machine {
 
     fn init_test((): &()) -> Self {
         let limits =
-            Limits { max_batch: 500, max_expires: 60_000, max_request_bytes: None, park: 500 };
+            PullLimits { max_batch: 500, max_expires: 60_000, max_request_bytes: None, park: 500 };
         let mut machine = Self {
             pump: Pump::new(told(&limits)),
             reference: Reference::new(limits),
@@ -187,7 +187,7 @@ impl Machine {
                 self.reference.back(messages, ms);
             }
             Act::Allow(allowed) => self.allowed = allowed,
-            Act::Limits(limits) => {
+            Act::PullLimits(limits) => {
                 self.pump.set_limits(told(&limits));
                 self.reference.limits = limits;
             }
@@ -331,8 +331,8 @@ fn told_allowed(Allowed { messages, bytes, wait }: Allowed) -> pump::Allowance {
     pump::Allowance { messages, bytes, wait: Duration::from_millis(wait) }
 }
 
-fn told(limits: &Limits) -> pump::Limits {
-    pump::Limits {
+fn told(limits: &PullLimits) -> pump::PullLimits {
+    pump::PullLimits {
         max_batch: limits.max_batch,
         max_expires: Duration::from_millis(limits.max_expires),
         max_request_bytes: limits.max_request_bytes,

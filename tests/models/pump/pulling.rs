@@ -18,9 +18,9 @@ fn a_pull_keeps_to_what_is_allowed_and_to_limits() {
     desk.join(50, 30_000);
     desk.allowed = allow(20);
     assert_eq!(desk.pull().1, 20);
-    desk.end(1, PullEnd::Done);
+    desk.end(1, PullOutcome::Done);
     let (max_batch, max_expires) = (10, Duration::from_secs(2));
-    desk.pump.set_limits(Limits {
+    desk.pump.set_limits(PullLimits {
         max_batch,
         max_expires,
         max_request_bytes: Some(9000),
@@ -72,7 +72,7 @@ fn a_small_answer_is_not_asked_to_hold_a_thousand_messages() {
 fn a_full_batch_ends_the_pull_without_a_word() {
     let mut desk = Desk::new();
     let (first, second) = (desk.join(2, 30_000), desk.join(2, 30_000));
-    desk.pump.set_limits(Limits { max_batch: 3, ..limits() });
+    desk.pump.set_limits(PullLimits { max_batch: 3, ..limits() });
     desk.pull();
     desk.arrive(1..=3);
     assert_eq!(desk.answers(), [(first, vec![1, 2]), (second, vec![3])]);
@@ -85,7 +85,7 @@ fn a_short_wait_gets_a_pull_of_its_own_once() {
     desk.join(1, 90);
     assert_eq!(desk.pull(), (1, 1, 100));
     desk.ms = 60;
-    desk.end(1, PullEnd::Done);
+    desk.end(1, PullOutcome::Done);
     assert_eq!(desk.steps(), [], "another would outlive it, and cost an attempt");
     desk.join(1, 30);
     assert_eq!(desk.pull(), (2, 2, 100));
@@ -96,7 +96,7 @@ fn a_pull_that_was_too_small_is_followed_by_one_for_one_message_of_any_size() {
     let mut desk = Desk::new();
     desk.join(9, 30_000);
     desk.pull();
-    desk.end(1, PullEnd::TooLarge);
+    desk.end(1, PullOutcome::TooLarge);
     let expires = Duration::from_secs(5);
     let uncapped = Pull { no: 2, batch: 1, expires, no_wait: true, max_bytes: None };
     assert_eq!(desk.steps(), [uncapped]);
@@ -111,7 +111,7 @@ fn a_pull_whose_bytes_were_used_up_is_followed_by_one_like_it() {
     desk.join_lingering(9, 30_000, 1000);
     desk.pull();
     desk.arrive([1]);
-    desk.end(1, PullEnd::TooLarge);
+    desk.end(1, PullOutcome::TooLarge);
     let steps = desk.steps();
     assert!(matches!(steps[..], [Pull { batch: 8, max_bytes: Some(_), .. }]), "{steps:?}");
 }
@@ -121,7 +121,7 @@ fn other_pulls_in_the_way_are_waited_behind_after_a_moment() {
     let mut desk = Desk::new();
     desk.join(9, 30_000);
     desk.pull();
-    desk.end(1, PullEnd::RequestsPending);
+    desk.end(1, PullOutcome::RequestsPending);
     assert_eq!(desk.steps_at(4), []);
     desk.ms = 50;
     let expires = Duration::from_secs(5);
@@ -137,9 +137,9 @@ fn a_message_too_large_behind_other_pulls_is_reached() {
     let mut desk = Desk::new();
     desk.join(9, 30_000);
     desk.pull();
-    desk.end(1, PullEnd::TooLarge);
+    desk.end(1, PullOutcome::TooLarge);
     desk.pull();
-    desk.end(2, PullEnd::RequestsPending);
+    desk.end(2, PullOutcome::RequestsPending);
     desk.ms = 50;
     let steps = desk.steps();
     assert!(matches!(steps[..], [Pull { no_wait: false, max_bytes: None, .. }]), "{steps:?}");
@@ -150,7 +150,7 @@ fn after_a_refusal_the_next_pull_waits_100_ms() {
     let mut desk = Desk::new();
     desk.join(9, 30_000);
     desk.pull();
-    desk.end(1, PullEnd::ApiError);
+    desk.end(1, PullOutcome::Refused);
     assert_eq!(desk.steps_at(99), []);
     assert_eq!(desk.steps_at(100).len(), 1);
 }
@@ -160,7 +160,7 @@ fn a_pull_that_ends_at_once_with_nothing_does_not_make_it_spin() {
     let mut desk = Desk::new();
     desk.join(9, 30_000);
     desk.pull();
-    desk.end(1, PullEnd::Done);
+    desk.end(1, PullOutcome::Done);
     assert_eq!(desk.steps_at(99), []);
     assert_eq!(desk.steps_at(100).len(), 1);
 }
@@ -172,7 +172,7 @@ fn a_pull_whose_end_is_lost_has_ended_a_second_after_it_expired() {
     desk.pull();
     assert_eq!(desk.steps_at(5999), []);
     assert_eq!(desk.steps_at(6000).len(), 1);
-    desk.end(1, PullEnd::ApiError);
+    desk.end(1, PullOutcome::Refused);
     desk.ms = 7000;
     assert_eq!(desk.steps(), [], "the second is still open");
 }
@@ -196,7 +196,7 @@ fn a_drain_pulls_no_more_and_waiters_return_when_the_pull_has_ended() {
     desk.pump.drain(desk.now());
     assert_eq!(desk.steps_at(3000), []);
     desk.arrive([1]);
-    desk.end(1, PullEnd::Done);
+    desk.end(1, PullOutcome::Done);
     let drained = answer(second, [], Why::Draining);
     assert_eq!(desk.steps(), [answer(first, [1], Why::Filled), drained]);
     let third = desk.join(1, 30_000);
@@ -212,7 +212,7 @@ fn what_is_allowed_bounds_a_pull_and_the_next_follows_at_once() {
     let pull = |no, batch| Pull { no, batch, expires, no_wait: true, max_bytes: Some(3000) };
     assert_eq!(desk.steps(), [pull(1, 9)]);
     desk.arrive(1..=3);
-    desk.end(1, PullEnd::TooLarge);
+    desk.end(1, PullOutcome::TooLarge);
     assert_eq!(
         desk.steps(),
         [pull(2, 6)],
@@ -220,7 +220,7 @@ fn what_is_allowed_bounds_a_pull_and_the_next_follows_at_once() {
     );
     assert_eq!(desk.steps_at(99), [], "it is on its way");
     desk.arrive(4..=6);
-    desk.end(2, PullEnd::Spent);
+    desk.end(2, PullOutcome::Spent);
     desk.allowed = allow(2);
     assert_eq!(desk.pull().1, 2);
     desk.arrive(7..=8);
@@ -236,11 +236,11 @@ fn a_message_larger_than_what_is_allowed_is_asked_for_with_more_and_only_then_un
     desk.join(9, 30_000);
     desk.allowed = Allowance { bytes: 1000, ..allow(100) };
     desk.pull();
-    desk.end(1, PullEnd::TooLarge);
+    desk.end(1, PullOutcome::TooLarge);
     desk.allowed = Allowance { bytes: 100_000, ..allow(100) };
     let steps = desk.steps();
     assert!(matches!(steps[..], [Pull { batch: 9, max_bytes: Some(100_000), .. }]), "{steps:?}");
-    desk.end(2, PullEnd::TooLarge);
+    desk.end(2, PullOutcome::TooLarge);
     let steps = desk.steps();
     assert!(matches!(steps[..], [Pull { batch: 1, max_bytes: None, .. }]), "{steps:?}");
 }

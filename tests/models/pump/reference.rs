@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use fetch_proxy::pump::{PullEnd, WaiterId, Why};
+use fetch_proxy::pump::{PullOutcome, WaiterId, Why};
 
 pub(super) const OVERHEAD: u64 = 600;
 
@@ -24,7 +24,7 @@ pub(super) struct Want {
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct Limits {
+pub(super) struct PullLimits {
     pub(super) max_batch: u32,
     pub(super) max_expires: u64,
     pub(super) max_request_bytes: Option<u64>,
@@ -72,7 +72,7 @@ pub(super) struct Pull {
     got: u32,
     issued_at: u64,
     last_activity: u64,
-    covers: Option<WaiterId>,
+    waiters_before: Option<WaiterId>,
     whole: bool,
     /// It was allowed fewer bytes than wanted, or fewer messages.
     short_of_bytes: bool,
@@ -82,7 +82,7 @@ pub(super) struct Pull {
 
 #[derive(Debug)]
 pub(super) struct Reference {
-    pub(super) limits: Limits,
+    pub(super) limits: PullLimits,
     pub(super) waiters: Vec<Waiter>,
     pub(super) decided: VecDeque<Decided>,
     pub(super) parked: VecDeque<(Message, u64)>,
@@ -116,7 +116,7 @@ impl Waiter {
 }
 
 impl Reference {
-    pub(super) fn new(limits: Limits) -> Self {
+    pub(super) fn new(limits: PullLimits) -> Self {
         Self {
             limits,
             waiters: Vec::new(),
@@ -181,29 +181,29 @@ impl Reference {
         (self.whole, self.more_by) = (false, None);
     }
 
-    pub(super) fn ended(&mut self, no: u64, end: PullEnd, now: u64) {
+    pub(super) fn ended(&mut self, no: u64, end: PullOutcome, now: u64) {
         let Some(pull) = self.pull.take_if(|pull| pull.no == no) else { return };
         let was_uncapped = pull.max_bytes.is_none();
         let escalates = pull.got == 0 && pull.short_of_bytes && !pull.whole;
         let (plain, uncapped, pause) = match end {
-            PullEnd::Done => {
-                self.told = pull.covers;
+            PullOutcome::Done => {
+                self.told = pull.waiters_before;
                 let early = pull.got == 0 && 2 * (now - pull.issued_at) < pull.expires;
                 (false, false, if early { (100, 100) } else { (0, 0) })
             }
-            PullEnd::RequestsPending => (true, was_uncapped, (5, 50)),
-            PullEnd::Spent => (false, false, (0, 0)),
-            PullEnd::TooLarge if pull.got > 0 || escalates => (false, false, (0, 0)),
-            PullEnd::TooLarge if was_uncapped => (false, true, (100, 100)),
-            PullEnd::TooLarge => (false, true, (0, 0)),
-            PullEnd::ApiError => (!pull.no_wait, was_uncapped, (100, 100)),
+            PullOutcome::RequestsPending => (true, was_uncapped, (5, 50)),
+            PullOutcome::Spent => (false, false, (0, 0)),
+            PullOutcome::TooLarge if pull.got > 0 || escalates => (false, false, (0, 0)),
+            PullOutcome::TooLarge if was_uncapped => (false, true, (100, 100)),
+            PullOutcome::TooLarge => (false, true, (0, 0)),
+            PullOutcome::Refused => (!pull.no_wait, was_uncapped, (100, 100)),
         };
-        let limit = end == PullEnd::Spent || end == PullEnd::TooLarge && !uncapped;
+        let limit = end == PullOutcome::Spent || end == PullOutcome::TooLarge && !uncapped;
         self.more_by = (limit && pull.short).then_some(now + 5);
         self.whole = match end {
-            PullEnd::TooLarge => escalates,
-            PullEnd::RequestsPending | PullEnd::ApiError => pull.whole,
-            PullEnd::Done | PullEnd::Spent => false,
+            PullOutcome::TooLarge => escalates,
+            PullOutcome::RequestsPending | PullOutcome::Refused => pull.whole,
+            PullOutcome::Done | PullOutcome::Spent => false,
         };
         self.pause = (now + pause.0, now + pause.1);
         (self.plain, self.uncapped) = (plain, uncapped);
@@ -212,7 +212,7 @@ impl Reference {
     /// Time passes for the pull and for what is parked.
     pub(super) fn settle(&mut self, now: u64) {
         if let Some(pull) = self.pull.as_ref().filter(|pull| now >= pull.ends_at()) {
-            self.ended(pull.no, PullEnd::Done, now);
+            self.ended(pull.no, PullOutcome::Done, now);
         }
         self.serve(now);
     }
@@ -351,7 +351,7 @@ impl Reference {
             got: 0,
             issued_at: now,
             last_activity: now,
-            covers: self.waiters.last().map(|waiter| waiter.id),
+            waiters_before: self.waiters.last().map(|waiter| waiter.id),
             whole: self.whole,
             short_of_bytes,
             short: short_of_bytes || batch < demand,

@@ -9,12 +9,12 @@ use std::{
 
 use fetch_proxy::{
     broker::{
-        AckPolicy, AckPublish, AckSubject, Arrival, Broker, BrokerError, Confirmation,
-        ConsumerInfo, ConsumerName, Delivery, Denial, End, Inbox, InfoError, JetStream, Leader,
-        Link, News, Place, Pull, Search, Server, Unreadable, Verdict,
+        AckKind, AckPolicy, AckPublish, AckSubject, Arrival, Broker, BrokerError, Confirmation,
+        ConnectionKind, ConsumerInfo, ConsumerName, Delivery, Denial, Inbox, InboxEvent, InfoError,
+        JetStream, Leader, Link, PullEnd, PullRequest, Search, Server, Unreadable,
     },
     clock,
-    lessor::Limits,
+    lessor::LeaseLimits,
 };
 use tokio::sync::{Notify, watch};
 
@@ -34,8 +34,8 @@ pub enum Fault {
 }
 
 /// What a lessor of a test takes on, where the test does not care.
-pub fn limits() -> Limits {
-    Limits {
+pub fn limits() -> LeaseLimits {
+    LeaseLimits {
         max_leases: 100,
         max_leases_per_consumer: usize::MAX,
         max_lease: Duration::from_secs(3600),
@@ -80,18 +80,18 @@ struct State {
     age: Option<Duration>,
     counts: BTreeMap<u64, u64>,
     faults: VecDeque<Fault>,
-    published: Vec<Verdict>,
+    published: Vec<AckKind>,
     /// INFO is not answered.
     silent: bool,
     info_delay: Duration,
-    refusal: Option<End>,
+    refusal: Option<PullEnd>,
     lose_pulls: bool,
     told: Option<u64>,
     /// Stream sequences of messages that break every connection.
     poison: BTreeSet<u64>,
     sight: Sight,
     looks: usize,
-    opened: Vec<Place>,
+    opened: Vec<ConnectionKind>,
     /// The shared connection, and the last one that is broken.
     epoch: u64,
     broken: u64,
@@ -130,9 +130,9 @@ pub fn up(epoch: u64) -> Link {
 }
 
 /// The same, where other replicas may have said something unheard.
-pub fn up_again(epoch: u64, heard: u64) -> Link {
+pub fn up_again(epoch: u64, bus_epoch: u64) -> Link {
     let (id, version) = ("fake".into(), "2.15.1".into());
-    Link::Up(Arc::new(Server { epoch, heard, id, version, max_payload: 1 << 20 }))
+    Link::Up(Arc::new(Server { epoch, bus_epoch, id, version, max_payload: 1 << 20 }))
 }
 
 impl FakeBroker {
@@ -210,7 +210,7 @@ impl FakeBroker {
     }
 
     /// Where the inboxes were opened so far.
-    pub fn opened(&self) -> Vec<Place> {
+    pub fn opened(&self) -> Vec<ConnectionKind> {
         self.state().opened.clone()
     }
 
@@ -226,7 +226,7 @@ impl FakeBroker {
     }
 
     /// What was published to ack subjects so far.
-    pub fn published(&self) -> Vec<Verdict> {
+    pub fn published(&self) -> Vec<AckKind> {
         self.state().published.clone()
     }
 
@@ -236,7 +236,7 @@ impl FakeBroker {
     }
 
     /// The next pull is told this and brings nothing.
-    pub fn refuse_a_pull(&self, end: End) {
+    pub fn refuse_a_pull(&self, end: PullEnd) {
         self.state().refusal = Some(end);
         self.0.changed.notify_waiters();
     }
@@ -343,7 +343,7 @@ impl State {
     fn meet(&mut self, order: &AckPublish, fault: Option<Fault>) -> Result<(), BrokerError> {
         let gone = self.info.is_none();
         if fault != Some(Fault::Unsent) {
-            self.published.push(order.verdict.clone());
+            self.published.push(order.kind.clone());
         }
         match fault {
             Some(Fault::Unsent) => return Err(BrokerError::Unsent("scripted".into())),
@@ -360,11 +360,11 @@ impl State {
         let sequence: u64 = tokens[5].parse().unwrap();
         let Some(info) = &self.info else { return };
         let Some(pending) = self.pending.get_mut(&sequence) else { return };
-        match &order.verdict {
-            Verdict::Ack | Verdict::Term(_) => drop(self.pending.remove(&sequence)),
-            Verdict::Nak(None) => self.again.push_back(sequence),
-            Verdict::Nak(Some(delay)) => pending.due = now + *delay,
-            Verdict::Progress => pending.due = now + info.ack_wait,
+        match &order.kind {
+            AckKind::Ack | AckKind::Term(_) => drop(self.pending.remove(&sequence)),
+            AckKind::Nak(None) => self.again.push_back(sequence),
+            AckKind::Nak(Some(delay)) => pending.due = now + *delay,
+            AckKind::Progress => pending.due = now + info.ack_wait,
         }
     }
 }
@@ -397,7 +397,11 @@ impl Broker for FakeBroker {
         told
     }
 
-    async fn open(&self, name: &ConsumerName, place: Place) -> Result<FakeInbox, BrokerError> {
+    async fn open(
+        &self,
+        name: &ConsumerName,
+        place: ConnectionKind,
+    ) -> Result<FakeInbox, BrokerError> {
         let mut state = self.state();
         state.opened.push(place);
         let epoch = state.epoch;
@@ -472,8 +476,8 @@ impl Broker for FakeBroker {
 pub struct FakeInbox {
     broker: FakeBroker,
     /// The open pull, what it has brought, and when it ends.
-    pull: Option<(Pull, u32, Instant)>,
-    place: Place,
+    pull: Option<(PullRequest, u32, Instant)>,
+    place: ConnectionKind,
     epoch: u64,
     broken: bool,
     /// Nothing is for its consumer.
@@ -481,13 +485,13 @@ pub struct FakeInbox {
 }
 
 impl Inbox for FakeInbox {
-    async fn pull(&mut self, pull: Pull) -> Result<(), BrokerError> {
+    async fn pull(&mut self, pull: PullRequest) -> Result<(), BrokerError> {
         let lost = self.broker.state().lose_pulls;
         self.pull = (!lost).then(|| (pull, 0, clock::now() + pull.expires));
         Ok(())
     }
 
-    async fn next(&mut self, into: &mut Vec<Arrival>) -> News {
+    async fn next(&mut self, into: &mut Vec<Arrival>) -> InboxEvent {
         let shared = self.broker.0.clone();
         loop {
             let changed = shared.changed.notified();
@@ -495,10 +499,10 @@ impl Inbox for FakeInbox {
             changed.as_mut().enable();
             let wake = if self.gone() { None } else { self.look(into) };
             if !into.is_empty() {
-                return News::Arrived;
+                return InboxEvent::Arrived;
             }
             if self.gone() {
-                return News::Broken;
+                return InboxEvent::Broken;
             }
             tokio::select! {
                 () = changed => {}
@@ -511,28 +515,28 @@ impl Inbox for FakeInbox {
 impl FakeInbox {
     fn gone(&self) -> bool {
         let broken = self.broker.state().broken;
-        self.broken || self.place == Place::Shared && self.epoch <= broken
+        self.broken || self.place == ConnectionKind::Shared && self.epoch <= broken
     }
 
     /// Takes what the open pull brings now; when to look again if nothing changes.
     fn look(&mut self, into: &mut Vec<Arrival>) -> Option<Instant> {
         if let Some(no) = self.broker.state().told.take() {
-            into.push(Arrival::End { no, end: End::Done });
+            into.push(Arrival::End { no, end: PullEnd::Done });
         }
         let (pull, mut got, ends) = self.pull.take()?;
         let now = clock::now();
         let mut state = self.broker.0.state.lock().unwrap();
-        let gone = state.info.is_none().then_some(End::ConsumerGone);
+        let gone = state.info.is_none().then_some(PullEnd::ConsumerGone);
         let mut end = state.refusal.take().or(gone);
         while end.is_none() && got < pull.batch && !self.idle {
             let size = state.messages.get(state.next).map_or(0, |message| message.len() as u64);
             if pull.max_bytes.is_some_and(|most| size > most) {
-                end = Some(End::TooLarge);
+                end = Some(PullEnd::TooLarge);
             } else if let Some(delivery) = state.deliver(now) {
                 if state.poison.contains(&delivery.stream_sequence) {
                     match self.place {
-                        Place::Apart => self.broken = true,
-                        Place::Shared => state.break_shared(&self.broker.0.link),
+                        ConnectionKind::Dedicated => self.broken = true,
+                        ConnectionKind::Shared => state.break_shared(&self.broker.0.link),
                     }
                     return None;
                 }
@@ -547,7 +551,7 @@ impl FakeInbox {
             return None;
         }
         if now >= ends || got > 0 && pull.no_wait {
-            end = end.or(Some(End::Done));
+            end = end.or(Some(PullEnd::Done));
         }
         if let Some(end) = end {
             into.push(Arrival::End { no: pull.no, end });
