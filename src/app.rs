@@ -50,19 +50,19 @@ use crate::{
 
 /// What is under way may take this long at the very end; so may questions of other replicas, then
 /// flushing to NATS, then those who still ask for health.
-const FLUSH: Duration = Duration::from_secs(2);
+const FINAL_STEP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Signals that come closer than this to the first are one with it.
-const MOMENT: Duration = Duration::from_secs(1);
+const DOUBLE_SIGNAL_WINDOW: Duration = Duration::from_secs(1);
 
 /// Handing leases over takes no longer than this.
-const HANDOVER: Duration = Duration::from_secs(10);
+const HANDOVER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often it is looked whether this replica fits in with the others.
-const LOOK: Duration = Duration::from_secs(1);
+const READINESS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Where the service listens.
 #[derive(Debug, Clone, Copy)]
-pub struct Bound {
+pub struct BoundAddresses {
     /// For clients.
     pub grpc: SocketAddr,
     /// For operators and probes.
@@ -93,10 +93,10 @@ pub enum AppError {
 ///
 /// # Errors
 /// See [`AppError`]. That NATS is away is not one: the service starts, and says so in its health.
-pub async fn run(config: Serve, ready: impl FnOnce(Bound)) -> Result<(), AppError> {
+pub async fn run(config: Serve, ready: impl FnOnce(BoundAddresses)) -> Result<(), AppError> {
     let mut signals = Signals::listen().map_err(AppError::System)?;
-    let room = fd_limit::allow(config.edge.max_connections);
-    if let Some(fd_limit::Short { allowed, needed }) = room.short {
+    let room = fd_limit::raise(config.edge.max_connections);
+    if let Some(fd_limit::FdLimitTooLow { allowed, needed }) = room.short {
         tracing::warn!(
             allowed,
             needed,
@@ -109,7 +109,7 @@ pub async fn run(config: Serve, ready: impl FnOnce(Bound)) -> Result<(), AppErro
     let grpc = listening::listen(config.listen).await?;
     let ops = listening::listen(config.ops_listen).await?;
     let local = |listener: &TcpListener| listener.local_addr().map_err(AppError::System);
-    let bound = Bound { grpc: local(&grpc)?, ops: local(&ops)? };
+    let bound = BoundAddresses { grpc: local(&grpc)?, ops: local(&ops)? };
 
     let nats_tasks = TaskTracker::new();
     let lessor = Lessor::start(Nats::start(config.nats, &nats_tasks), config.limits);
@@ -148,22 +148,22 @@ pub async fn run(config: Serve, ready: impl FnOnce(Bound)) -> Result<(), AppErro
     let drain = Drain { lessor, peers: &peers, health: &health, stop_grpc, delay };
     let ending = async {
         drain.run(told_at + config.drain_delay + config.drain_timeout, &mut listeners).await;
-        if timeout(FLUSH, background.end(&peers)).await.is_err() {
+        if timeout(FINAL_STEP_TIMEOUT, background.end(&peers)).await.is_err() {
             tracing::warn!("drain timeout: questions of other replicas were still open");
         }
-        lessor.broker().close(clock::now() + FLUSH).await;
+        lessor.broker().close(clock::now() + FINAL_STEP_TIMEOUT).await;
         nats_tasks.close();
-        if timeout(FLUSH, nats_tasks.wait()).await.is_err() {
+        if timeout(FINAL_STEP_TIMEOUT, nats_tasks.wait()).await.is_err() {
             tracing::warn!("drain timeout: connections to NATS were still open");
         }
         // Health is told to the very end.
-        let _ = stop_ops.send(clock::now() + FLUSH);
+        let _ = stop_ops.send(clock::now() + FINAL_STEP_TIMEOUT);
         listeners.join_next().await;
     };
     tokio::select! {
         () = ending => tracing::info!("drained"),
         // The last steps take seconds as well.
-        () = signals.next_after(told_at + MOMENT) => {
+        () = signals.next_after(told_at + DOUBLE_SIGNAL_WINDOW) => {
             tracing::warn!("second signal: ending at once");
         }
     }
@@ -218,7 +218,7 @@ async fn follow<B: Broker + Bus>(
         tokio::select! {
             next = lessor.broker().link_change(&link) => link = next,
             () = clock::sleep_until(changes_at) => {}
-            () = tokio::time::sleep(LOOK) => {}
+            () = tokio::time::sleep(READINESS_INTERVAL) => {}
         }
     }
 }
@@ -268,7 +268,7 @@ impl<B: Broker + Bus> Drain<'_, B> {
             tracing::warn!("drain timeout: Fetch calls were still open");
         }
         // To whoever stays; where nobody does, the leases are waited for here.
-        let handed_over = self.peers.hand_over(until.min(clock::now() + HANDOVER)).await;
+        let handed_over = self.peers.hand_over(until.min(clock::now() + HANDOVER_TIMEOUT)).await;
         tracing::debug!(handed_over, "nothing is granted any more");
         if timeout_at(until.into(), self.lessor.settled()).await.is_err() {
             let leases = self.lessor.held();
@@ -281,7 +281,7 @@ impl<B: Broker + Bus> Drain<'_, B> {
         let _ = self.stop_grpc.send(until);
         // The first to end is the listener for clients: the other is not told to.
         listeners.join_next().await;
-        if timeout_at((until + FLUSH).into(), self.lessor.close()).await.is_err() {
+        if timeout_at((until + FINAL_STEP_TIMEOUT).into(), self.lessor.close()).await.is_err() {
             tracing::warn!("drain timeout: settlements were still under way");
         }
     }
@@ -316,8 +316,8 @@ fn introduce(config: &Serve, owner: InstanceId) {
 }
 
 /// Says where the service listens: in the log, and in a file for whoever started it.
-fn announce(bound: Bound, file: Option<&Path>) -> Result<(), AppError> {
-    let Bound { grpc, ops } = bound;
+fn announce(bound: BoundAddresses, file: Option<&Path>) -> Result<(), AppError> {
+    let BoundAddresses { grpc, ops } = bound;
     tracing::info!(%grpc, %ops, "listening");
     if !grpc.ip().is_loopback() {
         tracing::warn!(

@@ -8,7 +8,7 @@ use std::{future::Future, time::Instant};
 use bytes::Bytes;
 
 /// What all subjects between replicas begin with.
-pub const PREFIX: &str = "_fetchproxy.";
+pub const SUBJECT_PREFIX: &str = "_fetchproxy.";
 
 /// Carries messages between replicas.
 pub trait Bus: Send + Sync + 'static {

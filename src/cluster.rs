@@ -39,8 +39,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
-    clocks::Clocks,
-    compatibility::Service,
+    clocks::PeerClocks,
+    compatibility::ServiceHistory,
     handover::Prepared,
     members::Members,
     ownership::Ownership,
@@ -53,7 +53,7 @@ pub use self::{
 };
 use crate::{
     broker::Broker,
-    bus::{Bus, Incoming, PREFIX, RequestError},
+    bus::{Bus, Incoming, RequestError, SUBJECT_PREFIX},
     clock,
     keys::Keys,
     lessor::{Lessor, Telling},
@@ -61,25 +61,25 @@ use crate::{
     token::{InstanceId, KeyId},
 };
 
-const SETTLE: &str = "settle";
-const HANDOVER: &str = "handover";
+const SETTLE_SUBJECT: &str = "settle";
+const HANDOVER_SUBJECT: &str = "handover";
 /// How often each replica is heard of.
-const BEAT: Duration = Duration::from_secs(1);
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// An owner between two NATS servers has no subscription for a moment (seen in 12 of 20 such hops),
 /// so nobody is asked again after these.
-const AGAIN: [Duration; 3] =
+const NOBODY_RETRIES: [Duration; 3] =
     [Duration::from_millis(100), Duration::from_millis(300), Duration::from_millis(700)];
 /// Questions that are looked into at once; more are not answered, and asked again by their clients.
-const MOST_QUESTIONS: usize = 10_000;
+const MAX_CONCURRENT_REQUESTS: usize = 10_000;
 /// A replica that has handed its leases over passes on for this long what it still hears of them.
-const PASSING_ON: Duration = Duration::from_secs(1);
+const FORWARDING_TIME: Duration = Duration::from_secs(1);
 /// From a beat to the answer to somebody new, at least: whoever may publish here can be somebody new
 /// as often as they like.
-const GAP: Duration = Duration::from_millis(100);
+const MIN_HEARTBEAT_GAP: Duration = Duration::from_millis(100);
 /// Strangers are warned of once in this time, however long they stay.
-const STRANGERS_AGAIN: Duration = Duration::from_secs(600);
+const INCOMPATIBLE_WARNING_INTERVAL: Duration = Duration::from_secs(600);
 /// Until it has run for this long, a replica has not heard of all others.
-const ACQUAINTED: Duration = Duration::from_secs(3);
+const DISCOVERY_TIME: Duration = Duration::from_secs(3);
 
 /// This replica among the others.
 pub struct Peers<B: Broker + Bus> {
@@ -98,8 +98,8 @@ pub struct Peers<B: Broker + Bus> {
     /// What the others are to be told of consumers; taken by who runs.
     sightings: Mutex<Option<UnboundedReceiver<Telling>>>,
     members: Mutex<Members>,
-    service: Mutex<Service>,
-    clocks: Mutex<Clocks>,
+    service: Mutex<ServiceHistory>,
+    clocks: Mutex<PeerClocks>,
     /// The uptime in our last beat.
     beaten: AtomicU64,
     recent: Mutex<Recent>,
@@ -156,7 +156,7 @@ impl<B: Broker + Bus> Peers<B> {
             recent: Mutex::default(),
             speak: Notify::new(),
             unopened: LogThrottle::default(),
-            strangers: LogThrottle::every(STRANGERS_AGAIN),
+            strangers: LogThrottle::every(INCOMPATIBLE_WARNING_INTERVAL),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         })
@@ -178,8 +178,8 @@ impl<B: Broker + Bus> Peers<B> {
         question: &[u8],
         until: Instant,
     ) -> Result<Vec<u8>, Unanswered> {
-        let subject = self.subject(owner, SETTLE);
-        let mut again = AGAIN.into_iter();
+        let subject = self.subject(owner, SETTLE_SUBJECT);
+        let mut again = NOBODY_RETRIES.into_iter();
         loop {
             match self.ask_once(&subject, question, until).await {
                 Err(Unanswered::Nobody) => {}
@@ -221,7 +221,7 @@ impl<B: Broker + Bus> Peers<B> {
     {
         self.listen();
         let mut sightings = lock(&self.sightings).take();
-        let mut beat = interval(BEAT);
+        let mut beat = interval(HEARTBEAT_INTERVAL);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut spoke, mut speak_at) = (None, None);
         loop {
@@ -232,7 +232,7 @@ impl<B: Broker + Bus> Peers<B> {
                 }
                 () = self.speak.notified() => {
                     let now = clock::now();
-                    speak_at = spoke.map_or(Some(now), |spoke: Instant| Some(now.max(spoke + GAP)));
+                    speak_at = spoke.map_or(Some(now), |spoke: Instant| Some(now.max(spoke + MIN_HEARTBEAT_GAP)));
                 }
                 () = clock::sleep_until(speak_at) => {
                     self.beat().await;
@@ -252,7 +252,7 @@ impl<B: Broker + Bus> Peers<B> {
     pub async fn close(&self) {
         let left = self.names().left();
         if let Some((_, left)) = left {
-            clock::sleep_until(Some(left + PASSING_ON)).await;
+            clock::sleep_until(Some(left + FORWARDING_TIME)).await;
         }
         self.stop.cancel();
         self.tasks.close();
@@ -307,11 +307,11 @@ impl<B: Broker + Bus> Peers<B> {
         let Some(asked) = message.get(5..29).and_then(|nonce| nonce.try_into().ok()) else {
             return;
         };
-        if !self.is_new(asked) || self.tasks.len() >= MOST_QUESTIONS {
+        if !self.is_new(asked) || self.tasks.len() >= MAX_CONCURRENT_REQUESTS {
             return;
         }
         let peers = self.clone();
-        let answer: Answering = if subject.ends_with(HANDOVER) {
+        let answer: Answering = if subject.ends_with(HANDOVER_SUBJECT) {
             let peers = self.clone();
             Box::pin(async move { peers.inherit(question).await })
         } else if subject.ends_with(SIGHTING) {
@@ -324,7 +324,7 @@ impl<B: Broker + Bus> Peers<B> {
             let (Some(answer), Ok(nonce)) = (answer.await, nonce()) else { return };
             let channel = answer_to(&subject, asked);
             let frame = peers.keys.sealer().seal_frame(&channel, &answer, nonce);
-            let until = clock::now() + BEAT;
+            let until = clock::now() + HEARTBEAT_INTERVAL;
             peers.lessor.broker().publish(&reply, frame.into(), until).await;
         });
     }
@@ -338,7 +338,8 @@ impl<B: Broker + Bus> Peers<B> {
     /// Somebody may answer for this name in a moment.
     fn may_be_there(&self, owner: InstanceId) -> bool {
         let now = clock::now();
-        now.duration_since(self.started.1) < ACQUAINTED || self.members().answers_for(owner, now)
+        now.duration_since(self.started.1) < DISCOVERY_TIME
+            || self.members().answers_for(owner, now)
     }
 
     fn members(&self) -> MutexGuard<'_, Members> {
@@ -346,13 +347,13 @@ impl<B: Broker + Bus> Peers<B> {
     }
 
     fn subject(&self, name: InstanceId, what: &str) -> String {
-        format!("{PREFIX}{}.{name}.{what}", self.cluster)
+        format!("{SUBJECT_PREFIX}{}.{name}.{what}", self.cluster)
     }
 
     fn listen(&self) {
         let names = self.names().heard();
-        let asked = names.into_iter().map(|name| self.subject(name, SETTLE));
-        let of_us = [HANDOVER, SIGHTING].map(|what| self.subject(self.us, what));
+        let asked = names.into_iter().map(|name| self.subject(name, SETTLE_SUBJECT));
+        let of_us = [HANDOVER_SUBJECT, SIGHTING].map(|what| self.subject(self.us, what));
         let all = std::iter::once(self.beat_subject()).chain(of_us);
         self.lessor.broker().subscribe(asked.chain(all).collect());
     }

@@ -25,12 +25,12 @@ use crate::{
 };
 
 /// It is part of every subject between replicas.
-const LONGEST_CLUSTER: usize = 64;
+const MAX_CLUSTER_NAME: usize = 64;
 /// Below, hardly a message fits; above, no server lets so much wait for one client.
 const PULL_BYTES: std::ops::RangeInclusive<usize> = (64 << 10)..=(1 << 30);
 
 /// Calls that one connection of a client may have open; more wait at the client.
-const MOST_STREAMS: u32 = 1000;
+const MAX_CLIENT_STREAMS: u32 = 1000;
 /// The largest request, 4 MiB, must find room while others are read.
 const LEAST_REQUEST_BYTES: usize = 8 * 1024 * 1024;
 /// The largest answer is in memory twice.
@@ -127,7 +127,7 @@ impl Serve {
             return invalid("--settle-timeout must be at least 100ms");
         }
         let bad = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '.' | '*' | '>');
-        if cluster.is_empty() || cluster.len() > LONGEST_CLUSTER || cluster.contains(bad) {
+        if cluster.is_empty() || cluster.len() > MAX_CLUSTER_NAME || cluster.contains(bad) {
             return invalid("--cluster must be one token of a NATS subject, 64 bytes at most");
         }
         if let Some(folder) = ports_file.as_ref().filter(|file| file.is_dir()) {
@@ -153,7 +153,7 @@ impl Serve {
                 max_connections,
                 max_age: Some(max_connection_age).filter(|age| !age.is_zero()),
                 max_idle: None,
-                max_streams: MOST_STREAMS,
+                max_streams: MAX_CLIENT_STREAMS,
                 http1: false,
             },
             calls: CallLimits { max_calls, max_waiters, max_request_bytes, max_answer_bytes },

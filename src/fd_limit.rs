@@ -15,18 +15,18 @@ const OURSELVES: usize = 100;
 
 /// The connections for which there are files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Room {
+pub struct ConnectionRoom {
     /// Connections of clients, beside those that are turned away.
     pub connections: usize,
     /// Connections of operators and probes.
     pub probes: usize,
     /// There are fewer files than are needed for all.
-    pub short: Option<Short>,
+    pub short: Option<FdLimitTooLow>,
 }
 
 /// Fewer files may be open than could be needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Short {
+pub struct FdLimitTooLow {
     /// So many may be open.
     pub allowed: usize,
     /// So many are open with all connections taken.
@@ -35,7 +35,7 @@ pub struct Short {
 
 /// Raises the limit as far as it goes, and says what there is room for, at most so many connections of
 /// clients.
-pub fn allow(connections: usize) -> Room {
+pub fn raise(connections: usize) -> ConnectionRoom {
     let limit = getrlimit(Resource::Nofile);
     // What is refused leaves the limit as it was.
     let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).is_ok();
@@ -47,10 +47,10 @@ pub fn allow(connections: usize) -> Room {
     )
 }
 
-fn room(allowed: usize, connections: usize) -> Room {
+fn room(allowed: usize, connections: usize) -> ConnectionRoom {
     let needed = connections.saturating_add(turned_away(connections)) + PROBES + OURSELVES;
     if needed <= allowed {
-        return Room { connections, probes: PROBES, short: None };
+        return ConnectionRoom { connections, probes: PROBES, short: None };
     }
     // What we need comes first: at least half of what is little.
     let left = allowed - OURSELVES.min(allowed / 2);
@@ -58,8 +58,8 @@ fn room(allowed: usize, connections: usize) -> Room {
     let left = left - probes.min(left);
     // As `turned_away` has it: an eighth more, and eight.
     let room = left.saturating_sub(turned_away(0)) * 8 / 9;
-    let short = Some(Short { allowed, needed });
-    Room { connections: connections.min(room).max(1), probes, short }
+    let short = Some(FdLimitTooLow { allowed, needed });
+    ConnectionRoom { connections: connections.min(room).max(1), probes, short }
 }
 
 #[cfg(test)]
@@ -69,7 +69,7 @@ mod tests {
     #[test]
     fn with_enough_files_all_connections_are_taken() {
         let room = room(11_614, 10_000);
-        assert_eq!(room, Room { connections: 10_000, probes: 256, short: None });
+        assert_eq!(room, ConnectionRoom { connections: 10_000, probes: 256, short: None });
     }
 
     #[test]

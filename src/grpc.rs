@@ -30,7 +30,7 @@ mod status;
 mod unwritten;
 
 pub use self::{
-    budget::Short,
+    budget::ExhaustedScope,
     calls::CallLimits,
     decode::{
         DEFAULT_MAX_BYTES, DEFAULT_WAIT, LEAST_MAX_BYTES, LONGEST_DELAY, LONGEST_LINGER,
@@ -45,7 +45,7 @@ pub use self::{
     route::Router,
     server::{ContractError, serve},
     service::Service,
-    status::{ApiError, Counted, DOMAIN, REASON_TRAILER, Reason},
+    status::{ApiError, BudgetKind, DOMAIN, REASON_TRAILER, Reason},
 };
 
 /// The service's full name, as health and reflection call it.

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// How often the file is looked at.
-const LOOK: Duration = Duration::from_secs(2);
+const KEY_FILE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The keys of this replica.
 #[derive(Debug)]
@@ -116,7 +116,7 @@ impl Keys {
     pub async fn follow(&self, stop: CancellationToken) {
         let Some(file) = &self.file else { return };
         let (mut reader, mut told) = (Reader::new(file.clone()), None);
-        while stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
+        while stop.run_until_cancelled(tokio::time::sleep(KEY_FILE_INTERVAL)).await.is_some() {
             let Some(read) = stop.run_until_cancelled(reader.read()).await else { return };
             let taken = read
                 .map_err(|error| KeysError::Unreadable(file.clone(), error))

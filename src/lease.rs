@@ -55,7 +55,7 @@ use self::{
 };
 pub use self::{
     handover::{Adopted, AdoptedLeases, Found, OutcomeSlice},
-    time::{ack_wait_of, margin},
+    time::{MAX_MARGIN, ack_wait_of, margin},
     types::{
         Assigned, BeginResult, ConsumerId, Due, GivenBack, LeaseError, LeaseId, LeaseSnapshot,
         LeaseStatus, PublishOutcome, SettleKind, SnapshotExpiry, Terms,

@@ -53,11 +53,11 @@ pub use self::{
     spec::{ConsumerSpec, SHORTEST_ACK_WAIT},
 };
 use self::{
-    consumer::{Answer, Command, ConsumerHandle, ConsumerTask, Ticket},
+    consumer::{ConsumerCommand, ConsumerHandle, ConsumerTask, FetchAnswer, Ticket},
     delivery::LeaseRequest,
     shares::Shares,
     table::{HeldDelivery, SharedLeaseTable},
-    unsettled::Unsettled,
+    unsettled::UnsettledLog,
 };
 use crate::{
     broker::{Broker, ConsumerName},
@@ -68,12 +68,12 @@ use crate::{
 };
 
 /// Consumers that may have a connection of their own at once.
-const APART: usize = 64;
+const MAX_DEDICATED_CONNECTIONS: usize = 64;
 /// Looks for unreadable messages at once: each brings up to 4 MiB at a time, before acks.
-const LOOKS: usize = 4;
+const MAX_POISON_SEARCHES: usize = 4;
 
 /// Lines of the log in ten seconds that say which consumer cannot be read.
-const LINES: u32 = 10;
+const UNREADABLE_LINES_PER_TEN_SECONDS: u32 = 10;
 
 /// How much a lessor takes on.
 #[derive(Debug, Clone)]
@@ -111,7 +111,7 @@ pub struct Shared<B: Broker> {
     /// Whether the log may say of one more consumer why it cannot be read.
     unread: LogThrottle,
     /// Who lets leases end, and whether the log may say so of one more.
-    unsettled: (Unsettled, LogThrottle),
+    unsettled: (UnsettledLog, LogThrottle),
     /// What was known of consumers whose feeds have ended while leases were held.
     left: Mutex<HashMap<ConsumerName, Arc<ConsumerSpec>>>,
     /// The way to the other replicas, if there can be any.
@@ -147,12 +147,15 @@ impl<B: Broker> Lessor<B> {
             table: SharedLeaseTable::new(limits.max_leases, limits.max_lease, clock::now()),
             waiters: Arc::new(Semaphore::new(limits.max_waiters.min(Semaphore::MAX_PERMITS))),
             shares: Shares::new(limits.max_pull_bytes),
-            apart: Arc::new(Semaphore::new(APART)),
-            looks: Semaphore::new(LOOKS),
+            apart: Arc::new(Semaphore::new(MAX_DEDICATED_CONNECTIONS)),
+            looks: Semaphore::new(MAX_POISON_SEARCHES),
             limits,
             handles: Mutex::default(),
-            unread: LogThrottle::few(LINES),
-            unsettled: (Unsettled::default(), LogThrottle::few(LINES)),
+            unread: LogThrottle::few(UNREADABLE_LINES_PER_TEN_SECONDS),
+            unsettled: (
+                UnsettledLog::default(),
+                LogThrottle::few(UNREADABLE_LINES_PER_TEN_SECONDS),
+            ),
             left: Mutex::default(),
             herald: OnceLock::new(),
             tickets: AtomicU64::new(0),
@@ -229,13 +232,13 @@ impl<B: Broker> Lessor<B> {
         ticket: Ticket,
         want: Want,
         lease: LeaseRequest,
-        reply: oneshot::Sender<Result<Answer, Error>>,
+        reply: oneshot::Sender<Result<FetchAnswer, Error>>,
     ) -> ConsumerHandle {
-        self.tell(name, Command::Join { ticket, want, lease, reply })
+        self.tell(name, ConsumerCommand::Join { ticket, want, lease, reply })
     }
 
     /// Tells the feed of a consumer something; one is started if there is none.
-    fn tell(&self, name: &ConsumerName, mut command: Command) -> ConsumerHandle {
+    fn tell(&self, name: &ConsumerName, mut command: ConsumerCommand) -> ConsumerHandle {
         let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let handle = handles.entry(name.clone()).or_insert_with(|| {

@@ -9,7 +9,7 @@ use std::{
 };
 
 /// Between one time and the next, at least, unless told otherwise.
-const AGAIN: Duration = Duration::from_secs(10);
+const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Remembers when it was last said, and how often since then.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub struct LogThrottle {
 /// Once in ten seconds.
 impl Default for LogThrottle {
     fn default() -> Self {
-        Self::every(AGAIN)
+        Self::every(DEFAULT_INTERVAL)
     }
 }
 
@@ -53,7 +53,7 @@ impl LogThrottle {
 }
 
 /// Things that are remembered at once, 24 bytes each.
-const MOST: usize = 4096;
+const MAX_KEYS: usize = 4096;
 
 /// Remembers what was said, so that each is said once in a while, and only a few in ten seconds.
 #[derive(Debug)]
@@ -80,7 +80,7 @@ impl KeyedLogThrottle {
         if lately || !self.few.allow(now) {
             return false;
         }
-        if said.len() >= MOST {
+        if said.len() >= MAX_KEYS {
             said.clear();
         }
         said.insert(what, now);
@@ -124,9 +124,9 @@ mod tests {
     fn what_is_remembered_is_bounded() {
         let (firsts, start) =
             (KeyedLogThrottle::new(Duration::from_secs(3600), u32::MAX), clock::now());
-        for number in 0..3 * MOST {
+        for number in 0..3 * MAX_KEYS {
             assert!(firsts.allow(&number, start));
         }
-        assert!(firsts.said.lock().unwrap().len() <= MOST);
+        assert!(firsts.said.lock().unwrap().len() <= MAX_KEYS);
     }
 }

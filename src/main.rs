@@ -144,7 +144,7 @@ async fn develop(args: DevArgs) -> Result<(), Box<dyn std::error::Error + Send +
     dev::fill(&server, args.samples as usize).await?;
     let serve = Serve::load(args.serve(server.url())?)?;
     let nats = server.url().to_owned();
-    let hints = |bound: app::Bound| {
+    let hints = |bound: app::BoundAddresses| {
         let hints = dev::hints(bound.grpc, bound.ops, &nats, args.grpcurl.as_deref());
         // A closed terminal is no reason to stop serving, and one that takes nothing no reason to wait.
         let print = move || std::io::stdout().write_all(hints.as_bytes());

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use crate::broker::{JetStream, Link};
 
 /// NATS, or JetStream, may be lost for this long before the replica calls itself unready.
-pub const GRACE: Duration = Duration::from_secs(10);
+pub const OUTAGE_GRACE: Duration = Duration::from_secs(10);
 
 /// What health says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,15 +92,15 @@ impl Readiness {
     /// The verdict, and when it changes if nothing else happens.
     pub fn verdict(&self, now: Instant) -> (Verdict, Option<Instant>) {
         let not = |why: &str| (Verdict::NotServing(why.to_owned()), None);
-        let patient_until = self.lost_at.filter(|_| self.reached).map(|lost| lost + GRACE);
+        let patient_until = self.lost_at.filter(|_| self.reached).map(|lost| lost + OUTAGE_GRACE);
         match (&self.link, patient_until) {
             _ if self.draining => not("draining"),
             (Link::Unsupported(why), _) => not(why),
             _ if let Some(why) = &self.misfit => not(why),
             (Link::Up(_), _) => match &self.absent {
                 None => (Verdict::Serving, None),
-                Some((_, since)) if self.answered && now < *since + GRACE => {
-                    (Verdict::Serving, Some(*since + GRACE))
+                Some((_, since)) if self.answered && now < *since + OUTAGE_GRACE => {
+                    (Verdict::Serving, Some(*since + OUTAGE_GRACE))
                 }
                 Some((why, _)) => not(why),
             },
@@ -149,11 +149,11 @@ mod tests {
         let mut readiness = Readiness::new(up(), now);
         readiness.link(down(), now);
         readiness.link(Link::Down("other words".into()), now + Duration::from_secs(9));
-        let just_before = now + GRACE - Duration::from_nanos(1);
-        assert_eq!(readiness.verdict(just_before), (Verdict::Serving, Some(now + GRACE)));
-        assert!(!serving(&readiness, now + GRACE));
-        readiness.link(up(), now + GRACE);
-        assert!(serving(&readiness, now + GRACE));
+        let just_before = now + OUTAGE_GRACE - Duration::from_nanos(1);
+        assert_eq!(readiness.verdict(just_before), (Verdict::Serving, Some(now + OUTAGE_GRACE)));
+        assert!(!serving(&readiness, now + OUTAGE_GRACE));
+        readiness.link(up(), now + OUTAGE_GRACE);
+        assert!(serving(&readiness, now + OUTAGE_GRACE));
     }
 
     #[test]
@@ -167,11 +167,11 @@ mod tests {
         assert!(serving(&readiness, now));
         // It was there: a blip must not empty the Service.
         readiness.jetstream(&absent, now);
-        readiness.jetstream(&absent, now + GRACE / 2);
-        assert_eq!(readiness.verdict(now), (Verdict::Serving, Some(now + GRACE)));
-        assert!(!serving(&readiness, now + GRACE));
-        readiness.jetstream(&JetStream::There, now + GRACE);
-        assert!(serving(&readiness, now + GRACE));
+        readiness.jetstream(&absent, now + OUTAGE_GRACE / 2);
+        assert_eq!(readiness.verdict(now), (Verdict::Serving, Some(now + OUTAGE_GRACE)));
+        assert!(!serving(&readiness, now + OUTAGE_GRACE));
+        readiness.jetstream(&JetStream::There, now + OUTAGE_GRACE);
+        assert!(serving(&readiness, now + OUTAGE_GRACE));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use tokio::{
 
 /// How long a file may take to be read. Local files take less than a millisecond, those over a network
 /// some tens.
-const PATIENCE: Duration = Duration::from_secs(2);
+const READ_TIMEOUT: Duration = Duration::from_secs(2);
 /// Most bytes of such a file: 20,000 token keys.
 const LARGEST: u64 = 1024 * 1024;
 /// Mode bits of everybody who is neither the owner nor of the group.
@@ -91,7 +91,7 @@ fn at_start<T: Send + 'static>(
     let path = path.to_owned();
     // Nobody waits for this thread if it hangs: the process ends without it.
     thread::Builder::new().name("file".to_owned()).spawn(move || tell.send(look(&path)))?;
-    told.recv_timeout(PATIENCE).unwrap_or_else(|_| Err(too_slow()))
+    told.recv_timeout(READ_TIMEOUT).unwrap_or_else(|_| Err(too_slow()))
 }
 
 /// Reads one file again and again, never twice at once: of a file that hangs one thread waits.
@@ -117,7 +117,7 @@ impl Reader {
             let path = path.clone();
             spawn_blocking(move || read(&path))
         });
-        match timeout(PATIENCE, reading).await {
+        match timeout(READ_TIMEOUT, reading).await {
             Ok(read) => {
                 self.reading = None;
                 read.map_err(io::Error::other)?

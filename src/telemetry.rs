@@ -18,7 +18,7 @@ use crate::config::{LogArgs, LogFormat};
 
 /// Libraries that log, by `cargo tree -i tracing`. What they find worth a warning, a connection that
 /// was lost or a peer that misbehaves, is said here by whom it concerns, or is no concern.
-const QUIET: &str = "async_nats=off,h2=off,hyper_util=off,tonic=off,tower=off";
+const SILENCED_LIBRARIES: &str = "async_nats=off,h2=off,hyper_util=off,tonic=off,tower=off";
 /// The words that are a level, beside the libraries that a filter may name without one.
 const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
 
@@ -53,7 +53,8 @@ impl Log {
             _ => ("--log-level", args.log_level.clone()),
         };
         check(&typed).map_err(|why| LogError::Filter(name, why))?;
-        let typed = if name == "RUST_LOG" { typed } else { format!("{QUIET},{typed}") };
+        let typed =
+            if name == "RUST_LOG" { typed } else { format!("{SILENCED_LIBRARIES},{typed}") };
         let filter = EnvFilter::try_new(&typed);
         let filter = filter.map_err(|error| LogError::Filter(name, error.to_string()))?;
         let terminal = io::stderr().is_terminal();
@@ -93,7 +94,7 @@ impl Log {
 /// Which word that is, and what it could be, for people.
 fn check(filter: &str) -> Result<(), String> {
     let library = |word: &str| {
-        let quiet = QUIET.split(',').filter_map(|one| one.split('=').next());
+        let quiet = SILENCED_LIBRARIES.split(',').filter_map(|one| one.split('=').next());
         word.starts_with("fetch_proxy") || quiet.into_iter().any(|known| word.starts_with(known))
     };
     let level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));

@@ -29,7 +29,7 @@ const NONCE: usize = 24;
 const TAG: usize = 16;
 const HEAD: usize = 1 + KEY_ID + NONCE;
 /// No token of ours is longer: an ack subject is shorter than nats-server's longest control line.
-const LONGEST: usize = 8 * 1024;
+const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
 /// One start of one process: 8 random bytes, never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -132,7 +132,7 @@ impl Sealer {
     /// # Errors
     /// See [`OpenError`].
     pub fn open(&self, token: &str) -> Result<Claims<'static>, OpenError> {
-        if token.len() > LONGEST {
+        if token.len() > MAX_TOKEN_BYTES {
             return Err(OpenError::Invalid);
         }
         let mut bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| OpenError::Invalid)?;

@@ -5,7 +5,7 @@
 //!       heard here ◀── beat ── sent at s by its time of day, echo (u, h)
 //! ```
 //! Its clock showed at most `s - h` when ours was at `u`, and at least `s` when that was heard here.
-//! Clocks of others are kept relative to our uptime, which is never set: so it shows whose clock
+//! PeerClocks of others are kept relative to our uptime, which is never set: so it shows whose clock
 //! was set, and what is known of one that has gone holds on.
 //!
 //! 1. what is called off is off: no delay on the way can make it look so;
@@ -18,16 +18,16 @@ use std::{
 
 use crate::token::InstanceId;
 
-/// Clocks of two replicas may differ by this much.
-pub(super) const ALLOWED: Duration = Duration::from_millis(250);
+/// PeerClocks of two replicas may differ by this much.
+pub(super) const MAX_CLOCK_SKEW: Duration = Duration::from_millis(250);
 /// Beats that are looked at together: the quickest of them tells most.
 const READINGS: usize = 8;
 /// For how long the clock of a replica that has gone is remembered, and one that was set as it was
 /// before: tokens are settled without their owner until their lease's first end, an hour with the
 /// longest lease by default.
-const REMEMBERED: Duration = Duration::from_secs(24 * 3600);
+const CLOCK_MEMORY: Duration = Duration::from_secs(24 * 3600);
 /// Replicas whose clocks are remembered.
-const MOST: usize = 4096;
+const MAX_CLOCKS: usize = 4096;
 
 /// Microseconds; clocks are this far ahead of ours, or of our uptime.
 type Ahead = i64;
@@ -42,7 +42,7 @@ struct Bounds {
 
 /// One beat, as far as it tells the time.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Reading {
+pub(super) struct PeerReading {
     /// The time of day at which it was sent: microseconds since the Unix epoch.
     pub(super) sent: u64,
     /// Our uptime in the last beat of ours that it had heard, and how long before `sent` that was, in
@@ -101,16 +101,16 @@ struct Past {
 
 /// The clocks of the others, there or gone.
 #[derive(Debug, Default)]
-pub(super) struct Clocks {
+pub(super) struct PeerClocks {
     known: BTreeMap<InstanceId, Clock>,
 }
 
-impl Clocks {
+impl PeerClocks {
     /// A replica was heard.
     pub(super) fn hear(
         &mut self,
         from: InstanceId,
-        reading: Reading,
+        reading: PeerReading,
         ours: Ours,
         now: Instant,
     ) -> Option<News> {
@@ -124,12 +124,12 @@ impl Clocks {
         clock.heard = now;
         clock.read(reading, ours, now);
         let bounds = clock.now()?.less(ours.offset());
-        if bounds.are_beyond(ALLOWED) && !clock.told {
+        if bounds.are_beyond(MAX_CLOCK_SKEW) && !clock.told {
             clock.told = true;
             return Some(News::Off(bounds.middle() / 1000));
         }
         // Not to and fro at the very limit.
-        if clock.told && !bounds.are_beyond(ALLOWED / 2) {
+        if clock.told && !bounds.are_beyond(MAX_CLOCK_SKEW / 2) {
             clock.told = false;
             return Some(News::Well);
         }
@@ -140,10 +140,10 @@ impl Clocks {
     pub(super) fn trust(&self, replica: InstanceId, ours: Ours, now: Instant) -> Trust {
         let Some(clock) = self.known.get(&replica) else { return Trust::Unknown };
         let Some(bounds) = clock.now() else { return Trust::Unknown };
-        let past = clock.past.filter(|past| now.saturating_duration_since(past.at) < REMEMBERED);
+        let past = clock.past.filter(|past| now.saturating_duration_since(past.at) < CLOCK_MEMORY);
         let was = past.map(|past| past.bounds.less(ours.offset()));
         let is = bounds.less(ours.offset());
-        if is.are_beyond(ALLOWED) || was.is_some_and(|was| was.are_beyond(ALLOWED)) {
+        if is.are_beyond(MAX_CLOCK_SKEW) || was.is_some_and(|was| was.are_beyond(MAX_CLOCK_SKEW)) {
             let least = past.map_or(bounds.least, |past| past.bounds.least.min(bounds.least));
             let shows = least.saturating_add(micros(ours.uptime));
             return Trust::Off { least: u64::try_from(shows).unwrap_or(0) };
@@ -160,11 +160,11 @@ impl Clocks {
     }
 
     fn make_room(&mut self, from: InstanceId, now: Instant) {
-        if self.known.len() < MOST || self.known.contains_key(&from) {
+        if self.known.len() < MAX_CLOCKS || self.known.contains_key(&from) {
             return;
         }
-        self.known.retain(|_, clock| now.saturating_duration_since(clock.heard) < REMEMBERED);
-        while self.known.len() >= MOST
+        self.known.retain(|_, clock| now.saturating_duration_since(clock.heard) < CLOCK_MEMORY);
+        while self.known.len() >= MAX_CLOCKS
             && let Some((oldest, _)) = self.known.iter().min_by_key(|(_, clock)| clock.heard)
         {
             let oldest = *oldest;
@@ -174,7 +174,7 @@ impl Clocks {
 }
 
 impl Clock {
-    fn read(&mut self, reading: Reading, ours: Ours, now: Instant) {
+    fn read(&mut self, reading: PeerReading, ours: Ours, now: Instant) {
         let sent = micros(reading.sent);
         let bounds = Bounds {
             least: sent - micros(ours.uptime),
@@ -210,7 +210,7 @@ impl Clock {
 
 impl Past {
     fn and(past: Option<Self>, bounds: Bounds, at: Instant) -> Self {
-        let past = past.filter(|past| at.saturating_duration_since(past.at) < REMEMBERED);
+        let past = past.filter(|past| at.saturating_duration_since(past.at) < CLOCK_MEMORY);
         let Some(past) = past else { return Self { at, bounds, highest: bounds.most } };
         let least = past.bounds.least.max(bounds.least);
         let most = lower(past.bounds.most, bounds.most);
@@ -267,7 +267,7 @@ mod tests {
 
     /// Two replicas, both up since noon, and the way between them.
     struct Two {
-        clocks: Clocks,
+        clocks: PeerClocks,
         start: Instant,
         /// How far theirs, and ours, are ahead of what is true.
         theirs: i64,
@@ -279,7 +279,7 @@ mod tests {
 
     impl Two {
         fn new(theirs: i64, ours: i64) -> Self {
-            let (clocks, start) = (Clocks::default(), clock::now());
+            let (clocks, start) = (PeerClocks::default(), clock::now());
             Self { clocks, start, theirs, ours, uptime: SECOND, told: None }
         }
 
@@ -298,7 +298,7 @@ mod tests {
             let echo = echo.map(|(uptime, heard)| (uptime, self.uptime - heard));
             self.uptime += back;
             let (ours, now) = self.now();
-            self.clocks.hear(THEM, Reading { sent, echo }, ours, now)
+            self.clocks.hear(THEM, PeerReading { sent, echo }, ours, now)
         }
 
         fn trust(&self) -> Trust {
@@ -391,17 +391,17 @@ mod tests {
 
     #[test]
     fn the_clocks_of_few_are_remembered_the_last_ones_heard() {
-        let (mut clocks, now) = (Clocks::default(), clock::now());
-        for number in 0..2 * MOST as u64 {
+        let (mut clocks, now) = (PeerClocks::default(), clock::now());
+        for number in 0..2 * MAX_CLOCKS as u64 {
             let (from, at) = (InstanceId(number.to_be_bytes()), now + Duration::from_secs(number));
             let (reading, ours) = (
-                Reading { sent: u64::MAX, echo: Some((1, u64::MAX)) },
+                PeerReading { sent: u64::MAX, echo: Some((1, u64::MAX)) },
                 Ours { uptime: 1, time: 1 },
             );
             clocks.hear(from, reading, ours, at);
         }
-        assert_eq!(clocks.known.len(), MOST);
-        let last = InstanceId((2 * MOST as u64 - 1).to_be_bytes());
+        assert_eq!(clocks.known.len(), MAX_CLOCKS);
+        let last = InstanceId((2 * MAX_CLOCKS as u64 - 1).to_be_bytes());
         assert!(clocks.known.contains_key(&last));
     }
 }

@@ -33,17 +33,17 @@ use crate::token::{InstanceId, KeyId};
 /// A replica that has served for this long has heard every other, which beat once a second. Less
 /// than the time until a replica is taken for gone: who was ready because of its kin is established
 /// before it can miss that kin.
-const PROBATION: Duration = Duration::from_secs(3);
+const ESTABLISHED_AFTER: Duration = Duration::from_secs(3);
 
 /// How far this replica has come, and with which keys.
 #[derive(Debug, Default)]
-pub(super) struct Service {
+pub(super) struct ServiceHistory {
     /// Since when it has served without a break, and the keys that it had then.
     since: Option<(Instant, BTreeSet<KeyId>)>,
     established: BTreeSet<KeyId>,
 }
 
-impl Service {
+impl ServiceHistory {
     /// This replica serves, or does not; `vouched` is that it hears an established replica that
     /// shares a key with it. To be told at least once a second.
     pub(super) fn observe(
@@ -59,7 +59,7 @@ impl Service {
         }
         let same = |(_, before): &(Instant, BTreeSet<KeyId>)| !before.is_disjoint(keys);
         let since = self.since.take().filter(same).map_or(now, |(since, _)| since);
-        if vouched || now.saturating_duration_since(since) >= PROBATION {
+        if vouched || now.saturating_duration_since(since) >= ESTABLISHED_AFTER {
             self.established.clone_from(keys);
         }
         self.since = Some((since, keys.clone()));
@@ -405,20 +405,20 @@ mod tests {
     #[test]
     fn a_replica_is_established_after_three_seconds_or_at_once_beside_its_kin() {
         let (start, keys) = (clock::now(), BTreeSet::from([A]));
-        let mut service = Service::default();
+        let mut service = ServiceHistory::default();
         assert_eq!(service.tenure(&keys), Waiting);
         service.observe(true, false, &keys, start);
-        service.observe(true, false, &keys, start + PROBATION / 2);
+        service.observe(true, false, &keys, start + ESTABLISHED_AFTER / 2);
         assert_eq!(service.tenure(&keys), Serving);
-        service.observe(false, false, &keys, start + PROBATION);
+        service.observe(false, false, &keys, start + ESTABLISHED_AFTER);
         assert_eq!(service.tenure(&keys), Waiting, "not without a break");
-        service.observe(true, false, &keys, start + PROBATION);
-        service.observe(true, false, &keys, start + 2 * PROBATION);
+        service.observe(true, false, &keys, start + ESTABLISHED_AFTER);
+        service.observe(true, false, &keys, start + 2 * ESTABLISHED_AFTER);
         assert_eq!(service.tenure(&keys), Established);
-        service.observe(false, false, &keys, start + 2 * PROBATION);
+        service.observe(false, false, &keys, start + 2 * ESTABLISHED_AFTER);
         assert_eq!(service.tenure(&keys), Established, "NATS was away for a moment");
 
-        let mut vouched = Service::default();
+        let mut vouched = ServiceHistory::default();
         vouched.observe(true, true, &keys, start);
         assert_eq!(vouched.tenure(&keys), Established);
         vouched.observe(false, true, &keys, start);
@@ -428,16 +428,16 @@ mod tests {
     #[test]
     fn a_rotation_keeps_what_a_replica_is_and_other_keys_make_it_a_newcomer() {
         let start = clock::now();
-        let mut service = Service::default();
+        let mut service = ServiceHistory::default();
         service.observe(true, true, &[A].into(), start);
         for keys in [&[A, B][..], &[B], &[B, C]] {
             let keys = keys.iter().copied().collect();
             assert_eq!(service.tenure(&keys), Established, "{keys:?}");
-            service.observe(true, false, &keys, start + PROBATION);
+            service.observe(true, false, &keys, start + ESTABLISHED_AFTER);
         }
         let other = [A].into();
         assert_eq!(service.tenure(&other), Serving);
-        service.observe(true, false, &other, start + 2 * PROBATION);
+        service.observe(true, false, &other, start + 2 * ESTABLISHED_AFTER);
         assert_eq!(service.tenure(&other), Serving, "its time counts from then");
     }
 }

@@ -29,7 +29,7 @@ use tokio::time::{sleep, timeout_at};
 
 pub(super) use self::receiver::Prepared;
 use self::wire::{TransferParts, micros, millis};
-use super::{HANDOVER, Peers, Unanswered, nonce};
+use super::{HANDOVER_SUBJECT, Peers, Unanswered, nonce};
 use crate::{
     broker::Broker,
     bus::Bus,
@@ -40,14 +40,14 @@ use crate::{
 };
 
 /// An heir has this long for one step.
-const PATIENCE: Duration = Duration::from_secs(2);
+const STEP_TIMEOUT: Duration = Duration::from_secs(2);
 /// At first an heir has this long to say that it is there: of ten seconds one that hangs must leave
 /// enough for the others. Those that say nothing are asked once more, with all patience.
-const GLANCE: Duration = Duration::from_millis(500);
+const FIRST_TRY_TIMEOUT: Duration = Duration::from_millis(500);
 /// Commit is repeated after this where NATS is away.
-const AGAIN: Duration = Duration::from_millis(100);
+const COMMIT_RETRY: Duration = Duration::from_millis(100);
 /// Settlements whose callers have gone are looked at this often.
-const LOOK: Duration = Duration::from_millis(5);
+const SETTLING_POLL: Duration = Duration::from_millis(5);
 
 /// How a hand-over to one heir ended.
 enum TransferResult {
@@ -80,14 +80,14 @@ impl<B: Broker + Bus> Peers<B> {
         self.prepared().give_up();
         // That nobody makes us an heir from here on.
         self.beat().await;
-        let (mut tried, mut absent, mut patience) = (Vec::new(), Vec::new(), GLANCE);
+        let (mut tried, mut absent, mut patience) = (Vec::new(), Vec::new(), FIRST_TRY_TIMEOUT);
         while clock::now() < until {
             let Some(heir) = self.heir(&tried) else {
-                if absent.is_empty() || patience == PATIENCE {
+                if absent.is_empty() || patience == STEP_TIMEOUT {
                     return false;
                 }
                 tried.retain(|heir| !absent.contains(heir));
-                patience = PATIENCE;
+                patience = STEP_TIMEOUT;
                 continue;
             };
             tried.push(heir);
@@ -104,7 +104,7 @@ impl<B: Broker + Bus> Peers<B> {
                     tracing::warn!(%heir, why, "a replica did not take the leases over");
                     // What it has kept places for by now is not to come.
                     let abort = Step::Abort(pb::Abort {});
-                    let _ = self.step(heir, handover, abort, clock::now() + PATIENCE / 4).await;
+                    let _ = self.step(heir, handover, abort, clock::now() + STEP_TIMEOUT / 4).await;
                     continue;
                 }
                 TransferResult::Unknown => {
@@ -137,7 +137,7 @@ impl<B: Broker + Bus> Peers<B> {
             let gate = self.gate.write().await;
             // Those whose callers have gone hold nothing, and go on.
             while self.lessor.is_settling() {
-                sleep(LOOK).await;
+                sleep(SETTLING_POLL).await;
             }
             gate
         });
@@ -186,7 +186,7 @@ impl<B: Broker + Bus> Peers<B> {
             let sent = clock::now();
             part.age(sent.duration_since(load.at));
             let step = Step::Prepare(part);
-            match self.step(heir, handover, step, until.min(sent + PATIENCE)).await {
+            match self.step(heir, handover, step, until.min(sent + STEP_TIMEOUT)).await {
                 Ok(answer) if answer.done => {}
                 Ok(answer) => return TransferResult::Refused(answer.why),
                 Err(why) => return TransferResult::Refused(format!("{why:?}")),
@@ -203,7 +203,7 @@ impl<B: Broker + Bus> Peers<B> {
         loop {
             let now = clock::now();
             let commit = Step::Commit(commit.clone());
-            match self.step(heir, handover, commit, until.min(now + PATIENCE)).await {
+            match self.step(heir, handover, commit, until.min(now + STEP_TIMEOUT)).await {
                 Ok(answer) if answer.done => return TransferResult::Taken(answer.taken),
                 // What it has not done, though it may have been told before, it may have done.
                 Ok(_) if heard => return TransferResult::Unknown,
@@ -213,7 +213,7 @@ impl<B: Broker + Bus> Peers<B> {
                     return TransferResult::Refused("it has gone".to_owned());
                 }
                 Err(Unanswered::Nobody) if !self.is_living(heir) => return TransferResult::Unknown,
-                Err(Unanswered::Nobody | Unanswered::Unsent) => sleep(AGAIN).await,
+                Err(Unanswered::Nobody | Unanswered::Unsent) => sleep(COMMIT_RETRY).await,
             }
             if now >= until {
                 return TransferResult::Unknown;
@@ -230,7 +230,7 @@ impl<B: Broker + Bus> Peers<B> {
     ) -> Result<pb::HandoverResponse, Unanswered> {
         let handover = Bytes::copy_from_slice(handover);
         let request = pb::HandoverRequest { handover, step: Some(step) };
-        let (subject, request) = (self.subject(heir, HANDOVER), request.encode_to_vec());
+        let (subject, request) = (self.subject(heir, HANDOVER_SUBJECT), request.encode_to_vec());
         let answer = self.ask_once(&subject, &request, until).await?;
         pb::HandoverResponse::decode(&*answer).map_err(|_| Unanswered::Silent)
     }

@@ -8,7 +8,7 @@ use prost::Message as _;
 use tokio::time::sleep;
 
 use super::{
-    BEAT, PREFIX, Peers,
+    HEARTBEAT_INTERVAL, Peers, SUBJECT_PREFIX,
     members::{Claimed, Heard, PeerStatus, Tenure},
     nonce,
 };
@@ -21,22 +21,22 @@ use crate::{
 };
 
 /// Who is new has heard of everybody after this: they answer its first beat by one of theirs.
-const MEETING: Duration = Duration::from_millis(250);
+const ANNOUNCE_TIME: Duration = Duration::from_millis(250);
 /// Keys of another replica that are looked at.
 const MOST_KEYS: usize = 64;
 /// Replicas whose clocks another replica doubts, that are looked at.
 const MOST_DOUBTED: usize = 64;
 /// Characters of another replica's name and version that are kept: a name of a pod has 63, and so has
 /// that of its host.
-const LONGEST_NAME: usize = 160;
+const MAX_LABEL_CHARS: usize = 160;
 
 impl<B: Broker + Bus> Peers<B> {
     /// Makes itself known to those that are there, and waits until they have made themselves known.
     pub async fn meet(&self) {
         // First of all it has to listen.
-        sleep(MEETING / 5).await;
+        sleep(ANNOUNCE_TIME / 5).await;
         self.beat().await;
-        sleep(MEETING).await;
+        sleep(ANNOUNCE_TIME).await;
     }
 
     pub(super) async fn beat(&self) {
@@ -75,7 +75,7 @@ impl<B: Broker + Bus> Peers<B> {
             tenure: told(outside).into(),
             name: self.name.clone(),
         };
-        let until = clock::now() + BEAT;
+        let until = clock::now() + HEARTBEAT_INTERVAL;
         self.lessor.broker().publish(&subject, beat.encode_to_vec().into(), until).await;
     }
 
@@ -113,7 +113,7 @@ impl<B: Broker + Bus> Peers<B> {
     }
 
     pub(super) fn beat_subject(&self) -> String {
-        format!("{PREFIX}{}.beat", self.cluster)
+        format!("{SUBJECT_PREFIX}{}.beat", self.cluster)
     }
 }
 
@@ -170,5 +170,5 @@ fn told(tenure: Tenure) -> pb::Tenure {
 
 /// What somebody else wrote, fit for a line of the log.
 fn legible(text: &str) -> String {
-    text.chars().filter(|character| !character.is_control()).take(LONGEST_NAME).collect()
+    text.chars().filter(|character| !character.is_control()).take(MAX_LABEL_CHARS).collect()
 }

@@ -35,7 +35,7 @@ use crate::{
 };
 
 /// A refusal waits no longer than this for what the consumer is.
-const PATIENCE: Duration = Duration::from_secs(1);
+const INFO_PATIENCE: Duration = Duration::from_secs(1);
 /// A late settlement that has not left by then never does: the consumer may be another by then.
 const SEEN: Duration = Duration::from_secs(1);
 
@@ -96,7 +96,7 @@ impl<B: Broker + Bus> Peers<B> {
         if !matches!(self.lessor.broker().link(), Link::Up(_)) {
             return None;
         }
-        let until = until.min(clock::now() + PATIENCE);
+        let until = until.min(clock::now() + INFO_PATIENCE);
         let known = self.lessor.know(name, until).await.ok()?;
         if !is_last(known.max_deliver, attempt) {
             return None;

@@ -11,9 +11,9 @@ use std::{
 use crate::token::{InstanceId, KeyId};
 
 /// Kin that is listened to, and strangers: whoever may speak here can make the latter up.
-const MOST: usize = 1024;
+const MAX_MEMBERS: usize = 1024;
 /// A replica that has not been heard for this long is taken for gone: four beats.
-pub(super) const SILENT: Duration = Duration::from_secs(4);
+pub(super) const MEMBER_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// How far a replica has come. Later is further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,7 +84,7 @@ impl Members {
             return Heard::Old;
         }
         let known = last.is_some_and(|(at, _)| is_living(*at, now));
-        if !known && self.living(now).count() >= MOST {
+        if !known && self.living(now).count() >= MAX_MEMBERS {
             return Heard::Old;
         }
         self.strangers.remove(&from);
@@ -102,7 +102,7 @@ impl Members {
     ) -> bool {
         self.strangers.retain(|_, (at, _)| is_living(*at, now));
         let is_kin = self.living(now).any(|(id, _)| id == from);
-        let full = self.strangers.len() >= MOST && !self.strangers.contains_key(&from);
+        let full = self.strangers.len() >= MAX_MEMBERS && !self.strangers.contains_key(&from);
         !is_kin && !full && self.strangers.insert(from, (now, claimed)).is_none()
     }
 
@@ -169,7 +169,7 @@ impl Members {
 }
 
 fn is_living(heard: Instant, now: Instant) -> bool {
-    now.saturating_duration_since(heard) < SILENT
+    now.saturating_duration_since(heard) < MEMBER_TIMEOUT
 }
 
 #[cfg(test)]
@@ -209,12 +209,12 @@ mod tests {
         let ours = KEYS.into();
         assert_eq!(members.common_keys(&ours, now), None);
         members.hear(id(1), said(&KEYS[..2], 1), now);
-        members.hear(id(2), said(&KEYS[1..], 1), now + SILENT / 2);
-        let soon = now + SILENT / 2;
+        members.hear(id(2), said(&KEYS[1..], 1), now + MEMBER_TIMEOUT / 2);
+        let soon = now + MEMBER_TIMEOUT / 2;
         assert_eq!(members.common_keys(&ours, soon), Some([KEYS[1]].into()));
-        let (later, last) = (now + SILENT, KEYS[1..].iter().copied().collect());
+        let (later, last) = (now + MEMBER_TIMEOUT, KEYS[1..].iter().copied().collect());
         assert_eq!(members.common_keys(&ours, later), Some(last));
-        assert_eq!(members.common_keys(&ours, soon + SILENT), None, "nobody is left");
+        assert_eq!(members.common_keys(&ours, soon + MEMBER_TIMEOUT), None, "nobody is left");
     }
 
     #[test]
@@ -226,14 +226,17 @@ mod tests {
         // In the name of kin, with a key of ours, and as many as there may be.
         assert!(!members.hear_stranger(id(1), claimed(&[[9; 4]]), now));
         members.hear_stranger(id(2), claimed(&KEYS[..1]), now);
-        for number in 0..2 * MOST as u64 {
+        for number in 0..2 * MAX_MEMBERS as u64 {
             let made_up = InstanceId((number + 1000).to_be_bytes());
             members.hear_stranger(made_up, claimed(&[[9; 4]]), now);
         }
         assert_eq!(members.hear(id(3), said(&KEYS[..2], 1), now), Heard::New);
         assert_eq!(members.common_keys(&ours, now), Some(ours.clone()));
         assert_eq!(members.living(now).count(), 2);
-        assert!(members.strangers(&ours, now).len() < MOST, "the one with a key of ours is none");
+        assert!(
+            members.strangers(&ours, now).len() < MAX_MEMBERS,
+            "the one with a key of ours is none"
+        );
     }
 
     #[test]
@@ -243,10 +246,13 @@ mod tests {
         assert_eq!(members.hear(id(1), said(&KEYS, 5), now), Heard::New);
         assert_eq!(members.hear(id(1), said(&KEYS, 6), now), Heard::Known);
         for uptime in [5, 6] {
-            assert_eq!(members.hear(id(1), said(&KEYS, uptime), now + SILENT / 2), Heard::Old);
+            assert_eq!(
+                members.hear(id(1), said(&KEYS, uptime), now + MEMBER_TIMEOUT / 2),
+                Heard::Old
+            );
         }
-        assert_eq!(members.living(now + SILENT).count(), 0, "nobody has kept it alive");
-        assert_eq!(members.hear(id(1), said(&KEYS, 7), now + SILENT), Heard::New);
+        assert_eq!(members.living(now + MEMBER_TIMEOUT).count(), 0, "nobody has kept it alive");
+        assert_eq!(members.hear(id(1), said(&KEYS, 7), now + MEMBER_TIMEOUT), Heard::New);
         // A version that does not say it is believed.
         assert_eq!(members.hear(id(2), said(&KEYS, 0), now), Heard::New);
         assert_eq!(members.hear(id(2), said(&KEYS, 0), now), Heard::Known);
@@ -258,8 +264,8 @@ mod tests {
         let mut members = Members::default();
         members.hear(id(1), said(&KEYS, 1), now);
         assert_eq!(members.lost(now), []);
-        assert_eq!(members.lost(now + SILENT), [(id(1), said(&KEYS, 1))]);
-        assert_eq!(members.lost(now + SILENT), []);
+        assert_eq!(members.lost(now + MEMBER_TIMEOUT), [(id(1), said(&KEYS, 1))]);
+        assert_eq!(members.lost(now + MEMBER_TIMEOUT), []);
     }
 
     #[test]
@@ -279,6 +285,6 @@ mod tests {
         members.hear(id(1), PeerStatus { names: vec![id(1), id(9)], ..said(&KEYS, 1) }, now);
         assert!(members.answers_for(id(9), now));
         assert!(!members.answers_for(id(8), now));
-        assert!(!members.answers_for(id(9), now + SILENT));
+        assert!(!members.answers_for(id(9), now + MEMBER_TIMEOUT));
     }
 }

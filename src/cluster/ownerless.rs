@@ -14,12 +14,9 @@
 //! is known to be off from ours, nothing is applied. Decides by the token and by what the consumer
 //! is now; knows no lease.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, time::Instant};
 
-use super::{Peers, skew::Left};
+use super::{Peers, skew::TimeLeft};
 use crate::{
     broker::{
         AckKind, AckPublish, AckSubject, Broker, BrokerError, Confirmation, ConsumerInfo,
@@ -27,12 +24,10 @@ use crate::{
     },
     bus::Bus,
     clock,
+    lease::MAX_MARGIN,
     lessor::{Action, Error, Settled},
     token::Claims,
 };
-
-/// The largest margin between a lease's end and JetStream's.
-const MARGIN: Duration = Duration::from_secs(2);
 
 /// A token that its owner cannot be asked about, and what to do with it.
 #[derive(Debug)]
@@ -88,9 +83,9 @@ impl<B: Broker + Bus> Peers<B> {
     ) -> Decision {
         let expired = Some(Err(Error::LeaseExpired { forgotten: false }));
         let (left, margin) = match self.left(claims.owner, claims.settle_by) {
-            Left::Within { left, margin } if left > margin => (left, margin),
-            Left::Within { .. } | Left::Over => return Decision::Answer(expired),
-            Left::Unknown => return Decision::Answer(None),
+            TimeLeft::Within { left, margin } if left > margin => (left, margin),
+            TimeLeft::Within { .. } | TimeLeft::Over => return Decision::Answer(expired),
+            TimeLeft::Unknown => return Decision::Answer(None),
         };
         let kind = match action {
             Action::Ack => Some(AckKind::Ack),
@@ -122,7 +117,7 @@ impl<B: Broker + Bus> Peers<B> {
                 let again = info.max_deliver.is_none_or(|most| attempt < most);
                 Decision::Answer(Some(Ok(Settled::Done {
                     confirmation: Confirmation::Sent,
-                    redelivered_in: again.then_some(left + MARGIN),
+                    redelivered_in: again.then_some(left + MAX_MARGIN),
                 })))
             }
         }

@@ -17,7 +17,7 @@ use crate::{
 
 /// A name whose leases have all ended is answered for this long; then its tokens are nobody's:
 /// what they name is over by their own time.
-const KEPT: Duration = Duration::from_secs(1800);
+const IDLE_NAME_LIFETIME: Duration = Duration::from_secs(1800);
 
 /// Where a token's lease is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,7 +130,7 @@ impl Ownership {
             if inherited.leases.taken().next().is_some() {
                 inherited.used = now;
             }
-            now.duration_since(inherited.used) < KEPT
+            now.duration_since(inherited.used) < IDLE_NAME_LIFETIME
         });
         self.inherited.len() < before
     }
@@ -196,17 +196,17 @@ mod tests {
 
     #[test]
     fn a_name_without_living_leases_is_let_go_also_if_it_went_from_heir_to_heir() {
-        let began = clock::now() + 2 * KEPT;
+        let began = clock::now() + 2 * IDLE_NAME_LIFETIME;
         let mut names = names_of_two(Duration::ZERO, began);
-        assert!(!names.prune(began + KEPT), "its lease lives");
+        assert!(!names.prune(began + IDLE_NAME_LIFETIME), "its lease lives");
         names.inherited().for_each(|(_, leases)| *leases = AdoptedLeases::new());
-        let half = began + KEPT + KEPT / 2;
+        let half = began + IDLE_NAME_LIFETIME + IDLE_NAME_LIFETIME / 2;
         assert!(!names.prune(half));
         let handed_on = names.idle(half)[1].1;
         let mut names = Ownership::new(OTHER);
         names.inherit([(GONE, AdoptedName::new(handed_on, half))].into());
-        assert!(!names.prune(began + 2 * KEPT - Duration::from_secs(1)));
-        assert!(names.prune(began + 2 * KEPT));
+        assert!(!names.prune(began + 2 * IDLE_NAME_LIFETIME - Duration::from_secs(1)));
+        assert!(names.prune(began + 2 * IDLE_NAME_LIFETIME));
         assert_eq!(names.whose(GONE, lease(7)), LeaseLocation::Elsewhere(GONE));
     }
 }

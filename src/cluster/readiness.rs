@@ -5,7 +5,7 @@ use std::{sync::MutexGuard, time::Instant};
 
 use super::{
     Peers,
-    compatibility::{Service, Standing, Strangers, Us, decide},
+    compatibility::{ServiceHistory, Standing, Strangers, Us, decide},
     lock,
     members::{PeerStatus, Tenure},
 };
@@ -75,7 +75,7 @@ impl<B: Broker + Bus> Peers<B> {
         }
     }
 
-    pub(super) fn service(&self) -> MutexGuard<'_, Service> {
+    pub(super) fn service(&self) -> MutexGuard<'_, ServiceHistory> {
         lock(&self.service)
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{HashSet, VecDeque};
 use super::Nonce;
 
 /// Questions that are remembered: what is heard twice is so within a moment.
-const REMEMBERED: usize = 8192;
+const REMEMBERED_REQUESTS: usize = 8192;
 
 #[derive(Debug, Default)]
 pub(super) struct Recent {
@@ -19,7 +19,7 @@ impl Recent {
         if !self.heard.insert(question) {
             return false;
         }
-        if self.order.len() == REMEMBERED
+        if self.order.len() == REMEMBERED_REQUESTS
             && let Some(oldest) = self.order.pop_front()
         {
             self.heard.remove(&oldest);
@@ -36,11 +36,14 @@ mod tests {
     #[test]
     fn a_question_is_new_once_and_what_is_forgotten_takes_no_room() {
         let (mut recent, mut question) = (Recent::default(), [0; 24]);
-        for number in 0..2 * REMEMBERED as u64 {
+        for number in 0..2 * REMEMBERED_REQUESTS as u64 {
             question[..8].copy_from_slice(&number.to_be_bytes());
             assert!(recent.is_new(question));
             assert!(!recent.is_new(question));
         }
-        assert_eq!((recent.order.len(), recent.heard.len()), (REMEMBERED, REMEMBERED));
+        assert_eq!(
+            (recent.order.len(), recent.heard.len()),
+            (REMEMBERED_REQUESTS, REMEMBERED_REQUESTS)
+        );
     }
 }

@@ -26,9 +26,9 @@ use crate::{
 /// Where a replica is told.
 pub(super) const SIGHTING: &str = "sighting";
 /// A replica has this long to answer: less than its asker waits.
-const PATIENCE: Duration = Duration::from_millis(900);
+const SIGHTING_ANSWER_TIMEOUT: Duration = Duration::from_millis(900);
 /// A replica between two NATS servers has no subscription for a moment: it is told again after this.
-const AGAIN: Duration = Duration::from_millis(100);
+const SIGHTING_RETRY: Duration = Duration::from_millis(100);
 
 impl<B: Broker + Bus> Peers<B> {
     /// Tells all replicas that share a key with this one, and waits for them.
@@ -53,7 +53,7 @@ impl<B: Broker + Bus> Peers<B> {
             again: sighting.again,
         };
         let question = question.encode_to_vec();
-        let until = now + PATIENCE;
+        let until = now + SIGHTING_ANSWER_TIMEOUT;
         let answers = akin.iter().map(|replica| self.tell_one(*replica, &question, until));
         for (replica, answer) in akin.iter().zip(join_all(answers).await) {
             if let Err(Unanswered::Silent) = answer {
@@ -77,7 +77,7 @@ impl<B: Broker + Bus> Peers<B> {
         match self.ask_once(&subject, question, until).await {
             // It has gone, is of an older version, or is between two servers.
             Err(Unanswered::Nobody) => {
-                sleep(AGAIN).await;
+                sleep(SIGHTING_RETRY).await;
                 self.ask_once(&subject, question, until).await
             }
             answer => answer,

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::{
     Peers,
-    clocks::{ALLOWED, Clocks, News, Ours, Reading, Trust},
+    clocks::{MAX_CLOCK_SKEW, News, Ours, PeerClocks, PeerReading, Trust},
     lock,
     members::PeerStatus,
 };
@@ -21,7 +21,7 @@ const ECHOES: usize = 64;
 
 /// What a time of day inside a token is worth here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Left {
+pub(super) enum TimeLeft {
     /// It comes in this much time, by our clock. The owner's may be ahead of ours by `margin`.
     Within { left: Duration, margin: Duration },
     /// It is over, by the owner's own clock.
@@ -33,18 +33,18 @@ pub(super) enum Left {
 impl<B: Broker + Bus> Peers<B> {
     /// How long it is until `when`, in milliseconds since the Unix epoch by `owner`'s clock. Of an
     /// owner that was never heard its clock is taken to be right, unless another replica knows better.
-    pub(super) fn left(&self, owner: InstanceId, when: u64) -> Left {
+    pub(super) fn left(&self, owner: InstanceId, when: u64) -> TimeLeft {
         let (now, ours) = (clock::now(), self.ours());
         let trust = self.clocks().trust(owner, ours, now);
         let margin = match trust {
-            Trust::Off { least } if when <= least / 1000 => return Left::Over,
-            Trust::Off { .. } => return Left::Unknown,
-            Trust::Unknown if self.is_doubted_by_others(owner, now) => return Left::Unknown,
-            Trust::Unknown => ALLOWED,
-            Trust::Within(most) => ALLOWED.max(most),
+            Trust::Off { least } if when <= least / 1000 => return TimeLeft::Over,
+            Trust::Off { .. } => return TimeLeft::Unknown,
+            Trust::Unknown if self.is_doubted_by_others(owner, now) => return TimeLeft::Unknown,
+            Trust::Unknown => MAX_CLOCK_SKEW,
+            Trust::Within(most) => MAX_CLOCK_SKEW.max(most),
         };
         let left = Duration::from_millis(when).saturating_sub(clock::unix_time());
-        Left::Within { left, margin }
+        TimeLeft::Within { left, margin }
     }
 
     /// A replica whose own clock is well by ours, and that is there, doubts that one's.
@@ -61,7 +61,7 @@ impl<B: Broker + Bus> Peers<B> {
         }
         let ours_in = |echo: &&pb::Echo| echo.instance == self.us.0.as_slice();
         let echo = body.echoes.iter().find(ours_in).map(|echo| (echo.uptime, echo.held));
-        let reading = Reading { sent: body.sent, echo };
+        let reading = PeerReading { sent: body.sent, echo };
         let news = self.clocks().hear(from, reading, self.ours(), clock::now());
         let PeerStatus { name, .. } = said;
         match news {
@@ -114,7 +114,7 @@ impl<B: Broker + Bus> Peers<B> {
         Ours { uptime, time: micros(clock::unix_time()) }
     }
 
-    fn clocks(&self) -> MutexGuard<'_, Clocks> {
+    fn clocks(&self) -> MutexGuard<'_, PeerClocks> {
         lock(&self.clocks)
     }
 }

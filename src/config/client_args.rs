@@ -45,7 +45,7 @@ pub struct FetchArgs {
     pub consumer: String,
     /// Most messages to take, 1000 at most.
     #[arg(short, long = "count", default_value_t = 1, value_name = "COUNT",
-          value_parser = clap::value_parser!(u32).range(1..=values::MOST as i64))]
+          value_parser = clap::value_parser!(u32).range(1..=values::MAX_COUNT as i64))]
     pub n: u32,
     /// How long to wait for a first message.
     #[arg(long, default_value = "5s", value_name = "TIME", value_parser = values::time)]

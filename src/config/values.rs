@@ -4,12 +4,12 @@
 use std::time::Duration;
 
 /// Of anything that is counted: at 400 bytes each, 40 GB.
-pub(super) const MOST: usize = 100_000_000;
+pub(super) const MAX_COUNT: usize = 100_000_000;
 /// Of any time: a leap year.
-const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
+const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// Of memory: a tebibyte.
-const MOST_BYTES: usize = 1 << 40;
+const MAX_MEMORY_BYTES: usize = 1 << 40;
 
 /// A time like `1h 30m`, at most 366 days.
 ///
@@ -17,23 +17,23 @@ const MOST_BYTES: usize = 1 << 40;
 /// What is wrong with it, for people.
 pub(super) fn time(text: &str) -> Result<Duration, String> {
     let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
-    if time > LONGEST { Err("must be at most 366 days".to_owned()) } else { Ok(time) }
+    if time > MAX_DURATION { Err("must be at most 366 days".to_owned()) } else { Ok(time) }
 }
 
-/// A count, at least 1 and at most [`MOST`].
+/// A count, at least 1 and at most [`MAX_COUNT`].
 ///
 /// # Errors
 /// What is wrong with it, for people.
 pub(super) fn count(text: &str) -> Result<usize, String> {
-    let count = text.parse().ok().filter(|count| (1..=MOST).contains(count));
-    count.ok_or_else(|| format!("must be a number, at least 1 and at most {MOST}"))
+    let count = text.parse().ok().filter(|count| (1..=MAX_COUNT).contains(count));
+    count.ok_or_else(|| format!("must be a number, at least 1 and at most {MAX_COUNT}"))
 }
 
-/// A number of bytes, at least 1 and at most [`MOST_BYTES`].
+/// A number of bytes, at least 1 and at most [`MAX_MEMORY_BYTES`].
 ///
 /// # Errors
 /// What is wrong with it, for people.
 pub(super) fn bytes(text: &str) -> Result<usize, String> {
-    let bytes = text.parse().ok().filter(|bytes| (1..=MOST_BYTES).contains(bytes));
-    bytes.ok_or_else(|| format!("must be a number, at least 1 and at most {MOST_BYTES}"))
+    let bytes = text.parse().ok().filter(|bytes| (1..=MAX_MEMORY_BYTES).contains(bytes));
+    bytes.ok_or_else(|| format!("must be a number, at least 1 and at most {MAX_MEMORY_BYTES}"))
 }

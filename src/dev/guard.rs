@@ -14,8 +14,8 @@ use std::{
 };
 
 /// How long a server may take to stop by itself.
-const PATIENCE: Duration = Duration::from_secs(5);
-const POLL: Duration = Duration::from_millis(20);
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+const STOP_POLL: Duration = Duration::from_millis(20);
 
 /// Runs `server` with `arguments` until it ends or our standard input does; then removes `folder`.
 pub fn run(server: &Path, arguments: &[String], folder: Option<&Path>) -> ExitCode {
@@ -45,7 +45,7 @@ fn watch(server: &Path, mut child: Child) -> ExitCode {
         if let Ok(Some(status)) = child.try_wait() {
             return if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
         }
-        thread::sleep(POLL);
+        thread::sleep(STOP_POLL);
     }
     stop(server, &mut child);
     ExitCode::SUCCESS
@@ -55,12 +55,12 @@ fn watch(server: &Path, mut child: Child) -> ExitCode {
 fn stop(server: &Path, child: &mut Child) {
     let signal = format!("stop={}", child.id());
     let _ = Command::new(server).args(["--signal", &signal]).stderr(Stdio::null()).status();
-    let polls = PATIENCE.as_millis() / POLL.as_millis();
+    let polls = STOP_TIMEOUT.as_millis() / STOP_POLL.as_millis();
     for _ in 0..polls {
         if let Ok(Some(_)) = child.try_wait() {
             return;
         }
-        thread::sleep(POLL);
+        thread::sleep(STOP_POLL);
     }
     let _ = child.kill();
     let _ = child.wait();

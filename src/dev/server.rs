@@ -13,8 +13,8 @@ use serde::Deserialize;
 use crate::clock;
 
 /// How long the server may take to say where it listens.
-const START: Duration = Duration::from_secs(15);
-const POLL: Duration = Duration::from_millis(20);
+const START_TIMEOUT: Duration = Duration::from_secs(15);
+const START_POLL: Duration = Duration::from_millis(20);
 const LOG: &str = "nats-server.log";
 
 /// A running server. It ends when this is dropped, and also when this process dies.
@@ -95,7 +95,7 @@ impl PrivateServer {
     }
 
     async fn wait_until_up(&mut self, folder: &Path) -> Result<(u32, String), StartError> {
-        let give_up: Instant = clock::now() + START;
+        let give_up: Instant = clock::now() + START_TIMEOUT;
         loop {
             if let Some(found) = listening(folder) {
                 return Ok(found);
@@ -104,7 +104,7 @@ impl PrivateServer {
                 let said = fs::read_to_string(folder.join(LOG)).unwrap_or_default();
                 return Err(StartError::NotUp(said));
             }
-            tokio::time::sleep(POLL).await;
+            tokio::time::sleep(START_POLL).await;
         }
     }
 }

@@ -23,11 +23,11 @@ use bytes::{Buf, Bytes};
 use http_body::{Frame, SizeHint};
 use tonic::Status;
 
-use super::{budget::Taken, connection::OpenCall, unwritten::Begun};
+use super::{budget::Taken, connection::OpenCall, unwritten::StartedAnswer};
 use crate::lessor::Fetched;
 
 /// Most bytes of a piece. The default of an HTTP/2 window is twice that.
-const PIECE: usize = 32 * 1024;
+const MAX_PIECE_BYTES: usize = 32 * 1024;
 
 /// What an answer holds until it is written. Goes from the call to its body among the response's
 /// extensions.
@@ -69,7 +69,7 @@ pub(super) struct WriteState {
     pub(super) load: AnswerContent,
     /// The places of the call.
     pub(super) _places: Vec<Taken>,
-    pub(super) begun: Begun,
+    pub(super) begun: StartedAnswer,
     pub(super) _open: OpenCall,
     /// All of the body was polled.
     pub(super) ended: AtomicBool,
@@ -102,7 +102,7 @@ impl Body {
     }
 
     fn next_piece(&mut self) -> Piece {
-        let bytes = self.rest.split_to(self.rest.len().min(PIECE));
+        let bytes = self.rest.split_to(self.rest.len().min(MAX_PIECE_BYTES));
         Piece { bytes, hold: self.hold.clone() }
     }
 }

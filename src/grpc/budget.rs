@@ -17,7 +17,7 @@ use tokio::{sync::Notify, time::timeout_at};
 
 /// One budget of this process.
 #[derive(Debug, Clone)]
-pub(super) struct Budget(Arc<Pool>);
+pub(super) struct MemoryBudget(Arc<Pool>);
 
 #[derive(Debug)]
 struct Pool {
@@ -30,7 +30,7 @@ struct Pool {
 
 /// The part of a budget that one connection may take.
 #[derive(Debug, Clone)]
-pub(super) struct Share {
+pub(super) struct MemoryShare {
     pool: Arc<Pool>,
     held: Arc<AtomicUsize>,
     /// Most units, whatever is free.
@@ -40,20 +40,20 @@ pub(super) struct Share {
 /// Units that are held until this is dropped.
 #[derive(Debug)]
 pub(super) struct Taken {
-    share: Share,
+    share: MemoryShare,
     count: usize,
 }
 
 /// The reason why units were not given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Short {
+pub enum ExhaustedScope {
     /// The connection has its share.
     Connection,
     /// The process has no more.
     Replica,
 }
 
-impl Budget {
+impl MemoryBudget {
     /// A budget of `most` units, all free.
     pub(super) fn new(most: usize) -> Self {
         let (free, waited_for) = (Mutex::new(most), AtomicUsize::new(0));
@@ -66,8 +66,8 @@ impl Budget {
     }
 
     /// A share for one more connection.
-    pub(super) fn share(&self) -> Share {
-        Share { pool: self.0.clone(), held: Arc::default(), most: usize::MAX }
+    pub(super) fn share(&self) -> MemoryShare {
+        MemoryShare { pool: self.0.clone(), held: Arc::default(), most: usize::MAX }
     }
 
     /// Backoff until all units are free.
@@ -88,7 +88,7 @@ impl Pool {
     }
 }
 
-impl Share {
+impl MemoryShare {
     /// The same, of at most so many units.
     pub(super) fn at_most(self, most: usize) -> Self {
         Self { most, ..self }
@@ -97,8 +97,8 @@ impl Share {
     /// Takes `count` units.
     ///
     /// # Errors
-    /// See [`Short`].
-    pub(super) fn take(&self, count: usize) -> Result<Taken, Short> {
+    /// See [`ExhaustedScope`].
+    pub(super) fn take(&self, count: usize) -> Result<Taken, ExhaustedScope> {
         self.add(count)?;
         Ok(Taken { share: self.clone(), count })
     }
@@ -107,8 +107,12 @@ impl Share {
     /// at most half of the budget is waited for at once.
     ///
     /// # Errors
-    /// See [`Short`].
-    pub(super) async fn take_by(&self, count: usize, until: Instant) -> Result<Taken, Short> {
+    /// See [`ExhaustedScope`].
+    pub(super) async fn take_by(
+        &self,
+        count: usize,
+        until: Instant,
+    ) -> Result<Taken, ExhaustedScope> {
         let short = match self.take(count) {
             Ok(taken) => return Ok(taken),
             Err(short) => short,
@@ -126,13 +130,13 @@ impl Share {
         timeout_at(until.into(), take).await.map_err(|_| short)
     }
 
-    fn add(&self, count: usize) -> Result<(), Short> {
+    fn add(&self, count: usize) -> Result<(), ExhaustedScope> {
         let mut free = self.pool.free();
         // Changed under the lock alone.
         let held = self.held.load(Ordering::Relaxed);
-        let Some(left) = free.checked_sub(count) else { return Err(Short::Replica) };
+        let Some(left) = free.checked_sub(count) else { return Err(ExhaustedScope::Replica) };
         if held > 0 && held + count > left.min(self.most) {
-            return Err(Short::Connection);
+            return Err(ExhaustedScope::Connection);
         }
         *free = left;
         self.held.store(held + count, Ordering::Relaxed);
@@ -153,8 +157,8 @@ impl Taken {
     /// Takes `count` more units.
     ///
     /// # Errors
-    /// See [`Short`]. The units that it has stay.
-    pub(super) fn grow(&mut self, count: usize) -> Result<(), Short> {
+    /// See [`ExhaustedScope`]. The units that it has stay.
+    pub(super) fn grow(&mut self, count: usize) -> Result<(), ExhaustedScope> {
         self.share.add(count)?;
         self.count += count;
         Ok(())
@@ -206,7 +210,7 @@ mod tests {
     use crate::clock;
 
     /// Takes one unit after another until no more is given.
-    fn all(share: &Share) -> (Vec<Taken>, Short) {
+    fn all(share: &MemoryShare) -> (Vec<Taken>, ExhaustedScope) {
         let mut taken = Vec::new();
         loop {
             match share.take(1) {
@@ -218,20 +222,20 @@ mod tests {
 
     #[test]
     fn one_connection_has_half_and_the_next_one_half_of_the_rest() {
-        let budget = Budget::new(100);
+        let budget = MemoryBudget::new(100);
         let (first, second) = (budget.share(), budget.share());
         let (held, short) = all(&first);
-        assert_eq!((held.len(), short), (50, Short::Connection));
+        assert_eq!((held.len(), short), (50, ExhaustedScope::Connection));
         let (also, short) = all(&second);
-        assert_eq!((also.len(), short), (25, Short::Connection));
+        assert_eq!((also.len(), short), (25, ExhaustedScope::Connection));
         drop(held);
         assert_eq!(all(&first).0.len(), 37);
     }
 
     #[test]
     fn a_newcomer_finds_room_however_many_are_greedy() {
-        let budget = Budget::new(1000);
-        let shares: Vec<Share> = (0..100).map(|_| budget.share()).collect();
+        let budget = MemoryBudget::new(1000);
+        let shares: Vec<MemoryShare> = (0..100).map(|_| budget.share()).collect();
         let mut held: Vec<Taken> = Vec::new();
         // All of them, in turns, until nobody is given more.
         loop {
@@ -246,21 +250,21 @@ mod tests {
 
     #[test]
     fn the_last_unit_is_given_to_whoever_has_none() {
-        let budget = Budget::new(1);
+        let budget = MemoryBudget::new(1);
         let (first, second) = (budget.share(), budget.share());
         let held = first.take(1).unwrap();
-        assert_eq!(second.take(1).unwrap_err(), Short::Replica);
+        assert_eq!(second.take(1).unwrap_err(), ExhaustedScope::Replica);
         drop(held);
         second.take(1).unwrap();
     }
 
     #[test]
     fn units_grow_within_the_share_and_come_back_once() {
-        let budget = Budget::new(10);
+        let budget = MemoryBudget::new(10);
         let share = budget.share();
         let mut taken = share.take(2).unwrap();
         taken.grow(3).unwrap();
-        assert_eq!(taken.grow(1).unwrap_err(), Short::Connection);
+        assert_eq!(taken.grow(1).unwrap_err(), ExhaustedScope::Connection);
         taken.shrink_to(1);
         taken.shrink_to(4);
         assert_eq!(*budget.0.free(), 9);
@@ -270,11 +274,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn whoever_waits_is_given_what_comes_free_and_not_for_ever() {
-        let budget = Budget::new(10);
+        let budget = MemoryBudget::new(10);
         let (first, second) = (budget.share(), budget.share());
         let held = first.take(8).unwrap();
         let until = clock::now() + Duration::from_secs(1);
-        assert_eq!(second.take_by(5, until).await.unwrap_err(), Short::Replica);
+        assert_eq!(second.take_by(5, until).await.unwrap_err(), ExhaustedScope::Replica);
         let until = clock::now() + Duration::from_secs(1);
         let (taken, too_much, ()) =
             tokio::join!(second.take_by(4, until), second.take_by(5, until), async {
@@ -282,7 +286,7 @@ mod tests {
                 drop(held);
             });
         taken.unwrap();
-        assert_eq!(too_much.unwrap_err(), Short::Replica, "it is too much to wait for");
+        assert_eq!(too_much.unwrap_err(), ExhaustedScope::Replica, "it is too much to wait for");
         tokio::time::timeout(Duration::from_secs(1), budget.all_free()).await.unwrap();
     }
 }

@@ -23,10 +23,10 @@ use tower::{Layer, Service};
 use super::{
     SERVICE,
     answer::{Body, DeliveryGuard, WriteState},
-    budget::{Budget, Share, Short, Taken},
-    connection::{Connection, OpenCall},
+    budget::{ExhaustedScope, MemoryBudget, MemoryShare, Taken},
+    connection::{ClientConnection, OpenCall},
     reading::{self, Bounds, Limited, Read},
-    status::{ApiError, Counted as Of},
+    status::{ApiError, BudgetKind as Of},
 };
 use crate::lessor::Error;
 
@@ -66,13 +66,13 @@ pub(super) struct Calls(Arc<Budgets>);
 
 #[derive(Debug)]
 struct Budgets {
-    calls: Budget,
-    fetches: Budget,
-    checks: Budget,
-    watches: Budget,
-    reflections: Budget,
-    requests: Budget,
-    answers: Budget,
+    calls: MemoryBudget,
+    fetches: MemoryBudget,
+    checks: MemoryBudget,
+    watches: MemoryBudget,
+    reflections: MemoryBudget,
+    requests: MemoryBudget,
+    answers: MemoryBudget,
     max_connections: usize,
     /// Somebody waits for the last call.
     closing: AtomicBool,
@@ -81,14 +81,14 @@ struct Budgets {
 impl Calls {
     pub(super) fn new(limits: &CallLimits, max_connections: usize) -> Self {
         Self(Arc::new(Budgets {
-            calls: Budget::new(limits.max_calls),
-            fetches: Budget::new(limits.max_waiters),
-            checks: Budget::new(max_connections.max(1000)),
+            calls: MemoryBudget::new(limits.max_calls),
+            fetches: MemoryBudget::new(limits.max_waiters),
+            checks: MemoryBudget::new(max_connections.max(1000)),
             // A quarter of a gigabyte would be full of them with 20,000.
-            watches: Budget::new(max_connections.div_ceil(2).clamp(WATCHES, 5000)),
-            reflections: Budget::new(ALL_REFLECTIONS),
-            requests: Budget::new(limits.max_request_bytes),
-            answers: Budget::new(limits.max_answer_bytes),
+            watches: MemoryBudget::new(max_connections.div_ceil(2).clamp(WATCHES, 5000)),
+            reflections: MemoryBudget::new(ALL_REFLECTIONS),
+            requests: MemoryBudget::new(limits.max_request_bytes),
+            answers: MemoryBudget::new(limits.max_answer_bytes),
             max_connections,
             closing: AtomicBool::new(false),
         }))
@@ -101,7 +101,7 @@ impl Calls {
     }
 
     /// The bounds of one more connection. One that is `turned_away` may ask for health alone.
-    pub(super) fn on(&self, connection: &Arc<Connection>, turned_away: bool) -> Places {
+    pub(super) fn on(&self, connection: &Arc<ClientConnection>, turned_away: bool) -> Places {
         let all = &self.0;
         Places(Arc::new(OfConnection {
             connection: connection.clone(),
@@ -124,20 +124,20 @@ pub(super) struct Places(Arc<OfConnection>);
 
 struct OfConnection {
     all: Arc<Budgets>,
-    connection: Arc<Connection>,
+    connection: Arc<ClientConnection>,
     turned_away: bool,
-    calls: Share,
-    fetches: Share,
-    checks: Share,
-    watches: Share,
-    reflections: Share,
-    requests: Share,
-    answers: Share,
+    calls: MemoryShare,
+    fetches: MemoryShare,
+    checks: MemoryShare,
+    watches: MemoryShare,
+    reflections: MemoryShare,
+    requests: MemoryShare,
+    answers: MemoryShare,
 }
 
 /// The share of the bytes for answers; among the extensions of each request of ours.
 #[derive(Debug, Clone)]
-pub(super) struct AnswerBytes(pub(super) Share);
+pub(super) struct AnswerBytes(pub(super) MemoryShare);
 
 /// What a call is, by its path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -209,7 +209,7 @@ impl OfConnection {
             let bytes = self.requests.take(headers.sum());
             admitted.bytes = Some(bytes.map_err(|short| ApiError::ByteLimit(Of::Requests, short))?);
         }
-        let more = |share: &Share| share.take(1).map_err(|short| self.all.calls_full(short));
+        let more = |share: &MemoryShare| share.take(1).map_err(|short| self.all.calls_full(short));
         match kind {
             Kind::Fetch => {
                 let most = self.all.fetches.most();
@@ -226,7 +226,7 @@ impl OfConnection {
 }
 
 impl Budgets {
-    fn calls_full(&self, short: Short) -> ApiError {
+    fn calls_full(&self, short: ExhaustedScope) -> ApiError {
         ApiError::CallLimit(self.calls.most(), short)
     }
 }
@@ -325,7 +325,7 @@ fn held(
     mut answer: Response<tonic::body::Body>,
     places: Vec<Taken>,
     open: OpenCall,
-    connection: &Connection,
+    connection: &ClientConnection,
 ) -> Response<Body> {
     let load = answer.extensions_mut().remove::<DeliveryGuard>();
     if http_body::Body::is_end_stream(answer.body()) {

@@ -20,7 +20,7 @@ use crate::clock;
 
 /// A connection that is open.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(super) struct ClientConnection {
     /// Its answers.
     pub(super) unwritten: Arc<Unwritten>,
     open_calls: AtomicUsize,
@@ -32,9 +32,9 @@ pub(super) struct Connection {
 
 /// A call that is open until this is dropped.
 #[derive(Debug)]
-pub(super) struct OpenCall(Arc<Connection>);
+pub(super) struct OpenCall(Arc<ClientConnection>);
 
-impl Connection {
+impl ClientConnection {
     pub(super) fn new(place: OwnedSemaphorePermit) -> Self {
         Self {
             unwritten: Arc::default(),
@@ -84,12 +84,12 @@ impl Connection {
 /// A service whose calls count as use of its connection, until they are answered.
 #[derive(Debug, Clone)]
 pub(super) struct Used<S> {
-    connection: Arc<Connection>,
+    connection: Arc<ClientConnection>,
     inner: S,
 }
 
 impl<S> Used<S> {
-    pub(super) fn new(connection: &Arc<Connection>, inner: S) -> Self {
+    pub(super) fn new(connection: &Arc<ClientConnection>, inner: S) -> Self {
         Self { connection: connection.clone(), inner }
     }
 }

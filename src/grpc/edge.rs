@@ -37,7 +37,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 
 use super::{
-    connection::Connection,
+    connection::ClientConnection,
     preface::{self, Foreign},
     unwritten::until_ended,
 };
@@ -56,7 +56,7 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Calls that are open when a connection is told to go may go on for this long: a little more than
 /// the longest Fetch.
-const GRACE: Duration = Duration::from_secs(330);
+const CLOSE_GRACE: Duration = Duration::from_secs(330);
 /// A connection beyond the cap lives this long: enough to be told so and to ask for health. Whatever
 /// is open on it then ends with its farewell.
 const TURNED_AWAY: Duration = Duration::from_secs(4);
@@ -101,7 +101,7 @@ pub(super) async fn serve<M, S, B>(
     stop: impl Future<Output = Instant>,
     idle: impl Future<Output = ()>,
 ) where
-    M: Fn(&Arc<Connection>, bool) -> S,
+    M: Fn(&Arc<ClientConnection>, bool) -> S,
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
     S: Clone + Send + 'static,
     S::Future: Send + 'static,
@@ -137,7 +137,7 @@ struct Listener<M> {
     builder: Arc<auto::Builder<Spawn>>,
     connections: JoinSet<()>,
     /// Those within the cap, where they may have to make room.
-    open: Vec<Weak<Connection>>,
+    open: Vec<Weak<ClientConnection>>,
     calls: TaskTracker,
     places: Arc<Semaphore>,
     places_beyond: Arc<Semaphore>,
@@ -186,7 +186,7 @@ impl<M> Listener<M> {
 
     fn admit<S, B>(&mut self, stream: TcpStream)
     where
-        M: Fn(&Arc<Connection>, bool) -> S,
+        M: Fn(&Arc<ClientConnection>, bool) -> S,
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
         S: Clone + Send + 'static,
         S::Future: Send + 'static,
@@ -205,11 +205,11 @@ impl<M> Listener<M> {
             (self.places_beyond.clone().try_acquire_owned().ok(), life)
         } else {
             let age = self.max_age.map(jittered);
-            let life = ConnectionLifetime { age, idle: self.max_idle, grace: GRACE };
+            let life = ConnectionLifetime { age, idle: self.max_idle, grace: CLOSE_GRACE };
             (free.or_else(|| self.make_room()), life)
         };
         let Some(place) = place else { return };
-        let connection = Arc::new(Connection::new(place));
+        let connection = Arc::new(ClientConnection::new(place));
         if !self.behind.beyond {
             self.open.retain(|open| open.strong_count() > 0);
             self.open.push(Arc::downgrade(&connection));
@@ -233,7 +233,7 @@ impl<M> Listener<M> {
         &mut self,
         stream: TcpStream,
         service: S,
-        connection: Arc<Connection>,
+        connection: Arc<ClientConnection>,
         ConnectionLifetime { age, idle, grace }: ConnectionLifetime,
     ) where
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,

@@ -26,13 +26,13 @@ pub(super) const ANONYMOUS: &str = "anonymous";
 
 /// Both clocks at one moment, to turn a monotonic time into a timestamp.
 #[derive(Clone, Copy)]
-pub(super) struct Clocks {
+pub(super) struct ClockPair {
     pub(super) now: Instant,
     /// Time since the Unix epoch.
     pub(super) unix: Duration,
 }
 
-impl Clocks {
+impl ClockPair {
     /// Both, now.
     pub(super) fn read() -> Self {
         Self { now: clock::now(), unix: clock::unix_time() }
@@ -55,7 +55,7 @@ impl Clocks {
 pub(super) struct Seal<'s> {
     pub(super) sealer: &'s Sealer,
     pub(super) owner: InstanceId,
-    pub(super) clocks: Clocks,
+    pub(super) clocks: ClockPair,
 }
 
 impl Seal<'_> {
@@ -151,7 +151,7 @@ pub(super) struct SettleOutcome {
 }
 
 impl SettleOutcome {
-    pub(super) fn new(settled: Settled, clocks: Clocks) -> Self {
+    pub(super) fn new(settled: Settled, clocks: ClockPair) -> Self {
         let none = Self {
             outcome: pb::Outcome::Duplicate,
             redeliver_time: None,

@@ -20,7 +20,7 @@ use tonic_types::StatusExt as _;
 use crate::pb::{self, fetch_service_client::FetchServiceClient, settlement::Action};
 
 /// An answer takes no longer than this, beside the time that it was asked to wait.
-const PATIENCE: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A client of the fetch-proxy at `addr`, whose answers are for people, or JSON.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl Client {
     /// Why there is no answer, for people.
     pub async fn fetch(&self, request: pb::FetchRequest, max_wait: Duration) -> Shown {
         let mut request = Request::new(pb::FetchRequest { max_wait: wire(max_wait)?, ..request });
-        request.set_timeout(max_wait + PATIENCE);
+        request.set_timeout(max_wait + ANSWER_TIMEOUT);
         let answer = self.client().await?.fetch(request).await;
         let answer = answer.map_err(|status| told(&status))?.into_inner();
         let shown = match self.json {
@@ -61,7 +61,7 @@ impl Client {
             |token: &String| pb::Settlement { token: token.clone(), action: Some(action.clone()) };
         let settlements = tokens.iter().map(settlement).collect();
         let mut request = Request::new(pb::SettleRequest { settlements, ..Default::default() });
-        request.set_timeout(PATIENCE);
+        request.set_timeout(ANSWER_TIMEOUT);
         let answer = self.client().await?.settle(request).await;
         let answer = answer.map_err(|status| told(&status))?.into_inner();
         let shown = match self.json {
@@ -72,7 +72,7 @@ impl Client {
     }
 
     async fn client(&self) -> Result<FetchServiceClient<Channel>, String> {
-        let channel = connect(&self.addr, PATIENCE).await?;
+        let channel = connect(&self.addr, ANSWER_TIMEOUT).await?;
         Ok(FetchServiceClient::new(channel).max_decoding_message_size(usize::MAX))
     }
 }

@@ -25,10 +25,10 @@ use super::{
 use crate::readiness::Verdict;
 
 /// Calls that one connection may have open: checks, and a few Watch streams.
-const MOST_STREAMS: u32 = 16;
+const MAX_OPS_STREAMS: u32 = 16;
 /// Probes are few and short. A connection that is not used for a minute is no probe's, and makes room
 /// for one before that.
-const LONGEST_IDLE: Duration = Duration::from_secs(60);
+const MAX_IDLE_CONNECTION: Duration = Duration::from_secs(60);
 
 /// Serves until `stop` says by when to be gone, at most so many connections at once.
 pub async fn serve_ops(
@@ -51,8 +51,8 @@ pub async fn serve_ops(
     let limits = ListenerLimits {
         max_connections,
         max_age: None,
-        max_idle: Some(LONGEST_IDLE),
-        max_streams: MOST_STREAMS,
+        max_idle: Some(MAX_IDLE_CONNECTION),
+        max_streams: MAX_OPS_STREAMS,
         http1: true,
     };
     edge::serve(listener, limits, behind, stop, std::future::ready(())).await;

@@ -9,7 +9,7 @@ use tonic_health::pb::{
 use super::hand;
 
 /// Where nobody is, it is tried again after this: a Service that has just been made has no pods yet.
-const AGAIN: Duration = Duration::from_millis(200);
+const PROBE_RETRY: Duration = Duration::from_millis(200);
 
 /// Asks the listener at `addr` for the health of `service`: its status by name, and whether it is
 /// serving. Backoff for a connection until `timeout`; what is answered there counts.
@@ -24,7 +24,7 @@ pub async fn probe(addr: &str, service: &str, timeout: Duration) -> Result<(Stri
                 Ok(channel) => break channel,
                 Err(why) => silence = why,
             }
-            tokio::time::sleep(AGAIN).await;
+            tokio::time::sleep(PROBE_RETRY).await;
         };
         let request = HealthCheckRequest { service: service.to_owned() };
         let answer = HealthClient::new(channel).check(request).await;

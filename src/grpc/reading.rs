@@ -22,13 +22,13 @@ use tonic::Status;
 use super::{
     budget::Taken,
     decode::MOST_SETTLEMENTS,
-    status::{ApiError, Counted, Reason},
+    status::{ApiError, BudgetKind, Reason},
 };
 
 /// A request must be there in whole this long after its headers, whatever trickles.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// The flag and the length in front of a message.
-const PREFIX: usize = 5;
+const MESSAGE_PREFIX_BYTES: usize = 5;
 /// A compressed message may grow by this factor, beyond [`GROWTH_FREE`] bytes. Tokens are sealed bytes,
 /// which do not shrink, so no real request comes near it.
 const GROWTH: usize = 20;
@@ -52,7 +52,7 @@ pub(super) struct Bounds<'b> {
 impl Bounds<'_> {
     fn charge(&mut self, bytes: usize) -> Result<(), ApiError> {
         let Some(taken) = &mut self.taken else { return Ok(()) };
-        taken.grow(bytes).map_err(|short| ApiError::ByteLimit(Counted::Requests, short))
+        taken.grow(bytes).map_err(|short| ApiError::ByteLimit(BudgetKind::Requests, short))
     }
 }
 
@@ -75,12 +75,12 @@ where
         // tonic refuses it by its header.
         Some(_) => return Ok(Bytes::new()),
     };
-    let whole = tokio::time::timeout(PATIENCE, whole(body, &mut bounds)).await;
-    let whole = whole.map_err(|_| ApiError::RequestTimeout(PATIENCE))??;
+    let whole = tokio::time::timeout(REQUEST_TIMEOUT, whole(body, &mut bounds)).await;
+    let whole = whole.map_err(|_| ApiError::RequestTimeout(REQUEST_TIMEOUT))??;
     let whole =
         if gzip && whole.first() == Some(&1) { unpacked(&whole, &mut bounds)? } else { whole };
     if bounds.settle && whole.first() == Some(&0) {
-        let count = settlements(&whole[PREFIX.min(whole.len())..]);
+        let count = settlements(&whole[MESSAGE_PREFIX_BYTES.min(whole.len())..]);
         if count > MOST_SETTLEMENTS {
             let why = format!("must be 1 to {MOST_SETTLEMENTS}, not {count}");
             return Err(ApiError::Field { field: "settlements".into(), why });
@@ -115,7 +115,7 @@ async fn whole<B: Body<Data = Bytes>>(body: B, bounds: &mut Bounds<'_>) -> Resul
         if length > bounds.most {
             return Err(too_large(&format!("{length} bytes are more than {}", bounds.most)));
         }
-        if so_far.len() > PREFIX + length {
+        if so_far.len() > MESSAGE_PREFIX_BYTES + length {
             return Err(malformed("there is something behind the message"));
         }
     }
@@ -124,25 +124,26 @@ async fn whole<B: Body<Data = Bytes>>(body: B, bounds: &mut Bounds<'_>) -> Resul
 
 /// The length that stands in front of a message.
 fn length(bytes: &[u8]) -> Option<usize> {
-    let (_, length) = bytes.get(..PREFIX)?.split_last_chunk()?;
+    let (_, length) = bytes.get(..MESSAGE_PREFIX_BYTES)?.split_last_chunk()?;
     Some(u32::from_be_bytes(*length) as usize)
 }
 
 /// The same message, not compressed.
 fn unpacked(whole: &[u8], bounds: &mut Bounds<'_>) -> Result<Bytes, ApiError> {
-    let packed = &whole[PREFIX.min(whole.len())..];
+    let packed = &whole[MESSAGE_PREFIX_BYTES.min(whole.len())..];
     let most = bounds.most.min(GROWTH_FREE + packed.len() * GROWTH);
-    let mut message = vec![0; PREFIX];
+    let mut message = vec![0; MESSAGE_PREFIX_BYTES];
     let unpacked = GzDecoder::new(packed).take(most as u64 + 1).read_to_end(&mut message);
     unpacked.map_err(|error| malformed(&format!("the gzip cannot be read: {error}")))?;
-    let length = message.len() - PREFIX;
+    let length = message.len() - MESSAGE_PREFIX_BYTES;
     if length > most {
         let packed = packed.len();
         return Err(too_large(&format!("{packed} bytes of gzip unpack to more than {most}")));
     }
     bounds.charge(length)?;
     // At most 4 MiB, so it fits.
-    message[1..PREFIX].copy_from_slice(&u32::try_from(length).unwrap_or_default().to_be_bytes());
+    message[1..MESSAGE_PREFIX_BYTES]
+        .copy_from_slice(&u32::try_from(length).unwrap_or_default().to_be_bytes());
     Ok(message.into())
 }
 
@@ -244,7 +245,7 @@ mod tests {
     use http::HeaderValue;
 
     use super::*;
-    use crate::grpc::budget::Budget;
+    use crate::grpc::budget::MemoryBudget;
 
     /// A body that comes in parts, one a second.
     struct Slowly(VecDeque<Bytes>, Pin<Box<Sleep>>);
@@ -287,7 +288,7 @@ mod tests {
     async fn a_request_that_trickles_is_given_up_ten_seconds_after_its_headers() {
         // The end of the body comes a second after its last byte.
         for (bytes, expected) in [(8, None), (11, Some(Reason::RequestTimeout))] {
-            let whole = frame(0, &vec![0; bytes - PREFIX]);
+            let whole = frame(0, &vec![0; bytes - MESSAGE_PREFIX_BYTES]);
             let parts = (0..bytes).map(|at| whole.slice(at..=at)).collect();
             let body = Slowly(parts, Box::pin(sleep(Duration::from_secs(1))));
             let bounds = Bounds { most: 100, settle: false, taken: None };
@@ -322,7 +323,7 @@ mod tests {
 
     #[tokio::test]
     async fn bytes_are_taken_as_they_come_and_those_beyond_the_budget_refused() {
-        let mut taken = Budget::new(1000).share().take(0).unwrap();
+        let mut taken = MemoryBudget::new(1000).share().take(0).unwrap();
         for (length, expected) in [(600, None), (600, Some(Reason::ByteLimit))] {
             let bounds = Bounds { most: 4 << 20, settle: false, taken: Some(&mut taken) };
             let body = Read::new(frame(0, &vec![0; length]));

@@ -7,9 +7,9 @@ use super::status::ApiError;
 use crate::{broker::ConsumerName, clock, log_throttle::KeyedLogThrottle};
 
 /// Between two lines for the same reason and consumer, at least.
-const AGAIN: Duration = Duration::from_secs(3600);
+const REPEAT_AFTER: Duration = Duration::from_secs(3600);
 /// Lines in ten seconds.
-const LINES: u32 = 10;
+const LINES_PER_TEN_SECONDS: u32 = 10;
 
 /// What has been refused.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub(super) struct Who<'w> {
 
 impl Refusals {
     pub(super) fn new() -> Self {
-        Self(KeyedLogThrottle::new(AGAIN, LINES))
+        Self(KeyedLogThrottle::new(REPEAT_AFTER, LINES_PER_TEN_SECONDS))
     }
 
     /// Says that a call of this name was refused, if it has not been said lately.

@@ -21,7 +21,7 @@ use tokio::time::timeout_at;
 
 use super::{
     decode,
-    encode::{self, Clocks, SettleOutcome},
+    encode::{self, ClockPair, SettleOutcome},
     refusals::{Refusals, Who},
     status::{ApiError, Reason},
 };
@@ -129,7 +129,7 @@ impl<B: Broker + Bus> Router<B> {
             .into_iter()
             .map(|((owner, at), tokens)| self.settle_away(owner, at, tokens, confirmation, until));
         let (local, elsewhere) = join(local, join_all(elsewhere)).await;
-        let clocks = Clocks::read();
+        let clocks = ClockPair::read();
         for ((place, result), subject) in places.into_iter().zip(local).zip(subjects) {
             results[place] = done(result, clocks);
             if let Err(refused) = &results[place] {
@@ -168,7 +168,7 @@ impl<B: Broker + Bus> Router<B> {
             return;
         }
         let settled = self.peers.settle_late(late, until).await;
-        let clocks = Clocks::read();
+        let clocks = ClockPair::read();
         for (place, result) in places.into_iter().zip(settled) {
             if let Some(result) = result {
                 results[place] = done(result, clocks);
@@ -225,7 +225,7 @@ impl<B: Broker + Bus> Router<B> {
         }
         let settled = self.lessor.settle(asks, confirmation, until).await;
         drop(ownership);
-        let clocks = Clocks::read();
+        let clocks = ClockPair::read();
         for (place, result) in places.into_iter().zip(settled) {
             results[place] = done(result, clocks);
         }
@@ -312,7 +312,7 @@ impl<B: Broker + Bus> Router<B> {
             }
         }
         let settled = self.peers.settle_ownerless(orphans, until).await;
-        let clocks = Clocks::read();
+        let clocks = ClockPair::read();
         let settled = settled.into_iter().map(|result| match (why, result) {
             (_, Some(result @ (Ok(_) | Err(Error::Unconfirmed)))) => done(result, clocks),
             // It may have done before what could not be done here.
@@ -392,7 +392,7 @@ fn ended(action: &Action, refusal: LeaseError) -> SettleResult {
     }
 }
 
-fn done(result: Result<Settled, Error>, clocks: Clocks) -> SettleResult {
+fn done(result: Result<Settled, Error>, clocks: ClockPair) -> SettleResult {
     result.map(|settled| SettleOutcome::new(settled, clocks)).map_err(ApiError::from)
 }
 

@@ -17,7 +17,7 @@ use super::{
 use crate::{broker::Broker, bus::Bus, pb, pb::fetch_service_server::FetchServiceServer};
 
 /// Longest request of reflection, in bytes: a name.
-const LONGEST_NAME: usize = 16 * 1024;
+const MAX_REFLECTION_REQUEST_BYTES: usize = 16 * 1024;
 
 /// The contract built into this program cannot be read: a bug.
 #[derive(Debug, thiserror::Error)]
@@ -41,8 +41,12 @@ pub async fn serve<B: Broker + Bus>(
     let service = FetchServiceServer::new(service).accept_compressed(CompressionEncoding::Gzip);
     let routes = Routes::new(service)
         .add_service(health)
-        .add_service(reflection().build_v1()?.max_decoding_message_size(LONGEST_NAME))
-        .add_service(reflection().build_v1alpha()?.max_decoding_message_size(LONGEST_NAME))
+        .add_service(
+            reflection().build_v1()?.max_decoding_message_size(MAX_REFLECTION_REQUEST_BYTES),
+        )
+        .add_service(
+            reflection().build_v1alpha()?.max_decoding_message_size(MAX_REFLECTION_REQUEST_BYTES),
+        )
         .prepare();
     let calls = Calls::new(calls, limits.max_connections);
     let behind = Services {

@@ -10,10 +10,10 @@ use super::{
     budget::Taken,
     calls::AnswerBytes,
     decode,
-    encode::{Clocks, Seal, SettleOutcome, settle_result},
+    encode::{ClockPair, Seal, SettleOutcome, settle_result},
     refusals::Who,
     route::Router,
-    status::{ApiError, Counted},
+    status::{ApiError, BudgetKind},
 };
 use crate::{
     broker::{Broker, Confirmation, ConsumerName},
@@ -104,7 +104,7 @@ impl<B: Broker + Bus> FetchService for Service<B> {
             "fetched"
         );
         let sealer = self.keys.sealer();
-        let seal = Seal { sealer: &sealer, owner: self.owner, clocks: Clocks::read() };
+        let seal = Seal { sealer: &sealer, owner: self.owner, clocks: ClockPair::read() };
         let mut response = Response::new(seal.fetch(&fetched, codec, max_bytes, nonces));
         response
             .extensions_mut()
@@ -174,7 +174,8 @@ impl<B: Broker + Bus> FetchService for Service<B> {
 
         // Taken before anything is settled: afterwards the outcome has to be told.
         let bytes = extensions.get().map(|AnswerBytes(share)| share.take(count * LARGEST_RESULT));
-        let bytes = bytes.transpose().map_err(|short| ApiError::ByteLimit(Counted::Answers, short));
+        let bytes =
+            bytes.transpose().map_err(|short| ApiError::ByteLimit(BudgetKind::Answers, short));
         let mut bytes = checked(bytes)?;
 
         let until = settle_until(&metadata);
@@ -206,7 +207,7 @@ async fn answer_bytes(
     let size: u64 = sizes.map(|leased| encoded_size(leased.delivery())).sum();
     let size = usize::try_from(2 * size).unwrap_or(usize::MAX);
     let taken = share.take_by(size, clock::now() + BYTES_PATIENCE).await;
-    Ok(Some(taken.map_err(|short| ApiError::ByteLimit(Counted::Answers, short))?))
+    Ok(Some(taken.map_err(|short| ApiError::ByteLimit(BudgetKind::Answers, short))?))
 }
 
 fn checked<T>(decoded: Result<T, ApiError>) -> Result<T, Status> {

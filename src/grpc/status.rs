@@ -10,7 +10,7 @@ use prost_types::Duration as PbDuration;
 use tonic::{Code, Status, metadata::MetadataMap};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use super::budget::Short;
+use super::budget::ExhaustedScope;
 use crate::{
     lease::SettleKind,
     lessor::{Error, Unsuitable},
@@ -141,11 +141,11 @@ pub enum ApiError {
         error: pb::SettleError,
     },
     /// As many calls are under way as may be: so many of this replica.
-    CallLimit(usize, Short),
+    CallLimit(usize, ExhaustedScope),
     /// As many Fetch calls are open as may be: so many of this replica.
-    WaiterLimit(usize, Short),
+    WaiterLimit(usize, ExhaustedScope),
     /// As many bytes are under way as may be.
-    ByteLimit(Counted, Short),
+    ByteLimit(BudgetKind, ExhaustedScope),
     /// The request was not there in whole within this time.
     RequestTimeout(Duration),
     /// An error that is found before a handler runs.
@@ -158,7 +158,7 @@ pub enum ApiError {
 
 /// The bytes that a budget counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Counted {
+pub enum BudgetKind {
     /// Of requests that are read or worked on.
     Requests,
     /// Of answers that their clients have not read.
@@ -223,26 +223,28 @@ impl ApiError {
                 "the replica that granted this lease does not answer".to_owned()
             }
             Self::Relayed { error, .. } => error.message.clone(),
-            Self::CallLimit(most, Short::Replica) => {
+            Self::CallLimit(most, ExhaustedScope::Replica) => {
                 format!("all {most} places for calls are taken")
             }
-            Self::CallLimit(_, Short::Connection) => {
+            Self::CallLimit(_, ExhaustedScope::Connection) => {
                 "this connection has its share of the places for calls".to_owned()
             }
-            Self::WaiterLimit(most, Short::Replica) => {
+            Self::WaiterLimit(most, ExhaustedScope::Replica) => {
                 format!("all {most} places for Fetch calls are taken")
             }
-            Self::WaiterLimit(_, Short::Connection) => {
+            Self::WaiterLimit(_, ExhaustedScope::Connection) => {
                 "this connection has its share of the places for Fetch calls".to_owned()
             }
             Self::ByteLimit(counted, short) => {
                 let counted = match counted {
-                    Counted::Requests => "requests that are being read",
-                    Counted::Answers => "answers that are not read yet",
+                    BudgetKind::Requests => "requests that are being read",
+                    BudgetKind::Answers => "answers that are not read yet",
                 };
                 match short {
-                    Short::Replica => format!("this replica has no more bytes for {counted}"),
-                    Short::Connection => {
+                    ExhaustedScope::Replica => {
+                        format!("this replica has no more bytes for {counted}")
+                    }
+                    ExhaustedScope::Connection => {
                         format!("this connection has its share of the bytes for {counted}")
                     }
                 }
@@ -265,8 +267,8 @@ impl ApiError {
             Self::CallLimit(_, short) | Self::WaiterLimit(_, short) => one("scope", scope(*short)),
             Self::ByteLimit(counted, short) => {
                 let counted = match counted {
-                    Counted::Requests => "requests",
-                    Counted::Answers => "answers",
+                    BudgetKind::Requests => "requests",
+                    BudgetKind::Answers => "answers",
                 };
                 [("scope", scope(*short)), ("of", counted)]
                     .map(|(name, value)| (name.to_owned(), value.to_owned()))
@@ -360,10 +362,10 @@ fn pb_duration(duration: Duration) -> PbDuration {
     duration.try_into().unwrap_or_default()
 }
 
-fn scope(short: Short) -> &'static str {
+fn scope(short: ExhaustedScope) -> &'static str {
     match short {
-        Short::Connection => "connection",
-        Short::Replica => "replica",
+        ExhaustedScope::Connection => "connection",
+        ExhaustedScope::Replica => "replica",
     }
 }
 

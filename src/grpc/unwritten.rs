@@ -26,17 +26,17 @@ use tokio::sync::Notify;
 
 use crate::clock;
 
-/// An answer that is not written by less than [`LEAST`] within this time is dropped.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Bytes that a client must read of an answer within [`PATIENCE`], or all that is left. The rate is
+/// An answer that is not written by less than [`MIN_WRITTEN_BYTES`] within this time is dropped.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes that a client must read of an answer within [`WRITE_TIMEOUT`], or all that is left. The rate is
 /// far below that of any link, and above that of a client who wants to hold memory.
-const LEAST: u64 = 64 * 1024;
+const MIN_WRITTEN_BYTES: u64 = 64 * 1024;
 /// The time from one look at the answers of a connection to the next.
-const LOOK: Duration = Duration::from_secs(2);
+const WRITE_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 tokio::task_local! {
     /// The answer that the task of a stream has made.
-    static MADE: RefCell<Option<Arc<Answer>>>;
+    static MADE: RefCell<Option<Arc<UnwrittenAnswer>>>;
 }
 
 /// The answers of one connection that are not written.
@@ -58,14 +58,14 @@ struct Answers {
 /// An answer, and the last time at which it had made progress.
 #[derive(Debug)]
 struct Watch {
-    answer: Arc<Answer>,
+    answer: Arc<UnwrittenAnswer>,
     written: u64,
     at: Instant,
 }
 
 /// How far one answer is.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct UnwrittenAnswer {
     /// Bytes made and not written.
     outstanding: AtomicUsize,
     written: AtomicU64,
@@ -80,16 +80,16 @@ pub(super) struct Answer {
 
 /// An answer that counts as unwritten until this is dropped.
 #[derive(Debug)]
-pub(super) struct Begun {
+pub(super) struct StartedAnswer {
     unwritten: Arc<Unwritten>,
     number: u64,
-    answer: Arc<Answer>,
+    answer: Arc<UnwrittenAnswer>,
 }
 
 impl Unwritten {
     /// One more answer, made by the present task. Nobody needs it after `until`.
-    pub(super) fn begin(self: &Arc<Self>, until: Option<Instant>) -> Begun {
-        let answer = Arc::new(Answer {
+    pub(super) fn begin(self: &Arc<Self>, until: Option<Instant>) -> StartedAnswer {
+        let answer = Arc::new(UnwrittenAnswer {
             outstanding: AtomicUsize::new(0),
             written: AtomicU64::new(0),
             until,
@@ -109,7 +109,7 @@ impl Unwritten {
             self.begun.notify_one();
         }
         drop(answers);
-        Begun { unwritten: self.clone(), number, answer }
+        StartedAnswer { unwritten: self.clone(), number, answer }
     }
 
     /// Looks at the answers for as long as there are any, and ends those that make no progress.
@@ -118,26 +118,26 @@ impl Unwritten {
         loop {
             self.begun.notified().await;
             loop {
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(WRITE_CHECK_INTERVAL).await;
                 match self.look(clock::now()) {
-                    Seen::Some => {}
-                    Seen::None => break,
-                    Seen::Stuck => return,
+                    WriteProgress::Some => {}
+                    WriteProgress::None => break,
+                    WriteProgress::Stuck => return,
                 }
             }
         }
     }
 
-    fn look(&self, now: Instant) -> Seen {
+    fn look(&self, now: Instant) -> WriteProgress {
         let mut answers = self.answers();
         if answers.by_number.is_empty() {
             answers.looked_at = false;
-            return Seen::None;
+            return WriteProgress::None;
         }
-        let mut seen = Seen::Some;
+        let mut seen = WriteProgress::Some;
         for watch in answers.by_number.values_mut() {
             if watch.is_stuck(now) && !watch.answer.end() {
-                seen = Seen::Stuck;
+                seen = WriteProgress::Stuck;
             }
         }
         seen
@@ -150,7 +150,7 @@ impl Unwritten {
 
 /// The outcome of one look at all answers.
 #[derive(Debug, PartialEq, Eq)]
-enum Seen {
+enum WriteProgress {
     None,
     Some,
     Stuck,
@@ -159,15 +159,17 @@ enum Seen {
 impl Watch {
     fn is_stuck(&mut self, now: Instant) -> bool {
         let written = self.answer.written.load(Ordering::Relaxed);
-        if self.answer.outstanding.load(Ordering::Relaxed) == 0 || written >= self.written + LEAST {
+        if self.answer.outstanding.load(Ordering::Relaxed) == 0
+            || written >= self.written + MIN_WRITTEN_BYTES
+        {
             (self.written, self.at) = (written, now);
         }
         let over = self.answer.until.is_some_and(|until| until <= now);
-        over || now.saturating_duration_since(self.at) >= PATIENCE
+        over || now.saturating_duration_since(self.at) >= WRITE_TIMEOUT
     }
 }
 
-impl Answer {
+impl UnwrittenAnswer {
     /// So many bytes are to be written.
     pub(super) fn made(&self, bytes: usize) {
         self.outstanding.fetch_add(bytes, Ordering::Relaxed);
@@ -187,15 +189,15 @@ impl Answer {
     }
 }
 
-impl std::ops::Deref for Begun {
-    type Target = Answer;
+impl std::ops::Deref for StartedAnswer {
+    type Target = UnwrittenAnswer;
 
-    fn deref(&self) -> &Answer {
+    fn deref(&self) -> &UnwrittenAnswer {
         &self.answer
     }
 }
 
-impl Drop for Begun {
+impl Drop for StartedAnswer {
     fn drop(&mut self) {
         self.unwritten.answers().by_number.remove(&self.number);
     }
@@ -245,8 +247,8 @@ mod tests {
         tokio::select! {
             () = unwritten.stuck() => panic!("the connection is cut"),
             () = async {
-                assert!(!is_ended(&unwritten, PATIENCE - LOOK, None).await, "too soon");
-                assert!(is_ended(&unwritten, PATIENCE + 2 * LOOK, None).await);
+                assert!(!is_ended(&unwritten, WRITE_TIMEOUT - WRITE_CHECK_INTERVAL, None).await, "too soon");
+                assert!(is_ended(&unwritten, WRITE_TIMEOUT + 2 * WRITE_CHECK_INTERVAL, None).await);
             } => {}
         }
     }
@@ -257,7 +259,7 @@ mod tests {
         let until = Some(clock::now() + Duration::from_secs(1));
         tokio::select! {
             () = unwritten.stuck() => panic!("the connection is cut"),
-            ended = is_ended(&unwritten, 2 * LOOK, until) => assert!(ended),
+            ended = is_ended(&unwritten, 2 * WRITE_CHECK_INTERVAL, until) => assert!(ended),
         }
     }
 
@@ -271,7 +273,9 @@ mod tests {
             *kept.lock().unwrap() = Some(begun);
         })
         .await;
-        tokio::time::timeout(PATIENCE + 2 * LOOK, unwritten.stuck()).await.unwrap();
+        tokio::time::timeout(WRITE_TIMEOUT + 2 * WRITE_CHECK_INTERVAL, unwritten.stuck())
+            .await
+            .unwrap();
     }
 
     #[tokio::test(start_paused = true)]
@@ -286,7 +290,7 @@ mod tests {
             () = unwritten.stuck() => panic!("the connection is cut"),
             () = async {
                 for _ in 0..20 {
-                    tokio::time::sleep(PATIENCE / 2).await;
+                    tokio::time::sleep(WRITE_TIMEOUT / 2).await;
                     slow.wrote(64 * 1024);
                 }
             } => {}

@@ -18,7 +18,7 @@ use super::{
 };
 
 /// Ids of one [`OutcomeSlice`]: half a byte each.
-const PIECE: u64 = 1 << 16;
+const SLICE_IDS: u64 = 1 << 16;
 
 /// What became of a lease that came.
 #[derive(Debug, PartialEq, Eq)]
@@ -109,7 +109,7 @@ impl<T> LeaseTable<T> {
             Some(after) => LeaseId(after.0.checked_add(1)?).max(oldest),
             None => oldest,
         };
-        let count = PIECE.min(self.next.get().checked_sub(first.get())?);
+        let count = SLICE_IDS.min(self.next.get().checked_sub(first.get())?);
         let ids = (0..count).filter_map(|place| LeaseId::new(first.get() + place));
         OutcomeSlice::of(first, ids.map(|id| self.store.ended(id)))
     }

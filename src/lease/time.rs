@@ -15,11 +15,12 @@ pub(super) const NEVER: Nanos = Nanos::MAX;
 /// The margin is a tenth of the ack wait within these bounds: it covers the way of a delivery to us
 /// and of a settlement back, for JetStream's clock starts before ours and a settlement begun in
 /// time has to arrive in time.
-const LEAST_MARGIN: Nanos = 50_000_000;
-const MOST_MARGIN: Nanos = 2_000_000_000;
+const MIN_MARGIN: Nanos = 50_000_000;
+/// The largest margin between the end of a lease here and the end of JetStream's ack wait.
+pub const MAX_MARGIN: Duration = Duration::from_secs(2);
 
 /// The longest time that is told apart from a longer one, 73 years: a few of them can be summed.
-const LONGEST: Nanos = Nanos::MAX / 4;
+const MAX_NANOS: Nanos = Nanos::MAX / 4;
 
 /// Where the table's time begins, and how it follows from that of its callers: theirs stands still
 /// while the machine is suspended, the table's does not.
@@ -40,7 +41,7 @@ impl Origin {
     /// Callers' time has stood still for so long, some time before `noticed`.
     pub(super) fn slept(&mut self, gap: Duration, noticed: Instant) {
         self.noticed = Some((noticed, self.slept));
-        self.slept = self.slept.saturating_add(nanos(gap)).min(LONGEST);
+        self.slept = self.slept.saturating_add(nanos(gap)).min(MAX_NANOS);
     }
 
     /// Zero for what was before the origin. What a caller has noted before a gap was noticed counts as
@@ -53,17 +54,17 @@ impl Origin {
 
     /// The origin for what was before it; 73 years for what never comes.
     pub(super) fn at(self, time: Nanos) -> Instant {
-        let time = time.saturating_sub(self.slept).clamp(0, LONGEST);
+        let time = time.saturating_sub(self.slept).clamp(0, MAX_NANOS);
         self.at + Duration::from_nanos(time.unsigned_abs())
     }
 }
 
 pub(super) fn nanos(duration: Duration) -> Nanos {
-    Nanos::try_from(duration.as_nanos()).unwrap_or(LONGEST).min(LONGEST)
+    Nanos::try_from(duration.as_nanos()).unwrap_or(MAX_NANOS).min(MAX_NANOS)
 }
 
 pub(super) fn margin_of(ack_wait: Nanos) -> Nanos {
-    (ack_wait / 10).clamp(LEAST_MARGIN, MOST_MARGIN).min(ack_wait)
+    (ack_wait / 10).clamp(MIN_MARGIN, nanos(MAX_MARGIN)).min(ack_wait)
 }
 
 /// How long before JetStream's own end a lease ends here: a tenth of the ack wait, at least 50 ms,

@@ -42,7 +42,7 @@ use self::{
     quarantine::{Looked, Quarantine},
     sharing::Sharing,
     sighted::{Sighted, told},
-    suspecting::{Left, Looking, late, looked},
+    suspecting::{Looking, PreviousInbox, late, looked},
 };
 use super::{
     Error, Lessor,
@@ -59,14 +59,12 @@ use crate::{
 
 /// A waiter with nothing is told so when NATS has been away for this long: long enough for a
 /// reconnect to go unnoticed, short enough to try another replica.
-const AWAY: Duration = Duration::from_secs(2);
+const OUTAGE_NOTICE: Duration = Duration::from_secs(2);
 /// Bounds one CONSUMER.INFO, and spaces two that failed.
 const INFO_TIMEOUT: Duration = Duration::from_secs(2);
 const INFO_RETRY: Duration = Duration::from_millis(250);
-/// Leases that are revised under one lock.
-const STEP: usize = 1024;
 /// A feed without waiters and leases ends after this.
-const IDLE: Duration = Duration::from_secs(600);
+const MAX_IDLE: Duration = Duration::from_secs(600);
 
 /// Names one open Fetch to its feed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -75,24 +73,24 @@ pub(super) struct Ticket(pub(super) u64);
 /// What a waiter is told. It may be dropped at any point of its way to a caller who has gone; then
 /// what it carries is given back.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct FetchAnswer {
     pub(super) messages: Vec<LeasedDelivery>,
     pub(super) too_large: Option<LeasedDelivery>,
     pub(super) draining: bool,
     pub(super) handle: ConsumerHandle,
 }
 
-impl Drop for Answer {
+impl Drop for FetchAnswer {
     fn drop(&mut self) {
         let unhanded = self.messages.drain(..).chain(self.too_large.take());
         self.handle.give_back(unhanded.map(|leased| leased.granted).collect());
     }
 }
 
-type Reply = oneshot::Sender<Result<Answer, Error>>;
+type Reply = oneshot::Sender<Result<FetchAnswer, Error>>;
 
 /// What is asked of a feed.
-pub(super) enum Command {
+pub(super) enum ConsumerCommand {
     Join {
         ticket: Ticket,
         want: Want,
@@ -112,26 +110,26 @@ pub(super) enum Command {
 /// The way to a consumer's feed.
 #[derive(Debug, Clone)]
 pub(super) struct ConsumerHandle {
-    commands: mpsc::UnboundedSender<Command>,
+    commands: mpsc::UnboundedSender<ConsumerCommand>,
     /// INFO for answers without messages, and when it was read.
     pub(super) recent_info: Arc<Mutex<Option<(Instant, ConsumerInfo)>>>,
 }
 
 impl ConsumerHandle {
     /// Whether the feed is there to take it; a feed that has ended gives it back.
-    pub(super) fn send(&self, command: Command) -> Result<(), Command> {
+    pub(super) fn send(&self, command: ConsumerCommand) -> Result<(), ConsumerCommand> {
         self.commands.send(command).map_err(|refused| refused.0)
     }
 
     pub(super) fn leave(&self, ticket: Ticket) {
         // A feed that has ended has no waiters left.
-        let _ = self.send(Command::Leave(ticket));
+        let _ = self.send(ConsumerCommand::Leave(ticket));
     }
 
     pub(super) fn give_back(&self, granted_deliveries: Vec<GrantedDelivery>) {
         if !granted_deliveries.is_empty() {
             // A feed that has ended leaves its deliveries to the table's clocks.
-            let _ = self.send(Command::GiveBack(granted_deliveries));
+            let _ = self.send(ConsumerCommand::GiveBack(granted_deliveries));
         }
     }
 
@@ -155,7 +153,7 @@ pub(super) struct ConsumerTask<B: Broker> {
     name: ConsumerName,
     /// The way to ourselves, for answers that are not taken.
     handle: ConsumerHandle,
-    commands: mpsc::UnboundedReceiver<Command>,
+    commands: mpsc::UnboundedReceiver<ConsumerCommand>,
     pump: Pump<GrantedDelivery>,
     waiters: HashMap<WaiterId, Waiter>,
     tickets: HashMap<Ticket, WaiterId>,
@@ -177,7 +175,7 @@ pub(super) struct ConsumerTask<B: Broker> {
     learned_on: Option<u64>,
     inbox: Option<B::Inbox>,
     /// The one before, if it was left in good order.
-    left: Option<Left<B::Inbox>>,
+    left: Option<PreviousInbox<B::Inbox>>,
     /// The shared connection that the inbox is on, if it is not apart.
     on: Option<u64>,
     arrivals: Vec<Arrival>,
@@ -205,7 +203,7 @@ pub(super) struct ConsumerTask<B: Broker> {
 }
 
 enum Event {
-    Command(Command),
+    ConsumerCommand(ConsumerCommand),
     Arrived(InboxEvent),
     Late(InboxEvent),
     Info(Result<ConsumerInfo, InfoError>),
@@ -288,7 +286,7 @@ impl<B: Broker> ConsumerTask<B> {
     }
 
     fn idle(&self, now: Instant) -> bool {
-        self.pump.is_idle() && now.duration_since(self.used_at) > IDLE && self.held() == 0
+        self.pump.is_idle() && now.duration_since(self.used_at) > MAX_IDLE && self.held() == 0
     }
 
     fn held(&self) -> usize {
@@ -316,7 +314,7 @@ impl<B: Broker> ConsumerTask<B> {
         } = self;
         tokio::select! {
             () = lessor.closed.cancelled() => None,
-            command = commands.recv() => command.map(Event::Command),
+            command = commands.recv() => command.map(Event::ConsumerCommand),
             news = next(inbox, arrivals) => Some(Event::Arrived(news)),
             news = late(left) => Some(Event::Late(news)),
             info = answer(asking) => Some(Event::Info(info)),
@@ -331,10 +329,11 @@ impl<B: Broker> ConsumerTask<B> {
     }
 
     fn deadline(&self, now: Instant) -> Instant {
-        let away = self.away_since.filter(|_| self.pump.waiters() > 0).map(|since| since + AWAY);
+        let away =
+            self.away_since.filter(|_| self.pump.waiters() > 0).map(|since| since + OUTAGE_NOTICE);
         let ask = self.asking.is_none() && self.up() && !self.spared;
         let ask = ask.then_some(self.ask_at.max(now));
-        let idle = self.used_at + IDLE + Duration::from_millis(1);
+        let idle = self.used_at + MAX_IDLE + Duration::from_millis(1);
         let starved = self.pump.starved().then(|| now + pull::STARVED);
         [starved, self.pump.next_deadline(now), away, ask, self.sharing.next_deadline()]
             .into_iter()
@@ -347,7 +346,7 @@ impl<B: Broker> ConsumerTask<B> {
     fn take(&mut self, event: Event) -> Result<(), Error> {
         let now = clock::now();
         match event {
-            Event::Command(command) => self.command(command, now),
+            Event::ConsumerCommand(command) => self.command(command, now),
             Event::Arrived(InboxEvent::Arrived) => {
                 self.sighted.sure(now);
                 self.count(now);
@@ -366,31 +365,33 @@ impl<B: Broker> ConsumerTask<B> {
             }
             Event::Tick => {}
         }
-        if self.away_since.is_some_and(|since| now.duration_since(since) >= AWAY) {
+        if self.away_since.is_some_and(|since| now.duration_since(since) >= OUTAGE_NOTICE) {
             self.fail_waiters(&Error::Unavailable(self.why_away()), now);
         }
         Ok(())
     }
 
-    fn command(&mut self, command: Command, now: Instant) {
+    fn command(&mut self, command: ConsumerCommand, now: Instant) {
         match command {
-            Command::Join { ticket, want, lease, reply } => {
+            ConsumerCommand::Join { ticket, want, lease, reply } => {
                 self.used_at = now;
                 if let Some(refusal) = self.fenced(now).or_else(|| self.full()) {
                     return drop(reply.send(Err(refusal)));
                 }
                 self.join(Waiter { ticket, want, lease, reply }, now);
             }
-            Command::Leave(ticket) => {
+            ConsumerCommand::Leave(ticket) => {
                 if let Some(id) = self.tickets.remove(&ticket) {
                     self.waiters.remove(&id);
                     self.pump.leave(id, now);
                 }
             }
-            Command::GiveBack(granted_deliveries) => self.take_back(granted_deliveries, now),
-            Command::Doubt => self.unanswered(now),
-            Command::Heard(sighting, reply) => self.heard(sighting, reply, now),
-            Command::Know(reply) => {
+            ConsumerCommand::GiveBack(granted_deliveries) => {
+                self.take_back(granted_deliveries, now)
+            }
+            ConsumerCommand::Doubt => self.unanswered(now),
+            ConsumerCommand::Heard(sighting, reply) => self.heard(sighting, reply, now),
+            ConsumerCommand::Know(reply) => {
                 self.used_at = now;
                 self.curious.push(reply);
                 self.tell_facts();

@@ -13,7 +13,7 @@ use tokio::{sync::oneshot, time::timeout_at};
 
 use super::{
     Action, Codec, Error, Lessor, SettleItem,
-    consumer::{Answer, ConsumerHandle, Ticket},
+    consumer::{ConsumerHandle, FetchAnswer, Ticket},
     delivery::{LeaseRequest, LeasedDelivery},
 };
 use crate::{
@@ -148,7 +148,7 @@ impl<B: Broker> Lessor<B> {
         name: &ConsumerName,
         want: Want,
         lease: LeaseRequest,
-    ) -> Result<Answer, Error> {
+    ) -> Result<FetchAnswer, Error> {
         let (reply, answer) = oneshot::channel();
         let ticket = Ticket(self.tickets.fetch_add(1, Ordering::Relaxed));
         let handle = self.join(name, ticket, want, lease, reply);
@@ -237,9 +237,9 @@ impl<B: Broker> Lessor<B> {
         until: Instant,
     ) -> Result<ConsumerInfo, Error> {
         const FRESH: Duration = Duration::from_secs(1);
-        const PATIENCE: Duration = Duration::from_secs(2);
-        const LOOKS: u32 = 2;
-        const PAUSE: Duration = Duration::from_millis(250);
+        const EXPLAIN_TIMEOUT: Duration = Duration::from_secs(2);
+        const EXPLAIN_TRIES: u32 = 2;
+        const EXPLAIN_PAUSE: Duration = Duration::from_millis(250);
         let Ok(mut recent) = timeout_at(until.into(), handle.recent_info.lock()).await else {
             return Err(Error::Unavailable("the consumer was not read in time".to_owned()));
         };
@@ -249,18 +249,18 @@ impl<B: Broker> Lessor<B> {
         {
             return Ok(info.clone());
         }
-        let mut info = self.broker.info(name, until.min(now + PATIENCE)).await;
+        let mut info = self.broker.info(name, until.min(now + EXPLAIN_TIMEOUT)).await;
         // The feed knew it a moment ago: it may be about to be made again.
         let gone = |info: &Result<_, InfoError>| {
             matches!(info, Err(InfoError::NoStream | InfoError::NoConsumer))
         };
-        for _ in 0..LOOKS {
-            let again = clock::now() + PAUSE;
+        for _ in 0..EXPLAIN_TRIES {
+            let again = clock::now() + EXPLAIN_PAUSE;
             if !gone(&info) || again >= until {
                 break;
             }
             clock::sleep_until(Some(again)).await;
-            info = self.broker.info(name, until.min(again + PATIENCE)).await;
+            info = self.broker.info(name, until.min(again + EXPLAIN_TIMEOUT)).await;
         }
         let info = info.map_err(|error| Error::of_info(error, name))?;
         *recent = Some((clock::now(), info.clone()));
@@ -269,7 +269,7 @@ impl<B: Broker> Lessor<B> {
 }
 
 impl Fetched {
-    fn new(mut answer: Answer) -> Self {
+    fn new(mut answer: FetchAnswer) -> Self {
         let messages = std::mem::take(&mut answer.messages);
         let too_large = answer.too_large.take();
         let last = messages.last().or(too_large.as_ref());

@@ -8,15 +8,17 @@ use tokio::{
     time::timeout_at,
 };
 
-use super::{Error, Lessor, consumer::Command, spec::ConsumerSpec, table::HeldDelivery};
+use super::{
+    Error, Lessor,
+    consumer::ConsumerCommand,
+    spec::ConsumerSpec,
+    table::{HeldDelivery, LEASES_PER_LOCK},
+};
 use crate::{
     broker::{AckSubject, Broker, ConsumerName, Leader},
     clock,
     lease::{Adopted, AdoptedLeases, LeaseId, LeaseSnapshot, OutcomeSlice},
 };
-
-/// Leases that are looked at under one lock.
-const STEP: usize = 1024;
 
 /// A lease that can go.
 #[derive(Debug)]
@@ -86,7 +88,7 @@ impl<B: Broker> Lessor<B> {
         loop {
             let now = clock::now();
             after = self.table.with(|table| {
-                let (leases, next) = table.leaving(after, STEP, now);
+                let (leases, next) = table.leaving(after, LEASES_PER_LOCK, now);
                 leaving.extend(leases.into_iter().map(
                     |(id, moving, hold): (_, _, &HeldDelivery)| {
                         // Whoever takes it over does not know of our doubt.
@@ -112,7 +114,7 @@ impl<B: Broker> Lessor<B> {
 
     /// Forgets leases that are another replica's now.
     pub fn let_go(&self, leases: &[LeaseId]) {
-        for step in leases.chunks(STEP) {
+        for step in leases.chunks(LEASES_PER_LOCK) {
             // Dropped after the lock is: freeing places wakes others.
             let _gone: Vec<HeldDelivery> =
                 self.table.with(|table| step.iter().filter_map(|id| table.moved(*id)).collect());
@@ -150,7 +152,7 @@ impl<B: Broker> Lessor<B> {
         until: Instant,
     ) -> Result<Arc<ConsumerSpec>, Error> {
         let (reply, known) = oneshot::channel();
-        self.tell(name, Command::Know(reply));
+        self.tell(name, ConsumerCommand::Know(reply));
         match timeout_at(until.into(), known).await {
             Ok(Ok(known)) => known,
             Ok(Err(_)) => Err(Error::Draining),
@@ -176,7 +178,9 @@ impl<B: Broker> Lessor<B> {
         while coming.peek().is_some() {
             let now = clock::now();
             self.table.with(|table| {
-                for IncomingLease { spec, leader, ack, moving, at } in coming.by_ref().take(STEP) {
+                for IncomingLease { spec, leader, ack, moving, at } in
+                    coming.by_ref().take(LEASES_PER_LOCK)
+                {
                     if spec.leadership.is_over() {
                         taken.push(None);
                         continue;

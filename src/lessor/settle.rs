@@ -14,7 +14,7 @@ use std::{
 
 use tokio_util::task::TaskTracker;
 
-use super::{Error, Lessor, consumer::Command, spec::ConsumerSpec, table::HeldDelivery};
+use super::{Error, Lessor, consumer::ConsumerCommand, spec::ConsumerSpec, table::HeldDelivery};
 use crate::{
     broker::{AckKind, AckPublish, Broker, BrokerError, Confirmation, Denial},
     clock,
@@ -198,7 +198,7 @@ impl<B: Broker> Lessor<B> {
         drop(freed);
         for spec in doubtful {
             if spec.leadership.doubt() {
-                self.tell(&spec.name, Command::Doubt);
+                self.tell(&spec.name, ConsumerCommand::Doubt);
             }
         }
     }

@@ -111,13 +111,13 @@ impl Shares {
 
 /// The place of one consumer at the shares of one connection. Dropped, it leaves the line.
 #[derive(Debug)]
-pub(super) struct Seat {
+pub(super) struct PullSeat {
     shares: Shares,
     name: ConsumerName,
     bell: Arc<Notify>,
 }
 
-impl Seat {
+impl PullSeat {
     pub(super) fn new(shares: Shares, name: ConsumerName) -> Self {
         Self { shares, name, bell: Arc::default() }
     }
@@ -133,7 +133,7 @@ impl Seat {
     }
 
     /// Asks for a share; where there is none yet, it stands in line for it.
-    pub(super) fn ask(&self, ask: ByteRequest, now: Instant) -> Option<Share> {
+    pub(super) fn ask(&self, ask: ByteRequest, now: Instant) -> Option<PullShare> {
         let granted = self.shares.act(|inner| {
             let bound = inner.bound.at(now);
             inner.budget.set_bound(bound);
@@ -143,7 +143,7 @@ impl Seat {
             }
             granted
         })?;
-        Some(Share { shares: self.shares.clone(), name: self.name.clone(), granted })
+        Some(PullShare { shares: self.shares.clone(), name: self.name.clone(), granted })
     }
 
     /// Wants nothing any more.
@@ -155,7 +155,7 @@ impl Seat {
     }
 }
 
-impl Drop for Seat {
+impl Drop for PullSeat {
     fn drop(&mut self) {
         self.leave();
     }
@@ -163,14 +163,14 @@ impl Drop for Seat {
 
 /// What the open pull of one consumer may still bring, in bytes. Dropped, it is free.
 #[derive(Debug)]
-pub(super) struct Share {
+pub(super) struct PullShare {
     shares: Shares,
     name: ConsumerName,
     /// How much it was at first.
     pub(super) granted: u64,
 }
 
-impl Share {
+impl PullShare {
     /// So many bytes have arrived.
     pub(super) fn arrived(&self, bytes: u64) {
         self.shares.act(|inner| {
@@ -191,7 +191,7 @@ impl Share {
     }
 }
 
-impl Drop for Share {
+impl Drop for PullShare {
     fn drop(&mut self) {
         self.shares.act(|inner| inner.budget.end(&self.name));
     }

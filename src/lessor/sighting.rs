@@ -12,12 +12,12 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Lessor, consumer::Command};
+use super::{Lessor, consumer::ConsumerCommand};
 use crate::broker::{Broker, ConsumerName};
 
 /// The longest wait for the others. A replica that answers later is logged by `peer`; it cannot have
 /// lost its connection to NATS without noticing, and reads the consumer again when it has.
-const PATIENCE: Duration = Duration::from_secs(1);
+const SIGHTING_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Something that was seen of a consumer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,7 +60,7 @@ impl<B: Broker> Lessor<B> {
         self.herald.get()?.send(Telling { sighting, told }).ok()?;
         Some(async move {
             // It was answered, it is too late, or nobody is left to tell: we go on.
-            let _ = timeout(PATIENCE, waiting).await;
+            let _ = timeout(SIGHTING_TIMEOUT, waiting).await;
         })
     }
 
@@ -70,9 +70,9 @@ impl<B: Broker> Lessor<B> {
         let name = sighting.name.clone();
         let (reply, answer) = oneshot::channel();
         if self.has_leased_of(&name) {
-            self.tell(&name, Command::Heard(sighting, reply));
+            self.tell(&name, ConsumerCommand::Heard(sighting, reply));
             // A feed that ends drops the answer, and has ended the leases that it doubted.
-            let _ = timeout(PATIENCE, answer).await;
+            let _ = timeout(SIGHTING_TIMEOUT, answer).await;
         }
     }
 }

@@ -7,15 +7,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Lessor, spec::ConsumerSpec, table::HeldDelivery};
+use super::{
+    Lessor,
+    spec::ConsumerSpec,
+    table::{HeldDelivery, LEASES_PER_LOCK},
+};
 use crate::{
     broker::{AckKind, AckPublish, Broker, Confirmation},
     clock,
     lease::{ConsumerId, Due, LeaseId},
 };
 
-/// Leases that are looked at under one lock.
-const STEP: usize = 1024;
 /// A progress that is not confirmed by then is tried again by the table's own clock.
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -52,7 +54,7 @@ impl<B: Broker> Lessor<B> {
         }
     }
 
-    /// Does what is due, at most [`STEP`] of it; whether there may be more.
+    /// Does what is due, at most [`LEASES_PER_LOCK`] of it; whether there may be more.
     fn step(&self) -> bool {
         let now = clock::now();
         let mut progress: HashMap<ConsumerId, Vec<_>> = HashMap::new();
@@ -62,7 +64,7 @@ impl<B: Broker> Lessor<B> {
             if *self.frozen.borrow() {
                 return 0;
             }
-            let due = table.sweep(now, STEP);
+            let due = table.sweep(now, LEASES_PER_LOCK);
             let count = due.len();
             for due in due {
                 match due {
@@ -100,7 +102,7 @@ impl<B: Broker> Lessor<B> {
         }
         self.tell_unsettled(unsettled, now);
         self.release(released);
-        count == STEP
+        count == LEASES_PER_LOCK
     }
 
     /// Says in the log which workers have let leases end.

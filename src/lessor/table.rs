@@ -18,10 +18,13 @@ use crate::{
 };
 
 /// How many ended leases are remembered, half a byte each.
-const REMEMBERED: usize = 4 << 20;
+const REMEMBERED_LEASES: usize = 4 << 20;
 
 /// An idle pull has at most this part of what idle pulls have left of their half.
-const IDLE_PART: usize = 16;
+const IDLE_PULL_DIVISOR: usize = 16;
+
+/// Leases that one pass of a long task looks at under one lock.
+pub(super) const LEASES_PER_LOCK: usize = 1024;
 
 /// What a lease holds on to. Dropping it frees the lease's place.
 #[derive(Debug)]
@@ -59,7 +62,7 @@ impl SharedLeaseTable {
     pub(super) fn new(most: usize, longest: Duration, now: Instant) -> Self {
         Self {
             kept: Mutex::new(Kept {
-                table: LeaseTable::new(now, longest, REMEMBERED),
+                table: LeaseTable::new(now, longest, REMEMBERED_LEASES),
                 read: clock::reading(),
             }),
             sooner: Notify::new(),
@@ -148,6 +151,6 @@ impl SharedLeaseTable {
     /// lease has to others. They become smaller as they become more, and keep one place at least.
     pub(super) fn idle_share(&self) -> usize {
         let (unleased, free) = (self.unleased(), self.places.available_permits());
-        (free.saturating_sub(unleased / 2) / IDLE_PART).max(1)
+        (free.saturating_sub(unleased / 2) / IDLE_PULL_DIVISOR).max(1)
     }
 }

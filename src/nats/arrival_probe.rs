@@ -22,16 +22,16 @@ use super::{plan::Request, request_mux::RequestMux};
 use crate::clock;
 
 /// How often it is asked where nothing presses.
-const EVERY: Duration = Duration::from_secs(3);
+const IDLE_PROBE_INTERVAL: Duration = Duration::from_secs(3);
 /// The same where NATS does not let us write to our own inbox. Its refusal is an answer too, but it
 /// is logged.
-const SELDOM: Duration = Duration::from_secs(60);
+const REFUSED_PROBE_INTERVAL: Duration = Duration::from_secs(60);
 /// An answer that takes longer does not come.
-const PATIENCE: Duration = Duration::from_secs(9);
+const ECHO_TIMEOUT: Duration = Duration::from_secs(9);
 /// The least time for an answer, so that a busy machine is not taken for a dead wire.
-const LEAST: Duration = Duration::from_millis(250);
+const MIN_ECHO_TIMEOUT: Duration = Duration::from_millis(250);
 /// How long to gather what one question is to stand for, at least.
-const MOMENT: Duration = Duration::from_millis(10);
+const MIN_GATHER_TIME: Duration = Duration::from_millis(10);
 
 /// When what was sent behind the last question must have arrived.
 #[derive(Default)]
@@ -47,7 +47,7 @@ impl ArrivalDeadline {
     /// Something was sent that must have arrived by then.
     pub(super) fn must_arrive(&self, by: Instant, now: Instant) {
         let half = by.saturating_duration_since(now) / 2;
-        let new = NextProbe { ask_at: now + half.max(MOMENT), by };
+        let new = NextProbe { ask_at: now + half.max(MIN_GATHER_TIME), by };
         self.0.send_if_modified(|pressing| match pressing {
             Some(old) if old.by <= by => false,
             Some(old) => {
@@ -92,13 +92,13 @@ impl RequestMux {
     /// Asks once, and returns when to ask again where nothing presses. `None`: no answer in time.
     async fn answered(&self, due: &mut watch::Receiver<Option<NextProbe>>) -> Option<Duration> {
         let asked_at = clock::now();
-        let mut end = asked_at + PATIENCE;
+        let mut end = asked_at + ECHO_TIMEOUT;
         let mut pressing = self.due.0.send_replace(None);
         let mut echo = pin!(self.echo());
         loop {
             // What was sent meanwhile cannot arrive before the question does.
             if let Some(NextProbe { by, .. }) = pressing {
-                end = end.min(by).max(asked_at + LEAST);
+                end = end.min(by).max(asked_at + MIN_ECHO_TIMEOUT);
             }
             tokio::select! {
                 biased;
@@ -129,10 +129,10 @@ impl RequestMux {
             line: None,
             by: None,
         };
-        self.send(&request, None, since + PATIENCE).await;
+        self.send(&request, None, since + ECHO_TIMEOUT).await;
         tokio::select! {
-            () = echo.came() => EVERY,
-            () = refused => SELDOM,
+            () = echo.came() => IDLE_PROBE_INTERVAL,
+            () = refused => REFUSED_PROBE_INTERVAL,
         }
     }
 }
@@ -154,6 +154,6 @@ mod tests {
         due.must_arrive(after(4), after(2));
         assert_eq!(pressing(), NextProbe { ask_at: after(3), by: after(4) });
         due.must_arrive(after(1), after(2));
-        assert_eq!(pressing(), NextProbe { ask_at: after(2) + MOMENT, by: after(1) });
+        assert_eq!(pressing(), NextProbe { ask_at: after(2) + MIN_GATHER_TIME, by: after(1) });
     }
 }

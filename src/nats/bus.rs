@@ -13,12 +13,12 @@ use tokio::{
 
 use super::{
     Nats,
-    connection::Connection,
-    request_mux::{Answer, Request},
+    connection::NatsConnection,
+    request_mux::{Request, RequestAnswer},
 };
 use crate::{
     broker::BrokerError,
-    bus::{Bus, Incoming, PREFIX, RequestError},
+    bus::{Bus, Incoming, RequestError, SUBJECT_PREFIX},
     clock,
 };
 
@@ -40,7 +40,7 @@ impl Subscriptions {
 
     /// Listens on this connection until it is lost. While the next one listens too, things are heard
     /// twice.
-    pub(super) async fn listen(&self, connection: &Connection) {
+    pub(super) async fn listen(&self, connection: &NatsConnection) {
         let mut subjects = self.subjects.subscribe();
         let mut listening: HashMap<String, AbortHandle> = HashMap::new();
         let mut tasks = JoinSet::new();
@@ -68,7 +68,7 @@ impl Subscriptions {
             tokio::select! {
                 changed = subjects.changed() => if changed.is_err() { return },
                 Ok(()) = denials.changed(), if !warned => {
-                    let ours = |subject: &str| subject.starts_with(PREFIX);
+                    let ours = |subject: &str| subject.starts_with(SUBJECT_PREFIX);
                     if let Some(subject) = connection.denials.find(since, ours) {
                         warned = true;
                         tracing::warn!(
@@ -106,8 +106,8 @@ impl Bus for Nats {
         let requests = self.supervisor.settling().map_err(RequestError::Unsent)?;
         let request = Request { subject: subject.into(), payload: question, line: None, by: None };
         match Arc::clone(&requests).ask(&[request], until).await.pop() {
-            Some(Ok(Answer::Replied(answer))) => Ok(answer),
-            Some(Ok(Answer::NoResponder)) => Err(RequestError::Nobody),
+            Some(Ok(RequestAnswer::Replied(answer))) => Ok(answer),
+            Some(Ok(RequestAnswer::NoResponder)) => Err(RequestError::Nobody),
             Some(Err(BrokerError::Unsent(why))) => Err(RequestError::Unsent(why)),
             // Not even the server heard it.
             Some(Err(BrokerError::Denied(_))) => Err(RequestError::Nobody),

@@ -40,13 +40,13 @@ const INBOX_CAPACITY: usize = 65_536;
 const DENIALS: usize = 1024;
 
 /// Between two lines of the log on subjects that differ by their numbers alone, at least.
-const AGAIN: Duration = Duration::from_secs(600);
+const DENIAL_LOG_INTERVAL: Duration = Duration::from_secs(600);
 /// Lines of the log on refused subjects in ten seconds: whoever asks for streams that the proxy has no
 /// right to can have as many refused as they like.
-const LINES: u32 = 20;
+const DENIAL_LINES_PER_TEN_SECONDS: u32 = 20;
 
 /// A connection that works until it is lost, and then never again.
-pub(super) struct Connection {
+pub(super) struct NatsConnection {
     pub(super) client: Client,
     pub(super) server_id: String,
     pub(super) version: String,
@@ -85,8 +85,8 @@ impl Drop for DedicatedRuntime {
     }
 }
 
-impl Connection {
-    /// The same as [`Connection::make`], and [`Connection::end`] ends it at once.
+impl NatsConnection {
+    /// The same as [`NatsConnection::make`], and [`NatsConnection::end`] ends it at once.
     pub(super) async fn connect_on_own_runtime(
         settings: &Settings,
         role: &'static str,
@@ -303,7 +303,10 @@ pub(super) struct Denials {
 
 impl Denials {
     fn new(settings: &Settings) -> Self {
-        let (count, told) = (watch::channel(0).0, KeyedLogThrottle::new(AGAIN, LINES));
+        let (count, told) = (
+            watch::channel(0).0,
+            KeyedLogThrottle::new(DENIAL_LOG_INTERVAL, DENIAL_LINES_PER_TEN_SECONDS),
+        );
         Self { recent: Mutex::default(), count, told, api: settings.api("") }
     }
 

@@ -17,7 +17,7 @@ use futures_util::Stream;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{connection::Connection, delivery, supervisor::Supervisor};
+use super::{connection::NatsConnection, delivery, supervisor::Supervisor};
 use crate::{
     broker::{Arrival, BrokerError, ConsumerName, Inbox, InboxEvent, PullEnd, PullRequest},
     clock,
@@ -25,14 +25,14 @@ use crate::{
 
 /// Most arrivals that one call of `next` takes: enough to make locks and wake-ups cheap, few
 /// enough that a waiter is not kept behind a large pull.
-const CHUNK: usize = 256;
+const MAX_ARRIVALS_PER_CALL: usize = 256;
 /// Bounds the wait for how a lost connection ended: where the server is there it is known at once.
 const VERDICT: Duration = Duration::from_secs(1);
 
 /// The inbox of one consumer on one connection.
 pub struct NatsInbox {
     supervisor: Arc<Supervisor>,
-    connection: Arc<Connection>,
+    connection: Arc<NatsConnection>,
     subscriber: Subscriber,
     /// `<inbox>.`, before a pull's number.
     prefix: String,
@@ -56,7 +56,7 @@ struct Loss {
 
 impl NatsInbox {
     pub(super) async fn open(
-        connection: Arc<Connection>,
+        connection: Arc<NatsConnection>,
         supervisor: Arc<Supervisor>,
         name: &ConsumerName,
     ) -> Result<Self, BrokerError> {
@@ -102,7 +102,7 @@ impl NatsInbox {
         let (subscriber, prefix) = (&mut self.subscriber, &self.prefix);
         poll_fn(|cx| {
             let before = into.len();
-            while into.len() - before < CHUNK {
+            while into.len() - before < MAX_ARRIVALS_PER_CALL {
                 match Pin::new(&mut *subscriber).poll_next(cx) {
                     Poll::Ready(Some(message)) => into.extend(delivery::read(message, prefix)),
                     Poll::Ready(None) => return Poll::Ready(into.len() > before),

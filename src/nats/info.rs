@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::{
     presence,
-    request_mux::{Answer, Request, RequestMux},
+    request_mux::{Request, RequestAnswer, RequestMux},
     supervisor::Supervisor,
 };
 use crate::broker::{
@@ -40,13 +40,13 @@ pub(super) async fn unsettled(
     supervisor: &Supervisor,
     name: &ConsumerName,
     until: Instant,
-) -> Result<Unsettled, InfoError> {
+) -> Result<UnsettledRange, InfoError> {
     parse(&ask(requests, supervisor, name, until).await?).map(Into::into)
 }
 
 /// Where unsettled deliveries are.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Unsettled {
+pub(super) struct UnsettledRange {
     /// How many there are.
     pub(super) count: u64,
     /// Everything up to this stream sequence is settled.
@@ -77,13 +77,13 @@ async fn ask(
 
 /// What an API call was answered. `nobody` says what it means that nobody listens there.
 pub(super) fn body(
-    answer: Result<Answer, BrokerError>,
+    answer: Result<RequestAnswer, BrokerError>,
     call: &str,
     nobody: impl FnOnce() -> String,
 ) -> Result<Bytes, InfoError> {
     match answer {
-        Ok(Answer::Replied(body)) => Ok(body),
-        Ok(Answer::NoResponder) => Err(InfoError::Unavailable(nobody())),
+        Ok(RequestAnswer::Replied(body)) => Ok(body),
+        Ok(RequestAnswer::NoResponder) => Err(InfoError::Unavailable(nobody())),
         Err(BrokerError::Denied(Denial::Permission(subject))) => {
             Err(InfoError::Permission(subject))
         }
@@ -215,7 +215,7 @@ impl Wire {
     }
 }
 
-impl From<Wire> for Unsettled {
+impl From<Wire> for UnsettledRange {
     fn from(wire: Wire) -> Self {
         let one = Some(wire.config.filter_subject).filter(|filter| !filter.is_empty());
         let filters: Vec<String> = one.into_iter().chain(wire.config.filter_subjects).collect();
@@ -316,10 +316,10 @@ mod tests {
                 r#"{{"config":{config},"delivered":{{"consumer_seq":12,"stream_seq":9}},
                 "ack_floor":{{"consumer_seq":4,"stream_seq":3}},"num_ack_pending":2}}"#
             );
-            Unsettled::from(parse(body.as_bytes()).unwrap())
+            UnsettledRange::from(parse(body.as_bytes()).unwrap())
         };
         let filters = vec!["a".to_owned(), "b.>".to_owned()];
-        let expected = Unsettled { count: 2, floor: 3, last: 9, filters };
+        let expected = UnsettledRange { count: 2, floor: 3, last: 9, filters };
         assert_eq!(unsettled(r#"{"filter_subjects":["a","b.>"]}"#), expected);
         assert_eq!(unsettled(r#"{"filter_subject":"a"}"#).filters, ["a"]);
         assert_eq!(unsettled("{}").filters, [">"]);

@@ -12,9 +12,9 @@ use crate::{
 };
 
 /// Most requests that one answer stands for: as many are unconfirmed when it is lost.
-const LINE: usize = 64;
+const MAX_PER_CONFIRMATION: usize = 64;
 /// The library keeps 128 events that nobody has read yet, and drops what comes then.
-const MANY: usize = 64;
+const MAX_UNREAD_DENIALS: usize = 64;
 
 /// One request to publish.
 pub(super) struct Request {
@@ -28,7 +28,7 @@ pub(super) struct Request {
 
 /// What a request was answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(super) enum RequestAnswer {
     Replied(Bytes),
     /// Nobody listens there: it has had no effect and never will.
     NoResponder,
@@ -51,7 +51,7 @@ impl ConfirmPlan {
         for (place, request) in requests.iter().enumerate().rev() {
             let line = lines.iter_mut().find(|(line, ..)| Some(*line) == request.line);
             if let Some((_, slot, used)) = line {
-                if *used < LINE {
+                if *used < MAX_PER_CONFIRMATION {
                     *used += 1;
                     slots[place] = (*slot, false);
                     continue;
@@ -71,7 +71,7 @@ impl ConfirmPlan {
     pub(super) fn refused_as_a_whole(
         &self,
         requests: &[Request],
-        answers: &[Option<(Answer, Reading)>],
+        answers: &[Option<(RequestAnswer, Reading)>],
         refused: &HashSet<String>,
     ) -> HashSet<ConsumerName> {
         let mut counts: HashMap<ConsumerName, usize> = HashMap::new();
@@ -84,7 +84,9 @@ impl ConfirmPlan {
                 *counts.entry(name).or_default() += 1;
             }
         }
-        let whole = |(name, count)| (count >= MANY && !served.contains(&name)).then_some(name);
+        let whole = |(name, count)| {
+            (count >= MAX_UNREAD_DENIALS && !served.contains(&name)).then_some(name)
+        };
         counts.into_iter().filter_map(whole).collect()
     }
 
@@ -92,12 +94,12 @@ impl ConfirmPlan {
     pub(super) fn results(
         &self,
         requests: &[Request],
-        answers: &[Option<(Answer, Reading)>],
+        answers: &[Option<(RequestAnswer, Reading)>],
         sent: usize,
         refused: &HashSet<String>,
-    ) -> Vec<Result<Answer, BrokerError>> {
+    ) -> Vec<Result<RequestAnswer, BrokerError>> {
         let whole = match refused.len() {
-            0..MANY => HashSet::new(),
+            0..MAX_UNREAD_DENIALS => HashSet::new(),
             _ => self.refused_as_a_whole(requests, answers, refused),
         };
         let of_whole =
@@ -112,9 +114,11 @@ impl ConfirmPlan {
             }
             match &answers[*slot] {
                 // When those before it came, somebody may still have listened.
-                Some((Answer::NoResponder, _)) if !asks => Err(BrokerError::Unconfirmed),
+                Some((RequestAnswer::NoResponder, _)) if !asks => Err(BrokerError::Unconfirmed),
                 // JetStream confirms what settled the next holder's delivery, too.
-                Some((Answer::Replied(_), at)) if request.by.is_some_and(|by| by.passed(at)) => {
+                Some((RequestAnswer::Replied(_), at))
+                    if request.by.is_some_and(|by| by.passed(at)) =>
+                {
                     Err(BrokerError::Unconfirmed)
                 }
                 Some((answer, _)) => Ok(answer.clone()),
@@ -157,7 +161,7 @@ mod tests {
         assert_eq!(plan.count, 4);
         let slot = |place: usize| plan.slots[place].0;
         assert!(slot(0) == slot(5) && slot(3) == slot(5) && slot(2) != slot(5));
-        let long = ConfirmPlan::of(&requests(&vec![Some(1); 2 * LINE + 1]));
+        let long = ConfirmPlan::of(&requests(&vec![Some(1); 2 * MAX_PER_CONFIRMATION + 1]));
         assert_eq!(long.count, 3, "an answer stands for a bounded number");
     }
 
@@ -182,9 +186,9 @@ mod tests {
         let refused = |places: &[&str]| places.iter().map(|place| (*place).to_owned()).collect();
         let denied = |place: usize| Err(Denial::Permission(place.to_string()).into());
         let mut answers = vec![None; plan.count];
-        answers[plan.slots[3].0] = Some((Answer::Replied(Bytes::new()), clock::reading()));
+        answers[plan.slots[3].0] = Some((RequestAnswer::Replied(Bytes::new()), clock::reading()));
         let results = plan.results(&requests, &answers, 4, &refused(&["0", "1"]));
-        let done = Ok(Answer::Replied(Bytes::new()));
+        let done = Ok(RequestAnswer::Replied(Bytes::new()));
         assert_eq!(results, [denied(0), denied(1), done.clone(), done]);
         // Nobody answers for those before one that was refused.
         let results = plan.results(&requests, &vec![None; plan.count], 4, &refused(&["3"]));
@@ -196,9 +200,9 @@ mod tests {
     fn that_nobody_listens_is_known_of_the_last_of_a_line_alone() {
         let requests = requests(&[Some(1), Some(1), None]);
         let plan = ConfirmPlan::of(&requests);
-        let answers = vec![Some((Answer::NoResponder, clock::reading())); plan.count];
+        let answers = vec![Some((RequestAnswer::NoResponder, clock::reading())); plan.count];
         let results = plan.results(&requests, &answers, 3, &HashSet::new());
-        let nobody = Ok(Answer::NoResponder);
+        let nobody = Ok(RequestAnswer::NoResponder);
         assert_eq!(results, [Err(BrokerError::Unconfirmed), nobody.clone(), nobody]);
     }
 
@@ -211,9 +215,9 @@ mod tests {
         }
         let plan = ConfirmPlan::of(&requests);
         let at = made.later(Duration::from_secs(2));
-        let answers = vec![Some((Answer::Replied(Bytes::new()), at)); plan.count];
+        let answers = vec![Some((RequestAnswer::Replied(Bytes::new()), at)); plan.count];
         let results = plan.results(&requests, &answers, 3, &HashSet::new());
         let late = Err(BrokerError::Unconfirmed);
-        assert_eq!(results, [late.clone(), late, Ok(Answer::Replied(Bytes::new()))]);
+        assert_eq!(results, [late.clone(), late, Ok(RequestAnswer::Replied(Bytes::new()))]);
     }
 }

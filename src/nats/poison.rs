@@ -10,7 +10,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use serde::Deserialize;
 
 use super::{
-    info::{self, Unsettled},
+    info::{self, UnsettledRange},
     presence,
     request_mux::{Request, RequestMux},
     supervisor::Supervisor,
@@ -19,7 +19,7 @@ use super::{
 use crate::broker::{AckSubject, ConsumerName, InfoError, Search as Found, Unreadable};
 
 /// Most questions for the messages of one part of a stream.
-const MOST: usize = 1000;
+const MAX_SEARCH_REQUESTS: usize = 1000;
 /// Questions that are asked at once: the payloads of their answers come along, before others.
 const WINDOW: usize = 8;
 /// So many bytes of answers at once, at most, where a message may be that large: well below what a server
@@ -50,7 +50,7 @@ pub(super) async fn find(
         all: true,
         found: Vec::new(),
     };
-    let most = (MOST / unsettled.filters.len()).max(WINDOW);
+    let most = (MAX_SEARCH_REQUESTS / unsettled.filters.len()).max(WINDOW);
     for part in parts(&unsettled, from) {
         for filter in &unsettled.filters {
             match search.walk(filter, part.clone(), most).await {
@@ -72,13 +72,13 @@ fn window(max_payload: u64) -> usize {
 
 /// Where unsettled deliveries may be, as stream sequences: from `from` on, right before it, and
 /// wherever else.
-fn parts(unsettled: &Unsettled, from: u64) -> Vec<RangeInclusive<u64>> {
+fn parts(unsettled: &UnsettledRange, from: u64) -> Vec<RangeInclusive<u64>> {
     let (first, last) = (unsettled.floor.saturating_add(1), unsettled.last);
     if unsettled.count == 0 || first > last {
         return Vec::new();
     }
     let from = from.clamp(first, last.saturating_add(1));
-    let near = from.saturating_sub(MOST as u64).max(first);
+    let near = from.saturating_sub(MAX_SEARCH_REQUESTS as u64).max(first);
     let parts = [from..=last, near..=from - 1, first..=near - 1];
     parts.into_iter().filter(|part| !part.is_empty()).collect()
 }
@@ -235,7 +235,7 @@ mod tests {
 
     #[test]
     fn it_is_looked_from_the_last_arrival_on_then_before_it_then_elsewhere() {
-        let unsettled = |count, floor, last| Unsettled { count, floor, last, filters: vec![] };
+        let unsettled = |count, floor, last| UnsettledRange { count, floor, last, filters: vec![] };
         assert_eq!(parts(&unsettled(2, 3, 8), 7), [7..=8, 4..=6]);
         assert_eq!(parts(&unsettled(2, 3, 6), 0), [4..=6]);
         assert_eq!(parts(&unsettled(2, 3, 6), 9), [4..=6]);

@@ -23,7 +23,7 @@ use tokio::{sync::watch, time::sleep};
 
 use super::{
     Settings,
-    plan::{Answer, Request},
+    plan::{Request, RequestAnswer},
     request_mux::RequestMux,
 };
 use crate::{
@@ -32,9 +32,9 @@ use crate::{
 };
 
 /// While JetStream is absent, it is asked again after this.
-const AGAIN: Duration = Duration::from_secs(1);
+const ABSENT_RETRY: Duration = Duration::from_secs(1);
 /// Bounds one question.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PRESENCE_TIMEOUT: Duration = Duration::from_secs(2);
 /// JetStream's error codes (its `errors.json`): not enabled for this account, not enabled.
 const NOT_ENABLED: [u32; 2] = [10_039, 10_076];
 
@@ -63,13 +63,13 @@ impl Presence {
     pub(super) fn see(
         &self,
         subject: &str,
-        answer: &Result<Answer, BrokerError>,
+        answer: &Result<RequestAnswer, BrokerError>,
         settings: &Settings,
         server: &ServerInfo,
     ) {
         let jetstream = match answer {
-            Ok(Answer::NoResponder) => JetStream::Absent(nobody(settings, server).into()),
-            Ok(Answer::Replied(body)) => match not_enabled(body) {
+            Ok(RequestAnswer::NoResponder) => JetStream::Absent(nobody(settings, server).into()),
+            Ok(RequestAnswer::Replied(body)) => match not_enabled(body) {
                 Some(why) => JetStream::Absent(why.into()),
                 None => JetStream::There,
             },
@@ -96,7 +96,7 @@ impl Presence {
                 let Ok(state) = states.wait_for(absent).await.map(|state| state.clone()) else {
                     return;
                 };
-                sleep(AGAIN).await;
+                sleep(ABSENT_RETRY).await;
                 self.ask(requests, settings, &state.subject).await;
             }
         })
@@ -106,7 +106,7 @@ impl Presence {
     async fn ask(&self, requests: &Arc<RequestMux>, settings: &Settings, subject: &str) {
         let request =
             Request { subject: subject.into(), payload: Bytes::new(), line: None, by: None };
-        let until: Instant = clock::now() + PATIENCE;
+        let until: Instant = clock::now() + PRESENCE_TIMEOUT;
         if let Some(answer) = requests.ask(&[request], until).await.pop() {
             self.see(subject, &answer, settings, &requests.connection.client.server_info());
         }

@@ -21,9 +21,10 @@ use async_nats::{Message, StatusCode, Subscriber};
 use futures_util::StreamExt as _;
 use tokio::{sync::Notify, time::timeout_at};
 
-pub(super) use super::plan::{Answer, Request, unsent};
+pub(super) use super::plan::{Request, RequestAnswer, unsent};
 use super::{
-    arrival_probe::ArrivalDeadline, connection::Connection, plan::ConfirmPlan, settle::consumer_of,
+    arrival_probe::ArrivalDeadline, connection::NatsConnection, plan::ConfirmPlan,
+    settle::consumer_of,
 };
 use crate::{
     broker::{BrokerError, Denial},
@@ -32,13 +33,13 @@ use crate::{
 
 /// Messages that the library is given before it must have written them. A process that is stopped and
 /// goes on writes what the library has by then, however late that is; all others are looked at once more.
-const AT_ONCE: usize = 32;
+const MAX_UNFLUSHED: usize = 32;
 /// Answers that are read between two looks at anything else.
-const CHUNK: usize = 256;
+const MAX_ANSWERS_PER_READ: usize = 256;
 
 /// The settling connection and the requests that are open on it.
 pub(super) struct RequestMux {
-    pub(super) connection: Arc<Connection>,
+    pub(super) connection: Arc<NatsConnection>,
     /// `<inbox>.`, before a request's number.
     prefix: String,
     opened: Instant,
@@ -63,13 +64,13 @@ struct Batch {
 
 struct Answers {
     /// Each with when it came.
-    of: Vec<Option<(Answer, Reading)>>,
+    of: Vec<Option<(RequestAnswer, Reading)>>,
     left: usize,
 }
 
 impl RequestMux {
     /// Subscribes; [`RequestMux::read`] must run for answers to arrive.
-    pub(super) async fn open(connection: Arc<Connection>) -> Option<(Arc<Self>, Subscriber)> {
+    pub(super) async fn open(connection: Arc<NatsConnection>) -> Option<(Arc<Self>, Subscriber)> {
         let (prefix, opened) = (format!("{}.", connection.client.new_inbox()), clock::now());
         let subscriber = connection.client.subscribe(format!("{prefix}*")).await.ok()?;
         let requests = Self {
@@ -85,7 +86,7 @@ impl RequestMux {
 
     /// Hands answers to their batches until the connection is gone.
     pub(super) async fn read(&self, subscriber: Subscriber) {
-        let mut chunks = subscriber.ready_chunks(CHUNK);
+        let mut chunks = subscriber.ready_chunks(MAX_ANSWERS_PER_READ);
         let connection = &self.connection;
         while let Some(Some(chunk)) = connection.lost.run_until_cancelled(chunks.next()).await {
             let at = clock::reading();
@@ -105,7 +106,7 @@ impl RequestMux {
         &self,
         requests: &[Request],
         until: Instant,
-    ) -> Vec<Result<Answer, BrokerError>> {
+    ) -> Vec<Result<RequestAnswer, BrokerError>> {
         let began = clock::now();
         // Without a right to our inbox nothing would ever be answered, so nothing is sent.
         let of_inbox = |refused: &str| refused.strip_prefix(&*self.prefix) == Some("*");
@@ -190,7 +191,7 @@ impl RequestMux {
     /// Backoff while the library may still have as many messages as it is given at once. `false`: it
     /// takes no more by then.
     async fn keep_pace(&self, until: Instant) -> bool {
-        if self.handed.fetch_add(1, Ordering::Relaxed) < AT_ONCE {
+        if self.handed.fetch_add(1, Ordering::Relaxed) < MAX_UNFLUSHED {
             return true;
         }
         self.handed.store(1, Ordering::Relaxed);
@@ -221,10 +222,10 @@ impl RequestMux {
     }
 }
 
-fn read(message: Message) -> Answer {
+fn read(message: Message) -> RequestAnswer {
     match message.status {
-        Some(StatusCode::NO_RESPONDERS) => Answer::NoResponder,
-        Some(_) | None => Answer::Replied(message.payload),
+        Some(StatusCode::NO_RESPONDERS) => RequestAnswer::NoResponder,
+        Some(_) | None => RequestAnswer::Replied(message.payload),
     }
 }
 
@@ -277,7 +278,7 @@ impl Open {
     }
 
     /// There is an answer, or there will be none.
-    fn close(&mut self, number: u64, answer: Option<(Answer, Reading)>) {
+    fn close(&mut self, number: u64, answer: Option<(RequestAnswer, Reading)>) {
         if let Some((batch, place)) = self.take(number) {
             batch.close(place, answer);
         }
@@ -310,7 +311,7 @@ impl Batch {
         Self { answers: Mutex::new(answers), done: Notify::new() }
     }
 
-    fn close(&self, place: usize, answer: Option<(Answer, Reading)>) {
+    fn close(&self, place: usize, answer: Option<(RequestAnswer, Reading)>) {
         let mut answers = lock(&self.answers);
         answers.of[place] = answer;
         self.settle(&mut answers, 1);
@@ -334,7 +335,7 @@ impl Batch {
         }
     }
 
-    fn take(&self) -> Vec<Option<(Answer, Reading)>> {
+    fn take(&self) -> Vec<Option<(RequestAnswer, Reading)>> {
         std::mem::take(&mut lock(&self.answers).of)
     }
 }
@@ -354,22 +355,22 @@ mod tests {
         let (a, b) = (Arc::new(Batch::new(2)), Arc::new(Batch::new(1)));
         let (first_a, first_b) = (open.register(&a), open.register(&b));
 
-        open.close(first_b, Some((Answer::NoResponder, clock::reading())));
-        open.close(first_a + 1, Some((Answer::Replied("1".into()), clock::reading())));
-        open.close(first_a + 1, Some((Answer::NoResponder, clock::reading())));
-        open.close(99, Some((Answer::NoResponder, clock::reading())));
+        open.close(first_b, Some((RequestAnswer::NoResponder, clock::reading())));
+        open.close(first_a + 1, Some((RequestAnswer::Replied("1".into()), clock::reading())));
+        open.close(first_a + 1, Some((RequestAnswer::NoResponder, clock::reading())));
+        open.close(99, Some((RequestAnswer::NoResponder, clock::reading())));
 
         let of = |batch: &Batch| -> Vec<_> {
             batch.take().into_iter().map(|answer| answer.map(|(answer, _)| answer)).collect()
         };
-        assert_eq!(of(&b), [Some(Answer::NoResponder)]);
-        assert_eq!(of(&a), [None, Some(Answer::Replied("1".into()))]);
+        assert_eq!(of(&b), [Some(RequestAnswer::NoResponder)]);
+        assert_eq!(of(&a), [None, Some(RequestAnswer::Replied("1".into()))]);
         open.forget(first_a, 2);
         assert!(open.slots.is_empty());
     }
 
     /// A server that says hello and takes whatever it is sent, on a connection that is open to it.
-    async fn connected() -> (Connection, tokio::net::TcpStream) {
+    async fn connected() -> (NatsConnection, tokio::net::TcpStream) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let hello =
@@ -379,7 +380,7 @@ mod tests {
             socket.write_all(hello.as_bytes()).await.unwrap();
             socket
         });
-        tokio::join!(async { Connection::make(&settings, "test").await.unwrap() }, greeted)
+        tokio::join!(async { NatsConnection::make(&settings, "test").await.unwrap() }, greeted)
     }
 
     fn settings(address: &str) -> crate::nats::Settings {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::{
     delivery::AckFacts,
     info,
-    request_mux::{Answer, Request, RequestMux, unsent},
+    request_mux::{Request, RequestAnswer, RequestMux, unsent},
     supervisor::Supervisor,
 };
 use crate::{
@@ -38,9 +38,9 @@ pub(super) async fn settle(
     let mut looked_at: Option<(ConsumerName, BrokerError)> = None;
     for (answer, request) in answers.into_iter().zip(&requests) {
         settled.push(match answer {
-            Ok(Answer::Replied(_)) => Ok(()),
+            Ok(RequestAnswer::Replied(_)) => Ok(()),
             Err(error) => Err(error),
-            Ok(Answer::NoResponder) => {
+            Ok(RequestAnswer::NoResponder) => {
                 let Some(name) = consumer_of(&request.subject) else {
                     settled.push(Err(Denial::Gone.into()));
                     continue;

@@ -28,7 +28,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     OLDEST_SERVER, Settings,
     bus::Subscriptions,
-    connection::{self, Connection},
+    connection::{self, NatsConnection},
     presence::Presence,
     request_mux::RequestMux,
 };
@@ -54,7 +54,7 @@ const UNSUPPORTED_RETRY: Duration = Duration::from_secs(5);
 /// A connection that was replaced while it served is kept for its answers this long.
 const RETIRE: Duration = Duration::from_secs(10);
 /// Bounds the making of a connection that one consumer waits for.
-const APART: Duration = Duration::from_secs(2);
+const DEDICATED_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(super) struct Supervisor {
     settings: Settings,
@@ -69,7 +69,7 @@ pub(super) struct Supervisor {
 
 #[derive(Default)]
 struct Parts {
-    deliveries: Part<Arc<Connection>>,
+    deliveries: Part<Arc<NatsConnection>>,
     settling: Part<Arc<RequestMux>>,
     epoch: u64,
     heard: u64,
@@ -135,16 +135,17 @@ impl Supervisor {
         link.wait_for(|link| link != seen).await.map_or_else(|_| seen.clone(), |link| link.clone())
     }
 
-    pub(super) fn deliveries(&self) -> Result<Arc<Connection>, String> {
+    pub(super) fn deliveries(&self) -> Result<Arc<NatsConnection>, String> {
         self.parts().deliveries.get()
     }
 
     /// A connection for the deliveries of one consumer alone, kept by nobody but who asks. There is
     /// none while the shared one is down: then the server is away, or about to be known again.
-    pub(super) async fn apart(&self, name: &ConsumerName) -> Result<Arc<Connection>, String> {
+    pub(super) async fn apart(&self, name: &ConsumerName) -> Result<Arc<NatsConnection>, String> {
         self.deliveries()?;
         let role = format!("deliveries of {name}");
-        match timeout(APART, Connection::make(&self.settings, &role)).await {
+        match timeout(DEDICATED_CONNECT_TIMEOUT, NatsConnection::make(&self.settings, &role)).await
+        {
             Ok(Ok(connection)) if !fits(&connection.version) => Err(unfit(&connection.version)),
             Ok(Ok(connection)) => {
                 tracing::info!(consumer = %name, "it has a connection to NATS of its own");
@@ -172,7 +173,7 @@ impl Supervisor {
     }
 
     async fn keep_deliveries(self: Arc<Self>) {
-        let (mut last, mut waits) = (None::<Arc<Connection>>, Backoff::default());
+        let (mut last, mut waits) = (None::<Arc<NatsConnection>>, Backoff::default());
         loop {
             let set = |part| self.replace(last.as_deref(), |parts| parts.deliveries = part);
             let Some(connection) = self.connect(DELIVERIES, &mut waits, set).await else { return };
@@ -217,7 +218,7 @@ impl Supervisor {
     }
 
     /// Backoff until a connection is lost (`true`), or must be replaced while it still serves.
-    async fn until_gone(&self, connection: &Connection) -> bool {
+    async fn until_gone(&self, connection: &NatsConnection) -> bool {
         let stopped = tokio::select! {
             biased;
             () = connection.lost.cancelled() => return true,
@@ -249,7 +250,7 @@ impl Supervisor {
     }
 
     /// Says what has become of the search for a connection, unless the last one serves on.
-    fn replace(&self, last: Option<&Connection>, change: impl FnOnce(&mut Parts)) {
+    fn replace(&self, last: Option<&NatsConnection>, change: impl FnOnce(&mut Parts)) {
         if last.is_none_or(|last| last.lost.is_cancelled()) {
             self.update(change);
         }
@@ -261,14 +262,14 @@ impl Supervisor {
         role: &'static str,
         waits: &mut Backoff,
         set: impl Fn(Part<T>),
-    ) -> Option<Connection> {
+    ) -> Option<NatsConnection> {
         let mut told = false;
         self.stop.run_until_cancelled(sleep(waits.after_the_last(clock::now()))).await?;
         loop {
             let made = async {
                 match role {
-                    SETTLING => Connection::connect_on_own_runtime(&self.settings, role).await,
-                    _ => Connection::make(&self.settings, role).await,
+                    SETTLING => NatsConnection::connect_on_own_runtime(&self.settings, role).await,
+                    _ => NatsConnection::make(&self.settings, role).await,
                 }
             };
             let wait = match self.stop.run_until_cancelled(made).await? {

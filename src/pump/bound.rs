@@ -2,14 +2,14 @@
 //!
 //! ```text
 //!              cut with many bytes out, few had come before it
-//!   as told ──────────────────────────────────────────────────▶ a quarter ──▶ … ──▶ LEAST
+//!   as told ──────────────────────────────────────────────────▶ a quarter ──▶ … ──▶ MIN_BOUND
 //!      ▲                                                          │
 //!      └──────── twice as many, after a time without such a cut ──┘
 //! ```
 //! A server cuts a client for which too much waits (`max_pending`), or that does not read for too long
 //! (`write_deadline`). It tells neither limit, and not that it was why.
 //!
-//! 1. The bound is never above what was told, and never below the lower one of that and `LEAST`.
+//! 1. The bound is never above what was told, and never below the lower one of that and `MIN_BOUND`.
 //! 2. A cut after which most of what was asked for had come all the same does not change it: that was a
 //!    cause of another kind.
 //!
@@ -18,17 +18,17 @@
 use std::time::{Duration, Instant};
 
 /// Bytes: small enough for any server that takes messages at all.
-const LEAST: u64 = 16 * 1024;
+const MIN_BOUND: u64 = 16 * 1024;
 /// A cut with less than this out is not one of a server for which too much waited, in bytes.
-const MANY: u64 = 32 * 1024;
+const MIN_OUTSTANDING_AT_CUT: u64 = 32 * 1024;
 /// With so much out, a cut is one of those beyond doubt, in bytes.
 const SURELY: u64 = 4 << 20;
 /// A connection that has brought so many times what was out when it was cut was not cut for that.
 const TIMES: u64 = 4;
 /// A bound that was lowered doubles after this time, then after twice as long for each further cut,
 /// up to the longest: a server's limit does not change, and each try costs what is on its way.
-const PAUSE: Duration = Duration::from_secs(30);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1800);
+const FIRST_RAISE_AFTER: Duration = Duration::from_secs(30);
+const MAX_RAISE_AFTER: Duration = Duration::from_secs(1800);
 
 /// How many bytes may be on their way on one connection. A cut that the bytes explain lowers the bound.
 #[derive(Debug, Clone)]
@@ -58,7 +58,7 @@ pub struct Cause {
 impl PullBound {
     /// A bound of so many bytes.
     pub fn new(most: u64) -> Self {
-        Self { most, now: most, come: 0, pause: PAUSE, grow_at: None }
+        Self { most, now: most, come: 0, pause: FIRST_RAISE_AFTER, grow_at: None }
     }
 
     /// What it is when nothing was cut, in bytes.
@@ -74,11 +74,11 @@ impl PullBound {
     /// The connection was cut while so many bytes were out, and nothing that was found explains it.
     pub fn cut(&mut self, out: u64, now: Instant) -> Cause {
         let come = std::mem::take(&mut self.come);
-        let (many, few_came) = (out >= MANY, come < out.saturating_mul(TIMES));
+        let (many, few_came) = (out >= MIN_OUTSTANDING_AT_CUT, come < out.saturating_mul(TIMES));
         if many && few_came {
-            self.now = (self.now.min(out) / 4).max(LEAST.min(self.most));
+            self.now = (self.now.min(out) / 4).max(MIN_BOUND.min(self.most));
             self.grow_at = Some(now + self.pause);
-            self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+            self.pause = (self.pause * 2).min(MAX_RAISE_AFTER);
         }
         Cause { out, slow: many, surely: out >= SURELY && few_came, worked: come > 0 }
     }

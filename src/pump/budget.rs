@@ -24,7 +24,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 /// Idle shares are at most this part of what other idle shares have left.
-const IDLE_PART: u64 = 16;
+const IDLE_SHARE_DIVISOR: u64 = 16;
 
 /// What somebody asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -221,7 +221,7 @@ impl<K: Ord + Clone> PullBudget<K> {
         let most = ask.most.min(allowed).max(ask.least);
         if ask.idle {
             let left = (pool / 2).saturating_sub(self.idle_out);
-            let share = most.min((left / IDLE_PART).max(ask.least));
+            let share = most.min((left / IDLE_SHARE_DIVISOR).max(ask.least));
             return (share <= free || self.out == 0).then_some(share);
         }
         if self.busy == 0 {

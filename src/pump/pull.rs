@@ -6,12 +6,12 @@ use super::{PullOutcome, WaiterId};
 
 /// After this long without an arrival, a pull is taken to have brought what there was: at
 /// `max_ack_pending` a one-shot says nothing before it expires.
-const QUIET: Duration = Duration::from_millis(5);
+const QUIET_AFTER: Duration = Duration::from_millis(5);
 /// A pull that has brought nothing for this long has nothing to bring at the moment. Longer than
-/// [`QUIET`]: the request is to travel, and the first message with it.
-const SILENT: Duration = Duration::from_millis(100);
+/// [`QUIET_AFTER`]: the request is to travel, and the first message with it.
+const EMPTY_AFTER: Duration = Duration::from_millis(100);
 /// A pull whose end has not been told this long after it expired has ended unheard.
-const UNHEARD: Duration = Duration::from_secs(1);
+const END_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time before the next pull where the last one asked in vain and did not wait.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
@@ -67,7 +67,7 @@ pub(super) struct NextPull {
 impl Pull {
     pub(super) fn new(no: u64, asked: PullParams, waiters_before: WaiterId, now: Instant) -> Self {
         let expires = asked.expires;
-        let (half_time, ends_at) = (now + expires / 2, now + expires + UNHEARD);
+        let (half_time, ends_at) = (now + expires / 2, now + expires + END_TIMEOUT);
         Self { no, asked, got: 0, waiters_before, half_time, last_activity: now, ends_at }
     }
 
@@ -81,17 +81,17 @@ impl Pull {
     /// When it has brought what there was, as far as whoever has some is concerned.
     pub(super) fn quiet_at(&self) -> Instant {
         let travels = self.asked.goes_on && self.got == 0;
-        self.last_activity + if travels { SILENT } else { QUIET }
+        self.last_activity + if travels { EMPTY_AFTER } else { QUIET_AFTER }
     }
 
     /// When somebody who joined then knows that it has nothing for him.
     pub(super) fn silent_at(&self, joined: Instant) -> Instant {
-        self.last_activity.max(joined) + SILENT
+        self.last_activity.max(joined) + EMPTY_AFTER
     }
 
     /// What a full batch asks of the next.
     pub(super) fn full(&self, now: Instant) -> NextPull {
-        let more_by = self.asked.short.then_some(now + QUIET);
+        let more_by = self.asked.short.then_some(now + QUIET_AFTER);
         NextPull { more_by, ..NextPull::default() }
     }
 

@@ -24,13 +24,13 @@ use tracing_subscriber::fmt::MakeWriter;
 use crate::clock;
 
 /// Lines that may wait: some seconds of a busy proxy at level debug.
-const MOST_LINES: usize = 8192;
+const MAX_QUEUED_LINES: usize = 8192;
 /// Bytes that may wait, so that long lines do not take the memory of the service.
-const MOST_BYTES: usize = 4 << 20;
+const MAX_QUEUED_BYTES: usize = 4 << 20;
 /// Between two lines that say how many were lost, and between two tries of a line that failed.
-const AGAIN: Duration = Duration::from_secs(1);
+const LOSS_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// A pipe that does not block is tried again after this.
-const POLL: Duration = Duration::from_millis(20);
+const PIPE_RETRY: Duration = Duration::from_millis(20);
 
 /// The queue's end for those who log. Its copies are the same queue.
 #[derive(Debug, Clone)]
@@ -102,7 +102,7 @@ impl Queue {
     /// Leaves a line to the thread, or counts it as lost. Never waits for a write.
     pub(super) fn push(&self, line: &[u8]) {
         let mut state = self.state();
-        if state.lines.len() >= MOST_LINES || state.bytes + line.len() > MOST_BYTES {
+        if state.lines.len() >= MAX_QUEUED_LINES || state.bytes + line.len() > MAX_QUEUED_BYTES {
             state.lost += 1;
             return;
         }
@@ -143,7 +143,7 @@ impl Queue {
                 state = self.0.more.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
-            let waited = self.0.more.wait_timeout(state, AGAIN);
+            let waited = self.0.more.wait_timeout(state, LOSS_REPORT_INTERVAL);
             let timeout;
             (state, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
             if timeout.timed_out() && state.lines.is_empty() {
@@ -231,7 +231,9 @@ impl<W: Write, L: Fn(u64) -> Vec<u8>> Thread<W, L> {
 
     fn may_try(&self) -> bool {
         self.queue.lost() > self.told
-            && self.tried_at.is_none_or(|tried| clock::now().duration_since(tried) >= AGAIN)
+            && self
+                .tried_at
+                .is_none_or(|tried| clock::now().duration_since(tried) >= LOSS_REPORT_INTERVAL)
     }
 
     fn tell(&mut self) {
@@ -269,7 +271,9 @@ impl<W: Write> Output<W> {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => rest = &rest[written..],
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(POLL),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    thread::sleep(PIPE_RETRY)
+                }
                 Err(error) => {
                     self.torn |= rest.len() < whole;
                     return Err(error);
@@ -350,7 +354,7 @@ mod tests {
         let (queue, takes, taken) = start();
         queue.push(b"taken\n");
         // The thread waits for its reader, with a line or without.
-        for _ in 0..MOST_LINES + 10 {
+        for _ in 0..MAX_QUEUED_LINES + 10 {
             queue.push(b"x\n");
         }
         let lost = queue.lost();
@@ -362,19 +366,19 @@ mod tests {
         queue.close(BOUND);
         let said = text(&taken);
         assert!(said.contains(&format!("\n{lost} lost\n")), "{}", &said[..100]);
-        assert_eq!(said.matches("x\n").count() + lost as usize, MOST_LINES + 10);
+        assert_eq!(said.matches("x\n").count() + lost as usize, MAX_QUEUED_LINES + 10);
     }
 
     #[test]
     fn long_lines_count_by_their_bytes() {
         let (queue, takes, _) = start();
-        let long = vec![b'x'; MOST_BYTES / 4];
+        let long = vec![b'x'; MAX_QUEUED_BYTES / 4];
         for _ in 0..10 {
             queue.push(&long);
         }
         let lost = queue.lost();
         assert!((5..=6).contains(&lost), "{lost}");
-        queue.push(&[b'x'; MOST_BYTES + 1]);
+        queue.push(&[b'x'; MAX_QUEUED_BYTES + 1]);
         assert_eq!(queue.lost(), lost + 1);
         drop(takes);
         queue.close(BOUND);

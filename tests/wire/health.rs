@@ -99,7 +99,7 @@ async fn nats_lost_for_ten_seconds_makes_a_proxy_unready_and_no_less_alive() {
     server.kill();
     eventually("unreadiness", || async { (get(&proxy.ops, "/readyz").0 == 503).then_some(()) })
         .await;
-    assert!(began.elapsed() >= fetch_proxy::readiness::GRACE);
+    assert!(began.elapsed() >= fetch_proxy::readiness::OUTAGE_GRACE);
     assert_eq!(status(&proxy.ops, LIVENESS).await, ServingStatus::Serving);
     server.restart();
     eventually("readiness", || async { (get(&proxy.ops, "/readyz").0 == 200).then_some(()) }).await;

@@ -9,7 +9,7 @@ use std::{
 
 use prost::Message as _;
 
-use super::{PATIENCE, wire::read};
+use super::{STEP_TIMEOUT, wire::read};
 use crate::{
     broker::{Broker, ConsumerName, Leader},
     bus::Bus,
@@ -25,9 +25,9 @@ use crate::{
 };
 
 /// What was prepared and not committed is forgotten after this.
-const FORGOTTEN: Duration = Duration::from_secs(30);
+const PREPARED_LIFETIME: Duration = Duration::from_secs(30);
 /// Hand-overs whose end is remembered: a replica sees one or two of another's life.
-const REMEMBERED: usize = 1024;
+const REMEMBERED_HANDOVERS: usize = 1024;
 
 /// What is prepared here, and how other hand-overs ended: none of those begins anew, whoever repeats
 /// what was said then.
@@ -60,13 +60,13 @@ impl Prepared {
 
     fn end(&mut self, handover: [u8; 8], ended: Ended) {
         self.pending.remove(&handover);
-        self.ended.truncate(REMEMBERED - 1);
+        self.ended.truncate(REMEMBERED_HANDOVERS - 1);
         self.ended.push_front((handover, ended));
     }
 
     /// Gives up what nobody has come back to.
     pub(in crate::cluster) fn tidy(&mut self, now: Instant) {
-        self.pending.retain(|_, pending| now.duration_since(pending.since) < FORGOTTEN);
+        self.pending.retain(|_, pending| now.duration_since(pending.since) < PREPARED_LIFETIME);
     }
 
     /// Gives up all, and with it the places that were kept.
@@ -104,7 +104,7 @@ impl<B: Broker + Bus> Peers<B> {
         let mut consumers = Vec::with_capacity(part.consumers.len());
         for consumer in part.consumers {
             let leader = Leader(consumer.leader);
-            consumers.push((self.consumer(consumer, at + PATIENCE).await?, leader));
+            consumers.push((self.consumer(consumer, at + STEP_TIMEOUT).await?, leader));
         }
         let offered = part.leases.len();
         let mut leases = Vec::with_capacity(offered);

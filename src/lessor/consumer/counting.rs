@@ -39,7 +39,7 @@ pub(super) struct Counting {
 
 /// What an arrival says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Counted {
+pub(super) enum DeliveryCount {
     /// It is one more.
     On,
     /// It is the first of the first counting that is known.
@@ -57,18 +57,18 @@ impl Counting {
 
     /// A delivery with this sequence has arrived. Those of one inbox arrive in the order of their
     /// sequences.
-    pub(super) fn arrived(&mut self, sequence: u64, now: Instant) -> Counted {
+    pub(super) fn arrived(&mut self, sequence: u64, now: Instant) -> DeliveryCount {
         let lower = sequence <= self.highest;
         let counted = match sequence {
-            1 if self.start == Start::Fresh && !lower => Counted::Began,
-            1 => Counted::Again,
-            _ if lower => Counted::Again,
-            _ => Counted::On,
+            1 if self.start == Start::Fresh && !lower => DeliveryCount::Began,
+            1 => DeliveryCount::Again,
+            _ if lower => DeliveryCount::Again,
+            _ => DeliveryCount::On,
         };
         match counted {
-            Counted::On => {}
-            Counted::Began => self.start = Start::Begun,
-            Counted::Again => {
+            DeliveryCount::On => {}
+            DeliveryCount::Began => self.start = Start::Begun,
+            DeliveryCount::Again => {
                 self.noticed = Some(now);
                 self.start = if sequence == 1 { Start::Begun } else { Start::Fresh };
             }
@@ -123,11 +123,11 @@ mod tests {
     fn a_counting_that_begins_voids_nothing() {
         let now = clock::now();
         let mut counting = Counting::new(0, now);
-        assert_eq!(counting.arrived(1, now), Counted::Began);
-        assert_eq!(counting.arrived(2, now), Counted::On);
+        assert_eq!(counting.arrived(1, now), DeliveryCount::Began);
+        assert_eq!(counting.arrived(2, now), DeliveryCount::On);
         let mut elsewhere = Counting::new(0, now);
         // It has got the second delivery before it hears of the first.
-        assert_eq!(elsewhere.arrived(2, now), Counted::On);
+        assert_eq!(elsewhere.arrived(2, now), DeliveryCount::On);
         assert!(!elsewhere.heard_beginning(now + LATER));
     }
 
@@ -144,8 +144,8 @@ mod tests {
         for (first, then) in [(5, 5), (5, 4), (5, 1), (1, 1)] {
             let mut counting = Counting::new(0, now);
             counting.arrived(first, now);
-            assert_eq!(counting.arrived(then, now), Counted::Again, "{first} then {then}");
-            assert_eq!(counting.arrived(then + 1, now), Counted::On);
+            assert_eq!(counting.arrived(then, now), DeliveryCount::Again, "{first} then {then}");
+            assert_eq!(counting.arrived(then + 1, now), DeliveryCount::On);
         }
     }
 
@@ -155,10 +155,10 @@ mod tests {
         let mut counting = Counting::new(0, now);
         counting.arrived(1, now);
         assert!(counting.heard_beginning(now), "the next counting has begun elsewhere");
-        assert_eq!(counting.arrived(2, now), Counted::On, "it is the second of that");
+        assert_eq!(counting.arrived(2, now), DeliveryCount::On, "it is the second of that");
         let mut counting = Counting::new(0, now);
         assert!(!counting.heard_beginning(now));
-        assert_eq!(counting.arrived(1, now), Counted::Again, "the next one has begun here");
+        assert_eq!(counting.arrived(1, now), DeliveryCount::Again, "the next one has begun here");
     }
 
     #[test]
@@ -166,7 +166,7 @@ mod tests {
         let now = clock::now();
         let mut counting = Counting::new(0, now);
         counting.arrived(7, now);
-        assert_eq!(counting.arrived(3, now), Counted::Again);
+        assert_eq!(counting.arrived(3, now), DeliveryCount::Again);
         assert!(!counting.heard_beginning(now));
         assert!(!counting.heard_again(now));
         assert!(counting.heard_again(now + LATER));

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Answer, Command, ConsumerTask};
+use super::{ConsumerCommand, ConsumerTask, FetchAnswer};
 use crate::{
     broker::Broker,
     clock,
@@ -54,7 +54,7 @@ impl<B: Broker> ConsumerTask<B> {
         }
         let (draining, handle) = (why == Why::Draining, self.handle.clone());
         // Where nobody takes it, it comes back as a command.
-        let _ = waiter.reply.send(Ok(Answer { messages, too_large, draining, handle }));
+        let _ = waiter.reply.send(Ok(FetchAnswer { messages, too_large, draining, handle }));
     }
 
     /// Makes the leases the caller's own. What was lost in the meantime is left out. Without the right
@@ -158,10 +158,13 @@ impl<B: Broker> ConsumerTask<B> {
         unhanded.extend(self.take_kept_back());
         while let Ok(command) = self.commands.try_recv() {
             match command {
-                Command::Join { reply, .. } => drop(reply.send(Err(end.clone()))),
-                Command::GiveBack(granted_deliveries) => unhanded.extend(granted_deliveries),
-                Command::Know(reply) => drop(reply.send(Err(end.clone()))),
-                Command::Leave(_) | Command::Doubt | Command::Heard(..) => {}
+                ConsumerCommand::Join { reply, .. } => drop(reply.send(Err(end.clone()))),
+                ConsumerCommand::GiveBack(granted_deliveries) => {
+                    unhanded.extend(granted_deliveries)
+                }
+                ConsumerCommand::Know(reply) => drop(reply.send(Err(end.clone()))),
+                ConsumerCommand::Leave(_) | ConsumerCommand::Doubt | ConsumerCommand::Heard(..) => {
+                }
             }
         }
         self.release(unhanded, now);

@@ -6,16 +6,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{AWAY, Asking, ConsumerTask, INFO_RETRY, INFO_TIMEOUT, STEP, quarantine::Quarantine};
+use super::{
+    Asking, ConsumerTask, INFO_RETRY, INFO_TIMEOUT, OUTAGE_NOTICE, quarantine::Quarantine,
+};
 use crate::{
     broker::{Broker, ConsumerInfo, InfoError, Link},
     clock,
+    lessor::table::LEASES_PER_LOCK,
     lessor::{Error, spec::ConsumerSpec},
 };
 
 /// A consumer that was known is looked for this long before callers are told that it is gone. A
 /// program that deletes a consumer and makes it again needs milliseconds for that.
-const GONE: Duration = Duration::from_millis(500);
+const DELETION_GRACE: Duration = Duration::from_millis(500);
 
 /// Why the consumer cannot be read, and what the log has of it.
 #[derive(Debug, Default)]
@@ -192,12 +195,14 @@ impl<B: Broker> ConsumerTask<B> {
         }
         self.sighted.unsure();
         self.ask_at = now + INFO_RETRY;
-        self.unread.gone_since.is_some_and(|since| now.saturating_duration_since(since) < GONE)
+        self.unread
+            .gone_since
+            .is_some_and(|since| now.saturating_duration_since(since) < DELETION_GRACE)
     }
 
     /// Says in the log why the consumer cannot be read: once for each reason, when its callers are told.
     fn say_unread(&mut self, now: Instant) {
-        let long = self.away_since.is_some_and(|since| now.duration_since(since) >= AWAY);
+        let long = self.away_since.is_some_and(|since| now.duration_since(since) >= OUTAGE_NOTICE);
         let due = long && self.up();
         let Unread { why: Some(why), told, .. } = &mut self.unread else { return };
         if due && told.as_ref() != Some(why) && self.lessor.unread.allow(now) {
@@ -237,14 +242,16 @@ impl<B: Broker> ConsumerTask<B> {
         if (old.ack_wait, &old.backoff) != (new.ack_wait, &new.backoff) {
             tracing::info!(consumer = %self.name, "its ack wait has changed");
             let ack_wait = |count| new.ack_wait_of(count);
-            self.lessor.in_steps(|table, after| table.retune(new.id, ack_wait, after, STEP));
+            self.lessor
+                .in_steps(|table, after| table.retune(new.id, ack_wait, after, LEASES_PER_LOCK));
         }
     }
 
     /// The server may have forgotten, then or later, what it had promised just before.
     pub(super) fn distrust(&self, when: Instant) {
         if let Some(spec) = &self.spec {
-            self.lessor.in_steps(|table, after| table.distrust(spec.id, when, after, STEP));
+            self.lessor
+                .in_steps(|table, after| table.distrust(spec.id, when, after, LEASES_PER_LOCK));
         }
     }
 }

@@ -13,8 +13,11 @@
 
 use std::time::Instant;
 
-use super::{ConsumerTask, STEP};
-use crate::broker::{Broker, ConsumerInfo};
+use super::ConsumerTask;
+use crate::{
+    broker::{Broker, ConsumerInfo},
+    lessor::table::LEASES_PER_LOCK,
+};
 
 #[derive(Debug)]
 pub(super) struct Leading {
@@ -103,7 +106,9 @@ impl<B: Broker> ConsumerTask<B> {
             if changed {
                 // A server that crashed knows what it had stored: only what is newer is lost.
                 let id = spec.id;
-                self.lessor.in_steps(|table, after| table.lose_after(id, delivered, after, STEP));
+                self.lessor.in_steps(|table, after| {
+                    table.lose_after(id, delivered, after, LEASES_PER_LOCK)
+                });
             } else {
                 self.reset(delivered, now);
                 self.leading.delivered = delivered;

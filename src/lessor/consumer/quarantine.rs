@@ -26,14 +26,14 @@ use std::{
 use crate::{broker::ConnectionKind, pump::Cause};
 
 /// How long a consumer is fenced off, at first and at most.
-const FENCE: Duration = Duration::from_secs(30);
-const LONGEST_FENCE: Duration = Duration::from_secs(600);
+const FIRST_SUSPENSION: Duration = Duration::from_secs(30);
+const MAX_SUSPENSION: Duration = Duration::from_secs(600);
 /// A message is with the next pull this long after its ack wait,
-const LATE: Duration = Duration::from_secs(2);
+const REDELIVERY_SLACK: Duration = Duration::from_secs(2);
 /// and has come with it by then: longer than a pull may take, and what it brings may be under way.
-const PROBATION: Duration = Duration::from_secs(10);
+const RELEASE_AFTER: Duration = Duration::from_secs(10);
 /// Terminated messages that are remembered.
-const REMEMBERED: usize = 4096;
+const MAX_REMEMBERED: usize = 4096;
 
 /// What a look for unreadable messages has led to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,7 +95,7 @@ impl Quarantine {
             accused: None,
             tried: None,
             terminated: BTreeSet::new(),
-            fence: FENCE,
+            fence: FIRST_SUSPENSION,
         }
     }
 
@@ -141,7 +141,7 @@ impl Quarantine {
         self.standing = match &barred {
             Some(Barred::Unreadable { needs }) => {
                 let since = now + self.fence;
-                self.fence = (self.fence * 2).min(LONGEST_FENCE);
+                self.fence = (self.fence * 2).min(MAX_SUSPENSION);
                 Standing::Apart { since, needs: needs.clone() }
             }
             _ if place == ConnectionKind::Shared && nothing && self.standing == Standing::Clear => {
@@ -172,14 +172,14 @@ impl Quarantine {
             Standing::Clear => return,
             Standing::Watched { since } | Standing::Apart { since, .. } => since,
         };
-        if now >= since + longest_ack_wait + LATE {
+        if now >= since + longest_ack_wait + REDELIVERY_SLACK {
             self.tried.get_or_insert(now);
         }
     }
 
     /// Clears it, if it has survived what may have come back.
     pub(super) fn outlived(&mut self, now: Instant) -> bool {
-        let outlived = self.tried.is_some_and(|tried| now >= tried + PROBATION);
+        let outlived = self.tried.is_some_and(|tried| now >= tried + RELEASE_AFTER);
         if outlived {
             *self = Self::none();
         }
@@ -194,7 +194,7 @@ impl Quarantine {
     /// Whether any of them is new.
     fn remember(&mut self, found: &[u64]) -> bool {
         let new = found.iter().filter(|sequence| self.terminated.insert(**sequence)).count();
-        while self.terminated.len() > REMEMBERED {
+        while self.terminated.len() > MAX_REMEMBERED {
             self.terminated.pop_first();
         }
         new > 0

@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 
 use crate::{
     broker::{ConnectionKind, ConsumerName, Delivery},
-    lessor::shares::{Doubt, Explained, Seat, Share, Shares},
+    lessor::shares::{Doubt, Explained, PullSeat, PullShare, Shares},
     pump::{Allowance, Appetite, Course, Demand, PullOutcome},
 };
 
@@ -41,7 +41,7 @@ pub(super) struct Sharing {
     /// Those of the connection that all consumers share, and of those of our own, if there was any.
     shared: Shares,
     own: Option<Shares>,
-    seat: Seat,
+    seat: PullSeat,
     /// The connection that was lost last.
     cut: Option<(Shares, u64)>,
     appetite: Appetite,
@@ -52,7 +52,7 @@ pub(super) struct Sharing {
 /// What the open pull may still bring.
 #[derive(Debug)]
 struct Open {
-    share: Share,
+    share: PullShare,
     /// `None` until it is issued.
     no: Option<u64>,
     messages_left: u32,
@@ -67,7 +67,7 @@ impl Sharing {
             name: name.clone(),
             shared: shared.clone(),
             own: None,
-            seat: Seat::new(shared.clone(), name.clone()),
+            seat: PullSeat::new(shared.clone(), name.clone()),
             cut: None,
             appetite: Appetite::idle(),
             open: None,
@@ -83,7 +83,7 @@ impl Sharing {
             // What was learned of the server there holds here.
             ConnectionKind::Dedicated => self.own.get_or_insert_with(|| self.shared.another()),
         };
-        self.seat = Seat::new(shares.clone(), self.name.clone());
+        self.seat = PullSeat::new(shares.clone(), self.name.clone());
         self.appetite = if busy { Appetite::hungry() } else { Appetite::idle() };
     }
 

@@ -26,7 +26,7 @@ use tokio::sync::oneshot;
 
 use super::{
     ConsumerTask, INFO_RETRY,
-    counting::{Counted, Counting},
+    counting::{Counting, DeliveryCount},
     single::Single,
 };
 use crate::{
@@ -129,29 +129,29 @@ impl<B: Broker> ConsumerTask<B> {
     pub(super) fn introduce(&mut self, info: &ConsumerInfo, now: Instant) {
         self.sighted.counting = Counting::new(info.delivered, now);
         self.seen = (info.delivered, info.delivered_stream);
-        self.tell(info.delivered, Counted::On);
+        self.tell(info.delivered, DeliveryCount::On);
     }
 
     /// INFO knows fewer deliveries than before, and its leader did not change: the consumer was reset.
     pub(super) fn reset(&mut self, delivered: u64, now: Instant) {
         if self.sighted.counting.heard_again(now) {
             self.void();
-            self.tell(delivered, Counted::Again);
+            self.tell(delivered, DeliveryCount::Again);
         }
     }
 
     /// Looks at the sequences of what has arrived on the present inbox, before it is leased.
     pub(super) fn count(&mut self, now: Instant) {
-        let (mut what, mut from) = (Counted::On, 0);
+        let (mut what, mut from) = (DeliveryCount::On, 0);
         for (place, arrival) in self.arrivals.iter().enumerate() {
             let Arrival::Message(delivery) = arrival else { continue };
             match self.sighted.counting.arrived(delivery.consumer_sequence, now) {
-                Counted::On => {}
-                Counted::Began => what = Counted::Began,
-                Counted::Again => (what, from) = (Counted::Again, place),
+                DeliveryCount::On => {}
+                DeliveryCount::Began => what = DeliveryCount::Began,
+                DeliveryCount::Again => (what, from) = (DeliveryCount::Again, place),
             }
         }
-        if what == Counted::Again {
+        if what == DeliveryCount::Again {
             // What has arrived before in the same breath is of the old counting, and void with it.
             let mut places = 0..;
             self.arrivals.retain(|arrival| {
@@ -160,7 +160,7 @@ impl<B: Broker> ConsumerTask<B> {
             });
             self.void();
         }
-        if what != Counted::On {
+        if what != DeliveryCount::On {
             self.tell(0, what);
         }
     }
@@ -198,14 +198,14 @@ impl<B: Broker> ConsumerTask<B> {
         }
     }
 
-    fn tell(&mut self, delivered: u64, counted: Counted) {
+    fn tell(&mut self, delivered: u64, counted: DeliveryCount) {
         let Some(spec) = &self.spec else { return };
         let sighting = Sighting {
             name: self.name.clone(),
             created: spec.created.clone(),
             delivered,
-            began: counted == Counted::Began,
-            again: counted == Counted::Again,
+            began: counted == DeliveryCount::Began,
+            again: counted == DeliveryCount::Again,
         };
         let Some(told) = self.lessor.tell_others(sighting) else { return };
         let before = self.sighted.telling.take();

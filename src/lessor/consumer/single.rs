@@ -7,15 +7,15 @@
 //! 2. was not told its end, until a second after the pull expired;
 //! 3. was followed by a delivery with a gap before it.
 //!
-//! Each of these has an innocent cause. [`PULLS`] such pulls in a row, with no second answer to any pull
+//! Each of these has an innocent cause. [`SIGN_AFTER_PULLS`] such pulls in a row, with no second answer to any pull
 //! between them, do not.
 
 use std::time::{Duration, Instant};
 
 /// So many pulls in a row are a sign.
-const PULLS: usize = 3;
+const SIGN_AFTER_PULLS: usize = 3;
 /// The end of a pull that expired arrives within this time.
-const GRACE: Duration = Duration::from_secs(1);
+const END_GRACE: Duration = Duration::from_secs(1);
 
 /// A pull that may have lost answers.
 #[derive(Debug, Clone, Copy)]
@@ -63,8 +63,9 @@ impl Single {
             self.silent.push(last);
             self.missed += gap;
         }
-        let over = |pulled: &Pulled| now >= pulled.expires_at + GRACE;
-        let told = self.silent.len() >= PULLS && self.silent.iter().all(over) && !self.told;
+        let over = |pulled: &Pulled| now >= pulled.expires_at + END_GRACE;
+        let told =
+            self.silent.len() >= SIGN_AFTER_PULLS && self.silent.iter().all(over) && !self.told;
         self.told |= told;
         told.then_some(self.missed)
     }

@@ -29,10 +29,10 @@ const AFTERMATH: Duration = Duration::from_secs(10);
 /// An inbox that was left is listened to this long.
 const LINGER: Duration = Duration::from_secs(5);
 /// Bounds one look for unreadable messages.
-const LOOK: Duration = Duration::from_secs(5);
+const SEARCH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// An inbox that is not pulled on any more: what its last pull has brought may come after its end.
-pub(super) struct Left<I> {
+pub(super) struct PreviousInbox<I> {
     inbox: I,
     until: Instant,
     arrivals: Vec<Arrival>,
@@ -159,7 +159,8 @@ impl<B: Broker> ConsumerTask<B> {
         if self.outdated() || forgiven {
             tracing::info!(consumer = %self.name, "it goes to the shared connection");
             let until = now + LINGER;
-            self.left = self.inbox.take().map(|inbox| Left { inbox, until, arrivals: Vec::new() });
+            self.left =
+                self.inbox.take().map(|inbox| PreviousInbox { inbox, until, arrivals: Vec::new() });
             self.ask_at = now;
             self.disconnected(now);
         }
@@ -191,7 +192,7 @@ async fn look<B: Broker>(
     from: u64,
     known: BTreeSet<u64>,
 ) -> Looked {
-    let until = clock::now() + LOOK;
+    let until = clock::now() + SEARCH_TIMEOUT;
     let blind = Looked::Nothing { complete: false };
     // Its answers carry whole messages, on the connection that settles: few at a time.
     let Ok(Ok(_place)) = timeout_at(until.into(), lessor.looks.acquire()).await else {
@@ -249,7 +250,7 @@ pub(super) async fn looked(looking: &mut Option<Looking>) -> Looked {
 }
 
 /// The same of an inbox that was left.
-pub(super) async fn late<I: Inbox>(left: &mut Option<Left<I>>) -> InboxEvent {
+pub(super) async fn late<I: Inbox>(left: &mut Option<PreviousInbox<I>>) -> InboxEvent {
     match left {
         Some(left) => left.inbox.next(&mut left.arrivals).await,
         None => std::future::pending().await,
