@@ -2,7 +2,7 @@
 //! `SettleError` in Settle. Pure.
 //!
 //! A status is a promise about what has and has not happened. Each [`Reason`] has one code, one
-//! promise and one advice on repeating; `docs/errors.md` is rendered from here by a test.
+//! promise and one advice on repeating; `docs/reference/errors.md` is rendered from here by a test.
 
 use std::{collections::HashMap, time::Duration};
 

@@ -1,4 +1,4 @@
-"""A client whose library repeats calls by the policy of docs/clients.md, and that does nothing about
+"""A client whose library repeats calls by the policy of docs/how-to/configure-the-channel.md, and that does nothing about
 a call that fails all the same but tell of it. Speaks like the workers of `examples`."""
 
 import json

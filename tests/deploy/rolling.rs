@@ -32,7 +32,7 @@ const UPDATES: usize = 2;
 const PACE: Duration = Duration::from_millis(3);
 /// One message in so many takes so long, in seconds: longer than a pod that goes is still there.
 const SLOW: (u64, f64) = (150, 6.0);
-/// What a client's library does with a call that fails, in docs/clients.md.
+/// What a client's library does with a call that fails, in docs/how-to/configure-the-channel.md.
 const MOST_ATTEMPTS: usize = 5;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -98,9 +98,9 @@ fn environment(fixture: &Fixture, deployment: &Deployment) -> BTreeMap<String, S
     ])
 }
 
-/// The one that docs/clients.md recommends.
+/// The one that docs/how-to/configure-the-channel.md recommends.
 fn service_config() -> String {
-    let page = include_str!("../../docs/clients.md");
+    let page = include_str!("../../docs/how-to/configure-the-channel.md");
     let block = page.split("As a service config").nth(1).unwrap();
     let config = block.split("```json").nth(1).unwrap().split("```").next().unwrap();
     let config: serde_json::Value = serde_json::from_str(config).unwrap();

@@ -1,23 +1,36 @@
-//! The page for operators has each warning and error that the program can log, word for word, at its
-//! level, and no other.
+//! The page of log lines has each warning and error that the program can log, word for word, at its
+//! level, and no other. Its index is rendered from its headings.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, fmt::Write as _, path::Path};
+
+use super::{links, pages};
 
 /// A level and a message.
 type Line = (&'static str, String);
 
 const LEVELS: [&str; 2] = ["warn", "error"];
+const PAGE: &str = "docs/reference/log-lines.md";
+
+/// The section of the page about one line.
+struct Entry {
+    /// The heading above it, such as `NATS`.
+    about: String,
+    level: String,
+    message: String,
+}
 
 #[test]
-fn the_page_for_operators_has_every_warning_and_error() {
+fn page_of_log_lines_has_every_warning_and_error() {
     let written: Vec<Line> = super::rooms().iter().flat_map(|room| logged(room)).collect();
     assert!(written.len() > 20, "the reading is broken: {written:?}");
     let distinct: BTreeSet<&Line> = written.iter().collect();
     assert_eq!(distinct.len(), written.len(), "each line has words of its own: {written:#?}");
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
-    let explained = rows(&fs::read_to_string(page).unwrap());
+    let level = |entry: &Entry| LEVELS.into_iter().find(|level| *level == entry.level);
+    let entries = entries(&pages::read(PAGE));
+    let explained: Vec<Line> =
+        entries.iter().filter_map(|entry| Some((level(entry)?, entry.message.clone()))).collect();
     let distinct_rows: BTreeSet<&Line> = explained.iter().collect();
-    assert_eq!(distinct_rows.len(), explained.len(), "a row stands there twice");
+    assert_eq!(distinct_rows.len(), explained.len(), "a line stands there twice");
     let missing: Vec<_> = distinct.difference(&distinct_rows).collect();
     let gone: Vec<_> = distinct_rows.difference(&distinct).collect();
     assert!(missing.is_empty() && gone.is_empty(), "missing: {missing:#?}\ngone: {gone:#?}");
@@ -80,16 +93,38 @@ fn string(characters: &mut std::str::Chars) -> String {
     text
 }
 
-/// Every row that begins with a level and a message.
-fn rows(page: &str) -> Vec<Line> {
-    let row = |line: &str| {
-        let mut cells = line.strip_prefix("| ")?.split(" | ");
-        let level = cells.next()?;
-        let level = LEVELS.into_iter().find(|known| *known == level)?;
-        let message = cells.next()?.strip_prefix('`')?.strip_suffix('`')?;
-        let advice = cells.filter(|cell| !cell.trim_matches(['|', ' ']).is_empty()).count();
-        assert_eq!(advice, 2, "what it means, and what to do: {line}");
-        Some((level, message.to_owned()))
-    };
-    page.lines().filter_map(row).collect()
+/// The sections of the page whose heading is a message. Each has its level and says what to do.
+fn entries(page: &str) -> Vec<Entry> {
+    let mut about = "";
+    let mut entries = Vec::new();
+    for section in page.split("\n#").skip(1) {
+        let (title, text) = section.split_once('\n').unwrap();
+        let message = title.strip_prefix("## `").and_then(|title| title.strip_suffix('`'));
+        let Some(message) = message else {
+            about = title.trim_start_matches(['#', ' ']);
+            continue;
+        };
+        let level = text.trim_start().strip_prefix("**").and_then(|text| text.split_once("** · "));
+        let (level, _) = level.unwrap_or_else(|| panic!("{message}: no level"));
+        assert!(text.contains("\n**To do:** "), "{message}: what is to be done?");
+        let [about, level, message] = [about, level, message].map(str::to_owned);
+        entries.push(Entry { about, level, message });
+    }
+    entries
+}
+
+#[test]
+fn index_of_log_lines_has_each_of_them() {
+    let page = pages::read(PAGE);
+    let (before, rest) = page.split_once("\n## Index\n").unwrap();
+    let (_, after) = rest.split_once("\n## ").unwrap();
+    let mut index = "\n## Index\n\nA test renders this index from the headings of the page: \
+                     `UPDATE_DOCS=1 cargo test --test house`.\n\n\
+                     | level | about | message |\n| --- | --- | --- |\n"
+        .to_owned();
+    for Entry { about, level, message } in entries(&page) {
+        let anchor = links::anchor(&message);
+        writeln!(index, "| {level} | {about} | [`{message}`](#{anchor}) |").unwrap();
+    }
+    pages::assert_rendered(PAGE, &format!("{before}{index}\n## {after}"));
 }

@@ -1,15 +1,15 @@
-//! The house rules that a machine can hold: which room may name what, how large a room may be, and
-//! that the page of errors is what the code says.
+//! The house rules that a machine can hold: which room may name what, how large a room may be, that
+//! pages are what the code says, and that prose is plain English.
 
+mod links;
 mod log;
+mod pages;
 mod prose;
 
 use std::{
     fs,
     path::{Path, PathBuf},
 };
-
-use fetch_proxy::grpc::{DOMAIN, Reason};
 
 /// The names that a room must not use. `crate::` names are rooms, the others are libraries and
 /// clocks.
@@ -163,82 +163,5 @@ fn rooms_stay_small() {
         let inside = file.strip_prefix(source()).unwrap().to_str().unwrap();
         let lines = code(&file).len();
         assert!(lines <= MOST_LINES, "{inside} has {lines} lines: move a wall");
-    }
-}
-
-#[test]
-fn the_page_of_errors_is_what_the_code_says() {
-    let mut page = format!(
-        "# Errors\n\n\
-         Every status of the service carries a `google.rpc.ErrorInfo` with domain `{DOMAIN}` and one of\n\
-         these reasons, and the same reason in the trailer `{}`. In a `Settle`, each\n\
-         settlement that failed has the same reason in its `SettleError`.\n\n\
-         A reason is a promise about what has and has not happened. A bare `UNAVAILABLE`, without a\n\
-         reason, comes from the transport and promises nothing.\n\n\
-         This page is rendered from `src/grpc/status.rs` by a test; `UPDATE_DOCS=1 cargo test --test\n\
-         house` writes it.\n\n\
-         | reason | code | the promise | repeat after |\n| --- | --- | --- | --- |\n",
-        fetch_proxy::grpc::REASON_TRAILER
-    );
-    for reason in Reason::ALL {
-        let retry = reason.retry_after().map_or("-".to_owned(), |delay| format!("{delay:?}"));
-        let code = format!("{:?}", reason.code());
-        page += &format!("| `{}` | {code} | {} | {retry} |\n", reason.name(), reason.promise());
-    }
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/errors.md");
-    if std::env::var_os("UPDATE_DOCS").is_some() {
-        fs::write(&file, &page).unwrap();
-    }
-    let written = fs::read_to_string(&file).unwrap_or_default();
-    assert!(written == page, "docs/errors.md is not what the code says: UPDATE_DOCS=1 writes it");
-}
-
-#[test]
-fn every_reason_is_explained_to_those_who_write_workers() {
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/clients.md");
-    let page = fs::read_to_string(page).unwrap();
-    let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
-    let (_, rest) = page.split_once("| reason | in a Fetch |").unwrap();
-    let (table, _) = rest.split_once("\n\n").unwrap();
-    let rows: Vec<_> = rows.filter(|(name, _)| table.contains(&format!("`{name}` |"))).collect();
-    assert_eq!(rows.len(), Reason::ALL.len(), "a row for each, and for nothing else");
-    for reason in Reason::ALL {
-        let (_, advice) = rows.iter().find(|(name, _)| *name == reason.name()).unwrap();
-        let repeats = advice.contains("repeat");
-        let should = reason.retry_after().is_some() || *reason == Reason::SettleUnconfirmed;
-        assert_eq!(repeats, should, "{}: {advice}", reason.name());
-    }
-}
-
-#[test]
-fn the_retry_policy_covers_what_is_worth_repeating() {
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/clients.md");
-    let page = fs::read_to_string(page).unwrap();
-    let json = page.split("```json").nth(1).unwrap().split("```").next().unwrap();
-    let config: serde_json::Value = serde_json::from_str(json).unwrap();
-    let codes = |method: &str| -> String {
-        let all = config["methodConfig"].as_array().unwrap();
-        let names = |one: &&serde_json::Value| one["name"].to_string().contains(method);
-        let codes = &all.iter().find(names).unwrap()["retryPolicy"]["retryableStatusCodes"];
-        codes.to_string().replace('_', "").to_lowercase()
-    };
-    let (fetch, settle) = (codes("\"Fetch\""), codes("\"Settle\""));
-    for reason in Reason::ALL {
-        let row = page.lines().find(|line| line.starts_with(&format!("| `{}` |", reason.name())));
-        let columns: Vec<_> = row.unwrap().split('|').collect();
-        let code = format!("\"{:?}\"", reason.code()).to_lowercase();
-        for (advice, codes) in [(columns[2], &fetch), (columns[3], &settle)] {
-            let covered = !advice.contains("repeat") || codes.contains(&code);
-            assert!(covered, "{}:{advice}is not done by a library for {code}", reason.name());
-        }
-    }
-}
-
-#[test]
-fn every_reason_is_explained_in_the_contract() {
-    let contract = Path::new(env!("CARGO_MANIFEST_DIR")).join("proto/fetchproxy/v1/fetch.proto");
-    let contract = fs::read_to_string(contract).unwrap();
-    for reason in Reason::ALL {
-        assert!(contract.contains(reason.name()), "{} is not in the contract", reason.name());
     }
 }

@@ -274,7 +274,7 @@ async fn calls_that_do_not_end_are_cut_off_by_the_drain_timeout() {
     client.fetch(fetch(&fixture, 1, 0)).await.unwrap_err();
 }
 
-/// One case of the bound in docs/operations.md, by which the grace period of a pod is chosen.
+/// One case of the bound in docs/how-to/upgrade.md, by which the grace period of a pod is chosen.
 #[tokio::test]
 async fn while_nats_hangs_a_drain_ends_within_ten_seconds_after_its_timeout() {
     let server = NatsServer::start();

@@ -1,5 +1,5 @@
-//! `docs/operations.md`, by an operator: its command lines are typed, its flags and defaults are
-//! those of the program.
+//! The pages for operators: their command lines are typed, and their flags and defaults are those
+//! of the program.
 
 use std::{
     collections::BTreeMap,
@@ -26,8 +26,8 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_fetch-proxy");
 /// In front of every line that a pod is to run.
 const IN_A_POD: &str = "kubectl exec deploy/fetch-proxy -- /fetch-proxy";
 
-fn page() -> String {
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
+fn text(name: &str) -> String {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(name);
     fs::read_to_string(page).unwrap()
 }
 
@@ -55,7 +55,7 @@ fn translate(command: &str, proxy: &Proxy, tokens: &[String]) -> String {
 
 #[tokio::test]
 async fn every_line_for_an_operator_does_what_the_page_says() {
-    let typed = page::read(&page());
+    let typed = page::read(&text("how-to/operate.md"));
     assert!(typed.len() >= 8, "only {} commands are found: the reading is broken", typed.len());
     let server = NatsServer::start();
     let fixture = orders(&server).await;
@@ -73,10 +73,10 @@ async fn every_line_for_an_operator_does_what_the_page_says() {
     }
 }
 
-/// The text of `--help` for each flag of all commands that the page names.
+/// The text of `--help` for each flag of all commands.
 fn flags() -> BTreeMap<String, String> {
     let mut flags = BTreeMap::new();
-    for command in ["serve", "probe", "fetch", "ack", "nak", "term", "extend"] {
+    for command in ["serve", "dev", "probe", "fetch", "ack", "nak", "term", "extend"] {
         let help = Command::new(PROGRAM).args([command, "--help"]).output().unwrap();
         let help = String::from_utf8(help.stdout).unwrap();
         for (_, rest) in help.match_indices("--").map(|(at, _)| help[at..].split_at(2)) {
@@ -90,24 +90,28 @@ fn flags() -> BTreeMap<String, String> {
 }
 
 #[test]
-fn the_page_names_no_flag_that_is_not_there() {
-    let (flags, page) = (flags(), page());
-    let named = page.split('`').skip(1).step_by(2).filter(|code| code.starts_with("--"));
+fn pages_name_no_flag_that_is_not_there() {
+    let flags = flags();
     let mut count = 0;
-    for code in named {
-        let flag = code.split([' ', '=']).next().unwrap();
-        assert!(flags.contains_key(flag), "{code} is no flag");
-        count += 1;
+    for folder in ["how-to", "reference", "explanation"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(folder);
+        for file in fs::read_dir(folder).unwrap() {
+            let page = fs::read_to_string(file.unwrap().path()).unwrap();
+            let named = page.split('`').skip(1).step_by(2).filter(|code| code.starts_with("--"));
+            for code in named {
+                let flag = code.split([' ', '=']).next().unwrap();
+                assert!(flags.contains_key(flag), "{code} is no flag");
+                count += 1;
+            }
+        }
     }
-    assert!(count > 15, "the reading is broken");
+    assert!(count > 40, "the reading is broken");
 }
 
 #[test]
 fn the_defaults_on_the_page_are_those_of_the_program() {
-    let (flags, page) = (flags(), page());
+    let (flags, limits) = (flags(), text("reference/limits.md"));
     let mut count = 0;
-    let (_, limits) = page.split_once("\n## Limits\n").unwrap();
-    let (limits, _) = limits.split_once("\n## ").unwrap();
     for row in limits.lines().filter(|line| line.starts_with("| `--")) {
         let cells: Vec<&str> = row.split(" | ").collect();
         let flag = cells[0].trim_start_matches("| ").trim_matches('`');
@@ -182,9 +186,9 @@ async fn libraries_say_nothing_in_the_log() {
             heard.extend(&part[..length]);
         }
     }
-    let page = page();
+    let page = text("reference/log-lines.md");
     for line in proxy.log().lines().map(|line| serde_json::from_str::<Value>(line).unwrap()) {
-        let known = page.contains(&format!("| `{}` |", line["message"].as_str().unwrap()));
+        let known = page.contains(&format!("\n### `{}`\n", line["message"].as_str().unwrap()));
         assert!(known || line["level"] == "INFO", "{line}");
     }
 }

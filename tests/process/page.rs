@@ -278,5 +278,5 @@ async fn every_line_of_the_grpcurl_page_does_what_the_page_says() {
     let mut dev = Dev::start(&[]);
     dev.client().await;
     let address = dev.address().unwrap();
-    walk("docs/grpcurl.md", &mut Terminal::open(), &[("127.0.0.1:50051", &address)]);
+    walk("docs/how-to/by-hand.md", &mut Terminal::open(), &[("127.0.0.1:50051", &address)]);
 }

@@ -17,7 +17,7 @@ use super::pair::{Replicas, key_file, new_key};
 
 const ONE: &str = include_str!("../../deploy/nats/one-consumer.conf");
 const MANY: &str = include_str!("../../deploy/nats/many-consumers.conf");
-const PAGE: &str = include_str!("../../docs/nats-rights.md");
+const PAGE: &str = include_str!("../../docs/reference/nats-rights.md");
 /// What users of these tests are called, and their clusters.
 const CLUSTER: &str = "fetch-proxy";
 

@@ -1,0 +1,222 @@
+//! Pages that are what the code says: the reference of errors and of flags are rendered from it, and
+//! the how-to for workers knows every reason.
+
+use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
+
+use clap::{Arg, ArgAction, Command, CommandFactory as _};
+use fetch_proxy::{
+    config::Cli,
+    grpc::{DOMAIN, REASON_TRAILER, Reason},
+};
+
+/// The heading of a table in the how-to for workers, and the reasons of each of its rows.
+type Advice = BTreeMap<String, Vec<String>>;
+
+pub(super) fn read(page: &str) -> String {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(page);
+    fs::read_to_string(&file).unwrap_or_else(|error| panic!("{page}: {error}"))
+}
+
+/// A page is what a test has rendered, which writes it if `UPDATE_DOCS` is set.
+pub(super) fn assert_rendered(page: &str, rendered: &str) {
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join(page), rendered).unwrap();
+    }
+    assert!(
+        read(page) == rendered,
+        "{page} is not what the code says: UPDATE_DOCS=1 cargo test --test house writes it"
+    );
+}
+
+#[test]
+fn page_of_errors_is_what_the_code_says() {
+    let mut page = format!(
+        "# Errors\n\n\
+         Every status of the service carries a `google.rpc.ErrorInfo` with domain `{DOMAIN}` and one of\n\
+         these reasons. The trailer `{REASON_TRAILER}` has the same reason. In a `Settle`, each settlement that\n\
+         failed has its reason in its `SettleError`.\n\n\
+         A reason is a promise about what has and has not happened. This page is normative for these\n\
+         promises. [Write a worker](../how-to/write-a-worker.md#what-to-do-about-a-reason) says what to do. A bare\n\
+         `UNAVAILABLE`, without a reason, comes from the transport and promises nothing.\n\n\
+         A test renders this page from the code: `UPDATE_DOCS=1 cargo test --test house`.\n\n\
+         | reason | code | the promise | repeat after |\n| --- | --- | --- | --- |\n",
+    );
+    for reason in Reason::ALL {
+        let retry = reason.retry_after().map_or("-".to_owned(), |delay| format!("{delay:?}"));
+        let (name, code, promise) = (reason.name(), reason.code(), reason.promise());
+        writeln!(page, "| `{name}` | {code:?} | {promise} | {retry} |").unwrap();
+    }
+    assert_rendered("docs/reference/errors.md", &page);
+}
+
+#[test]
+fn page_of_flags_is_what_the_code_says() {
+    let cli = Cli::command();
+    let mut page = "# Flags\n\n\
+         This page has every command of `fetch-proxy`, with its arguments and flags. Each flag with a\n\
+         variable can be set in the environment instead. The flag takes precedence.\n\n\
+         - A TIME is a number with a unit, such as `500ms`, `10s`, `5m` or `1h`.\n\
+         - An ADDR is `IP:PORT`, `NAME:PORT`, or `:PORT`.\n\
+         - `NATS_PASSWORD` and `NATS_TOKEN` are read from the environment only.\n\n\
+         A test renders this page from the code: `UPDATE_DOCS=1 cargo test --test house`.\n"
+        .to_owned();
+    for command in cli.get_subcommands().filter(|command| !command.is_hide_set()) {
+        page += &of_command(command);
+    }
+    assert_rendered("docs/reference/flags.md", &page);
+}
+
+fn of_command(command: &Command) -> String {
+    let mut page = format!("\n## `fetch-proxy {}`\n\n", command.get_name());
+    page += &sentence(&command.get_about().unwrap().to_string());
+    page.push('\n');
+    let shown = |argument: &&Arg| !argument.is_hide_set() && argument.get_id() != "help";
+    let (placed, named): (Vec<_>, Vec<_>) =
+        command.get_arguments().filter(shown).partition(|argument| argument.is_positional());
+    if !placed.is_empty() {
+        page += "\n| argument | meaning |\n| --- | --- |\n";
+    }
+    for argument in placed {
+        let name = argument.get_value_names().unwrap()[0].as_str();
+        writeln!(page, "| `{name}` | {} |", meaning(argument).0).unwrap();
+    }
+    let mut headings: Vec<_> = named.iter().map(|argument| argument.get_help_heading()).collect();
+    headings.dedup();
+    for heading in headings {
+        if let Some(heading) = heading {
+            write!(page, "\n### {heading} of `{}`\n", command.get_name()).unwrap();
+        }
+        page += "\n| flag | variable | default | meaning |\n| --- | --- | --- | --- |\n";
+        for argument in named.iter().filter(|argument| argument.get_help_heading() == heading) {
+            page += &row(argument);
+        }
+    }
+    page
+}
+
+fn row(argument: &Arg) -> String {
+    let code = |text: &str| format!("`{text}`");
+    let short = argument.get_short().map(|short| format!("`-{short}`, ")).unwrap_or_default();
+    let takes_value = matches!(argument.get_action(), ArgAction::Set | ArgAction::Append);
+    let value = argument.get_value_names().filter(|_| takes_value);
+    let value = value.map(|names| format!(" {}", names[0])).unwrap_or_default();
+    let variable = argument.get_env().and_then(|name| name.to_str()).map(code);
+    let (meaning, stated) = meaning(argument);
+    let given = argument.get_default_values().first().and_then(|value| value.to_str());
+    let given = given.filter(|value| takes_value && !value.is_empty());
+    let default = stated.or(given.map(|value| code(&size(argument, value))));
+    let (variable, default) = (variable.unwrap_or_default(), default.unwrap_or_default());
+    let flag = argument.get_long().unwrap();
+    format!("| {short}`--{flag}{value}` | {variable} | {default} | {meaning} |\n")
+}
+
+/// Bytes are easier to read in MiB.
+fn size(argument: &Arg, value: &str) -> String {
+    let bytes = argument.get_value_names().is_some_and(|names| names[0] == "BYTES");
+    match value.parse::<u64>() {
+        Ok(number) if bytes && number % (1 << 20) == 0 => {
+            format!("{number} ({} MiB)", number >> 20)
+        }
+        _ => value.to_owned(),
+    }
+}
+
+/// The help of an argument, and the default that its text states.
+fn meaning(argument: &Arg) -> (String, Option<String>) {
+    let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+    let (text, default) = match help.split_once(" [default: ") {
+        Some((text, rest)) => {
+            let (default, rest) = rest.split_once(']').unwrap();
+            (format!("{text}{rest}"), Some(default.to_owned()))
+        }
+        None => (help, None),
+    };
+    let mut meaning = sentence(&text.replace('|', "\\|"));
+    let takes_value = matches!(argument.get_action(), ArgAction::Set | ArgAction::Append);
+    for value in argument.get_possible_values().iter().filter(|_| takes_value) {
+        let help = value.get_help().map(ToString::to_string).unwrap_or_default();
+        if !help.is_empty() {
+            write!(meaning, " `{}`: {}", value.get_name(), sentence(&lower(&help))).unwrap();
+        }
+    }
+    (meaning, default)
+}
+
+fn sentence(text: &str) -> String {
+    let text = text.trim();
+    if text.ends_with('.') { text.to_owned() } else { format!("{text}.") }
+}
+
+/// Text that follows a colon.
+fn lower(text: &str) -> String {
+    let mut words = text.chars();
+    words.next().map(|first| first.to_lowercase().chain(words).collect()).unwrap_or_default()
+}
+
+/// What the how-to for workers says to do about each reason, in a Fetch and in a settlement.
+fn advice() -> [Advice; 2] {
+    let page = read("docs/how-to/write-a-worker.md");
+    ["\nIf a Fetch fails:\n", "\nIf a settlement fails:\n"].map(|heading| {
+        let (_, rest) = page.split_once(heading).unwrap();
+        let rows = rest.trim_start().lines().take_while(|line| line.starts_with('|')).skip(2);
+        let cells = rows.map(|row| row.trim_matches('|').split_once(" | ").unwrap());
+        let reasons = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+        cells.map(|(action, cell)| (action.trim().to_owned(), reasons(cell))).collect()
+    })
+}
+
+#[test]
+fn worker_is_told_what_to_do_about_each_reason() {
+    let [fetch, settle] = advice();
+    for advice in [&fetch, &settle] {
+        let mut all: Vec<_> = advice.values().flatten().collect();
+        all.sort();
+        let number = all.len();
+        all.dedup();
+        assert_eq!(all.len(), number, "a reason stands in two rows: {advice:#?}");
+        let known = |name: &&String| Reason::ALL.iter().any(|reason| reason.name() == *name);
+        assert!(all.iter().all(known), "{all:?}");
+    }
+    for reason in Reason::ALL {
+        let mut actions = fetch.iter().chain(&settle);
+        let mut found =
+            actions.by_ref().filter(|(_, names)| names.iter().any(|n| n == reason.name()));
+        let (action, _) = found.next().unwrap_or_else(|| panic!("{} is missing", reason.name()));
+        let should = reason.retry_after().is_some() || *reason == Reason::SettleUnconfirmed;
+        for action in [action].into_iter().chain(found.map(|(action, _)| action)) {
+            assert_eq!(action.starts_with("repeat"), should, "{}: {action}", reason.name());
+        }
+    }
+}
+
+#[test]
+fn retry_policy_covers_each_reason_that_is_worth_repeating() {
+    let page = read("docs/how-to/configure-the-channel.md");
+    let json = page.split("```json").nth(1).unwrap().split("```").next().unwrap();
+    let config: serde_json::Value = serde_json::from_str(json).unwrap();
+    let codes = |method: &str| -> String {
+        let all = config["methodConfig"].as_array().unwrap();
+        let names = |one: &&serde_json::Value| one["name"].to_string().contains(method);
+        let codes = &all.iter().find(names).unwrap()["retryPolicy"]["retryableStatusCodes"];
+        codes.to_string().replace('_', "").to_lowercase()
+    };
+    let mut count = 0;
+    for (advice, codes) in advice().iter().zip([codes("\"Fetch\""), codes("\"Settle\"")]) {
+        let repeated = advice.iter().filter(|(action, _)| action.starts_with("repeat"));
+        for name in repeated.flat_map(|(_, names)| names) {
+            let reason = Reason::ALL.iter().find(|reason| reason.name() == name).unwrap();
+            let code = format!("\"{:?}\"", reason.code()).to_lowercase();
+            assert!(codes.contains(&code), "no library repeats {name}, which is {code}");
+            count += 1;
+        }
+    }
+    assert!(count > 15, "the reading is broken");
+}
+
+#[test]
+fn contract_explains_each_reason() {
+    let contract = read("proto/fetchproxy/v1/fetch.proto");
+    for reason in Reason::ALL {
+        assert!(contract.contains(reason.name()), "{} is not in the contract", reason.name());
+    }
+}
