@@ -60,57 +60,57 @@ macro_rules! reasons {
 }
 
 reasons! {
-    /// Nothing happened; the field is named.
+    /// Nothing happened. The error names the field.
     InvalidField = "INVALID_FIELD", InvalidArgument, None;
-    /// Not a token of this cluster; nothing happened.
+    /// Nothing happened. The token is not from this cluster.
     TokenInvalid = "TOKEN_INVALID", InvalidArgument, None;
-    /// Sealed with a key that this replica does not have (yet); nothing happened.
+    /// Nothing happened. The token is sealed with a key that this replica does not have yet.
     KeyUnknown = "KEY_UNKNOWN", Unavailable, Some(1000);
-    /// Nothing happened; there is no such stream.
+    /// Nothing happened. The stream does not exist.
     StreamNotFound = "STREAM_NOT_FOUND", NotFound, None;
-    /// Nothing happened; the stream has no such consumer.
+    /// Nothing happened. The stream has no such consumer.
     ConsumerNotFound = "CONSUMER_NOT_FOUND", NotFound, None;
-    /// Nothing happened; metadata `property` says what of the consumer is in the way.
+    /// Nothing happened. The consumer cannot be used: metadata `property` says why.
     ConsumerUnsuitable = "CONSUMER_UNSUITABLE", FailedPrecondition, None;
-    /// Nothing happened; a connection to NATS broke while it brought this consumer's messages, and the cause is not known: repeat it.
+    /// Nothing happened. A connection to NATS broke while it brought messages of this consumer, and the cause is not known. Repeat it.
     ConsumerSuspected = "CONSUMER_SUSPECTED", Unavailable, Some(1000);
-    /// Nothing happened; JetStream's max_waiting or a pull limit of the consumer is reached.
+    /// Nothing happened. The consumer has reached its `max_waiting` or another pull limit in JetStream.
     ConsumerBusy = "CONSUMER_BUSY", ResourceExhausted, Some(1000);
-    /// Not applied; you lost the lease, and the message is, or will be, delivered again, unless metadata `detail` is `last_attempt`.
+    /// Not applied. The lease has ended. The message is, or will be, delivered again, unless metadata `detail` is `last_attempt`.
     LeaseExpired = "LEASE_EXPIRED", FailedPrecondition, None;
-    /// Settled before, in another way: metadata `settled_as`.
+    /// Not applied. The message was settled before in another way: metadata `settled_as`.
     LeaseSettled = "LEASE_SETTLED", FailedPrecondition, None;
-    /// Nothing happened; another call is settling it.
+    /// Nothing happened. Another call is settling the message.
     LeaseBusy = "LEASE_BUSY", Aborted, Some(100);
-    /// Nothing happened; the proxy's own NATS rights lack metadata `subject`, and an operator must act.
+    /// Nothing happened. The NATS user of the proxy lacks the right to metadata `subject`. An operator must act.
     NatsPermission = "NATS_PERMISSION", PermissionDenied, None;
-    /// Nothing happened; this replica, or this consumer at it, holds as many leases as it may.
+    /// Nothing happened. This replica, or this consumer at this replica, holds as many leases as it may.
     LeaseLimit = "LEASE_LIMIT", ResourceExhausted, Some(1000);
-    /// Nothing happened; this replica, or this connection, has as many open Fetch calls as it may.
+    /// Nothing happened. This replica, or this connection, has as many open Fetch calls as it may.
     WaiterLimit = "WAITER_LIMIT", ResourceExhausted, Some(1000);
-    /// Nothing happened; this replica, or this connection, has as many calls under way as it may.
+    /// Nothing happened. This replica, or this connection, has as many running calls as it may.
     CallLimit = "CALL_LIMIT", ResourceExhausted, Some(1000);
-    /// Nothing was settled or delivered; this replica, or this connection, has as many bytes of requests or answers under way as it may. Messages of a Fetch go to another caller, or back to NATS, which costs them an attempt.
+    /// Nothing was settled or delivered. This replica, or this connection, holds as many bytes of requests or answers as it may. Messages of a Fetch go to another caller, or back to NATS, which costs them an attempt.
     ByteLimit = "BYTE_LIMIT", ResourceExhausted, Some(1000);
-    /// Nothing happened; the request was not there in whole within 10 s.
+    /// Nothing happened. The whole request did not arrive within 10 s.
     RequestTimeout = "REQUEST_TIMEOUT", Unavailable, Some(1000);
-    /// Nothing happened; this replica has as many connections as it may: connect anew, to any replica.
+    /// Nothing happened. This replica has as many connections as it may. Open a new connection, to any replica.
     ConnectionLimit = "CONNECTION_LIMIT", ResourceExhausted, Some(1000);
-    /// Not applied; a lease that you hold is still yours.
+    /// Not applied. You still hold your lease.
     NatsUnavailable = "NATS_UNAVAILABLE", Unavailable, Some(1000);
-    /// Nothing happened; any other replica serves you.
+    /// Nothing happened. Any other replica serves you.
     Draining = "DRAINING", Unavailable, Some(100);
-    /// The replica that holds the lease does not answer; metadata `applied` is `no` or `unknown`; repeat it.
+    /// The replica that holds the lease does not answer. Metadata `applied` is `no` or `unknown`. Repeat it.
     OwnerUnreachable = "OWNER_UNREACHABLE", Unavailable, Some(1000);
-    /// It may have been applied; repeat it: nothing is published twice that could hurt another.
+    /// It may have been applied. Repeat it: a repeat never affects the delivery of another worker.
     SettleUnconfirmed = "SETTLE_UNCONFIRMED", DeadlineExceeded, None;
-    /// Not applied; the consumer or its stream is gone, and repeating does not help.
+    /// Not applied. The consumer or its stream is gone. Repeating does not help.
     JetstreamDenied = "JETSTREAM_DENIED", FailedPrecondition, None;
-    /// Nothing happened; the request cannot be decoded.
+    /// Nothing happened. The request cannot be decoded.
     Malformed = "MALFORMED", InvalidArgument, None;
-    /// Nothing happened; the request is larger than 4 MiB, or its gzip unpacks to more than 20 times its size.
+    /// Nothing happened. The request is larger than 4 MiB, or its gzip unpacks to more than 20 times its size.
     RequestTooLarge = "REQUEST_TOO_LARGE", ResourceExhausted, None;
-    /// Nothing happened; no such method, or a compression that is not spoken here.
+    /// Nothing happened. The method does not exist, or the compression is not supported.
     Unsupported = "UNSUPPORTED", Unimplemented, None;
 }
 
