@@ -3,7 +3,8 @@
 //!
 //! `cargo test --test house prose -- --nocapture` reads `PROSE` from the environment. `1` prints the
 //! counts of every text. `table` prints the rows of [`NOT_YET`]. The beginning of a path, such as
-//! `src/lease` or `docs/`, prints the counts and the offenders of the texts there.
+//! `src/lease` or `docs/`, prints the counts and the offenders of the texts there. `names` prints the
+//! names of tests that name their subject late.
 
 mod sentences;
 
@@ -124,6 +125,9 @@ const NOT_YET: &[(&str, [usize; 4])] = &[
     ("tests/testkit", [1, 9, 0, 8]),
     ("tests/wire", [3, 5, 0, 5]),
 ];
+
+/// The share of names of tests that begin with a fronted word, in percent. It may only go down, to 3.
+const NAMES_NOT_YET: usize = 15;
 
 /// A text that has one verdict.
 #[derive(Default)]
@@ -301,6 +305,54 @@ fn prose_is_plain_english() {
         }
     }
     assert!(report.is_empty(), "\n{report}(PROSE=table prints the rows of NOT_YET)");
+}
+
+/// The names of the tests of a file, with their lines.
+fn tests_of(code: &str) -> Vec<(usize, &str)> {
+    let mut names = Vec::new();
+    let mut attributed = false;
+    for (number, line) in (1..).zip(code.lines()) {
+        let line = line.trim();
+        attributed |= ["#[test]", "#[tokio::test"].iter().any(|mark| line.starts_with(mark));
+        let function = line.trim_start_matches("async ").strip_prefix("fn ");
+        if let Some((name, _)) = function.filter(|_| attributed).and_then(|f| f.split_once('(')) {
+            names.push((number, name));
+            attributed = false;
+        }
+    }
+    names
+}
+
+#[test]
+fn names_of_tests_begin_with_their_subject() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    walk(root, &mut files);
+    let (mut count, mut offenders) = (0, Vec::new());
+    for file in files.iter().filter(|file| file.extension().is_some_and(|end| end == "rs")) {
+        let place = file.strip_prefix(root).unwrap().display();
+        for (line, name) in tests_of(&fs::read_to_string(file).unwrap()) {
+            count += 1;
+            let (first, _) = name.split_once('_').unwrap_or((name, ""));
+            if FRONTED.iter().any(|word| word.to_lowercase() == first) {
+                offenders.push(format!("  {place}:{line}: {name}"));
+            }
+        }
+    }
+    assert!(count > 400, "the reading is broken: {count} tests");
+    let share = (offenders.len() * 100).div_ceil(count);
+    let list = format!("{share} % of {count} names\n{}", offenders.join("\n"));
+    if env::var("PROSE").as_deref() == Ok("names") {
+        println!("{list}");
+    }
+    assert!(share <= NAMES_NOT_YET, "\n{list}");
+}
+
+#[test]
+fn test_is_named_by_its_function() {
+    let code = "fn a() {}\n#[test]\nfn b() {\n    fn c() {}\n}\n#[tokio::test(flavor = \"x\")]\n\
+                #[ignore]\nasync fn d(e: u8) {}\n";
+    assert_eq!(tests_of(code), [(3, "b"), (8, "d")]);
 }
 
 #[test]
