@@ -10,11 +10,11 @@ const BETWEEN_REPLICAS: &str = "fetchproxy/peer/v1/peer.proto";
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let contract = protox::compile([CONTRACT], ["proto"])?;
-    // Reflection serves the same descriptors, comments included.
+    // Reflection serves the same descriptors, with their comments.
     let descriptors = PathBuf::from(env::var("OUT_DIR")?).join("fetchproxy.v1.bin");
     fs::write(descriptors, contract.encode_to_vec())?;
     tonic_prost_build::configure().bytes(".").compile_fds(contract)?;
-    // Built on the contract's messages, which are not generated twice: hence a folder of its own.
+    // This uses the contract's messages, which must not be generated twice. So it has its own folder.
     let peer = PathBuf::from(env::var("OUT_DIR")?).join("peer");
     fs::create_dir_all(&peer)?;
     tonic_prost_build::configure()

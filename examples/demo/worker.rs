@@ -1,12 +1,12 @@
-//! The pull-consumer pattern's worker loop over gRPC, in one page: fetch a batch, work at your own
-//! pace, settle every message.
+//! The worker loop of a pull consumer over gRPC, in one page: fetch a batch, work at your own pace,
+//! settle every message.
 //!
 //! - success → `Ack`
-//! - a failure that may pass → `Nak` with a delay: it comes back then
-//! - a failure that will not → `Term` with a reason: it never comes back
+//! - a temporary failure → `Nak` with a delay: the message comes back after the delay
+//! - a permanent failure → `Term` with a reason: the message never comes back
 //!
-//! It knows the sample messages that `fetch-proxy dev` publishes, and ends when nothing has come
-//! for a while: exit code 0 if every message met the fate that its sample asks for.
+//! The worker knows the sample messages of `fetch-proxy dev`. It ends when no message has come for
+//! a while. The exit code is 0 if every message had the outcome that its sample expects.
 //!
 //! ```text
 //! cargo run --example worker -- --addr http://127.0.0.1:50051
@@ -28,7 +28,7 @@ use tonic::transport::Channel;
 
 #[derive(Parser)]
 struct Args {
-    /// Where fetch-proxy listens.
+    /// The address of fetch-proxy.
     #[arg(long, default_value = "http://127.0.0.1:50051")]
     addr: String,
     /// The stream.
@@ -37,15 +37,15 @@ struct Args {
     /// The durable consumer.
     #[arg(long, default_value = "batch-worker")]
     consumer: String,
-    /// Most messages of one batch.
+    /// The most messages of one batch.
     #[arg(long, default_value_t = 4)]
     batch: u32,
-    /// End when nothing has come for this long; longer than any delay asked for below.
+    /// End when no message has come for so many seconds. Longer than every delay of a Nak below.
     #[arg(long, default_value_t = 4)]
     idle_secs: i64,
 }
 
-/// What a sample task asks for.
+/// The task of a sample.
 #[derive(Deserialize)]
 struct Task {
     id: u32,
@@ -53,7 +53,7 @@ struct Task {
     kind: String,
 }
 
-/// What became of a message in this attempt.
+/// The outcome of this attempt.
 enum Fate {
     Done,
     Later(&'static str),
@@ -71,7 +71,7 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
             consumer: args.consumer.clone(),
             n: args.batch,
             max_wait: Some(seconds(args.idle_secs)),
-            // What is no JSON is terminated for us, and handed back as rejected.
+            // The proxy terminates a payload that is not JSON, and returns it in `rejected`.
             codec: Codec::Json.into(),
             worker: "examples/demo".to_owned(),
             ..FetchRequest::default()
@@ -92,7 +92,7 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     Ok(book.close())
 }
 
-/// Does the work of one message and tells the proxy how it went.
+/// Does the work of one message and settles the message.
 async fn settle(
     client: &mut FetchServiceClient<Channel>,
     message: pb::Delivery,
@@ -125,7 +125,7 @@ fn work(message: &pb::Delivery) -> Fate {
         return Fate::Never("not text".to_owned());
     };
     match serde_json::from_str::<Task>(text) {
-        // A tombstone, or a consumer of headers only: nothing to do.
+        // A tombstone or a consumer of headers only: nothing to do.
         Err(_) if text.is_empty() => Fate::Done,
         Err(error) => Fate::Never(format!("not a task: {error}")),
         Ok(task) => match task.kind.as_str() {
@@ -140,11 +140,11 @@ fn seconds(seconds: i64) -> prost_types::Duration {
     prost_types::Duration { seconds, nanos: 0 }
 }
 
-/// What was done, by stream sequence: only the last word on each message counts.
+/// The outcomes by stream sequence. Only the last outcome of each message counts.
 #[derive(Default)]
 struct Book {
     last: BTreeMap<u64, &'static str>,
-    /// The samples say what should become of them.
+    /// The outcome that each sample expects.
     expected: BTreeMap<u64, String>,
     attempts: usize,
 }
@@ -162,7 +162,7 @@ impl Book {
         }
     }
 
-    /// Prints the summary; success if every message met the fate that it asked for.
+    /// Prints the summary. Success if every message had the outcome that it expects.
     fn close(self) -> ExitCode {
         let count = |fate| self.last.values().filter(|last| **last == fate).count();
         let (acked, terminated, rejected) =

@@ -1,6 +1,6 @@
-// What every worker needs around the generated client: a channel, a Fetch that is repeated until it
-// is answered, and its batch, with a keeper of the leases. Says a JSON line of all that happens to a
-// message. Must know nothing of the work.
+// The part of a worker around the generated client: a channel, a Fetch that is repeated until it is
+// answered, and its batch, with a keeper of the leases. Prints a JSON line for each event of a message.
+// It must know nothing of the work.
 package main
 
 import (
@@ -29,35 +29,35 @@ import (
 )
 
 const (
-	// MaxBytes is the largest answer to ask for; what is received may be a little larger.
+	// MaxBytes is the largest answer to ask for. The received answer may be a little larger.
 	MaxBytes = 16 << 20
 
-	// The first wait before a call is repeated, and the longest.
+	// The first wait before a call is repeated, and the longest wait.
 	firstWait, longestWait = 100 * time.Millisecond, 5 * time.Second
-	// What a Fetch has beyond its max_wait: the proxy answers well before.
+	// A Fetch has this time in addition to its max_wait. The proxy answers well before.
 	patience = 5 * time.Second
-	// An empty answer that came sooner waits out the rest.
+	// After an empty answer that came sooner, the worker waits for the rest of this time.
 	tooSoon = 500 * time.Millisecond
-	// How long an outcome may wait for others, to be settled with them.
+	// How long an outcome may wait for others, to be settled in the same call.
 	gather = 100 * time.Millisecond
 	// Leases are not extended more often.
 	shortestBeat = 50 * time.Millisecond
-	// The deadline of a Settle is between them.
+	// The shortest and the longest deadline of a Settle.
 	shortestSettle, longestSettle = time.Second, 10 * time.Second
-	// One settlement that the proxy does not take would spoil all of a call.
+	// One settlement that the proxy refuses would fail the whole call.
 	mostSettlements, mostReason, longestDelay = 1000, 1024, 24 * time.Hour
 )
 
-// Transient is what handle returns for a failure that may pass: the message comes back after Delay.
+// Transient is the error of handle for a temporary failure: the message comes back after Delay.
 type Transient struct{ Delay time.Duration }
 
-// Poison is what handle returns for a failure that never passes: the message does not come back.
+// Poison is the error of handle for a permanent failure: the message does not come back.
 type Poison struct{ Reason string }
 
 func (t Transient) Error() string { return fmt.Sprintf("not now, again in %v", t.Delay) }
 func (p Poison) Error() string    { return p.Reason }
 
-// Dial makes a client of "host:port", or of every address of "dns:///name:port".
+// Dial makes a client for "host:port", or for every address of "dns:///name:port".
 func Dial(target string) (pb.FetchServiceClient, error) {
 	delays := backoff.Config{BaseDelay: firstWait, Multiplier: 2, Jitter: 0.2, MaxDelay: longestWait}
 	conn, err := grpc.NewClient(target,
@@ -72,8 +72,8 @@ func Dial(target string) (pb.FetchServiceClient, error) {
 	return pb.NewFetchServiceClient(conn), err
 }
 
-// Fetch repeats the call until it is answered, or refused for good. The batch is empty once stop has
-// ended; what it has, and is not begun by then, is given back.
+// Fetch repeats the call until it is answered or permanently refused. The batch is empty if stop has
+// ended. When stop ends, the batch gives back all messages that are not begun.
 func Fetch(
 	stop context.Context, client pb.FetchServiceClient, request *pb.FetchRequest,
 ) (*Batch, error) {
@@ -105,8 +105,8 @@ func sleep(stop context.Context, wait time.Duration) {
 	}
 }
 
-// Batch is what one Fetch brought. Its keeper, which alone calls Settle, extends what is held and
-// settles what is decided, until every lease is gone: so no outcome waits for the work on another.
+// Batch has the messages of one Fetch. Only its keeper calls Settle. The keeper extends the leases and
+// settles the outcomes until every lease is gone. So no outcome waits for the work on another message.
 type Batch struct {
 	Leases []*Lease
 
@@ -114,8 +114,8 @@ type Batch struct {
 	stop   context.Context
 	wake   chan struct{} // Something was decided.
 	done   chan struct{} // Closed when every lease is gone.
-	mutex  sync.Mutex    // Over kept, and what changes of a Lease.
-	kept   []*Lease      // Those that are not gone.
+	mutex  sync.Mutex    // Guards kept, and the fields of a Lease that change.
+	kept   []*Lease      // The leases that are not gone.
 }
 
 // Lease is a message in hand, and the right to settle it until the lease ends.
@@ -128,11 +128,11 @@ type Lease struct {
 	begun      bool
 	gone       bool
 	ends       time.Time
-	next       time.Time      // When it is to be extended, or else settled.
-	failed     int            // So many calls in a row.
-	outcome    *pb.Settlement // What was decided.
-	event      string         // What to say when it is settled.
-	isRejected bool           // Of which all was said.
+	next       time.Time      // When to extend or settle it.
+	failed     int            // The number of failed calls in a row.
+	outcome    *pb.Settlement // The outcome, once decided.
+	event      string         // The event to print when it is settled.
+	isRejected bool           // The event was printed already.
 }
 
 func hold(stop context.Context, client pb.FetchServiceClient, answer *pb.FetchResponse) *Batch {
@@ -156,7 +156,7 @@ func (b *Batch) lease(message *pb.Delivery, left time.Duration) *Lease {
 	return lease
 }
 
-// refuse settles a rejected message that is still leased to us.
+// refuse settles a rejected message that is still leased to this worker.
 func (b *Batch) refuse(rejected *pb.Rejected) {
 	message := &pb.Delivery{
 		Token:          rejected.GetToken(),
@@ -172,13 +172,13 @@ func (b *Batch) refuse(rejected *pb.Rejected) {
 	lease := b.lease(message, rejected.GetLease().AsDuration())
 	lease.isRejected = true
 	if rejected.GetCause() == pb.RejectedCause_REJECTED_CAUSE_TOO_LARGE {
-		lease.Nak(time.Minute) // Perhaps another worker takes larger answers.
+		lease.Nak(time.Minute) // Another worker may accept larger answers.
 	} else {
 		lease.Term(rejected.GetDetail())
 	}
 }
 
-// Wait waits until every lease is settled, or lost.
+// Wait waits until every lease is settled or lost.
 func (b *Batch) Wait() { <-b.done }
 
 func (b *Batch) keep() {
@@ -193,7 +193,7 @@ func (b *Batch) keep() {
 	}
 }
 
-// next tells when the keeper has something to do; never, when every lease is gone.
+// next returns the time of the keeper's next call, or the zero time if every lease is gone.
 func (b *Batch) next() (next time.Time) {
 	b.mutex.Lock()
 	defer b.mutex.Unlock()
@@ -213,7 +213,7 @@ func (b *Batch) next() (next time.Time) {
 	return next
 }
 
-// turn settles and extends in one call what it is time for.
+// turn settles and extends all leases that are due, in one call.
 func (b *Batch) turn() {
 	taken, settlements, timeout := b.take()
 	if len(taken) == 0 {
@@ -268,7 +268,8 @@ func (b *Batch) take() (taken []*Lease, settlements []*pb.Settlement, timeout ti
 	return taken, settlements, max(timeout, shortestSettle)
 }
 
-// giveBack is for what is not begun, but a last attempt: a Nak would be the end of its message.
+// giveBack naks all messages that are not begun. A Nak of the last attempt would end the message, so the
+// last attempt is left out.
 func (b *Batch) giveBack() {
 	b.mutex.Lock()
 	defer b.mutex.Unlock()
@@ -279,7 +280,7 @@ func (b *Batch) giveBack() {
 	}
 }
 
-// Begin tells whether to work on the message: not where it is lost, or given back.
+// Begin returns whether to work on the message. It returns false if the message is lost or given back.
 func (l *Lease) Begin() bool {
 	l.batch.mutex.Lock()
 	defer l.batch.mutex.Unlock()
@@ -288,10 +289,10 @@ func (l *Lease) Begin() bool {
 	return l.begun
 }
 
-// Context ends when the lease is lost.
+// Context is cancelled when the lease is lost.
 func (l *Lease) Context() context.Context { return l.ctx }
 
-// Ack decides that the message is done. The keeper carries out what was decided.
+// Ack decides that the message is done. The keeper settles the message.
 func (l *Lease) Ack() {
 	l.end("acked", &pb.Settlement{Action: &pb.Settlement_Ack{Ack: &pb.AckAction{}}})
 }
@@ -317,7 +318,7 @@ func (l *Lease) end(event string, outcome *pb.Settlement) {
 	l.decide(event, outcome)
 }
 
-// The mutex is held by those who call what follows.
+// The callers of the following methods hold the mutex.
 
 func (l *Lease) decide(event string, outcome *pb.Settlement) {
 	if l.gone || l.outcome != nil {
@@ -331,11 +332,11 @@ func (l *Lease) decide(event string, outcome *pb.Settlement) {
 	}
 	select {
 	case l.batch.wake <- struct{}{}:
-	default: // It will wake anyway.
+	default: // The keeper wakes up anyway.
 	}
 }
 
-// isDue takes along what would be due soon; but what failed waits its time out.
+// isDue includes leases that are due soon. A lease whose call failed waits for its full time.
 func (l *Lease) isDue() bool {
 	early := gather
 	if l.failed > 0 {
@@ -350,19 +351,19 @@ func (l *Lease) isLastAttempt() bool {
 	return l.GetMaxDeliver() > 0 && l.GetDeliveryCount() >= l.GetMaxDeliver()
 }
 
-// settlement is what was decided, or else an Extend.
+// settlement returns the outcome, or an Extend if there is no outcome.
 func (l *Lease) settlement() *pb.Settlement {
 	if l.outcome != nil {
 		return l.outcome
 	}
-	// Without a length it lasts for as long as it was granted.
+	// Without a length, the lease lasts as long as it was granted.
 	extend := &pb.Settlement_Extend{Extend: &pb.ExtendAction{}}
 	return &pb.Settlement{Token: l.GetToken(), Action: extend}
 }
 
 func (l *Lease) lasts(from time.Time, left time.Duration) {
 	l.ends, l.failed = from.Add(left), 0
-	if l.outcome == nil { // Or else it was decided meanwhile.
+	if l.outcome == nil { // Otherwise the outcome was decided in the meantime.
 		l.next = time.Now().Add(max(time.Until(l.ends)/3, shortestBeat))
 	}
 }
@@ -380,22 +381,22 @@ func (l *Lease) goes(event string) {
 	}
 }
 
-// What an error means for its call.
+// The meaning of an error for its call.
 type trouble struct {
 	reason, message string
 	passes          bool          // Whether to repeat the call.
-	delay           time.Duration // After how long at least, if the proxy said so.
+	delay           time.Duration // The least wait, if the proxy names a wait.
 }
 
 func (t *trouble) Error() string { return t.reason + ": " + t.message }
 
-// With these, the same call would be refused again.
+// With these codes the same call would be refused again.
 var refusals = []codes.Code{
 	codes.InvalidArgument, codes.NotFound, codes.FailedPrecondition, codes.PermissionDenied,
 	codes.Unauthenticated, codes.Unimplemented,
 }
 
-// An error without a reason was made on the way: its code alone tells.
+// An error without a reason comes from a transport on the way: only its code counts.
 func troubleOf(err error) *trouble {
 	if err == nil {
 		return nil
@@ -431,8 +432,8 @@ func troubleIn(refusal *pb.SettleError) *trouble {
 	}
 }
 
-// wait tells how long to wait before the call is repeated, and says so. There is some chance in it,
-// for workers that failed together must not come back together.
+// wait returns how long to wait before the call is repeated, and prints it. The wait is partly random,
+// because workers that failed together must not come back together.
 func (t *trouble) wait(failed int) time.Duration {
 	most := min(firstWait<<min(failed, 6), longestWait)
 	wait := min(t.delay, longestWait) + most/2 + rand.N(most/2)
@@ -440,7 +441,7 @@ func (t *trouble) wait(failed int) time.Duration {
 	return wait
 }
 
-// Line is one line of standard output, as JSON.
+// Line is one line of JSON on standard output.
 type Line struct {
 	Event      string              `json:"event"`
 	Sequence   uint64              `json:"sequence,omitempty"`
@@ -451,10 +452,10 @@ type Line struct {
 	In         float64             `json:"in,omitempty"`
 }
 
-// Say may be called at any time, by anybody.
+// Say prints a line. It may be called at any time, from any goroutine.
 func Say(line Line) { _ = json.NewEncoder(os.Stdout).Encode(line) }
 
-// tell says what became of a message, by the id that it has in its payload, if any.
+// tell prints the outcome of a message, with the id of its payload, if there is one.
 func tell(event string, message *pb.Delivery) {
 	line := Line{
 		Event:      event,

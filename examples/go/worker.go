@@ -1,7 +1,7 @@
 // The worker loop: fetch a batch, handle its messages one after the other, fetch the next.
 //
-// Put your own work into handle, at the end; it need know nothing of leases. To work on more
-// messages at a time, start more workers.
+// Put your own work into handle, at the end. handle need not know about leases. To work on more messages
+// at a time, start more workers.
 package main
 
 import (
@@ -57,7 +57,7 @@ func main() {
 	Say(Line{Event: "stopped"})
 }
 
-// workOn decides by how the work ended what is to become of the message.
+// workOn decides the outcome of the message by the result of the work.
 func workOn(lease *Lease) {
 	fail := func(why any) {
 		log.Printf("message %d: %v", lease.GetStreamSequence(), why)
@@ -82,14 +82,14 @@ func workOn(lease *Lease) {
 	}
 }
 
-// handle is the work itself: a task says what is to be done with it. The ctx ends when the lease is
-// lost, so that another worker may have the message.
+// handle is the work itself: the task says what to do. The ctx is cancelled when the lease is lost, because
+// another worker may have the message then.
 func handle(ctx context.Context, message *pb.Delivery) error {
 	var task struct {
 		Do                    string
 		Times, Delay, Seconds float64
 	}
-	if message.GetText() == "" { // A tombstone, or a consumer of headers only: nothing to do.
+	if message.GetText() == "" { // A tombstone or a consumer of headers only: nothing to do.
 		return nil
 	}
 	if err := json.Unmarshal([]byte(message.GetText()), &task); err != nil {
@@ -115,7 +115,7 @@ func handle(ctx context.Context, message *pb.Delivery) error {
 	return nil
 }
 
-// A number too large for a Duration is as good as a century.
+// A number that is too large for a Duration becomes a century.
 func seconds(n float64) time.Duration {
 	return time.Duration(min(n, 3e9) * float64(time.Second))
 }

@@ -1,5 +1,5 @@
-"""What a worker needs around the generated client: the channel, what a refusal means, when to ask
-again, what is said of a message, and a batch whose leases are kept. Copy it; it knows no work."""
+"""The part of a worker around the generated client: the channel, the meaning of a refusal, repeats,
+log lines, and a batch whose leases are kept alive. Copy it. It must know nothing of the work."""
 
 import asyncio
 import json
@@ -14,13 +14,13 @@ from fetchproxy_pb.v1 import fetch_pb2 as pb
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-# The most that an answer may have. The library's own limit is 4 MiB: both must be raised together.
+# The largest answer, in bytes. The library's own limit is 4 MiB: raise both together.
 MAX_BYTES = 16 << 20
-# Seconds, of a Nak's delay: more would fail the whole call.
+# The longest delay of a Nak, in seconds. A longer delay would fail the whole call.
 LONGEST_DELAY = 24 * 3600
-# Seconds, before a call is repeated; and as much again, where the proxy asks for it.
+# The longest wait before a call is repeated, in seconds. The proxy can ask for as much again.
 LONGEST_WAIT = 5
-# Repeating the call helps nobody, somebody must look.
+# With these codes a repeat does not help: a person must look.
 HOPELESS = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
@@ -43,7 +43,7 @@ class Poison(Exception):
 
 
 def connect(target):
-    """A channel to `host:port`, or to all that are behind `dns:///name:port`."""
+    """A channel to `host:port`, or to all addresses of `dns:///name:port`."""
     options = {
         "grpc.max_receive_message_length": MAX_BYTES + (1 << 20),
         "grpc.keepalive_time_ms": 30_000,
@@ -57,7 +57,7 @@ def connect(target):
 
 
 def refusal(error):
-    """The reason of a failed call, or the name of its code; and for how long RetryInfo asks."""
+    """The reason of a failed call, or the name of its code, and the delay of RetryInfo."""
     reason, delay = error.code().name, 0
     status = rpc_status.from_call(error)
     for detail in status.details if status else ():
@@ -70,7 +70,7 @@ def refusal(error):
 
 
 class Backoff:
-    """Waits before a call is repeated: as long as was asked for, and longer each time."""
+    """Waits before a call is repeated: at least as long as asked, and longer each time."""
 
     tries = 0
 
@@ -83,7 +83,7 @@ class Backoff:
 
 
 async def fetch(service, request, stop):
-    """An answer, however often it must be asked for; None when `stop` is set first."""
+    """Repeats the call until there is an answer. Returns None if `stop` is set first."""
     backoff = Backoff()
     while not stop.is_set():
         soon = time.monotonic() + 0.5
@@ -101,7 +101,7 @@ async def fetch(service, request, stop):
 
 
 async def unless(event, awaitable):
-    """What is awaited; or None, having cancelled it, when `event` is set first."""
+    """The result of `awaitable`. If `event` is set first, cancels it and returns None."""
     wanted, happened = asyncio.ensure_future(awaitable), asyncio.ensure_future(event.wait())
     try:
         await asyncio.wait({wanted, happened}, return_when=asyncio.FIRST_COMPLETED)
@@ -116,11 +116,11 @@ class Lease:
     """A message that is ours until it is `gone`: settled or lost."""
 
     message: object
-    length: float  # As it was granted, in seconds.
+    length: float  # The length that was granted, in seconds.
     begun: bool = False
     outcome: object = None
-    said: str = None  # What tells of the outcome.
-    fresh: bool = False  # Decided, and not sent yet.
+    said: str = None  # The log line at the end.
+    fresh: bool = False  # Decided and not sent yet.
     gone: bool = False
 
     def __post_init__(self):
@@ -128,18 +128,19 @@ class Lease:
 
     def renew(self, since, length):
         now, self.ends = time.monotonic(), since + length
-        if not self.fresh:  # When it must be part of a call, at the latest.
+        if not self.fresh:  # The latest time at which a call must include it.
             self.due = now + max(0.05, (self.ends - now) / 3)
 
     def settlement(self):
-        # Without a length it lasts for as long as it was granted.
+        # Without a length, the lease lasts as long as it was granted.
         extension = pb.Settlement(token=self.message.token, extend=pb.ExtendAction())
         return self.outcome or extension
 
 
 class Batch:
-    """Messages in hand. One task keeps them until every lease is gone: it alone settles and extends,
-    so nothing waits for a message that is slow. `stop` gives back at once what is not begun."""
+    """The messages of a Fetch. One task, the keeper, runs until every lease is gone. Only the
+    keeper settles and extends, so no outcome waits for a slow message. `stop` gives back at once
+    all messages that are not begun."""
 
     def __init__(self, service, answer, stop):
         self.service, self.stop, self.news = service, stop, asyncio.Event()
@@ -148,11 +149,11 @@ class Batch:
         for rejected in answer.rejected:
             print(f"message {rejected.stream_sequence}: {rejected.detail}", file=sys.stderr)
             say(line("rejected", about(rejected)))
-            if rejected.token:  # Still leased to us.
+            if rejected.token:  # The message is still leased to us.
                 lease = Lease(rejected, seconds(rejected.lease))
                 self.leases.append(lease)
                 if rejected.cause == pb.REJECTED_CAUSE_TOO_LARGE:
-                    self.nak(lease, 60)  # Another worker may take larger answers.
+                    self.nak(lease, 60)  # Another worker may accept larger answers.
                 else:
                     self.term(lease, rejected.detail)
 
@@ -168,9 +169,9 @@ class Batch:
         self.returner.cancel()
 
     async def __aiter__(self):
-        """Those that are still ours and to be worked on, each when its turn comes."""
+        """The messages to work on, one after the other, as long as they are still ours."""
         for lease in self.leases:
-            await asyncio.sleep(0)  # For the keeper, where no work waits for anything.
+            await asyncio.sleep(0)  # Lets the keeper run, even if the work never waits.
             if not lease.gone and not lease.outcome and lease.ends > time.monotonic():
                 lease.begun = True
                 yield lease
@@ -179,7 +180,7 @@ class Batch:
         await self.stop.wait()
         for lease in self.leases:
             waits = not (lease.begun or lease.outcome or lease.gone)
-            # A Nak of the last attempt would be the end of the message.
+            # A Nak of the last attempt would end the message.
             if waits and not 0 < lease.message.max_deliver <= lease.message.delivery_count:
                 self.nak(lease, 0, "returned")
 
@@ -194,8 +195,8 @@ class Batch:
         self.decide(lease, "termed", term=pb.TermAction(reason=reason))
 
     def decide(self, lease, event, told=None, **action):
-        """Notes what is to become of a message, and what is said then. The keeper does it, soon:
-        other outcomes may go with it, where there are any to come."""
+        """Notes the outcome of a message and its log line. The keeper settles the message soon. It may
+        wait a moment, so that other outcomes go in the same call."""
         lease.said = line(event, about(lease.message), told)
         lease.outcome = pb.Settlement(token=lease.message.token, **action)
         last = all(other.outcome or other.gone for other in self.leases)
@@ -216,8 +217,8 @@ class Batch:
                 await self.settle(due)
 
     async def settle(self, leases):
-        """One call for all of them, and never for over 1000: a Fetch brings no more. To repeat it,
-        with the same tokens, harms nobody."""
+        """One call for all of them. They are never more than 1000, because a Fetch brings no more.
+        A repeat with the same tokens harms nobody."""
         request = pb.SettleRequest(settlements=[lease.settlement() for lease in leases])
         for lease in leases:
             lease.fresh = False
@@ -241,7 +242,7 @@ class Batch:
             elif error.reason:
                 self.lose(lease)
             elif result.outcome != pb.OUTCOME_EXTENDED:
-                self.end(lease, lease.said)  # Also where it was so before: OUTCOME_DUPLICATE.
+                self.end(lease, lease.said)  # This includes OUTCOME_DUPLICATE.
             else:
                 lease.renew(began, seconds(result.lease))
         if not again:
@@ -257,12 +258,12 @@ class Batch:
 
     def end(self, lease, said):
         lease.gone = True
-        if isinstance(lease.message, pb.Delivery):  # Of the others all is said.
+        if isinstance(lease.message, pb.Delivery):  # The others have their log line already.
             say(said)
 
 
 def about(message):
-    """What is said of every message."""
+    """The fields of every log line about a message."""
     try:
         id_ = json.loads(message.text)["id"]
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):

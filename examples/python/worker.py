@@ -1,4 +1,4 @@
-"""A worker: fetches a batch, handles one message after the other, settles what became of them.
+"""A worker: fetches a batch, handles one message after the other, and settles each of them.
 
 Copy it, and put your work into `handle`."""
 
@@ -21,8 +21,8 @@ log = logging.getLogger("worker")
 
 
 async def handle(message):
-    """The work. What it raises decides what becomes of the message; what it returns is told."""
-    if not message.text:  # A tombstone, or a consumer of headers only: nothing to do.
+    """The work. An exception decides how the message is settled. The result is logged."""
+    if not message.text:  # A tombstone or a consumer of headers only: nothing to do.
         return None
     try:
         task = json.loads(message.text)
@@ -74,7 +74,7 @@ async def work(service, answer, stop):
                 batch.nak(lease, error.delay)
             except Poison as error:
                 batch.term(lease, str(error))
-            except (Exception, asyncio.CancelledError):  # As of a task that it waited for.
+            except (Exception, asyncio.CancelledError):  # Of a task that the work waited for.
                 log.exception("message %d", lease.message.stream_sequence)
                 batch.nak(lease, 5)
 

@@ -1,4 +1,4 @@
-//! Generates the client, without protoc.
+//! Generates the client without protoc.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=../../proto");

@@ -1,5 +1,5 @@
-//! What a worker needs around the generated client: the channel, when to ask again, and a batch whose
-//! keeper extends its leases and settles what was decided. Copy it as it is: it must know nothing of
+//! The part of a worker around the generated client: the channel, repeats, and a batch whose keeper
+//! extends the leases and settles the messages. Copy it without changes. It must know nothing of
 //! the work.
 
 use std::{
@@ -22,7 +22,7 @@ use tonic::{
 };
 use tonic_types::StatusExt as _;
 
-/// The contract, generated.
+/// The generated contract.
 #[allow(clippy::all, reason = "generated")]
 pub mod pb {
     tonic::include_proto!("fetchproxy.v1");
@@ -30,20 +30,21 @@ pub mod pb {
 
 pub type Client = FetchServiceClient<Channel>;
 
-/// The most that an answer may have. The library's own limit is 4 MiB: raise both together.
+/// The largest answer, in bytes. The library's own limit is 4 MiB: raise both together.
 pub const MAX_BYTES: u32 = 16 << 20;
-/// The longest wait before a call is repeated, and what a Fetch has beyond its own wait.
+/// The longest wait before a call is repeated. A Fetch has this time in addition to its own wait.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// No outcome waits longer for others to be settled with, and where no other is left, not at all.
+/// The longest wait of an outcome for others, to be settled in the same call. If no other is left,
+/// the outcome does not wait.
 const GATHERING: Duration = Duration::from_millis(100);
 
 /// Why work failed.
 pub enum Failure {
-    /// It may work later: the message comes back after this time.
+    /// The work may succeed later: the message comes back after this time.
     Transient(Duration),
-    /// It will never work: the message does not come back.
+    /// The work will never succeed: the message does not come back.
     Poison(String),
-    /// What nobody has thought of: the message comes back in 5 s, and the error is logged.
+    /// An unexpected error: the message comes back in 5 s, and the error is logged.
     Unexpected(Box<dyn error::Error + Send + Sync>),
 }
 
@@ -53,7 +54,7 @@ impl<E: error::Error + Send + Sync + 'static> From<E> for Failure {
     }
 }
 
-/// Of `host:port`, or `dns:///name:port`. Connects when there is a call, and anew if need be.
+/// A channel to `host:port` or `dns:///name:port`. Connects at a call, and again after a break.
 pub fn connect(target: &str) -> Result<Client, Error> {
     let target = target.trim_start_matches("dns:///");
     let endpoint = Endpoint::from_shared(format!("http://{target}"))?.connect_timeout(PATIENCE);
@@ -62,8 +63,10 @@ pub fn connect(target: &str) -> Result<Client, Error> {
     Ok(Client::new(channel).max_decoding_message_size(MAX_BYTES as usize + (1 << 20)))
 }
 
-/// The next answer that has something in it; `None` when told to stop first, and an error that
-/// somebody must look at.
+/// The next answer with messages. `None` if the worker must stop first.
+///
+/// # Errors
+/// An error that a person must look at.
 pub async fn fetch(
     client: &mut Client,
     wanted: &FetchRequest,
@@ -76,7 +79,7 @@ pub async fn fetch(
         let wait = match stop.run_until_cancelled(call).await.transpose() {
             Ok(Some(answer)) if answer.messages.is_empty() && answer.rejected.is_empty() => {
                 tries = 0;
-                // A proxy that drains, say, answers at once.
+                // A draining proxy, for example, answers at once.
                 Duration::from_millis(500).saturating_sub(began.elapsed())
             }
             Ok(answer) => return Ok(answer),
@@ -87,7 +90,7 @@ pub async fn fetch(
     }
 }
 
-/// An answer in time. By the request's own timeout, the time that it takes to connect does not count.
+/// An answer within the time. The request's own timeout would not include the time to connect.
 async fn within<Q, A>(
     timeout: Duration,
     message: Q,
@@ -103,7 +106,7 @@ async fn within<Q, A>(
     answer.map(Response::into_inner).map_err(|status| refusal(&status))
 }
 
-/// Why a call failed, as if each part of it had.
+/// Why a call failed, as the error of each of its parts.
 fn refusal(status: &Status) -> SettleError {
     use Code::*;
     let info = status.get_details_error_info().filter(|info| info.domain == "fetchproxy");
@@ -120,12 +123,13 @@ fn refusal(status: &Status) -> SettleError {
     }
 }
 
-/// Whether it may be repeated with the same token.
+/// Whether the call may be repeated with the same token.
 fn passes(refusal: &SettleError) -> bool {
     refusal.retry_delay.is_some() || refusal.reason == "SETTLE_UNCONFIRMED"
 }
 
-/// How long to wait before the next try: as long as was asked for, and longer each time.
+/// How long to wait before the next try: at least the time that was asked for, and longer each
+/// time.
 fn wait(refusal: &SettleError, tries: &mut u32) -> Duration {
     let longest = Duration::from_millis(100 << (*tries).min(6)).min(PATIENCE);
     *tries += 1;
@@ -135,7 +139,7 @@ fn wait(refusal: &SettleError, tries: &mut u32) -> Duration {
     wait
 }
 
-/// What one Fetch brought, shared by the worker and a keeper.
+/// The messages of one Fetch, shared by the worker and a keeper.
 pub struct Batch {
     leases: Mutex<Vec<Lease>>,
     decided: Notify,
@@ -143,8 +147,9 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Tells of what was rejected, and starts a keeper, which ends when all is settled or lost. Told
-    /// to stop, it gives back what is not begun.
+    /// Logs the rejected messages and starts a keeper. The keeper ends when all messages are
+    /// settled or lost. If the worker must stop, the keeper gives back all messages that are not
+    /// begun.
     pub fn keep(
         client: &Client,
         answer: &FetchResponse,
@@ -162,14 +167,14 @@ impl Batch {
         (batch.clone(), tokio::spawn(batch.settle_and_extend(client.clone())))
     }
 
-    /// Works on a message, if it is still there. How that ends decides what becomes of it. What the
-    /// work is given is cancelled when the lease is lost.
+    /// Works on a message if it is still ours. The result of the work decides the outcome. The
+    /// token that the work receives is cancelled if the lease is lost.
     pub async fn work<W>(&self, place: usize, work: impl FnOnce(CancellationToken) -> W)
     where
         W: Future<Output = Result<Value, Failure>> + Send + 'static,
     {
         let Some(lost) = self.begin(place) else { return };
-        // As a task, so that a panic ends no more than itself.
+        // In a task of its own, so that a panic ends only the task.
         let done = tokio::spawn(work(lost)).await.unwrap_or_else(|panic| Err(panic.into()));
         let lease = &mut self.leases()[place];
         match done {
@@ -194,7 +199,7 @@ impl Batch {
         self.leases.lock().expect("nobody panics who holds it")
     }
 
-    /// The keeper. In each turn one call, with all that is decided or to be extended.
+    /// The keeper. Each turn makes one call, with all outcomes and extensions that are due.
     async fn settle_and_extend(self: Arc<Self>, mut client: Client) {
         let (mut quiet_until, mut tries) = (Instant::now(), 0);
         loop {
@@ -215,7 +220,7 @@ impl Batch {
         }
     }
 
-    /// When there is something to do; `None` when nothing is left.
+    /// The time of the next call. `None` if no lease is left.
     fn next_turn(&self, now: Instant, is_stopped: bool, quiet_until: Instant) -> Option<Instant> {
         let mut leases = self.leases();
         let there = leases.iter_mut().filter_map(|lease| lease.is_there(now).then_some(lease));
@@ -234,11 +239,11 @@ impl Batch {
         turns.min()
     }
 
-    /// All that is due, and how long to wait for the answer.
+    /// The settlements that are due, and how long to wait for the answer.
     fn next_call(&self, now: Instant) -> (Vec<usize>, Vec<Settlement>, Duration) {
         let (mut leases, mut timeout) = (self.leases(), Duration::from_secs(10));
         let there = leases.iter_mut().enumerate().filter(|(_, lease)| !lease.gone.is_cancelled());
-        // The proxy takes no more in a call.
+        // The proxy accepts no more in a call.
         let due = there.filter(|(_, lease)| lease.due <= now).take(1000);
         let parts = due.map(|(place, lease)| {
             timeout = timeout.min((lease.ends - now) / 2);
@@ -248,7 +253,7 @@ impl Batch {
         (places, settlements, timeout.max(Duration::from_secs(1)))
     }
 
-    /// Takes down what came of a call, and says until when another is of no use.
+    /// Records the results of a call. Returns the time before which another call is of no use.
     fn note(
         &self,
         began: Instant,
@@ -278,19 +283,19 @@ impl Batch {
     }
 }
 
-/// A message in hand, until it is settled or its lease lost.
+/// A message in hand, until it is settled or its lease is lost.
 struct Lease {
     token: String,
-    /// What is told of it in the end, unless it was rejected: that was told already.
+    /// The log line at the end. A rejected message was logged already and gets no second line.
     line: Value,
     is_rejected: bool,
     ends: Instant,
-    /// When to settle or to extend it.
+    /// When to settle or extend it.
     due: Instant,
-    /// Begun, or on its last attempt: then a Nak would be the end of the message.
+    /// Begun, or on its last attempt. A Nak of the last attempt would end the message.
     stays: bool,
     outcome: Option<Action>,
-    /// Whether the call under way settles it, and does not extend it.
+    /// Whether the call under way settles the message. Otherwise the call extends the lease.
     is_settling: bool,
     gone: CancellationToken,
 }
@@ -318,7 +323,7 @@ impl Lease {
         lease
     }
 
-    /// One with a token is leased, too.
+    /// A rejected message with a token is also leased.
     fn of_rejected(rejected: &Rejected) -> Self {
         let message = Delivery {
             token: rejected.token.clone(),
@@ -329,7 +334,7 @@ impl Lease {
         };
         let mut lease = Self { is_rejected: true, ..Self::of(&message) };
         let outcome = match rejected.cause() {
-            // Perhaps there is a worker that takes more.
+            // Another worker may accept larger answers.
             RejectedCause::TooLarge => nak(Duration::from_secs(60)),
             _ => term(&rejected.detail),
         };
@@ -337,7 +342,7 @@ impl Lease {
         lease
     }
 
-    /// Over by our clock is as good as lost.
+    /// A lease that is over by our clock counts as lost.
     fn is_there(&mut self, now: Instant) -> bool {
         if !self.gone.is_cancelled() && self.ends <= now {
             self.lose("its time is over");
@@ -345,7 +350,7 @@ impl Lease {
         !self.gone.is_cancelled()
     }
 
-    /// The next extension is due at a third.
+    /// The next extension is due after a third of the lease.
     fn lasts(&mut self, from: Instant, length: Duration) {
         self.ends = from + length;
         if self.outcome.is_none() {
@@ -363,7 +368,7 @@ impl Lease {
 
     fn next_part(&mut self) -> Settlement {
         self.is_settling = self.outcome.is_some();
-        // Without a length it lasts for as long as it was granted.
+        // Without a length, the lease lasts as long as it was granted.
         let extend = || Action::Extend(ExtendAction { lease: None });
         let action = Some(self.outcome.clone().unwrap_or_else(extend));
         Settlement { token: self.token.clone(), action }
@@ -391,12 +396,12 @@ fn term(reason: &str) -> Action {
     Action::Term(TermAction { reason: reason[..reason.floor_char_boundary(1024)].to_owned() })
 }
 
-/// Standard output has one JSON object a line.
+/// Prints one JSON object per line to standard output.
 pub fn say(line: &Value) {
     println!("{line}");
 }
 
-/// Where the payload is a JSON object that has one.
+/// The `id` of the payload, if the payload is a JSON object with an `id`.
 fn id(message: &Delivery) -> Value {
     let Some(Payload::Text(text)) = &message.payload else { return Value::Null };
     serde_json::from_str::<Value>(text).unwrap_or_default()["id"].clone()
@@ -406,7 +411,7 @@ fn of(length: Option<prost_types::Duration>) -> Duration {
     length.and_then(|length| length.try_into().ok()).unwrap_or_default()
 }
 
-/// At most a day, for the proxy takes no longer delay.
+/// At most a day, because the proxy accepts no longer delay.
 pub fn to(length: Duration) -> prost_types::Duration {
     length.min(Duration::from_secs(24 * 3600)).try_into().expect("a day fits")
 }

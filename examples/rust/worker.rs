@@ -1,4 +1,4 @@
-//! A worker: fetches a batch, works on one message after the other, and says what became of each.
+//! A worker: fetches a batch, works on one message after the other, and logs the outcome of each.
 //! Copy it, and put your work into `handle`.
 
 mod fetchproxy;
@@ -18,7 +18,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// What a message asks for.
+/// The task of a message.
 #[derive(Deserialize)]
 #[serde(tag = "do", rename_all = "lowercase")]
 enum Task {
@@ -29,14 +29,14 @@ enum Task {
     Slow { seconds: f64 },
 }
 
-/// The work. `Ok` is acked, and what it holds is told; an error settles the message, too: see
-/// `Failure`. `lost` is cancelled when the message may have been given to another worker.
+/// The work. `Ok` acks the message, and its value goes to the log line. An error also settles the
+/// message: see `Failure`. `lost` is cancelled when another worker may have received the message.
 async fn handle(message: Delivery, lost: CancellationToken) -> Result<Value, Failure> {
     let Some(Payload::Text(text)) = &message.payload else {
         return Err(Poison("not text".to_owned()));
     };
     if text.is_empty() {
-        return Ok(Value::Null); // A tombstone, or a consumer of headers only: nothing to do.
+        return Ok(Value::Null); // A tombstone or a consumer of headers only: nothing to do.
     }
     match serde_json::from_str(text).map_err(|error| Poison(format!("not a task: {error}")))? {
         Task::Fail { times, delay } if message.delivery_count <= times => {
@@ -93,7 +93,7 @@ fn stop_on_signal() -> Result<CancellationToken, std::io::Error> {
     Ok(stop)
 }
 
-/// Below zero is zero, and beyond all measure is for ever.
+/// A negative number becomes zero, and a number that is too large becomes the longest duration.
 fn duration(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)
 }

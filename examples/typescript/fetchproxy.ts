@@ -1,6 +1,6 @@
-// What a worker needs around the generated client: the channel, when to ask again, and a batch whose
-// keeper extends its leases and settles what was decided. Copy it as it is: it must know nothing of
-// the work.
+// The part of a worker around the generated client: the channel, repeats, and a batch whose keeper
+// extends the leases and settles the messages. Copy it without changes. It must know nothing of the
+// work.
 
 import { setImmediate as breathe, setTimeout as sleep } from "node:timers/promises";
 
@@ -26,33 +26,33 @@ import {
 } from "./gen/fetchproxy/v1/fetch.js";
 import type { Duration } from "./gen/google/protobuf/duration.js";
 
-/** The most that an answer may have. The library's own limit is 4 MiB: raise both together. */
+/** The largest answer, in bytes. The library's own limit is 4 MiB: raise both together. */
 export const MAX_BYTES = 16 << 20;
 
 // All times are in milliseconds.
-/** The longest wait before a call is repeated, and what a Fetch has beyond its own wait. */
+/** The longest wait before a call is repeated. A Fetch has this time in addition to its own wait. */
 const PATIENCE = 5_000;
-/** No outcome waits longer for others to be settled with, and where no other is left, not at all. */
+/** The longest wait of an outcome for others. If no other is left, the outcome does not wait. */
 const GATHERING = 100;
 
-/** What work throws that may succeed later: the message comes back after so many seconds. */
+/** Thrown by work that may succeed later: the message comes back after so many seconds. */
 export class Transient extends Error {
   constructor(readonly delay: number) {
     super(`not now, again in ${delay} s`);
   }
 }
 
-/** What work throws that will never succeed: the message does not come back. */
+/** Thrown by work that will never succeed: the message does not come back. */
 export class Poison extends Error {}
 
 /**
- * The work on a message. What it returns is told when the message is acked. After an error that is
- * neither of the above, the message comes back in 5 s. The signal aborts when the message may have
- * been given to another worker.
+ * The work on a message. Its result goes to the log line when the message is acked. After an error
+ * that is neither of the above, the message comes back in 5 s. The signal aborts when another worker
+ * may have received the message.
  */
 export type Handler = (message: Delivery, signal: AbortSignal) => Promise<object | void>;
 
-/** Of `host:port`, or `dns:///name:port` with an address for each replica. */
+/** A client for `host:port`, or for `dns:///name:port` with an address for each replica. */
 export function connect(target: string): FetchServiceClient {
   return new FetchServiceClient(target, credentials.createInsecure(), {
     "grpc.max_receive_message_length": MAX_BYTES + (1 << 20),
@@ -65,7 +65,7 @@ export function connect(target: string): FetchServiceClient {
   });
 }
 
-/** The next answer that has something in it; undefined when told to stop first. */
+/** The next answer with messages. Undefined if the worker must stop first. */
 export async function fetchSome(
   client: FetchServiceClient,
   request: FetchRequest,
@@ -78,7 +78,7 @@ export async function fetchSome(
     try {
       const answer = await call(client.fetch.bind(client), request, timeout, stop);
       if (answer.messages.length + answer.rejected.length > 0) return answer;
-      // A proxy that drains, say, answers at once.
+      // A draining proxy, for example, answers at once.
       wait = began + 500 - performance.now();
       tries = 0;
     } catch (error) {
@@ -92,13 +92,13 @@ export async function fetchSome(
   return undefined;
 }
 
-/** What one Fetch brought, with a keeper that extends and settles its leases until all are gone. */
+/** The messages of one Fetch, with a keeper that extends and settles the leases until all are gone. */
 export class Batch {
   readonly leases: Lease[];
   readonly gone: Promise<void>;
   #bell = new AbortController();
 
-  /** Tells of what was rejected. On `stop`, all that is not begun is given back. */
+  /** Logs the rejected messages. On `stop`, gives back all messages that are not begun. */
   constructor(
     private readonly client: FetchServiceClient,
     { messages, rejected }: FetchResponse,
@@ -113,9 +113,9 @@ export class Batch {
     this.gone = this.#keep([...this.leases, ...leased]);
   }
 
-  /** Works on a message, if it is still there. How that ends decides what becomes of it. */
+  /** Works on a message if it is still ours. The result of the work decides the outcome. */
   async work(lease: Lease, handle: Handler): Promise<void> {
-    // Work that never waits would leave the keeper no turn.
+    // Lets the keeper run, even if the work never waits.
     await breathe();
     lease.stays ||= !this.stop.aborted;
     if (!lease.isThere(performance.now()) || !lease.stays) return;
@@ -134,7 +134,7 @@ export class Batch {
     this.#bell.abort();
   }
 
-  /** The only one who settles: in each turn one call, with all that is decided or to be extended. */
+  /** The keeper. Each turn makes one call, with all outcomes and extensions that are due. */
   async #keep(leases: Lease[]): Promise<void> {
     const onStop = () => this.#bell.abort();
     this.stop.addEventListener("abort", onStop);
@@ -155,7 +155,7 @@ export class Batch {
         await pause(wait, this.#bell.signal);
         continue;
       }
-      // The proxy takes no more in a call.
+      // The proxy accepts no more in a call.
       const due = leases.filter((lease) => lease.due <= now).slice(0, 1_000);
       const { results, failed } = await this.#settle(due, now);
       const again = results.flatMap(({ error }) => (error && passes(error) ? [error] : []));
@@ -189,20 +189,20 @@ type Result = { error: Refusal | undefined; lease: Duration | undefined };
 /** A message in hand, until it is settled or its lease is lost. */
 class Lease {
   ends = 0;
-  /** When to settle or to extend it. */
+  /** When to settle or extend it. */
   due = 0;
-  /** Begun, or on its last attempt: then a Nak would be the end of the message. */
+  /** Begun, or on its last attempt. A Nak of the last attempt would end the message. */
   stays: boolean;
-  /** Aborts when it is. */
+  /** Aborts when the lease is gone. */
   readonly gone = new AbortController();
   outcome?: Action;
-  /** Whether the call under way settles it, and does not extend it. */
+  /** Whether the call under way settles the message. Otherwise the call extends the lease. */
   #settling = false;
   #line: object;
 
   constructor(
     readonly message: Delivery,
-    /** Then it was told already. */
+    /** A rejected message was logged already. */
     readonly rejected = false,
   ) {
     const { streamSequence: sequence, deliveryCount: deliveries, maxDeliver } = message;
@@ -211,7 +211,7 @@ class Lease {
     this.#lasts(performance.now(), message.lease);
   }
 
-  /** Over by our clock is as good as lost. */
+  /** A lease that is over by our clock counts as lost. */
   isThere(now: number): boolean {
     if (!this.gone.signal.aborted && this.ends <= now) this.#lose("its time is over");
     return !this.gone.signal.aborted;
@@ -229,12 +229,12 @@ class Lease {
 
   part(): Settlement {
     this.#settling = this.outcome !== undefined;
-    // Without a length it lasts for as long as it was granted.
+    // Without a length, the lease lasts as long as it was granted.
     const extend: Action = { $case: "extend", value: { lease: undefined } };
     return { token: this.message.token, action: this.outcome ?? extend };
   }
 
-  /** What came of its part in a call that was sent then, and when to repeat that if need be. */
+  /** Records the result of its part in a call that was sent at `sent`, and when to repeat it. */
   note({ error, lease }: Result, sent: number, next: number): void {
     if (this.gone.signal.aborted) return;
     if (error && passes(error)) this.due = next;
@@ -243,7 +243,7 @@ class Lease {
     else this.#lasts(sent, lease);
   }
 
-  /** The next extension is due at a third. */
+  /** The next extension is due after a third of the lease. */
   #lasts(from: number, length: Duration | undefined): void {
     this.ends = from + millis(length);
     if (!this.outcome) this.due = from + Math.max(millis(length) / 3, 50);
@@ -261,18 +261,18 @@ class Lease {
   }
 }
 
-/** One with a token is leased, too. */
+/** A rejected message with a token is also leased. */
 function rejectedLease({ token, streamSequence, lease: left, cause, detail }: Rejected): Lease {
   const message = Delivery.create({ token, streamSequence, lease: left });
   const lease = new Lease(message, true);
   const tooLarge = cause === RejectedCause.REJECTED_CAUSE_TOO_LARGE;
-  // Perhaps there is a worker that takes more.
+  // Another worker may accept larger answers.
   lease.decide("rejected", tooLarge ? nak(60_000) : term(detail));
   return lease;
 }
 
 function nak(delay: number): Action {
-  // The proxy takes no longer one.
+  // The proxy accepts no longer delay.
   const taken = Math.min(Math.max(delay || 0, 0), 24 * 3_600_000);
   return { $case: "nak", value: { delay: duration(taken) } };
 }
@@ -282,7 +282,7 @@ function term(reason: string): Action {
   return { $case: "term", value: { reason: reason.slice(0, bytes.read) } };
 }
 
-/** The same call would be refused again. */
+/** With these codes the same call would be refused again. */
 const HOPELESS = [
   status.INVALID_ARGUMENT,
   status.NOT_FOUND,
@@ -292,7 +292,7 @@ const HOPELESS = [
   status.UNIMPLEMENTED,
 ];
 
-/** Why a call failed, as if each part of it had. The trailers say the same as ErrorInfo and RetryInfo. */
+/** Why a call failed, as the error of each part. The trailers repeat ErrorInfo and RetryInfo. */
 function refusalIn({ code, details, metadata }: ServiceError): Refusal {
   const trailer = (name: string) => metadata.get(name)[0]?.toString();
   const wait = duration(Number(trailer("grpc-retry-pushback-ms") ?? 0));
@@ -303,12 +303,12 @@ function refusalIn({ code, details, metadata }: ServiceError): Refusal {
   };
 }
 
-/** Whether it may be repeated, with the same token. */
+/** Whether the call may be repeated with the same token. */
 function passes({ reason, retryDelay }: Refusal): boolean {
   return retryDelay !== undefined || reason === "SETTLE_UNCONFIRMED";
 }
 
-/** How long to wait before the next try: as long as was asked for, and longer each time. */
+/** How long to wait before the next try: at least as long as asked, and longer each time. */
 function backoff({ reason, retryDelay }: Refusal, tries: number): number {
   const longest = Math.min(100 * 2 ** tries, PATIENCE);
   const wait = Math.min(millis(retryDelay), PATIENCE) + longest * (0.5 + Math.random() / 2);
@@ -340,12 +340,12 @@ function call<Request, Answer>(
   });
 }
 
-/** Standard output has one JSON object a line. */
+/** Prints one JSON object per line to standard output. */
 export function say(line: object): void {
   process.stdout.write(JSON.stringify(line) + "\n");
 }
 
-/** Where the payload is a JSON object that has one. */
+/** The `id` of the payload, if the payload is a JSON object with an `id`. */
 function idOf({ payload }: Delivery): unknown {
   try {
     return (payload?.$case === "text" && JSON.parse(payload.value)?.id) ?? null;
@@ -362,7 +362,7 @@ function millis(duration: Duration | undefined): number {
   return duration ? duration.seconds * 1_000 + duration.nanos / 1e6 : 0;
 }
 
-/** Ends early on `stop`. Timers know no longer wait. */
+/** Ends early on `stop`. A timer cannot wait longer than this. */
 async function pause(wait: number, stop: AbortSignal): Promise<void> {
   await sleep(Math.min(wait, 2 ** 31 - 1), undefined, { signal: stop }).catch(() => undefined);
 }

@@ -1,4 +1,4 @@
-// A worker: fetches a batch, works on one message after the other, and says what became of each.
+// A worker: fetches a batch, works on one message after the other, and logs the outcome of each.
 // Copy it, and put your work into `handle`.
 
 import { setTimeout as sleep } from "node:timers/promises";
@@ -15,15 +15,16 @@ import {
 } from "./fetchproxy.js";
 import { Codec, FetchRequest, type Delivery } from "./gen/fetchproxy/v1/fetch.js";
 
-/** What a message asks for. */
+/** The task of a message. */
 type Task =
   | { do: "ok" | "headers" | "poison" }
   | { do: "fail"; times: number; delay: number }
   | { do: "slow"; seconds: number };
 
 /**
- * The work. What it returns is told when the message is acked; what it throws decides, too: see
- * Transient and Poison. The signal aborts when the message may have been given to another worker.
+ * The work. Its result goes to the log line when the message is acked. An error also decides the
+ * outcome: see Transient and Poison. The signal aborts when another worker may have received the
+ * message.
  */
 async function handle(message: Delivery, signal: AbortSignal): Promise<object | void> {
   const task = taskIn(message);
@@ -47,7 +48,7 @@ async function handle(message: Delivery, signal: AbortSignal): Promise<object | 
 
 function taskIn({ payload }: Delivery): Task | null {
   try {
-    // Without a payload it is a tombstone, or of a consumer of headers only: nothing to do.
+    // No payload: a tombstone or a consumer of headers only. There is nothing to do.
     if (payload?.value.length === 0) return { do: "ok" };
     return payload?.$case === "text" ? JSON.parse(payload.value) : null;
   } catch (error) {

@@ -97,7 +97,7 @@ fn what_it_cannot_do_it_says() {
     for (builders, variables, said) in [
         (&[][..], &[][..], "docker, podman, buildah"),
         (&["docker exit 1"], &[], "docker, podman, buildah"),
-        (&["buildah"], &[("BUILDER", "podman")], "none of these can be used here: podman"),
+        (&["buildah"], &[("BUILDER", "podman")], "none of these works here: podman"),
         (&["docker"], &[("BASE", base)], "BASE needs buildah"),
     ] {
         let (output, heard) = Machine::with(builders).image(variables);

@@ -47,12 +47,12 @@ import java.util.concurrent.TimeUnit;
 import java.util.function.Function;
 
 /**
- * What every worker needs around the generated client: a channel, a Fetch that is repeated until it
- * is answered, and its batch, with a keeper of the leases. Says a JSON line of all that happens to
- * a message. Must know nothing of the work.
+ * The part of a worker around the generated client: a channel, a Fetch that is repeated until it is
+ * answered, and its batch, with a keeper of the leases. Prints a JSON line for each event of a
+ * message. It must know nothing of the work.
  */
 final class FetchProxy {
-  /** The largest answer to ask for; what is received may be a little larger. */
+  /** The largest answer to ask for. The received answer may be a little larger. */
   static final int MAX_BYTES = 16 << 20;
 
   // All times are in milliseconds.
@@ -61,18 +61,18 @@ final class FetchProxy {
 
   private static final long LONGEST_WAIT = 5_000;
 
-  /** What a Fetch has beyond its max_wait: the proxy answers well before. */
+  /** A Fetch has this time in addition to its max_wait. The proxy answers well before. */
   private static final long PATIENCE = 5_000;
 
-  /** An empty answer that came sooner waits out the rest. */
+  /** After an empty answer that came sooner, the worker waits for the rest of this time. */
   private static final long TOO_SOON = 500;
 
-  /** How long an outcome may wait for others, to be settled with them. */
+  /** How long an outcome may wait for others, to be settled in the same call. */
   private static final long GATHER = 100;
 
   private static final long HOUR = 3_600_000;
 
-  /** With these, the same call would be refused again. */
+  /** With these codes the same call would be refused again. */
   private static final Set<Status.Code> REFUSALS =
       Set.of(
           Status.Code.INVALID_ARGUMENT,
@@ -99,7 +99,7 @@ final class FetchProxy {
     stub = FetchServiceGrpc.newBlockingStub(channel);
   }
 
-  /** Ends the fetching, from any thread, and gives back what is in hand and not begun. */
+  /** Ends the fetching, from any thread, and gives back all messages that are not begun. */
   void stop() {
     stop.cancel(null);
     stopped.countDown();
@@ -110,9 +110,9 @@ final class FetchProxy {
   }
 
   /**
-   * Repeats the call until it is answered, and throws when it is refused for good.
+   * Repeats the call until it is answered, and throws if it is permanently refused.
    *
-   * @return an empty batch when stopped
+   * @return an empty batch if stopped
    */
   Batch fetch(FetchRequest request) throws Exception {
     for (int failed = 0; !isStopped(); failed++) {
@@ -142,20 +142,20 @@ final class FetchProxy {
   }
 
   /**
-   * Tells how long to wait before the call is repeated, and says so. There is some chance in it,
-   * for workers that failed together must not come back together.
+   * Returns how long to wait before the call is repeated, and prints it. The wait is partly random,
+   * because workers that failed together must not come back together.
    */
   private long waitAfter(Trouble trouble, int failed) {
     long most = Math.min(FIRST_WAIT << Math.min(failed, 6), LONGEST_WAIT);
     long wait = Math.min(trouble.delay, LONGEST_WAIT);
     wait += most / 2 + ThreadLocalRandom.current().nextLong(most / 2);
     say("retry", Map.of("reason", trouble.reason, "in", wait / 1e3));
-    // By itself, the channel would wait for up to two minutes before it connects anew.
+    // By itself, the channel would wait for up to two minutes before it connects again.
     channel.resetConnectBackoff();
     return wait;
   }
 
-  /** For a failure that may pass: the message comes back after the delay, in milliseconds. */
+  /** For a temporary failure: the message comes back after the delay, in milliseconds. */
   static final class Transient extends Exception {
     final long delay;
 
@@ -164,7 +164,7 @@ final class FetchProxy {
     }
   }
 
-  /** For a failure that never passes: the message does not come back. */
+  /** For a permanent failure: the message does not come back. */
   static final class Poison extends Exception {
     Poison(String reason) {
       super(reason);
@@ -172,12 +172,13 @@ final class FetchProxy {
   }
 
   /**
-   * What one Fetch brought. Its keeper, which alone calls Settle, extends what is held and settles
-   * what is decided, until every lease is gone: so no outcome waits for the work on another.
+   * The messages of one Fetch. Only its keeper calls Settle. The keeper extends the leases and
+   * settles the outcomes until every lease is gone. So no outcome waits for the work on another
+   * message.
    */
   final class Batch {
     final List<Lease> leases;
-    private final List<Lease> kept; // Those that are not gone.
+    private final List<Lease> kept; // The leases that are not gone.
     private final FutureTask<Void> keeper = new FutureTask<>(this::keep);
     private final Context.CancellationListener stopping = context -> giveBack();
 
@@ -185,11 +186,11 @@ final class FetchProxy {
       leases = map(answer.getMessagesList(), m -> new Lease(this, m, millis(m.getLease())));
       kept = new ArrayList<>(leases);
       answer.getRejectedList().forEach(this::refuse);
-      stop.addListener(stopping, Runnable::run); // At once, where it is stopped already.
+      stop.addListener(stopping, Runnable::run); // At once if it is stopped already.
       new Thread(keeper, "keeper").start();
     }
 
-    /** Settles a rejected message that is still leased to us. */
+    /** Settles a rejected message that is still leased to this worker. */
     private void refuse(Rejected rejected) {
       var message =
           Delivery.newBuilder()
@@ -205,11 +206,11 @@ final class FetchProxy {
       lease.isRejected = true;
       kept.add(lease);
       boolean tooLarge = rejected.getCause() == RejectedCause.REJECTED_CAUSE_TOO_LARGE;
-      // Perhaps another worker takes larger answers.
+      // Another worker may accept larger answers.
       lease.decide("rejected", tooLarge ? nak(60_000) : term(rejected.getDetail()));
     }
 
-    /** Waits until every lease is settled, or lost. */
+    /** Waits until every lease is settled or lost. */
     void await() throws Exception {
       keeper.get();
     }
@@ -220,7 +221,7 @@ final class FetchProxy {
       return null;
     }
 
-    /** Waits until there is something to do; false when every lease is gone. */
+    /** Waits until there is something to do. Returns false if every lease is gone. */
     private synchronized boolean awaitTurn() throws InterruptedException {
       while (true) {
         for (Lease lease : kept) {
@@ -235,7 +236,7 @@ final class FetchProxy {
       }
     }
 
-    /** Settles and extends in one call what it is time for. */
+    /** Settles and extends all leases that are due, in one call. */
     private void turn() {
       List<Part> parts = take();
       if (parts.isEmpty()) return;
@@ -255,7 +256,7 @@ final class FetchProxy {
       return due.map(lease -> new Part(lease, lease.settlement(), lease.ends)).toList();
     }
 
-    /** Notes what came of it: the failure of the call, or else the results of its parts. */
+    /** Records the failure of the call, or the results of its parts. */
     private synchronized void note(
         List<Part> parts, long sent, List<SettleResult> results, Trouble failure) {
       var again = new ArrayList<Lease>();
@@ -284,7 +285,7 @@ final class FetchProxy {
       }
     }
 
-    /** All that is not begun, but a last attempt: a Nak would be the end of its message. */
+    /** Naks all messages that are not begun. A Nak would end a last attempt, so it is left out. */
     private synchronized void giveBack() {
       for (Lease lease : leases) {
         if (!lease.begun && !lease.isLastAttempt()) lease.decide("returned", nak(0));
@@ -292,21 +293,21 @@ final class FetchProxy {
     }
   }
 
-  /** What is done with a lease in one call. */
+  /** The action for a lease in one call. */
   private record Part(Lease lease, Settlement settlement, long ends) {}
 
   /** A message in hand, and the right to settle it until the lease ends. */
   static final class Lease {
     final Delivery message;
-    private final Batch batch; // Its lock is over all that follows.
+    private final Batch batch; // Its lock guards all following fields.
     private boolean begun;
     private boolean gone;
     private long ends;
-    private long next; // When it is to be extended, or else settled.
-    private int failed; // So many calls in a row.
-    private Settlement outcome; // What was decided.
-    private String event; // What to say when it is settled.
-    private boolean isRejected; // Of which all was said.
+    private long next; // When to extend or settle it.
+    private int failed; // The number of failed calls in a row.
+    private Settlement outcome; // The outcome, once decided.
+    private String event; // The event to print when it is settled.
+    private boolean isRejected; // The event was printed already.
 
     private Lease(Batch batch, Delivery message, long left) {
       this.batch = batch;
@@ -314,7 +315,7 @@ final class FetchProxy {
       lasts(now(), left);
     }
 
-    /** Whether to work on the message: not where it is lost, or given back. */
+    /** Whether to work on the message. False if the message is lost or given back. */
     boolean begin() {
       synchronized (batch) {
         begun = !gone && outcome == null && !isOver();
@@ -322,7 +323,7 @@ final class FetchProxy {
       }
     }
 
-    /** Decides that the message is done. The keeper carries out what was decided. */
+    /** Decides that the message is done. The keeper settles the message. */
     void ack() {
       decide("acked", Settlement.newBuilder().setAck(AckAction.getDefaultInstance()));
     }
@@ -349,7 +350,7 @@ final class FetchProxy {
       }
     }
 
-    /** Takes along what would be due soon; but what failed waits its time out. */
+    /** Includes a lease that is due soon. A lease whose call failed waits for its full time. */
     private boolean isDue() {
       return next - now() <= (failed == 0 ? GATHER : 0) && !isOver();
     }
@@ -363,10 +364,10 @@ final class FetchProxy {
       return most > 0 && message.getDeliveryCount() >= most;
     }
 
-    /** What was decided, or else an Extend. */
+    /** The outcome, or an Extend if there is no outcome. */
     private Settlement settlement() {
       if (outcome != null) return outcome;
-      // Without a length it lasts for as long as it was granted.
+      // Without a length, the lease lasts as long as it was granted.
       var extend = ExtendAction.getDefaultInstance();
       return Settlement.newBuilder().setToken(message.getToken()).setExtend(extend).build();
     }
@@ -374,7 +375,7 @@ final class FetchProxy {
     private void lasts(long from, long left) {
       ends = from + left;
       failed = 0;
-      // Or else it was decided meanwhile.
+      // Otherwise the outcome was decided in the meantime.
       if (outcome == null) next = now() + Math.max((ends - now()) / 3, 50);
     }
 
@@ -389,7 +390,7 @@ final class FetchProxy {
     }
   }
 
-  // One settlement that the proxy does not take would spoil all of a call.
+  // One settlement that the proxy refuses would fail the whole call.
 
   private static Settlement.Builder nak(long delay) {
     var taken = duration(clamp(delay, 0, 24 * HOUR));
@@ -406,13 +407,13 @@ final class FetchProxy {
   }
 
   /**
-   * What an error means for its call.
+   * The meaning of an error for its call.
    *
    * @param passes whether to repeat the call
-   * @param delay after how long at least, if the proxy said so
+   * @param delay the least wait, if the proxy names a wait
    */
   private record Trouble(String reason, String message, boolean passes, long delay) {
-    /** An error without a reason was made on the way: its code alone tells. */
+    /** An error without a reason comes from a transport on the way: only its code counts. */
     static Trouble of(StatusRuntimeException error) {
       Status.Code code = error.getStatus().getCode();
       String reason = code.name();
@@ -427,13 +428,13 @@ final class FetchProxy {
           }
         }
       } catch (InvalidProtocolBufferException malformed) {
-        // As if it were not there.
+        // Treat it as missing.
       }
       String message = error.getStatus().getDescription();
       return new Trouble(reason, message, !REFUSALS.contains(code), delay);
     }
 
-    /** None where all is well. */
+    /** Null if all is well. */
     static Trouble of(SettleResult result) {
       if (!result.hasError()) return null;
       SettleError error = result.getError();
@@ -448,13 +449,13 @@ final class FetchProxy {
     }
   }
 
-  /** Says what became of a message, by the id that it has in its payload, if any. */
+  /** Prints the outcome of a message, with the id of its payload, if there is one. */
   private static void say(String event, Delivery message) {
     JsonElement id = null;
     try {
       if (JsonParser.parseString(message.getText()) instanceof JsonObject task) id = task.get("id");
     } catch (JsonParseException noJson) {
-      // It has none.
+      // The payload has no id.
     }
     var line = new LinkedHashMap<String, Object>();
     line.put("sequence", message.getStreamSequence());
@@ -466,7 +467,7 @@ final class FetchProxy {
     say(event, line);
   }
 
-  /** Says one line on standard output, as JSON. */
+  /** Prints one line of JSON to standard output. */
   static void say(String event, Map<String, Object> more) {
     var line = new LinkedHashMap<String, Object>();
     line.put("event", event);

@@ -16,14 +16,14 @@ import java.util.concurrent.CompletableFuture;
 /**
  * The worker loop: fetch a batch, handle its messages one after the other, fetch the next.
  *
- * <p>Put your own work into {@link #handle}, at the end; it need know nothing of leases. To work on
+ * <p>Put your own work into {@link #handle}, at the end. It need not know about leases. To work on
  * more messages at a time, start more workers.
  */
 public final class Worker {
   public static void main(String[] args) {
     var proxy = new FetchProxy(env("FETCH_PROXY_ADDR", "127.0.0.1:50051"));
     var exitCode = new CompletableFuture<Integer>();
-    // SIGTERM runs this beside the loop, whose end it waits for.
+    // SIGTERM runs this next to the loop, and waits for the end of the loop.
     Runnable shutdown =
         () -> {
           proxy.stop();
@@ -42,7 +42,7 @@ public final class Worker {
     System.exit(code);
   }
 
-  /** Goes on until the proxy is stopped, or a Fetch refused for good. */
+  /** Runs until the proxy is stopped, or a Fetch is permanently refused. */
   private static void work(FetchProxy proxy) throws Exception {
     FetchRequest request =
         FetchRequest.newBuilder()
@@ -65,7 +65,7 @@ public final class Worker {
     FetchProxy.say("stopped", Map.of());
   }
 
-  /** Decides by how the work ended what is to become of the message. */
+  /** Decides the outcome of the message by the result of the work. */
   private static void workOn(Lease lease) {
     try {
       handle(lease.message);
@@ -81,9 +81,9 @@ public final class Worker {
     }
   }
 
-  /** The work itself: a task says what is to be done with it. */
+  /** The work itself: the task says what to do. */
   private static void handle(Delivery message) throws Exception {
-    // A tombstone, or a consumer of headers only: nothing to do.
+    // A tombstone or a consumer of headers only: nothing to do.
     if (message.getText().isEmpty()) return;
     Task task = Task.in(message.getText());
     switch (task.what()) {
