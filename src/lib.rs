@@ -5,17 +5,31 @@
 //! delivery that now belongs to another, and JetStream answers OK. Here every delivery in flight
 //! is leased, and only a held lease can be settled.
 //!
-//! An arrow means "may name"; a test enforces it.
+//! The rooms, from the top. A room names only rooms below it, and only those that the list in
+//! `tests/house/rooms.rs` allows.
 //!
 //! ```text
-//! main   -> app, config, dev, guard, ...   parse, run, exit code
-//! app    -> everything                     the only place that wires
-//! grpc   -> peer, lessor, keys, token, pb  the only rooms that name tonic
-//! peer   -> lessor, bus, broker, keys, pb  replicas that answer for each other
-//! lessor -> lease, pump, broker, clock     grants, settles, extends, sweeps
-//! nats   -> broker, bus, clock             the only rooms that name async_nats
-//! broker, bus -> std, bytes                the ports: traits, their words, their errors
-//! lease, pump, token -> std, crypto        pure: no runtime, no clock, no lock, no log
+//! main          parses the command line, runs a command, returns the exit code
+//! app           wires all rooms together and drains them in order
+//! telemetry     the log: format, level and the thread that writes it
+//! config        flags and environment variables, checked
+//! dev           a private NATS server with samples, for a first look
+//! fd_limit      raises the limit of open files to what the connections need
+//! grpc          the contract: requests are read, answers are written
+//! cluster       the replicas: who is there, who holds which lease, hand-over
+//! keys          the token keys, read again when their file changes
+//! lessor        leases deliveries to callers: pulls, grants, settles, sweeps
+//! nats          the broker and the bus on NATS
+//! readiness     whether this replica may serve, and why not; pure
+//! broker        the port to JetStream: a trait, its types, its errors
+//! bus           the port to the other replicas: a trait, its types, its errors
+//! clock         the only room that reads the time
+//! lease         the lease table; pure
+//! log_throttle  how often a log line that strangers cause may be written
+//! pb            code generated from the contract
+//! pump          decides pulls and answers for one consumer; pure
+//! secrets       reads files that hold secrets, within a time limit
+//! token         tokens: sealed claims; pure
 //! ```
 
 #![warn(missing_docs, unreachable_pub)]

@@ -1,9 +1,12 @@
 //! The page of log lines has each warning and error that the program can log, word for word, at its
 //! level, and no other. Its index is rendered from its headings.
 
-use std::{collections::BTreeSet, fmt::Write as _, path::Path};
+use std::{collections::BTreeSet, fmt::Write as _};
 
-use super::{links, pages};
+use super::{
+    links, pages,
+    source::{self, File},
+};
 
 /// A level and a message.
 type Line = (&'static str, String);
@@ -21,7 +24,7 @@ struct Entry {
 
 #[test]
 fn page_of_log_lines_has_every_warning_and_error() {
-    let written: Vec<Line> = super::rooms().iter().flat_map(|room| logged(room)).collect();
+    let written: Vec<Line> = source::files().iter().flat_map(logged).collect();
     assert!(written.len() > 20, "the reading is broken: {written:?}");
     let distinct: BTreeSet<&Line> = written.iter().collect();
     assert_eq!(distinct.len(), written.len(), "each line has words of its own: {written:#?}");
@@ -37,21 +40,21 @@ fn page_of_log_lines_has_every_warning_and_error() {
 }
 
 /// The lines that a file can log. Macros must be named in full, so that none is overlooked.
-fn logged(file: &Path) -> Vec<Line> {
-    let lines: Vec<String> = super::code(file).into_iter().map(|(_, line)| line).collect();
+fn logged(file: &File) -> Vec<Line> {
+    let lines: Vec<String> = file.code.iter().map(|(_, line)| line.clone()).collect();
     let code = lines.join("\n");
     for other in ["event!(", "eprintln!(", "Level::", "use tracing::", "instrument"] {
-        assert!(!code.contains(other), "{} has {other}: teach this test", file.display());
+        assert!(!code.contains(other), "{} has {other}: teach this test", file.path);
     }
     let mut found = Vec::new();
     for level in LEVELS {
         let (short, full) = (format!("{level}!("), format!("tracing::{level}!("));
         let calls = code.split(&full).skip(1);
-        assert_eq!(calls.clone().count(), code.matches(&short).count(), "{}", file.display());
+        assert_eq!(calls.clone().count(), code.matches(&short).count(), "{}", file.path);
         for rest in calls {
             let message = message(rest).unwrap_or_else(|| panic!("no message: {rest}"));
             let whole = !message.contains('{');
-            assert!(whole, "{}: what differs is a field: {message}", file.display());
+            assert!(whole, "{}: what differs is a field: {message}", file.path);
             found.push((level, message));
         }
     }

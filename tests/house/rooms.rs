@@ -1,0 +1,344 @@
+//! The rooms of the house: the top-level modules, what each one is for, and which rooms and libraries
+//! each may name. The list is exact: an arrow that is not in it fails, and so does one that is in it
+//! and not in the code. `lib.rs` and ARCHITECTURE.md show what is rendered from here.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    fs,
+    path::Path,
+};
+
+use super::source::{self, File};
+
+struct Room {
+    name: &'static str,
+    /// One line for `lib.rs` and ARCHITECTURE.md.
+    purpose: &'static str,
+    /// The rooms that it names.
+    rooms: &'static [&'static str],
+    /// The libraries of [`LIBRARIES`] that it names.
+    libraries: &'static [&'static str],
+}
+
+/// Libraries that decide what a room is: a runtime, a wire format, a log. All others are free.
+const LIBRARIES: [&str; 7] = ["async_nats", "clap", "hyper", "prost", "tokio", "tonic", "tracing"];
+
+/// Names that pure code does without.
+const IMPURE: [&str; 6] = ["Mutex", "RwLock", "Atomic", "async fn", "Instant::now", "SystemTime"];
+
+/// Rooms and files that decide and do nothing else. Time is an argument.
+const PURE: [&str; 3] = ["lease", "pump", "token"];
+
+/// Lines of code that a file may have, without the tests at its end.
+const MAX_LINES: usize = 430;
+
+/// Files of the circles that are still to be opened. Remove a file with its circle.
+const CIRCLES: [&str; 2] = ["lessor/sighting.rs", "nats/plan.rs"];
+
+const ROOMS: &[Room] = &[
+    Room {
+        name: "app",
+        purpose: "wires all rooms together and drains them in order",
+        rooms: &[
+            "broker",
+            "bus",
+            "clock",
+            "cluster",
+            "config",
+            "fd_limit",
+            "grpc",
+            "keys",
+            "lessor",
+            "nats",
+            "readiness",
+            "token",
+        ],
+        libraries: &["tokio", "tracing"],
+    },
+    Room {
+        name: "broker",
+        purpose: "the port to JetStream: a trait, its types, its errors",
+        rooms: &[],
+        libraries: &[],
+    },
+    Room {
+        name: "bus",
+        purpose: "the port to the other replicas: a trait, its types, its errors",
+        rooms: &[],
+        libraries: &[],
+    },
+    Room {
+        name: "clock",
+        purpose: "the only room that reads the time",
+        rooms: &[],
+        libraries: &["tokio"],
+    },
+    Room {
+        name: "cluster",
+        purpose: "the replicas: who is there, who holds which lease, hand-over",
+        rooms: &[
+            "broker",
+            "bus",
+            "clock",
+            "keys",
+            "lease",
+            "lessor",
+            "log_throttle",
+            "pb",
+            "token",
+        ],
+        libraries: &["prost", "tokio", "tracing"],
+    },
+    Room {
+        name: "config",
+        purpose: "flags and environment variables, checked",
+        rooms: &["grpc", "keys", "lessor", "nats", "secrets"],
+        libraries: &["clap"],
+    },
+    Room {
+        name: "dev",
+        purpose: "a private NATS server with samples, for a first look",
+        rooms: &["clock", "grpc", "nats"],
+        libraries: &["tokio"],
+    },
+    Room {
+        name: "fd_limit",
+        purpose: "raises the limit of open files to what the connections need",
+        rooms: &["grpc"],
+        libraries: &[],
+    },
+    Room {
+        name: "grpc",
+        purpose: "the contract: requests are read, answers are written",
+        rooms: &[
+            "broker",
+            "bus",
+            "clock",
+            "cluster",
+            "keys",
+            "lease",
+            "lessor",
+            "log_throttle",
+            "pb",
+            "readiness",
+            "token",
+        ],
+        libraries: &["hyper", "prost", "tokio", "tonic", "tracing"],
+    },
+    Room {
+        name: "keys",
+        purpose: "the token keys, read again when their file changes",
+        rooms: &["secrets", "token"],
+        libraries: &["tokio", "tracing"],
+    },
+    Room { name: "lease", purpose: "the lease table; pure", rooms: &[], libraries: &[] },
+    Room {
+        name: "lessor",
+        purpose: "leases deliveries to callers: pulls, grants, settles, sweeps",
+        rooms: &["broker", "clock", "lease", "log_throttle", "pump"],
+        libraries: &["tokio", "tracing"],
+    },
+    Room {
+        name: "log_throttle",
+        purpose: "how often a log line that strangers cause may be written",
+        rooms: &[],
+        libraries: &[],
+    },
+    Room {
+        name: "main",
+        purpose: "parses the command line, runs a command, returns the exit code",
+        rooms: &["app", "config", "dev", "grpc", "pb", "telemetry", "token"],
+        libraries: &["clap", "tokio"],
+    },
+    Room {
+        name: "nats",
+        purpose: "the broker and the bus on NATS",
+        rooms: &["broker", "bus", "clock", "log_throttle", "secrets"],
+        libraries: &["async_nats", "tokio", "tracing"],
+    },
+    Room {
+        name: "pb",
+        purpose: "code generated from the contract",
+        rooms: &[],
+        libraries: &["tonic"],
+    },
+    Room {
+        name: "pump",
+        purpose: "decides pulls and answers for one consumer; pure",
+        rooms: &[],
+        libraries: &[],
+    },
+    Room {
+        name: "readiness",
+        purpose: "whether this replica may serve, and why not; pure",
+        rooms: &["broker"],
+        libraries: &[],
+    },
+    Room {
+        name: "secrets",
+        purpose: "reads files that hold secrets, within a time limit",
+        rooms: &[],
+        libraries: &["tokio", "tracing"],
+    },
+    Room {
+        name: "telemetry",
+        purpose: "the log: format, level and the thread that writes it",
+        rooms: &["clock", "config"],
+        libraries: &["tracing"],
+    },
+    Room { name: "token", purpose: "tokens: sealed claims; pure", rooms: &[], libraries: &[] },
+];
+
+/// The rooms that `file`'s code names, and its libraries.
+fn named(file: &File) -> (BTreeSet<String>, BTreeSet<&'static str>) {
+    let rooms = source::uses(file).into_iter().filter_map(|path| path.into_iter().next());
+    let library = |name: &&str| {
+        let is_used = |(_, line): &(usize, String)| {
+            line.contains(&format!("{name}::")) || line.contains(&format!("use {name}"))
+        };
+        file.code.iter().any(is_used)
+    };
+    (rooms.collect(), LIBRARIES.into_iter().filter(library).collect())
+}
+
+#[test]
+fn rooms_name_exactly_what_the_list_allows() {
+    let files = source::files();
+    let all: BTreeSet<&str> = files.iter().map(File::room).collect();
+    let mut actual: BTreeMap<&str, (BTreeSet<String>, BTreeSet<&str>)> = BTreeMap::new();
+    for file in files.iter().filter(|file| file.room() != "lib") {
+        let (rooms, libraries) = named(file);
+        let entry = actual.entry(file.room()).or_default();
+        let other = |room: &String| all.contains(room.as_str()) && room != file.room();
+        entry.0.extend(rooms.into_iter().filter(other));
+        entry.1.extend(libraries);
+    }
+    let mut wrong = String::new();
+    for (name, (rooms, libraries)) in &actual {
+        let listed = ROOMS.iter().find(|room| room.name == *name);
+        let same = listed.is_some_and(|room| {
+            rooms.iter().map(String::as_str).eq(room.rooms.iter().copied())
+                && libraries.iter().eq(room.libraries)
+        });
+        if !same {
+            let _ = writeln!(wrong, "{name} names rooms {rooms:?} and libraries {libraries:?}");
+        }
+    }
+    for room in ROOMS.iter().filter(|room| !actual.contains_key(room.name)) {
+        let _ = writeln!(wrong, "{} is in the list and not in src", room.name);
+    }
+    assert!(wrong.is_empty(), "the code and the list of rooms differ:\n{wrong}");
+}
+
+#[test]
+fn rooms_do_not_form_a_circle() {
+    let arrows = ROOMS.iter().map(|room| (room.name, room.rooms.iter().copied().collect()));
+    assert_eq!(source::circles(&arrows.collect()), Vec::<BTreeSet<&str>>::new());
+}
+
+#[test]
+fn files_do_not_form_a_circle() {
+    let files = source::files();
+    let circles = source::circles(&source::arrows(&files));
+    let known = |circle: &BTreeSet<&str>| CIRCLES.iter().any(|name| circle.contains(name));
+    let circles: Vec<_> = circles.into_iter().filter(|circle| !known(circle)).collect();
+    assert!(circles.is_empty(), "these files import each other: {circles:#?}");
+}
+
+#[test]
+fn pure_rooms_have_no_clock_no_lock_and_no_runtime() {
+    let mut wrong = String::new();
+    for file in source::files().iter().filter(|file| PURE.contains(&file.room())) {
+        for (number, line) in &file.code {
+            for name in IMPURE.iter().filter(|name| line.contains(**name)) {
+                let _ = writeln!(wrong, "{}:{number} names {name}", file.path);
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "\n{wrong}");
+}
+
+#[test]
+fn every_file_says_what_it_owns() {
+    for file in source::files() {
+        assert!(file.text.starts_with("//! "), "{} has no head", file.path);
+    }
+}
+
+#[test]
+fn files_stay_small() {
+    for file in source::files() {
+        let lines = file.code.len();
+        assert!(lines <= MAX_LINES, "{} has {lines} lines: move a wall", file.path);
+    }
+}
+
+/// Names that are defined at the left margin by one of these words, with the files.
+/// Private ones count only if `private`.
+fn defined(words: &[&str], private: bool) -> BTreeMap<String, Vec<String>> {
+    let mut defined: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for file in source::files() {
+        for (_, line) in &file.code {
+            let Some((before, after)) = words.iter().find_map(|word| line.split_once(word)) else {
+                continue;
+            };
+            let at_margin = before.starts_with("pub") || private && before.is_empty();
+            if at_margin && after.starts_with(char::is_alphabetic) && !after.starts_with("fn ") {
+                let name = after.split(|c: char| !(c.is_alphanumeric() || c == '_')).next();
+                defined.entry(name.unwrap().to_owned()).or_default().push(file.path.clone());
+            }
+        }
+    }
+    defined
+}
+
+#[test]
+fn no_two_types_and_no_two_constants_share_a_name() {
+    let types = defined(&["struct ", "enum ", "trait ", "union "], false);
+    let constants = defined(&["const ", "static "], true);
+    assert!(types.len() > 100 && constants.len() > 100, "the search is broken");
+    let twice = types.iter().chain(&constants).filter(|(_, files)| files.len() > 1);
+    let twice: Vec<_> = twice.collect();
+    assert!(twice.is_empty(), "defined more than once: {twice:#?}");
+}
+
+/// Floors from the top: a room stands above all rooms that it names.
+fn by_floor() -> Vec<&'static Room> {
+    fn floor(room: &Room) -> usize {
+        let below = room.rooms.iter().filter_map(|name| ROOMS.iter().find(|it| it.name == *name));
+        below.map(floor).max().map_or(0, |floor| floor + 1)
+    }
+    let mut rooms: Vec<&Room> = ROOMS.iter().collect();
+    rooms.sort_by_key(|room| (std::cmp::Reverse(floor(room)), room.name));
+    rooms
+}
+
+/// Puts `text` between the two marks in a file, or checks that it is there.
+fn hold(file: &str, begin: &str, end: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+    let page = fs::read_to_string(&path).unwrap();
+    let (before, rest) = page.split_once(begin).unwrap_or_else(|| panic!("{file} has no {begin}"));
+    let (_, after) = rest.split_once(end).unwrap_or_else(|| panic!("{file} has no {end}"));
+    let wanted = format!("{before}{begin}{text}{end}{after}");
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(&path, &wanted).unwrap();
+    } else {
+        assert!(page == wanted, "{file} does not show the rooms: UPDATE_DOCS=1 writes them");
+    }
+}
+
+#[test]
+fn lib_and_architecture_show_the_rooms() {
+    let (mut lib, mut table) = (String::new(), String::new());
+    for room in by_floor() {
+        let _ = writeln!(lib, "//! {:13} {}", room.name, room.purpose);
+        let names: Vec<String> = room.rooms.iter().map(|name| format!("`{name}`")).collect();
+        let names = if names.is_empty() { "-".to_owned() } else { names.join(", ") };
+        let _ = writeln!(table, "| `{}` | {} | {names} |", room.name, room.purpose);
+    }
+    hold("src/lib.rs", "//! ```text\n", "//! ```\n", &lib);
+    let head = "\n| room | purpose | may name |\n| --- | --- | --- |\n";
+    let (begin, end) = ("<!-- rooms: rendered by tests/house -->\n", "<!-- end of rooms -->");
+    hold("ARCHITECTURE.md", begin, end, &format!("{head}{table}\n"));
+}
