@@ -18,6 +18,7 @@ mod error;
 mod fetch;
 mod handover;
 mod leadership;
+mod results;
 mod rights;
 mod settle;
 mod shares;
@@ -48,6 +49,7 @@ pub use self::{
     error::{Error, Unsuitable},
     fetch::{CallerDeadline, Empty, FetchParams, Fetched, Rejected, RejectedCause},
     handover::{IncomingLease, OutgoingLease, ReservedLeases},
+    results::{Group, Results, Unreported},
     settle::{Action, SettleItem, Settled},
     sighting::{Sighting, Telling},
     spec::{ConsumerSpec, SHORTEST_ACK_WAIT},

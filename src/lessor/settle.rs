@@ -14,7 +14,13 @@ use std::{
 
 use tokio_util::task::TaskTracker;
 
-use super::{Error, Lessor, consumer::ConsumerCommand, spec::ConsumerSpec, table::HeldDelivery};
+use super::{
+    Error, Lessor,
+    consumer::ConsumerCommand,
+    results::{Group, Results},
+    spec::ConsumerSpec,
+    table::HeldDelivery,
+};
 use crate::{
     broker::{AckKind, AckPublish, Broker, BrokerError, Confirmation, Denial},
     clock,
@@ -63,138 +69,146 @@ pub enum Settled {
     Extended(Instant),
 }
 
-/// A settlement that the table let through.
+/// A settlement that the table allowed.
 struct Begin {
-    place: usize,
     lease: LeaseId,
     spec: Arc<ConsumerSpec>,
     redelivered_in: Option<Duration>,
 }
 
-/// What the table let through at once.
+/// The settlements that are published together.
 struct Round {
-    begun: Vec<Begin>,
-    orders: Vec<AckPublish>,
-    /// Those that name a lease of this round again, each with its place.
-    later: Vec<(usize, SettleItem)>,
+    begun: Group<Begin>,
+    /// One for each of `begun`, in the same order.
+    publishes: Vec<AckPublish>,
+    /// Items that name a lease of this round again.
+    later: Group<SettleItem>,
 }
 
 impl<B: Broker> Lessor<B> {
-    /// Settles or extends each; one result each, in order. Open ones are
+    /// Settles or extends each lease: one result each, in order. A settlement without an answer ends as
     /// [`Error::Unconfirmed`] at `until`, or after the settle timeout if that is sooner.
     ///
-    /// A lease that is named again is answered as a later call would be: after the settlement before
-    /// it has ended.
+    /// If a list names a lease twice, the second item waits until the first settlement has ended. It
+    /// has the result that a later call would have.
     pub async fn settle(
         &self,
-        asks: Vec<SettleItem>,
+        items: Vec<SettleItem>,
         confirmation: Confirmation,
         until: Instant,
     ) -> Vec<Result<Settled, Error>> {
         let until = until.min(clock::now() + self.limits.settle_timeout);
-        let mut results = vec![Err(Error::Unconfirmed); asks.len()];
-        let mut round = self.begin(asks.into_iter().enumerate().collect(), &mut results);
+        let mut results = Results::new(items.len());
+        let mut round = self.begin(items.into(), &mut results);
         if round.begun.is_empty() {
-            return results;
+            return results.into_vec();
         }
         let lessor = self.clone();
         let run = async move {
             // One round, unless a lease is named again.
             while !round.begun.is_empty() {
-                let outcomes = lessor.broker.settle(round.orders, confirmation, until).await;
+                let outcomes = lessor.broker.settle(round.publishes, confirmation, until).await;
                 lessor.finish(&mut results, round.begun, outcomes, confirmation);
                 round = lessor.begin(round.later, &mut results);
             }
-            results
+            results.into_vec()
         };
         FinishOnDrop { run: Some(Box::pin(run)), tasks: &self.tasks }.await
     }
 
-    /// Asks the table. The results of what it let through are not known yet.
+    /// Asks the table. The items of the round have no result yet. All others have one.
     fn begin(
         &self,
-        asks: Vec<(usize, SettleItem)>,
-        results: &mut [Result<Settled, Error>],
+        items: Group<SettleItem>,
+        results: &mut Results<Result<Settled, Error>>,
     ) -> Round {
         let now = clock::now();
-        let mut begun: Vec<Begin> = Vec::with_capacity(asks.len());
-        let mut orders = Vec::with_capacity(asks.len());
+        let mut begun: Group<Begin> = Group::with_capacity(items.items().len());
+        let mut publishes = Vec::with_capacity(items.items().len());
         let (mut busy, mut freed) = (Vec::new(), Vec::new());
+        // `None`: the settlement has begun.
         let mut decide = |table: &mut LeaseTable<HeldDelivery>,
-                          place,
+                          index,
                           &SettleItem { lease, ref action }: &SettleItem| {
             let kind = match action {
-                Action::Extend(length) => return extend(table, lease, *length, now),
+                Action::Extend(length) => return extend(table, lease, *length, now).map(Some),
                 Action::Ack => SettleKind::Ack,
                 Action::Nak(_) => SettleKind::Nak,
                 Action::Term(_) => SettleKind::Term,
             };
             let by = table.ack_by(lease);
             let BeginResult::Publish(hold) = table.begin(lease, kind, now)? else {
-                return Ok(Settled::Duplicate);
+                return Ok(Some(Settled::Duplicate));
             };
             if hold.spec.leadership.in_doubt() {
                 let (after, gone) = table.finish(lease, PublishOutcome::Unsent, now);
                 freed.extend(gone);
                 return Err(failure(BrokerError::Unsent(IN_DOUBT.to_owned()), after));
             }
-            let (verdict, redelivered_in) = verdict(action.clone(), hold);
-            orders.push(hold.order(verdict, by));
-            let spec = hold.spec.clone();
-            begun.push(Begin { place, lease, spec, redelivered_in });
-            Err(Error::Unconfirmed)
+            let (kind, redelivered_in) = ack_kind(action.clone(), hold);
+            publishes.push(hold.order(kind, by));
+            begun.push(index, Begin { lease, spec: hold.spec.clone(), redelivered_in });
+            Ok(None)
         };
         self.table.with(|table| {
-            for (place, ask) in asks {
-                results[place] = decide(table, place, &ask);
-                if results[place] == Err(Error::LeaseBusy) {
-                    busy.push((place, ask));
+            for (index, item) in items {
+                match decide(table, index, &item) {
+                    Ok(None) => {}
+                    Err(Error::LeaseBusy) => busy.push((index, item)),
+                    Ok(Some(settled)) => results.set(index, Ok(settled)),
+                    Err(error) => results.set(index, Err(error)),
                 }
             }
         });
+        let mut later = Group::default();
         if !busy.is_empty() {
-            let ours: HashSet<LeaseId> = begun.iter().map(|begun| begun.lease).collect();
-            // The others are being settled by another call.
-            busy.retain(|(_, ask)| ours.contains(&ask.lease));
+            let ours: HashSet<LeaseId> = begun.items().iter().map(|begun| begun.lease).collect();
+            for (index, item) in busy {
+                if ours.contains(&item.lease) {
+                    later.push(index, item);
+                } else {
+                    // Another call is settling this lease.
+                    results.set(index, Err(Error::LeaseBusy));
+                }
+            }
         }
-        Round { begun, orders, later: busy }
+        Round { begun, publishes, later }
     }
 
     fn finish(
         &self,
-        results: &mut [Result<Settled, Error>],
-        begun: Vec<Begin>,
+        results: &mut Results<Result<Settled, Error>>,
+        begun: Group<Begin>,
         outcomes: Vec<Result<(), BrokerError>>,
         confirmation: Confirmation,
     ) {
         let now = clock::now();
-        // Consumers of whose leader nobody can be sure any more.
+        // Consumers that may have another leader now.
         let mut doubtful: Vec<Arc<ConsumerSpec>> = Vec::new();
-        // Holds are dropped after the lock is: freeing places wakes others.
-        let freed: Vec<HeldDelivery> = self.table.with(|table| {
-            let mut freed = Vec::with_capacity(begun.len());
-            for (Begin { place, lease, spec, redelivered_in }, outcome) in
-                begun.into_iter().zip(outcomes)
-            {
+        let (indices, begun) = begun.into_parts();
+        // Holds are dropped after the lock: each freed permit wakes a waiter.
+        let mut freed: Vec<HeldDelivery> = Vec::with_capacity(begun.len());
+        let settled = self.table.with(|table| {
+            let pairs = begun.into_iter().zip(outcomes);
+            let settled = pairs.map(|(Begin { lease, spec, redelivered_in }, outcome)| {
                 let (after, hold) = table.finish(lease, judged(&outcome), now);
                 freed.extend(hold);
                 if confirmation == Confirmation::Confirmed || outcome.is_err() {
                     spec.ack_right.learn(&outcome);
                 }
-                results[place] = match outcome {
+                let result = match outcome {
                     Ok(()) => Ok(Settled::Done { confirmation, redelivered_in }),
                     Err(error) => Err(failure(error, after)),
                 };
                 let known = |doubtful: &Arc<ConsumerSpec>| doubtful.id == spec.id;
-                if spec.is_led_elsewhere()
-                    && in_doubt(&results[place])
-                    && !doubtful.iter().any(known)
-                {
+                if spec.is_led_elsewhere() && in_doubt(&result) && !doubtful.iter().any(known) {
                     doubtful.push(spec);
                 }
-            }
-            freed
+                result
+            });
+            settled.collect::<Vec<_>>()
         });
+        results.set_all(indices, settled);
         drop(freed);
         for spec in doubtful {
             if spec.leadership.doubt() {
@@ -254,7 +268,7 @@ impl<T: Send + 'static> Drop for FinishOnDrop<'_, T> {
 }
 
 /// What to publish, and when the message comes back.
-fn verdict(action: Action, hold: &HeldDelivery) -> (AckKind, Option<Duration>) {
+fn ack_kind(action: Action, hold: &HeldDelivery) -> (AckKind, Option<Duration>) {
     match action {
         Action::Ack => (AckKind::Ack, None),
         Action::Term(reason) => (AckKind::Term(reason), None),
