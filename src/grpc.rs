@@ -1,7 +1,7 @@
 //! The gRPC side: the only rooms that name tonic and the generated contract.
 //!
-//! `decode` reads requests into the lessor's words, `encode` writes its answers, `status` is the one
-//! table of errors, `service` joins the three, `route` finds the replica that holds a lease.
+//! `decode` reads requests into the lessor's words, `encode` writes its answers, `to_status` makes
+//! a status of an error, `service` joins the three, `route` finds the replica that holds a lease.
 //! `reasons` gives tonic's own errors our reasons. `calls` bounds what is under way, by the budgets of
 //! `budget`; `reading` reads requests within their bounds. `answer` knows what was not written, and
 //! `unwritten` ends what makes no progress. `connection` is what these know of one connection. `server` and `ops` are the two listeners, `edge` and `preface` what both
@@ -26,11 +26,10 @@ mod refusals;
 mod route;
 mod server;
 mod service;
-mod status;
+mod to_status;
 mod unwritten;
 
 pub use self::{
-    budget::ExhaustedScope,
     calls::CallLimits,
     decode::{
         DEFAULT_MAX_BYTES, DEFAULT_WAIT, LEAST_MAX_BYTES, LONGEST_DELAY, LONGEST_LINGER,
@@ -45,7 +44,6 @@ pub use self::{
     route::Router,
     server::{ContractError, serve},
     service::Service,
-    status::{ApiError, BudgetKind, DOMAIN, REASON_TRAILER, Reason},
 };
 
 /// The service's full name, as health and reflection call it.

@@ -16,6 +16,7 @@
 //! dev           a private NATS server with samples, for a first look
 //! fd_limit      raises the limit of open files to what the connections need
 //! grpc          the contract: requests are read, answers are written
+//! api_error     what went wrong with a call, for its client; pure
 //! cluster       the replicas: who is there, who holds which lease, hand-over
 //! keys          the token keys, read again when their file changes
 //! lessor        leases deliveries to callers: pulls, grants, settles, sweeps
@@ -28,6 +29,7 @@
 //! log_throttle  how often a log line that strangers cause may be written
 //! pb            code generated from the contract
 //! pump          decides pulls and answers for one consumer; pure
+//! reason        the one table of refusals: code, promise, wait; pure
 //! secrets       reads files that hold secrets, within a time limit
 //! token         tokens: sealed claims; pure
 //! ```
@@ -35,6 +37,7 @@
 #![warn(missing_docs, unreachable_pub)]
 #![warn(clippy::print_stdout, clippy::unwrap_used, clippy::wildcard_enum_match_arm)]
 
+pub mod api_error;
 pub mod app;
 pub mod broker;
 pub mod bus;
@@ -52,6 +55,7 @@ pub mod nats;
 pub mod pb;
 pub mod pump;
 pub mod readiness;
+pub mod reason;
 pub mod secrets;
 pub mod telemetry;
 pub mod token;

@@ -15,6 +15,8 @@ use std::{
 
 use tokio::{sync::Notify, time::timeout_at};
 
+use crate::api_error::ExhaustedScope;
+
 /// One budget of this process.
 #[derive(Debug, Clone)]
 pub(super) struct MemoryBudget(Arc<Pool>);
@@ -42,15 +44,6 @@ pub(super) struct MemoryShare {
 pub(super) struct Taken {
     share: MemoryShare,
     count: usize,
-}
-
-/// The reason why units were not given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ExhaustedScope {
-    /// The connection has its share.
-    Connection,
-    /// The process has no more.
-    Replica,
 }
 
 impl MemoryBudget {

@@ -23,12 +23,15 @@ use tower::{Layer, Service};
 use super::{
     SERVICE,
     answer::{Body, DeliveryGuard, WriteState},
-    budget::{ExhaustedScope, MemoryBudget, MemoryShare, Taken},
+    budget::{MemoryBudget, MemoryShare, Taken},
     connection::{ClientConnection, OpenCall},
     reading::{self, Bounds, Limited, Read},
-    status::{ApiError, BudgetKind as Of},
+    to_status::to_status,
 };
-use crate::lessor::Error;
+use crate::{
+    api_error::{ApiError, BudgetKind as Of, ExhaustedScope},
+    lessor::Error,
+};
 
 /// Largest request of our service that is read, in bytes.
 const LARGEST_REQUEST: usize = 4 * 1024 * 1024;
@@ -339,5 +342,5 @@ fn held(
 }
 
 fn refusal(refused: &ApiError) -> Response<Body> {
-    refused.status().into_http().map(|body| Body::new(body, None))
+    to_status(refused).into_http().map(|body| Body::new(body, None))
 }

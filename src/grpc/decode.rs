@@ -6,8 +6,8 @@ use std::{sync::Arc, time::Duration, time::Instant};
 use prost_types::Duration as PbDuration;
 use tonic::metadata::MetadataMap;
 
-use super::status::ApiError;
 use crate::{
+    api_error::ApiError,
     broker::{Confirmation, ConsumerName},
     lessor::{Action, CallerDeadline, Codec, FetchParams},
     pb,

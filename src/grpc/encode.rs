@@ -9,8 +9,8 @@ use std::{
 use bytes::Bytes;
 use prost_types::{Duration as PbDuration, Timestamp};
 
-use super::status::ApiError;
 use crate::{
+    api_error::ApiError,
     broker::{Confirmation, Delivery},
     clock,
     lessor::{
@@ -18,6 +18,7 @@ use crate::{
         encoded_size,
     },
     pb,
+    reason::Reason,
     token::{Claims, InstanceId, Sealer},
 };
 
@@ -189,7 +190,7 @@ pub(super) fn settle_result(result: Result<SettleOutcome, ApiError>) -> pb::Sett
             lease: done.lease,
         },
         Err(refused) => {
-            pb::SettleResult { error: Some(refused.settle_error()), ..pb::SettleResult::default() }
+            pb::SettleResult { error: Some(settle_error(&refused)), ..pb::SettleResult::default() }
         }
     }
 }
@@ -198,9 +199,9 @@ pub(super) fn settle_result(result: Result<SettleOutcome, ApiError>) -> pb::Sett
 /// not known here is not taken for success.
 pub(super) fn relayed(result: pb::SettleResult) -> Result<SettleOutcome, ApiError> {
     match result.error {
-        Some(error) => Err(ApiError::relayed(error)),
+        Some(error) => Err(refused_there(error)),
         None if result.outcome() == pb::Outcome::Unspecified => {
-            Err(ApiError::OwnerUnreachable { maybe: true })
+            Err(ApiError::OwnerUnreachable { maybe_applied: true })
         }
         None => Ok(SettleOutcome {
             outcome: result.outcome(),
@@ -208,6 +209,24 @@ pub(super) fn relayed(result: pb::SettleResult) -> Result<SettleOutcome, ApiErro
             lease_expire_time: result.lease_expire_time,
             lease: result.lease,
         }),
+    }
+}
+
+fn settle_error(error: &ApiError) -> pb::SettleError {
+    let reason = error.reason();
+    pb::SettleError {
+        reason: reason.name().to_owned(),
+        message: error.message(),
+        metadata: error.metadata(),
+        retry_delay: reason.retry_after().map(duration),
+    }
+}
+
+/// The refusal of another replica. A reason that only a newer replica knows says nothing here.
+fn refused_there(pb::SettleError { reason, message, metadata, .. }: pb::SettleError) -> ApiError {
+    match Reason::ALL.iter().copied().find(|known| known.name() == reason) {
+        Some(reason) => ApiError::Relayed { reason, message, metadata },
+        None => ApiError::OwnerUnreachable { maybe_applied: true },
     }
 }
 
@@ -299,7 +318,7 @@ mod tests {
         for outcome in [0, 99] {
             let newer = pb::SettleResult { outcome, ..pb::SettleResult::default() };
             let relayed = relayed(newer);
-            assert!(matches!(relayed, Err(ApiError::OwnerUnreachable { maybe: true })));
+            assert!(matches!(relayed, Err(ApiError::OwnerUnreachable { maybe_applied: true })));
         }
         let known = pb::Outcome::Duplicate;
         let known = pb::SettleResult { outcome: known.into(), ..pb::SettleResult::default() };

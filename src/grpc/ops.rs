@@ -20,9 +20,9 @@ use tonic_health::pb::health_server::{Health, HealthServer};
 use super::{
     connection::Used,
     edge::{self, ListenerLimits, Services},
-    status::{ApiError, Reason},
+    to_status::to_status,
 };
-use crate::readiness::Verdict;
+use crate::{api_error::ApiError, readiness::Verdict, reason::Reason};
 
 /// Calls that one connection may have open: checks, and a few Watch streams.
 const MAX_OPS_STREAMS: u32 = 16;
@@ -64,7 +64,8 @@ fn elsewhere(request: &Request) -> Response {
     if content.is_some_and(|content| content.as_bytes().starts_with(b"application/grpc")) {
         let text = "this is the port for operators, with health alone; the service is on the other \
                     port, that of --listen";
-        return ApiError::Foreign(Reason::Unsupported, text.to_owned()).status().into_http();
+        let refused = ApiError::Foreign(Reason::Unsupported, text.to_owned());
+        return to_status(&refused).into_http();
     }
     (StatusCode::NOT_FOUND, "there are /livez and /readyz here, and gRPC health\n").into_response()
 }

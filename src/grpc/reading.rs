@@ -19,10 +19,10 @@ use prost::encoding::{DecodeContext, WireType, decode_key, skip_field};
 use tokio::time::{Sleep, sleep};
 use tonic::Status;
 
-use super::{
-    budget::Taken,
-    decode::MOST_SETTLEMENTS,
-    status::{ApiError, BudgetKind, Reason},
+use super::{budget::Taken, decode::MOST_SETTLEMENTS};
+use crate::{
+    api_error::{ApiError, BudgetKind},
+    reason::Reason,
 };
 
 /// A request must be there in whole this long after its headers, whatever trickles.

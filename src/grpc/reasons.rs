@@ -11,9 +11,10 @@ use http::{HeaderMap, Request, Response};
 use tonic::{Code, Status};
 use tower::Service;
 
-use super::{
-    calls::is_ours,
-    status::{ApiError, REASON_TRAILER, Reason},
+use super::{calls::is_ours, to_status::to_status};
+use crate::{
+    api_error::ApiError,
+    reason::{REASON_TRAILER, Reason},
 };
 
 /// A service whose errors all have reasons; see the module.
@@ -76,5 +77,5 @@ fn renamed(headers: &HeaderMap, ours: bool) -> Option<Status> {
         (Reason::Unsupported, "") => "there is no such method",
         (_, message) => message,
     };
-    Some(ApiError::Foreign(reason, message.to_owned()).status())
+    Some(to_status(&ApiError::Foreign(reason, message.to_owned())))
 }

@@ -3,8 +3,7 @@
 
 use std::time::Duration;
 
-use super::status::ApiError;
-use crate::{broker::ConsumerName, clock, log_throttle::KeyedLogThrottle};
+use crate::{api_error::ApiError, broker::ConsumerName, clock, log_throttle::KeyedLogThrottle};
 
 /// Between two lines for the same reason and consumer, at least.
 const REPEAT_AFTER: Duration = Duration::from_secs(3600);

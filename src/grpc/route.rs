@@ -23,9 +23,9 @@ use super::{
     decode,
     encode::{self, ClockPair, SettleOutcome},
     refusals::{Refusals, Who},
-    status::{ApiError, Reason},
 };
 use crate::{
+    api_error::ApiError,
     broker::{AckSubject, Broker, Confirmation},
     bus::Bus,
     clock,
@@ -34,6 +34,7 @@ use crate::{
     lease::{LeaseError, LeaseId, SettleKind},
     lessor::{Action, Error, Lessor, SettleItem, Settled},
     pb::{self, peer::v1 as wire},
+    reason::Reason,
     token::{Claims, InstanceId, OpenError},
 };
 
@@ -219,7 +220,7 @@ impl<B: Broker + Bus> Router<B> {
                 }
                 // It may have been ours until a moment ago.
                 Ok((LeaseLocation::Elsewhere(_), _)) => {
-                    Err(ApiError::OwnerUnreachable { maybe: false })
+                    Err(ApiError::OwnerUnreachable { maybe_applied: false })
                 }
             });
         }
@@ -303,7 +304,7 @@ impl<B: Broker + Bus> Router<B> {
                 }
                 // It may have a lease still that was extended, or have done what was asked.
                 Unanswered::Silent if !final_word || left.is_zero() => {
-                    results.push((place, Err(ApiError::OwnerUnreachable { maybe: true })));
+                    results.push((place, Err(ApiError::OwnerUnreachable { maybe_applied: true })));
                 }
                 Unanswered::Silent | Unanswered::Nobody => {
                     places.push(place);
@@ -316,9 +317,9 @@ impl<B: Broker + Bus> Router<B> {
         let settled = settled.into_iter().map(|result| match (why, result) {
             (_, Some(result @ (Ok(_) | Err(Error::Unconfirmed)))) => done(result, clocks),
             // It may have done before what could not be done here.
-            (Unanswered::Silent, _) => Err(ApiError::OwnerUnreachable { maybe: true }),
+            (Unanswered::Silent, _) => Err(ApiError::OwnerUnreachable { maybe_applied: true }),
             (_, Some(result)) => done(result, clocks),
-            (_, None) => Err(ApiError::OwnerUnreachable { maybe: false }),
+            (_, None) => Err(ApiError::OwnerUnreachable { maybe_applied: false }),
         });
         results.extend(places.into_iter().zip(settled));
         results

@@ -13,9 +13,10 @@ use super::{
     encode::{ClockPair, Seal, SettleOutcome, settle_result},
     refusals::Who,
     route::Router,
-    status::{ApiError, BudgetKind},
+    to_status::to_status,
 };
 use crate::{
+    api_error::{ApiError, BudgetKind},
     broker::{Broker, Confirmation, ConsumerName},
     bus::Bus,
     clock,
@@ -67,7 +68,7 @@ impl<B: Broker + Bus> Service<B> {
         let (wanted, until) = (vec![(token, action)], settle_until(metadata));
         let done = self.router.settle(call, wanted, confirmation, until).await.pop();
         // One was asked, so there is one answer.
-        done.unwrap_or(Err(Error::Unconfirmed.into())).map_err(|refused| refused.status())
+        done.unwrap_or(Err(Error::Unconfirmed.into())).map_err(|refused| to_status(&refused))
     }
 }
 
@@ -87,7 +88,7 @@ impl<B: Broker + Bus> FetchService for Service<B> {
                 .then(|| ConsumerName { stream: stream.into(), consumer: consumer.into() });
             let who = Who { consumer, worker: &request.worker };
             self.router.refusals().see("Fetch", &who, &refused);
-            refused.status()
+            to_status(&refused)
         };
         let ask = decode::fetch(&request, clock::now(), left).map_err(refused)?;
         let (codec, max_bytes) = (ask.codec, ask.max_bytes);
@@ -165,7 +166,7 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         let count = request.settlements.len();
         if !(1..=decode::MOST_SETTLEMENTS).contains(&count) {
             let why = format!("must be 1 to {}, not {count}", decode::MOST_SETTLEMENTS);
-            return Err(ApiError::Field { field: "settlements".into(), why }.status());
+            return Err(to_status(&ApiError::Field { field: "settlements".into(), why }));
         }
         // All fields are checked before anything is settled.
         let wanted = request.settlements.into_iter().enumerate();
@@ -211,7 +212,7 @@ async fn answer_bytes(
 }
 
 fn checked<T>(decoded: Result<T, ApiError>) -> Result<T, Status> {
-    decoded.map_err(|refused| refused.status())
+    decoded.map_err(|refused| to_status(&refused))
 }
 
 /// By when a settlement answers: before its caller's deadline. The lessor has a bound of its own.
@@ -225,7 +226,7 @@ fn nonces(count: usize) -> Result<impl Iterator<Item = [u8; 24]>, Status> {
     let mut bytes = vec![0; count * 24];
     getrandom::fill(&mut bytes).map_err(|error| {
         let why = format!("no randomness to seal tokens with: {error}");
-        ApiError::from(Error::Unavailable(why)).status()
+        to_status(&Error::Unavailable(why).into())
     })?;
     let nonces: Vec<[u8; 24]> = bytes.as_chunks().0.to_vec();
     Ok(nonces.into_iter())

@@ -1,5 +1,5 @@
 //! Why the lessor did not do what it was asked. Each variant is a promise about what has and has
-//! not happened; `grpc::status` is the one table that turns them into statuses.
+//! not happened; the table in `reason` says which reason its caller receives.
 
 use crate::{
     broker::{ConsumerName, InfoError},
@@ -114,6 +114,19 @@ pub enum Unsuitable {
     /// An ack wait, the consumer's or one of its backoffs, is under
     /// [`super::spec::SHORTEST_ACK_WAIT`].
     AckWait,
+}
+
+impl Unsuitable {
+    /// The name of the property, for programs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Push => "push",
+            Self::AckPolicy(_) => "ack_policy",
+            Self::PriorityGroups => "priority_groups",
+            Self::AckWait => "ack_wait",
+            Self::Unreadable { .. } => "unreadable_message",
+        }
+    }
 }
 
 impl std::fmt::Display for Unsuitable {

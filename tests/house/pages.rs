@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 use clap::{Arg, ArgAction, Command, CommandFactory as _};
 use fetch_proxy::{
     config::Cli,
-    grpc::{DOMAIN, REASON_TRAILER, Reason},
+    reason::{DOMAIN, REASON_TRAILER, Reason},
 };
 
 /// The heading of a table in the how-to for workers, and the reasons of each of its rows.

@@ -2,8 +2,8 @@
 //! status of our table with its reason, in time, and the service goes on.
 
 use fetch_proxy::{
-    grpc::Reason,
     pb::{self, settlement::Action},
+    reason::Reason,
 };
 use proptest::{collection::vec, option, prelude::*, test_runner::TestRunner};
 use prost_types::Duration as PbDuration;
@@ -147,7 +147,12 @@ fn whatever_is_asked_the_answer_is_one_of_the_contract() {
             if let Err(status) = answer {
                 let (code, name) = reason(&status);
                 let known = Reason::ALL.iter().find(|known| known.name() == name);
-                prop_assert_eq!(known.map(|known| known.code()), Some(code), "{:?}", status);
+                prop_assert_eq!(
+                    known.map(|known| known.code() as i32),
+                    Some(code as i32),
+                    "{:?}",
+                    status
+                );
             }
             Ok(())
         })

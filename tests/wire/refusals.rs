@@ -4,8 +4,8 @@
 use async_nats::jetstream::consumer::{AckPolicy, pull, push};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use fetch_proxy::{
-    grpc::Reason,
     pb::{self, AckAction, Settlement, settlement::Action},
+    reason::Reason,
 };
 use testkit::{
     jetstream::{Fixture, ack_wait, config},
@@ -23,7 +23,11 @@ async fn client() -> (Proxy, Client) {
 }
 
 fn is(status: &Status, expected: Reason) {
-    assert_eq!(reason(status), (expected.code(), expected.name().to_owned()), "{status:?}");
+    assert_eq!(
+        reason(status),
+        (Code::from(expected.code() as i32), expected.name().to_owned()),
+        "{status:?}"
+    );
     let retry = status.get_details_retry_info().and_then(|info| info.retry_delay);
     assert_eq!(retry, expected.retry_after());
     assert_eq!(status.metadata().contains_key("grpc-retry-pushback-ms"), retry.is_some());
@@ -321,5 +325,5 @@ async fn unknown_methods_are_unsupported() {
         let refused = grpc.unary(request, path.parse().unwrap(), codec).await.unwrap_err();
         is(&refused, Reason::Unsupported);
     }
-    assert_eq!(Reason::Unsupported.code(), Code::Unimplemented);
+    assert_eq!(Code::from(Reason::Unsupported.code() as i32), Code::Unimplemented);
 }

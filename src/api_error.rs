@@ -1,0 +1,206 @@
+//! What went wrong with a call, with the details that its client receives. The reason of each error, and
+//! with it the promise, comes from the table in `reason`. Pure: `grpc` makes a status of an error, and
+//! `cluster` makes an entry of a Settle of it.
+
+use std::{collections::HashMap, time::Duration};
+
+use crate::{lease::SettleKind, lessor::Error, reason::Reason};
+
+/// The error that a client receives instead of a result.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ApiError {
+    /// A field of the request has a value that is not allowed.
+    Field {
+        /// The path of the field, like `settlements[3].nak.delay`.
+        field: String,
+        /// What is wrong with the value.
+        why: String,
+    },
+    /// The token is not from this cluster.
+    TokenInvalid,
+    /// The token is sealed with a key that this replica does not have.
+    KeyUnknown,
+    /// The replica that holds the lease cannot be asked.
+    OwnerUnreachable {
+        /// Whether that replica may have received the question and applied it.
+        maybe_applied: bool,
+    },
+    /// The replica that holds the lease refused, and this is its answer.
+    Relayed {
+        /// Its row of the table.
+        reason: Reason,
+        /// Its words for people.
+        message: String,
+        /// Its details for programs.
+        metadata: HashMap<String, String>,
+    },
+    /// No more calls are allowed at once. The number is the limit of this replica.
+    CallLimit(usize, ExhaustedScope),
+    /// No more open Fetch calls are allowed. The number is the limit of this replica.
+    WaiterLimit(usize, ExhaustedScope),
+    /// No more bytes are allowed at once.
+    ByteLimit(BudgetKind, ExhaustedScope),
+    /// The request did not arrive in full within this time.
+    RequestTimeout(Duration),
+    /// An error that a library found before a handler ran, in the words of that library.
+    Foreign(Reason, String),
+    /// No more connections are allowed. The number is the limit of this replica.
+    ConnectionLimit(usize),
+    /// The lessor refused or failed.
+    Lessor(Error),
+}
+
+/// Whose limit is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExhaustedScope {
+    /// The connection has used up its share.
+    Connection,
+    /// The replica has no more to give.
+    Replica,
+}
+
+/// What the bytes of a budget are used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BudgetKind {
+    /// Requests that are being read or worked on.
+    Requests,
+    /// Answers that their clients have not read.
+    Answers,
+}
+
+impl From<Error> for ApiError {
+    fn from(error: Error) -> Self {
+        Self::Lessor(error)
+    }
+}
+
+impl ApiError {
+    /// The row of the table that this error belongs to.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Field { .. } => Reason::InvalidField,
+            Self::TokenInvalid => Reason::TokenInvalid,
+            Self::KeyUnknown => Reason::KeyUnknown,
+            Self::OwnerUnreachable { .. } => Reason::OwnerUnreachable,
+            Self::Relayed { reason, .. } => *reason,
+            Self::CallLimit(..) => Reason::CallLimit,
+            Self::WaiterLimit(..) => Reason::WaiterLimit,
+            Self::ByteLimit(..) => Reason::ByteLimit,
+            Self::RequestTimeout(_) => Reason::RequestTimeout,
+            Self::Foreign(reason, _) => *reason,
+            Self::ConnectionLimit(_) => Reason::ConnectionLimit,
+            Self::Lessor(error) => match error {
+                Error::StreamNotFound(_) => Reason::StreamNotFound,
+                Error::ConsumerNotFound(_) => Reason::ConsumerNotFound,
+                Error::ConsumerUnsuitable { .. } => Reason::ConsumerUnsuitable,
+                Error::ConsumerSuspected { .. } => Reason::ConsumerSuspected,
+                Error::ConsumerBusy(_) => Reason::ConsumerBusy,
+                Error::LeaseLimit(_) | Error::ConsumerLeaseLimit(_) => Reason::LeaseLimit,
+                Error::WaiterLimit(_) => Reason::WaiterLimit,
+                Error::Draining => Reason::Draining,
+                Error::Unavailable(_) => Reason::NatsUnavailable,
+                Error::Permission(_) => Reason::NatsPermission,
+                Error::LeaseExpired { .. } | Error::LastAttempt => Reason::LeaseExpired,
+                Error::LeaseSettled(_) => Reason::LeaseSettled,
+                Error::LeaseBusy => Reason::LeaseBusy,
+                Error::Unconfirmed => Reason::SettleUnconfirmed,
+                Error::ConsumerGone => Reason::JetstreamDenied,
+            },
+        }
+    }
+
+    /// The error in words, for people.
+    pub fn message(&self) -> String {
+        match self {
+            Self::Field { field, why } => format!("{field}: {why}"),
+            Self::TokenInvalid => "not a token of this service".to_owned(),
+            Self::KeyUnknown => "the token is sealed with a key that is not known here".to_owned(),
+            Self::OwnerUnreachable { .. } => {
+                "the replica that granted this lease does not answer".to_owned()
+            }
+            Self::Relayed { message, .. } => message.clone(),
+            Self::CallLimit(most, ExhaustedScope::Replica) => {
+                format!("all {most} places for calls are taken")
+            }
+            Self::CallLimit(_, ExhaustedScope::Connection) => {
+                "this connection has its share of the places for calls".to_owned()
+            }
+            Self::WaiterLimit(most, ExhaustedScope::Replica) => {
+                format!("all {most} places for Fetch calls are taken")
+            }
+            Self::WaiterLimit(_, ExhaustedScope::Connection) => {
+                "this connection has its share of the places for Fetch calls".to_owned()
+            }
+            Self::ByteLimit(counted, short) => {
+                let counted = match counted {
+                    BudgetKind::Requests => "requests that are being read",
+                    BudgetKind::Answers => "answers that are not read yet",
+                };
+                match short {
+                    ExhaustedScope::Replica => {
+                        format!("this replica has no more bytes for {counted}")
+                    }
+                    ExhaustedScope::Connection => {
+                        format!("this connection has its share of the bytes for {counted}")
+                    }
+                }
+            }
+            Self::RequestTimeout(time) => format!("the request was not there within {time:?}"),
+            Self::Foreign(_, message) => message.clone(),
+            Self::ConnectionLimit(most) => format!("all {most} connections are taken"),
+            Self::Lessor(error) => error.to_string(),
+        }
+    }
+
+    /// The details for programs, by name.
+    pub fn metadata(&self) -> HashMap<String, String> {
+        let one = |name: &str, value: &str| HashMap::from([(name.to_owned(), value.to_owned())]);
+        match self {
+            Self::Field { field, .. } => one("field", field),
+            Self::OwnerUnreachable { maybe_applied } => {
+                one("applied", if *maybe_applied { "unknown" } else { "no" })
+            }
+            Self::Relayed { metadata, .. } => metadata.clone(),
+            Self::CallLimit(_, short) | Self::WaiterLimit(_, short) => one("scope", scope(*short)),
+            Self::ByteLimit(counted, short) => {
+                let counted = match counted {
+                    BudgetKind::Requests => "requests",
+                    BudgetKind::Answers => "answers",
+                };
+                [("scope", scope(*short)), ("of", counted)]
+                    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                    .into()
+            }
+            Self::Lessor(Error::ConsumerUnsuitable { property, .. }) => {
+                one("property", property.name())
+            }
+            Self::Lessor(Error::LeaseSettled(kind)) => one("settled_as", kind_name(*kind)),
+            Self::Lessor(Error::LeaseExpired { forgotten: true }) => one("detail", "forgotten"),
+            Self::Lessor(Error::LastAttempt) => one("detail", "last_attempt"),
+            Self::Lessor(
+                Error::Permission(subject) | Error::ConsumerSuspected { needs: Some(subject), .. },
+            ) => one("subject", subject),
+            Self::TokenInvalid
+            | Self::KeyUnknown
+            | Self::ConnectionLimit(_)
+            | Self::RequestTimeout(_)
+            | Self::Foreign(..)
+            | Self::Lessor(_) => HashMap::new(),
+        }
+    }
+}
+
+fn scope(short: ExhaustedScope) -> &'static str {
+    match short {
+        ExhaustedScope::Connection => "connection",
+        ExhaustedScope::Replica => "replica",
+    }
+}
+
+fn kind_name(kind: SettleKind) -> &'static str {
+    match kind {
+        SettleKind::Ack => "ACK",
+        SettleKind::Nak => "NAK",
+        SettleKind::Term => "TERM",
+    }
+}
