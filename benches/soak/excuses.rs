@@ -1,7 +1,7 @@
 //! What the judges share: which faults there were at a time, and what settled a message. Judges
 //! nothing by itself.
 
-use crate::books::{At, Blow, Fault, Holding, Kind, Outcome, Try};
+use testkit::delivery_log::{At, Fault, FaultKind, Holding, Kind, Outcome, Try};
 
 /// After a fault the wire is not at once what it was.
 pub const GRACE: At = 3_000_000;
@@ -23,28 +23,28 @@ pub struct Faults<'l>(pub &'l [Fault]);
 
 impl Faults<'_> {
     pub fn crashed(&self, from: At, to: At) -> bool {
-        self.any(from, to, 0, |blow| blow == Blow::Crash)
+        self.any(from, to, 0, |kind| kind == FaultKind::Crash)
     }
 
     /// NATS was out of order at some time in between, or had just been.
     pub fn nats(&self, from: At, to: At) -> bool {
-        self.any(from, to, GRACE, |blow| blow != Blow::Workers)
+        self.any(from, to, GRACE, |kind| kind != FaultKind::Workers)
     }
 
     pub fn workers(&self, from: At, to: At) -> bool {
-        self.any(from, to, GRACE, |blow| blow == Blow::Workers)
+        self.any(from, to, GRACE, |kind| kind == FaultKind::Workers)
     }
 
-    fn any(&self, from: At, to: At, grace: At, of: impl Fn(Blow) -> bool) -> bool {
+    fn any(&self, from: At, to: At, grace: At, of: impl Fn(FaultKind) -> bool) -> bool {
         let ends = |fault: &Fault| fault.to.unwrap_or(At::MAX - grace) + grace;
-        self.0.iter().any(|fault| of(fault.blow) && fault.from <= to && ends(fault) >= from)
+        self.0.iter().any(|fault| of(fault.kind) && fault.from <= to && ends(fault) >= from)
     }
 
     /// In the order in which JetStream delivered them: an answer may be late on its way to a
     /// worker. A crash sets the consumer's sequence back.
     pub fn sorted(&self, held: &[Holding]) -> Vec<Holding> {
         let age = |holding: &Holding| {
-            let crashes = self.0.iter().filter(|fault| fault.blow == Blow::Crash);
+            let crashes = self.0.iter().filter(|fault| fault.kind == FaultKind::Crash);
             crashes.filter(|crash| crash.mended < holding.handed).count()
         };
         let mut sorted = held.to_vec();

@@ -4,6 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use testkit::{
+    delivery_log::{DeliveryLog, FaultKind},
     dice::Dice,
     nats_server::NatsServer,
     relay::{Flow, Relay},
@@ -13,15 +14,13 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::books::{Blow, Books};
-
 pub struct Faults {
     pub nats: NatsServer,
     /// Between the proxy and NATS.
     pub nats_wire: Relay,
     /// Between some of the workers and the proxy.
     pub worker_wire: Relay,
-    pub books: Arc<Books>,
+    pub log: Arc<DeliveryLog>,
     pub dice: Dice,
 }
 
@@ -81,12 +80,12 @@ impl Faults {
     }
 
     async fn strike(&mut self, fault: Fault, lasts: Duration) {
-        let blow = match fault {
-            Fault::Kill => Blow::Crash,
-            Fault::WorkersCut | Fault::WorkersClose | Fault::WorkersStall => Blow::Workers,
-            _ => Blow::Nats,
+        let kind = match fault {
+            Fault::Kill => FaultKind::Crash,
+            Fault::WorkersCut | Fault::WorkersClose | Fault::WorkersStall => FaultKind::Workers,
+            _ => FaultKind::Nats,
         };
-        let number = self.books.begins(blow, format!("{fault:?} for {lasts:.1?}"));
+        let number = self.log.begins(kind, format!("{fault:?} for {lasts:.1?}"));
         let delay = Flow::Delay(self.dice.millis(5..100));
         match fault {
             Fault::Kill => block_in_place(|| self.nats.kill()),
@@ -101,7 +100,7 @@ impl Faults {
             Fault::WorkersStall => self.worker_wire.flow(Flow::Stall, Flow::Stall),
         }
         sleep(lasts).await;
-        self.books.mends(number);
+        self.log.mends(number);
         match fault {
             Fault::Kill => block_in_place(|| self.nats.restart()),
             Fault::Stop => self.nats.signal("CONT"),
@@ -112,10 +111,10 @@ impl Faults {
             Fault::Cut | Fault::HalfClose | Fault::WorkersCut => {}
         }
         self.reachable().await;
-        self.books.over(number);
+        self.log.over(number);
     }
 
-    /// NATS answers, by the way that the books take.
+    /// Waits until NATS answers on a connection of its own.
     async fn reachable(&self) {
         let connect = || async_nats::connect(self.nats.url());
         while !matches!(timeout(Duration::from_secs(1), connect()).await, Ok(Ok(_))) {

@@ -1,4 +1,4 @@
-//! Whether the books balance: reads what happened to each message and says what must not have.
+//! The judge reads the delivery log of the run and finds what must not have happened.
 //!
 //! A lease promises its holder that nobody else has the message. That promise depends on NATS, so a
 //! breach is *excused*, and counted apart, where a fault explains it: nats-server crashed while the
@@ -9,8 +9,9 @@
 
 use std::collections::BTreeMap;
 
+use testkit::delivery_log::{Account, At, FaultKind, Holding, Kind, Ledger, Outcome, Try};
+
 use crate::{
-    books::{Account, At, Blow, Holding, Kind, Ledger, Outcome, Try},
     excuses::{Faults, GRACE, Wrong, settlement},
     waiting::{self, Waits},
 };
@@ -81,9 +82,9 @@ pub fn judge(ledger: &Ledger) -> Verdict {
     verdict.unpublished = gone.count() as u64;
     for (consumer, account) in ledger.accounts.iter().enumerate() {
         let faults = Faults(&ledger.faults);
-        let mut court =
-            Court { account, faults, row: Row::default(), wrong: Vec::new(), excused: Vec::new() };
-        court.row.name = account.terms.name;
+        let mut judge =
+            Judge { account, faults, row: Row::default(), wrong: Vec::new(), excused: Vec::new() };
+        judge.row.name = account.terms.name;
         let messages: BTreeMap<u64, Vec<Holding>> = account
             .messages
             .iter()
@@ -91,22 +92,22 @@ pub fn judge(ledger: &Ledger) -> Verdict {
             .collect();
         for sequence in ledger.stored.keys() {
             let held = messages.get(sequence).map_or(&[][..], Vec::as_slice);
-            court.count(held);
-            court.duplicates(held);
-            court.fence(*sequence, held);
-            court.promises(*sequence, held);
-            court.ends(*sequence, held);
+            judge.count(held);
+            judge.duplicates(held);
+            judge.fence(*sequence, held);
+            judge.promises(*sequence, held);
+            judge.ends(*sequence, held);
         }
-        court.row.waits = waiting::judge(ledger, account, &messages, faults, &mut court.wrong);
+        judge.row.waits = waiting::judge(ledger, account, &messages, faults, &mut judge.wrong);
         let finding = |(sequence, what)| Finding { consumer, sequence, what };
-        verdict.findings.extend(court.wrong.into_iter().map(finding));
-        verdict.excused.extend(court.excused.into_iter().map(finding));
-        verdict.rows.push(court.row);
+        verdict.findings.extend(judge.wrong.into_iter().map(finding));
+        verdict.excused.extend(judge.excused.into_iter().map(finding));
+        verdict.rows.push(judge.row);
     }
     verdict
 }
 
-struct Court<'l> {
+struct Judge<'l> {
     account: &'l Account,
     faults: Faults<'l>,
     row: Row,
@@ -114,7 +115,7 @@ struct Court<'l> {
     excused: Wrong,
 }
 
-impl Court<'_> {
+impl Judge<'_> {
     fn count(&mut self, held: &[Holding]) {
         let row = &mut self.row;
         for holding in held {
@@ -137,16 +138,16 @@ impl Court<'_> {
             let done = done_with(earlier).is_some_and(|done| later.handed > done);
             done || later.handed < left(earlier, None) - SLACK
         };
-        for (place, later) in held.iter().enumerate() {
-            let duplicate = held[..place].iter().any(|earlier| twice(later, earlier));
+        for (index, later) in held.iter().enumerate() {
+            let duplicate = held[..index].iter().any(|earlier| twice(later, earlier));
             self.row.duplicates += u64::from(duplicate);
         }
     }
 
     /// A token works for nobody who has lost the message, or whose lease has ended.
     fn fence(&mut self, sequence: u64, held: &[Holding]) {
-        for (place, holding) in held.iter().enumerate() {
-            let next = held[place + 1..].iter().map(|later| later.handed).min();
+        for (index, holding) in held.iter().enumerate() {
+            let next = held[index + 1..].iter().map(|later| later.handed).min();
             for (number, tried) in holding.tries.iter().enumerate() {
                 if !tried.outcome.accepted() || holding.rejected {
                     continue;
@@ -160,7 +161,7 @@ impl Court<'_> {
                 }
                 // What was not confirmed may be repeated for as long as JetStream waits.
                 let again = holding.tries[..number].iter().any(|earlier| earlier.kind == kind);
-                if tried.sent > tried.most(holding) + SLACK && !again {
+                if tried.sent > latest_end(holding, tried) + SLACK && !again {
                     let what = format!("{kind:?} of attempt {attempt} accepted after its lease");
                     self.wrong.push((sequence, what));
                 }
@@ -170,9 +171,9 @@ impl Court<'_> {
 
     /// While a lease lasts its holder is the only one, and can settle.
     fn promises(&mut self, sequence: u64, held: &[Holding]) {
-        for (place, holding) in held.iter().enumerate() {
-            for later in &held[place + 1..] {
-                self.alone(sequence, &held[..place], holding, later);
+        for (index, holding) in held.iter().enumerate() {
+            for later in &held[index + 1..] {
+                self.alone(sequence, &held[..index], holding, later);
             }
             for tried in holding.tries.iter().filter(|tried| expired(tried)) {
                 let answered = tried.answered.unwrap_or(tried.sent);
@@ -225,7 +226,7 @@ impl Court<'_> {
         self.faults.0.iter().any(|fault| {
             let to = fault.to.unwrap_or(At::MAX / 2) + LATE;
             let held_up = fault.from <= holding.handed && holding.handed <= to;
-            fault.blow != Blow::Workers && held_up && now > fault.from + wait - LATE
+            fault.kind != FaultKind::Workers && held_up && now > fault.from + wait - LATE
         })
     }
 
@@ -241,7 +242,7 @@ impl Court<'_> {
         self.faults.0.iter().any(|fault| {
             let to = fault.to.unwrap_or(At::MAX / 2) + LATE;
             let just_now = fault.from <= now && now <= to;
-            fault.blow != Blow::Workers && just_now && fault.from - LATE <= sent
+            fault.kind != FaultKind::Workers && just_now && fault.from - LATE <= sent
         })
     }
 
@@ -293,11 +294,9 @@ fn expired(tried: &Try) -> bool {
     tried.outcome == Outcome::Refused("LEASE_EXPIRED".to_owned())
 }
 
-impl Try {
-    /// When the lease ended at the latest, as it stood when this was tried.
-    fn most(&self, holding: &Holding) -> At {
-        if self.kind == Kind::Extend { self.before.1 } else { holding.most }
-    }
+/// The latest end of the lease at the time of this attempt.
+fn latest_end(holding: &Holding, tried: &Try) -> At {
+    if tried.kind == Kind::Extend { tried.before.1 } else { holding.most }
 }
 
 /// Until when its holder relies on the lease: it may give it up sooner than it ends. `but` is left

@@ -1,4 +1,4 @@
-//! `make soak`: workers, publishers and faults for as long as asked, and books of all that happened,
+//! `make soak`: workers, publishers and faults for as long as asked, and log of all that happened,
 //! which must balance: nothing lost, nothing in two hands, nothing long in the dark, and a proxy
 //! that weighs afterwards what it weighed before.
 //!
@@ -6,13 +6,12 @@
 //! cargo bench --bench soak -- --for 2m --seed 1
 //!
 //!  publishers ──▶ nats-server ◀── wire that breaks ──▶ fetch-proxy ◀── wire that breaks ── workers
-//!  the books ───▶ (also killed)                                    ◀────────────────────── workers
+//!  witness ────▶ (also killed)                                    ◀────────────────────── workers
 //! ```
 //! The last twenty seconds are without faults; then publishers stop, and workers take what is left.
 
 #![allow(clippy::disallowed_methods, reason = "a soak lives in real time")]
 
-mod books;
 mod excuses;
 mod faults;
 mod judge;
@@ -30,11 +29,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use books::{Books, Terms, now};
 use clap::Parser;
 use faults::Faults;
 use process::Weight;
-use testkit::{dice::Dice, nats_server::NatsServer, proxy::Proxy, relay::Relay};
+use testkit::{
+    delivery_log::{DeliveryLog, Terms, now},
+    dice::Dice,
+    nats_server::NatsServer,
+    proxy::Proxy,
+    relay::Relay,
+};
 use tokio::{sync::watch, task::JoinSet, time::sleep};
 use workers::{Phase, Worker};
 
@@ -89,13 +93,13 @@ fn consumers() -> Vec<Terms> {
 
 async fn run(args: &Args, seed: u64) -> ExitCode {
     let (began, consumers) = (Instant::now(), consumers());
-    let books = Arc::new(Books::open(&consumers));
+    let log = Arc::new(DeliveryLog::open(&consumers));
     let nats = NatsServer::start();
     let nats_wire = Relay::to(nats.url().trim_start_matches("nats://")).await;
     let proxy = Proxy::start_at(&nats_wire.nats_url(), &[]);
     let worker_wire = Relay::to(&proxy.grpc).await;
     let jetstream = witness::prepare(&nats.url(), &consumers).await;
-    let witness = witness::listen(&nats.url(), books.clone()).await;
+    let witness = witness::listen(&nats.url(), log.clone()).await;
 
     let (phase, phases) = watch::channel(Phase::WarmingUp);
     let mut workers = JoinSet::new();
@@ -107,7 +111,7 @@ async fn run(args: &Args, seed: u64) -> ExitCode {
             terms: consumers[consumer].clone(),
             address: if direct { proxy.grpc.clone() } else { worker_wire.address() },
             direct,
-            books: books.clone(),
+            log: log.clone(),
             dice: Dice::new(seed, 100 + number as u64),
             phase: phases.clone(),
         };
@@ -115,21 +119,21 @@ async fn run(args: &Args, seed: u64) -> ExitCode {
     }
     let (stop, stopped) = watch::channel(false);
     let publishing =
-        tokio::spawn(publishers::publish(jetstream.clone(), args.rate, books.clone(), stopped));
-    let progress = tokio::spawn(report::progress(books.clone(), began));
+        tokio::spawn(publishers::publish(jetstream.clone(), args.rate, log.clone(), stopped));
+    let progress = tokio::spawn(report::progress(log.clone(), began));
 
     sleep(WARM_UP).await;
     let before = Weight::of(proxy.pid());
     phase.send_replace(Phase::Working);
     let mut faults =
-        Faults { nats, nats_wire, worker_wire, books: books.clone(), dice: Dice::new(seed, 1) };
+        Faults { nats, nats_wire, worker_wire, log: log.clone(), dice: Dice::new(seed, 1) };
     faults.run(args.length.saturating_sub(WARM_UP + SETTLING_DOWN)).await;
     sleep(SETTLING_DOWN).await;
     stop.send_replace(true);
     publishing.await.unwrap();
     phase.send_replace(Phase::Draining);
     if let Err(left) = witness::drained(&jetstream, &consumers).await {
-        books.wrong(left);
+        log.wrong(left);
     }
     phase.send_replace(Phase::Idle);
     progress.abort();
@@ -148,7 +152,7 @@ async fn run(args: &Args, seed: u64) -> ExitCode {
     workers.join_all().await;
     witness.abort();
 
-    let mut ledger = books.read();
+    let mut ledger = log.read();
     ledger.stored = stored;
     let wrong = before.grown(&after);
     ledger.wrong.extend(wrong);

@@ -11,7 +11,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 
-use crate::books::Books;
+use testkit::delivery_log::DeliveryLog;
 
 pub const STREAM: &str = "SOAK";
 pub const ID: &str = "Soak-Id";
@@ -22,8 +22,8 @@ const PUB_ACK: Duration = Duration::from_secs(6);
 pub fn payload(id: u64) -> Bytes {
     let size = match id % 400 {
         7 => 200 * 1024,
-        place if place % 20 == 3 => 16 * 1024,
-        place if place % 3 == 1 => 1024,
+        rest if rest % 20 == 3 => 16 * 1024,
+        rest if rest % 3 == 1 => 1024,
         _ => 100,
     };
     let fill = char::from(b'a' + u8::try_from(id % 26).unwrap());
@@ -38,7 +38,7 @@ pub fn payload(id: u64) -> Bytes {
 pub async fn publish(
     jetstream: Context,
     rate: u32,
-    books: Arc<Books>,
+    log: Arc<DeliveryLog>,
     mut stop: watch::Receiver<bool>,
 ) {
     let mut ticks = interval(Duration::from_secs(1) / rate);
@@ -49,7 +49,7 @@ pub async fn publish(
             _ = ticks.tick() => {}
             _ = stop.wait_for(|stop| *stop) => break,
         }
-        let (jetstream, books) = (jetstream.clone(), books.clone());
+        let (jetstream, log) = (jetstream.clone(), log.clone());
         open.spawn(async move {
             let mut headers = HeaderMap::new();
             headers.insert(ID, id.to_string());
@@ -57,7 +57,7 @@ pub async fn publish(
                 let subject = format!("soak.{}", id % 7);
                 jetstream.publish_with_headers(subject, headers, payload(id)).await.ok()?.await.ok()
             });
-            books.published(id, sent.await.ok().flatten().map(|stored| stored.sequence));
+            log.published(id, sent.await.ok().flatten().map(|stored| stored.sequence));
         });
         while open.try_join_next().is_some() {}
     }

@@ -1,16 +1,15 @@
 //! What a person reads: a line every ten seconds, one table at the end, and what does not balance.
 
 use std::{
-    fmt::Write as _,
     fs,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use testkit::delivery_log::{DeliveryLog, Ledger, seconds};
 use tokio::time::sleep;
 
 use crate::{
-    books::{At, Books, Holding, Ledger},
     judge::{Finding, Row, Verdict},
     process::Weight,
 };
@@ -21,10 +20,10 @@ type Line = (&'static str, fn(&Row) -> String);
 /// Findings that are told with their history.
 const MOST: usize = 20;
 
-pub async fn progress(books: Arc<Books>, began: Instant) {
+pub async fn progress(log: Arc<DeliveryLog>, began: Instant) {
     loop {
         sleep(Duration::from_secs(10)).await;
-        let ledger = books.read();
+        let ledger = log.read();
         let fault = ledger.faults.last().map_or("none", |fault| &fault.name);
         println!(
             "{:>4} s: {} published, {} settled, {} faults, last: {fault}",
@@ -36,7 +35,7 @@ pub async fn progress(books: Arc<Books>, began: Instant) {
     }
 }
 
-/// Whether the books balance.
+/// Prints the table. Returns whether nothing is wrong.
 pub fn table(ledger: &Ledger, verdict: &Verdict, before: Weight, after: Weight) -> bool {
     let (stored, confirmed) = (ledger.stored.len(), ledger.confirmed.len());
     println!(
@@ -90,7 +89,7 @@ pub fn table(ledger: &Ledger, verdict: &Verdict, before: Weight, after: Weight) 
     );
     let balances = ledger.wrong.is_empty() && verdict.findings.is_empty();
     if balances {
-        println!("the books balance");
+        println!("nothing is wrong");
     } else {
         complain(ledger, &verdict.findings);
     }
@@ -98,7 +97,7 @@ pub fn table(ledger: &Ledger, verdict: &Verdict, before: Weight, after: Weight) 
 }
 
 fn complain(ledger: &Ledger, findings: &[Finding]) {
-    println!("the books do not balance: {} times", ledger.wrong.len() + findings.len());
+    println!("{} findings", ledger.wrong.len() + findings.len());
     for wrong in ledger.wrong.iter().take(MOST) {
         println!("  {wrong}");
     }
@@ -117,57 +116,9 @@ fn tell<'f>(ledger: &Ledger, findings: impl Iterator<Item = &'f Finding>) {
         let account = &ledger.accounts[finding.consumer];
         println!("  {}: message {}: {}", account.terms.name, finding.sequence, finding.what);
         let held = account.messages.get(&finding.sequence);
-        print!("{}", history(ledger, finding.sequence, held.map_or(&[], Vec::as_slice), start));
+        let held = held.map_or(&[][..], Vec::as_slice);
+        print!("{}", ledger.history(finding.sequence, held, start));
     }
-}
-
-/// All that happened to one message, and the faults of that time, by seconds from the beginning.
-fn history(ledger: &Ledger, sequence: u64, held: &[Holding], start: At) -> String {
-    let mut lines: Vec<(At, String)> = Vec::new();
-    if let Some((published, id)) = ledger.stored.get(&sequence) {
-        lines.push((*published, format!("published as {id}")));
-    }
-    for holding in held {
-        let (worker, attempt) = (holding.worker, holding.attempt);
-        let until = seconds(holding.least - start);
-        let what = if holding.rejected { "rejected for" } else { "handed to" };
-        let number = holding.consumer_sequence;
-        lines.push((
-            holding.handed,
-            format!("{what} w{worker}, attempt {attempt}, delivery {number}, until {until}"),
-        ));
-        for tried in &holding.tries {
-            let fast = if tried.fast { ", only sent" } else { "" };
-            let after = tried.answered.map_or_else(|| "never".into(), |at| seconds(at - start));
-            let again = tried
-                .again
-                .map_or_else(String::new, |at| format!(", comes back at {}", seconds(at - start)));
-            lines.push((
-                tried.sent,
-                format!(
-                    "w{worker} (attempt {attempt}) {:?}{fast}: {:?} at {after}{again}",
-                    tried.kind, tried.outcome
-                ),
-            ));
-        }
-    }
-    let first = lines.iter().map(|(at, _)| *at).min().unwrap_or(0) - 2_000_000;
-    let last = lines.iter().map(|(at, _)| *at).max().unwrap_or(0) + 2_000_000;
-    for fault in &ledger.faults {
-        let to = fault.to.unwrap_or(At::MAX);
-        if fault.from < last && to > first {
-            lines.push((fault.from, format!("~ {} until {}", fault.name, seconds(to - start))));
-        }
-    }
-    lines.sort();
-    lines.iter().fold(String::new(), |mut text, (at, line)| {
-        let _ = writeln!(text, "    {:>9} {line}", seconds(at - start));
-        text
-    })
-}
-
-fn seconds(micros: At) -> String {
-    format!("{:.3}", micros as f64 / 1e6)
 }
 
 /// Keeps the proxy's log, and says where.

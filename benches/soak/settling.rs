@@ -4,18 +4,20 @@
 
 use std::time::Duration;
 
-use fetch_proxy::pb::{self, Confirmation, Outcome as Told, settlement::Action};
+use fetch_proxy::pb::{self, Confirmation, settlement::Action};
 use prost_types::Timestamp;
-use testkit::{dice::Dice, proxy::Client};
+use testkit::{
+    delivery_log::{DeliveryLog, HoldingId, Kind, Outcome, now},
+    dice::Dice,
+    proxy::{Client, timed},
+};
 use tokio::time::sleep;
-use tonic::{Request, Status};
-
-use crate::books::{Books, Kind, Outcome, Place, now};
+use tonic::Status;
 
 /// A message in a worker's hands.
 #[derive(Debug, Clone)]
 pub struct Job {
-    pub place: Place,
+    pub id: HoldingId,
     pub token: String,
 }
 
@@ -33,13 +35,18 @@ const LONGEST: Duration = Duration::from_secs(12);
 type Answer = (Outcome, Option<Timestamp>);
 
 /// Deals with a pile of messages, of which more than one go into one Settle.
-pub async fn settle(client: Client, books: &Books, pile: Vec<Job>, mut dice: Dice, draining: bool) {
+pub async fn settle(
+    client: Client,
+    log: &DeliveryLog,
+    pile: Vec<Job>,
+    mut dice: Dice,
+    draining: bool,
+) {
     let fast = !draining && dice.percent(40);
     if draining {
-        return insist(&client, books, parts(pile, Kind::Ack), fast, dice).await;
+        return insist(&client, log, parts(pile, Kind::Ack), fast, dice).await;
     }
-    let left =
-        Duration::from_micros(u64::try_from(books.least(pile[0].place) - now()).unwrap_or(0));
+    let left = Duration::from_micros(u64::try_from(log.least(pile[0].id) - now()).unwrap_or(0));
     match dice.within(0..100) {
         // It never comes back to these.
         0..3 => return,
@@ -50,13 +57,13 @@ pub async fn settle(client: Client, books: &Books, pile: Vec<Job>, mut dice: Dic
         12..20 => {
             let mut longer = parts(pile.clone(), Kind::Extend);
             longer.iter_mut().for_each(|part| part.length = dice.millis(1000..10_000));
-            insist(&client, books, longer, false, dice.clone()).await;
+            insist(&client, log, longer, false, dice.clone()).await;
             sleep(dice.millis(0..4000)).await;
         }
         _ => sleep(dice.millis(0..40)).await,
     }
     let plan: Vec<Part> = pile.into_iter().map(|job| choose(job, &mut dice)).collect();
-    insist(&client, books, plan.clone(), fast, dice.clone()).await;
+    insist(&client, log, plan.clone(), fast, dice.clone()).await;
     if dice.percent(5) {
         // Once more with the same tokens: in the same way, or in another.
         sleep(dice.millis(0..3000)).await;
@@ -65,7 +72,7 @@ pub async fn settle(client: Client, books: &Books, pile: Vec<Job>, mut dice: Dic
         } else {
             parts(plan.into_iter().map(|part| part.job).collect(), Kind::Nak)
         };
-        insist(&client, books, again, false, dice).await;
+        insist(&client, log, again, false, dice).await;
     }
 }
 
@@ -84,10 +91,16 @@ fn choose(job: Job, dice: &mut Dice) -> Part {
 }
 
 /// Tries until each has an answer that is one, and gives up some time after the lease.
-async fn insist(client: &Client, books: &Books, mut open: Vec<Part>, fast: bool, mut dice: Dice) {
-    let give_up = books.least(open[0].job.place) + 3_000_000;
+async fn insist(
+    client: &Client,
+    log: &DeliveryLog,
+    mut open: Vec<Part>,
+    fast: bool,
+    mut dice: Dice,
+) {
+    let give_up = log.least(open[0].job.id) + 3_000_000;
     loop {
-        let answers = attempt(client, books, &open, fast, &mut dice).await;
+        let answers = attempt(client, log, &open, fast, &mut dice).await;
         let mut again = Vec::new();
         for (part, (outcome, _)) in open.into_iter().zip(answers) {
             if repeatable(&outcome) {
@@ -112,31 +125,32 @@ fn repeatable(outcome: &Outcome) -> bool {
     }
 }
 
-/// One call, written into the books before and after.
+/// Makes one call, and logs it before and after.
 async fn attempt(
     client: &Client,
-    books: &Books,
+    log: &DeliveryLog,
     parts: &[Part],
     fast: bool,
     dice: &mut Dice,
 ) -> Vec<Answer> {
     let within = if dice.percent(8) { dice.millis(30..400) } else { Duration::from_secs(8) };
-    let begin = |part: &Part| books.tries(part.job.place, part.kind, fast, part.length);
+    let begin = |part: &Part| log.tries(part.job.id, part.kind, fast, part.length);
     let tries: Vec<usize> = parts.iter().map(begin).collect();
     let answers = match parts {
         [part] if dice.percent(80) => {
-            vec![alone(client.clone(), part, fast, within).await.unwrap_or_else(|s| refused(&s))]
+            let answer = alone(client.clone(), part, fast, within).await;
+            vec![answer.unwrap_or_else(|status| (Outcome::of(Err(&status)), None))]
         }
         _ => together(client.clone(), parts, fast, within)
             .await
-            .unwrap_or_else(|status| vec![refused(&status); parts.len()]),
+            .unwrap_or_else(|status| vec![(Outcome::of(Err(&status)), None); parts.len()]),
     };
     for ((part, which), (outcome, time)) in parts.iter().zip(tries).zip(&answers) {
         if let Some(wrong) = unexpected(outcome) {
-            let place = part.job.place;
-            books.wrong(format!("{:?} of message {} got {wrong}", part.kind, place.sequence));
+            let id = part.job.id;
+            log.wrong(format!("{:?} of message {} got {wrong}", part.kind, id.sequence));
         }
-        books.answered(part.job.place, which, outcome.clone(), *time);
+        log.answered(part.job.id, which, outcome.clone(), *time);
     }
     answers
 }
@@ -165,16 +179,19 @@ async fn alone(
     Ok(match part.kind {
         Kind::Ack => {
             let request = timed(pb::AckRequest { token, confirmation }, within);
-            (told(client.ack(request).await?.into_inner().outcome()), None)
+            (Outcome::of(Ok(client.ack(request).await?.into_inner().outcome())), None)
         }
         Kind::Nak => {
             let request = timed(pb::NakRequest { token, delay: length, confirmation }, within);
             let answer = client.nak(request).await?.into_inner();
-            (told(answer.outcome()), answer.redeliver_time)
+            (Outcome::of(Ok(answer.outcome())), answer.redeliver_time)
         }
         Kind::Term => {
             let request = pb::TermRequest { token, reason: "soaked".into(), confirmation };
-            (told(client.term(timed(request, within)).await?.into_inner().outcome()), None)
+            (
+                Outcome::of(Ok(client.term(timed(request, within)).await?.into_inner().outcome())),
+                None,
+            )
         }
         Kind::Extend => {
             let request = timed(pb::ExtendRequest { token, lease: length }, within);
@@ -203,39 +220,12 @@ async fn together(
         pb::SettleRequest { settlements: settlements.collect(), confirmation: confirmation(fast) };
     let results = client.settle(timed(request, within)).await?.into_inner().results;
     assert_eq!(results.len(), parts.len(), "one result for each settlement");
-    let answer = |result: pb::SettleResult| match &result.error {
-        Some(error) => (Outcome::Refused(error.reason.clone()), None),
-        None => (told(result.outcome()), result.redeliver_time.or(result.lease_expire_time)),
+    let answer = |result: pb::SettleResult| {
+        (Outcome::of_result(&result), result.redeliver_time.or(result.lease_expire_time))
     };
     Ok(results.into_iter().map(answer).collect())
 }
 
-fn timed<T>(message: T, within: Duration) -> Request<T> {
-    let mut request = Request::new(message);
-    request.set_timeout(within);
-    request
-}
-
 fn confirmation(fast: bool) -> i32 {
     if fast { Confirmation::Sent.into() } else { Confirmation::Confirmed.into() }
-}
-
-fn told(outcome: Told) -> Outcome {
-    match outcome {
-        Told::Confirmed => Outcome::Confirmed,
-        Told::Sent => Outcome::Sent,
-        Told::Duplicate => Outcome::Duplicate,
-        Told::Extended => Outcome::Extended,
-        Told::Unspecified => Outcome::Refused("nothing".to_owned()),
-    }
-}
-
-/// A status with a reason is the proxy's; one without promises nothing.
-fn refused(status: &Status) -> Answer {
-    let reason = status.metadata().get("fetchproxy-reason");
-    let outcome = match reason.and_then(|reason| reason.to_str().ok()) {
-        Some(reason) => Outcome::Refused(reason.to_owned()),
-        None => Outcome::Unknown,
-    };
-    (outcome, None)
 }

@@ -9,10 +9,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{
-    books::{Account, At, Blow, Holding, Kind, Ledger, Outcome, margin},
-    excuses::{Faults, GRACE, Wrong, settlement},
-};
+use testkit::delivery_log::{Account, At, FaultKind, Holding, Kind, Ledger, Outcome, margin};
+
+use crate::excuses::{Faults, GRACE, Wrong, settlement};
 
 /// In the dark for longer is wrong.
 const LONGEST: At = 5_000_000;
@@ -194,7 +193,7 @@ impl Watch<'_> {
                 }
             }
         }
-        for fault in self.faults.0.iter().filter(|fault| fault.blow != Blow::Workers) {
+        for fault in self.faults.0.iter().filter(|fault| fault.kind != FaultKind::Workers) {
             let Some(end) = fault.to else { continue };
             let next = handed.partition_point(|(at, _)| *at < end);
             let Some((next, sequence)) = handed.get(next) else { continue };

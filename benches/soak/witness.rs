@@ -1,4 +1,4 @@
-//! What NATS itself says, asked by a wire of the books' own: streams and consumers made, advisories
+//! What NATS itself says, asked by a wire of the log' own: streams and consumers made, advisories
 //! heard, what is left, and what was stored.
 
 use std::{
@@ -14,12 +14,10 @@ use async_nats::jetstream::{
     stream,
 };
 use futures_util::StreamExt as _;
+use testkit::delivery_log::{At, DeliveryLog, Terms};
 use tokio::{task::JoinHandle, time::sleep};
 
-use crate::{
-    books::{At, Books, Terms},
-    publishers::{ID, STREAM},
-};
+use crate::publishers::{ID, STREAM};
 
 /// Emptying consumers takes as long as leases that nobody has, and messages that a delay keeps.
 const PATIENCE: Duration = Duration::from_secs(100);
@@ -46,14 +44,14 @@ pub async fn prepare(url: &str, consumers: &[Terms]) -> Context {
 }
 
 /// Hears which messages JetStream gives up, and which the proxy terminates.
-pub async fn listen(url: &str, books: Arc<Books>) -> JoinHandle<()> {
+pub async fn listen(url: &str, log: Arc<DeliveryLog>) -> JoinHandle<()> {
     let client = async_nats::connect(url).await.unwrap();
     let mut advisories = client.subscribe("$JS.EVENT.ADVISORY.CONSUMER.>").await.unwrap();
     client.flush().await.unwrap();
     tokio::spawn(async move {
         while let Some(advisory) = advisories.next().await {
             let told: serde_json::Value = serde_json::from_slice(&advisory.payload).unwrap();
-            let mut ledger = books.read();
+            let mut ledger = log.read();
             let mut accounts = ledger.accounts.iter_mut();
             let account = accounts.find(|account| told["consumer"] == account.terms.name);
             let (Some(account), Some(sequence)) = (account, told["stream_seq"].as_u64()) else {

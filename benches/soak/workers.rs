@@ -1,10 +1,14 @@
 //! Workers: Fetch, then do what workers do with messages, well and badly. All that they are told
-//! goes into the books; what they do with a message is `settling`'s.
+//! is logged. `settling` decides what a worker does with a message.
 
 use std::{sync::Arc, time::Duration};
 
 use fetch_proxy::pb::{self, Codec};
-use testkit::{dice::Dice, proxy::Client};
+use testkit::{
+    delivery_log::{DeliveryLog, Terms},
+    dice::Dice,
+    proxy::Client,
+};
 use tokio::{
     sync::{Semaphore, watch},
     task::JoinSet,
@@ -16,7 +20,6 @@ use tonic::{
 };
 
 use crate::{
-    books::{Books, Terms},
     publishers::{ID, STREAM, payload},
     settling::{Job, settle},
 };
@@ -47,7 +50,7 @@ pub struct Worker {
     pub address: String,
     /// Not by a wire that is meddled with.
     pub direct: bool,
-    pub books: Arc<Books>,
+    pub log: Arc<DeliveryLog>,
     pub dice: Dice,
     pub phase: watch::Receiver<Phase>,
 }
@@ -87,7 +90,7 @@ impl Worker {
             match answer {
                 Some(Ok(answer)) => self.take(answer, &wish, &client, &hands, &mut jobs),
                 Some(Err(refused)) => self.pause(&refused).await,
-                None => self.books.walked_away(self.consumer),
+                None => self.log.walked_away(self.consumer),
             }
             while jobs.try_join_next().is_some() {}
         }
@@ -144,7 +147,7 @@ impl Worker {
         let late = || {
             if self.direct {
                 let w = self.number;
-                self.books.wrong(format!("a Fetch of w{w} took over {:?}", wish.patience));
+                self.log.wrong(format!("a Fetch of w{w} took over {:?}", wish.patience));
             }
             Err(Status::unknown("never answered"))
         };
@@ -162,14 +165,14 @@ impl Worker {
         let draining = *self.phase.borrow() >= Phase::Draining;
         let mut held = Vec::new();
         for delivery in &answer.messages {
-            let place = self.books.handed(self.consumer, self.number, wish.lease, delivery);
+            let id = self.log.handed(self.consumer, self.number, wish.lease, delivery);
             self.look_at(delivery);
-            held.push(Job { place, token: delivery.token.clone() });
+            held.push(Job { id, token: delivery.token.clone() });
         }
         for rejected in &answer.rejected {
-            let place = self.books.rejected(self.consumer, self.number, rejected);
+            let id = self.log.rejected(self.consumer, self.number, rejected);
             if !rejected.token.is_empty() {
-                held.push(Job { place, token: rejected.token.clone() });
+                held.push(Job { id, token: rejected.token.clone() });
             }
         }
         let together = self.dice.percent(20);
@@ -180,14 +183,14 @@ impl Worker {
         };
         piles.retain(|pile| !pile.is_empty());
         for pile in piles {
-            let (client, books) = (client.clone(), self.books.clone());
+            let (client, log) = (client.clone(), self.log.clone());
             let dice = Dice::new(self.dice.within(0..u64::MAX), 1);
             let hands = hands.clone();
             jobs.spawn(async move {
                 let count = u32::try_from(pile.len()).unwrap();
                 // More were asked for than there are hands: they are taken as hands come free.
                 let hand = hands.try_acquire_many(count.min(HANDS as u32));
-                settle(client, &books, pile, dice, draining).await;
+                settle(client, &log, pile, dice, draining).await;
                 drop(hand);
             });
         }
@@ -204,7 +207,7 @@ impl Worker {
         };
         if !same || delivery.subject != format!("soak.{}", id % 7) {
             let (sequence, name) = (delivery.stream_sequence, self.terms.name);
-            self.books.wrong(format!("{name}: message {sequence} is not what was published"));
+            self.log.wrong(format!("{name}: message {sequence} is not what was published"));
         }
     }
 
@@ -213,9 +216,9 @@ impl Worker {
         match reason.and_then(|reason| reason.to_str().ok()) {
             Some("NATS_UNAVAILABLE" | "CONSUMER_BUSY") => {}
             Some(other) => {
-                self.books.wrong(format!("a Fetch of w{} was refused: {other}", self.number));
+                self.log.wrong(format!("a Fetch of w{} was refused: {other}", self.number));
             }
-            None => self.books.walked_away(self.consumer),
+            None => self.log.walked_away(self.consumer),
         }
         sleep(Duration::from_millis(300)).await;
     }

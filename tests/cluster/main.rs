@@ -3,8 +3,8 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests live in real time, and outlive their tasks")]
 
-mod books;
 mod fleet;
+mod verdict;
 mod workers;
 
 use std::{
@@ -24,9 +24,9 @@ use testkit::{
 use tokio::sync::watch;
 
 use self::{
-    books::{Books, Verdict},
     fleet::{Fleet, Replica},
-    workers::Worker,
+    verdict::{Verdict, disputes},
+    workers::{Log, Worker},
 };
 
 const WORKERS: u64 = 24;
@@ -44,7 +44,7 @@ async fn fifty_thousand_messages_through_kills_drains_and_restarts() {
     let mut run = Run::start(messages, Duration::from_secs(8), 9000..11_000).await;
     let (rounds, verdict) = run.played(async |trouble, round| trouble.round(round).await).await;
     println!("{rounds} troubles: kills, drains and NATS restarts in turn\n{verdict}");
-    print!("{}", run.books.disputes());
+    print!("{}", disputes(&run.log.deliveries.read()));
     assert!(rounds >= 6, "all was over before there was trouble enough");
     assert_eq!(verdict.lost, 0);
     assert_eq!(verdict.accepted_late, 0);
@@ -69,7 +69,7 @@ async fn drains_alone_cost_no_redelivery() {
 
 /// All that runs, and who makes trouble.
 struct Run {
-    books: Arc<Books>,
+    log: Arc<Log>,
     messages: usize,
     playing: tokio::task::JoinSet<()>,
     trouble: Trouble,
@@ -92,14 +92,14 @@ impl Run {
         for _ in 0..3 {
             replicas.push(fleet.start().await);
         }
-        let books = Arc::new(Books::default());
+        let log = Arc::new(Log::default());
         let mut playing = tokio::task::JoinSet::new();
         let (over, watched) = watch::channel(false);
         playing.spawn(publish(fixture.clone(), messages, over));
         for player in 0..WORKERS {
             let worker = Worker {
                 fleet: fleet.clone(),
-                books: books.clone(),
+                log: log.clone(),
                 fixture: fixture.clone(),
                 dice: Dice::new(SEED, player),
                 over: watched.clone(),
@@ -109,12 +109,12 @@ impl Run {
             playing.spawn(worker.work());
         }
         let stream = fixture.stream.clone();
-        Self { books, messages, playing, trouble: Trouble { cluster, fleet, replicas, stream } }
+        Self { log, messages, playing, trouble: Trouble { cluster, fleet, replicas, stream } }
     }
 
     /// Makes trouble until every message is done and every worker has come home.
     async fn played(&mut self, make: impl AsyncFn(&mut Trouble, usize)) -> (usize, Verdict) {
-        let Self { playing, trouble, .. } = self;
+        let Self { log, messages, playing, trouble } = self;
         let mut rounds = 0;
         let mut end = std::pin::pin!(async {
             while let Some(ended) = playing.join_next().await {
@@ -123,7 +123,7 @@ impl Run {
         });
         loop {
             tokio::select! {
-                () = &mut end => return (rounds, self.books.verdict(self.messages)),
+                () = &mut end => return (rounds, log.verdict(*messages)),
                 () = make(trouble, rounds) => rounds += 1,
             }
         }

@@ -2,29 +2,57 @@
 //! they are told what became of them.
 
 use std::{
-    sync::Arc,
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use fetch_proxy::pb::{self, settlement::Action};
-use testkit::{dice::Dice, jetstream::Fixture, millis, proxy::fetch};
+use testkit::{
+    delivery_log::{DeliveryLog, HoldingId, Kind, Outcome, Terms},
+    dice::Dice,
+    jetstream::Fixture,
+    millis,
+    proxy::{fetch, timed},
+};
 use tokio::sync::watch;
-use tonic::{Code, Request, Status};
+use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::{
-    books::{Books, How},
-    fleet::Fleet,
-};
+use crate::{fleet::Fleet, verdict::Verdict};
 
 const BATCH: u32 = 20;
 /// No call takes longer, and no settlement is tried for longer than some of them.
 const CALL: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(40);
 
+/// Deliveries, and calls that were repeated.
+pub struct Log {
+    pub deliveries: DeliveryLog,
+    /// The number of repeated calls, by reason.
+    retried: Mutex<BTreeMap<String, usize>>,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { deliveries: DeliveryLog::open(&[Terms::default()]), retried: Mutex::default() }
+    }
+}
+
+impl Log {
+    fn retried(&self, reason: &str) {
+        *self.retried.lock().unwrap().entry(reason.to_owned()).or_default() += 1;
+    }
+
+    pub fn verdict(&self, published: usize) -> Verdict {
+        let retried = self.retried.lock().unwrap().clone();
+        Verdict::of(&self.deliveries.read(), published, retried)
+    }
+}
+
 pub struct Worker {
     pub fleet: Arc<Fleet>,
-    pub books: Arc<Books>,
+    pub log: Arc<Log>,
     pub fixture: Arc<Fixture>,
     pub dice: Dice,
     /// Set when all messages are done.
@@ -34,12 +62,11 @@ pub struct Worker {
     pub long: std::ops::Range<u64>,
 }
 
-/// A delivery in our hands.
+/// A delivery that a worker holds.
 struct Held {
     token: String,
-    message: u64,
-    delivery: u64,
-    how: How,
+    id: HoldingId,
+    kind: Kind,
 }
 
 impl Worker {
@@ -61,8 +88,7 @@ impl Worker {
     }
 
     async fn take(&mut self) -> Vec<Held> {
-        let mut request = Request::new(fetch(&self.fixture, BATCH, 2000));
-        request.set_timeout(CALL);
+        let request = timed(fetch(&self.fixture, BATCH, 2000), CALL);
         match self.fleet.any(&mut self.dice).fetch(request).await {
             Ok(answer) => {
                 let messages = answer.into_inner().messages;
@@ -76,14 +102,13 @@ impl Worker {
     }
 
     fn held(&mut self, message: pb::Delivery) -> Held {
-        let (number, delivery) = (message.stream_sequence, u64::from(message.delivery_count));
-        self.books.handed(number, delivery);
-        let how = match self.dice.within(0..1000) {
-            0..10 if delivery < 3 => How::Nak,
-            10..12 => How::Term,
-            _ => How::Ack,
+        let id = self.log.deliveries.handed(0, 0, None, &message);
+        let kind = match self.dice.within(0..1000) {
+            0..10 if message.delivery_count < 3 => Kind::Nak,
+            10..12 => Kind::Term,
+            _ => Kind::Ack,
         };
-        Held { token: message.token, message: number, delivery, how }
+        Held { token: message.token, id, kind }
     }
 
     /// Tried until it is done, or the lease may be over; then it is settled all the same, as far as
@@ -98,8 +123,7 @@ impl Worker {
         let first = Instant::now();
         while first.elapsed() < self.ack_wait {
             let settlements = settlements.clone();
-            let mut request = Request::new(pb::SettleRequest { settlements, ..Default::default() });
-            request.set_timeout(CALL);
+            let request = timed(pb::SettleRequest { settlements, ..Default::default() }, CALL);
             match self.fleet.any(&mut self.dice).settle(request).await {
                 Ok(answer) if answer.get_ref().failed == 0 => return,
                 Ok(_) => tokio::time::sleep(self.dice.millis(50..150)).await,
@@ -111,56 +135,36 @@ impl Worker {
     async fn settle(&mut self, mut held: Vec<Held>) {
         let first = Instant::now();
         while !held.is_empty() && first.elapsed() < PATIENCE {
-            let asked = Instant::now();
+            let log = &self.log.deliveries;
+            let begin = |held: &Held| log.tries(held.id, held.kind, false, Duration::ZERO);
+            let tries: Vec<usize> = held.iter().map(begin).collect();
             let settlements = held.iter().map(settlement).collect();
-            let mut request = Request::new(pb::SettleRequest { settlements, ..Default::default() });
-            request.set_timeout(CALL);
-            match self.fleet.any(&mut self.dice).settle(request).await {
-                Ok(answer) => {
-                    let results = answer.into_inner().results;
-                    let told = held.into_iter().zip(results);
-                    held = told
-                        .filter_map(|(held, told)| self.told(held, told, first, asked))
-                        .collect();
-                    if !held.is_empty() {
-                        tokio::time::sleep(self.dice.millis(50..150)).await;
-                    }
-                }
-                Err(status) => {
-                    for held in &held {
-                        self.books.perhaps(held.message, held.delivery, held.how);
-                    }
-                    self.again(&status).await;
-                }
+            let request = timed(pb::SettleRequest { settlements, ..Default::default() }, CALL);
+            let answer = self.fleet.any(&mut self.dice).settle(request).await;
+            let outcomes: Vec<Outcome> = match &answer {
+                Ok(answer) => answer.get_ref().results.iter().map(Outcome::of_result).collect(),
+                Err(status) => vec![Outcome::of(Err(status)); held.len()],
+            };
+            for ((held, number), outcome) in held.iter().zip(tries).zip(&outcomes) {
+                self.log.deliveries.answered(held.id, number, outcome.clone(), None);
             }
-        }
-    }
-
-    /// Notes what was told of one; what may be tried again comes back.
-    fn told(
-        &self,
-        held: Held,
-        told: pb::SettleResult,
-        first: Instant,
-        asked: Instant,
-    ) -> Option<Held> {
-        let what = told.error.as_ref().map_or("accepted", |error| &error.reason);
-        self.books.tried(held.message, held.delivery, asked, what);
-        let Some(error) = told.error else {
-            self.books.accepted(held.message, held.delivery, held.how, first);
-            return None;
-        };
-        match &*error.reason {
-            "LEASE_EXPIRED" | "LEASE_SETTLED" => {
-                self.books.refused(held.message, held.delivery);
-                None
+            if let Err(status) = &answer {
+                self.again(status).await;
+                continue;
             }
-            reason => {
-                if matches!(reason, "SETTLE_UNCONFIRMED" | "OWNER_UNREACHABLE") {
-                    self.books.perhaps(held.message, held.delivery, held.how);
+            let mut outcomes = outcomes.into_iter();
+            held.retain(|_| match outcomes.next() {
+                Some(Outcome::Refused(reason)) => {
+                    let over = matches!(&*reason, "LEASE_EXPIRED" | "LEASE_SETTLED");
+                    if !over {
+                        self.log.retried(&reason);
+                    }
+                    !over
                 }
-                self.books.retried(reason);
-                Some(held)
+                _ => false,
+            });
+            if !held.is_empty() {
+                tokio::time::sleep(self.dice.millis(50..150)).await;
             }
         }
     }
@@ -174,9 +178,9 @@ impl Worker {
             Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal
         );
         match status.get_details_error_info() {
-            Some(info) => self.books.retried(&info.reason),
+            Some(info) => self.log.retried(&info.reason),
             None if transport || status.code() == Code::DeadlineExceeded => {
-                self.books.retried(&format!("{:?}", status.code()));
+                self.log.retried(&format!("{:?}", status.code()));
             }
             None => panic!("no reason in {status:?}"),
         }
@@ -185,10 +189,11 @@ impl Worker {
 }
 
 fn settlement(held: &Held) -> pb::Settlement {
-    let action = match held.how {
-        How::Ack => Action::Ack(pb::AckAction {}),
-        How::Nak => Action::Nak(pb::NakAction { delay: None }),
-        How::Term => Action::Term(pb::TermAction { reason: "for the books".to_owned() }),
+    let action = match held.kind {
+        Kind::Ack => Action::Ack(pb::AckAction {}),
+        Kind::Nak => Action::Nak(pb::NakAction { delay: None }),
+        Kind::Term => Action::Term(pb::TermAction { reason: "a test".to_owned() }),
+        Kind::Extend => unreachable!("an Extend settles nothing"),
     };
     pb::Settlement { token: held.token.clone(), action: Some(action) }
 }

@@ -22,7 +22,7 @@ use testkit::{
 };
 use tonic::Request;
 
-use super::books::measured;
+use super::run::measured;
 
 /// Its margin of a tenth, 1 s, is time enough for a busy machine.
 const ACK_WAIT: u64 = 10_000;

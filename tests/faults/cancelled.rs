@@ -20,7 +20,7 @@ use testkit::{
 };
 use tokio::sync::oneshot;
 
-use super::books::{all_settled, measured};
+use super::run::{all_settled, measured};
 
 /// An answer with one message is larger than this: its token alone is. All else that a client is
 /// sent in the time of a race is smaller.

@@ -19,8 +19,8 @@ use testkit::{
 };
 
 use super::{
-    books::{all_settled, measured},
     restarts::{Acked, ack_all, ends, take_all},
+    run::{all_settled, measured},
 };
 
 /// Where the consumer is led, and where the two proxies are connected.

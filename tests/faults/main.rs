@@ -5,7 +5,6 @@
 
 mod arrival;
 mod backlog;
-mod books;
 mod cancelled;
 mod edge;
 mod elsewhere;
@@ -18,6 +17,7 @@ mod poison;
 mod replicated;
 mod restarts;
 mod rights;
+mod run;
 mod short_lived;
 mod stale_nak;
 mod stopped;

@@ -3,26 +3,25 @@
 
 use std::{
     future::Future,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
 use async_nats::jetstream::consumer::pull;
-use fetch_proxy::pb::{self, FetchRequest, Outcome};
+use fetch_proxy::pb::{self, FetchRequest};
 use futures_util::future::join_all;
 use testkit::{
+    delivery_log::{At, Outcome, now},
     eventually,
     jetstream::{Fixture, ack_wait, config},
     median, millis,
     nats_server::NatsServer,
-    proxy::{Client, Proxy, ack, fetch, nak, reason, term},
+    proxy::{Client, Proxy, ack, fetch, nak, reason, term, timed},
     relay::{Flow, Relay},
 };
 use tokio::sync::watch;
-use tonic::{Code, Request, Response, Status};
-use tonic_types::StatusExt as _;
 
-use super::books::{Ack, Books, all_settled, measured};
+use super::run::{Run, all_settled, measured, refused};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
@@ -82,103 +81,48 @@ impl Drop for Away {
     }
 }
 
-/// What came of a call: an answer, a refusal by us, or the caller's own deadline.
-enum Told<T> {
-    Ok(T),
-    Reason(String),
-    /// It should have been answered before; a loaded machine may be late with a few.
-    CutOff,
-}
-
-async fn told<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Told<T> {
-    match call.await {
-        Ok(answer) => Told::Ok(answer.into_inner()),
-        Err(status) if status.code() == Code::Cancelled => Told::CutOff,
-        Err(status) => {
-            let reason = reason(&status);
-            // Whoever is to come again is told when.
-            if reason.0 == Code::Unavailable {
-                assert!(status.get_details_retry_info().is_some(), "{status:?}");
-            }
-            Told::Reason(reason.1)
-        }
-    }
-}
-
-fn timed<T>(message: T, deadline: Duration) -> Request<T> {
-    let mut request = Request::new(message);
-    request.set_timeout(deadline);
-    request
-}
-
-/// What the workers of one outage share.
-struct Run {
+/// An outage, and what its workers share.
+struct Outage {
     fixture: Fixture,
-    books: Books,
+    run: Run,
     away: watch::Sender<bool>,
     over: watch::Sender<bool>,
-    /// Calls that were not answered before their deadline.
-    cut_off: AtomicUsize,
-    /// Of each call.
-    deadline: Duration,
 }
 
-impl Run {
+impl Outage {
     fn new(fixture: Fixture, deadline: Duration) -> Self {
         let (away, over) = (watch::channel(false).0, watch::channel(false).0);
-        let (books, cut_off) = (Books::default(), AtomicUsize::new(0));
-        Self { fixture, books, away, over, cut_off, deadline }
+        Self { fixture, run: Run::new(deadline), away, over }
     }
 
-    /// Fetches and acks until all is over. Returns how often it was told that NATS is away.
+    /// Fetches and acks until all is over. Returns how many calls were refused.
     async fn work(&self, worker: usize, mut client: Client) -> usize {
         let mut refused = 0;
         // Some waits end by their own bound, others by the call's deadline.
         let wait = if worker.is_multiple_of(2) { 1200 } else { 30_000 };
         while !*self.over.borrow() {
             let began_away = *self.away.borrow();
-            let request = timed(fetch(&self.fixture, 3, wait), self.deadline);
-            match told(client.fetch(request)).await {
-                Told::Ok(answer) => {
-                    let lie = answer.messages.is_empty() && began_away && *self.away.borrow();
-                    assert!(!lie, "an empty OK while NATS is away: {answer:?}");
-                    for message in answer.messages {
-                        self.books.handed(worker, &message);
-                        self.ack(worker, &mut client, &message).await;
+            match client.fetch(self.run.timed(fetch(&self.fixture, 3, wait))).await {
+                Ok(answer) => {
+                    let messages = answer.into_inner().messages;
+                    let lie = messages.is_empty() && began_away && *self.away.borrow();
+                    assert!(!lie, "an empty OK while NATS is away");
+                    for message in messages {
+                        let holding = self.run.handed(worker, &message);
+                        self.run.ack(holding, &mut client, &message).await;
                     }
                 }
-                Told::Reason(reason) => {
-                    refused += 1;
-                    assert_eq!(reason, "NATS_UNAVAILABLE");
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-                Told::CutOff => {
-                    self.cut_off.fetch_add(1, Ordering::Relaxed);
-                }
+                Err(status) => match self.run.refused(&status) {
+                    Outcome::Unknown => {}
+                    refusal => {
+                        refused += 1;
+                        assert!(refusal.is("NATS_UNAVAILABLE"), "{refusal:?}");
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                },
             }
         }
         refused
-    }
-
-    /// Acks, and repeats it for as long as that may help.
-    async fn ack(&self, worker: usize, client: &mut Client, message: &pb::Delivery) {
-        loop {
-            let call = client.ack(timed(ack(&message.token), self.deadline));
-            match told(call).await {
-                Told::Ok(_) => return self.books.acked(worker, message, Ack::Confirmed),
-                Told::Reason(reason) => match &*reason {
-                    "NATS_UNAVAILABLE" => {}
-                    "SETTLE_UNCONFIRMED" => self.books.acked(worker, message, Ack::Unsure),
-                    "LEASE_EXPIRED" => return,
-                    other => panic!("{other}"),
-                },
-                Told::CutOff => {
-                    self.books.acked(worker, message, Ack::Unsure);
-                    self.cut_off.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
     }
 }
 
@@ -204,38 +148,38 @@ async fn outage(fault: Fault, length: u64) {
     // Of a call's deadline the proxy leaves a tenth for its answer, so this is ten usual answers.
     let deadline = usual_ack(&away.server, client.clone()).await * 100;
     let deadline = deadline.clamp(Duration::from_secs(5), Duration::from_secs(10));
-    let run = Run::new(fixture, deadline);
-    let workers = join_all((0..4).map(|worker| run.work(worker, client.clone())));
+    let outage = Outage::new(fixture, deadline);
+    let workers = join_all((0..4).map(|worker| outage.work(worker, client.clone())));
     let course = async {
-        run.fixture.publish_many(20).await;
-        eventually("some work", || async { (run.books.confirmed() >= 10).then_some(()) }).await;
+        outage.fixture.publish_many(20).await;
+        eventually("some work", || async { (outage.run.confirmed() >= 10).then_some(()) }).await;
         away.begin(fault);
-        run.away.send_replace(true);
+        outage.away.send_replace(true);
         tokio::time::sleep(Duration::from_secs(length)).await;
-        run.away.send_replace(false);
-        let began = Instant::now();
+        outage.away.send_replace(false);
+        let (began, back) = (Instant::now(), now());
         away.end(fault);
-        eventually("NATS", || run.fixture.try_info()).await;
-        run.fixture.publish_many(20).await;
-        all_settled(&run.fixture).await;
-        run.over.send_replace(true);
-        (began.elapsed(), began)
+        eventually("NATS", || outage.fixture.try_info()).await;
+        outage.fixture.publish_many(20).await;
+        all_settled(&outage.fixture).await;
+        outage.over.send_replace(true);
+        (began.elapsed(), back)
     };
     let (told, (recovered, back)) = tokio::join!(workers, course);
-    let account = run.books.close(&run.fixture, 40).await;
+    let summary = outage.run.close(&outage.fixture, 40).await;
     let what = format!("NATS {fault:?} for {length} s");
     measured(&format!("{what}: until all is acked"), recovered);
     measured(&format!("{what}: calls that were told"), told.iter().sum::<usize>());
-    measured(&format!("{what}: handed out again"), account.duplicates);
-    let cut_off = run.cut_off.load(Ordering::Relaxed);
+    measured(&format!("{what}: handed out again"), summary.duplicates);
+    let cut_off = summary.cut_off;
     measured(&format!("{what}: calls not answered before their deadline"), cut_off);
     // A call whose wait its deadline ends has a tenth of that for its answer: one may be late.
     assert!(cut_off <= 1, "{cut_off} calls hung");
     // A server that is killed may forget what it has confirmed just before; nothing else undoes an
     // Ack, and nothing undoes one that was confirmed by the next server.
-    let forgotten = |told: &Instant| fault == Fault::Killed && *told < back;
-    measured(&format!("{what}: confirmed, and forgotten"), account.twice.len());
-    assert!(account.twice.iter().all(forgotten), "{account:?}");
+    let forgotten = |told: &At| fault == Fault::Killed && *told < back;
+    measured(&format!("{what}: confirmed, and forgotten"), summary.twice.len());
+    assert!(summary.twice.iter().all(forgotten), "{summary:?}");
 }
 
 /// Runs all at the same time: they mostly wait.
@@ -270,17 +214,14 @@ async fn settlements_are_told_the_truth(fault: Fault) {
     // The first at once, the others when the loss is known, if it can be.
     for round in 0..5 {
         let places = round * 6..(round + 1) * 6;
-        let calls =
-            places.clone().map(|place| told(settle(&client, place, &held[place].token, SECOND)));
+        let calls = places.clone().map(|place| settle(&client, place, &held[place].token, SECOND));
         for (place, told) in places.zip(join_all(calls).await) {
-            match told {
-                Told::Ok(outcome) => panic!("{outcome:?} while NATS was away"),
-                Told::Reason(reason) if reason == "NATS_UNAVAILABLE" => unavailable.push(place),
-                Told::Reason(reason) => {
-                    assert_eq!(reason, "SETTLE_UNCONFIRMED");
-                    unconfirmed.push(place);
-                }
-                Told::CutOff => unconfirmed.push(place),
+            if told.is("NATS_UNAVAILABLE") {
+                unavailable.push(place);
+            } else {
+                let open = told == Outcome::Unknown || told.is("SETTLE_UNCONFIRMED");
+                assert!(open, "{told:?} while NATS was away");
+                unconfirmed.push(place);
             }
         }
     }
@@ -294,13 +235,12 @@ async fn settlements_are_told_the_truth(fault: Fault) {
         // A repeat may itself be too slow to be answered, and have settled all the same.
         let unclear = AtomicBool::new(false);
         let outcome = eventually("a repeat", || async {
-            let repeat = settle(&client, place, &held[place].token, Duration::from_secs(2));
-            match told(repeat).await {
-                Told::Ok(outcome) => return Some(outcome),
-                Told::Reason(reason) if reason == "NATS_UNAVAILABLE" => {}
-                Told::Reason(_) | Told::CutOff => unclear.store(true, Ordering::Relaxed),
+            let repeat = settle(&client, place, &held[place].token, Duration::from_secs(2)).await;
+            let settled = matches!(repeat, Outcome::Confirmed | Outcome::Duplicate);
+            if !settled && !repeat.is("NATS_UNAVAILABLE") {
+                unclear.store(true, Ordering::Relaxed);
             }
-            None
+            settled.then_some(repeat)
         })
         .await;
         // A Nak that may have been sent is not sent again.
@@ -315,19 +255,17 @@ async fn settlements_are_told_the_truth(fault: Fault) {
 /// Every third is acked, terminated, or given back.
 const NAK: usize = 2;
 
-async fn settle(
-    client: &Client,
-    place: usize,
-    token: &str,
-    deadline: Duration,
-) -> Result<Response<Outcome>, Status> {
+async fn settle(client: &Client, place: usize, token: &str, deadline: Duration) -> Outcome {
     let mut client = client.clone();
     let outcome = match place % 3 {
-        0 => client.ack(timed(ack(token), deadline)).await?.into_inner().outcome(),
-        1 => client.term(timed(term(token, "no"), deadline)).await?.into_inner().outcome(),
-        _ => client.nak(timed(nak(token, 0), deadline)).await?.into_inner().outcome(),
+        0 => client.ack(timed(ack(token), deadline)).await.map(|told| told.get_ref().outcome()),
+        1 => client
+            .term(timed(term(token, "no"), deadline))
+            .await
+            .map(|told| told.get_ref().outcome()),
+        _ => client.nak(timed(nak(token, 0), deadline)).await.map(|told| told.get_ref().outcome()),
     };
-    Ok(Response::new(outcome))
+    outcome.map_or_else(|status| refused(&status), |outcome| Outcome::of(Ok(outcome)))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -353,7 +291,7 @@ async fn a_long_lease_ends_with_its_ack_wait(fault: Fault) {
     assert_eq!(reason(&told).1, "LEASE_EXPIRED");
     away.end(fault);
     let done = second.ack(ack(&next.token)).await.unwrap().into_inner();
-    assert_eq!(done.outcome(), Outcome::Confirmed);
+    assert_eq!(done.outcome(), pb::Outcome::Confirmed);
     let told = first.ack(ack(&held.token)).await.unwrap_err();
     assert_eq!(reason(&told).1, "LEASE_EXPIRED");
     all_settled(&fixture).await;
@@ -386,7 +324,7 @@ async fn a_half_open_connection_is_noticed() {
     );
     // Both waits have a bound of 20 s.
     measured("half-open connections: until all works again", began.elapsed());
-    assert_eq!(acked.into_inner().outcome(), Outcome::Confirmed);
+    assert_eq!(acked.into_inner().outcome(), pb::Outcome::Confirmed);
     client.ack(ack(&fetched.token)).await.unwrap();
     all_settled(&fixture).await;
 }

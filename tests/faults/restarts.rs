@@ -18,9 +18,8 @@ use testkit::{
     proxy::{Client, Proxy, ack, extend, fetch, reason},
 };
 use tokio::sync::watch;
-use tonic::{Code, Request};
 
-use super::books::{Ack, Books, all_settled, measured};
+use super::run::{Run, all_settled, measured};
 
 /// Who is given what the first worker holds, after the server has forgotten that it does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -194,7 +193,7 @@ async fn work(
     worker: usize,
     mut client: Client,
     fixture: &Fixture,
-    books: &Books,
+    run: &Run,
     mut over: watch::Receiver<bool>,
 ) {
     loop {
@@ -207,31 +206,11 @@ async fn work(
             continue;
         };
         for message in answer.into_inner().messages {
-            books.handed(worker, &message);
+            let holding = run.handed(worker, &message);
             // Work, so that the leader goes in the midst of it.
             tokio::time::sleep(Duration::from_millis(10)).await;
-            settle(worker, &mut client, &message, books).await;
+            run.ack(holding, &mut client, &message).await;
         }
-    }
-}
-
-async fn settle(worker: usize, client: &mut Client, message: &pb::Delivery, books: &Books) {
-    loop {
-        let mut request = Request::new(ack(&message.token));
-        request.set_timeout(Duration::from_secs(1));
-        match client.ack(request).await {
-            Ok(_) => return books.acked(worker, message, Ack::Confirmed),
-            Err(status) if status.code() == Code::Cancelled => {
-                books.acked(worker, message, Ack::Unsure);
-            }
-            Err(status) => match &*reason(&status).1 {
-                "NATS_UNAVAILABLE" => {}
-                "SETTLE_UNCONFIRMED" => books.acked(worker, message, Ack::Unsure),
-                "LEASE_EXPIRED" => return,
-                other => panic!("{other}"),
-            },
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -246,13 +225,13 @@ async fn a_leader_goes(cluster: &mut Cluster, fault: Fault) {
     let fixture = cluster.fixture(ack_wait(3000)).await;
     fixture.publish_many(200).await;
     let proxies = [0, 1].map(|_| Proxy::start_at(&cluster.url(), &[]));
-    let (books, over) = (Books::default(), watch::channel(false).0);
+    let (run, over) = (Run::new(Duration::from_secs(1)), watch::channel(false).0);
     let clients = join_all((0..4).map(|worker| proxies[worker % 2].client())).await;
     let workers = clients.into_iter().enumerate();
     let workers =
-        workers.map(|(worker, client)| work(worker, client, &fixture, &books, over.subscribe()));
+        workers.map(|(worker, client)| work(worker, client, &fixture, &run, over.subscribe()));
     let course = async {
-        eventually("some work", || async { (books.confirmed() >= 70).then_some(()) }).await;
+        eventually("some work", || async { (run.confirmed() >= 70).then_some(()) }).await;
         let lost = Instant::now();
         lose_the_leader(cluster, &fixture, fault).await;
         // As long as an election takes, beyond the bound of the rest.
@@ -263,15 +242,15 @@ async fn a_leader_goes(cluster: &mut Cluster, fault: Fault) {
         led
     };
     let (_, led) = tokio::join!(join_all(workers), course);
-    let account = books.close(&fixture, 200).await;
+    let summary = run.close(&fixture, 200).await;
     let what = format!("leader lost by {fault:?}");
-    measured(&format!("{what}: handed out again of 200"), account.duplicates);
-    measured(&format!("{what}: confirmed to two"), account.twice.len());
-    measured(&format!("{what}: longest time in which nothing was handed out"), account.dark);
+    measured(&format!("{what}: handed out again of 200"), summary.duplicates);
+    measured(&format!("{what}: confirmed to two"), summary.twice.len());
+    measured(&format!("{what}: longest time in which nothing was handed out"), summary.dark);
     measured(&format!("{what}: until there was another leader"), led);
     // An election takes its time; what was under way comes back after its ack wait of 3 s.
-    assert!(account.dark < led + Duration::from_secs(3 + 10), "{account:?}, led after {led:?}");
-    assert!(account.twice.is_empty(), "{account:?}");
+    assert!(summary.dark < led + Duration::from_secs(3 + 10), "{summary:?}, led after {led:?}");
+    assert!(summary.twice.is_empty(), "{summary:?}");
 }
 
 async fn lose_the_leader(cluster: &mut Cluster, fixture: &Fixture, fault: Fault) {

@@ -14,7 +14,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use super::books::measured;
+use super::run::measured;
 
 #[tokio::test]
 async fn connections_that_do_not_last_are_made_again_ever_more_slowly() {

@@ -13,7 +13,7 @@ use testkit::{
 };
 use tonic::{Code, Request, Status};
 
-use super::books::{all_settled, measured};
+use super::run::{all_settled, measured};
 
 /// Long enough to look at, short enough to wait for.
 const ACK_WAIT: u64 = 3000;

@@ -12,7 +12,7 @@ use testkit::{
     proxy::{Client, Proxy, fetch},
 };
 
-use super::books::measured;
+use super::run::measured;
 
 const COUNT: usize = 1000;
 const ACK_WAIT: u64 = 3000;

@@ -5,6 +5,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests live in real time, and outlive their tasks")]
 
 pub mod cluster;
+pub mod delivery_log;
 pub mod dice;
 pub mod fake_broker;
 pub mod jetstream;

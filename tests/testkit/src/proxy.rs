@@ -11,7 +11,7 @@ use std::{
 
 use fetch_proxy::pb::{self, fetch_service_client::FetchServiceClient};
 use tempfile::TempDir;
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Request, Status, transport::Channel};
 use tonic_types::StatusExt as _;
 
 use crate::{
@@ -196,6 +196,13 @@ pub fn term(token: &str, reason: &str) -> pb::TermRequest {
 
 pub fn extend(token: &str, lease: i64) -> pb::ExtendRequest {
     pb::ExtendRequest { token: token.to_owned(), lease: millis(lease) }
+}
+
+/// A request whose caller waits for so long.
+pub fn timed<T>(message: T, deadline: Duration) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(deadline);
+    request
 }
 
 /// Code and reason of a refusal, which must carry both the details and the trailer.

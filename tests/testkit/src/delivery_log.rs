@@ -1,15 +1,18 @@
-//! What happened, written down as it happens: what was published, who was handed what until when,
-//! what each tried to do with it and what was answered, and which faults there were. Judges nothing.
+//! The delivery log of a run: every message that was published, every delivery to a worker, every
+//! attempt to settle it with its answer, and every fault. The log judges nothing: each test has its
+//! own view of it.
 //!
-//! Workers, proxy and nats-server share one machine and one wall clock, so its times compare.
+//! Workers, proxy and nats-server share the wall clock of one machine, so all times compare.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    fmt::Write as _,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use fetch_proxy::pb;
+use tonic::Status;
 
 /// Microseconds of the wall clock.
 pub type At = i64;
@@ -27,8 +30,8 @@ pub fn micros(length: Duration) -> At {
     i64::try_from(length.as_micros()).unwrap()
 }
 
-/// A consumer as it was made.
-#[derive(Debug, Clone)]
+/// The configuration of a consumer, as far as it decides when a message comes back.
+#[derive(Debug, Clone, Default)]
 pub struct Terms {
     pub name: &'static str,
     pub ack_wait: Duration,
@@ -38,8 +41,8 @@ pub struct Terms {
 
 impl Terms {
     pub fn ack_wait_of(&self, attempt: u32) -> At {
-        let place = (attempt.max(1) as usize).min(self.backoff.len());
-        micros(if place == 0 { self.ack_wait } else { self.backoff[place - 1] })
+        let steps = (attempt.max(1) as usize).min(self.backoff.len());
+        micros(if steps == 0 { self.ack_wait } else { self.backoff[steps - 1] })
     }
 
     pub fn longest_ack_wait(&self) -> At {
@@ -57,7 +60,7 @@ pub enum Kind {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// No answer yet, or none at all, or one without a reason: anything may have happened.
+    /// There is no answer, or an answer without a reason. Anything may have happened.
     Unknown,
     Confirmed,
     Sent,
@@ -72,7 +75,42 @@ impl Outcome {
         matches!(self, Self::Confirmed | Self::Sent | Self::Extended)
     }
 
-    /// A promise that it has not been applied.
+    /// The answer of a call that settled one token.
+    pub fn of(answer: Result<pb::Outcome, &Status>) -> Self {
+        match answer {
+            Ok(pb::Outcome::Confirmed) => Self::Confirmed,
+            Ok(pb::Outcome::Sent) => Self::Sent,
+            Ok(pb::Outcome::Duplicate) => Self::Duplicate,
+            Ok(pb::Outcome::Extended) => Self::Extended,
+            Ok(pb::Outcome::Unspecified) => Self::Refused("nothing".to_owned()),
+            Err(status) => {
+                // The proxy gives a reason. A status without a reason promises nothing.
+                let reason = status.metadata().get("fetchproxy-reason");
+                let reason = reason.and_then(|reason| reason.to_str().ok());
+                reason.map_or(Self::Unknown, |reason| Self::Refused(reason.to_owned()))
+            }
+        }
+    }
+
+    /// The answer for one token of a Settle.
+    pub fn of_result(result: &pb::SettleResult) -> Self {
+        match &result.error {
+            Some(error) => Self::Refused(error.reason.clone()),
+            None => Self::of(Ok(result.outcome())),
+        }
+    }
+
+    /// Whether the proxy refused with this reason.
+    pub fn is(&self, reason: &str) -> bool {
+        matches!(self, Self::Refused(refused) if refused == reason)
+    }
+
+    /// Whether the lease was over, or the delivery settled in another way.
+    pub fn is_over(&self) -> bool {
+        self.is("LEASE_EXPIRED") || self.is("LEASE_SETTLED")
+    }
+
+    /// Whether the answer promises that the settlement has not been applied.
     pub fn not_applied(&self) -> bool {
         let Self::Refused(reason) = self else { return false };
         matches!(
@@ -82,20 +120,20 @@ impl Outcome {
     }
 }
 
-/// One call for one token.
+/// One attempt to settle one delivery.
 #[derive(Debug, Clone)]
 pub struct Try {
     pub kind: Kind,
-    /// Only sent, not confirmed.
+    /// Whether the worker asked for `CONFIRMATION_SENT`.
     pub fast: bool,
     pub sent: At,
     pub answered: Option<At>,
     pub outcome: Outcome,
-    /// A Nak's delay.
+    /// The delay of a Nak.
     pub delay: At,
-    /// When the message comes back, as the answer has it.
+    /// The time at which the message comes back, by the answer to a Nak.
     pub again: Option<At>,
-    /// The holding's `least` and `most` as they were before.
+    /// `least` and `most` of the holding before this attempt.
     pub before: (At, At),
 }
 
@@ -104,32 +142,33 @@ pub struct Try {
 pub struct Holding {
     pub worker: usize,
     pub attempt: u32,
-    /// Grows with every delivery of the consumer, until a crash sets it back.
+    /// The consumer's number of this delivery. A crash of the server sets it back.
     pub consumer_sequence: u64,
     pub handed: At,
-    /// The lease lasts at least until then, as far as its holder can tell, and at most.
+    /// The earliest end of the lease, as far as its holder knows.
     pub least: At,
+    /// The latest end of the lease.
     pub most: At,
-    /// It can only last that long if JetStream hears progress meanwhile.
+    /// Whether the lease can only last that long if JetStream receives progress.
     pub needs_progress: bool,
-    /// Terminated for its codec on the way: never in anybody's hands.
+    /// Whether the proxy terminated the message for its codec, so that no worker had it.
     pub rejected: bool,
     pub tries: Vec<Try>,
 }
 
-/// Names one holding.
+/// The key of one holding.
 #[derive(Debug, Clone, Copy)]
-pub struct Place {
+pub struct HoldingId {
     pub consumer: usize,
     pub sequence: u64,
     index: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Blow {
-    /// nats-server was killed: it may forget what it confirmed last.
+pub enum FaultKind {
+    /// nats-server was killed, and may have forgotten its last confirmations.
     Crash,
-    /// NATS could not be reached, or not as usual.
+    /// NATS was out of reach, or slower than usual.
     Nats,
     /// Some workers could not reach the proxy.
     Workers,
@@ -137,53 +176,50 @@ pub enum Blow {
 
 #[derive(Debug, Clone)]
 pub struct Fault {
-    pub blow: Blow,
+    pub kind: FaultKind,
     pub name: String,
     pub from: At,
-    /// When it began to be mended: until then nothing came from a server that was killed.
+    /// The beginning of the repair. A killed server sends nothing before that.
     pub mended: At,
-    /// When all was well again. `None` while it lasts.
+    /// The end of the fault. `None` while it lasts.
     pub to: Option<At>,
 }
 
-#[derive(Debug)]
+/// The records of one consumer.
+#[derive(Debug, Default)]
 pub struct Account {
     pub terms: Terms,
+    /// The deliveries of each message, by stream sequence.
     pub messages: BTreeMap<u64, Vec<Holding>>,
-    /// Fetch calls whose answer, if there was one, nobody took.
+    /// The times of Fetch calls that their callers left.
     pub walked_away: Vec<At>,
-    /// Told by JetStream's advisories.
+    /// Messages that JetStream gave up, by its advisories.
     pub given_up: BTreeSet<u64>,
+    /// Messages that were terminated, by JetStream's advisories.
     pub terminated: BTreeSet<u64>,
 }
 
 #[derive(Debug, Default)]
 pub struct Ledger {
     pub accounts: Vec<Account>,
-    /// What the stream holds, read at the end: when it was stored, and the message's id.
+    /// The stream at the end of the run: the time and the id of each message, by sequence.
     pub stored: BTreeMap<u64, (At, u64)>,
-    /// Whose PubAck came: id and place.
+    /// The sequence of each message whose PubAck came, by id.
     pub confirmed: HashMap<u64, u64>,
     pub unconfirmed: u64,
     pub faults: Vec<Fault>,
     pub settled: u64,
     pub calls: u64,
-    /// What is wrong by itself, whatever else happened.
+    /// Findings that are wrong whatever else happened.
     pub wrong: Vec<String>,
 }
 
 #[derive(Debug)]
-pub struct Books(Mutex<Ledger>);
+pub struct DeliveryLog(Mutex<Ledger>);
 
-impl Books {
+impl DeliveryLog {
     pub fn open(consumers: &[Terms]) -> Self {
-        let account = |terms: &Terms| Account {
-            terms: terms.clone(),
-            messages: BTreeMap::new(),
-            walked_away: Vec::new(),
-            given_up: BTreeSet::new(),
-            terminated: BTreeSet::new(),
-        };
+        let account = |terms: &Terms| Account { terms: terms.clone(), ..Account::default() };
         let accounts = consumers.iter().map(account).collect();
         Self(Mutex::new(Ledger { accounts, ..Ledger::default() }))
     }
@@ -208,10 +244,10 @@ impl Books {
         self.read().accounts[consumer].walked_away.push(now());
     }
 
-    /// A fault begins; the answer names it for [`Books::over`].
-    pub fn begins(&self, blow: Blow, name: String) -> usize {
+    /// A fault begins. The result is its key for [`DeliveryLog::mends`] and [`DeliveryLog::over`].
+    pub fn begins(&self, kind: FaultKind, name: String) -> usize {
         let mut ledger = self.read();
-        ledger.faults.push(Fault { blow, name, from: now(), mended: At::MAX, to: None });
+        ledger.faults.push(Fault { kind, name, from: now(), mended: At::MAX, to: None });
         ledger.faults.len() - 1
     }
 
@@ -223,14 +259,14 @@ impl Books {
         self.read().faults[fault].to = Some(now());
     }
 
-    /// A message has come to a worker; `asked` is the lease that it asked for.
+    /// A worker has received a message. `asked` is the lease that it asked for.
     pub fn handed(
         &self,
         consumer: usize,
         worker: usize,
         asked: Option<Duration>,
         delivery: &pb::Delivery,
-    ) -> Place {
+    ) -> HoldingId {
         let expires = at(delivery.lease_expire_time.unwrap().try_into().unwrap());
         let mut holding = Holding {
             worker,
@@ -249,8 +285,8 @@ impl Books {
         account.add(consumer, delivery.stream_sequence, holding)
     }
 
-    /// The same for one that came back as rejected.
-    pub fn rejected(&self, consumer: usize, worker: usize, rejected: &pb::Rejected) -> Place {
+    /// A worker has received a message as rejected.
+    pub fn rejected(&self, consumer: usize, worker: usize, rejected: &pb::Rejected) -> HoldingId {
         let now = now();
         let expires = rejected.lease_expire_time;
         let expires = expires.map_or(now, |time| at(time.try_into().unwrap()));
@@ -260,7 +296,7 @@ impl Books {
         let before = held.and_then(|held| held.last()).map_or(0, |last| last.consumer_sequence);
         let mut tries = Vec::new();
         if rejected.cause() == pb::RejectedCause::Codec {
-            // The proxy has tried to terminate it; with a token, that was not confirmed.
+            // The proxy has tried to terminate the message. A token says that NATS did not confirm it.
             let done = rejected.token.is_empty();
             let outcome = if done { Outcome::Confirmed } else { Outcome::Unknown };
             let (kind, fast, delay) = (Kind::Term, false, 0);
@@ -282,15 +318,16 @@ impl Books {
         account.add(consumer, rejected.stream_sequence, holding)
     }
 
-    /// A call for a token is about to be made. `length` is a Nak's delay or the lease of an Extend.
-    pub fn tries(&self, place: Place, kind: Kind, fast: bool, length: Duration) -> usize {
+    /// A worker begins an attempt. `length` is the delay of a Nak or the lease of an Extend. The
+    /// result is the number of the attempt for [`DeliveryLog::answered`].
+    pub fn tries(&self, id: HoldingId, kind: Kind, fast: bool, length: Duration) -> usize {
         let (sent, delay) = (now(), micros(length));
         let mut ledger = self.read();
-        let holding = ledger.holding(place);
+        let holding = ledger.holding(id);
         let before = (holding.least, holding.most);
         if kind == Kind::Extend {
             holding.least = holding.least.min(sent + delay);
-            // Until it is answered, by when the answer says.
+            // The answer will say the end of the lease.
             holding.most = holding.most.max(sent + delay + micros(Duration::from_secs(10)));
         }
         let (answered, outcome, again) = (None, Outcome::Unknown, None);
@@ -298,10 +335,11 @@ impl Books {
         holding.tries.len() - 1
     }
 
-    /// What was answered. `time` is when a nacked message comes back, or an extended lease ends.
+    /// The answer to an attempt. `time` is the return of a nacked message, or the end of an extended
+    /// lease.
     pub fn answered(
         &self,
-        place: Place,
+        id: HoldingId,
         which: usize,
         outcome: Outcome,
         time: Option<prost_types::Timestamp>,
@@ -309,8 +347,8 @@ impl Books {
         let (now, time) = (now(), time.map(|time| at(time.try_into().unwrap())));
         let mut ledger = self.read();
         ledger.calls += 1;
-        let waits = ledger.accounts[place.consumer].terms.clone();
-        let holding = ledger.holding(place);
+        let waits = ledger.accounts[id.consumer].terms.clone();
+        let holding = ledger.holding(id);
         if outcome == Outcome::Extended {
             let expires = time.unwrap();
             (holding.least, holding.most) = (expires, expires);
@@ -326,15 +364,15 @@ impl Books {
         ledger.settled += u64::from(settled);
     }
 
-    /// Until when the holder may count on its lease.
-    pub fn least(&self, place: Place) -> At {
-        self.read().holding(place).least
+    /// The time until which the holder may count on its lease.
+    pub fn least(&self, id: HoldingId) -> At {
+        self.read().holding(id).least
     }
 }
 
 impl Terms {
-    /// Whether the lease lasts longer than JetStream waits by itself. A message may have been with
-    /// the proxy for a while, parked, when it was handed over.
+    /// Whether the lease lasts longer than JetStream waits by itself. The proxy may have parked the
+    /// message for a while before the worker received it.
     fn needs_progress(&self, holding: &Holding) -> bool {
         let wait = self.ack_wait_of(holding.attempt);
         let parked = (wait / 8).min(1_000_000);
@@ -342,22 +380,72 @@ impl Terms {
     }
 }
 
-/// What the proxy takes off an ack wait.
+/// The safety margin that the proxy subtracts from an ack wait.
 pub fn margin(ack_wait: At) -> At {
     (ack_wait / 10).clamp(50_000, 2_000_000)
 }
 
 impl Account {
-    fn add(&mut self, consumer: usize, sequence: u64, holding: Holding) -> Place {
+    fn add(&mut self, consumer: usize, sequence: u64, holding: Holding) -> HoldingId {
         let holdings = self.messages.entry(sequence).or_default();
         holdings.push(holding);
-        Place { consumer, sequence, index: holdings.len() - 1 }
+        HoldingId { consumer, sequence, index: holdings.len() - 1 }
     }
 }
 
 impl Ledger {
-    fn holding(&mut self, place: Place) -> &mut Holding {
-        let messages = &mut self.accounts[place.consumer].messages;
-        &mut messages.get_mut(&place.sequence).unwrap()[place.index]
+    /// The history of one message and the faults of that time, in seconds since `start`.
+    pub fn history(&self, sequence: u64, held: &[Holding], start: At) -> String {
+        let mut lines: Vec<(At, String)> = Vec::new();
+        if let Some((published, id)) = self.stored.get(&sequence) {
+            lines.push((*published, format!("published as {id}")));
+        }
+        for holding in held {
+            let (worker, attempt) = (holding.worker, holding.attempt);
+            let until = seconds(holding.least - start);
+            let what = if holding.rejected { "rejected for" } else { "handed to" };
+            let number = holding.consumer_sequence;
+            lines.push((
+                holding.handed,
+                format!("{what} w{worker}, attempt {attempt}, delivery {number}, until {until}"),
+            ));
+            for tried in &holding.tries {
+                let fast = if tried.fast { ", only sent" } else { "" };
+                let after = tried.answered.map_or_else(|| "never".into(), |at| seconds(at - start));
+                let again = tried.again.map_or_else(String::new, |at| {
+                    format!(", comes back at {}", seconds(at - start))
+                });
+                lines.push((
+                    tried.sent,
+                    format!(
+                        "w{worker} (attempt {attempt}) {:?}{fast}: {:?} at {after}{again}",
+                        tried.kind, tried.outcome
+                    ),
+                ));
+            }
+        }
+        let first = lines.iter().map(|(at, _)| *at).min().unwrap_or(0) - 2_000_000;
+        let last = lines.iter().map(|(at, _)| *at).max().unwrap_or(0) + 2_000_000;
+        for fault in &self.faults {
+            let to = fault.to.unwrap_or(At::MAX);
+            if fault.from < last && to > first {
+                lines.push((fault.from, format!("~ {} until {}", fault.name, seconds(to - start))));
+            }
+        }
+        lines.sort();
+        lines.iter().fold(String::new(), |mut text, (at, line)| {
+            let _ = writeln!(text, "    {:>9} {line}", seconds(at - start));
+            text
+        })
     }
+
+    fn holding(&mut self, id: HoldingId) -> &mut Holding {
+        let messages = &mut self.accounts[id.consumer].messages;
+        &mut messages.get_mut(&id.sequence).unwrap()[id.index]
+    }
+}
+
+/// A time or a length in seconds.
+pub fn seconds(micros: At) -> String {
+    format!("{:.3}", micros as f64 / 1e6)
 }
