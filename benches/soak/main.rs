@@ -95,7 +95,7 @@ async fn run(args: &Args, seed: u64) -> ExitCode {
     let (began, consumers) = (Instant::now(), consumers());
     let log = Arc::new(DeliveryLog::open(&consumers));
     let nats = NatsServer::start();
-    let nats_wire = Relay::to(nats.url().trim_start_matches("nats://")).await;
+    let nats_wire = Relay::to(&nats.url()).await;
     let proxy = Proxy::start_at(&nats_wire.nats_url(), &[]);
     let worker_wire = Relay::to(&proxy.grpc).await;
     let jetstream = witness::prepare(&nats.url(), &consumers).await;

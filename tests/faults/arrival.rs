@@ -17,10 +17,10 @@ use testkit::{
     jetstream::{Fixture, ack_wait},
     millis,
     nats_server::NatsServer,
-    proxy::{Client, Proxy, ack, fetch, nak, reason},
+    proxy::{Client, Proxy, ack, fetch, nak, reason, take, timed},
     relay::{Flow, Relay},
+    stage::{Stage, served},
 };
-use tonic::Request;
 
 use super::run::measured;
 
@@ -29,38 +29,6 @@ const ACK_WAIT: u64 = 10_000;
 /// Two clocks of one machine may differ by this much.
 const SKEW: Duration = Duration::from_millis(100);
 const GIVEN_UP: &str = "does not arrive: the connection for settling is replaced";
-
-fn server() -> String {
-    NatsServer::shared().url().trim_start_matches("nats://").to_owned()
-}
-
-async fn take_all(client: &mut Client, fixture: &Fixture, count: usize) -> Vec<pb::Delivery> {
-    let mut all = Vec::new();
-    while all.len() < count {
-        let n = u32::try_from((count - all.len()).min(1000)).unwrap();
-        let request = FetchRequest { linger: millis(500), ..fetch(fixture, n, 10_000) };
-        all.extend(client.fetch(request).await.unwrap().into_inner().messages);
-    }
-    all
-}
-
-/// A proxy, and a wire to NATS that can be stalled.
-struct Stage {
-    fixture: Fixture,
-    wire: Relay,
-    proxy: Proxy,
-    client: Client,
-}
-
-impl Stage {
-    async fn set() -> Self {
-        let fixture = Fixture::new(ack_wait(ACK_WAIT)).await;
-        let wire = Relay::to(&server()).await;
-        let proxy = Proxy::start_at(&wire.nats_url(), &[]);
-        let client = proxy.client().await;
-        Self { fixture, wire, proxy, client }
-    }
-}
 
 /// When the proxy has given its connection up, by its own clock.
 async fn given_up(proxy: &Proxy) -> SystemTime {
@@ -88,10 +56,10 @@ async fn given_up_in_time(what: &str, stage: &Stage, lease: &pb::Delivery) {
 
 #[tokio::test]
 async fn a_nak_that_is_not_answered_costs_the_connection_when_its_delivery_is_over() {
-    let stage = Stage::set().await;
+    let stage = Stage::new(ack_wait(ACK_WAIT)).await;
     let mut client = stage.client.clone();
     stage.fixture.publish("n", "x").await;
-    let held = take_all(&mut client, &stage.fixture, 1).await;
+    let held = take(&client, fetch(&stage.fixture, 1, 10_000)).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     stage.wire.flow(Flow::Stall, Flow::Pass);
     // By itself it would wait for longer than its delivery lasts.
@@ -108,10 +76,10 @@ async fn what_is_sent_and_not_waited_for_costs_a_silent_connection_in_time() {
 }
 
 async fn sent_nak() {
-    let stage = Stage::set().await;
+    let stage = Stage::new(ack_wait(ACK_WAIT)).await;
     let mut client = stage.client.clone();
     stage.fixture.publish("n", "x").await;
-    let held = take_all(&mut client, &stage.fixture, 1).await;
+    let held = take(&client, fetch(&stage.fixture, 1, 10_000)).await;
     stage.wire.flow(Flow::Stall, Flow::Pass);
     let sent = pb::NakRequest { confirmation: Confirmation::Sent.into(), ..nak(&held[0].token, 0) };
     let outcome = client.nak(sent).await.unwrap().into_inner().outcome();
@@ -120,7 +88,7 @@ async fn sent_nak() {
 }
 
 async fn release() {
-    let stage = Stage::set().await;
+    let stage = Stage::new(ack_wait(ACK_WAIT)).await;
     stage.fixture.publish("n", "x").await;
     let short = FetchRequest { lease: millis(1000), ..fetch(&stage.fixture, 1, 10_000) };
     let held = stage.client.clone().fetch(short).await.unwrap().into_inner().messages;
@@ -140,7 +108,7 @@ async fn a_wire_that_moves_is_kept_however_short_the_time() {
         fixture.publish_many(2).await;
         for confirmation in [Confirmation::Sent, Confirmation::Confirmed] {
             let confirmation = confirmation.into();
-            for message in take_all(&mut client, &fixture, 1).await {
+            for message in take(&client, fetch(&fixture, 1, 10_000)).await {
                 let request = pb::NakRequest { confirmation, ..nak(&message.token, 60_000) };
                 match client.nak(request).await {
                     Ok(_) => settled += 1,
@@ -164,20 +132,19 @@ const NAKS: usize = 10;
 #[tokio::test]
 async fn what_has_not_left_us_when_its_delivery_is_over_never_leaves() {
     let many = pull::Config { max_ack_pending: -1, ..ack_wait(120_000) };
-    let (filler, fixture) = (Fixture::new(many).await, Fixture::new(ack_wait(ACK_WAIT)).await);
+    let Stage { fixture: filler, wire, proxy: stalled, client: mut first } =
+        Stage::narrow(many).await;
+    let fixture = Fixture::new(ack_wait(ACK_WAIT)).await;
     filler.publish_many((CALLS + 2) * TERMS).await;
     fixture.publish_many(NAKS).await;
-    let wire = Relay::narrow_to(&server());
-    let stalled = Proxy::start_at(&wire.nats_url(), &[]);
-    let whole = Proxy::start(NatsServer::shared(), &[]);
-    let (mut first, mut second) = (stalled.client().await, whole.client().await);
-    let fillers = take_all(&mut first, &filler, (CALLS + 2) * TERMS).await;
+    let (_whole, mut second) = served(&NatsServer::shared().url()).await;
+    let fillers = take(&first, fetch(&filler, ((CALLS + 2) * TERMS) as u32, 10_000)).await;
     let (spare, fillers) = fillers.split_at(TERMS);
     let (cushion, fillers) = fillers.split_at(TERMS);
     let began = Instant::now();
     assert!(send(&mut first, spare, None, BOUND).await, "the wire takes nothing");
     let patience = (began.elapsed() * 8).max(Duration::from_millis(500));
-    let held = take_all(&mut first, &fixture, NAKS).await;
+    let held = take(&first, fetch(&fixture, NAKS as u32, 10_000)).await;
     wire.flow(Flow::Stall, Flow::Pass);
     let mut full = false;
     for fillers in fillers.chunks(TERMS) {
@@ -193,13 +160,9 @@ async fn what_has_not_left_us_when_its_delivery_is_over_never_leaves() {
         assert!(send(&mut first, &[], Some(nak), patience).await, "a Nak is not taken");
     }
     assert!(!stalled.log().contains(GIVEN_UP), "too slow to tell anything");
-    let mut next = Vec::new();
-    while next.len() < NAKS {
-        let n = u32::try_from(NAKS - next.len()).unwrap();
-        // These leases last until the end of the test, so that only a Nak ends them.
-        let request = FetchRequest { lease: millis(120_000), ..fetch(&fixture, n, 10_000) };
-        next.extend(second.fetch(request).await.unwrap().into_inner().messages);
-    }
+    // These leases last until the end of the test, so that only a Nak ends them.
+    let long = FetchRequest { lease: millis(120_000), ..fetch(&fixture, NAKS as u32, 20_000) };
+    let next = take(&second, long).await;
     wire.flow(Flow::Pass, Flow::Pass);
     let (mut late, moving) = (Vec::new(), Instant::now());
     while moving.elapsed() < Duration::from_secs(3) {
@@ -225,8 +188,7 @@ async fn send(
     });
     let settlements = terms.iter().map(large_term).chain(nak).collect();
     let confirmation = Confirmation::Sent.into();
-    let mut request = Request::new(pb::SettleRequest { settlements, confirmation });
-    request.set_timeout(patience);
+    let request = timed(pb::SettleRequest { settlements, confirmation }, patience);
     client.settle(request).await.is_ok_and(|answer| answer.into_inner().failed == 0)
 }
 
@@ -241,17 +203,13 @@ async fn a_full_queue_holds_up_nobody_for_longer_than_their_deadline() {
     const LATE: usize = 20;
     const COUNT: usize = FILLING + LATE + 50;
     let many = pull::Config { max_ack_pending: -1, ..ack_wait(120_000) };
-    let fixture = Fixture::new(many).await;
+    let Stage { fixture, wire, proxy, client } = Stage::narrow(many).await;
     fixture.publish_many(COUNT).await;
-    let wire = Relay::narrow_to(&server());
-    let proxy = Proxy::start_at(&wire.nats_url(), &[]);
-    let mut client = proxy.client().await;
-    let held = take_all(&mut client, &fixture, COUNT).await;
+    let held = take(&client, fetch(&fixture, COUNT as u32, 10_000)).await;
     let settle = |some: &[pb::Delivery], deadline| {
         let settlements = some.iter().map(large_term).collect();
         let request = pb::SettleRequest { settlements, ..pb::SettleRequest::default() };
-        let (mut client, mut request) = (client.clone(), Request::new(request));
-        request.set_timeout(deadline);
+        let (mut client, request) = (client.clone(), timed(request, deadline));
         async move { client.settle(request).await }
     };
     wire.flow(Flow::Stall, Flow::Pass);
@@ -315,7 +273,7 @@ fn is(told: &pb::SettleResult, reason: &str) -> bool {
 /// The library's own pings rest while anything comes, and other replicas' beats come each second.
 #[tokio::test]
 async fn a_connection_that_only_brings_and_takes_nothing_is_noticed_without_a_settlement() {
-    let wire = Relay::to(&server()).await;
+    let wire = Relay::to(&NatsServer::shared().url()).await;
     let cluster = ["--cluster", "one-way"];
     let proxy = Proxy::start_at(&wire.nats_url(), &cluster);
     let other = Proxy::start(NatsServer::shared(), &cluster);

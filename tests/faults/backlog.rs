@@ -109,7 +109,7 @@ async fn the_appetite_of_many_workers_on_a_slow_link_does_not_get_them_cut() {
     let server = server("24MB");
     let fixture = Fixture::at(&server.url(), ack_wait(20_000)).await;
     publish(&fixture, 400, 100 * KB).await;
-    let relay = Relay::narrow_to(server.url().trim_start_matches("nats://"));
+    let relay = Relay::narrow_to(&server.url());
     relay.flow(Flow::Pass, Flow::Rate(20_000_000));
     let proxy = Proxy::start_at(&relay.nats_url(), &[]);
     proxy.ready().await;
@@ -128,7 +128,7 @@ async fn many_consumers_with_a_backlog_share_a_connection_that_is_not_cut() {
         publish(&fixture, 40, 100 * KB).await;
         fixtures.push(fixture);
     }
-    let relay = Relay::narrow_to(server.url().trim_start_matches("nats://"));
+    let relay = Relay::narrow_to(&server.url());
     relay.flow(Flow::Pass, Flow::Rate(20_000_000));
     let proxy = Proxy::start_at(&relay.nats_url(), &[]);
     proxy.ready().await;
@@ -161,7 +161,7 @@ async fn cuts_of_a_slow_connection_are_held_against_nobody() {
     let server = NatsServer::start();
     let fixture = Fixture::at(&server.url(), ack_wait(1000)).await;
     publish(&fixture, 300, 50 * KB).await;
-    let relay = Relay::narrow_to(server.url().trim_start_matches("nats://"));
+    let relay = Relay::narrow_to(&server.url());
     relay.flow(Flow::Pass, Flow::Rate(4_000_000));
     let proxy = Proxy::start_at(&relay.nats_url(), &[]);
     proxy.ready().await;

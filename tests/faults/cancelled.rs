@@ -51,7 +51,7 @@ impl Lane {
     async fn new(proxy: &Proxy, consumer: pull::Config) -> Self {
         let fixture = Fixture::new(consumer).await;
         let relay = Relay::to(&proxy.grpc).await;
-        let racer = Client::connect(format!("http://{}", relay.address())).await.unwrap();
+        let racer = relay.client().await;
         let mut lane = Self { fixture, relay, racer, next: proxy.client().await };
         lane.racer.fetch(fetch(&lane.fixture, 1, 0)).await.unwrap();
         lane
@@ -350,7 +350,7 @@ async fn terminating(lane: &mut Lane, nats: &Relay, lease: Option<i64>) -> Call 
 #[tokio::test]
 async fn a_call_that_is_cancelled_during_a_term_leaves_the_rest_to_the_next() {
     let server = NatsServer::shared();
-    let nats = Relay::to(server.url().trim_start_matches("nats://")).await;
+    let nats = Relay::to(&server.url()).await;
     let proxy = Proxy::start_at(&nats.nats_url(), &[]);
     let mut lane = Lane::new(&proxy, config()).await;
     let call = terminating(&mut lane, &nats, None).await;
@@ -367,7 +367,7 @@ async fn a_call_that_is_cancelled_during_a_term_leaves_the_rest_to_the_next() {
 #[tokio::test]
 async fn a_term_that_nobody_waits_for_and_that_is_lost_leaves_its_message_to_jetstream() {
     let server = NatsServer::shared();
-    let nats = Relay::to(server.url().trim_start_matches("nats://")).await;
+    let nats = Relay::to(&server.url()).await;
     let proxy = Proxy::start_at(&nats.nats_url(), &[]);
     let mut lane = Lane::new(&proxy, ack_wait(2000)).await;
     // A lease that lasts far longer than JetStream waits.

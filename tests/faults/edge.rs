@@ -271,7 +271,7 @@ async fn a_peer_that_has_died_without_a_word_stops_waiting() {
     let fixture = Fixture::new(config()).await;
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     let relay = Relay::to(&proxy.grpc).await;
-    let mut dead = Client::connect(format!("http://{}", relay.address())).await.unwrap();
+    let mut dead = relay.client().await;
     let long = fetch(&fixture, 1, 120_000);
     let _waiting = tokio::spawn(async move { dead.fetch(long).await });
     eventually("the waiter", || async { (fixture.info().await.num_waiting > 0).then_some(()) })

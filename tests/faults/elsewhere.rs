@@ -15,7 +15,7 @@ use testkit::{
     eventually,
     jetstream::{Fixture, ack_wait},
     millis,
-    proxy::{Client, Proxy, ack, extend, fetch, reason},
+    proxy::{Client, Proxy, ack, extend, fetch, reason, take},
 };
 
 use super::{
@@ -52,17 +52,10 @@ impl Scene {
     }
 
     /// All that is there, in the first worker's hands.
-    async fn leased(&mut self, lease: Option<i64>) -> Vec<pb::Delivery> {
+    async fn leased(&self, lease: Option<i64>) -> Vec<pb::Delivery> {
         let n = u32::try_from(COUNT).unwrap();
-        // Without a linger an answer may have fewer.
-        let request = FetchRequest {
-            lease: lease.and_then(millis),
-            linger: millis(5000),
-            ..fetch(&self.fixture, n, 5000)
-        };
-        let held = self.first.fetch(request).await.unwrap().into_inner().messages;
-        assert_eq!(held.len(), COUNT);
-        held
+        let lease = lease.and_then(millis);
+        take(&self.first, FetchRequest { lease, ..fetch(&self.fixture, n, 5000) }).await
     }
 
     /// The leader crashes, and forgets all deliveries.
@@ -146,7 +139,7 @@ async fn what_a_new_leader_gives_away_is_its_holder_s_until_the_next_look_and_no
     const LOOK: Duration = Duration::from_secs(5);
     let cluster = Cluster::start().await;
     let fixture = cluster.fixture(ack_wait(ACK_WAIT)).await;
-    let mut scene = Scene::of(cluster, fixture).await;
+    let scene = Scene::of(cluster, fixture).await;
     scene.fixture.publish_many(COUNT).await;
     tokio::time::sleep(Duration::from_millis(ACK_WAIT)).await;
     let held = scene.leased(None).await;

@@ -5,16 +5,14 @@ use testkit::{
     eventually,
     jetstream::{Fixture, config},
     nats_server::NatsServer,
-    proxy::{Client, Proxy, ack, fetch},
+    proxy::{Proxy, ack, fetch},
     relay::Relay,
+    stage::Stage,
 };
 
 #[tokio::test]
 async fn a_proxy_that_nats_takes_for_gone_comes_back_and_keeps_its_leases() {
-    let fixture = Fixture::new(config()).await;
-    let nats = Relay::to(NatsServer::shared().url().trim_start_matches("nats://")).await;
-    let proxy = Proxy::start_at(&nats.nats_url(), &[]);
-    let mut client = proxy.client().await;
+    let Stage { fixture, wire: nats, proxy, mut client } = Stage::new(config()).await;
     fixture.publish("n", "held").await;
     let held = client.fetch(fetch(&fixture, 1, 5000)).await.unwrap().into_inner();
     let waiting = tokio::spawn({
@@ -44,7 +42,7 @@ async fn a_client_that_has_said_its_last_takes_nothing_along() {
     let fixture = Fixture::new(config()).await;
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     let relay = Relay::to(&proxy.grpc).await;
-    let far = Client::connect(format!("http://{}", relay.address())).await.unwrap();
+    let far = relay.client().await;
     let mut near = proxy.client().await;
     let gone = tokio::spawn({
         let (mut far, request) = (far.clone(), fetch(&fixture, 1, 20_000));

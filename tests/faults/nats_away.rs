@@ -16,8 +16,9 @@ use testkit::{
     jetstream::{Fixture, ack_wait, config},
     median, millis,
     nats_server::NatsServer,
-    proxy::{Client, Proxy, ack, fetch, nak, reason, term, timed},
+    proxy::{Client, Proxy, ack, fetch, nak, reason, take, take_one, term, timed},
     relay::{Flow, Relay},
+    stage::Stage,
 };
 use tokio::sync::watch;
 
@@ -49,9 +50,7 @@ struct Away {
 impl Away {
     async fn new(consumer: pull::Config) -> (Self, Fixture) {
         let server = NatsServer::start();
-        let fixture = Fixture::on(&server, consumer).await;
-        let wire = Relay::to(server.url().trim_start_matches("nats://")).await;
-        let proxy = Proxy::start_at(&wire.nats_url(), &[]);
+        let Stage { fixture, wire, proxy, .. } = Stage::on(&server, consumer).await;
         (Self { server, wire, proxy }, fixture)
     }
 
@@ -132,9 +131,9 @@ async fn usual_ack(server: &NatsServer, mut client: Client) -> Duration {
     let mut took = Vec::new();
     for _ in 0..7 {
         fixture.publish("n", "x").await;
-        let held = client.fetch(fetch(&fixture, 1, 10_000)).await.unwrap().into_inner().messages;
+        let held = take_one(&client, &fixture).await;
         let began = Instant::now();
-        client.ack(ack(&held[0].token)).await.unwrap();
+        client.ack(ack(&held.token)).await.unwrap();
         took.push(began.elapsed());
     }
     median(took)
@@ -203,12 +202,9 @@ async fn a_minute_without_nats() {
 /// What a settlement is told while NATS is away holds afterwards.
 async fn settlements_are_told_the_truth(fault: Fault) {
     let (mut away, fixture) = Away::new(config()).await;
-    let mut client = away.proxy.client().await;
+    let client = away.proxy.client().await;
     fixture.publish_many(30).await;
-    // Without a linger an answer may have fewer.
-    let all = FetchRequest { linger: millis(5000), ..fetch(&fixture, 30, 5000) };
-    let held = client.fetch(all).await.unwrap().into_inner().messages;
-    assert_eq!(held.len(), 30);
+    let held = take(&client, fetch(&fixture, 30, 5000)).await;
     away.begin(fault);
     let (mut unavailable, mut unconfirmed) = (Vec::new(), Vec::new());
     // The first at once, the others when the loss is known, if it can be.

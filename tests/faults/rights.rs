@@ -11,7 +11,7 @@ use testkit::{
     jetstream::{Fixture, SHORTEST_KEPT, ack_wait},
     millis,
     nats_server::{NatsServer, binary},
-    proxy::{Client, Proxy, ack, extend, fetch, reason},
+    proxy::{Client, Proxy, ack, extend, fetch, reason, take},
 };
 
 /// A server where the proxy may do everything, but settle for the consumer `refused`.
@@ -52,17 +52,11 @@ impl Refusing {
 
     /// A Fetch of so many from the consumer that may be settled for, or from the other.
     async fn fetch(&self, client: &Client, refused: bool, n: u32) -> Vec<pb::Delivery> {
-        let mut request = FetchRequest {
-            linger: millis(5000),
-            lease: millis(20_000),
-            ..fetch(&self.fixture, n, 10_000)
-        };
+        let mut request = FetchRequest { lease: millis(20_000), ..fetch(&self.fixture, n, 10_000) };
         if refused {
             "refused".clone_into(&mut request.consumer);
         }
-        let answer = client.clone().fetch(request).await.unwrap().into_inner();
-        assert_eq!(answer.messages.len(), n as usize);
-        answer.messages
+        take(client, request).await
     }
 }
 

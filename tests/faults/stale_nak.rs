@@ -8,10 +8,11 @@ use testkit::{
     eventually,
     jetstream::{Fixture, ack_wait},
     nats_server::NatsServer,
-    proxy::{Client, Proxy, ack, fetch, nak, reason},
+    proxy::{Client, Proxy, ack, fetch, nak, reason, take_one, timed},
     relay::{Flow, Relay},
+    stage::{Stage, served},
 };
-use tonic::{Code, Request, Status};
+use tonic::{Code, Status};
 
 use super::run::{all_settled, measured};
 
@@ -31,31 +32,27 @@ struct Two {
 
 impl Two {
     async fn new() -> Self {
-        let server = NatsServer::shared();
-        let fixture = Fixture::new(ack_wait(ACK_WAIT)).await;
-        let wire = Relay::to(server.url().trim_start_matches("nats://")).await;
-        let proxies = [Proxy::start_at(&wire.nats_url(), &[]), Proxy::start(server, &[])];
-        let (mut first, second) = (proxies[0].client().await, proxies[1].client().await);
+        let Stage { fixture, wire, proxy, client: first } = Stage::new(ack_wait(ACK_WAIT)).await;
+        let (direct, second) = served(&NatsServer::shared().url()).await;
         fixture.publish("n", "x").await;
-        let held = take(&mut first, &fixture).await;
-        Self { fixture, wire, _proxies: proxies, first, second, held }
+        let held = take_one(&first, &fixture).await;
+        Self { fixture, wire, _proxies: [proxy, direct], first, second, held }
     }
 
     /// The first worker gives its message back.
     async fn nak(&mut self, confirmation: Confirmation) -> Result<Outcome, Status> {
-        let mut request = Request::new(NakRequest {
-            confirmation: confirmation.into(),
-            ..nak(&self.held.token, 0)
-        });
-        request.set_timeout(Duration::from_millis(600));
-        self.first.nak(request).await.map(|answer| answer.into_inner().outcome())
+        let nak = NakRequest { confirmation: confirmation.into(), ..nak(&self.held.token, 0) };
+        self.first
+            .nak(timed(nak, Duration::from_millis(600)))
+            .await
+            .map(|answer| answer.into_inner().outcome())
     }
 
     /// The second worker is given the message, then `heal` mends the wire, and the message is the
     /// second worker's for its whole ack wait.
     async fn second_keeps_its_delivery(mut self, what: &str, heal: impl FnOnce(&Relay)) {
         let began = Instant::now();
-        let second = take(&mut self.second, &self.fixture).await;
+        let second = take_one(&self.second, &self.fixture).await;
         measured(&format!("stale Nak, {what}: until the next worker"), began.elapsed());
         assert_eq!(second.delivery_count, 2);
         heal(&self.wire);
@@ -78,11 +75,6 @@ impl Two {
     }
 }
 
-async fn take(client: &mut Client, fixture: &Fixture) -> pb::Delivery {
-    let answer = client.fetch(fetch(fixture, 1, 10_000)).await.unwrap().into_inner();
-    answer.messages.into_iter().next().unwrap()
-}
-
 fn unconfirmed() -> (Code, String) {
     (Code::DeadlineExceeded, "SETTLE_UNCONFIRMED".to_owned())
 }
@@ -103,7 +95,7 @@ async fn stalled(confirmation: Confirmation) -> usize {
         Ok(outcome) => assert_eq!(outcome, Outcome::Sent),
         Err(status) => assert_eq!(reason(&status), unconfirmed()),
     }
-    let second = take(&mut two.second, &two.fixture).await;
+    let second = take_one(&two.second, &two.fixture).await;
     two.wire.flow(Flow::Pass, Flow::Pass);
     let again = two.second.fetch(fetch(&two.fixture, 1, ACK_WAIT.cast_signed() / 2)).await.unwrap();
     let again = again.into_inner().messages;

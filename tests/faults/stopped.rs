@@ -7,9 +7,8 @@ use fetch_proxy::pb::{self, Outcome, Settlement, TermAction, settlement::Action}
 use testkit::{
     eventually,
     jetstream::{Fixture, ack_wait},
-    millis,
     nats_server::NatsServer,
-    proxy::{Client, Proxy, fetch},
+    proxy::{Client, Proxy, fetch, take},
 };
 
 use super::run::measured;
@@ -18,20 +17,6 @@ const COUNT: usize = 1000;
 const ACK_WAIT: u64 = 3000;
 /// What the client library has been given and not written, and what is on its way in both directions.
 const UNDER_WAY: usize = 64;
-
-async fn take(client: &Client, fixture: &Fixture, count: usize) -> Vec<pb::Delivery> {
-    let mut taken: Vec<pb::Delivery> = Vec::new();
-    while taken.len() < count {
-        let n = u32::try_from(count - taken.len()).unwrap();
-        let ask = pb::FetchRequest { linger: millis(500), ..fetch(fixture, n, 10_000) };
-        let answer = eventually("an answer", || {
-            let (mut client, ask) = (client.clone(), ask.clone());
-            async move { client.fetch(ask).await.ok() }
-        });
-        taken.extend(answer.await.into_inner().messages);
-    }
-    taken
-}
 
 /// Terminates all of them, and counts what was confirmed.
 async fn terminate(mut client: Client, messages: Vec<pb::Delivery>) -> usize {
@@ -59,14 +44,15 @@ async fn a_process_that_was_stopped_amid_a_settle_claims_nothing_of_the_next_hol
     let (at_owner, at_other) = (owner.client().await, other.client().await);
     for settled_before in [1, 1, 1, 50, 100] {
         fixture.publish_many(COUNT).await;
-        let messages = take(&at_owner, &fixture, COUNT).await;
+        let messages =
+            take(&at_owner, fetch(&fixture, u32::try_from(COUNT).unwrap(), 10_000)).await;
         let settling = tokio::spawn(terminate(at_owner.clone(), messages));
         while pending(&fixture).await > COUNT - settled_before {}
         owner.signal("STOP");
         // What was written is read by now.
         tokio::time::sleep(Duration::from_millis(200)).await;
         let left = pending(&fixture).await;
-        let next = take(&at_other, &fixture, left).await;
+        let next = take(&at_other, fetch(&fixture, u32::try_from(left).unwrap(), 10_000)).await;
         owner.signal("CONT");
         let confirmed = settling.await.unwrap();
         // What it wrote late is read by now.

@@ -30,7 +30,7 @@ async fn scene(consumer: pull::Config) -> Scene {
     let fixture = Fixture::new(consumer).await;
     let proxy = Proxy::start(NatsServer::shared(), &["--log-level", "debug"]);
     let relay = Relay::to(&proxy.grpc).await;
-    let far = Client::connect(format!("http://{}", relay.address())).await.unwrap();
+    let far = relay.client().await;
     Scene { fixture, proxy, relay, far }
 }
 

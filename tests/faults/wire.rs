@@ -13,7 +13,7 @@ use testkit::{
 #[tokio::test]
 async fn a_relay_passes_stalls_and_cuts() {
     let server = NatsServer::shared();
-    let relay = Relay::to(server.url().trim_start_matches("nats://")).await;
+    let relay = Relay::to(&server.url()).await;
     let fixture = Fixture::at(&relay.nats_url(), config()).await;
     fixture.publish_many(2).await;
     relay.flow(Flow::Stall, Flow::Pass);

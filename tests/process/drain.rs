@@ -165,7 +165,7 @@ async fn next_frame(socket: &mut TcpStream) -> Option<(u8, u8, Vec<u8>)> {
 async fn step_5_what_was_only_sent_to_nats_is_flushed() {
     let many = pull::Config { max_ack_pending: -1, ..config() };
     let fixture = Fixture::new(many).await;
-    let wire = Relay::narrow_to(NatsServer::shared().url().trim_start_matches("nats://"));
+    let wire = Relay::narrow_to(&NatsServer::shared().url());
     let mut proxy = Proxy::start_at(&wire.nats_url(), &["--drain-timeout", "1s"]);
     let mut client = proxy.client().await;
     fixture.publish_many(10_000).await;

@@ -5,7 +5,7 @@ use fetch_proxy::pb;
 use testkit::{
     eventually,
     jetstream::{Fixture, ack_wait},
-    proxy::{Client, ack, fetch, nak, reason, term},
+    proxy::{Client, ack, fetch, nak, reason, take, term},
 };
 use tonic::Code;
 
@@ -74,15 +74,6 @@ async fn settle(client: &mut Client, by: By, token: &str) -> Result<pb::Outcome,
 }
 
 /// Takes so many messages of a consumer that has them.
-async fn take(client: &Client, fixture: &Fixture, n: u32) -> Vec<pb::Delivery> {
-    let mut taken = Vec::new();
-    while taken.len() < n as usize {
-        let ask = fetch(fixture, n - u32::try_from(taken.len()).unwrap(), 10_000);
-        taken.extend(client.clone().fetch(ask).await.unwrap().into_inner().messages);
-    }
-    taken
-}
-
 async fn old_tokens_settle_nothing(change: Change, by: By, knows: Knows) {
     let what = format!("{change:?}, {by:?}, {knows:?}");
     let fixture = Fixture::new(ack_wait(30_000)).await;
@@ -93,13 +84,13 @@ async fn old_tokens_settle_nothing(change: Change, by: By, knows: Knows) {
         assert!(nothing.messages.is_empty());
     }
     fixture.publish_many(6).await;
-    let old = take(&at_owner, &fixture, 3).await;
+    let old = take(&at_owner, fetch(&fixture, 3, 10_000)).await;
     if knows == Knows::Deliveries {
-        take(&at_other, &fixture, 1).await;
+        take(&at_other, fetch(&fixture, 1, 10_000)).await;
     }
 
     change.make(&fixture).await;
-    let new = take(&at_other, &fixture, 3).await;
+    let new = take(&at_other, fetch(&fixture, 3, 10_000)).await;
     let pending = fixture.info().await.num_ack_pending;
     for message in &old {
         // Until it is known what the consumer is, the owner may ask for patience.
@@ -154,8 +145,8 @@ async fn a_consumer_that_is_used_for_the_first_time_loses_no_lease() {
     let fixture = Fixture::new(ack_wait(30_000)).await;
     let Pair { owner, other, at_owner, at_other, keys: _keys } = Pair::start().await;
     let (one, two, ()) = tokio::join!(
-        take(&at_owner, &fixture, 50),
-        take(&at_other, &fixture, 50),
+        take(&at_owner, fetch(&fixture, 50, 10_000)),
+        take(&at_other, fetch(&fixture, 50, 10_000)),
         fixture.publish_many(100)
     );
     for (mut client, messages) in [(at_owner, one), (at_other, two)] {

@@ -159,7 +159,7 @@ async fn an_heir_that_does_not_answer_is_given_up_for_another() {
 async fn an_heir_that_dies_before_commit_is_given_up_and_the_leases_stay() {
     let fixture = Fixture::new(config()).await;
     let server = NatsServer::shared().url();
-    let relay = Relay::to(server.trim_start_matches("nats://")).await;
+    let relay = Relay::to(&server).await;
     let mut replicas = Replicas::start_at(&[&server, &relay.nats_url()]).await;
     let leased = replicas.leased(0, &fixture, 3).await;
     // What the heir says takes a while, so it dies between hearing Prepare and answering it.
@@ -189,7 +189,7 @@ async fn an_heir_that_dies_before_commit_is_given_up_and_the_leases_stay() {
 async fn an_heir_that_dies_with_its_answer_leaves_orphans_and_nothing_early() {
     let fixture = Fixture::new(ack_wait(15_000)).await;
     let server = NatsServer::shared().url();
-    let relay = Relay::to(server.trim_start_matches("nats://")).await;
+    let relay = Relay::to(&server).await;
     let mut replicas = Replicas::start_at(&[&server, &relay.nats_url()]).await;
     let asked_at = Instant::now();
     let leased = replicas.leased(0, &fixture, 3).await;

@@ -147,7 +147,7 @@ async fn of_a_stopped_owner_nothing_is_given_away_early_nor_taken_late() {
 async fn of_an_owner_cut_off_from_nats_nothing_is_given_away_early() {
     let fixture = Fixture::new(ack_wait(6000)).await;
     let server = NatsServer::shared().url();
-    let relay = Relay::to(server.trim_start_matches("nats://")).await;
+    let relay = Relay::to(&server).await;
     let mut pair = Pair::start_at(&relay.nats_url(), &server).await;
     let asked_at = Instant::now();
     let leased = pair.leased(&fixture, 3).await;

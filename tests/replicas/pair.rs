@@ -8,7 +8,7 @@ use testkit::{
     eventually,
     jetstream::Fixture,
     nats_server::NatsServer,
-    proxy::{Client, Proxy, fetch},
+    proxy::{Client, Proxy, fetch, take},
 };
 
 /// A key file.
@@ -85,11 +85,7 @@ impl Replicas {
     ) -> Vec<pb::Delivery> {
         fixture.publish_many(count).await;
         let n = u32::try_from(count).unwrap();
-        let linger = testkit::millis(5000);
-        let all = pb::FetchRequest { linger, ..fetch(fixture, n, 10_000) };
-        let answer = self.all[at].client.fetch(all).await.unwrap().into_inner();
-        assert_eq!(answer.messages.len(), count);
-        answer.messages
+        take(&self.all[at].client, fetch(fixture, n, 10_000)).await
     }
 }
 
@@ -125,10 +121,6 @@ impl Pair {
     pub async fn leased(&mut self, fixture: &Fixture, count: usize) -> Vec<pb::Delivery> {
         fixture.publish_many(count).await;
         let n = u32::try_from(count).unwrap();
-        let linger = testkit::millis(5000);
-        let all = pb::FetchRequest { linger, ..fetch(fixture, n, 10_000) };
-        let answer = self.at_owner.fetch(all).await.unwrap().into_inner();
-        assert_eq!(answer.messages.len(), count);
-        answer.messages
+        take(&self.at_owner, fetch(fixture, n, 10_000)).await
     }
 }

@@ -13,6 +13,7 @@ pub mod nats_server;
 pub mod proxy;
 pub mod raw_nats;
 pub mod relay;
+pub mod stage;
 
 use std::{
     env, fs,

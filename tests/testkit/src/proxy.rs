@@ -180,6 +180,34 @@ pub fn fetch(fixture: &Fixture, n: u32, wait: i64) -> pb::FetchRequest {
     }
 }
 
+/// Receives the whole number of messages that `request` asks for, in as many calls as that takes. A
+/// call that is refused is repeated.
+///
+/// # Panics
+/// If no message comes within [`BOUND`].
+pub async fn take(client: &Client, request: pb::FetchRequest) -> Vec<pb::Delivery> {
+    let count = request.n as usize;
+    let mut taken = Vec::new();
+    while taken.len() < count {
+        let n = u32::try_from((count - taken.len()).min(1000)).unwrap();
+        let answer = eventually("messages", || {
+            let request = pb::FetchRequest { n, linger: millis(500), ..request.clone() };
+            let mut client = client.clone();
+            async move {
+                let messages = client.fetch(request).await.ok()?.into_inner().messages;
+                (!messages.is_empty()).then_some(messages)
+            }
+        });
+        taken.extend(answer.await);
+    }
+    taken
+}
+
+/// Receives one message of this fixture.
+pub async fn take_one(client: &Client, fixture: &Fixture) -> pb::Delivery {
+    take(client, fetch(fixture, 1, 10_000)).await.remove(0)
+}
+
 pub fn ack(token: &str) -> pb::AckRequest {
     pb::AckRequest { token: token.to_owned(), ..pb::AckRequest::default() }
 }

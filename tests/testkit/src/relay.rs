@@ -21,6 +21,8 @@ use tokio::{
     task::JoinHandle,
 };
 
+use crate::proxy::Client;
+
 /// What happens to the bytes of one direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flow {
@@ -64,7 +66,8 @@ pub struct Relay {
 type Brought = Arc<Mutex<Vec<(u64, Arc<AtomicU64>)>>>;
 
 impl Relay {
-    /// Relays to `server`, an address like `127.0.0.1:4222`, from a free port of its own.
+    /// Relays to `server` from a free port of its own. `server` is an address like `127.0.0.1:4222`,
+    /// or the URL of a NATS server.
     pub async fn to(server: &str) -> Self {
         Self::behind(TcpListener::bind("127.0.0.1:0").await.unwrap(), server)
     }
@@ -92,7 +95,8 @@ impl Relay {
         let (answered, heard) = (Arc::default(), Arc::default());
         let counts = (Arc::clone(&heard), Arc::clone(&answered));
         let brought = Brought::default();
-        let accept = accept(listener, server.to_owned(), wire.clone(), counts, brought.clone());
+        let server = server.trim_start_matches("nats://").to_owned();
+        let accept = accept(listener, server, wire.clone(), counts, brought.clone());
         let accepting = tokio::spawn(accept);
         Self { address, wire, answered, heard, brought, accepting }
     }
@@ -105,6 +109,11 @@ impl Relay {
     /// The same as the URL of a NATS server.
     pub fn nats_url(&self) -> String {
         format!("nats://{}", self.address)
+    }
+
+    /// A client of the proxy behind this relay.
+    pub async fn client(&self) -> Client {
+        Client::connect(format!("http://{}", self.address)).await.unwrap()
     }
 
     /// Cuts every connection; new ones are served.
