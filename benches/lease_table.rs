@@ -1,5 +1,5 @@
-//! The lease table alone: what a lease costs in time and memory, and how long the longest single
-//! call is while a million leases are granted, lent, kept alive, doubted, and lapse on time.
+//! The lease table alone: the time and memory of a lease, and the longest single call with a
+//! million leases. They are granted, lent, kept alive, doubted, and expire on time.
 //!
 //! Time inside the table is made up, so nothing waits. Memory is the growth of the resident set,
 //! which counts what the allocator adds; it is read from `/proc`, so this runs on Linux only. The

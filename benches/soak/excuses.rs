@@ -1,4 +1,4 @@
-//! What the judges share: which faults there were at a time, and what settled a message. Judges
+//! Facts that all judges need: the faults at a time, and the settlement of a message. Judges
 //! nothing by itself.
 
 use testkit::delivery_log::{At, Fault, FaultKind, Holding, Kind, Outcome, Try};
@@ -6,10 +6,10 @@ use testkit::delivery_log::{At, Fault, FaultKind, Holding, Kind, Outcome, Try};
 /// After a fault the wire is not at once what it was.
 pub const GRACE: At = 3_000_000;
 
-/// What is wrong with which message.
+/// A finding and its message.
 pub type Wrong = Vec<(u64, String)>;
 
-/// What settled it, as far as was told.
+/// The settlement of a delivery, as far as its worker knows.
 pub fn settlement(holding: &Holding) -> Option<&Try> {
     let told = |tried: &&Try| {
         tried.kind != Kind::Extend

@@ -24,7 +24,7 @@ pub struct Faults {
     pub dice: Dice,
 }
 
-/// What is done to something that answers.
+/// A fault, and what it does.
 #[derive(Debug, Clone, Copy)]
 enum Fault {
     Kill,

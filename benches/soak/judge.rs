@@ -1,11 +1,15 @@
 //! The judge reads the delivery log of the run and finds what must not have happened.
 //!
 //! A lease promises its holder that nobody else has the message. That promise depends on NATS, so a
-//! breach is *excused*, and counted apart, where a fault explains it: nats-server crashed while the
-//! lease was held (an unreplicated stream forgets what it confirmed last); the message was handed
-//! over while NATS was out of order (JetStream's clock started before the proxy could know); the
-//! lease needed progress that could not be told. No fault excuses a token that works for somebody
-//! who has lost the message to another, or whose lease has ended.
+//! breach is *excused*, and counted separately, if a fault explains it:
+//! - nats-server crashed while the lease was held. An unreplicated stream forgets what it confirmed
+//!   last.
+//! - The message was delivered while NATS was out of order. JetStream's clock then started before the
+//!   proxy could know.
+//! - The lease needed progress that a fault stopped.
+//!
+//! No fault excuses a token that works for a worker who has lost the message to another worker, or
+//! whose lease has ended.
 
 use std::collections::BTreeMap;
 
@@ -18,9 +22,9 @@ use crate::{
 
 /// Clocks of processes on a busy machine are read at slightly different moments.
 const SLACK: At = 100_000;
-/// What a server confirmed this long before it was killed may not have been stored.
+/// A killed server may not have stored confirmations that are younger than this.
 const UNSTORED: At = 2_000_000;
-/// What a fault held up comes this long after it at the latest.
+/// A settlement that a fault delayed comes at most this long after the fault.
 const LATE: At = 1_000_000;
 
 /// One consumer's line of the table.
@@ -159,7 +163,7 @@ impl Judge<'_> {
                         format!("{kind:?} of attempt {attempt} accepted, though another had it");
                     self.wrong.push((sequence, what));
                 }
-                // What was not confirmed may be repeated for as long as JetStream waits.
+                // An unconfirmed settlement may be repeated during the ack wait.
                 let again = holding.tries[..number].iter().any(|earlier| earlier.kind == kind);
                 if tried.sent > latest_end(holding, tried) + SLACK && !again {
                     let what = format!("{kind:?} of attempt {attempt} accepted after its lease");
@@ -218,9 +222,9 @@ impl Judge<'_> {
         }
     }
 
-    /// JetStream's clock for a delivery that a fault held up began before anybody here could know, as
-    /// early as the fault did: at its end the message may be given away while its holder is still
-    /// believed.
+    /// A fault may delay a delivery. JetStream's clock for it then started as early as the fault.
+    /// At the end of that clock JetStream may give the message away while the proxy still accepts
+    /// its holder.
     fn began_unheard(&self, holding: &Holding, now: At) -> bool {
         let wait = self.account.terms.ack_wait_of(holding.attempt);
         self.faults.0.iter().any(|fault| {
@@ -234,8 +238,8 @@ impl Judge<'_> {
         self.faults.nats(handed + GRACE - LATE, handed)
     }
 
-    /// A Nak of this delivery, its holder's or the proxy's own at the end of the lease, was on its
-    /// way when NATS could not be reached, and this was just over.
+    /// A fault of NATS that has just ended delayed a Nak of this delivery. The Nak came from the
+    /// holder, or from the proxy at the end of the lease.
     fn held_up(&self, holding: &Holding, now: At) -> bool {
         let naks = holding.tries.iter().filter(|tried| tried.kind == Kind::Nak);
         let sent = naks.map(|nak| nak.sent).fold(holding.least, At::max);
@@ -285,7 +289,7 @@ impl Judge<'_> {
     }
 }
 
-/// When its holder was told that it is acked or terminated.
+/// The time at which its holder learned that it is acked or terminated.
 fn done_with(holding: &Holding) -> Option<At> {
     settlement(holding).filter(|tried| tried.kind != Kind::Nak)?.answered
 }

@@ -1,6 +1,6 @@
-//! `make soak`: workers, publishers and faults for as long as asked, and log of all that happened,
-//! which must balance: nothing lost, nothing in two hands, nothing long in the dark, and a proxy
-//! that weighs afterwards what it weighed before.
+//! `make soak`: workers, publishers and faults for as long as asked, and a log of all that
+//! happened. Nothing may be lost, no message may have two holders, and none may wait long.
+//! Afterwards the proxy must be as small as before.
 //!
 //! ```text
 //! cargo bench --bench soak -- --for 2m --seed 1

@@ -1,4 +1,4 @@
-//! What the proxy's process weighs, read from /proc.
+//! The memory and the descriptors of the proxy's process, read from /proc.
 
 use std::fs;
 
@@ -24,7 +24,7 @@ impl Weight {
         Self { memory: kib / 1024.0, descriptors }
     }
 
-    /// What is wrong with having become this, if anything is.
+    /// The findings, if the process has grown.
     pub fn grown(&self, end: &Self) -> Vec<String> {
         let mut wrong = Vec::new();
         if end.descriptors > self.descriptors {

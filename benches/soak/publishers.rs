@@ -1,5 +1,5 @@
-//! What is published, by a wire of its own: a steady rate of messages of several sizes, each with
-//! an id from which all of it can be told again.
+//! The publishers, on a connection of their own. They keep a steady rate of messages of several
+//! sizes. The id of a message determines its payload.
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,4 +1,4 @@
-//! What a person reads: a line every ten seconds, one table at the end, and what does not balance.
+//! The output: a line every ten seconds, then a table, then the findings.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ use crate::{
 /// A line of the table: its name, and what it says of a consumer.
 type Line = (&'static str, fn(&Row) -> String);
 
-/// Findings that are told with their history.
+/// The number of findings that are printed with their history.
 const MOST: usize = 20;
 
 pub async fn progress(log: Arc<DeliveryLog>, began: Instant) {

@@ -1,6 +1,6 @@
-//! What a worker does with messages that it was handed: mostly Ack; sometimes Nak, Term, Extend,
-//! too late, twice, or nothing. What is not certain is tried again with the same token, as the
-//! errors promise that one may.
+//! The behaviour of a worker with its messages: mostly Ack, sometimes Nak, Term or Extend, too
+//! late, twice, or nothing. An uncertain settlement is repeated with the same token, as the errors
+//! permit.
 
 use std::time::Duration;
 

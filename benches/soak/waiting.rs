@@ -1,11 +1,11 @@
 //! How long messages were in the dark: there to be handed out, workers asking, and nobody got them.
 //!
-//! A message's wait begins when it was overtaken by a later one (a first delivery), or when it came
-//! free again: at the time that a Nak named, or when its lease had ended and JetStream's patience
-//! with it. Time in which NATS or workers were out of order is taken out of it, with some seconds to
-//! recover. The attempt count tells of deliveries that no worker saw: given back by the proxy,
-//! which is quick, or left to wait for the end of a lease that nobody had, which only a fault or a
-//! Fetch that was walked away from explains.
+//! The wait of a first delivery begins when a later message overtakes it. The wait of a repeated
+//! delivery begins at the time that a Nak named, or when the lease and JetStream's ack wait have
+//! ended. Time in which NATS or workers were out of order is taken out of it, with some seconds to
+//! recover. The attempt count shows deliveries that no worker saw. The proxy gave such a message
+//! back, which is quick; or the message waited for the end of a lease without a holder. Only a
+//! fault, or a caller that left its Fetch, explains such a wait.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,9 +15,10 @@ use crate::excuses::{Faults, GRACE, Wrong, settlement};
 
 /// In the dark for longer is wrong.
 const LONGEST: At = 5_000_000;
-/// What the proxy gives back is back within this: it may have been parked for a second.
+/// A message that the proxy gives back returns within this time. The proxy may have parked it for a
+/// second.
 const SOON: At = 1_300_000;
-/// After a fault deliveries go on within this.
+/// After a fault deliveries continue within this time.
 const RECOVERY: At = 15_000_000;
 /// Leases that workers ask for are shorter.
 const LONGEST_LEASE: At = 13_000_000;
@@ -26,7 +27,7 @@ const LONGEST_LEASE: At = 13_000_000;
 pub struct Waits {
     /// Attempts that no worker saw and that were soon back.
     pub released: u64,
-    /// Those that were left to wait, by what explains them.
+    /// Attempts that had to wait, by their explanation.
     pub left_by_fault: u64,
     pub left_by_caller: u64,
     /// Fetch calls whose answer nobody took.
@@ -115,7 +116,7 @@ impl Watch<'_> {
         let (faults, walks) = (self.faults, &self.account.walked_away);
         let shaken = faults.nats(from - GRACE, to) || faults.workers(from - GRACE, to);
         let crashed = faults.crashed(from - GRACE, to);
-        // What a fault swallowed comes back after the ack wait.
+        // A delivery that a fault lost comes back after the ack wait.
         let swallowed = shaken && (unseen > 0 || doubtful || crashed);
         let dark = self.without_faults(from, to, if swallowed { patience } else { GRACE });
         let least = (1..=attempt).map(|attempt| self.account.terms.ack_wait_of(attempt)).min();
@@ -183,7 +184,7 @@ impl Watch<'_> {
         for pair in handed.windows(2) {
             let ((last, _), (next, sequence)) = (pair[0], pair[1]);
             let stored = ledger.stored.get(&sequence).map_or(next, |(at, _)| *at);
-            // Of a message that had been there before it is not known here since when it was free.
+            // It is not known since when an older message was free.
             let first = messages[&sequence].iter().all(|holding| holding.handed >= next);
             if first {
                 let silent = self.without_faults(last.max(stored), next, GRACE);

@@ -1,5 +1,5 @@
-//! What NATS itself says, asked by a wire of the log' own: streams and consumers made, advisories
-//! heard, what is left, and what was stored.
+//! The view of NATS, over a connection of its own: it makes streams and consumers, and reads
+//! advisories, pending messages and the stream.
 
 use std::{
     collections::BTreeMap,

@@ -1,5 +1,5 @@
-//! Workers: Fetch, then do what workers do with messages, well and badly. All that they are told
-//! is logged. `settling` decides what a worker does with a message.
+//! Workers: Fetch, then do what workers do with messages, well and badly. All answers are logged.
+//! `settling` decides what a worker does with a message.
 
 use std::{sync::Arc, time::Duration};
 
@@ -46,7 +46,7 @@ pub struct Worker {
     pub number: usize,
     pub consumer: usize,
     pub terms: Terms,
-    /// Where the proxy is.
+    /// The address of the proxy.
     pub address: String,
     /// Not by a wire that is meddled with.
     pub direct: bool,
@@ -55,7 +55,7 @@ pub struct Worker {
     pub phase: watch::Receiver<Phase>,
 }
 
-/// What one Fetch asks for.
+/// The request of one Fetch.
 struct Wish {
     request: pb::FetchRequest,
     lease: Option<Duration>,

@@ -1,4 +1,4 @@
-//! What it costs to settle at a replica that did not grant the lease.
+//! The cost of settling at a replica that did not grant the lease.
 
 use std::time::{Duration, Instant};
 

@@ -1,8 +1,8 @@
 //! `make bench`: what the proxy costs, as ratios taken in one run.
 //!
-//! Machines are shared and noisy, so no figure stands alone: each row runs two things in turn,
-//! A B A B …, at least seven times, and shows the median of the pairs' ratios with its spread,
-//! and the CPU time that each message took in all processes that worked on it.
+//! Machines are shared and noisy, so no figure stands alone. Each row runs two things in turn, A B
+//! A B …, at least seven times. It shows the median of the pairs' ratios with its spread, and the
+//! CPU time of a message in all processes that worked on it.
 //!
 //! ```text
 //! cargo bench --bench throughput [-- --pairs 7 --messages 40000]

@@ -1,4 +1,4 @@
-//! What a message waits for, and what a lease and a waiter weigh.
+//! The wait of a message, and the memory of a lease and of a waiter.
 
 use std::{
     fs,

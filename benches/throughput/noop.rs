@@ -1,5 +1,5 @@
 //! The floor: a tonic service with the same messages and calls that does nothing, in a process of
-//! its own. What gRPC itself costs.
+//! its own. It shows the cost of gRPC itself.
 
 use fetch_proxy::pb::{
     self,

@@ -121,7 +121,7 @@ fn until() -> Instant {
     clock::now() + BOUND
 }
 
-/// What arrives until so many messages are there, or the pull has ended.
+/// Collects arrivals until so many messages are there, or the pull has ended.
 async fn arrivals(inbox: &mut impl Inbox, messages: usize) -> (Vec<Delivery>, Option<PullEnd>) {
     let (mut found, mut buffer) = (Vec::new(), Vec::new());
     while found.len() < messages {

@@ -1,4 +1,5 @@
-//! The lessor on a broker that fails as scripted: what is published, and what the caller is told.
+//! The lessor on a broker that fails as scripted: the tests read what it publishes and what it
+//! answers.
 
 use std::time::Duration;
 
@@ -116,7 +117,7 @@ async fn a_lease_that_a_call_names_twice_is_answered_as_by_a_later_call() {
             vec![minute(), Action::Ack, minute(), nak()],
             vec![extended(), done.clone(), settled.clone(), settled.clone()],
         ),
-        // What never left leaves the lease to the next.
+        // A settlement that never left leaves the lease to the next caller.
         (
             vec![Fault::Unsent],
             vec![nak(), Action::Ack, Action::Ack],
@@ -268,7 +269,7 @@ async fn a_shorter_ack_wait_counts_from_the_next_look_at_the_consumer() {
     assert_eq!(refused, Err(Error::LeaseExpired { forgotten: false }));
 }
 
-/// Who asks first has more patience than who asks next.
+/// The first caller has a longer deadline than the second.
 #[tokio::test(start_paused = true)]
 async fn finding_out_why_there_is_nothing_takes_no_longer_than_each_caller_s_patience() {
     let (broker, lessor) = start(LONG);
@@ -302,7 +303,7 @@ async fn closing_waits_for_settlements_and_for_nothing_else() {
     assert_eq!(broker.published(), [AckKind::Ack, AckKind::Ack]);
 }
 
-/// What JetStream confirms then may have settled the delivery of whoever has the message now.
+/// A late confirmation may be for the delivery of the next holder.
 #[tokio::test(start_paused = true)]
 async fn a_confirmation_after_the_end_of_the_lease_confirms_nothing() {
     const PATIENCE: Duration = Duration::from_secs(60);

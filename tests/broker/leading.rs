@@ -1,5 +1,5 @@
-//! A replicated consumer may have another leader at any time, which gives away what its holders
-//! believe to have: after a sign of one nothing is settled until it is known who leads.
+//! A replicated consumer may change its leader at any time, and the new leader may give away leased
+//! messages. After a sign of a change nothing is settled until INFO names the leader.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ fn start(replicas: u32) -> (FakeBroker, Lessor<FakeBroker>) {
     start_with(ConsumerInfo { replicas, ..info(Duration::from_secs(30)) })
 }
 
-/// INFO does not show it when the leader was another one in between, or has started anew.
+/// INFO shows neither another leader in between nor a restart of the same leader.
 fn start_unshown(replicas: u32) -> (FakeBroker, Lessor<FakeBroker>) {
     start_with(ConsumerInfo { replicas, leader_shows: false, ..info(Duration::from_secs(30)) })
 }
@@ -34,7 +34,7 @@ async fn ack(lessor: &Lessor<FakeBroker>, lease: LeaseId) -> Result<Settled, Err
     settle(lessor, lease, Action::Ack).await
 }
 
-/// What an Ack is told when the doubt is over, and how long that took.
+/// The answer to an Ack when the doubt is over, and how long that took.
 async fn told_in_the_end(
     lessor: &Lessor<FakeBroker>,
     lease: LeaseId,
@@ -323,7 +323,7 @@ async fn what_a_new_leader_has_delivered_is_not_held_against_it() {
     assert!(confirmed(&ack(&lessor, lease).await));
 }
 
-/// Other replicas may have told that the consumer was made anew while nobody was there to hear it.
+/// The announcement that a consumer was created again may come while no replica listens.
 #[tokio::test(start_paused = true)]
 async fn a_replica_that_did_not_hear_the_others_settles_nothing_before_it_has_looked() {
     for made_anew in [false, true] {
@@ -344,7 +344,8 @@ async fn a_replica_that_did_not_hear_the_others_settles_nothing_before_it_has_lo
     }
 }
 
-/// Nobody but a reset makes the same leader count deliveries anew: what it had stored counts no more.
+/// Only a reset makes the same leader count deliveries from one again. Its stored state is then
+/// worthless.
 #[tokio::test(start_paused = true)]
 async fn a_leader_that_counts_anew_without_a_change_has_reset_its_consumer() {
     let (broker, lessor) = start(1);

@@ -1,5 +1,5 @@
-//! What the broker port promises, kept by the real broker and by the scripted one alike, so that
-//! the fake cannot lie; and what the lessor makes of a broker's faults, which only a fake can script.
+//! The promises of the broker port. The real broker and the scripted broker keep them alike, so
+//! that the fake cannot lie. Only the fake can script the faults that the lessor is tested with.
 
 #![allow(clippy::disallowed_methods, reason = "tests live in real time, and outlive their tasks")]
 

@@ -150,7 +150,8 @@ async fn where_it_may_not_be_looked_for_the_consumer_is_only_suspected_and_serve
             let said = refused.unwrap_err().to_string();
             assert!(said.contains("`MSG.GET`"), "{said}");
         }
-        // It is asked again at once, as a client is told to, and gets what is good, again and again.
+        // The client repeats the call at once, as the refusal asks, and receives the good messages
+        // each time.
         for _ in 0..5 {
             broker.publish("good");
             eventually("the next good one", || async {

@@ -1,4 +1,4 @@
-//! What is called unreadable is what the client library cannot read, and nothing else.
+//! A message counts as unreadable if, and only if, the client library cannot read it.
 
 use async_nats::{ConnectOptions, Event};
 use fetch_proxy::nats::unreadable;

@@ -1,4 +1,4 @@
-//! What was published, and what the workers said of it; and whether the two balance. Knows no
+//! All that was published, and all that the workers reported of it. The two must agree. Knows no
 //! process and no server.
 
 use std::{
@@ -11,9 +11,9 @@ use serde::Deserialize;
 
 use crate::scenario::{Publish, Seen};
 
-/// What tells of an attempt whose work was done.
+/// Events of an attempt whose work was done.
 const WORKED: &[&str] = &["acked", "lost"];
-/// What must not happen to a message twice.
+/// Events that must not happen twice for one message.
 const FINAL: &[&str] = &["acked", "termed", "rejected"];
 /// No more complaints than a person reads.
 const MOST_COMPLAINTS: usize = 8;
@@ -26,7 +26,7 @@ pub struct Books {
 #[derive(Default)]
 struct Ledger {
     messages: BTreeMap<u64, Message>,
-    /// What tells of no message.
+    /// Events that concern no message.
     others: Vec<Said>,
     wrong: Vec<String>,
 }
@@ -45,7 +45,7 @@ struct Said {
     event: Event,
 }
 
-/// What was done, where all went as promised.
+/// The totals of a run that went as promised.
 #[derive(Clone, Default)]
 pub struct Tally {
     /// How often a message was tried again because a lease of it was lost.
@@ -124,7 +124,7 @@ impl Books {
         of_messages.chain(&ledger.others).filter(|said| is_wanted(said)).count()
     }
 
-    /// What a worker said, of what tells of no message.
+    /// An event of a worker that concerns no message.
     pub fn last_word(&self, worker: &str) -> Option<String> {
         let ledger = self.lock();
         let said = ledger.others.iter().rev().find(|said| said.by == worker);
@@ -136,7 +136,7 @@ impl Books {
         self.lock().messages.values().all(|message| !message.events.is_empty())
     }
 
-    /// What was told of each message, by its place in the stream.
+    /// The events of each message, by its number in the stream.
     pub fn told(&self) -> Vec<(u64, Vec<String>)> {
         let ledger = self.lock();
         let told = |message: &Message| {
@@ -158,7 +158,7 @@ impl Books {
         tally
     }
 
-    /// What is not as promised, by a server that may be forgetful.
+    /// All broken promises. A forgetful server may deliver a settled message again.
     pub fn complaints(&self, forgetful: bool) -> Vec<String> {
         let ledger = self.lock();
         let of_messages = ledger.messages.iter().flat_map(|(sequence, message)| {
@@ -180,7 +180,7 @@ impl Books {
 impl Message {
     fn complaints(&self, forgetful: bool) -> Vec<String> {
         let mut wrong = Vec::new();
-        // Who was held up tells late of an attempt that was followed by others.
+        // A delayed worker reports an attempt late, after others have followed it.
         let mut by_attempt: Vec<&Event> = self.events.iter().map(|said| &said.event).collect();
         by_attempt.sort_by_key(|event| event.deliveries);
         let told: Vec<&str> = by_attempt.iter().map(|event| &*event.event).collect();
@@ -225,7 +225,7 @@ impl Message {
         (!attempts(false).is_sorted_by(goes_up)).then_some("its attempts do not go up")
     }
 
-    /// Where a worker read something else than was published.
+    /// Returns how a received message differs from the published one.
     fn misread(&self, event: &Event) -> Option<String> {
         if event.id != self.id {
             return Some(format!("id {:?} instead of {:?}", event.id, self.id));

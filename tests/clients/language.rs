@@ -11,7 +11,7 @@ use tokio::{process::Command, time::timeout};
 
 /// A first build may have to fetch and compile a gRPC library.
 const LONGEST_BUILD: Duration = Duration::from_secs(600);
-/// What `build` says by its exit code when something must be installed first, and what.
+/// The exit code of `build` if something must be installed first. Its output names what.
 const MUST_INSTALL: i32 = 3;
 const NEEDS: &str = ": needs ";
 

@@ -40,7 +40,7 @@ use tokio::{
 
 /// Languages that are tried at a time: most of a scenario is waiting.
 const AT_A_TIME: usize = 3;
-/// What a worker takes in one answer, and more.
+/// More than the number of messages in one answer to a worker.
 const NATS: &str = "max_payload: 32MB";
 /// For all scenarios, builds not counted.
 const LONGEST_RUN: Duration = Duration::from_secs(600);
@@ -90,7 +90,7 @@ async fn run() -> ExitCode {
     if acted.is_ok() && table.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Those that are named; all, where none is.
+/// The named languages, or all if none is named.
 fn choose<T>(all: Vec<T>, wanted: &[String], name: impl Fn(&T) -> &String) -> Vec<T> {
     let is_wanted = |one: &T| wanted.contains(name(one));
     if all.iter().any(is_wanted) { all.into_iter().filter(is_wanted).collect() } else { all }

@@ -21,8 +21,7 @@ const WITHIN: Duration = Duration::from_secs(30);
 
 /// Runs the worker until it has acked all messages.
 ///
-/// # Errors
-/// What went wrong, for people.
+/// # Errors The errors, for people.
 pub async fn follow(python: Language) -> Result<(), String> {
     let worker = PAGE.split("```python\n").nth(1).and_then(|rest| rest.split("```").next());
     let worker = worker.ok_or("README.md has no block of Python")?;

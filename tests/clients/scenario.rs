@@ -1,4 +1,4 @@
-//! What `examples/conformance.json` may say. Does nothing of it.
+//! The format of `examples/conformance.json`. This module only reads it.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -7,7 +7,7 @@ use serde::Deserialize;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Suite {
-    /// What a language does not do, and why: language, scenario, reason.
+    /// Scenarios that a language leaves out: language, scenario, reason.
     pub skips: BTreeMap<String, BTreeMap<String, String>>,
     pub scenarios: Vec<Scenario>,
 }
@@ -19,10 +19,10 @@ pub struct Scenario {
     pub name: String,
     #[expect(dead_code, reason = "for those who read the file")]
     pub promise: String,
-    /// Of the consumer, in seconds.
+    /// The ack wait of the consumer, in seconds.
     #[serde(default = "ack_wait")]
     pub ack_wait: f64,
-    /// Of the consumer: after so many attempts a message is given up; never, at 0.
+    /// The number of attempts after which the consumer gives a message up. 0 means never.
     #[serde(default)]
     pub max_deliver: i64,
     /// For the workers, besides address, stream and consumer.
@@ -52,7 +52,7 @@ pub enum Step {
     Ready {},
     /// Tells a worker to stop (SIGTERM).
     Stop(String),
-    /// Waits until a worker that was told to stop has ended, so many seconds at most.
+    /// Waits at most so many seconds until a stopped worker has ended.
     Ended {
         worker: String,
         within: f64,
@@ -71,7 +71,7 @@ pub enum Step {
     Settled {
         within: f64,
     },
-    /// The workers have told of every delivery that reached them: none was in vain, none is forgotten.
+    /// Waits until the workers have reported every delivery, each one once.
     Accounted {},
     /// Waits until the server has announced a Nak of so many messages.
     GivenBack(usize),

@@ -1,5 +1,5 @@
-//! What the NATS server says of a scenario's messages: how often it has delivered, and of each message
-//! what has settled it; and whether the workers said the same. Knows no worker and no proxy.
+//! The NATS server's account of a scenario's messages: how often it delivered each of them, and
+//! what settled it. It must agree with the reports of the workers. Knows no worker and no proxy.
 
 use std::{
     collections::BTreeMap,
@@ -31,7 +31,7 @@ pub struct Server {
     _listening: JoinSet<()>,
 }
 
-/// What settled each message, by its place in the stream.
+/// The settlement of each message, by its number in the stream.
 #[derive(Default)]
 struct Heard {
     acks: BTreeMap<u64, usize>,
@@ -75,7 +75,7 @@ impl Server {
         Self { fixture, heard, _listening: listening }
     }
 
-    /// Waits until INFO is so; `has_failed` says that waiting is in vain.
+    /// Waits until INFO is so. `has_failed` ends the wait early.
     pub async fn until(
         &self,
         within: Duration,
@@ -127,8 +127,8 @@ impl Server {
         done.map_err(|wrong| format!("{wrong}; told of: {}", books.count_told()))
     }
 
-    /// What the workers said and the server did not do, or the other way about. A forgetful server
-    /// may have stopped before it could announce what it did.
+    /// Differences between the reports of the workers and the account of the server. A forgetful
+    /// server may have stopped before it could announce what it did.
     pub async fn disagreements(&self, books: &Books, forgetful: bool) -> Vec<String> {
         let compare = || self.heard.lock().unwrap().disagreements(books, forgetful);
         let agree = || async { compare().is_empty().then_some(()) };
@@ -172,7 +172,8 @@ impl Heard {
                     ));
                 }
             };
-            // What was rejected is terminated, or too large for the worker, who has given it back.
+            // A rejected message is terminated. A message that is too large for the worker is given
+            // back by it.
             let terms: &[&str] = match self.naks.contains_key(&sequence) {
                 true => &["termed"],
                 false => &["termed", "rejected"],

@@ -48,7 +48,7 @@ pub struct Stage<'a> {
     acted: Instant,
 }
 
-/// What was done, or what went wrong.
+/// The totals, or the errors.
 pub type Verdict = Result<Tally, String>;
 
 impl<'a> Stage<'a> {
@@ -287,7 +287,7 @@ impl<'a> Stage<'a> {
     }
 }
 
-/// Where nobody can tell, it is.
+/// Returns true if the system does not tell.
 fn is_stopped(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
     stat.map_or(true, |stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')))

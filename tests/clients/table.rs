@@ -1,4 +1,4 @@
-//! What is printed: each cell as it is known, and language by scenario at the end.
+//! The output: each cell when it is known, and a table of languages and scenarios at the end.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -24,7 +24,7 @@ pub struct Table {
     languages: Vec<String>,
     scenarios: Vec<String>,
     cells: BTreeMap<(String, String), Fate>,
-    /// What was not tested as it should be.
+    /// Scenarios that were not tested as they should be.
     lacking: Vec<String>,
     wrong: Vec<String>,
 }
@@ -67,7 +67,7 @@ impl Table {
         }
     }
 
-    /// Something beside the scenarios failed.
+    /// Something outside the scenarios failed.
     pub fn wrong(&mut self, what: &str, why: &str) {
         println!("{what:<12}FAILED\n{}", indented(why));
         self.wrong.push(what.to_owned());

@@ -1,5 +1,5 @@
-//! One worker process: started, held up, told to stop, and never outliving this. What it says goes to the
-//! books; nothing is judged here.
+//! One worker process: started, held up, told to stop, and never outliving this. Its output is
+//! recorded; this module judges nothing.
 
 use std::{
     collections::BTreeMap,
@@ -98,7 +98,7 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         kill("KILL", &self.group());
-        // Where there is no such command, at least this one, so that the wait has an end.
+        // If the command is missing, this one is used, so that the wait has an end.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

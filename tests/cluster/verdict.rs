@@ -102,7 +102,7 @@ fn settlements(holding: &Holding) -> impl Iterator<Item = &Try> {
     holding.tries.iter().filter(|tried| tried.kind != Kind::Extend)
 }
 
-/// The settlement that the worker was told to be done.
+/// The settlement that the worker knows to be done.
 fn accepted(holding: &Holding) -> Option<&Try> {
     settlements(holding)
         .find(|tried| tried.outcome.accepted() || tried.outcome == Outcome::Duplicate)

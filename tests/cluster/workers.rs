@@ -1,5 +1,5 @@
-//! Workers that choose a replica at random for every call, and try again with the same tokens until
-//! they are told what became of them.
+//! Workers that choose a replica at random for every call, and repeat a settlement with the same
+//! token until its result is known.
 
 use std::{
     collections::BTreeMap,
@@ -111,8 +111,8 @@ impl Worker {
         Held { token: message.token, id, kind }
     }
 
-    /// Tried until it is done, or the lease may be over; then it is settled all the same, as far as
-    /// that goes.
+    /// Repeats the Extend until it is done, or until the lease may be over. The messages are
+    /// settled in either case.
     async fn extend(&mut self, held: &[Held], length: Duration) {
         let length = i64::try_from(length.as_millis()).unwrap();
         let settlements = held.iter().map(|held| pb::Settlement {
@@ -171,8 +171,8 @@ impl Worker {
 
     /// A call that failed as a whole is made again after a moment, at any replica.
     async fn again(&mut self, status: &Status) {
-        // What tonic's client makes of a connection that is gone; Internal is a call that it had
-        // not sent yet when the server gave notice to go.
+        // The codes that tonic's client gives for a lost connection. Internal means a call that was
+        // not sent when the server announced its end.
         let transport = matches!(
             status.code(),
             Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal

@@ -1,5 +1,5 @@
-//! `scripts/image`: which of docker, podman and buildah it takes, and what it asks of it. They are
-//! played by scripts that keep what they were told.
+//! `scripts/image`: which of docker, podman and buildah it takes, and what it asks of it. Scripts
+//! play the builders and record their arguments.
 
 use std::{
     env, fs,
@@ -36,7 +36,7 @@ impl Machine {
         Self { bin }
     }
 
-    /// What `scripts/image NAME` did, and what the builders were told in the end, one word a line.
+    /// The result of `scripts/image NAME`, and the arguments of the builder, one word a line.
     fn image(&self, variables: &[(&str, &str)]) -> (Output, String) {
         let heard = self.bin.path().join("heard");
         let output = Command::new("scripts/image")

@@ -109,7 +109,7 @@ fn a_password_or_token_of_the_chart_s_own_rolls_the_pods_when_it_changes() {
         assert_eq!(with(method, entry, "one"), with(method, entry, "one"), "{method}");
         assert!(!with(method, entry, "hunter2").contains("hunter2"));
     }
-    // Read anew from its file.
+    // Read again from its file.
     assert_eq!(with("nkey", r"nkey\.seed", "one"), with("nkey", r"nkey\.seed", "two"));
 }
 
@@ -128,7 +128,7 @@ fn the_url_of_nats_may_come_from_a_secret() {
     assert!(env.contains(&json!({ "name": "NATS_URL", "valueFrom": from })), "{env:?}");
 }
 
-/// Where a cluster gives pods a user of its choice, or asks for names at another port.
+/// Some clusters choose the user of a pod, or answer names at another port.
 #[test]
 fn what_some_clusters_have_otherwise_can_be_said() {
     let objects = helm::objects(&[
@@ -146,8 +146,8 @@ fn what_some_clusters_have_otherwise_can_be_said() {
     assert_eq!(ports, [53, 53, 5353, 5353]);
 }
 
-/// What an operator can tell the program, the chart can be told: those settings that are not a
-/// matter of how it is deployed.
+/// The chart can set every setting of the program, except those that follow from the way of
+/// deploying.
 #[test]
 fn every_setting_of_the_program_is_one_of_the_chart() {
     let of_the_chart: BTreeSet<String> = variables(&container(&helm::objects(&[LEAST]))["env"])
@@ -218,8 +218,8 @@ fn no_variable_is_set_twice() {
     }
 }
 
-/// What the program may need from SIGTERM to its end, and no more is waited for: `app` takes the
-/// delay, the timeout, and four times 2 s for what is under way at the very end.
+/// The longest time from SIGTERM to the end of the program. `app` takes the delay, the timeout, and
+/// four times 2 s for the last steps.
 #[test]
 fn the_grace_period_is_longer_than_any_drain() {
     let longest_flush = 8;
@@ -247,7 +247,7 @@ fn an_update_takes_no_pod_away_before_another_serves() {
     // Until it has run for 3 s, a replica has not heard of all others.
     assert!(spec["minReadySeconds"].as_u64() > Some(3));
     assert_eq!(one(&objects, "PodDisruptionBudget")["spec"]["maxUnavailable"], 1);
-    // Whoever scales by load must not be set back to three by each update.
+    // An update must not set a scaled deployment back to three replicas.
     let scaled = helm::objects(&[LEAST, "autoscaling.enabled=true"]);
     assert_eq!(one(&scaled, "Deployment")["spec"]["replicas"], Value::Null);
 }

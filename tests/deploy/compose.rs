@@ -45,7 +45,7 @@ fn flags(service: &Value, keys: &str) -> Vec<String> {
 async fn its_services_run_and_a_token_of_one_proxy_works_at_the_other() {
     let services = services();
     let nats = words(&services["nats"]["command"]);
-    // What every test server has, too, but for the place and the port.
+    // The flags of every test server, apart from its folder and its port.
     assert_eq!(nats, ["--jetstream", "--store_dir", "/data", "--http_port", "8222"]);
     let server = NatsServer::start();
     let [sh, ec, lines] = words(&services["tasks"]["command"])[..] else {

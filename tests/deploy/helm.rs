@@ -10,14 +10,14 @@ use serde_json::Value;
 
 use crate::tool;
 
-/// What an installation must at least say.
+/// The values that every installation must set.
 pub const LEAST: &str = "tokenKeys.secret=fetch-proxy-token-keys";
 
 pub fn chart() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("deploy/helm/fetch-proxy")
 }
 
-/// What renders the release `fetch-proxy` with these values.
+/// The command that renders the release `fetch-proxy` with these values.
 pub fn template_command(values: &[&str]) -> Command {
     let mut helm = tool("FETCH_PROXY_TEST_HELM");
     helm.args(["template", "fetch-proxy"]).arg(chart()).args(flags(values));

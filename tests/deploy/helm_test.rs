@@ -7,7 +7,7 @@ use testkit::{nats_server::NatsServer, proxy::Proxy};
 
 use crate::helm::{self, LEAST, one};
 
-/// What the chart makes for a `helm test` alone.
+/// The objects that the chart makes for `helm test` alone.
 fn hook<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
     let of_tests = |object: &&Value| helm::is_hook(object) && object["kind"] == kind;
     objects.iter().find(of_tests).unwrap_or_else(|| panic!("no {kind} for the test"))

@@ -1,6 +1,6 @@
-//! The image. Its build stage is run here, instruction by instruction, because no base image can be
-//! counted on; buildah makes the last stage of what comes out; and that is run in a root of its own,
-//! as a kubelet would: another user, a name server, and nothing else.
+//! The image. Its build stage is run here, instruction by instruction, because a base image may be
+//! out of reach. Then buildah makes the last stage. The result is run in a root of its own, as a
+//! kubelet would: with another user, a name server, and nothing else.
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +25,7 @@ use crate::tool;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const DOCKERFILE: &str = include_str!("../../deploy/Dockerfile");
-/// What an image may have, in bytes.
+/// The largest size of an image, in bytes.
 const LARGEST: u64 = 20_000_000;
 /// As a Service of the namespace `default` is known to its pods, and what they call it.
 const NAME: (&str, &str) = ("nats.default.svc.cluster.local", "nats");
@@ -114,7 +114,7 @@ async fn serves(mut pod: Pod) {
     goes_while_it_waits_for_a_name(pod);
 }
 
-/// Whoever asks for the address of NATS may wait for minutes, but not a pod that is told to go.
+/// A lookup of the address of NATS may take minutes, but a pod must end at once on SIGTERM.
 fn goes_while_it_waits_for_a_name(mut pod: Pod) {
     let silent = UdpSocket::bind((SILENT_NAME_SERVER, 53)).unwrap();
     pod.resolve_by(SILENT_NAME_SERVER, "timeout:60 attempts:5");
@@ -124,7 +124,7 @@ fn goes_while_it_waits_for_a_name(mut pod: Pod) {
     pod.ends_well();
 }
 
-/// What the build stage leaves, in the folders where it leaves it.
+/// The result of the build stage, in the same folders.
 fn build_stage() -> TempDir {
     let base = tempfile::tempdir().unwrap();
     let mut folder = base.path().to_owned();
@@ -146,7 +146,7 @@ fn build_stage() -> TempDir {
                         .current_dir(ROOT),
                 );
             }
-            // Kept, so that libraries are built once. What is made of the sources is made anew.
+            // Kept, so that libraries are built once. The program itself is built again.
             "RUN" => done(
                 Command::new("sh")
                     .args(["-c", &rest])
@@ -159,7 +159,7 @@ fn build_stage() -> TempDir {
     base
 }
 
-/// Those of the first stage, after its FROM, each on one line.
+/// The instructions of the first stage after its FROM, each on one line.
 fn instructions() -> Vec<(String, String)> {
     let text = DOCKERFILE.replace("\\\n", " ");
     let lines = text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#'));
@@ -333,7 +333,7 @@ fn answer_names(socket: &UdpSocket) {
     }
 }
 
-/// Those of the Open Containers Initiative; the builder adds one of its own.
+/// The labels of the Open Containers Initiative. The builder adds one label of its own.
 fn labels(config: &Value) -> BTreeMap<String, String> {
     let all = config["Labels"].as_object().unwrap().iter();
     let ours = all.filter_map(|(name, value)| {

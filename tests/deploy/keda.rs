@@ -17,7 +17,7 @@ use crate::{
     nats,
 };
 
-/// What KEDA's scaler asks, and of what it takes the sum (nats_jetstream_scaler.go).
+/// The request of KEDA's scaler, and the fields that it adds up (nats_jetstream_scaler.go).
 fn lag(monitoring: &str, trigger: &Value) -> u64 {
     let account = trigger["account"].as_str().unwrap();
     let path = format!("/jsz?acc={account}&consumers=true&config=true");

@@ -1,6 +1,7 @@
-//! `make test-deploy`: what `deploy` holds, as far as that can be shown without a cluster. The chart
-//! and the plain manifests as they are rendered, the image as it is built and run, a rolling update in
-//! small with processes for pods, and what is said to NATS, to KEDA and to Compose.
+//! `make test-deploy`: what `deploy` holds, as far as that can be shown without a cluster. They
+//! cover the chart and the plain manifests as they are rendered, and the image as it is built and
+//! run. They cover a small rolling update with processes for pods, and the files for NATS, KEDA and
+//! Compose.
 
 #![allow(clippy::disallowed_methods, reason = "tests live in real time, and outlive their tasks")]
 
@@ -33,7 +34,7 @@ mod worker;
 
 use std::{env, process::Command};
 
-/// What the environment names as one of the programs that these tests run.
+/// A program of these tests, by its variable in the environment.
 fn tool(variable: &str) -> Command {
     Command::new(
         env::var(variable)

@@ -1,5 +1,5 @@
 //! `deploy/kubernetes`: what the chart makes of its defaults, for those who do without helm.
-//! `UPDATE_DOCS=1 make test-deploy ARGS=manifests` writes it anew.
+//! `UPDATE_DOCS=1 make test-deploy ARGS=manifests` writes it again.
 
 use std::{
     collections::BTreeMap,

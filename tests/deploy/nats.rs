@@ -19,7 +19,7 @@ use crate::{
 const PAGE: &str = include_str!("../../deploy/nats/README.md");
 const OBJECTS: &str = include_str!("../../deploy/nats/orders.yaml");
 
-/// What stands in the page's first block of this kind.
+/// The first block of this kind on the page.
 fn block(kind: &str) -> &'static str {
     PAGE.split(&format!("```{kind}\n")).nth(1).unwrap().split("```").next().unwrap()
 }
@@ -76,7 +76,7 @@ async fn the_command_lines_make_what_can_be_served_and_what_the_objects_say() {
         "name": "ORDERS",
         "subjects": stream.subjects,
         "storage": "file",
-        // Of one server here.
+        // A test with one server.
         "replicas": 3,
         "retention": "workqueue",
         "discard": "new",

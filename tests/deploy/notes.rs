@@ -1,4 +1,4 @@
-//! What helm tells whoever has just installed the chart: the lines to paste work.
+//! The notes that helm prints after an installation: each line works when it is pasted.
 
 use std::{env, process::Command};
 

@@ -26,7 +26,7 @@ use crate::helm::{container, one};
 /// How long a pod that goes is still sent new connections.
 const PROPAGATION: Duration = Duration::from_secs(1);
 
-/// What the chart says of the pods.
+/// The chart's description of the pods.
 #[derive(Clone)]
 pub struct Plan {
     pub replicas: usize,
@@ -42,7 +42,7 @@ pub struct Plan {
 
 #[derive(Clone)]
 struct Probe {
-    /// What the container calls the port that is asked.
+    /// The container's name for the probed port.
     port: String,
     service: String,
     period: Duration,
@@ -236,7 +236,7 @@ impl Pod {
     }
 }
 
-/// Whom a kubelet tells of one pod.
+/// Receives what a kubelet learns of one pod.
 struct Told {
     number: usize,
     service: Arc<Service>,

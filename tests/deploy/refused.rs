@@ -64,7 +64,7 @@ fn times_that_the_schema_takes_the_program_takes() {
             let variable = env.iter().find(|variable| variable["name"] == variable_of(setting));
             let value = variable.unwrap()["value"].as_str().unwrap();
             let mut serve = std::process::Command::new(env!("CARGO_BIN_EXE_fetch-proxy"));
-            // What stands behind it on the command line is wrong, and looked at afterwards.
+            // The next argument on the command line is wrong, and is read later.
             serve.args(["serve", "--token-key-file", "/nowhere"]).env(variable_of(setting), value);
             let said = String::from_utf8(serve.output().unwrap().stderr).unwrap();
             assert!(said.contains("/nowhere"), "{setting}={time}: {said}");

@@ -1,6 +1,6 @@
 //! Rolling updates in small: the pods of the chart are replaced, with its probes and its grace
-//! period, while the workers of `examples` work, in each language that is here, and a client that
-//! leaves the repeating of calls to its library.
+//! period. Meanwhile the workers of `examples` work in every available language, and one client
+//! leaves repeats to its library.
 
 use std::{
     collections::BTreeMap,
@@ -32,7 +32,8 @@ const UPDATES: usize = 2;
 const PACE: Duration = Duration::from_millis(3);
 /// One message in so many takes so long, in seconds: longer than a pod that goes is still there.
 const SLOW: (u64, f64) = (150, 6.0);
-/// What a client's library does with a call that fails, in docs/how-to/configure-the-channel.md.
+/// The settings by which a client's library repeats failed calls, in
+/// docs/how-to/configure-the-channel.md.
 const MOST_ATTEMPTS: usize = 5;
 
 #[tokio::test(flavor = "multi_thread")]

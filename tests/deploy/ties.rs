@@ -1,5 +1,5 @@
-//! What has to be the same in several places: ports, in the image, the container, its probes and the
-//! Services; and the files that the program is told of, in its variables, mounts and Secrets.
+//! Facts that several places must agree on. They are the ports in the image, the container, its
+//! probes and the Services, and the files in variables, mounts and Secrets.
 
 use serde_json::Value;
 
@@ -70,7 +70,7 @@ fn every_file_that_is_named_is_mounted_from_a_secret_that_has_it() {
             assert_eq!(volume["secret"]["items"], Value::Null, "{name}");
             match made(&objects, &volume["secret"]["secretName"]) {
                 Some(entries) => assert!(!entries[entry].is_null(), "{name}: {entry}"),
-                // Whoever makes it is told what must be in it.
+                // The comment says which keys it must have.
                 None => assert!(VALUES.contains(&format!("`{entry}`")), "{name}: {entry}"),
             }
             used += 1;

@@ -16,7 +16,7 @@ import yaml
 VERSIONS = ["1.29", "1.31", "1.33", "1.35", "1.37"]
 OWN = pathlib.Path(__file__).parent / "schemas"
 
-# Read for every object anew otherwise, and some are megabytes.
+# Without a cache the schemas would be read for every object, and some of them are megabytes.
 utils = kubernetes_validate.utils
 utils.schema_contents = functools.cache(utils.schema_contents)
 

@@ -1,5 +1,5 @@
-//! What was sent to settle a delivery arrives before the delivery is over, or never, as far as it is
-//! ours: what the kernel has taken from us it sends as soon as the wire moves.
+//! A settlement arrives before its delivery is over, or never, as far as the proxy decides it. The
+//! kernel sends its buffers as soon as the wire moves.
 
 use std::{
     collections::BTreeMap,
@@ -134,16 +134,20 @@ async fn what_has_not_left_us_when_its_delivery_is_over_never_leaves() {
     let many = pull::Config { max_ack_pending: -1, ..ack_wait(120_000) };
     let Stage { fixture: filler, wire, proxy: stalled, client: mut first } =
         Stage::narrow(many).await;
-    let fixture = Fixture::new(ack_wait(ACK_WAIT)).await;
     filler.publish_many((CALLS + 2) * TERMS).await;
-    fixture.publish_many(NAKS).await;
     let (_whole, mut second) = served(&NatsServer::shared().url()).await;
     let fillers = take(&first, fetch(&filler, ((CALLS + 2) * TERMS) as u32, 10_000)).await;
     let (spare, fillers) = fillers.split_at(TERMS);
     let (cushion, fillers) = fillers.split_at(TERMS);
     let began = Instant::now();
     assert!(send(&mut first, spare, None, BOUND).await, "the wire takes nothing");
-    let patience = (began.elapsed() * 8).max(Duration::from_millis(500));
+    let usual = began.elapsed();
+    let patience = (usual * 8).max(Duration::from_secs(2));
+    // Time enough to fill the wire at the present speed of the machine.
+    let wait = Duration::from_secs(10) + usual * u32::try_from(2 * CALLS).unwrap();
+    let wait = u64::try_from(wait.as_millis()).unwrap();
+    let fixture = Fixture::new(ack_wait(wait)).await;
+    fixture.publish_many(NAKS).await;
     let held = take(&first, fetch(&fixture, NAKS as u32, 10_000)).await;
     wire.flow(Flow::Stall, Flow::Pass);
     let mut full = false;
@@ -161,7 +165,10 @@ async fn what_has_not_left_us_when_its_delivery_is_over_never_leaves() {
     }
     assert!(!stalled.log().contains(GIVEN_UP), "too slow to tell anything");
     // These leases last until the end of the test, so that only a Nak ends them.
-    let long = FetchRequest { lease: millis(120_000), ..fetch(&fixture, NAKS as u32, 20_000) };
+    let long = FetchRequest {
+        lease: millis(120_000),
+        ..fetch(&fixture, NAKS as u32, wait.cast_signed() + 20_000)
+    };
     let next = take(&second, long).await;
     wire.flow(Flow::Pass, Flow::Pass);
     let (mut late, moving) = (Vec::new(), Instant::now());

@@ -1,5 +1,5 @@
-//! A backlog of messages, all of them valid, and more of it asked for than NATS lets wait for one client:
-//! nothing is cut, nothing is lost for an ack wait, nobody is refused.
+//! A backlog of valid messages, when workers ask for more than NATS lets wait for one client. No
+//! connection is cut, no message waits for its ack wait, and no call is refused.
 
 use std::{
     collections::BTreeMap,
@@ -67,7 +67,7 @@ async fn work(
                 let settlements = settlements.collect();
                 let settle = pb::SettleRequest { settlements, ..pb::SettleRequest::default() };
                 if !messages.is_empty() {
-                    // What is not confirmed comes again, and is counted.
+                    // An unconfirmed message comes again, and is counted.
                     let _ = client.settle(settle).await;
                 }
                 let mut books = books.lock().unwrap();

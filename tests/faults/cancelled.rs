@@ -1,8 +1,8 @@
 //! A client that cancels its Fetch, at every step of it. Its connection stays: the call is reset.
 //!
-//! A message is then in one of three places: in the caller's hands; written to the client's
-//! connection and not seen, where it waits for its lease; or with the proxy, which must hand it to
-//! the next caller at once, without a whole ack wait in between and without destroying it.
+//! A message is then in one of three places. The caller has it; or it was written to the client's
+//! connection, unseen, and waits for its lease; or the proxy has it. The proxy must hand it to the
+//! next caller at once, without an ack wait and without destroying it.
 
 use std::time::{Duration, Instant};
 
@@ -116,7 +116,7 @@ impl Lane {
     /// racer's connection instead.
     async fn handed_on(&mut self, sequence: u64, before: u64) -> Option<String> {
         let began = Instant::now();
-        // What was written may be on its way to the relay still, so it is looked at again and again.
+        // An answer may still be on its way to the relay, so the test looks several times.
         while !self.written_since(before) {
             assert!(began.elapsed() < DARK, "{sequence} is in nobody's hands");
             if let Some(token) = self.next_has(sequence, millisecond(500)).await {
@@ -200,7 +200,7 @@ impl Call {
         answer
     }
 
-    /// What the caller saw before it left, if anything.
+    /// The answer that the caller received before it left, if any.
     async fn cancel(self) -> Option<fetch_proxy::pb::FetchResponse> {
         // A call that has been answered does not listen any more.
         let _ = self.cancel.send(());

@@ -215,8 +215,8 @@ async fn an_old_connection_is_told_to_go_and_no_call_is_lost_by_it() {
     let mut answered = 0;
     for answer in calls {
         let answer = match timeout(BOUND, answer).await.unwrap() {
-            // Sent behind the client's own answer to the notice: the server says that it was never
-            // looked at (RFC 9113, section 6.8), and a client may send it anew.
+            // The call was sent after the client acknowledged the notice. The server says that it
+            // never looked at the call (RFC 9113, section 6.8), and the client may repeat it.
             Err(error) if error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR) => {
                 continue;
             }

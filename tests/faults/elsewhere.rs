@@ -1,6 +1,5 @@
-//! Consumers that are led by a server of a cluster that the proxy is not connected to: when there is
-//! another leader, or the same one starts anew, no connection is lost. Where there are no copies, INFO
-//! names the same leader as before.
+//! Consumers whose leader is a server that the proxy is not connected to. No connection is lost
+//! when the leader changes, or restarts. Without copies, INFO names the same leader as before.
 
 use std::{
     collections::VecDeque,
@@ -23,7 +22,7 @@ use super::{
     run::{all_settled, measured},
 };
 
-/// Where the consumer is led, and where the two proxies are connected.
+/// The server that leads the consumer. The two proxies are connected to the others.
 const LEADER: usize = 2;
 const COUNT: usize = 50;
 
@@ -102,7 +101,7 @@ async fn a_leader_elsewhere_that_forgets_takes_its_leases_along() {
     }
 }
 
-/// What is older than the ack wait, the leader hands out the moment it is back, here to another
+/// The restarted leader delivers a message that is older than the ack wait at once, here to another
 /// replica, while its holder acks all the time.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_leader_elsewhere_gives_away_when_it_is_back_is_not_its_holder_s_any_more() {
@@ -130,8 +129,8 @@ async fn what_a_leader_elsewhere_gives_away_when_it_is_back_is_not_its_holder_s_
     scene.rest(seen).await;
 }
 
-/// Nobody tells a proxy that pulls nothing, and whose settlements are all answered, so it has to
-/// look: until then both holders are believed.
+/// A proxy learns of the change only by its own refresh if it pulls nothing and all its settlements
+/// are answered. Until then the tokens of both holders work.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_new_leader_gives_away_is_its_holder_s_until_the_next_look_and_no_longer() {
     // There is a look each second. Without it there would be one after a third of the ack wait.

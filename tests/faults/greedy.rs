@@ -1,5 +1,6 @@
-//! Strangers who make the proxy hold as much as they can: requests that never end, answers that nobody
-//! reads, streams without number. The process stays small, and a good client beside them is served.
+//! Strangers who make the proxy hold as much as they can: requests that never end, answers that
+//! nobody reads, streams without number. The process stays small, and a good client at the same
+//! time is served.
 
 use std::{
     fs,
@@ -34,7 +35,7 @@ const REFLECT: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo
 /// The process with all that the tests of this file make it hold stays below this, in MB.
 const MOST_MEMORY: u64 = 256;
 
-/// What the process has in memory now, in MB.
+/// The memory of the process now, in MB.
 fn memory(proxy: &Proxy) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", proxy.pid())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
@@ -353,7 +354,7 @@ async fn an_answer_is_dropped_when_its_leases_have_ended() {
     assert!(held < Duration::from_secs(8), "{held:?} is as long as if it had leases");
 }
 
-/// What fits one piece is out of hyper's hands at once: only the end of the connection frees it.
+/// An answer in one piece leaves hyper at once. Only the end of the connection frees it.
 #[tokio::test]
 async fn a_small_answer_that_is_not_read_ends_its_connection() {
     let fixture = Fixture::new(config()).await;
@@ -417,7 +418,7 @@ async fn reflection_streams_are_bounded() {
     for (answer, _stream) in open {
         refused += usize::from(refusal(answer).await == "CALL_LIMIT");
     }
-    // Those within the bound have sent too much, and leave their places to others.
+    // Connections within the bound have sent too much, and leave their permits to others.
     assert!(refused >= 50, "{refused}");
     peak.was_small("100 reflection streams").await;
 }

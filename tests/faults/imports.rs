@@ -1,5 +1,5 @@
-//! JetStream in another account, by services that the proxy's account imports. Where such a service
-//! answers once, all messages of a pull but the first are lost on their way, in silence.
+//! JetStream in another account, by services that the proxy's account imports. If such a service
+//! answers once, all messages of a pull but the first are lost in silence.
 
 use std::{
     collections::VecDeque,

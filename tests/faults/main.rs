@@ -1,5 +1,5 @@
-//! What goes wrong between a client, the proxy and NATS, made to go wrong on purpose; after each
-//! fault the books are checked. With `--nocapture` each test prints what it has measured.
+//! Faults between a client, the proxy and NATS, made on purpose. After each fault the delivery log
+//! is checked. With `--nocapture` each test prints what it has measured.
 
 #![allow(clippy::disallowed_methods, reason = "tests live in real time, and outlive their tasks")]
 

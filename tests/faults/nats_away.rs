@@ -1,5 +1,5 @@
-//! NATS is away, in every way in which it can be: nobody is told what is not true, nobody waits for
-//! ever, and afterwards all goes on by itself.
+//! NATS is away, in every possible way. No answer is wrong, no call waits without end, and
+//! afterwards everything works again by itself.
 
 use std::{
     future::Future,
@@ -28,7 +28,7 @@ use super::run::{Run, all_settled, measured, refused};
 enum Fault {
     /// The server is killed, and started again.
     Killed,
-    /// It is stopped, and goes on: its connections are never lost.
+    /// The server is stopped, and continues later. Its connections are never lost.
     Stopped,
     /// The wire is cut, and nobody listens at its end.
     Closed,
@@ -144,7 +144,7 @@ async fn outage(fault: Fault, length: u64) {
     // Short, so that what an outage leaves open comes back soon.
     let (mut away, fixture) = Away::new(ack_wait(3000)).await;
     let client = away.proxy.client().await;
-    // Of a call's deadline the proxy leaves a tenth for its answer, so this is ten usual answers.
+    // The proxy keeps a tenth of a call's deadline for its answer, so this is ten usual answers.
     let deadline = usual_ack(&away.server, client.clone()).await * 100;
     let deadline = deadline.clamp(Duration::from_secs(5), Duration::from_secs(10));
     let outage = Outage::new(fixture, deadline);
@@ -199,7 +199,7 @@ async fn a_minute_without_nats() {
     at_once(Fault::ALL.map(|fault| outage(fault, 60))).await;
 }
 
-/// What a settlement is told while NATS is away holds afterwards.
+/// The answer to a settlement while NATS is away is still true afterwards.
 async fn settlements_are_told_the_truth(fault: Fault) {
     let (mut away, fixture) = Away::new(config()).await;
     let client = away.proxy.client().await;
@@ -228,7 +228,7 @@ async fn settlements_are_told_the_truth(fault: Fault) {
     assert!(info.num_ack_pending >= unavailable.len(), "what was not applied was");
     let began = Instant::now();
     for place in unavailable.iter().chain(&unconfirmed).copied() {
-        // A repeat may itself be too slow to be answered, and have settled all the same.
+        // A repeat may also be too slow for its answer, and may have settled the message.
         let unclear = AtomicBool::new(false);
         let outcome = eventually("a repeat", || async {
             let repeat = settle(&client, place, &held[place].token, Duration::from_secs(2)).await;
@@ -304,7 +304,7 @@ async fn a_half_open_connection_is_noticed() {
     let mut client = away.proxy.client().await;
     fixture.publish("n", "held").await;
     let held = client.fetch(fetch(&fixture, 1, 5000)).await.unwrap().into_inner().messages;
-    // Both connections hang for ever; new ones are served.
+    // Both connections hang permanently. New connections are served.
     away.wire.freeze();
     fixture.publish("n", "next").await;
     let began = Instant::now();

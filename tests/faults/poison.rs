@@ -32,7 +32,7 @@ const POISON: &[&[u8]] = &[
 /// Fetches what is there and acks all of it; how many good ones that were.
 async fn work(client: &mut Client, fixture: &Fixture) -> usize {
     let fetched = client.fetch(fetch(fixture, 100, 500)).await;
-    // A call that waits while its connection breaks may be told to repeat it.
+    // A call that waits while its connection breaks may have to be repeated.
     let Ok(fetched) = fetched else { return 0 };
     let messages = fetched.into_inner().messages;
     for message in &messages {
@@ -62,7 +62,7 @@ async fn served(client: &mut Client, fixture: &Fixture) -> Duration {
 #[tokio::test]
 async fn whatever_cannot_be_read_is_terminated_and_nobody_is_starved() {
     let server = NatsServer::shared();
-    // What was under way behind a message that cannot be read comes back after its ack wait.
+    // Messages under way behind an unreadable message come back after their ack wait.
     let (hurt, other) = (Fixture::new(ack_wait(1500)).await, Fixture::new(config()).await);
     let advisories = format!("$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.{}.*", hurt.stream);
     let mut advisories = hurt.jetstream.client().subscribe(advisories).await.unwrap();
@@ -181,7 +181,7 @@ async fn where_it_may_not_be_found_its_consumer_is_suspected_and_the_other_works
         let took = served(&mut client, &other).await;
         assert!(took < patience, "the other waited {took:?}:\n{}", proxy.log());
     }
-    // What is good is served between the breaks.
+    // Good messages are served between the breaks.
     served(&mut client, &hurt).await;
 }
 

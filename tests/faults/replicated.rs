@@ -1,4 +1,4 @@
-//! What a replicated consumer does differently, and no caller may notice.
+//! The differences of a replicated consumer, which no caller may notice.
 
 use testkit::{
     cluster::Cluster,

@@ -1,5 +1,5 @@
-//! A server that comes back without its memory, and leaders that come and go: what was promised last
-//! may be forgotten, so a lease is only as good as what JetStream still knows.
+//! A server that comes back without its memory, and leaders that change. The last promises may be
+//! forgotten, so a lease is only as good as the memory of JetStream.
 
 use std::{
     collections::VecDeque,
@@ -21,7 +21,7 @@ use tokio::sync::watch;
 
 use super::run::{Run, all_settled, measured};
 
-/// Who is given what the first worker holds, after the server has forgotten that it does.
+/// The worker that receives the leased messages after the server has forgotten their delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
     /// Another worker of the same proxy.
@@ -37,8 +37,9 @@ enum Next {
 const LATE: Duration = Duration::from_millis(500);
 
 /// 50 messages are leased; the server crashes before it has stored that, and hands all of them to
-/// the next. Returns how many were confirmed to the first though the next had them, and how many of
-/// those it was given when the first proxy knew already that the server had forgotten.
+/// the next. Returns two counts of the messages that were confirmed to the first worker though the
+/// next worker had them. The second counts only those that the next worker received after the first
+/// proxy knew that the server had forgotten.
 async fn a_server_forgets(lease: Option<i64>, next: Next) -> (usize, usize) {
     let mut server = NatsServer::start();
     let fixture = Fixture::on(&server, ack_wait(30_000)).await;
@@ -46,7 +47,7 @@ async fn a_server_forgets(lease: Option<i64>, next: Next) -> (usize, usize) {
     let first = one.client().await;
     let second = if next == Next::Neighbour { first.clone() } else { other.client().await };
     fixture.publish_many(50).await;
-    // What the server stores from here on is lost with it, as when a machine crashes.
+    // The server loses everything that it stores from here on, as when a machine crashes.
     let stores = server.store().join("$G/streams").join(&fixture.stream).join("obs");
     let state = stores.join(&fixture.consumer).join("o.dat");
     let stored = fs::read(&state).ok();
@@ -107,7 +108,7 @@ pub(super) async fn ends(client: &Client, message: &pb::Delivery) {
     assert_eq!(reason(&status).1, "LEASE_EXPIRED");
 }
 
-/// What came of acking all.
+/// The result of acking all.
 #[derive(Default)]
 pub(super) struct Acked {
     /// Which were confirmed, and when the call for it began.
@@ -177,12 +178,12 @@ async fn a_server_that_forgets_takes_its_leases_along() {
 #[tokio::test]
 async fn a_replica_can_be_faster_than_the_news_that_a_server_has_forgotten() {
     // The one thing that cannot be fenced on an unreplicated stream: what another was given before
-    // the first could look. What is given away afterwards, nobody else settles.
+    // the first could look. A message that is delivered later is settled by no other worker.
     let (_, known) = a_server_forgets(None, Next::ReplicaAtOnce).await;
     assert_eq!(known, 0, "settled though it was known that the server had forgotten them");
 }
 
-/// Fetches and acks until all is over, and repeats what it is told to repeat.
+/// Fetches and acks until all is over, and repeats the calls that may be repeated.
 async fn work(
     worker: usize,
     mut client: Client,

@@ -1,6 +1,6 @@
-//! The view of the delivery log that these tests have: each message was handed to a worker and acked,
-//! how often messages came again, and how long no worker received anything. It asserts the promises
-//! that hold under every fault. Bounds are the tests' own.
+//! The fault tests' view of the delivery log. Each message was delivered to a worker and acked. The
+//! view counts repeated deliveries, and the longest time without any delivery. It asserts the
+//! promises that hold under every fault. Bounds are the tests' own.
 
 use std::{
     fmt::Debug,

@@ -26,7 +26,7 @@ struct Two {
     _proxies: [Proxy; 2],
     first: Client,
     second: Client,
-    /// What the first holds.
+    /// The message of the first worker.
     held: pb::Delivery,
 }
 

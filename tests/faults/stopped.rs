@@ -1,5 +1,5 @@
-//! A proxy process that is stopped for longer than an ack wait in the middle of a large Settle, and
-//! goes on: what it still writes is little, and it claims nothing of what another worker has by then.
+//! A proxy process is stopped for longer than an ack wait in the middle of a large Settle, and
+//! continues later. It still writes little, and claims nothing that another worker has by then.
 
 use std::time::Duration;
 
@@ -15,7 +15,8 @@ use super::run::measured;
 
 const COUNT: usize = 1000;
 const ACK_WAIT: u64 = 3000;
-/// What the client library has been given and not written, and what is on its way in both directions.
+/// The messages that the client library has not written yet, and those under way in both
+/// directions.
 const UNDER_WAY: usize = 64;
 
 /// Terminates all of them, and counts what was confirmed.
@@ -49,13 +50,13 @@ async fn a_process_that_was_stopped_amid_a_settle_claims_nothing_of_the_next_hol
         let settling = tokio::spawn(terminate(at_owner.clone(), messages));
         while pending(&fixture).await > COUNT - settled_before {}
         owner.signal("STOP");
-        // What was written is read by now.
+        // The server has read what was written.
         tokio::time::sleep(Duration::from_millis(200)).await;
         let left = pending(&fixture).await;
         let next = take(&at_other, fetch(&fixture, u32::try_from(left).unwrap(), 10_000)).await;
         owner.signal("CONT");
         let confirmed = settling.await.unwrap();
-        // What it wrote late is read by now.
+        // The server has read what came late.
         tokio::time::sleep(Duration::from_millis(200)).await;
         let hit = left - pending(&fixture).await;
         measured("a stopped process: left, confirmed, hit late", (left, confirmed, hit));

@@ -1,5 +1,5 @@
-//! The house rules that a machine can hold: which room may name what, how large a file may be, that
-//! pages are what the code says, and that prose is plain English.
+//! The house rules that a machine can hold: which room may name what, and how large a file may be.
+//! Pages say what the code says, and prose is plain English.
 
 mod links;
 mod log;

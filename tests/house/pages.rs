@@ -153,7 +153,7 @@ fn lower(text: &str) -> String {
     words.next().map(|first| first.to_lowercase().chain(words).collect()).unwrap_or_default()
 }
 
-/// What the how-to for workers says to do about each reason, in a Fetch and in a settlement.
+/// The how-to for workers: the advice about each reason, in a Fetch and in a settlement.
 fn advice() -> [Advice; 2] {
     let page = read("docs/how-to/write-a-worker.md");
     ["\nIf a Fetch fails:\n", "\nIf a settlement fails:\n"].map(|heading| {

@@ -44,7 +44,7 @@ fn many_with_a_large_appetite_share_alike_and_in_turn() {
                 holders.push_back((who, share));
             }
         }
-        // What was granted first comes first, and its owner asks again at once.
+        // The first grant ends first, and its owner asks again at once.
         let Some((who, share)) = holders.pop_front() else { panic!("nobody has anything") };
         budget.arrived(&who, share);
         budget.end(&who);
@@ -252,7 +252,7 @@ proptest! {
                     budget.set_bound(most);
                 }
             }
-            // Whoever is called is first in line, and finds its share.
+            // The caller that is woken is first in line, and finds its share.
             for called in budget.called() {
                 prop_assert_eq!(line.first(), Some(&called));
                 line.remove(0);

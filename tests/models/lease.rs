@@ -1,4 +1,4 @@
-//! The lease table: its promises, one example each, and random histories beside a reference.
+//! The lease table: one example of each promise, and random histories next to a reference.
 
 mod holding;
 mod machine;

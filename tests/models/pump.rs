@@ -80,7 +80,7 @@ impl Desk {
         steps
     }
 
-    /// What it does at that time and not before, when it is asked as often as it wants to be.
+    /// Runs the pump at that time and not before, as often as the pump asks for it.
     fn steps_at(&mut self, ms: u64) -> Vec<Step<u32>> {
         let end = self.start + Duration::from_millis(ms);
         while let Some(next) = self.pump.next_deadline(self.now()).filter(|next| *next < end) {

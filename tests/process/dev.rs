@@ -68,7 +68,7 @@ impl Dev {
         self.child.try_wait().unwrap().is_some()
     }
 
-    /// Where clients connect, once it serves.
+    /// The address for clients, once the program serves.
     pub fn address(&self) -> Option<String> {
         let file = fs::read(self.folder.path().join("ports")).ok()?;
         let ports: serde_json::Value = serde_json::from_slice(&file).ok()?;

@@ -1,4 +1,4 @@
-//! What a SIGTERM does, step by step, and a second one.
+//! The steps of a drain after a SIGTERM, and a second SIGTERM.
 
 use std::{
     process::Command,
@@ -55,7 +55,7 @@ async fn step_1_health_says_not_serving_and_everything_is_served_for_the_delay()
         (!serving && status == "NOT_SERVING").then_some(())
     })
     .await;
-    // Whoever has not heard of it yet connects anew, and fetches.
+    // A client that has not heard of the drain connects again, and fetches.
     let mut late = proxy.client().await;
     let answer = late.fetch(fetch(&fixture, 1, 1000)).await.unwrap().into_inner();
     assert_eq!(answer.messages.len(), 1);
@@ -339,7 +339,8 @@ async fn a_second_signal_ends_at_once() {
     proxy.wait().await;
 }
 
-/// Health is told to the very end: a client that watches it on the ops port keeps the process for a second.
+/// Health is served until the end. A client that watches health on the ops port delays the end by a
+/// second.
 #[tokio::test]
 async fn a_second_signal_ends_the_last_steps_at_once_too() {
     // A busy machine may sleep through that second.

@@ -29,7 +29,7 @@ impl Hand {
         command.args(arguments).args(["--addr", &self.proxy.grpc]).output().unwrap()
     }
 
-    /// What it printed, and its exit code.
+    /// Its output and its exit code.
     fn said(&self, arguments: &[&str]) -> (String, i32) {
         let output = self.run(arguments);
         let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
@@ -101,7 +101,7 @@ async fn bytes_that_are_no_text_and_what_fails_its_codec_are_shown() {
     assert!(code == 0 && text.contains("sequence 2: rejected, "), "{text}");
 }
 
-/// Whoever may publish must not write on an operator's terminal.
+/// A publisher must not be able to control an operator's terminal.
 #[tokio::test]
 async fn what_a_message_holds_is_shown_and_not_obeyed() {
     let hand = Hand::new().await;
@@ -161,7 +161,7 @@ fn seconds(lease: &Value) -> f64 {
     lease.as_str().unwrap().strip_suffix('s').unwrap().parse().unwrap()
 }
 
-/// What grpcurl prints for the same answer.
+/// The output of grpcurl for the same answer.
 #[tokio::test]
 async fn programs_are_told_in_the_json_of_the_contract() {
     let hand = Hand::new().await;

@@ -1,5 +1,6 @@
-//! Who the proxy is to NATS, each way on a real server: a user and a password, a token, credentials;
-//! and credentials that are replaced are taken up without a restart, as the page for operators says.
+//! The identity of the proxy for NATS, in each form on a real server: a user and a password, a
+//! token, credentials. Replaced credentials are used without a restart, as the page for operators
+//! says.
 
 use std::{collections::BTreeMap, fs};
 
@@ -120,7 +121,7 @@ impl Operator {
     }
 }
 
-/// What `issuer` says of `subject`, signed.
+/// A signed statement of `issuer` about `subject`.
 fn jwt(issuer: &KeyPair, subject: &str, nats: &Value) -> String {
     let claims = json!({ "jti": "test", "iat": ISSUED, "iss": issuer.public_key(), "name": "test",
         "sub": subject, "nats": nats });
@@ -154,7 +155,7 @@ async fn credentials_that_are_replaced_are_taken_up_without_a_restart() {
     fetches_and_acks(&proxy, &fixture).await;
 }
 
-/// To read such a file waits for ever; of a process with one thread nothing else would be left.
+/// A read of such a file never ends. A process with one thread would do nothing else.
 #[tokio::test]
 async fn a_seed_file_that_hangs_holds_nothing_up_but_the_connection() {
     let (folder, pair) = (tempfile::tempdir().unwrap(), KeyPair::new_user());

@@ -14,7 +14,7 @@ use testkit::{
     proxy::{Client, Proxy, ack, fetch, reason},
 };
 
-/// What `/readyz` says, without what goes before it.
+/// The text of `/readyz`, without its beginning.
 fn readyz(proxy: &Proxy) -> String {
     let mut peer = TcpStream::connect(&proxy.ops).unwrap();
     peer.set_read_timeout(Some(BOUND)).unwrap();
@@ -28,7 +28,7 @@ async fn becomes(proxy: &Proxy, ready: &str) {
     eventually(ready, || async { readyz(proxy).contains(ready).then_some(()) }).await;
 }
 
-/// What a Fetch is told, once the proxy has found out.
+/// The answer to a Fetch, once the proxy knows.
 async fn refused(client: &Client, fixture: &Fixture) -> String {
     eventually("the reason", || async {
         let refused = client.clone().fetch(fetch(fixture, 1, 100)).await.unwrap_err();
@@ -100,7 +100,7 @@ async fn an_account_without_jetstream_is_told_and_served_once_it_has_jetstream()
     let told = refused(&client, &fixture).await;
     assert!(told.contains(why), "{told}");
     eventually("the log", || async { (said(&proxy, why) == 1).then_some(()) }).await;
-    // Of another consumer it is said as well.
+    // The log says it of another consumer, too.
     let other = Fixture { consumer: "another".into(), ..fixture };
     let ask = || async {
         let _ = client.clone().fetch(fetch(&other, 1, 100)).await;

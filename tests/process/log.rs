@@ -69,7 +69,7 @@ async fn a_log_that_nobody_reads_holds_up_no_call_no_probe_and_no_end() {
     let mut proxy = Proxy::start_logging_to(log.into(), &nats, &["--log-level", "debug"]);
     works(&proxy, &fixture, 20).await;
     ends_well(&mut proxy).await;
-    // What it had no time to write is lost; nobody could have it.
+    // Lines that it had no time to write are lost.
     let mut said = String::new();
     reader.read_to_string(&mut said).unwrap();
 }
@@ -120,7 +120,7 @@ async fn a_disk_that_is_full_ends_nothing() {
     ends_well(&mut proxy).await;
 }
 
-/// Whoever collects the log goes, and comes back.
+/// The log collector goes, and comes back.
 #[tokio::test]
 async fn lines_that_nobody_took_are_counted_and_the_count_is_said_afterwards() {
     let folder = tempfile::tempdir().unwrap();
@@ -305,7 +305,7 @@ async fn the_first_refusal_of_each_reason_and_consumer_is_logged() {
     assert_eq!(refused[0]["worker"], "billing-7");
 }
 
-/// Whoever asks for streams that the proxy may not read cannot fill the log.
+/// A client that asks for forbidden streams cannot fill the log.
 #[tokio::test]
 async fn subjects_that_nats_refuses_are_logged_and_not_each_time() {
     let rights = "publish: { allow: [\">\"], deny: [\"$JS.ACK.>\"] }";

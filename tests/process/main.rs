@@ -1,5 +1,5 @@
-//! The program as a person or a cluster runs it: its command line, its signals, grpcurl in front
-//! of it, by its page, the page for operators, an old NATS behind it.
+//! The program as a person or a cluster runs it: its command line, its signals, grpcurl by its
+//! page, the page for operators, and an old NATS behind it.
 
 #![allow(clippy::disallowed_methods, reason = "tests live in real time, and outlive their tasks")]
 

@@ -44,7 +44,7 @@ async fn orders(server: &NatsServer) -> Fixture {
     Fixture { jetstream, stream: "ORDERS".to_owned(), consumer }
 }
 
-/// What an operator types for it, with the tokens that they have seen.
+/// The commands of an operator, with the tokens that they have seen.
 fn translate(command: &str, proxy: &Proxy, tokens: &[String]) -> String {
     assert!(command.starts_with(IN_A_POD) || command.starts_with("grpcurl "), "{command}");
     let Proxy { grpc, ops, .. } = proxy;
@@ -161,7 +161,7 @@ async fn an_nkey_that_is_rotated_is_taken_up_without_a_restart() {
     eventually("the lease to be settled", acked).await;
 }
 
-/// What a peer does wrong is a warning to the HTTP/2 library, and no line of the page.
+/// A peer's mistake is a warning of the HTTP/2 library, and no line of the page.
 #[tokio::test]
 async fn libraries_say_nothing_in_the_log() {
     const PING: u8 = 6;

@@ -1,5 +1,5 @@
-//! TLS to NATS: where it is asked for, a server without it is told nothing; with it, both sides know
-//! each other by certificates, which are taken up when they change.
+//! TLS to NATS. If TLS is required, a server without it receives nothing. With TLS, both sides
+//! check certificates, and changed certificates are used without a restart.
 
 use std::{
     fs,
@@ -145,7 +145,7 @@ async fn a_stranger_on_either_side_is_not_connected_to() {
     }
 }
 
-/// Listens as a nats-server without TLS would, and keeps what it is told, by connection.
+/// Listens like a nats-server without TLS, and keeps the received text of each connection.
 async fn eavesdropper() -> (u16, Arc<Mutex<Vec<Vec<u8>>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();

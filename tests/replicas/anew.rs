@@ -1,5 +1,6 @@
-//! A consumer, or its stream, is made anew, or its deliveries are counted anew, while a replica holds
-//! leases of it and does not fetch: the old tokens settle nothing of what another replica has now.
+//! A consumer or its stream is created again, or its deliveries are counted from one again.
+//! Meanwhile a replica holds leases of the consumer and does not fetch. The old tokens settle
+//! nothing that another replica has now.
 
 use fetch_proxy::pb;
 use testkit::{

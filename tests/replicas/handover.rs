@@ -1,5 +1,5 @@
-//! A replica that leaves hands its leases over: old tokens go on working, long leases are kept
-//! alive, and nothing is delivered twice.
+//! A replica that leaves hands its leases over. Old tokens still work, long leases are kept alive,
+//! and nothing is delivered twice.
 
 use std::time::{Duration, Instant};
 
@@ -70,7 +70,7 @@ async fn leases_go_on_from_heir_to_heir() {
     let leased = replicas.leased(0, &fixture, 3).await;
     replicas.all[0].client.ack(ack(&leased[0].token)).await.unwrap();
     drained(&mut replicas.all[0]).await;
-    // Whoever has them now is asked by the other.
+    // The replica that has the leases now is asked by the other.
     replicas.all[1].client.ack(ack(&leased[1].token)).await.unwrap();
     drained(&mut replicas.all[1]).await;
     let at = &mut replicas.all[2].client;
@@ -148,7 +148,7 @@ async fn an_heir_that_does_not_answer_is_given_up_for_another() {
         let acked = replicas.all[2].client.ack(ack(&message.token)).await.unwrap().into_inner();
         assert_eq!(acked.outcome(), Outcome::Confirmed);
     }
-    // What it missed is no longer for it.
+    // The hand-over that it missed is no longer for it.
     replicas.all[1].proxy.signal("CONT");
     let again = replicas.all[1].client.ack(ack(&leased[0].token)).await.unwrap().into_inner();
     assert_eq!(again.outcome(), Outcome::Duplicate);
@@ -162,7 +162,7 @@ async fn an_heir_that_dies_before_commit_is_given_up_and_the_leases_stay() {
     let relay = Relay::to(&server).await;
     let mut replicas = Replicas::start_at(&[&server, &relay.nats_url()]).await;
     let leased = replicas.leased(0, &fixture, 3).await;
-    // What the heir says takes a while, so it dies between hearing Prepare and answering it.
+    // The receiver's answer is slow, so it dies after Prepare and before its answer.
     relay.flow(Flow::Delay(Duration::from_millis(250)), Flow::Pass);
     replicas.all[0].proxy.signal("TERM");
     eventually("the heir to be prepared", || async {
@@ -193,7 +193,7 @@ async fn an_heir_that_dies_with_its_answer_leaves_orphans_and_nothing_early() {
     let mut replicas = Replicas::start_at(&[&server, &relay.nats_url()]).await;
     let asked_at = Instant::now();
     let leased = replicas.leased(0, &fixture, 3).await;
-    // What the heir says takes a while, so it dies between hearing Commit and answering it.
+    // The receiver's answer is slow, so it dies after Commit and before its answer.
     relay.flow(Flow::Delay(Duration::from_millis(250)), Flow::Pass);
     replicas.all[0].proxy.signal("TERM");
     eventually("the heir to have them", || async {

@@ -164,7 +164,7 @@ async fn a_wrong_key_file_is_told_and_the_old_keys_stay() {
     pair.at_other.ack(ack(&leased[0].token)).await.unwrap();
 }
 
-/// To read such a file waits for ever; of a process with one thread nothing else would be left.
+/// A read of such a file never ends. A process with one thread would do nothing else.
 #[tokio::test]
 async fn a_key_file_that_hangs_holds_nothing_up_and_is_told_to_be_well_again() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! Replicas in one process, on a scripted broker, with a bus between them that loses, holds up and
-//! repeats what is said as it is told to.
+//! Replicas in one process, on a scripted broker. The bus between them loses, delays and repeats
+//! messages as a test orders.
 
 use std::{
     collections::HashMap,
@@ -29,7 +29,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What becomes of a question.
+/// The fate of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
     Pass,
@@ -53,7 +53,7 @@ struct State {
     asked: u64,
     /// For the steps of hand-overs; everything else passes.
     rule: Rule,
-    /// The same for what replicas tell each other of consumers, by who is told.
+    /// The same for announcements about consumers, by receiver.
     sightings: Box<dyn FnMut(&str) -> Fate + Send>,
     /// All questions of hand-overs that were asked.
     record: Vec<(String, Bytes)>,
@@ -80,7 +80,7 @@ impl Net {
         self.lock().rule = Box::new(rule);
     }
 
-    /// What becomes of what a replica is told of consumers, by the subject of that.
+    /// The fate of an announcement about a consumer, by its subject.
     pub fn sightings(&self, fate: impl FnMut(&str) -> Fate + Send + 'static) {
         self.lock().sightings = Box::new(fate);
     }
@@ -104,7 +104,7 @@ impl Net {
         }
     }
 
-    /// What is said on this subject from now on, for somebody who is no member.
+    /// Everything on this subject from now on, for an outsider.
     pub fn overhear(&self, who: InstanceId, subject: &str) -> mpsc::UnboundedReceiver<Incoming> {
         let (into, heard) = mpsc::unbounded_channel();
         self.lock().ears.insert(who, (vec![subject.to_owned()], into));
@@ -329,7 +329,7 @@ impl Member {
         leases
     }
 
-    /// Where it is asked something.
+    /// The subject of its requests.
     pub fn subject(&self, what: &str) -> String {
         format!("_fetchproxy.linked.{}.{what}", self.us)
     }

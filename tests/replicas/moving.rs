@@ -196,7 +196,7 @@ async fn what_was_said_in_a_hand_over_does_nothing_when_it_is_said_again() {
     assert!(matches!(whose, LeaseLocation::Ours(_) | LeaseLocation::Ended(_)), "{whose:?}");
 }
 
-/// Where the heir has it.
+/// The place of a lease at the receiver.
 fn heir_s(heir: &Member, leaver: &Member, lease: LeaseId) -> LeaseLocation {
     let still = futures_util::FutureExt::now_or_never(heir.peers.lock_ownership());
     still.expect("nothing is in the way").whose(leaver.us, lease)
@@ -227,7 +227,7 @@ async fn leases_of_a_consumer_that_is_made_anew_on_their_way_are_not_taken_in() 
             .await;
         broker.change(|info| info.as_mut().unwrap().created = "second".into());
         broker.replace_shared();
-        // Whoever asks for messages has the consumer looked at.
+        // A Fetch makes the replica look at the consumer.
         heir.leased(&broker, 1).await;
     };
     tokio::join!(leaving, meanwhile);
@@ -246,7 +246,7 @@ async fn a_replica_without_room_is_no_heir() {
     assert!(heir.is_empty());
 }
 
-/// What a replica asks the one that has this lease.
+/// A request to the replica that has this lease.
 pub fn question(owner: &Member, lease: LeaseId, action: pb::settlement::Action) -> Vec<u8> {
     let settlement = pb::Settlement { token: String::new(), action: Some(action) };
     let question = wire::SettleRequest {

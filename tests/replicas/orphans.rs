@@ -101,7 +101,7 @@ async fn of_a_stopped_owner_final_words_are_taken() {
     let refused = pair.at_other.nak(nak(&leased[1].token, 0)).await.unwrap_err();
     assert_eq!(applied(&refused), "unknown");
     pair.owner.signal("CONT");
-    // It hears now what it was asked then, and whoever repeats it is told what came of it.
+    // The replica now hears an old request, and a repeat of the request gets its result.
     let began = Instant::now();
     let outcome = loop {
         match pair.at_other.nak(nak(&leased[1].token, 0)).await {
@@ -133,7 +133,7 @@ async fn of_a_stopped_owner_nothing_is_given_away_early_nor_taken_late() {
     // It may still have done what it was asked, or have extended it: nobody knows.
     let refused = pair.at_other.ack(ack(&leased[0].token)).await.unwrap_err();
     assert_eq!(applied(&refused), "unknown");
-    // Once it goes on, what it was asked then finds leases that are over.
+    // Once the replica continues, the old request finds that the leases are over.
     pair.owner.signal("CONT");
     let refused = pair.at_owner.ack(ack(&leased[0].token)).await.unwrap_err();
     assert_eq!(reason(&refused), (Code::FailedPrecondition, "LEASE_EXPIRED".to_owned()));
@@ -189,8 +189,8 @@ async fn a_consumer_made_anew_knows_no_old_token() {
 /// Long enough for a busy machine to restart a server and to fetch before the lease is over.
 const ACK_WAIT: u64 = 15_000;
 
-/// A server that restarts and a new leader hand out at once what was published more than an ack
-/// wait ago, so `settle_by` alone does not say that nobody else has it.
+/// A restarted server and a new leader deliver a message at once if it is older than the ack wait.
+/// So `settle_by` alone does not say that no other worker has it.
 async fn gives_away(fixture: &Fixture, pair: &mut Pair, lose: impl AsyncFnOnce()) {
     fixture.publish("n", "1").await;
     tokio::time::sleep(Duration::from_millis(ACK_WAIT)).await;

@@ -1,5 +1,5 @@
-//! The rights that `deploy/nats` lists are those that replicas need: with them everything works,
-//! without any one of them something is refused, and the page says which others a domain needs.
+//! `deploy/nats` lists the rights that replicas need. With them everything works, and without any
+//! one of them a call is refused. The page says which other rights a domain needs.
 
 use async_nats::jetstream::consumer::pull;
 use fetch_proxy::pb::Outcome;
@@ -18,7 +18,7 @@ use super::pair::{Replicas, key_file, new_key};
 const ONE: &str = include_str!("../../deploy/nats/one-consumer.conf");
 const MANY: &str = include_str!("../../deploy/nats/many-consumers.conf");
 const PAGE: &str = include_str!("../../docs/reference/nats-rights.md");
-/// What users of these tests are called, and their clusters.
+/// The names of the users of these tests, and of their clusters.
 const CLUSTER: &str = "fetch-proxy";
 
 /// A header that our NATS client cannot parse.
@@ -146,8 +146,8 @@ async fn with_the_listed_rights_what_cannot_be_read_is_terminated() {
     rid_of_what_cannot_be_read(&stage, &stage.proxy(CLUSTER, &[])).await;
 }
 
-/// What is refused without each of the listed rights, in their order, and the first words of what
-/// the server refuses then.
+/// The refusal without each of the listed rights, in their order, and the first words of the
+/// subject that the server refuses then.
 const LOST: [(&str, &str); 8] = [
     ("Fetch: NATS_PERMISSION", "$JS.API.CONSUMER.INFO."),
     ("Fetch: NATS_PERMISSION", "$JS.API.CONSUMER.MSG.NEXT."),
@@ -228,7 +228,7 @@ async fn suspected(stage: &Stage, proxy: &Proxy) -> String {
     let refused = eventually("the suspicion", || async {
         match client.clone().fetch(fetch(&stage.fixture, 1, 2000)).await {
             Err(status) => (reason(&status).1 == "CONSUMER_SUSPECTED").then_some(status),
-            // What another user's proxy has left behind would acquit the consumer each time it comes.
+            // A leftover of another user's proxy would clear the consumer each time it comes.
             Ok(answer) => {
                 for message in answer.into_inner().messages {
                     let _ = client.clone().ack(ack(&message.token)).await;
@@ -246,7 +246,7 @@ async fn suspected(stage: &Stage, proxy: &Proxy) -> String {
 }
 
 const DOMAIN: &str = "jetstream { domain: D }\n";
-/// What is said where acks reach all domains.
+/// The log line if acks reach all domains.
 const NO_DOMAIN: &str = "acks name no JetStream domain";
 const IN_DOMAIN: [&str; 2] = ["--js-domain", "D"];
 
@@ -317,7 +317,7 @@ async fn fetched_and_acked(fixture: &Fixture, proxy: &Proxy) {
     confirmed(&mut client.clone(), &answer.get_ref().messages[0].token).await;
 }
 
-/// Servers can be told to name the domain and the account in the subjects of acks.
+/// Servers can be configured to name the domain and the account in the subjects of acks.
 #[tokio::test]
 async fn where_the_server_writes_long_ack_subjects_a_line_more_is_needed() {
     let line = "$JS.ACK.*.*.ORDERS.worker.>";

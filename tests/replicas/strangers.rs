@@ -1,5 +1,5 @@
-//! Replicas that share no key on one NATS, and words that nobody has sealed: a replica that serves
-//! is not taken out of service, and a newcomer with other keys does not serve.
+//! Replicas that share no key on one NATS, and messages without a seal. A replica that serves
+//! continues to serve, and a newcomer with other keys does not serve.
 
 use std::time::Duration;
 

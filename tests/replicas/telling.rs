@@ -1,5 +1,5 @@
-//! What a replica sees of a consumer it tells the others before it hands out anything, and it waits
-//! for them: by order, on a bus that does as it is told.
+//! A replica announces what it sees of a consumer before it hands out anything, and waits for the
+//! others. The tests check the order, on a scripted bus.
 
 use std::{
     sync::{
@@ -21,7 +21,7 @@ use testkit::fake_broker::{FakeBroker, info};
 use crate::linked::{Fate, Member, Net, PATIENCE};
 
 const ACK_WAIT: Duration = Duration::from_secs(60);
-/// What a replica waits for the others, at most.
+/// The longest time that a replica waits for the others.
 const BOUND: Duration = Duration::from_secs(1);
 
 async fn two() -> (Net, FakeBroker, [Member; 2]) {
@@ -71,7 +71,8 @@ async fn a_replica_that_does_not_answer_is_waited_for_for_a_second() {
     let began = clock::now();
     next.leased(&broker, 1).await;
     let took = clock::now() - began;
-    // Once for the consumer, and once for its first delivery; beside that it gathers for a second.
+    // One announcement is for the consumer, and one for its first delivery. Apart from that the
+    // replica collects for a second.
     assert!(took < BOUND * 4, "{took:?}");
 }
 
@@ -91,7 +92,7 @@ async fn what_is_counted_anew_voids_the_leases_of_every_replica() {
     assert_eq!(broker.published().len(), 1);
 }
 
-/// The others are told once of a consumer, and not again for each Fetch.
+/// The others receive one announcement of a consumer, and not one for each Fetch.
 #[tokio::test(start_paused = true)]
 async fn a_consumer_that_stays_what_it_is_costs_no_more_words() {
     let (net, broker, [one, _other]) = two().await;

@@ -1,5 +1,5 @@
-//! What a person meets who lacks something: `scripts/tools` and `make demo` name each missing tool
-//! with the package that brings it, and end with code 2.
+//! The messages for a person who lacks something. `scripts/tools` and `make demo` name each missing
+//! tool with the package that brings it, and end with code 2.
 //!
 //! Each test makes a folder with the few commands of every system and stand-ins for the tools in
 //! question, and makes it the whole PATH. Nothing is fetched, and nothing of the machine that runs
@@ -14,7 +14,7 @@ use std::{
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// What the scripts take for granted.
+/// The programs that the scripts expect everywhere.
 const BASICS: &[&str] = &[
     "bash", "cat", "chmod", "dirname", "env", "head", "make", "mkdir", "mktemp", "mv", "rm", "sed",
     "sh", "sort", "tail",
@@ -98,7 +98,7 @@ impl Said {
     }
 }
 
-/// Where this machine has it.
+/// The path of a program on this machine.
 fn found(program: &str) -> PathBuf {
     let folders = env::var_os("PATH").unwrap();
     let mut files = env::split_paths(&folders).map(|folder| folder.join(program));

@@ -1,5 +1,5 @@
-//! Every field of every request, over the wire, with whatever fits its type: the answer is OK or a
-//! status of our table with its reason, in time, and the service goes on.
+//! Every field of every request, over the wire, with any value of its type. The answer is OK or a
+//! status of our table with its reason, in time, and the service continues.
 
 use fetch_proxy::{
     pb::{self, settlement::Action},

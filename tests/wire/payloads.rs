@@ -63,7 +63,7 @@ async fn tombstones_of_a_key_value_bucket_are_not_judged_and_an_empty_payload_is
             client.ack(ack(&message.token)).await.unwrap();
         }
     }
-    // What was delivered is judged, whatever its headers say.
+    // The delivered bytes are judged, whatever their headers say.
     fixture.publish_with("x", headers(&[("KV-Operation", "DEL")]), "no JSON").await;
     let answer = all(&mut client, &fixture, pb::Codec::Json).await;
     assert_eq!(answer.empty_reason(), EmptyReason::Rejected, "{answer:?}");
@@ -95,7 +95,7 @@ async fn the_marker_of_a_subject_whose_messages_are_gone_is_not_judged() {
     client.ack(ack(&marker.messages[0].token)).await.unwrap();
 }
 
-/// What `Delivery.subject` is where the stream changes subjects.
+/// `Delivery.subject` on a stream that changes subjects.
 #[tokio::test]
 async fn the_subject_is_the_one_that_the_stream_stores() {
     let fixture = Fixture::new(config()).await;

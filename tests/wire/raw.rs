@@ -1,5 +1,5 @@
-//! What no client library would send: bytes that are no message, frames that end too early, headers
-//! that lie. Each gets a status of our table, or a closed connection; none stops the service.
+//! Bytes that no client library would send: no message, short frames, headers that lie. Each gets a
+//! status of our table, or a closed connection; none stops the service.
 
 use std::{
     io::{Read as _, Write as _},

@@ -1,4 +1,4 @@
-//! Ack, Nak, Term and Settle: what JetStream sees of them, and what a retry is told.
+//! Ack, Nak, Term and Settle: their effect in JetStream, and the answer to a repeat.
 
 use std::time::{Duration, SystemTime};
 
@@ -63,9 +63,9 @@ async fn a_nak_brings_the_message_back_at_once_and_its_retry_publishes_nothing()
 /// Two clocks of one machine may differ by this much.
 const SKEW: Duration = Duration::from_millis(100);
 
-/// Gives a message back for so long, and waits for its next delivery, which it returns with three times:
-/// from the call to the next delivery, from the answer to it, and from it to the time that was told.
-/// The time of the next delivery is the server's own.
+/// Gives a message back with this delay, and waits for its next delivery. Returns the delivery and
+/// three durations: from the call to the delivery, from the answer to the delivery, and from the
+/// delivery to the announced time. The time of the next delivery is the server's own.
 async fn delayed(
     client: &mut Client,
     fixture: &Fixture,

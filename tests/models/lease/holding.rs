@@ -1,4 +1,4 @@
-//! What holding promises: two clocks, what keeps them going, and what ends with them.
+//! The promises of holding a lease: two clocks, what extends them, and what ends with them.
 
 use std::time::Duration;
 
@@ -72,7 +72,7 @@ fn extend_without_a_length_is_as_long_as_the_lease_was_granted() {
     desk.extend(id, 60_000, 100).unwrap();
     let again = desk.table.extend(id, None, desk.at(1000));
     assert_eq!(again, Ok(desk.at(5000)), "not as long as it was extended last");
-    // In other hands it is granted anew.
+    // Another caller is granted the lease again.
     desk.table.assign(id, None, desk.at(1500)).unwrap();
     let again = desk.table.extend(id, None, desk.at(2000));
     assert_eq!(again, Ok(desk.at(2000 + ACK_BY)), "as long as JetStream waits");

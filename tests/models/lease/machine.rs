@@ -1,6 +1,6 @@
 //! Random histories through the table and its reference side by side; every answer has to be the
-//! same. Time is dense: ack waits of a few margins, all times multiples of 10 ms, and steps that
-//! land on a clock's edge or 10 ms beside it, for an off-by-one at an edge lives there only.
+//! same. Time is dense. Ack waits are a few margins long and all times are multiples of 10 ms.
+//! Steps land on a clock's edge or 10 ms away, because an off-by-one at an edge lives only there.
 
 use std::{
     collections::BTreeSet,
@@ -34,7 +34,7 @@ pub(super) struct World {
     slept: i64,
     noticed: (i64, i64),
     incarnations: u32,
-    /// What the reference answered last.
+    /// The last answer of the reference.
     reply: Reply,
 }
 
@@ -51,8 +51,8 @@ impl World {
         (self.clock - ago).max(0)
     }
 
-    /// The time at which the callers' clock showed this. What was read before a gap was noticed may be
-    /// from before the gap.
+    /// The time at which the callers' clock showed this. A reading from before the gap may only be
+    /// used before the gap was noticed.
     fn real(&self, shown: i64) -> i64 {
         let (noticed, before) = self.noticed;
         shown + if shown < noticed { before } else { self.slept }
@@ -72,7 +72,7 @@ impl World {
         }
     }
 
-    /// Where time goes: not back, and not to what never comes.
+    /// The next time: not earlier, and not a time that never comes.
     fn reach(&self, id: u64, edge: Listener) -> Option<i64> {
         let lease = self.table.leases.iter().find(|lease| lease.id == id)?;
         match edge {

@@ -12,7 +12,7 @@ use super::*;
 
 type Table = LeaseTable<&'static str>;
 
-/// What happens at the table that leases go from, and how much later than what came before.
+/// The events at the table that sends the leases, and the time of each after the one before.
 #[derive(Debug, Clone)]
 enum Step {
     Grant {
@@ -163,7 +163,7 @@ fn answer(
     table.begin(id, kind, now).map(|begun| matches!(begun, BeginResult::Publish(_)))
 }
 
-/// What the token of an old lease is answered.
+/// The answer to the token of an old lease.
 fn answer_by(
     inheritance: &AdoptedLeases,
     table: &mut Table,
@@ -220,7 +220,7 @@ proptest! {
     ) {
         let mut old = Old::after(&steps);
         let now = old.desk.at(old.now);
-        // What is over and was not swept is answered by fewer words: that nothing is known of it.
+        // A lease that is over and not swept gets the short answer: nothing is known of it.
         old.step(&Step::Sweep);
         let mut sent = leaving(&old.desk.table, now);
         let mut hands = None;
@@ -237,7 +237,7 @@ proptest! {
         }
         let (mut here, inheritance) = hands.unwrap();
         for id in old.granted.clone() {
-            // Those wait for their outcome; a hand-over begins when there are none.
+            // Settlements under way wait for their outcome. A hand-over begins when there are none.
             if old.is_being_settled(id) {
                 continue;
             }

@@ -4,7 +4,7 @@ use fetch_proxy::lease::SettleKind;
 
 /// A server that restarts cuts stored times to whole seconds.
 const RESTORED_TIME_TRUNCATION: i64 = 1000;
-/// What was confirmed this shortly before a server forgot may be forgotten.
+/// A server that forgets may lose confirmations that are younger than this.
 const UNPERSISTED_WINDOW: i64 = 250;
 
 /// When the start of a clock was stored that is not.
@@ -94,7 +94,7 @@ impl Lease {
         self.doubted = false;
     }
 
-    /// What was confirmed shortly before is undone, and what shortly before that.
+    /// Undoes the confirmations that came shortly before, and what they undid.
     pub(super) fn distrust(&mut self, when: i64) {
         let mut forgot = when;
         while self.starts.len() > 1 && forgot < self.starts.last().unwrap().1 + UNPERSISTED_WINDOW {

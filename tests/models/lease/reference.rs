@@ -1,5 +1,5 @@
-//! The lease table as one would write it without care for memory or speed: a list of leases that
-//! is searched for everything, each with the history of its clock, in whole milliseconds.
+//! The lease table, written without care for memory or speed. It is a list of leases that is
+//! searched for everything. Each lease has the history of its clock, in whole milliseconds.
 //!
 //! It is written from the promises, not from the table: it has no index and no sum to keep right.
 
@@ -302,7 +302,7 @@ impl Reference {
         due.min().map(|due| due.max(0))
     }
 
-    /// What is kept of consumers goes with their last lease.
+    /// The records of a consumer go with its last lease.
     pub(super) fn tidy(&mut self) {
         let used: BTreeSet<u32> = self.leases.iter().map(|lease| lease.consumer).collect();
         self.unburied.retain(|consumer| used.contains(consumer));

@@ -1,10 +1,10 @@
-//! What the table and its reference answer, in words that can be compared.
+//! The answers of the table and its reference, in a form that can be compared.
 
 use std::collections::BTreeSet;
 
 use fetch_proxy::lease::{self, SettleKind};
 
-/// What the table answers, whatever was asked.
+/// An answer of the table to any question.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Reply {
     Nothing,

@@ -1,4 +1,4 @@
-//! What is promised when a consumer changes or goes, or its server forgets.
+//! The promises when a consumer changes or goes, or when its server forgets.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! What settling promises: let through once, refused for a reason, repeated without harm.
+//! The promises of settling: one settlement passes, a refusal has a reason, and a repeat does no
+//! harm.
 
 use fetch_proxy::lease::{
     BeginResult, ConsumerId, Due, LeaseError, LeaseId, LeaseStatus, PublishOutcome, SettleKind,

@@ -1,4 +1,4 @@
-//! What is promised when the clock of the callers stood still, because the machine was suspended.
+//! The promises when the clock of the callers stood still, because the machine was suspended.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ fn a_lease_that_ended_while_the_machine_slept_settles_nothing() {
     for kind in [SettleKind::Ack, SettleKind::Nak, SettleKind::Term] {
         assert_eq!(desk.begin(id, kind, 1), Err(OVER));
     }
-    // Whoever has read the clock before it was noticed gets no more.
+    // A caller that read the clock before the gap was noticed gets no more.
     assert_eq!(desk.begin(id, SettleKind::Ack, 0), Err(OVER));
     assert_eq!(desk.sweep(1), [Due::Lost { id, payload: "one" }]);
 }

@@ -1,4 +1,4 @@
-//! What may happen to the table, and how often it does.
+//! The steps of the table, and how often each happens.
 
 use fetch_proxy::lease::{PublishOutcome, SettleKind};
 use proptest::{prelude::*, sample::select};
@@ -32,7 +32,7 @@ pub(super) enum Step {
         name: usize,
         back: u64,
     },
-    /// Time goes on to an edge of a lease's clocks, or beside it.
+    /// Time moves to an edge of a lease's clocks, or next to it.
     Reach {
         back: u64,
         edge: Listener,
@@ -43,7 +43,7 @@ pub(super) enum Step {
     Slept(i64),
 }
 
-/// What is asked of one lease.
+/// A question about one lease.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Call {
     Lend(Option<i64>),

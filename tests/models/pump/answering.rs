@@ -1,4 +1,5 @@
-//! Who gets what, when a waiter is answered, and what becomes of what nobody waits for.
+//! The promises of answering: which waiter gets which message, when a waiter is answered, and where
+//! a message goes that no waiter wants.
 
 use super::*;
 

@@ -1,6 +1,6 @@
-//! The pump on a broker that keeps JetStream's rules: a one-shot waits for a first message and
-//! brings what is there, a full batch ends without a word, `max_ack_pending` silences it, and other
-//! pulls may be in the way. What is there must then reach whoever waits, and in time.
+//! The pump on a broker that keeps JetStream's rules. A one-shot waits for a first message and
+//! brings what is there. A full batch ends without a status, `max_ack_pending` silences a pull, and
+//! other pulls may be in the way. Available messages must then reach the waiters in time.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -12,9 +12,10 @@ use fetch_proxy::pump::{
 };
 use proptest::prelude::*;
 
-/// While somebody waits and something is there, something arrives at least this often: at worst the
-/// pull is refused as pending elsewhere (at most 50 ms), then what is there is too large for it, then for
-/// what its waiters want together, and each time a round trip of twice the longest travel.
+/// While a waiter waits and a message is there, an arrival comes at least this often. At worst the
+/// pull is refused as pending elsewhere (at most 50 ms). Then the message is too large for the
+/// pull, and then for the waiters together. Each step takes a round trip of twice the longest
+/// travel.
 const SOON: u64 = 50 + 4 * 2 * 20 + 10;
 /// The largest message, as the broker counts it.
 const LARGEST: u64 = 30_000;
@@ -34,7 +35,7 @@ enum Act {
     },
     /// This many of the messages that were handed over are settled.
     Settle(usize),
-    /// The next one-shot is told that other pulls wait already.
+    /// The next one-shot learns that other pulls wait already.
     Rival,
     /// The next end of a pull is lost on its way.
     Mute,
@@ -86,7 +87,7 @@ struct Waiting {
 struct World {
     pump: Pump<Message>,
     appetite: Appetite,
-    /// Of the last pull, until it is known to be over, and how it ended.
+    /// The end of the last pull, until it is known.
     course: Option<(u64, Course, Option<PullOutcome>)>,
     /// Others leave no more than the least that a pull asks for.
     tight: bool,
@@ -242,7 +243,7 @@ impl World {
         panic!("the pump does not come to an end");
     }
 
-    /// What the appetite asks for, and what others leave of it.
+    /// The size of the pull, and the part that others leave of it.
     fn allowed(&mut self) -> Allowance {
         let now = self.at(self.now);
         let Some(demand) = self.pump.demand(now) else { return Allowance::NONE };
@@ -304,7 +305,7 @@ impl World {
         }
         let brought = open.got > 0 && self.stored.is_empty();
         if open.left == 0 {
-            // Nobody is told.
+            // No waiter hears of it.
         } else if open.one_shot && brought || self.now >= open.until {
             self.end(&open, PullOutcome::Done);
         } else {
@@ -322,13 +323,13 @@ impl World {
     }
 }
 
-/// What the broker counts of a message: a subject and an ack subject at least; the rest of its size is
-/// the answer's.
+/// The size that the broker counts for a message: at least a subject and an ack subject. The answer
+/// counts the rest.
 fn counted(size: u64) -> u64 {
     size.saturating_sub(540)
 }
 
-/// What has arrived by now.
+/// All arrivals up to now.
 fn pop_due<T>(line: &mut VecDeque<(u64, T)>, now: u64) -> Option<T> {
     line.front().filter(|(at, _)| *at <= now)?;
     line.pop_front().map(|(_, thing)| thing)

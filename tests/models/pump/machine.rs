@@ -263,7 +263,7 @@ impl Machine {
                     self.answered(waiter, messages, too_large, why);
                 }
                 Some(Step::Overdue { message }) => {
-                    // Of those that are overdue together, any may be the first.
+                    // If several are overdue, any of them may be the first.
                     let same = |(parked, until): &(Message, u64)| {
                         *parked == message && *until <= now && !message.last_attempt
                     };

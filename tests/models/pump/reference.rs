@@ -1,5 +1,5 @@
-//! The pump as one would write it for ten waiters: every question walks along all of them, time is
-//! in milliseconds since the start, and each promise is said once, in the words it was made in.
+//! The pump, written for ten waiters. Every question looks at all waiters, time is in milliseconds
+//! since the start, and each promise is stated once, in its own words.
 
 use std::collections::VecDeque;
 
@@ -31,7 +31,7 @@ pub(super) struct PullLimits {
     pub(super) park: u64,
 }
 
-/// What a pull may ask for.
+/// The limits of a pull.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Allowed {
     pub(super) messages: u32,

@@ -1,5 +1,5 @@
 //! The seed: everything that chance decides comes from here, so that a seed gives the same faults
-//! and the same intentions again. What the scheduler makes of them differs from run to run.
+//! and the same intentions again. The scheduler still makes each run different.
 
 use std::{ops::Range, time::Duration};
 

@@ -18,7 +18,7 @@ use fetch_proxy::{
 };
 use tokio::sync::{Notify, watch};
 
-/// What a settlement meets, in order of use; nothing scripted is a broker that works.
+/// The fate of a settlement, in order of use. Without a script the broker works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// It never leaves.
@@ -33,7 +33,7 @@ pub enum Fault {
     AnsweredAfter(Duration),
 }
 
-/// What a lessor of a test takes on, where the test does not care.
+/// The limits of a lessor, for a test that does not care.
 pub fn limits() -> LeaseLimits {
     LeaseLimits {
         max_leases: 100,
@@ -190,7 +190,7 @@ impl FakeBroker {
         self.0.changed.notify_waiters();
     }
 
-    /// Has another connection in place of the shared one, which serves on.
+    /// Replaces the shared connection by another one, while it continues serving.
     pub fn replace_shared(&self) {
         self.state().replace_shared(&self.0.link);
     }
@@ -209,7 +209,7 @@ impl FakeBroker {
         self.state().looks
     }
 
-    /// Where the inboxes were opened so far.
+    /// The connections of the inboxes that were opened so far.
     pub fn opened(&self) -> Vec<ConnectionKind> {
         self.state().opened.clone()
     }
@@ -225,7 +225,7 @@ impl FakeBroker {
         self.0.changed.notify_waiters();
     }
 
-    /// What was published to ack subjects so far.
+    /// The publications to ack subjects so far.
     pub fn published(&self) -> Vec<AckKind> {
         self.state().published.clone()
     }
@@ -235,24 +235,24 @@ impl FakeBroker {
         self.state().silent = silent;
     }
 
-    /// The next pull is told this and brings nothing.
+    /// The next pull ends like this and brings nothing.
     pub fn refuse_a_pull(&self, end: PullEnd) {
         self.state().refusal = Some(end);
         self.0.changed.notify_waiters();
     }
 
-    /// From now on no pull reaches the server, and nobody is told.
+    /// From now on no pull reaches the server, and no one notices.
     pub fn lose_pulls(&self, lost: bool) {
         self.state().lose_pulls = lost;
     }
 
-    /// The end of this pull is told now, whichever is open.
+    /// The open pull ends like this now.
     pub fn tell_end_of(&self, no: u64) {
         self.state().told = Some(no);
         self.0.changed.notify_waiters();
     }
 
-    /// What is delivered from now on was published so long before.
+    /// Deliveries from now on were published so long before.
     pub fn age(&self, age: Duration) {
         self.state().age = Some(age);
     }
@@ -262,8 +262,8 @@ impl FakeBroker {
         self.state().info_delay = delay;
     }
 
-    /// Forgets all that was delivered, as a server does that has started anew without its memory;
-    /// nobody here loses a connection by that.
+    /// Forgets all deliveries, like a server that has restarted without its memory. No connection
+    /// is lost.
     pub fn forget(&self) {
         let mut state = self.state();
         (state.next, state.deliveries) = (0, 0);
@@ -339,7 +339,7 @@ impl State {
         })
     }
 
-    /// What becomes of an order, and what is said of it.
+    /// The effect of an order, and its answer.
     fn meet(&mut self, order: &AckPublish, fault: Option<Fault>) -> Result<(), BrokerError> {
         let gone = self.info.is_none();
         if fault != Some(Fault::Unsent) {
@@ -454,7 +454,7 @@ impl Broker for FakeBroker {
             if let Some(Fault::AnsweredAfter(delay)) = fault {
                 clock::sleep_until(Some(until.min(clock::now() + delay))).await;
             }
-            // What is said too late can be of somebody else's delivery, as far as anybody can tell.
+            // A late answer may concern the delivery of another holder.
             results.push(match result {
                 Ok(()) if passed() => Err(BrokerError::Unconfirmed),
                 result => result,

@@ -33,8 +33,8 @@ pub fn config() -> pull::Config {
     }
 }
 
-/// The shortest ack wait, in milliseconds, over which a test may ask for a longer lease: a proxy on a
-/// busy machine has more than a second to see its progress confirmed.
+/// The shortest ack wait, in milliseconds, with which a test may ask for a longer lease. A proxy on
+/// a busy machine then has more than a second to see its progress confirmed.
 pub const SHORTEST_KEPT: u64 = 3000;
 
 /// The consumer of [`config`] with another ack wait.
@@ -98,7 +98,8 @@ impl Fixture {
             subjects: vec![format!("{stream}.>")],
             ..config
         };
-        // A cluster that has just come to be can be slow, and may have done it all the same.
+        // A new cluster can be slow, and may have created the stream although it did not answer in
+        // time.
         eventually("a stream", || async { jetstream.get_or_create_stream(&config).await.ok() })
             .await;
         let name = consumer.durable_name.clone().unwrap();
@@ -151,7 +152,7 @@ impl Fixture {
         stream.get_consumer(&self.consumer).await.unwrap()
     }
 
-    /// What the server says of the consumer now.
+    /// The server's view of the consumer now.
     pub async fn info(&self) -> Info {
         self.handle().await.info().await.unwrap().clone()
     }

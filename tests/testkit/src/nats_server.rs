@@ -52,8 +52,7 @@ impl NatsServer {
 
     /// The same, where it may be that it does not come up.
     ///
-    /// # Errors
-    /// What it has logged.
+    /// # Errors Its log.
     pub fn try_start_with(binary: PathBuf, config: Option<String>) -> Result<Self, String> {
         let mut server = Self::new(binary, config);
         server.try_launch().map(|()| server)
@@ -93,7 +92,7 @@ impl NatsServer {
         self.pid
     }
 
-    /// Where it tells of itself, as host and port.
+    /// The address of its monitoring port.
     ///
     /// # Panics
     /// When it was not configured to.
@@ -101,7 +100,7 @@ impl NatsServer {
         self.monitoring.as_ref().expect("no monitoring port")
     }
 
-    /// Where it keeps what it stores.
+    /// The folder of its stored data.
     pub fn store(&self) -> PathBuf {
         self.folder.path().join("jetstream")
     }
@@ -122,7 +121,7 @@ impl NatsServer {
         }
     }
 
-    /// Starts it anew on the same port and data.
+    /// Starts it again on the same port and data.
     pub fn restart(&mut self) {
         assert!(self.guard.is_none(), "it still runs");
         self.launch();

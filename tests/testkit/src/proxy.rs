@@ -66,7 +66,7 @@ impl Proxy {
         stderr: Option<Stdio>,
         files: Option<u32>,
     ) -> Self {
-        // Proxies that are not meant to be replicas of each other have to be told apart.
+        // Proxies need distinct cluster names, unless they are replicas of each other.
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let cluster = format!("c{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let folder = tempfile::tempdir().unwrap();

@@ -23,7 +23,7 @@ use tokio::{
 
 use crate::proxy::Client;
 
-/// What happens to the bytes of one direction.
+/// The treatment of the bytes of one direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flow {
     /// They pass.
@@ -44,9 +44,9 @@ struct Wire {
     open: bool,
     /// Connections of an earlier age are cut.
     age: u64,
-    /// In these ages the server's side is told that the client has said its last.
+    /// Up to this age, the relay closes its direction to the server.
     half_closed: u64,
-    /// Connections that were open when it last grew stand still for ever.
+    /// Connections up to this age carry nothing more, permanently.
     frozen: u64,
     /// The connection that was cut by itself last, by its number.
     cut: u64,
@@ -101,7 +101,7 @@ impl Relay {
         Self { address, wire, answered, heard, brought, accepting }
     }
 
-    /// Where it listens, like `127.0.0.1:1234`.
+    /// Its address, like `127.0.0.1:1234`.
     pub fn address(&self) -> String {
         self.address.to_string()
     }
@@ -142,13 +142,13 @@ impl Relay {
         self.wire.send_modify(|wire| wire.open = true);
     }
 
-    /// What happens to the bytes of either direction from now on, also on connections that are open.
+    /// Sets the treatment of the bytes of both directions, also on open connections.
     pub fn flow(&self, to_server: Flow, to_client: Flow) {
         self.wire.send_modify(|wire| (wire.to_server, wire.to_client) = (to_server, to_client));
     }
 
-    /// Lets every connection that is open stand still for ever, in both directions, as if one of its
-    /// ends had been unplugged; new ones are served.
+    /// Stops all bytes of every open connection permanently, as if an end were unplugged. New
+    /// connections are served.
     pub fn freeze(&self) {
         self.wire.send_modify(|wire| wire.frozen += 1);
     }
@@ -248,7 +248,7 @@ struct Direction {
     to: OwnedWriteHalf,
     wire: watch::Receiver<Wire>,
     flow: Of<Flow>,
-    /// The receiver is to be told that the sender has said its last.
+    /// Whether this direction is to be closed.
     closed: Of<bool>,
     came: Arc<AtomicU64>,
     passed: Arc<AtomicU64>,
