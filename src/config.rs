@@ -1,20 +1,24 @@
-//! The command line: from what was typed (`args`) to what it means (here), valid by construction.
+//! The configuration: `args` is what was typed, and [`Serve`] is its meaning, valid by construction.
 //!
-//! Every flag has an environment variable; no secret has a flag value, because command lines are
-//! for everybody to read. What is wrong is said in one line, and ends the process with code 2.
+//! Every flag of `serve` has an environment variable. No secret has a flag, because everybody on the
+//! machine can read command lines. A mistake is reported in one line, and ends the process with code 2.
 
 mod args;
 mod client_args;
+mod limit_args;
 mod listen;
 mod values;
 
 use std::{env, io, path::PathBuf, time::Duration};
 
-use self::args::{DrainArgs, LimitArgs, ListenArgs, NatsArgs, ServeArgs};
 pub use self::{
     args::{Cli, Command, DevArgs, GuardArgs, LogArgs, LogFormat, ProbeArgs},
     client_args::{AckArgs, CallArgs, CodecArg, ExtendArgs, FetchArgs, NakArgs, TermArgs},
     listen::Listen,
+};
+use self::{
+    args::{DrainArgs, ListenArgs, NatsArgs, ServeArgs},
+    limit_args::LimitArgs,
 };
 use crate::{
     grpc::{CallLimits, ListenerLimits, MOST_MAX_BYTES, SHORTEST_LEASE},
@@ -24,70 +28,71 @@ use crate::{
     secrets::{self, OpenTo},
 };
 
-/// It is part of every subject between replicas.
+/// Longest name of a cluster, in bytes. The name is part of every subject between replicas.
 const MAX_CLUSTER_NAME: usize = 64;
-/// Below, hardly a message fits; above, no server lets so much wait for one client.
+/// Range of `--max-pull-bytes`. Below it, hardly a message fits. Above it, no server lets so much wait
+/// for one client.
 const PULL_BYTES: std::ops::RangeInclusive<usize> = (64 << 10)..=(1 << 30);
 
-/// Calls that one connection of a client may have open; more wait at the client.
+/// Calls that one connection of a client may have open. Further calls wait at the client.
 const MAX_CLIENT_STREAMS: u32 = 1000;
-/// The largest request, 4 MiB, must find room while others are read.
+/// Least `--max-request-bytes`: the largest request, 4 MiB, must find room while others are read.
 const LEAST_REQUEST_BYTES: usize = 8 * 1024 * 1024;
-/// The largest answer is in memory twice.
+/// Least `--max-answer-bytes`: the largest answer is in memory twice.
 const LEAST_ANSWER_BYTES: usize = 2 * MOST_MAX_BYTES as usize;
 
-/// A running service, as it is meant.
+/// The valid configuration of a service.
 #[derive(Debug)]
 pub struct Serve {
-    /// Where clients connect; port 0 is any free one.
+    /// Address for clients. Port 0 is any free port.
     pub listen: Listen,
-    /// Where operators and probes connect.
+    /// Address for operators and probes.
     pub ops_listen: Listen,
-    /// Where the bound addresses are written to, as JSON.
+    /// File for the addresses that are listened on, as JSON.
     pub ports_file: Option<PathBuf>,
-    /// Where NATS is.
+    /// Servers of NATS and how to connect to them.
     pub nats: Settings,
-    /// What seals tokens.
+    /// Keys that seal tokens.
     pub keys: Keys,
-    /// LeaseLocation tokens they are.
+    /// Name of the group of replicas that accepts the tokens.
     pub cluster: String,
-    /// What people call this replica.
+    /// Name of this replica for people.
     pub replica_name: String,
-    /// How much is taken on.
+    /// Limits of leases, Fetch calls and pulls.
     pub limits: LeaseLimits,
-    /// How many connections of clients, and for how long.
+    /// Limits of client connections, and their age.
     pub edge: ListenerLimits,
-    /// How many calls, and how many bytes for them.
+    /// Limits of calls and of their bytes.
     pub calls: CallLimits,
-    /// How long to serve on after health has said NOT_SERVING.
+    /// How long to continue serving after health says NOT_SERVING.
     pub drain_delay: Duration,
-    /// How long open calls may take to end after that.
+    /// How long to wait after that for open calls and leases.
     pub drain_timeout: Duration,
 }
 
-/// Something on the command line, or in a file that it names, is not what it may be.
+/// A mistake on the command line, or in a file that it names.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// Two settings contradict each other, or one is out of range.
     #[error("{0}")]
     Invalid(String),
-    /// A file that is named cannot be read.
+    /// A named file cannot be read.
     #[error("{what}: cannot read {path}: {error}")]
     Unreadable {
-        /// What it was named as.
+        /// The flag that names the file.
         what: &'static str,
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         error: io::Error,
     },
-    /// There are no token keys.
+    /// The token keys cannot be used.
     #[error("--token-key-file: {0}")]
     Keys(#[from] KeysError),
 }
 
 impl Serve {
-    /// Reads what was typed, and the files that it names.
+    /// Checks what was typed, and reads the files that it names.
     ///
     /// # Errors
     /// See [`ConfigError`].
@@ -174,7 +179,7 @@ fn settings(args: NatsArgs) -> Result<Settings, ConfigError> {
         return invalid("--nats-user or NATS_USER: the name is empty");
     }
     if user.is_none() && password.is_some() {
-        return invalid("NATS_PASSWORD is set, and no user: --nats-user or NATS_USER names one");
+        return invalid("NATS_PASSWORD is set without a user: set --nats-user or NATS_USER");
     }
     let auth = match (creds, user, secret("NATS_TOKEN"), nkey) {
         (None, None, None, None) => Auth::None,
@@ -189,7 +194,7 @@ fn settings(args: NatsArgs) -> Result<Settings, ConfigError> {
         (Some(cert), Some(key)) => {
             Some((readable("--nats-cert", cert)?, secret_file("--nats-key", key)?))
         }
-        _ => return invalid("--nats-cert and --nats-key go together"),
+        _ => return invalid("--nats-cert and --nats-key must be given together"),
     };
     let ca = ca.map(|ca| readable("--nats-ca", ca)).transpose()?;
     for (flag, value) in
@@ -204,28 +209,30 @@ fn settings(args: NatsArgs) -> Result<Settings, ConfigError> {
     Ok(Settings { servers, auth, ca, identity, tls_first, domain: js_domain, inbox_prefix })
 }
 
-/// The name of this machine; in a pod of Kubernetes that is the name of the pod.
+/// The name of this machine. In a pod of Kubernetes it is the name of the pod.
 fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// Command lines are for everybody to read, so secrets have no flag.
+/// A secret from the environment. Everybody on the machine can read command lines, so secrets have no
+/// flag.
 fn secret(name: &str) -> Option<String> {
     env::var(name).ok().map(one_line).filter(|value| !value.is_empty())
 }
 
-/// Without the line break at the end of the file that the value once was: a Secret keeps it, and it
-/// is no part of any password.
+/// The value without a line break at its end. A Secret that was made from a file keeps the line break of
+/// the file, which is not part of the password.
 fn one_line(value: String) -> String {
     value.trim_end_matches(['\r', '\n']).to_owned()
 }
 
-/// Files for NATS are read anew for each connection, but a wrong path is said at once.
+/// Checks a file at the start, so that a wrong path is reported at once. Files for NATS are read again for
+/// each connection.
 fn readable(what: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
     looked_at(what, path).map(|(path, _)| path)
 }
 
-/// The same for a file that should be read by nobody else.
+/// The same for a file with a secret. Logs a warning if others can read the file.
 fn secret_file(what: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
     let (path, open_to) = looked_at(what, path)?;
     open_to.warn(&path);
@@ -269,27 +276,27 @@ mod tests {
     fn contradictions_and_nonsense_are_said_in_one_line() {
         for (flags, said) in [
             (&["--nats-user", "a", "--nats-creds", "/dev/null"][..], "only one of"),
-            (&["--nats-cert", "/dev/null"], "go together"),
+            (&["--nats-cert", "/dev/null"], "given together"),
             (&["--nats-ca", "/nowhere/ca.pem"], "cannot read /nowhere/ca.pem"),
             (&["--token-key-file", "/nowhere/keys"], "cannot read /nowhere/keys"),
-            (&["--token-key-file", "/dev/null"], "it is no regular file"),
+            (&["--token-key-file", "/dev/null"], "it is not a regular file"),
             (&["--max-leases", "0"], "at least 1"),
             (&["--max-lease", "500ms"], "at least 1s"),
             (&["--max-request-bytes", "1000"], "at least 8388608"),
             (&["--max-answer-bytes", "1000"], "at least 33554432"),
             (&["--max-lease", "367d"], "at most 366 days"),
-            (&["--nats-url", ""], "no server is named"),
-            (&["--nats-url", "nats://a,"], "no server is named"),
+            (&["--nats-url", ""], "a server is missing"),
+            (&["--nats-url", "nats://a,"], "a server is missing"),
             (&["--nats-user", ""], "the name is empty"),
             (&["--nats-creds", "/"], "cannot read /: it is a folder"),
-            (&["--nats-nkey", "/dev/null"], "cannot read /dev/null: it is no regular file"),
+            (&["--nats-nkey", "/dev/null"], "cannot read /dev/null: it is not a regular file"),
             (&["--ports-file", "/"], "/ is a folder"),
             (&["--max-pull-bytes", "65535"], "64 KiB"),
             (&["--max-pull-bytes", "2000000000"], "1 GiB"),
             (&["--cluster", "a.b"], "one token"),
             (&["--inbox-prefix", "a.*"], "without wildcards"),
             (&["--nats-url", "nats://u:hunter2@:x"], "--nats-url"),
-            (&["--nats-url", "nats://a,wss://b"], "not over WebSocket"),
+            (&["--nats-url", "nats://a,wss://b"], "WebSocket is not supported"),
             (&["--drain-delay", "soon"], "--drain-delay"),
         ] {
             let error = load(flags).unwrap_err();

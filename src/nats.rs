@@ -92,13 +92,16 @@ impl Settings {
 /// What is wrong with one of them, for people.
 pub fn parse_servers(urls: &str) -> Result<Vec<ServerAddr>, String> {
     if urls.split(',').any(|url| url.trim().is_empty()) {
-        return Err("no server is named, or nothing stands before or behind a comma".to_owned());
+        return Err(
+            "a server is missing: the list is empty, or a comma has no server before or after it"
+                .to_owned(),
+        );
     }
     let servers = urls.split(',').map(|url| url.trim().parse::<ServerAddr>());
     let servers: Vec<_> = servers.collect::<Result<_, _>>().map_err(|error| error.to_string())?;
     // The library would take these for plain TCP, and skip TLS.
     if servers.iter().any(ServerAddr::is_websocket) {
-        return Err("servers are spoken to by nats:// or tls://, not over WebSocket".to_owned());
+        return Err("WebSocket is not supported: use nats:// or tls://".to_owned());
     }
     Ok(servers)
 }

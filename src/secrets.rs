@@ -69,7 +69,7 @@ pub type Secret = (String, OpenTo);
 /// Reads a file of at most 1 MiB, for at most 2 s. Blocks: for the start of the process alone.
 ///
 /// # Errors
-/// It is no regular file, cannot be read, is larger, or takes longer.
+/// It is not a regular file, cannot be read, is larger, or takes longer.
 pub fn read_at_start(path: &Path) -> io::Result<Secret> {
     at_start(path, read)
 }
@@ -78,7 +78,7 @@ pub fn read_at_start(path: &Path) -> io::Result<Secret> {
 /// alone.
 ///
 /// # Errors
-/// It is no regular file, cannot be opened, or takes longer.
+/// It is not a regular file, cannot be opened, or takes longer.
 pub fn look_at_start(path: &Path) -> io::Result<OpenTo> {
     at_start(path, |path| Ok(OpenTo::of(&open(path)?.metadata()?)))
 }
@@ -134,7 +134,7 @@ fn open(path: &Path) -> io::Result<File> {
         return Err(io::Error::other("it is a folder"));
     }
     if !metadata.is_file() {
-        return Err(io::Error::other("it is no regular file"));
+        return Err(io::Error::other("it is not a regular file"));
     }
     File::open(path)
 }
@@ -187,9 +187,9 @@ mod tests {
         assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
         let large = file(&"x".repeat(1024 * 1024 + 1), 0o600);
         for (path, said) in [
-            (&*pipe, "no regular file"),
+            (&*pipe, "not a regular file"),
             (folder.path(), "a folder"),
-            (Path::new("/dev/zero"), "no regular file"),
+            (Path::new("/dev/zero"), "not a regular file"),
             (large.path(), "larger than 1 MiB"),
         ] {
             let error = read_at_start(path).unwrap_err().to_string();

@@ -101,8 +101,8 @@ fn check(filter: &str) -> Result<(), String> {
     for word in filter.split(',').map(str::trim) {
         if !(word.contains(['=', '[']) || level(word) || library(word)) {
             return Err(format!(
-                "`{word}` is no level: error, warn, info, debug or trace; off is none at all, and \
-                 filters look like info,h2=debug"
+                "`{word}` is not a level. Use error, warn, info, debug or trace, off for no log, or \
+                 filters such as info,h2=debug"
             ));
         }
     }

@@ -1,4 +1,7 @@
-//! What can be typed. Says nothing of what it means.
+//! The command line as clap parses it. `config` gives it a meaning.
+//!
+//! The doc comments are the `--help` texts and `docs/reference/flags.md`. The first paragraph is the
+//! summary that `-h` shows.
 
 use std::{
     path::{Path, PathBuf},
@@ -9,6 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::{
     client_args::{AckArgs, ExtendArgs, FetchArgs, NakArgs, TermArgs},
+    limit_args::LimitArgs,
     listen::Listen,
     values,
 };
@@ -16,86 +20,94 @@ use super::{
 const EXAMPLES: &str = "\
 Examples:
   fetch-proxy dev
-      A first look: starts a private nats-server with a stream, a consumer and sample
+      For a first look. Starts a private nats-server with a stream, a consumer and sample
       messages, serves in front of it, and prints grpcurl lines to paste.
 
   fetch-proxy serve --nats-url nats://nats:4222 --nats-creds /etc/nats/proxy.creds \\
                     --token-key-file /etc/fetch-proxy/token-keys --listen :50051
-      In front of an existing NATS. Streams and consumers must be there already.
+      Serve in front of an existing NATS. Streams and consumers must exist already.
 
   fetch-proxy keygen > token-keys
-      A key for --token-key-file; give the same file to every replica.
+      Make a key for --token-key-file. Give the same file to every replica.
 
   fetch-proxy probe --addr 127.0.0.1:50052
-      A health check for exec probes: exit code 0 when serving.
+      Check the health, for exec probes. The exit code is 0 if the replica serves.
 
   fetch-proxy fetch ORDERS worker -n 3
   fetch-proxy ack TOKEN
-      Take messages and settle them by hand, as any client would.";
+      Fetch messages and settle them by hand, like any client.";
 
 /// A gRPC service in front of NATS JetStream pull consumers: Fetch messages, then Ack, Nak or
-/// Term each by its token.
+/// Term each message by its token.
 #[derive(Debug, Parser)]
 #[command(name = "fetch-proxy", version, after_help = EXAMPLES, max_term_width = 100)]
 pub struct Cli {
-    /// What to do.
+    /// The command to run.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What to do.
+/// The command to run.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve in front of an existing NATS.
     #[command(after_help = EXAMPLES)]
     Serve {
-        /// How to serve.
+        /// The settings of the service.
         #[command(flatten)]
         serve: Box<ServeArgs>,
-        /// What to log.
+        /// The settings of the log.
         #[command(flatten)]
         log: LogArgs,
     },
     /// Start a private nats-server with samples and serve in front of it, for a first look.
+    ///
+    /// Ctrl-C ends both. The settings of `serve` that have no flag here can be set by their variables.
     Dev {
-        /// What to start.
+        /// The settings of the first look.
         #[command(flatten)]
         dev: DevArgs,
-        /// What to log.
+        /// The settings of the log.
         #[command(flatten)]
         log: LogArgs,
     },
-    /// Ask a running fetch-proxy for its health; exit code 0 when it is serving.
+    /// Ask a running fetch-proxy for its health. The exit code is 0 if it serves, and 1 otherwise.
     Probe(ProbeArgs),
-    /// Take messages by hand, and print them with the tokens that settle them.
+    /// Fetch messages by hand, and print them with their tokens.
     Fetch(FetchArgs),
-    /// Settle by hand: done.
+    /// Settle messages by hand as done.
     Ack(AckArgs),
-    /// Settle by hand: to be delivered again.
+    /// Settle messages by hand as not done: they are delivered again.
     Nak(NakArgs),
-    /// Settle by hand: never to be delivered again.
+    /// Settle messages by hand as impossible: they are never delivered again.
     Term(TermArgs),
-    /// Move the end of a lease by hand.
+    /// Move the end of leases by hand.
     Extend(ExtendArgs),
     /// Print a new key for --token-key-file.
     Keygen,
-    /// Run a command that ends with us.
+    /// Run a command that ends with this program.
     #[command(hide = true)]
     Guard(GuardArgs),
 }
 
-/// How to serve.
+/// The settings of the service.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
     #[command(flatten)]
     pub(super) listen: ListenArgs,
     #[command(flatten)]
     pub(super) nats: NatsArgs,
-    /// Keys that seal tokens, one a line: the first seals, all open. Share it among replicas.
-    /// Without it a key is made up, and tokens do not survive a restart.
+    /// File with the keys that seal tokens, one per line.
+    ///
+    /// The first key seals, and all keys open. Give the same file to every replica. A changed file is
+    /// read again. Without a file, the replica makes a key of its own: then no other replica accepts
+    /// its tokens, and tokens do not survive a restart.
     #[arg(long, env = "FETCH_PROXY_TOKEN_KEY_FILE", value_name = "FILE", help_heading = "Tokens")]
     pub token_key_file: Option<PathBuf>,
-    /// Name of this group of replicas; tokens of another are invalid here.
+    /// Name of this group of replicas.
+    ///
+    /// Tokens of another group are invalid here. The name is part of the NATS subjects between
+    /// replicas: one token of a subject, at most 64 bytes.
     #[arg(
         long,
         env = "FETCH_PROXY_CLUSTER",
@@ -104,8 +116,10 @@ pub struct ServeArgs {
         help_heading = "Tokens"
     )]
     pub cluster: String,
-    /// What people call this replica: it stands beside its id in the log, here and at the other
-    /// replicas. Name the pod and its host [default: the name of the host, which is that of the pod]
+    /// Name of this replica for people [default: the name of the host, which is that of the pod]
+    ///
+    /// The name stands next to the id of the replica in its own log and in the logs of the others.
+    /// Name the pod and its node.
     #[arg(long, env = "FETCH_PROXY_REPLICA_NAME", value_name = "NAME", help_heading = "Replicas")]
     pub replica_name: Option<String>,
     #[command(flatten)]
@@ -116,7 +130,10 @@ pub struct ServeArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct ListenArgs {
-    /// Where clients connect: IP:PORT, NAME:PORT, or :PORT for all addresses; port 0 is any free one.
+    /// Address for clients: IP:PORT, NAME:PORT, or :PORT for all addresses.
+    ///
+    /// Port 0 is any free port. The default is only reachable from this machine, because there is no
+    /// authentication yet.
     #[arg(
         long,
         env = "FETCH_PROXY_LISTEN",
@@ -124,7 +141,9 @@ pub(super) struct ListenArgs {
         value_name = "ADDR"
     )]
     pub(super) listen: Listen,
-    /// Where operators and probes connect, in plain text: /livez, /readyz and gRPC health.
+    /// Address for operators and probes: IP:PORT, NAME:PORT, or :PORT for all addresses.
+    ///
+    /// It has /livez and /readyz over HTTP, and gRPC health, both in plain text.
     #[arg(
         long,
         env = "FETCH_PROXY_OPS_LISTEN",
@@ -132,7 +151,9 @@ pub(super) struct ListenArgs {
         value_name = "ADDR"
     )]
     pub(super) ops_listen: Listen,
-    /// Write the bound addresses to this file, as {"grpc": "…", "ops": "…"}.
+    /// File for the addresses that are listened on, as {"grpc": "…", "ops": "…"}.
+    ///
+    /// The file is written when both addresses are known. It shows the ports that port 0 has chosen.
     #[arg(long, env = "FETCH_PROXY_PORTS_FILE", value_name = "FILE")]
     pub(super) ports_file: Option<PathBuf>,
 }
@@ -140,11 +161,16 @@ pub(super) struct ListenArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Drain")]
 pub(super) struct DrainArgs {
-    /// On SIGTERM, serve on for this long after health has said NOT_SERVING.
+    /// After SIGTERM, continue serving for this time while health says NOT_SERVING.
+    ///
+    /// This gives load balancers time to notice. The default fits the readiness probe of the chart.
     #[arg(long, env = "FETCH_PROXY_DRAIN_DELAY", default_value = "5s", value_name = "TIME",
           value_parser = values::time)]
     pub(super) drain_delay: Duration,
-    /// After that, wait this long for open calls to end and for leases to be settled.
+    /// After the drain delay, wait at most this time until open calls end and leases are handed over.
+    ///
+    /// If no other replica takes the leases, this is the time in which workers can still settle them.
+    /// A second signal ends the wait.
     #[arg(long, env = "FETCH_PROXY_DRAIN_TIMEOUT", default_value = "20s", value_name = "TIME",
           value_parser = values::time)]
     pub(super) drain_timeout: Duration,
@@ -153,7 +179,10 @@ pub(super) struct DrainArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "NATS")]
 pub(super) struct NatsArgs {
-    /// Servers to connect to, separated by commas.
+    /// URLs of the NATS servers, separated by commas.
+    ///
+    /// A URL may have a user and a password. In that case use the variable, because everybody on the
+    /// machine can read command lines.
     #[arg(
         long,
         env = "NATS_URL",
@@ -162,35 +191,42 @@ pub(super) struct NatsArgs {
         hide_env_values = true
     )]
     pub(super) nats_url: String,
-    /// Credentials file; read anew for every connection.
+    /// File with credentials, read again for every connection.
     #[arg(long = "nats-creds", env = "NATS_CREDS", value_name = "FILE")]
     pub(super) creds: Option<PathBuf>,
-    /// User name. Its password is taken from the environment alone, as NATS_PASSWORD; so is a bare
-    /// token, as NATS_TOKEN.
+    /// Name of the NATS user.
+    ///
+    /// The password has no flag: set NATS_PASSWORD. A token in place of a user has no flag: set
+    /// NATS_TOKEN.
     #[arg(long = "nats-user", env = "NATS_USER", value_name = "NAME")]
     pub(super) user: Option<String>,
-    /// File with an nkey seed.
+    /// File with an nkey seed, read again for every connection.
     #[arg(long = "nats-nkey", env = "NATS_NKEY", value_name = "FILE")]
     pub(super) nkey: Option<PathBuf>,
-    /// Certificate authorities (PEM) to trust instead of the system's. With this, or a client
-    /// certificate, a server without TLS is not connected to.
+    /// File with the certificate authorities (PEM) to trust, in place of the system's.
+    ///
+    /// With this flag, or with a client certificate, the proxy does not connect to a server without
+    /// TLS.
     #[arg(long = "nats-ca", env = "NATS_CA", value_name = "FILE")]
     pub(super) ca: Option<PathBuf>,
-    /// Client certificate (PEM).
+    /// File with the client certificate (PEM).
     #[arg(long = "nats-cert", env = "NATS_CERT", value_name = "FILE")]
     pub(super) cert: Option<PathBuf>,
-    /// Key of the client certificate (PEM).
+    /// File with the key of the client certificate (PEM).
     #[arg(long = "nats-key", env = "NATS_KEY", value_name = "FILE")]
     pub(super) key: Option<PathBuf>,
-    /// Begin TLS before the server has said anything, for servers with `handshake_first: true`. A
-    /// server without TLS is not connected to then.
+    /// Start TLS at once, for servers with `handshake_first: true`.
+    ///
+    /// The proxy then does not connect to a server without TLS.
     #[arg(long = "nats-tls-first", env = "NATS_TLS_FIRST",
           value_parser = clap::builder::BoolishValueParser::new())]
     pub(super) tls_first: bool,
-    /// JetStream domain.
+    /// JetStream domain of the streams.
     #[arg(long, env = "FETCH_PROXY_JS_DOMAIN", value_name = "NAME")]
     pub(super) js_domain: Option<String>,
-    /// First part of every inbox subject, which our NATS user must be allowed to subscribe to.
+    /// First part of every inbox subject.
+    ///
+    /// The NATS user of the proxy must have the right to subscribe to the subjects below it.
     #[arg(
         long,
         env = "FETCH_PROXY_INBOX_PREFIX",
@@ -200,119 +236,48 @@ pub(super) struct NatsArgs {
     pub(super) inbox_prefix: String,
 }
 
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Limits")]
-pub(super) struct LimitArgs {
-    /// Longest lease; one that is longer is lowered to this, also where it is the ack wait.
-    #[arg(long, env = "FETCH_PROXY_MAX_LEASE", default_value = "1h", value_name = "TIME",
-          value_parser = values::time)]
-    pub(super) max_lease: Duration,
-    /// Messages leased at once, by all clients together; about 400 bytes each.
-    #[arg(long, env = "FETCH_PROXY_MAX_LEASES", default_value_t = 100_000, value_name = "COUNT",
-          value_parser = values::count)]
-    pub(super) max_leases: usize,
-    /// Fetch calls open at once.
-    #[arg(long, env = "FETCH_PROXY_MAX_WAITERS", default_value_t = 10_000, value_name = "COUNT",
-          value_parser = values::count)]
-    pub(super) max_waiters: usize,
-    /// Messages of one consumer leased at once [default: nine tenths of what is free and its own].
-    /// Whatever is given, that much is left for other consumers.
-    #[arg(long, env = "FETCH_PROXY_MAX_LEASES_PER_CONSUMER", value_name = "COUNT",
-          value_parser = values::count)]
-    pub(super) max_leases_per_consumer: Option<usize>,
-    /// Bytes that the open pulls of one connection to NATS may bring together, shared by its
-    /// consumers: 64 KiB to 1 GiB. Keep it far below the server's max_pending.
-    #[arg(
-        long,
-        env = "FETCH_PROXY_MAX_PULL_BYTES",
-        default_value_t = 16 << 20,
-        value_name = "BYTES",
-        value_parser = values::bytes
-    )]
-    pub(super) max_pull_bytes: usize,
-    /// Calls under way at once, of all kinds.
-    #[arg(long, env = "FETCH_PROXY_MAX_CALLS", default_value_t = 20_000, value_name = "COUNT",
-          value_parser = values::count)]
-    pub(super) max_calls: usize,
-    /// Bytes of requests that are being read or worked on, of all clients together.
-    #[arg(
-        long,
-        env = "FETCH_PROXY_MAX_REQUEST_BYTES",
-        default_value_t = 32 * 1024 * 1024,
-        value_name = "BYTES",
-        value_parser = values::bytes
-    )]
-    pub(super) max_request_bytes: usize,
-    /// Bytes of memory for answers that their clients have not read yet; an answer takes twice its
-    /// size.
-    #[arg(
-        long,
-        env = "FETCH_PROXY_MAX_ANSWER_BYTES",
-        default_value_t = 96 * 1024 * 1024,
-        value_name = "BYTES",
-        value_parser = values::bytes
-    )]
-    pub(super) max_answer_bytes: usize,
-    /// Connections of clients open at once; each takes a file descriptor.
-    #[arg(
-        long,
-        env = "FETCH_PROXY_MAX_CONNECTIONS",
-        default_value_t = 10_000,
-        value_name = "COUNT",
-        value_parser = values::count
-    )]
-    pub(super) max_connections: usize,
-    /// Ask a client to connect anew after this, give or take a tenth, so that clients spread over
-    /// the replicas; no call is lost by it. 0s: never.
-    #[arg(long, env = "FETCH_PROXY_MAX_CONNECTION_AGE", default_value = "10m", value_name = "TIME",
-          value_parser = values::time)]
-    pub(super) max_connection_age: Duration,
-    /// Longest wait for JetStream to confirm a settlement.
-    #[arg(long, env = "FETCH_PROXY_SETTLE_TIMEOUT", default_value = "5s", value_name = "TIME",
-          value_parser = values::time)]
-    pub(super) settle_timeout: Duration,
-}
-
-/// What to log.
+/// The settings of the log.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Log")]
 pub struct LogArgs {
-    /// How log lines look; auto is text on a terminal and json elsewhere.
+    /// Format of the log lines.
     #[arg(long, env = "FETCH_PROXY_LOG_FORMAT", default_value = "auto", value_name = "FORMAT")]
     pub log_format: LogFormat,
-    /// What is logged: error, warn, info, debug, trace, or off; or filters like info,h2=debug, as
-    /// RUST_LOG has them, which goes before this.
+    /// Least level that is logged: error, warn, info, debug, trace, or off.
+    ///
+    /// Filters such as info,h2=debug are also accepted, with the syntax of RUST_LOG. If RUST_LOG is
+    /// set, it takes precedence.
     #[arg(long, env = "FETCH_PROXY_LOG_LEVEL", default_value = "info", value_name = "FILTER")]
     pub log_level: String,
 }
 
-/// How log lines look.
+/// The format of the log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     /// Text on a terminal, JSON elsewhere.
     Auto,
     /// For people.
     Text,
-    /// For machines, one object a line.
+    /// For machines, one object per line.
     Json,
 }
 
-/// What to start for a first look.
+/// The settings of the first look.
 #[derive(Debug, Args)]
 pub struct DevArgs {
     #[command(flatten)]
     pub(super) listen: ListenArgs,
-    /// The nats-server to start [default: the one on the PATH]
+    /// Path of the nats-server to start [default: nats-server on the PATH]
     #[arg(long, env = "FETCH_PROXY_NATS_SERVER_BIN", value_name = "FILE")]
     pub nats_server: Option<PathBuf>,
-    /// Keep the stream's data here [default: a temporary folder, removed at the end]
+    /// Folder for the data of the stream [default: a temporary folder, removed at the end]
     #[arg(long, env = "FETCH_PROXY_STORE_DIR", value_name = "DIR")]
     pub store_dir: Option<PathBuf>,
-    /// Sample messages to publish.
+    /// Number of sample messages to publish, at most 1000000.
     #[arg(long, default_value_t = 10, value_name = "COUNT",
           value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     pub samples: u32,
-    /// The grpcurl that the printed lines name [default: grpcurl]
+    /// Path of grpcurl in the printed lines [default: grpcurl]
     #[arg(long, env = "FETCH_PROXY_GRPCURL", value_name = "FILE")]
     pub grpcurl: Option<PathBuf>,
 }
@@ -325,7 +290,7 @@ impl DevArgs {
         let (listen, ops_listen) = (listen.to_string(), ops_listen.to_string());
         let flags =
             [("--listen", &*listen), ("--ops-listen", &ops_listen), ("--nats-url", nats_url)];
-        // A person who presses Ctrl-C waits for no load balancer, and for no lease of their own.
+        // A person who presses Ctrl-C should not wait for a load balancer or for a lease.
         let at_once = [("--drain-delay", "0s"), ("--drain-timeout", "1s")];
         for (flag, value) in flags.into_iter().chain(at_once) {
             typed.extend([flag.to_owned(), value.to_owned()]);
@@ -347,10 +312,10 @@ impl DevArgs {
     }
 }
 
-/// Whom to ask.
+/// The question of a probe.
 #[derive(Debug, Args)]
 pub struct ProbeArgs {
-    /// Either listener of a fetch-proxy.
+    /// Address of a fetch-proxy, for clients or for operators.
     #[arg(
         long,
         env = "FETCH_PROXY_OPS_LISTEN",
@@ -358,21 +323,21 @@ pub struct ProbeArgs {
         value_name = "ADDR"
     )]
     pub addr: String,
-    /// What to ask for: nothing for readiness, `liveness` for whether the process answers.
+    /// Name of the health service. Empty is readiness, `liveness` is whether the process answers.
     #[arg(long, default_value = "", value_name = "NAME")]
     pub service: String,
-    /// Give up after this; until then, ask again where nobody is.
+    /// Longest wait for an answer. Until then, a connection that fails is tried again.
     #[arg(long, default_value = "3s", value_name = "TIME", value_parser = values::time)]
     pub timeout: Duration,
 }
 
-/// What to run.
+/// The command of a guard.
 #[derive(Debug, Args)]
 pub struct GuardArgs {
-    /// Remove this folder afterwards.
+    /// Folder to remove afterwards.
     #[arg(long)]
     pub remove: Option<PathBuf>,
-    /// The server, and its arguments.
+    /// The server and its arguments.
     #[arg(last = true, required = true)]
     pub command: Vec<String>,
 }

@@ -1,4 +1,6 @@
-//! What can be typed to take and settle messages by hand. Says nothing of what it means.
+//! The command line of the client commands, as clap parses it. `main` gives it a meaning.
+//!
+//! The doc comments are the `--help` texts and `docs/reference/flags.md`.
 
 use std::time::Duration;
 
@@ -9,17 +11,17 @@ use super::values;
 const TAKE: &str = "\
 Example:
   fetch-proxy fetch ORDERS worker -n 3 --lease 5m
-      Up to three messages, yours for five minutes, each with the token that settles it.
+      Fetch up to three messages. They are yours for five minutes, each with its token.
 
   fetch-proxy ack TOKEN
-      Done with one of them. What is not settled comes back when its lease ends.
+      Ack one of them. A message that is not settled comes back when its lease ends.
 
-In a container that serves: kubectl exec POD -- /fetch-proxy fetch ORDERS worker";
+In a running container: kubectl exec POD -- /fetch-proxy fetch ORDERS worker";
 
-/// Whom to ask, and how to show the answer.
+/// The address to call, and the format of the answer.
 #[derive(Debug, Args)]
 pub struct CallArgs {
-    /// Where a fetch-proxy serves.
+    /// Address of a fetch-proxy for clients.
     #[arg(
         long,
         env = "FETCH_PROXY_LISTEN",
@@ -27,33 +29,33 @@ pub struct CallArgs {
         value_name = "ADDR"
     )]
     pub addr: String,
-    /// Print the JSON of the contract, as grpcurl does: for programs.
+    /// Print JSON for programs: the messages of the contract, as grpcurl prints them.
     #[arg(long)]
     pub json: bool,
 }
 
-/// What to take.
+/// The messages to fetch.
 #[derive(Debug, Args)]
 #[command(after_help = TAKE)]
 pub struct FetchArgs {
-    /// Whom to ask.
+    /// The address and the format.
     #[command(flatten)]
     pub call: CallArgs,
-    /// The stream.
+    /// Name of the stream.
     pub stream: String,
-    /// A pull consumer of it.
+    /// Name of a pull consumer of the stream.
     pub consumer: String,
-    /// Most messages to take, 1000 at most.
+    /// Most messages to fetch, at most 1000.
     #[arg(short, long = "count", default_value_t = 1, value_name = "COUNT",
           value_parser = clap::value_parser!(u32).range(1..=values::MAX_COUNT as i64))]
     pub n: u32,
-    /// How long to wait for a first message.
+    /// Longest wait for a first message.
     #[arg(long, default_value = "5s", value_name = "TIME", value_parser = values::time)]
     pub max_wait: Duration,
-    /// How long they are yours; unset: about as long as the consumer's ack wait.
+    /// How long the messages are leased [default: a little less than the consumer's ack wait]
     #[arg(long, value_name = "TIME", value_parser = values::time)]
     pub lease: Option<Duration>,
-    /// How payloads are checked. What fails `text` or `json` is terminated.
+    /// How payloads are checked. A payload that is not `text` or `json` as asked is terminated.
     #[arg(long, default_value = "auto", value_name = "CODEC")]
     pub codec: CodecArg,
 }
@@ -61,54 +63,54 @@ pub struct FetchArgs {
 /// How payloads are checked.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum CodecArg {
-    /// Not at all; shown as text where it is text.
+    /// No check. A payload that is UTF-8 is shown as text.
     Auto,
-    /// Must be UTF-8.
+    /// A payload must be UTF-8.
     Text,
-    /// Must be JSON.
+    /// A payload must be JSON.
     Json,
 }
 
-/// Which messages are done.
+/// The messages that are done.
 #[derive(Debug, Args)]
 pub struct AckArgs {
-    /// Whom to ask.
+    /// The address and the format.
     #[command(flatten)]
     pub call: CallArgs,
-    /// Tokens, as `fetch` printed them; blanks and quotes around them do not matter.
+    /// Tokens that `fetch` printed. Blanks and quotes around a token are ignored.
     #[arg(required = true, value_name = "TOKEN")]
     pub tokens: Vec<String>,
 }
 
-/// Which messages are to be delivered again.
+/// The messages to deliver again.
 #[derive(Debug, Args)]
 pub struct NakArgs {
-    /// Which.
+    /// The tokens.
     #[command(flatten)]
     pub ack: AckArgs,
-    /// Not before this; unset: at once.
+    /// Time before the messages are delivered again, at most 24h.
     #[arg(long, default_value = "0s", value_name = "TIME", value_parser = values::time)]
     pub delay: Duration,
 }
 
-/// Which messages are never to be delivered again.
+/// The messages that are never delivered again.
 #[derive(Debug, Args)]
 pub struct TermArgs {
-    /// Which.
+    /// The tokens.
     #[command(flatten)]
     pub ack: AckArgs,
-    /// Why, for JetStream's advisory.
+    /// Reason for JetStream's advisory, cut to 1 KiB.
     #[arg(long, default_value = "terminated by hand", value_name = "TEXT")]
     pub reason: String,
 }
 
-/// Which leases are to end later, or sooner.
+/// The leases that end later, or sooner.
 #[derive(Debug, Args)]
 pub struct ExtendArgs {
-    /// Which.
+    /// The tokens.
     #[command(flatten)]
     pub ack: AckArgs,
-    /// They end this long from now; unset, each lasts for as long as it was granted.
+    /// Time from now until the leases end, at least 1s [default: the length that was granted]
     #[arg(long, value_name = "TIME", value_parser = values::time)]
     pub lease: Option<Duration>,
 }

@@ -1,4 +1,5 @@
-//! Where to listen, as it is typed: an address, a name, or a port of all addresses. Looks nothing up.
+//! An address to listen on, as it is typed: an address, a name, or a port of all addresses. Looks up no
+//! name.
 
 use std::{
     fmt,
@@ -6,14 +7,14 @@ use std::{
     str::FromStr,
 };
 
-/// Where to listen; port 0 is any free one.
+/// An address to listen on. Port 0 is any free port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listen {
-    /// All addresses of this machine, of IPv6 and IPv4, or of IPv4 where there is no IPv6.
+    /// All addresses of this machine: IPv6 and IPv4, or IPv4 alone if there is no IPv6.
     All(u16),
     /// One address.
     Address(SocketAddr),
-    /// The first address of this name that can be listened on, IPv4 before IPv6.
+    /// The first address of this name that this machine can listen on, IPv4 before IPv6.
     Name(String, u16),
 }
 

@@ -1,20 +1,20 @@
-//! What one typed value may be. Each range is wide enough for any use, and so narrow that no sum of two
-//! values overflows.
+//! The ranges of typed values. Each range is wide enough for any use, and narrow enough that no sum of
+//! two values overflows.
 
 use std::time::Duration;
 
-/// Of anything that is counted: at 400 bytes each, 40 GB.
+/// Largest count. With 400 bytes each, it would take 40 GB.
 pub(super) const MAX_COUNT: usize = 100_000_000;
-/// Of any time: a leap year.
+/// Longest time: a leap year.
 const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3600);
 
-/// Of memory: a tebibyte.
+/// Largest size of memory, in bytes: a tebibyte.
 const MAX_MEMORY_BYTES: usize = 1 << 40;
 
 /// A time like `1h 30m`, at most 366 days.
 ///
 /// # Errors
-/// What is wrong with it, for people.
+/// The mistake in the text, for people.
 pub(super) fn time(text: &str) -> Result<Duration, String> {
     let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if time > MAX_DURATION { Err("must be at most 366 days".to_owned()) } else { Ok(time) }
@@ -23,7 +23,7 @@ pub(super) fn time(text: &str) -> Result<Duration, String> {
 /// A count, at least 1 and at most [`MAX_COUNT`].
 ///
 /// # Errors
-/// What is wrong with it, for people.
+/// The mistake in the text, for people.
 pub(super) fn count(text: &str) -> Result<usize, String> {
     let count = text.parse().ok().filter(|count| (1..=MAX_COUNT).contains(count));
     count.ok_or_else(|| format!("must be a number, at least 1 and at most {MAX_COUNT}"))
@@ -32,7 +32,7 @@ pub(super) fn count(text: &str) -> Result<usize, String> {
 /// A number of bytes, at least 1 and at most [`MAX_MEMORY_BYTES`].
 ///
 /// # Errors
-/// What is wrong with it, for people.
+/// The mistake in the text, for people.
 pub(super) fn bytes(text: &str) -> Result<usize, String> {
     let bytes = text.parse().ok().filter(|bytes| (1..=MAX_MEMORY_BYTES).contains(bytes));
     bytes.ok_or_else(|| format!("must be a number, at least 1 and at most {MAX_MEMORY_BYTES}"))

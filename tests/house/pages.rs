@@ -68,7 +68,8 @@ fn page_of_flags_is_what_the_code_says() {
 
 fn of_command(command: &Command) -> String {
     let mut page = format!("\n## `fetch-proxy {}`\n\n", command.get_name());
-    page += &sentence(&command.get_about().unwrap().to_string());
+    let about = command.get_long_about().or(command.get_about());
+    page += &sentence(&one_paragraph(&about.unwrap().to_string()));
     page.push('\n');
     let shown = |argument: &&Arg| !argument.is_hide_set() && argument.get_id() != "help";
     let (placed, named): (Vec<_>, Vec<_>) =
@@ -123,11 +124,12 @@ fn size(argument: &Arg, value: &str) -> String {
 
 /// The help of an argument, and the default that its text states.
 fn meaning(argument: &Arg) -> (String, Option<String>) {
-    let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+    let help = argument.get_long_help().or(argument.get_help());
+    let help = one_paragraph(&help.map(ToString::to_string).unwrap_or_default());
     let (text, default) = match help.split_once(" [default: ") {
         Some((text, rest)) => {
             let (default, rest) = rest.split_once(']').unwrap();
-            (format!("{text}{rest}"), Some(default.to_owned()))
+            (sentence(text) + rest, Some(default.to_owned()))
         }
         None => (help, None),
     };
@@ -142,9 +144,18 @@ fn meaning(argument: &Arg) -> (String, Option<String>) {
     (meaning, default)
 }
 
+/// A summary and what follows it, in a cell of a table.
+fn one_paragraph(help: &str) -> String {
+    let paragraphs: Vec<_> = help.split("\n\n").map(sentence).collect();
+    match help.split_once("\n\n") {
+        Some(_) => paragraphs.join(" "),
+        None => help.to_owned(),
+    }
+}
+
 fn sentence(text: &str) -> String {
     let text = text.trim();
-    if text.ends_with('.') { text.to_owned() } else { format!("{text}.") }
+    if text.ends_with(['.', ']']) { text.to_owned() } else { format!("{text}.") }
 }
 
 /// Text that follows a colon.

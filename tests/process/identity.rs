@@ -171,7 +171,7 @@ async fn a_seed_file_that_hangs_holds_nothing_up_but_the_connection() {
     fs::rename(&pipe, &file).unwrap();
     server.stop();
     server.restart();
-    let told = || async { proxy.log().contains("it is no regular file").then_some(()) };
+    let told = || async { proxy.log().contains("it is not a regular file").then_some(()) };
     eventually("the reason", told).await;
     let patience = std::time::Duration::from_secs(5);
     assert!(fetch_proxy::grpc::probe(&proxy.ops, "liveness", patience).await.unwrap().1);

@@ -119,7 +119,7 @@ impl Rotation {
         answer.into_inner().messages.remove(0).token
     }
 
-    /// Backoff until a replica seals with another key than the one of this token: its name is in
+    /// Waits until a replica seals with another key than the one of this token: its name is in
     /// front.
     async fn seals_anew(&mut self, place: usize, old: &str) {
         let began = std::time::Instant::now();
@@ -178,7 +178,7 @@ async fn a_key_file_that_hangs_holds_nothing_up_and_is_told_to_be_well_again() {
     let pipe = folder.path().join("pipe");
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     fs::rename(&pipe, &file).unwrap();
-    let told = || async { proxy.log().contains("it is no regular file").then_some(()) };
+    let told = || async { proxy.log().contains("it is not a regular file").then_some(()) };
     eventually("the error", told).await;
     assert!(serving(&proxy).await, "{}", proxy.log());
     let well = folder.path().join("well");
