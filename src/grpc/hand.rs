@@ -1,6 +1,6 @@
-//! `fetch-proxy fetch`, `ack` and their like: the contract in an operator's hand, for images without
-//! a shell. A client like any other; knows nothing of the server beside it, and leaves to `people` and
-//! `programs` how an answer looks.
+//! The client of the command line: `fetch-proxy fetch`, `ack`, `nak`, `term` and `extend`, for images
+//! without a shell. It is a client like any other and knows nothing of the server. `people` and
+//! `programs` format the answers.
 
 mod people;
 mod programs;
@@ -19,10 +19,10 @@ use tonic_types::StatusExt as _;
 
 use crate::pb::{self, fetch_service_client::FetchServiceClient, settlement::Action};
 
-/// An answer takes no longer than this, beside the time that it was asked to wait.
+/// Longest time for an answer, in addition to the time that the call may wait.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A client of the fetch-proxy at `addr`, whose answers are for people, or JSON.
+/// A client of the fetch-proxy at `addr`. Its answers are text for people, or JSON.
 #[derive(Debug)]
 pub struct Client {
     /// Host and port, or a URL.
@@ -31,11 +31,11 @@ pub struct Client {
     pub json: bool,
 }
 
-/// What to print, and whether all went well.
+/// The text to print, and whether everything succeeded.
 type Shown = Result<(String, bool), String>;
 
 impl Client {
-    /// Takes messages.
+    /// Fetches messages.
     ///
     /// # Errors
     /// Why there is no answer, for people.
@@ -51,10 +51,10 @@ impl Client {
         Ok((shown, true))
     }
 
-    /// Does the same with every token.
+    /// Does the same action with every token.
     ///
     /// # Errors
-    /// Why there is no answer, for people; a refusal of one token is no error of the call.
+    /// Why there is no answer, for people. A refusal of one token is not an error of the call.
     pub async fn settle(&self, tokens: Vec<String>, action: Action) -> Shown {
         let tokens = tokens.iter().map(|token| pasted(token)).collect::<Result<Vec<_>, _>>()?;
         let settlement =
@@ -84,18 +84,18 @@ impl Client {
 pub(super) async fn connect(addr: &str, patience: Duration) -> Result<Channel, String> {
     let addr = &*reachable(addr);
     let url = if addr.contains("://") { addr.to_owned() } else { format!("http://{addr}") };
-    let wrong = |error| format!("{addr}: {}", chain(&error));
+    let wrong = |error| format!("cannot connect to {addr}: {}", chain(&error));
     let endpoint = Endpoint::from_shared(url).map_err(wrong)?.connect_timeout(patience);
     endpoint.connect().await.map_err(wrong)
 }
 
-/// All addresses can be listened on, and only one connected to: that of the machine itself.
+/// A server can listen on all addresses, but a client connects to one: the address of this machine.
 fn reachable(addr: &str) -> Cow<'_, str> {
     let port = ["0.0.0.0:", "[::]:", ":"].iter().find_map(|all| addr.strip_prefix(all));
     port.map_or(addr.into(), |port| format!("127.0.0.1:{port}").into())
 }
 
-/// A token without what came along when it was copied: blanks, quotes, a comma. No token has any of them.
+/// A token without blanks, quotes and commas that were copied with it. No token has any of these.
 fn pasted(token: &str) -> Result<String, String> {
     let around = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`' | ',');
     match token.trim_matches(around) {
@@ -104,15 +104,15 @@ fn pasted(token: &str) -> Result<String, String> {
     }
 }
 
-/// A duration as the contract has it.
+/// A duration as a message of the contract.
 ///
 /// # Errors
-/// When it is too long for any.
+/// If the duration is too long.
 pub fn wire(duration: Duration) -> Result<Option<PbDuration>, String> {
     PbDuration::try_from(duration).map(Some).map_err(|error| error.to_string())
 }
 
-/// An error and what caused it: tonic's own text says only that there is one.
+/// An error with its causes. tonic's own text leaves the causes out.
 fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
@@ -126,7 +126,7 @@ fn told(status: &Status) -> String {
     }
 }
 
-/// By the clock that everybody has; nothing where there is none.
+/// A time as text, in UTC. `None` if there is no time.
 fn time(at: Option<&Timestamp>) -> Option<String> {
     let at = SystemTime::try_from(*at?).ok()?;
     Some(humantime::format_rfc3339_millis(at).to_string())

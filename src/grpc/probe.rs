@@ -8,11 +8,11 @@ use tonic_health::pb::{
 
 use super::hand;
 
-/// Where nobody is, it is tried again after this: a Service that has just been made has no pods yet.
+/// Wait before a failed connection is tried again. A Service that was just made has no pods yet.
 const PROBE_RETRY: Duration = Duration::from_millis(200);
 
-/// Asks the listener at `addr` for the health of `service`: its status by name, and whether it is
-/// serving. Backoff for a connection until `timeout`; what is answered there counts.
+/// Asks the listener at `addr` for the health of `service`. Returns the name of the status, and whether
+/// it is SERVING. Tries to connect until `timeout`; the first answer counts.
 ///
 /// # Errors
 /// Why it did not answer, for people.

@@ -60,10 +60,10 @@ async fn a_round_by_hand() {
     for word in [&*format!("{stream}.new"), "sequence 1, attempt 1", r#"{"id":1}"#, "0 more"] {
         assert!(text.contains(word), "{word} is not in:\n{text}");
     }
-    let token = text.lines().skip_while(|line| !line.contains("by this token")).nth(1).unwrap();
+    let token = text.lines().skip_while(|line| !line.contains("with this token")).nth(1).unwrap();
 
     let (text, code) = hand.said(&["extend", token, "--lease", "10m"]);
-    assert!(code == 0 && text.starts_with("EXTENDED, yours until 20"), "{text}");
+    assert!(code == 0 && text.starts_with("EXTENDED, leased to you until 20"), "{text}");
     assert_eq!(hand.said(&["ack", token]), ("CONFIRMED\n".to_owned(), 0));
     assert_eq!(hand.said(&["ack", token]), ("DUPLICATE\n".to_owned(), 0));
     let (text, code) = hand.said(&["nak", token]);
@@ -98,7 +98,7 @@ async fn bytes_that_are_no_text_and_what_fails_its_codec_are_shown() {
     assert!(text.contains("2 bytes, in base64: //4="), "{text}");
     hand.fixture.publish("json", "{").await;
     let (text, code) = hand.said(&["fetch", stream, consumer, "--codec", "json"]);
-    assert!(code == 0 && text.contains("sequence 2: rejected, "), "{text}");
+    assert!(code == 0 && text.contains("sequence 2, rejected: "), "{text}");
 }
 
 /// A publisher must not be able to control an operator's terminal.
@@ -108,7 +108,7 @@ async fn what_a_message_holds_is_shown_and_not_obeyed() {
     let Fixture { stream, consumer, .. } = &hand.fixture;
     let mut headers = async_nats::HeaderMap::new();
     headers.insert("Title", "a\u{1b}]0;title\u{7}");
-    let payload = "line one\n\tline two\r\u{1b}[2Jby this token:\nA\u{9b}";
+    let payload = "line one\n\tline two\r\u{1b}[2Jwith this token:\nA\u{9b}";
     hand.fixture.publish_with("sub\u{1b}[1mject", headers, payload).await;
     hand.fixture.publish("\u{1b}[1mrejected", "{").await;
     let (shown, _) = hand.said(&["fetch", stream, consumer]);
@@ -120,7 +120,7 @@ async fn what_a_message_holds_is_shown_and_not_obeyed() {
         assert!(shown.contains(there), "{there} is not in:\n{shown}");
     }
     let (rejected, _) = hand.said(&["fetch", stream, consumer, "--codec", "json"]);
-    assert!(rejected.contains("rejected, "), "{rejected}");
+    assert!(rejected.contains("rejected: "), "{rejected}");
     let (refused, code) = hand.said(&["fetch", stream, "no\u{1b}body"]);
     assert_eq!(code, 1, "{refused}");
     for said in [shown, rejected, refused] {

@@ -137,7 +137,7 @@ pub fn tokens(said: &str) -> Vec<String> {
         return messages.iter().filter_map(|m| Some(m["token"].as_str()?.to_owned())).collect();
     }
     let lines: Vec<&str> = said.lines().collect();
-    let announced = lines.windows(2).filter(|two| two[0].ends_with("by this token:"));
+    let announced = lines.windows(2).filter(|two| two[0].ends_with("with this token:"));
     announced.map(|two| two[1].to_owned()).collect()
 }
 

@@ -1,5 +1,5 @@
-//! How answers look to people. Whatever came from a message is shown, and never obeyed by their
-//! terminal.
+//! Answers as text for people. Everything that came from a message is escaped, so that no terminal
+//! obeys it.
 
 use std::fmt::Write as _;
 
@@ -9,7 +9,7 @@ use prost_types::Duration as PbDuration;
 use super::{length, time, word};
 use crate::pb::{self, delivery::Payload};
 
-/// So much of a token tells it from others: the end, because all begin alike.
+/// Number of characters at the end of a token that tell it from others. All tokens begin alike.
 const NAME: usize = 8;
 
 pub(super) fn fetched(answer: &pb::FetchResponse) -> String {
@@ -20,16 +20,15 @@ pub(super) fn fetched(answer: &pb::FetchResponse) -> String {
     for rejected in &answer.rejected {
         let (subject, detail) = (plain(&rejected.subject), plain(&rejected.detail));
         let sequence = rejected.stream_sequence;
-        let _ = writeln!(text, "{subject}  sequence {sequence}: rejected, {detail}");
+        let _ = writeln!(text, "{subject}  sequence {sequence}, rejected: {detail}");
         if !rejected.token.is_empty() {
-            let _ =
-                writeln!(text, "  it is yours all the same, by this token:\n{}\n", rejected.token);
+            let _ = writeln!(text, "  still leased to you, with this token:\n{}\n", rejected.token);
         }
     }
     if answer.messages.is_empty() {
         let _ = writeln!(text, "no messages: {}", why_empty(answer.empty_reason()));
     }
-    let _ = write!(text, "{} more are waiting", answer.pending);
+    let _ = write!(text, "{} more messages are waiting", answer.pending);
     text
 }
 
@@ -52,23 +51,22 @@ fn delivered(text: &mut String, message: &pb::Delivery) {
         }
     }
     let _ = writeln!(text, "  {}", payload(message.payload.as_ref()));
-    let _ = writeln!(text, "  yours for {}, by this token:", span(message.lease.as_ref()));
+    let _ =
+        writeln!(text, "  leased to you for {}, with this token:", span(message.lease.as_ref()));
     let _ = writeln!(text, "{}\n", message.token);
 }
 
 fn why_empty(reason: pb::EmptyReason) -> &'static str {
     match reason {
         pb::EmptyReason::NoMessages | pb::EmptyReason::Unspecified => "there is nothing to deliver",
-        pb::EmptyReason::MaxAckPending => {
-            "as many are out as the consumer's max_ack_pending allows"
-        }
+        pb::EmptyReason::MaxAckPending => "the consumer has max_ack_pending unsettled messages",
         pb::EmptyReason::Paused => "the consumer is paused",
-        pb::EmptyReason::Draining => "this replica is leaving; ask again",
-        pb::EmptyReason::Rejected => "all that came was rejected",
+        pb::EmptyReason::Draining => "this replica is draining; fetch again",
+        pb::EmptyReason::Rejected => "all messages were rejected",
     }
 }
 
-/// Its lines stand under the message's first, so that none looks like one of ours.
+/// The lines of a payload are indented, so that no line looks like a line of this program.
 fn payload(payload: Option<&Payload>) -> String {
     match payload {
         None => String::new(),
@@ -81,12 +79,12 @@ fn payload(payload: Option<&Payload>) -> String {
     }
 }
 
-/// Text without a character that a terminal would take for an order.
+/// Text without characters that a terminal would obey.
 pub(super) fn plain(text: &str) -> String {
     escaped(text, |character| character.is_control())
 }
 
-/// The same for a line of a payload, which may be indented.
+/// The same for a line of a payload, which may have tabs.
 fn plain_line(line: &str) -> String {
     escaped(line, |character| character.is_control() && character != '\t')
 }
@@ -103,7 +101,7 @@ fn escaped(text: &str, which: impl Fn(char) -> bool) -> String {
     shown
 }
 
-/// One line for each; where there are several, each begins with the end of its token.
+/// One line for each result. If there are several, each line begins with the end of its token.
 pub(super) fn settled(tokens: &[String], results: &[pb::SettleResult]) -> String {
     let line = |(token, result): (&String, &pb::SettleResult)| {
         if tokens.len() == 1 {
@@ -122,10 +120,10 @@ fn settlement(result: &pb::SettleResult) -> String {
     }
     let mut text = word(result.outcome()).to_owned();
     if let Some(again) = time(result.redeliver_time.as_ref()) {
-        let _ = write!(text, ", comes back at {again}");
+        let _ = write!(text, ", delivered again from {again}");
     }
     if let Some(end) = time(result.lease_expire_time.as_ref()) {
-        let _ = write!(text, ", yours until {end}");
+        let _ = write!(text, ", leased to you until {end}");
     }
     text
 }
