@@ -21,7 +21,7 @@ pub trait Broker: Send + Sync + 'static {
     /// What is known of the connection at this moment.
     fn link(&self) -> Link;
 
-    /// Backoff until [`Broker::link`] is something other than `seen`, and returns it.
+    /// Waits until [`Broker::link`] is something other than `seen`, and returns it.
     fn link_change(&self, seen: &Link) -> impl Future<Output = Link> + Send;
 
     /// What is known of JetStream as a whole, beside the connection.
@@ -69,7 +69,7 @@ pub trait Broker: Send + Sync + 'static {
         until: Instant,
     ) -> impl Future<Output = Vec<Result<(), BrokerError>>> + Send;
 
-    /// LeaseLocation delivery is settled there, and which attempt it is; `None`: it is no ack subject.
+    /// Whose delivery is settled there, and which attempt it is; `None`: it is no ack subject.
     fn delivery_of(ack: &AckSubject) -> Option<(ConsumerName, u64)>;
 
     /// Sends what is still on its way, bounded by `until`; nothing may be asked afterwards.
@@ -86,7 +86,7 @@ pub trait Inbox: Send + 'static {
     /// [`BrokerError::Unsent`] when the connection is gone: nothing will arrive for this pull.
     fn pull(&mut self, pull: PullRequest) -> impl Future<Output = Result<(), BrokerError>> + Send;
 
-    /// Backoff for at least one arrival and appends what is there to `into`. Cancel-safe.
+    /// Waits for at least one arrival and appends what is there to `into`. Cancel-safe.
     fn next(&mut self, into: &mut Vec<Arrival>) -> impl Future<Output = InboxEvent> + Send;
 }
 
@@ -374,7 +374,7 @@ pub enum AckKind {
     Nak(Option<Duration>),
     /// Never deliver it again, for this reason (which may be empty).
     Term(String),
-    /// OwnershipGuard being worked on: the ack wait starts anew.
+    /// Still being worked on: the ack wait starts anew.
     Progress,
 }
 

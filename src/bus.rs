@@ -31,7 +31,7 @@ pub trait Bus: Send + Sync + 'static {
     /// Listens on exactly these subjects from now on, over the loss of connections.
     fn subscribe(&self, subjects: Vec<String>);
 
-    /// Backoff for the next thing that is said on a subject that is listened on. Where one connection
+    /// Waits for the next thing that is said on a subject that is listened on. Where one connection
     /// follows another it may be heard twice. Cancel-safe.
     fn next(&self) -> impl Future<Output = Incoming> + Send;
 }

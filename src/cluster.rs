@@ -112,7 +112,7 @@ pub struct Peers<B: Broker + Bus> {
     stop: CancellationToken,
 }
 
-/// Ownership a question; each has one of its own.
+/// Names a question; each has one of its own.
 pub type Nonce = [u8; 24];
 
 type Answering = Pin<Box<dyn Future<Output = Option<Vec<u8>>> + Send>>;
@@ -163,7 +163,7 @@ impl<B: Broker + Bus> Peers<B> {
     }
 
     /// Keeps our leases here for as long as this is held: what is settled meanwhile is settled
-    /// before they go to another replica. Backoff while they do.
+    /// before they go to another replica. Waits while they do.
     pub async fn lock_ownership(&self) -> OwnershipGuard<'_> {
         OwnershipGuard::new(&self.names, self.gate.read().await)
     }

@@ -207,14 +207,14 @@ impl<B: Broker> Lessor<B> {
         self.draining.cancel();
     }
 
-    /// Backoff until no Fetch is open any more. Only ever comes true after [`Lessor::drain`].
+    /// Waits until no Fetch is open any more. Only ever comes true after [`Lessor::drain`].
     pub async fn drained(&self) {
         let all = u32::try_from(self.limits.max_waiters).unwrap_or(u32::MAX);
         // The semaphore is never closed: an error cannot happen, and would mean there is no waiter.
         drop(self.waiters.acquire_many(all).await);
     }
 
-    /// Backoff until no lease is held any more. Only ever comes true after [`Lessor::drained`].
+    /// Waits until no lease is held any more. Only ever comes true after [`Lessor::drained`].
     pub async fn settled(&self) {
         self.table.all_free().await;
     }

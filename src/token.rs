@@ -70,7 +70,7 @@ pub struct Claims<'c> {
     pub created: Cow<'c, str>,
     /// Where the delivery is settled.
     pub ack_subject: Cow<'c, str>,
-    /// LeaseLocation token it is.
+    /// Whose token it is.
     pub principal: Cow<'c, str>,
 }
 

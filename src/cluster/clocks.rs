@@ -5,7 +5,7 @@
 //!       heard here ◀── beat ── sent at s by its time of day, echo (u, h)
 //! ```
 //! Its clock showed at most `s - h` when ours was at `u`, and at least `s` when that was heard here.
-//! PeerClocks of others are kept relative to our uptime, which is never set: so it shows whose clock
+//! Clocks of others are kept relative to our uptime, which is never set: so it shows whose clock
 //! was set, and what is known of one that has gone holds on.
 //!
 //! 1. what is called off is off: no delay on the way can make it look so;
@@ -18,7 +18,7 @@ use std::{
 
 use crate::token::InstanceId;
 
-/// PeerClocks of two replicas may differ by this much.
+/// Clocks of two replicas may differ by this much.
 pub(super) const MAX_CLOCK_SKEW: Duration = Duration::from_millis(250);
 /// Beats that are looked at together: the quickest of them tells most.
 const READINGS: usize = 8;

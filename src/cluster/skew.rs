@@ -94,7 +94,7 @@ impl<B: Broker + Bus> Peers<B> {
         .collect()
     }
 
-    /// LeaseLocation clocks are off, as many as a beat has room for.
+    /// Whose clocks are off, as many as a beat has room for.
     pub(super) fn doubted(&self) -> Vec<Bytes> {
         let clocks = self.clocks();
         let off = clocks.off(self.ours(), clock::now()).take(ECHOES);

@@ -63,7 +63,7 @@ impl MemoryBudget {
         MemoryShare { pool: self.0.clone(), held: Arc::default(), most: usize::MAX }
     }
 
-    /// Backoff until all units are free.
+    /// Waits until all units are free.
     pub(super) async fn all_free(&self) {
         loop {
             let freed = self.0.freed.notified();

@@ -97,7 +97,7 @@ impl Calls {
         }))
     }
 
-    /// Backoff until no call is under way, and lets no new ones in.
+    /// Waits until no call is under way, and lets no new ones in.
     pub(super) async fn idle(&self) {
         self.0.closing.store(true, Ordering::Relaxed);
         self.0.calls.all_free().await;

@@ -57,7 +57,7 @@ impl ClientConnection {
         (self.open_calls.load(Ordering::Relaxed) == 0).then_some(used_at)
     }
 
-    /// Backoff until it was without a call for this long.
+    /// Waits until it was without a call for this long.
     pub(super) async fn idle_for(&self, most: Duration) {
         loop {
             let now = clock::now();
@@ -75,7 +75,7 @@ impl ClientConnection {
         self.place.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Backoff until it is to end at once.
+    /// Waits until it is to end at once.
     pub(super) async fn is_cut(&self) {
         self.cut.cancelled().await;
     }

@@ -242,7 +242,7 @@ impl<T> Lease<T> {
         self.tried = now;
     }
 
-    /// Progress sent at `sent_at` was confirmed. LeaseStatus `ack_by` JetStream confirms it too, and does
+    /// Progress sent at `sent_at` was confirmed. After `ack_by` JetStream confirms it too, and does
     /// nothing.
     pub(super) fn progressed(&mut self, sent_at: Nanos, now: Nanos) {
         if now >= self.ack_by() || sent_at <= self.started {

@@ -9,7 +9,7 @@ pub(super) type Nanos = i64;
 
 /// Before every time there is.
 pub(super) const PAST: Nanos = Nanos::MIN;
-/// LeaseStatus every time there is.
+/// After every time there is.
 pub(super) const NEVER: Nanos = Nanos::MAX;
 
 /// The margin is a tenth of the ack wait within these bounds: it covers the way of a delivery to us

@@ -39,7 +39,7 @@ pub enum SettleKind {
 /// What is known of a delivery when it arrives.
 #[derive(Debug, Clone)]
 pub struct Terms {
-    /// LeaseLocation delivery it is.
+    /// Whose delivery it is.
     pub consumer: ConsumerId,
     /// The message's sequence in its stream.
     pub sequence: u64,

@@ -295,7 +295,7 @@ impl<B: Broker> ConsumerTask<B> {
         self.spec.as_ref().map_or(0, held)
     }
 
-    /// Backoff for the next thing to happen. `None` once the lessor is closed.
+    /// Waits for the next thing to happen. `None` once the lessor is closed.
     async fn event(&mut self, now: Instant) -> Option<Event> {
         let (deadline, bell) = (self.deadline(now), self.sharing.bell());
         let Self {

@@ -101,7 +101,7 @@ pub enum Empty {
 }
 
 impl<B: Broker> Lessor<B> {
-    /// Backoff for messages and leases them.
+    /// Waits for messages and leases them.
     ///
     /// # Errors
     /// See [`Error`]. Whatever was pulled for a call that fails is given to the next.

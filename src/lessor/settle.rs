@@ -285,7 +285,7 @@ fn judged(outcome: &Result<(), BrokerError>) -> PublishOutcome {
     match outcome {
         Ok(()) => PublishOutcome::Confirmed,
         Err(BrokerError::Unsent(_)) => PublishOutcome::Unsent,
-        // ApiError for want of rights: it had no effect, so the holder keeps the lease.
+        // Refused for want of rights: it had no effect, so the holder keeps the lease.
         Err(BrokerError::Denied(Denial::Permission(_))) => PublishOutcome::Unsent,
         Err(BrokerError::Denied(Denial::Gone)) => PublishOutcome::Denied,
         Err(BrokerError::Unconfirmed) => PublishOutcome::Unconfirmed,

@@ -110,7 +110,7 @@ impl SharedLeaseTable {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Backoff until something is due sooner than [`SharedLeaseTable::next_due`] said.
+    /// Waits until something is due sooner than [`SharedLeaseTable::next_due`] said.
     pub(super) async fn sooner(&self) {
         self.sooner.notified().await;
     }
@@ -130,7 +130,7 @@ impl SharedLeaseTable {
         self.places.clone().try_acquire_many_owned(count).ok()
     }
 
-    /// Backoff until no lease is held and no pull may bring any.
+    /// Waits until no lease is held and no pull may bring any.
     pub(super) async fn all_free(&self) {
         let all = u32::try_from(self.most).unwrap_or(u32::MAX);
         // Never closed, so the only outcome is every place, and all are put back at once.

@@ -36,7 +36,7 @@ impl Turn {
         }
     }
 
-    /// Backoff to be called; for ever, where one does not stand in line. May be dropped and called again:
+    /// Waits to be called; for ever, where one does not stand in line. May be dropped and called again:
     /// that does not change the place in line.
     pub(super) async fn come(&mut self) {
         match &mut self.waiting {

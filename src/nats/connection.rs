@@ -36,7 +36,7 @@ const PING_INTERVAL: Duration = Duration::from_secs(3);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Deliveries that wait here for their reader; more than any pull may ask for.
 const INBOX_CAPACITY: usize = 65_536;
-/// ApiError subjects that are remembered: those of a whole Settle, at least.
+/// Refused subjects that are remembered: those of a whole Settle, at least.
 const DENIALS: usize = 1024;
 
 /// Between two lines of the log on subjects that differ by their numbers alone, at least.
@@ -153,7 +153,7 @@ impl NatsConnection {
         })
     }
 
-    /// Backoff until it is known how a lost connection ended, or until `until`. `true`: it looks as if
+    /// Waits until it is known how a lost connection ended, or until `until`. `true`: it looks as if
     /// it ended by what it brought.
     pub(super) async fn broke(&self, until: Instant) -> bool {
         // Too late, it is a server that cannot be reached.

@@ -62,7 +62,7 @@ impl NatsInbox {
     ) -> Result<Self, BrokerError> {
         let (opened, refusals) = (clock::now(), connection.denials.watch());
         let prefix = format!("{}.", connection.client.new_inbox());
-        // Backoff only while the connection's queue is full; a lost connection empties or ends it.
+        // Waits only while the connection's queue is full; a lost connection empties or ends it.
         let subscriber = tokio::select! {
             subscribed = connection.client.subscribe(format!("{prefix}*")) => {
                 subscribed.map_err(|error| BrokerError::Unsent(error.to_string()))?
@@ -85,7 +85,7 @@ impl NatsInbox {
         })
     }
 
-    /// Backoff until it is known how the connection has ended.
+    /// Waits until it is known how the connection has ended.
     async fn ended(&mut self) -> InboxEvent {
         let supervisor = &self.supervisor;
         let loss = self.loss.get_or_insert_with(|| Loss {

@@ -29,7 +29,7 @@ pub(super) async fn read(
     let wire = parse(&ask(requests, supervisor, name, until).await?)?;
     let settings = supervisor.settings();
     let server = requests.connection.client.server_info();
-    // Services a leaf node, or in another domain, it is not the connected server that answers.
+    // Behind a leaf node, or in another domain, it is not the connected server that answers.
     let domain = settings.domain.is_none() || settings.domain == server.domain;
     Ok(wire.info(&server.server_id, server.jetstream && domain))
 }

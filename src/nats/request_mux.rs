@@ -188,7 +188,7 @@ impl RequestMux {
         sent
     }
 
-    /// Backoff while the library may still have as many messages as it is given at once. `false`: it
+    /// Waits while the library may still have as many messages as it is given at once. `false`: it
     /// takes no more by then.
     async fn keep_pace(&self, until: Instant) -> bool {
         if self.handed.fetch_add(1, Ordering::Relaxed) < MAX_UNFLUSHED {

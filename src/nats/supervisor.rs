@@ -217,7 +217,7 @@ impl Supervisor {
         }
     }
 
-    /// Backoff until a connection is lost (`true`), or must be replaced while it still serves.
+    /// Waits until a connection is lost (`true`), or must be replaced while it still serves.
     async fn until_gone(&self, connection: &NatsConnection) -> bool {
         let stopped = tokio::select! {
             biased;

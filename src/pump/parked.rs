@@ -31,7 +31,7 @@ impl<M> Parked<M> {
         Self { line: BTreeMap::new(), due: BTreeSet::new() }
     }
 
-    /// Services all others.
+    /// Behind all others.
     pub(super) fn push_back(&mut self, item: Item<M>, until: Instant) {
         let place = self.line.last_key_value().map_or(0, |(last, _)| last + 1);
         self.insert(place, ParkedItem::new(item, until));

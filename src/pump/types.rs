@@ -74,7 +74,7 @@ pub enum PullOutcome {
 /// What is to be done.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step<M> {
-    /// ByteRequest for messages.
+    /// Ask for messages.
     Pull {
         /// Names the pull in [`Pump::ended`](super::Pump::ended): from 1, never used again.
         no: u64,

@@ -111,7 +111,7 @@ impl Queue {
         self.0.more.notify_one();
     }
 
-    /// Backoff until every line is written or lost, at most for `bound`.
+    /// Waits until every line is written or lost, at most for `bound`.
     pub(super) fn flush(&self, bound: Duration) {
         let waited = self.0.idle.wait_timeout_while(self.state(), bound, |state| state.busy());
         drop(waited);

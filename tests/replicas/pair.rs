@@ -40,7 +40,7 @@ impl Replicas {
         Self::start_at(&vec![server.as_str(); count]).await
     }
 
-    /// Each may reach NATS by another way. Backoff until all have heard of all.
+    /// Each may reach NATS by another way. Waits until all have heard of all.
     pub async fn start_at(nats: &[&str]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         Self::start_in(&format!("replicas{}", COUNT.fetch_add(1, Ordering::Relaxed)), nats).await

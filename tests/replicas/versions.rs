@@ -103,7 +103,7 @@ async fn what_is_not_sealed_for_this_very_subject_settles_nothing() {
         assert_eq!(broker.published(), [], "{what}");
     }
     assert_eq!(owner.lessor.held(), 1);
-    // The PeerStatus comes twice, and is applied once.
+    // The question comes twice, and is carried out once.
     let frame = Bytes::from(ours.seal_frame(&subject, &question, [5; 24]));
     let until = clock::now() + PATIENCE;
     other.lessor.broker().request(&subject, frame.clone(), until).await.unwrap();

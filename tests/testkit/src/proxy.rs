@@ -101,7 +101,7 @@ impl Proxy {
         FetchServiceClient::connect(format!("http://{}", self.grpc)).await.unwrap()
     }
 
-    /// Backoff until it has its connections to NATS: it serves before, and refuses what needs them.
+    /// Waits until it has its connections to NATS: it serves before, and refuses what needs them.
     pub async fn ready(&self) {
         eventually("readiness", || async { self.log().contains("\"ready\"").then_some(()) }).await;
     }
@@ -135,7 +135,7 @@ impl Proxy {
         signal(self.pid(), name);
     }
 
-    /// Backoff for its end, and lets this runtime's own connections answer meanwhile.
+    /// Waits for its end, and lets this runtime's own connections answer meanwhile.
     pub async fn wait(&mut self) -> ExitStatus {
         let began = Instant::now();
         loop {
