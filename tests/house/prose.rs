@@ -84,7 +84,6 @@ const NOT_YET: &[(&str, [usize; 4])] = &[
     ("src/broker", [1, 13, 0, 3]),
     ("src/bus", [0, 24, 0, 0]),
     ("src/clock", [4, 11, 0, 4]),
-    ("src/config", [0, 26, 0, 4]),
     ("src/dev", [0, 7, 0, 0]),
     ("src/files", [0, 18, 0, 6]),
     ("src/grpc", [1, 11, 1, 7]),

@@ -115,7 +115,7 @@ async fn what_a_message_holds_is_shown_and_not_obeyed() {
     for there in [
         r"sub\u{1b}[1mject",
         r"  Title: a\u{1b}]0;title\u{7}",
-        "  line one\n  \tline two\\r\\u{1b}[2Jby this token:\n  A\\u{9b}\n",
+        "  line one\n  \tline two\\r\\u{1b}[2Jwith this token:\n  A\\u{9b}\n",
     ] {
         assert!(shown.contains(there), "{there} is not in:\n{shown}");
     }

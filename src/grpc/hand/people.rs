@@ -28,7 +28,10 @@ pub(super) fn fetched(answer: &pb::FetchResponse) -> String {
     if answer.messages.is_empty() {
         let _ = writeln!(text, "no messages: {}", why_empty(answer.empty_reason()));
     }
-    let _ = write!(text, "{} more messages are waiting", answer.pending);
+    let _ = match answer.pending {
+        1 => write!(text, "1 more message is waiting"),
+        pending => write!(text, "{pending} more messages are waiting"),
+    };
     text
 }
 
