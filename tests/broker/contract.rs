@@ -105,7 +105,7 @@ async fn real() -> Real {
 }
 
 #[tokio::test]
-async fn the_real_one_leaves_no_task_behind() {
+async fn real_broker_leaves_no_task_behind() {
     let world = real().await;
     world.broker.close(until()).await;
     world.tasks.close();
@@ -173,7 +173,7 @@ macro_rules! contract {
 }
 
 contract! {
-    info_tells_what_a_consumer_is_and_what_is_not_there(world) {
+    info_describes_a_consumer_and_names_a_missing_one(world) {
         world.publish(vec![1]).await;
         let info = world.broker().info(&world.name(), until()).await.unwrap();
         assert_eq!((info.ack_wait, info.ack_policy), (ACK_WAIT, AckPolicy::Explicit));
@@ -185,7 +185,7 @@ contract! {
         assert_eq!(world.broker().info(&nowhere, until()).await, Err(InfoError::NoStream));
     }
 
-    a_full_batch_ends_without_a_word_and_a_short_one_says_so(world) {
+    full_batch_ends_without_a_status_and_a_short_batch_with_one(world) {
         for number in 0..5 {
             world.publish(vec![number]).await;
         }
@@ -201,7 +201,7 @@ contract! {
         assert_eq!((rest[1].payload.as_ref(), rest[1].delivery_count, rest[1].pending), (&[4][..], 1, 0));
     }
 
-    a_pull_that_finds_nothing_ends_when_its_time_is_over(world) {
+    empty_pull_ends_when_it_expires(world) {
         let mut inbox = world.broker().open(&world.name(), ConnectionKind::Shared).await.unwrap();
         let began = clock::now();
         inbox.pull(pull(1, 3)).await.unwrap();
@@ -209,7 +209,7 @@ contract! {
         assert!(clock::now() - began >= Duration::from_millis(250));
     }
 
-    a_waiting_pull_brings_the_first_message_and_ends(world) {
+    waiting_pull_brings_the_first_message_and_ends(world) {
         let mut inbox = world.broker().open(&world.name(), ConnectionKind::Shared).await.unwrap();
         inbox.pull(PullRequest { expires: BOUND, ..pull(1, 10) }).await.unwrap();
         let (found, ()) = tokio::join!(arrivals(&mut inbox, 10), async {
@@ -219,14 +219,14 @@ contract! {
         assert_eq!((found.0.len(), found.1), (1, Some(PullEnd::Done)));
     }
 
-    a_message_beyond_the_bytes_of_a_pull_is_told_and_not_brought(world) {
+    message_beyond_the_bytes_of_a_pull_is_reported_only(world) {
         world.publish(vec![0; 5000]).await;
         let mut inbox = world.broker().open(&world.name(), ConnectionKind::Shared).await.unwrap();
         inbox.pull(PullRequest { max_bytes: Some(1000), ..pull(1, 3) }).await.unwrap();
         assert_eq!(arrivals(&mut inbox, 1).await, (vec![], Some(PullEnd::TooLarge)));
     }
 
-    an_ack_and_a_term_end_it(world) {
+    ack_and_term_end_a_message(world) {
         for kind in [AckKind::Ack, AckKind::Term("no".into())] {
             world.publish(vec![1]).await;
             let delivery = one(&world).await;
@@ -235,7 +235,7 @@ contract! {
         }
     }
 
-    a_nak_brings_it_back_at_once_and_a_delayed_one_later(world) {
+    nak_brings_a_message_back_at_once_or_after_its_delay(world) {
         world.publish(vec![1]).await;
         let first = one(&world).await;
         say(&world, &first, AckKind::Nak(None)).await.unwrap();
@@ -248,7 +248,7 @@ contract! {
         assert!(clock::now() - began >= Duration::from_millis(450));
     }
 
-    progress_starts_the_ack_wait_anew(world) {
+    progress_restarts_the_ack_wait(world) {
         world.publish(vec![1]).await;
         let delivery = one(&world).await;
         let received = clock::now();
@@ -258,7 +258,7 @@ contract! {
         assert!(clock::now() - received >= ACK_WAIT * 14 / 10);
     }
 
-    a_stale_ack_ends_the_delivery_of_another_for_there_is_no_fence(world) {
+    stale_ack_ends_the_delivery_of_another_worker(world) {
         world.publish(vec![1]).await;
         let stale = one(&world).await;
         let current = one(&world).await;
@@ -267,7 +267,7 @@ contract! {
         assert_eq!(unsettled(&world).await, 0);
     }
 
-    what_would_arrive_too_late_never_leaves(world) {
+    late_settlement_never_leaves(world) {
         world.publish(vec![1]).await;
         let delivery = one(&world).await;
         let order = |by| AckPublish { ack: delivery.ack.clone(), kind: AckKind::Ack, confirm_group: None, by: Some(by) };
@@ -281,7 +281,7 @@ contract! {
         assert_eq!(unsettled(&world).await, 0);
     }
 
-    a_consumer_that_is_gone_denies(world) {
+    deleted_consumer_denies_settlements(world) {
         world.publish(vec![1]).await;
         let delivery = one(&world).await;
         world.delete_consumer().await;
@@ -289,7 +289,7 @@ contract! {
         assert_eq!(denied, Err(Denial::Gone.into()));
     }
 
-    many_orders_have_their_results_in_their_order(world) {
+    results_keep_the_order_of_their_publishes(world) {
         for number in 0..50 {
             world.publish(vec![number]).await;
         }
@@ -308,7 +308,7 @@ contract! {
         .await;
     }
 
-    what_cannot_be_read_breaks_its_connection_and_is_found_and_terminated(world) {
+    unreadable_message_breaks_its_connection_and_is_terminated(world) {
         for number in 0..3 {
             world.publish(vec![number]).await;
             world.publish_poison().await;
@@ -344,7 +344,7 @@ contract! {
         assert_eq!(read[..1], [1]);
     }
 
-    a_connection_of_its_own_breaks_alone(world) {
+    dedicated_connection_breaks_alone(world) {
         let mut shared = world.broker().open(&world.name(), ConnectionKind::Shared).await.unwrap();
         world.publish_poison().await;
         let link = world.broker().link();
@@ -358,7 +358,7 @@ contract! {
         assert_eq!(world.broker().link(), link);
     }
 
-    orders_in_line_have_had_their_effect_when_the_last_is_answered(world) {
+    publishes_of_one_group_are_applied_when_the_last_is_answered(world) {
         for round in 0..20_u64 {
             for number in 0..100 {
                 world.publish(vec![number]).await;

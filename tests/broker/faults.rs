@@ -69,7 +69,7 @@ pub(super) fn confirmed(result: &Result<Settled, Error>) -> bool {
 const LONG: Duration = Duration::from_secs(30);
 
 #[tokio::test(start_paused = true)]
-async fn an_ack_whose_answer_was_lost_may_be_repeated() {
+async fn ack_without_an_answer_may_be_repeated() {
     let (broker, lessor) = start(LONG);
     let lease = one(&broker, &lessor).await;
     broker.script([Fault::AnswerLost]);
@@ -83,7 +83,7 @@ async fn an_ack_whose_answer_was_lost_may_be_repeated() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_nak_is_never_published_twice() {
+async fn nak_is_never_published_twice() {
     let (broker, lessor) = start(LONG);
     for fault in [Fault::Lost, Fault::AnswerLost] {
         let lease = one(&broker, &lessor).await;
@@ -97,7 +97,7 @@ async fn a_nak_is_never_published_twice() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_that_a_call_names_twice_is_answered_as_by_a_later_call() {
+async fn second_mention_of_a_lease_is_answered_like_a_later_call() {
     let (broker, lessor) = start(LONG);
     let nak = || Action::Nak(Duration::ZERO);
     let minute = || Action::Extend(Some(LONG * 2));
@@ -144,7 +144,7 @@ async fn a_lease_that_a_call_names_twice_is_answered_as_by_a_later_call() {
 
 /// It is another call that is settling it, and this one does not wait for that.
 #[tokio::test(start_paused = true)]
-async fn a_lease_that_another_call_is_settling_is_busy_however_often_it_is_named() {
+async fn lease_under_settlement_is_busy_for_another_call() {
     let (broker, lessor) = start(LONG);
     let lease = one(&broker, &lessor).await;
     broker.script([Fault::Slow(Duration::from_secs(2))]);
@@ -158,7 +158,7 @@ async fn a_lease_that_another_call_is_settling_is_busy_however_often_it_is_named
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_never_left_is_not_applied_and_the_lease_is_still_held() {
+async fn unsent_settlement_is_not_applied_and_keeps_its_lease() {
     let (broker, lessor) = start(LONG);
     let lease = one(&broker, &lessor).await;
     for action in [Action::Ack, Action::Nak(Duration::ZERO), Action::Term("no".into())] {
@@ -171,7 +171,7 @@ async fn what_never_left_is_not_applied_and_the_lease_is_still_held() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_settlement_goes_on_when_its_caller_leaves() {
+async fn settlement_continues_when_its_caller_leaves() {
     let (broker, lessor) = start(LONG);
     let lease = one(&broker, &lessor).await;
     broker.script([Fault::Slow(Duration::from_secs(2))]);
@@ -186,7 +186,7 @@ async fn a_settlement_goes_on_when_its_caller_leaves() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn progress_that_is_never_confirmed_ends_the_lease_in_time() {
+async fn unconfirmed_progress_ends_the_lease_in_time() {
     let (broker, lessor) = start(Duration::from_secs(4));
     broker.publish("x");
     let long = FetchParams { lease: Some(Duration::from_secs(600)), ..ask(&broker, LONG) };
@@ -199,7 +199,7 @@ async fn progress_that_is_never_confirmed_ends_the_lease_in_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_nobody_takes_goes_to_the_next_waiter() {
+async fn untaken_answer_goes_to_the_next_waiter() {
     let (broker, lessor) = start(LONG);
     broker.publish("x");
     drop(lessor.fetch(ask(&broker, LONG)).await.unwrap());
@@ -213,7 +213,7 @@ async fn an_answer_that_nobody_takes_goes_to_the_next_waiter() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_there_is_given_to_whoever_does_not_wait() {
+async fn call_without_a_wait_receives_available_messages() {
     let (broker, lessor) = start(LONG);
     for _ in 0..3 {
         broker.publish("x");
@@ -224,7 +224,7 @@ async fn what_is_there_is_given_to_whoever_does_not_wait() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn surplus_is_given_back_after_a_moment_and_a_last_attempt_never() {
+async fn surplus_is_given_back_soon_and_a_last_attempt_never() {
     for (max_deliver, expected) in [(None, true), (Some(1), false)] {
         let (broker, lessor) = start(Duration::from_secs(4));
         broker.change(|info| info.as_mut().unwrap().max_deliver = max_deliver);
@@ -240,7 +240,7 @@ async fn surplus_is_given_back_after_a_moment_and_a_last_attempt_never() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_is_replaced_is_left_when_its_pull_has_ended() {
+async fn replaced_connection_is_left_after_its_pull() {
     let (broker, lessor) = start(LONG);
     let waiting = fetch(&broker, &lessor);
     let replacing = async {
@@ -260,7 +260,7 @@ async fn a_connection_that_is_replaced_is_left_when_its_pull_has_ended() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shorter_ack_wait_counts_from_the_next_look_at_the_consumer() {
+async fn shorter_ack_wait_counts_from_the_next_info() {
     let (broker, lessor) = start(Duration::from_secs(60));
     let lease = one(&broker, &lessor).await;
     broker.change(|info| info.as_mut().unwrap().ack_wait = Duration::from_secs(30));
@@ -271,7 +271,7 @@ async fn a_shorter_ack_wait_counts_from_the_next_look_at_the_consumer() {
 
 /// The first caller has a longer deadline than the second.
 #[tokio::test(start_paused = true)]
-async fn finding_out_why_there_is_nothing_takes_no_longer_than_each_caller_s_patience() {
+async fn explanation_of_an_empty_answer_keeps_each_caller_s_deadline() {
     let (broker, lessor) = start(LONG);
     one(&broker, &lessor).await;
     broker.silence(true);
@@ -290,7 +290,7 @@ async fn finding_out_why_there_is_nothing_takes_no_longer_than_each_caller_s_pat
 }
 
 #[tokio::test(start_paused = true)]
-async fn closing_waits_for_settlements_and_for_nothing_else() {
+async fn closing_waits_for_settlements_only() {
     let (broker, lessor) = start(LONG);
     let (lost, slow) = (one(&broker, &lessor).await, one(&broker, &lessor).await);
     broker.script([Fault::Lost, Fault::Slow(Duration::from_secs(2))]);
@@ -305,7 +305,7 @@ async fn closing_waits_for_settlements_and_for_nothing_else() {
 
 /// A late confirmation may be for the delivery of the next holder.
 #[tokio::test(start_paused = true)]
-async fn a_confirmation_after_the_end_of_the_lease_confirms_nothing() {
+async fn confirmation_after_the_end_of_the_lease_is_unconfirmed() {
     const PATIENCE: Duration = Duration::from_secs(60);
     for action in [Action::Ack, Action::Nak(Duration::ZERO), Action::Term("no".into())] {
         let broker = FakeBroker::new(info(Duration::from_secs(4)));

@@ -49,7 +49,7 @@ async fn told_in_the_end(
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_did_not_arrive_puts_its_consumer_in_doubt_until_info_says_who_leads() {
+async fn missing_delivery_puts_its_consumer_in_doubt_until_info() {
     for fault in [Fault::Unsent, Fault::Lost] {
         let (broker, lessor) = start(3);
         let (first, second) = (one(&broker, &lessor).await, one(&broker, &lessor).await);
@@ -68,7 +68,7 @@ async fn what_did_not_arrive_puts_its_consumer_in_doubt_until_info_says_who_lead
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_that_leaves_in_doubt_is_trusted_for_less() {
+async fn lease_handed_over_in_doubt_is_trusted_for_less_time() {
     let (broker, lessor) = start(3);
     let (first, second) = (one(&broker, &lessor).await, one(&broker, &lessor).await);
     let left = || {
@@ -84,7 +84,7 @@ async fn a_lease_that_leaves_in_doubt_is_trusted_for_less() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_new_leader_has_given_away_what_is_older_than_the_ack_wait() {
+async fn new_leader_voids_leases_older_than_the_ack_wait() {
     let (broker, lessor) = start(3);
     let (first, second) = (one(&broker, &lessor).await, one(&broker, &lessor).await);
     broker.change(|info| info.as_mut().unwrap().leader = Leader(2));
@@ -100,7 +100,7 @@ async fn a_new_leader_has_given_away_what_is_older_than_the_ack_wait() {
 /// A new leader counts from when the message was published, by its own clock, which it cuts to whole
 /// seconds and which may be 250 ms ahead of ours.
 #[tokio::test(start_paused = true)]
-async fn a_new_leader_gives_away_what_is_younger_when_that_is_as_old_as_the_ack_wait() {
+async fn new_leader_voids_younger_leases_when_they_reach_the_ack_wait() {
     // The ack wait less its margin, the age, a second and a quarter.
     const ENDS: u64 = 30_000 - 2000 - 10_000 - 1250;
     for (after, alive) in [(ENDS - 100, true), (ENDS + 10, false)] {
@@ -119,7 +119,7 @@ async fn a_new_leader_gives_away_what_is_younger_when_that_is_as_old_as_the_ack_
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_heir_doubts_what_was_leased_of_a_leader_that_is_not_its_own() {
+async fn receiver_doubts_leases_of_another_leader() {
     for (leader, known) in [(Leader(1), true), (Leader(2), false)] {
         let (broker, lessor) = start(3);
         one(&broker, &lessor).await;
@@ -137,7 +137,7 @@ async fn an_heir_doubts_what_was_leased_of_a_leader_that_is_not_its_own() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_of_which_a_try_may_have_arrived_is_not_told_to_be_untouched() {
+async fn lease_with_a_possible_settlement_is_never_called_untouched() {
     let (broker, lessor) = start(3);
     let lease = one(&broker, &lessor).await;
     broker.silence(true);
@@ -148,7 +148,7 @@ async fn a_lease_of_which_a_try_may_have_arrived_is_not_told_to_be_untouched() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_is_not_kept_alive_by_whoever_may_lead() {
+async fn lease_is_not_kept_alive_while_the_leader_is_in_doubt() {
     let (broker, lessor) = start(3);
     let (first, long) = (one(&broker, &lessor).await, one(&broker, &lessor).await);
     settle(&lessor, long, Action::Extend(Some(Duration::from_secs(60)))).await.unwrap();
@@ -161,7 +161,7 @@ async fn a_lease_is_not_kept_alive_by_whoever_may_lead() {
 
 /// A Nak would be the next holder's, if there is another leader.
 #[tokio::test(start_paused = true)]
-async fn nothing_is_released_to_whoever_may_lead() {
+async fn nothing_is_released_while_the_leader_is_in_doubt() {
     let (broker, lessor) = start(3);
     let (first, short) = (one(&broker, &lessor).await, one(&broker, &lessor).await);
     settle(&lessor, short, Action::Extend(Some(Duration::from_secs(5)))).await.unwrap();
@@ -177,7 +177,7 @@ async fn nothing_is_released_to_whoever_may_lead() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replica_that_drains_still_looks_who_leads() {
+async fn draining_replica_still_watches_the_leader() {
     let (broker, lessor) = start(3);
     let lease = one(&broker, &lessor).await;
     lessor.drain();
@@ -188,7 +188,7 @@ async fn a_replica_that_drains_still_looks_who_leads() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drain_in_doubt_does_not_end_the_doubt() {
+async fn drain_does_not_end_a_doubt() {
     let (broker, lessor) = start(3);
     let (first, second) = (one(&broker, &lessor).await, one(&broker, &lessor).await);
     broker.silence(true);
@@ -204,7 +204,7 @@ async fn a_drain_in_doubt_does_not_end_the_doubt() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_consumer_of_the_one_server_that_is_connected_is_never_in_doubt() {
+async fn consumer_of_the_one_connected_server_is_never_in_doubt() {
     let (broker, lessor) = start(1);
     let (first, second) = (one(&broker, &lessor).await, one(&broker, &lessor).await);
     broker.silence(true);
@@ -221,7 +221,7 @@ async fn look() {
 const EXPIRED: Result<Settled, Error> = Err(Error::LeaseExpired { forgotten: false });
 
 #[tokio::test(start_paused = true)]
-async fn a_server_elsewhere_that_has_forgotten_a_delivery_is_found_out_by_the_next_look() {
+async fn lost_delivery_on_another_server_is_found_by_the_next_info() {
     for replicas in [1, 3] {
         let (broker, lessor) = start(replicas);
         let lease = one(&broker, &lessor).await;
@@ -233,7 +233,7 @@ async fn a_server_elsewhere_that_has_forgotten_a_delivery_is_found_out_by_the_ne
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_arrives_while_info_is_on_its_way_is_not_taken_for_forgotten() {
+async fn delivery_during_an_info_does_not_count_as_forgotten() {
     let (broker, lessor) = start(1);
     let first = one(&broker, &lessor).await;
     broker.delay_info(Duration::from_secs(1));
@@ -247,7 +247,7 @@ async fn what_arrives_while_info_is_on_its_way_is_not_taken_for_forgotten() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_leader_that_was_away_is_distrusted_unless_it_would_show() {
+async fn absent_leader_is_distrusted_unless_info_would_show_a_change() {
     for replicas in [1, 3] {
         for shows in [false, true] {
             let (broker, lessor) = if shows { start(replicas) } else { start_unshown(replicas) };
@@ -264,7 +264,7 @@ async fn a_leader_that_was_away_is_distrusted_unless_it_would_show() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_leader_that_did_not_answer_a_settlement_is_distrusted_where_it_would_not_show() {
+async fn leader_silent_on_a_settlement_is_distrusted_if_info_shows_no_change() {
     for fault in [Fault::Unsent, Fault::Lost] {
         for replicas in [1, 3] {
             let (broker, lessor) = start_unshown(replicas);
@@ -279,7 +279,7 @@ async fn a_leader_that_did_not_answer_a_settlement_is_distrusted_where_it_would_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_leader_that_did_not_answer_a_pull_is_distrusted_where_it_would_not_show() {
+async fn leader_silent_on_a_pull_is_distrusted_if_info_shows_no_change() {
     for end in [PullEnd::ConsumerGone, PullEnd::LeaderGone] {
         let (broker, lessor) = start_unshown(1);
         let lease = one(&broker, &lessor).await;
@@ -291,7 +291,7 @@ async fn a_leader_that_did_not_answer_a_pull_is_distrusted_where_it_would_not_sh
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_leads_is_looked_at_every_second() {
+async fn leader_is_looked_up_every_second() {
     let (broker, lessor) = start(3);
     let lease = one(&broker, &lessor).await;
     broker.change(|info| info.as_mut().unwrap().leader = Leader(2));
@@ -300,7 +300,7 @@ async fn who_leads_is_looked_at_every_second() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_leader_that_was_away_is_missed_within_a_second() {
+async fn absent_leader_is_noticed_within_a_second() {
     let (broker, lessor) = start_unshown(1);
     let lease = one(&broker, &lessor).await;
     broker.silence(true);
@@ -311,7 +311,7 @@ async fn a_leader_that_was_away_is_missed_within_a_second() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_new_leader_has_delivered_is_not_held_against_it() {
+async fn deliveries_of_a_new_leader_are_trusted() {
     let (broker, lessor) = start(3);
     let before = one(&broker, &lessor).await;
     assert!(confirmed(&ack(&lessor, before).await));
@@ -325,7 +325,7 @@ async fn what_a_new_leader_has_delivered_is_not_held_against_it() {
 
 /// The announcement that a consumer was created again may come while no replica listens.
 #[tokio::test(start_paused = true)]
-async fn a_replica_that_did_not_hear_the_others_settles_nothing_before_it_has_looked() {
+async fn replica_that_missed_announcements_settles_nothing_before_info() {
     for made_anew in [false, true] {
         let (broker, lessor) = start(1);
         let lease = one(&broker, &lessor).await;
@@ -347,7 +347,7 @@ async fn a_replica_that_did_not_hear_the_others_settles_nothing_before_it_has_lo
 /// Only a reset makes the same leader count deliveries from one again. Its stored state is then
 /// worthless.
 #[tokio::test(start_paused = true)]
-async fn a_leader_that_counts_anew_without_a_change_has_reset_its_consumer() {
+async fn lower_count_of_the_same_leader_means_a_reset() {
     let (broker, lessor) = start(1);
     let (first, second) = (one(&broker, &lessor).await, one(&broker, &lessor).await);
     broker.forget();

@@ -30,7 +30,7 @@ async fn fetch(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pull_that_is_never_heard_of_again_keeps_no_place() {
+async fn lost_pull_keeps_no_budget() {
     let (broker, lessor) = start();
     broker.lose_pulls(true);
     let waiting = fetch(&broker, &lessor, MOST, SECOND * 10);
@@ -48,7 +48,7 @@ async fn a_pull_that_is_never_heard_of_again_keeps_no_place() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_late_end_of_a_pull_leaves_the_next_one_its_places() {
+async fn late_end_of_a_pull_leaves_the_budget_of_the_next() {
     let (broker, lessor) = start();
     broker.lose_pulls(true);
     let waiting = fetch(&broker, &lessor, 2, SECOND * 20);
@@ -67,7 +67,7 @@ async fn the_late_end_of_a_pull_leaves_the_next_one_its_places() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn idle_pulls_hold_little() {
+async fn idle_pulls_hold_little_budget() {
     let broker = FakeBroker::new(info(SECOND * 30));
     let limits = LeaseLimits { max_leases: 1000, ..limits() };
     let lessor = Lessor::start(broker.clone(), limits);
@@ -81,7 +81,7 @@ async fn idle_pulls_hold_little() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn idle_consumers_keep_nobody_from_messages() {
+async fn idle_consumers_leave_messages_to_busy_consumers() {
     // With 100 places, idle consumers alone are more than there are places.
     for (max_leases, patience) in [(1000, SECOND / 2), (100, SECOND * 6)] {
         let broker = FakeBroker::new(info(SECOND * 30));
@@ -111,7 +111,7 @@ async fn idle_consumers_keep_nobody_from_messages() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_consumer_that_never_settles_leaves_some_to_others_and_is_told() {
+async fn consumer_that_never_settles_is_limited_and_leaves_leases_to_others() {
     for (most, limit) in [(usize::MAX, 90), (20, 20)] {
         let broker = FakeBroker::new(info(SECOND * 30));
         let limits = LeaseLimits { max_leases_per_consumer: most, ..limits() };

@@ -58,7 +58,7 @@ fn suspected(result: &Result<usize, Error>) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_read_is_terminated_with_a_reason_and_the_rest_goes_on() {
+async fn unreadable_message_is_terminated_and_others_are_delivered() {
     let (broker, lessor) = start();
     for _ in 0..3 {
         broker.publish("good");
@@ -80,7 +80,7 @@ async fn what_cannot_be_read_is_terminated_with_a_reason_and_the_rest_goes_on() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_guilty_come_back_to_the_shared_connection_when_they_have_done_no_more_harm() {
+async fn suspect_returns_to_the_shared_connection_after_a_quiet_time() {
     let (broker, lessor) = start();
     broker.publish_poison();
     let empty = fetch(&broker, &lessor, SECOND * 5).await.unwrap();
@@ -96,7 +96,7 @@ async fn the_guilty_come_back_to_the_shared_connection_when_they_have_done_no_mo
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_break_that_brought_nothing_of_a_consumer_is_not_held_against_it() {
+async fn break_without_deliveries_clears_a_consumer() {
     let (broker, lessor) = start();
     let waiting = fetch(&broker, &lessor, SECOND * 20);
     let breaking = async {
@@ -114,7 +114,7 @@ async fn a_break_that_brought_nothing_of_a_consumer_is_not_held_against_it() {
 
 /// Nothing of it is ever refused: others would not be served better by that.
 #[tokio::test(start_paused = true)]
-async fn a_break_that_nothing_explains_is_forgiven_once_and_then_hurts_its_consumer_alone() {
+async fn unexplained_break_is_forgiven_once_then_isolates_its_consumer() {
     // Whether the loss or the new link is heard of first is chance.
     for _ in 0..50 {
         let (broker, lessor) = start();
@@ -134,7 +134,7 @@ async fn a_break_that_nothing_explains_is_forgiven_once_and_then_hurts_its_consu
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_it_may_not_be_looked_for_the_consumer_is_only_suspected_and_served_on() {
+async fn forbidden_search_leaves_the_consumer_suspected_and_served() {
     for sight in [Sight::NotAllowed, Sight::Part] {
         let (broker, lessor) = start();
         broker.see(sight);
@@ -171,7 +171,7 @@ async fn where_it_may_not_be_looked_for_the_consumer_is_only_suspected_and_serve
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_was_found_and_cannot_be_ended_fences_its_consumer_off_for_a_time_that_doubles() {
+async fn unreadable_message_that_stays_suspends_its_consumer_for_doubling_times() {
     let (broker, lessor) = start();
     broker.publish_poison();
     // On the shared connection, then on its own, where it meets the message an ack wait later.

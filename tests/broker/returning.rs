@@ -23,7 +23,7 @@ fn again() -> ConsumerInfo {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_consumer_that_is_made_again_at_once_ends_no_fetch() {
+async fn consumer_created_again_at_once_ends_no_fetch() {
     for away in [10, 300].map(Duration::from_millis) {
         let (broker, lessor) = start();
         let old = one(&broker, &lessor).await;
@@ -43,7 +43,7 @@ async fn a_consumer_that_is_made_again_at_once_ends_no_fetch() {
 
 /// The Fetch asks for itself why there is nothing.
 #[tokio::test(start_paused = true)]
-async fn a_fetch_that_ends_while_its_consumer_is_made_again_is_empty() {
+async fn fetch_that_ends_during_a_recreation_is_empty() {
     let (broker, lessor) = start();
     let making = async {
         tokio::time::sleep(Duration::from_millis(4990)).await;
@@ -56,7 +56,7 @@ async fn a_fetch_that_ends_while_its_consumer_is_made_again_is_empty() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_consumer_that_stays_away_is_told_within_a_second() {
+async fn missing_consumer_is_reported_within_a_second() {
     let (broker, lessor) = start();
     let gone = async {
         tokio::time::sleep(Duration::from_secs(2)).await;
@@ -70,7 +70,7 @@ async fn a_consumer_that_stays_away_is_told_within_a_second() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_consumer_that_was_never_known_is_told_at_once() {
+async fn unknown_consumer_is_reported_at_once() {
     let (broker, lessor) = start();
     broker.change(|info| *info = None);
     let began = clock::now();

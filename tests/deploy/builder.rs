@@ -55,7 +55,7 @@ impl Machine {
 }
 
 #[test]
-fn it_takes_the_first_that_works() {
+fn image_script_takes_the_first_builder_that_works() {
     for (builders, variables, taken) in [
         (&["docker", "podman", "buildah"][..], &[][..], "docker"),
         // A client whose daemon does not run.
@@ -91,7 +91,7 @@ fn it_takes_the_first_that_works() {
 }
 
 #[test]
-fn what_it_cannot_do_it_says() {
+fn image_script_names_what_it_cannot_do() {
     let folder = tempfile::tempdir().unwrap();
     let base = folder.path().to_str().unwrap();
     for (builders, variables, said) in [
@@ -109,7 +109,7 @@ fn what_it_cannot_do_it_says() {
 }
 
 #[test]
-fn a_registry_and_a_base_are_handed_on() {
+fn registry_and_base_reach_the_builder() {
     let (_, heard) = Machine::with(&["podman"]).image(&[("REGISTRY", "mirror/")]);
     assert!(heard.lines().any(|word| word == "REGISTRY=mirror/"), "{heard}");
     let (_, heard) = Machine::with(&["buildah"]).image(&[("BASE", "/made")]);

@@ -88,7 +88,7 @@ fn helm_lint_finds_nothing() {
 }
 
 #[test]
-fn a_password_or_token_of_the_chart_s_own_rolls_the_pods_when_it_changes() {
+fn changed_password_or_token_of_the_chart_rolls_the_pods() {
     let checksum = |values: &[&str]| {
         let objects = helm::objects(values);
         one(&objects, "Deployment")["spec"]["template"]["metadata"]["annotations"].to_string()
@@ -114,14 +114,14 @@ fn a_password_or_token_of_the_chart_s_own_rolls_the_pods_when_it_changes() {
 }
 
 #[test]
-fn what_a_parent_chart_says_besides_is_not_read() {
+fn other_values_of_a_parent_chart_are_ignored() {
     let values = [LEAST, "enabled=true", "global.a=b"];
     assert_eq!(helm::text(&values), helm::text(&[LEAST]));
 }
 
 /// A URL with a password in it is nothing for the manifest.
 #[test]
-fn the_url_of_nats_may_come_from_a_secret() {
+fn url_of_nats_may_come_from_a_secret() {
     let objects = helm::objects(&[LEAST, "nats.urlSecret.name=nats", "nats.urlSecret.key=where"]);
     let env = container(&objects)["env"].as_array().unwrap();
     let from = json!({ "secretKeyRef": { "name": "nats", "key": "where" } });
@@ -130,7 +130,7 @@ fn the_url_of_nats_may_come_from_a_secret() {
 
 /// Some clusters choose the user of a pod, or answer names at another port.
 #[test]
-fn what_some_clusters_have_otherwise_can_be_said() {
+fn settings_of_unusual_clusters_can_be_chosen() {
     let objects = helm::objects(&[
         LEAST,
         "podSecurityContext.runAsUser=null",
@@ -149,7 +149,7 @@ fn what_some_clusters_have_otherwise_can_be_said() {
 /// The chart can set every setting of the program, except those that follow from the way of
 /// deploying.
 #[test]
-fn every_setting_of_the_program_is_one_of_the_chart() {
+fn every_setting_of_the_program_is_a_value_of_the_chart() {
     let of_the_chart: BTreeSet<String> = variables(&container(&helm::objects(&[LEAST]))["env"])
         .into_iter()
         .chain(["LISTEN", "OPS_LISTEN"].map(|of_the_image| format!("FETCH_PROXY_{of_the_image}")))
@@ -221,7 +221,7 @@ fn no_variable_is_set_twice() {
 /// The longest time from SIGTERM to the end of the program. `app` takes the delay, the timeout, and
 /// four times 2 s for the last steps.
 #[test]
-fn the_grace_period_is_longer_than_any_drain() {
+fn grace_period_is_longer_than_any_drain() {
     let longest_flush = 8;
     for (delay, timeout) in [(5, 20), (0, 1), (30, 600)] {
         let (delay_value, timeout_value) =
@@ -239,7 +239,7 @@ fn the_grace_period_is_longer_than_any_drain() {
 }
 
 #[test]
-fn an_update_takes_no_pod_away_before_another_serves() {
+fn update_removes_no_pod_before_another_serves() {
     let objects = helm::objects(&[LEAST]);
     let spec = &one(&objects, "Deployment")["spec"];
     assert_eq!(spec["replicas"], 3);
@@ -293,7 +293,7 @@ fn pods_keep_to_the_restricted_standard() {
 
 /// Everything that selects pods selects these, and every port has somebody behind it.
 #[test]
-fn what_selects_pods_selects_those_of_the_deployment() {
+fn selectors_match_the_pods_of_the_deployment() {
     for (name, values) in INSTALLATIONS {
         let objects = helm::objects(values);
         let deployment = one(&objects, "Deployment");
@@ -346,7 +346,7 @@ fn names(all: &Value) -> BTreeSet<String> {
 
 /// The ops port tells more than clients need to know, and has no cap on who may ask.
 #[test]
-fn the_network_policy_lets_nobody_to_the_ops_port_unasked() {
+fn network_policy_closes_the_ops_port_by_default() {
     let objects = helm::objects(&[LEAST]);
     let ingress = one(&objects, "NetworkPolicy")["spec"]["ingress"].as_array().unwrap();
     assert_eq!(ingress.len(), 1);
@@ -355,7 +355,7 @@ fn the_network_policy_lets_nobody_to_the_ops_port_unasked() {
 }
 
 #[test]
-fn the_chart_is_of_the_programs_version() {
+fn chart_has_the_version_of_the_program() {
     let chart = std::fs::read_to_string(helm::chart().join("Chart.yaml")).unwrap();
     let chart = &helm::parsed(&chart)[0];
     assert_eq!(chart["appVersion"], env!("CARGO_PKG_VERSION"));

@@ -42,7 +42,7 @@ fn flags(service: &Value, keys: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn its_services_run_and_a_token_of_one_proxy_works_at_the_other() {
+async fn compose_services_run_and_share_their_tokens() {
     let services = services();
     let nats = words(&services["nats"]["command"]);
     // The flags of every test server, apart from its folder and its port.
@@ -81,7 +81,7 @@ async fn its_services_run_and_a_token_of_one_proxy_works_at_the_other() {
 
 /// Nothing of it is for others on the network, and a proxy has time to drain.
 #[test]
-fn its_proxies_are_for_this_machine_alone_and_end_in_good_order() {
+fn compose_proxies_listen_on_loopback_and_end_cleanly() {
     for (name, service) in services() {
         let none = Vec::new();
         for port in service["ports"].as_array().unwrap_or(&none) {

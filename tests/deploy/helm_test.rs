@@ -14,7 +14,7 @@ fn hook<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
 }
 
 #[test]
-fn its_pod_runs_where_the_others_may() {
+fn helm_test_pod_runs_where_other_pods_may() {
     let placed = ["nodeSelector.pool=here", "tolerations[0].operator=Exists"];
     let objects = helm::objects(&[LEAST, placed[0], placed[1]]);
     let others = &one(&objects, "Deployment")["spec"]["template"]["spec"];
@@ -26,7 +26,7 @@ fn its_pod_runs_where_the_others_may() {
 
 /// However few are let in else, and only for as long as the test runs.
 #[test]
-fn its_pod_is_let_in() {
+fn helm_test_pod_passes_the_network_policy() {
     let clients = "networkPolicy.clients[0].podSelector.matchLabels.role=worker";
     let objects = helm::objects(&[LEAST, clients]);
     let (pod, policy) = (hook(&objects, "Pod"), hook(&objects, "NetworkPolicy"));
@@ -45,7 +45,7 @@ fn its_pod_is_let_in() {
 
 /// Also when the Service has nobody yet.
 #[tokio::test]
-async fn what_its_pod_runs_finds_a_fetch_proxy() {
+async fn helm_test_command_finds_a_fetch_proxy() {
     let objects = helm::objects(&[LEAST]);
     let pod = hook(&objects, "Pod");
     let service = one_named(&objects, "fetch-proxy");

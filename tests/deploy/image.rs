@@ -59,7 +59,7 @@ fn libraries_are_a_layer_of_their_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_image_holds_the_program_alone_and_it_serves() {
+async fn image_holds_the_program_alone_and_it_serves() {
     let storage = Storage::new();
     let base = build_stage();
     storage.build("fetch-proxy:test", base.path());

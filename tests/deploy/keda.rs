@@ -37,7 +37,7 @@ fn lag(monitoring: &str, trigger: &Value) -> u64 {
 }
 
 #[tokio::test]
-async fn the_lag_is_what_waits_and_what_is_leased() {
+async fn lag_counts_pending_and_leased_messages() {
     let objects = parsed(include_str!("../../deploy/keda/worker.yaml"));
     let trigger = &one(&objects, "ScaledObject")["spec"]["triggers"][0]["metadata"];
     let server = NatsServer::start_with(binary(), Some("http: \"127.0.0.1:-1\"".to_owned()));

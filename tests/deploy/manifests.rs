@@ -13,7 +13,7 @@ use crate::{helm, tool};
 const OF_HELM: [&str; 2] = ["helm.sh/chart:", "app.kubernetes.io/managed-by:"];
 
 #[test]
-fn the_plain_manifests_are_the_charts() {
+fn plain_manifests_are_rendered_from_the_chart() {
     let folder = folder();
     let rendered = rendered();
     if env::var_os("UPDATE_DOCS").is_some() {
@@ -33,7 +33,7 @@ fn the_plain_manifests_are_the_charts() {
 }
 
 #[test]
-fn kustomize_takes_all_of_them() {
+fn kustomize_accepts_all_plain_manifests() {
     let output = tool("FETCH_PROXY_TEST_KUSTOMIZE").arg("build").arg(folder()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let built = helm::parsed(&String::from_utf8(output.stdout).unwrap());

@@ -43,7 +43,7 @@ pub fn run(lines: &str, server: &NatsServer) {
 }
 
 #[tokio::test]
-async fn the_command_lines_make_what_can_be_served_and_what_the_objects_say() {
+async fn nats_commands_make_the_consumers_that_the_objects_describe() {
     let server = NatsServer::start();
     make_orders(&server);
     // Once more does no harm.
@@ -87,7 +87,7 @@ async fn the_command_lines_make_what_can_be_served_and_what_the_objects_say() {
 }
 
 #[test]
-fn the_configuration_is_one_for_nats_server() {
+fn configuration_is_valid_for_nats_server() {
     let folder = tempfile::tempdir().unwrap();
     let main = folder.path().join("nats.conf");
     for rights in ["one-consumer.conf", "many-consumers.conf"] {

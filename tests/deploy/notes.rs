@@ -22,7 +22,7 @@ fn notes(values: &[&str]) -> String {
 }
 
 #[test]
-fn they_name_what_was_made() {
+fn notes_name_the_objects_of_the_release() {
     let notes = notes(&[LEAST, "service.port=8080"]);
     for there in [
         "tasks-fetch-proxy.work.svc:8080",
@@ -35,7 +35,7 @@ fn they_name_what_was_made() {
 }
 
 #[test]
-fn they_warn_of_what_is_dangerous_and_of_nothing_else() {
+fn notes_warn_of_dangers_only() {
     const ALONE: &str = "nobody to hand leases to";
     const OPEN: &str = "no authentication";
     const UNREACHED: &str = "networkPolicy.clients";
@@ -67,7 +67,7 @@ fn they_warn_of_what_is_dangerous_and_of_nothing_else() {
 }
 
 #[tokio::test]
-async fn their_lines_fetch_a_message() {
+async fn lines_of_the_notes_fetch_a_message() {
     let server = NatsServer::start();
     let proxy = Proxy::start(&server, &[]);
     let fixture = Fixture::on(&server, config()).await;

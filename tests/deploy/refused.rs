@@ -6,7 +6,7 @@ use crate::{
 };
 
 #[test]
-fn what_cannot_work_is_refused_and_says_what_to_do() {
+fn impossible_values_are_refused_with_advice() {
     for (values, said) in [
         (&[][..], "fetch-proxy keygen"),
         (&[LEAST, "tokenKeys.keys={a}"], "not both"),
@@ -52,7 +52,7 @@ fn what_cannot_work_is_refused_and_says_what_to_do() {
 
 /// Times are as the program takes them: what the schema lets through, it does not refuse.
 #[test]
-fn times_that_the_schema_takes_the_program_takes() {
+fn program_accepts_every_time_that_the_schema_accepts() {
     for (setting, times) in [
         ("maxLease", &["1s", "90m", "1h 30m", "2h30m", "1d"][..]),
         ("maxConnectionAge", &["0s", "10m"]),

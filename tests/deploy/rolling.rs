@@ -37,7 +37,7 @@ const SLOW: (u64, f64) = (150, 6.0);
 const MOST_ATTEMPTS: usize = 5;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_update_costs_no_call_and_no_lease() {
+async fn update_costs_no_call_and_no_lease() {
     let languages = built().await;
     let server = NatsServer::start();
     let fixture = Arc::new(Fixture::on(&server, config()).await);

@@ -19,7 +19,7 @@ fn of_the_image(variable: &str) -> u64 {
 }
 
 #[test]
-fn everybody_means_the_same_ports() {
+fn ports_agree_everywhere() {
     let (grpc, ops) =
         (of_the_image(" FETCH_PROXY_LISTEN"), of_the_image(" FETCH_PROXY_OPS_LISTEN"));
     assert!(DOCKERFILE.contains(&format!("EXPOSE {grpc} {ops}\n")));
@@ -44,7 +44,7 @@ fn everybody_means_the_same_ports() {
 }
 
 #[test]
-fn every_file_that_is_named_is_mounted_from_a_secret_that_has_it() {
+fn every_named_file_is_mounted_from_its_secret() {
     for (name, values) in INSTALLATIONS {
         let objects = helm::objects(values);
         let pod = &one(&objects, "Deployment")["spec"]["template"]["spec"];

@@ -35,7 +35,7 @@ fn every_object_is_valid_in_every_version() {
 }
 
 #[test]
-fn what_is_not_valid_is_found() {
+fn invalid_object_is_found() {
     let folder = tempfile::tempdir().unwrap();
     let wrong = |text: &str, from: &str, to: &str| {
         assert!(text.contains(from), "{from}");

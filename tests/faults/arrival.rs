@@ -55,7 +55,7 @@ async fn given_up_in_time(what: &str, stage: &Stage, lease: &pb::Delivery) {
 }
 
 #[tokio::test]
-async fn a_nak_that_is_not_answered_costs_the_connection_when_its_delivery_is_over() {
+async fn unanswered_nak_closes_the_connection_when_its_lease_ends() {
     let stage = Stage::new(ack_wait(ACK_WAIT)).await;
     let mut client = stage.client.clone();
     stage.fixture.publish("n", "x").await;
@@ -71,7 +71,7 @@ async fn a_nak_that_is_not_answered_costs_the_connection_when_its_delivery_is_ov
 }
 
 #[tokio::test]
-async fn what_is_sent_and_not_waited_for_costs_a_silent_connection_in_time() {
+async fn sent_settlement_closes_a_silent_connection_in_time() {
     tokio::join!(sent_nak(), release());
 }
 
@@ -97,7 +97,7 @@ async fn release() {
 }
 
 #[tokio::test]
-async fn a_wire_that_moves_is_kept_however_short_the_time() {
+async fn moving_wire_is_kept_with_a_short_ack_wait() {
     let fixture = Fixture::new(ack_wait(600)).await;
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     let mut client = proxy.client().await;
@@ -130,7 +130,7 @@ const CALLS: usize = 640;
 const NAKS: usize = 10;
 
 #[tokio::test]
-async fn what_has_not_left_us_when_its_delivery_is_over_never_leaves() {
+async fn settlement_that_has_not_left_by_its_lease_end_never_leaves() {
     let many = pull::Config { max_ack_pending: -1, ..ack_wait(120_000) };
     let Stage { fixture: filler, wire, proxy: stalled, client: mut first } =
         Stage::narrow(many).await;
@@ -205,7 +205,7 @@ fn large_term(message: &pb::Delivery) -> Settlement {
 }
 
 #[tokio::test]
-async fn a_full_queue_holds_up_nobody_for_longer_than_their_deadline() {
+async fn full_queue_delays_no_call_beyond_its_deadline() {
     const FILLING: usize = 10_000;
     const LATE: usize = 20;
     const COUNT: usize = FILLING + LATE + 50;
@@ -279,7 +279,7 @@ fn is(told: &pb::SettleResult, reason: &str) -> bool {
 
 /// The library's own pings rest while anything comes, and other replicas' beats come each second.
 #[tokio::test]
-async fn a_connection_that_only_brings_and_takes_nothing_is_noticed_without_a_settlement() {
+async fn one_way_connection_is_noticed_without_a_settlement() {
     let wire = Relay::to(&NatsServer::shared().url()).await;
     let cluster = ["--cluster", "one-way"];
     let proxy = Proxy::start_at(&wire.nats_url(), &cluster);

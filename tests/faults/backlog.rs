@@ -105,7 +105,7 @@ async fn drain(
 }
 
 #[tokio::test]
-async fn the_appetite_of_many_workers_on_a_slow_link_does_not_get_them_cut() {
+async fn many_workers_on_a_slow_link_are_not_cut() {
     let server = server("24MB");
     let fixture = Fixture::at(&server.url(), ack_wait(20_000)).await;
     publish(&fixture, 400, 100 * KB).await;
@@ -120,7 +120,7 @@ async fn the_appetite_of_many_workers_on_a_slow_link_does_not_get_them_cut() {
 }
 
 #[tokio::test]
-async fn many_consumers_with_a_backlog_share_a_connection_that_is_not_cut() {
+async fn many_consumers_with_a_backlog_share_a_whole_connection() {
     let server = server("24MB");
     let mut fixtures = Vec::new();
     for _ in 0..10 {
@@ -139,7 +139,7 @@ async fn many_consumers_with_a_backlog_share_a_connection_that_is_not_cut() {
 }
 
 #[tokio::test]
-async fn a_server_that_lets_hardly_anything_wait_is_adapted_to() {
+async fn proxy_adapts_to_a_server_with_a_tiny_pending_limit() {
     let server = server("64KB");
     let fixture = Fixture::at(&server.url(), ack_wait(1000)).await;
     publish(&fixture, 500, KB).await;
@@ -157,7 +157,7 @@ async fn a_server_that_lets_hardly_anything_wait_is_adapted_to() {
 
 /// Some box between the proxy and NATS ends the connection for deliveries again and again.
 #[tokio::test]
-async fn cuts_of_a_slow_connection_are_held_against_nobody() {
+async fn cuts_of_a_slow_connection_suspend_no_consumer() {
     let server = NatsServer::start();
     let fixture = Fixture::at(&server.url(), ack_wait(1000)).await;
     publish(&fixture, 300, 50 * KB).await;

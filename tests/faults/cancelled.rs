@@ -245,12 +245,12 @@ async fn races(name: &str, consumer: pull::Config, lanes: usize, each: usize) {
 }
 
 #[tokio::test]
-async fn no_message_that_races_a_cancel_is_dark() {
+async fn message_that_races_a_cancel_reaches_a_caller() {
     races("cancel", config(), 4, 100).await;
 }
 
 #[tokio::test]
-async fn a_cancel_destroys_no_last_attempt() {
+async fn cancel_destroys_no_last_attempt() {
     for max_deliver in [1, 2] {
         let name = format!("cancel with max_deliver {max_deliver}");
         races(&name, pull::Config { max_deliver, ..config() }, 4, 50).await;
@@ -258,7 +258,7 @@ async fn a_cancel_destroys_no_last_attempt() {
 }
 
 #[tokio::test]
-async fn what_nobody_here_takes_goes_to_another_replica_after_a_second() {
+async fn untaken_message_goes_to_another_replica_after_a_second() {
     let (here, there) =
         (Proxy::start(NatsServer::shared(), &[]), Proxy::start(NatsServer::shared(), &[]));
     let mut lane = Lane::new(&here, config()).await;
@@ -274,7 +274,7 @@ async fn what_nobody_here_takes_goes_to_another_replica_after_a_second() {
 }
 
 #[tokio::test]
-async fn a_last_attempt_is_kept_for_whoever_comes_however_late() {
+async fn last_attempt_is_kept_for_a_late_caller() {
     tokio::join!(late(1), late(2));
 }
 
@@ -291,7 +291,7 @@ async fn late(max_deliver: i64) {
 }
 
 #[tokio::test]
-async fn a_call_that_is_cancelled_before_its_pull_is_out_takes_nothing() {
+async fn call_cancelled_before_its_pull_takes_nothing() {
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     for micros in (0..3000).step_by(200) {
         // A consumer that the proxy does not know yet, so that INFO comes first.
@@ -311,7 +311,7 @@ async fn a_call_that_is_cancelled_before_its_pull_is_out_takes_nothing() {
 }
 
 #[tokio::test]
-async fn a_call_that_is_cancelled_while_it_lingers_leaves_all_of_it_to_the_next() {
+async fn call_cancelled_during_its_linger_leaves_all_to_the_next() {
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     let mut lane = Lane::new(&proxy, config()).await;
     let linger = FetchRequest { linger: millis(5000), ..fetch(&lane.fixture, 10, 10_000) };
@@ -348,7 +348,7 @@ async fn terminating(lane: &mut Lane, nats: &Relay, lease: Option<i64>) -> Call 
 }
 
 #[tokio::test]
-async fn a_call_that_is_cancelled_during_a_term_leaves_the_rest_to_the_next() {
+async fn call_cancelled_during_a_term_leaves_the_rest_to_the_next() {
     let server = NatsServer::shared();
     let nats = Relay::to(&server.url()).await;
     let proxy = Proxy::start_at(&nats.nats_url(), &[]);
@@ -365,7 +365,7 @@ async fn a_call_that_is_cancelled_during_a_term_leaves_the_rest_to_the_next() {
 }
 
 #[tokio::test]
-async fn a_term_that_nobody_waits_for_and_that_is_lost_leaves_its_message_to_jetstream() {
+async fn lost_term_of_a_cancelled_call_leaves_its_message_to_jetstream() {
     let server = NatsServer::shared();
     let nats = Relay::to(&server.url()).await;
     let proxy = Proxy::start_at(&nats.nats_url(), &[]);

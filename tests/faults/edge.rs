@@ -27,7 +27,7 @@ async fn closed(mut socket: TcpStream) {
 }
 
 #[tokio::test]
-async fn a_peer_without_a_whole_preface_is_closed() {
+async fn peer_without_a_whole_preface_is_closed() {
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     for listener in [&proxy.grpc, &proxy.ops] {
         for said in [&b""[..], b"PRI * HTTP/2.0\r\n"] {
@@ -43,7 +43,7 @@ async fn a_peer_without_a_whole_preface_is_closed() {
 }
 
 #[tokio::test]
-async fn connections_beyond_the_cap_are_told_so_and_may_ask_for_health() {
+async fn connections_beyond_the_cap_get_a_reason_and_health() {
     let fixture = Fixture::new(config()).await;
     let proxy = Proxy::start(NatsServer::shared(), &["--max-connections", "2"]);
     let mut within: Vec<Client> = Vec::new();
@@ -65,7 +65,7 @@ async fn connections_beyond_the_cap_are_told_so_and_may_ask_for_health() {
 }
 
 #[tokio::test]
-async fn with_few_files_idle_clients_do_not_keep_the_proxy_from_nats_nor_probes_from_the_proxy() {
+async fn idle_clients_leave_files_for_nats_and_probes() {
     let mut server = NatsServer::start();
     let proxy = Proxy::start_with_files(&server.url(), 64);
     proxy.ready().await;
@@ -104,7 +104,7 @@ fn idle_for_good(
 }
 
 #[tokio::test]
-async fn a_probe_finds_room_on_the_ops_port_however_many_are_idle_there() {
+async fn probe_is_served_despite_idle_connections_on_the_ops_port() {
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     proxy.ready().await;
     let mut idle = Vec::new();
@@ -129,7 +129,7 @@ async fn a_probe_finds_room_on_the_ops_port_however_many_are_idle_there() {
 
 /// A stream that does not end by itself holds no place of those that are few.
 #[tokio::test]
-async fn connections_beyond_the_cap_are_gone_soon_whatever_is_open_on_them() {
+async fn connections_beyond_the_cap_close_soon_despite_open_streams() {
     let proxy = Proxy::start(NatsServer::shared(), &["--max-connections", "1"]);
     let _within = proxy.client().await;
     proxy.ready().await;
@@ -151,7 +151,7 @@ async fn connections_beyond_the_cap_are_gone_soon_whatever_is_open_on_them() {
 }
 
 #[tokio::test]
-async fn calls_beyond_the_cap_are_told_so_and_health_is_not_counted() {
+async fn calls_beyond_the_cap_get_a_reason_and_health_is_free() {
     let fixture = Fixture::new(config()).await;
     let proxy = Proxy::start(NatsServer::shared(), &["--max-calls", "1"]);
     let mut client = proxy.client().await;
@@ -197,7 +197,7 @@ async fn one_connection_leaves_half_of_the_fetch_calls_to_others() {
 }
 
 #[tokio::test]
-async fn an_old_connection_is_told_to_go_and_no_call_is_lost_by_it() {
+async fn old_connection_is_closed_without_losing_a_call() {
     let fixture = Fixture::new(config()).await;
     let proxy = Proxy::start(NatsServer::shared(), &["--max-connection-age", "3s"]);
     let socket = TcpStream::connect(&proxy.grpc).await.unwrap();
@@ -267,7 +267,7 @@ async fn streams_of_one_connection_are_bounded() {
 }
 
 #[tokio::test]
-async fn a_peer_that_has_died_without_a_word_stops_waiting() {
+async fn dead_peer_stops_waiting() {
     let fixture = Fixture::new(config()).await;
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     let relay = Relay::to(&proxy.grpc).await;

@@ -81,7 +81,7 @@ impl Scene {
 
 /// It is back so soon that nobody has met it away.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_leader_elsewhere_that_forgets_takes_its_leases_along() {
+async fn remote_leader_that_forgets_ends_its_leases() {
     for lease in [None, Some(60_000)] {
         let mut scene = scene(30_000).await;
         scene.fixture.publish_many(COUNT).await;
@@ -104,7 +104,7 @@ async fn a_leader_elsewhere_that_forgets_takes_its_leases_along() {
 /// The restarted leader delivers a message that is older than the ack wait at once, here to another
 /// replica, while its holder acks all the time.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_leader_elsewhere_gives_away_when_it_is_back_is_not_its_holder_s_any_more() {
+async fn redelivery_by_a_returned_remote_leader_ends_the_old_lease() {
     const ACK_WAIT: u64 = 12_000;
     let mut scene = scene(ACK_WAIT).await;
     scene.fixture.publish_many(COUNT).await;
@@ -132,7 +132,7 @@ async fn what_a_leader_elsewhere_gives_away_when_it_is_back_is_not_its_holder_s_
 /// A proxy learns of the change only by its own refresh if it pulls nothing and all its settlements
 /// are answered. Until then the tokens of both holders work.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_new_leader_gives_away_is_its_holder_s_until_the_next_look_and_no_longer() {
+async fn stale_lease_after_a_leader_change_ends_within_one_refresh() {
     // There is a look each second. Without it there would be one after a third of the ack wait.
     const ACK_WAIT: u64 = 20_000;
     const LOOK: Duration = Duration::from_secs(5);

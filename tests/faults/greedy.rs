@@ -228,7 +228,7 @@ async fn still_good(good: Good, before: Duration, what: &str) {
 }
 
 #[tokio::test]
-async fn requests_that_never_end_hold_little_memory_and_not_for_long() {
+async fn endless_requests_hold_little_memory_for_a_short_time() {
     let (proxy, before) = quiet().await;
     let (good, peak) = (Good::start(&proxy).await, Peak::of(&proxy));
     let mut stranger = Stranger::connect(&proxy).await;
@@ -251,7 +251,7 @@ async fn requests_that_never_end_hold_little_memory_and_not_for_long() {
 }
 
 #[tokio::test]
-async fn requests_without_a_body_leave_places_for_others_and_end_in_time() {
+async fn requests_without_a_body_leave_permits_and_end_in_time() {
     let (proxy, before) = quiet().await;
     let (good, peak) = (Good::start(&proxy).await, Peak::of(&proxy));
     let mut strangers = Vec::new();
@@ -302,7 +302,7 @@ async fn unread(
 }
 
 #[tokio::test]
-async fn answers_that_nobody_reads_hold_little_memory_and_their_messages_come_back() {
+async fn unread_answers_hold_little_memory_and_return_their_messages() {
     let (proxy, before) = quiet().await;
     let many = async_nats::jetstream::consumer::pull::Config { max_ack_pending: -1, ..config() };
     let fixture = Fixture::new(many).await;
@@ -336,7 +336,7 @@ async fn answers_that_nobody_reads_hold_little_memory_and_their_messages_come_ba
 }
 
 #[tokio::test]
-async fn an_answer_is_dropped_when_its_leases_have_ended() {
+async fn answer_is_dropped_when_its_leases_have_ended() {
     let fixture = Fixture::new(config()).await;
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     for _ in 0..10 {
@@ -356,7 +356,7 @@ async fn an_answer_is_dropped_when_its_leases_have_ended() {
 
 /// An answer in one piece leaves hyper at once. Only the end of the connection frees it.
 #[tokio::test]
-async fn a_small_answer_that_is_not_read_ends_its_connection() {
+async fn small_unread_answer_ends_its_connection() {
     let fixture = Fixture::new(config()).await;
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     for _ in 0..2 {
@@ -373,7 +373,7 @@ async fn a_small_answer_that_is_not_read_ends_its_connection() {
 }
 
 #[tokio::test]
-async fn health_streams_are_bounded_and_a_check_is_answered_beside_them() {
+async fn health_streams_are_bounded_and_a_check_is_still_answered() {
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     proxy.ready().await;
     let peak = Peak::of(&proxy);
@@ -424,7 +424,7 @@ async fn reflection_streams_are_bounded() {
 }
 
 #[tokio::test]
-async fn a_few_bytes_do_not_become_megabytes() {
+async fn few_bytes_do_not_become_megabytes() {
     let (proxy, before) = quiet().await;
     let (good, peak) = (Good::start(&proxy).await, Peak::of(&proxy));
     let mut stranger = Stranger::connect(&proxy).await;
@@ -461,7 +461,7 @@ async fn a_few_bytes_do_not_become_megabytes() {
 
 /// h2 bounds these; the test holds that its bounds are on.
 #[tokio::test]
-async fn streams_that_are_reset_at_once_end_their_connection_or_cost_nothing() {
+async fn streams_reset_at_once_cost_nothing_or_their_connection() {
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     proxy.ready().await;
     let (good, peak) = (Good::start(&proxy).await, Peak::of(&proxy));

@@ -11,7 +11,7 @@ use testkit::{
 };
 
 #[tokio::test]
-async fn a_proxy_that_nats_takes_for_gone_comes_back_and_keeps_its_leases() {
+async fn proxy_half_closed_by_nats_reconnects_and_keeps_its_leases() {
     let Stage { fixture, wire: nats, proxy, mut client } = Stage::new(config()).await;
     fixture.publish("n", "held").await;
     let held = client.fetch(fetch(&fixture, 1, 5000)).await.unwrap().into_inner();
@@ -38,7 +38,7 @@ async fn a_proxy_that_nats_takes_for_gone_comes_back_and_keeps_its_leases() {
 /// HTTP/2 knows no half: whoever has said its last is gone, and what was meant for it is the next
 /// caller's.
 #[tokio::test]
-async fn a_client_that_has_said_its_last_takes_nothing_along() {
+async fn half_closed_client_takes_no_message() {
     let fixture = Fixture::new(config()).await;
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     let relay = Relay::to(&proxy.grpc).await;

@@ -47,7 +47,7 @@ async fn proxy_with(answers: &str, messages: usize) -> (NatsServer, Fixture, Pro
 }
 
 #[tokio::test]
-async fn an_export_that_answers_once_is_named_in_the_log() {
+async fn export_with_single_answers_is_named_in_the_log() {
     let (_server, fixture, proxy) = proxy_with("", 60).await;
     let client = proxy.client().await;
     eventually("the warning", || async {
@@ -60,7 +60,7 @@ async fn an_export_that_answers_once_is_named_in_the_log() {
 }
 
 #[tokio::test]
-async fn an_export_that_streams_its_answers_serves_as_an_account_of_our_own() {
+async fn export_with_streamed_answers_works_like_an_own_account() {
     const COUNT: usize = 60;
     let (_server, fixture, proxy) = proxy_with(", response_type: stream", COUNT).await;
     let mut client = proxy.client().await;
@@ -77,7 +77,7 @@ async fn an_export_that_streams_its_answers_serves_as_an_account_of_our_own() {
 
 /// Each pull brings one message there, the next one is the other replica's, and its end comes late.
 #[tokio::test]
-async fn a_consumer_at_its_limit_that_two_replicas_share_is_not_accused() {
+async fn shared_consumer_at_its_limit_is_not_suspected() {
     const LIMIT: u64 = 4;
     let server = NatsServer::start_with(binary(), None);
     let limited = pull::Config { max_ack_pending: 4, ..config() };

@@ -20,7 +20,7 @@ async fn round(client: &mut Client, fixture: &Fixture) {
 }
 
 #[tokio::test]
-async fn no_call_notices_that_a_server_leaves() {
+async fn no_call_notices_a_server_that_leaves() {
     let cluster = Cluster::start().await;
     // The leaders of stream and consumer stay: an election would be noticed, whoever serves.
     let fixture = cluster.fixture(config()).await;

@@ -190,12 +190,12 @@ async fn at_once(runs: impl IntoIterator<Item = impl Future<Output = ()> + Send 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_without_nats() {
+async fn workers_survive_a_second_without_nats() {
     at_once(Fault::ALL.map(|fault| outage(fault, 1))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_minute_without_nats() {
+async fn workers_survive_a_minute_without_nats() {
     at_once(Fault::ALL.map(|fault| outage(fault, 60))).await;
 }
 
@@ -265,7 +265,7 @@ async fn settle(client: &Client, place: usize, token: &str, deadline: Duration) 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_settlement_while_nats_is_away_is_told_the_truth() {
+async fn settlement_while_nats_is_away_has_a_true_answer() {
     let faults = [Fault::Stopped, Fault::Closed, Fault::Stalled];
     at_once(faults.map(settlements_are_told_the_truth)).await;
 }
@@ -294,12 +294,12 @@ async fn a_long_lease_ends_with_its_ack_wait(fault: Fault) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_long_lease_that_cannot_be_kept_alive_ends_in_time() {
+async fn long_lease_without_progress_ends_in_time() {
     at_once([Fault::Closed, Fault::Stalled].map(a_long_lease_ends_with_its_ack_wait)).await;
 }
 
 #[tokio::test]
-async fn a_half_open_connection_is_noticed() {
+async fn half_open_connection_is_noticed() {
     let (away, fixture) = Away::new(config()).await;
     let mut client = away.proxy.client().await;
     fixture.publish("n", "held").await;

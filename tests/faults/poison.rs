@@ -60,7 +60,7 @@ async fn served(client: &mut Client, fixture: &Fixture) -> Duration {
 }
 
 #[tokio::test]
-async fn whatever_cannot_be_read_is_terminated_and_nobody_is_starved() {
+async fn unreadable_messages_are_terminated_and_starve_no_consumer() {
     let server = NatsServer::shared();
     // Messages under way behind an unreadable message come back after their ack wait.
     let (hurt, other) = (Fixture::new(ack_wait(1500)).await, Fixture::new(config()).await);
@@ -115,7 +115,7 @@ async fn whatever_cannot_be_read_is_terminated_and_nobody_is_starved() {
 }
 
 #[tokio::test]
-async fn a_flood_of_what_cannot_be_read_hurts_its_own_consumer_alone() {
+async fn flood_of_unreadable_messages_hurts_its_consumer_alone() {
     let server = NatsServer::shared();
     let (hurt, other) = (Fixture::new(ack_wait(1500)).await, Fixture::new(config()).await);
     let proxy = Proxy::start(server, &[]);
@@ -152,7 +152,7 @@ async fn a_flood_of_what_cannot_be_read_hurts_its_own_consumer_alone() {
 }
 
 #[tokio::test]
-async fn where_it_may_not_be_found_its_consumer_is_suspected_and_the_other_works() {
+async fn forbidden_search_suspects_one_consumer_and_serves_others() {
     let config = r#"authorization { users: [
         { user: admin, password: admin },
         { user: proxy, password: proxy, permissions: {
@@ -187,7 +187,7 @@ async fn where_it_may_not_be_found_its_consumer_is_suspected_and_the_other_works
 
 /// JSON cannot say such a subject.
 #[tokio::test]
-async fn a_subject_that_is_no_text_is_found_and_one_that_looks_like_it_is_left_alone() {
+async fn unreadable_subject_is_terminated_and_a_similar_one_is_not() {
     let server = NatsServer::shared();
     let (hurt, other) = (Fixture::new(ack_wait(1000)).await, Fixture::new(config()).await);
     let proxy = Proxy::start(server, &[]);
@@ -209,7 +209,7 @@ async fn a_subject_that_is_no_text_is_found_and_one_that_looks_like_it_is_left_a
 
 /// Between what this consumer takes there is more than can be looked through.
 #[tokio::test]
-async fn what_cannot_be_read_is_found_however_little_of_its_stream_a_consumer_takes() {
+async fn unreadable_message_is_found_for_a_narrow_consumer() {
     let server = NatsServer::shared();
     let mut hurt = Fixture::new(config()).await;
     let filters = ["raw", "nothing"].map(|subject| format!("{}.{subject}", hurt.stream));
@@ -244,7 +244,7 @@ async fn what_cannot_be_read_is_found_however_little_of_its_stream_a_consumer_ta
 }
 
 #[tokio::test]
-async fn a_replicated_consumer_is_no_different() {
+async fn unreadable_message_of_a_replicated_consumer_is_terminated() {
     let cluster = Cluster::start().await;
     let hurt = cluster.fixture(ack_wait(1500)).await;
     let proxy = Proxy::start_at(&cluster.url(), &[]);

@@ -8,7 +8,7 @@ use testkit::{
 
 /// Such a consumer says that a batch is complete before it sends what is in it.
 #[tokio::test]
-async fn a_fetch_of_what_is_there_finds_it() {
+async fn fetch_of_an_available_message_finds_it() {
     let cluster = Cluster::start().await;
     let fixture = cluster.fixture(config()).await;
     let proxy = Proxy::start_at(&cluster.url(), &[]);

@@ -165,7 +165,7 @@ pub(super) async fn take_all(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_forgets_takes_its_leases_along() {
+async fn server_that_forgets_ends_its_leases() {
     let kinds = [Next::Neighbour, Next::Replica].into_iter();
     let kinds = kinds.flat_map(|next| [(None, next), (Some(60_000), next)]);
     let runs: Vec<_> =
@@ -176,7 +176,7 @@ async fn a_server_that_forgets_takes_its_leases_along() {
 }
 
 #[tokio::test]
-async fn a_replica_can_be_faster_than_the_news_that_a_server_has_forgotten() {
+async fn other_replica_may_settle_before_a_lost_state_is_known() {
     // The one thing that cannot be fenced on an unreplicated stream: what another was given before
     // the first could look. A message that is delivered later is settled by no other worker.
     let (_, known) = a_server_forgets(None, Next::ReplicaAtOnce).await;

@@ -67,7 +67,7 @@ fn settlement(token: &str, action: Action) -> Settlement {
 const NAK: Action = Action::Nak(NakAction { delay: None });
 
 #[tokio::test]
-async fn what_is_refused_for_one_consumer_is_not_told_of_another_s_settlements() {
+async fn refusal_of_one_consumer_does_not_affect_another() {
     let refusing = Refusing::new(30_000).await;
     let (_proxy, mut client) = refusing.proxy().await;
     refusing.fixture.publish_many(200).await;
@@ -98,7 +98,7 @@ async fn what_is_refused_for_one_consumer_is_not_told_of_another_s_settlements()
 }
 
 #[tokio::test]
-async fn a_consumer_whose_progress_is_refused_costs_no_other_its_long_leases() {
+async fn refused_progress_costs_no_other_consumer_its_leases() {
     let refusing = Refusing::new(SHORTEST_KEPT).await;
     let (_proxy, mut client) = refusing.proxy().await;
     refusing.fixture.publish_many(100).await;
@@ -114,7 +114,7 @@ async fn a_consumer_whose_progress_is_refused_costs_no_other_its_long_leases() {
 }
 
 #[tokio::test]
-async fn no_extend_and_no_long_lease_is_promised_where_nothing_can_keep_it() {
+async fn long_lease_is_not_promised_without_the_right_to_settle() {
     let refusing = Refusing::new(30_000).await;
     let (_proxy, mut client) = refusing.proxy().await;
     refusing.fixture.publish_many(3).await;
@@ -137,7 +137,7 @@ async fn no_extend_and_no_long_lease_is_promised_where_nothing_can_keep_it() {
 
 /// As when its leader is away: nobody answers, and nobody says that there is nobody.
 #[tokio::test]
-async fn a_consumer_that_does_not_answer_costs_no_other_its_long_leases() {
+async fn silent_consumer_costs_no_other_consumer_its_leases() {
     let server = NatsServer::start_with(binary(), Some(String::new()));
     let fixture = Fixture::on(&server, ack_wait(SHORTEST_KEPT)).await;
     let silent =
@@ -163,7 +163,7 @@ async fn a_consumer_that_does_not_answer_costs_no_other_its_long_leases() {
 
 /// NATS refuses each of them, and the client library drops refusals that come all at once.
 #[tokio::test]
-async fn however_many_are_refused_at_once_each_is_told_so_again_and_again() {
+async fn each_of_many_refused_settlements_gets_its_reason_repeatedly() {
     const COUNT: usize = 600;
     let refusing = Refusing::new(60_000).await;
     let (_proxy, mut client) = refusing.proxy().await;

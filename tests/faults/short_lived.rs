@@ -17,7 +17,7 @@ use tokio::{
 use super::run::measured;
 
 #[tokio::test]
-async fn connections_that_do_not_last_are_made_again_ever_more_slowly() {
+async fn short_lived_connections_are_retried_with_backoff() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("nats://{}", listener.local_addr().unwrap());
     let greeted = Arc::new(AtomicUsize::new(0));

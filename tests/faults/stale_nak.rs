@@ -82,7 +82,7 @@ fn unconfirmed() -> (Code, String) {
 /// The window that is left: what the kernel has taken from us it sends even after a close, as soon
 /// as the wire moves again. It costs an attempt, and no more.
 #[tokio::test]
-async fn a_wire_that_only_stands_still_can_bring_a_nak_late_and_costs_one_attempt_at_most() {
+async fn stalled_wire_may_bring_a_nak_late_for_one_attempt() {
     let (confirmed, sent) = (Confirmation::Confirmed, Confirmation::Sent);
     let late = tokio::join!(stalled(confirmed), stalled(sent));
     measured("stale Nak, stalled: fired late of 2", late.0 + late.1);
@@ -113,7 +113,7 @@ async fn stalled(confirmation: Confirmation) -> usize {
 }
 
 #[tokio::test]
-async fn a_nak_on_a_wire_that_stands_still_and_is_cut_never_arrives_late() {
+async fn nak_on_a_stalled_and_cut_wire_never_arrives_late() {
     tokio::join!(stalled_and_cut(Confirmation::Confirmed), stalled_and_cut(Confirmation::Sent));
 }
 
@@ -134,7 +134,7 @@ async fn stalled_and_cut(confirmation: Confirmation) {
 }
 
 #[tokio::test]
-async fn a_nak_that_finds_the_wire_cut_never_leaves_later() {
+async fn nak_on_a_cut_wire_never_leaves_later() {
     tokio::join!(cut(Confirmation::Confirmed), cut(Confirmation::Sent));
 }
 

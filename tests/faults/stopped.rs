@@ -36,7 +36,7 @@ async fn pending(fixture: &Fixture) -> usize {
 }
 
 #[tokio::test]
-async fn a_process_that_was_stopped_amid_a_settle_claims_nothing_of_the_next_holder() {
+async fn process_stopped_during_a_settle_claims_nothing_of_the_next_holder() {
     let config =
         async_nats::jetstream::consumer::pull::Config { max_ack_pending: -1, ..ack_wait(ACK_WAIT) };
     let fixture = Fixture::new(config).await;

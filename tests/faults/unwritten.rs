@@ -87,7 +87,7 @@ impl Scene {
 }
 
 #[tokio::test]
-async fn what_a_cut_kept_from_being_written_is_given_back_at_once() {
+async fn answer_unwritten_by_a_cut_is_given_back_at_once() {
     for consumer in [config(), pull::Config { max_deliver: 1, ..config() }] {
         let scene = scene(consumer).await;
         let call = scene.stuck(LARGE).await;
@@ -98,7 +98,7 @@ async fn what_a_cut_kept_from_being_written_is_given_back_at_once() {
 }
 
 #[tokio::test]
-async fn what_a_cancel_kept_from_being_written_is_given_back_at_once() {
+async fn answer_unwritten_by_a_cancel_is_given_back_at_once() {
     let scene = scene(config()).await;
     let call = scene.stuck(LARGE).await;
     call.abort();
@@ -106,7 +106,7 @@ async fn what_a_cancel_kept_from_being_written_is_given_back_at_once() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_only_slow_is_the_client_s() {
+async fn slow_answer_belongs_to_its_client() {
     let scene = scene(config()).await;
     let call = scene.stuck(LARGE).await;
     scene.relay.flow(Flow::Pass, Flow::Delay(Duration::from_millis(20)));
@@ -119,7 +119,7 @@ async fn an_answer_that_is_only_slow_is_the_client_s() {
 }
 
 #[tokio::test]
-async fn a_small_answer_that_was_written_waits_for_its_lease() {
+async fn small_written_answer_waits_for_its_lease() {
     let scene = scene(ack_wait(3000)).await;
     let call = scene.stuck(10).await;
     let written = || async { scene.proxy.log().contains("written to the client").then_some(()) };

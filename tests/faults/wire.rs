@@ -11,7 +11,7 @@ use testkit::{
 };
 
 #[tokio::test]
-async fn a_relay_passes_stalls_and_cuts() {
+async fn relay_passes_stalls_and_cuts() {
     let server = NatsServer::shared();
     let relay = Relay::to(&server.url()).await;
     let fixture = Fixture::at(&relay.nats_url(), config()).await;
@@ -34,7 +34,7 @@ async fn a_relay_passes_stalls_and_cuts() {
 }
 
 #[tokio::test]
-async fn a_cluster_elects_leaders() {
+async fn cluster_elects_leaders() {
     let cluster = Cluster::start().await;
     let fixture = cluster.fixture(config()).await;
     fixture.publish_many(3).await;

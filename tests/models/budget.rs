@@ -25,7 +25,7 @@ fn idle() -> ByteRequest {
 }
 
 #[test]
-fn one_alone_has_nearly_all_and_leaves_something_for_the_next() {
+fn single_consumer_has_nearly_all_and_leaves_something() {
     let mut budget = budget();
     let share = budget.ask(&1, busy(u64::MAX)).unwrap();
     assert!((BOUND * 8 / 10..BOUND).contains(&share), "{share}");
@@ -33,7 +33,7 @@ fn one_alone_has_nearly_all_and_leaves_something_for_the_next() {
 }
 
 #[test]
-fn many_with_a_large_appetite_share_alike_and_in_turn() {
+fn hungry_consumers_share_equally_in_turn() {
     let mut budget = budget();
     let mut line: VecDeque<u32> = (0..40).collect();
     let mut served: BTreeMap<u32, u64> = BTreeMap::new();
@@ -59,7 +59,7 @@ fn many_with_a_large_appetite_share_alike_and_in_turn() {
 }
 
 #[test]
-fn a_thousand_idle_ones_leave_half_to_busy_ones() {
+fn thousand_idle_consumers_leave_half_to_busy_ones() {
     let mut budget = budget();
     for who in 0..1000 {
         assert!(budget.ask(&who, idle()).is_some(), "{who}");
@@ -70,7 +70,7 @@ fn a_thousand_idle_ones_leave_half_to_busy_ones() {
 }
 
 #[test]
-fn a_message_that_is_larger_than_all_comes_when_no_other_busy_one_does() {
+fn message_larger_than_the_budget_comes_alone() {
     let mut budget = budget();
     let whole = ByteRequest { most: 2 * BOUND, least: 2 * BOUND, idle: false };
     budget.ask(&1, idle()).unwrap();
@@ -87,7 +87,7 @@ fn a_message_that_is_larger_than_all_comes_when_no_other_busy_one_does() {
 }
 
 #[test]
-fn whoever_leaves_the_line_makes_room_and_gives_back_what_it_did_not_hear_of() {
+fn caller_that_leaves_the_line_returns_its_share() {
     let mut budget = budget();
     let all = ByteRequest { most: BOUND, least: BOUND, idle: false };
     budget.ask(&1, all).unwrap();
@@ -101,7 +101,7 @@ fn whoever_leaves_the_line_makes_room_and_gives_back_what_it_did_not_hear_of() {
 }
 
 #[test]
-fn what_is_in_doubt_is_not_granted_again() {
+fn budget_in_doubt_is_not_granted_again() {
     let mut budget = budget();
     let share = budget.ask(&1, busy(BOUND)).unwrap();
     assert_eq!(budget.keep(&1, u64::MAX), share);
@@ -112,7 +112,7 @@ fn what_is_in_doubt_is_not_granted_again() {
 }
 
 #[test]
-fn one_that_keeps_all_it_gets_never_has_everything() {
+fn consumer_that_keeps_its_share_never_has_everything() {
     let mut budget = PullBudget::new(100_000, 100_000);
     for who in 0..4 {
         while let Some(share) =
@@ -128,14 +128,14 @@ fn one_that_keeps_all_it_gets_never_has_everything() {
 }
 
 #[test]
-fn a_share_of_a_few_can_be_all_of_them() {
+fn share_of_a_few_can_be_all_of_them() {
     let mut budget = PullBudget::new(5, 5);
     let five = ByteRequest { most: 5, least: 1, idle: false };
     assert_eq!(budget.ask(&1, five), Some(5));
 }
 
 #[test]
-fn a_cut_with_much_on_its_way_lowers_the_bound_until_it_has_gone_well_for_a_while() {
+fn cut_under_load_lowers_the_bound_for_a_while() {
     let start = Instant::now();
     let mut bound = PullBound::new(BOUND);
     for most in [4 * MIB, MIB, MIB / 4, 64 << 10, 16 << 10, 16 << 10] {
@@ -158,7 +158,7 @@ fn a_cut_with_much_on_its_way_lowers_the_bound_until_it_has_gone_well_for_a_whil
 }
 
 #[test]
-fn a_cut_after_much_has_come_says_nothing_of_what_the_server_lets_wait() {
+fn cut_after_many_arrivals_does_not_lower_the_bound() {
     let start = Instant::now();
     let mut bound = PullBound::new(BOUND);
     bound.came(5 * BOUND);
@@ -198,7 +198,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn what_is_out_is_what_all_have_and_the_first_in_line_is_never_forgotten(
+    fn granted_total_matches_all_shares_and_serves_the_line(
         acts in prop::collection::vec(act(), 1..200),
     ) {
         let mut budget = PullBudget::new(100, u64::MAX);

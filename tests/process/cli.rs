@@ -19,7 +19,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn the_version_is_the_crate_s() {
+fn version_is_that_of_the_crate() {
     let output = run(&["--version"]);
     assert_eq!(text(&output.stdout), format!("fetch-proxy {}\n", env!("CARGO_PKG_VERSION")));
 }
@@ -57,7 +57,7 @@ fn help_shows_for_every_flag_its_variable_and_its_default() {
 }
 
 #[test]
-fn what_is_wrong_ends_with_code_2_and_one_clear_line() {
+fn wrong_flag_ends_with_code_2_and_one_clear_line() {
     for (arguments, said) in [
         (&["serve", "--listen", "nowhere"][..], ":PORT for all addresses"),
         (&["serve", "--token-key-file", "/nowhere/keys"], "cannot read /nowhere/keys"),
@@ -86,7 +86,7 @@ fn what_is_wrong_ends_with_code_2_and_one_clear_line() {
 
 /// A variable is a flag by another name: what is wrong with one is wrong with the other.
 #[test]
-fn what_is_wrong_in_a_variable_ends_with_code_2_and_one_clear_line() {
+fn wrong_variable_ends_with_code_2_and_one_clear_line() {
     let folder = tempfile::tempdir().unwrap();
     let pipe = folder.path().join("pipe");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
@@ -120,7 +120,7 @@ fn what_is_wrong_in_a_variable_ends_with_code_2_and_one_clear_line() {
 }
 
 #[tokio::test]
-async fn with_the_largest_of_every_number_and_time_it_serves() {
+async fn largest_numbers_and_times_are_served() {
     let (most, longest) = ("100000000", "366d");
     let counts = ["--max-leases", "--max-waiters", "--max-calls", "--max-connections"];
     let times = [
@@ -159,7 +159,7 @@ async fn with_the_largest_of_every_number_and_time_it_serves() {
 }
 
 #[test]
-fn an_address_in_use_is_said_and_fails() {
+fn address_in_use_is_named_and_fails() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let output = run(&["serve", "--listen", &address, "--ops-listen", "127.0.0.1:0"]);
@@ -168,7 +168,7 @@ fn an_address_in_use_is_said_and_fails() {
 }
 
 #[test]
-fn keygen_makes_a_new_key_each_time_that_serve_takes() {
+fn keygen_makes_a_new_key_that_serve_accepts() {
     let (one, two) = (text(&run(&["keygen"]).stdout), text(&run(&["keygen"]).stdout));
     assert_ne!(one, two);
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -179,7 +179,7 @@ fn keygen_makes_a_new_key_each_time_that_serve_takes() {
 }
 
 #[tokio::test]
-async fn probe_says_how_it_is_by_its_exit_code() {
+async fn probe_gives_health_by_its_exit_code() {
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     testkit::eventually("readiness", || async {
         run(&["probe", "--addr", &proxy.ops]).status.success().then_some(())
@@ -202,7 +202,7 @@ async fn probe_says_how_it_is_by_its_exit_code() {
 
 /// A Service that has just been made refuses until it has heard of its pods.
 #[tokio::test]
-async fn probe_asks_again_while_nobody_is_there() {
+async fn probe_repeats_while_no_proxy_listens() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = free.local_addr().unwrap().to_string();
     drop(free);
@@ -216,7 +216,7 @@ async fn probe_asks_again_while_nobody_is_there() {
 
 /// Container runtimes start programs with few files and allow them more.
 #[tokio::test]
-async fn as_many_files_as_the_system_allows_may_be_open_and_too_few_are_told() {
+async fn file_limit_is_raised_and_a_low_limit_is_logged() {
     for (limit, told) in [("ulimit -Sn 256", false), ("ulimit -n 256", true)] {
         let log = tempfile::NamedTempFile::new().unwrap();
         let serve = format!(
@@ -240,7 +240,7 @@ async fn as_many_files_as_the_system_allows_may_be_open_and_too_few_are_told() {
 }
 
 #[tokio::test]
-async fn a_name_and_a_port_alone_can_be_listened_on() {
+async fn name_or_port_alone_is_enough_to_listen() {
     for (listen, addresses) in [
         ("localhost:0", &["127.0.0.1", "localhost"][..]),
         (":0", &["127.0.0.1", "localhost", "0.0.0.0", ""]),

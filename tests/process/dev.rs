@@ -134,7 +134,7 @@ async fn dev_serves_its_samples_and_prints_what_to_type_next() {
 }
 
 #[tokio::test]
-async fn dev_leaves_no_process_and_no_folder_behind_however_it_dies() {
+async fn dev_leaves_no_process_and_no_folder_behind() {
     for signal in ["INT", "TERM", "KILL"] {
         let mut dev = Dev::start(&[]);
         dev.client().await;
@@ -150,7 +150,7 @@ async fn dev_leaves_no_process_and_no_folder_behind_however_it_dies() {
 }
 
 #[tokio::test]
-async fn dev_keeps_a_store_that_is_named() {
+async fn dev_keeps_a_named_store() {
     let store = tempfile::tempdir().unwrap();
     let flags = ["--store-dir", store.path().to_str().unwrap()];
     for round in 1..=2 {
@@ -173,7 +173,7 @@ async fn dev_keeps_a_store_that_is_named() {
 }
 
 #[test]
-fn without_a_nats_server_dev_says_how_to_get_one() {
+fn dev_without_a_nats_server_says_how_to_get_one() {
     let output = Command::new(env!("CARGO_BIN_EXE_fetch-proxy"))
         .args(["dev", "--nats-server", "/nowhere/nats-server"])
         .output()

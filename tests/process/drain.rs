@@ -31,7 +31,7 @@ async fn draining(proxy: &Proxy) {
 }
 
 #[tokio::test]
-async fn an_idle_proxy_ends_with_code_0() {
+async fn idle_proxy_ends_with_code_0() {
     for signal in ["TERM", "INT", "HUP"] {
         let mut proxy = Proxy::start(NatsServer::shared(), &PATIENT);
         proxy.signal(signal);
@@ -41,7 +41,7 @@ async fn an_idle_proxy_ends_with_code_0() {
 }
 
 #[tokio::test]
-async fn step_1_health_says_not_serving_and_everything_is_served_for_the_delay() {
+async fn step_1_health_says_not_serving_and_calls_are_served() {
     let fixture = Fixture::new(config()).await;
     let mut proxy = Proxy::start(NatsServer::shared(), &["--drain-delay", "3s"]);
     fixture.publish_many(2).await;
@@ -65,7 +65,7 @@ async fn step_1_health_says_not_serving_and_everything_is_served_for_the_delay()
 }
 
 #[tokio::test]
-async fn step_2_open_fetches_return_new_ones_are_refused_and_settling_goes_on() {
+async fn step_2_fetches_return_and_settling_continues() {
     let fixture = Fixture::new(config()).await;
     let mut proxy = Proxy::start(NatsServer::shared(), &PATIENT);
     let mut client = proxy.client().await;
@@ -112,7 +112,7 @@ async fn step_3_leases_are_waited_for() {
 }
 
 #[tokio::test]
-async fn step_4_connections_are_told_to_go_when_nothing_is_held() {
+async fn step_4_connections_are_closed_when_no_lease_is_left() {
     let mut proxy = Proxy::start(NatsServer::shared(), &PATIENT);
     let mut socket = TcpStream::connect(&proxy.grpc).await.unwrap();
     socket.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
@@ -162,7 +162,7 @@ async fn next_frame(socket: &mut TcpStream) -> Option<(u8, u8, Vec<u8>)> {
 /// More than fits into the wire, which stands still until nothing is left to do but to flush: what
 /// the kernel has not taken by then goes nowhere without it.
 #[tokio::test]
-async fn step_5_what_was_only_sent_to_nats_is_flushed() {
+async fn step_5_settlements_that_were_only_sent_are_flushed() {
     let many = pull::Config { max_ack_pending: -1, ..config() };
     let fixture = Fixture::new(many).await;
     let wire = Relay::narrow_to(&NatsServer::shared().url());
@@ -212,7 +212,7 @@ async fn step_5_what_was_only_sent_to_nats_is_flushed() {
 }
 
 #[tokio::test]
-async fn an_open_health_watch_does_not_hold_up_the_end() {
+async fn open_health_watch_does_not_delay_the_end() {
     let mut proxy = Proxy::start(NatsServer::shared(), &PATIENT);
     let channel = tonic::transport::Endpoint::from_shared(format!("http://{}", proxy.grpc));
     let mut health = HealthClient::new(channel.unwrap().connect().await.unwrap());
@@ -226,7 +226,7 @@ async fn an_open_health_watch_does_not_hold_up_the_end() {
 }
 
 #[tokio::test]
-async fn a_connection_that_has_said_nothing_does_not_hold_up_the_end() {
+async fn silent_connection_does_not_delay_the_end() {
     let mut proxy = Proxy::start(NatsServer::shared(), &PATIENT);
     let _silent = std::net::TcpStream::connect(&proxy.grpc).unwrap();
     let _silent = std::net::TcpStream::connect(&proxy.ops).unwrap();
@@ -235,7 +235,7 @@ async fn a_connection_that_has_said_nothing_does_not_hold_up_the_end() {
 }
 
 #[tokio::test]
-async fn a_peer_that_has_fallen_silent_does_not_hold_up_the_end() {
+async fn stopped_peer_does_not_delay_the_end() {
     let mut proxy = Proxy::start(NatsServer::shared(), &PATIENT);
     let socket = TcpStream::connect(&proxy.grpc).await.unwrap();
     let (_send, mut connection) = h2::client::handshake(socket).await.unwrap();
@@ -257,7 +257,7 @@ async fn ended_soon(proxy: &mut Proxy, holding: &str) {
 }
 
 #[tokio::test]
-async fn calls_that_do_not_end_are_cut_off_by_the_drain_timeout() {
+async fn endless_calls_are_cut_off_by_the_drain_timeout() {
     let fixture = Fixture::new(config()).await;
     let mut proxy = Proxy::start(NatsServer::shared(), &["--drain-timeout", "1s"]);
     let mut client = proxy.client().await;
@@ -276,7 +276,7 @@ async fn calls_that_do_not_end_are_cut_off_by_the_drain_timeout() {
 
 /// One case of the bound in docs/how-to/upgrade.md, by which the grace period of a pod is chosen.
 #[tokio::test]
-async fn while_nats_hangs_a_drain_ends_within_ten_seconds_after_its_timeout() {
+async fn drain_ends_ten_seconds_after_its_timeout_while_nats_hangs() {
     let server = NatsServer::start();
     let fixture = Fixture::on(&server, config()).await;
     let mut proxy = Proxy::start(&server, &["--drain-timeout", "2s"]);
@@ -307,7 +307,7 @@ async fn while_nats_hangs_a_drain_ends_within_ten_seconds_after_its_timeout() {
 
 /// The leases take all of the drain's time; then there is nothing left that could be cut off.
 #[tokio::test]
-async fn a_drain_that_waits_for_leases_says_nothing_of_calls_that_are_not_there() {
+async fn drain_that_waits_for_leases_logs_no_calls() {
     for connected in [false, true, false, true] {
         let fixture = Fixture::new(config()).await;
         let mut proxy = Proxy::start(NatsServer::shared(), &["--drain-timeout", "1s"]);
@@ -325,7 +325,7 @@ async fn a_drain_that_waits_for_leases_says_nothing_of_calls_that_are_not_there(
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_at_once() {
+async fn second_signal_ends_at_once() {
     let mut proxy = Proxy::start(NatsServer::shared(), &["--drain-delay", "60s"]);
     draining(&proxy).await;
     // Within a second of the first it is one with it.
@@ -342,7 +342,7 @@ async fn a_second_signal_ends_at_once() {
 /// Health is served until the end. A client that watches health on the ops port delays the end by a
 /// second.
 #[tokio::test]
-async fn a_second_signal_ends_the_last_steps_at_once_too() {
+async fn second_signal_ends_the_last_steps_at_once() {
     // A busy machine may sleep through that second.
     for _ in 0..5 {
         let mut proxy = Proxy::start(NatsServer::shared(), &["--drain-delay", "2s"]);
@@ -367,7 +367,7 @@ async fn a_second_signal_ends_the_last_steps_at_once_too() {
 
 /// As supervisors do that signal a process, and then its group.
 #[tokio::test]
-async fn signals_in_one_moment_are_one() {
+async fn simultaneous_signals_count_as_one() {
     let mut proxy = Proxy::start(NatsServer::shared(), &["--drain-delay", "2s"]);
     proxy.ready().await;
     let pid = proxy.pid();
@@ -381,7 +381,7 @@ async fn signals_in_one_moment_are_one() {
 
 /// `nohup` means that the end of a terminal is not the end of the process.
 #[tokio::test]
-async fn a_hang_up_that_was_switched_off_stays_so() {
+async fn ignored_hangup_signal_stays_ignored() {
     let log = tempfile::NamedTempFile::new().unwrap();
     let said = || std::fs::read_to_string(log.path()).unwrap();
     let mut child = Command::new("sh")
@@ -429,7 +429,7 @@ async fn work(replicas: Vec<Client>, fixture: &Fixture, count: usize) -> Vec<u64
 }
 
 #[tokio::test]
-async fn a_worker_that_runs_through_a_drain_loses_nothing() {
+async fn worker_loses_nothing_through_a_drain() {
     let fixture = Fixture::new(config()).await;
     let mut leaving = Proxy::start(NatsServer::shared(), &PATIENT);
     let staying = Proxy::start(NatsServer::shared(), &[]);

@@ -23,7 +23,7 @@ fn call(proxy: &Proxy, method: &str, request: &serde_json::Value) -> serde_json:
 }
 
 #[tokio::test]
-async fn a_person_describes_fetches_and_settles() {
+async fn grpcurl_describes_fetches_and_settles() {
     let fixture = Fixture::new(config()).await;
     fixture.publish("a", "hello").await;
     fixture.publish("b", "again").await;
@@ -62,7 +62,7 @@ async fn a_person_describes_fetches_and_settles() {
 }
 
 #[test]
-fn error_details_are_decoded_for_a_person() {
+fn grpcurl_decodes_error_details() {
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     let target = ["fetchproxy.v1.FetchService/Ack"];
     let output = grpcurl(&proxy, &["-d", r#"{"token":"nonsense"}"#], &target);

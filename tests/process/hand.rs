@@ -51,7 +51,7 @@ impl Hand {
 }
 
 #[tokio::test]
-async fn a_round_by_hand() {
+async fn fetch_and_ack_work_by_hand() {
     let hand = Hand::new().await;
     let Fixture { stream, consumer, .. } = &hand.fixture;
     hand.fixture.publish("new", r#"{"id":1}"#).await;
@@ -73,7 +73,7 @@ async fn a_round_by_hand() {
 }
 
 #[tokio::test]
-async fn several_at_once_and_for_programs() {
+async fn several_tokens_and_json_work_by_hand() {
     let hand = Hand::new().await;
     hand.fixture.publish_many(4).await;
     let tokens = hand.taken("4");
@@ -90,7 +90,7 @@ async fn several_at_once_and_for_programs() {
 }
 
 #[tokio::test]
-async fn bytes_that_are_no_text_and_what_fails_its_codec_are_shown() {
+async fn binary_and_rejected_messages_are_shown() {
     let hand = Hand::new().await;
     let Fixture { stream, consumer, .. } = &hand.fixture;
     hand.fixture.publish("bytes", vec![0xff, 0xfe]).await;
@@ -103,7 +103,7 @@ async fn bytes_that_are_no_text_and_what_fails_its_codec_are_shown() {
 
 /// A publisher must not be able to control an operator's terminal.
 #[tokio::test]
-async fn what_a_message_holds_is_shown_and_not_obeyed() {
+async fn control_characters_of_a_message_are_shown_as_text() {
     let hand = Hand::new().await;
     let Fixture { stream, consumer, .. } = &hand.fixture;
     let mut headers = async_nats::HeaderMap::new();
@@ -130,7 +130,7 @@ async fn what_a_message_holds_is_shown_and_not_obeyed() {
 }
 
 #[tokio::test]
-async fn of_several_tokens_each_is_named() {
+async fn each_of_several_tokens_is_named() {
     let hand = Hand::new().await;
     hand.fixture.publish_many(2).await;
     let tokens = hand.taken("2");
@@ -163,7 +163,7 @@ fn seconds(lease: &Value) -> f64 {
 
 /// The output of grpcurl for the same answer.
 #[tokio::test]
-async fn programs_are_told_in_the_json_of_the_contract() {
+async fn json_output_follows_the_contract() {
     let hand = Hand::new().await;
     let Fixture { stream, consumer, .. } = &hand.fixture;
     hand.fixture.publish("n", "1").await;
@@ -203,7 +203,7 @@ async fn programs_are_told_in_the_json_of_the_contract() {
 
 /// As they are copied from JSON, from a terminal, or from a file.
 #[tokio::test]
-async fn blanks_and_quotes_around_a_token_are_no_part_of_it() {
+async fn blanks_and_quotes_around_a_token_are_ignored() {
     let hand = Hand::new().await;
     hand.fixture.publish_many(4).await;
     let tokens = hand.taken("4");
@@ -217,7 +217,7 @@ async fn blanks_and_quotes_around_a_token_are_no_part_of_it() {
 }
 
 #[test]
-fn nobody_there_is_said_and_fails() {
+fn missing_proxy_is_named_and_fails() {
     let output = Command::new(env!("CARGO_BIN_EXE_fetch-proxy"))
         .args(["ack", "x", "--addr", "127.0.0.1:1"])
         .output()
@@ -228,7 +228,7 @@ fn nobody_there_is_said_and_fails() {
 }
 
 #[tokio::test]
-async fn what_the_service_refuses_is_said_by_its_reason() {
+async fn refusal_of_the_service_is_shown_with_its_reason() {
     let hand = Hand::new().await;
     let (text, code) = hand.said(&["fetch", &hand.fixture.stream, "nobody"]);
     assert!(code == 1 && text.starts_with("error: CONSUMER_NOT_FOUND: "), "{text}");

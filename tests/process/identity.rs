@@ -34,7 +34,7 @@ async fn refused(proxy: &Proxy) {
 
 /// A Secret that was made of a file has the file's last line break.
 #[tokio::test]
-async fn a_user_is_known_by_the_password() {
+async fn user_is_known_by_the_password() {
     let config = "authorization { users: [ { user: proxy, password: \"a secret\" } ] }";
     let server = NatsServer::start_with(binary(), Some(config.to_owned()));
     let options = ConnectOptions::with_user_and_password("proxy".into(), "a secret".into());
@@ -51,7 +51,7 @@ async fn a_user_is_known_by_the_password() {
 }
 
 #[tokio::test]
-async fn a_token_is_enough() {
+async fn token_is_enough() {
     let config = "authorization { token: \"secret\" }";
     let server = NatsServer::start_with(binary(), Some(config.to_owned()));
     let client = ConnectOptions::with_token("secret".into()).connect(server.url()).await.unwrap();
@@ -133,7 +133,7 @@ fn jwt(issuer: &KeyPair, subject: &str, nats: &Value) -> String {
 }
 
 #[tokio::test]
-async fn credentials_that_are_replaced_are_taken_up_without_a_restart() {
+async fn replaced_credentials_are_used_without_a_restart() {
     let operator = Operator::new();
     let [admin, old, new] = [0; 3].map(|_| KeyPair::new_user());
     let server = NatsServer::start_with(binary(), Some(operator.server(&[])));
@@ -157,7 +157,7 @@ async fn credentials_that_are_replaced_are_taken_up_without_a_restart() {
 
 /// A read of such a file never ends. A process with one thread would do nothing else.
 #[tokio::test]
-async fn a_seed_file_that_hangs_holds_nothing_up_but_the_connection() {
+async fn hanging_seed_file_delays_the_connection_only() {
     let (folder, pair) = (tempfile::tempdir().unwrap(), KeyPair::new_user());
     let (file, pipe) = (folder.path().join("nkey"), folder.path().join("pipe"));
     fs::write(&file, pair.seed().unwrap()).unwrap();

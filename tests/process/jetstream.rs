@@ -60,7 +60,7 @@ fn as_user(server: &NatsServer, user: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_nats_without_jetstream_is_told_for_what_it_is() {
+async fn nats_without_jetstream_is_named() {
     let fixture = Fixture::new(config()).await;
     let why = "JetStream is not enabled: nobody answers at `$JS.API`";
     let server = NatsServer::start_without_jetstream();
@@ -77,7 +77,7 @@ async fn a_nats_without_jetstream_is_told_for_what_it_is() {
 }
 
 #[tokio::test]
-async fn a_wrong_jetstream_domain_is_told_for_what_it_is() {
+async fn wrong_jetstream_domain_is_named() {
     let fixture = Fixture::new(config()).await;
     let server = NatsServer::start_with(binary(), Some("jetstream { domain: hub }".to_owned()));
     let proxy = Proxy::start(&server, &["--js-domain", "wrong"]);
@@ -90,7 +90,7 @@ async fn a_wrong_jetstream_domain_is_told_for_what_it_is() {
 }
 
 #[tokio::test]
-async fn an_account_without_jetstream_is_told_and_served_once_it_has_jetstream() {
+async fn account_is_served_once_it_has_jetstream() {
     let server = NatsServer::start_with(binary(), Some(accounts("")));
     let fixture = Fixture::at(&as_user(&server, "b"), config()).await;
     let proxy = Proxy::start_at(&as_user(&server, "a"), &[]);
@@ -116,7 +116,7 @@ async fn an_account_without_jetstream_is_told_and_served_once_it_has_jetstream()
 
 /// The least rights do not name the account's INFO: nobody has to have it.
 #[tokio::test]
-async fn without_the_right_to_ask_for_jetstream_the_first_fetch_finds_out() {
+async fn first_fetch_finds_a_missing_right_to_ask_for_jetstream() {
     let rights = |jetstream: &str| {
         format!(
             "accounts {{\nA {{\n{jetstream}\nusers: [\n{{user: b, password: b}}\n\

@@ -62,7 +62,7 @@ async fn ends_well(proxy: &mut Proxy) {
 }
 
 #[tokio::test]
-async fn a_log_that_nobody_reads_holds_up_no_call_no_probe_and_no_end() {
+async fn unread_log_delays_no_call_no_probe_and_no_end() {
     let fixture = Fixture::new(config()).await;
     let (mut reader, log) = full_pipe().await;
     let nats = NatsServer::shared().url();
@@ -75,7 +75,7 @@ async fn a_log_that_nobody_reads_holds_up_no_call_no_probe_and_no_end() {
 }
 
 #[tokio::test]
-async fn what_a_slow_reader_left_in_the_pipe_is_followed_by_all_lines() {
+async fn slow_reader_of_the_log_receives_all_lines() {
     let (mut reader, log) = full_pipe().await;
     let mut proxy = Proxy::start_logging_to(log.into(), &NatsServer::shared().url(), &[]);
     proxy.client().await;
@@ -93,7 +93,7 @@ async fn what_a_slow_reader_left_in_the_pipe_is_followed_by_all_lines() {
 
 /// Some supervisors share a pipe that does not block.
 #[tokio::test]
-async fn a_pipe_that_would_block_is_waited_for() {
+async fn full_pipe_without_blocking_is_waited_for() {
     let (mut reader, log) = full_pipe().await;
     let log = nonblocking(log);
     let mut proxy = Proxy::start_logging_to(log.into(), &NatsServer::shared().url(), &[]);
@@ -108,7 +108,7 @@ async fn a_pipe_that_would_block_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_disk_that_is_full_ends_nothing() {
+async fn full_disk_ends_nothing() {
     if !Path::new("/dev/full").exists() {
         return;
     }
@@ -122,7 +122,7 @@ async fn a_disk_that_is_full_ends_nothing() {
 
 /// The log collector goes, and comes back.
 #[tokio::test]
-async fn lines_that_nobody_took_are_counted_and_the_count_is_said_afterwards() {
+async fn dropped_log_lines_are_counted_and_reported() {
     let folder = tempfile::tempdir().unwrap();
     let fifo = folder.path().join("log");
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
@@ -156,7 +156,7 @@ async fn lines_that_nobody_took_are_counted_and_the_count_is_said_afterwards() {
 }
 
 #[tokio::test]
-async fn an_error_at_the_end_is_not_held_up_by_its_reader() {
+async fn final_error_is_not_delayed_by_its_reader() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let (reader, log) = full_pipe().await;
@@ -181,7 +181,7 @@ async fn an_error_at_the_end_is_not_held_up_by_its_reader() {
 
 /// Nobody has to read the hints.
 #[tokio::test]
-async fn dev_serves_and_ends_when_nobody_reads_what_it_prints() {
+async fn dev_serves_and_ends_without_a_reader() {
     let (reader, full) = full_pipe().await;
     let mut dev = Dev::start_printing_to(full.into(), &[]);
     dev.client().await;
@@ -191,7 +191,7 @@ async fn dev_serves_and_ends_when_nobody_reads_what_it_prints() {
 }
 
 #[test]
-fn a_command_whose_reader_has_gone_says_so_and_does_not_panic() {
+fn command_without_a_reader_does_not_panic() {
     for arguments in [&["keygen"][..], &["--help"], &["--version"], &["serve", "--help"]] {
         let (reader, writer) = io::pipe().unwrap();
         drop(reader);
@@ -219,7 +219,7 @@ async fn lines(proxy: &Proxy, message: &str) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn the_start_line_says_who_this_is_and_no_secret() {
+async fn start_line_names_the_replica_and_no_secret() {
     let url = NatsServer::shared().url().replace("//", "//somebody:hunter2@");
     let proxy = Proxy::start_at(&url, &["--max-leases", "123", "--replica-name", "pod-7"]);
     let first = &lines(&proxy, "starting").await[0];
@@ -241,7 +241,7 @@ async fn the_start_line_says_who_this_is_and_no_secret() {
 }
 
 #[tokio::test]
-async fn a_worker_whose_leases_end_unsettled_is_named() {
+async fn worker_whose_leases_end_unsettled_is_named() {
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     proxy.ready().await;
     let mut client = proxy.client().await;
@@ -268,7 +268,7 @@ async fn a_worker_whose_leases_end_unsettled_is_named() {
 }
 
 #[tokio::test]
-async fn the_first_refusal_of_each_reason_and_consumer_is_logged() {
+async fn first_refusal_of_each_reason_and_consumer_is_logged() {
     let fixture = Fixture::new(config()).await;
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     proxy.ready().await;
@@ -307,7 +307,7 @@ async fn the_first_refusal_of_each_reason_and_consumer_is_logged() {
 
 /// A client that asks for forbidden streams cannot fill the log.
 #[tokio::test]
-async fn subjects_that_nats_refuses_are_logged_and_not_each_time() {
+async fn refused_subjects_are_logged_and_not_each_time() {
     let rights = "publish: { allow: [\">\"], deny: [\"$JS.ACK.>\"] }";
     let user = format!("{{ user: a, password: a, permissions: {{ {rights} }} }}");
     let config = format!("authorization {{ users: [ {{ user: b, password: b }}, {user} ] }}");

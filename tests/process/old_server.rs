@@ -10,7 +10,7 @@ use testkit::{
 };
 
 #[tokio::test]
-async fn a_server_that_is_too_old_is_not_served_and_never_hangs() {
+async fn old_nats_server_is_refused_and_never_hangs() {
     let Some(binary) = std::env::var_os("FETCH_PROXY_TEST_OLD_NATS_SERVER") else {
         // Not by a macro: what those print of a test that passes is not shown.
         let told = "NOT TESTED: no old nats-server; FETCH_PROXY_TEST_OLD_NATS_SERVER names none";

@@ -90,7 +90,7 @@ fn flags() -> BTreeMap<String, String> {
 }
 
 #[test]
-fn pages_name_no_flag_that_is_not_there() {
+fn pages_name_existing_flags_only() {
     let flags = flags();
     let mut count = 0;
     for folder in ["how-to", "reference", "explanation"] {
@@ -109,7 +109,7 @@ fn pages_name_no_flag_that_is_not_there() {
 }
 
 #[test]
-fn the_defaults_on_the_page_are_those_of_the_program() {
+fn defaults_on_the_page_match_the_program() {
     let (flags, limits) = (flags(), text("reference/limits.md"));
     let mut count = 0;
     for row in limits.lines().filter(|line| line.starts_with("| `--")) {
@@ -134,7 +134,7 @@ fn only(nkey: &KeyPair) -> String {
 }
 
 #[tokio::test]
-async fn an_nkey_that_is_rotated_is_taken_up_without_a_restart() {
+async fn rotated_nkey_is_used_without_a_restart() {
     let (old, new) = (KeyPair::new_user(), KeyPair::new_user());
     let server = NatsServer::start_with(binary(), Some(only(&old)));
     let admin = server.url().replace("//", "//admin:x@");
@@ -163,7 +163,7 @@ async fn an_nkey_that_is_rotated_is_taken_up_without_a_restart() {
 
 /// A peer's mistake is a warning of the HTTP/2 library, and no line of the page.
 #[tokio::test]
-async fn libraries_say_nothing_in_the_log() {
+async fn libraries_write_nothing_to_the_log() {
     const PING: u8 = 6;
     let frame = |kind: u8, flags: u8, payload: &[u8]| {
         let length = u8::try_from(payload.len()).unwrap();
@@ -194,7 +194,7 @@ async fn libraries_say_nothing_in_the_log() {
 }
 
 #[tokio::test]
-async fn the_log_says_at_which_listener_all_connections_are_taken() {
+async fn log_names_the_listener_without_free_connections() {
     let proxy = Proxy::start(NatsServer::shared(), &["--max-connections", "3"]);
     for (listener, address, most) in [("grpc", &proxy.grpc, 3), ("ops", &proxy.ops, 256)] {
         let taken: Vec<_> = (0..=most).map(|_| TcpStream::connect(address).unwrap()).collect();

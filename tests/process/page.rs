@@ -240,7 +240,7 @@ fn is_shown(shown: &[String], said: &str) -> Result<(), String> {
 }
 
 #[test]
-fn no_command_escapes_by_the_way_it_is_written() {
+fn every_style_of_command_is_read() {
     assert_eq!(escaped("Text, `code`.\n```console\n$ a \\\n    b\n{\n```\nText.\n"), [""; 0]);
     for line in ["```sh", "```", "```console ", "  ```console", "~~~console", "$ a", "    a", "\ta"]
     {
@@ -252,21 +252,21 @@ fn no_command_escapes_by_the_way_it_is_written() {
 }
 
 #[test]
-fn a_command_has_all_its_lines() {
+fn command_has_all_its_lines() {
     let page = "```console\n$ a \\\n  b\nsaid\n$ cat <<'END'\n$ it's text\nEND\n$ c 'd\ne'\n```\n";
     let commands: Vec<_> = read(page).into_iter().map(|typed| typed.command).collect();
     assert_eq!(commands, ["a \\\n  b", "cat <<'END'\n$ it's text\nEND", "c 'd\ne'"]);
 }
 
 #[test]
-fn a_token_is_pasted_where_its_name_stands_alone() {
+fn token_replaces_its_name_on_a_page() {
     let seen = ["a".to_owned(), "b".to_owned()];
     let typed = r#"MY_TOKEN=1 x TOKEN "TOKEN-2" TOKENS"#;
     assert_eq!(paste(typed, &seen), r#"MY_TOKEN=1 x a "b" TOKENS"#);
 }
 
 #[test]
-fn a_terminal_keeps_its_variables_and_says_what_a_command_says() {
+fn terminal_keeps_variables_and_shows_output() {
     let mut terminal = Terminal::open();
     assert_eq!(terminal.type_in("x=1"), "");
     assert_eq!(terminal.type_in("echo $x; printf 2; echo 3 >&2; cat"), "1\n23\n");

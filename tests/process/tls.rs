@@ -85,7 +85,7 @@ fn start(nats_url: &str, flags: &[String]) -> Proxy {
 }
 
 #[tokio::test]
-async fn both_sides_know_each_other_and_new_certificates_are_taken_up() {
+async fn both_sides_check_certificates_and_use_new_ones() {
     let folder = tempfile::tempdir().unwrap();
     let certificates = Certificates::write(folder.path());
     let mut server = NatsServer::start_with(binary(), Some(certificates.server()));
@@ -112,7 +112,7 @@ async fn both_sides_know_each_other_and_new_certificates_are_taken_up() {
 
 /// Such a server says nothing before the TLS handshake.
 #[tokio::test]
-async fn a_server_that_wants_the_handshake_first_is_connected_to_by_a_flag_that_the_log_names() {
+async fn server_with_handshake_first_needs_the_flag_that_the_log_names() {
     let folder = tempfile::tempdir().unwrap();
     let certificates = Certificates::write(folder.path());
     let tls = certificates.server().replace("verify: true", "verify: true, handshake_first: true");
@@ -129,7 +129,7 @@ async fn a_server_that_wants_the_handshake_first_is_connected_to_by_a_flag_that_
 }
 
 #[tokio::test]
-async fn a_stranger_on_either_side_is_not_connected_to() {
+async fn untrusted_certificate_on_either_side_is_refused() {
     let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let [ours, others] = [0, 1].map(|place| Certificates::write(folders[place].path()));
     let server = NatsServer::start_with(binary(), Some(ours.server()));
@@ -171,7 +171,7 @@ async fn eavesdropper() -> (u16, Arc<Mutex<Vec<Vec<u8>>>>) {
 }
 
 #[tokio::test]
-async fn where_tls_is_asked_for_a_server_without_it_is_told_nothing() {
+async fn server_without_tls_receives_nothing_if_tls_is_required() {
     let folder = tempfile::tempdir().unwrap();
     let certificates = Certificates::write(folder.path());
     for (scheme, flags) in [

@@ -126,23 +126,23 @@ async fn after(change: Change) {
 }
 
 #[tokio::test]
-async fn old_tokens_settle_nothing_of_a_consumer_that_was_made_anew() {
+async fn old_tokens_settle_nothing_of_a_recreated_consumer() {
     after(Change::ConsumerMade).await;
 }
 
 #[tokio::test]
-async fn old_tokens_settle_nothing_of_a_stream_that_was_made_anew() {
+async fn old_tokens_settle_nothing_of_a_recreated_stream() {
     after(Change::StreamMade).await;
 }
 
 #[tokio::test]
-async fn old_tokens_settle_nothing_of_a_consumer_that_was_reset() {
+async fn old_tokens_settle_nothing_of_a_reset_consumer() {
     after(Change::ConsumerReset).await;
 }
 
 /// Two replicas that begin to fetch from a new consumer at once take no lease from each other.
 #[tokio::test]
-async fn a_consumer_that_is_used_for_the_first_time_loses_no_lease() {
+async fn first_use_of_a_consumer_loses_no_lease() {
     let fixture = Fixture::new(ack_wait(30_000)).await;
     let Pair { owner, other, at_owner, at_other, keys: _keys } = Pair::start().await;
     let (one, two, ()) = tokio::join!(

@@ -16,7 +16,7 @@ fn settlement(token: &str, action: Action) -> pb::Settlement {
 }
 
 #[tokio::test]
-async fn every_call_is_answered_as_the_owner_would() {
+async fn every_forwarded_call_is_answered_like_by_the_owner() {
     let fixture = Fixture::new(config()).await;
     let mut pair = Pair::start().await;
     let leased = pair.leased(&fixture, 4).await;
@@ -50,7 +50,7 @@ async fn every_call_is_answered_as_the_owner_would() {
 }
 
 #[tokio::test]
-async fn a_settle_of_tokens_of_both_replicas_keeps_its_order() {
+async fn settle_with_tokens_of_both_replicas_keeps_its_order() {
     let fixture = Fixture::new(config()).await;
     let mut pair = Pair::start().await;
     let theirs = pair.leased(&fixture, 100).await;
@@ -82,7 +82,7 @@ async fn a_settle_of_tokens_of_both_replicas_keeps_its_order() {
 }
 
 #[tokio::test]
-async fn a_settle_over_two_other_owners_and_a_dead_one_keeps_its_order() {
+async fn settle_with_tokens_of_three_owners_keeps_its_order() {
     let fixture = Fixture::new(ack_wait(20_000)).await;
     let mut replicas = Replicas::start(4).await;
     let mut leased = Vec::new();
@@ -111,7 +111,7 @@ async fn a_settle_over_two_other_owners_and_a_dead_one_keeps_its_order() {
 }
 
 #[tokio::test]
-async fn an_extended_lease_is_settled_elsewhere_long_after_its_first_end() {
+async fn extended_lease_is_settled_at_another_replica_after_its_first_end() {
     let fixture = Fixture::new(ack_wait(2000)).await;
     let mut pair = Pair::start().await;
     let leased = pair.leased(&fixture, 1).await;
@@ -123,7 +123,7 @@ async fn an_extended_lease_is_settled_elsewhere_long_after_its_first_end() {
 }
 
 #[tokio::test]
-async fn a_lapsed_lease_is_refused_everywhere() {
+async fn lapsed_lease_is_refused_everywhere() {
     let fixture = Fixture::new(ack_wait(60_000)).await;
     let mut pair = Pair::start().await;
     fixture.publish("n", "x").await;
@@ -142,7 +142,7 @@ async fn a_lapsed_lease_is_refused_everywhere() {
 
 /// The last attempt is over: any replica settles it by the token alone, also without its owner.
 #[tokio::test]
-async fn a_late_ack_of_the_last_attempt_is_applied_by_any_replica() {
+async fn late_ack_of_the_last_attempt_is_applied_by_any_replica() {
     let last = async_nats::jetstream::consumer::pull::Config { max_deliver: 1, ..ack_wait(1000) };
     let fixture = Fixture::new(last).await;
     let mut pair = Pair::start().await;

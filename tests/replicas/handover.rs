@@ -25,7 +25,7 @@ async fn drained(replica: &mut Replica) -> Duration {
 }
 
 #[tokio::test]
-async fn a_drain_hands_everything_to_a_replica_that_stays() {
+async fn drain_hands_every_lease_to_a_replica_that_stays() {
     let fixture = Fixture::new(ack_wait(4000)).await;
     let mut replicas = Replicas::start(2).await;
     let leased = replicas.leased(0, &fixture, 5).await;
@@ -64,7 +64,7 @@ async fn a_drain_hands_everything_to_a_replica_that_stays() {
 }
 
 #[tokio::test]
-async fn leases_go_on_from_heir_to_heir() {
+async fn leases_move_from_receiver_to_receiver() {
     let fixture = Fixture::new(config()).await;
     let mut replicas = Replicas::start(3).await;
     let leased = replicas.leased(0, &fixture, 3).await;
@@ -84,7 +84,7 @@ async fn leases_go_on_from_heir_to_heir() {
 }
 
 #[tokio::test]
-async fn thousands_of_leases_go_in_pieces() {
+async fn thousands_of_leases_move_in_parts() {
     let consumer =
         async_nats::jetstream::consumer::pull::Config { max_ack_pending: 5000, ..config() };
     // Less than NATS takes by itself: a message that has all of it would end the connection.
@@ -119,7 +119,7 @@ async fn thousands_of_leases_go_in_pieces() {
 }
 
 #[tokio::test]
-async fn of_two_that_leave_at_once_neither_is_the_other_s_heir() {
+async fn two_leaving_replicas_receive_no_leases_of_each_other() {
     let fixture = Fixture::new(config()).await;
     let mut replicas = Replicas::start(3).await;
     let mut leased = replicas.leased(0, &fixture, 20).await;
@@ -138,7 +138,7 @@ async fn of_two_that_leave_at_once_neither_is_the_other_s_heir() {
 }
 
 #[tokio::test]
-async fn an_heir_that_does_not_answer_is_given_up_for_another() {
+async fn silent_receiver_is_given_up_for_another() {
     let fixture = Fixture::new(config()).await;
     let mut replicas = Replicas::start(3).await;
     let leased = replicas.leased(0, &fixture, 5).await;
@@ -156,7 +156,7 @@ async fn an_heir_that_does_not_answer_is_given_up_for_another() {
 }
 
 #[tokio::test]
-async fn an_heir_that_dies_before_commit_is_given_up_and_the_leases_stay() {
+async fn receiver_that_dies_before_commit_leaves_the_leases_at_the_sender() {
     let fixture = Fixture::new(config()).await;
     let server = NatsServer::shared().url();
     let relay = Relay::to(&server).await;
@@ -186,7 +186,7 @@ async fn an_heir_that_dies_before_commit_is_given_up_and_the_leases_stay() {
 }
 
 #[tokio::test]
-async fn an_heir_that_dies_with_its_answer_leaves_orphans_and_nothing_early() {
+async fn receiver_that_dies_after_commit_releases_nothing_early() {
     let fixture = Fixture::new(ack_wait(15_000)).await;
     let server = NatsServer::shared().url();
     let relay = Relay::to(&server).await;
@@ -221,7 +221,7 @@ async fn an_heir_that_dies_with_its_answer_leaves_orphans_and_nothing_early() {
 }
 
 #[tokio::test]
-async fn a_worker_at_random_replicas_sees_nothing_twice_through_a_rolling_update() {
+async fn rolling_update_delivers_nothing_twice_to_random_callers() {
     let fixture = Fixture::new(ack_wait(3000)).await;
     let server = NatsServer::shared().url();
     let mut replicas = Replicas::start(3).await;

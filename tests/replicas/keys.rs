@@ -22,7 +22,7 @@ async fn serving(proxy: &Proxy) -> bool {
 }
 
 #[tokio::test]
-async fn a_rotation_loses_no_token() {
+async fn key_rotation_loses_no_token() {
     let fixture = Fixture::new(config()).await;
     let mut pair = Pair::start().await;
     let old = fs::read_to_string(pair.keys.path()).unwrap();
@@ -135,7 +135,7 @@ impl Rotation {
 }
 
 #[tokio::test]
-async fn the_rotation_of_the_page_for_operators_refuses_no_token_at_any_step() {
+async fn documented_key_rotation_refuses_no_token_at_any_step() {
     let (old, new) = (new_key(), new_key());
     let mut rotation = Rotation::start(&old).await;
     rotation.no_token_is_refused().await;
@@ -154,7 +154,7 @@ async fn the_rotation_of_the_page_for_operators_refuses_no_token_at_any_step() {
 }
 
 #[tokio::test]
-async fn a_wrong_key_file_is_told_and_the_old_keys_stay() {
+async fn wrong_key_file_is_logged_and_the_old_keys_stay() {
     let fixture = Fixture::new(config()).await;
     let mut pair = Pair::start().await;
     let leased = pair.leased(&fixture, 1).await;
@@ -166,7 +166,7 @@ async fn a_wrong_key_file_is_told_and_the_old_keys_stay() {
 
 /// A read of such a file never ends. A process with one thread would do nothing else.
 #[tokio::test]
-async fn a_key_file_that_hangs_holds_nothing_up_and_is_told_to_be_well_again() {
+async fn hanging_key_file_delays_nothing_and_its_recovery_is_logged() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("keys");
     let key = new_key();
@@ -189,7 +189,7 @@ async fn a_key_file_that_hangs_holds_nothing_up_and_is_told_to_be_well_again() {
 }
 
 #[tokio::test]
-async fn a_key_file_that_others_may_read_or_write_is_told_once() {
+async fn open_permissions_of_a_key_file_are_logged_once() {
     use std::os::unix::fs::PermissionsExt as _;
     for (mode, said) in [(0o600, None), (0o644, Some("read")), (0o606, Some("write"))] {
         let file = key_file(&[&new_key()]);
@@ -206,7 +206,7 @@ async fn a_key_file_that_others_may_read_or_write_is_told_once() {
 }
 
 #[tokio::test]
-async fn of_replicas_that_share_no_key_the_younger_does_not_serve_and_says_why() {
+async fn later_replica_without_a_common_key_does_not_serve() {
     // A server of its own: whoever beats there is heard by all.
     let server = NatsServer::start();
     let (one, other) = (key_file(&[&new_key()]), key_file(&[&new_key()]));
@@ -232,7 +232,7 @@ async fn of_replicas_that_share_no_key_the_younger_does_not_serve_and_says_why()
 }
 
 #[tokio::test]
-async fn a_new_first_key_seals_also_when_the_last_replica_that_lacked_it_has_gone() {
+async fn new_first_key_seals_after_the_last_replica_without_it_left() {
     let server = NatsServer::start();
     let fixture = Fixture::on(&server, config()).await;
     let (old, new) = (new_key(), new_key());
@@ -263,7 +263,7 @@ async fn a_new_first_key_seals_also_when_the_last_replica_that_lacked_it_has_gon
 }
 
 #[tokio::test]
-async fn a_replica_ahead_of_the_keys_says_so() {
+async fn replica_ahead_of_the_keys_says_so() {
     let fixture = Fixture::new(config()).await;
     let mut pair = Pair::start().await;
     let leased = pair.leased(&fixture, 1).await;

@@ -44,7 +44,7 @@ async fn members<const N: usize>() -> (Net, FakeBroker, [Member; N]) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_clock_gains_however_many_parts_there_are() {
+async fn no_deadline_grows_in_a_transfer_of_many_parts() {
     let (net, broker, [leaver, heir]) = members().await;
     for _ in 0..3 {
         leaver.leased(&broker, 1000).await;
@@ -80,7 +80,7 @@ fn asks_who_is_there(step: &Step) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_replica_that_stays_is_tried() {
+async fn every_staying_replica_is_tried() {
     let (net, broker, [leaver, heirs @ ..]) = members::<7>().await;
     leaver.leased(&broker, 3).await;
     // Five hang.
@@ -95,7 +95,7 @@ async fn every_replica_that_stays_is_tried() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_heir_is_asked_with_patience_once_all_others_were_asked() {
+async fn slow_receiver_is_asked_patiently_after_all_others() {
     let (net, broker, [leaver, heir]) = members().await;
     leaver.leased(&broker, 3).await;
     net.rule(|step| match asks_who_is_there(step) {
@@ -107,7 +107,7 @@ async fn a_slow_heir_is_asked_with_patience_once_all_others_were_asked() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hand_over_that_is_given_up_keeps_no_places() {
+async fn aborted_hand_over_keeps_no_reservation() {
     let (net, broker, [leaver, heir]) = members().await;
     for _ in 0..2 {
         leaver.leased(&broker, 1000).await;
@@ -129,7 +129,7 @@ async fn a_hand_over_that_is_given_up_keeps_no_places() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_leaver_that_died_had_prepared_is_not_kept() {
+async fn prepared_leases_of_a_dead_sender_are_dropped() {
     let (net, broker, [leaver, heir]) = members().await;
     leaver.leased(&broker, 10).await;
     // From Commit on nothing is heard of it any more.
@@ -142,7 +142,7 @@ async fn what_a_leaver_that_died_had_prepared_is_not_kept() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_commit_whose_answer_was_lost_is_asked_about_until_it_is_known() {
+async fn commit_without_an_answer_is_repeated_until_it_is_known() {
     let (net, broker, [one, other, heir]) = members().await;
     // Each has leases, both leave at once, and of each Commit the first answer is lost.
     let leases = [one.leased(&broker, 10).await, other.leased(&broker, 10).await];
@@ -163,7 +163,7 @@ async fn a_commit_whose_answer_was_lost_is_asked_about_until_it_is_known() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_settlement_whose_caller_has_gone_is_waited_for() {
+async fn hand_over_waits_for_a_settlement_without_its_caller() {
     let (_net, broker, [leaver, heir]) = members().await;
     let lease = leaver.leased(&broker, 1).await[0];
     broker.script([Fault::Slow(Duration::from_secs(3))]);
@@ -178,7 +178,7 @@ async fn a_settlement_whose_caller_has_gone_is_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_said_in_a_hand_over_does_nothing_when_it_is_said_again() {
+async fn repeated_hand_over_steps_do_nothing() {
     let (net, broker, [leaver, heir]) = members().await;
     let leases = leaver.leased(&broker, 10).await;
     assert!(leaver.leave().await);
@@ -203,7 +203,7 @@ fn heir_s(heir: &Member, leaver: &Member, lease: LeaseId) -> LeaseLocation {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replica_that_cannot_read_the_consumer_is_no_heir() {
+async fn replica_that_cannot_read_the_consumer_receives_no_leases() {
     let (_net, broker, [leaver, heir]) = members().await;
     leaver.leased(&broker, 3).await;
     broker.silence(true);
@@ -213,7 +213,7 @@ async fn a_replica_that_cannot_read_the_consumer_is_no_heir() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn leases_of_a_consumer_that_is_made_anew_on_their_way_are_not_taken_in() {
+async fn leases_of_a_consumer_recreated_in_transit_are_refused() {
     let (net, broker, [leaver, heir]) = members().await;
     leaver.leased(&broker, 3).await;
     // All is prepared, and Commit takes a while.
@@ -235,7 +235,7 @@ async fn leases_of_a_consumer_that_is_made_anew_on_their_way_are_not_taken_in() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replica_without_room_is_no_heir() {
+async fn replica_without_capacity_receives_no_leases() {
     let (net, keys) = Net::new(&new_key_line().unwrap());
     let broker = FakeBroker::new(info(ACK_WAIT));
     let leaver = Member::join(&net, &keys, &broker, 100).await;
@@ -261,7 +261,7 @@ pub fn question(owner: &Member, lease: LeaseId, action: pb::settlement::Action) 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_question_that_the_leaver_still_hears_is_answered_once_and_by_the_heir() {
+async fn late_request_at_the_sender_is_answered_once_by_the_receiver() {
     let (_net, broker, [leaver, _heir, asker]) = members().await;
     let lease = leaver.leased(&broker, 1).await[0];
     assert!(leaver.leave().await);
@@ -278,7 +278,7 @@ async fn a_question_that_the_leaver_still_hears_is_answered_once_and_by_the_heir
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replica_that_has_left_passes_on_what_its_heir_cannot_hear_yet() {
+async fn sender_forwards_requests_that_the_receiver_cannot_hear_yet() {
     let (net, broker, [leaver, _heir, asker]) = members().await;
     let lease = leaver.leased(&broker, 1).await[0];
     assert!(leaver.leave().await);

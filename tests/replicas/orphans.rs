@@ -48,7 +48,7 @@ async fn acked(client: &mut Client, token: &str) -> Outcome {
 }
 
 #[tokio::test]
-async fn of_a_dead_owner_final_words_are_taken_and_a_nak_waits() {
+async fn dead_owner_s_leases_accept_ack_and_term_and_delay_nak() {
     let fixture = Fixture::new(ack_wait(12_000)).await;
     let mut pair = Pair::start().await;
     let asked_at = Instant::now();
@@ -90,7 +90,7 @@ async fn of_a_dead_owner_final_words_are_taken_and_a_nak_waits() {
 }
 
 #[tokio::test]
-async fn of_a_stopped_owner_final_words_are_taken() {
+async fn stopped_owner_s_leases_accept_ack_and_term() {
     let fixture = Fixture::new(config()).await;
     let mut pair = Pair::start().await;
     let leased = pair.leased(&fixture, 2).await;
@@ -116,7 +116,7 @@ async fn of_a_stopped_owner_final_words_are_taken() {
 }
 
 #[tokio::test]
-async fn of_a_stopped_owner_nothing_is_given_away_early_nor_taken_late() {
+async fn stopped_owner_neither_releases_early_nor_settles_late() {
     let fixture = Fixture::new(ack_wait(6000)).await;
     let mut pair = Pair::start().await;
     let asked_at = Instant::now();
@@ -144,7 +144,7 @@ async fn of_a_stopped_owner_nothing_is_given_away_early_nor_taken_late() {
 }
 
 #[tokio::test]
-async fn of_an_owner_cut_off_from_nats_nothing_is_given_away_early() {
+async fn owner_cut_off_from_nats_releases_nothing_early() {
     let fixture = Fixture::new(ack_wait(6000)).await;
     let server = NatsServer::shared().url();
     let relay = Relay::to(&server).await;
@@ -166,7 +166,7 @@ async fn of_an_owner_cut_off_from_nats_nothing_is_given_away_early() {
 }
 
 #[tokio::test]
-async fn a_consumer_made_anew_knows_no_old_token() {
+async fn recreated_consumer_accepts_no_old_token() {
     let fixture = Fixture::new(config()).await;
     let mut pair = Pair::start().await;
     let leased = pair.leased(&fixture, 1).await;
@@ -219,7 +219,7 @@ async fn gives_away(fixture: &Fixture, pair: &mut Pair, lose: impl AsyncFnOnce()
 }
 
 #[tokio::test]
-async fn what_a_restarted_server_gave_away_is_not_settled_for_a_dead_owner() {
+async fn redelivery_by_a_restarted_server_is_not_settled_for_a_dead_owner() {
     let mut server = NatsServer::start();
     let fixture = Fixture::on(&server, ack_wait(ACK_WAIT)).await;
     let mut pair = Pair::start_at(&server.url(), &server.url()).await;
@@ -231,7 +231,7 @@ async fn what_a_restarted_server_gave_away_is_not_settled_for_a_dead_owner() {
 }
 
 #[tokio::test]
-async fn what_a_new_leader_gave_away_is_not_settled_for_a_dead_owner() {
+async fn redelivery_by_a_new_leader_is_not_settled_for_a_dead_owner() {
     let cluster = Cluster::start().await;
     let fixture = cluster.fixture(ack_wait(ACK_WAIT)).await;
     let mut pair = Pair::start_at(&cluster.url(), &cluster.url()).await;
@@ -239,7 +239,7 @@ async fn what_a_new_leader_gave_away_is_not_settled_for_a_dead_owner() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_a_leader_s_return_does_not_show_nothing_is_settled_for_a_dead_owner() {
+async fn unseen_return_of_a_leader_blocks_settling_for_a_dead_owner() {
     let (net, keys) = Net::new(&new_key_line().unwrap());
     for (replicas, leader_shows, settled) in
         [(1, true, true), (3, true, true), (3, false, true), (1, false, false)]

@@ -76,13 +76,13 @@ fn as_user(server: &NatsServer, user: &str) -> String {
 }
 
 #[test]
-fn the_page_shows_the_file() {
+fn page_shows_the_file() {
     let block = PAGE.split("```conf\n").nth(1).unwrap().split("```").next().unwrap();
     assert_eq!(block, ONE);
 }
 
 #[tokio::test]
-async fn with_the_rights_for_many_all_consumers_of_a_stream_are_served_and_no_other() {
+async fn rights_for_many_consumers_serve_their_stream_only() {
     let stage = Stage::new(&[(CLUSTER, MANY)], config(), "").await;
     let fixture = &stage.fixture;
     let second = pull::Config { durable_name: Some("second".to_owned()), ..config() };
@@ -107,7 +107,7 @@ async fn confirmed(client: &mut Client, token: &str) {
 }
 
 #[tokio::test]
-async fn with_the_listed_rights_replicas_forward_and_hand_over() {
+async fn listed_rights_allow_forwarding_and_hand_over() {
     let stage = Stage::new(&[(CLUSTER, ONE)], config(), "").await;
     let (url, fixture) = (stage.url(CLUSTER), &stage.fixture);
     let mut replicas = Replicas::start_in(CLUSTER, &[&url, &url]).await;
@@ -141,7 +141,7 @@ async fn rid_of_what_cannot_be_read(stage: &Stage, proxy: &Proxy) {
 }
 
 #[tokio::test]
-async fn with_the_listed_rights_what_cannot_be_read_is_terminated() {
+async fn listed_rights_allow_terminating_an_unreadable_message() {
     let stage = Stage::new(&[(CLUSTER, ONE)], ack_wait(1000), "").await;
     rid_of_what_cannot_be_read(&stage, &stage.proxy(CLUSTER, &[])).await;
 }
@@ -160,7 +160,7 @@ const LOST: [(&str, &str); 8] = [
 ];
 
 #[tokio::test]
-async fn without_any_one_of_the_listed_rights_something_is_refused() {
+async fn missing_listed_right_refuses_something() {
     let rights: Vec<(String, String)> =
         (0..LOST.len()).map(|place| (format!("without-{place}"), without(place))).collect();
     let users: Vec<(&str, &str)> = rights.iter().map(|(user, list)| (&**user, &**list)).collect();
@@ -251,7 +251,7 @@ const NO_DOMAIN: &str = "acks name no JetStream domain";
 const IN_DOMAIN: [&str; 2] = ["--js-domain", "D"];
 
 #[tokio::test]
-async fn at_a_server_of_the_domain_the_rights_are_those_of_any_other() {
+async fn server_of_the_domain_needs_the_usual_rights() {
     let stage = Stage::new(&[(CLUSTER, ONE)], ack_wait(1000), DOMAIN).await;
     let proxy = stage.proxy(CLUSTER, &IN_DOMAIN);
     stage.fixture.publish("n", "x").await;
@@ -264,7 +264,7 @@ async fn at_a_server_of_the_domain_the_rights_are_those_of_any_other() {
 }
 
 #[tokio::test]
-async fn where_there_is_no_domain_nothing_is_said_of_it() {
+async fn server_without_a_domain_logs_nothing_of_domains() {
     let stage = Stage::new(&[(CLUSTER, ONE)], config(), "").await;
     let proxy = stage.proxy(CLUSTER, &[]);
     stage.fixture.publish("n", "x").await;
@@ -273,7 +273,7 @@ async fn where_there_is_no_domain_nothing_is_said_of_it() {
 }
 
 #[tokio::test]
-async fn at_a_server_of_the_domain_a_right_that_is_missing_is_told() {
+async fn missing_right_at_a_server_of_the_domain_is_named() {
     let line = "\"$JS.API.CONSUMER.INFO.ORDERS.worker\"";
     let less = ONE.replace(line, "");
     assert_ne!(less, ONE);
@@ -289,7 +289,7 @@ async fn at_a_server_of_the_domain_a_right_that_is_missing_is_told() {
 }
 
 #[tokio::test]
-async fn at_a_leaf_node_outside_of_the_domain_the_api_has_another_name_and_acks_have_not() {
+async fn leaf_node_outside_the_domain_changes_the_api_and_not_acks() {
     assert!(PAGE.contains("`$JS.D.API.`"));
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let leafnodes = format!("leafnodes {{ listen: \"127.0.0.1:{port}\" }}\n");
@@ -319,7 +319,7 @@ async fn fetched_and_acked(fixture: &Fixture, proxy: &Proxy) {
 
 /// Servers can be configured to name the domain and the account in the subjects of acks.
 #[tokio::test]
-async fn where_the_server_writes_long_ack_subjects_a_line_more_is_needed() {
+async fn long_ack_subjects_need_one_more_right() {
     let line = "$JS.ACK.*.*.ORDERS.worker.>";
     let flag = "feature_flags { js_ack_fc_v2: true }";
     for told in [line, flag] {

@@ -113,7 +113,7 @@ fn is_done(result: &Option<Result<Settled, Error>>) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_of_an_owner_whose_clock_is_off_is_settled_without_it() {
+async fn leases_of_an_owner_with_a_wrong_clock_need_the_owner() {
     for ahead in [10_000, -10_000] {
         let (net, keys, broker, member) = one().await;
         let mut owner = Other::new(&net, &keys, ahead);
@@ -132,7 +132,7 @@ async fn nothing_of_an_owner_whose_clock_is_off_is_settled_without_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_owner_that_is_ahead_is_told_without_an_echo() {
+async fn fast_clock_of_an_owner_is_found_without_an_echo() {
     let (net, keys, broker, member) = one().await;
     let mut owner = Other::new(&net, &keys, 10_000);
     owner.beat(&member, false).await;
@@ -141,7 +141,7 @@ async fn an_owner_that_is_ahead_is_told_without_an_echo() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_left_by_an_owner_whose_clock_is_ours_is_settled() {
+async fn leases_of_a_dead_owner_with_a_right_clock_are_settled() {
     let (net, keys, broker, member) = one().await;
     let mut owner = Other::new(&net, &keys, 100);
     for _ in 0..3 {
@@ -158,7 +158,7 @@ async fn what_is_left_by_an_owner_whose_clock_is_ours_is_settled() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_has_started_since_is_told_of_the_owner_by_those_that_knew_it() {
+async fn new_replica_learns_a_dead_owner_s_clock_from_others() {
     let (net, keys, broker, member) = one().await;
     let gone = InstanceId::random().unwrap();
     let mut witness = Other::new(&net, &keys, 0);

@@ -95,7 +95,7 @@ async fn say(nats: &Nats, message: &[u8]) {
 }
 
 #[tokio::test]
-async fn one_without_a_key_file_that_was_there_first_does_not_stop_one_that_has_a_key_file() {
+async fn earlier_replica_without_a_key_file_yields_to_one_with_keys() {
     let (server, keys) = (server(), key_file(&[&new_key()]));
     let laptop = started(&server, None).await;
     let production = start(&server, Some(&keys));
@@ -107,7 +107,7 @@ async fn one_without_a_key_file_that_was_there_first_does_not_stop_one_that_has_
 }
 
 #[tokio::test]
-async fn a_restarted_replica_whose_like_serve_is_ready_beside_a_stranger_that_was_there_before() {
+async fn restarted_replica_of_a_serving_group_is_ready_despite_a_stranger() {
     let (server, keys, others) = (server(), key_file(&[&new_key()]), key_file(&[&new_key()]));
     let stray = started(&server, Some(&others)).await;
     let (one, other) = (start(&server, Some(&keys)), start(&server, Some(&keys)));
@@ -122,7 +122,7 @@ async fn a_restarted_replica_whose_like_serve_is_ready_beside_a_stranger_that_wa
 }
 
 #[tokio::test]
-async fn of_two_groups_that_start_at_once_one_serves_and_the_other_is_told_what_to_do() {
+async fn one_of_two_simultaneous_groups_serves() {
     let (server, keys) = (server(), [key_file(&[&new_key()]), key_file(&[&new_key()])]);
     let all: Vec<_> = (0..4).map(|place| start(&server, Some(&keys[place % 2]))).collect();
     let agreed = || async {
@@ -144,7 +144,7 @@ async fn of_two_groups_that_start_at_once_one_serves_and_the_other_is_told_what_
 }
 
 #[tokio::test]
-async fn a_wrong_key_that_is_given_to_a_replica_that_serves_stops_that_one_alone() {
+async fn wrong_key_of_a_serving_replica_stops_that_replica_alone() {
     let server = server();
     let key = new_key();
     let files = [key_file(&[&key]), key_file(&[&key]), key_file(&[&key])];
@@ -161,7 +161,7 @@ async fn a_wrong_key_that_is_given_to_a_replica_that_serves_stops_that_one_alone
 }
 
 #[tokio::test]
-async fn a_replica_is_named_when_it_comes_leaves_and_is_lost() {
+async fn log_names_a_replica_that_comes_leaves_or_is_lost() {
     let (server, keys) = (server(), key_file(&[&new_key()]));
     let watcher = started(&server, Some(&keys)).await;
     let named = |name: &'static str| {
@@ -190,7 +190,7 @@ async fn a_replica_is_named_when_it_comes_leaves_and_is_lost() {
 }
 
 #[tokio::test]
-async fn a_newcomer_with_other_keys_yields_whatever_its_clock_says_and_nobody_else_does() {
+async fn newcomer_with_other_keys_yields_whatever_its_clock_says() {
     let (server, keys) = (server(), key_file(&[&new_key()]));
     let mut replicas = Vec::new();
     for _ in 0..3 {
@@ -210,7 +210,7 @@ async fn a_newcomer_with_other_keys_yields_whatever_its_clock_says_and_nobody_el
 }
 
 #[tokio::test]
-async fn what_nobody_has_sealed_changes_nothing() {
+async fn unsealed_messages_change_nothing() {
     let (server, keys) = (server(), key_file(&[&new_key()]));
     let nats = async_nats::connect(server.url()).await.unwrap();
     let alone = started(&server, Some(&keys)).await;

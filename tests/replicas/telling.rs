@@ -49,7 +49,7 @@ fn expired() -> Result<Settled, Error> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_handed_out_before_the_others_have_answered() {
+async fn nothing_is_delivered_before_the_others_have_answered() {
     let (net, broker, [owner, next]) = two().await;
     let old = owner.leased(&broker, 2).await;
     make_anew(&broker);
@@ -63,7 +63,7 @@ async fn nothing_is_handed_out_before_the_others_have_answered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replica_that_does_not_answer_is_waited_for_for_a_second() {
+async fn silent_replica_is_waited_for_one_second() {
     let (net, broker, [owner, next]) = two().await;
     owner.leased(&broker, 1).await;
     make_anew(&broker);
@@ -77,7 +77,7 @@ async fn a_replica_that_does_not_answer_is_waited_for_for_a_second() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_counted_anew_voids_the_leases_of_every_replica() {
+async fn reset_consumer_voids_the_leases_of_every_replica() {
     let (_net, broker, [owner, next]) = two().await;
     // It knows the consumer, and that nothing was delivered.
     next.lessor.know(&broker.name(), clock::now() + PATIENCE).await.unwrap();
@@ -94,7 +94,7 @@ async fn what_is_counted_anew_voids_the_leases_of_every_replica() {
 
 /// The others receive one announcement of a consumer, and not one for each Fetch.
 #[tokio::test(start_paused = true)]
-async fn a_consumer_that_stays_what_it_is_costs_no_more_words() {
+async fn unchanged_consumer_costs_no_more_announcements() {
     let (net, broker, [one, _other]) = two().await;
     let told = Arc::new(AtomicUsize::new(0));
     let count = told.clone();
@@ -114,7 +114,7 @@ async fn a_consumer_that_stays_what_it_is_costs_no_more_words() {
 
 /// A consumer that cannot be used any more has no feed; what was leased of it is still watched over.
 #[tokio::test(start_paused = true)]
-async fn leases_whose_consumer_became_unsuitable_end_when_it_is_made_anew() {
+async fn leases_of_an_unsuitable_consumer_end_when_it_is_recreated() {
     let (_net, broker, [owner, _next]) = two().await;
     let old = owner.leased(&broker, 1).await;
     broker.change(|info| info.as_mut().unwrap().push = true);

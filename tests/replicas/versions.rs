@@ -34,7 +34,7 @@ fn ack() -> pb::settlement::Action {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_newer_replica_says_beside_what_is_known_is_passed_over() {
+async fn unknown_fields_of_a_newer_replica_are_ignored() {
     let (_net, broker, [owner, newer]) = two(&new_key_line().unwrap()).await;
     let lease = owner.leased(&broker, 1).await[0];
     let question = [&*question(&owner, lease, ack()), NEWER].concat();
@@ -46,7 +46,7 @@ async fn what_a_newer_replica_says_beside_what_is_known_is_passed_over() {
 
 /// An older replica knows only of an Extend with a length, and takes it from this one as well.
 #[tokio::test(start_paused = true)]
-async fn an_extend_without_a_length_goes_by_its_mark_and_by_its_length_where_that_is_unknown() {
+async fn extend_without_a_length_works_across_versions() {
     let (_net, broker, [owner, asker]) = two(&new_key_line().unwrap()).await;
     let lease = owner.leased(&broker, 1).await[0];
     let length = prost_types::Duration { seconds: 30, nanos: 0 };
@@ -63,7 +63,7 @@ async fn an_extend_without_a_length_goes_by_its_mark_and_by_its_length_where_tha
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_step_of_a_newer_hand_over_is_refused_and_nothing_is_kept_for_it() {
+async fn step_of_a_newer_hand_over_is_refused_without_a_trace() {
     let (_net, _broker, [heir, newer]) = two(&new_key_line().unwrap()).await;
     let request = wire::HandoverRequest { handover: vec![7; 8].into(), step: None };
     let request = [&*request.encode_to_vec(), NEWER].concat();
@@ -79,7 +79,7 @@ async fn a_step_of_a_newer_hand_over_is_refused_and_nothing_is_kept_for_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_not_sealed_for_this_very_subject_settles_nothing() {
+async fn request_sealed_for_another_subject_settles_nothing() {
     let key = new_key_line().unwrap();
     let (_net, broker, [owner, other]) = two(&key).await;
     let lease = owner.leased(&broker, 1).await[0];
@@ -130,7 +130,7 @@ fn of_version_0_1(sealer: &Sealer) -> Bytes {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replica_of_version_0_1_counts_as_one_that_has_served() {
+async fn replica_of_version_0_1_counts_as_serving() {
     let key = new_key_line().unwrap();
     let sealer = |key: &str| Sealer::new(KeyRing::parse(key).unwrap(), "linked");
     let (net, keys) = Net::new(&key);

@@ -106,20 +106,20 @@ fn found(program: &str) -> PathBuf {
 }
 
 #[test]
-fn a_machine_that_has_everything_passes_the_check() {
+fn complete_machine_passes_the_check() {
     let machine = Machine::with("everything", &[CARGO, CC, PYTHON, GO, NATS_SERVER]);
     machine.tools(&["check"]).is_fine();
 }
 
 #[test]
-fn any_one_way_to_a_nats_server_is_enough() {
+fn one_way_to_a_nats_server_is_enough() {
     for way in [PYTHON, GO, NATS_SERVER] {
         Machine::with(&format!("way-{}", way.0), &[CARGO, CC, way]).tools(&["check"]).is_fine();
     }
 }
 
 #[test]
-fn a_missing_tool_is_named_with_its_package_and_code_2() {
+fn missing_tool_is_named_with_its_package_and_code_2() {
     let ways = &["python3-venv", "golang-go"];
     Machine::with("no-cargo", &[CC, PYTHON]).tools(&["check"]).misses(&["rustup"]);
     Machine::with("no-cc", &[CARGO, PYTHON]).tools(&["check"]).misses(&["build-essential"]);
@@ -127,7 +127,7 @@ fn a_missing_tool_is_named_with_its_package_and_code_2() {
 }
 
 #[test]
-fn make_demo_says_the_same_before_it_begins() {
+fn demo_names_missing_tools_before_it_begins() {
     let ways = &["python3-venv", "golang-go"];
     let demo = |machine: Machine| machine.run("make", &["demo", "DEMO_EXIT=1"]);
     demo(Machine::with("demo-no-cargo", &[CC, PYTHON])).misses(&["rustup"]);
@@ -136,26 +136,26 @@ fn make_demo_says_the_same_before_it_begins() {
 }
 
 #[test]
-fn everything_that_is_missing_is_named_at_once() {
+fn all_missing_tools_are_named_at_once() {
     let all = &["rustup", "build-essential", "python3-venv", "golang-go"];
     Machine::with("nothing", &[]).tools(&["check"]).misses(all);
 }
 
 #[test]
-fn a_python_without_pip_and_venv_is_no_way() {
+fn python_without_pip_and_venv_is_not_enough() {
     let machine = Machine::with("bare-python", &[CARGO, CC, PYTHON_WITHOUT_PIP_AND_VENV]);
     machine.tools(&["check"]).misses(&["python3-venv", "golang-go"]);
 }
 
 #[test]
-fn a_nats_server_that_is_too_old_is_no_way() {
+fn old_nats_server_is_not_enough() {
     let machine = Machine::with("old-nats-server", &[CARGO, CC, OLD_NATS_SERVER]);
     machine.tools(&["check"]).misses(&["python3-venv", "golang-go"]);
     machine.tools(&["nats-server"]).misses(&["python3-venv", "golang-go"]);
 }
 
 #[test]
-fn a_rust_that_is_too_old_is_named_with_the_version_that_is_needed() {
+fn old_rust_is_named_with_the_needed_version() {
     let old = ("cargo", "echo 'cargo 1.63.0 (fd9c4297c 2022-07-01)'");
     let said = Machine::with("old-rust", &[old, CC, PYTHON]).tools(&["check"]);
     said.misses(&["rustup"]);
@@ -164,7 +164,7 @@ fn a_rust_that_is_too_old_is_named_with_the_version_that_is_needed() {
 }
 
 #[test]
-fn a_nats_server_on_the_path_is_used_where_none_can_be_fetched() {
+fn nats_server_on_the_path_is_used_if_none_can_be_fetched() {
     let machine = Machine::with("only-nats-server", &[NATS_SERVER]);
     let said = machine.tools(&["nats-server"]);
     assert_eq!(said.code, Some(0), "{said:?}");
@@ -173,7 +173,7 @@ fn a_nats_server_on_the_path_is_used_where_none_can_be_fetched() {
 }
 
 #[test]
-fn a_way_that_fails_is_no_missing_tool() {
+fn failed_download_is_not_a_missing_tool() {
     let broken = ("go", "echo 'go: no such module' >&2; exit 1");
     let machine = Machine::with("broken-go", &[broken]);
     let said = machine.tools(&["grpcurl"]);
@@ -183,7 +183,7 @@ fn a_way_that_fails_is_no_missing_tool() {
 }
 
 #[test]
-fn a_worker_whose_toolchain_is_missing_says_what_it_needs_with_code_3() {
+fn worker_without_its_toolchain_ends_with_code_3() {
     let machine = Machine::with("no-toolchains", &[]);
     let examples = fs::read_dir(Path::new(ROOT).join("examples")).unwrap().flatten();
     let builds = examples.map(|example| example.path().join("build")).filter(|file| file.exists());

@@ -30,7 +30,7 @@ fn data(delivery: &pb::Delivery) -> &[u8] {
 }
 
 #[tokio::test]
-async fn a_fetch_gives_what_is_there_with_all_that_is_known_of_it() {
+async fn fetch_returns_messages_with_all_their_fields() {
     let fixture = Fixture::new(config()).await;
     let (_proxy, mut client) = proxy().await;
     let mut headers = HeaderMap::new();
@@ -62,7 +62,7 @@ async fn a_fetch_gives_what_is_there_with_all_that_is_known_of_it() {
 }
 
 #[tokio::test]
-async fn a_fetch_waits_for_the_first_message_and_for_no_more() {
+async fn fetch_waits_for_the_first_message_only() {
     let fixture = Fixture::new(config()).await;
     let (_proxy, mut client) = proxy().await;
     let began = Instant::now();
@@ -78,7 +78,7 @@ async fn a_fetch_waits_for_the_first_message_and_for_no_more() {
 }
 
 #[tokio::test]
-async fn a_linger_fills_the_batch_after_the_first_message() {
+async fn linger_fills_the_batch_after_the_first_message() {
     let fixture = Fixture::new(config()).await;
     let (_proxy, mut client) = proxy().await;
     let mut request = fetch(&fixture, 3, 10_000);
@@ -94,7 +94,7 @@ async fn a_linger_fills_the_batch_after_the_first_message() {
 }
 
 #[tokio::test]
-async fn nothing_there_is_ok_and_says_why() {
+async fn empty_fetch_is_ok_and_says_why() {
     let fixture = Fixture::new(config()).await;
     let (_proxy, mut client) = proxy().await;
     for wait in [0, 300] {
@@ -106,7 +106,7 @@ async fn nothing_there_is_ok_and_says_why() {
 }
 
 #[tokio::test]
-async fn a_queue_that_others_hold_is_told_from_one_that_is_done() {
+async fn held_queue_is_distinguished_from_an_empty_one() {
     let fixture = Fixture::new(config()).await;
     let (_proxy, mut client) = proxy().await;
     fixture.publish_many(2).await;
@@ -121,7 +121,7 @@ async fn a_queue_that_others_hold_is_told_from_one_that_is_done() {
 }
 
 #[tokio::test]
-async fn what_is_there_now_is_given_without_waiting() {
+async fn available_messages_are_returned_without_waiting() {
     let fixture = Fixture::new(config()).await;
     let (_proxy, client) = proxy().await;
     fixture.publish_many(3).await;
@@ -136,7 +136,7 @@ async fn what_is_there_now_is_given_without_waiting() {
 }
 
 #[tokio::test]
-async fn a_full_consumer_is_told_from_an_empty_one() {
+async fn full_consumer_is_distinguished_from_an_empty_one() {
     let fixture = Fixture::new(async_nats::jetstream::consumer::pull::Config {
         max_ack_pending: 2,
         ..config()
@@ -157,7 +157,7 @@ async fn a_full_consumer_is_told_from_an_empty_one() {
 }
 
 #[tokio::test]
-async fn a_paused_consumer_is_told_from_an_empty_one() {
+async fn paused_consumer_is_distinguished_from_an_empty_one() {
     let fixture = Fixture::new(config()).await;
     let (_proxy, mut client) = proxy().await;
     fixture.publish("x", "1").await;
@@ -172,7 +172,7 @@ async fn a_paused_consumer_is_told_from_an_empty_one() {
 }
 
 #[tokio::test]
-async fn the_answer_comes_before_the_deadline_of_its_caller() {
+async fn answer_comes_before_the_deadline_of_its_caller() {
     let fixture = Fixture::new(config()).await;
     let (_proxy, mut client) = proxy().await;
     let mut request = tonic::Request::new(fetch(&fixture, 1, 60_000));
@@ -183,7 +183,7 @@ async fn the_answer_comes_before_the_deadline_of_its_caller() {
 }
 
 #[tokio::test]
-async fn an_answer_never_exceeds_its_bytes_and_nothing_is_lost_for_it() {
+async fn answer_never_exceeds_its_bytes_and_loses_nothing() {
     let fixture = Fixture::new(config()).await;
     let (_proxy, mut client) = proxy().await;
     for number in 0..30 {
@@ -207,7 +207,7 @@ async fn an_answer_never_exceeds_its_bytes_and_nothing_is_lost_for_it() {
 }
 
 #[tokio::test]
-async fn an_unset_budget_is_what_a_stock_client_takes() {
+async fn unset_byte_limit_fits_a_stock_client() {
     let fixture = Fixture::new(config()).await;
     let (_proxy, mut client) = proxy().await;
     for _ in 0..8 {
@@ -226,7 +226,7 @@ async fn an_unset_budget_is_what_a_stock_client_takes() {
 }
 
 #[tokio::test]
-async fn a_message_too_large_for_the_answer_is_rejected_with_a_live_token() {
+async fn message_too_large_for_the_answer_is_rejected_with_a_token() {
     let fixture = Fixture::new(config()).await;
     let (_proxy, mut client) = proxy().await;
     fixture.publish("big", vec![0; 100_000]).await;
@@ -254,7 +254,7 @@ async fn a_message_too_large_for_the_answer_is_rejected_with_a_live_token() {
 }
 
 #[tokio::test]
-async fn what_fails_the_codec_is_terminated_and_handed_back() {
+async fn message_that_fails_its_codec_is_terminated_and_returned() {
     let fixture = Fixture::new(config()).await;
     let (_proxy, mut client) = proxy().await;
     fixture.publish("good", r#"{"a":1}"#).await;
@@ -288,7 +288,7 @@ async fn what_fails_the_codec_is_terminated_and_handed_back() {
 }
 
 #[tokio::test]
-async fn auto_gives_text_where_it_is_text_and_terminates_nothing() {
+async fn auto_returns_text_if_possible_and_terminates_nothing() {
     let fixture = Fixture::new(config()).await;
     let (_proxy, mut client) = proxy().await;
     fixture.publish("t", "text").await;
@@ -308,7 +308,7 @@ async fn cancel<T>(call: tokio::task::JoinHandle<T>, client: &mut Client) {
 }
 
 #[tokio::test]
-async fn a_cancelled_fetch_leaves_its_messages_to_the_next() {
+async fn cancelled_fetch_leaves_its_messages_to_the_next() {
     let fixture = Fixture::new(config()).await;
     let (_proxy, mut client) = proxy().await;
     for round in 0..20 {
@@ -327,7 +327,7 @@ async fn a_cancelled_fetch_leaves_its_messages_to_the_next() {
 }
 
 #[tokio::test]
-async fn a_cancelled_fetch_never_uses_up_a_last_attempt() {
+async fn cancelled_fetch_never_uses_up_a_last_attempt() {
     let last = async_nats::jetstream::consumer::pull::Config { max_deliver: 1, ..ack_wait(2000) };
     let fixture = Fixture::new(last).await;
     let (_proxy, mut client) = proxy().await;

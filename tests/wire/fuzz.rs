@@ -126,7 +126,7 @@ async fn make(client: &mut Client, call: Call) -> Result<(), Status> {
 }
 
 #[test]
-fn whatever_is_asked_the_answer_is_one_of_the_contract() {
+fn every_request_has_an_answer_of_the_contract() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (_proxy, mut client, fixture, token) = runtime.block_on(async {
         let fixture = Fixture::new(config()).await;

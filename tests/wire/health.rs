@@ -27,7 +27,7 @@ fn get(addr: &str, path: &str) -> (u16, String) {
 }
 
 #[tokio::test]
-async fn a_proxy_with_nats_is_ready_on_both_listeners() {
+async fn proxy_with_nats_is_ready_on_both_listeners() {
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     eventually("readiness", || async {
         (status(&proxy.ops, "").await == ServingStatus::Serving).then_some(())
@@ -45,7 +45,7 @@ async fn a_proxy_with_nats_is_ready_on_both_listeners() {
 
 /// As the protocol has it: the stream stays, in case that the name will be known.
 #[tokio::test]
-async fn a_name_that_is_not_known_is_watched_as_unknown_and_not_refused() {
+async fn watch_of_an_unknown_service_answers_unknown() {
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     proxy.ready().await;
     for addr in [&proxy.grpc, &proxy.ops] {
@@ -70,7 +70,7 @@ async fn a_name_that_is_not_known_is_watched_as_unknown_and_not_refused() {
 }
 
 #[tokio::test]
-async fn a_proxy_without_nats_lives_and_is_not_ready_and_becomes_so_by_itself() {
+async fn proxy_without_nats_is_alive_and_becomes_ready_later() {
     let mut server = NatsServer::start();
     server.kill();
     let proxy = Proxy::start(&server, &[]);
@@ -91,7 +91,7 @@ async fn a_proxy_without_nats_lives_and_is_not_ready_and_becomes_so_by_itself() 
 }
 
 #[tokio::test]
-async fn nats_lost_for_ten_seconds_makes_a_proxy_unready_and_no_less_alive() {
+async fn proxy_without_nats_for_ten_seconds_is_unready_and_alive() {
     let mut server = NatsServer::start();
     let proxy = Proxy::start(&server, &[]);
     eventually("readiness", || async { (get(&proxy.ops, "/readyz").0 == 200).then_some(()) }).await;

@@ -36,7 +36,7 @@ fn expired() -> (Code, String) {
 }
 
 #[tokio::test]
-async fn a_lease_longer_than_the_ack_wait_is_kept_alive() {
+async fn lease_longer_than_the_ack_wait_is_kept_alive() {
     let (fixture, _proxy, mut client) = setup(ack_wait(SHORTEST_KEPT)).await;
     fixture.publish("x", "1").await;
     let message = take(&mut client, &fixture, Some(60_000)).await;
@@ -48,7 +48,7 @@ async fn a_lease_longer_than_the_ack_wait_is_kept_alive() {
 }
 
 #[tokio::test]
-async fn a_lease_shorter_than_the_ack_wait_gives_the_message_back_at_its_end() {
+async fn short_lease_returns_the_message_at_its_end() {
     let (fixture, _proxy, mut client) = setup(config()).await;
     fixture.publish("x", "1").await;
     let message = take(&mut client, &fixture, Some(1000)).await;
@@ -65,7 +65,7 @@ async fn a_lease_shorter_than_the_ack_wait_gives_the_message_back_at_its_end() {
 }
 
 #[tokio::test]
-async fn an_unset_lease_ends_before_jetstream_gives_the_message_to_another() {
+async fn unset_lease_ends_before_jetstream_redelivers() {
     let (fixture, _proxy, mut client) = setup(ack_wait(SHORTEST_KEPT)).await;
     fixture.publish("x", "1").await;
     let first = take(&mut client, &fixture, None).await;
@@ -104,7 +104,7 @@ async fn extend_moves_the_end_from_now_and_may_shorten() {
 }
 
 #[tokio::test]
-async fn extend_without_a_length_lasts_as_long_as_the_lease_was_granted() {
+async fn extend_without_a_length_lasts_the_granted_length() {
     let (fixture, _proxy, mut client) = setup(ack_wait(10_000)).await;
     let unset = |token: &str| pb::ExtendRequest { token: token.to_owned(), lease: None };
     for (granted, expected) in [(None, 7..=9), (Some(40_000), 39..=40)] {
@@ -130,7 +130,7 @@ async fn extend_without_a_length_lasts_as_long_as_the_lease_was_granted() {
 }
 
 #[tokio::test]
-async fn a_lease_longer_than_the_longest_is_lowered_and_the_answer_says_so() {
+async fn too_long_lease_is_lowered_and_the_answer_says_so() {
     let fixture = Fixture::new(config()).await;
     let proxy = Proxy::start(NatsServer::shared(), &["--max-lease", "3s"]);
     let mut client = proxy.client().await;
@@ -175,7 +175,7 @@ async fn each_delivery_is_leased_by_its_own_backoff() {
 }
 
 #[tokio::test]
-async fn the_last_attempt_of_two_is_kept_for_its_holder_and_not_given_back() {
+async fn last_attempt_of_two_is_kept_for_its_holder() {
     let (fixture, _proxy, mut client) =
         setup(pull::Config { max_deliver: 2, ..ack_wait(10_000) }).await;
     fixture.publish("x", "1").await;
@@ -233,7 +233,7 @@ async fn stored(fixture: &Fixture) -> u64 {
 }
 
 #[tokio::test]
-async fn a_late_ack_or_term_of_the_last_attempt_is_applied_where_nobody_has_the_message() {
+async fn late_ack_or_term_of_a_free_last_attempt_is_applied() {
     for max_deliver in [1, 2] {
         let fixture = work_queue(max_deliver).await;
         let proxy = Proxy::start(NatsServer::shared(), &[]);
@@ -267,7 +267,7 @@ async fn a_late_ack_or_term_of_the_last_attempt_is_applied_where_nobody_has_the_
 }
 
 #[tokio::test]
-async fn a_late_ack_of_the_last_attempt_is_refused_while_anything_is_out() {
+async fn late_ack_of_a_last_attempt_is_refused_during_other_deliveries() {
     let fixture = work_queue(1).await;
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     let mut client = proxy.client().await;
@@ -288,7 +288,7 @@ async fn a_late_ack_of_the_last_attempt_is_refused_while_anything_is_out() {
 
 /// The fence: what comes again after all is its new holder's.
 #[tokio::test]
-async fn a_late_ack_hits_nobody_where_the_message_comes_again_after_all() {
+async fn late_ack_hits_no_holder_of_a_further_delivery() {
     let fixture = work_queue(2).await;
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     let mut client = proxy.client().await;
@@ -314,7 +314,7 @@ async fn a_late_ack_hits_nobody_where_the_message_comes_again_after_all() {
 }
 
 #[tokio::test]
-async fn a_consumer_made_anew_ends_the_leases_of_the_old_one() {
+async fn recreated_consumer_ends_the_leases_of_the_old_one() {
     let (fixture, _proxy, mut client) = setup(ack_wait(2000)).await;
     fixture.publish("x", "1").await;
     let message = take(&mut client, &fixture, Some(60_000)).await;
@@ -334,7 +334,7 @@ async fn a_consumer_made_anew_ends_the_leases_of_the_old_one() {
 }
 
 #[tokio::test]
-async fn a_deleted_consumer_denies_a_settlement_and_says_so() {
+async fn deleted_consumer_denies_a_settlement_with_a_reason() {
     let (fixture, _proxy, mut client) = setup(config()).await;
     fixture.publish("x", "1").await;
     let message = take(&mut client, &fixture, None).await;

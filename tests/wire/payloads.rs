@@ -22,7 +22,7 @@ fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
 }
 
 #[tokio::test]
-async fn what_a_headers_only_consumer_leaves_out_is_not_judged() {
+async fn missing_payload_of_a_headers_only_consumer_is_not_judged() {
     let fixture = Fixture::new(pull::Config { headers_only: true, ..config() }).await;
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     let mut client = proxy.client().await;
@@ -45,7 +45,7 @@ async fn what_a_headers_only_consumer_leaves_out_is_not_judged() {
 }
 
 #[tokio::test]
-async fn tombstones_of_a_key_value_bucket_are_not_judged_and_an_empty_payload_is() {
+async fn tombstones_are_not_judged_and_an_empty_payload_is() {
     let fixture = Fixture::new(config()).await;
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     let mut client = proxy.client().await;
@@ -70,7 +70,7 @@ async fn tombstones_of_a_key_value_bucket_are_not_judged_and_an_empty_payload_is
 }
 
 #[tokio::test]
-async fn the_marker_of_a_subject_whose_messages_are_gone_is_not_judged() {
+async fn marker_of_a_removed_subject_is_not_judged() {
     let fixture = Fixture::new(config()).await;
     let second = 1_000_000_000_u64;
     let marked = serde_json::json!({
@@ -97,7 +97,7 @@ async fn the_marker_of_a_subject_whose_messages_are_gone_is_not_judged() {
 
 /// `Delivery.subject` on a stream that changes subjects.
 #[tokio::test]
-async fn the_subject_is_the_one_that_the_stream_stores() {
+async fn subject_is_the_one_in_the_stream() {
     let fixture = Fixture::new(config()).await;
     let (from, to) = (format!("{}.>", fixture.stream), format!("stored.{}.>", fixture.stream));
     let changed = serde_json::json!({

@@ -72,7 +72,7 @@ fn malformed() -> Option<(String, String)> {
 }
 
 #[tokio::test]
-async fn bytes_that_are_no_message_are_malformed() {
+async fn bytes_without_a_message_are_malformed() {
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     let garbage = [0xff; 40];
     for body in [
@@ -112,7 +112,7 @@ async fn compressed_garbage_is_malformed_and_unknown_compression_unsupported() {
 }
 
 #[tokio::test]
-async fn a_request_over_four_mebibytes_is_too_large_before_it_is_read() {
+async fn request_over_four_mebibytes_is_refused_unread() {
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     let claimed = frame(0, 5 * 1024 * 1024, &[0; 100]);
     let answer = send(&proxy, Method::POST, FETCH, &[GRPC], claimed).await;
@@ -121,7 +121,7 @@ async fn a_request_over_four_mebibytes_is_too_large_before_it_is_read() {
 }
 
 #[tokio::test]
-async fn a_wild_deadline_is_no_deadline() {
+async fn malformed_deadline_counts_as_none() {
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     for timeout in ["x", "-1S", "99999999999999H", ""] {
         let headers = [GRPC, ("grpc-timeout", timeout)];
@@ -160,7 +160,7 @@ async fn http(
 }
 
 #[tokio::test]
-async fn only_grpc_is_given_messages() {
+async fn only_grpc_calls_receive_messages() {
     let fixture = Fixture::new(config()).await;
     fixture.publish("x", "1").await;
     let proxy = Proxy::start(NatsServer::shared(), &[]);
@@ -197,7 +197,7 @@ fn said(port: &str, sent: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn whoever_speaks_something_else_is_told_so_and_the_log_says_it() {
+async fn peer_with_another_protocol_is_answered_and_logged() {
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     let get = b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n";
     let answer = String::from_utf8(said(&proxy.grpc, get)).unwrap();
@@ -213,7 +213,7 @@ async fn whoever_speaks_something_else_is_told_so_and_the_log_says_it() {
 }
 
 #[tokio::test]
-async fn a_call_to_the_port_for_operators_is_told_where_the_service_is() {
+async fn call_to_the_ops_port_is_told_the_right_port() {
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     let ops = format!("http://{}", proxy.ops);
     let mut client = testkit::proxy::Client::connect(ops).await.unwrap();
@@ -226,7 +226,7 @@ async fn a_call_to_the_port_for_operators_is_told_where_the_service_is() {
 }
 
 #[tokio::test]
-async fn what_is_no_grpc_is_turned_away() {
+async fn request_without_grpc_is_refused() {
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     for (method, content) in [(Method::GET, GRPC), (Method::POST, ("content-type", "text/plain"))] {
         // Whatever the answer is, there is one.
@@ -236,7 +236,7 @@ async fn what_is_no_grpc_is_turned_away() {
 }
 
 #[tokio::test]
-async fn a_connection_of_noise_is_closed_and_disturbs_nobody() {
+async fn connection_of_noise_is_closed_and_disturbs_nobody() {
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     for noise in [
         &b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..],

@@ -56,7 +56,7 @@ async fn lease(client: &mut Client, fixture: &Fixture) -> pb::Delivery {
 }
 
 #[tokio::test]
-async fn a_missing_stream_and_a_missing_consumer_are_told_apart() {
+async fn missing_stream_and_missing_consumer_are_distinguished() {
     let fixture = Fixture::new(config()).await;
     let (_proxy, mut client) = client().await;
     let mut request = fetch(&fixture, 1, 5000);
@@ -71,7 +71,7 @@ async fn a_missing_stream_and_a_missing_consumer_are_told_apart() {
 }
 
 #[tokio::test]
-async fn unsuitable_consumers_are_refused_and_told_why() {
+async fn unsuitable_consumers_are_refused_with_a_reason() {
     let fixture = Fixture::new(config()).await;
     let (_proxy, mut client) = client().await;
     let named = |name: &str| pull::Config { durable_name: Some(name.to_owned()), ..config() };
@@ -103,7 +103,7 @@ async fn unsuitable_consumers_are_refused_and_told_why() {
 }
 
 #[tokio::test]
-async fn tokens_that_are_not_ours_are_invalid_whatever_is_wrong_with_them() {
+async fn foreign_tokens_are_invalid() {
     let fixture = Fixture::new(config()).await;
     let (_proxy, mut client) = client().await;
     let token = lease(&mut client, &fixture).await.token;
@@ -121,7 +121,7 @@ async fn tokens_that_are_not_ours_are_invalid_whatever_is_wrong_with_them() {
 }
 
 #[tokio::test]
-async fn an_expired_lease_and_one_settled_otherwise_are_told_apart() {
+async fn expired_and_settled_leases_are_distinguished() {
     let fixture = Fixture::new(ack_wait(1000)).await;
     let (_proxy, mut client) = client().await;
     let settled = lease(&mut client, &fixture).await.token;
@@ -134,7 +134,7 @@ async fn an_expired_lease_and_one_settled_otherwise_are_told_apart() {
 }
 
 #[tokio::test]
-async fn a_consumer_that_is_gone_denies_by_both_paths() {
+async fn deleted_consumer_denies_by_both_paths() {
     let fixture = Fixture::new(config()).await;
     let (_proxy, mut client) = client().await;
     let tokens =
@@ -153,7 +153,7 @@ async fn a_consumer_that_is_gone_denies_by_both_paths() {
 }
 
 #[tokio::test]
-async fn a_token_from_before_a_restart_names_an_owner_that_does_not_answer() {
+async fn token_from_before_a_restart_has_an_unreachable_owner() {
     let fixture = Fixture::new(config()).await;
     let keys = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(keys.path(), fetch_proxy::token::new_key_line().unwrap()).unwrap();
@@ -178,7 +178,7 @@ async fn a_token_from_before_a_restart_names_an_owner_that_does_not_answer() {
 }
 
 #[tokio::test]
-async fn a_wrong_field_is_named_and_nothing_is_settled() {
+async fn wrong_field_is_named_and_nothing_is_settled() {
     let fixture = Fixture::new(config()).await;
     let (_proxy, mut client) = client().await;
     let token = lease(&mut client, &fixture).await.token;
@@ -209,7 +209,7 @@ async fn a_wrong_field_is_named_and_nothing_is_settled() {
 }
 
 #[tokio::test]
-async fn nats_rights_that_are_missing_are_named_to_the_caller() {
+async fn missing_nats_rights_are_named_to_the_caller() {
     let config = r#"authorization { users: [
         { user: admin, password: admin },
         { user: proxy, password: proxy, permissions: {
@@ -230,7 +230,7 @@ async fn nats_rights_that_are_missing_are_named_to_the_caller() {
 }
 
 #[tokio::test]
-async fn an_inbox_that_nats_does_not_allow_is_named_and_not_waited_for() {
+async fn forbidden_inbox_is_named_at_once() {
     let config = r#"authorization { users: [
         { user: admin, password: admin },
         { user: proxy, password: proxy, permissions: { publish: ["$JS.>"], subscribe: ["_MINE.>"] } }
@@ -254,7 +254,7 @@ async fn an_inbox_that_nats_does_not_allow_is_named_and_not_waited_for() {
 }
 
 #[tokio::test]
-async fn nats_away_is_unavailable_and_the_lease_is_still_ours_afterwards() {
+async fn lease_survives_a_settlement_refused_without_nats() {
     let mut server = NatsServer::start();
     let fixture = Fixture::on(&server, config()).await;
     let proxy = Proxy::start(&server, &[]);
@@ -283,7 +283,7 @@ async fn nats_away_is_unavailable_and_the_lease_is_still_ours_afterwards() {
 }
 
 #[tokio::test]
-async fn a_draining_proxy_refuses_new_fetches_and_settles_on() {
+async fn draining_proxy_refuses_fetches_and_still_settles() {
     let fixture = Fixture::new(config()).await;
     let mut proxy = Proxy::start(NatsServer::shared(), &["--drain-timeout", "15s"]);
     let mut client = proxy.client().await;

@@ -33,7 +33,7 @@ fn settlement(token: &str, action: Action) -> Settlement {
 }
 
 #[tokio::test]
-async fn an_ack_is_confirmed_by_jetstream_and_its_retry_is_a_duplicate() {
+async fn ack_is_confirmed_by_jetstream_and_its_repeat_is_a_duplicate() {
     let fixture = Fixture::new(config()).await;
     let (_proxy, mut client, messages) = leased(&fixture, 1).await;
     let first = client.ack(ack(&messages[0].token)).await.unwrap().into_inner();
@@ -44,7 +44,7 @@ async fn an_ack_is_confirmed_by_jetstream_and_its_retry_is_a_duplicate() {
 }
 
 #[tokio::test]
-async fn a_nak_brings_the_message_back_at_once_and_its_retry_publishes_nothing() {
+async fn nak_returns_the_message_at_once_and_its_repeat_does_nothing() {
     let fixture = Fixture::new(config()).await;
     let (_proxy, mut client, messages) = leased(&fixture, 1).await;
     let answer = client.nak(nak(&messages[0].token, 0)).await.unwrap().into_inner();
@@ -82,7 +82,7 @@ async fn delayed(
 }
 
 #[tokio::test]
-async fn a_nak_with_a_delay_is_redelivered_then_and_says_when() {
+async fn nak_with_a_delay_redelivers_at_the_announced_time() {
     const DELAY: Duration = Duration::from_secs(1);
     let fixture = Fixture::new(config()).await;
     let (_proxy, mut client, messages) = leased(&fixture, 1).await;
@@ -96,7 +96,7 @@ async fn a_nak_with_a_delay_is_redelivered_then_and_says_when() {
 }
 
 #[tokio::test]
-async fn a_nak_delay_is_kept_on_a_consumer_with_backoff() {
+async fn nak_delay_is_kept_on_a_consumer_with_backoff() {
     const DELAY: Duration = Duration::from_secs(4);
     let seconds = |n| Duration::from_secs(n);
     let backoff = vec![seconds(1), seconds(4)];
@@ -118,7 +118,7 @@ async fn a_nak_delay_is_kept_on_a_consumer_with_backoff() {
 }
 
 #[tokio::test]
-async fn a_nak_of_the_last_attempt_promises_no_redelivery() {
+async fn nak_of_the_last_attempt_promises_no_redelivery() {
     let fixture =
         Fixture::new(async_nats::jetstream::consumer::pull::Config { max_deliver: 1, ..config() })
             .await;
@@ -128,7 +128,7 @@ async fn a_nak_of_the_last_attempt_promises_no_redelivery() {
 }
 
 #[tokio::test]
-async fn a_term_carries_its_reason_to_jetstream() {
+async fn term_carries_its_reason_to_jetstream() {
     let fixture = Fixture::new(config()).await;
     let client = async_nats::connect(NatsServer::shared().url()).await.unwrap();
     let subject = format!("$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.{}.worker", fixture.stream);
@@ -144,7 +144,7 @@ async fn a_term_carries_its_reason_to_jetstream() {
 }
 
 #[tokio::test]
-async fn a_message_settled_in_one_way_refuses_every_other_and_names_the_first() {
+async fn settled_message_refuses_other_kinds_and_names_the_first() {
     let fixture = Fixture::new(config()).await;
     let (_proxy, mut client, messages) = leased(&fixture, 1).await;
     let token = &messages[0].token;
@@ -161,7 +161,7 @@ async fn a_message_settled_in_one_way_refuses_every_other_and_names_the_first() 
 }
 
 #[tokio::test]
-async fn sent_answers_without_waiting_and_reaches_jetstream() {
+async fn sent_confirmation_answers_at_once_and_reaches_jetstream() {
     let fixture = Fixture::new(config()).await;
     let (_proxy, mut client, messages) = leased(&fixture, 1).await;
     let mut request = ack(&messages[0].token);
@@ -175,7 +175,7 @@ async fn sent_answers_without_waiting_and_reaches_jetstream() {
 }
 
 #[tokio::test]
-async fn a_settle_of_a_thousand_tokens_of_every_kind_answers_each_in_order() {
+async fn settle_of_a_thousand_tokens_answers_each_in_order() {
     let fixture = Fixture::new(config()).await;
     let (_proxy, mut client, messages) = leased(&fixture, 1000).await;
     let settlements = messages.iter().enumerate().map(|(place, message)| {
@@ -202,7 +202,7 @@ async fn a_settle_of_a_thousand_tokens_of_every_kind_answers_each_in_order() {
 }
 
 #[tokio::test]
-async fn in_one_settle_a_token_counts_once_and_later_ones_answer_as_later_calls() {
+async fn repeated_token_in_a_settle_counts_once() {
     let fixture = Fixture::new(config()).await;
     let (_proxy, mut client, messages) = leased(&fixture, 1).await;
     let token = &messages[0].token;
@@ -242,7 +242,7 @@ async fn two_workers_with_one_token_settle_it_once() {
 }
 
 #[tokio::test]
-async fn a_settle_goes_on_when_its_caller_leaves() {
+async fn settle_continues_when_its_caller_leaves() {
     let fixture = Fixture::new(ack_wait(30_000)).await;
     let (_proxy, client, messages) = leased(&fixture, 200).await;
     let acked = |token: &str| settlement(token, Action::Ack(AckAction {}));

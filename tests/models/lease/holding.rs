@@ -9,7 +9,7 @@ use fetch_proxy::lease::{
 use super::{ACK_BY, Desk, LeaseTable, OVER};
 
 #[test]
-fn the_ack_wait_is_that_of_the_delivery_count() {
+fn ack_wait_is_that_of_the_delivery_count() {
     let secs = Duration::from_secs;
     let backoff = [secs(1), secs(2), secs(3)];
     let waits = [1, 2, 3, 4, u64::MAX].map(|count| ack_wait_of(secs(30), &backoff, count));
@@ -18,7 +18,7 @@ fn the_ack_wait_is_that_of_the_delivery_count() {
 }
 
 #[test]
-fn the_margin_is_a_tenth_within_its_bounds() {
+fn margin_is_a_tenth_within_its_bounds() {
     let millis = Duration::from_millis;
     assert_eq!(margin(millis(500)), millis(50));
     assert_eq!(margin(millis(510)), millis(51));
@@ -37,7 +37,7 @@ fn ids_are_sequential_from_one_and_never_used_again() {
 }
 
 #[test]
-fn an_unset_lease_ends_with_jetstreams_patience_less_the_margin() {
+fn unset_lease_ends_a_margin_before_the_ack_wait() {
     let mut desk = Desk::new();
     let id = desk.granted();
     let by = desk.at(ACK_BY);
@@ -66,7 +66,7 @@ fn extend_counts_from_now_and_may_shorten() {
 }
 
 #[test]
-fn extend_without_a_length_is_as_long_as_the_lease_was_granted() {
+fn extend_without_a_length_repeats_the_granted_length() {
     let mut desk = Desk::new();
     let id = desk.lent(4000);
     desk.extend(id, 60_000, 100).unwrap();
@@ -105,7 +105,7 @@ fn no_lease_is_longer_than_the_longest() {
 }
 
 #[test]
-fn a_short_lease_is_released_at_its_deadline() {
+fn short_lease_is_released_at_its_deadline() {
     let mut desk = Desk::new();
     let id = desk.lent(1000);
     assert_eq!(desk.table.next_due(), Some(desk.at(1000)));
@@ -116,7 +116,7 @@ fn a_short_lease_is_released_at_its_deadline() {
 }
 
 #[test]
-fn a_lapse_within_the_margin_of_ack_by_sends_nothing() {
+fn lapse_within_the_margin_of_ack_by_sends_nothing() {
     let mut desk = Desk::new();
     let id = desk.lent(ACK_BY - 1000);
     let swept = desk.sweep(ACK_BY - 1000);
@@ -124,7 +124,7 @@ fn a_lapse_within_the_margin_of_ack_by_sends_nothing() {
 }
 
 #[test]
-fn a_lapsed_last_attempt_is_not_released() {
+fn lapsed_last_attempt_is_not_released() {
     let mut desk = Desk::new();
     let id = desk.last_attempt();
     desk.table.assign(id, Some(Duration::from_secs(1)), desk.origin).unwrap();
@@ -132,7 +132,7 @@ fn a_lapsed_last_attempt_is_not_released() {
 }
 
 #[test]
-fn a_last_attempt_is_kept_alive_until_somebody_takes_it_and_again_when_it_comes_back() {
+fn last_attempt_is_kept_alive_until_taken_and_after_its_return() {
     let mut desk = Desk::new();
     let id = desk.last_attempt();
     assert_eq!(desk.sweep(5000), [Due::Progress { id }]);
@@ -145,7 +145,7 @@ fn a_last_attempt_is_kept_alive_until_somebody_takes_it_and_again_when_it_comes_
 }
 
 #[test]
-fn a_kept_lease_lasts_as_long_as_a_fresh_one() {
+fn kept_lease_lasts_as_long_as_a_fresh_one() {
     let mut desk = Desk::new();
     let id = desk.lent(1000);
     desk.table.keep(id, desk.at(999));
@@ -153,7 +153,7 @@ fn a_kept_lease_lasts_as_long_as_a_fresh_one() {
 }
 
 #[test]
-fn a_delivery_that_nobody_was_handed_is_given_back_once() {
+fn unassigned_delivery_is_given_back_once() {
     let mut desk = Desk::new();
     let id = desk.granted();
     let back = desk.table.give_back(id, desk.at(100));
@@ -162,7 +162,7 @@ fn a_delivery_that_nobody_was_handed_is_given_back_once() {
 }
 
 #[test]
-fn what_is_given_back_too_late_or_for_the_last_time_is_not_released() {
+fn late_or_last_delivery_is_not_released() {
     let mut desk = Desk::new();
     let id = desk.granted();
     let late = desk.table.give_back(id, desk.at(ACK_BY - 1000));
@@ -173,7 +173,7 @@ fn what_is_given_back_too_late_or_for_the_last_time_is_not_released() {
 }
 
 #[test]
-fn a_long_lease_is_kept_alive_at_half_time_and_retried_each_eighth() {
+fn long_lease_is_kept_alive_at_half_time_and_each_eighth() {
     let mut desk = Desk::new();
     let id = desk.lent(60_000);
     let progress = [Due::Progress { id }];
@@ -187,7 +187,7 @@ fn a_long_lease_is_kept_alive_at_half_time_and_retried_each_eighth() {
 }
 
 #[test]
-fn progress_that_is_confirmed_at_ack_by_is_too_late() {
+fn progress_confirmed_at_ack_by_is_too_late() {
     let mut desk = Desk::new();
     let id = desk.lent(60_000);
     desk.progressed(id, ACK_BY - 10, ACK_BY);
@@ -195,7 +195,7 @@ fn progress_that_is_confirmed_at_ack_by_is_too_late() {
 }
 
 #[test]
-fn an_extension_past_half_time_is_progressed_at_once() {
+fn extension_past_half_time_is_progressed_at_once() {
     let mut desk = Desk::new();
     let id = desk.granted();
     desk.extend(id, 60_000, 8000).unwrap();
@@ -203,7 +203,7 @@ fn an_extension_past_half_time_is_progressed_at_once() {
 }
 
 #[test]
-fn a_sweep_does_no_more_than_it_is_asked_to() {
+fn sweep_does_no_more_than_asked() {
     let mut desk = Desk::new();
     for sequence in 1..=5 {
         desk.table.grant(desk.terms(sequence, 0), "any");
@@ -214,7 +214,7 @@ fn a_sweep_does_no_more_than_it_is_asked_to() {
 }
 
 #[test]
-fn times_beyond_measure_do_not_overflow() {
+fn huge_times_do_not_overflow() {
     let mut desk = Desk::new();
     let terms = Terms { ack_wait: Duration::MAX, ..desk.terms(1, 0) };
     let id = desk.table.grant(terms, "one").0;

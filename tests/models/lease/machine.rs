@@ -363,5 +363,5 @@ prop_state_machine! {
     })]
 
     #[test]
-    fn the_table_answers_every_history_as_its_reference_does(sequential 1..80 => World);
+    fn table_answers_every_history_like_its_reference(sequential 1..80 => World);
 }

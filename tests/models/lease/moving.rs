@@ -181,7 +181,7 @@ fn answer_by(
 proptest! {
     /// `transit`: how long all of it is on its way; it counts from when it was sent.
     #[test]
-    fn a_lease_that_has_moved_never_ends_later(
+    fn lease_that_has_moved_never_ends_later(
         steps in vec(step(), 1..40),
         transit in 0..1500_u64,
         later in 0..30_000_u64,
@@ -213,7 +213,7 @@ proptest! {
 
     /// Through any number of hands.
     #[test]
-    fn an_old_number_is_answered_as_the_old_table_would(
+    fn old_lease_id_is_answered_like_by_the_old_table(
         steps in vec(step(), 1..40),
         moves in 1..4_usize,
         kind in prop_oneof![Just(SettleKind::Ack), Just(SettleKind::Nak), Just(SettleKind::Term)],
@@ -249,7 +249,7 @@ proptest! {
 }
 
 #[test]
-fn what_was_settled_by_its_heir_is_known_to_the_next() {
+fn settlement_by_a_receiver_is_known_to_the_next() {
     let (mut there, now) = (Desk::new(), 1000);
     let id = there.lent(60_000);
     let at = there.at(now);
@@ -264,7 +264,7 @@ fn what_was_settled_by_its_heir_is_known_to_the_next() {
 }
 
 #[test]
-fn an_heir_extends_by_as_long_as_the_leaver_has_granted() {
+fn receiver_extends_by_the_granted_length() {
     for granted in [Some(4000), None] {
         let mut there = Desk::new();
         let id = there.granted();
@@ -280,7 +280,7 @@ fn an_heir_extends_by_as_long_as_the_leaver_has_granted() {
 }
 
 #[test]
-fn what_was_lowered_moves_with_what_is_left_of_it() {
+fn lowered_deadline_moves_with_its_remaining_time() {
     let mut there = Desk::new();
     there.table = LeaseTable::new(there.origin, Duration::from_secs(3), 64);
     let id = there.granted();
@@ -291,7 +291,7 @@ fn what_was_lowered_moves_with_what_is_left_of_it() {
 
 /// An heir that knows of a leader of whom the leaver has not heard.
 #[test]
-fn distrusted_on_its_way_a_lease_ends_as_if_it_had_been_before() {
+fn lease_distrusted_in_transit_ends_as_if_distrusted_before() {
     for progressed in [None, Some(4000), Some(4900)] {
         let mut there = Desk::new();
         let id = there.granted();
@@ -308,7 +308,7 @@ fn distrusted_on_its_way_a_lease_ends_as_if_it_had_been_before() {
 }
 
 #[test]
-fn of_two_deliveries_of_a_message_the_newer_stays() {
+fn newer_delivery_of_a_message_stays() {
     let mut there = Desk::new();
     there.granted();
     let at = there.at(100);
@@ -332,7 +332,7 @@ fn of_two_deliveries_of_a_message_the_newer_stays() {
 }
 
 #[test]
-fn whatever_another_replica_tells_is_harmless() {
+fn any_snapshot_of_another_replica_is_harmless() {
     let id = |number| LeaseId::new(number).unwrap();
     let mut inheritance = AdoptedLeases::new();
     inheritance.remember(&OutcomeSlice::new(id(u64::MAX), vec![0xff; 9]));

@@ -7,7 +7,7 @@ use fetch_proxy::lease::{Due, LeaseId, LeaseStatus, PublishOutcome, SettleKind, 
 use super::{ACK_BY, CONSUMER, Desk, OVER};
 
 #[test]
-fn a_server_that_forgot_costs_a_second_once_and_progress_confirmed_just_before() {
+fn server_that_forgot_costs_one_second_and_recent_progress() {
     let mut desk = Desk::new();
     let id = desk.lent(60_000);
     desk.progressed(id, 5000, 5001);
@@ -21,7 +21,7 @@ fn a_server_that_forgot_costs_a_second_once_and_progress_confirmed_just_before()
 }
 
 #[test]
-fn to_a_server_that_takes_over_a_delivery_is_as_old_as_its_message() {
+fn new_server_counts_a_delivery_from_its_message() {
     let mut desk = Desk::new();
     let old = Duration::from_secs(3);
     let (id, _) = desk.table.grant(Terms { age: old, ..desk.terms(1, 0) }, "one");
@@ -35,7 +35,7 @@ fn to_a_server_that_takes_over_a_delivery_is_as_old_as_its_message() {
 }
 
 #[test]
-fn progress_sent_before_the_server_forgot_does_not_count() {
+fn progress_from_before_a_lost_state_does_not_count() {
     let mut desk = Desk::new();
     let id = desk.lent(60_000);
     desk.distrust(5000);
@@ -49,7 +49,7 @@ fn progress_sent_before_the_server_forgot_does_not_count() {
 }
 
 #[test]
-fn deliveries_that_the_server_does_not_remember_are_lost() {
+fn deliveries_forgotten_by_the_server_are_lost() {
     let mut desk = Desk::new();
     let known = desk.granted();
     let (unknown, _) = desk.table.grant(desk.terms(2, 0), "two");
@@ -60,7 +60,7 @@ fn deliveries_that_the_server_does_not_remember_are_lost() {
 }
 
 #[test]
-fn a_new_ack_wait_counts_from_the_last_start_of_the_clock() {
+fn new_ack_wait_counts_from_the_last_start_of_the_clock() {
     let mut desk = Desk::new();
     let id = desk.lent(60_000);
     desk.progressed(id, 5000, 5001);
@@ -69,7 +69,7 @@ fn a_new_ack_wait_counts_from_the_last_start_of_the_clock() {
 }
 
 #[test]
-fn a_lease_of_no_set_length_follows_a_new_ack_wait_and_a_set_one_is_kept_alive() {
+fn unset_lease_follows_a_new_ack_wait_unlike_a_set_one() {
     for (length, due) in [(None, 2700), (Some(8000), 1500)] {
         let mut desk = Desk::new();
         let id = desk.granted();
@@ -80,7 +80,7 @@ fn a_lease_of_no_set_length_follows_a_new_ack_wait_and_a_set_one_is_kept_alive()
 }
 
 #[test]
-fn a_longer_ack_wait_does_not_revive_what_was_over() {
+fn longer_ack_wait_revives_no_ended_lease() {
     let mut desk = Desk::new();
     let id = desk.lent(60_000);
     desk.begin(id, SettleKind::Ack, ACK_BY - 1).unwrap();
@@ -90,7 +90,7 @@ fn a_longer_ack_wait_does_not_revive_what_was_over() {
 }
 
 #[test]
-fn a_new_ack_wait_does_not_revive_what_the_server_does_not_remember() {
+fn new_ack_wait_revives_no_forgotten_delivery() {
     let mut desk = Desk::new();
     let id = desk.lent(60_000);
     desk.table.lose_after(CONSUMER, 0, None, 100);
@@ -100,7 +100,7 @@ fn a_new_ack_wait_does_not_revive_what_the_server_does_not_remember() {
 }
 
 #[test]
-fn a_server_may_forget_in_the_first_second_of_the_table() {
+fn server_may_forget_in_the_first_second_of_the_table() {
     let mut desk = Desk::new();
     let terms = Terms { ack_wait: Duration::from_millis(1500), ..desk.terms(1, 0) };
     let id = desk.table.grant(terms, "one").0;
@@ -111,7 +111,7 @@ fn a_server_may_forget_in_the_first_second_of_the_table() {
 }
 
 #[test]
-fn walks_over_a_consumer_go_on_where_they_stopped() {
+fn walks_over_a_consumer_resume_where_they_stopped() {
     let mut desk = Desk::new();
     for sequence in 1..=5 {
         desk.table.grant(desk.terms(sequence, 0), "any");
@@ -130,7 +130,7 @@ fn walks_over_a_consumer_go_on_where_they_stopped() {
 }
 
 #[test]
-fn the_leases_of_an_ended_consumer_are_refused_and_come_out_at_once_in_steps() {
+fn leases_of_an_ended_consumer_are_refused_and_leave_in_steps() {
     let mut desk = Desk::new();
     for sequence in 1..=5 {
         desk.table.grant(desk.terms(sequence, 0), "any");

@@ -9,7 +9,7 @@ use fetch_proxy::lease::{
 use super::{ACK_BY, CONSUMER, Desk, OVER};
 
 #[test]
-fn an_ack_before_the_deadline_is_let_through_and_after_it_is_refused() {
+fn ack_passes_before_the_deadline_and_is_refused_after_it() {
     let mut desk = Desk::new();
     let id = desk.lent(1000);
     assert_eq!(desk.begin(id, SettleKind::Ack, 1000), Err(OVER));
@@ -19,7 +19,7 @@ fn an_ack_before_the_deadline_is_let_through_and_after_it_is_refused() {
 }
 
 #[test]
-fn a_settled_lease_is_a_duplicate_to_the_same_kind_and_settled_to_another() {
+fn settled_lease_answers_duplicate_or_settled_by_kind() {
     for (kind, other) in [
         (SettleKind::Ack, SettleKind::Nak),
         (SettleKind::Nak, SettleKind::Term),
@@ -36,7 +36,7 @@ fn a_settled_lease_is_a_duplicate_to_the_same_kind_and_settled_to_another() {
 }
 
 #[test]
-fn a_lease_that_is_being_settled_is_busy_and_time_does_not_end_it() {
+fn lease_under_settlement_is_busy_and_does_not_expire() {
     let mut desk = Desk::new();
     let id = desk.lent(1000);
     desk.begin(id, SettleKind::Ack, 999).unwrap();
@@ -52,7 +52,7 @@ fn a_lease_that_is_being_settled_is_busy_and_time_does_not_end_it() {
 }
 
 #[test]
-fn what_was_not_sent_is_held_again_and_may_be_settled_in_another_way() {
+fn unsent_settlement_leaves_the_lease_free_for_any_kind() {
     let mut desk = Desk::new();
     let id = desk.lent(1000);
     assert_eq!(desk.settle(id, SettleKind::Ack, PublishOutcome::Unsent, 1), LeaseStatus::Held);
@@ -80,7 +80,7 @@ fn what_was_not_sent_before_jetstream_moved_on_is_lost() {
 }
 
 #[test]
-fn an_unconfirmed_ack_or_term_may_be_repeated_until_ack_by_but_not_changed() {
+fn unconfirmed_ack_or_term_may_be_repeated_and_not_changed() {
     for (kind, other) in [(SettleKind::Ack, SettleKind::Term), (SettleKind::Term, SettleKind::Nak)]
     {
         let mut desk = Desk::new();
@@ -98,7 +98,7 @@ fn an_unconfirmed_ack_or_term_may_be_repeated_until_ack_by_but_not_changed() {
 }
 
 #[test]
-fn a_repeat_that_is_not_sent_leaves_the_first_try_uncertain() {
+fn unsent_repeat_leaves_the_first_try_uncertain() {
     let mut desk = Desk::new();
     let id = desk.lent(1000);
     desk.settle(id, SettleKind::Ack, PublishOutcome::Unconfirmed, 1);
@@ -108,7 +108,7 @@ fn a_repeat_that_is_not_sent_leaves_the_first_try_uncertain() {
 }
 
 #[test]
-fn an_unconfirmed_nak_is_never_published_again() {
+fn unconfirmed_nak_is_never_published_again() {
     let mut desk = Desk::new();
     let id = desk.lent(1000);
     desk.begin(id, SettleKind::Nak, 1).unwrap();
@@ -117,7 +117,7 @@ fn an_unconfirmed_nak_is_never_published_again() {
 }
 
 #[test]
-fn a_denied_settlement_ends_the_lease_as_lost() {
+fn denied_settlement_ends_the_lease_as_lost() {
     let mut desk = Desk::new();
     let id = desk.lent(1000);
     assert_eq!(desk.settle(id, SettleKind::Ack, PublishOutcome::Denied, 1), LeaseStatus::Gone);
@@ -125,7 +125,7 @@ fn a_denied_settlement_ends_the_lease_as_lost() {
 }
 
 #[test]
-fn a_newer_delivery_of_the_message_ends_the_older_lease() {
+fn newer_delivery_of_the_message_ends_the_older_lease() {
     let mut desk = Desk::new();
     let older = desk.lent(60_000);
     let (newer, superseded) = desk.table.grant(desk.terms(1, 500), "two");
@@ -136,7 +136,7 @@ fn a_newer_delivery_of_the_message_ends_the_older_lease() {
 }
 
 #[test]
-fn the_same_sequence_of_another_consumer_is_another_message() {
+fn same_sequence_of_another_consumer_is_another_message() {
     let mut desk = Desk::new();
     let one = desk.granted();
     let terms = Terms { consumer: ConsumerId(8), ..desk.terms(1, 0) };
@@ -145,7 +145,7 @@ fn the_same_sequence_of_another_consumer_is_another_message() {
 }
 
 #[test]
-fn a_nak_whose_redelivery_overtakes_its_confirmation_is_a_duplicate_when_repeated() {
+fn nak_overtaken_by_its_redelivery_is_a_duplicate_when_repeated() {
     for (outcome, repeated) in [
         (PublishOutcome::Confirmed, Ok(BeginResult::Duplicate)),
         (PublishOutcome::Unconfirmed, Ok(BeginResult::Duplicate)),
@@ -165,7 +165,7 @@ fn a_nak_whose_redelivery_overtakes_its_confirmation_is_a_duplicate_when_repeate
 }
 
 #[test]
-fn a_caller_that_read_its_clock_earlier_is_judged_by_the_latest_time() {
+fn caller_with_an_earlier_clock_is_judged_by_the_latest_time() {
     let mut desk = Desk::new();
     let id = desk.lent(1000);
     assert_eq!(desk.extend(id, 5000, 1000), Err(OVER));
@@ -173,7 +173,7 @@ fn a_caller_that_read_its_clock_earlier_is_judged_by_the_latest_time() {
 }
 
 #[test]
-fn how_a_lease_ended_is_forgotten_in_the_end_and_unknown_ones_are_as_forgotten() {
+fn old_outcomes_are_forgotten_and_unknown_leases_count_as_forgotten() {
     let mut desk = Desk::new();
     let id = desk.lent(1000);
     desk.settle(id, SettleKind::Ack, PublishOutcome::Confirmed, 1);

@@ -28,7 +28,7 @@ fn every_clock_of_a_lease_runs_while_the_machine_sleeps() {
 }
 
 #[test]
-fn a_lease_that_ended_while_the_machine_slept_settles_nothing() {
+fn lease_that_ended_during_a_sleep_settles_nothing() {
     let mut desk = Desk::new();
     let id = desk.granted();
     desk.slept(60_000, 1);
@@ -41,7 +41,7 @@ fn a_lease_that_ended_while_the_machine_slept_settles_nothing() {
 }
 
 #[test]
-fn progress_that_was_sent_before_the_machine_slept_counts_from_before() {
+fn progress_sent_before_a_sleep_counts_from_before_it() {
     let mut desk = Desk::new();
     let id = desk.lent(60_000);
     desk.slept(3000, 1000);
@@ -52,7 +52,7 @@ fn progress_that_was_sent_before_the_machine_slept_counts_from_before() {
 }
 
 #[test]
-fn a_settlement_that_was_not_sent_before_the_machine_slept_finds_its_lease_over() {
+fn settlement_unsent_before_a_sleep_finds_its_lease_over() {
     let mut desk = Desk::new();
     let id = desk.granted();
     desk.begin(id, SettleKind::Ack, 0).unwrap();

@@ -4,7 +4,7 @@
 use super::*;
 
 #[test]
-fn the_first_is_filled_before_the_next_gets_any() {
+fn first_waiter_is_filled_before_the_next() {
     let mut desk = Desk::new();
     let (first, second) = (desk.join(2, 30_000), desk.join(2, 30_000));
     desk.pull();
@@ -15,7 +15,7 @@ fn the_first_is_filled_before_the_next_gets_any() {
 }
 
 #[test]
-fn whoever_has_some_is_answered_when_it_has_been_quiet_for_5_ms() {
+fn waiter_with_messages_is_answered_after_5_ms_of_quiet() {
     let mut desk = Desk::new();
     let first = desk.join(9, 30_000);
     desk.pull();
@@ -27,7 +27,7 @@ fn whoever_has_some_is_answered_when_it_has_been_quiet_for_5_ms() {
 }
 
 #[test]
-fn a_linger_goes_on_after_the_first_message_and_over_ends_of_pulls() {
+fn linger_continues_after_the_first_message_and_across_pulls() {
     let mut desk = Desk::new();
     let first = desk.join_lingering(9, 30_000, 300);
     desk.pull();
@@ -41,7 +41,7 @@ fn a_linger_goes_on_after_the_first_message_and_over_ends_of_pulls() {
 }
 
 #[test]
-fn a_wait_ends_at_its_end() {
+fn waiter_is_answered_at_the_end_of_its_wait() {
     let mut desk = Desk::new();
     let first = desk.join(1, 700);
     desk.pull();
@@ -50,7 +50,7 @@ fn a_wait_ends_at_its_end() {
 }
 
 #[test]
-fn whoever_does_not_wait_gets_a_short_pull_and_is_answered_at_its_end() {
+fn impatient_waiter_is_answered_at_the_end_of_its_short_pull() {
     let mut desk = Desk::new();
     let first = desk.join_impatient(5);
     assert_eq!(desk.pull(), (1, 5, 50));
@@ -60,7 +60,7 @@ fn whoever_does_not_wait_gets_a_short_pull_and_is_answered_at_its_end() {
 }
 
 #[test]
-fn the_end_of_an_older_pull_tells_whoever_does_not_wait_nothing() {
+fn end_of_an_older_pull_does_not_answer_an_impatient_waiter() {
     let mut desk = Desk::new();
     desk.join(1, 30_000);
     desk.pull();
@@ -77,7 +77,7 @@ fn the_end_of_an_older_pull_tells_whoever_does_not_wait_nothing() {
 }
 
 #[test]
-fn beside_a_silent_pull_whoever_does_not_wait_is_answered_after_100_ms() {
+fn impatient_waiter_at_a_silent_pull_is_answered_after_100_ms() {
     let mut desk = Desk::new();
     desk.join(1, 30_000);
     desk.pull();
@@ -88,7 +88,7 @@ fn beside_a_silent_pull_whoever_does_not_wait_is_answered_after_100_ms() {
 }
 
 #[test]
-fn whoever_does_not_wait_is_not_kept_longer_than_a_second() {
+fn impatient_waiter_is_answered_within_a_second() {
     let mut desk = Desk::new();
     desk.pump.down(desk.now());
     let first = desk.join_impatient(1);
@@ -97,7 +97,7 @@ fn whoever_does_not_wait_is_not_kept_longer_than_a_second() {
 }
 
 #[test]
-fn what_a_waiter_had_when_it_left_goes_to_the_next_in_order() {
+fn messages_of_a_waiter_that_left_go_to_the_next_in_order() {
     let mut desk = Desk::new();
     let (first, second) = (desk.join(3, 30_000), desk.join(3, 30_000));
     desk.pull();
@@ -108,7 +108,7 @@ fn what_a_waiter_had_when_it_left_goes_to_the_next_in_order() {
 }
 
 #[test]
-fn an_answer_that_nobody_took_goes_first_to_the_next() {
+fn untaken_answer_goes_first_to_the_next_waiter() {
     let mut desk = Desk::new();
     desk.arrive([3]);
     desk.pump.unhanded(vec![(1, SMALL, false), (2, SMALL, true)], desk.now());
@@ -117,7 +117,7 @@ fn an_answer_that_nobody_took_goes_first_to_the_next() {
 }
 
 #[test]
-fn surplus_is_parked_for_a_moment_and_then_given_back() {
+fn surplus_is_parked_briefly_and_then_given_back() {
     let mut desk = Desk::new();
     desk.arrive([1]);
     assert_eq!(desk.steps_at(999), []);
@@ -126,7 +126,7 @@ fn surplus_is_parked_for_a_moment_and_then_given_back() {
 }
 
 #[test]
-fn a_last_attempt_is_parked_until_somebody_takes_it() {
+fn last_attempt_is_parked_until_it_is_taken() {
     let mut desk = Desk::new();
     desk.pump.arrived(1, SMALL, true, desk.now());
     assert_eq!(desk.steps_at(3_600_000), []);
@@ -135,7 +135,7 @@ fn a_last_attempt_is_parked_until_somebody_takes_it() {
 }
 
 #[test]
-fn what_does_not_fit_any_more_ends_an_answer_and_goes_to_the_next() {
+fn message_without_room_ends_the_answer_and_waits_for_the_next() {
     let mut desk = Desk::new();
     let first = desk.join_with(Want { max_bytes: 5000, ..desk.want(9, 30_000) });
     let second = desk.join(1, 30_000);
@@ -146,7 +146,7 @@ fn what_does_not_fit_any_more_ends_an_answer_and_goes_to_the_next() {
 }
 
 #[test]
-fn a_message_too_large_for_the_first_goes_to_the_first_it_fits() {
+fn message_goes_to_the_first_waiter_that_it_fits() {
     let mut desk = Desk::new();
     let first = desk.join_with(Want { max_bytes: 2000, ..desk.want(1, 30_000) });
     let second = desk.join(1, 30_000);
@@ -158,7 +158,7 @@ fn a_message_too_large_for_the_first_goes_to_the_first_it_fits() {
 }
 
 #[test]
-fn a_message_that_fits_nobody_is_told_to_the_first_and_blocks_no_one() {
+fn message_that_fits_no_waiter_is_rejected_and_blocks_none() {
     let mut desk = Desk::new();
     let (first, second) = (desk.join(2, 30_000), desk.join(1, 30_000));
     desk.pull();
@@ -170,7 +170,7 @@ fn a_message_that_fits_nobody_is_told_to_the_first_and_blocks_no_one() {
 }
 
 #[test]
-fn whoever_has_some_is_answered_when_the_connection_is_lost_and_others_wait_for_it() {
+fn waiters_with_messages_are_answered_at_a_lost_connection() {
     let mut desk = Desk::new();
     let (first, second) = (desk.join_lingering(9, 400, 300), desk.join(1, 400));
     desk.pull();
@@ -182,7 +182,7 @@ fn whoever_has_some_is_answered_when_the_connection_is_lost_and_others_wait_for_
 }
 
 #[test]
-fn a_failure_takes_out_all_waiters_and_keeps_what_they_had() {
+fn failure_answers_all_waiters_and_keeps_their_messages() {
     let mut desk = Desk::new();
     let waiters = [desk.join_lingering(9, 30_000, 300), desk.join(1, 30_000)];
     desk.pull();

@@ -339,7 +339,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn what_is_there_reaches_whoever_waits_and_nobody_waits_too_long(
+    fn available_messages_reach_the_waiters_in_time(
         travel in 0..20_u64,
         tight in any::<bool>(),
         max_ack_pending in prop_oneof![Just(100_000_usize), 1..30_usize],

@@ -344,5 +344,5 @@ prop_state_machine! {
     #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn every_step_is_one_that_is_due_and_none_is_left_out(sequential 1..120 => Machine);
+    fn every_step_is_due_and_none_is_left_out(sequential 1..120 => Machine);
 }

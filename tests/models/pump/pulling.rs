@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn one_pull_asks_for_what_all_waiters_want() {
+fn one_pull_serves_all_waiters() {
     let mut desk = Desk::new();
     desk.join(3, 30_000);
     desk.join(4, 30_000);
@@ -13,7 +13,7 @@ fn one_pull_asks_for_what_all_waiters_want() {
 }
 
 #[test]
-fn a_pull_keeps_to_what_is_allowed_and_to_limits() {
+fn pull_keeps_to_its_allowance_and_its_limits() {
     let mut desk = Desk::new();
     desk.join(50, 30_000);
     desk.allowed = allow(20);
@@ -33,7 +33,7 @@ fn a_pull_keeps_to_what_is_allowed_and_to_limits() {
 }
 
 #[test]
-fn without_an_allowance_nothing_is_pulled_and_it_says_so() {
+fn pump_without_an_allowance_pulls_nothing_and_says_so() {
     let mut desk = Desk::new();
     desk.allowed = allow(0);
     desk.join(1, 30_000);
@@ -45,7 +45,7 @@ fn without_an_allowance_nothing_is_pulled_and_it_says_so() {
 }
 
 #[test]
-fn a_pull_ends_a_little_before_the_last_wait_does() {
+fn pull_ends_a_little_before_the_last_wait() {
     let mut desk = Desk::new();
     desk.join(1, 400);
     desk.join(1, 1000);
@@ -53,7 +53,7 @@ fn a_pull_ends_a_little_before_the_last_wait_does() {
 }
 
 #[test]
-fn the_bytes_of_a_pull_leave_room_for_what_surrounds_its_messages() {
+fn bytes_of_a_pull_leave_room_for_overhead() {
     let mut desk = Desk::new();
     desk.join_with(Want { max_bytes: 1_000_000, ..desk.want(100, 30_000) });
     let steps = desk.steps();
@@ -61,7 +61,7 @@ fn the_bytes_of_a_pull_leave_room_for_what_surrounds_its_messages() {
 }
 
 #[test]
-fn a_small_answer_is_not_asked_to_hold_a_thousand_messages() {
+fn small_answer_is_not_asked_to_hold_a_thousand_messages() {
     let mut desk = Desk::new();
     desk.join_with(Want { max_bytes: 120_000, ..desk.want(1000, 30_000) });
     let steps = desk.steps();
@@ -69,7 +69,7 @@ fn a_small_answer_is_not_asked_to_hold_a_thousand_messages() {
 }
 
 #[test]
-fn a_full_batch_ends_the_pull_without_a_word() {
+fn full_batch_ends_the_pull_without_a_status() {
     let mut desk = Desk::new();
     let (first, second) = (desk.join(2, 30_000), desk.join(2, 30_000));
     desk.pump.set_limits(PullLimits { max_batch: 3, ..limits() });
@@ -80,7 +80,7 @@ fn a_full_batch_ends_the_pull_without_a_word() {
 }
 
 #[test]
-fn a_short_wait_gets_a_pull_of_its_own_once() {
+fn short_wait_gets_a_pull_of_its_own_once() {
     let mut desk = Desk::new();
     desk.join(1, 90);
     assert_eq!(desk.pull(), (1, 1, 100));
@@ -92,7 +92,7 @@ fn a_short_wait_gets_a_pull_of_its_own_once() {
 }
 
 #[test]
-fn a_pull_that_was_too_small_is_followed_by_one_for_one_message_of_any_size() {
+fn small_pull_is_followed_by_a_pull_for_one_large_message() {
     let mut desk = Desk::new();
     desk.join(9, 30_000);
     desk.pull();
@@ -106,7 +106,7 @@ fn a_pull_that_was_too_small_is_followed_by_one_for_one_message_of_any_size() {
 }
 
 #[test]
-fn a_pull_whose_bytes_were_used_up_is_followed_by_one_like_it() {
+fn pull_with_used_bytes_is_followed_by_an_equal_pull() {
     let mut desk = Desk::new();
     desk.join_lingering(9, 30_000, 1000);
     desk.pull();
@@ -117,7 +117,7 @@ fn a_pull_whose_bytes_were_used_up_is_followed_by_one_like_it() {
 }
 
 #[test]
-fn other_pulls_in_the_way_are_waited_behind_after_a_moment() {
+fn pump_waits_behind_other_pulls_after_a_moment() {
     let mut desk = Desk::new();
     desk.join(9, 30_000);
     desk.pull();
@@ -133,7 +133,7 @@ fn other_pulls_in_the_way_are_waited_behind_after_a_moment() {
 }
 
 #[test]
-fn a_message_too_large_behind_other_pulls_is_reached() {
+fn message_too_large_behind_other_pulls_is_reached() {
     let mut desk = Desk::new();
     desk.join(9, 30_000);
     desk.pull();
@@ -146,7 +146,7 @@ fn a_message_too_large_behind_other_pulls_is_reached() {
 }
 
 #[test]
-fn after_a_refusal_the_next_pull_waits_100_ms() {
+fn pull_after_a_refusal_waits_100_ms() {
     let mut desk = Desk::new();
     desk.join(9, 30_000);
     desk.pull();
@@ -156,7 +156,7 @@ fn after_a_refusal_the_next_pull_waits_100_ms() {
 }
 
 #[test]
-fn a_pull_that_ends_at_once_with_nothing_does_not_make_it_spin() {
+fn pull_that_ends_empty_at_once_does_not_spin() {
     let mut desk = Desk::new();
     desk.join(9, 30_000);
     desk.pull();
@@ -166,7 +166,7 @@ fn a_pull_that_ends_at_once_with_nothing_does_not_make_it_spin() {
 }
 
 #[test]
-fn a_pull_whose_end_is_lost_has_ended_a_second_after_it_expired() {
+fn pull_with_a_lost_end_is_over_a_second_after_its_expiry() {
     let mut desk = Desk::new();
     desk.join(9, 30_000);
     desk.pull();
@@ -178,7 +178,7 @@ fn a_pull_whose_end_is_lost_has_ended_a_second_after_it_expired() {
 }
 
 #[test]
-fn a_new_connection_is_pulled_on_at_once() {
+fn new_connection_is_pulled_on_at_once() {
     let mut desk = Desk::new();
     desk.join(1, 30_000);
     desk.pull();
@@ -189,7 +189,7 @@ fn a_new_connection_is_pulled_on_at_once() {
 }
 
 #[test]
-fn a_drain_pulls_no_more_and_waiters_return_when_the_pull_has_ended() {
+fn drain_pulls_no_more_and_answers_waiters_after_the_pull() {
     let mut desk = Desk::new();
     let (first, second) = (desk.join(1, 30_000), desk.join(1, 30_000));
     desk.pull();
@@ -204,7 +204,7 @@ fn a_drain_pulls_no_more_and_waiters_return_when_the_pull_has_ended() {
 }
 
 #[test]
-fn what_is_allowed_bounds_a_pull_and_the_next_follows_at_once() {
+fn allowance_bounds_a_pull_and_the_next_follows_at_once() {
     let mut desk = Desk::new();
     let waiter = desk.join(9, 30_000);
     desk.allowed = Allowance { bytes: 3000, wait: Duration::from_millis(500), ..allow(100) };
@@ -231,7 +231,7 @@ fn what_is_allowed_bounds_a_pull_and_the_next_follows_at_once() {
 }
 
 #[test]
-fn a_message_larger_than_what_is_allowed_is_asked_for_with_more_and_only_then_uncapped() {
+fn message_beyond_the_allowance_gets_more_and_then_no_cap() {
     let mut desk = Desk::new();
     desk.join(9, 30_000);
     desk.allowed = Allowance { bytes: 1000, ..allow(100) };
