@@ -13,7 +13,7 @@
 
 use std::collections::BTreeMap;
 
-use testkit::delivery_log::{Account, At, FaultKind, Holding, Kind, Ledger, Outcome, Try};
+use testkit::delivery_log::{At, ConsumerRecords, FaultKind, Holding, Kind, Outcome, Records, Try};
 
 use crate::{
     excuses::{Faults, GRACE, Wrong, settlement},
@@ -77,24 +77,24 @@ pub struct Verdict {
     pub excused: Vec<Finding>,
 }
 
-pub fn judge(ledger: &Ledger) -> Verdict {
+pub fn judge(records: &Records) -> Verdict {
     let mut verdict = Verdict::default();
     let stored = |id: &u64, sequence: &u64| {
-        ledger.stored.get(sequence).is_some_and(|(_, stored)| stored == id)
+        records.stored.get(sequence).is_some_and(|(_, stored)| stored == id)
     };
-    let gone = ledger.confirmed.iter().filter(|(id, sequence)| !stored(id, sequence));
+    let gone = records.confirmed.iter().filter(|(id, sequence)| !stored(id, sequence));
     verdict.unpublished = gone.count() as u64;
-    for (consumer, account) in ledger.accounts.iter().enumerate() {
-        let faults = Faults(&ledger.faults);
+    for (index, consumer) in records.consumers.iter().enumerate() {
+        let faults = Faults(&records.faults);
         let mut judge =
-            Judge { account, faults, row: Row::default(), wrong: Vec::new(), excused: Vec::new() };
-        judge.row.name = account.terms.name;
-        let messages: BTreeMap<u64, Vec<Holding>> = account
+            Judge { consumer, faults, row: Row::default(), wrong: Vec::new(), excused: Vec::new() };
+        judge.row.name = consumer.terms.name;
+        let messages: BTreeMap<u64, Vec<Holding>> = consumer
             .messages
             .iter()
             .map(|(sequence, held)| (*sequence, faults.sorted(held)))
             .collect();
-        for sequence in ledger.stored.keys() {
+        for sequence in records.stored.keys() {
             let held = messages.get(sequence).map_or(&[][..], Vec::as_slice);
             judge.count(held);
             judge.duplicates(held);
@@ -102,8 +102,8 @@ pub fn judge(ledger: &Ledger) -> Verdict {
             judge.promises(*sequence, held);
             judge.ends(*sequence, held);
         }
-        judge.row.waits = waiting::judge(ledger, account, &messages, faults, &mut judge.wrong);
-        let finding = |(sequence, what)| Finding { consumer, sequence, what };
+        judge.row.waits = waiting::judge(records, consumer, &messages, faults, &mut judge.wrong);
+        let finding = |(sequence, what)| Finding { consumer: index, sequence, what };
         verdict.findings.extend(judge.wrong.into_iter().map(finding));
         verdict.excused.extend(judge.excused.into_iter().map(finding));
         verdict.rows.push(judge.row);
@@ -112,7 +112,7 @@ pub fn judge(ledger: &Ledger) -> Verdict {
 }
 
 struct Judge<'l> {
-    account: &'l Account,
+    consumer: &'l ConsumerRecords,
     faults: Faults<'l>,
     row: Row,
     wrong: Wrong,
@@ -226,7 +226,7 @@ impl Judge<'_> {
     /// At the end of that clock JetStream may give the message away while the proxy still accepts
     /// its holder.
     fn began_unheard(&self, holding: &Holding, now: At) -> bool {
-        let wait = self.account.terms.ack_wait_of(holding.attempt);
+        let wait = self.consumer.terms.ack_wait_of(holding.attempt);
         self.faults.0.iter().any(|fault| {
             let to = fault.to.unwrap_or(At::MAX / 2) + LATE;
             let held_up = fault.from <= holding.handed && holding.handed <= to;
@@ -271,16 +271,16 @@ impl Judge<'_> {
 
     /// Nothing is lost: each message was settled by somebody, or given up by JetStream.
     fn ends(&mut self, sequence: u64, held: &[Holding]) {
-        let most = self.account.terms.max_deliver;
+        let most = self.consumer.terms.max_deliver;
         let tried = held.iter().flat_map(|holding| &holding.tries);
         let settles = |tried: &Try| {
             matches!(tried.kind, Kind::Ack | Kind::Term) && !tried.outcome.not_applied()
         };
-        if tried.clone().any(settles) || self.account.terminated.contains(&sequence) {
+        if tried.clone().any(settles) || self.consumer.terminated.contains(&sequence) {
             return;
         }
         let exhausted = held.iter().any(|holding| Some(holding.attempt) == most);
-        if self.account.given_up.contains(&sequence) || exhausted {
+        if self.consumer.given_up.contains(&sequence) || exhausted {
             self.row.given_up += 1;
             return;
         }
@@ -304,7 +304,7 @@ fn latest_end(holding: &Holding, tried: &Try) -> At {
 }
 
 /// Until when its holder relies on the lease: it may give it up sooner than it ends. `but` is left
-/// out of account.
+/// out of consumer.
 pub fn left(holding: &Holding, but: Option<&Try>) -> At {
     let gives_up = |tried: &&Try| match (tried.kind, &tried.outcome) {
         _ if but.is_some_and(|but| std::ptr::eq(but, *tried)) => false,

@@ -31,7 +31,7 @@ use std::{
 
 use clap::Parser;
 use faults::Faults;
-use process::Weight;
+use process::Footprint;
 use testkit::{
     delivery_log::{DeliveryLog, Terms, now},
     dice::Dice,
@@ -123,7 +123,7 @@ async fn run(args: &Args, seed: u64) -> ExitCode {
     let progress = tokio::spawn(report::progress(log.clone(), began));
 
     sleep(WARM_UP).await;
-    let before = Weight::of(proxy.pid());
+    let before = Footprint::of(proxy.pid());
     phase.send_replace(Phase::Working);
     let mut faults =
         Faults { nats, nats_wire, worker_wire, log: log.clone(), dice: Dice::new(seed, 1) };
@@ -139,28 +139,28 @@ async fn run(args: &Args, seed: u64) -> ExitCode {
     progress.abort();
     let stored = witness::stored(&jetstream).await;
     sleep(QUIET).await;
-    let mut after = Weight::of(proxy.pid());
+    let mut after = Footprint::of(proxy.pid());
     // Connections that were just closed take a moment.
     for _ in 0..50 {
         if before.grown(&after).is_empty() {
             break;
         }
         sleep(Duration::from_millis(200)).await;
-        after = Weight::of(proxy.pid());
+        after = Footprint::of(proxy.pid());
     }
     phase.send_replace(Phase::Over);
     workers.join_all().await;
     witness.abort();
 
-    let mut ledger = log.read();
-    ledger.stored = stored;
+    let mut records = log.read();
+    records.stored = stored;
     let wrong = before.grown(&after);
-    ledger.wrong.extend(wrong);
-    let verdict = judge::judge(&ledger);
+    records.wrong.extend(wrong);
+    let verdict = judge::judge(&records);
     if args.excuses {
-        report::excuses(&ledger, &verdict);
+        report::excuses(&records, &verdict);
     }
-    if report::table(&ledger, &verdict, before, after) {
+    if report::table(&records, &verdict, before, after) {
         return ExitCode::SUCCESS;
     }
     println!("seed {seed}; the proxy's log: {}", report::keep_log(seed, &proxy.log()));

@@ -3,7 +3,7 @@
 use std::fs;
 
 #[derive(Debug, Clone, Copy)]
-pub struct Weight {
+pub struct Footprint {
     /// Resident memory in MiB.
     pub memory: f64,
     /// Open descriptors.
@@ -15,7 +15,7 @@ pub struct Weight {
 const SHARE: f64 = 0.25;
 const MIB: f64 = 10.0;
 
-impl Weight {
+impl Footprint {
     pub fn of(pid: u32) -> Self {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();

@@ -6,12 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use testkit::delivery_log::{DeliveryLog, Ledger, seconds};
+use testkit::delivery_log::{DeliveryLog, Records, seconds};
 use tokio::time::sleep;
 
 use crate::{
     judge::{Finding, Row, Verdict},
-    process::Weight,
+    process::Footprint,
 };
 
 /// A line of the table: its name, and what it says of a consumer.
@@ -23,28 +23,28 @@ const MOST: usize = 20;
 pub async fn progress(log: Arc<DeliveryLog>, began: Instant) {
     loop {
         sleep(Duration::from_secs(10)).await;
-        let ledger = log.read();
-        let fault = ledger.faults.last().map_or("none", |fault| &fault.name);
+        let records = log.read();
+        let fault = records.faults.last().map_or("none", |fault| &fault.name);
         println!(
             "{:>4} s: {} published, {} settled, {} faults, last: {fault}",
             began.elapsed().as_secs(),
-            ledger.confirmed.len(),
-            ledger.settled,
-            ledger.faults.len(),
+            records.confirmed.len(),
+            records.settled,
+            records.faults.len(),
         );
     }
 }
 
 /// Prints the table. Returns whether nothing is wrong.
-pub fn table(ledger: &Ledger, verdict: &Verdict, before: Weight, after: Weight) -> bool {
-    let (stored, confirmed) = (ledger.stored.len(), ledger.confirmed.len());
+pub fn table(records: &Records, verdict: &Verdict, before: Footprint, after: Footprint) -> bool {
+    let (stored, confirmed) = (records.stored.len(), records.confirmed.len());
     println!(
         "\n{stored} messages stored, {confirmed} by their PubAck; {} PubAcks",
-        ledger.unconfirmed
+        records.unconfirmed
     );
     println!(
         "did not come, {} were undone by a crash; {} calls",
-        verdict.unpublished, ledger.calls
+        verdict.unpublished, records.calls
     );
     let lines: [Line; 26] = [
         ("handed to workers", |row| row.handed.to_string()),
@@ -82,42 +82,42 @@ pub fn table(ledger: &Ledger, verdict: &Verdict, before: Weight, after: Weight) 
         verdict.rows.iter().for_each(|row| print!("{:>13}", value(row)));
         println!();
     }
-    println!("{} faults", ledger.faults.len());
+    println!("{} faults", records.faults.len());
     println!(
         "proxy: memory {:.1} MiB became {:.1} MiB, descriptors {} became {}\n",
         before.memory, after.memory, before.descriptors, after.descriptors
     );
-    let balances = ledger.wrong.is_empty() && verdict.findings.is_empty();
+    let balances = records.wrong.is_empty() && verdict.findings.is_empty();
     if balances {
         println!("nothing is wrong");
     } else {
-        complain(ledger, &verdict.findings);
+        complain(records, &verdict.findings);
     }
     balances
 }
 
-fn complain(ledger: &Ledger, findings: &[Finding]) {
-    println!("{} findings", ledger.wrong.len() + findings.len());
-    for wrong in ledger.wrong.iter().take(MOST) {
+fn complain(records: &Records, findings: &[Finding]) {
+    println!("{} findings", records.wrong.len() + findings.len());
+    for wrong in records.wrong.iter().take(MOST) {
         println!("  {wrong}");
     }
-    tell(ledger, findings.iter().step_by(findings.len() / MOST + 1));
+    tell(records, findings.iter().step_by(findings.len() / MOST + 1));
 }
 
 /// Some of what faults excuse, from all over the run.
-pub fn excuses(ledger: &Ledger, verdict: &Verdict) {
+pub fn excuses(records: &Records, verdict: &Verdict) {
     println!("leases that faults broke:");
-    tell(ledger, verdict.excused.iter().step_by(verdict.excused.len() / (2 * MOST) + 1));
+    tell(records, verdict.excused.iter().step_by(verdict.excused.len() / (2 * MOST) + 1));
 }
 
-fn tell<'f>(ledger: &Ledger, findings: impl Iterator<Item = &'f Finding>) {
-    let start = ledger.stored.values().next().map_or(0, |(at, _)| *at);
+fn tell<'f>(records: &Records, findings: impl Iterator<Item = &'f Finding>) {
+    let start = records.stored.values().next().map_or(0, |(at, _)| *at);
     for finding in findings {
-        let account = &ledger.accounts[finding.consumer];
-        println!("  {}: message {}: {}", account.terms.name, finding.sequence, finding.what);
-        let held = account.messages.get(&finding.sequence);
+        let consumer = &records.consumers[finding.consumer];
+        println!("  {}: message {}: {}", consumer.terms.name, finding.sequence, finding.what);
+        let held = consumer.messages.get(&finding.sequence);
         let held = held.map_or(&[][..], Vec::as_slice);
-        print!("{}", ledger.history(finding.sequence, held, start));
+        print!("{}", records.history(finding.sequence, held, start));
     }
 }
 

@@ -9,7 +9,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use testkit::delivery_log::{Account, At, FaultKind, Holding, Kind, Ledger, Outcome, margin};
+use testkit::delivery_log::{
+    At, ConsumerRecords, FaultKind, Holding, Kind, Outcome, Records, margin,
+};
 
 use crate::excuses::{Faults, GRACE, Wrong, settlement};
 
@@ -41,17 +43,17 @@ pub struct Waits {
 }
 
 pub fn judge(
-    ledger: &Ledger,
-    account: &Account,
+    records: &Records,
+    consumer: &ConsumerRecords,
     messages: &BTreeMap<u64, Vec<Holding>>,
     faults: Faults<'_>,
     wrong: &mut Wrong,
 ) -> Waits {
     let (waits, leavers) = (Waits::default(), BTreeSet::new());
-    let mut watch = Watch { account, faults, waits, leavers, wrong };
+    let mut watch = Watch { consumer, faults, waits, leavers, wrong };
     // From the last to the first: when the first of all later ones was handed out.
     let mut overtaken = At::MAX;
-    for (sequence, (published, _)) in ledger.stored.iter().rev() {
+    for (sequence, (published, _)) in records.stored.iter().rev() {
         let Some(held) = messages.get(sequence).filter(|held| !held.is_empty()) else { continue };
         watch.first(*sequence, overtaken.max(*published), &held[0]);
         for pair in held.windows(2) {
@@ -59,13 +61,13 @@ pub fn judge(
         }
         overtaken = overtaken.min(held[0].handed);
     }
-    watch.silence(ledger, messages);
+    watch.silence(records, messages);
     watch.callers();
     watch.waits
 }
 
 struct Watch<'l> {
-    account: &'l Account,
+    consumer: &'l ConsumerRecords,
     faults: Faults<'l>,
     waits: Waits,
     /// Calls that were walked away from and left something behind.
@@ -88,7 +90,7 @@ impl Watch<'_> {
     /// When a message that was handed out can be handed out again, and whether a fault may have
     /// made it later.
     fn free_again(&self, holding: &Holding) -> (At, bool) {
-        let wait = self.account.terms.ack_wait_of(holding.attempt);
+        let wait = self.consumer.terms.ack_wait_of(holding.attempt);
         let mut lapses = holding.most + 2 * margin(wait);
         // A crash may undo this delivery and keep the one before: then that one's ack wait counts,
         // and nobody has a lease whose end would cut it short.
@@ -112,14 +114,14 @@ impl Watch<'_> {
         if from >= to {
             return self.waits.released += u64::from(unseen);
         }
-        let patience = self.account.terms.longest_ack_wait().max(LONGEST_LEASE) + GRACE;
-        let (faults, walks) = (self.faults, &self.account.walked_away);
+        let patience = self.consumer.terms.longest_ack_wait().max(LONGEST_LEASE) + GRACE;
+        let (faults, walks) = (self.faults, &self.consumer.walked_away);
         let shaken = faults.nats(from - GRACE, to) || faults.workers(from - GRACE, to);
         let crashed = faults.crashed(from - GRACE, to);
         // A delivery that a fault lost comes back after the ack wait.
         let swallowed = shaken && (unseen > 0 || doubtful || crashed);
         let dark = self.without_faults(from, to, if swallowed { patience } else { GRACE });
-        let least = (1..=attempt).map(|attempt| self.account.terms.ack_wait_of(attempt)).min();
+        let least = (1..=attempt).map(|attempt| self.consumer.terms.ack_wait_of(attempt)).min();
         let quick = dark < (least.unwrap_or(0) / 2).min(SOON);
         if swallowed && unseen > 0 && to - from > least.unwrap_or(0) / 2 {
             self.waits.left_by_fault += u64::from(unseen);
@@ -166,7 +168,7 @@ impl Watch<'_> {
 
     /// An answer that crosses with its caller's leaving waits for its lease; most do not cross.
     fn callers(&mut self) {
-        let (left, walks) = (self.leavers.len(), self.account.walked_away.len());
+        let (left, walks) = (self.leavers.len(), self.consumer.walked_away.len());
         self.waits.walked_away = walks as u64;
         if left > walks / 10 + 2 {
             let what = format!("{left} of {walks} callers that went away left something behind");
@@ -175,7 +177,7 @@ impl Watch<'_> {
     }
 
     /// Times without any delivery, though the next had long been there.
-    fn silence(&mut self, ledger: &Ledger, messages: &BTreeMap<u64, Vec<Holding>>) {
+    fn silence(&mut self, records: &Records, messages: &BTreeMap<u64, Vec<Holding>>) {
         let mut handed: Vec<(At, u64)> = Vec::new();
         for (sequence, held) in messages {
             handed.extend(held.iter().map(|holding| (holding.handed, *sequence)));
@@ -183,7 +185,7 @@ impl Watch<'_> {
         handed.sort_unstable();
         for pair in handed.windows(2) {
             let ((last, _), (next, sequence)) = (pair[0], pair[1]);
-            let stored = ledger.stored.get(&sequence).map_or(next, |(at, _)| *at);
+            let stored = records.stored.get(&sequence).map_or(next, |(at, _)| *at);
             // It is not known since when an older message was free.
             let first = messages[&sequence].iter().all(|holding| holding.handed >= next);
             if first {

@@ -51,16 +51,16 @@ pub async fn listen(url: &str, log: Arc<DeliveryLog>) -> JoinHandle<()> {
     tokio::spawn(async move {
         while let Some(advisory) = advisories.next().await {
             let told: serde_json::Value = serde_json::from_slice(&advisory.payload).unwrap();
-            let mut ledger = log.read();
-            let mut accounts = ledger.accounts.iter_mut();
-            let account = accounts.find(|account| told["consumer"] == account.terms.name);
-            let (Some(account), Some(sequence)) = (account, told["stream_seq"].as_u64()) else {
+            let mut records = log.read();
+            let mut consumers = records.consumers.iter_mut();
+            let consumer = consumers.find(|consumer| told["consumer"] == consumer.terms.name);
+            let (Some(consumer), Some(sequence)) = (consumer, told["stream_seq"].as_u64()) else {
                 continue;
             };
             if advisory.subject.contains(".MAX_DELIVERIES.") {
-                account.given_up.insert(sequence);
+                consumer.given_up.insert(sequence);
             } else if advisory.subject.contains(".MSG_TERMINATED.") {
-                account.terminated.insert(sequence);
+                consumer.terminated.insert(sequence);
             }
         }
     })

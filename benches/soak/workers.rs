@@ -56,7 +56,7 @@ pub struct Worker {
 }
 
 /// The request of one Fetch.
-struct Wish {
+struct FetchPlan {
     request: pb::FetchRequest,
     lease: Option<Duration>,
     /// The longest that a well-behaved proxy takes.
@@ -76,9 +76,9 @@ impl Worker {
             }
             // Waits until there is a hand free; each message takes its own below.
             drop(hands.acquire().await);
-            let wish = self.wish(phase, u32::try_from(hands.available_permits()).unwrap());
+            let plan = self.plan(phase, u32::try_from(hands.available_permits()).unwrap());
             let (cancels, hangs_up) = (self.dice.percent(5), self.dice.percent(1));
-            let calling = self.fetch(client.clone(), &wish);
+            let calling = self.fetch(client.clone(), &plan);
             let answer = if (cancels || hangs_up) && phase == Phase::Working {
                 timeout(self.dice.clone().millis(0..200), calling).await.ok()
             } else {
@@ -88,7 +88,7 @@ impl Worker {
                 client = self.connect();
             }
             match answer {
-                Some(Ok(answer)) => self.take(answer, &wish, &client, &hands, &mut jobs),
+                Some(Ok(answer)) => self.take(answer, &plan, &client, &hands, &mut jobs),
                 Some(Err(refused)) => self.pause(&refused).await,
                 None => self.log.walked_away(self.consumer),
             }
@@ -107,7 +107,7 @@ impl Worker {
         Client::new(channel).max_decoding_message_size(8 << 20)
     }
 
-    fn wish(&mut self, phase: Phase, most: u32) -> Wish {
+    fn plan(&mut self, phase: Phase, most: u32) -> FetchPlan {
         let dice = &mut self.dice;
         let mut request = pb::FetchRequest {
             stream: STREAM.into(),
@@ -134,20 +134,24 @@ impl Worker {
         request.max_wait = Some(wait.try_into().unwrap());
         request.linger = Some(linger.try_into().unwrap());
         request.lease = lease.map(|lease| lease.try_into().unwrap());
-        Wish { request, lease, patience: wait + linger + LATEST }
+        FetchPlan { request, lease, patience: wait + linger + LATEST }
     }
 
-    async fn fetch(&self, mut client: Client, wish: &Wish) -> Result<pb::FetchResponse, Status> {
-        let mut request = Request::new(wish.request.clone());
+    async fn fetch(
+        &self,
+        mut client: Client,
+        plan: &FetchPlan,
+    ) -> Result<pb::FetchResponse, Status> {
+        let mut request = Request::new(plan.request.clone());
         // A deadline now and then; the proxy has to answer before it.
-        if wish.request.n.is_multiple_of(5) {
-            request.set_timeout(wish.patience / 2);
+        if plan.request.n.is_multiple_of(5) {
+            request.set_timeout(plan.patience / 2);
         }
-        let answer = timeout(wish.patience, client.fetch(request)).await;
+        let answer = timeout(plan.patience, client.fetch(request)).await;
         let late = || {
             if self.direct {
                 let w = self.number;
-                self.log.wrong(format!("a Fetch of w{w} took over {:?}", wish.patience));
+                self.log.wrong(format!("a Fetch of w{w} took over {:?}", plan.patience));
             }
             Err(Status::unknown("never answered"))
         };
@@ -157,7 +161,7 @@ impl Worker {
     fn take(
         &mut self,
         answer: pb::FetchResponse,
-        wish: &Wish,
+        plan: &FetchPlan,
         client: &Client,
         hands: &Arc<Semaphore>,
         jobs: &mut JoinSet<()>,
@@ -165,7 +169,7 @@ impl Worker {
         let draining = *self.phase.borrow() >= Phase::Draining;
         let mut held = Vec::new();
         for delivery in &answer.messages {
-            let id = self.log.handed(self.consumer, self.number, wish.lease, delivery);
+            let id = self.log.handed(self.consumer, self.number, plan.lease, delivery);
             self.look_at(delivery);
             held.push(Job { id, token: delivery.token.clone() });
         }

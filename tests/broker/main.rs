@@ -3,10 +3,10 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests live in real time, and outlive their tasks")]
 
+mod budget;
 mod contract;
 mod faults;
 mod leading;
-mod places;
 mod poison;
 mod returning;
 mod unreadable;

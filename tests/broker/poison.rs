@@ -9,7 +9,7 @@ use fetch_proxy::{
 };
 use testkit::{
     eventually,
-    fake_broker::{FakeBroker, Fault, Sight, info, limits},
+    fake_broker::{FakeBroker, Fault, SearchScope, info, limits},
 };
 
 use super::faults::ask;
@@ -118,7 +118,7 @@ async fn unexplained_break_is_forgiven_once_then_isolates_its_consumer() {
     // Whether the loss or the new link is heard of first is chance.
     for _ in 0..50 {
         let (broker, lessor) = start();
-        broker.see(Sight::Nothing);
+        broker.see(SearchScope::Nothing);
         broker.publish_poison();
         while broker.opened().len() < 5 {
             fetch(&broker, &lessor, SECOND * 5).await.unwrap();
@@ -135,9 +135,9 @@ async fn unexplained_break_is_forgiven_once_then_isolates_its_consumer() {
 
 #[tokio::test(start_paused = true)]
 async fn forbidden_search_leaves_the_consumer_suspected_and_served() {
-    for sight in [Sight::NotAllowed, Sight::Part] {
+    for scope in [SearchScope::NotAllowed, SearchScope::Part] {
         let (broker, lessor) = start();
-        broker.see(sight);
+        broker.see(scope);
         broker.publish_poison();
         let refused = loop {
             let result = fetch(&broker, &lessor, SECOND * 5).await;
@@ -146,7 +146,7 @@ async fn forbidden_search_leaves_the_consumer_suspected_and_served() {
             }
         };
         assert!(suspected(&refused), "{refused:?}");
-        if sight == Sight::NotAllowed {
+        if scope == SearchScope::NotAllowed {
             let said = refused.unwrap_err().to_string();
             assert!(said.contains("`MSG.GET`"), "{said}");
         }
@@ -161,7 +161,7 @@ async fn forbidden_search_leaves_the_consumer_suspected_and_served() {
         }
         assert!(broker.opened()[2..].iter().all(|place| *place == ConnectionKind::Dedicated));
         // An operator gives the right: it is found.
-        broker.see(Sight::All);
+        broker.see(SearchScope::All);
         eventually("its end", || async {
             let _ = fetch(&broker, &lessor, SECOND * 2).await;
             (terminated(&broker) == 1).then_some(())

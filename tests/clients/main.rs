@@ -10,12 +10,12 @@
 
 #![allow(clippy::disallowed_methods, reason = "the workers live in real time")]
 
-mod books;
 mod language;
+mod play;
 mod readme;
+mod reports;
 mod scenario;
 mod server;
-mod stage;
 mod table;
 mod worker;
 
@@ -28,8 +28,8 @@ use std::{
 };
 
 use language::{Built, Language};
+use play::Play;
 use scenario::{Scenario, Suite};
-use stage::Stage;
 use table::{Cell, Fate, Table};
 use testkit::nats_server::{self, NatsServer};
 use tokio::{
@@ -185,7 +185,7 @@ async fn one(scenario: &Scenario, languages: Vec<Language>, keys: PathBuf) -> Fa
     let (scenario, began) = (scenario.clone(), Instant::now());
     let acting = tokio::spawn(async move {
         let mut nats = NatsServer::start_with(nats_server::binary(), Some(NATS.to_owned()));
-        Stage::set(&scenario, &languages, &keys, &mut nats).await.act().await
+        Play::set(&scenario, &languages, &keys, &mut nats).await.act().await
     });
     match acting.await {
         Ok(Ok(tally)) => Fate::Well { took: began.elapsed(), tally },

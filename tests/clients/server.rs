@@ -16,7 +16,7 @@ use testkit::{
 };
 use tokio::task::JoinSet;
 
-use crate::{books::Books, scenario::Scenario, until};
+use crate::{reports::Reports, scenario::Scenario, until};
 
 /// For what was settled to be announced.
 const ANNOUNCED: Duration = Duration::from_secs(5);
@@ -27,13 +27,13 @@ pub type Info = async_nats::jetstream::consumer::Info;
 
 pub struct Server {
     pub fixture: Fixture,
-    heard: Arc<Mutex<Heard>>,
+    heard: Arc<Mutex<Advisories>>,
     _listening: JoinSet<()>,
 }
 
 /// The settlement of each message, by its number in the stream.
 #[derive(Default)]
-struct Heard {
+struct Advisories {
     acks: BTreeMap<u64, usize>,
     terms: BTreeMap<u64, usize>,
     naks: BTreeMap<u64, usize>,
@@ -42,7 +42,7 @@ struct Heard {
 
 /// An announcement of the server: of an Ack, a Term, a Nak, or of something else.
 #[derive(Deserialize)]
-struct Announced {
+struct Advisory {
     r#type: String,
     stream_seq: Option<u64>,
     reason: Option<String>,
@@ -64,7 +64,7 @@ impl Server {
         let subject = format!("$JS.EVENT.*.CONSUMER.*.{}.{}", fixture.stream, fixture.consumer);
         let mut announced = client.subscribe(subject).await.unwrap();
         client.flush().await.unwrap();
-        let heard: Arc<Mutex<Heard>> = Arc::default();
+        let heard: Arc<Mutex<Advisories>> = Arc::default();
         let mut listening = JoinSet::new();
         let to = heard.clone();
         listening.spawn(async move {
@@ -113,24 +113,25 @@ impl Server {
     /// where it reached no worker.
     pub async fn accounted(
         &self,
-        books: &Books,
+        reports: &Reports,
         within: Duration,
         has_failed: impl FnMut() -> bool,
     ) -> Result<(), String> {
         let is_so = |info: &Info| {
             let naks: usize = self.heard.lock().unwrap().naks.values().sum();
-            let by_proxy = naks.saturating_sub(books.count("nacked") + books.count("returned"));
-            let (told, delivered) = (books.count_told(), info.delivered.consumer_sequence as usize);
+            let by_proxy = naks.saturating_sub(reports.count("nacked") + reports.count("returned"));
+            let (told, delivered) =
+                (reports.count_told(), info.delivered.consumer_sequence as usize);
             (told..=told + by_proxy).contains(&delivered)
         };
         let done = self.until(within, "all deliveries to be told of", is_so, has_failed).await;
-        done.map_err(|wrong| format!("{wrong}; told of: {}", books.count_told()))
+        done.map_err(|wrong| format!("{wrong}; told of: {}", reports.count_told()))
     }
 
     /// Differences between the reports of the workers and the account of the server. A forgetful
     /// server may have stopped before it could announce what it did.
-    pub async fn disagreements(&self, books: &Books, forgetful: bool) -> Vec<String> {
-        let compare = || self.heard.lock().unwrap().disagreements(books, forgetful);
+    pub async fn disagreements(&self, reports: &Reports, forgetful: bool) -> Vec<String> {
+        let compare = || self.heard.lock().unwrap().disagreements(reports, forgetful);
         let agree = || async { compare().is_empty().then_some(()) };
         until(ANNOUNCED, agree).await;
         let mut all = compare();
@@ -141,9 +142,9 @@ impl Server {
     }
 }
 
-impl Heard {
+impl Advisories {
     fn hear(&mut self, announced: &[u8]) {
-        let announced: Announced = serde_json::from_slice(announced).unwrap();
+        let announced: Advisory = serde_json::from_slice(announced).unwrap();
         let settled = match announced.r#type.rsplit('.').next().unwrap() {
             "consumer_ack" => &mut self.acks,
             "terminated" => &mut self.terms,
@@ -157,9 +158,9 @@ impl Heard {
         }
     }
 
-    fn disagreements(&self, books: &Books, forgetful: bool) -> Vec<String> {
+    fn disagreements(&self, reports: &Reports, forgetful: bool) -> Vec<String> {
         let mut wrong = self.wrong.clone();
-        for (sequence, told) in books.told() {
+        for (sequence, told) in reports.told() {
             let said =
                 |events: &[&str]| told.iter().filter(|said| events.contains(&&***said)).count();
             // One that was not told in time what became of its settlement has lost a lease.

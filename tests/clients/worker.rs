@@ -15,8 +15,8 @@ use std::{
 use tempfile::NamedTempFile;
 
 use crate::{
-    books::Books,
     language::{Language, last_lines},
+    reports::Reports,
 };
 
 pub struct Worker {
@@ -30,7 +30,7 @@ impl Worker {
         name: &str,
         language: &Language,
         env: &BTreeMap<String, String>,
-        books: &Arc<Books>,
+        reports: &Arc<Reports>,
     ) -> Self {
         let errors = NamedTempFile::new().unwrap();
         let mut child = Command::new(language.folder.join("run"))
@@ -43,10 +43,10 @@ impl Worker {
             .spawn()
             .unwrap();
         let name = format!("{}/{name}", language.name);
-        let (said, reader, books) = (child.stdout.take().unwrap(), name.clone(), books.clone());
+        let (said, reader, reports) = (child.stdout.take().unwrap(), name.clone(), reports.clone());
         thread::spawn(move || {
             for line in BufReader::new(said).lines().map_while(Result::ok) {
-                books.note(&reader, &line);
+                reports.note(&reader, &line);
             }
         });
         Self { name, child, errors }

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use testkit::delivery_log::{At, Holding, Kind, Ledger, Outcome, Try};
+use testkit::delivery_log::{At, Holding, Kind, Outcome, Records, Try};
 
 /// The summary of a run.
 #[derive(Debug, Default)]
@@ -39,8 +39,8 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    pub fn of(records: &Ledger, published: usize, retried: BTreeMap<String, usize>) -> Self {
-        let messages = &records.accounts[0].messages;
+    pub fn of(records: &Records, published: usize, retried: BTreeMap<String, usize>) -> Self {
+        let messages = &records.consumers[0].messages;
         let mut handed: Vec<At> = messages.values().flatten().map(|held| held.handed).collect();
         handed.sort_unstable();
         let silence = handed.windows(2).map(|two| two[1] - two[0]).max().unwrap_or(0);
@@ -118,9 +118,9 @@ fn perhaps_settled(holding: &Holding) -> bool {
 }
 
 /// The histories of the first few messages that two workers have settled, or no worker.
-pub fn disputes(records: &Ledger) -> String {
+pub fn disputes(records: &Records) -> String {
     let mut text = String::new();
-    let disputed = records.accounts[0].messages.iter().filter(|(_, held)| {
+    let disputed = records.consumers[0].messages.iter().filter(|(_, held)| {
         let done = held.iter().filter_map(accepted).filter(|done| done.kind != Kind::Nak).count();
         done > 1 || done == 0 && !held.iter().any(perhaps_settled)
     });

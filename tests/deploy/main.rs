@@ -5,9 +5,6 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests live in real time, and outlive their tasks")]
 
-#[allow(dead_code, reason = "written for more than this")]
-#[path = "../clients/books.rs"]
-mod books;
 mod builder;
 mod chart;
 mod compose;
@@ -22,6 +19,9 @@ mod nats;
 mod notes;
 mod pods;
 mod refused;
+#[allow(dead_code, reason = "written for more than this")]
+#[path = "../clients/reports.rs"]
+mod reports;
 mod rolling;
 #[allow(dead_code, reason = "written for more than this")]
 #[path = "../clients/scenario.rs"]

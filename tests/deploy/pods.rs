@@ -182,7 +182,7 @@ impl Deployment {
         probes.spawn(probed(
             self.plan.clone(),
             Addresses::of(&proxy),
-            Told { number, service: self.service.clone(), killed: self.killed.clone() },
+            ToldOfPod { number, service: self.service.clone(), killed: self.killed.clone() },
         ));
         self.pods.push(Pod { number, proxy, probes });
         let (began, mut ready) = (Instant::now(), None);
@@ -237,14 +237,14 @@ impl Pod {
 }
 
 /// Receives what a kubelet learns of one pod.
-struct Told {
+struct ToldOfPod {
     number: usize,
     service: Arc<Service>,
     killed: Arc<AtomicUsize>,
 }
 
 /// A kubelet's probes of one pod: until it has started none but that for it.
-async fn probed(plan: Plan, pod: Addresses, told: Told) {
+async fn probed(plan: Plan, pod: Addresses, told: ToldOfPod) {
     let mut failures = 0;
     while !plan.startup.asks(&pod).await {
         failures += 1;
@@ -254,15 +254,15 @@ async fn probed(plan: Plan, pod: Addresses, told: Told) {
     tokio::join!(ready(&plan.readiness, &pod, &told), alive(&plan.liveness, &pod, &told));
 }
 
-impl Told {
+impl ToldOfPod {
     fn killed_if(&self, failed: bool) {
         self.killed.fetch_add(usize::from(failed), Ordering::Relaxed);
     }
 }
 
 /// Tells the Service whether it is ready.
-async fn ready(readiness: &Probe, pod: &Addresses, told: &Told) {
-    let Told { number, service, .. } = told;
+async fn ready(readiness: &Probe, pod: &Addresses, told: &ToldOfPod) {
+    let ToldOfPod { number, service, .. } = told;
     let mut failures = 0;
     loop {
         failures = if readiness.asks(pod).await { 0 } else { failures + 1 };
@@ -275,7 +275,7 @@ async fn ready(readiness: &Probe, pod: &Addresses, told: &Told) {
     }
 }
 
-async fn alive(liveness: &Probe, pod: &Addresses, told: &Told) {
+async fn alive(liveness: &Probe, pod: &Addresses, told: &ToldOfPod) {
     let mut failures = 0;
     loop {
         failures = if liveness.asks(pod).await { 0 } else { failures + 1 };

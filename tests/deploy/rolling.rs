@@ -18,10 +18,10 @@ use testkit::{
 use tokio::{sync::watch, task::JoinSet};
 
 use crate::{
-    books::Books,
     helm,
     language::{self, Built, Language},
     pods::{Deployment, Plan, Service},
+    reports::Reports,
     scenario::Publish,
     worker::Worker,
 };
@@ -48,15 +48,15 @@ async fn update_costs_no_call_and_no_lease() {
     let plan = Plan::of(&helm::objects(&[helm::LEAST]), keys.path().to_str().unwrap());
     let mut deployment = Deployment::start(plan, service, server.url()).await;
 
-    let books = Arc::new(Books::default());
+    let reports = Arc::new(Reports::default());
     let mut workers = Vec::new();
     for language in &languages {
         let env = environment(&fixture, &deployment);
-        workers.push(Worker::start("worker", language, &env, &books));
+        workers.push(Worker::start("worker", language, &env, &reports));
     }
     let (over, watched) = watch::channel(false);
-    let publishing = tokio::spawn(publish(fixture.clone(), books.clone(), watched));
-    eventually("work to be done", || async { (books.count("acked") > 100).then_some(()) }).await;
+    let publishing = tokio::spawn(publish(fixture.clone(), reports.clone(), watched));
+    eventually("work to be done", || async { (reports.count("acked") > 100).then_some(()) }).await;
     let mut ends = Vec::new();
     for _ in 0..UPDATES {
         ends.extend(deployment.roll().await);
@@ -70,7 +70,7 @@ async fn update_costs_no_call_and_no_lease() {
         let said = worker.errors();
         assert!(status.is_some_and(|status| status.success()), "{}: {said}", worker.name);
     }
-    Verdict::of(published, &books, &fixture, ends, deployment.killed()).await.is_clean();
+    Verdict::of(published, &reports, &fixture, ends, deployment.killed()).await.is_clean();
 }
 
 /// The workers that can be run here, and the client that is this test's own.
@@ -112,7 +112,7 @@ fn service_config() -> String {
 }
 
 /// Publishes until it is over; returns how many.
-async fn publish(fixture: Arc<Fixture>, books: Arc<Books>, over: watch::Receiver<bool>) -> u64 {
+async fn publish(fixture: Arc<Fixture>, reports: Arc<Reports>, over: watch::Receiver<bool>) -> u64 {
     let promise: Publish = serde_json::from_str(r#"{"becomes": ["acked"]}"#).unwrap();
     for number in 1.. {
         if *over.borrow() {
@@ -122,7 +122,7 @@ async fn publish(fixture: Arc<Fixture>, books: Arc<Books>, over: watch::Receiver
             0 => serde_json::json!({ "id": number, "do": "slow", "seconds": SLOW.1 }),
             _ => serde_json::json!({ "id": number, "do": "ok" }),
         };
-        books.published(number, Some(number), &promise);
+        reports.published(number, Some(number), &promise);
         let sequence = fixture.publish("task", task.to_string()).await;
         assert_eq!(sequence, number, "nobody else publishes");
         tokio::time::sleep(PACE).await;
@@ -150,7 +150,7 @@ struct Verdict {
 impl Verdict {
     async fn of(
         published: u64,
-        books: &Books,
+        reports: &Reports,
         fixture: &Fixture,
         ends: Vec<Duration>,
         killed: usize,
@@ -158,19 +158,19 @@ impl Verdict {
         let verdict = Self {
             published,
             handed: fixture.info().await.delivered.consumer_sequence,
-            acked: books.count("acked"),
-            lost: books.count("lost"),
-            failed: books.count("failed"),
-            repeated: books.count("retry"),
-            complaints: books.complaints(false),
+            acked: reports.count("acked"),
+            lost: reports.count("lost"),
+            failed: reports.count("failed"),
+            repeated: reports.count("retry"),
+            complaints: reports.complaints(false),
             ends,
             killed,
         };
-        verdict.print(books);
+        verdict.print(reports);
         verdict
     }
 
-    fn print(&self, books: &Books) {
+    fn print(&self, reports: &Reports) {
         let seconds = |end: Option<&Duration>| end.map_or(0.0, Duration::as_secs_f64);
         println!("{UPDATES} rolling updates of 3 pods");
         for (what, count) in [
@@ -189,7 +189,7 @@ impl Verdict {
             "the longest that a pod took to end",
             seconds(self.ends.iter().max())
         );
-        println!("acked by language: {:?}", books.tally().acked);
+        println!("acked by language: {:?}", reports.tally().acked);
     }
 
     fn is_clean(&self) {

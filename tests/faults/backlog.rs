@@ -20,12 +20,12 @@ const KB: usize = 1 << 10;
 
 /// How often each message was handed over, by stream and sequence, and what was refused.
 #[derive(Default)]
-struct Books {
+struct Received {
     seen: BTreeMap<(String, u64), u32>,
     refused: Vec<String>,
 }
 
-impl Books {
+impl Received {
     fn twice(&self) -> usize {
         self.seen.values().filter(|times| **times > 1).count()
     }
@@ -52,11 +52,11 @@ async fn publish(fixture: &Fixture, count: usize, size: usize) {
 async fn work(
     mut client: Client,
     request: pb::FetchRequest,
-    books: Arc<Mutex<Books>>,
+    received: Arc<Mutex<Received>>,
     all: usize,
     until: Instant,
 ) {
-    while books.lock().unwrap().seen.len() < all && Instant::now() < until {
+    while received.lock().unwrap().seen.len() < all && Instant::now() < until {
         match client.fetch(request.clone()).await {
             Ok(fetched) => {
                 let messages = fetched.into_inner().messages;
@@ -70,14 +70,14 @@ async fn work(
                     // An unconfirmed message comes again, and is counted.
                     let _ = client.settle(settle).await;
                 }
-                let mut books = books.lock().unwrap();
+                let mut received = received.lock().unwrap();
                 for message in messages {
                     let name = (request.stream.clone(), message.stream_sequence);
-                    *books.seen.entry(name).or_default() += 1;
+                    *received.seen.entry(name).or_default() += 1;
                 }
             }
             Err(status) => {
-                books.lock().unwrap().refused.push(reason(&status).1);
+                received.lock().unwrap().refused.push(reason(&status).1);
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
@@ -91,17 +91,17 @@ async fn drain(
     workers: usize,
     all: usize,
     within: Duration,
-) -> Books {
-    let (books, until) = (Arc::<Mutex<Books>>::default(), Instant::now() + within);
+) -> Received {
+    let (received, until) = (Arc::<Mutex<Received>>::default(), Instant::now() + within);
     let mut tasks = tokio::task::JoinSet::new();
     for fixture in fixtures {
         for _ in 0..workers {
             let client = proxy.client().await.max_decoding_message_size(64 << 20);
-            tasks.spawn(work(client, fetch(fixture, 100, 2000), books.clone(), all, until));
+            tasks.spawn(work(client, fetch(fixture, 100, 2000), received.clone(), all, until));
         }
     }
     tasks.join_all().await;
-    std::mem::take(&mut *books.lock().unwrap())
+    std::mem::take(&mut *received.lock().unwrap())
 }
 
 #[tokio::test]
@@ -113,9 +113,9 @@ async fn many_workers_on_a_slow_link_are_not_cut() {
     relay.flow(Flow::Pass, Flow::Rate(20_000_000));
     let proxy = Proxy::start_at(&relay.nats_url(), &[]);
     proxy.ready().await;
-    let books = drain(&proxy, &[fixture], 16, 400, BOUND).await;
-    assert_eq!((books.seen.len(), books.twice()), (400, 0), "{}", proxy.log());
-    assert!(books.refused.is_empty(), "{:?}\n{}", books.refused, proxy.log());
+    let received = drain(&proxy, &[fixture], 16, 400, BOUND).await;
+    assert_eq!((received.seen.len(), received.twice()), (400, 0), "{}", proxy.log());
+    assert!(received.refused.is_empty(), "{:?}\n{}", received.refused, proxy.log());
     assert!(!proxy.log().contains("connection broke"), "{}", proxy.log());
 }
 
@@ -132,9 +132,9 @@ async fn many_consumers_with_a_backlog_share_a_whole_connection() {
     relay.flow(Flow::Pass, Flow::Rate(20_000_000));
     let proxy = Proxy::start_at(&relay.nats_url(), &[]);
     proxy.ready().await;
-    let books = drain(&proxy, &fixtures, 1, 400, BOUND).await;
-    assert_eq!((books.seen.len(), books.twice()), (400, 0), "{}", proxy.log());
-    assert!(books.refused.is_empty(), "{:?}\n{}", books.refused, proxy.log());
+    let received = drain(&proxy, &fixtures, 1, 400, BOUND).await;
+    assert_eq!((received.seen.len(), received.twice()), (400, 0), "{}", proxy.log());
+    assert!(received.refused.is_empty(), "{:?}\n{}", received.refused, proxy.log());
     assert!(!proxy.log().contains("connection broke"), "{}", proxy.log());
 }
 
@@ -145,11 +145,11 @@ async fn proxy_adapts_to_a_server_with_a_tiny_pending_limit() {
     publish(&fixture, 500, KB).await;
     let proxy = Proxy::start(&server, &[]);
     proxy.ready().await;
-    let books = drain(&proxy, &[fixture], 4, 500, BOUND).await;
-    assert_eq!(books.seen.len(), 500, "{}", proxy.log());
+    let received = drain(&proxy, &[fixture], 4, 500, BOUND).await;
+    assert_eq!(received.seen.len(), 500, "{}", proxy.log());
     // While it finds out how little, the connection is away for a moment.
-    let refused = books.refused.iter().filter(|reason| *reason != "NATS_UNAVAILABLE");
-    assert_eq!(refused.count(), 0, "{:?}\n{}", books.refused, proxy.log());
+    let refused = received.refused.iter().filter(|reason| *reason != "NATS_UNAVAILABLE");
+    assert_eq!(refused.count(), 0, "{:?}\n{}", received.refused, proxy.log());
     let cut = proxy.log().contains("the connection broke");
     let named = proxy.log().contains("raise max_pending at the server");
     assert_eq!(cut, named, "{}", proxy.log());
@@ -173,13 +173,13 @@ async fn cuts_of_a_slow_connection_suspend_no_consumer() {
         }
         std::future::pending::<()>().await;
     };
-    let books = tokio::select! {
-        books = drain(&proxy, &fixtures, 4, 300, BOUND) => books,
+    let received = tokio::select! {
+        received = drain(&proxy, &fixtures, 4, 300, BOUND) => received,
         () = cutting => unreachable!(),
     };
-    assert_eq!(books.seen.len(), 300, "{}", proxy.log());
+    assert_eq!(received.seen.len(), 300, "{}", proxy.log());
     let refused = |reason: &&String| !["NATS_UNAVAILABLE"].contains(&reason.as_str());
-    let refused: Vec<_> = books.refused.iter().filter(refused).collect();
+    let refused: Vec<_> = received.refused.iter().filter(refused).collect();
     assert!(refused.is_empty(), "{refused:?}\n{}", proxy.log());
     assert!(!proxy.log().contains("fenced off"), "{}", proxy.log());
 }

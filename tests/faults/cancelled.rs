@@ -30,10 +30,10 @@ const ANSWER: u64 = 200;
 const DARK: Duration = Duration::from_secs(15);
 
 /// One racer: a consumer of its own, and a client whose wire counts.
-struct Lane {
+struct Racer {
     fixture: Fixture,
     relay: Relay,
-    racer: Client,
+    client: Client,
     next: Client,
 }
 
@@ -47,14 +47,14 @@ struct Tally {
     usual: Duration,
 }
 
-impl Lane {
+impl Racer {
     async fn new(proxy: &Proxy, consumer: pull::Config) -> Self {
         let fixture = Fixture::new(consumer).await;
         let relay = Relay::to(&proxy.grpc).await;
-        let racer = relay.client().await;
-        let mut lane = Self { fixture, relay, racer, next: proxy.client().await };
-        lane.racer.fetch(fetch(&lane.fixture, 1, 0)).await.unwrap();
-        lane
+        let client = relay.client().await;
+        let mut racer = Self { fixture, relay, client, next: proxy.client().await };
+        racer.client.fetch(fetch(&racer.fixture, 1, 0)).await.unwrap();
+        racer
     }
 
     /// Races cancels against publishes, from just before the publish until well after an answer
@@ -64,7 +64,7 @@ impl Lane {
         let usual = self.usual_answer().await;
         tally.usual = usual;
         for race in 0..races {
-            // Spread evenly, and differently on each lane.
+            // Spread evenly, and differently on each racer.
             let at = usual.mul_f64(2.5 * (race as f64 * 0.618_034 + 0.1).fract());
             self.one_race(usual / 2, at, &mut tally).await;
         }
@@ -153,7 +153,7 @@ impl Lane {
 
     /// A call whose pull is out.
     async fn waiting(&mut self, request: FetchRequest) -> Call {
-        let call = Call::start(&self.racer, request);
+        let call = Call::start(&self.client, request);
         eventually("the pull", || async {
             (self.fixture.info().await.num_waiting > 0).then_some(())
         })
@@ -220,11 +220,11 @@ const fn millisecond(count: u64) -> Duration {
     Duration::from_millis(count)
 }
 
-async fn races(name: &str, consumer: pull::Config, lanes: usize, each: usize) {
+async fn races(name: &str, consumer: pull::Config, racers: usize, each: usize) {
     let proxy = Proxy::start(NatsServer::shared(), &[]);
-    let lanes = join_all((0..lanes).map(|_| Lane::new(&proxy, consumer.clone()))).await;
-    let count = lanes.len() * each;
-    let tallies = join_all(lanes.into_iter().map(|lane| lane.race(each))).await;
+    let racers = join_all((0..racers).map(|_| Racer::new(&proxy, consumer.clone()))).await;
+    let count = racers.len() * each;
+    let tallies = join_all(racers.into_iter().map(|racer| racer.race(each))).await;
     let sum = |of: fn(&Tally) -> usize| tallies.iter().map(of).sum::<usize>();
     let seen = sum(|tally| tally.seen);
     let handed_on = tallies.iter().flat_map(|tally| tally.handed_on.clone()).collect::<Vec<_>>();
@@ -261,16 +261,16 @@ async fn cancel_destroys_no_last_attempt() {
 async fn untaken_message_goes_to_another_replica_after_a_second() {
     let (here, there) =
         (Proxy::start(NatsServer::shared(), &[]), Proxy::start(NatsServer::shared(), &[]));
-    let mut lane = Lane::new(&here, config()).await;
-    lane.next = there.client().await;
-    let linger = FetchRequest { linger: millis(5000), ..fetch(&lane.fixture, 10, 10_000) };
-    lane.holding(linger, 1).await.cancel().await;
+    let mut racer = Racer::new(&here, config()).await;
+    racer.next = there.client().await;
+    let linger = FetchRequest { linger: millis(5000), ..fetch(&racer.fixture, 10, 10_000) };
+    racer.holding(linger, 1).await.cancel().await;
     let began = Instant::now();
     // A second of parking; where our own open pull takes it again, which is there for up to 5 s,
     // another.
-    let token = lane.next_has(1, DARK).await.expect("it is dark");
+    let token = racer.next_has(1, DARK).await.expect("it is dark");
     measured("cancel: longest until another replica has it", began.elapsed());
-    lane.settle(&token).await;
+    racer.settle(&token).await;
 }
 
 #[tokio::test]
@@ -280,14 +280,14 @@ async fn last_attempt_is_kept_for_a_late_caller() {
 
 async fn late(max_deliver: i64) {
     let proxy = Proxy::start(NatsServer::shared(), &[]);
-    let mut lane = Lane::new(&proxy, pull::Config { max_deliver, ..ack_wait(1500) }).await;
-    let linger = FetchRequest { linger: millis(5000), ..fetch(&lane.fixture, 10, 10_000) };
-    lane.holding(linger, 1).await.cancel().await;
+    let mut racer = Racer::new(&proxy, pull::Config { max_deliver, ..ack_wait(1500) }).await;
+    let linger = FetchRequest { linger: millis(5000), ..fetch(&racer.fixture, 10, 10_000) };
+    racer.holding(linger, 1).await.cancel().await;
     // Two ack waits, in which nobody asks.
     tokio::time::sleep(millisecond(3200)).await;
-    let token = lane.next_has(1, DARK).await.expect("it was destroyed");
-    lane.settle(&token).await;
-    all_settled(&lane.fixture).await;
+    let token = racer.next_has(1, DARK).await.expect("it was destroyed");
+    racer.settle(&token).await;
+    all_settled(&racer.fixture).await;
 }
 
 #[tokio::test]
@@ -295,17 +295,17 @@ async fn call_cancelled_before_its_pull_takes_nothing() {
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     for micros in (0..3000).step_by(200) {
         // A consumer that the proxy does not know yet, so that INFO comes first.
-        let mut lane = Lane::new(&proxy, config()).await;
-        lane.fixture = Fixture::new(config()).await;
-        lane.fixture.publish("n", "x").await;
-        let before = lane.relay.answered();
-        let call = Call::start(&lane.racer, fetch(&lane.fixture, 1, 10_000));
+        let mut racer = Racer::new(&proxy, config()).await;
+        racer.fixture = Fixture::new(config()).await;
+        racer.fixture.publish("n", "x").await;
+        let before = racer.relay.answered();
+        let call = Call::start(&racer.client, fetch(&racer.fixture, 1, 10_000));
         precisely(Instant::now() + Duration::from_micros(micros)).await;
         if call.cancel().await.is_some() {
             continue;
         }
-        if let Some(token) = lane.handed_on(1, before).await {
-            lane.settle(&token).await;
+        if let Some(token) = racer.handed_on(1, before).await {
+            racer.settle(&token).await;
         }
     }
 }
@@ -313,33 +313,33 @@ async fn call_cancelled_before_its_pull_takes_nothing() {
 #[tokio::test]
 async fn call_cancelled_during_its_linger_leaves_all_to_the_next() {
     let proxy = Proxy::start(NatsServer::shared(), &[]);
-    let mut lane = Lane::new(&proxy, config()).await;
-    let linger = FetchRequest { linger: millis(5000), ..fetch(&lane.fixture, 10, 10_000) };
-    lane.holding(linger, 5).await.cancel().await;
+    let mut racer = Racer::new(&proxy, config()).await;
+    let linger = FetchRequest { linger: millis(5000), ..fetch(&racer.fixture, 10, 10_000) };
+    racer.holding(linger, 5).await.cancel().await;
     let began = Instant::now();
-    let answer = lane.next.fetch(fetch(&lane.fixture, 10, 1000)).await.unwrap().into_inner();
+    let answer = racer.next.fetch(fetch(&racer.fixture, 10, 1000)).await.unwrap().into_inner();
     measured("cancel: from a cancelled linger to the next caller", began.elapsed());
     assert_eq!(answer.messages.len(), 5);
     for message in &answer.messages {
         assert_eq!(message.delivery_count, 1, "it went over JetStream");
-        lane.settle(&message.token).await;
+        racer.settle(&message.token).await;
     }
-    all_settled(&lane.fixture).await;
+    all_settled(&racer.fixture).await;
 }
 
 /// A call with one message that fails its codec and one that does not, at the time when the Term of
 /// the first is under way, and slowly.
-async fn terminating(lane: &mut Lane, nats: &Relay, lease: Option<i64>) -> Call {
+async fn terminating(racer: &mut Racer, nats: &Relay, lease: Option<i64>) -> Call {
     let request = FetchRequest {
         codec: Codec::Json.into(),
         lease: lease.and_then(millis),
-        ..fetch(&lane.fixture, 2, 10_000)
+        ..fetch(&racer.fixture, 2, 10_000)
     };
-    lane.fixture.publish("n", "no json").await;
-    lane.fixture.publish("n", "1").await;
+    racer.fixture.publish("n", "no json").await;
+    racer.fixture.publish("n", "1").await;
     nats.flow(Flow::Delay(millisecond(500)), Flow::Pass);
     let before = nats.heard();
-    let call = Call::start(&lane.racer, request);
+    let call = Call::start(&racer.client, request);
     // Either is longer than all else that may be said meanwhile, and half a second under way.
     let longer = async |than: u64| (nats.heard() > than + 50).then(|| nats.heard());
     let pulled = eventually("the pull", || longer(before)).await;
@@ -352,16 +352,16 @@ async fn call_cancelled_during_a_term_leaves_the_rest_to_the_next() {
     let server = NatsServer::shared();
     let nats = Relay::to(&server.url()).await;
     let proxy = Proxy::start_at(&nats.nats_url(), &[]);
-    let mut lane = Lane::new(&proxy, config()).await;
-    let call = terminating(&mut lane, &nats, None).await;
+    let mut racer = Racer::new(&proxy, config()).await;
+    let call = terminating(&mut racer, &nats, None).await;
     assert!(call.cancel().await.is_none());
     let began = Instant::now();
-    let token = lane.next_has(2, DARK).await.expect("the good one is dark");
+    let token = racer.next_has(2, DARK).await.expect("the good one is dark");
     measured("cancel: from a cancelled Term to the next caller", began.elapsed());
     nats.flow(Flow::Pass, Flow::Pass);
-    lane.settle(&token).await;
+    racer.settle(&token).await;
     // The Term went its way without its caller.
-    all_settled(&lane.fixture).await;
+    all_settled(&racer.fixture).await;
 }
 
 #[tokio::test]
@@ -369,9 +369,9 @@ async fn lost_term_of_a_cancelled_call_leaves_its_message_to_jetstream() {
     let server = NatsServer::shared();
     let nats = Relay::to(&server.url()).await;
     let proxy = Proxy::start_at(&nats.nats_url(), &[]);
-    let mut lane = Lane::new(&proxy, ack_wait(2000)).await;
+    let mut racer = Racer::new(&proxy, ack_wait(2000)).await;
     // A lease that lasts far longer than JetStream waits.
-    let call = terminating(&mut lane, &nats, Some(60_000)).await;
+    let call = terminating(&mut racer, &nats, Some(60_000)).await;
     assert!(call.cancel().await.is_none());
     nats.cut();
     nats.flow(Flow::Pass, Flow::Pass);
@@ -379,16 +379,16 @@ async fn lost_term_of_a_cancelled_call_leaves_its_message_to_jetstream() {
     // The good one, too, but it does not have to wait for JetStream.
     for _ in 0..2 {
         let message = eventually("a message that is not dark for its whole lease", || {
-            let (mut next, request) = (lane.next.clone(), fetch(&lane.fixture, 1, 1000));
+            let (mut next, request) = (racer.next.clone(), fetch(&racer.fixture, 1, 1000));
             async move { next.fetch(request).await.ok()?.into_inner().messages.pop() }
         })
         .await;
         eventually("the connection", || {
-            let (mut next, request) = (lane.next.clone(), ack(&message.token));
+            let (mut next, request) = (racer.next.clone(), ack(&message.token));
             async move { next.ack(request).await.ok() }
         })
         .await;
     }
     measured("cancel: from a lost Term to the next caller (ack wait 2 s)", began.elapsed());
-    all_settled(&lane.fixture).await;
+    all_settled(&racer.fixture).await;
 }

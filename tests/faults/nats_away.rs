@@ -41,13 +41,13 @@ impl Fault {
 }
 
 /// A server, and a proxy whose way to it can be broken.
-struct Away {
+struct BreakableNats {
     server: NatsServer,
     wire: Relay,
     proxy: Proxy,
 }
 
-impl Away {
+impl BreakableNats {
     async fn new(consumer: pull::Config) -> (Self, Fixture) {
         let server = NatsServer::start();
         let Stage { fixture, wire, proxy, .. } = Stage::on(&server, consumer).await;
@@ -73,7 +73,7 @@ impl Away {
     }
 }
 
-impl Drop for Away {
+impl Drop for BreakableNats {
     fn drop(&mut self) {
         // One that is stopped would not hear that it is to end.
         self.server.signal("CONT");
@@ -142,7 +142,7 @@ async fn usual_ack(server: &NatsServer, mut client: Client) -> Duration {
 /// Workers go through an outage of this kind and length, and the books are right afterwards.
 async fn outage(fault: Fault, length: u64) {
     // Short, so that what an outage leaves open comes back soon.
-    let (mut away, fixture) = Away::new(ack_wait(3000)).await;
+    let (mut away, fixture) = BreakableNats::new(ack_wait(3000)).await;
     let client = away.proxy.client().await;
     // The proxy keeps a tenth of a call's deadline for its answer, so this is ten usual answers.
     let deadline = usual_ack(&away.server, client.clone()).await * 100;
@@ -201,7 +201,7 @@ async fn workers_survive_a_minute_without_nats() {
 
 /// The answer to a settlement while NATS is away is still true afterwards.
 async fn settlements_are_told_the_truth(fault: Fault) {
-    let (mut away, fixture) = Away::new(config()).await;
+    let (mut away, fixture) = BreakableNats::new(config()).await;
     let client = away.proxy.client().await;
     fixture.publish_many(30).await;
     let held = take(&client, fetch(&fixture, 30, 5000)).await;
@@ -272,7 +272,7 @@ async fn settlement_while_nats_is_away_has_a_true_answer() {
 
 /// A long lease over a short ack wait cannot be kept alive while the wire is broken.
 async fn a_long_lease_ends_with_its_ack_wait(fault: Fault) {
-    let (mut away, fixture) = Away::new(ack_wait(2000)).await;
+    let (mut away, fixture) = BreakableNats::new(ack_wait(2000)).await;
     let direct = Proxy::start(&away.server, &[]);
     let (mut first, mut second) = (away.proxy.client().await, direct.client().await);
     fixture.publish("n", "x").await;
@@ -300,7 +300,7 @@ async fn long_lease_without_progress_ends_in_time() {
 
 #[tokio::test]
 async fn half_open_connection_is_noticed() {
-    let (away, fixture) = Away::new(config()).await;
+    let (away, fixture) = BreakableNats::new(config()).await;
     let mut client = away.proxy.client().await;
     fixture.publish("n", "held").await;
     let held = client.fetch(fetch(&fixture, 1, 5000)).await.unwrap().into_inner().messages;

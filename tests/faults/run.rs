@@ -93,7 +93,7 @@ impl Run {
     /// How many messages have been confirmed to a worker.
     pub fn confirmed(&self) -> usize {
         let records = self.log.read();
-        let messages = records.accounts[0].messages.values();
+        let messages = records.consumers[0].messages.values();
         messages.filter(|held| held.iter().any(|holding| confirmed(holding).is_some())).count()
     }
 
@@ -102,7 +102,7 @@ impl Run {
     pub async fn close(&self, fixture: &Fixture, published: u64) -> Summary {
         all_settled(fixture).await;
         let records = self.log.read();
-        let messages = &records.accounts[0].messages;
+        let messages = &records.consumers[0].messages;
         for sequence in 1..=published {
             let held = messages.get(&sequence).unwrap_or_else(|| panic!("{sequence} was lost"));
             let acks = || held.iter().flat_map(|holding| &holding.tries);

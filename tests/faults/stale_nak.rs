@@ -20,7 +20,7 @@ use super::run::{all_settled, measured};
 const ACK_WAIT: u64 = 3000;
 
 /// A worker whose proxy's wire to NATS can be broken, and one whose proxy's cannot.
-struct Two {
+struct TwoWorkers {
     fixture: Fixture,
     wire: Relay,
     _proxies: [Proxy; 2],
@@ -30,7 +30,7 @@ struct Two {
     held: pb::Delivery,
 }
 
-impl Two {
+impl TwoWorkers {
     async fn new() -> Self {
         let Stage { fixture, wire, proxy, client: first } = Stage::new(ack_wait(ACK_WAIT)).await;
         let (direct, second) = served(&NatsServer::shared().url()).await;
@@ -89,7 +89,7 @@ async fn stalled_wire_may_bring_a_nak_late_for_one_attempt() {
 }
 
 async fn stalled(confirmation: Confirmation) -> usize {
-    let mut two = Two::new().await;
+    let mut two = TwoWorkers::new().await;
     two.wire.flow(Flow::Stall, Flow::Pass);
     match two.nak(confirmation).await {
         Ok(outcome) => assert_eq!(outcome, Outcome::Sent),
@@ -118,7 +118,7 @@ async fn nak_on_a_stalled_and_cut_wire_never_arrives_late() {
 }
 
 async fn stalled_and_cut(confirmation: Confirmation) {
-    let mut two = Two::new().await;
+    let mut two = TwoWorkers::new().await;
     two.wire.flow(Flow::Stall, Flow::Stall);
     match two.nak(confirmation).await {
         Ok(outcome) => assert_eq!(outcome, Outcome::Sent),
@@ -139,7 +139,7 @@ async fn nak_on_a_cut_wire_never_leaves_later() {
 }
 
 async fn cut(confirmation: Confirmation) {
-    let mut two = Two::new().await;
+    let mut two = TwoWorkers::new().await;
     two.wire.close();
     // At once, while nobody has noticed, and again when the answer was that it was not applied.
     for _ in 0..5 {

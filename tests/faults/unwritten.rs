@@ -18,7 +18,7 @@ use testkit::{
 const LARGE: usize = 800 * 1024;
 const COUNT: usize = 4;
 
-struct Scene {
+struct FarClient {
     fixture: Fixture,
     proxy: Proxy,
     relay: Relay,
@@ -26,12 +26,12 @@ struct Scene {
     far: Client,
 }
 
-async fn scene(consumer: pull::Config) -> Scene {
+async fn stage(consumer: pull::Config) -> FarClient {
     let fixture = Fixture::new(consumer).await;
     let proxy = Proxy::start(NatsServer::shared(), &["--log-level", "debug"]);
     let relay = Relay::to(&proxy.grpc).await;
     let far = relay.client().await;
-    Scene { fixture, proxy, relay, far }
+    FarClient { fixture, proxy, relay, far }
 }
 
 fn all(fixture: &Fixture) -> pb::FetchRequest {
@@ -39,7 +39,7 @@ fn all(fixture: &Fixture) -> pb::FetchRequest {
     pb::FetchRequest { linger: testkit::millis(5000), ..fetch(fixture, n, 10_000) }
 }
 
-impl Scene {
+impl FarClient {
     /// A Fetch by the far client whose answer is on its way, and cannot pass.
     async fn stuck(
         &self,
@@ -89,46 +89,46 @@ impl Scene {
 #[tokio::test]
 async fn answer_unwritten_by_a_cut_is_given_back_at_once() {
     for consumer in [config(), pull::Config { max_deliver: 1, ..config() }] {
-        let scene = scene(consumer).await;
-        let call = scene.stuck(LARGE).await;
-        scene.relay.cut();
+        let stage = stage(consumer).await;
+        let call = stage.stuck(LARGE).await;
+        stage.relay.cut();
         call.await.unwrap().unwrap_err();
-        scene.all_come_back("unwritten answer given back after a cut").await;
+        stage.all_come_back("unwritten answer given back after a cut").await;
     }
 }
 
 #[tokio::test]
 async fn answer_unwritten_by_a_cancel_is_given_back_at_once() {
-    let scene = scene(config()).await;
-    let call = scene.stuck(LARGE).await;
+    let stage = stage(config()).await;
+    let call = stage.stuck(LARGE).await;
     call.abort();
-    scene.all_come_back("unwritten answer given back after a cancel").await;
+    stage.all_come_back("unwritten answer given back after a cancel").await;
 }
 
 #[tokio::test]
 async fn slow_answer_belongs_to_its_client() {
-    let scene = scene(config()).await;
-    let call = scene.stuck(LARGE).await;
-    scene.relay.flow(Flow::Pass, Flow::Delay(Duration::from_millis(20)));
+    let stage = stage(config()).await;
+    let call = stage.stuck(LARGE).await;
+    stage.relay.flow(Flow::Pass, Flow::Delay(Duration::from_millis(20)));
     let answer = call.await.unwrap().unwrap().into_inner();
     assert_eq!(answer.messages.len(), COUNT);
     for message in &answer.messages {
-        scene.far.clone().ack(ack(&message.token)).await.unwrap();
+        stage.far.clone().ack(ack(&message.token)).await.unwrap();
     }
-    assert_eq!(scene.fixture.info().await.num_ack_pending, 0);
+    assert_eq!(stage.fixture.info().await.num_ack_pending, 0);
 }
 
 #[tokio::test]
 async fn small_written_answer_waits_for_its_lease() {
-    let scene = scene(ack_wait(3000)).await;
-    let call = scene.stuck(10).await;
-    let written = || async { scene.proxy.log().contains("written to the client").then_some(()) };
+    let stage = stage(ack_wait(3000)).await;
+    let call = stage.stuck(10).await;
+    let written = || async { stage.proxy.log().contains("written to the client").then_some(()) };
     eventually("all of it to be in the kernel's hands", written).await;
-    scene.relay.cut();
+    stage.relay.cut();
     call.await.unwrap().unwrap_err();
-    let mut near = scene.proxy.client().await;
+    let mut near = stage.proxy.client().await;
     let began = Instant::now();
-    let answer = near.fetch(all(&scene.fixture)).await.unwrap().into_inner();
+    let answer = near.fetch(all(&stage.fixture)).await.unwrap().into_inner();
     println!("measured: small written answer back after (ack wait 3 s): {:?}", began.elapsed());
     assert_eq!(answer.messages.len(), COUNT);
     assert!(answer.messages.iter().all(|message| message.delivery_count == 2));

@@ -27,12 +27,12 @@ const LONGEST: Duration = Duration::from_secs(24 * 3600);
 const OVER: LeaseError = LeaseError::Expired { forgotten: false };
 
 /// A table, and its time in milliseconds.
-struct Desk {
+struct TimedTable {
     table: LeaseTable<&'static str>,
     origin: Instant,
 }
 
-impl Desk {
+impl TimedTable {
     fn new() -> Self {
         let origin = Instant::now();
         Self { table: LeaseTable::new(origin, LONGEST, 64), origin }

@@ -18,14 +18,14 @@ const BYTES: u64 = 4 << 20;
 const SMALL: u64 = 1_000;
 
 /// A pump that is up, and its time in milliseconds.
-struct Desk {
+struct TimedPump {
     pump: Pump<u32>,
     start: Instant,
     ms: u64,
     allowed: Allowance,
 }
 
-impl Desk {
+impl TimedPump {
     fn new() -> Self {
         let start = Instant::now();
         let mut pump = Pump::new(limits());

@@ -4,10 +4,10 @@
 #![allow(clippy::disallowed_methods, reason = "tests live in real time, and outlive their tasks")]
 
 mod cli;
+mod client;
 mod dev;
 mod drain;
 mod grpcurl;
-mod hand;
 mod identity;
 mod jetstream;
 mod log;

@@ -2,16 +2,16 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests live in real time, and outlive their tasks")]
 
-mod anew;
+mod announcements;
 mod forwarding;
 mod handover;
+mod incompatible;
 mod keys;
 mod linked;
 mod moving;
-mod orphans;
+mod ownerless;
 mod pair;
+mod recreated;
 mod rights;
 mod skew;
-mod strangers;
-mod telling;
 mod versions;

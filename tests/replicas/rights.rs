@@ -25,13 +25,13 @@ const CLUSTER: &str = "fetch-proxy";
 const UNREADABLE: &[u8] = b"NATS/1.0\r\nA: a lone\rCR\r\n\r\n";
 
 /// A server with a stream, and users of it.
-struct Stage {
+struct NatsWithUsers {
     server: NatsServer,
     fixture: Fixture,
 }
 
-impl Stage {
-    /// Users are named as their clusters are. `more` is more configuration.
+impl NatsWithUsers {
+    /// NatsWithUsers are named as their clusters are. `more` is more configuration.
     async fn new(users: &[(&str, &str)], consumer: pull::Config, more: &str) -> Self {
         let server = NatsServer::start_with(binary(), Some(format!("{more}\n{}", allowed(""))));
         let fixture = Fixture::at(&as_user(&server, "admin"), consumer).await;
@@ -83,12 +83,12 @@ fn page_shows_the_file() {
 
 #[tokio::test]
 async fn rights_for_many_consumers_serve_their_stream_only() {
-    let stage = Stage::new(&[(CLUSTER, MANY)], config(), "").await;
-    let fixture = &stage.fixture;
+    let nats = NatsWithUsers::new(&[(CLUSTER, MANY)], config(), "").await;
+    let fixture = &nats.fixture;
     let second = pull::Config { durable_name: Some("second".to_owned()), ..config() };
     fixture.jetstream.create_consumer_on_stream(second, &fixture.stream).await.unwrap();
-    let other = Fixture::at(&stage.url("admin"), config()).await;
-    let proxy = stage.proxy(CLUSTER, &[]);
+    let other = Fixture::at(&nats.url("admin"), config()).await;
+    let proxy = nats.proxy(CLUSTER, &[]);
     let mut client = proxy.client().await;
     fixture.publish("n", "x").await;
     for consumer in ["worker", "second"] {
@@ -108,8 +108,8 @@ async fn confirmed(client: &mut Client, token: &str) {
 
 #[tokio::test]
 async fn listed_rights_allow_forwarding_and_hand_over() {
-    let stage = Stage::new(&[(CLUSTER, ONE)], config(), "").await;
-    let (url, fixture) = (stage.url(CLUSTER), &stage.fixture);
+    let nats = NatsWithUsers::new(&[(CLUSTER, ONE)], config(), "").await;
+    let (url, fixture) = (nats.url(CLUSTER), &nats.fixture);
     let mut replicas = Replicas::start_in(CLUSTER, &[&url, &url]).await;
     let leased = replicas.leased(0, fixture, 2).await;
     let [leaver, heir] = &mut replicas.all[..] else { panic!() };
@@ -125,9 +125,9 @@ async fn listed_rights_allow_forwarding_and_hand_over() {
 }
 
 /// Publishes one, and waits until a Fetch, which is answered as it may be, has got rid of it.
-async fn rid_of_what_cannot_be_read(stage: &Stage, proxy: &Proxy) {
-    let fixture = &stage.fixture;
-    fixture.publish_raw(&stage.url("admin"), UNREADABLE).await;
+async fn rid_of_what_cannot_be_read(nats: &NatsWithUsers, proxy: &Proxy) {
+    let fixture = &nats.fixture;
+    fixture.publish_raw(&nats.url("admin"), UNREADABLE).await;
     let client = proxy.client().await;
     eventually("it to be terminated", || async {
         let _ = client.clone().fetch(fetch(fixture, 1, 200)).await;
@@ -142,8 +142,8 @@ async fn rid_of_what_cannot_be_read(stage: &Stage, proxy: &Proxy) {
 
 #[tokio::test]
 async fn listed_rights_allow_terminating_an_unreadable_message() {
-    let stage = Stage::new(&[(CLUSTER, ONE)], ack_wait(1000), "").await;
-    rid_of_what_cannot_be_read(&stage, &stage.proxy(CLUSTER, &[])).await;
+    let nats = NatsWithUsers::new(&[(CLUSTER, ONE)], ack_wait(1000), "").await;
+    rid_of_what_cannot_be_read(&nats, &nats.proxy(CLUSTER, &[])).await;
 }
 
 /// The refusal without each of the listed rights, in their order, and the first words of the
@@ -164,12 +164,12 @@ async fn missing_listed_right_refuses_something() {
     let rights: Vec<(String, String)> =
         (0..LOST.len()).map(|place| (format!("without-{place}"), without(place))).collect();
     let users: Vec<(&str, &str)> = rights.iter().map(|(user, list)| (&**user, &**list)).collect();
-    let stage = Stage::new(&users, ack_wait(5000), "").await;
-    let rounds = join_all(users.iter().map(|(user, _)| round(&stage, user))).await;
+    let nats = NatsWithUsers::new(&users, ack_wait(5000), "").await;
+    let rounds = join_all(users.iter().map(|(user, _)| round(&nats, user))).await;
     for ((lost, subject), (owner, refused)) in LOST.iter().zip(rounds) {
         let refused = match refused {
             Some(refused) => refused,
-            None => suspected(&stage, &owner).await,
+            None => suspected(&nats, &owner).await,
         };
         assert_eq!(refused, *lost, "{subject}\n{}", owner.log());
         let subject = format!("\"subject\":\"{subject}");
@@ -198,16 +198,16 @@ fn without(place: usize) -> String {
 
 /// Two replicas of this user; a Fetch at one, an Extend at the other, an Ack at the first; and the
 /// first of it that was refused.
-async fn round(stage: &Stage, user: &str) -> (Proxy, Option<String>) {
+async fn round(nats: &NatsWithUsers, user: &str) -> (Proxy, Option<String>) {
     let keys = key_file(&[&new_key()]);
     let flags = ["--token-key-file", keys.path().to_str().unwrap()];
-    let (owner, other) = (stage.proxy(user, &flags), stage.proxy(user, &flags));
+    let (owner, other) = (nats.proxy(user, &flags), nats.proxy(user, &flags));
     owner.ready().await;
     other.ready().await;
     let (mut at_owner, mut at_other) = (owner.client().await, other.client().await);
-    stage.fixture.publish("n", "x").await;
+    nats.fixture.publish("n", "x").await;
     let refused = async {
-        let fetched = at_owner.fetch(fetch(&stage.fixture, 1, 10_000)).await;
+        let fetched = at_owner.fetch(fetch(&nats.fixture, 1, 10_000)).await;
         let token =
             fetched.map_err(|error| ("Fetch", error))?.into_inner().messages.remove(0).token;
         let extended = at_other.extend(extend(&token, 60_000)).await;
@@ -222,11 +222,11 @@ fn told(call: &str, error: &Status) -> String {
     format!("{call}: {}", reason(error).1)
 }
 
-async fn suspected(stage: &Stage, proxy: &Proxy) -> String {
-    stage.fixture.publish_raw(&stage.url("admin"), UNREADABLE).await;
+async fn suspected(nats: &NatsWithUsers, proxy: &Proxy) -> String {
+    nats.fixture.publish_raw(&nats.url("admin"), UNREADABLE).await;
     let client = proxy.client().await;
     let refused = eventually("the suspicion", || async {
-        match client.clone().fetch(fetch(&stage.fixture, 1, 2000)).await {
+        match client.clone().fetch(fetch(&nats.fixture, 1, 2000)).await {
             Err(status) => (reason(&status).1 == "CONSUMER_SUSPECTED").then_some(status),
             // A leftover of another user's proxy would clear the consumer each time it comes.
             Ok(answer) => {
@@ -252,23 +252,23 @@ const IN_DOMAIN: [&str; 2] = ["--js-domain", "D"];
 
 #[tokio::test]
 async fn server_of_the_domain_needs_the_usual_rights() {
-    let stage = Stage::new(&[(CLUSTER, ONE)], ack_wait(1000), DOMAIN).await;
-    let proxy = stage.proxy(CLUSTER, &IN_DOMAIN);
-    stage.fixture.publish("n", "x").await;
-    fetched_and_acked(&stage.fixture, &proxy).await;
+    let nats = NatsWithUsers::new(&[(CLUSTER, ONE)], ack_wait(1000), DOMAIN).await;
+    let proxy = nats.proxy(CLUSTER, &IN_DOMAIN);
+    nats.fixture.publish("n", "x").await;
+    fetched_and_acked(&nats.fixture, &proxy).await;
     assert_eq!(proxy.log().matches(NO_DOMAIN).count(), 1, "{}", proxy.log());
-    stage.fixture.publish("n", "x").await;
-    fetched_and_acked(&stage.fixture, &proxy).await;
+    nats.fixture.publish("n", "x").await;
+    fetched_and_acked(&nats.fixture, &proxy).await;
     assert_eq!(proxy.log().matches(NO_DOMAIN).count(), 1, "{}", proxy.log());
-    rid_of_what_cannot_be_read(&stage, &proxy).await;
+    rid_of_what_cannot_be_read(&nats, &proxy).await;
 }
 
 #[tokio::test]
 async fn server_without_a_domain_logs_nothing_of_domains() {
-    let stage = Stage::new(&[(CLUSTER, ONE)], config(), "").await;
-    let proxy = stage.proxy(CLUSTER, &[]);
-    stage.fixture.publish("n", "x").await;
-    fetched_and_acked(&stage.fixture, &proxy).await;
+    let nats = NatsWithUsers::new(&[(CLUSTER, ONE)], config(), "").await;
+    let proxy = nats.proxy(CLUSTER, &[]);
+    nats.fixture.publish("n", "x").await;
+    fetched_and_acked(&nats.fixture, &proxy).await;
     assert!(!proxy.log().contains(NO_DOMAIN), "{}", proxy.log());
 }
 
@@ -277,11 +277,11 @@ async fn missing_right_at_a_server_of_the_domain_is_named() {
     let line = "\"$JS.API.CONSUMER.INFO.ORDERS.worker\"";
     let less = ONE.replace(line, "");
     assert_ne!(less, ONE);
-    let stage = Stage::new(&[(CLUSTER, &less)], config(), DOMAIN).await;
-    let proxy = stage.proxy(CLUSTER, &IN_DOMAIN);
+    let nats = NatsWithUsers::new(&[(CLUSTER, &less)], config(), DOMAIN).await;
+    let proxy = nats.proxy(CLUSTER, &IN_DOMAIN);
     let client = proxy.client().await;
     let told = eventually("NATS", || async {
-        let refused = client.clone().fetch(fetch(&stage.fixture, 1, 10_000)).await.unwrap_err();
+        let refused = client.clone().fetch(fetch(&nats.fixture, 1, 10_000)).await.unwrap_err();
         let told = reason(&refused).1;
         (told != "NATS_UNAVAILABLE").then_some(told)
     });
@@ -327,15 +327,15 @@ async fn long_ack_subjects_need_one_more_right() {
     }
     let more = ONE.replacen("publish: [", &format!("publish: [\n  \"{line}\""), 1);
     let users = [("without", ONE), ("with", &more)];
-    let stage = Stage::new(&users, ack_wait(1000), &format!("{DOMAIN}{flag}")).await;
-    let [without, with] = ["without", "with"].map(|user| stage.proxy(user, &IN_DOMAIN));
+    let nats = NatsWithUsers::new(&users, ack_wait(1000), &format!("{DOMAIN}{flag}")).await;
+    let [without, with] = ["without", "with"].map(|user| nats.proxy(user, &IN_DOMAIN));
     let mut client = without.client().await;
-    stage.fixture.publish("n", "x").await;
-    let answer = client.fetch(fetch(&stage.fixture, 1, 10_000)).await.unwrap().into_inner();
+    nats.fixture.publish("n", "x").await;
+    let answer = client.fetch(fetch(&nats.fixture, 1, 10_000)).await.unwrap().into_inner();
     let denied = client.ack(ack(&answer.messages[0].token)).await.unwrap_err();
     assert_eq!(told("Ack", &denied), "Ack: NATS_PERMISSION");
     drop(without);
-    fetched_and_acked(&stage.fixture, &with).await;
+    fetched_and_acked(&nats.fixture, &with).await;
     assert!(!with.log().contains(NO_DOMAIN), "{}", with.log());
-    rid_of_what_cannot_be_read(&stage, &with).await;
+    rid_of_what_cannot_be_read(&nats, &with).await;
 }

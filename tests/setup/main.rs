@@ -52,11 +52,11 @@ impl Machine {
         machine
     }
 
-    fn tools(&self, arguments: &[&str]) -> Said {
+    fn tools(&self, arguments: &[&str]) -> Answer {
         self.run(Path::new(ROOT).join("scripts/tools").to_str().unwrap(), arguments)
     }
 
-    fn run(&self, program: &str, arguments: &[&str]) -> Said {
+    fn run(&self, program: &str, arguments: &[&str]) -> Answer {
         let output = Command::new(program)
             .args(arguments)
             .current_dir(ROOT)
@@ -65,25 +65,25 @@ impl Machine {
             .env("TOOLS_DIR", &self.tools)
             .output()
             .unwrap();
-        Said::from(output)
+        Answer::from(output)
     }
 }
 
 #[derive(Debug)]
-struct Said {
+struct Answer {
     code: Option<i32>,
     out: String,
     err: String,
 }
 
-impl From<Output> for Said {
+impl From<Output> for Answer {
     fn from(output: Output) -> Self {
         let text = |bytes| String::from_utf8(bytes).unwrap();
         Self { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
     }
 }
 
-impl Said {
+impl Answer {
     fn is_fine(&self) {
         assert_eq!((self.code, &*self.err), (Some(0), ""), "{self:?}");
     }

@@ -64,14 +64,14 @@ fn step() -> impl Strategy<Value = (Step, u64)> {
 
 /// A table with a history.
 struct Old {
-    desk: Desk,
+    timed: TimedTable,
     now: u64,
     granted: Vec<LeaseId>,
 }
 
 impl Old {
     fn after(steps: &[(Step, u64)]) -> Self {
-        let mut old = Self { desk: Desk::new(), now: 0, granted: Vec::new() };
+        let mut old = Self { timed: TimedTable::new(), now: 0, granted: Vec::new() };
         for (step, later) in steps {
             old.now += later;
             old.step(step);
@@ -85,36 +85,36 @@ impl Old {
         match *step {
             Step::Grant { sequence, last_attempt } => {
                 let consumer_sequence = self.granted.len() as u64 + 1;
-                let terms = self.desk.terms(sequence, now);
+                let terms = self.timed.terms(sequence, now);
                 let age = Duration::from_millis(sequence * 700 - 700);
                 let terms = Terms { last_attempt, consumer_sequence, age, ..terms };
-                self.granted.push(self.desk.table.grant(terms, "x").0);
+                self.granted.push(self.timed.table.grant(terms, "x").0);
             }
             Step::Lend { which, length } => {
-                let (now, length) = (self.desk.at(now), length.map(Duration::from_millis));
-                let _ = id(which).map(|id| self.desk.table.assign(id, length, now));
+                let (now, length) = (self.timed.at(now), length.map(Duration::from_millis));
+                let _ = id(which).map(|id| self.timed.table.assign(id, length, now));
             }
             Step::Settle { which, kind, outcome } => {
                 let Some(id) = id(which) else { return };
-                if matches!(self.desk.begin(id, kind, now), Ok(BeginResult::Publish(_))) {
-                    self.desk.finish(id, outcome, now);
+                if matches!(self.timed.begin(id, kind, now), Ok(BeginResult::Publish(_))) {
+                    self.timed.finish(id, outcome, now);
                 }
             }
             Step::Begin { which, kind } => {
-                let _ = id(which).map(|id| self.desk.begin(id, kind, now).is_ok());
+                let _ = id(which).map(|id| self.timed.begin(id, kind, now).is_ok());
             }
             Step::Progress { which } => {
                 let Some(id) = id(which) else { return };
-                self.desk.progressed(id, now.saturating_sub(50), now);
+                self.timed.progressed(id, now.saturating_sub(50), now);
             }
-            Step::Sweep => drop(self.desk.sweep(now)),
+            Step::Sweep => drop(self.timed.sweep(now)),
         }
     }
 
     fn is_being_settled(&mut self, id: LeaseId) -> bool {
         [SettleKind::Ack, SettleKind::Nak]
             .iter()
-            .any(|kind| self.desk.begin(id, *kind, self.now).err() == Some(LeaseError::Busy))
+            .any(|kind| self.timed.begin(id, *kind, self.now).err() == Some(LeaseError::Busy))
     }
 }
 
@@ -187,27 +187,27 @@ proptest! {
         later in 0..30_000_u64,
     ) {
         let mut old = Old::after(&steps);
-        let (sent, arrived) = (old.desk.at(old.now), old.desk.at(old.now + transit));
-        let moving = leaving(&old.desk.table, sent);
-        let mut here: Table = LeaseTable::new(old.desk.origin, LONGEST, 64);
+        let (sent, arrived) = (old.timed.at(old.now), old.timed.at(old.now + transit));
+        let moving = leaving(&old.timed.table, sent);
+        let mut here: Table = LeaseTable::new(old.timed.origin, LONGEST, 64);
         let inheritance = taken(&mut here, &moving, sent, arrived);
-        let asked = old.desk.at(old.now + transit + later);
+        let asked = old.timed.at(old.now + transit + later);
         for (there, moved) in &moving.0 {
             let Found::Here(id) = inheritance.find(*there) else { panic!("{there:?} is not here") };
-            prop_assert!(here.ack_by(id) <= old.desk.table.ack_by(*there), "{moved:?}");
+            prop_assert!(here.ack_by(id) <= old.timed.table.ack_by(*there), "{moved:?}");
             let kind = moved.uncertain.unwrap_or(SettleKind::Ack);
             if answer(&mut here, id, kind, asked).is_ok() {
-                let there = answer(&mut old.desk.table, *there, kind, asked);
+                let there = answer(&mut old.timed.table, *there, kind, asked);
                 prop_assert_eq!(there, Ok(true), "it ended there: {:?}", moved);
             }
         }
         // Nor when a server takes over.
-        for table in [&mut here, &mut old.desk.table] {
+        for table in [&mut here, &mut old.timed.table] {
             prop_assert_eq!(table.distrust(CONSUMER, arrived, None, 100), None);
         }
         for (there, moved) in &moving.0 {
             let Found::Here(id) = inheritance.find(*there) else { panic!("{there:?} is not here") };
-            prop_assert!(here.ack_by(id) <= old.desk.table.ack_by(*there), "in doubt: {moved:?}");
+            prop_assert!(here.ack_by(id) <= old.timed.table.ack_by(*there), "in doubt: {moved:?}");
         }
     }
 
@@ -219,13 +219,13 @@ proptest! {
         kind in prop_oneof![Just(SettleKind::Ack), Just(SettleKind::Nak), Just(SettleKind::Term)],
     ) {
         let mut old = Old::after(&steps);
-        let now = old.desk.at(old.now);
+        let now = old.timed.at(old.now);
         // A lease that is over and not swept gets the short answer: nothing is known of it.
         old.step(&Step::Sweep);
-        let mut sent = leaving(&old.desk.table, now);
+        let mut sent = leaving(&old.timed.table, now);
         let mut hands = None;
         for _ in 0..moves {
-            let mut here: Table = LeaseTable::new(old.desk.origin, LONGEST, 64);
+            let mut here: Table = LeaseTable::new(old.timed.origin, LONGEST, 64);
             let mut inheritance = taken(&mut here, &sent, now, now);
             inheritance.settle_up(&here);
             // On to the next, by the old numbers.
@@ -242,7 +242,7 @@ proptest! {
                 continue;
             }
             let told = answer_by(&inheritance, &mut here, id, kind, now);
-            let wanted = answer(&mut old.desk.table, id, kind, now);
+            let wanted = answer(&mut old.timed.table, id, kind, now);
             prop_assert_eq!(told, wanted, "{:?}", id);
         }
     }
@@ -250,7 +250,7 @@ proptest! {
 
 #[test]
 fn settlement_by_a_receiver_is_known_to_the_next() {
-    let (mut there, now) = (Desk::new(), 1000);
+    let (mut there, now) = (TimedTable::new(), 1000);
     let id = there.lent(60_000);
     let at = there.at(now);
     let mut here: Table = LeaseTable::new(there.origin, LONGEST, 64);
@@ -266,7 +266,7 @@ fn settlement_by_a_receiver_is_known_to_the_next() {
 #[test]
 fn receiver_extends_by_the_granted_length() {
     for granted in [Some(4000), None] {
-        let mut there = Desk::new();
+        let mut there = TimedTable::new();
         let id = there.granted();
         there.table.assign(id, granted.map(Duration::from_millis), there.at(100)).unwrap();
         there.extend(id, 60_000, 200).unwrap();
@@ -281,7 +281,7 @@ fn receiver_extends_by_the_granted_length() {
 
 #[test]
 fn lowered_deadline_moves_with_its_remaining_time() {
-    let mut there = Desk::new();
+    let mut there = TimedTable::new();
     there.table = LeaseTable::new(there.origin, Duration::from_secs(3), 64);
     let id = there.granted();
     there.table.assign(id, None, there.at(100)).unwrap();
@@ -293,7 +293,7 @@ fn lowered_deadline_moves_with_its_remaining_time() {
 #[test]
 fn lease_distrusted_in_transit_ends_as_if_distrusted_before() {
     for progressed in [None, Some(4000), Some(4900)] {
-        let mut there = Desk::new();
+        let mut there = TimedTable::new();
         let id = there.granted();
         let now = 5000;
         if let Some(confirmed) = progressed {
@@ -309,7 +309,7 @@ fn lease_distrusted_in_transit_ends_as_if_distrusted_before() {
 
 #[test]
 fn newer_delivery_of_a_message_stays() {
-    let mut there = Desk::new();
+    let mut there = TimedTable::new();
     there.granted();
     let at = there.at(100);
     let moving = leaving(&there.table, at).0.pop().unwrap().1;

@@ -6,16 +6,16 @@ use fetch_proxy::lease::{
     Terms,
 };
 
-use super::{ACK_BY, CONSUMER, Desk, OVER};
+use super::{ACK_BY, CONSUMER, OVER, TimedTable};
 
 #[test]
 fn ack_passes_before_the_deadline_and_is_refused_after_it() {
-    let mut desk = Desk::new();
-    let id = desk.lent(1000);
-    assert_eq!(desk.begin(id, SettleKind::Ack, 1000), Err(OVER));
-    let mut desk = Desk::new();
-    let id = desk.lent(1000);
-    assert_eq!(desk.begin(id, SettleKind::Ack, 999), Ok(BeginResult::Publish(&"one")));
+    let mut timed = TimedTable::new();
+    let id = timed.lent(1000);
+    assert_eq!(timed.begin(id, SettleKind::Ack, 1000), Err(OVER));
+    let mut timed = TimedTable::new();
+    let id = timed.lent(1000);
+    assert_eq!(timed.begin(id, SettleKind::Ack, 999), Ok(BeginResult::Publish(&"one")));
 }
 
 #[test]
@@ -25,123 +25,129 @@ fn settled_lease_answers_duplicate_or_settled_by_kind() {
         (SettleKind::Nak, SettleKind::Term),
         (SettleKind::Term, SettleKind::Ack),
     ] {
-        let mut desk = Desk::new();
-        let id = desk.lent(1000);
-        desk.begin(id, kind, 1).unwrap();
-        assert_eq!(desk.finish(id, PublishOutcome::Confirmed, 2), (LeaseStatus::Gone, Some("one")));
-        assert_eq!(desk.begin(id, kind, 60_000), Ok(BeginResult::Duplicate));
-        assert_eq!(desk.begin(id, other, 60_000), Err(LeaseError::Settled { by: kind }));
-        assert_eq!(desk.extend(id, 1, 60_000), Err(LeaseError::Settled { by: kind }));
+        let mut timed = TimedTable::new();
+        let id = timed.lent(1000);
+        timed.begin(id, kind, 1).unwrap();
+        assert_eq!(
+            timed.finish(id, PublishOutcome::Confirmed, 2),
+            (LeaseStatus::Gone, Some("one"))
+        );
+        assert_eq!(timed.begin(id, kind, 60_000), Ok(BeginResult::Duplicate));
+        assert_eq!(timed.begin(id, other, 60_000), Err(LeaseError::Settled { by: kind }));
+        assert_eq!(timed.extend(id, 1, 60_000), Err(LeaseError::Settled { by: kind }));
     }
 }
 
 #[test]
 fn lease_under_settlement_is_busy_and_does_not_expire() {
-    let mut desk = Desk::new();
-    let id = desk.lent(1000);
-    desk.begin(id, SettleKind::Ack, 999).unwrap();
-    assert_eq!(desk.begin(id, SettleKind::Ack, 999), Err(LeaseError::Busy));
-    assert_eq!((desk.sweep(60_000), desk.table.next_due()), (vec![], None));
-    assert_eq!(desk.extend(id, 1, 60_000), Err(LeaseError::Busy));
-    let back = desk.table.give_back(id, desk.at(60_000));
+    let mut timed = TimedTable::new();
+    let id = timed.lent(1000);
+    timed.begin(id, SettleKind::Ack, 999).unwrap();
+    assert_eq!(timed.begin(id, SettleKind::Ack, 999), Err(LeaseError::Busy));
+    assert_eq!((timed.sweep(60_000), timed.table.next_due()), (vec![], None));
+    assert_eq!(timed.extend(id, 1, 60_000), Err(LeaseError::Busy));
+    let back = timed.table.give_back(id, timed.at(60_000));
     assert_eq!(back, None);
     assert_eq!(
-        desk.finish(id, PublishOutcome::Confirmed, 60_000),
+        timed.finish(id, PublishOutcome::Confirmed, 60_000),
         (LeaseStatus::Gone, Some("one"))
     );
 }
 
 #[test]
 fn unsent_settlement_leaves_the_lease_free_for_any_kind() {
-    let mut desk = Desk::new();
-    let id = desk.lent(1000);
-    assert_eq!(desk.settle(id, SettleKind::Ack, PublishOutcome::Unsent, 1), LeaseStatus::Held);
-    assert_eq!(desk.settle(id, SettleKind::Nak, PublishOutcome::Confirmed, 2), LeaseStatus::Gone);
+    let mut timed = TimedTable::new();
+    let id = timed.lent(1000);
+    assert_eq!(timed.settle(id, SettleKind::Ack, PublishOutcome::Unsent, 1), LeaseStatus::Held);
+    assert_eq!(timed.settle(id, SettleKind::Nak, PublishOutcome::Confirmed, 2), LeaseStatus::Gone);
 }
 
 #[test]
 fn what_was_not_sent_before_its_deadline_lapses_and_is_released() {
-    let mut desk = Desk::new();
-    let id = desk.lent(1000);
-    desk.begin(id, SettleKind::Ack, 999).unwrap();
-    assert_eq!(desk.finish(id, PublishOutcome::Unsent, 1000), (LeaseStatus::Gone, None));
-    assert_eq!(desk.begin(id, SettleKind::Ack, 1000), Err(OVER));
-    let release = Some(desk.at(ACK_BY));
-    assert_eq!(desk.sweep(1000), [Due::Lapsed { id, payload: "one", release }]);
+    let mut timed = TimedTable::new();
+    let id = timed.lent(1000);
+    timed.begin(id, SettleKind::Ack, 999).unwrap();
+    assert_eq!(timed.finish(id, PublishOutcome::Unsent, 1000), (LeaseStatus::Gone, None));
+    assert_eq!(timed.begin(id, SettleKind::Ack, 1000), Err(OVER));
+    let release = Some(timed.at(ACK_BY));
+    assert_eq!(timed.sweep(1000), [Due::Lapsed { id, payload: "one", release }]);
 }
 
 #[test]
 fn what_was_not_sent_before_jetstream_moved_on_is_lost() {
-    let mut desk = Desk::new();
-    let id = desk.lent(60_000);
-    desk.begin(id, SettleKind::Ack, ACK_BY - 1).unwrap();
-    assert_eq!(desk.finish(id, PublishOutcome::Unsent, ACK_BY), (LeaseStatus::Gone, Some("one")));
-    assert_eq!(desk.begin(id, SettleKind::Ack, ACK_BY), Err(OVER));
+    let mut timed = TimedTable::new();
+    let id = timed.lent(60_000);
+    timed.begin(id, SettleKind::Ack, ACK_BY - 1).unwrap();
+    assert_eq!(timed.finish(id, PublishOutcome::Unsent, ACK_BY), (LeaseStatus::Gone, Some("one")));
+    assert_eq!(timed.begin(id, SettleKind::Ack, ACK_BY), Err(OVER));
 }
 
 #[test]
 fn unconfirmed_ack_or_term_may_be_repeated_and_not_changed() {
     for (kind, other) in [(SettleKind::Ack, SettleKind::Term), (SettleKind::Term, SettleKind::Nak)]
     {
-        let mut desk = Desk::new();
-        let id = desk.lent(1000);
-        assert_eq!(desk.settle(id, kind, PublishOutcome::Unconfirmed, 1), LeaseStatus::Uncertain);
-        assert_eq!(desk.begin(id, other, 2), Err(LeaseError::Settled { by: kind }));
-        assert_eq!(desk.extend(id, 1, 2), Err(LeaseError::Settled { by: kind }));
-        assert_eq!(desk.sweep(ACK_BY - 1), []);
-        let again = desk.settle(id, kind, PublishOutcome::Unconfirmed, ACK_BY - 1);
+        let mut timed = TimedTable::new();
+        let id = timed.lent(1000);
+        assert_eq!(timed.settle(id, kind, PublishOutcome::Unconfirmed, 1), LeaseStatus::Uncertain);
+        assert_eq!(timed.begin(id, other, 2), Err(LeaseError::Settled { by: kind }));
+        assert_eq!(timed.extend(id, 1, 2), Err(LeaseError::Settled { by: kind }));
+        assert_eq!(timed.sweep(ACK_BY - 1), []);
+        let again = timed.settle(id, kind, PublishOutcome::Unconfirmed, ACK_BY - 1);
         assert_eq!(again, LeaseStatus::Uncertain);
-        assert_eq!(desk.begin(id, kind, ACK_BY), Err(OVER));
-        assert_eq!(desk.begin(id, other, ACK_BY), Err(OVER));
-        assert_eq!(desk.sweep(ACK_BY), [Due::Lost { id, payload: "one" }]);
+        assert_eq!(timed.begin(id, kind, ACK_BY), Err(OVER));
+        assert_eq!(timed.begin(id, other, ACK_BY), Err(OVER));
+        assert_eq!(timed.sweep(ACK_BY), [Due::Lost { id, payload: "one" }]);
     }
 }
 
 #[test]
 fn unsent_repeat_leaves_the_first_try_uncertain() {
-    let mut desk = Desk::new();
-    let id = desk.lent(1000);
-    desk.settle(id, SettleKind::Ack, PublishOutcome::Unconfirmed, 1);
-    assert_eq!(desk.settle(id, SettleKind::Ack, PublishOutcome::Unsent, 2), LeaseStatus::Uncertain);
-    let nak = desk.begin(id, SettleKind::Nak, 3);
+    let mut timed = TimedTable::new();
+    let id = timed.lent(1000);
+    timed.settle(id, SettleKind::Ack, PublishOutcome::Unconfirmed, 1);
+    assert_eq!(
+        timed.settle(id, SettleKind::Ack, PublishOutcome::Unsent, 2),
+        LeaseStatus::Uncertain
+    );
+    let nak = timed.begin(id, SettleKind::Nak, 3);
     assert_eq!(nak, Err(LeaseError::Settled { by: SettleKind::Ack }), "the Ack may have arrived");
 }
 
 #[test]
 fn unconfirmed_nak_is_never_published_again() {
-    let mut desk = Desk::new();
-    let id = desk.lent(1000);
-    desk.begin(id, SettleKind::Nak, 1).unwrap();
-    assert_eq!(desk.finish(id, PublishOutcome::Unconfirmed, 2), (LeaseStatus::Gone, Some("one")));
-    assert_eq!(desk.begin(id, SettleKind::Nak, 3), Ok(BeginResult::Duplicate));
+    let mut timed = TimedTable::new();
+    let id = timed.lent(1000);
+    timed.begin(id, SettleKind::Nak, 1).unwrap();
+    assert_eq!(timed.finish(id, PublishOutcome::Unconfirmed, 2), (LeaseStatus::Gone, Some("one")));
+    assert_eq!(timed.begin(id, SettleKind::Nak, 3), Ok(BeginResult::Duplicate));
 }
 
 #[test]
 fn denied_settlement_ends_the_lease_as_lost() {
-    let mut desk = Desk::new();
-    let id = desk.lent(1000);
-    assert_eq!(desk.settle(id, SettleKind::Ack, PublishOutcome::Denied, 1), LeaseStatus::Gone);
-    assert_eq!(desk.begin(id, SettleKind::Ack, 2), Err(OVER));
+    let mut timed = TimedTable::new();
+    let id = timed.lent(1000);
+    assert_eq!(timed.settle(id, SettleKind::Ack, PublishOutcome::Denied, 1), LeaseStatus::Gone);
+    assert_eq!(timed.begin(id, SettleKind::Ack, 2), Err(OVER));
 }
 
 #[test]
 fn newer_delivery_of_the_message_ends_the_older_lease() {
-    let mut desk = Desk::new();
-    let older = desk.lent(60_000);
-    let (newer, superseded) = desk.table.grant(desk.terms(1, 500), "two");
+    let mut timed = TimedTable::new();
+    let older = timed.lent(60_000);
+    let (newer, superseded) = timed.table.grant(timed.terms(1, 500), "two");
     assert_eq!(superseded, Some((older, "one")));
-    assert_eq!(desk.begin(older, SettleKind::Ack, 500), Err(OVER));
-    assert_eq!(desk.begin(newer, SettleKind::Ack, 500), Ok(BeginResult::Publish(&"two")));
-    assert_eq!(desk.table.held_by(CONSUMER), 1);
+    assert_eq!(timed.begin(older, SettleKind::Ack, 500), Err(OVER));
+    assert_eq!(timed.begin(newer, SettleKind::Ack, 500), Ok(BeginResult::Publish(&"two")));
+    assert_eq!(timed.table.held_by(CONSUMER), 1);
 }
 
 #[test]
 fn same_sequence_of_another_consumer_is_another_message() {
-    let mut desk = Desk::new();
-    let one = desk.granted();
-    let terms = Terms { consumer: ConsumerId(8), ..desk.terms(1, 0) };
-    assert_eq!(desk.table.grant(terms, "two").1, None);
-    assert!(desk.begin(one, SettleKind::Ack, 0).is_ok());
+    let mut timed = TimedTable::new();
+    let one = timed.granted();
+    let terms = Terms { consumer: ConsumerId(8), ..timed.terms(1, 0) };
+    assert_eq!(timed.table.grant(terms, "two").1, None);
+    assert!(timed.begin(one, SettleKind::Ack, 0).is_ok());
 }
 
 #[test]
@@ -152,37 +158,37 @@ fn nak_overtaken_by_its_redelivery_is_a_duplicate_when_repeated() {
         (PublishOutcome::Unsent, Err(OVER)),
         (PublishOutcome::Denied, Err(OVER)),
     ] {
-        let mut desk = Desk::new();
-        let id = desk.lent(1000);
-        desk.begin(id, SettleKind::Nak, 1).unwrap();
-        let (newer, superseded) = desk.table.grant(desk.terms(1, 2), "two");
+        let mut timed = TimedTable::new();
+        let id = timed.lent(1000);
+        timed.begin(id, SettleKind::Nak, 1).unwrap();
+        let (newer, superseded) = timed.table.grant(timed.terms(1, 2), "two");
         assert_eq!(superseded, Some((id, "one")));
-        assert_eq!(desk.begin(id, SettleKind::Nak, 2), Err(LeaseError::Busy));
-        assert_eq!(desk.finish(id, outcome, 3), (LeaseStatus::Gone, None));
-        assert_eq!(desk.begin(id, SettleKind::Nak, 4), repeated);
-        assert!(desk.begin(newer, SettleKind::Nak, 4).is_ok(), "the newer lease is untouched");
+        assert_eq!(timed.begin(id, SettleKind::Nak, 2), Err(LeaseError::Busy));
+        assert_eq!(timed.finish(id, outcome, 3), (LeaseStatus::Gone, None));
+        assert_eq!(timed.begin(id, SettleKind::Nak, 4), repeated);
+        assert!(timed.begin(newer, SettleKind::Nak, 4).is_ok(), "the newer lease is untouched");
     }
 }
 
 #[test]
 fn caller_with_an_earlier_clock_is_judged_by_the_latest_time() {
-    let mut desk = Desk::new();
-    let id = desk.lent(1000);
-    assert_eq!(desk.extend(id, 5000, 1000), Err(OVER));
-    assert_eq!(desk.begin(id, SettleKind::Ack, 999), Err(OVER), "what was over stays over");
+    let mut timed = TimedTable::new();
+    let id = timed.lent(1000);
+    assert_eq!(timed.extend(id, 5000, 1000), Err(OVER));
+    assert_eq!(timed.begin(id, SettleKind::Ack, 999), Err(OVER), "what was over stays over");
 }
 
 #[test]
 fn old_outcomes_are_forgotten_and_unknown_leases_count_as_forgotten() {
-    let mut desk = Desk::new();
-    let id = desk.lent(1000);
-    desk.settle(id, SettleKind::Ack, PublishOutcome::Confirmed, 1);
+    let mut timed = TimedTable::new();
+    let id = timed.lent(1000);
+    timed.settle(id, SettleKind::Ack, PublishOutcome::Confirmed, 1);
     for sequence in 2..=64 {
-        desk.table.grant(desk.terms(sequence, 1), "any");
+        timed.table.grant(timed.terms(sequence, 1), "any");
     }
-    assert_eq!(desk.begin(id, SettleKind::Ack, 1), Ok(BeginResult::Duplicate));
-    desk.table.grant(desk.terms(65, 1), "any");
+    assert_eq!(timed.begin(id, SettleKind::Ack, 1), Ok(BeginResult::Duplicate));
+    timed.table.grant(timed.terms(65, 1), "any");
     let forgotten = Err(LeaseError::Expired { forgotten: true });
-    assert_eq!(desk.begin(id, SettleKind::Ack, 1), forgotten);
-    assert_eq!(desk.begin(LeaseId::new(66).unwrap(), SettleKind::Ack, 1), forgotten);
+    assert_eq!(timed.begin(id, SettleKind::Ack, 1), forgotten);
+    assert_eq!(timed.begin(LeaseId::new(66).unwrap(), SettleKind::Ack, 1), forgotten);
 }

@@ -187,7 +187,7 @@ pub struct Fault {
 
 /// The records of one consumer.
 #[derive(Debug, Default)]
-pub struct Account {
+pub struct ConsumerRecords {
     pub terms: Terms,
     /// The deliveries of each message, by stream sequence.
     pub messages: BTreeMap<u64, Vec<Holding>>,
@@ -200,8 +200,8 @@ pub struct Account {
 }
 
 #[derive(Debug, Default)]
-pub struct Ledger {
-    pub accounts: Vec<Account>,
+pub struct Records {
+    pub consumers: Vec<ConsumerRecords>,
     /// The stream at the end of the run: the time and the id of each message, by sequence.
     pub stored: BTreeMap<u64, (At, u64)>,
     /// The sequence of each message whose PubAck came, by id.
@@ -215,24 +215,25 @@ pub struct Ledger {
 }
 
 #[derive(Debug)]
-pub struct DeliveryLog(Mutex<Ledger>);
+pub struct DeliveryLog(Mutex<Records>);
 
 impl DeliveryLog {
     pub fn open(consumers: &[Terms]) -> Self {
-        let account = |terms: &Terms| Account { terms: terms.clone(), ..Account::default() };
-        let accounts = consumers.iter().map(account).collect();
-        Self(Mutex::new(Ledger { accounts, ..Ledger::default() }))
+        let consumer =
+            |terms: &Terms| ConsumerRecords { terms: terms.clone(), ..ConsumerRecords::default() };
+        let consumers = consumers.iter().map(consumer).collect();
+        Self(Mutex::new(Records { consumers, ..Records::default() }))
     }
 
-    pub fn read(&self) -> MutexGuard<'_, Ledger> {
+    pub fn read(&self) -> MutexGuard<'_, Records> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn published(&self, id: u64, sequence: Option<u64>) {
-        let mut ledger = self.read();
+        let mut records = self.read();
         match sequence {
-            Some(sequence) => drop(ledger.confirmed.insert(id, sequence)),
-            None => ledger.unconfirmed += 1,
+            Some(sequence) => drop(records.confirmed.insert(id, sequence)),
+            None => records.unconfirmed += 1,
         }
     }
 
@@ -241,14 +242,14 @@ impl DeliveryLog {
     }
 
     pub fn walked_away(&self, consumer: usize) {
-        self.read().accounts[consumer].walked_away.push(now());
+        self.read().consumers[consumer].walked_away.push(now());
     }
 
     /// A fault begins. The result is its key for [`DeliveryLog::mends`] and [`DeliveryLog::over`].
     pub fn begins(&self, kind: FaultKind, name: String) -> usize {
-        let mut ledger = self.read();
-        ledger.faults.push(Fault { kind, name, from: now(), mended: At::MAX, to: None });
-        ledger.faults.len() - 1
+        let mut records = self.read();
+        records.faults.push(Fault { kind, name, from: now(), mended: At::MAX, to: None });
+        records.faults.len() - 1
     }
 
     pub fn mends(&self, fault: usize) {
@@ -279,10 +280,10 @@ impl DeliveryLog {
             rejected: false,
             tries: Vec::new(),
         };
-        let mut ledger = self.read();
-        let account = &mut ledger.accounts[consumer];
-        holding.needs_progress = asked.is_some() && account.terms.needs_progress(&holding);
-        account.add(consumer, delivery.stream_sequence, holding)
+        let mut records = self.read();
+        let of_consumer = &mut records.consumers[consumer];
+        holding.needs_progress = asked.is_some() && of_consumer.terms.needs_progress(&holding);
+        of_consumer.add(consumer, delivery.stream_sequence, holding)
     }
 
     /// A worker has received a message as rejected.
@@ -290,9 +291,9 @@ impl DeliveryLog {
         let now = now();
         let expires = rejected.lease_expire_time;
         let expires = expires.map_or(now, |time| at(time.try_into().unwrap()));
-        let mut ledger = self.read();
-        let account = &mut ledger.accounts[consumer];
-        let held = account.messages.get(&rejected.stream_sequence);
+        let mut records = self.read();
+        let of_consumer = &mut records.consumers[consumer];
+        let held = of_consumer.messages.get(&rejected.stream_sequence);
         let before = held.and_then(|held| held.last()).map_or(0, |last| last.consumer_sequence);
         let mut tries = Vec::new();
         if rejected.cause() == pb::RejectedCause::Codec {
@@ -315,15 +316,15 @@ impl DeliveryLog {
             rejected: rejected.token.is_empty(),
             tries,
         };
-        account.add(consumer, rejected.stream_sequence, holding)
+        of_consumer.add(consumer, rejected.stream_sequence, holding)
     }
 
     /// A worker begins an attempt. `length` is the delay of a Nak or the lease of an Extend. The
     /// result is the number of the attempt for [`DeliveryLog::answered`].
     pub fn tries(&self, id: HoldingId, kind: Kind, fast: bool, length: Duration) -> usize {
         let (sent, delay) = (now(), micros(length));
-        let mut ledger = self.read();
-        let holding = ledger.holding(id);
+        let mut records = self.read();
+        let holding = records.holding(id);
         let before = (holding.least, holding.most);
         if kind == Kind::Extend {
             holding.least = holding.least.min(sent + delay);
@@ -345,10 +346,10 @@ impl DeliveryLog {
         time: Option<prost_types::Timestamp>,
     ) {
         let (now, time) = (now(), time.map(|time| at(time.try_into().unwrap())));
-        let mut ledger = self.read();
-        ledger.calls += 1;
-        let waits = ledger.accounts[id.consumer].terms.clone();
-        let holding = ledger.holding(id);
+        let mut records = self.read();
+        records.calls += 1;
+        let waits = records.consumers[id.consumer].terms.clone();
+        let holding = records.holding(id);
         if outcome == Outcome::Extended {
             let expires = time.unwrap();
             (holding.least, holding.most) = (expires, expires);
@@ -361,7 +362,7 @@ impl DeliveryLog {
         let tried = &mut holding.tries[which];
         tried.again = time.filter(|_| tried.kind == Kind::Nak);
         (tried.answered, tried.outcome) = (Some(now), outcome);
-        ledger.settled += u64::from(settled);
+        records.settled += u64::from(settled);
     }
 
     /// The time until which the holder may count on its lease.
@@ -385,7 +386,7 @@ pub fn margin(ack_wait: At) -> At {
     (ack_wait / 10).clamp(50_000, 2_000_000)
 }
 
-impl Account {
+impl ConsumerRecords {
     fn add(&mut self, consumer: usize, sequence: u64, holding: Holding) -> HoldingId {
         let holdings = self.messages.entry(sequence).or_default();
         holdings.push(holding);
@@ -393,7 +394,7 @@ impl Account {
     }
 }
 
-impl Ledger {
+impl Records {
     /// The history of one message and the faults of that time, in seconds since `start`.
     pub fn history(&self, sequence: u64, held: &[Holding], start: At) -> String {
         let mut lines: Vec<(At, String)> = Vec::new();
@@ -440,7 +441,7 @@ impl Ledger {
     }
 
     fn holding(&mut self, id: HoldingId) -> &mut Holding {
-        let messages = &mut self.accounts[id.consumer].messages;
+        let messages = &mut self.consumers[id.consumer].messages;
         &mut messages.get_mut(&id.sequence).unwrap()[id.index]
     }
 }

@@ -50,7 +50,7 @@ pub const IDLE: &str = "idle";
 
 /// How much a look for unreadable messages sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sight {
+pub enum SearchScope {
     All,
     Nothing,
     /// Nothing, and not everywhere.
@@ -89,7 +89,7 @@ struct State {
     told: Option<u64>,
     /// Stream sequences of messages that break every connection.
     poison: BTreeSet<u64>,
-    sight: Sight,
+    scope: SearchScope,
     looks: usize,
     opened: Vec<ConnectionKind>,
     /// The shared connection, and the last one that is broken.
@@ -155,7 +155,7 @@ impl FakeBroker {
             lose_pulls: false,
             told: None,
             poison: BTreeSet::new(),
-            sight: Sight::All,
+            scope: SearchScope::All,
             looks: 0,
             opened: Vec::new(),
             epoch: 1,
@@ -200,8 +200,8 @@ impl FakeBroker {
         self.0.link.send_replace(up_again(self.state().epoch, 2));
     }
 
-    pub fn see(&self, sight: Sight) {
-        self.state().sight = sight;
+    pub fn see(&self, scope: SearchScope) {
+        self.state().scope = scope;
     }
 
     /// How often it was looked for unreadable messages.
@@ -425,14 +425,14 @@ impl Broker for FakeBroker {
             why: "poison".into(),
         };
         let pending = |sequence: &&u64| state.pending.contains_key(sequence);
-        match state.sight {
-            Sight::All => {
+        match state.scope {
+            SearchScope::All => {
                 let found = state.poison.iter().filter(pending).map(found).collect();
                 Ok(Search { found, complete: true })
             }
-            Sight::Nothing => Ok(Search { found: Vec::new(), complete: true }),
-            Sight::Part => Ok(Search { found: Vec::new(), complete: false }),
-            Sight::NotAllowed => Err(InfoError::Permission("MSG.GET".into())),
+            SearchScope::Nothing => Ok(Search { found: Vec::new(), complete: true }),
+            SearchScope::Part => Ok(Search { found: Vec::new(), complete: false }),
+            SearchScope::NotAllowed => Err(InfoError::Permission("MSG.GET".into())),
         }
     }
 

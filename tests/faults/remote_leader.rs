@@ -26,7 +26,7 @@ use super::{
 const LEADER: usize = 2;
 const COUNT: usize = 50;
 
-struct Scene {
+struct RemoteLeader {
     cluster: Cluster,
     fixture: Fixture,
     _proxies: [Proxy; 2],
@@ -34,16 +34,16 @@ struct Scene {
     second: Client,
 }
 
-async fn scene(consumer: u64) -> Scene {
+async fn stage(consumer: u64) -> RemoteLeader {
     let cluster = Cluster::start().await;
     let placed = cluster.fixture_on(LEADER, ack_wait(consumer)).await;
     let client = async_nats::connect(cluster.nodes[0].url()).await.unwrap();
     let fixture = Fixture { jetstream: async_nats::jetstream::new(client), ..placed };
     assert_eq!(cluster.leader(&fixture).await, LEADER);
-    Scene::of(cluster, fixture).await
+    RemoteLeader::of(cluster, fixture).await
 }
 
-impl Scene {
+impl RemoteLeader {
     async fn of(cluster: Cluster, fixture: Fixture) -> Self {
         let proxies = [0, 1].map(|place| Proxy::start(&cluster.nodes[place], &[]));
         let [first, second] = [proxies[0].client().await, proxies[1].client().await];
@@ -83,21 +83,21 @@ impl Scene {
 #[tokio::test(flavor = "multi_thread")]
 async fn remote_leader_that_forgets_ends_its_leases() {
     for lease in [None, Some(60_000)] {
-        let mut scene = scene(30_000).await;
-        scene.fixture.publish_many(COUNT).await;
-        let held = scene.leased(lease).await;
-        scene.crash();
-        scene.recover();
+        let mut stage = stage(30_000).await;
+        stage.fixture.publish_many(COUNT).await;
+        let held = stage.leased(lease).await;
+        stage.crash();
+        stage.recover();
         let began = Instant::now();
         // A look each second, which may wait for its answer for two. The bound of this wait, 20 s, is
         // below the 27 s after which a lease is over by itself.
-        join_all(held.iter().map(|message| ends(&scene.first, message))).await;
+        join_all(held.iter().map(|message| ends(&stage.first, message))).await;
         measured("leader elsewhere without memory: until the leases were over", began.elapsed());
-        let seen = take_all(scene.second.clone(), &scene.fixture, COUNT, 50, Duration::ZERO).await;
+        let seen = take_all(stage.second.clone(), &stage.fixture, COUNT, 50, Duration::ZERO).await;
         assert!(
-            ack_all(scene.first.clone(), held.into(), Duration::ZERO).await.confirmed.is_empty()
+            ack_all(stage.first.clone(), held.into(), Duration::ZERO).await.confirmed.is_empty()
         );
-        scene.rest(seen).await;
+        stage.rest(seen).await;
     }
 }
 
@@ -106,27 +106,27 @@ async fn remote_leader_that_forgets_ends_its_leases() {
 #[tokio::test(flavor = "multi_thread")]
 async fn redelivery_by_a_returned_remote_leader_ends_the_old_lease() {
     const ACK_WAIT: u64 = 12_000;
-    let mut scene = scene(ACK_WAIT).await;
-    scene.fixture.publish_many(COUNT).await;
+    let mut stage = stage(ACK_WAIT).await;
+    stage.fixture.publish_many(COUNT).await;
     // Age is what matters here.
     tokio::time::sleep(Duration::from_millis(ACK_WAIT)).await;
-    let held = scene.leased(None).await;
-    scene.crash();
+    let held = stage.leased(None).await;
+    stage.crash();
     eventually("the doubt", || {
-        let (mut first, request) = (scene.first.clone(), extend(&held[0].token, 60_000));
+        let (mut first, request) = (stage.first.clone(), extend(&held[0].token, 60_000));
         async move {
             let told = first.extend(request).await.err()?;
             (reason(&told).1 == "NATS_UNAVAILABLE").then_some(())
         }
     })
     .await;
-    scene.recover();
+    stage.recover();
     let (Acked { confirmed, .. }, seen) = tokio::join!(
-        ack_all(scene.first.clone(), held.into(), Duration::ZERO),
-        take_all(scene.second.clone(), &scene.fixture, COUNT, 50, Duration::ZERO)
+        ack_all(stage.first.clone(), held.into(), Duration::ZERO),
+        take_all(stage.second.clone(), &stage.fixture, COUNT, 50, Duration::ZERO)
     );
     assert!(confirmed.is_empty(), "{} were still believed", confirmed.len());
-    scene.rest(seen).await;
+    stage.rest(seen).await;
 }
 
 /// A proxy learns of the change only by its own refresh if it pulls nothing and all its settlements
@@ -138,18 +138,18 @@ async fn stale_lease_after_a_leader_change_ends_within_one_refresh() {
     const LOOK: Duration = Duration::from_secs(5);
     let cluster = Cluster::start().await;
     let fixture = cluster.fixture(ack_wait(ACK_WAIT)).await;
-    let scene = Scene::of(cluster, fixture).await;
-    scene.fixture.publish_many(COUNT).await;
+    let stage = RemoteLeader::of(cluster, fixture).await;
+    stage.fixture.publish_many(COUNT).await;
     tokio::time::sleep(Duration::from_millis(ACK_WAIT)).await;
-    let held = scene.leased(None).await;
+    let held = stage.leased(None).await;
     let over = held.iter().map(|message| message.lease_expire_time.unwrap());
     let over = over.map(|over| SystemTime::try_from(over).unwrap()).min().unwrap();
-    scene.cluster.step_down(&scene.fixture).await;
+    stage.cluster.step_down(&stage.fixture).await;
     let changed = Instant::now();
-    let seen = take_all(scene.second.clone(), &scene.fixture, COUNT, 50, Duration::ZERO).await;
+    let seen = take_all(stage.second.clone(), &stage.fixture, COUNT, 50, Duration::ZERO).await;
     // One ack after the other, until the look: all later ones are refused.
     let mut held = VecDeque::from(held);
-    let (mut stolen, mut first) = (0, scene.first.clone());
+    let (mut stolen, mut first) = (0, stage.first.clone());
     let looked = loop {
         let message = held.pop_front().expect("nobody has looked");
         match first.ack(ack(&message.token)).await {
@@ -169,5 +169,5 @@ async fn stale_lease_after_a_leader_change_ends_within_one_refresh() {
     assert!(took < LOOK, "{took:?}");
     let later = ack_all(first, held, Duration::ZERO).await.confirmed;
     assert!(later.is_empty(), "{} were believed after the look", later.len());
-    scene.rest(seen).await;
+    stage.rest(seen).await;
 }

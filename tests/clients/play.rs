@@ -17,8 +17,8 @@ use async_nats::HeaderMap;
 use testkit::{nats_server::NatsServer, proxy::Proxy};
 
 use crate::{
-    books::{Books, Tally},
     language::Language,
+    reports::{Reports, Tally},
     scenario::{Publish, Scenario, Seen, Step, Turn},
     server::{Info, Server},
     until,
@@ -32,7 +32,7 @@ const LAST: f64 = 10.0;
 /// For workers to tell of what they have done or lost.
 const TOLD: Duration = Duration::from_secs(5);
 
-pub struct Stage<'a> {
+pub struct Play<'a> {
     scenario: &'a Scenario,
     languages: &'a [Language],
     keys: &'a Path,
@@ -40,7 +40,7 @@ pub struct Stage<'a> {
     proxy: Option<Proxy>,
     listen: String,
     server: Server,
-    books: Arc<Books>,
+    reports: Arc<Reports>,
     workers: Vec<Worker>,
     ids: u64,
     sequence: u64,
@@ -51,7 +51,7 @@ pub struct Stage<'a> {
 /// The totals, or the errors.
 pub type Verdict = Result<Tally, String>;
 
-impl<'a> Stage<'a> {
+impl<'a> Play<'a> {
     pub async fn set(
         scenario: &'a Scenario,
         languages: &'a [Language],
@@ -60,7 +60,7 @@ impl<'a> Stage<'a> {
     ) -> Self {
         let server = Server::set(nats, scenario).await;
         let listen = free_address();
-        let (books, workers) = (Arc::default(), Vec::new());
+        let (reports, workers) = (Arc::default(), Vec::new());
         let mut stage = Self {
             scenario,
             languages,
@@ -69,7 +69,7 @@ impl<'a> Stage<'a> {
             proxy: None,
             listen,
             server,
-            books,
+            reports,
             workers,
             ids: 0,
             sequence: 0,
@@ -87,10 +87,10 @@ impl<'a> Stage<'a> {
         };
         let mut wrong: Vec<_> = acted.err().into_iter().collect();
         let forgetful = self.scenario.forgetful;
-        wrong.extend(self.books.complaints(forgetful));
-        wrong.extend(self.server.disagreements(&self.books, forgetful).await);
+        wrong.extend(self.reports.complaints(forgetful));
+        wrong.extend(self.server.disagreements(&self.reports, forgetful).await);
         if wrong.is_empty() {
-            return Ok(self.books.tally());
+            return Ok(self.reports.tally());
         }
         for worker in &self.workers {
             wrong.push(format!("{} said at last:\n{}", worker.name, worker.errors()));
@@ -132,7 +132,7 @@ impl<'a> Stage<'a> {
             Step::GivenBack(count) => self.server.given_back(*count, SOON).await?,
             Step::Accounted {} => {
                 let has_failed = || self.workers.iter_mut().any(Worker::has_failed);
-                self.server.accounted(&self.books, TOLD, has_failed).await?;
+                self.server.accounted(&self.reports, TOLD, has_failed).await?;
             }
             Step::Proxy(Turn::Start) => _ = self.start_proxy(),
             Step::Proxy(Turn::Kill) => self.proxy = None,
@@ -199,7 +199,7 @@ impl<'a> Stage<'a> {
                 text = "[".repeat(depth) + &"]".repeat(depth);
             }
             self.sequence += 1;
-            self.books.published(self.sequence, id, what);
+            self.reports.published(self.sequence, id, what);
             let sequence = self.server.fixture.publish_with("task", headers.clone(), text).await;
             assert_eq!(sequence, self.sequence, "nobody else publishes");
         }
@@ -213,20 +213,20 @@ impl<'a> Stage<'a> {
         ]);
         env.extend(self.scenario.env.clone());
         for language in self.languages {
-            self.workers.push(Worker::start(name, language, &env, &self.books));
+            self.workers.push(Worker::start(name, language, &env, &self.reports));
         }
     }
 
     async fn ready(&self) -> Result<(), String> {
         for worker in &self.workers {
-            let spoken = || async { self.books.last_word(&worker.name).map(|_| ()) };
+            let spoken = || async { self.reports.last_word(&worker.name).map(|_| ()) };
             until(SOON, spoken).await.ok_or(format!("{} says nothing", worker.name))?;
         }
         Ok(())
     }
 
     async fn seen(&self, wanted: &Seen) -> Result<(), String> {
-        let count = || self.books.count_seen(wanted, self.acted);
+        let count = || self.reports.count_seen(wanted, self.acted);
         until(Duration::from_secs_f64(wanted.within), || async {
             (count() >= wanted.count).then_some(())
         })
@@ -249,7 +249,7 @@ impl<'a> Stage<'a> {
         };
         self.until_server_says(within, "everything to be settled", nothing_left).await?;
         let left = within.saturating_sub(began.elapsed()).max(Duration::from_secs(2));
-        until(left, || async { self.books.all_told().then_some(()) })
+        until(left, || async { self.reports.all_told().then_some(()) })
             .await
             .ok_or("nothing was said of some messages, which the server has as settled".to_owned())
     }
@@ -281,8 +281,8 @@ impl<'a> Stage<'a> {
         if !status.success() {
             return Err(format!("{} stopped with {status}", worker.name));
         }
-        let (name, books) = (&worker.name, &self.books);
-        let told = || async { (books.last_word(name)? == "stopped").then_some(()) };
+        let (name, reports) = (&worker.name, &self.reports);
+        let told = || async { (reports.last_word(name)? == "stopped").then_some(()) };
         until(SOON, told).await.ok_or(format!("{name} did not say that it stopped"))
     }
 }

@@ -13,12 +13,12 @@ use testkit::{
     proxy::Proxy,
 };
 
-struct Hand {
+struct ClientRun {
     fixture: Fixture,
     proxy: Proxy,
 }
 
-impl Hand {
+impl ClientRun {
     async fn new() -> Self {
         let fixture = Fixture::new(config()).await;
         Self { fixture, proxy: Proxy::start(NatsServer::shared(), &[]) }
@@ -52,66 +52,66 @@ impl Hand {
 
 #[tokio::test]
 async fn fetch_and_ack_work_by_hand() {
-    let hand = Hand::new().await;
-    let Fixture { stream, consumer, .. } = &hand.fixture;
-    hand.fixture.publish("new", r#"{"id":1}"#).await;
-    let (text, code) = hand.said(&["fetch", stream, consumer]);
+    let client = ClientRun::new().await;
+    let Fixture { stream, consumer, .. } = &client.fixture;
+    client.fixture.publish("new", r#"{"id":1}"#).await;
+    let (text, code) = client.said(&["fetch", stream, consumer]);
     assert_eq!(code, 0, "{text}");
     for word in [&*format!("{stream}.new"), "sequence 1, attempt 1", r#"{"id":1}"#, "0 more"] {
         assert!(text.contains(word), "{word} is not in:\n{text}");
     }
     let token = text.lines().skip_while(|line| !line.contains("with this token")).nth(1).unwrap();
 
-    let (text, code) = hand.said(&["extend", token, "--lease", "10m"]);
+    let (text, code) = client.said(&["extend", token, "--lease", "10m"]);
     assert!(code == 0 && text.starts_with("EXTENDED, leased to you until 20"), "{text}");
-    assert_eq!(hand.said(&["ack", token]), ("CONFIRMED\n".to_owned(), 0));
-    assert_eq!(hand.said(&["ack", token]), ("DUPLICATE\n".to_owned(), 0));
-    let (text, code) = hand.said(&["nak", token]);
+    assert_eq!(client.said(&["ack", token]), ("CONFIRMED\n".to_owned(), 0));
+    assert_eq!(client.said(&["ack", token]), ("DUPLICATE\n".to_owned(), 0));
+    let (text, code) = client.said(&["nak", token]);
     assert!(code == 1 && text.starts_with("LEASE_SETTLED: "), "{text}");
-    let (text, code) = hand.said(&["fetch", stream, consumer, "--max-wait", "0s"]);
+    let (text, code) = client.said(&["fetch", stream, consumer, "--max-wait", "0s"]);
     assert!(code == 0 && text.starts_with("no messages: there is nothing"), "{text}");
 }
 
 #[tokio::test]
 async fn several_tokens_and_json_work_by_hand() {
-    let hand = Hand::new().await;
-    hand.fixture.publish_many(4).await;
-    let tokens = hand.taken("4");
+    let client = ClientRun::new().await;
+    client.fixture.publish_many(4).await;
+    let tokens = client.taken("4");
     let [acked, nacked, terminated, wrong] = &tokens[..] else { panic!("{tokens:?}") };
-    assert_eq!(hand.json(&["ack", acked])["results"][0]["outcome"], "OUTCOME_CONFIRMED");
-    let answer = hand.json(&["nak", nacked, "--delay", "1h"]);
+    assert_eq!(client.json(&["ack", acked])["results"][0]["outcome"], "OUTCOME_CONFIRMED");
+    let answer = client.json(&["nak", nacked, "--delay", "1h"]);
     let again = answer["results"][0]["redeliverTime"].as_str().unwrap();
     assert!(again.starts_with("20"), "{answer}");
-    let answer = hand.json(&["term", terminated, wrong, "--reason", "not ours"]);
+    let answer = client.json(&["term", terminated, wrong, "--reason", "not ours"]);
     assert_eq!(answer["results"].as_array().unwrap().len(), 2);
-    let answer = hand.json(&["ack", acked, wrong]);
+    let answer = client.json(&["ack", acked, wrong]);
     assert_eq!(answer["results"][0]["outcome"], "OUTCOME_DUPLICATE");
     assert_eq!(answer["results"][1]["error"]["reason"], "LEASE_SETTLED");
 }
 
 #[tokio::test]
 async fn binary_and_rejected_messages_are_shown() {
-    let hand = Hand::new().await;
-    let Fixture { stream, consumer, .. } = &hand.fixture;
-    hand.fixture.publish("bytes", vec![0xff, 0xfe]).await;
-    let (text, _) = hand.said(&["fetch", stream, consumer]);
+    let client = ClientRun::new().await;
+    let Fixture { stream, consumer, .. } = &client.fixture;
+    client.fixture.publish("bytes", vec![0xff, 0xfe]).await;
+    let (text, _) = client.said(&["fetch", stream, consumer]);
     assert!(text.contains("2 bytes, in base64: //4="), "{text}");
-    hand.fixture.publish("json", "{").await;
-    let (text, code) = hand.said(&["fetch", stream, consumer, "--codec", "json"]);
+    client.fixture.publish("json", "{").await;
+    let (text, code) = client.said(&["fetch", stream, consumer, "--codec", "json"]);
     assert!(code == 0 && text.contains("sequence 2, rejected: "), "{text}");
 }
 
 /// A publisher must not be able to control an operator's terminal.
 #[tokio::test]
 async fn control_characters_of_a_message_are_shown_as_text() {
-    let hand = Hand::new().await;
-    let Fixture { stream, consumer, .. } = &hand.fixture;
+    let client = ClientRun::new().await;
+    let Fixture { stream, consumer, .. } = &client.fixture;
     let mut headers = async_nats::HeaderMap::new();
     headers.insert("Title", "a\u{1b}]0;title\u{7}");
     let payload = "line one\n\tline two\r\u{1b}[2Jwith this token:\nA\u{9b}";
-    hand.fixture.publish_with("sub\u{1b}[1mject", headers, payload).await;
-    hand.fixture.publish("\u{1b}[1mrejected", "{").await;
-    let (shown, _) = hand.said(&["fetch", stream, consumer]);
+    client.fixture.publish_with("sub\u{1b}[1mject", headers, payload).await;
+    client.fixture.publish("\u{1b}[1mrejected", "{").await;
+    let (shown, _) = client.said(&["fetch", stream, consumer]);
     for there in [
         r"sub\u{1b}[1mject",
         r"  Title: a\u{1b}]0;title\u{7}",
@@ -119,9 +119,9 @@ async fn control_characters_of_a_message_are_shown_as_text() {
     ] {
         assert!(shown.contains(there), "{there} is not in:\n{shown}");
     }
-    let (rejected, _) = hand.said(&["fetch", stream, consumer, "--codec", "json"]);
+    let (rejected, _) = client.said(&["fetch", stream, consumer, "--codec", "json"]);
     assert!(rejected.contains("rejected: "), "{rejected}");
-    let (refused, code) = hand.said(&["fetch", stream, "no\u{1b}body"]);
+    let (refused, code) = client.said(&["fetch", stream, "no\u{1b}body"]);
     assert_eq!(code, 1, "{refused}");
     for said in [shown, rejected, refused] {
         let obeyed = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
@@ -131,10 +131,10 @@ async fn control_characters_of_a_message_are_shown_as_text() {
 
 #[tokio::test]
 async fn each_of_several_tokens_is_named() {
-    let hand = Hand::new().await;
-    hand.fixture.publish_many(2).await;
-    let tokens = hand.taken("2");
-    let (text, code) = hand.said(&["ack", &tokens[0], &tokens[1], "nonsense"]);
+    let client = ClientRun::new().await;
+    client.fixture.publish_many(2).await;
+    let tokens = client.taken("2");
+    let (text, code) = client.said(&["ack", &tokens[0], &tokens[1], "nonsense"]);
     assert_eq!(code, 1);
     let end = |token: &str| token[token.len() - 8..].to_owned();
     let lines: Vec<&str> = text.lines().collect();
@@ -164,12 +164,12 @@ fn seconds(lease: &Value) -> f64 {
 /// The output of grpcurl for the same answer.
 #[tokio::test]
 async fn json_output_follows_the_contract() {
-    let hand = Hand::new().await;
-    let Fixture { stream, consumer, .. } = &hand.fixture;
-    hand.fixture.publish("n", "1").await;
-    hand.fixture.publish("n", "{").await;
+    let client = ClientRun::new().await;
+    let Fixture { stream, consumer, .. } = &client.fixture;
+    client.fixture.publish("n", "1").await;
+    client.fixture.publish("n", "{").await;
     let answer =
-        hand.json(&["fetch", stream, consumer, "-n", "2", "--codec", "json", "--lease", "90s"]);
+        client.json(&["fetch", stream, consumer, "-n", "2", "--codec", "json", "--lease", "90s"]);
     let (message, rejected) = (&answer["messages"][0], &answer["rejected"][0]);
     assert!(names(&answer).is_subset(&fields("FetchResponse")), "{answer}");
     assert!(names(message).is_subset(&fields("Delivery")), "{message}");
@@ -184,35 +184,35 @@ async fn json_output_follows_the_contract() {
     assert!(humantime::parse_rfc3339(published).is_ok(), "{published}");
 
     let token = message["token"].as_str().unwrap();
-    let extended = hand.json(&["extend", token, "--lease", "5m"]);
+    let extended = client.json(&["extend", token, "--lease", "5m"]);
     let result = &extended["results"][0];
     assert!(names(&extended).is_subset(&fields("SettleResponse")), "{extended}");
     assert!(names(result).is_subset(&fields("SettleResult")), "{extended}");
     assert!((270.0..=300.0).contains(&seconds(&result["lease"])), "{extended}");
     assert_eq!(result["outcome"], "OUTCOME_EXTENDED");
-    hand.json(&["ack", token]);
-    let refused = hand.json(&["nak", token]);
+    client.json(&["ack", token]);
+    let refused = client.json(&["nak", token]);
     assert_eq!(refused["failed"], 1);
     let error = &refused["results"][0]["error"];
     assert!(names(error).is_subset(&fields("SettleError")), "{error}");
     assert_eq!(error["reason"], "LEASE_SETTLED");
     assert_eq!(error["metadata"]["settled_as"], "ACK");
-    let empty = hand.json(&["fetch", stream, consumer, "--max-wait", "0s"]);
+    let empty = client.json(&["fetch", stream, consumer, "--max-wait", "0s"]);
     assert_eq!(empty["emptyReason"], "EMPTY_REASON_NO_MESSAGES");
 }
 
 /// As they are copied from JSON, from a terminal, or from a file.
 #[tokio::test]
 async fn blanks_and_quotes_around_a_token_are_ignored() {
-    let hand = Hand::new().await;
-    hand.fixture.publish_many(4).await;
-    let tokens = hand.taken("4");
+    let client = ClientRun::new().await;
+    client.fixture.publish_many(4).await;
+    let tokens = client.taken("4");
     let around = [("\"", "\""), (" ", "\n"), ("\"", "\","), ("'", "'\r\n")];
     for (token, (before, after)) in tokens.iter().zip(around) {
-        let (text, code) = hand.said(&["ack", &format!("{before}{token}{after}")]);
+        let (text, code) = client.said(&["ack", &format!("{before}{token}{after}")]);
         assert_eq!((text.trim(), code), ("CONFIRMED", 0), "{before:?} {after:?}");
     }
-    let (text, code) = hand.said(&["ack", "\"\""]);
+    let (text, code) = client.said(&["ack", "\"\""]);
     assert_eq!((text.trim(), code), ("error: a token is empty", 1));
 }
 
@@ -229,9 +229,9 @@ fn missing_proxy_is_named_and_fails() {
 
 #[tokio::test]
 async fn refusal_of_the_service_is_shown_with_its_reason() {
-    let hand = Hand::new().await;
-    let (text, code) = hand.said(&["fetch", &hand.fixture.stream, "nobody"]);
+    let client = ClientRun::new().await;
+    let (text, code) = client.said(&["fetch", &client.fixture.stream, "nobody"]);
     assert!(code == 1 && text.starts_with("error: CONSUMER_NOT_FOUND: "), "{text}");
-    let (text, code) = hand.said(&["ack", "nonsense"]);
+    let (text, code) = client.said(&["ack", "nonsense"]);
     assert!(code == 1 && text.starts_with("TOKEN_INVALID: "), "{text}");
 }

@@ -19,15 +19,15 @@ const FINAL: &[&str] = &["acked", "termed", "rejected"];
 const MOST_COMPLAINTS: usize = 8;
 
 #[derive(Default)]
-pub struct Books {
-    ledger: Mutex<Ledger>,
+pub struct Reports {
+    ledger: Mutex<Records>,
 }
 
 #[derive(Default)]
-struct Ledger {
+struct Records {
     messages: BTreeMap<u64, Message>,
     /// Events that concern no message.
-    others: Vec<Said>,
+    others: Vec<TimedEvent>,
     wrong: Vec<String>,
 }
 
@@ -35,10 +35,10 @@ struct Message {
     published: Instant,
     id: Option<u64>,
     promise: Publish,
-    events: Vec<Said>,
+    events: Vec<TimedEvent>,
 }
 
-struct Said {
+struct TimedEvent {
     at: Instant,
     /// The worker, as `language/name`.
     by: String,
@@ -67,7 +67,7 @@ struct Event {
     r#in: Option<f64>,
 }
 
-impl Books {
+impl Reports {
     /// Before anybody can have it.
     pub fn published(&self, sequence: u64, id: Option<u64>, promise: &Publish) {
         let (published, promise) = (Instant::now(), promise.clone());
@@ -88,7 +88,7 @@ impl Books {
             ledger.wrong.push(format!("{worker} repeats, but not why or when: {line}"));
         }
         let sequence = event.sequence;
-        let said = Said { at: Instant::now(), by: worker.to_owned(), event };
+        let said = TimedEvent { at: Instant::now(), by: worker.to_owned(), event };
         let Some(sequence) = sequence else {
             ledger.others.push(said);
             return;
@@ -106,7 +106,7 @@ impl Books {
 
     /// How often they have said it since then, with this reason and wait.
     pub fn count_seen(&self, wanted: &Seen, since: Instant) -> usize {
-        self.count_of(|Said { at, event, .. }| {
+        self.count_of(|TimedEvent { at, event, .. }| {
             let reason = wanted.reason.is_none() || wanted.reason == event.reason;
             let wait = event.r#in.unwrap_or(0.0) >= wanted.least_in;
             event.event == wanted.event && reason && wait && *at >= since
@@ -118,7 +118,7 @@ impl Books {
         self.lock().messages.values().map(|message| message.events.len()).sum()
     }
 
-    fn count_of(&self, is_wanted: impl Fn(&Said) -> bool) -> usize {
+    fn count_of(&self, is_wanted: impl Fn(&TimedEvent) -> bool) -> usize {
         let ledger = self.lock();
         let of_messages = ledger.messages.values().flat_map(|message| &message.events);
         of_messages.chain(&ledger.others).filter(|said| is_wanted(said)).count()
@@ -172,7 +172,7 @@ impl Books {
         all
     }
 
-    fn lock(&self) -> MutexGuard<'_, Ledger> {
+    fn lock(&self) -> MutexGuard<'_, Records> {
         self.ledger.lock().unwrap()
     }
 }
