@@ -239,7 +239,7 @@ pub struct ConsumerInfo {
 
 /// The server that hands a consumer's messages out, and since when, as far as it tells: a digest, to
 /// compare. Another one may have given away what was leased of this one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Leader(pub u64);
 
 impl Leader {

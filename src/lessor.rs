@@ -45,6 +45,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub(crate) use self::spec::encoded_size;
 pub use self::{
     codec::Codec,
+    consumer::monitor,
     delivery::LeasedDelivery,
     error::{Error, Unsuitable},
     fetch::{CallerDeadline, Empty, FetchParams, Fetched, Rejected, RejectedCause},
@@ -278,7 +279,7 @@ impl<B: Broker> Lessor<B> {
     /// Forgets a feed that takes no more commands.
     fn forget_handle(&self, name: &ConsumerName) {
         let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
-        if handles.get(name).is_some_and(ConsumerHandle::ended) {
+        if handles.get(name).is_some_and(ConsumerHandle::has_ended) {
             handles.remove(name);
         }
     }

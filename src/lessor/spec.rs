@@ -3,7 +3,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Error, error::Unsuitable, leadership::Leadership, rights::AckRight};
+use super::{
+    Error, consumer::monitor::ConsumerView, error::Unsuitable, leadership::Leadership,
+    rights::AckRight,
+};
 use crate::{
     broker::{AckPolicy, ConsumerInfo, ConsumerName, Delivery},
     lease::{ConsumerId, ack_wait_of},
@@ -16,10 +19,6 @@ pub const SHORTEST_ACK_WAIT: Duration = Duration::from_millis(500);
 const LARGEST_BATCH: u32 = 10_000;
 /// Longest that a surplus delivery is kept for the next waiter.
 const LONGEST_PARK: Duration = Duration::from_secs(1);
-/// Longest time between two looks at a consumer whose leases are held,
-const LONGEST_REFRESH: Duration = Duration::from_secs(30);
-/// and where another server may lead it at any time, which only a look tells.
-const ELSEWHERE_REFRESH: Duration = Duration::from_secs(1);
 /// An upper bound for the fields of an encoded delivery that do not depend on its contents: keys,
 /// lengths, numbers, timestamps, and the part of the token that is not the ack subject.
 const FIXED_SIZE: usize = 480;
@@ -50,18 +49,19 @@ pub struct ConsumerSpec {
 }
 
 impl ConsumerSpec {
-    /// Reads what INFO says. Refuses what a lease cannot live with.
-    pub(super) fn read(
-        name: &ConsumerName,
-        id: ConsumerId,
-        info: &ConsumerInfo,
-    ) -> Result<Self, Error> {
-        if let Some(property) = unsuitable(info) {
-            return Err(Error::ConsumerUnsuitable { name: name.clone(), property });
-        }
+    /// # Errors
+    /// Leases cannot be kept on a consumer like this.
+    pub(super) fn check(name: &ConsumerName, info: &ConsumerInfo) -> Result<(), Error> {
+        unsuitable(info).map_or(Ok(()), |property| {
+            Err(Error::ConsumerUnsuitable { name: name.clone(), property })
+        })
+    }
+
+    /// What INFO says of a consumer that is suitable.
+    pub(super) fn new(name: &ConsumerName, id: ConsumerId, info: &ConsumerInfo) -> Self {
         let shortest = info.backoff.iter().copied().fold(info.ack_wait, Duration::min);
         let unsettled = info.max_ack_pending.map_or(LARGEST_BATCH, saturating);
-        Ok(Self {
+        Self {
             name: name.clone(),
             id,
             created: info.created.clone(),
@@ -82,7 +82,20 @@ impl ConsumerSpec {
                 max_request_bytes: info.max_request_bytes,
                 park: LONGEST_PARK.min(shortest / 8),
             },
-        })
+        }
+    }
+
+    /// What the monitor decides by, before INFO is read again.
+    pub(super) fn view(&self) -> ConsumerView {
+        ConsumerView {
+            created: self.created.clone(),
+            leader: self.leadership.leader(),
+            leader_shows: self.leader_shows,
+            replicated: self.replicated,
+            ack_wait: self.ack_wait,
+            delivered: 0,
+            delivered_stream: 0,
+        }
     }
 
     /// The same consumer, whose deliveries are counted anew: no lease of before is one of it.
@@ -92,13 +105,6 @@ impl ConsumerSpec {
 
     pub(super) fn limits(&self) -> PullLimits {
         self.limits.clone()
-    }
-
-    /// How often to look whether the consumer is still what it was, while leases are held.
-    pub(super) fn refresh(&self) -> Duration {
-        let elsewhere = self.is_led_elsewhere();
-        let longest = if elsewhere { ELSEWHERE_REFRESH } else { LONGEST_REFRESH };
-        longest.min(self.ack_wait / 3)
     }
 
     /// Another server can come to lead it, or the same one start anew, and our connections live on.
@@ -218,7 +224,8 @@ mod tests {
 
     fn spec(info: &ConsumerInfo) -> Result<ConsumerSpec, Error> {
         let name = ConsumerName { stream: "S".into(), consumer: "c".into() };
-        ConsumerSpec::read(&name, ConsumerId(1), info)
+        ConsumerSpec::check(&name, info)?;
+        Ok(ConsumerSpec::new(&name, ConsumerId(1), info))
     }
 
     fn property(info: &ConsumerInfo) -> Option<Unsuitable> {
@@ -269,8 +276,6 @@ mod tests {
         assert!(!spec.last_attempt(1));
         assert!(spec.last_attempt(2));
         let unlimited = ConsumerInfo { max_deliver: None, ..info() };
-        assert!(
-            !ConsumerSpec::read(&spec.name, ConsumerId(1), &unlimited).unwrap().last_attempt(99)
-        );
+        assert!(!ConsumerSpec::new(&spec.name, ConsumerId(1), &unlimited).last_attempt(99));
     }
 }

@@ -4,4 +4,5 @@
 
 mod budget;
 mod lease;
+mod monitor;
 mod pump;

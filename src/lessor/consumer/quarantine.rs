@@ -37,7 +37,7 @@ const MAX_REMEMBERED: usize = 4096;
 
 /// What a look for unreadable messages has led to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Looked {
+pub(super) enum SearchResult {
     /// Some were found.
     Found {
         /// These were terminated.
@@ -118,24 +118,28 @@ impl Quarantine {
     /// wait are told.
     pub(super) fn weigh(
         &mut self,
-        looked: &Looked,
+        looked: &SearchResult,
         cause: Option<Cause>,
         now: Instant,
     ) -> Option<Barred> {
         let place = self.accused.take()?;
-        let (found, nothing) =
-            (matches!(looked, Looked::Found { .. }), matches!(looked, Looked::Nothing { .. }));
+        let (found, nothing) = (
+            matches!(looked, SearchResult::Found { .. }),
+            matches!(looked, SearchResult::Nothing { .. }),
+        );
         if !found && cause.is_some_and(|cause| cause.surely) {
             return None;
         }
         let works = cause.is_some_and(|cause| cause.worked);
         let barred = match looked {
-            Looked::Found { terminated, .. } if self.remember(terminated) => None,
-            Looked::Found { needs, .. } => Some(Barred::Unreadable { needs: needs.clone() }),
-            Looked::Nothing { complete: true } => None,
-            Looked::Nothing { .. } | Looked::NotAllowed(_) if works => None,
-            Looked::Nothing { .. } => Some(Barred::Suspected { needs: None }),
-            Looked::NotAllowed(subject) => Some(Barred::Suspected { needs: Some(subject.clone()) }),
+            SearchResult::Found { terminated, .. } if self.remember(terminated) => None,
+            SearchResult::Found { needs, .. } => Some(Barred::Unreadable { needs: needs.clone() }),
+            SearchResult::Nothing { complete: true } => None,
+            SearchResult::Nothing { .. } | SearchResult::NotAllowed(_) if works => None,
+            SearchResult::Nothing { .. } => Some(Barred::Suspected { needs: None }),
+            SearchResult::NotAllowed(subject) => {
+                Some(Barred::Suspected { needs: Some(subject.clone()) })
+            }
         };
         let barred = barred.filter(|_| place == ConnectionKind::Dedicated);
         self.standing = match &barred {
@@ -208,23 +212,23 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn nothing() -> Looked {
-        Looked::Nothing { complete: true }
+    fn nothing() -> SearchResult {
+        SearchResult::Nothing { complete: true }
     }
 
-    fn denied() -> Looked {
-        Looked::NotAllowed("MSG.GET".to_owned())
+    fn denied() -> SearchResult {
+        SearchResult::NotAllowed("MSG.GET".to_owned())
     }
 
-    fn found(terminated: &[u64]) -> Looked {
-        Looked::Found { terminated: terminated.to_vec(), needs: None }
+    fn found(terminated: &[u64]) -> SearchResult {
+        SearchResult::Found { terminated: terminated.to_vec(), needs: None }
     }
 
     fn cause(surely: bool, worked: bool) -> Cause {
         Cause { out: 8 << 20, slow: true, surely, worked }
     }
 
-    fn broke(quarantine: &mut Quarantine, looked: &Looked, now: Instant) -> Option<Barred> {
+    fn broke(quarantine: &mut Quarantine, looked: &SearchResult, now: Instant) -> Option<Barred> {
         quarantine.accuse(quarantine.place());
         quarantine.weigh(looked, None, now)
     }
@@ -246,7 +250,7 @@ mod tests {
 
     #[test]
     fn a_cut_that_bytes_explain_changes_nothing() {
-        for looked in [nothing(), denied(), Looked::Nothing { complete: false }] {
+        for looked in [nothing(), denied(), SearchResult::Nothing { complete: false }] {
             let (mut quarantine, now) = (Quarantine::none(), clock::now());
             for _ in 0..9 {
                 quarantine.accuse(quarantine.place());
@@ -258,7 +262,7 @@ mod tests {
 
     #[test]
     fn a_consumer_that_gets_its_messages_is_set_apart_at_most() {
-        for looked in [denied(), Looked::Nothing { complete: false }] {
+        for looked in [denied(), SearchResult::Nothing { complete: false }] {
             let (mut quarantine, now) = (Quarantine::none(), clock::now());
             for _ in 0..9 {
                 quarantine.accuse(quarantine.place());
@@ -293,7 +297,7 @@ mod tests {
     #[test]
     fn a_suspicion_is_told_and_fences_nobody_off() {
         let needs = Some("MSG.GET".to_owned());
-        let blind = Looked::Nothing { complete: false };
+        let blind = SearchResult::Nothing { complete: false };
         for (looked, needs) in [(denied(), needs), (blind, None)] {
             let (mut quarantine, now) = (Quarantine::none(), clock::now());
             while quarantine.place() == ConnectionKind::Shared {

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 /// What other replicas say of one counting arrives within this time of each other.
 const NEWS: Duration = Duration::from_secs(2);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Start {
     /// Nothing has been delivered, as far as is known.
     Fresh,
@@ -28,7 +28,7 @@ enum Start {
     Begun,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Counting {
     start: Start,
     /// The highest sequence that has arrived here.

@@ -28,7 +28,7 @@ struct Pulled {
 
 /// See the [module](self).
 #[derive(Debug, Default)]
-pub(super) struct Single {
+pub(super) struct SingleAnswer {
     open: Option<Pulled>,
     /// The last pull, if it brought one message and its end was not told.
     last: Option<Pulled>,
@@ -40,7 +40,7 @@ pub(super) struct Single {
     told: bool,
 }
 
-impl Single {
+impl SingleAnswer {
     /// A pull was sent.
     pub(super) fn issued(&mut self, no: u64, batch: u32, expires_at: Instant) {
         let alone = |pulled: &Pulled| pulled.batch > 1 && pulled.got == 1;
@@ -103,8 +103,8 @@ mod tests {
 
     /// Pulls of ten messages, two seconds one after the other, that expire after one. Each brings these
     /// sequences, and its end if there is one.
-    fn after(pulls: &[(&[u64], bool)]) -> (Single, Option<u64>) {
-        let (mut single, start) = (Single::default(), clock::now());
+    fn after(pulls: &[(&[u64], bool)]) -> (SingleAnswer, Option<u64>) {
+        let (mut single, start) = (SingleAnswer::default(), clock::now());
         let mut told = None;
         for (no, (sequences, ends)) in (0..).zip(pulls) {
             let at = start + SECOND * 2 * u32::try_from(no).unwrap();

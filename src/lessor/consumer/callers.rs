@@ -1,0 +1,201 @@
+//! Everybody who waits for the task of a consumer: open Fetch calls, calls that want to know the spec, and
+//! replicas that wait until INFO has been read. Owns their replies, and the pump, which says who is answered
+//! when and with what. Decides nothing itself.
+//!
+//! Each of them is answered once, also when the task ends.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::oneshot;
+
+use super::{
+    handle::{ConsumerHandle, FetchAnswer, FetchReply, SpecReply, Ticket},
+    leases::ConsumerLeases,
+};
+use crate::{
+    broker::Broker,
+    lessor::{
+        Error,
+        delivery::{GrantedDelivery, LeaseRequest},
+        spec::{ConsumerSpec, encoded_size},
+    },
+    pump::{PullLimits, Pump, WaiterId, Want, Why},
+};
+
+/// A task without callers and leases ends after this.
+const MAX_IDLE: Duration = Duration::from_secs(600);
+
+/// One open Fetch.
+pub(super) struct Caller {
+    pub(super) ticket: Ticket,
+    pub(super) want: Want,
+    pub(super) lease: LeaseRequest,
+    pub(super) reply: FetchReply,
+}
+
+/// An answer as the pump has decided it.
+pub(super) struct DecidedAnswer {
+    pub(super) waiter: WaiterId,
+    pub(super) messages: Vec<GrantedDelivery>,
+    pub(super) too_large: Option<GrantedDelivery>,
+    pub(super) why: Why,
+}
+
+/// See the [module](self).
+pub(super) struct Callers {
+    pub(super) pump: Pump<GrantedDelivery>,
+    /// The way to the task, for answers that are not taken.
+    handle: ConsumerHandle,
+    waiting: HashMap<WaiterId, Caller>,
+    tickets: HashMap<Ticket, WaiterId>,
+    want_spec: Vec<SpecReply>,
+    replicas: Vec<oneshot::Sender<()>>,
+    /// When somebody came last.
+    last_came_at: Instant,
+}
+
+impl Callers {
+    pub(super) fn new(handle: ConsumerHandle, now: Instant) -> Self {
+        // Until INFO is read, nothing is pulled.
+        let limits = PullLimits {
+            max_batch: 1,
+            max_expires: Duration::MAX,
+            max_request_bytes: None,
+            park: Duration::from_secs(1),
+        };
+        Self {
+            pump: Pump::new(limits),
+            handle,
+            waiting: HashMap::new(),
+            tickets: HashMap::new(),
+            want_spec: Vec::new(),
+            replicas: Vec::new(),
+            last_came_at: now,
+        }
+    }
+
+    /// Somebody waits for messages.
+    pub(super) fn are_waiting(&self) -> bool {
+        self.pump.waiters() > 0
+    }
+
+    /// When nobody has come for so long that the task may end.
+    pub(super) fn idle_at(&self) -> Instant {
+        self.last_came_at + MAX_IDLE
+    }
+
+    /// Somebody has come, who is refused or waits.
+    pub(super) fn came(&mut self, now: Instant) {
+        self.last_came_at = now;
+    }
+
+    /// One more caller waits for messages.
+    pub(super) fn join(&mut self, caller: Caller, now: Instant) {
+        let id = self.pump.join(caller.want.clone(), now);
+        self.tickets.insert(caller.ticket, id);
+        self.waiting.insert(id, caller);
+    }
+
+    /// A caller has gone.
+    pub(super) fn leave(&mut self, ticket: Ticket, now: Instant) {
+        if let Some(id) = self.tickets.remove(&ticket) {
+            self.waiting.remove(&id);
+            self.pump.leave(id, now);
+        }
+    }
+
+    /// Answers a caller. `away` says why NATS is away, if it is.
+    pub(super) fn answer<B: Broker>(
+        &mut self,
+        answer: DecidedAnswer,
+        leases: &ConsumerLeases<B>,
+        away: impl FnOnce() -> Error,
+        now: Instant,
+    ) {
+        let DecidedAnswer { waiter, messages, too_large, why } = answer;
+        let Some(caller) = self.take(waiter) else {
+            return self.take_back(messages.into_iter().chain(too_large).collect(), leases, now);
+        };
+        let found = !messages.is_empty() || too_large.is_some();
+        let messages = leases.assign(messages, &caller.lease, now);
+        let too_large = leases.assign(Vec::from_iter(too_large), &caller.lease, now).pop();
+        if found && messages.is_empty() && too_large.is_none() && now < caller.want.until {
+            // All that it had was lost meanwhile; the call continues to wait.
+            return self.join(caller, now);
+        }
+        if !found && why == Why::Down {
+            return caller.refuse(away());
+        }
+        let (draining, handle) = (why == Why::Draining, self.handle.clone());
+        // If nobody takes the answer, its messages come back as a command.
+        let _ = caller.reply.send(Ok(FetchAnswer { messages, too_large, draining, handle }));
+    }
+
+    /// Nobody has taken these: they go to the next caller.
+    pub(super) fn take_back<B: Broker>(
+        &mut self,
+        granted: Vec<GrantedDelivery>,
+        leases: &ConsumerLeases<B>,
+        now: Instant,
+    ) {
+        leases.take_back(&granted, now);
+        let sized = |granted: GrantedDelivery| {
+            let (size, last) = (encoded_size(&granted.delivery), granted.last_attempt());
+            (granted, size, last)
+        };
+        self.pump.unhanded(granted.into_iter().map(sized).collect(), now);
+    }
+
+    /// Tells all who wait for messages of an error.
+    pub(super) fn fail(&mut self, error: &Error, now: Instant) {
+        for id in self.pump.fail(now) {
+            if let Some(caller) = self.take(id) {
+                caller.refuse(error.clone());
+            }
+        }
+    }
+
+    /// Somebody wants to know the spec.
+    pub(super) fn want_spec(&mut self, reply: SpecReply) {
+        self.want_spec.push(reply);
+    }
+
+    /// Tells the spec, or why there is none, to all who want to know it.
+    pub(super) fn tell_spec(&mut self, spec: &Result<Arc<ConsumerSpec>, Error>) {
+        for reply in self.want_spec.drain(..) {
+            let _ = reply.send(spec.clone());
+        }
+    }
+
+    /// A replica waits until INFO has been read.
+    pub(super) fn wait_for_info(&mut self, reply: oneshot::Sender<()>) {
+        self.replicas.push(reply);
+    }
+
+    pub(super) fn has_replicas(&self) -> bool {
+        !self.replicas.is_empty()
+    }
+
+    /// INFO was read.
+    pub(super) fn answer_replicas(&mut self) {
+        for reply in self.replicas.drain(..) {
+            let _ = reply.send(());
+        }
+    }
+
+    fn take(&mut self, id: WaiterId) -> Option<Caller> {
+        let caller = self.waiting.remove(&id)?;
+        self.tickets.remove(&caller.ticket);
+        Some(caller)
+    }
+}
+
+impl Caller {
+    pub(super) fn refuse(self, error: Error) {
+        let _ = self.reply.send(Err(error));
+    }
+}

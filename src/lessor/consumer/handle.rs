@@ -1,0 +1,99 @@
+//! The way to the task behind a consumer: what it can be asked for, and what a Fetch is answered. Decides
+//! nothing.
+
+use std::{sync::Arc, time::Instant};
+
+use tokio::sync::{Mutex, mpsc, oneshot};
+
+use crate::{
+    broker::ConsumerInfo,
+    lessor::{
+        Error,
+        delivery::{GrantedDelivery, LeaseRequest, LeasedDelivery},
+        sighting::Sighting,
+        spec::ConsumerSpec,
+    },
+    pump::Want,
+};
+
+/// Names one open Fetch to its consumer's task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(in crate::lessor) struct Ticket(pub(in crate::lessor) u64);
+
+/// The answer to a Fetch. It may be dropped at any point of its way to a caller who has gone; then its
+/// messages are given back.
+#[derive(Debug)]
+pub(in crate::lessor) struct FetchAnswer {
+    pub(in crate::lessor) messages: Vec<LeasedDelivery>,
+    pub(in crate::lessor) too_large: Option<LeasedDelivery>,
+    pub(in crate::lessor) draining: bool,
+    pub(in crate::lessor) handle: ConsumerHandle,
+}
+
+impl Drop for FetchAnswer {
+    fn drop(&mut self) {
+        let unhanded = self.messages.drain(..).chain(self.too_large.take());
+        self.handle.give_back(unhanded.map(|leased| leased.granted).collect());
+    }
+}
+
+/// Where a Fetch is answered.
+pub(in crate::lessor) type FetchReply = oneshot::Sender<Result<FetchAnswer, Error>>;
+
+/// Where the spec of a consumer is told.
+pub(in crate::lessor) type SpecReply = oneshot::Sender<Result<Arc<ConsumerSpec>, Error>>;
+
+/// A request to the task of a consumer.
+pub(in crate::lessor) enum ConsumerCommand {
+    /// One more Fetch waits.
+    Join { ticket: Ticket, want: Want, lease: LeaseRequest, reply: FetchReply },
+    /// A Fetch has gone.
+    Leave(Ticket),
+    /// Nobody has taken these deliveries.
+    GiveBack(Vec<GrantedDelivery>),
+    /// A settlement was not answered: another server may lead the consumer.
+    Doubt,
+    /// Another replica has seen something of the consumer. The sender is answered, or dropped, when nothing
+    /// that the sighting voids is settled here any more.
+    Heard(Sighting, oneshot::Sender<()>),
+    /// Somebody wants the spec, as soon as it is known on the present connection.
+    Know(SpecReply),
+}
+
+/// The way to the task of a consumer.
+#[derive(Debug, Clone)]
+pub(in crate::lessor) struct ConsumerHandle {
+    commands: mpsc::UnboundedSender<ConsumerCommand>,
+    /// INFO for answers without messages, and when it was read.
+    pub(in crate::lessor) recent_info: Arc<Mutex<Option<(Instant, ConsumerInfo)>>>,
+}
+
+impl ConsumerHandle {
+    /// A handle, and where its task receives the commands.
+    pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<ConsumerCommand>) {
+        let (commands, receiver) = mpsc::unbounded_channel();
+        (Self { commands, recent_info: Arc::default() }, receiver)
+    }
+
+    /// # Errors
+    /// The task has ended; the command comes back.
+    pub(in crate::lessor) fn send(&self, command: ConsumerCommand) -> Result<(), ConsumerCommand> {
+        self.commands.send(command).map_err(|refused| refused.0)
+    }
+
+    pub(in crate::lessor) fn leave(&self, ticket: Ticket) {
+        // A task that has ended has no callers left.
+        let _ = self.send(ConsumerCommand::Leave(ticket));
+    }
+
+    pub(in crate::lessor) fn give_back(&self, granted: Vec<GrantedDelivery>) {
+        if !granted.is_empty() {
+            // A task that has ended leaves its deliveries to the clocks of the lease table.
+            let _ = self.send(ConsumerCommand::GiveBack(granted));
+        }
+    }
+
+    pub(in crate::lessor) fn has_ended(&self) -> bool {
+        self.commands.is_closed()
+    }
+}

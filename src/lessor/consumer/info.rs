@@ -1,0 +1,112 @@
+//! The open question for CONSUMER.INFO: asks it, tells the monitor's answer from what came, and says in the
+//! log why a consumer cannot be read. Decides nothing: the monitor says when INFO is asked.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    time::{Duration, Instant},
+};
+
+use super::monitor::{ConsumerView, InfoAnswer};
+use crate::{
+    broker::{Broker, ConsumerInfo, ConsumerName, InfoError, Link},
+    clock,
+    lessor::{Error, Lessor, spec::ConsumerSpec},
+};
+
+/// The longest wait for an answer.
+const INFO_TIMEOUT: Duration = Duration::from_secs(2);
+
+type Asked = Pin<Box<dyn Future<Output = Result<ConsumerInfo, InfoError>> + Send>>;
+
+/// See the [module](self).
+pub(super) struct InfoQuestion<B: Broker> {
+    core: Lessor<B>,
+    name: ConsumerName,
+    asked: Option<Asked>,
+    /// Why the consumer cannot be read.
+    why: Option<String>,
+    /// The reason that was logged last.
+    logged: Option<String>,
+}
+
+impl<B: Broker> InfoQuestion<B> {
+    pub(super) fn new(core: Lessor<B>, name: ConsumerName) -> Self {
+        Self { core, name, asked: None, why: None, logged: None }
+    }
+
+    pub(super) fn ask(&mut self) {
+        let (core, name) = (self.core.clone(), self.name.clone());
+        let until = clock::now() + INFO_TIMEOUT;
+        self.asked = Some(Box::pin(async move { core.broker.info(&name, until).await }));
+    }
+
+    pub(super) fn cancel(&mut self) {
+        self.asked = None;
+    }
+
+    /// Waits for the answer. Never ends if nothing is asked. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Result<ConsumerInfo, InfoError> {
+        match &mut self.asked {
+            Some(asked) => {
+                let answer = asked.await;
+                self.asked = None;
+                answer
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    /// What an answer means to the monitor, and to callers if it ends the task.
+    pub(super) fn read(
+        &mut self,
+        info: &Result<ConsumerInfo, InfoError>,
+    ) -> (InfoAnswer, Option<Error>) {
+        let answer = match info {
+            Ok(info) => {
+                self.was_read();
+                return match ConsumerSpec::check(&self.name, info) {
+                    Ok(()) => (InfoAnswer::Read(ConsumerView::of(info)), None),
+                    Err(error) => {
+                        let created = info.created.clone();
+                        (InfoAnswer::Unsuitable { created }, Some(error))
+                    }
+                };
+            }
+            Err(InfoError::Unavailable(why)) => {
+                tracing::debug!(consumer = %self.name, why, "INFO");
+                self.why = Some(why.clone());
+                InfoAnswer::Silent
+            }
+            Err(InfoError::NoStream | InfoError::NoConsumer) => InfoAnswer::Gone,
+            Err(InfoError::Permission(_)) => InfoAnswer::Forbidden,
+        };
+        let error = info.as_ref().err().cloned();
+        (answer, error.map(|error| Error::of_info(error, &self.name)))
+    }
+
+    /// Says in the log why the consumer cannot be read, once for each reason.
+    pub(super) fn log_failure(&mut self, now: Instant) {
+        let new = self.why.as_ref().filter(|why| self.logged.as_ref() != Some(why));
+        if let Some(why) = new.filter(|_| self.core.unread.allow(now)) {
+            tracing::warn!(consumer = %self.name, why, "the consumer cannot be read");
+            self.logged = Some(why.clone());
+        }
+    }
+
+    /// Why NATS, or the consumer, is not to be had.
+    pub(super) fn why_away(&self, link: &Link) -> Error {
+        Error::Unavailable(match (link, &self.why) {
+            (Link::Down(why) | Link::Unsupported(why), _) => why.to_string(),
+            (Link::Up(_), Some(why)) => format!("the consumer cannot be read: {why}"),
+            (Link::Up(_), None) => "the consumer cannot be read".to_owned(),
+        })
+    }
+
+    fn was_read(&mut self) {
+        self.why = None;
+        if self.logged.take().is_some() {
+            tracing::info!(consumer = %self.name, "the consumer can be read again");
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! The leases of one consumer in the lease table: grants them, assigns them to callers, gives them back and
+//! revises them. Owns the consumer's spec, which says under which id the leases are. Decides nothing about
+//! the consumer: the monitor says when leases are distrusted, lost or ended.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::monitor::{ConsumerView, LeaderSigns};
+use crate::{
+    broker::{Broker, ConsumerInfo, ConsumerName, Delivery, Leader},
+    clock,
+    lease::{GivenBack, Terms},
+    lessor::{
+        Error, Lessor,
+        delivery::{GrantedDelivery, LeaseRequest, LeasedDelivery},
+        spec::ConsumerSpec,
+        table::{HeldDelivery, LEASES_PER_LOCK},
+    },
+};
+
+/// NATS's clock may be ahead of ours by this much.
+const NATS_CLOCK_SKEW: Duration = Duration::from_millis(250);
+
+/// See the [module](self).
+pub(super) struct ConsumerLeases<B: Broker> {
+    core: Lessor<B>,
+    name: ConsumerName,
+    /// `None` while the consumer was not read, or is gone.
+    spec: Option<Arc<ConsumerSpec>>,
+}
+
+impl<B: Broker> ConsumerLeases<B> {
+    /// The leases of this consumer, with those that an earlier task has left.
+    pub(super) fn new(core: Lessor<B>, name: ConsumerName) -> Self {
+        Self { spec: core.take_left(&name), core, name }
+    }
+
+    pub(super) fn spec(&self) -> Option<&Arc<ConsumerSpec>> {
+        self.spec.as_ref()
+    }
+
+    /// What the spec says, for the monitor.
+    pub(super) fn view(&self) -> Option<ConsumerView> {
+        self.spec.as_ref().map(|spec| spec.view())
+    }
+
+    /// The number of leases that are held.
+    pub(super) fn held(&self) -> usize {
+        let held = |spec: &Arc<ConsumerSpec>| self.core.table.with(|table| table.held_by(spec.id));
+        self.spec.as_ref().map_or(0, held)
+    }
+
+    /// The most leases that this consumer may have: something is always left for others. Permits that pulls
+    /// have reserved count as left.
+    pub(super) fn limit(&self) -> usize {
+        let within = self.held() + self.core.table.unleased();
+        self.core.limits.max_leases_per_consumer.min(nine_tenths(within))
+    }
+
+    /// Leases that may still be granted.
+    pub(super) fn left(&self) -> usize {
+        self.limit().saturating_sub(self.held())
+    }
+
+    /// Why a Fetch would wait for a lease of its own consumer to end.
+    pub(super) fn refusal(&self) -> Option<Error> {
+        let (held, limit) = (self.held(), self.limit());
+        (held > 0 && held >= limit).then_some(Error::ConsumerLeaseLimit(limit))
+    }
+
+    /// Uses this configuration from now on. A consumer that was known keeps its id and its leader.
+    pub(super) fn adopt(&mut self, info: &ConsumerInfo) -> &ConsumerSpec {
+        let known = self.spec.take();
+        let id = known.as_ref().map_or_else(|| self.core.next_consumer(), |spec| spec.id);
+        let mut spec = ConsumerSpec::new(&self.name, id, info);
+        if let Some(known) = known {
+            spec.leadership = known.leadership.clone();
+            if (known.ack_wait, &known.backoff) != (spec.ack_wait, &spec.backoff) {
+                tracing::info!(consumer = %self.name, "its ack wait has changed");
+                let ack_wait = |count| spec.ack_wait_of(count);
+                self.core
+                    .in_steps(|table, after| table.retune(id, ack_wait, after, LEASES_PER_LOCK));
+            }
+        }
+        self.spec.insert(Arc::new(spec))
+    }
+
+    /// The consumer is not the one that it was: nothing that was leased of it can be settled.
+    pub(super) fn end(&mut self) {
+        if let Some(spec) = self.spec.take() {
+            // First, for leases that are just being taken over.
+            spec.leadership.end();
+            self.core.table.with(|table| table.end_consumer(spec.id));
+        }
+    }
+
+    /// The deliveries are counted from the beginning again: the messages of older leases are delivered again.
+    pub(super) fn void(&mut self) {
+        let Some(spec) = self.spec.clone() else { return };
+        tracing::warn!(consumer = %self.name, "its deliveries are counted anew: older leases end");
+        self.end();
+        self.spec = Some(Arc::new(spec.counted_anew(self.core.next_consumer())));
+    }
+
+    /// The server may have forgotten what it promised from then on, or a moment before.
+    pub(super) fn distrust(&self, since: Instant, signs: LeaderSigns) {
+        let Some(spec) = &self.spec else { return };
+        if signs.any() {
+            let LeaderSigns { another, missed, forgotten } = signs;
+            let consumer = &self.name;
+            tracing::info!(%consumer, another, missed, forgotten, "its leader may have forgotten");
+        }
+        self.core.in_steps(|table, after| table.distrust(spec.id, since, after, LEASES_PER_LOCK));
+    }
+
+    /// Leases of deliveries after this consumer sequence are lost.
+    pub(super) fn lose_after(&self, last: u64) {
+        let Some(spec) = &self.spec else { return };
+        self.core.in_steps(|table, after| table.lose_after(spec.id, last, after, LEASES_PER_LOCK));
+    }
+
+    pub(super) fn pass_to(&self, leader: Leader) {
+        self.spec.iter().for_each(|spec| _ = spec.leadership.pass_to(leader));
+    }
+
+    pub(super) fn doubt(&self) {
+        self.spec.iter().for_each(|spec| _ = spec.leadership.doubt());
+    }
+
+    pub(super) fn trust(&self) {
+        self.spec.iter().for_each(|spec| spec.leadership.be_sure());
+    }
+
+    /// Leases what has arrived. Each lease takes one of the permits, as long as there are any.
+    pub(super) fn grant(
+        &self,
+        deliveries: impl IntoIterator<Item = Box<Delivery>>,
+        permits: &mut Option<OwnedSemaphorePermit>,
+        now: Instant,
+    ) -> Vec<GrantedDelivery> {
+        let Some(spec) = &self.spec else { return Vec::new() };
+        let mut superseded = Vec::new();
+        let granted = self.core.table.with(|table| {
+            let grant = |delivery: Box<Delivery>| {
+                let held = HeldDelivery {
+                    ack: delivery.ack.clone(),
+                    spec: spec.clone(),
+                    delivery_count: delivery.delivery_count,
+                    worker: None,
+                    _place: permits.as_mut().and_then(|permits| permits.split(1)),
+                };
+                let (id, older) = table.grant(terms(spec, &delivery, now), held);
+                superseded.extend(older);
+                GrantedDelivery { id, delivery, spec: spec.clone() }
+            };
+            deliveries.into_iter().map(grant).collect()
+        });
+        if !superseded.is_empty() {
+            let (consumer, count) = (&self.name, superseded.len());
+            tracing::info!(%consumer, count, "delivered anew while leased: the older leases ended");
+        }
+        granted
+    }
+
+    /// Makes leases the caller's own. A lease that has ended meanwhile is left out. Without the right to
+    /// ack, no lease is longer than the ack wait, because nothing could keep it alive.
+    pub(super) fn assign(
+        &self,
+        granted: Vec<GrantedDelivery>,
+        request: &LeaseRequest,
+        now: Instant,
+    ) -> Vec<LeasedDelivery> {
+        self.core.table.with(|table| {
+            let assign = |granted: GrantedDelivery| {
+                let length = request.length.filter(|wanted| {
+                    let ack_wait = granted.spec.ack_wait_of(granted.delivery.delivery_count);
+                    *wanted < ack_wait || granted.spec.ack_right.refused().is_none()
+                });
+                let assigned = table.assign(granted.id, length, now).ok()?;
+                table.note(granted.id, |held| held.worker = Some(request.worker.clone()));
+                let (deadline, settle_by) = (assigned.deadline, assigned.settle_by);
+                let leader = granted.spec.leadership.leader();
+                Some(LeasedDelivery { id: granted.id, deadline, settle_by, leader, granted })
+            };
+            granted.into_iter().filter_map(assign).collect()
+        })
+    }
+
+    /// Nobody has taken these. A last attempt is kept alive until somebody does.
+    pub(super) fn take_back(&self, granted: &[GrantedDelivery], now: Instant) {
+        self.core.table.with(|table| {
+            for granted in granted {
+                table.note(granted.id, |held| held.worker = None);
+                if granted.last_attempt() {
+                    table.keep(granted.id, now);
+                }
+            }
+        });
+    }
+
+    /// Gives deliveries back to JetStream that nobody here wants.
+    pub(super) fn release(&self, granted: Vec<GrantedDelivery>, now: Instant) {
+        // Those that stay are dropped after the lock is: freeing permits wakes others.
+        let back: Vec<GivenBack<HeldDelivery>> = self.core.table.with(|table| {
+            granted.iter().filter_map(|granted| table.give_back(granted.id, now)).collect()
+        });
+        let released = back.into_iter().filter_map(|back| Some((back.payload, back.release?)));
+        self.core.release(released.collect());
+    }
+
+    /// The task ends. If leases are held, the next task of the consumer finds its spec.
+    pub(super) fn leave(&self) {
+        if self.held() > 0 {
+            self.spec.iter().cloned().for_each(|spec| self.core.leave(spec));
+        }
+    }
+}
+
+/// Nine tenths; all of a count below ten, because a tenth of it is none.
+pub(super) fn nine_tenths(count: usize) -> usize {
+    count - count / 10
+}
+
+/// How long ago, at most, the message was published, by NATS's clock.
+fn age(delivery: &Delivery, now: Duration) -> Duration {
+    (now + NATS_CLOCK_SKEW).saturating_sub(Duration::from_nanos(delivery.published))
+}
+
+fn terms(spec: &ConsumerSpec, delivery: &Delivery, received: Instant) -> Terms {
+    Terms {
+        consumer: spec.id,
+        sequence: delivery.stream_sequence,
+        consumer_sequence: delivery.consumer_sequence,
+        last_attempt: spec.last_attempt(delivery.delivery_count),
+        received,
+        age: age(delivery, clock::unix_time()),
+        ack_wait: spec.ack_wait_of(delivery.delivery_count),
+        delivery_count: delivery.delivery_count,
+    }
+}

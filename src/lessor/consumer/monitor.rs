@@ -1,0 +1,430 @@
+//! Decides what one consumer is at this moment: who leads it, when INFO is asked, whether its leases may be
+//! settled, and whether it may be pulled from. The task tells the monitor what happens and does its steps.
+//!
+//! ```text
+//!            INFO is read          INFO: no such consumer        still gone after 500 ms
+//!  UNKNOWN ──────────────▶ KNOWN ─────────────────────────▶ GONE ────────────────────────▶ stop
+//!                          ▲   ▲                             │
+//!                          │   └── INFO is read: made again ─┘
+//!      KNOWN is SURE ◀─────┴────▶ or IN DOUBT: after a sign that another server may lead,
+//!                                 until an answer to a question that was asked after the sign
+//! ```
+//! A new leader, or one that has started again, gives away at once each message that was published more than
+//! an ack wait ago and is not settled, whoever holds it. Nobody is told. The signs are a settlement that was
+//! not answered, a lost connection, and INFO without an answer. They count if another server than the one that
+//! we are connected to can lead the consumer.
+//!
+//! 1. At most one question is open. A sign drops the open question, because the answer may be older.
+//! 2. Doubt ends with an answer to a question that was asked after the last sign, or with all leases.
+//! 3. If the answer names another leader, leases are distrusted back to the last question that named the old
+//!    one. So they are if INFO does not show that the same leader was away, and somebody has missed it.
+//! 4. If INFO knows fewer deliveries than were known when it was asked, the unknown ones are lost after a
+//!    change of leader. Without a change the consumer was reset, and all leases are void.
+//! 5. An arrival whose consumer sequence is not higher than the last one voids all older leases.
+//! 6. Nothing is pulled unless INFO or an arrival has shown the consumer within the last second.
+//! 7. A question that failed is repeated after 250 ms at the earliest, unless there is a new sign.
+//! 8. After [`Monitor::step`] has nothing more to do, [`Monitor::next_deadline`] is later than `now`.
+//!
+//! Pure; `now` is an argument and never goes back. The steps that follow from one event are done before the
+//! next event is told.
+
+mod contradiction;
+mod counting;
+mod known;
+mod link_state;
+mod question;
+mod types;
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+pub use self::types::{CallerWants, ConsumerView, InfoAnswer, LeaderSigns, MonitorStep};
+use self::{
+    contradiction::Contradiction,
+    counting::DeliveryCount,
+    known::{Knowledge, Known, LeaderTrust},
+    link_state::LinkState,
+    question::Question,
+};
+use crate::{broker::Server, lessor::sighting::Sighting};
+
+/// Between two questions, if the first one failed.
+const INFO_RETRY: Duration = Duration::from_millis(250);
+/// Callers are told that a known consumer is gone after this. A program needs milliseconds to make it again.
+const GONE: Duration = Duration::from_millis(500);
+
+/// See the [module](self).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Monitor {
+    connection: LinkState,
+    consumer: Knowledge,
+    question: Question,
+    contradiction: Option<Contradiction>,
+    /// Steps that are decided and not done yet.
+    steps: VecDeque<MonitorStep>,
+}
+
+impl Monitor {
+    /// A monitor of a consumer. `server` is the present connection, if there is one; `left` is what an
+    /// earlier monitor knew, without a delivery, if leases of the consumer are held.
+    pub fn new(server: Option<&Server>, left: Option<ConsumerView>, now: Instant) -> Self {
+        let known = left.map(|left| Knowledge::Known(Known::new(left, None, now, now)));
+        Self {
+            connection: LinkState::new(server, now),
+            consumer: known.unwrap_or(Knowledge::Unknown),
+            question: Question::Due(now),
+            contradiction: None,
+            steps: VecDeque::new(),
+        }
+    }
+
+    /// The connection has changed; `None` while there is none.
+    pub fn linked(&mut self, server: Option<&Server>, now: Instant) {
+        let changed = self.connection.change(server, now);
+        if server.is_some() && !self.is_read_here() {
+            self.question.plan(now);
+        }
+        if changed.unheard {
+            // The consumer may have been made again, and we could not hear it.
+            self.start_doubt();
+            self.ask_again(now);
+        }
+        // If the consumer has several servers, this one need not be the one that leads: INFO tells.
+        let alone = self.consumer.known().is_some_and(|known| !known.view.replicated);
+        if alone && changed.another_server {
+            self.distrust(changed.lost_at, LeaderSigns::default());
+        }
+        self.doubt(now);
+    }
+
+    /// Deliveries or the end of a pull have arrived, on the inbox that is pulled on. Takes the consumer
+    /// sequence and the stream sequence of each delivery, in the order of their arrival. Returns how many of
+    /// them, from the first one on, are void and must not be leased. The others are leased after the steps.
+    pub fn arrived(&mut self, deliveries: &[(u64, u64)], now: Instant) -> usize {
+        let Some(known) = self.consumer.known_mut() else { return 0 };
+        let (counted, void) = known.count(deliveries, now);
+        if counted == DeliveryCount::Again {
+            self.void(now);
+        }
+        if counted != DeliveryCount::On {
+            self.announce(0, counted);
+        }
+        self.arrived_late(&deliveries[void..]);
+        void
+    }
+
+    /// Deliveries have arrived on an inbox that was left. They prove nothing about the consumer as it is.
+    pub fn arrived_late(&mut self, deliveries: &[(u64, u64)]) {
+        if let Some(known) = self.consumer.known_mut() {
+            known.arrived(deliveries);
+        }
+    }
+
+    /// The open question is answered. `outdated`: an inbox is still pulled on that is on an older
+    /// connection, so the answer does not count as read on the present one.
+    pub fn answered(&mut self, answer: InfoAnswer, outdated: bool, now: Instant) {
+        let Question::Open { at, known } = self.question else { return };
+        self.question = Question::Due(now + INFO_RETRY);
+        match answer {
+            InfoAnswer::Read(view) => self.read(view, (at, known), outdated, now),
+            InfoAnswer::Silent => {
+                self.missed(now);
+                self.question = Question::Due(now + INFO_RETRY);
+                self.connection.be_away(now);
+            }
+            InfoAnswer::Gone => match self.consumer {
+                Knowledge::Known(_) => {
+                    self.say(MonitorStep::EndLeases);
+                    self.consumer = Knowledge::Gone { since: now };
+                }
+                Knowledge::Gone { since } if now.saturating_duration_since(since) < GONE => {}
+                Knowledge::Gone { .. } | Knowledge::Unknown => self.say(MonitorStep::Stop),
+            },
+            InfoAnswer::Unsuitable { created } => {
+                // The same consumer, unsuitable now, keeps the leases that it has.
+                if self.consumer.is_made_again(&created) {
+                    self.say(MonitorStep::MadeAgain);
+                }
+                self.say(MonitorStep::Stop);
+            }
+            InfoAnswer::Forbidden => self.say(MonitorStep::Stop),
+        }
+    }
+
+    /// There may be another leader.
+    pub fn doubt(&mut self, now: Instant) {
+        if self.consumer.known().is_some_and(|known| known.view.is_led_elsewhere()) {
+            self.start_doubt();
+            self.ask_again(now);
+        }
+    }
+
+    /// As far as can be seen, nobody leads the consumer at this moment.
+    pub fn missed(&mut self, now: Instant) {
+        if let Some(known) = self.consumer.known_mut() {
+            known.missed();
+        }
+        self.ask(now);
+        self.doubt(now);
+    }
+
+    /// A settlement was not answered. `connected`: the connection was there, so the leader was not.
+    pub fn unanswered(&mut self, connected: bool, now: Instant) {
+        if connected && self.is_connected() { self.missed(now) } else { self.doubt(now) }
+    }
+
+    /// A pull was told that the leader is going, or has lost the lead.
+    pub fn leader_gone(&mut self, now: Instant) {
+        self.distrust(now, LeaderSigns::default());
+        self.missed(now);
+    }
+
+    /// Another replica has seen something of the consumer; `held`: leases of it are held here. Returns
+    /// whether that replica has to wait for [`MonitorStep::AnswerReplicas`]. Otherwise it is answered after the
+    /// steps.
+    pub fn heard(&mut self, sighting: &Sighting, held: bool, now: Instant) -> bool {
+        let Some(known) = self.consumer.known_mut() else {
+            // No lease is held, and an answer on its way may be older than the sighting.
+            self.distrust_answer(now);
+            return false;
+        };
+        let another = known.view.created != sighting.created;
+        if another {
+            known.be_unsure();
+            self.contradiction = Some(Contradiction::new(sighting.created.clone(), now));
+            self.start_doubt();
+        } else if sighting.began && known.counting.heard_beginning(now)
+            || !sighting.began && sighting.again && known.counting.heard_again(now)
+        {
+            self.void(now);
+        }
+        let Some(known) = self.consumer.known_mut() else { return false };
+        // That replica has not pulled yet, so INFO still shows whether sequences went down.
+        let counted = sighting.began || sighting.again;
+        let look = another || !counted && sighting.delivered < known.highest();
+        if look && held {
+            self.ask_again(now);
+        } else if look {
+            known.be_unsure();
+        }
+        look && held
+    }
+
+    /// The inbox is gone or was left, and the answer to an open question may not know what has arrived until
+    /// now. `dedicated`: it was on a connection of its own, of which the link says nothing.
+    pub fn inbox_lost(&mut self, dedicated: bool, now: Instant) {
+        self.distrust_answer(now);
+        if dedicated {
+            self.reread();
+            self.ask(now);
+        }
+    }
+
+    /// INFO has to be read again before there is another inbox.
+    pub fn reread(&mut self) {
+        if let Some(known) = self.consumer.known_mut() {
+            known.read_on = None;
+        }
+    }
+
+    /// INFO is asked now, unless it is being asked.
+    pub fn ask(&mut self, now: Instant) {
+        self.question.plan(now);
+    }
+
+    /// What is to be done now. To be called after every event and at [`Monitor::next_deadline`], until there
+    /// is nothing more. `held` tells whether leases of the consumer are held.
+    pub fn step(
+        &mut self,
+        wants: CallerWants,
+        held: impl FnOnce() -> bool,
+        now: Instant,
+    ) -> Option<MonitorStep> {
+        if !self.steps.is_empty() || !self.connection.is_up() {
+            return self.next_step();
+        }
+        self.look_before_pull(wants, now);
+        if !self.question.is_due(now) {
+            return None;
+        }
+        let needed = wants.waiting || !self.is_read_here() || held();
+        if !needed {
+            self.question = Question::Unneeded;
+            return None;
+        }
+        let known = self.consumer.known().map_or(0, Known::highest);
+        self.question = Question::Open { at: now, known };
+        Some(MonitorStep::Ask)
+    }
+
+    /// The next step that something has led to; no question is asked by this.
+    pub fn next_step(&mut self) -> Option<MonitorStep> {
+        self.steps.pop_front()
+    }
+
+    /// When [`Monitor::step`] has something to do, or callers are to be told that NATS is away, if nothing
+    /// else happens. `waiting`: there are callers.
+    pub fn next_deadline(&self, waiting: bool) -> Option<Instant> {
+        let away = self.connection.callers_told_at().filter(|_| waiting);
+        let ask = self.question.due_at().filter(|_| self.connection.is_up());
+        away.into_iter().chain(ask).min()
+    }
+
+    /// There is a connection.
+    pub fn is_connected(&self) -> bool {
+        self.connection.is_up()
+    }
+
+    /// NATS or INFO was not to be had for so long that callers are told.
+    pub fn is_away(&self, now: Instant) -> bool {
+        self.connection.callers_told_at().is_some_and(|at| now >= at)
+    }
+
+    /// INFO was read on the present connection.
+    pub fn is_read_here(&self) -> bool {
+        let read_on = self.consumer.known().and_then(|known| known.read_on);
+        read_on.is_some() && read_on == self.connection.number()
+    }
+
+    /// Nothing may be settled.
+    pub fn in_doubt(&self) -> bool {
+        self.consumer.known().is_some_and(|known| known.trust == LeaderTrust::InDoubt)
+    }
+
+    /// The view of the consumer is good enough to pull by it, if there is an inbox.
+    pub fn may_pull(&self, now: Instant) -> bool {
+        let good = |known: &Known| known.is_fresh(now) && known.is_sure(now);
+        self.is_connected() && self.consumer.known().is_some_and(good)
+    }
+
+    /// A replica has read another consumer of this name, and it is not known which of the two is there.
+    pub fn is_contradicted(&self) -> bool {
+        self.contradiction.is_some()
+    }
+
+    /// INFO was read: what it was asked for at `asked_at`, when deliveries up to `known` were known.
+    fn read(
+        &mut self,
+        view: ConsumerView,
+        (asked_at, known): (Instant, u64),
+        outdated: bool,
+        now: Instant,
+    ) {
+        let again = self.consumer.is_made_again(&view.created);
+        if again {
+            self.say(MonitorStep::MadeAgain);
+        }
+        self.say(MonitorStep::Adopt);
+        let delivered = view.delivered;
+        match &self.consumer {
+            Knowledge::Known(_) if !again => self.read_again(view, (asked_at, known), now),
+            Knowledge::Unknown | Knowledge::Known(_) | Knowledge::Gone { .. } => {
+                let read_on = self.consumer.known().and_then(|known| known.read_on);
+                self.consumer = Knowledge::Known(Known::new(view, read_on, asked_at, now));
+                // Whoever holds leases of an older one must know before anything of this one is handed out.
+                self.announce(delivered, DeliveryCount::On);
+            }
+        }
+        let Some(known) = self.consumer.known_mut() else { return };
+        if let Some(connection) = self.connection.number().filter(|_| !outdated) {
+            let first = known.read_on(connection);
+            self.steps.extend(first.map(|missing_from| MonitorStep::ReadHere { missing_from }));
+            self.connection.be_back();
+        }
+        self.question = Question::Due(now + known.refresh());
+        known.be_sure(now);
+        self.conclude(now);
+    }
+
+    /// The known consumer was read again: who leads it, and how much that server remembers.
+    fn read_again(&mut self, view: ConsumerView, (asked_at, known): (Instant, u64), now: Instant) {
+        let Some(consumer) = self.consumer.known_mut() else { return };
+        let (leader, delivered) = (view.leader, view.delivered);
+        let change = consumer.read_again(view, asked_at, known, now);
+        self.say(MonitorStep::Lead(leader));
+        if change.signs.any() {
+            self.distrust(change.since, change.signs);
+        }
+        if change.reset {
+            self.say(MonitorStep::Void);
+            self.announce(delivered, DeliveryCount::Again);
+        } else if change.lost {
+            self.say(MonitorStep::LoseAfter(delivered));
+        }
+    }
+
+    /// Ends the doubt after an answer, unless another replica has read a newer consumer.
+    fn conclude(&mut self, now: Instant) {
+        let Some(known) = self.consumer.known_mut() else { return };
+        if let Some(other) = &mut self.contradiction
+            && other.stands_against(&known.view.created, now)
+        {
+            known.be_unsure();
+            other.retry_at = Some(now + INFO_RETRY);
+            self.question = Question::Due(now + INFO_RETRY);
+            return self.start_doubt();
+        }
+        self.contradiction = None;
+        self.steps.extend([MonitorStep::Trust, MonitorStep::AnswerReplicas]);
+    }
+
+    /// Before a pull the consumer is read, if the last proof is too old. A consumer that cannot be read, or
+    /// is gone, is asked for again anyway.
+    fn look_before_pull(&mut self, wants: CallerWants, now: Instant) {
+        let sure = self.consumer.known().is_none_or(|known| known.is_sure(now));
+        if wants.pull && !sure && self.connection.is_there() {
+            let retry_at = self.contradiction.as_ref().and_then(|other| other.retry_at);
+            self.question.plan_by(retry_at.map_or(now, |at| at.max(now)));
+        }
+    }
+
+    /// If a question is open, its answer does not count: it is asked again.
+    fn distrust_answer(&mut self, now: Instant) {
+        if self.question.is_open() {
+            self.ask_again(now);
+        }
+    }
+
+    /// Asks now. If a question is open, its answer does not count.
+    fn ask_again(&mut self, now: Instant) {
+        if self.question.drop_open(now) {
+            self.say(MonitorStep::Cancel);
+        }
+    }
+
+    fn say(&mut self, step: MonitorStep) {
+        self.steps.push_back(step);
+    }
+
+    fn start_doubt(&mut self) {
+        if let Some(known) = self.consumer.known_mut() {
+            known.trust = LeaderTrust::InDoubt;
+            self.say(MonitorStep::Doubt);
+        }
+    }
+
+    fn distrust(&mut self, since: Instant, signs: LeaderSigns) {
+        if self.consumer.known().is_some() {
+            self.say(MonitorStep::Distrust { since, signs });
+        }
+    }
+
+    /// Leases that were granted before are over: their messages are delivered again.
+    fn void(&mut self, now: Instant) {
+        if let Some(known) = self.consumer.known_mut() {
+            known.void();
+            self.say(MonitorStep::Void);
+        }
+        // An answer on its way may be older than this, or not: it does not tell.
+        self.distrust_answer(now);
+    }
+
+    fn announce(&mut self, delivered: u64, counted: DeliveryCount) {
+        let created = self.consumer.known().map(|known| known.view.created.clone());
+        let (began, again) = (counted == DeliveryCount::Began, counted == DeliveryCount::Again);
+        let announce = |created| MonitorStep::Announce { created, delivered, began, again };
+        self.steps.extend(created.map(announce));
+    }
+}

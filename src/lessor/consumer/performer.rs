@@ -1,0 +1,371 @@
+//! Performs what the machines of one consumer decide: tells them what happens, and does their steps with
+//! the parts that hold the inbox, the leases and the replies. Decides nothing, and waits for nothing: the
+//! loop is `task`'s.
+//!
+//! 1. Nothing is pulled before INFO was read on this very connection: a lease that the server has forgotten
+//!    must end before its message can arrive again.
+//! 2. Every delivery that arrives is leased in the table before anybody sees it.
+//! 3. The steps of the monitor are done before anything else happens to the consumer.
+
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+
+use super::{
+    announcer::{Announcer, HeldBack},
+    callers::{Caller, Callers, DecidedAnswer},
+    handle::{ConsumerCommand, ConsumerHandle},
+    info::InfoQuestion,
+    leases::ConsumerLeases,
+    monitor::{CallerWants, Monitor, MonitorStep},
+    poison::PoisonWatch,
+    quarantine::SearchResult,
+    subscription::{Arrived, Subscription, SubscriptionEvent},
+};
+use crate::{
+    broker::{Broker, ConsumerInfo, ConsumerName, InboxEvent, InfoError, PullEnd, PullRequest},
+    clock,
+    lessor::{Error, Lessor, delivery::GrantedDelivery, sighting::Sighting, spec::encoded_size},
+    pump::{Allowance, PullOutcome, Step},
+};
+
+/// See the [module](self).
+pub(super) struct Performer<B: Broker> {
+    core: Lessor<B>,
+    name: ConsumerName,
+    pub(super) monitor: Monitor,
+    pub(super) leases: ConsumerLeases<B>,
+    /// Those who wait, and the pump.
+    pub(super) callers: Callers,
+    pub(super) subscription: Subscription<B>,
+    pub(super) announcer: Announcer,
+    pub(super) info: InfoQuestion<B>,
+    /// The search for poison, and the quarantine.
+    pub(super) poison: PoisonWatch<B>,
+}
+
+impl<B: Broker> Performer<B> {
+    pub(super) fn new(core: Lessor<B>, name: ConsumerName, handle: ConsumerHandle) -> Self {
+        let now = clock::now();
+        let leases = ConsumerLeases::new(core.clone(), name.clone());
+        let subscription = Subscription::new(core.clone(), name.clone());
+        let server = subscription.link().server().map(AsRef::as_ref);
+        Self {
+            monitor: Monitor::new(server, leases.view(), now),
+            leases,
+            callers: Callers::new(handle, now),
+            subscription,
+            announcer: Announcer::default(),
+            info: InfoQuestion::new(core.clone(), name.clone()),
+            poison: PoisonWatch::new(core.clone(), name.clone()),
+            name,
+            core,
+        }
+    }
+
+    /// Does what the monitor says, and opens an inbox once INFO was read on this connection.
+    pub(super) async fn prepare(&mut self) {
+        let now = clock::now();
+        if !self.monitor.is_connected() {
+            return;
+        }
+        self.move_on(now);
+        let waiting = self.callers.are_waiting();
+        let wants = CallerWants { waiting, pull: waiting && !self.callers.pump.has_pull() };
+        while let Some(step) = self.monitor.step(wants, || self.leases.held() > 0, now) {
+            self.do_step(step, None);
+        }
+        let barred = self.poison.is_searching() || self.poison.suspended(now).is_some();
+        if !self.subscription.is_open() && self.monitor.is_read_here() && !barred {
+            let kind = self.poison.quarantine.place();
+            if self.subscription.open(kind).await {
+                self.callers.pump.up(now);
+            }
+        }
+    }
+
+    /// Leaves an inbox that is not where the consumer belongs: on a connection that was replaced, or on one
+    /// of its own without need any more. Its last pull has ended.
+    fn move_on(&mut self, now: Instant) {
+        self.subscription.drop_previous(now);
+        if !self.subscription.is_quiet() {
+            return;
+        }
+        let released = self.poison.quarantine.outlived(now) && self.subscription.is_dedicated();
+        if self.subscription.is_outdated() || released {
+            tracing::info!(consumer = %self.name, "it goes to the shared connection");
+            self.subscription.leave(now);
+            self.monitor.ask(now);
+            self.disconnected(now);
+        }
+    }
+
+    /// Does what the pump says, until it has nothing more to say.
+    pub(super) async fn perform(&mut self) {
+        loop {
+            let now = clock::now();
+            let step = self.callers.pump.step(now, Allowance::NONE);
+            // A pull whose end was never told keeps no permit either: others may be waiting for it.
+            let open = self.callers.pump.has_pull();
+            let freed = self.subscription.free_permits(open, now);
+            match step.or_else(|| self.step_to_pull(now)) {
+                None if freed => {}
+                None => return,
+                Some(Step::Pull { no, batch, expires, no_wait, max_bytes }) => {
+                    self.pull(PullRequest { no, batch, expires, no_wait, max_bytes }).await;
+                }
+                Some(Step::Answer { waiter, messages, too_large, why }) => {
+                    let answer = DecidedAnswer { waiter, messages, too_large, why };
+                    let away = || self.info.why_away(self.subscription.link());
+                    self.callers.answer(answer, &self.leases, away, now);
+                }
+                Some(Step::Overdue { message }) => self.leases.release(vec![message], now),
+            }
+        }
+    }
+
+    /// The pump's next step, if that is a pull and nothing is against it.
+    fn step_to_pull(&mut self, now: Instant) -> Option<Step<GrantedDelivery>> {
+        let demand = self.callers.pump.demand(now);
+        let may = self.monitor.may_pull(now) && !self.announcer.is_announcing();
+        let allowed = self.subscription.allow(demand, may, || self.leases.left(), now)?;
+        self.callers.pump.step(now, allowed)
+    }
+
+    async fn pull(&mut self, pull: PullRequest) {
+        let sent = self.subscription.pull(pull).await;
+        let now = clock::now();
+        if !sent {
+            // The pump tries again.
+            self.callers.pump.ended(pull.no, PullOutcome::Refused, now);
+        } else if let Some(spec) = self.leases.spec() {
+            self.poison.quarantine.pulled(spec.longest_ack_wait(), now);
+        }
+    }
+
+    pub(super) fn subscribed(&mut self, event: SubscriptionEvent, now: Instant) {
+        match event {
+            SubscriptionEvent::Link(link) => {
+                self.monitor.linked(link.server().map(AsRef::as_ref), now);
+                self.subscription.set_link(link);
+                self.obey(None);
+            }
+            SubscriptionEvent::Inbox(InboxEvent::Arrived) => {
+                let mut arrived = self.subscription.take(now);
+                let void = self.monitor.arrived(&arrived.sequences(), now);
+                self.obey(None);
+                drop(arrived.deliveries.drain(..void));
+                self.lease(arrived, now);
+            }
+            SubscriptionEvent::Inbox(InboxEvent::Lost) => self.disconnected(now),
+            SubscriptionEvent::Inbox(InboxEvent::Broken) => {
+                if let Some(kind) = self.subscription.broke(now) {
+                    self.poison.quarantine.accuse(kind);
+                    self.monitor.reread();
+                    self.monitor.ask(now);
+                }
+                self.disconnected(now);
+            }
+            SubscriptionEvent::Previous(event) => {
+                if let Some(arrived) = self.subscription.take_late(event, now) {
+                    self.monitor.arrived_late(&arrived.sequences());
+                    self.lease(arrived, now);
+                }
+            }
+            SubscriptionEvent::Free => {}
+        }
+    }
+
+    /// Leases what has arrived. If the consumer is gone, so are its deliveries; the ends of pulls count.
+    fn lease(&mut self, arrived: Arrived, now: Instant) {
+        let granted = self.leases.grant(arrived.deliveries, self.subscription.permits(), now);
+        for granted in granted {
+            self.hand_on(HeldBack::Message(granted), now);
+        }
+        for (no, end) in arrived.ends {
+            self.hand_on(HeldBack::End(no, end), now);
+        }
+    }
+
+    /// Tells the pump, once the other replicas know all that they must.
+    fn hand_on(&mut self, arrived: HeldBack, now: Instant) {
+        if self.announcer.is_announcing() {
+            return self.announcer.hold_back(arrived);
+        }
+        match arrived {
+            HeldBack::Message(granted) => {
+                let (size, last) = (encoded_size(&granted.delivery), granted.last_attempt());
+                self.callers.pump.arrived(granted, size, last, now);
+            }
+            HeldBack::End(no, end) => self.pull_ended(no, end, now),
+        }
+    }
+
+    /// A pull has ended. Some ends say more than that.
+    fn pull_ended(&mut self, no: u64, end: PullEnd, now: Instant) {
+        let outcome = self.subscription.ended(no, &end);
+        match end {
+            PullEnd::Busy(why) => {
+                // A limit that INFO tells is kept from the next pull on. A limit that it does not tell, like
+                // too many pulls of others, is for the callers to know.
+                self.monitor.ask(now);
+                if self.subscription.passes_limit() || why.contains("MaxWaiting") {
+                    self.callers.fail(&Error::ConsumerBusy(why), now);
+                }
+            }
+            PullEnd::LeaderGone => self.monitor.leader_gone(now),
+            PullEnd::ConsumerGone => self.monitor.missed(now),
+            PullEnd::Permission(subject) => {
+                self.callers.fail(&Error::Permission(subject), now);
+                self.disconnected(now);
+                self.monitor.reread();
+            }
+            PullEnd::Other(why) => {
+                tracing::warn!(consumer = %self.name, why, "a pull was refused");
+            }
+            PullEnd::Done | PullEnd::RequestsPending | PullEnd::TooLarge | PullEnd::Spent => {}
+        }
+        self.obey(None);
+        self.callers.pump.ended(no, outcome, now);
+        self.subscription.free_permits(self.callers.pump.has_pull(), now);
+    }
+
+    fn disconnected(&mut self, now: Instant) {
+        let dedicated = self.subscription.close();
+        self.monitor.inbox_lost(dedicated, now);
+        self.obey(None);
+        self.callers.pump.down(now);
+    }
+
+    /// # Errors
+    /// Why the task ends: the consumer is not there, or not one to lease from.
+    pub(super) fn answered(
+        &mut self,
+        info: &Result<ConsumerInfo, InfoError>,
+        now: Instant,
+    ) -> Result<(), Error> {
+        let (answer, error) = self.info.read(info);
+        if let Ok(info) = info {
+            self.subscription.set_backlog(info.pending > 0 || info.ack_pending > 0);
+        }
+        self.monitor.answered(answer, self.subscription.is_outdated(), now);
+        let stop = self.obey(info.as_ref().ok());
+        if self.monitor.is_away(now) && self.monitor.is_connected() {
+            self.info.log_failure(now);
+        }
+        self.tell_spec();
+        error.filter(|_| stop).map_or(Ok(()), Err)
+    }
+
+    /// Does what the monitor says because of an event. `info`: what was just read. Returns whether the task
+    /// is to end.
+    fn obey(&mut self, info: Option<&ConsumerInfo>) -> bool {
+        let mut stop = false;
+        while let Some(step) = self.monitor.next_step() {
+            stop |= step == MonitorStep::Stop;
+            self.do_step(step, info);
+        }
+        stop
+    }
+
+    fn do_step(&mut self, step: MonitorStep, info: Option<&ConsumerInfo>) {
+        match step {
+            MonitorStep::Ask => self.info.ask(),
+            MonitorStep::Cancel => self.info.cancel(),
+            MonitorStep::Adopt => {
+                let spec = info.map(|info| self.leases.adopt(info));
+                spec.iter().for_each(|spec| self.callers.pump.set_limits(spec.limits()));
+            }
+            MonitorStep::MadeAgain => {
+                tracing::info!(consumer = %self.name, "it was made anew: the leases of the old one end");
+                self.leases.end();
+                self.poison.forget();
+            }
+            MonitorStep::EndLeases => self.leases.end(),
+            MonitorStep::Void => self.leases.void(),
+            MonitorStep::Distrust { since, signs } => self.leases.distrust(since, signs),
+            MonitorStep::LoseAfter(last) => self.leases.lose_after(last),
+            MonitorStep::Lead(leader) => self.leases.pass_to(leader),
+            MonitorStep::Doubt => self.leases.doubt(),
+            MonitorStep::Trust => self.leases.trust(),
+            MonitorStep::Announce { created, delivered, began, again } => {
+                let name = self.name.clone();
+                let sighting = Sighting { name, created, delivered, began, again };
+                let told = self.core.tell_others(sighting);
+                told.into_iter().for_each(|told| self.announcer.announce(told));
+            }
+            MonitorStep::ReadHere { missing_from } => self.poison.examine(missing_from),
+            MonitorStep::AnswerReplicas => self.callers.answer_replicas(),
+            // Whoever has told the answer ends the task.
+            MonitorStep::Stop => {}
+        }
+    }
+
+    pub(super) fn searched(&mut self, result: &SearchResult, now: Instant) {
+        let found = matches!(result, SearchResult::Found { .. });
+        let cut = self.subscription.explain_cut(now).filter(|_| !found);
+        if let Some(error) = self.poison.searched(result, cut, now) {
+            self.callers.fail(&error, now);
+        }
+    }
+
+    pub(super) fn command(&mut self, command: ConsumerCommand, now: Instant) {
+        match command {
+            ConsumerCommand::Join { ticket, want, lease, reply } => {
+                self.callers.came(now);
+                let caller = Caller { ticket, want, lease, reply };
+                match self.poison.suspended(now).or_else(|| self.leases.refusal()) {
+                    Some(refusal) => caller.refuse(refusal),
+                    None => self.callers.join(caller, now),
+                }
+            }
+            ConsumerCommand::Leave(ticket) => self.callers.leave(ticket, now),
+            ConsumerCommand::GiveBack(granted) => {
+                self.callers.take_back(granted, &self.leases, now);
+            }
+            ConsumerCommand::Doubt => {
+                self.monitor.unanswered(self.subscription.is_link_current(), now);
+                self.obey(None);
+            }
+            ConsumerCommand::Heard(sighting, reply) => self.heard(&sighting, reply, now),
+            ConsumerCommand::Know(reply) => {
+                self.callers.came(now);
+                self.callers.want_spec(reply);
+                self.tell_spec();
+            }
+        }
+    }
+
+    /// Another replica has seen something. `reply` is answered, or dropped, when nothing that this voids is
+    /// settled here any more.
+    fn heard(&mut self, sighting: &Sighting, reply: oneshot::Sender<()>, now: Instant) {
+        let held = self.leases.held() > 0;
+        let wait = self.monitor.heard(sighting, held, now);
+        self.obey(None);
+        if wait {
+            self.callers.wait_for_info(reply);
+        }
+    }
+
+    /// Tells the spec to those who want it, once it is known on the present connection.
+    fn tell_spec(&mut self) {
+        if let Some(spec) = self.leases.spec().filter(|_| self.monitor.is_read_here()) {
+            self.callers.tell_spec(&Ok(spec.clone()));
+        }
+    }
+
+    /// The other replicas know. What was held back goes on its way.
+    pub(super) fn others_know(&mut self, now: Instant) {
+        for arrived in self.announcer.finish() {
+            self.hand_on(arrived, now);
+        }
+    }
+
+    /// Tells callers that NATS is away, if it is for so long.
+    pub(super) fn tell_outage(&mut self, now: Instant) {
+        if self.monitor.is_away(now) {
+            let error = self.info.why_away(self.subscription.link());
+            self.callers.fail(&error, now);
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Looks after a consumer whose connection broke by what it brought: searches for the messages that break
+//! every connection that brings them, terminates them, and tells callers what the [`Quarantine`] makes of it.
+
+use std::{
+    collections::BTreeSet,
+    future::Future,
+    pin::Pin,
+    time::{Duration, Instant},
+};
+
+use tokio::time::timeout_at;
+
+use super::quarantine::{Barred, Quarantine, SearchResult};
+use crate::{
+    broker::{
+        AckKind, AckPublish, Broker, BrokerError, Confirmation, ConsumerName, Denial, InfoError,
+        Search, Unreadable,
+    },
+    clock,
+    lessor::{Error, Lessor, Unsuitable, shares::Explained},
+};
+
+/// The longest that one search may take.
+const SEARCH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// See the [module](self).
+pub(super) struct PoisonWatch<B: Broker> {
+    core: Lessor<B>,
+    name: ConsumerName,
+    pub(super) quarantine: Quarantine,
+    /// While a search is under way, nothing is pulled.
+    search: Option<Pin<Box<dyn Future<Output = SearchResult> + Send>>>,
+}
+
+impl<B: Broker> PoisonWatch<B> {
+    pub(super) fn new(core: Lessor<B>, name: ConsumerName) -> Self {
+        Self { core, name, quarantine: Quarantine::none(), search: None }
+    }
+
+    /// The consumer is another one: nothing is held against it.
+    pub(super) fn forget(&mut self) {
+        (self.quarantine, self.search) = (Quarantine::none(), None);
+    }
+
+    /// INFO was read after a break. JetStream numbers a consumer's deliveries, and has delivered something
+    /// that did not arrive, from this stream sequence on. If everything has arrived, the break was another
+    /// consumer's.
+    pub(super) fn examine(&mut self, missing_from: Option<u64>) {
+        if !self.quarantine.accused() || self.search.is_some() {
+            return;
+        }
+        let Some(from) = missing_from else { return self.quarantine.acquit() };
+        tracing::warn!(
+            consumer = %self.name,
+            "the connection broke by what it brought: looking for messages that cannot be read"
+        );
+        let known = self.quarantine.terminated().clone();
+        self.search = Some(Box::pin(search(self.core.clone(), self.name.clone(), from, known)));
+    }
+
+    pub(super) fn is_searching(&self) -> bool {
+        self.search.is_some()
+    }
+
+    /// Waits for the end of the search. Never ends if there is none. Cancel-safe.
+    pub(super) async fn next(&mut self) -> SearchResult {
+        match &mut self.search {
+            Some(search) => {
+                let result = search.await;
+                self.search = None;
+                result
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The search has ended. `cut`: what the bytes say that were on their way. Returns what callers are told.
+    pub(super) fn searched(
+        &mut self,
+        result: &SearchResult,
+        cut: Option<Explained>,
+        now: Instant,
+    ) -> Option<Error> {
+        if let Some(Explained { first: true, cause, bound }) = cut
+            && cause.slow
+        {
+            tracing::warn!(
+                outstanding = cause.out,
+                bound,
+                "NATS cut the connection for deliveries while many bytes were outstanding, and no \
+                 message explains it: a slow consumer for NATS; lower --max-pull-bytes, or raise \
+                 max_pending at the server"
+            );
+        }
+        let barred = self.quarantine.weigh(result, cut.map(|cut| cut.cause), now)?;
+        let (error, consumer) = (self.error_of(barred), &self.name);
+        if matches!(error, Error::ConsumerSuspected { .. }) {
+            tracing::warn!(%consumer, %error, "a connection of its own broke, and it is not known by what");
+        } else {
+            tracing::error!(%consumer, %error, "the consumer is fenced off for a while");
+        }
+        Some(error)
+    }
+
+    /// Why callers are not served now.
+    pub(super) fn suspended(&self, now: Instant) -> Option<Error> {
+        self.quarantine.fenced(now).map(|barred| self.error_of(barred))
+    }
+
+    fn error_of(&self, barred: Barred) -> Error {
+        let name = self.name.clone();
+        match barred {
+            Barred::Unreadable { needs } => {
+                let property = Unsuitable::Unreadable { needs };
+                Error::ConsumerUnsuitable { name, property }
+            }
+            Barred::Suspected { needs } => Error::ConsumerSuspected { name, needs },
+        }
+    }
+}
+
+/// Searches from this stream sequence on, and terminates what cannot be read. Nobody here can hold a lease
+/// on such a message, because nobody could receive it. A message that was terminated before (`known`) is
+/// terminated again only if no other is found: a server that has crashed may have forgotten it.
+async fn search<B: Broker>(
+    core: Lessor<B>,
+    name: ConsumerName,
+    from: u64,
+    known: BTreeSet<u64>,
+) -> SearchResult {
+    let until = clock::now() + SEARCH_TIMEOUT;
+    let blind = SearchResult::Nothing { complete: false };
+    // The answers carry whole messages, on the connection that settles: few searches at a time.
+    let Ok(Ok(_permit)) = timeout_at(until.into(), core.looks.acquire()).await else {
+        return blind;
+    };
+    let Search { mut found, complete } = match core.broker.unreadable(&name, from, until).await {
+        Ok(search) => search,
+        Err(InfoError::Permission(subject)) => return SearchResult::NotAllowed(subject),
+        Err(error) => {
+            tracing::debug!(consumer = %name, %error, "not looked for unreadable messages");
+            return blind;
+        }
+    };
+    if found.is_empty() {
+        return SearchResult::Nothing { complete };
+    }
+    if found.iter().any(|message| !known.contains(&message.stream_sequence)) {
+        found.retain(|message| !known.contains(&message.stream_sequence));
+    }
+    let until = clock::now() + core.limits.settle_timeout;
+    let terms = found.iter().map(term).collect();
+    let results = core.broker.settle(terms, Confirmation::Confirmed, until).await;
+    let (mut terminated, mut needs) = (Vec::new(), None);
+    for (message, result) in found.iter().zip(results) {
+        let (sequence, why) = (message.stream_sequence, &*message.why);
+        let ConsumerName { stream, consumer } = &name;
+        match result {
+            Ok(()) => {
+                tracing::warn!(%stream, %consumer, sequence, why, "a message that cannot be read was terminated");
+                terminated.push(sequence);
+            }
+            Err(error) => {
+                tracing::warn!(%stream, %consumer, sequence, why, %error, "a message that \
+                    cannot be read could not be terminated");
+                if let BrokerError::Denied(Denial::Permission(subject)) = error {
+                    needs = Some(subject);
+                }
+            }
+        }
+    }
+    SearchResult::Found { terminated, needs }
+}
+
+fn term(message: &Unreadable) -> AckPublish {
+    let kind = AckKind::Term(format!("fetch-proxy: unreadable headers: {}", message.why));
+    AckPublish { ack: message.ack.clone(), kind, confirm_group: None, by: None }
+}
