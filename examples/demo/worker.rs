@@ -169,10 +169,12 @@ impl Book {
             (count("acked"), count("terminated"), count("rejected"));
         let open = count("nacked");
         println!("\n  {} messages in {} attempts:", self.last.len(), self.attempts);
-        println!("  {acked:>3} acked       done, and gone for this consumer");
+        println!("  {acked:>3} acked       done: never delivered again");
         println!("  {terminated:>3} terminated  by us, with a reason: never delivered again");
-        println!("  {rejected:>3} rejected    no JSON: terminated by the proxy, handed back to us");
-        println!("  {open:>3} open        nacked and not seen again");
+        println!(
+            "  {rejected:>3} rejected    not JSON: terminated by the proxy, and returned to us"
+        );
+        println!("  {open:>3} open        nacked, and not delivered again yet");
         let wrong: Vec<_> =
             self.expected.iter().filter(|(at, fate)| self.last[at] != **fate).collect();
         for (sequence, fate) in &wrong {
