@@ -13,6 +13,7 @@ use tokio::{
 use crate::language::Language;
 
 const PAGE: &str = include_str!("../../README.md");
+const PYTHON_PAGE: &str = include_str!("../../examples/python/README.md");
 /// The address that the page names, in place of the test's own.
 const ADDRESS: &str = "127.0.0.1:50051";
 const MESSAGES: usize = 3;
@@ -72,15 +73,17 @@ pub async fn follow(python: Language) -> Result<(), String> {
     Ok(())
 }
 
-/// The client's code, by the names that the page imports.
+/// Generates the client's code by the command of the Python page, for the names that the README imports.
 async fn generate(python: &Language, into: &Path) -> Result<(), String> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("proto");
+    let command =
+        PYTHON_PAGE.split('`').find(|code| code.starts_with("python -m grpc_tools.protoc "));
+    let command =
+        command.ok_or("examples/python/README.md does not say how to generate the client")?;
+    // The page writes into the folder of the worker.
+    let here = |word: &str| word.replace("out=.", &format!("out={}", into.display()));
     let output = Command::new(python.folder.join(".build/venv/bin/python"))
-        .args(["-m", "grpc_tools.protoc"])
-        .arg(format!("-I{}", root.display()))
-        .arg(format!("--python_out={}", into.display()))
-        .arg(format!("--grpc_python_out={}", into.display()))
-        .arg("fetchproxy/v1/fetch.proto")
+        .args(command.split_whitespace().skip(1).map(here))
+        .current_dir(&python.folder)
         .output()
         .await
         .map_err(|error| error.to_string())?;
