@@ -21,9 +21,9 @@ use self::{
     limit_args::LimitArgs,
 };
 use crate::{
-    grpc::{CallLimits, ListenerLimits, MOST_MAX_BYTES, SHORTEST_LEASE},
     keys::{Keys, KeysError},
     lessor::LeaseLimits,
+    limits::{CallLimits, ListenerLimits, MOST_MAX_BYTES, SHORTEST_LEASE},
     nats::{Auth, Settings, parse_servers},
     secrets::{self, OpenTo},
 };

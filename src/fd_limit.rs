@@ -5,7 +5,7 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::grpc::turned_away;
+use crate::limits::turned_away;
 
 /// Connections of operators and probes.
 const PROBES: usize = 256;

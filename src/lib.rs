@@ -10,22 +10,27 @@
 //!
 //! ```text
 //! main          parses the command line, runs a command, returns the exit code
+//! commands      what each subcommand does, and its exit code
 //! app           wires all rooms together and drains them in order
-//! telemetry     the log: format, level and the thread that writes it
-//! config        flags and environment variables, checked
 //! dev           a private NATS server with samples, for a first look
-//! fd_limit      raises the limit of open files to what the connections need
+//! ops           the listener for operators, and health
 //! grpc          the contract: requests are read, answers are written
+//! telemetry     the log: format, level and the thread that writes it
 //! api_error     what went wrong with a call, for its client; pure
 //! cluster       the replicas: who is there, who holds which lease, hand-over
+//! config        flags and environment variables, checked
+//! client        the client behind fetch, ack, nak, term, extend and probe
+//! fd_limit      raises the limit of open files to what the connections need
 //! keys          the token keys, read again when their file changes
 //! lessor        leases deliveries to callers: pulls, grants, settles, sweeps
 //! nats          the broker and the bus on NATS
+//! net           connections of clients: accepted, bounded, closed
 //! readiness     whether this replica may serve, and why not; pure
 //! broker        the port to JetStream: a trait, its types, its errors
 //! bus           the port to the other replicas: a trait, its types, its errors
 //! clock         the only room that reads the time
 //! lease         the lease table; pure
+//! limits        limits of the contract and of a listener: numbers; pure
 //! log_throttle  how often a log line that strangers cause may be written
 //! pb            code generated from the contract
 //! pump          decides pulls and answers for one consumer; pure
@@ -41,8 +46,10 @@ pub mod api_error;
 pub mod app;
 pub mod broker;
 pub mod bus;
+pub mod client;
 pub mod clock;
 pub mod cluster;
+pub mod commands;
 pub mod config;
 pub mod dev;
 pub mod fd_limit;
@@ -50,8 +57,11 @@ pub mod grpc;
 pub mod keys;
 pub mod lease;
 pub mod lessor;
+pub mod limits;
 pub mod log_throttle;
 pub mod nats;
+mod net;
+pub mod ops;
 pub mod pb;
 pub mod pump;
 pub mod readiness;

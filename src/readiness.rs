@@ -4,9 +4,11 @@
 //! ```text
 //!  never reached NATS ─▶ not serving      NATS lost < 10 s ─▶ serving (calls fail fast)
 //!  connected ──────────▶ serving          NATS lost ≥ 10 s ─▶ not serving
-//!  draining, a server too old, or other replicas that share no key ─▶ not serving, at once
+//!  a server too old, or other replicas that share no key ─▶ not serving, at once
 //!  no JetStream there ─▶ not serving: at once where it never was, else after 10 s
 //! ```
+//! A replica that drains tells health so without asking here.
+//!
 //! A blip of NATS must not empty the Service behind which replicas stand; one partitioned replica
 //! should leave it.
 
@@ -38,7 +40,6 @@ pub struct Readiness {
     /// Why JetStream is absent, and since when that is known.
     absent: Option<(String, Instant)>,
     misfit: Option<String>,
-    draining: bool,
 }
 
 impl Readiness {
@@ -52,7 +53,6 @@ impl Readiness {
             answered: false,
             absent: None,
             misfit: None,
-            draining: false,
         };
         readiness.link(link, now);
         readiness
@@ -84,17 +84,11 @@ impl Readiness {
         self.misfit = why;
     }
 
-    /// The replica is going.
-    pub fn drain(&mut self) {
-        self.draining = true;
-    }
-
     /// The verdict, and when it changes if nothing else happens.
     pub fn verdict(&self, now: Instant) -> (Verdict, Option<Instant>) {
         let not = |why: &str| (Verdict::NotServing(why.to_owned()), None);
         let patient_until = self.lost_at.filter(|_| self.reached).map(|lost| lost + OUTAGE_GRACE);
         match (&self.link, patient_until) {
-            _ if self.draining => not("draining"),
             (Link::Unsupported(why), _) => not(why),
             _ if let Some(why) = &self.misfit => not(why),
             (Link::Up(_), _) => match &self.absent {
@@ -175,13 +169,10 @@ mod tests {
     }
 
     #[test]
-    fn a_draining_replica_and_one_with_an_unfit_server_are_not_ready_at_once() {
+    fn a_replica_with_an_unsupported_server_is_not_ready_at_once() {
         let now = clock::now();
         let mut readiness = Readiness::new(up(), now);
         readiness.link(Link::Unsupported("too old".into()), now);
         assert_eq!(readiness.verdict(now).0, Verdict::NotServing("too old".into()));
-        readiness.link(up(), now);
-        readiness.drain();
-        assert_eq!(readiness.verdict(now).0, Verdict::NotServing("draining".into()));
     }
 }

@@ -1,4 +1,4 @@
-//! Makes the listeners, as the command line names them: one address, a name, or all addresses.
+//! Opens the listening sockets that the command line names: one address, a name, or all addresses.
 
 use std::{
     io,
@@ -10,8 +10,10 @@ use tokio::net::{TcpListener, TcpSocket};
 use super::AppError;
 use crate::config::Listen;
 
+/// Listens on `on`.
+///
 /// # Errors
-/// Why it cannot be listened on.
+/// [`AppError::Listen`], with the cause.
 pub(super) async fn listen(on: Listen) -> Result<TcpListener, AppError> {
     let listener = match &on {
         Listen::All(port) => or_ipv4(both(*port), *port).await,
@@ -21,17 +23,17 @@ pub(super) async fn listen(on: Listen) -> Result<TcpListener, AppError> {
     listener.map_err(|error| AppError::Listen(on, error))
 }
 
-/// IPv6 and IPv4 at once, whatever the system's default is.
+/// Listens on IPv6 and IPv4 at once, independent of the system's default.
 fn both(port: u16) -> io::Result<TcpListener> {
     let socket = TcpSocket::new_v6()?;
     rustix::net::sockopt::set_ipv6_v6only(&socket, false)?;
     socket.set_reuseaddr(true)?;
     socket.bind((Ipv6Addr::UNSPECIFIED, port).into())?;
-    // As many as the other ways to listen have.
+    // The backlog that `TcpListener::bind` uses.
     socket.listen(1024)
 }
 
-/// IPv4 alone, where there is no IPv6.
+/// Falls back to IPv4 alone if the machine has no IPv6.
 async fn or_ipv4(both: io::Result<TcpListener>, port: u16) -> io::Result<TcpListener> {
     let without = |error: &io::Error| {
         error.kind() == io::ErrorKind::AddrNotAvailable
@@ -54,7 +56,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn where_there_is_no_ipv6_all_addresses_are_those_of_ipv4() {
+    async fn all_addresses_are_ipv4_without_ipv6() {
         for missing in [
             io::Error::from(rustix::io::Errno::AFNOSUPPORT),
             io::ErrorKind::AddrNotAvailable.into(),

@@ -23,8 +23,11 @@ use bytes::{Buf, Bytes};
 use http_body::{Frame, SizeHint};
 use tonic::Status;
 
-use super::{budget::Taken, connection::OpenCall, unwritten::StartedAnswer};
-use crate::lessor::Fetched;
+use super::budget::Taken;
+use crate::{
+    lessor::Fetched,
+    net::{OpenCall, StartedAnswer},
+};
 
 /// Most bytes of a piece. The default of an HTTP/2 window is twice that.
 const MAX_PIECE_BYTES: usize = 32 * 1024;
@@ -90,7 +93,7 @@ impl Drop for WriteState {
 /// The body of an answer.
 pub(super) struct Body {
     inner: tonic::body::Body,
-    /// What is left of a frame of `inner`.
+    /// The rest of a frame of `inner`.
     rest: Bytes,
     hold: Option<Arc<WriteState>>,
 }

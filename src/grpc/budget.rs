@@ -96,8 +96,8 @@ impl MemoryShare {
         Ok(Taken { share: self.clone(), count })
     }
 
-    /// Takes `count` units, and waits for them until `until`. Whoever waits holds memory already, so
-    /// at most half of the budget is waited for at once.
+    /// Takes `count` units, and waits for them until `until`. A caller that waits holds memory
+    /// already, so callers wait for at most half of the budget at once.
     ///
     /// # Errors
     /// See [`ExhaustedScope`].

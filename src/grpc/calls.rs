@@ -24,13 +24,14 @@ use super::{
     SERVICE,
     answer::{Body, DeliveryGuard, WriteState},
     budget::{MemoryBudget, MemoryShare, Taken},
-    connection::{ClientConnection, OpenCall},
     reading::{self, Bounds, Limited, Read},
     to_status::to_status,
 };
 use crate::{
     api_error::{ApiError, BudgetKind as Of, ExhaustedScope},
     lessor::Error,
+    limits::CallLimits,
+    net::{ClientConnection, OpenCall},
 };
 
 /// Largest request of our service that is read, in bytes.
@@ -49,19 +50,6 @@ const ALL_REFLECTIONS: usize = 64;
 const LARGEST_REFLECTION: usize = 256 * 1024;
 /// Longest reflection stream.
 const LONGEST_REFLECTION: Duration = Duration::from_secs(60);
-
-/// How many calls are taken on.
-#[derive(Debug, Clone)]
-pub struct CallLimits {
-    /// Calls of the service under way at once, at least 1.
-    pub max_calls: usize,
-    /// Of those, Fetch calls, at least 1.
-    pub max_waiters: usize,
-    /// Bytes of requests that are being read or worked on.
-    pub max_request_bytes: usize,
-    /// Bytes of memory for answers that their clients have not read.
-    pub max_answer_bytes: usize,
-}
 
 /// The places for calls, and how many are taken.
 #[derive(Debug, Clone)]
@@ -142,7 +130,7 @@ struct OfConnection {
 #[derive(Debug, Clone)]
 pub(super) struct AnswerBytes(pub(super) MemoryShare);
 
-/// What a call is, by its path.
+/// The kind of a call, by its path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Fetch,
@@ -183,7 +171,7 @@ pub(super) fn is_ours(path: &str) -> bool {
     Kind::of(path).is_ours()
 }
 
-/// What a call has taken.
+/// The permits of a call.
 struct Admitted {
     kind: Kind,
     /// Until the answer is written.

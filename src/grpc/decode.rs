@@ -10,37 +10,16 @@ use crate::{
     api_error::ApiError,
     broker::{Confirmation, ConsumerName},
     lessor::{Action, CallerDeadline, Codec, FetchParams},
+    limits::{
+        DEFAULT_MAX_BYTES, DEFAULT_WAIT, LEAST_MAX_BYTES, LONGEST_DELAY, LONGEST_LINGER,
+        LONGEST_NAME, LONGEST_REASON, LONGEST_WAIT, LONGEST_WORKER, MOST_MAX_BYTES, MOST_MESSAGES,
+        SHORTEST_LEASE,
+    },
     pb,
 };
 
-/// Most messages of one Fetch; more is lowered.
-pub const MOST_MESSAGES: u32 = 1000;
-/// Most settlements of one Settle; more is refused.
-pub const MOST_SETTLEMENTS: usize = 1000;
-/// Longest wait for a first message; more is lowered.
-pub const LONGEST_WAIT: Duration = Duration::from_secs(300);
-/// The wait of a Fetch that does not say.
-pub const DEFAULT_WAIT: Duration = Duration::from_secs(30);
-/// Longest time to go on after a first message; more is lowered.
-pub const LONGEST_LINGER: Duration = Duration::from_secs(5);
-/// Shortest lease; less is refused.
-pub const SHORTEST_LEASE: Duration = Duration::from_secs(1);
-/// Longest delay of a Nak; more is refused.
-pub const LONGEST_DELAY: Duration = Duration::from_secs(24 * 3600);
-/// Longest reason of a Term, in bytes; more is cut.
-pub const LONGEST_REASON: usize = 1024;
-/// Longest name of a stream or consumer, in bytes.
-pub const LONGEST_NAME: usize = 255;
-/// Longest name of a worker, in bytes; more is cut.
-pub const LONGEST_WORKER: usize = 1024;
-/// As much of it is remembered while the worker has leases, in bytes.
+/// Most bytes of a worker's name that are remembered while the worker has leases; more is cut.
 const NAMED_WORKER: usize = 64;
-/// Most bytes of an answer; more is lowered.
-pub const MOST_MAX_BYTES: u32 = 16 * 1024 * 1024;
-/// What stock gRPC clients take, less what the answer's own frame and numbers take.
-pub const DEFAULT_MAX_BYTES: u64 = 4 * 1024 * 1024 - 1024;
-/// An answer must be able to carry one rejected entry with its token.
-pub const LEAST_MAX_BYTES: u32 = 1024;
 
 /// Reads a Fetch. `left` is what remains until the caller's deadline.
 pub(super) fn fetch(

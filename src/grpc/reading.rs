@@ -19,9 +19,10 @@ use prost::encoding::{DecodeContext, WireType, decode_key, skip_field};
 use tokio::time::{Sleep, sleep};
 use tonic::Status;
 
-use super::{budget::Taken, decode::MOST_SETTLEMENTS};
+use super::budget::Taken;
 use crate::{
     api_error::{ApiError, BudgetKind},
+    limits::MOST_SETTLEMENTS,
     reason::Reason,
 };
 
@@ -299,7 +300,7 @@ mod tests {
 
     #[tokio::test]
     async fn gzip_is_unpacked_within_its_bounds() {
-        // What is random does not shrink, like tokens.
+        // Random bytes do not shrink, like tokens.
         let mut message = vec![0; 300_000];
         getrandom::fill(&mut message).unwrap();
         assert_eq!(reads(packed(&message), true).await, Ok(frame(0, &message)));

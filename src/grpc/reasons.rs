@@ -56,7 +56,7 @@ where
     }
 }
 
-/// What tonic's own error is called here. `ours`: the call was one of our service.
+/// Our status for an error that tonic made itself. `ours`: it was a call of our service.
 fn renamed(headers: &HeaderMap, ours: bool) -> Option<Status> {
     if headers.contains_key(REASON_TRAILER) {
         return None;

@@ -7,14 +7,15 @@ use tonic::{codec::CompressionEncoding, service::Routes};
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tower::Layer as _;
 
-use super::{
-    Service,
-    calls::{CallLimits, Calls},
-    edge::{self, ListenerLimits, Services},
-    protocol::GrpcAlone,
-    reasons::Reasons,
+use super::{Service, calls::Calls, protocol::GrpcAlone, reasons::Reasons};
+use crate::{
+    broker::Broker,
+    bus::Bus,
+    limits::{CallLimits, ListenerLimits},
+    net::{self, Services},
+    pb,
+    pb::fetch_service_server::FetchServiceServer,
 };
-use crate::{broker::Broker, bus::Bus, pb, pb::fetch_service_server::FetchServiceServer};
 
 /// Longest request of reflection, in bytes: a name.
 const MAX_REFLECTION_REQUEST_BYTES: usize = 16 * 1024;
@@ -57,7 +58,7 @@ pub async fn serve<B: Broker + Bus>(
             GrpcAlone.layer(bounded)
         },
     };
-    edge::serve(listener, limits, behind, stop, calls.idle()).await;
+    net::serve(listener, limits, behind, stop, calls.idle()).await;
     Ok(())
 }
 

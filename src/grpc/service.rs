@@ -22,6 +22,7 @@ use crate::{
     clock,
     keys::Keys,
     lessor::{Action, Error, Fetched, Lessor, Rejected, RejectedCause, encoded_size},
+    limits::MOST_SETTLEMENTS,
     pb::{self, fetch_service_server::FetchService},
     token::InstanceId,
 };
@@ -164,8 +165,8 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         let (metadata, extensions, request) = request.into_parts();
         let confirmation = checked(decode::confirmation(request.confirmation))?;
         let count = request.settlements.len();
-        if !(1..=decode::MOST_SETTLEMENTS).contains(&count) {
-            let why = format!("must be 1 to {}, not {count}", decode::MOST_SETTLEMENTS);
+        if !(1..=MOST_SETTLEMENTS).contains(&count) {
+            let why = format!("must be 1 to {MOST_SETTLEMENTS}, not {count}");
             return Err(to_status(&ApiError::Field { field: "settlements".into(), why }));
         }
         // All fields are checked before anything is settled.

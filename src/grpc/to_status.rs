@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// The status of a call that failed with this error.
-pub(super) fn to_status(error: &ApiError) -> Status {
+pub(crate) fn to_status(error: &ApiError) -> Status {
     let reason = error.reason();
     let mut details = ErrorDetails::with_error_info(reason.name(), DOMAIN, error.metadata());
     match error {

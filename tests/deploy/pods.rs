@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fetch_proxy::grpc::probe;
+use fetch_proxy::client::probe;
 use serde_json::Value;
 use testkit::proxy::Proxy;
 use tokio::{

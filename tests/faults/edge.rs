@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use fetch_proxy::grpc::probe;
+use fetch_proxy::client::probe;
 use testkit::{
     BOUND, eventually,
     jetstream::{Fixture, config},

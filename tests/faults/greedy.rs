@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use fetch_proxy::{grpc::probe, pb};
+use fetch_proxy::{client::probe, pb};
 use flate2::{Compression, write::GzEncoder};
 use h2::{Reason, SendStream, client::ResponseFuture};
 use prost::Message;

@@ -38,11 +38,12 @@ const IMPURE: [&str; 9] = [
 ];
 
 /// Rooms and files that decide and do nothing else. Time is an argument.
-const PURE: [&str; 7] = [
+const PURE: [&str; 8] = [
     "api_error",
     "lease",
     "lessor/consumer/monitor",
     "lessor/consumer/quarantine",
+    "limits",
     "pump",
     "reason",
     "token",
@@ -74,7 +75,9 @@ const ROOMS: &[Room] = &[
             "grpc",
             "keys",
             "lessor",
+            "limits",
             "nats",
+            "ops",
             "readiness",
             "token",
         ],
@@ -91,6 +94,12 @@ const ROOMS: &[Room] = &[
         purpose: "the port to the other replicas: a trait, its types, its errors",
         rooms: &[],
         libraries: &[],
+    },
+    Room {
+        name: "client",
+        purpose: "the client behind fetch, ack, nak, term, extend and probe",
+        rooms: &["pb"],
+        libraries: &["prost", "tokio", "tonic"],
     },
     Room {
         name: "clock",
@@ -115,9 +124,15 @@ const ROOMS: &[Room] = &[
         libraries: &["prost", "tokio", "tracing"],
     },
     Room {
+        name: "commands",
+        purpose: "what each subcommand does, and its exit code",
+        rooms: &["app", "client", "config", "dev", "pb", "telemetry", "token"],
+        libraries: &["tokio"],
+    },
+    Room {
         name: "config",
         purpose: "flags and environment variables, checked",
-        rooms: &["grpc", "keys", "lessor", "nats", "secrets"],
+        rooms: &["keys", "lessor", "limits", "nats", "secrets"],
         libraries: &["clap"],
     },
     Room {
@@ -129,7 +144,7 @@ const ROOMS: &[Room] = &[
     Room {
         name: "fd_limit",
         purpose: "raises the limit of open files to what the connections need",
-        rooms: &["grpc"],
+        rooms: &["limits"],
         libraries: &[],
     },
     Room {
@@ -144,13 +159,14 @@ const ROOMS: &[Room] = &[
             "keys",
             "lease",
             "lessor",
+            "limits",
             "log_throttle",
+            "net",
             "pb",
-            "readiness",
             "reason",
             "token",
         ],
-        libraries: &["hyper", "prost", "tokio", "tonic", "tracing"],
+        libraries: &["prost", "tokio", "tonic", "tracing"],
     },
     Room {
         name: "keys",
@@ -166,6 +182,12 @@ const ROOMS: &[Room] = &[
         libraries: &["tokio", "tracing"],
     },
     Room {
+        name: "limits",
+        purpose: "limits of the contract and of a listener: numbers; pure",
+        rooms: &[],
+        libraries: &[],
+    },
+    Room {
         name: "log_throttle",
         purpose: "how often a log line that strangers cause may be written",
         rooms: &[],
@@ -174,14 +196,26 @@ const ROOMS: &[Room] = &[
     Room {
         name: "main",
         purpose: "parses the command line, runs a command, returns the exit code",
-        rooms: &["app", "config", "dev", "grpc", "pb", "telemetry", "token"],
-        libraries: &["clap", "tokio"],
+        rooms: &["commands", "config"],
+        libraries: &["clap"],
     },
     Room {
         name: "nats",
         purpose: "the broker and the bus on NATS",
         rooms: &["broker", "bus", "clock", "log_throttle", "secrets"],
         libraries: &["async_nats", "tokio", "tracing"],
+    },
+    Room {
+        name: "net",
+        purpose: "connections of clients: accepted, bounded, closed",
+        rooms: &["clock", "limits", "log_throttle"],
+        libraries: &["hyper", "tokio", "tracing"],
+    },
+    Room {
+        name: "ops",
+        purpose: "the listener for operators, and health",
+        rooms: &["api_error", "grpc", "limits", "net", "readiness", "reason"],
+        libraries: &["tokio", "tonic"],
     },
     Room {
         name: "pb",
@@ -321,6 +355,7 @@ fn defined(words: &[&str], private: bool) -> BTreeMap<String, Vec<String>> {
                 continue;
             };
             let at_margin = before.starts_with("pub") || private && before.is_empty();
+            let at_margin = at_margin && !before.contains("fn ");
             if at_margin && after.starts_with(char::is_alphabetic) && !after.starts_with("fn ") {
                 let name = after.split(|c: char| !(c.is_alphanumeric() || c == '_')).next();
                 defined.entry(name.unwrap().to_owned()).or_default().push(file.path.clone());

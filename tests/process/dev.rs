@@ -51,7 +51,7 @@ impl Dev {
         let grpc = eventually("the ports file", || async { self.address() }).await;
         eventually("readiness", || async {
             let wait = Duration::from_secs(1);
-            fetch_proxy::grpc::probe(&grpc, "", wait).await.ok().filter(|(_, serving)| *serving)
+            fetch_proxy::client::probe(&grpc, "", wait).await.ok().filter(|(_, serving)| *serving)
         })
         .await;
         Client::connect(format!("http://{grpc}")).await.unwrap()

@@ -51,7 +51,7 @@ async fn step_1_health_says_not_serving_and_calls_are_served() {
     proxy.signal("TERM");
     eventually("NOT_SERVING", || async {
         let (status, serving) =
-            fetch_proxy::grpc::probe(&proxy.ops, "", Duration::from_secs(1)).await.ok()?;
+            fetch_proxy::client::probe(&proxy.ops, "", Duration::from_secs(1)).await.ok()?;
         (!serving && status == "NOT_SERVING").then_some(())
     })
     .await;

@@ -174,7 +174,7 @@ async fn hanging_seed_file_delays_the_connection_only() {
     let told = || async { proxy.log().contains("it is not a regular file").then_some(()) };
     eventually("the reason", told).await;
     let patience = std::time::Duration::from_secs(5);
-    assert!(fetch_proxy::grpc::probe(&proxy.ops, "liveness", patience).await.unwrap().1);
+    assert!(fetch_proxy::client::probe(&proxy.ops, "liveness", patience).await.unwrap().1);
     let well = folder.path().join("well");
     fs::write(&well, pair.seed().unwrap()).unwrap();
     fs::rename(&well, &file).unwrap();

@@ -51,7 +51,7 @@ async fn works(proxy: &Proxy, fixture: &Fixture, calls: usize) {
         };
         timeout(BOUND, call).await.unwrap_or_else(|_| panic!("call {number} hangs"));
     }
-    let alive = fetch_proxy::grpc::probe(&proxy.ops, "liveness", BOUND).await.unwrap();
+    let alive = fetch_proxy::client::probe(&proxy.ops, "liveness", BOUND).await.unwrap();
     assert!(alive.1, "{alive:?}");
 }
 

@@ -2,7 +2,7 @@
 
 use std::{io::Write as _, path::PathBuf};
 
-use fetch_proxy::grpc;
+use fetch_proxy::client;
 use testkit::{
     BOUND, eventually,
     nats_server::NatsServer,
@@ -20,7 +20,7 @@ async fn old_nats_server_is_refused_and_never_hangs() {
     let fixture = testkit::jetstream::Fixture::on(&server, testkit::jetstream::config()).await;
     let proxy = Proxy::start(&server, &[]);
     eventually("the verdict", || async { proxy.log().contains("is too old").then_some(()) }).await;
-    let (status, serving) = grpc::probe(&proxy.ops, "", BOUND).await.unwrap();
+    let (status, serving) = client::probe(&proxy.ops, "", BOUND).await.unwrap();
     assert_eq!((status.as_str(), serving), ("NOT_SERVING", false));
     let mut client = proxy.client().await;
     let refused = tokio::time::timeout(BOUND, client.fetch(fetch(&fixture, 1, 60_000)));

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_nats::Client as Nats;
 use fetch_proxy::{
-    grpc::probe,
+    client::probe,
     pb::peer::v1 as wire,
     token::{KeyRing, Sealer},
 };

@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use fetch_proxy::grpc::probe;
+use fetch_proxy::client::probe;
 use tempfile::NamedTempFile;
 use testkit::{
     BOUND, eventually,

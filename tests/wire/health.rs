@@ -2,7 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 
-use fetch_proxy::grpc::{LIVENESS, SERVICE};
+use fetch_proxy::{grpc::SERVICE, ops::LIVENESS};
 use testkit::{eventually, nats_server::NatsServer, proxy::Proxy};
 use tonic::transport::Channel;
 use tonic_health::pb::{

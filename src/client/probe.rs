@@ -6,21 +6,21 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use super::hand;
+use super::connect::connect;
 
-/// Wait before a failed connection is tried again. A Service that was just made has no pods yet.
+/// The time from a failed connection to the next try: a new Service of Kubernetes has no pods yet.
 const PROBE_RETRY: Duration = Duration::from_millis(200);
 
-/// Asks the listener at `addr` for the health of `service`. Returns the name of the status, and whether
-/// it is SERVING. Tries to connect until `timeout`; the first answer counts.
+/// Asks the listener at `addr` for the health of `service`. Returns the name of the status, and whether it
+/// is SERVING. Tries to connect until `timeout`; the first answer counts.
 ///
 /// # Errors
-/// Why it did not answer, for people.
+/// The reason why there is no answer, as text.
 pub async fn probe(addr: &str, service: &str, timeout: Duration) -> Result<(String, bool), String> {
     let mut silence = format!("{addr}: no answer within {timeout:?}");
     let ask = async {
         let channel = loop {
-            match hand::connect(addr, timeout).await {
+            match connect(addr, timeout).await {
                 Ok(channel) => break channel,
                 Err(why) => silence = why,
             }

@@ -1,11 +1,11 @@
-//! The edge of the server: accepts connections, bounds them in number, age and patience, and takes
-//! them down. Owns every connection and the tasks on it; knows nothing of what is called.
+//! Accepts connections, bounds their number, their age and their silence, and closes them. Owns every
+//! connection and the tasks on it. Knows nothing about the calls.
 //!
 //! ```text
 //!  accept ─▶ preface within 5 s ─▶ calls ──── age, or the stop ───▶ GOAWAY ─▶ open calls end ─▶ closed
 //!              └ silent: closed         └ no answer to a ping: closed   └ by a deadline: cut
 //! ```
-//! tonic's own server is not used: it waits without end for an idle connection, and its own
+//! tonic's own server is not used: it waits for an idle connection without end, and its own
 //! deadline for calls answers CANCELLED in place of a reason.
 
 use std::{
@@ -41,60 +41,76 @@ use super::{
     preface::{self, Foreign},
     unwritten::until_ended,
 };
-use crate::{clock, log_throttle::LogThrottle};
+use crate::{
+    clock,
+    limits::{ListenerLimits, turned_away},
+    log_throttle::LogThrottle,
+};
 
-/// A peer has this long to send its HTTP/2 preface, or the first line of an HTTP/1 request.
+/// Longest time to a whole HTTP/2 preface, or to the first line of an HTTP/1 request.
 const PREFACE: Duration = Duration::from_secs(5);
-/// What a peer may send on one stream, and on all of a connection, before it is read, in bytes. Requests
-/// are read at once, so little is enough; each connection may hold that much.
+/// Bytes that a peer may send before they are read: on one stream, and on a whole connection. Requests are
+/// read at once, so small windows are enough. Each connection may hold that much memory.
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 256 * 1024;
-/// Headers of one request, in bytes.
+/// Most bytes of the headers of one request.
 const LARGEST_HEADERS: u32 = 16 * 1024;
-/// A peer that does not answer a ping within the timeout is gone, and its waiters with it.
+/// The time from one ping to the next. A peer that does not answer within the timeout is gone, together
+/// with its calls.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Calls that are open when a connection is told to go may go on for this long: a little more than
-/// the longest Fetch.
+/// Longest time of open calls after GOAWAY: a little more than the longest Fetch.
 const CLOSE_GRACE: Duration = Duration::from_secs(330);
-/// A connection beyond the cap lives this long: enough to be told so and to ask for health. Whatever
-/// is open on it then ends with its farewell.
+/// Age at which a connection beyond the limit receives GOAWAY: enough for a refusal and for a health
+/// check. Its open calls end after [`FAREWELL`].
 const TURNED_AWAY: Duration = Duration::from_secs(4);
-/// Connections that have nothing more to do have this long to take their leave.
+/// Longest time for the close of a connection without calls.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// After a failed accept, which is for want of descriptors or memory.
+/// The pause after a failed accept. The cause is a lack of descriptors or memory.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
-/// How much one listener takes on.
-#[derive(Debug, Clone)]
-pub struct ListenerLimits {
-    /// Connections open at once.
-    pub max_connections: usize,
-    /// A connection is told to go at this age, give or take a tenth, so that clients spread anew
-    /// over the replicas. `None`: never.
-    pub max_age: Option<Duration>,
-    /// A connection without a call for so long is told to go. `None`: never.
-    pub max_idle: Option<Duration>,
-    /// Calls that one connection may have open.
-    pub max_streams: u32,
-    /// HTTP/1.1 is spoken as well.
-    pub http1: bool,
+/// A service for all calls of one connection. Every tower service of this shape is such a service.
+pub(crate) trait HttpService:
+    Service<
+        Request<Incoming>,
+        Response = Response<Self::ResponseBody>,
+        Error = Infallible,
+        Future: Send + 'static,
+    > + Clone
+    + Send
+    + 'static
+{
+    /// The body of its answers.
+    type ResponseBody: http_body::Body<Data: Send, Error: Into<BoxError>> + Send + 'static;
 }
 
-/// What is behind a listener.
-pub(super) struct Services<M> {
-    /// What the listener is called in the log.
-    pub(super) listener: &'static str,
-    /// Makes the service of one connection. Told whether the connection is beyond the cap.
-    pub(super) service: M,
-    /// Those beyond the cap are answered, as long as they are few. Else the connection that was idle
-    /// longest makes room for a new one.
-    pub(super) beyond: bool,
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+impl<S, B> HttpService for S
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+    S: Clone + Send + 'static,
+    S::Future: Send + 'static,
+    B: http_body::Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+{
+    type ResponseBody = B;
 }
 
-/// Serves until `stop` says by when to be gone; then accepts no more, tells every connection to go,
-/// and returns when all are closed: after `idle` and a moment more, or at that time, at the latest.
-pub(super) async fn serve<M, S, B>(
+/// The services behind a listener.
+pub(crate) struct Services<M> {
+    /// The name of the listener in the log.
+    pub(crate) listener: &'static str,
+    /// Makes the service of one connection. The flag says whether the connection is beyond the limit.
+    pub(crate) service: M,
+    /// Whether a few connections beyond the limit are accepted for a refusal. If not, a new connection
+    /// replaces the one that was idle longest.
+    pub(crate) beyond: bool,
+}
+
+/// Serves until `stop` gives the time by which to have ended. Then it accepts no more connections, sends
+/// GOAWAY on all, and returns when all are closed. It closes them itself [`FAREWELL`] after `idle`, or at
+/// that time.
+pub(crate) async fn serve<M, S>(
     listener: TcpListener,
     limits: ListenerLimits,
     behind: Services<M>,
@@ -102,30 +118,25 @@ pub(super) async fn serve<M, S, B>(
     idle: impl Future<Output = ()>,
 ) where
     M: Fn(&Arc<ClientConnection>, bool) -> S,
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
-    S: Clone + Send + 'static,
-    S::Future: Send + 'static,
-    B: http_body::Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    S: HttpService,
 {
-    let mut edge = Listener::new(&limits, behind);
+    let mut open = Listener::new(&limits, behind);
     let mut stop = pin!(stop);
     let by = loop {
         tokio::select! {
             by = stop.as_mut() => break by,
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => edge.admit(stream),
-                Err(error) => edge.pause(&error).await,
+                Ok((stream, _)) => open.admit(stream),
+                Err(error) => open.pause(&error).await,
             },
-            Some(_) = edge.connections.join_next() => {}
+            Some(_) = open.connections.join_next() => {}
         }
     };
     drop(listener);
-    edge.close(idle, by).await;
+    open.close(idle, by).await;
 }
 
-/// When a connection is told to go, and how long its open calls may go on then.
+/// The times after which a connection receives GOAWAY, and the grace of its open calls after that.
 struct ConnectionLifetime {
     age: Option<Duration>,
     idle: Option<Duration>,
@@ -136,17 +147,17 @@ struct Listener<M> {
     behind: Services<M>,
     builder: Arc<auto::Builder<Spawn>>,
     connections: JoinSet<()>,
-    /// Those within the cap, where they may have to make room.
+    /// Connections that a new connection may replace; only without `beyond`.
     open: Vec<Weak<ClientConnection>>,
     calls: TaskTracker,
-    places: Arc<Semaphore>,
-    places_beyond: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
+    permits_beyond: Arc<Semaphore>,
     max_age: Option<Duration>,
     max_idle: Option<Duration>,
     going: CancellationToken,
-    /// A full house is worth a line in the log, but not for each who does not get in.
+    /// Bounds the log lines about connections that are not accepted.
     trouble: LogThrottle,
-    /// The same of those who speak something else.
+    /// Bounds the log lines about other protocols.
     foreign: Arc<LogThrottle>,
     http1: bool,
 }
@@ -173,8 +184,8 @@ impl<M> Listener<M> {
             connections: JoinSet::new(),
             open: Vec::new(),
             calls,
-            places: Arc::new(Semaphore::new(most)),
-            places_beyond: Arc::new(Semaphore::new(turned_away(most))),
+            permits: Arc::new(Semaphore::new(most)),
+            permits_beyond: Arc::new(Semaphore::new(turned_away(most))),
             max_age: limits.max_age,
             max_idle: limits.max_idle,
             going: CancellationToken::new(),
@@ -184,32 +195,27 @@ impl<M> Listener<M> {
         }
     }
 
-    fn admit<S, B>(&mut self, stream: TcpStream)
+    fn admit<S>(&mut self, stream: TcpStream)
     where
         M: Fn(&Arc<ClientConnection>, bool) -> S,
-        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
-        S: Clone + Send + 'static,
-        S::Future: Send + 'static,
-        B: http_body::Body + Send + 'static,
-        B::Data: Send,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+        S: HttpService,
     {
-        let free = self.places.clone().try_acquire_owned().ok();
+        let free = self.permits.clone().try_acquire_owned().ok();
         let full = free.is_none();
         if full && self.trouble.allow(clock::now()) {
             let listener = self.behind.listener;
             tracing::warn!(listener, "all connections are taken: new ones are turned away");
         }
-        let (place, life) = if self.behind.beyond && full {
+        let (permit, life) = if self.behind.beyond && full {
             let life = ConnectionLifetime { age: Some(TURNED_AWAY), idle: None, grace: FAREWELL };
-            (self.places_beyond.clone().try_acquire_owned().ok(), life)
+            (self.permits_beyond.clone().try_acquire_owned().ok(), life)
         } else {
             let age = self.max_age.map(jittered);
             let life = ConnectionLifetime { age, idle: self.max_idle, grace: CLOSE_GRACE };
             (free.or_else(|| self.make_room()), life)
         };
-        let Some(place) = place else { return };
-        let connection = Arc::new(ClientConnection::new(place));
+        let Some(permit) = permit else { return };
+        let connection = Arc::new(ClientConnection::new(permit));
         if !self.behind.beyond {
             self.open.retain(|open| open.strong_count() > 0);
             self.open.push(Arc::downgrade(&connection));
@@ -218,8 +224,7 @@ impl<M> Listener<M> {
         self.spawn(stream, service, connection, life);
     }
 
-    /// Ends the connection that was without a call longest, or else the one that is open longest, and
-    /// takes its place.
+    /// Cuts the connection that was idle longest, or else the oldest connection, and returns its permit.
     fn make_room(&mut self) -> Option<OwnedSemaphorePermit> {
         let open: Vec<_> = self.open.iter().filter_map(Weak::upgrade).collect();
         let idle = open.iter().filter_map(|one| Some((one.idle_since()?, one)));
@@ -229,25 +234,18 @@ impl<M> Listener<M> {
         ended.cut()
     }
 
-    fn spawn<S, B>(
+    fn spawn<S: HttpService>(
         &mut self,
         stream: TcpStream,
         service: S,
         connection: Arc<ClientConnection>,
         ConnectionLifetime { age, idle, grace }: ConnectionLifetime,
-    ) where
-        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
-        S: Clone + Send + 'static,
-        S::Future: Send + 'static,
-        B: http_body::Body + Send + 'static,
-        B::Data: Send,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
+    ) {
         let (builder, going) = (self.builder.clone(), self.going.clone());
         let (listener, http1) = (self.behind.listener, self.http1);
         let trouble = self.foreign.clone();
         self.connections.spawn(async move {
-            // A socket that cannot be told so is as good as any other, only slower.
+            // Without this option a socket is only slower.
             let _ = stream.set_nodelay(true);
             let opened = tokio::select! {
                 opened = timeout(PREFACE, preface::read(stream)) => opened,
@@ -282,15 +280,15 @@ impl<M> Listener<M> {
                     () = connection.unwritten.stuck() => {}
                 }
             });
-            // How a connection ended is the peer's affair: it is told by what it sees.
-            let told = tokio::select! {
+            // The result is of no use here: the peer sees itself how the connection ended.
+            let closing = tokio::select! {
                 _ = served.as_mut() => false,
                 () = stuck.as_mut() => false,
                 () = old => true,
                 () = unused => true,
                 () = going.cancelled() => true,
             };
-            if told {
+            if closing {
                 served.as_mut().graceful_shutdown();
                 tokio::select! {
                     _ = served => {}
@@ -298,7 +296,7 @@ impl<M> Listener<M> {
                     () = sleep_until((clock::now() + grace).into()) => {}
                 }
             }
-            // Also where calls on it have not ended yet.
+            // The permit is free again even if calls on the connection still run.
             drop(connection.cut());
         });
     }
@@ -318,7 +316,7 @@ impl<M> Listener<M> {
             calls_over.store(true, Ordering::Relaxed);
             sleep(FAREWELL).await;
         };
-        // The drain may have used up its time before; a farewell is left in any case.
+        // The drain may have used up its time already. The farewell has its own time.
         let by = by.max(clock::now() + FAREWELL);
         tokio::select! {
             biased;
@@ -330,27 +328,22 @@ impl<M> Listener<M> {
                 }
             }
         }
-        // Connections that are cut end their calls, which give back what they had.
+        // The cut of a connection drops its calls, and they give back their messages.
         self.connections.shutdown().await;
         self.calls.close();
         self.calls.wait().await;
     }
 }
 
-/// How many connections beyond `most` are open at once, to be told so.
-pub fn turned_away(most: usize) -> usize {
-    most / 8 + 8
-}
-
-/// Within a tenth of `age`, so that connections made together do not end together.
+/// An age within a tenth of `age`, so that connections made together do not end together.
 fn jittered(age: Duration) -> Duration {
     let mut byte = [128; 1];
-    // Without randomness all get the middle.
+    // Without randomness every connection has the middle age.
     let _ = getrandom::fill(&mut byte);
     age.mul_f64(0.9 + 0.2 * f64::from(byte[0]) / 255.0)
 }
 
-/// Runs each call of a connection where it can be waited for.
+/// Spawns each call of a connection on a tracker, which can be waited for.
 #[derive(Clone)]
 struct Spawn(TaskTracker);
 

@@ -1,5 +1,5 @@
-//! One connection of a client, as the edge and the layers behind it share it: when it was last used,
-//! which answers of it are unwritten, and how it is ended. Decides nothing.
+//! One open connection, shared by its listener and the layers behind it. Knows when the connection was last
+//! used and which of its answers are unwritten, and can cut it. Decides nothing.
 
 use std::{
     pin::Pin,
@@ -18,47 +18,47 @@ use tower::Service;
 use super::unwritten::Unwritten;
 use crate::clock;
 
-/// A connection that is open.
+/// An open connection.
 #[derive(Debug)]
-pub(super) struct ClientConnection {
-    /// Its answers.
-    pub(super) unwritten: Arc<Unwritten>,
+pub(crate) struct ClientConnection {
+    /// Its answers that are not written yet.
+    pub(crate) unwritten: Arc<Unwritten>,
     open_calls: AtomicUsize,
     used_at: Mutex<Instant>,
-    /// Its place among all connections; whoever takes its place takes this.
-    place: Mutex<Option<OwnedSemaphorePermit>>,
+    /// Its permit to be open. A connection that replaces this one takes the permit.
+    permit: Mutex<Option<OwnedSemaphorePermit>>,
     cut: CancellationToken,
 }
 
-/// A call that is open until this is dropped.
+/// A call of a connection, open until this is dropped.
 #[derive(Debug)]
-pub(super) struct OpenCall(Arc<ClientConnection>);
+pub(crate) struct OpenCall(Arc<ClientConnection>);
 
 impl ClientConnection {
-    pub(super) fn new(place: OwnedSemaphorePermit) -> Self {
+    pub(crate) fn new(permit: OwnedSemaphorePermit) -> Self {
         Self {
             unwritten: Arc::default(),
             open_calls: AtomicUsize::new(0),
             used_at: Mutex::new(clock::now()),
-            place: Mutex::new(Some(place)),
+            permit: Mutex::new(Some(permit)),
             cut: CancellationToken::new(),
         }
     }
 
-    /// One more call on it.
-    pub(super) fn open_call(self: &Arc<Self>) -> OpenCall {
+    /// Opens one more call.
+    pub(crate) fn open_call(self: &Arc<Self>) -> OpenCall {
         self.open_calls.fetch_add(1, Ordering::Relaxed);
         OpenCall(self.clone())
     }
 
-    /// Since when it is without a call; `None` where it has one.
-    pub(super) fn idle_since(&self) -> Option<Instant> {
+    /// The time since which it has no call; `None` while it has one.
+    pub(crate) fn idle_since(&self) -> Option<Instant> {
         let used_at = *self.used_at.lock().unwrap_or_else(PoisonError::into_inner);
         (self.open_calls.load(Ordering::Relaxed) == 0).then_some(used_at)
     }
 
-    /// Waits until it was without a call for this long.
-    pub(super) async fn idle_for(&self, most: Duration) {
+    /// Waits until it has had no call for `most`.
+    pub(crate) async fn idle_for(&self, most: Duration) {
         loop {
             let now = clock::now();
             match self.idle_since() {
@@ -69,27 +69,27 @@ impl ClientConnection {
         }
     }
 
-    /// Ends it at once. Its place is for whoever comes next; `None` where it has ended already.
-    pub(super) fn cut(&self) -> Option<OwnedSemaphorePermit> {
+    /// Ends it at once. Returns its permit for the next connection; `None` if it has ended before.
+    pub(crate) fn cut(&self) -> Option<OwnedSemaphorePermit> {
         self.cut.cancel();
-        self.place.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.permit.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Waits until it is to end at once.
-    pub(super) async fn is_cut(&self) {
+    pub(crate) async fn is_cut(&self) {
         self.cut.cancelled().await;
     }
 }
 
-/// A service whose calls count as use of its connection, until they are answered.
+/// A service whose calls count as use of its connection until they are answered.
 #[derive(Debug, Clone)]
-pub(super) struct Used<S> {
+pub(crate) struct Used<S> {
     connection: Arc<ClientConnection>,
     inner: S,
 }
 
 impl<S> Used<S> {
-    pub(super) fn new(connection: &Arc<ClientConnection>, inner: S) -> Self {
+    pub(crate) fn new(connection: &Arc<ClientConnection>, inner: S) -> Self {
         Self { connection: connection.clone(), inner }
     }
 }

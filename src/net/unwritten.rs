@@ -1,12 +1,12 @@
-//! Answers of one connection that are not written yet, and the end of those that make no progress.
+//! Tracks the answers of one connection that are not written yet, and ends answers without progress.
 //!
 //! ```text
 //!  begun ─▶ written bit by bit ─▶ written                  (or its client cancels)
 //!             └ too little in 10 s, or all its leases ended ─▶ its stream is reset
 //!                                                  └ its stream is over for hyper ─▶ the connection is cut
 //! ```
-//! A stream is reset by dropping the task that answers on it. hyper's task ends when the last piece of
-//! an answer is handed to h2, and only the end of the connection frees a piece that stays there.
+//! A stream is reset by dropping the task that answers on it. That task of hyper ends when h2 has the last
+//! piece of the answer. A piece that stays in h2 is freed only by the end of the connection.
 
 use std::{
     cell::RefCell,
@@ -26,24 +26,24 @@ use tokio::sync::Notify;
 
 use crate::clock;
 
-/// An answer that is not written by less than [`MIN_WRITTEN_BYTES`] within this time is dropped.
+/// An answer of which less than [`MIN_WRITTEN_BYTES`] are written within this time is ended.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes that a client must read of an answer within [`WRITE_TIMEOUT`], or all that is left. The rate is
-/// far below that of any link, and above that of a client who wants to hold memory.
+/// Bytes that a client must read of an answer within [`WRITE_TIMEOUT`], or else all that is left. This rate
+/// is far below the rate of any link. It stops a client that reads slowly to make us hold memory.
 const MIN_WRITTEN_BYTES: u64 = 64 * 1024;
-/// The time from one look at the answers of a connection to the next.
+/// The time from one check of the answers of a connection to the next.
 const WRITE_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 tokio::task_local! {
-    /// The answer that the task of a stream has made.
+    /// The answer that the current task of a stream has begun.
     static MADE: RefCell<Option<Arc<UnwrittenAnswer>>>;
 }
 
-/// The answers of one connection that are not written.
+/// The unwritten answers of one connection.
 #[derive(Debug, Default)]
-pub(super) struct Unwritten {
+pub(crate) struct Unwritten {
     answers: Mutex<Answers>,
-    /// There are answers, and nobody looks at them yet.
+    /// Wakes [`Unwritten::stuck`] for the first answer.
     begun: Notify,
 }
 
@@ -51,44 +51,45 @@ pub(super) struct Unwritten {
 struct Answers {
     by_number: HashMap<u64, Watch>,
     last: u64,
-    /// Somebody looks at them from time to time.
-    looked_at: bool,
+    /// Whether [`Unwritten::stuck`] checks them from time to time.
+    checked: bool,
 }
 
-/// An answer, and the last time at which it had made progress.
+/// An answer, and its last known progress.
 #[derive(Debug)]
 struct Watch {
     answer: Arc<UnwrittenAnswer>,
+    /// Bytes written at `at`.
     written: u64,
     at: Instant,
 }
 
-/// How far one answer is.
+/// The progress of one answer.
 #[derive(Debug)]
-pub(super) struct UnwrittenAnswer {
-    /// Bytes made and not written.
+pub(crate) struct UnwrittenAnswer {
+    /// Bytes that are made and not written.
     outstanding: AtomicUsize,
     written: AtomicU64,
-    /// All its leases have ended by then.
+    /// The end of its last lease.
     until: Option<Instant>,
-    /// The task of its stream is to end.
+    /// Whether the task of its stream is to end.
     ended: AtomicBool,
-    /// The task of its stream has ended.
+    /// Whether the task of its stream has ended.
     over: AtomicBool,
     task: AtomicWaker,
 }
 
 /// An answer that counts as unwritten until this is dropped.
 #[derive(Debug)]
-pub(super) struct StartedAnswer {
+pub(crate) struct StartedAnswer {
     unwritten: Arc<Unwritten>,
     number: u64,
     answer: Arc<UnwrittenAnswer>,
 }
 
 impl Unwritten {
-    /// One more answer, made by the present task. Nobody needs it after `until`.
-    pub(super) fn begin(self: &Arc<Self>, until: Option<Instant>) -> StartedAnswer {
+    /// Begins an answer, made by the current task. The answer is of no use after `until`.
+    pub(crate) fn begin(self: &Arc<Self>, until: Option<Instant>) -> StartedAnswer {
         let answer = Arc::new(UnwrittenAnswer {
             outstanding: AtomicUsize::new(0),
             written: AtomicU64::new(0),
@@ -97,7 +98,7 @@ impl Unwritten {
             over: AtomicBool::new(false),
             task: AtomicWaker::new(),
         });
-        // HTTP/1 has no task for each answer.
+        // Over HTTP/1 there is no task for each answer.
         let known = MADE.try_with(|made| made.replace(Some(answer.clone()))).is_ok();
         answer.over.store(!known, Ordering::Relaxed);
         let mut answers = self.answers();
@@ -105,21 +106,21 @@ impl Unwritten {
         let number = answers.last;
         let watch = Watch { answer: answer.clone(), written: 0, at: clock::now() };
         answers.by_number.insert(number, watch);
-        if !std::mem::replace(&mut answers.looked_at, true) {
+        if !std::mem::replace(&mut answers.checked, true) {
             self.begun.notify_one();
         }
         drop(answers);
         StartedAnswer { unwritten: self.clone(), number, answer }
     }
 
-    /// Looks at the answers for as long as there are any, and ends those that make no progress.
-    /// Returns when one of them cannot be ended but with the connection.
-    pub(super) async fn stuck(&self) {
+    /// Checks the answers while there are any, and ends answers without progress. Returns when only the end
+    /// of the connection can end such an answer.
+    pub(crate) async fn stuck(&self) {
         loop {
             self.begun.notified().await;
             loop {
                 tokio::time::sleep(WRITE_CHECK_INTERVAL).await;
-                match self.look(clock::now()) {
+                match self.check(clock::now()) {
                     WriteProgress::Some => {}
                     WriteProgress::None => break,
                     WriteProgress::Stuck => return,
@@ -128,19 +129,19 @@ impl Unwritten {
         }
     }
 
-    fn look(&self, now: Instant) -> WriteProgress {
+    fn check(&self, now: Instant) -> WriteProgress {
         let mut answers = self.answers();
         if answers.by_number.is_empty() {
-            answers.looked_at = false;
+            answers.checked = false;
             return WriteProgress::None;
         }
-        let mut seen = WriteProgress::Some;
+        let mut progress = WriteProgress::Some;
         for watch in answers.by_number.values_mut() {
             if watch.is_stuck(now) && !watch.answer.end() {
-                seen = WriteProgress::Stuck;
+                progress = WriteProgress::Stuck;
             }
         }
-        seen
+        progress
     }
 
     fn answers(&self) -> MutexGuard<'_, Answers> {
@@ -148,7 +149,7 @@ impl Unwritten {
     }
 }
 
-/// The outcome of one look at all answers.
+/// The outcome of one check of all answers.
 #[derive(Debug, PartialEq, Eq)]
 enum WriteProgress {
     None,
@@ -170,18 +171,18 @@ impl Watch {
 }
 
 impl UnwrittenAnswer {
-    /// So many bytes are to be written.
-    pub(super) fn made(&self, bytes: usize) {
+    /// Adds bytes that are to be written.
+    pub(crate) fn made(&self, bytes: usize) {
         self.outstanding.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// So many of them are written.
-    pub(super) fn wrote(&self, bytes: usize) {
+    /// Moves bytes to the written ones.
+    pub(crate) fn wrote(&self, bytes: usize) {
         self.outstanding.fetch_sub(bytes, Ordering::Relaxed);
         self.written.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// Ends the task of its stream; false where there is none any more.
+    /// Ends the task of its stream. Returns false if that task has ended before.
     fn end(&self) -> bool {
         self.ended.store(true, Ordering::Release);
         self.task.wake();
@@ -203,8 +204,8 @@ impl Drop for StartedAnswer {
     }
 }
 
-/// Runs the task of one stream, until it is over or its answer is to end.
-pub(super) async fn until_ended(task: impl Future) {
+/// Runs the task of one stream until it ends, or until its answer is to end.
+pub(crate) async fn until_ended(task: impl Future) {
     let ending = async move {
         let mut task = pin!(task);
         poll_fn(|cx| {
@@ -231,7 +232,7 @@ pub(super) async fn until_ended(task: impl Future) {
 mod tests {
     use super::*;
 
-    /// Runs a task that makes an answer and writes nothing of it; whether the task was ended.
+    /// Runs a task that begins an answer and writes nothing. Returns whether the task was ended.
     async fn is_ended(unwritten: &Arc<Unwritten>, most: Duration, until: Option<Instant>) -> bool {
         let task = until_ended(async {
             let begun = unwritten.begin(until);
@@ -242,7 +243,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_without_progress_ends_its_task_and_not_the_connection() {
+    async fn answer_without_progress_ends_its_task_and_keeps_the_connection() {
         let unwritten = Arc::<Unwritten>::default();
         tokio::select! {
             () = unwritten.stuck() => panic!("the connection is cut"),
@@ -254,7 +255,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_ends_with_its_leases() {
+    async fn answer_ends_with_its_leases() {
         let unwritten = Arc::<Unwritten>::default();
         let until = Some(clock::now() + Duration::from_secs(1));
         tokio::select! {
@@ -264,7 +265,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_whose_task_is_over_ends_the_connection() {
+    async fn stuck_answer_without_a_task_ends_the_connection() {
         let unwritten = Arc::<Unwritten>::default();
         let kept = Mutex::new(None);
         until_ended(async {
@@ -279,9 +280,9 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_that_is_read_or_has_nothing_to_be_read_goes_on() {
+    async fn answer_that_is_read_or_has_nothing_to_read_continues() {
         let unwritten = Arc::<Unwritten>::default();
-        // One is a stream that says nothing for long.
+        // The silent answer is a stream without messages for a long time.
         let (slow, silent) = (unwritten.begin(None), unwritten.begin(None));
         silent.made(100);
         silent.wrote(100);

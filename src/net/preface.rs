@@ -1,6 +1,6 @@
-//! What a peer begins with, which it must say within a time: an idle socket of a port scan, or half a
-//! preface, would hold its descriptor for ever. One that speaks something else is told so. Owns the
-//! first bytes of a connection and nothing else.
+//! Reads the first bytes of a connection and recognizes the protocol. The listener bounds the time for them:
+//! a silent socket of a port scan would hold its descriptor permanently. A peer with another protocol is
+//! answered in that protocol. Owns the first bytes of a connection and nothing else.
 
 use std::{
     io,
@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Re
 
 /// How every HTTP/2 connection begins (RFC 9113, section 3.4).
 const HTTP2: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// The answer to HTTP/1: one line for people, and the end of the connection.
+/// The answer to HTTP/1: one line of text. The connection ends with it.
 const NOT_HTTP1: &str = "HTTP/1.1 505 HTTP Version Not Supported\r\n\
     content-type: text/plain; charset=utf-8\r\n\
     content-length: 98\r\n\
@@ -20,21 +20,21 @@ const NOT_HTTP1: &str = "HTTP/1.1 505 HTTP Version Not Supported\r\n\
     this port speaks gRPC over HTTP/2 without TLS; /livez and /readyz are on the port of --ops-listen\n";
 /// The answer to TLS: a fatal alert, `protocol_version` (RFC 8446, section 6).
 const NOT_TLS: &[u8] = &[21, 3, 1, 0, 2, 2, 70];
-/// Most bytes that are read of a peer that is turned away, so that the end of the connection does not
-/// overtake the answer.
+/// Most bytes that are read after an answer to another protocol. Unread bytes would reset the connection
+/// before the peer has the answer.
 const MOST_DISCARDED: usize = 64 * 1024;
 
-/// A connection whose peer has begun.
+/// A connection whose first bytes have been read.
 pub(super) struct Opened<T> {
     inner: T,
-    /// What has come of the preface, or of what is none.
+    /// The first bytes: a preface of HTTP/2, or the beginning of another protocol.
     first: [u8; HTTP2.len()],
     seen: usize,
-    /// So much of it was read again.
+    /// The number of first bytes that the reader of this connection has taken.
     read: usize,
 }
 
-/// What a peer speaks, if it is not HTTP/2.
+/// A protocol other than HTTP/2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Foreign {
     Http1,
@@ -43,7 +43,7 @@ pub(super) enum Foreign {
 }
 
 impl Foreign {
-    /// For the log.
+    /// Its name in the log.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Http1 => "HTTP/1",
@@ -53,10 +53,10 @@ impl Foreign {
     }
 }
 
-/// Reads until it is clear what the peer speaks.
+/// Reads until the protocol is clear.
 ///
 /// # Errors
-/// Those of reading; the end of the connection is one.
+/// Errors of the read, and an early end of the connection.
 pub(super) async fn read<T: AsyncRead + Unpin>(mut inner: T) -> io::Result<Opened<T>> {
     let (mut first, mut seen) = ([0; HTTP2.len()], 0);
     while seen < first.len() && first[..seen] == HTTP2[..seen] {
@@ -70,21 +70,21 @@ pub(super) async fn read<T: AsyncRead + Unpin>(mut inner: T) -> io::Result<Opene
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Opened<T> {
-    /// What it speaks instead of HTTP/2.
+    /// The other protocol, if the peer does not speak HTTP/2.
     pub(super) fn foreign(&self) -> Option<Foreign> {
         match &self.first[..self.seen] {
             first if first == HTTP2 => None,
-            // A handshake, of version 3.x.
+            // A TLS handshake of version 3.x.
             [22, 3, ..] | [22] => Some(Foreign::Tls),
             [b'A'..=b'Z', ..] => Some(Foreign::Http1),
             _ => Some(Foreign::Other),
         }
     }
 
-    /// Answers in the peer's own protocol, and closes.
+    /// Answers in the peer's own protocol, and closes the connection.
     ///
     /// # Errors
-    /// Those of the connection.
+    /// Errors of the connection.
     pub(super) async fn turn_away(mut self, foreign: Foreign) -> io::Result<()> {
         let answer = match foreign {
             Foreign::Http1 => NOT_HTTP1.as_bytes(),
@@ -156,7 +156,7 @@ mod tests {
     use super::*;
     use tokio::io::duplex;
 
-    /// What a peer that sends this in two parts is taken for, and what is then read of it.
+    /// The protocol recognized for a peer that sends `sent` in two parts, and all bytes read after that.
     async fn after(sent: &[u8], part: usize) -> (Option<Foreign>, Vec<u8>) {
         let (mut peer, ours) = duplex(1024);
         let sending = async {
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_peer_speaks_is_told_by_its_first_bytes_and_none_is_lost() {
+    async fn first_bytes_tell_the_protocol_and_none_is_lost() {
         let http2 = [&HTTP2[..], b"more"].concat();
         for (sent, expected) in [
             (&http2[..], None),
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_peer_that_says_nothing_or_half_of_it_is_waited_for() {
+    async fn a_silent_peer_or_half_a_preface_is_waited_for() {
         for sent in [&HTTP2[..0], &HTTP2[..1], &HTTP2[..23]] {
             let (mut peer, ours) = duplex(1024);
             peer.write_all(sent).await.unwrap();
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_peer_that_speaks_http1_is_told_so_in_its_protocol() {
+    async fn http1_peer_is_answered_in_http1() {
         let (mut peer, ours) = duplex(1024);
         peer.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
         let opened = read(ours).await.unwrap();

@@ -1,5 +1,5 @@
-//! The listener for operators and probes, always in plain text: gRPC health beside `/livez` and
-//! `/readyz` over HTTP/1.1 and HTTP/2. It serves nothing that a client needs.
+//! The listener for operators and probes, always without TLS: gRPC health, `/livez` and `/readyz`, over
+//! HTTP/1.1 and HTTP/2. It serves nothing that a client needs.
 
 use std::{
     future::Future,
@@ -17,21 +17,23 @@ use tokio::{net::TcpListener, sync::watch};
 use tonic::service::Routes;
 use tonic_health::pb::health_server::{Health, HealthServer};
 
-use super::{
-    connection::Used,
-    edge::{self, ListenerLimits, Services},
-    to_status::to_status,
+use crate::{
+    api_error::ApiError,
+    grpc::to_status,
+    limits::ListenerLimits,
+    net::{self, Services, Used},
+    readiness::Verdict,
+    reason::Reason,
 };
-use crate::{api_error::ApiError, readiness::Verdict, reason::Reason};
 
-/// Calls that one connection may have open: checks, and a few Watch streams.
+/// Calls open at once on one connection: checks, and a few Watch streams.
 const MAX_OPS_STREAMS: u32 = 16;
-/// Probes are few and short. A connection that is not used for a minute is no probe's, and makes room
-/// for one before that.
+/// Longest time without a call. Probes are few and short, so an older idle connection is no probe's. A new
+/// connection may replace an idle one earlier.
 const MAX_IDLE_CONNECTION: Duration = Duration::from_secs(60);
 
-/// Serves until `stop` says by when to be gone, at most so many connections at once.
-pub async fn serve_ops(
+/// Serves until `stop` gives the time by which to have ended, at most `max_connections` at once.
+pub async fn serve(
     listener: TcpListener,
     max_connections: usize,
     health: HealthServer<impl Health>,
@@ -41,7 +43,7 @@ pub async fn serve_ops(
     let pages = Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(move || std::future::ready(readyz(&verdict.borrow()))))
-        .fallback(|request: Request| std::future::ready(elsewhere(&request)));
+        .fallback(|request: Request| std::future::ready(not_here(&request)));
     let service = Routes::from(pages).add_service(health).prepare();
     let behind = Services {
         listener: "ops",
@@ -55,11 +57,11 @@ pub async fn serve_ops(
         max_streams: MAX_OPS_STREAMS,
         http1: true,
     };
-    edge::serve(listener, limits, behind, stop, std::future::ready(())).await;
+    net::serve(listener, limits, behind, stop, std::future::ready(())).await;
 }
 
-/// Whoever asks for anything else is told where to ask: a gRPC call by a status, others by a page.
-fn elsewhere(request: &Request) -> Response {
+/// Answers every other request with a hint: a gRPC call with a status, others with a page.
+fn not_here(request: &Request) -> Response {
     let content = request.headers().get(header::CONTENT_TYPE);
     if content.is_some_and(|content| content.as_bytes().starts_with(b"application/grpc")) {
         let text = "this is the port for operators, with health alone; the service is on the other \

@@ -1,15 +1,14 @@
-//! Answers as text for people. Everything that came from a message is escaped, so that no terminal
-//! obeys it.
+//! Renders answers for people. Text from a message is escaped, so that a terminal never obeys it.
 
 use std::fmt::Write as _;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use prost_types::Duration as PbDuration;
 
-use super::{length, time, word};
+use super::format::{length, time, word};
 use crate::pb::{self, delivery::Payload};
 
-/// Number of characters at the end of a token that tell it from others. All tokens begin alike.
+/// The number of characters that name a token: its last ones, because all tokens begin alike.
 const NAME: usize = 8;
 
 pub(super) fn fetched(answer: &pb::FetchResponse) -> String {
@@ -69,7 +68,7 @@ fn why_empty(reason: pb::EmptyReason) -> &'static str {
     }
 }
 
-/// The lines of a payload are indented, so that no line looks like a line of this program.
+/// Renders a payload. Its lines are indented, so that none looks like a line of our own.
 fn payload(payload: Option<&Payload>) -> String {
     match payload {
         None => String::new(),
@@ -82,12 +81,12 @@ fn payload(payload: Option<&Payload>) -> String {
     }
 }
 
-/// Text without characters that a terminal would obey.
+/// Escapes the characters that a terminal would treat as commands.
 pub(super) fn plain(text: &str) -> String {
     escaped(text, |character| character.is_control())
 }
 
-/// The same for a line of a payload, which may have tabs.
+/// Escapes the same characters except tabs, for a line of a payload.
 fn plain_line(line: &str) -> String {
     escaped(line, |character| character.is_control() && character != '\t')
 }
@@ -104,7 +103,7 @@ fn escaped(text: &str, which: impl Fn(char) -> bool) -> String {
     shown
 }
 
-/// One line for each result. If there are several, each line begins with the end of its token.
+/// One line for each token. With several tokens, each line begins with the end of its token.
 pub(super) fn settled(tokens: &[String], results: &[pb::SettleResult]) -> String {
     let line = |(token, result): (&String, &pb::SettleResult)| {
         if tokens.len() == 1 {

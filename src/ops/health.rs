@@ -1,4 +1,4 @@
-//! Readiness as gRPC health tells it: `""` and our service follow it, `liveness` only says that
+//! Readiness as gRPC health: the names `""` and our service follow it. The name `liveness` only says that
 //! the process answers.
 
 use std::pin::Pin;
@@ -12,50 +12,49 @@ use tonic_health::pb::{
     health_server::{Health as HealthService, HealthServer},
 };
 
-use super::SERVICE;
-use crate::readiness::Verdict;
+use crate::{grpc::SERVICE, readiness::Verdict};
 
 /// The health name that does not depend on NATS: for liveness probes.
 pub const LIVENESS: &str = "liveness";
-/// Longest request, in bytes: it is a name.
+/// Longest request, in bytes. A request is a name.
 const LONGEST_REQUEST: usize = 4 * 1024;
 
-/// Tells readiness to whoever asks.
+/// The current verdict, which every health call sees.
 pub struct Health {
     verdict: watch::Sender<Verdict>,
 }
 
-/// What is told of one name.
+/// The kind of a health name.
 #[derive(Debug, Clone, Copy)]
 enum Named {
     /// It follows the verdict.
     Readiness,
     /// It is always serving.
     Liveness,
-    /// There is no such name, and none will come.
+    /// There is no such name, and there will be none.
     Unknown,
 }
 
 /// The service of `grpc.health.v1`.
 #[derive(Debug)]
-struct Told {
+struct HealthCalls {
     verdict: watch::Receiver<Verdict>,
 }
 
 impl Health {
-    /// Not serving until told otherwise. The service may be put on several listeners.
+    /// Health with a first verdict, and its service, which several listeners may share.
     pub fn new(verdict: Verdict) -> (Self, HealthServer<impl HealthService>) {
-        let (verdict, told) = watch::channel(verdict);
-        let server = HealthServer::new(Told { verdict: told });
+        let (verdict, receiver) = watch::channel(verdict);
+        let server = HealthServer::new(HealthCalls { verdict: receiver });
         (Self { verdict }, server.max_decoding_message_size(LONGEST_REQUEST))
     }
 
-    /// Tells this from now on.
-    pub fn tell(&self, verdict: Verdict) {
+    /// Sets the verdict.
+    pub fn set(&self, verdict: Verdict) {
         self.verdict.send_replace(verdict);
     }
 
-    /// Follows what is told.
+    /// Follows the verdict.
     pub fn watch(&self) -> watch::Receiver<Verdict> {
         self.verdict.subscribe()
     }
@@ -80,7 +79,7 @@ impl Named {
 }
 
 #[tonic::async_trait]
-impl HealthService for Told {
+impl HealthService for HealthCalls {
     async fn check(
         &self,
         request: Request<HealthCheckRequest>,
@@ -95,21 +94,22 @@ impl HealthService for Told {
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
 
-    /// A name that is not known is told of as the protocol has it: by a status, and the stream goes on.
+    /// Streams the status of a name. An unknown name has the status SERVICE_UNKNOWN, and its stream stays
+    /// open, as the protocol demands.
     async fn watch(
         &self,
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let named = Named::of(&request.get_ref().service);
         let mut verdict = self.verdict.clone();
-        // The first is told at once.
+        // The first status is sent at once.
         verdict.mark_changed();
-        let changes = stream::unfold((verdict, None), move |(mut verdict, told)| async move {
+        let changes = stream::unfold((verdict, None), move |(mut verdict, last)| async move {
             loop {
-                // The other side lives as long as the process.
+                // The sender lives as long as the process.
                 verdict.changed().await.ok()?;
                 let status = named.status(&verdict.borrow_and_update());
-                if told != Some(status) {
+                if last != Some(status) {
                     return Some((status, (verdict, Some(status))));
                 }
             }

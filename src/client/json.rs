@@ -1,5 +1,5 @@
-//! Answers as JSON for programs: the JSON mapping of protobuf, as grpcurl prints it. Names are
-//! lowerCamelCase, 64-bit numbers and bytes are strings, and fields with their default are left out.
+//! Renders answers for programs: the contract's JSON as protobuf maps it, the same that grpcurl prints.
+//! Names are lowerCamelCase, 64-bit numbers and bytes are strings, fields with their default are left out.
 
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage};
@@ -9,7 +9,7 @@ use crate::pb;
 /// The JSON of a `fetchproxy.v1` message of this name, on one line.
 ///
 /// # Errors
-/// If the contract has no such message: a bug.
+/// The contract has no such message: a bug.
 pub(super) fn json(name: &str, message: &impl Message) -> Result<String, String> {
     let wrong = |error: &dyn std::fmt::Display| format!("the answer has no JSON: {error}");
     let pool = DescriptorPool::decode(pb::FILE_DESCRIPTOR_SET).map_err(|error| wrong(&error))?;

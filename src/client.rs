@@ -1,0 +1,105 @@
+//! The client behind `fetch-proxy fetch`, `ack`, `nak`, `term`, `extend` and `probe`, for images without
+//! a shell. It uses the contract alone, like any other client.
+//!
+//! `connect` makes a channel. `text` and `json` render answers, with what they share in `format`.
+
+mod connect;
+mod format;
+mod json;
+mod probe;
+mod text;
+
+use std::time::Duration;
+
+use prost_types::Duration as PbDuration;
+use tonic::{Request, Status, transport::Channel};
+use tonic_types::StatusExt as _;
+
+pub use self::probe::probe;
+use self::{connect::connect, json::json, text::plain};
+use crate::pb::{self, fetch_service_client::FetchServiceClient, settlement::Action};
+
+/// Longest time to an answer, in addition to the wait that the request asks for.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A client of the fetch-proxy at `addr`. It renders answers as text or as JSON.
+#[derive(Debug)]
+pub struct Client {
+    /// Host and port, or a URL.
+    pub addr: String,
+    /// Whether to print JSON.
+    pub json: bool,
+}
+
+/// The text to print, and whether everything succeeded.
+type Shown = Result<(String, bool), String>;
+
+impl Client {
+    /// Takes messages.
+    ///
+    /// # Errors
+    /// The reason why there is no answer, as text.
+    pub async fn fetch(&self, request: pb::FetchRequest, max_wait: Duration) -> Shown {
+        let mut request =
+            Request::new(pb::FetchRequest { max_wait: pb_duration(max_wait)?, ..request });
+        request.set_timeout(max_wait + ANSWER_TIMEOUT);
+        let answer = self.client().await?.fetch(request).await;
+        let answer = answer.map_err(|status| explained(&status))?.into_inner();
+        let shown = match self.json {
+            true => json("FetchResponse", &answer)?,
+            false => text::fetched(&answer),
+        };
+        Ok((shown, true))
+    }
+
+    /// Settles every token by the same action.
+    ///
+    /// # Errors
+    /// The reason why there is no answer, as text. A refusal of one token is no error of the call.
+    pub async fn settle(&self, tokens: Vec<String>, action: Action) -> Shown {
+        let tokens = tokens.iter().map(|token| pasted(token)).collect::<Result<Vec<_>, _>>()?;
+        let settlement =
+            |token: &String| pb::Settlement { token: token.clone(), action: Some(action.clone()) };
+        let settlements = tokens.iter().map(settlement).collect();
+        let mut request = Request::new(pb::SettleRequest { settlements, ..Default::default() });
+        request.set_timeout(ANSWER_TIMEOUT);
+        let answer = self.client().await?.settle(request).await;
+        let answer = answer.map_err(|status| explained(&status))?.into_inner();
+        let shown = match self.json {
+            true => json("SettleResponse", &answer)?,
+            false => text::settled(&tokens, &answer.results),
+        };
+        Ok((shown, answer.failed == 0))
+    }
+
+    async fn client(&self) -> Result<FetchServiceClient<Channel>, String> {
+        let channel = connect(&self.addr, ANSWER_TIMEOUT).await?;
+        Ok(FetchServiceClient::new(channel).max_decoding_message_size(usize::MAX))
+    }
+}
+
+/// Removes white space, quotes and commas around a token, which a copy may have included. No token
+/// contains them.
+fn pasted(token: &str) -> Result<String, String> {
+    let around = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`' | ',');
+    match token.trim_matches(around) {
+        "" => Err("a token is empty".to_owned()),
+        token => Ok(token.to_owned()),
+    }
+}
+
+/// Converts a duration to the contract's type.
+///
+/// # Errors
+/// The duration is too long for that type.
+pub fn pb_duration(duration: Duration) -> Result<Option<PbDuration>, String> {
+    PbDuration::try_from(duration).map(Some).map_err(|error| error.to_string())
+}
+
+fn explained(status: &Status) -> String {
+    let message = plain(status.message());
+    match status.get_details_error_info() {
+        Some(info) => format!("{}: {message}", plain(&info.reason)),
+        None => format!("{:?}: {message}", status.code()),
+    }
+}

@@ -1,0 +1,148 @@
+//! The subcommands: what each one does, and the exit code that it ends with.
+
+use std::{io::Write as _, path::Path, process::ExitCode};
+
+use crate::{
+    app, client,
+    config::{AckArgs, CodecArg, Command, DevArgs, FetchArgs, LogArgs, Serve},
+    dev,
+    pb::{self, settlement::Action},
+    telemetry::{Log, LogError},
+    token,
+};
+
+/// The exit code of wrong usage or configuration.
+const USAGE: u8 = 2;
+
+/// Runs a subcommand. The exit code is 0 for success, 1 for failure, 2 for wrong usage or configuration.
+pub fn run(command: Command) -> ExitCode {
+    // Dropped last: this writes the lines that are still queued.
+    let mut log = None;
+    let outcome = match command {
+        Command::Guard(args) => match args.command.split_first() {
+            Some((server, rest)) => {
+                return dev::guard::run(Path::new(server), rest, args.remove.as_deref());
+            }
+            None => Err(usage("nothing to run")),
+        },
+        Command::Keygen => keygen(),
+        Command::Probe(args) => {
+            block_on(async { client::probe(&args.addr, &args.service, args.timeout).await })
+                .and_then(|(status, serving)| say(&status).map(|()| if serving { 0 } else { 1 }))
+        }
+        Command::Fetch(args) => fetch(args),
+        Command::Ack(args) => settle(args, Action::Ack(pb::AckAction {})),
+        Command::Nak(args) => client::pb_duration(args.delay)
+            .map_err(usage)
+            .and_then(|delay| settle(args.ack, Action::Nak(pb::NakAction { delay }))),
+        Command::Term(args) => {
+            settle(args.ack, Action::Term(pb::TermAction { reason: args.reason }))
+        }
+        Command::Extend(args) => args
+            .lease
+            .map_or(Ok(None), client::pb_duration)
+            .map_err(usage)
+            .and_then(|lease| settle(args.ack, Action::Extend(pb::ExtendAction { lease }))),
+        Command::Serve { serve, log: args } => log_to(&mut log, &args).and_then(|()| {
+            let serve = Serve::load(*serve).map_err(usage)?;
+            block_on(async { app::run(serve, |_| ()).await }).map(|()| 0)
+        }),
+        Command::Dev { dev, log: args } => {
+            log_to(&mut log, &args).and_then(|()| block_on(develop(dev)).map(|()| 0))
+        }
+    };
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err((code, message)) => {
+            match &log {
+                Some(log) => log.line(&format!("error: {message}")),
+                // If standard error is closed, the message has no reader.
+                None => drop(writeln!(std::io::stderr(), "error: {message}")),
+            }
+            ExitCode::from(code)
+        }
+    }
+}
+
+type Outcome<T> = Result<T, (u8, String)>;
+
+fn usage(message: impl ToString) -> (u8, String) {
+    (USAGE, message.to_string())
+}
+
+fn failed(message: impl ToString) -> (u8, String) {
+    (1, message.to_string())
+}
+
+fn log_to(log: &mut Option<Log>, args: &LogArgs) -> Outcome<()> {
+    *log = Some(Log::start(args).map_err(|error| match error {
+        LogError::Filter(..) => usage(error),
+        LogError::System(_) => failed(error),
+    })?);
+    Ok(())
+}
+
+fn say(line: &str) -> Outcome<()> {
+    let printed = writeln!(std::io::stdout(), "{line}");
+    printed.map_err(|error| failed(format!("cannot print: {error}")))
+}
+
+fn block_on<T, E: ToString>(run: impl Future<Output = Result<T, E>>) -> Outcome<T> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
+    let outcome = runtime.block_on(run).map_err(failed);
+    // The run has waited for all tasks that must end. Dropping the runtime would also wait for a lookup
+    // of the address of NATS, for as long as the name server is silent.
+    runtime.shutdown_background();
+    outcome
+}
+
+fn keygen() -> Outcome<u8> {
+    let line = token::new_key_line().map_err(failed)?;
+    say(&line).map(|()| 0)
+}
+
+fn fetch(args: FetchArgs) -> Outcome<u8> {
+    let codec = match args.codec {
+        CodecArg::Auto => pb::Codec::Auto,
+        CodecArg::Text => pb::Codec::Text,
+        CodecArg::Json => pb::Codec::Json,
+    };
+    let request = pb::FetchRequest {
+        stream: args.stream,
+        consumer: args.consumer,
+        n: args.n,
+        lease: args.lease.map_or(Ok(None), client::pb_duration).map_err(usage)?,
+        codec: codec.into(),
+        worker: "fetch-proxy fetch".to_owned(),
+        ..pb::FetchRequest::default()
+    };
+    let client = client::Client { addr: args.call.addr, json: args.call.json };
+    print_answer(block_on(client.fetch(request, args.max_wait))?)
+}
+
+fn settle(args: AckArgs, action: Action) -> Outcome<u8> {
+    let client = client::Client { addr: args.call.addr, json: args.call.json };
+    print_answer(block_on(client.settle(args.tokens, action))?)
+}
+
+fn print_answer((text, well): (String, bool)) -> Outcome<u8> {
+    say(&text).map(|()| u8::from(!well))
+}
+
+/// Serves in front of a private server with samples.
+async fn develop(args: DevArgs) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let server =
+        dev::PrivateServer::start(args.nats_server.as_deref(), args.store_dir.as_deref()).await?;
+    dev::fill(&server, args.samples as usize).await?;
+    let serve = Serve::load(args.serve(server.url())?)?;
+    let nats = server.url().to_owned();
+    let hints = |bound: app::BoundAddresses| {
+        let hints = dev::hints(bound.grpc, bound.ops, &nats, args.grpcurl.as_deref());
+        // The service must neither stop at a closed terminal nor wait for a blocked terminal.
+        let print = move || std::io::stdout().write_all(hints.as_bytes());
+        let _ = std::thread::Builder::new().spawn(print);
+    };
+    app::run(serve, hints).await?;
+    Ok(())
+}

@@ -1,0 +1,16 @@
+//! Connections of clients: accepted, bounded in number, age and idle time, and closed. Owns every
+//! connection and the tasks on it. Knows no contract and no gRPC.
+//!
+//! `listener` accepts and closes connections, `preface` reads their first bytes, `connection` is one open
+//! connection as the layers behind it see it, `unwritten` ends answers that make no progress.
+
+mod connection;
+mod listener;
+mod preface;
+mod unwritten;
+
+pub(crate) use self::{
+    connection::{ClientConnection, OpenCall, Used},
+    listener::{Services, serve},
+    unwritten::StartedAnswer,
+};
