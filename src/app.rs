@@ -211,7 +211,7 @@ fn introduce(config: &Serve, owner: InstanceId) {
         name = replica_name,
         process = std::process::id(),
         cluster,
-        nats = nats.told(),
+        nats = nats.redacted(),
         nats_user = ?nats.auth,
         js_domain = nats.domain,
         inbox_prefix = nats.inbox_prefix,

@@ -183,10 +183,10 @@ fn settings(args: NatsArgs) -> Result<Settings, ConfigError> {
     }
     let auth = match (creds, user, secret("NATS_TOKEN"), nkey) {
         (None, None, None, None) => Auth::None,
-        (Some(creds), None, None, None) => Auth::Credentials(secret_file("--nats-creds", creds)?),
+        (Some(creds), None, None, None) => Auth::credentials(secret_file("--nats-creds", creds)?),
         (None, Some(user), None, None) => Auth::User(user, password.unwrap_or_default()),
         (None, None, Some(token), None) => Auth::Token(token),
-        (None, None, None, Some(nkey)) => Auth::Nkey(secret_file("--nats-nkey", nkey)?),
+        (None, None, None, Some(nkey)) => Auth::nkey(secret_file("--nats-nkey", nkey)?),
         _ => return invalid("only one of NATS credentials, user, token and nkey may be given"),
     };
     let identity = match (cert, key) {

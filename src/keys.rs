@@ -115,7 +115,7 @@ impl Keys {
     /// Reads the file again whenever it changes, until `stop`.
     pub async fn follow(&self, stop: CancellationToken) {
         let Some(file) = &self.file else { return };
-        let (mut reader, mut told) = (Reader::new(file.clone()), None);
+        let (reader, mut told) = (Reader::new(file.clone()), None);
         while stop.run_until_cancelled(tokio::time::sleep(KEY_FILE_INTERVAL)).await.is_some() {
             let Some(read) = stop.run_until_cancelled(reader.read()).await else { return };
             let taken = read

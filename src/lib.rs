@@ -58,6 +58,7 @@ pub mod keys;
 pub mod lease;
 pub mod lessor;
 pub mod limits;
+mod lock;
 pub mod log_throttle;
 pub mod nats;
 mod net;

@@ -1,23 +1,24 @@
-//! The broker port on a real NATS: the only rooms that name `async_nats`.
+//! The broker port and the bus port on NATS. Only this folder names `async_nats`.
 //!
 //! ```text
-//!            ┌────────────── Supervisor ──────────────┐
+//!            ┌────────────── supervisor ──────────────┐
 //!   deliveries connection                    settling connection
-//!   one inbox a consumer, pulls              acks, naks, terms, progress, INFO
-//!   (inbox, delivery)                        (replies, settle, info, poison)
+//!   one inbox for each consumer, pulls       acks, naks, terms, progress, INFO, replicas
+//!   (inbox, delivery)                        (request_mux, settle, info, poison, subscriptions)
 //! ```
 //!
-//! Two connections, because one stored message with a header that the client library cannot parse
-//! costs the connection that brings it, and settling must not fall with it. All are single-use
-//! (`connection`): when one breaks, it and everything queued on it is thrown away and a fresh one
-//! is built. A consumer that is suspected of such a message may have a connection for its deliveries
-//! alone; and what cannot be read as a delivery (`unreadable`) can still be found by the API, which
-//! answers in JSON (`poison`). Nothing here decides what to pull or settle.
+//! There are two connections, because one stored message with a header that the client library cannot
+//! parse costs the connection that brings it. Settling must not fail with that connection. All
+//! connections are single-use (`connection`): a lost connection is dropped with its queue, and a new one
+//! is made. A consumer that is suspected of such a message can have a dedicated connection for its
+//! deliveries. The API answers in JSON, so it can still find a message that is unreadable as a delivery
+//! (`poison`, `unreadable`). Nothing here decides what to pull or settle.
 
+mod api;
 mod arrival_probe;
 mod auth;
-mod bus;
 mod connection;
+mod deadline;
 mod delivery;
 mod inbox;
 mod info;
@@ -26,94 +27,45 @@ mod poison;
 mod presence;
 mod provision;
 mod request_mux;
+mod settings;
 mod settle;
+mod subscriptions;
 mod supervisor;
 mod unreadable;
 
 use std::{sync::Arc, time::Instant};
 
-use async_nats::ServerAddr;
+use bytes::Bytes;
 use tokio_util::task::TaskTracker;
 
-pub use self::auth::Auth;
-pub use self::inbox::NatsInbox;
-pub use self::provision::{Provisioned, Sample, provision};
-use self::supervisor::Supervisor;
-pub use self::unreadable::unreadable;
-use crate::broker::{
-    AckPublish, AckSubject, Broker, BrokerError, Confirmation, ConnectionKind, ConsumerInfo,
-    ConsumerName, InfoError, JetStream, Link, Search,
+pub use self::{
+    auth::Auth,
+    inbox::NatsInbox,
+    provision::{Provisioned, Sample, provision},
+    settings::{Settings, parse_servers},
+    supervisor::OLDEST_SERVER,
+    unreadable::unreadable,
+};
+use self::{
+    plan::{Request, RequestAnswer},
+    supervisor::Supervisor,
+};
+use crate::{
+    broker::{
+        AckPublish, AckSubject, Broker, BrokerError, Confirmation, ConnectionKind, ConsumerInfo,
+        ConsumerName, InfoError, JetStream, Link, Search,
+    },
+    bus::{Bus, Incoming, RequestError},
 };
 
-/// Oldest nats-server that this program works with: before 2.10.16 a `+TERM` with a reason can be
-/// ignored, and answered as if it were not.
-pub const OLDEST_SERVER: semver::Version = semver::Version::new(2, 10, 16);
-
-/// Where NATS is and how to get in.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// Servers to try, in any order.
-    pub servers: Vec<ServerAddr>,
-    /// Who we are.
-    pub auth: Auth,
-    /// Certificate authorities to trust instead of the system's.
-    pub ca: Option<std::path::PathBuf>,
-    /// Client certificate and key, both PEM.
-    pub identity: Option<(std::path::PathBuf, std::path::PathBuf)>,
-    /// TLS begins before the server has said anything.
-    pub tls_first: bool,
-    /// JetStream domain, for an API prefix of `$JS.<domain>.API`.
-    pub domain: Option<String>,
-    /// First tokens of every inbox, so that NATS rights can be given for them.
-    pub inbox_prefix: String,
-}
-
-impl Settings {
-    /// Where NATS is, and how it is spoken to, without any secret: for people.
-    pub fn told(&self) -> String {
-        let server = |server: &ServerAddr| {
-            format!("{}://{}:{}", server.scheme(), server.host(), server.port())
-        };
-        self.servers.iter().map(server).collect::<Vec<_>>().join(",")
-    }
-
-    /// The subject of a JetStream API call, like `CONSUMER.INFO.ORDERS.worker`.
-    fn api(&self, call: &str) -> String {
-        match &self.domain {
-            Some(domain) => format!("$JS.{domain}.API.{call}"),
-            None => format!("$JS.API.{call}"),
-        }
-    }
-}
-
-/// Reads a list of servers, separated by commas.
-///
-/// # Errors
-/// What is wrong with one of them, for people.
-pub fn parse_servers(urls: &str) -> Result<Vec<ServerAddr>, String> {
-    if urls.split(',').any(|url| url.trim().is_empty()) {
-        return Err(
-            "a server is missing: the list is empty, or a comma has no server before or after it"
-                .to_owned(),
-        );
-    }
-    let servers = urls.split(',').map(|url| url.trim().parse::<ServerAddr>());
-    let servers: Vec<_> = servers.collect::<Result<_, _>>().map_err(|error| error.to_string())?;
-    // The library would take these for plain TCP, and skip TLS.
-    if servers.iter().any(ServerAddr::is_websocket) {
-        return Err("WebSocket is not supported: use nats:// or tls://".to_owned());
-    }
-    Ok(servers)
-}
-
-/// A JetStream behind two supervised connections.
+/// JetStream and the other replicas, behind two supervised connections.
 pub struct Nats {
     supervisor: Arc<Supervisor>,
 }
 
 impl Nats {
-    /// Starts to connect, and keeps connected until [`Broker::close`]. Returns at once: whether
-    /// NATS is there is [`Broker::link`]'s to say.
+    /// Starts to connect, and stays connected until [`Broker::close`]. Returns at once. [`Broker::link`]
+    /// shows whether NATS is there.
     pub fn start(settings: Settings, tasks: &TaskTracker) -> Self {
         Self { supervisor: Supervisor::start(settings, tasks) }
     }
@@ -135,8 +87,8 @@ impl Broker for Nats {
     }
 
     async fn info(&self, name: &ConsumerName, until: Instant) -> Result<ConsumerInfo, InfoError> {
-        match self.supervisor.settling() {
-            Ok(requests) => info::read(&requests, &self.supervisor, name, until).await,
+        match self.supervisor.api() {
+            Ok(api) => info::read(&api, self.supervisor.presence(), name, until).await,
             Err(why) => Err(InfoError::Unavailable(why)),
         }
     }
@@ -144,11 +96,11 @@ impl Broker for Nats {
     async fn open(
         &self,
         name: &ConsumerName,
-        place: ConnectionKind,
+        kind: ConnectionKind,
     ) -> Result<NatsInbox, BrokerError> {
-        let connection = match place {
+        let connection = match kind {
             ConnectionKind::Shared => self.supervisor.deliveries(),
-            ConnectionKind::Dedicated => self.supervisor.apart(name).await,
+            ConnectionKind::Dedicated => self.supervisor.dedicated(name).await,
         };
         let connection = connection.map_err(BrokerError::Unsent)?;
         NatsInbox::open(connection, self.supervisor.clone(), name).await
@@ -160,8 +112,8 @@ impl Broker for Nats {
         from: u64,
         until: Instant,
     ) -> Result<Search, InfoError> {
-        match self.supervisor.settling() {
-            Ok(requests) => poison::find(&requests, &self.supervisor, name, from, until).await,
+        match self.supervisor.api() {
+            Ok(api) => poison::find(&api, self.supervisor.presence(), name, from, until).await,
             Err(why) => Err(InfoError::Unavailable(why)),
         }
     }
@@ -172,9 +124,10 @@ impl Broker for Nats {
         confirmation: Confirmation,
         until: Instant,
     ) -> Vec<Result<(), BrokerError>> {
-        match self.supervisor.settling() {
-            Ok(requests) => {
-                settle::settle(&requests, &self.supervisor, publishes, confirmation, until).await
+        match self.supervisor.api() {
+            Ok(api) => {
+                let presence = self.supervisor.presence();
+                settle::settle(&api, presence, publishes, confirmation, until).await
             }
             Err(why) => publishes.iter().map(|_| Err(BrokerError::Unsent(why.clone()))).collect(),
         }
@@ -182,10 +135,44 @@ impl Broker for Nats {
 
     fn delivery_of(ack: &AckSubject) -> Option<(ConsumerName, u64)> {
         let count = delivery::AckFacts::parse(&ack.0)?.delivery_count;
-        Some((settle::consumer_of(&ack.0)?, count))
+        Some((delivery::consumer_of(&ack.0)?, count))
     }
 
     async fn close(&self, until: Instant) {
         self.supervisor.close(until).await;
+    }
+}
+
+impl Bus for Nats {
+    async fn request(
+        &self,
+        subject: &str,
+        question: Bytes,
+        until: Instant,
+    ) -> Result<Bytes, RequestError> {
+        let requests = self.supervisor.settling().map_err(RequestError::Unsent)?;
+        match requests.ask_one(Request::new(subject, question), until).await {
+            Ok(RequestAnswer::Replied(answer)) => Ok(answer),
+            Ok(RequestAnswer::NoResponder) => Err(RequestError::Nobody),
+            Err(BrokerError::Unsent(why)) => Err(RequestError::Unsent(why)),
+            // The server refused the request, so nobody received it.
+            Err(BrokerError::Denied(_)) => Err(RequestError::Nobody),
+            Err(BrokerError::Unconfirmed) => Err(RequestError::Silent),
+        }
+    }
+
+    async fn publish(&self, subject: &str, message: Bytes, until: Instant) {
+        if let Ok(requests) = self.supervisor.settling() {
+            // A loss is harmless: the next heartbeat follows, and a requester's wait is bounded.
+            let _ = requests.send(&Request::new(subject, message), None, until).await;
+        }
+    }
+
+    fn subscribe(&self, subjects: Vec<String>) {
+        self.supervisor.subscriptions().set(subjects);
+    }
+
+    async fn next(&self) -> Incoming {
+        self.supervisor.subscriptions().next().await
     }
 }

@@ -13,6 +13,7 @@ use std::{
 };
 
 use tokio::{
+    sync::Mutex,
     task::{JoinHandle, spawn_blocking},
     time::timeout,
 };
@@ -94,34 +95,50 @@ fn at_start<T: Send + 'static>(
     told.recv_timeout(READ_TIMEOUT).unwrap_or_else(|_| Err(too_slow()))
 }
 
-/// Reads one file again and again, never twice at once: of a file that hangs one thread waits.
+/// Reads one file again and again, never twice at once. A file that hangs costs one thread, however
+/// many callers wait for it.
 #[derive(Debug)]
 pub struct Reader {
     path: PathBuf,
-    reading: Option<JoinHandle<io::Result<Secret>>>,
+    read: fn(&Path) -> io::Result<Secret>,
+    /// The read that is running. Whoever holds the lock waits for it.
+    running: Mutex<Option<JoinHandle<io::Result<Secret>>>>,
 }
 
 impl Reader {
-    /// Of this file.
+    /// A reader of this file. Nothing is read yet.
     pub fn new(path: PathBuf) -> Self {
-        Self { path, reading: None }
+        Self { path, read, running: Mutex::default() }
     }
 
-    /// The same as [`read_at_start`], and holds no thread up that serves.
+    /// A reader that reads by this function.
+    #[cfg(test)]
+    pub(crate) fn by(path: PathBuf, read: fn(&Path) -> io::Result<Secret>) -> Self {
+        Self { read, ..Self::new(path) }
+    }
+
+    /// The path of the file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads a file of at most 1 MiB, for at most 2 s. Blocks no thread that serves.
     ///
     /// # Errors
-    /// As there. What took too long is waited for the next time.
-    pub async fn read(&mut self) -> io::Result<Secret> {
-        let path = &self.path;
-        let reading = self.reading.get_or_insert_with(|| {
-            let path = path.clone();
-            spawn_blocking(move || read(&path))
-        });
+    /// As [`read_at_start`]. After a timeout the next call waits for the same read.
+    pub async fn read(&self) -> io::Result<Secret> {
+        let reading = async {
+            let mut running = self.running.lock().await;
+            let read = running.get_or_insert_with(|| {
+                let (path, read) = (self.path.clone(), self.read);
+                spawn_blocking(move || read(&path))
+            });
+            let read = read.await;
+            *running = None;
+            read
+        };
         match timeout(READ_TIMEOUT, reading).await {
-            Ok(read) => {
-                self.reading = None;
-                read.map_err(io::Error::other)?
-            }
+            Ok(read) => read.map_err(io::Error::other)?,
             Err(_) => Err(too_slow()),
         }
     }
@@ -155,6 +172,8 @@ fn too_slow() -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     fn file(text: &str, mode: u32) -> tempfile::NamedTempFile {
@@ -175,7 +194,7 @@ mod tests {
         ] {
             let file = file("secret", mode);
             assert_eq!(read_at_start(file.path()).unwrap(), ("secret".to_owned(), open_to));
-            let mut reader = Reader::new(file.path().to_owned());
+            let reader = Reader::new(file.path().to_owned());
             assert_eq!(reader.read().await.unwrap(), ("secret".to_owned(), open_to));
         }
     }
@@ -198,5 +217,27 @@ mod tests {
             let error = Reader::new(path.to_owned()).read().await.unwrap_err().to_string();
             assert!(error.contains(said), "{path:?}: {error}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_hangs_costs_one_thread_for_all_who_wait() {
+        static STARTED: AtomicUsize = AtomicUsize::new(0);
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let reader = Reader::by(pipe.clone(), |path| {
+            STARTED.fetch_add(1, Ordering::Relaxed);
+            Ok((fs::read_to_string(path)?, OpenTo::Nobody))
+        });
+        for _ in 0..3 {
+            let (first, second, ()) =
+                tokio::join!(reader.read(), reader.read(), tokio::time::advance(READ_TIMEOUT));
+            for read in [first, second] {
+                assert_eq!(read.unwrap_err().kind(), io::ErrorKind::TimedOut);
+            }
+        }
+        fs::write(&pipe, "secret").unwrap();
+        assert_eq!(reader.read().await.unwrap().0, "secret");
+        assert_eq!(STARTED.load(Ordering::Relaxed), 1);
     }
 }

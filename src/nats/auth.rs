@@ -1,10 +1,7 @@
-//! Who we are to NATS. Owns the credentials and the answer to a server's challenge. Files are read
-//! anew for every connection, so that rotated credentials are taken up.
+//! The proxy's identity at NATS. Owns the credentials and the answer to a server's challenge. Files are
+//! read again for every connection, so that rotated credentials are used.
 
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-};
+use std::{fmt, path::PathBuf, sync::Arc};
 
 use async_nats::AuthError;
 
@@ -13,7 +10,7 @@ use crate::secrets::Reader;
 /// One way to authenticate.
 #[derive(Clone, Default)]
 pub enum Auth {
-    /// As nobody, or as the user named in the server's URL.
+    /// No credentials, or those in the server's URL.
     #[default]
     None,
     /// User and password.
@@ -21,9 +18,9 @@ pub enum Auth {
     /// A bare token.
     Token(String),
     /// A credentials file: a user JWT and its seed.
-    Credentials(PathBuf),
+    Credentials(Arc<Reader>),
     /// A file with an nkey seed.
-    Nkey(PathBuf),
+    Nkey(Arc<Reader>),
 }
 
 impl fmt::Debug for Auth {
@@ -39,6 +36,16 @@ impl fmt::Debug for Auth {
 }
 
 impl Auth {
+    /// A credentials file. All clones share one reader, so a file that hangs costs one thread.
+    pub fn credentials(file: PathBuf) -> Self {
+        Self::Credentials(Arc::new(Reader::new(file)))
+    }
+
+    /// A file with an nkey seed. Its clones share one reader, too.
+    pub fn nkey(file: PathBuf) -> Self {
+        Self::Nkey(Arc::new(Reader::new(file)))
+    }
+
     /// Answers the server's challenge.
     pub(super) async fn answer(&self, nonce: &[u8]) -> Result<async_nats::Auth, AuthError> {
         let mut answer = async_nats::Auth::new();
@@ -49,16 +56,16 @@ impl Auth {
                 answer.password = Some(password.clone());
             }
             Self::Token(token) => answer.token = Some(token.clone()),
-            Self::Credentials(path) => {
-                let text = read(path).await?;
+            Self::Credentials(file) => {
+                let text = read(file).await?;
                 let jwt = decorated(&text, "NATS USER JWT").ok_or_else(|| refuse("no user JWT"))?;
                 let seed =
                     decorated(&text, "USER NKEY SEED").ok_or_else(|| refuse("no nkey seed"))?;
                 answer.jwt = Some(jwt.to_owned());
                 answer.signature = Some(sign(seed, nonce)?.1);
             }
-            Self::Nkey(path) => {
-                let (public, signature) = sign(read(path).await?.trim(), nonce)?;
+            Self::Nkey(file) => {
+                let (public, signature) = sign(read(file).await?.trim(), nonce)?;
                 answer.nkey = Some(public);
                 answer.signature = Some(signature);
             }
@@ -67,10 +74,10 @@ impl Auth {
     }
 }
 
-/// Where the file hangs, the attempt to connect fails, and nothing else waits for it.
-async fn read(path: &Path) -> Result<String, AuthError> {
-    let read = Reader::new(path.to_owned()).read().await;
-    read.map(|(text, _)| text).map_err(|error| refuse(&format!("{}: {error}", path.display())))
+/// If the file hangs, the attempt to connect fails, and nothing else waits for the file.
+async fn read(file: &Reader) -> Result<String, AuthError> {
+    let failed = |error| refuse(&format!("{}: {error}", file.path().display()));
+    file.read().await.map(|(text, _)| text).map_err(failed)
 }
 
 fn sign(seed: &str, nonce: &[u8]) -> Result<(String, Vec<u8>), AuthError> {
@@ -92,7 +99,13 @@ fn refuse(why: &str) -> AuthError {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        time::Duration,
+    };
+
     use super::*;
+    use crate::secrets::OpenTo;
 
     #[tokio::test]
     async fn a_credentials_file_signs_the_challenge_with_its_seed() {
@@ -105,7 +118,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
 
-        let answer = Auth::Credentials(file.path().to_owned()).answer(b"nonce").await.unwrap();
+        let answer = Auth::credentials(file.path().to_owned()).answer(b"nonce").await.unwrap();
 
         assert_eq!(answer.jwt.as_deref(), Some("eyJ0.e30.sig"));
         pair.verify(b"nonce", &answer.signature.unwrap()).unwrap();
@@ -115,7 +128,30 @@ mod tests {
     async fn a_credentials_file_without_a_seed_is_refused() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "-----BEGIN NATS USER JWT-----\nabc\n").unwrap();
-        assert!(Auth::Credentials(file.path().to_owned()).answer(b"nonce").await.is_err());
+        assert!(Auth::credentials(file.path().to_owned()).answer(b"nonce").await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_credentials_file_that_hangs_costs_one_thread_for_all_attempts() {
+        static STARTED: AtomicUsize = AtomicUsize::new(0);
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let auth = Auth::Credentials(Arc::new(Reader::by(pipe.clone(), |path| {
+            STARTED.fetch_add(1, Ordering::Relaxed);
+            Ok((std::fs::read_to_string(path)?, OpenTo::Nobody))
+        })));
+        for _ in 0..3 {
+            let attempt = auth.clone();
+            let (answer, ()) = tokio::join!(
+                attempt.answer(b"nonce"),
+                tokio::time::advance(Duration::from_secs(2))
+            );
+            assert!(answer.is_err());
+        }
+        assert_eq!(STARTED.load(Ordering::Relaxed), 1);
+        // Lets the thread end.
+        std::fs::write(&pipe, "").unwrap();
     }
 
     #[test]

@@ -1,14 +1,14 @@
-//! Reads what a pull brings: deliveries and status lines. Pure.
+//! Reads the messages that a pull brings: deliveries and status lines. Pure.
 //!
-//! A message is a delivery when its reply subject is an ack subject, whatever its status says:
-//! before 2.11.15 a stored message can carry a status line of its own.
+//! A message is a delivery if its reply subject is an ack subject, whatever its status says. Before
+//! nats-server 2.11.15 a stored message can carry a status line of its own.
 
 use async_nats::{Message, header::HeaderMap};
 
-use crate::broker::{AckSubject, Arrival, Delivery, PullEnd};
+use crate::broker::{AckSubject, Arrival, ConsumerName, Delivery, PullEnd};
 
-/// Reads one message that came through an inbox whose subjects are `prefix` and a pull's number.
-/// `None` for what says nothing: a heartbeat, or something that is not for us.
+/// Reads one message of an inbox. The subjects of the inbox are `prefix` and a pull's number. `None`: a
+/// heartbeat, or a message that is not for us.
 pub(super) fn read(message: Message, prefix: &str) -> Option<Arrival> {
     if let Some(reply) = &message.reply
         && let Some(facts) = AckFacts::parse(reply)
@@ -19,14 +19,14 @@ pub(super) fn read(message: Message, prefix: &str) -> Option<Arrival> {
     let status = message.status?.as_u16();
     let description = message.description.as_deref().unwrap_or_default();
     if description == "Batch Completed" && is_full(message.headers.as_ref()) {
-        // A full batch is counted. A replicated consumer says this before it sends what it means.
+        // A full batch is counted instead. A replicated consumer sends this status before the messages.
         return None;
     }
     let end = end(status, description)?;
     Some(Arrival::End { no, end })
 }
 
-/// Nothing is left to come of as many messages as a pull has asked for.
+/// Whether a pull has brought as many messages as it asked for.
 fn is_full(headers: Option<&HeaderMap>) -> bool {
     let left = headers.and_then(|headers| headers.get("Nats-Pending-Messages"));
     left.is_some_and(|left| left.as_str() == "0")
@@ -55,7 +55,7 @@ fn headers(map: &HeaderMap) -> Vec<(String, Vec<String>)> {
         .collect()
 }
 
-/// What a status line says of the pull it answers. The words are nats-server's.
+/// The end of a pull, by its status line. The words are nats-server's.
 fn end(status: u16, description: &str) -> Option<PullEnd> {
     Some(match (status, description) {
         (100, _) => return None,
@@ -66,13 +66,13 @@ fn end(status: u16, description: &str) -> Option<PullEnd> {
         (409, "Message Size Exceeds MaxBytes") => PullEnd::TooLarge,
         (409, text) if text.starts_with("Exceeded ") => PullEnd::Busy(text.to_owned()),
         (409, "Leadership Change" | "Server Shutdown") => PullEnd::LeaderGone,
-        // 503 is "no responders": nobody leads this consumer, which may pass.
+        // 503 is "no responders": the consumer has no leader, perhaps for a short time.
         (409, "Consumer Deleted") | (503, _) => PullEnd::ConsumerGone,
         (status, text) => PullEnd::Other(format!("{status} {text}")),
     })
 }
 
-/// What an ack subject tells of its delivery.
+/// The fields of an ack subject.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct AckFacts<'s> {
     pub(super) stream: &'s str,
@@ -85,14 +85,14 @@ pub(super) struct AckFacts<'s> {
 }
 
 impl<'s> AckFacts<'s> {
-    /// Both forms of ADR-15: 9 tokens, or 11 and more with domain and account in front. Any other
-    /// number is something else.
+    /// Reads both forms of ADR-15: 9 tokens, or 11 and more with domain and account in front. `None`: no
+    /// ack subject.
     pub(super) fn parse(reply: &'s str) -> Option<Self> {
         let mut tokens = [""; 9];
         let mut count = 0;
         for token in reply.strip_prefix("$JS.ACK.")?.split('.') {
-            if let Some(place) = tokens.get_mut(count) {
-                *place = token;
+            if let Some(slot) = tokens.get_mut(count) {
+                *slot = token;
             }
             count += 1;
         }
@@ -101,7 +101,7 @@ impl<'s> AckFacts<'s> {
             9.. => &tokens[2..],
             _ => return None,
         };
-        let number = |place: usize| tokens[place].parse().ok();
+        let number = |index: usize| tokens[index].parse().ok();
         Some(Self {
             stream: tokens[0],
             consumer: tokens[1],
@@ -114,7 +114,13 @@ impl<'s> AckFacts<'s> {
     }
 }
 
-/// Whether an ack subject names the JetStream domain that it is for: the longer form does.
+/// The consumer that a delivery belongs to. `None`: no ack subject.
+pub(super) fn consumer_of(ack_subject: &str) -> Option<ConsumerName> {
+    let facts = AckFacts::parse(ack_subject)?;
+    Some(ConsumerName { stream: facts.stream.into(), consumer: facts.consumer.into() })
+}
+
+/// Whether an ack subject names its JetStream domain, as the longer form does.
 pub(super) fn names_domain(ack: &AckSubject) -> bool {
     ack.0.split('.').count() >= 11
 }
@@ -143,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_no_ack_subject() {
+    fn another_subject_is_no_ack_subject() {
         for reply in [
             "$JS.ACK.S.c.1.2.3.4",
             "$JS.ACK.S.c.1.2.3.4.5.6",
@@ -155,9 +161,9 @@ mod tests {
         }
     }
 
-    /// Servers before 2.11.15 store a status line as it was published, and deliver it.
+    /// A server before 2.11.15 stores a status line as it was published, and delivers it.
     #[test]
-    fn a_stored_message_with_a_status_of_its_own_is_data() {
+    fn a_stored_message_with_its_own_status_is_a_delivery() {
         let message = Message {
             subject: "s".into(),
             reply: Some("$JS.ACK.S.c.1.7.9.1795416130077616899.3".into()),
@@ -172,8 +178,8 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_full_batch_is_not_told_but_that_of_one_full_of_bytes_is() {
-        for (left, told) in [("0", false), ("3", true)] {
+    fn a_batch_full_of_bytes_ends_the_pull_and_one_full_of_messages_does_not() {
+        for (left, ends) in [("0", false), ("3", true)] {
             let mut headers = HeaderMap::new();
             headers.insert("Nats-Pending-Messages", left);
             let message = Message {
@@ -186,7 +192,7 @@ mod tests {
                 length: 0,
             };
             let end = Arrival::End { no: 7, end: PullEnd::Spent };
-            assert_eq!(read(message, "inbox."), told.then_some(end));
+            assert_eq!(read(message, "inbox."), ends.then_some(end));
         }
     }
 

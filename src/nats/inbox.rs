@@ -1,8 +1,8 @@
-//! Where the deliveries of one consumer arrive, for as long as one connection lives.
+//! The inbox of one consumer on one connection: deliveries and ends of pulls arrive there.
 //!
-//! One subscription on `<prefix>.<random>.*`, kept for as long as a pull may be open: a pull
-//! cannot be cancelled, and what it brings after an unsubscribe is lost for a whole ack wait. Each
-//! pull replies to its own last token; deliveries carry their stream's subject, statuses that token.
+//! An inbox is one subscription on `<prefix>.<random>.*`. It stays while a pull may be open: a pull cannot
+//! be cancelled, and a message that comes after an unsubscribe is lost for a whole ack wait. Each pull has
+//! its own last token. Status lines carry that token, and deliveries carry the subject of their message.
 
 use std::{
     future::poll_fn,
@@ -23,11 +23,12 @@ use crate::{
     clock,
 };
 
-/// Most arrivals that one call of `next` takes: enough to make locks and wake-ups cheap, few
-/// enough that a waiter is not kept behind a large pull.
+/// Most arrivals of one call of `next`: enough to make locks and wake-ups cheap, and few enough that a
+/// waiter does not wait for a large pull.
 const MAX_ARRIVALS_PER_CALL: usize = 256;
-/// Bounds the wait for how a lost connection ended: where the server is there it is known at once.
-const VERDICT: Duration = Duration::from_secs(1);
+/// The longest wait for the cause of a lost connection. If the server is there, the cause is known at
+/// once.
+const CLOSE_CAUSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The inbox of one consumer on one connection.
 pub struct NatsInbox {
@@ -42,16 +43,17 @@ pub struct NatsInbox {
     refusals: watch::Receiver<u64>,
     /// The last pull, until it is known to be refused.
     pull: Option<u64>,
-    /// A delivery was looked at for its domain.
-    looked: bool,
+    /// Whether the ack subject of a delivery was checked for its domain.
+    domain_checked: bool,
     /// Set when the loss is noticed.
     loss: Option<Loss>,
 }
 
 struct Loss {
     at: Instant,
-    /// The settling connection of that moment: what ends both is not a message.
-    witness: Option<CancellationToken>,
+    /// Cancelled when the settling connection of that moment is lost, too. A message ends only one
+    /// connection.
+    settling_lost: Option<CancellationToken>,
 }
 
 impl NatsInbox {
@@ -62,7 +64,7 @@ impl NatsInbox {
     ) -> Result<Self, BrokerError> {
         let (opened, refusals) = (clock::now(), connection.denials.watch());
         let prefix = format!("{}.", connection.client.new_inbox());
-        // Waits only while the connection's queue is full; a lost connection empties or ends it.
+        // Waits only while the connection's queue is full. A lost connection empties or ends its queue.
         let subscriber = tokio::select! {
             subscribed = connection.client.subscribe(format!("{prefix}*")) => {
                 subscribed.map_err(|error| BrokerError::Unsent(error.to_string()))?
@@ -80,24 +82,24 @@ impl NatsInbox {
             opened,
             refusals,
             pull: None,
-            looked: false,
+            domain_checked: false,
             loss: None,
         })
     }
 
-    /// Waits until it is known how the connection has ended.
+    /// Waits until the cause of the loss is known.
     async fn ended(&mut self) -> InboxEvent {
         let supervisor = &self.supervisor;
         let loss = self.loss.get_or_insert_with(|| Loss {
             at: clock::now(),
-            witness: supervisor.settling().ok().map(|requests| requests.connection.lost.clone()),
+            settling_lost: supervisor.settling().ok().map(|mux| mux.connection.lost.clone()),
         });
-        let broke = self.connection.broke(loss.at + VERDICT).await;
-        let alone = loss.witness.as_ref().is_some_and(|witness| !witness.is_cancelled());
-        if broke && alone { InboxEvent::Broken } else { InboxEvent::Lost }
+        let by_content = self.connection.closed_by_content(loss.at + CLOSE_CAUSE_TIMEOUT).await;
+        let alone = loss.settling_lost.as_ref().is_some_and(|lost| !lost.is_cancelled());
+        if by_content && alone { InboxEvent::Broken } else { InboxEvent::Lost }
     }
 
-    /// Appends what is there, waiting for the first. `false`: the subscription has ended.
+    /// Waits for the first arrival and appends all that are there. `false`: the subscription has ended.
     async fn arrivals(&mut self, into: &mut Vec<Arrival>) -> bool {
         let (subscriber, prefix) = (&mut self.subscriber, &self.prefix);
         poll_fn(|cx| {
@@ -115,19 +117,22 @@ impl NatsInbox {
         .await
     }
 
-    /// Where JetStream has a domain and acks do not name it, NATS brings them to every domain that it
-    /// reaches. Says so once for each connection.
-    fn look_for_domain(&mut self, arrived: &[Arrival]) {
+    /// If JetStream has a domain and acks do not name it, NATS carries them to every domain that it
+    /// reaches. Logs this once for each connection.
+    fn check_domain(&mut self, arrived: &[Arrival]) {
         let ack = arrived.iter().find_map(|arrival| match arrival {
             Arrival::Message(delivery) => Some(&delivery.ack),
             Arrival::End { .. } => None,
         });
-        let Some(ack) = ack.filter(|_| !std::mem::replace(&mut self.looked, true)) else { return };
+        let Some(ack) = ack.filter(|_| !std::mem::replace(&mut self.domain_checked, true)) else {
+            return;
+        };
         let ours = self.supervisor.settings().domain.clone();
         let Some(domain) = ours.or_else(|| self.connection.client.server_info().domain) else {
             return;
         };
-        if delivery::names_domain(ack) || self.connection.domain_told.swap(true, Ordering::Relaxed)
+        if delivery::names_domain(ack)
+            || self.connection.domain_logged.swap(true, Ordering::Relaxed)
         {
             return;
         }
@@ -138,7 +143,7 @@ impl NatsInbox {
         );
     }
 
-    /// The server has refused the open pull, or the subscription that it answers to.
+    /// The end of the open pull, if the server has refused the pull or the inbox.
     fn refused(&mut self) -> Option<Arrival> {
         let no = self.pull?;
         let (next, inbox) = (&self.next_subject, &self.prefix);
@@ -176,9 +181,9 @@ impl Inbox for NatsInbox {
             let mut refusals = self.refusals.clone();
             tokio::select! {
                 biased;
-                // First, so that a dying connection is read out before it is let go.
+                // First, so that a dying connection is read to its end before it is dropped.
                 alive = self.arrivals(into) => {
-                    self.look_for_domain(into);
+                    self.check_domain(into);
                     return if alive { InboxEvent::Arrived } else { self.ended().await };
                 }
                 () = lost.cancelled() => return self.ended().await,
@@ -192,7 +197,7 @@ fn gone() -> BrokerError {
     BrokerError::Unsent("the connection is gone".to_owned())
 }
 
-/// The body of a MSG.NEXT request; durations in nanoseconds.
+/// The body of a MSG.NEXT request. Durations are in nanoseconds.
 fn request(pull: &PullRequest) -> String {
     let mut body = serde_json::json!({ "batch": pull.batch, "expires": nanos(pull) });
     if pull.no_wait {
@@ -214,7 +219,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn a_pull_is_asked_for_in_the_server_s_words() {
+    fn a_pull_is_written_as_the_server_reads_it() {
         let expires = Duration::from_secs(5);
         let pull = PullRequest { no: 7, batch: 10, expires, no_wait: true, max_bytes: Some(1000) };
         let body: serde_json::Value = serde_json::from_str(&request(&pull)).unwrap();

@@ -1,98 +1,68 @@
-//! CONSUMER.INFO: asks for it and reads the answer. Only the fields that matter here are read, so
-//! that a newer server's additions cannot make a consumer illegible.
+//! CONSUMER.INFO: asks for it and reads the answer. Only the fields that are needed are read, so that
+//! new fields of a newer server cannot make a consumer unreadable.
 
-use std::{sync::Arc, time::Duration, time::Instant};
+use std::{time::Duration, time::Instant};
 
 use bytes::Bytes;
 use serde::Deserialize;
 
 use super::{
-    presence,
-    request_mux::{Request, RequestAnswer, RequestMux},
-    supervisor::Supervisor,
+    api::{ErrorBody, JetStreamApi},
+    presence::Presence,
 };
-use crate::broker::{
-    AckPolicy, BrokerError, ConsumerInfo, ConsumerName, Denial, InfoError, Leader,
-};
+use crate::broker::{AckPolicy, ConsumerInfo, ConsumerName, InfoError, Leader};
 
-/// JetStream's error codes (its `errors.json`).
+/// Codes in JetStream's `errors.json`.
 const CONSUMER_NOT_FOUND: u32 = 10_014;
 const STREAM_NOT_FOUND: u32 = 10_059;
 
-/// Asks for the consumer, bounded by `until`.
+/// Reads the consumer, bounded by `until`.
 pub(super) async fn read(
-    requests: &Arc<RequestMux>,
-    supervisor: &Supervisor,
+    api: &JetStreamApi<'_>,
+    presence: &Presence,
     name: &ConsumerName,
     until: Instant,
 ) -> Result<ConsumerInfo, InfoError> {
-    let wire = parse(&ask(requests, supervisor, name, until).await?)?;
-    let settings = supervisor.settings();
-    let server = requests.connection.client.server_info();
-    // Behind a leaf node, or in another domain, it is not the connected server that answers.
-    let domain = settings.domain.is_none() || settings.domain == server.domain;
+    let wire = parse(&ask(api, presence, name, until).await?)?;
+    let server = api.server();
+    // Behind a leaf node, or in another domain, another server answers than the connected one.
+    let domain = api.settings.domain.is_none() || api.settings.domain == server.domain;
     Ok(wire.info(&server.server_id, server.jetstream && domain))
 }
 
-/// Where the consumer's unsettled deliveries are in its stream, bounded by `until`.
+/// Reads where the consumer's unsettled deliveries are in its stream, bounded by `until`.
 pub(super) async fn unsettled(
-    requests: &Arc<RequestMux>,
-    supervisor: &Supervisor,
+    api: &JetStreamApi<'_>,
+    presence: &Presence,
     name: &ConsumerName,
     until: Instant,
 ) -> Result<UnsettledRange, InfoError> {
-    parse(&ask(requests, supervisor, name, until).await?).map(Into::into)
+    parse(&ask(api, presence, name, until).await?).map(Into::into)
 }
 
-/// Where unsettled deliveries are.
+/// Where a consumer's unsettled deliveries are.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct UnsettledRange {
-    /// How many there are.
+    /// The number of unsettled deliveries.
     pub(super) count: u64,
     /// Everything up to this stream sequence is settled.
     pub(super) floor: u64,
     /// The highest stream sequence that was delivered.
     pub(super) last: u64,
-    /// What the consumer takes from its stream, at least one.
+    /// The subjects that the consumer takes from its stream, at least one.
     pub(super) filters: Vec<String>,
 }
 
 async fn ask(
-    requests: &Arc<RequestMux>,
-    supervisor: &Supervisor,
+    api: &JetStreamApi<'_>,
+    presence: &Presence,
     name: &ConsumerName,
     until: Instant,
 ) -> Result<Bytes, InfoError> {
-    let settings = supervisor.settings();
-    let subject = settings.api(&format!("CONSUMER.INFO.{}.{}", name.stream, name.consumer));
-    let request =
-        Request { subject: subject.as_str().into(), payload: Bytes::new(), line: None, by: None };
-    let Some(answer) = requests.ask(&[request], until).await.pop() else {
-        return unavailable("CONSUMER.INFO was not answered");
-    };
-    let server = requests.connection.client.server_info();
-    supervisor.presence().see(&subject, &answer, settings, &server);
-    body(answer, "CONSUMER.INFO", || presence::nobody(settings, &server))
-}
-
-/// What an API call was answered. `nobody` says what it means that nobody listens there.
-pub(super) fn body(
-    answer: Result<RequestAnswer, BrokerError>,
-    call: &str,
-    nobody: impl FnOnce() -> String,
-) -> Result<Bytes, InfoError> {
-    match answer {
-        Ok(RequestAnswer::Replied(body)) => Ok(body),
-        Ok(RequestAnswer::NoResponder) => Err(InfoError::Unavailable(nobody())),
-        Err(BrokerError::Denied(Denial::Permission(subject))) => {
-            Err(InfoError::Permission(subject))
-        }
-        Err(error) => unavailable(&format!("{call} was {error}")),
-    }
-}
-
-fn unavailable<T>(why: &str) -> Result<T, InfoError> {
-    Err(InfoError::Unavailable(why.to_owned()))
+    let subject = api.settings.api(&format!("CONSUMER.INFO.{}.{}", name.stream, name.consumer));
+    let answer = api.call(&subject, until).await;
+    presence.see(api, &subject, &answer);
+    api.body(answer, "CONSUMER.INFO")
 }
 
 fn parse(body: &[u8]) -> Result<Wire, InfoError> {
@@ -103,13 +73,13 @@ fn parse(body: &[u8]) -> Result<Wire, InfoError> {
             _ => InfoError::Unavailable(error.description),
         }),
         Ok(wire) => Ok(wire),
-        Err(error) => unavailable(&format!("CONSUMER.INFO cannot be read: {error}")),
+        Err(error) => Err(InfoError::Unavailable(format!("CONSUMER.INFO cannot be read: {error}"))),
     }
 }
 
 #[derive(Deserialize)]
 struct Wire {
-    error: Option<WireError>,
+    error: Option<ErrorBody>,
     #[serde(default)]
     created: String,
     #[serde(default)]
@@ -127,15 +97,7 @@ struct Wire {
     cluster: Option<Cluster>,
 }
 
-#[derive(Deserialize)]
-struct WireError {
-    #[serde(default)]
-    err_code: u32,
-    #[serde(default)]
-    description: String,
-}
-
-/// Durations are nanoseconds; −1 and 0 are "no limit".
+/// Durations are nanoseconds. −1 and 0 mean "no limit".
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct Config {
@@ -164,17 +126,17 @@ struct Sequences {
 struct Cluster {
     #[serde(default)]
     leader: String,
-    /// From nats-server 2.12 on, where there are copies.
+    /// Set by nats-server 2.12 and newer, if the consumer is replicated.
     #[serde(default)]
     leader_since: String,
-    /// The leader is not among them.
+    /// All replicas but the leader.
     #[serde(default)]
     replicas: Vec<serde::de::IgnoredAny>,
 }
 
 impl Wire {
-    /// `server` is the id of the one that is connected, and has answered itself, if it is `alone`
-    /// and not one of several.
+    /// `server` is the id of the connected server. `alone`: it has answered itself, and is not one of
+    /// several.
     fn info(self, server: &str, alone: bool) -> ConsumerInfo {
         let config = self.config;
         let policy = config.ack_policy;
@@ -197,7 +159,7 @@ impl Wire {
             max_request_bytes: limit(config.max_bytes),
             leader: match &self.cluster {
                 Some(cluster) => Leader::new(&cluster.leader, &cluster.leader_since),
-                // Its id is a new one with every start.
+                // A server has a new id after every start.
                 None => Leader::new(server, ""),
             },
             leader_shows: match &self.cluster {
@@ -241,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_server_says_of_a_consumer_is_read() {
+    fn every_needed_field_of_a_consumer_is_read() {
         let info = info(
             br#"{"type":"io.nats.jetstream.api.v1.consumer_info_response","stream_name":"ORDERS",
             "name":"worker","created":"2026-11-23T08:00:00.5Z","config":{"ack_policy":"explicit",
@@ -263,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn another_leader_or_another_term_is_told_and_another_start_of_a_server_alone() {
+    fn a_leader_differs_by_name_term_and_start_of_a_single_server() {
         let leader = |server: &str, cluster: &str| {
             let body = format!(r#"{{"created":"x","cluster":{cluster}}}"#);
             parse(body.as_bytes()).unwrap().info(server, true).leader
@@ -272,7 +234,7 @@ mod tests {
             let cluster = format!(r#"{{"leader":"{by}","leader_since":"{since}"}}"#);
             leader("whoever", &cluster)
         };
-        // Written down, because replicas of two builds tell each other.
+        // The number is fixed, because replicas of two builds compare it.
         assert_eq!(led("n1", "8:00"), Leader(0x8a32_25eb_1676_0ce6));
         assert_ne!(led("n1", "8:00"), led("n2", "8:00"));
         assert_ne!(led("n1", "8:00"), led("n1", "9:00"));
@@ -281,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leader_shows_where_its_term_or_its_start_is_told() {
+    fn a_change_of_leader_shows_if_its_term_or_start_is_known() {
         let shows = |alone: bool, cluster: &str| {
             let body = format!(r#"{{"created":"x","cluster":{cluster}}}"#);
             parse(body.as_bytes()).unwrap().info("NA7", alone).leader_shows
@@ -289,17 +251,17 @@ mod tests {
         assert!(shows(true, "null"));
         assert!(!shows(false, "null"), "behind a leaf node");
         assert!(shows(false, r#"{"leader":"n1","leader_since":"8:00"}"#));
-        assert!(!shows(true, r#"{"leader":"n1"}"#), "without copies, or before 2.12");
+        assert!(!shows(true, r#"{"leader":"n1"}"#), "not replicated, or before 2.12");
     }
 
     #[test]
-    fn a_policy_of_a_newer_server_is_named_and_not_an_error() {
+    fn an_unknown_ack_policy_is_named_and_is_no_error() {
         let info = info(br#"{"created":"x","config":{"ack_policy":"flow_control"}}"#).unwrap();
         assert_eq!(info.ack_policy, AckPolicy::Other("flow_control".to_owned()));
     }
 
     #[test]
-    fn a_missing_stream_is_told_from_a_missing_consumer() {
+    fn a_missing_stream_differs_from_a_missing_consumer() {
         let error = |code| {
             format!(r#"{{"error":{{"code":404,"err_code":{code},"description":"not found"}}}}"#)
         };
@@ -310,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn where_the_unsettled_deliveries_are_is_read() {
+    fn the_range_of_unsettled_deliveries_is_read() {
         let unsettled = |config: &str| {
             let body = format!(
                 r#"{{"config":{config},"delivered":{{"consumer_seq":12,"stream_seq":9}},

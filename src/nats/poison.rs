@@ -1,51 +1,46 @@
-//! Finds the stored messages that no connection survives: reads a consumer's unsettled deliveries by
-//! the API, whose answers are JSON with headers in base64, and asks `unreadable` of each.
+//! Finds stored messages that no connection survives. Reads a consumer's unsettled deliveries by the
+//! API, whose answers are JSON with headers in base64, and asks `unreadable` about each one.
 //!
-//! It reads and never settles. A message that is not to be had, or an answer that cannot be read,
-//! is passed over: whoever asked has other means.
+//! It reads and never settles. It skips a message that it cannot get, and an answer that it cannot read:
+//! the caller has other means.
 
-use std::{borrow::Cow, ops::RangeInclusive, sync::Arc, time::Instant};
+use std::{borrow::Cow, ops::RangeInclusive, time::Instant};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use serde::Deserialize;
 
 use super::{
+    api::JetStreamApi,
     info::{self, UnsettledRange},
-    presence,
-    request_mux::{Request, RequestMux},
-    supervisor::Supervisor,
+    plan::Request,
+    presence::Presence,
     unreadable::unreadable,
 };
 use crate::broker::{AckSubject, ConsumerName, InfoError, Search as Found, Unreadable};
 
-/// Most questions for the messages of one part of a stream.
+/// Most requests for the messages of one part of a stream.
 const MAX_SEARCH_REQUESTS: usize = 1000;
-/// Questions that are asked at once: the payloads of their answers come along, before others.
+/// Most requests at once. Their answers carry the payloads, and delay other answers.
 const WINDOW: usize = 8;
-/// So many bytes of answers at once, at most, where a message may be that large: well below what a server
-/// lets wait for one client.
+/// Most bytes of answers at once, if every message has the largest size: well below the amount that a
+/// server keeps waiting for one client.
 const WINDOW_BYTES: u64 = 4 << 20;
 
-/// As [`crate::broker::Broker::unreadable`] promises.
+/// Searches as [`crate::broker::Broker::unreadable`] promises.
 pub(super) async fn find(
-    requests: &Arc<RequestMux>,
-    supervisor: &Supervisor,
+    api: &JetStreamApi<'_>,
+    presence: &Presence,
     name: &ConsumerName,
     from: u64,
     until: Instant,
 ) -> Result<Found, InfoError> {
-    let unsettled = info::unsettled(requests, supervisor, name, until).await?;
-    let settings = supervisor.settings();
-    let call = settings.api(&format!("STREAM.MSG.GET.{}", name.stream));
-    let nobody = presence::nobody(settings, &requests.connection.client.server_info());
-    let window = window(requests.connection.max_payload);
+    let unsettled = info::unsettled(api, presence, name, until).await?;
     let mut search = Search {
-        requests,
+        api,
         name,
-        call,
-        nobody,
+        subject: api.settings.api(&format!("STREAM.MSG.GET.{}", name.stream)),
         until,
-        window,
+        window: window(api.requests.connection.max_payload),
         asked: false,
         all: true,
         found: Vec::new(),
@@ -55,7 +50,7 @@ pub(super) async fn find(
         for filter in &unsettled.filters {
             match search.walk(filter, part.clone(), most).await {
                 Err(error) if search.found.is_empty() => return Err(error),
-                // What is found by now is worth more than the reason why there is no more.
+                // The messages that were found are worth more than the reason for the failure.
                 Err(_) => return Ok(Found { found: search.found, complete: false }),
                 Ok(()) => {}
             }
@@ -64,14 +59,14 @@ pub(super) async fn find(
     Ok(Found { found: search.found, complete: search.all })
 }
 
-/// How many answers with messages of this size may come at once; in base64 they are larger by a third.
+/// The number of answers at once with messages of this size. Base64 makes messages larger by a third.
 fn window(max_payload: u64) -> usize {
     let fit = WINDOW_BYTES / (max_payload + max_payload / 3).max(1);
     usize::try_from(fit).unwrap_or(WINDOW).clamp(1, WINDOW)
 }
 
-/// Where unsettled deliveries may be, as stream sequences: from `from` on, right before it, and
-/// wherever else.
+/// The stream sequences that may be unsettled, in the order of the search: from `from` on, then right
+/// before `from`, then all others.
 fn parts(unsettled: &UnsettledRange, from: u64) -> Vec<RangeInclusive<u64>> {
     let (first, last) = (unsettled.floor.saturating_add(1), unsettled.last);
     if unsettled.count == 0 || first > last {
@@ -84,22 +79,21 @@ fn parts(unsettled: &UnsettledRange, from: u64) -> Vec<RangeInclusive<u64>> {
 }
 
 struct Search<'s> {
-    requests: &'s Arc<RequestMux>,
+    api: &'s JetStreamApi<'s>,
     name: &'s ConsumerName,
     /// `$JS.API.STREAM.MSG.GET.<stream>`.
-    call: String,
-    /// What it means that nobody listens there.
-    nobody: String,
+    subject: String,
     until: Instant,
     window: usize,
+    /// Whether a request was sent.
     asked: bool,
-    /// Nothing was passed over.
+    /// Whether every message was looked at.
     all: bool,
     found: Vec<Unreadable>,
 }
 
 impl Search<'_> {
-    /// Looks at what the filter takes of this part, by `most` questions at most.
+    /// Looks at the messages of this part that the filter takes, with at most `most` requests.
     async fn walk(
         &mut self,
         filter: &str,
@@ -108,16 +102,17 @@ impl Search<'_> {
     ) -> Result<(), InfoError> {
         let (mut next, last, mut asked) = (*part.start(), *part.end(), 0);
         while next <= last && asked < most {
-            // The first by itself: where we have no right to it, that is refused, and logged, once.
+            // The first request is sent alone: without a right to it, the log has one refusal.
             let window = if std::mem::replace(&mut self.asked, true) { self.window } else { 1 };
             asked += window;
-            // Each for the first from there on: where messages are dense these are as many, and
-            // otherwise the last answer is far ahead. Nothing between the first and it is left out.
+            // Each request is for the first message from a sequence on. In a dense stream the answers
+            // are different messages. Otherwise the last answer is far ahead, and none before it is
+            // left out.
             let ahead = (next..=last).take(window);
             let requests: Vec<Request> = ahead.map(|at| self.ask(filter, at)).collect();
             next = next.saturating_add(requests.len() as u64);
-            for answer in self.requests.ask(&requests, self.until).await {
-                let body = info::body(answer, "STREAM.MSG.GET", || self.nobody.clone())?;
+            for answer in self.api.requests.ask(&requests, self.until).await {
+                let body = self.api.body(answer, "STREAM.MSG.GET")?;
                 match serde_json::from_slice::<Wire<'_>>(&body) {
                     Ok(Wire { message: Some(stored) }) => {
                         next = next.max(stored.seq.saturating_add(1));
@@ -136,7 +131,7 @@ impl Search<'_> {
 
     fn ask(&self, filter: &str, at: u64) -> Request {
         let payload = serde_json::json!({ "seq": at, "next_by_subj": filter }).to_string();
-        Request { subject: self.call.clone().into(), payload: payload.into(), line: None, by: None }
+        Request::new(&self.subject, payload.into())
     }
 
     async fn judge(&mut self, stored: &Stored<'_>) -> Result<(), InfoError> {
@@ -156,14 +151,12 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// JSON shows what is no text by a character that can be text as well. By that, the message is found
-    /// under its subject, or is not.
+    /// Whether the subject is not UTF-8. JSON replaces such bytes by a character that text can contain,
+    /// too. Only in a text is the message found under the subject as JSON shows it.
     async fn is_not_text(&mut self, stored: &Stored<'_>) -> Result<bool, InfoError> {
         let request = self.ask(&stored.subject, stored.seq);
-        let Some(answer) = self.requests.ask(&[request], self.until).await.pop() else {
-            return Ok(false);
-        };
-        let body = info::body(answer, "STREAM.MSG.GET", || self.nobody.clone())?;
+        let answer = self.api.requests.ask_one(request, self.until).await;
+        let body = self.api.body(answer, "STREAM.MSG.GET")?;
         match serde_json::from_slice::<Wire<'_>>(&body) {
             Ok(Wire { message }) => Ok(message.is_none_or(|message| message.seq != stored.seq)),
             Err(_) => {
@@ -176,7 +169,7 @@ impl Search<'_> {
 
 #[derive(Deserialize)]
 struct Wire<'b> {
-    /// Not there for a sequence that is not stored any more.
+    /// `None` if the sequence is no longer stored.
     #[serde(borrow)]
     message: Option<Stored<'b>>,
 }
@@ -199,8 +192,8 @@ fn judge(stored: &Stored<'_>, name: &ConsumerName) -> Option<Unreadable> {
     })
 }
 
-/// Where a delivery is settled that nobody could read. JetStream knows it by its stream sequence and
-/// looks at none of the other numbers.
+/// The ack subject of a delivery that nobody could read. JetStream uses its stream sequence and none of
+/// the other numbers.
 fn ack_subject(name: &ConsumerName, sequence: u64) -> AckSubject {
     AckSubject(format!("$JS.ACK.{}.{}.1.{sequence}.1.1.0", name.stream, name.consumer).into())
 }
@@ -225,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_cannot_be_read_is_told_from_others_and_from_none() {
+    fn an_unreadable_message_differs_from_a_readable_and_a_missing_one() {
         let poison = found(&body("a.b", "NATS/1.0\r\nA: b\rc\r\n\r\n")).unwrap();
         assert_eq!(&*poison.ack.0, "$JS.ACK.S.c.1.7.1.1.0");
         assert_eq!((poison.stream_sequence, &*poison.why), (7, "a lone CR in a value"));
@@ -234,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_looked_from_the_last_arrival_on_then_before_it_then_elsewhere() {
+    fn the_search_starts_at_the_last_arrival_then_goes_back_then_elsewhere() {
         let unsettled = |count, floor, last| UnsettledRange { count, floor, last, filters: vec![] };
         assert_eq!(parts(&unsettled(2, 3, 8), 7), [7..=8, 4..=6]);
         assert_eq!(parts(&unsettled(2, 3, 6), 0), [4..=6]);

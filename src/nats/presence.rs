@@ -1,41 +1,36 @@
-//! Whether JetStream is there for our account at all: while it is not, no consumer can be read, though
-//! both connections work. Owns that verdict, and asks until JetStream is back.
+//! Whether JetStream is enabled for the proxy's account at all. If it is not, no consumer can be
+//! read, although both connections work. Owns that state, and asks until JetStream is back.
 //!
 //! ```text
-//!            nobody answers, or "not enabled"
+//!            no responder, or "not enabled"
 //!  UNKNOWN ──────────────────────────────────▶ ABSENT, asked again each second
 //!     │ any other answer                          │ any other answer
 //!     └──────────────▶ THERE ◀────────────────────┘
 //! ```
-//! 1. only an answer decides: silence, and a subject that we have no right to, change nothing;
-//! 2. each connection asks once. The right to ask for INFO of the account is no condition: without
-//!    it the first CONSUMER.INFO tells, and is what is asked again.
+//! 1. Only an answer decides. Silence changes nothing, and a subject without a right to it changes
+//!    nothing.
+//! 2. Each connection asks once. The right to ask for INFO of the account is not needed: without it
+//!    the first CONSUMER.INFO decides, and is asked again.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
-use async_nats::ServerInfo;
-use bytes::Bytes;
 use serde::Deserialize;
 use tokio::{sync::watch, time::sleep};
 
 use super::{
-    Settings,
-    plan::{Request, RequestAnswer},
-    request_mux::RequestMux,
+    api::{ErrorBody, JetStreamApi},
+    plan::RequestAnswer,
 };
 use crate::{
     broker::{BrokerError, JetStream},
     clock,
 };
 
-/// While JetStream is absent, it is asked again after this.
+/// Time between two questions while JetStream is absent.
 const ABSENT_RETRY: Duration = Duration::from_secs(1);
-/// Bounds one question.
+/// The longest wait for one answer.
 const PRESENCE_TIMEOUT: Duration = Duration::from_secs(2);
-/// JetStream's error codes (its `errors.json`): not enabled for this account, not enabled.
+/// Codes in JetStream's `errors.json`: not enabled for this account, not enabled.
 const NOT_ENABLED: [u32; 2] = [10_039, 10_076];
 
 /// What is known of JetStream as a whole.
@@ -45,7 +40,7 @@ pub(super) struct Presence(watch::Sender<State>);
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct State {
     jetstream: JetStream,
-    /// What was answered that nothing is there, and is asked again.
+    /// The subject whose answer decided. It is asked again while JetStream is absent.
     subject: Box<str>,
 }
 
@@ -59,16 +54,15 @@ impl Presence {
         self.0.borrow().jetstream.clone()
     }
 
-    /// Takes in what an API call was answered.
+    /// Takes in the answer to an API call.
     pub(super) fn see(
         &self,
+        api: &JetStreamApi<'_>,
         subject: &str,
         answer: &Result<RequestAnswer, BrokerError>,
-        settings: &Settings,
-        server: &ServerInfo,
     ) {
         let jetstream = match answer {
-            Ok(RequestAnswer::NoResponder) => JetStream::Absent(nobody(settings, server).into()),
+            Ok(RequestAnswer::NoResponder) => JetStream::Absent(api.no_responder().into()),
             Ok(RequestAnswer::Replied(body)) => match not_enabled(body) {
                 Some(why) => JetStream::Absent(why.into()),
                 None => JetStream::There,
@@ -85,11 +79,12 @@ impl Presence {
         });
     }
 
-    /// Asks on a connection that is new, and again while JetStream is absent, until it is lost.
-    pub(super) async fn look(&self, requests: &Arc<RequestMux>, settings: &Settings) {
-        let lost = &requests.connection.lost;
+    /// Asks once on a new connection, and again while JetStream is absent, until the connection is
+    /// lost.
+    pub(super) async fn watch(&self, api: &JetStreamApi<'_>) {
+        let lost = &api.requests.connection.lost;
         lost.run_until_cancelled(async {
-            self.ask(requests, settings, &settings.api("INFO")).await;
+            self.ask(api, &api.settings.api("INFO")).await;
             let mut states = self.0.subscribe();
             loop {
                 let absent = |state: &State| matches!(state.jetstream, JetStream::Absent(_));
@@ -97,45 +92,21 @@ impl Presence {
                     return;
                 };
                 sleep(ABSENT_RETRY).await;
-                self.ask(requests, settings, &state.subject).await;
+                self.ask(api, &state.subject).await;
             }
         })
         .await;
     }
 
-    async fn ask(&self, requests: &Arc<RequestMux>, settings: &Settings, subject: &str) {
-        let request =
-            Request { subject: subject.into(), payload: Bytes::new(), line: None, by: None };
-        let until: Instant = clock::now() + PRESENCE_TIMEOUT;
-        if let Some(answer) = requests.ask(&[request], until).await.pop() {
-            self.see(subject, &answer, settings, &requests.connection.client.server_info());
-        }
+    async fn ask(&self, api: &JetStreamApi<'_>, subject: &str) {
+        let answer = api.call(subject, clock::now() + PRESENCE_TIMEOUT).await;
+        self.see(api, subject, &answer);
     }
-}
-
-/// What it means that nobody listens where JetStream would.
-pub(super) fn nobody(settings: &Settings, server: &ServerInfo) -> String {
-    let Some(domain) = &settings.domain else {
-        return "JetStream is not enabled: nobody answers at `$JS.API`".to_owned();
-    };
-    let own = match &server.domain {
-        Some(own) if own != domain => format!("; the domain of the connected server is `{own}`"),
-        Some(_) | None => String::new(),
-    };
-    format!("nobody answers for JetStream domain `{domain}`, the value of --js-domain{own}")
 }
 
 #[derive(Deserialize)]
 struct Wire {
-    error: Option<WireError>,
-}
-
-#[derive(Deserialize)]
-struct WireError {
-    #[serde(default)]
-    err_code: u32,
-    #[serde(default)]
-    description: String,
+    error: Option<ErrorBody>,
 }
 
 fn not_enabled(body: &[u8]) -> Option<String> {
@@ -148,14 +119,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn that_jetstream_is_not_enabled_is_told_from_what_concerns_one_consumer() {
+    fn only_the_two_codes_for_the_account_say_that_jetstream_is_absent() {
         let body = |code: u32| {
             format!(r#"{{"type":"x","error":{{"code":503,"err_code":{code},"description":"d"}}}}"#)
         };
         for code in NOT_ENABLED {
             assert_eq!(not_enabled(body(code).as_bytes()).as_deref(), Some("d"));
         }
-        // No such consumer; JetStream of a cluster without a leader, which others may not need.
+        // An unknown consumer, an unknown stream, and a cluster whose JetStream has no leader. Other
+        // consumers may work in such a cluster.
         for code in [10_014, 10_059, 10_008] {
             assert_eq!(not_enabled(body(code).as_bytes()), None);
         }

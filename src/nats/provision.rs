@@ -1,5 +1,5 @@
-//! Makes a stream and a consumer, and publishes samples to it: only for `fetch-proxy dev`. The
-//! service itself never makes or changes either.
+//! Creates a stream and a consumer, and publishes samples to the stream: only for `fetch-proxy dev`. The
+//! service itself never creates or changes a stream or a consumer.
 
 use async_nats::{
     HeaderMap,
@@ -7,23 +7,23 @@ use async_nats::{
 };
 use bytes::Bytes;
 
-/// What to make, if it is not there yet.
+/// The stream and the consumer to create, if they do not exist yet.
 pub struct Provisioned<'n> {
     /// The stream's name.
     pub stream: &'n str,
-    /// What it collects, like `tasks.>`.
+    /// The subjects that the stream collects, like `tasks.>`.
     pub subjects: &'n str,
     /// The durable consumer's name.
     pub consumer: &'n str,
 }
 
-/// A message to publish: subject, headers, payload.
+/// A message to publish: its subject, headers and payload.
 pub type Sample = (String, Vec<(String, String)>, Bytes);
 
-/// Makes what is missing and publishes the samples, each confirmed.
+/// Creates the missing stream and consumer, and publishes the samples. Waits for each confirmation.
 ///
 /// # Errors
-/// Whatever NATS says, in its words.
+/// The error of NATS, in its words.
 pub async fn provision(
     url: &str,
     what: &Provisioned<'_>,

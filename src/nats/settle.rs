@@ -1,14 +1,15 @@
-//! Settling on a real JetStream: writes verdicts as the server reads them, and reads its answers.
+//! Settles on JetStream: writes acks in the server's words, and reads its answers.
 
-use std::{sync::Arc, time::Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 
 use super::{
-    delivery::AckFacts,
+    api::JetStreamApi,
+    delivery::consumer_of,
     info,
-    request_mux::{Request, RequestAnswer, RequestMux, unsent},
-    supervisor::Supervisor,
+    plan::{Request, RequestAnswer, unsent},
+    presence::Presence,
 };
 use crate::{
     broker::{AckKind, AckPublish, BrokerError, Confirmation, ConsumerName, Denial, InfoError},
@@ -17,8 +18,8 @@ use crate::{
 
 /// Settles as [`crate::broker::Broker::settle`] promises.
 pub(super) async fn settle(
-    mux: &Arc<RequestMux>,
-    supervisor: &Supervisor,
+    api: &JetStreamApi<'_>,
+    presence: &Presence,
     publishes: Vec<AckPublish>,
     confirmation: Confirmation,
     until: Instant,
@@ -27,14 +28,14 @@ pub(super) async fn settle(
     if confirmation == Confirmation::Sent {
         let mut sent = Vec::with_capacity(requests.len());
         for request in &requests {
-            let left = mux.send(request, None, until).await;
+            let left = api.requests.send(request, None, until).await;
             sent.push(left.then_some(()).ok_or_else(|| unsent("the settling connection is gone")));
         }
         return sent;
     }
-    let answers = mux.ask(&requests, until).await;
+    let answers = api.requests.ask(&requests, until).await;
     let mut settled = Vec::with_capacity(answers.len());
-    // A consumer is looked at once, however many of its deliveries nobody answers for.
+    // Consecutive settlements of one consumer without a responder share one CONSUMER.INFO.
     let mut looked_at: Option<(ConsumerName, BrokerError)> = None;
     for (answer, request) in answers.into_iter().zip(&requests) {
         settled.push(match answer {
@@ -48,7 +49,7 @@ pub(super) async fn settle(
                 let known = looked_at.take().filter(|(of, _)| *of == name);
                 let error = match known {
                     Some((_, error)) => error,
-                    None => why_nobody_answers(mux, supervisor, &name, until).await,
+                    None => why_no_responder(api, presence, &name, until).await,
                 };
                 looked_at = Some((name, error.clone()));
                 Err(error)
@@ -58,26 +59,21 @@ pub(super) async fn settle(
     settled
 }
 
-/// Nobody took the settlement: because the consumer is gone, or because it has no leader just now?
-async fn why_nobody_answers(
-    mux: &Arc<RequestMux>,
-    supervisor: &Supervisor,
+/// Nobody received the settlement: the consumer is gone, or has no leader now.
+async fn why_no_responder(
+    api: &JetStreamApi<'_>,
+    presence: &Presence,
     name: &ConsumerName,
     until: Instant,
 ) -> BrokerError {
-    match info::read(mux, supervisor, name, until).await {
+    match info::read(api, presence, name, until).await {
         Err(InfoError::NoStream | InfoError::NoConsumer) => Denial::Gone.into(),
         Err(InfoError::Unavailable(why)) => unsent(&format!("the consumer has no leader: {why}")),
         Ok(_) | Err(InfoError::Permission(_)) => unsent("the consumer has no leader"),
     }
 }
 
-pub(super) fn consumer_of(ack_subject: &str) -> Option<ConsumerName> {
-    let facts = AckFacts::parse(ack_subject)?;
-    Some(ConsumerName { stream: facts.stream.into(), consumer: facts.consumer.into() })
-}
-
-/// The bytes are nats-server's (ADR-13 and ADR-15); it knows them by exact match.
+/// The payloads are those of nats-server (ADR-13 and ADR-15), which compares them exactly.
 fn request(publish: AckPublish) -> Request {
     let payload = match publish.kind {
         AckKind::Ack => Bytes::from_static(b"+ACK"),
@@ -88,7 +84,7 @@ fn request(publish: AckPublish) -> Request {
         AckKind::Term(reason) => format!("+TERM {reason}").into(),
     };
     let by = publish.by.map(|by| Deadline::new(by, clock::reading()));
-    Request { subject: publish.ack.0, payload, line: publish.confirm_group, by }
+    Request { subject: publish.ack.0, payload, confirm_group: publish.confirm_group, by }
 }
 
 #[cfg(test)]
@@ -103,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn verdicts_are_written_as_the_server_reads_them() {
+    fn every_ack_is_written_as_the_server_reads_it() {
         assert_eq!(payload(AckKind::Ack), "+ACK");
         assert_eq!(payload(AckKind::Progress), "+WPI");
         assert_eq!(payload(AckKind::Nak(None)), "-NAK");

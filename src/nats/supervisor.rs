@@ -1,17 +1,17 @@
-//! Keeps two connections to NATS alive, one for deliveries and one for settling, by building a
-//! fresh one whenever one is lost. Owns the link's state.
+//! Keeps two connections to NATS, one for deliveries and one for settling. Makes a new connection
+//! whenever one is lost. Owns the state of the link.
 //!
 //! ```text
-//!        make ok, server fit             lost
-//!  Down ────────────────────▶ Up ──────────────────▶ Down ─▶ make again
-//!    └── server too old ─▶ Unsupported ── 5 s ─▶ make again
+//!        connected, server supported     lost
+//!  Down ────────────────────────────▶ Up ────▶ Down ─▶ connect again
+//!    └── server too old ─▶ Unsupported ── 5 s ─▶ connect again
 //! ```
-//! The link is up when both connections are; it is unfit when either server is. A connection whose
-//! server is leaving serves on until there is another in its place.
+//! The link is up if both connections are up. The link is unsupported if either server is. If a server is
+//! leaving, its connection continues serving until another one replaces it.
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -26,71 +26,80 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    OLDEST_SERVER, Settings,
-    bus::Subscriptions,
+    api::JetStreamApi,
+    arrival_probe,
     connection::{self, NatsConnection},
     presence::Presence,
     request_mux::RequestMux,
+    settings::Settings,
+    subscriptions::Subscriptions,
 };
 use crate::{
     broker::{ConsumerName, Link, Server},
     clock,
+    lock::lock,
 };
 
-/// How the two connections are called in the server's lists, and in the log.
+/// The oldest supported nats-server. A server before 2.10.16 can ignore a `+TERM` with a reason, and
+/// answer as if it had not.
+pub const OLDEST_SERVER: Version = Version::new(2, 10, 16);
+
+/// The names of the two connections in the server's lists and in the log.
 const DELIVERIES: &str = "deliveries";
 const SETTLING: &str = "settling";
-/// Wait between two attempts, growing from the first to the last.
+/// The time between two attempts to connect. It grows from the first value to the last.
 const RETRY: [Duration; 4] = [
     Duration::from_millis(50),
     Duration::from_millis(200),
     Duration::from_millis(500),
     Duration::from_secs(1),
 ];
-/// A connection that is lost sooner than this was no success: the wait before the next one grows.
-const LASTING: Duration = Duration::from_secs(5);
-/// An unfit server is asked again after this: it may be upgraded behind the same name.
+/// If a connection is lost sooner than this, the wait before the next attempt grows.
+const MIN_LIFETIME: Duration = Duration::from_secs(5);
+/// The time until an unsupported server is tried again. It may be upgraded behind the same name.
 const UNSUPPORTED_RETRY: Duration = Duration::from_secs(5);
-/// A connection that was replaced while it served is kept for its answers this long.
-const RETIRE: Duration = Duration::from_secs(10);
-/// Bounds the making of a connection that one consumer waits for.
+/// The time for which a connection that was replaced still waits for its answers.
+const RETIRE_AFTER: Duration = Duration::from_secs(10);
+/// The longest time to connect for one consumer.
 const DEDICATED_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(super) struct Supervisor {
     settings: Settings,
     tasks: TaskTracker,
-    parts: Mutex<Parts>,
+    connections: Mutex<Connections>,
     link: watch::Sender<Link>,
     epochs: AtomicU64,
-    ears: Subscriptions,
+    subscriptions: Subscriptions,
     presence: Presence,
     stop: CancellationToken,
 }
 
 #[derive(Default)]
-struct Parts {
-    deliveries: Part<Arc<NatsConnection>>,
-    settling: Part<Arc<RequestMux>>,
+struct Connections {
+    deliveries: State<Arc<NatsConnection>>,
+    settling: State<Arc<RequestMux>>,
+    /// Counts the connections for deliveries.
     epoch: u64,
-    heard: u64,
+    /// Counts the gaps between two settling connections, as [`Server::bus_epoch`].
+    bus_epoch: u64,
 }
 
-enum Part<T> {
+enum State<T> {
     Up(T),
     Down(String),
     Unsupported(String),
 }
 
-impl<T> Default for Part<T> {
+impl<T> Default for State<T> {
     fn default() -> Self {
         Self::Down("not connected yet".to_owned())
     }
 }
 
-impl<T: Clone> Part<T> {
+impl<T: Clone> State<T> {
     fn get(&self) -> Result<T, String> {
         match self {
-            Self::Up(part) => Ok(part.clone()),
+            Self::Up(connection) => Ok(connection.clone()),
             Self::Down(why) | Self::Unsupported(why) => Err(why.clone()),
         }
     }
@@ -101,10 +110,10 @@ impl Supervisor {
         let supervisor = Arc::new(Self {
             settings,
             tasks: tasks.clone(),
-            parts: Mutex::default(),
+            connections: Mutex::default(),
             link: watch::channel(Link::Down("not connected yet".into())).0,
             epochs: AtomicU64::new(0),
-            ears: Subscriptions::new(),
+            subscriptions: Subscriptions::new(),
             presence: Presence::new(),
             stop: CancellationToken::new(),
         });
@@ -117,8 +126,8 @@ impl Supervisor {
         &self.settings
     }
 
-    pub(super) fn ears(&self) -> &Subscriptions {
-        &self.ears
+    pub(super) fn subscriptions(&self) -> &Subscriptions {
+        &self.subscriptions
     }
 
     pub(super) fn presence(&self) -> &Presence {
@@ -131,33 +140,43 @@ impl Supervisor {
 
     pub(super) async fn link_change(&self, seen: &Link) -> Link {
         let mut link = self.link.subscribe();
-        // The sender is ours and lives as long as we do.
+        // The sender lives as long as the supervisor.
         link.wait_for(|link| link != seen).await.map_or_else(|_| seen.clone(), |link| link.clone())
     }
 
     pub(super) fn deliveries(&self) -> Result<Arc<NatsConnection>, String> {
-        self.parts().deliveries.get()
+        self.connections().deliveries.get()
     }
 
-    /// A connection for the deliveries of one consumer alone, kept by nobody but who asks. There is
-    /// none while the shared one is down: then the server is away, or about to be known again.
-    pub(super) async fn apart(&self, name: &ConsumerName) -> Result<Arc<NatsConnection>, String> {
+    /// A connection for the deliveries of one consumer alone. The caller owns it. There is none while the
+    /// shared connection is down: the server is away, or the shared connection comes first.
+    pub(super) async fn dedicated(
+        &self,
+        name: &ConsumerName,
+    ) -> Result<Arc<NatsConnection>, String> {
         self.deliveries()?;
         let role = format!("deliveries of {name}");
         match timeout(DEDICATED_CONNECT_TIMEOUT, NatsConnection::make(&self.settings, &role)).await
         {
-            Ok(Ok(connection)) if !fits(&connection.version) => Err(unfit(&connection.version)),
+            Ok(Ok(connection)) if !is_supported(&connection.version) => {
+                Err(unsupported(&connection.version))
+            }
             Ok(Ok(connection)) => {
                 tracing::info!(consumer = %name, "it has a connection to NATS of its own");
                 Ok(Arc::new(connection))
             }
-            Ok(Err(error)) => Err(connection::why(&error, &self.settings)),
+            Ok(Err(error)) => Err(connection::explain(&error, &self.settings)),
             Err(_) => Err("NATS does not answer".to_owned()),
         }
     }
 
     pub(super) fn settling(&self) -> Result<Arc<RequestMux>, String> {
-        self.parts().settling.get()
+        self.connections().settling.get()
+    }
+
+    /// The JetStream API over the settling connection.
+    pub(super) fn api(&self) -> Result<JetStreamApi<'_>, String> {
+        Ok(JetStreamApi { requests: self.settling()?, settings: &self.settings })
     }
 
     pub(super) async fn close(&self, until: Instant) {
@@ -166,58 +185,60 @@ impl Supervisor {
             self.deliveries().map(|connection| connection.client.clone()),
         ];
         for client in clients.into_iter().flatten() {
-            // Nobody is left to tell when the flush of a dying connection fails.
+            // The flush of a dying connection may fail. Nobody waits for it any more.
             let _ = timeout_at(until.into(), client.flush()).await;
         }
         self.stop.cancel();
     }
 
     async fn keep_deliveries(self: Arc<Self>) {
-        let (mut last, mut waits) = (None::<Arc<NatsConnection>>, Backoff::default());
+        let (mut last, mut backoff) = (None::<Arc<NatsConnection>>, Backoff::default());
         loop {
-            let set = |part| self.replace(last.as_deref(), |parts| parts.deliveries = part);
-            let Some(connection) = self.connect(DELIVERIES, &mut waits, set).await else { return };
+            let set = |state| self.report(last.as_deref(), |all| all.deliveries = state);
+            let Some(connection) = self.connect(DELIVERIES, &mut backoff, set).await else {
+                return;
+            };
             let connection = Arc::new(connection);
-            self.update(|parts| {
-                parts.epoch = self.epochs.fetch_add(1, Ordering::Relaxed) + 1;
-                parts.deliveries = Part::Up(connection.clone());
+            self.update(|all| {
+                all.epoch = self.epochs.fetch_add(1, Ordering::Relaxed) + 1;
+                all.deliveries = State::Up(connection.clone());
             });
-            // Inboxes keep one that is leaving until their pulls have ended.
+            // Inboxes keep a leaving connection until their pulls have ended.
             if self.until_gone(&connection).await {
                 let lost = "the connection for deliveries was lost".to_owned();
-                self.update(|parts| parts.deliveries = Part::Down(lost));
+                self.update(|all| all.deliveries = State::Down(lost));
             }
             last = Some(connection);
         }
     }
 
     async fn keep_settling(self: Arc<Self>) {
-        let (mut last, mut waits) = (None::<Arc<RequestMux>>, Backoff::default());
+        let (mut last, mut backoff) = (None::<Arc<RequestMux>>, Backoff::default());
         loop {
             let leaving = last.as_ref().map(|requests| &*requests.connection);
-            let set = |part| self.replace(leaving, |parts| parts.settling = part);
-            let Some(connection) = self.connect(SETTLING, &mut waits, set).await else { return };
+            let set = |state| self.report(leaving, |all| all.settling = state);
+            let Some(connection) = self.connect(SETTLING, &mut backoff, set).await else { return };
             let Some((requests, subscriber)) = RequestMux::open(Arc::new(connection)).await else {
                 continue;
             };
             self.tasks.spawn(self.clone().read(requests.clone(), subscriber));
             let overlaps = last.as_ref().is_some_and(|last| !last.connection.lost.is_cancelled());
-            self.update(|parts| {
-                parts.heard += u64::from(!overlaps);
-                parts.settling = Part::Up(requests.clone());
+            self.update(|all| {
+                all.bus_epoch += u64::from(!overlaps);
+                all.settling = State::Up(requests.clone());
             });
             if let Some(last) = last.take() {
                 self.tasks.spawn(self.clone().retire(last));
             }
             if self.until_gone(&requests.connection).await {
                 let lost = "the connection for settling was lost".to_owned();
-                self.update(|parts| parts.settling = Part::Down(lost));
+                self.update(|all| all.settling = State::Down(lost));
             }
             last = Some(requests);
         }
     }
 
-    /// Waits until a connection is lost (`true`), or must be replaced while it still serves.
+    /// Waits until a connection is lost (`true`), or must be replaced while it still serves (`false`).
     async fn until_gone(&self, connection: &NatsConnection) -> bool {
         let stopped = tokio::select! {
             biased;
@@ -234,37 +255,39 @@ impl Supervisor {
     }
 
     async fn read(self: Arc<Self>, requests: Arc<RequestMux>, subscriber: Subscriber) {
-        let listening = self.ears.listen(&requests.connection);
-        let looking = self.presence.look(&requests, &self.settings);
-        let all =
-            async { tokio::join!(requests.read(subscriber), requests.pulse(), listening, looking) };
+        let api = JetStreamApi { requests: requests.clone(), settings: &self.settings };
+        let answers = requests.read(subscriber);
+        let probe = arrival_probe::run(&requests);
+        let listen = self.subscriptions.listen(&requests.connection);
+        let presence = self.presence.watch(&api);
+        let all = async { tokio::join!(answers, probe, listen, presence) };
         self.stop.run_until_cancelled(all).await;
         requests.connection.end();
     }
 
-    /// Lets a connection that was replaced answer what was asked on it.
+    /// Waits for the answers of a connection that was replaced, and ends it.
     async fn retire(self: Arc<Self>, requests: Arc<RequestMux>) {
-        let answered = self.stop.run_until_cancelled(sleep(RETIRE));
+        let answered = self.stop.run_until_cancelled(sleep(RETIRE_AFTER));
         requests.connection.lost.run_until_cancelled(answered).await;
         requests.connection.end();
     }
 
-    /// Says what has become of the search for a connection, unless the last one serves on.
-    fn replace(&self, last: Option<&NatsConnection>, change: impl FnOnce(&mut Parts)) {
+    /// Reports the state of an attempt to connect, unless the last connection still serves.
+    fn report(&self, last: Option<&NatsConnection>, change: impl FnOnce(&mut Connections)) {
         if last.is_none_or(|last| last.lost.is_cancelled()) {
             self.update(change);
         }
     }
 
-    /// Connects to a server that is fit, however long it takes. `None` once stopped.
+    /// Connects to a supported server, however long that takes. `None`: the supervisor has stopped.
     async fn connect<T>(
         &self,
         role: &'static str,
-        waits: &mut Backoff,
-        set: impl Fn(Part<T>),
+        backoff: &mut Backoff,
+        set: impl Fn(State<T>),
     ) -> Option<NatsConnection> {
-        let mut told = false;
-        self.stop.run_until_cancelled(sleep(waits.after_the_last(clock::now()))).await?;
+        let mut logged = false;
+        self.stop.run_until_cancelled(sleep(backoff.before_next(clock::now()))).await?;
         loop {
             let made = async {
                 match role {
@@ -273,83 +296,83 @@ impl Supervisor {
                 }
             };
             let wait = match self.stop.run_until_cancelled(made).await? {
-                Ok(connection) if fits(&connection.version) => {
+                Ok(connection) if is_supported(&connection.version) => {
                     let (version, server) = (&connection.version, &connection.server_id);
                     tracing::info!(role, version, server, "connected to NATS");
-                    waits.made = Some(clock::now());
+                    backoff.connected_at = Some(clock::now());
                     return Some(connection);
                 }
                 Ok(connection) => {
-                    let why = unfit(&connection.version);
-                    if !std::mem::replace(&mut told, true) {
+                    let why = unsupported(&connection.version);
+                    if !std::mem::replace(&mut logged, true) {
                         tracing::error!(role, why, "this NATS server cannot be used; trying on");
                     }
-                    set(Part::Unsupported(why));
+                    set(State::Unsupported(why));
                     UNSUPPORTED_RETRY
                 }
                 Err(error) => {
-                    let error = connection::why(&error, &self.settings);
-                    if !std::mem::replace(&mut told, true) {
+                    let error = connection::explain(&error, &self.settings);
+                    if !std::mem::replace(&mut logged, true) {
                         tracing::warn!(role, error, "NATS cannot be reached; trying on");
                     }
-                    set(Part::Down(format!("NATS cannot be reached: {error}")));
-                    waits.longer()
+                    set(State::Down(format!("NATS cannot be reached: {error}")));
+                    backoff.longer()
                 }
             };
             self.stop.run_until_cancelled(sleep(wait)).await?;
         }
     }
 
-    fn update(&self, change: impl FnOnce(&mut Parts)) {
-        let mut parts = self.parts();
-        change(&mut parts);
-        let link = parts.link();
-        // Under the lock, so that links are published in the order in which they came to be.
+    fn update(&self, change: impl FnOnce(&mut Connections)) {
+        let mut connections = self.connections();
+        change(&mut connections);
+        let link = connections.link();
+        // Under the lock, so that links are published in their order.
         self.link.send_if_modified(|old| std::mem::replace(old, link.clone()) != link);
     }
 
-    fn parts(&self) -> MutexGuard<'_, Parts> {
-        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    fn connections(&self) -> MutexGuard<'_, Connections> {
+        lock(&self.connections)
     }
 }
 
 /// Spaces the attempts to connect.
 #[derive(Default)]
 struct Backoff {
-    tried: usize,
-    /// The last that was a success at first.
-    made: Option<Instant>,
+    attempts: usize,
+    /// When the last connection was made.
+    connected_at: Option<Instant>,
 }
 
 impl Backoff {
     fn longer(&mut self) -> Duration {
-        let wait = RETRY[self.tried.min(RETRY.len() - 1)];
-        self.tried += 1;
+        let wait = RETRY[self.attempts.min(RETRY.len() - 1)];
+        self.attempts += 1;
         wait
     }
 
-    /// After a connection that lasted, none.
-    fn after_the_last(&mut self, now: Instant) -> Duration {
-        match self.made.take() {
-            Some(made) if now.saturating_duration_since(made) < LASTING => self.longer(),
+    /// The wait before the next attempt: none after a connection that lasted.
+    fn before_next(&mut self, now: Instant) -> Duration {
+        match self.connected_at.take() {
+            Some(at) if now.saturating_duration_since(at) < MIN_LIFETIME => self.longer(),
             _ => {
-                self.tried = 0;
+                self.attempts = 0;
                 Duration::ZERO
             }
         }
     }
 }
 
-impl Parts {
+impl Connections {
     fn link(&self) -> Link {
         match (&self.deliveries, &self.settling) {
-            (Part::Unsupported(why), _) | (_, Part::Unsupported(why)) => {
+            (State::Unsupported(why), _) | (_, State::Unsupported(why)) => {
                 Link::Unsupported(why.as_str().into())
             }
-            (Part::Down(why), _) | (_, Part::Down(why)) => Link::Down(why.as_str().into()),
-            (Part::Up(connection), Part::Up(_)) => Link::Up(Arc::new(Server {
+            (State::Down(why), _) | (_, State::Down(why)) => Link::Down(why.as_str().into()),
+            (State::Up(connection), State::Up(_)) => Link::Up(Arc::new(Server {
                 epoch: self.epoch,
-                bus_epoch: self.heard,
+                bus_epoch: self.bus_epoch,
                 id: connection.server_id.clone(),
                 version: connection.version.clone(),
                 max_payload: connection.max_payload,
@@ -358,8 +381,9 @@ impl Parts {
     }
 }
 
-/// A version that cannot be read is taken for a build of somebody's own, who knows.
-fn fits(version: &str) -> bool {
+/// Whether a server of this version can be used. A version that cannot be parsed is accepted: it may be a
+/// private build.
+fn is_supported(version: &str) -> bool {
     Version::parse(version.trim_start_matches('v')).map_or(true, |version| {
         // A pre-release like 2.10.16-beta counts as its release.
         (version.major, version.minor, version.patch)
@@ -367,7 +391,7 @@ fn fits(version: &str) -> bool {
     })
 }
 
-fn unfit(version: &str) -> String {
+fn unsupported(version: &str) -> String {
     format!(
         "nats-server {version} is too old: {OLDEST_SERVER} or newer is needed, because older ones \
          can ignore a Term with a reason and answer as if they had not"
@@ -379,12 +403,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn servers_from_2_10_16_on_fit() {
+    fn servers_from_2_10_16_on_are_supported() {
         for version in ["2.10.16", "2.10.16-beta.1", "2.11.0-dev", "2.15.1", "3.0.0", "v2.12.0"] {
-            assert!(fits(version), "{version}");
+            assert!(is_supported(version), "{version}");
         }
         for version in ["2.9.10", "2.10.15", "1.4.0"] {
-            assert!(!fits(version), "{version}");
+            assert!(!is_supported(version), "{version}");
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Which stored messages the client library cannot read. Pure.
+//! Decides which stored messages the client library cannot read. Pure.
 //!
-//! JetStream stores whatever headers it is given, and the library hangs up, or panics, at what it
-//! cannot parse. This walks through raw headers as the library does, with its own checks of names,
-//! values and statuses; a test holds it to the library itself.
+//! JetStream stores any headers. The library hangs up, or panics, at headers that it cannot parse. The
+//! function here walks through raw headers as the library does, and uses the library's own checks of
+//! names, values and statuses. A test compares it with the library.
 
 use std::str::FromStr as _;
 
@@ -11,10 +11,10 @@ use async_nats::{
     header::{HeaderName, HeaderValue},
 };
 
-/// Why no connection would survive the delivery of this message; `None` for one that can be read.
-/// `headers` are the raw bytes of its header block, and empty where it has none.
+/// The reason why no connection survives the delivery of this message. `None`: the message is readable.
+/// `headers` are the raw bytes of its header block, and empty if it has no headers.
 pub fn unreadable(subject: &str, headers: &[u8]) -> Option<&'static str> {
-    // Without headers it comes as another operation of the protocol, which is split at spaces only.
+    // A message without headers comes as another protocol operation, which is split at spaces only.
     if headers.is_empty() {
         return None;
     }
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_read_is_told_from_what_can() {
+    fn each_unreadable_form_has_a_reason_and_readable_ones_have_none() {
         let why = |headers: &str| unreadable("s", headers.as_bytes());
         assert_eq!(why(""), None);
         assert_eq!(why("NATS/1.0\r\nA: b\r\n c\r\n\r\n"), None);
