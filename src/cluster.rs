@@ -28,7 +28,7 @@ use std::{
     collections::BTreeSet,
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    sync::{Arc, Mutex, MutexGuard, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
@@ -57,6 +57,7 @@ use crate::{
     clock,
     keys::Keys,
     lessor::{Lessor, Telling},
+    lock::lock,
     log_throttle::LogThrottle,
     token::{InstanceId, KeyId},
 };
@@ -357,10 +358,6 @@ impl<B: Broker + Bus> Peers<B> {
         let all = std::iter::once(self.beat_subject()).chain(of_us);
         self.lessor.broker().subscribe(asked.chain(all).collect());
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// An answer is sealed for its question alone.

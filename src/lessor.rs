@@ -33,7 +33,7 @@ use std::{
     collections::HashMap,
     ops::Deref,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
@@ -66,6 +66,7 @@ use crate::{
     broker::{Broker, ConsumerName},
     clock,
     lease::{ConsumerId, LeaseTable},
+    lock::lock,
     log_throttle::LogThrottle,
     pump::Want,
 };
@@ -242,7 +243,7 @@ impl<B: Broker> Lessor<B> {
 
     /// Tells the feed of a consumer something; one is started if there is none.
     fn tell(&self, name: &ConsumerName, mut command: ConsumerCommand) -> ConsumerHandle {
-        let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut handles = lock(&self.handles);
         loop {
             let handle = handles.entry(name.clone()).or_insert_with(|| {
                 let (handle, task) = ConsumerTask::new(self.clone(), name.clone());
@@ -261,24 +262,24 @@ impl<B: Broker> Lessor<B> {
     /// Whether leases of this consumer may be held. A feed keeps what it leaves before it is forgotten,
     /// so the order matters here.
     fn has_leased_of(&self, name: &ConsumerName) -> bool {
-        let served = self.handles.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name);
-        served || self.left.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name)
+        let served = lock(&self.handles).contains_key(name);
+        served || lock(&self.left).contains_key(name)
     }
 
     /// Keeps what an ending feed knows of its consumer, for the feed that follows.
     fn leave(&self, spec: Arc<ConsumerSpec>) {
-        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut left = lock(&self.left);
         left.insert(spec.name.clone(), spec);
     }
 
     /// What the last feed of this consumer has left.
     fn take_left(&self, name: &ConsumerName) -> Option<Arc<ConsumerSpec>> {
-        self.left.lock().unwrap_or_else(PoisonError::into_inner).remove(name)
+        lock(&self.left).remove(name)
     }
 
     /// Forgets a feed that takes no more commands.
     fn forget_handle(&self, name: &ConsumerName) {
-        let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut handles = lock(&self.handles);
         if handles.get(name).is_some_and(ConsumerHandle::has_ended) {
             handles.remove(name);
         }

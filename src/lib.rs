@@ -19,19 +19,20 @@
 //! api_error     what went wrong with a call, for its client; pure
 //! cluster       the replicas: who is there, who holds which lease, hand-over
 //! config        flags and environment variables, checked
-//! client        the client behind fetch, ack, nak, term, extend and probe
-//! fd_limit      raises the limit of open files to what the connections need
-//! keys          the token keys, read again when their file changes
 //! lessor        leases deliveries to callers: pulls, grants, settles, sweeps
 //! nats          the broker and the bus on NATS
 //! net           connections of clients: accepted, bounded, closed
+//! client        the client behind fetch, ack, nak, term, extend and probe
+//! fd_limit      raises the limit of open files to what the connections need
+//! keys          the token keys, read again when their file changes
+//! log_throttle  how often a log line that strangers cause may be written
 //! readiness     whether this replica may serve, and why not; pure
 //! broker        the port to JetStream: a trait, its types, its errors
 //! bus           the port to the other replicas: a trait, its types, its errors
 //! clock         the only room that reads the time
 //! lease         the lease table; pure
 //! limits        limits of the contract and of a listener: numbers; pure
-//! log_throttle  how often a log line that strangers cause may be written
+//! lock          takes a lock in spite of an earlier panic
 //! pb            code generated from the contract
 //! pump          decides pulls and answers for one consumer; pure
 //! reason        the one table of refusals: code, promise, wait; pure

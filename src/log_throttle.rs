@@ -4,9 +4,11 @@
 use std::{
     collections::HashMap,
     hash::{BuildHasher as _, Hash, RandomState},
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
+
+use crate::lock::lock;
 
 /// Between one time and the next, at least, unless told otherwise.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
@@ -39,7 +41,7 @@ impl LogThrottle {
 
     /// Whether it may be said now; if so, it counts as said.
     pub fn allow(&self, now: Instant) -> bool {
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut said = lock(&self.said);
         let (since, times) = match *said {
             Some((since, times)) if now.duration_since(since) < self.again => (since, times),
             Some(_) | None => (now, 0),
@@ -75,7 +77,7 @@ impl KeyedLogThrottle {
     /// is room for, all are forgotten.
     pub fn allow(&self, what: &impl Hash, now: Instant) -> bool {
         let what = self.digests.hash_one(what);
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut said = lock(&self.said);
         let lately = said.get(&what).is_some_and(|when| now.duration_since(*when) < self.again);
         if lately || !self.few.allow(now) {
             return false;

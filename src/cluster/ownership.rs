@@ -9,9 +9,9 @@ use std::{
 
 use tokio::sync::RwLockReadGuard;
 
-use super::lock;
 use crate::{
     lease::{AdoptedLeases, Found, LeaseError, LeaseId, OutcomeSlice},
+    lock::lock,
     token::InstanceId,
 };
 

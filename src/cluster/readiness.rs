@@ -6,10 +6,9 @@ use std::{sync::MutexGuard, time::Instant};
 use super::{
     Peers,
     compatibility::{ServiceHistory, Standing, Strangers, Us, decide},
-    lock,
     members::{PeerStatus, Tenure},
 };
-use crate::{broker::Broker, bus::Bus, clock};
+use crate::{broker::Broker, bus::Bus, clock, lock::lock};
 
 impl<B: Broker + Bus> Peers<B> {
     /// Why this replica should not serve beside those that are there; the reason is for people.

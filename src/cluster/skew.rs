@@ -11,10 +11,9 @@ use bytes::Bytes;
 use super::{
     Peers,
     clocks::{MAX_CLOCK_SKEW, News, Ours, PeerClocks, PeerReading, Trust},
-    lock,
     members::PeerStatus,
 };
-use crate::{broker::Broker, bus::Bus, clock, pb::peer::v1 as pb, token::InstanceId};
+use crate::{broker::Broker, bus::Bus, clock, lock::lock, pb::peer::v1 as pb, token::InstanceId};
 
 /// Others that a beat tells of; where there are more, the next beat tells of the next.
 const ECHOES: usize = 64;

@@ -12,7 +12,7 @@
 use std::{
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, ready},
@@ -26,6 +26,7 @@ use tonic::Status;
 use super::budget::Taken;
 use crate::{
     lessor::Fetched,
+    lock::lock,
     net::{OpenCall, StartedAnswer},
 };
 
@@ -62,7 +63,7 @@ impl DeliveryGuard {
 
     /// What is in it; the second time nothing.
     pub(super) fn unload(&self) -> AnswerContent {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default()
+        lock(&self.0).take().unwrap_or_default()
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicUsize, Ordering},
     },
     time::Instant,
@@ -15,7 +15,7 @@ use std::{
 
 use tokio::{sync::Notify, time::timeout_at};
 
-use crate::api_error::ExhaustedScope;
+use crate::{api_error::ExhaustedScope, lock::lock};
 
 /// One budget of this process.
 #[derive(Debug, Clone)]
@@ -77,7 +77,7 @@ impl MemoryBudget {
 
 impl Pool {
     fn free(&self) -> MutexGuard<'_, usize> {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.free)
     }
 }
 

@@ -5,11 +5,14 @@
 //! promise that nothing keeps.
 
 use std::sync::{
-    Arc, Mutex, PoisonError,
+    Arc, Mutex,
     atomic::{AtomicBool, Ordering},
 };
 
-use crate::broker::{BrokerError, Denial};
+use crate::{
+    broker::{BrokerError, Denial},
+    lock::lock,
+};
 
 /// The right to ack one consumer's messages.
 #[derive(Debug, Clone, Default)]
@@ -31,7 +34,7 @@ impl AckRight {
             Ok(()) | Err(_) => return,
         };
         self.0.refused.store(subject.is_some(), Ordering::Relaxed);
-        *self.0.subject.lock().unwrap_or_else(PoisonError::into_inner) = subject;
+        *lock(&self.0.subject) = subject;
     }
 
     /// The subject that NATS refused last, if nothing was confirmed since.
@@ -39,7 +42,7 @@ impl AckRight {
         if !self.0.refused.load(Ordering::Relaxed) {
             return None;
         }
-        self.0.subject.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.0.subject).clone()
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::Instant,
 };
 
@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 
 use crate::{
     broker::ConsumerName,
+    lock::lock,
     pump::{ByteRequest, Cause, PullBound, PullBudget},
 };
 
@@ -105,7 +106,7 @@ impl Shares {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -4,7 +4,7 @@
 //! sweeper when something is due sooner than it knew.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
@@ -15,6 +15,7 @@ use crate::{
     broker::{AckKind, AckPublish, AckSubject},
     clock::{self, Reading},
     lease::LeaseTable,
+    lock::lock,
 };
 
 /// How many ended leases are remembered, half a byte each.
@@ -107,7 +108,7 @@ impl SharedLeaseTable {
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.kept)
     }
 
     /// Waits until something is due sooner than [`SharedLeaseTable::next_due`] said.

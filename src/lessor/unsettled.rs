@@ -2,11 +2,11 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
-use crate::broker::ConsumerName;
+use crate::{broker::ConsumerName, lock::lock};
 
 /// Between two lines about one worker of one consumer, at least.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
@@ -30,7 +30,7 @@ struct Count {
 impl UnsettledLog {
     /// So many more leases of a worker have ended. What is to be said now: how many since it was said last.
     pub(super) fn ended(&self, worker: Worker, count: u64, now: Instant) -> Option<u64> {
-        let mut workers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut workers = lock(&self.0);
         if let Some(known) = workers.get_mut(&worker) {
             known.since += count;
             if now.saturating_duration_since(known.said) < LOG_INTERVAL {

@@ -149,9 +149,10 @@ mod tests {
             );
             assert!(answer.is_err());
         }
+        std::fs::write(&pipe, "no credentials").unwrap();
+        let Err(refused) = auth.answer(b"nonce").await else { panic!("there is no JWT") };
+        assert!(refused.to_string().contains("no user JWT"), "{refused}");
         assert_eq!(STARTED.load(Ordering::Relaxed), 1);
-        // Lets the thread end.
-        std::fs::write(&pipe, "").unwrap();
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub(super) async fn unsettled(
     parse(&ask(api, presence, name, until).await?).map(Into::into)
 }
 
-/// Where a consumer's unsettled deliveries are.
+/// The part of a stream with a consumer's unsettled deliveries.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct UnsettledRange {
     /// The number of unsettled deliveries.

@@ -33,7 +33,7 @@ const PRESENCE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Codes in JetStream's `errors.json`: not enabled for this account, not enabled.
 const NOT_ENABLED: [u32; 2] = [10_039, 10_076];
 
-/// What is known of JetStream as a whole.
+/// The state of JetStream as a whole.
 #[derive(Debug)]
 pub(super) struct Presence(watch::Sender<State>);
 

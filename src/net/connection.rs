@@ -4,7 +4,7 @@
 use std::{
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tower::Service;
 
 use super::unwritten::Unwritten;
-use crate::clock;
+use crate::{clock, lock::lock};
 
 /// An open connection.
 #[derive(Debug)]
@@ -53,7 +53,7 @@ impl ClientConnection {
 
     /// The time since which it has no call; `None` while it has one.
     pub(crate) fn idle_since(&self) -> Option<Instant> {
-        let used_at = *self.used_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let used_at = *lock(&self.used_at);
         (self.open_calls.load(Ordering::Relaxed) == 0).then_some(used_at)
     }
 
@@ -72,7 +72,7 @@ impl ClientConnection {
     /// Ends it at once. Returns its permit for the next connection; `None` if it has ended before.
     pub(crate) fn cut(&self) -> Option<OwnedSemaphorePermit> {
         self.cut.cancel();
-        self.permit.lock().unwrap_or_else(PoisonError::into_inner).take()
+        lock(&self.permit).take()
     }
 
     /// Waits until it is to end at once.
@@ -120,7 +120,7 @@ where
 
 impl Drop for OpenCall {
     fn drop(&mut self) {
-        *self.0.used_at.lock().unwrap_or_else(PoisonError::into_inner) = clock::now();
+        *lock(&self.0.used_at) = clock::now();
         self.0.open_calls.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -14,7 +14,7 @@ use std::{
     future::{Future, poll_fn},
     pin::pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::Poll,
@@ -24,7 +24,7 @@ use std::{
 use futures_util::task::AtomicWaker;
 use tokio::sync::Notify;
 
-use crate::clock;
+use crate::{clock, lock::lock};
 
 /// An answer of which less than [`MIN_WRITTEN_BYTES`] are written within this time is ended.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -145,7 +145,7 @@ impl Unwritten {
     }
 
     fn answers(&self) -> MutexGuard<'_, Answers> {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.answers)
     }
 }
 

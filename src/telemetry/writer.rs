@@ -21,7 +21,7 @@ use std::{
 
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::clock;
+use crate::{clock, lock::lock};
 
 /// Lines that may wait: some seconds of a busy proxy at level debug.
 const MAX_QUEUED_LINES: usize = 8192;
@@ -166,7 +166,7 @@ impl Queue {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.state)
     }
 }
 

@@ -89,7 +89,6 @@ const NOT_YET: &[(&str, [usize; 4])] = &[
     ("src/keys", [6, 12, 0, 6]),
     ("src/lease", [4, 14, 1, 6]),
     ("src/lessor", [2, 14, 1, 6]),
-    ("src/nats", [2, 11, 0, 4]),
     ("src/pb", [0, 20, 0, 0]),
     ("src/peer", [3, 16, 0, 7]),
     ("src/pump", [2, 13, 0, 3]),

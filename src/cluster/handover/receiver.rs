@@ -15,11 +15,12 @@ use crate::{
     bus::Bus,
     clock,
     cluster::{
-        Peers, lock,
+        Peers,
         ownership::{AdoptedName, gather},
     },
     lease::{LeaseId, OutcomeSlice},
     lessor::{ConsumerSpec, Error, IncomingLease, ReservedLeases},
+    lock::lock,
     pb::peer::v1::{self as pb, handover_request::Step},
     token::InstanceId,
 };
