@@ -262,7 +262,7 @@ contract! {
         world.publish(vec![1]).await;
         let stale = one(&world).await;
         let current = one(&world).await;
-        assert_eq!(current.delivery_count, 2, "the ack wait of the first is over");
+        assert_eq!(current.delivery_count, 2, "the ack wait of the first delivery is over");
         say(&world, &stale, AckKind::Ack).await.unwrap();
         assert_eq!(unsettled(&world).await, 0);
     }
@@ -333,7 +333,7 @@ contract! {
             }
             let search = world.broker().unreadable(&world.name(), 1, until()).await.unwrap();
             for found in search.found {
-                assert_eq!(found.stream_sequence % 2, 0, "a good one is called unreadable");
+                assert_eq!(found.stream_sequence % 2, 0, "a good message is called unreadable");
                 let kind = AckKind::Term("unreadable".into());
                 let orders = vec![AckPublish { ack: found.ack, kind, confirm_group: None, by: None }];
                 let results = world.broker().settle(orders, Confirmation::Confirmed, until()).await;

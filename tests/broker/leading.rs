@@ -173,7 +173,7 @@ async fn nothing_is_released_while_the_leader_is_in_doubt() {
     ack(&lessor, first).await.unwrap_err();
     tokio::time::sleep(Duration::from_secs(20)).await;
     assert!(broker.published().is_empty(), "{:?}", broker.published());
-    assert_eq!(lessor.held(), 1, "they are over all the same");
+    assert_eq!(lessor.held(), 1, "they are over anyway");
 }
 
 #[tokio::test(start_paused = true)]

@@ -45,7 +45,7 @@ async fn fifty_thousand_messages_through_kills_drains_and_restarts() {
     let (rounds, verdict) = run.played(async |trouble, round| trouble.round(round).await).await;
     println!("{rounds} troubles: kills, drains and NATS restarts in turn\n{verdict}");
     print!("{}", disputes(&run.log.deliveries.read()));
-    assert!(rounds >= 6, "all was over before there was trouble enough");
+    assert!(rounds >= 6, "the run ended before enough troubles");
     assert_eq!(verdict.lost, 0);
     assert_eq!(verdict.accepted_late, 0);
     // The window that is admitted: a settlement that was begun while the lease was alive, and did
@@ -61,7 +61,7 @@ async fn drains_alone_cost_no_redelivery() {
     let mut run = Run::start(messages, Duration::from_secs(5), 6000..9000).await;
     let (rounds, verdict) = run.played(async |trouble, round| trouble.drain(round).await).await;
     println!("{rounds} drains, NATS steady\n{verdict}");
-    assert!(rounds >= 3, "all was over before there were drains enough");
+    assert!(rounds >= 3, "the run ended before enough drains");
     assert_eq!((verdict.lost, verdict.redelivered, verdict.refused), (0, 0, 0));
     assert_eq!((verdict.accepted_late, verdict.settled_twice, verdict.unknown), (0, 0, 0));
     assert!(!verdict.retried.contains_key("CALL_LIMIT"), "it is leaving, not full");

@@ -52,9 +52,9 @@ async fn lag_counts_pending_and_leased_messages() {
     let proxy = Proxy::start(&server, &[]);
     let mut client = proxy.client().await;
     let leased = client.fetch(fetch(&fixture, 4, 10_000)).await.unwrap().into_inner().messages;
-    assert_eq!(lag(monitoring, trigger), 10, "what is leased counts");
+    assert_eq!(lag(monitoring, trigger), 10, "leased messages count");
     for message in &leased {
         client.ack(ack(&message.token)).await.unwrap();
     }
-    assert_eq!(lag(monitoring, trigger), 10 - leased.len() as u64, "what is settled does not");
+    assert_eq!(lag(monitoring, trigger), 10 - leased.len() as u64, "settled messages do not count");
 }

@@ -248,7 +248,7 @@ async fn full_queue_delays_no_call_beyond_its_deadline() {
     };
     let (filling, (late, fetched)) = tokio::join!(filling, after);
     for told in late {
-        let told = told.expect("it was held up").into_inner();
+        let told = told.expect("it was delayed beyond its deadline").into_inner();
         let open = ["NATS_UNAVAILABLE", "SETTLE_UNCONFIRMED"];
         assert!(open.iter().any(|open| is(&told.results[0], open)), "{told:?}");
     }

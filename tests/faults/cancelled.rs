@@ -268,7 +268,7 @@ async fn untaken_message_goes_to_another_replica_after_a_second() {
     let began = Instant::now();
     // A second of parking; where our own open pull takes it again, which is there for up to 5 s,
     // another.
-    let token = racer.next_has(1, DARK).await.expect("it is dark");
+    let token = racer.next_has(1, DARK).await.expect("no caller received the message");
     measured("cancel: longest until another replica has it", began.elapsed());
     racer.settle(&token).await;
 }
@@ -321,7 +321,7 @@ async fn call_cancelled_during_its_linger_leaves_all_to_the_next() {
     measured("cancel: from a cancelled linger to the next caller", began.elapsed());
     assert_eq!(answer.messages.len(), 5);
     for message in &answer.messages {
-        assert_eq!(message.delivery_count, 1, "it went over JetStream");
+        assert_eq!(message.delivery_count, 1, "it came back through JetStream");
         racer.settle(&message.token).await;
     }
     all_settled(&racer.fixture).await;
@@ -356,7 +356,7 @@ async fn call_cancelled_during_a_term_leaves_the_rest_to_the_next() {
     let call = terminating(&mut racer, &nats, None).await;
     assert!(call.cancel().await.is_none());
     let began = Instant::now();
-    let token = racer.next_has(2, DARK).await.expect("the good one is dark");
+    let token = racer.next_has(2, DARK).await.expect("no caller received the good message");
     measured("cancel: from a cancelled Term to the next caller", began.elapsed());
     nats.flow(Flow::Pass, Flow::Pass);
     racer.settle(&token).await;
@@ -378,7 +378,7 @@ async fn lost_term_of_a_cancelled_call_leaves_its_message_to_jetstream() {
     let began = Instant::now();
     // The good one, too, but it does not have to wait for JetStream.
     for _ in 0..2 {
-        let message = eventually("a message that is not dark for its whole lease", || {
+        let message = eventually("the message before its lease ends", || {
             let (mut next, request) = (racer.next.clone(), fetch(&racer.fixture, 1, 1000));
             async move { next.fetch(request).await.ok()?.into_inner().messages.pop() }
         })

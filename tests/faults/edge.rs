@@ -287,11 +287,11 @@ async fn dead_peer_stops_waiting() {
         if let Some(since) = quiet_since.filter(|since| since.elapsed() > Duration::from_secs(2)) {
             break since - began;
         }
-        assert!(began.elapsed() < Duration::from_secs(40), "it waits on");
+        assert!(began.elapsed() < Duration::from_secs(40), "it still waits");
         tokio::time::sleep(Duration::from_millis(100)).await;
     };
     println!("measured: waiter of a dead peer gone after: {gone:?}");
     fixture.publish("n", "x").await;
     let answer = proxy.client().await.fetch(fetch(&fixture, 1, 5000)).await.unwrap();
-    assert_eq!(answer.into_inner().messages.len(), 1, "the dead one had it");
+    assert_eq!(answer.into_inner().messages.len(), 1, "the dead peer had the message");
 }

@@ -316,7 +316,7 @@ async fn unread_answers_hold_little_memory_and_return_their_messages() {
         // Refused, or begun and then reset.
         if let Ok(answer) = timeout(BOUND * 2, answer).await.expect("it hangs") {
             let mut body = answer.into_body();
-            let end = timeout(BOUND * 2, body.data()).await.expect("it is held for ever");
+            let end = timeout(BOUND * 2, body.data()).await.expect("the answer is never released");
             assert!(!matches!(end, Some(Ok(_))), "it has no window to come by");
         }
     }
@@ -347,7 +347,7 @@ async fn answer_is_dropped_when_its_leases_have_ended() {
     let answer = timeout(BOUND, answers.remove(0)).await.unwrap().unwrap();
     let answered = began.elapsed();
     let mut body = answer.into_body();
-    let end = timeout(BOUND, body.data()).await.expect("it is held for ever");
+    let end = timeout(BOUND, body.data()).await.expect("the answer is never released");
     assert!(matches!(end, Some(Err(error)) if error.reason() == Some(Reason::CANCEL)));
     let held = began.elapsed() - answered;
     println!("measured: an unread answer with a lease of 1 s was held for: {held:?}");
@@ -364,7 +364,7 @@ async fn small_unread_answer_ends_its_connection() {
     }
     let (mut stranger, mut answers) = unread(&proxy, &fixture, 1, 1, None).await;
     let answer = timeout(BOUND, answers.remove(0)).await.unwrap().unwrap();
-    let ended = timeout(BOUND, &mut stranger.driver).await.expect("it is held for ever");
+    let ended = timeout(BOUND, &mut stranger.driver).await.expect("the answer is never released");
     println!("measured: the connection of a small unread answer ended: {ended:?}");
     drop(answer);
     let mut client = proxy.client().await;

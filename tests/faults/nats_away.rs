@@ -225,7 +225,7 @@ async fn settlements_are_told_the_truth(fault: Fault) {
     let what = format!("settling while {fault:?}");
     measured(&format!("{what}: not applied, unconfirmed"), (unavailable.len(), unconfirmed.len()));
     let info = eventually("NATS", || fixture.try_info()).await;
-    assert!(info.num_ack_pending >= unavailable.len(), "what was not applied was");
+    assert!(info.num_ack_pending >= unavailable.len(), "a settlement that was refused was applied");
     let began = Instant::now();
     for place in unavailable.iter().chain(&unconfirmed).copied() {
         // A repeat may also be too slow for its answer, and may have settled the message.

@@ -92,7 +92,7 @@ async fn unreadable_messages_are_terminated_and_starve_no_consumer() {
         good
     };
     let (slowest, good) = tokio::join!(serving_the_other, serving_the_hurt);
-    assert_eq!(good, POISON.len() + 1, "none was delivered twice");
+    assert_eq!(good, POISON.len() + 1, "a message was delivered twice");
     assert!(slowest < patience, "the other waited {slowest:?}:\n{}", proxy.log());
     // Also what the library says when its task panics.
     for line in proxy.log().lines() {

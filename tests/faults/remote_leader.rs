@@ -151,7 +151,7 @@ async fn stale_lease_after_a_leader_change_ends_within_one_refresh() {
     let mut held = VecDeque::from(held);
     let (mut stolen, mut first) = (0, stage.first.clone());
     let looked = loop {
-        let message = held.pop_front().expect("nobody has looked");
+        let message = held.pop_front().expect("no refresh has come");
         match first.ack(ack(&message.token)).await {
             Ok(_) => stolen += 1,
             Err(status) => match &*reason(&status).1 {

@@ -153,7 +153,7 @@ pub(super) async fn take_all(
 ) -> Vec<(pb::Delivery, Instant)> {
     let mut seen = Vec::new();
     while seen.len() < count {
-        let more = eventually("what the server has forgotten", || {
+        let more = eventually("the forgotten messages", || {
             let (mut client, request) = (client.clone(), fetch(fixture, portion, 1000));
             async move { Some(client.fetch(request).await.ok()?.into_inner().messages) }
         })
@@ -171,7 +171,7 @@ async fn server_that_forgets_ends_its_leases() {
     let runs: Vec<_> =
         kinds.map(|(lease, next)| tokio::spawn(a_server_forgets(lease, next))).collect();
     for run in runs {
-        assert_eq!(run.await.unwrap().0, 0, "a token settled what another worker had");
+        assert_eq!(run.await.unwrap().0, 0, "a token settled another worker's delivery");
     }
 }
 
@@ -180,7 +180,7 @@ async fn other_replica_may_settle_before_a_lost_state_is_known() {
     // The one thing that cannot be fenced on an unreplicated stream: what another was given before
     // the first could look. A message that is delivered later is settled by no other worker.
     let (_, known) = a_server_forgets(None, Next::ReplicaAtOnce).await;
-    assert_eq!(known, 0, "settled though it was known that the server had forgotten them");
+    assert_eq!(known, 0, "settled after the proxy knew that the server had forgotten them");
 }
 
 /// Fetches and acks until all is over, and repeats the calls that may be repeated.

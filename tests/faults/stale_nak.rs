@@ -65,7 +65,7 @@ impl TwoWorkers {
         let delivered = self.fixture.info().await.delivered.consumer_sequence;
         assert_eq!(delivered, 2);
         // The first has its proxy back, and its token is over.
-        let status = eventually("the first proxy's end of it", || {
+        let status = eventually("the first proxy to refuse", || {
             let (mut client, request) = (self.first.clone(), ack(&self.held.token));
             async move { client.ack(request).await.err() }
         })

@@ -123,7 +123,7 @@ async fn small_written_answer_waits_for_its_lease() {
     let stage = stage(ack_wait(3000)).await;
     let call = stage.stuck(10).await;
     let written = || async { stage.proxy.log().contains("written to the client").then_some(()) };
-    eventually("all of it to be in the kernel's hands", written).await;
+    eventually("all of it to be in the kernel", written).await;
     stage.relay.cut();
     call.await.unwrap().unwrap_err();
     let mut near = stage.proxy.client().await;

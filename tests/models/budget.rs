@@ -45,7 +45,7 @@ fn hungry_consumers_share_equally_in_turn() {
             }
         }
         // The first grant ends first, and its owner asks again at once.
-        let Some((who, share)) = holders.pop_front() else { panic!("nobody has anything") };
+        let Some((who, share)) = holders.pop_front() else { panic!("no consumer has anything") };
         budget.arrived(&who, share);
         budget.end(&who);
         *served.entry(who).or_default() += share;
@@ -76,7 +76,7 @@ fn message_larger_than_the_budget_comes_alone() {
     budget.ask(&1, idle()).unwrap();
     let share = budget.ask(&2, busy(MIB)).unwrap();
     assert_eq!(budget.ask(&3, whole), None);
-    assert_eq!(budget.ask(&4, busy(MIB)), None, "it must not be passed for ever");
+    assert_eq!(budget.ask(&4, busy(MIB)), None, "it must be served at some time");
     budget.arrived(&2, share);
     assert!(budget.called().is_empty());
     budget.end(&2);
@@ -163,7 +163,7 @@ fn cut_after_many_arrivals_does_not_lower_the_bound() {
     let mut bound = PullBound::new(BOUND);
     bound.came(5 * BOUND);
     let cause = bound.cut(BOUND, start);
-    assert!(cause.slow && !cause.surely, "it is named all the same");
+    assert!(cause.slow && !cause.surely, "it is still named");
     assert_eq!(bound.at(start), BOUND);
 }
 

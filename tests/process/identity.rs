@@ -151,7 +151,7 @@ async fn replaced_credentials_are_used_without_a_restart() {
         let made = proxy.log().matches("connected to NATS").count();
         (made == 4).then_some(())
     };
-    eventually("both connections to be made anew", connected).await;
+    eventually("both connections to be replaced", connected).await;
     fetches_and_acks(&proxy, &fixture).await;
 }
 

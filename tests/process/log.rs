@@ -256,7 +256,7 @@ async fn worker_whose_leases_end_unsettled_is_named() {
         (request.worker, request.lease) = (format!("billing-7{}", "-".repeat(100)), lease);
         let messages = client.fetch(request).await.unwrap().into_inner().messages;
         client.ack(ack(&messages[0].token)).await.unwrap();
-        let line = eventually("a line about its worker", async || {
+        let line = eventually("the line about its worker", async || {
             let mut lines = lines(&proxy, "leases ended unsettled").await.into_iter();
             lines.find(|line| line["stream"].as_str() == Some(&*fixture.stream))
         })

@@ -152,7 +152,7 @@ async fn rotated_nkey_is_used_without_a_restart() {
         let made = proxy.log().matches("connected to NATS").count();
         (made == 4).then_some(())
     };
-    eventually("both connections to be made anew", connected).await;
+    eventually("both connections to be replaced", connected).await;
     let acked = || {
         let mut client = client.clone();
         let ack = ack(&held[0].token);

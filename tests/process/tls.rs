@@ -107,7 +107,7 @@ async fn both_sides_check_certificates_and_use_new_ones() {
         let made = proxy.log().matches("connected to NATS").count();
         (made == 4).then_some(())
     };
-    eventually("both connections to be made anew", connected).await;
+    eventually("both connections to be replaced", connected).await;
 }
 
 /// Such a server says nothing before the TLS handshake.

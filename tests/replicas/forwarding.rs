@@ -3,7 +3,7 @@
 use fetch_proxy::pb::{self, Outcome, settlement::Action};
 use testkit::{
     eventually,
-    jetstream::{Fixture, ack_wait, config},
+    jetstream::{Fixture, SHORTEST_KEPT, ack_wait, config},
     millis,
     proxy::{ack, extend, fetch, nak, reason, term},
 };
@@ -112,11 +112,11 @@ async fn settle_with_tokens_of_three_owners_keeps_its_order() {
 
 #[tokio::test]
 async fn extended_lease_is_settled_at_another_replica_after_its_first_end() {
-    let fixture = Fixture::new(ack_wait(2000)).await;
+    let fixture = Fixture::new(ack_wait(SHORTEST_KEPT)).await;
     let mut pair = Pair::start().await;
     let leased = pair.leased(&fixture, 1).await;
     pair.at_other.extend(extend(&leased[0].token, 30_000)).await.unwrap();
-    tokio::time::sleep(std::time::Duration::from_millis(5000)).await;
+    tokio::time::sleep(std::time::Duration::from_millis(7000)).await;
     let acked = pair.at_other.ack(ack(&leased[0].token)).await.unwrap().into_inner();
     assert_eq!(acked.outcome(), Outcome::Confirmed);
     assert_eq!(fixture.info().await.num_redelivered, 0);
@@ -143,7 +143,7 @@ async fn lapsed_lease_is_refused_everywhere() {
 /// The last attempt is over: any replica settles it by the token alone, also without its owner.
 #[tokio::test]
 async fn late_ack_of_the_last_attempt_is_applied_by_any_replica() {
-    let last = async_nats::jetstream::consumer::pull::Config { max_deliver: 1, ..ack_wait(1000) };
+    let last = async_nats::jetstream::consumer::pull::Config { max_deliver: 1, ..ack_wait(3000) };
     let fixture = Fixture::new(last).await;
     let mut pair = Pair::start().await;
     let leased = pair.leased(&fixture, 2).await;

@@ -39,7 +39,7 @@ async fn drain_hands_every_lease_to_a_replica_that_stays() {
 
     let took = drained(leaver).await;
     println!("measured: drain with 3 leases handed over: {took:?}");
-    assert!(took < Duration::from_secs(10), "it waited for the leases: {took:?}");
+    assert!(took < Duration::from_secs(30), "it waited for the leases: {took:?}");
     // Long after JetStream would have given them away by itself.
     tokio::time::sleep(Duration::from_secs(6)).await;
     let at = &mut heir.client;
@@ -49,7 +49,7 @@ async fn drain_hands_every_lease_to_a_replica_that_stays() {
     assert!(extended.lease.unwrap().seconds > 85);
     let unset = pb::ExtendRequest { token: token(2).to_owned(), lease: None };
     let extended = at.extend(unset).await.unwrap().into_inner();
-    assert_eq!(extended.lease.unwrap().seconds, 3, "as long as the one that left has granted it");
+    assert_eq!(extended.lease.unwrap().seconds, 3, "as long as the sender has granted it");
     assert_eq!(at.ack(ack(token(2))).await.unwrap().into_inner().outcome(), Outcome::Confirmed);
     assert_eq!(at.nak(nak(token(3), 0)).await.unwrap().into_inner().outcome(), Outcome::Confirmed);
     // How leases ended at the one that left is known too.
@@ -57,7 +57,7 @@ async fn drain_hands_every_lease_to_a_replica_that_stays() {
     let refused = at.ack(ack(token(4))).await.unwrap_err();
     assert_eq!(reason(&refused), (Code::FailedPrecondition, "LEASE_SETTLED".to_owned()));
     let again = at.fetch(fetch(&fixture, 5, 3000)).await.unwrap().into_inner().messages;
-    assert_eq!(again.len(), 1, "the nacked one, and no other");
+    assert_eq!(again.len(), 1, "only the nacked message");
     assert_eq!((again[0].stream_sequence, again[0].delivery_count), (leased[3].stream_sequence, 2));
     at.ack(ack(&again[0].token)).await.unwrap();
     assert_eq!(fixture.info().await.num_ack_pending, 0);
@@ -162,17 +162,17 @@ async fn receiver_that_dies_before_commit_leaves_the_leases_at_the_sender() {
     let relay = Relay::to(&server).await;
     let mut replicas = Replicas::start_at(&[&server, &relay.nats_url()]).await;
     let leased = replicas.leased(0, &fixture, 3).await;
-    // The receiver's answer is slow, so it dies after Prepare and before its answer.
-    relay.flow(Flow::Delay(Duration::from_millis(250)), Flow::Pass);
+    // The receiver's answer does not arrive, so it dies after Prepare and before its answer.
+    relay.flow(Flow::Stall, Flow::Pass);
     replicas.all[0].proxy.signal("TERM");
-    eventually("the heir to be prepared", || async {
+    eventually("the receiver to be prepared", || async {
         replicas.all[1].proxy.log().contains("\"leases\":3").then_some(())
     })
     .await;
     relay.close();
     replicas.all[1].proxy.signal("KILL");
     replicas.all[1].proxy.wait().await;
-    eventually("the leaver to give it up", || async {
+    eventually("the sender to give it up", || async {
         replicas.all[0].proxy.log().contains("a replica did not take the leases over").then_some(())
     })
     .await;
@@ -196,7 +196,7 @@ async fn receiver_that_dies_after_commit_releases_nothing_early() {
     // The receiver's answer is slow, so it dies after Commit and before its answer.
     relay.flow(Flow::Delay(Duration::from_millis(250)), Flow::Pass);
     replicas.all[0].proxy.signal("TERM");
-    eventually("the heir to have them", || async {
+    eventually("the receiver to have the leases", || async {
         replicas.all[1].proxy.log().contains("leases taken over").then_some(())
     })
     .await;
@@ -222,7 +222,7 @@ async fn receiver_that_dies_after_commit_releases_nothing_early() {
 
 #[tokio::test]
 async fn rolling_update_delivers_nothing_twice_to_random_callers() {
-    let fixture = Fixture::new(ack_wait(3000)).await;
+    let fixture = Fixture::new(ack_wait(6000)).await;
     let server = NatsServer::shared().url();
     let mut replicas = Replicas::start(3).await;
     fixture.publish_many(300).await;

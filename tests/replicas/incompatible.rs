@@ -11,14 +11,14 @@ use fetch_proxy::{
 };
 use prost::Message as _;
 use tempfile::NamedTempFile;
-use testkit::{eventually, nats_server::NatsServer, proxy::Proxy};
+use testkit::{BOUND, eventually, nats_server::NatsServer, proxy::Proxy};
 
 use super::pair::{key_file, new_key};
 
 const BEAT: &str = "_fetchproxy.c.beat";
 
 async fn serving(proxy: &Proxy) -> bool {
-    probe(&proxy.ops, "", Duration::from_secs(2)).await.unwrap().1
+    probe(&proxy.ops, "", BOUND).await.unwrap().1
 }
 
 /// A server of its own: whoever beats there is heard by all.
@@ -101,7 +101,7 @@ async fn earlier_replica_without_a_key_file_yields_to_one_with_keys() {
     let production = start(&server, Some(&keys));
     eventually("readiness", || async { serving(&production).await.then_some(()) }).await;
     let said = || async { production.log().contains("shares no token key").then_some(()) };
-    eventually("a word about the other", said).await;
+    eventually("the line about the other", said).await;
     all_serve_on(&[&production], async || {}).await;
     drop(laptop);
 }
@@ -140,7 +140,7 @@ async fn one_of_two_simultaneous_groups_serves() {
         eventually("the advice", told).await;
     }
     all_serve_on(&[&all[1 - yields], &all[3 - yields]], async || {}).await;
-    assert_eq!(agreed().await, Some(yields), "it does not go to and fro");
+    assert_eq!(agreed().await, Some(yields), "the decision stays");
 }
 
 #[tokio::test]
@@ -154,7 +154,7 @@ async fn wrong_key_of_a_serving_replica_stops_that_replica_alone() {
     }
     std::fs::write(files[0].path(), new_key()).unwrap();
     let stopped = || async { (!serving(&replicas[0]).await).then_some(()) };
-    eventually("the one with the wrong key to yield", stopped).await;
+    eventually("the replica with the wrong key to yield", stopped).await;
     all_serve_on(&[&replicas[1], &replicas[2]], async || {}).await;
     std::fs::write(files[0].path(), &key).unwrap();
     eventually("readiness", || async { serving(&replicas[0]).await.then_some(()) }).await;

@@ -18,7 +18,7 @@ use super::pair::{Pair, key_file, new_key};
 const KEY_NAMED: usize = 6;
 
 async fn serving(proxy: &Proxy) -> bool {
-    probe(&proxy.ops, "", Duration::from_secs(2)).await.unwrap().1
+    probe(&proxy.ops, "", BOUND).await.unwrap().1
 }
 
 #[tokio::test]
@@ -185,7 +185,7 @@ async fn hanging_key_file_delays_nothing_and_its_recovery_is_logged() {
     fs::write(&well, &key).unwrap();
     fs::rename(&well, &file).unwrap();
     let told = || async { proxy.log().contains("can be used again").then_some(()) };
-    eventually("a word that it is well", told).await;
+    eventually("the line that says that it is well", told).await;
 }
 
 #[tokio::test]
@@ -253,11 +253,11 @@ async fn new_first_key_seals_after_the_last_replica_without_it_left() {
     let before = key_in_use().await;
     fs::write(one.path(), format!("{new}\n{old}\n")).unwrap();
     eventually("the new key", || async { stays.log().contains("read again").then_some(()) }).await;
-    assert_eq!(key_in_use().await, before, "the other one does not have it");
+    assert_eq!(key_in_use().await, before, "the other replica does not have it");
     drop(goes);
     let began = std::time::Instant::now();
     while key_in_use().await == before {
-        assert!(began.elapsed() < BOUND, "it has gone, and the old key still seals");
+        assert!(began.elapsed() < BOUND, "the replica has left, and the old key still seals");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }

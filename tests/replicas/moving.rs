@@ -61,7 +61,7 @@ async fn no_deadline_grows_in_a_transfer_of_many_parts() {
     let ends: HashMap<u64, _> =
         left.iter().map(|lease| (lease.moving.sequence, before + lease.moving.ack_by)).collect();
     assert!(leaver.leave().await);
-    assert!(steps.load(Ordering::Relaxed) > 5, "of one part it would be no test");
+    assert!(steps.load(Ordering::Relaxed) > 5, "one part alone would test nothing");
     let (now, came) = (clock::now(), heir.lessor.leaving());
     assert_eq!(came.len(), 3000);
     for lease in came {
@@ -121,7 +121,7 @@ async fn aborted_hand_over_keeps_no_reservation() {
         }
         Fate::Pass
     });
-    assert!(!leaver.leave().await, "there is no other heir");
+    assert!(!leaver.leave().await, "there is no other receiver");
     assert_eq!(leaver.lessor.held(), 2000);
     assert!(heir.is_empty(), "{} places are left", heir.lessor.room());
     tokio::time::sleep(2 * PATIENCE).await;
@@ -231,7 +231,7 @@ async fn leases_of_a_consumer_recreated_in_transit_are_refused() {
         heir.leased(&broker, 1).await;
     };
     tokio::join!(leaving, meanwhile);
-    assert_eq!(heir.lessor.held(), 1, "what was leased of the new one");
+    assert_eq!(heir.lessor.held(), 1, "the leases of the new consumer");
 }
 
 #[tokio::test(start_paused = true)]
@@ -291,5 +291,5 @@ async fn sender_forwards_requests_that_the_receiver_cannot_hear_yet() {
     assert_eq!(answer.results[0].outcome(), pb::Outcome::Confirmed, "{answer:?}");
     leaver.vanish().await;
     let nobody = asker.peers.ask(leaver.us, &question, until).await;
-    assert_eq!(nobody, Err(Unanswered::Nobody), "the heir was made deaf for this name");
+    assert_eq!(nobody, Err(Unanswered::Nobody), "the receiver cannot hear this name");
 }

@@ -139,13 +139,13 @@ async fn stopped_owner_neither_releases_early_nor_settles_late() {
     assert_eq!(reason(&refused), (Code::FailedPrecondition, "LEASE_EXPIRED".to_owned()));
     for message in answer.messages {
         let acked = pair.at_other.ack(ack(&message.token)).await.unwrap().into_inner();
-        assert_eq!(acked.outcome(), Outcome::Confirmed, "it was hurt by the one who had it before");
+        assert_eq!(acked.outcome(), Outcome::Confirmed, "an earlier holder affected the delivery");
     }
 }
 
 #[tokio::test]
 async fn owner_cut_off_from_nats_releases_nothing_early() {
-    let fixture = Fixture::new(ack_wait(6000)).await;
+    let fixture = Fixture::new(ack_wait(12_000)).await;
     let server = NatsServer::shared().url();
     let relay = Relay::to(&server).await;
     let mut pair = Pair::start_at(&relay.nats_url(), &server).await;
@@ -159,10 +159,10 @@ async fn owner_cut_off_from_nats_releases_nothing_early() {
     let refused = pair.at_owner.ack(ack(&leased[2].token)).await.unwrap_err();
     assert_eq!(reason(&refused), (Code::Unavailable, "NATS_UNAVAILABLE".to_owned()));
     relay.open();
-    let answer = pair.at_other.fetch(fetch(&fixture, 1, 15_000)).await.unwrap().into_inner();
+    let answer = pair.at_other.fetch(fetch(&fixture, 1, 30_000)).await.unwrap().into_inner();
     assert_eq!(answer.messages.len(), 1);
     let took = asked_at.elapsed();
-    assert!(took >= Duration::from_secs(6), "earlier than JetStream alone: {took:?}");
+    assert!(took >= Duration::from_secs(12), "earlier than JetStream alone: {took:?}");
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use async_nats::HeaderMap;
@@ -41,7 +41,7 @@ async fn fetch_returns_messages_with_all_their_fields() {
     fixture.publish("c", "").await;
 
     // Without a linger an answer may have fewer.
-    let all = pb::FetchRequest { linger: millis(5000), ..fetch(&fixture, 2, 5000) };
+    let all = pb::FetchRequest { linger: millis(20_000), ..fetch(&fixture, 2, 5000) };
     let answer = client.fetch(all).await.unwrap().into_inner();
 
     assert_eq!(answer.empty_reason(), EmptyReason::Unspecified);
@@ -56,7 +56,9 @@ async fn fetch_returns_messages_with_all_their_fields() {
     let lease = first.lease.unwrap();
     assert!((27..=28).contains(&lease.seconds), "ack wait 30 s less its margin: {lease:?}");
     let (published, expires) = (first.publish_time.unwrap(), first.lease_expire_time.unwrap());
-    assert!((27..=29).contains(&(expires.seconds - published.seconds)));
+    assert!(expires.seconds - published.seconds >= 27, "{published:?} {expires:?}");
+    let longest = SystemTime::now() + Duration::from_secs(28);
+    assert!(SystemTime::try_from(expires).unwrap() <= longest, "{expires:?}");
     // An empty payload is there, and empty.
     assert_eq!(answer.messages[1].payload, Some(Payload::Data("".into())));
 }
@@ -66,7 +68,7 @@ async fn fetch_waits_for_the_first_message_only() {
     let fixture = Fixture::new(config()).await;
     let (_proxy, mut client) = proxy().await;
     let began = Instant::now();
-    let waiting = client.fetch(fetch(&fixture, 10, 20_000));
+    let waiting = client.fetch(fetch(&fixture, 10, 60_000));
     let publish = async {
         tokio::time::sleep(Duration::from_millis(300)).await;
         fixture.publish("x", "late").await
@@ -74,7 +76,7 @@ async fn fetch_waits_for_the_first_message_only() {
     let (answer, _) = tokio::join!(waiting, publish);
     assert_eq!(answer.unwrap().into_inner().messages.len(), 1);
     let took = began.elapsed();
-    assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(10), "{took:?}");
+    assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(50), "{took:?}");
 }
 
 #[tokio::test]
@@ -82,7 +84,7 @@ async fn linger_fills_the_batch_after_the_first_message() {
     let fixture = Fixture::new(config()).await;
     let (_proxy, mut client) = proxy().await;
     let mut request = fetch(&fixture, 3, 10_000);
-    request.linger = millis(5000);
+    request.linger = millis(20_000);
     let publish = async {
         for number in 0..3 {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -110,9 +112,13 @@ async fn held_queue_is_distinguished_from_an_empty_one() {
     let fixture = Fixture::new(config()).await;
     let (_proxy, mut client) = proxy().await;
     fixture.publish_many(2).await;
-    let both = pb::FetchRequest { linger: millis(1000), ..fetch(&fixture, 2, 5000) };
+    let both = pb::FetchRequest { linger: millis(20_000), ..fetch(&fixture, 2, 5000) };
     let taken = client.fetch(both).await.unwrap().into_inner();
-    assert_eq!((taken.messages.len(), taken.ack_pending), (2, 0), "told only where it is needed");
+    assert_eq!(
+        (taken.messages.len(), taken.ack_pending),
+        (2, 0),
+        "counted only for an empty answer"
+    );
     client.nak(nak(&taken.messages[0].token, 60_000)).await.unwrap();
     // One is held, and of the other the delay of a Nak runs.
     let empty = client.fetch(fetch(&fixture, 1, 300)).await.unwrap().into_inner();
@@ -200,7 +206,7 @@ async fn answer_never_exceeds_its_bytes_and_loses_nothing() {
         assert!(!answer.messages.is_empty());
         for message in &answer.messages {
             assert_eq!(message.delivery_count, 1, "nothing was given back");
-            assert!(seen.insert(message.stream_sequence), "handed out twice");
+            assert!(seen.insert(message.stream_sequence), "delivered twice");
             client.ack(ack(&message.token)).await.unwrap();
         }
     }
@@ -318,10 +324,9 @@ async fn cancelled_fetch_leaves_its_messages_to_the_next() {
         tokio::time::sleep(Duration::from_millis(round % 7)).await;
         cancel(call, &mut client).await;
         fixture.publish("x", round.to_string()).await;
-        let began = Instant::now();
-        let answer = client.fetch(fetch(&fixture, 1, 10_000)).await.unwrap().into_inner();
-        assert_eq!(answer.messages.len(), 1, "round {round}");
-        assert!(began.elapsed() < Duration::from_secs(5), "round {round}: dark for long");
+        // JetStream alone would deliver the message again after 30 s.
+        let answer = client.fetch(fetch(&fixture, 1, 20_000)).await.unwrap().into_inner();
+        assert_eq!(answer.messages.len(), 1, "round {round}: the message did not come back");
         client.ack(ack(&answer.messages[0].token)).await.unwrap();
     }
 }

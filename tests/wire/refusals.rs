@@ -122,12 +122,12 @@ async fn foreign_tokens_are_invalid() {
 
 #[tokio::test]
 async fn expired_and_settled_leases_are_distinguished() {
-    let fixture = Fixture::new(ack_wait(1000)).await;
+    let (fixture, brief) = (Fixture::new(config()).await, Fixture::new(ack_wait(1000)).await);
     let (_proxy, mut client) = client().await;
     let settled = lease(&mut client, &fixture).await.token;
     client.term(term(&settled, "no")).await.unwrap();
     both(&mut client, &settled, Reason::LeaseSettled).await;
-    let expired = lease(&mut client, &fixture).await.token;
+    let expired = lease(&mut client, &brief).await.token;
     tokio::time::sleep(std::time::Duration::from_millis(1000)).await;
     both(&mut client, &expired, Reason::LeaseExpired).await;
     is(&client.extend(extend(&expired, 5000)).await.unwrap_err(), Reason::LeaseExpired);

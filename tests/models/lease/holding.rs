@@ -80,7 +80,7 @@ fn extend_without_a_length_repeats_the_granted_length() {
     let shorter = |_| Duration::from_secs(5);
     timed.table.retune(super::CONSUMER, shorter, None, 100);
     let again = timed.table.extend(id, None, timed.at(2000));
-    assert_eq!(again, Err(OVER), "what time has ended stays over");
+    assert_eq!(again, Err(OVER), "an ended lease stays ended");
 }
 
 #[test]

@@ -43,7 +43,7 @@ fn progress_from_before_a_lost_state_does_not_count() {
     assert_eq!(timed.ack_by(id), u128::from(ACK_BY) - 1000);
     timed.distrust(4000);
     timed.progressed(id, 4500, 5100);
-    assert_eq!(timed.ack_by(id), u128::from(ACK_BY) - 1000, "it forgot at 5000 all the same");
+    assert_eq!(timed.ack_by(id), u128::from(ACK_BY) - 1000, "it forgot at 5000 anyway");
     timed.progressed(id, 5001, 5100);
     assert_eq!(timed.ack_by(id), 5001 + u128::from(ACK_BY));
 }

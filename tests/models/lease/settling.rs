@@ -175,7 +175,7 @@ fn caller_with_an_earlier_clock_is_judged_by_the_latest_time() {
     let mut timed = TimedTable::new();
     let id = timed.lent(1000);
     assert_eq!(timed.extend(id, 5000, 1000), Err(OVER));
-    assert_eq!(timed.begin(id, SettleKind::Ack, 999), Err(OVER), "what was over stays over");
+    assert_eq!(timed.begin(id, SettleKind::Ack, 999), Err(OVER), "an ended lease stays ended");
 }
 
 #[test]

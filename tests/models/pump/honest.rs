@@ -219,7 +219,7 @@ impl World {
             match self.pump.step(now, allowed) {
                 None => {
                     let late = self.waiting.values().any(|waiting| waiting.until <= self.now);
-                    assert!(!late, "somebody was kept beyond his time");
+                    assert!(!late, "a waiter waited too long");
                     return;
                 }
                 Some(Step::Pull { no, batch, expires, no_wait, max_bytes }) => {

@@ -251,7 +251,7 @@ impl Machine {
         for _ in 0..1000 {
             match self.pump.step(self.at(now), told_allowed(self.allowed)) {
                 Some(Step::Pull { no, batch, expires, no_wait, max_bytes }) => {
-                    assert!(self.nothing_is_due(), "what is there goes first");
+                    assert!(self.nothing_is_due(), "available messages go first");
                     let wants = self.reference.wants_to_pull(now, false);
                     assert!(!self.allowed.nothing() && wants);
                     let due = self.reference.issue(now, self.allowed);
@@ -292,7 +292,7 @@ impl Machine {
             return;
         }
         let waiter = self.reference.waiters.iter().find(|waiter| waiter.id == id);
-        let reasons = self.reference.reasons(waiter.expect("nobody like that waits"), self.now);
+        let reasons = self.reference.reasons(waiter.expect("no such waiter"), self.now);
         assert!(reasons.contains(&why), "{why:?} is not among {reasons:?}");
         assert_eq!((self.reference.take(id), None), (messages, too_large));
     }
