@@ -4,7 +4,7 @@
 use std::{
     collections::VecDeque,
     fs,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use fetch_proxy::pb::{self, FetchRequest, Outcome};
@@ -32,8 +32,8 @@ enum Next {
     ReplicaAtOnce,
 }
 
-/// After the first proxy's news of a server it may take as long until the second one's answer, with
-/// what was given away before, has reached its worker.
+/// After the first proxy's news of a server it may take as long until a message that was given away
+/// before has reached the second proxy.
 const LATE: Duration = Duration::from_millis(500);
 
 /// 50 messages are leased; the server crashes before it has stored that, and hands all of them to
@@ -78,9 +78,9 @@ async fn a_server_forgets(lease: Option<i64>, next: Next) -> (usize, usize) {
         let found = |(message, at): &&(pb::Delivery, Instant)| {
             message.stream_sequence == sequence && *at < began
         };
-        seen.iter().find(found).map(|(_, at)| *at)
+        seen.iter().find(found).map(|(message, _)| answered(message))
     };
-    let stolen: Vec<Instant> =
+    let stolen: Vec<SystemTime> =
         confirmed.iter().filter_map(|(sequence, began)| had(*sequence, *began)).collect();
     let before = confirmed.len() - stolen.len();
     measured(&format!("{what}: confirmed to the first before another had it"), before);
@@ -92,6 +92,12 @@ async fn a_server_forgets(lease: Option<i64>, next: Next) -> (usize, usize) {
     }
     all_settled(&fixture).await;
     (stolen.len(), known)
+}
+
+/// The time at which the proxy answered with a message, by the proxy's own clock.
+fn answered(message: &pb::Delivery) -> SystemTime {
+    let over = SystemTime::try_from(message.lease_expire_time.unwrap()).unwrap();
+    over - Duration::try_from(message.lease.unwrap()).unwrap()
 }
 
 /// Waits until the lease of this message is over.
@@ -114,7 +120,7 @@ pub(super) struct Acked {
     /// Which were confirmed, and when the call for it began.
     pub(super) confirmed: Vec<(u64, Instant)>,
     /// When it was first told anything but that NATS is away.
-    news: Option<Instant>,
+    news: Option<SystemTime>,
 }
 
 /// Acks one after the other, with a pause, again and again, until each is confirmed or over.
@@ -137,7 +143,7 @@ pub(super) async fn ack_all(
                 other => panic!("{other}"),
             },
         }
-        acked.news.get_or_insert_with(Instant::now);
+        acked.news.get_or_insert_with(SystemTime::now);
         tokio::time::sleep(pause).await;
     }
     acked
