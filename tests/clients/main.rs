@@ -10,14 +10,10 @@
 
 #![allow(clippy::disallowed_methods, reason = "the workers live in real time")]
 
-mod language;
 mod play;
 mod readme;
-mod reports;
-mod scenario;
 mod server;
 mod table;
-mod worker;
 
 use std::{
     env, fs,
@@ -27,11 +23,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use language::{Built, Language};
 use play::Play;
-use scenario::{Scenario, Suite};
 use table::{Cell, Fate, Table};
-use testkit::nats_server::{self, NatsServer};
+use testkit::{
+    examples::{
+        language::{self, Built, Language},
+        scenario::{Scenario, Suite},
+    },
+    nats_server::{self, NatsServer},
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::Semaphore,
@@ -40,7 +40,7 @@ use tokio::{
 
 /// Languages that are tried at a time: most of a scenario is waiting.
 const AT_A_TIME: usize = 3;
-/// More than the number of messages in one answer to a worker.
+/// More than a worker accepts in one answer.
 const NATS: &str = "max_payload: 32MB";
 /// For all scenarios, builds not counted.
 const LONGEST_RUN: Duration = Duration::from_secs(600);
@@ -200,21 +200,4 @@ fn keys() -> tempfile::NamedTempFile {
     let made = Command::new(env!("CARGO_BIN_EXE_fetch-proxy")).arg("keygen").output().unwrap();
     fs::write(file.path(), made.stdout).unwrap();
     file
-}
-
-/// Asks again and again, so long at most.
-async fn until<T, F: Future<Output = Option<T>>>(
-    within: Duration,
-    mut ask: impl FnMut() -> F,
-) -> Option<T> {
-    let began = Instant::now();
-    loop {
-        if let Some(answer) = ask().await {
-            return Some(answer);
-        }
-        if began.elapsed() > within {
-            return None;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }

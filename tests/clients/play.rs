@@ -16,14 +16,17 @@ use std::{
 use async_nats::HeaderMap;
 use testkit::{nats_server::NatsServer, proxy::Proxy};
 
-use crate::{
-    language::Language,
-    reports::{Reports, Tally},
-    scenario::{Publish, Scenario, Seen, Step, Turn},
-    server::{Info, Server},
+use testkit::{
+    examples::{
+        language::Language,
+        reports::{Reports, Tally},
+        scenario::{Publish, Scenario, Seen, Step, Turn},
+        worker::Worker,
+    },
     until,
-    worker::Worker,
 };
+
+use crate::server::{Info, Server};
 
 /// For what should happen at once.
 const SOON: Duration = Duration::from_secs(20);

@@ -10,7 +10,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::language::Language;
+use testkit::examples::language::Language;
 
 const PAGE: &str = include_str!("../../README.md");
 const PYTHON_PAGE: &str = include_str!("../../examples/python/README.md");

@@ -16,7 +16,10 @@ use testkit::{
 };
 use tokio::task::JoinSet;
 
-use crate::{reports::Reports, scenario::Scenario, until};
+use testkit::{
+    examples::{reports::Reports, scenario::Scenario},
+    until,
+};
 
 /// For what was settled to be announced.
 const ANNOUNCED: Duration = Duration::from_secs(5);

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use crate::{language::Language, reports::Tally, scenario::Scenario};
+use testkit::examples::{language::Language, reports::Tally, scenario::Scenario};
 
 /// With fewer languages at once, little is shown of how they get along.
 const CROWD: usize = 4;

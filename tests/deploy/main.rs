@@ -1,5 +1,5 @@
-//! `make test-deploy`: what `deploy` holds, as far as that can be shown without a cluster. They
-//! cover the chart and the plain manifests as they are rendered, and the image as it is built and
+//! `make test-deploy`: what `deploy` holds, as far as that can be shown without a cluster. The
+//! tests cover the chart and the plain manifests as they are rendered, and the image as it is built and
 //! run. They cover a small rolling update with processes for pods, and the files for NATS, KEDA and
 //! Compose.
 
@@ -12,25 +12,14 @@ mod helm;
 mod helm_test;
 mod image;
 mod keda;
-#[path = "../clients/language.rs"]
-mod language;
 mod manifests;
 mod nats;
 mod notes;
 mod pods;
 mod refused;
-#[allow(dead_code, reason = "written for more than this")]
-#[path = "../clients/reports.rs"]
-mod reports;
 mod rolling;
-#[allow(dead_code, reason = "written for more than this")]
-#[path = "../clients/scenario.rs"]
-mod scenario;
 mod ties;
 mod valid;
-#[allow(dead_code, reason = "written for more than this")]
-#[path = "../clients/worker.rs"]
-mod worker;
 
 use std::{env, process::Command};
 

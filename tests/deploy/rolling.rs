@@ -17,13 +17,16 @@ use testkit::{
 };
 use tokio::{sync::watch, task::JoinSet};
 
-use crate::{
-    helm,
+use testkit::examples::{
     language::{self, Built, Language},
-    pods::{Deployment, Plan, Service},
     reports::Reports,
     scenario::Publish,
     worker::Worker,
+};
+
+use crate::{
+    helm,
+    pods::{Deployment, Plan, Service},
 };
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");

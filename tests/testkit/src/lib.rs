@@ -7,6 +7,7 @@
 pub mod cluster;
 pub mod delivery_log;
 pub mod dice;
+pub mod examples;
 pub mod fake_broker;
 pub mod jetstream;
 pub mod nats_server;
@@ -45,16 +46,24 @@ pub fn program() -> PathBuf {
 ///
 /// # Panics
 /// When it is not there within [`BOUND`]; `what` says what was waited for.
-pub async fn eventually<T, F: Future<Output = Option<T>>>(
-    what: &str,
+pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, ask: impl FnMut() -> F) -> T {
+    let answer = until(BOUND, ask).await;
+    answer.unwrap_or_else(|| panic!("waited {BOUND:?} for {what}"))
+}
+
+/// Asks again and again, for this time at most.
+pub async fn until<T, F: Future<Output = Option<T>>>(
+    within: Duration,
     mut ask: impl FnMut() -> F,
-) -> T {
+) -> Option<T> {
     let began = Instant::now();
     loop {
         if let Some(answer) = ask().await {
-            return answer;
+            return Some(answer);
         }
-        assert!(began.elapsed() < BOUND, "waited {BOUND:?} for {what}");
+        if began.elapsed() > within {
+            return None;
+        }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

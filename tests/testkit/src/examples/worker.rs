@@ -14,7 +14,7 @@ use std::{
 
 use tempfile::NamedTempFile;
 
-use crate::{
+use super::{
     language::{Language, last_lines},
     reports::Reports,
 };

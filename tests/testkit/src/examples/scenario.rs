@@ -17,7 +17,6 @@ pub struct Suite {
 #[serde(deny_unknown_fields)]
 pub struct Scenario {
     pub name: String,
-    #[expect(dead_code, reason = "for those who read the file")]
     pub promise: String,
     /// The ack wait of the consumer, in seconds.
     #[serde(default = "ack_wait")]

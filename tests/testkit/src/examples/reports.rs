@@ -9,7 +9,7 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::scenario::{Publish, Seen};
+use super::scenario::{Publish, Seen};
 
 /// Events of an attempt whose work was done.
 const WORKED: &[&str] = &["acked", "lost"];
