@@ -86,7 +86,7 @@ pub async fn run(config: Serve, ready: impl FnOnce(BoundAddresses)) -> Result<()
             allowed,
             needed,
             connections = room.connections,
-            "not as many files may be open as --max-connections needs"
+            "the limit of open files is too low for --max-connections"
         );
     }
     let owner = InstanceId::random().map_err(|error| AppError::System(io::Error::other(error)))?;
@@ -234,8 +234,8 @@ fn announce(bound: BoundAddresses, file: Option<&Path>) -> Result<(), AppError> 
     if !grpc.ip().is_loopback() {
         tracing::warn!(
             %grpc,
-            "listening beyond loopback without TLS: whoever reaches this port can take and settle \
-             whatever the proxy's NATS rights allow"
+            "listening beyond loopback without TLS: everyone who reaches this port can take and \
+             settle what the proxy's NATS rights allow"
         );
     }
     let Some(file) = file else { return Ok(()) };

@@ -299,7 +299,7 @@ impl<B: Broker + Bus> Peers<B> {
             if self.unopened.allow(clock::now()) {
                 tracing::warn!(
                     subject,
-                    "questions cannot be opened: whoever asks shares no token key with this replica"
+                    "requests cannot be opened: their sender shares no token key with this replica"
                 );
             }
             return;

@@ -79,8 +79,8 @@ impl Keys {
             }
             None => {
                 tracing::warn!(
-                    "no --token-key-file: sealing tokens with a key of this process's own; after a \
-                     restart, and at other replicas, its tokens are not known"
+                    "no --token-key-file: tokens are sealed with a key of this process, and are \
+                     unknown after a restart and at other replicas"
                 );
                 token::new_key_line().map_err(KeysError::Randomness)?
             }

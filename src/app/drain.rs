@@ -85,7 +85,7 @@ impl<B: Broker + Bus> Drain<'_, B> {
             tracing::warn!("drain timeout: settlements were still under way");
         }
         if timeout(FINAL_STEP_TIMEOUT, self.background.end(self.peers)).await.is_err() {
-            tracing::warn!("drain timeout: questions of other replicas were still open");
+            tracing::warn!("drain timeout: requests of other replicas were still open");
         }
         self.lessor.broker().close(clock::now() + FINAL_STEP_TIMEOUT).await;
         self.nats_tasks.close();

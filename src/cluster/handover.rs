@@ -96,7 +96,11 @@ impl<B: Broker + Bus> Peers<B> {
             match self.try_heir(heir, handover, patience, until).await {
                 TransferResult::Taken(taken) => tracing::info!(%heir, taken, "leases handed over"),
                 TransferResult::Absent(why) => {
-                    tracing::info!(%heir, why, "a replica does not say whether it takes leases over");
+                    tracing::info!(
+                        %heir,
+                        why,
+                        "a replica does not say whether it takes leases over"
+                    );
                     absent.push(heir);
                     continue;
                 }
@@ -108,7 +112,10 @@ impl<B: Broker + Bus> Peers<B> {
                     continue;
                 }
                 TransferResult::Unknown => {
-                    tracing::warn!(%heir, "no answer to whether the leases were taken over: they are left to that replica");
+                    tracing::warn!(
+                        %heir,
+                        "no answer to the hand-over: the leases are left to that replica"
+                    );
                 }
             }
             self.beat().await;

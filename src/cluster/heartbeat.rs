@@ -102,7 +102,7 @@ impl<B: Broker + Bus> Peers<B> {
         self.compare_clocks(from, &body, &said);
         if heard == Heard::New {
             let PeerStatus { name, version, .. } = said;
-            tracing::info!(replica = %from, name, version, "a replica is heard of");
+            tracing::info!(replica = %from, name, version, "a replica was found");
             // It wants to know of us, too.
             self.speak.notify_one();
         }

@@ -28,8 +28,8 @@ impl<B: Broker + Bus> Peers<B> {
                         replica = %one,
                         name,
                         count,
-                        "a replica shares no token key with this one: tokens of either are not known \
-                         at the other"
+                        "a replica shares no token key with this replica: neither knows the \
+                         tokens of the other"
                     );
                 }
                 return None;
@@ -69,7 +69,7 @@ impl<B: Broker + Bus> Peers<B> {
             if draining {
                 tracing::info!(%replica, name, version, "a replica has left");
             } else {
-                tracing::warn!(%replica, name, version, "a replica is not heard any more");
+                tracing::warn!(%replica, name, version, "a replica is no longer heard");
             }
         }
     }

@@ -60,7 +60,7 @@ impl<B: Broker + Bus> Peers<B> {
                 tracing::warn!(
                     %consumer,
                     %replica,
-                    "a replica does not answer: it may hold leases of what this consumer was before"
+                    "a replica does not answer: it may hold older leases of this consumer"
                 );
             }
         }

@@ -68,10 +68,14 @@ impl<B: Broker + Bus> Peers<B> {
                 replica = %from,
                 name,
                 ahead = ?format_args!("{milliseconds}ms"),
-                "the clock of a replica is not ours: what it leaves behind is not settled without it"
+                "the clock of a replica differs from ours: its leases are not settled without it"
             ),
             Some(News::Well) => {
-                tracing::info!(replica = %from, name, "the clock of a replica is ours again");
+                tracing::info!(
+                    replica = %from,
+                    name,
+                    "the clock of a replica agrees with ours again"
+                );
             }
             None => {}
         }

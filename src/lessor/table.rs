@@ -91,10 +91,7 @@ impl SharedLeaseTable {
         };
         drop(kept);
         if let Some(gap) = gap {
-            tracing::warn!(
-                ?gap,
-                "the clock stood still, as in a machine that is suspended: leases end sooner"
-            );
+            tracing::warn!(?gap, "the clock stopped, as in a suspended machine: leases end sooner");
         }
         if sooner {
             self.sooner.notify_one();

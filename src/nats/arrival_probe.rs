@@ -49,7 +49,7 @@ async fn probe_until_silent(mux: &RequestMux) {
         let Some(pause) = probe(mux, &mut deadline).await else { break };
         idle_until = clock::now() + pause;
     }
-    tracing::warn!("what is sent to NATS does not arrive: the connection for settling is replaced");
+    tracing::warn!("settlements do not arrive at NATS: the connection for settling is replaced");
     mux.connection.end();
 }
 

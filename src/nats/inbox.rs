@@ -139,7 +139,8 @@ impl NatsInbox {
         tracing::warn!(
             ack = &*ack.0,
             domain,
-            "acks name no JetStream domain: they also settle a consumer of the same names in another one"
+            "acks name no JetStream domain: they also settle a consumer with the same names in \
+             another domain"
         );
     }
 

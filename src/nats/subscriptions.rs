@@ -80,7 +80,7 @@ impl Subscriptions {
                         warned = true;
                         tracing::warn!(
                             subject,
-                            "NATS refuses what replicas talk over: this replica serves alone"
+                            "NATS refuses the subjects between replicas: this replica serves alone"
                         );
                     }
                 }

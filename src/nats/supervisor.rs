@@ -162,7 +162,7 @@ impl Supervisor {
                 Err(unsupported(&connection.version))
             }
             Ok(Ok(connection)) => {
-                tracing::info!(consumer = %name, "it has a connection to NATS of its own");
+                tracing::info!(consumer = %name, "the consumer has a dedicated connection to NATS");
                 Ok(Arc::new(connection))
             }
             Ok(Err(error)) => Err(connection::explain(&error, &self.settings)),
@@ -305,7 +305,7 @@ impl Supervisor {
                 Ok(connection) => {
                     let why = unsupported(&connection.version);
                     if !std::mem::replace(&mut logged, true) {
-                        tracing::error!(role, why, "this NATS server cannot be used; trying on");
+                        tracing::error!(role, why, "this NATS server cannot be used; trying again");
                     }
                     set(State::Unsupported(why));
                     UNSUPPORTED_RETRY
@@ -313,7 +313,7 @@ impl Supervisor {
                 Err(error) => {
                     let error = connection::explain(&error, &self.settings);
                     if !std::mem::replace(&mut logged, true) {
-                        tracing::warn!(role, error, "NATS cannot be reached; trying on");
+                        tracing::warn!(role, error, "NATS cannot be reached; trying again");
                     }
                     set(State::Down(format!("NATS cannot be reached: {error}")));
                     backoff.longer()

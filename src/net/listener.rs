@@ -204,7 +204,7 @@ impl<M> Listener<M> {
         let full = free.is_none();
         if full && self.trouble.allow(clock::now()) {
             let listener = self.behind.listener;
-            tracing::warn!(listener, "all connections are taken: new ones are turned away");
+            tracing::warn!(listener, "all connections are taken: new connections are refused");
         }
         let (permit, life) = if self.behind.beyond && full {
             let life = ConnectionLifetime { age: Some(TURNED_AWAY), idle: None, grace: FAREWELL };

@@ -181,5 +181,5 @@ async fn cuts_of_a_slow_connection_suspend_no_consumer() {
     let refused = |reason: &&String| !["NATS_UNAVAILABLE"].contains(&reason.as_str());
     let refused: Vec<_> = received.refused.iter().filter(refused).collect();
     assert!(refused.is_empty(), "{refused:?}\n{}", proxy.log());
-    assert!(!proxy.log().contains("fenced off"), "{}", proxy.log());
+    assert!(!proxy.log().contains("is suspended"), "{}", proxy.log());
 }

@@ -202,7 +202,7 @@ async fn unreadable_subject_is_terminated_and_a_similar_one_is_not() {
     })
     .await;
     let log = proxy.log();
-    assert_eq!(log.matches("a message that cannot be read was terminated").count(), 1, "{log}");
+    assert_eq!(log.matches("an unreadable message was terminated").count(), 1, "{log}");
     assert!(log.contains("a subject that is not UTF-8"), "{log}");
     served(&mut client, &other).await;
 }
@@ -239,7 +239,7 @@ async fn unreadable_message_is_found_for_a_narrow_consumer() {
         (info.num_ack_pending == 0 && info.num_pending == 0).then_some(())
     })
     .await;
-    let found = proxy.log().matches("a message that cannot be read was terminated").count();
+    let found = proxy.log().matches("an unreadable message was terminated").count();
     assert_eq!(found, 1, "{}", proxy.log());
 }
 
@@ -270,7 +270,7 @@ async fn unreadable_message_of_a_replicated_consumer_is_terminated() {
     })
     .await;
     assert_eq!(
-        proxy.log().matches("a message that cannot be read was terminated").count(),
+        proxy.log().matches("an unreadable message was terminated").count(),
         5,
         "{}",
         proxy.log()

@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, fmt::Write as _};
 
 use super::{
-    links, pages,
+    links, pages, prose,
     source::{self, File},
 };
 
@@ -37,6 +37,15 @@ fn page_of_log_lines_has_every_warning_and_error() {
     let missing: Vec<_> = distinct.difference(&distinct_rows).collect();
     let gone: Vec<_> = distinct_rows.difference(&distinct).collect();
     assert!(missing.is_empty() && gone.is_empty(), "missing: {missing:#?}\ngone: {gone:#?}");
+}
+
+#[test]
+fn log_lines_are_in_plain_english() {
+    for (_, message) in source::files().iter().flat_map(logged) {
+        let (first, rest) = message.split_at(1);
+        let sentence = format!("{}{rest}", first.to_uppercase());
+        assert_eq!(prose::faults(&sentence), [false; 4], "{message}");
+    }
 }
 
 /// The lines that a file can log. Macros must be named in full, so that none is overlooked.

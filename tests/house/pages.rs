@@ -20,7 +20,11 @@ pub(super) fn read(page: &str) -> String {
 /// A page is what a test has rendered, which writes it if `UPDATE_DOCS` is set.
 pub(super) fn assert_rendered(page: &str, rendered: &str) {
     if std::env::var_os("UPDATE_DOCS").is_some() {
-        fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join(page), rendered).unwrap();
+        // In one step, because other tests read the page meanwhile.
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(page);
+        let new = file.with_extension("new");
+        fs::write(&new, rendered).unwrap();
+        fs::rename(new, file).unwrap();
     }
     assert!(
         read(page) == rendered,

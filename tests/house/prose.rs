@@ -152,7 +152,7 @@ impl Text {
 }
 
 /// For each kind, whether a sentence is of it.
-fn faults(sentence: &str) -> [bool; 4] {
+pub(super) fn faults(sentence: &str) -> [bool; 4] {
     let words = || sentence.split_whitespace().filter(|word| sentences::counts(word));
     let first = words().next().unwrap_or("").trim_matches(|c: char| !c.is_alphabetic());
     let question =

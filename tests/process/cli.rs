@@ -235,7 +235,7 @@ async fn file_limit_is_raised_and_a_low_limit_is_logged() {
         .await;
         child.kill().unwrap();
         child.wait().unwrap();
-        assert_eq!(said.contains("not as many files"), told, "{limit}: {said}");
+        assert_eq!(said.contains("the limit of open files is too low"), told, "{limit}: {said}");
     }
 }
 

@@ -179,14 +179,14 @@ async fn log_names_a_replica_that_comes_leaves_or_is_lost() {
     };
     let (mut leaves, mut dies) = (named("pod-1 on node-7"), named("pod-2 on node-8"));
     for name in ["pod-1 on node-7", "pod-2 on node-8"] {
-        said("a replica is heard of", name).await;
+        said("a replica was found", name).await;
     }
     leaves.signal("TERM");
     assert!(leaves.wait().await.success());
     dies.signal("KILL");
     dies.wait().await;
     said("a replica has left", "pod-1 on node-7").await;
-    said("a replica is not heard any more", "pod-2 on node-8").await;
+    said("a replica is no longer heard", "pod-2 on node-8").await;
 }
 
 #[tokio::test]

@@ -83,7 +83,7 @@ impl Rotation {
         let proxies = [start(&files[0]), start(&files[1])];
         let clients = [proxies[0].client().await, proxies[1].client().await];
         for proxy in &proxies {
-            let heard = || async { proxy.log().contains("a replica is heard of").then_some(()) };
+            let heard = || async { proxy.log().contains("a replica was found").then_some(()) };
             eventually("replicas to hear of each other", heard).await;
         }
         Self { fixture, files, proxies, clients, kept: Vec::new() }
@@ -242,7 +242,7 @@ async fn new_first_key_seals_after_the_last_replica_without_it_left() {
         Proxy::start(&server, &["--cluster", "c", "--token-key-file", file])
     };
     let (stays, goes) = (start(&one), start(&other));
-    let heard = || async { stays.log().contains("a replica is heard of").then_some(()) };
+    let heard = || async { stays.log().contains("a replica was found").then_some(()) };
     eventually("the other replica", heard).await;
     let mut client = stays.client().await;
     let mut key_in_use = async || {

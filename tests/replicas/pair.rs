@@ -68,7 +68,7 @@ impl Replicas {
         let others = living().count() - 1;
         for replica in living() {
             eventually("replicas to hear of each other", || async {
-                let heard = replica.proxy.log().matches("a replica is heard of").count();
+                let heard = replica.proxy.log().matches("a replica was found").count();
                 (heard >= others).then_some(())
             })
             .await;

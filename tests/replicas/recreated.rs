@@ -157,6 +157,6 @@ async fn first_use_of_a_consumer_loses_no_lease() {
         }
     }
     for proxy in [owner, other] {
-        assert!(!proxy.log().contains("counted anew"), "{}", proxy.log());
+        assert!(!proxy.log().contains("counted from 1 again"), "{}", proxy.log());
     }
 }

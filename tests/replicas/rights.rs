@@ -136,7 +136,7 @@ async fn rid_of_what_cannot_be_read(nats: &NatsWithUsers, proxy: &Proxy) {
     })
     .await;
     let log = proxy.log();
-    assert!(log.contains("a message that cannot be read was terminated"), "{log}");
+    assert!(log.contains("an unreadable message was terminated"), "{log}");
     assert!(!log.contains("NATS refuses"), "{log}");
 }
 

@@ -80,7 +80,7 @@ impl<B: Broker> ConsumerLeases<B> {
         if let Some(known) = known {
             spec.leadership = known.leadership.clone();
             if (known.ack_wait, &known.backoff) != (spec.ack_wait, &spec.backoff) {
-                tracing::info!(consumer = %self.name, "its ack wait has changed");
+                tracing::info!(consumer = %self.name, "the ack wait of the consumer has changed");
                 let ack_wait = |count| spec.ack_wait_of(count);
                 self.core
                     .in_steps(|table, after| table.retune(id, ack_wait, after, LEASES_PER_LOCK));
@@ -101,7 +101,10 @@ impl<B: Broker> ConsumerLeases<B> {
     /// The deliveries are counted from the beginning again: the messages of older leases are delivered again.
     pub(super) fn void(&mut self) {
         let Some(spec) = self.spec.clone() else { return };
-        tracing::warn!(consumer = %self.name, "its deliveries are counted anew: older leases end");
+        tracing::warn!(
+            consumer = %self.name,
+            "deliveries of the consumer are counted from 1 again: older leases end"
+        );
         self.end();
         self.spec = Some(Arc::new(spec.counted_anew(self.core.next_consumer())));
     }
@@ -112,7 +115,13 @@ impl<B: Broker> ConsumerLeases<B> {
         if signs.any() {
             let LeaderSigns { another, missed, forgotten } = signs;
             let consumer = &self.name;
-            tracing::info!(%consumer, another, missed, forgotten, "its leader may have forgotten");
+            tracing::info!(
+                %consumer,
+                another,
+                missed,
+                forgotten,
+                "the leader of the consumer may have forgotten deliveries"
+            );
         }
         self.core.in_steps(|table, after| table.distrust(spec.id, since, after, LEASES_PER_LOCK));
     }
@@ -161,7 +170,11 @@ impl<B: Broker> ConsumerLeases<B> {
         });
         if !superseded.is_empty() {
             let (consumer, count) = (&self.name, superseded.len());
-            tracing::info!(%consumer, count, "delivered anew while leased: the older leases ended");
+            tracing::info!(
+                %consumer,
+                count,
+                "messages were delivered again while leased: the older leases ended"
+            );
         }
         granted
     }

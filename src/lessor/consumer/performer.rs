@@ -93,7 +93,7 @@ impl<B: Broker> Performer<B> {
         }
         let released = self.poison.quarantine.outlived(now) && self.subscription.is_dedicated();
         if self.subscription.is_outdated() || released {
-            tracing::info!(consumer = %self.name, "it goes to the shared connection");
+            tracing::info!(consumer = %self.name, "the consumer returns to the shared connection");
             self.subscription.leave(now);
             self.monitor.ask(now);
             self.disconnected(now);
@@ -277,7 +277,10 @@ impl<B: Broker> Performer<B> {
                 spec.iter().for_each(|spec| self.callers.pump.set_limits(spec.limits()));
             }
             MonitorStep::MadeAgain => {
-                tracing::info!(consumer = %self.name, "it was made anew: the leases of the old one end");
+                tracing::info!(
+                    consumer = %self.name,
+                    "the consumer was made again: leases of the old consumer end"
+                );
                 self.leases.end();
                 self.poison.forget();
             }

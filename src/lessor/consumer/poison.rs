@@ -52,7 +52,7 @@ impl<B: Broker> PoisonWatch<B> {
         let Some(from) = missing_from else { return self.quarantine.acquit() };
         tracing::warn!(
             consumer = %self.name,
-            "the connection broke by what it brought: looking for messages that cannot be read"
+            "the connection broke by its content: searching for unreadable messages"
         );
         let known = self.quarantine.terminated().clone();
         self.search = Some(Box::pin(search(self.core.clone(), self.name.clone(), from, known)));
@@ -87,17 +87,20 @@ impl<B: Broker> PoisonWatch<B> {
             tracing::warn!(
                 outstanding = cause.out,
                 bound,
-                "NATS cut the connection for deliveries while many bytes were outstanding, and no \
-                 message explains it: a slow consumer for NATS; lower --max-pull-bytes, or raise \
-                 max_pending at the server"
+                "NATS closed the connection for deliveries with many bytes outstanding, and no \
+                 message explains it: lower --max-pull-bytes, or raise max_pending at the server"
             );
         }
         let barred = self.quarantine.weigh(result, cut.map(|cut| cut.cause), now)?;
         let (error, consumer) = (self.error_of(barred), &self.name);
         if matches!(error, Error::ConsumerSuspected { .. }) {
-            tracing::warn!(%consumer, %error, "a connection of its own broke, and it is not known by what");
+            tracing::warn!(
+                %consumer,
+                %error,
+                "a dedicated connection broke, and the cause is not known"
+            );
         } else {
-            tracing::error!(%consumer, %error, "the consumer is fenced off for a while");
+            tracing::error!(%consumer, %error, "the consumer is suspended for a while");
         }
         Some(error)
     }
@@ -138,7 +141,7 @@ async fn search<B: Broker>(
         Ok(search) => search,
         Err(InfoError::Permission(subject)) => return SearchResult::NotAllowed(subject),
         Err(error) => {
-            tracing::debug!(consumer = %name, %error, "not looked for unreadable messages");
+            tracing::debug!(consumer = %name, %error, "unreadable messages were not searched");
             return blind;
         }
     };
@@ -157,12 +160,24 @@ async fn search<B: Broker>(
         let ConsumerName { stream, consumer } = &name;
         match result {
             Ok(()) => {
-                tracing::warn!(%stream, %consumer, sequence, why, "a message that cannot be read was terminated");
+                tracing::warn!(
+                    %stream,
+                    %consumer,
+                    sequence,
+                    why,
+                    "an unreadable message was terminated"
+                );
                 terminated.push(sequence);
             }
             Err(error) => {
-                tracing::warn!(%stream, %consumer, sequence, why, %error, "a message that \
-                    cannot be read could not be terminated");
+                tracing::warn!(
+                    %stream,
+                    %consumer,
+                    sequence,
+                    why,
+                    %error,
+                    "an unreadable message could not be terminated"
+                );
                 if let BrokerError::Denied(Denial::Permission(subject)) = error {
                     needs = Some(subject);
                 }

@@ -204,7 +204,7 @@ impl<B: Broker> Subscription<B> {
             // The link says so in a moment.
             Err(error) => {
                 self.dedicated = None;
-                tracing::debug!(consumer = %self.name, %error, "no inbox");
+                tracing::debug!(consumer = %self.name, %error, "no inbox could be opened");
                 false
             }
         }
@@ -316,7 +316,8 @@ impl<B: Broker> Subscription<B> {
                         tracing::warn!(
                             consumer = %self.name,
                             missed,
-                            "only the first message of each pull arrives: the export of the JetStream API needs response_type: stream"
+                            "only the first message of each pull arrives: the export of the \
+                             JetStream API needs response_type: stream"
                         );
                     }
                     arrived.deliveries.push(delivery);

@@ -148,7 +148,7 @@ impl<B: Broker> ConsumerTask<B> {
         let last = unhanded.iter().filter(|granted| granted.last_attempt()).count();
         if last > 0 {
             let consumer = &self.name;
-            tracing::warn!(%consumer, last, "last attempts that nobody has taken are let go");
+            tracing::warn!(%consumer, last, "last attempts that no worker has taken are lost");
         }
         self.performer.leases.release(unhanded, now);
         self.performer.leases.held() == 0
