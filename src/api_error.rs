@@ -1,6 +1,6 @@
-//! What went wrong with a call, with the details that its client receives. The reason of each error, and
-//! with it the promise, comes from the table in `reason`. Pure: `grpc` makes a status of an error, and
-//! `cluster` makes an entry of a Settle of it.
+//! The errors of a call, with the details that its client receives. The reason of each error, and with it
+//! the promise, comes from the table in `reason`. Pure: `grpc` turns an error into a status, and `cluster`
+//! turns it into an entry of a Settle.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -13,7 +13,7 @@ pub enum ApiError {
     Field {
         /// The path of the field, like `settlements[3].nak.delay`.
         field: String,
-        /// What is wrong with the value.
+        /// The mistake in the value.
         why: String,
     },
     /// The token is not from this cluster.
@@ -59,7 +59,7 @@ pub enum ExhaustedScope {
     Replica,
 }
 
-/// What the bytes of a budget are used for.
+/// The use of the bytes of a budget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BudgetKind {
     /// Requests that are being read or worked on.

@@ -1,18 +1,18 @@
-//! The port to the other replicas: questions and their answers, and what is said to all.
+//! The port to the other replicas: requests with answers, and messages to all.
 //!
-//! Owns the trait and its words. It must never name an implementation, a runtime or a wire format.
-//! What goes over it is bytes: who may read them is for those to see to who send them.
+//! Owns the trait and its types. It must never name an implementation, a runtime or a wire format. A
+//! message is bytes. The sender must make sure that only the right replicas can read them.
 
 use std::{future::Future, time::Instant};
 
 use bytes::Bytes;
 
-/// What all subjects between replicas begin with.
+/// The first part of all subjects between replicas.
 pub const SUBJECT_PREFIX: &str = "_fetchproxy.";
 
 /// Carries messages between replicas.
 pub trait Bus: Send + Sync + 'static {
-    /// Asks whoever listens on `subject`, and waits for the answer until `until`.
+    /// Sends a request to the replica that listens on `subject`, and waits for its answer until `until`.
     fn request(
         &self,
         subject: &str,
@@ -20,7 +20,7 @@ pub trait Bus: Send + Sync + 'static {
         until: Instant,
     ) -> impl Future<Output = Result<Bytes, RequestError>> + Send;
 
-    /// Says something to all who listen on `subject`; nobody looks whether it arrives.
+    /// Sends a message to all that listen on `subject`. Does not check that it arrives.
     fn publish(
         &self,
         subject: &str,
@@ -28,35 +28,35 @@ pub trait Bus: Send + Sync + 'static {
         until: Instant,
     ) -> impl Future<Output = ()> + Send;
 
-    /// Listens on exactly these subjects from now on, over the loss of connections.
+    /// Listens on exactly these subjects from now on, also after the loss of a connection.
     fn subscribe(&self, subjects: Vec<String>);
 
-    /// Waits for the next thing that is said on a subject that is listened on. Where one connection
-    /// follows another it may be heard twice. Cancel-safe.
+    /// Waits for the next message on the subscribed subjects. A message may arrive twice if one connection
+    /// follows another. Cancel-safe.
     fn next(&self) -> impl Future<Output = Incoming> + Send;
 }
 
-/// Something that was said.
+/// A message that arrived.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Incoming {
-    /// Where.
+    /// The subject of the message.
     pub subject: String,
-    /// What.
+    /// The content of the message.
     pub message: Bytes,
-    /// Where an answer is waited for, if one is.
+    /// The subject for the answer, if the sender waits for an answer.
     pub reply: Option<String>,
 }
 
-/// Why a question has no answer.
+/// The reason why a request has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    /// Nobody listens there: the question was heard by nobody and never will be.
+    /// Nobody listens there: no replica has received the request, and none ever will.
     #[error("nobody listens there")]
     Nobody,
-    /// The question never left us.
+    /// The request never left this process.
     #[error("not sent: {0}")]
     Unsent(String),
-    /// It was sent, and not answered in time: it may have been heard.
+    /// The request was sent and not answered in time. A replica may have received it.
     #[error("no answer")]
     Silent,
 }

@@ -1,34 +1,37 @@
-//! Owns the clocks: the only room that reads the time. Everything that decides takes `now` as an
-//! argument, so that tests can choose it.
+//! Owns the clocks: the only module that reads the time. All decisions take `now` as an argument, so that
+//! tests can choose it.
 //!
-//! The monotonic clock stands still while a machine is suspended, and JetStream's does not. So what ends
-//! with JetStream's patience is compared by a [`Reading`], which tells how long the machine was away:
-//! by the clock that counts suspension, and by the wall clock, which a paused virtual machine is set by.
+//! The monotonic clock stands still while a machine is suspended, and JetStream's clock does not. A time
+//! that ends with JetStream's ack wait is therefore compared by a [`Reading`]. A reading shows how long
+//! the machine was suspended, by two clocks: the clock that counts suspension, and the wall clock, which is
+//! corrected after a virtual machine was paused.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// A suspension shorter than this is within what a lease keeps in reserve.
+/// Shortest suspension that counts. The margin of a lease covers a shorter one.
 const LEAST_GAP: Duration = Duration::from_millis(10);
-/// Clocks that are read within this time are read at once; so often it is tried.
+/// Longest time in which all clocks must be read to count as read at once.
 const ONE_MOMENT: Duration = Duration::from_millis(1);
+/// How often this is tried.
 const TRIES: u32 = 100;
-/// The wall clock is set by less than this in everyday life (NTP slews what is below 128 ms).
+/// Smallest step of the wall clock that counts. NTP usually sets the clock by less: it slews a difference
+/// below 128 ms.
 const WALL_MARGIN: Duration = Duration::from_secs(1);
 
-/// The monotonic time that leases and waits are measured by.
+/// The monotonic time, which measures leases and waits.
 ///
-/// It is tokio's clock, so a test that pauses tokio's time pauses ours too.
+/// This is tokio's clock, so a test that pauses tokio's time also pauses this time.
 #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the clock")]
 pub fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-/// The wall clock at this moment, as the time since the Unix epoch. Only for what leaves the
-/// process: timestamps in answers and the `settle_by` inside tokens.
+/// The wall clock at this moment, as the time since the Unix epoch. Only for times that leave the process:
+/// timestamps in answers, and the `settle_by` inside tokens.
 #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the clock")]
 pub fn unix_time() -> Duration {
-    // Ahead of what is real only where a test has paused time and let it pass: then this clock goes
-    // with it, or the two would drift apart. Otherwise nothing.
+    // This is zero, except in a test that has paused time and advanced it. Then the wall clock must advance
+    // as well, or the two clocks would drift apart.
     let ahead = now().saturating_duration_since(Instant::now());
     wall() + ahead
 }
@@ -44,7 +47,7 @@ pub fn reading() -> Reading {
     let (boot, wall, monotonic) = loop {
         let (boot, wall, after) = (counting_suspension(), wall(), monotonic());
         tries += 1;
-        // A thread that lost its processor in between has read clocks of different moments.
+        // If the thread lost its processor in between, it has read the clocks at different moments.
         if after.saturating_sub(before) < ONE_MOMENT || tries == TRIES {
             break (boot, wall, after);
         }
@@ -57,14 +60,14 @@ pub fn reading() -> Reading {
     Reading { now: now(), boot_ahead: ahead(boot), wall_ahead: ahead(Some(wall)) }
 }
 
-/// The clocks at one moment, each by how much it is ahead of the monotonic one.
+/// The clocks at one moment, as their difference to the monotonic clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reading {
-    /// As [`now`] tells it.
+    /// The time of [`now`].
     pub now: Instant,
-    /// Of the clock that counts suspension, in nanoseconds.
+    /// How far the clock that counts suspension is ahead, in nanoseconds.
     boot_ahead: i64,
-    /// Of the wall clock, in nanoseconds.
+    /// How far the wall clock is ahead, in nanoseconds.
     wall_ahead: i64,
 }
 
@@ -82,8 +85,8 @@ impl Reading {
         Self { now, boot_ahead, wall_ahead }
     }
 
-    /// How long the monotonic clock stood still since an earlier reading: `None` if it did not. The
-    /// wall clock counts by what it went ahead beyond a second, and not when it was set back.
+    /// How long the monotonic clock stood still since an earlier reading. `None` if it did not. The wall
+    /// clock counts only if it went ahead by a second or more, and not if it was set back.
     pub fn gap_since(&self, earlier: &Self) -> Option<Duration> {
         let beyond = |ahead: i64, before: i64, margin: Duration| {
             let gap = Duration::from_nanos(ahead.saturating_sub(before).max(0).unsigned_abs());
@@ -93,8 +96,8 @@ impl Reading {
         suspended.max(beyond(self.wall_ahead, earlier.wall_ahead, WALL_MARGIN))
     }
 
-    /// What later readings are compared with, after this one: readings of several threads may come
-    /// in another order than they were made.
+    /// The reading to compare later readings with, after this one. Readings of several threads may come
+    /// in a different order than they were made.
     #[must_use]
     pub fn after(self, earlier: Self) -> Self {
         let latest = if self.now < earlier.now { earlier } else { self };
@@ -102,21 +105,21 @@ impl Reading {
     }
 }
 
-/// A time by which something must have happened, on a machine that may be suspended before.
+/// A time by which something must have happened, on a machine that may be suspended before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deadline {
-    /// By the monotonic clock.
+    /// The time by the monotonic clock.
     pub at: Instant,
     made: Reading,
 }
 
 impl Deadline {
-    /// As far as is known now, it will be then.
+    /// The deadline at `at`, as far as this reading knows.
     pub fn new(at: Instant, made: Reading) -> Self {
         Self { at, made }
     }
 
-    /// It has passed at this reading, or the clock stood still and nobody can tell.
+    /// Whether the deadline has passed at this reading. If the clock stood still, it counts as passed.
     pub fn passed(&self, reading: &Reading) -> bool {
         reading.now >= self.at || reading.gap_since(&self.made).is_some()
     }
@@ -140,7 +143,7 @@ fn read(clock: rustix::time::ClockId) -> Option<Duration> {
     Duration::try_from(rustix::time::clock_gettime(clock)).ok()
 }
 
-/// Sleeps until `when`; for ever when there is no `when`.
+/// Sleeps until `when`. Without a `when`, never returns.
 pub async fn sleep_until(when: Option<Instant>) {
     match when {
         Some(when) => tokio::time::sleep_until(when.into()).await,

@@ -1,7 +1,7 @@
-//! `fetch-proxy dev`: the whole thing on one machine, for a first look. Starts a private
-//! nats-server, makes a stream and a consumer with sample tasks, and serves in front of them.
+//! `fetch-proxy dev`: a complete service on one machine, for a first look. Starts a private nats-server,
+//! makes a stream and a consumer with sample tasks, and serves in front of them.
 //!
-//! Owns the private server and what it is filled with. Nothing of this is used by `serve`.
+//! Owns the private server and its content. `serve` uses nothing of this.
 
 pub mod guard;
 mod samples;
@@ -17,7 +17,7 @@ use crate::nats::{self, Provisioned};
 
 /// The stream that `dev` makes.
 pub const STREAM: &str = "TASKS";
-/// The subjects that it collects.
+/// The subjects of that stream.
 pub const SUBJECTS: &str = "tasks.>";
 /// The durable consumer that `dev` makes.
 pub const CONSUMER: &str = "batch-worker";
@@ -25,7 +25,7 @@ pub const CONSUMER: &str = "batch-worker";
 /// Makes the stream, the consumer and the sample tasks.
 ///
 /// # Errors
-/// Whatever NATS says, in its words.
+/// The error of NATS, in its own words.
 pub async fn fill(
     server: &PrivateServer,
     count: usize,
@@ -34,7 +34,7 @@ pub async fn fill(
     nats::provision(server.url(), &what, samples::samples(count)).await
 }
 
-/// What to type next, for a person with a terminal.
+/// Lines for a person with a terminal: the addresses, and commands to paste.
 pub fn hints(grpc: SocketAddr, ops: SocketAddr, nats: &str, grpcurl: Option<&Path>) -> String {
     let grpcurl = grpcurl.map_or(PathBuf::from("grpcurl"), Path::to_path_buf);
     let grpcurl = format!("{} -plaintext", grpcurl.display());

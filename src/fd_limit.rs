@@ -1,46 +1,45 @@
-//! How many files the process may have open, and for what. Raises its own limit to what the system
-//! allows, because container runtimes like to start programs with 1024, and every connection is a file.
-//! Where that is not enough, clients get fewer, so that NATS, key files and probes are left some. Opens
-//! none.
+//! The limit of open files. Raises it as far as the system allows: every connection is a file, and
+//! container runtimes often start programs with a limit of 1024. If the limit is still too low, clients
+//! get fewer connections, so that NATS, key files and probes have enough files. Opens no file.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::limits::turned_away;
 
-/// Connections of operators and probes.
+/// Files for connections of operators and probes.
 const PROBES: usize = 256;
-/// For the process itself: the connections to NATS, 64 of them for consumers of their own, listeners,
-/// key files, the log.
+/// Files for the process itself: connections to NATS (64 of them for single consumers), listeners, key
+/// files, the log.
 const OURSELVES: usize = 100;
 
-/// The connections for which there are files.
+/// The numbers of connections for which there are files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConnectionRoom {
-    /// Connections of clients, beside those that are turned away.
+    /// Connections of clients, without those that are turned away.
     pub connections: usize,
     /// Connections of operators and probes.
     pub probes: usize,
-    /// There are fewer files than are needed for all.
+    /// Set if there are fewer files than all connections need.
     pub short: Option<FdLimitTooLow>,
 }
 
-/// Fewer files may be open than could be needed.
+/// The limit of open files is lower than the most that could be needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FdLimitTooLow {
-    /// So many may be open.
+    /// The number of files that may be open.
     pub allowed: usize,
-    /// So many are open with all connections taken.
+    /// The number of files if all connections are in use.
     pub needed: usize,
 }
 
-/// Raises the limit as far as it goes, and says what there is room for, at most so many connections of
-/// clients.
+/// Raises the limit as far as the system allows. Returns the connections for which there is room, at most
+/// `connections` of clients.
 pub fn raise(connections: usize) -> ConnectionRoom {
     let limit = getrlimit(Resource::Nofile);
-    // What is refused leaves the limit as it was.
+    // If this is refused, the limit stays as it was.
     let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).is_ok();
     let allowed = if raised { limit.maximum } else { limit.current };
-    // None is no limit.
+    // `None` means that there is no limit.
     room(
         allowed.map_or(usize::MAX, |allowed| allowed.try_into().unwrap_or(usize::MAX)),
         connections,
@@ -52,11 +51,11 @@ fn room(allowed: usize, connections: usize) -> ConnectionRoom {
     if needed <= allowed {
         return ConnectionRoom { connections, probes: PROBES, short: None };
     }
-    // What we need comes first: at least half of what is little.
+    // The process itself comes first, and gets at least half of a low limit.
     let left = allowed - OURSELVES.min(allowed / 2);
     let probes = PROBES.min(left / 4).max(1);
     let left = left - probes.min(left);
-    // As `turned_away` has it: an eighth more, and eight.
+    // `turned_away` needs an eighth more, and eight.
     let room = left.saturating_sub(turned_away(0)) * 8 / 9;
     let short = Some(FdLimitTooLow { allowed, needed });
     ConnectionRoom { connections: connections.min(room).max(1), probes, short }

@@ -1,8 +1,8 @@
-//! The keys in use: those of the key file, read again when it changes, or one made up. Owns which
-//! of them seals; `token` does the sealing.
+//! The keys in use. They come from the key file, which is read again when it changes. Without a file, the
+//! process makes a key of its own. Decides which key seals; `token` seals.
 //!
-//! A key that stands first in the file seals only once every replica that is heard of has it, so
-//! that a rotation never makes a token that another replica cannot open yet:
+//! A new first key seals only once every known replica has it. So a rotation never makes a token that
+//! another replica cannot open yet:
 //!
 //! ```text
 //!  file: old          file: new, old                 every peer has new     file: new
@@ -24,7 +24,7 @@ use crate::{
     token::{self, KeyId, KeyRing, KeyRingError, Sealer},
 };
 
-/// How often the file is looked at.
+/// Interval between two looks at the file.
 const KEY_FILE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The keys of this replica.
@@ -37,12 +37,12 @@ pub struct Keys {
 
 struct State {
     text: Arc<str>,
-    /// The keys that every peer has; `None` while none is heard of.
+    /// The keys that every peer has. `None` while no peer is known.
     common: Option<BTreeSet<KeyId>>,
     sealer: Arc<Sealer>,
 }
 
-/// Without the text, which is the keys.
+/// Leaves the text out, because it contains the keys.
 impl fmt::Debug for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ring = self.sealer.ring();
@@ -50,22 +50,22 @@ impl fmt::Debug for State {
     }
 }
 
-/// Why there are no keys.
+/// The reason why there are no keys.
 #[derive(Debug, thiserror::Error)]
 pub enum KeysError {
     /// The file cannot be read.
     #[error("cannot read {}: {}", .0.display(), .1)]
     Unreadable(PathBuf, io::Error),
-    /// The file does not hold keys.
+    /// The file contains something other than keys.
     #[error("{}: {}", .0.display(), .1)]
     Invalid(PathBuf, KeyRingError),
-    /// No randomness to make a key from.
+    /// The system has no randomness for a key.
     #[error("cannot make a token key: {0}")]
     Randomness(getrandom::Error),
 }
 
 impl Keys {
-    /// The keys of the file; without one, a key that nobody else has.
+    /// Reads the keys of the file. Without a file, makes a key that no other replica has.
     ///
     /// # Errors
     /// See [`KeysError`].
@@ -97,12 +97,12 @@ impl Keys {
         self.file.is_some()
     }
 
-    /// What seals and opens at this moment.
+    /// The ring that seals and opens at this moment.
     pub fn sealer(&self) -> Arc<Sealer> {
         self.read().sealer.clone()
     }
 
-    /// Every peer that is heard of has these keys; `None`: none is heard of.
+    /// Sets the keys that every known peer has. `None`: no peer is known.
     pub fn common(&self, common: Option<BTreeSet<KeyId>>) {
         if self.read().common == common {
             return;
@@ -148,8 +148,8 @@ impl Keys {
         Ok(())
     }
 
-    /// Takes both up, the text being one that was parsed before. Where no key is one that all have,
-    /// the one that seals goes on, if it is still there.
+    /// Uses this text and these common keys from now on. The text was parsed before. If no key is common
+    /// to all, the key that seals stays, if the text still has it.
     fn put(&self, state: &mut State, text: Arc<str>, common: Option<BTreeSet<KeyId>>) {
         let Ok(ring) = KeyRing::parse(&text) else { return };
         let has_all = |id: &KeyId| common.as_ref().is_none_or(|common| common.contains(id));

@@ -1,5 +1,5 @@
-//! When something may be said again that strangers can cause as often as they like: a line in the log,
-//! above all. Reads no clock and says nothing itself.
+//! Limits how often a line may be logged that strangers can cause as often as they like. Reads no clock
+//! and logs nothing itself.
 
 use std::{
     collections::HashMap,
@@ -10,10 +10,10 @@ use std::{
 
 use crate::lock::lock;
 
-/// Between one time and the next, at least, unless told otherwise.
+/// The interval of a throttle that names none.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Remembers when it was last said, and how often since then.
+/// Allows a number of lines in an interval. Remembers when the interval began, and the lines since then.
 #[derive(Debug)]
 pub struct LogThrottle {
     most: u32,
@@ -21,7 +21,7 @@ pub struct LogThrottle {
     said: Mutex<Option<(Instant, u32)>>,
 }
 
-/// Once in ten seconds.
+/// One line in ten seconds.
 impl Default for LogThrottle {
     fn default() -> Self {
         Self::every(DEFAULT_INTERVAL)
@@ -29,17 +29,17 @@ impl Default for LogThrottle {
 }
 
 impl LogThrottle {
-    /// Something that is said once in this time.
+    /// Allows one line in this time.
     pub fn every(again: Duration) -> Self {
         Self { most: 1, again, said: Mutex::default() }
     }
 
-    /// Something that is said this often in ten seconds.
+    /// Allows `most` lines in ten seconds.
     pub fn few(most: u32) -> Self {
         Self { most, ..Self::default() }
     }
 
-    /// Whether it may be said now; if so, it counts as said.
+    /// Whether a line may be logged now. If so, the line counts as logged.
     pub fn allow(&self, now: Instant) -> bool {
         let mut said = lock(&self.said);
         let (since, times) = match *said {
@@ -54,10 +54,10 @@ impl LogThrottle {
     }
 }
 
-/// Things that are remembered at once, 24 bytes each.
+/// Most keys that are remembered at once, with 24 bytes each.
 const MAX_KEYS: usize = 4096;
 
-/// Remembers what was said, so that each is said once in a while, and only a few in ten seconds.
+/// Allows one line for each key in an interval, and only a few lines in ten seconds.
 #[derive(Debug)]
 pub struct KeyedLogThrottle {
     again: Duration,
@@ -67,14 +67,14 @@ pub struct KeyedLogThrottle {
 }
 
 impl KeyedLogThrottle {
-    /// Each is said once in this time; of all, at most `few` in ten seconds.
+    /// Allows one line for each key in `again`, and at most `few` lines in ten seconds.
     pub fn new(again: Duration, few: u32) -> Self {
         let few = LogThrottle::few(few);
         Self { again, few, digests: RandomState::new(), said: Mutex::default() }
     }
 
-    /// Whether this may be said now; if so, it counts as said. Where more are remembered than there
-    /// is room for, all are forgotten.
+    /// Whether a line about `what` may be logged now. If so, the line counts as logged. If there is no
+    /// room for another key, all keys are forgotten.
     pub fn allow(&self, what: &impl Hash, now: Instant) -> bool {
         let what = self.digests.hash_one(what);
         let mut said = lock(&self.said);

@@ -1,5 +1,5 @@
-//! Owns the code generated from `proto/`. Nothing is written here by hand, and only `grpc`, the
-//! examples and the tests may name it: the rest of the program speaks its own words.
+//! Owns the code generated from `proto/`. Nothing is written here by hand. Only the modules that read or
+//! write messages of the contract name this module: the rest of the program has its own types.
 
 #![allow(
     missing_docs,
@@ -12,9 +12,9 @@
 
 tonic::include_proto!("fetchproxy.v1");
 
-/// What replicas tell each other.
+/// The messages between replicas.
 pub mod peer {
-    /// In its first version.
+    /// Version 1 of these messages.
     pub mod v1 {
         include!(concat!(env!("OUT_DIR"), "/peer/fetchproxy.peer.v1.rs"));
     }

@@ -1,5 +1,5 @@
-//! Whether this replica should be sent work. Pure: named conditions in, one verdict out, which
-//! gRPC health and `/readyz` tell alike.
+//! Decides whether this replica should receive work. Pure: it turns named conditions into one verdict, which
+//! gRPC health and `/readyz` report.
 //!
 //! ```text
 //!  never reached NATS ─▶ not serving      NATS lost < 10 s ─▶ serving (calls fail fast)
@@ -7,43 +7,43 @@
 //!  a server too old, or other replicas that share no key ─▶ not serving, at once
 //!  no JetStream there ─▶ not serving: at once where it never was, else after 10 s
 //! ```
-//! A replica that drains tells health so without asking here.
+//! A drain is reported to health without this verdict.
 //!
-//! A blip of NATS must not empty the Service behind which replicas stand; one partitioned replica
-//! should leave it.
+//! A short outage of NATS must not remove all replicas from their Service. A single replica that is cut
+//! off should leave the Service.
 
 use std::time::{Duration, Instant};
 
 use crate::broker::{JetStream, Link};
 
-/// NATS, or JetStream, may be lost for this long before the replica calls itself unready.
+/// How long NATS or JetStream may be lost before the replica is not ready.
 pub const OUTAGE_GRACE: Duration = Duration::from_secs(10);
 
-/// What health says.
+/// The answer of health.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// Send work.
+    /// The replica should receive work.
     Serving,
-    /// Send none; the reason is for people.
+    /// The replica should receive no work. The text says why, for people.
     NotServing(String),
 }
 
-/// What is known.
+/// The conditions that are known.
 #[derive(Debug, Clone)]
 pub struct Readiness {
     link: Link,
-    /// When a link that was once up was lost.
+    /// When the link was lost, if it is lost.
     lost_at: Option<Instant>,
     reached: bool,
     /// JetStream has answered once.
     answered: bool,
-    /// Why JetStream is absent, and since when that is known.
+    /// Why JetStream is absent, and since when this is known.
     absent: Option<(String, Instant)>,
     misfit: Option<String>,
 }
 
 impl Readiness {
-    /// At the start.
+    /// The conditions at the start.
     pub fn new(link: Link, now: Instant) -> Self {
         let nothing = Link::Down("not connected yet".into());
         let mut readiness = Self {
@@ -67,7 +67,7 @@ impl Readiness {
         self.link = link;
     }
 
-    /// What is known of JetStream as a whole.
+    /// The state of JetStream as a whole has changed.
     pub fn jetstream(&mut self, jetstream: &JetStream, now: Instant) {
         match jetstream {
             JetStream::Unknown => {}
@@ -79,12 +79,12 @@ impl Readiness {
         }
     }
 
-    /// Why the replica should not serve beside the others that are there, if it should not.
+    /// Sets why this replica must not serve next to the other replicas. `None`: it may serve.
     pub fn misfit(&mut self, why: Option<String>) {
         self.misfit = why;
     }
 
-    /// The verdict, and when it changes if nothing else happens.
+    /// The verdict, and the time at which it changes if nothing else happens.
     pub fn verdict(&self, now: Instant) -> (Verdict, Option<Instant>) {
         let not = |why: &str| (Verdict::NotServing(why.to_owned()), None);
         let patient_until = self.lost_at.filter(|_| self.reached).map(|lost| lost + OUTAGE_GRACE);
@@ -159,7 +159,7 @@ mod tests {
         assert_eq!(readiness.verdict(now).0, Verdict::NotServing("not enabled".into()));
         readiness.jetstream(&JetStream::There, now);
         assert!(serving(&readiness, now));
-        // It was there: a blip must not empty the Service.
+        // JetStream was there before: a short outage must not empty the Service.
         readiness.jetstream(&absent, now);
         readiness.jetstream(&absent, now + OUTAGE_GRACE / 2);
         assert_eq!(readiness.verdict(now), (Verdict::Serving, Some(now + OUTAGE_GRACE)));

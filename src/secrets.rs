@@ -1,6 +1,5 @@
-//! Reads files that hold secrets. A file system that hangs, or a pipe that nobody writes to, must
-//! hold up neither the start for ever nor a thread that serves. Says whom a file is open to; what
-//! that means is for others to say.
+//! Reads files that hold secrets. A file system that hangs, or a pipe without a writer, must neither block
+//! the start permanently nor block a thread that serves. Reports who else may read or write a file.
 
 use std::{
     fs::{self, File, Metadata},
@@ -18,17 +17,17 @@ use tokio::{
     time::timeout,
 };
 
-/// How long a file may take to be read. Local files take less than a millisecond, those over a network
-/// some tens.
+/// Longest time to read a file. A local file takes less than a millisecond, a file over a network some
+/// tens of milliseconds.
 const READ_TIMEOUT: Duration = Duration::from_secs(2);
-/// Most bytes of such a file: 20,000 token keys.
+/// Largest file, in bytes: it has room for 20,000 token keys.
 const LARGEST: u64 = 1024 * 1024;
-/// Mode bits of everybody who is neither the owner nor of the group.
+/// Mode bits of all who are neither the owner nor in the group.
 const OTHERS_READ: u32 = 0o004;
 const OTHERS_WRITE: u32 = 0o002;
 
-/// Whom a file is open to beside its owner and its group. A system that does not keep such bits may
-/// show any.
+/// The others who may use a file, in addition to its owner and its group. A system that does not store these bits may
+/// show any value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OpenTo {
     /// Nobody.
@@ -40,7 +39,7 @@ pub enum OpenTo {
 }
 
 impl OpenTo {
-    /// What its mode says of a file.
+    /// Reads this from the mode of a file.
     pub fn of(metadata: &Metadata) -> Self {
         match metadata.permissions().mode() {
             mode if mode & OTHERS_WRITE != 0 => Self::Writers,
@@ -49,7 +48,7 @@ impl OpenTo {
         }
     }
 
-    /// Says so in the log, if it is open.
+    /// Logs a warning if others may use the file.
     pub fn warn(self, file: &Path) {
         let others = match self {
             Self::Nobody => return,
@@ -64,22 +63,22 @@ impl OpenTo {
     }
 }
 
-/// What is in a file, and whom it is open to.
+/// The content of a file, and who else may use the file.
 pub type Secret = (String, OpenTo);
 
-/// Reads a file of at most 1 MiB, for at most 2 s. Blocks: for the start of the process alone.
+/// Reads a file of at most 1 MiB, for at most 2 s. Blocks, so it is only for the start of the process.
 ///
 /// # Errors
-/// It is not a regular file, cannot be read, is larger, or takes longer.
+/// The file is not a regular file, cannot be read, is larger, or takes longer.
 pub fn read_at_start(path: &Path) -> io::Result<Secret> {
     at_start(path, read)
 }
 
-/// Whom a file is open to that others will read. Blocks for 2 s at most: for the start of the process
-/// alone.
+/// Checks a file that another library will read. Blocks for at most 2 s, so it is only for the start of
+/// the process.
 ///
 /// # Errors
-/// It is not a regular file, cannot be opened, or takes longer.
+/// The file is not a regular file, cannot be opened, or takes longer.
 pub fn look_at_start(path: &Path) -> io::Result<OpenTo> {
     at_start(path, |path| Ok(OpenTo::of(&open(path)?.metadata()?)))
 }
@@ -90,18 +89,18 @@ fn at_start<T: Send + 'static>(
 ) -> io::Result<T> {
     let (tell, told) = mpsc::sync_channel(1);
     let path = path.to_owned();
-    // Nobody waits for this thread if it hangs: the process ends without it.
+    // If this thread hangs, nothing waits for it: the process ends without it.
     thread::Builder::new().name("file".to_owned()).spawn(move || tell.send(look(&path)))?;
     told.recv_timeout(READ_TIMEOUT).unwrap_or_else(|_| Err(too_slow()))
 }
 
-/// Reads one file again and again, never twice at once. A file that hangs costs one thread, however
-/// many callers wait for it.
+/// Reads one file repeatedly, never twice at the same time. A file that hangs blocks one thread, for any
+/// number of callers.
 #[derive(Debug)]
 pub struct Reader {
     path: PathBuf,
     read: fn(&Path) -> io::Result<Secret>,
-    /// The read that is running. Whoever holds the lock waits for it.
+    /// The read that is running. The holder of the lock waits for it.
     running: Mutex<Option<JoinHandle<io::Result<Secret>>>>,
 }
 
@@ -111,7 +110,7 @@ impl Reader {
         Self { path, read, running: Mutex::default() }
     }
 
-    /// A reader that reads by this function.
+    /// A reader that reads with this function.
     #[cfg(test)]
     pub(crate) fn by(path: PathBuf, read: fn(&Path) -> io::Result<Secret>) -> Self {
         Self { read, ..Self::new(path) }
@@ -145,7 +144,7 @@ impl Reader {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    // Before it is opened: to open a pipe waits for whoever writes to it.
+    // This comes before the open, because opening a pipe waits for its writer.
     let metadata = fs::metadata(path)?;
     if metadata.is_dir() {
         return Err(io::Error::other("it is a folder"));

@@ -1,5 +1,5 @@
-//! The log: one subscriber, whose lines go to standard error by a queue of their own (`writer`). Owns
-//! its format, what is quiet by default, and that a panic is a line of it like any other.
+//! The log: one subscriber, whose lines go to standard error through a queue (`writer`). Owns the format and
+//! the libraries that log nothing by default. A panic is a line of the log.
 
 mod writer;
 
@@ -16,34 +16,34 @@ use tracing_subscriber::EnvFilter;
 use self::writer::Queue;
 use crate::config::{LogArgs, LogFormat};
 
-/// Libraries that log, by `cargo tree -i tracing`. What they find worth a warning, a connection that
-/// was lost or a peer that misbehaves, is said here by whom it concerns, or is no concern.
+/// Libraries that log, by `cargo tree -i tracing`. They are silenced: their warnings are about lost
+/// connections and wrong peers, which the modules of this program log themselves if they matter.
 const SILENCED_LIBRARIES: &str = "async_nats=off,h2=off,hyper_util=off,tonic=off,tower=off";
-/// The words that are a level, beside the libraries that a filter may name without one.
+/// The words that are a level. A filter may also name a library without a level.
 const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
 
-/// At the end, lines that are not written yet get this long: a log that nobody reads holds up no end.
+/// Longest wait for unwritten lines at the end. A log without a reader must not delay the end.
 const LAST_LINES: Duration = Duration::from_secs(1);
-/// The same for a panic, which may be the last that this process does.
+/// The same after a panic, which may be the last act of this process.
 const PANIC: Duration = Duration::from_millis(100);
 
-/// The log that was started. When it is dropped, what is still to be written gets a second.
+/// The started log. When it is dropped, it waits up to a second for unwritten lines.
 #[derive(Debug)]
 pub struct Log(Queue);
 
-/// Why there is no log.
+/// The reason why there is no log.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// The filter cannot be read, or would silence everything by a word that is no level.
+    /// The filter is malformed, or has a word that is not a level and would silence everything.
     #[error("{0}: {1}")]
     Filter(&'static str, String),
-    /// The system gives no thread, or no file, for it.
+    /// The system provides no thread or no file for the log.
     #[error("cannot start the log: {0}")]
     System(#[from] io::Error),
 }
 
 impl Log {
-    /// Starts logging. `RUST_LOG` goes before what was typed.
+    /// Starts the log. `RUST_LOG` takes precedence over the arguments.
     ///
     /// # Errors
     /// See [`LogError`].
@@ -58,7 +58,7 @@ impl Log {
         let filter = EnvFilter::try_new(&typed);
         let filter = filter.map_err(|error| LogError::Filter(name, error.to_string()))?;
         let terminal = io::stderr().is_terminal();
-        // A file of our own: a write that hangs then holds no lock that others would wait for.
+        // A separate file: a write that hangs then holds no lock that others need.
         let output = File::from(io::stderr().as_fd().try_clone_to_owned()?);
         let loss = |lines| writer::captured(|| tracing::warn!(lines, "lines of the log were lost"));
         let queue = Queue::start(output, loss)?;
@@ -67,7 +67,7 @@ impl Log {
             .with_writer(queue.clone())
             .with_ansi(terminal)
             .with_target(false)
-            // It would be said on standard error, and a panic there would end the process.
+            // These errors would go to standard error, and a panic there would end the process.
             .log_internal_errors(false);
         match args.log_format {
             LogFormat::Auto if terminal => subscriber.init(),
@@ -82,16 +82,17 @@ impl Log {
         Ok(Self(queue))
     }
 
-    /// A line that is no event: why the process ends.
+    /// Writes a line that is not an event: why the process ends.
     pub fn line(&self, text: &str) {
         self.0.push(format!("{text}\n").as_bytes());
     }
 }
 
-/// A word that is no level would be taken for the name of a library, and all others be silent.
+/// Checks the words of a filter. The library would treat an unknown word as the name of a library, and
+/// silence all others.
 ///
 /// # Errors
-/// Which word that is, and what it could be, for people.
+/// The wrong word and the valid words, for people.
 fn check(filter: &str) -> Result<(), String> {
     let library = |word: &str| {
         let quiet = SILENCED_LIBRARIES.split(',').filter_map(|one| one.split('=').next());

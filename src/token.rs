@@ -1,6 +1,6 @@
-//! Tokens: what names a lease outside this process. A token is sealed: it tells its holder nothing
-//! and cannot be made or changed by anybody without the key. So are the frames that replicas send
-//! each other. Pure: nonces are given in.
+//! Tokens: the names of leases outside this process. A token is sealed. Its holder can read nothing in it,
+//! and nobody can make or change a token without the key. Frames between replicas are sealed in the same
+//! way. Pure: the caller passes the nonces in.
 //!
 //! ```text
 //!  base64url( version 1 │ key id 4 │ nonce 24 │ XChaCha20-Poly1305( claims ) │ tag 16 )
@@ -9,8 +9,8 @@
 //! ```
 //! frame: the same head and tag, raw bytes; associated data: version, cluster, NUL, channel
 //!
-//! A 192-bit nonce may be drawn at random by any number of replicas for ever; a counter would have
-//! to be shared.
+//! Any number of replicas may draw a 192-bit nonce at random, permanently. A counter would have to be
+//! shared.
 
 mod ring;
 
@@ -21,25 +21,25 @@ use chacha20poly1305::{XNonce, aead::AeadInOut as _};
 
 pub use self::ring::{KeyId, KeyRing, KeyRingError, new_key_line};
 
-/// The first byte tells what it is, and in which version.
+/// The first byte says whether this is a token or a frame, and its version.
 const TOKEN: u8 = 1;
 const FRAME: u8 = 2;
 const KEY_ID: usize = 4;
 const NONCE: usize = 24;
 const TAG: usize = 16;
 const HEAD: usize = 1 + KEY_ID + NONCE;
-/// No token of ours is longer: an ack subject is shorter than nats-server's longest control line.
+/// Longest token, in bytes: an ack subject is shorter than nats-server's longest control line.
 const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
-/// One start of one process: 8 random bytes, never used again.
+/// Identifies one start of one process: 8 random bytes, never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InstanceId(pub [u8; 8]);
 
 impl InstanceId {
-    /// A new one.
+    /// Makes a new identifier.
     ///
     /// # Errors
-    /// When the operating system has no randomness.
+    /// The operating system has no randomness.
     pub fn random() -> Result<Self, getrandom::Error> {
         let mut bytes = [0; 8];
         getrandom::fill(&mut bytes)?;
@@ -53,24 +53,24 @@ impl fmt::Display for InstanceId {
     }
 }
 
-/// What a token says to those who can open it.
+/// The content of a token, for replicas that can open it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Claims<'c> {
     /// The replica whose table holds the lease.
     pub owner: InstanceId,
     /// The lease's number there.
     pub lease: u64,
-    /// Until when an Ack by anybody is safe without asking the owner: milliseconds since the Unix
+    /// The time until which an Ack is safe without asking the owner, in milliseconds since the Unix
     /// epoch.
     pub settle_by: u64,
-    /// Who led the consumer when it was sealed, as a digest: `settle_by` holds only while that
-    /// one does.
+    /// The NATS server that led the consumer when the token was sealed, as a digest. `settle_by` holds
+    /// only while that server leads.
     pub leader: u64,
-    /// When the consumer was made, as JetStream writes it.
+    /// When the consumer was created, as JetStream writes it.
     pub created: Cow<'c, str>,
-    /// Where the delivery is settled.
+    /// The subject on which the delivery is settled.
     pub ack_subject: Cow<'c, str>,
-    /// Whose token it is.
+    /// The client that the token belongs to.
     pub principal: Cow<'c, str>,
 }
 
@@ -80,17 +80,16 @@ impl fmt::Debug for Claims<'_> {
     }
 }
 
-/// Why a token was not opened. Nothing says which check failed.
+/// The reason why a token was not opened. It does not say which check failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OpenError {
-    /// It is not a token of this cluster.
+    /// This is not a token of this cluster.
     Invalid,
-    /// It looks like one, under a key that is not in the ring.
+    /// This looks like a token, with a key that is not in the ring.
     KeyUnknown,
 }
 
-/// The name of the key that a frame says it is sealed with, if it looks like a frame. Whoever made it
-/// can say any.
+/// The name of the key that a frame names, if it looks like a frame. The name is not verified.
 pub fn key_of_frame(frame: &[u8]) -> Option<KeyId> {
     let (version, rest) = frame.split_first()?;
     let long_enough = frame.len() >= HEAD + TAG;
@@ -101,25 +100,25 @@ pub fn key_of_frame(frame: &[u8]) -> Option<KeyId> {
 #[derive(Debug)]
 pub struct Sealer {
     ring: KeyRing,
-    /// Associated data: of tokens, and the beginning of that of frames.
+    /// Associated data of tokens. The associated data of frames begins with it.
     of_tokens: Vec<u8>,
     of_frames: Vec<u8>,
 }
 
 impl Sealer {
-    /// Tokens of other clusters are invalid here, also when they share keys.
+    /// Tokens of other clusters are invalid here, even if these clusters share keys.
     pub fn new(ring: KeyRing, cluster: &str) -> Self {
-        // No name of a cluster has a NUL in it, so what follows it is told from it.
+        // The name of a cluster has no NUL, so the NUL separates it from the text behind it.
         let of_frames = [&[FRAME], cluster.as_bytes(), &[0]].concat();
         Self { ring, of_tokens: [&[TOKEN], cluster.as_bytes()].concat(), of_frames }
     }
 
-    /// The ring that it seals with.
+    /// The ring of this sealer.
     pub fn ring(&self) -> &KeyRing {
         &self.ring
     }
 
-    /// Seals with the ring's sealing key. The nonce must never be used twice with it.
+    /// Seals with the ring's sealing key. A nonce must never be used twice with one key.
     pub fn seal(&self, claims: &Claims<'_>, nonce: [u8; NONCE]) -> String {
         let mut token = self.head(TOKEN, nonce, 80 + claims.ack_subject.len());
         claims.write(&mut token);
@@ -140,7 +139,7 @@ impl Sealer {
         Claims::read(body).ok_or(OpenError::Invalid)
     }
 
-    /// Seals what one replica tells another on `channel`, where alone it can be opened.
+    /// Seals a message between replicas on `channel`. It can only be opened for the same channel.
     pub fn seal_frame(&self, channel: &str, message: &[u8], nonce: [u8; NONCE]) -> Vec<u8> {
         let mut frame = self.head(FRAME, nonce, message.len());
         frame.extend_from_slice(message);
@@ -148,7 +147,7 @@ impl Sealer {
         frame
     }
 
-    /// Opens what another replica of this cluster sealed for `channel`.
+    /// Opens a message that another replica of this cluster sealed for `channel`.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -169,7 +168,7 @@ impl Sealer {
     fn close(&self, bytes: &mut Vec<u8>, nonce: [u8; NONCE], associated: &[u8]) {
         let (_, body) = bytes.split_at_mut(HEAD);
         let cipher = &self.ring.sealing().cipher;
-        // Fails only for texts of 256 GiB and more.
+        // This fails only for texts of 256 GiB and more.
         if let Ok(tag) =
             cipher.encrypt_inout_detached(&XNonce::from(nonce), associated, body.into())
         {
@@ -197,7 +196,7 @@ impl Sealer {
         Ok(body)
     }
 
-    /// What is sealed for one channel of one cluster cannot be opened for another.
+    /// The associated data of a channel. It prevents opening for another channel or another cluster.
     fn of_channel(&self, channel: &str) -> Vec<u8> {
         [&self.of_frames, channel.as_bytes()].concat()
     }
@@ -210,13 +209,13 @@ impl Claims<'_> {
         into.extend_from_slice(&self.settle_by.to_be_bytes());
         into.extend_from_slice(&self.leader.to_be_bytes());
         for text in [&self.created, &self.ack_subject, &self.principal] {
-            // All three are far shorter than 64 KiB; a longer one would not be read back.
+            // All three are far shorter than 64 KiB. A longer text could not be read back.
             into.extend_from_slice(&u16::try_from(text.len()).unwrap_or(u16::MAX).to_be_bytes());
             into.extend_from_slice(text.as_bytes());
         }
     }
 
-    /// Strict: nothing may be missing, and nothing left over.
+    /// Reads strictly: nothing may be missing or left over.
     fn read(bytes: &[u8]) -> Option<Claims<'static>> {
         let (owner, rest) = bytes.split_first_chunk()?;
         let (lease, rest) = rest.split_first_chunk()?;

@@ -1,8 +1,8 @@
 //! `fetch-proxy guard`: runs a command that must not outlive its parent, however the parent dies.
 //!
-//! The parent holds the other end of our standard input. When that closes, by exit, crash or
-//! SIGKILL alike, the command is stopped and its folder, if it was a temporary one, removed.
-//! Portable, where a parent-death signal is not. Owns that one process and nothing else.
+//! The parent holds the other end of our standard input. It closes when the parent exits, crashes or is
+//! killed. Then the guard stops the command, and removes its folder if the folder is temporary. This is
+//! portable, and a parent-death signal is not. Owns only that process.
 
 use std::{
     fs,
@@ -17,20 +17,20 @@ use std::{
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 const STOP_POLL: Duration = Duration::from_millis(20);
 
-/// Runs `server` with `arguments` until it ends or our standard input does; then removes `folder`.
+/// Runs `server` with `arguments` until the server or our standard input ends. Then removes `folder`.
 pub fn run(server: &Path, arguments: &[String], folder: Option<&Path>) -> ExitCode {
     let spawned =
         Command::new(server).args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).spawn();
     let code = match spawned {
         Ok(child) => watch(server, child),
         Err(error) => {
-            // No log is set up here; nobody is left to tell when standard error is closed.
+            // There is no log here. If standard error is closed, the message has no reader.
             let _ = writeln!(io::stderr(), "error: {}: {error}", server.display());
             ExitCode::FAILURE
         }
     };
     if let Some(folder) = folder {
-        // Nobody is left to tell.
+        // The message has no reader.
         let _ = fs::remove_dir_all(folder);
     }
     code
@@ -38,7 +38,7 @@ pub fn run(server: &Path, arguments: &[String], folder: Option<&Path>) -> ExitCo
 
 fn watch(server: &Path, mut child: Child) -> ExitCode {
     let parent = thread::spawn(|| {
-        // Nothing is ever written to us: the read ends when the parent does.
+        // Nobody writes to this input: the read ends when the parent ends.
         let _ = io::stdin().read(&mut [0]);
     });
     while !parent.is_finished() {
@@ -51,7 +51,7 @@ fn watch(server: &Path, mut child: Child) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Asks politely, by the server's own command for it, and insists after a while.
+/// Stops the server by its own command, and kills it if it does not stop in time.
 fn stop(server: &Path, child: &mut Child) {
     let signal = format!("stop={}", child.id());
     let _ = Command::new(server).args(["--signal", &signal]).stderr(Stdio::null()).status();

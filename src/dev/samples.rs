@@ -1,14 +1,14 @@
-//! The sample tasks: every fate that a message can have, in a fixed order. Pure.
+//! The sample tasks: every outcome that a message can have, in a fixed order. Pure.
 
 use bytes::Bytes;
 
 use crate::nats::Sample;
 
-/// Says what should become of a sample, for whoever checks: `acked`, `terminated` or `rejected`.
+/// The header with the expected outcome of a sample, for tests: `acked`, `terminated` or `rejected`.
 const EXPECT: &str = "Expect";
 
-/// `count` samples: of every ten, six that succeed, two that fail once, one that never succeeds
-/// and one that is no JSON.
+/// Makes `count` samples. In every ten, six succeed, two fail once, one never succeeds, and one is not
+/// JSON.
 pub(super) fn samples(count: usize) -> Vec<Sample> {
     (1..=count).map(sample).collect()
 }

@@ -1,4 +1,4 @@
-//! A nats-server of our own: found, started behind a guard, and gone when we are.
+//! A private nats-server. A guard runs it, and ends it when this process ends.
 
 use std::{
     env, fs, io,
@@ -12,25 +12,25 @@ use serde::Deserialize;
 
 use crate::clock;
 
-/// How long the server may take to say where it listens.
+/// Longest time until the server says where it listens.
 const START_TIMEOUT: Duration = Duration::from_secs(15);
 const START_POLL: Duration = Duration::from_millis(20);
 const LOG: &str = "nats-server.log";
 
-/// A running server. It ends when this is dropped, and also when this process dies.
+/// A running server. It ends when this value is dropped, and also when this process dies.
 #[derive(Debug)]
 pub struct PrivateServer {
     url: String,
     pid: u32,
     guard: Child,
-    /// Closing it is what ends the server.
+    /// The server ends when this is closed.
     stdin: Option<ChildStdin>,
 }
 
-/// Why there is no server.
+/// The reason why there is no server.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// None was named, and none is on the PATH.
+    /// No server was named, and the PATH has none.
     #[error(
         "nats-server was not found. Name its path with --nats-server, or install it:\n  \
          scripts/tools nats-server        (in a clone of fetch-proxy: fetches it and prints its path)\n  \
@@ -39,10 +39,10 @@ pub enum StartError {
          or from your distribution, 2.10.16 or newer"
     )]
     NotFound,
-    /// It could not be run, or its folder not be made.
+    /// The server could not be run, or its folder could not be made.
     #[error("cannot start nats-server: {0}")]
     Io(#[from] io::Error),
-    /// It ended, or did not say where it listens.
+    /// The server ended, or did not say where it listens.
     #[error("nats-server did not start. Its log:\n{0}")]
     NotUp(String),
 }
@@ -53,8 +53,8 @@ struct Ports {
 }
 
 impl PrivateServer {
-    /// Starts the server on a free port of the loopback interface, with JetStream in `folder`; in a
-    /// temporary one, removed afterwards, if there is none.
+    /// Starts the server on a free port of the loopback interface, with JetStream in `folder`. Without
+    /// a folder, uses a temporary folder and removes it afterwards.
     ///
     /// # Errors
     /// See [`StartError`].
@@ -62,7 +62,7 @@ impl PrivateServer {
         Self::start_with(&env::current_exe()?, named, folder).await
     }
 
-    /// The same, guarded by the `fetch-proxy` at `guard` when that is not this process's program.
+    /// The same, with the `fetch-proxy` at `guard` as the guard, for tests and other programs.
     ///
     /// # Errors
     /// See [`StartError`].
@@ -85,12 +85,12 @@ impl PrivateServer {
         Ok(server)
     }
 
-    /// Where it listens, like `nats://127.0.0.1:4222`.
+    /// The URL of the server, like `nats://127.0.0.1:4222`.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Its process id.
+    /// The process id of the server.
     pub fn pid(&self) -> u32 {
         self.pid
     }
@@ -113,7 +113,7 @@ impl PrivateServer {
 impl Drop for PrivateServer {
     fn drop(&mut self) {
         drop(self.stdin.take());
-        // The guard ends soon after its input does; its own patience is the bound.
+        // The guard ends soon after its input. The guard's own timeout is the bound.
         let _ = self.guard.wait();
     }
 }
@@ -143,12 +143,12 @@ fn guarded(guard: &Path, binary: &Path, folder: &Path, temporary: bool) -> io::R
         .arg("--log")
         .arg(folder.join(LOG))
         .stdin(Stdio::piped())
-        // Ctrl-C is for us: we end the server when we are done with it.
+        // Ctrl-C must not reach the server: this process ends the server later.
         .process_group(0)
         .spawn()
 }
 
-/// A server that was killed leaves its addresses behind.
+/// Removes the addresses that a killed server has left.
 fn forget_ports(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let file = entry?.path();

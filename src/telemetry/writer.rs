@@ -1,14 +1,14 @@
-//! The way of a line to the log's reader: a queue with a bound, and a thread of its own that writes.
-//! Owns the queue, the thread, and the count of lines that are lost. Knows no format.
+//! The path of a line to the reader of the log: a bounded queue, and a thread that writes. Owns the queue,
+//! the thread, and the count of lost lines. Knows no format.
 //!
 //! ```text
-//!  who logs ─▶ [ queue, bounded ] ─▶ thread ─▶ standard error
+//!  a logger ─▶ [ queue, bounded ] ─▶ thread ─▶ standard error
 //!                  │ full               │ the write fails
 //!                  └──▶ lost += 1 ◀─────┘
 //! ```
-//! 1. who logs never waits for a reader: no write happens under the lock;
-//! 2. a line is written whole, or it is counted as lost; half a line is followed by a line break;
-//! 3. the count is said when writing works again: at most once a second, and at the end.
+//! 1. a logger never waits for a reader: no write happens under the lock;
+//! 2. a line is written whole, or it counts as lost; a line break follows half a line;
+//! 3. the count is logged when writing works again: at most once a second, and at the end.
 
 use std::{
     cell::RefCell,
@@ -23,25 +23,25 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::{clock, lock::lock};
 
-/// Lines that may wait: some seconds of a busy proxy at level debug.
+/// Most lines that wait: some seconds of a busy proxy at level debug.
 const MAX_QUEUED_LINES: usize = 8192;
-/// Bytes that may wait, so that long lines do not take the memory of the service.
+/// Most bytes that wait, so that long lines do not take the memory of the service.
 const MAX_QUEUED_BYTES: usize = 4 << 20;
-/// Between two lines that say how many were lost, and between two tries of a line that failed.
+/// Least time between two lines about lost lines, and between two tries of a line that failed.
 const LOSS_REPORT_INTERVAL: Duration = Duration::from_secs(1);
-/// A pipe that does not block is tried again after this.
+/// Wait before a full non-blocking pipe is tried again.
 const PIPE_RETRY: Duration = Duration::from_millis(20);
 
-/// The queue's end for those who log. Its copies are the same queue.
+/// The loggers' end of the queue. All copies share one queue.
 #[derive(Debug, Clone)]
 pub(super) struct Queue(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    /// A line came, or the queue is closed.
+    /// Signals that a line came, or that the queue is closed.
     more: Condvar,
-    /// The thread has nothing left to write, or it has ended.
+    /// Signals that the thread has nothing left to write, or has ended.
     idle: Condvar,
 }
 
@@ -61,20 +61,20 @@ impl State {
     }
 }
 
-/// What the thread does next.
+/// The next action of the thread.
 enum Next {
     Line(Box<[u8]>),
-    /// Nothing came for a while, and a loss is not said yet.
+    /// No line came for a while, and a loss is not reported yet.
     Idle,
     End,
 }
 
 thread_local! {
-    /// Collects what this thread logs, in place of the queue: it makes a line of its own.
+    /// Collects the lines of this thread in place of the queue, to make a line of its own.
     static OWN: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
 }
 
-/// What `log` logs.
+/// Returns the lines that `log` logs.
 pub(super) fn captured(log: impl FnOnce()) -> Vec<u8> {
     OWN.with(|own| own.replace(Some(Vec::new())));
     log();
@@ -82,11 +82,11 @@ pub(super) fn captured(log: impl FnOnce()) -> Vec<u8> {
 }
 
 impl Queue {
-    /// A queue whose lines a new thread writes to `output`. `loss` makes the line that says how many
-    /// lines were lost; where it is empty, nothing is said.
+    /// Makes a queue whose lines a new thread writes to `output`. `loss` makes the line about lost lines.
+    /// If that line is empty, the loss is not reported.
     ///
     /// # Errors
-    /// When the system allows no thread more.
+    /// The system allows no further thread.
     pub(super) fn start(
         output: impl Write + Send + 'static,
         loss: impl Fn(u64) -> Vec<u8> + Send + 'static,
@@ -99,7 +99,7 @@ impl Queue {
         Ok(queue)
     }
 
-    /// Leaves a line to the thread, or counts it as lost. Never waits for a write.
+    /// Queues a line for the thread, or counts the line as lost. Never waits for a write.
     pub(super) fn push(&self, line: &[u8]) {
         let mut state = self.state();
         if state.lines.len() >= MAX_QUEUED_LINES || state.bytes + line.len() > MAX_QUEUED_BYTES {
@@ -117,7 +117,7 @@ impl Queue {
         drop(waited);
     }
 
-    /// The same, and the thread ends. Nothing is logged afterwards.
+    /// The same, and ends the thread. No line is logged afterwards.
     pub(super) fn close(&self, bound: Duration) {
         let mut state = self.state();
         state.closing = true;
@@ -170,7 +170,7 @@ impl Queue {
     }
 }
 
-/// One event is one write of the subscriber's.
+/// The subscriber makes one write for each event.
 impl Write for &Queue {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let own = OWN.with(|own| match &mut *own.borrow_mut() {
@@ -203,9 +203,9 @@ struct Thread<W, L> {
     queue: Queue,
     output: Output<W>,
     loss: L,
-    /// Lines whose loss was said.
+    /// Number of lost lines that are reported.
     told: u64,
-    /// When it was last tried to say a loss.
+    /// Time of the last try to report a loss.
     tried_at: Option<Instant>,
 }
 
@@ -250,12 +250,12 @@ impl<W: Write, L: Fn(u64) -> Vec<u8>> Thread<W, L> {
 
 struct Output<W> {
     output: W,
-    /// The last write ended within a line.
+    /// Whether the last write ended within a line.
     torn: bool,
 }
 
 impl<W: Write> Output<W> {
-    /// Writes a whole line, however long its reader takes.
+    /// Writes a whole line. Waits for the reader without a limit.
     fn write(&mut self, line: &[u8]) -> io::Result<()> {
         if self.torn {
             self.all(b"\n")?;
@@ -291,7 +291,7 @@ mod tests {
 
     const BOUND: Duration = Duration::from_secs(20);
 
-    /// Takes what it is told to take, in order, and then everything.
+    /// Takes a given number of bytes at each write, in order, and then everything.
     struct Reader {
         takes: mpsc::Receiver<Take>,
         taken: Arc<Mutex<Vec<u8>>>,
@@ -353,13 +353,13 @@ mod tests {
     fn who_logs_does_not_wait_and_what_does_not_fit_is_counted() {
         let (queue, takes, taken) = start();
         queue.push(b"taken\n");
-        // The thread waits for its reader, with a line or without.
+        // The thread waits for its reader, with or without a line.
         for _ in 0..MAX_QUEUED_LINES + 10 {
             queue.push(b"x\n");
         }
         let lost = queue.lost();
         assert!((10..=11).contains(&lost), "{lost}");
-        // Neither this nor the end waits for longer than it is told.
+        // Neither this call nor the end waits longer than its bound.
         queue.flush(Duration::from_millis(1));
         queue.close(Duration::from_millis(1));
         drop(takes);
@@ -392,7 +392,7 @@ mod tests {
         }
         takes.send(Take::Bytes(3)).unwrap();
         takes.send(Take::Error(io::ErrorKind::StorageFull)).unwrap();
-        // The line break; and the next line, after a line break that was written.
+        // First the line break. Then the next line, after a line break that was written.
         takes.send(Take::Error(io::ErrorKind::BrokenPipe)).unwrap();
         takes.send(Take::Bytes(1)).unwrap();
         takes.send(Take::Error(io::ErrorKind::BrokenPipe)).unwrap();

@@ -1,4 +1,5 @@
-//! The keys that seal and open tokens: read from a file that all replicas share, or made up.
+//! The keys that seal and open tokens. They come from a file that all replicas share, or are made by one
+//! process for itself.
 
 use std::fmt;
 
@@ -7,14 +8,14 @@ use chacha20poly1305::{KeyInit as _, XChaCha20Poly1305, XNonce, aead::AeadInOut 
 
 use super::KEY_ID;
 
-/// Names a key, and tells nothing of it.
+/// The name of a key. It reveals nothing about the key.
 pub type KeyId = [u8; KEY_ID];
 
-/// Keys in order: one seals, the first unless told otherwise; all open.
+/// Keys in order. One key seals: the first, unless another is chosen. All keys open.
 pub struct KeyRing {
     first: Key,
     others: Vec<Key>,
-    /// 0 is `first`, the others follow.
+    /// Index of the sealing key: 0 is `first`, and the others follow.
     sealing: usize,
 }
 
@@ -23,7 +24,7 @@ pub(super) struct Key {
     pub(super) cipher: XChaCha20Poly1305,
 }
 
-/// What is wrong with a key file. Never shows a key.
+/// The mistake in a key file. It never shows a key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyRingError {
     /// A line is neither a key nor a comment.
@@ -31,22 +32,22 @@ pub enum KeyRingError {
         "line {0} is not a key: a key is base64 of 32 bytes, as `fetch-proxy keygen` prints it"
     )]
     NotAKey(usize),
-    /// A key is one that anybody can guess: all its bytes are the same, as in a template.
+    /// Anybody can guess a key: all its bytes are the same, as in a template.
     #[error(
         "line {0} has a key that anybody can guess: all its bytes are the same. `fetch-proxy keygen` \
          makes a key"
     )]
     Guessable(usize),
-    /// A key stands there twice.
+    /// The file has a key twice.
     #[error("line {0} repeats a key")]
     Duplicate(usize),
-    /// There is no key.
+    /// The file has no key.
     #[error("the file has no key: `fetch-proxy keygen` makes one")]
     Empty,
 }
 
 impl KeyRing {
-    /// Reads one key a line; `#` begins a comment.
+    /// Reads one key per line. `#` begins a comment.
     ///
     /// # Errors
     /// See [`KeyRingError`].
@@ -59,7 +60,7 @@ impl KeyRing {
             }
             let bytes = STANDARD.decode(line).ok().and_then(|bytes| bytes.try_into().ok());
             let bytes: [u8; 32] = bytes.ok_or(KeyRingError::NotAKey(number))?;
-            // By chance it is one of 2^248.
+            // A random key is like this once in 2^248.
             if bytes.iter().all(|byte| *byte == bytes[0]) {
                 return Err(KeyRingError::Guessable(number));
             }
@@ -79,12 +80,12 @@ impl KeyRing {
         Self { first: Key::new(key), others: Vec::new(), sealing: 0 }
     }
 
-    /// The keys' names, in their order.
+    /// The names of the keys, in their order.
     pub fn ids(&self) -> Vec<KeyId> {
         self.keys().map(|key| key.id).collect()
     }
 
-    /// The same ring, sealing with this key; as before when it has none of that name.
+    /// The same ring, with this key as the sealing key. Without a key of that name, nothing changes.
     #[must_use]
     pub fn sealing_with(mut self, id: KeyId) -> Self {
         let place = self.keys().position(|key| key.id == id);
@@ -92,7 +93,7 @@ impl KeyRing {
         self
     }
 
-    /// The name of the one that seals.
+    /// The name of the sealing key.
     pub fn sealing_id(&self) -> KeyId {
         self.sealing().id
     }
@@ -119,8 +120,8 @@ impl fmt::Debug for KeyRing {
 impl Key {
     fn new(bytes: [u8; 32]) -> Self {
         let cipher = XChaCha20Poly1305::new(&bytes.into());
-        // The id is what the key makes of nothing: it names the key, and tells nothing of it. The
-        // all-zero nonce is never used for a token: those are random.
+        // The name is the tag of an empty text under the key, which reveals nothing about the key. The
+        // nonce of zeros is never used for a token, because the nonces of tokens are random.
         let mut id = [0; KEY_ID];
         if let Ok(tag) =
             cipher.encrypt_inout_detached(&XNonce::default(), b"key id", (&mut [][..]).into())
@@ -131,10 +132,10 @@ impl Key {
     }
 }
 
-/// A line for a key file: 32 random bytes in base64.
+/// Makes a line for a key file: 32 random bytes in base64.
 ///
 /// # Errors
-/// When the operating system has no randomness.
+/// The operating system has no randomness.
 pub fn new_key_line() -> Result<String, getrandom::Error> {
     let mut key = [0; 32];
     getrandom::fill(&mut key)?;
