@@ -268,8 +268,8 @@ impl<B: Broker + Bus> Peers<B> {
         self.keys.common(self.members().common_keys(&self.key_ids(), now));
         let mut names = self.names();
         for (_, leases) in names.inherited() {
-            if !leases.taken().any(|(_, here)| self.lessor.is_held(here)) {
-                self.lessor.settle_up(leases);
+            if !leases.adopted().any(|(_, here)| self.lessor.is_held(here)) {
+                self.lessor.record_ends(leases);
             }
         }
         let pruned = names.prune(now);

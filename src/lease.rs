@@ -1,37 +1,35 @@
 //! The lease table: who may settle which delivery, and until when.
 //!
 //! ```text
-//!          grant            lend, extend             begin                finish
+//!          grant            assign, extend           begin                finish
 //!  arrival ─────▶ HELD by us ──────────▶ HELD by a caller ────▶ SETTLING(kind) ────▶ gone: kind
 //!                   │   ▲                  │  │        ▲          │     │   ▲
-//!                   │   └────── keep ──────┘  │        └─ unsent ─┘     │   │ begin, same kind
+//!                   │   └──── reclaim ─────┘  │        └─ unsent ─┘     │   │ begin, same kind
 //!         give_back │                         │ time     Ack or Term    ▼   │
 //!                   ▼                         ▼          unconfirmed  UNCERTAIN(kind)
 //!              gone: lapsed        gone: lapsed, lost ◀── ack_by ───────┘
 //! ```
-//! Two clocks end a lease: `deadline` is its holder's, `ack_by` is JetStream's (from then on
-//! somebody else may have the message). It is alive before the earlier of the two. Where the
-//! deadline is later than `ack_by`, progress moves `ack_by` along. A newer delivery of the same
-//! message ends a lease in any state, and so does the end of its consumer, which however waits for
-//! the outcome of a settlement under way.
+//! Two clocks end a lease. `deadline` is the holder's clock. `ack_by` is JetStream's clock: from then on
+//! somebody else may have the message. A lease is alive before the earlier of the two. If the deadline is
+//! later than `ack_by`, progress moves `ack_by`. A newer delivery of the same message ends a lease in any
+//! state. The end of the consumer ends a lease, too, but waits for the outcome of a running settlement.
 //!
-//! 1. An id is given out once, and its payload leaves the table once; how the lease ended is
+//! 1. An id is given out once, and its payload leaves the table once. The way in which a lease ended is
 //!    remembered for a while.
-//! 2. Only a lease that is alive can be lent, extended, kept or begun; an UNCERTAIN one can be
-//!    begun again in the same way until `ack_by`. What was once refused as over stays over.
-//! 3. Of one message of one consumer there is at most one lease.
-//! 4. Time does not end a SETTLING lease: its settlement is under way, and its outcome decides.
-//! 5. `ack_by` moves later only by progress that was confirmed before it, counted from its sending,
-//!    or by a consumer's new ack wait.
-//! 6. Each lease that is not SETTLING is due exactly once, the others never.
+//! 2. Only a lease that is alive can be assigned, extended, reclaimed or begun. An UNCERTAIN lease can be
+//!    begun again in the same way until `ack_by`. A lease that was once refused as over stays over.
+//! 3. One message of one consumer has at most one lease.
+//! 4. Time does not end a SETTLING lease: the outcome of its settlement decides.
+//! 5. `ack_by` moves later in two cases only: progress was confirmed before `ack_by`, counted from its
+//!    sending, or the consumer has a new ack wait.
+//! 6. Each lease that is not SETTLING is due exactly once. A SETTLING lease is never due.
 //! 7. Time that the callers' clock did not count, because the machine was suspended, counts for every
-//!    lease as soon as the table is told.
-//! 7. The deadline of a caller is at most `longest` after the caller was lent the lease, or last
-//!    extended it.
+//!    lease as soon as the table learns of it.
+//! 8. The deadline of a caller is at most `longest` after the assignment or the last extension.
 //!
-//! Pure: no clock, no lock, no log. Callers pass `now` in, and put a lock around the table. As they
-//! may read the clock before they get the lock, `now` may be earlier than one passed before; the
-//! latest one counts. Every call is bounded: those that concern many leases work in steps.
+//! Pure: no clock, no lock, no log. Callers pass `now` in, and put a lock around the table. A caller may
+//! read the clock before it gets the lock, so `now` may be earlier than the `now` of an earlier call. The
+//! latest one counts. Every call is bounded: a call that concerns many leases works in steps.
 
 mod ended;
 mod entry;
@@ -62,22 +60,23 @@ pub use self::{
     },
 };
 
-/// The leases of one replica, each with a payload: what it takes to settle it. See the module.
+/// The leases of one replica. Each has a payload with everything that a settlement needs. See the
+/// [module](self).
 #[derive(Debug)]
 pub struct LeaseTable<T> {
     origin: Origin,
-    /// The latest time that a caller told.
+    /// The latest time that a caller has passed.
     now: Nanos,
-    /// The longest time for which a caller may be lent a lease, or extend it.
+    /// The longest time for which a caller may have a lease, or extend it.
     longest: Nanos,
     next: LeaseId,
     store: Store<T>,
 }
 
 impl<T> LeaseTable<T> {
-    /// An empty table. `origin` is not after any time that it will be told. A caller keeps a lease
-    /// for at most `longest` at a time. Of `remembered` leases it is known how they ended, at half a
-    /// byte each, which are taken at once.
+    /// An empty table. `origin` is not later than any time that is passed to the table. A caller has a
+    /// lease for at most `longest` at a time. The ends of the last `remembered` leases are kept, at half a
+    /// byte each, which are allocated at once.
     pub fn new(origin: Instant, longest: Duration, remembered: usize) -> Self {
         Self {
             origin: Origin::new(origin),
@@ -88,23 +87,22 @@ impl<T> LeaseTable<T> {
         }
     }
 
-    /// Leases a delivery that has just arrived to the proxy itself, as [`LeaseTable::keep`] would.
-    /// An older lease of the same message ends, and comes out: JetStream gave it away, as the
-    /// arrival proves.
+    /// Leases a new delivery to the proxy itself, as [`LeaseTable::reclaim`] does. An older lease of the
+    /// same message ends and is returned: the arrival proves that JetStream gave the message away.
     pub fn grant(&mut self, terms: Terms, payload: T) -> (LeaseId, Option<(LeaseId, T)>) {
         self.advance(terms.received);
         let id = self.next;
-        // 2^64 leases, a million a second, take half a million years.
+        // 2^64 leases at a million a second last for half a million years.
         self.next = LeaseId(id.0.saturating_add(1));
         let lease = Lease::new(&terms, payload, self.origin);
         (id, self.store.insert(id, lease))
     }
 
-    /// Hands a lease to a caller, for this long from now, or for as long as JetStream waits by itself
-    /// when there is no length. What is longer than the table's longest lease is lowered to it.
+    /// Assigns a lease to a caller for `length` from now. Without a length it lasts as long as JetStream
+    /// waits by itself. A longer time than the table's longest lease is lowered to that.
     ///
     /// # Errors
-    /// When it is not held any more.
+    /// The lease is no longer held.
     pub fn assign(
         &mut self,
         id: LeaseId,
@@ -119,12 +117,12 @@ impl<T> LeaseTable<T> {
         Ok(Assigned { deadline: self.origin.at(deadline), settle_by })
     }
 
-    /// Moves the end of a lease to this long from now, which is returned; it may come closer. Without
-    /// a length it is as long as the lease was granted, or as JetStream waits by itself if it was
-    /// granted so. What is longer than the table's longest lease is lowered to it.
+    /// Moves the end of a lease to `length` from now, and returns the new end, which may be earlier.
+    /// Without a length it is the length of the assignment, or the time for which JetStream waits by
+    /// itself. A longer time than the table's longest lease is lowered to that.
     ///
     /// # Errors
-    /// When it is not held any more.
+    /// The lease is no longer held.
     pub fn extend(
         &mut self,
         id: LeaseId,
@@ -138,16 +136,16 @@ impl<T> LeaseTable<T> {
         Ok(self.origin.at(deadline))
     }
 
-    /// Takes a lease back into the proxy's own hands, for the next caller: it lasts as long as
-    /// JetStream waits by itself, and a last attempt, which cannot be given back, is kept alive
-    /// until somebody takes it. Nothing happens to one that is not held any more.
-    pub fn keep(&mut self, id: LeaseId, now: Instant) {
+    /// Takes a lease back from a caller, for the next caller. The lease lasts as long as JetStream waits
+    /// by itself. A last attempt cannot be given back, so it is kept alive until it is assigned. Does
+    /// nothing if the lease is no longer held.
+    pub fn reclaim(&mut self, id: LeaseId, now: Instant) {
         let now = self.advance(now);
-        // The next to lend it is told that it is over.
-        let _ = self.change(id, now, Lease::keep);
+        // The next assignment reports that the lease is over.
+        let _ = self.change(id, now, Lease::reclaim);
     }
 
-    /// Lets a settlement through, if the lease is alive and nobody else is settling it.
+    /// Begins a settlement, if the lease is alive and nobody else is settling it.
     ///
     /// # Errors
     /// See [`LeaseError`].
@@ -158,7 +156,7 @@ impl<T> LeaseTable<T> {
         now: Instant,
     ) -> Result<BeginResult<'_, T>, LeaseError> {
         let now = self.advance(now);
-        let again = match self.standing(id, now).map(|lease| lease.state) {
+        let retried = match self.standing(id, now).map(|lease| lease.state) {
             Ok(State::Held) => false,
             Ok(State::Uncertain(by)) if by == kind => true,
             Ok(State::Uncertain(by)) => return Err(LeaseError::Settled { by }),
@@ -166,16 +164,16 @@ impl<T> LeaseTable<T> {
             Err(LeaseError::Settled { by }) if by == kind => return Ok(BeginResult::Duplicate),
             Err(error) => return Err(error),
         };
-        self.store.update(id, |lease| lease.state = State::Settling { kind, again });
+        self.store.update(id, |lease| lease.state = State::Settling { kind, retried });
         let lease = self.store.get(id).ok_or(LeaseError::Expired { forgotten: true })?;
         Ok(BeginResult::Publish(&lease.payload))
     }
 
-    /// What came of a settlement that [`LeaseTable::begin`] let through. The payload comes out when
-    /// the lease leaves the table by this.
+    /// Ends a settlement that [`LeaseTable::begin`] has begun. Returns the payload if the lease leaves
+    /// the table.
     ///
-    /// A settlement that was not sent and finds the deadline passed leaves the lease to the next
-    /// sweep, which may release it, though it is [`LeaseStatus::Gone`] for its holder.
+    /// If a settlement was not sent and the deadline has passed, the lease is [`LeaseStatus::Gone`] for
+    /// its holder. It stays for the next sweep, which may release it.
     pub fn finish(
         &mut self,
         id: LeaseId,
@@ -187,10 +185,10 @@ impl<T> LeaseTable<T> {
             self.finish_overtaken(id, outcome);
             return (LeaseStatus::Gone, None);
         };
-        let State::Settling { kind, again } = lease.state else {
+        let State::Settling { kind, retried } = lease.state else {
             return (self.after(id, now), None);
         };
-        match conclude(kind, again, outcome, self.is_over(lease, now)) {
+        match conclude(kind, retried, outcome, self.is_over(lease, now)) {
             Ok(state) => {
                 self.store.update(id, |lease| lease.state = state);
                 (self.after(id, now), None)
@@ -199,9 +197,8 @@ impl<T> LeaseTable<T> {
         }
     }
 
-    /// Takes out a delivery that nobody was handed. `None` if it is not held any more. Of a last
-    /// attempt this is the end, for it may not be released: [`LeaseTable::keep`] it while there is
-    /// anybody left who might take it.
+    /// Takes out a delivery that no caller has. `None`: it is no longer held. A last attempt is lost by
+    /// this, because it must not be released. [`LeaseTable::reclaim`] it while a caller may still come.
     pub fn give_back(&mut self, id: LeaseId, now: Instant) -> Option<GivenBack<T>> {
         let now = self.advance(now);
         let lease = self.store.get(id).filter(|lease| lease.state == State::Held)?;
@@ -211,49 +208,48 @@ impl<T> LeaseTable<T> {
         Some(GivenBack { payload, release })
     }
 
-    /// What is kept with a lease.
+    /// The payload of a lease.
     pub fn payload(&self, id: LeaseId) -> Option<&T> {
         self.store.get(id).map(|lease| &lease.payload)
     }
 
-    /// Changes what is kept with a lease, if it is there.
-    pub fn note(&mut self, id: LeaseId, change: impl FnOnce(&mut T)) {
+    /// Changes the payload of a lease, if the lease is in the table.
+    pub fn update_payload(&mut self, id: LeaseId, change: impl FnOnce(&mut T)) {
         self.store.update(id, |lease| change(&mut lease.payload));
     }
 
-    /// Until when JetStream waits for this lease, less the margin, as far as is known.
+    /// The time until which JetStream waits for this lease, minus the margin, as far as is known.
     pub fn ack_by(&self, id: LeaseId) -> Option<Instant> {
         self.store.get(id).map(|lease| self.origin.at(lease.ack_by()))
     }
 
-    /// Leases in the table.
+    /// The number of leases in the table.
     pub fn len(&self) -> usize {
         self.store.len()
     }
 
-    /// Whether there are none.
+    /// Whether the table has no leases.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Leases that are being settled.
+    /// The number of leases that are being settled.
     pub fn settling(&self) -> usize {
         self.store.settling()
     }
 
-    /// Leases of one consumer.
+    /// The number of leases of one consumer.
     pub fn held_by(&self, consumer: ConsumerId) -> usize {
         self.store.held_by(consumer)
     }
 
-    /// Panics if an invariant does not hold of every lease. Takes as long as there are leases: for
-    /// tests.
+    /// Panics if an invariant does not hold for every lease. Looks at every lease: for tests.
     #[doc(hidden)]
     pub fn check(&self) {
         self.store.check_all();
     }
 
-    /// Time as the table knows it: it never goes back.
+    /// The table's time, which never goes back.
     fn advance(&mut self, now: Instant) -> Nanos {
         self.now = self.now.max(self.origin.since(now));
         self.now
@@ -274,8 +270,7 @@ impl<T> LeaseTable<T> {
         self.store.get(id).ok_or(LeaseError::Expired { forgotten: true })
     }
 
-    /// A lease that is not over, by any clock that applies to its state. It answers as if the
-    /// sweep had already come to it.
+    /// A lease that is not over by any clock of its state. The answer is as if the sweep had already run.
     fn standing(&self, id: LeaseId, now: Nanos) -> Result<&Lease<T>, LeaseError> {
         let lease = self.store.get(id).ok_or_else(|| self.error(id))?;
         let over = match lease.state {
@@ -286,7 +281,7 @@ impl<T> LeaseTable<T> {
         if over { Err(LeaseError::Expired { forgotten: false }) } else { Ok(lease) }
     }
 
-    /// Why a lease that is not in the table is not.
+    /// The reason why a lease is not in the table.
     fn error(&self, id: LeaseId) -> LeaseError {
         match self.store.ended(id) {
             Some(Ended::Settled(by)) => LeaseError::Settled { by },
@@ -296,12 +291,12 @@ impl<T> LeaseTable<T> {
         }
     }
 
-    /// Somebody else may have the message.
+    /// Whether somebody else may have the message.
     fn is_over(&self, lease: &Lease<T>, now: Nanos) -> bool {
-        now >= lease.ack_by() || self.store.is_dead(lease.consumer)
+        now >= lease.ack_by() || self.store.has_ended(lease.consumer)
     }
 
-    /// Where a lease stands for its holder.
+    /// The state of a lease for its holder.
     fn after(&self, id: LeaseId, now: Nanos) -> LeaseStatus {
         match self.standing(id, now).map(|lease| lease.state) {
             Ok(State::Held) => LeaseStatus::Held,
@@ -310,8 +305,8 @@ impl<T> LeaseTable<T> {
         }
     }
 
-    /// The outcome of a settlement whose message arrived anew meanwhile: the commonest case is a
-    /// Nak whose redelivery is faster than its confirmation. It only says how the lease ended.
+    /// Ends a settlement whose message has arrived again in the meantime. In the most common case the
+    /// redelivery after a Nak is faster than the confirmation. Only the end of the lease is noted.
     fn finish_overtaken(&mut self, id: LeaseId, outcome: PublishOutcome) {
         if let Some(Ended::Overtaken(kind)) = self.store.ended(id)
             && let Err(ended) = conclude(kind, true, outcome, true)

@@ -157,7 +157,7 @@ impl<B: Broker + Bus> Peers<B> {
         let given = self.give(load, heir, handover, until).await;
         if !matches!(given, TransferResult::Refused(_) | TransferResult::Absent(_)) {
             self.names().leave(heir, clock::now());
-            self.lessor.let_go(&leases);
+            self.lessor.forget_moved(&leases);
         }
         self.lessor.thaw();
         given
@@ -248,14 +248,14 @@ impl<B: Broker + Bus> Peers<B> {
         // What is known here under a number of ours, but outside by another's.
         let mut known_as: HashMap<LeaseId, (InstanceId, LeaseId)> = HashMap::new();
         let mut parts = TransferParts::default();
-        for piece in self.lessor.memories() {
+        for piece in self.lessor.outcomes() {
             parts.memory(self.us, &piece);
         }
         let mut names = self.names();
         for (name, inheritance) in names.inherited() {
-            self.lessor.settle_up(inheritance);
-            known_as.extend(inheritance.taken().map(|(there, here)| (here, (name, there))));
-            for piece in inheritance.memories() {
+            self.lessor.record_ends(inheritance);
+            known_as.extend(inheritance.adopted().map(|(there, here)| (here, (name, there))));
+            for piece in inheritance.outcomes() {
                 parts.memory(name, piece);
             }
         }

@@ -127,7 +127,7 @@ impl Ownership {
     pub(super) fn prune(&mut self, now: Instant) -> bool {
         let before = self.inherited.len();
         self.inherited.retain(|_, inherited| {
-            if inherited.leases.taken().next().is_some() {
+            if inherited.leases.adopted().next().is_some() {
                 inherited.used = now;
             }
             now.duration_since(inherited.used) < IDLE_NAME_LIFETIME
@@ -156,7 +156,7 @@ pub(super) fn gather(
     }
     for (name, there, here) in taken {
         if let Some(inherited) = theirs.get_mut(name) {
-            inherited.leases.took(*there, *here);
+            inherited.leases.adopt(*there, *here);
         }
     }
     theirs

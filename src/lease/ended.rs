@@ -1,22 +1,22 @@
-//! How leases ended: half a byte for each of the last ids, in a ring that never grows.
+//! The ends of past leases: half a byte for each of the last ids, in a ring that never grows.
 
 use super::{LeaseId, SettleKind};
 
-/// How a lease left the table.
+/// The way in which a lease left the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ended {
-    /// It was settled; a Nak also when nobody knows whether it arrived.
+    /// It was settled. A Nak counts as settled even if nobody knows whether it arrived.
     Settled(SettleKind),
-    /// Its holder let its deadline pass, or it was given back.
+    /// Its deadline passed, or it was given back.
     Lapsed,
-    /// JetStream may have given it away.
+    /// JetStream may have given the message away.
     Lost,
-    /// Its message arrived anew while this settlement of it was under way, so how it ended is not
-    /// known before that is.
+    /// Its message arrived again while this settlement was running. The outcome of the settlement will
+    /// replace this end.
     Overtaken(SettleKind),
 }
 
-/// Every end that is not "nothing is known", which is 0; its nibble is its place plus one.
+/// All ends. The nibble of an end is its index plus one, and 0 means "unknown".
 const ENDS: [Ended; 8] = [
     Ended::Settled(SettleKind::Ack),
     Ended::Settled(SettleKind::Nak),
@@ -28,7 +28,7 @@ const ENDS: [Ended; 8] = [
     Ended::Overtaken(SettleKind::Term),
 ];
 
-/// Remembers the ids after `newest - capacity`.
+/// The ends of the ids after `newest - capacity`.
 #[derive(Debug)]
 pub(super) struct OutcomeRing {
     nibbles: Vec<u8>,
@@ -43,28 +43,27 @@ impl OutcomeRing {
         Self { nibbles: vec![0; bytes], capacity: bytes as u64 * 2, newest: 0 }
     }
 
-    /// Makes room for a new id; the oldest is forgotten.
+    /// Makes room for a new id, and forgets the oldest.
     pub(super) fn extend_to(&mut self, id: LeaseId) {
         self.newest = id.get();
         self.write(id, 0);
     }
 
-    /// Notes how a lease ended. One that was held for longer than the memory is deep is forgotten
-    /// as it ends.
+    /// Notes the end of a lease. If the ring no longer covers the id, the end is forgotten at once.
     pub(super) fn remember(&mut self, id: LeaseId, ended: Ended) {
         if self.covers(id) {
             self.write(id, ended.nibble());
         }
     }
 
-    /// How it ended. `None` if it has not, or that is forgotten, or there is no such lease.
+    /// The end of a lease. `None`: it has not ended, its end is forgotten, or there is no such lease.
     pub(super) fn ended(&self, id: LeaseId) -> Option<Ended> {
-        let (place, shift) = self.place(id);
-        let nibble = self.nibbles.get(place).filter(|_| self.covers(id))? >> shift & 0xf;
+        let (index, shift) = self.position(id);
+        let nibble = self.nibbles.get(index).filter(|_| self.covers(id))? >> shift & 0xf;
         of_nibble(nibble)
     }
 
-    /// The oldest id that is remembered. `None`: there is none yet.
+    /// The oldest id that the ring covers. `None`: there was no lease yet.
     pub(super) fn oldest(&self) -> Option<LeaseId> {
         let oldest = self.newest.saturating_sub(self.capacity - 1).max(1);
         LeaseId::new(oldest).filter(|oldest| oldest.get() <= self.newest)
@@ -75,32 +74,33 @@ impl OutcomeRing {
     }
 
     fn write(&mut self, id: LeaseId, nibble: u8) {
-        let (place, shift) = self.place(id);
-        if let Some(byte) = self.nibbles.get_mut(place) {
+        let (index, shift) = self.position(id);
+        if let Some(byte) = self.nibbles.get_mut(index) {
             *byte = *byte & !(0xf << shift) | nibble << shift;
         }
     }
 
-    fn place(&self, id: LeaseId) -> (usize, u32) {
-        let place = id.get() % self.capacity;
-        // Below the length of the ring, so it fits.
+    /// The index of the byte, and the shift of the nibble in it.
+    fn position(&self, id: LeaseId) -> (usize, u32) {
+        let slot = id.get() % self.capacity;
+        // Smaller than the length of the ring, so it fits.
         (
-            usize::try_from(place / 2).unwrap_or(usize::MAX),
-            if place.is_multiple_of(2) { 0 } else { 4 },
+            usize::try_from(slot / 2).unwrap_or(usize::MAX),
+            if slot.is_multiple_of(2) { 0 } else { 4 },
         )
     }
 }
 
-/// The end that this half byte stands for, if it stands for one.
+/// The end for this half byte. `None`: the end is unknown.
 pub(super) fn of_nibble(nibble: u8) -> Option<Ended> {
     ENDS.get(usize::from(nibble.checked_sub(1)?)).copied()
 }
 
 impl Ended {
     pub(super) fn nibble(self) -> u8 {
-        let place = ENDS.iter().position(|end| *end == self);
-        // All are listed, and there are eight; the test below counts them.
-        place.and_then(|place| u8::try_from(place + 1).ok()).unwrap_or(0)
+        let index = ENDS.iter().position(|end| *end == self);
+        // All eight ends are listed. A test below checks that.
+        index.and_then(|index| u8::try_from(index + 1).ok()).unwrap_or(0)
     }
 }
 
@@ -113,44 +113,44 @@ mod tests {
     }
 
     #[test]
-    fn every_end_is_told_from_every_other() {
-        let mut memory = OutcomeRing::new(ENDS.len());
+    fn every_end_differs_from_every_other() {
+        let mut ring = OutcomeRing::new(ENDS.len());
         for (number, end) in (1..).zip(ENDS) {
-            memory.extend_to(id(number));
-            memory.remember(id(number), end);
+            ring.extend_to(id(number));
+            ring.remember(id(number), end);
         }
         for (number, end) in (1..).zip(ENDS) {
-            assert_eq!(memory.ended(id(number)), Some(end));
+            assert_eq!(ring.ended(id(number)), Some(end));
         }
     }
 
     #[test]
-    fn the_last_ones_are_remembered_and_older_ones_forgotten() {
-        let mut memory = OutcomeRing::new(4);
+    fn the_last_ends_are_remembered_and_older_ends_forgotten() {
+        let mut ring = OutcomeRing::new(4);
         let end = |number| {
             Ended::Settled(if number % 2 == 0 { SettleKind::Term } else { SettleKind::Ack })
         };
         for number in 1..=6 {
-            memory.extend_to(id(number));
-            memory.remember(id(number), end(number));
+            ring.extend_to(id(number));
+            ring.remember(id(number), end(number));
         }
         for number in 1..=2 {
-            assert_eq!(memory.ended(id(number)), None);
+            assert_eq!(ring.ended(id(number)), None);
         }
         for number in 3..=6 {
-            assert_eq!(memory.ended(id(number)), Some(end(number)));
+            assert_eq!(ring.ended(id(number)), Some(end(number)));
         }
-        assert_eq!(memory.ended(id(7)), None, "never granted");
+        assert_eq!(ring.ended(id(7)), None, "never granted");
     }
 
     #[test]
-    fn what_is_still_held_has_not_ended_and_what_ends_too_late_is_forgotten() {
-        let mut memory = OutcomeRing::new(2);
-        memory.extend_to(id(1));
-        assert_eq!(memory.ended(id(1)), None);
-        memory.extend_to(id(2));
-        memory.extend_to(id(3));
-        memory.remember(id(1), Ended::Lapsed);
-        assert_eq!((memory.ended(id(1)), memory.ended(id(3))), (None, None));
+    fn a_held_lease_has_no_end_and_a_late_end_is_forgotten() {
+        let mut ring = OutcomeRing::new(2);
+        ring.extend_to(id(1));
+        assert_eq!(ring.ended(id(1)), None);
+        ring.extend_to(id(2));
+        ring.extend_to(id(3));
+        ring.remember(id(1), Ended::Lapsed);
+        assert_eq!((ring.ended(id(1)), ring.ended(id(3))), (None, None));
     }
 }

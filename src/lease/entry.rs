@@ -1,13 +1,13 @@
-//! One lease: its state, its two clocks, and what they say. Knows nothing of the table around it.
+//! One lease: its state and its two clocks. Knows nothing of the table around it.
 //!
-//! JetStream's clock is kept as its parts, never as their sum, so that a new ack wait or a doubt
-//! about its start changes one part and `ack_by` follows:
+//! JetStream's clock is kept as its parts, never as their sum. A new ack wait, or a doubt about the start,
+//! changes one part, and `ack_by` follows:
 //!
 //! ```text
 //!  started          + ack_wait / 2            ack_by            JetStream redelivers
 //!     ├──────────────────┼───────────────────────┼──── margin ────┤
-//!     receipt, or        progress is sent,       nothing is let
-//!     the last sending   if the deadline is      through after it
+//!     receipt, or        progress is sent,       nothing is begun
+//!     the last progress  if the deadline is      from here on
 //!     that counted       later than ack_by
 //! ```
 
@@ -19,33 +19,33 @@ use super::{
     time::{NEVER, Nanos, Origin, PAST, margin_of, nanos},
 };
 
-/// A server that restarts cuts the times it stored to whole seconds, and so redelivers up to this
-/// much early (measured on nats-server 2.15: ack wait 4 s, redelivered 3.05 s after the delivery).
+/// A server that restarts cuts its stored times to whole seconds, and redelivers up to this much early.
+/// Measured on nats-server 2.15 with an ack wait of 4 s: redelivered 3.05 s after the delivery.
 pub(super) const RESTORED_TIME_TRUNCATION: Nanos = 1_000_000_000;
-/// Progress confirmed this shortly before a server forgot may not have been stored.
+/// Progress that was confirmed within this time before a server restarts may not be stored.
 const UNPERSISTED_WINDOW: Nanos = 250_000_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
     Held,
-    /// `again`: an earlier try, of the same kind, may have been applied.
+    /// `retried`: an earlier attempt of the same kind may have been applied.
     Settling {
         kind: SettleKind,
-        again: bool,
+        retried: bool,
     },
-    /// Never of a Nak: that one is not tried again.
+    /// Never for a Nak, because a Nak is not retried.
     Uncertain(SettleKind),
 }
 
-/// How long its holder may keep it.
+/// The end of the holder's time.
 #[derive(Debug, Clone, Copy)]
 enum Until {
-    /// As long as JetStream waits by itself, also when that changes, but not beyond `latest`.
+    /// JetStream's own end, also if that changes, but never later than `latest`.
     JetStreamEnds { latest: Nanos },
-    /// As was asked.
+    /// This time, as the caller asked.
     At(Nanos),
-    /// A last attempt in the proxy's own hands: until somebody takes it.
-    Taken,
+    /// No end. The proxy itself holds a last attempt until it is assigned.
+    Assigned,
 }
 
 #[derive(Debug)]
@@ -58,27 +58,27 @@ pub(super) struct Lease<T> {
     delivery_count: u32,
     last_attempt: bool,
     until: Until,
-    /// The length that its caller was granted; `None` is as long as JetStream waits by itself.
+    /// The length of the assignment. `None`: as long as JetStream waits by itself.
     granted: Option<Nanos>,
     ack_wait: Nanos,
-    /// When JetStream's clock last started, by what it confirmed.
+    /// The last confirmed start of JetStream's clock.
     started: Nanos,
-    /// `started` as a server knows it that forgot all progress since `confirmed - UNPERSISTED_WINDOW`. Of a
-    /// delivery JetStream stores when its message was published, and not when it was delivered
-    /// (nats-server 2.15: `deliverMsg` hands that time to `updateDelivered`).
+    /// `started` at a server that has lost all progress since `confirmed - UNPERSISTED_WINDOW`. JetStream
+    /// stores the time at which a message was published, not the time of its delivery. In nats-server
+    /// 2.15, `deliverMsg` passes that time to `updateDelivered`.
     stored: Nanos,
-    /// When `started` was learned; never, if it was by a delivery.
+    /// The time at which progress confirmed `started`. `NEVER`: a delivery started the clock.
     confirmed: Nanos,
-    /// When progress was last asked for.
+    /// The time of the last attempt at progress.
     tried: Nanos,
-    /// `started` may have been cut to a whole second.
+    /// A server may have cut `started` to a whole second.
     doubted: bool,
-    /// JetStream has given it away for certain.
+    /// JetStream has certainly given the message away.
     lost: bool,
 }
 
 impl<T> Lease<T> {
-    /// A delivery in the proxy's own hands.
+    /// A new delivery, held by the proxy itself.
     pub(super) fn new(terms: &Terms, payload: T, origin: Origin) -> Self {
         let received = origin.since(terms.received);
         Self {
@@ -101,41 +101,41 @@ impl<T> Lease<T> {
         }
     }
 
-    /// A lease that comes from another table, where it was like this at `at`.
+    /// A lease that comes from another table. The snapshot was true at `at`.
     pub(super) fn adopted(
-        moving: &LeaseSnapshot,
+        snapshot: &LeaseSnapshot,
         consumer: ConsumerId,
         payload: T,
         at: Nanos,
     ) -> Self {
-        let ack_wait = nanos(moving.ack_wait);
-        // As its parts, so that it goes on like one of ours.
-        let started = at + nanos(moving.ack_by) - ack_wait + margin_of(ack_wait);
+        let ack_wait = nanos(snapshot.ack_wait);
+        // The clock is split into its parts again, so that the lease continues like any other.
+        let started = at + nanos(snapshot.ack_by) - ack_wait + margin_of(ack_wait);
         Self {
             payload,
-            state: moving.uncertain.map_or(State::Held, State::Uncertain),
+            state: snapshot.uncertain.map_or(State::Held, State::Uncertain),
             consumer,
-            sequence: moving.sequence,
-            consumer_sequence: moving.consumer_sequence,
-            delivery_count: u32::try_from(moving.delivery_count).unwrap_or(u32::MAX),
-            last_attempt: moving.last_attempt,
-            until: match moving.until {
+            sequence: snapshot.sequence,
+            consumer_sequence: snapshot.consumer_sequence,
+            delivery_count: u32::try_from(snapshot.delivery_count).unwrap_or(u32::MAX),
+            last_attempt: snapshot.last_attempt,
+            until: match snapshot.until {
                 SnapshotExpiry::JetStreamEnds => Until::JETSTREAM_ENDS,
                 SnapshotExpiry::At(left) => Until::At(at + nanos(left)),
             },
-            granted: moving.granted.map(nanos),
+            granted: snapshot.granted.map(nanos),
             ack_wait,
             started,
-            stored: started - nanos(moving.doubt),
-            confirmed: if moving.doubt.is_zero() { started } else { NEVER },
+            stored: started - nanos(snapshot.doubt),
+            confirmed: if snapshot.doubt.is_zero() { started } else { NEVER },
             tried: started,
             doubted: false,
             lost: false,
         }
     }
 
-    /// What is left of it at `now`, for another table. `None` while it is being settled.
-    pub(super) fn moving(&self, now: Nanos) -> Option<LeaseSnapshot> {
+    /// The lease at `now`, for another table. `None`: it is being settled.
+    pub(super) fn snapshot(&self, now: Nanos) -> Option<LeaseSnapshot> {
         let uncertain = match self.state {
             State::Held => None,
             State::Uncertain(kind) => Some(kind),
@@ -154,8 +154,8 @@ impl<T> Lease<T> {
                 Until::JetStreamEnds { latest } if latest < self.ack_by() => {
                     SnapshotExpiry::At(left(latest))
                 }
-                // Nobody takes it there either before a caller does.
-                Until::JetStreamEnds { .. } | Until::Taken => SnapshotExpiry::JetStreamEnds,
+                // The other table also holds it itself until it is assigned.
+                Until::JetStreamEnds { .. } | Until::Assigned => SnapshotExpiry::JetStreamEnds,
                 Until::At(deadline) => SnapshotExpiry::At(left(deadline)),
             },
             granted: self.granted.map(|length| Duration::from_nanos(length.unsigned_abs())),
@@ -163,7 +163,7 @@ impl<T> Lease<T> {
         })
     }
 
-    /// How much earlier its clock has started to a server that takes over now.
+    /// How much earlier JetStream's clock started for a server that takes over now.
     fn doubt(&self, now: Nanos) -> Duration {
         let stored = if now < self.unstored_until() { self.stored } else { self.started };
         Duration::from_nanos((self.started - stored).max(0).unsigned_abs())
@@ -177,7 +177,7 @@ impl<T> Lease<T> {
         self.consumer_sequence
     }
 
-    /// From then on somebody else may have the message.
+    /// The time from which somebody else may have the message.
     pub(super) fn ack_by(&self) -> Nanos {
         if self.lost {
             return PAST;
@@ -190,11 +190,11 @@ impl<T> Lease<T> {
         match self.until {
             Until::JetStreamEnds { latest } => self.ack_by().min(latest),
             Until::At(deadline) => deadline,
-            Until::Taken => NEVER,
+            Until::Assigned => NEVER,
         }
     }
 
-    /// When time next has something to do with it.
+    /// The next time at which a sweep must look at the lease.
     pub(super) fn due_at(&self) -> Option<Nanos> {
         let (deadline, ack_by) = (self.deadline(), self.ack_by());
         match self.state {
@@ -207,16 +207,16 @@ impl<T> Lease<T> {
         }
     }
 
-    /// Until when a Nak by us is harmless: nobody else can have the message before, there is time for
-    /// it to arrive, and an attempt left.
+    /// The time until which our Nak is harmless: nobody else can have the message before it. `None`: the
+    /// Nak has no time to arrive, or no attempt is left.
     pub(super) fn release_by(&self, now: Nanos) -> Option<Nanos> {
         let by = self.ack_by();
         let in_time = by.saturating_sub(now) > margin_of(self.ack_wait);
         (in_time && !self.last_attempt).then_some(by)
     }
 
-    /// Into a caller's hands for this long, or for as long as JetStream waits by itself; at the
-    /// longest until `latest`.
+    /// Gives the lease to a caller for `length`, or for as long as JetStream waits by itself, but at most
+    /// until `latest`.
     pub(super) fn assign(&mut self, length: Option<Nanos>, now: Nanos, latest: Nanos) {
         self.granted = length;
         self.until = match length {
@@ -225,25 +225,26 @@ impl<T> Lease<T> {
         };
     }
 
-    /// For this long from now, or for as long as it was granted; at the longest until `latest`.
+    /// Moves the end to `length` from now, or by the length of the assignment, but at most to `latest`.
     pub(super) fn extend(&mut self, length: Option<Nanos>, now: Nanos, latest: Nanos) {
         let patience = self.ack_wait - margin_of(self.ack_wait);
         let length = length.or(self.granted).unwrap_or(patience);
         self.until = Until::At((now + length).min(latest));
     }
 
-    /// Into the proxy's own hands, as when it was new.
-    pub(super) fn keep(&mut self) {
+    /// Takes the lease back, as if it were new.
+    pub(super) fn reclaim(&mut self) {
         self.until = Until::fresh(self.last_attempt);
     }
 
-    /// Progress is being asked for: again after an eighth of the ack wait, unless it counted.
+    /// Notes an attempt at progress. The next attempt follows after an eighth of the ack wait, unless this
+    /// one counts.
     pub(super) fn try_progress(&mut self, now: Nanos) {
         self.tried = now;
     }
 
-    /// Progress sent at `sent_at` was confirmed. After `ack_by` JetStream confirms it too, and does
-    /// nothing.
+    /// Counts progress that was sent at `sent_at` and confirmed. Progress after `ack_by` does not count:
+    /// JetStream confirms it and does nothing.
     pub(super) fn progressed(&mut self, sent_at: Nanos, now: Nanos) {
         if now >= self.ack_by() || sent_at <= self.started {
             return;
@@ -256,13 +257,14 @@ impl<T> Lease<T> {
         self.doubted = false;
     }
 
-    /// JetStream's patience has changed; it counts from the clock's last start. Over stays over.
+    /// Sets a new ack wait, which counts from the last start of the clock. A lease that is over stays over.
     pub(super) fn retune(&mut self, ack_wait: impl Fn(u64) -> Nanos, now: Nanos) {
         self.lost |= now >= self.ack_by();
         self.ack_wait = ack_wait(u64::from(self.delivery_count));
     }
 
-    /// The server forgot at `when`. Doubt does not add up: a time is cut to its second once.
+    /// The server lost its last state at `when`. Doubt does not add up, because a time is cut to its second
+    /// only once.
     pub(super) fn distrust(&mut self, when: Nanos) {
         if when < self.unstored_until() {
             self.started = self.stored;
@@ -270,7 +272,7 @@ impl<T> Lease<T> {
         self.doubted = true;
     }
 
-    /// The server remembers the deliveries of its consumer up to this one.
+    /// The server knows the deliveries of the consumer up to this consumer sequence.
     pub(super) fn lose_after(&mut self, delivered: u64) {
         self.lost |= self.consumer_sequence > delivered;
     }
@@ -279,7 +281,8 @@ impl<T> Lease<T> {
         if self.doubted { self.started - RESTORED_TIME_TRUNCATION } else { self.started }
     }
 
-    /// At half time, so that there is half an ack wait to try again in; one try per eighth.
+    /// The time of the next progress: at half of the ack wait, so that half remains for further attempts.
+    /// One attempt is made in each eighth.
     fn progress_at(&self) -> Nanos {
         (self.earliest_start() + self.ack_wait / 2).max(self.tried + self.ack_wait / 8)
     }
@@ -288,27 +291,27 @@ impl<T> Lease<T> {
 impl Until {
     const JETSTREAM_ENDS: Self = Self::JetStreamEnds { latest: NEVER };
 
-    /// Nothing can be done with a last attempt that nobody takes: released, it would be destroyed.
+    /// Nobody may release a last attempt: a release would destroy the message.
     fn fresh(last_attempt: bool) -> Self {
-        if last_attempt { Self::Taken } else { Self::JETSTREAM_ENDS }
+        if last_attempt { Self::Assigned } else { Self::JETSTREAM_ENDS }
     }
 }
 
-/// What a settlement of this kind leaves behind: a state, or an end. `over`: JetStream may have
-/// given the message away in the meantime.
+/// The state of a lease after a settlement, or its end. `over`: JetStream may have given the message away
+/// in the meantime.
 pub(super) fn conclude(
     kind: SettleKind,
-    again: bool,
+    retried: bool,
     outcome: PublishOutcome,
     over: bool,
 ) -> Result<State, Ended> {
     match outcome {
         PublishOutcome::Confirmed => Err(Ended::Settled(kind)),
         PublishOutcome::Denied => Err(Ended::Lost),
-        // It may still be on its way: a second one could hit the next holder's delivery.
+        // The Nak may still be on its way. A second Nak could hit the next holder's delivery.
         PublishOutcome::Unconfirmed if kind == SettleKind::Nak => Err(Ended::Settled(kind)),
         PublishOutcome::Unsent | PublishOutcome::Unconfirmed if over => Err(Ended::Lost),
-        PublishOutcome::Unsent if !again => Ok(State::Held),
+        PublishOutcome::Unsent if !retried => Ok(State::Held),
         PublishOutcome::Unsent | PublishOutcome::Unconfirmed => Ok(State::Uncertain(kind)),
     }
 }

@@ -1,10 +1,10 @@
-//! Leases that leave for another replica's table and leases that come from one: their clocks as what
-//! is left of them, how the others ended, and what the heir knows of the leaver's ids.
+//! Leases that move between the tables of two replicas. A lease travels as a snapshot, with the time that
+//! is left on its clocks. The ends of other leases travel, too, and the receiver keeps the sender's ids.
 //!
-//! 1. No clock ends later in the table that a lease comes to than in the one that it left, if `at`
-//!    is no later than the moment at which [`LeaseSnapshot`] was true.
-//! 2. An old id is answered as the old table would: by the lease that is here, or by how it ended.
-//! 3. A newer delivery of the same message wins: an older one is not taken in.
+//! 1. No clock ends later in the receiving table than in the sending table, if `at` is not later than the
+//!    moment at which the [`LeaseSnapshot`] was true.
+//! 2. An old id has the same answer as in the old table: the lease that is here, or its end.
+//! 3. A newer delivery of the same message wins. An older delivery is not adopted.
 
 use std::{
     collections::BTreeMap,
@@ -17,47 +17,48 @@ use super::{
     entry::{Lease, RESTORED_TIME_TRUNCATION},
 };
 
-/// Ids of one [`OutcomeSlice`]: half a byte each.
+/// The number of ids in one [`OutcomeSlice`], at half a byte each.
 const SLICE_IDS: u64 = 1 << 16;
 
-/// What became of a lease that came.
+/// The result of an adoption.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Adopted<T> {
-    /// It has this id here. An older lease of the same message ended, and its payload came out.
+    /// The lease has this id here. With it comes the payload of an older lease of the same message, which
+    /// ended.
     Here(LeaseId, Option<T>),
-    /// Its message is leased here anew.
+    /// Not adopted: a newer delivery of the message is leased here.
     Not(T),
 }
 
-/// How some leases with ids in a row ended.
+/// The ends of some leases with consecutive ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutcomeSlice {
     first: LeaseId,
-    /// Half a byte each, the lower half first.
+    /// Half a byte for each id, the lower half first.
     nibbles: Vec<u8>,
 }
 
-/// What a replica knows of the leases of another, whose names it took over.
+/// The leases of another replica that this replica has taken over.
 #[derive(Debug, Default)]
 pub struct AdoptedLeases {
-    /// Ids there, and the ids that they have here.
+    /// The id there, and the id here.
     here: BTreeMap<LeaseId, LeaseId>,
-    /// By their first ids.
+    /// By the first id of the slice.
     ended: BTreeMap<LeaseId, OutcomeSlice>,
 }
 
-/// What an old id is answered by.
+/// The answer for an old id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
-    /// This lease of ours.
+    /// It is this lease here.
     Here(LeaseId),
     /// It ended.
     Ended(LeaseError),
 }
 
 impl<T> LeaseTable<T> {
-    /// Up to `limit` leases after `after` that can be handed over: alive, and not being settled.
-    /// Nothing changes by it. Returns where to go on, until there is nothing left.
+    /// Looks at up to `limit` leases after `after`, and returns those that can be handed over: alive, and
+    /// not being settled. Changes nothing. Also returns the id to continue after, or `None` at the end.
     pub fn leaving(
         &self,
         after: Option<LeaseId>,
@@ -69,54 +70,53 @@ impl<T> LeaseTable<T> {
         for (id, lease) in self.store.after(after).take(limit) {
             (last, seen) = (Some(id), seen + 1);
             let alive = self.standing(id, now).is_ok();
-            if let Some(moving) = lease.moving(now).filter(|_| alive) {
-                leaving.push((id, moving, &lease.payload));
+            if let Some(snapshot) = lease.snapshot(now).filter(|_| alive) {
+                leaving.push((id, snapshot, &lease.payload));
             }
         }
         (leaving, last.filter(|_| seen == limit))
     }
 
-    /// Takes in a lease of another table. `at` is no later than the moment at which `moving` was
-    /// true.
+    /// Adopts a lease of another table. `at` is not later than the moment at which the snapshot was true.
     pub fn adopt(
         &mut self,
-        moving: &LeaseSnapshot,
+        snapshot: &LeaseSnapshot,
         consumer: ConsumerId,
         at: Instant,
         payload: T,
         now: Instant,
     ) -> Adopted<T> {
         self.advance(now);
-        let known = self.store.lease_of(consumer, moving.sequence);
-        if known.is_some_and(|known| known.consumer_sequence() >= moving.consumer_sequence) {
+        let known = self.store.lease_of(consumer, snapshot.sequence);
+        if known.is_some_and(|known| known.consumer_sequence() >= snapshot.consumer_sequence) {
             return Adopted::Not(payload);
         }
         let id = self.next;
         self.next = LeaseId(id.0.saturating_add(1));
-        let lease = Lease::adopted(moving, consumer, payload, self.origin.since(at));
+        let lease = Lease::adopted(snapshot, consumer, payload, self.origin.since(at));
         Adopted::Here(id, self.store.insert(id, lease).map(|(_, older)| older))
     }
 
-    /// Takes out a lease that another table has now. Nothing is remembered of it.
-    pub fn moved(&mut self, id: LeaseId) -> Option<T> {
+    /// Takes out a lease that another table has adopted. Its end is not remembered.
+    pub fn remove_moved(&mut self, id: LeaseId) -> Option<T> {
         self.store.take(id)
     }
 
-    /// How the next leases after `after` ended, as far as it is remembered. `None`: there are none.
-    pub fn memories(&self, after: Option<LeaseId>) -> Option<OutcomeSlice> {
+    /// The ends of the next leases after `after`, as far as they are remembered. `None`: no lease is left.
+    pub fn outcomes(&self, after: Option<LeaseId>) -> Option<OutcomeSlice> {
         let oldest = self.store.oldest_remembered()?;
         let first = match after {
             Some(after) => LeaseId(after.0.checked_add(1)?).max(oldest),
             None => oldest,
         };
         let count = SLICE_IDS.min(self.next.get().checked_sub(first.get())?);
-        let ids = (0..count).filter_map(|place| LeaseId::new(first.get() + place));
+        let ids = (0..count).filter_map(|offset| LeaseId::new(first.get() + offset));
         OutcomeSlice::of(first, ids.map(|id| self.store.ended(id)))
     }
 }
 
 impl LeaseSnapshot {
-    /// What it is if another server has taken over since: as [`LeaseTable::distrust`] would leave it.
+    /// The snapshot if another server has taken over since, as after [`LeaseTable::distrust`].
     #[must_use]
     pub fn distrusted(self) -> Self {
         let less = self.doubt + Duration::from_nanos(RESTORED_TIME_TRUNCATION.unsigned_abs());
@@ -125,16 +125,16 @@ impl LeaseSnapshot {
 }
 
 impl OutcomeSlice {
-    /// What another replica told; whatever it is, it is harmless.
+    /// A slice from another replica. Any content is harmless.
     pub fn new(first: LeaseId, nibbles: Vec<u8>) -> Self {
         Self { first, nibbles }
     }
 
     fn of(first: LeaseId, ends: impl Iterator<Item = Option<Ended>>) -> Option<Self> {
         let mut nibbles = Vec::new();
-        for (place, end) in ends.enumerate() {
+        for (index, end) in ends.enumerate() {
             let nibble = end.map_or(0, Ended::nibble);
-            match nibbles.last_mut().filter(|_| place % 2 == 1) {
+            match nibbles.last_mut().filter(|_| index % 2 == 1) {
                 Some(byte) => *byte |= nibble << 4,
                 None => nibbles.push(nibble),
             }
@@ -147,26 +147,27 @@ impl OutcomeSlice {
         self.first
     }
 
-    /// Half a byte for each id, the lower half first; 0 is that nothing is known.
+    /// Half a byte for each id, the lower half first. 0 means that the end is unknown.
     pub fn nibbles(&self) -> &[u8] {
         &self.nibbles
     }
 
-    /// The last id; there may be one more that is not known of.
+    /// The last id of the slice. Its end is unknown if the number of ids is odd.
     pub fn last(&self) -> LeaseId {
         let count = (self.nibbles.len() as u64 * 2).saturating_sub(1);
         LeaseId(self.first.0.saturating_add(count))
     }
 
     fn ended(&self, id: LeaseId) -> Option<Ended> {
-        let place = usize::try_from(id.get().checked_sub(self.first.get())?).ok()?;
-        let byte = self.nibbles.get(place / 2)?;
-        ended::of_nibble(byte >> (place % 2 * 4) & 0xf)
+        let index = usize::try_from(id.get().checked_sub(self.first.get())?).ok()?;
+        let byte = self.nibbles.get(index / 2)?;
+        ended::of_nibble(byte >> (index % 2 * 4) & 0xf)
     }
 
-    fn note(&mut self, id: LeaseId, ended: Ended) -> bool {
-        let place = id.get().checked_sub(self.first.get()).and_then(|at| usize::try_from(at).ok());
-        let byte = place.and_then(|place| Some((place % 2 * 4, self.nibbles.get_mut(place / 2)?)));
+    /// `false`: the slice does not cover the id.
+    fn set(&mut self, id: LeaseId, ended: Ended) -> bool {
+        let index = id.get().checked_sub(self.first.get()).and_then(|at| usize::try_from(at).ok());
+        let byte = index.and_then(|index| Some((index % 2 * 4, self.nibbles.get_mut(index / 2)?)));
         let Some((shift, byte)) = byte else { return false };
         *byte = *byte & !(0xf << shift) | ended.nibble() << shift;
         true
@@ -174,52 +175,52 @@ impl OutcomeSlice {
 }
 
 impl AdoptedLeases {
-    /// Of a replica of which nothing is known yet.
+    /// Nothing is known of the other replica yet.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// How some of its leases ended.
-    pub fn remember(&mut self, piece: &OutcomeSlice) {
-        self.ended.insert(piece.first, piece.clone());
+    /// Adds the ends of some of its leases.
+    pub fn remember(&mut self, slice: &OutcomeSlice) {
+        self.ended.insert(slice.first, slice.clone());
     }
 
-    /// One of its leases is here now.
-    pub fn took(&mut self, there: LeaseId, here: LeaseId) {
+    /// Notes that one of its leases is here now.
+    pub fn adopt(&mut self, there: LeaseId, here: LeaseId) {
         self.here.insert(there, here);
     }
 
-    /// What the id of one of its leases is answered by.
+    /// The answer for the id of one of its leases.
     pub fn find(&self, there: LeaseId) -> Found {
         if let Some(here) = self.here.get(&there) {
             return Found::Here(*here);
         }
-        let piece = self.ended.range(..=there).next_back();
-        Found::Ended(match piece.and_then(|(_, piece)| piece.ended(there)) {
+        let slice = self.ended.range(..=there).next_back();
+        Found::Ended(match slice.and_then(|(_, slice)| slice.ended(there)) {
             Some(Ended::Settled(by) | Ended::Overtaken(by)) => LeaseError::Settled { by },
             Some(Ended::Lapsed | Ended::Lost) => LeaseError::Expired { forgotten: false },
             None => LeaseError::Expired { forgotten: true },
         })
     }
 
-    /// Leases that were taken over, by their id there and here, also those that have ended here.
-    pub fn taken(&self) -> impl Iterator<Item = (LeaseId, LeaseId)> {
+    /// The ids there and here of all adopted leases. Some may have ended here.
+    pub fn adopted(&self) -> impl Iterator<Item = (LeaseId, LeaseId)> {
         self.here.iter().map(|(there, here)| (*there, *here))
     }
 
-    /// Notes how leases that were taken over have ended in `table`, so that all of it can be handed
-    /// on: what remains taken is alive.
-    pub fn settle_up<T>(&mut self, table: &LeaseTable<T>) {
+    /// Notes the ends of adopted leases in `table`, so that everything can be handed over again. The
+    /// remaining adopted leases are alive.
+    pub fn record_ends<T>(&mut self, table: &LeaseTable<T>) {
         let ended: Vec<_> = self
-            .taken()
+            .adopted()
             .filter(|(_, here)| table.payload(*here).is_none())
             .map(|(there, here)| (there, table.store.ended(here)))
             .collect();
         for (there, end) in ended {
             self.here.remove(&there);
             let Some(end) = end else { continue };
-            let piece = self.ended.range_mut(..=there).next_back();
-            if !piece.is_some_and(|(_, piece)| piece.note(there, end)) {
+            let slice = self.ended.range_mut(..=there).next_back();
+            if !slice.is_some_and(|(_, slice)| slice.set(there, end)) {
                 self.ended.extend(
                     OutcomeSlice::of(there, [Some(end)].into_iter()).map(|one| (there, one)),
                 );
@@ -227,8 +228,8 @@ impl AdoptedLeases {
         }
     }
 
-    /// How leases ended, piece by piece.
-    pub fn memories(&self) -> impl Iterator<Item = &OutcomeSlice> {
+    /// The ends of its leases, in slices.
+    pub fn outcomes(&self) -> impl Iterator<Item = &OutcomeSlice> {
         self.ended.values()
     }
 }

@@ -1,24 +1,25 @@
-//! What happens to all leases of a consumer at once: it changes, it goes, its server forgets.
+//! Changes that concern all leases of a consumer: its configuration changes, it ends, its server loses
+//! state.
 //!
-//! Each walk is in steps, so that no call is long: start with `after: None`, and go on with what it
-//! returned until that is `None`. Leases may come and go between the steps.
+//! Each change works in steps, so that no call is long. Start with `after: None`, and continue with the
+//! returned value until it is `None`. Leases may come and go between the steps.
 
 use std::time::{Duration, Instant};
 
 use super::{ConsumerId, LeaseTable, entry::Lease, time::nanos};
 
 impl<T> LeaseTable<T> {
-    /// The consumer is gone, or another one has its name: all its leases are lost from now on, and
-    /// come out of the next sweeps. Nothing may be granted under this id any more.
+    /// The consumer is gone, or another consumer has its name. All its leases are lost from now on, and the
+    /// next sweeps return them. Nothing may be granted under this id any more.
     pub fn end_consumer(&mut self, consumer: ConsumerId) {
-        self.store.kill(consumer);
+        self.store.end_consumer(consumer);
     }
 
-    /// The consumer's configuration has changed: looks at up to `limit` of its leases after the
-    /// stream sequence `after`, and gives each the ack wait of its delivery count. Returns where
-    /// to go on, until there is nothing left.
+    /// The consumer's configuration has changed. Looks at up to `limit` leases after the stream sequence
+    /// `after`, and gives each the ack wait of its delivery count. Returns the sequence to continue after,
+    /// or `None` at the end.
     ///
-    /// What was over by the latest time the table was told of stays over.
+    /// A lease that was over by the table's latest time stays over.
     pub fn retune(
         &mut self,
         consumer: ConsumerId,
@@ -32,10 +33,9 @@ impl<T> LeaseTable<T> {
         })
     }
 
-    /// The server may have forgotten the last moments of what it promised to this consumer: it
-    /// restarted, or another one leads. `when` is the earliest moment at which that may have been:
-    /// where a connection was lost, that moment, not the one at which it came back. In steps, like
-    /// [`LeaseTable::retune`].
+    /// The server may have lost its latest state of this consumer: it restarted, or another server leads.
+    /// `when` is the earliest possible moment. After a lost connection it is the moment of the loss, not of
+    /// the return. Works in steps, like [`LeaseTable::retune`].
     pub fn distrust(
         &mut self,
         consumer: ConsumerId,
@@ -49,9 +49,9 @@ impl<T> LeaseTable<T> {
         self.revise(consumer, after, limit, |lease| lease.distrust(when))
     }
 
-    /// The server remembers deliveries up to this consumer sequence only: leases after it are
-    /// lost. In steps, like [`LeaseTable::retune`]; nothing may be granted under this id between
-    /// them, for that would be newer than what the server said.
+    /// The server knows deliveries up to this consumer sequence only, so later leases are lost. Works in
+    /// steps, like [`LeaseTable::retune`]. Nothing may be granted under this id between the steps: it would
+    /// be newer than the server's answer.
     pub fn lose_after(
         &mut self,
         consumer: ConsumerId,

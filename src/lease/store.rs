@@ -1,8 +1,8 @@
-//! Where leases are kept, with the indexes that find them. Owns invariants 1, 3 and 6 of the table:
-//! a lease comes in, changes and leaves through here, and the indexes follow.
+//! The leases and the indexes that find them. Owns invariants 1, 3 and 6 of the table: a lease enters,
+//! changes and leaves only here, and the indexes follow.
 //!
-//! B-trees throughout: no call ever pays for the growth of a whole table, as it would with a hash
-//! map (a million leases rehashed at once), and the order is the same in every run.
+//! All maps are B-trees. A hash map would sometimes rehash a million leases in one call. The order of a
+//! B-tree is also the same in every run.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,22 +18,22 @@ use super::{
 
 #[derive(Debug)]
 pub(super) struct Store<T> {
-    /// Boxed: ids only ever grow, which leaves the nodes of a B-tree half empty.
+    /// Boxed, because ids only grow, and growing keys leave the nodes of a B-tree half empty.
     leases: BTreeMap<LeaseId, Box<Lease<T>>>,
     due: BTreeSet<(Nanos, LeaseId)>,
-    /// Those that have leases.
+    /// The consumers that have leases.
     consumers: BTreeMap<ConsumerId, Consumer>,
-    /// Dead ones, and from which stream sequence on their leases are still to be looked at.
-    dying: BTreeMap<ConsumerId, u64>,
-    memory: OutcomeRing,
+    /// Consumers that have ended, each with the stream sequence from which its leases are not yet swept.
+    unswept: BTreeMap<ConsumerId, u64>,
+    outcomes: OutcomeRing,
 }
 
 #[derive(Debug)]
 struct Consumer {
     by_sequence: BTreeMap<u64, LeaseId>,
-    /// Deleted or made anew: all its leases are lost.
-    dead: bool,
-    /// Progress sent until then does not count: the server has forgotten since.
+    /// Deleted, or created again: all its leases are lost.
+    ended: bool,
+    /// Progress that was sent until then does not count, because the server has lost it since.
     distrusted: Nanos,
 }
 
@@ -43,8 +43,8 @@ impl<T> Store<T> {
             leases: BTreeMap::new(),
             due: BTreeSet::new(),
             consumers: BTreeMap::new(),
-            dying: BTreeMap::new(),
-            memory: OutcomeRing::new(remembered),
+            unswept: BTreeMap::new(),
+            outcomes: OutcomeRing::new(remembered),
         }
     }
 
@@ -56,16 +56,16 @@ impl<T> Store<T> {
         self.leases.get(&id).map(Box::as_ref)
     }
 
-    /// How a lease that is not here ended.
+    /// The end of a lease that is not here.
     pub(super) fn ended(&self, id: LeaseId) -> Option<Ended> {
-        self.memory.ended(id)
+        self.outcomes.ended(id)
     }
 
     pub(super) fn remember(&mut self, id: LeaseId, ended: Ended) {
-        self.memory.remember(id, ended);
+        self.outcomes.remember(id, ended);
     }
 
-    /// Leases after this id, in the order of their ids.
+    /// The leases after this id, in the order of their ids.
     pub(super) fn after(
         &self,
         after: Option<LeaseId>,
@@ -80,15 +80,15 @@ impl<T> Store<T> {
         self.get(*id)
     }
 
-    /// The oldest id of which it may be known how it ended.
+    /// The oldest id whose end may be known.
     pub(super) fn oldest_remembered(&self) -> Option<LeaseId> {
-        self.memory.oldest()
+        self.outcomes.oldest()
     }
 
-    /// Adds a lease under the next id. An older one of the same message leaves: the arrival of the
-    /// new delivery is the proof that JetStream gave it away.
+    /// Adds a lease under the next id. An older lease of the same message leaves: the new delivery proves
+    /// that JetStream gave the message away.
     pub(super) fn insert(&mut self, id: LeaseId, lease: Lease<T>) -> Option<(LeaseId, T)> {
-        self.memory.extend_to(id);
+        self.outcomes.extend_to(id);
         let consumer = self.consumers.entry(lease.consumer).or_default();
         let older = consumer.by_sequence.insert(lease.sequence, id);
         self.due.extend(lease.due_at().map(|at| (at, id)));
@@ -99,13 +99,13 @@ impl<T> Store<T> {
                 State::Settling { kind, .. } => Ended::Overtaken(kind),
                 State::Held | State::Uncertain(_) => Ended::Lost,
             };
-            self.forget(older, lease, ended)
+            self.finish_removal(older, lease, ended)
         });
         self.check(id);
         superseded
     }
 
-    /// Changes a lease, and its place among those due.
+    /// Changes a lease, and updates the index of due leases.
     pub(super) fn update(&mut self, id: LeaseId, change: impl FnOnce(&mut Lease<T>)) {
         let Some(lease) = self.leases.get_mut(&id) else { return };
         let before = lease.due_at();
@@ -118,15 +118,15 @@ impl<T> Store<T> {
         self.check(id);
     }
 
-    /// Takes a lease out, and remembers how it ended.
+    /// Takes a lease out, and remembers its end.
     pub(super) fn remove(&mut self, id: LeaseId, ended: Ended) -> Option<T> {
         let payload = self.take(id)?;
-        self.memory.remember(id, ended);
+        self.outcomes.remember(id, ended);
         self.check(id);
         Some(payload)
     }
 
-    /// Takes a lease out, and remembers nothing.
+    /// Takes a lease out, and does not remember its end.
     pub(super) fn take(&mut self, id: LeaseId) -> Option<T> {
         let lease = *self.leases.remove(&id)?;
         let name = lease.consumer;
@@ -134,26 +134,26 @@ impl<T> Store<T> {
             consumer.by_sequence.remove(&lease.sequence);
             if consumer.by_sequence.is_empty() {
                 self.consumers.remove(&name);
-                self.dying.remove(&name);
+                self.unswept.remove(&name);
             }
         }
         lease.due_at().map(|at| self.due.remove(&(at, id)));
         Some(lease.payload)
     }
 
-    /// The rest of a removal, for a lease that the index by sequence does not point to any more.
-    fn forget(&mut self, id: LeaseId, lease: Lease<T>, ended: Ended) -> (LeaseId, T) {
+    /// The rest of a removal, for a lease that the index by sequence no longer points to.
+    fn finish_removal(&mut self, id: LeaseId, lease: Lease<T>, ended: Ended) -> (LeaseId, T) {
         lease.due_at().map(|at| self.due.remove(&(at, id)));
-        self.memory.remember(id, ended);
+        self.outcomes.remember(id, ended);
         (id, lease.payload)
     }
 
-    /// The lease that time comes to first.
+    /// The lease that is due first.
     pub(super) fn first_due(&self) -> Option<(Nanos, LeaseId)> {
         self.due.first().copied()
     }
 
-    /// By invariant 6 they are those that are not due.
+    /// The number of leases that are being settled: by invariant 6, all that are not due.
     pub(super) fn settling(&self) -> usize {
         self.leases.len() - self.due.len()
     }
@@ -162,7 +162,7 @@ impl<T> Store<T> {
         self.consumers.get(&consumer).map_or(0, |consumer| consumer.by_sequence.len())
     }
 
-    /// Leases of a consumer after this stream sequence, in its order.
+    /// The leases of a consumer after this stream sequence, in stream order.
     pub(super) fn leases_of(
         &self,
         consumer: ConsumerId,
@@ -177,38 +177,38 @@ impl<T> Store<T> {
         leases.into_iter().flatten().map(|(sequence, id)| (*sequence, *id))
     }
 
-    pub(super) fn kill(&mut self, name: ConsumerId) {
+    pub(super) fn end_consumer(&mut self, name: ConsumerId) {
         if let Some(consumer) = self.consumers.get_mut(&name)
-            && !consumer.dead
+            && !consumer.ended
         {
-            consumer.dead = true;
-            self.dying.insert(name, 0);
+            consumer.ended = true;
+            self.unswept.insert(name, 0);
         }
     }
 
-    pub(super) fn is_dead(&self, consumer: ConsumerId) -> bool {
-        self.consumers.get(&consumer).is_some_and(|consumer| consumer.dead)
+    pub(super) fn has_ended(&self, consumer: ConsumerId) -> bool {
+        self.consumers.get(&consumer).is_some_and(|consumer| consumer.ended)
     }
 
-    /// Whether leases of dead consumers are still to be looked at.
-    pub(super) fn has_dying(&self) -> bool {
-        !self.dying.is_empty()
+    /// Whether a consumer that has ended has leases that are not yet swept.
+    pub(super) fn has_unswept(&self) -> bool {
+        !self.unswept.is_empty()
     }
 
-    /// The next lease of a dead consumer; each is looked at once.
-    pub(super) fn next_dying(&mut self) -> Option<LeaseId> {
-        while let Some(mut dying) = self.dying.first_entry() {
-            let consumer = self.consumers.get(dying.key());
+    /// The next lease of a consumer that has ended. Each lease is returned once.
+    pub(super) fn next_unswept(&mut self) -> Option<LeaseId> {
+        while let Some(mut unswept) = self.unswept.first_entry() {
+            let consumer = self.consumers.get(unswept.key());
             let next =
-                consumer.and_then(|consumer| consumer.by_sequence.range(dying.get()..).next());
+                consumer.and_then(|consumer| consumer.by_sequence.range(unswept.get()..).next());
             if let Some((sequence, id)) = next {
                 match sequence.checked_add(1) {
-                    Some(from) => drop(dying.insert(from)),
-                    None => drop(dying.remove()),
+                    Some(from) => drop(unswept.insert(from)),
+                    None => drop(unswept.remove()),
                 }
                 return Some(*id);
             }
-            dying.remove();
+            unswept.remove();
         }
         None
     }
@@ -219,19 +219,19 @@ impl<T> Store<T> {
         }
     }
 
-    /// Whether what this consumer was told at `sent_at` is still known to the server.
+    /// Whether the server still knows the progress that was sent at `sent_at`.
     pub(super) fn trusts(&self, consumer: ConsumerId, sent_at: Nanos) -> bool {
         self.consumers.get(&consumer).is_some_and(|consumer| sent_at > consumer.distrusted)
     }
 
-    /// What every step leaves true of the lease that it touched.
+    /// Panics if an invariant does not hold for this lease. Every step calls it in debug builds.
     fn check(&self, id: LeaseId) {
         if !cfg!(debug_assertions) {
             return;
         }
         assert!(self.due.len() <= self.leases.len(), "6: more due than leased");
         let Some(lease) = self.get(id) else { return };
-        assert_eq!(self.memory.ended(id), None, "1: {id:?} is held, and has ended");
+        assert_eq!(self.outcomes.ended(id), None, "1: {id:?} is held, and has ended");
         let consumer = self.consumers.get(&lease.consumer);
         let found = consumer.and_then(|consumer| consumer.by_sequence.get(&lease.sequence));
         assert_eq!(found, Some(&id), "3: {id:?} is not the lease of its message");
@@ -239,7 +239,7 @@ impl<T> Store<T> {
         assert!(due, "6: {id:?} is not due when it should be");
     }
 
-    /// The same of all, and that there is nothing in an index without a lease.
+    /// Panics if an invariant does not hold for a lease, or an index has an entry without a lease.
     pub(super) fn check_all(&self) {
         self.leases.keys().for_each(|id| self.check(*id));
         let due = self.leases.values().filter(|lease| lease.due_at().is_some()).count();
@@ -248,12 +248,15 @@ impl<T> Store<T> {
         assert_eq!(lens.sum::<usize>(), self.leases.len(), "3: a message without a lease");
         let empty = self.consumers.values().any(|consumer| consumer.by_sequence.is_empty());
         assert!(!empty, "a consumer without leases is kept");
-        assert!(self.dying.keys().all(|consumer| self.is_dead(*consumer)), "dying, but not dead");
+        assert!(
+            self.unswept.keys().all(|consumer| self.has_ended(*consumer)),
+            "unswept, but not ended"
+        );
     }
 }
 
 impl Default for Consumer {
     fn default() -> Self {
-        Self { by_sequence: BTreeMap::new(), dead: false, distrusted: PAST }
+        Self { by_sequence: BTreeMap::new(), ended: false, distrusted: PAST }
     }
 }

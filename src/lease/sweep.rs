@@ -1,4 +1,4 @@
-//! Time passing over the whole table: what is due, and what came of progress.
+//! Time passes for the whole table: due leases, and the outcomes of progress.
 
 use std::time::{Duration, Instant};
 
@@ -10,27 +10,27 @@ use super::{
 };
 
 impl<T> LeaseTable<T> {
-    /// What is due by now, at most `limit` of it; there may be more when it is as much, and there
-    /// is while [`LeaseTable::next_due`] is not after `now`.
+    /// Returns at most `limit` leases that are due now. More are due while [`LeaseTable::next_due`] is not
+    /// later than `now`.
     ///
-    /// A lease whose progress is due is reported once per eighth of its ack wait, until
-    /// [`LeaseTable::progressed`] says that it counted.
+    /// A lease whose progress is due is returned once in each eighth of its ack wait, until
+    /// [`LeaseTable::progressed`] counts progress.
     pub fn sweep(&mut self, now: Instant, limit: usize) -> Vec<Due<T>> {
         let now = self.advance(now);
-        let mut swept = self.bury(limit);
+        let mut swept = self.sweep_ended_consumers(limit);
         for _ in swept.len()..limit {
             let Some((at, id)) = self.store.first_due() else { break };
             if at > now {
                 break;
             }
-            swept.extend(self.come_to(id, now));
+            swept.extend(self.sweep_one(id, now));
         }
         swept
     }
 
-    /// What came of a progress that was sent at `sent_at`. It counts only if it was confirmed
-    /// before `ack_by` as it was: after that JetStream confirms, and does nothing. Then the clock
-    /// starts anew, from the sending.
+    /// Takes in the outcome of progress that was sent at `sent_at`. Progress counts only if it was
+    /// confirmed before `ack_by`: later JetStream confirms it and does nothing. If it counts, JetStream's
+    /// clock starts again at the sending.
     pub fn progressed(&mut self, id: LeaseId, sent_at: Instant, confirmed: bool, now: Instant) {
         let (sent_at, now) = (self.origin.since(sent_at), self.advance(now));
         let Some(lease) = self.store.get(id) else { return };
@@ -39,36 +39,36 @@ impl<T> LeaseTable<T> {
         }
     }
 
-    /// The clock of the callers stood still for so long, as it does while a machine is suspended;
-    /// `now`, by that clock, is when this was noticed. JetStream's clock did not stand still, nor did
-    /// the holders': every lease ends that much sooner.
+    /// The callers' clock stood still for `gap`, because the machine was suspended. `now` is the time at
+    /// which this was noticed, by that clock. JetStream's clock and the holders' clocks continued, so every
+    /// lease ends that much sooner.
     pub fn slept(&mut self, gap: Duration, now: Instant) {
         self.origin.slept(gap, now);
         self.advance(now);
     }
 
-    /// When [`LeaseTable::sweep`] next has something to do.
+    /// The time at which [`LeaseTable::sweep`] has something to do next.
     pub fn next_due(&self) -> Option<Instant> {
-        let dying = self.store.has_dying().then_some(PAST);
-        let next = dying.or_else(|| self.store.first_due().map(|(at, _)| at));
+        let unswept = self.store.has_unswept().then_some(PAST);
+        let next = unswept.or_else(|| self.store.first_due().map(|(at, _)| at));
         next.map(|at| self.origin.at(at))
     }
 
-    /// Takes out leases of dead consumers, looking at no more than `limit`. Those being settled
-    /// are passed over: the end of their settlement is theirs.
-    fn bury(&mut self, limit: usize) -> Vec<Due<T>> {
-        let mut buried = Vec::new();
+    /// Takes out leases of consumers that have ended, and looks at no more than `limit`. A lease that is
+    /// being settled stays: it ends with its settlement.
+    fn sweep_ended_consumers(&mut self, limit: usize) -> Vec<Due<T>> {
+        let mut swept = Vec::new();
         for _ in 0..limit {
-            let Some(id) = self.store.next_dying() else { break };
+            let Some(id) = self.store.next_unswept() else { break };
             let settling = |lease: &Lease<T>| matches!(lease.state, State::Settling { .. });
             if !self.store.get(id).is_some_and(settling) {
-                buried.extend(self.lose(id));
+                swept.extend(self.lose(id));
             }
         }
-        buried
+        swept
     }
 
-    fn come_to(&mut self, id: LeaseId, now: Nanos) -> Option<Due<T>> {
+    fn sweep_one(&mut self, id: LeaseId, now: Nanos) -> Option<Due<T>> {
         let lease = self.store.get(id)?;
         if self.is_over(lease, now) {
             return self.lose(id);

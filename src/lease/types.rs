@@ -1,16 +1,16 @@
-//! The words that the lease table and its callers speak: what goes in, what comes out. No logic.
+//! The public types of the lease table: its arguments and results. No logic.
 
 use std::{
     num::NonZeroU64,
     time::{Duration, Instant},
 };
 
-/// Names one lease: sequential from 1, never used again.
+/// The id of one lease: sequential from 1, and never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseId(pub(super) NonZeroU64);
 
 impl LeaseId {
-    /// The id of this number; there is no lease 0.
+    /// The id with this number. `None` for 0.
     pub fn new(number: u64) -> Option<Self> {
         NonZeroU64::new(number).map(Self)
     }
@@ -21,169 +21,169 @@ impl LeaseId {
     }
 }
 
-/// One incarnation of one consumer; a consumer that is made anew gets a new one.
+/// One incarnation of one consumer. A consumer that is deleted and created again gets a new id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConsumerId(pub u32);
 
-/// How a message is settled.
+/// The way in which a message is settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum SettleKind {
-    /// Done.
+    /// The message is done.
     Ack,
-    /// Again.
+    /// JetStream delivers the message again.
     Nak,
-    /// Never again.
+    /// JetStream never delivers the message again.
     Term,
 }
 
-/// What is known of a delivery when it arrives.
+/// The facts of a delivery when it arrives.
 #[derive(Debug, Clone)]
 pub struct Terms {
-    /// Whose delivery it is.
+    /// The consumer of the delivery.
     pub consumer: ConsumerId,
     /// The message's sequence in its stream.
     pub sequence: u64,
     /// The delivery's sequence in its consumer.
     pub consumer_sequence: u64,
-    /// A Nak would destroy the message.
+    /// It is the last attempt: a Nak would destroy the message.
     pub last_attempt: bool,
-    /// When it arrived here.
+    /// The time of its arrival here.
     pub received: Instant,
-    /// How long before that the message was published: a server that takes over counts from there.
+    /// The time from the publishing of the message to the arrival. A server that takes over counts its ack
+    /// wait from the publishing.
     pub age: Duration,
-    /// JetStream's patience with this very delivery, see [`ack_wait_of`](super::ack_wait_of).
+    /// The ack wait of this delivery, see [`ack_wait_of`](super::ack_wait_of).
     pub ack_wait: Duration,
-    /// Which attempt it is, for when the consumer's ack wait changes.
+    /// The number of the attempt, from 1. It is needed when the consumer's ack wait changes.
     pub delivery_count: u64,
 }
 
-/// A lease in a caller's hands.
+/// A lease that is assigned to a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Assigned {
-    /// When it ends, unless it is extended.
+    /// The end of the lease, unless it is extended.
     pub deadline: Instant,
-    /// The earlier of that and JetStream's own end as it is now: until then even somebody who
-    /// cannot ask this table may settle it without harm.
+    /// The earlier of the deadline and of JetStream's present end. Until then even a replica that cannot ask
+    /// this table can settle the message without harm.
     pub settle_by: Instant,
 }
 
-/// What to do about a settlement that was let through.
+/// The next step of a settlement that has begun.
 #[derive(Debug, PartialEq, Eq)]
 pub enum BeginResult<'t, T> {
-    /// Ask the broker, by what is kept here, and come back with the outcome.
+    /// Publish the settlement with this payload, and report the outcome.
     Publish(&'t T),
-    /// It was settled in this way before: nothing is left to do.
+    /// The lease was settled in the same way before: nothing is left to do.
     Duplicate,
 }
 
-/// What the broker made of a settlement.
+/// The outcome of a settlement at the broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PublishOutcome {
-    /// It has had its effect.
+    /// The settlement has had its effect.
     Confirmed,
-    /// It never left us.
+    /// The settlement never left us.
     Unsent,
     /// The consumer is gone.
     Denied,
-    /// Nobody knows.
+    /// The settlement may have had its effect, or may still have it.
     Unconfirmed,
 }
 
-/// Where a lease stands after its settlement.
+/// The state of a lease after a settlement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LeaseStatus {
-    /// Held as before: nothing was applied.
+    /// Held as before. Nothing was applied.
     Held,
-    /// It may have been applied, now or by an earlier try, and may be tried again in the same way.
+    /// A settlement may have been applied, now or by an earlier attempt. It can be repeated in the same way.
     Uncertain,
-    /// Over.
+    /// The lease is over.
     Gone,
 }
 
-/// The table said no.
+/// The reason for a refusal by the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LeaseError {
-    /// It lapsed or was lost.
+    /// The lease lapsed or was lost.
     Expired {
-        /// It ended so long ago that how is not remembered, or there never was such a lease.
+        /// Its end is no longer remembered, or there never was such a lease.
         forgotten: bool,
     },
-    /// It was, or may have been, settled in another way.
+    /// The lease was settled in another way, or may have been.
     Settled {
-        /// In this.
+        /// The way in which it was settled.
         by: SettleKind,
     },
-    /// It is being settled at this moment.
+    /// The lease is being settled at this moment.
     Busy,
 }
 
-/// Something that time has made due.
+/// A lease that is due.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Due<T> {
-    /// Tell the broker that it is still worked on, and
-    /// [`progressed`](super::LeaseTable::progressed) what came of it.
+    /// Send progress, and report the outcome to [`progressed`](super::LeaseTable::progressed).
     Progress {
-        /// Which.
+        /// The lease.
         id: LeaseId,
     },
-    /// Its holder let it lapse.
+    /// The deadline of its holder has passed.
     Lapsed {
-        /// Which.
+        /// The lease.
         id: LeaseId,
-        /// What was kept with it.
+        /// Its payload.
         payload: T,
-        /// It may be given back, if that arrives by then: before, nobody else can have it, and it is
-        /// not the last attempt.
+        /// A Nak is harmless if it arrives by then: nobody else can have the message before. `None`: no Nak
+        /// may be sent, because the time is too short or it was the last attempt.
         release: Option<Instant>,
     },
-    /// JetStream may have given it away: nothing may be sent for it.
+    /// JetStream may have given the message away. Nothing may be sent for it.
     Lost {
-        /// Which.
+        /// The lease.
         id: LeaseId,
-        /// What was kept with it.
+        /// Its payload.
         payload: T,
     },
 }
 
-/// A delivery that goes back unhanded.
+/// A delivery that goes back and was never assigned.
 #[derive(Debug, PartialEq, Eq)]
 pub struct GivenBack<T> {
-    /// What was kept with it.
+    /// Its payload.
     pub payload: T,
-    /// A Nak may be sent for it, as in [`Due::Lapsed`].
+    /// The time by which a Nak must arrive, as in [`Due::Lapsed`].
     pub release: Option<Instant>,
 }
 
-/// A lease on its way to another table: its clocks are what is left of them at one moment.
+/// A lease on its way to another table. Its clocks are given as the time that is left at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseSnapshot {
     /// The message's sequence in its stream.
     pub sequence: u64,
     /// The delivery's sequence in its consumer.
     pub consumer_sequence: u64,
-    /// Which attempt it is.
+    /// The number of the attempt, from 1.
     pub delivery_count: u64,
-    /// A Nak would destroy the message.
+    /// It is the last attempt: a Nak would destroy the message.
     pub last_attempt: bool,
-    /// JetStream's patience with this delivery.
+    /// The ack wait of this delivery.
     pub ack_wait: Duration,
-    /// What is left until JetStream may give it away, less the margin.
+    /// The time until JetStream may give the message away, minus the margin.
     pub ack_by: Duration,
-    /// How much less that is to a server that takes over.
+    /// How much less `ack_by` is at a server that takes over.
     pub doubt: Duration,
-    /// How long its holder may keep it.
+    /// The end of the holder's time.
     pub until: SnapshotExpiry,
-    /// The length that its caller was granted; `None` is as long as JetStream waits by itself.
+    /// The length of the assignment. `None`: as long as JetStream waits by itself.
     pub granted: Option<Duration>,
-    /// It was settled in this way, and nobody knows whether that arrived; `None`: it is held.
+    /// It was settled in this way, and nobody knows whether the settlement arrived. `None`: it is held.
     pub uncertain: Option<SettleKind>,
 }
 
-/// How long the holder of a lease on its way may keep it.
+/// The end of the holder's time in a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SnapshotExpiry {
-    /// As long as JetStream waits by itself.
+    /// JetStream's own end.
     JetStreamEnds,
-    /// This much longer.
+    /// This much time from now.
     At(Duration),
 }

@@ -1,5 +1,5 @@
-//! Leases that go to another replica and leases that come from one: the books' side of a hand-over.
-//! Who hands over to whom, and when, is `peer`'s to say.
+//! Leases that go to another replica and leases that come from one: the lease table's part of a hand-over.
+//! The module `cluster` decides which replica hands over, to which replica and when.
 
 use std::{sync::Arc, time::Instant};
 
@@ -20,44 +20,44 @@ use crate::{
     lease::{Adopted, AdoptedLeases, LeaseId, LeaseSnapshot, OutcomeSlice},
 };
 
-/// A lease that can go.
+/// A lease that can be handed over.
 #[derive(Debug)]
 pub struct OutgoingLease {
-    /// Its number here.
+    /// Its id here.
     pub id: LeaseId,
     /// Its consumer.
     pub name: ConsumerName,
-    /// When that was made.
+    /// The creation time of the consumer.
     pub created: Arc<str>,
-    /// Who leads it, as far as is known here.
+    /// The consumer's leader, as far as is known here.
     pub leader: Leader,
-    /// Where the delivery is settled.
+    /// The ack subject of the delivery.
     pub ack: AckSubject,
-    /// What its clocks and its state are.
+    /// Its clocks and its state.
     pub moving: LeaseSnapshot,
 }
 
-/// A lease that comes.
+/// A lease that comes from another replica.
 #[derive(Debug)]
 pub struct IncomingLease {
     /// Its consumer, as it is known here.
     pub spec: Arc<ConsumerSpec>,
-    /// Who led that, as far as was known where it comes from.
+    /// The consumer's leader, as far as the sender knew.
     pub leader: Leader,
-    /// Where the delivery is settled.
+    /// The ack subject of the delivery.
     pub ack: AckSubject,
-    /// What its clocks and its state were.
+    /// Its clocks and its state.
     pub moving: LeaseSnapshot,
-    /// When they were so, at the earliest.
+    /// The earliest moment at which the snapshot was true.
     pub at: Instant,
 }
 
-/// ReservedLeases kept for leases that come.
+/// Permits that are reserved for leases from another replica.
 #[derive(Debug)]
 pub struct ReservedLeases(OwnedSemaphorePermit);
 
 impl ReservedLeases {
-    /// Both.
+    /// These permits and the others together.
     #[must_use]
     pub fn and(mut self, other: Self) -> Self {
         self.0.merge(other.0);
@@ -66,23 +66,23 @@ impl ReservedLeases {
 }
 
 impl<B: Broker> Lessor<B> {
-    /// Whether the settlement of a lease is under way, be its caller there or not.
+    /// Whether a settlement is running, also if its caller has left.
     pub fn is_settling(&self) -> bool {
         self.table.with(|table| table.settling() > 0)
     }
 
-    /// Stops the clocks: nothing lapses, is released or kept alive until [`Lessor::thaw`].
+    /// Stops the sweep: no lease lapses, is released or kept alive until [`Lessor::thaw`].
     pub fn freeze(&self) {
-        // Under the lock, so that no sweep is half done.
+        // Under the lock, so that no sweep is running.
         self.table.with(|_| self.frozen.send_replace(true));
     }
 
-    /// Lets the clocks run again.
+    /// Continues the sweep.
     pub fn thaw(&self) {
         self.frozen.send_replace(false);
     }
 
-    /// All leases that can go: those that are alive and not being settled.
+    /// All leases that can be handed over: those that are alive and not being settled.
     pub fn leaving(&self) -> Vec<OutgoingLease> {
         let (mut leaving, mut after) = (Vec::new(), None);
         loop {
@@ -90,10 +90,10 @@ impl<B: Broker> Lessor<B> {
             after = self.table.with(|table| {
                 let (leases, next) = table.leaving(after, LEASES_PER_LOCK, now);
                 leaving.extend(leases.into_iter().map(
-                    |(id, moving, hold): (_, _, &HeldDelivery)| {
-                        // Whoever takes it over does not know of our doubt.
+                    |(id, snapshot, hold): (_, _, &HeldDelivery)| {
+                        // The receiver does not know of our doubt.
                         let in_doubt = hold.spec.leadership.in_doubt();
-                        let moving = if in_doubt { moving.distrusted() } else { moving };
+                        let moving = if in_doubt { snapshot.distrusted() } else { snapshot };
                         OutgoingLease {
                             id,
                             name: hold.spec.name.clone(),
@@ -112,23 +112,24 @@ impl<B: Broker> Lessor<B> {
         }
     }
 
-    /// Forgets leases that are another replica's now.
-    pub fn let_go(&self, leases: &[LeaseId]) {
+    /// Forgets leases that another replica has adopted.
+    pub fn forget_moved(&self, leases: &[LeaseId]) {
         for step in leases.chunks(LEASES_PER_LOCK) {
-            // Dropped after the lock is: freeing places wakes others.
-            let _gone: Vec<HeldDelivery> =
-                self.table.with(|table| step.iter().filter_map(|id| table.moved(*id)).collect());
+            // Dropped after the lock: each freed permit wakes a waiter.
+            let _gone: Vec<HeldDelivery> = self
+                .table
+                .with(|table| step.iter().filter_map(|id| table.remove_moved(*id)).collect());
         }
     }
 
-    /// How leases of this replica have ended, piece by piece.
-    pub fn memories(&self) -> Vec<OutcomeSlice> {
-        let (mut pieces, mut after) = (Vec::new(), None);
+    /// The ends of this replica's leases, in slices.
+    pub fn outcomes(&self) -> Vec<OutcomeSlice> {
+        let (mut slices, mut after) = (Vec::new(), None);
         loop {
-            let piece = self.table.with(|table| table.memories(after));
-            let Some(piece) = piece else { return pieces };
-            after = Some(piece.last());
-            pieces.push(piece);
+            let slice = self.table.with(|table| table.outcomes(after));
+            let Some(slice) = slice else { return slices };
+            after = Some(slice.last());
+            slices.push(slice);
         }
     }
 
@@ -137,15 +138,15 @@ impl<B: Broker> Lessor<B> {
         self.table.with(|table| table.payload(lease).is_some())
     }
 
-    /// Notes how leases that were taken over have ended.
-    pub fn settle_up(&self, inheritance: &mut AdoptedLeases) {
-        self.table.with(|table| inheritance.settle_up(table));
+    /// Notes the ends of adopted leases.
+    pub fn record_ends(&self, adopted: &mut AdoptedLeases) {
+        self.table.with(|table| adopted.record_ends(table));
     }
 
-    /// What a consumer is, as its feed knows it; a feed is started if there is none.
+    /// The configuration of a consumer, as its task knows it. Starts the task if there is none.
     ///
     /// # Errors
-    /// Why it cannot be leased from, or is not known by `until`.
+    /// The consumer cannot be leased from, or is not known by `until`.
     pub async fn know(
         &self,
         name: &ConsumerName,
@@ -160,20 +161,20 @@ impl<B: Broker> Lessor<B> {
         }
     }
 
-    /// Keeps places for leases that come.
-    pub fn keep_places(&self, count: usize) -> Option<ReservedLeases> {
+    /// Reserves permits for leases from another replica. `None`: too few are free.
+    pub fn reserve_leases(&self, count: usize) -> Option<ReservedLeases> {
         let count = u32::try_from(count).ok()?;
         self.table.reserve(count).map(ReservedLeases)
     }
 
-    /// Takes leases in: the number of each here, `None` for one that is not taken because somebody
-    /// has its message anew, or its consumer has gone meanwhile.
+    /// Adopts leases, and returns the id of each one here. `None`: the lease is not adopted, because its
+    /// message was delivered again, or its consumer is gone.
     pub fn adopt(
         &self,
         coming: Vec<IncomingLease>,
-        places: &mut ReservedLeases,
+        permits: &mut ReservedLeases,
     ) -> Vec<Option<LeaseId>> {
-        let (mut taken, mut superseded) = (Vec::with_capacity(coming.len()), Vec::new());
+        let (mut adopted, mut superseded) = (Vec::with_capacity(coming.len()), Vec::new());
         let mut coming = coming.into_iter().peekable();
         while coming.peek().is_some() {
             let now = clock::now();
@@ -182,18 +183,18 @@ impl<B: Broker> Lessor<B> {
                     coming.by_ref().take(LEASES_PER_LOCK)
                 {
                     if spec.leadership.is_over() {
-                        taken.push(None);
+                        adopted.push(None);
                         continue;
                     }
-                    // One of the two has not heard of the other one's leader.
+                    // One of the two replicas does not know the latest leader.
                     let another = spec.leadership.leader() != leader;
                     let moving = if another { moving.distrusted() } else { moving };
                     let (id, count) = (spec.id, moving.delivery_count);
-                    let place = places.0.split(1);
+                    let permit = permits.0.split(1);
                     let worker = None;
                     let hold =
-                        HeldDelivery { ack, spec, delivery_count: count, worker, _place: place };
-                    taken.push(match table.adopt(&moving, id, at, hold, now) {
+                        HeldDelivery { ack, spec, delivery_count: count, worker, _permit: permit };
+                    adopted.push(match table.adopt(&moving, id, at, hold, now) {
                         Adopted::Here(id, older) => {
                             superseded.extend(older);
                             Some(id)
@@ -206,6 +207,6 @@ impl<B: Broker> Lessor<B> {
                 }
             });
         }
-        taken
+        adopted
     }
 }

@@ -1,7 +1,7 @@
-//! The one lease table of this replica behind its one lock, and the permits that bound it.
+//! The lease table of this replica behind its lock, and the permits that bound the number of leases.
 //!
-//! Owns the lock: nobody holds it across an await, and nobody reads the clock under it. Wakes the
-//! sweeper when something is due sooner than it knew.
+//! Owns the lock: nobody holds it across an await, and nobody reads the clock under it. Wakes the sweeper
+//! when a lease is due sooner than the sweeper knew.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard},
@@ -18,65 +18,67 @@ use crate::{
     lock::lock,
 };
 
-/// How many ended leases are remembered, half a byte each.
+/// The number of ended leases that are remembered, at half a byte each.
 const REMEMBERED_LEASES: usize = 4 << 20;
 
-/// An idle pull has at most this part of what idle pulls have left of their half.
+/// An idle pull gets at most this part of the permits that idle pulls may still take.
 const IDLE_PULL_DIVISOR: usize = 16;
 
-/// Leases that one pass of a long task looks at under one lock.
+/// The most leases that a long task looks at under one lock.
 pub(super) const LEASES_PER_LOCK: usize = 1024;
 
-/// What a lease holds on to. Dropping it frees the lease's place.
+/// The payload of a lease. Dropping it frees the lease's permit.
 #[derive(Debug)]
 pub(super) struct HeldDelivery {
     pub(super) ack: AckSubject,
     pub(super) spec: Arc<ConsumerSpec>,
     pub(super) delivery_count: u64,
-    /// The worker that has it, as its Fetch names it. `None`: nobody has it, or it was taken over.
+    /// The worker that has it, as named in its Fetch. `None`: nobody has it, or it was adopted from another
+    /// replica.
     pub(super) worker: Option<Arc<str>>,
-    /// `None` for a delivery that came unasked, late from a pull that was given up.
-    pub(super) _place: Option<OwnedSemaphorePermit>,
+    /// `None` for a late delivery of a pull that was given up.
+    pub(super) _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl HeldDelivery {
-    /// What to publish for it, by then or never.
+    /// The settlement to publish. It must arrive by `by` or never.
     pub(super) fn order(&self, kind: AckKind, by: Option<Instant>) -> AckPublish {
         AckPublish { ack: self.ack.clone(), kind, confirm_group: self.spec.line(), by }
     }
 }
 
-struct Kept {
+struct Locked {
     table: LeaseTable<HeldDelivery>,
-    /// The clocks as they were last read.
+    /// The latest reading of the clocks.
     read: Reading,
 }
 
 pub(super) struct SharedLeaseTable {
-    kept: Mutex<Kept>,
+    locked: Mutex<Locked>,
     sooner: Notify,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     most: usize,
 }
 
 impl SharedLeaseTable {
     pub(super) fn new(most: usize, longest: Duration, now: Instant) -> Self {
         Self {
-            kept: Mutex::new(Kept {
+            locked: Mutex::new(Locked {
                 table: LeaseTable::new(now, longest, REMEMBERED_LEASES),
                 read: clock::reading(),
             }),
             sooner: Notify::new(),
-            places: Arc::new(Semaphore::new(most)),
+            permits: Arc::new(Semaphore::new(most)),
             most,
         }
     }
 
-    /// Does one thing to the table. Before, it is told of time that its clock did not count.
+    /// Runs `act` on the table under its lock. Before that, the table learns of time that the clock did not
+    /// count.
     pub(super) fn with<R>(&self, act: impl FnOnce(&mut LeaseTable<HeldDelivery>) -> R) -> R {
         let reading = clock::reading();
-        let mut kept = self.lock();
-        let Kept { table, read } = &mut *kept;
+        let mut locked = self.lock();
+        let Locked { table, read } = &mut *locked;
         let before = table.next_due();
         let gap = reading.gap_since(read);
         if let Some(gap) = gap {
@@ -89,7 +91,7 @@ impl SharedLeaseTable {
             (None, after) => after.is_some(),
             (Some(_), None) => false,
         };
-        drop(kept);
+        drop(locked);
         if let Some(gap) = gap {
             tracing::warn!(?gap, "the clock stopped, as in a suspended machine: leases end sooner");
         }
@@ -99,56 +101,56 @@ impl SharedLeaseTable {
         result
     }
 
-    /// When the sweeper is next needed.
+    /// The time at which the sweeper is needed next.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.lock().table.next_due()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Kept> {
-        lock(&self.kept)
+    fn lock(&self) -> MutexGuard<'_, Locked> {
+        lock(&self.locked)
     }
 
-    /// Waits until something is due sooner than [`SharedLeaseTable::next_due`] said.
+    /// Waits until a lease is due sooner than [`SharedLeaseTable::next_due`] has returned.
     pub(super) async fn sooner(&self) {
         self.sooner.notified().await;
     }
 
-    /// The most leases that may be held.
+    /// The most leases that may exist.
     pub(super) fn most(&self) -> usize {
         self.most
     }
 
-    /// Places that are free now.
+    /// The number of free permits.
     pub(super) fn free(&self) -> u32 {
-        u32::try_from(self.places.available_permits()).unwrap_or(u32::MAX)
+        u32::try_from(self.permits.available_permits()).unwrap_or(u32::MAX)
     }
 
-    /// Takes `count` places, if so many are free.
+    /// Takes `count` permits, if so many are free.
     pub(super) fn reserve(&self, count: u32) -> Option<OwnedSemaphorePermit> {
-        self.places.clone().try_acquire_many_owned(count).ok()
+        self.permits.clone().try_acquire_many_owned(count).ok()
     }
 
-    /// Waits until no lease is held and no pull may bring any.
+    /// Waits until there is no lease, and no pull that may bring one.
     pub(super) async fn all_free(&self) {
         let all = u32::try_from(self.most).unwrap_or(u32::MAX);
-        // Never closed, so the only outcome is every place, and all are put back at once.
-        drop(self.places.acquire_many(all).await);
+        // The semaphore is never closed, so this gets every permit. All are returned at once.
+        drop(self.permits.acquire_many(all).await);
     }
 
-    /// A way to stand in line for places.
+    /// A place in the queue for permits.
     pub(super) fn turn(&self) -> Turn {
-        Turn::new(self.places.clone())
+        Turn::new(self.permits.clone())
     }
 
-    /// Places that no lease has. Open pulls may have reserved them.
+    /// The number of leases that may be added. Open pulls may have reserved their permits.
     pub(super) fn unleased(&self) -> usize {
         self.most.saturating_sub(self.lock().table.len())
     }
 
-    /// The most places for a pull where nothing is known to be there: such pulls leave half of what no
-    /// lease has to others. They become smaller as they become more, and keep one place at least.
+    /// The most permits for an idle pull, one that no message is known to wait for. Idle pulls leave half of
+    /// the permits without a lease to other pulls. With more idle pulls each gets less, but at least one.
     pub(super) fn idle_share(&self) -> usize {
-        let (unleased, free) = (self.unleased(), self.places.available_permits());
+        let (unleased, free) = (self.unleased(), self.permits.available_permits());
         (free.saturating_sub(unleased / 2) / IDLE_PULL_DIVISOR).max(1)
     }
 }

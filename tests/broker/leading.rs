@@ -129,7 +129,7 @@ async fn receiver_doubts_leases_of_another_leader() {
         let at = clock::now();
         let [OutgoingLease { ack, moving, leader, .. }] = lessor.leaving().try_into().unwrap();
         let spec = heir.know(&broker.name(), at + BOUND).await.unwrap();
-        let mut places = heir.keep_places(1).unwrap();
+        let mut places = heir.reserve_leases(1).unwrap();
         let coming = IncomingLease { spec, leader, ack, moving, at };
         let [Some(here)] = heir.adopt(vec![coming], &mut places)[..] else { panic!() };
         assert_eq!(confirmed(&self::ack(&heir, here).await), known, "{leader:?}");

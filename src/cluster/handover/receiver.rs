@@ -128,7 +128,7 @@ impl<B: Broker + Bus> Peers<B> {
         if self.lessor.is_draining() {
             return Err("it is leaving too".to_owned());
         }
-        let places = self.lessor.keep_places(leases.len()).ok_or("it has no room")?;
+        let places = self.lessor.reserve_leases(leases.len()).ok_or("it has no room")?;
         let pending = prepared.pending.entry(handover).or_insert_with(|| Pending {
             since: at,
             leases: Vec::new(),

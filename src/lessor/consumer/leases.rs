@@ -160,7 +160,7 @@ impl<B: Broker> ConsumerLeases<B> {
                     spec: spec.clone(),
                     delivery_count: delivery.delivery_count,
                     worker: None,
-                    _place: permits.as_mut().and_then(|permits| permits.split(1)),
+                    _permit: permits.as_mut().and_then(|permits| permits.split(1)),
                 };
                 let (id, older) = table.grant(terms(spec, &delivery, now), held);
                 superseded.extend(older);
@@ -194,7 +194,7 @@ impl<B: Broker> ConsumerLeases<B> {
                     *wanted < ack_wait || granted.spec.ack_right.refused().is_none()
                 });
                 let assigned = table.assign(granted.id, length, now).ok()?;
-                table.note(granted.id, |held| held.worker = Some(request.worker.clone()));
+                table.update_payload(granted.id, |held| held.worker = Some(request.worker.clone()));
                 let (deadline, settle_by) = (assigned.deadline, assigned.settle_by);
                 let leader = granted.spec.leadership.leader();
                 Some(LeasedDelivery { id: granted.id, deadline, settle_by, leader, granted })
@@ -207,9 +207,9 @@ impl<B: Broker> ConsumerLeases<B> {
     pub(super) fn take_back(&self, granted: &[GrantedDelivery], now: Instant) {
         self.core.table.with(|table| {
             for granted in granted {
-                table.note(granted.id, |held| held.worker = None);
+                table.update_payload(granted.id, |held| held.worker = None);
                 if granted.last_attempt() {
-                    table.keep(granted.id, now);
+                    table.reclaim(granted.id, now);
                 }
             }
         });

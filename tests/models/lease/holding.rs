@@ -139,7 +139,7 @@ fn last_attempt_is_kept_alive_until_taken_and_after_its_return() {
     timed.progressed(id, 5000, 5001);
     assert_eq!(timed.ack_by(id), 5000 + u128::from(ACK_BY));
     timed.table.assign(id, Some(Duration::from_secs(2)), timed.at(6000)).unwrap();
-    timed.table.keep(id, timed.at(7000));
+    timed.table.reclaim(id, timed.at(7000));
     assert_eq!(timed.sweep(9999), [], "the caller's lease does not count any more");
     assert_eq!(timed.sweep(10_000), [Due::Progress { id }]);
 }
@@ -148,7 +148,7 @@ fn last_attempt_is_kept_alive_until_taken_and_after_its_return() {
 fn kept_lease_lasts_as_long_as_a_fresh_one() {
     let mut timed = TimedTable::new();
     let id = timed.lent(1000);
-    timed.table.keep(id, timed.at(999));
+    timed.table.reclaim(id, timed.at(999));
     assert_eq!(timed.table.next_due(), Some(timed.at(ACK_BY)));
 }
 

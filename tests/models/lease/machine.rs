@@ -62,7 +62,7 @@ impl World {
         match call {
             Call::Lend(length) => self.table.assign(id, length),
             Call::Extend(length) => self.table.extend(id, length),
-            Call::Keep => self.table.keep(id),
+            Call::Keep => self.table.reclaim(id),
             Call::Begin(kind) => self.table.begin(id, kind),
             Call::Finish(outcome) => self.table.finish(id, outcome),
             Call::GiveBack => self.table.give_back(id),
@@ -199,7 +199,7 @@ impl Tested {
                 Err(error) => error.into(),
             },
             Call::Keep => {
-                self.table.keep(id, now);
+                self.table.reclaim(id, now);
                 Reply::Nothing
             }
             Call::Begin(kind) => match self.table.begin(id, kind, now) {

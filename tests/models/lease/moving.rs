@@ -130,7 +130,7 @@ fn leaving(table: &Table, now: Instant) -> (Vec<(LeaseId, LeaseSnapshot)>, Vec<O
         after = next;
     }
     let (mut memories, mut after) = (Vec::new(), None);
-    while let Some(piece) = table.memories(after) {
+    while let Some(piece) = table.outcomes(after) {
         after = Some(piece.last());
         memories.push(OutcomeSlice::new(piece.first(), piece.nibbles().to_vec()));
     }
@@ -148,7 +148,7 @@ fn taken(
     memories.iter().for_each(|piece| inheritance.remember(piece));
     for (there, moving) in leases {
         if let Adopted::Here(here, _) = table.adopt(moving, CONSUMER, at, "x", now) {
-            inheritance.took(*there, here);
+            inheritance.adopt(*there, here);
         }
     }
     inheritance
@@ -227,12 +227,12 @@ proptest! {
         for _ in 0..moves {
             let mut here: Table = LeaseTable::new(old.timed.origin, LONGEST, 64);
             let mut inheritance = taken(&mut here, &sent, now, now);
-            inheritance.settle_up(&here);
+            inheritance.record_ends(&here);
             // On to the next, by the old numbers.
-            let numbers: BTreeMap<_, _> = inheritance.taken().map(|(old, id)| (id, old)).collect();
+            let numbers: BTreeMap<_, _> = inheritance.adopted().map(|(old, id)| (id, old)).collect();
             let (leases, _) = leaving(&here, now);
             let leases = leases.into_iter().map(|(id, moving)| (numbers[&id], moving)).collect();
-            sent = (leases, inheritance.memories().cloned().collect());
+            sent = (leases, inheritance.outcomes().cloned().collect());
             hands = Some((here, inheritance));
         }
         let (mut here, inheritance) = hands.unwrap();
@@ -258,8 +258,8 @@ fn settlement_by_a_receiver_is_known_to_the_next() {
     let Found::Here(its) = inheritance.find(id) else { panic!() };
     assert_eq!(answer(&mut here, its, SettleKind::Nak, at), Ok(true));
     here.finish(its, PublishOutcome::Confirmed, at);
-    inheritance.settle_up(&here);
-    assert_eq!(inheritance.taken().count(), 0);
+    inheritance.record_ends(&here);
+    assert_eq!(inheritance.adopted().count(), 0);
     assert_eq!(inheritance.find(id), Found::Ended(LeaseError::Settled { by: SettleKind::Nak }));
 }
 
