@@ -1,39 +1,39 @@
-//! Whether a payload is what its reader asked for. Pure.
+//! Checks a payload against the codec that its reader asked for. Pure.
 
 use serde::de::IgnoredAny;
 
 use crate::broker::Delivery;
 
-/// Headers of a message without a payload, by which JetStream and its clients say that no payload
-/// was meant to be there: the name, and the values that say so. No value listed: any.
+/// Headers by which JetStream and its clients mark a message that has no payload on purpose: the name of
+/// the header, and its values. An empty list stands for any value.
 const WITHOUT_PAYLOAD: [(&str, &[&str]); 3] = [
-    // A consumer of headers only leaves the payload out, and tells its size.
+    // A headers-only consumer leaves the payload out, and gives its size.
     ("Nats-Msg-Size", &[]),
-    // The stream stores it where the last message of a subject has aged, or was removed.
+    // The stream stores it when the last message of a subject has expired, or was removed.
     ("Nats-Marker-Reason", &[]),
-    // A client of a key-value bucket stores it where a key is deleted.
+    // A client of a key-value bucket stores it when a key is deleted.
     ("KV-Operation", &["DEL", "PURGE"]),
 ];
 
-/// How a Fetch wants its payloads.
+/// The form in which a Fetch wants its payloads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Codec {
-    /// As they are.
+    /// Unchanged bytes.
     #[default]
     Raw,
-    /// As UTF-8 text; anything else is terminated.
+    /// UTF-8 text. A message with another payload is terminated.
     Text,
-    /// As JSON text (RFC 8259, in UTF-8); anything else is terminated.
+    /// JSON text (RFC 8259, in UTF-8). A message with another payload is terminated.
     Json,
-    /// As text where it is UTF-8, as bytes where not; nothing is terminated.
+    /// Text if the payload is UTF-8, bytes otherwise. Nothing is terminated.
     Auto,
 }
 
 impl Codec {
-    /// Judges the payload of a delivery, unless there was none to deliver.
+    /// Checks the payload of a delivery, unless the message has no payload on purpose.
     ///
     /// # Errors
-    /// What is wrong with the payload, for people.
+    /// The fault of the payload, for people.
     pub(super) fn check(self, delivery: &Delivery) -> Result<(), String> {
         if delivery.payload.is_empty() && is_without_payload(delivery) {
             return Ok(());
@@ -49,7 +49,7 @@ impl Codec {
                 Err(error) => Err(format!("not UTF-8 text: {error}")),
             },
             Self::Json => match serde_json::from_slice::<IgnoredAny>(payload) {
-                // IgnoredAny does not look inside strings, but text on the wire must be UTF-8.
+                // IgnoredAny does not look inside strings, and text on the wire must be UTF-8.
                 Ok(_) => Self::Text.check_payload(payload),
                 Err(error) => Err(format!("not JSON: {error}")),
             },
@@ -57,12 +57,12 @@ impl Codec {
     }
 }
 
-/// Whether a header says that no payload belongs to this message.
+/// Whether a header marks the message as one without a payload.
 fn is_without_payload(delivery: &Delivery) -> bool {
     delivery.headers.iter().any(|(name, values)| {
-        WITHOUT_PAYLOAD.iter().any(|(header, meant)| {
-            let told = |value: &String| meant.is_empty() || meant.contains(&value.as_str());
-            name == header && values.iter().any(told)
+        WITHOUT_PAYLOAD.iter().any(|(header, marks)| {
+            let is_mark = |value: &String| marks.is_empty() || marks.contains(&value.as_str());
+            name == header && values.iter().any(is_mark)
         })
     })
 }
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_and_text_say_what_is_wrong_and_raw_and_auto_take_anything() {
+    fn json_and_text_name_the_fault_and_raw_and_auto_accept_anything() {
         assert!(Codec::Json.check_payload(br#"{"a":[1,2,{"b":null}]}"#).is_ok());
         assert!(Codec::Json.check_payload(b"").unwrap_err().starts_with("not JSON"));
         assert!(Codec::Json.check_payload(b"{} {}").is_err());

@@ -1,5 +1,5 @@
-//! Why the lessor did not do what it was asked. Each variant is a promise about what has and has
-//! not happened; the table in `reason` says which reason its caller receives.
+//! The errors of the lessor. Each variant is a promise about what has and has not happened. The table in
+//! `reason` gives the reason that the caller receives.
 
 use crate::{
     broker::{ConsumerName, InfoError},
@@ -15,57 +15,57 @@ pub enum Error {
     /// Nothing happened.
     #[error("stream `{}` has no consumer `{}`", .0.stream, .0.consumer)]
     ConsumerNotFound(ConsumerName),
-    /// Nothing happened: a lease cannot be kept on a consumer like this.
+    /// Nothing happened: this kind of consumer cannot be leased from.
     #[error("consumer `{name}` cannot be used here: {property}")]
     ConsumerUnsuitable {
-        /// Which consumer.
+        /// The consumer.
         name: ConsumerName,
-        /// What is in the way.
+        /// The property that prevents it.
         property: Unsuitable,
     },
-    /// Nothing happened: a connection broke while it may have been bringing messages of this consumer,
-    /// and it is not known whether one of them was the cause.
+    /// Nothing happened: a connection broke while it may have been bringing messages of this consumer.
+    /// The cause is not known, and may be one of the messages.
     #[error(
-        "a connection to NATS broke while it brought messages of consumer `{name}`, and before any \
+        "a connection to NATS broke while it was bringing messages of consumer `{name}`, and none \
          arrived{}", needs.as_ref().map_or(String::new(), |subject| format!(
-            "; whether one of them has headers that cannot be read would be found out if the proxy's \
-             NATS user had the right to publish to `{subject}`"))
+            "; to search for a message with unreadable headers, the proxy's NATS user needs the right \
+             to publish to `{subject}`"))
     )]
     ConsumerSuspected {
-        /// Which consumer.
+        /// The consumer.
         name: ConsumerName,
-        /// The subject that the proxy would need the right to publish to, to find out.
+        /// The subject that the proxy needs the right to publish to, to search for the message.
         needs: Option<String>,
     },
-    /// Nothing happened: JetStream takes no more pulls for this consumer just now.
-    #[error("the consumer takes no more pulls now: {0}")]
+    /// Nothing happened: JetStream accepts no more pulls for this consumer at the moment.
+    #[error("the consumer accepts no more pulls now: {0}")]
     ConsumerBusy(String),
-    /// Nothing happened: this many leases are held already.
+    /// Nothing happened: this replica has this many leases, which is its limit.
     #[error("all {0} leases are taken")]
     LeaseLimit(usize),
-    /// Nothing happened: this consumer has this many leases already.
-    #[error("the consumer has {0} leases, as many as one may have")]
+    /// Nothing happened: this consumer has this many leases, which is its limit.
+    #[error("the consumer has {0} leases, which is the limit of one consumer")]
     ConsumerLeaseLimit(usize),
-    /// Nothing happened: this many Fetch calls are open already.
+    /// Nothing happened: this many Fetch calls are open, which is the limit.
     #[error("all {0} places for waiting Fetch calls are taken")]
     WaiterLimit(usize),
     /// Nothing happened: this replica grants no more leases.
     #[error("this replica is draining")]
     Draining,
-    /// Not applied; a lease that was held is still held.
+    /// Not applied. A lease that was held is still held.
     #[error("NATS is not available: {0}")]
     Unavailable(String),
     /// Nothing happened, and nothing will until an operator acts.
     #[error("the proxy has no NATS permission for `{0}`")]
     Permission(String),
-    /// The lease is over; the message is, or will be, delivered again.
+    /// The lease is over. The message was delivered again, or will be.
     #[error("{}", if *forgotten { "the lease ended so long ago that it is forgotten" }
         else { "the lease has expired" })]
     LeaseExpired {
-        /// How it ended is not remembered any more.
+        /// The end of the lease is no longer remembered.
         forgotten: bool,
     },
-    /// The lease is over, and it was the last attempt: the message is not delivered again.
+    /// The lease is over, and it was the last attempt. The message is not delivered again.
     #[error(
         "the lease has expired, and the message is not delivered again: it was its last attempt"
     )]
@@ -73,10 +73,10 @@ pub enum Error {
     /// The message was settled before, in another way.
     #[error("settled before, as {0:?}")]
     LeaseSettled(SettleKind),
-    /// Another call is settling it at this moment.
+    /// Another call is settling the lease at this moment.
     #[error("another call is settling it")]
     LeaseBusy,
-    /// It may have been applied, or may still be.
+    /// It may have been applied, or may still be applied.
     #[error("sent, and not confirmed in time")]
     Unconfirmed,
     /// Not applied: the consumer or its stream is gone.
@@ -85,7 +85,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// What an unreadable INFO means to a Fetch.
+    /// The error of a Fetch whose consumer cannot be read.
     pub(super) fn of_info(error: InfoError, name: &ConsumerName) -> Self {
         match error {
             InfoError::NoStream => Self::StreamNotFound(name.clone()),
@@ -96,22 +96,21 @@ impl Error {
     }
 }
 
-/// Properties of a consumer that a lease cannot live with.
+/// The properties of a consumer that make leases impossible.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unsuitable {
-    /// It delivers to a subject by itself.
+    /// It is a push consumer.
     Push,
-    /// Its ack policy is not `explicit` but this.
+    /// Its ack policy is this one and not `explicit`.
     AckPolicy(String),
     /// Its pulls must name a priority group.
     PriorityGroups,
-    /// A message of it breaks every connection, was found, and could not be ended. The subject that
-    /// the proxy would need the right to publish to, if that is why.
+    /// One of its messages breaks every connection. It was found and could not be terminated.
     Unreadable {
-        /// The ack subject.
+        /// The ack subject that the proxy needs the right to publish to, if that is the cause.
         needs: Option<String>,
     },
-    /// An ack wait, the consumer's or one of its backoffs, is under
+    /// The ack wait of the consumer, or an entry of its backoff, is under
     /// [`super::spec::SHORTEST_ACK_WAIT`].
     AckWait,
 }
@@ -139,14 +138,16 @@ impl std::fmt::Display for Unsuitable {
             Self::PriorityGroups => f.write_str("it has priority groups"),
             Self::Unreadable { needs: Some(subject) } => write!(
                 f,
-                "one of its messages has headers that cannot be read; it would be terminated if the \
-                 proxy's NATS user had the right to publish to `{subject}`"
+                "one of its messages has unreadable headers; to terminate the message, the proxy's \
+                 NATS user needs the right to publish to `{subject}`"
             ),
             Self::Unreadable { needs: None } => f.write_str(
-                "one of its messages has headers that cannot be read, and comes back although it \
-                 was terminated; delete it from the stream: the log names its sequence",
+                "one of its messages has unreadable headers, and comes back although it was \
+                 terminated; delete it from the stream: the log names its sequence",
             ),
-            Self::AckWait => f.write_str("its ack wait, or a backoff, is under 500 ms"),
+            Self::AckWait => {
+                f.write_str("its ack wait, or an entry of its backoff, is under 500 ms")
+            }
         }
     }
 }

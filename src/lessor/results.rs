@@ -2,10 +2,10 @@
 //! places.
 //!
 //! ```text
-//!  items ──▶ 0 ──▶ refused at once ─────────────────── set ──▶ ┌───────────┐
-//!            1 ──▶ group of one place ──▶ its results ─ set_all ▶│  Results  │──▶ into_vec: 0, 1, 2, 3
-//!            2 ──▶ group of another ────▶ its results ─ set_all ▶│ (by index)│
-//!            3 ──▶ group of one place                          └───────────┘
+//!           0 ──▶ answered at once ──────────────── set ──────▶ ┌─────────┐
+//!  items ─▶ 1 ──▶ group of place A ──▶ its results ─ set_all ──▶ │ Results │ ──▶ into_vec: 0, 1, 2, 3
+//!           2 ──▶ group of place B ──▶ its results ─ set_all ──▶ │ by index│
+//!           3 ──▶ group of place A                              └─────────┘
 //! ```
 //! 1. Each result comes back at the index of its item.
 //! 2. A result is set once. Only [`Results::replace`] overwrites a result.

@@ -1,8 +1,7 @@
-//! Whether NATS lets the proxy ack a consumer's messages, as far as is known: shared by everything that
-//! is known of one incarnation. Written by every confirmed or refused publish to an ack subject.
+//! Whether NATS allows the proxy to ack a consumer's messages, as far as is known. All leases of one
+//! incarnation share it. Every confirmed or refused publish to an ack subject updates it.
 //!
-//! A lease longer than the ack wait needs such publishes. Without the right, a long lease would be a
-//! promise that nothing keeps.
+//! A lease longer than the ack wait needs such publishes. Without the right, nothing can keep a long lease.
 
 use std::sync::{
     Arc, Mutex,
@@ -20,13 +19,13 @@ pub(super) struct AckRight(Arc<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// The subject is set. Read for each settlement, so that these need no lock.
+    /// Whether the subject is set. Every settlement reads this, and needs no lock.
     refused: AtomicBool,
     subject: Mutex<Option<String>>,
 }
 
 impl AckRight {
-    /// What a publish to an ack subject came to, if the broker was asked to confirm it.
+    /// Takes in the outcome of a publish to an ack subject that the broker was asked to confirm.
     pub(super) fn learn(&self, outcome: &Result<(), BrokerError>) {
         let subject = match outcome {
             Err(BrokerError::Denied(Denial::Permission(subject))) => Some(subject.clone()),
@@ -46,7 +45,7 @@ impl AckRight {
     }
 }
 
-/// The right is no part of what a consumer is.
+/// Two specs with different rights are equal: the right is not part of a consumer's configuration.
 impl PartialEq for AckRight {
     fn eq(&self, _: &Self) -> bool {
         true
@@ -60,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_is_known_until_something_is_confirmed() {
+    fn a_refusal_is_known_until_a_publish_is_confirmed() {
         let right = AckRight::default();
         assert_eq!(right.refused(), None);
         let subject = "$JS.ACK.S.c.1".to_owned();
@@ -69,7 +68,7 @@ mod tests {
         assert_eq!(right.refused(), Some(subject.clone()));
         right.learn(&Err(BrokerError::Unconfirmed));
         right.learn(&Err(BrokerError::Denied(Denial::Gone)));
-        assert_eq!(right.refused(), Some(subject), "these say nothing of rights");
+        assert_eq!(right.refused(), Some(subject), "neither error concerns rights");
         right.learn(&Ok(()));
         assert_eq!(right.refused(), None);
     }

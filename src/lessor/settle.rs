@@ -1,7 +1,7 @@
-//! Settling and extending: the lease table decides, the broker is asked only for a lease that is
-//! held, and what came of it goes back into the table. That order is the fence.
+//! Settles and extends leases. The lease table decides first, the broker publishes only for a lease that
+//! is held, and the outcome goes back into the table. This order is the fence.
 //!
-//! Once begun, a settlement runs to its end whether or not its caller stays.
+//! A settlement that has begun runs to its end, also if its caller leaves.
 
 use std::{
     collections::HashSet,
@@ -34,38 +34,38 @@ const IN_DOUBT: &str = "it is not known which server leads the consumer";
 /// One token's part of a Settle.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SettleItem {
-    /// Which lease.
+    /// The lease.
     pub lease: LeaseId,
-    /// What to do with it.
+    /// The action on the lease.
     pub action: Action,
 }
 
-/// What can be done with a lease.
+/// An action on a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// The message is done.
     Ack,
-    /// Deliver it again, this long from now.
+    /// Deliver the message again, this long from now.
     Nak(Duration),
-    /// Never deliver it again, for this reason.
+    /// Never deliver the message again, for this reason.
     Term(String),
-    /// Let the lease end this long from now; without a length, as long as it was granted.
+    /// Let the lease end this long from now. Without a length it is the length of the assignment.
     Extend(Option<Duration>),
 }
 
-/// What was done.
+/// The result of a settlement or an Extend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settled {
-    /// Settled. A Nak says how long from now the message comes back, unless it was the last attempt.
+    /// Settled.
     Done {
-        /// Whether JetStream said so, or it was only sent.
+        /// Whether JetStream has confirmed it, or it was only sent.
         confirmation: Confirmation,
-        /// How long until the message is delivered again.
+        /// The time until the message is delivered again. Set for a Nak, unless it was the last attempt.
         redelivered_in: Option<Duration>,
     },
-    /// Settled in this way before.
+    /// Settled in the same way before.
     Duplicate,
-    /// The lease ends then.
+    /// Extended: the lease ends at this time.
     Extended(Instant),
 }
 
@@ -191,7 +191,7 @@ impl<B: Broker> Lessor<B> {
         let settled = self.table.with(|table| {
             let pairs = begun.into_iter().zip(outcomes);
             let settled = pairs.map(|(Begin { lease, spec, redelivered_in }, outcome)| {
-                let (after, hold) = table.finish(lease, judged(&outcome), now);
+                let (after, hold) = table.finish(lease, publish_outcome(&outcome), now);
                 freed.extend(hold);
                 if confirmation == Confirmation::Confirmed || outcome.is_err() {
                     spec.ack_right.learn(&outcome);
@@ -218,7 +218,7 @@ impl<B: Broker> Lessor<B> {
     }
 }
 
-/// Whether a settlement that ended so may have met another leader, or none.
+/// Whether the consumer may have had another leader, or no leader, at this settlement.
 fn in_doubt(result: &Result<Settled, Error>) -> bool {
     matches!(result, Err(Error::Unconfirmed | Error::Unavailable(_)))
 }
@@ -233,7 +233,7 @@ fn extend(
         if hold.spec.leadership.in_doubt() {
             return Err(Error::Unavailable(IN_DOUBT.to_owned()));
         }
-        // Nothing could keep the message for longer than the ack wait.
+        // Without the right to ack, nothing can keep the message for longer than the ack wait.
         if let Some(subject) = hold.spec.ack_right.refused() {
             return Err(Error::Permission(subject));
         }
@@ -241,8 +241,8 @@ fn extend(
     Ok(Settled::Extended(table.extend(lease, length, now)?))
 }
 
-/// A settlement that has begun. Its caller polls it; when the caller leaves, a task goes on with it.
-/// A task from the start would cost every settlement two wake-ups.
+/// A settlement that has begun. The caller polls it, and a task continues it if the caller leaves. A task
+/// from the start would cost every settlement two wake-ups.
 struct FinishOnDrop<'t, T: Send + 'static> {
     run: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
     tasks: &'t TaskTracker,
@@ -267,7 +267,7 @@ impl<T: Send + 'static> Drop for FinishOnDrop<'_, T> {
     }
 }
 
-/// What to publish, and when the message comes back.
+/// The ack to publish, and the time until the message comes back.
 fn ack_kind(action: Action, hold: &HeldDelivery) -> (AckKind, Option<Duration>) {
     match action {
         Action::Ack => (AckKind::Ack, None),
@@ -281,11 +281,11 @@ fn ack_kind(action: Action, hold: &HeldDelivery) -> (AckKind, Option<Duration>) 
     }
 }
 
-fn judged(outcome: &Result<(), BrokerError>) -> PublishOutcome {
+fn publish_outcome(outcome: &Result<(), BrokerError>) -> PublishOutcome {
     match outcome {
         Ok(()) => PublishOutcome::Confirmed,
         Err(BrokerError::Unsent(_)) => PublishOutcome::Unsent,
-        // Refused for want of rights: it had no effect, so the holder keeps the lease.
+        // Refused without the right: it had no effect, so the holder keeps the lease.
         Err(BrokerError::Denied(Denial::Permission(_))) => PublishOutcome::Unsent,
         Err(BrokerError::Denied(Denial::Gone)) => PublishOutcome::Denied,
         Err(BrokerError::Unconfirmed) => PublishOutcome::Unconfirmed,
@@ -296,7 +296,7 @@ fn failure(error: BrokerError, after: LeaseStatus) -> Error {
     match error {
         BrokerError::Unsent(why) => match after {
             LeaseStatus::Held => Error::Unavailable(why),
-            // This try did not leave, but an earlier one may have been applied.
+            // This attempt did not leave, but an earlier one may have been applied.
             LeaseStatus::Uncertain => Error::Unconfirmed,
             LeaseStatus::Gone => Error::LeaseExpired { forgotten: false },
         },

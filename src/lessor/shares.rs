@@ -1,5 +1,6 @@
-//! The budget in bytes of one connection for deliveries, behind its one lock, and who is woken when his
-//! share is there. Owns the lock: nobody holds it across an await, and nobody reads the clock under it.
+//! The byte budget of one connection for deliveries, behind its lock, and the wake-ups of the consumers
+//! that wait for a share. Owns the lock: nobody holds it across an await, and nobody reads the clock under
+//! it.
 
 use std::{
     collections::HashMap,
@@ -15,7 +16,7 @@ use crate::{
     pump::{ByteRequest, Cause, PullBound, PullBudget},
 };
 
-/// The shares of one connection. Clones are the same.
+/// The shares of one connection. All clones are the same shares.
 #[derive(Debug, Clone)]
 pub(super) struct Shares(Arc<Mutex<Inner>>);
 
@@ -30,25 +31,25 @@ struct Inner {
 /// A connection that was cut.
 #[derive(Debug)]
 struct Cut {
-    /// Which one.
+    /// The connection.
     epoch: u64,
-    /// Bytes that busy pulls could still bring then.
+    /// The bytes that busy pulls could still bring at that time.
     out: u64,
     explained: Option<Explained>,
 }
 
-/// Why a connection was cut, as far as its bytes tell.
+/// The cause of a cut, as far as the bytes show it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Explained {
     pub(super) cause: Cause,
-    /// Bytes that pulls may bring together from now on.
+    /// The bytes that all pulls together may bring from now on.
     pub(super) bound: u64,
-    /// This is the first who asks.
+    /// Whether this is the first caller that asks.
     pub(super) first: bool,
 }
 
 impl Shares {
-    /// So many bytes for one connection.
+    /// A budget of `bound` bytes for one connection.
     pub(super) fn new(bound: u64) -> Self {
         Self::of(PullBound::new(bound))
     }
@@ -62,13 +63,13 @@ impl Shares {
         })))
     }
 
-    /// As many bytes, for another connection to the same server.
+    /// The same budget for another connection to the same server.
     pub(super) fn another(&self) -> Self {
         let bound = self.lock().bound.clone();
         Self::of(bound)
     }
 
-    /// A connection was lost while pulls were open; told by everybody, and noted once.
+    /// A connection was lost while pulls were open. Every consumer reports it, and it is noted once.
     pub(super) fn cut(&self, epoch: u64) {
         let mut inner = self.lock();
         if inner.cut.as_ref().is_none_or(|cut| cut.epoch != epoch) {
@@ -77,7 +78,7 @@ impl Shares {
         }
     }
 
-    /// Nothing that was found explains that cut: whether its bytes do.
+    /// Nothing else explains the cut. Returns whether its bytes do.
     pub(super) fn explain(&self, epoch: u64, now: Instant) -> Option<Explained> {
         self.act(|inner| {
             let cut = inner.cut.as_mut().filter(|cut| cut.epoch == epoch)?;
@@ -93,7 +94,7 @@ impl Shares {
         })
     }
 
-    /// Does one thing to the budget, and wakes whose turn has come by it.
+    /// Runs `act` on the budget, and wakes the consumers that have a share now.
     fn act<R>(&self, act: impl FnOnce(&mut Inner) -> R) -> R {
         let mut inner = self.lock();
         let result = act(&mut inner);
@@ -110,7 +111,7 @@ impl Shares {
     }
 }
 
-/// The place of one consumer at the shares of one connection. Dropped, it leaves the line.
+/// One consumer at the shares of one connection. Dropping it leaves the queue.
 #[derive(Debug)]
 pub(super) struct PullSeat {
     shares: Shares,
@@ -123,17 +124,17 @@ impl PullSeat {
         Self { shares, name, bell: Arc::default() }
     }
 
-    /// Those of its connection.
+    /// The shares of its connection.
     pub(super) fn shares(&self) -> &Shares {
         &self.shares
     }
 
-    /// Rings when it is worth to ask again.
+    /// Notified when the consumer should ask again.
     pub(super) fn bell(&self) -> Arc<Notify> {
         self.bell.clone()
     }
 
-    /// Asks for a share; where there is none yet, it stands in line for it.
+    /// Asks for a share. `None`: there is none yet, and the consumer waits in the queue.
     pub(super) fn ask(&self, ask: ByteRequest, now: Instant) -> Option<PullShare> {
         let granted = self.shares.act(|inner| {
             let bound = inner.bound.at(now);
@@ -147,7 +148,7 @@ impl PullSeat {
         Some(PullShare { shares: self.shares.clone(), name: self.name.clone(), granted })
     }
 
-    /// Wants nothing any more.
+    /// Leaves the queue.
     pub(super) fn leave(&self) {
         self.shares.act(|inner| {
             inner.bells.remove(&self.name);
@@ -162,17 +163,17 @@ impl Drop for PullSeat {
     }
 }
 
-/// What the open pull of one consumer may still bring, in bytes. Dropped, it is free.
+/// The bytes that the open pull of one consumer may still bring. Dropping the share frees them.
 #[derive(Debug)]
 pub(super) struct PullShare {
     shares: Shares,
     name: ConsumerName,
-    /// How much it was at first.
+    /// The size of the share at first, in bytes.
     pub(super) granted: u64,
 }
 
 impl PullShare {
-    /// So many bytes have arrived.
+    /// Notes that `bytes` have arrived.
     pub(super) fn arrived(&self, bytes: u64) {
         self.shares.act(|inner| {
             inner.bound.came(bytes);
@@ -180,12 +181,12 @@ impl PullShare {
         });
     }
 
-    /// The pull has asked for less.
+    /// Frees `bytes` that the pull has not asked for.
     pub(super) fn give_back(&self, bytes: u64) {
         self.shares.act(|inner| inner.budget.arrived(&self.name, bytes));
     }
 
-    /// Nothing was heard of the pull any more, and what it brings may still be on its way.
+    /// The end of the pull never came, so its messages may still be on their way.
     pub(super) fn doubt(self) -> Doubt {
         let kept = self.shares.act(|inner| inner.budget.keep(&self.name, u64::MAX));
         Doubt { shares: self.shares.clone(), name: self.name.clone(), kept }
@@ -198,7 +199,7 @@ impl Drop for PullShare {
     }
 }
 
-/// Bytes of a pull that may still be on their way. Dropped, they are free.
+/// The bytes of a pull that may still be on their way. Dropping it frees them.
 #[derive(Debug)]
 pub(super) struct Doubt {
     shares: Shares,

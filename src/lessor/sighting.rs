@@ -1,9 +1,9 @@
-//! What one replica has seen of a consumer that every other replica must know before the first one
-//! hands out anything more of it. Owns the words and the way out; who is told, and how, is `peer`'s.
+//! Sightings: changes of a consumer that every other replica must know before this replica hands out
+//! more of its messages. Owns the types and the channel to `cluster`, which sends them.
 //!
-//! JetStream knows a delivery by its stream sequence alone. When a consumer is made anew, or its
-//! deliveries are counted anew, a lease that another replica granted before settles the delivery that
-//! this replica has now. So this replica tells the others first, and waits until they have answered.
+//! JetStream knows a delivery by its stream sequence alone. If a consumer is created again, or its
+//! deliveries are counted from 1 again, an older lease of another replica would settle the delivery that
+//! this replica has now. So this replica tells the others first, and waits for their answers.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -15,22 +15,22 @@ use tokio::{
 use super::{Lessor, consumer::ConsumerCommand};
 use crate::broker::{Broker, ConsumerName};
 
-/// The longest wait for the others. A replica that answers later is logged by `peer`; it cannot have
-/// lost its connection to NATS without noticing, and reads the consumer again when it has.
+/// The longest wait for the others. `cluster` logs a replica that answers later. Such a replica notices if
+/// it has lost its connection to NATS, and then reads the consumer again.
 const SIGHTING_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Something that was seen of a consumer.
+/// A change of a consumer that was seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sighting {
     /// The consumer.
     pub name: ConsumerName,
-    /// When it was made, as JetStream writes it.
+    /// The creation time of the consumer, as JetStream writes it.
     pub created: Arc<str>,
     /// The highest consumer sequence that JetStream knew as delivered.
     pub delivered: u64,
-    /// The delivery with consumer sequence 1 has arrived here.
+    /// Whether the delivery with consumer sequence 1 has arrived here.
     pub began: bool,
-    /// Consumer sequences went down: every lease that was granted before is void.
+    /// Whether consumer sequences went down, so that every earlier lease is void.
     pub again: bool,
 }
 
@@ -39,19 +39,20 @@ pub struct Sighting {
 pub struct Telling {
     /// The sighting.
     pub sighting: Sighting,
-    /// To be dropped, or sent to, once each of them has answered or is given up.
+    /// The sender drops it, or sends to it, once each replica has answered or is given up.
     pub told: oneshot::Sender<()>,
 }
 
 impl<B: Broker> Lessor<B> {
-    /// The sightings that the other replicas are to be told from now on. Without a reader there are no
-    /// other replicas. There is one reader: `None` for a second one.
+    /// The sightings that the other replicas must learn from now on. Without a reader there are no other
+    /// replicas. There is one reader: a second one gets `None`.
     pub fn sightings(&self) -> Option<mpsc::UnboundedReceiver<Telling>> {
         let (sender, receiver) = mpsc::unbounded_channel();
         self.herald.set(sender).is_ok().then_some(receiver)
     }
 
-    /// Tells the others, and waits for their answers for a second at most. `None`: there are no others.
+    /// Tells the other replicas, and waits for their answers for at most a second. `None`: there are no
+    /// others.
     pub(super) fn tell_others(
         &self,
         sighting: Sighting,
@@ -59,19 +60,19 @@ impl<B: Broker> Lessor<B> {
         let (told, waiting) = oneshot::channel();
         self.herald.get()?.send(Telling { sighting, told }).ok()?;
         Some(async move {
-            // It was answered, it is too late, or nobody is left to tell: we go on.
+            // The others have answered, or the time is over, or nobody is left. We continue in any case.
             let _ = timeout(SIGHTING_TIMEOUT, waiting).await;
         })
     }
 
-    /// Takes in what another replica has seen. When this returns, or after the wait of that replica,
-    /// no lease that the sighting voids is settled here.
+    /// Takes in a sighting of another replica. After this, or after the wait of that replica, no lease
+    /// that the sighting voids is settled here.
     pub async fn heard_of(&self, sighting: Sighting) {
         let name = sighting.name.clone();
         let (reply, answer) = oneshot::channel();
         if self.has_leased_of(&name) {
             self.tell(&name, ConsumerCommand::Heard(sighting, reply));
-            // A feed that ends drops the answer, and has ended the leases that it doubted.
+            // A consumer task that ends drops the answer, and has ended the leases that it doubted.
             let _ = timeout(SIGHTING_TIMEOUT, answer).await;
         }
     }

@@ -1,5 +1,5 @@
-//! What has to be known of a consumer to lease its deliveries: read from CONSUMER.INFO, never
-//! changed, replaced when the consumer changes. Pure.
+//! The configuration of a consumer, as far as leases need it. It is read from CONSUMER.INFO, never
+//! changed, and replaced when the consumer changes. Pure.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,16 +13,16 @@ use crate::{
     pump::PullLimits,
 };
 
-/// Below this, margins and round trips leave nothing of an ack wait to work in.
+/// A shorter ack wait has no time left after margins and round trips.
 pub const SHORTEST_ACK_WAIT: Duration = Duration::from_millis(500);
 /// Most messages of one pull, well below what an inbox can hold.
 const LARGEST_BATCH: u32 = 10_000;
-/// Longest that a surplus delivery is kept for the next waiter.
+/// The longest time for which a surplus delivery is kept for the next waiter.
 const LONGEST_PARK: Duration = Duration::from_secs(1);
-/// An upper bound for the fields of an encoded delivery that do not depend on its contents: keys,
-/// lengths, numbers, timestamps, and the part of the token that is not the ack subject.
+/// An upper bound for the fixed fields of an encoded delivery, in bytes: keys, lengths, numbers and
+/// timestamps. It includes the part of the token that is not the ack subject.
 const FIXED_SIZE: usize = 480;
-/// The same for each header and each value of it.
+/// The same for each header name and each header value.
 const HEADER_SIZE: usize = 24;
 
 /// One incarnation of one consumer, in one configuration.
@@ -30,34 +30,34 @@ const HEADER_SIZE: usize = 24;
 pub struct ConsumerSpec {
     /// Its name.
     pub name: ConsumerName,
-    /// What the lease table calls this incarnation.
+    /// The id of this incarnation in the lease table.
     pub id: ConsumerId,
-    /// When it was made.
+    /// The creation time of the consumer.
     pub created: Arc<str>,
-    /// Attempts after which a message is given up; `None` is without limit.
+    /// The number of delivery attempts. `None`: no limit.
     pub max_deliver: Option<u64>,
     pub(super) ack_wait: Duration,
     pub(super) backoff: Vec<Duration>,
     pub(super) replicated: bool,
-    /// `leader` is another one after every change and every start.
+    /// Whether `leader` changes with every change of leader and every start of a server.
     pub(super) leader_shows: bool,
-    /// Who leads it, as was last known.
+    /// The last known leader.
     pub(super) leadership: Leadership,
-    /// Whether NATS lets us ack its messages.
+    /// Whether NATS allows us to ack its messages.
     pub(super) ack_right: AckRight,
     limits: PullLimits,
 }
 
 impl ConsumerSpec {
     /// # Errors
-    /// Leases cannot be kept on a consumer like this.
+    /// The consumer cannot be leased from.
     pub(super) fn check(name: &ConsumerName, info: &ConsumerInfo) -> Result<(), Error> {
         unsuitable(info).map_or(Ok(()), |property| {
             Err(Error::ConsumerUnsuitable { name: name.clone(), property })
         })
     }
 
-    /// What INFO says of a consumer that is suitable.
+    /// The spec of a suitable consumer, from its INFO.
     pub(super) fn new(name: &ConsumerName, id: ConsumerId, info: &ConsumerInfo) -> Self {
         let shortest = info.backoff.iter().copied().fold(info.ack_wait, Duration::min);
         let unsettled = info.max_ack_pending.map_or(LARGEST_BATCH, saturating);
@@ -85,7 +85,7 @@ impl ConsumerSpec {
         }
     }
 
-    /// What the monitor decides by, before INFO is read again.
+    /// The facts that the monitor decides by until INFO is read again.
     pub(super) fn view(&self) -> ConsumerView {
         ConsumerView {
             created: self.created.clone(),
@@ -98,8 +98,8 @@ impl ConsumerSpec {
         }
     }
 
-    /// The same consumer, whose deliveries are counted anew: no lease of before is one of it.
-    pub(super) fn counted_anew(&self, id: ConsumerId) -> Self {
+    /// The same consumer after its deliveries were counted from 1 again. No earlier lease belongs to it.
+    pub(super) fn counted_again(&self, id: ConsumerId) -> Self {
         Self { id, leadership: Leadership::new(self.leadership.leader()), ..self.clone() }
     }
 
@@ -107,7 +107,7 @@ impl ConsumerSpec {
         self.limits.clone()
     }
 
-    /// Another server can come to lead it, or the same one start anew, and our connections live on.
+    /// Whether its leader can change or restart while our connections stay.
     pub(super) fn is_led_elsewhere(&self) -> bool {
         self.replicated || !self.leader_shows
     }
@@ -117,22 +117,21 @@ impl ConsumerSpec {
         ack_wait_of(self.ack_wait, &self.backoff, delivery_count)
     }
 
-    /// The longest that JetStream waits for any delivery.
+    /// The longest ack wait of any delivery.
     pub(super) fn longest_ack_wait(&self) -> Duration {
         self.backoff.iter().copied().fold(self.ack_wait, Duration::max)
     }
 
-    /// A Nak of this delivery would destroy its message.
+    /// Whether this is the last attempt. A Nak would destroy the message.
     pub(super) fn last_attempt(&self, delivery_count: u64) -> bool {
         self.max_deliver.is_some_and(|most| delivery_count >= most)
     }
 
-    /// The delay to ask JetStream for so that a delivery comes back `wanted` from now, and the
-    /// delay that will result.
+    /// The delay to ask JetStream for, so that a delivery comes back after `wanted`, and the real delay.
     ///
-    /// JetStream re-times from `BackOff[0]` and expires by `BackOff[n]`, so with a BackOff the real
-    /// delay is the asked one plus their difference; less than that difference is not to be had,
-    /// except at once.
+    /// JetStream counts the delay from `BackOff[0]` and expires by `BackOff[n]`. With a backoff, the real
+    /// delay is therefore the delay that was asked for plus their difference. The shortest real delay is
+    /// that difference, but zero is possible.
     pub(super) fn nak_delay(
         &self,
         wanted: Duration,
@@ -147,15 +146,15 @@ impl ConsumerSpec {
         (Some(asked), asked + distortion)
     }
 
-    /// Whether, and as which, orders for this consumer stand in line; see [`crate::broker::AckPublish`].
-    pub(super) fn line(&self) -> Option<u32> {
+    /// The confirm group of this consumer's acks. See [`crate::broker::AckPublish`].
+    pub(super) fn confirm_group(&self) -> Option<u32> {
         (!self.replicated).then_some(self.id.0)
     }
 
-    /// The delay of a Nak by which we give a delivery back at once.
+    /// The delay of a Nak that gives a delivery back at once.
     ///
-    /// A replicated consumer keeps a plain Nak in its leader's memory only; a delayed one is
-    /// agreed on, and a nanosecond is no delay. A BackOff would distort it.
+    /// A replicated consumer keeps a Nak without delay in its leader's memory only. All replicas agree on a
+    /// Nak with a delay, and a nanosecond is too short to matter. A backoff would distort it.
     pub(super) fn release_delay(&self) -> Option<Duration> {
         (self.replicated && self.backoff.is_empty()).then_some(Duration::from_nanos(1))
     }
@@ -178,7 +177,7 @@ fn saturating(value: u64) -> u32 {
     u32::try_from(value).unwrap_or(u32::MAX)
 }
 
-/// An upper bound of what a delivery takes in an encoded answer, in bytes.
+/// An upper bound for the size of a delivery in an encoded answer, in bytes.
 pub(crate) fn encoded_size(delivery: &Delivery) -> u64 {
     let headers: usize = delivery
         .headers
@@ -188,7 +187,7 @@ pub(crate) fn encoded_size(delivery: &Delivery) -> u64 {
             name.len() + HEADER_SIZE + values
         })
         .sum();
-    // The token carries the ack subject, four characters for every three bytes.
+    // The token contains the ack subject, at four characters for every three bytes.
     let token = delivery.ack.0.len() * 4 / 3;
     (delivery.payload.len() + delivery.subject.len() + headers + token + FIXED_SIZE) as u64
 }
@@ -236,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn consumers_that_cannot_be_leased_from_are_refused_and_told_why() {
+    fn an_unsuitable_consumer_is_refused_with_its_property() {
         let short = Duration::from_millis(499);
         let all = AckPolicy::Other("all".to_owned());
         assert_eq!(property(&ConsumerInfo { push: true, ..info() }), Some(Unsuitable::Push));
@@ -248,11 +247,11 @@ mod tests {
             property(&ConsumerInfo { priority_groups: true, ..info() }),
             Some(Unsuitable::PriorityGroups)
         );
-        for unfit in [
+        for unsuitable in [
             ConsumerInfo { ack_wait: short, ..info() },
             ConsumerInfo { backoff: vec![Duration::from_secs(1), short], ..info() },
         ] {
-            assert_eq!(property(&unfit), Some(Unsuitable::AckWait));
+            assert_eq!(property(&unsuitable), Some(Unsuitable::AckWait));
         }
         assert!(spec(&ConsumerInfo { ack_wait: SHORTEST_ACK_WAIT, ..info() }).is_ok());
     }

@@ -1,5 +1,5 @@
-//! Time passing: keeps long leases alive, releases those whose holder let them lapse, and lets go
-//! of those that JetStream may have given away. The table says what is due; this does it.
+//! The passing of time. Keeps long leases alive, releases lapsed leases, and drops leases whose message
+//! JetStream may have given away. The table returns the leases that are due.
 
 use std::{
     collections::HashMap,
@@ -18,16 +18,16 @@ use crate::{
     lease::{ConsumerId, Due, LeaseId},
 };
 
-/// A progress that is not confirmed by then is tried again by the table's own clock.
+/// The longest wait for a confirmation of progress. The table decides when progress is tried again.
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Leases that have ended in the hands of workers, of each of them.
+/// The leases that have ended unsettled, for each worker.
 #[derive(Default)]
 struct Ended(HashMap<(ConsumerId, Arc<str>), (Arc<ConsumerSpec>, u64)>);
 
 impl Ended {
     fn count(&mut self, hold: &HeldDelivery) {
-        // The leases of a consumer that is gone end by that.
+        // If the consumer is gone, the worker did not let the lease end.
         if let Some(worker) = hold.worker.as_ref().filter(|_| !hold.spec.leadership.is_over()) {
             let of = (hold.spec.id, worker.clone());
             let (_, count) = self.0.entry(of).or_insert_with(|| (hold.spec.clone(), 0));
@@ -46,7 +46,7 @@ impl<B: Broker> Lessor<B> {
                 () = self.table.sooner() => continue,
                 () = self.closed.cancelled() => return,
             }
-            // Its sender is ours.
+            // The lessor holds the sender.
             let _ = self.frozen.subscribe().wait_for(|frozen| !frozen).await;
             while self.step() {
                 tokio::task::yield_now().await;
@@ -54,7 +54,7 @@ impl<B: Broker> Lessor<B> {
         }
     }
 
-    /// Does what is due, at most [`LEASES_PER_LOCK`] of it; whether there may be more.
+    /// Handles at most [`LEASES_PER_LOCK`] leases that are due. `true`: more may be due.
     fn step(&self) -> bool {
         let now = clock::now();
         let mut progress: HashMap<ConsumerId, Vec<_>> = HashMap::new();
@@ -69,10 +69,10 @@ impl<B: Broker> Lessor<B> {
             for due in due {
                 match due {
                     Due::Progress { id } => {
-                        // A new leader would confirm it, and may have given the message away.
+                        // A new leader would confirm the progress, and may have given the message away.
                         let sure =
                             table.payload(id).filter(|hold| !hold.spec.leadership.in_doubt());
-                        // One that comes late does no more than to make the next ack wait longer.
+                        // Late progress is harmless: it only makes the next ack wait longer.
                         if let Some(hold) = sure {
                             let order = hold.order(AckKind::Progress, None);
                             progress.entry(hold.spec.id).or_default().push((id, order));
@@ -96,7 +96,7 @@ impl<B: Broker> Lessor<B> {
             ended = ended.len(),
             "swept"
         );
-        // Each consumer's by itself: one that does not answer must not make others' come too late.
+        // Each consumer has its own call: a consumer without an answer must not delay the others.
         for (_, leases) in progress {
             self.progress(leases);
         }
@@ -105,7 +105,7 @@ impl<B: Broker> Lessor<B> {
         count == LEASES_PER_LOCK
     }
 
-    /// Says in the log which workers have let leases end.
+    /// Logs the workers whose leases have ended unsettled.
     fn tell_unsettled(&self, Ended(workers): Ended, now: Instant) {
         let (unsettled, lines) = &self.unsettled;
         for ((_, worker), (spec, count)) in workers {
@@ -124,7 +124,7 @@ impl<B: Broker> Lessor<B> {
         }
     }
 
-    /// Tells JetStream that these are still being worked on.
+    /// Sends progress for these leases.
     fn progress(&self, leases: Vec<(LeaseId, AckPublish)>) {
         let lessor = self.clone();
         self.tasks.spawn(async move {
@@ -144,10 +144,10 @@ impl<B: Broker> Lessor<B> {
         });
     }
 
-    /// Gives deliveries back, by the time at which JetStream might do so itself. Nobody waits for an
-    /// answer: where the Nak does not arrive, the ack wait does the same later.
+    /// Gives deliveries back, before JetStream might redeliver them by itself. Nobody waits for an answer:
+    /// if a Nak does not arrive, the ack wait has the same effect later.
     pub(super) fn release(&self, mut holds: Vec<(HeldDelivery, Instant)>) {
-        // A new leader may have given them away already.
+        // A new leader may have given the messages away.
         holds.retain(|(hold, _)| !hold.spec.leadership.in_doubt());
         let Some(by) = holds.iter().map(|(_, by)| *by).min() else { return };
         tracing::debug!(count = holds.len(), "released");

@@ -43,7 +43,7 @@ pub(super) struct HeldDelivery {
 impl HeldDelivery {
     /// The settlement to publish. It must arrive by `by` or never.
     pub(super) fn order(&self, kind: AckKind, by: Option<Instant>) -> AckPublish {
-        AckPublish { ack: self.ack.clone(), kind, confirm_group: self.spec.line(), by }
+        AckPublish { ack: self.ack.clone(), kind, confirm_group: self.spec.confirm_group(), by }
     }
 }
 

@@ -1,13 +1,13 @@
-//! The line for places, where none is free: first come, first served. One stands in it for one place.
-//! The next pull takes what is free then.
+//! The queue for permits while none is free: first come, first served. A consumer queues for one permit.
+//! Its next pull takes the permits that are free then.
 //!
 //! ```text
-//!   OUT ──stand──▶ IN LINE ──a place is freed──▶ CALLED ──take──▶ OUT
+//!   OUT ──enter──▶ QUEUED ──a permit is freed──▶ CALLED ──take──▶ OUT
 //!    ▲                │                            │
 //!    └─────leave──────┴────────────────────────────┘
 //! ```
-//! 1. A freed place goes to the head of the line. It is free for others only when nobody stands in line.
-//! 2. Whoever is called holds one place until he takes it or leaves.
+//! 1. A freed permit goes to the head of the queue. It is free for others only if the queue is empty.
+//! 2. A consumer that is called holds one permit until it takes the permit or leaves.
 
 use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
@@ -15,63 +15,63 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 type Waiting = Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>;
 
-/// The place in line of one consumer.
+/// The place of one consumer in the queue.
 pub(super) struct Turn {
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     waiting: Option<Waiting>,
-    called: Option<OwnedSemaphorePermit>,
+    held: Option<OwnedSemaphorePermit>,
 }
 
 impl Turn {
-    pub(super) fn new(places: Arc<Semaphore>) -> Self {
-        Self { places, waiting: None, called: None }
+    pub(super) fn new(permits: Arc<Semaphore>) -> Self {
+        Self { permits, waiting: None, held: None }
     }
 
-    /// Stands in line from the next [`Turn::come`] on. Whoever stands there already keeps its place.
-    pub(super) fn stand(&mut self) {
-        if self.called.is_none() && self.waiting.is_none() {
-            let places = self.places.clone();
-            // Never closed, so the only outcome is a place.
-            self.waiting = Some(Box::pin(async move { places.acquire_owned().await.ok() }));
+    /// Enters the queue at the next [`Turn::called`]. A consumer in the queue keeps its place.
+    pub(super) fn enter(&mut self) {
+        if self.held.is_none() && self.waiting.is_none() {
+            let permits = self.permits.clone();
+            // The semaphore is never closed, so this gets a permit.
+            self.waiting = Some(Box::pin(async move { permits.acquire_owned().await.ok() }));
         }
     }
 
-    /// Waits to be called; for ever, where one does not stand in line. May be dropped and called again:
-    /// that does not change the place in line.
-    pub(super) async fn come(&mut self) {
+    /// Waits until the consumer is called. Never returns if it is not in the queue. The future may be
+    /// dropped and made again: the consumer keeps its place.
+    pub(super) async fn called(&mut self) {
         match &mut self.waiting {
             Some(waiting) => {
-                self.called = waiting.await;
+                self.held = waiting.await;
                 self.waiting = None;
             }
             None => std::future::pending().await,
         }
     }
 
-    /// Wants nothing any more.
+    /// Leaves the queue.
     pub(super) fn leave(&mut self) {
-        (self.waiting, self.called) = (None, None);
+        (self.waiting, self.held) = (None, None);
     }
 
-    /// Places that one can take: the one that is held, or else those that are free.
+    /// The number of permits that can be taken: the one that is held, or else those that are free.
     pub(super) fn free(&self) -> usize {
-        let held = self.called.as_ref().map(OwnedSemaphorePermit::num_permits);
-        held.unwrap_or_else(|| self.places.available_permits())
+        let held = self.held.as_ref().map(OwnedSemaphorePermit::num_permits);
+        held.unwrap_or_else(|| self.permits.available_permits())
     }
 
-    /// Takes `count` places, if one can take so many. Others may have taken free ones in between, but
+    /// Takes `count` permits, if so many can be taken. Others may have taken free permits in between, but
     /// never the one that is held.
     pub(super) fn take(&mut self, count: u32) -> Option<OwnedSemaphorePermit> {
-        match self.called.take() {
-            Some(called) if called.num_permits() >= count as usize => Some(called),
-            Some(_) | None => self.places.clone().try_acquire_many_owned(count).ok(),
+        match self.held.take() {
+            Some(held) if held.num_permits() >= count as usize => Some(held),
+            Some(_) | None => self.permits.clone().try_acquire_many_owned(count).ok(),
         }
     }
 }
 
 impl fmt::Debug for Turn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Turn").field("called", &self.called.is_some()).finish_non_exhaustive()
+        f.debug_struct("Turn").field("held", &self.held.is_some()).finish_non_exhaustive()
     }
 }
 
@@ -82,30 +82,30 @@ mod tests {
     use super::*;
 
     fn called(turn: &mut Turn) -> bool {
-        let mut come = Box::pin(turn.come());
-        come.as_mut().poll(&mut Context::from_waker(Waker::noop())) == Poll::Ready(())
+        let mut called = Box::pin(turn.called());
+        called.as_mut().poll(&mut Context::from_waker(Waker::noop())) == Poll::Ready(())
     }
 
     #[test]
-    fn a_freed_place_goes_to_whoever_waits_longest_and_to_nobody_else() {
-        let places = Arc::new(Semaphore::new(2));
-        let (mut first, mut second) = (Turn::new(places.clone()), Turn::new(places.clone()));
+    fn a_freed_permit_goes_to_the_longest_waiter_alone() {
+        let permits = Arc::new(Semaphore::new(2));
+        let (mut first, mut second) = (Turn::new(permits.clone()), Turn::new(permits.clone()));
         let mut held = first.take(2).unwrap();
         for turn in [&mut first, &mut second] {
-            turn.stand();
+            turn.enter();
             assert!(!called(turn));
         }
         drop(held.split(1));
-        let mut third = Turn::new(places.clone());
-        assert_eq!((third.free(), third.take(1).is_none()), (0, true), "somebody passed the line");
-        first.stand();
+        let mut third = Turn::new(permits.clone());
+        assert_eq!((third.free(), third.take(1).is_none()), (0, true), "a permit passed the queue");
+        first.enter();
         assert!(!called(&mut second));
         assert!(called(&mut first));
         assert_eq!(first.free(), 1);
         let mut taken = first.take(1);
         assert!(taken.is_some());
-        // Whoever had one stands behind.
-        first.stand();
+        // The first has had a permit, so it queues behind the second.
+        first.enter();
         assert!(!called(&mut first));
         taken.take();
         assert!(!called(&mut first));
@@ -121,12 +121,12 @@ mod tests {
     }
 
     #[test]
-    fn whoever_leaves_lets_the_next_pass() {
-        let places = Arc::new(Semaphore::new(1));
-        let (mut first, mut second) = (Turn::new(places.clone()), Turn::new(places));
+    fn a_waiter_that_leaves_lets_the_next_one_pass() {
+        let permits = Arc::new(Semaphore::new(1));
+        let (mut first, mut second) = (Turn::new(permits.clone()), Turn::new(permits));
         let held = first.take(1);
         for turn in [&mut first, &mut second] {
-            turn.stand();
+            turn.enter();
             assert!(!called(turn));
         }
         first.leave();

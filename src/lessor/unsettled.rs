@@ -1,4 +1,4 @@
-//! Which workers let their leases end unsettled, and how often the log says so. No clock, no log.
+//! Counts the leases that each worker let end unsettled, and decides when to log them. No clock, no log.
 
 use std::{
     collections::HashMap,
@@ -8,9 +8,9 @@ use std::{
 
 use crate::{broker::ConsumerName, lock::lock};
 
-/// Between two lines about one worker of one consumer, at least.
+/// The shortest time between two lines about one worker of one consumer.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
-/// Workers that are remembered at once, about 200 bytes each.
+/// The most workers that are remembered, at about 200 bytes each.
 const MAX_WORKERS: usize = 4096;
 
 type Worker = (ConsumerName, Arc<str>);
@@ -21,28 +21,28 @@ pub(super) struct UnsettledLog(Mutex<HashMap<Worker, Count>>);
 
 #[derive(Debug)]
 struct Count {
-    /// When it was said last.
-    said: Instant,
-    /// Leases that have ended since then.
+    /// The time of the last line.
+    logged_at: Instant,
+    /// The leases that have ended since then.
     since: u64,
 }
 
 impl UnsettledLog {
-    /// So many more leases of a worker have ended. What is to be said now: how many since it was said last.
+    /// Counts leases of a worker that have ended. Returns the number since the last line if a line is due.
     pub(super) fn ended(&self, worker: Worker, count: u64, now: Instant) -> Option<u64> {
         let mut workers = lock(&self.0);
         if let Some(known) = workers.get_mut(&worker) {
             known.since += count;
-            if now.saturating_duration_since(known.said) < LOG_INTERVAL {
+            if now.saturating_duration_since(known.logged_at) < LOG_INTERVAL {
                 return None;
             }
-            known.said = now;
+            known.logged_at = now;
             return Some(std::mem::take(&mut known.since));
         }
         if workers.len() >= MAX_WORKERS {
             workers.clear();
         }
-        workers.insert(worker, Count { said: now, since: 0 });
+        workers.insert(worker, Count { logged_at: now, since: 0 });
         Some(count)
     }
 }
@@ -53,7 +53,7 @@ mod tests {
     use crate::clock;
 
     #[test]
-    fn each_worker_is_named_once_a_minute_with_all_that_has_ended() {
+    fn each_worker_is_logged_once_a_minute_with_all_ended_leases() {
         let (unsettled, start) = (UnsettledLog::default(), clock::now());
         let worker = |consumer: &str, name: &str| {
             let name = Arc::from(name);

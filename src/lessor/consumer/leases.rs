@@ -106,7 +106,7 @@ impl<B: Broker> ConsumerLeases<B> {
             "deliveries of the consumer are counted from 1 again: older leases end"
         );
         self.end();
-        self.spec = Some(Arc::new(spec.counted_anew(self.core.next_consumer())));
+        self.spec = Some(Arc::new(spec.counted_again(self.core.next_consumer())));
     }
 
     /// The server may have forgotten what it promised from then on, or a moment before.

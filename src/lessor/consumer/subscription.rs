@@ -131,7 +131,7 @@ impl<B: Broker> Subscription<B> {
             link = core.broker.link_change(link) => SubscriptionEvent::Link(link),
             event = next_late(previous) => SubscriptionEvent::Previous(event),
             event = next(inbox, arrivals) => SubscriptionEvent::Inbox(event),
-            () = turn.come() => SubscriptionEvent::Free,
+            () = turn.called() => SubscriptionEvent::Free,
             () = bell.notified() => SubscriptionEvent::Free,
         }
     }
@@ -258,7 +258,7 @@ impl<B: Broker> Subscription<B> {
             let (left, free) = (left(), self.turn.free());
             match (left, free) {
                 (0, _) => self.turn.leave(),
-                (_, 0) => self.turn.stand(),
+                (_, 0) => self.turn.enter(),
                 _ => {}
             }
             if left == 0 || free == 0 {

@@ -15,7 +15,7 @@ use super::{
     naive::margin,
     reference::{Reference, ack_wait},
     replies::{Reply, Swept},
-    steps::{Arrival, Call, Listener, Step, ack_waits, longest, step},
+    steps::{Arrival, Call, Edge, Step, ack_waits, longest, step},
 };
 
 /// How many ends are remembered: few, so that histories outlive the memory.
@@ -60,9 +60,9 @@ impl World {
 
     fn call(&mut self, id: u64, call: Call) -> Reply {
         match call {
-            Call::Lend(length) => self.table.assign(id, length),
+            Call::Assign(length) => self.table.assign(id, length),
             Call::Extend(length) => self.table.extend(id, length),
-            Call::Keep => self.table.reclaim(id),
+            Call::Reclaim => self.table.reclaim(id),
             Call::Begin(kind) => self.table.begin(id, kind),
             Call::Finish(outcome) => self.table.finish(id, outcome),
             Call::GiveBack => self.table.give_back(id),
@@ -73,13 +73,13 @@ impl World {
     }
 
     /// The next time: not earlier, and not a time that never comes.
-    fn reach(&self, id: u64, edge: Listener) -> Option<i64> {
+    fn reach(&self, id: u64, edge: Edge) -> Option<i64> {
         let lease = self.table.leases.iter().find(|lease| lease.id == id)?;
         match edge {
-            Listener::Deadline => lease.deadline(),
-            Listener::AckBy => Some(lease.ack_by()),
-            Listener::Progress => Some(lease.progress_at()),
-            Listener::Release => Some(lease.ack_by() - margin(lease.ack_wait)),
+            Edge::Deadline => lease.deadline(),
+            Edge::AckBy => Some(lease.ack_by()),
+            Edge::Progress => Some(lease.progress_at()),
+            Edge::Release => Some(lease.ack_by() - margin(lease.ack_wait)),
         }
     }
 }
@@ -187,7 +187,7 @@ impl Tested {
 
     fn call(&mut self, id: LeaseId, call: Call, now: Instant, sent_at: Instant) -> Reply {
         match call {
-            Call::Lend(length) => match self.table.assign(id, length.map(duration), now) {
+            Call::Assign(length) => match self.table.assign(id, length.map(duration), now) {
                 Ok(lent) => Reply::Assigned {
                     deadline: self.millis(lent.deadline),
                     settle_by: self.millis(lent.settle_by),
@@ -198,7 +198,7 @@ impl Tested {
                 Ok(deadline) => Reply::Extended(self.millis(deadline)),
                 Err(error) => error.into(),
             },
-            Call::Keep => {
+            Call::Reclaim => {
                 self.table.reclaim(id, now);
                 Reply::Nothing
             }

@@ -19,7 +19,7 @@ enum Step {
         sequence: u64,
         last_attempt: bool,
     },
-    Lend {
+    Assign {
         which: usize,
         length: Option<u64>,
     },
@@ -52,7 +52,7 @@ fn step() -> impl Strategy<Value = (Step, u64)> {
         4 => (1..8_u64, any::<bool>())
             .prop_map(|(sequence, last_attempt)| Step::Grant { sequence, last_attempt }),
         3 => (which(), proptest::option::of(1000..40_000_u64))
-            .prop_map(|(which, length)| Step::Lend { which, length }),
+            .prop_map(|(which, length)| Step::Assign { which, length }),
         3 => (which(), kind(), outcome)
             .prop_map(|(which, kind, outcome)| Step::Settle { which, kind, outcome }),
         1 => (which(), kind()).prop_map(|(which, kind)| Step::Begin { which, kind }),
@@ -90,7 +90,7 @@ impl Old {
                 let terms = Terms { last_attempt, consumer_sequence, age, ..terms };
                 self.granted.push(self.timed.table.grant(terms, "x").0);
             }
-            Step::Lend { which, length } => {
+            Step::Assign { which, length } => {
                 let (now, length) = (self.timed.at(now), length.map(Duration::from_millis));
                 let _ = id(which).map(|id| self.timed.table.assign(id, length, now));
             }

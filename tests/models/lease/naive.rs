@@ -103,7 +103,7 @@ impl Lease {
         self.doubted = true;
     }
 
-    pub(super) fn keep(&mut self) {
+    pub(super) fn reclaim(&mut self) {
         self.until = if self.last_attempt { Until::Taken } else { Until::JetStreamEnds(NEVER) };
     }
 }

@@ -103,7 +103,7 @@ impl Reference {
             granted: None,
             tried: received,
         };
-        lease.keep();
+        lease.reclaim();
         self.leases.push(lease);
         Reply::Granted { id: self.granted, superseded: older.map(|older| older.id) }
     }
@@ -139,9 +139,9 @@ impl Reference {
         )
     }
 
-    pub(super) fn keep(&mut self, id: u64) -> Reply {
+    pub(super) fn reclaim(&mut self, id: u64) -> Reply {
         if let Ok(lease) = self.held(id) {
-            lease.keep();
+            lease.reclaim();
         }
         Reply::Nothing
     }

@@ -35,7 +35,7 @@ pub(super) enum Step {
     /// Time moves to an edge of a lease's clocks, or next to it.
     Reach {
         back: u64,
-        edge: Listener,
+        edge: Edge,
         offset: i64,
     },
     Tick(i64),
@@ -46,9 +46,9 @@ pub(super) enum Step {
 /// A question about one lease.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Call {
-    Lend(Option<i64>),
+    Assign(Option<i64>),
     Extend(Option<i64>),
-    Keep,
+    Reclaim,
     Begin(SettleKind),
     Finish(PublishOutcome),
     GiveBack,
@@ -56,7 +56,7 @@ pub(super) enum Call {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Listener {
+pub(super) enum Edge {
     Deadline,
     AckBy,
     Progress,
@@ -101,9 +101,9 @@ fn call() -> impl Strategy<Value = Call> {
     let outcome = select(vec![Confirmed, Unsent, Unsent, Denied, Unconfirmed, Unconfirmed]);
     let progressed = (tens(0..6), prop::bool::weighted(0.8));
     prop_oneof![
-        6 => prop::option::of(length()).prop_map(Call::Lend),
+        6 => prop::option::of(length()).prop_map(Call::Assign),
         4 => prop::option::of(length()).prop_map(Call::Extend),
-        2 => Just(Call::Keep),
+        2 => Just(Call::Reclaim),
         10 => kind.prop_map(Call::Begin),
         9 => outcome.prop_map(Call::Finish),
         2 => Just(Call::GiveBack),
@@ -133,8 +133,7 @@ fn arrival() -> impl Strategy<Value = Arrival> {
 pub(super) fn step() -> impl Strategy<Value = Step> {
     let name = || 0..2_usize;
     let ago = prop_oneof![tens(0..4), tens(0..30)];
-    let edge =
-        select(vec![Listener::Deadline, Listener::AckBy, Listener::Progress, Listener::Release]);
+    let edge = select(vec![Edge::Deadline, Edge::AckBy, Edge::Progress, Edge::Release]);
     prop_oneof![
         8 => arrival().prop_map(Step::Grant),
         36 => (back(), call(), prop::bool::weighted(0.2))
