@@ -30,15 +30,16 @@ use crate::{
     broker::{Broker, Link},
     bus::Bus,
     clock,
-    cluster::Peers,
+    cluster::Cluster,
     config::{Listen, Serve},
     fd_limit,
-    grpc::{self, ContractError, Router, Service},
+    grpc::{self, ContractError, Service},
     lessor::Lessor,
     limits::ListenerLimits,
     nats::Nats,
     ops::{self, Health},
     readiness::{Readiness, Verdict},
+    refusal_log::RefusalLog,
     token::InstanceId,
 };
 
@@ -101,12 +102,12 @@ pub async fn run(config: Serve, ready: impl FnOnce(BoundAddresses)) -> Result<()
     let readiness = Readiness::new(Link::Down("not connected yet".into()), clock::now());
     let (health, health_service) = Health::new(readiness.verdict(clock::now()).0);
     let keys = Arc::new(config.keys);
-    let peers =
-        Peers::new(lessor.clone(), keys.clone(), &config.cluster, (owner, &config.replica_name));
-    let router = Router::new(lessor.clone(), peers.clone(), keys.clone());
-    let router = Arc::new(router);
-    let service = Service::new(lessor.clone(), router.clone(), keys.clone(), owner);
-    let background = Background::start(peers.clone(), router, keys);
+    let refusals = Arc::new(RefusalLog::new());
+    let us = (owner, &*config.replica_name);
+    let (name, log) = (&config.cluster, refusals.clone());
+    let cluster = Cluster::new(lessor.clone(), keys.clone(), log, name, us);
+    let service = Service::new(lessor.clone(), cluster.clone(), keys.clone(), refusals, owner);
+    let background = Background::start(cluster.clone(), keys);
 
     let ((stop_grpc, grpc_stopped), (stop_ops, ops_stopped)) = (stop(), stop());
     let mut listeners = JoinSet::new();
@@ -125,13 +126,13 @@ pub async fn run(config: Serve, ready: impl FnOnce(BoundAddresses)) -> Result<()
 
     tokio::select! {
         ended = listeners.join_next() => return Err(why_ended(ended)),
-        never = follow(&lessor, &peers, &health, readiness, || ready(bound)) => match never {},
+        never = follow(&lessor, &cluster, &health, readiness, || ready(bound)) => match never {},
         () = signals.next() => {}
     }
     let first_at = clock::now();
     let drain = Drain {
         lessor: &lessor,
-        peers: &peers,
+        cluster: &cluster,
         health: &health,
         background,
         nats_tasks,
@@ -163,7 +164,7 @@ fn stop() -> (oneshot::Sender<Instant>, impl Future<Output = Instant>) {
 /// Updates health from readiness, which follows the link, JetStream, the other replicas and time.
 async fn follow<B: Broker + Bus>(
     lessor: &Lessor<B>,
-    peers: &Peers<B>,
+    cluster: &Cluster<B>,
     health: &Health,
     mut readiness: Readiness,
     ready: impl FnOnce(),
@@ -173,15 +174,15 @@ async fn follow<B: Broker + Bus>(
     loop {
         if !met && matches!(link, Link::Up(_)) {
             // If two replicas are incompatible, each must know the other before it serves.
-            peers.meet().await;
+            cluster.announce().await;
             met = true;
         }
         readiness.link(link.clone(), clock::now());
         readiness.jetstream(&lessor.broker().jetstream(), clock::now());
-        readiness.misfit(peers.misfit());
+        readiness.incompatibility(cluster.incompatibility());
         let (verdict, changes_at) = readiness.verdict(clock::now());
         // Without NATS this replica hears no other replica.
-        peers.serves(verdict == Verdict::Serving && matches!(link, Link::Up(_)));
+        cluster.serves(verdict == Verdict::Serving && matches!(link, Link::Up(_)));
         if last.as_ref() != Some(&verdict) {
             match &verdict {
                 Verdict::Serving => tracing::info!("ready"),

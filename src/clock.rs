@@ -41,6 +41,30 @@ fn wall() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
+/// The two clocks at one moment, to turn a monotonic time into a time of day.
+#[derive(Debug, Clone, Copy)]
+pub struct ClockPair {
+    /// As [`now`] tells it.
+    pub now: Instant,
+    /// As [`unix_time`] tells it.
+    pub unix: Duration,
+}
+
+impl ClockPair {
+    /// Both clocks at this moment.
+    pub fn read() -> Self {
+        Self { now: now(), unix: unix_time() }
+    }
+
+    /// The time of day at `when`, as the time since the Unix epoch.
+    pub fn unix_at(self, when: Instant) -> Duration {
+        match when.checked_duration_since(self.now) {
+            Some(ahead) => self.unix + ahead,
+            None => self.unix.saturating_sub(self.now.duration_since(when)),
+        }
+    }
+}
+
 /// All clocks at this moment.
 pub fn reading() -> Reading {
     let (mut tries, mut before) = (0, monotonic());

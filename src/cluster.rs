@@ -1,16 +1,16 @@
-//! The replicas of one cluster, and how they reach each other over NATS: who is there, which keys
-//! they share, and what is asked of the one that holds a lease.
+//! The replicas of one cluster: they settle each other's tokens, hand over leases, and tell each other
+//! what they see. Clients may go to any replica.
 //!
 //! ```text
-//!  _fetchproxy.<cluster>.beat               each replica, once a second, to all
-//!  _fetchproxy.<cluster>.<name>.settle      to whoever answers for that name
-//!  _fetchproxy.<cluster>.<replica>.handover to a replica that is to take leases over
-//!  _fetchproxy.<cluster>.<replica>.sighting to a replica that may hold leases of what is no more
+//!              router ─────────▶ late, ownerless ─▶ lessor, JetStream
+//!  cluster ──▶ receiver, sender ─▶ replica ─▶ channel ─▶ bus
+//!              sighting             └ peers, ownership (with the pure rules)
 //! ```
-//! Owns the names that this replica answers for and the roster of the others. Every message is
-//! sealed and bound to its subject, and an answer to its question, so the right to publish there
-//! settles nothing. What is asked and answered is for `grpc` to say: here it is bytes.
+//! Owns the loop that sends heartbeats, and gives each incoming message to the file that answers it.
+//! The right to publish on the subjects of the replicas does not allow anyone to settle a message: see
+//! `channel`.
 
+mod channel;
 mod clocks;
 mod compatibility;
 mod handover;
@@ -19,355 +19,230 @@ mod late;
 mod members;
 mod ownerless;
 mod ownership;
-mod readiness;
+mod peers;
 mod replay;
+mod replica;
+mod router;
 mod sighting;
-mod skew;
+mod wire;
 
 use std::{
-    collections::BTreeSet,
-    future::Future,
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, atomic::AtomicU64},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use tokio::{
-    sync::{Notify, RwLock, mpsc::UnboundedReceiver},
-    time::{MissedTickBehavior, interval, sleep},
+    sync::mpsc::UnboundedReceiver,
+    time::{MissedTickBehavior, interval},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{
-    clocks::PeerClocks,
-    compatibility::ServiceHistory,
-    handover::Prepared,
-    members::Members,
-    ownership::Ownership,
-    replay::Recent,
-    sighting::{SIGHTING, next},
-};
 pub use self::{
-    ownerless::OwnerlessToken,
+    channel::Unanswered,
     ownership::{LeaseLocation, OwnershipGuard},
+    router::TokenAction,
+    wire::{OpenedToken, SettleOutcome, SettleResult, settle_result},
+};
+use self::{
+    channel::{PeerQuestion, Topic},
+    handover::{Receiver, Sender},
+    replica::Replica,
+    router::Router,
 };
 use crate::{
-    broker::Broker,
-    bus::{Bus, Incoming, RequestError, SUBJECT_PREFIX},
+    broker::{Broker, Confirmation},
+    bus::{Bus, Incoming},
     clock,
     keys::Keys,
-    lessor::{Lessor, Telling},
+    lessor::{Error, Lessor, Settled, Telling},
     lock::lock,
-    log_throttle::LogThrottle,
-    token::{InstanceId, KeyId},
+    refusal_log::RefusalLog,
+    token::InstanceId,
 };
 
-const SETTLE_SUBJECT: &str = "settle";
-const HANDOVER_SUBJECT: &str = "handover";
-/// How often each replica is heard of.
+/// How often each replica sends a heartbeat.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
-/// An owner between two NATS servers has no subscription for a moment (seen in 12 of 20 such hops),
-/// so nobody is asked again after these.
-const NOBODY_RETRIES: [Duration; 3] =
-    [Duration::from_millis(100), Duration::from_millis(300), Duration::from_millis(700)];
-/// Questions that are looked into at once; more are not answered, and asked again by their clients.
-const MAX_CONCURRENT_REQUESTS: usize = 10_000;
-/// A replica that has handed its leases over passes on for this long what it still hears of them.
-const FORWARDING_TIME: Duration = Duration::from_secs(1);
-/// From a beat to the answer to somebody new, at least: whoever may publish here can be somebody new
-/// as often as they like.
+/// The least time between a heartbeat and one that answers a new replica. Anyone who may publish here
+/// can pose as a new replica as often as they like.
 const MIN_HEARTBEAT_GAP: Duration = Duration::from_millis(100);
-/// Strangers are warned of once in this time, however long they stay.
-const INCOMPATIBLE_WARNING_INTERVAL: Duration = Duration::from_secs(600);
-/// Until it has run for this long, a replica has not heard of all others.
-const DISCOVERY_TIME: Duration = Duration::from_secs(3);
+/// Questions that are answered at once. Further questions get no answer, and their clients ask again.
+const MAX_CONCURRENT_REQUESTS: usize = 10_000;
+/// A replica that has handed its leases over passes questions about them on for this long.
+const FORWARDING_TIME: Duration = Duration::from_secs(1);
 
-/// This replica among the others.
-pub struct Peers<B: Broker + Bus> {
-    lessor: Lessor<B>,
-    keys: Arc<Keys>,
-    cluster: String,
-    us: InstanceId,
-    /// For people: where we run.
-    name: String,
-    /// By the wall clock, in milliseconds since the Unix epoch, and by ours.
-    started: (u64, Instant),
-    names: Mutex<Ownership>,
-    /// Read while something is settled, written while our leases are handed over.
-    gate: RwLock<()>,
-    prepared: Mutex<Prepared>,
-    /// What the others are to be told of consumers; taken by who runs.
+/// This replica as a member of its cluster.
+pub struct Cluster<B: Broker + Bus> {
+    replica: Arc<Replica<B>>,
+    router: Router<B>,
+    receiver: Receiver<B>,
+    /// The sightings of this replica. [`Cluster::run`] takes them.
     sightings: Mutex<Option<UnboundedReceiver<Telling>>>,
-    members: Mutex<Members>,
-    service: Mutex<ServiceHistory>,
-    clocks: Mutex<PeerClocks>,
-    /// The uptime in our last beat.
-    beaten: AtomicU64,
-    recent: Mutex<Recent>,
-    /// There is news for the others, sooner than the next beat.
-    speak: Notify,
-    /// Whoever may publish to us can send what we cannot open.
-    unopened: LogThrottle,
-    strangers: LogThrottle,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
-/// Names a question; each has one of its own.
-pub type Nonce = [u8; 24];
-
-type Answering = Pin<Box<dyn Future<Output = Option<Vec<u8>>> + Send>>;
-
-/// Why the one that holds a lease said nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unanswered {
-    /// Nobody answers for that name: nothing was heard, and nothing will be.
-    Nobody,
-    /// NATS is away: the question never left us.
-    Unsent,
-    /// It may have been heard.
-    Silent,
-}
-
-impl<B: Broker + Bus> Peers<B> {
-    /// A replica that answers for its own id; `name` tells people which one that is. [`Peers::run`]
-    /// makes it heard.
+impl<B: Broker + Bus> Cluster<B> {
+    /// A replica of the cluster `cluster` that answers for its own name `us`. `name` tells people where
+    /// it runs. [`Cluster::run`] makes it known to the others.
     pub fn new(
         lessor: Lessor<B>,
         keys: Arc<Keys>,
+        refusals: Arc<RefusalLog>,
         cluster: &str,
         (us, name): (InstanceId, &str),
     ) -> Arc<Self> {
-        let unix = u64::try_from(clock::unix_time().as_millis()).unwrap_or(u64::MAX);
+        let sightings = Mutex::new(lessor.sightings());
+        let replica = Arc::new(Replica::new(lessor, keys, cluster, (us, name)));
         Arc::new(Self {
-            sightings: Mutex::new(lessor.sightings()),
-            lessor,
-            keys,
-            cluster: cluster.to_owned(),
-            us,
-            name: name.to_owned(),
-            started: (unix, clock::now()),
-            names: Mutex::new(Ownership::new(us)),
-            gate: RwLock::new(()),
-            prepared: Mutex::default(),
-            members: Mutex::default(),
-            service: Mutex::default(),
-            clocks: Mutex::default(),
-            beaten: AtomicU64::new(0),
-            recent: Mutex::default(),
-            speak: Notify::new(),
-            unopened: LogThrottle::default(),
-            strangers: LogThrottle::every(INCOMPATIBLE_WARNING_INTERVAL),
+            router: Router::new(replica.clone(), refusals),
+            receiver: Receiver::new(replica.clone()),
+            replica,
+            sightings,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         })
     }
 
-    /// Keeps our leases here for as long as this is held: what is settled meanwhile is settled
-    /// before they go to another replica. Waits while they do.
-    pub async fn lock_ownership(&self) -> OwnershipGuard<'_> {
-        OwnershipGuard::new(&self.names, self.gate.read().await)
-    }
-
-    /// Asks whoever answers for `owner`.
-    ///
-    /// # Errors
-    /// See [`Unanswered`].
-    pub async fn ask(
-        &self,
-        owner: InstanceId,
-        question: &[u8],
-        until: Instant,
-    ) -> Result<Vec<u8>, Unanswered> {
-        let subject = self.subject(owner, SETTLE_SUBJECT);
-        let mut again = NOBODY_RETRIES.into_iter();
-        loop {
-            match self.ask_once(&subject, question, until).await {
-                Err(Unanswered::Nobody) => {}
-                answer => return answer,
-            }
-            match again.next() {
-                Some(wait) if clock::now() + wait < until && self.may_be_there(owner) => {
-                    sleep(wait).await;
-                }
-                Some(_) | None => return Err(Unanswered::Nobody),
-            }
-        }
-    }
-
-    async fn ask_once(
-        &self,
-        subject: &str,
-        question: &[u8],
-        until: Instant,
-    ) -> Result<Vec<u8>, Unanswered> {
-        let nonce = nonce()?;
-        let frame = self.keys.sealer().seal_frame(subject, question, nonce);
-        match self.lessor.broker().request(subject, frame.into(), until).await {
-            Ok(answer) => {
-                let opened = self.keys.sealer().open_frame(&answer_to(subject, nonce), &answer);
-                opened.map_err(|_| Unanswered::Silent)
-            }
-            Err(RequestError::Nobody) => Err(Unanswered::Nobody),
-            Err(RequestError::Unsent(_)) => Err(Unanswered::Unsent),
-            Err(RequestError::Silent) => Err(Unanswered::Silent),
-        }
-    }
-
-    /// Says what we are once a second, hears what the others say, and lets `answer` answer what is
-    /// asked of a name of ours, until [`Peers::close`]. What has no answer is not answered.
-    pub async fn run<F>(self: Arc<Self>, answer: impl Fn(Nonce, Vec<u8>) -> F)
-    where
-        F: Future<Output = Option<Vec<u8>>> + Send + 'static,
-    {
-        self.listen();
+    /// Sends heartbeats, and answers the other replicas, until [`Cluster::close`].
+    pub async fn run(self: Arc<Self>) {
+        self.replica.listen();
         let mut sightings = lock(&self.sightings).take();
-        let mut beat = interval(HEARTBEAT_INTERVAL);
-        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut spoke, mut speak_at) = (None, None);
+        let mut ticks = interval(HEARTBEAT_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut sent, mut send_at): (Option<Instant>, _) = (None, None);
         loop {
             tokio::select! {
-                _ = beat.tick() => {
-                    self.tidy();
-                    speak_at = Some(clock::now());
-                }
-                () = self.speak.notified() => {
+                _ = ticks.tick() => {
                     let now = clock::now();
-                    speak_at = spoke.map_or(Some(now), |spoke: Instant| Some(now.max(spoke + MIN_HEARTBEAT_GAP)));
+                    self.receiver.tidy(now);
+                    self.replica.forget_old(now);
+                    send_at = Some(clock::now());
                 }
-                () = clock::sleep_until(speak_at) => {
-                    self.beat().await;
-                    (spoke, speak_at) = (Some(clock::now()), None);
+                () = self.replica.peers.wants_heartbeat() => {
+                    let now = clock::now();
+                    send_at = Some(sent.map_or(now, |sent| now.max(sent + MIN_HEARTBEAT_GAP)));
                 }
-                heard = self.lessor.broker().next() => self.heard(heard, &answer),
-                Some(telling) = next(&mut sightings) => {
-                    drop(self.tasks.spawn(self.clone().pass_on(telling)));
+                () = clock::sleep_until(send_at) => {
+                    self.replica.send_heartbeat().await;
+                    (sent, send_at) = (Some(clock::now()), None);
+                }
+                incoming = self.replica.channel.next() => self.incoming(incoming),
+                Some(telling) = sighting::next(&mut sightings) => {
+                    let replica = self.replica.clone();
+                    self.tasks.spawn(async move { sighting::tell_others(&replica, telling).await });
                 }
                 () = self.stop.cancelled() => return,
             }
         }
     }
 
-    /// Hears and says nothing more; what is being answered is. A replica that has handed its leases
-    /// over hears on until NATS has told every server that its heir does.
+    /// Ends [`Cluster::run`]. Answers that are under way are still sent. A replica that has handed its
+    /// leases over continues to pass questions on first, until every NATS server knows that the
+    /// receiver listens.
     pub async fn close(&self) {
-        let left = self.names().left();
-        if let Some((_, left)) = left {
-            clock::sleep_until(Some(left + FORWARDING_TIME)).await;
+        let handed_over_at = self.replica.ownership.lock().handed_over_at();
+        if let Some(at) = handed_over_at {
+            clock::sleep_until(Some(at + FORWARDING_TIME)).await;
         }
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
     }
 
-    /// Lets go of what has had its time.
-    fn tidy(&self) {
-        let now = clock::now();
-        self.prepared().tidy(now);
-        self.tell_of_the_lost(now);
-        self.keys.common(self.members().common_keys(&self.key_ids(), now));
-        let mut names = self.names();
-        for (_, leases) in names.inherited() {
-            if !leases.adopted().any(|(_, here)| self.lessor.is_held(here)) {
-                self.lessor.record_ends(leases);
-            }
-        }
-        let pruned = names.prune(now);
-        drop(names);
-        if pruned {
-            self.listen();
-        }
+    /// Makes this replica known to the others, and waits until they have made themselves known.
+    pub async fn announce(&self) {
+        self.replica.announce().await;
     }
 
-    fn names(&self) -> MutexGuard<'_, Ownership> {
-        lock(&self.names)
+    /// The reason why this replica should not serve next to the others, for people.
+    pub fn incompatibility(&self) -> Option<String> {
+        self.replica.peers.incompatibility()
     }
 
-    fn key_ids(&self) -> BTreeSet<KeyId> {
-        self.keys.sealer().ring().ids().into_iter().collect()
+    /// Takes note of whether this replica serves, and tells the others. To be called at least once a
+    /// second.
+    pub fn serves(&self, serving: bool) {
+        self.replica.peers.serves(serving);
     }
 
-    fn heard<F>(self: &Arc<Self>, heard: Incoming, answer: &impl Fn(Nonce, Vec<u8>) -> F)
-    where
-        F: Future<Output = Option<Vec<u8>>> + Send + 'static,
-    {
-        if heard.subject == self.beat_subject() {
-            return self.heard_beat(&heard.message);
+    /// Settles each token, at any replica: one result each, in order. `call` is the name of the call,
+    /// for the log.
+    pub async fn settle(
+        &self,
+        call: &'static str,
+        wanted: Vec<TokenAction>,
+        confirmation: Confirmation,
+        until: Instant,
+    ) -> Vec<SettleResult> {
+        self.router.settle(call, wanted, confirmation, until).await
+    }
+
+    /// Hands all leases to a replica that stays. Tries each such replica until `until`. `true`: no lease
+    /// is left here. `false`: no replica takes the leases, and they stay here.
+    pub async fn hand_over(&self, until: Instant) -> bool {
+        self.receiver.give_up();
+        Sender::new(&self.replica).hand_over(until).await
+    }
+
+    /// Keeps the leases of this replica here while the guard is held. For tests.
+    #[doc(hidden)]
+    pub async fn lock_ownership(&self) -> OwnershipGuard<'_> {
+        self.replica.ownership.guard().await
+    }
+
+    /// Asks the replica that answers for `owner` to settle. For tests.
+    ///
+    /// # Errors
+    /// See [`Unanswered`].
+    #[doc(hidden)]
+    pub async fn ask_to_settle(
+        &self,
+        owner: InstanceId,
+        question: &[u8],
+        until: Instant,
+    ) -> Result<Vec<u8>, Unanswered> {
+        self.replica.ask_to_settle(owner, question, until).await
+    }
+
+    /// Settles tokens without their owner. For tests.
+    #[doc(hidden)]
+    pub async fn settle_ownerless(
+        &self,
+        tokens: Vec<OpenedToken>,
+        until: Instant,
+    ) -> Vec<Option<Result<Settled, Error>>> {
+        let Replica { lessor, peers, .. } = &*self.replica;
+        ownerless::settle(lessor, peers, tokens, until).await
+    }
+
+    fn incoming(self: &Arc<Self>, incoming: Incoming) {
+        let Replica { channel, peers, .. } = &*self.replica;
+        let heartbeats = channel.heartbeat_subject();
+        if incoming.subject == heartbeats {
+            return peers.heard(&heartbeats, &incoming.message);
         }
-        let Incoming { subject, message, reply: Some(reply) } = heard else { return };
-        let Ok(question) = self.keys.sealer().open_frame(&subject, &message) else {
-            if self.unopened.allow(clock::now()) {
-                tracing::warn!(
-                    subject,
-                    "requests cannot be opened: their sender shares no token key with this replica"
-                );
-            }
-            return;
-        };
-        // A frame that was opened has a nonce.
-        let Some(asked) = message.get(5..29).and_then(|nonce| nonce.try_into().ok()) else {
-            return;
-        };
-        if !self.is_new(asked) || self.tasks.len() >= MAX_CONCURRENT_REQUESTS {
+        let Some(question) = channel.open(incoming) else { return };
+        if self.tasks.len() >= MAX_CONCURRENT_REQUESTS {
             return;
         }
-        let peers = self.clone();
-        let answer: Answering = if subject.ends_with(HANDOVER_SUBJECT) {
-            let peers = self.clone();
-            Box::pin(async move { peers.inherit(question).await })
-        } else if subject.ends_with(SIGHTING) {
-            let peers = self.clone();
-            Box::pin(async move { peers.sighted(question).await })
-        } else {
-            Box::pin(answer(asked, question))
-        };
+        let cluster = self.clone();
         self.tasks.spawn(async move {
-            let (Some(answer), Ok(nonce)) = (answer.await, nonce()) else { return };
-            let channel = answer_to(&subject, asked);
-            let frame = peers.keys.sealer().seal_frame(&channel, &answer, nonce);
-            let until = clock::now() + HEARTBEAT_INTERVAL;
-            peers.lessor.broker().publish(&reply, frame.into(), until).await;
+            let answer = cluster.answer(&question).await;
+            if let Some(answer) = answer {
+                cluster.replica.channel.answer(&question.reply_to, &answer).await;
+            }
         });
     }
 
-    /// Whether this question was not heard before: a replica that has left passes on what the heir
-    /// may have heard itself, and where one connection follows another everything comes twice.
-    pub fn is_new(&self, question: Nonce) -> bool {
-        lock(&self.recent).is_new(question)
+    /// The answer to a question. `None`: the question is not answered.
+    async fn answer(
+        &self,
+        PeerQuestion { topic, nonce, body, .. }: &PeerQuestion,
+    ) -> Option<Vec<u8>> {
+        match topic {
+            Topic::Settle => self.router.answer(*nonce, body).await,
+            Topic::Handover => self.receiver.answer(body).await,
+            Topic::Sighting => sighting::heard(&self.replica.lessor, body).await,
+        }
     }
-
-    /// Somebody may answer for this name in a moment.
-    fn may_be_there(&self, owner: InstanceId) -> bool {
-        let now = clock::now();
-        now.duration_since(self.started.1) < DISCOVERY_TIME
-            || self.members().answers_for(owner, now)
-    }
-
-    fn members(&self) -> MutexGuard<'_, Members> {
-        lock(&self.members)
-    }
-
-    fn subject(&self, name: InstanceId, what: &str) -> String {
-        format!("{SUBJECT_PREFIX}{}.{name}.{what}", self.cluster)
-    }
-
-    fn listen(&self) {
-        let names = self.names().heard();
-        let asked = names.into_iter().map(|name| self.subject(name, SETTLE_SUBJECT));
-        let of_us = [HANDOVER_SUBJECT, SIGHTING].map(|what| self.subject(self.us, what));
-        let all = std::iter::once(self.beat_subject()).chain(of_us);
-        self.lessor.broker().subscribe(asked.chain(all).collect());
-    }
-}
-
-/// An answer is sealed for its question alone.
-fn answer_to(subject: &str, nonce: Nonce) -> String {
-    let nonce: String = nonce.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{subject} {nonce}")
-}
-
-fn nonce() -> Result<Nonce, Unanswered> {
-    let mut nonce = [0; 24];
-    getrandom::fill(&mut nonce).map_err(|_| Unanswered::Unsent)?;
-    Ok(nonce)
 }

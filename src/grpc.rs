@@ -1,8 +1,8 @@
 //! The gRPC service: from the bytes of a call to the lessor, and back.
 //!
 //! `server` composes it. `decode` reads requests into the lessor's words, `encode` writes its answers,
-//! `to_status` makes a status of an error, `service` joins the three, `route` finds the replica that
-//! holds a lease. `reasons` gives tonic's own errors our reasons. `calls` bounds the calls that run, by
+//! `to_status` makes a status of an error, `service` joins the three.
+//! `reasons` gives tonic's own errors our reasons. `calls` bounds the calls that run, by
 //! the budgets of `budget`; `reading` reads requests within their bounds. `answer` knows which part of
 //! an answer was not written. Nothing here decides about leases.
 
@@ -14,15 +14,12 @@ mod encode;
 mod protocol;
 mod reading;
 mod reasons;
-mod refusals;
-mod route;
 mod server;
 mod service;
 mod to_status;
 
 pub(crate) use self::to_status::to_status;
 pub use self::{
-    route::Router,
     server::{ContractError, serve},
     service::Service,
 };

@@ -15,9 +15,10 @@
 //! dev           a private NATS server with samples, for a first look
 //! ops           the listener for operators, and health
 //! grpc          the contract: requests are read, answers are written
+//! cluster       the replicas: settling at any of them, hand-over, who is there
+//! refusal_log   the log line of a refused call
 //! telemetry     the log: format, level and the thread that writes it
 //! api_error     what went wrong with a call, for its client; pure
-//! cluster       the replicas: who is there, who holds which lease, hand-over
 //! config        flags and environment variables, checked
 //! lessor        leases deliveries to callers: pulls, grants, settles, sweeps
 //! nats          the broker and the bus on NATS
@@ -33,7 +34,7 @@
 //! lease         the lease table; pure
 //! limits        limits of the contract and of a listener: numbers; pure
 //! lock          takes a lock in spite of an earlier panic
-//! pb            code generated from the contract
+//! pb            code generated from the contract, and its times
 //! pump          decides pulls and answers for one consumer; pure
 //! reason        the one table of refusals: code, promise, wait; pure
 //! secrets       reads files that hold secrets, within a time limit
@@ -68,6 +69,7 @@ pub mod pb;
 pub mod pump;
 pub mod readiness;
 pub mod reason;
+pub mod refusal_log;
 pub mod secrets;
 pub mod telemetry;
 pub mod token;

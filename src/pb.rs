@@ -1,4 +1,5 @@
-//! Owns the code generated from `proto/`. Nothing is written here by hand. Only the modules that read or
+//! Owns the code generated from `proto/`. Only the conversions of times in `time` are written by
+//! hand. Only the modules that read or
 //! write messages of the contract name this module: the rest of the program has its own types.
 
 #![allow(
@@ -9,6 +10,8 @@
     clippy::allow_attributes_without_reason,
     reason = "generated code is not ours to lint"
 )]
+
+pub(crate) mod time;
 
 tonic::include_proto!("fetchproxy.v1");
 

@@ -39,7 +39,7 @@ pub struct Readiness {
     answered: bool,
     /// Why JetStream is absent, and since when this is known.
     absent: Option<(String, Instant)>,
-    misfit: Option<String>,
+    incompatibility: Option<String>,
 }
 
 impl Readiness {
@@ -52,7 +52,7 @@ impl Readiness {
             reached: false,
             answered: false,
             absent: None,
-            misfit: None,
+            incompatibility: None,
         };
         readiness.link(link, now);
         readiness
@@ -80,8 +80,8 @@ impl Readiness {
     }
 
     /// Sets why this replica must not serve next to the other replicas. `None`: it may serve.
-    pub fn misfit(&mut self, why: Option<String>) {
-        self.misfit = why;
+    pub fn incompatibility(&mut self, why: Option<String>) {
+        self.incompatibility = why;
     }
 
     /// The verdict, and the time at which it changes if nothing else happens.
@@ -90,7 +90,7 @@ impl Readiness {
         let patient_until = self.lost_at.filter(|_| self.reached).map(|lost| lost + OUTAGE_GRACE);
         match (&self.link, patient_until) {
             (Link::Unsupported(why), _) => not(why),
-            _ if let Some(why) = &self.misfit => not(why),
+            _ if let Some(why) = &self.incompatibility => not(why),
             (Link::Up(_), _) => match &self.absent {
                 None => (Verdict::Serving, None),
                 Some((_, since)) if self.answered && now < *since + OUTAGE_GRACE => {

@@ -31,6 +31,9 @@ const HEAD: usize = 1 + KEY_ID + NONCE;
 /// Longest token, in bytes: an ack subject is shorter than nats-server's longest control line.
 const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
+/// A random number that seals one token or one frame, and no other.
+pub type Nonce = [u8; NONCE];
+
 /// Identifies one start of one process: 8 random bytes, never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InstanceId(pub [u8; 8]);
@@ -119,7 +122,7 @@ impl Sealer {
     }
 
     /// Seals with the ring's sealing key. A nonce must never be used twice with one key.
-    pub fn seal(&self, claims: &Claims<'_>, nonce: [u8; NONCE]) -> String {
+    pub fn seal(&self, claims: &Claims<'_>, nonce: Nonce) -> String {
         let mut token = self.head(TOKEN, nonce, 80 + claims.ack_subject.len());
         claims.write(&mut token);
         self.close(&mut token, nonce, &self.of_tokens);
@@ -135,12 +138,12 @@ impl Sealer {
             return Err(OpenError::Invalid);
         }
         let mut bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| OpenError::Invalid)?;
-        let body = self.unseal(&mut bytes, TOKEN, &self.of_tokens)?;
+        let (_, body) = self.unseal(&mut bytes, TOKEN, &self.of_tokens)?;
         Claims::read(body).ok_or(OpenError::Invalid)
     }
 
     /// Seals a message between replicas on `channel`. It can only be opened for the same channel.
-    pub fn seal_frame(&self, channel: &str, message: &[u8], nonce: [u8; NONCE]) -> Vec<u8> {
+    pub fn seal_frame(&self, channel: &str, message: &[u8], nonce: Nonce) -> Vec<u8> {
         let mut frame = self.head(FRAME, nonce, message.len());
         frame.extend_from_slice(message);
         self.close(&mut frame, nonce, &self.of_channel(channel));
@@ -151,13 +154,13 @@ impl Sealer {
     ///
     /// # Errors
     /// See [`OpenError`].
-    pub fn open_frame(&self, channel: &str, frame: &[u8]) -> Result<Vec<u8>, OpenError> {
+    pub fn open_frame(&self, channel: &str, frame: &[u8]) -> Result<(Nonce, Vec<u8>), OpenError> {
         let mut bytes = frame.to_vec();
-        let body = self.unseal(&mut bytes, FRAME, &self.of_channel(channel))?;
-        Ok(body.to_vec())
+        let (nonce, body) = self.unseal(&mut bytes, FRAME, &self.of_channel(channel))?;
+        Ok((nonce, body.to_vec()))
     }
 
-    fn head(&self, version: u8, nonce: [u8; NONCE], length: usize) -> Vec<u8> {
+    fn head(&self, version: u8, nonce: Nonce, length: usize) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(HEAD + length + TAG);
         bytes.push(version);
         bytes.extend_from_slice(&self.ring.sealing().id);
@@ -165,7 +168,7 @@ impl Sealer {
         bytes
     }
 
-    fn close(&self, bytes: &mut Vec<u8>, nonce: [u8; NONCE], associated: &[u8]) {
+    fn close(&self, bytes: &mut Vec<u8>, nonce: Nonce, associated: &[u8]) {
         let (_, body) = bytes.split_at_mut(HEAD);
         let cipher = &self.ring.sealing().cipher;
         // This fails only for texts of 256 GiB and more.
@@ -181,19 +184,19 @@ impl Sealer {
         bytes: &'b mut [u8],
         version: u8,
         associated: &[u8],
-    ) -> Result<&'b [u8], OpenError> {
+    ) -> Result<(Nonce, &'b [u8]), OpenError> {
         if bytes.len() < HEAD + TAG || bytes[0] != version {
             return Err(OpenError::Invalid);
         }
         let (head, rest) = bytes.split_at_mut(HEAD);
         let (body, tag) = rest.split_at_mut(rest.len() - TAG);
         let key = self.ring.find(&head[1..=KEY_ID]).ok_or(OpenError::KeyUnknown)?;
-        let nonce = XNonce::try_from(&head[1 + KEY_ID..]).map_err(|_| OpenError::Invalid)?;
+        let nonce = Nonce::try_from(&head[1 + KEY_ID..]).map_err(|_| OpenError::Invalid)?;
         let tag = (&*tag).try_into().map_err(|_| OpenError::Invalid)?;
         key.cipher
-            .decrypt_inout_detached(&nonce, associated, (&mut *body).into(), tag)
+            .decrypt_inout_detached(&XNonce::from(nonce), associated, (&mut *body).into(), tag)
             .map_err(|_| OpenError::Invalid)?;
-        Ok(body)
+        Ok((nonce, body))
     }
 
     /// The associated data of a channel. It prevents opening for another channel or another cluster.
@@ -268,14 +271,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_sealed_is_opened(claims in claims(), nonce: [u8; NONCE]) {
+        fn what_was_sealed_is_opened(claims in claims(), nonce: Nonce) {
             let sealer = sealer(1, "c");
             prop_assert_eq!(sealer.open(&sealer.seal(&claims, nonce)), Ok(claims));
         }
 
         #[test]
         fn a_token_changed_anywhere_is_not_opened(
-            claims in claims(), nonce: [u8; NONCE], at: prop::sample::Index, flip in 1_u8..,
+            claims in claims(), nonce: Nonce, at: prop::sample::Index, flip in 1_u8..,
         ) {
             let sealer = sealer(1, "c");
             let mut bytes = URL_SAFE_NO_PAD.decode(sealer.seal(&claims, nonce)).unwrap();
@@ -333,7 +336,7 @@ mod tests {
         let frame = ours.seal_frame("a.settle", b"hello", [5; NONCE]);
         assert_eq!(key_of_frame(&frame), Some(ours.ring().sealing_id()));
         assert_eq!(key_of_frame(&frame[..HEAD]), None);
-        assert_eq!(ours.open_frame("a.settle", &frame).unwrap(), b"hello");
+        assert_eq!(ours.open_frame("a.settle", &frame), Ok(([5; NONCE], b"hello".to_vec())));
         for (sealer, channel) in [(&ours, "b.settle"), (&other, "a.settle")] {
             assert_eq!(sealer.open_frame(channel, &frame), Err(OpenError::Invalid));
         }

@@ -25,15 +25,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    broker::Broker,
-    bus::Bus,
-    clock,
-    cluster::Peers,
-    grpc::{ContractError, Router},
-    keys::Keys,
-    lessor::Lessor,
-    ops::Health,
-    readiness::Verdict,
+    broker::Broker, bus::Bus, clock, cluster::Cluster, grpc::ContractError, keys::Keys,
+    lessor::Lessor, ops::Health, readiness::Verdict,
 };
 
 /// Longest time for each part of step 5: settlements that run, questions of other replicas, flushing to
@@ -49,7 +42,7 @@ pub(super) type Listeners = JoinSet<Result<(), ContractError>>;
 /// Everything that ends with the service.
 pub(super) struct Drain<'a, B: Broker + Bus> {
     pub(super) lessor: &'a Lessor<B>,
-    pub(super) peers: &'a Peers<B>,
+    pub(super) cluster: &'a Cluster<B>,
     pub(super) health: &'a Health,
     pub(super) background: Background,
     pub(super) nats_tasks: TaskTracker,
@@ -68,7 +61,7 @@ impl<B: Broker + Bus> Drain<'_, B> {
         if timeout_at(until.into(), self.lessor.drained()).await.is_err() {
             tracing::warn!("drain timeout: Fetch calls were still open");
         }
-        let handed_over = self.peers.hand_over(until.min(clock::now() + HANDOVER_TIMEOUT)).await;
+        let handed_over = self.cluster.hand_over(until.min(clock::now() + HANDOVER_TIMEOUT)).await;
         tracing::debug!(handed_over, "no more leases are granted");
         if timeout_at(until.into(), self.lessor.settled()).await.is_err() {
             let leases = self.lessor.held();
@@ -84,7 +77,7 @@ impl<B: Broker + Bus> Drain<'_, B> {
         if timeout_at((until + FINAL_STEP_TIMEOUT).into(), self.lessor.close()).await.is_err() {
             tracing::warn!("drain timeout: settlements were still under way");
         }
-        if timeout(FINAL_STEP_TIMEOUT, self.background.end(self.peers)).await.is_err() {
+        if timeout(FINAL_STEP_TIMEOUT, self.background.end(self.cluster)).await.is_err() {
             tracing::warn!("drain timeout: requests of other replicas were still open");
         }
         self.lessor.broker().close(clock::now() + FINAL_STEP_TIMEOUT).await;
@@ -105,21 +98,17 @@ pub(super) struct Background {
 }
 
 impl Background {
-    pub(super) fn start<B: Broker + Bus>(
-        peers: Arc<Peers<B>>,
-        router: Arc<Router<B>>,
-        keys: Arc<Keys>,
-    ) -> Self {
+    pub(super) fn start<B: Broker + Bus>(cluster: Arc<Cluster<B>>, keys: Arc<Keys>) -> Self {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        tasks.spawn(peers.run(move |asked, question| router.clone().answer(asked, question)));
+        tasks.spawn(cluster.run());
         let stopped = stop.clone();
         tasks.spawn(async move { keys.follow(stopped).await });
         Self { tasks, stop }
     }
 
-    async fn end<B: Broker + Bus>(self, peers: &Peers<B>) {
+    async fn end<B: Broker + Bus>(self, cluster: &Cluster<B>) {
         self.stop.cancel();
-        peers.close().await;
+        cluster.close().await;
         self.tasks.close();
         self.tasks.wait().await;
     }

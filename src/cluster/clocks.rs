@@ -1,15 +1,15 @@
-//! How far the time of day of other replicas is from ours, by their beats. Pure.
+//! How far the time of day of other replicas differs from this one, by their heartbeats. Pure.
 //!
 //! ```text
-//!  ours, uptime u ── beat ──▶ heard there, held for h
-//!       heard here ◀── beat ── sent at s by its time of day, echo (u, h)
+//!  our uptime u ── heartbeat ──▶ heard there, held for h
+//!    heard here ◀── heartbeat ── sent at s by the time of day there, echo (u, h)
 //! ```
-//! Its clock showed at most `s - h` when ours was at `u`, and at least `s` when that was heard here.
-//! Clocks of others are kept relative to our uptime, which is never set: so it shows whose clock
-//! was set, and what is known of one that has gone holds on.
+//! The clock there showed at most `s - h` when ours was at `u`. It showed at least `s` when that
+//! heartbeat was heard here. The clocks of others are kept relative to our uptime, which is never set. So
+//! it shows whose clock was set, and the clock of a replica that has gone is still known.
 //!
-//! 1. what is called off is off: no delay on the way can make it look so;
-//! 2. a clock that was set counts as it was before, too: tokens were sealed by it then.
+//! 1. A clock that is called off is off: no delay on the way can make it look so.
+//! 2. A clock that was set also counts as it was before: tokens were sealed by it then.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -18,41 +18,41 @@ use std::{
 
 use crate::token::InstanceId;
 
-/// Clocks of two replicas may differ by this much.
+/// The clocks of two replicas may differ by this much.
 pub(super) const MAX_CLOCK_SKEW: Duration = Duration::from_millis(250);
-/// Beats that are looked at together: the quickest of them tells most.
+/// Heartbeats that are compared together: the quickest of them tells most.
 const READINGS: usize = 8;
-/// For how long the clock of a replica that has gone is remembered, and one that was set as it was
-/// before: tokens are settled without their owner until their lease's first end, an hour with the
-/// longest lease by default.
+/// How long the clock of a replica that has gone is remembered, and a clock that was set, as it was
+/// before. Tokens are settled without their owner until the first end of their lease. That is an hour
+/// at most with the default of the longest lease.
 const CLOCK_MEMORY: Duration = Duration::from_secs(24 * 3600);
 /// Replicas whose clocks are remembered.
 const MAX_CLOCKS: usize = 4096;
 
-/// Microseconds; clocks are this far ahead of ours, or of our uptime.
+/// How far a clock is ahead of ours, or of our uptime, in microseconds.
 type Ahead = i64;
 
-/// What is known of a number: between these, if both are known.
+/// The known bounds of a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Bounds {
     least: Ahead,
-    /// `None`: nobody has told yet when we were heard.
+    /// `None`: that replica has not echoed a heartbeat of ours yet.
     most: Option<Ahead>,
 }
 
-/// One beat, as far as it tells the time.
+/// The times in one heartbeat.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PeerReading {
-    /// The time of day at which it was sent: microseconds since the Unix epoch.
+    /// The time of day at which it was sent, in microseconds since the Unix epoch.
     pub(super) sent: u64,
-    /// Our uptime in the last beat of ours that it had heard, and how long before `sent` that was, in
-    /// microseconds.
+    /// Our uptime in the last heartbeat of ours that was heard there, and how long before `sent` it was
+    /// heard. Both are in microseconds.
     pub(super) echo: Option<(u64, u64)>,
 }
 
 /// Our own clocks at one moment, in microseconds.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Ours {
+pub(super) struct OwnClocks {
     /// Since our start.
     pub(super) uptime: u64,
     /// Since the Unix epoch.
@@ -64,19 +64,19 @@ pub(super) struct Ours {
 pub(super) enum Trust {
     /// It was never heard.
     Unknown,
-    /// It is ahead of ours by this at most, as far as is known.
+    /// It is ahead of ours by at most this, as far as is known.
     Within(Duration),
-    /// It is, or was when it may have sealed tokens, further off than is allowed. Its clock shows
-    /// this by now, at least: microseconds since the Unix epoch.
+    /// It differs by more than is allowed, or did when it may have sealed tokens. Its clock shows at
+    /// least `least` by now, in microseconds since the Unix epoch.
     Off { least: u64 },
 }
 
-/// What is new of a replica's clock.
+/// A change of the clock of a replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum News {
-    /// It is off; ahead of ours by about this many milliseconds.
+pub(super) enum ClockNews {
+    /// It is off: ahead of ours by about this many milliseconds.
     Off(i64),
-    /// It is well again.
+    /// It is right again.
     Well,
 }
 
@@ -86,16 +86,16 @@ struct Clock {
     /// Relative to our uptime.
     readings: VecDeque<Bounds>,
     past: Option<Past>,
-    told: bool,
+    reported: bool,
 }
 
-/// What a clock was before it was set, once or several times.
+/// A clock as it was before it was set, once or several times.
 #[derive(Debug, Clone, Copy)]
 struct Past {
     at: Instant,
-    /// The highest that it was at least, and the lowest that it was at most.
+    /// The highest of its lower bounds, and the lowest of its upper bounds.
     bounds: Bounds,
-    /// The highest that it can have been.
+    /// The highest of its upper bounds.
     highest: Option<Ahead>,
 }
 
@@ -106,38 +106,38 @@ pub(super) struct PeerClocks {
 }
 
 impl PeerClocks {
-    /// A replica was heard.
+    /// Takes the times in a heartbeat of a replica.
     pub(super) fn hear(
         &mut self,
         from: InstanceId,
         reading: PeerReading,
-        ours: Ours,
+        ours: OwnClocks,
         now: Instant,
-    ) -> Option<News> {
+    ) -> Option<ClockNews> {
         self.make_room(from, now);
         let clock = self.known.entry(from).or_insert_with(|| Clock {
             heard: now,
             readings: VecDeque::new(),
             past: None,
-            told: false,
+            reported: false,
         });
         clock.heard = now;
         clock.read(reading, ours, now);
         let bounds = clock.now()?.less(ours.offset());
-        if bounds.are_beyond(MAX_CLOCK_SKEW) && !clock.told {
-            clock.told = true;
-            return Some(News::Off(bounds.middle() / 1000));
+        if bounds.are_beyond(MAX_CLOCK_SKEW) && !clock.reported {
+            clock.reported = true;
+            return Some(ClockNews::Off(bounds.middle() / 1000));
         }
-        // Not to and fro at the very limit.
-        if clock.told && !bounds.are_beyond(MAX_CLOCK_SKEW / 2) {
-            clock.told = false;
-            return Some(News::Well);
+        // Half of the limit, so that a clock at the limit does not change to and fro.
+        if clock.reported && !bounds.are_beyond(MAX_CLOCK_SKEW / 2) {
+            clock.reported = false;
+            return Some(ClockNews::Well);
         }
         None
     }
 
-    /// How far this replica's time of day can be trusted, there or gone.
-    pub(super) fn trust(&self, replica: InstanceId, ours: Ours, now: Instant) -> Trust {
+    /// How far the time of day of this replica can be trusted, also if it has gone.
+    pub(super) fn trust(&self, replica: InstanceId, ours: OwnClocks, now: Instant) -> Trust {
         let Some(clock) = self.known.get(&replica) else { return Trust::Unknown };
         let Some(bounds) = clock.now() else { return Trust::Unknown };
         let past = clock.past.filter(|past| now.saturating_duration_since(past.at) < CLOCK_MEMORY);
@@ -153,8 +153,8 @@ impl PeerClocks {
         Trust::Within(Duration::from_micros(most))
     }
 
-    /// All whose clocks are off.
-    pub(super) fn off(&self, ours: Ours, now: Instant) -> impl Iterator<Item = InstanceId> {
+    /// The replicas whose clocks are off.
+    pub(super) fn off(&self, ours: OwnClocks, now: Instant) -> impl Iterator<Item = InstanceId> {
         let all = self.known.keys().copied();
         all.filter(move |id| matches!(self.trust(*id, ours, now), Trust::Off { .. }))
     }
@@ -174,11 +174,11 @@ impl PeerClocks {
 }
 
 impl Clock {
-    fn read(&mut self, reading: PeerReading, ours: Ours, now: Instant) {
+    fn read(&mut self, reading: PeerReading, ours: OwnClocks, now: Instant) {
         let sent = micros(reading.sent);
         let bounds = Bounds {
             least: sent - micros(ours.uptime),
-            // An echo of what we have not said yet is none.
+            // An echo of a heartbeat that was not sent yet is forged.
             most: reading
                 .echo
                 .filter(|(uptime, _)| *uptime <= ours.uptime)
@@ -192,13 +192,13 @@ impl Clock {
         let contradicts =
             self.now().is_none_or(|all| all.most.is_some_and(|most| all.least > most));
         if contradicts && let Some(before) = before {
-            // It was set in between.
+            // The clock was set since the last heartbeat.
             self.past = Some(Past::and(self.past, before, now));
             self.readings = [bounds].into();
         }
     }
 
-    /// What its readings tell together.
+    /// The bounds by all its readings together.
     fn now(&self) -> Option<Bounds> {
         let all = self.readings.iter().copied();
         all.reduce(|one, other| Bounds {
@@ -223,7 +223,7 @@ impl Bounds {
         Self { least: self.least - by, most: self.most.map(|most| most - by) }
     }
 
-    /// It cannot be within this much of zero.
+    /// Whether the number is certainly further from zero than this.
     fn are_beyond(self, allowed: Duration) -> bool {
         let allowed = Ahead::try_from(allowed.as_micros()).unwrap_or(Ahead::MAX);
         self.least > allowed || self.most.is_some_and(|most| most < -allowed)
@@ -234,14 +234,14 @@ impl Bounds {
     }
 }
 
-impl Ours {
-    /// Our time of day, relative to our uptime.
+impl OwnClocks {
+    /// The own time of day, relative to the own uptime.
     fn offset(self) -> Ahead {
         micros(self.time) - micros(self.uptime)
     }
 }
 
-/// The lower of what is known.
+/// The lower of two numbers that may be unknown.
 fn lower(one: Option<Ahead>, other: Option<Ahead>) -> Option<Ahead> {
     match (one, other) {
         (Some(one), Some(other)) => Some(one.min(other)),
@@ -249,7 +249,8 @@ fn lower(one: Option<Ahead>, other: Option<Ahead>) -> Option<Ahead> {
     }
 }
 
-/// Half of what there is: what others say may be anything, and is added and subtracted.
+/// Microseconds as a signed number, at most a quarter of its range: others may send any number, and it is
+/// added and subtracted.
 fn micros(of_a_clock: u64) -> Ahead {
     Ahead::try_from(of_a_clock).unwrap_or(Ahead::MAX).min(Ahead::MAX / 4)
 }
@@ -261,7 +262,7 @@ mod tests {
     use proptest::prelude::*;
 
     const THEM: InstanceId = InstanceId([1; 8]);
-    /// Of a day in 2026, in microseconds.
+    /// Noon of a day in 2026, in microseconds since the Unix epoch.
     const NOON: u64 = 1_790_000_000_000_000;
     const SECOND: u64 = 1_000_000;
 
@@ -269,32 +270,32 @@ mod tests {
     struct Two {
         clocks: PeerClocks,
         start: Instant,
-        /// How far theirs, and ours, are ahead of what is true.
+        /// How far their clock, and ours, are ahead of the true time.
         theirs: i64,
         ours: i64,
         uptime: u64,
-        /// Of our last beat, and when they heard it.
-        told: Option<(u64, u64)>,
+        /// The uptime in our last heartbeat, and when they heard it.
+        heard: Option<(u64, u64)>,
     }
 
     impl Two {
         fn new(theirs: i64, ours: i64) -> Self {
             let (clocks, start) = (PeerClocks::default(), clock::now());
-            Self { clocks, start, theirs, ours, uptime: SECOND, told: None }
+            Self { clocks, start, theirs, ours, uptime: SECOND, heard: None }
         }
 
-        fn now(&self) -> (Ours, Instant) {
+        fn now(&self) -> (OwnClocks, Instant) {
             let time = (NOON + self.uptime).checked_add_signed(self.ours).unwrap();
             let at = self.start + Duration::from_micros(self.uptime);
-            (Ours { uptime: self.uptime, time }, at)
+            (OwnClocks { uptime: self.uptime, time }, at)
         }
 
-        /// Each says something, with these delays there and back.
-        fn beat(&mut self, there: u64, back: u64) -> Option<News> {
-            self.told = Some((self.uptime, self.uptime + there));
+        /// Each sends a heartbeat, with these delays there and back.
+        fn exchange(&mut self, there: u64, back: u64) -> Option<ClockNews> {
+            self.heard = Some((self.uptime, self.uptime + there));
             self.uptime += SECOND;
             let sent = (NOON + self.uptime).checked_add_signed(self.theirs).unwrap();
-            let echo = self.told.filter(|(_, heard)| *heard <= self.uptime);
+            let echo = self.heard.filter(|(_, heard)| *heard <= self.uptime);
             let echo = echo.map(|(uptime, heard)| (uptime, self.uptime - heard));
             self.uptime += back;
             let (ours, now) = self.now();
@@ -312,30 +313,30 @@ mod tests {
     }
 
     #[test]
-    fn who_was_never_heard_is_unknown() {
+    fn a_clock_that_was_never_heard_is_unknown() {
         assert_eq!(Two::new(0, 0).trust(), Trust::Unknown);
     }
 
     #[test]
-    fn a_clock_that_is_off_is_told_once_and_so_is_that_it_is_well_again() {
+    fn a_clock_that_is_off_is_reported_once_and_so_is_its_return() {
         for ten in [10_000_000, -10_000_000] {
             let mut two = Two::new(ten, 0);
-            let news: Vec<_> = (0..20).filter_map(|_| two.beat(2000, 2000)).collect();
-            let [News::Off(ahead)] = news[..] else { panic!("{news:?}") };
+            let news: Vec<_> = (0..20).filter_map(|_| two.exchange(2000, 2000)).collect();
+            let [ClockNews::Off(ahead)] = news[..] else { panic!("{news:?}") };
             assert!((ahead - ten / 1000).abs() < 10, "{ahead}");
             assert!(two.is_off());
             two.theirs = 0;
-            let news: Vec<_> = (0..20).filter_map(|_| two.beat(2000, 2000)).collect();
-            assert_eq!(news, [News::Well]);
+            let news: Vec<_> = (0..20).filter_map(|_| two.exchange(2000, 2000)).collect();
+            assert_eq!(news, [ClockNews::Well]);
             assert!(two.is_off(), "what it sealed before is as it was");
         }
     }
 
     #[test]
-    fn what_a_clock_was_is_remembered_after_the_death_of_its_replica() {
+    fn a_clock_is_remembered_after_the_death_of_its_replica() {
         let mut two = Two::new(10_000_000, 0);
         for _ in 0..3 {
-            two.beat(2000, 2000);
+            two.exchange(2000, 2000);
         }
         two.uptime += 3600 * SECOND;
         let Trust::Off { least } = two.trust() else { panic!("{:?}", two.trust()) };
@@ -347,31 +348,31 @@ mod tests {
     fn if_our_own_clock_is_set_all_others_are_off_until_it_is_set_back() {
         let mut two = Two::new(0, 0);
         for _ in 0..3 {
-            two.beat(2000, 2000);
+            two.exchange(2000, 2000);
         }
         assert_eq!(two.trust(), Trust::Within(Duration::from_millis(2)));
         two.ours = -10_000_000;
         assert!(two.is_off(), "also when its replica is gone by then");
         for _ in 0..3 {
-            two.beat(2000, 2000);
+            two.exchange(2000, 2000);
         }
         assert!(two.is_off());
         two.ours = 0;
         for _ in 0..3 {
-            two.beat(2000, 2000);
+            two.exchange(2000, 2000);
         }
         assert!(!two.is_off(), "it was ours, and what they sealed is right");
     }
 
     proptest! {
         #[test]
-        fn no_delay_makes_a_clock_look_off_and_none_hides_how_far_it_may_be(
+        fn no_delay_makes_a_clock_look_off_or_hides_how_far_it_may_be(
             delays in prop::collection::vec((0..5 * SECOND, 0..5 * SECOND), 1..20),
             ahead in -400_000_i64..400_000, drift in -200_i64..200,
         ) {
             let mut two = Two::new(ahead, 0);
             for (there, back) in delays {
-                two.beat(there, back);
+                two.exchange(there, back);
                 // Half a second in an hour.
                 two.theirs += drift;
             }
@@ -390,13 +391,13 @@ mod tests {
     }
 
     #[test]
-    fn the_clocks_of_few_are_remembered_the_last_ones_heard() {
+    fn the_clocks_that_were_heard_last_are_remembered() {
         let (mut clocks, now) = (PeerClocks::default(), clock::now());
         for number in 0..2 * MAX_CLOCKS as u64 {
             let (from, at) = (InstanceId(number.to_be_bytes()), now + Duration::from_secs(number));
             let (reading, ours) = (
                 PeerReading { sent: u64::MAX, echo: Some((1, u64::MAX)) },
-                Ours { uptime: 1, time: 1 },
+                OwnClocks { uptime: 1, time: 1 },
             );
             clocks.hear(from, reading, ours, at);
         }

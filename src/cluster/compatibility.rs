@@ -1,25 +1,25 @@
-//! Whether this replica may serve beside others that share no key with it: a pure decision. Keeps
+//! Whether this replica may serve next to replicas that share no key with it: a pure decision. Remembers
 //! how far this replica has come, because a replica that has served does not yield.
 //!
 //! ```text
-//!            ready                 3 s on, or beside an established replica of its keys
+//!            ready                 after 3 s, or next to an established compatible peer
 //!  Waiting ────────▶ Serving ─────────────────────────────────────────▶ Established
 //!     ◀──────────────── not ready                        all its keys replaced ─┘
 //! ```
-//! Replicas with a key in common are a group. A replica that is not established, and hears no
-//! established replica of its group, compares its group with each group of strangers. The larger
-//! group serves; of two of one size the group that has come further; of two that have come equally
-//! far the group with the lower key name, so that never all wait for each other.
+//! Replicas with a key in common are a group. A replica compares its group with each incompatible group,
+//! unless it is established or hears an established replica of its group. The larger group serves. If two
+//! groups have the same size, the group that has come further serves. If both have come equally far, the
+//! group with the lower key name serves. So they never all wait for each other.
 //!
-//! Strangers speak in the clear, so anybody may have made them up. Hence:
+//! Incompatible peers speak in the clear, so anyone can have made them up. Therefore:
 //!
-//! 1. an established replica never yields, whatever strangers say;
-//! 2. a replica that hears an established replica of its own keys never yields: beats of kin are
-//!    sealed;
-//! 3. a stranger without a key file never makes a replica with a key file yield;
-//! 4. a replica that is alone with its keys yields to established strangers: a wrong key in a
-//!    roll-out stops the roll-out;
-//! 5. of groups that all hear all, at least one serves.
+//! 1. An established replica never yields.
+//! 2. A replica that hears an established compatible peer never yields: the heartbeats of compatible
+//!    peers are sealed.
+//! 3. A peer without a key file never makes a replica with a key file yield.
+//! 4. A replica that is alone with its keys yields to established incompatible peers. So a wrong key in a
+//!    rolling update stops the rolling update.
+//! 5. If all groups hear all others, at least one group serves.
 
 use std::{
     cmp::Reverse,
@@ -30,9 +30,9 @@ use std::{
 use super::members::{Claimed, PeerStatus, Tenure};
 use crate::token::{InstanceId, KeyId};
 
-/// A replica that has served for this long has heard every other, which beat once a second. Less
-/// than the time until a replica is taken for gone: who was ready because of its kin is established
-/// before it can miss that kin.
+/// A replica that has served for this long has heard every other: each sends a heartbeat once a second.
+/// It is less than the time until a replica counts as gone. So a replica that is ready because of a
+/// compatible peer is established before that peer can count as gone.
 const ESTABLISHED_AFTER: Duration = Duration::from_secs(3);
 
 /// How far this replica has come, and with which keys.
@@ -44,8 +44,8 @@ pub(super) struct ServiceHistory {
 }
 
 impl ServiceHistory {
-    /// This replica serves, or does not; `vouched` is that it hears an established replica that
-    /// shares a key with it. To be told at least once a second.
+    /// Takes note of whether this replica serves. `vouched`: it hears an established compatible peer. The
+    /// caller says so at least once a second.
     pub(super) fn observe(
         &mut self,
         serving: bool,
@@ -79,33 +79,33 @@ impl ServiceHistory {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Us<'r> {
     pub(super) keys: &'r BTreeSet<KeyId>,
-    /// It has a key file.
+    /// This replica has a key file.
     pub(super) shared: bool,
     pub(super) tenure: Tenure,
 }
 
-/// What the others make of this replica.
+/// Whether this replica serves next to the others.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Standing {
-    /// No stranger is there.
-    Fine,
-    /// Strangers are there, and change nothing.
-    Beside(Strangers),
-    /// It must not serve: the strangers do.
-    Yields(Strangers),
+pub(super) enum Compatibility {
+    /// No incompatible peer is there.
+    Compatible,
+    /// Incompatible peers are there, and this replica serves.
+    Serves(Incompatible),
+    /// This replica must not serve: the incompatible peers do.
+    Yields(Incompatible),
 }
 
-/// Who shares no key with us, for people.
+/// The peers that share no key with this replica, for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Strangers {
-    /// One of them, and its name.
+pub(super) struct Incompatible {
+    /// One of these peers, and its name.
     pub(super) one: InstanceId,
     pub(super) name: String,
-    /// How many there are.
+    /// How many such peers there are.
     pub(super) count: usize,
 }
 
-/// Replicas that share keys, each with one at least.
+/// Replicas that share keys, each with at least one other.
 #[derive(Debug)]
 struct Group {
     size: usize,
@@ -120,7 +120,7 @@ impl Group {
         self.keys.append(&mut other.keys);
     }
 
-    /// The greater serves.
+    /// The group with the greater rank serves.
     fn rank(&self) -> (usize, Tenure, Reverse<Option<&KeyId>>) {
         (self.size, self.tenure, Reverse(self.keys.first()))
     }
@@ -129,44 +129,46 @@ impl Group {
 /// Whether this replica may serve.
 pub(super) fn decide<'s>(
     us: Us<'_>,
-    kin: impl Iterator<Item = &'s PeerStatus>,
-    strangers: &[(InstanceId, Claimed)],
-) -> Standing {
-    let Some((one, first)) = strangers.first() else { return Standing::Fine };
-    let of = |(one, claimed): (&InstanceId, &Claimed)| Strangers {
+    compatible: impl Iterator<Item = &'s PeerStatus>,
+    incompatible: &[(InstanceId, Claimed)],
+) -> Compatibility {
+    let Some((one, first)) = incompatible.first() else { return Compatibility::Compatible };
+    let of = |(one, claimed): (&InstanceId, &Claimed)| Incompatible {
         one: *one,
         name: claimed.name.clone(),
-        count: strangers.len(),
+        count: incompatible.len(),
     };
     let mut ours = Group { size: 1, tenure: us.tenure, keys: us.keys.clone() };
-    for said in kin {
-        let (tenure, mut keys) = (said.tenure, said.keys.clone());
+    for status in compatible {
+        let (tenure, mut keys) = (status.tenure, status.keys.clone());
         ours.size += 1;
         ours.tenure = ours.tenure.max(tenure);
         ours.keys.append(&mut keys);
     }
-    let rivals = strangers.iter().filter(|(_, claimed)| !us.shared || !claimed.keyless);
+    let rivals = incompatible.iter().filter(|(_, claimed)| !us.shared || !claimed.keyless);
     let rivals: Vec<_> = rivals.collect();
-    let Some((rival, claimed)) = rivals.first() else { return Standing::Beside(of((one, first))) };
+    let Some((rival, claimed)) = rivals.first() else {
+        return Compatibility::Serves(of((one, first)));
+    };
     if ours.tenure == Tenure::Established {
-        return Standing::Beside(of((rival, claimed)));
+        return Compatibility::Serves(of((rival, claimed)));
     }
     if !us.shared
         && let Some((keyed, claimed)) = rivals.iter().find(|(_, claimed)| !claimed.keyless)
     {
-        return Standing::Yields(of((keyed, claimed)));
+        return Compatibility::Yields(of((keyed, claimed)));
     }
     let groups = groups(&rivals, &mut ours);
     if groups.iter().any(|group| group.rank() > ours.rank()) {
-        return Standing::Yields(of((rival, claimed)));
+        return Compatibility::Yields(of((rival, claimed)));
     }
-    Standing::Beside(of((rival, claimed)))
+    Compatibility::Serves(of((rival, claimed)))
 }
 
-/// The strangers in groups. Those that share a key with kin of ours are of our group.
-fn groups(strangers: &[&(InstanceId, Claimed)], ours: &mut Group) -> Vec<Group> {
+/// The incompatible peers in groups. A peer that shares a key with a compatible peer joins `ours`.
+fn groups(incompatible: &[&(InstanceId, Claimed)], ours: &mut Group) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
-    for (_, claimed) in strangers {
+    for (_, claimed) in incompatible {
         let Claimed { keys, tenure, .. } = claimed;
         let mut group = Group { size: 1, tenure: *tenure, keys: keys.clone() };
         for mut same in groups.extract_if(.., |other| !other.keys.is_disjoint(keys)) {
@@ -174,9 +176,9 @@ fn groups(strangers: &[&(InstanceId, Claimed)], ours: &mut Group) -> Vec<Group> 
         }
         groups.push(group);
     }
-    while let Some(place) = groups.iter().position(|group| !group.keys.is_disjoint(&ours.keys)) {
-        // What strangers say of themselves makes us no older: this can only keep us serving.
-        ours.absorb(&mut groups.swap_remove(place));
+    while let Some(index) = groups.iter().position(|group| !group.keys.is_disjoint(&ours.keys)) {
+        // A larger group can only keep this replica serving, so forged peers do no harm here.
+        ours.absorb(&mut groups.swap_remove(index));
     }
     groups
 }
@@ -193,7 +195,7 @@ mod tests {
     const B: KeyId = [2; 4];
     const C: KeyId = [3; 4];
 
-    /// A replica of a whole cluster, seen from nowhere.
+    /// One replica of a whole cluster.
     #[derive(Debug, Clone)]
     struct One {
         keys: BTreeSet<KeyId>,
@@ -209,14 +211,14 @@ mod tests {
         One { keyless: true, ..one(&[[key; 4]], tenure) }
     }
 
-    /// Whether the replica at this place may serve, where all hear all.
-    fn serves(all: &[One], place: usize) -> bool {
-        let us = &all[place];
-        let others = (0_u8..).zip(all).filter(|(at, _)| usize::from(*at) != place);
-        let (kin, strangers): (Vec<_>, Vec<_>) =
+    /// Whether the replica at this index may serve, if all hear all.
+    fn serves(all: &[One], index: usize) -> bool {
+        let us = &all[index];
+        let others = (0_u8..).zip(all).filter(|(at, _)| usize::from(*at) != index);
+        let (compatible, incompatible): (Vec<_>, Vec<_>) =
             others.partition(|(_, other)| !other.keys.is_disjoint(&us.keys));
-        let kin: Vec<_> = kin.into_iter().map(|(_, one)| said(one)).collect();
-        let strangers: Vec<_> = strangers
+        let compatible: Vec<_> = compatible.into_iter().map(|(_, one)| status(one)).collect();
+        let incompatible: Vec<_> = incompatible
             .into_iter()
             .map(|(at, one)| {
                 let One { keys, keyless, tenure } = one.clone();
@@ -224,10 +226,10 @@ mod tests {
             })
             .collect();
         let us = Us { keys: &us.keys, shared: !us.keyless, tenure: us.tenure };
-        !matches!(decide(us, kin.iter(), &strangers), Standing::Yields(_))
+        !matches!(decide(us, compatible.iter(), &incompatible), Compatibility::Yields(_))
     }
 
-    fn said(one: &One) -> PeerStatus {
+    fn status(one: &One) -> PeerStatus {
         PeerStatus {
             names: Vec::new(),
             keys: one.keys.clone(),
@@ -242,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn who_serves_of_replicas_that_share_no_key() {
+    fn one_group_serves_if_groups_share_no_key() {
         let table: &[(&str, Vec<One>, &[bool])] = &[
             ("alone", vec![one(&[A], Waiting)], &[true]),
             (
@@ -256,7 +258,7 @@ mod tests {
                 &[true, false],
             ),
             (
-                "two wrong ones beside two that serve",
+                "two wrong keys next to two replicas that serve",
                 vec![
                     one(&[B], Established),
                     one(&[B], Established),
@@ -266,12 +268,12 @@ mod tests {
                 &[true, true, false, false],
             ),
             (
-                "a stray with a key file, and all others started anew",
+                "a stray with a key file, and all others restarted",
                 vec![one(&[A], Established), one(&[B], Waiting), one(&[B], Waiting)],
                 &[true, true, true],
             ),
             (
-                "a stray with a key file, and one of the others started anew",
+                "a stray with a key file, and one of the others restarted",
                 vec![
                     one(&[A], Established),
                     one(&[A], Established),
@@ -287,12 +289,12 @@ mod tests {
                 &[true, true],
             ),
             (
-                "one without a key file comes to one that serves, or that waits",
+                "a replica without a key file meets a replica that waits",
                 vec![keyless(1, Waiting), one(&[B], Waiting)],
                 &[false, true],
             ),
             (
-                "of a deployment without a key file the first serves",
+                "the first replica serves if no replica has a key file",
                 vec![keyless(2, Established), keyless(1, Waiting), keyless(3, Waiting)],
                 &[true, false, false],
             ),
@@ -317,7 +319,7 @@ mod tests {
                 &[true, true, true],
             ),
             (
-                "in the middle of a rotation nobody is a stranger's stranger",
+                "in a rotation, a chain of common keys is one group",
                 vec![
                     one(&[A], Waiting),
                     one(&[A, B], Waiting),
@@ -328,7 +330,7 @@ mod tests {
             ),
         ];
         for (name, all, expected) in table {
-            let serving: Vec<_> = (0..all.len()).map(|place| serves(all, place)).collect();
+            let serving: Vec<_> = (0..all.len()).map(|index| serves(all, index)).collect();
             assert_eq!(serving, *expected, "{name}");
         }
     }
@@ -340,7 +342,7 @@ mod tests {
     fn replica() -> impl Strategy<Value = One> {
         let keys = prop::collection::btree_set((0_u8..5).prop_map(|key| [key; 4]), 1..3);
         (keys, prop::bool::weighted(0.2), tenure()).prop_map(|(keys, keyless, tenure)| {
-            // A key that was made up is nobody else's.
+            // No other replica has a random key.
             let own = || [[100 + keys.first().map_or(0, |key| key[0]); 4]].into();
             One { keys: if keyless { own() } else { keys.clone() }, keyless, tenure }
         })
@@ -348,40 +350,40 @@ mod tests {
 
     proptest! {
         #[test]
-        fn one_that_is_established_or_hears_kin_that_is_never_yields(
-            all in prop::collection::vec(replica(), 1..9), place: prop::sample::Index,
+        fn a_replica_with_an_established_compatible_peer_never_yields(
+            all in prop::collection::vec(replica(), 1..9), index: prop::sample::Index,
         ) {
-            let place = place.index(all.len());
+            let index = index.index(all.len());
             let established = |one: &One| {
-                one.tenure == Established && !one.keys.is_disjoint(&all[place].keys)
+                one.tenure == Established && !one.keys.is_disjoint(&all[index].keys)
             };
             if all.iter().any(established) {
-                prop_assert!(serves(&all, place));
+                prop_assert!(serves(&all, index));
             }
         }
 
         #[test]
-        fn whoever_is_there_somebody_serves(all in prop::collection::vec(replica(), 1..9)) {
-            prop_assert!((0..all.len()).any(|place| serves(&all, place)));
+        fn at_least_one_replica_serves(all in prop::collection::vec(replica(), 1..9)) {
+            prop_assert!((0..all.len()).any(|index| serves(&all, index)));
         }
 
         #[test]
-        fn one_without_a_key_file_changes_nothing_for_those_that_have_one(
+        fn a_peer_without_a_key_file_changes_nothing_for_replicas_with_one(
             all in prop::collection::vec(replica(), 1..9), tenure in tenure(),
         ) {
             let with = [&all[..], &[keyless(200, tenure)]].concat();
-            for place in (0..all.len()).filter(|place| !all[*place].keyless) {
-                prop_assert_eq!(serves(&all, place), serves(&with, place));
+            for index in (0..all.len()).filter(|index| !all[*index].keyless) {
+                prop_assert_eq!(serves(&all, index), serves(&with, index));
             }
         }
 
         #[test]
-        fn a_newcomer_with_a_key_of_its_own_yields_to_one_that_is_established(
+        fn a_newcomer_with_another_key_yields_to_an_established_replica(
             others in prop::collection::vec(replica(), 1..9), key: bool,
         ) {
             let keyed = |one: &One| !one.keyless && one.tenure == Established;
             prop_assume!(others.iter().any(keyed));
-            // Its key's name decides nothing.
+            // The name of its key decides nothing.
             let newcomer = one(&[[if key { 0x50 } else { 0x60 }; 4]], Waiting);
             let all = [&others[..], &[newcomer]].concat();
             prop_assert!(!serves(&all, all.len() - 1));
@@ -396,14 +398,14 @@ mod tests {
                 let quick = if sooner == Some(usize::from(key)) { Serving } else { Waiting };
                 all.extend(vec![one(&[[key; 4]], quick); *size]);
             }
-            let serving = (0..all.len()).filter(|place| serves(&all, *place));
-            let keys: BTreeSet<_> = serving.map(|place| all[place].keys.clone()).collect();
+            let serving = (0..all.len()).filter(|index| serves(&all, *index));
+            let keys: BTreeSet<_> = serving.map(|index| all[index].keys.clone()).collect();
             prop_assert_eq!(keys.len(), 1);
         }
     }
 
     #[test]
-    fn a_replica_is_established_after_three_seconds_or_at_once_beside_its_kin() {
+    fn a_replica_is_established_after_three_seconds_or_if_it_is_vouched_for() {
         let (start, keys) = (clock::now(), BTreeSet::from([A]));
         let mut service = ServiceHistory::default();
         assert_eq!(service.tenure(&keys), Waiting);
@@ -426,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rotation_keeps_what_a_replica_is_and_other_keys_make_it_a_newcomer() {
+    fn a_rotation_keeps_the_tenure_and_other_keys_reset_it() {
         let start = clock::now();
         let mut service = ServiceHistory::default();
         service.observe(true, true, &[A].into(), start);

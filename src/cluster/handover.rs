@@ -1,19 +1,20 @@
-//! A replica that leaves hands its leases to one that stays, which answers for its names from then
-//! on: old tokens go on working everywhere, and long leases are kept alive.
+//! The sender of a hand-over: a replica that leaves gives its leases to a replica that stays. That
+//! replica answers for the names of the sender from then on. So old tokens continue to work at every
+//! replica, and long leases are kept alive.
 //!
 //! ```text
-//!  leaver                                            heir
+//!  sender                                            receiver
 //!  settlements under way end; clocks stand still
-//!     ── Prepare: leases, how others ended ─────────▶ checks the consumers, keeps places
-//!     ── Commit: names ─────────────────────────────▶ leases are in its table, names are its own
-//!  nothing is its own any more; questions are passed on
+//!     ── Prepare: leases, how others ended ─────────▶ checks the consumers, reserves room
+//!     ── Commit: names ─────────────────────────────▶ takes the leases and the names
+//!  nothing is its own any more; passes questions on
 //! ```
-//! 1. before Commit nothing of it is seen at the heir: it may be given up, and another one tried;
-//! 2. once Commit may have been heard no other heir is tried, and the leaver does nothing more with
-//!    its leases, whatever becomes of the answer;
-//! 3. no clock ends later at the heir than at the leaver;
-//! 4. a hand-over ends once, and is never begun anew: what was said in it may be said again, by
-//!    whomever.
+//! 1. Before Commit, the receiver shows nothing of the hand-over. It can be given up, and another
+//!    receiver tried.
+//! 2. Once Commit may have been received, no other receiver is tried. The sender does nothing more with
+//!    its leases, whatever the answer says.
+//! 3. No clock ends later at the receiver than at the sender.
+//! 4. A hand-over ends once and never begins again, whoever repeats its messages.
 
 mod receiver;
 mod wire;
@@ -27,9 +28,12 @@ use bytes::Bytes;
 use prost::Message as _;
 use tokio::time::{sleep, timeout_at};
 
-pub(super) use self::receiver::Prepared;
-use self::wire::{TransferParts, micros, millis};
-use super::{HANDOVER_SUBJECT, Peers, Unanswered, nonce};
+pub(super) use self::receiver::Receiver;
+use self::wire::{STEP_TIMEOUT, TransferParts, micros, millis};
+use super::{
+    channel::{Topic, Unanswered, nonce},
+    replica::Replica,
+};
 use crate::{
     broker::Broker,
     bus::Bus,
@@ -39,161 +43,168 @@ use crate::{
     token::InstanceId,
 };
 
-/// An heir has this long for one step.
-const STEP_TIMEOUT: Duration = Duration::from_secs(2);
-/// At first an heir has this long to say that it is there: of ten seconds one that hangs must leave
-/// enough for the others. Those that say nothing are asked once more, with all patience.
+/// At first a receiver has this long to say that it is there. If one of them hangs, the ten seconds of
+/// a hand-over must be enough for the others. Silent receivers are asked once more, with the whole
+/// [`STEP_TIMEOUT`].
 const FIRST_TRY_TIMEOUT: Duration = Duration::from_millis(500);
-/// Commit is repeated after this where NATS is away.
+/// Commit is repeated after this if NATS is away.
 const COMMIT_RETRY: Duration = Duration::from_millis(100);
-/// Settlements whose callers have gone are looked at this often.
+/// How often the sender looks whether settlements without a caller have ended.
 const SETTLING_POLL: Duration = Duration::from_millis(5);
 
-/// How a hand-over to one heir ended.
+/// How a hand-over to one receiver ended.
 enum TransferResult {
-    /// It has taken this many.
+    /// The receiver has taken this many leases.
     Taken(u64),
-    /// It has not, and will not.
+    /// The receiver has not taken the leases, and will not.
     Refused(String),
-    /// It did not say that it is there: nothing has begun.
+    /// The receiver did not say that it is there. Nothing has begun.
     Absent(String),
     /// Nobody knows.
     Unknown,
 }
 
-/// All that is handed over.
+/// Everything that is handed over.
 struct Transfer {
-    /// Its clocks are as they were then, or later.
+    /// The clocks of the leases are as they were at this time, or later.
     at: Instant,
     /// The names, and how long each has had no living lease.
     names: Vec<(InstanceId, Duration)>,
-    /// In pieces that a NATS message can carry.
+    /// The leases and outcomes, in the pieces that a NATS message can carry.
     parts: Vec<pb::Prepare>,
-    /// Which leases of ours that are.
+    /// The leases of this replica that are among them.
     leases: Vec<LeaseId>,
 }
 
-impl<B: Broker + Bus> Peers<B> {
-    /// Hands everything to a replica that stays: each is tried that may take it, until there is no
-    /// more time. `true`: nothing is ours any more. Otherwise there is nobody, and the leases stay here.
-    pub async fn hand_over(&self, until: Instant) -> bool {
-        self.prepared().give_up();
-        // That nobody makes us an heir from here on.
-        self.beat().await;
+/// The identifier of one hand-over: 8 random bytes.
+type HandoverId<'n> = &'n [u8];
+
+/// The sender's side.
+pub(super) struct Sender<'r, B: Broker + Bus> {
+    replica: &'r Replica<B>,
+}
+
+impl<'r, B: Broker + Bus> Sender<'r, B> {
+    pub(super) fn new(replica: &'r Replica<B>) -> Self {
+        Self { replica }
+    }
+
+    /// Hands everything to a replica that stays. Tries each such replica until `until`. `true`: no lease
+    /// is left here. `false`: no replica takes the leases, and they stay here.
+    pub(super) async fn hand_over(&self, until: Instant) -> bool {
+        // From this heartbeat on, no other replica chooses this one as its receiver.
+        self.replica.send_heartbeat().await;
         let (mut tried, mut absent, mut patience) = (Vec::new(), Vec::new(), FIRST_TRY_TIMEOUT);
         while clock::now() < until {
-            let Some(heir) = self.heir(&tried) else {
+            let Some(receiver) = self.choose_receiver(&tried) else {
                 if absent.is_empty() || patience == STEP_TIMEOUT {
                     return false;
                 }
-                tried.retain(|heir| !absent.contains(heir));
+                tried.retain(|receiver| !absent.contains(receiver));
                 patience = STEP_TIMEOUT;
                 continue;
             };
-            tried.push(heir);
+            tried.push(receiver);
             let Ok(nonce) = nonce() else { return false };
             let handover = &nonce[..8];
-            match self.try_heir(heir, handover, patience, until).await {
-                TransferResult::Taken(taken) => tracing::info!(%heir, taken, "leases handed over"),
+            match self.try_receiver(receiver, handover, patience, until).await {
+                TransferResult::Taken(taken) => {
+                    tracing::info!(%receiver, taken, "leases handed over");
+                }
                 TransferResult::Absent(why) => {
                     tracing::info!(
-                        %heir,
+                        %receiver,
                         why,
                         "a replica does not say whether it takes leases over"
                     );
-                    absent.push(heir);
+                    absent.push(receiver);
                     continue;
                 }
                 TransferResult::Refused(why) => {
-                    tracing::warn!(%heir, why, "a replica did not take the leases over");
-                    // What it has kept places for by now is not to come.
+                    tracing::warn!(%receiver, why, "a replica did not take the leases over");
+                    // The receiver drops what was prepared by now.
                     let abort = Step::Abort(pb::Abort {});
-                    let _ = self.step(heir, handover, abort, clock::now() + STEP_TIMEOUT / 4).await;
+                    let by = clock::now() + STEP_TIMEOUT / 4;
+                    let _ = self.step(receiver, handover, abort, by).await;
                     continue;
                 }
                 TransferResult::Unknown => {
                     tracing::warn!(
-                        %heir,
+                        %receiver,
                         "no answer to the hand-over: the leases are left to that replica"
                     );
                 }
             }
-            self.beat().await;
+            self.replica.send_heartbeat().await;
             return true;
         }
         false
     }
 
-    async fn try_heir(
+    async fn try_receiver(
         &self,
-        heir: InstanceId,
-        handover: &[u8],
+        receiver: InstanceId,
+        handover: HandoverId<'_>,
         patience: Duration,
         until: Instant,
     ) -> TransferResult {
-        // Is it there? While the clocks stand still there is no time to find out.
+        // Is it there? There is no time to find out while the clocks stand still.
         let nothing = Step::Prepare(pb::Prepare::default());
         let patience = until.min(clock::now() + patience);
-        match self.step(heir, handover, nothing, patience).await {
+        match self.step(receiver, handover, nothing, patience).await {
             Ok(answer) if answer.done => {}
             Ok(answer) => return TransferResult::Refused(answer.why),
             Err(why) => return TransferResult::Absent(format!("{why:?}")),
         }
-        // Settlements under way hold it; nothing begins before it is given back.
-        let ownership = timeout_at(until.into(), async {
-            let gate = self.gate.write().await;
-            // Those whose callers have gone hold nothing, and go on.
-            while self.lessor.is_settling() {
+        let Replica { lessor, ownership, .. } = self.replica;
+        // Settlements under way hold the gate. No other begins before it is open again.
+        let gate = timeout_at(until.into(), async {
+            let gate = ownership.close_gate().await;
+            // Settlements without a caller do not hold the gate, and are still under way.
+            while lessor.is_settling() {
                 sleep(SETTLING_POLL).await;
             }
             gate
         });
-        let Ok(_gate) = ownership.await else {
+        let Ok(_gate) = gate.await else {
             return TransferResult::Refused("settlements are still under way".to_owned());
         };
-        self.lessor.freeze();
-        let load = self.load();
-        let leases = load.leases.clone();
-        let given = self.give(load, heir, handover, until).await;
-        if !matches!(given, TransferResult::Refused(_) | TransferResult::Absent(_)) {
-            self.names().leave(heir, clock::now());
-            self.lessor.forget_moved(&leases);
+        lessor.freeze();
+        let transfer = self.transfer();
+        let leases = transfer.leases.clone();
+        let result = self.send(transfer, receiver, handover, until).await;
+        if !matches!(result, TransferResult::Refused(_) | TransferResult::Absent(_)) {
+            ownership.lock().hand_over(receiver, clock::now());
+            lessor.forget_moved(&leases);
         }
-        self.lessor.thaw();
-        given
+        lessor.thaw();
+        result
     }
 
-    fn is_living(&self, replica: InstanceId) -> bool {
-        self.members().living(clock::now()).any(|(id, _)| id == replica)
-    }
-
-    /// Who has most room among those that stay, if that is enough.
-    fn heir(&self, tried: &[InstanceId]) -> Option<InstanceId> {
-        let (members, now) = (self.members(), clock::now());
-        let staying =
-            members.living(now).filter(|(id, said)| !said.draining && !tried.contains(id));
-        let (heir, said) = staying.max_by_key(|(_, said)| said.room)?;
-        let leases = self.lessor.held();
-        if said.room < leases as u64 {
+    /// The replica with the most room among those that stay, if its room is enough.
+    fn choose_receiver(&self, tried: &[InstanceId]) -> Option<InstanceId> {
+        let (receiver, room) = self.replica.peers.most_room(tried)?;
+        let leases = self.replica.lessor.held();
+        if room < leases as u64 {
             tracing::info!(leases, "no replica that stays has room for the leases");
             return None;
         }
-        Some(heir)
+        Some(receiver)
     }
 
-    async fn give(
+    async fn send(
         &self,
-        load: Transfer,
-        heir: InstanceId,
-        handover: &[u8],
+        transfer: Transfer,
+        receiver: InstanceId,
+        handover: HandoverId<'_>,
         until: Instant,
     ) -> TransferResult {
         let mut under_way = Duration::ZERO;
-        for mut part in load.parts {
+        for mut part in transfer.parts {
             let sent = clock::now();
-            part.age(sent.duration_since(load.at));
+            part.age(sent.duration_since(transfer.at));
             let step = Step::Prepare(part);
-            match self.step(heir, handover, step, until.min(sent + STEP_TIMEOUT)).await {
+            match self.step(receiver, handover, step, until.min(sent + STEP_TIMEOUT)).await {
                 Ok(answer) if answer.done => {}
                 Ok(answer) => return TransferResult::Refused(answer.why),
                 Err(why) => return TransferResult::Refused(format!("{why:?}")),
@@ -201,25 +212,27 @@ impl<B: Broker + Bus> Peers<B> {
             under_way = under_way.max(clock::now().duration_since(sent));
         }
         let commit = pb::Commit {
-            names: load.names.iter().map(|(name, _)| name.0.to_vec().into()).collect(),
-            idle: load.names.iter().map(|(_, idle)| millis(*idle)).collect(),
+            names: transfer.names.iter().map(|(name, _)| name.0.to_vec().into()).collect(),
+            idle: transfer.names.iter().map(|(_, idle)| millis(*idle)).collect(),
             under_way: micros(under_way),
-            leases: load.leases.len() as u64,
+            leases: transfer.leases.len() as u64,
         };
-        let mut heard = false;
+        let mut maybe_received = false;
         loop {
             let now = clock::now();
             let commit = Step::Commit(commit.clone());
-            match self.step(heir, handover, commit, until.min(now + STEP_TIMEOUT)).await {
+            match self.step(receiver, handover, commit, until.min(now + STEP_TIMEOUT)).await {
                 Ok(answer) if answer.done => return TransferResult::Taken(answer.taken),
-                // What it has not done, though it may have been told before, it may have done.
-                Ok(_) if heard => return TransferResult::Unknown,
+                // The receiver may have committed an earlier try.
+                Ok(_) if maybe_received => return TransferResult::Unknown,
                 Ok(answer) => return TransferResult::Refused(answer.why),
-                Err(Unanswered::Silent) => heard = true,
-                Err(Unanswered::Nobody | Unanswered::Unsent) if !heard => {
+                Err(Unanswered::Silent) => maybe_received = true,
+                Err(Unanswered::Nobody | Unanswered::Unsent) if !maybe_received => {
                     return TransferResult::Refused("it has gone".to_owned());
                 }
-                Err(Unanswered::Nobody) if !self.is_living(heir) => return TransferResult::Unknown,
+                Err(Unanswered::Nobody) if !self.replica.peers.is_living(receiver) => {
+                    return TransferResult::Unknown;
+                }
                 Err(Unanswered::Nobody | Unanswered::Unsent) => sleep(COMMIT_RETRY).await,
             }
             if now >= until {
@@ -230,39 +243,39 @@ impl<B: Broker + Bus> Peers<B> {
 
     async fn step(
         &self,
-        heir: InstanceId,
-        handover: &[u8],
+        receiver: InstanceId,
+        handover: HandoverId<'_>,
         step: Step,
         until: Instant,
     ) -> Result<pb::HandoverResponse, Unanswered> {
         let handover = Bytes::copy_from_slice(handover);
-        let request = pb::HandoverRequest { handover, step: Some(step) };
-        let (subject, request) = (self.subject(heir, HANDOVER_SUBJECT), request.encode_to_vec());
-        let answer = self.ask_once(&subject, &request, until).await?;
+        let request = pb::HandoverRequest { handover, step: Some(step) }.encode_to_vec();
+        let answer = self.replica.channel.ask(receiver, Topic::Handover, &request, until).await?;
         pb::HandoverResponse::decode(&*answer).map_err(|_| Unanswered::Silent)
     }
 
     /// Everything that there is to hand over.
-    fn load(&self) -> Transfer {
+    fn transfer(&self) -> Transfer {
+        let Replica { us, lessor, ownership, .. } = self.replica;
         let at = clock::now();
-        // What is known here under a number of ours, but outside by another's.
+        // Leases that are known outside by the number of another owner.
         let mut known_as: HashMap<LeaseId, (InstanceId, LeaseId)> = HashMap::new();
         let mut parts = TransferParts::default();
-        for piece in self.lessor.outcomes() {
-            parts.memory(self.us, &piece);
+        for piece in lessor.outcomes() {
+            parts.memory(*us, &piece);
         }
-        let mut names = self.names();
-        for (name, inheritance) in names.inherited() {
-            self.lessor.record_ends(inheritance);
-            known_as.extend(inheritance.adopted().map(|(there, here)| (here, (name, there))));
-            for piece in inheritance.outcomes() {
+        let mut names = ownership.lock();
+        for (name, adopted) in names.adopted() {
+            lessor.record_ends(adopted);
+            known_as.extend(adopted.adopted().map(|(there, here)| (here, (name, there))));
+            for piece in adopted.outcomes() {
                 parts.memory(name, piece);
             }
         }
-        let leaving = self.lessor.leaving();
+        let leaving = lessor.leaving();
         let leases = leaving.iter().map(|lease| lease.id).collect();
         for leaving in leaving {
-            let (name, id) = known_as.get(&leaving.id).copied().unwrap_or((self.us, leaving.id));
+            let (name, id) = known_as.get(&leaving.id).copied().unwrap_or((*us, leaving.id));
             parts.lease(name, id, leaving);
         }
         Transfer { at, names: names.idle(at), parts: parts.done(), leases }

@@ -1,7 +1,8 @@
-//! Who else is there, by what each says once a second. Pure.
+//! The other replicas, as they were last heard. Pure.
 //!
-//! Kin and strangers are kept apart: what is known of kin was sealed with a key of ours, and nothing
-//! that is said in the clear changes it, replaces it or takes its place.
+//! Two kinds are kept apart. A compatible peer shares a key with this replica, and its heartbeats are
+//! sealed. An incompatible peer shares none, and its heartbeats are in the clear, so anyone can forge
+//! them. No heartbeat in the clear changes or replaces what is known of a compatible peer.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,9 +11,9 @@ use std::{
 
 use crate::token::{InstanceId, KeyId};
 
-/// Kin that is listened to, and strangers: whoever may speak here can make the latter up.
+/// Peers of each kind that are remembered: anyone who may publish here can make up incompatible ones.
 const MAX_MEMBERS: usize = 1024;
-/// A replica that has not been heard for this long is taken for gone: four beats.
+/// A replica that has not been heard for this long counts as gone: four heartbeats.
 pub(super) const MEMBER_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// How far a replica has come. Later is further.
@@ -20,16 +21,16 @@ pub(super) const MEMBER_TIMEOUT: Duration = Duration::from_secs(4);
 pub(super) enum Tenure {
     /// It does not serve.
     Waiting,
-    /// It serves since a moment.
+    /// It began to serve a moment ago.
     Serving,
     /// It has served, with a key that it still has.
     Established,
 }
 
-/// What a replica that shares a key with us says of itself, under seal.
+/// The status that a compatible peer sends of itself, under seal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PeerStatus {
-    /// The names that it answers for, its own first.
+    /// The names that it answers for, its own name first.
     pub(super) names: Vec<InstanceId>,
     /// The keys that it has.
     pub(super) keys: BTreeSet<KeyId>,
@@ -38,132 +39,134 @@ pub(super) struct PeerStatus {
     pub(super) version: String,
     /// For people: where it runs.
     pub(super) name: String,
-    /// Leases that it has room for.
+    /// How many more leases it has room for.
     pub(super) room: u64,
     pub(super) draining: bool,
-    /// Microseconds since it started; 0: it does not say it.
+    /// Microseconds since it started. 0: its version does not send it.
     pub(super) uptime: u64,
-    /// Replicas whose clocks are too far from its own.
+    /// Replicas whose clocks differ too much from its own.
     pub(super) doubted: Vec<InstanceId>,
 }
 
-/// What somebody says of itself in the clear, who seals with no key of ours. Anybody can say it.
+/// The status that an incompatible peer sends of itself, in the clear. Anyone can send it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Claimed {
-    /// The keys that it says it has.
+    /// The keys that it claims to have.
     pub(super) keys: BTreeSet<KeyId>,
-    /// It says that it has no key file.
+    /// It claims to have no key file.
     pub(super) keyless: bool,
     pub(super) tenure: Tenure,
     /// For people.
     pub(super) name: String,
 }
 
-/// What became of a beat of kin.
+/// What the heartbeat of a compatible peer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Heard {
-    /// It is heard for the first time, or again after a silence.
+    /// The first of this peer, or the first after a silence.
     New,
     Known,
-    /// It was said before the last one that was heard, and is passed over.
+    /// Sent before the last one that was heard. It is ignored.
     Old,
 }
 
 /// The others, as they were last heard.
 #[derive(Debug, Default)]
 pub(super) struct Members {
-    kin: BTreeMap<InstanceId, (Instant, PeerStatus)>,
-    strangers: BTreeMap<InstanceId, (Instant, Claimed)>,
+    compatible: BTreeMap<InstanceId, (Instant, PeerStatus)>,
+    incompatible: BTreeMap<InstanceId, (Instant, Claimed)>,
 }
 
 impl Members {
-    /// A replica that shares a key with us spoke.
-    pub(super) fn hear(&mut self, from: InstanceId, said: PeerStatus, now: Instant) -> Heard {
-        let last = self.kin.get(&from);
-        if last.is_some_and(|(_, last)| said.uptime != 0 && said.uptime <= last.uptime) {
+    /// Takes the heartbeat of a compatible peer.
+    pub(super) fn heard(&mut self, from: InstanceId, status: PeerStatus, now: Instant) -> Heard {
+        let last = self.compatible.get(&from);
+        if last.is_some_and(|(_, last)| status.uptime != 0 && status.uptime <= last.uptime) {
             return Heard::Old;
         }
         let known = last.is_some_and(|(at, _)| is_living(*at, now));
         if !known && self.living(now).count() >= MAX_MEMBERS {
             return Heard::Old;
         }
-        self.strangers.remove(&from);
-        self.kin.insert(from, (now, said));
+        self.incompatible.remove(&from);
+        self.compatible.insert(from, (now, status));
         if known { Heard::Known } else { Heard::New }
     }
 
-    /// Somebody spoke who seals with no key of ours. `true`: for the first time, or again after a
-    /// silence. In the name of living kin nobody else can speak.
-    pub(super) fn hear_stranger(
+    /// Takes the heartbeat of an incompatible peer. `true`: it is the first of this peer, or the first
+    /// after a silence. A heartbeat in the name of a living compatible peer is ignored.
+    pub(super) fn heard_in_the_clear(
         &mut self,
         from: InstanceId,
         claimed: Claimed,
         now: Instant,
     ) -> bool {
-        self.strangers.retain(|_, (at, _)| is_living(*at, now));
-        let is_kin = self.living(now).any(|(id, _)| id == from);
-        let full = self.strangers.len() >= MAX_MEMBERS && !self.strangers.contains_key(&from);
-        !is_kin && !full && self.strangers.insert(from, (now, claimed)).is_none()
+        let peers = &self.compatible;
+        let is_compatible = peers.get(&from).is_some_and(|(at, _)| is_living(*at, now));
+        self.incompatible.retain(|_, (at, _)| is_living(*at, now));
+        let full = self.incompatible.len() >= MAX_MEMBERS && !self.incompatible.contains_key(&from);
+        !is_compatible && !full && self.incompatible.insert(from, (now, claimed)).is_none()
     }
 
-    /// Kin that has fallen silent since this was asked last.
+    /// Removes the compatible peers that have fallen silent, and returns them.
     pub(super) fn lost(&mut self, now: Instant) -> Vec<(InstanceId, PeerStatus)> {
-        let lost = self.kin.extract_if(.., |_, (at, _)| !is_living(*at, now));
-        lost.map(|(id, (_, said))| (id, said)).collect()
+        let lost = self.compatible.extract_if(.., |_, (at, _)| !is_living(*at, now));
+        lost.map(|(id, (_, status))| (id, status)).collect()
     }
 
-    /// The keys that all others have who share one with us; `None` when there are no such others.
+    /// The keys that every compatible peer has. `None`: there is no compatible peer.
     pub(super) fn common_keys(
         &self,
         ours: &BTreeSet<KeyId>,
         now: Instant,
     ) -> Option<BTreeSet<KeyId>> {
-        let keys = self.kin(ours, now).map(|(_, said)| said.keys.clone());
+        let keys = self.compatible(ours, now).map(|(_, status)| status.keys.clone());
         keys.reduce(|common, keys| &common & &keys)
     }
 
-    /// Whether somebody answers for this name, as far as is known.
+    /// Whether a living peer answers for this name, as far as is known.
     pub(super) fn answers_for(&self, name: InstanceId, now: Instant) -> bool {
-        self.living(now).any(|(_, said)| said.names.contains(&name))
+        self.living(now).any(|(_, status)| status.names.contains(&name))
     }
 
-    /// Those that are there now, and were heard under a seal of ours.
+    /// The peers that are there now, and whose heartbeats were sealed with a key of this replica.
     pub(super) fn living(&self, now: Instant) -> impl Iterator<Item = (InstanceId, &PeerStatus)> {
-        let living = self.kin.iter().filter(move |(_, (at, _))| is_living(*at, now));
-        living.map(|(id, (_, said))| (*id, said))
+        let living = self.compatible.iter().filter(move |(_, (at, _))| is_living(*at, now));
+        living.map(|(id, (_, status))| (*id, status))
     }
 
-    /// When each of those was heard last, and its uptime then.
+    /// When each living peer was heard last, and its uptime then.
     pub(super) fn heard_at(
         &self,
         now: Instant,
     ) -> impl Iterator<Item = (InstanceId, Instant, u64)> {
-        let living = self.kin.iter().filter(move |(_, (at, _))| is_living(*at, now));
-        living.map(|(id, (at, said))| (*id, *at, said.uptime))
+        let living = self.compatible.iter().filter(move |(_, (at, _))| is_living(*at, now));
+        living.map(|(id, (at, status))| (*id, *at, status.uptime))
     }
 
-    /// Those of them that share a key with us still.
-    pub(super) fn kin(
+    /// The living peers that still share a key with this replica.
+    pub(super) fn compatible(
         &self,
         ours: &BTreeSet<KeyId>,
         now: Instant,
     ) -> impl Iterator<Item = (InstanceId, &PeerStatus)> {
-        self.living(now).filter(|(_, said)| !said.keys.is_disjoint(ours))
+        self.living(now).filter(|(_, status)| !status.keys.is_disjoint(ours))
     }
 
-    /// Those that share none: strangers, and what was kin until our own keys changed.
-    pub(super) fn strangers(
+    /// The living peers that share no key with this replica. Some of them were compatible until the keys
+    /// of this replica changed.
+    pub(super) fn incompatible(
         &self,
         ours: &BTreeSet<KeyId>,
         now: Instant,
     ) -> Vec<(InstanceId, Claimed)> {
-        let were_kin = self.living(now).map(|(id, said)| {
-            let (keys, name) = (said.keys.clone(), said.name.clone());
-            (id, Claimed { keys, keyless: false, tenure: said.tenure, name })
+        let sealed = self.living(now).map(|(id, status)| {
+            let (keys, name) = (status.keys.clone(), status.name.clone());
+            (id, Claimed { keys, keyless: false, tenure: status.tenure, name })
         });
-        let strangers = self.strangers.iter().filter(|(_, (at, _))| is_living(*at, now));
-        let strangers = strangers.map(|(id, (_, claimed))| (*id, claimed.clone()));
-        let all = were_kin.chain(strangers);
+        let clear = self.incompatible.iter().filter(|(_, (at, _))| is_living(*at, now));
+        let clear = clear.map(|(id, (_, claimed))| (*id, claimed.clone()));
+        let all = sealed.chain(clear);
         all.filter(|(_, claimed)| claimed.keys.is_disjoint(ours)).collect()
     }
 }
@@ -208,8 +211,8 @@ mod tests {
         let mut members = Members::default();
         let ours = KEYS.into();
         assert_eq!(members.common_keys(&ours, now), None);
-        members.hear(id(1), said(&KEYS[..2], 1), now);
-        members.hear(id(2), said(&KEYS[1..], 1), now + MEMBER_TIMEOUT / 2);
+        members.heard(id(1), said(&KEYS[..2], 1), now);
+        members.heard(id(2), said(&KEYS[1..], 1), now + MEMBER_TIMEOUT / 2);
         let soon = now + MEMBER_TIMEOUT / 2;
         assert_eq!(members.common_keys(&ours, soon), Some([KEYS[1]].into()));
         let (later, last) = (now + MEMBER_TIMEOUT, KEYS[1..].iter().copied().collect());
@@ -218,71 +221,75 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_in_the_clear_changes_nothing_of_what_was_sealed() {
+    fn a_heartbeat_in_the_clear_changes_no_compatible_peer() {
         let now = clock::now();
         let mut members = Members::default();
         let ours: BTreeSet<_> = KEYS[..2].iter().copied().collect();
-        members.hear(id(1), said(&KEYS[..2], 1), now);
-        // In the name of kin, with a key of ours, and as many as there may be.
-        assert!(!members.hear_stranger(id(1), claimed(&[[9; 4]]), now));
-        members.hear_stranger(id(2), claimed(&KEYS[..1]), now);
+        members.heard(id(1), said(&KEYS[..2], 1), now);
+        // In the name of a compatible peer, with a key of this replica, and as many as there may be.
+        assert!(!members.heard_in_the_clear(id(1), claimed(&[[9; 4]]), now));
+        members.heard_in_the_clear(id(2), claimed(&KEYS[..1]), now);
         for number in 0..2 * MAX_MEMBERS as u64 {
             let made_up = InstanceId((number + 1000).to_be_bytes());
-            members.hear_stranger(made_up, claimed(&[[9; 4]]), now);
+            members.heard_in_the_clear(made_up, claimed(&[[9; 4]]), now);
         }
-        assert_eq!(members.hear(id(3), said(&KEYS[..2], 1), now), Heard::New);
+        assert_eq!(members.heard(id(3), said(&KEYS[..2], 1), now), Heard::New);
         assert_eq!(members.common_keys(&ours, now), Some(ours.clone()));
         assert_eq!(members.living(now).count(), 2);
         assert!(
-            members.strangers(&ours, now).len() < MAX_MEMBERS,
-            "the one with a key of ours is none"
+            members.incompatible(&ours, now).len() < MAX_MEMBERS,
+            "a peer with a key of this replica is compatible"
         );
     }
 
     #[test]
-    fn a_beat_that_is_repeated_by_somebody_else_is_passed_over() {
+    fn a_repeated_heartbeat_is_ignored() {
         let now = clock::now();
         let mut members = Members::default();
-        assert_eq!(members.hear(id(1), said(&KEYS, 5), now), Heard::New);
-        assert_eq!(members.hear(id(1), said(&KEYS, 6), now), Heard::Known);
+        assert_eq!(members.heard(id(1), said(&KEYS, 5), now), Heard::New);
+        assert_eq!(members.heard(id(1), said(&KEYS, 6), now), Heard::Known);
         for uptime in [5, 6] {
             assert_eq!(
-                members.hear(id(1), said(&KEYS, uptime), now + MEMBER_TIMEOUT / 2),
+                members.heard(id(1), said(&KEYS, uptime), now + MEMBER_TIMEOUT / 2),
                 Heard::Old
             );
         }
-        assert_eq!(members.living(now + MEMBER_TIMEOUT).count(), 0, "nobody has kept it alive");
-        assert_eq!(members.hear(id(1), said(&KEYS, 7), now + MEMBER_TIMEOUT), Heard::New);
-        // A version that does not say it is believed.
-        assert_eq!(members.hear(id(2), said(&KEYS, 0), now), Heard::New);
-        assert_eq!(members.hear(id(2), said(&KEYS, 0), now), Heard::Known);
+        assert_eq!(
+            members.living(now + MEMBER_TIMEOUT).count(),
+            0,
+            "a repeat does not keep it alive"
+        );
+        assert_eq!(members.heard(id(1), said(&KEYS, 7), now + MEMBER_TIMEOUT), Heard::New);
+        // A version that does not send its uptime is accepted.
+        assert_eq!(members.heard(id(2), said(&KEYS, 0), now), Heard::New);
+        assert_eq!(members.heard(id(2), said(&KEYS, 0), now), Heard::Known);
     }
 
     #[test]
-    fn who_falls_silent_is_told_once() {
+    fn a_silent_replica_is_reported_once() {
         let now = clock::now();
         let mut members = Members::default();
-        members.hear(id(1), said(&KEYS, 1), now);
+        members.heard(id(1), said(&KEYS, 1), now);
         assert_eq!(members.lost(now), []);
         assert_eq!(members.lost(now + MEMBER_TIMEOUT), [(id(1), said(&KEYS, 1))]);
         assert_eq!(members.lost(now + MEMBER_TIMEOUT), []);
     }
 
     #[test]
-    fn kin_is_a_stranger_once_our_own_keys_have_changed() {
+    fn a_compatible_peer_becomes_incompatible_if_the_own_keys_change() {
         let now = clock::now();
         let mut members = Members::default();
-        members.hear(id(1), said(&KEYS[..1], 1), now);
-        assert_eq!(members.strangers(&KEYS[..1].iter().copied().collect(), now), []);
-        let strangers = members.strangers(&KEYS[1..].iter().copied().collect(), now);
-        assert_eq!(strangers.len(), 1);
+        members.heard(id(1), said(&KEYS[..1], 1), now);
+        assert_eq!(members.incompatible(&KEYS[..1].iter().copied().collect(), now), []);
+        let incompatible = members.incompatible(&KEYS[1..].iter().copied().collect(), now);
+        assert_eq!(incompatible.len(), 1);
     }
 
     #[test]
-    fn whoever_took_a_name_over_answers_for_it() {
+    fn a_replica_that_took_over_a_name_answers_for_it() {
         let now = clock::now();
         let mut members = Members::default();
-        members.hear(id(1), PeerStatus { names: vec![id(1), id(9)], ..said(&KEYS, 1) }, now);
+        members.heard(id(1), PeerStatus { names: vec![id(1), id(9)], ..said(&KEYS, 1) }, now);
         assert!(members.answers_for(id(9), now));
         assert!(!members.answers_for(id(8), now));
         assert!(!members.answers_for(id(9), now + MEMBER_TIMEOUT));

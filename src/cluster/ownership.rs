@@ -1,13 +1,14 @@
-//! The names that this replica answers for: its own, and those that leaving replicas handed to it,
-//! each with what is known of its leases. Owns the answer to "whose is this token".
+//! The names that this replica answers for: its own name, and those that leaving replicas handed to it.
+//! For each name it knows how leases ended, and which leases are in the table here. Owns the answer to
+//! "where is the lease of this token".
 
 use std::{
     collections::BTreeMap,
-    sync::Mutex,
+    sync::{Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
-use tokio::sync::RwLockReadGuard;
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::{
     lease::{AdoptedLeases, Found, LeaseError, LeaseId, OutcomeSlice},
@@ -15,151 +16,175 @@ use crate::{
     token::InstanceId,
 };
 
-/// A name whose leases have all ended is answered for this long; then its tokens are nobody's:
-/// what they name is over by their own time.
+/// A name whose leases have all ended is answered for this long. After that no replica answers for it:
+/// its tokens are over by their own time.
 const IDLE_NAME_LIFETIME: Duration = Duration::from_secs(1800);
 
-/// Where a token's lease is.
+/// The place of a lease that a token names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LeaseLocation {
-    /// In our table, under this number.
-    Ours(LeaseId),
-    /// It was in the table of a replica that we answer for, and ended like this.
+    /// In the lease table of this replica, under this number.
+    Local(LeaseId),
+    /// The lease ended like this. It was in the table of a replica that this one answers for.
     Ended(LeaseError),
-    /// The one to ask: its owner, or who has taken that one's leases over from us.
-    Elsewhere(InstanceId),
+    /// At the replica that answers for this name: the owner, or the replica that took over from this
+    /// one.
+    Remote(InstanceId),
 }
 
-/// Our leases stay ours for as long as this is held.
+/// The ownership, and the gate that a hand-over closes.
+pub(super) struct SharedOwnership {
+    names: Mutex<Ownership>,
+    /// Held for reading while something is settled, and for writing while leases are handed over.
+    gate: RwLock<()>,
+}
+
+/// While this is held, leases of this replica are not handed over.
 pub struct OwnershipGuard<'p> {
     names: &'p Mutex<Ownership>,
     _gate: RwLockReadGuard<'p, ()>,
 }
 
-impl<'p> OwnershipGuard<'p> {
-    pub(super) fn new(names: &'p Mutex<Ownership>, gate: RwLockReadGuard<'p, ()>) -> Self {
-        Self { names, _gate: gate }
+impl SharedOwnership {
+    pub(super) fn new(us: InstanceId) -> Self {
+        Self { names: Mutex::new(Ownership::new(us)), gate: RwLock::new(()) }
     }
 
-    /// Where the lease of that owner and number is.
-    pub fn whose(&self, owner: InstanceId, lease: LeaseId) -> LeaseLocation {
-        lock(self.names).whose(owner, lease)
+    pub(super) fn lock(&self) -> MutexGuard<'_, Ownership> {
+        lock(&self.names)
+    }
+
+    /// Keeps the leases of this replica here. During a hand-over it waits for the end of that.
+    pub(super) async fn guard(&self) -> OwnershipGuard<'_> {
+        OwnershipGuard { names: &self.names, _gate: self.gate.read().await }
+    }
+
+    /// Waits for the settlements under way, and lets no other begin while the gate is held.
+    pub(super) async fn close_gate(&self) -> RwLockWriteGuard<'_, ()> {
+        self.gate.write().await
+    }
+}
+
+impl OwnershipGuard<'_> {
+    /// The place of the lease with this owner and number.
+    pub fn locate(&self, owner: InstanceId, lease: LeaseId) -> LeaseLocation {
+        lock(self.names).locate(owner, lease)
     }
 }
 
 #[derive(Debug)]
 pub(super) struct Ownership {
     us: InstanceId,
-    /// Who has all of it since when: nothing is ours any more.
-    left: Option<(InstanceId, Instant)>,
-    inherited: BTreeMap<InstanceId, AdoptedName>,
+    /// The replica that took over everything, and since when. `None`: nothing was handed over.
+    handed_to: Option<(InstanceId, Instant)>,
+    adopted: BTreeMap<InstanceId, AdoptedName>,
 }
 
-/// What is known of a replica that we answer for.
+/// A name that this replica took over.
 #[derive(Debug)]
 pub(super) struct AdoptedName {
-    /// When it last had a living lease, as far as is known.
+    /// When the name last had a living lease, as far as is known.
     used: Instant,
     leases: AdoptedLeases,
 }
 
 impl Ownership {
     pub(super) fn new(us: InstanceId) -> Self {
-        Self { us, left: None, inherited: BTreeMap::new() }
+        Self { us, handed_to: None, adopted: BTreeMap::new() }
     }
 
-    /// Those that we answer for, our own first.
+    /// The names that this replica answers for, its own first.
     pub(super) fn answered(&self) -> Vec<InstanceId> {
-        if self.left.is_some() { Vec::new() } else { self.heard() }
+        if self.handed_to.is_some() { Vec::new() } else { self.listened() }
     }
 
-    /// Those that we listen for: what still comes for those that are another's now goes to that one.
-    pub(super) fn heard(&self) -> Vec<InstanceId> {
-        std::iter::once(self.us).chain(self.inherited.keys().copied()).collect()
+    /// The names that this replica listens for. After a hand-over it passes their questions on.
+    pub(super) fn listened(&self) -> Vec<InstanceId> {
+        std::iter::once(self.us).chain(self.adopted.keys().copied()).collect()
     }
 
-    pub(super) fn whose(&self, owner: InstanceId, lease: LeaseId) -> LeaseLocation {
-        let inherited = self.inherited.get(&owner);
-        if let Some((heir, _)) = self.left {
-            let handed = owner == self.us || inherited.is_some();
-            return LeaseLocation::Elsewhere(if handed { heir } else { owner });
+    pub(super) fn locate(&self, owner: InstanceId, lease: LeaseId) -> LeaseLocation {
+        let adopted = self.adopted.get(&owner);
+        if let Some((receiver, _)) = self.handed_to {
+            let handed_over = owner == self.us || adopted.is_some();
+            return LeaseLocation::Remote(if handed_over { receiver } else { owner });
         }
         if owner == self.us {
-            return LeaseLocation::Ours(lease);
+            return LeaseLocation::Local(lease);
         }
-        match inherited.map(|inherited| inherited.leases.find(lease)) {
-            None => LeaseLocation::Elsewhere(owner),
-            Some(Found::Here(lease)) => LeaseLocation::Ours(lease),
+        match adopted.map(|adopted| adopted.leases.find(lease)) {
+            None => LeaseLocation::Remote(owner),
+            Some(Found::Here(lease)) => LeaseLocation::Local(lease),
             Some(Found::Ended(refusal)) => LeaseLocation::Ended(refusal),
         }
     }
 
-    /// From now on nothing is ours.
-    pub(super) fn leave(&mut self, heir: InstanceId, now: Instant) {
-        self.left = Some((heir, now));
-        self.inherited.values_mut().for_each(|inherited| inherited.leases = AdoptedLeases::new());
+    /// From now on every lease belongs to `receiver`.
+    pub(super) fn hand_over(&mut self, receiver: InstanceId, now: Instant) {
+        self.handed_to = Some((receiver, now));
+        self.adopted.values_mut().for_each(|adopted| adopted.leases = AdoptedLeases::new());
     }
 
-    /// To whom, and when, if it was all handed over.
-    pub(super) fn left(&self) -> Option<(InstanceId, Instant)> {
-        self.left
+    /// When everything was handed over, if it was.
+    pub(super) fn handed_over_at(&self) -> Option<Instant> {
+        self.handed_to.map(|(_, at)| at)
     }
 
-    /// A leaving replica's names are ours from now on.
-    pub(super) fn inherit(&mut self, theirs: BTreeMap<InstanceId, AdoptedName>) {
-        self.inherited.extend(theirs);
+    /// From now on this replica answers for the names of a leaving replica.
+    pub(super) fn adopt(&mut self, names: BTreeMap<InstanceId, AdoptedName>) {
+        self.adopted.extend(names);
     }
 
-    pub(super) fn inherited(&mut self) -> impl Iterator<Item = (InstanceId, &mut AdoptedLeases)> {
-        self.inherited.iter_mut().map(|(name, inherited)| (*name, &mut inherited.leases))
+    pub(super) fn adopted(&mut self) -> impl Iterator<Item = (InstanceId, &mut AdoptedLeases)> {
+        self.adopted.iter_mut().map(|(name, adopted)| (*name, &mut adopted.leases))
     }
 
-    /// Those that we answer for, and how long each has had no living lease.
+    /// The names that this replica answers for, and how long each has had no living lease.
     pub(super) fn idle(&self, now: Instant) -> Vec<(InstanceId, Duration)> {
-        let ours = (self.us, Duration::ZERO);
-        let theirs = self.inherited.iter();
-        let theirs = theirs.map(|(name, theirs)| (*name, now.duration_since(theirs.used)));
-        std::iter::once(ours).chain(theirs).collect()
+        let own = (self.us, Duration::ZERO);
+        let adopted = self.adopted.iter();
+        let adopted = adopted.map(|(name, adopted)| (*name, now.duration_since(adopted.used)));
+        std::iter::once(own).chain(adopted).collect()
     }
 
-    /// Lets go of names that have had no living lease for long; whether there are any. Leases that
-    /// are still taken count as living.
+    /// Drops names that have had no living lease for long. Returns whether there were any. A lease that
+    /// is still in the table here counts as living.
     pub(super) fn prune(&mut self, now: Instant) -> bool {
-        let before = self.inherited.len();
-        self.inherited.retain(|_, inherited| {
-            if inherited.leases.adopted().next().is_some() {
-                inherited.used = now;
+        let before = self.adopted.len();
+        self.adopted.retain(|_, adopted| {
+            if adopted.leases.adopted().next().is_some() {
+                adopted.used = now;
             }
-            now.duration_since(inherited.used) < IDLE_NAME_LIFETIME
+            now.duration_since(adopted.used) < IDLE_NAME_LIFETIME
         });
-        self.inherited.len() < before
+        self.adopted.len() < before
     }
 }
 
 impl AdoptedName {
-    /// Nothing is known yet of one that has had no living lease for this long.
+    /// A name that has had no living lease for `idle`. Nothing is known of its leases yet.
     pub(super) fn new(idle: Duration, now: Instant) -> Self {
         Self { used: now.checked_sub(idle).unwrap_or(now), leases: AdoptedLeases::new() }
     }
 }
 
-/// What a leaving replica has handed over, by its names: how leases ended, and which are here.
+/// The names of a leaving replica, each with how its leases ended, and which leases are here.
 pub(super) fn gather(
-    mut theirs: BTreeMap<InstanceId, AdoptedName>,
+    mut names: BTreeMap<InstanceId, AdoptedName>,
     memories: &[(InstanceId, OutcomeSlice)],
     taken: &[(InstanceId, LeaseId, LeaseId)],
 ) -> BTreeMap<InstanceId, AdoptedName> {
     for (name, piece) in memories {
-        if let Some(inherited) = theirs.get_mut(name) {
-            inherited.leases.remember(piece);
+        if let Some(adopted) = names.get_mut(name) {
+            adopted.leases.remember(piece);
         }
     }
     for (name, there, here) in taken {
-        if let Some(inherited) = theirs.get_mut(name) {
-            inherited.leases.adopt(*there, *here);
+        if let Some(adopted) = names.get_mut(name) {
+            adopted.leases.adopt(*there, *here);
         }
     }
-    theirs
+    names
 }
 
 #[cfg(test)]
@@ -178,35 +203,35 @@ mod tests {
     fn names_of_two(idle: Duration, now: Instant) -> Ownership {
         let mut names = Ownership::new(US);
         let theirs = [(GONE, AdoptedName::new(idle, now))].into();
-        names.inherit(gather(theirs, &[], &[(GONE, lease(7), lease(9))]));
+        names.adopt(gather(theirs, &[], &[(GONE, lease(7), lease(9))]));
         names
     }
 
     #[test]
-    fn whoever_has_left_names_the_heir_of_what_was_its_own_and_nothing_else() {
+    fn a_replica_that_has_left_names_the_receiver_of_its_leases_only() {
         let mut names = names_of_two(Duration::ZERO, clock::now());
-        assert_eq!(names.whose(GONE, lease(7)), LeaseLocation::Ours(lease(9)));
-        let heir = InstanceId([4; 8]);
-        names.leave(heir, clock::now());
-        assert_eq!(names.whose(US, lease(1)), LeaseLocation::Elsewhere(heir));
-        assert_eq!(names.whose(GONE, lease(7)), LeaseLocation::Elsewhere(heir));
-        assert_eq!(names.whose(OTHER, lease(1)), LeaseLocation::Elsewhere(OTHER));
-        assert_eq!((names.answered().len(), names.heard()), (0, vec![US, GONE]));
+        assert_eq!(names.locate(GONE, lease(7)), LeaseLocation::Local(lease(9)));
+        let receiver = InstanceId([4; 8]);
+        names.hand_over(receiver, clock::now());
+        assert_eq!(names.locate(US, lease(1)), LeaseLocation::Remote(receiver));
+        assert_eq!(names.locate(GONE, lease(7)), LeaseLocation::Remote(receiver));
+        assert_eq!(names.locate(OTHER, lease(1)), LeaseLocation::Remote(OTHER));
+        assert_eq!((names.answered().len(), names.listened()), (0, vec![US, GONE]));
     }
 
     #[test]
-    fn a_name_without_living_leases_is_let_go_also_if_it_went_from_heir_to_heir() {
+    fn a_name_without_living_leases_is_dropped_also_after_two_hand_overs() {
         let began = clock::now() + 2 * IDLE_NAME_LIFETIME;
         let mut names = names_of_two(Duration::ZERO, began);
         assert!(!names.prune(began + IDLE_NAME_LIFETIME), "its lease lives");
-        names.inherited().for_each(|(_, leases)| *leases = AdoptedLeases::new());
+        names.adopted().for_each(|(_, leases)| *leases = AdoptedLeases::new());
         let half = began + IDLE_NAME_LIFETIME + IDLE_NAME_LIFETIME / 2;
         assert!(!names.prune(half));
         let handed_on = names.idle(half)[1].1;
         let mut names = Ownership::new(OTHER);
-        names.inherit([(GONE, AdoptedName::new(handed_on, half))].into());
+        names.adopt([(GONE, AdoptedName::new(handed_on, half))].into());
         assert!(!names.prune(began + 2 * IDLE_NAME_LIFETIME - Duration::from_secs(1)));
         assert!(names.prune(began + 2 * IDLE_NAME_LIFETIME));
-        assert_eq!(names.whose(GONE, lease(7)), LeaseLocation::Elsewhere(GONE));
+        assert_eq!(names.locate(GONE, lease(7)), LeaseLocation::Remote(GONE));
     }
 }

@@ -1,108 +1,97 @@
-//! Carries what this replica has seen of a consumer to the others, and what they have seen to ours.
-//! Decides nothing about leases: that is the lessor's.
+//! Carries the sightings of consumers between replicas: those of this replica to the others, and those
+//! of the others to this lessor. Decides nothing about leases: the lessor does.
 //!
-//! A replica that hears nothing here cannot settle either, because both go over one connection; it
-//! reads its consumers again when that connection is there again.
+//! A replica that cannot be reached cannot settle either, because both use one connection. When that
+//! connection is there again, the replica reads its consumers again.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use prost::Message as _;
 use tokio::{sync::mpsc::UnboundedReceiver, time::sleep};
 
-use super::{Peers, Unanswered};
+use super::{
+    channel::{Topic, Unanswered},
+    replica::Replica,
+};
 use crate::{
     broker::{Broker, ConsumerName},
     bus::Bus,
     clock,
-    lessor::{Sighting, Telling},
+    lessor::{Lessor, Sighting, Telling},
     pb::peer::v1 as pb,
     token::InstanceId,
 };
 
-/// Where a replica is told.
-pub(super) const SIGHTING: &str = "sighting";
-/// A replica has this long to answer: less than its asker waits.
+/// A replica has this long to answer: less than the lessor waits for the answers.
 const SIGHTING_ANSWER_TIMEOUT: Duration = Duration::from_millis(900);
-/// A replica between two NATS servers has no subscription for a moment: it is told again after this.
+/// A replica between two NATS servers has no subscription for a moment. It is asked again after this.
 const SIGHTING_RETRY: Duration = Duration::from_millis(100);
 
-impl<B: Broker + Bus> Peers<B> {
-    /// Tells all replicas that share a key with this one, and waits for them.
-    pub(super) async fn pass_on(self: Arc<Self>, Telling { sighting, told }: Telling) {
-        let now = clock::now();
-        let akin: Vec<InstanceId> = {
-            let members = self.members();
-            // Only those whose beats can be opened tell their names.
-            members
-                .living(now)
-                .filter(|(_, said)| !said.names.is_empty())
-                .map(|(id, _)| id)
-                .collect()
-        };
-        let consumer = &sighting.name;
-        let question = pb::Sighting {
-            stream: consumer.stream.as_ref().to_owned(),
-            consumer: consumer.consumer.as_ref().to_owned(),
-            created: sighting.created.as_ref().to_owned(),
-            delivered: sighting.delivered,
-            began: sighting.began,
-            again: sighting.again,
-        };
-        let question = question.encode_to_vec();
-        let until = now + SIGHTING_ANSWER_TIMEOUT;
-        let answers = akin.iter().map(|replica| self.tell_one(*replica, &question, until));
-        for (replica, answer) in akin.iter().zip(join_all(answers).await) {
-            if let Err(Unanswered::Silent) = answer {
-                tracing::warn!(
-                    %consumer,
-                    %replica,
-                    "a replica does not answer: it may hold older leases of this consumer"
-                );
-            }
-        }
-        let _ = told.send(());
-    }
-
-    async fn tell_one(
-        &self,
-        replica: InstanceId,
-        question: &[u8],
-        until: Instant,
-    ) -> Result<Vec<u8>, Unanswered> {
-        let subject = self.subject(replica, SIGHTING);
-        match self.ask_once(&subject, question, until).await {
-            // It has gone, is of an older version, or is between two servers.
-            Err(Unanswered::Nobody) => {
-                sleep(SIGHTING_RETRY).await;
-                self.ask_once(&subject, question, until).await
-            }
-            answer => answer,
+/// Tells all replicas that share a key with this one, and waits for their answers.
+pub(super) async fn tell_others<B: Broker + Bus>(
+    replica: &Replica<B>,
+    Telling { sighting, told }: Telling,
+) {
+    let until = clock::now() + SIGHTING_ANSWER_TIMEOUT;
+    let consumer = &sighting.name;
+    let question = pb::Sighting {
+        stream: consumer.stream.as_ref().to_owned(),
+        consumer: consumer.consumer.as_ref().to_owned(),
+        created: sighting.created.as_ref().to_owned(),
+        delivered: sighting.delivered,
+        began: sighting.began,
+        again: sighting.again,
+    };
+    let question = question.encode_to_vec();
+    let others = replica.peers.named();
+    let answers = others.iter().map(|other| tell_one(replica, *other, &question, until));
+    for (other, answer) in others.iter().zip(join_all(answers).await) {
+        if let Err(Unanswered::Silent) = answer {
+            tracing::warn!(
+                %consumer,
+                replica = %other,
+                "a replica does not answer: it may hold older leases of this consumer"
+            );
         }
     }
+    let _ = told.send(());
+}
 
-    /// Another replica has seen something; the answer says that nothing older is settled here.
-    pub(super) async fn sighted(&self, question: Vec<u8>) -> Option<Vec<u8>> {
-        let seen = pb::Sighting::decode(&*question).ok()?;
-        let sighting = Sighting {
-            name: ConsumerName {
-                stream: seen.stream.as_str().into(),
-                consumer: seen.consumer.as_str().into(),
-            },
-            created: seen.created.as_str().into(),
-            delivered: seen.delivered,
-            began: seen.began,
-            again: seen.again,
-        };
-        self.lessor.heard_of(sighting).await;
-        Some(pb::SightingAnswer {}.encode_to_vec())
+async fn tell_one<B: Broker + Bus>(
+    replica: &Replica<B>,
+    other: InstanceId,
+    question: &[u8],
+    until: Instant,
+) -> Result<Vec<u8>, Unanswered> {
+    match replica.channel.ask(other, Topic::Sighting, question, until).await {
+        // It has gone, is of an older version, or is between two NATS servers.
+        Err(Unanswered::Nobody) => {
+            sleep(SIGHTING_RETRY).await;
+            replica.channel.ask(other, Topic::Sighting, question, until).await
+        }
+        answer => answer,
     }
 }
 
-/// The next sighting that the others are to be told.
+/// Gives the lessor a sighting of another replica. The answer says that no older lease is settled here.
+pub(super) async fn heard<B: Broker>(lessor: &Lessor<B>, question: &[u8]) -> Option<Vec<u8>> {
+    let seen = pb::Sighting::decode(question).ok()?;
+    let sighting = Sighting {
+        name: ConsumerName {
+            stream: seen.stream.as_str().into(),
+            consumer: seen.consumer.as_str().into(),
+        },
+        created: seen.created.as_str().into(),
+        delivered: seen.delivered,
+        began: seen.began,
+        again: seen.again,
+    };
+    lessor.heard_of(sighting).await;
+    Some(pb::SightingAnswer {}.encode_to_vec())
+}
+
+/// The next sighting of this replica. It waits permanently if the lessor tells none.
 pub(super) async fn next(sightings: &mut Option<UnboundedReceiver<Telling>>) -> Option<Telling> {
     match sightings {
         Some(sightings) => sightings.recv().await,

@@ -15,7 +15,7 @@ use crate::{
         LONGEST_NAME, LONGEST_REASON, LONGEST_WAIT, LONGEST_WORKER, MOST_MAX_BYTES, MOST_MESSAGES,
         SHORTEST_LEASE,
     },
-    pb,
+    pb::{self, time::to_duration},
 };
 
 /// Most bytes of a worker's name that are remembered while the worker has leases; more is cut.
@@ -188,12 +188,9 @@ fn lease(field: &str, value: Option<&PbDuration>) -> Result<Option<Duration>, Ap
 /// A duration that may be left out. Negative and malformed ones are refused.
 fn optional(field: &str, value: Option<&PbDuration>) -> Result<Option<Duration>, ApiError> {
     let Some(value) = value else { return Ok(None) };
-    // google.protobuf.Duration: at most 315,576,000,000 s, and nanos of the same sign below 10^9.
-    let seconds = u64::try_from(value.seconds).ok().filter(|seconds| *seconds <= 315_576_000_000);
-    let nanos = u32::try_from(value.nanos).ok().filter(|nanos| *nanos < 1_000_000_000);
-    match (seconds, nanos) {
-        (Some(seconds), Some(nanos)) => Ok(Some(Duration::new(seconds, nanos))),
-        _ => refuse(field, "must be a duration, and not negative"),
+    match to_duration(value) {
+        Some(duration) => Ok(Some(duration)),
+        None => refuse(field, "must be a duration, and not negative"),
     }
 }
 

@@ -10,47 +10,18 @@ use bytes::Bytes;
 use prost_types::{Duration as PbDuration, Timestamp};
 
 use crate::{
-    api_error::ApiError,
-    broker::{Confirmation, Delivery},
-    clock,
-    lessor::{
-        Action, Codec, Empty, Fetched, LeasedDelivery, Rejected, RejectedCause, Settled,
-        encoded_size,
+    broker::Delivery,
+    clock::ClockPair,
+    lessor::{Codec, Empty, Fetched, LeasedDelivery, Rejected, RejectedCause, encoded_size},
+    pb::{
+        self,
+        time::{duration, timestamp},
     },
-    pb,
-    reason::Reason,
     token::{Claims, InstanceId, Sealer},
 };
 
 /// The caller's name inside tokens until callers are authenticated.
 pub(super) const ANONYMOUS: &str = "anonymous";
-
-/// Both clocks at one moment, to turn a monotonic time into a timestamp.
-#[derive(Clone, Copy)]
-pub(super) struct ClockPair {
-    pub(super) now: Instant,
-    /// Time since the Unix epoch.
-    pub(super) unix: Duration,
-}
-
-impl ClockPair {
-    /// Both, now.
-    pub(super) fn read() -> Self {
-        Self { now: clock::now(), unix: clock::unix_time() }
-    }
-
-    /// The wall clock's time at `when`.
-    pub(super) fn unix_at(self, when: Instant) -> Duration {
-        match when.checked_duration_since(self.now) {
-            Some(ahead) => self.unix + ahead,
-            None => self.unix.saturating_sub(self.now.duration_since(when)),
-        }
-    }
-
-    fn timestamp(self, when: Instant) -> Option<Timestamp> {
-        Some(timestamp(self.unix_at(when)))
-    }
-}
 
 /// What seals tokens, and for whom.
 pub(super) struct Seal<'s> {
@@ -96,7 +67,7 @@ impl Seal<'_> {
             max_deliver: leased.max_deliver().map_or(0, saturating),
             pending: delivery.pending,
             publish_time: Some(timestamp(Duration::from_nanos(delivery.published))),
-            lease_expire_time: self.clocks.timestamp(leased.deadline),
+            lease_expire_time: self.timestamp(leased.deadline),
             lease: Some(self.left(leased.deadline)),
         }
     }
@@ -114,7 +85,7 @@ impl Seal<'_> {
             data: delivery.payload.clone(),
             headers: headers(&delivery.headers),
             token: if *held { self.token(leased, nonce) } else { String::new() },
-            lease_expire_time: held.then(|| self.clocks.timestamp(leased.deadline)).flatten(),
+            lease_expire_time: held.then(|| self.timestamp(leased.deadline)).flatten(),
             lease: held.then(|| self.left(leased.deadline)),
         };
         match cause {
@@ -137,118 +108,12 @@ impl Seal<'_> {
         self.sealer.seal(&claims, nonce)
     }
 
+    fn timestamp(&self, when: Instant) -> Option<Timestamp> {
+        Some(timestamp(self.clocks.unix_at(when)))
+    }
+
     fn left(&self, deadline: Instant) -> PbDuration {
         duration(deadline.saturating_duration_since(self.clocks.now))
-    }
-}
-
-/// What was done with one token.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct SettleOutcome {
-    pub(super) outcome: pb::Outcome,
-    pub(super) redeliver_time: Option<Timestamp>,
-    pub(super) lease_expire_time: Option<Timestamp>,
-    pub(super) lease: Option<PbDuration>,
-}
-
-impl SettleOutcome {
-    pub(super) fn new(settled: Settled, clocks: ClockPair) -> Self {
-        let none = Self {
-            outcome: pb::Outcome::Duplicate,
-            redeliver_time: None,
-            lease_expire_time: None,
-            lease: None,
-        };
-        match settled {
-            Settled::Duplicate => none,
-            Settled::Extended(deadline) => Self {
-                outcome: pb::Outcome::Extended,
-                lease_expire_time: clocks.timestamp(deadline),
-                lease: Some(duration(deadline.saturating_duration_since(clocks.now))),
-                ..none
-            },
-            Settled::Done { confirmation, redelivered_in } => Self {
-                outcome: match confirmation {
-                    Confirmation::Confirmed => pb::Outcome::Confirmed,
-                    Confirmation::Sent => pb::Outcome::Sent,
-                },
-                redeliver_time: redelivered_in.map(|delay| timestamp(clocks.unix + delay)),
-                ..none
-            },
-        }
-    }
-}
-
-/// What came of one token, in a Settle.
-pub(super) fn settle_result(result: Result<SettleOutcome, ApiError>) -> pb::SettleResult {
-    match result {
-        Ok(done) => pb::SettleResult {
-            outcome: done.outcome.into(),
-            error: None,
-            redeliver_time: done.redeliver_time,
-            lease_expire_time: done.lease_expire_time,
-            lease: done.lease,
-        },
-        Err(refused) => {
-            pb::SettleResult { error: Some(settle_error(&refused)), ..pb::SettleResult::default() }
-        }
-    }
-}
-
-/// The same read back, from the answer of another replica. What a newer one says in words that are
-/// not known here is not taken for success.
-pub(super) fn relayed(result: pb::SettleResult) -> Result<SettleOutcome, ApiError> {
-    match result.error {
-        Some(error) => Err(refused_there(error)),
-        None if result.outcome() == pb::Outcome::Unspecified => {
-            Err(ApiError::OwnerUnreachable { maybe_applied: true })
-        }
-        None => Ok(SettleOutcome {
-            outcome: result.outcome(),
-            redeliver_time: result.redeliver_time,
-            lease_expire_time: result.lease_expire_time,
-            lease: result.lease,
-        }),
-    }
-}
-
-fn settle_error(error: &ApiError) -> pb::SettleError {
-    let reason = error.reason();
-    pb::SettleError {
-        reason: reason.name().to_owned(),
-        message: error.message(),
-        metadata: error.metadata(),
-        retry_delay: reason.retry_after().map(duration),
-    }
-}
-
-/// The refusal of another replica. A reason that only a newer replica knows says nothing here.
-fn refused_there(pb::SettleError { reason, message, metadata, .. }: pb::SettleError) -> ApiError {
-    match Reason::ALL.iter().copied().find(|known| known.name() == reason) {
-        Some(reason) => ApiError::Relayed { reason, message, metadata },
-        None => ApiError::OwnerUnreachable { maybe_applied: true },
-    }
-}
-
-/// What to do with one lease, as another replica is asked to do it. An Extend without a length has
-/// `unset` for one.
-pub(super) fn settlement(action: &Action, unset: Duration) -> pb::Settlement {
-    use pb::settlement::Action as Wire;
-    let action = match action {
-        Action::Ack => Wire::Ack(pb::AckAction {}),
-        Action::Nak(delay) => Wire::Nak(pb::NakAction { delay: Some(duration(*delay)) }),
-        Action::Term(reason) => Wire::Term(pb::TermAction { reason: reason.clone() }),
-        Action::Extend(lease) => {
-            Wire::Extend(pb::ExtendAction { lease: Some(duration(lease.unwrap_or(unset))) })
-        }
-    };
-    pb::Settlement { token: String::new(), action: Some(action) }
-}
-
-pub(super) fn confirmation(confirmation: Confirmation) -> pb::Confirmation {
-    match confirmation {
-        Confirmation::Confirmed => pb::Confirmation::Confirmed,
-        Confirmation::Sent => pb::Confirmation::Sent,
     }
 }
 
@@ -293,35 +158,6 @@ fn empty_reason(empty: Empty) -> pb::EmptyReason {
     }
 }
 
-fn timestamp(unix: Duration) -> Timestamp {
-    Timestamp {
-        seconds: i64::try_from(unix.as_secs()).unwrap_or(i64::MAX),
-        // Below 10^9, so it fits.
-        nanos: i32::try_from(unix.subsec_nanos()).unwrap_or_default(),
-    }
-}
-
-fn duration(duration: Duration) -> PbDuration {
-    PbDuration::try_from(duration).unwrap_or_default()
-}
-
 fn saturating(value: u64) -> u32 {
     u32::try_from(value).unwrap_or(u32::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_newer_replica_answers_in_words_of_its_own_is_not_taken_for_success() {
-        for outcome in [0, 99] {
-            let newer = pb::SettleResult { outcome, ..pb::SettleResult::default() };
-            let relayed = relayed(newer);
-            assert!(matches!(relayed, Err(ApiError::OwnerUnreachable { maybe_applied: true })));
-        }
-        let known = pb::Outcome::Duplicate;
-        let known = pb::SettleResult { outcome: known.into(), ..pb::SettleResult::default() };
-        assert!(relayed(known).is_ok());
-    }
 }

@@ -10,20 +10,20 @@ use super::{
     budget::Taken,
     calls::AnswerBytes,
     decode,
-    encode::{ClockPair, Seal, SettleOutcome, settle_result},
-    refusals::Who,
-    route::Router,
+    encode::Seal,
     to_status::to_status,
 };
 use crate::{
     api_error::{ApiError, BudgetKind},
     broker::{Broker, Confirmation, ConsumerName},
     bus::Bus,
-    clock,
+    clock::{self, ClockPair},
+    cluster::{Cluster, SettleOutcome, settle_result},
     keys::Keys,
     lessor::{Action, Error, Fetched, Lessor, Rejected, RejectedCause, encoded_size},
     limits::MOST_SETTLEMENTS,
     pb::{self, fetch_service_server::FetchService},
+    refusal_log::{RefusalLog, RefusedCaller},
     token::InstanceId,
 };
 
@@ -33,11 +33,12 @@ const LARGEST_RESULT: usize = 512;
 /// Bytes for an answer are waited for no longer than this.
 const BYTES_PATIENCE: Duration = Duration::from_secs(1);
 
-/// The service over one lessor, and the way to those of other replicas.
+/// The service over one lessor, and over the cluster that it is a part of.
 pub struct Service<B: Broker + Bus> {
     lessor: Lessor<B>,
-    router: Arc<Router<B>>,
+    cluster: Arc<Cluster<B>>,
     keys: Arc<Keys>,
+    refusals: Arc<RefusalLog>,
     owner: InstanceId,
 }
 
@@ -45,11 +46,12 @@ impl<B: Broker + Bus> Service<B> {
     /// `owner` names this process in the tokens that it seals; it must be new with every start.
     pub fn new(
         lessor: Lessor<B>,
-        router: Arc<Router<B>>,
+        cluster: Arc<Cluster<B>>,
         keys: Arc<Keys>,
+        refusals: Arc<RefusalLog>,
         owner: InstanceId,
     ) -> Self {
-        Self { lessor, router, keys, owner }
+        Self { lessor, cluster, keys, refusals, owner }
     }
 
     /// Settles one token, for the unary calls.
@@ -67,7 +69,7 @@ impl<B: Broker + Bus> Service<B> {
             Action::Extend(_) => "Extend",
         };
         let (wanted, until) = (vec![(token, action)], settle_until(metadata));
-        let done = self.router.settle(call, wanted, confirmation, until).await.pop();
+        let done = self.cluster.settle(call, wanted, confirmation, until).await.pop();
         // One was asked, so there is one answer.
         done.unwrap_or(Err(Error::Unconfirmed.into())).map_err(|refused| to_status(&refused))
     }
@@ -87,8 +89,8 @@ impl<B: Broker + Bus> FetchService for Service<B> {
             // A name that is refused for its length is no name for the log either.
             let consumer = (stream.len().max(consumer.len()) <= 255)
                 .then(|| ConsumerName { stream: stream.into(), consumer: consumer.into() });
-            let who = Who { consumer, worker: &request.worker };
-            self.router.refusals().see("Fetch", &who, &refused);
+            let caller = RefusedCaller { consumer, worker: &request.worker };
+            self.refusals.refused("Fetch", &caller, &refused);
             to_status(&refused)
         };
         let ask = decode::fetch(&request, clock::now(), left).map_err(refused)?;
@@ -181,7 +183,7 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         let mut bytes = checked(bytes)?;
 
         let until = settle_until(&metadata);
-        let results = self.router.settle("Settle", wanted, confirmation, until).await;
+        let results = self.cluster.settle("Settle", wanted, confirmation, until).await;
         // At most MOST_SETTLEMENTS, so it fits.
         let failed = results.iter().filter(|result| result.is_err()).count() as u32;
         let results = results.into_iter().map(settle_result).collect();

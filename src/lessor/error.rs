@@ -2,7 +2,7 @@
 //! `reason` gives the reason that the caller receives.
 
 use crate::{
-    broker::{ConsumerName, InfoError},
+    broker::{BrokerError, ConsumerName, Denial, InfoError},
     lease::SettleKind,
 };
 
@@ -85,13 +85,25 @@ pub enum Error {
 }
 
 impl Error {
-    /// The error of a Fetch whose consumer cannot be read.
-    pub(super) fn of_info(error: InfoError, name: &ConsumerName) -> Self {
+    /// The error of a call whose consumer cannot be read.
+    pub fn of_info(error: InfoError, name: &ConsumerName) -> Self {
         match error {
             InfoError::NoStream => Self::StreamNotFound(name.clone()),
             InfoError::NoConsumer => Self::ConsumerNotFound(name.clone()),
             InfoError::Permission(subject) => Self::Permission(subject),
             InfoError::Unavailable(why) => Self::Unavailable(why),
+        }
+    }
+}
+
+/// The error of a settlement that was published for no lease of the table.
+impl From<BrokerError> for Error {
+    fn from(error: BrokerError) -> Self {
+        match error {
+            BrokerError::Unsent(why) => Self::Unavailable(why),
+            BrokerError::Denied(Denial::Gone) => Self::ConsumerGone,
+            BrokerError::Denied(Denial::Permission(subject)) => Self::Permission(subject),
+            BrokerError::Unconfirmed => Self::Unconfirmed,
         }
     }
 }

@@ -293,16 +293,11 @@ fn publish_outcome(outcome: &Result<(), BrokerError>) -> PublishOutcome {
 }
 
 fn failure(error: BrokerError, after: LeaseStatus) -> Error {
-    match error {
-        BrokerError::Unsent(why) => match after {
-            LeaseStatus::Held => Error::Unavailable(why),
-            // This attempt did not leave, but an earlier one may have been applied.
-            LeaseStatus::Uncertain => Error::Unconfirmed,
-            LeaseStatus::Gone => Error::LeaseExpired { forgotten: false },
-        },
-        BrokerError::Denied(Denial::Gone) => Error::ConsumerGone,
-        BrokerError::Denied(Denial::Permission(subject)) => Error::Permission(subject),
-        BrokerError::Unconfirmed => Error::Unconfirmed,
+    match (error, after) {
+        // This try did not leave, but an earlier one may have been applied.
+        (BrokerError::Unsent(_), LeaseStatus::Uncertain) => Error::Unconfirmed,
+        (BrokerError::Unsent(_), LeaseStatus::Gone) => Error::LeaseExpired { forgotten: false },
+        (error, _) => error.into(),
     }
 }
 

@@ -15,12 +15,12 @@ use fetch_proxy::{
     },
     bus::{Bus, Incoming, RequestError},
     clock,
-    cluster::Peers,
-    grpc::Router,
+    cluster::Cluster,
     keys::Keys,
     lease::LeaseId,
     lessor::{Codec, FetchParams, LeaseLimits, Lessor},
     pb::peer::v1::{HandoverRequest, handover_request::Step},
+    refusal_log::RefusalLog,
     token::InstanceId,
 };
 use prost::Message as _;
@@ -122,7 +122,7 @@ impl Net {
 
 impl State {
     fn step(&self, subject: &str, message: &Bytes) -> Option<Step> {
-        let question = self.keys.sealer().open_frame(subject, message).ok()?;
+        let (_, question) = self.keys.sealer().open_frame(subject, message).ok()?;
         HandoverRequest::decode(&*question).ok()?.step.filter(|_| subject.ends_with("handover"))
     }
 
@@ -278,7 +278,7 @@ impl Broker for Linked {
 /// A replica.
 pub struct Member {
     pub lessor: Lessor<Linked>,
-    pub peers: Arc<Peers<Linked>>,
+    pub cluster: Arc<Cluster<Linked>>,
     pub keys: Arc<Keys>,
     pub us: InstanceId,
     most: usize,
@@ -299,13 +299,12 @@ impl Member {
         let limits = LeaseLimits { max_leases: most, settle_timeout: PATIENCE / 2, ..limits() };
         let lessor = Lessor::start(linked, limits);
         let keys = Arc::new(Keys::load(Some(keys.path().to_owned()), "linked").unwrap());
-        let peers = Peers::new(lessor.clone(), keys.clone(), "linked", (us, "pod"));
-        let router = Router::new(lessor.clone(), peers.clone(), keys.clone());
-        let router = Arc::new(router);
-        let answer = move |asked, question| router.clone().answer(asked, question);
-        tokio::spawn(peers.clone().run(answer));
-        peers.meet().await;
-        Self { lessor, peers, keys, us, most, net: net.clone() }
+        let refusals = Arc::new(RefusalLog::new());
+        let (name, member) = ("linked", (us, "pod"));
+        let cluster = Cluster::new(lessor.clone(), keys.clone(), refusals, name, member);
+        tokio::spawn(cluster.clone().run());
+        cluster.announce().await;
+        Self { lessor, cluster, keys, us, most, net: net.clone() }
     }
 
     /// Leases so many new messages.
@@ -338,7 +337,7 @@ impl Member {
     pub async fn leave(&self) -> bool {
         self.lessor.drain();
         self.lessor.drained().await;
-        self.peers.hand_over(clock::now() + PATIENCE).await
+        self.cluster.hand_over(clock::now() + PATIENCE).await
     }
 
     /// No lease is held, and no place is kept.
@@ -348,7 +347,7 @@ impl Member {
 
     /// Nobody hears of it any more.
     pub async fn vanish(&self) {
-        self.peers.close().await;
+        self.cluster.close().await;
         self.net.lock().ears.remove(&self.us);
     }
 }

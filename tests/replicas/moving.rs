@@ -153,11 +153,11 @@ async fn commit_without_an_answer_is_repeated_until_it_is_known() {
     });
     assert_eq!(tokio::join!(one.leave(), other.leave()), (true, true));
     assert_eq!((one.lessor.held(), other.lessor.held(), heir.lessor.held()), (0, 0, 20));
-    let still = heir.peers.lock_ownership().await;
+    let still = heir.cluster.lock_ownership().await;
     for (leaver, leases) in [&one, &other].into_iter().zip(leases) {
         for lease in leases {
-            let whose = still.whose(leaver.us, lease);
-            assert!(matches!(whose, LeaseLocation::Ours(_)), "{whose:?}");
+            let whose = still.locate(leaver.us, lease);
+            assert!(matches!(whose, LeaseLocation::Local(_)), "{whose:?}");
         }
     }
 }
@@ -173,7 +173,7 @@ async fn hand_over_waits_for_a_settlement_without_its_caller() {
     let gone = tokio::time::timeout(Duration::from_millis(100), acking).await;
     assert!(gone.is_err());
     assert!(leaver.leave().await);
-    let whose = heir.peers.lock_ownership().await.whose(leaver.us, lease);
+    let whose = heir.cluster.lock_ownership().await.locate(leaver.us, lease);
     assert_eq!(whose, LeaseLocation::Ended(LeaseError::Settled { by: SettleKind::Ack }));
 }
 
@@ -183,7 +183,7 @@ async fn repeated_hand_over_steps_do_nothing() {
     let leases = leaver.leased(&broker, 10).await;
     assert!(leaver.leave().await);
     let asks = leases.iter().map(|lease| match heir_s(&heir, &leaver, *lease) {
-        LeaseLocation::Ours(lease) => SettleItem { lease, action: Action::Ack },
+        LeaseLocation::Local(lease) => SettleItem { lease, action: Action::Ack },
         whose => panic!("{whose:?}"),
     });
     let until = clock::now() + PATIENCE;
@@ -193,13 +193,13 @@ async fn repeated_hand_over_steps_do_nothing() {
     tokio::time::sleep(PATIENCE).await;
     assert!(heir.is_empty(), "{} leases rose again", heir.lessor.held());
     let whose = heir_s(&heir, &leaver, leases[0]);
-    assert!(matches!(whose, LeaseLocation::Ours(_) | LeaseLocation::Ended(_)), "{whose:?}");
+    assert!(matches!(whose, LeaseLocation::Local(_) | LeaseLocation::Ended(_)), "{whose:?}");
 }
 
 /// The place of a lease at the receiver.
 fn heir_s(heir: &Member, leaver: &Member, lease: LeaseId) -> LeaseLocation {
-    let still = futures_util::FutureExt::now_or_never(heir.peers.lock_ownership());
-    still.expect("nothing is in the way").whose(leaver.us, lease)
+    let still = futures_util::FutureExt::now_or_never(heir.cluster.lock_ownership());
+    still.expect("nothing is in the way").locate(leaver.us, lease)
 }
 
 #[tokio::test(start_paused = true)]
@@ -270,7 +270,7 @@ async fn late_request_at_the_sender_is_answered_once_by_the_receiver() {
     // Both listen on this name, for a while; a second question would find the lease busy.
     broker.script([Fault::Slow(Duration::from_secs(1))]);
     let until = clock::now() + PATIENCE;
-    let answer = asker.peers.ask(leaver.us, &question, until).await.unwrap();
+    let answer = asker.cluster.ask_to_settle(leaver.us, &question, until).await.unwrap();
     let answer = wire::SettleResponse::decode(&*answer).unwrap();
     assert_eq!(answer.results[0].outcome(), pb::Outcome::Confirmed, "{answer:?}");
     tokio::time::sleep(PATIENCE).await;
@@ -286,10 +286,10 @@ async fn sender_forwards_requests_that_the_receiver_cannot_hear_yet() {
     let ack = pb::settlement::Action::Ack(pb::AckAction {});
     let question = question(&leaver, lease, ack);
     let until = clock::now() + PATIENCE;
-    let answer = asker.peers.ask(leaver.us, &question, until).await.unwrap();
+    let answer = asker.cluster.ask_to_settle(leaver.us, &question, until).await.unwrap();
     let answer = wire::SettleResponse::decode(&*answer).unwrap();
     assert_eq!(answer.results[0].outcome(), pb::Outcome::Confirmed, "{answer:?}");
     leaver.vanish().await;
-    let nobody = asker.peers.ask(leaver.us, &question, until).await;
+    let nobody = asker.cluster.ask_to_settle(leaver.us, &question, until).await;
     assert_eq!(nobody, Err(Unanswered::Nobody), "the receiver cannot hear this name");
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use fetch_proxy::{
     broker::ConsumerInfo,
     clock,
-    cluster::OwnerlessToken,
+    cluster::OpenedToken,
     lessor::{Action, Settled},
     pb::Outcome,
     token::{Claims, InstanceId, new_key_line},
@@ -257,8 +257,8 @@ async fn unseen_return_of_a_leader_blocks_settling_for_a_dead_owner() {
             ack_subject: "$JS.ACK.S.worker.1.1.1.1.0".into(),
             principal: "anonymous".into(),
         };
-        let orphans = vec![OwnerlessToken { claims, action: Action::Ack }];
-        let told = member.peers.settle_ownerless(orphans, clock::now() + BOUND).await;
+        let orphans = vec![OpenedToken { claims, action: Action::Ack }];
+        let told = member.cluster.settle_ownerless(orphans, clock::now() + BOUND).await;
         let done = matches!(told[0], Some(Ok(Settled::Done { .. })));
         assert_eq!((done, told[0].is_none()), (settled, !settled), "{told:?}");
         assert_eq!(broker.published().len(), usize::from(settled));

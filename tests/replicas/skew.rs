@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use fetch_proxy::{
     bus::Incoming,
     clock,
-    cluster::OwnerlessToken,
+    cluster::OpenedToken,
     keys::Keys,
     lessor::{Action, Error, Settled},
     pb::peer::v1 as wire,
@@ -50,7 +50,7 @@ impl Other {
         let mut echoes = Vec::new();
         while let Ok(heard) = self.heard.try_recv() {
             let beat = wire::Beat::decode(&*heard.message).unwrap();
-            let body = self.keys.sealer().open_frame(BEAT, &beat.body).unwrap();
+            let (_, body) = self.keys.sealer().open_frame(BEAT, &beat.body).unwrap();
             let body = wire::BeatBody::decode(&*body).unwrap();
             assert!(body.uptime > 0 && body.sent > 0);
             if echo && beat.instance == to.us.0.as_slice() {
@@ -97,8 +97,8 @@ async fn ack_orphan(
         ack_subject: "$JS.ACK.S.worker.1.1.1.1.0".into(),
         principal: "anonymous".into(),
     };
-    let orphans = vec![OwnerlessToken { claims, action: Action::Ack }];
-    member.peers.settle_ownerless(orphans, clock::now() + BOUND).await.remove(0)
+    let orphans = vec![OpenedToken { claims, action: Action::Ack }];
+    member.cluster.settle_ownerless(orphans, clock::now() + BOUND).await.remove(0)
 }
 
 async fn one() -> (Net, NamedTempFile, FakeBroker, Member) {
@@ -179,7 +179,7 @@ async fn new_replica_learns_a_dead_owner_s_clock_from_others() {
     let mut doubted = Vec::new();
     while let Ok(heard) = other.heard.try_recv() {
         let beat = wire::Beat::decode(&*heard.message).unwrap();
-        let body = other.keys.sealer().open_frame(BEAT, &beat.body).unwrap();
+        let (_, body) = other.keys.sealer().open_frame(BEAT, &beat.body).unwrap();
         doubted.extend(wire::BeatBody::decode(&*body).unwrap().doubted);
     }
     assert!(doubted.iter().any(|id| *id == told.0.as_slice()), "{doubted:?}");

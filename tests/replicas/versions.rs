@@ -39,7 +39,7 @@ async fn unknown_fields_of_a_newer_replica_are_ignored() {
     let lease = owner.leased(&broker, 1).await[0];
     let question = [&*question(&owner, lease, ack()), NEWER].concat();
     let until = clock::now() + PATIENCE;
-    let answer = newer.peers.ask(owner.us, &question, until).await.unwrap();
+    let answer = newer.cluster.ask_to_settle(owner.us, &question, until).await.unwrap();
     let answer = wire::SettleResponse::decode(&*answer).unwrap();
     assert_eq!(answer.results[0].outcome(), pb::Outcome::Confirmed);
 }
@@ -56,7 +56,8 @@ async fn extend_without_a_length_works_across_versions() {
     let newer = wire::SettleRequest { as_granted: vec![0], ..older.clone() };
     for (question, seconds) in [(older, 30), (newer, 58)] {
         let until = clock::now() + PATIENCE;
-        let answer = asker.peers.ask(owner.us, &question.encode_to_vec(), until).await.unwrap();
+        let answer =
+            asker.cluster.ask_to_settle(owner.us, &question.encode_to_vec(), until).await.unwrap();
         let answer = wire::SettleResponse::decode(&*answer).unwrap();
         assert_eq!(answer.results[0].lease.unwrap().seconds, seconds);
     }
@@ -72,7 +73,7 @@ async fn step_of_a_newer_hand_over_is_refused_without_a_trace() {
     let until = clock::now() + PATIENCE;
     let answer = newer.lessor.broker().request(&subject, frame.into(), until).await.unwrap();
     let channel = format!("{subject} {}", "01".repeat(24));
-    let answer = newer.keys.sealer().open_frame(&channel, &answer).unwrap();
+    let (_, answer) = newer.keys.sealer().open_frame(&channel, &answer).unwrap();
     let answer = wire::HandoverResponse::decode(&*answer).unwrap();
     assert!(!answer.done && answer.why.contains("version"), "{answer:?}");
     assert!(heir.is_empty());
@@ -142,20 +143,20 @@ async fn replica_of_version_0_1_counts_as_serving() {
         newcomer.lessor.broker().publish("_fetchproxy.linked.beat", beat, until).await;
         tokio::time::sleep(Duration::from_millis(10)).await;
     };
-    assert_eq!(newcomer.peers.misfit(), None);
+    assert_eq!(newcomer.cluster.incompatibility(), None);
     hear(&sealer(&new_key_line().unwrap())).await;
-    let why = newcomer.peers.misfit().unwrap();
+    let why = newcomer.cluster.incompatibility().unwrap();
     assert!(why.contains("shares no token key"), "{why}");
     // One that has our key is kin, and heard again however often it says the same.
     for _ in 0..3 {
         tokio::time::sleep(Duration::from_secs(3)).await;
         hear(&sealer(&key)).await;
     }
-    assert_eq!(newcomer.peers.misfit(), None);
+    assert_eq!(newcomer.cluster.incompatibility(), None);
     hear(&sealer(&new_key_line().unwrap())).await;
-    assert_eq!(newcomer.peers.misfit(), None);
-    newcomer.peers.serves(true);
+    assert_eq!(newcomer.cluster.incompatibility(), None);
+    newcomer.cluster.serves(true);
     tokio::time::sleep(Duration::from_secs(60)).await;
     hear(&sealer(&new_key_line().unwrap())).await;
-    assert_eq!(newcomer.peers.misfit(), None, "it has served itself");
+    assert_eq!(newcomer.cluster.incompatibility(), None, "it has served itself");
 }

@@ -1,22 +1,22 @@
-//! The heir's side of a hand-over: keeps what was prepared until it is committed, and makes it its
-//! own in one step. Never touches its table before that.
+//! The receiver of a hand-over. It keeps what was prepared until Commit, and takes all of it in one step.
+//! It never touches its lease table before that.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    sync::{Arc, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
 use prost::Message as _;
 
-use super::{STEP_TIMEOUT, wire::read};
+use super::wire::{STEP_TIMEOUT, read};
 use crate::{
     broker::{Broker, ConsumerName, Leader},
     bus::Bus,
     clock,
     cluster::{
-        Peers,
         ownership::{AdoptedName, gather},
+        replica::Replica,
     },
     lease::{LeaseId, OutcomeSlice},
     lessor::{ConsumerSpec, Error, IncomingLease, ReservedLeases},
@@ -25,15 +25,15 @@ use crate::{
     token::InstanceId,
 };
 
-/// What was prepared and not committed is forgotten after this.
+/// A hand-over that was prepared and not committed is forgotten after this.
 const PREPARED_LIFETIME: Duration = Duration::from_secs(30);
-/// Hand-overs whose end is remembered: a replica sees one or two of another's life.
+/// Hand-overs whose end is remembered. A replica sees one or two hand-overs of each other replica.
 const REMEMBERED_HANDOVERS: usize = 1024;
 
-/// What is prepared here, and how other hand-overs ended: none of those begins anew, whoever repeats
-/// what was said then.
+/// The hand-overs that are prepared here, and how earlier ones ended. A hand-over that has ended never
+/// begins again, whoever repeats its messages.
 #[derive(Default)]
-pub(in crate::cluster) struct Prepared {
+struct Prepared {
     pending: HashMap<[u8; 8], Pending>,
     ended: VecDeque<([u8; 8], Ended)>,
 }
@@ -42,14 +42,14 @@ struct Pending {
     since: Instant,
     leases: Vec<(InstanceId, LeaseId, IncomingLease)>,
     memories: Vec<(InstanceId, OutcomeSlice)>,
-    places: Vec<ReservedLeases>,
-    /// Leases of consumers that are not what they were: they have ended.
+    reserved: Vec<ReservedLeases>,
+    /// Leases that have ended, because their consumer is not the same any more.
     refused: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
 enum Ended {
-    /// Committed; so many leases were taken.
+    /// Committed. This many leases were taken.
     Taken(u64),
     GivenUp,
 }
@@ -65,21 +65,36 @@ impl Prepared {
         self.ended.push_front((handover, ended));
     }
 
-    /// Gives up what nobody has come back to.
-    pub(in crate::cluster) fn tidy(&mut self, now: Instant) {
+    /// Gives up hand-overs to which no sender has come back.
+    fn tidy(&mut self, now: Instant) {
         self.pending.retain(|_, pending| now.duration_since(pending.since) < PREPARED_LIFETIME);
-    }
-
-    /// Gives up all, and with it the places that were kept.
-    pub(in crate::cluster) fn give_up(&mut self) {
-        self.pending.clear();
     }
 }
 
-impl<B: Broker + Bus> Peers<B> {
-    /// Does a step that a leaving replica asks for.
-    pub(in crate::cluster) async fn inherit(&self, question: Vec<u8>) -> Option<Vec<u8>> {
-        let request = pb::HandoverRequest::decode(&*question).ok()?;
+/// The receiver's side.
+pub(in crate::cluster) struct Receiver<B: Broker + Bus> {
+    replica: Arc<Replica<B>>,
+    prepared: Mutex<Prepared>,
+}
+
+impl<B: Broker + Bus> Receiver<B> {
+    pub(in crate::cluster) fn new(replica: Arc<Replica<B>>) -> Self {
+        Self { replica, prepared: Mutex::default() }
+    }
+
+    /// Forgets what was prepared long ago.
+    pub(in crate::cluster) fn tidy(&self, now: Instant) {
+        self.prepared().tidy(now);
+    }
+
+    /// Gives up everything that is prepared, with the room that is reserved for it.
+    pub(in crate::cluster) fn give_up(&self) {
+        self.prepared().pending.clear();
+    }
+
+    /// Does one step of a hand-over, and answers the sender.
+    pub(in crate::cluster) async fn answer(&self, question: &[u8]) -> Option<Vec<u8>> {
+        let request = pb::HandoverRequest::decode(question).ok()?;
         let handover = request.handover.as_ref().try_into().ok()?;
         let taken = match request.step {
             Some(Step::Prepare(part)) => self.prepare(handover, part).await,
@@ -101,6 +116,7 @@ impl<B: Broker + Bus> Peers<B> {
     }
 
     async fn prepare(&self, handover: [u8; 8], part: pb::Prepare) -> Result<u64, String> {
+        let lessor = &self.replica.lessor;
         let at = clock::now();
         let mut consumers = Vec::with_capacity(part.consumers.len());
         for consumer in part.consumers {
@@ -110,9 +126,9 @@ impl<B: Broker + Bus> Peers<B> {
         let offered = part.leases.len();
         let mut leases = Vec::with_capacity(offered);
         for lease in part.leases {
-            let place = usize::try_from(lease.consumer).unwrap_or(usize::MAX);
-            // One of a consumer that is not what it was has ended.
-            if let Some((Some(spec), leader)) = consumers.get(place) {
+            let index = usize::try_from(lease.consumer).unwrap_or(usize::MAX);
+            // A lease whose consumer is not the same any more has ended.
+            if let Some((Some(spec), leader)) = consumers.get(index) {
                 leases.extend(read(lease, spec.clone(), *leader, at));
             }
         }
@@ -121,19 +137,19 @@ impl<B: Broker + Bus> Peers<B> {
             Some((name, OutcomeSlice::new(LeaseId::new(memory.first)?, memory.nibbles.to_vec())))
         });
         let mut prepared = self.prepared();
-        // It may have been overtaken by what came after it, or be said again by somebody else.
+        // The hand-over may have ended since this step was sent, or somebody else repeats the step.
         if prepared.ended(handover).is_some() {
             return Err("that is over".to_owned());
         }
-        if self.lessor.is_draining() {
+        if lessor.is_draining() {
             return Err("it is leaving too".to_owned());
         }
-        let places = self.lessor.reserve_leases(leases.len()).ok_or("it has no room")?;
+        let reserved = lessor.reserve_leases(leases.len()).ok_or("it has no room")?;
         let pending = prepared.pending.entry(handover).or_insert_with(|| Pending {
             since: at,
             leases: Vec::new(),
             memories: Vec::new(),
-            places: Vec::new(),
+            reserved: Vec::new(),
             refused: 0,
         });
         let count = leases.len() as u64;
@@ -141,14 +157,15 @@ impl<B: Broker + Bus> Peers<B> {
         pending.refused += (offered - leases.len()) as u64;
         pending.leases.extend(leases);
         pending.memories.extend(memories);
-        pending.places.push(places);
+        pending.reserved.push(reserved);
         Ok(count)
     }
 
-    /// `None`: it is not what it was, and its leases have ended.
+    /// The consumer of leases that are handed over. `None`: it is not the same any more, and its leases
+    /// have ended.
     ///
     /// # Errors
-    /// It cannot be read here, so its leases cannot be looked after.
+    /// The consumer cannot be read here, so its leases cannot be kept.
     async fn consumer(
         &self,
         consumer: pb::Consumer,
@@ -158,23 +175,24 @@ impl<B: Broker + Bus> Peers<B> {
             stream: consumer.stream.as_str().into(),
             consumer: consumer.consumer.as_str().into(),
         };
-        match self.lessor.know(&name, until).await {
+        match self.replica.lessor.know(&name, until).await {
             Ok(spec) => Ok((*spec.created == *consumer.created).then_some(spec)),
             Err(Error::StreamNotFound(_) | Error::ConsumerNotFound(_)) => Ok(None),
             Err(error) => Err(format!("it cannot read {name}: {error}")),
         }
     }
 
-    /// Makes all of it ours in one step, under the lock of what is prepared: who says it again waits
-    /// for the same answer.
+    /// Takes everything that is prepared, in one step and under one lock. A repeated Commit waits for the
+    /// same answer.
     fn commit(&self, handover: [u8; 8], commit: &pb::Commit) -> Result<u64, String> {
+        let Replica { lessor, ownership, peers, .. } = &*self.replica;
         let mut prepared = self.prepared();
         match prepared.ended(handover) {
             Some(Ended::Taken(taken)) => return Ok(taken),
             Some(Ended::GivenUp) => return Err("it was given up".to_owned()),
             None => {}
         }
-        if self.lessor.is_draining() {
+        if lessor.is_draining() {
             return Err("it is leaving too".to_owned());
         }
         let pending = prepared.pending.remove(&handover).ok_or("nothing is prepared")?;
@@ -182,16 +200,16 @@ impl<B: Broker + Bus> Peers<B> {
             return Err("not everything has arrived".to_owned());
         }
         let under_way = Duration::from_micros(commit.under_way);
-        let (mut known_as, mut coming) = (Vec::new(), Vec::new());
+        let (mut known_as, mut incoming) = (Vec::new(), Vec::new());
         for (name, id, mut lease) in pending.leases {
-            // It was on its way for no longer than that.
+            // No part was under way for longer than that.
             lease.at = lease.at.checked_sub(under_way).unwrap_or(lease.at);
             known_as.push((name, id));
-            coming.push(lease);
+            incoming.push(lease);
         }
-        let mut places = pending.places.into_iter().reduce(ReservedLeases::and);
-        let here = match &mut places {
-            Some(places) => self.lessor.adopt(coming, places),
+        let mut reserved = pending.reserved.into_iter().reduce(ReservedLeases::and);
+        let here = match &mut reserved {
+            Some(reserved) => lessor.adopt(incoming, reserved),
             None => Vec::new(),
         };
         let taken: Vec<_> = known_as
@@ -199,18 +217,18 @@ impl<B: Broker + Bus> Peers<B> {
             .zip(here)
             .filter_map(|((name, id), here)| Some((name, id, here?)))
             .collect();
-        let theirs = names_of(commit, clock::now());
-        let (names, count) = (theirs.len(), taken.len() as u64);
-        // Only now may anything be answered by these names: nothing is by half of what is known.
-        self.names().inherit(gather(theirs, &pending.memories, &taken));
-        self.listen();
-        self.speak.notify_one();
+        let adopted = names_of(commit, clock::now());
+        let (names, count) = (adopted.len(), taken.len() as u64);
+        // These names are answered from here on, and not earlier: an answer needs all that is known.
+        ownership.lock().adopt(gather(adopted, &pending.memories, &taken));
+        self.replica.listen();
+        peers.announce_soon();
         prepared.end(handover, Ended::Taken(count));
         tracing::info!(leases = count, names, "leases taken over");
         Ok(count)
     }
 
-    pub(in crate::cluster) fn prepared(&self) -> MutexGuard<'_, Prepared> {
+    fn prepared(&self) -> MutexGuard<'_, Prepared> {
         lock(&self.prepared)
     }
 }

@@ -1,5 +1,5 @@
-//! Leases and memories as they go over the wire between two replicas, in pieces that a NATS message
-//! can carry. Decides nothing.
+//! Leases and remembered outcomes as they are on the wire between two replicas, in the pieces that a NATS
+//! message can carry. Decides nothing.
 
 use std::{
     collections::HashMap,
@@ -17,10 +17,12 @@ use crate::{
     token::InstanceId,
 };
 
-/// Most bytes of one step: well below the smallest payload limit in use.
+/// A receiver has this long for one step.
+pub(super) const STEP_TIMEOUT: Duration = Duration::from_secs(2);
+/// Most bytes of one step: well below the smallest payload limit of NATS in use.
 const LARGEST_STEP: usize = 48 * 1024;
 
-/// What there is to hand over, cut into pieces.
+/// Everything that is handed over, cut into pieces.
 #[derive(Default)]
 pub(super) struct TransferParts {
     done: Vec<pb::Prepare>,
@@ -42,7 +44,7 @@ impl TransferParts {
 
     pub(super) fn lease(&mut self, name: InstanceId, id: LeaseId, leaving: OutgoingLease) {
         let OutgoingLease { name: of, created, leader, ack, moving, .. } = leaving;
-        // The consumer too, if it is the first of its part.
+        // The first lease of a consumer in a part carries the consumer too.
         self.room_for(ack.0.len() + of.stream.len() + of.consumer.len() + created.len() + 128);
         let next = u32::try_from(self.consumers.len()).unwrap_or(u32::MAX);
         let consumers = &mut self.part.consumers;
@@ -64,7 +66,7 @@ impl TransferParts {
             consumer_sequence: moving.consumer_sequence,
             delivery_count: moving.delivery_count,
             ack_by: micros(moving.ack_by),
-            // Rounded up: no doubt is lost by the way.
+            // Rounded up: no doubt gets shorter on the way.
             doubt: micros(moving.doubt).saturating_add(1),
             deadline: match moving.until {
                 SnapshotExpiry::JetStreamEnds => None,
@@ -92,7 +94,7 @@ impl TransferParts {
 }
 
 impl pb::Prepare {
-    /// Takes off the clocks what they have run since; rounded up, so that none gains.
+    /// Takes the time that has passed off all clocks. Rounded up, so that no clock gains time.
     pub(super) fn age(&mut self, by: Duration) {
         let by = micros(by) + 1;
         for lease in &mut self.leases {
@@ -102,7 +104,8 @@ impl pb::Prepare {
     }
 }
 
-/// A lease as it was sent, and under which name and number it is known; `None`: it makes no sense.
+/// A lease as it was sent, with the name and the number that it is known by. `None`: the message cannot
+/// be understood.
 pub(super) fn read(
     lease: pb::MovingLease,
     spec: Arc<ConsumerSpec>,
@@ -135,8 +138,9 @@ pub(super) fn read(
     Some((name, LeaseId::new(lease.lease)?, IncomingLease { spec, leader, ack, moving, at }))
 }
 
-/// The length that the caller was granted, `None` for as long as JetStream waits. An older replica
-/// does not tell it: then it is what is left of the lease, but not less than JetStream's patience.
+/// The length that the caller was granted. `None`: as long as the ack wait. An older replica does not
+/// send it. Then it is the time that is left of the lease, but not less than the ack wait without its
+/// margin.
 fn granted(lease: &pb::MovingLease) -> Option<Duration> {
     let ack_wait = Duration::from_micros(lease.ack_wait);
     match lease.granted {
@@ -160,7 +164,7 @@ pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Rounded down: no clock gains by the way.
+/// Rounded down, so that no clock gains time.
 pub(super) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

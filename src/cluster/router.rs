@@ -1,0 +1,313 @@
+//! Settles each token at the place of its lease: in the lease table of this replica, at the replica
+//! that owns it, or without that replica if it does not answer. Owns the way there and back. Decides
+//! nothing about leases.
+//!
+//! ```text
+//!  token ─▶ this replica owns it ────▶ its lease table
+//!        └▶ another owns it ─ asked ─▶ the lease table there, the same answer
+//!                └ no replica answers ─▶ straight to JetStream, if that is safe
+//! ```
+
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::future::{join, join_all};
+use prost::Message as _;
+use tokio::time::timeout_at;
+
+use super::{
+    channel::Unanswered,
+    late, ownerless,
+    ownership::LeaseLocation,
+    replica::Replica,
+    wire::{self, OpenedToken, SettleOutcome, SettleResult},
+};
+use crate::{
+    api_error::ApiError,
+    broker::{AckSubject, Broker, Confirmation},
+    bus::Bus,
+    clock::{self, ClockPair},
+    lease::{LeaseError, LeaseId, SettleKind},
+    lessor::{Action, Error, Group, Results, SettleItem, Settled},
+    pb::peer::v1 as pb,
+    reason::Reason,
+    refusal_log::{RefusalLog, RefusedCaller},
+    token::{Claims, InstanceId, Nonce, OpenError},
+};
+
+/// One token, and the action on its lease.
+pub type TokenAction = (String, Action);
+
+/// Settles tokens of every replica.
+pub(super) struct Router<B: Broker + Bus> {
+    replica: Arc<Replica<B>>,
+    refusals: Arc<RefusalLog>,
+}
+
+impl<B: Broker + Bus> Router<B> {
+    pub(super) fn new(replica: Arc<Replica<B>>, refusals: Arc<RefusalLog>) -> Self {
+        Self { replica, refusals }
+    }
+
+    /// Settles each token, at any replica: one result each, in order. `call` is the name of the call,
+    /// for the log.
+    pub(super) async fn settle(
+        &self,
+        call: &'static str,
+        wanted: Vec<TokenAction>,
+        confirmation: Confirmation,
+        until: Instant,
+    ) -> Vec<SettleResult> {
+        let until = until.min(clock::now() + self.replica.lessor.settle_timeout());
+        let Ok(guard) = timeout_at(until.into(), self.replica.ownership.guard()).await else {
+            return wanted.iter().map(|_| Err(Error::LeaseBusy.into())).collect();
+        };
+        let mut results = Results::new(wanted.len());
+        let (mut local, mut subjects) = (Group::default(), Vec::new());
+        let mut remote: BTreeMap<(InstanceId, InstanceId), Group<OpenedToken>> = BTreeMap::new();
+        for (index, (token, action)) in wanted.iter().enumerate() {
+            let (claims, lease) = match self.open(token) {
+                Ok(opened) => opened,
+                Err(refused) => {
+                    self.log_refusal(call, None, &refused);
+                    results.set(index, Err(refused));
+                    continue;
+                }
+            };
+            match guard.locate(claims.owner, lease) {
+                LeaseLocation::Local(lease) => {
+                    subjects.push(claims.ack_subject);
+                    local.push(index, SettleItem { lease, action: action.clone() });
+                }
+                LeaseLocation::Remote(at) => {
+                    let group = remote.entry((claims.owner, at)).or_default();
+                    group.push(index, OpenedToken { claims, action: action.clone() });
+                }
+                LeaseLocation::Ended(refusal) => {
+                    let ended = ended(action, refusal);
+                    if let Err(refused) = &ended {
+                        self.log_refusal(call, Some(claims.ack_subject), refused);
+                    }
+                    results.set(index, ended);
+                }
+            }
+        }
+        let (local, items) = local.into_parts();
+        let settled_here = async {
+            let settled = self.replica.lessor.settle(items, confirmation, until).await;
+            drop(guard);
+            settled
+        };
+        let settled_there = remote.into_iter().map(|((owner, at), tokens)| async move {
+            let (indices, tokens) = tokens.into_parts();
+            (indices, self.settle_remote(owner, at, tokens, confirmation, until).await)
+        });
+        let (settled_here, settled_there) = join(settled_here, join_all(settled_there)).await;
+        let clocks = ClockPair::read();
+        let settled_here: Vec<_> =
+            settled_here.into_iter().map(|result| outcome(result, clocks)).collect();
+        for (result, subject) in settled_here.iter().zip(subjects) {
+            if let Err(refused) = result {
+                self.log_refusal(call, Some(subject), refused);
+            }
+        }
+        results.set_all(local, settled_here);
+        for (indices, settled) in settled_there {
+            for refused in settled.iter().filter_map(|result| result.as_ref().err()) {
+                self.log_refusal(call, None, refused);
+            }
+            results.set_all(indices, settled);
+        }
+        self.try_last_attempts(&wanted, &mut results, until).await;
+        results.into_vec()
+    }
+
+    /// Tries again the settlements that were refused because their lease is over. If the delivery was
+    /// the last attempt of its message, and nobody can have the message, it is settled still.
+    /// Otherwise the answer says that it was the last attempt.
+    async fn try_last_attempts(
+        &self,
+        wanted: &[TokenAction],
+        results: &mut Results<SettleResult>,
+        until: Instant,
+    ) {
+        let mut expired = Group::default();
+        for (index, result) in results.iter() {
+            let (token, action) = &wanted[index];
+            if let Err(refused) = result
+                && refused.reason() == Reason::LeaseExpired
+                && let Ok((claims, _)) = self.open(token)
+            {
+                expired.push(index, OpenedToken { claims, action: action.clone() });
+            }
+        }
+        if expired.is_empty() {
+            return;
+        }
+        let (indices, tokens) = expired.into_parts();
+        let settled = late::settle(&self.replica.lessor, tokens, until).await;
+        let clocks = ClockPair::read();
+        for (index, result) in indices.into_iter().zip(settled) {
+            if let Some(result) = result {
+                results.replace(index, outcome(result, clocks));
+            }
+        }
+    }
+
+    /// Logs a refusal, by the ack subject of the delivery if that is known.
+    fn log_refusal(&self, call: &'static str, subject: Option<Cow<'_, str>>, refused: &ApiError) {
+        let ack = subject.map(|subject| AckSubject(subject.into_owned().into()));
+        let consumer = ack.and_then(|ack| B::delivery_of(&ack)).map(|(name, _)| name);
+        self.refusals.refused(call, &RefusedCaller { consumer, worker: "" }, refused);
+    }
+
+    /// Answers a question of another replica. `None`: the question is not answered.
+    pub(super) async fn answer(&self, asked: Nonce, question: &[u8]) -> Option<Vec<u8>> {
+        let question = pb::SettleRequest::decode(question).ok()?;
+        let passed_on: Option<Nonce> = question.passed_on.as_ref().try_into().ok();
+        if passed_on.is_some_and(|first| !self.replica.channel.is_new(first)) {
+            return None;
+        }
+        let confirmation = wire::read_confirmation(question.confirmation)?;
+        // A part is left for the way back, so that the asker still waits for the answer.
+        let until = clock::now() + Duration::from_millis(question.budget) * 9 / 10;
+        let guard = timeout_at(until.into(), self.replica.ownership.guard()).await.ok()?;
+        let owner = InstanceId(question.owner.as_ref().try_into().ok()?);
+        let count = question.leases.len().min(question.settlements.len());
+        let (mut results, mut local) = (Results::new(count), Group::default());
+        for (index, lease) in question.leases.iter().take(count).enumerate() {
+            let location = guard.locate(owner, LeaseId::new(*lease)?);
+            if let LeaseLocation::Remote(receiver) = location
+                && receiver != owner
+            {
+                drop(guard);
+                let question = wire::pass_on(question, passed_on.unwrap_or(asked));
+                return self.replica.ask_to_settle(receiver, &question, until).await.ok();
+            }
+            let action = match wire::read_action(index, &question) {
+                Ok(action) => action,
+                Err(refused) => {
+                    results.set(index, Err(refused));
+                    continue;
+                }
+            };
+            match location {
+                LeaseLocation::Local(lease) => local.push(index, SettleItem { lease, action }),
+                LeaseLocation::Ended(refusal) => results.set(index, ended(&action, refusal)),
+                // Until a moment ago it may have been in the lease table of this replica.
+                LeaseLocation::Remote(_) => {
+                    results.set(index, Err(ApiError::OwnerUnreachable { maybe_applied: false }));
+                }
+            }
+        }
+        let (indices, items) = local.into_parts();
+        let settled = self.replica.lessor.settle(items, confirmation, until).await;
+        drop(guard);
+        let clocks = ClockPair::read();
+        results.set_all(indices, settled.into_iter().map(|result| outcome(result, clocks)));
+        Some(wire::response(results.into_vec()))
+    }
+
+    /// The claims of a token of this cluster, and the number of its lease.
+    fn open(&self, token: &str) -> Result<(Claims<'static>, LeaseId), ApiError> {
+        if token.is_empty() {
+            return Err(ApiError::Field { field: "token".into(), why: "must be set".into() });
+        }
+        let claims = self.replica.keys.sealer().open(token).map_err(|error| match error {
+            OpenError::Invalid => ApiError::TokenInvalid,
+            OpenError::KeyUnknown => ApiError::KeyUnknown,
+        })?;
+        let lease = LeaseId::new(claims.lease).ok_or(ApiError::TokenInvalid)?;
+        Ok((claims, lease))
+    }
+
+    /// Settles tokens of one other owner, in order, by asking the replica that answers for `at`.
+    async fn settle_remote(
+        &self,
+        owner: InstanceId,
+        at: InstanceId,
+        tokens: Vec<OpenedToken>,
+        confirmation: Confirmation,
+        until: Instant,
+    ) -> Vec<SettleResult> {
+        let mut results = Vec::with_capacity(tokens.len());
+        let max_lease = self.replica.lessor.max_lease();
+        for tokens in wire::chunks(tokens) {
+            let left = until.saturating_duration_since(clock::now());
+            // The rest is for settling without the owner.
+            let patience = left * 3 / 5;
+            let question = wire::request(owner, &tokens, confirmation, patience, max_lease);
+            let answer = self.replica.ask_to_settle(at, &question, clock::now() + patience).await;
+            match answer.and_then(|answer| wire::read_response(&answer, tokens.len())) {
+                Ok(answers) => results.extend(answers),
+                Err(why) => results.extend(self.settle_without_owner(why, tokens, until).await),
+            }
+        }
+        results
+    }
+
+    /// Settles as many of these as is safe without their owner.
+    async fn settle_without_owner(
+        &self,
+        why: Unanswered,
+        tokens: Vec<OpenedToken>,
+        until: Instant,
+    ) -> Vec<SettleResult> {
+        let (mut results, mut ownerless) = (Results::new(tokens.len()), Group::default());
+        for (index, OpenedToken { claims, action }) in tokens.into_iter().enumerate() {
+            let left = Duration::from_millis(claims.settle_by).saturating_sub(clock::unix_time());
+            let is_final = matches!(action, Action::Ack | Action::Term(_));
+            match why {
+                Unanswered::Unsent => {
+                    let error = Error::Unavailable("there is no connection".to_owned());
+                    results.set(index, Err(error.into()));
+                }
+                // The owner may still have a lease that was extended, or may have done the action.
+                Unanswered::Silent if !is_final || left.is_zero() => {
+                    results.set(index, Err(ApiError::OwnerUnreachable { maybe_applied: true }));
+                }
+                Unanswered::Silent | Unanswered::Nobody => {
+                    ownerless.push(index, OpenedToken { claims, action });
+                }
+            }
+        }
+        let (indices, ownerless) = ownerless.into_parts();
+        let Replica { lessor, peers, .. } = &*self.replica;
+        let settled = ownerless::settle(lessor, peers, ownerless, until).await;
+        let clocks = ClockPair::read();
+        let settled = settled.into_iter().map(|result| match (why, result) {
+            (_, Some(result @ (Ok(_) | Err(Error::Unconfirmed)))) => outcome(result, clocks),
+            // The owner may have done what could not be done here.
+            (Unanswered::Silent, _) => Err(ApiError::OwnerUnreachable { maybe_applied: true }),
+            (_, Some(result)) => outcome(result, clocks),
+            (_, None) => Err(ApiError::OwnerUnreachable { maybe_applied: false }),
+        });
+        results.set_all(indices, settled);
+        results.into_vec()
+    }
+}
+
+/// The answer for a lease that ended at a replica that this one took over from, as that replica would
+/// have given it.
+fn ended(action: &Action, refusal: LeaseError) -> SettleResult {
+    let kind = match action {
+        Action::Ack => Some(SettleKind::Ack),
+        Action::Nak(_) => Some(SettleKind::Nak),
+        Action::Term(_) => Some(SettleKind::Term),
+        Action::Extend(_) => None,
+    };
+    match refusal {
+        LeaseError::Settled { by } if Some(by) == kind => Ok(SettleOutcome::duplicate()),
+        LeaseError::Settled { .. } | LeaseError::Expired { .. } | LeaseError::Busy => {
+            Err(Error::from(refusal).into())
+        }
+    }
+}
+
+fn outcome(result: Result<Settled, Error>, clocks: ClockPair) -> SettleResult {
+    result.map(|settled| SettleOutcome::new(settled, clocks)).map_err(ApiError::from)
+}

@@ -1,0 +1,48 @@
+//! The log line of a refusal. The first refusal of each reason and consumer is logged, and again after
+//! an hour. Anyone can be refused as often as they like, so lines and memory are bounded.
+
+use std::time::Duration;
+
+use crate::{api_error::ApiError, broker::ConsumerName, clock, log_throttle::KeyedLogThrottle};
+
+/// The least time between two lines for the same reason and consumer.
+const REPEAT_AFTER: Duration = Duration::from_secs(3600);
+/// Lines in ten seconds.
+const LINES_PER_TEN_SECONDS: u32 = 10;
+
+/// The refusals that are in the log already.
+#[derive(Debug)]
+pub struct RefusalLog(KeyedLogThrottle);
+
+/// The caller that was refused, as far as it is known.
+#[derive(Debug, Default)]
+pub struct RefusedCaller<'c> {
+    /// The consumer that the call is about.
+    pub consumer: Option<ConsumerName>,
+    /// The name that the worker gave. Empty: it gave none.
+    pub worker: &'c str,
+}
+
+impl RefusalLog {
+    /// A log without a refusal.
+    pub fn new() -> Self {
+        Self(KeyedLogThrottle::new(REPEAT_AFTER, LINES_PER_TEN_SECONDS))
+    }
+
+    /// Logs that a call with this name was refused, unless the log has such a line already.
+    pub fn refused(&self, call: &'static str, caller: &RefusedCaller<'_>, error: &ApiError) {
+        let reason = error.reason().name();
+        if self.0.allow(&(reason, &caller.consumer), clock::now()) {
+            let consumer = caller.consumer.as_ref().map(ToString::to_string);
+            let worker = Some(caller.worker).filter(|worker| !worker.is_empty());
+            let why = error.message();
+            tracing::info!(call, reason, consumer, worker, why, "a call was refused");
+        }
+    }
+}
+
+impl Default for RefusalLog {
+    fn default() -> Self {
+        Self::new()
+    }
+}
