@@ -84,7 +84,6 @@ struct Told {
     incarnation: Option<u8>,
     leader: u64,
     delivered: u64,
-    generation: u8,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -100,7 +99,6 @@ struct Asked {
 struct Lease {
     sequence: u64,
     incarnation: u8,
-    generation: u8,
     /// Changes of leader since it was granted, for which it was not distrusted: one bit each.
     unprotected: u8,
     granted_before_ask: bool,
@@ -150,6 +148,10 @@ pub struct World {
     answered_at: Option<u64>,
     /// Something has happened since the last answer that the answer may not know.
     news: bool,
+    /// JetStream has forgotten a delivery, or was told to.
+    forgot: bool,
+    /// Somebody may have forgotten promises: a server that leads, or that we are connected to.
+    alarmed: bool,
 }
 
 /// All but the history that led here.
@@ -162,7 +164,7 @@ impl Hash for World {
         (&self.leases, self.replicas_wait, self.stopped, self.known, self.highest).hash(state);
         (self.last_arrival, self.in_doubt, self.missed, self.contradicted).hash(state);
         (self.proof_at, self.fresh_from, self.gone_since, self.voided_at).hash(state);
-        (self.answered_at, self.news).hash(state);
+        (self.answered_at, self.news, self.forgot, self.alarmed).hash(state);
     }
 }
 
@@ -222,6 +224,8 @@ impl World {
             voided_at: None,
             answered_at: None,
             news: true,
+            forgot: false,
+            alarmed: false,
         };
         world.settle_down()?;
         for event in [Event::Answered(0), Event::Deliver, Event::Deliver] {
@@ -297,6 +301,7 @@ impl World {
             }
             Event::Reset => {
                 (self.delivered, self.generation) = (0, self.generation + 1);
+                self.forgot = true;
                 self.tell();
             }
             Event::Deleted => {
@@ -310,7 +315,7 @@ impl World {
             }
             Event::Created => {
                 self.made += 1;
-                (self.incarnation, self.delivered) = (Some(self.made), 0);
+                (self.incarnation, self.delivered, self.forgot) = (Some(self.made), 0, true);
                 self.tell();
             }
             Event::Cut => {
@@ -334,7 +339,7 @@ impl World {
                 self.miss();
             }
             Event::LeaderGone => {
-                self.pulling = false;
+                (self.pulling, self.alarmed) = (false, true);
                 self.monitor.leader_gone(now);
                 self.miss();
             }
@@ -348,6 +353,8 @@ impl World {
         if forgets {
             self.delivered -= 1;
         }
+        self.forgot |= forgets;
+        self.alarmed = true;
         for lease in &mut self.leases {
             lease.unprotected |= 1 << self.changes.len();
         }
@@ -371,7 +378,6 @@ impl World {
             incarnation: self.incarnation,
             leader: self.leader * 100 + starts,
             delivered: self.delivered,
-            generation: self.generation,
         }
     }
 
@@ -394,7 +400,6 @@ impl World {
         self.leases.push(Lease {
             sequence,
             incarnation,
-            generation: self.generation,
             unprotected: 0,
             granted_before_ask: false,
         });
@@ -405,6 +410,7 @@ impl World {
         self.up = true;
         self.epoch += 1;
         self.server += u8::from(other_server);
+        self.alarmed |= other_server && !self.kept.replicated;
         self.monitor.linked(Some(&server(self.epoch, self.server)), instant(self.now));
         self.sign();
         self.news = true;
@@ -433,6 +439,7 @@ impl World {
     fn miss(&mut self) {
         if self.known.is_some() {
             (self.missed, self.proof_at) = (true, None);
+            self.alarmed |= !self.kept.leader_shows;
         }
         self.sign();
     }
@@ -589,6 +596,7 @@ impl World {
         while let Some(step) = self.monitor.step(wants, || held, now) {
             self.done(step)?;
         }
+        self.forget();
         self.check()
     }
 
@@ -599,6 +607,7 @@ impl World {
                 must(self.asked.take().is_some(), || "no question is open".to_owned())
             }
             MonitorStep::Distrust { since, .. } => {
+                must(self.alarmed || self.forgot, || "a false alarm".to_owned())?;
                 // Not every server is asked since the history began.
                 let since = millis(since);
                 for (index, change) in self.changes.iter().enumerate() {
@@ -611,10 +620,12 @@ impl World {
                 Ok(())
             }
             MonitorStep::LoseAfter(last) => {
+                must(self.forgot, || "leases are lost, and nothing was forgotten".to_owned())?;
                 self.leases.retain(|lease| lease.sequence <= last);
                 Ok(())
             }
             MonitorStep::Void => {
+                must(self.forgot, || "leases are void, and nothing was forgotten".to_owned())?;
                 self.leases.clear();
                 (self.in_doubt, self.highest, self.last_arrival) = (false, 0, 0);
                 self.voided_at = Some(self.now);
@@ -622,6 +633,8 @@ impl World {
                 Ok(())
             }
             MonitorStep::MadeAgain | MonitorStep::EndLeases => {
+                let there = self.made == 0 && self.incarnation.is_some();
+                must(!there, || "leases end with a consumer that is there".to_owned())?;
                 self.leases.clear();
                 Ok(())
             }
@@ -658,7 +671,24 @@ impl World {
         Ok(())
     }
 
-    /// What holds whenever the monitor has nothing more to do.
+    /// Forgets what does not matter any more, so that more states are equal.
+    fn forget(&mut self) {
+        if self.up {
+            self.lost_at = 0;
+        }
+        if self.news || self.asked.is_some() {
+            self.answered_at = None;
+        }
+        let now = self.now;
+        self.voided_at = self.voided_at.filter(|at| now - at < NEWS);
+        for (index, change) in self.changes.iter_mut().enumerate() {
+            if self.leases.iter().all(|lease| lease.unprotected & 1 << index == 0) {
+                *change = Change { at: 0, before_ask: true };
+            }
+        }
+    }
+
+    /// The promises that hold whenever the monitor has nothing more to do.
     fn check(&self) -> Check {
         if self.stopped {
             return Ok(());
