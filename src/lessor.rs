@@ -13,6 +13,7 @@
 
 mod codec;
 mod consumer;
+mod core;
 mod delivery;
 mod error;
 mod fetch;
@@ -31,16 +32,14 @@ mod unsettled;
 
 use std::{
     collections::HashMap,
-    ops::Deref,
-    sync::{
-        Arc, Mutex, OnceLock,
-        atomic::{AtomicU32, AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, atomic::AtomicU64},
     time::Duration,
 };
 
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot},
+    time::timeout,
+};
 
 pub(crate) use self::spec::encoded_size;
 pub use self::{
@@ -57,27 +56,16 @@ pub use self::{
 };
 use self::{
     consumer::{ConsumerCommand, ConsumerHandle, ConsumerTask, FetchAnswer, Ticket},
+    core::Core,
     delivery::LeaseRequest,
-    shares::Shares,
-    table::{HeldDelivery, SharedLeaseTable},
-    unsettled::UnsettledLog,
+    sighting::SIGHTING_TIMEOUT,
+    sweep::Sweeper,
 };
 use crate::{
     broker::{Broker, ConsumerName},
-    clock,
-    lease::{ConsumerId, LeaseTable},
     lock::lock,
-    log_throttle::LogThrottle,
     pump::Want,
 };
-
-/// Consumers that may have a connection of their own at once.
-const MAX_DEDICATED_CONNECTIONS: usize = 64;
-/// Looks for unreadable messages at once: each brings up to 4 MiB at a time, before acks.
-const MAX_POISON_SEARCHES: usize = 4;
-
-/// Lines of the log in ten seconds that say which consumer cannot be read.
-const UNREADABLE_LINES_PER_TEN_SECONDS: u32 = 10;
 
 /// How much a lessor takes on.
 #[derive(Debug, Clone)]
@@ -96,140 +84,93 @@ pub struct LeaseLimits {
     pub settle_timeout: Duration,
 }
 
-/// The lessor, shared by everybody who asks of it.
-pub struct Lessor<B: Broker>(Arc<Shared<B>>);
+/// The lessor, shared by all who ask something of it.
+pub struct Lessor<B: Broker> {
+    core: Arc<Core<B>>,
+    calls: Arc<Calls>,
+}
 
-/// What the lessor's calls and tasks share.
-pub struct Shared<B: Broker> {
-    broker: B,
-    table: SharedLeaseTable,
-    limits: LeaseLimits,
-    waiters: Arc<Semaphore>,
-    /// What pulls on the shared connection may bring.
-    shares: Shares,
-    /// Connections that consumers may have of their own.
-    apart: Arc<Semaphore>,
-    /// Looks for unreadable messages that may go on at once.
-    looks: Semaphore,
+/// The open calls, and the ways to the tasks of consumers.
+struct Calls {
     handles: Mutex<HashMap<ConsumerName, ConsumerHandle>>,
-    /// Whether the log may say of one more consumer why it cannot be read.
-    unread: LogThrottle,
-    /// Who lets leases end, and whether the log may say so of one more.
-    unsettled: (UnsettledLog, LogThrottle),
-    /// What was known of consumers whose feeds have ended while leases were held.
-    left: Mutex<HashMap<ConsumerName, Arc<ConsumerSpec>>>,
-    /// The way to the other replicas, if there can be any.
-    herald: OnceLock<mpsc::UnboundedSender<Telling>>,
+    /// Permits for open Fetch calls.
+    waiters: Arc<Semaphore>,
     tickets: AtomicU64,
-    consumers: AtomicU32,
-    tasks: TaskTracker,
-    /// The clocks stand still: leases are being handed over.
-    frozen: watch::Sender<bool>,
-    draining: CancellationToken,
-    closed: CancellationToken,
 }
 
 impl<B: Broker> Clone for Lessor<B> {
     fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-}
-
-impl<B: Broker> Deref for Lessor<B> {
-    type Target = Shared<B>;
-
-    fn deref(&self) -> &Shared<B> {
-        &self.0
+        Self { core: self.core.clone(), calls: self.calls.clone() }
     }
 }
 
 impl<B: Broker> Lessor<B> {
     /// A lessor on this broker. Its tasks run on the present runtime until [`Lessor::close`].
     pub fn start(broker: B, limits: LeaseLimits) -> Self {
-        let lessor = Self(Arc::new(Shared {
-            broker,
-            table: SharedLeaseTable::new(limits.max_leases, limits.max_lease, clock::now()),
-            waiters: Arc::new(Semaphore::new(limits.max_waiters.min(Semaphore::MAX_PERMITS))),
-            shares: Shares::new(limits.max_pull_bytes),
-            apart: Arc::new(Semaphore::new(MAX_DEDICATED_CONNECTIONS)),
-            looks: Semaphore::new(MAX_POISON_SEARCHES),
-            limits,
-            handles: Mutex::default(),
-            unread: LogThrottle::few(UNREADABLE_LINES_PER_TEN_SECONDS),
-            unsettled: (
-                UnsettledLog::default(),
-                LogThrottle::few(UNREADABLE_LINES_PER_TEN_SECONDS),
-            ),
-            left: Mutex::default(),
-            herald: OnceLock::new(),
-            tickets: AtomicU64::new(0),
-            consumers: AtomicU32::new(0),
-            tasks: TaskTracker::new(),
-            frozen: watch::channel(false).0,
-            draining: CancellationToken::new(),
-            closed: CancellationToken::new(),
-        }));
-        lessor.tasks.spawn(lessor.clone().sweep());
-        lessor
+        let waiters = Arc::new(Semaphore::new(limits.max_waiters.min(Semaphore::MAX_PERMITS)));
+        let core = Arc::new(Core::new(broker, limits));
+        core.tasks.spawn(Sweeper(core.clone()).run());
+        let calls = Calls { handles: Mutex::default(), waiters, tickets: AtomicU64::new(0) };
+        Self { core, calls: Arc::new(calls) }
     }
 
     /// The broker that it works on.
     pub fn broker(&self) -> &B {
-        &self.broker
+        &self.core.broker
     }
 
     /// Leases that are held now.
     pub fn held(&self) -> usize {
-        self.table.with(|table| table.len())
+        self.core.table.with(|table| table.len())
     }
 
     /// Longest wait for the confirmation of a settlement.
     pub fn settle_timeout(&self) -> Duration {
-        self.limits.settle_timeout
+        self.core.limits.settle_timeout
     }
 
     /// The longest that a caller keeps a lease without extending it.
     pub fn max_lease(&self) -> Duration {
-        self.limits.max_lease
+        self.core.limits.max_lease
     }
 
     /// Leases that may still be granted.
     pub fn room(&self) -> u32 {
-        self.table.free()
+        self.core.table.free()
     }
 
     /// Whether nothing is granted any more.
     pub fn is_draining(&self) -> bool {
-        self.draining.is_cancelled()
+        self.core.draining.is_cancelled()
     }
 
     /// Stops granting: new calls are refused, open ones return when their pull has ended.
     /// Settling goes on.
     pub fn drain(&self) {
-        self.draining.cancel();
+        self.core.draining.cancel();
     }
 
     /// Waits until no Fetch is open any more. Only ever comes true after [`Lessor::drain`].
     pub async fn drained(&self) {
-        let all = u32::try_from(self.limits.max_waiters).unwrap_or(u32::MAX);
+        let all = u32::try_from(self.core.limits.max_waiters).unwrap_or(u32::MAX);
         // The semaphore is never closed: an error cannot happen, and would mean there is no waiter.
-        drop(self.waiters.acquire_many(all).await);
+        drop(self.calls.waiters.acquire_many(all).await);
     }
 
     /// Waits until no lease is held any more. Only ever comes true after [`Lessor::drained`].
     pub async fn settled(&self) {
-        self.table.all_free().await;
+        self.core.table.all_free().await;
     }
 
     /// Ends the tasks; settlements under way are waited for.
     pub async fn close(&self) {
         self.drain();
-        self.closed.cancel();
-        self.tasks.close();
-        self.tasks.wait().await;
+        self.core.closed.cancel();
+        self.core.tasks.close();
+        self.core.tasks.wait().await;
     }
 
-    /// Adds a waiter to the feed of its consumer.
+    /// Adds a waiter to the task of its consumer.
     fn join(
         &self,
         name: &ConsumerName,
@@ -241,63 +182,66 @@ impl<B: Broker> Lessor<B> {
         self.tell(name, ConsumerCommand::Join { ticket, want, lease, reply })
     }
 
-    /// Tells the feed of a consumer something; one is started if there is none.
+    /// Tells the task of a consumer something; a task is started if there is none.
     fn tell(&self, name: &ConsumerName, mut command: ConsumerCommand) -> ConsumerHandle {
-        let mut handles = lock(&self.handles);
+        let mut handles = self.calls.handles();
         loop {
-            let handle = handles.entry(name.clone()).or_insert_with(|| {
-                let (handle, task) = ConsumerTask::new(self.clone(), name.clone());
-                self.tasks.spawn(task.run());
-                handle
-            });
+            let handle = handles.entry(name.clone()).or_insert_with(|| self.start_task(name));
             match handle.send(command) {
                 Ok(()) => return handle.clone(),
-                // It has ended and not told yet.
+                // The task has ended, and is not forgotten yet.
                 Err(refused) => command = refused,
             }
             handles.remove(name);
         }
     }
 
-    /// Whether leases of this consumer may be held. A feed keeps what it leaves before it is forgotten,
-    /// so the order matters here.
+    fn start_task(&self, name: &ConsumerName) -> ConsumerHandle {
+        let (handle, task) = ConsumerTask::new(self.core.clone(), name.clone());
+        let (calls, name) = (self.calls.clone(), name.clone());
+        self.core.tasks.spawn(async move {
+            task.run().await;
+            calls.forget(&name);
+        });
+        handle
+    }
+
+    /// Whether leases of this consumer may be held. A task leaves its spec before it is forgotten, so the
+    /// order matters here.
     fn has_leased_of(&self, name: &ConsumerName) -> bool {
-        let served = lock(&self.handles).contains_key(name);
-        served || lock(&self.left).contains_key(name)
+        let served = self.calls.handles().contains_key(name);
+        served || self.core.has_left(name)
     }
 
-    /// Keeps what an ending feed knows of its consumer, for the feed that follows.
-    fn leave(&self, spec: Arc<ConsumerSpec>) {
-        let mut left = lock(&self.left);
-        left.insert(spec.name.clone(), spec);
+    /// The sightings that the other replicas must learn from now on. Without a reader there are no other
+    /// replicas. There is one reader: a second one gets `None`.
+    pub fn sightings(&self) -> Option<mpsc::UnboundedReceiver<Telling>> {
+        self.core.sightings()
     }
 
-    /// What the last feed of this consumer has left.
-    fn take_left(&self, name: &ConsumerName) -> Option<Arc<ConsumerSpec>> {
-        lock(&self.left).remove(name)
+    /// Takes in a sighting of another replica. After this, or after the wait of that replica, no lease
+    /// that the sighting voids is settled here.
+    pub async fn heard_of(&self, sighting: Sighting) {
+        let name = sighting.name.clone();
+        let (reply, answer) = oneshot::channel();
+        if self.has_leased_of(&name) {
+            self.tell(&name, ConsumerCommand::Heard(sighting, reply));
+            // A consumer task that ends drops the answer, and has ended the leases that it doubted.
+            let _ = timeout(SIGHTING_TIMEOUT, answer).await;
+        }
+    }
+}
+
+impl Calls {
+    fn handles(&self) -> MutexGuard<'_, HashMap<ConsumerName, ConsumerHandle>> {
+        lock(&self.handles)
     }
 
-    /// Forgets a feed that takes no more commands.
-    fn forget_handle(&self, name: &ConsumerName) {
-        let mut handles = lock(&self.handles);
+    /// Forgets a task that has ended, unless another one has followed.
+    fn forget(&self, name: &ConsumerName) {
+        let mut handles = self.handles();
         if handles.get(name).is_some_and(ConsumerHandle::has_ended) {
             handles.remove(name);
         }
-    }
-
-    /// Revises many leases, a bounded number under each lock.
-    fn in_steps(&self, revise: impl Fn(&mut LeaseTable<HeldDelivery>, Option<u64>) -> Option<u64>) {
-        let mut after = None;
-        loop {
-            after = self.table.with(|table| revise(table, after));
-            if after.is_none() {
-                return;
-            }
-        }
-    }
-
-    /// A name for one more incarnation of a consumer.
-    fn next_consumer(&self) -> ConsumerId {
-        ConsumerId(self.consumers.fetch_add(1, Ordering::Relaxed))
     }
 }

@@ -121,7 +121,7 @@ impl<B: Broker> Lessor<B> {
             self.wait(&ask.name, want, LeaseRequest { length: ask.lease, worker: ask.worker })
                 .await?,
         );
-        let answer_by = until + self.limits.settle_timeout;
+        let answer_by = until + self.core.limits.settle_timeout;
         let answer_by = ask.patience.map_or(answer_by, |patience| patience.answer_by);
         self.terminate_rejected(&mut fetched, ask.codec, answer_by).await;
         if fetched.messages.is_empty() && fetched.empty.is_none() {
@@ -132,15 +132,15 @@ impl<B: Broker> Lessor<B> {
 
     /// One more open call, or a refusal at once.
     fn admit(&self) -> Result<tokio::sync::OwnedSemaphorePermit, Error> {
-        if self.draining.is_cancelled() {
+        if self.core.draining.is_cancelled() {
             return Err(Error::Draining);
         }
         // Places that pulls have reserved are free again soon; those of leases need not be.
-        if self.table.free() == 0 && self.table.unleased() == 0 {
-            return Err(Error::LeaseLimit(self.table.most()));
+        if self.core.table.free() == 0 && self.core.table.unleased() == 0 {
+            return Err(Error::LeaseLimit(self.core.table.most()));
         }
-        let place = self.waiters.clone().try_acquire_owned();
-        place.map_err(|_| Error::WaiterLimit(self.limits.max_waiters))
+        let place = self.calls.waiters.clone().try_acquire_owned();
+        place.map_err(|_| Error::WaiterLimit(self.core.limits.max_waiters))
     }
 
     async fn wait(
@@ -150,7 +150,7 @@ impl<B: Broker> Lessor<B> {
         lease: LeaseRequest,
     ) -> Result<FetchAnswer, Error> {
         let (reply, answer) = oneshot::channel();
-        let ticket = Ticket(self.tickets.fetch_add(1, Ordering::Relaxed));
+        let ticket = Ticket(self.calls.tickets.fetch_add(1, Ordering::Relaxed));
         let handle = self.join(name, ticket, want, lease, reply);
         let leave = Leave { handle: &handle, ticket, armed: true };
         // A feed answers everybody before it ends; one that does not has been torn down.
@@ -199,7 +199,7 @@ impl<B: Broker> Lessor<B> {
     /// has the token, and a long lease would keep the message from everybody.
     fn lend_as_unset(&self, misfits: &mut [LeasedDelivery]) {
         let now = clock::now();
-        self.table.with(|table| {
+        self.core.table.with(|table| {
             for leased in misfits {
                 // One that is over is refused again by its Term.
                 if let Ok(lent) = table.assign(leased.id, None, now) {
@@ -249,7 +249,7 @@ impl<B: Broker> Lessor<B> {
         {
             return Ok(info.clone());
         }
-        let mut info = self.broker.info(name, until.min(now + EXPLAIN_TIMEOUT)).await;
+        let mut info = self.core.broker.info(name, until.min(now + EXPLAIN_TIMEOUT)).await;
         // The feed knew it a moment ago: it may be about to be made again.
         let gone = |info: &Result<_, InfoError>| {
             matches!(info, Err(InfoError::NoStream | InfoError::NoConsumer))
@@ -260,7 +260,7 @@ impl<B: Broker> Lessor<B> {
                 break;
             }
             clock::sleep_until(Some(again)).await;
-            info = self.broker.info(name, until.min(again + EXPLAIN_TIMEOUT)).await;
+            info = self.core.broker.info(name, until.min(again + EXPLAIN_TIMEOUT)).await;
         }
         let info = info.map_err(|error| Error::of_info(error, name))?;
         *recent = Some((clock::now(), info.clone()));

@@ -68,18 +68,18 @@ impl ReservedLeases {
 impl<B: Broker> Lessor<B> {
     /// Whether a settlement is running, also if its caller has left.
     pub fn is_settling(&self) -> bool {
-        self.table.with(|table| table.settling() > 0)
+        self.core.table.with(|table| table.settling() > 0)
     }
 
     /// Stops the sweep: no lease lapses, is released or kept alive until [`Lessor::thaw`].
     pub fn freeze(&self) {
         // Under the lock, so that no sweep is running.
-        self.table.with(|_| self.frozen.send_replace(true));
+        self.core.table.with(|_| self.core.frozen.send_replace(true));
     }
 
     /// Continues the sweep.
     pub fn thaw(&self) {
-        self.frozen.send_replace(false);
+        self.core.frozen.send_replace(false);
     }
 
     /// All leases that can be handed over: those that are alive and not being settled.
@@ -87,7 +87,7 @@ impl<B: Broker> Lessor<B> {
         let (mut leaving, mut after) = (Vec::new(), None);
         loop {
             let now = clock::now();
-            after = self.table.with(|table| {
+            after = self.core.table.with(|table| {
                 let (leases, next) = table.leaving(after, LEASES_PER_LOCK, now);
                 leaving.extend(leases.into_iter().map(
                     |(id, snapshot, hold): (_, _, &HeldDelivery)| {
@@ -117,6 +117,7 @@ impl<B: Broker> Lessor<B> {
         for step in leases.chunks(LEASES_PER_LOCK) {
             // Dropped after the lock: each freed permit wakes a waiter.
             let _gone: Vec<HeldDelivery> = self
+                .core
                 .table
                 .with(|table| step.iter().filter_map(|id| table.remove_moved(*id)).collect());
         }
@@ -126,7 +127,7 @@ impl<B: Broker> Lessor<B> {
     pub fn outcomes(&self) -> Vec<OutcomeSlice> {
         let (mut slices, mut after) = (Vec::new(), None);
         loop {
-            let slice = self.table.with(|table| table.outcomes(after));
+            let slice = self.core.table.with(|table| table.outcomes(after));
             let Some(slice) = slice else { return slices };
             after = Some(slice.last());
             slices.push(slice);
@@ -135,12 +136,12 @@ impl<B: Broker> Lessor<B> {
 
     /// Whether a lease is in the table.
     pub fn is_held(&self, lease: LeaseId) -> bool {
-        self.table.with(|table| table.payload(lease).is_some())
+        self.core.table.with(|table| table.payload(lease).is_some())
     }
 
     /// Notes the ends of adopted leases.
     pub fn record_ends(&self, adopted: &mut AdoptedLeases) {
-        self.table.with(|table| adopted.record_ends(table));
+        self.core.table.with(|table| adopted.record_ends(table));
     }
 
     /// The configuration of a consumer, as its task knows it. Starts the task if there is none.
@@ -164,7 +165,7 @@ impl<B: Broker> Lessor<B> {
     /// Reserves permits for leases from another replica. `None`: too few are free.
     pub fn reserve_leases(&self, count: usize) -> Option<ReservedLeases> {
         let count = u32::try_from(count).ok()?;
-        self.table.reserve(count).map(ReservedLeases)
+        self.core.table.reserve(count).map(ReservedLeases)
     }
 
     /// Adopts leases, and returns the id of each one here. `None`: the lease is not adopted, because its
@@ -178,7 +179,7 @@ impl<B: Broker> Lessor<B> {
         let mut coming = coming.into_iter().peekable();
         while coming.peek().is_some() {
             let now = clock::now();
-            self.table.with(|table| {
+            self.core.table.with(|table| {
                 for IncomingLease { spec, leader, ack, moving, at } in
                     coming.by_ref().take(LEASES_PER_LOCK)
                 {

@@ -97,7 +97,7 @@ impl<B: Broker> Lessor<B> {
         confirmation: Confirmation,
         until: Instant,
     ) -> Vec<Result<Settled, Error>> {
-        let until = until.min(clock::now() + self.limits.settle_timeout);
+        let until = until.min(clock::now() + self.core.limits.settle_timeout);
         let mut results = Results::new(items.len());
         let mut round = self.begin(items.into(), &mut results);
         if round.begun.is_empty() {
@@ -107,13 +107,14 @@ impl<B: Broker> Lessor<B> {
         let run = async move {
             // One round, unless a lease is named again.
             while !round.begun.is_empty() {
-                let outcomes = lessor.broker.settle(round.publishes, confirmation, until).await;
+                let outcomes =
+                    lessor.core.broker.settle(round.publishes, confirmation, until).await;
                 lessor.finish(&mut results, round.begun, outcomes, confirmation);
                 round = lessor.begin(round.later, &mut results);
             }
             results.into_vec()
         };
-        FinishOnDrop { run: Some(Box::pin(run)), tasks: &self.tasks }.await
+        FinishOnDrop { run: Some(Box::pin(run)), tasks: &self.core.tasks }.await
     }
 
     /// Asks the table. The items of the round have no result yet. All others have one.
@@ -150,7 +151,7 @@ impl<B: Broker> Lessor<B> {
             begun.push(index, Begin { lease, spec: hold.spec.clone(), redelivered_in });
             Ok(None)
         };
-        self.table.with(|table| {
+        self.core.table.with(|table| {
             for (index, item) in items {
                 match decide(table, index, &item) {
                     Ok(None) => {}
@@ -188,7 +189,7 @@ impl<B: Broker> Lessor<B> {
         let (indices, begun) = begun.into_parts();
         // Holds are dropped after the lock: each freed permit wakes a waiter.
         let mut freed: Vec<HeldDelivery> = Vec::with_capacity(begun.len());
-        let settled = self.table.with(|table| {
+        let settled = self.core.table.with(|table| {
             let pairs = begun.into_iter().zip(outcomes);
             let settled = pairs.map(|(Begin { lease, spec, redelivered_in }, outcome)| {
                 let (after, hold) = table.finish(lease, publish_outcome(&outcome), now);

@@ -5,19 +5,15 @@
 //! deliveries are counted from 1 again, an older lease of another replica would settle the delivery that
 //! this replica has now. So this replica tells the others first, and waits for their answers.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::timeout,
-};
+use tokio::sync::oneshot;
 
-use super::{Lessor, consumer::ConsumerCommand};
-use crate::broker::{Broker, ConsumerName};
+use crate::broker::ConsumerName;
 
 /// The longest wait for the others. `cluster` logs a replica that answers later. Such a replica notices if
 /// it has lost its connection to NATS, and then reads the consumer again.
-const SIGHTING_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const SIGHTING_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A change of a consumer that was seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,39 +37,4 @@ pub struct Telling {
     pub sighting: Sighting,
     /// The sender drops it, or sends to it, once each replica has answered or is given up.
     pub told: oneshot::Sender<()>,
-}
-
-impl<B: Broker> Lessor<B> {
-    /// The sightings that the other replicas must learn from now on. Without a reader there are no other
-    /// replicas. There is one reader: a second one gets `None`.
-    pub fn sightings(&self) -> Option<mpsc::UnboundedReceiver<Telling>> {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        self.herald.set(sender).is_ok().then_some(receiver)
-    }
-
-    /// Tells the other replicas, and waits for their answers for at most a second. `None`: there are no
-    /// others.
-    pub(super) fn tell_others(
-        &self,
-        sighting: Sighting,
-    ) -> Option<impl Future<Output = ()> + use<B>> {
-        let (told, waiting) = oneshot::channel();
-        self.herald.get()?.send(Telling { sighting, told }).ok()?;
-        Some(async move {
-            // The others have answered, or the time is over, or nobody is left. We continue in any case.
-            let _ = timeout(SIGHTING_TIMEOUT, waiting).await;
-        })
-    }
-
-    /// Takes in a sighting of another replica. After this, or after the wait of that replica, no lease
-    /// that the sighting voids is settled here.
-    pub async fn heard_of(&self, sighting: Sighting) {
-        let name = sighting.name.clone();
-        let (reply, answer) = oneshot::channel();
-        if self.has_leased_of(&name) {
-            self.tell(&name, ConsumerCommand::Heard(sighting, reply));
-            // A consumer task that ends drops the answer, and has ended the leases that it doubted.
-            let _ = timeout(SIGHTING_TIMEOUT, answer).await;
-        }
-    }
 }

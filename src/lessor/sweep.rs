@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    Lessor,
+    core::{Core, release},
     spec::ConsumerSpec,
     table::{HeldDelivery, LEASES_PER_LOCK},
 };
@@ -36,18 +36,21 @@ impl Ended {
     }
 }
 
-impl<B: Broker> Lessor<B> {
+/// The task that makes time pass for the leases of one core.
+pub(super) struct Sweeper<B: Broker>(pub(super) Arc<Core<B>>);
+
+impl<B: Broker> Sweeper<B> {
     /// Runs until the lessor is closed.
-    pub(super) async fn sweep(self) {
+    pub(super) async fn run(self) {
         loop {
-            let due = self.table.next_due();
+            let due = self.0.table.next_due();
             tokio::select! {
                 () = clock::sleep_until(due) => {}
-                () = self.table.sooner() => continue,
-                () = self.closed.cancelled() => return,
+                () = self.0.table.sooner() => continue,
+                () = self.0.closed.cancelled() => return,
             }
             // The lessor holds the sender.
-            let _ = self.frozen.subscribe().wait_for(|frozen| !frozen).await;
+            let _ = self.0.frozen.subscribe().wait_for(|frozen| !frozen).await;
             while self.step() {
                 tokio::task::yield_now().await;
             }
@@ -60,8 +63,8 @@ impl<B: Broker> Lessor<B> {
         let mut progress: HashMap<ConsumerId, Vec<_>> = HashMap::new();
         let (mut released, mut ended) = (Vec::new(), Vec::new());
         let mut unsettled = Ended::default();
-        let count = self.table.with(|table| {
-            if *self.frozen.borrow() {
+        let count = self.0.table.with(|table| {
+            if *self.0.frozen.borrow() {
                 return 0;
             }
             let due = table.sweep(now, LEASES_PER_LOCK);
@@ -101,13 +104,13 @@ impl<B: Broker> Lessor<B> {
             self.progress(leases);
         }
         self.tell_unsettled(unsettled, now);
-        self.release(released);
+        release(&self.0, released);
         count == LEASES_PER_LOCK
     }
 
     /// Logs the workers whose leases have ended unsettled.
     fn tell_unsettled(&self, Ended(workers): Ended, now: Instant) {
-        let (unsettled, lines) = &self.unsettled;
+        let (unsettled, lines) = &self.0.unsettled;
         for ((_, worker), (spec, count)) in workers {
             let name = &spec.name;
             let said = unsettled.ended((name.clone(), worker.clone()), count, now);
@@ -126,14 +129,14 @@ impl<B: Broker> Lessor<B> {
 
     /// Sends progress for these leases.
     fn progress(&self, leases: Vec<(LeaseId, AckPublish)>) {
-        let lessor = self.clone();
-        self.tasks.spawn(async move {
+        let core = self.0.clone();
+        self.0.tasks.spawn(async move {
             let sent_at = clock::now();
             let (ids, orders): (Vec<_>, Vec<_>) = leases.into_iter().unzip();
             let until = sent_at + PROGRESS_TIMEOUT;
-            let results = lessor.broker.settle(orders, Confirmation::Confirmed, until).await;
+            let results = core.broker.settle(orders, Confirmation::Confirmed, until).await;
             let now = clock::now();
-            lessor.table.with(|table| {
+            core.table.with(|table| {
                 for (id, result) in ids.into_iter().zip(results) {
                     if let Some(hold) = table.payload(id) {
                         hold.spec.ack_right.learn(&result);
@@ -141,23 +144,6 @@ impl<B: Broker> Lessor<B> {
                     table.progressed(id, sent_at, result.is_ok(), now);
                 }
             });
-        });
-    }
-
-    /// Gives deliveries back, before JetStream might redeliver them by itself. Nobody waits for an answer:
-    /// if a Nak does not arrive, the ack wait has the same effect later.
-    pub(super) fn release(&self, mut holds: Vec<(HeldDelivery, Instant)>) {
-        // A new leader may have given the messages away.
-        holds.retain(|(hold, _)| !hold.spec.leadership.in_doubt());
-        let Some(by) = holds.iter().map(|(_, by)| *by).min() else { return };
-        tracing::debug!(count = holds.len(), "released");
-        let nak = |(hold, by): &(HeldDelivery, Instant)| {
-            hold.order(AckKind::Nak(hold.spec.release_delay()), Some(*by))
-        };
-        let orders = holds.iter().map(nak).collect();
-        let lessor = self.clone();
-        self.tasks.spawn(async move {
-            lessor.broker.settle(orders, Confirmation::Sent, by).await;
         });
     }
 }

@@ -4,6 +4,7 @@
 use std::{
     future::Future,
     pin::Pin,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -11,7 +12,7 @@ use super::monitor::{ConsumerView, InfoAnswer};
 use crate::{
     broker::{Broker, ConsumerInfo, ConsumerName, InfoError, Link},
     clock,
-    lessor::{Error, Lessor, spec::ConsumerSpec},
+    lessor::{Error, core::Core, spec::ConsumerSpec},
 };
 
 /// The longest wait for an answer.
@@ -21,7 +22,7 @@ type Asked = Pin<Box<dyn Future<Output = Result<ConsumerInfo, InfoError>> + Send
 
 /// See the [module](self).
 pub(super) struct InfoQuestion<B: Broker> {
-    core: Lessor<B>,
+    core: Arc<Core<B>>,
     name: ConsumerName,
     asked: Option<Asked>,
     /// Why the consumer cannot be read.
@@ -31,7 +32,7 @@ pub(super) struct InfoQuestion<B: Broker> {
 }
 
 impl<B: Broker> InfoQuestion<B> {
-    pub(super) fn new(core: Lessor<B>, name: ConsumerName) -> Self {
+    pub(super) fn new(core: Arc<Core<B>>, name: ConsumerName) -> Self {
         Self { core, name, asked: None, why: None, logged: None }
     }
 

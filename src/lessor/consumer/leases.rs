@@ -15,7 +15,8 @@ use crate::{
     clock,
     lease::{GivenBack, Terms},
     lessor::{
-        Error, Lessor,
+        Error,
+        core::{Core, release},
         delivery::{GrantedDelivery, LeaseRequest, LeasedDelivery},
         spec::ConsumerSpec,
         table::{HeldDelivery, LEASES_PER_LOCK},
@@ -27,7 +28,7 @@ const NATS_CLOCK_SKEW: Duration = Duration::from_millis(250);
 
 /// See the [module](self).
 pub(super) struct ConsumerLeases<B: Broker> {
-    core: Lessor<B>,
+    core: Arc<Core<B>>,
     name: ConsumerName,
     /// `None` while the consumer was not read, or is gone.
     spec: Option<Arc<ConsumerSpec>>,
@@ -35,7 +36,7 @@ pub(super) struct ConsumerLeases<B: Broker> {
 
 impl<B: Broker> ConsumerLeases<B> {
     /// The leases of this consumer, with those that an earlier task has left.
-    pub(super) fn new(core: Lessor<B>, name: ConsumerName) -> Self {
+    pub(super) fn new(core: Arc<Core<B>>, name: ConsumerName) -> Self {
         Self { spec: core.take_left(&name), core, name }
     }
 
@@ -222,7 +223,7 @@ impl<B: Broker> ConsumerLeases<B> {
             granted.iter().filter_map(|granted| table.give_back(granted.id, now)).collect()
         });
         let released = back.into_iter().filter_map(|back| Some((back.payload, back.release?)));
-        self.core.release(released.collect());
+        release(&self.core, released.collect());
     }
 
     /// The task ends. If leases are held, the next task of the consumer finds its spec.

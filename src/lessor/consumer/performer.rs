@@ -7,7 +7,7 @@
 //! 2. Every delivery that arrives is leased in the table before anybody sees it.
 //! 3. The steps of the monitor are done before anything else happens to the consumer.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use tokio::sync::oneshot;
 
@@ -25,13 +25,15 @@ use super::{
 use crate::{
     broker::{Broker, ConsumerInfo, ConsumerName, InboxEvent, InfoError, PullEnd, PullRequest},
     clock,
-    lessor::{Error, Lessor, delivery::GrantedDelivery, sighting::Sighting, spec::encoded_size},
+    lessor::{
+        Error, core::Core, delivery::GrantedDelivery, sighting::Sighting, spec::encoded_size,
+    },
     pump::{Allowance, PullOutcome, Step},
 };
 
 /// See the [module](self).
 pub(super) struct Performer<B: Broker> {
-    core: Lessor<B>,
+    core: Arc<Core<B>>,
     name: ConsumerName,
     pub(super) monitor: Monitor,
     pub(super) leases: ConsumerLeases<B>,
@@ -45,7 +47,7 @@ pub(super) struct Performer<B: Broker> {
 }
 
 impl<B: Broker> Performer<B> {
-    pub(super) fn new(core: Lessor<B>, name: ConsumerName, handle: ConsumerHandle) -> Self {
+    pub(super) fn new(core: Arc<Core<B>>, name: ConsumerName, handle: ConsumerHandle) -> Self {
         let now = clock::now();
         let leases = ConsumerLeases::new(core.clone(), name.clone());
         let subscription = Subscription::new(core.clone(), name.clone());

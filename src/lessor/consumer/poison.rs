@@ -5,6 +5,7 @@ use std::{
     collections::BTreeSet,
     future::Future,
     pin::Pin,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -17,7 +18,7 @@ use crate::{
         Search, Unreadable,
     },
     clock,
-    lessor::{Error, Lessor, Unsuitable, shares::Explained},
+    lessor::{Error, Unsuitable, core::Core, shares::Explained},
 };
 
 /// The longest that one search may take.
@@ -25,7 +26,7 @@ const SEARCH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// See the [module](self).
 pub(super) struct PoisonWatch<B: Broker> {
-    core: Lessor<B>,
+    core: Arc<Core<B>>,
     name: ConsumerName,
     pub(super) quarantine: Quarantine,
     /// While a search is under way, nothing is pulled.
@@ -33,7 +34,7 @@ pub(super) struct PoisonWatch<B: Broker> {
 }
 
 impl<B: Broker> PoisonWatch<B> {
-    pub(super) fn new(core: Lessor<B>, name: ConsumerName) -> Self {
+    pub(super) fn new(core: Arc<Core<B>>, name: ConsumerName) -> Self {
         Self { core, name, quarantine: Quarantine::none(), search: None }
     }
 
@@ -126,7 +127,7 @@ impl<B: Broker> PoisonWatch<B> {
 /// on such a message, because nobody could receive it. A message that was terminated before (`known`) is
 /// terminated again only if no other is found: a server that has crashed may have forgotten it.
 async fn search<B: Broker>(
-    core: Lessor<B>,
+    core: Arc<Core<B>>,
     name: ConsumerName,
     from: u64,
     known: BTreeSet<u64>,
@@ -134,7 +135,7 @@ async fn search<B: Broker>(
     let until = clock::now() + SEARCH_TIMEOUT;
     let blind = SearchResult::Nothing { complete: false };
     // The answers carry whole messages, on the connection that settles: few searches at a time.
-    let Ok(Ok(_permit)) = timeout_at(until.into(), core.looks.acquire()).await else {
+    let Ok(Ok(_permit)) = timeout_at(until.into(), core.searches.acquire()).await else {
         return blind;
     };
     let Search { mut found, complete } = match core.broker.unreadable(&name, from, until).await {

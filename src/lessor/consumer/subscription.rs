@@ -13,7 +13,10 @@
 //!    connection's bytes.
 //! 2. An inbox is opened only on the connection that the task knows of.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -28,7 +31,7 @@ use crate::{
         PullRequest,
     },
     clock,
-    lessor::{Lessor, shares::Explained, turn::Turn},
+    lessor::{core::Core, shares::Explained, turn::Turn},
     pump::{Allowance, Demand, PullOutcome},
 };
 
@@ -40,7 +43,7 @@ const LINGER: Duration = Duration::from_secs(5);
 
 /// See the [module](self).
 pub(super) struct Subscription<B: Broker> {
-    core: Lessor<B>,
+    core: Arc<Core<B>>,
     name: ConsumerName,
     /// The connection as the task knows it.
     link: Link,
@@ -102,7 +105,7 @@ impl Arrived {
 }
 
 impl<B: Broker> Subscription<B> {
-    pub(super) fn new(core: Lessor<B>, name: ConsumerName) -> Self {
+    pub(super) fn new(core: Arc<Core<B>>, name: ConsumerName) -> Self {
         Self {
             link: core.broker.link(),
             turn: core.table.turn(),
@@ -190,7 +193,7 @@ impl<B: Broker> Subscription<B> {
         }
         let epoch = server.epoch;
         if kind == ConnectionKind::Dedicated {
-            self.dedicated = self.core.apart.clone().try_acquire_owned().ok();
+            self.dedicated = self.core.dedicated.clone().try_acquire_owned().ok();
         }
         let shared = self.dedicated.is_none();
         let kind = if shared { ConnectionKind::Shared } else { ConnectionKind::Dedicated };

@@ -3,7 +3,10 @@
 //! 1. Every caller is answered once, also when the task ends.
 //! 2. The task stays while leases are held, in a drain too: it alone hears that another server leads.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::mpsc;
 
@@ -17,7 +20,7 @@ use super::{
 use crate::{
     broker::{Broker, ConsumerInfo, ConsumerName, InfoError},
     clock,
-    lessor::{Error, Lessor},
+    lessor::{Error, core::Core},
 };
 
 /// A pull that lacks a lease permit is tried again after this: leases of the consumer itself may have ended.
@@ -25,7 +28,7 @@ const STARVED_RETRY: Duration = Duration::from_millis(100);
 
 /// See the [module](self).
 pub(in crate::lessor) struct ConsumerTask<B: Broker> {
-    core: Lessor<B>,
+    core: Arc<Core<B>>,
     name: ConsumerName,
     commands: mpsc::UnboundedReceiver<ConsumerCommand>,
     performer: Performer<B>,
@@ -44,7 +47,7 @@ enum TaskEvent {
 
 impl<B: Broker> ConsumerTask<B> {
     /// The task of a consumer, and the way to it. [`ConsumerTask::run`] runs it.
-    pub(in crate::lessor) fn new(core: Lessor<B>, name: ConsumerName) -> (ConsumerHandle, Self) {
+    pub(in crate::lessor) fn new(core: Arc<Core<B>>, name: ConsumerName) -> (ConsumerHandle, Self) {
         let (handle, commands) = ConsumerHandle::new();
         let performer = Performer::new(core.clone(), name.clone(), handle.clone());
         (handle, Self { core, name, commands, performer, draining: false })
@@ -162,7 +165,6 @@ impl<B: Broker> ConsumerTask<B> {
         }
         self.performer.leases.leave();
         self.commands.close();
-        self.core.forget_handle(&self.name);
         // Nobody is left to end a doubt.
         self.performer.leases.trust();
         let now = clock::now();

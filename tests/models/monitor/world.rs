@@ -91,8 +91,10 @@ struct Asked {
     at: u64,
     /// The highest delivery that had arrived or was read by then.
     known: u64,
-    /// What INFO would have said since then, the oldest first.
+    /// The states that INFO would have told since then, the oldest first.
     told: Vec<Told>,
+    /// A sign has come since then.
+    before_sign: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -432,6 +434,7 @@ impl World {
         self.news = true;
         if self.known.is_some() && self.kept.is_led_elsewhere() {
             self.in_doubt = true;
+            self.asked.iter_mut().for_each(|asked| asked.before_sign = true);
         }
     }
 
@@ -667,7 +670,9 @@ impl World {
         for lease in &mut self.leases {
             lease.granted_before_ask = true;
         }
-        self.asked = Some(Asked { at: self.now, known: self.highest, told: vec![self.told()] });
+        let told = vec![self.told()];
+        let (at, known) = (self.now, self.highest);
+        self.asked = Some(Asked { at, known, told, before_sign: false });
         Ok(())
     }
 
@@ -696,6 +701,9 @@ impl World {
         let now = instant(self.now);
         must(self.monitor.in_doubt() == self.in_doubt, || {
             format!("in doubt: {}, and it should be {}", self.monitor.in_doubt(), self.in_doubt)
+        })?;
+        must(self.asked.as_ref().is_none_or(|asked| !asked.before_sign), || {
+            "a question is open that was asked before the last sign".to_owned()
         })?;
         let refresh = if self.kept.is_led_elsewhere() { 1000 } else { ACK_WAIT / 3 };
         let sure = self.proof_at.is_some_and(|at| self.now - at < SURE);

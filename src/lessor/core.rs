@@ -1,0 +1,162 @@
+//! The parts that all calls and tasks of a lessor share: the broker, the lease table, the capacity that is
+//! left, and the tasks. It knows no consumer's task and no call: they know the core.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Instant,
+};
+
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot, watch},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    LeaseLimits,
+    shares::Shares,
+    sighting::{SIGHTING_TIMEOUT, Sighting, Telling},
+    spec::ConsumerSpec,
+    table::{HeldDelivery, SharedLeaseTable},
+    unsettled::UnsettledLog,
+};
+use crate::{
+    broker::{AckKind, Broker, Confirmation, ConsumerName},
+    clock,
+    lease::{ConsumerId, LeaseTable},
+    lock::lock,
+    log_throttle::LogThrottle,
+};
+
+/// Consumers that may have a connection of their own at the same time.
+const MAX_DEDICATED_CONNECTIONS: usize = 64;
+/// Searches for unreadable messages at the same time. Each one brings up to 4 MiB at a time, before acks.
+const MAX_POISON_SEARCHES: usize = 4;
+/// Log lines in ten seconds about consumers that cannot be read, and the same about unsettled leases.
+const UNSERVED_LINES_PER_TEN_SECONDS: u32 = 10;
+
+/// See the [module](self).
+pub(super) struct Core<B: Broker> {
+    pub(super) broker: B,
+    pub(super) table: SharedLeaseTable,
+    pub(super) limits: LeaseLimits,
+    /// The bytes that pulls on the shared connection may bring.
+    pub(super) shares: Shares,
+    /// Permits for a connection of one's own.
+    pub(super) dedicated: Arc<Semaphore>,
+    /// Permits for searches for unreadable messages.
+    pub(super) searches: Semaphore,
+    /// Whether the log may say of one more consumer why it cannot be read.
+    pub(super) unread: LogThrottle,
+    /// The workers that let leases end, and whether the log may name one more.
+    pub(super) unsettled: (UnsettledLog, LogThrottle),
+    /// The specs of consumers whose tasks have ended while leases were held.
+    left: Mutex<HashMap<ConsumerName, Arc<ConsumerSpec>>>,
+    /// The way to the other replicas, if there can be any.
+    herald: OnceLock<mpsc::UnboundedSender<Telling>>,
+    consumers: AtomicU32,
+    pub(super) tasks: TaskTracker,
+    /// The clocks stand still: leases are being handed over.
+    pub(super) frozen: watch::Sender<bool>,
+    pub(super) draining: CancellationToken,
+    pub(super) closed: CancellationToken,
+}
+
+impl<B: Broker> Core<B> {
+    pub(super) fn new(broker: B, limits: LeaseLimits) -> Self {
+        let throttle = || LogThrottle::few(UNSERVED_LINES_PER_TEN_SECONDS);
+        Self {
+            broker,
+            table: SharedLeaseTable::new(limits.max_leases, limits.max_lease, clock::now()),
+            shares: Shares::new(limits.max_pull_bytes),
+            dedicated: Arc::new(Semaphore::new(MAX_DEDICATED_CONNECTIONS)),
+            searches: Semaphore::new(MAX_POISON_SEARCHES),
+            limits,
+            unread: throttle(),
+            unsettled: (UnsettledLog::default(), throttle()),
+            left: Mutex::default(),
+            herald: OnceLock::new(),
+            consumers: AtomicU32::new(0),
+            tasks: TaskTracker::new(),
+            frozen: watch::channel(false).0,
+            draining: CancellationToken::new(),
+            closed: CancellationToken::new(),
+        }
+    }
+
+    /// Keeps the spec that an ending task knows, for the task that follows.
+    pub(super) fn leave(&self, spec: Arc<ConsumerSpec>) {
+        let mut left = lock(&self.left);
+        left.insert(spec.name.clone(), spec);
+    }
+
+    /// Takes the spec that the last task of this consumer has left.
+    pub(super) fn take_left(&self, name: &ConsumerName) -> Option<Arc<ConsumerSpec>> {
+        lock(&self.left).remove(name)
+    }
+
+    /// A task of this consumer has left leases, and no task has followed.
+    pub(super) fn has_left(&self, name: &ConsumerName) -> bool {
+        lock(&self.left).contains_key(name)
+    }
+
+    /// Revises many leases, a bounded number under each lock.
+    pub(super) fn in_steps(
+        &self,
+        revise: impl Fn(&mut LeaseTable<HeldDelivery>, Option<u64>) -> Option<u64>,
+    ) {
+        let mut after = None;
+        loop {
+            after = self.table.with(|table| revise(table, after));
+            if after.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// An id for one more incarnation of a consumer.
+    pub(super) fn next_consumer(&self) -> ConsumerId {
+        ConsumerId(self.consumers.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The sightings that the other replicas must learn from now on. A second reader gets `None`.
+    pub(super) fn sightings(&self) -> Option<mpsc::UnboundedReceiver<Telling>> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        self.herald.set(sender).is_ok().then_some(receiver)
+    }
+
+    /// Tells the other replicas, and waits for their answers for a second at most. `None`: there are none.
+    pub(super) fn tell_others(
+        &self,
+        sighting: Sighting,
+    ) -> Option<impl Future<Output = ()> + use<B>> {
+        let (told, waiting) = oneshot::channel();
+        self.herald.get()?.send(Telling { sighting, told }).ok()?;
+        Some(async move {
+            // The others have answered, or the time is over, or nobody is left. We continue in any case.
+            let _ = timeout(SIGHTING_TIMEOUT, waiting).await;
+        })
+    }
+}
+
+/// Gives deliveries back, before JetStream might redeliver them by itself. Nobody waits for an answer: if a
+/// Nak does not arrive, the ack wait has the same effect later.
+pub(super) fn release<B: Broker>(core: &Arc<Core<B>>, mut holds: Vec<(HeldDelivery, Instant)>) {
+    // A new leader may have given the messages away.
+    holds.retain(|(hold, _)| !hold.spec.leadership.in_doubt());
+    let Some(by) = holds.iter().map(|(_, by)| *by).min() else { return };
+    tracing::debug!(count = holds.len(), "released");
+    let nak = |(hold, by): &(HeldDelivery, Instant)| {
+        hold.order(AckKind::Nak(hold.spec.release_delay()), Some(*by))
+    };
+    let naks = holds.iter().map(nak).collect();
+    let run = core.clone();
+    core.tasks.spawn(async move {
+        run.broker.settle(naks, Confirmation::Sent, by).await;
+    });
+}
