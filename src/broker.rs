@@ -1,8 +1,8 @@
-//! The port to the message broker: what the lessor asks of JetStream, in the lessor's words.
+//! The port to the message broker: everything that the lessor needs of JetStream.
 //!
-//! Owns the trait, its words and its errors. It must never name an implementation, a runtime or a
-//! wire format. Two brokers implement it, the real one (`nats`) and a scripted one in the tests,
-//! and one suite of contract tests holds both to what is written here.
+//! Owns the trait, its types and its errors. It must never name an implementation, a runtime or a wire
+//! format. Two brokers implement it: the real one (`nats`), and a scripted one in the tests. One suite of
+//! contract tests checks both against the promises here.
 
 use std::{
     fmt,
@@ -13,18 +13,18 @@ use std::{
 
 use bytes::Bytes;
 
-/// A JetStream pull consumer, seen from a client: it can be looked at, pulled from and settled with.
+/// JetStream's pull consumers, as a client uses them: INFO, pulls and acks.
 pub trait Broker: Send + Sync + 'static {
-    /// Where the messages of one consumer arrive.
+    /// The type of an inbox, where the messages of one consumer arrive.
     type Inbox: Inbox;
 
-    /// What is known of the connection at this moment.
+    /// The present state of the connection.
     fn link(&self) -> Link;
 
-    /// Waits until [`Broker::link`] is something other than `seen`, and returns it.
+    /// Waits until [`Broker::link`] differs from `seen`, and returns the new state.
     fn link_change(&self, seen: &Link) -> impl Future<Output = Link> + Send;
 
-    /// What is known of JetStream as a whole, beside the connection.
+    /// The state of JetStream as a whole, apart from the connection.
     fn jetstream(&self) -> JetStream;
 
     /// Reads the consumer's configuration and state. Bounded by `until`.
@@ -34,20 +34,20 @@ pub trait Broker: Send + Sync + 'static {
         until: Instant,
     ) -> impl Future<Output = Result<ConsumerInfo, InfoError>> + Send;
 
-    /// Opens an inbox for this consumer: on the present connection, or on one of its own, so that
-    /// what it brings can hurt nobody else. Nothing is pulled yet.
+    /// Opens an inbox for this consumer, on the present connection or on a dedicated one. Messages on a
+    /// dedicated connection can harm no other consumer. Nothing is pulled yet.
     ///
     /// # Errors
-    /// [`BrokerError::Unsent`] while the link is not up, or no connection is to be had.
+    /// [`BrokerError::Unsent`] while the link is not up, or if a connection cannot be made.
     fn open(
         &self,
         name: &ConsumerName,
         kind: ConnectionKind,
     ) -> impl Future<Output = Result<Self::Inbox, BrokerError>> + Send;
 
-    /// Looks among the consumer's unsettled deliveries for messages that break every connection that
-    /// brings them: from the stream sequence `from` on, and from there back. Bounded by `until` and
-    /// by a number of messages: what was found by then, and whether that is all.
+    /// Searches the consumer's unsettled deliveries for messages that break every connection that brings
+    /// them. Starts at the stream sequence `from`, and then goes back from there. Bounded by `until` and by
+    /// a number of messages. Returns the messages found by then, and whether the search was complete.
     fn unreadable(
         &self,
         name: &ConsumerName,
@@ -55,78 +55,78 @@ pub trait Broker: Send + Sync + 'static {
         until: Instant,
     ) -> impl Future<Output = Result<Search, InfoError>> + Send;
 
-    /// Settles deliveries: one result for each order, in their order.
+    /// Settles deliveries: one result for each publish, in their order.
     ///
-    /// With [`Confirmation::Confirmed`] a result is `Ok` once the broker said so, before
-    /// [`AckPublish::by`]: what it says later can be of somebody else's delivery. With
-    /// [`Confirmation::Sent`] once it was handed to the connection. Orders still open at `until`
-    /// are [`BrokerError::Unconfirmed`] if they may have left, else [`BrokerError::Unsent`].
-    /// An order is published at most once, and keeps to its [`AckPublish::by`].
+    /// With [`Confirmation::Confirmed`] a result is `Ok` if the broker confirmed it before
+    /// [`AckPublish::by`]. A later confirmation can be of somebody else's delivery. With
+    /// [`Confirmation::Sent`] a result is `Ok` if the publish was handed to the connection. A publish that
+    /// is still open at `until` is [`BrokerError::Unconfirmed`] if it may have left, and otherwise
+    /// [`BrokerError::Unsent`]. Each is published at most once, and arrives by [`AckPublish::by`] or never.
     fn settle(
         &self,
-        orders: Vec<AckPublish>,
+        publishes: Vec<AckPublish>,
         confirmation: Confirmation,
         until: Instant,
     ) -> impl Future<Output = Vec<Result<(), BrokerError>>> + Send;
 
-    /// Whose delivery is settled there, and which attempt it is; `None`: it is no ack subject.
+    /// The consumer and the attempt of the delivery that an ack subject settles. `None`: no ack subject.
     fn delivery_of(ack: &AckSubject) -> Option<(ConsumerName, u64)>;
 
-    /// Sends what is still on its way, bounded by `until`; nothing may be asked afterwards.
+    /// Sends everything that is queued, bounded by `until`. The broker must not be used afterwards.
     fn close(&self, until: Instant) -> impl Future<Output = ()> + Send;
 }
 
-/// The messages and the ends of pulls of one consumer, for as long as one connection lives.
+/// The messages and the ends of pulls of one consumer, while one connection lives.
 pub trait Inbox: Send + 'static {
-    /// Asks for messages. At most one pull may be open at a time; its end arrives through
-    /// [`Inbox::next`], except that nothing arrives after the last of `batch` messages. What it
-    /// brings may be told to have ended, and arrive a moment later.
+    /// Asks for messages. At most one pull may be open at a time. Its end arrives through [`Inbox::next`],
+    /// but there is no end after the last of `batch` messages. Messages may arrive a moment after the end of
+    /// their pull.
     ///
     /// # Errors
-    /// [`BrokerError::Unsent`] when the connection is gone: nothing will arrive for this pull.
+    /// [`BrokerError::Unsent`] if the connection is gone: nothing will arrive for this pull.
     fn pull(&mut self, pull: PullRequest) -> impl Future<Output = Result<(), BrokerError>> + Send;
 
-    /// Waits for at least one arrival and appends what is there to `into`. Cancel-safe.
+    /// Waits for at least one arrival, and appends all available arrivals to `into`. Cancel-safe.
     fn next(&mut self, into: &mut Vec<Arrival>) -> impl Future<Output = InboxEvent> + Send;
 }
 
-/// On which connection an inbox is.
+/// The kind of connection that an inbox uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConnectionKind {
-    /// The one that all consumers share.
+    /// The connection that all consumers share.
     Shared,
-    /// One of its own.
+    /// A connection for this consumer alone.
     Dedicated,
 }
 
-/// What [`Inbox::next`] has waited for.
+/// The result of [`Inbox::next`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InboxEvent {
-    /// Something has arrived.
+    /// A message or the end of a pull has arrived.
     Arrived,
     /// The connection is gone, and everything that it brought has been read.
     Lost,
-    /// The same; and it looks as if it ended by what it brought: a message that cannot be read.
+    /// The same, and an unreadable message seems to be the cause.
     Broken,
 }
 
-/// What a look for messages that break every connection has shown.
+/// The result of a search for messages that break every connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Search {
-    /// Those that were found.
+    /// The messages that were found.
     pub found: Vec<Unreadable>,
-    /// Every unsettled delivery was looked at.
+    /// Whether every unsettled delivery was looked at.
     pub complete: bool,
 }
 
 /// A message that breaks every connection that brings it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unreadable {
-    /// Where it is settled.
+    /// The subject that settles it.
     pub ack: AckSubject,
-    /// The message's place in its stream.
+    /// The message's sequence in its stream.
     pub stream_sequence: u64,
-    /// What cannot be read, for people.
+    /// The unreadable part, for people.
     pub why: String,
 }
 
@@ -135,20 +135,20 @@ pub struct Unreadable {
 pub enum Link {
     /// Both connections work.
     Up(Arc<Server>),
-    /// At least one does not; the reason is for people.
+    /// At least one connection does not work. The reason is for people.
     Down(Arc<str>),
-    /// The server was reached and cannot be worked with; the reason is for people.
+    /// The server was reached and is not supported. The reason is for people.
     Unsupported(Arc<str>),
 }
 
-/// Whether there is a JetStream behind the connection.
+/// Whether JetStream is available behind the connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JetStream {
-    /// It was not asked yet, or has not answered.
+    /// JetStream was not asked yet, or has not answered.
     Unknown,
-    /// It answers.
+    /// JetStream answers.
     There,
-    /// Nobody can read any consumer here; the reason is for people.
+    /// No consumer can be read. The reason is for people.
     Absent(Arc<str>),
 }
 
@@ -162,23 +162,23 @@ impl Link {
     }
 }
 
-/// The server that answered.
+/// The server of the connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
-    /// Counts connections from 1: another number is another connection.
+    /// Counts connections from 1. Another number means another connection.
     pub epoch: u64,
-    /// The same of the connection over which replicas talk: between the two nothing was heard.
+    /// Counts the connections for messages between replicas. Messages between two numbers were missed.
     pub bus_epoch: u64,
-    /// A new one with every start of the server: another id has no memory of what the last one
-    /// promised, unless it is replicated.
+    /// The server's id, new at every start. A server with another id does not know the state of the last
+    /// one, except of replicated consumers.
     pub id: String,
-    /// As it names itself, like `2.15.1`.
+    /// The server's version, like `2.15.1`.
     pub version: String,
-    /// The largest message that it takes, headers and payload, in bytes.
+    /// The largest message that it accepts, headers and payload together, in bytes.
     pub max_payload: u64,
 }
 
-/// A consumer by name.
+/// The name of a consumer.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConsumerName {
     /// The stream's name.
@@ -193,59 +193,59 @@ impl fmt::Display for ConsumerName {
     }
 }
 
-/// What CONSUMER.INFO says, as far as it matters here.
+/// The fields of CONSUMER.INFO that are needed here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConsumerInfo {
-    /// When this consumer was made. A consumer deleted and made again under its name differs.
+    /// The creation time. It differs if a consumer is deleted and created again under its name.
     pub created: Arc<str>,
-    /// How it wants to be acknowledged.
+    /// Its ack policy.
     pub ack_policy: AckPolicy,
-    /// It delivers to a subject by itself.
+    /// Whether it is a push consumer.
     pub push: bool,
-    /// Its pulls must name a priority group.
+    /// Whether its pulls must name a priority group.
     pub priority_groups: bool,
-    /// Paused by an operator.
+    /// Whether an operator has paused it.
     pub paused: bool,
-    /// Time after which an unsettled delivery goes to somebody else.
+    /// The time after which JetStream delivers an unsettled message again.
     pub ack_wait: Duration,
-    /// Ack waits by delivery count, where there are any.
+    /// Ack waits by delivery count. Empty: all deliveries have `ack_wait`.
     pub backoff: Vec<Duration>,
-    /// Attempts after which a message is given up; `None` is without limit.
+    /// The number of delivery attempts. `None`: no limit.
     pub max_deliver: Option<u64>,
-    /// Deliveries that may be unsettled at once, over all clients; `None` is without limit.
+    /// The most unsettled deliveries of all clients together. `None`: no limit.
     pub max_ack_pending: Option<u64>,
-    /// Limits of one pull request, where the consumer has them.
+    /// Most messages of one pull request. `None`: no limit.
     pub max_batch: Option<u32>,
-    /// Longest wait of one pull request.
+    /// Longest wait of one pull request. `None`: no limit.
     pub max_expires: Option<Duration>,
-    /// Most bytes that one pull request may ask for.
+    /// Most bytes of one pull request. `None`: no limit.
     pub max_request_bytes: Option<u64>,
-    /// Copies of the consumer's state in the cluster.
+    /// The number of copies of the consumer's state in the cluster.
     pub replicas: u32,
-    /// Who leads it.
+    /// The consumer's leader.
     pub leader: Leader,
-    /// `leader` is another one after every change and every start. Otherwise nothing tells that one
-    /// which was away has come back, and what it has given away by then.
+    /// Whether `leader` changes with every change of leader and every start of a server. If not, nothing
+    /// shows that a leader was away, came back, and may have given messages away.
     pub leader_shows: bool,
-    /// Messages not delivered yet, ever.
+    /// The number of messages that were never delivered.
     pub pending: u64,
-    /// Deliveries unsettled now.
+    /// The number of unsettled deliveries.
     pub ack_pending: u64,
-    /// The highest consumer sequence that was delivered, as the server remembers it.
+    /// The highest delivered consumer sequence that the server remembers.
     pub delivered: u64,
     /// The highest stream sequence that was delivered.
     pub delivered_stream: u64,
 }
 
-/// The server that hands a consumer's messages out, and since when, as far as it tells: a digest, to
-/// compare. Another one may have given away what was leased of this one.
+/// A digest of a consumer's leader and of the time since when it leads, as far as the server tells. Two
+/// digests can be compared: another leader may have given away messages that are leased here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Leader(pub u64);
 
 impl Leader {
-    /// `since` is empty where it is not told.
+    /// `since` is empty if the server does not tell it.
     pub fn new(name: &str, since: &str) -> Self {
-        // FNV-1a, and not the standard library's: replicas of two builds must agree.
+        // FNV-1a and not the standard library's hash, because replicas of two builds must agree.
         let bytes = name.bytes().chain([b' ']).chain(since.bytes());
         Self(bytes.fold(0xcbf2_9ce4_8422_2325, |digest, byte| {
             (digest ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
@@ -253,93 +253,93 @@ impl Leader {
     }
 }
 
-/// JetStream's ack policies, as far as they matter here.
+/// JetStream's ack policies, as far as they are needed here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AckPolicy {
-    /// Each message by itself: the only one that a lease makes sense with.
+    /// Each message is acked by itself. Leases need this policy.
     Explicit,
-    /// Any other, by its name.
+    /// Any other policy, by its name.
     Other(String),
 }
 
 /// One pull request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PullRequest {
-    /// Names the pull in [`Arrival::End`]; unique within an inbox.
+    /// The number of the pull in [`Arrival::End`], unique within an inbox.
     pub no: u64,
-    /// Most messages that it brings.
+    /// Most messages.
     pub batch: u32,
-    /// The server ends it after this time.
+    /// The time after which the server ends it.
     pub expires: Duration,
-    /// End with what is there at the first message, instead of waiting for `batch`.
+    /// End with the messages that are available at the first message, and do not wait for `batch`.
     pub no_wait: bool,
-    /// Most bytes that it brings: subjects, headers and payloads.
+    /// Most bytes of subjects, headers and payloads together.
     pub max_bytes: Option<u64>,
 }
 
-/// What comes through an inbox.
+/// An arrival in an inbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Arrival {
-    /// A delivery; boxed, because it is handed on many times before it is looked at.
+    /// A delivery. Boxed, because it is moved many times.
     Message(Box<Delivery>),
     /// A pull has ended.
     End {
-        /// Which pull.
+        /// The number of the pull.
         no: u64,
-        /// Why.
+        /// The reason.
         end: PullEnd,
     },
 }
 
-/// Why a pull ended.
+/// The reason for the end of a pull.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PullEnd {
-    /// Its time is over, or it brought all there was.
+    /// Its time is over, or it brought every available message.
     Done,
-    /// Other pulls already wait for what is pending.
+    /// Other pulls already wait for the pending messages.
     RequestsPending,
-    /// The next message is larger than what is left of `max_bytes`.
+    /// The next message is larger than the rest of `max_bytes`.
     TooLarge,
-    /// Its `max_bytes` are used up to the last, and there is more.
+    /// Its `max_bytes` are used up exactly, and more messages are available.
     Spent,
-    /// Too many pulls wait at this consumer, or a limit of it was passed; the text is the server's.
+    /// Too many pulls wait at this consumer, or the pull exceeds a limit of the consumer. The text is the
+    /// server's.
     Busy(String),
-    /// The server that led this consumer is going, or lost the lead. What it promised lately may
-    /// be forgotten.
+    /// The consumer's leader is stopping, or is no longer the leader. The latest state may be lost.
     LeaderGone,
-    /// The consumer or its stream is not there any more.
+    /// The consumer or its stream is gone.
     ConsumerGone,
-    /// Our rights do not cover this subject.
+    /// We have no right to this subject.
     Permission(String),
-    /// Anything else, in the server's words.
+    /// Any other reason, in the server's words.
     Other(String),
 }
 
-/// One attempt to hand over one message.
+/// One attempt to deliver one message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivery {
-    /// Where it is settled.
+    /// The subject that settles it.
     pub ack: AckSubject,
     /// The subject that the message was published to.
     pub subject: String,
-    /// The payload. It may be a slice of a large buffer: never keep it longer than an answer takes.
+    /// The payload. It may be a slice of a large buffer, so do not keep it after the answer.
     pub payload: Bytes,
-    /// Headers in no particular order, each with its values in theirs.
+    /// Headers in no particular order, each with its values in order.
     pub headers: Vec<(String, Vec<String>)>,
-    /// The message's place in its stream.
+    /// The message's sequence in its stream.
     pub stream_sequence: u64,
-    /// The delivery's place among those of its consumer.
+    /// The delivery's sequence in its consumer.
     pub consumer_sequence: u64,
-    /// 1 for the first attempt.
+    /// The number of the attempt, from 1.
     pub delivery_count: u64,
-    /// Messages left for this consumer when it was sent.
+    /// The number of messages that were left for this consumer when it was sent.
     pub pending: u64,
-    /// When the message was stored: nanoseconds since the Unix epoch.
+    /// The time at which the message was stored, in nanoseconds since the Unix epoch.
     pub published: u64,
 }
 
-/// The subject that settles one delivery. Whoever knows it can settle the message, so it never
-/// leaves the process unsealed.
+/// The subject that settles one delivery. Anybody who knows it can settle the message, so it never leaves
+/// the process unsealed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct AckSubject(pub Box<str>);
 
@@ -349,51 +349,51 @@ impl fmt::Debug for AckSubject {
     }
 }
 
-/// One thing to publish to an ack subject.
+/// One publish to an ack subject.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AckPublish {
-    /// The delivery.
+    /// The ack subject of the delivery.
     pub ack: AckSubject,
-    /// What to say of it.
+    /// The ack to publish.
     pub kind: AckKind,
-    /// Orders of one line are for one consumer that handles what it is told in order and keeps no
-    /// copies, so the answer to a later one answers for those before it. `None`: each is answered
-    /// by itself, because a change of leader can come between any two.
+    /// A group is one consumer that handles acks in order and is not replicated. The confirmation of a later
+    /// ack also confirms the earlier ones of its group. `None`: each ack is confirmed by itself, because a
+    /// change of leader can come between any two.
     pub confirm_group: Option<u32>,
-    /// It arrives by then, or never: later the message may be somebody else's. A broker gives up a
-    /// connection for that, with all that it has not sent yet.
+    /// It must arrive by then or never: later the message may be somebody else's. To keep this, a broker
+    /// gives up a connection with everything that is not sent yet.
     pub by: Option<Instant>,
 }
 
-/// What can be said of a delivery.
+/// The ack of a delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AckKind {
-    /// Done.
+    /// The message is done.
     Ack,
-    /// Deliver it again; after the delay, when there is one.
+    /// Deliver the message again, after the delay if there is one.
     Nak(Option<Duration>),
-    /// Never deliver it again, for this reason (which may be empty).
+    /// Never deliver the message again, for this reason, which may be empty.
     Term(String),
-    /// Still being worked on: the ack wait starts anew.
+    /// The message is still being worked on: the ack wait starts again.
     Progress,
 }
 
-/// How sure the caller wants to be.
+/// The confirmation that the caller wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Confirmation {
-    /// The broker has answered.
+    /// The broker has confirmed it.
     Confirmed,
-    /// It is on its way; nobody looks whether it arrives.
+    /// It was sent, and nobody checks whether it arrives.
     Sent,
 }
 
-/// What became of a request.
+/// The failure of a request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BrokerError {
     /// It never left us: it has had no effect and never will.
     #[error("not sent: {0}")]
     Unsent(String),
-    /// The broker said no: it has had no effect and never will.
+    /// The broker refused it: it has had no effect and never will.
     #[error(transparent)]
     Denied(#[from] Denial),
     /// It left us and nobody answered: it may have had its effect, or may still have it.
@@ -401,30 +401,30 @@ pub enum BrokerError {
     Unconfirmed,
 }
 
-/// Why the broker said no.
+/// The reason for a refusal by the broker.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Denial {
-    /// The consumer, or its stream, is not there any more.
+    /// The consumer or its stream is gone.
     #[error("the consumer or its stream is gone")]
     Gone,
-    /// Our rights do not cover the subject.
+    /// We have no right to the subject.
     #[error("no permission for {0}")]
     Permission(String),
 }
 
-/// Why CONSUMER.INFO, or a stored message, was not to be had.
+/// The reason why CONSUMER.INFO or a stored message cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InfoError {
-    /// There is no such stream.
+    /// The stream does not exist.
     #[error("no such stream")]
     NoStream,
-    /// The stream is there, the consumer is not.
+    /// The stream exists, but the consumer does not.
     #[error("no such consumer")]
     NoConsumer,
-    /// Our rights do not cover the subject.
+    /// We have no right to the subject.
     #[error("no permission for {0}")]
     Permission(String),
-    /// No answer, or one that says that it cannot be had now.
+    /// There is no answer, or the answer says that it is not available now.
     #[error("NATS is not available: {0}")]
     Unavailable(String),
 }

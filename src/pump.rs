@@ -1,37 +1,36 @@
-//! The pump: how much to pull for all open Fetch calls of one consumer, and who gets what.
+//! The pump: how much to pull for all open Fetch calls of one consumer, and which call gets which message.
 //!
 //! ```text
 //!   join ──▶ waiters, first come first served ──▶ answers
 //!                │ wants           ▲ messages
 //!   step ──▶     ▼                 │
 //!            NO PULL ──issue──▶ OPEN, got < batch ──end, full, unheard, down──▶ NO PULL
-//!                                  │ surplus, and what nobody took
+//!                                  │ surplus, and answers that nobody took
 //!                                  ▼
 //!                               parked ──▶ the next waiter, or overdue
 //! ```
-//! A pull cannot be cancelled, and what it brings for somebody who has left would wait for a whole
-//! ack wait. So there is one pull at a time, for no more than what its waiters still want; a waiter
-//! who leaves leaves its share to the next; surplus is parked for a moment before it is given back.
-//! Waiters gather while a pull is out, so the next one is as large as it can be: it clocks itself.
+//! A pull cannot be cancelled, and its messages for a waiter that has left would wait for a whole ack wait.
+//! So there is one pull at a time, for no more than its waiters still want. If a waiter leaves, the next
+//! waiter gets its messages. Surplus is parked for a moment before it is given back. Waiters gather while a
+//! pull is open, so the next pull is as large as it can be.
 //!
-//! A pull is JetStream's one-shot (`no_wait` with `expires`): it waits for a first message, brings
-//! what is there and says that it has ended; but not after the last of a full batch, which is
-//! counted, nor at `max_ack_pending`, which is noticed by quiet. A pull may be allowed less than its
-//! waiters want. Where it came to that limit, the next pull follows at once, and waiters who have
-//! some wait for what that brings: an answer is filled from several pulls.
+//! A pull asks with `no_wait` and `expires`. JetStream waits for a first message, sends the messages that
+//! are available, and sends the end of the pull. Two pulls have no such end. A full batch is counted. At
+//! `max_ack_pending`, a pull ends when no message has come for a while. A pull may be allowed less than its
+//! waiters want. If it reaches that limit, the next pull follows at once, and waiters that have messages
+//! wait for it. An answer can be filled from several pulls.
 //!
 //! 1. Every message that arrives is in one place: with a waiter, in an answer, parked, or overdue.
 //! 2. At most one pull is open.
 //! 3. A waiter is answered once.
-//! 4. The messages of an answer never exceed its bytes; `too_large` would not fit even alone.
-//! 5. First come, first served: a message goes to the first waiter it fits, of the first 64.
-//! 6. While somebody waits a pull is open, unless there is no connection or nothing is allowed, the last
-//!    one was refused a moment ago, or all have little time left and were there for one in vain.
+//! 4. The messages of an answer never exceed its bytes. A `too_large` message would not fit even alone.
+//! 5. First come, first served: a message goes to the first waiter it fits, among the first 64.
+//! 6. While somebody waits, a pull is open. There are four exceptions: no connection, no allowance, a
+//!    refusal a moment ago, or only waiters with little time left that had a pull which brought nothing.
 //! 7. After `step` has nothing more to do, `next_deadline` is later than `now`.
 //!
-//! Pure: no clock, no runtime, no lock, no log; `now` is an argument and never goes back, and
-//! [`Step`]s are for others to do. No call costs more for many waiters than for few, but for
-//! [`Pump::fail`].
+//! Pure: no clock, no runtime, no lock, no log. `now` is an argument and never goes back. The caller performs
+//! the [`Step`]s. Except for [`Pump::fail`], no call costs more for many waiters than for few.
 
 mod appetite;
 mod bound;
@@ -58,38 +57,38 @@ use self::{
     waiters::{Fit, Waiters},
 };
 
-/// A pull ends this long before the last of its waiters does, for its end to arrive in time.
+/// A pull ends this long before its last waiter does, so that the end arrives in time.
 const HEAD_START: Duration = Duration::from_millis(50);
-/// Shortest and longest wait of a pull. The longest bounds how long a drain takes, and how long a
-/// pull hangs at `max_ack_pending`.
+/// The shortest and the longest wait of a pull. The longest wait bounds a drain, and a pull that hangs at
+/// `max_ack_pending`.
 const SHORTEST_PULL: Duration = Duration::from_millis(100);
 const LONGEST_PULL: Duration = Duration::from_secs(5);
-/// The wait of a pull for those only who want what is there now.
+/// The wait of a pull whose waiters all want only the messages that are available now.
 const NO_WAIT_PULL: Duration = Duration::from_millis(50);
-/// Whoever wants what is there now is not kept longer, whatever keeps the pump from finding out.
+/// The longest time to an answer for a waiter that wants only the messages that are available now.
 const NO_WAIT_AT_MOST: Duration = Duration::from_secs(1);
-/// What a message takes in an answer beyond what JetStream counts: its token and its fields.
+/// The bytes of a message in an answer that JetStream does not count: its token and its fields.
 const OVERHEAD: u64 = 600;
 
-/// See the [module](self).
+/// The pump of one consumer. See the [module](self).
 #[derive(Debug)]
 pub struct Pump<M> {
     limits: PullLimits,
     waiters: Waiters<M>,
     parked: Parked<M>,
-    /// Answers that are decided and not taken yet.
+    /// Answers that are decided and that `step` has not returned yet.
     answers: VecDeque<Step<M>>,
     pull: Option<Pull>,
     issued: u64,
     next: NextPull,
-    /// Whoever comes before this one was there for a pull that brought all there was.
-    told: WaiterId,
+    /// All earlier waiters have waited for a pull that brought every available message.
+    answered_before: WaiterId,
     up: bool,
     draining: bool,
     starved: bool,
 }
 
-/// A message and what has to be known of it.
+/// A message with the facts that decide its place.
 #[derive(Debug)]
 struct Item<M> {
     message: M,
@@ -108,32 +107,32 @@ impl<M> Pump<M> {
             pull: None,
             issued: 0,
             next: NextPull::default(),
-            told: WaiterId(0),
+            answered_before: WaiterId(0),
             up: false,
             draining: false,
             starved: false,
         }
     }
 
-    /// The consumer's bounds have changed; they hold from the next pull on.
+    /// Sets new bounds of the consumer. They hold from the next pull on.
     pub fn set_limits(&mut self, limits: PullLimits) {
         self.limits = limits;
     }
 
-    /// One more open Fetch.
+    /// Adds an open Fetch.
     pub fn join(&mut self, want: Want, now: Instant) -> WaiterId {
         self.waiters.join(want, now)
     }
 
-    /// A waiter has gone. What it had goes to the next; the pull is left alone. One that is
-    /// answered already is not here any more: its answer comes back [`Pump::unhanded`].
+    /// Removes a waiter that has left. Its messages go to the next waiter, and the pull stays as it is. A
+    /// waiter that is already answered is no longer here: its answer comes back by [`Pump::unhanded`].
     pub fn leave(&mut self, id: WaiterId, now: Instant) {
         if let Some(waiter) = self.waiters.remove(id) {
             self.parked.push_front(waiter.messages, now + self.limits.park);
         }
     }
 
-    /// A message has arrived. `size` bounds what it takes in an answer, in bytes.
+    /// A message has arrived. `size` is an upper bound of its bytes in an answer.
     pub fn arrived(&mut self, message: M, size: u64, last_attempt: bool, now: Instant) {
         if let Some(pull) = &mut self.pull
             && pull.count(now)
@@ -147,53 +146,53 @@ impl<M> Pump<M> {
         }
     }
 
-    /// An answer that nobody took, as message, size and whether it is a last attempt: first in line
-    /// for the next waiter.
+    /// Takes back an answer that nobody took: for each message its size, and whether it is a last attempt.
+    /// These messages are the first for the next waiter.
     pub fn unhanded(&mut self, messages: Vec<(M, u64, bool)>, now: Instant) {
         let items = messages.into_iter();
         let items = items.map(|(message, size, last_attempt)| Item { message, size, last_attempt });
         self.parked.push_front(items.collect(), now + self.limits.park);
     }
 
-    /// A pull has ended. The end of an older pull says nothing.
+    /// A pull has ended. The end of an older pull is ignored.
     pub fn ended(&mut self, no: u64, end: PullOutcome, now: Instant) {
         let Some(pull) = self.pull.take_if(|pull| pull.no == no) else { return };
         self.next = pull.next(end, now);
         if end == PullOutcome::Done {
-            self.told = pull.waiters_before;
+            self.answered_before = pull.waiters_before;
         }
     }
 
-    /// There is a connection; nothing is pulled on it yet.
+    /// There is a connection, and nothing is pulled on it yet.
     pub fn up(&mut self, _now: Instant) {
         (self.up, self.pull, self.next) = (true, None, NextPull::default());
     }
 
-    /// The connection is lost, and the pull with it.
+    /// The connection is lost, and the open pull with it.
     pub fn down(&mut self, _now: Instant) {
         (self.up, self.pull, self.next) = (false, None, NextPull::default());
     }
 
-    /// Pulls nothing more; waiters return when the pull has ended.
+    /// Pulls nothing more. Waiters are answered when the open pull has ended.
     pub fn drain(&mut self, _now: Instant) {
         self.draining = true;
     }
 
-    /// Takes out all waiters, for the caller to tell them of an error; what they had goes to the
-    /// next. Answers that are decided already are still there to be taken.
+    /// Removes all waiters, and the caller answers them with an error. Their messages go to the next
+    /// waiters. Answers that are already decided stay.
     pub fn fail(&mut self, now: Instant) -> Vec<WaiterId> {
         let (ids, items) = self.waiters.remove_all();
         self.parked.push_front(items, now + self.limits.park);
         ids
     }
 
-    /// Takes out what is parked.
+    /// Removes all parked messages.
     pub fn take_parked(&mut self) -> Vec<M> {
         self.parked.take_all()
     }
 
-    /// What is to be done now; to be called after every event and at [`Pump::next_deadline`], until
-    /// there is nothing more. `allowed`: what a pull may ask for, if one is due.
+    /// Returns the next step. The caller calls it after every event and at [`Pump::next_deadline`], until it
+    /// returns `None`. `allowed` bounds the pull, if a pull is due.
     pub fn step(&mut self, now: Instant, allowed: Allowance) -> Option<Step<M>> {
         if let Some(pull) = self.pull.filter(|pull| now >= pull.ends_at) {
             self.ended(pull.no, PullOutcome::Done, now);
@@ -211,7 +210,7 @@ impl<M> Pump<M> {
         self.issue(now, allowed)
     }
 
-    /// What a pull would ask for now, if one is due.
+    /// The demand of the pull that is due now. `None`: no pull is due.
     pub fn demand(&self, now: Instant) -> Option<Demand> {
         let ready = self.next.not_before.is_none_or(|at| now >= at) && self.wants_to_pull(now);
         ready.then(|| {
@@ -224,8 +223,8 @@ impl<M> Pump<M> {
         })
     }
 
-    /// When [`Pump::step`] has something to do if nothing else happens. An allowance that is missing
-    /// is for the caller to wait for.
+    /// The time at which [`Pump::step`] has something to do if nothing else happens. The caller itself waits
+    /// for a missing allowance.
     pub fn next_deadline(&self, now: Instant) -> Option<Instant> {
         let brisk = self.waiters.first_brisk_holder();
         let retry = self.next.not_before.filter(|at| now < *at && self.wants_to_pull(now));
@@ -242,67 +241,68 @@ impl<M> Pump<M> {
         .min()
     }
 
-    /// A pull is open.
+    /// Whether a pull is open.
     pub fn has_pull(&self) -> bool {
         self.pull.is_some()
     }
 
-    /// Nothing is going on.
+    /// Whether there is no waiter, no parked message and no pull.
     pub fn is_idle(&self) -> bool {
         self.waiters() == 0 && self.parked() == 0 && self.pull.is_none()
     }
 
-    /// Open calls.
+    /// The number of open calls.
     pub fn waiters(&self) -> usize {
         self.waiters.len() + self.answers.len()
     }
 
-    /// Messages that nobody waits for.
+    /// The number of parked messages.
     pub fn parked(&self) -> usize {
         self.parked.len()
     }
 
-    /// Only an allowance was missing for a pull at the last [`Pump::step`].
+    /// Whether a pull was due at the last [`Pump::step`] and had no allowance.
     pub fn starved(&self) -> bool {
         self.starved
     }
 
     fn serve_parked(&mut self, now: Instant) {
         while !self.waiters.is_empty()
-            && let Some(mut spot) = self.parked.pop()
+            && let Some(mut parked) = self.parked.pop()
         {
-            match self.give(spot.item, now) {
+            match self.give(parked.item, now) {
                 Ok(()) => {}
                 Err(item) => {
-                    spot.item = item;
-                    return self.parked.return_spot(spot);
+                    parked.item = item;
+                    return self.parked.put_back(parked);
                 }
             }
         }
     }
 
-    /// Gives a message to the first waiter it fits. One that has some, and too little room for
-    /// this one, is full. If it fits nobody it is for the first to know of whom it would never fit.
+    /// Gives a message to the first waiter it fits. A waiter that has messages, and too little room for this
+    /// one, is full and is answered. If the message fits nobody, the first waiter it could never fit is
+    /// answered with it as too large.
     fn give(&mut self, item: Item<M>, now: Instant) -> Result<(), Item<M>> {
         loop {
             match self.waiters.fit(item.size) {
-                Fit::Free(id) => {
+                Fit::Fits(id) => {
                     if self.waiters.hand(id, item, now) {
                         self.answer(id, None);
                     }
                     return Ok(());
                 }
-                Fit::Full(id) => self.answer(id, None),
-                Fit::TooSmall(id) => {
+                Fit::NextIsFull(id) => self.answer(id, None),
+                Fit::TooLarge(id) => {
                     self.answer(id, Some(item.message));
                     return Ok(());
                 }
-                Fit::None => return Err(item),
+                Fit::Nobody => return Err(item),
             }
         }
     }
 
-    /// Who is to be answered because of what has happened around it, and why.
+    /// The waiter that must be answered now, and the reason.
     fn due(&self, now: Instant) -> Option<(WaiterId, Why)> {
         let nothing = if self.up { Why::Waited } else { Why::Down };
         let filled = || {
@@ -313,7 +313,7 @@ impl<M> Pump<M> {
         let over = || self.waiters.first_end().filter(|(end, _)| now >= *end).map(|(_, id)| id);
         let knows = || {
             let (id, joined) = self.waiters.first_impatient()?;
-            (id < self.told || now >= self.known_at(joined)).then_some(id)
+            (id < self.answered_before || now >= self.known_at(joined)).then_some(id)
         };
         let drained = || self.waiters.first().filter(|_| self.draining && self.pull.is_none());
         filled()
@@ -322,12 +322,12 @@ impl<M> Pump<M> {
             .or_else(|| drained().map(|id| (id, Why::Draining)))
     }
 
-    /// When whoever has some is not to wait for more. `None`: now.
+    /// The time until which a waiter with messages waits for more. `None`: it does not wait.
     fn quiet_at(&self) -> Option<Instant> {
         self.pull.map_or(self.next.more_by, |pull| Some(pull.quiet_at()))
     }
 
-    /// When somebody who wants what is there now, and has nothing, knows that there is nothing.
+    /// The time at which a waiter that does not wait, and has no message, is answered.
     fn known_at(&self, joined: Instant) -> Instant {
         let at_most = joined + NO_WAIT_AT_MOST;
         self.pull.map_or(at_most, |pull| at_most.min(pull.silent_at(joined)))
@@ -345,10 +345,10 @@ impl<M> Pump<M> {
         Some(Step::Answer { waiter: id, messages, too_large, why })
     }
 
-    /// Somebody has time left for a pull, or has been told nothing yet. For others none is issued:
-    /// what it brought would come too late, and cost an attempt. (In a drain nobody is left.)
+    /// Whether a waiter needs a pull: it has enough time left, or no pull has served it yet. A pull for others
+    /// would bring messages too late, and cost them an attempt. In a drain no waiter is left.
     fn wants_to_pull(&self, now: Instant) -> bool {
-        let fresh = self.waiters.last().is_some_and(|last| last >= self.told);
+        let fresh = self.waiters.last().is_some_and(|last| last >= self.answered_before);
         let in_time = self.waiters.last_end().is_some_and(|end| end >= now + SHORTEST_PULL);
         self.up && self.pull.is_none() && (fresh || in_time)
     }
@@ -358,7 +358,7 @@ impl<M> Pump<M> {
         self.starved = demand.is_some() && (allowed.messages == 0 || allowed.bytes == 0);
         let demand = demand.filter(|_| !self.starved)?;
         let batch = demand.messages.min(allowed.messages);
-        // Fewer messages leave more room to each.
+        // With fewer messages, each may be larger.
         let max_bytes = demand.bytes.map(|_| self.max_bytes(batch).min(allowed.bytes));
         let limited = demand.bytes.is_some_and(|bytes| allowed.bytes < bytes);
         let asked = PullParams {
@@ -367,7 +367,7 @@ impl<M> Pump<M> {
             mode: self.next.mode,
             short_of_bytes: limited,
             short: limited || batch < demand.messages,
-            goes_on: self.next.more_by.is_some(),
+            continues: self.next.more_by.is_some(),
         };
         self.issued += 1;
         let no = self.issued;
@@ -384,8 +384,8 @@ impl<M> Pump<M> {
         wait.min(self.limits.max_expires)
     }
 
-    /// The room of the waiters, less what each message takes beyond what JetStream counts. A single
-    /// message that would have fitted without the others is pulled by its own, uncapped.
+    /// The room of the waiters, minus the overhead of each message. A single message that is too large for
+    /// this, but fits without the others, is pulled alone and uncapped.
     fn max_bytes(&self, batch: u32) -> u64 {
         let room = self.waiters.room().saturating_sub(u128::from(u64::from(batch) * OVERHEAD));
         let most = self.limits.max_request_bytes.unwrap_or(u64::MAX).min(i64::MAX as u64);

@@ -1,47 +1,47 @@
-//! How much to ask for, by what the pulls before have brought. One consumer's, on one connection.
+//! How much one consumer asks for on one connection, by the results of its pulls so far.
 //!
 //! ```text
-//!            a pull came to its limit                     brought all there was
+//!            a pull reached its limit                     brought every available message
 //!   any ───────────────────────────▶ HUNGRY ─────────────────────────────────▶ twice that,
-//!            something is there                                                 IDLE at least
+//!            messages are available                                             at least IDLE
 //! ```
-//! Somebody idle asks for little, because his pull can last long and hold what others need. The first
-//! messages that come then are few, or say by their size that more is needed.
+//! An idle consumer asks for little, because its pull can last long and hold a share that others need. The
+//! first messages of such a pull are few, or show by their size that more is needed.
 //!
 //! Pure: no clock, no log.
 
 use super::{Demand, PullOutcome, budget::ByteRequest};
 
-/// Most messages and bytes of a pull where nothing is known to be there.
+/// Most messages and bytes of a pull if no message is known to be available.
 const IDLE_MESSAGES: u32 = 64;
 const IDLE_BYTES: u64 = 64 * 1024;
-/// Less than this is not asked for, in bytes: some subject and a small message.
+/// The smallest request, in bytes: a subject and a small message.
 const LEAST_BYTES: u64 = 1024;
 
-/// How much one consumer asks for, by what its pulls have brought: hungry or idle.
+/// How much one consumer asks for: hungry or idle, by the results of its pulls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Appetite {
     messages: u32,
     bytes: u64,
-    /// The largest message that the last pull has brought, in bytes.
+    /// The largest message of the last pull, in bytes.
     largest: u64,
-    /// The next message was larger than the last share.
+    /// Whether the next message was larger than the last share.
     whole: bool,
 }
 
-/// What a pull has brought until now.
+/// The messages that a pull has brought so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Course {
-    /// Messages.
+    /// The number of messages.
     pub messages: u32,
-    /// Bytes of all of them.
+    /// The bytes of all messages.
     pub bytes: u64,
-    /// Bytes of the largest.
+    /// The bytes of the largest message.
     pub largest: u64,
 }
 
 impl Course {
-    /// One more has come.
+    /// Counts one more message.
     pub fn count(&mut self, bytes: u64) {
         self.messages += 1;
         self.bytes = self.bytes.saturating_add(bytes);
@@ -50,17 +50,17 @@ impl Course {
 }
 
 impl Appetite {
-    /// Nothing is there, as far as is known.
+    /// No message is known to be available.
     pub fn idle() -> Self {
         Self { messages: IDLE_MESSAGES, bytes: IDLE_BYTES, largest: 0, whole: false }
     }
 
-    /// Something is there.
+    /// Messages are available.
     pub fn hungry() -> Self {
         Self { messages: u32::MAX, bytes: u64::MAX, ..Self::idle() }
     }
 
-    /// A pull has ended. `None`: its batch was full, or nothing was heard of it.
+    /// A pull has ended. `None`: its batch was full, or its end never came.
     pub fn after(&mut self, course: &Course, end: Option<PullOutcome>) {
         let largest = if course.messages > 0 { course.largest } else { self.largest };
         match end {
@@ -80,7 +80,7 @@ impl Appetite {
         }
     }
 
-    /// Most messages to ask for.
+    /// The number of messages to ask for.
     pub fn messages(&self, demand: &Demand) -> ByteRequest {
         let most = demand.messages.min(self.messages);
         ByteRequest {
@@ -90,7 +90,7 @@ impl Appetite {
         }
     }
 
-    /// Bytes to ask for with so many messages, of which none is larger than `largest`.
+    /// The bytes to ask for with `messages` messages, of which none is larger than `largest`.
     pub fn bytes(&self, demand: &Demand, messages: u64, largest: u64) -> ByteRequest {
         let Some(bytes) = demand.bytes else {
             return ByteRequest { most: largest, least: largest, idle: false };

@@ -1,77 +1,79 @@
-//! How many bytes may be on their way on one connection, and how cuts of that connection change it.
+//! The bound of the bytes that may be on their way on one connection, and its changes after cuts of that
+//! connection.
 //!
 //! ```text
 //!              cut with many bytes out, few had come before it
-//!   as told ──────────────────────────────────────────────────▶ a quarter ──▶ … ──▶ MIN_BOUND
+//!   maximum ──────────────────────────────────────────────────▶ a quarter ──▶ … ──▶ MIN_BOUND
 //!      ▲                                                          │
 //!      └──────── twice as many, after a time without such a cut ──┘
 //! ```
-//! A server cuts a client for which too much waits (`max_pending`), or that does not read for too long
-//! (`write_deadline`). It tells neither limit, and not that it was why.
+//! A server cuts a client if too many bytes wait for it (`max_pending`), or if it does not read for too long
+//! (`write_deadline`). The server tells neither limit, nor the cause of the cut.
 //!
-//! 1. The bound is never above what was told, and never below the lower one of that and `MIN_BOUND`.
-//! 2. A cut after which most of what was asked for had come all the same does not change it: that was a
-//!    cause of another kind.
+//! 1. The bound is never above the maximum, and never below the lower of the maximum and `MIN_BOUND`.
+//! 2. If most of the bytes had arrived before a cut, the cut does not change the bound: it had another cause.
 //!
 //! Pure: `now` is an argument.
 
 use std::time::{Duration, Instant};
 
-/// Bytes: small enough for any server that takes messages at all.
+/// The smallest bound, in bytes: small enough for any server.
 const MIN_BOUND: u64 = 16 * 1024;
-/// A cut with less than this out is not one of a server for which too much waited, in bytes.
+/// A cut with fewer bytes out than this had another cause than waiting bytes.
 const MIN_OUTSTANDING_AT_CUT: u64 = 32 * 1024;
-/// With so much out, a cut is one of those beyond doubt, in bytes.
+/// With this many bytes out, waiting bytes are certainly the cause of a cut.
 const SURELY: u64 = 4 << 20;
-/// A connection that has brought so many times what was out when it was cut was not cut for that.
+/// If a connection has brought this many times the bytes that were out at its cut, the cut had another
+/// cause.
 const TIMES: u64 = 4;
-/// A bound that was lowered doubles after this time, then after twice as long for each further cut,
-/// up to the longest: a server's limit does not change, and each try costs what is on its way.
+/// The time until a lowered bound doubles. It doubles with each further cut, up to [`MAX_RAISE_AFTER`]. A
+/// server's limit does not change, and each attempt costs the bytes that are on their way.
 const FIRST_RAISE_AFTER: Duration = Duration::from_secs(30);
 const MAX_RAISE_AFTER: Duration = Duration::from_secs(1800);
 
-/// How many bytes may be on their way on one connection. A cut that the bytes explain lowers the bound.
+/// The bound of the bytes that may be on their way on one connection. A cut that the bytes explain lowers
+/// it.
 #[derive(Debug, Clone)]
 pub struct PullBound {
     most: u64,
     now: u64,
-    /// Bytes that have come since the last cut.
+    /// The bytes that have come since the last cut.
     come: u64,
     pause: Duration,
-    /// When it may double. `None`: it is as told.
+    /// The time at which the bound may double. `None`: it is at its maximum.
     grow_at: Option<Instant>,
 }
 
-/// What the bytes of a connection tell of its cut.
+/// The cause of a cut, as far as the bytes show it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cause {
-    /// Bytes that pulls could still bring.
+    /// The bytes that pulls could still bring.
     pub out: u64,
-    /// They were many: the server may have cut a slow consumer.
+    /// Many bytes were out: the server may have cut a slow consumer.
     pub slow: bool,
-    /// So it has, beyond doubt.
+    /// The server has certainly cut a slow consumer.
     pub surely: bool,
-    /// Something had come since the cut before.
+    /// Bytes had come since the cut before.
     pub worked: bool,
 }
 
 impl PullBound {
-    /// A bound of so many bytes.
+    /// A bound with this maximum, in bytes.
     pub fn new(most: u64) -> Self {
         Self { most, now: most, come: 0, pause: FIRST_RAISE_AFTER, grow_at: None }
     }
 
-    /// What it is when nothing was cut, in bytes.
+    /// The maximum, in bytes.
     pub fn most(&self) -> u64 {
         self.most
     }
 
-    /// So many bytes have come.
+    /// Notes that `bytes` have come.
     pub fn came(&mut self, bytes: u64) {
         self.come = self.come.saturating_add(bytes);
     }
 
-    /// The connection was cut while so many bytes were out, and nothing that was found explains it.
+    /// The connection was cut while `out` bytes were out, and nothing else explains the cut.
     pub fn cut(&mut self, out: u64, now: Instant) -> Cause {
         let come = std::mem::take(&mut self.come);
         let (many, few_came) = (out >= MIN_OUTSTANDING_AT_CUT, come < out.saturating_mul(TIMES));
@@ -83,7 +85,7 @@ impl PullBound {
         Cause { out, slow: many, surely: out >= SURELY && few_came, worked: come > 0 }
     }
 
-    /// What it is now, in bytes.
+    /// The bound at `now`, in bytes.
     pub fn at(&mut self, now: Instant) -> u64 {
         if self.grow_at.is_some_and(|at| now >= at) {
             self.now = self.now.saturating_mul(2).min(self.most);

@@ -1,43 +1,43 @@
-//! One bound, shared by many: how much each may have on its way at once. Counts any unit.
+//! One bound that many accounts share: how much each may have on its way at once. Counts any unit.
 //!
 //! ```text
-//!           nobody before it, and enough is free
+//!           nobody in the queue, and enough is free
 //!   ask ──────────────────────────────────────────▶ SHARE ──arrived, end──▶ free
 //!    │                                               ▲  │
-//!    └──▶ LINE ──its turn, and enough is free────────┘  └──keep──▶ KEPT ──release──▶ free
+//!    └──▶ QUEUE ──its turn, and enough is free───────┘  └──keep──▶ KEPT ──release──▶ free
 //! ```
-//! A share that is *idle* belongs to somebody for whom nothing is known to be there: it can last long and
-//! bring nothing. All other shares are *busy*: what they are for comes at once.
+//! An *idle* share belongs to an account for which no message is known to be available: it can last long and
+//! bring nothing. All other shares are *busy*: their messages come at once.
 //!
-//! 1. Everybody has one share at most.
-//! 2. The shares and all that is kept make up `out`. It exceeds the bound in two cases alone: the bound has
-//!    become lower; or the only busy share is a `least`, and something was free before it.
-//! 3. Idle shares leave half of the bound to busy ones. They become smaller as they become more; below
-//!    their `least` they do not go.
+//! 1. Each account has at most one share.
+//! 2. `out` is the sum of all shares and of everything that is kept. It exceeds the bound in two cases only:
+//!    the bound became lower, or the only busy share is a `least` and something was free before it.
+//! 3. Idle shares leave half of the bound to busy shares. With more idle shares each is smaller, but never
+//!    below its `least`.
 //! 4. Busy shares are granted in the order of asking. Each gets at least a fair part of half of the bound,
-//!    or what it wants, if that is less. So nobody waits for ever while others end.
-//! 5. Nobody has more than `each`, nor more than nine tenths of what is free and its own: for somebody new
-//!    there is always something.
+//!    or its whole wish if that is less. So nobody waits without end while other shares end.
+//! 5. No account has more than `each`, nor more than nine tenths of its own and the free part. So a new
+//!    account always finds something.
 //!
 //! Pure: no clock, no runtime, no lock, no log.
 
 use std::collections::{BTreeMap, VecDeque};
 
-/// Idle shares are at most this part of what other idle shares have left.
+/// An idle share is at most this part of what other idle shares have left.
 const IDLE_SHARE_DIVISOR: u64 = 16;
 
-/// What somebody asks for.
+/// The wish of an account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ByteRequest {
-    /// The most that is of use.
+    /// The most that is useful.
     pub most: u64,
-    /// Less is of no use. At least 1, at most `most`.
+    /// The least that is useful: at least 1, at most `most`.
     pub least: u64,
-    /// Nothing is known to be there.
+    /// No message is known to be available.
     pub idle: bool,
 }
 
-/// One bound that many accounts share, in any unit. Accounts that ask in vain wait in line.
+/// One bound that many accounts share, in any unit. An account without a share waits in the queue.
 #[derive(Debug)]
 pub struct PullBudget<K> {
     bound: u64,
@@ -45,10 +45,10 @@ pub struct PullBudget<K> {
     out: u64,
     idle_out: u64,
     kept: u64,
-    /// Busy shares.
+    /// The number of busy shares.
     busy: u64,
     accounts: BTreeMap<K, Account>,
-    line: VecDeque<(K, ByteRequest)>,
+    queue: VecDeque<(K, ByteRequest)>,
     called: Vec<K>,
 }
 
@@ -62,12 +62,12 @@ struct Account {
 struct Share {
     left: u64,
     idle: bool,
-    /// Granted from the line; its owner does not know yet.
+    /// Granted from the queue, and its owner does not know yet.
     called: bool,
 }
 
 impl<K: Ord + Clone> PullBudget<K> {
-    /// A budget of `bound` units, of which nobody has more than `each`.
+    /// A budget of `bound` units. No account has more than `each`.
     pub fn new(bound: u64, each: u64) -> Self {
         Self {
             bound,
@@ -77,25 +77,25 @@ impl<K: Ord + Clone> PullBudget<K> {
             kept: 0,
             busy: 0,
             accounts: BTreeMap::new(),
-            line: VecDeque::new(),
+            queue: VecDeque::new(),
             called: Vec::new(),
         }
     }
 
-    /// The bound is another one from now on. Shares that are out stay as they are.
+    /// Sets a new bound. Shares that are out stay as they are.
     pub fn set_bound(&mut self, bound: u64) {
         self.bound = bound;
         self.serve();
     }
 
-    /// Asks for a share: how large it is, or `None`: `who` stands in line, and is to ask again when
-    /// [`PullBudget::called`] names it. Whoever has a share must end it first.
+    /// Asks for a share, and returns its size. `None`: `who` is in the queue, and must ask again when
+    /// [`PullBudget::called`] names it. An account with a share must end it first.
     pub fn ask(&mut self, who: &K, ask: ByteRequest) -> Option<u64> {
         if let Some(share) = self.accounts.get_mut(who).and_then(|account| account.share.as_mut()) {
             return std::mem::take(&mut share.called).then_some(share.left);
         }
         let ask = ByteRequest { least: ask.least.clamp(1, ask.most.max(1)), ..ask };
-        if let Some((_, waiting)) = self.line.iter_mut().find(|(waiting, _)| waiting == who) {
+        if let Some((_, waiting)) = self.queue.iter_mut().find(|(waiting, _)| waiting == who) {
             *waiting = ask;
             self.serve();
             let called = self.called.iter().position(|called| called == who);
@@ -104,17 +104,17 @@ impl<K: Ord + Clone> PullBudget<K> {
                 self.ask(who, ask)
             });
         }
-        let granted = if self.line.is_empty() { self.size(who, ask, 1) } else { None };
+        let granted = if self.queue.is_empty() { self.size(who, ask, 1) } else { None };
         match granted {
             Some(share) => self.grant(who, share, ask.idle, false),
-            None => self.line.push_back((who.clone(), ask)),
+            None => self.queue.push_back((who.clone(), ask)),
         }
         granted
     }
 
-    /// Leaves the line. A share that was granted in the meantime, and not asked for again, ends.
+    /// Leaves the queue. A share that was granted in the meantime, and not asked for again, ends.
     pub fn leave(&mut self, who: &K) {
-        self.line.retain(|(waiting, _)| waiting != who);
+        self.queue.retain(|(waiting, _)| waiting != who);
         self.called.retain(|called| called != who);
         let share = self.accounts.get(who).and_then(|account| account.share.as_ref());
         if share.is_some_and(|share| share.called) {
@@ -124,21 +124,21 @@ impl<K: Ord + Clone> PullBudget<K> {
         }
     }
 
-    /// So much of a share has arrived, and is free again.
+    /// Notes that `count` of a share has arrived, and frees it.
     pub fn arrived(&mut self, who: &K, count: u64) {
         self.take(who, count);
         self.serve();
     }
 
-    /// So much of a share has arrived, or is in doubt, and is kept until [`PullBudget::release`]: how much
-    /// of it the share still had.
+    /// Keeps `count` of a share until [`PullBudget::release`]: it has arrived, or is in doubt. Returns how much
+    /// the share still had of it.
     pub fn keep(&mut self, who: &K, count: u64) -> u64 {
         let kept = self.take(who, count);
         self.add_kept(who, kept);
         kept
     }
 
-    /// Keeps so much without a share, if so much is free.
+    /// Keeps `count` without a share, if so much is free.
     pub fn keep_at_once(&mut self, who: &K, count: u64) -> bool {
         let fits = count <= self.free();
         if fits {
@@ -147,7 +147,7 @@ impl<K: Ord + Clone> PullBudget<K> {
         fits
     }
 
-    /// So much of what was kept is free again.
+    /// Frees `count` of the kept part.
     pub fn release(&mut self, who: &K, count: u64) {
         if let Some(account) = self.accounts.get_mut(who) {
             let count = count.min(account.kept);
@@ -159,7 +159,7 @@ impl<K: Ord + Clone> PullBudget<K> {
         self.serve();
     }
 
-    /// A share is over: what is left of it is free again.
+    /// Ends a share, and frees the rest of it.
     pub fn end(&mut self, who: &K) {
         if let Some(share) = self.accounts.get_mut(who).and_then(|account| account.share.take()) {
             self.out -= share.left;
@@ -173,51 +173,51 @@ impl<K: Ord + Clone> PullBudget<K> {
         self.serve();
     }
 
-    /// Takes out who is to ask again, because its share was granted.
+    /// Takes the accounts that must ask again, because their shares were granted.
     pub fn called(&mut self) -> Vec<K> {
         std::mem::take(&mut self.called)
     }
 
-    /// What is out now.
+    /// The sum of all shares and kept parts.
     pub fn out(&self) -> u64 {
         self.out
     }
 
-    /// What is out of busy shares now.
+    /// The sum of the busy shares.
     pub fn busy_out(&self) -> u64 {
         self.out - self.idle_out - self.kept
     }
 
-    /// What is kept now, of all.
+    /// The sum of the kept parts.
     pub fn kept(&self) -> u64 {
         self.kept
     }
 
-    /// What is kept now, of one.
+    /// The kept part of one account.
     pub fn kept_by(&self, who: &K) -> u64 {
         self.accounts.get(who).map_or(0, |account| account.kept)
     }
 
-    /// What is free now.
+    /// The free part of the bound.
     pub fn free(&self) -> u64 {
         self.bound.saturating_sub(self.out)
     }
 
-    /// How much `who` may have of it, with what it has.
+    /// The most that `who` may have, including what it has.
     pub fn limit(&self, who: &K) -> u64 {
         let within = self.kept_by(who).saturating_add(self.free());
-        // Of a few the last one too: a tenth of them is none.
+        // A tenth of fewer than ten units is zero, so `who` may have the last unit, too.
         self.each.min(within - within / 10)
     }
 
-    /// How large a share is now. `more`: busy ones beside those that have a share or stand in line.
+    /// The size of a share now. `more`: the busy accounts that have no share and are not in the queue.
     fn size(&self, who: &K, ask: ByteRequest, more: u64) -> Option<u64> {
         let (free, pool) = (self.free(), self.bound.saturating_sub(self.kept));
         let allowed = self.limit(who).saturating_sub(self.kept_by(who));
         if allowed == 0 {
             return None;
         }
-        // One message may pass what is allowed, never what is free.
+        // One message may exceed the allowed part, but never the free part.
         let most = ask.most.min(allowed).max(ask.least);
         if ask.idle {
             let left = (pool / 2).saturating_sub(self.idle_out);
@@ -227,7 +227,7 @@ impl<K: Ord + Clone> PullBudget<K> {
         if self.busy == 0 {
             return Some(most.min(free).max(ask.least));
         }
-        let waiting = self.line.iter().filter(|(_, ask)| !ask.idle).count() as u64;
+        let waiting = self.queue.iter().filter(|(_, ask)| !ask.idle).count() as u64;
         let fair = pool / (2 * (self.busy + waiting + more));
         let share = most.min((free / 2).max(fair)).max(ask.least);
         (share <= free).then_some(share)
@@ -244,11 +244,11 @@ impl<K: Ord + Clone> PullBudget<K> {
         account.share = Some(Share { left: share, idle, called });
     }
 
-    /// Grants to those at the head of the line for whom there is enough.
+    /// Grants shares from the head of the queue while enough is free.
     fn serve(&mut self) {
-        while let Some((who, ask)) = self.line.front()
+        while let Some((who, ask)) = self.queue.front()
             && let Some(share) = self.size(who, *ask, 0)
-            && let Some((who, ask)) = self.line.pop_front()
+            && let Some((who, ask)) = self.queue.pop_front()
         {
             self.grant(&who, share, ask.idle, true);
             self.called.push(who);
@@ -282,7 +282,7 @@ impl<K: Ord + Clone> PullBudget<K> {
         }
     }
 
-    /// Panics if an invariant does not hold: for tests.
+    /// Panics if an invariant does not hold. For tests.
     #[doc(hidden)]
     pub fn check(&self) {
         let shares = || self.accounts.values().filter_map(|account| account.share.as_ref());

@@ -1,9 +1,10 @@
-//! Messages that nobody waits for at the moment, in one line.
+//! Messages that nobody waits for at the moment, in one queue.
 //!
-//! What nobody took comes back to the front, surplus goes to the back, and time may take any of
-//! them out. Last attempts wait without end: giving one back would destroy its message.
+//! An answer that nobody took goes to the front, and surplus goes to the back. A message that is parked for
+//! too long is overdue and leaves. A last attempt stays without limit, because giving it back would destroy
+//! the message.
 //!
-//! 1. `due` has exactly one entry for each message that does not wait without end.
+//! 1. `due` has exactly one entry for each message with a time limit.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,79 +15,80 @@ use super::Item;
 
 #[derive(Debug)]
 pub(super) struct Parked<M> {
-    /// By place: the front is the smallest.
-    line: BTreeMap<i64, ParkedItem<M>>,
+    /// The front has the smallest key.
+    queue: BTreeMap<i64, ParkedItem<M>>,
     due: BTreeSet<(Instant, i64)>,
 }
 
-/// A parked message, and until when.
+/// A parked message.
 #[derive(Debug)]
 pub(super) struct ParkedItem<M> {
     pub(super) item: Item<M>,
+    /// When the message is overdue. `None`: never.
     until: Option<Instant>,
 }
 
 impl<M> Parked<M> {
     pub(super) fn new() -> Self {
-        Self { line: BTreeMap::new(), due: BTreeSet::new() }
+        Self { queue: BTreeMap::new(), due: BTreeSet::new() }
     }
 
-    /// Behind all others.
+    /// Adds a message at the back.
     pub(super) fn push_back(&mut self, item: Item<M>, until: Instant) {
-        let place = self.line.last_key_value().map_or(0, |(last, _)| last + 1);
-        self.insert(place, ParkedItem::new(item, until));
+        let key = self.queue.last_key_value().map_or(0, |(last, _)| last + 1);
+        self.insert(key, ParkedItem::new(item, until));
     }
 
-    /// Before all others, in their own order.
+    /// Adds messages at the front, in their order.
     pub(super) fn push_front(&mut self, items: Vec<Item<M>>, until: Instant) {
         for item in items.into_iter().rev() {
-            self.return_spot(ParkedItem::new(item, until));
+            self.put_back(ParkedItem::new(item, until));
         }
     }
 
-    /// The front.
+    /// Takes the message at the front.
     pub(super) fn pop(&mut self) -> Option<ParkedItem<M>> {
-        let place = *self.line.first_key_value()?.0;
-        self.remove(place)
+        let key = *self.queue.first_key_value()?.0;
+        self.remove(key)
     }
 
-    /// Undoes a [`Parked::pop`]: its time runs on.
-    pub(super) fn return_spot(&mut self, spot: ParkedItem<M>) {
-        let place = self.line.first_key_value().map_or(0, |(first, _)| first - 1);
-        self.insert(place, spot);
+    /// Undoes a [`Parked::pop`]. The time limit stays.
+    pub(super) fn put_back(&mut self, parked: ParkedItem<M>) {
+        let key = self.queue.first_key_value().map_or(0, |(first, _)| first - 1);
+        self.insert(key, parked);
     }
 
-    /// One whose time is over.
+    /// Takes a message that is overdue.
     pub(super) fn pop_overdue(&mut self, now: Instant) -> Option<M> {
-        let (_, place) = *self.due.first().filter(|(until, _)| now >= *until)?;
-        self.remove(place).map(|spot| spot.item.message)
+        let (_, key) = *self.due.first().filter(|(until, _)| now >= *until)?;
+        self.remove(key).map(|parked| parked.item.message)
     }
 
-    /// When the first will be overdue.
+    /// The time at which the next message is overdue.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.due.first().map(|(until, _)| *until)
     }
 
     pub(super) fn take_all(&mut self) -> Vec<M> {
         self.due.clear();
-        std::mem::take(&mut self.line).into_values().map(|spot| spot.item.message).collect()
+        std::mem::take(&mut self.queue).into_values().map(|parked| parked.item.message).collect()
     }
 
     pub(super) fn len(&self) -> usize {
-        self.line.len()
+        self.queue.len()
     }
 
-    fn insert(&mut self, place: i64, spot: ParkedItem<M>) {
-        self.due.extend(spot.until.map(|until| (until, place)));
-        self.line.insert(place, spot);
+    fn insert(&mut self, key: i64, parked: ParkedItem<M>) {
+        self.due.extend(parked.until.map(|until| (until, key)));
+        self.queue.insert(key, parked);
     }
 
-    fn remove(&mut self, place: i64) -> Option<ParkedItem<M>> {
-        let spot = self.line.remove(&place)?;
-        if let Some(until) = spot.until {
-            self.due.remove(&(until, place));
+    fn remove(&mut self, key: i64) -> Option<ParkedItem<M>> {
+        let parked = self.queue.remove(&key)?;
+        if let Some(until) = parked.until {
+            self.due.remove(&(until, key));
         }
-        Some(spot)
+        Some(parked)
     }
 }
 

@@ -1,66 +1,67 @@
-//! The one open pull, and what its end asks of the next. No decision about waiters.
+//! The open pull, and the form of the next pull after its end. Decides nothing about waiters.
 
 use std::time::{Duration, Instant};
 
 use super::{PullOutcome, WaiterId};
 
-/// After this long without an arrival, a pull is taken to have brought what there was: at
-/// `max_ack_pending` a one-shot says nothing before it expires.
+/// After this time without an arrival, a pull counts as one that has brought every available message. At
+/// `max_ack_pending` JetStream sends no end before the pull expires.
 const QUIET_AFTER: Duration = Duration::from_millis(5);
-/// A pull that has brought nothing for this long has nothing to bring at the moment. Longer than
-/// [`QUIET_AFTER`]: the request is to travel, and the first message with it.
+/// After this time without a first message, no message is available at the moment. It is longer than
+/// [`QUIET_AFTER`], because the request and the first message must travel.
 const EMPTY_AFTER: Duration = Duration::from_millis(100);
-/// A pull whose end has not been told this long after it expired has ended unheard.
+/// A pull counts as ended if its end has not arrived this long after it expired.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
-/// Time before the next pull where the last one asked in vain and did not wait.
+/// The wait before the next pull if the last one ended at once with nothing.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pull {
     pub(super) no: u64,
     asked: PullParams,
+    /// The number of messages that have arrived.
     got: u32,
-    /// Whoever comes before this one had joined when it was issued.
+    /// All earlier waiters had joined when the pull was issued.
     pub(super) waiters_before: WaiterId,
     half_time: Instant,
-    /// When it was issued, then its last arrival.
+    /// The time of its last arrival, or of its issue.
     last_activity: Instant,
-    /// When it is taken to have ended if nothing was heard.
+    /// The time at which it counts as ended, even without an end from JetStream.
     pub(super) ends_at: Instant,
 }
 
-/// What a pull asks for.
+/// The parameters of a pull.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PullParams {
     pub(super) batch: u32,
     pub(super) expires: Duration,
     pub(super) mode: PullMode,
-    /// It was allowed fewer bytes than its waiters want,
+    /// It was allowed fewer bytes than its waiters want.
     pub(super) short_of_bytes: bool,
-    /// or fewer messages.
+    /// It was allowed fewer bytes or fewer messages than its waiters want.
     pub(super) short: bool,
-    /// The one before came to its limit: something is there.
-    pub(super) goes_on: bool,
+    /// The pull before reached its limit, so messages are available.
+    pub(super) continues: bool,
 }
 
-/// How a pull asks.
+/// The form of a pull.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct PullMode {
-    /// For one message, waiting in line like any other pull: immune to Requests Pending.
+    /// A plain pull for one message. It queues behind other pulls and never ends with Requests Pending.
     pub(super) plain: bool,
-    /// For one message, whatever its size.
+    /// A pull for one message of any size.
     pub(super) uncapped: bool,
-    /// The next message was larger than what the last pull was allowed.
+    /// The next message was larger than the allowance of the last pull.
     pub(super) whole: bool,
 }
 
-/// What the pulls so far ask of the next.
+/// The form of the next pull, by the pulls so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct NextPull {
     pub(super) mode: PullMode,
     pub(super) not_before: Option<Instant>,
-    /// The last one came to its limit, and its waiters want more: if the next one is not issued by
-    /// then, they take what they have.
+    /// Set if the last pull reached its limit and its waiters want more. If the next pull is not issued by
+    /// then, the waiters get the messages that they have.
     pub(super) more_by: Option<Instant>,
 }
 
@@ -71,36 +72,36 @@ impl Pull {
         Self { no, asked, got: 0, waiters_before, half_time, last_activity: now, ends_at }
     }
 
-    /// Counts an arrival; whether it was the last. No status tells the end of a full batch.
+    /// Counts an arrival. `true`: it was the last one, because JetStream sends no end of a full batch.
     pub(super) fn count(&mut self, now: Instant) -> bool {
         self.got += 1;
         self.last_activity = now;
         self.got >= self.asked.batch
     }
 
-    /// When it has brought what there was, as far as whoever has some is concerned.
+    /// The time at which a waiter with messages need not wait for more of this pull.
     pub(super) fn quiet_at(&self) -> Instant {
-        let travels = self.asked.goes_on && self.got == 0;
+        let travels = self.asked.continues && self.got == 0;
         self.last_activity + if travels { EMPTY_AFTER } else { QUIET_AFTER }
     }
 
-    /// When somebody who joined then knows that it has nothing for him.
+    /// The time at which a waiter that joined at `joined` need not wait for a first message of this pull.
     pub(super) fn silent_at(&self, joined: Instant) -> Instant {
         self.last_activity.max(joined) + EMPTY_AFTER
     }
 
-    /// What a full batch asks of the next.
+    /// The next pull after a full batch.
     pub(super) fn full(&self, now: Instant) -> NextPull {
         let more_by = self.asked.short.then_some(now + QUIET_AFTER);
         NextPull { more_by, ..NextPull::default() }
     }
 
-    /// What its end asks of the next.
+    /// The next pull after this end.
     pub(super) fn next(&self, end: PullOutcome, now: Instant) -> NextPull {
         let (back_off, mode) = (Some(now + BACK_OFF), self.asked.mode);
         match end {
-            // One that waits for a first message does not come back early without: if it does,
-            // asking again at once would spin.
+            // A pull that waits for a first message should not end early with nothing. If it does, pulling
+            // again at once would spin.
             PullOutcome::Done if self.got == 0 && now < self.half_time => {
                 NextPull { not_before: back_off, ..NextPull::default() }
             }
@@ -109,10 +110,10 @@ impl Pull {
                 let mode = PullMode { plain: true, ..mode };
                 NextPull { mode, not_before: Some(now + jitter(self.no)), more_by: None }
             }
-            // Its bytes were used up.
+            // The bytes of the pull were used up.
             PullOutcome::Spent => self.full(now),
             PullOutcome::TooLarge if self.got > 0 => self.full(now),
-            // It may fit into what its waiters want: the next one is allowed more.
+            // The message may fit into the room of the waiters. The next pull is allowed more.
             PullOutcome::TooLarge if self.asked.short_of_bytes && !mode.whole => {
                 NextPull { mode: PullMode { whole: true, ..PullMode::default() }, ..self.full(now) }
             }
@@ -126,7 +127,7 @@ impl Pull {
     }
 }
 
-/// 5 to 50 ms, all of them before one comes again: replicas that collide get out of step.
+/// 5 to 50 ms. Every value comes before one is repeated, so that replicas that collide get out of step.
 fn jitter(no: u64) -> Duration {
     Duration::from_millis(5 + no % 46 * 7 % 46)
 }

@@ -1,23 +1,23 @@
-//! The pump's own words: what it is asked, told and bounded by, and what it asks for. No rules.
+//! The public types of the pump: its inputs, its bounds and its steps. No logic.
 
 use std::time::{Duration, Instant};
 
-/// What a waiter wants.
+/// The wish of a waiter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Want {
     /// Most messages, at least 1.
     pub n: u32,
-    /// Most bytes of them, encoded.
+    /// Most bytes of all messages, as encoded in the answer.
     pub max_bytes: u64,
-    /// Wait until then. Says nothing for one that does not wait.
+    /// The end of the wait. Unused with `no_wait`.
     pub until: Instant,
-    /// After the first message, go on this long. Says nothing for one that does not wait.
+    /// How long to wait for more after the first message. Unused with `no_wait`.
     pub linger: Duration,
-    /// Only what is there now.
+    /// Only the messages that are available now.
     pub no_wait: bool,
 }
 
-/// Bounds of the consumer.
+/// The bounds of the consumer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PullLimits {
     /// Most messages of one pull, at least 1.
@@ -26,26 +26,26 @@ pub struct PullLimits {
     pub max_expires: Duration,
     /// Most bytes that one pull may ask for.
     pub max_request_bytes: Option<u64>,
-    /// How long surplus waits for the next waiter.
+    /// How long surplus is parked for the next waiter.
     pub park: Duration,
 }
 
-/// What a pull would ask for if nothing else bounded it.
+/// The wish of a pull before the allowance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Demand {
     /// Messages, at least 1.
     pub messages: u32,
-    /// Bytes, as JetStream counts them, at least 1. `None`: one message of any size.
+    /// Bytes as JetStream counts them, at least 1. `None`: one message of any size.
     pub bytes: Option<u64>,
 }
 
-/// What a pull may ask for now.
+/// The most that a pull may ask for now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Allowance {
-    /// Most messages; with 0 none is issued.
+    /// Most messages. With 0 no pull is issued.
     pub messages: u32,
-    /// Most bytes, as JetStream counts them; with 0 none is issued. Does not bound a pull for one
-    /// message of any size.
+    /// Most bytes as JetStream counts them. With 0 no pull is issued. Does not bound a pull for one message
+    /// of any size.
     pub bytes: u64,
     /// Longest wait.
     pub wait: Duration,
@@ -56,68 +56,69 @@ impl Allowance {
     pub const NONE: Self = Self { messages: 0, bytes: 0, wait: Duration::ZERO };
 }
 
-/// Why a pull ended.
+/// The reason for the end of a pull.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PullOutcome {
-    /// It brought what there was, or its time is over.
+    /// It brought every available message, or its time is over.
     Done,
-    /// Other pulls already wait for what is pending.
+    /// Other pulls already wait for the pending messages.
     RequestsPending,
-    /// The next message exceeds what is left of the pull's bytes.
+    /// The next message is larger than the bytes that the pull has left.
     TooLarge,
-    /// The pull's bytes are used up to the last.
+    /// The pull's bytes are used up exactly.
     Spent,
-    /// Anything else. The caller sees to the cause; the next pull only waits a little.
+    /// Any other reason. The caller handles the cause, and the next pull waits a little.
     Refused,
 }
 
-/// What is to be done.
+/// A step for the caller to perform.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step<M> {
-    /// Ask for messages.
+    /// Issue a pull.
     Pull {
-        /// Names the pull in [`Pump::ended`](super::Pump::ended): from 1, never used again.
+        /// The number of the pull in [`Pump::ended`](super::Pump::ended). It starts at 1 and is never used
+        /// again.
         no: u64,
         /// Most messages, at least 1.
         batch: u32,
         /// Longest wait.
         expires: Duration,
-        /// End with what is there at the first message; otherwise wait in line for one message.
+        /// End with the messages that are available at the first message. Otherwise queue for one message.
         no_wait: bool,
-        /// Most bytes, as JetStream counts them, at least 1.
+        /// Most bytes as JetStream counts them, at least 1.
         max_bytes: Option<u64>,
     },
-    /// Answer a waiter, who is out of the pump with this.
+    /// Answer a waiter. It has left the pump.
     Answer {
-        /// Whom.
+        /// The waiter.
         waiter: WaiterId,
-        /// With what.
+        /// Its messages.
         messages: Vec<M>,
-        /// A message that would not fit into an answer of this waiter's even alone.
+        /// A message that would not fit into this waiter's answer even alone.
         too_large: Option<M>,
-        /// Why now.
+        /// The reason for the answer.
         why: Why,
     },
-    /// Nobody has wanted this message for too long: give it back. Never a last attempt.
+    /// Give back a message that was parked for too long. Never a last attempt.
     Overdue {
-        /// Which.
+        /// The message.
         message: M,
     },
 }
 
-/// Why a waiter is answered.
+/// The reason for an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {
-    /// It has what it wants, or what there is. Any answer with a message in it says this.
+    /// It has all that it wants, or every available message. Every answer with messages has this reason.
     Filled,
-    /// Its time is over, or there is nothing now and it does not wait.
+    /// Its time is over, or no message is available and it does not wait.
     Waited,
-    /// Its time is over, and there is no connection: nobody knows what there is.
+    /// Its time is over, and there is no connection: nobody knows which messages are available.
     Down,
-    /// The replica is going.
+    /// The replica is draining.
     Draining,
 }
 
-/// Names one waiter of one pump, in the order of joining; never used again.
+/// The id of one waiter of one pump. Ids are in the order of joining and never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct WaiterId(pub(super) u64);

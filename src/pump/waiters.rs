@@ -1,17 +1,17 @@
-//! The open Fetch calls, first come first served, with sums and orders kept up to date so that no
-//! question takes longer for ten thousand of them.
+//! The open Fetch calls, first come, first served. Sums and orders are kept up to date, so that no question
+//! takes longer with ten thousand waiters.
 //!
 //! ```text
 //!  join ──▶ EMPTY ──hand──▶ HOLDER ──hand, room for more──▶ HOLDER
 //!             │               │ has n, or no room for another: full
 //!             ▼ remove        ▼ remove
-//!            gone            gone, with what it has
+//!            gone            gone, with its messages
 //! ```
-//! 1. A waiter that is full is never left here between two calls of the pump: [`Waiters::hand`]
-//!    says so, and the pump removes it.
-//! 2. `ends` has one entry for each waiter that waits, `impatient` one for each that does not,
-//!    `holders` one for each that has a message.
-//! 3. `sums` are what adding up over all waiters would give.
+//! 1. No full waiter is here between two calls of the pump: [`Waiters::hand`] reports a full waiter, and the
+//!    pump removes it.
+//! 2. `ends` has one entry for each waiter that waits, `impatient` has one for each `no_wait` waiter, and
+//!    `holders` has one for each waiter with a message.
+//! 3. `sums` are equal to the sums over all waiters.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,37 +20,37 @@ use std::{
 
 use super::{Item, OVERHEAD, WaiterId, Want};
 
-/// Waiters that are looked at for one message: one that is too large for all of these is not
-/// carried past ten thousand more, but told to the first.
+/// The number of waiters that are tried for one message. A message that is too large for all of them is
+/// reported to the first one, and not carried past ten thousand more.
 const SEARCH: usize = 64;
 
 #[derive(Debug)]
 pub(super) struct Waiter<M> {
     want: Want,
     joined: Instant,
-    /// When it is answered whatever it has; a linger brings it forward.
+    /// The time of its answer at the latest. A linger makes it earlier.
     end: Instant,
-    /// Bytes that its answer may still take.
+    /// The bytes that its answer may still take.
     room: u64,
     pub(super) messages: Vec<Item<M>>,
 }
 
-/// Where a message can go.
+/// The waiter for a message.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Fit {
-    /// To this one.
-    Free(WaiterId),
-    /// To nobody before this one has been answered: it has some, and this one comes too much.
-    Full(WaiterId),
-    /// It fits nobody; this is the first whom it would not fit even alone.
-    TooSmall(WaiterId),
+    /// The message fits this waiter.
+    Fits(WaiterId),
+    /// The next waiter has messages and no room for this one. It must be answered first.
+    NextIsFull(WaiterId),
+    /// The message fits nobody. It would not fit this waiter, the first of all, even alone.
+    TooLarge(WaiterId),
     /// Nobody waits.
-    None,
+    Nobody,
 }
 
 #[derive(Debug)]
 pub(super) struct Waiters<M> {
-    line: BTreeMap<WaiterId, Waiter<M>>,
+    queue: BTreeMap<WaiterId, Waiter<M>>,
     ends: BTreeSet<(Instant, WaiterId)>,
     impatient: BTreeSet<WaiterId>,
     holders: BTreeSet<WaiterId>,
@@ -58,18 +58,18 @@ pub(super) struct Waiters<M> {
     sums: Sums,
 }
 
-/// What is added up over all waiters.
+/// The sums over all waiters.
 #[derive(Debug, Default)]
 struct Sums {
     wanted: u64,
-    /// Wider than that of one, whose bytes may be without bound.
+    /// A wider integer than the room of one waiter, which may be without bound.
     room: u128,
 }
 
 impl<M> Waiters<M> {
     pub(super) fn new() -> Self {
         Self {
-            line: BTreeMap::new(),
+            queue: BTreeMap::new(),
             ends: BTreeSet::new(),
             impatient: BTreeSet::new(),
             holders: BTreeSet::new(),
@@ -90,12 +90,12 @@ impl<M> Waiters<M> {
         } else {
             self.ends.insert((end, id));
         }
-        self.line.insert(id, waiter);
+        self.queue.insert(id, waiter);
         id
     }
 
     pub(super) fn remove(&mut self, id: WaiterId) -> Option<Waiter<M>> {
-        let waiter = self.line.remove(&id)?;
+        let waiter = self.queue.remove(&id)?;
         self.sums.subtract(&waiter);
         self.ends.remove(&(waiter.end, id));
         self.impatient.remove(&id);
@@ -103,33 +103,33 @@ impl<M> Waiters<M> {
         Some(waiter)
     }
 
-    /// All of them, and what they had, both in order.
+    /// Removes all waiters. Returns them and their messages, both in order.
     pub(super) fn remove_all(&mut self) -> (Vec<WaiterId>, Vec<Item<M>>) {
-        let all = std::mem::replace(self, Self { next: self.next, ..Self::new() }).line;
+        let all = std::mem::replace(self, Self { next: self.next, ..Self::new() }).queue;
         let ids = all.keys().copied().collect();
         (ids, all.into_values().flat_map(|waiter| waiter.messages).collect())
     }
 
-    /// Where a message of this size can go.
+    /// The waiter for a message of this size.
     pub(super) fn fit(&self, size: u64) -> Fit {
-        let mut too_small = Fit::None;
-        for (&id, waiter) in self.line.iter().take(SEARCH) {
+        let mut too_large = Fit::Nobody;
+        for (&id, waiter) in self.queue.iter().take(SEARCH) {
             if size <= waiter.room {
-                return Fit::Free(id);
+                return Fit::Fits(id);
             }
             if size <= waiter.want.max_bytes {
-                return Fit::Full(id);
+                return Fit::NextIsFull(id);
             }
-            if too_small == Fit::None {
-                too_small = Fit::TooSmall(id);
+            if too_large == Fit::Nobody {
+                too_large = Fit::TooLarge(id);
             }
         }
-        too_small
+        too_large
     }
 
-    /// Gives it a message for which [`Waiters::fit`] is free; whether it is full then.
+    /// Gives a waiter a message that fits it. `true`: the waiter is full now.
     pub(super) fn hand(&mut self, id: WaiterId, item: Item<M>, now: Instant) -> bool {
-        let Some(waiter) = self.line.get_mut(&id) else { return false };
+        let Some(waiter) = self.queue.get_mut(&id) else { return false };
         self.sums.subtract(waiter);
         if self.holders.insert(id) && waiter.lingers() {
             self.ends.remove(&(waiter.end, id));
@@ -143,14 +143,14 @@ impl<M> Waiters<M> {
     }
 
     pub(super) fn first(&self) -> Option<WaiterId> {
-        self.line.first_key_value().map(|(id, _)| *id)
+        self.queue.first_key_value().map(|(id, _)| *id)
     }
 
     pub(super) fn last(&self) -> Option<WaiterId> {
-        self.line.last_key_value().map(|(id, _)| *id)
+        self.queue.last_key_value().map(|(id, _)| *id)
     }
 
-    /// Who joins next: all that are here, and all that were, come before.
+    /// The id of the next waiter to join. All present and former waiters have smaller ids.
     pub(super) fn next(&self) -> WaiterId {
         self.next
     }
@@ -159,45 +159,45 @@ impl<M> Waiters<M> {
         self.holders.first().copied()
     }
 
-    /// The first that has some, and does not linger for more. Those who linger are few: one, and
-    /// those who took what was too large for somebody before them.
+    /// The first waiter that has messages and does not linger for more. Few waiters with messages linger: the
+    /// first one, and those that got a message which was too large for an earlier waiter.
     pub(super) fn first_brisk_holder(&self) -> Option<WaiterId> {
-        let brisk = |id: &&WaiterId| self.line.get(id).is_some_and(|waiter| !waiter.lingers());
+        let brisk = |id: &&WaiterId| self.queue.get(id).is_some_and(|waiter| !waiter.lingers());
         self.holders.iter().find(brisk).copied()
     }
 
-    /// The first that does not wait, and when it joined.
+    /// The first `no_wait` waiter, and the time at which it joined.
     pub(super) fn first_impatient(&self) -> Option<(WaiterId, Instant)> {
         let id = *self.impatient.first()?;
-        self.line.get(&id).map(|waiter| (id, waiter.joined))
+        self.queue.get(&id).map(|waiter| (id, waiter.joined))
     }
 
-    /// The one whose wait ends first.
+    /// The waiter whose wait ends first.
     pub(super) fn first_end(&self) -> Option<(Instant, WaiterId)> {
         self.ends.first().copied()
     }
 
-    /// When the last wait ends. `None` if nobody waits, but for those who do not.
+    /// The end of the last wait. `None`: all waiters are `no_wait`, or there is none.
     pub(super) fn last_end(&self) -> Option<Instant> {
         self.ends.last().map(|(end, _)| *end)
     }
 
-    /// Messages that can be used, at least one for each waiter.
+    /// The number of messages that the waiters can use, at least one for each.
     pub(super) fn wanted(&self) -> u64 {
         self.sums.wanted
     }
 
-    /// Bytes that the answers may still take.
+    /// The bytes that all answers may still take.
     pub(super) fn room(&self) -> u128 {
         self.sums.room
     }
 
     pub(super) fn len(&self) -> usize {
-        self.line.len()
+        self.queue.len()
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.line.is_empty()
+        self.queue.is_empty()
     }
 }
 
@@ -214,15 +214,15 @@ impl Sums {
 }
 
 impl<M> Waiter<M> {
-    /// Messages that it can use: no more than its room lets it have if half of that is overhead.
-    /// Small messages by the thousand would else arrive within the bytes of a pull, and find that
-    /// the answer has no room for what surrounds them.
+    /// The number of messages that it can use: at most what fits if half of the room is overhead. Otherwise
+    /// thousands of small messages could arrive within the bytes of a pull, and the answer would have no
+    /// room for their overhead.
     fn wanted(&self) -> u64 {
         let missing = u64::from(self.want.n).saturating_sub(self.messages.len() as u64);
         missing.min((self.room / (2 * OVERHEAD)).max(1))
     }
 
-    /// It has all that it wants, or no room for even an empty message.
+    /// Whether it has all that it wants, or no room for even an empty message.
     fn is_full(&self) -> bool {
         self.messages.len() as u64 >= u64::from(self.want.n) || self.room < OVERHEAD
     }
