@@ -2,15 +2,15 @@
 
 use std::{
     env, fs,
-    path::PathBuf,
+    io::{BufRead as _, BufReader},
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use async_nats::jetstream::{self, consumer::pull, stream};
-use fetch_proxy::dev::PrivateServer;
 use futures_util::future::join_all;
+use testkit::{nats_server::NatsServer, proxy::Proxy};
 
 pub const STREAM: &str = "BENCH";
 const SIZE: usize = 1024;
@@ -22,25 +22,18 @@ pub struct Setup {
     /// A replica of the same cluster.
     pub other_grpc: String,
     pub noop: String,
-    server: PrivateServer,
-    proxy: Child,
-    other_proxy: Child,
+    server: NatsServer,
+    proxy: Proxy,
+    other_proxy: Proxy,
     noop_process: Child,
-    _folder: tempfile::TempDir,
+    _keys: tempfile::NamedTempFile,
 }
 
 impl Setup {
     /// Starts everything and fills the stream; every run reads it from its beginning with a new
     /// consumer.
     pub async fn start(messages: usize) -> Self {
-        let binary = env::var_os("FETCH_PROXY_NATS_SERVER_BIN").map(PathBuf::from);
-        let server = PrivateServer::start_with(
-            env!("CARGO_BIN_EXE_fetch-proxy").as_ref(),
-            binary.as_deref(),
-            None,
-        )
-        .await
-        .unwrap();
+        let server = NatsServer::start();
         let nats = async_nats::connect(server.url()).await.unwrap();
         let jetstream = jetstream::new(nats.clone());
         let config = stream::Config {
@@ -56,45 +49,32 @@ impl Setup {
                 sent.unwrap().await.unwrap();
             }
         }
-        let folder = tempfile::tempdir().unwrap();
-        let keys = folder.path().join("keys");
-        fs::write(&keys, fetch_proxy::token::new_key_line().unwrap()).unwrap();
-        let replica = |name: &str| {
-            let ports = folder.path().join(name);
-            let proxy = Command::new(env!("CARGO_BIN_EXE_fetch-proxy"))
-                .args(["serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"])
-                .args(["--max-leases", "2000000", "--max-waiters", "200000", "--log-level", "off"])
-                .args(["--max-calls", "200000", "--nats-url", server.url(), "--token-key-file"])
-                .arg(&keys)
-                .arg("--ports-file")
-                .arg(&ports)
-                .spawn()
-                .unwrap();
-            (proxy, ports)
-        };
-        let (proxy, ports) = replica("ports");
-        let (other_proxy, other_ports) = replica("other");
-        let noop_ports = folder.path().join("noop");
-        let noop_process = Command::new(env::current_exe().unwrap())
+        let keys = tempfile::NamedTempFile::new().unwrap();
+        fs::write(keys.path(), fetch_proxy::token::new_key_line().unwrap()).unwrap();
+        let flags = ["--max-leases", "2000000", "--max-waiters", "200000", "--log-level", "off"];
+        let more = ["--max-calls", "200000", "--cluster", "bench", "--token-key-file"];
+        let key_file = [keys.path().to_str().unwrap()];
+        let flags = [&flags[..], &more, &key_file].concat();
+        let (proxy, other_proxy) = (Proxy::start(&server, &flags), Proxy::start(&server, &flags));
+        let mut noop_process = Command::new(env::current_exe().unwrap())
             .arg("--noop-server")
-            .stdout(Stdio::from(fs::File::create(&noop_ports).unwrap()))
+            .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let grpc = |ports: &PathBuf| {
-            let ports: serde_json::Value = serde_json::from_str(&read(ports)).unwrap();
-            format!("http://{}", ports["grpc"].as_str().unwrap())
-        };
+        let mut noop = String::new();
+        let said = noop_process.stdout.as_mut().unwrap();
+        BufReader::new(said).read_line(&mut noop).unwrap();
         Self {
             nats,
             jetstream,
-            grpc: grpc(&ports),
-            other_grpc: grpc(&other_ports),
-            noop: format!("http://{}", read(&noop_ports).trim()),
+            grpc: format!("http://{}", proxy.grpc),
+            other_grpc: format!("http://{}", other_proxy.grpc),
+            noop: format!("http://{}", noop.trim()),
             server,
             proxy,
             other_proxy,
             noop_process,
-            _folder: folder,
+            _keys: keys,
         }
     }
 
@@ -114,12 +94,12 @@ impl Setup {
 
     /// CPU of this process, the proxy and nats-server.
     pub fn cpu_proxied(&self) -> Cpu {
-        Cpu(vec![std::process::id(), self.proxy.id(), self.server.pid()])
+        Cpu(vec![std::process::id(), self.proxy.pid(), self.server.pid()])
     }
 
     /// CPU of both replicas alone.
     pub fn cpu_replicas(&self) -> Cpu {
-        Cpu(vec![self.proxy.id(), self.other_proxy.id()])
+        Cpu(vec![self.proxy.pid(), self.other_proxy.pid()])
     }
 
     /// One more connection to NATS.
@@ -138,31 +118,14 @@ impl Setup {
     }
 
     pub fn proxy_pid(&self) -> u32 {
-        self.proxy.id()
+        self.proxy.pid()
     }
 }
 
 impl Drop for Setup {
     fn drop(&mut self) {
-        for child in [&mut self.proxy, &mut self.other_proxy, &mut self.noop_process] {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-fn read(file: &PathBuf) -> String {
-    let began = Instant::now();
-    loop {
-        match fs::read_to_string(file) {
-            Ok(text) if text.ends_with('\n') => return text,
-            _ => assert!(
-                began.elapsed() < Duration::from_secs(20),
-                "{} is not written",
-                file.display()
-            ),
-        }
-        std::thread::sleep(Duration::from_millis(10));
+        let _ = self.noop_process.kill();
+        let _ = self.noop_process.wait();
     }
 }
 
