@@ -154,10 +154,7 @@ impl Racer {
     /// A call whose pull is out.
     async fn waiting(&mut self, request: FetchRequest) -> Call {
         let call = Call::start(&self.client, request);
-        eventually("the pull", || async {
-            (self.fixture.info().await.num_waiting > 0).then_some(())
-        })
-        .await;
+        self.fixture.pulled().await;
         call
     }
 

@@ -5,7 +5,7 @@ use testkit::{
     eventually,
     jetstream::{Fixture, config},
     nats_server::NatsServer,
-    proxy::{Proxy, ack, fetch},
+    proxy::{Proxy, ack, fetch, waiting},
     relay::Relay,
     stage::Stage,
 };
@@ -15,11 +15,7 @@ async fn proxy_half_closed_by_nats_reconnects_and_keeps_its_leases() {
     let Stage { fixture, wire: nats, proxy, mut client } = Stage::new(config()).await;
     fixture.publish("n", "held").await;
     let held = client.fetch(fetch(&fixture, 1, 5000)).await.unwrap().into_inner();
-    let waiting = tokio::spawn({
-        let (mut client, request) = (client.clone(), fetch(&fixture, 1, 20_000));
-        async move { client.fetch(request).await }
-    });
-    eventually("the pull", || async { (fixture.info().await.num_waiting > 0).then_some(()) }).await;
+    let open = waiting(&client, &fixture, fetch(&fixture, 1, 20_000)).await;
     nats.half_close();
     let connected = || proxy.log().matches("connected to NATS").count();
     eventually("new connections", || async { (connected() == 4).then_some(()) }).await;
@@ -29,7 +25,7 @@ async fn proxy_half_closed_by_nats_reconnects_and_keeps_its_leases() {
     })
     .await;
     fixture.publish("n", "next").await;
-    let next = waiting.await.unwrap().unwrap().into_inner();
+    let next = open.await.unwrap().unwrap().into_inner();
     assert_eq!(next.messages[0].delivery_count, 1, "the waiting call did not notice");
     client.ack(ack(&next.messages[0].token)).await.unwrap();
     assert_eq!(fixture.info().await.num_ack_pending, 0);
@@ -44,11 +40,7 @@ async fn half_closed_client_takes_no_message() {
     let relay = Relay::to(&proxy.grpc).await;
     let far = relay.client().await;
     let mut near = proxy.client().await;
-    let gone = tokio::spawn({
-        let (mut far, request) = (far.clone(), fetch(&fixture, 1, 20_000));
-        async move { far.fetch(request).await }
-    });
-    eventually("the pull", || async { (fixture.info().await.num_waiting > 0).then_some(()) }).await;
+    let gone = waiting(&far, &fixture, fetch(&fixture, 1, 20_000)).await;
     relay.half_close();
     gone.await.unwrap().unwrap_err();
     fixture.publish("n", "x").await;

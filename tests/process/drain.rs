@@ -11,7 +11,7 @@ use testkit::{
     BOUND, eventually,
     jetstream::{Fixture, config},
     nats_server::NatsServer,
-    proxy::{Client, Proxy, ack, fetch, reason},
+    proxy::{Client, Proxy, ack, fetch, reason, waiting},
     relay::{Flow, Relay},
 };
 use tokio::{
@@ -82,11 +82,7 @@ async fn open_fetch_brings_a_late_message() -> bool {
     let mut client = proxy.client().await;
     fixture.publish("n", "x").await;
     let held = client.fetch(fetch(&fixture, 1, 5000)).await.unwrap().into_inner();
-    let open = tokio::spawn({
-        let (mut client, long) = (client.clone(), fetch(&fixture, 1, 120_000));
-        async move { client.fetch(long).await }
-    });
-    eventually("the pull", || async { (fixture.info().await.num_waiting > 0).then_some(()) }).await;
+    let open = waiting(&client, &fixture, fetch(&fixture, 1, 120_000)).await;
     draining(&proxy).await;
     let began = Instant::now();
     let refused = eventually("a refusal", || {
@@ -277,11 +273,7 @@ async fn endless_calls_are_cut_off_by_the_drain_timeout() {
     let mut proxy = Proxy::start(NatsServer::shared(), &["--drain-timeout", "1s"]);
     let mut client = proxy.client().await;
     // The pull is out for longer than the timeout.
-    let open = tokio::spawn({
-        let (mut client, long) = (client.clone(), fetch(&fixture, 1, 120_000));
-        async move { client.fetch(long).await }
-    });
-    eventually("the pull", || async { (fixture.info().await.num_waiting > 0).then_some(()) }).await;
+    let open = waiting(&client, &fixture, fetch(&fixture, 1, 120_000)).await;
     proxy.signal("TERM");
     assert!(proxy.wait().await.success(), "{}", proxy.log());
     assert!(proxy.log().contains("Fetch calls were still open"), "{}", proxy.log());
@@ -298,11 +290,7 @@ async fn drain_ends_ten_seconds_after_its_timeout_while_nats_hangs() {
     let mut client = proxy.client().await;
     fixture.publish_many(2).await;
     let held = client.fetch(fetch(&fixture, 2, 5000)).await.unwrap().into_inner().messages;
-    let open = tokio::spawn({
-        let (mut client, long) = (client.clone(), fetch(&fixture, 1, 120_000));
-        async move { client.fetch(long).await }
-    });
-    eventually("the pull", || async { (fixture.info().await.num_waiting > 0).then_some(()) }).await;
+    let open = waiting(&client, &fixture, fetch(&fixture, 1, 120_000)).await;
     server.signal("STOP");
     let settling = tokio::spawn(async move { client.ack(ack(&held[0].token)).await });
     let began = Instant::now();

@@ -13,7 +13,7 @@ use testkit::{
     jetstream::{Fixture, ack_wait, config},
     millis,
     nats_server::NatsServer,
-    proxy::{Client, Proxy, ack, fetch, nak, reason},
+    proxy::{Client, Proxy, ack, fetch, nak, reason, waiting},
 };
 
 async fn proxy() -> (Proxy, Client) {
@@ -68,12 +68,12 @@ async fn fetch_waits_for_the_first_message_only() {
     let fixture = Fixture::new(config()).await;
     let (_proxy, mut client) = proxy().await;
     let began = Instant::now();
-    let waiting = client.fetch(fetch(&fixture, 10, 60_000));
+    let open = client.fetch(fetch(&fixture, 10, 60_000));
     let publish = async {
         tokio::time::sleep(Duration::from_millis(300)).await;
         fixture.publish("x", "late").await
     };
-    let (answer, _) = tokio::join!(waiting, publish);
+    let (answer, _) = tokio::join!(open, publish);
     assert_eq!(answer.unwrap().into_inner().messages.len(), 1);
     let took = began.elapsed();
     assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(50), "{took:?}");
@@ -337,14 +337,7 @@ async fn cancelled_fetch_never_uses_up_a_last_attempt() {
     let fixture = Fixture::new(last).await;
     let (_proxy, mut client) = proxy().await;
     for round in 0..8 {
-        let mut other = client.clone();
-        let request = fetch(&fixture, 5, 20_000);
-        let call = tokio::spawn(async move { other.fetch(request).await });
-        // Until the pull of the call that goes away is open.
-        eventually("a waiting pull", || async {
-            (fixture.info().await.num_waiting > 0).then_some(())
-        })
-        .await;
+        let call = waiting(&client, &fixture, fetch(&fixture, 5, 20_000)).await;
         cancel(call, &mut client).await;
         fixture.publish("x", round.to_string()).await;
         if round % 4 == 3 {
@@ -382,17 +375,13 @@ async fn too_many_leases_or_waiters_are_refused_at_once() {
     let fixture = Fixture::new(config()).await;
     let proxy = Proxy::start(NatsServer::shared(), &["--max-leases", "2", "--max-waiters", "1"]);
     let mut client = proxy.client().await;
-    let mut other = client.clone();
-    let waiting = fetch(&fixture, 1, 20_000);
-    let waiting = tokio::spawn(async move { other.fetch(waiting).await });
-    eventually("a waiting pull", || async { (fixture.info().await.num_waiting > 0).then_some(()) })
-        .await;
+    let open = waiting(&client, &fixture, fetch(&fixture, 1, 20_000)).await;
     let refused = client.fetch(fetch(&fixture, 1, 0)).await.unwrap_err();
     let exhausted = tonic::Code::ResourceExhausted;
     assert_eq!(reason(&refused), (exhausted, "WAITER_LIMIT".to_owned()));
     assert!(refused.metadata().contains_key("grpc-retry-pushback-ms"));
     fixture.publish_many(4).await;
-    let first = waiting.await.unwrap().unwrap().into_inner();
+    let first = open.await.unwrap().unwrap().into_inner();
     let second = client.fetch(fetch(&fixture, 5, 5000)).await.unwrap().into_inner();
     assert_eq!((first.messages.len(), second.messages.len()), (1, 1));
     let refused = client.fetch(fetch(&fixture, 1, 5000)).await.unwrap_err();

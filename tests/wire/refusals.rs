@@ -11,7 +11,7 @@ use testkit::{
     jetstream::{Fixture, ack_wait, config},
     millis,
     nats_server::NatsServer,
-    proxy::{Client, Proxy, ack, extend, fetch, nak, reason, term},
+    proxy::{Client, Proxy, ack, extend, fetch, nak, reason, term, waiting},
 };
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -289,12 +289,7 @@ async fn draining_proxy_refuses_fetches_and_still_settles() {
     let mut client = proxy.client().await;
     let token = lease(&mut client, &fixture).await.token;
     // One call that waits, so that the drain has something to wait for.
-    let (mut waiting, request) = (client.clone(), fetch(&fixture, 1, 60_000));
-    let waiting = tokio::spawn(async move { waiting.fetch(request).await });
-    testkit::eventually("a waiting pull", || async {
-        (fixture.info().await.num_waiting > 0).then_some(())
-    })
-    .await;
+    let open = waiting(&client, &fixture, fetch(&fixture, 1, 60_000)).await;
     proxy.signal("TERM");
     let refused = testkit::eventually("the drain", || {
         let mut client = client.clone();
@@ -304,7 +299,7 @@ async fn draining_proxy_refuses_fetches_and_still_settles() {
     .await;
     is(&refused, Reason::Draining);
     client.ack(ack(&token)).await.unwrap();
-    let last = waiting.await.unwrap().unwrap().into_inner();
+    let last = open.await.unwrap().unwrap().into_inner();
     assert_eq!(last.empty_reason(), pb::EmptyReason::Draining);
     drop(client);
     assert!(proxy.wait().await.success(), "{}", proxy.log());

@@ -157,6 +157,11 @@ impl Fixture {
         self.handle().await.info().await.unwrap().clone()
     }
 
+    /// Waits until a pull waits at the server.
+    pub async fn pulled(&self) {
+        eventually("a pull", || async { (self.info().await.num_waiting > 0).then_some(()) }).await;
+    }
+
     /// The server's time of the consumer's last delivery, whoever received it.
     ///
     /// # Panics

@@ -11,7 +11,8 @@ use std::{
 
 use fetch_proxy::pb::{self, fetch_service_client::FetchServiceClient};
 use tempfile::TempDir;
-use tonic::{Code, Request, Status, transport::Channel};
+use tokio::task::JoinHandle;
+use tonic::{Code, Request, Response, Status, transport::Channel};
 use tonic_types::StatusExt as _;
 
 use crate::{
@@ -206,6 +207,18 @@ pub async fn take(client: &Client, request: pb::FetchRequest) -> Vec<pb::Deliver
 /// Receives one message of this fixture.
 pub async fn take_one(client: &Client, fixture: &Fixture) -> pb::Delivery {
     take(client, fetch(fixture, 1, 10_000)).await.remove(0)
+}
+
+/// A Fetch that waits: its pull has reached the server.
+pub async fn waiting(
+    client: &Client,
+    fixture: &Fixture,
+    request: pb::FetchRequest,
+) -> JoinHandle<Result<Response<pb::FetchResponse>, Status>> {
+    let mut client = client.clone();
+    let call = tokio::spawn(async move { client.fetch(request).await });
+    fixture.pulled().await;
+    call
 }
 
 pub fn ack(token: &str) -> pb::AckRequest {
