@@ -30,19 +30,19 @@ async fn drain_hands_every_lease_to_a_replica_that_stays() {
     let mut replicas = Replicas::start(2).await;
     let leased = replicas.leased(0, &fixture, 5).await;
     let token = |place: usize| leased[place].token.as_str();
-    let [leaver, heir] = &mut replicas.all[..] else { panic!() };
+    let [sender, receiver] = &mut replicas.all[..] else { panic!() };
     for place in 1..4 {
-        leaver.client.extend(extend(token(place), 60_000)).await.unwrap();
+        sender.client.extend(extend(token(place), 60_000)).await.unwrap();
     }
-    leaver.client.ack(ack(token(0))).await.unwrap();
-    leaver.client.term(term(token(4), "x")).await.unwrap();
+    sender.client.ack(ack(token(0))).await.unwrap();
+    sender.client.term(term(token(4), "x")).await.unwrap();
 
-    let took = drained(leaver).await;
+    let took = drained(sender).await;
     println!("measured: drain with 3 leases handed over: {took:?}");
     assert!(took < Duration::from_secs(30), "it waited for the leases: {took:?}");
     // Long after JetStream would have given them away by itself.
     tokio::time::sleep(Duration::from_secs(6)).await;
-    let at = &mut heir.client;
+    let at = &mut receiver.client;
     assert_eq!(at.ack(ack(token(1))).await.unwrap().into_inner().outcome(), Outcome::Confirmed);
     assert_eq!(at.ack(ack(token(1))).await.unwrap().into_inner().outcome(), Outcome::Duplicate);
     let extended = at.extend(extend(token(2), 90_000)).await.unwrap().into_inner();
@@ -124,11 +124,11 @@ async fn two_leaving_replicas_receive_no_leases_of_each_other() {
     let mut replicas = Replicas::start(3).await;
     let mut leased = replicas.leased(0, &fixture, 20).await;
     leased.extend(replicas.leased(1, &fixture, 20).await);
-    for leaver in &replicas.all[..2] {
-        leaver.proxy.signal("TERM");
+    for sender in &replicas.all[..2] {
+        sender.proxy.signal("TERM");
     }
-    for leaver in &mut replicas.all[..2] {
-        assert!(leaver.proxy.wait().await.success(), "{}", leaver.proxy.log());
+    for sender in &mut replicas.all[..2] {
+        assert!(sender.proxy.wait().await.success(), "{}", sender.proxy.log());
     }
     for message in &leased {
         let acked = replicas.all[2].client.ack(ack(&message.token)).await.unwrap().into_inner();
@@ -204,7 +204,7 @@ async fn receiver_that_dies_after_commit_releases_nothing_early() {
     replicas.all[1].proxy.signal("KILL");
     replicas.all[1].proxy.wait().await;
     assert!(replicas.all[0].proxy.wait().await.success());
-    println!("measured: leaver gone {:?} after the first Fetch", asked_at.elapsed());
+    println!("measured: sender gone {:?} after the first Fetch", asked_at.elapsed());
 
     let late = replicas.add(&server).await;
     // No other replica is there whose beat would show that this one is connected.

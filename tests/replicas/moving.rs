@@ -45,9 +45,9 @@ async fn members<const N: usize>() -> (Net, FakeBroker, [Member; N]) {
 
 #[tokio::test(start_paused = true)]
 async fn no_deadline_grows_in_a_transfer_of_many_parts() {
-    let (net, broker, [leaver, heir]) = members().await;
+    let (net, broker, [sender, receiver]) = members().await;
     for _ in 0..3 {
-        leaver.leased(&broker, 1000).await;
+        sender.leased(&broker, 1000).await;
     }
     let steps = Arc::new(AtomicUsize::new(0));
     let counted = steps.clone();
@@ -56,13 +56,13 @@ async fn no_deadline_grows_in_a_transfer_of_many_parts() {
         let part = matches!(step, Step::Prepare(_));
         if part { Fate::Late(Duration::from_millis(300)) } else { Fate::Pass }
     });
-    let left = leaver.lessor.leaving();
+    let left = sender.lessor.leaving();
     let before = clock::now();
     let ends: HashMap<u64, _> =
         left.iter().map(|lease| (lease.moving.sequence, before + lease.moving.ack_by)).collect();
-    assert!(leaver.leave().await);
+    assert!(sender.leave().await);
     assert!(steps.load(Ordering::Relaxed) > 5, "one part alone would test nothing");
-    let (now, came) = (clock::now(), heir.lessor.leaving());
+    let (now, came) = (clock::now(), receiver.lessor.leaving());
     assert_eq!(came.len(), 3000);
     for lease in came {
         let end = now + lease.moving.ack_by;
@@ -81,36 +81,36 @@ fn asks_who_is_there(step: &Step) -> bool {
 
 #[tokio::test(start_paused = true)]
 async fn every_staying_replica_is_tried() {
-    let (net, broker, [leaver, heirs @ ..]) = members::<7>().await;
-    leaver.leased(&broker, 3).await;
+    let (net, broker, [sender, receivers @ ..]) = members::<7>().await;
+    sender.leased(&broker, 3).await;
     // Five hang.
     let mut asked = 0;
     net.rule(move |step| {
         asked += u32::from(asks_who_is_there(step));
         if asks_who_is_there(step) && asked <= 5 { Fate::Lost } else { Fate::Pass }
     });
-    assert!(leaver.leave().await);
-    assert_eq!(leaver.lessor.held(), 0);
-    assert_eq!(heirs.iter().map(|heir| heir.lessor.held()).sum::<usize>(), 3);
+    assert!(sender.leave().await);
+    assert_eq!(sender.lessor.held(), 0);
+    assert_eq!(receivers.iter().map(|receiver| receiver.lessor.held()).sum::<usize>(), 3);
 }
 
 #[tokio::test(start_paused = true)]
 async fn slow_receiver_is_asked_patiently_after_all_others() {
-    let (net, broker, [leaver, heir]) = members().await;
-    leaver.leased(&broker, 3).await;
+    let (net, broker, [sender, receiver]) = members().await;
+    sender.leased(&broker, 3).await;
     net.rule(|step| match asks_who_is_there(step) {
         true => Fate::Late(Duration::from_secs(1)),
         false => Fate::Pass,
     });
-    assert!(leaver.leave().await);
-    assert_eq!((leaver.lessor.held(), heir.lessor.held()), (0, 3));
+    assert!(sender.leave().await);
+    assert_eq!((sender.lessor.held(), receiver.lessor.held()), (0, 3));
 }
 
 #[tokio::test(start_paused = true)]
 async fn aborted_hand_over_keeps_no_reservation() {
-    let (net, broker, [leaver, heir]) = members().await;
+    let (net, broker, [sender, receiver]) = members().await;
     for _ in 0..2 {
-        leaver.leased(&broker, 1000).await;
+        sender.leased(&broker, 1000).await;
     }
     // The first parts arrive; another one never does, and the last one comes after all was given up.
     let mut parts = 0;
@@ -121,29 +121,30 @@ async fn aborted_hand_over_keeps_no_reservation() {
         }
         Fate::Pass
     });
-    assert!(!leaver.leave().await, "there is no other receiver");
-    assert_eq!(leaver.lessor.held(), 2000);
-    assert!(heir.is_empty(), "{} places are left", heir.lessor.room());
+    assert!(!sender.leave().await, "there is no other receiver");
+    assert_eq!(sender.lessor.held(), 2000);
+    assert!(receiver.is_empty(), "{} places are left", receiver.lessor.room());
     tokio::time::sleep(2 * PATIENCE).await;
-    assert!(heir.is_empty(), "late: {} places are left", heir.lessor.room());
+    assert!(receiver.is_empty(), "late: {} places are left", receiver.lessor.room());
 }
 
 #[tokio::test(start_paused = true)]
 async fn prepared_leases_of_a_dead_sender_are_dropped() {
-    let (net, broker, [leaver, heir]) = members().await;
-    leaver.leased(&broker, 10).await;
+    let (net, broker, [sender, receiver]) = members().await;
+    sender.leased(&broker, 10).await;
     // From Commit on nothing is heard of it any more.
     net.rule(|step| if matches!(step, Step::Prepare(_)) { Fate::Pass } else { Fate::Lost });
-    let leaving = tokio::spawn(async move { leaver.leave().await });
-    eventually("places to be kept", || async { (heir.lessor.room() < 5000).then_some(()) }).await;
+    let leaving = tokio::spawn(async move { sender.leave().await });
+    eventually("places to be kept", || async { (receiver.lessor.room() < 5000).then_some(()) })
+        .await;
     leaving.abort();
     tokio::time::sleep(Duration::from_secs(32)).await;
-    assert!(heir.is_empty(), "{} places are left", heir.lessor.room());
+    assert!(receiver.is_empty(), "{} places are left", receiver.lessor.room());
 }
 
 #[tokio::test(start_paused = true)]
 async fn commit_without_an_answer_is_repeated_until_it_is_known() {
-    let (net, broker, [one, other, heir]) = members().await;
+    let (net, broker, [one, other, receiver]) = members().await;
     // Each has leases, both leave at once, and of each Commit the first answer is lost.
     let leases = [one.leased(&broker, 10).await, other.leased(&broker, 10).await];
     let mut commits = 0;
@@ -152,11 +153,11 @@ async fn commit_without_an_answer_is_repeated_until_it_is_known() {
         if matches!(step, Step::Commit(_)) && commits <= 2 { Fate::Unanswered } else { Fate::Pass }
     });
     assert_eq!(tokio::join!(one.leave(), other.leave()), (true, true));
-    assert_eq!((one.lessor.held(), other.lessor.held(), heir.lessor.held()), (0, 0, 20));
-    let still = heir.cluster.lock_ownership().await;
-    for (leaver, leases) in [&one, &other].into_iter().zip(leases) {
+    assert_eq!((one.lessor.held(), other.lessor.held(), receiver.lessor.held()), (0, 0, 20));
+    let still = receiver.cluster.lock_ownership().await;
+    for (sender, leases) in [&one, &other].into_iter().zip(leases) {
         for lease in leases {
-            let whose = still.locate(leaver.us, lease);
+            let whose = still.locate(sender.us, lease);
             assert!(matches!(whose, LeaseLocation::Local(_)), "{whose:?}");
         }
     }
@@ -164,86 +165,86 @@ async fn commit_without_an_answer_is_repeated_until_it_is_known() {
 
 #[tokio::test(start_paused = true)]
 async fn hand_over_waits_for_a_settlement_without_its_caller() {
-    let (_net, broker, [leaver, heir]) = members().await;
-    let lease = leaver.leased(&broker, 1).await[0];
+    let (_net, broker, [sender, receiver]) = members().await;
+    let lease = sender.leased(&broker, 1).await[0];
     broker.script([Fault::Slow(Duration::from_secs(3))]);
     let ask = vec![SettleItem { lease, action: Action::Ack }];
     let until = clock::now() + PATIENCE;
-    let acking = leaver.lessor.settle(ask, Confirmation::Confirmed, until);
+    let acking = sender.lessor.settle(ask, Confirmation::Confirmed, until);
     let gone = tokio::time::timeout(Duration::from_millis(100), acking).await;
     assert!(gone.is_err());
-    assert!(leaver.leave().await);
-    let whose = heir.cluster.lock_ownership().await.locate(leaver.us, lease);
+    assert!(sender.leave().await);
+    let whose = receiver.cluster.lock_ownership().await.locate(sender.us, lease);
     assert_eq!(whose, LeaseLocation::Ended(LeaseError::Settled { by: SettleKind::Ack }));
 }
 
 #[tokio::test(start_paused = true)]
 async fn repeated_hand_over_steps_do_nothing() {
-    let (net, broker, [leaver, heir]) = members().await;
-    let leases = leaver.leased(&broker, 10).await;
-    assert!(leaver.leave().await);
-    let asks = leases.iter().map(|lease| match heir_s(&heir, &leaver, *lease) {
+    let (net, broker, [sender, receiver]) = members().await;
+    let leases = sender.leased(&broker, 10).await;
+    assert!(sender.leave().await);
+    let asks = leases.iter().map(|lease| match heir_s(&receiver, &sender, *lease) {
         LeaseLocation::Local(lease) => SettleItem { lease, action: Action::Ack },
         whose => panic!("{whose:?}"),
     });
     let until = clock::now() + PATIENCE;
-    heir.lessor.settle(asks.collect(), Confirmation::Confirmed, until).await;
-    assert!(heir.is_empty());
+    receiver.lessor.settle(asks.collect(), Confirmation::Confirmed, until).await;
+    assert!(receiver.is_empty());
     net.repeat_all();
     tokio::time::sleep(PATIENCE).await;
-    assert!(heir.is_empty(), "{} leases rose again", heir.lessor.held());
-    let whose = heir_s(&heir, &leaver, leases[0]);
+    assert!(receiver.is_empty(), "{} leases rose again", receiver.lessor.held());
+    let whose = heir_s(&receiver, &sender, leases[0]);
     assert!(matches!(whose, LeaseLocation::Local(_) | LeaseLocation::Ended(_)), "{whose:?}");
 }
 
 /// The place of a lease at the receiver.
-fn heir_s(heir: &Member, leaver: &Member, lease: LeaseId) -> LeaseLocation {
-    let still = futures_util::FutureExt::now_or_never(heir.cluster.lock_ownership());
-    still.expect("nothing is in the way").locate(leaver.us, lease)
+fn heir_s(receiver: &Member, sender: &Member, lease: LeaseId) -> LeaseLocation {
+    let still = futures_util::FutureExt::now_or_never(receiver.cluster.lock_ownership());
+    still.expect("nothing is in the way").locate(sender.us, lease)
 }
 
 #[tokio::test(start_paused = true)]
 async fn replica_that_cannot_read_the_consumer_receives_no_leases() {
-    let (_net, broker, [leaver, heir]) = members().await;
-    leaver.leased(&broker, 3).await;
+    let (_net, broker, [sender, receiver]) = members().await;
+    sender.leased(&broker, 3).await;
     broker.silence(true);
-    assert!(!leaver.leave().await);
-    assert_eq!(leaver.lessor.held(), 3);
-    assert!(heir.is_empty());
+    assert!(!sender.leave().await);
+    assert_eq!(sender.lessor.held(), 3);
+    assert!(receiver.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
 async fn leases_of_a_consumer_recreated_in_transit_are_refused() {
-    let (net, broker, [leaver, heir]) = members().await;
-    leaver.leased(&broker, 3).await;
+    let (net, broker, [sender, receiver]) = members().await;
+    sender.leased(&broker, 3).await;
     // All is prepared, and Commit takes a while.
     net.rule(|step| match step {
         Step::Commit(_) => Fate::Late(Duration::from_secs(1)),
         Step::Prepare(_) | Step::Abort(_) => Fate::Pass,
     });
-    let leaving = leaver.leave();
+    let leaving = sender.leave();
     let meanwhile = async {
-        eventually("places to be kept", || async { (heir.lessor.room() < 5000).then_some(()) })
+        eventually("places to be kept", || async { (receiver.lessor.room() < 5000).then_some(()) })
             .await;
         broker.change(|info| info.as_mut().unwrap().created = "second".into());
         broker.replace_shared();
         // A Fetch makes the replica look at the consumer.
-        heir.leased(&broker, 1).await;
+        receiver.leased(&broker, 1).await;
     };
     tokio::join!(leaving, meanwhile);
-    assert_eq!(heir.lessor.held(), 1, "the leases of the new consumer");
+    assert_eq!(receiver.lessor.held(), 1, "the leases of the new consumer");
 }
 
 #[tokio::test(start_paused = true)]
 async fn replica_without_capacity_receives_no_leases() {
     let (net, keys) = Net::new(&new_key_line().unwrap());
     let broker = FakeBroker::new(info(ACK_WAIT));
-    let leaver = Member::join(&net, &keys, &broker, 100).await;
-    let heir = Member::join(&net, &keys, &broker, 10).await;
-    leaver.leased(&broker, 20).await;
-    assert!(!leaver.leave().await);
-    assert_eq!(leaver.lessor.held(), 20);
-    assert!(heir.is_empty());
+    let sender = Member::join(&net, &keys, &broker, 100).await;
+    let receiver = Member::join(&net, &keys, &broker, 10).await;
+    sender.leased(&broker, 20).await;
+    assert!(!sender.leave().await);
+    assert_eq!(sender.lessor.held(), 20);
+    assert!(receiver.is_empty());
 }
 
 /// A request to the replica that has this lease.
@@ -262,15 +263,15 @@ pub fn question(owner: &Member, lease: LeaseId, action: pb::settlement::Action) 
 
 #[tokio::test(start_paused = true)]
 async fn late_request_at_the_sender_is_answered_once_by_the_receiver() {
-    let (_net, broker, [leaver, _heir, asker]) = members().await;
-    let lease = leaver.leased(&broker, 1).await[0];
-    assert!(leaver.leave().await);
+    let (_net, broker, [sender, _heir, asker]) = members().await;
+    let lease = sender.leased(&broker, 1).await[0];
+    assert!(sender.leave().await);
     let nak = pb::settlement::Action::Nak(pb::NakAction::default());
-    let question = question(&leaver, lease, nak);
+    let question = question(&sender, lease, nak);
     // Both listen on this name, for a while; a second question would find the lease busy.
     broker.script([Fault::Slow(Duration::from_secs(1))]);
     let until = clock::now() + PATIENCE;
-    let answer = asker.cluster.ask_to_settle(leaver.us, &question, until).await.unwrap();
+    let answer = asker.cluster.ask_to_settle(sender.us, &question, until).await.unwrap();
     let answer = wire::SettleResponse::decode(&*answer).unwrap();
     assert_eq!(answer.results[0].outcome(), pb::Outcome::Confirmed, "{answer:?}");
     tokio::time::sleep(PATIENCE).await;
@@ -279,17 +280,17 @@ async fn late_request_at_the_sender_is_answered_once_by_the_receiver() {
 
 #[tokio::test(start_paused = true)]
 async fn sender_forwards_requests_that_the_receiver_cannot_hear_yet() {
-    let (net, broker, [leaver, _heir, asker]) = members().await;
-    let lease = leaver.leased(&broker, 1).await[0];
-    assert!(leaver.leave().await);
-    net.deafen(&leaver.us);
+    let (net, broker, [sender, _heir, asker]) = members().await;
+    let lease = sender.leased(&broker, 1).await[0];
+    assert!(sender.leave().await);
+    net.deafen(&sender.us);
     let ack = pb::settlement::Action::Ack(pb::AckAction {});
-    let question = question(&leaver, lease, ack);
+    let question = question(&sender, lease, ack);
     let until = clock::now() + PATIENCE;
-    let answer = asker.cluster.ask_to_settle(leaver.us, &question, until).await.unwrap();
+    let answer = asker.cluster.ask_to_settle(sender.us, &question, until).await.unwrap();
     let answer = wire::SettleResponse::decode(&*answer).unwrap();
     assert_eq!(answer.results[0].outcome(), pb::Outcome::Confirmed, "{answer:?}");
-    leaver.vanish().await;
-    let nobody = asker.cluster.ask_to_settle(leaver.us, &question, until).await;
+    sender.vanish().await;
+    let nobody = asker.cluster.ask_to_settle(sender.us, &question, until).await;
     assert_eq!(nobody, Err(Unanswered::Nobody), "the receiver cannot hear this name");
 }

@@ -112,11 +112,11 @@ async fn listed_rights_allow_forwarding_and_hand_over() {
     let (url, fixture) = (nats.url(CLUSTER), &nats.fixture);
     let mut replicas = Replicas::start_in(CLUSTER, &[&url, &url]).await;
     let leased = replicas.leased(0, fixture, 2).await;
-    let [leaver, heir] = &mut replicas.all[..] else { panic!() };
-    confirmed(&mut heir.client, &leased[0].token).await;
-    leaver.proxy.signal("TERM");
-    assert!(leaver.proxy.wait().await.success());
-    confirmed(&mut heir.client, &leased[1].token).await;
+    let [sender, receiver] = &mut replicas.all[..] else { panic!() };
+    confirmed(&mut receiver.client, &leased[0].token).await;
+    sender.proxy.signal("TERM");
+    assert!(sender.proxy.wait().await.success());
+    confirmed(&mut receiver.client, &leased[1].token).await;
     assert_eq!(fixture.info().await.num_redelivered, 0);
     for replica in &replicas.all {
         let log = replica.proxy.log();

@@ -97,8 +97,8 @@ async fn ack_orphan(
         ack_subject: "$JS.ACK.S.worker.1.1.1.1.0".into(),
         principal: "anonymous".into(),
     };
-    let orphans = vec![OpenedToken { claims, action: Action::Ack }];
-    member.cluster.settle_ownerless(orphans, clock::now() + BOUND).await.remove(0)
+    let tokens = vec![OpenedToken { claims, action: Action::Ack }];
+    member.cluster.settle_ownerless(tokens, clock::now() + BOUND).await.remove(0)
 }
 
 async fn one() -> (Net, NamedTempFile, FakeBroker, Member) {

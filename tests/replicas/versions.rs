@@ -65,10 +65,10 @@ async fn extend_without_a_length_works_across_versions() {
 
 #[tokio::test(start_paused = true)]
 async fn step_of_a_newer_hand_over_is_refused_without_a_trace() {
-    let (_net, _broker, [heir, newer]) = two(&new_key_line().unwrap()).await;
+    let (_net, _broker, [receiver, newer]) = two(&new_key_line().unwrap()).await;
     let request = wire::HandoverRequest { handover: vec![7; 8].into(), step: None };
     let request = [&*request.encode_to_vec(), NEWER].concat();
-    let subject = heir.subject("handover");
+    let subject = receiver.subject("handover");
     let frame = newer.keys.sealer().seal_frame(&subject, &request, [1; 24]);
     let until = clock::now() + PATIENCE;
     let answer = newer.lessor.broker().request(&subject, frame.into(), until).await.unwrap();
@@ -76,7 +76,7 @@ async fn step_of_a_newer_hand_over_is_refused_without_a_trace() {
     let (_, answer) = newer.keys.sealer().open_frame(&channel, &answer).unwrap();
     let answer = wire::HandoverResponse::decode(&*answer).unwrap();
     assert!(!answer.done && answer.why.contains("version"), "{answer:?}");
-    assert!(heir.is_empty());
+    assert!(receiver.is_empty());
 }
 
 #[tokio::test(start_paused = true)]

@@ -63,7 +63,7 @@ fn unsent_settlement_leaves_the_lease_free_for_any_kind() {
 }
 
 #[test]
-fn what_was_not_sent_before_its_deadline_lapses_and_is_released() {
+fn settlement_unsent_by_its_deadline_lapses_and_is_released() {
     let mut timed = TimedTable::new();
     let id = timed.lent(1000);
     timed.begin(id, SettleKind::Ack, 999).unwrap();
@@ -74,7 +74,7 @@ fn what_was_not_sent_before_its_deadline_lapses_and_is_released() {
 }
 
 #[test]
-fn what_was_not_sent_before_jetstream_moved_on_is_lost() {
+fn settlement_unsent_by_ack_by_is_lost() {
     let mut timed = TimedTable::new();
     let id = timed.lent(60_000);
     timed.begin(id, SettleKind::Ack, ACK_BY - 1).unwrap();
