@@ -44,10 +44,10 @@ use tokio::{
 pub(crate) use self::spec::encoded_size;
 pub use self::{
     codec::Codec,
-    consumer::monitor,
-    delivery::LeasedDelivery,
+    consumer::{DeliveryGuard, monitor},
+    delivery::{LeasedDelivery, Rejected, RejectedCause},
     error::{Error, Unsuitable},
-    fetch::{CallerDeadline, Empty, FetchParams, Fetched, Rejected, RejectedCause},
+    fetch::{CallerDeadline, Empty, FetchParams, Fetched},
     handover::{IncomingLease, OutgoingLease, ReservedLeases},
     results::{Group, Results, Unreported},
     settle::{Action, SettleItem, Settled},

@@ -2,15 +2,18 @@
 //! connection and the tasks on it. Knows no contract and no gRPC.
 //!
 //! `listener` accepts and closes connections, `preface` reads their first bytes, `connection` is one open
-//! connection as the layers behind it see it, `unwritten` ends answers that make no progress.
+//! connection as the layers behind it see it, `unwritten` ends answers that make no progress. `middleware`
+//! is what all layers around a service share.
 
 mod connection;
 mod listener;
+mod middleware;
 mod preface;
 mod unwritten;
 
 pub(crate) use self::{
-    connection::{ClientConnection, OpenCall, Used},
+    connection::{ClientConnection, CountOpenCalls, OpenCall},
     listener::{Services, serve},
+    middleware::{Middleware, MiddlewareLayer, Next},
     unwritten::StartedAnswer,
 };

@@ -35,11 +35,10 @@ impl Seal<'_> {
     pub(super) fn fetch(
         &self,
         fetched: &Fetched,
-        codec: Codec,
-        max_bytes: u64,
         mut nonces: impl Iterator<Item = [u8; 24]>,
     ) -> pb::FetchResponse {
         let mut nonce = || nonces.next().unwrap_or_default();
+        let (codec, max_bytes) = (fetched.codec(), fetched.max_bytes());
         let messages = fetched.messages().iter();
         let messages = messages.map(|leased| self.delivery(leased, codec, nonce())).collect();
         let rejected = fetched.rejected().iter();

@@ -1,23 +1,38 @@
-//! The listener for clients: the service behind its limits, reflection and health.
+//! The listener for clients: our service, reflection and health, behind a row of layers.
+//!
+//! ```text
+//!  connection ─▶ protocol ─▶ trace* ─▶ metrics* ─▶ identity* ─▶ limits ─▶ reasons ─▶ delivery ─▶ handlers
+//! ```
+//! Layers with a star are not there yet; this is their place. The order has reasons:
+//!
+//! - protocol: a request that is no gRPC is no call, so no other layer sees it;
+//! - trace and metrics: they see refused calls too;
+//! - identity before limits: a stranger takes no permit;
+//! - limits: before the request is read, and until the answer is written;
+//! - reasons: they rename errors of the handlers' library, and the limits need no renaming;
+//! - delivery: it alone knows the guard that a handler leaves.
 
 use std::{future::Future, time::Instant};
 
 use tokio::net::TcpListener;
 use tonic::{codec::CompressionEncoding, service::Routes};
 use tonic_health::pb::health_server::{Health, HealthServer};
-use tower::Layer as _;
+use tower::ServiceBuilder;
 
-use super::{Service, calls::Calls, protocol::GrpcAlone, reasons::Reasons};
+use super::{
+    Service,
+    layers::{AnswerDelivery, CallLimiter, ErrorReasons, GrpcOnly},
+};
 use crate::{
     broker::Broker,
     bus::Bus,
     limits::{CallLimits, ListenerLimits},
-    net::{self, Services},
+    net::{self, MiddlewareLayer, Services},
     pb,
     pb::fetch_service_server::FetchServiceServer,
 };
 
-/// Longest request of reflection, in bytes: a name.
+/// Longest request of reflection, in bytes. A request is a name.
 const MAX_REFLECTION_REQUEST_BYTES: usize = 16 * 1024;
 
 /// The contract built into this program cannot be read: a bug.
@@ -25,8 +40,8 @@ const MAX_REFLECTION_REQUEST_BYTES: usize = 16 * 1024;
 #[error("the contract cannot be reflected: {0}")]
 pub struct ContractError(#[from] tonic_reflection::server::Error);
 
-/// Serves until `stop` says by when to be gone. Open calls may end in that time; what is open then is
-/// cut off.
+/// Serves until `stop` gives the time by which to have ended. Open calls may end until then and are cut
+/// after that.
 ///
 /// # Errors
 /// See [`ContractError`].
@@ -38,7 +53,7 @@ pub async fn serve<B: Broker + Bus>(
     calls: &CallLimits,
     stop: impl Future<Output = Instant>,
 ) -> Result<(), ContractError> {
-    // Requests arrive here unpacked; what can be unpacked is told to those who send anything else.
+    // The limits unpack requests. The list of accepted encodings is for clients that use another one.
     let service = FetchServiceServer::new(service).accept_compressed(CompressionEncoding::Gzip);
     let routes = Routes::new(service)
         .add_service(health)
@@ -49,20 +64,24 @@ pub async fn serve<B: Broker + Bus>(
             reflection().build_v1alpha()?.max_decoding_message_size(MAX_REFLECTION_REQUEST_BYTES),
         )
         .prepare();
-    let calls = Calls::new(calls, limits.max_connections);
+    let limiter = CallLimiter::new(calls, limits.max_connections);
     let behind = Services {
         listener: "grpc",
         beyond: true,
         service: |connection: &_, beyond| {
-            let bounded = calls.on(connection, beyond).layer(Reasons::new(routes.clone()));
-            GrpcAlone.layer(bounded)
+            ServiceBuilder::new()
+                .layer(MiddlewareLayer(GrpcOnly))
+                .layer(MiddlewareLayer(limiter.connection(beyond)))
+                .layer(MiddlewareLayer(ErrorReasons))
+                .layer(MiddlewareLayer(AnswerDelivery::new(connection)))
+                .service(routes.clone())
         },
     };
-    net::serve(listener, limits, behind, stop, calls.idle()).await;
+    net::serve(listener, limits, behind, stop, limiter.idle()).await;
     Ok(())
 }
 
-/// The error details are registered too: without them grpcurl shows them as base64.
+/// Reflection of the contract. It includes the error details, which grpcurl would show as base64 otherwise.
 fn reflection<'b>() -> tonic_reflection::server::Builder<'b> {
     tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(pb::FILE_DESCRIPTOR_SET)

@@ -6,15 +6,13 @@ use prost::Message as _;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use super::{
-    answer::{AnswerContent, DeliveryGuard},
-    budget::Taken,
-    calls::AnswerBytes,
+    answer_memory::{AnswerBudget, AnswerMemory},
     decode,
     encode::Seal,
     to_status::to_status,
 };
 use crate::{
-    api_error::{ApiError, BudgetKind},
+    api_error::ApiError,
     broker::{Broker, Confirmation, ConsumerName},
     bus::Bus,
     clock::{self, ClockPair},
@@ -82,7 +80,7 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         request: Request<pb::FetchRequest>,
     ) -> Result<Response<pb::FetchResponse>, Status> {
         let left = decode::time_left(request.metadata());
-        let bytes = request.extensions().get().cloned();
+        let budget = request.extensions().get().cloned();
         let request = decode::shortened(request.into_inner());
         let refused = |refused: ApiError| {
             let (stream, consumer) = (&*request.stream, &*request.consumer);
@@ -94,9 +92,8 @@ impl<B: Broker + Bus> FetchService for Service<B> {
             to_status(&refused)
         };
         let ask = decode::fetch(&request, clock::now(), left).map_err(refused)?;
-        let (codec, max_bytes) = (ask.codec, ask.max_bytes);
         let fetched = self.lessor.fetch(ask).await.map_err(|error| refused(error.into()))?;
-        let bytes = answer_bytes(bytes, &fetched).await.map_err(refused)?;
+        let memory = fetch_memory(budget, &fetched).await.map_err(refused)?;
         let (messages, rejected) = (fetched.messages().len(), fetched.rejected().len());
         let nonces = nonces(messages + rejected)?;
         tracing::debug!(
@@ -109,10 +106,9 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         );
         let sealer = self.keys.sealer();
         let seal = Seal { sealer: &sealer, owner: self.owner, clocks: ClockPair::read() };
-        let mut response = Response::new(seal.fetch(&fetched, codec, max_bytes, nonces));
-        response
-            .extensions_mut()
-            .insert(DeliveryGuard::new(AnswerContent { fetched: Some(fetched), _bytes: bytes }));
+        let mut response = Response::new(seal.fetch(&fetched, nonces));
+        response.extensions_mut().insert(Arc::new(fetched.into_deliveries()));
+        memory.map(|memory| response.extensions_mut().insert(memory));
         Ok(response)
     }
 
@@ -176,11 +172,10 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         let wanted = wanted.map(|(place, one)| decode::settlement(place, one));
         let wanted = checked(wanted.collect::<Result<Vec<_>, _>>())?;
 
-        // Taken before anything is settled: afterwards the outcome has to be told.
-        let bytes = extensions.get().map(|AnswerBytes(share)| share.take(count * LARGEST_RESULT));
-        let bytes =
-            bytes.transpose().map_err(|short| ApiError::ByteLimit(BudgetKind::Answers, short));
-        let mut bytes = checked(bytes)?;
+        // The memory is taken before anything is settled: the outcome must be answered afterwards.
+        let budget = extensions.get::<AnswerBudget>();
+        let taken = budget.map(|budget| budget.take(count * LARGEST_RESULT)).transpose();
+        let taken = checked(taken)?;
 
         let until = settle_until(&metadata);
         let results = self.cluster.settle("Settle", wanted, confirmation, until).await;
@@ -188,30 +183,31 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         let failed = results.iter().filter(|result| result.is_err()).count() as u32;
         let results = results.into_iter().map(settle_result).collect();
         let answer = pb::SettleResponse { results, failed };
-        bytes.iter_mut().for_each(|bytes| bytes.shrink_to(answer.encoded_len()));
+        let size = answer.encoded_len();
         let mut response = Response::new(answer);
-        response
-            .extensions_mut()
-            .insert(DeliveryGuard::new(AnswerContent { fetched: None, _bytes: bytes }));
+        if let Some(mut taken) = taken {
+            taken.shrink_to(size);
+            response.extensions_mut().insert(AnswerMemory::new(taken));
+        }
         Ok(response)
     }
 }
 
-/// Takes the bytes of an answer, which is in memory twice: as it came, and as it goes. Clients that
-/// read free them within moments, so they are waited for.
-async fn answer_bytes(
-    share: Option<AnswerBytes>,
+/// Takes the memory of a Fetch's answer, which is in memory twice: as it came, and as it goes. Clients that
+/// read free memory within moments, so the call waits for it.
+async fn fetch_memory(
+    budget: Option<AnswerBudget>,
     fetched: &Fetched,
-) -> Result<Option<Taken>, ApiError> {
-    let Some(AnswerBytes(share)) = share else { return Ok(None) };
-    // One that is too large leaves its bulk here.
+) -> Result<Option<AnswerMemory>, ApiError> {
+    let Some(budget) = budget else { return Ok(None) };
+    // A message that is too large is answered without its payload.
     let large = |rejected: &&Rejected| rejected.cause != RejectedCause::TooLarge;
     let rejected = fetched.rejected().iter().filter(large).map(|rejected| &rejected.leased);
     let sizes = fetched.messages().iter().chain(rejected);
     let size: u64 = sizes.map(|leased| encoded_size(leased.delivery())).sum();
     let size = usize::try_from(2 * size).unwrap_or(usize::MAX);
-    let taken = share.take_by(size, clock::now() + BYTES_PATIENCE).await;
-    Ok(Some(taken.map_err(|short| ApiError::ByteLimit(BudgetKind::Answers, short))?))
+    let taken = budget.take_by(size, clock::now() + BYTES_PATIENCE).await?;
+    Ok(Some(AnswerMemory::new(taken)))
 }
 
 fn checked<T>(decoded: Result<T, ApiError>) -> Result<T, Status> {

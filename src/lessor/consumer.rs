@@ -36,6 +36,7 @@ mod single_answer;
 mod subscription;
 mod task;
 
+pub use self::handle::DeliveryGuard;
 pub(super) use self::{
     handle::{ConsumerCommand, ConsumerHandle, FetchAnswer, Ticket},
     task::ConsumerTask,

@@ -65,3 +65,23 @@ impl LeasedDelivery {
         &self.granted.spec.created
     }
 }
+
+/// A message that could not be given as asked.
+#[derive(Debug)]
+pub struct Rejected {
+    /// The delivery and its lease.
+    pub leased: LeasedDelivery,
+    /// The reason.
+    pub cause: RejectedCause,
+    /// Whether the caller still holds the lease.
+    pub held: bool,
+}
+
+/// The reason why a message is not among the messages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RejectedCause {
+    /// It fails the codec, in the words of the codec.
+    Codec(String),
+    /// It does not fit into any answer of the caller's size.
+    TooLarge,
+}

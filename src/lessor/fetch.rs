@@ -13,8 +13,8 @@ use tokio::{sync::oneshot, time::timeout_at};
 
 use super::{
     Action, Codec, Error, Lessor, SettleItem,
-    consumer::{ConsumerHandle, FetchAnswer, Ticket},
-    delivery::{LeaseRequest, LeasedDelivery},
+    consumer::{ConsumerHandle, DeliveryGuard, FetchAnswer, Ticket},
+    delivery::{LeaseRequest, LeasedDelivery, Rejected, RejectedCause},
 };
 use crate::{
     broker::{Broker, Confirmation, ConsumerInfo, ConsumerName, InfoError},
@@ -54,35 +54,15 @@ pub struct CallerDeadline {
     pub answer_by: Instant,
 }
 
-/// An answer on its way. Dropped before [`Fetched::delivered`], its messages are given back.
+/// An answer to a caller. Its guard gives the messages back if the answer is dropped on its way.
 #[derive(Debug)]
 pub struct Fetched {
-    messages: Vec<LeasedDelivery>,
-    rejected: Vec<Rejected>,
+    deliveries: DeliveryGuard,
+    codec: Codec,
+    max_bytes: u64,
     empty: Option<Empty>,
     pending: u64,
     ack_pending: u64,
-    handle: Option<ConsumerHandle>,
-}
-
-/// A message that could not be given as asked.
-#[derive(Debug)]
-pub struct Rejected {
-    /// The delivery and its lease.
-    pub leased: LeasedDelivery,
-    /// Why.
-    pub cause: RejectedCause,
-    /// The caller still holds the lease.
-    pub held: bool,
-}
-
-/// Why a message is not among the messages.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RejectedCause {
-    /// It is not what the codec asks for.
-    Codec(String),
-    /// It does not fit into any answer of this size.
-    TooLarge,
 }
 
 /// Why there are no messages.
@@ -117,14 +97,13 @@ impl<B: Broker> Lessor<B> {
             linger: ask.linger.min(until.saturating_duration_since(now)),
             no_wait: ask.max_wait.is_zero(),
         };
-        let mut fetched = Fetched::new(
-            self.wait(&ask.name, want, LeaseRequest { length: ask.lease, worker: ask.worker })
-                .await?,
-        );
+        let lease = LeaseRequest { length: ask.lease, worker: ask.worker };
+        let answer = self.wait(&ask.name, want, lease).await?;
+        let mut fetched = Fetched::new(answer, ask.codec, ask.max_bytes);
         let answer_by = until + self.core.limits.settle_timeout;
         let answer_by = ask.patience.map_or(answer_by, |patience| patience.answer_by);
-        self.terminate_rejected(&mut fetched, ask.codec, answer_by).await;
-        if fetched.messages.is_empty() && fetched.empty.is_none() {
+        self.terminate_rejected(&mut fetched, answer_by).await;
+        if fetched.messages().is_empty() && fetched.empty.is_none() {
             self.explain(&mut fetched, &ask.name, answer_by).await?;
         }
         Ok(fetched)
@@ -160,13 +139,14 @@ impl<B: Broker> Lessor<B> {
     }
 
     /// Terminates what the codec does not take; it goes to the caller as rejected.
-    async fn terminate_rejected(&self, fetched: &mut Fetched, codec: Codec, until: Instant) {
+    async fn terminate_rejected(&self, fetched: &mut Fetched, until: Instant) {
+        let Fetched { deliveries, codec, .. } = fetched;
         let (mut misfits, mut reasons) = (Vec::new(), Vec::new());
         let check = |leased: &LeasedDelivery| codec.check(leased.delivery()).err();
-        if let Some(first) = fetched.messages.iter().position(|leased| check(leased).is_some()) {
-            for leased in fetched.messages.split_off(first) {
+        if let Some(first) = deliveries.messages.iter().position(|leased| check(leased).is_some()) {
+            for leased in deliveries.messages.split_off(first) {
                 match check(&leased) {
-                    None => fetched.messages.push(leased),
+                    None => deliveries.messages.push(leased),
                     Some(reason) => {
                         reasons.push(reason);
                         misfits.push(leased);
@@ -188,9 +168,9 @@ impl<B: Broker> Lessor<B> {
                 tracing::warn!(%error, "a message that fails its codec could not be terminated");
             }
             let cause = RejectedCause::Codec(reason);
-            fetched.rejected.push(Rejected { leased, cause, held: result.is_err() });
+            deliveries.rejected.push(Rejected { leased, cause, held: result.is_err() });
         }
-        if fetched.messages.is_empty() {
+        if deliveries.messages.is_empty() {
             fetched.empty = Some(Empty::Rejected);
         }
     }
@@ -216,8 +196,7 @@ impl<B: Broker> Lessor<B> {
         name: &ConsumerName,
         until: Instant,
     ) -> Result<(), Error> {
-        let Some(handle) = &fetched.handle else { return Ok(()) };
-        let info = self.recent_info(handle, name, until).await?;
+        let info = self.recent_info(&fetched.deliveries.handle, name, until).await?;
         (fetched.pending, fetched.ack_pending) = (info.pending, info.ack_pending);
         fetched.empty = Some(if info.paused {
             Empty::Paused
@@ -269,33 +248,38 @@ impl<B: Broker> Lessor<B> {
 }
 
 impl Fetched {
-    fn new(mut answer: FetchAnswer) -> Self {
-        let messages = std::mem::take(&mut answer.messages);
-        let too_large = answer.too_large.take();
-        let last = messages.last().or(too_large.as_ref());
+    fn new(answer: FetchAnswer, codec: Codec, max_bytes: u64) -> Self {
+        let FetchAnswer { deliveries, draining } = answer;
+        let (messages, rejected) = (deliveries.messages(), deliveries.rejected());
+        let last = messages.last().or(rejected.first().map(|rejected| &rejected.leased));
         let pending = last.map_or(0, |leased| leased.delivery().pending);
-        let rejected = too_large.map(|leased| {
-            let cause = RejectedCause::TooLarge;
-            Rejected { leased, cause, held: true }
-        });
-        let empty = match (&rejected, answer.draining) {
-            (Some(_), _) => Some(Empty::Rejected),
-            (None, true) => Some(Empty::Draining),
-            (None, false) => None,
+        let empty = match (rejected, draining) {
+            ([_, ..], _) => Some(Empty::Rejected),
+            ([], true) => Some(Empty::Draining),
+            ([], false) => None,
         };
         let empty = empty.filter(|_| messages.is_empty());
-        let (rejected, handle) = (Vec::from_iter(rejected), Some(answer.handle.clone()));
-        Self { messages, rejected, empty, pending, ack_pending: 0, handle }
+        Self { deliveries, codec, max_bytes, empty, pending, ack_pending: 0 }
     }
 
     /// The messages, each leased.
     pub fn messages(&self) -> &[LeasedDelivery] {
-        &self.messages
+        self.deliveries.messages()
     }
 
-    /// What could not be given as asked.
+    /// Messages that could not be given as asked.
     pub fn rejected(&self) -> &[Rejected] {
-        &self.rejected
+        self.deliveries.rejected()
+    }
+
+    /// The codec that the caller asked for.
+    pub fn codec(&self) -> Codec {
+        self.codec
+    }
+
+    /// Most bytes of the encoded answer.
+    pub fn max_bytes(&self) -> u64 {
+        self.max_bytes
     }
 
     /// Why there are no messages.
@@ -308,25 +292,20 @@ impl Fetched {
         self.pending
     }
 
-    /// Deliveries of the consumer, to whomever, that are not settled: where INFO was asked why there
-    /// are no messages, otherwise 0.
+    /// Unsettled deliveries of the consumer, to anyone. They are known if INFO was asked why there are no
+    /// messages, and 0 otherwise.
     pub fn ack_pending(&self) -> u64 {
         self.ack_pending
     }
 
-    /// From here on the messages are the caller's.
-    pub fn delivered(mut self) {
-        self.handle = None;
+    /// The guard of the messages, for the rest of their way.
+    pub fn into_deliveries(self) -> DeliveryGuard {
+        self.deliveries
     }
-}
 
-impl Drop for Fetched {
-    fn drop(&mut self) {
-        if let Some(handle) = self.handle.take() {
-            let held = self.rejected.drain(..).filter(|rejected| rejected.held);
-            let unhanded = self.messages.drain(..).chain(held.map(|rejected| rejected.leased));
-            handle.give_back(unhanded.map(|leased| leased.granted).collect());
-        }
+    /// From now on the messages are the caller's.
+    pub fn delivered(self) {
+        self.deliveries.deliver();
     }
 }
 

@@ -2,12 +2,10 @@
 //! used and which of its answers are unwritten, and can cut it. Decides nothing.
 
 use std::{
-    pin::Pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -15,7 +13,10 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 
-use super::unwritten::Unwritten;
+use super::{
+    middleware::{Middleware, Next},
+    unwritten::Unwritten,
+};
 use crate::{clock, lock::lock};
 
 /// An open connection.
@@ -81,40 +82,27 @@ impl ClientConnection {
     }
 }
 
-/// A service whose calls count as use of its connection until they are answered.
+/// A layer whose calls count as use of their connection until they are answered.
 #[derive(Debug, Clone)]
-pub(crate) struct Used<S> {
-    connection: Arc<ClientConnection>,
-    inner: S,
-}
+pub(crate) struct CountOpenCalls(Arc<ClientConnection>);
 
-impl<S> Used<S> {
-    pub(crate) fn new(connection: &Arc<ClientConnection>, inner: S) -> Self {
-        Self { connection: connection.clone(), inner }
+impl CountOpenCalls {
+    pub(crate) fn new(connection: &Arc<ClientConnection>) -> Self {
+        Self(connection.clone())
     }
 }
 
-impl<S, R> Service<R> for Used<S>
+impl<S, R> Middleware<R, S> for CountOpenCalls
 where
-    S: Service<R>,
-    S::Future: Send + 'static,
+    S: Service<R, Future: Send> + Send + 'static,
+    R: Send + 'static,
 {
     type Response = S::Response;
     type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: R) -> Self::Future {
-        let open = self.connection.open_call();
-        let answer = self.inner.call(request);
-        Box::pin(async move {
-            let answer = answer.await;
-            drop(open);
-            answer
-        })
+    async fn handle(self, request: R, next: Next<S>) -> Result<S::Response, S::Error> {
+        let _open = self.0.open_call();
+        next.run(request).await
     }
 }
 

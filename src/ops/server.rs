@@ -16,12 +16,13 @@ use http::{StatusCode, header};
 use tokio::{net::TcpListener, sync::watch};
 use tonic::service::Routes;
 use tonic_health::pb::health_server::{Health, HealthServer};
+use tower::Layer as _;
 
 use crate::{
     api_error::ApiError,
     grpc::to_status,
     limits::ListenerLimits,
-    net::{self, Services, Used},
+    net::{self, CountOpenCalls, MiddlewareLayer, Services},
     readiness::Verdict,
     reason::Reason,
 };
@@ -48,7 +49,9 @@ pub async fn serve(
     let behind = Services {
         listener: "ops",
         beyond: false,
-        service: |connection: &_, _| Used::new(connection, service.clone()),
+        service: |connection: &_, _| {
+            MiddlewareLayer(CountOpenCalls::new(connection)).layer(service.clone())
+        },
     };
     let limits = ListenerLimits {
         max_connections,

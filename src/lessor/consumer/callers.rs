@@ -13,7 +13,7 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{
-    handle::{ConsumerHandle, FetchAnswer, FetchReply, SpecReply, Ticket},
+    handle::{ConsumerHandle, DeliveryGuard, FetchAnswer, FetchReply, SpecReply, Ticket},
     leases::ConsumerLeases,
 };
 use crate::{
@@ -131,8 +131,9 @@ impl Callers {
             return caller.refuse(away());
         }
         let (draining, handle) = (why == Why::Draining, self.handle.clone());
+        let deliveries = DeliveryGuard::new(messages, too_large, handle);
         // If nobody takes the answer, its messages come back as a command.
-        let _ = caller.reply.send(Ok(FetchAnswer { messages, too_large, draining, handle }));
+        let _ = caller.reply.send(Ok(FetchAnswer { deliveries, draining }));
     }
 
     /// Nobody has taken these: they go to the next caller.

@@ -1,7 +1,13 @@
 //! The way to the task behind a consumer: what it can be asked for, and what a Fetch is answered. Decides
 //! nothing.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
 
 use tokio::sync::{Mutex, mpsc, oneshot};
 
@@ -9,7 +15,7 @@ use crate::{
     broker::ConsumerInfo,
     lessor::{
         Error,
-        delivery::{GrantedDelivery, LeaseRequest, LeasedDelivery},
+        delivery::{GrantedDelivery, LeaseRequest, LeasedDelivery, Rejected, RejectedCause},
         sighting::Sighting,
         spec::ConsumerSpec,
     },
@@ -20,19 +26,65 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(in crate::lessor) struct Ticket(pub(in crate::lessor) u64);
 
-/// The answer to a Fetch. It may be dropped at any point of its way to a caller who has gone; then its
-/// messages are given back.
+/// The answer to a Fetch.
 #[derive(Debug)]
 pub(in crate::lessor) struct FetchAnswer {
-    pub(in crate::lessor) messages: Vec<LeasedDelivery>,
-    pub(in crate::lessor) too_large: Option<LeasedDelivery>,
+    pub(in crate::lessor) deliveries: DeliveryGuard,
     pub(in crate::lessor) draining: bool,
-    pub(in crate::lessor) handle: ConsumerHandle,
 }
 
-impl Drop for FetchAnswer {
+/// The deliveries of an answer, from the answer of the consumer's task until the answer is written to its
+/// client. A guard that is dropped before [`DeliveryGuard::deliver`] gives them back.
+#[derive(Debug)]
+pub struct DeliveryGuard {
+    pub(in crate::lessor) messages: Vec<LeasedDelivery>,
+    pub(in crate::lessor) rejected: Vec<Rejected>,
+    pub(in crate::lessor) handle: ConsumerHandle,
+    delivered: AtomicBool,
+}
+
+impl DeliveryGuard {
+    /// Guards an answer of messages, and of a message that does not fit even alone.
+    pub(super) fn new(
+        messages: Vec<LeasedDelivery>,
+        too_large: Option<LeasedDelivery>,
+        handle: ConsumerHandle,
+    ) -> Self {
+        let cause = RejectedCause::TooLarge;
+        let rejected = too_large.map(|leased| Rejected { leased, cause, held: true });
+        let rejected = Vec::from_iter(rejected);
+        Self { messages, rejected, handle, delivered: AtomicBool::new(false) }
+    }
+
+    /// The messages, each leased.
+    pub fn messages(&self) -> &[LeasedDelivery] {
+        &self.messages
+    }
+
+    /// Messages that could not be given as asked.
+    pub fn rejected(&self) -> &[Rejected] {
+        &self.rejected
+    }
+
+    /// The end of the last lease; `None` without a lease.
+    pub fn ends_at(&self) -> Option<Instant> {
+        let rejected = self.rejected.iter().map(|rejected| &rejected.leased);
+        self.messages.iter().chain(rejected).map(|leased| leased.deadline).max()
+    }
+
+    /// From now on the messages are the client's.
+    pub fn deliver(&self) {
+        self.delivered.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for DeliveryGuard {
     fn drop(&mut self) {
-        let unhanded = self.messages.drain(..).chain(self.too_large.take());
+        if *self.delivered.get_mut() {
+            return;
+        }
+        let held = self.rejected.drain(..).filter(|rejected| rejected.held);
+        let unhanded = self.messages.drain(..).chain(held.map(|rejected| rejected.leased));
         self.handle.give_back(unhanded.map(|leased| leased.granted).collect());
     }
 }

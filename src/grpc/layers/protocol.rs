@@ -1,58 +1,37 @@
-//! Answers what is no gRPC, before anything is done with it: by HTTP, as the protocol has it. Owns what
-//! counts as gRPC.
+//! Answers requests that are no gRPC, before anything else is done with them: by HTTP, as the gRPC protocol
+//! says. Owns the definition of a gRPC request.
 
-use std::{
-    future::{Ready, ready},
-    task::{Context, Poll},
-};
-
-use bytes::Bytes;
-use futures_util::future::Either;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use tower::{Layer, Service};
+use tower::Service;
 
-use super::{answer::Body, reading::Read};
+use crate::net::{Middleware, Next};
 
 /// A layer before a service that speaks gRPC alone.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct GrpcAlone;
+pub(in crate::grpc) struct GrpcOnly;
 
-/// A service behind it.
-#[derive(Clone)]
-pub(super) struct Checked<S>(S);
-
-impl<S> Layer<S> for GrpcAlone {
-    type Service = Checked<S>;
-
-    fn layer(&self, inner: S) -> Checked<S> {
-        Checked(inner)
-    }
-}
-
-impl<S, B> Service<Request<B>> for Checked<S>
+impl<S, R, B> Middleware<Request<R>, S> for GrpcOnly
 where
-    S: Service<Request<B>, Response = Response<Body>>,
+    S: Service<Request<R>, Response = Response<B>, Future: Send> + Send + 'static,
+    R: Send + 'static,
+    B: From<&'static str> + Send + 'static,
 {
-    type Response = Response<Body>;
+    type Response = S::Response;
     type Error = S::Error;
-    type Future = Either<S::Future, Ready<Result<Response<Body>, S::Error>>>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.0.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    async fn handle(self, request: Request<R>, next: Next<S>) -> Result<S::Response, S::Error> {
         match refusal(&request) {
-            Some(refusal) => Either::Right(ready(Ok(refusal))),
-            None => Either::Left(self.0.call(request)),
+            Some(refusal) => Ok(refusal),
+            None => next.run(request).await,
         }
     }
 }
 
-fn refusal<B>(request: &Request<B>) -> Option<Response<Body>> {
+/// The answer to a request that is no gRPC.
+fn refusal<R, B: From<&'static str>>(request: &Request<R>) -> Option<Response<B>> {
     let content = request.headers().get(header::CONTENT_TYPE);
     if request.method() != Method::POST {
-        let mut answer = told(StatusCode::METHOD_NOT_ALLOWED, "gRPC calls are POST requests\n");
+        let mut answer = page(StatusCode::METHOD_NOT_ALLOWED, "gRPC calls are POST requests\n");
         answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
         return Some(answer);
     }
@@ -60,7 +39,7 @@ fn refusal<B>(request: &Request<B>) -> Option<Response<Body>> {
         return None;
     }
     let text = "this port speaks gRPC alone: content-type must be application/grpc\n";
-    Some(told(StatusCode::UNSUPPORTED_MEDIA_TYPE, text))
+    Some(page(StatusCode::UNSUPPORTED_MEDIA_TYPE, text))
 }
 
 /// `application/grpc` or `application/grpc+proto`, with parameters or without.
@@ -71,9 +50,8 @@ fn is_grpc(content: &[u8]) -> bool {
         .any(|known| known.eq_ignore_ascii_case(kind))
 }
 
-fn told(status: StatusCode, text: &'static str) -> Response<Body> {
-    let body = tonic::body::Body::new(Read::new(Bytes::from_static(text.as_bytes())));
-    let mut answer = Response::new(Body::new(body, None));
+fn page<B: From<&'static str>>(status: StatusCode, text: &'static str) -> Response<B> {
+    let mut answer = Response::new(text.into());
     *answer.status_mut() = status;
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
     answer.headers_mut().insert(header::CONTENT_TYPE, plain);
@@ -85,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_grpc_over_protobuf_is_grpc() {
+    fn only_grpc_with_protobuf_is_grpc() {
         for content in ["application/grpc", "application/grpc+proto", "Application/gRPC; x=y"] {
             assert!(is_grpc(content.as_bytes()), "{content}");
         }

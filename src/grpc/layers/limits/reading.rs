@@ -1,8 +1,8 @@
-//! Reads a request of one message in whole, within a time, a size and a budget, before anything is
-//! done with it. Owns those bounds; knows no field but how many settlements there are.
+//! Reads a request of one message as a whole, within a time, a size and a budget, before anything else is
+//! done with it. Owns those bounds. Knows no field of a message except the number of settlements.
 //!
-//! tonic would read it too, but without a time limit, and a few KB of gzip cost it megabytes. So this
-//! room unpacks gzip itself, and hands on a message that is not compressed.
+//! tonic would read the request without a time limit, and a few KB of gzip would cost it megabytes. So this
+//! module unpacks gzip itself and passes on a message that is not compressed.
 
 use std::{
     io::Read as _,
@@ -19,53 +19,53 @@ use prost::encoding::{DecodeContext, WireType, decode_key, skip_field};
 use tokio::time::{Sleep, sleep};
 use tonic::Status;
 
-use super::budget::Taken;
 use crate::{
     api_error::{ApiError, BudgetKind},
+    grpc::budget::Taken,
     limits::MOST_SETTLEMENTS,
     reason::Reason,
 };
 
-/// A request must be there in whole this long after its headers, whatever trickles.
-pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time from the headers of a request to its end.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// The flag and the length in front of a message.
 const MESSAGE_PREFIX_BYTES: usize = 5;
-/// A compressed message may grow by this factor, beyond [`GROWTH_FREE`] bytes. Tokens are sealed bytes,
-/// which do not shrink, so no real request comes near it.
+/// The factor by which a compressed message may grow, beyond [`GROWTH_FREE`] bytes. Tokens are sealed bytes
+/// and do not shrink, so no real request comes near this factor.
 const GROWTH: usize = 20;
-/// Bytes that any compressed message may have.
+/// Bytes that every compressed message may unpack to.
 const GROWTH_FREE: usize = 64 * 1024;
-/// Fields of a Settle that repeat: `settlements`.
+/// The number of the repeated field `settlements` of a Settle.
 const SETTLEMENTS: u32 = 1;
-/// Header of the compression.
+/// The header that names the compression.
 const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 
 /// The bounds of one request.
-pub(super) struct Bounds<'b> {
+pub(super) struct RequestBounds<'b> {
     /// Most bytes of its message.
     pub(super) most: usize,
-    /// Its settlements are counted.
+    /// Whether its settlements are counted.
     pub(super) settle: bool,
-    /// The bytes that it has taken of the budget; `None`: it is not counted.
+    /// The bytes that it has taken of the budget. `None`: its bytes are not counted.
     pub(super) taken: Option<&'b mut Taken>,
 }
 
-impl Bounds<'_> {
+impl RequestBounds<'_> {
     fn charge(&mut self, bytes: usize) -> Result<(), ApiError> {
         let Some(taken) = &mut self.taken else { return Ok(()) };
         taken.grow(bytes).map_err(|short| ApiError::ByteLimit(BudgetKind::Requests, short))
     }
 }
 
-/// Reads the request, and answers with its message as tonic reads it: not compressed. One that tonic
-/// will refuse is handed on as it is.
+/// Reads the request. Returns its message as tonic reads it, not compressed. A message that tonic will
+/// refuse is returned unchanged.
 ///
 /// # Errors
 /// The reasons `REQUEST_TIMEOUT`, `REQUEST_TOO_LARGE`, `BYTE_LIMIT`, `MALFORMED` and `INVALID_FIELD`.
 pub(super) async fn read<B>(
     headers: &HeaderMap,
     body: B,
-    mut bounds: Bounds<'_>,
+    mut bounds: RequestBounds<'_>,
 ) -> Result<Bytes, ApiError>
 where
     B: Body<Data = Bytes>,
@@ -73,7 +73,7 @@ where
     let gzip = match headers.get(ENCODING).map(|encoding| encoding.as_bytes()) {
         None | Some(b"identity") => false,
         Some(b"gzip") => true,
-        // tonic refuses it by its header.
+        // tonic refuses the request for its header.
         Some(_) => return Ok(Bytes::new()),
     };
     let whole = tokio::time::timeout(REQUEST_TIMEOUT, whole(body, &mut bounds)).await;
@@ -90,12 +90,15 @@ where
     Ok(whole)
 }
 
-/// All bytes of the body, which are at most those of one message.
-async fn whole<B: Body<Data = Bytes>>(body: B, bounds: &mut Bounds<'_>) -> Result<Bytes, ApiError> {
+/// All bytes of the body, which has one message at most.
+async fn whole<B: Body<Data = Bytes>>(
+    body: B,
+    bounds: &mut RequestBounds<'_>,
+) -> Result<Bytes, ApiError> {
     let mut body = pin!(body);
     let (mut first, mut rest) = (Bytes::new(), BytesMut::new());
     while let Some(frame) = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
-        // The client has gone, or sends what is not HTTP/2; nobody hears the answer.
+        // The client has gone or has broken the protocol, so nobody reads this answer.
         let frame = frame.map_err(|_| malformed("the request ended early"))?;
         let Ok(data) = frame.into_data() else { continue };
         bounds.charge(data.len())?;
@@ -123,14 +126,14 @@ async fn whole<B: Body<Data = Bytes>>(body: B, bounds: &mut Bounds<'_>) -> Resul
     Ok(if rest.is_empty() { first } else { rest.freeze() })
 }
 
-/// The length that stands in front of a message.
+/// The length in front of a message.
 fn length(bytes: &[u8]) -> Option<usize> {
     let (_, length) = bytes.get(..MESSAGE_PREFIX_BYTES)?.split_last_chunk()?;
     Some(u32::from_be_bytes(*length) as usize)
 }
 
-/// The same message, not compressed.
-fn unpacked(whole: &[u8], bounds: &mut Bounds<'_>) -> Result<Bytes, ApiError> {
+/// The message without its compression.
+fn unpacked(whole: &[u8], bounds: &mut RequestBounds<'_>) -> Result<Bytes, ApiError> {
     let packed = &whole[MESSAGE_PREFIX_BYTES.min(whole.len())..];
     let most = bounds.most.min(GROWTH_FREE + packed.len() * GROWTH);
     let mut message = vec![0; MESSAGE_PREFIX_BYTES];
@@ -148,8 +151,8 @@ fn unpacked(whole: &[u8], bounds: &mut Bounds<'_>) -> Result<Bytes, ApiError> {
     Ok(message.into())
 }
 
-/// How many settlements a Settle has: two bytes each can be millions of them, at 70 bytes when they
-/// are decoded. What cannot be read is for tonic to refuse.
+/// The number of settlements of a Settle. Millions of settlements of two bytes each fit a request, and each
+/// takes 70 bytes when decoded. tonic refuses an unreadable message.
 fn settlements(mut message: &[u8]) -> usize {
     let mut count = 0;
     while message.has_remaining() {
@@ -173,15 +176,15 @@ fn too_large(why: &str) -> ApiError {
 }
 
 /// A request that has been read, as a body.
-pub(super) struct Read(Option<Bytes>);
+pub(super) struct WholeRequest(Option<Bytes>);
 
-impl Read {
+impl WholeRequest {
     pub(super) fn new(bytes: Bytes) -> Self {
         Self(Some(bytes))
     }
 }
 
-impl Body for Read {
+impl Body for WholeRequest {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 
@@ -197,21 +200,21 @@ impl Body for Read {
     }
 }
 
-/// The requests of one stream of reflection, which has a time and a size.
-pub(super) struct Limited<B> {
+/// The requests of one reflection stream, within a time and a size.
+pub(super) struct LimitedStream<B> {
     inner: Pin<Box<B>>,
     left: usize,
     end: Pin<Box<Sleep>>,
 }
 
-impl<B> Limited<B> {
-    /// At most `most` bytes, and for at most `time`.
+impl<B> LimitedStream<B> {
+    /// At most `most` bytes, for at most `time`.
     pub(super) fn new(inner: B, most: usize, time: Duration) -> Self {
         Self { inner: Box::pin(inner), left: most, end: Box::pin(sleep(time)) }
     }
 }
 
-impl<B: Body<Data = Bytes>> Body for Limited<B>
+impl<B: Body<Data = Bytes>> Body for LimitedStream<B>
 where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
@@ -248,7 +251,7 @@ mod tests {
     use super::*;
     use crate::grpc::budget::MemoryBudget;
 
-    /// A body that comes in parts, one a second.
+    /// A body of several parts, one a second.
     struct Slowly(VecDeque<Bytes>, Pin<Box<Sleep>>);
 
     impl Body for Slowly {
@@ -281,18 +284,18 @@ mod tests {
         if gzip {
             headers.insert(ENCODING, HeaderValue::from_static("gzip"));
         }
-        let bounds = Bounds { most: 4 << 20, settle: true, taken: None };
-        read(&headers, Read::new(body), bounds).await.map_err(|refused| refused.reason())
+        let bounds = RequestBounds { most: 4 << 20, settle: true, taken: None };
+        read(&headers, WholeRequest::new(body), bounds).await.map_err(|refused| refused.reason())
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_request_that_trickles_is_given_up_ten_seconds_after_its_headers() {
+    async fn slow_request_is_refused_ten_seconds_after_its_headers() {
         // The end of the body comes a second after its last byte.
         for (bytes, expected) in [(8, None), (11, Some(Reason::RequestTimeout))] {
             let whole = frame(0, &vec![0; bytes - MESSAGE_PREFIX_BYTES]);
             let parts = (0..bytes).map(|at| whole.slice(at..=at)).collect();
             let body = Slowly(parts, Box::pin(sleep(Duration::from_secs(1))));
-            let bounds = Bounds { most: 100, settle: false, taken: None };
+            let bounds = RequestBounds { most: 100, settle: false, taken: None };
             let read = read(&HeaderMap::new(), body, bounds).await;
             assert_eq!(read.err().map(|refused| refused.reason()), expected);
         }
@@ -317,17 +320,17 @@ mod tests {
         let settle = |count: usize| frame(0, &[0x0a, 0].repeat(count));
         assert_eq!(reads(settle(1000), false).await, Ok(settle(1000)));
         assert_eq!(reads(settle(1001), false).await, Err(Reason::InvalidField));
-        // A field that is not known is no settlement.
+        // An unknown field is no settlement.
         let other = frame(0, &[0x7a, 0].repeat(1001));
         assert_eq!(reads(other.clone(), false).await, Ok(other));
     }
 
     #[tokio::test]
-    async fn bytes_are_taken_as_they_come_and_those_beyond_the_budget_refused() {
+    async fn bytes_are_taken_on_arrival_and_refused_beyond_the_budget() {
         let mut taken = MemoryBudget::new(1000).share().take(0).unwrap();
         for (length, expected) in [(600, None), (600, Some(Reason::ByteLimit))] {
-            let bounds = Bounds { most: 4 << 20, settle: false, taken: Some(&mut taken) };
-            let body = Read::new(frame(0, &vec![0; length]));
+            let bounds = RequestBounds { most: 4 << 20, settle: false, taken: Some(&mut taken) };
+            let body = WholeRequest::new(frame(0, &vec![0; length]));
             let read = read(&HeaderMap::new(), body, bounds).await;
             assert_eq!(read.err().map(|refused| refused.reason()), expected);
         }

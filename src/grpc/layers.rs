@@ -1,0 +1,12 @@
+//! The layers between a connection and the handlers of the service. Each is a middleware of its own and
+//! knows none of the others; `server` composes them.
+
+mod delivery;
+mod held_body;
+mod limits;
+mod protocol;
+mod reasons;
+
+pub(super) use self::{
+    delivery::AnswerDelivery, limits::CallLimiter, protocol::GrpcOnly, reasons::ErrorReasons,
+};

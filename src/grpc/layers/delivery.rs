@@ -1,0 +1,195 @@
+//! Delivers answers: knows which part of an answer was never written, and gives back the messages that the
+//! client therefore never received.
+//!
+//! hyper polls a body to its end long before h2 has sent it, so an early drop of the body says
+//! nothing. Each piece of a body is a buffer that h2 advances as it writes and drops at the end. A piece that
+//! is dropped with bytes left was never written. A piece that fits the buffers of h2 and of the kernel counts
+//! as written; its messages wait for the end of their leases.
+//!
+//! A piece is small: h2 takes a piece while the client's window has room. Only bytes that h2 has not taken
+//! end with the task of their stream, see `net::unwritten`.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, Bytes};
+use http::Response;
+use http_body::{Frame, SizeHint};
+use tonic::Status;
+use tower::Service;
+
+use crate::{
+    lessor::DeliveryGuard,
+    net::{ClientConnection, Middleware, Next, OpenCall, StartedAnswer},
+};
+
+/// Most bytes of a piece. The default of an HTTP/2 window is twice that.
+const MAX_PIECE_BYTES: usize = 32 * 1024;
+
+/// The layer that follows the answers of one connection until they are written. A handler leaves the guard
+/// of its messages among the extensions of its answer, as an `Arc<DeliveryGuard>`.
+#[derive(Debug, Clone)]
+pub(in crate::grpc) struct AnswerDelivery(Arc<ClientConnection>);
+
+impl AnswerDelivery {
+    pub(in crate::grpc) fn new(connection: &Arc<ClientConnection>) -> Self {
+        Self(connection.clone())
+    }
+}
+
+impl<S, R> Middleware<R, S> for AnswerDelivery
+where
+    S: Service<R, Response = Response<tonic::body::Body>, Future: Send> + Send + 'static,
+    R: Send + 'static,
+{
+    type Response = Response<AnswerBody>;
+    type Error = S::Error;
+
+    async fn handle(self, request: R, next: Next<S>) -> Result<Self::Response, S::Error> {
+        let open = self.0.open_call();
+        let mut answer = next.run(request).await?;
+        let deliveries = answer.extensions_mut().remove::<Arc<DeliveryGuard>>();
+        if http_body::Body::is_end_stream(answer.body()) {
+            return Ok(answer.map(|body| AnswerBody::new(body, None)));
+        }
+        let until = deliveries.as_ref().and_then(|deliveries| deliveries.ends_at());
+        let begun = self.0.unwritten.begin(until);
+        let (ended, cut) = (AtomicBool::new(false), AtomicBool::new(false));
+        let state = WriteState { deliveries, begun, _open: open, ended, cut };
+        Ok(answer.map(|body| AnswerBody::new(body, Some(state))))
+    }
+}
+
+/// What ends with the last piece of an answer.
+#[derive(Debug)]
+struct WriteState {
+    /// Given back unless all of the answer is written.
+    deliveries: Option<Arc<DeliveryGuard>>,
+    begun: StartedAnswer,
+    _open: OpenCall,
+    /// All of the body was polled.
+    ended: AtomicBool,
+    /// A piece of the body was dropped with bytes left.
+    cut: AtomicBool,
+}
+
+impl Drop for WriteState {
+    fn drop(&mut self) {
+        let written = *self.ended.get_mut() && !*self.cut.get_mut();
+        if let Some(deliveries) = self.deliveries.as_ref().filter(|_| written) {
+            tracing::debug!(messages = deliveries.messages().len(), "written to the client");
+            deliveries.deliver();
+        }
+    }
+}
+
+/// The body of an answer.
+#[derive(Default)]
+pub(in crate::grpc) struct AnswerBody {
+    inner: tonic::body::Body,
+    /// The rest of a frame of `inner`.
+    rest: Bytes,
+    state: Option<Arc<WriteState>>,
+}
+
+impl AnswerBody {
+    fn new(inner: tonic::body::Body, state: Option<WriteState>) -> Self {
+        Self { inner, rest: Bytes::new(), state: state.map(Arc::new) }
+    }
+
+    fn next_piece(&mut self) -> AnswerPiece {
+        let bytes = self.rest.split_to(self.rest.len().min(MAX_PIECE_BYTES));
+        AnswerPiece { bytes, state: self.state.clone() }
+    }
+}
+
+impl From<&'static str> for AnswerBody {
+    fn from(text: &'static str) -> Self {
+        Self::new(tonic::body::Body::new(axum::body::Body::from(text)), None)
+    }
+}
+
+impl http_body::Body for AnswerBody {
+    type Data = AnswerPiece;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<AnswerPiece>, Status>>> {
+        if self.rest.is_empty() {
+            let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+            let frame = match frame.map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(bytes))) => {
+                    self.state.iter().for_each(|state| state.begun.made(bytes.len()));
+                    self.rest = bytes;
+                    return Poll::Ready(Some(Ok(Frame::data(self.next_piece()))));
+                }
+                Some(Ok(Err(trailers))) => Some(Ok(trailers.map_data(|_| AnswerPiece::empty()))),
+                Some(Err(error)) => Some(Err(error)),
+                None => None,
+            };
+            let failed = matches!(frame, Some(Err(_)));
+            self.state.iter().for_each(|state| state.ended.store(!failed, Ordering::Relaxed));
+            return Poll::Ready(frame);
+        }
+        Poll::Ready(Some(Ok(Frame::data(self.next_piece()))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        if self.rest.is_empty() { self.inner.size_hint() } else { SizeHint::default() }
+    }
+}
+
+/// A part of an answer.
+pub(in crate::grpc) struct AnswerPiece {
+    bytes: Bytes,
+    state: Option<Arc<WriteState>>,
+}
+
+impl AnswerPiece {
+    fn empty() -> Self {
+        Self { bytes: Bytes::new(), state: None }
+    }
+}
+
+impl Buf for AnswerPiece {
+    fn remaining(&self) -> usize {
+        self.bytes.remaining()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.bytes.chunk()
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.bytes.advance(count);
+        if let Some(state) = &self.state {
+            state.begun.wrote(count);
+        }
+    }
+
+    fn copy_to_bytes(&mut self, count: usize) -> Bytes {
+        let bytes = self.bytes.slice(..count);
+        self.advance(count);
+        bytes
+    }
+}
+
+impl Drop for AnswerPiece {
+    fn drop(&mut self) {
+        if let Some(state) = self.state.as_ref().filter(|_| self.bytes.has_remaining()) {
+            state.cut.store(true, Ordering::Relaxed);
+        }
+    }
+}

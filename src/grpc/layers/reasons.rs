@@ -1,0 +1,61 @@
+//! Gives errors that tonic makes itself the reasons of our table: a request that cannot be decoded, one that
+//! is too large, an unknown method. Every status of ours then has a reason. A status that has its reason
+//! already passes unchanged.
+
+use http::{HeaderMap, Request, Response};
+use tonic::{Code, Status};
+use tower::Service;
+
+use crate::{
+    api_error::ApiError,
+    grpc::{method::CallKind, to_status::to_status},
+    net::{Middleware, Next},
+    reason::{REASON_TRAILER, Reason},
+};
+
+/// A layer that gives every error a reason; see the [module](self).
+#[derive(Debug, Clone, Copy)]
+pub(in crate::grpc) struct ErrorReasons;
+
+impl<S, R, B> Middleware<Request<R>, S> for ErrorReasons
+where
+    S: Service<Request<R>, Response = Response<B>, Future: Send> + Send + 'static,
+    R: Send + 'static,
+    B: Default + Send + 'static,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+
+    async fn handle(self, request: Request<R>, next: Next<S>) -> Result<S::Response, S::Error> {
+        let ours = CallKind::of(request.uri().path()).is_ours();
+        let response = next.run(request).await?;
+        Ok(match renamed(response.headers(), ours) {
+            None => response,
+            Some(status) => status.into_http(),
+        })
+    }
+}
+
+/// Our status for an error that tonic made itself. `ours`: it was a call of our service.
+fn renamed(headers: &HeaderMap, ours: bool) -> Option<Status> {
+    if headers.contains_key(REASON_TRAILER) {
+        return None;
+    }
+    // Errors that tonic finds before a handler runs are answered in the headers.
+    let status = Status::from_header_map(headers)?;
+    let is = |codes: &[Code]| codes.contains(&status.code());
+    let reason = if is(&[Code::Unimplemented]) {
+        Reason::Unsupported
+    } else if ours && is(&[Code::OutOfRange, Code::ResourceExhausted]) {
+        Reason::RequestTooLarge
+    } else if ours && is(&[Code::Internal, Code::InvalidArgument, Code::Unknown]) {
+        Reason::Malformed
+    } else {
+        return None;
+    };
+    let message = match (reason, status.message()) {
+        (Reason::Unsupported, "") => "there is no such method",
+        (_, message) => message,
+    };
+    Some(to_status(&ApiError::Foreign(reason, message.to_owned())))
+}

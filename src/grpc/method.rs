@@ -1,0 +1,47 @@
+//! The methods that the listener for clients serves, by the path of a request.
+
+/// The service's full name, as health and reflection call it.
+pub const SERVICE: &str = "fetchproxy.v1.FetchService";
+
+/// The kind of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CallKind {
+    /// `Fetch` of our service.
+    Fetch,
+    /// `Settle` of our service.
+    Settle,
+    /// Another method of our service.
+    Ours,
+    /// A health check.
+    Check,
+    /// A stream of health.
+    Watch,
+    /// A stream of reflection.
+    Reflection,
+    /// No method that is served.
+    Other,
+}
+
+impl CallKind {
+    /// The kind of a call to `path`, which is `/SERVICE/METHOD`.
+    pub(super) fn of(path: &str) -> Self {
+        let Some((service, method)) = path.strip_prefix('/').and_then(|path| path.split_once('/'))
+        else {
+            return Self::Other;
+        };
+        match (service, method) {
+            (SERVICE, "Fetch") => Self::Fetch,
+            (SERVICE, "Settle") => Self::Settle,
+            (SERVICE, _) => Self::Ours,
+            ("grpc.health.v1.Health", "Check") => Self::Check,
+            ("grpc.health.v1.Health", "Watch") => Self::Watch,
+            (service, _) if service.starts_with("grpc.reflection.") => Self::Reflection,
+            _ => Self::Other,
+        }
+    }
+
+    /// Whether it is a call of our service.
+    pub(super) fn is_ours(self) -> bool {
+        matches!(self, Self::Fetch | Self::Settle | Self::Ours)
+    }
+}

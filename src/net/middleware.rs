@@ -1,0 +1,80 @@
+//! What every layer around a service shares: a middleware handles a request and may pass it on. Owns the
+//! boilerplate of tower, and nothing else.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tower::{Layer, Service};
+
+/// One layer of a service. A clone handles each request.
+pub(crate) trait Middleware<R, S>: Clone {
+    /// The answer.
+    type Response;
+    /// An error of the service behind the layer.
+    type Error;
+
+    /// Handles a request, in most cases by the service behind the layer.
+    fn handle(
+        self,
+        request: R,
+        next: Next<S>,
+    ) -> impl Future<Output = Result<Self::Response, Self::Error>> + Send + 'static;
+}
+
+/// The service behind a layer.
+pub(crate) struct Next<S>(S);
+
+impl<S> Next<S> {
+    /// Passes a request on, as soon as the service is ready.
+    ///
+    /// # Errors
+    /// Errors of the service.
+    pub(crate) async fn run<R>(mut self, request: R) -> Result<S::Response, S::Error>
+    where
+        S: Service<R>,
+    {
+        poll_fn(|cx| self.0.poll_ready(cx)).await?;
+        self.0.call(request).await
+    }
+}
+
+/// A middleware as a layer of tower.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MiddlewareLayer<M>(pub(crate) M);
+
+impl<M: Clone, S> Layer<S> for MiddlewareLayer<M> {
+    type Service = MiddlewareService<M, S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        MiddlewareService { middleware: self.0.clone(), inner }
+    }
+}
+
+/// A service behind a middleware.
+#[derive(Debug, Clone)]
+pub(crate) struct MiddlewareService<M, S> {
+    middleware: M,
+    inner: S,
+}
+
+impl<M, S, R> Service<R> for MiddlewareService<M, S>
+where
+    M: Middleware<R, S>,
+    S: Clone,
+{
+    type Response = M::Response;
+    type Error = M::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<M::Response, M::Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), M::Error>> {
+        // The middleware waits for the service behind it when it passes a request on.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: R) -> Self::Future {
+        Box::pin(self.middleware.clone().handle(request, Next(self.inner.clone())))
+    }
+}
