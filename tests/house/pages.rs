@@ -235,3 +235,11 @@ fn contract_explains_each_reason() {
         assert!(contract.contains(reason.name()), "{} is not in the contract", reason.name());
     }
 }
+
+#[test]
+fn first_pages_stay_short() {
+    for (page, most) in [("README.md", 110), ("ARCHITECTURE.md", 200)] {
+        let lines = read(page).lines().count();
+        assert!(lines <= most, "{page} has {lines} lines, and may have {most}");
+    }
+}
