@@ -44,7 +44,7 @@ pub use self::{
     wire::{OpenedToken, SettleOutcome, SettleResult, settle_result},
 };
 use self::{
-    channel::{PeerQuestion, Topic},
+    channel::{PeerRequest, Topic},
     handover::{Receiver, Sender},
     replica::Replica,
     router::Router,
@@ -65,9 +65,9 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// The least time between a heartbeat and one that answers a new replica. Anyone who may publish here
 /// can pose as a new replica as often as they like.
 const MIN_HEARTBEAT_GAP: Duration = Duration::from_millis(100);
-/// Questions that are answered at once. Further questions get no answer, and their clients ask again.
+/// Requests that are worked on at once. Further requests get no answer, and their clients try again.
 const MAX_CONCURRENT_REQUESTS: usize = 10_000;
-/// A replica that has handed its leases over passes questions about them on for this long.
+/// A replica that has handed its leases over passes requests about them on for this long.
 const FORWARDING_TIME: Duration = Duration::from_secs(1);
 
 /// This replica as a member of its cluster.
@@ -137,7 +137,7 @@ impl<B: Broker + Bus> Cluster<B> {
     }
 
     /// Ends [`Cluster::run`]. Answers that are under way are still sent. A replica that has handed its
-    /// leases over continues to pass questions on first, until every NATS server knows that the
+    /// leases over continues to pass requests on first, until every NATS server knows that the
     /// receiver listens.
     pub async fn close(&self) {
         let handed_over_at = self.replica.ownership.lock().handed_over_at();
@@ -198,10 +198,10 @@ impl<B: Broker + Bus> Cluster<B> {
     pub async fn ask_to_settle(
         &self,
         owner: InstanceId,
-        question: &[u8],
+        request: &[u8],
         until: Instant,
     ) -> Result<Vec<u8>, Unanswered> {
-        self.replica.ask_to_settle(owner, question, until).await
+        self.replica.ask_to_settle(owner, request, until).await
     }
 
     /// Settles tokens without their owner. For tests.
@@ -221,23 +221,23 @@ impl<B: Broker + Bus> Cluster<B> {
         if incoming.subject == heartbeats {
             return peers.heard(&heartbeats, &incoming.message);
         }
-        let Some(question) = channel.open(incoming) else { return };
+        let Some(request) = channel.open(incoming) else { return };
         if self.tasks.len() >= MAX_CONCURRENT_REQUESTS {
             return;
         }
         let cluster = self.clone();
         self.tasks.spawn(async move {
-            let answer = cluster.answer(&question).await;
+            let answer = cluster.answer(&request).await;
             if let Some(answer) = answer {
-                cluster.replica.channel.answer(&question.reply_to, &answer).await;
+                cluster.replica.channel.answer(&request.reply_to, &answer).await;
             }
         });
     }
 
-    /// The answer to a question. `None`: the question is not answered.
+    /// The answer to a request. `None`: the request is not answered.
     async fn answer(
         &self,
-        PeerQuestion { topic, nonce, body, .. }: &PeerQuestion,
+        PeerRequest { topic, nonce, body, .. }: &PeerRequest,
     ) -> Option<Vec<u8>> {
         match topic {
             Topic::Settle => self.router.answer(*nonce, body).await,

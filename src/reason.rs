@@ -57,7 +57,7 @@ macro_rules! reasons {
                 match self { $(Self::$variant => Code::$code,)* }
             }
 
-            /// What has and has not happened, in words.
+            /// The promise about what has and has not happened, in words.
             pub fn promise(self) -> &'static str {
                 match self { $(Self::$variant => concat!($($doc),*).trim_ascii(),)* }
             }

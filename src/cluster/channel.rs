@@ -2,20 +2,20 @@
 //!
 //! ```text
 //!  _fetchproxy.<cluster>.beat               the heartbeat of each replica, once a second, to all
-//!  _fetchproxy.<cluster>.<name>.settle      a question to the replica that answers for that name
-//!  _fetchproxy.<cluster>.<replica>.handover a question to a replica that is to take over leases
-//!  _fetchproxy.<cluster>.<replica>.sighting a question to a replica that may hold void leases
+//!  _fetchproxy.<cluster>.<name>.settle      a request to the replica that answers for that name
+//!  _fetchproxy.<cluster>.<replica>.handover a request to a replica that is to take over leases
+//!  _fetchproxy.<cluster>.<replica>.sighting a request to a replica that may hold void leases
 //! ```
-//! A message is sealed with a token key and bound to its subject. An answer is bound to its question.
+//! A message is sealed with a token key and bound to its subject. An answer is bound to its request.
 //! So the right to publish on these subjects does not allow anyone to settle a message. Owns the seal,
-//! the subjects, and the memory of questions that were received. Messages are bytes here.
+//! the subjects, and the memory of requests that were received. Messages are bytes here.
 
 use std::{
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
-use super::replay::RecentQuestions;
+use super::replay::RecentRequests;
 use crate::{
     broker::Broker,
     bus::{Bus, Incoming, RequestError, SUBJECT_PREFIX},
@@ -30,7 +30,7 @@ use crate::{
 /// A message that cannot leave within this time is dropped.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What a question is about.
+/// The subject matter of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Topic {
     /// Settle these leases.
@@ -53,30 +53,30 @@ impl Topic {
     }
 }
 
-/// The reason why a question has no answer.
+/// The reason why a request has no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unanswered {
-    /// No replica answers for that name. The question was not received, and will not be.
+    /// No replica answers for that name. The request was not received, and will not be.
     Nobody,
-    /// NATS is away. The question was not sent.
+    /// NATS is away. The request was not sent.
     Unsent,
-    /// The question may have been received.
+    /// The request may have been received.
     Silent,
 }
 
-/// A question that another replica asks, opened.
-pub(super) struct PeerQuestion {
+/// A request of another replica, opened.
+pub(super) struct PeerRequest {
     pub(super) topic: Topic,
-    /// The identifier of the question: no other question has it.
+    /// The identifier of the request: no other request has it.
     pub(super) nonce: Nonce,
     pub(super) body: Vec<u8>,
     pub(super) reply_to: ReplyTo,
 }
 
-/// The place for the answer to a question.
+/// The place for the answer to a request.
 pub(super) struct ReplyTo {
     subject: String,
-    /// Only as the answer to this question can the answer be opened.
+    /// Only as the answer to this request can the answer be opened.
     channel: String,
 }
 
@@ -85,7 +85,7 @@ pub(super) struct Channel<B: Broker + Bus> {
     lessor: Lessor<B>,
     keys: Arc<Keys>,
     cluster: String,
-    recent: Mutex<RecentQuestions>,
+    recent: Mutex<RecentRequests>,
     /// Anyone who may publish to this replica can send messages that it cannot open.
     unopened: LogThrottle,
 }
@@ -96,7 +96,7 @@ impl<B: Broker + Bus> Channel<B> {
         Self { lessor, keys, cluster: cluster.to_owned(), recent, unopened }
     }
 
-    /// Listens to heartbeats, to questions about leases of these `names`, and to the other questions
+    /// Listens to heartbeats, to requests about leases of these `names`, and to the other requests
     /// for this replica.
     pub(super) fn listen(&self, us: InstanceId, names: impl IntoIterator<Item = InstanceId>) {
         let settle = names.into_iter().map(|name| self.subject(name, Topic::Settle));
@@ -118,12 +118,12 @@ impl<B: Broker + Bus> Channel<B> {
         &self,
         name: InstanceId,
         topic: Topic,
-        question: &[u8],
+        request: &[u8],
         until: Instant,
     ) -> Result<Vec<u8>, Unanswered> {
         let subject = self.subject(name, topic);
         let nonce = nonce()?;
-        let frame = self.keys.sealer().seal_frame(&subject, question, nonce);
+        let frame = self.keys.sealer().seal_frame(&subject, request, nonce);
         match self.lessor.broker().request(&subject, frame.into(), until).await {
             Ok(answer) => {
                 let opened =
@@ -136,9 +136,9 @@ impl<B: Broker + Bus> Channel<B> {
         }
     }
 
-    /// Opens a question. `None`: no replica that shares a key with this one asks, or the question
-    /// was received before.
-    pub(super) fn open(&self, incoming: Incoming) -> Option<PeerQuestion> {
+    /// Opens a request. `None`: its sender shares no key with this replica, or the request was received
+    /// before.
+    pub(super) fn open(&self, incoming: Incoming) -> Option<PeerRequest> {
         let Incoming { subject, message, reply: Some(reply) } = incoming else { return None };
         let Ok((nonce, body)) = self.keys.sealer().open_frame(&subject, &message) else {
             if self.unopened.allow(clock::now()) {
@@ -151,10 +151,10 @@ impl<B: Broker + Bus> Channel<B> {
         };
         let topic = Topic::ALL.into_iter().find(|topic| subject.ends_with(topic.name()))?;
         let reply_to = ReplyTo { channel: answer_channel(&subject, nonce), subject: reply };
-        self.is_new(nonce).then_some(PeerQuestion { topic, nonce, body, reply_to })
+        self.is_new(nonce).then_some(PeerRequest { topic, nonce, body, reply_to })
     }
 
-    /// Answers a question.
+    /// Answers a request.
     pub(super) async fn answer(&self, ReplyTo { subject, channel }: &ReplyTo, answer: &[u8]) {
         let Ok(nonce) = nonce() else { return };
         let frame = self.keys.sealer().seal_frame(channel, answer, nonce);
@@ -171,11 +171,11 @@ impl<B: Broker + Bus> Channel<B> {
         self.lessor.broker().publish(subject, message.into(), until).await;
     }
 
-    /// Whether this question is received for the first time, as far as this replica remembers. A
-    /// replica that has left passes on questions that this replica may have received itself. And if
-    /// one connection follows another, each question arrives twice.
-    pub(super) fn is_new(&self, question: Nonce) -> bool {
-        lock(&self.recent).is_new(question)
+    /// Whether this request is received for the first time, as far as this replica remembers. A
+    /// replica that has left passes on requests that this replica may have received itself. And if
+    /// one connection follows another, each request arrives twice.
+    pub(super) fn is_new(&self, request: Nonce) -> bool {
+        lock(&self.recent).is_new(request)
     }
 
     fn subject(&self, name: InstanceId, topic: Topic) -> String {
@@ -187,7 +187,7 @@ impl<B: Broker + Bus> Channel<B> {
     }
 }
 
-/// An answer can be opened only as the answer to its question.
+/// An answer can be opened only as the answer to its request.
 fn answer_channel(subject: &str, nonce: Nonce) -> String {
     let nonce: String = nonce.iter().map(|byte| format!("{byte:02x}")).collect();
     format!("{subject} {nonce}")

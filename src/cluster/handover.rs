@@ -7,7 +7,7 @@
 //!  settlements under way end; clocks stand still
 //!     ── Prepare: leases, how others ended ─────────▶ checks the consumers, reserves room
 //!     ── Commit: names ─────────────────────────────▶ takes the leases and the names
-//!  nothing is its own any more; passes questions on
+//!  nothing is its own any more; passes requests on
 //! ```
 //! 1. Before Commit, the receiver shows nothing of the hand-over. It can be given up, and another
 //!    receiver tried.

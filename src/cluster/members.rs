@@ -60,7 +60,7 @@ pub(super) struct Claimed {
     pub(super) name: String,
 }
 
-/// What the heartbeat of a compatible peer is.
+/// How a heartbeat of a compatible peer compares to the earlier ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Heard {
     /// The first of this peer, or the first after a silence.

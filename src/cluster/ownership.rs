@@ -98,7 +98,7 @@ impl Ownership {
         if self.handed_to.is_some() { Vec::new() } else { self.listened() }
     }
 
-    /// The names that this replica listens for. After a hand-over it passes their questions on.
+    /// The names that this replica listens for. After a hand-over it passes their requests on.
     pub(super) fn listened(&self) -> Vec<InstanceId> {
         std::iter::once(self.us).chain(self.adopted.keys().copied()).collect()
     }

@@ -18,8 +18,8 @@ use crate::{broker::Broker, bus::Bus, clock, keys::Keys, lessor::Lessor, token::
 /// A new replica has heard of all others after this: they answer its first heartbeat with one of
 /// theirs.
 const ANNOUNCE_TIME: Duration = Duration::from_millis(250);
-/// The waits before a question is asked again that nobody heard. An owner between two NATS servers has
-/// no subscription for a moment, as was seen in 12 of 20 such moves.
+/// The waits before a request is sent again, if no replica has received it. An owner between two NATS
+/// servers has no subscription for a moment, as was seen in 12 of 20 such moves.
 const NOBODY_RETRIES: [Duration; 3] =
     [Duration::from_millis(100), Duration::from_millis(300), Duration::from_millis(700)];
 
@@ -76,20 +76,20 @@ impl<B: Broker + Bus> Replica<B> {
         self.channel.listen(self.us, names);
     }
 
-    /// Asks the replica that answers for `owner` to settle. If nobody hears the question, it is asked
-    /// again while a replica may answer for that name.
+    /// Asks the replica that answers for `owner` to settle. If no replica receives the request, it is
+    /// sent again, as long as a replica may answer for that name.
     ///
     /// # Errors
     /// See [`Unanswered`].
     pub(super) async fn ask_to_settle(
         &self,
         owner: InstanceId,
-        question: &[u8],
+        request: &[u8],
         until: Instant,
     ) -> Result<Vec<u8>, Unanswered> {
         let mut retries = NOBODY_RETRIES.into_iter();
         loop {
-            match self.channel.ask(owner, Topic::Settle, question, until).await {
+            match self.channel.ask(owner, Topic::Settle, request, until).await {
                 Err(Unanswered::Nobody) => {}
                 answer => return answer,
             }

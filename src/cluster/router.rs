@@ -1,6 +1,6 @@
-//! Settles each token at the place of its lease: in the lease table of this replica, at the replica
-//! that owns it, or without that replica if it does not answer. Owns the way there and back. Decides
-//! nothing about leases.
+//! Settles each token at the place of its lease: in the lease table of this replica, or at the replica
+//! that owns the lease. If that replica does not answer, the token is settled without it. Owns the way
+//! there and back. Decides nothing about leases.
 //!
 //! ```text
 //!  token ─▶ this replica owns it ────▶ its lease table
@@ -127,7 +127,7 @@ impl<B: Broker + Bus> Router<B> {
     }
 
     /// Tries again the settlements that were refused because their lease is over. If the delivery was
-    /// the last attempt of its message, and nobody can have the message, it is settled still.
+    /// the last attempt of its message, and nobody can have the message, it is still settled.
     /// Otherwise the answer says that it was the last attempt.
     async fn try_last_attempts(
         &self,
@@ -165,30 +165,30 @@ impl<B: Broker + Bus> Router<B> {
         self.refusals.refused(call, &RefusedCaller { consumer, worker: "" }, refused);
     }
 
-    /// Answers a question of another replica. `None`: the question is not answered.
-    pub(super) async fn answer(&self, asked: Nonce, question: &[u8]) -> Option<Vec<u8>> {
-        let question = pb::SettleRequest::decode(question).ok()?;
-        let passed_on: Option<Nonce> = question.passed_on.as_ref().try_into().ok();
+    /// Answers a request of another replica. `None`: the request is not answered.
+    pub(super) async fn answer(&self, asked: Nonce, request: &[u8]) -> Option<Vec<u8>> {
+        let request = pb::SettleRequest::decode(request).ok()?;
+        let passed_on: Option<Nonce> = request.passed_on.as_ref().try_into().ok();
         if passed_on.is_some_and(|first| !self.replica.channel.is_new(first)) {
             return None;
         }
-        let confirmation = wire::read_confirmation(question.confirmation)?;
-        // A part is left for the way back, so that the asker still waits for the answer.
-        let until = clock::now() + Duration::from_millis(question.budget) * 9 / 10;
+        let confirmation = wire::read_confirmation(request.confirmation)?;
+        // A tenth is left for the way back, so that the sender still waits for the answer.
+        let until = clock::now() + Duration::from_millis(request.budget) * 9 / 10;
         let guard = timeout_at(until.into(), self.replica.ownership.guard()).await.ok()?;
-        let owner = InstanceId(question.owner.as_ref().try_into().ok()?);
-        let count = question.leases.len().min(question.settlements.len());
+        let owner = InstanceId(request.owner.as_ref().try_into().ok()?);
+        let count = request.leases.len().min(request.settlements.len());
         let (mut results, mut local) = (Results::new(count), Group::default());
-        for (index, lease) in question.leases.iter().take(count).enumerate() {
+        for (index, lease) in request.leases.iter().take(count).enumerate() {
             let location = guard.locate(owner, LeaseId::new(*lease)?);
             if let LeaseLocation::Remote(receiver) = location
                 && receiver != owner
             {
                 drop(guard);
-                let question = wire::pass_on(question, passed_on.unwrap_or(asked));
-                return self.replica.ask_to_settle(receiver, &question, until).await.ok();
+                let request = wire::pass_on(request, passed_on.unwrap_or(asked));
+                return self.replica.ask_to_settle(receiver, &request, until).await.ok();
             }
-            let action = match wire::read_action(index, &question) {
+            let action = match wire::read_action(index, &request) {
                 Ok(action) => action,
                 Err(refused) => {
                     results.set(index, Err(refused));
@@ -240,8 +240,8 @@ impl<B: Broker + Bus> Router<B> {
             let left = until.saturating_duration_since(clock::now());
             // The rest is for settling without the owner.
             let patience = left * 3 / 5;
-            let question = wire::request(owner, &tokens, confirmation, patience, max_lease);
-            let answer = self.replica.ask_to_settle(at, &question, clock::now() + patience).await;
+            let request = wire::settle_request(owner, &tokens, confirmation, patience, max_lease);
+            let answer = self.replica.ask_to_settle(at, &request, clock::now() + patience).await;
             match answer.and_then(|answer| wire::read_response(&answer, tokens.len())) {
                 Ok(answers) => results.extend(answers),
                 Err(why) => results.extend(self.settle_without_owner(why, tokens, until).await),
@@ -250,7 +250,7 @@ impl<B: Broker + Bus> Router<B> {
         results
     }
 
-    /// Settles as many of these as is safe without their owner.
+    /// Settles each of these tokens for which that is safe without the owner.
     async fn settle_without_owner(
         &self,
         why: Unanswered,

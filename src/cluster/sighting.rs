@@ -35,7 +35,7 @@ pub(super) async fn tell_others<B: Broker + Bus>(
 ) {
     let until = clock::now() + SIGHTING_ANSWER_TIMEOUT;
     let consumer = &sighting.name;
-    let question = pb::Sighting {
+    let request = pb::Sighting {
         stream: consumer.stream.as_ref().to_owned(),
         consumer: consumer.consumer.as_ref().to_owned(),
         created: sighting.created.as_ref().to_owned(),
@@ -43,9 +43,9 @@ pub(super) async fn tell_others<B: Broker + Bus>(
         began: sighting.began,
         again: sighting.again,
     };
-    let question = question.encode_to_vec();
+    let request = request.encode_to_vec();
     let others = replica.peers.named();
-    let answers = others.iter().map(|other| tell_one(replica, *other, &question, until));
+    let answers = others.iter().map(|other| tell_one(replica, *other, &request, until));
     for (other, answer) in others.iter().zip(join_all(answers).await) {
         if let Err(Unanswered::Silent) = answer {
             tracing::warn!(
@@ -61,22 +61,22 @@ pub(super) async fn tell_others<B: Broker + Bus>(
 async fn tell_one<B: Broker + Bus>(
     replica: &Replica<B>,
     other: InstanceId,
-    question: &[u8],
+    request: &[u8],
     until: Instant,
 ) -> Result<Vec<u8>, Unanswered> {
-    match replica.channel.ask(other, Topic::Sighting, question, until).await {
+    match replica.channel.ask(other, Topic::Sighting, request, until).await {
         // It has gone, is of an older version, or is between two NATS servers.
         Err(Unanswered::Nobody) => {
             sleep(SIGHTING_RETRY).await;
-            replica.channel.ask(other, Topic::Sighting, question, until).await
+            replica.channel.ask(other, Topic::Sighting, request, until).await
         }
         answer => answer,
     }
 }
 
 /// Gives the lessor a sighting of another replica. The answer says that no older lease is settled here.
-pub(super) async fn heard<B: Broker>(lessor: &Lessor<B>, question: &[u8]) -> Option<Vec<u8>> {
-    let seen = pb::Sighting::decode(question).ok()?;
+pub(super) async fn heard<B: Broker>(lessor: &Lessor<B>, request: &[u8]) -> Option<Vec<u8>> {
+    let seen = pb::Sighting::decode(request).ok()?;
     let sighting = Sighting {
         name: ConsumerName {
             stream: seen.stream.as_str().into(),

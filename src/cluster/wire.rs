@@ -1,5 +1,5 @@
-//! What one replica asks another to settle, and the answer, as they are on the wire. The results of the
-//! contract's own Settle are written here too, because replicas answer in the words of the contract.
+//! Requests to settle at another replica, and their answers, as they are on the wire. The results of the
+//! contract's own Settle are written here too, because replicas answer with the messages of the contract.
 //! Decides nothing.
 //!
 //! The replica that the client called has checked all fields. So the limits of the contract are not
@@ -26,8 +26,8 @@ use crate::{
     token::{Claims, InstanceId, Nonce},
 };
 
-/// Most bytes of settlements in one question: well below the smallest payload limit of NATS in use.
-const LARGEST_QUESTION: usize = 48 * 1024;
+/// Most bytes of settlements in one request: well below the smallest payload limit of NATS in use.
+const MAX_SETTLE_REQUEST_BYTES: usize = 48 * 1024;
 /// Bytes of one settlement besides the reason of a Term: a number, tags, lengths and a duration. The
 /// error in its answer is longer, and counts here.
 const SETTLEMENT_BYTES: usize = 256;
@@ -39,19 +39,19 @@ const EXTENSION_FOR_OLDER: Duration = Duration::from_secs(30);
 /// A token that was opened, and the action on its lease.
 #[derive(Debug)]
 pub struct OpenedToken {
-    /// What the token says.
+    /// The content of the token.
     pub claims: Claims<'static>,
-    /// What its holder asks.
+    /// The action that its holder asks for.
     pub action: Action,
 }
 
 /// The result of one settlement.
 pub type SettleResult = Result<SettleOutcome, ApiError>;
 
-/// The outcome of a settlement that succeeded, in the words of the contract.
+/// The outcome of a settlement that succeeded, in the types of the contract.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SettleOutcome {
-    /// What was done.
+    /// The effect of the settlement.
     pub outcome: pb::Outcome,
     /// When a message is delivered again, by the wall clock, after a Nak.
     pub redeliver_time: Option<Timestamp>,
@@ -148,7 +148,7 @@ pub(super) fn chunks(tokens: Vec<OpenedToken>) -> Vec<Vec<OpenedToken>> {
             Action::Ack | Action::Nak(_) | Action::Extend(_) => 0,
         };
         let length = reason + SETTLEMENT_BYTES;
-        if size + length > LARGEST_QUESTION && !chunk.is_empty() {
+        if size + length > MAX_SETTLE_REQUEST_BYTES && !chunk.is_empty() {
             chunks.push(std::mem::take(&mut chunk));
             size = 0;
         }
@@ -159,9 +159,9 @@ pub(super) fn chunks(tokens: Vec<OpenedToken>) -> Vec<Vec<OpenedToken>> {
     chunks
 }
 
-/// The question to settle these tokens of one owner. The asker waits for `patience`. An extension
-/// without a length is for at most `max_lease` at an older replica.
-pub(super) fn request(
+/// The request to settle these tokens of one owner. The sender waits for `patience`. An older replica
+/// extends a lease without a length by at most `max_lease`.
+pub(super) fn settle_request(
     owner: InstanceId,
     tokens: &[OpenedToken],
     confirmation: Confirmation,
@@ -169,7 +169,7 @@ pub(super) fn request(
     max_lease: Duration,
 ) -> Vec<u8> {
     let unset = EXTENSION_FOR_OLDER.min(max_lease);
-    let question = SettleRequest {
+    let request = SettleRequest {
         owner: Bytes::copy_from_slice(&owner.0),
         leases: tokens.iter().map(|token| token.claims.lease).collect(),
         settlements: tokens.iter().map(|token| settlement(&token.action, unset)).collect(),
@@ -182,12 +182,12 @@ pub(super) fn request(
         budget: u64::try_from(patience.as_millis()).unwrap_or(u64::MAX),
         passed_on: Bytes::new(),
     };
-    question.encode_to_vec()
+    request.encode_to_vec()
 }
 
-/// The same question for another replica; `first` identifies the question that the asker sent.
-pub(super) fn pass_on(question: SettleRequest, first: Nonce) -> Vec<u8> {
-    SettleRequest { passed_on: Bytes::copy_from_slice(&first), ..question }.encode_to_vec()
+/// The same request for another replica; `first` identifies the request of the first sender.
+pub(super) fn pass_on(request: SettleRequest, first: Nonce) -> Vec<u8> {
+    SettleRequest { passed_on: Bytes::copy_from_slice(&first), ..request }.encode_to_vec()
 }
 
 /// One settlement for another replica. An Extend without a length gets the length `unset`.
@@ -220,11 +220,11 @@ pub(super) fn read_confirmation(value: i32) -> Option<Confirmation> {
     }
 }
 
-/// The action at this index of a question.
+/// The action at this index of a request.
 ///
 /// # Errors
 /// The field that cannot be understood.
-pub(super) fn read_action(index: usize, question: &SettleRequest) -> Result<Action, ApiError> {
+pub(super) fn read_action(index: usize, request: &SettleRequest) -> Result<Action, ApiError> {
     use pb::settlement::Action as Wire;
     let refuse = |field: &str, why: &str| ApiError::Field {
         field: format!("settlements[{index}].{field}"),
@@ -235,7 +235,7 @@ pub(super) fn read_action(index: usize, question: &SettleRequest) -> Result<Acti
         let bad = || refuse(field, "must be a duration, and not negative");
         length.map(|length| length.ok_or_else(bad)).transpose()
     };
-    let action = question.settlements.get(index).and_then(|settlement| settlement.action.clone());
+    let action = request.settlements.get(index).and_then(|settlement| settlement.action.clone());
     match action {
         None => Err(refuse("action", "must be one of ack, nak, term and extend")),
         Some(Wire::Ack(pb::AckAction {})) => Ok(Action::Ack),
@@ -244,17 +244,17 @@ pub(super) fn read_action(index: usize, question: &SettleRequest) -> Result<Acti
         }
         Some(Wire::Term(term)) => Ok(Action::Term(term.reason)),
         // The length is for older replicas only.
-        Some(Wire::Extend(_)) if is_as_granted(index, question) => Ok(Action::Extend(None)),
+        Some(Wire::Extend(_)) if is_as_granted(index, request) => Ok(Action::Extend(None)),
         Some(Wire::Extend(extend)) => Ok(Action::Extend(length("extend.lease", extend.lease)?)),
     }
 }
 
 /// The list is ascending. If a replica sends another order, the length counts.
-fn is_as_granted(index: usize, question: &SettleRequest) -> bool {
-    u32::try_from(index).is_ok_and(|index| question.as_granted.binary_search(&index).is_ok())
+fn is_as_granted(index: usize, request: &SettleRequest) -> bool {
+    u32::try_from(index).is_ok_and(|index| request.as_granted.binary_search(&index).is_ok())
 }
 
-/// The answer to a question.
+/// The answer to a request.
 pub(super) fn response(results: Vec<SettleResult>) -> Vec<u8> {
     let results = results.into_iter().map(settle_result).collect();
     SettleResponse { results }.encode_to_vec()
@@ -289,18 +289,19 @@ mod tests {
         OpenedToken { claims, action }
     }
 
-    fn question(actions: &[Action], max_lease: Duration) -> SettleRequest {
+    fn sent(actions: &[Action], max_lease: Duration) -> SettleRequest {
         let tokens: Vec<_> = actions.iter().cloned().map(token).collect();
         let (confirmation, patience) = (Confirmation::Confirmed, Duration::from_secs(1));
-        let question = request(InstanceId([1; 8]), &tokens, confirmation, patience, max_lease);
-        SettleRequest::decode(&*question).unwrap()
+        let request =
+            settle_request(InstanceId([1; 8]), &tokens, confirmation, patience, max_lease);
+        SettleRequest::decode(&*request).unwrap()
     }
 
     #[test]
     fn an_extend_without_a_length_has_a_length_for_older_replicas_only() {
         let minute = Duration::from_secs(60);
         let actions = [Action::Ack, Action::Extend(None), Action::Extend(Some(minute))];
-        let newer = question(&actions, minute);
+        let newer = sent(&actions, minute);
         let older = SettleRequest { as_granted: Vec::new(), ..newer.clone() };
         for (index, action) in actions.iter().enumerate() {
             assert_eq!(read_action(index, &newer).as_ref(), Ok(action));
@@ -309,25 +310,25 @@ mod tests {
                 if unset { Action::Extend(Some(EXTENSION_FOR_OLDER)) } else { action.clone() };
             assert_eq!(read_action(index, &older), Ok(length));
         }
-        let short = question(&[Action::Extend(None)], minute / 12);
+        let short = sent(&[Action::Extend(None)], minute / 12);
         let short = SettleRequest { as_granted: Vec::new(), ..short };
         assert_eq!(read_action(0, &short), Ok(Action::Extend(Some(minute / 12))));
     }
 
     #[test]
-    fn a_question_says_each_action_and_its_confirmation() {
+    fn a_request_carries_each_action_and_its_confirmation() {
         let actions = [
             Action::Ack,
             Action::Nak(Duration::from_millis(1500)),
             Action::Term("why".to_owned()),
             Action::Extend(Some(Duration::from_secs(9))),
         ];
-        let question = question(&actions, Duration::from_secs(60));
-        let read = (0..actions.len()).map(|index| read_action(index, &question).unwrap());
+        let request = sent(&actions, Duration::from_secs(60));
+        let read = (0..actions.len()).map(|index| read_action(index, &request).unwrap());
         assert_eq!(read.collect::<Vec<_>>(), actions);
-        assert_eq!(read_confirmation(question.confirmation), Some(Confirmation::Confirmed));
+        assert_eq!(read_confirmation(request.confirmation), Some(Confirmation::Confirmed));
         assert_eq!(read_confirmation(7), None);
-        assert!(matches!(read_action(4, &question), Err(ApiError::Field { .. })));
+        assert!(matches!(read_action(4, &request), Err(ApiError::Field { .. })));
     }
 
     #[test]
@@ -367,10 +368,13 @@ mod tests {
     }
 
     #[test]
-    fn many_tokens_are_cut_into_several_questions() {
+    fn many_tokens_are_cut_into_several_requests() {
         let tokens = (0..1000).map(|_| token(Action::Term("x".repeat(1024)))).collect();
         let chunks = chunks(tokens);
         assert_eq!(chunks.iter().map(Vec::len).sum::<usize>(), 1000);
-        assert!(chunks.iter().all(|chunk| chunk.len() * 1280 <= LARGEST_QUESTION), "too large");
+        assert!(
+            chunks.iter().all(|chunk| chunk.len() * 1280 <= MAX_SETTLE_REQUEST_BYTES),
+            "too large"
+        );
     }
 }

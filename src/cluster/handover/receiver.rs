@@ -93,8 +93,8 @@ impl<B: Broker + Bus> Receiver<B> {
     }
 
     /// Does one step of a hand-over, and answers the sender.
-    pub(in crate::cluster) async fn answer(&self, question: &[u8]) -> Option<Vec<u8>> {
-        let request = pb::HandoverRequest::decode(question).ok()?;
+    pub(in crate::cluster) async fn answer(&self, request: &[u8]) -> Option<Vec<u8>> {
+        let request = pb::HandoverRequest::decode(request).ok()?;
         let handover = request.handover.as_ref().try_into().ok()?;
         let taken = match request.step {
             Some(Step::Prepare(part)) => self.prepare(handover, part).await,
