@@ -162,8 +162,9 @@ async fn receiver_that_dies_before_commit_leaves_the_leases_at_the_sender() {
     let relay = Relay::to(&server).await;
     let mut replicas = Replicas::start_at(&[&server, &relay.nats_url()]).await;
     let leased = replicas.leased(0, &fixture, 3).await;
-    // The receiver's answer does not arrive, so it dies after Prepare and before its answer.
-    relay.flow(Flow::Stall, Flow::Pass);
+    // The receiver's answers are slow, so it dies after Prepare and before its answer. Its first answer
+    // must arrive: before that, it gets no leases.
+    relay.flow(Flow::Delay(Duration::from_millis(400)), Flow::Pass);
     replicas.all[0].proxy.signal("TERM");
     eventually("the receiver to be prepared", || async {
         replicas.all[1].proxy.log().contains("\"leases\":3").then_some(())
