@@ -41,13 +41,13 @@ pub enum Error {
     #[error("the consumer accepts no more pulls now: {0}")]
     ConsumerBusy(String),
     /// Nothing happened: this replica has this many leases, which is its limit.
-    #[error("all {0} leases are taken")]
+    #[error("this replica has {0} leases, which is its limit")]
     LeaseLimit(usize),
     /// Nothing happened: this consumer has this many leases, which is its limit.
     #[error("the consumer has {0} leases, which is the limit of one consumer")]
     ConsumerLeaseLimit(usize),
     /// Nothing happened: this many Fetch calls are open, which is the limit.
-    #[error("all {0} places for waiting Fetch calls are taken")]
+    #[error("{0} Fetch calls are waiting, which is the limit")]
     WaiterLimit(usize),
     /// Nothing happened: this replica grants no more leases.
     #[error("this replica is draining")]

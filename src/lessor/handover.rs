@@ -34,7 +34,7 @@ pub struct OutgoingLease {
     /// The ack subject of the delivery.
     pub ack: AckSubject,
     /// Its clocks and its state.
-    pub moving: LeaseSnapshot,
+    pub snapshot: LeaseSnapshot,
 }
 
 /// A lease that comes from another replica.
@@ -47,7 +47,7 @@ pub struct IncomingLease {
     /// The ack subject of the delivery.
     pub ack: AckSubject,
     /// Its clocks and its state.
-    pub moving: LeaseSnapshot,
+    pub snapshot: LeaseSnapshot,
     /// The earliest moment at which the snapshot was true.
     pub at: Instant,
 }
@@ -93,14 +93,14 @@ impl<B: Broker> Lessor<B> {
                     |(id, snapshot, hold): (_, _, &HeldDelivery)| {
                         // The receiver does not know of our doubt.
                         let in_doubt = hold.spec.leadership.in_doubt();
-                        let moving = if in_doubt { snapshot.distrusted() } else { snapshot };
+                        let snapshot = if in_doubt { snapshot.distrusted() } else { snapshot };
                         OutgoingLease {
                             id,
                             name: hold.spec.name.clone(),
                             created: hold.spec.created.clone(),
                             leader: hold.spec.leadership.leader(),
                             ack: hold.ack.clone(),
-                            moving,
+                            snapshot,
                         }
                     },
                 ));
@@ -180,7 +180,7 @@ impl<B: Broker> Lessor<B> {
         while coming.peek().is_some() {
             let now = clock::now();
             self.core.table.with(|table| {
-                for IncomingLease { spec, leader, ack, moving, at } in
+                for IncomingLease { spec, leader, ack, snapshot, at } in
                     coming.by_ref().take(LEASES_PER_LOCK)
                 {
                     if spec.leadership.is_over() {
@@ -189,13 +189,13 @@ impl<B: Broker> Lessor<B> {
                     }
                     // One of the two replicas does not know the latest leader.
                     let another = spec.leadership.leader() != leader;
-                    let moving = if another { moving.distrusted() } else { moving };
-                    let (id, count) = (spec.id, moving.delivery_count);
+                    let snapshot = if another { snapshot.distrusted() } else { snapshot };
+                    let (id, count) = (spec.id, snapshot.delivery_count);
                     let permit = permits.0.split(1);
                     let worker = None;
                     let hold =
                         HeldDelivery { ack, spec, delivery_count: count, worker, _permit: permit };
-                    adopted.push(match table.adopt(&moving, id, at, hold, now) {
+                    adopted.push(match table.adopt(&snapshot, id, at, hold, now) {
                         Adopted::Here(id, older) => {
                             superseded.extend(older);
                             Some(id)

@@ -158,22 +158,22 @@ mod tests {
     /// A result that names its item.
     type Answer = Result<u32, Error>;
 
-    /// The place that settles an item, and whether a second attempt follows.
+    /// The group of an item, and whether a second attempt follows.
     #[derive(Debug, Clone, Copy)]
     struct Route {
         /// `None`: the item is answered at once.
-        place: Option<usize>,
+        group: Option<usize>,
         again: bool,
     }
 
     fn route() -> impl Strategy<Value = Route> {
-        let place = prop::option::of(0..4_usize);
-        (place, any::<bool>()).prop_map(|(place, again)| Route { place, again })
+        let group = prop::option::of(0..4_usize);
+        (group, any::<bool>()).prop_map(|(group, again)| Route { group, again })
     }
 
     proptest! {
         #[test]
-        fn each_result_returns_to_its_index_from_any_place_in_any_order(
+        fn each_result_returns_to_its_index_from_any_group_in_any_order(
             (items, order) in (prop::collection::vec((any::<u32>(), route()), 0..40),
                 Just((0..4).collect::<Vec<usize>>()).prop_shuffle()),
         ) {
@@ -181,13 +181,13 @@ mod tests {
             let mut results: Results<Answer> = Results::new(items.len());
             let mut groups: Vec<Group<u32>> = vec![Group::default(); 4];
             for (index, &(item, route)) in items.iter().enumerate() {
-                match route.place {
-                    Some(place) => groups[place].push(index, item),
+                match route.group {
+                    Some(group) => groups[group].push(index, item),
                     None => results.set(index, answer(item)),
                 }
             }
-            for place in order {
-                let (indices, items) = std::mem::take(&mut groups[place]).into_parts();
+            for group in order {
+                let (indices, items) = std::mem::take(&mut groups[group]).into_parts();
                 results.set_all(indices, items.into_iter().map(answer));
             }
             prop_assert_eq!(results.iter().count(), items.len());

@@ -60,7 +60,8 @@ impl ConsumerSpec {
     /// The spec of a suitable consumer, from its INFO.
     pub(super) fn new(name: &ConsumerName, id: ConsumerId, info: &ConsumerInfo) -> Self {
         let shortest = info.backoff.iter().copied().fold(info.ack_wait, Duration::min);
-        let unsettled = info.max_ack_pending.map_or(LARGEST_BATCH, saturating);
+        // A limit beyond `u32` bounds no pull.
+        let max_unsettled = info.max_ack_pending.and_then(|most| u32::try_from(most).ok());
         Self {
             name: name.clone(),
             id,
@@ -73,11 +74,10 @@ impl ConsumerSpec {
             leadership: Leadership::new(info.leader),
             ack_right: AckRight::default(),
             limits: PullLimits {
-                max_batch: info
-                    .max_batch
-                    .unwrap_or(LARGEST_BATCH)
-                    .min(unsettled)
-                    .min(LARGEST_BATCH),
+                max_batch: [info.max_batch, max_unsettled]
+                    .into_iter()
+                    .flatten()
+                    .fold(LARGEST_BATCH, u32::min),
                 max_expires: info.max_expires.unwrap_or(Duration::MAX),
                 max_request_bytes: info.max_request_bytes,
                 park: LONGEST_PARK.min(shortest / 8),
@@ -171,10 +171,6 @@ fn unsuitable(info: &ConsumerInfo) -> Option<Unsuitable> {
         }
         AckPolicy::Explicit => None,
     }
-}
-
-fn saturating(value: u64) -> u32 {
-    u32::try_from(value).unwrap_or(u32::MAX)
 }
 
 /// An upper bound for the size of a delivery in an encoded answer, in bytes.

@@ -73,7 +73,7 @@ async fn lease_handed_over_in_doubt_is_trusted_for_less_time() {
     let (first, second) = (one(&broker, &lessor).await, one(&broker, &lessor).await);
     let left = || {
         let leaving = lessor.leaving();
-        leaving.iter().find(|lease| lease.id == second).map(|lease| lease.moving.ack_by).unwrap()
+        leaving.iter().find(|lease| lease.id == second).map(|lease| lease.snapshot.ack_by).unwrap()
     };
     let sure = left();
     broker.silence(true);
@@ -127,10 +127,10 @@ async fn receiver_doubts_leases_of_another_leader() {
         let limits = LeaseLimits { max_leases: 1, settle_timeout: BOUND, ..limits() };
         let heir = Lessor::start(broker.clone(), limits);
         let at = clock::now();
-        let [OutgoingLease { ack, moving, leader, .. }] = lessor.leaving().try_into().unwrap();
+        let [OutgoingLease { ack, snapshot, leader, .. }] = lessor.leaving().try_into().unwrap();
         let spec = heir.know(&broker.name(), at + BOUND).await.unwrap();
         let mut places = heir.reserve_leases(1).unwrap();
-        let coming = IncomingLease { spec, leader, ack, moving, at };
+        let coming = IncomingLease { spec, leader, ack, snapshot, at };
         let [Some(here)] = heir.adopt(vec![coming], &mut places)[..] else { panic!() };
         assert_eq!(confirmed(&self::ack(&heir, here).await), known, "{leader:?}");
     }

@@ -58,15 +58,17 @@ async fn no_deadline_grows_in_a_transfer_of_many_parts() {
     });
     let left = sender.lessor.leaving();
     let before = clock::now();
-    let ends: HashMap<u64, _> =
-        left.iter().map(|lease| (lease.moving.sequence, before + lease.moving.ack_by)).collect();
+    let ends: HashMap<u64, _> = left
+        .iter()
+        .map(|lease| (lease.snapshot.sequence, before + lease.snapshot.ack_by))
+        .collect();
     assert!(sender.leave().await);
     assert!(steps.load(Ordering::Relaxed) > 5, "one part alone would test nothing");
     let (now, came) = (clock::now(), receiver.lessor.leaving());
     assert_eq!(came.len(), 3000);
     for lease in came {
-        let end = now + lease.moving.ack_by;
-        let sequence = lease.moving.sequence;
+        let end = now + lease.snapshot.ack_by;
+        let sequence = lease.snapshot.sequence;
         assert!(end <= ends[&sequence], "{sequence} gained {:?}", end - ends[&sequence]);
         // Nor is more lost than the way of one part.
         let lost = ends[&sequence] - end;

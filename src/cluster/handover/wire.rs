@@ -43,7 +43,7 @@ impl TransferParts {
     }
 
     pub(super) fn lease(&mut self, name: InstanceId, id: LeaseId, leaving: OutgoingLease) {
-        let OutgoingLease { name: of, created, leader, ack, moving, .. } = leaving;
+        let OutgoingLease { name: of, created, leader, ack, snapshot, .. } = leaving;
         // The first lease of a consumer in a part carries the consumer too.
         self.room_for(ack.0.len() + of.stream.len() + of.consumer.len() + created.len() + 128);
         let next = u32::try_from(self.consumers.len()).unwrap_or(u32::MAX);
@@ -62,19 +62,19 @@ impl TransferParts {
             lease: id.get(),
             consumer,
             ack_subject: ack.0.into(),
-            sequence: moving.sequence,
-            consumer_sequence: moving.consumer_sequence,
-            delivery_count: moving.delivery_count,
-            ack_by: micros(moving.ack_by),
+            sequence: snapshot.sequence,
+            consumer_sequence: snapshot.consumer_sequence,
+            delivery_count: snapshot.delivery_count,
+            ack_by: micros(snapshot.ack_by),
             // Rounded up: no doubt gets shorter on the way.
-            doubt: micros(moving.doubt).saturating_add(1),
-            deadline: match moving.until {
+            doubt: micros(snapshot.doubt).saturating_add(1),
+            deadline: match snapshot.until {
                 SnapshotExpiry::JetStreamEnds => None,
                 SnapshotExpiry::At(left) => Some(micros(left)),
             },
-            granted: Some(moving.granted.map_or(0, micros)),
-            uncertain: settled_as(moving.uncertain).into(),
-            ack_wait: micros(moving.ack_wait),
+            granted: Some(snapshot.granted.map_or(0, micros)),
+            uncertain: settled_as(snapshot.uncertain).into(),
+            ack_wait: micros(snapshot.ack_wait),
         });
     }
 
@@ -119,7 +119,7 @@ pub(super) fn read(
         pb::SettledAs::Nak => Some(SettleKind::Nak),
         pb::SettledAs::Term => Some(SettleKind::Term),
     };
-    let moving = LeaseSnapshot {
+    let snapshot = LeaseSnapshot {
         sequence: lease.sequence,
         consumer_sequence: lease.consumer_sequence,
         delivery_count: lease.delivery_count,
@@ -135,7 +135,7 @@ pub(super) fn read(
         uncertain,
     };
     let ack = AckSubject(lease.ack_subject.into());
-    Some((name, LeaseId::new(lease.lease)?, IncomingLease { spec, leader, ack, moving, at }))
+    Some((name, LeaseId::new(lease.lease)?, IncomingLease { spec, leader, ack, snapshot, at }))
 }
 
 /// The length that the caller was granted. `None`: as long as the ack wait. An older replica does not
