@@ -96,34 +96,34 @@ mod tests {
     use crate::clock;
 
     #[test]
-    fn it_is_said_once_in_ten_seconds() {
+    fn a_line_is_logged_once_in_ten_seconds() {
         let (throttle, start) = (LogThrottle::default(), clock::now());
         let said = (0..30).filter(|seconds| throttle.allow(start + Duration::from_secs(*seconds)));
         assert_eq!(said.collect::<Vec<_>>(), [0, 10, 20]);
     }
 
     #[test]
-    fn what_may_be_said_several_times_is_said_so_often_in_ten_seconds() {
+    fn a_line_that_may_repeat_is_logged_that_often_in_ten_seconds() {
         let (throttle, start) = (LogThrottle::few(2), clock::now());
         let said = (0..21).filter(|seconds| throttle.allow(start + Duration::from_secs(*seconds)));
         assert_eq!(said.collect::<Vec<_>>(), [0, 1, 10, 11, 20]);
     }
 
     #[test]
-    fn each_is_said_once_in_a_while_and_few_at_a_time() {
+    fn each_key_is_logged_once_in_a_while_and_few_at_a_time() {
         let (firsts, start) = (KeyedLogThrottle::new(Duration::from_secs(60), 2), clock::now());
         let may = |what: &str, seconds| firsts.allow(&what, start + Duration::from_secs(seconds));
         assert!(may("a", 0));
-        assert!(!may("a", 1), "lately");
+        assert!(!may("a", 1), "logged lately");
         assert!(may("b", 1));
-        assert!(!may("c", 2), "too many");
-        assert!(may("c", 11), "it was not forgotten that it is to be said");
+        assert!(!may("c", 2), "too many lines");
+        assert!(may("c", 11), "a refused line may be logged later");
         assert!(!may("a", 59));
         assert!(may("a", 61));
     }
 
     #[test]
-    fn what_is_remembered_is_bounded() {
+    fn the_number_of_remembered_keys_is_bounded() {
         let (firsts, start) =
             (KeyedLogThrottle::new(Duration::from_secs(3600), u32::MAX), clock::now());
         for number in 0..3 * MAX_KEYS {

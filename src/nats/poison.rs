@@ -117,7 +117,7 @@ impl Search<'_> {
                     Ok(Wire { message: Some(stored) }) => {
                         next = next.max(stored.seq.saturating_add(1));
                         if part.contains(&stored.seq) {
-                            self.judge(&stored).await?;
+                            self.check(&stored).await?;
                         }
                     }
                     Ok(Wire { message: None }) => next = u64::MAX,
@@ -134,12 +134,12 @@ impl Search<'_> {
         Request::new(&self.subject, payload.into())
     }
 
-    async fn judge(&mut self, stored: &Stored<'_>) -> Result<(), InfoError> {
+    async fn check(&mut self, stored: &Stored<'_>) -> Result<(), InfoError> {
         let known = |found: &Unreadable| found.stream_sequence == stored.seq;
         if self.found.iter().any(known) {
             return Ok(());
         }
-        let mut unreadable = judge(stored, self.name);
+        let mut unreadable = unreadable_headers(stored, self.name);
         if unreadable.is_none() && stored.subject.contains(char::REPLACEMENT_CHARACTER) {
             unreadable = self.is_not_text(stored).await?.then(|| Unreadable {
                 ack: ack_subject(self.name, stored.seq),
@@ -183,7 +183,8 @@ struct Stored<'b> {
     hdrs: Cow<'b, str>,
 }
 
-fn judge(stored: &Stored<'_>, name: &ConsumerName) -> Option<Unreadable> {
+/// The message as an unreadable one, if its headers are unreadable.
+fn unreadable_headers(stored: &Stored<'_>, name: &ConsumerName) -> Option<Unreadable> {
     let headers = BASE64.decode(stored.hdrs.as_bytes()).ok()?;
     unreadable(&stored.subject, &headers).map(|why| Unreadable {
         ack: ack_subject(name, stored.seq),
@@ -214,7 +215,7 @@ mod tests {
     fn found(body: &Bytes) -> Option<Unreadable> {
         let name = ConsumerName { stream: "S".into(), consumer: "c".into() };
         let wire: Wire<'_> = serde_json::from_slice(body).unwrap();
-        judge(&wire.message?, &name)
+        unreadable_headers(&wire.message?, &name)
     }
 
     #[test]

@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn who_logs_does_not_wait_and_what_does_not_fit_is_counted() {
+    fn logging_never_waits_and_lost_lines_are_counted() {
         let (queue, takes, taken) = start();
         queue.push(b"taken\n");
         // The thread waits for its reader, with or without a line.
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_thread_captures_is_not_queued() {
+    fn captured_lines_are_not_queued() {
         let (queue, takes, taken) = start();
         drop(takes);
         let own = captured(|| {
