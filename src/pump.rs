@@ -15,10 +15,10 @@
 //! pull is open, so the next pull is as large as it can be.
 //!
 //! A pull asks with `no_wait` and `expires`. JetStream waits for a first message, sends the messages that
-//! are available, and sends the end of the pull. Two pulls have no such end. A full batch is counted. At
-//! `max_ack_pending`, a pull ends when no message has come for a while. A pull may be allowed less than its
-//! waiters want. If it reaches that limit, the next pull follows at once, and waiters that have messages
-//! wait for it. An answer can be filled from several pulls.
+//! are available, and sends the end of the pull. Two kinds of pull have no such end. A full batch is
+//! counted. At `max_ack_pending`, a pull ends when no message has come for a while. A pull may be allowed
+//! less than its waiters want. If it reaches that limit, the next pull follows at once, and waiters that
+//! have messages wait for it. An answer can be filled from several pulls.
 //!
 //! 1. Every message that arrives is in one place: with a waiter, in an answer, parked, or overdue.
 //! 2. At most one pull is open.

@@ -152,7 +152,7 @@ pub(super) fn release<B: Broker>(core: &Arc<Core<B>>, mut holds: Vec<(HeldDelive
     let Some(by) = holds.iter().map(|(_, by)| *by).min() else { return };
     tracing::debug!(count = holds.len(), "released");
     let nak = |(hold, by): &(HeldDelivery, Instant)| {
-        hold.order(AckKind::Nak(hold.spec.release_delay()), Some(*by))
+        hold.ack_publish(AckKind::Nak(hold.spec.release_delay()), Some(*by))
     };
     let naks = holds.iter().map(nak).collect();
     let run = core.clone();

@@ -147,7 +147,7 @@ impl<B: Broker> Lessor<B> {
                 return Err(failure(BrokerError::Unsent(IN_DOUBT.to_owned()), after));
             }
             let (kind, redelivered_in) = ack_kind(action.clone(), hold);
-            publishes.push(hold.order(kind, by));
+            publishes.push(hold.ack_publish(kind, by));
             begun.push(index, Begin { lease, spec: hold.spec.clone(), redelivered_in });
             Ok(None)
         };

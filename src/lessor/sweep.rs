@@ -77,8 +77,8 @@ impl<B: Broker> Sweeper<B> {
                             table.payload(id).filter(|hold| !hold.spec.leadership.in_doubt());
                         // Late progress is harmless: it only makes the next ack wait longer.
                         if let Some(hold) = sure {
-                            let order = hold.order(AckKind::Progress, None);
-                            progress.entry(hold.spec.id).or_default().push((id, order));
+                            let publish = hold.ack_publish(AckKind::Progress, None);
+                            progress.entry(hold.spec.id).or_default().push((id, publish));
                         }
                     }
                     Due::Lapsed { payload, release: Some(by), .. } => {
@@ -132,9 +132,9 @@ impl<B: Broker> Sweeper<B> {
         let core = self.0.clone();
         self.0.tasks.spawn(async move {
             let sent_at = clock::now();
-            let (ids, orders): (Vec<_>, Vec<_>) = leases.into_iter().unzip();
+            let (ids, publishes): (Vec<_>, Vec<_>) = leases.into_iter().unzip();
             let until = sent_at + PROGRESS_TIMEOUT;
-            let results = core.broker.settle(orders, Confirmation::Confirmed, until).await;
+            let results = core.broker.settle(publishes, Confirmation::Confirmed, until).await;
             let now = clock::now();
             core.table.with(|table| {
                 for (id, result) in ids.into_iter().zip(results) {

@@ -42,7 +42,7 @@ pub(super) struct HeldDelivery {
 
 impl HeldDelivery {
     /// The settlement to publish. It must arrive by `by` or never.
-    pub(super) fn order(&self, kind: AckKind, by: Option<Instant>) -> AckPublish {
+    pub(super) fn ack_publish(&self, kind: AckKind, by: Option<Instant>) -> AckPublish {
         AckPublish { ack: self.ack.clone(), kind, confirm_group: self.spec.confirm_group(), by }
     }
 }
