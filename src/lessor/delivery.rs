@@ -25,12 +25,12 @@ impl GrantedDelivery {
     }
 }
 
-/// How a caller has its leases.
+/// A caller's wish for its leases.
 #[derive(Debug, Clone)]
 pub(super) struct LeaseRequest {
-    /// For how long; `None` is as long as JetStream would wait.
+    /// The length of each lease. `None`: as long as JetStream waits by itself.
     pub(super) length: Option<Duration>,
-    /// Who it is.
+    /// The name of the caller's worker.
     pub(super) worker: Arc<str>,
 }
 
@@ -39,28 +39,28 @@ pub(super) struct LeaseRequest {
 pub struct LeasedDelivery {
     /// The lease.
     pub id: LeaseId,
-    /// When it ends.
+    /// The end of the lease.
     pub deadline: Instant,
-    /// Until when anybody else could settle it without harm: the earlier of the lease's end and
-    /// JetStream's, as they stand now.
+    /// The earlier of the end of the lease and JetStream's present end. Until then another replica could
+    /// settle the message without harm.
     pub settle_by: Instant,
-    /// Who leads the consumer: while it does, nobody else has the message before `settle_by`.
+    /// The consumer's leader. While it leads, nobody else has the message before `settle_by`.
     pub leader: Leader,
     pub(super) granted: GrantedDelivery,
 }
 
 impl LeasedDelivery {
-    /// What was delivered.
+    /// The delivery.
     pub fn delivery(&self) -> &Delivery {
         &self.granted.delivery
     }
 
-    /// Attempts after which the message is given up; `None` is without limit.
+    /// The number of delivery attempts. `None`: no limit.
     pub fn max_deliver(&self) -> Option<u64> {
         self.granted.spec.max_deliver
     }
 
-    /// When the consumer was made.
+    /// The creation time of the consumer.
     pub fn consumer_created(&self) -> &Arc<str> {
         &self.granted.spec.created
     }

@@ -1,6 +1,6 @@
-//! Who leads a consumer, and whether that is sure, or it is gone: shared by all that is known of its
-//! incarnation, so that it can be asked of any lease. Who writes it, and why, is said in
-//! `consumer::leading` and `consumer::knowing`.
+//! The leader of a consumer, and whether it is certain, or the consumer is gone. Everything that is known
+//! of one incarnation shares it, so any lease can read it. The consumer's task changes it, as its monitor
+//! decides. A settlement without an answer puts the leader in doubt, too.
 
 use std::sync::{
     Arc,
@@ -25,12 +25,12 @@ impl Leadership {
         Self(Arc::new(Shared { leader, in_doubt: false.into(), over: false.into() }))
     }
 
-    /// As was last known.
+    /// The last known leader.
     pub(super) fn leader(&self) -> Leader {
         Leader(self.0.leader.load(Ordering::Relaxed))
     }
 
-    /// Returns who led before.
+    /// Sets a new leader, and returns the last one.
     pub(super) fn pass_to(&self, leader: Leader) -> Leader {
         Leader(self.0.leader.swap(leader.0, Ordering::Relaxed))
     }
@@ -39,7 +39,7 @@ impl Leadership {
         self.0.in_doubt.load(Ordering::Relaxed)
     }
 
-    /// `true` for the first who doubts.
+    /// `true` for the first doubt.
     pub(super) fn doubt(&self) -> bool {
         !self.0.in_doubt.swap(true, Ordering::Relaxed)
     }
@@ -58,7 +58,7 @@ impl Leadership {
     }
 }
 
-/// It is no part of what a consumer is.
+/// Two specs with different leaders are equal: the leader is not part of a consumer's configuration.
 impl PartialEq for Leadership {
     fn eq(&self, _: &Self) -> bool {
         true
