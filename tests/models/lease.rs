@@ -60,8 +60,8 @@ impl TimedTable {
         self.table.grant(self.terms(1, 0), "one").0
     }
 
-    /// The same, lent at 0 for so long.
-    fn lent(&mut self, length: u64) -> LeaseId {
+    /// The same, assigned at 0 for so long.
+    fn assigned(&mut self, length: u64) -> LeaseId {
         let id = self.granted();
         self.table.assign(id, Some(Duration::from_millis(length)), self.origin).unwrap();
         id

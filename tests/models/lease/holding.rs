@@ -41,8 +41,8 @@ fn unset_lease_ends_a_margin_before_the_ack_wait() {
     let mut timed = TimedTable::new();
     let id = timed.granted();
     let by = timed.at(ACK_BY);
-    let lent = timed.table.assign(id, None, timed.at(500));
-    assert_eq!(lent, Ok(Assigned { deadline: by, settle_by: by }));
+    let assigned = timed.table.assign(id, None, timed.at(500));
+    assert_eq!(assigned, Ok(Assigned { deadline: by, settle_by: by }));
     assert_eq!(timed.table.next_due(), Some(by));
 }
 
@@ -59,7 +59,7 @@ fn settle_by_is_the_earlier_of_both_clocks() {
 #[test]
 fn extend_counts_from_now_and_may_shorten() {
     let mut timed = TimedTable::new();
-    let id = timed.lent(1000);
+    let id = timed.assigned(1000);
     assert_eq!(timed.extend(id, 5000, 999), Ok(timed.at(5999)));
     assert_eq!(timed.extend(id, 100, 2000), Ok(timed.at(2100)));
     assert_eq!(timed.extend(id, 5000, 2100), Err(OVER));
@@ -68,7 +68,7 @@ fn extend_counts_from_now_and_may_shorten() {
 #[test]
 fn extend_without_a_length_repeats_the_granted_length() {
     let mut timed = TimedTable::new();
-    let id = timed.lent(4000);
+    let id = timed.assigned(4000);
     timed.extend(id, 60_000, 100).unwrap();
     let again = timed.table.extend(id, None, timed.at(1000));
     assert_eq!(again, Ok(timed.at(5000)), "not as long as it was extended last");
@@ -90,8 +90,8 @@ fn no_lease_is_longer_than_the_longest() {
     timed.table = LeaseTable::new(timed.origin, longest, 64);
     let id = timed.granted();
     for length in [None, Some(Duration::MAX), Some(longest)] {
-        let lent = timed.table.assign(id, length, timed.at(600)).unwrap();
-        assert_eq!((lent.deadline, lent.settle_by), (timed.at(3600), timed.at(3600)));
+        let assigned = timed.table.assign(id, length, timed.at(600)).unwrap();
+        assert_eq!((assigned.deadline, assigned.settle_by), (timed.at(3600), timed.at(3600)));
         for length in [None, Some(Duration::MAX), Some(longest)] {
             assert_eq!(timed.table.extend(id, length, timed.at(600)), Ok(timed.at(3600)));
         }
@@ -107,7 +107,7 @@ fn no_lease_is_longer_than_the_longest() {
 #[test]
 fn short_lease_is_released_at_its_deadline() {
     let mut timed = TimedTable::new();
-    let id = timed.lent(1000);
+    let id = timed.assigned(1000);
     assert_eq!(timed.table.next_due(), Some(timed.at(1000)));
     assert_eq!(timed.sweep(999), []);
     let release = Some(timed.at(ACK_BY));
@@ -118,7 +118,7 @@ fn short_lease_is_released_at_its_deadline() {
 #[test]
 fn lapse_within_the_margin_of_ack_by_sends_nothing() {
     let mut timed = TimedTable::new();
-    let id = timed.lent(ACK_BY - 1000);
+    let id = timed.assigned(ACK_BY - 1000);
     let swept = timed.sweep(ACK_BY - 1000);
     assert_eq!(swept, [Due::Lapsed { id, payload: "one", release: None }]);
 }
@@ -147,7 +147,7 @@ fn last_attempt_is_kept_alive_until_taken_and_after_its_return() {
 #[test]
 fn kept_lease_lasts_as_long_as_a_fresh_one() {
     let mut timed = TimedTable::new();
-    let id = timed.lent(1000);
+    let id = timed.assigned(1000);
     timed.table.reclaim(id, timed.at(999));
     assert_eq!(timed.table.next_due(), Some(timed.at(ACK_BY)));
 }
@@ -175,7 +175,7 @@ fn late_or_last_delivery_is_not_released() {
 #[test]
 fn long_lease_is_kept_alive_at_half_time_and_each_eighth() {
     let mut timed = TimedTable::new();
-    let id = timed.lent(60_000);
+    let id = timed.assigned(60_000);
     let progress = [Due::Progress { id }];
     assert_eq!(timed.sweep(4999), []);
     assert_eq!(timed.sweep(5000), progress);
@@ -189,7 +189,7 @@ fn long_lease_is_kept_alive_at_half_time_and_each_eighth() {
 #[test]
 fn progress_confirmed_at_ack_by_is_too_late() {
     let mut timed = TimedTable::new();
-    let id = timed.lent(60_000);
+    let id = timed.assigned(60_000);
     timed.progressed(id, ACK_BY - 10, ACK_BY);
     assert_eq!(timed.sweep(ACK_BY), [Due::Lost { id, payload: "one" }]);
 }

@@ -188,9 +188,9 @@ impl Tested {
     fn call(&mut self, id: LeaseId, call: Call, now: Instant, sent_at: Instant) -> Reply {
         match call {
             Call::Assign(length) => match self.table.assign(id, length.map(duration), now) {
-                Ok(lent) => Reply::Assigned {
-                    deadline: self.millis(lent.deadline),
-                    settle_by: self.millis(lent.settle_by),
+                Ok(assigned) => Reply::Assigned {
+                    deadline: self.millis(assigned.deadline),
+                    settle_by: self.millis(assigned.settle_by),
                 },
                 Err(error) => error.into(),
             },

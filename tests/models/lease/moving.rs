@@ -251,7 +251,7 @@ proptest! {
 #[test]
 fn settlement_by_a_receiver_is_known_to_the_next() {
     let (mut there, now) = (TimedTable::new(), 1000);
-    let id = there.lent(60_000);
+    let id = there.assigned(60_000);
     let at = there.at(now);
     let mut here: Table = LeaseTable::new(there.origin, LONGEST, 64);
     let mut inheritance = taken(&mut here, &leaving(&there.table, at), at, at);

@@ -9,7 +9,7 @@ use super::{ACK_BY, CONSUMER, OVER, TimedTable};
 #[test]
 fn server_that_forgot_costs_one_second_and_recent_progress() {
     let mut timed = TimedTable::new();
-    let id = timed.lent(60_000);
+    let id = timed.assigned(60_000);
     timed.progressed(id, 5000, 5001);
     timed.distrust(5251);
     assert_eq!(timed.ack_by(id), 5000 + u128::from(ACK_BY) - 1000, "stored 250 ms before");
@@ -37,7 +37,7 @@ fn new_server_counts_a_delivery_from_its_message() {
 #[test]
 fn progress_from_before_a_lost_state_does_not_count() {
     let mut timed = TimedTable::new();
-    let id = timed.lent(60_000);
+    let id = timed.assigned(60_000);
     timed.distrust(5000);
     timed.progressed(id, 5000, 5100);
     assert_eq!(timed.ack_by(id), u128::from(ACK_BY) - 1000);
@@ -62,7 +62,7 @@ fn deliveries_forgotten_by_the_server_are_lost() {
 #[test]
 fn new_ack_wait_counts_from_the_last_start_of_the_clock() {
     let mut timed = TimedTable::new();
-    let id = timed.lent(60_000);
+    let id = timed.assigned(60_000);
     timed.progressed(id, 5000, 5001);
     let after = timed.table.retune(CONSUMER, |_| Duration::from_secs(3), None, 100);
     assert_eq!((after, timed.ack_by(id)), (None, 5000 + 2700));
@@ -82,7 +82,7 @@ fn unset_lease_follows_a_new_ack_wait_unlike_a_set_one() {
 #[test]
 fn longer_ack_wait_revives_no_ended_lease() {
     let mut timed = TimedTable::new();
-    let id = timed.lent(60_000);
+    let id = timed.assigned(60_000);
     timed.begin(id, SettleKind::Ack, ACK_BY - 1).unwrap();
     assert_eq!(timed.table.sweep(timed.at(ACK_BY), 100), []);
     timed.table.retune(CONSUMER, |_| Duration::from_secs(600), None, 100);
@@ -92,7 +92,7 @@ fn longer_ack_wait_revives_no_ended_lease() {
 #[test]
 fn new_ack_wait_revives_no_forgotten_delivery() {
     let mut timed = TimedTable::new();
-    let id = timed.lent(60_000);
+    let id = timed.assigned(60_000);
     timed.table.lose_after(CONSUMER, 0, None, 100);
     timed.table.retune(CONSUMER, |_| Duration::from_secs(600), None, 100);
     assert_eq!(timed.begin(id, SettleKind::Ack, 1), Err(OVER));

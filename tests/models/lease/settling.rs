@@ -11,10 +11,10 @@ use super::{ACK_BY, CONSUMER, OVER, TimedTable};
 #[test]
 fn ack_passes_before_the_deadline_and_is_refused_after_it() {
     let mut timed = TimedTable::new();
-    let id = timed.lent(1000);
+    let id = timed.assigned(1000);
     assert_eq!(timed.begin(id, SettleKind::Ack, 1000), Err(OVER));
     let mut timed = TimedTable::new();
-    let id = timed.lent(1000);
+    let id = timed.assigned(1000);
     assert_eq!(timed.begin(id, SettleKind::Ack, 999), Ok(BeginResult::Publish(&"one")));
 }
 
@@ -26,7 +26,7 @@ fn settled_lease_answers_duplicate_or_settled_by_kind() {
         (SettleKind::Term, SettleKind::Ack),
     ] {
         let mut timed = TimedTable::new();
-        let id = timed.lent(1000);
+        let id = timed.assigned(1000);
         timed.begin(id, kind, 1).unwrap();
         assert_eq!(
             timed.finish(id, PublishOutcome::Confirmed, 2),
@@ -41,7 +41,7 @@ fn settled_lease_answers_duplicate_or_settled_by_kind() {
 #[test]
 fn lease_under_settlement_is_busy_and_does_not_expire() {
     let mut timed = TimedTable::new();
-    let id = timed.lent(1000);
+    let id = timed.assigned(1000);
     timed.begin(id, SettleKind::Ack, 999).unwrap();
     assert_eq!(timed.begin(id, SettleKind::Ack, 999), Err(LeaseError::Busy));
     assert_eq!((timed.sweep(60_000), timed.table.next_due()), (vec![], None));
@@ -57,7 +57,7 @@ fn lease_under_settlement_is_busy_and_does_not_expire() {
 #[test]
 fn unsent_settlement_leaves_the_lease_free_for_any_kind() {
     let mut timed = TimedTable::new();
-    let id = timed.lent(1000);
+    let id = timed.assigned(1000);
     assert_eq!(timed.settle(id, SettleKind::Ack, PublishOutcome::Unsent, 1), LeaseStatus::Held);
     assert_eq!(timed.settle(id, SettleKind::Nak, PublishOutcome::Confirmed, 2), LeaseStatus::Gone);
 }
@@ -65,7 +65,7 @@ fn unsent_settlement_leaves_the_lease_free_for_any_kind() {
 #[test]
 fn settlement_unsent_by_its_deadline_lapses_and_is_released() {
     let mut timed = TimedTable::new();
-    let id = timed.lent(1000);
+    let id = timed.assigned(1000);
     timed.begin(id, SettleKind::Ack, 999).unwrap();
     assert_eq!(timed.finish(id, PublishOutcome::Unsent, 1000), (LeaseStatus::Gone, None));
     assert_eq!(timed.begin(id, SettleKind::Ack, 1000), Err(OVER));
@@ -76,7 +76,7 @@ fn settlement_unsent_by_its_deadline_lapses_and_is_released() {
 #[test]
 fn settlement_unsent_by_ack_by_is_lost() {
     let mut timed = TimedTable::new();
-    let id = timed.lent(60_000);
+    let id = timed.assigned(60_000);
     timed.begin(id, SettleKind::Ack, ACK_BY - 1).unwrap();
     assert_eq!(timed.finish(id, PublishOutcome::Unsent, ACK_BY), (LeaseStatus::Gone, Some("one")));
     assert_eq!(timed.begin(id, SettleKind::Ack, ACK_BY), Err(OVER));
@@ -87,7 +87,7 @@ fn unconfirmed_ack_or_term_may_be_repeated_and_not_changed() {
     for (kind, other) in [(SettleKind::Ack, SettleKind::Term), (SettleKind::Term, SettleKind::Nak)]
     {
         let mut timed = TimedTable::new();
-        let id = timed.lent(1000);
+        let id = timed.assigned(1000);
         assert_eq!(timed.settle(id, kind, PublishOutcome::Unconfirmed, 1), LeaseStatus::Uncertain);
         assert_eq!(timed.begin(id, other, 2), Err(LeaseError::Settled { by: kind }));
         assert_eq!(timed.extend(id, 1, 2), Err(LeaseError::Settled { by: kind }));
@@ -103,7 +103,7 @@ fn unconfirmed_ack_or_term_may_be_repeated_and_not_changed() {
 #[test]
 fn unsent_repeat_leaves_the_first_try_uncertain() {
     let mut timed = TimedTable::new();
-    let id = timed.lent(1000);
+    let id = timed.assigned(1000);
     timed.settle(id, SettleKind::Ack, PublishOutcome::Unconfirmed, 1);
     assert_eq!(
         timed.settle(id, SettleKind::Ack, PublishOutcome::Unsent, 2),
@@ -116,7 +116,7 @@ fn unsent_repeat_leaves_the_first_try_uncertain() {
 #[test]
 fn unconfirmed_nak_is_never_published_again() {
     let mut timed = TimedTable::new();
-    let id = timed.lent(1000);
+    let id = timed.assigned(1000);
     timed.begin(id, SettleKind::Nak, 1).unwrap();
     assert_eq!(timed.finish(id, PublishOutcome::Unconfirmed, 2), (LeaseStatus::Gone, Some("one")));
     assert_eq!(timed.begin(id, SettleKind::Nak, 3), Ok(BeginResult::Duplicate));
@@ -125,7 +125,7 @@ fn unconfirmed_nak_is_never_published_again() {
 #[test]
 fn denied_settlement_ends_the_lease_as_lost() {
     let mut timed = TimedTable::new();
-    let id = timed.lent(1000);
+    let id = timed.assigned(1000);
     assert_eq!(timed.settle(id, SettleKind::Ack, PublishOutcome::Denied, 1), LeaseStatus::Gone);
     assert_eq!(timed.begin(id, SettleKind::Ack, 2), Err(OVER));
 }
@@ -133,7 +133,7 @@ fn denied_settlement_ends_the_lease_as_lost() {
 #[test]
 fn newer_delivery_of_the_message_ends_the_older_lease() {
     let mut timed = TimedTable::new();
-    let older = timed.lent(60_000);
+    let older = timed.assigned(60_000);
     let (newer, superseded) = timed.table.grant(timed.terms(1, 500), "two");
     assert_eq!(superseded, Some((older, "one")));
     assert_eq!(timed.begin(older, SettleKind::Ack, 500), Err(OVER));
@@ -159,7 +159,7 @@ fn nak_overtaken_by_its_redelivery_is_a_duplicate_when_repeated() {
         (PublishOutcome::Denied, Err(OVER)),
     ] {
         let mut timed = TimedTable::new();
-        let id = timed.lent(1000);
+        let id = timed.assigned(1000);
         timed.begin(id, SettleKind::Nak, 1).unwrap();
         let (newer, superseded) = timed.table.grant(timed.terms(1, 2), "two");
         assert_eq!(superseded, Some((id, "one")));
@@ -173,7 +173,7 @@ fn nak_overtaken_by_its_redelivery_is_a_duplicate_when_repeated() {
 #[test]
 fn caller_with_an_earlier_clock_is_judged_by_the_latest_time() {
     let mut timed = TimedTable::new();
-    let id = timed.lent(1000);
+    let id = timed.assigned(1000);
     assert_eq!(timed.extend(id, 5000, 1000), Err(OVER));
     assert_eq!(timed.begin(id, SettleKind::Ack, 999), Err(OVER), "an ended lease stays ended");
 }
@@ -181,7 +181,7 @@ fn caller_with_an_earlier_clock_is_judged_by_the_latest_time() {
 #[test]
 fn old_outcomes_are_forgotten_and_unknown_leases_count_as_forgotten() {
     let mut timed = TimedTable::new();
-    let id = timed.lent(1000);
+    let id = timed.assigned(1000);
     timed.settle(id, SettleKind::Ack, PublishOutcome::Confirmed, 1);
     for sequence in 2..=64 {
         timed.table.grant(timed.terms(sequence, 1), "any");

@@ -21,7 +21,7 @@ fn every_clock_of_a_lease_runs_while_the_machine_sleeps() {
     assert_eq!(timed.ack_by(id), u128::from(ACK_BY) - 4000);
     assert!(timed.begin(id, SettleKind::Ack, ACK_BY - 4000 - 1).is_ok());
     let mut timed = TimedTable::new();
-    let id = timed.lent(2000);
+    let id = timed.assigned(2000);
     timed.slept(1500, 100);
     assert_eq!(timed.table.next_due(), Some(timed.at(500)), "the holder's clock, too");
     assert_eq!(timed.begin(id, SettleKind::Ack, 500), Err(OVER));
@@ -43,7 +43,7 @@ fn lease_that_ended_during_a_sleep_settles_nothing() {
 #[test]
 fn progress_sent_before_a_sleep_counts_from_before_it() {
     let mut timed = TimedTable::new();
-    let id = timed.lent(60_000);
+    let id = timed.assigned(60_000);
     timed.slept(3000, 1000);
     timed.progressed(id, 500, 1001);
     assert_eq!(timed.ack_by(id), 500 + u128::from(ACK_BY) - 3000);
