@@ -91,7 +91,7 @@ pub trait Inbox: Send + 'static {
 }
 
 /// The kind of connection that an inbox uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ConnectionKind {
     /// The connection that all consumers share.
     Shared,

@@ -44,7 +44,7 @@ use tokio::{
 pub(crate) use self::spec::encoded_size;
 pub use self::{
     codec::Codec,
-    consumer::{DeliveryGuard, monitor},
+    consumer::{DeliveryGuard, monitor, quarantine},
     delivery::{LeasedDelivery, Rejected, RejectedCause},
     error::{Error, Unsuitable},
     fetch::{CallerDeadline, Empty, FetchParams, Fetched},

@@ -8,7 +8,7 @@
 //! Who decides what:
 //! - the [`monitor`] what the consumer is at this moment: who leads it, what may be settled and pulled;
 //! - the pump ([`crate::pump`]) how much is pulled, and who gets it;
-//! - the `quarantine` which connection the consumer is on after a break.
+//! - the [`quarantine`] which connection the consumer is on after a break.
 //!
 //! Who holds what: `leases` the spec and the leases in the table, `callers` the replies, `subscription` the
 //! inbox, `announcer` what waits until the other replicas know, `info` the open question, `poison` the search.
@@ -30,7 +30,7 @@ mod leases;
 pub mod monitor;
 mod performer;
 mod poison;
-mod quarantine;
+pub mod quarantine;
 mod sharing;
 mod single_answer;
 mod subscription;

@@ -6,3 +6,4 @@ mod budget;
 mod lease;
 mod monitor;
 mod pump;
+mod quarantine;

@@ -79,7 +79,7 @@ impl<B: Broker> Performer<B> {
         }
         let barred = self.poison.is_searching() || self.poison.suspended(now).is_some();
         if !self.subscription.is_open() && self.monitor.is_read_here() && !barred {
-            let kind = self.poison.quarantine.place();
+            let kind = self.poison.quarantine.connection();
             if self.subscription.open(kind).await {
                 self.callers.pump.up(now);
             }
@@ -93,7 +93,7 @@ impl<B: Broker> Performer<B> {
         if !self.subscription.is_quiet() {
             return;
         }
-        let released = self.poison.quarantine.outlived(now) && self.subscription.is_dedicated();
+        let released = self.poison.quarantine.release(now) && self.subscription.is_dedicated();
         if self.subscription.is_outdated() || released {
             tracing::info!(consumer = %self.name, "the consumer returns to the shared connection");
             self.subscription.leave(now);
@@ -162,7 +162,7 @@ impl<B: Broker> Performer<B> {
             SubscriptionEvent::Inbox(InboxEvent::Lost) => self.disconnected(now),
             SubscriptionEvent::Inbox(InboxEvent::Broken) => {
                 if let Some(kind) = self.subscription.broke(now) {
-                    self.poison.quarantine.accuse(kind);
+                    self.poison.quarantine.connection_broke(kind);
                     self.monitor.reread();
                     self.monitor.ask(now);
                 }

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::time::timeout_at;
 
-use super::quarantine::{Barred, Quarantine, SearchResult};
+use super::quarantine::{Quarantine, QuarantineReason, SearchResult};
 use crate::{
     broker::{
         AckKind, AckPublish, Broker, BrokerError, Confirmation, ConsumerName, Denial, InfoError,
@@ -35,22 +35,22 @@ pub(super) struct PoisonWatch<B: Broker> {
 
 impl<B: Broker> PoisonWatch<B> {
     pub(super) fn new(core: Arc<Core<B>>, name: ConsumerName) -> Self {
-        Self { core, name, quarantine: Quarantine::none(), search: None }
+        Self { core, name, quarantine: Quarantine::clear(), search: None }
     }
 
     /// The consumer is another one: nothing is held against it.
     pub(super) fn forget(&mut self) {
-        (self.quarantine, self.search) = (Quarantine::none(), None);
+        (self.quarantine, self.search) = (Quarantine::clear(), None);
     }
 
     /// INFO was read after a break. JetStream numbers a consumer's deliveries, and has delivered something
     /// that did not arrive, from this stream sequence on. If everything has arrived, the break was another
     /// consumer's.
     pub(super) fn examine(&mut self, missing_from: Option<u64>) {
-        if !self.quarantine.accused() || self.search.is_some() {
+        if !self.quarantine.is_suspect() || self.search.is_some() {
             return;
         }
-        let Some(from) = missing_from else { return self.quarantine.acquit() };
+        let Some(from) = missing_from else { return self.quarantine.cleared() };
         tracing::warn!(
             consumer = %self.name,
             "the connection broke by its content: searching for unreadable messages"
@@ -92,7 +92,7 @@ impl<B: Broker> PoisonWatch<B> {
                  message explains it: lower --max-pull-bytes, or raise max_pending at the server"
             );
         }
-        let barred = self.quarantine.weigh(result, cut.map(|cut| cut.cause), now)?;
+        let barred = self.quarantine.assess(result, cut.map(|cut| cut.cause), now)?;
         let (error, consumer) = (self.error_of(barred), &self.name);
         if matches!(error, Error::ConsumerSuspected { .. }) {
             tracing::warn!(
@@ -108,17 +108,17 @@ impl<B: Broker> PoisonWatch<B> {
 
     /// Why callers are not served now.
     pub(super) fn suspended(&self, now: Instant) -> Option<Error> {
-        self.quarantine.fenced(now).map(|barred| self.error_of(barred))
+        self.quarantine.suspended(now).map(|barred| self.error_of(barred))
     }
 
-    fn error_of(&self, barred: Barred) -> Error {
+    fn error_of(&self, barred: QuarantineReason) -> Error {
         let name = self.name.clone();
         match barred {
-            Barred::Unreadable { needs } => {
+            QuarantineReason::Unreadable { needs } => {
                 let property = Unsuitable::Unreadable { needs };
                 Error::ConsumerUnsuitable { name, property }
             }
-            Barred::Suspected { needs } => Error::ConsumerSuspected { name, needs },
+            QuarantineReason::Suspected { needs } => Error::ConsumerSuspected { name, needs },
         }
     }
 }
