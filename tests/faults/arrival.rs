@@ -28,7 +28,7 @@ use super::run::measured;
 const ACK_WAIT: u64 = 10_000;
 /// Two clocks of one machine may differ by this much.
 const SKEW: Duration = Duration::from_millis(100);
-const GIVEN_UP: &str = "does not arrive: the connection for settling is replaced";
+const GIVEN_UP: &str = "do not arrive at NATS: the connection for settling is replaced";
 
 /// When the proxy has given its connection up, by its own clock.
 async fn given_up(proxy: &Proxy) -> SystemTime {
