@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_are_safe_for_a_laptop() {
+    fn defaults_are_safe_for_a_laptop() {
         let serve = load(&[]).unwrap();
         assert_eq!(serve.listen, "127.0.0.1:50051".parse().unwrap());
         assert_eq!(serve.ops_listen, "127.0.0.1:50052".parse().unwrap());
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn contradictions_and_nonsense_are_said_in_one_line() {
+    fn contradictions_are_refused_in_one_line() {
         for (flags, said) in [
             (&["--nats-user", "a", "--nats-creds", "/dev/null"][..], "only one of"),
             (&["--nats-cert", "/dev/null"], "given together"),
@@ -306,7 +306,7 @@ mod tests {
 
     /// Every number and every time of every command, by the name of its value.
     #[test]
-    fn no_number_and_no_time_is_taken_that_could_overflow() {
+    fn numbers_and_times_that_could_overflow_are_refused() {
         use clap::CommandFactory as _;
         let mut seen = 0;
         for command in Cli::command().get_subcommands() {
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn the_command_line_is_well_formed() {
+    fn command_line_is_well_formed() {
         use clap::CommandFactory as _;
         Cli::command().debug_assert();
     }

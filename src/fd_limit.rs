@@ -66,13 +66,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn with_enough_files_all_connections_are_taken() {
+    fn enough_files_allow_all_connections() {
         let room = room(11_614, 10_000);
         assert_eq!(room, ConnectionRoom { connections: 10_000, probes: 256, short: None });
     }
 
     #[test]
-    fn with_few_files_enough_is_left_for_ourselves() {
+    fn few_files_leave_enough_for_the_process_itself() {
         for allowed in [40, 64, 100, 256, 1024, 4096, 11_613] {
             let room = room(allowed, 10_000);
             let clients = room.connections + turned_away(room.connections);

@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replica_that_never_reached_nats_is_not_ready() {
+    fn replica_that_never_reached_nats_is_not_ready() {
         let now = clock::now();
         let mut readiness = Readiness::new(down(), now);
         assert!(!serving(&readiness, now));
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_link_is_forgiven_for_ten_seconds_from_its_loss() {
+    fn lost_link_is_tolerated_for_ten_seconds() {
         let now = clock::now();
         let mut readiness = Readiness::new(up(), now);
         readiness.link(down(), now);
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replica_whose_nats_has_no_jetstream_is_not_ready() {
+    fn replica_without_jetstream_is_not_ready() {
         let (now, absent) = (clock::now(), JetStream::Absent("not enabled".into()));
         let mut readiness = Readiness::new(up(), now);
         assert!(serving(&readiness, now), "what is not known is no reason");
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replica_with_an_unsupported_server_is_not_ready_at_once() {
+    fn unsupported_server_is_not_ready_at_once() {
         let now = clock::now();
         let mut readiness = Readiness::new(up(), now);
         readiness.link(Link::Unsupported("too old".into()), now);

@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_word_that_is_no_level_is_refused_and_filters_are_not() {
+    fn filters_are_accepted_and_words_that_are_no_level_refused() {
         for filter in [
             "info",
             "WARN",

@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_a_name_and_a_port_alone_are_taken_and_nothing_else() {
+    fn address_name_or_port_alone_is_accepted_and_nothing_else() {
         for (typed, meant) in [
             (":50051", Listen::All(50051)),
             ("[::]:50051", Listen::All(50051)),

@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ten_samples_show_every_fate() {
+    fn ten_samples_have_every_outcome() {
         let of = |fate: &str| {
             let fates = samples(10).into_iter().map(|(_, headers, _)| headers[0].1.clone());
             fates.filter(|expected| expected == fate).count()

@@ -1,9 +1,9 @@
-//! Budgets of what this process takes on (calls, bytes, streams), and the share of each that one
-//! connection may hold. Owns the counts; knows nothing of what is counted.
+//! Budgets of this process (calls, bytes, streams), and the share of each budget that one connection may
+//! hold. Owns the counts. Does not know what is counted.
 //!
-//! A connection may hold at most as much as is left free after it. So one connection alone holds at
-//! most half; `n` greedy connections hold one part of `n + 1` each, and the next connection finds as
-//! much. A connection that holds nothing may always take what is free.
+//! A connection may hold at most as many units as are still free after it. So one connection alone holds at
+//! most half. `n` greedy connections hold one part of `n + 1` each, and the next connection finds as
+//! much. A connection that holds nothing may always take free units.
 
 use std::{
     sync::{
@@ -35,7 +35,7 @@ struct Pool {
 pub(super) struct MemoryShare {
     pool: Arc<Pool>,
     held: Arc<AtomicUsize>,
-    /// Most units, whatever is free.
+    /// Most units of this share, even if more are free.
     most: usize,
 }
 
@@ -82,7 +82,7 @@ impl Pool {
 }
 
 impl MemoryShare {
-    /// The same, of at most so many units.
+    /// Limits the share to `most` units.
     pub(super) fn at_most(self, most: usize) -> Self {
         Self { most, ..self }
     }
@@ -125,7 +125,7 @@ impl MemoryShare {
 
     fn add(&self, count: usize) -> Result<(), ExhaustedScope> {
         let mut free = self.pool.free();
-        // Changed under the lock alone.
+        // It changes only under the lock.
         let held = self.held.load(Ordering::Relaxed);
         let Some(left) = free.checked_sub(count) else { return Err(ExhaustedScope::Replica) };
         if held > 0 && held + count > left.min(self.most) {
@@ -173,17 +173,17 @@ impl Drop for Taken {
     }
 }
 
-/// Units that somebody waits for.
+/// Units that a caller waits for.
 struct Waiting<'p> {
     pool: &'p Pool,
     count: usize,
 }
 
 impl<'p> Waiting<'p> {
-    /// `None` where too much is waited for already.
+    /// `None` if callers wait for too many units already.
     fn new(pool: &'p Pool, count: usize) -> Option<Self> {
         let before = pool.waited_for.fetch_add(count, Ordering::Relaxed);
-        // Dropped at once where it is too much.
+        // If it is too much, this is dropped at once.
         let waiting = Self { pool, count };
         (before + count <= pool.most / 2).then_some(waiting)
     }
@@ -202,7 +202,7 @@ mod tests {
     use super::*;
     use crate::clock;
 
-    /// Takes one unit after another until no more is given.
+    /// Takes one unit after another until a unit is refused.
     fn all(share: &MemoryShare) -> (Vec<Taken>, ExhaustedScope) {
         let mut taken = Vec::new();
         loop {
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn one_connection_has_half_and_the_next_one_half_of_the_rest() {
+    fn one_connection_has_half_and_the_next_half_of_the_rest() {
         let budget = MemoryBudget::new(100);
         let (first, second) = (budget.share(), budget.share());
         let (held, short) = all(&first);
@@ -226,11 +226,11 @@ mod tests {
     }
 
     #[test]
-    fn a_newcomer_finds_room_however_many_are_greedy() {
+    fn new_connection_finds_room_next_to_any_number_of_greedy_ones() {
         let budget = MemoryBudget::new(1000);
         let shares: Vec<MemoryShare> = (0..100).map(|_| budget.share()).collect();
         let mut held: Vec<Taken> = Vec::new();
-        // All of them, in turns, until nobody is given more.
+        // All connections take in turns until none receives a unit.
         loop {
             let round: Vec<Taken> = shares.iter().filter_map(|share| share.take(1).ok()).collect();
             if round.is_empty() {
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_unit_is_given_to_whoever_has_none() {
+    fn last_unit_goes_to_a_connection_without_units() {
         let budget = MemoryBudget::new(1);
         let (first, second) = (budget.share(), budget.share());
         let held = first.take(1).unwrap();
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn units_grow_within_the_share_and_come_back_once() {
+    fn units_grow_within_the_share_and_return_once() {
         let budget = MemoryBudget::new(10);
         let share = budget.share();
         let mut taken = share.take(2).unwrap();
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_waits_is_given_what_comes_free_and_not_for_ever() {
+    async fn waiting_caller_receives_free_units_or_gives_up() {
         let budget = MemoryBudget::new(10);
         let (first, second) = (budget.share(), budget.share());
         let held = first.take(8).unwrap();

@@ -1,5 +1,5 @@
-//! From what was typed to what it means: requests into the lessor's words, or the field that is
-//! wrong. The only room that knows the contract's limits and defaults. Pure.
+//! Reads requests into the lessor's types, or names the field that is wrong. The only file that applies the
+//! contract's limits and defaults. Pure.
 
 use std::{sync::Arc, time::Duration, time::Instant};
 
@@ -18,10 +18,10 @@ use crate::{
     pb::{self, time::to_duration},
 };
 
-/// Most bytes of a worker's name that are remembered while the worker has leases; more is cut.
+/// Most bytes of a worker's name that are kept while the worker has leases. A longer name is cut.
 const NAMED_WORKER: usize = 64;
 
-/// Reads a Fetch. `left` is what remains until the caller's deadline.
+/// Reads a Fetch. `left` is the time until the caller's deadline.
 pub(super) fn fetch(
     request: &pb::FetchRequest,
     now: Instant,
@@ -53,7 +53,7 @@ pub(super) fn fetch(
     })
 }
 
-/// What to do with one lease, or which field is wrong. `prefix` is the path of the action's fields.
+/// Reads a Nak. `prefix` is the path of its fields.
 pub(super) fn nak(prefix: &str, delay: Option<&PbDuration>) -> Result<Action, ApiError> {
     let field = format!("{prefix}delay");
     let delay = optional(&field, delay)?.unwrap_or_default();
@@ -63,12 +63,12 @@ pub(super) fn nak(prefix: &str, delay: Option<&PbDuration>) -> Result<Action, Ap
     Ok(Action::Nak(delay))
 }
 
-/// Cuts the reason; never refuses it.
+/// Reads a Term. A long reason is cut, never refused.
 pub(super) fn term(reason: String) -> Action {
     Action::Term(cut(reason, LONGEST_REASON))
 }
 
-/// The request without what would be kept for nothing while it waits.
+/// Cuts the long fields of a Fetch, which would take memory while it waits.
 pub(super) fn shortened(request: pb::FetchRequest) -> pb::FetchRequest {
     pb::FetchRequest { worker: cut(request.worker, LONGEST_WORKER), ..request }
 }
@@ -88,23 +88,23 @@ pub(super) fn extend(prefix: &str, lease: Option<&PbDuration>) -> Result<Action,
 
 /// Reads one entry of a Settle.
 pub(super) fn settlement(
-    place: usize,
+    index: usize,
     settlement: pb::Settlement,
 ) -> Result<(String, Action), ApiError> {
-    let action = action(place, settlement.action)?;
+    let action = action(index, settlement.action)?;
     if settlement.token.is_empty() {
-        return refuse(&format!("settlements[{place}].token"), "must be set");
+        return refuse(&format!("settlements[{index}].token"), "must be set");
     }
     Ok((settlement.token, action))
 }
 
-/// Reads what is to be done in one entry of a Settle.
+/// Reads the action of one entry of a Settle.
 pub(super) fn action(
-    place: usize,
+    index: usize,
     action: Option<pb::settlement::Action>,
 ) -> Result<Action, ApiError> {
     use pb::settlement::Action as Wire;
-    let path = |field: &str| format!("settlements[{place}].{field}");
+    let path = |field: &str| format!("settlements[{index}].{field}");
     match action {
         None => refuse(&path("action"), "must be one of ack, nak, term and extend"),
         Some(Wire::Ack(pb::AckAction {})) => Ok(Action::Ack),
@@ -114,7 +114,7 @@ pub(super) fn action(
     }
 }
 
-/// Reads how sure the caller wants to be.
+/// Reads the confirmation that the caller wants.
 pub(super) fn confirmation(value: i32) -> Result<Confirmation, ApiError> {
     match pb::Confirmation::try_from(value) {
         Ok(pb::Confirmation::Unspecified | pb::Confirmation::Confirmed) => {
@@ -125,7 +125,7 @@ pub(super) fn confirmation(value: i32) -> Result<Confirmation, ApiError> {
     }
 }
 
-/// What remains until the deadline that the caller's gRPC library sent along.
+/// The time until the deadline that the caller's gRPC library sent.
 pub(super) fn time_left(metadata: &MetadataMap) -> Option<Duration> {
     let text = metadata.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
@@ -144,13 +144,13 @@ pub(super) fn time_left(metadata: &MetadataMap) -> Option<Duration> {
     })
 }
 
-/// How long before its caller's deadline a call answers: a tenth of what is left, but enough for a
-/// round trip and never more than a second.
+/// The time between the answer of a call and its caller's deadline: a tenth of the time that is left, enough
+/// for a round trip, a second at most.
 pub(super) fn slack(left: Duration) -> Duration {
     (left / 10).clamp(Duration::from_millis(20), Duration::from_secs(1))
 }
 
-/// JetStream's rules for names, and those of subjects that the name becomes a token of.
+/// Reads a name. It must follow JetStream's rules, and it must be a valid token of a subject.
 fn name(field: &str, value: &str) -> Result<Arc<str>, ApiError> {
     let forbidden =
         |c: char| matches!(c, '.' | '*' | '>' | '/' | '\\') || c.is_whitespace() || c.is_control();
@@ -175,7 +175,7 @@ fn codec(value: i32) -> Result<Codec, ApiError> {
     }
 }
 
-/// The length of a lease. One that is too long is for the lessor to lower.
+/// Reads the length of a lease. The lessor lowers a length that is too long.
 fn lease(field: &str, value: Option<&PbDuration>) -> Result<Option<Duration>, ApiError> {
     match optional(field, value)? {
         Some(lease) if lease < SHORTEST_LEASE => {
@@ -185,7 +185,7 @@ fn lease(field: &str, value: Option<&PbDuration>) -> Result<Option<Duration>, Ap
     }
 }
 
-/// A duration that may be left out. Negative and malformed ones are refused.
+/// Reads an optional duration. A negative or malformed duration is refused.
 fn optional(field: &str, value: Option<&PbDuration>) -> Result<Option<Duration>, ApiError> {
     let Some(value) = value else { return Ok(None) };
     match to_duration(value) {
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_has_its_default() {
+    fn missing_fields_have_their_defaults() {
         let ask = read(&request()).unwrap();
         assert_eq!((ask.n, ask.max_wait, ask.linger), (1, DEFAULT_WAIT, Duration::ZERO));
         assert_eq!((ask.lease, ask.codec, ask.max_bytes), (None, Codec::Raw, DEFAULT_MAX_BYTES));
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_much_of_a_good_thing_is_lowered() {
+    fn numbers_beyond_a_limit_are_lowered() {
         let ask = read(&pb::FetchRequest {
             n: 5000,
             max_wait: pb(3600, 0),
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_cannot_be_part_of_a_subject_are_refused() {
+    fn names_that_fit_no_subject_are_refused() {
         for bad in ["", "a.b", "*", ">", "a b", "a\tb", "a\0", "a/b", &"x".repeat(256)] {
             assert_eq!(field(&pb::FetchRequest { stream: bad.into(), ..request() }), "stream");
             assert_eq!(field(&pb::FetchRequest { consumer: bad.into(), ..request() }), "consumer");
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_that_are_negative_or_malformed_are_refused() {
+    fn negative_and_malformed_durations_are_refused() {
         for bad in [
             pb(-1, 0),
             pb(0, -1),
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_is_at_least_one_second_and_may_be_left_out() {
+    fn lease_is_at_least_one_second_or_unset() {
         for bad in [pb(0, 0), pb(0, 999_999_999)] {
             assert_eq!(field(&pb::FetchRequest { lease: bad, ..request() }), "lease");
             assert!(matches!(extend("", bad.as_ref()), Err(ApiError::Field { .. })));
@@ -297,13 +297,13 @@ mod tests {
     }
 
     #[test]
-    fn a_long_name_of_a_worker_is_cut() {
+    fn long_worker_name_is_cut() {
         let worker = shortened(pb::FetchRequest { worker: "w".repeat(5000), ..request() }).worker;
         assert_eq!(worker.len(), LONGEST_WORKER);
     }
 
     #[test]
-    fn a_reason_is_cut_at_a_character() {
+    fn reason_is_cut_between_characters() {
         let Action::Term(reason) = term("ü".repeat(600)) else { panic!() };
         assert_eq!(reason.len(), 1024);
         let Action::Term(reason) = term(format!("x{}", "ü".repeat(600))) else { panic!() };
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn the_grpc_timeout_header_is_read_as_the_protocol_writes_it() {
+    fn grpc_timeout_header_is_read_in_all_units() {
         let left = |text: &'static str| {
             let mut metadata = MetadataMap::new();
             metadata.insert("grpc-timeout", tonic::metadata::MetadataValue::from_static(text));
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_leave_before_the_deadline_of_their_caller() {
+    fn answers_leave_before_their_caller_s_deadline() {
         let ms = Duration::from_millis;
         assert_eq!(slack(ms(50)), ms(20));
         assert_eq!(slack(ms(2000)), ms(200));

@@ -1,5 +1,4 @@
-//! From what was done to what is written: the lessor's words into answers, each lease with its
-//! sealed token. Decides nothing.
+//! Writes the lessor's results as answers, each lease with its sealed token. Decides nothing.
 
 use std::{
     collections::HashMap,
@@ -23,7 +22,7 @@ use crate::{
 /// The caller's name inside tokens until callers are authenticated.
 pub(super) const ANONYMOUS: &str = "anonymous";
 
-/// What seals tokens, and for whom.
+/// Seals the tokens of an answer.
 pub(super) struct Seal<'s> {
     pub(super) sealer: &'s Sealer,
     pub(super) owner: InstanceId,
@@ -31,7 +30,7 @@ pub(super) struct Seal<'s> {
 }
 
 impl Seal<'_> {
-    /// The answer to a Fetch. `nonces` has one for each message and each rejected one.
+    /// The answer to a Fetch. `nonces` has a nonce for each message and for each rejected message.
     pub(super) fn fetch(
         &self,
         fetched: &Fetched,
@@ -116,7 +115,7 @@ impl Seal<'_> {
     }
 }
 
-/// A message that fits nowhere keeps what fits: its subject, where that is not too long itself.
+/// Removes the payload and the headers of a message that is too large, and the subject if it is too long.
 fn without_bulk(whole: pb::Rejected, delivery: &Delivery, max_bytes: u64) -> pb::Rejected {
     let bare = Delivery { payload: Bytes::new(), headers: Vec::new(), ..delivery.clone() };
     let fits = encoded_size(&bare) <= max_bytes;

@@ -1,4 +1,4 @@
-//! The six calls of FetchService: decode, ask the lessor, encode. Decides nothing itself.
+//! The six methods of FetchService: they decode, call the lessor, and encode. Decides nothing itself.
 
 use std::{sync::Arc, time::Duration, time::Instant};
 
@@ -25,10 +25,10 @@ use crate::{
     token::InstanceId,
 };
 
-/// Most bytes of one result of a Settle that has no error of another replica: a reason, a sentence and
-/// a subject.
+/// Most bytes of one result of a Settle: a reason, a sentence and a subject. Only an error of another replica
+/// may have more.
 const LARGEST_RESULT: usize = 512;
-/// Bytes for an answer are waited for no longer than this.
+/// Longest wait for the memory of an answer.
 const BYTES_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The service over one lessor, and over the cluster that it is a part of.
@@ -68,7 +68,7 @@ impl<B: Broker + Bus> Service<B> {
         };
         let (wanted, until) = (vec![(token, action)], settle_until(metadata));
         let done = self.cluster.settle(call, wanted, confirmation, until).await.pop();
-        // One was asked, so there is one answer.
+        // There was one token, so there is one result.
         done.unwrap_or(Err(Error::Unconfirmed.into())).map_err(|refused| to_status(&refused))
     }
 }
@@ -84,7 +84,7 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         let request = decode::shortened(request.into_inner());
         let refused = |refused: ApiError| {
             let (stream, consumer) = (&*request.stream, &*request.consumer);
-            // A name that is refused for its length is no name for the log either.
+            // A name that is refused for its length is also too long for the log.
             let consumer = (stream.len().max(consumer.len()) <= 255)
                 .then(|| ConsumerName { stream: stream.into(), consumer: consumer.into() });
             let caller = RefusedCaller { consumer, worker: &request.worker };
@@ -169,7 +169,7 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         }
         // All fields are checked before anything is settled.
         let wanted = request.settlements.into_iter().enumerate();
-        let wanted = wanted.map(|(place, one)| decode::settlement(place, one));
+        let wanted = wanted.map(|(index, one)| decode::settlement(index, one));
         let wanted = checked(wanted.collect::<Result<Vec<_>, _>>())?;
 
         // The memory is taken before anything is settled: the outcome must be answered afterwards.
@@ -214,7 +214,7 @@ fn checked<T>(decoded: Result<T, ApiError>) -> Result<T, Status> {
     decoded.map_err(|refused| to_status(&refused))
 }
 
-/// By when a settlement answers: before its caller's deadline. The lessor has a bound of its own.
+/// The time by which a settlement answers: before its caller's deadline. The lessor has a limit of its own.
 fn settle_until(metadata: &MetadataMap) -> Instant {
     let left = decode::time_left(metadata).unwrap_or(Duration::from_secs(3600));
     clock::now() + left.saturating_sub(decode::slack(left))

@@ -1,8 +1,8 @@
-//! One Fetch call: from the places it may take to the answer it hands over.
+//! One Fetch call: from its permits to its answer.
 //!
-//! tonic drops a call when its client goes away. Until the answer is delivered nothing has been
-//! promised to anybody, so everything on the way is held by guards that give it back when dropped:
-//! the waiter leaves its pump, and granted deliveries go to the next waiter.
+//! tonic drops a call when its client goes away. Until the answer is written nothing has been promised to
+//! anyone. So two guards hold everything on the way and give it back when they are dropped: the waiter leaves
+//! its pump ([`Leave`]), and deliveries go to the next waiter ([`DeliveryGuard`]).
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -22,26 +22,26 @@ use crate::{
     pump::Want,
 };
 
-/// What a caller wants, checked and clamped.
+/// The request of a caller, checked and clamped.
 #[derive(Debug, Clone)]
 pub struct FetchParams {
-    /// From which consumer.
+    /// The consumer.
     pub name: ConsumerName,
     /// Most messages, at least 1.
     pub n: u32,
     /// Most bytes of the encoded answer.
     pub max_bytes: u64,
-    /// Longest wait for a first message; zero is what is there now.
+    /// Longest wait for a first message. Zero returns the messages that are there now.
     pub max_wait: Duration,
-    /// After the first message, go on this long.
+    /// The time to collect further messages after the first.
     pub linger: Duration,
-    /// How long the messages are leased; `None` is as long as JetStream would wait.
+    /// The length of the leases; `None` is JetStream's ack wait.
     pub lease: Option<Duration>,
-    /// The worker, as it names itself; empty where it does not.
+    /// The name that the worker gives itself; may be empty.
     pub worker: Arc<str>,
-    /// What payloads must be.
+    /// The codec that payloads must fit.
     pub codec: Codec,
-    /// When the caller's own patience ends, if it has told.
+    /// The caller's own deadline, if it has one.
     pub patience: Option<CallerDeadline>,
 }
 
@@ -84,7 +84,7 @@ impl<B: Broker> Lessor<B> {
     /// Waits for messages and leases them.
     ///
     /// # Errors
-    /// See [`Error`]. Whatever was pulled for a call that fails is given to the next.
+    /// See [`Error`]. Messages that were pulled for a failed call go to the next call.
     pub async fn fetch(&self, ask: FetchParams) -> Result<Fetched, Error> {
         let _place = self.admit()?;
         let now = clock::now();

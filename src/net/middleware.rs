@@ -1,5 +1,5 @@
-//! What every layer around a service shares: a middleware handles a request and may pass it on. Owns the
-//! boilerplate of tower, and nothing else.
+//! The common part of all layers around a service: a middleware handles a request and may pass it on. Owns
+//! the boilerplate of tower, and nothing else.
 
 use std::{
     future::{Future, poll_fn},

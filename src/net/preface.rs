@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_silent_peer_or_half_a_preface_is_waited_for() {
+    async fn silent_peer_and_half_a_preface_are_waited_for() {
         for sent in [&HTTP2[..0], &HTTP2[..1], &HTTP2[..23]] {
             let (mut peer, ours) = duplex(1024);
             peer.write_all(sent).await.unwrap();

@@ -66,16 +66,16 @@ where
     }
 }
 
-/// What ends with the last piece of an answer.
+/// State that ends with the last piece of an answer.
 #[derive(Debug)]
 struct WriteState {
     /// Given back unless all of the answer is written.
     deliveries: Option<Arc<DeliveryGuard>>,
     begun: StartedAnswer,
     _open: OpenCall,
-    /// All of the body was polled.
+    /// Whether all of the body was polled.
     ended: AtomicBool,
-    /// A piece of the body was dropped with bytes left.
+    /// Whether a piece of the body was dropped with bytes left.
     cut: AtomicBool,
 }
 
