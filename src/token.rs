@@ -271,7 +271,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_sealed_is_opened(claims in claims(), nonce: Nonce) {
+        fn sealed_token_is_opened(claims in claims(), nonce: Nonce) {
             let sealer = sealer(1, "c");
             prop_assert_eq!(sealer.open(&sealer.seal(&claims, nonce)), Ok(claims));
         }

@@ -235,7 +235,7 @@ mod tests {
 
     /// Its deadline would else be over for as long as that pull lasts, and the feed would spin.
     #[test]
-    fn what_was_in_doubt_for_long_is_forgotten_while_a_later_pull_is_open() {
+    fn old_doubt_is_forgotten_while_a_later_pull_is_open() {
         let name = ConsumerName { stream: "S".into(), consumer: "c".into() };
         let mut sharing = Sharing::new(&Shares::new(1 << 20), &name);
         let now = clock::now();

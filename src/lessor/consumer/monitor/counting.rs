@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_noticed_already_is_not_voided_again_by_what_others_say() {
+    fn known_reset_is_not_applied_again_by_announcements() {
         let now = clock::now();
         let mut counting = Counting::new(0, now);
         counting.arrived(7, now);
