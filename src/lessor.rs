@@ -1,7 +1,7 @@
 //! Grants leases on deliveries and ends them: Fetch, Ack, Nak, Term, Extend and the passing of time.
 //!
 //! ```text
-//!  fetch ──▶ feed (one task a consumer) ──pull──▶ broker        sweep (one task)
+//!  fetch ──▶ consumer (one task each) ──pull───▶ broker        sweep (one task)
 //!              │ pump decides                                     │ progress, release
 //!              ▼ grant, lend                                      ▼
 //!            ┌───────────────────── books: the lease table ─────────────────────┐
@@ -145,7 +145,7 @@ impl<B: Broker> Lessor<B> {
     }
 
     /// Stops granting: new calls are refused, open ones return when their pull has ended.
-    /// Settling goes on.
+    /// Settling continues.
     pub fn drain(&self) {
         self.core.draining.cancel();
     }

@@ -132,7 +132,7 @@ impl<B: Broker> Lessor<B> {
         let ticket = Ticket(self.calls.tickets.fetch_add(1, Ordering::Relaxed));
         let handle = self.join(name, ticket, want, lease, reply);
         let leave = Leave { handle: &handle, ticket, armed: true };
-        // A feed answers everybody before it ends; one that does not has been torn down.
+        // A task answers everybody before it ends. A task that does not has been torn down.
         let answer = answer.await.unwrap_or(Err(Error::Draining))?;
         leave.disarm();
         Ok(answer)
@@ -229,7 +229,7 @@ impl<B: Broker> Lessor<B> {
             return Ok(info.clone());
         }
         let mut info = self.core.broker.info(name, until.min(now + EXPLAIN_TIMEOUT)).await;
-        // The feed knew it a moment ago: it may be about to be made again.
+        // The task knew the consumer a moment ago, so somebody may be making it again.
         let gone = |info: &Result<_, InfoError>| {
             matches!(info, Err(InfoError::NoStream | InfoError::NoConsumer))
         };

@@ -59,6 +59,7 @@ const SINGLE: &[Event] = &[
 /// Events of the consumer under its name, and what other replicas say of it.
 const NAMED: &[Event] = &[
     Event::Tick,
+    Event::Moment,
     Event::Deliver,
     Event::Reset,
     Event::Deleted,

@@ -1,7 +1,7 @@
 //! Tells the other replicas what was seen of a consumer, and holds back what arrives until they have
 //! answered. Decides nothing: the monitor says when there is something to tell.
 //!
-//! While the others are told, nothing is pulled, and no delivery is handed out. The ends of pulls are held
+//! Until all replicas know, nothing is pulled, and no delivery is handed out. The ends of pulls are held
 //! back too, so that the pump hears of an end after all that the pull has brought.
 
 use std::{collections::VecDeque, future::Future, pin::Pin};
@@ -24,7 +24,7 @@ pub(super) struct Announcer {
 }
 
 impl Announcer {
-    /// One more thing is told. The future ends when all replicas have answered, or are given up.
+    /// Announces one more thing. The future ends when all replicas have answered, or are given up.
     pub(super) fn announce(&mut self, told: impl Future<Output = ()> + Send + 'static) {
         let before = self.announcement.take();
         self.announcement = Some(Box::pin(async move {

@@ -89,10 +89,10 @@ impl Drop for DeliveryGuard {
     }
 }
 
-/// Where a Fetch is answered.
+/// The place of the answer to a Fetch.
 pub(in crate::lessor) type FetchReply = oneshot::Sender<Result<FetchAnswer, Error>>;
 
-/// Where the spec of a consumer is told.
+/// The place of the answer to a question for the spec.
 pub(in crate::lessor) type SpecReply = oneshot::Sender<Result<Arc<ConsumerSpec>, Error>>;
 
 /// A request to the task of a consumer.

@@ -1,5 +1,5 @@
-//! The open question for CONSUMER.INFO: asks it, tells the monitor's answer from what came, and says in the
-//! log why a consumer cannot be read. Decides nothing: the monitor says when INFO is asked.
+//! The open question for CONSUMER.INFO. Asks it, translates the answer for the monitor, and says in the log
+//! why a consumer cannot be read. Decides nothing: the monitor says when INFO is asked.
 
 use std::{
     future::Future,
@@ -58,7 +58,7 @@ impl<B: Broker> InfoQuestion<B> {
         }
     }
 
-    /// What an answer means to the monitor, and to callers if it ends the task.
+    /// The meaning of an answer: to the monitor, and to callers if it ends the task.
     pub(super) fn read(
         &mut self,
         info: &Result<ConsumerInfo, InfoError>,

@@ -1,6 +1,6 @@
 //! The leases of one consumer in the lease table: grants them, assigns them to callers, gives them back and
-//! revises them. Owns the consumer's spec, which says under which id the leases are. Decides nothing about
-//! the consumer: the monitor says when leases are distrusted, lost or ended.
+//! revises them. Owns the consumer's spec, which says under which id the leases are. The monitor decides when
+//! leases lose trust, are lost or end.
 
 use std::{
     sync::Arc,
@@ -44,7 +44,7 @@ impl<B: Broker> ConsumerLeases<B> {
         self.spec.as_ref()
     }
 
-    /// What the spec says, for the monitor.
+    /// The view of the spec, for the monitor.
     pub(super) fn view(&self) -> Option<ConsumerView> {
         self.spec.as_ref().map(|spec| spec.view())
     }
@@ -218,7 +218,7 @@ impl<B: Broker> ConsumerLeases<B> {
 
     /// Gives deliveries back to JetStream that nobody here wants.
     pub(super) fn release(&self, granted: Vec<GrantedDelivery>, now: Instant) {
-        // Those that stay are dropped after the lock is: freeing permits wakes others.
+        // Dropped after the lock: each freed permit wakes a waiter.
         let back: Vec<GivenBack<HeldDelivery>> = self.core.table.with(|table| {
             granted.iter().filter_map(|granted| table.give_back(granted.id, now)).collect()
         });

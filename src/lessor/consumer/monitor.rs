@@ -9,15 +9,15 @@
 //!      KNOWN is SURE ◀─────┴────▶ or IN DOUBT: after a sign that another server may lead,
 //!                                 until an answer to a question that was asked after the sign
 //! ```
-//! A new leader, or one that has started again, gives away at once each message that was published more than
-//! an ack wait ago and is not settled, whoever holds it. Nobody is told. The signs are a settlement that was
-//! not answered, a lost connection, and INFO without an answer. They count if another server than the one that
-//! we are connected to can lead the consumer.
+//! A new leader, or a leader that has started again, delivers at once each unsettled message that was published
+//! more than an ack wait ago, even if somebody holds its lease. JetStream reports no change of leader. The signs
+//! are an unanswered settlement, a lost connection, and INFO without an answer. They count if another server
+//! than the connected one can lead the consumer.
 //!
 //! 1. At most one question is open. A sign drops the open question, because the answer may be older.
 //! 2. Doubt ends with an answer to a question that was asked after the last sign, or with all leases.
-//! 3. If the answer names another leader, leases are distrusted back to the last question that named the old
-//!    one. So they are if INFO does not show that the same leader was away, and somebody has missed it.
+//! 3. If the answer names another leader, leases lose their trust back to the last question that named the
+//!    old leader. The same follows if somebody missed the leader, and INFO does not show its absence.
 //! 4. If INFO knows fewer deliveries than were known when it was asked, the unknown ones are lost after a
 //!    change of leader. Without a change the consumer was reset, and all leases are void.
 //! 5. An arrival whose consumer sequence is not higher than the last one voids all older leases.
@@ -26,7 +26,7 @@
 //! 8. After [`Monitor::step`] has nothing more to do, [`Monitor::next_deadline`] is later than `now`.
 //!
 //! Pure; `now` is an argument and never goes back. The steps that follow from one event are done before the
-//! next event is told.
+//! next event.
 
 mod contradiction;
 mod counting;
@@ -52,7 +52,7 @@ use crate::{broker::Server, lessor::sighting::Sighting};
 
 /// Between two questions, if the first one failed.
 const INFO_RETRY: Duration = Duration::from_millis(250);
-/// Callers are told that a known consumer is gone after this. A program needs milliseconds to make it again.
+/// Callers hear after this that a known consumer is gone. A program needs milliseconds to make it again.
 const GONE: Duration = Duration::from_millis(500);
 
 /// See the [module](self).
@@ -175,7 +175,7 @@ impl Monitor {
         if connected && self.is_connected() { self.missed(now) } else { self.doubt(now) }
     }
 
-    /// A pull was told that the leader is going, or has lost the lead.
+    /// A pull has ended because the leader is going, or has lost the lead.
     pub fn leader_gone(&mut self, now: Instant) {
         self.distrust(now, LeaderSigns::default());
         self.missed(now);
@@ -234,7 +234,7 @@ impl Monitor {
         self.question.plan(now);
     }
 
-    /// What is to be done now. To be called after every event and at [`Monitor::next_deadline`], until there
+    /// Returns the next thing to do. To be called after every event and at [`Monitor::next_deadline`], until there
     /// is nothing more. `held` tells whether leases of the consumer are held.
     pub fn step(
         &mut self,
@@ -264,7 +264,7 @@ impl Monitor {
         self.steps.pop_front()
     }
 
-    /// When [`Monitor::step`] has something to do, or callers are to be told that NATS is away, if nothing
+    /// The time at which [`Monitor::step`] has something to do, or callers hear that NATS is away, if nothing
     /// else happens. `waiting`: there are callers.
     pub fn next_deadline(&self, waiting: bool) -> Option<Instant> {
         let away = self.connection.callers_told_at().filter(|_| waiting);
@@ -277,7 +277,7 @@ impl Monitor {
         self.connection.is_up()
     }
 
-    /// NATS or INFO was not to be had for so long that callers are told.
+    /// NATS or INFO was away for so long that callers hear of it.
     pub fn is_away(&self, now: Instant) -> bool {
         self.connection.callers_told_at().is_some_and(|at| now >= at)
     }
@@ -323,7 +323,7 @@ impl Monitor {
             Knowledge::Unknown | Knowledge::Known(_) | Knowledge::Gone { .. } => {
                 let read_on = self.consumer.known().and_then(|known| known.read_on);
                 self.consumer = Knowledge::Known(Known::new(view, read_on, asked_at, now));
-                // Whoever holds leases of an older one must know before anything of this one is handed out.
+                // Holders of older leases must know before a message of this consumer is handed out.
                 self.announce(delivered, DeliveryCount::On);
             }
         }

@@ -37,7 +37,7 @@ pub(super) struct Performer<B: Broker> {
     name: ConsumerName,
     pub(super) monitor: Monitor,
     pub(super) leases: ConsumerLeases<B>,
-    /// Those who wait, and the pump.
+    /// The callers, and the pump.
     pub(super) callers: Callers,
     pub(super) subscription: Subscription<B>,
     pub(super) announcer: Announcer,
@@ -301,7 +301,7 @@ impl<B: Broker> Performer<B> {
             }
             MonitorStep::ReadHere { missing_from } => self.poison.examine(missing_from),
             MonitorStep::AnswerReplicas => self.callers.answer_replicas(),
-            // Whoever has told the answer ends the task.
+            // The answer that led to this step ends the task.
             MonitorStep::Stop => {}
         }
     }
@@ -359,7 +359,7 @@ impl<B: Broker> Performer<B> {
         }
     }
 
-    /// The other replicas know. What was held back goes on its way.
+    /// The other replicas know. The arrivals that were held back continue.
     pub(super) fn others_know(&mut self, now: Instant) {
         for arrived in self.announcer.finish() {
             self.hand_on(arrived, now);

@@ -1,5 +1,5 @@
-//! Looks after a consumer whose connection broke by what it brought: searches for the messages that break
-//! every connection that brings them, terminates them, and tells callers what the [`Quarantine`] makes of it.
+//! Looks after a consumer whose connection broke by a message that it brought. Searches for such messages, and
+//! terminates them. Tells callers the reasons of the [`Quarantine`].
 
 use std::{
     collections::BTreeSet,
@@ -75,7 +75,7 @@ impl<B: Broker> PoisonWatch<B> {
         }
     }
 
-    /// The search has ended. `cut`: what the bytes say that were on their way. Returns what callers are told.
+    /// The search has ended. `cut`: what the bytes say that were on their way. Returns the error for the callers.
     pub(super) fn searched(
         &mut self,
         result: &SearchResult,

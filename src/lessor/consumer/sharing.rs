@@ -1,10 +1,11 @@
-//! What the pulls of this consumer may bring: asks for a share of its connection's bytes, and gives back
-//! what has come. Decides nothing: how much to ask for is the appetite's, who gets how much the budget's.
+//! The bytes that the pulls of this consumer may bring. Asks for a share of its connection's bytes, and gives
+//! back the bytes that have come. Decides nothing: the appetite says how
+//! much to ask for, and the budget who gets how much.
 //!
-//! 1. A pull is open only with a share for what it may bring.
-//! 2. A share is given back when all of it has come, the pull's end was heard, or the connection is lost. If
-//!    nothing is heard of the pull, what is left of it stays in doubt until the end of a later pull: NATS
-//!    sends in order, and a slow link can hold everything up for longer than a pull lasts.
+//! 1. A pull is open only with a share for the bytes that it may bring.
+//! 2. A share is given back when all of it has come, the pull's end was heard, or the connection is lost.
+//! 3. If nothing is heard of a pull, the rest of its share stays in doubt until the end of a later pull. NATS
+//!    sends in order, and a slow link can delay everything for longer than a pull lasts.
 
 use std::{
     sync::Arc,
@@ -19,18 +20,19 @@ use crate::{
     pump::{Allowance, Appetite, Course, Demand, PullOutcome},
 };
 
-/// A pull that holds much does so no longer than this where nothing comes.
+/// A pull with a large share lasts no longer than this if nothing comes.
 const BRISK: Duration = Duration::from_millis(500);
-/// What is in doubt is taken for gone after this: longer than any server lets a client not read.
+/// Bytes in doubt are treated as gone after this. It is longer than any server tolerates a client that does
+/// not read.
 const DOUBTFUL: Duration = Duration::from_secs(30);
-/// What JetStream and its headers may add to the largest payload of a server, in bytes.
+/// The bytes that JetStream and its headers may add to the largest payload of a server.
 const AROUND: u64 = 16 * 1024;
 
-/// How many messages a pull may ask for.
+/// The number of messages that a pull may ask for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PullPlaces {
     pub(super) most: usize,
-    /// The same of a pull where nothing is known to be there.
+    /// The same, if no message is known to be there.
     pub(super) idle: usize,
 }
 
@@ -38,7 +40,7 @@ pub(super) struct PullPlaces {
 #[derive(Debug)]
 pub(super) struct Sharing {
     name: ConsumerName,
-    /// Those of the connection that all consumers share, and of those of our own, if there was any.
+    /// The shares of the connection that all consumers use, and of a dedicated connection, if there was one.
     shared: Shares,
     own: Option<Shares>,
     seat: PullSeat,
@@ -49,7 +51,7 @@ pub(super) struct Sharing {
     doubts: Vec<(u64, Instant, Doubt)>,
 }
 
-/// What the open pull may still bring.
+/// The bytes that the open pull may still bring.
 #[derive(Debug)]
 struct Open {
     share: PullShare,
@@ -75,22 +77,22 @@ impl Sharing {
         }
     }
 
-    /// Another connection. `busy`: something is there.
+    /// The inbox is on another connection. `busy`: there are messages.
     pub(super) fn move_to(&mut self, place: ConnectionKind, busy: bool) {
         self.lost();
         let shares = match place {
             ConnectionKind::Shared => &self.shared,
-            // What was learned of the server there holds here.
+            // The same server is behind both connections, so its bound holds here too.
             ConnectionKind::Dedicated => self.own.get_or_insert_with(|| self.shared.another()),
         };
         self.seat = PullSeat::new(shares.clone(), self.name.clone());
         self.appetite = if busy { Appetite::hungry() } else { Appetite::idle() };
     }
 
-    /// The connection was cut, or broke. To be told before what was open on it is given back. `epoch`
-    /// names the shared one.
+    /// The connection was cut, or broke. To be called before its open share is given back. `epoch` is the
+    /// number of the shared connection.
     pub(super) fn cut(&mut self, epoch: Option<u64>) {
-        // Of those of our own the last one was another.
+        // The last connection of our own was another one.
         let before = self.cut.as_ref().map_or(0, |(_, epoch)| *epoch);
         let epoch = epoch.unwrap_or(before + 1);
         self.seat.shares().cut(epoch);
@@ -108,7 +110,7 @@ impl Sharing {
         self.seat.bell()
     }
 
-    /// What a pull may ask for now. `None`: not yet.
+    /// The size that a pull may have now. `None`: not yet.
     pub(super) fn allow(
         &mut self,
         demand: &Demand,
@@ -182,8 +184,8 @@ impl Sharing {
         }
     }
 
-    /// Forgets what was in doubt for long enough. Where no pull is `open` any more, what is left of the
-    /// last one is free, or in doubt.
+    /// Forgets bytes that were in doubt for long enough. If no pull is `open` any more, the rest of the last
+    /// share is free, or in doubt.
     pub(super) fn settle(&mut self, open: bool, now: Instant) {
         self.doubts.retain(|(_, until, _)| now < *until);
         if open {
@@ -210,7 +212,7 @@ impl Sharing {
     }
 }
 
-/// What a delivery takes on its connection, in bytes, about as JetStream counts them.
+/// The size of a delivery on its connection, in bytes, about as JetStream counts them.
 pub(super) fn wire_size(delivery: &Delivery) -> u64 {
     let header = |(name, values): &(String, Vec<String>)| {
         values.iter().map(|value| name.len() + value.len() + 4).sum::<usize>()
@@ -233,7 +235,7 @@ mod tests {
         sharing.issued(no, allowed.messages, Some(allowed.bytes));
     }
 
-    /// Its deadline would else be over for as long as that pull lasts, and the feed would spin.
+    /// Otherwise its deadline would be over for as long as that pull lasts, and the task would spin.
     #[test]
     fn old_doubt_is_forgotten_while_a_later_pull_is_open() {
         let name = ConsumerName { stream: "S".into(), consumer: "c".into() };

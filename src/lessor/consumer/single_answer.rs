@@ -1,10 +1,10 @@
-//! Whether all answers to a pull arrive, or the first alone. An account that exports JetStream's API as a
-//! service that answers once (no `response_type: stream`) lets the first answer to each request pass and
-//! drops all others in silence: they come back after an ack wait. Pure: `now` is an argument.
+//! Whether all answers to a pull arrive, or only the first one. An account can export JetStream's API as a
+//! service that answers once, without `response_type: stream`. It drops all answers to a request but the first
+//! one, without an error. Their messages come back after an ack wait. Pure: `now` is an argument.
 //!
 //! A gap in the sequences alone is no sign: other replicas and programs pull as well. The sign is a pull that
 //! 1. asked for several messages and brought one;
-//! 2. was not told its end, until a second after the pull expired;
+//! 2. heard of no end until a second after the pull expired;
 //! 3. was followed by a delivery with a gap before it.
 //!
 //! Each of these has an innocent cause. [`SIGN_AFTER_PULLS`] such pulls in a row, with no second answer to any pull
@@ -70,7 +70,7 @@ impl SingleAnswer {
         told.then_some(self.missed)
     }
 
-    /// The end of a pull was told, now or after another one was sent.
+    /// The end of a pull was heard, now or after another one was sent.
     pub(super) fn ended(&mut self, no: u64) {
         if let Some(open) = self.open.take_if(|open| open.no == no) {
             if open.got > 0 {

@@ -75,7 +75,7 @@ struct PreviousInbox<I> {
     arrivals: Vec<Arrival>,
 }
 
-/// What [`Subscription::next`] has waited for.
+/// The event that [`Subscription::next`] has waited for.
 pub(super) enum SubscriptionEvent {
     /// The connection is another one, or there is none any more.
     Link(Link),
@@ -87,7 +87,7 @@ pub(super) enum SubscriptionEvent {
     Free,
 }
 
-/// What has arrived.
+/// The arrivals.
 #[derive(Default)]
 pub(super) struct Arrived {
     #[expect(clippy::vec_box, reason = "each delivery is handed on many times, so it stays boxed")]
@@ -242,7 +242,7 @@ impl<B: Broker> Subscription<B> {
         self.dedicated.take().is_some()
     }
 
-    /// What a pull may ask for, if it is due. `may`: nothing else is against it. `left`: leases that the
+    /// The size that a pull may have, if it is due. `may`: nothing else is against it. `left`: leases that the
     /// consumer may still have.
     pub(super) fn allow(
         &mut self,

@@ -1,6 +1,6 @@
-//! A JetStream that keeps its own books, a monitor that watches it, and what must hold between the two. The
-//! books are kept without a look at the rules of the monitor: they say when the leader changed, what it
-//! forgot, which leases that concerns, and what the monitor could know by then.
+//! A JetStream that keeps its own books, a monitor that watches it, and the promises between the two. The books
+//! do not follow the rules of the monitor. They say when the leader changed and what it forgot, which leases
+//! that concerns, and what the monitor could know by then.
 
 use std::{
     hash::{Hash, Hasher},
@@ -16,9 +16,11 @@ use fetch_proxy::{
     },
 };
 
-/// One tick. It is longer than half of what the monitor calls sure, than a retry, and than the time for
-/// which a consumer that is gone is looked for.
+/// One tick. It is longer than half of the time in which the monitor is sure, than a retry, and than the time
+/// for which a consumer that is gone is looked for.
 const TICK: u64 = 600;
+/// A moment is longer than a retry, and shorter than the time for which a consumer that is gone is looked for.
+const MOMENT: u64 = 300;
 const ACK_WAIT: u64 = 30_000;
 /// The monitor's own times, in milliseconds.
 const SURE: u64 = 1000;
@@ -49,6 +51,7 @@ impl Kept {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     Tick,
+    Moment,
     Deliver,
     /// Another server leads. It knows all deliveries, or not the last one.
     Elected {
@@ -78,7 +81,7 @@ pub enum Event {
     HeardAgain,
 }
 
-/// What INFO would say.
+/// The state that INFO would tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Told {
     incarnation: Option<u8>,
@@ -101,7 +104,7 @@ struct Asked {
 struct Lease {
     sequence: u64,
     incarnation: u8,
-    /// Changes of leader since it was granted, for which it was not distrusted: one bit each.
+    /// Changes of leader since it was granted, after which it was still trusted: one bit each.
     unprotected: u8,
     granted_before_ask: bool,
 }
@@ -136,7 +139,7 @@ pub struct World {
     leases: Vec<Lease>,
     replicas_wait: bool,
     stopped: bool,
-    // What the monitor can know.
+    // The knowledge that the monitor can have.
     known: Option<Told>,
     highest: u64,
     last_arrival: u64,
@@ -237,7 +240,7 @@ impl World {
         Ok(world)
     }
 
-    /// What can happen now, of these.
+    /// The events of the alphabet that can happen now.
     pub fn possible(&self, alphabet: &[Event]) -> Vec<Event> {
         if self.stopped {
             return Vec::new();
@@ -247,7 +250,7 @@ impl World {
         // A server that is alone starts again behind a lost connection.
         let restarts = changes && there && (self.kept.is_led_elsewhere() || !self.up);
         let can = |event: &Event| match event {
-            Event::Tick => true,
+            Event::Tick | Event::Moment => true,
             Event::Deliver => self.pulling && there && self.deliveries < MOST_DELIVERIES,
             Event::Elected { forgets } => {
                 changes && there && self.kept.replicated && (!forgets || self.delivered > 0)
@@ -292,6 +295,7 @@ impl World {
         let now = instant(self.now);
         match event {
             Event::Tick => self.now += TICK,
+            Event::Moment => self.now += MOMENT,
             Event::Deliver => self.deliver()?,
             Event::Elected { forgets } => {
                 self.leader += 1;
@@ -499,7 +503,7 @@ impl World {
         must(self.leases.iter().all(|lease| lease.incarnation == incarnation), || {
             "a lease outlives the consumer that it is of".to_owned()
         })?;
-        // What was read is known.
+        // The state that was read is known.
         if same.is_none() {
             (self.last_arrival, self.highest) = (0, 0);
         }
@@ -537,8 +541,8 @@ impl World {
         }
     }
 
-    /// An answer to a question that was asked after a change of leader has distrusted all leases from
-    /// before, back to before the change.
+    /// After an answer to a question that was asked after a change of leader, no older lease is trusted from
+    /// before the change on.
     fn check_leader(&self, before: Told, told: Told) -> Check {
         let shown = self.kept.leader_shows && self.kept.replicated;
         if !shown && !self.missed_and_hidden() && before.leader == told.leader {

@@ -8,7 +8,7 @@ use std::{
 /// If a replica has read a newer consumer, an INFO that shows the older one is not accepted for this long.
 const BELIEVED: Duration = Duration::from_secs(2);
 
-/// What another replica has read.
+/// The consumer that another replica has read.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Contradiction {
     created: Arc<str>,
@@ -30,7 +30,7 @@ impl Contradiction {
     }
 }
 
-/// Of two times as JetStream writes them (RFC 3339, UTC, without zeros at the end), the first is later.
+/// Whether the first time is later. JetStream writes times by RFC 3339, in UTC, without zeros at the end.
 fn is_later(first: &str, second: &str) -> bool {
     first.trim_end_matches('Z') > second.trim_end_matches('Z')
 }

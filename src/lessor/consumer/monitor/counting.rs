@@ -1,6 +1,6 @@
-//! Whether the deliveries of a consumer are still counted as before. JetStream counts them from 1 when
-//! a consumer is made, and from 1 anew when it is reset (`CONSUMER.RESET`, nats-server 2.14 and newer),
-//! which changes nothing else that shows. Pure: `now` is an argument.
+//! Whether the deliveries of a consumer are still counted as before. JetStream counts them from 1 when a
+//! consumer is made, and again from 1 when it is reset (`CONSUMER.RESET`, from nats-server 2.14 on). A reset
+//! changes nothing else that shows. Pure: `now` is an argument.
 //!
 //! ```text
 //!  FRESH ──── sequence 1 is seen ────▶ BEGUN ──── sequence 1 is seen again: void ──▶ BEGUN
@@ -11,11 +11,11 @@
 //! ```
 //! 1. A sequence that is not higher than the highest that has arrived voids every older lease.
 //! 2. The first delivery of a counting voids nothing of that counting.
-//! 3. A message of another replica about a counting that has been noticed already voids nothing.
+//! 3. A sighting of another replica voids nothing, if its counting was noticed before.
 
 use std::time::{Duration, Instant};
 
-/// What other replicas say of one counting arrives within this time of each other.
+/// All sightings of one counting arrive within this time of each other.
 const NEWS: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -37,7 +37,7 @@ pub(super) struct Counting {
     noticed: Option<Instant>,
 }
 
-/// What an arrival says.
+/// The meaning of an arrival.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DeliveryCount {
     /// It is one more.
@@ -55,7 +55,7 @@ impl Counting {
         Self { start, highest: 0, noticed: None }
     }
 
-    /// A delivery with this sequence has arrived. Those of one inbox arrive in the order of their
+    /// A delivery with this sequence has arrived. The deliveries of one inbox arrive in the order of their
     /// sequences.
     pub(super) fn arrived(&mut self, sequence: u64, now: Instant) -> DeliveryCount {
         let lower = sequence <= self.highest;

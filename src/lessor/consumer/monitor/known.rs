@@ -1,4 +1,4 @@
-//! What is known of one consumer, from when it was read to when it is gone, made again or reset.
+//! The knowledge of one consumer, from when it was read to when it is gone, made again or reset.
 
 use std::{
     sync::Arc,
@@ -84,7 +84,7 @@ pub(super) enum LeaderTrust {
     InDoubt,
 }
 
-/// What another answer has shown.
+/// The findings of another answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct LeaderChange {
     pub(super) signs: LeaderSigns,

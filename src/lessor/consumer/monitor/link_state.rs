@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use crate::broker::Server;
 
-/// A caller with nothing is told so when NATS has been away for this long. A reconnect is shorter and goes
-/// unnoticed; the caller still has time to try another replica.
+/// A caller with nothing hears of it when NATS has been away for this long. A reconnect is shorter, so callers
+/// do not notice it. The caller still has time to try another replica.
 const AWAY: Duration = Duration::from_secs(2);
 
 /// See the [module](self).
@@ -21,7 +21,7 @@ pub(super) struct LinkState {
     away_since: Option<Instant>,
 }
 
-/// What a change of the connection means.
+/// The meaning of a change of the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct LinkChange {
     /// When the connection before was lost; it is now, if it was replaced.
@@ -82,7 +82,7 @@ impl LinkState {
         self.away_since.is_none()
     }
 
-    /// When callers are told that NATS is away.
+    /// The time at which callers hear that NATS is away.
     pub(super) fn callers_told_at(&self) -> Option<Instant> {
         self.away_since.map(|since| since + AWAY)
     }

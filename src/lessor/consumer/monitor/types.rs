@@ -1,4 +1,4 @@
-//! What a monitor is told, and what it tells its task to do.
+//! The words of a monitor: the events that it hears of, and the steps that it decides.
 
 use std::{
     sync::Arc,
@@ -7,7 +7,7 @@ use std::{
 
 use crate::broker::{ConsumerInfo, Leader};
 
-/// What CONSUMER.INFO says of a consumer, as far as the monitor decides by it.
+/// The part of CONSUMER.INFO that the monitor decides by.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ConsumerView {
     /// When the consumer was made, as JetStream writes it (RFC 3339). A consumer that was deleted and made
@@ -28,7 +28,7 @@ pub struct ConsumerView {
 }
 
 impl ConsumerView {
-    /// What INFO says.
+    /// Reads INFO.
     pub fn of(info: &ConsumerInfo) -> Self {
         Self {
             created: info.created.clone(),
@@ -66,7 +66,7 @@ pub enum InfoAnswer {
     Silent,
 }
 
-/// What the callers of the consumer want at this moment.
+/// The wishes of the consumer's callers at this moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CallerWants {
     /// Somebody waits for messages.
@@ -96,7 +96,7 @@ pub enum MonitorStep {
     Distrust {
         /// Since when.
         since: Instant,
-        /// What INFO has shown, if it was INFO.
+        /// The signs that INFO has shown, if it was INFO.
         signs: LeaderSigns,
     },
     /// The new leader knows deliveries up to this consumer sequence. Leases of later ones are lost.
