@@ -42,7 +42,7 @@ enum Found {
     Forbidden,
 }
 
-/// What the bytes on their way say of the break.
+/// The verdict of the bytes that were on their way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Bytes {
     Unknown,

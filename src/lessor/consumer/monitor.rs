@@ -9,8 +9,8 @@
 //!      KNOWN is SURE ◀─────┴────▶ or IN DOUBT: after a sign that another server may lead,
 //!                                 until an answer to a question that was asked after the sign
 //! ```
-//! A new leader, or a leader that has started again, delivers at once each unsettled message that was published
-//! more than an ack wait ago, even if somebody holds its lease. JetStream reports no change of leader. The signs
+//! A new leader, or a restarted one, delivers at once each unsettled message that was published more than an ack
+//! wait ago, even if somebody holds its lease. JetStream reports no change of leader. The signs
 //! are an unanswered settlement, a lost connection, and INFO without an answer. They count if another server
 //! than the connected one can lead the consumer.
 //!

@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn three_pulls_that_brought_their_first_message_alone_are_told_once() {
+    fn three_pulls_with_a_single_answer_are_reported_once() {
         let pulls: &[(&[u64], bool)] = &[(&[1], false), (&[11], false), (&[21], false)];
         assert_eq!(after(pulls).1, None);
         let (mut single, told) = after(&[pulls, &[(&[31], false)]].concat());
@@ -133,14 +133,14 @@ mod tests {
     }
 
     #[test]
-    fn a_pull_that_found_nothing_does_not_matter() {
+    fn empty_pull_does_not_matter() {
         let pulls: &[(&[u64], bool)] =
             &[(&[1], false), (&[], true), (&[11], false), (&[], true), (&[21], false)];
         assert_eq!(after(&[pulls, &[(&[31], false)]].concat()).1, Some(27));
     }
 
     #[test]
-    fn gaps_alone_are_other_people_s_messages() {
+    fn gaps_alone_are_no_sign() {
         for ends in [true, false] {
             let pull: (&[u64], bool) = (&[5], ends);
             let next: &[(&[u64], bool)] = &[(&[10, 13], ends), (&[20, 24], ends), (&[30], ends)];
@@ -151,14 +151,14 @@ mod tests {
     }
 
     #[test]
-    fn without_a_gap_nothing_was_missed() {
+    fn no_gap_means_no_missed_message() {
         let pulls: Vec<[u64; 1]> = (1..10).map(|sequence| [sequence]).collect();
         let pulls: Vec<(&[u64], bool)> = pulls.iter().map(|one| (&one[..], false)).collect();
         assert_eq!(after(&pulls).1, None);
     }
 
     #[test]
-    fn an_end_that_is_told_late_acquits() {
+    fn late_end_clears_its_pull() {
         let pulls: &[(&[u64], bool)] = &[(&[1], false), (&[11], false), (&[21], false)];
         let (mut single, _) = after(pulls);
         single.ended(0);

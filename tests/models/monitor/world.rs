@@ -16,10 +16,10 @@ use fetch_proxy::{
     },
 };
 
-/// One tick. It is longer than half of the time in which the monitor is sure, than a retry, and than the time
-/// for which a consumer that is gone is looked for.
+/// One tick. It is longer than a retry, than half of the time in which the monitor is sure, and than the time
+/// before a consumer counts as gone.
 const TICK: u64 = 600;
-/// A moment is longer than a retry, and shorter than the time for which a consumer that is gone is looked for.
+/// A moment is longer than a retry, and shorter than the time before a consumer counts as gone.
 const MOMENT: u64 = 300;
 const ACK_WAIT: u64 = 30_000;
 /// The monitor's own times, in milliseconds.
@@ -153,7 +153,7 @@ pub struct World {
     answered_at: Option<u64>,
     /// Something has happened since the last answer that the answer may not know.
     news: bool,
-    /// JetStream has forgotten a delivery, or was told to.
+    /// JetStream has forgotten a delivery, by itself or by a reset.
     forgot: bool,
     /// Somebody may have forgotten promises: a server that leads, or that we are connected to.
     alarmed: bool,
