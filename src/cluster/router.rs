@@ -22,7 +22,7 @@ use tokio::time::timeout_at;
 use super::{
     channel::Unanswered,
     late, ownerless,
-    ownership::LeaseLocation,
+    ownership::{LeaseLocation, OwnershipGuard},
     replica::Replica,
     wire::{self, OpenedToken, SettleOutcome, SettleResult},
 };
@@ -48,6 +48,28 @@ pub(super) struct Router<B: Broker + Bus> {
     refusals: Arc<RefusalLog>,
 }
 
+/// The tokens of one call, by the place of their leases.
+struct Sorted {
+    /// The results that are known at once.
+    results: Results<SettleResult>,
+    local: Group<SettleItem>,
+    /// The ack subject of each local token, for the log.
+    subjects: Vec<Cow<'static, str>>,
+    /// By the owner, and by the name that answers for it now.
+    remote: BTreeMap<(InstanceId, InstanceId), Group<OpenedToken>>,
+}
+
+impl Sorted {
+    fn new(count: usize) -> Self {
+        Self {
+            results: Results::new(count),
+            local: Group::default(),
+            subjects: Vec::new(),
+            remote: BTreeMap::new(),
+        }
+    }
+}
+
 impl<B: Broker + Bus> Router<B> {
     pub(super) fn new(replica: Arc<Replica<B>>, refusals: Arc<RefusalLog>) -> Self {
         Self { replica, refusals }
@@ -66,36 +88,7 @@ impl<B: Broker + Bus> Router<B> {
         let Ok(guard) = timeout_at(until.into(), self.replica.ownership.guard()).await else {
             return wanted.iter().map(|_| Err(Error::LeaseBusy.into())).collect();
         };
-        let mut results = Results::new(wanted.len());
-        let (mut local, mut subjects) = (Group::default(), Vec::new());
-        let mut remote: BTreeMap<(InstanceId, InstanceId), Group<OpenedToken>> = BTreeMap::new();
-        for (index, (token, action)) in wanted.iter().enumerate() {
-            let (claims, lease) = match self.open(token) {
-                Ok(opened) => opened,
-                Err(refused) => {
-                    self.log_refusal(call, None, &refused);
-                    results.set(index, Err(refused));
-                    continue;
-                }
-            };
-            match guard.locate(claims.owner, lease) {
-                LeaseLocation::Local(lease) => {
-                    subjects.push(claims.ack_subject);
-                    local.push(index, SettleItem { lease, action: action.clone() });
-                }
-                LeaseLocation::Remote(at) => {
-                    let group = remote.entry((claims.owner, at)).or_default();
-                    group.push(index, OpenedToken { claims, action: action.clone() });
-                }
-                LeaseLocation::Ended(refusal) => {
-                    let ended = ended(action, refusal);
-                    if let Err(refused) = &ended {
-                        self.log_refusal(call, Some(claims.ack_subject), refused);
-                    }
-                    results.set(index, ended);
-                }
-            }
-        }
+        let Sorted { mut results, local, subjects, remote } = self.sort(call, &wanted, &guard);
         let (local, items) = local.into_parts();
         let settled_here = async {
             let settled = self.replica.lessor.settle(items, confirmation, until).await;
@@ -124,6 +117,44 @@ impl<B: Broker + Bus> Router<B> {
         }
         self.try_last_attempts(&wanted, &mut results, until).await;
         results.into_vec()
+    }
+
+    /// Opens the tokens, and sorts them by the place of their leases.
+    fn sort(
+        &self,
+        call: &'static str,
+        wanted: &[TokenAction],
+        guard: &OwnershipGuard<'_>,
+    ) -> Sorted {
+        let mut sorted = Sorted::new(wanted.len());
+        for (index, (token, action)) in wanted.iter().enumerate() {
+            let (claims, lease) = match self.open(token) {
+                Ok(opened) => opened,
+                Err(refused) => {
+                    self.log_refusal(call, None, &refused);
+                    sorted.results.set(index, Err(refused));
+                    continue;
+                }
+            };
+            match guard.locate(claims.owner, lease) {
+                LeaseLocation::Local(lease) => {
+                    sorted.subjects.push(claims.ack_subject);
+                    sorted.local.push(index, SettleItem { lease, action: action.clone() });
+                }
+                LeaseLocation::Remote(at) => {
+                    let group = sorted.remote.entry((claims.owner, at)).or_default();
+                    group.push(index, OpenedToken { claims, action: action.clone() });
+                }
+                LeaseLocation::Ended(refusal) => {
+                    let ended = ended(action, refusal);
+                    if let Err(refused) = &ended {
+                        self.log_refusal(call, Some(claims.ack_subject), refused);
+                    }
+                    sorted.results.set(index, ended);
+                }
+            }
+        }
+        sorted
     }
 
     /// Tries again the settlements that were refused because their lease is over. If the delivery was
