@@ -2,14 +2,13 @@
 //! parentheses, and words that plain English does not use.
 //!
 //! `cargo test --test house prose -- --nocapture` reads `PROSE` from the environment. `1` prints the
-//! counts of every text. `table` prints the rows of [`NOT_YET`]. The beginning of a path, such as
-//! `src/lease` or `docs/`, prints the counts and the offenders of the texts there. `names` prints the
-//! names of tests that name their subject late.
+//! counts of every text. The beginning of a path, such as `src/lease` or `docs/`, prints the counts and
+//! the offenders of the texts there. `names` prints the names of tests that name their subject late.
 
 mod sentences;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     env, fs,
     path::{Path, PathBuf},
 };
@@ -75,9 +74,6 @@ const UNCOMMON: [&str; 44] = [
     "whilst",
     "whomever",
 ];
-
-/// Texts that are above a share still, each with its own shares in percent. They may only go down.
-const NOT_YET: &[(&str, [usize; 4])] = &[];
 
 /// The share of names of tests that may begin with a fronted word, in percent.
 const FRONTED_NAMES: usize = 3;
@@ -206,18 +202,6 @@ pub(super) fn walk(folder: &Path, into: &mut Vec<PathBuf>) {
     into.sort();
 }
 
-/// The shares that a text may have: the usual ones, or its own for now. A folder without a row has
-/// the highest shares of its siblings: files move between folders.
-fn allowed(name: &str) -> [usize; 4] {
-    let usual = KINDS.map(|(_, share)| share);
-    let own = NOT_YET.iter().filter(|(text, _)| *text == name);
-    let top = |text: &str| Some(text.split_once('/').filter(|_| !text.contains('.'))?.0.to_owned());
-    let siblings = NOT_YET.iter().filter(|(text, _)| top(name).is_some() && top(text) == top(name));
-    let rows: Vec<_> = if own.clone().count() > 0 { own.collect() } else { siblings.collect() };
-    rows.iter()
-        .fold(usual, |most, (_, shares)| std::array::from_fn(|kind| most[kind].max(shares[kind])))
-}
-
 #[test]
 fn prose_is_plain_english() {
     let texts = texts();
@@ -228,14 +212,6 @@ fn prose_is_plain_english() {
             for (name, text) in &texts {
                 println!("{}", text.summary(name));
             }
-        }
-        Ok("table") => {
-            for (name, text) in &texts {
-                if (0..4).any(|kind| text.shares()[kind] > KINDS[kind].1) {
-                    println!("    ({name:?}, {:?}),", text.shares());
-                }
-            }
-            return;
         }
         Ok(prefix) => {
             for (name, text) in &texts {
@@ -250,14 +226,14 @@ fn prose_is_plain_english() {
     }
     let mut report = String::new();
     for (name, text) in &texts {
-        let (shares, allowed) = (text.shares(), allowed(name));
-        let above = |kind: usize| shares[kind] > allowed[kind];
+        let shares = text.shares();
+        let above = |kind: usize| shares[kind] > KINDS[kind].1;
         if (0..4).any(above) {
-            report += &format!("{}, allowed {allowed:?}\n", text.summary(name));
+            report += &(text.summary(name) + "\n");
             report += &(text.list(above).join("\n") + "\n");
         }
     }
-    assert!(report.is_empty(), "\n{report}(PROSE=table prints the rows of NOT_YET)");
+    assert!(report.is_empty(), "\n{report}");
 }
 
 /// The names of the tests of a file, with their lines.
@@ -306,12 +282,6 @@ fn test_is_named_by_its_function() {
     let code = "fn a() {}\n#[test]\nfn b() {\n    fn c() {}\n}\n#[tokio::test(flavor = \"x\")]\n\
                 #[ignore]\nasync fn d(e: u8) {}\n";
     assert_eq!(tests_of(code), [(3, "b"), (8, "d")]);
-}
-
-#[test]
-fn each_text_has_one_row_at_most() {
-    let names: BTreeSet<_> = NOT_YET.iter().map(|(name, _)| name).collect();
-    assert_eq!(names.len(), NOT_YET.len());
 }
 
 #[test]
