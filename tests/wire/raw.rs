@@ -204,7 +204,8 @@ async fn peer_with_another_protocol_is_answered_and_logged() {
     assert!(answer.starts_with("HTTP/1.1 505 "), "{answer}");
     let (_, text) = answer.split_once("\r\n\r\n").unwrap();
     assert!(text.contains("gRPC") && text.lines().count() == 1, "{text}");
-    assert!(proxy.log().contains("\"spoken\":\"HTTP/1\""), "{}", proxy.log());
+    let logged = || async { proxy.log().contains("\"spoken\":\"HTTP/1\"").then_some(()) };
+    testkit::eventually("the log line", logged).await;
     // A TLS alert, which a client shows as a wrong version.
     for port in [&proxy.grpc, &proxy.ops] {
         let hello = [22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3];
