@@ -1,6 +1,7 @@
 //! The promises of a monitor, over all histories of nine events: nothing is chosen by chance. The test tries
 //! all that can happen to a consumer and to our connection, in every order, with equal states merged.
-//! `world` says what happened, and what must hold.
+//! `world` says what happened, and what must hold. `scripts/mutants` shows that the walks find each mistake of
+//! `monitor/mutants.txt`.
 
 mod world;
 
