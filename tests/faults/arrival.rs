@@ -20,6 +20,7 @@ use testkit::{
     proxy::{Client, Proxy, ack, fetch, nak, reason, take, timed},
     relay::{Flow, Relay},
     stage::{Stage, served},
+    until,
 };
 
 use super::run::measured;
@@ -32,13 +33,14 @@ const GIVEN_UP: &str = "do not arrive at NATS: the connection for settling is re
 
 /// When the proxy has given its connection up, by its own clock.
 async fn given_up(proxy: &Proxy) -> SystemTime {
-    eventually("the connection to be given up", || async { proxy.logged_at(GIVEN_UP) }).await
+    let given_up = until(3 * BOUND, || async { proxy.logged_at(GIVEN_UP) }).await;
+    given_up.unwrap_or_else(|| panic!("the connection is not given up:\n{}", proxy.log()))
 }
 
 /// When JetStream delivers the fixture's message again, by the server's clock.
 async fn redelivered(fixture: &Fixture) -> SystemTime {
     let consumer = fixture.handle().await;
-    let next = consumer.fetch().max_messages(1).expires(BOUND);
+    let next = consumer.fetch().max_messages(1).expires(3 * BOUND);
     next.messages().await.unwrap().next().await.expect("no delivery").unwrap();
     fixture.delivered_at().await
 }

@@ -113,7 +113,7 @@ async fn many_workers_on_a_slow_link_are_not_cut() {
     relay.flow(Flow::Pass, Flow::Rate(20_000_000));
     let proxy = Proxy::start_at(&relay.nats_url(), &[]);
     proxy.ready().await;
-    let received = drain(&proxy, &[fixture], 16, 400, BOUND).await;
+    let received = drain(&proxy, &[fixture], 16, 400, 3 * BOUND).await;
     assert_eq!((received.seen.len(), received.twice()), (400, 0), "{}", proxy.log());
     assert!(received.refused.is_empty(), "{:?}\n{}", received.refused, proxy.log());
     assert!(!proxy.log().contains("connection broke"), "{}", proxy.log());
@@ -132,7 +132,7 @@ async fn many_consumers_with_a_backlog_share_a_whole_connection() {
     relay.flow(Flow::Pass, Flow::Rate(20_000_000));
     let proxy = Proxy::start_at(&relay.nats_url(), &[]);
     proxy.ready().await;
-    let received = drain(&proxy, &fixtures, 1, 400, BOUND).await;
+    let received = drain(&proxy, &fixtures, 1, 400, 3 * BOUND).await;
     assert_eq!((received.seen.len(), received.twice()), (400, 0), "{}", proxy.log());
     assert!(received.refused.is_empty(), "{:?}\n{}", received.refused, proxy.log());
     assert!(!proxy.log().contains("connection broke"), "{}", proxy.log());
@@ -145,7 +145,7 @@ async fn proxy_adapts_to_a_server_with_a_tiny_pending_limit() {
     publish(&fixture, 500, KB).await;
     let proxy = Proxy::start(&server, &[]);
     proxy.ready().await;
-    let received = drain(&proxy, &[fixture], 4, 500, BOUND).await;
+    let received = drain(&proxy, &[fixture], 4, 500, 3 * BOUND).await;
     assert_eq!(received.seen.len(), 500, "{}", proxy.log());
     // While it finds out how little, the connection is away for a moment.
     let refused = received.refused.iter().filter(|reason| *reason != "NATS_UNAVAILABLE");
@@ -174,7 +174,7 @@ async fn cuts_of_a_slow_connection_suspend_no_consumer() {
         std::future::pending::<()>().await;
     };
     let received = tokio::select! {
-        received = drain(&proxy, &fixtures, 4, 300, BOUND) => received,
+        received = drain(&proxy, &fixtures, 4, 300, 3 * BOUND) => received,
         () = cutting => unreachable!(),
     };
     assert_eq!(received.seen.len(), 300, "{}", proxy.log());
