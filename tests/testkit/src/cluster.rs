@@ -9,9 +9,10 @@ use async_nats::jetstream::{
 };
 
 use crate::{
-    eventually,
+    BOUND, eventually,
     jetstream::Fixture,
     nats_server::{NatsServer, binary},
+    until,
 };
 
 pub struct Cluster {
@@ -27,7 +28,8 @@ impl Cluster {
             cluster = cluster.or_else(|_| Self::try_start());
         }
         let cluster = cluster.unwrap_or_else(|log| panic!("no three servers come up:\n{log}"));
-        eventually("three servers that know each other", || cluster.ready()).await;
+        let ready = until(3 * BOUND, || cluster.ready()).await;
+        ready.expect("three servers that know each other");
         cluster
     }
 
