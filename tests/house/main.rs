@@ -5,5 +5,6 @@ mod links;
 mod log;
 mod pages;
 mod prose;
+mod quotes;
 mod rooms;
 mod source;
