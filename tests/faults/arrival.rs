@@ -130,9 +130,23 @@ const TERMS: usize = 15;
 const CALLS: usize = 640;
 /// Naks behind all that the wire has taken: fewer than the library is given at once.
 const NAKS: usize = 10;
+/// Tries to put Naks behind a full wire before the proxy gives the connection up, which it does in 12 s at most.
+const ROUNDS: usize = 6;
 
 #[tokio::test]
 async fn settlement_that_has_not_left_by_its_lease_end_never_leaves() {
+    for _ in 0..ROUNDS {
+        if let Some(late) = late_naks().await {
+            assert!(late.is_empty(), "{late:?} left us late");
+            return;
+        }
+    }
+    panic!("the machine is too slow: in none of {ROUNDS} rounds did Naks wait behind a full wire");
+}
+
+/// Leaves Naks behind a wire that takes nothing, lets their leases end, and lets the wire flow again. Returns
+/// the messages of Naks that left then. `None`: the proxy gave the connection up before the Naks were there.
+async fn late_naks() -> Option<Vec<u64>> {
     let many = pull::Config { max_ack_pending: -1, ..ack_wait(120_000) };
     let Stage { fixture: filler, wire, proxy: stalled, client: mut first } =
         Stage::narrow(many).await;
@@ -159,13 +173,13 @@ async fn settlement_that_has_not_left_by_its_lease_end_never_leaves() {
             break;
         }
     }
-    assert!(full, "the wire takes everything");
+    full.then_some(())?;
     // The library takes these, and the wire does not.
-    assert!(send(&mut first, cushion, None, patience).await, "nothing more is taken");
+    send(&mut first, cushion, None, patience).await.then_some(())?;
     for nak in &held {
-        assert!(send(&mut first, &[], Some(nak), patience).await, "a Nak is not taken");
+        send(&mut first, &[], Some(nak), patience).await.then_some(())?;
     }
-    assert!(!stalled.log().contains(GIVEN_UP), "too slow to tell anything");
+    (!stalled.log().contains(GIVEN_UP)).then_some(())?;
     // These leases last until the end of the test, so that only a Nak ends them.
     let long = FetchRequest {
         lease: millis(120_000),
@@ -178,10 +192,10 @@ async fn settlement_that_has_not_left_by_its_lease_end_never_leaves() {
         let answer = second.fetch(fetch(&fixture, 1000, 300)).await.unwrap().into_inner();
         late.extend(answer.messages.iter().map(|message| message.stream_sequence));
     }
-    assert!(late.is_empty(), "{late:?} left us late");
     for message in &next {
         second.ack(ack(&message.token)).await.expect("it was taken from its holder");
     }
+    Some(late)
 }
 
 /// Whether the connection has taken all of these Terms within this time, and the Nak behind them.
