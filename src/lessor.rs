@@ -28,6 +28,7 @@ mod spec;
 mod sweep;
 mod table;
 mod turn;
+mod underway;
 mod unsettled;
 
 use std::{

@@ -9,48 +9,43 @@
 //! 1. A freed permit goes to the head of the queue. It is free for others only if the queue is empty.
 //! 2. A consumer that is called holds one permit until it takes the permit or leaves.
 
-use std::{fmt, future::Future, pin::Pin, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-type Waiting = Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>;
+use super::underway::Underway;
 
 /// The place of one consumer in the queue.
 pub(super) struct Turn {
     permits: Arc<Semaphore>,
-    waiting: Option<Waiting>,
+    waiting: Underway<Option<OwnedSemaphorePermit>>,
     held: Option<OwnedSemaphorePermit>,
 }
 
 impl Turn {
     pub(super) fn new(permits: Arc<Semaphore>) -> Self {
-        Self { permits, waiting: None, held: None }
+        Self { permits, waiting: Underway::none(), held: None }
     }
 
     /// Enters the queue at the next [`Turn::called`]. A consumer in the queue keeps its place.
     pub(super) fn enter(&mut self) {
-        if self.held.is_none() && self.waiting.is_none() {
+        if self.held.is_none() && !self.waiting.is_some() {
             let permits = self.permits.clone();
             // The semaphore is never closed, so this gets a permit.
-            self.waiting = Some(Box::pin(async move { permits.acquire_owned().await.ok() }));
+            self.waiting.begin(async move { permits.acquire_owned().await.ok() });
         }
     }
 
     /// Waits until the consumer is called. Never returns if it is not in the queue. The future may be
     /// dropped and made again: the consumer keeps its place.
     pub(super) async fn called(&mut self) {
-        match &mut self.waiting {
-            Some(waiting) => {
-                self.held = waiting.await;
-                self.waiting = None;
-            }
-            None => std::future::pending().await,
-        }
+        self.held = self.waiting.next().await;
     }
 
     /// Leaves the queue.
     pub(super) fn leave(&mut self) {
-        (self.waiting, self.held) = (None, None);
+        self.waiting.cancel();
+        self.held = None;
     }
 
     /// The number of permits that can be taken: the one that is held, or else those that are free.

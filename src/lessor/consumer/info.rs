@@ -2,8 +2,6 @@
 //! why a consumer cannot be read. Decides nothing: the monitor says when INFO is asked.
 
 use std::{
-    future::Future,
-    pin::Pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,19 +10,17 @@ use super::monitor::{ConsumerView, InfoAnswer};
 use crate::{
     broker::{Broker, ConsumerInfo, ConsumerName, InfoError, Link},
     clock,
-    lessor::{Error, core::Core, spec::ConsumerSpec},
+    lessor::{Error, core::Core, spec::ConsumerSpec, underway::Underway},
 };
 
 /// The longest wait for an answer.
 const INFO_TIMEOUT: Duration = Duration::from_secs(2);
 
-type Asked = Pin<Box<dyn Future<Output = Result<ConsumerInfo, InfoError>> + Send>>;
-
 /// See the [module](self).
 pub(super) struct InfoQuestion<B: Broker> {
     core: Arc<Core<B>>,
     name: ConsumerName,
-    asked: Option<Asked>,
+    asked: Underway<Result<ConsumerInfo, InfoError>>,
     /// Why the consumer cannot be read.
     why: Option<String>,
     /// The reason that was logged last.
@@ -33,29 +29,22 @@ pub(super) struct InfoQuestion<B: Broker> {
 
 impl<B: Broker> InfoQuestion<B> {
     pub(super) fn new(core: Arc<Core<B>>, name: ConsumerName) -> Self {
-        Self { core, name, asked: None, why: None, logged: None }
+        Self { core, name, asked: Underway::none(), why: None, logged: None }
     }
 
     pub(super) fn ask(&mut self) {
         let (core, name) = (self.core.clone(), self.name.clone());
         let until = clock::now() + INFO_TIMEOUT;
-        self.asked = Some(Box::pin(async move { core.broker.info(&name, until).await }));
+        self.asked.begin(async move { core.broker.info(&name, until).await });
     }
 
     pub(super) fn cancel(&mut self) {
-        self.asked = None;
+        self.asked.cancel();
     }
 
     /// Waits for the answer. Never ends if nothing is asked. Cancel-safe.
     pub(super) async fn next(&mut self) -> Result<ConsumerInfo, InfoError> {
-        match &mut self.asked {
-            Some(asked) => {
-                let answer = asked.await;
-                self.asked = None;
-                answer
-            }
-            None => std::future::pending().await,
-        }
+        self.asked.next().await
     }
 
     /// The meaning of an answer: to the monitor, and to callers if it ends the task.

@@ -3,8 +3,6 @@
 
 use std::{
     collections::BTreeSet,
-    future::Future,
-    pin::Pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,7 +16,7 @@ use crate::{
         Search, Unreadable,
     },
     clock,
-    lessor::{Error, Unsuitable, core::Core, shares::Explained},
+    lessor::{Error, Unsuitable, core::Core, shares::Explained, underway::Underway},
 };
 
 /// The longest that one search may take.
@@ -30,17 +28,18 @@ pub(super) struct PoisonWatch<B: Broker> {
     name: ConsumerName,
     pub(super) quarantine: Quarantine,
     /// While a search is under way, nothing is pulled.
-    search: Option<Pin<Box<dyn Future<Output = SearchResult> + Send>>>,
+    search: Underway<SearchResult>,
 }
 
 impl<B: Broker> PoisonWatch<B> {
     pub(super) fn new(core: Arc<Core<B>>, name: ConsumerName) -> Self {
-        Self { core, name, quarantine: Quarantine::clear(), search: None }
+        Self { core, name, quarantine: Quarantine::clear(), search: Underway::none() }
     }
 
     /// The consumer is another one: nothing is held against it.
     pub(super) fn forget(&mut self) {
-        (self.quarantine, self.search) = (Quarantine::clear(), None);
+        self.quarantine = Quarantine::clear();
+        self.search.cancel();
     }
 
     /// INFO was read after a break. JetStream numbers a consumer's deliveries, and has delivered something
@@ -56,7 +55,7 @@ impl<B: Broker> PoisonWatch<B> {
             "the connection broke by its content: searching for unreadable messages"
         );
         let known = self.quarantine.terminated().clone();
-        self.search = Some(Box::pin(search(self.core.clone(), self.name.clone(), from, known)));
+        self.search.begin(search(self.core.clone(), self.name.clone(), from, known));
     }
 
     pub(super) fn is_searching(&self) -> bool {
@@ -65,14 +64,7 @@ impl<B: Broker> PoisonWatch<B> {
 
     /// Waits for the end of the search. Never ends if there is none. Cancel-safe.
     pub(super) async fn next(&mut self) -> SearchResult {
-        match &mut self.search {
-            Some(search) => {
-                let result = search.await;
-                self.search = None;
-                result
-            }
-            None => std::future::pending().await,
-        }
+        self.search.next().await
     }
 
     /// The search has ended. `cut`: what the bytes say that were on their way. Returns the error for the callers.
