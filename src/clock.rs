@@ -8,6 +8,8 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crate::simulated::{self, SimulatedClocks};
+
 /// Shortest suspension that counts. The margin of a lease covers a shorter one.
 const LEAST_GAP: Duration = Duration::from_millis(10);
 /// Longest time in which all clocks must be read to count as read at once.
@@ -30,6 +32,9 @@ pub fn now() -> Instant {
 /// timestamps in answers, and the `settle_by` inside tokens.
 #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the clock")]
 pub fn unix_time() -> Duration {
+    if let Some(clocks) = simulated::clocks(now()) {
+        return clocks.wall;
+    }
     // This is zero, except in a test that has paused time and advanced it. Then the wall clock must advance
     // as well, or the two clocks would drift apart.
     let ahead = now().saturating_duration_since(Instant::now());
@@ -67,6 +72,9 @@ impl ClockPair {
 
 /// All clocks at this moment.
 pub fn reading() -> Reading {
+    if let Some(SimulatedClocks { boot_ahead, wall_ahead, .. }) = simulated::clocks(now()) {
+        return Reading { now: now(), boot_ahead, wall_ahead };
+    }
     let (mut tries, mut before) = (0, monotonic());
     let (boot, wall, monotonic) = loop {
         let (boot, wall, after) = (counting_suspension(), wall(), monotonic());

@@ -57,6 +57,7 @@ use crate::{
     lessor::{Error, Lessor, Settled, Telling},
     lock::lock,
     refusal_log::RefusalLog,
+    simulated::spawn,
     token::InstanceId,
 };
 
@@ -111,7 +112,10 @@ impl<B: Broker + Bus> Cluster<B> {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut sent, mut send_at): (Option<Instant>, _) = (None, None);
         loop {
+            // Other replicas can send without end, so their messages come last.
             tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return,
                 _ = ticks.tick() => {
                     let now = clock::now();
                     self.receiver.tidy(now);
@@ -126,12 +130,11 @@ impl<B: Broker + Bus> Cluster<B> {
                     self.replica.send_heartbeat().await;
                     (sent, send_at) = (Some(clock::now()), None);
                 }
-                incoming = self.replica.channel.next() => self.incoming(incoming),
                 Some(telling) = sighting::next(&mut sightings) => {
                     let replica = self.replica.clone();
-                    self.tasks.spawn(async move { sighting::tell_others(&replica, telling).await });
+                    spawn(&self.tasks, async move { sighting::tell_others(&replica, telling).await });
                 }
-                () = self.stop.cancelled() => return,
+                incoming = self.replica.channel.next() => self.incoming(incoming),
             }
         }
     }
@@ -226,7 +229,7 @@ impl<B: Broker + Bus> Cluster<B> {
             return;
         }
         let cluster = self.clone();
-        self.tasks.spawn(async move {
+        spawn(&self.tasks, async move {
             let answer = cluster.answer(&request).await;
             if let Some(answer) = answer {
                 cluster.replica.channel.answer(&request.reply_to, &answer).await;

@@ -85,11 +85,29 @@ impl Keys {
                 token::new_key_line().map_err(KeysError::Randomness)?
             }
         };
+        Self::of(file, text, cluster)
+    }
+
+    /// The keys of this text, as if it were the text of this file; the file is not read.
+    ///
+    /// # Errors
+    /// [`KeysError::Invalid`].
+    #[doc(hidden)]
+    pub fn of(file: Option<PathBuf>, text: String, cluster: &str) -> Result<Self, KeysError> {
         let invalid = |error| KeysError::Invalid(file.clone().unwrap_or_default(), error);
         let ring = KeyRing::parse(&text).map_err(invalid)?;
         let sealer = Arc::new(Sealer::new(ring, cluster));
         let state = State { text: text.into(), common: None, sealer };
         Ok(Self { cluster: cluster.to_owned(), file, state: RwLock::new(state) })
+    }
+
+    /// Takes up another text, as if it had been read from the file. For tests.
+    ///
+    /// # Errors
+    /// [`KeysError::Invalid`]: the keys stay as they were.
+    #[doc(hidden)]
+    pub fn retake(&self, text: String) -> Result<(), KeysError> {
+        self.take(&self.file.clone().unwrap_or_default(), text, OpenTo::Nobody)
     }
 
     /// Whether other replicas may have the same keys.

@@ -66,6 +66,7 @@ use crate::{
     broker::{Broker, ConsumerName},
     lock::lock,
     pump::Want,
+    simulated::spawn,
 };
 
 /// How much a lessor takes on.
@@ -110,7 +111,7 @@ impl<B: Broker> Lessor<B> {
     pub fn start(broker: B, limits: LeaseLimits) -> Self {
         let waiters = Arc::new(Semaphore::new(limits.max_waiters.min(Semaphore::MAX_PERMITS)));
         let core = Arc::new(Core::new(broker, limits));
-        core.tasks.spawn(Sweeper(core.clone()).run());
+        spawn(&core.tasks, Sweeper(core.clone()).run());
         let calls = Calls { handles: Mutex::default(), waiters, tickets: AtomicU64::new(0) };
         Self { core, calls: Arc::new(calls) }
     }
@@ -200,7 +201,7 @@ impl<B: Broker> Lessor<B> {
     fn start_task(&self, name: &ConsumerName) -> ConsumerHandle {
         let (handle, task) = ConsumerTask::new(self.core.clone(), name.clone());
         let (calls, name) = (self.calls.clone(), name.clone());
-        self.core.tasks.spawn(async move {
+        spawn(&self.core.tasks, async move {
             task.run().await;
             calls.forget(&name);
         });

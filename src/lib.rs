@@ -23,14 +23,15 @@
 //! lessor        leases deliveries to callers: pulls, grants, settles, sweeps
 //! nats          the broker and the bus on NATS
 //! net           connections of clients: accepted, bounded, closed
+//! clock         the only room that reads the time
 //! client        the client behind fetch, ack, nak, term, extend and probe
 //! fd_limit      raises the limit of open files to what the connections need
 //! keys          the token keys, read again when their file changes
 //! log_throttle  how often a log line that strangers cause may be written
 //! readiness     whether this replica may serve, and why not; pure
+//! simulated     a machine for tests: clocks, random bytes, tasks
 //! broker        the port to JetStream: a trait, its types, its errors
 //! bus           the port to the other replicas: a trait, its types, its errors
-//! clock         the only room that reads the time
 //! lease         the lease table; pure
 //! limits        limits of the contract and of a listener: numbers; pure
 //! lock          takes a lock in spite of an earlier panic
@@ -71,5 +72,6 @@ pub mod readiness;
 pub mod reason;
 pub mod refusal_log;
 pub mod secrets;
+pub mod simulated;
 pub mod telemetry;
 pub mod token;

@@ -24,6 +24,7 @@ use crate::{
     lessor::Lessor,
     lock::lock,
     log_throttle::LogThrottle,
+    simulated::fill_random,
     token::{InstanceId, Nonce},
 };
 
@@ -195,6 +196,6 @@ fn answer_channel(subject: &str, nonce: Nonce) -> String {
 
 pub(super) fn nonce() -> Result<Nonce, Unanswered> {
     let mut nonce = [0; 24];
-    getrandom::fill(&mut nonce).map_err(|_| Unanswered::Unsent)?;
+    fill_random(&mut nonce).map_err(|_| Unanswered::Unsent)?;
     Ok(nonce)
 }

@@ -22,6 +22,7 @@ use crate::{
     limits::MOST_SETTLEMENTS,
     pb::{self, fetch_service_server::FetchService},
     refusal_log::{RefusalLog, RefusedCaller},
+    simulated::fill_random,
     token::InstanceId,
 };
 
@@ -223,7 +224,7 @@ fn settle_until(metadata: &MetadataMap) -> Instant {
 /// Fresh nonces: 192 bits each, so chance never repeats one.
 fn nonces(count: usize) -> Result<impl Iterator<Item = [u8; 24]>, Status> {
     let mut bytes = vec![0; count * 24];
-    getrandom::fill(&mut bytes).map_err(|error| {
+    fill_random(&mut bytes).map_err(|error| {
         let why = format!("no randomness to seal tokens with: {error}");
         to_status(&Error::Unavailable(why).into())
     })?;

@@ -31,6 +31,7 @@ use crate::{
     lease::{ConsumerId, LeaseTable},
     lock::lock,
     log_throttle::LogThrottle,
+    simulated::spawn,
 };
 
 /// Consumers that may have a connection of their own at the same time.
@@ -156,7 +157,7 @@ pub(super) fn release<B: Broker>(core: &Arc<Core<B>>, mut holds: Vec<(HeldDelive
     };
     let naks = holds.iter().map(nak).collect();
     let run = core.clone();
-    core.tasks.spawn(async move {
+    spawn(&core.tasks, async move {
         run.broker.settle(naks, Confirmation::Sent, by).await;
     });
 }

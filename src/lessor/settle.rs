@@ -27,6 +27,7 @@ use crate::{
     lease::{
         BeginResult, LeaseError, LeaseId, LeaseStatus, LeaseTable, PublishOutcome, SettleKind,
     },
+    simulated::spawn,
 };
 
 const IN_DOUBT: &str = "it is not known which server leads the consumer";
@@ -263,7 +264,7 @@ impl<T: Send + 'static> Future for FinishOnDrop<'_, T> {
 impl<T: Send + 'static> Drop for FinishOnDrop<'_, T> {
     fn drop(&mut self) {
         if let Some(run) = self.run.take() {
-            self.tasks.spawn(run);
+            spawn(self.tasks, run);
         }
     }
 }

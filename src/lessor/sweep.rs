@@ -2,7 +2,7 @@
 //! JetStream may have given away. The table returns the leases that are due.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,6 +16,7 @@ use crate::{
     broker::{AckKind, AckPublish, Broker, Confirmation},
     clock,
     lease::{ConsumerId, Due, LeaseId},
+    simulated::spawn,
 };
 
 /// The longest wait for a confirmation of progress. The table decides when progress is tried again.
@@ -23,7 +24,7 @@ const PROGRESS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The leases that have ended unsettled, for each worker.
 #[derive(Default)]
-struct Ended(HashMap<(ConsumerId, Arc<str>), (Arc<ConsumerSpec>, u64)>);
+struct Ended(BTreeMap<(ConsumerId, Arc<str>), (Arc<ConsumerSpec>, u64)>);
 
 impl Ended {
     fn count(&mut self, hold: &HeldDelivery) {
@@ -45,9 +46,10 @@ impl<B: Broker> Sweeper<B> {
         loop {
             let due = self.0.table.next_due();
             tokio::select! {
+                biased;
+                () = self.0.closed.cancelled() => return,
                 () = clock::sleep_until(due) => {}
                 () = self.0.table.sooner() => continue,
-                () = self.0.closed.cancelled() => return,
             }
             // The lessor holds the sender.
             let _ = self.0.frozen.subscribe().wait_for(|frozen| !frozen).await;
@@ -60,7 +62,7 @@ impl<B: Broker> Sweeper<B> {
     /// Handles at most [`LEASES_PER_LOCK`] leases that are due. `true`: more may be due.
     fn step(&self) -> bool {
         let now = clock::now();
-        let mut progress: HashMap<ConsumerId, Vec<_>> = HashMap::new();
+        let mut progress: BTreeMap<ConsumerId, Vec<_>> = BTreeMap::new();
         let (mut released, mut ended) = (Vec::new(), Vec::new());
         let mut unsettled = Ended::default();
         let count = self.0.table.with(|table| {
@@ -130,7 +132,7 @@ impl<B: Broker> Sweeper<B> {
     /// Sends progress for these leases.
     fn progress(&self, leases: Vec<(LeaseId, AckPublish)>) {
         let core = self.0.clone();
-        self.0.tasks.spawn(async move {
+        spawn(&self.0.tasks, async move {
             let sent_at = clock::now();
             let (ids, publishes): (Vec<_>, Vec<_>) = leases.into_iter().unzip();
             let until = sent_at + PROGRESS_TIMEOUT;

@@ -1,4 +1,4 @@
-//! One suite, two brokers.
+//! One suite, three brokers: the scripted one, the real one, and the model of the simulation.
 
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,12 @@ use testkit::{
     nats_server::NatsServer,
 };
 use tokio_util::task::TaskTracker;
+
+use super::simulation::{
+    history::History,
+    jetstream::Config,
+    net::{Net, SimBroker},
+};
 
 const ACK_WAIT: Duration = Duration::from_millis(1000);
 
@@ -78,6 +84,47 @@ impl World for Real {
         let stream = self.fixture.jetstream.get_stream(&self.fixture.stream).await.unwrap();
         stream.delete_consumer(&self.fixture.consumer).await.unwrap();
     }
+}
+
+/// The simulation's broker, on a network where everything arrives at once.
+struct Modelled {
+    net: Net,
+    broker: SimBroker,
+}
+
+impl World for Modelled {
+    type Broker = SimBroker;
+    fn broker(&self) -> &SimBroker {
+        &self.broker
+    }
+    fn name(&self) -> ConsumerName {
+        ConsumerName { stream: "S".into(), consumer: "worker".into() }
+    }
+    async fn publish(&self, payload: Vec<u8>) {
+        self.net.with(|state, now| state.model.publish("S", payload.into(), false, now));
+    }
+    async fn publish_poison(&self) {
+        self.net.with(|state, now| state.model.publish("S", "poison".into(), true, now));
+    }
+    async fn delete_consumer(&self) {
+        self.net.with(|state, _| state.model.delete_consumer(&self.name()));
+    }
+}
+
+async fn modelled() -> Modelled {
+    let net = Net::new(1, History::new(false));
+    let world = Modelled { broker: net.join(), net };
+    world.net.with(|state, _| {
+        state.model.add_stream("S");
+        state.model.add_consumer(&world.name(), Config::new(ACK_WAIT));
+    });
+    let net = world.net.clone();
+    tokio::spawn(async move { net.drive().await });
+    let mut link = world.broker.link();
+    while !matches!(link, Link::Up(_)) {
+        link = world.broker.link_change(&link).await;
+    }
+    world
 }
 
 async fn fake() -> Fake {
@@ -157,13 +204,18 @@ async fn unsettled<W: World>(world: &W) -> u64 {
     world.broker().info(&world.name(), until()).await.unwrap().ack_pending
 }
 
-/// Each promise, on both brokers.
+/// Each promise, on all brokers.
 macro_rules! contract {
     ($($name:ident($world:ident) $promise:block)*) => {
         $(async fn $name<W: World>($world: W) $promise)*
 
         mod on_the_fake {
             $(#[tokio::test] async fn $name() { super::$name(super::fake().await).await })*
+        }
+
+        mod on_the_model {
+            $(#[tokio::test(start_paused = true)]
+            async fn $name() { super::$name(super::modelled().await).await })*
         }
 
         mod on_the_real_one {

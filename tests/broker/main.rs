@@ -9,4 +9,12 @@ mod faults;
 mod leading;
 mod poison;
 mod returning;
+#[path = "../simulation"]
+mod simulation {
+    #![allow(dead_code, reason = "the simulation uses the rest")]
+
+    pub mod history;
+    pub mod jetstream;
+    pub mod net;
+}
 mod unreadable;

@@ -102,7 +102,7 @@ const ROOMS: &[Room] = &[
     Room {
         name: "clock",
         purpose: "the only room that reads the time",
-        rooms: &[],
+        rooms: &["simulated"],
         libraries: &["tokio"],
     },
     Room {
@@ -121,6 +121,7 @@ const ROOMS: &[Room] = &[
             "pb",
             "reason",
             "refusal_log",
+            "simulated",
             "token",
         ],
         libraries: &["prost", "tokio", "tracing"],
@@ -166,6 +167,7 @@ const ROOMS: &[Room] = &[
             "pb",
             "reason",
             "refusal_log",
+            "simulated",
             "token",
         ],
         libraries: &["prost", "tokio", "tonic", "tracing"],
@@ -180,7 +182,7 @@ const ROOMS: &[Room] = &[
     Room {
         name: "lessor",
         purpose: "leases deliveries to callers: pulls, grants, settles, sweeps",
-        rooms: &["broker", "clock", "lease", "lock", "log_throttle", "pump"],
+        rooms: &["broker", "clock", "lease", "lock", "log_throttle", "pump", "simulated"],
         libraries: &["tokio", "tracing"],
     },
     Room {
@@ -260,6 +262,12 @@ const ROOMS: &[Room] = &[
         purpose: "reads files that hold secrets, within a time limit",
         rooms: &[],
         libraries: &["tokio", "tracing"],
+    },
+    Room {
+        name: "simulated",
+        purpose: "a machine for tests: clocks, random bytes, tasks",
+        rooms: &["lock"],
+        libraries: &["tokio"],
     },
     Room {
         name: "telemetry",

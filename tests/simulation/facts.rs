@@ -1,0 +1,335 @@
+//! The model does as nats-server 2.15 did when it was measured. Pure: no runtime, no clock.
+
+use std::time::Duration;
+
+use fetch_proxy::broker::{AckKind, ConsumerName, Delivery, PullEnd, PullRequest};
+
+use super::jetstream::{Answered, Config, Connection, InboxId, JetStream, Sent, Time};
+
+const CLIENT: Connection = Connection(1);
+
+/// A message by its stream sequence and attempt, or the end of a pull.
+type FactResult = Result<(u64, u64), PullEnd>;
+
+struct Lab {
+    servers: JetStream,
+    now: Time,
+    pulls: u64,
+}
+
+fn name() -> ConsumerName {
+    ConsumerName { stream: "S".into(), consumer: "worker".into() }
+}
+
+fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+impl Lab {
+    /// So many messages, and a consumer.
+    fn new(messages: u64, config: Config) -> Self {
+        let mut servers = JetStream::new();
+        servers.connect(CLIENT);
+        servers.add_stream("S");
+        servers.add_consumer(&name(), config);
+        let mut lab = Self { servers, now: Duration::ZERO, pulls: 0 };
+        for _ in 0..messages {
+            lab.publish();
+        }
+        lab
+    }
+
+    fn publish(&mut self) {
+        self.servers.publish("S", "x".into(), false, self.now);
+    }
+
+    fn wait(&mut self, time: u64) {
+        let until = self.now + millis(time);
+        while let Some(due) = self.servers.next_due().filter(|due| *due <= until) {
+            self.now = self.now.max(due);
+            self.servers.advance(self.now);
+        }
+        self.now = until;
+        self.servers.advance(until);
+    }
+
+    /// Opens a pull on an inbox of this number.
+    fn pull(&mut self, inbox: u64, batch: u32, expires: u64, no_wait: bool) {
+        self.pulls += 1;
+        let to = InboxId { connection: CLIENT, inbox };
+        let (no, expires, max_bytes) = (self.pulls, millis(expires), None);
+        let asked = PullRequest { no, batch, expires, no_wait, max_bytes };
+        assert!(self.servers.pull(&name(), to, asked, self.now));
+    }
+
+    /// The arrivals of each inbox: the stream sequence and the attempt, or the end.
+    fn sent(&mut self) -> Vec<(u64, FactResult)> {
+        let sent = self.servers.sent().into_iter();
+        sent.map(|one| match one {
+            Sent::Message { to, delivery, .. } => {
+                (to.inbox, Ok((delivery.stream_sequence, delivery.delivery_count)))
+            }
+            Sent::End { to, end, .. } => (to.inbox, Err(end)),
+        })
+        .collect()
+    }
+
+    /// Pulls what there is, and returns the deliveries.
+    fn take(&mut self, batch: u32) -> Vec<Delivery> {
+        self.pull(0, batch, 60_000, true);
+        let sent = self.servers.sent().into_iter();
+        sent.filter_map(|one| match one {
+            Sent::Message { delivery, .. } => Some(delivery),
+            Sent::End { .. } => None,
+        })
+        .collect()
+    }
+
+    fn sequences(&mut self, batch: u32) -> Vec<u64> {
+        self.take(batch).iter().map(|one| one.stream_sequence).collect()
+    }
+
+    fn say(&mut self, of: &Delivery, kind: AckKind) -> Answered {
+        self.servers.ack(&of.ack.0, &kind, self.now)
+    }
+
+    /// How long until a waiting pull has the next message, in milliseconds.
+    fn until_next(&mut self) -> (u128, Delivery) {
+        let began = self.now;
+        self.pull(0, 1, 60_000, false);
+        loop {
+            if let Some(Sent::Message { delivery, .. }) = self.servers.sent().into_iter().next() {
+                return ((self.now - began).as_millis(), delivery);
+            }
+            self.now = self.servers.next_due().expect("something happens");
+            self.servers.advance(self.now);
+        }
+    }
+}
+
+fn config(ack_wait: u64) -> Config {
+    Config::new(millis(ack_wait))
+}
+
+#[test]
+fn naks_come_back_in_their_order_before_new_messages_and_beyond_max_ack_pending() {
+    let mut lab = Lab::new(5, Config { max_ack_pending: Some(3), ..config(10_000) });
+    let out = lab.take(3);
+    for place in [2, 0, 1] {
+        lab.say(&out[place], AckKind::Nak(None));
+    }
+    assert_eq!(lab.sequences(3), [3, 1, 2]);
+    assert_eq!(lab.sequences(5), [0; 0], "the limit is reached");
+}
+
+#[test]
+fn expired_messages_come_back_in_the_order_of_the_stream() {
+    let mut lab = Lab::new(3, config(1_000));
+    lab.take(3);
+    lab.wait(1_000);
+    assert_eq!(lab.sequences(3), [1, 2, 3]);
+}
+
+#[test]
+fn a_delayed_nak_is_measured_from_the_first_ack_wait_of_a_backoff() {
+    let backoff = vec![millis(1_000), millis(3_000), millis(5_000)];
+    let mut lab = Lab::new(1, Config { backoff, ..config(1_000) });
+    let mut delivery = lab.take(1).remove(0);
+    let mut waits = Vec::new();
+    for _ in 0..4 {
+        lab.say(&delivery, AckKind::Nak(Some(millis(1_000))));
+        let (waited, next) = lab.until_next();
+        waits.push(waited);
+        delivery = next;
+    }
+    assert_eq!(waits, [1_000, 3_000, 5_000, 5_000]);
+}
+
+#[test]
+fn progress_starts_the_wait_of_this_attempt_anew_and_does_not_help_after_it() {
+    let backoff = vec![millis(1_000), millis(3_000), millis(5_000)];
+    let mut lab = Lab::new(1, Config { backoff, ..config(1_000) });
+    lab.take(1);
+    let (_, second) = lab.until_next();
+    lab.wait(1_000);
+    lab.say(&second, AckKind::Progress);
+    let (waited, third) = lab.until_next();
+    assert_eq!((waited, third.delivery_count), (3_000, 3));
+    lab.wait(5_000);
+    lab.say(&third, AckKind::Progress);
+    assert_eq!(lab.until_next().0, 0, "it was in line already");
+}
+
+#[test]
+fn a_stale_ack_subject_settles_the_delivery_of_another_and_forged_numbers_do_too() {
+    let mut lab = Lab::new(1, config(1_000));
+    let stale = lab.take(1).remove(0);
+    lab.wait(1_000);
+    let current = lab.take(1).remove(0);
+    assert_eq!(current.delivery_count, 2);
+    assert_eq!(lab.say(&stale, AckKind::Ack), Answered::Ok);
+    assert_eq!(lab.servers.unsettled(&name()), [0; 0]);
+    assert_eq!(lab.say(&current, AckKind::Ack), Answered::Ok, "answered as if all were well");
+}
+
+#[test]
+fn what_was_never_delivered_is_not_answered_and_a_consumer_that_is_gone_is() {
+    let mut lab = Lab::new(2, config(1_000));
+    let second = lab.take(2).remove(1);
+    lab.servers.reset(&name(), 1, lab.now);
+    assert_eq!(lab.say(&second, AckKind::Ack), Answered::Nothing);
+    lab.servers.delete_consumer(&name());
+    assert_eq!(lab.say(&second, AckKind::Ack), Answered::NoResponders);
+}
+
+#[test]
+fn one_attempt_is_over_with_its_ack_wait_and_more_when_the_next_pull_asks() {
+    let pending = |most| {
+        let mut lab = Lab::new(1, Config { max_deliver: Some(most), ..config(1_000) });
+        for _ in 0..most {
+            lab.take(1);
+            lab.wait(1_000);
+        }
+        let before = lab.servers.unsettled(&name()).len();
+        lab.pull(1, 1, 100, false);
+        (before, lab.servers.unsettled(&name()).len())
+    };
+    assert_eq!(pending(1), (0, 0));
+    assert_eq!(pending(2), (1, 0));
+}
+
+#[test]
+fn waiting_pulls_are_served_in_turn() {
+    let mut lab = Lab::new(0, config(10_000));
+    lab.pull(1, 3, 60_000, false);
+    lab.pull(2, 3, 60_000, false);
+    for _ in 0..4 {
+        lab.publish();
+    }
+    let sent = lab.sent();
+    let inboxes: Vec<u64> = sent.iter().map(|(inbox, _)| *inbox).collect();
+    assert_eq!(inboxes, [1, 2, 1, 2]);
+}
+
+#[test]
+fn a_one_shot_is_told_that_others_wait_for_what_is_pending() {
+    let mut lab = Lab::new(1, Config { max_ack_pending: Some(1), ..config(10_000) });
+    lab.take(1);
+    lab.publish();
+    lab.pull(1, 10, 5_000, false);
+    lab.pull(2, 10, 5_000, true);
+    assert_eq!(lab.sent(), [(2, Err(PullEnd::RequestsPending))]);
+}
+
+#[test]
+fn nothing_but_time_ends_a_one_shot_at_max_ack_pending() {
+    let mut lab = Lab::new(3, Config { max_ack_pending: Some(2), ..config(10_000) });
+    lab.pull(1, 5, 500, true);
+    assert_eq!(lab.sent(), [(1, Ok((1, 1))), (1, Ok((2, 1)))]);
+    lab.wait(499);
+    assert_eq!(lab.sent(), []);
+    lab.wait(1);
+    assert_eq!(lab.sent(), [(1, Err(PullEnd::Done))]);
+}
+
+#[test]
+fn a_leader_that_comes_hands_out_at_once_what_is_older_than_its_ack_wait() {
+    let mut lab = Lab::new(1, Config { replicas: 3, ..config(5_000) });
+    lab.wait(4_000);
+    lab.take(1);
+    lab.wait(1_000);
+    lab.servers.change_leader(&name(), Duration::ZERO, lab.now);
+    assert_eq!(lab.until_next().0, 0, "published 5 s ago, delivered 1 s ago");
+}
+
+#[test]
+fn a_leader_that_comes_may_have_forgotten_the_newest_progress_and_every_plain_nak() {
+    let left = |before: u64, forgets: u64| {
+        let mut lab = Lab::new(1, Config { replicas: 3, ..config(5_000) });
+        let delivery = lab.take(1).remove(0);
+        lab.wait(4_000);
+        lab.say(&delivery, AckKind::Progress);
+        lab.wait(before);
+        lab.servers.change_leader(&name(), millis(forgets), lab.now);
+        lab.until_next().0
+    };
+    assert_eq!(left(300, 250), 4_700);
+    assert_eq!(left(100, 250), 900, "as if there had been no progress");
+    let mut lab = Lab::new(1, Config { replicas: 3, ..config(5_000) });
+    let delivery = lab.take(1).remove(0);
+    lab.say(&delivery, AckKind::Nak(None));
+    lab.servers.change_leader(&name(), Duration::ZERO, lab.now);
+    assert_eq!(lab.until_next().0, 5_000);
+}
+
+#[test]
+fn a_crash_without_copies_undoes_the_newest_acks_and_deliveries() {
+    let mut lab = Lab::new(2, config(5_000));
+    let first = lab.take(1).remove(0);
+    lab.wait(300);
+    assert_eq!(lab.say(&first, AckKind::Ack), Answered::Ok);
+    lab.take(1);
+    lab.wait(50);
+    lab.servers.restart(millis(100), true, lab.now);
+    lab.servers.connect(CLIENT);
+    assert_eq!(lab.servers.unsettled(&name()), [1, 2], "both confirmed, and forgotten");
+    let second = lab.take(1).remove(0);
+    assert_eq!((second.stream_sequence, second.delivery_count), (2, 1), "its first attempt again");
+}
+
+#[test]
+fn without_memory_everything_begins_anew() {
+    let mut lab = Lab::new(2, config(5_000));
+    lab.take(2);
+    lab.wait(1_000);
+    lab.servers.restart(Duration::ZERO, false, lab.now);
+    lab.servers.connect(CLIENT);
+    let again = lab.take(2);
+    assert_eq!(again.iter().map(|one| one.consumer_sequence).collect::<Vec<_>>(), [1, 2]);
+}
+
+#[test]
+fn a_paused_consumer_hands_nothing_out_and_does_not_say_so() {
+    let mut lab = Lab::new(1, config(5_000));
+    lab.servers.pause(&name(), Some(millis(2_000)), lab.now);
+    lab.pull(1, 1, 1_000, true);
+    lab.wait(1_000);
+    assert_eq!(lab.sent(), [(1, Err(PullEnd::Done))]);
+    assert_eq!(lab.until_next().0, 1_000);
+}
+
+#[test]
+fn a_message_that_was_removed_is_not_pending_and_its_ack_is_answered() {
+    let mut lab = Lab::new(1, config(5_000));
+    let delivery = lab.take(1).remove(0);
+    lab.servers.remove("S", 1);
+    assert_eq!(lab.servers.unsettled(&name()), [0; 0]);
+    assert_eq!(lab.say(&delivery, AckKind::Ack), Answered::Ok);
+}
+
+#[test]
+fn a_consumer_that_is_deleted_or_loses_its_leader_ends_its_pulls() {
+    let end = |act: fn(&mut Lab)| {
+        let mut lab = Lab::new(0, Config { replicas: 3, ..config(5_000) });
+        lab.pull(1, 1, 60_000, true);
+        act(&mut lab);
+        lab.sent()
+    };
+    let deleted = end(|lab| lab.servers.delete_consumer(&name()));
+    assert_eq!(deleted, [(1, Err(PullEnd::ConsumerGone))]);
+    let changed = end(|lab| lab.servers.change_leader(&name(), Duration::ZERO, lab.now));
+    assert_eq!(changed, [(1, Err(PullEnd::LeaderGone))]);
+    assert_eq!(end(|lab| lab.servers.delete_stream("S")), [(1, Err(PullEnd::ConsumerGone))]);
+}
+
+#[test]
+fn limits_of_one_pull_and_of_all_are_told() {
+    let config = Config { max_batch: Some(2), max_waiting: 1, ..config(5_000) };
+    let mut lab = Lab::new(0, config);
+    lab.pull(1, 3, 1_000, false);
+    lab.pull(1, 1, 1_000, false);
+    lab.pull(2, 1, 1_000, false);
+    let busy = |text: &str| Err(PullEnd::Busy(text.to_owned()));
+    let expected = [(1, busy("Exceeded MaxRequestBatch of 2")), (2, busy("Exceeded MaxWaiting"))];
+    assert_eq!(lab.sent(), expected);
+}

@@ -1,0 +1,128 @@
+//! A replica: the real code from the service down, on a simulated machine.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use fetch_proxy::{
+    broker::{Broker as _, Link},
+    clock,
+    cluster::Cluster,
+    grpc::Service,
+    keys::Keys,
+    lessor::{LeaseLimits, Lessor},
+    refusal_log::RefusalLog,
+    simulated::SimulatedMachine,
+    token::InstanceId,
+};
+use tokio::time::{sleep, timeout};
+
+use super::net::{Net, SimBroker};
+
+pub const LONGEST_LEASE: Duration = Duration::from_secs(60);
+const DRAIN: Duration = Duration::from_secs(20);
+
+pub struct Replica {
+    pub side: usize,
+    pub machine: Arc<SimulatedMachine>,
+    pub service: Arc<Service<SimBroker>>,
+    pub lessor: Lessor<SimBroker>,
+    pub cluster: Arc<Cluster<SimBroker>>,
+    pub keys: Arc<Keys>,
+    pub most: usize,
+    /// Clients may be sent there.
+    pub ready: AtomicBool,
+    /// Its process is gone, or it has ended as it should.
+    pub gone: AtomicBool,
+}
+
+impl Replica {
+    pub fn start(
+        net: &Net,
+        machine: Arc<SimulatedMachine>,
+        us: InstanceId,
+        keys: String,
+        most: usize,
+    ) -> Arc<Self> {
+        let broker = net.join();
+        let side = broker.side();
+        let limits = LeaseLimits {
+            max_leases: most,
+            max_leases_per_consumer: usize::MAX,
+            max_lease: LONGEST_LEASE,
+            max_waiters: 50,
+            max_pull_bytes: 16 << 20,
+            settle_timeout: Duration::from_secs(5),
+        };
+        let replica = machine.sync(|| {
+            let lessor = Lessor::start(broker, limits);
+            let keys = Arc::new(Keys::of(Some("keys".into()), keys, "sim").unwrap());
+            let name = format!("pod-{side}");
+            let refusals = Arc::new(RefusalLog::new());
+            let (members, log) = (keys.clone(), refusals.clone());
+            let cluster = Cluster::new(lessor.clone(), members, log, "sim", (us, &name));
+            let service = Service::new(lessor.clone(), cluster.clone(), keys.clone(), refusals, us);
+            tokio::spawn(machine.run(cluster.clone().run()));
+            let service = Arc::new(service);
+            let (ready, gone) = (AtomicBool::new(false), AtomicBool::new(false));
+            let machine = machine.clone();
+            Arc::new(Self { side, machine, service, lessor, cluster, keys, most, ready, gone })
+        });
+        tokio::spawn(replica.machine.run(replica.clone().follow()));
+        replica
+    }
+
+    /// As the app does it: meets the others once NATS is there, and then tells whether it serves.
+    async fn follow(self: Arc<Self>) {
+        let mut met = false;
+        while !self.gone.load(Ordering::Relaxed) {
+            let up = matches!(self.lessor.broker().link(), Link::Up(_));
+            if up && !met {
+                self.cluster.announce().await;
+                met = true;
+            }
+            let serves =
+                met && self.cluster.incompatibility().is_none() && !self.lessor.is_draining();
+            self.ready.store(serves, Ordering::Relaxed);
+            self.cluster.serves(serves && up);
+            sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    /// The process is killed: nothing of it runs from now on.
+    pub fn kill(&self, net: &Net) {
+        self.gone.store(true, Ordering::Relaxed);
+        self.ready.store(false, Ordering::Relaxed);
+        self.machine.stop();
+        net.with(|state, now| state.kill(self.side, now));
+    }
+
+    /// Drains it as the app does. The leases still held at the end: `None` if all of it ended as it should.
+    pub async fn drain(self: Arc<Self>) -> Drained {
+        self.ready.store(false, Ordering::Relaxed);
+        self.lessor.drain();
+        let until = clock::now() + DRAIN;
+        let calls_ended = timeout(DRAIN, self.lessor.drained()).await.is_ok();
+        let handed_over = self.cluster.hand_over(until).await;
+        let left = until.saturating_duration_since(clock::now());
+        let settled = timeout(left, self.lessor.settled()).await.is_ok();
+        let tasks_ended = timeout(DRAIN, self.lessor.close()).await.is_ok()
+            && timeout(DRAIN, self.cluster.close()).await.is_ok();
+        self.gone.store(true, Ordering::Relaxed);
+        self.lessor.broker().close(clock::now()).await;
+        Drained { calls_ended, handed_over, settled, tasks_ended }
+    }
+}
+
+/// How a drain ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drained {
+    pub calls_ended: bool,
+    pub handed_over: bool,
+    pub settled: bool,
+    pub tasks_ended: bool,
+}
