@@ -6,12 +6,16 @@
 //!    admits. Each window is recognised by its own rule, and counted.
 //! 3. A reason that promises "not applied" means it; CONFIRMED and DUPLICATE mean that it was applied.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
-use fetch_proxy::broker::AckKind;
+use fetch_proxy::broker::{AckKind, ConsumerName};
 
 use super::{
-    jetstream::{Applied, DeliveryId, Sent, Time},
+    jetstream::{self, Applied, DeliveryId, Sent, Time},
     net::{Watcher, Way},
 };
 
@@ -59,7 +63,8 @@ struct Hold {
 
 #[derive(Debug, Clone)]
 struct Delivered {
-    sequence: u64,
+    /// The consumer, and the sequence in its stream: two consumers may have one message each.
+    message: (ConsumerName, u64),
     side: usize,
     at: Time,
     /// When the replica had it.
@@ -127,8 +132,9 @@ const SLOW_DELIVERY: Duration = Duration::from_millis(100);
 #[derive(Debug, Default)]
 pub struct Watch {
     deliveries: BTreeMap<DeliveryId, Delivered>,
-    /// Messages that no client may settle, because they are poison.
-    poison: Vec<u64>,
+    /// Messages that the proxy terminates by itself, by stream and sequence: they break connections, or a
+    /// client asked for JSON and they are none.
+    poison: BTreeSet<(Arc<str>, u64)>,
     events: BTreeMap<Event, Time>,
     /// When each replica was last told who leads, or that somebody else may.
     learned: BTreeMap<usize, Time>,
@@ -156,16 +162,16 @@ impl Watch {
         self.events.get(&event).is_some_and(|until| now <= *until + within)
     }
 
-    pub fn poisoned(&mut self, sequence: u64) {
-        self.poison.push(sequence);
+    pub fn poisoned(&mut self, stream: &str, sequence: u64) {
+        self.poison.insert((stream.into(), sequence));
     }
 
     /// A client has a message, and knows how long it may keep it.
     pub fn received(&mut self, id: DeliveryId, now: Time, lease: Duration) {
         self.count("message received");
-        let sequence = self.deliveries.get(&id).map(|delivered| delivered.sequence);
+        let message = self.deliveries.get(&id).map(|delivered| delivered.message.clone());
         let holds = |one: &Delivered| {
-            Some(one.sequence) == sequence && one.held.is_some_and(|hold| now < hold.until)
+            Some(&one.message) == message.as_ref() && one.held.is_some_and(|hold| now < hold.until)
         };
         if self.deliveries.values().any(holds) {
             self.count("message received while another client may have it");
@@ -288,17 +294,17 @@ struct Stale<'s> {
 
 /// A watch that the network tells what it carries.
 #[derive(Clone)]
-pub struct Shared(pub std::sync::Arc<std::sync::Mutex<Watch>>);
+pub struct Shared(pub Arc<std::sync::Mutex<Watch>>);
 
 impl Watcher for Shared {
     fn sent(&mut self, now: Time, side: usize, sent: &Sent) {
         let Sent::Message { delivery, .. } = sent else { return };
         let mut watch = self.0.lock().unwrap();
         let id = DeliveryId::of(delivery.published);
-        let sequence = delivery.stream_sequence;
+        let Some(named) = jetstream::parse(&delivery.ack.0) else { return };
         watch.count(if delivery.delivery_count > 1 { "redelivery" } else { "first delivery" });
         let delivered = Delivered {
-            sequence,
+            message: (named.name, delivery.stream_sequence),
             side,
             at: now,
             arrived: None,
@@ -323,7 +329,9 @@ impl Watcher for Shared {
         let mut watch = self.0.lock().unwrap();
         let kind = Kind::of(&applied.kind);
         watch.count(format!("applied {kind:?}"));
-        let poison = watch.poison.contains(&applied.stream_sequence);
+        let of = watch.deliveries.get(&applied.of).map(|of| of.message.clone());
+        let poison =
+            of.is_some_and(|(name, sequence)| watch.poison.contains(&(name.stream, sequence)));
         let calls = watch.deliveries.get_mut(&applied.of).map(|delivered| {
             delivered.applied.push((kind, now));
             delivered.calls.get(&kind).copied().unwrap_or_default()

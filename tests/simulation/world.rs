@@ -224,7 +224,7 @@ impl World {
             }
             Accident::Poison => self.net.with(|state, now| {
                 let sequence = state.model.publish("S", "poison".into(), true, now);
-                self.watch().poisoned(sequence);
+                self.watch().poisoned("S", sequence);
             }),
         }
     }
