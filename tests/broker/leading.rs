@@ -357,3 +357,25 @@ async fn lower_count_of_the_same_leader_means_a_reset() {
     }
     assert!(confirmed(&ack(&lessor, third).await));
 }
+
+#[tokio::test(start_paused = true)]
+async fn consumer_is_read_again_although_every_caller_was_refused() {
+    let (broker, lessor) = start(3);
+    let lease = one(&broker, &lessor).await;
+    assert!(confirmed(&ack(&lessor, lease).await));
+    broker.silence(true);
+    let fetch = || lessor.fetch(ask(&broker, Duration::from_secs(1)));
+    // Once the consumer counts as away, a caller is refused at once. Nobody waits, and no lease is held.
+    for _ in 0..100 {
+        let _ = fetch().await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    broker.silence(false);
+    broker.publish("x");
+    let answered = tokio::time::timeout(Duration::from_secs(3), async {
+        while fetch().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    });
+    answered.await.expect("callers are refused although the consumer can be read");
+}

@@ -22,7 +22,7 @@
 //!    change of leader. Without a change the consumer was reset, and all leases are void.
 //! 5. An arrival whose consumer sequence is not higher than the last one voids all older leases.
 //! 6. Nothing is pulled unless INFO or an arrival has shown the consumer within the last second.
-//! 7. A question that failed is repeated after 250 ms at the earliest, unless there is a new sign.
+//! 7. A failed question is repeated after 250 ms, or at a new sign, even if all callers were refused meanwhile.
 //! 8. After [`Monitor::step`] has nothing more to do, [`Monitor::next_deadline`] is later than `now`.
 //!
 //! Pure; `now` is an argument and never goes back. The steps that follow from one event are done before the
@@ -249,8 +249,8 @@ impl Monitor {
         if !self.question.is_due(now) {
             return None;
         }
-        let needed = wants.waiting || !self.is_read_here() || held();
-        if !needed {
+        let read = self.is_read_here() && self.connection.is_there();
+        if read && !wants.waiting && !held() {
             self.question = Question::Unneeded;
             return None;
         }
