@@ -4,11 +4,14 @@
 //!          grant            assign, extend           begin                finish
 //!  arrival ─────▶ HELD by us ──────────▶ HELD by a caller ────▶ SETTLING(kind) ────▶ gone: kind
 //!                   │   ▲                  │  │        ▲          │     │   ▲
-//!                   │   └──── reclaim ─────┘  │        └─ unsent ─┘     │   │ begin, same kind
-//!         give_back │                         │ time     Ack or Term    ▼   │
-//!                   ▼                         ▼          unconfirmed  UNCERTAIN(kind)
+//!                   │   └──── reclaim ─────┘  │        └─ unsent ─┘     │   │ begin, the same
+//!         give_back │                         │ time     unconfirmed    ▼   │ Ack or Term
+//!                   ▼                         ▼                       UNCERTAIN(kind)
 //!              gone: lapsed        gone: lapsed, lost ◀── ack_by ───────┘
 //! ```
+//! A Nak is never published twice. JetStream may have applied it, and then a second Nak would hit the next
+//! holder's delivery. So a lease with an UNCERTAIN Nak waits for `ack_by`.
+//!
 //! Two clocks end a lease. `deadline` is the holder's clock. `ack_by` is JetStream's clock: from then on
 //! somebody else may have the message. A lease is alive before the earlier of the two. If the deadline is
 //! later than `ack_by`, progress moves `ack_by`. A newer delivery of the same message ends a lease in any
@@ -16,8 +19,9 @@
 //!
 //! 1. An id is given out once, and its payload leaves the table once. The way in which a lease ended is
 //!    remembered for a while.
-//! 2. Only a lease that is alive can be assigned, extended, reclaimed or begun. An UNCERTAIN lease can be
-//!    begun again in the same way until `ack_by`. A lease that was once refused as over stays over.
+//! 2. Only a lease that is alive can be assigned, extended, reclaimed or begun. A lease with an UNCERTAIN Ack
+//!    or Term can be begun again in the same way until `ack_by`. A lease that was once refused as over stays
+//!    over.
 //! 3. One message of one consumer has at most one lease.
 //! 4. Time does not end a SETTLING lease: the outcome of its settlement decides.
 //! 5. `ack_by` moves later in two cases only: progress was confirmed before `ack_by`, counted from its
@@ -158,6 +162,9 @@ impl<T> LeaseTable<T> {
         let now = self.advance(now);
         let retried = match self.standing(id, now).map(|lease| lease.state) {
             Ok(State::Held) => false,
+            Ok(State::Uncertain(SettleKind::Nak)) if kind == SettleKind::Nak => {
+                return Ok(self.nak_unconfirmed(id));
+            }
             Ok(State::Uncertain(by)) if by == kind => true,
             Ok(State::Uncertain(by)) => return Err(LeaseError::Settled { by }),
             Ok(State::Settling { .. }) => return Err(LeaseError::Busy),
@@ -289,6 +296,12 @@ impl<T> LeaseTable<T> {
             Some(Ended::Overtaken(_)) => LeaseError::Busy,
             None => LeaseError::Expired { forgotten: true },
         }
+    }
+
+    /// The answer to a repeated Nak whose first attempt may have been applied.
+    fn nak_unconfirmed(&self, id: LeaseId) -> BeginResult<'_, T> {
+        let by = self.store.get(id).map_or(self.now, Lease::redelivered_by);
+        BeginResult::NakUnconfirmed { redelivered_by: self.origin.at(by) }
     }
 
     /// Whether somebody else may have the message.

@@ -91,7 +91,7 @@ reasons! {
     ConsumerBusy = "CONSUMER_BUSY", ResourceExhausted, Some(1000);
     /// Not applied. The lease has ended. The message is, or will be, delivered again, unless metadata `detail` is `last_attempt`.
     LeaseExpired = "LEASE_EXPIRED", FailedPrecondition, None;
-    /// Not applied. The message was settled before in another way: metadata `settled_as`.
+    /// Not applied. The message was settled before in another way, or such a settlement is not confirmed: metadata `settled_as`.
     LeaseSettled = "LEASE_SETTLED", FailedPrecondition, None;
     /// Nothing happened. Another call is settling the message.
     LeaseBusy = "LEASE_BUSY", Aborted, Some(100);

@@ -5,7 +5,7 @@ use super::{LeaseId, SettleKind};
 /// The way in which a lease left the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ended {
-    /// It was settled. A Nak counts as settled even if nobody knows whether it arrived.
+    /// It was settled.
     Settled(SettleKind),
     /// Its deadline passed, or it was given back.
     Lapsed,

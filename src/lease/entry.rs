@@ -33,7 +33,7 @@ pub(super) enum State {
         kind: SettleKind,
         retried: bool,
     },
-    /// Never for a Nak, because a Nak is not retried.
+    /// Sent, and not confirmed.
     Uncertain(SettleKind),
 }
 
@@ -199,6 +199,8 @@ impl<T> Lease<T> {
         let (deadline, ack_by) = (self.deadline(), self.ack_by());
         match self.state {
             State::Settling { .. } => None,
+            // Progress would delay the redelivery that the Nak asked for.
+            State::Uncertain(SettleKind::Nak) => Some(ack_by),
             State::Held | State::Uncertain(_) if deadline > ack_by => {
                 Some(ack_by.min(self.progress_at()))
             }
@@ -213,6 +215,11 @@ impl<T> Lease<T> {
         let by = self.ack_by();
         let in_time = by.saturating_sub(now) > margin_of(self.ack_wait);
         (in_time && !self.last_attempt).then_some(by)
+    }
+
+    /// The time at which JetStream redelivers the message by itself, at the latest, if an attempt is left.
+    pub(super) fn redelivered_by(&self) -> Nanos {
+        self.started + self.ack_wait
     }
 
     /// Gives the lease to a caller for `length`, or for as long as JetStream waits by itself, but at most
@@ -308,8 +315,6 @@ pub(super) fn conclude(
     match outcome {
         PublishOutcome::Confirmed => Err(Ended::Settled(kind)),
         PublishOutcome::Denied => Err(Ended::Lost),
-        // The Nak may still be on its way. A second Nak could hit the next holder's delivery.
-        PublishOutcome::Unconfirmed if kind == SettleKind::Nak => Err(Ended::Settled(kind)),
         PublishOutcome::Unsent | PublishOutcome::Unconfirmed if over => Err(Ended::Lost),
         PublishOutcome::Unsent if !retried => Ok(State::Held),
         PublishOutcome::Unsent | PublishOutcome::Unconfirmed => Ok(State::Uncertain(kind)),

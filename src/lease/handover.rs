@@ -197,8 +197,11 @@ impl AdoptedLeases {
         }
         let slice = self.ended.range(..=there).next_back();
         Found::Ended(match slice.and_then(|(_, slice)| slice.ended(there)) {
-            Some(Ended::Settled(by) | Ended::Overtaken(by)) => LeaseError::Settled { by },
-            Some(Ended::Lapsed | Ended::Lost) => LeaseError::Expired { forgotten: false },
+            Some(Ended::Settled(by)) => LeaseError::Settled { by },
+            // The outcome of an overtaken settlement never arrives here, and the message has been redelivered.
+            Some(Ended::Overtaken(_) | Ended::Lapsed | Ended::Lost) => {
+                LeaseError::Expired { forgotten: false }
+            }
             None => LeaseError::Expired { forgotten: true },
         })
     }

@@ -75,6 +75,11 @@ pub enum BeginResult<'t, T> {
     Publish(&'t T),
     /// The lease was settled in the same way before: nothing is left to do.
     Duplicate,
+    /// A Nak was published before and not confirmed. It is not published again.
+    NakUnconfirmed {
+        /// If the Nak was not applied, JetStream redelivers the message by itself at this time, or earlier.
+        redelivered_by: Instant,
+    },
 }
 
 /// The outcome of a settlement at the broker.
@@ -95,7 +100,7 @@ pub enum PublishOutcome {
 pub enum LeaseStatus {
     /// Held as before. Nothing was applied.
     Held,
-    /// A settlement may have been applied, now or by an earlier attempt. It can be repeated in the same way.
+    /// A settlement may have been applied, now or by an earlier attempt. An Ack or a Term can be repeated.
     Uncertain,
     /// The lease is over.
     Gone,

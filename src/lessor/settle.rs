@@ -59,9 +59,10 @@ pub enum Action {
 pub enum Settled {
     /// Settled.
     Done {
-        /// Whether JetStream has confirmed it, or it was only sent.
+        /// Whether JetStream has confirmed it, or it was only sent, now or by an earlier call.
         confirmation: Confirmation,
-        /// The time until the message is delivered again. Set for a Nak, unless it was the last attempt.
+        /// The time until the message is delivered again, at the latest. Set for a Nak, unless it was the
+        /// last attempt.
         redelivered_in: Option<Duration>,
     },
     /// Settled in the same way before.
@@ -139,8 +140,13 @@ impl<B: Broker> Lessor<B> {
                 Action::Term(_) => SettleKind::Term,
             };
             let by = table.ack_by(lease);
-            let BeginResult::Publish(hold) = table.begin(lease, kind, now)? else {
-                return Ok(Some(Settled::Duplicate));
+            let hold = match table.begin(lease, kind, now)? {
+                BeginResult::Publish(hold) => hold,
+                BeginResult::Duplicate => return Ok(Some(Settled::Duplicate)),
+                BeginResult::NakUnconfirmed { redelivered_by } => {
+                    let wait = redelivered_by.saturating_duration_since(now);
+                    return Ok(Some(unconfirmed_nak(table, lease, action, wait)));
+                }
             };
             if hold.spec.leadership.in_doubt() {
                 let (after, gone) = table.finish(lease, PublishOutcome::Unsent, now);
@@ -195,6 +201,10 @@ impl<B: Broker> Lessor<B> {
             let settled = pairs.map(|(Begin { lease, spec, redelivered_in }, outcome)| {
                 let (after, hold) = table.finish(lease, publish_outcome(&outcome), now);
                 freed.extend(hold);
+                if after == LeaseStatus::Uncertain {
+                    // The worker has settled it, so it does not let the lease end.
+                    table.update_payload(lease, |hold| hold.worker = None);
+                }
                 if confirmation == Confirmation::Confirmed || outcome.is_err() {
                     spec.ack_right.learn(&outcome);
                 }
@@ -267,6 +277,19 @@ impl<T: Send + 'static> Drop for FinishOnDrop<'_, T> {
             spawn(self.tasks, run);
         }
     }
+}
+
+/// The answer to a Nak whose first attempt may have been applied. The message comes back at the end of the
+/// delay, or `wait` from now if the Nak was not applied. The caller hears the later time.
+fn unconfirmed_nak(
+    table: &LeaseTable<HeldDelivery>,
+    lease: LeaseId,
+    action: &Action,
+    wait: Duration,
+) -> Settled {
+    let delay = table.payload(lease).and_then(|hold| ack_kind(action.clone(), hold).1);
+    let redelivered_in = delay.map(|delay| delay.max(wait));
+    Settled::Done { confirmation: Confirmation::Sent, redelivered_in }
 }
 
 /// The ack to publish, and the time until the message comes back.

@@ -33,8 +33,8 @@ pub(super) struct HeldDelivery {
     pub(super) ack: AckSubject,
     pub(super) spec: Arc<ConsumerSpec>,
     pub(super) delivery_count: u64,
-    /// The worker that has it, as named in its Fetch. `None`: nobody has it, or it was adopted from another
-    /// replica.
+    /// The worker that has it and has not settled it, as named in its Fetch. `None`: there is none, or the
+    /// lease was adopted from another replica.
     pub(super) worker: Option<Arc<str>>,
     /// `None` for a late delivery of a pull that was given up.
     pub(super) _permit: Option<OwnedSemaphorePermit>,

@@ -91,9 +91,32 @@ async fn nak_is_never_published_twice() {
         broker.script([fault]);
         let nak = || settle(&lessor, lease, Action::Nak(Duration::from_secs(60)));
         assert_eq!(nak().await, Err(Error::Unconfirmed));
-        assert_eq!(nak().await, Ok(Settled::Duplicate));
+        let minute = Some(Duration::from_secs(60));
+        assert_eq!(nak().await, Ok(sent(minute)));
         assert_eq!(broker.published().len(), before + 1);
     }
+}
+
+/// A Nak that was lost on its way has no effect: then the ack wait brings the message back.
+#[tokio::test(start_paused = true)]
+async fn repeat_of_a_lost_nak_tells_when_the_message_comes_back() {
+    let (broker, lessor) = start(LONG);
+    let lease = one(&broker, &lessor).await;
+    let granted = clock::now();
+    broker.script([Fault::Lost]);
+    let nak = || settle(&lessor, lease, Action::Nak(Duration::ZERO));
+    assert_eq!(nak().await, Err(Error::Unconfirmed));
+    let left = granted + LONG - clock::now();
+    assert_eq!(nak().await, Ok(sent(Some(left))));
+    let other = settle(&lessor, lease, Action::Ack).await;
+    assert_eq!(other, Err(Error::LeaseSettled(SettleKind::Nak)));
+    tokio::time::sleep(left).await;
+    assert_eq!(nak().await, Err(Error::LeaseExpired { forgotten: false }));
+    assert_eq!(broker.published().len(), 1);
+}
+
+fn sent(redelivered_in: Option<Duration>) -> Settled {
+    Settled::Done { confirmation: Confirmation::Sent, redelivered_in }
 }
 
 #[tokio::test(start_paused = true)]
@@ -316,13 +339,7 @@ async fn confirmation_after_the_end_of_the_lease_is_unconfirmed() {
         let told = settle(&lessor, lease, action.clone()).await;
         assert_eq!(told, Err(Error::Unconfirmed), "{action:?}");
         let again = settle(&lessor, lease, action.clone()).await;
-        let is_nak = matches!(action, Action::Nak(_));
-        let expected = if is_nak {
-            Ok(Settled::Duplicate)
-        } else {
-            Err(Error::LeaseExpired { forgotten: false })
-        };
-        assert_eq!(again, expected, "{action:?}");
+        assert_eq!(again, Err(Error::LeaseExpired { forgotten: false }), "{action:?}");
         assert_eq!(broker.published().len(), 1);
     }
 }

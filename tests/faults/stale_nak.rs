@@ -8,7 +8,7 @@ use testkit::{
     eventually,
     jetstream::{Fixture, ack_wait},
     nats_server::NatsServer,
-    proxy::{Client, Proxy, ack, fetch, nak, reason, take_one, timed},
+    proxy::{Client, Proxy, ack, fetch, nak, reason, take, take_one, timed},
     relay::{Flow, Relay},
     stage::{Stage, served},
 };
@@ -144,7 +144,9 @@ async fn cut(confirmation: Confirmation) {
     // At once, while nobody has noticed, and again when the answer was that it was not applied.
     for _ in 0..5 {
         match two.nak(confirmation).await {
-            Ok(outcome) => assert!([Outcome::Sent, Outcome::Duplicate].contains(&outcome)),
+            // A repeat of a Nak that was only sent is a duplicate.
+            Ok(Outcome::Duplicate) => assert_eq!(confirmation, Confirmation::Sent),
+            Ok(outcome) => assert_eq!(outcome, Outcome::Sent),
             Err(status) => {
                 let told = reason(&status).1;
                 let true_ones = ["SETTLE_UNCONFIRMED", "NATS_UNAVAILABLE"];
@@ -153,4 +155,22 @@ async fn cut(confirmation: Confirmation) {
         }
     }
     two.second_keeps_its_delivery(&format!("cut, {confirmation:?}"), Relay::open).await;
+}
+
+/// Its worker has settled it, so it is not said to have let the lease end.
+#[tokio::test]
+async fn unconfirmed_nak_does_not_count_as_unsettled() {
+    let Stage { fixture, wire, proxy, mut client } = Stage::new(ack_wait(ACK_WAIT)).await;
+    fixture.publish_many(2).await;
+    let held = take(&client, fetch(&fixture, 2, 10_000)).await;
+    assert_eq!(held.len(), 2);
+    wire.flow(Flow::Stall, Flow::Pass);
+    let unanswered = timed(nak(&held[0].token, 0), Duration::from_millis(600));
+    assert_eq!(reason(&client.nak(unanswered).await.unwrap_err()), unconfirmed());
+    let line = eventually("the line about the other lease", || async {
+        let log = proxy.log();
+        log.lines().find(|line| line.contains("leases ended unsettled")).map(str::to_owned)
+    })
+    .await;
+    assert!(line.contains("\"count\":1"), "{line}");
 }

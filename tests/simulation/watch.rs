@@ -217,11 +217,7 @@ impl Watch {
             return;
         }
         let delivered = delivered.clone();
-        // A Nak is never published twice, so a repeat of an unconfirmed one is answered as done.
-        let repeated = kind == Kind::Nak && calls.unknown > 0 && reason == "OUTCOME_DUPLICATE";
-        if repeated && !applied {
-            self.count("Nak repeated, DUPLICATE, and never applied");
-        } else if told == Told::Applied && !applied {
+        if told == Told::Applied && !applied {
             self.fail(now, format!("{kind:?} {reason}, and never applied: {id:?} {delivered:?}"));
         }
         let promised = calls.open == 0 && calls.unknown == 0 && calls.applied == 0;

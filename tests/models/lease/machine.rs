@@ -208,6 +208,9 @@ impl Tested {
                     Reply::Publish
                 }
                 Ok(BeginResult::Duplicate) => Reply::Duplicate,
+                Ok(BeginResult::NakUnconfirmed { redelivered_by }) => {
+                    Reply::NakUnconfirmed(self.millis(redelivered_by))
+                }
                 Err(error) => error.into(),
             },
             Call::Finish(outcome) => {

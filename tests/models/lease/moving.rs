@@ -154,13 +154,25 @@ fn taken(
     inheritance
 }
 
+/// An answer of a table, without the payload.
+#[derive(Debug, PartialEq, Eq)]
+enum Answer {
+    Publish,
+    Duplicate,
+    NakUnconfirmed { redelivered_by: Instant },
+}
+
 fn answer(
     table: &mut Table,
     id: LeaseId,
     kind: SettleKind,
     now: Instant,
-) -> Result<bool, LeaseError> {
-    table.begin(id, kind, now).map(|begun| matches!(begun, BeginResult::Publish(_)))
+) -> Result<Answer, LeaseError> {
+    table.begin(id, kind, now).map(|begun| match begun {
+        BeginResult::Publish(_) => Answer::Publish,
+        BeginResult::Duplicate => Answer::Duplicate,
+        BeginResult::NakUnconfirmed { redelivered_by } => Answer::NakUnconfirmed { redelivered_by },
+    })
 }
 
 /// The answer to the token of an old lease.
@@ -170,10 +182,10 @@ fn answer_by(
     old: LeaseId,
     kind: SettleKind,
     now: Instant,
-) -> Result<bool, LeaseError> {
+) -> Result<Answer, LeaseError> {
     match inheritance.find(old) {
         Found::Here(here) => answer(table, here, kind, now),
-        Found::Ended(LeaseError::Settled { by }) if by == kind => Ok(false),
+        Found::Ended(LeaseError::Settled { by }) if by == kind => Ok(Answer::Duplicate),
         Found::Ended(error) => Err(error),
     }
 }
@@ -196,9 +208,10 @@ proptest! {
             let Found::Here(id) = inheritance.find(*there) else { panic!("{there:?} is not here") };
             prop_assert!(here.ack_by(id) <= old.timed.table.ack_by(*there), "{moved:?}");
             let kind = moved.uncertain.unwrap_or(SettleKind::Ack);
-            if answer(&mut here, id, kind, asked).is_ok() {
+            let told = answer(&mut here, id, kind, asked);
+            if told.is_ok() {
                 let there = answer(&mut old.timed.table, *there, kind, asked);
-                prop_assert_eq!(there, Ok(true), "it ended there: {:?}", moved);
+                prop_assert_eq!(there, told, "it ended there: {:?}", moved);
             }
         }
         // Nor when a server takes over.
@@ -256,11 +269,41 @@ fn settlement_by_a_receiver_is_known_to_the_next() {
     let mut here: Table = LeaseTable::new(there.origin, LONGEST, 64);
     let mut inheritance = taken(&mut here, &leaving(&there.table, at), at, at);
     let Found::Here(its) = inheritance.find(id) else { panic!() };
-    assert_eq!(answer(&mut here, its, SettleKind::Nak, at), Ok(true));
+    assert_eq!(answer(&mut here, its, SettleKind::Nak, at), Ok(Answer::Publish));
     here.finish(its, PublishOutcome::Confirmed, at);
     inheritance.record_ends(&here);
     assert_eq!(inheritance.adopted().count(), 0);
     assert_eq!(inheritance.find(id), Found::Ended(LeaseError::Settled { by: SettleKind::Nak }));
+}
+
+/// The settlement may have been applied or not: only the old table would have learned it.
+#[test]
+fn overtaken_settlement_is_not_settled_for_a_receiver() {
+    for kind in [SettleKind::Ack, SettleKind::Nak, SettleKind::Term] {
+        let mut there = TimedTable::new();
+        let id = there.assigned(60_000);
+        there.begin(id, kind, 1).unwrap();
+        let redelivered = Terms { consumer_sequence: 2, ..there.terms(1, 2) };
+        there.table.grant(redelivered, "two");
+        let at = there.at(3);
+        let mut here: Table = LeaseTable::new(there.origin, LONGEST, 64);
+        let inheritance = taken(&mut here, &leaving(&there.table, at), at, at);
+        assert_eq!(inheritance.find(id), Found::Ended(OVER), "{kind:?}");
+    }
+}
+
+#[test]
+fn receiver_never_sends_an_unconfirmed_nak_again() {
+    let mut there = TimedTable::new();
+    let id = there.assigned(60_000);
+    there.settle(id, SettleKind::Nak, PublishOutcome::Unconfirmed, 1);
+    let at = there.at(1000);
+    let mut here: Table = LeaseTable::new(there.origin, LONGEST, 64);
+    let inheritance = taken(&mut here, &leaving(&there.table, at), at, at);
+    let Found::Here(its) = inheritance.find(id) else { panic!() };
+    let redelivered_by = there.at(ACK_WAIT);
+    let again = answer(&mut here, its, SettleKind::Nak, at);
+    assert_eq!(again, Ok(Answer::NakUnconfirmed { redelivered_by }));
 }
 
 #[test]
@@ -319,7 +362,7 @@ fn newer_delivery_of_a_message_stays() {
     let newer = Terms { consumer_sequence: 2, ..there.terms(1, 50) };
     let (newer, _) = here.grant(newer, "newer");
     assert_eq!(here.adopt(&moving, CONSUMER, at, "moved", at), Adopted::Not("moved"));
-    assert_eq!(answer(&mut here, newer, SettleKind::Ack, at), Ok(true));
+    assert_eq!(answer(&mut here, newer, SettleKind::Ack, at), Ok(Answer::Publish));
 
     let newest = LeaseSnapshot { consumer_sequence: 3, ..moving };
     let mut here: Table = LeaseTable::new(there.origin, LONGEST, 64);
@@ -328,7 +371,7 @@ fn newer_delivery_of_a_message_stays() {
         panic!("an older delivery stays")
     };
     assert_eq!(answer(&mut here, older, SettleKind::Ack, at), Err(OVER));
-    assert_eq!(answer(&mut here, id, SettleKind::Ack, at), Ok(true));
+    assert_eq!(answer(&mut here, id, SettleKind::Ack, at), Ok(Answer::Publish));
 }
 
 #[test]

@@ -80,8 +80,10 @@ impl Lease {
         }
     }
 
-    pub(super) fn outlives_jetstream(&self) -> bool {
-        self.deadline().is_none_or(|deadline| deadline > self.ack_by())
+    /// A message that may be on its way back is not kept.
+    pub(super) fn is_kept_alive(&self) -> bool {
+        let outlives = self.deadline().is_none_or(|deadline| deadline > self.ack_by());
+        outlives && self.state != State::Uncertain(SettleKind::Nak)
     }
 
     pub(super) fn past_deadline(&self, now: i64) -> bool {

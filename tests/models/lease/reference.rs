@@ -149,6 +149,10 @@ impl Reference {
     pub(super) fn begin(&mut self, id: u64, kind: SettleKind) -> Reply {
         let tries = match self.standing(id) {
             Ok(State::Held) => Tries::First,
+            Ok(State::Uncertain(SettleKind::Nak)) if kind == SettleKind::Nak => {
+                let lease = self.lease(id).unwrap();
+                return Reply::NakUnconfirmed(lease.starts.last().unwrap().0 + lease.ack_wait);
+            }
             Ok(State::Uncertain(by)) if by == kind => Tries::Again,
             Ok(State::Uncertain(by)) => return Reply::Settled(by),
             Ok(State::Settling(..)) => return Reply::Busy,
@@ -163,32 +167,28 @@ impl Reference {
         let gone = |out| Reply::Finished { after: LeaseStatus::Gone, out };
         let Some(lease) = self.lease(id).cloned() else {
             if let Some(Ended::Overtaken(kind)) = self.memory(id) {
-                let settled = outcome == PublishOutcome::Confirmed
-                    || outcome == PublishOutcome::Unconfirmed && kind == SettleKind::Nak;
+                let settled = outcome == PublishOutcome::Confirmed;
                 self.ended.insert(id, if settled { Ended::As(kind) } else { Ended::Expired });
             }
             return gone(false);
         };
         if let State::Settling(kind, tries) = lease.state {
             let over = self.over(&lease);
-            let state = match (outcome, kind, tries) {
-                (PublishOutcome::Confirmed, _, _)
-                | (PublishOutcome::Unconfirmed, SettleKind::Nak, _) => {
+            let state = match (outcome, tries) {
+                (PublishOutcome::Confirmed, _) => {
                     self.end(id, Ended::As(kind));
                     return gone(true);
                 }
-                (PublishOutcome::Denied, _, _) => {
+                (PublishOutcome::Denied, _) => {
                     self.end(id, Ended::Expired);
                     return gone(true);
                 }
-                (PublishOutcome::Unsent | PublishOutcome::Unconfirmed, _, _) if over => {
+                (PublishOutcome::Unsent | PublishOutcome::Unconfirmed, _) if over => {
                     self.end(id, Ended::Expired);
                     return gone(true);
                 }
-                (PublishOutcome::Unsent, _, Tries::First) => State::Held,
-                (PublishOutcome::Unsent | PublishOutcome::Unconfirmed, ..) => {
-                    State::Uncertain(kind)
-                }
+                (PublishOutcome::Unsent, Tries::First) => State::Held,
+                (PublishOutcome::Unsent | PublishOutcome::Unconfirmed, _) => State::Uncertain(kind),
             };
             self.lease(id).unwrap().state = state;
         }
@@ -222,7 +222,7 @@ impl Reference {
             } else if lease.state == State::Held && lease.past_deadline(self.now) {
                 self.end(lease.id, Ended::Expired);
                 swept.insert(Swept::Lapsed(lease.id, self.release_by(&lease)));
-            } else if lease.outlives_jetstream() && self.now >= lease.progress_at() {
+            } else if lease.is_kept_alive() && self.now >= lease.progress_at() {
                 self.lease(lease.id).unwrap().tried = self.now;
                 swept.insert(Swept::Progress(lease.id));
             }
@@ -291,7 +291,7 @@ impl Reference {
             return Some(0);
         }
         let due = self.leases.iter().filter_map(|lease| {
-            let progress = lease.outlives_jetstream().then(|| lease.progress_at());
+            let progress = lease.is_kept_alive().then(|| lease.progress_at());
             let deadline = match lease.state {
                 State::Settling(..) => return None,
                 State::Held => lease.deadline(),

@@ -6,7 +6,7 @@ use fetch_proxy::lease::{
     Terms,
 };
 
-use super::{ACK_BY, CONSUMER, OVER, TimedTable};
+use super::{ACK_BY, ACK_WAIT, CONSUMER, OVER, TimedTable};
 
 #[test]
 fn ack_passes_before_the_deadline_and_is_refused_after_it() {
@@ -117,9 +117,36 @@ fn unsent_repeat_leaves_the_first_try_uncertain() {
 fn unconfirmed_nak_is_never_published_again() {
     let mut timed = TimedTable::new();
     let id = timed.assigned(1000);
-    timed.begin(id, SettleKind::Nak, 1).unwrap();
-    assert_eq!(timed.finish(id, PublishOutcome::Unconfirmed, 2), (LeaseStatus::Gone, Some("one")));
-    assert_eq!(timed.begin(id, SettleKind::Nak, 3), Ok(BeginResult::Duplicate));
+    let nak = SettleKind::Nak;
+    assert_eq!(timed.settle(id, nak, PublishOutcome::Unconfirmed, 1), LeaseStatus::Uncertain);
+    let redelivered_by = timed.at(ACK_WAIT);
+    let again = timed.begin(id, nak, ACK_BY - 1);
+    assert_eq!(again, Ok(BeginResult::NakUnconfirmed { redelivered_by }));
+    let settled = Err(LeaseError::Settled { by: nak });
+    assert_eq!(timed.begin(id, SettleKind::Ack, ACK_BY - 1), settled);
+    assert_eq!(timed.begin(id, nak, ACK_BY), Err(OVER));
+    assert_eq!(timed.sweep(ACK_BY), [Due::Lost { id, payload: "one" }]);
+    assert_eq!(timed.begin(id, nak, ACK_BY), Err(OVER));
+}
+
+#[test]
+fn unconfirmed_nak_is_not_kept_alive_and_not_released() {
+    for length in [1000, 60_000] {
+        let mut timed = TimedTable::new();
+        let id = timed.assigned(length);
+        timed.settle(id, SettleKind::Nak, PublishOutcome::Unconfirmed, 1);
+        assert_eq!(timed.sweep(ACK_BY - 1), []);
+        assert_eq!(timed.sweep(ACK_BY), [Due::Lost { id, payload: "one" }]);
+    }
+}
+
+#[test]
+fn redelivery_ends_a_lease_with_an_unconfirmed_nak() {
+    let mut timed = TimedTable::new();
+    let id = timed.assigned(1000);
+    timed.settle(id, SettleKind::Nak, PublishOutcome::Unconfirmed, 1);
+    assert_eq!(timed.table.grant(timed.terms(1, 2), "two").1, Some((id, "one")));
+    assert_eq!(timed.begin(id, SettleKind::Nak, 3), Err(OVER));
 }
 
 #[test]
@@ -151,10 +178,10 @@ fn same_sequence_of_another_consumer_is_another_message() {
 }
 
 #[test]
-fn nak_overtaken_by_its_redelivery_is_a_duplicate_when_repeated() {
+fn nak_overtaken_by_its_redelivery_is_a_duplicate_only_if_it_was_confirmed() {
     for (outcome, repeated) in [
         (PublishOutcome::Confirmed, Ok(BeginResult::Duplicate)),
-        (PublishOutcome::Unconfirmed, Ok(BeginResult::Duplicate)),
+        (PublishOutcome::Unconfirmed, Err(OVER)),
         (PublishOutcome::Unsent, Err(OVER)),
         (PublishOutcome::Denied, Err(OVER)),
     ] {
