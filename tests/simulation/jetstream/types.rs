@@ -1,0 +1,71 @@
+//! The words in which the model speaks to the network and to an observer.
+
+use std::time::Duration;
+
+use fetch_proxy::broker::{AckKind, Delivery, PullEnd};
+
+/// The time since the beginning of the world.
+pub type Time = Duration;
+
+/// The time of day at the beginning of the world, by a correct clock. Simulated machines use the same.
+pub const EPOCH: Duration = Duration::from_secs(1_767_225_600);
+
+/// A connection of a client to the servers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Connection(pub u64);
+
+/// The inbox that receives the answers to a pull.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InboxId {
+    pub connection: Connection,
+    pub inbox: u64,
+}
+
+/// Something that the servers send to an inbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sent {
+    Message { to: InboxId, delivery: Delivery, poison: bool },
+    End { to: InboxId, no: u64, end: PullEnd },
+}
+
+/// The answer to a publish to an ack subject.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answered {
+    /// It was handled. The effect may be none.
+    Ok,
+    /// The consumer has not delivered that message yet: no answer comes.
+    Nothing,
+    /// Nobody listens there.
+    NoResponders,
+}
+
+/// The effect of an ack, for an observer from outside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Applied {
+    pub stream_sequence: u64,
+    pub kind: AckKind,
+    /// The delivery that the ack subject belongs to.
+    pub of: DeliveryId,
+    /// The delivery that the ack had an effect on. `None`: no delivery was pending.
+    pub settled: Option<DeliveryId>,
+}
+
+/// One delivery in the history of the world. It stands in the last digits of a delivery's time of
+/// publication, so everybody who sees the delivery can tell which one it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeliveryId(pub u64);
+
+/// Messages are published at whole milliseconds, so these digits of the nanoseconds are free.
+const DELIVERY_IDS: u64 = 1_000_000;
+
+impl DeliveryId {
+    /// The delivery with this place in the history.
+    pub fn at(place: u64) -> Self {
+        Self(place % DELIVERY_IDS)
+    }
+
+    /// The delivery with this time of publication, in nanoseconds.
+    pub fn of(published: u64) -> Self {
+        Self(published % DELIVERY_IDS)
+    }
+}
