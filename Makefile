@@ -1,7 +1,7 @@
 # The commands of a developer. The logic is in scripts/. .ci/run runs the same targets.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster simulate test-clients test-deploy image lint fmt clippy doc proto deps bench soak tools ci clean
+.PHONY: help demo test test-cluster simulate faults test-clients test-deploy image lint fmt clippy doc proto deps bench soak tools ci clean
 
 # Arguments for the programs that `make test` and `make bench` run: make test ARGS='--test wire'
 ARGS ?=
@@ -50,6 +50,10 @@ simulate: ## Run SEEDS=10000 simulated clusters, FROM=0 on
 	@scripts/tools check
 	SEEDS=$(or $(SEEDS),10000) FROM=$(or $(FROM),0) scripts/with-tools \
 		cargo test --locked --profile simulation --test simulation -- --nocapture --exact seeds
+
+faults: ## Put mended faults back and simulate until each is found; NAME='reset drain' for some
+	@scripts/tools check
+	scripts/with-tools scripts/faults $(NAME)
 
 test-deploy: ## Test deploy/, with the image and a small rolling update
 	@scripts/tools check
