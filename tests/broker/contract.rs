@@ -113,7 +113,7 @@ impl World for Modelled {
 
 async fn modelled() -> Modelled {
     let net = Net::new(1, History::new(false));
-    let world = Modelled { broker: net.join(), net };
+    let world = Modelled { broker: SimBroker::join(&net), net };
     world.net.with(|state, _| {
         state.model.add_stream("S");
         state.model.add_consumer(&world.name(), Config::new(ACK_WAIT));

@@ -11,7 +11,7 @@ mod poison;
 mod returning;
 #[path = "../simulation"]
 mod simulation {
-    #![allow(dead_code, reason = "the simulation uses the rest")]
+    #![allow(dead_code, unused_imports, reason = "the simulation uses the rest")]
 
     pub mod history;
     pub mod jetstream;

@@ -48,7 +48,7 @@ impl Replica {
         keys: String,
         most: usize,
     ) -> Arc<Self> {
-        let broker = net.join();
+        let broker = SimBroker::join(net);
         let side = broker.side();
         let limits = LeaseLimits {
             max_leases: most,

@@ -348,7 +348,7 @@ pub fn run(plan: &Plan, keep_lines: bool) -> Outcome {
         });
         net.with(|state, _| {
             state.watcher = Some(Box::new(watcher));
-            state.weather = Weather { delay: 1..4, reconnect: 50..1_000 };
+            state.set_weather(Weather { delay: 1..4, reconnect: 50..1_000 });
             state.model.add_stream("S");
             state.model.add_consumer(&world.name(), plan.config.clone());
         });

@@ -1,0 +1,83 @@
+//! A replica's end of the network: its two connections, its link, and what it hears of other replicas.
+
+use std::sync::Arc;
+
+use fetch_proxy::{
+    broker::{Link, Server},
+    bus::Incoming,
+};
+use tokio::sync::{Notify, mpsc};
+
+use super::{super::jetstream::Connection, wires::Use};
+
+pub(super) struct Side {
+    pub(super) deliveries: Option<Connection>,
+    pub(super) settling: Option<Connection>,
+    epoch: u64,
+    bus_epoch: u64,
+    pub(super) link: Link,
+    pub(super) link_changed: Arc<Notify>,
+    pub(super) subjects: Vec<String>,
+    pub(super) into: mpsc::UnboundedSender<Incoming>,
+    /// It can reach the servers.
+    pub(super) reachable: bool,
+    pub(super) dead: bool,
+}
+
+impl Side {
+    pub(super) fn new(into: mpsc::UnboundedSender<Incoming>) -> Self {
+        Self {
+            deliveries: None,
+            settling: None,
+            epoch: 0,
+            bus_epoch: 0,
+            link: Link::Down("not connected yet".into()),
+            link_changed: Arc::default(),
+            subjects: Vec::new(),
+            into,
+            reachable: true,
+            dead: false,
+        }
+    }
+
+    pub(super) fn connected(&mut self, usage: Use, wire: Connection) {
+        match usage {
+            Use::Deliveries => {
+                self.epoch += 1;
+                self.deliveries = Some(wire);
+            }
+            Use::Settling => {
+                self.bus_epoch += 1;
+                self.settling = Some(wire);
+            }
+            Use::Dedicated => {}
+        }
+    }
+
+    pub(super) fn lost(&mut self, usage: Use, wire: Connection) {
+        match usage {
+            Use::Deliveries => self.deliveries = self.deliveries.filter(|one| *one != wire),
+            Use::Settling => self.settling = self.settling.filter(|one| *one != wire),
+            Use::Dedicated => {}
+        }
+    }
+
+    /// Tells the replica how its link is, if that has changed. `start` counts the starts of the server.
+    pub(super) fn tell_link(&mut self, start: u64) {
+        let link = if self.deliveries.is_some() && self.settling.is_some() {
+            Link::Up(Arc::new(Server {
+                epoch: self.epoch,
+                bus_epoch: self.bus_epoch,
+                id: format!("start {start}"),
+                version: "2.15.1".to_owned(),
+                max_payload: 1 << 20,
+            }))
+        } else {
+            Link::Down("a connection was lost".into())
+        };
+        if self.link != link {
+            self.link = link;
+            self.link_changed.notify_waiters();
+        }
+    }
+}

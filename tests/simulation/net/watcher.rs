@@ -1,0 +1,22 @@
+//! The observer from outside, whom the network tells what it carries.
+
+use super::super::jetstream::{Applied, DeliveryId, Sent, Time};
+
+pub trait Watcher: Send {
+    /// A message has left the servers for a replica.
+    fn sent(&mut self, now: Time, side: usize, sent: &Sent);
+    /// A replica has seen a sign of another leader, or of another start of the server.
+    fn learned(&mut self, now: Time, side: usize);
+    /// The message has arrived at its replica.
+    fn arrived(&mut self, now: Time, id: DeliveryId);
+    /// An ack has had its effect.
+    fn applied(&mut self, now: Time, side: usize, applied: &Applied, way: Way);
+}
+
+/// How an ack has come.
+#[derive(Debug, Clone, Copy)]
+pub struct Way {
+    pub left: Time,
+    /// It was under way for longer than it was meant to be.
+    pub late: bool,
+}
