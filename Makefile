@@ -46,14 +46,10 @@ test-cluster: ## Test three replicas on three NATS servers with 50,000 messages 
 	@scripts/tools check
 	scripts/with-tools cargo test --locked --test cluster -- --nocapture --test-threads 1
 
-simulate: ## Run SEEDS=10000 simulated clusters, FROM=0 on
+simulate: ## Run SEEDS=10000 simulated clusters, FROM=0 on, for SECONDS=300 at most
 	@scripts/tools check
-	SEEDS=$(or $(SEEDS),10000) FROM=$(or $(FROM),0) scripts/with-tools \
+	SEEDS=$(or $(SEEDS),10000) FROM=$(FROM) LIMIT_SECONDS=$(SECONDS) scripts/with-tools \
 		cargo test --locked --profile simulation --test simulation -- --nocapture --exact seeds
-
-faults: ## Put mended faults back and simulate until each is found; NAME='reset drain' for some
-	@scripts/tools check
-	scripts/with-tools scripts/faults $(NAME)
 
 test-deploy: ## Test deploy/, with the image and a small rolling update
 	@scripts/tools check

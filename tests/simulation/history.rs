@@ -9,6 +9,8 @@ use super::jetstream::Time;
 pub struct History {
     digest: u64,
     count: u64,
+    /// The time of the last line.
+    until: Time,
     /// `None`: only the digest is kept.
     lines: Option<Vec<String>>,
 }
@@ -27,11 +29,13 @@ impl fmt::Write for Digest<'_> {
 
 impl History {
     pub fn new(keep_lines: bool) -> Self {
-        Self { digest: 0xcbf2_9ce4_8422_2325, count: 0, lines: keep_lines.then(Vec::new) }
+        let lines = keep_lines.then(Vec::new);
+        Self { digest: 0xcbf2_9ce4_8422_2325, count: 0, until: Time::ZERO, lines }
     }
 
     pub fn add(&mut self, now: Time, what: fmt::Arguments<'_>) {
         self.count += 1;
+        self.until = now;
         let _ = writeln!(Digest(&mut self.digest), "{now:?} {what}");
         if let Some(lines) = &mut self.lines {
             lines.push(format!("{:>9.3} {what}", now.as_secs_f64()));
@@ -41,6 +45,11 @@ impl History {
     /// A number that another history does not have, and how many lines there are.
     pub fn digest(&self) -> (u64, u64) {
         (self.digest, self.count)
+    }
+
+    /// How long the world has lived.
+    pub fn until(&self) -> Time {
+        self.until
     }
 
     pub fn lines(&self) -> &[String] {

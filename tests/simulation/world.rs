@@ -23,6 +23,7 @@ use super::{
     history::History,
     jetstream::Config,
     net::{Net, Weather},
+    panics,
     plan::{Accident, Plan, TROUBLE},
     replica::{LONGEST_LEASE, Replica},
     watch::{Event, Shared, Watch},
@@ -52,7 +53,7 @@ pub struct World {
 }
 
 /// The result of a run.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Outcome {
     pub history: History,
     pub watch: Watch,
@@ -325,8 +326,15 @@ impl World {
     }
 }
 
-/// Runs a plan from its beginning to its end.
+/// Runs a plan from its beginning to its end. A panic on the way is a failure of the run.
 pub fn run(plan: &Plan, keep_lines: bool) -> Outcome {
+    let (outcome, panics) = panics::catch(|| live(plan, keep_lines));
+    let mut outcome = outcome.unwrap_or_default();
+    outcome.watch.failures.splice(0..0, panics);
+    outcome
+}
+
+fn live(plan: &Plan, keep_lines: bool) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
