@@ -1,6 +1,6 @@
 //! Renders answers for people. Text from a message is escaped, so that a terminal never obeys it.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use prost_types::Duration as PbDuration;
@@ -47,7 +47,8 @@ fn delivered(text: &mut String, message: &pb::Delivery) {
         message.delivery_count,
         time(message.publish_time.as_ref()).unwrap_or_default(),
     );
-    for (name, values) in &message.headers {
+    let headers = BTreeMap::from_iter(&message.headers);
+    for (name, values) in headers {
         for value in &values.values {
             let _ = writeln!(text, "  {}: {}", plain(name), plain(value));
         }

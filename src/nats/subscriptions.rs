@@ -1,7 +1,7 @@
 //! The subjects that this replica listens on for other replicas, over the settling connection. Requests
 //! of replicas are as urgent as settlements, and fail with them.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use async_nats::Subscriber;
 use futures_util::StreamExt as _;
@@ -49,7 +49,7 @@ impl Subscriptions {
     /// Listens on this connection until it is lost. While two connections listen, messages arrive twice.
     pub(super) async fn listen(&self, connection: &NatsConnection) {
         let mut subjects = self.subjects.subscribe();
-        let mut listening: HashMap<String, AbortHandle> = HashMap::new();
+        let mut listening: BTreeMap<String, AbortHandle> = BTreeMap::new();
         let mut tasks = JoinSet::new();
         let (since, mut denials) = (clock::now(), connection.denials.watch());
         let mut warned = false;

@@ -10,7 +10,7 @@
 
 use std::{
     cell::RefCell,
-    collections::HashMap,
+    collections::BTreeMap,
     future::{Future, poll_fn},
     pin::pin,
     sync::{
@@ -49,7 +49,7 @@ pub(crate) struct Unwritten {
 
 #[derive(Debug, Default)]
 struct Answers {
-    by_number: HashMap<u64, Watch>,
+    by_number: BTreeMap<u64, Watch>,
     last: u64,
     /// Whether [`Unwritten::stuck`] checks them from time to time.
     checked: bool,

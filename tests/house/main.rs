@@ -7,5 +7,6 @@ mod log;
 mod pages;
 mod prose;
 mod quotes;
+mod repeatable;
 mod rooms;
 mod source;

@@ -2,7 +2,7 @@
 //! messages as a test orders.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
@@ -48,7 +48,7 @@ type Rule = Box<dyn FnMut(&Step) -> Fate + Send>;
 pub struct Net(Arc<Mutex<State>>);
 
 struct State {
-    ears: HashMap<InstanceId, (Vec<String>, mpsc::UnboundedSender<Incoming>)>,
+    ears: BTreeMap<InstanceId, (Vec<String>, mpsc::UnboundedSender<Incoming>)>,
     waiting: HashMap<String, oneshot::Sender<Bytes>>,
     asked: u64,
     /// For the steps of hand-overs; everything else passes.
@@ -65,7 +65,7 @@ impl Net {
         let file = super::pair::key_file(&[keys]);
         let keys = Arc::new(Keys::load(Some(file.path().to_owned()), "linked").unwrap());
         let state = State {
-            ears: HashMap::new(),
+            ears: BTreeMap::new(),
             waiting: HashMap::new(),
             asked: 0,
             rule: Box::new(|_| Fate::Pass),

@@ -2,7 +2,7 @@
 //! It never touches its lease table before that.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
@@ -34,7 +34,7 @@ const REMEMBERED_HANDOVERS: usize = 1024;
 /// begins again, whoever repeats its messages.
 #[derive(Default)]
 struct Prepared {
-    pending: HashMap<[u8; 8], Pending>,
+    pending: BTreeMap<[u8; 8], Pending>,
     ended: VecDeque<([u8; 8], Ended)>,
 }
 
