@@ -1,12 +1,19 @@
-//! The model does as nats-server 2.15 did when it was measured. Pure: no runtime, no clock.
+//! The model does the same as nats-server 2.15 did when it was measured. Pure: no runtime, no clock.
+//! Sections are those of the research into JetStream. Facts that a client can see are promises of
+//! tests/broker/contract, too, which runs them on the model and on a real server.
 
-use std::time::Duration;
+mod leaders;
 
-use fetch_proxy::broker::{AckKind, ConsumerName, Delivery, PullEnd, PullRequest};
+use std::{collections::VecDeque, time::Duration};
+
+use fetch_proxy::broker::{AckKind, ConsumerInfo, ConsumerName, Delivery, PullEnd, PullRequest};
 
 use super::jetstream::{Answered, Config, Connection, InboxId, JetStream, Sent, Time};
 
 const CLIENT: Connection = Connection(1);
+
+/// A delivery has expired after so many milliseconds, if the ack wait is a second (ackWaitDelay).
+const EXPIRED: u64 = 1_001;
 
 /// A message by its stream sequence and attempt, or the end of a pull.
 type FactResult = Result<(u64, u64), PullEnd>;
@@ -15,6 +22,8 @@ struct Lab {
     servers: JetStream,
     now: Time,
     pulls: u64,
+    /// Everything that the servers have sent and no test has looked at.
+    sent: VecDeque<Sent>,
 }
 
 fn name() -> ConsumerName {
@@ -32,7 +41,7 @@ impl Lab {
         servers.connect(CLIENT);
         servers.add_stream("S");
         servers.add_consumer(&name(), config);
-        let mut lab = Self { servers, now: Duration::ZERO, pulls: 0 };
+        let mut lab = Self { servers, now: Duration::ZERO, pulls: 0, sent: VecDeque::new() };
         for _ in 0..messages {
             lab.publish();
         }
@@ -62,43 +71,62 @@ impl Lab {
         assert!(self.servers.pull(&name(), to, asked, self.now));
     }
 
-    /// The arrivals of each inbox: the stream sequence and the attempt, or the end.
-    fn sent(&mut self) -> Vec<(u64, FactResult)> {
-        let sent = self.servers.sent().into_iter();
-        sent.map(|one| match one {
-            Sent::Message { to, delivery, .. } => {
-                (to.inbox, Ok((delivery.stream_sequence, delivery.delivery_count)))
-            }
-            Sent::End { to, end, .. } => (to.inbox, Err(end)),
-        })
-        .collect()
+    /// Takes everything that was sent to an inbox so far.
+    fn arrived(&mut self) -> Vec<Sent> {
+        self.sent.extend(self.servers.sent());
+        self.sent.drain(..).collect()
     }
 
-    /// Pulls what there is, and returns the deliveries.
+    /// The arrivals of each inbox: the stream sequence and the attempt, or the end.
+    fn sent(&mut self) -> Vec<(u64, FactResult)> {
+        let fact = |sent| match sent {
+            Sent::Message { to, delivery, .. } => {
+                Some((to.inbox, Ok((delivery.stream_sequence, delivery.delivery_count))))
+            }
+            Sent::End { to, end, .. } => Some((to.inbox, Err(end))),
+            Sent::Answer { .. } => None,
+        };
+        self.arrived().into_iter().filter_map(fact).collect()
+    }
+
+    /// Pulls the messages that are available, and returns the deliveries.
     fn take(&mut self, batch: u32) -> Vec<Delivery> {
         self.pull(0, batch, 60_000, true);
-        let sent = self.servers.sent().into_iter();
-        sent.filter_map(|one| match one {
+        let delivery = |sent| match sent {
             Sent::Message { delivery, .. } => Some(delivery),
-            Sent::End { .. } => None,
-        })
-        .collect()
+            Sent::End { .. } | Sent::Answer { .. } => None,
+        };
+        self.arrived().into_iter().filter_map(delivery).collect()
     }
 
     fn sequences(&mut self, batch: u32) -> Vec<u64> {
         self.take(batch).iter().map(|one| one.stream_sequence).collect()
     }
 
-    fn say(&mut self, of: &Delivery, kind: AckKind) -> Answered {
-        self.servers.ack(&of.ack.0, &kind, self.now)
+    /// The answer to an ack. `None`: there is none now.
+    fn say(&mut self, of: &Delivery, kind: AckKind) -> Option<Answered> {
+        self.sent.extend(self.servers.sent());
+        self.servers.ack(CLIENT, &of.ack.0, &kind, Some(1), self.now);
+        let (answers, rest): (Vec<Sent>, Vec<Sent>) =
+            self.servers.sent().into_iter().partition(|one| matches!(one, Sent::Answer { .. }));
+        self.sent.extend(rest);
+        answers.into_iter().find_map(|answer| match answer {
+            Sent::Answer { answered, .. } => Some(answered),
+            Sent::Message { .. } | Sent::End { .. } => None,
+        })
     }
 
-    /// How long until a waiting pull has the next message, in milliseconds.
+    fn info(&self) -> ConsumerInfo {
+        self.servers.info(CLIENT, &name(), self.now).unwrap().unwrap()
+    }
+
+    /// The time until a waiting pull has the next message, in milliseconds.
     fn until_next(&mut self) -> (u128, Delivery) {
         let began = self.now;
         self.pull(0, 1, 60_000, false);
         loop {
-            if let Some(Sent::Message { delivery, .. }) = self.servers.sent().into_iter().next() {
+            self.sent.extend(self.servers.sent());
+            if let Some(Sent::Message { delivery, .. }) = self.sent.pop_front() {
                 return ((self.now - began).as_millis(), delivery);
             }
             self.now = self.servers.next_due().expect("something happens");
@@ -126,7 +154,7 @@ fn naks_come_back_in_their_order_before_new_messages_and_beyond_max_ack_pending(
 fn expired_messages_come_back_in_the_order_of_the_stream() {
     let mut lab = Lab::new(3, config(1_000));
     lab.take(3);
-    lab.wait(1_000);
+    lab.wait(EXPIRED);
     assert_eq!(lab.sequences(3), [1, 2, 3]);
 }
 
@@ -146,7 +174,7 @@ fn a_delayed_nak_is_measured_from_the_first_ack_wait_of_a_backoff() {
 }
 
 #[test]
-fn progress_starts_the_wait_of_this_attempt_anew_and_does_not_help_after_it() {
+fn progress_restarts_the_wait_of_this_attempt_and_does_not_help_after_it() {
     let backoff = vec![millis(1_000), millis(3_000), millis(5_000)];
     let mut lab = Lab::new(1, Config { backoff, ..config(1_000) });
     lab.take(1);
@@ -164,22 +192,23 @@ fn progress_starts_the_wait_of_this_attempt_anew_and_does_not_help_after_it() {
 fn a_stale_ack_subject_settles_the_delivery_of_another_and_forged_numbers_do_too() {
     let mut lab = Lab::new(1, config(1_000));
     let stale = lab.take(1).remove(0);
-    lab.wait(1_000);
+    lab.wait(EXPIRED);
     let current = lab.take(1).remove(0);
     assert_eq!(current.delivery_count, 2);
-    assert_eq!(lab.say(&stale, AckKind::Ack), Answered::Ok);
+    assert_eq!(lab.say(&stale, AckKind::Ack), Some(Answered::Ok));
     assert_eq!(lab.servers.unsettled(&name()), [0; 0]);
-    assert_eq!(lab.say(&current, AckKind::Ack), Answered::Ok, "answered as if all were well");
+    let again = lab.say(&current, AckKind::Ack);
+    assert_eq!(again, Some(Answered::Ok), "an answer as if it had an effect");
 }
 
 #[test]
-fn what_was_never_delivered_is_not_answered_and_a_consumer_that_is_gone_is() {
+fn an_ack_of_a_message_that_was_never_delivered_has_no_answer() {
     let mut lab = Lab::new(2, config(1_000));
     let second = lab.take(2).remove(1);
     lab.servers.reset(&name(), 1, lab.now);
-    assert_eq!(lab.say(&second, AckKind::Ack), Answered::Nothing);
+    assert_eq!(lab.say(&second, AckKind::Ack), None);
     lab.servers.delete_consumer(&name());
-    assert_eq!(lab.say(&second, AckKind::Ack), Answered::NoResponders);
+    assert_eq!(lab.say(&second, AckKind::Ack), Some(Answered::NoResponders));
 }
 
 #[test]
@@ -188,7 +217,7 @@ fn one_attempt_is_over_with_its_ack_wait_and_more_when_the_next_pull_asks() {
         let mut lab = Lab::new(1, Config { max_deliver: Some(most), ..config(1_000) });
         for _ in 0..most {
             lab.take(1);
-            lab.wait(1_000);
+            lab.wait(EXPIRED);
         }
         let before = lab.servers.unsettled(&name()).len();
         lab.pull(1, 1, 100, false);
@@ -212,7 +241,7 @@ fn waiting_pulls_are_served_in_turn() {
 }
 
 #[test]
-fn a_one_shot_is_told_that_others_wait_for_what_is_pending() {
+fn a_one_shot_ends_if_others_wait_for_the_pending_messages() {
     let mut lab = Lab::new(1, Config { max_ack_pending: Some(1), ..config(10_000) });
     lab.take(1);
     lab.publish();
@@ -267,7 +296,7 @@ fn a_crash_without_copies_undoes_the_newest_acks_and_deliveries() {
     let mut lab = Lab::new(2, config(5_000));
     let first = lab.take(1).remove(0);
     lab.wait(300);
-    assert_eq!(lab.say(&first, AckKind::Ack), Answered::Ok);
+    assert_eq!(lab.say(&first, AckKind::Ack), Some(Answered::Ok));
     lab.take(1);
     lab.wait(50);
     lab.servers.restart(millis(100), true, lab.now);
@@ -278,7 +307,7 @@ fn a_crash_without_copies_undoes_the_newest_acks_and_deliveries() {
 }
 
 #[test]
-fn without_memory_everything_begins_anew() {
+fn consumer_without_a_disk_starts_again_from_the_first_message() {
     let mut lab = Lab::new(2, config(5_000));
     lab.take(2);
     lab.wait(1_000);
@@ -302,9 +331,9 @@ fn a_paused_consumer_hands_nothing_out_and_does_not_say_so() {
 fn a_message_that_was_removed_is_not_pending_and_its_ack_is_answered() {
     let mut lab = Lab::new(1, config(5_000));
     let delivery = lab.take(1).remove(0);
-    lab.servers.remove("S", 1);
+    lab.servers.remove("S", 1, lab.now);
     assert_eq!(lab.servers.unsettled(&name()), [0; 0]);
-    assert_eq!(lab.say(&delivery, AckKind::Ack), Answered::Ok);
+    assert_eq!(lab.say(&delivery, AckKind::Ack), Some(Answered::Ok));
 }
 
 #[test]
@@ -323,7 +352,7 @@ fn a_consumer_that_is_deleted_or_loses_its_leader_ends_its_pulls() {
 }
 
 #[test]
-fn limits_of_one_pull_and_of_all_are_told() {
+fn a_pull_beyond_a_limit_ends_at_once_with_the_limit() {
     let config = Config { max_batch: Some(2), max_waiting: 1, ..config(5_000) };
     let mut lab = Lab::new(0, config);
     lab.pull(1, 3, 1_000, false);
@@ -332,4 +361,30 @@ fn limits_of_one_pull_and_of_all_are_told() {
     let busy = |text: &str| Err(PullEnd::Busy(text.to_owned()));
     let expected = [(1, busy("Exceeded MaxRequestBatch of 2")), (2, busy("Exceeded MaxWaiting"))];
     assert_eq!(lab.sent(), expected);
+}
+
+#[test]
+fn a_purge_settles_messages_and_forgets_naks() {
+    let mut lab = Lab::new(3, config(1_000));
+    for delivery in lab.take(3) {
+        lab.say(&delivery, AckKind::Nak(None));
+    }
+    lab.servers.purge("S", 2, lab.now);
+    assert_eq!(lab.servers.unsettled(&name()), [2, 3]);
+    assert_eq!(lab.sequences(3), [0; 0]);
+    lab.wait(EXPIRED);
+    assert_eq!(lab.sent()[..2], [(0, Ok((2, 2))), (0, Ok((3, 2)))]);
+}
+
+#[test]
+fn messages_leave_their_stream_when_they_are_too_old() {
+    let mut lab = Lab::new(1, config(5_000));
+    lab.take(1);
+    lab.wait(600);
+    lab.publish();
+    lab.servers.set_max_age("S", Some(millis(1_000)), lab.now);
+    lab.wait(399);
+    assert_eq!(lab.servers.unsettled(&name()), [1, 2]);
+    lab.wait(1);
+    assert_eq!(lab.servers.unsettled(&name()), [2]);
 }

@@ -12,17 +12,24 @@
 //!    leader that comes, or comes back, hands out unsettled messages that are older than their ack wait.
 //! 5. A plain Nak is only in the leader's memory. Progress and delayed Naks are answered before they
 //!    are replicated. Without copies, everything is answered before it is on the disk.
+//! 6. With copies, a delivery and the answer to an Ack or Term leave after a majority has the change. A
+//!    leader that is cut off from the majority still answers everything else for some time.
 //!
 //! Times are counted from the beginning of the world. Comments on lines name the part of nats-server
-//! that was read or measured.
+//! that was read (main 1787eee), or the section of the research that measured it (nats-server 2.15.1).
 
 mod ack_subject;
+mod again;
 mod config;
 mod consumer;
+mod journal;
+mod leadership;
+mod outbox;
 mod pulls;
 mod servers;
 mod state;
 mod stream;
+mod surroundings;
 mod types;
 
 pub use self::{

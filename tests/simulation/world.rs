@@ -141,7 +141,7 @@ impl World {
             }
             Accident::ChangeLeader { away, forgets } => {
                 self.event(Event::LeaderChanged, millis(away));
-                self.net.with(|state, _| state.model.lose_leader(&name));
+                self.net.with(|state, now| state.model.lose_leader(&name, now));
                 sleep(millis(away)).await;
                 self.net.with(|state, now| state.model.change_leader(&name, millis(forgets), now));
             }
@@ -154,9 +154,9 @@ impl World {
                 let config = self.config.lock().unwrap().clone();
                 self.net.with(|state, _| state.model.add_consumer(&name, config));
             }
-            Accident::DeleteMessage => self.net.with(|state, _| {
+            Accident::DeleteMessage => self.net.with(|state, now| {
                 if let Some(first) = state.model.unsettled(&name).first() {
-                    state.model.remove("S", *first);
+                    state.model.remove("S", *first, now);
                 }
             }),
             Accident::Pause { millis: length } => self.net.with(|state, now| {

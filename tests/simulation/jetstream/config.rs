@@ -17,8 +17,12 @@ pub struct Config {
     pub max_waiting: usize,
     /// The number of copies of its state.
     pub replicas: u32,
-    /// Its INFO says since when its leader leads.
+    /// With copies: its INFO says since when its leader leads (nats-server 2.12).
     pub tells_since: bool,
+    /// Its server is one of several. Without copies, INFO then names the server and no start of it.
+    pub clustered: bool,
+    /// The one subject that the consumer takes from its stream. `None`: it takes all.
+    pub filter: Option<String>,
 }
 
 impl Config {
@@ -34,7 +38,14 @@ impl Config {
             max_waiting: 512,
             replicas: 1,
             tells_since: true,
+            clustered: false,
+            filter: None,
         }
+    }
+
+    /// Whether a change of leader, or a start of its server, shows in INFO.
+    pub fn leader_shows(&self) -> bool {
+        if self.replicas > 1 { self.tells_since } else { !self.clustered }
     }
 
     /// The ack wait as the server keeps it: `AckWait = BackOff[0]` (consumer.go:682).

@@ -1,74 +1,86 @@
-//! A consumer as its leader sees it: the stored state, and the leader's memory.
+//! A consumer as its leader sees it: the state, and how it is handed out and settled.
 
-use std::{
-    collections::{BTreeSet, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use fetch_proxy::broker::{
-    AckKind, AckPolicy, AckSubject, ConsumerInfo, ConsumerName, Delivery, Leader,
-};
+use fetch_proxy::broker::{AckKind, AckPolicy, AckSubject, ConsumerInfo, Delivery, PullEnd};
 
 use super::{
-    ack_subject::subject_of,
+    ack_subject::{AckedDelivery, subject_of},
+    again::Again,
     config::Config,
-    pulls::Pulls,
-    state::{Pending, State},
+    journal::{Journal, LONGEST_FORGOTTEN},
+    leadership::{Leadership, Presence},
+    outbox::Outbox,
+    pulls::{Pull, Pulls},
+    state::{Entry, State},
     stream::Messages,
-    types::{Connection, DeliveryId, EPOCH, Sent, Time},
+    surroundings::Surroundings,
+    types::{Answered, Connection, DeliveryId, EPOCH, InboxId, Sent, Time},
 };
 
-/// The most of the newest state that may be forgotten. A server writes its disk at most every 100 ms
-/// (`filestore.go`), and a majority has the newest proposals a moment later.
-pub const LONGEST_FORGOTTEN: Duration = Duration::from_millis(250);
-
-/// The servers as a consumer sees them.
-#[derive(Clone, Copy)]
-pub struct Surroundings<'s> {
-    pub name: &'s ConsumerName,
-    pub messages: &'s Messages,
-    pub connected: &'s BTreeSet<Connection>,
-    /// The time by which the clock of the servers is ahead.
-    pub ahead: Duration,
-}
-
 pub struct Consumer {
-    pub config: Config,
+    config: Config,
     created: Arc<str>,
     paused_until: Option<Time>,
-    /// The leader, and since when it leads.
-    leader: (String, u64),
-    /// The leader is away: nothing is answered.
-    pub leaderless: bool,
-    pub state: State,
-    /// The messages to deliver again, in this order.
-    again: VecDeque<u64>,
-    pub waiting: Pulls,
-    /// Without copies: earlier states, each with its time. The newest may not be on the disk yet.
-    history: VecDeque<(Time, State)>,
+    pub leadership: Leadership,
+    state: State,
+    again: Again,
+    waiting: Pulls,
+    journal: Journal,
+    outbox: Outbox,
+    /// With copies: the time until a majority has a change.
+    pub lag: Duration,
 }
 
 impl Consumer {
-    /// A consumer that starts at the stream sequence `first`.
-    pub fn new(config: Config, term: u64, first: u64) -> Self {
+    /// A consumer that starts at the stream sequence `first`. Its leader leads since the term `since`.
+    pub fn new(config: Config, created: Arc<str>, since: u64, first: u64) -> Self {
         Self {
             config,
-            created: format!("made {term}").into(),
+            created,
             paused_until: None,
-            leader: ("n1".to_owned(), term),
-            leaderless: false,
+            leadership: Leadership::new(since),
             state: State::new(first),
-            again: VecDeque::new(),
+            again: Again::default(),
             waiting: Pulls::default(),
-            history: VecDeque::new(),
+            journal: Journal::new(State::new(first)),
+            outbox: Outbox::default(),
+            lag: Duration::ZERO,
         }
     }
 
+    // The operator.
+
+    pub fn update(&mut self, change: impl FnOnce(&mut Config), now: Time) {
+        let wait = self.config.shown_wait();
+        change(&mut self.config);
+        if self.config.shown_wait() != wait {
+            self.again.wait_changed(now);
+        }
+    }
+
+    /// Starts again at this stream sequence, under its old name and `created`. Pulls stay.
+    pub fn reset(&mut self, next: u64, now: Time) {
+        self.write(Entry::Reset { next }, now);
+        self.again.clear();
+    }
+
+    pub fn pause(&mut self, until: Option<Time>, now: Time) {
+        self.paused_until = until.filter(|until| *until > now);
+    }
+
+    /// The consumer is deleted, or its server stops in order.
+    pub fn end_pulls(
+        &mut self,
+        end: &PullEnd,
+        connected: &BTreeSet<Connection>,
+        sent: &mut Vec<Sent>,
+    ) {
+        self.waiting.end_all(end, connected, sent);
+    }
+
     pub fn info(&self, messages: &Messages, now: Time) -> ConsumerInfo {
-        let config = &self.config;
-        let (leader, since) = &self.leader;
-        let since = if config.tells_since { since.to_string() } else { String::new() };
+        let Self { config, state, .. } = self;
         ConsumerInfo {
             created: self.created.clone(),
             ack_policy: AckPolicy::Explicit,
@@ -83,33 +95,33 @@ impl Consumer {
             max_expires: config.max_expires,
             max_request_bytes: config.max_bytes,
             replicas: config.replicas,
-            leader: Leader::new(leader, &since),
-            leader_shows: config.tells_since,
-            pending: messages.from(self.state.next).count() as u64,
-            ack_pending: self.state.pending.len() as u64,
-            delivered: self.state.deliveries,
-            delivered_stream: self.state.next - 1,
+            leader: self.leadership.shown(config),
+            leader_shows: config.leader_shows(),
+            pending: self.new_messages(messages).count() as u64,
+            ack_pending: state.pending.len() as u64,
+            delivered: state.deliveries,
+            delivered_stream: state.last,
         }
     }
 
-    /// Starts again at this stream sequence, under its old name and `created`.
-    pub fn reset(&mut self, to: u64) {
-        self.state = State::new(to);
-        self.again.clear();
-        self.history.clear();
+    /// The messages that were never delivered and match the filter.
+    fn new_messages<'m>(&'m self, messages: &'m Messages) -> impl Iterator<Item = u64> {
+        messages.from(self.state.next, self.config.filter.as_deref())
     }
 
-    pub fn pause(&mut self, until: Option<Time>, now: Time) {
-        self.paused_until = until.filter(|until| *until > now);
+    /// The sequences of the messages that still are to be delivered or settled.
+    pub fn unsettled(&self, messages: &Messages) -> Vec<u64> {
+        let pending = self.state.pending.keys().copied();
+        pending.chain(self.new_messages(messages)).collect()
+    }
+
+    /// The newest delivery of each message that is out, by stream sequence.
+    pub fn pending(&self) -> impl Iterator<Item = (u64, DeliveryId)> {
+        self.state.pending.iter().map(|(sequence, pending)| (*sequence, pending.newest))
     }
 
     fn paused(&self, now: Time) -> bool {
         self.paused_until.is_some_and(|until| now < until)
-    }
-
-    /// The number of messages that could be handed out.
-    pub fn available(&self, messages: &Messages) -> usize {
-        messages.from(self.state.next).count() + self.again.len()
     }
 
     fn full(&self) -> bool {
@@ -117,245 +129,296 @@ impl Consumer {
         self.config.max_ack_pending.is_some_and(|most| pending >= most)
     }
 
-    /// Whether no message is left. At `max_ack_pending` there may be some for later.
-    fn dry(&self, messages: &Messages) -> bool {
-        self.again.is_empty() && messages.from(self.state.next).next().is_none()
+    fn write(&mut self, entry: Entry, now: Time) {
+        self.state.record(&entry);
+        self.journal.write(entry, now);
     }
 
-    /// Lets time pass until `now`, and hands out every message that can be handed out.
-    pub fn advance(
+    // Leaders.
+
+    /// The leader is gone. `presence` says whether anybody has noticed.
+    pub fn lose_leader(&mut self, presence: Presence, now: Time) {
+        self.leadership.lose(presence, now);
+        self.outbox.clear();
+        // A server without the others takes its pulls along. With copies the next leader knows them.
+        if self.config.replicas == 1 {
+            self.waiting.forget(|_| true);
+        }
+    }
+
+    /// The leader leaves in order: all changes are replicated, or on the disk.
+    pub fn step_down(&mut self, now: Time) {
+        self.journal.keep(now);
+        self.lose_leader(Presence::Nobody, now);
+    }
+
+    /// A leader comes. It does not have the changes of the time `forgets` before the loss of the last
+    /// leader that a majority had not either, and no plain Nak.
+    pub fn elect(
         &mut self,
-        around: &Surroundings<'_>,
-        delivered: &mut u64,
-        sent: &mut Vec<Sent>,
+        term: u64,
+        forgets: Duration,
+        around: &mut Surroundings<'_>,
         now: Time,
     ) {
-        self.paused_until = self.paused_until.filter(|until| now < *until);
-        self.expire(now);
-        self.note(now);
-        self.waiting.expire(false, around.connected, sent, now);
-        if !self.leaderless && !self.paused(now) {
-            self.hand_out(around, delivered, sent, now);
+        let lost = self.leadership.elect(term, &self.config, now);
+        self.recover(lost.saturating_sub(forgets.min(LONGEST_FORGOTTEN)), around, now);
+        if let Some(old) = &self.leadership.isolated {
+            self.waiting.forget(|connection| old.side.contains(&connection));
         }
-        self.waiting.expire(self.dry(around.messages), around.connected, sent, now);
-        self.note(now);
-    }
-
-    /// Moves expired messages to the end of the line of messages to deliver again.
-    fn expire(&mut self, now: Time) {
-        if self.leaderless {
-            return;
-        }
-        let Self { config, state, again, .. } = self;
-        let due: Vec<u64> = state
-            .pending
-            .iter()
-            .filter(|(sequence, pending)| {
-                let wait = config.wait(state.count(**sequence).max(1));
-                now >= pending.began + wait && !again.contains(sequence)
-            })
-            .map(|(sequence, _)| *sequence)
-            .collect();
-        for sequence in due {
-            // consumer.go:2426: at once for a limit of one, and otherwise when a pull asks.
-            if config.max_deliver == Some(1) {
-                state.pending.remove(&sequence);
-            } else {
-                again.push_back(sequence);
-            }
-        }
-    }
-
-    /// Without copies: keeps the state for as long as a newer state may not be on the disk.
-    fn note(&mut self, now: Time) {
-        if self.config.replicas > 1 {
-            return;
-        }
-        if self.history.back().is_none_or(|(_, newest)| *newest != self.state) {
-            self.history.push_back((now, self.state.clone()));
-        }
-        let old = now.saturating_sub(LONGEST_FORGOTTEN);
-        while self.history.get(1).is_some_and(|(at, _)| *at <= old) {
-            self.history.pop_front();
-        }
-    }
-
-    /// Another server leads. With copies it has the state of a majority: without the newest progress and
-    /// delayed Naks, and without all plain Naks.
-    pub fn change_leader(&mut self, term: u64, forgets: Duration, now: Time) {
-        self.leader = (format!("n{}", 1 + term % 3), term);
-        self.leaderless = false;
-        self.again.clear();
-        let kept = now.saturating_sub(forgets.min(LONGEST_FORGOTTEN));
-        for pending in self.state.pending.values_mut() {
-            let (stored, at, before) = pending.stored;
-            pending.began = if at > kept { before } else { stored };
-            pending.stored = (pending.began, now, pending.began);
-        }
+        // consumer.go:3213: pulls of the dead leader end with "Leadership Change".
+        self.waiting.end_all(&PullEnd::LeaderGone, around.connected, around.sent);
     }
 
     /// The server starts again. `memory`: it has the state that was on its disk `forgets` ago.
     pub fn restart(
         &mut self,
         term: u64,
-        forgets: Duration,
-        memory: bool,
-        around: &Surroundings<'_>,
+        forgets: Option<Duration>,
+        around: &mut Surroundings<'_>,
         now: Time,
     ) {
-        self.leader.1 = term;
-        self.waiting.clear();
-        self.again.clear();
-        let first = around.messages.first();
-        if !memory {
-            self.state = State::new(first);
-        } else if self.config.replicas == 1 {
-            let kept = now.saturating_sub(forgets.min(LONGEST_FORGOTTEN));
-            let on_disk = self.history.iter().rev().find(|(at, _)| *at <= kept);
-            self.state = match on_disk.or(self.history.front()) {
-                Some((_, state)) => state.clone(),
-                None => State::new(first),
-            };
+        self.leadership = Leadership::new(term);
+        self.waiting.forget(|_| true);
+        match forgets {
+            Some(forgets) => {
+                let forgets = if self.config.replicas > 1 { Duration::ZERO } else { forgets };
+                self.recover(now.saturating_sub(forgets.min(LONGEST_FORGOTTEN)), around, now);
+            }
+            None => {
+                self.journal = Journal::new(State::new(around.messages.first()));
+                self.recover(now, around, now);
+            }
         }
-        self.state.pending.retain(|sequence, pending| {
-            let Some(message) = around.messages.get(*sequence) else { return false };
-            let published = message.stored.saturating_sub(EPOCH + around.ahead);
-            pending.began = pending.stored.0.min(now);
-            pending.stored = (pending.began, now, published);
-            true
-        });
-        self.history = VecDeque::from([(now, self.state.clone())]);
+    }
+
+    /// Continues with the stored state of this time.
+    fn recover(&mut self, at: Time, around: &Surroundings<'_>, now: Time) {
+        self.state = self.journal.recover(at);
+        self.outbox.clear();
+        self.again.start(now);
+        let pending = self.state.pending.keys().copied();
+        let gone = pending.filter(|sequence| around.messages.get(*sequence).is_none());
+        let gone: Vec<u64> = gone.collect();
+        for sequence in gone {
+            self.settle(sequence, now);
+        }
+    }
+
+    // Clients.
+
+    /// A pull request, and the reason if it is refused.
+    pub fn pull(&mut self, pull: Pull, around: &Surroundings<'_>) -> Option<PullEnd> {
+        self.waiting.forget(|connection| !around.connected.contains(&connection));
+        let available = self.new_messages(around.messages).count() + self.again.len();
+        self.waiting.add(pull, &self.config, available)
+    }
+
+    /// The answer to an ack, and the delivery that it had an effect on. The holder of that delivery may be
+    /// somebody else. No answer: the consumer has not delivered the message yet.
+    pub fn ack(
+        &mut self,
+        of: &AckedDelivery,
+        kind: &AckKind,
+        now: Time,
+    ) -> Option<(Answered, Option<DeliveryId>)> {
+        let sequence = of.stream_sequence;
+        if sequence >= self.state.next {
+            return None;
+        }
+        let pending = self.state.pending.get(&sequence).map(|pending| pending.newest);
+        let nak = matches!(kind, AckKind::Nak(_));
+        if pending.is_none() || nak && self.state.ignores_nak(of.consumer_sequence) {
+            return Some((Answered::Ok, None));
+        }
+        match kind {
+            AckKind::Ack | AckKind::Term(_) => self.settle(sequence, now),
+            AckKind::Nak(None) => self.again.push(sequence),
+            // consumer.go:3301: the stored value is the time at which the clock would have started.
+            AckKind::Nak(Some(delay)) => {
+                self.again.remove(sequence);
+                let began = (now + *delay).saturating_sub(self.config.shown_wait());
+                self.write(Entry::Moved { sequence, began }, now);
+                self.again.nacked_with_delay(now);
+            }
+            // A message that waits to be delivered again stays in that line.
+            AckKind::Progress => self.write(Entry::Moved { sequence, began: now }, now),
+        }
+        Some((Answered::Ok, pending))
+    }
+
+    /// Sends the answer to an ack. The answer to an Ack or Term waits until a majority has the change.
+    pub fn answer(
+        &mut self,
+        (sequence, kind): (u64, &AckKind),
+        answer: Sent,
+        sent: &mut Vec<Sent>,
+        now: Time,
+    ) {
+        let replicated = matches!(kind, AckKind::Ack | AckKind::Term(_));
+        if replicated && self.config.replicas > 1 {
+            self.outbox.hold_answer(sequence, answer, now);
+        } else {
+            sent.push(answer);
+        }
+    }
+
+    /// The message is settled, or has left its stream.
+    pub fn settle(&mut self, sequence: u64, now: Time) {
+        self.write(Entry::Settled { sequence }, now);
+        self.again.remove(sequence);
+    }
+
+    /// Messages have left the stream all at once. The line of messages to deliver again is empty then:
+    /// the purge looks for newer messages than there can be in it (consumer.go:6617).
+    pub fn purge(&mut self, gone: &[u64], now: Time) {
+        for sequence in gone {
+            self.settle(*sequence, now);
+        }
+        self.again.clear();
+    }
+
+    // Time.
+
+    /// The next time at which time alone changes something.
+    pub fn next_due(&self) -> Option<Time> {
+        if !self.leadership.leads() {
+            return None;
+        }
+        let held = self.outbox.first().map(|at| at + self.lag);
+        let due = [self.again.next_due(), self.waiting.next_due(), self.paused_until, held];
+        due.into_iter().flatten().min()
+    }
+
+    /// Lets time pass until `now`, and hands out every message that can be handed out.
+    pub fn advance(&mut self, around: &mut Surroundings<'_>, now: Time) {
+        self.paused_until = self.paused_until.filter(|until| now < *until);
+        if !self.leadership.leads() {
+            return;
+        }
+        for sequence in self.again.check(&mut self.state, &self.config, now) {
+            self.write(Entry::Exhausted { sequence }, now);
+        }
+        let mut ends = Vec::new();
+        self.waiting.forget(|connection| !around.connected.contains(&connection));
+        self.waiting.expire(&mut ends, now);
+        // consumer.go:5566: only at `max_ack_pending` do pulls with `no_wait` stay open.
+        if self.paused(now) || self.hand_out(around, &mut ends, now) {
+            self.waiting.end_served(&mut ends);
+        }
+        for end in ends {
+            self.outbox.end(end, around.sent);
+        }
+        self.replicate(around.sent, now);
+    }
+
+    /// The changes of the last time have become permanent.
+    fn replicate(&mut self, sent: &mut Vec<Sent>, now: Time) {
+        if self.config.replicas > 1 {
+            let had = now.checked_sub(self.lag);
+            had.into_iter().for_each(|until| {
+                self.journal.keep_answered(until);
+                self.outbox.release(until, sent);
+            });
+        }
+        if let Some(until) = now.checked_sub(LONGEST_FORGOTTEN.max(self.lag)) {
+            self.journal.keep(until);
+        }
+    }
+
+    /// Serves the pulls round robin, one message each. `false`: it has stopped at `max_ack_pending`.
+    fn hand_out(&mut self, around: &mut Surroundings<'_>, ends: &mut Vec<Sent>, now: Time) -> bool {
+        while !self.waiting.is_empty() {
+            let Some((sequence, again)) = self.next(around.messages, now) else {
+                return !self.full();
+            };
+            let delivery = self.attempt(around, sequence);
+            let size = delivery.subject.len() + delivery.ack.0.len() + delivery.payload.len();
+            let Some(pull) = self.waiting.next(size as u64, ends) else {
+                // consumer.go:5480: at the end of the line, and not at its place.
+                if again {
+                    self.again.push(sequence);
+                }
+                return true;
+            };
+            self.deliver(pull.inbox(), delivery, around, now);
+            self.waiting.requeue(pull, size as u64);
+        }
+        true
     }
 
     /// The next message, if it may be handed out now. `true`: it was delivered before.
-    fn next(&mut self, messages: &Messages) -> Option<(u64, bool)> {
-        while let Some(sequence) = self.again.pop_front() {
-            let over = |most: u64| self.state.count(sequence) >= most;
-            // The message has left its stream, or is settled, or has had all its attempts.
-            let there = messages.get(sequence).is_some();
-            if !there || !self.state.pending.contains_key(&sequence) {
-                self.state.pending.remove(&sequence);
+    fn next(&mut self, messages: &Messages, now: Time) -> Option<(u64, bool)> {
+        while let Some(sequence) = self.again.pop() {
+            if !self.state.pending.contains_key(&sequence) {
                 continue;
             }
-            if self.config.max_deliver.is_some_and(over) {
-                self.state.pending.remove(&sequence);
-                continue;
+            let over = |most: u64| self.state.attempts(sequence) >= most;
+            if messages.get(sequence).is_none() {
+                self.settle(sequence, now);
+            } else if self.config.max_deliver.is_some_and(over) {
+                self.write(Entry::Exhausted { sequence }, now);
+            } else {
+                return Some((sequence, true));
             }
-            return Some((sequence, true));
         }
         if self.full() {
             return None;
         }
-        let (sequence, _) = messages.from(self.state.next).next()?;
-        Some((*sequence, false))
+        let next = self.new_messages(messages).next();
+        if next.is_none() && self.state.next <= messages.last() {
+            // Messages that do not match are passed for good, also if the filter changes later.
+            self.write(Entry::Skipped { next: messages.last() + 1 }, now);
+        }
+        next.map(|sequence| (sequence, false))
     }
 
-    /// Serves the pulls round robin, one message each.
-    fn hand_out(
-        &mut self,
-        around: &Surroundings<'_>,
-        delivered: &mut u64,
-        sent: &mut Vec<Sent>,
-        now: Time,
-    ) {
-        let Surroundings { messages, connected, .. } = *around;
-        while !self.waiting.is_empty(connected) {
-            let Some((sequence, again)) = self.next(messages) else { return };
-            let Some(message) = messages.get(sequence) else { return };
-            let size = message.payload.len() as u64 + 100;
-            let Some(pull) = self.waiting.next(size, sent) else {
-                if again {
-                    self.again.push_front(sequence);
-                }
-                return;
-            };
-            *delivered += 1;
-            let delivery = self.deliver(around, sequence, DeliveryId::at(*delivered), now);
-            sent.push(Sent::Message { to: pull.inbox(), delivery, poison: message.poison });
-            self.waiting.requeue(pull, size, sent);
+    /// The next attempt to deliver this message, as it is sent.
+    fn attempt(&self, around: &Surroundings<'_>, sequence: u64) -> Delivery {
+        let message = around.messages.get(sequence).expect("a stored message");
+        let attempt = self.state.attempts(sequence) + 1;
+        let place = self.state.deliveries + 1;
+        let after = self.state.next.max(sequence + 1);
+        let filter = self.config.filter.as_deref();
+        let left = around.messages.from(after, filter).count() as u64;
+        let stored = u64::try_from(message.stored.as_nanos()).unwrap_or(u64::MAX);
+        let published = stored + DeliveryId::at(*around.delivered + 1).0;
+        let ack = subject_of(around.name, (attempt, sequence, place), published, left);
+        Delivery {
+            ack: AckSubject(ack.into()),
+            subject: message.subject.clone(),
+            payload: message.payload.clone(),
+            headers: Vec::new(),
+            stream_sequence: sequence,
+            consumer_sequence: place,
+            delivery_count: attempt,
+            pending: left,
+            published,
         }
     }
 
     fn deliver(
         &mut self,
-        around: &Surroundings<'_>,
-        sequence: u64,
-        id: DeliveryId,
+        to: InboxId,
+        delivery: Delivery,
+        around: &mut Surroundings<'_>,
         now: Time,
-    ) -> Delivery {
-        let Surroundings { name, messages, ahead, .. } = *around;
-        let state = &mut self.state;
-        let message = messages.get(sequence).expect("a stored message");
-        state.next = state.next.max(sequence + 1);
-        state.deliveries += 1;
-        let count = state.counts.entry(sequence).or_default();
-        *count += 1;
-        let (count, place) = (*count, state.deliveries);
-        // consumer.go:5756: the stored time is the time of publication (updateDelivered).
-        let published = message.stored.saturating_sub(EPOCH + ahead);
-        let before = state.pending.get(&sequence).map_or(published, |pending| pending.stored.0);
-        let stored = (published, now, before);
-        state.pending.insert(sequence, Pending { newest: id, began: now, stored });
-        let left = messages.from(state.next).count() as u64;
-        let stored = u64::try_from(message.stored.as_nanos()).unwrap_or(u64::MAX) + id.0;
-        let ack = subject_of(name, (count, sequence, place), stored, left);
-        Delivery {
-            ack: AckSubject(ack.into()),
-            subject: format!("{}.x", name.stream),
-            payload: message.payload.clone(),
-            headers: Vec::new(),
-            stream_sequence: sequence,
-            consumer_sequence: place,
-            delivery_count: count,
-            pending: left,
-            published: stored,
+    ) {
+        *around.delivered += 1;
+        let sequence = delivery.stream_sequence;
+        let message = around.messages.get(sequence).expect("a stored message");
+        let (attempt, newest) = (delivery.delivery_count, DeliveryId::of(delivery.published));
+        let published = message.stored.saturating_sub(EPOCH + around.ahead);
+        self.write(Entry::Delivered { sequence, attempt, newest, published }, now);
+        if let Some(pending) = self.state.pending.get_mut(&sequence) {
+            pending.began = now;
         }
-    }
-
-    /// The effect of an ack on the delivery with its stream sequence. The holder of that delivery may be
-    /// somebody else.
-    pub fn apply(&mut self, sequence: u64, kind: &AckKind, now: Time) -> Option<DeliveryId> {
-        let shown = self.config.shown_wait();
-        let pending = self.state.pending.get_mut(&sequence)?;
-        let newest = pending.newest;
-        match kind {
-            AckKind::Ack | AckKind::Term(_) => self.settle(sequence),
-            AckKind::Nak(None) => {
-                if !self.again.contains(&sequence) {
-                    self.again.push_back(sequence);
-                }
-            }
-            // consumer.go:3301: the stored value is the time at which the clock would have started.
-            AckKind::Nak(Some(delay)) => {
-                pending.began = (now + *delay).saturating_sub(shown);
-                pending.stored = (pending.began, now, pending.stored.0);
-                self.again.retain(|other| *other != sequence);
-            }
-            // A message that waits to be delivered again stays in that line.
-            AckKind::Progress => {
-                pending.began = now;
-                pending.stored = (now, now, pending.stored.0);
-            }
+        self.again.delivered(self.config.wait(attempt), now);
+        let sent = Sent::Message { to, delivery, poison: message.poison };
+        if self.config.replicas > 1 {
+            self.outbox.hold(sent, now);
+        } else {
+            around.sent.push(sent);
         }
-        Some(newest)
-    }
-
-    /// The message is settled, or has left its stream.
-    pub fn settle(&mut self, sequence: u64) {
-        self.state.settle(sequence);
-        self.again.retain(|other| *other != sequence);
-    }
-
-    /// The next time at which time alone changes something.
-    pub fn next_due(&self) -> Option<Time> {
-        if self.leaderless {
-            return None;
-        }
-        let pending = self.state.pending.iter();
-        let pending = pending.filter(|(sequence, _)| !self.again.contains(sequence));
-        let expiry = pending.map(|(sequence, pending)| {
-            pending.began + self.config.wait(self.state.count(*sequence).max(1))
-        });
-        expiry.chain(self.waiting.next_due()).chain(self.paused_until).min()
     }
 }

@@ -25,6 +25,10 @@ impl Pull {
         Self { to, asked, left, bytes, ends }
     }
 
+    fn is_served_shot(&self) -> bool {
+        self.asked.no_wait && self.left < self.asked.batch
+    }
+
     pub fn inbox(&self) -> InboxId {
         self.to
     }
@@ -72,9 +76,7 @@ impl Pulls {
         taken.then_some(PullEnd::RequestsPending)
     }
 
-    /// Whether no pull waits. A connection that is gone is found when its turn comes.
-    pub fn is_empty(&mut self, connected: &BTreeSet<Connection>) -> bool {
-        self.0.retain(|pull| connected.contains(&pull.to.connection));
+    pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
@@ -89,41 +91,41 @@ impl Pulls {
     }
 
     /// Puts a pull that has brought a message of this size at the end of the line, if it is not over.
-    pub fn requeue(&mut self, mut pull: Pull, size: u64, sent: &mut Vec<Sent>) {
+    /// Nothing says that it is over, neither by its messages nor by its bytes (consumer.go:4488).
+    pub fn requeue(&mut self, mut pull: Pull, size: u64) {
         pull.left -= 1;
         pull.bytes = pull.bytes.map(|bytes| bytes - size);
-        if pull.left == 0 {
-            return;
+        if pull.left > 0 && pull.bytes != Some(0) {
+            self.0.push_back(pull);
         }
-        if pull.bytes == Some(0) {
-            sent.push(pull.end(PullEnd::Spent));
-            return;
-        }
-        self.0.push_back(pull);
     }
 
-    /// Ends pulls whose time is over. `dry`: no message is left, so pulls with `no_wait` that have brought
-    /// something end too. At `max_ack_pending` only time ends a pull with `no_wait`.
-    pub fn expire(
-        &mut self,
-        dry: bool,
-        connected: &BTreeSet<Connection>,
-        sent: &mut Vec<Sent>,
-        now: Time,
-    ) {
+    /// Ends pulls whose time is over. The end of one ends all with `no_wait` that have brought something,
+    /// even at `max_ack_pending` (consumer.go:5588).
+    pub fn expire(&mut self, sent: &mut Vec<Sent>, now: Time) {
+        if self.0.iter().any(|pull| now >= pull.ends) {
+            self.end(sent, |pull| now >= pull.ends || pull.is_served_shot());
+        }
+    }
+
+    /// Nothing more can be handed out now: pulls with `no_wait` that have brought something end.
+    pub fn end_served(&mut self, sent: &mut Vec<Sent>) {
+        self.end(sent, Pull::is_served_shot);
+    }
+
+    fn end(&mut self, sent: &mut Vec<Sent>, over: impl Fn(&Pull) -> bool) {
         self.0.retain(|pull| {
-            let one_shot = dry && pull.asked.no_wait && pull.left < pull.asked.batch;
-            let ended = now >= pull.ends || one_shot;
-            if ended && connected.contains(&pull.to.connection) {
+            let over = over(pull);
+            if over {
                 sent.push(pull.end(PullEnd::Done));
             }
-            !ended
+            !over
         });
     }
 
-    /// Forgets all pulls. Nothing is sent.
-    pub fn clear(&mut self) {
-        self.0.clear();
+    /// Forgets all pulls of these connections. Nothing is sent.
+    pub fn forget(&mut self, of: impl Fn(Connection) -> bool) {
+        self.0.retain(|pull| !of(pull.to.connection));
     }
 
     /// Ends all pulls for this reason.
@@ -133,9 +135,8 @@ impl Pulls {
         connected: &BTreeSet<Connection>,
         sent: &mut Vec<Sent>,
     ) {
-        let pulls = std::mem::take(&mut self.0).into_iter();
-        let there = pulls.filter(|pull| connected.contains(&pull.to.connection));
-        sent.extend(there.map(|pull| pull.end(end.clone())));
+        self.forget(|connection| !connected.contains(&connection));
+        sent.extend(std::mem::take(&mut self.0).iter().map(|pull| pull.end(end.clone())));
     }
 
     /// The time at which the next pull ends.

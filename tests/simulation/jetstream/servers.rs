@@ -12,22 +12,25 @@ use fetch_proxy::broker::{AckKind, ConsumerInfo, ConsumerName, InfoError, PullEn
 use super::{
     ack_subject::{AckedDelivery, parse, subject_of},
     config::Config,
-    consumer::{Consumer, Surroundings},
+    consumer::Consumer,
+    leadership::Presence,
     pulls::Pull,
     stream::{Message, Stream},
-    types::{Answered, Applied, Connection, EPOCH, InboxId, Sent, Time},
+    surroundings::Surroundings,
+    types::{Answered, Applied, Connection, DeliveryId, EPOCH, InboxId, Sent, Time},
 };
 
-/// The servers.
 pub struct JetStream {
     streams: BTreeMap<Arc<str>, Stream>,
     connected: BTreeSet<Connection>,
     sent: Vec<Sent>,
     applied: Vec<Applied>,
-    /// The time by which the clock of the servers is ahead.
+    /// The time by which the clock of the servers is ahead, in whole milliseconds.
     ahead: Duration,
     /// The number of starts of servers, terms of leaders, and consumers so far.
     terms: u64,
+    /// The term of the last start of the servers.
+    started: u64,
     /// The number of deliveries so far, of all consumers in all their lives.
     delivered: u64,
 }
@@ -41,11 +44,12 @@ impl JetStream {
             applied: Vec::new(),
             ahead: Duration::ZERO,
             terms: 0,
+            started: 0,
             delivered: 0,
         }
     }
 
-    /// Takes the messages that were sent since the last call, in order.
+    /// Takes everything that was sent since the last call, in order.
     pub fn sent(&mut self) -> Vec<Sent> {
         std::mem::take(&mut self.sent)
     }
@@ -64,7 +68,7 @@ impl JetStream {
     pub fn delete_stream(&mut self, stream: &str) {
         let Some(gone) = self.streams.remove(stream) else { return };
         for mut consumer in gone.consumers.into_values() {
-            self.end_all(&mut consumer, &PullEnd::ConsumerGone);
+            consumer.end_pulls(&PullEnd::ConsumerGone, &self.connected, &mut self.sent);
         }
     }
 
@@ -73,9 +77,11 @@ impl JetStream {
     pub fn add_consumer(&mut self, name: &ConsumerName, config: Config) {
         self.delete_consumer(name);
         self.terms += 1;
-        let term = self.terms;
         let Some(stream) = self.streams.get_mut(&name.stream) else { return };
-        let consumer = Consumer::new(config, term, stream.messages.first());
+        let (term, first) = (self.terms, stream.messages.first());
+        // Without copies, INFO names the start of the server (src/nats/info.rs).
+        let since = if config.replicas > 1 { term } else { self.started };
+        let consumer = Consumer::new(config, format!("made {term}").into(), since, first);
         stream.consumers.insert(name.consumer.clone(), consumer);
     }
 
@@ -83,93 +89,141 @@ impl JetStream {
         let stream = self.streams.get_mut(&name.stream);
         let gone = stream.and_then(|stream| stream.consumers.remove(&name.consumer));
         if let Some(mut gone) = gone {
-            self.end_all(&mut gone, &PullEnd::ConsumerGone);
+            gone.end_pulls(&PullEnd::ConsumerGone, &self.connected, &mut self.sent);
         }
     }
 
     /// Changes the configuration live. It also holds for deliveries that are not settled.
     pub fn update(&mut self, name: &ConsumerName, change: impl FnOnce(&mut Config), now: Time) {
-        if let Some(consumer) = self.consumer(name) {
-            change(&mut consumer.config);
-        }
-        self.advance(now);
+        self.act(name, now, |consumer, _| consumer.update(change, now));
     }
 
     /// Starts again at this stream sequence, under its old name and `created` (nats-server 2.14).
     pub fn reset(&mut self, name: &ConsumerName, to: u64, now: Time) {
-        if let Some(consumer) = self.consumer(name) {
-            consumer.reset(to);
-        }
-        self.advance(now);
+        self.act(name, now, |consumer, _| consumer.reset(to, now));
     }
 
     /// Hands nothing out until then.
     pub fn pause(&mut self, name: &ConsumerName, until: Option<Time>, now: Time) {
-        if let Some(consumer) = self.consumer(name) {
-            consumer.pause(until, now);
-        }
-        self.advance(now);
+        self.act(name, now, |consumer, _| consumer.pause(until, now));
     }
 
-    /// Stores a message, and returns its stream sequence.
+    /// Stores a message with the subject `STREAM.x`, and returns its stream sequence.
     ///
     /// # Panics
     /// If there is no such stream.
     pub fn publish(&mut self, stream: &str, payload: Bytes, poison: bool, now: Time) -> u64 {
-        let stored = EPOCH + now + self.ahead;
+        self.publish_to(stream, "x", payload, poison, now)
+    }
+
+    /// The same with the subject `STREAM.subject`.
+    ///
+    /// # Panics
+    /// If there is no such stream.
+    pub fn publish_to(
+        &mut self,
+        stream: &str,
+        subject: &str,
+        payload: Bytes,
+        poison: bool,
+        now: Time,
+    ) -> u64 {
+        let (stored, subject) = (EPOCH + now + self.ahead, format!("{stream}.{subject}"));
         let stream = self.streams.get_mut(stream).expect("a stream");
-        let sequence = stream.messages.push(Message { payload, stored, poison });
+        let sequence = stream.messages.push(Message { subject, payload, stored, poison });
         self.advance(now);
         sequence
     }
 
-    /// Removes a message from its stream, as a deletion, a purge or its age would.
-    pub fn remove(&mut self, stream: &str, sequence: u64) {
-        let Some(stream) = self.streams.get_mut(stream) else { return };
-        stream.messages.remove(sequence);
-        for consumer in stream.consumers.values_mut() {
-            consumer.settle(sequence);
+    /// Removes a message from its stream.
+    pub fn remove(&mut self, stream: &str, sequence: u64, now: Time) {
+        if let Some(stream) = self.streams.get_mut(stream) {
+            stream.remove(sequence, now);
         }
-    }
-
-    /// Another server leads. A consumer with copies keeps the state of a majority: without the progress
-    /// and delayed Naks of the time `forgets`, and without all plain Naks.
-    pub fn change_leader(&mut self, name: &ConsumerName, forgets: Duration, now: Time) {
-        self.terms += 1;
-        let Self { streams, connected, sent, terms, .. } = self;
-        let stream = streams.get_mut(&name.stream);
-        let Some(consumer) = stream.and_then(|stream| stream.consumers.get_mut(&name.consumer))
-        else {
-            return;
-        };
-        consumer.change_leader(*terms, forgets, now);
-        consumer.waiting.end_all(&PullEnd::LeaderGone, connected, sent);
         self.advance(now);
     }
 
-    /// The leader of a consumer with copies is lost; there is none until [`JetStream::change_leader`].
-    pub fn lose_leader(&mut self, name: &ConsumerName) {
+    /// Removes all messages before the stream sequence `first`. More than all: `u64::MAX`.
+    pub fn purge(&mut self, stream: &str, first: u64, now: Time) {
+        let Some(stream) = self.streams.get_mut(stream) else { return };
+        let gone = stream.messages.purge(first);
+        for consumer in stream.consumers.values_mut() {
+            consumer.purge(&gone, now);
+        }
+        self.advance(now);
+    }
+
+    /// From now on, messages of this age leave the stream.
+    pub fn set_max_age(&mut self, stream: &str, max_age: Option<Duration>, now: Time) {
+        if let Some(stream) = self.streams.get_mut(stream) {
+            stream.max_age = max_age;
+        }
+        self.advance(now);
+    }
+
+    // Leaders, of consumers with copies or of consumers whose server is one of several.
+
+    /// The time until a majority has a change. Deliveries, and answers to Acks and Terms, wait for it.
+    pub fn lag(&mut self, name: &ConsumerName, lag: Duration) {
         if let Some(consumer) = self.consumer(name) {
-            consumer.leaderless = true;
-            consumer.waiting.clear();
+            consumer.lag = lag;
         }
     }
 
-    /// The one server starts again after a crash. All connections are lost. Consumers without copies
-    /// keep the state that was on the disk `forgets` ago. `memory`: there is a disk.
+    /// The leader has crashed. Nothing is answered until [`JetStream::change_leader`].
+    pub fn lose_leader(&mut self, name: &ConsumerName, now: Time) {
+        self.act(name, now, |consumer, _| consumer.lose_leader(Presence::Silent, now));
+    }
+
+    /// The leader leaves in order, and no change is lost. Nobody listens until
+    /// [`JetStream::change_leader`].
+    pub fn step_down(&mut self, name: &ConsumerName, now: Time) {
+        self.act(name, now, |consumer, _| consumer.step_down(now));
+    }
+
+    /// The leader is cut off from the other servers, together with these connections. For some time it
+    /// still answers them: CONSUMER.INFO, Naks and progress, which have no effect. Other connections
+    /// receive no answer until [`JetStream::change_leader`].
+    pub fn isolate_leader(&mut self, name: &ConsumerName, side: BTreeSet<Connection>, now: Time) {
+        self.act(name, now, |consumer, around| {
+            let info = consumer.info(around.messages, now);
+            consumer.leadership.isolate(side, info, now);
+        });
+    }
+
+    /// The old leader is no longer cut off.
+    pub fn heal(&mut self, name: &ConsumerName, now: Time) {
+        self.act(name, now, |consumer, _| consumer.leadership.heal());
+    }
+
+    /// A leader comes: another server for a consumer with copies, and otherwise the server itself. A plain
+    /// Nak is lost. After a crash, the newest changes of the time `forgets` are lost, too. With copies only
+    /// changes are lost that nobody was answered about, apart from progress and delayed Naks.
+    pub fn change_leader(&mut self, name: &ConsumerName, forgets: Duration, now: Time) {
+        self.terms += 1;
+        let term = self.terms;
+        self.act(name, now, |consumer, around| consumer.elect(term, forgets, around, now));
+    }
+
+    /// All servers stop in order, as after a signal or in lame duck mode. Pulls are ended, and no change is
+    /// lost. [`JetStream::restart`] follows.
+    pub fn shut_down(&mut self, now: Time) {
+        let Self { streams, connected, sent, .. } = self;
+        for consumer in streams.values_mut().flat_map(|stream| stream.consumers.values_mut()) {
+            consumer.end_pulls(&PullEnd::LeaderGone, connected, sent);
+            consumer.step_down(now);
+        }
+    }
+
+    /// The servers start again. All connections are lost. Consumers without copies have the state that was
+    /// on the disk `forgets` ago. `memory`: there is a disk.
     pub fn restart(&mut self, forgets: Duration, memory: bool, now: Time) {
         self.terms += 1;
+        self.started = self.terms;
+        let term = self.terms;
         self.connected.clear();
-        let Self { streams, connected, ahead, terms, .. } = self;
-        for (stream_name, stream) in streams {
-            let Stream { messages, consumers } = stream;
-            for (consumer_name, consumer) in consumers {
-                let name =
-                    ConsumerName { stream: stream_name.clone(), consumer: consumer_name.clone() };
-                let around = Surroundings { name: &name, messages, connected, ahead: *ahead };
-                consumer.restart(*terms, forgets, memory, &around, now);
-            }
-        }
+        let forgets = memory.then_some(forgets);
+        self.each(|consumer, around| consumer.restart(term, forgets, around, now));
         self.advance(now);
     }
 
@@ -186,14 +240,23 @@ impl JetStream {
     }
 
     /// CONSUMER.INFO. `None`: there is no answer, because nobody leads the consumer.
-    pub fn info(&self, name: &ConsumerName, now: Time) -> Option<Result<ConsumerInfo, InfoError>> {
+    pub fn info(
+        &self,
+        from: Connection,
+        name: &ConsumerName,
+        now: Time,
+    ) -> Option<Result<ConsumerInfo, InfoError>> {
         let Some(stream) = self.streams.get(&name.stream) else {
             return Some(Err(InfoError::NoStream));
         };
         let Some(consumer) = stream.consumers.get(&name.consumer) else {
             return Some(Err(InfoError::NoConsumer));
         };
-        (!consumer.leaderless).then(|| Ok(consumer.info(&stream.messages, now)))
+        match consumer.leadership.stale(from, now) {
+            Some(old) => old.ok().map(|old| Ok(old.info.clone())),
+            None if consumer.leadership.leads() => Some(Ok(consumer.info(&stream.messages, now))),
+            None => None,
+        }
     }
 
     /// A pull request. `false`: nobody listens there.
@@ -205,74 +268,140 @@ impl JetStream {
         now: Time,
     ) -> bool {
         self.advance(now);
-        let Some(stream) = self.streams.get_mut(&name.stream) else { return false };
-        let Stream { messages, consumers } = stream;
-        let Some(consumer) = consumers.get_mut(&name.consumer) else { return false };
-        if consumer.leaderless {
-            return true;
+        let Some(leadership) = self.consumer(name).map(|consumer| &consumer.leadership) else {
+            return false;
+        };
+        // An old leader puts the pull in line, and nothing ever comes.
+        if leadership.stale(to.connection, now).is_some() || !leadership.leads() {
+            return leadership.presence != Presence::Nobody;
         }
-        let available = consumer.available(messages);
-        let pull = Pull::new(to, asked, now);
-        if let Some(end) = consumer.waiting.add(pull, &consumer.config, available) {
-            self.sent.push(Sent::End { to, no: asked.no, end });
-            return true;
-        }
-        self.advance(now);
+        self.act(name, now, |consumer, around| {
+            if let Some(end) = consumer.pull(Pull::new(to, asked, now), around) {
+                around.sent.push(Sent::End { to, no: asked.no, end });
+            }
+        });
         true
     }
 
-    /// Something is published to an ack subject.
-    pub fn ack(&mut self, subject: &str, kind: &AckKind, now: Time) -> Answered {
+    /// Something is published to an ack subject. The answer is sent if the publish has a number for it.
+    pub fn ack(
+        &mut self,
+        from: Connection,
+        subject: &str,
+        kind: &AckKind,
+        reply: Option<u64>,
+        now: Time,
+    ) {
         self.advance(now);
-        let Some(parsed) = parse(subject) else { return Answered::Nothing };
-        let AckedDelivery { name, stream_sequence, of, .. } = parsed;
-        let Some(consumer) = self.consumer(&name) else { return Answered::NoResponders };
-        if consumer.leaderless || stream_sequence >= consumer.state.next {
-            return Answered::Nothing;
+        let Some(of) = parse(subject) else { return };
+        let answer = |answered| reply.map(|no| Sent::Answer { to: from, no, answered });
+        let nobody = |consumer: &mut Consumer| consumer.leadership.presence == Presence::Nobody;
+        if self.consumer(&of.name).is_none_or(nobody) {
+            self.sent.extend(answer(Answered::NoResponders));
+            return;
         }
-        let settled = consumer.apply(stream_sequence, kind, now);
-        self.applied.push(Applied { stream_sequence, kind: kind.clone(), of, settled });
+        let mut applied = None;
+        self.act(&of.name.clone(), now, |consumer, around| {
+            applied =
+                Self::ack_at(consumer, from, &of, kind, answer(Answered::Ok), around.sent, now);
+        });
+        self.applied.extend(applied);
         self.advance(now);
-        Answered::Ok
+    }
+
+    fn ack_at(
+        consumer: &mut Consumer,
+        from: Connection,
+        of: &AckedDelivery,
+        kind: &AckKind,
+        answer: Option<Sent>,
+        sent: &mut Vec<Sent>,
+        now: Time,
+    ) -> Option<Applied> {
+        let stream_sequence = of.stream_sequence;
+        if let Some(old) = consumer.leadership.stale(from, now) {
+            let hears = !matches!(kind, AckKind::Ack | AckKind::Term(_));
+            if hears && old.is_ok_and(|old| stream_sequence < old.next) {
+                sent.extend(answer);
+            }
+            return None;
+        }
+        if !consumer.leadership.leads() {
+            return None;
+        }
+        let (_, settled) = consumer.ack(of, kind, now)?;
+        if let Some(answer) = answer {
+            consumer.answer((stream_sequence, kind), answer, sent, now);
+        }
+        Some(Applied { stream_sequence, kind: kind.clone(), of: of.of, settled })
     }
 
     /// The messages that this consumer still has to deliver or to hear about. No Ack or Term has ended
     /// them, and they have attempts left.
     pub fn unsettled(&self, name: &ConsumerName) -> Vec<u64> {
-        let Some((stream, consumer)) = self.find(name) else { return Vec::new() };
-        let new = stream.messages.from(consumer.state.next).map(|(sequence, _)| *sequence);
-        consumer.state.pending.keys().copied().chain(new).collect()
+        self.find(name)
+            .map_or_else(Vec::new, |(stream, consumer)| consumer.unsettled(&stream.messages))
     }
 
     /// Unsettled deliveries that break connections, each with a subject that settles it.
     pub fn unreadable(&self, name: &ConsumerName) -> Vec<(u64, String)> {
         let Some((stream, consumer)) = self.find(name) else { return Vec::new() };
-        let poison =
-            |sequence: &&u64| stream.messages.get(**sequence).is_some_and(|one| one.poison);
-        let found = consumer.state.pending.keys().filter(poison);
-        found.map(|sequence| (*sequence, subject_of(name, (1, *sequence, 1), 1, 0))).collect()
+        let pending = consumer.pending();
+        let poison = |sequence: u64| stream.messages.get(sequence).is_some_and(|one| one.poison);
+        let subject = |(sequence, newest): (u64, DeliveryId)| {
+            // The proxy makes this subject up. It names the newest delivery for observers alone.
+            poison(sequence).then(|| (sequence, subject_of(name, (1, sequence, 1), newest.0, 0)))
+        };
+        pending.filter_map(subject).collect()
     }
 
     // Time.
 
     /// The next time at which time alone changes something.
     pub fn next_due(&self) -> Option<Time> {
+        let aged = self.streams.values().filter_map(Stream::next_aged);
+        let aged = aged.map(|at| at.saturating_sub(EPOCH + self.ahead));
         let consumers = self.streams.values().flat_map(|stream| stream.consumers.values());
-        consumers.filter_map(Consumer::next_due).min()
+        consumers.filter_map(Consumer::next_due).chain(aged).min()
     }
 
     /// Lets time pass until `now`, and hands out every message that can be handed out.
     pub fn advance(&mut self, now: Time) {
+        let clock = EPOCH + now + self.ahead;
+        self.streams.values_mut().for_each(|stream| stream.age(clock, now));
+        self.each(|consumer, around| consumer.advance(around, now));
+    }
+
+    fn each(&mut self, mut act: impl FnMut(&mut Consumer, &mut Surroundings<'_>)) {
         let Self { streams, connected, sent, ahead, delivered, .. } = self;
-        for (stream_name, stream) in streams {
-            let Stream { messages, consumers } = stream;
+        let ahead = *ahead;
+        for (stream_name, Stream { messages, consumers, .. }) in streams {
             for (consumer_name, consumer) in consumers {
                 let name =
-                    ConsumerName { stream: stream_name.clone(), consumer: consumer_name.clone() };
-                let around = Surroundings { name: &name, messages, connected, ahead: *ahead };
-                consumer.advance(&around, delivered, sent, now);
+                    &ConsumerName { stream: stream_name.clone(), consumer: consumer_name.clone() };
+                act(
+                    consumer,
+                    &mut Surroundings { name, messages, connected, ahead, delivered, sent },
+                );
             }
         }
+    }
+
+    /// Does something to one consumer, and lets everything that follows happen.
+    fn act(
+        &mut self,
+        name: &ConsumerName,
+        now: Time,
+        act: impl FnOnce(&mut Consumer, &mut Surroundings<'_>),
+    ) {
+        let Self { streams, connected, sent, ahead, delivered, .. } = self;
+        let Some(Stream { messages, consumers, .. }) = streams.get_mut(&name.stream) else {
+            return;
+        };
+        let Some(consumer) = consumers.get_mut(&name.consumer) else { return };
+        let ahead = *ahead;
+        act(consumer, &mut Surroundings { name, messages, connected, ahead, delivered, sent });
+        self.advance(now);
     }
 
     fn find(&self, name: &ConsumerName) -> Option<(&Stream, &Consumer)> {
@@ -282,9 +411,5 @@ impl JetStream {
 
     fn consumer(&mut self, name: &ConsumerName) -> Option<&mut Consumer> {
         self.streams.get_mut(&name.stream)?.consumers.get_mut(&name.consumer)
-    }
-
-    fn end_all(&mut self, consumer: &mut Consumer, end: &PullEnd) {
-        consumer.waiting.end_all(end, &self.connected, &mut self.sent);
     }
 }

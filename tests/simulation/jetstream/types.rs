@@ -21,11 +21,37 @@ pub struct InboxId {
     pub inbox: u64,
 }
 
-/// Something that the servers send to an inbox.
+/// Something that the servers send to a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Sent {
-    Message { to: InboxId, delivery: Delivery, poison: bool },
+    Message {
+        to: InboxId,
+        delivery: Delivery,
+        /// It breaks the connection.
+        poison: bool,
+    },
+    /// The pull with the number `no` has ended.
     End { to: InboxId, no: u64, end: PullEnd },
+    /// The answer to the ack with the number `no`.
+    Answer { to: Connection, no: u64, answered: Answered },
+}
+
+impl Sent {
+    /// The connection that it is sent on.
+    pub fn connection(&self) -> Connection {
+        match self {
+            Self::Message { to, .. } | Self::End { to, .. } => to.connection,
+            Self::Answer { to, .. } => *to,
+        }
+    }
+
+    /// The inbox that it is sent to. `None`: an answer to an ack.
+    pub fn inbox(&self) -> Option<InboxId> {
+        match self {
+            Self::Message { to, .. } | Self::End { to, .. } => Some(*to),
+            Self::Answer { .. } => None,
+        }
+    }
 }
 
 /// The answer to a publish to an ack subject.
@@ -33,8 +59,6 @@ pub enum Sent {
 pub enum Answered {
     /// It was handled. The effect may be none.
     Ok,
-    /// The consumer has not delivered that message yet: no answer comes.
-    Nothing,
     /// Nobody listens there.
     NoResponders,
 }

@@ -9,7 +9,7 @@ use fetch_proxy::{
     bus::Incoming,
 };
 
-use super::super::jetstream::Time;
+use super::super::jetstream::{Answered, Sent, Time};
 
 /// From a replica to the servers. `reply` is the number of a question.
 pub(super) enum Up {
@@ -28,6 +28,25 @@ pub(super) enum Down {
     Arrival { inbox: u64, arrival: Arrival, poison: bool },
     Answer(u64, Answer),
     Said(Incoming),
+}
+
+impl From<Sent> for Down {
+    fn from(sent: Sent) -> Self {
+        match sent {
+            Sent::Message { to, delivery, poison } => {
+                let arrival = Arrival::Message(Box::new(delivery));
+                Self::Arrival { inbox: to.inbox, arrival, poison }
+            }
+            Sent::End { to, no, end } => {
+                let arrival = Arrival::End { no, end };
+                Self::Arrival { inbox: to.inbox, arrival, poison: false }
+            }
+            Sent::Answer { no, answered, .. } => match answered {
+                Answered::Ok => Self::Answer(no, Answer::Ok),
+                Answered::NoResponders => Self::Answer(no, Answer::NoResponders),
+            },
+        }
+    }
 }
 
 /// The answer to a question.

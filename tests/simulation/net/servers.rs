@@ -2,14 +2,14 @@
 
 use bytes::Bytes;
 use fetch_proxy::{
-    broker::{Arrival, ConsumerInfo, Leader, PullEnd},
+    broker::{Arrival, PullEnd},
     bus::Incoming,
 };
 
 use super::{
     super::{
         history::History,
-        jetstream::{Answered, Connection, InboxId, JetStream, Time},
+        jetstream::{Connection, InboxId, JetStream, Time},
     },
     carried::{Answer, Down, Up},
     watcher::{Watcher, Way},
@@ -52,25 +52,16 @@ impl Servers {
             Up::Ack { subject, kind, reply, by, left } => {
                 let late = by.is_some_and(|by| now >= by);
                 history.add(now, format_args!("{side}>js {kind:?} {} late={late}", subject.0));
-                let answered = model.ack(&subject.0, &kind, now);
+                model.ack(wire, &subject.0, &kind, reply, now);
                 for applied in model.applied() {
                     if let Some(watcher) = &mut watcher {
                         watcher.applied(now, side, &applied, Way { left, late });
                     }
                 }
-                let answer = match answered {
-                    Answered::Ok => Answer::Ok,
-                    Answered::NoResponders => Answer::NoResponders,
-                    Answered::Nothing => return,
-                };
-                if let Some(reply) = reply {
-                    wires.send_down(wire, Down::Answer(reply, answer), now);
-                }
             }
             Up::Info { name, reply } => {
-                if let Some(info) = model.info(&name, now) {
+                if let Some(info) = model.info(wire, &name, now) {
                     history.add(now, format_args!("{side}>js info {info:?}"));
-                    let info = info.map(|info| alone(info, self.start));
                     wires.send_down(wire, Down::Answer(reply, Answer::Info(Box::new(info))), now);
                 }
             }
@@ -117,13 +108,4 @@ fn say(wires: &mut Wires, subject: &str, message: &Bytes, reply: Option<&str>, n
 fn asked_by(subject: &str) -> Option<(Connection, u64)> {
     let (wire, question) = subject.strip_prefix("_INBOX.")?.split_once('.')?;
     Some((Connection(wire.parse().ok()?), question.parse().ok()?))
-}
-
-/// A consumer without copies is led by the server itself, which has another id with each start.
-fn alone(info: ConsumerInfo, start: u64) -> ConsumerInfo {
-    if info.replicas > 1 {
-        return info;
-    }
-    let leader = Leader::new(&format!("start {start}"), "");
-    ConsumerInfo { leader, leader_shows: true, ..info }
 }

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     super::{
         history::History,
-        jetstream::{Connection, DeliveryId, JetStream, Sent, Time},
+        jetstream::{Connection, DeliveryId, JetStream, Time},
     },
     carried::{Answer, Down, Item},
     questions::Questions,
@@ -143,21 +143,13 @@ impl State {
     /// Sends what the model has to send, and tells the watcher.
     pub(super) fn settle_down(&mut self, now: Time) {
         for sent in self.model.sent() {
-            let (to, arrival, poison) = match &sent {
-                Sent::Message { to, delivery, poison } => {
-                    (*to, Arrival::Message(Box::new(delivery.clone())), *poison)
-                }
-                Sent::End { to, no, end } => {
-                    (*to, Arrival::End { no: *no, end: end.clone() }, false)
-                }
-            };
-            let side = self.wires.side(to.connection);
+            let wire = sent.connection();
+            let side = self.wires.side(wire);
             self.history.add(now, format_args!("js>{side} {sent:?}"));
             if let Some(watcher) = &mut self.watcher {
                 watcher.sent(now, side, &sent);
             }
-            let arrival = Down::Arrival { inbox: to.inbox, arrival, poison };
-            self.wires.send_down(to.connection, arrival, now);
+            self.wires.send_down(wire, sent.into(), now);
         }
     }
 
