@@ -268,6 +268,7 @@ impl FakeBroker {
         let mut state = self.state();
         (state.next, state.deliveries) = (0, 0);
         (state.pending, state.counts) = (BTreeMap::new(), BTreeMap::new());
+        state.again.clear();
         drop(state);
         self.0.changed.notify_waiters();
     }
@@ -304,11 +305,19 @@ impl State {
         }
     }
 
+    /// Puts expired messages in the line of messages to deliver again, in the order of their ends.
+    fn expire(&mut self, now: Instant) {
+        let due = self.pending.iter().filter(|(_, pending)| now >= pending.due);
+        let due = due.filter(|(sequence, _)| !self.again.contains(sequence));
+        let mut due: Vec<_> = due.map(|(sequence, pending)| (pending.due, *sequence)).collect();
+        due.sort_unstable();
+        self.again.extend(due.into_iter().map(|(_, sequence)| sequence));
+    }
+
     /// The next message for a pull: expired and nacked ones first.
     fn deliver(&mut self, now: Instant) -> Option<Delivery> {
-        let expired = self.pending.iter().find(|(_, pending)| now >= pending.due);
-        let expired = expired.map(|(sequence, _)| *sequence);
-        let sequence = match self.again.pop_front().or(expired) {
+        self.expire(now);
+        let sequence = match self.again.pop_front() {
             Some(sequence) => sequence,
             None if self.next < self.messages.len() => {
                 self.next += 1;
@@ -358,12 +367,22 @@ impl State {
     fn apply(&mut self, order: &AckPublish, now: Instant) {
         let tokens: Vec<&str> = order.ack.0.split('.').collect();
         let sequence: u64 = tokens[5].parse().unwrap();
+        self.expire(now);
         let Some(info) = &self.info else { return };
         let Some(pending) = self.pending.get_mut(&sequence) else { return };
+        let in_line = self.again.contains(&sequence);
         match &order.kind {
-            AckKind::Ack | AckKind::Term(_) => drop(self.pending.remove(&sequence)),
+            AckKind::Ack | AckKind::Term(_) => {
+                self.pending.remove(&sequence);
+                self.again.retain(|other| *other != sequence);
+            }
+            AckKind::Nak(None) if in_line => {}
             AckKind::Nak(None) => self.again.push_back(sequence),
-            AckKind::Nak(Some(delay)) => pending.due = now + *delay,
+            AckKind::Nak(Some(delay)) => {
+                pending.due = now + *delay;
+                self.again.retain(|other| *other != sequence);
+            }
+            // A message that is in line stays there.
             AckKind::Progress => pending.due = now + info.ack_wait,
         }
     }
