@@ -1,41 +1,61 @@
-//! Clients: each takes messages from whichever replica it reaches, works on them, and settles them, if need
-//! be by another replica. Some lose patience, and some die.
+//! Clients: each takes messages of one consumer, works on them, and settles them, if need be at another
+//! replica. [`Habit`] says how.
+
+mod answers;
+mod fetching;
+mod line;
+mod settling;
 
 use std::{
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use fetch_proxy::{
-    lessor::DeliveryGuard,
-    pb::{self, fetch_service_server::FetchService, settlement::Action},
-    reason::REASON_TRAILER,
-};
+use fetch_proxy::pb::{self, settlement::Action};
 use testkit::dice::Dice;
-use tokio::time::{sleep, timeout};
-use tonic::{Request, Status};
-use tonic_types::StatusExt as _;
+use tokio::time::{sleep, timeout_at};
 
+use self::{
+    fetching::{Work, fetch},
+    line::Trip,
+    settling::{Said, ask, said},
+};
 use super::{
-    jetstream::DeliveryId,
+    jetstream::Time,
+    plan::{ClientPlan, Habit},
     replica::Replica,
-    watch::{Kind, Told},
+    signs::Sign,
     world::World,
 };
 
+/// How often a settlement is tried.
+const TRIES: u32 = 6;
+/// How long a patient client waits for the answer to a settlement.
+const PATIENCE: Duration = Duration::from_secs(8);
+/// The most tokens that a keeper has.
+const MOST_KEPT: usize = 30;
+
 pub struct Client {
-    pub world: Arc<World>,
-    pub number: u64,
-    pub dice: Dice,
+    world: Arc<World>,
+    plan: ClientPlan,
+    dice: Dice,
+    /// Tokens that it keeps for later, if it is a keeper.
+    kept: Vec<Work>,
 }
 
-struct Work {
-    id: DeliveryId,
-    token: String,
-    lease: Duration,
+/// What is to be said of a message, until it is done.
+struct Errand {
+    work: Work,
+    action: Action,
+    done: bool,
 }
 
 impl Client {
+    pub fn new(world: Arc<World>, plan: ClientPlan) -> Self {
+        let dice = Dice::new(world.plan.seed, 100 + plan.number);
+        Self { world, plan, dice, kept: Vec::new() }
+    }
+
     /// Works until the world says that it is over.
     pub async fn run(mut self) {
         while !self.world.over() {
@@ -43,120 +63,137 @@ impl Client {
                 sleep(Duration::from_millis(200)).await;
                 continue;
             };
-            let work = self.fetch(&replica).await;
+            let mut work = self.fetch(&replica).await;
+            if self.plan.habit == Habit::Batching && self.dice.percent(30) {
+                // Tokens of several replicas.
+                if let Some(other) = self.choose() {
+                    work.extend(self.fetch(&other).await);
+                }
+            }
+            if self.plan.habit == Habit::Keeper {
+                work = self.keep(work).await;
+            }
             if work.is_empty() {
                 let pause = self.dice.millis(10..300);
                 sleep(pause).await;
+                continue;
             }
-            for one in work {
-                self.work(one, &replica).await;
-            }
+            self.work_on(work, &replica).await;
         }
     }
 
-    /// Any that serves; now and then one that does not know yet that it does not.
+    async fn work_on(&mut self, work: Vec<Work>, replica: &Arc<Replica>) {
+        match self.plan.habit {
+            _ if self.world.calm() => self.work_in_turn(work, replica).await,
+            Habit::Batching => {
+                let longest = work.iter().map(|one| one.lease).min().unwrap_or_default();
+                let takes = self.dice.millis(0..millis(longest).clamp(1, 4_000));
+                sleep(takes).await;
+                self.settle_together(work, replica, None).await;
+            }
+            Habit::Nervous => {
+                let ends = work[0].ends;
+                let at = self.nervous_moment(ends).await;
+                self.settle_together(work, replica, at).await;
+            }
+            Habit::Ordinary
+            | Habit::LongWorker
+            | Habit::Impatient
+            | Habit::Repeating
+            | Habit::Misusing
+            | Habit::Keeper => self.work_in_turn(work, replica).await,
+        }
+    }
+
+    /// Its own, or any that serves.
     fn choose(&mut self) -> Option<Arc<Replica>> {
         let replicas = self.world.replicas();
-        let ready: Vec<_> = replicas
-            .into_iter()
-            .filter(|one| one.ready.load(Ordering::Relaxed) && !one.gone.load(Ordering::Relaxed))
-            .collect();
+        if let Some(home) = self.plan.home.filter(|_| !self.world.calm()) {
+            // It does not know whether that serves.
+            return Some(replicas[home].clone()).filter(|one| !one.gone.load(Ordering::Relaxed));
+        }
+        let serves = |one: &Arc<Replica>| {
+            one.ready.load(Ordering::Relaxed) && !one.gone.load(Ordering::Relaxed)
+        };
+        let ready: Vec<_> = replicas.into_iter().filter(serves).collect();
         (!ready.is_empty()).then(|| ready[self.dice.within(0..ready.len() as u64) as usize].clone())
     }
 
     async fn fetch(&mut self, replica: &Arc<Replica>) -> Vec<Work> {
-        let calm = self.world.calm();
-        let name = self.world.name();
-        let max_wait = self.dice.within(0..8_000) as i64;
-        let lease = self.dice.percent(50).then(|| self.dice.within(500..20_000) as i64);
-        let request = pb::FetchRequest {
-            stream: name.stream.to_string(),
-            consumer: name.consumer.to_string(),
-            n: self.dice.within(1..8) as u32,
-            max_wait: testkit::millis(max_wait),
-            linger: testkit::millis(if self.dice.percent(20) { 100 } else { 0 }),
-            lease: lease.and_then(testkit::millis),
-            worker: format!("client-{}", self.number),
-            ..pb::FetchRequest::default()
-        };
-        sleep(self.way()).await;
-        let (service, machine) = (replica.service.clone(), replica.machine.clone());
-        let mut call = tokio::spawn(machine.run(async move {
-            let answer = service.fetch(Request::new(request)).await;
-            // If the caller has gone, this is never polled again, so the messages are given back.
-            if let Some(messages) = answer
-                .as_ref()
-                .ok()
-                .and_then(|answer| answer.extensions().get::<Arc<DeliveryGuard>>())
-            {
-                messages.deliver();
-            }
-            answer
-        }));
-        let patience = if !calm && self.dice.percent(10) {
-            self.dice.millis(1..3_000)
-        } else {
-            Duration::from_millis(max_wait.unsigned_abs() + 15_000)
-        };
-        let Ok(answer) = timeout(patience, &mut call).await else {
-            call.abort();
-            self.world.watch().count("Fetch cancelled");
-            return Vec::new();
-        };
-        let lost = !calm && self.dice.percent(2);
-        sleep(self.way()).await;
-        let answer = match answer {
-            Ok(Ok(answer)) if !lost => answer.into_inner(),
-            Ok(Err(status)) => {
-                self.world.watch().count(format!("Fetch {}", reason(&status)));
-                sleep(Duration::from_millis(200)).await;
-                return Vec::new();
-            }
-            Ok(Ok(_)) | Err(_) => {
-                self.world.watch().count("Fetch answer lost");
-                return Vec::new();
-            }
-        };
-        let now = self.world.net.now();
-        if answer.messages.is_empty() {
-            self.world.watch().count(format!("Fetch empty: {:?}", answer.empty_reason()));
-        }
-        let mut work = Vec::new();
-        for message in answer.messages {
-            let nanos = message.publish_time.map_or(0, |time| time.nanos);
-            let id = DeliveryId::of(u64::try_from(nanos).unwrap());
-            let lease: Duration = message.lease.and_then(|one| one.try_into().ok()).unwrap();
-            // The way has cost a part of the lease.
-            self.world.watch().received(id, now, lease.saturating_sub(self.world.longest_way()));
-            self.world.note(format_args!(
-                "client {} has {id:?} of {} for {lease:?}",
-                self.number, message.stream_sequence
-            ));
-            work.push(Work { id, token: message.token, lease });
-        }
-        work
+        let loses = self.loses();
+        fetch((&self.world, &self.plan), replica, loses, &mut self.dice).await
     }
 
-    async fn work(&mut self, work: Work, replica: &Arc<Replica>) {
-        let calm = self.world.calm();
-        if !calm && self.dice.percent(5) {
-            // It dies; its lease lives on.
-            return self.world.watch().count("client died with a message");
+    fn loses(&self) -> u64 {
+        if self.plan.habit == Habit::Repeating { 40 } else { 2 }
+    }
+
+    fn fork(&mut self) -> Dice {
+        Dice::new(self.dice.within(0..u64::MAX), self.plan.number)
+    }
+
+    // Work.
+
+    async fn work_in_turn(&mut self, work: Vec<Work>, replica: &Arc<Replica>) {
+        for one in work {
+            let calm = self.world.calm();
+            if !calm && self.dice.percent(self.plan.dies) {
+                // It dies; its lease lives on.
+                self.world.count("client died with a message");
+                continue;
+            }
+            self.take_time(&one, replica).await;
+            let action = self.action();
+            let same = self.plan.habit != Habit::Repeating && self.dice.percent(60);
+            let at = if same { Some(replica.clone()) } else { self.choose() };
+            self.finish(vec![Errand { work: one, action, done: false }], at, None).await;
         }
-        let longest = u64::try_from(work.lease.as_millis()).unwrap().min(12_000);
-        let takes = if calm { 5..20 } else { 0..longest * 13 / 10 + 1 };
-        let mut takes = self.dice.millis(takes);
-        if !calm && self.dice.percent(20) {
-            let first = takes / 2;
-            sleep(first).await;
-            takes -= first;
-            let lease = self.dice.percent(50).then(|| self.dice.within(500..20_000) as i64);
-            let action = pb::ExtendAction { lease: lease.and_then(testkit::millis) };
-            self.settle(&work, Action::Extend(action), Some(replica)).await;
+    }
+
+    /// Works on a message for some time, and perhaps extends its lease.
+    async fn take_time(&mut self, work: &Work, replica: &Arc<Replica>) {
+        if self.world.calm() {
+            let takes = self.dice.millis(5..20);
+            return sleep(takes).await;
         }
-        sleep(takes).await;
-        let action = match self.dice.within(0..100) {
-            _ if calm => Action::Ack(pb::AckAction {}),
+        if self.plan.habit == Habit::LongWorker {
+            let mut lease = work.lease;
+            loop {
+                let share = self.dice.within(60..100) as u32;
+                sleep(lease * share / 100).await;
+                if self.world.calm() || self.dice.percent(40) {
+                    return;
+                }
+                match self.extend(work, replica).await {
+                    Some(granted) => lease = granted,
+                    None => return,
+                }
+            }
+        }
+        let longest = millis(work.lease).min(12_000);
+        let takes = self.dice.millis(0..longest * 13 / 10 + 1);
+        if self.dice.percent(20) {
+            sleep(takes / 2).await;
+            self.extend(work, replica).await;
+        }
+        sleep(takes / 2).await;
+    }
+
+    /// The lease that was granted.
+    async fn extend(&mut self, work: &Work, replica: &Arc<Replica>) -> Option<Duration> {
+        let lease = self.dice.percent(50).then(|| self.dice.within(1_000..20_000) as i64);
+        let action = Action::Extend(pb::ExtendAction { lease: lease.and_then(testkit::millis) });
+        let said = vec![said(work.id, &work.token, &action)];
+        let (trip, dice) = (self.trip(None), self.fork());
+        let heard = ask((&self.world, &self.plan), &said, replica, trip, dice).await;
+        heard.first().and_then(|heard| heard.lease)
+    }
+
+    fn action(&mut self) -> Action {
+        if self.world.calm() {
+            return Action::Ack(pb::AckAction {});
+        }
+        match self.dice.within(0..100) {
             0..75 => Action::Ack(pb::AckAction {}),
             75..85 => Action::Nak(pb::NakAction { delay: None }),
             85..92 => {
@@ -164,105 +201,190 @@ impl Client {
                 Action::Nak(pb::NakAction { delay: testkit::millis(delay) })
             }
             _ => Action::Term(pb::TermAction { reason: "no use".to_owned() }),
-        };
-        let same = self.dice.percent(60).then_some(replica);
-        let mut at = same.cloned().or_else(|| self.choose());
-        for _ in 0..6 {
-            let told = self.settle(&work, action.clone(), at.as_ref()).await;
-            match told {
-                None => {}
-                Some((Told::Applied, _)) => break,
-                Some((_, reason)) if FINAL.contains(&&*reason) => break,
-                Some(_) => {}
+        }
+    }
+
+    /// Keeps some tokens, of messages that it works on or not, and says something of one that it has kept
+    /// for some time. What it works on now.
+    async fn keep(&mut self, work: Vec<Work>) -> Vec<Work> {
+        if self.world.calm() {
+            self.kept.clear();
+            return work;
+        }
+        let mut now = Vec::new();
+        for one in work {
+            let (works, keeps) = (self.dice.percent(60), self.dice.percent(60));
+            if works {
+                now.push(one.clone());
+            }
+            if keeps || !works {
+                self.kept.push(one);
+            }
+        }
+        let many = self.kept.len().saturating_sub(MOST_KEPT);
+        self.kept.drain(..many);
+        if !self.kept.is_empty() && self.dice.percent(50) {
+            let place = self.dice.within(0..self.kept.len() as u64) as usize;
+            let work = self.kept[place].clone();
+            let (action, at) = (self.action(), self.choose());
+            self.world.count("token said again after a time");
+            self.finish(vec![Errand { work, action, done: false }], at, None).await;
+        }
+        now
+    }
+
+    /// Waits for an accident, or for the end of a lease. The moment at which the settlement is to arrive.
+    async fn nervous_moment(&mut self, ends: Time) -> Option<Time> {
+        // Most often a few milliseconds before or after it, and sometimes as it ends.
+        let around = if self.dice.percent(30) { 6 } else { self.dice.within(0..13) };
+        let at = (ends + Duration::from_millis(around)).saturating_sub(Duration::from_millis(6));
+        let wake = at.saturating_sub(Duration::from_millis(1));
+        let accident = self.world.signs.accident();
+        if timeout_at(self.world.at(wake), accident).await.is_ok() {
+            self.world.count("nervous client acts on an accident");
+            let most = if self.dice.percent(50) { 4 } else { 40 };
+            let wait = self.dice.millis(0..most);
+            sleep(wait).await;
+            return None;
+        }
+        self.world.count("nervous client acts on the end of a lease");
+        Some(at)
+    }
+
+    /// Settles all in one call, with mixed actions.
+    async fn settle_together(
+        &mut self,
+        work: Vec<Work>,
+        replica: &Arc<Replica>,
+        arrives: Option<Time>,
+    ) {
+        let mut errands = Vec::new();
+        for work in work {
+            if self.dice.percent(self.plan.dies) {
+                self.world.count("client died with a message");
+                continue;
+            }
+            let action = match self.dice.within(0..10) {
+                0 => Action::Extend(pb::ExtendAction { lease: None }),
+                _ => self.action(),
+            };
+            errands.push(Errand { work, action, done: false });
+        }
+        let at = if self.dice.percent(60) { Some(replica.clone()) } else { self.choose() };
+        self.finish(errands, at, arrives).await;
+    }
+
+    // Settle.
+
+    fn trip(&mut self, arrives: Option<Time>) -> Trip {
+        let impatient = self.plan.habit == Habit::Impatient && !self.world.calm();
+        let patience = if impatient { self.dice.millis(1..500) } else { PATIENCE };
+        Trip {
+            client: self.plan.number,
+            arrives,
+            patience,
+            hangs_up: None,
+            loses: (2, self.loses()),
+        }
+    }
+
+    /// Tries until all is done, or it has no more patience.
+    async fn finish(
+        &mut self,
+        mut errands: Vec<Errand>,
+        mut at: Option<Arc<Replica>>,
+        mut arrives: Option<Time>,
+    ) {
+        for _ in 0..TRIES {
+            if errands.iter().all(|errand| errand.done) {
+                break;
+            }
+            if let Some(replica) = at {
+                self.settle(&mut errands, &replica, arrives.take()).await;
+            }
+            if errands.iter().all(|errand| errand.done) {
+                break;
             }
             let pause = self.dice.millis(50..1_200);
             sleep(pause).await;
             at = self.choose();
         }
         let now = self.world.net.now();
-        self.world.watch().let_go(work.id, now);
+        let mut watch = self.world.watch();
+        errands.iter().for_each(|errand| watch.let_go(errand.work.id, now));
     }
 
-    /// One try; `None`: there was nobody to ask.
+    /// One round: everything that is not done yet, at one replica or two.
     async fn settle(
         &mut self,
-        work: &Work,
-        action: Action,
-        at: Option<&Arc<Replica>>,
-    ) -> Option<(Told, String)> {
-        let replica = at?;
-        let kind = match action {
-            Action::Ack(_) => Kind::Ack,
-            Action::Nak(_) => Kind::Nak,
-            Action::Term(_) => Kind::Term,
-            Action::Extend(_) => Kind::Extend,
-        };
-        self.world.watch().called(work.id, kind);
-        sleep(self.way()).await;
-        let settlement = pb::Settlement { token: work.token.clone(), action: Some(action) };
-        let request =
-            pb::SettleRequest { settlements: vec![settlement], ..pb::SettleRequest::default() };
-        let (service, machine) = (replica.service.clone(), replica.machine.clone());
-        let mut call = tokio::spawn(machine.run(async move {
-            // The service has a method of its own by that name.
-            let answer = FetchService::settle(&*service, Request::new(request)).await;
-            answer.map(tonic::Response::into_inner)
-        }));
-        let answer = timeout(Duration::from_secs(8), &mut call).await;
-        if answer.is_err() {
-            call.abort();
+        errands: &mut [Errand],
+        replica: &Arc<Replica>,
+        arrives: Option<Time>,
+    ) {
+        let mut open = Vec::new();
+        let mut all = Vec::new();
+        for (place, errand) in errands.iter().enumerate().filter(|(_, errand)| !errand.done) {
+            all.push(said(errand.work.id, &errand.work.token, &errand.action));
+            open.push(place);
         }
-        sleep(self.way()).await;
-        let lost = !self.world.calm() && self.dice.percent(2);
-        let now = self.world.net.now();
-        let (told, reason, lease) = match answer {
-            Ok(Ok(Ok(mut answer))) if !lost => read(answer.results.pop().unwrap()),
-            Ok(Ok(Err(status))) if !lost => (Told::Unknown, reason(&status), None),
-            Ok(_) | Err(_) => (Told::Unknown, "no answer".to_owned(), None),
-        };
-        let mut watch = self.world.watch();
-        watch.answered(work.id, kind, told, &reason, now);
-        if let Some(lease) = lease {
-            watch.extended(work.id, now, lease.saturating_sub(self.world.longest_way()));
+        let (habit, calm) = (self.plan.habit, self.world.calm());
+        if habit == Habit::Batching && !calm {
+            for place in open.clone() {
+                if self.dice.percent(10) {
+                    let Errand { work, action, .. } = &errands[place];
+                    all.push(said(work.id, &work.token, action));
+                    open.push(place);
+                }
+            }
         }
-        drop(watch);
-        self.world.note(format_args!(
-            "client {}: {kind:?} {:?} at {}: {reason}",
-            self.number, work.id, replica.side
-        ));
-        Some((told, reason))
+        self.world.sign(Sign::Settling, Some(replica.place));
+        let (trip, dice) = (self.trip(arrives), self.fork());
+        let second = (!calm)
+            .then(|| match habit {
+                Habit::Repeating if self.dice.percent(40) => self.repeat(&all),
+                Habit::Misusing if self.dice.percent(50) => self.contradict(errands, &open),
+                _ => None,
+            })
+            .flatten();
+        let heard = match second {
+            None => ask((&self.world, &self.plan), &all, replica, trip, dice).await,
+            Some((other, second)) => {
+                let (other_trip, other_dice) = (self.trip(arrives), self.fork());
+                let first = ask((&self.world, &self.plan), &all, replica, trip, dice);
+                let second =
+                    ask((&self.world, &self.plan), &second, &other, other_trip, other_dice);
+                tokio::join!(first, second).0
+            }
+        };
+        for (place, heard) in open.into_iter().zip(heard) {
+            errands[place].done |= heard.is_final();
+        }
     }
 
-    fn way(&mut self) -> Duration {
-        self.dice.millis(0..5)
+    /// The same, at another replica perhaps.
+    fn repeat(&mut self, all: &[Said]) -> Option<(Arc<Replica>, Vec<Said>)> {
+        self.world.count("the same settlement at two replicas at once");
+        Some((self.choose()?, all.to_vec()))
+    }
+
+    /// Other actions on the same tokens.
+    fn contradict(
+        &mut self,
+        errands: &[Errand],
+        open: &[usize],
+    ) -> Option<(Arc<Replica>, Vec<Said>)> {
+        let at = self.choose()?;
+        let mut all = Vec::new();
+        for place in open {
+            let action = self.action();
+            let work = &errands[*place].work;
+            all.push(said(work.id, &work.token, &action));
+        }
+        self.world.count("two settlements of one message at once");
+        Some((at, all))
     }
 }
 
-/// Nothing more is to be had after these.
-const FINAL: [&str; 5] =
-    ["OUTCOME_SENT", "LEASE_EXPIRED", "LEASE_SETTLED", "JETSTREAM_DENIED", "TOKEN_INVALID"];
-
-fn read(result: pb::SettleResult) -> (Told, String, Option<Duration>) {
-    let Some(error) = result.error else {
-        let lease = result.lease.and_then(|lease| lease.try_into().ok());
-        let outcome = pb::Outcome::try_from(result.outcome).unwrap();
-        // Nothing was sent, perhaps.
-        let sent = outcome == pb::Outcome::Sent;
-        let told = if sent { Told::Unknown } else { Told::Applied };
-        return (told, outcome.as_str_name().to_owned(), lease);
-    };
-    let unknown = error.reason == "SETTLE_UNCONFIRMED"
-        || error.metadata.get("applied").is_some_and(|applied| applied != "no");
-    let told = if unknown { Told::Unknown } else { Told::NotApplied };
-    (told, error.reason, None)
-}
-
-fn reason(status: &Status) -> String {
-    let trailer = status.metadata().get(REASON_TRAILER);
-    let of_details = || status.get_error_details().error_info().map(|info| info.reason.clone());
-    trailer
-        .and_then(|reason| reason.to_str().ok())
-        .map(str::to_owned)
-        .or_else(of_details)
-        .unwrap_or_else(|| format!("bare {:?}", status.code()))
+fn millis(length: Duration) -> u64 {
+    u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
 }

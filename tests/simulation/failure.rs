@@ -6,7 +6,7 @@ use super::{
     plan::Plan,
     ran::Ran,
     settings::{Settings, again},
-    world,
+    shrink,
 };
 
 /// Most failed checks of one run that are printed.
@@ -21,9 +21,9 @@ pub fn explain(ran: &Ran, settings: &Settings) -> Option<String> {
         return Some(format!("found after {} seeds: {failure}", seed + 1 - settings.from));
     }
     let whole = Plan::of(*seed);
-    println!("\nThe plan of seed {seed}, which failed first:\n{whole:?}");
-    let (plan, outcome) = world::shrink(&whole);
-    println!("The shortest plan that still fails:\n{plan:?}");
+    println!("\nThe plan of seed {seed}, which failed first:\n{whole}");
+    let (plan, outcome) = shrink::shrink(&whole);
+    println!("The shortest plan that still fails:\n{plan}");
     let failures = &outcome.watch.failures;
     for failure in failures.iter().take(FAILURES) {
         println!("It fails: {failure}");
@@ -34,7 +34,7 @@ pub fn explain(ran: &Ran, settings: &Settings) -> Option<String> {
     last.iter().for_each(|line| println!("{line}"));
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("simulation-seed-{seed}.txt"));
     let text = format!(
-        "{whole:?}\n\nThe shortest plan that still fails:\n{plan:?}\n\n{}\n\n{}\n",
+        "{whole}\n\nThe shortest plan that still fails:\n{plan}\n\n{}\n\n{}\n",
         failures.join("\n"),
         lines.join("\n")
     );

@@ -6,6 +6,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests measure real time, and outlive their tasks")]
 
+mod accidents;
 mod clients;
 mod facts;
 mod failure;
@@ -17,8 +18,12 @@ mod plan;
 mod ran;
 mod repeat;
 mod replica;
+mod roads;
+mod run;
 mod seeds;
 mod settings;
+mod shrink;
+mod signs;
 mod watch;
 mod world;
 

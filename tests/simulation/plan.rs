@@ -1,17 +1,151 @@
-//! The meaning of one seed: the cluster, its consumer, and the accidents, in the order of their times. A plan
-//! can be cut down to some of its accidents, so that a failure is shown by the shortest one.
+//! The meaning of one seed, as plain data: the cluster, its streams and consumers, the clients and the
+//! accidents. A plan prints as Rust, so a test can hold the shortest plan that once failed.
+//!
+//! Lengths of time are in milliseconds. Times count from the beginning of the world.
 
-use std::{fmt, time::Duration};
+mod draw;
 
-use testkit::dice::Dice;
+use std::{
+    fmt::{self, Debug},
+    time::Duration,
+};
 
-use super::jetstream::{Config, Time};
+use super::{
+    jetstream::{Config, Time},
+    signs::Sign,
+};
 
-/// How long accidents happen.
-pub const TROUBLE: Duration = Duration::from_secs(60);
+/// How far the clocks of the replicas are from the right time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Clocks {
+    /// No two differ by more than the 250 ms that the documentation asks for.
+    Near,
+    /// They differ by seconds or by hours.
+    Far,
+}
 
-/// How many kinds of accidents [`Plan::of`] chooses from; some count twice.
-const KINDS: u64 = 19;
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplicaPlan {
+    pub max_leases: usize,
+    /// Its wall clock is ahead of the right time by so much.
+    pub ahead: i64,
+}
+
+/// A stream, and the messages that are published to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamPlan {
+    /// So many are there at the beginning.
+    pub backlog: u64,
+    /// The most messages, of all its life.
+    pub messages: u64,
+    /// The most messages that come at once, and the longest pause before the next.
+    pub crowd: u64,
+    pub pause: u64,
+    /// The most bytes of a payload.
+    pub size: u64,
+    /// How many of a hundred are not JSON.
+    pub not_json: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConsumerPlan {
+    pub stream: usize,
+    /// When it is made: 0 is before everything else.
+    pub made: u64,
+    pub ack_wait: u64,
+    pub backoff: Vec<u64>,
+    pub max_deliver: Option<u64>,
+    pub max_ack_pending: u64,
+    pub max_batch: Option<u32>,
+    pub max_bytes: Option<u64>,
+    pub copies: u32,
+    /// Its INFO says since when its leader leads.
+    pub shows_leader: bool,
+    /// Another server than the one that replicas are connected to leads it, also without copies.
+    pub clustered: bool,
+    /// Until a majority has a change.
+    pub lag: u64,
+}
+
+impl ConsumerPlan {
+    pub fn config(&self) -> Config {
+        Config {
+            backoff: self.backoff.iter().copied().map(Duration::from_millis).collect(),
+            max_deliver: self.max_deliver,
+            max_ack_pending: Some(self.max_ack_pending),
+            max_batch: self.max_batch,
+            max_bytes: self.max_bytes,
+            replicas: self.copies,
+            tells_since: self.shows_leader,
+            clustered: self.clustered,
+            ..Config::new(Duration::from_millis(self.ack_wait))
+        }
+    }
+}
+
+/// What a client is like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Habit {
+    /// Works on one message after the other.
+    Ordinary,
+    /// Settles many messages in one call, with mixed actions, some twice, some of another replica.
+    Batching,
+    /// Settles at the moment of an accident, and a few milliseconds around the end of a lease.
+    Nervous,
+    /// Asks for a long lease, works nearly all of it, and extends it.
+    LongWorker,
+    /// Cancels calls, and gives them short deadlines.
+    Impatient,
+    /// Loses answers, and says the same again at two replicas at once.
+    Repeating,
+    /// Says two different things of one message.
+    Misusing,
+    /// Keeps tokens after the end of their leases, and says something of them late.
+    Keeper,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientPlan {
+    /// Its dice. It keeps this number while others are left out of a plan.
+    pub number: u64,
+    pub consumer: usize,
+    pub habit: Habit,
+    /// It knows this replica alone. `None`: it roams.
+    pub home: Option<usize>,
+    /// The most messages of a Fetch.
+    pub n: u32,
+    /// The longest lease that it asks for, if it asks for one.
+    pub lease: Option<u64>,
+    pub linger: u64,
+    /// 0: the default.
+    pub max_bytes: u32,
+    pub json: bool,
+    /// It does not wait for a confirmation.
+    pub sent: bool,
+    /// It says Ack, Nak, Term and Extend instead of Settle.
+    pub unary: bool,
+    /// How often in a hundred it dies with a message.
+    pub dies: u64,
+}
+
+/// When an accident happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    At(u64),
+    /// So long after, or before, the sign of this number. `there`: at the replica of the sign.
+    Near {
+        sign: Sign,
+        nth: u64,
+        millis: i64,
+        there: bool,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Planned {
+    pub when: When,
+    pub what: Accident,
+}
 
 /// Something that happens to the world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,25 +169,64 @@ pub enum Accident {
         replica: usize,
         millis: u64,
     },
-    /// The one server starts anew, is away for so long, and forgets the newest so much.
+    /// A client and a replica cannot reach each other for so long.
+    PartClient {
+        client: u64,
+        replica: usize,
+        millis: u64,
+    },
+    /// The one server starts again, is away for so long, and forgets the newest so much, unless it stops in order.
     Restart {
         away: u64,
         forgets: u64,
         memory: bool,
+        graceful: bool,
     },
     /// Another server leads the consumer; there is none for so long.
     ChangeLeader {
+        consumer: usize,
         away: u64,
         forgets: u64,
+        graceful: bool,
     },
-    Reset,
-    MakeAgain,
-    DeleteMessage,
+    Reset {
+        consumer: usize,
+    },
+    MakeAgain {
+        consumer: usize,
+    },
+    /// A consumer is deleted, and made again after so long, or never.
+    Delete {
+        consumer: usize,
+        away: Option<u64>,
+    },
+    DeleteMessage {
+        consumer: usize,
+    },
+    /// All messages of a stream are removed.
+    Purge {
+        stream: usize,
+    },
+    /// From now on, messages of this age leave the stream.
+    Age {
+        stream: usize,
+        millis: u64,
+    },
     Pause {
+        consumer: usize,
         millis: u64,
     },
     AckWait {
+        consumer: usize,
         millis: u64,
+    },
+    MaxAckPending {
+        consumer: usize,
+        most: u64,
+    },
+    MaxDeliver {
+        consumer: usize,
+        most: Option<u64>,
     },
     Kill {
         replica: usize,
@@ -63,12 +236,19 @@ pub enum Accident {
         replica: usize,
         away: u64,
     },
+    /// Each replica is drained in its turn, and starts again, with another first key or not.
+    Roll {
+        keys: bool,
+        pause: u64,
+    },
     /// Another key is put before the present one, and that is taken away later.
-    RotateKeys,
-    /// The wall clock of a replica is set wrong by so many milliseconds.
+    RotateKeys {
+        keeps: u64,
+    },
+    /// The wall clock of a replica is set.
     Clock {
         replica: usize,
-        millis: i64,
+        ahead: i64,
     },
     /// A replica's process stands still for so long.
     Stop {
@@ -80,99 +260,126 @@ pub enum Accident {
         replica: usize,
         millis: u64,
     },
-    Poison,
+    /// A message that breaks the connections that bring it.
+    Poison {
+        stream: usize,
+    },
 }
 
-#[derive(Clone)]
+impl Accident {
+    /// The replica, the consumer, and the stream that it happens to.
+    pub fn victim(&mut self) -> Victim<'_> {
+        match self {
+            Self::Stall { replica, .. }
+            | Self::Cut { replica, .. }
+            | Self::Part { replica, .. }
+            | Self::PartClient { replica, .. }
+            | Self::Kill { replica, .. }
+            | Self::Drain { replica, .. }
+            | Self::Clock { replica, .. }
+            | Self::Stop { replica, .. }
+            | Self::Suspend { replica, .. } => Victim::Replica(replica),
+            Self::ChangeLeader { consumer, .. }
+            | Self::Reset { consumer }
+            | Self::MakeAgain { consumer }
+            | Self::Delete { consumer, .. }
+            | Self::DeleteMessage { consumer }
+            | Self::Pause { consumer, .. }
+            | Self::AckWait { consumer, .. }
+            | Self::MaxAckPending { consumer, .. }
+            | Self::MaxDeliver { consumer, .. } => Victim::Consumer(consumer),
+            Self::Purge { stream } | Self::Age { stream, .. } | Self::Poison { stream } => {
+                Victim::Stream(stream)
+            }
+            Self::Restart { .. } | Self::Roll { .. } | Self::RotateKeys { .. } => Victim::World,
+        }
+    }
+
+    /// Its numbers that count how much of it happens: less of them is a smaller accident.
+    pub fn amounts(&mut self) -> Vec<&mut u64> {
+        match self {
+            Self::Stall { millis, .. }
+            | Self::Part { millis, .. }
+            | Self::PartClient { millis, .. }
+            | Self::Pause { millis, .. }
+            | Self::Stop { millis, .. }
+            | Self::Suspend { millis, .. } => vec![millis],
+            Self::Cut { client, server, .. } => vec![client, server],
+            Self::Restart { away, forgets, .. } | Self::ChangeLeader { away, forgets, .. } => {
+                vec![away, forgets]
+            }
+            Self::Delete { away: Some(away), .. }
+            | Self::Kill { away, .. }
+            | Self::Drain { away, .. }
+            | Self::Roll { pause: away, .. }
+            | Self::RotateKeys { keeps: away } => vec![away],
+            Self::Reset { .. }
+            | Self::MakeAgain { .. }
+            | Self::Delete { .. }
+            | Self::DeleteMessage { .. }
+            | Self::Purge { .. }
+            | Self::Age { .. }
+            | Self::AckWait { .. }
+            | Self::MaxAckPending { .. }
+            | Self::MaxDeliver { .. }
+            | Self::Clock { .. }
+            | Self::Poison { .. } => Vec::new(),
+        }
+    }
+}
+
+/// Whom an accident happens to.
+pub enum Victim<'a> {
+    Replica(&'a mut usize),
+    Consumer(&'a mut usize),
+    Stream(&'a mut usize),
+    World,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     pub seed: u64,
-    pub replicas: usize,
-    pub clients: usize,
-    pub config: Config,
-    pub max_leases: usize,
-    pub accidents: Vec<(Time, Accident)>,
-}
-
-impl fmt::Debug for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "seed {}: {} replicas, {} clients, {:?}",
-            self.seed, self.replicas, self.clients, self.config
-        )?;
-        self.accidents
-            .iter()
-            .try_for_each(|(at, what)| writeln!(f, "{:>9.3} {what:?}", at.as_secs_f64()))
-    }
+    /// How long accidents happen, and messages come.
+    pub trouble: u64,
+    pub clocks: Clocks,
+    pub replicas: Vec<ReplicaPlan>,
+    pub streams: Vec<StreamPlan>,
+    pub consumers: Vec<ConsumerPlan>,
+    pub clients: Vec<ClientPlan>,
+    pub accidents: Vec<Planned>,
 }
 
 impl Plan {
     pub fn of(seed: u64) -> Self {
-        let mut dice = Dice::new(seed, 1);
-        let copies = if dice.percent(50) { 3 } else { 1 };
-        let ack_wait = dice.millis(1_000..8_000);
-        let mut config = Config { replicas: copies, ..Config::new(ack_wait) };
-        if dice.percent(25) {
-            config.backoff = (0..dice.within(1..4)).map(|_| dice.millis(1_000..8_000)).collect();
-        }
-        config.max_deliver = dice.percent(20).then(|| dice.within(2..6));
-        config.max_ack_pending = Some(if dice.percent(30) { dice.within(2..10) } else { 1000 });
-        let mut plan = Self {
-            seed,
-            replicas: dice.within(2..6) as usize,
-            clients: dice.within(2..9) as usize,
-            config,
-            max_leases: if dice.percent(25) { dice.within(3..15) as usize } else { 200 },
-            accidents: Vec::new(),
-        };
-        // Few kinds, and often: together they come to places that one of each never reaches.
-        let kinds: Vec<u64> = (0..dice.within(1..5)).map(|_| dice.within(0..KINDS)).collect();
-        for _ in 0..dice.within(0..16) {
-            let at = dice.millis(1_000..u64::try_from(TROUBLE.as_millis()).unwrap());
-            let kind = kinds[dice.within(0..kinds.len() as u64) as usize];
-            let what = plan.accident(kind, &mut dice);
-            plan.accidents.push((at, what));
-        }
-        plan.accidents.sort_by_key(|(at, _)| *at);
-        plan
+        draw::draw(seed)
     }
 
-    fn accident(&self, kind: u64, dice: &mut Dice) -> Accident {
-        let replica = dice.within(0..self.replicas as u64) as usize;
-        match kind {
-            0 | 1 => {
-                let both = dice.percent(40);
-                let up = dice.percent(50);
-                let (up, down) = (both || up, both || !up);
-                Accident::Stall { replica, up, down, millis: dice.within(50..8_000) }
-            }
-            2 => Accident::Cut {
-                replica,
-                client: dice.within(0..5_000),
-                server: dice.within(0..12_000),
-                keep: dice.percent(50),
-            },
-            3 => Accident::Part { replica, millis: dice.within(500..15_000) },
-            4 | 5 if self.config.replicas > 1 => {
-                Accident::ChangeLeader { away: dice.within(0..4_000), forgets: dice.within(0..250) }
-            }
-            4 | 5 => Accident::Restart {
-                away: dice.within(10..6_000),
-                forgets: dice.within(0..100),
-                memory: dice.percent(80),
-            },
-            6 => Accident::Reset,
-            7 => Accident::MakeAgain,
-            8 => Accident::DeleteMessage,
-            9 => Accident::Pause { millis: dice.within(500..8_000) },
-            10 => Accident::AckWait { millis: dice.within(1_000..8_000) },
-            11 => Accident::Kill { replica, away: dice.within(100..10_000) },
-            12 | 13 => Accident::Drain { replica, away: dice.within(100..10_000) },
-            14 => Accident::RotateKeys,
-            15 => Accident::Clock { replica, millis: dice.within(0..500) as i64 - 250 },
-            16 => Accident::Stop { replica, millis: dice.within(100..8_000) },
-            17 => Accident::Suspend { replica, millis: dice.within(100..8_000) },
-            _ => Accident::Poison,
-        }
+    pub fn trouble(&self) -> Time {
+        Duration::from_millis(self.trouble)
     }
+}
+
+/// As Rust, a line for each part.
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { seed, trouble, clocks, .. } = self;
+        writeln!(
+            f,
+            "Plan {{\n    seed: {seed},\n    trouble: {trouble},\n    clocks: {clocks:?},"
+        )?;
+        list(f, "replicas", &self.replicas)?;
+        list(f, "streams", &self.streams)?;
+        list(f, "consumers", &self.consumers)?;
+        list(f, "clients", &self.clients)?;
+        list(f, "accidents", &self.accidents)?;
+        writeln!(f, "}}")
+    }
+}
+
+fn list<T: Debug>(f: &mut fmt::Formatter<'_>, name: &str, parts: &[T]) -> fmt::Result {
+    writeln!(f, "    {name}: vec![")?;
+    for part in parts {
+        writeln!(f, "        {},", format!("{part:?}").replace('[', "vec!["))?;
+    }
+    writeln!(f, "    ],")
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{settings::Settings, world::Outcome};
+use super::{run::Outcome, settings::Settings};
 
 #[derive(Debug, Default)]
 pub struct Ran {

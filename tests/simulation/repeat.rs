@@ -2,12 +2,12 @@
 
 use std::{collections::BTreeMap, env, process::Command, thread};
 
-use super::{plan::Plan, world};
+use super::{plan::Plan, run};
 
 #[test]
 fn the_same_seed_gives_the_same_history() {
     const SEEDS: u64 = 8;
-    let run = |seed| world::run(&Plan::of(seed), true);
+    let run = |seed| run::run(&Plan::of(seed), true);
     let first: Vec<_> = (0..SEEDS).map(|seed| (seed, run(seed))).collect();
     // In another order, and at the same time as another run.
     thread::scope(|scope| {
@@ -39,7 +39,7 @@ fn the_same_seed_gives_the_same_history_in_another_process() {
     let there: BTreeMap<u64, &str> = printed.lines().filter_map(digest_of).collect();
     assert_eq!(there.len() as u64, SEEDS, "{printed}");
     for (seed, there) in there {
-        let (digest, lines) = world::run(&Plan::of(seed), false).history.digest();
+        let (digest, lines) = run::run(&Plan::of(seed), false).history.digest();
         assert_eq!(format!("{lines} lines, {digest:016x}"), there, "seed {seed}");
     }
 }

@@ -27,6 +27,8 @@ pub const LONGEST_LEASE: Duration = Duration::from_secs(60);
 const DRAIN: Duration = Duration::from_secs(20);
 
 pub struct Replica {
+    /// Its place in the plan, and which of all processes it is.
+    pub place: usize,
     pub side: usize,
     pub machine: Arc<SimulatedMachine>,
     pub service: Arc<Service<SimBroker>>,
@@ -44,6 +46,7 @@ impl Replica {
     pub fn start(
         net: &Net,
         machine: Arc<SimulatedMachine>,
+        place: usize,
         us: InstanceId,
         keys: String,
         most: usize,
@@ -70,7 +73,18 @@ impl Replica {
             let service = Arc::new(service);
             let (ready, gone) = (AtomicBool::new(false), AtomicBool::new(false));
             let machine = machine.clone();
-            Arc::new(Self { side, machine, service, lessor, cluster, keys, most, ready, gone })
+            Arc::new(Self {
+                place,
+                side,
+                machine,
+                service,
+                lessor,
+                cluster,
+                keys,
+                most,
+                ready,
+                gone,
+            })
         });
         tokio::spawn(replica.machine.run(replica.clone().follow()));
         replica
@@ -101,12 +115,13 @@ impl Replica {
         net.with(|state, now| state.kill(self.side, now));
     }
 
-    /// Drains it as the app does. The leases still held at the end: `None` if all of it ended as it should.
-    pub async fn drain(self: Arc<Self>) -> Drained {
+    /// Drains it as the app does. `handing_over` is called when its calls have ended.
+    pub async fn drain(self: Arc<Self>, handing_over: impl FnOnce()) -> Drained {
         self.ready.store(false, Ordering::Relaxed);
         self.lessor.drain();
         let until = clock::now() + DRAIN;
         let calls_ended = timeout(DRAIN, self.lessor.drained()).await.is_ok();
+        handing_over();
         let handed_over = self.cluster.hand_over(until).await;
         let left = until.saturating_duration_since(clock::now());
         let settled = timeout(left, self.lessor.settled()).await.is_ok();

@@ -16,8 +16,8 @@ use std::{
 use super::{
     plan::Plan,
     ran::Ran,
+    run::{self, Outcome},
     settings::{Settings, again},
-    world::{self, Outcome},
 };
 
 /// Time between two lines of progress.
@@ -59,7 +59,7 @@ fn work(thread: usize, settings: &Settings, next: &Next, tell: &Sender<News>) {
         }
         let seed = settings.from + place;
         let _ = tell.send(News::Begun { thread, seed });
-        let outcome = Box::new(world::run(&Plan::of(seed), false));
+        let outcome = Box::new(run::run(&Plan::of(seed), false));
         let _ = tell.send(News::Ended { thread, seed, outcome });
     }
 }

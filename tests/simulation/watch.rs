@@ -73,6 +73,8 @@ struct Delivered {
     /// Calls of clients, by kind: open, and told "unknown", and told "applied".
     calls: BTreeMap<Kind, Calls>,
     applied: Vec<(Kind, Time)>,
+    /// A client did not ask for a confirmation.
+    sent: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -196,8 +198,10 @@ impl Watch {
         }
     }
 
-    pub fn called(&mut self, id: DeliveryId, kind: Kind) {
+    /// A client settles. `sent`: without a confirmation.
+    pub fn called(&mut self, id: DeliveryId, kind: Kind, sent: bool) {
         if let Some(delivered) = self.deliveries.get_mut(&id) {
+            delivered.sent |= sent;
             delivered.calls.entry(kind).or_default().open += 1;
         }
     }
@@ -217,7 +221,10 @@ impl Watch {
             return;
         }
         let delivered = delivered.clone();
-        if told == Told::Applied && !applied {
+        // "`SENT` only promises that the settlement was given to the connection": so does its repeat.
+        if told == Told::Applied && !applied && delivered.sent && reason == "OUTCOME_DUPLICATE" {
+            self.count(format!("{kind:?} DUPLICATE of one that was only sent"));
+        } else if told == Told::Applied && !applied {
             self.fail(now, format!("{kind:?} {reason}, and never applied: {id:?} {delivered:?}"));
         }
         let promised = calls.open == 0 && calls.unknown == 0 && calls.applied == 0;
@@ -307,6 +314,7 @@ impl Watcher for Shared {
             held: None,
             calls: BTreeMap::new(),
             applied: Vec::new(),
+            sent: false,
         };
         watch.deliveries.insert(id, delivered);
     }
@@ -325,9 +333,14 @@ impl Watcher for Shared {
         let mut watch = self.0.lock().unwrap();
         let kind = Kind::of(&applied.kind);
         watch.count(format!("applied {kind:?}"));
-        let of = watch.deliveries.get(&applied.of).map(|of| of.message.clone());
-        let poison =
-            of.is_some_and(|(name, sequence)| watch.poison.contains(&(name.stream, sequence)));
+        // Whoever looks for poison does not know the delivery.
+        let poison = [Some(applied.of), applied.settled].into_iter().flatten().any(|id| {
+            watch.deliveries.get(&id).is_some_and(|one| {
+                let (name, sequence) = &one.message;
+                *sequence == applied.stream_sequence
+                    && watch.poison.contains(&(name.stream.clone(), *sequence))
+            })
+        });
         let calls = watch.deliveries.get_mut(&applied.of).map(|delivered| {
             delivered.applied.push((kind, now));
             delivered.calls.get(&kind).copied().unwrap_or_default()

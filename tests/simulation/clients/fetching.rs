@@ -1,0 +1,149 @@
+//! Fetches messages, and reads the answer.
+
+use std::{sync::Arc, time::Duration};
+
+use fetch_proxy::{
+    clock,
+    lessor::DeliveryGuard,
+    pb::{self, fetch_service_server::FetchService as _},
+};
+use testkit::dice::Dice;
+use tokio::time::sleep;
+use tonic::Request;
+
+use super::{
+    answers::reason,
+    line::{Back, Trip, call},
+};
+use crate::{
+    jetstream::{DeliveryId, Time},
+    plan::{ClientPlan, Habit},
+    replica::Replica,
+    signs::Sign,
+    world::World,
+};
+
+/// More than any answer takes after the wait of its Fetch.
+const AFTER_WAIT: Duration = Duration::from_secs(15);
+
+/// A message that a client has.
+#[derive(Debug, Clone)]
+pub struct Work {
+    pub id: DeliveryId,
+    pub token: String,
+    pub lease: Duration,
+    /// When the lease ends, by the replica.
+    pub ends: Time,
+}
+
+fn ask_for(
+    (world, plan): (&World, &ClientPlan),
+    max_wait: u64,
+    dice: &mut Dice,
+) -> pb::FetchRequest {
+    let name = world.name(plan.consumer);
+    let lease = plan.lease.map(|most| {
+        let least = if plan.habit == Habit::LongWorker { most * 3 / 4 } else { 1_000 };
+        dice.within(least..most.max(least + 1)) as i64
+    });
+    let codec = if plan.json { pb::Codec::Json } else { pb::Codec::Unspecified };
+    pb::FetchRequest {
+        stream: name.stream.to_string(),
+        consumer: name.consumer.to_string(),
+        n: dice.within(1..u64::from(plan.n) + 1) as u32,
+        max_wait: testkit::millis(max_wait as i64),
+        linger: testkit::millis(plan.linger as i64),
+        lease: lease.and_then(testkit::millis),
+        worker: format!("client-{}", plan.number),
+        max_bytes: if world.calm() { 0 } else { plan.max_bytes },
+        codec: codec.into(),
+    }
+}
+
+pub async fn fetch(
+    (world, plan): (&World, &ClientPlan),
+    replica: &Arc<Replica>,
+    lost_answers: u64,
+    dice: &mut Dice,
+) -> Vec<Work> {
+    let max_wait = if dice.percent(10) { 0 } else { dice.within(0..8_000) };
+    let mut request = Request::new(ask_for((world, plan), max_wait, dice));
+    let mut trip = Trip {
+        client: plan.number,
+        arrives: None,
+        patience: Duration::from_millis(max_wait) + AFTER_WAIT,
+        hangs_up: None,
+        loses: (1, lost_answers),
+    };
+    let mut reads = true;
+    if !world.calm() && plan.habit == Habit::Impatient {
+        trip.patience = dice.millis(1..4_000);
+        match dice.within(0..4) {
+            0 => request.set_timeout(trip.patience),
+            1 => reads = false,
+            2 => trip.hangs_up = Some(dice.millis(0..12)),
+            _ => {}
+        }
+    }
+    let service = replica.service.clone();
+    let method = async move {
+        let answer = service.fetch(request).await?;
+        if !reads {
+            // It hangs up while it should read: its messages are given back.
+            std::future::pending::<()>().await;
+        }
+        if let Some(messages) = answer.extensions().get::<Arc<DeliveryGuard>>() {
+            messages.deliver();
+        }
+        Ok((answer.into_inner(), clock::now()))
+    };
+    let own = Dice::new(dice.within(0..u64::MAX), plan.number);
+    match call(world, replica, trip, own, method).await {
+        Back::Answer((answer, written)) => {
+            let written = written - world.net.began();
+            received((world, plan), answer, written, replica)
+        }
+        Back::Refused(status) => {
+            world.count(format!("Fetch {}", reason(&status)));
+            sleep(Duration::from_millis(200)).await;
+            Vec::new()
+        }
+        Back::Unsent | Back::Lost => {
+            world.count("Fetch without an answer");
+            Vec::new()
+        }
+    }
+}
+
+fn received(
+    (world, plan): (&World, &ClientPlan),
+    answer: pb::FetchResponse,
+    written: Time,
+    replica: &Arc<Replica>,
+) -> Vec<Work> {
+    let now = world.net.now();
+    if answer.messages.is_empty() {
+        world.count(format!("Fetch empty: {:?}", answer.empty_reason()));
+    }
+    for rejected in answer.rejected {
+        let held = if rejected.token.is_empty() { "" } else { ", still held" };
+        world.count(format!("Fetch rejected: {:?}{held}", rejected.cause()));
+    }
+    let mut work = Vec::new();
+    for message in answer.messages {
+        let nanos = message.publish_time.map_or(0, |time| time.nanos);
+        let id = DeliveryId::of(u64::try_from(nanos).unwrap());
+        let lease: Duration = message.lease.and_then(|one| one.try_into().ok()).unwrap();
+        let ends = written + lease;
+        // The way has cost a part of the lease.
+        world.watch().received(id, now, ends.saturating_sub(now));
+        world.note(format_args!(
+            "client {} has {id:?} of {} for {lease:?}",
+            plan.number, message.stream_sequence
+        ));
+        world.signs.give(Sign::Fetched, (now, Some(replica.place)));
+        world.signs.give(Sign::LeaseEnds, (ends, Some(replica.place)));
+        work.push(Work { id, token: message.token, lease, ends });
+    }
+    work
+}

@@ -1,0 +1,220 @@
+//! One run: a plan in, a history and what was seen out.
+//!
+//! ```text
+//!  trouble: accidents, messages, clients of all kinds ──▶ calm: all is mended, clients settle at once
+//!  ──▶ every consumer is empty, or something was dark for too long ──▶ every replica drains, holding nothing
+//! ```
+
+use std::{
+    sync::{Arc, Mutex, atomic::Ordering},
+    time::Duration,
+};
+
+use testkit::dice::Dice;
+use tokio::time::{sleep, sleep_until, timeout};
+
+use super::{
+    accidents,
+    clients::Client,
+    history::History,
+    net::{Net, Weather},
+    panics,
+    plan::{ClientPlan, Habit, Plan},
+    replica::{LONGEST_LEASE, Replica},
+    watch::{Shared, Watch},
+    world::World,
+};
+
+/// After trouble, everything is settled within this: the longest lease, the longest ack wait, a few times
+/// over for messages that replicas pass around.
+const DARKEST: Duration = Duration::from_secs(120);
+
+/// No run takes longer than this: five drains of 100 s each, one after the other, and the rest.
+const LONGEST: Duration = Duration::from_secs(1_800);
+
+/// The result of a run.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    pub history: History,
+    pub watch: Watch,
+}
+
+/// Runs a plan from its beginning to its end. A panic on the way is a failure of the run.
+pub fn run(plan: &Plan, keep_lines: bool) -> Outcome {
+    let (outcome, panics) = panics::catch(|| run_on(plan, keep_lines));
+    let mut outcome = outcome.unwrap_or_default();
+    outcome.watch.failures.splice(0..0, panics);
+    outcome
+}
+
+fn run_on(plan: &Plan, keep_lines: bool) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    let watch = Arc::new(Mutex::new(Watch::default()));
+    let history = runtime.block_on(async {
+        let net = Net::new(plan.seed, History::new(keep_lines));
+        let watcher = Shared(watch.clone());
+        let world = Arc::new(World::new(net.clone(), plan.clone(), watch.clone()));
+        net.with(|state, _| {
+            state.watcher = Some(Box::new(watcher));
+            state.set_weather(Weather { delay: 1..4, reconnect: 50..1_000 });
+            for stream in 0..plan.streams.len() {
+                state.model.add_stream(&world.stream(stream));
+            }
+        });
+        let drive = net.clone();
+        let driver = tokio::spawn(async move { drive.drive().await });
+        let ran = tokio::spawn(live(world.clone()));
+        let why = match timeout(LONGEST, ran).await {
+            Ok(Ok(())) => None,
+            Ok(Err(panic)) => Some(format!("a task panicked: {panic}")),
+            Err(_) => Some(format!("it does not end within {LONGEST:?}")),
+        };
+        world.watch().failures.extend(why);
+        driver.abort();
+        net.with(|state, _| std::mem::replace(&mut state.history, History::new(false)))
+    });
+    drop(runtime);
+    let watch = std::mem::take(&mut *watch.lock().unwrap());
+    Outcome { history, watch }
+}
+
+async fn live(world: Arc<World>) {
+    for place in 0..world.plan.replicas.len() {
+        world.start(place);
+    }
+    let mut trouble = Vec::new();
+    for stream in 0..world.plan.streams.len() {
+        trouble.push(tokio::spawn(publish(world.clone(), stream)));
+    }
+    for consumer in 0..world.plan.consumers.len() {
+        trouble.push(tokio::spawn(make(world.clone(), consumer)));
+    }
+    let mut clients = Vec::new();
+    for client in world.plan.clients.clone() {
+        clients.push(tokio::spawn(Client::new(world.clone(), client).run()));
+    }
+    for planned in world.plan.accidents.clone() {
+        trouble.push(tokio::spawn(accidents::meet(world.clone(), planned)));
+    }
+    sleep_until(world.at(world.plan.trouble())).await;
+    for task in trouble {
+        task.await.unwrap();
+    }
+    world.calm_down();
+    // Whatever the clients of the plan are like, each consumer has one who works.
+    for consumer in 0..world.plan.consumers.len() {
+        clients.push(tokio::spawn(Client::new(world.clone(), worker(consumer)).run()));
+    }
+    wait_until_empty(&world).await;
+    world.end();
+    for client in clients {
+        client.await.unwrap();
+    }
+    end_all(&world).await;
+}
+
+fn worker(consumer: usize) -> ClientPlan {
+    ClientPlan {
+        number: 1_000 + consumer as u64,
+        consumer,
+        habit: Habit::Ordinary,
+        home: None,
+        n: 8,
+        lease: None,
+        linger: 0,
+        max_bytes: 0,
+        json: false,
+        sent: false,
+        unary: false,
+        dies: 0,
+    }
+}
+
+/// Makes a consumer in its time.
+async fn make(world: Arc<World>, consumer: usize) {
+    sleep_until(world.at(Duration::from_millis(world.plan.consumers[consumer].made))).await;
+    world.make(consumer);
+}
+
+/// Messages come, now in crowds and now alone.
+async fn publish(world: Arc<World>, stream: usize) {
+    let mut dice = Dice::new(world.plan.seed, 20 + stream as u64);
+    let plan = world.plan.streams[stream].clone();
+    let stream = world.stream(stream);
+    let json = world.plan.clients.iter().any(|client| client.json);
+    let mut left = plan.messages;
+    let mut crowd = plan.backlog;
+    while left > 0 && world.net.now() < world.plan.trouble() {
+        for _ in 0..crowd.min(left) {
+            left -= 1;
+            let length = dice.within(1..plan.size + 1) as usize;
+            let not_json = dice.percent(plan.not_json);
+            let text = if not_json { "no JSON" } else { "{}" };
+            let payload = format!("{text:length$}");
+            world.net.with(|state, now| {
+                let sequence = state.model.publish(&stream, payload.into(), false, now);
+                if json && not_json {
+                    world.watch().poisoned(&stream, sequence);
+                }
+            });
+            world.count("message published");
+        }
+        world.signs.give_message();
+        sleep(dice.millis(100..plan.pause.max(101))).await;
+        crowd = dice.within(1..plan.crowd + 1);
+    }
+}
+
+/// Nothing is dark for longer than its bound.
+async fn wait_until_empty(world: &Arc<World>) {
+    let until = world.net.now() + DARKEST;
+    loop {
+        let left: Vec<(usize, Vec<u64>)> = (0..world.plan.consumers.len())
+            .map(|one| (one, world.net.with(|state, _| state.model.unsettled(&world.name(one)))))
+            .filter(|(_, left)| !left.is_empty())
+            .collect();
+        if left.is_empty() {
+            return world.count("emptied");
+        }
+        if world.net.now() >= until {
+            let why = format!("dark for {DARKEST:?} without an accident: {left:?}");
+            return world.watch().failures.push(why);
+        }
+        sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// Every lease and place is free in the end, and every task ends.
+async fn end_all(world: &Arc<World>) {
+    // No worker holds anything: what is leased to those that died ends with its lease.
+    let ended = world.net.now() + LONGEST_LEASE + Duration::from_secs(5);
+    let holds =
+        |replica: &Arc<Replica>| !replica.gone.load(Ordering::Relaxed) && replica.lessor.held() > 0;
+    while world.net.now() < ended && world.replicas().iter().any(holds) {
+        sleep(Duration::from_secs(1)).await;
+    }
+    for replica in world.replicas() {
+        if replica.gone.load(Ordering::Relaxed) {
+            continue;
+        }
+        let (held, side) = (replica.lessor.held(), replica.side);
+        if held > 0 {
+            let why = format!("replica {side} holds {held} leases that are nobody's");
+            world.watch().failures.push(why);
+        }
+        let drained = replica.machine.run(replica.clone().drain(|| {})).await;
+        if !(drained.calls_ended && drained.tasks_ended && (drained.settled || drained.handed_over))
+        {
+            world.watch().failures.push(format!("replica {side} does not end: {drained:?}"));
+        }
+        let room = replica.lessor.room() as usize;
+        if room != replica.most {
+            let why = format!("replica {side} has {room} places of {}", replica.most);
+            world.watch().failures.push(why);
+        }
+    }
+}
