@@ -59,9 +59,9 @@ use self::{
 
 /// A pull ends this long before its last waiter does, so that the end arrives in time.
 const HEAD_START: Duration = Duration::from_millis(50);
-/// The shortest and the longest wait of a pull. The longest wait bounds a drain, and a pull that hangs at
-/// `max_ack_pending`.
-const SHORTEST_PULL: Duration = Duration::from_millis(100);
+/// The shortest wait of a pull.
+pub const SHORTEST_PULL: Duration = Duration::from_millis(100);
+/// The longest wait of a pull. It bounds a drain, and a pull that hangs at `max_ack_pending`.
 const LONGEST_PULL: Duration = Duration::from_secs(5);
 /// The wait of a pull whose waiters all want only the messages that are available now.
 const NO_WAIT_PULL: Duration = Duration::from_millis(50);

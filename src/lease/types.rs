@@ -47,7 +47,7 @@ pub struct Terms {
     pub consumer_sequence: u64,
     /// It is the last attempt: a Nak would destroy the message.
     pub last_attempt: bool,
-    /// The time of its arrival here.
+    /// The time of its arrival here, or an earlier time if JetStream may have sent it long before.
     pub received: Instant,
     /// The time from the publishing of the message to the arrival. A server that takes over counts its ack
     /// wait from the publishing.

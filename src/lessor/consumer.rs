@@ -32,6 +32,7 @@ pub mod monitor;
 mod performer;
 mod poison;
 pub mod quarantine;
+mod send_bound;
 mod sharing;
 mod single_answer;
 mod subscription;

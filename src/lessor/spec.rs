@@ -10,7 +10,7 @@ use super::{
 use crate::{
     broker::{AckPolicy, ConsumerInfo, ConsumerName, Delivery},
     lease::{ConsumerId, ack_wait_of},
-    pump::PullLimits,
+    pump::{PullLimits, SHORTEST_PULL},
 };
 
 /// A shorter ack wait has no time left after margins and round trips.
@@ -60,6 +60,8 @@ impl ConsumerSpec {
     /// The spec of a suitable consumer, from its INFO.
     pub(super) fn new(name: &ConsumerName, id: ConsumerId, info: &ConsumerInfo) -> Self {
         let shortest = info.backoff.iter().copied().fold(info.ack_wait, Duration::min);
+        // A lease counts from the sending of its pull, so a pull that waits long makes leases short.
+        let longest_pull = (shortest / 5).max(SHORTEST_PULL);
         // A limit beyond `u32` bounds no pull.
         let max_unsettled = info.max_ack_pending.and_then(|most| u32::try_from(most).ok());
         Self {
@@ -78,7 +80,7 @@ impl ConsumerSpec {
                     .into_iter()
                     .flatten()
                     .fold(LARGEST_BATCH, u32::min),
-                max_expires: info.max_expires.unwrap_or(Duration::MAX),
+                max_expires: info.max_expires.unwrap_or(Duration::MAX).min(longest_pull),
                 max_request_bytes: info.max_request_bytes,
                 park: LONGEST_PARK.min(shortest / 8),
             },

@@ -343,3 +343,17 @@ async fn confirmation_after_the_end_of_the_lease_is_unconfirmed() {
         assert_eq!(broker.published().len(), 1);
     }
 }
+
+/// JetStream starts its ack timer when it sends. A delivery that waited on the wire does not say how long.
+#[tokio::test(start_paused = true)]
+async fn lease_is_over_before_jetstream_may_redeliver_a_slow_delivery() {
+    let (broker, lessor) = start(LONG);
+    let began = clock::now();
+    let publishes = async {
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        broker.publish("x");
+    };
+    let (fetched, ()) = tokio::join!(fetch(&broker, &lessor), publishes);
+    let deadline = fetched.messages()[0].deadline;
+    assert!(deadline <= began + LONG, "{:?}", deadline - began);
+}

@@ -9,11 +9,14 @@ use std::{
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::monitor::{ConsumerView, LeaderSigns};
+use super::{
+    monitor::{ConsumerView, LeaderSigns},
+    send_bound::ArrivedDelivery,
+};
 use crate::{
     broker::{Broker, ConsumerInfo, ConsumerName, Delivery, Leader},
     clock,
-    lease::{GivenBack, Terms},
+    lease::{GivenBack, Terms, margin},
     lessor::{
         Error,
         core::{Core, release},
@@ -148,14 +151,14 @@ impl<B: Broker> ConsumerLeases<B> {
     /// Leases what has arrived. Each lease takes one of the permits, as long as there are any.
     pub(super) fn grant(
         &self,
-        deliveries: impl IntoIterator<Item = Box<Delivery>>,
+        deliveries: impl IntoIterator<Item = ArrivedDelivery>,
         permits: &mut Option<OwnedSemaphorePermit>,
         now: Instant,
     ) -> Vec<GrantedDelivery> {
         let Some(spec) = &self.spec else { return Vec::new() };
         let mut superseded = Vec::new();
         let granted = self.core.table.with(|table| {
-            let grant = |delivery: Box<Delivery>| {
+            let grant = |ArrivedDelivery { delivery, sent_after }| {
                 let held = HeldDelivery {
                     ack: delivery.ack.clone(),
                     spec: spec.clone(),
@@ -163,7 +166,7 @@ impl<B: Broker> ConsumerLeases<B> {
                     worker: None,
                     _permit: permits.as_mut().and_then(|permits| permits.split(1)),
                 };
-                let (id, older) = table.grant(terms(spec, &delivery, now), held);
+                let (id, older) = table.grant(terms(spec, &delivery, sent_after, now), held);
                 superseded.extend(older);
                 GrantedDelivery { id, delivery, spec: spec.clone() }
             };
@@ -244,7 +247,16 @@ fn age(delivery: &Delivery, now: Duration) -> Duration {
     (now + NATS_CLOCK_SKEW).saturating_sub(Duration::from_nanos(delivery.published))
 }
 
-fn terms(spec: &ConsumerSpec, delivery: &Delivery, received: Instant) -> Terms {
+/// The terms of a delivery that arrives `now`. Half of a lease's margin is for the way of the delivery. If JetStream
+/// may have sent it earlier than that, the lease ends sooner.
+fn terms(
+    spec: &ConsumerSpec,
+    delivery: &Delivery,
+    sent_after: Option<Instant>,
+    now: Instant,
+) -> Terms {
+    let ack_wait = spec.ack_wait_of(delivery.delivery_count);
+    let received = sent_after.map_or(now, |sent| now.min(sent + margin(ack_wait) / 2));
     Terms {
         consumer: spec.id,
         sequence: delivery.stream_sequence,
@@ -252,7 +264,7 @@ fn terms(spec: &ConsumerSpec, delivery: &Delivery, received: Instant) -> Terms {
         last_attempt: spec.last_attempt(delivery.delivery_count),
         received,
         age: age(delivery, clock::unix_time()),
-        ack_wait: spec.ack_wait_of(delivery.delivery_count),
+        ack_wait,
         delivery_count: delivery.delivery_count,
     }
 }

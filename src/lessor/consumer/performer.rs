@@ -71,7 +71,10 @@ impl<B: Broker> Performer<B> {
         if !self.monitor.is_connected() {
             return;
         }
-        self.move_on(now);
+        // An answer that is due goes first: while the consumer moves, it would say that NATS is away.
+        if self.callers.pump.next_deadline(now).is_none_or(|due| due > now) {
+            self.move_on(now);
+        }
         let waiting = self.callers.are_waiting();
         let wants = CallerWants { waiting, pull: waiting && !self.callers.pump.has_pull() };
         while let Some(step) = self.monitor.step(wants, || self.leases.held() > 0, now) {

@@ -22,12 +22,13 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     leases::nine_tenths,
+    send_bound::{ArrivedDelivery, SendBound},
     sharing::{PullPlaces, Sharing, wire_size},
     single_answer::SingleAnswer,
 };
 use crate::{
     broker::{
-        Arrival, Broker, ConnectionKind, ConsumerName, Delivery, Inbox, InboxEvent, Link, PullEnd,
+        Arrival, Broker, ConnectionKind, ConsumerName, Inbox, InboxEvent, Link, PullEnd,
         PullRequest,
     },
     clock,
@@ -61,6 +62,7 @@ pub(super) struct Subscription<B: Broker> {
     limit_passed: bool,
     /// When the inbox was last pulled on.
     last_pull_at: Option<Instant>,
+    send_bound: SendBound,
     /// Permits of the lease table for what the open pull may still bring.
     permits: Option<OwnedSemaphorePermit>,
     turn: Turn,
@@ -73,6 +75,7 @@ struct PreviousInbox<I> {
     inbox: I,
     until: Instant,
     arrivals: Vec<Arrival>,
+    send_bound: SendBound,
 }
 
 /// The event that [`Subscription::next`] has waited for.
@@ -90,8 +93,7 @@ pub(super) enum SubscriptionEvent {
 /// The arrivals.
 #[derive(Default)]
 pub(super) struct Arrived {
-    #[expect(clippy::vec_box, reason = "each delivery is handed on many times, so it stays boxed")]
-    pub(super) deliveries: Vec<Box<Delivery>>,
+    pub(super) deliveries: Vec<ArrivedDelivery>,
     /// Ends of pulls, each behind all that the pull has brought.
     pub(super) ends: Vec<(u64, PullEnd)>,
 }
@@ -99,7 +101,7 @@ pub(super) struct Arrived {
 impl Arrived {
     /// The consumer sequence and the stream sequence of each delivery.
     pub(super) fn sequences(&self) -> Vec<(u64, u64)> {
-        let deliveries = self.deliveries.iter();
+        let deliveries = self.deliveries.iter().map(|one| &one.delivery);
         deliveries.map(|one| (one.consumer_sequence, one.stream_sequence)).collect()
     }
 }
@@ -120,6 +122,7 @@ impl<B: Broker> Subscription<B> {
             backlog: false,
             limit_passed: false,
             last_pull_at: None,
+            send_bound: SendBound::default(),
             permits: None,
             single_answer: SingleAnswer::default(),
         }
@@ -224,7 +227,8 @@ impl<B: Broker> Subscription<B> {
     /// Leaves the inbox in good order. To be followed by [`Subscription::close`].
     pub(super) fn leave(&mut self, now: Instant) {
         let until = now + LINGER;
-        let previous = |inbox| PreviousInbox { inbox, until, arrivals: Vec::new() };
+        let send_bound = std::mem::take(&mut self.send_bound);
+        let previous = |inbox| PreviousInbox { inbox, until, arrivals: Vec::new(), send_bound };
         self.previous = self.inbox.take().map(previous);
     }
 
@@ -239,6 +243,7 @@ impl<B: Broker> Subscription<B> {
         self.permits = None;
         self.sharing.lost();
         self.single_answer.lost();
+        self.send_bound.lost();
         self.dedicated.take().is_some()
     }
 
@@ -287,6 +292,7 @@ impl<B: Broker> Subscription<B> {
         self.permits = None;
         self.permits = self.turn.take(pull.batch);
         self.sharing.issued(pull.no, pull.batch, pull.max_bytes);
+        let sent_at = clock::now();
         let sent = match (&self.permits, &mut self.inbox) {
             (Some(_), Some(inbox)) => inbox.pull(pull).await.is_ok(),
             _ => false,
@@ -294,6 +300,7 @@ impl<B: Broker> Subscription<B> {
         if sent {
             let now = clock::now();
             self.last_pull_at = Some(now);
+            self.send_bound.pulled(pull.no, pull.batch, sent_at, pull.expires);
             self.single_answer.issued(pull.no, pull.batch, now + pull.expires);
         } else {
             self.permits = None;
@@ -310,8 +317,29 @@ impl<B: Broker> Subscription<B> {
 
     /// Takes what has come through the inbox, and looks whether answers to pulls are lost on their way.
     pub(super) fn take(&mut self, now: Instant) -> Arrived {
+        let mut arrivals = std::mem::take(&mut self.arrivals);
+        let mut send_bound = std::mem::take(&mut self.send_bound);
+        let arrived = self.sort(&mut arrivals, &mut send_bound, now);
+        (self.arrivals, self.send_bound) = (arrivals, send_bound);
+        arrived
+    }
+
+    /// Something came through the inbox that was left. Takes it, unless that inbox is gone.
+    pub(super) fn take_late(&mut self, event: InboxEvent, now: Instant) -> Option<Arrived> {
+        let mut previous = self.previous.take().filter(|_| event == InboxEvent::Arrived)?;
+        let arrived = self.sort(&mut previous.arrivals, &mut previous.send_bound, now);
+        self.previous = Some(previous);
+        Some(arrived)
+    }
+
+    fn sort(
+        &mut self,
+        arrivals: &mut Vec<Arrival>,
+        send_bound: &mut SendBound,
+        now: Instant,
+    ) -> Arrived {
         let mut arrived = Arrived::default();
-        for arrival in self.arrivals.drain(..) {
+        for arrival in arrivals.drain(..) {
             match arrival {
                 Arrival::Message(delivery) => {
                     let missed = self.single_answer.arrived(delivery.consumer_sequence, now);
@@ -323,30 +351,18 @@ impl<B: Broker> Subscription<B> {
                              JetStream API needs response_type: stream"
                         );
                     }
-                    arrived.deliveries.push(delivery);
+                    let sent_after = send_bound.arrived(now);
+                    arrived.deliveries.push(ArrivedDelivery { delivery, sent_after });
                 }
                 Arrival::End { no, end } => {
                     self.single_answer.ended(no);
+                    send_bound.ended(no);
                     arrived.ends.push((no, end));
                 }
             }
         }
-        self.sharing.arrived(arrived.deliveries.iter().map(|delivery| wire_size(delivery)));
+        self.sharing.arrived(arrived.deliveries.iter().map(|one| wire_size(&one.delivery)));
         arrived
-    }
-
-    /// Something came through the inbox that was left. Takes it, unless that inbox is gone.
-    pub(super) fn take_late(&mut self, event: InboxEvent, now: Instant) -> Option<Arrived> {
-        match (event, &mut self.previous) {
-            (InboxEvent::Arrived, Some(previous)) => {
-                self.arrivals.append(&mut previous.arrivals);
-                Some(self.take(now))
-            }
-            _ => {
-                self.previous = None;
-                None
-            }
-        }
     }
 
     /// The permits for what arrives.
