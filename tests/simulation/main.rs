@@ -27,14 +27,14 @@ mod signs;
 mod watch;
 mod world;
 
-use self::settings::Settings;
+use self::{plan::Plan, settings::Settings};
 
 #[test]
 fn seeds() {
     let settings = Settings::of_environment();
     // The test harness has begun a line.
     println!();
-    let ran = seeds::run(&settings);
+    let ran = seeds::run_all(&settings, |seed| run::run(&Plan::of(seed), false));
     println!("\n{}", ran.summary(&settings));
     if let Some(why) = failure::explain(&ran, &settings) {
         panic!("{why}");

@@ -1,12 +1,12 @@
 //! Runs many seeds on all cores. One thread runs one seed at a time, on a runtime of its own. The threads
-//! share the number of the next seed and nothing else, so they cannot change the history of a seed.
+//! share the next seed and the number of failures, so they cannot change the history of a seed.
 
 use std::{
     collections::BTreeMap,
     io::{Write as _, stderr},
     process,
     sync::{
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     thread,
@@ -14,9 +14,8 @@ use std::{
 };
 
 use super::{
-    plan::Plan,
     ran::Ran,
-    run::{self, Outcome},
+    run::Outcome,
     settings::{Settings, again},
 };
 
@@ -31,35 +30,54 @@ enum News {
     Ended { thread: usize, seed: u64, outcome: Box<Outcome> },
 }
 
-/// The seeds that the threads share.
+/// The threads share this, and nothing else.
+#[derive(Default)]
 struct Next {
+    /// The place of the next seed.
     place: AtomicU64,
+    failed: AtomicUsize,
+    /// Time is up.
     stopped: AtomicBool,
 }
 
-/// Runs the seeds that the settings ask for.
-pub fn run(settings: &Settings) -> Ran {
-    let next = Next { place: AtomicU64::new(0), stopped: AtomicBool::new(false) };
+impl Next {
+    fn seed(&self, settings: &Settings) -> Option<u64> {
+        let failed = self.failed.load(Ordering::Relaxed);
+        if self.stopped.load(Ordering::Relaxed) || failed >= settings.failures {
+            return None;
+        }
+        let place = self.place.fetch_add(1, Ordering::Relaxed);
+        (place < settings.seeds).then_some(settings.from + place)
+    }
+}
+
+/// Runs the seeds that the settings ask for. `run` runs one of them.
+pub fn run_all(settings: &Settings, run: impl Fn(u64) -> Outcome + Sync) -> Ran {
+    let next = Next::default();
     let (tell, news) = channel();
     thread::scope(|scope| {
         for thread in 0..settings.threads {
-            let (tell, next) = (tell.clone(), &next);
-            scope.spawn(move || work(thread, settings, next, &tell));
+            let (tell, next, run) = (tell.clone(), &next, &run);
+            scope.spawn(move || work(thread, settings, next, &tell, run));
         }
         drop(tell);
         collect(settings, &next, &news)
     })
 }
 
-fn work(thread: usize, settings: &Settings, next: &Next, tell: &Sender<News>) {
-    while !next.stopped.load(Ordering::Relaxed) {
-        let place = next.place.fetch_add(1, Ordering::Relaxed);
-        if place >= settings.seeds {
-            return;
-        }
-        let seed = settings.from + place;
+fn work(
+    thread: usize,
+    settings: &Settings,
+    next: &Next,
+    tell: &Sender<News>,
+    run: impl Fn(u64) -> Outcome,
+) {
+    while let Some(seed) = next.seed(settings) {
         let _ = tell.send(News::Begun { thread, seed });
-        let outcome = Box::new(run::run(&Plan::of(seed), false));
+        let outcome = Box::new(run(seed));
+        if !outcome.watch.failures.is_empty() {
+            next.failed.fetch_add(1, Ordering::Relaxed);
+        }
         let _ = tell.send(News::Ended { thread, seed, outcome });
     }
 }
@@ -89,7 +107,7 @@ fn collect(settings: &Settings, next: &Next, news: &Receiver<News>) -> Ran {
             Err(RecvTimeoutError::Disconnected) => break,
         }
         let now = Instant::now();
-        if ran.failed.len() >= settings.failures || end.is_some_and(|end| now >= end) {
+        if end.is_some_and(|end| now >= end) {
             next.stopped.store(true, Ordering::Relaxed);
         }
         if now - printed >= PROGRESS {
@@ -127,4 +145,73 @@ fn give_up(seed: u64) -> ! {
 fn cpu_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     time.try_into().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings {
+            from: 10,
+            seeds: 1_000,
+            time: None,
+            threads: 4,
+            failures: 3,
+            after_failure: None,
+            only_first: false,
+            lines: 0,
+            each: false,
+        }
+    }
+
+    fn outcome(failure: Option<&str>) -> Outcome {
+        let mut outcome = Outcome::default();
+        outcome.watch.failures.extend(failure.map(str::to_owned));
+        outcome.watch.count("a thing");
+        outcome
+    }
+
+    #[test]
+    fn each_seed_is_run_once() {
+        let seen = std::sync::Mutex::new(Vec::new());
+        let ran = run_all(&settings(), |seed| {
+            seen.lock().unwrap().push(seed);
+            outcome(None)
+        });
+        let mut seen = seen.into_inner().unwrap();
+        seen.sort_unstable();
+        assert_eq!(seen, (10..1_010).collect::<Vec<u64>>());
+        assert_eq!((ran.seeds, ran.failed.len()), (1_000, 0));
+        assert!(ran.summary(&settings()).contains("1,000 a thing"));
+    }
+
+    #[test]
+    fn no_seed_begins_after_the_last_failure() {
+        let ran = run_all(&settings(), |_| outcome(Some("it breaks")));
+        assert!((3..3 + 4).contains(&ran.failed.len()), "{ran:?}");
+        assert_eq!(ran.failed.len() as u64, ran.seeds);
+    }
+
+    #[test]
+    fn first_failure_is_that_of_the_lowest_seed() {
+        let slow = |seed| {
+            if seed == 10 {
+                thread::sleep(Duration::from_millis(100));
+            }
+            outcome((seed < 30).then_some("it breaks"))
+        };
+        let ran = run_all(&Settings { failures: 1, ..settings() }, slow);
+        assert_eq!(ran.failed.first_key_value().unwrap().0, &10);
+    }
+
+    #[test]
+    fn no_seed_begins_after_the_time() {
+        let slow = |_| {
+            thread::sleep(Duration::from_millis(10));
+            outcome(None)
+        };
+        let ran = run_all(&Settings { time: Some(Duration::ZERO), ..settings() }, slow);
+        assert!((1..1_000).contains(&ran.seeds), "{ran:?}");
+    }
 }
