@@ -8,6 +8,11 @@ ARGS ?=
 # How long `make soak` publishes, and the seed of its faults. Without a seed, one is chosen at random.
 FOR ?= 2m
 SEED ?=
+# Seeds of the simulation, from FROM=0 on, for SECONDS at most. CONTRIBUTING.md has the rest.
+FROM ?=
+SECONDS ?=
+SIMULATE = FROM=$(FROM) LIMIT_SECONDS=$(SECONDS) cargo --config .cargo/simulation.toml \
+	test --locked --test simulation -- --nocapture --exact seeds
 # The name of the image that `make image` builds.
 IMAGE ?= fetch-proxy
 
@@ -17,9 +22,10 @@ help: ## List the targets
 demo: ## Watch it work, then try it by hand; DEMO_EXIT=1 ends after the summary
 	@scripts/demo
 
-test: ## Run all tests, with real servers
+test: ## Run all tests, with real servers, and SEEDS=2000 simulated clusters
 	@scripts/tools check
-	scripts/with-tools cargo test --locked $(ARGS)
+	$(if $(ARGS)$(filter 0,$(SEEDS)),,SEEDS=$(or $(SEEDS),2000) $(SIMULATE))
+	SEEDS= scripts/with-tools cargo test --locked $(ARGS)
 
 test-clients: ## Run the workers of all languages installed here; ARGS='python nak' for some
 	@scripts/tools check
@@ -48,8 +54,7 @@ test-cluster: ## Test three replicas on three NATS servers with 50,000 messages 
 
 simulate: ## Run SEEDS=10000 simulated clusters, FROM=0 on, for SECONDS=300 at most
 	@scripts/tools check
-	SEEDS=$(or $(SEEDS),10000) FROM=$(FROM) LIMIT_SECONDS=$(SECONDS) scripts/with-tools \
-		cargo test --locked --profile simulation --test simulation -- --nocapture --exact seeds
+	SEEDS=$(or $(SEEDS),10000) $(SIMULATE)
 
 test-deploy: ## Test deploy/, with the image and a small rolling update
 	@scripts/tools check
