@@ -42,6 +42,7 @@ pub(super) async fn tell_others<B: Broker + Bus>(
         delivered: sighting.delivered,
         began: sighting.began,
         again: sighting.again,
+        counting: sighting.counting,
     };
     let request = request.encode_to_vec();
     let others = replica.peers.named();
@@ -86,6 +87,7 @@ pub(super) async fn heard<B: Broker>(lessor: &Lessor<B>, request: &[u8]) -> Opti
         delivered: seen.delivered,
         began: seen.began,
         again: seen.again,
+        counting: seen.counting,
     };
     lessor.heard_of(sighting).await;
     Some(pb::SightingAnswer {}.encode_to_vec())

@@ -19,6 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     LeaseLimits,
+    consumer::monitor::LeftKnowledge,
     shares::Shares,
     sighting::{SIGHTING_TIMEOUT, Sighting, Telling},
     spec::ConsumerSpec,
@@ -41,6 +42,9 @@ const MAX_POISON_SEARCHES: usize = 4;
 /// Log lines in ten seconds about consumers that cannot be read, and the same about unsettled leases.
 const UNSERVED_LINES_PER_TEN_SECONDS: u32 = 10;
 
+/// A consumer of which leases are held, and no task knows.
+pub(super) type LeftConsumer = (Arc<ConsumerSpec>, Option<LeftKnowledge>);
+
 /// See the [module](self).
 pub(super) struct Core<B: Broker> {
     pub(super) broker: B,
@@ -56,8 +60,8 @@ pub(super) struct Core<B: Broker> {
     pub(super) unread: LogThrottle,
     /// The workers that let leases end, and whether the log may name one more.
     pub(super) unsettled: (UnsettledLog, LogThrottle),
-    /// The specs of consumers whose tasks have ended while leases were held.
-    left: Mutex<HashMap<ConsumerName, Arc<ConsumerSpec>>>,
+    /// The knowledge of consumers whose tasks have ended while leases were held.
+    left: Mutex<HashMap<ConsumerName, LeftConsumer>>,
     /// The way to the other replicas, if there can be any.
     herald: OnceLock<mpsc::UnboundedSender<Telling>>,
     consumers: AtomicU32,
@@ -90,14 +94,14 @@ impl<B: Broker> Core<B> {
         }
     }
 
-    /// Keeps the spec that an ending task knows, for the task that follows.
-    pub(super) fn leave(&self, spec: Arc<ConsumerSpec>) {
+    /// Keeps what an ending task knows, for the task that follows.
+    pub(super) fn leave(&self, consumer: LeftConsumer) {
         let mut left = lock(&self.left);
-        left.insert(spec.name.clone(), spec);
+        left.insert(consumer.0.name.clone(), consumer);
     }
 
-    /// Takes the spec that the last task of this consumer has left.
-    pub(super) fn take_left(&self, name: &ConsumerName) -> Option<Arc<ConsumerSpec>> {
+    /// Takes what the last task of this consumer has left.
+    pub(super) fn take_left(&self, name: &ConsumerName) -> Option<LeftConsumer> {
         lock(&self.left).remove(name)
     }
 

@@ -22,12 +22,14 @@ pub struct Sighting {
     pub name: ConsumerName,
     /// The creation time of the consumer, as JetStream writes it.
     pub created: Arc<str>,
-    /// The highest consumer sequence that JetStream knew as delivered.
+    /// The highest consumer sequence that JetStream knew as delivered, or the one that has arrived.
     pub delivered: u64,
     /// Whether the delivery with consumer sequence 1 has arrived here.
     pub began: bool,
     /// Whether consumer sequences went down, so that every earlier lease is void.
     pub again: bool,
+    /// How often consumer sequences went down, as far as this replica has noticed or heard.
+    pub counting: u64,
 }
 
 /// A sighting on its way to the other replicas.

@@ -3,10 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{
-    Error, consumer::monitor::ConsumerView, error::Unsuitable, leadership::Leadership,
-    rights::AckRight,
-};
+use super::{Error, error::Unsuitable, leadership::Leadership, rights::AckRight};
 use crate::{
     broker::{AckPolicy, ConsumerInfo, ConsumerName, Delivery},
     lease::{ConsumerId, ack_wait_of},
@@ -84,19 +81,6 @@ impl ConsumerSpec {
                 max_request_bytes: info.max_request_bytes,
                 park: LONGEST_PARK.min(shortest / 8),
             },
-        }
-    }
-
-    /// The facts that the monitor decides by until INFO is read again.
-    pub(super) fn view(&self) -> ConsumerView {
-        ConsumerView {
-            created: self.created.clone(),
-            leader: self.leadership.leader(),
-            leader_shows: self.leader_shows,
-            replicated: self.replicated,
-            ack_wait: self.ack_wait,
-            delivered: 0,
-            delivered_stream: 0,
         }
     }
 
@@ -273,6 +257,6 @@ mod tests {
         assert!(!spec.last_attempt(1));
         assert!(spec.last_attempt(2));
         let unlimited = ConsumerInfo { max_deliver: None, ..info() };
-        assert!(!ConsumerSpec::new(&spec.name, ConsumerId(1), &unlimited).last_attempt(99));
+        assert!(!self::spec(&unlimited).unwrap().last_attempt(99));
     }
 }

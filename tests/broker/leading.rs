@@ -7,7 +7,9 @@ use fetch_proxy::{
     broker::{ConsumerInfo, Leader, PullEnd},
     clock,
     lease::LeaseId,
-    lessor::{Action, Error, IncomingLease, LeaseLimits, Lessor, OutgoingLease, Settled},
+    lessor::{
+        Action, Error, FetchParams, IncomingLease, LeaseLimits, Lessor, OutgoingLease, Settled,
+    },
 };
 use testkit::fake_broker::{FakeBroker, Fault, info, limits};
 
@@ -378,4 +380,42 @@ async fn consumer_is_read_again_although_every_caller_was_refused() {
         }
     });
     answered.await.expect("callers are refused although the consumer can be read");
+}
+
+/// The task of the consumer ends while leases are held, and another one follows.
+async fn without_a_task(
+    broker: &FakeBroker,
+    lessor: &Lessor<FakeBroker>,
+    meanwhile: impl FnOnce(&FakeBroker),
+) {
+    broker.change(|info| info.as_mut().unwrap().push = true);
+    // Longer than until the next look.
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    let refused = lessor.fetch(ask(broker, Duration::ZERO)).await;
+    assert!(matches!(refused, Err(Error::ConsumerUnsuitable { .. })), "{refused:?}");
+    meanwhile(broker);
+    broker.change(|info| info.as_mut().unwrap().push = false);
+}
+
+#[tokio::test(start_paused = true)]
+async fn hidden_restart_between_two_tasks_of_a_consumer_is_reckoned_with() {
+    let (broker, lessor) = start_unshown(1);
+    let lease = one(&broker, &lessor).await;
+    without_a_task(&broker, &lessor, |_| {}).await;
+    let next = one(&broker, &lessor).await;
+    assert_eq!(ack(&lessor, lease).await, EXPIRED);
+    assert!(confirmed(&ack(&lessor, next).await));
+}
+
+#[tokio::test(start_paused = true)]
+async fn reset_between_two_tasks_of_a_consumer_is_noticed() {
+    let (broker, lessor) = start(1);
+    let (first, second) = (one(&broker, &lessor).await, one(&broker, &lessor).await);
+    without_a_task(&broker, &lessor, FakeBroker::forget).await;
+    // The first message comes again, and the second one does not.
+    let again = lessor.fetch(FetchParams { n: 1, ..ask(&broker, BOUND) }).await.unwrap();
+    assert_eq!(again.messages().len(), 1);
+    for lease in [first, second] {
+        assert_eq!(ack(&lessor, lease).await, EXPIRED);
+    }
 }

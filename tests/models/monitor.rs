@@ -70,6 +70,7 @@ const NAMED: &[Event] = &[
     Event::Unanswered,
     Event::HeardRead,
     Event::HeardAgain,
+    Event::HeardBegan,
 ];
 
 struct Walk {

@@ -92,6 +92,21 @@ async fn reset_consumer_voids_the_leases_of_every_replica() {
     assert_eq!(broker.published().len(), 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn second_reset_within_a_moment_voids_the_leases_of_every_replica() {
+    let (_net, broker, [owner, next]) = two().await;
+    next.lessor.know(&broker.name(), clock::now() + PATIENCE).await.unwrap();
+    owner.leased(&broker, 1).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    broker.forget();
+    let old = owner.leased(&broker, 1).await;
+    broker.forget();
+    let new = next.leased(&broker, 1).await;
+    assert_eq!(ack(&owner, old[0]).await, expired());
+    assert!(ack(&next, new[0]).await.is_ok());
+    assert_eq!(broker.published().len(), 1);
+}
+
 /// The others receive one announcement of a consumer, and not one for each Fetch.
 #[tokio::test(start_paused = true)]
 async fn unchanged_consumer_costs_no_more_announcements() {
@@ -128,6 +143,7 @@ async fn leases_of_an_unsuitable_consumer_end_when_it_is_recreated() {
         delivered: 0,
         began: false,
         again: false,
+        counting: 0,
     };
     owner.lessor.heard_of(sighting).await;
     assert_eq!(ack(&owner, old[0]).await, expired());

@@ -10,7 +10,7 @@ use std::{
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    monitor::{ConsumerView, LeaderSigns},
+    monitor::{LeaderSigns, LeftKnowledge},
     send_bound::ArrivedDelivery,
 };
 use crate::{
@@ -38,18 +38,17 @@ pub(super) struct ConsumerLeases<B: Broker> {
 }
 
 impl<B: Broker> ConsumerLeases<B> {
-    /// The leases of this consumer, with those that an earlier task has left.
-    pub(super) fn new(core: Arc<Core<B>>, name: ConsumerName) -> Self {
-        Self { spec: core.take_left(&name), core, name }
+    /// The leases of this consumer. `left`: the spec of those that an earlier task has left.
+    pub(super) fn new(
+        core: Arc<Core<B>>,
+        name: ConsumerName,
+        left: Option<Arc<ConsumerSpec>>,
+    ) -> Self {
+        Self { core, name, spec: left }
     }
 
     pub(super) fn spec(&self) -> Option<&Arc<ConsumerSpec>> {
         self.spec.as_ref()
-    }
-
-    /// The view of the spec, for the monitor.
-    pub(super) fn view(&self) -> Option<ConsumerView> {
-        self.spec.as_ref().map(|spec| spec.view())
     }
 
     /// The number of leases that are held.
@@ -229,10 +228,11 @@ impl<B: Broker> ConsumerLeases<B> {
         release(&self.core, released.collect());
     }
 
-    /// The task ends. If leases are held, the next task of the consumer finds its spec.
-    pub(super) fn leave(&self) {
-        if self.held() > 0 {
-            self.spec.iter().cloned().for_each(|spec| self.core.leave(spec));
+    /// The task ends. If leases are held, the next task of the consumer finds its spec, and what the monitor
+    /// knew.
+    pub(super) fn leave(&self, known: Option<LeftKnowledge>) {
+        if let Some(spec) = self.spec.clone().filter(|_| self.held() > 0) {
+            self.core.leave((spec, known));
         }
     }
 }

@@ -40,11 +40,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use self::known::LeftKnowledge;
 pub use self::types::{CallerWants, ConsumerView, InfoAnswer, LeaderSigns, MonitorStep};
 use self::{
     contradiction::Contradiction,
     counting::DeliveryCount,
-    known::{Knowledge, Known, LeaderTrust},
+    known::{Counted, Knowledge, Known, LeaderTrust},
     link_state::LinkState,
     question::Question,
 };
@@ -68,16 +69,23 @@ pub struct Monitor {
 
 impl Monitor {
     /// A monitor of a consumer. `server` is the present connection, if there is one; `left` is what an
-    /// earlier monitor knew, without a delivery, if leases of the consumer are held.
-    pub fn new(server: Option<&Server>, left: Option<ConsumerView>, now: Instant) -> Self {
-        let known = left.map(|left| Knowledge::Known(Known::new(left, None, now, now)));
-        Self {
+    /// earlier monitor knew, if leases of the consumer are held.
+    pub fn new(server: Option<&Server>, left: Option<LeftKnowledge>, now: Instant) -> Self {
+        let mut monitor = Self {
             connection: LinkState::new(server, now),
-            consumer: known.unwrap_or(Knowledge::Unknown),
+            consumer: left.map_or(Knowledge::Unknown, LeftKnowledge::resume),
             question: Question::Due(now),
             contradiction: None,
             steps: VecDeque::new(),
-        }
+        };
+        // Since then nobody has looked who leads.
+        monitor.missed(now);
+        monitor
+    }
+
+    /// What a later monitor must know, if leases of the consumer are held.
+    pub fn leave(&self) -> Option<LeftKnowledge> {
+        self.consumer.known().map(LeftKnowledge::of)
     }
 
     /// The connection has changed; `None` while there is none.
@@ -104,12 +112,12 @@ impl Monitor {
     /// them, from the first one on, are void and must not be leased. The others are leased after the steps.
     pub fn arrived(&mut self, deliveries: &[(u64, u64)], now: Instant) -> usize {
         let Some(known) = self.consumer.known_mut() else { return 0 };
-        let (counted, void) = known.count(deliveries, now);
-        if counted == DeliveryCount::Again {
+        let Counted { what, sequence, void } = known.count(deliveries, now);
+        if what == DeliveryCount::Again {
             self.void(now);
         }
-        if counted != DeliveryCount::On {
-            self.announce(0, counted);
+        if what != DeliveryCount::On {
+            self.announce(sequence, sequence == 1, what == DeliveryCount::Again);
         }
         self.arrived_late(&deliveries[void..]);
         void
@@ -163,10 +171,8 @@ impl Monitor {
 
     /// As far as can be seen, nobody leads the consumer at this moment.
     pub fn missed(&mut self, now: Instant) {
-        if let Some(known) = self.consumer.known_mut() {
-            known.missed();
-        }
-        self.ask(now);
+        self.consumer.known_mut().into_iter().for_each(Known::missed);
+        self.ask_again(now);
         self.doubt(now);
     }
 
@@ -195,9 +201,7 @@ impl Monitor {
             known.be_unsure();
             self.contradiction = Some(Contradiction::new(sighting.created.clone(), now));
             self.start_doubt();
-        } else if sighting.began && known.counting.heard_beginning(now)
-            || !sighting.began && sighting.again && known.counting.heard_again(now)
-        {
+        } else if known.counting.heard(sighting, now) {
             self.void(now);
         }
         let Some(known) = self.consumer.known_mut() else { return false };
@@ -224,9 +228,7 @@ impl Monitor {
 
     /// INFO has to be read again before there is another inbox.
     pub fn reread(&mut self) {
-        if let Some(known) = self.consumer.known_mut() {
-            known.read_on = None;
-        }
+        self.consumer.known_mut().into_iter().for_each(|known| known.read_on = None);
     }
 
     /// INFO is asked now, unless it is being asked.
@@ -324,7 +326,7 @@ impl Monitor {
                 let read_on = self.consumer.known().and_then(|known| known.read_on);
                 self.consumer = Knowledge::Known(Known::new(view, read_on, asked_at, now));
                 // Holders of older leases must know before a message of this consumer is handed out.
-                self.announce(delivered, DeliveryCount::On);
+                self.announce(delivered, false, false);
             }
         }
         let Some(known) = self.consumer.known_mut() else { return };
@@ -349,7 +351,7 @@ impl Monitor {
         }
         if change.reset {
             self.say(MonitorStep::Void);
-            self.announce(delivered, DeliveryCount::Again);
+            self.announce(delivered, false, true);
         } else if change.lost {
             self.say(MonitorStep::LoseAfter(delivered));
         }
@@ -406,9 +408,8 @@ impl Monitor {
     }
 
     fn distrust(&mut self, since: Instant, signs: LeaderSigns) {
-        if self.consumer.known().is_some() {
-            self.say(MonitorStep::Distrust { since, signs });
-        }
+        let known = self.consumer.known();
+        self.steps.extend(known.map(|_| MonitorStep::Distrust { since, signs }));
     }
 
     /// Leases that were granted before are over: their messages are delivered again.
@@ -421,10 +422,8 @@ impl Monitor {
         self.distrust_answer(now);
     }
 
-    fn announce(&mut self, delivered: u64, counted: DeliveryCount) {
-        let created = self.consumer.known().map(|known| known.view.created.clone());
-        let (began, again) = (counted == DeliveryCount::Began, counted == DeliveryCount::Again);
-        let announce = |created| MonitorStep::Announce { created, delivered, began, again };
-        self.steps.extend(created.map(announce));
+    fn announce(&mut self, delivered: u64, began: bool, again: bool) {
+        let known = self.consumer.known();
+        self.steps.extend(known.map(|known| known.announcement(delivered, began, again)));
     }
 }

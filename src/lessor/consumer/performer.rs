@@ -49,11 +49,13 @@ pub(super) struct Performer<B: Broker> {
 impl<B: Broker> Performer<B> {
     pub(super) fn new(core: Arc<Core<B>>, name: ConsumerName, handle: ConsumerHandle) -> Self {
         let now = clock::now();
-        let leases = ConsumerLeases::new(core.clone(), name.clone());
+        let (spec, known) =
+            core.take_left(&name).map_or((None, None), |(spec, known)| (Some(spec), known));
+        let leases = ConsumerLeases::new(core.clone(), name.clone(), spec);
         let subscription = Subscription::new(core.clone(), name.clone());
         let server = subscription.link().server().map(AsRef::as_ref);
         Self {
-            monitor: Monitor::new(server, leases.view(), now),
+            monitor: Monitor::new(server, known, now),
             leases,
             callers: Callers::new(handle, now),
             subscription,
@@ -296,9 +298,9 @@ impl<B: Broker> Performer<B> {
             MonitorStep::Lead(leader) => self.leases.pass_to(leader),
             MonitorStep::Doubt => self.leases.doubt(),
             MonitorStep::Trust => self.leases.trust(),
-            MonitorStep::Announce { created, delivered, began, again } => {
+            MonitorStep::Announce { created, delivered, began, again, counting } => {
                 let name = self.name.clone();
-                let sighting = Sighting { name, created, delivered, began, again };
+                let sighting = Sighting { name, created, delivered, began, again, counting };
                 let told = self.core.tell_others(sighting);
                 told.into_iter().for_each(|told| self.announcer.announce(told));
             }

@@ -163,7 +163,7 @@ impl<B: Broker> ConsumerTask<B> {
             // Nobody is left to find out which of the two consumers it is.
             self.performer.leases.end();
         }
-        self.performer.leases.leave();
+        self.performer.leases.leave(self.performer.monitor.leave());
         self.commands.close();
         // Nobody is left to end a doubt.
         self.performer.leases.trust();

@@ -27,9 +27,10 @@ const SURE: u64 = 1000;
 const RETRY: u64 = 250;
 const TIMEOUT: u64 = 2000;
 const GONE: u64 = 500;
-const NEWS: u64 = 2000;
 /// Deliveries of one history.
 const MOST_DELIVERIES: u8 = 2;
+/// Resets of one consumer.
+const MOST_RESETS: u8 = 2;
 /// Changes of leader in one history.
 const MOST_CHANGES: u8 = 2;
 /// Lost connections in one history.
@@ -79,6 +80,8 @@ pub enum Event {
     HeardRead,
     /// Another replica has seen sequences go down, after a reset.
     HeardAgain,
+    /// Another replica has got the delivery with sequence 1.
+    HeardBegan,
 }
 
 /// The state that INFO would tell.
@@ -104,6 +107,8 @@ struct Asked {
 struct Lease {
     sequence: u64,
     incarnation: u8,
+    /// The resets of the consumer before it was granted.
+    generation: u8,
     /// Changes of leader since it was granted, after which it was still trusted: one bit each.
     unprotected: u8,
     granted_before_ask: bool,
@@ -128,6 +133,8 @@ pub struct World {
     delivered: u64,
     deliveries: u8,
     generation: u8,
+    /// The last reset that the other replicas have noticed, and the number that they gave it.
+    noticed_elsewhere: (u8, u64),
     changes: Vec<Change>,
     // Our side of it.
     epoch: u64,
@@ -149,7 +156,6 @@ pub struct World {
     proof_at: Option<u64>,
     fresh_from: u64,
     gone_since: Option<u64>,
-    voided_at: Option<u64>,
     answered_at: Option<u64>,
     /// Something has happened since the last answer that the answer may not know.
     news: bool,
@@ -164,11 +170,12 @@ impl Hash for World {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.monitor.hash(state);
         (self.now, self.incarnation, self.made, self.leader, self.starts).hash(state);
-        (self.delivered, self.deliveries, self.generation, &self.changes).hash(state);
+        (self.delivered, self.deliveries, self.generation, self.noticed_elsewhere).hash(state);
+        self.changes.hash(state);
         (self.epoch, self.up, self.server, self.lost_at, &self.asked, self.pulling).hash(state);
         (&self.leases, self.replicas_wait, self.stopped, self.known, self.highest).hash(state);
         (self.last_arrival, self.in_doubt, self.missed, self.contradicted).hash(state);
-        (self.proof_at, self.fresh_from, self.gone_since, self.voided_at).hash(state);
+        (self.proof_at, self.fresh_from, self.gone_since).hash(state);
         (self.answered_at, self.news, self.forgot, self.alarmed).hash(state);
     }
 }
@@ -207,6 +214,7 @@ impl World {
             delivered: 0,
             deliveries: 0,
             generation: 0,
+            noticed_elsewhere: (0, 0),
             changes: Vec::new(),
             epoch: 1,
             up: true,
@@ -226,7 +234,6 @@ impl World {
             proof_at: None,
             fresh_from: 0,
             gone_since: None,
-            voided_at: None,
             answered_at: None,
             news: true,
             forgot: false,
@@ -256,7 +263,7 @@ impl World {
                 changes && there && self.kept.replicated && (!forgets || self.delivered > 0)
             }
             Event::Restarted { forgets } => restarts && (!forgets || self.delivered > 0),
-            Event::Reset => there && self.generation == 0 && self.delivered > 0,
+            Event::Reset => there && self.generation < MOST_RESETS && self.delivered > 0,
             Event::Deleted => there,
             Event::Created => !there && self.made < 2,
             Event::Cut => self.up && self.epoch <= MOST_CUTS,
@@ -272,6 +279,7 @@ impl World {
             Event::LeaderGone => self.pulling && there,
             Event::HeardRead => self.incarnation.is_some_and(|incarnation| incarnation > 0),
             Event::HeardAgain => there && self.generation > 0,
+            Event::HeardBegan => there && self.delivered == 0,
         };
         let mut possible = Vec::new();
         for event in alphabet.iter().filter(|event| can(event)) {
@@ -322,6 +330,7 @@ impl World {
             Event::Created => {
                 self.made += 1;
                 (self.incarnation, self.delivered, self.forgot) = (Some(self.made), 0, true);
+                (self.generation, self.noticed_elsewhere) = (0, (0, 0));
                 self.tell();
             }
             Event::Cut => {
@@ -349,8 +358,13 @@ impl World {
                 self.monitor.leader_gone(now);
                 self.miss();
             }
-            Event::HeardRead => self.hear(false),
-            Event::HeardAgain => self.hear(true),
+            Event::HeardRead => self.hear(false, false)?,
+            Event::HeardAgain => self.hear(false, true)?,
+            Event::HeardBegan => {
+                self.delivered = 1;
+                self.tell();
+                self.hear(true, self.generation > 0)?;
+            }
         }
         self.settle_down()
     }
@@ -406,6 +420,7 @@ impl World {
         self.leases.push(Lease {
             sequence,
             incarnation,
+            generation: self.generation,
             unprotected: 0,
             granted_before_ask: false,
         });
@@ -447,18 +462,24 @@ impl World {
         if self.known.is_some() {
             (self.missed, self.proof_at) = (true, None);
             self.alarmed |= !self.kept.leader_shows;
+            self.asked.iter_mut().for_each(|asked| asked.before_sign = true);
         }
         self.sign();
     }
 
-    fn hear(&mut self, again: bool) {
+    fn hear(&mut self, began: bool, again: bool) -> Check {
         let incarnation = self.incarnation.expect("it is there");
+        let (generation, number) = self.noticed_elsewhere;
+        if (began || again) && generation < self.generation {
+            self.noticed_elsewhere = (self.generation, number + 1);
+        }
         let sighting = Sighting {
             name: ConsumerName { stream: "S".into(), consumer: "c".into() },
             created: created(incarnation),
             delivered: self.delivered,
-            began: false,
+            began,
             again,
+            counting: self.noticed_elsewhere.1,
         };
         let held = !self.leases.is_empty();
         let waits = self.monitor.heard(&sighting, held, instant(self.now));
@@ -468,9 +489,16 @@ impl World {
             self.in_doubt = true;
             self.contradicted = Some((incarnation, self.now));
             self.proof_at = None;
-        } else if self.known.is_some() && !again && self.delivered < self.highest && !held {
+            return Ok(());
+        }
+        if self.known.is_some() && !again && !began && self.delivered < self.highest && !held {
             self.proof_at = None;
         }
+        self.perform()?;
+        let current = |lease: &Lease| lease.generation == self.generation;
+        must(!(began || again) || self.leases.iter().all(current), || {
+            "a lease outlives a reset that another replica has seen".to_owned()
+        })
     }
 
     fn answer(&mut self, which: usize) -> Check {
@@ -492,13 +520,12 @@ impl World {
             delivered_stream: 10 + told.delivered,
         };
         self.monitor.answered(InfoAnswer::Read(reading), false, now);
-        let lately = self.voided_at.is_some_and(|at| self.now - at < NEWS);
         self.perform()?;
         let before = self.known.replace(told);
         let same = before.filter(|before| before.incarnation == told.incarnation);
         if let Some(before) = same {
             self.check_leader(before, told)?;
-            self.check_forgotten(before, told, &asked, lately)?;
+            self.check_forgotten(before, told, &asked)?;
         }
         must(self.leases.iter().all(|lease| lease.incarnation == incarnation), || {
             "a lease outlives the consumer that it is of".to_owned()
@@ -564,8 +591,8 @@ impl World {
     }
 
     /// Leases of deliveries that the consumer does not know of any more are over.
-    fn check_forgotten(&self, before: Told, told: Told, asked: &Asked, lately: bool) -> Check {
-        if told.delivered >= asked.known || lately {
+    fn check_forgotten(&self, before: Told, told: Told, asked: &Asked) -> Check {
+        if told.delivered >= asked.known {
             return Ok(());
         }
         let older = self.leases.iter().filter(|lease| lease.granted_before_ask);
@@ -635,7 +662,6 @@ impl World {
                 must(self.forgot, || "leases are void, and nothing was forgotten".to_owned())?;
                 self.leases.clear();
                 (self.in_doubt, self.highest, self.last_arrival) = (false, 0, 0);
-                self.voided_at = Some(self.now);
                 self.news = true;
                 Ok(())
             }
@@ -643,6 +669,12 @@ impl World {
                 let there = self.made == 0 && self.incarnation.is_some();
                 must(!there, || "leases end with a consumer that is there".to_owned())?;
                 self.leases.clear();
+                Ok(())
+            }
+            MonitorStep::Announce { again, counting, .. } => {
+                let (generation, number) = self.noticed_elsewhere;
+                let generation = if again { self.generation } else { generation };
+                self.noticed_elsewhere = (generation, number.max(counting));
                 Ok(())
             }
             MonitorStep::AnswerReplicas => {
@@ -657,7 +689,6 @@ impl World {
             | MonitorStep::Trust
             | MonitorStep::Lead(_)
             | MonitorStep::Adopt
-            | MonitorStep::Announce { .. }
             | MonitorStep::ReadHere { .. } => Ok(()),
         }
     }
@@ -688,8 +719,6 @@ impl World {
         if self.news || self.asked.is_some() {
             self.answered_at = None;
         }
-        let now = self.now;
-        self.voided_at = self.voided_at.filter(|at| now - at < NEWS);
         for (index, change) in self.changes.iter_mut().enumerate() {
             if self.leases.iter().all(|lease| lease.unprotected & 1 << index == 0) {
                 *change = Change { at: 0, before_ask: true };

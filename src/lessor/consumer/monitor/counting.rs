@@ -5,15 +5,22 @@
 //! ```text
 //!  FRESH ──── sequence 1 is seen ────▶ BEGUN ──── sequence 1 is seen again: void ──▶ BEGUN
 //!    ▲                                   ▲
-//!    │ void: a lower sequence            │ sequence 1 is seen: void, unless the consumer
-//!    │                                   │ was read for the first time a moment before
-//!    └── any state                    UNDER WAY since
+//!    │ void: nothing is delivered yet    │ sequence 1 is seen: void, unless the counting
+//!    │                                   │ was noticed a moment before
+//!    └── any state ── void: another ──▶ UNDER WAY since
+//!                     sequence is seen
 //! ```
 //! 1. A sequence that is not higher than the highest that has arrived voids every older lease.
 //! 2. The first delivery of a counting voids nothing of that counting.
 //! 3. A sighting of another replica voids nothing, if its counting was noticed before.
+//!
+//! A replica knows by two signs that a sighting is of a counting which it has not noticed. Sequence 1 is
+//! delivered once in each counting. And the replicas number the countings: if two replicas notice the same
+//! counting by themselves, both give it the next number. So a higher number is news, however soon it comes.
 
 use std::time::{Duration, Instant};
+
+use crate::lessor::sighting::Sighting;
 
 /// All sightings of one counting arrive within this time of each other.
 const NEWS: Duration = Duration::from_secs(2);
@@ -22,7 +29,7 @@ const NEWS: Duration = Duration::from_secs(2);
 enum Start {
     /// Nothing has been delivered, as far as is known.
     Fresh,
-    /// Something had been delivered when the consumer was read for the first time, which was then.
+    /// Something else than sequence 1 was delivered when the counting was noticed, which was then.
     UnderWay(Instant),
     /// The delivery with sequence 1 has arrived here, or at another replica.
     Begun,
@@ -33,6 +40,8 @@ pub(super) struct Counting {
     start: Start,
     /// The highest sequence that has arrived here.
     highest: u64,
+    /// How many countings followed the first, as far as this replica has noticed or heard.
+    number: u64,
     /// When a new counting was noticed last.
     noticed: Option<Instant>,
 }
@@ -48,11 +57,22 @@ pub(super) enum DeliveryCount {
     Again,
 }
 
+impl Start {
+    /// INFO, or another replica, knows deliveries up to this one.
+    fn of(delivered: u64, now: Instant) -> Self {
+        if delivered == 0 { Self::Fresh } else { Self::UnderWay(now) }
+    }
+}
+
 impl Counting {
     /// INFO was read for the first time, and knew so many deliveries.
     pub(super) fn new(delivered: u64, now: Instant) -> Self {
-        let start = if delivered == 0 { Start::Fresh } else { Start::UnderWay(now) };
-        Self { start, highest: 0, noticed: None }
+        Self { start: Start::of(delivered, now), highest: 0, number: 0, noticed: None }
+    }
+
+    /// How many countings followed the first, for the other replicas.
+    pub(super) fn number(&self) -> u64 {
+        self.number
     }
 
     /// A delivery with this sequence has arrived. The deliveries of one inbox arrive in the order of their
@@ -65,41 +85,45 @@ impl Counting {
             _ if lower => DeliveryCount::Again,
             _ => DeliveryCount::On,
         };
+        let start = if sequence == 1 { Start::Begun } else { Start::UnderWay(now) };
         match counted {
             DeliveryCount::On => {}
-            DeliveryCount::Began => self.start = Start::Begun,
-            DeliveryCount::Again => {
-                self.noticed = Some(now);
-                self.start = if sequence == 1 { Start::Begun } else { Start::Fresh };
-            }
+            DeliveryCount::Began => self.start = start,
+            DeliveryCount::Again => self.notice(start, self.number + 1, now),
         }
         self.highest = sequence;
         counted
     }
 
-    /// Another replica says that the delivery with sequence 1 has arrived there. `true`: every older
-    /// lease is void.
-    pub(super) fn heard_beginning(&mut self, now: Instant) -> bool {
-        let known = self.noticed_lately(now);
-        let void = self.begins(now) && !known;
+    /// INFO knows fewer deliveries than were known when it was asked: only those of another counting.
+    pub(super) fn went_down(&mut self, delivered: u64, now: Instant) {
+        self.notice(Start::of(delivered, now), self.number + 1, now);
+    }
+
+    /// Another replica has seen something. `true`: every older lease is void.
+    pub(super) fn heard(&mut self, sighting: &Sighting, now: Instant) -> bool {
+        let news = sighting.counting > self.number;
+        let void = if sighting.began {
+            news || self.has_begun_before(now)
+        } else {
+            sighting.again && (news || !self.noticed_lately(now))
+        };
+        let start = if sighting.began { Start::Begun } else { Start::of(sighting.delivered, now) };
         if void {
-            (self.noticed, self.highest) = (Some(now), 0);
+            self.notice(start, sighting.counting.max(self.number), now);
+        } else if sighting.began {
+            self.start = start;
         }
         void
     }
 
-    /// Another replica, or INFO, says that the sequences went down. `true`: every older lease is void.
-    pub(super) fn heard_again(&mut self, now: Instant) -> bool {
-        if self.noticed_lately(now) {
-            return false;
-        }
-        (self.start, self.highest, self.noticed) = (Start::Fresh, 0, Some(now));
-        true
+    fn notice(&mut self, start: Start, number: u64, now: Instant) {
+        *self = Self { start, highest: 0, number, noticed: Some(now) };
     }
 
-    /// Sequence 1 was delivered. `true`: to a counting that had begun before.
-    fn begins(&mut self, now: Instant) -> bool {
-        match std::mem::replace(&mut self.start, Start::Begun) {
+    /// If sequence 1 is delivered now, a counting begins that is not the present one.
+    fn has_begun_before(&self, now: Instant) -> bool {
+        match self.start {
             Start::Fresh => false,
             Start::UnderWay(since) => now.saturating_duration_since(since) >= NEWS,
             Start::Begun => true,
@@ -114,10 +138,26 @@ impl Counting {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock;
+    use crate::{broker::ConsumerName, clock};
 
     /// Long enough that everybody has heard.
     const LATER: Duration = NEWS;
+
+    fn sighting(counting: u64, delivered: u64) -> Sighting {
+        Sighting {
+            name: ConsumerName { stream: "S".into(), consumer: "c".into() },
+            created: "2026-11-29T08:00:00Z".into(),
+            delivered,
+            began: false,
+            again: true,
+            counting,
+        }
+    }
+
+    /// The counting of this number has begun elsewhere.
+    fn began(counting: u64) -> Sighting {
+        Sighting { began: true, again: counting > 0, ..sighting(counting, 1) }
+    }
 
     #[test]
     fn a_counting_that_begins_voids_nothing() {
@@ -128,14 +168,14 @@ mod tests {
         let mut elsewhere = Counting::new(0, now);
         // It has got the second delivery before it hears of the first.
         assert_eq!(elsewhere.arrived(2, now), DeliveryCount::On);
-        assert!(!elsewhere.heard_beginning(now + LATER));
+        assert!(!elsewhere.heard(&began(0), now + LATER));
     }
 
     #[test]
     fn a_replica_that_has_just_read_the_consumer_may_hear_of_its_beginning_later() {
         let now = clock::now();
-        assert!(!Counting::new(5, now).heard_beginning(now + LATER / 2));
-        assert!(Counting::new(5, now).heard_beginning(now + LATER));
+        assert!(!Counting::new(5, now).heard(&began(0), now + LATER / 2));
+        assert!(Counting::new(5, now).heard(&began(0), now + LATER));
     }
 
     #[test]
@@ -154,22 +194,52 @@ mod tests {
         let now = clock::now();
         let mut counting = Counting::new(0, now);
         counting.arrived(1, now);
-        assert!(counting.heard_beginning(now), "the next counting has begun elsewhere");
+        assert!(counting.heard(&began(1), now), "the next counting has begun elsewhere");
         assert_eq!(counting.arrived(2, now), DeliveryCount::On, "it is the second of that");
         let mut counting = Counting::new(0, now);
-        assert!(!counting.heard_beginning(now));
+        assert!(!counting.heard(&began(0), now));
         assert_eq!(counting.arrived(1, now), DeliveryCount::Again, "the next one has begun here");
     }
 
     #[test]
-    fn known_reset_is_not_applied_again_by_announcements() {
+    fn each_of_two_resets_in_a_moment_voids_what_is_older() {
+        let now = clock::now();
+        let mut counting = Counting::new(0, now);
+        counting.arrived(7, now);
+        assert!(counting.heard(&began(1), now) && counting.heard(&began(2), now));
+        assert!(counting.heard(&sighting(3, 0), now), "INFO has shown it elsewhere");
+        assert!(counting.heard(&sighting(4, 2), now), "its first delivery was lost");
+        counting.went_down(0, now);
+        assert!(counting.heard(&began(6), now), "it was not the one that INFO has shown");
+        assert_eq!(counting.arrived(1, now), DeliveryCount::Again);
+        // Another replica has got the first delivery of a counting that was not noticed here.
+        assert!(counting.heard(&began(6), now));
+    }
+
+    #[test]
+    fn reset_that_several_replicas_notice_is_applied_once() {
         let now = clock::now();
         let mut counting = Counting::new(0, now);
         counting.arrived(7, now);
         assert_eq!(counting.arrived(3, now), DeliveryCount::Again);
-        assert!(!counting.heard_beginning(now));
-        assert!(!counting.heard_again(now));
-        assert!(counting.heard_again(now + LATER));
-        assert!(!counting.heard_again(now + LATER));
+        assert!(!counting.heard(&began(1), now));
+        assert!(!counting.heard(&sighting(1, 2), now));
+        let mut counting = Counting::new(7, now);
+        counting.went_down(0, now);
+        assert!(!counting.heard(&sighting(1, 0), now));
+        assert_eq!(counting.arrived(2, now), DeliveryCount::On);
+        assert!(!counting.heard(&began(1), now + LATER));
+        assert!(!counting.heard(&sighting(1, 5), now + LATER / 2));
+    }
+
+    /// A replica that has just started does not know of the countings before.
+    #[test]
+    fn late_sighting_of_a_lower_number_is_of_another_counting() {
+        let now = clock::now();
+        let mut counting = Counting::new(0, now);
+        assert!(counting.heard(&sighting(6, 3), now));
+        assert!(!counting.heard(&sighting(1, 3), now));
+        assert!(counting.heard(&sighting(1, 3), now + LATER));
+        assert_eq!(counting.number(), 6);
     }
 }

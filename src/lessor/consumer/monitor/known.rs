@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     counting::{Counting, DeliveryCount},
-    types::{ConsumerView, LeaderSigns},
+    types::{ConsumerView, LeaderSigns, MonitorStep},
 };
 
 /// The longest time between two questions while leases are held,
@@ -77,6 +77,20 @@ pub(super) struct Known {
     sure_at: Option<Instant>,
 }
 
+/// The knowledge of a monitor that has ended, for the monitor that follows.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct LeftKnowledge(Known);
+
+impl LeftKnowledge {
+    pub(super) fn of(known: &Known) -> Self {
+        Self(Known { read_on: None, trust: LeaderTrust::Sure, ..known.clone() })
+    }
+
+    pub(super) fn resume(self) -> Knowledge {
+        Knowledge::Known(self.0)
+    }
+}
+
 /// Whether leases may be settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum LeaderTrust {
@@ -90,10 +104,20 @@ pub(super) struct LeaderChange {
     pub(super) signs: LeaderSigns,
     /// When the old leader was last seen.
     pub(super) since: Instant,
-    /// The consumer was reset, and that was not noticed before: all leases are void.
+    /// The consumer was reset: all leases are void.
     pub(super) reset: bool,
     /// A new leader has lost the last deliveries.
     pub(super) lost: bool,
+}
+
+/// The findings of deliveries that have arrived together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Counted {
+    pub(super) what: DeliveryCount,
+    /// The sequence that shows it.
+    pub(super) sequence: u64,
+    /// How many deliveries, from the first one on, are void.
+    pub(super) void: usize,
 }
 
 impl Known {
@@ -137,8 +161,9 @@ impl Known {
         };
         // A server that crashed knows what it had stored: only later deliveries are lost. Nothing but a reset
         // makes the same leader count from the beginning again.
-        let reset = forgotten && !changed && self.counting.heard_again(now);
+        let reset = forgotten && !changed;
         if reset {
+            self.counting.went_down(delivered, now);
             self.void();
         }
         if forgotten {
@@ -148,23 +173,26 @@ impl Known {
         LeaderChange { signs, since, reset, lost: forgotten && changed }
     }
 
-    /// Looks at the deliveries that have arrived. Tells what they say, and how many of them are void.
-    pub(super) fn count(
-        &mut self,
-        deliveries: &[(u64, u64)],
-        now: Instant,
-    ) -> (DeliveryCount, usize) {
+    /// Looks at the deliveries that have arrived.
+    pub(super) fn count(&mut self, deliveries: &[(u64, u64)], now: Instant) -> Counted {
         self.sure_at = Some(now);
-        let (mut counted, mut void) = (DeliveryCount::On, 0);
+        let mut counted = Counted { what: DeliveryCount::On, sequence: 0, void: 0 };
         for (index, (sequence, _)) in deliveries.iter().enumerate() {
-            match self.counting.arrived(*sequence, now) {
+            let (what, sequence) = (self.counting.arrived(*sequence, now), *sequence);
+            match what {
                 DeliveryCount::On => {}
-                DeliveryCount::Began => counted = DeliveryCount::Began,
+                DeliveryCount::Began => counted = Counted { what, sequence, ..counted },
                 // Earlier ones, which were read together with this one, are of the old counting.
-                DeliveryCount::Again => (counted, void) = (DeliveryCount::Again, index),
+                DeliveryCount::Again => counted = Counted { what, sequence, void: index },
             }
         }
-        (counted, void)
+        counted
+    }
+
+    /// Tells the other replicas what was seen.
+    pub(super) fn announcement(&self, delivered: u64, began: bool, again: bool) -> MonitorStep {
+        let (created, counting) = (self.view.created.clone(), self.counting.number());
+        MonitorStep::Announce { created, delivered, began, again, counting }
     }
 
     pub(super) fn arrived(&mut self, deliveries: &[(u64, u64)]) {

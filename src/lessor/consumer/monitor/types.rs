@@ -111,12 +111,14 @@ pub enum MonitorStep {
     Announce {
         /// When the consumer was made.
         created: Arc<str>,
-        /// The highest consumer sequence that INFO knew; 0 if an arrival has shown it.
+        /// The highest consumer sequence that INFO knew, or the one that has arrived.
         delivered: u64,
         /// The delivery with consumer sequence 1 has arrived here.
         began: bool,
         /// Consumer sequences went down.
         again: bool,
+        /// How often they went down, as far as is known here.
+        counting: u64,
     },
     /// INFO was read for the first time on this connection.
     ReadHere {
