@@ -1,7 +1,8 @@
 //! Whether NATS allows the proxy to ack a consumer's messages, as far as is known. All leases of one
-//! incarnation share it. Every confirmed or refused publish to an ack subject updates it.
+//! consumer share it, as long as its task lives. Every confirmed or refused publish to an ack subject updates it.
 //!
 //! A lease longer than the ack wait needs such publishes. Without the right, nothing can keep a long lease.
+//! Settlements are published although the right was refused. So a right that was granted since is noticed.
 
 use std::sync::{
     Arc, Mutex,

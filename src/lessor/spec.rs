@@ -55,7 +55,12 @@ impl ConsumerSpec {
     }
 
     /// The spec of a suitable consumer, from its INFO.
-    pub(super) fn new(name: &ConsumerName, id: ConsumerId, info: &ConsumerInfo) -> Self {
+    pub(super) fn new(
+        name: &ConsumerName,
+        id: ConsumerId,
+        info: &ConsumerInfo,
+        ack_right: AckRight,
+    ) -> Self {
         let shortest = info.backoff.iter().copied().fold(info.ack_wait, Duration::min);
         // A lease counts from the sending of its pull, so a pull that waits long makes leases short.
         let longest_pull = (shortest / 5).max(SHORTEST_PULL);
@@ -71,7 +76,7 @@ impl ConsumerSpec {
             replicated: info.replicas > 1,
             leader_shows: info.leader_shows,
             leadership: Leadership::new(info.leader),
-            ack_right: AckRight::default(),
+            ack_right,
             limits: PullLimits {
                 max_batch: [info.max_batch, max_unsettled]
                     .into_iter()
@@ -206,7 +211,7 @@ mod tests {
     fn spec(info: &ConsumerInfo) -> Result<ConsumerSpec, Error> {
         let name = ConsumerName { stream: "S".into(), consumer: "c".into() };
         ConsumerSpec::check(&name, info)?;
-        Ok(ConsumerSpec::new(&name, ConsumerId(1), info))
+        Ok(ConsumerSpec::new(&name, ConsumerId(1), info, AckRight::default()))
     }
 
     fn property(info: &ConsumerInfo) -> Option<Unsuitable> {

@@ -14,7 +14,7 @@ use fetch_proxy::{
 };
 use testkit::{
     eventually,
-    fake_broker::{FakeBroker, Fault, info, limits},
+    fake_broker::{FakeBroker, Fault, RIGHT, info, limits},
 };
 
 fn start(ack_wait: Duration) -> (FakeBroker, Lessor<FakeBroker>) {
@@ -191,6 +191,23 @@ async fn unsent_settlement_is_not_applied_and_keeps_its_lease() {
     }
     assert!(broker.published().is_empty());
     assert!(confirmed(&settle(&lessor, lease, Action::Ack).await));
+}
+
+/// INFO tells nothing about the right.
+#[tokio::test(start_paused = true)]
+async fn refused_right_is_remembered_until_a_settlement_is_confirmed() {
+    let (broker, lessor) = start(LONG);
+    let lease = one(&broker, &lessor).await;
+    broker.script([Fault::Denied]);
+    let refused = || Err(Error::Permission(RIGHT.to_owned()));
+    assert_eq!(settle(&lessor, lease, Action::Ack).await, refused());
+    // INFO is read every third of the ack wait.
+    tokio::time::sleep(LONG / 2).await;
+    let extend = |lease| settle(&lessor, lease, Action::Extend(Some(LONG * 2)));
+    let next = one(&broker, &lessor).await;
+    assert_eq!([extend(lease).await, extend(next).await], [refused(), refused()]);
+    assert!(confirmed(&settle(&lessor, next, Action::Ack).await));
+    assert!(matches!(extend(lease).await, Ok(Settled::Extended(_))));
 }
 
 #[tokio::test(start_paused = true)]

@@ -21,6 +21,7 @@ use crate::{
         Error,
         core::{Core, release},
         delivery::{GrantedDelivery, LeaseRequest, LeasedDelivery},
+        rights::AckRight,
         spec::ConsumerSpec,
         table::{HeldDelivery, LEASES_PER_LOCK},
     },
@@ -35,6 +36,8 @@ pub(super) struct ConsumerLeases<B: Broker> {
     name: ConsumerName,
     /// `None` while the consumer was not read, or is gone.
     spec: Option<Arc<ConsumerSpec>>,
+    /// The right belongs to the name of the consumer. INFO does not tell it.
+    ack_right: AckRight,
 }
 
 impl<B: Broker> ConsumerLeases<B> {
@@ -44,7 +47,8 @@ impl<B: Broker> ConsumerLeases<B> {
         name: ConsumerName,
         left: Option<Arc<ConsumerSpec>>,
     ) -> Self {
-        Self { core, name, spec: left }
+        let ack_right = left.as_ref().map(|spec| spec.ack_right.clone()).unwrap_or_default();
+        Self { core, name, spec: left, ack_right }
     }
 
     pub(super) fn spec(&self) -> Option<&Arc<ConsumerSpec>> {
@@ -79,7 +83,7 @@ impl<B: Broker> ConsumerLeases<B> {
     pub(super) fn adopt(&mut self, info: &ConsumerInfo) -> &ConsumerSpec {
         let known = self.spec.take();
         let id = known.as_ref().map_or_else(|| self.core.next_consumer(), |spec| spec.id);
-        let mut spec = ConsumerSpec::new(&self.name, id, info);
+        let mut spec = ConsumerSpec::new(&self.name, id, info, self.ack_right.clone());
         if let Some(known) = known {
             spec.leadership = known.leadership.clone();
             if (known.ack_wait, &known.backoff) != (spec.ack_wait, &spec.backoff) {

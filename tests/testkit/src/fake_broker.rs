@@ -23,6 +23,8 @@ use tokio::sync::{Notify, watch};
 pub enum Fault {
     /// It never leaves.
     Unsent,
+    /// The proxy has no right to it.
+    Denied,
     /// It is applied, and its answer is lost.
     AnswerLost,
     /// It is lost, and nobody knows.
@@ -44,6 +46,9 @@ pub fn limits() -> LeaseLimits {
         settle_timeout: Duration::from_secs(5),
     }
 }
+
+/// The right that a settlement lacks which is denied.
+pub const RIGHT: &str = "$JS.ACK.>";
 
 /// Names of consumers begin like this that have no messages.
 pub const IDLE: &str = "idle";
@@ -356,6 +361,7 @@ impl State {
         }
         match fault {
             Some(Fault::Unsent) => return Err(BrokerError::Unsent("scripted".into())),
+            Some(Fault::Denied) => return Err(Denial::Permission(RIGHT.to_owned()).into()),
             Some(Fault::Lost) => return Err(BrokerError::Unconfirmed),
             _ if gone => return Err(Denial::Gone.into()),
             _ => self.apply(order, clock::now()),
