@@ -160,14 +160,15 @@ impl<T> LeaseTable<T> {
         now: Instant,
     ) -> Result<BeginResult<'_, T>, LeaseError> {
         let now = self.advance(now);
-        let retried = match self.standing(id, now).map(|lease| lease.state) {
-            Ok(State::Held) => false,
-            Ok(State::Uncertain(SettleKind::Nak)) if kind == SettleKind::Nak => {
-                return Ok(self.nak_unconfirmed(id));
+        let standing = self.standing(id, now).map(|lease| (lease.state, lease.ack_wait()));
+        let retried = match standing {
+            Ok((State::Held, _)) => false,
+            Ok((State::Uncertain(SettleKind::Nak), ack_wait)) if kind == SettleKind::Nak => {
+                return Ok(BeginResult::NakUnconfirmed { ack_wait });
             }
-            Ok(State::Uncertain(by)) if by == kind => true,
-            Ok(State::Uncertain(by)) => return Err(LeaseError::Settled { by }),
-            Ok(State::Settling { .. }) => return Err(LeaseError::Busy),
+            Ok((State::Uncertain(by), _)) if by == kind => true,
+            Ok((State::Uncertain(by), _)) => return Err(LeaseError::Settled { by }),
+            Ok((State::Settling { .. }, _)) => return Err(LeaseError::Busy),
             Err(LeaseError::Settled { by }) if by == kind => return Ok(BeginResult::Duplicate),
             Err(error) => return Err(error),
         };
@@ -296,12 +297,6 @@ impl<T> LeaseTable<T> {
             Some(Ended::Overtaken(_)) => LeaseError::Busy,
             None => LeaseError::Expired { forgotten: true },
         }
-    }
-
-    /// The answer to a repeated Nak whose first attempt may have been applied.
-    fn nak_unconfirmed(&self, id: LeaseId) -> BeginResult<'_, T> {
-        let by = self.store.get(id).map_or(self.now, Lease::redelivered_by);
-        BeginResult::NakUnconfirmed { redelivered_by: self.origin.at(by) }
     }
 
     /// Whether somebody else may have the message.

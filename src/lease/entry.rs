@@ -147,7 +147,7 @@ impl<T> Lease<T> {
             consumer_sequence: self.consumer_sequence,
             delivery_count: u64::from(self.delivery_count),
             last_attempt: self.last_attempt,
-            ack_wait: Duration::from_nanos(self.ack_wait.unsigned_abs()),
+            ack_wait: self.ack_wait(),
             ack_by: left(self.ack_by()),
             doubt: self.doubt(now),
             until: match self.until {
@@ -217,9 +217,8 @@ impl<T> Lease<T> {
         (in_time && !self.last_attempt).then_some(by)
     }
 
-    /// The time at which JetStream redelivers the message by itself, at the latest, if an attempt is left.
-    pub(super) fn redelivered_by(&self) -> Nanos {
-        self.started + self.ack_wait
+    pub(super) fn ack_wait(&self) -> Duration {
+        Duration::from_nanos(self.ack_wait.unsigned_abs())
     }
 
     /// Gives the lease to a caller for `length`, or for as long as JetStream waits by itself, but at most

@@ -77,8 +77,9 @@ pub enum BeginResult<'t, T> {
     Duplicate,
     /// A Nak was published before and not confirmed. It is not published again.
     NakUnconfirmed {
-        /// If the Nak was not applied, JetStream redelivers the message by itself at this time, or earlier.
-        redelivered_by: Instant,
+        /// The ack wait of this delivery. If the Nak was not applied, JetStream redelivers the message by
+        /// itself within this time: its clock has started before.
+        ack_wait: Duration,
     },
 }
 

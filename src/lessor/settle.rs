@@ -143,9 +143,8 @@ impl<B: Broker> Lessor<B> {
             let hold = match table.begin(lease, kind, now)? {
                 BeginResult::Publish(hold) => hold,
                 BeginResult::Duplicate => return Ok(Some(Settled::Duplicate)),
-                BeginResult::NakUnconfirmed { redelivered_by } => {
-                    let wait = redelivered_by.saturating_duration_since(now);
-                    return Ok(Some(unconfirmed_nak(table, lease, action, wait)));
+                BeginResult::NakUnconfirmed { ack_wait } => {
+                    return Ok(Some(unconfirmed_nak(table, lease, action, ack_wait)));
                 }
             };
             if hold.spec.leadership.in_doubt() {
@@ -280,15 +279,15 @@ impl<T: Send + 'static> Drop for FinishOnDrop<'_, T> {
 }
 
 /// The answer to a Nak whose first attempt may have been applied. The message comes back at the end of the
-/// delay, or `wait` from now if the Nak was not applied. The caller hears the later time.
+/// delay, or within the ack wait if the Nak was not applied. The caller hears the later time.
 fn unconfirmed_nak(
     table: &LeaseTable<HeldDelivery>,
     lease: LeaseId,
     action: &Action,
-    wait: Duration,
+    ack_wait: Duration,
 ) -> Settled {
     let delay = table.payload(lease).and_then(|hold| ack_kind(action.clone(), hold).1);
-    let redelivered_in = delay.map(|delay| delay.max(wait));
+    let redelivered_in = delay.map(|delay| delay.max(ack_wait));
     Settled::Done { confirmation: Confirmation::Sent, redelivered_in }
 }
 

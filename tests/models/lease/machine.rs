@@ -208,8 +208,8 @@ impl Tested {
                     Reply::Publish
                 }
                 Ok(BeginResult::Duplicate) => Reply::Duplicate,
-                Ok(BeginResult::NakUnconfirmed { redelivered_by }) => {
-                    Reply::NakUnconfirmed(self.millis(redelivered_by))
+                Ok(BeginResult::NakUnconfirmed { ack_wait }) => {
+                    Reply::NakUnconfirmed { ack_wait: ack_wait.as_millis().try_into().unwrap() }
                 }
                 Err(error) => error.into(),
             },

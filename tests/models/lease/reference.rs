@@ -151,7 +151,7 @@ impl Reference {
             Ok(State::Held) => Tries::First,
             Ok(State::Uncertain(SettleKind::Nak)) if kind == SettleKind::Nak => {
                 let lease = self.lease(id).unwrap();
-                return Reply::NakUnconfirmed(lease.starts.last().unwrap().0 + lease.ack_wait);
+                return Reply::NakUnconfirmed { ack_wait: lease.ack_wait };
             }
             Ok(State::Uncertain(by)) if by == kind => Tries::Again,
             Ok(State::Uncertain(by)) => return Reply::Settled(by),

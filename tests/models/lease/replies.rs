@@ -13,7 +13,7 @@ pub(super) enum Reply {
     Extended(i64),
     Publish,
     Duplicate,
-    NakUnconfirmed(i64),
+    NakUnconfirmed { ack_wait: i64 },
     Expired { forgotten: bool },
     Settled(SettleKind),
     Busy,

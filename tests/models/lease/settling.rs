@@ -1,6 +1,8 @@
 //! The promises of settling: one settlement passes, a refusal has a reason, and a repeat does no
 //! harm.
 
+use std::time::Duration;
+
 use fetch_proxy::lease::{
     BeginResult, ConsumerId, Due, LeaseError, LeaseId, LeaseStatus, PublishOutcome, SettleKind,
     Terms,
@@ -119,9 +121,9 @@ fn unconfirmed_nak_is_never_published_again() {
     let id = timed.assigned(1000);
     let nak = SettleKind::Nak;
     assert_eq!(timed.settle(id, nak, PublishOutcome::Unconfirmed, 1), LeaseStatus::Uncertain);
-    let redelivered_by = timed.at(ACK_WAIT);
+    let ack_wait = Duration::from_millis(ACK_WAIT);
     let again = timed.begin(id, nak, ACK_BY - 1);
-    assert_eq!(again, Ok(BeginResult::NakUnconfirmed { redelivered_by }));
+    assert_eq!(again, Ok(BeginResult::NakUnconfirmed { ack_wait }));
     let settled = Err(LeaseError::Settled { by: nak });
     assert_eq!(timed.begin(id, SettleKind::Ack, ACK_BY - 1), settled);
     assert_eq!(timed.begin(id, nak, ACK_BY), Err(OVER));
