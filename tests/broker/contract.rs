@@ -43,6 +43,7 @@ mod clustered;
 mod limits;
 mod operating;
 mod pulling;
+mod restarted;
 mod settling;
 mod stale;
 mod streams;

@@ -1,6 +1,6 @@
-//! The model does the same as nats-server 2.15 did when it was measured. Pure: no runtime, no clock.
-//! Sections are those of the research into JetStream. Facts that a client can see are promises of
-//! tests/broker/contract, too, which runs them on the model and on a real server.
+//! The model does the same as nats-server 2.15.1 did when it was measured. Pure: no runtime, no clock.
+//! Most facts that a client can see are promises of tests/broker/contract, too, which runs them on the model
+//! and on a real server.
 
 mod leaders;
 
@@ -54,7 +54,7 @@ impl Lab {
 
     fn wait(&mut self, time: u64) {
         let until = self.now + millis(time);
-        while let Some(due) = self.servers.next_due().filter(|due| *due <= until) {
+        while let Some(due) = self.servers.next_due(self.now).filter(|due| *due <= until) {
             self.now = self.now.max(due);
             self.servers.advance(self.now);
         }
@@ -129,7 +129,7 @@ impl Lab {
             if let Some(Sent::Message { delivery, .. }) = self.sent.pop_front() {
                 return ((self.now - began).as_millis(), delivery);
             }
-            self.now = self.servers.next_due().expect("something happens");
+            self.now = self.servers.next_due(self.now).expect("something happens");
             self.servers.advance(self.now);
         }
     }
@@ -139,6 +139,7 @@ fn config(ack_wait: u64) -> Config {
     Config::new(millis(ack_wait))
 }
 
+/// Measured: Naks of 3, 1 and 2 of five messages, and 3, 1, 2, 4, 5 came.
 #[test]
 fn naks_come_back_in_their_order_before_new_messages_and_beyond_max_ack_pending() {
     let mut lab = Lab::new(5, Config { max_ack_pending: Some(3), ..config(10_000) });
@@ -150,6 +151,7 @@ fn naks_come_back_in_their_order_before_new_messages_and_beyond_max_ack_pending(
     assert_eq!(lab.sequences(5), [0; 0], "the limit is reached");
 }
 
+/// consumer.go:6154, and measured by the contract.
 #[test]
 fn expired_messages_come_back_in_the_order_of_the_stream() {
     let mut lab = Lab::new(3, config(1_000));
@@ -158,6 +160,7 @@ fn expired_messages_come_back_in_the_order_of_the_stream() {
     assert_eq!(lab.sequences(3), [1, 2, 3]);
 }
 
+/// Measured: a Nak of 1 s with a backoff of 1, 3 and 5 s took 1.00, 3.00, 5.00 and 5.00 s.
 #[test]
 fn a_delayed_nak_is_measured_from_the_first_ack_wait_of_a_backoff() {
     let backoff = vec![millis(1_000), millis(3_000), millis(5_000)];
@@ -173,6 +176,8 @@ fn a_delayed_nak_is_measured_from_the_first_ack_wait_of_a_backoff() {
     assert_eq!(waits, [1_000, 3_000, 5_000, 5_000]);
 }
 
+/// Measured: backoff 1, 3 and 5 s, progress 1 s into the second attempt, and the third came at 4.00 s. After
+/// the ack wait, the next pull had the message 0.00 s after the progress.
 #[test]
 fn progress_restarts_the_wait_of_this_attempt_and_does_not_help_after_it() {
     let backoff = vec![millis(1_000), millis(3_000), millis(5_000)];
@@ -188,6 +193,7 @@ fn progress_restarts_the_wait_of_this_attempt_and_does_not_help_after_it() {
     assert_eq!(lab.until_next().0, 0, "it was in line already");
 }
 
+/// Measured: all kinds of acks, and a subject with forged counts of 99 and 77.
 #[test]
 fn a_stale_ack_subject_settles_the_delivery_of_another_and_forged_numbers_do_too() {
     let mut lab = Lab::new(1, config(1_000));
@@ -201,6 +207,7 @@ fn a_stale_ack_subject_settles_the_delivery_of_another_and_forged_numbers_do_too
     assert_eq!(again, Some(Answered::Ok), "an answer as if it had an effect");
 }
 
+/// Measured at a consumer that was deleted and created again, and at one that was reset (consumer.go:3757).
 #[test]
 fn an_ack_of_a_message_that_was_never_delivered_has_no_answer() {
     let mut lab = Lab::new(2, config(1_000));
@@ -211,6 +218,7 @@ fn an_ack_of_a_message_that_was_never_delivered_has_no_answer() {
     assert_eq!(lab.say(&second, AckKind::Ack), Some(Answered::NoResponders));
 }
 
+/// Measured: with a limit of two, the message was still pending after its second ack wait, until a pull came.
 #[test]
 fn one_attempt_is_over_with_its_ack_wait_and_more_when_the_next_pull_asks() {
     let pending = |most| {
@@ -227,6 +235,7 @@ fn one_attempt_is_over_with_its_ack_wait_and_more_when_the_next_pull_asks() {
     assert_eq!(pending(2), (1, 0));
 }
 
+/// Measured: two pulls of three messages, and four messages: 1 and 3, 2 and 4.
 #[test]
 fn waiting_pulls_are_served_in_turn() {
     let mut lab = Lab::new(0, config(10_000));
@@ -240,6 +249,7 @@ fn waiting_pulls_are_served_in_turn() {
     assert_eq!(inboxes, [1, 2, 1, 2]);
 }
 
+/// Measured: a pull behind a waiting pull of ten, at `max_ack_pending`, ended within 1 ms.
 #[test]
 fn a_one_shot_ends_if_others_wait_for_the_pending_messages() {
     let mut lab = Lab::new(1, Config { max_ack_pending: Some(1), ..config(10_000) });
@@ -250,6 +260,7 @@ fn a_one_shot_ends_if_others_wait_for_the_pending_messages() {
     assert_eq!(lab.sent(), [(2, Err(PullEnd::RequestsPending))]);
 }
 
+/// Measured: no end within 15 s without an expiry (consumer.go:5566).
 #[test]
 fn nothing_but_time_ends_a_one_shot_at_max_ack_pending() {
     let mut lab = Lab::new(3, Config { max_ack_pending: Some(2), ..config(10_000) });
@@ -261,6 +272,7 @@ fn nothing_but_time_ends_a_one_shot_at_max_ack_pending() {
     assert_eq!(lab.sent(), [(1, Err(PullEnd::Done))]);
 }
 
+/// consumer.go:1909, and measured over a kill of a server and over a change of leader.
 #[test]
 fn a_leader_that_comes_hands_out_at_once_what_is_older_than_its_ack_wait() {
     let mut lab = Lab::new(1, Config { replicas: 3, ..config(5_000) });
@@ -271,6 +283,7 @@ fn a_leader_that_comes_hands_out_at_once_what_is_older_than_its_ack_wait() {
     assert_eq!(lab.until_next().0, 0, "published 5 s ago, delivered 1 s ago");
 }
 
+/// Measured for the Nak: it came back 5.8 s after the change of leader, with an ack wait of 6 s.
 #[test]
 fn a_leader_that_comes_may_have_forgotten_the_newest_progress_and_every_plain_nak() {
     let left = |before: u64, forgets: u64| {
@@ -291,6 +304,7 @@ fn a_leader_that_comes_may_have_forgotten_the_newest_progress_and_every_plain_na
     assert_eq!(lab.until_next().0, 5_000);
 }
 
+/// Measured: 200 acks confirmed, then a kill. After the start, none was acked, and 179 were not delivered.
 #[test]
 fn a_crash_without_copies_undoes_the_newest_acks_and_deliveries() {
     let mut lab = Lab::new(2, config(5_000));
@@ -306,6 +320,7 @@ fn a_crash_without_copies_undoes_the_newest_acks_and_deliveries() {
     assert_eq!((second.stream_sequence, second.delivery_count), (2, 1), "its first attempt again");
 }
 
+/// Not measured: the disk has the consumer, and not the file of its state.
 #[test]
 fn consumer_without_a_disk_starts_again_from_the_first_message() {
     let mut lab = Lab::new(2, config(5_000));
@@ -317,6 +332,7 @@ fn consumer_without_a_disk_starts_again_from_the_first_message() {
     assert_eq!(again.iter().map(|one| one.consumer_sequence).collect::<Vec<_>>(), [1, 2]);
 }
 
+/// Measured: a pull at a paused consumer waits for its time, without a status.
 #[test]
 fn a_paused_consumer_hands_nothing_out_and_does_not_say_so() {
     let mut lab = Lab::new(1, config(5_000));
@@ -327,6 +343,7 @@ fn a_paused_consumer_hands_nothing_out_and_does_not_say_so() {
     assert_eq!(lab.until_next().0, 1_000);
 }
 
+/// Measured for a deleted message and for a purge.
 #[test]
 fn a_message_that_was_removed_is_not_pending_and_its_ack_is_answered() {
     let mut lab = Lab::new(1, config(5_000));
@@ -336,6 +353,7 @@ fn a_message_that_was_removed_is_not_pending_and_its_ack_is_answered() {
     assert_eq!(lab.say(&delivery, AckKind::Ack), Some(Answered::Ok));
 }
 
+/// Measured: `409 Consumer Deleted`, and `409 Leadership Change` with copies.
 #[test]
 fn a_consumer_that_is_deleted_or_loses_its_leader_ends_its_pulls() {
     let end = |act: fn(&mut Lab)| {
@@ -351,6 +369,7 @@ fn a_consumer_that_is_deleted_or_loses_its_leader_ends_its_pulls() {
     assert_eq!(end(|lab| lab.servers.delete_stream("S")), [(1, Err(PullEnd::ConsumerGone))]);
 }
 
+/// consumer.go:4692 and :4784, and measured by the contract.
 #[test]
 fn a_pull_beyond_a_limit_ends_at_once_with_the_limit() {
     let config = Config { max_batch: Some(2), max_waiting: 1, ..config(5_000) };
@@ -363,6 +382,7 @@ fn a_pull_beyond_a_limit_ends_at_once_with_the_limit() {
     assert_eq!(lab.sent(), expected);
 }
 
+/// consumer.go:6617, and measured by the contract.
 #[test]
 fn a_purge_settles_messages_and_forgets_naks() {
     let mut lab = Lab::new(3, config(1_000));
@@ -376,6 +396,7 @@ fn a_purge_settles_messages_and_forgets_naks() {
     assert_eq!(lab.sent()[..2], [(0, Ok((2, 2))), (0, Ok((3, 2)))]);
 }
 
+/// Measured by the contract, with a coarser clock.
 #[test]
 fn messages_leave_their_stream_when_they_are_too_old() {
     let mut lab = Lab::new(1, config(5_000));

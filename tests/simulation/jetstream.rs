@@ -15,8 +15,9 @@
 //! 6. With copies, a delivery and the answer to an Ack or Term leave after a majority has the change. A
 //!    leader that is cut off from the majority still answers everything else for some time.
 //!
-//! Times are counted from the beginning of the world. Comments on lines name the part of nats-server
-//! that was read (main 1787eee), or the section of the research that measured it (nats-server 2.15.1).
+//! Times are counted from the beginning of the world. Comments on lines name the part of nats-server that
+//! was read (main 1787eee). "Measured" means nats-server 2.15.1. tests/broker/contract holds what a client
+//! can see, on the model and on real servers.
 
 mod ack_subject;
 mod again;

@@ -328,7 +328,7 @@ pub async fn real() -> Real {
     Real::with(fixture, &NatsServer::shared().url()).await
 }
 
-async fn up(broker: &impl Broker) {
+pub async fn up(broker: &impl Broker) {
     let mut link = broker.link();
     while !matches!(link, Link::Up(_)) {
         link = broker.link_change(&link).await;

@@ -9,13 +9,13 @@ use super::{
     again::Again,
     config::Config,
     journal::{Journal, LONGEST_FORGOTTEN},
-    leadership::{Leadership, Presence},
+    leadership::{Leadership, Replaced},
     outbox::Outbox,
     pulls::{Pull, Pulls},
     state::{Entry, State},
     stream::Messages,
     surroundings::Surroundings,
-    types::{Answered, Connection, DeliveryId, EPOCH, InboxId, Sent, Time},
+    types::{Connection, DeliveryId, EPOCH, InboxId, Sent, Time},
 };
 
 pub struct Consumer {
@@ -136,11 +136,11 @@ impl Consumer {
 
     // Leaders.
 
-    /// The leader is gone. `presence` says whether anybody has noticed.
-    pub fn lose_leader(&mut self, presence: Presence, now: Time) {
-        self.leadership.lose(presence, now);
+    /// The leader has crashed.
+    pub fn lose_leader(&mut self, now: Time) {
+        self.leadership.lose(now);
         self.outbox.clear();
-        // A server without the others takes its pulls along. With copies the next leader knows them.
+        // Without copies nobody else knows the pulls. With copies the next leader does.
         if self.config.replicas == 1 {
             self.waiting.forget(|_| true);
         }
@@ -149,7 +149,7 @@ impl Consumer {
     /// The leader leaves in order: all changes are replicated, or on the disk.
     pub fn step_down(&mut self, now: Time) {
         self.journal.keep(now);
-        self.lose_leader(Presence::Nobody, now);
+        self.lose_leader(now);
     }
 
     /// A leader comes. It does not have the changes of the time `forgets` before the loss of the last
@@ -161,11 +161,10 @@ impl Consumer {
         around: &mut Surroundings<'_>,
         now: Time,
     ) {
-        let lost = self.leadership.elect(term, &self.config, now);
-        self.recover(lost.saturating_sub(forgets.min(LONGEST_FORGOTTEN)), around, now);
-        if let Some(old) = &self.leadership.isolated {
-            self.waiting.forget(|connection| old.side.contains(&connection));
-        }
+        let old = Replaced { info: self.info(around.messages, now), next: self.state.next };
+        let last = self.leadership.elect(term, &self.config, old, now);
+        self.recover(last.saturating_sub(forgets.min(LONGEST_FORGOTTEN)), around, now);
+        self.waiting.forget(|connection| self.leadership.is_on_its_side(connection));
         // consumer.go:3213: pulls of the dead leader end with "Leadership Change".
         self.waiting.end_all(&PullEnd::LeaderGone, around.connected, around.sent);
     }
@@ -181,9 +180,11 @@ impl Consumer {
         self.leadership = Leadership::new(term);
         self.waiting.forget(|_| true);
         match forgets {
+            Some(_) if self.config.replicas > 1 => self.recover(now, around, now),
             Some(forgets) => {
-                let forgets = if self.config.replicas > 1 { Duration::ZERO } else { forgets };
-                self.recover(now.saturating_sub(forgets.min(LONGEST_FORGOTTEN)), around, now);
+                let forgets = forgets.min(LONGEST_FORGOTTEN);
+                self.journal.read_from_disk(now.saturating_sub(forgets), EPOCH + around.ahead);
+                self.recover(now, around, now);
             }
             None => {
                 self.journal = Journal::new(State::new(around.messages.first()));
@@ -214,14 +215,14 @@ impl Consumer {
         self.waiting.add(pull, &self.config, available)
     }
 
-    /// The answer to an ack, and the delivery that it had an effect on. The holder of that delivery may be
-    /// somebody else. No answer: the consumer has not delivered the message yet.
+    /// An ack, and the delivery that it had an effect on. The holder of that delivery may be somebody else.
+    /// `None`: the consumer has not delivered the message yet, so there is no answer.
     pub fn ack(
         &mut self,
         of: &AckedDelivery,
         kind: &AckKind,
         now: Time,
-    ) -> Option<(Answered, Option<DeliveryId>)> {
+    ) -> Option<Option<DeliveryId>> {
         let sequence = of.stream_sequence;
         if sequence >= self.state.next {
             return None;
@@ -229,7 +230,7 @@ impl Consumer {
         let pending = self.state.pending.get(&sequence).map(|pending| pending.newest);
         let nak = matches!(kind, AckKind::Nak(_));
         if pending.is_none() || nak && self.state.ignores_nak(of.consumer_sequence) {
-            return Some((Answered::Ok, None));
+            return Some(None);
         }
         match kind {
             AckKind::Ack | AckKind::Term(_) => self.settle(sequence, now),
@@ -244,7 +245,7 @@ impl Consumer {
             // A message that waits to be delivered again stays in that line.
             AckKind::Progress => self.write(Entry::Moved { sequence, began: now }, now),
         }
-        Some((Answered::Ok, pending))
+        Some(pending)
     }
 
     /// Sends the answer to an ack. The answer to an Ack or Term waits until a majority has the change.
@@ -281,11 +282,13 @@ impl Consumer {
     // Time.
 
     /// The next time at which time alone changes something.
-    pub fn next_due(&self) -> Option<Time> {
-        if !self.leadership.leads() {
+    pub fn next_due(&self, now: Time) -> Option<Time> {
+        if !self.leadership.acts(now) {
             return None;
         }
-        let held = self.outbox.first().map(|at| at + self.lag);
+        // A leader without a majority sends nothing that waits for one.
+        let had = self.leadership.majority_until(now) == Some(now);
+        let held = self.outbox.first().filter(|_| had).map(|at| at + self.lag);
         let due = [self.again.next_due(), self.waiting.next_due(), self.paused_until, held];
         due.into_iter().flatten().min()
     }
@@ -293,7 +296,7 @@ impl Consumer {
     /// Lets time pass until `now`, and hands out every message that can be handed out.
     pub fn advance(&mut self, around: &mut Surroundings<'_>, now: Time) {
         self.paused_until = self.paused_until.filter(|until| now < *until);
-        if !self.leadership.leads() {
+        if !self.leadership.acts(now) {
             return;
         }
         for sequence in self.again.check(&mut self.state, &self.config, now) {
@@ -314,12 +317,12 @@ impl Consumer {
 
     /// The changes of the last time have become permanent.
     fn replicate(&mut self, sent: &mut Vec<Sent>, now: Time) {
-        if self.config.replicas > 1 {
-            let had = now.checked_sub(self.lag);
-            had.into_iter().for_each(|until| {
-                self.journal.keep_answered(until);
-                self.outbox.release(until, sent);
-            });
+        let Some(now) = self.leadership.majority_until(now) else { return };
+        if self.config.replicas > 1
+            && let Some(until) = now.checked_sub(self.lag)
+        {
+            self.journal.keep_answered(until);
+            self.outbox.release(until, sent);
         }
         if let Some(until) = now.checked_sub(LONGEST_FORGOTTEN.max(self.lag)) {
             self.journal.keep(until);

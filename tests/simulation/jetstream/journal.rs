@@ -47,6 +47,16 @@ impl Journal {
         }
     }
 
+    /// The state is read from the disk, where it was written at this time. Starts of ack clocks are stored in
+    /// whole seconds of the server's clock (store.go:521), so messages come back up to a second early.
+    pub fn read_from_disk(&mut self, written: Time, clock: Duration) {
+        self.safe = self.recover(written);
+        for pending in self.safe.pending.values_mut() {
+            let seconds = (clock + pending.began).as_secs();
+            pending.began = Duration::from_secs(seconds).saturating_sub(clock);
+        }
+    }
+
     /// The state that is left after the loss of everything newer than this time.
     pub fn recover(&mut self, until: Time) -> State {
         self.keep(until);

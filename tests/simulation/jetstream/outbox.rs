@@ -22,7 +22,7 @@ impl Outbox {
     }
 
     /// Holds the answer to an ack of this message. Two answers of one message cannot be held: the first is
-    /// never sent (jetstream.md, 5: two at once, one reply; consumer.go:3097).
+    /// never sent (measured, and consumer.go:3097).
     pub fn hold_answer(&mut self, sequence: u64, sent: Sent, now: Time) {
         let answers = Some(sequence);
         match self.0.iter_mut().find(|held| held.answers == answers) {

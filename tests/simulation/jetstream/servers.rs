@@ -13,7 +13,7 @@ use super::{
     ack_subject::{AckedDelivery, parse, subject_of},
     config::Config,
     consumer::Consumer,
-    leadership::Presence,
+    leadership::Reached,
     pulls::Pull,
     stream::{Message, Stream},
     surroundings::Surroundings,
@@ -170,9 +170,9 @@ impl JetStream {
         }
     }
 
-    /// The leader has crashed. Nothing is answered until [`JetStream::change_leader`].
+    /// The leader has crashed. Nobody listens until [`JetStream::change_leader`].
     pub fn lose_leader(&mut self, name: &ConsumerName, now: Time) {
-        self.act(name, now, |consumer, _| consumer.lose_leader(Presence::Silent, now));
+        self.act(name, now, |consumer, _| consumer.lose_leader(now));
     }
 
     /// The leader leaves in order, and no change is lost. Nobody listens until
@@ -181,17 +181,14 @@ impl JetStream {
         self.act(name, now, |consumer, _| consumer.step_down(now));
     }
 
-    /// The leader is cut off from the other servers, together with these connections. For some time it
-    /// still answers them: CONSUMER.INFO, Naks and progress, which have no effect. Other connections
-    /// receive no answer until [`JetStream::change_leader`].
+    /// The leader is cut off from the other servers, together with these connections. It answers them for
+    /// some time: CONSUMER.INFO, Naks and progress, and nothing that waits for a majority. Other connections
+    /// receive no answer until [`JetStream::change_leader`]. Then the two sides have a leader each.
     pub fn isolate_leader(&mut self, name: &ConsumerName, side: BTreeSet<Connection>, now: Time) {
-        self.act(name, now, |consumer, around| {
-            let info = consumer.info(around.messages, now);
-            consumer.leadership.isolate(side, info, now);
-        });
+        self.act(name, now, |consumer, _| consumer.leadership.cut_off(side, now));
     }
 
-    /// The old leader is no longer cut off.
+    /// The leader is no longer cut off. It continues, if no other has come.
     pub fn heal(&mut self, name: &ConsumerName, now: Time) {
         self.act(name, now, |consumer, _| consumer.leadership.heal());
     }
@@ -205,18 +202,20 @@ impl JetStream {
         self.act(name, now, |consumer, around| consumer.elect(term, forgets, around, now));
     }
 
-    /// All servers stop in order, as after a signal or in lame duck mode. Pulls are ended, and no change is
-    /// lost. [`JetStream::restart`] follows.
+    /// All servers stop in order, as after a signal or in lame duck mode. Pulls are ended.
+    /// [`JetStream::restart`] follows. Without copies the newest changes may be lost all the same. Measured:
+    /// 5 of 40 Acks that were confirmed up to 20 ms before a SIGTERM.
     pub fn shut_down(&mut self, now: Time) {
         let Self { streams, connected, sent, .. } = self;
         for consumer in streams.values_mut().flat_map(|stream| stream.consumers.values_mut()) {
             consumer.end_pulls(&PullEnd::LeaderGone, connected, sent);
-            consumer.step_down(now);
+            consumer.lose_leader(now);
         }
     }
 
     /// The servers start again. All connections are lost. Consumers without copies have the state that was
-    /// on the disk `forgets` ago. `memory`: there is a disk.
+    /// on the disk `forgets` ago. `memory` is false if the disk has no state at all: nothing makes the system
+    /// write it before a loss of power. A consumer in memory does not come back (measured), so delete it.
     pub fn restart(&mut self, forgets: Duration, memory: bool, now: Time) {
         self.terms += 1;
         self.started = self.terms;
@@ -252,10 +251,10 @@ impl JetStream {
         let Some(consumer) = stream.consumers.get(&name.consumer) else {
             return Some(Err(InfoError::NoConsumer));
         };
-        match consumer.leadership.stale(from, now) {
-            Some(old) => old.ok().map(|old| Ok(old.info.clone())),
-            None if consumer.leadership.leads() => Some(Ok(consumer.info(&stream.messages, now))),
-            None => None,
+        match consumer.leadership.reach(from, now) {
+            Reached::Leader => Some(Ok(consumer.info(&stream.messages, now))),
+            Reached::Replaced(old) => Some(Ok(old.info.clone())),
+            Reached::Silence | Reached::Nobody => None,
         }
     }
 
@@ -268,12 +267,12 @@ impl JetStream {
         now: Time,
     ) -> bool {
         self.advance(now);
-        let Some(leadership) = self.consumer(name).map(|consumer| &consumer.leadership) else {
-            return false;
-        };
-        // An old leader puts the pull in line, and nothing ever comes.
-        if leadership.stale(to.connection, now).is_some() || !leadership.leads() {
-            return leadership.presence != Presence::Nobody;
+        let Some((_, consumer)) = self.find(name) else { return false };
+        match consumer.leadership.reach(to.connection, now) {
+            Reached::Leader => {}
+            Reached::Nobody => return false,
+            // A leader that was replaced puts the pull in line, and nothing ever comes.
+            Reached::Replaced(_) | Reached::Silence => return true,
         }
         self.act(name, now, |consumer, around| {
             if let Some(end) = consumer.pull(Pull::new(to, asked, now), around) {
@@ -295,45 +294,30 @@ impl JetStream {
         self.advance(now);
         let Some(of) = parse(subject) else { return };
         let answer = |answered| reply.map(|no| Sent::Answer { to: from, no, answered });
-        let nobody = |consumer: &mut Consumer| consumer.leadership.presence == Presence::Nobody;
-        if self.consumer(&of.name).is_none_or(nobody) {
-            self.sent.extend(answer(Answered::NoResponders));
-            return;
+        let reached = self.find(&of.name).map(|(_, consumer)| consumer.leadership.reach(from, now));
+        match reached {
+            Some(Reached::Leader) => {}
+            Some(Reached::Silence) => return,
+            Some(Reached::Nobody) | None => {
+                return self.sent.extend(answer(Answered::NoResponders));
+            }
+            Some(Reached::Replaced(old)) => {
+                // It answers before it asks the others, if it asks them at all.
+                let hears = !matches!(kind, AckKind::Ack | AckKind::Term(_));
+                let answers = hears && of.stream_sequence < old.next;
+                return self.sent.extend(answer(Answered::Ok).filter(|_| answers));
+            }
         }
         let mut applied = None;
-        self.act(&of.name.clone(), now, |consumer, around| {
-            applied =
-                Self::ack_at(consumer, from, &of, kind, answer(Answered::Ok), around.sent, now);
+        self.act(&of.name, now, |consumer, around| {
+            let Some(settled) = consumer.ack(&of, kind, now) else { return };
+            let AckedDelivery { stream_sequence, of, .. } = of;
+            if let Some(answer) = answer(Answered::Ok) {
+                consumer.answer((stream_sequence, kind), answer, around.sent, now);
+            }
+            applied = Some(Applied { stream_sequence, kind: kind.clone(), of, settled });
         });
         self.applied.extend(applied);
-        self.advance(now);
-    }
-
-    fn ack_at(
-        consumer: &mut Consumer,
-        from: Connection,
-        of: &AckedDelivery,
-        kind: &AckKind,
-        answer: Option<Sent>,
-        sent: &mut Vec<Sent>,
-        now: Time,
-    ) -> Option<Applied> {
-        let stream_sequence = of.stream_sequence;
-        if let Some(old) = consumer.leadership.stale(from, now) {
-            let hears = !matches!(kind, AckKind::Ack | AckKind::Term(_));
-            if hears && old.is_ok_and(|old| stream_sequence < old.next) {
-                sent.extend(answer);
-            }
-            return None;
-        }
-        if !consumer.leadership.leads() {
-            return None;
-        }
-        let (_, settled) = consumer.ack(of, kind, now)?;
-        if let Some(answer) = answer {
-            consumer.answer((stream_sequence, kind), answer, sent, now);
-        }
-        Some(Applied { stream_sequence, kind: kind.clone(), of: of.of, settled })
     }
 
     /// The messages that this consumer still has to deliver or to hear about. No Ack or Term has ended
@@ -358,11 +342,11 @@ impl JetStream {
     // Time.
 
     /// The next time at which time alone changes something.
-    pub fn next_due(&self) -> Option<Time> {
+    pub fn next_due(&self, now: Time) -> Option<Time> {
         let aged = self.streams.values().filter_map(Stream::next_aged);
         let aged = aged.map(|at| at.saturating_sub(EPOCH + self.ahead));
         let consumers = self.streams.values().flat_map(|stream| stream.consumers.values());
-        consumers.filter_map(Consumer::next_due).chain(aged).min()
+        consumers.filter_map(|consumer| consumer.next_due(now)).chain(aged).min()
     }
 
     /// Lets time pass until `now`, and hands out every message that can be handed out.

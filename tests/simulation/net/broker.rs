@@ -60,6 +60,34 @@ impl SimBroker {
         }
     }
 
+    /// Nobody listens to these settlements: the consumer is gone, or has no leader now. The real broker asks
+    /// for INFO, once for all settlements of a consumer that follow each other.
+    async fn look_for_a_leader(
+        &self,
+        orders: &[AckPublish],
+        results: &mut [Result<(), BrokerError>],
+        until: Instant,
+    ) {
+        let mut known: Option<(ConsumerName, BrokerError)> = None;
+        for (order, result) in orders.iter().zip(results) {
+            if *result != Err(Denial::Gone.into()) {
+                continue;
+            }
+            let Some((name, _)) = Self::delivery_of(&order.ack) else { continue };
+            let error = match known.take().filter(|(of, _)| *of == name) {
+                Some((_, error)) => error,
+                None => match self.info(&name, until).await {
+                    Err(InfoError::NoStream | InfoError::NoConsumer) => Denial::Gone.into(),
+                    Ok(_) | Err(InfoError::Unavailable(_) | InfoError::Permission(_)) => {
+                        BrokerError::Unsent("the consumer has no leader".to_owned())
+                    }
+                },
+            };
+            known = Some((name, error.clone()));
+            *result = Err(error);
+        }
+    }
+
     fn stand_for_the_line(
         &self,
         orders: &[AckPublish],
@@ -197,6 +225,7 @@ impl Broker for SimBroker {
         }
         if confirmation == Confirmation::Confirmed {
             self.stand_for_the_line(&orders, &asked, &mut results);
+            self.look_for_a_leader(&orders, &mut results, until).await;
         }
         let now = clock::now();
         for (order, result) in orders.iter().zip(&mut results) {

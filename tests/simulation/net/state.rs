@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fetch_proxy::{
-    broker::{Arrival, InboxEvent, PullEnd},
+    broker::{Arrival, ConsumerName, InboxEvent, PullEnd},
     bus::Incoming,
 };
 use tokio::sync::{mpsc, oneshot};
@@ -70,6 +70,13 @@ impl State {
         self.sides.len()
     }
 
+    /// The leader of this consumer is cut off from the other servers, together with these replicas.
+    #[allow(dead_code, reason = "tests/broker uses it")]
+    pub fn isolate_leader(&mut self, name: &ConsumerName, with: &[usize], now: Time) {
+        let side = with.iter().flat_map(|side| self.wires.of(*side)).collect();
+        self.model.isolate_leader(name, side, now);
+    }
+
     /// The replica's process is gone: both ends of its wires are closed. The frames that it had sent still
     /// arrive.
     pub fn kill(&mut self, side: usize, now: Time) {
@@ -123,7 +130,7 @@ impl State {
     /// When something happens next by itself.
     pub(super) fn next_due(&self) -> Option<Time> {
         // A server that is away lets no time pass.
-        let due = self.servers.up.then(|| self.model.next_due()).flatten();
+        let due = self.servers.up.then(|| self.model.next_due(self.now)).flatten();
         self.wires.next_due().into_iter().chain(due).min()
     }
 

@@ -1,0 +1,171 @@
+//! Promises of a consumer without copies whose server stops and starts again.
+
+use std::{cell::RefCell, time::Duration};
+
+use fetch_proxy::{
+    broker::{AckKind, Broker, ConsumerName, Inbox, PullEnd, PullRequest},
+    clock,
+};
+use testkit::{
+    BOUND,
+    jetstream::{Fixture, ack_wait},
+    nats_server::NatsServer,
+};
+
+use super::{
+    client::{attempts, end, millis, one, open, pull, read, say, take, unsettled},
+    worlds::{Modelled, Real, World, modelled_as, up},
+};
+use crate::simulation::jetstream::Config;
+
+/// Long enough to start a server in, in milliseconds.
+const ACK_WAIT: u64 = 3_000;
+
+/// A world with a server of its own.
+trait Restarted: World {
+    /// The server crashes and starts again, and the broker is connected.
+    async fn crash(&self);
+    /// The server stops in order.
+    async fn stop(&self);
+    async fn start(&self);
+}
+
+impl Restarted for Modelled {
+    async fn crash(&self) {
+        self.net.with(|state, now| state.start_server(millis(100), true, now));
+        up(self.broker()).await;
+    }
+    async fn stop(&self) {
+        self.net.with(|state, now| state.model.shut_down(now));
+        tokio::time::sleep(millis(1)).await;
+        self.net.with(|state, _| state.stop_server());
+    }
+    async fn start(&self) {
+        self.net.with(|state, now| state.start_server(millis(100), true, now));
+        up(self.broker()).await;
+    }
+}
+
+struct OneServer {
+    server: RefCell<NatsServer>,
+    real: Real,
+}
+
+impl World for OneServer {
+    type Broker = <Real as World>::Broker;
+    fn broker(&self) -> &Self::Broker {
+        self.real.broker()
+    }
+    fn name(&self) -> ConsumerName {
+        self.real.name()
+    }
+    fn slack(&self) -> Duration {
+        self.real.slack()
+    }
+    async fn publish(&self, payload: Vec<u8>) {
+        self.real.publish(payload).await;
+    }
+    async fn publish_poison(&self) {
+        self.real.publish_poison().await;
+    }
+    async fn delete_consumer(&self) {
+        self.real.delete_consumer().await;
+    }
+    async fn set_ack_wait(&self, ack_wait: Duration) {
+        self.real.set_ack_wait(ack_wait).await;
+    }
+}
+
+impl Restarted for OneServer {
+    async fn crash(&self) {
+        self.server.borrow_mut().kill();
+        self.start().await;
+    }
+    async fn stop(&self) {
+        self.server.borrow_mut().stop();
+    }
+    async fn start(&self) {
+        let link = self.broker().link();
+        self.server.borrow_mut().restart();
+        // The connection may not know of its loss yet.
+        if link.server().is_some() {
+            self.broker().link_change(&link).await;
+        }
+        up(self.broker()).await;
+    }
+}
+
+async fn a_server_that_crashes<W: Restarted>(world: W) {
+    for number in 0..3 {
+        world.publish(vec![number]).await;
+    }
+    let before = read(&world).await;
+    tokio::time::sleep(millis(ACK_WAIT)).await;
+    let delivered = clock::now();
+    let found = take(&world, 3).await;
+    say(&world, &found[0], AckKind::Ack).await.unwrap();
+    say(&world, &found[1], AckKind::Progress).await.unwrap();
+    let progress = clock::now();
+    // The server writes its disk at most every 100 ms.
+    tokio::time::sleep(millis(500)).await;
+    world.crash().await;
+    let after = read(&world).await;
+    assert_eq!((after.created, after.delivered, after.ack_pending), (before.created, 3, 2));
+    assert!(after.leader_shows && after.leader != before.leader);
+    let third = one(&world).await;
+    assert_eq!((third.stream_sequence, third.delivery_count), (3, 2));
+    // On a busy machine, it may come late, and then this shows nothing.
+    let early = clock::now() - delivered < millis(ACK_WAIT);
+    assert!(early || world.slack() > millis(1_000), "published an ack wait ago");
+    let second = one(&world).await;
+    assert_eq!((second.stream_sequence, second.delivery_count), (2, 2));
+    // Its progress is stored in whole seconds.
+    let waited = clock::now() - progress;
+    assert!(waited + millis(1_100) >= millis(ACK_WAIT), "{waited:?} after its progress");
+    say(&world, &found[1], AckKind::Ack).await.unwrap();
+    assert_eq!(unsettled(&world).await, 1);
+}
+
+async fn a_server_that_stops_in_order<W: Restarted>(world: W) {
+    for number in 0..2 {
+        world.publish(vec![number]).await;
+    }
+    let found = take(&world, 2).await;
+    let mut inbox = open(&world).await;
+    inbox.pull(PullRequest { expires: BOUND, ..pull(1, 1) }).await.unwrap();
+    say(&world, &found[0], AckKind::Ack).await.unwrap();
+    // A server that stops in order does not write the newest changes either, now and then.
+    tokio::time::sleep(millis(500)).await;
+    world.stop().await;
+    assert_eq!(end(&mut inbox).await, PullEnd::LeaderGone);
+    world.start().await;
+    assert_eq!(unsettled(&world).await, 1);
+    let second = one(&world).await;
+    assert_eq!((second.stream_sequence, second.delivery_count), (2, 2));
+    say(&world, &second, AckKind::Ack).await.unwrap();
+    assert_eq!(attempts(&take(&world, 2).await), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn servers_keep_their_promises_over_a_start_on_the_model() {
+    let world = || modelled_as(Config::new(millis(ACK_WAIT)));
+    a_server_that_crashes(world().await).await;
+    a_server_that_stops_in_order(world().await).await;
+}
+
+async fn real() -> OneServer {
+    let server = NatsServer::start();
+    let fixture = Fixture::on(&server, ack_wait(ACK_WAIT)).await;
+    let real = Real::with(fixture, &server.url()).await;
+    OneServer { server: RefCell::new(server), real }
+}
+
+#[tokio::test]
+async fn server_that_crashes_keeps_its_promises_on_the_real_one() {
+    a_server_that_crashes(real().await).await;
+}
+
+#[tokio::test]
+async fn server_that_stops_in_order_keeps_its_promises_on_the_real_one() {
+    a_server_that_stops_in_order(real().await).await;
+}
