@@ -90,7 +90,7 @@ async fn current_info<B: Broker>(
         return None;
     }
     let until = until.min(clock::now() + INFO_PATIENCE);
-    let known = lessor.know(name, until).await.ok()?;
+    let known = lessor.know(name, None, until).await.ok()?;
     if !is_last(known.max_deliver, attempt) {
         return None;
     }

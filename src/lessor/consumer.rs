@@ -40,6 +40,6 @@ mod task;
 
 pub use self::handle::DeliveryGuard;
 pub(super) use self::{
-    handle::{ConsumerCommand, ConsumerHandle, FetchAnswer, Ticket},
+    handle::{ConsumerCommand, ConsumerHandle, FetchAnswer, SpecQuestion, Ticket},
     task::ConsumerTask,
 };

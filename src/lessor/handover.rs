@@ -10,7 +10,7 @@ use tokio::{
 
 use super::{
     Error, Lessor,
-    consumer::ConsumerCommand,
+    consumer::{ConsumerCommand, SpecQuestion},
     spec::ConsumerSpec,
     table::{HeldDelivery, LEASES_PER_LOCK},
 };
@@ -144,17 +144,19 @@ impl<B: Broker> Lessor<B> {
         self.core.table.with(|table| adopted.record_ends(table));
     }
 
-    /// The configuration of a consumer, as its task knows it. Starts the task if there is none.
+    /// The configuration of a consumer, as its task knows it. Starts the task if there is none. `created`: another
+    /// replica has read this consumer of that name. If the task knows another one, it reads INFO first.
     ///
     /// # Errors
     /// The consumer cannot be leased from, or is not known by `until`.
     pub async fn know(
         &self,
         name: &ConsumerName,
+        created: Option<Arc<str>>,
         until: Instant,
     ) -> Result<Arc<ConsumerSpec>, Error> {
         let (reply, known) = oneshot::channel();
-        self.tell(name, ConsumerCommand::Know(reply));
+        self.tell(name, ConsumerCommand::Know(SpecQuestion { created, reply }));
         match timeout_at(until.into(), known).await {
             Ok(Ok(known)) => known,
             Ok(Err(_)) => Err(Error::Draining),

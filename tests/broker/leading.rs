@@ -130,12 +130,23 @@ async fn receiver_doubts_leases_of_another_leader() {
         let heir = Lessor::start(broker.clone(), limits);
         let at = clock::now();
         let [OutgoingLease { ack, snapshot, leader, .. }] = lessor.leaving().try_into().unwrap();
-        let spec = heir.know(&broker.name(), at + BOUND).await.unwrap();
+        let spec = heir.know(&broker.name(), None, at + BOUND).await.unwrap();
         let mut places = heir.reserve_leases(1).unwrap();
         let coming = IncomingLease { spec, leader, ack, snapshot, at };
         let [Some(here)] = heir.adopt(vec![coming], &mut places)[..] else { panic!() };
         assert_eq!(confirmed(&self::ack(&heir, here).await), known, "{leader:?}");
     }
+}
+
+/// Otherwise the leases that another replica hands over would count as leases of an older consumer.
+#[tokio::test(start_paused = true)]
+async fn receiver_reads_a_consumer_that_the_sender_knows_and_it_does_not() {
+    let (broker, lessor) = start(1);
+    let old = lessor.know(&broker.name(), None, clock::now() + BOUND).await.unwrap();
+    broker.change(|info| info.as_mut().unwrap().created = "another".into());
+    let made_again = Some("another".into());
+    let new = lessor.know(&broker.name(), made_again, clock::now() + BOUND).await.unwrap();
+    assert_eq!((&*new.created, &*old.created != "another"), ("another", true));
 }
 
 #[tokio::test(start_paused = true)]

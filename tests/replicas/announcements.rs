@@ -80,7 +80,7 @@ async fn silent_replica_is_waited_for_one_second() {
 async fn reset_consumer_voids_the_leases_of_every_replica() {
     let (_net, broker, [owner, next]) = two().await;
     // It knows the consumer, and that nothing was delivered.
-    next.lessor.know(&broker.name(), clock::now() + PATIENCE).await.unwrap();
+    next.lessor.know(&broker.name(), None, clock::now() + PATIENCE).await.unwrap();
     let old = owner.leased(&broker, 3).await;
     tokio::time::sleep(Duration::from_secs(5)).await;
     broker.forget();
@@ -95,7 +95,7 @@ async fn reset_consumer_voids_the_leases_of_every_replica() {
 #[tokio::test(start_paused = true)]
 async fn second_reset_within_a_moment_voids_the_leases_of_every_replica() {
     let (_net, broker, [owner, next]) = two().await;
-    next.lessor.know(&broker.name(), clock::now() + PATIENCE).await.unwrap();
+    next.lessor.know(&broker.name(), None, clock::now() + PATIENCE).await.unwrap();
     owner.leased(&broker, 1).await;
     tokio::time::sleep(Duration::from_secs(5)).await;
     broker.forget();

@@ -13,7 +13,7 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{
-    handle::{ConsumerHandle, DeliveryGuard, FetchAnswer, FetchReply, SpecReply, Ticket},
+    handle::{ConsumerHandle, DeliveryGuard, FetchAnswer, FetchReply, SpecQuestion, Ticket},
     leases::ConsumerLeases,
 };
 use crate::{
@@ -52,7 +52,7 @@ pub(super) struct Callers {
     handle: ConsumerHandle,
     waiting: HashMap<WaiterId, Caller>,
     tickets: HashMap<Ticket, WaiterId>,
-    want_spec: Vec<SpecReply>,
+    want_spec: Vec<SpecQuestion>,
     replicas: Vec<oneshot::Sender<()>>,
     /// When somebody came last.
     last_came_at: Instant,
@@ -161,14 +161,29 @@ impl Callers {
     }
 
     /// Somebody wants to know the spec.
-    pub(super) fn want_spec(&mut self, reply: SpecReply) {
-        self.want_spec.push(reply);
+    pub(super) fn want_spec(&mut self, question: SpecQuestion) {
+        self.want_spec.push(question);
     }
 
-    /// Tells the spec, or why there is none, to all who want to know it.
+    /// Whether somebody still waits for the spec.
+    pub(super) fn is_spec_wanted(&self) -> bool {
+        !self.want_spec.is_empty()
+    }
+
+    /// Tells the spec to those who want this one.
+    pub(super) fn tell_known_spec(&mut self, spec: &Arc<ConsumerSpec>) {
+        let right = |wanted: &mut SpecQuestion| {
+            wanted.created.as_ref().is_none_or(|created| *created == spec.created)
+        };
+        for question in self.want_spec.extract_if(.., right) {
+            let _ = question.reply.send(Ok(spec.clone()));
+        }
+    }
+
+    /// Tells the spec that was just read, or why there is none, to all who want to know it.
     pub(super) fn tell_spec(&mut self, spec: &Result<Arc<ConsumerSpec>, Error>) {
-        for reply in self.want_spec.drain(..) {
-            let _ = reply.send(spec.clone());
+        for question in self.want_spec.drain(..) {
+            let _ = question.reply.send(spec.clone());
         }
     }
 

@@ -92,8 +92,12 @@ impl Drop for DeliveryGuard {
 /// The place of the answer to a Fetch.
 pub(in crate::lessor) type FetchReply = oneshot::Sender<Result<FetchAnswer, Error>>;
 
-/// The place of the answer to a question for the spec.
-pub(in crate::lessor) type SpecReply = oneshot::Sender<Result<Arc<ConsumerSpec>, Error>>;
+/// A question for the spec.
+pub(in crate::lessor) struct SpecQuestion {
+    /// The consumer that somebody else has read. If this task knows another one, it reads INFO first.
+    pub(in crate::lessor) created: Option<Arc<str>>,
+    pub(in crate::lessor) reply: oneshot::Sender<Result<Arc<ConsumerSpec>, Error>>,
+}
 
 /// A request to the task of a consumer.
 pub(in crate::lessor) enum ConsumerCommand {
@@ -109,7 +113,7 @@ pub(in crate::lessor) enum ConsumerCommand {
     /// that the sighting voids is settled here any more.
     Heard(Sighting, oneshot::Sender<()>),
     /// Somebody wants the spec, as soon as it is known on the present connection.
-    Know(SpecReply),
+    Know(SpecQuestion),
 }
 
 /// The way to the task of a consumer.

@@ -390,7 +390,7 @@ impl Monitor {
     }
 
     /// Asks now. If a question is open, its answer does not count.
-    fn ask_again(&mut self, now: Instant) {
+    pub fn ask_again(&mut self, now: Instant) {
         if self.question.drop_open(now) {
             self.say(MonitorStep::Cancel);
         }

@@ -78,7 +78,8 @@ impl<B: Broker> Performer<B> {
             self.move_on(now);
         }
         let waiting = self.callers.are_waiting();
-        let wants = CallerWants { waiting, pull: waiting && !self.callers.pump.has_pull() };
+        let pull = waiting && !self.callers.pump.has_pull();
+        let wants = CallerWants { waiting: waiting || self.callers.is_spec_wanted(), pull };
         while let Some(step) = self.monitor.step(wants, || self.leases.held() > 0, now) {
             self.do_step(step, None);
         }
@@ -260,7 +261,11 @@ impl<B: Broker> Performer<B> {
         if self.monitor.is_away(now) && self.monitor.is_connected() {
             self.info.log_failure(now);
         }
-        self.tell_spec();
+        if let Some(spec) =
+            self.leases.spec().filter(|_| info.is_ok() && self.monitor.is_read_here())
+        {
+            self.callers.tell_spec(&Ok(spec.clone()));
+        }
         error.filter(|_| stop).map_or(Ok(()), Err)
     }
 
@@ -338,10 +343,14 @@ impl<B: Broker> Performer<B> {
                 self.obey(None);
             }
             ConsumerCommand::Heard(sighting, reply) => self.heard(&sighting, reply, now),
-            ConsumerCommand::Know(reply) => {
+            ConsumerCommand::Know(question) => {
                 self.callers.came(now);
-                self.callers.want_spec(reply);
-                self.tell_spec();
+                self.callers.want_spec(question);
+                self.tell_known_spec();
+                if self.callers.is_spec_wanted() {
+                    self.monitor.ask_again(now);
+                    self.obey(None);
+                }
             }
         }
     }
@@ -357,10 +366,10 @@ impl<B: Broker> Performer<B> {
         }
     }
 
-    /// Tells the spec to those who want it, once it is known on the present connection.
-    fn tell_spec(&mut self) {
+    /// Tells the spec to those who want it, if it is known on the present connection.
+    fn tell_known_spec(&mut self) {
         if let Some(spec) = self.leases.spec().filter(|_| self.monitor.is_read_here()) {
-            self.callers.tell_spec(&Ok(spec.clone()));
+            self.callers.tell_known_spec(spec);
         }
     }
 

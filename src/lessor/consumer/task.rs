@@ -181,7 +181,7 @@ impl<B: Broker> ConsumerTask<B> {
             match command {
                 ConsumerCommand::Join { reply, .. } => drop(reply.send(Err(end.clone()))),
                 ConsumerCommand::GiveBack(granted) => unhanded.extend(granted),
-                ConsumerCommand::Know(reply) => drop(reply.send(Err(end.clone()))),
+                ConsumerCommand::Know(question) => drop(question.reply.send(Err(end.clone()))),
                 ConsumerCommand::Leave(_) | ConsumerCommand::Doubt | ConsumerCommand::Heard(..) => {
                 }
             }
