@@ -26,13 +26,14 @@ pub async fn meet(world: Arc<World>, planned: Planned) {
     match when {
         When::At(at) if at >= world.plan.trouble => return,
         When::At(at) => sleep_until(world.at(millis(at))).await,
-        When::Near { sign, nth, millis: after, there } => {
+        When::Near { sign, from, millis: after, there } => {
             let end = world.at(world.plan.trouble());
-            let nth = usize::try_from(nth).unwrap_or(usize::MAX);
-            let Ok((at, place)) = timeout_at(end, world.signs.nth(sign, nth)).await else {
+            let (from, length) = (millis(from), millis(after.unsigned_abs()));
+            let begins = if after < 0 { from.saturating_sub(length) } else { from };
+            sleep_until(world.at(begins).min(end)).await;
+            let Ok((at, place)) = timeout_at(end, world.signs.next(sign, from)).await else {
                 return world.count("aimed accident whose sign never came");
             };
-            let length = millis(after.unsigned_abs());
             let at = if after < 0 { at.saturating_sub(length) } else { at + length };
             sleep_until(world.at(at).min(end)).await;
             if let (true, Some(place), Victim::Replica(replica)) = (there, place, what.victim()) {
@@ -266,19 +267,19 @@ async fn by_operator(world: &Arc<World>, what: Accident) {
                 sleep(millis(pause)).await;
             }
         }
-        Accident::RotateKeys { keeps } => {
-            retake(world, &world.next_key()).await;
+        Accident::RotateKeys { pause, keeps } => {
+            retake(world, &world.next_key(), millis(pause)).await;
             sleep(millis(keeps)).await;
-            retake(world, &world.only_key()).await;
+            retake(world, &world.only_key(), millis(pause)).await;
         }
         _ => {}
     }
 }
 
-/// Each replica reads its key file again, at another time.
-async fn retake(world: &Arc<World>, keys: &str) {
+/// Each replica reads its key file again, one after the other.
+async fn retake(world: &Arc<World>, keys: &str, pause: Duration) {
     for replica in world.replicas() {
-        sleep(millis(100)).await;
+        sleep(pause).await;
         let _ = replica.machine.sync(|| replica.keys.retake(keys.to_owned()));
     }
 }

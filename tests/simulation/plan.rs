@@ -132,10 +132,10 @@ pub struct ClientPlan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum When {
     At(u64),
-    /// So long after, or before, the sign of this number. `there`: at the replica of the sign.
+    /// So long after, or before, the first sign from this time on. `there`: at the replica of the sign.
     Near {
         sign: Sign,
-        nth: u64,
+        from: u64,
         millis: i64,
         there: bool,
     },
@@ -241,8 +241,10 @@ pub enum Accident {
         keys: bool,
         pause: u64,
     },
-    /// Another key is put before the present one, and that is taken away later.
+    /// Another key is put before the present one, and that is taken away later. Replicas read their key file one
+    /// after the other.
     RotateKeys {
+        pause: u64,
         keeps: u64,
     },
     /// The wall clock of a replica is set.
@@ -311,8 +313,8 @@ impl Accident {
             Self::Delete { away: Some(away), .. }
             | Self::Kill { away, .. }
             | Self::Drain { away, .. }
-            | Self::Roll { pause: away, .. }
-            | Self::RotateKeys { keeps: away } => vec![away],
+            | Self::Roll { pause: away, .. } => vec![away],
+            Self::RotateKeys { pause, keeps } => vec![pause, keeps],
             Self::Reset { .. }
             | Self::MakeAgain { .. }
             | Self::Delete { .. }

@@ -248,8 +248,8 @@ fn smaller_accident(plan: &Plan, place: usize) -> Option<Plan> {
     let mut less = plan.clone();
     let planned = less.accidents.get_mut(place / 3)?;
     if place % 3 == 2 {
-        if let When::Near { nth, .. } = &mut planned.when {
-            *nth /= 2;
+        if let When::Near { millis, .. } = &mut planned.when {
+            *millis /= 2;
         }
         return Some(less);
     }

@@ -42,12 +42,16 @@ impl Signs {
         self.given.notify_waiters();
     }
 
-    /// Waits for the sign of this number, from 0.
-    pub async fn nth(&self, sign: Sign, nth: usize) -> Moment {
+    /// Waits for the first sign from a time on. A sign may be known before its time.
+    pub async fn next(&self, sign: Sign, from: Time) -> Moment {
         loop {
             let given = self.given.notified();
-            let seen = self.seen.lock().unwrap().get(&sign).and_then(|all| all.get(nth)).copied();
-            if let Some(moment) = seen {
+            let first = {
+                let seen = self.seen.lock().unwrap();
+                let later = seen.get(&sign).into_iter().flatten().filter(|(at, _)| *at >= from);
+                later.min().copied()
+            };
+            if let Some(moment) = first {
                 return moment;
             }
             given.await;

@@ -151,9 +151,9 @@ fn accidents(plan: &mut Plan, dice: &mut Dice) {
         match dice.within(0..100) {
             0..30 => {
                 let what = accident(*one(&kinds, dice), plan, dice);
-                plan.accidents.push(Planned { when: near(dice), what });
+                plan.accidents.push(Planned { when: near(at, dice), what });
             }
-            30..55 => pairs::pair(plan, at, dice),
+            30..60 => plan.accidents.extend(pairs::pair(plan, at, dice)),
             _ => {
                 let what = accident(*one(&kinds, dice), plan, dice);
                 plan.accidents.push(Planned { when: When::At(at), what });
@@ -169,7 +169,7 @@ fn accidents(plan: &mut Plan, dice: &mut Dice) {
     }
     plan.accidents.sort_by_key(|planned| match planned.when {
         When::At(at) => at,
-        When::Near { .. } => 0,
+        When::Near { from, .. } => from,
     });
 }
 
@@ -187,11 +187,8 @@ fn together(mut first: Accident, other: &mut Accident, same: bool) {
     }
 }
 
-fn near(dice: &mut Dice) -> When {
+fn near(from: u64, dice: &mut Dice) -> When {
     let sign = *one(&SIGNS, dice);
-    // Some signs come hundreds of times in a run, and some a few times.
-    let often = matches!(sign, Sign::Fetched | Sign::LeaseEnds | Sign::Settling);
-    let nth = dice.within(0..if often { 80 } else { 4 });
     let millis = match (sign, dice.within(0..3)) {
         (Sign::LeaseEnds, 0) => 0,
         (Sign::LeaseEnds, 1) => dice.within(0..20) as i64 - 10,
@@ -200,7 +197,7 @@ fn near(dice: &mut Dice) -> When {
         (_, 1) => dice.within(0..50) as i64,
         (_, _) => dice.within(0..1_500) as i64,
     };
-    When::Near { sign, nth, millis, there: dice.percent(70) }
+    When::Near { sign, from, millis, there: dice.percent(70) }
 }
 
 fn ahead(clocks: Clocks, dice: &mut Dice) -> i64 {
@@ -255,7 +252,9 @@ fn accident(kind: u64, plan: &Plan, dice: &mut Dice) -> Accident {
         18 => Accident::MaxDeliver { consumer, most: dice.percent(70).then(|| dice.within(1..8)) },
         19 | 20 => Accident::Kill { replica, away: short(10_000, dice) },
         21..24 => Accident::Drain { replica, away: short(10_000, dice) },
-        24 => Accident::RotateKeys { keeps: dice.within(1_000..70_000) },
+        24 => {
+            Accident::RotateKeys { pause: dice.within(0..3_000), keeps: dice.within(1_000..70_000) }
+        }
         25 => Accident::Clock { replica, ahead: ahead(plan.clocks, dice) },
         26 | 27 => Accident::Stop { replica, millis: short(8_000, dice) },
         28 if dice.percent(50) => Accident::Poison { stream },

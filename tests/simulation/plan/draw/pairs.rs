@@ -1,60 +1,185 @@
-//! Pairs of accidents that belong together: the second comes in the middle of what the first has begun.
+//! Accidents that belong together: the second comes in the middle of what the first has begun.
 
 use testkit::dice::Dice;
 
 use super::super::{Accident, Plan, Planned, When};
+use crate::signs::Sign;
 
 /// How many kinds of pairs there are.
-const KINDS: u64 = 13;
+const KINDS: u64 = 22;
 
-/// Plans a pair around a time.
-pub(super) fn pair(plan: &mut Plan, at: u64, dice: &mut Dice) {
+/// Those of one pair, around a time.
+struct Pair<'p> {
+    plan: &'p Plan,
+    at: u64,
+    replica: usize,
+    other: usize,
+    consumer: usize,
+    all: Vec<Planned>,
+}
+
+/// Draws a pair around a time.
+pub(super) fn pair(plan: &Plan, at: u64, dice: &mut Dice) -> Vec<Planned> {
     let place = |dice: &mut Dice| dice.within(0..plan.replicas.len() as u64) as usize;
     let (replica, other) = (place(dice), place(dice));
     let consumer = dice.within(0..plan.consumers.len() as u64) as usize;
-    let away = dice.within(100..4_000);
-    let drain = Accident::Drain { replica, away };
-    let leader = change(plan, consumer, soon(1_500, dice), dice);
-    let up = dice.percent(50);
-    let stall = |replica: usize, dice: &mut Dice| Accident::Stall {
-        replica,
-        up,
-        down: !up,
-        millis: dice.within(200..3_000),
-    };
-    let again = match dice.within(0..3) {
-        0 => Accident::Reset { consumer },
-        1 => Accident::MakeAgain { consumer },
-        _ => Accident::Delete { consumer, away: Some(soon(400, dice)) },
-    };
-    let (first, second, later) = match dice.within(0..KINDS) {
-        0 => (Accident::Kill { replica, away }, leader, soon(2_000, dice)),
-        1 => (leader, Accident::Kill { replica, away }, soon(500, dice)),
-        2 => (drain, leader, soon(500, dice)),
-        3 => (drain, stall(replica, dice), soon(300, dice)),
-        4 => (drain, stall(other, dice), soon(300, dice)),
-        5 => (drain, Accident::Kill { replica, away }, soon(500, dice)),
-        6 => (drain, Accident::Kill { replica: other, away }, soon(500, dice)),
-        7 => (drain, Accident::Drain { replica: other, away }, soon(500, dice)),
-        8 => (drain, Accident::Stop { replica, millis: soon(5_000, dice) }, soon(100, dice)),
-        9 => (stall(replica, dice), again, soon(1_000, dice)),
-        10 => {
-            let millis = dice.within(500..5_000);
-            (Accident::Stop { replica, millis }, again, soon(500, dice))
+    let mut pair = Pair { plan, at, replica, other, consumer, all: Vec::new() };
+    let kind = dice.within(0..KINDS);
+    match kind {
+        0..10 => pair.of_drain(kind, dice),
+        10..15 => pair.of_leader(kind, dice),
+        15..18 => pair.of_consumer(kind, dice),
+        _ => pair.of_lease(kind, dice),
+    }
+    pair.all
+}
+
+impl Pair<'_> {
+    fn add(&mut self, later: u64, what: Accident) {
+        self.all.push(Planned { when: When::At(self.at + later), what });
+    }
+
+    /// Some milliseconds after the next sign of this kind.
+    fn add_near(&mut self, sign: Sign, there: bool, millis: i64, what: Accident) {
+        let when = When::Near { sign, from: self.at, millis, there };
+        self.all.push(Planned { when, what });
+    }
+
+    /// A replica drains, and something happens to it or to another while it hands over.
+    fn of_drain(&mut self, kind: u64, dice: &mut Dice) {
+        let (replica, other) = (self.replica, self.other);
+        let away = dice.within(100..4_000);
+        // A hand-over is three questions and answers, of some 10 ms each.
+        let step = dice.within(0..30) as i64;
+        self.add(0, Accident::Drain { replica, away });
+        match kind {
+            0 => {
+                let what = self.leader(soon(1_500, dice), dice);
+                self.add(soon(500, dice), what);
+            }
+            1 => {
+                let stall = stall(replica, dice);
+                self.add_near(Sign::HandingOver, true, step, stall);
+            }
+            2 => {
+                let stall = stall(other, dice);
+                self.add_near(Sign::HandingOver, false, step, stall);
+            }
+            3 => {
+                let kill = Accident::Kill { replica, away };
+                self.add_near(Sign::HandingOver, true, step, kill);
+            }
+            4 => {
+                let kill = Accident::Kill { replica: other, away };
+                self.add_near(Sign::HandingOver, false, step, kill);
+            }
+            5 => {
+                let stop = Accident::Stop { replica, millis: soon(5_000, dice) };
+                self.add_near(Sign::HandingOver, true, step, stop);
+            }
+            6 => {
+                let stop = Accident::Stop { replica: other, millis: soon(5_000, dice) };
+                self.add_near(Sign::HandingOver, false, step, stop);
+            }
+            7 => self.add(soon(500, dice), Accident::Drain { replica: other, away }),
+            8 => {
+                // A receiver that drains soon after.
+                let drain = Accident::Drain { replica: other, away };
+                self.add_near(Sign::HandingOver, false, step + 20, drain);
+            }
+            _ => {
+                let kill = Accident::Kill { replica, away };
+                self.add(soon(500, dice), kill);
+            }
         }
-        11 => (again, Accident::Kill { replica, away }, soon(500, dice)),
-        _ => {
+    }
+
+    fn of_leader(&mut self, kind: u64, dice: &mut Dice) {
+        let (replica, away) = (self.replica, dice.within(100..4_000));
+        if kind == 14 {
             // A leader that is away again and again.
             for no in 0..dice.within(3..10) {
-                let away = dice.within(2_000..4_000);
-                let what = change(plan, consumer, away, dice);
-                plan.accidents.push(Planned { when: When::At(at + no * 4_500), what });
+                let what = self.leader(dice.within(2_000..4_000), dice);
+                self.add(no * 4_500, what);
             }
             return;
         }
-    };
-    plan.accidents.push(Planned { when: When::At(at), what: first });
-    plan.accidents.push(Planned { when: When::At(at + later), what: second });
+        let leader = self.leader(soon(1_500, dice), dice);
+        self.add(0, leader);
+        match kind {
+            10 => self.add(soon(1_500, dice), Accident::Kill { replica, away }),
+            11 => self.add(soon(1_500, dice), Accident::Drain { replica, away }),
+            12 => self.add(soon(500, dice), stall(replica, dice)),
+            _ => {
+                // The replica dies first.
+                self.all.clear();
+                self.add(0, Accident::Kill { replica, away });
+                self.add(soon(2_000, dice), leader);
+            }
+        }
+    }
+
+    /// A consumer is reset or made again, and a replica does not hear of it at once.
+    fn of_consumer(&mut self, kind: u64, dice: &mut Dice) {
+        let (replica, consumer) = (self.replica, self.consumer);
+        let again = match dice.within(0..3) {
+            0 => Accident::Reset { consumer },
+            1 => Accident::MakeAgain { consumer },
+            _ => Accident::Delete { consumer, away: Some(soon(400, dice)) },
+        };
+        match kind {
+            15 => {
+                self.add(0, stall(replica, dice));
+                self.add(soon(1_000, dice), again);
+            }
+            16 => {
+                self.add(0, again);
+                self.add(soon(1_500, dice), again);
+            }
+            _ => {
+                let away = dice.within(100..4_000);
+                self.add(0, again);
+                self.add(soon(500, dice), Accident::Kill { replica, away });
+            }
+        }
+    }
+
+    /// Something happens to the replica of a lease shortly before the lease ends, or as it is settled.
+    fn of_lease(&mut self, kind: u64, dice: &mut Dice) {
+        let replica = self.replica;
+        let before = -(dice.within(0..1_500) as i64);
+        match kind {
+            18 => {
+                let stop = Accident::Stop { replica, millis: soon(3_000, dice) };
+                self.add_near(Sign::LeaseEnds, true, before, stop);
+            }
+            19 => {
+                let stall = stall(replica, dice);
+                self.add_near(Sign::LeaseEnds, true, before, stall);
+            }
+            20 => {
+                // The answer of JetStream is late, and the replica leaves.
+                let (stall, away) = (stall(replica, dice), dice.within(100..4_000));
+                self.add_near(Sign::Settling, true, dice.within(0..12) as i64, stall);
+                let drain = Accident::Drain { replica, away };
+                self.add_near(Sign::Settling, true, dice.within(0..60) as i64, drain);
+            }
+            _ => {
+                let kill = Accident::Kill { replica, away: dice.within(100..4_000) };
+                self.add_near(Sign::Settling, dice.percent(50), dice.within(0..25) as i64, kill);
+            }
+        }
+    }
+
+    fn leader(&self, away: u64, dice: &mut Dice) -> Accident {
+        change(self.plan, self.consumer, away, dice)
+    }
+}
+
+fn stall(replica: usize, dice: &mut Dice) -> Accident {
+    let (both, up) = (dice.percent(15), dice.percent(50));
+    let most = if dice.percent(50) { 400 } else { 5_000 };
+    Accident::Stall { replica, up: both || up, down: both || !up, millis: dice.within(30..most) }
 }
 
 /// Another leader, or the same server again, as it is possible for a consumer.
