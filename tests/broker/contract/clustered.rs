@@ -1,21 +1,29 @@
 //! Promises of a consumer with copies, on a model with copies and on three real servers. Three servers need
 //! some seconds to find each other, so all stories of this file share them.
 
-use std::{collections::BTreeMap, rc::Rc, time::Duration};
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
 use fetch_proxy::{
-    broker::{AckKind, BrokerError, ConsumerName, Inbox, PullEnd, PullRequest},
+    broker::{
+        AckKind, Broker, BrokerError, ConsumerInfo, Inbox, InfoError, Leader, PullEnd, PullRequest,
+    },
     clock,
 };
-use testkit::{BOUND, cluster::Cluster, jetstream::ack_wait, nats_server::NatsServer};
+use testkit::{
+    BOUND,
+    cluster::Cluster,
+    jetstream::{Fixture, ack_wait},
+    nats_server::NatsServer,
+};
 
 use super::{
     client::{
         attempts, end, millis, one, open, pull, read, say, say_until, take, unsettled,
         until_unsettled,
     },
-    worlds::{Modelled, Real, World, modelled_as, replicated},
+    worlds::{Modelled, Real, World, delegate, modelled_as, replicated},
 };
+use crate::simulation::jetstream::Config;
 
 /// Long enough to step down in, on a busy machine, in milliseconds.
 const ACK_WAIT: u64 = 4_000;
@@ -56,16 +64,21 @@ impl Clustered for Modelled {
 struct ThreeServers {
     cluster: Rc<Cluster>,
     leader: usize,
+    first_leader: Leader,
     real: Real,
 }
 
 impl ThreeServers {
     /// A consumer with three copies. `urls` are the servers of the connection, by the place of the leader.
-    async fn new(cluster: &Rc<Cluster>, urls: impl Fn(&Cluster, usize) -> String) -> Self {
-        let fixture = cluster.fixture(ack_wait(ACK_WAIT)).await;
+    async fn new(
+        cluster: &Rc<Cluster>,
+        fixture: Fixture,
+        urls: impl Fn(&Cluster, usize) -> String,
+    ) -> Self {
         let leader = cluster.leader(&fixture).await;
         let real = Real::with(fixture, &urls(cluster, leader)).await;
-        Self { cluster: cluster.clone(), leader, real }
+        let first_leader = read(&real).await.leader;
+        Self { cluster: cluster.clone(), leader, first_leader, real }
     }
 
     fn others(&self) -> impl Iterator<Item = &NatsServer> {
@@ -74,30 +87,8 @@ impl ThreeServers {
     }
 }
 
-impl World for ThreeServers {
-    type Broker = <Real as World>::Broker;
-    fn broker(&self) -> &Self::Broker {
-        self.real.broker()
-    }
-    fn name(&self) -> ConsumerName {
-        self.real.name()
-    }
-    fn slack(&self) -> Duration {
-        self.real.slack()
-    }
-    async fn publish(&self, payload: Vec<u8>) {
-        self.real.publish(payload).await;
-    }
-    async fn publish_poison(&self) {
-        self.real.publish_poison().await;
-    }
-    async fn delete_consumer(&self) {
-        self.real.delete_consumer().await;
-    }
-    async fn set_ack_wait(&self, ack_wait: Duration) {
-        self.real.set_ack_wait(ack_wait).await;
-    }
-}
+delegate!(ThreeServers);
+delegate!(OneOfThree);
 
 impl Clustered for ThreeServers {
     async fn step_down(&self) {
@@ -114,126 +105,213 @@ impl Clustered for ThreeServers {
     }
     async fn next_leader(&self) {
         testkit::eventually("another leader", || async {
-            let info = self.real.fixture.try_info().await?;
-            let leader = info.cluster?.leader?;
-            (leader != format!("n{}", self.leader)).then_some(())
+            let info = read_soon(self).await.ok()?;
+            (info.leader != self.first_leader).then_some(())
         })
         .await;
     }
 }
 
+/// INFO, if it is answered in a moment.
+async fn read_soon<W: World>(world: &W) -> Result<ConsumerInfo, InfoError> {
+    world.broker().info(&world.name(), clock::now() + millis(300)).await
+}
+
 /// A leader leaves in order: the state that the next one has, and what it has forgotten.
-async fn a_leader_that_leaves<W: Clustered>(world: W) {
+async fn a_leader_that_leaves<W: Clustered>(world: &W) {
     let began = clock::now();
     for number in 0..4 {
         world.publish(vec![number]).await;
     }
-    let before = read(&world).await;
+    let before = read(world).await;
     assert_eq!((before.leader_shows, before.replicas), (true, 3));
-    let found = take(&world, 3).await;
+    let found = take(world, 3).await;
     assert_eq!(found.len(), 3);
-    say(&world, &found[0], AckKind::Ack).await.unwrap();
+    say(world, &found[0], AckKind::Ack).await.unwrap();
     // The fourth message is out, too, so that a pull waits.
-    assert_eq!(attempts(&take(&world, 1).await), [(4, 1)]);
-    let mut inbox = open(&world).await;
+    assert_eq!(attempts(&take(world, 1).await), [(4, 1)]);
+    let mut inbox = open(world).await;
     inbox.pull(PullRequest { expires: BOUND, ..pull(1, 1) }).await.unwrap();
     tokio::time::sleep(millis(1_000)).await;
     let progress = clock::now();
-    say(&world, &found[2], AckKind::Progress).await.unwrap();
+    say(world, &found[2], AckKind::Progress).await.unwrap();
     world.step_down().await;
     assert_eq!(end(&mut inbox).await, PullEnd::LeaderGone);
-    let after = read(&world).await;
+    let after = read(world).await;
     assert_ne!(after.leader, before.leader);
     assert_eq!((after.created, after.delivered, after.ack_pending), (before.created, 4, 3));
-    say(&world, &found[1], AckKind::Nak(None)).await.unwrap();
+    say(world, &found[1], AckKind::Nak(None)).await.unwrap();
     world.step_down().await;
     assert_eq!(
-        attempts(&take(&world, 4).await),
+        attempts(&take(world, 4).await),
         [],
         "the Nak was in the memory of the leader alone"
     );
-    say(&world, &found[1], AckKind::Term(String::new())).await.unwrap();
+    say(world, &found[1], AckKind::Term(String::new())).await.unwrap();
     // The fourth message counts from its publication, and the third from its progress.
     let mut left = BTreeMap::from([(4, began), (3, progress)]);
     while !left.is_empty() {
-        let delivery = one(&world).await;
+        let delivery = one(world).await;
         let since = left.remove(&delivery.stream_sequence).expect("each once");
         let waited = clock::now() - since;
         assert!(waited + millis(100) >= millis(ACK_WAIT), "{delivery:?} after {waited:?}");
         assert!(waited <= millis(ACK_WAIT) + world.slack(), "{delivery:?} after {waited:?}");
     }
-    say(&world, &found[2], AckKind::Ack).await.unwrap();
-    assert_eq!(unsettled(&world).await, 1);
+    say(world, &found[2], AckKind::Ack).await.unwrap();
+    assert_eq!(unsettled(world).await, 1);
 }
 
 /// A leader without a majority: everything that it answers, and everything that waits for a majority.
-async fn a_leader_without_a_majority<W: Clustered>(world: W) {
+async fn a_leader_without_a_majority<W: Clustered>(world: &W) {
     for number in 0..3 {
         world.publish(vec![number]).await;
     }
-    let before = read(&world).await;
-    let found = take(&world, 2).await;
-    let mut inbox = open(&world).await;
+    let before = read(world).await;
+    let found = take(world, 2).await;
+    let mut inbox = open(world).await;
     world.lose_majority().await;
-    assert_eq!(say(&world, &found[0], AckKind::Progress).await, Ok(()));
-    assert_eq!(say(&world, &found[1], AckKind::Nak(Some(BOUND))).await, Ok(()));
+    assert_eq!(say(world, &found[0], AckKind::Progress).await, Ok(()));
+    assert_eq!(say(world, &found[1], AckKind::Nak(Some(BOUND))).await, Ok(()));
     let soon = || clock::now() + millis(500);
-    let acked = say_until(&world, &found[0], AckKind::Ack, soon()).await;
+    let acked = say_until(world, &found[0], AckKind::Ack, soon()).await;
     assert_eq!(acked, Err(BrokerError::Unconfirmed));
     inbox.pull(pull(1, 1)).await.unwrap();
     let silence = tokio::time::timeout(millis(600), inbox.next(&mut Vec::new())).await;
     assert!(silence.is_err(), "the third message waits: {silence:?}");
-    let info = read(&world).await;
+    let info = read(world).await;
     assert_eq!((info.leader, info.created), (before.leader, before.created));
     world.find_majority().await;
     testkit::eventually("a majority", || async {
-        say_until(&world, &found[0], AckKind::Ack, soon()).await.ok()
+        say_until(world, &found[0], AckKind::Ack, soon()).await.ok()
     })
     .await;
 }
 
 /// A leader crashes: nobody listens until the next one comes.
-async fn a_leader_that_crashes<W: Clustered>(world: W) {
+async fn a_leader_that_crashes<W: Clustered>(world: &W) {
     for number in 0..2 {
         world.publish(vec![number]).await;
     }
-    let before = read(&world).await;
-    let found = take(&world, 2).await;
-    say(&world, &found[1], AckKind::Ack).await.unwrap();
-    let (mut waiting, mut late) = (open(&world).await, open(&world).await);
+    let before = read(world).await;
+    let found = take(world, 2).await;
+    say(world, &found[1], AckKind::Ack).await.unwrap();
+    let (mut waiting, mut late) = (open(world).await, open(world).await);
     waiting.pull(PullRequest { expires: 3 * BOUND, ..pull(1, 1) }).await.unwrap();
     // An answer on the same connection: the servers have the pull, and a moment to tell each other.
-    read(&world).await;
+    read(world).await;
     tokio::time::sleep(millis(200)).await;
     world.crash_leader().await;
     let soon = clock::now() + millis(500);
-    let said = say_until(&world, &found[0], AckKind::Progress, soon).await;
+    let said = say_until(world, &found[0], AckKind::Progress, soon).await;
     // In the first moment it may have reached the leader, or be under way to it.
     assert!(matches!(said, Err(BrokerError::Unsent(_) | BrokerError::Unconfirmed)), "{said:?}");
     late.pull(pull(1, 1)).await.unwrap();
     assert_eq!(end(&mut late).await, PullEnd::ConsumerGone);
     world.next_leader().await;
     assert_eq!(end(&mut waiting).await, PullEnd::LeaderGone);
-    assert_ne!(read(&world).await.leader, before.leader);
-    until_unsettled(&world, 1).await;
-    say(&world, &found[0], AckKind::Ack).await.unwrap();
-    assert_eq!(unsettled(&world).await, 0);
+    assert_ne!(read(world).await.leader, before.leader);
+    until_unsettled(world, 1).await;
+    say(world, &found[0], AckKind::Ack).await.unwrap();
+    assert_eq!(unsettled(world).await, 0);
+}
+
+/// A consumer without copies, whose server is one of several.
+trait Single: World {
+    async fn kill(&self);
+    async fn start(&self);
+}
+
+impl Single for Modelled {
+    async fn kill(&self) {
+        self.crash_leader().await;
+    }
+    async fn start(&self) {
+        self.next_leader().await;
+    }
+}
+
+/// A consumer without copies on one of the servers, over a connection to another one.
+struct OneOfThree {
+    cluster: RefCell<Cluster>,
+    real: Real,
+}
+
+impl OneOfThree {
+    async fn new(cluster: Cluster, fixture: Fixture) -> Self {
+        let real = Real::with(fixture, &cluster.nodes[1].url()).await;
+        Self { cluster: RefCell::new(cluster), real }
+    }
+}
+
+impl Single for OneOfThree {
+    async fn kill(&self) {
+        self.cluster.borrow_mut().nodes[0].kill();
+    }
+    async fn start(&self) {
+        self.cluster.borrow_mut().nodes[0].restart();
+        testkit::eventually("the consumer to be there", || async { read_soon(self).await.ok() })
+            .await;
+    }
+}
+
+/// The server of a consumer without copies is away, and the connection of its clients is to another server.
+async fn a_server_that_is_one_of_several<W: Single>(world: &W) {
+    for number in 0..2 {
+        world.publish(vec![number]).await;
+    }
+    let found = take(world, 2).await;
+    say(world, &found[0], AckKind::Ack).await.unwrap();
+    let before = read(world).await;
+    assert_eq!((before.leader_shows, before.replicas), (false, 1));
+    let (mut waiting, mut late) = (open(world).await, open(world).await);
+    waiting.pull(PullRequest { expires: 3 * BOUND, ..pull(1, 1) }).await.unwrap();
+    read(world).await;
+    // The server writes its disk at most every 100 ms.
+    tokio::time::sleep(millis(500)).await;
+    world.kill().await;
+    let soon = || clock::now() + millis(500);
+    let said = say_until(world, &found[1], AckKind::Progress, soon()).await;
+    assert!(matches!(said, Err(BrokerError::Unsent(_) | BrokerError::Unconfirmed)), "{said:?}");
+    let info = read_soon(world).await;
+    assert!(matches!(info, Err(InfoError::Unavailable(_))), "{info:?}");
+    late.pull(pull(1, 1)).await.unwrap();
+    assert_eq!(end(&mut late).await, PullEnd::ConsumerGone);
+    world.start().await;
+    assert_eq!(read(world).await, ConsumerInfo { ack_pending: 1, ..before }, "nothing shows");
+    let silence = tokio::time::timeout(millis(300), waiting.next(&mut Vec::new())).await;
+    assert!(silence.is_err(), "its pulls are gone with it: {silence:?}");
+    say(world, &found[1], AckKind::Ack).await.unwrap();
+    assert_eq!(unsettled(world).await, 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn leaders_keep_their_promises_on_the_model() {
     let world = || modelled_as(replicated(millis(ACK_WAIT)));
-    a_leader_that_leaves(world().await).await;
-    a_leader_without_a_majority(world().await).await;
-    a_leader_that_crashes(world().await).await;
+    a_leader_that_leaves(&world().await).await;
+    a_leader_without_a_majority(&world().await).await;
+    let single = Config { clustered: true, ..Config::new(millis(ACK_WAIT)) };
+    a_server_that_is_one_of_several(&modelled_as(single).await).await;
+    a_leader_that_crashes(&world().await).await;
 }
 
 #[tokio::test]
 async fn leaders_keep_their_promises_on_three_real_servers() {
     let cluster = Rc::new(Cluster::start().await);
-    a_leader_that_leaves(ThreeServers::new(&cluster, |all, _| all.url()).await).await;
-    let leader = |all: &Cluster, leader: usize| all.nodes[leader].url();
-    a_leader_without_a_majority(ThreeServers::new(&cluster, leader).await).await;
-    let other = |all: &Cluster, leader: usize| all.nodes[(leader + 1) % 3].url();
-    a_leader_that_crashes(ThreeServers::new(&cluster, other).await).await;
+    // All at the beginning, because servers that come and go make it slow.
+    let mut fixtures = Vec::new();
+    for _ in 0..3 {
+        fixtures.push(cluster.fixture(ack_wait(ACK_WAIT)).await);
+    }
+    let single = cluster.fixture_on(0, ack_wait(ACK_WAIT)).await;
+    let mut next = || fixtures.pop().expect("a consumer for each");
+    let all = |cluster: &Cluster, _: usize| cluster.url();
+    a_leader_that_leaves(&ThreeServers::new(&cluster, next(), all).await).await;
+    let leader = |cluster: &Cluster, leader: usize| cluster.nodes[leader].url();
+    a_leader_without_a_majority(&ThreeServers::new(&cluster, next(), leader).await).await;
+    let cluster = Rc::into_inner(cluster).expect("no world is left");
+    let single = OneOfThree::new(cluster, single).await;
+    a_server_that_is_one_of_several(&single).await;
+    let cluster = Rc::new(single.cluster.into_inner());
+    let other = |cluster: &Cluster, leader: usize| cluster.nodes[(leader + 1) % 3].url();
+    a_leader_that_crashes(&ThreeServers::new(&cluster, next(), other).await).await;
 }

@@ -1,9 +1,9 @@
 //! Promises of a consumer without copies whose server stops and starts again.
 
-use std::{cell::RefCell, time::Duration};
+use std::cell::RefCell;
 
 use fetch_proxy::{
-    broker::{AckKind, Broker, ConsumerName, Inbox, PullEnd, PullRequest},
+    broker::{AckKind, Broker, BrokerError, Inbox, InfoError, PullEnd, PullRequest},
     clock,
 };
 use testkit::{
@@ -13,8 +13,8 @@ use testkit::{
 };
 
 use super::{
-    client::{attempts, end, millis, one, open, pull, read, say, take, unsettled},
-    worlds::{Modelled, Real, World, modelled_as, up},
+    client::{attempts, end, millis, one, open, pull, read, say, say_until, take, unsettled},
+    worlds::{Modelled, Real, World, delegate, modelled_as, up},
 };
 use crate::simulation::jetstream::Config;
 
@@ -28,6 +28,8 @@ trait Restarted: World {
     /// The server stops in order.
     async fn stop(&self);
     async fn start(&self);
+    /// The server leaves in lame duck mode. Its connections stay for a while.
+    async fn leave(&self);
 }
 
 impl Restarted for Modelled {
@@ -44,6 +46,9 @@ impl Restarted for Modelled {
         self.net.with(|state, now| state.start_server(millis(100), true, now));
         up(self.broker()).await;
     }
+    async fn leave(&self) {
+        self.net.with(|state, now| state.model.leave_in_lame_duck_mode(now));
+    }
 }
 
 struct OneServer {
@@ -51,30 +56,7 @@ struct OneServer {
     real: Real,
 }
 
-impl World for OneServer {
-    type Broker = <Real as World>::Broker;
-    fn broker(&self) -> &Self::Broker {
-        self.real.broker()
-    }
-    fn name(&self) -> ConsumerName {
-        self.real.name()
-    }
-    fn slack(&self) -> Duration {
-        self.real.slack()
-    }
-    async fn publish(&self, payload: Vec<u8>) {
-        self.real.publish(payload).await;
-    }
-    async fn publish_poison(&self) {
-        self.real.publish_poison().await;
-    }
-    async fn delete_consumer(&self) {
-        self.real.delete_consumer().await;
-    }
-    async fn set_ack_wait(&self, ack_wait: Duration) {
-        self.real.set_ack_wait(ack_wait).await;
-    }
-}
+delegate!(OneServer);
 
 impl Restarted for OneServer {
     async fn crash(&self) {
@@ -92,6 +74,14 @@ impl Restarted for OneServer {
             self.broker().link_change(&link).await;
         }
         up(self.broker()).await;
+    }
+    async fn leave(&self) {
+        self.server.borrow().signal("USR2");
+        testkit::eventually("JetStream to be away", || async {
+            let soon = clock::now() + millis(300);
+            self.broker().info(&self.name(), soon).await.err()
+        })
+        .await;
     }
 }
 
@@ -146,11 +136,34 @@ async fn a_server_that_stops_in_order<W: Restarted>(world: W) {
     assert_eq!(attempts(&take(&world, 2).await), []);
 }
 
+/// In lame duck mode JetStream is away at once, and the connections are not.
+async fn a_server_in_lame_duck_mode<W: Restarted>(world: W) {
+    for number in 0..2 {
+        world.publish(vec![number]).await;
+    }
+    let found = take(&world, 2).await;
+    let (mut waiting, mut late) = (open(&world).await, open(&world).await);
+    waiting.pull(PullRequest { expires: millis(1_000), ..pull(1, 1) }).await.unwrap();
+    read(&world).await;
+    world.leave().await;
+    let soon = || clock::now() + millis(300);
+    let said = say_until(&world, &found[0], AckKind::Ack, soon()).await;
+    assert!(matches!(said, Err(BrokerError::Unsent(_))), "{said:?}");
+    let info = world.broker().info(&world.name(), soon()).await;
+    assert!(matches!(info, Err(InfoError::Unavailable(_))), "{info:?}");
+    late.pull(pull(1, 1)).await.unwrap();
+    assert_eq!(end(&mut late).await, PullEnd::ConsumerGone);
+    let silence = tokio::time::timeout(millis(1_200), waiting.next(&mut Vec::new())).await;
+    assert!(silence.is_err(), "nothing ends a pull that waits: {silence:?}");
+    assert!(world.broker().link().server().is_some());
+}
+
 #[tokio::test(start_paused = true)]
 async fn servers_keep_their_promises_over_a_start_on_the_model() {
     let world = || modelled_as(Config::new(millis(ACK_WAIT)));
     a_server_that_crashes(world().await).await;
     a_server_that_stops_in_order(world().await).await;
+    a_server_in_lame_duck_mode(world().await).await;
 }
 
 async fn real() -> OneServer {
@@ -168,4 +181,9 @@ async fn server_that_crashes_keeps_its_promises_on_the_real_one() {
 #[tokio::test]
 async fn server_that_stops_in_order_keeps_its_promises_on_the_real_one() {
     a_server_that_stops_in_order(real().await).await;
+}
+
+#[tokio::test]
+async fn server_in_lame_duck_mode_keeps_its_promises_on_the_real_one() {
+    a_server_in_lame_duck_mode(real().await).await;
 }

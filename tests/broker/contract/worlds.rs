@@ -334,3 +334,35 @@ pub async fn up(broker: &impl Broker) {
         link = broker.link_change(&link).await;
     }
 }
+
+/// A world around the field `real`, which does all of it.
+macro_rules! delegate {
+    ($world:ident) => {
+        impl World for $world {
+            type Broker = <Real as World>::Broker;
+            fn broker(&self) -> &Self::Broker {
+                self.real.broker()
+            }
+            fn name(&self) -> fetch_proxy::broker::ConsumerName {
+                self.real.name()
+            }
+            fn slack(&self) -> std::time::Duration {
+                self.real.slack()
+            }
+            async fn publish(&self, payload: Vec<u8>) {
+                self.real.publish(payload).await;
+            }
+            async fn publish_poison(&self) {
+                self.real.publish_poison().await;
+            }
+            async fn delete_consumer(&self) {
+                self.real.delete_consumer().await;
+            }
+            async fn set_ack_wait(&self, ack_wait: std::time::Duration) {
+                self.real.set_ack_wait(ack_wait).await;
+            }
+        }
+    };
+}
+
+pub(super) use delegate;

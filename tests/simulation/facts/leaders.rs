@@ -195,6 +195,20 @@ fn servers_that_stop_in_order_end_their_pulls() {
     assert_eq!(lab.servers.unsettled(&name()), [0; 0]);
 }
 
+/// Measured on one server after a SIGUSR2.
+#[test]
+fn jetstream_that_leaves_in_lame_duck_mode_does_not_end_its_pulls() {
+    let mut lab = Lab::new(1, config(5_000));
+    let delivery = lab.take(1).remove(0);
+    lab.pull(1, 1, 1_000, true);
+    lab.servers.leave_in_lame_duck_mode(lab.now);
+    lab.wait(2_000);
+    assert_eq!(lab.sent(), []);
+    assert_eq!(lab.say(&delivery, AckKind::Ack), Some(Answered::NoResponders));
+    lab.servers.restart(millis(0), true, lab.now);
+    assert_eq!(lab.servers.unsettled(&name()), [1]);
+}
+
 /// store.go:521, and seen over a kill: the start of an ack clock is stored in whole seconds.
 #[test]
 fn a_server_that_starts_counts_from_whole_seconds() {
