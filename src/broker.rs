@@ -300,7 +300,7 @@ pub enum PullEnd {
     RequestsPending,
     /// The next message is larger than the rest of `max_bytes`.
     TooLarge,
-    /// Its `max_bytes` are used up exactly, and more messages are available.
+    /// Its `max_bytes` are used up exactly. nats-server 2.15 does not say so, so the reader counts the bytes.
     Spent,
     /// Too many pulls wait at this consumer, or the pull exceeds a limit of the consumer. The text is the
     /// server's.

@@ -372,3 +372,25 @@ async fn lease_is_over_before_jetstream_may_redeliver_a_slow_delivery() {
     let deadline = fetched.messages()[0].deadline;
     assert!(deadline <= began + LONG, "{:?}", deadline - began);
 }
+
+/// JetStream does not say that such a pull has ended. Nobody waits for its time.
+#[tokio::test(start_paused = true)]
+async fn pull_that_has_used_up_its_bytes_holds_up_no_caller() {
+    let mut spent = 0;
+    for max_bytes in 3700..3900 {
+        let (broker, lessor) = start(LONG);
+        (0..5).for_each(|_| broker.publish(vec![b'x'; 973]));
+        let began = clock::now();
+        let mut taken = 0;
+        while taken < 5 {
+            let three = FetchParams { n: 3, max_bytes, ..ask(&broker, LONG) };
+            let fetched = lessor.fetch(three).await.unwrap();
+            taken += fetched.messages().len();
+            fetched.delivered();
+        }
+        let took = clock::now() - began;
+        assert!(took < Duration::from_millis(500), "{took:?} with {max_bytes} bytes");
+        spent += broker.spent();
+    }
+    assert!(spent > 0, "no pull was of this kind");
+}

@@ -58,6 +58,8 @@ struct Open {
     /// `None` until it is issued.
     no: Option<u64>,
     messages_left: u32,
+    /// The bytes that JetStream may still send for it. `None`: any number, or it is not known.
+    bytes_left: Option<u64>,
     course: Course,
     /// How it has ended.
     end: Option<PullOutcome>,
@@ -132,6 +134,7 @@ impl Sharing {
                 share,
                 no: None,
                 messages_left: 0,
+                bytes_left: None,
                 course: Course::default(),
                 end: None,
             });
@@ -144,7 +147,7 @@ impl Sharing {
     /// A pull was issued with what was allowed.
     pub(super) fn issued(&mut self, no: u64, messages: u32, bytes: Option<u64>) {
         if let Some(open) = &mut self.open {
-            (open.no, open.messages_left) = (Some(no), messages);
+            (open.no, open.messages_left, open.bytes_left) = (Some(no), messages, bytes);
             if let Some(bytes) = bytes {
                 open.share.give_back(open.share.granted.saturating_sub(bytes));
             }
@@ -165,15 +168,18 @@ impl Sharing {
         }
     }
 
-    /// So many messages have arrived.
-    pub(super) fn arrived(&mut self, sizes: impl Iterator<Item = u64>) {
-        let Some(open) = &mut self.open else { return };
+    /// Messages of these sizes have arrived. Returns the number of the open pull if its bytes are used up
+    /// exactly. Such a pull is over, and nats-server does not say so.
+    pub(super) fn arrived(&mut self, sizes: impl Iterator<Item = u64>) -> Option<u64> {
+        let open = self.open.as_mut()?;
         let before = open.course.bytes;
         for size in sizes {
             open.course.count(size);
             open.messages_left = open.messages_left.saturating_sub(1);
+            open.bytes_left = open.bytes_left.and_then(|left| left.checked_sub(size));
         }
         open.share.arrived(open.course.bytes - before);
+        open.bytes_left.take_if(|left| *left == 0).and(open.no)
     }
 
     /// The end of a pull was heard.
@@ -233,6 +239,22 @@ mod tests {
         let allowed =
             sharing.allow(&demand, PullPlaces { most: 10, idle: 10 }, 1 << 20, now).unwrap();
         sharing.issued(no, allowed.messages, Some(allowed.bytes));
+    }
+
+    #[test]
+    fn pull_is_over_when_its_bytes_are_used_up_exactly() {
+        let name = ConsumerName { stream: "S".into(), consumer: "c".into() };
+        let mut sharing = Sharing::new(&Shares::new(1 << 20), &name);
+        let now = clock::now();
+        for (sizes, over) in [(vec![40, 60], true), (vec![40, 61], false), (vec![98], false)] {
+            let demand = Demand { messages: 10, bytes: Some(100) };
+            let places = PullPlaces { most: 10, idle: 10 };
+            let allowed = sharing.allow(&demand, places, 1 << 20, now).unwrap();
+            sharing.issued(7, allowed.messages, Some(100));
+            assert_eq!(sharing.arrived(sizes.into_iter()), over.then_some(7));
+            assert_eq!(sharing.arrived([0, 1].into_iter()), None);
+            sharing.settle(false, now);
+        }
     }
 
     /// Otherwise its deadline would be over for as long as that pull lasts, and the task would spin.

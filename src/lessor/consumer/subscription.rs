@@ -361,7 +361,12 @@ impl<B: Broker> Subscription<B> {
                 }
             }
         }
-        self.sharing.arrived(arrived.deliveries.iter().map(|one| wire_size(&one.delivery)));
+        let sizes = arrived.deliveries.iter().map(|one| wire_size(&one.delivery));
+        if let Some(no) = self.sharing.arrived(sizes) {
+            send_bound.ended(no);
+            self.single_answer.ended(no);
+            arrived.ends.push((no, PullEnd::Spent));
+        }
         arrived
     }
 

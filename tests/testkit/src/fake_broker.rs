@@ -97,6 +97,7 @@ struct State {
     scope: SearchScope,
     looks: usize,
     opened: Vec<ConnectionKind>,
+    spent: usize,
     /// The shared connection, and the last one that is broken.
     epoch: u64,
     broken: u64,
@@ -163,6 +164,7 @@ impl FakeBroker {
             scope: SearchScope::All,
             looks: 0,
             opened: Vec::new(),
+            spent: 0,
             epoch: 1,
             broken: 0,
         };
@@ -217,6 +219,11 @@ impl FakeBroker {
     /// The connections of the inboxes that were opened so far.
     pub fn opened(&self) -> Vec<ConnectionKind> {
         self.state().opened.clone()
+    }
+
+    /// Pulls whose bytes were used up exactly.
+    pub fn spent(&self) -> usize {
+        self.state().spent
     }
 
     /// The next settlements meet these.
@@ -500,7 +507,7 @@ impl Broker for FakeBroker {
 
 pub struct FakeInbox {
     broker: FakeBroker,
-    /// The open pull, what it has brought, and when it ends.
+    /// The open pull, what it has brought, and when it ends. The pull has the bytes that are left.
     pull: Option<(PullRequest, u32, Instant)>,
     place: ConnectionKind,
     epoch: u64,
@@ -548,7 +555,7 @@ impl FakeInbox {
         if let Some(no) = self.broker.state().told.take() {
             into.push(Arrival::End { no, end: PullEnd::Done });
         }
-        let (pull, mut got, ends) = self.pull.take()?;
+        let (mut pull, mut got, ends) = self.pull.take()?;
         let now = clock::now();
         let mut state = self.broker.0.state.lock().unwrap();
         let gone = state.info.is_none().then_some(PullEnd::ConsumerGone);
@@ -566,7 +573,14 @@ impl FakeInbox {
                     return None;
                 }
                 got += 1;
+                let size = delivery.subject.len() + delivery.ack.0.len() + delivery.payload.len();
+                pull.max_bytes = pull.max_bytes.and_then(|left| left.checked_sub(size as u64));
                 into.push(Arrival::Message(Box::new(delivery)));
+                if pull.max_bytes == Some(0) {
+                    // Bytes that are used up exactly end without a word, too.
+                    state.spent += 1;
+                    return None;
+                }
             } else {
                 break;
             }
