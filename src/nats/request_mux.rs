@@ -47,8 +47,11 @@ pub(super) struct RequestMux {
     prefix: String,
     opened: Instant,
     open: Mutex<OpenRequests>,
-    /// The approximate number of messages that the library received since the last flush.
+    /// The number of messages that the library received since the last flush. A few more can be on their way
+    /// to the library when a flush ends.
     unflushed: AtomicUsize,
+    /// Held by the caller that flushes.
+    flushing: tokio::sync::Mutex<()>,
     /// When everything that was sent must have arrived. See [`super::arrival_probe`].
     pub(super) deadline: ArrivalDeadline,
 }
@@ -85,6 +88,7 @@ impl RequestMux {
             opened,
             open: Mutex::default(),
             unflushed: AtomicUsize::new(0),
+            flushing: tokio::sync::Mutex::default(),
             deadline: ArrivalDeadline::default(),
         };
         Some((Arc::new(requests), subscriber))
@@ -205,15 +209,34 @@ impl RequestMux {
         sent
     }
 
-    /// Flushes the library after every [`MAX_UNFLUSHED`] messages. `false`: the flush did not end by
-    /// `until`.
+    /// Takes a place among the [`MAX_UNFLUSHED`] messages that the library may have. Without a free place, the
+    /// library is flushed first. `false`: no flush ended by `until`.
     async fn keep_pace(&self, until: Instant) -> bool {
-        if self.unflushed.fetch_add(1, Ordering::Relaxed) < MAX_UNFLUSHED {
+        while !self.take_place() {
+            if timeout_at(until.into(), self.flush()).await != Ok(true) {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn take_place(&self) -> bool {
+        let next = |taken| (taken < MAX_UNFLUSHED).then_some(taken + 1);
+        self.unflushed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok()
+    }
+
+    /// Flushes the library, or waits for the flush of another caller. `false`: the connection is lost.
+    async fn flush(&self) -> bool {
+        let _turn = self.flushing.lock().await;
+        if self.unflushed.load(Ordering::Relaxed) < MAX_UNFLUSHED {
             return true;
         }
-        self.unflushed.store(1, Ordering::Relaxed);
         // A flush ends at the kernel. It does not ask the server.
-        matches!(timeout_at(until.into(), self.connection.client.flush()).await, Ok(Ok(())))
+        let flushed = self.connection.client.flush().await.is_ok();
+        if flushed {
+            self.unflushed.store(0, Ordering::Relaxed);
+        }
+        flushed
     }
 
     /// A subject of our inbox whose first message is waited for.
@@ -390,7 +413,7 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let hello =
-            "INFO {\"server_id\":\"S\",\"version\":\"2.15.1\",\"max_payload\":1000}\r\nPONG\r\n";
+            "INFO {\"server_id\":\"S\",\"version\":\"2.15.1\",\"max_payload\":1000000}\r\nPONG\r\n";
         let (settings, greeted) = (settings(&address.to_string()), async {
             let (mut socket, _) = listener.accept().await.unwrap();
             socket.write_all(hello.as_bytes()).await.unwrap();
@@ -447,5 +470,23 @@ mod tests {
         let unsent = |result: &&Result<_, _>| matches!(result, Err(BrokerError::Unsent(_)));
         assert!(sent >= 2048, "{sent} were sent");
         assert_eq!(results.iter().filter(unsent).count(), asked.len() - sent);
+    }
+
+    /// A process that is stopped and continues writes what the library has, however late that is.
+    #[tokio::test]
+    async fn library_has_few_messages_whatever_the_number_of_callers() {
+        /// More of these messages than the sockets of both sides can hold.
+        const MOST_IN_SOCKETS: usize = 200;
+        let (connection, _server) = connected().await;
+        let (requests, _subscriber) = RequestMux::open(Arc::new(connection)).await.unwrap();
+        tokio::time::pause();
+        let payload = Bytes::from(vec![b'x'; 100_000]);
+        let until = clock::now() + Duration::from_secs(4);
+        let request = |_| Request::new("s", payload.clone());
+        let callers = (0..1000).map(request).map(|request| requests.ask_one(request, until));
+        let results = futures_util::future::join_all(callers).await;
+        let sent = |result: &&Result<_, _>| **result == Err(BrokerError::Unconfirmed);
+        let sent = results.iter().filter(sent).count();
+        assert!(sent <= MOST_IN_SOCKETS + MAX_UNFLUSHED, "{sent} were sent");
     }
 }
