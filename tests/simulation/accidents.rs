@@ -5,6 +5,8 @@ use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
 use tokio::time::{sleep, sleep_until, timeout, timeout_at};
 
 use super::{
+    net::{Lanes, Stop},
+    outages,
     plan::{Accident, Planned, Victim, When},
     replica::{Drained, Replica},
     roads::KEEPALIVE,
@@ -94,11 +96,14 @@ async fn carry_out(world: &Arc<World>, what: Accident) {
             }
             world.event(Event::Stopped { side: replica.side }, millis(length));
             replica.machine.stop();
+            world.net.accident(|network| network.stop_process(replica.side));
             sleep(millis(length)).await;
             if !replica.gone.load(Ordering::Relaxed) {
+                world.net.accident(|network| network.resume_process(replica.side));
                 replica.machine.resume();
             }
         }
+        Accident::Outage(outage) => outages::happen(world, outage).await,
         Accident::Suspend { replica, millis: length } => {
             world.replica(replica).machine.suspend(millis(length));
         }
@@ -111,23 +116,21 @@ async fn on_wires(world: &Arc<World>, what: Accident) {
     match what {
         Accident::Stall { replica, up, down, millis: length } => {
             let side = side(replica);
-            world.net.with(|state, now| state.stall(side, (up, down), now + millis(length)));
+            let until = world.net.now() + millis(length);
+            world.net.accident(|network| network.stall(side, Lanes { up, down }, until));
             sleep(millis(length)).await;
         }
         Accident::Cut { replica, client, server, keep } => {
             let side = side(replica);
-            world.net.with(|state, now| {
-                state.cut(side, (now + millis(client), now + millis(server)), keep);
-            });
+            let now = world.net.now();
+            let (client, server) = (now + millis(client), now + millis(server));
+            world.net.accident(|network| network.cut(side, client, server, keep));
         }
         Accident::Part { replica, millis: length } => {
             let side = side(replica);
-            world.net.with(|state, now| {
-                state.reach(side, false);
-                state.cut(side, (now + millis(2_000), now + millis(10_000)), false);
-            });
+            let until = world.net.now() + millis(length);
+            world.net.accident(|network| network.part_from_all(side, until));
             sleep(millis(length)).await;
-            world.net.with(|state, _| state.reach(side, true));
         }
         _ => {}
     }
@@ -138,30 +141,20 @@ async fn at_servers(world: &Arc<World>, what: Accident) {
     match what {
         Accident::Restart { away, forgets, memory, graceful } => {
             world.event(Event::LeaderChanged, millis(away));
-            world.net.with(|state, now| {
-                if graceful {
-                    state.model.shut_down(now);
-                }
-                state.stop_server();
-            });
+            let how = if graceful { Stop::Graceful } else { Stop::Killed };
+            world.net.accident(|network| network.stop_all(how));
             sleep(millis(away)).await;
             let forgets = if graceful { 0 } else { forgets };
-            world.net.with(|state, now| state.start_server(millis(forgets), memory, now));
+            world.net.accident(|network| network.start_all(millis(forgets), memory));
             world.sign(Sign::Leader, None);
         }
         Accident::ChangeLeader { consumer, away, forgets, graceful } => {
             let name = world.name(consumer);
             world.event(Event::LeaderChanged, millis(away));
-            world.net.with(|state, now| {
-                if graceful {
-                    state.model.step_down(&name, now);
-                } else {
-                    state.model.lose_leader(&name, now);
-                }
-            });
+            world.net.accident(|network| network.lose_leader(&name, graceful));
             sleep(millis(away)).await;
             let forgets = if graceful { 0 } else { forgets };
-            world.net.with(|state, now| state.model.change_leader(&name, millis(forgets), now));
+            world.net.accident(|network| network.change_leader(&name, millis(forgets)));
             world.sign(Sign::Leader, None);
         }
         Accident::Purge { stream } => {

@@ -13,6 +13,8 @@ mod failure;
 mod history;
 mod jetstream;
 mod net;
+mod net_facts;
+mod outages;
 mod panics;
 mod plan;
 mod ran;

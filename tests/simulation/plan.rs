@@ -4,6 +4,7 @@
 //! Lengths of time are in milliseconds. Times count from the beginning of the world.
 
 mod draw;
+mod outage;
 
 use std::{
     fmt::{self, Debug},
@@ -14,6 +15,7 @@ use super::{
     jetstream::{Config, Time},
     signs::Sign,
 };
+pub use self::outage::Outage;
 
 /// How far the clocks of the replicas are from the right time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -266,6 +268,8 @@ pub enum Accident {
     Poison {
         stream: usize,
     },
+    /// Something that happens to the NATS servers.
+    Outage(Outage),
 }
 
 impl Accident {
@@ -294,6 +298,7 @@ impl Accident {
                 Victim::Stream(stream)
             }
             Self::Restart { .. } | Self::Roll { .. } | Self::RotateKeys { .. } => Victim::World,
+            Self::Outage(outage) => outage.victim(),
         }
     }
 
@@ -307,6 +312,7 @@ impl Accident {
             | Self::Stop { millis, .. }
             | Self::Suspend { millis, .. } => vec![millis],
             Self::Cut { client, server, .. } => vec![client, server],
+            Self::Outage(outage) => outage.amounts(),
             Self::Restart { away, forgets, .. } | Self::ChangeLeader { away, forgets, .. } => {
                 vec![away, forgets]
             }
@@ -354,6 +360,12 @@ pub struct Plan {
 impl Plan {
     pub fn of(seed: u64) -> Self {
         draw::draw(seed)
+    }
+
+    /// The number of NATS servers: three, if a consumer has copies or may be at another server.
+    pub fn servers(&self) -> usize {
+        let one_of_three = |consumer: &ConsumerPlan| consumer.copies > 1 || consumer.clustered;
+        if self.consumers.iter().any(one_of_three) { 3 } else { 1 }
     }
 
     pub fn trouble(&self) -> Time {

@@ -112,7 +112,7 @@ impl Replica {
         self.gone.store(true, Ordering::Relaxed);
         self.ready.store(false, Ordering::Relaxed);
         self.machine.stop();
-        net.with(|state, now| state.kill(self.side, now));
+        net.accident(|network| network.kill(self.side));
     }
 
     /// Drains it as the app does. `handing_over` is called when its calls have ended.

@@ -55,12 +55,13 @@ fn run_on(plan: &Plan, keep_lines: bool) -> Outcome {
         .unwrap();
     let watch = Arc::new(Mutex::new(Watch::default()));
     let history = runtime.block_on(async {
-        let net = Net::new(plan.seed, History::new(keep_lines));
+        let net = Net::new(plan.seed, History::new(keep_lines), plan.servers());
         let watcher = Shared(watch.clone());
         let world = Arc::new(World::new(net.clone(), plan.clone(), watch.clone()));
+        let weather = Weather { delay: 1..4, reconnect: 50..1_000 };
+        net.accident(|network| network.set_weather(weather));
         net.with(|state, _| {
             state.watcher = Some(Box::new(watcher));
-            state.set_weather(Weather { delay: 1..4, reconnect: 50..1_000 });
             for stream in 0..plan.streams.len() {
                 state.model.add_stream(&world.stream(stream));
             }

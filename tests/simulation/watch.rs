@@ -329,6 +329,10 @@ impl Watcher for Shared {
         self.0.lock().unwrap().learned.insert(side, now);
     }
 
+    fn elected(&mut self, now: Time) {
+        self.0.lock().unwrap().event(Event::LeaderChanged, now);
+    }
+
     fn applied(&mut self, now: Time, side: usize, applied: &Applied, way: Way) {
         let mut watch = self.0.lock().unwrap();
         let kind = Kind::of(&applied.kind);

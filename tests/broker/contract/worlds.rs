@@ -176,7 +176,7 @@ pub fn replicated(ack_wait: Duration) -> Config {
 }
 
 pub async fn modelled_as(config: Config) -> Modelled {
-    let net = Net::new(1, History::new(false));
+    let net = Net::new(1, History::new(false), 1);
     let world = Modelled { broker: SimBroker::join(&net), net, config: Mutex::new(config.clone()) };
     world.net.with(|state, _| {
         state.model.add_stream("S");

@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 
 use super::{
     super::{history::History, jetstream::Time},
+    accidents::Accidents,
     state::State,
 };
 
@@ -23,8 +24,9 @@ struct Shared {
 }
 
 impl Net {
-    pub fn new(seed: u64, history: History) -> Self {
-        let state = Mutex::new(State::new(seed, history));
+    /// A network with this number of servers, and routes between all of them.
+    pub fn new(seed: u64, history: History, servers: usize) -> Self {
+        let state = Mutex::new(State::new(seed, history, servers));
         Self(Arc::new(Shared { state, woken: Notify::new(), began: clock::now() }))
     }
 
@@ -46,6 +48,11 @@ impl Net {
         drop(state);
         self.0.woken.notify_one();
         result
+    }
+
+    /// Makes an accident happen.
+    pub fn accident<R>(&self, act: impl FnOnce(&mut Accidents<'_>) -> R) -> R {
+        self.with(|state, now| act(&mut Accidents { state, now }))
     }
 
     /// Carries everything, for as long as it is polled.

@@ -2,33 +2,46 @@
 
 use std::collections::BTreeMap;
 
+use fetch_proxy::broker::ConsumerName;
 use tokio::sync::oneshot;
 
 use super::{super::jetstream::Connection, carried::Answer};
 
+struct Question {
+    wire: Connection,
+    about: Option<ConsumerName>,
+    tell: oneshot::Sender<Answer>,
+}
+
 #[derive(Default)]
-pub(super) struct Questions(BTreeMap<u64, (Connection, oneshot::Sender<Answer>)>);
+pub(super) struct Questions(BTreeMap<u64, Question>);
 
 impl Questions {
-    pub(super) fn ask(&mut self, number: u64, wire: Connection) -> oneshot::Receiver<Answer> {
+    /// Returns the place where the answer arrives.
+    pub(super) fn ask(
+        &mut self,
+        number: u64,
+        wire: Connection,
+        about: Option<ConsumerName>,
+    ) -> oneshot::Receiver<Answer> {
         let (tell, told) = oneshot::channel();
-        self.0.insert(number, (wire, tell));
+        self.0.insert(number, Question { wire, about, tell });
         told
     }
 
     pub(super) fn answer(&mut self, number: u64, answer: Answer) {
-        if let Some((_, waiting)) = self.0.remove(&number) {
-            let _ = waiting.send(answer);
+        if let Some(question) = self.0.remove(&number) {
+            let _ = question.tell.send(answer);
         }
     }
 
-    /// Forgets a question. `true`: it had no answer.
-    pub(super) fn forget(&mut self, number: u64) -> bool {
-        self.0.remove(&number).is_some()
+    /// The consumer that a question is about.
+    pub(super) fn about(&self, number: u64) -> Option<ConsumerName> {
+        self.0.get(&number)?.about.clone()
     }
 
     /// Each caller that waits for an answer on this wire learns that there is none.
     pub(super) fn forget_wire(&mut self, wire: Connection) {
-        self.0.retain(|_, (on, _)| *on != wire);
+        self.0.retain(|_, question| question.wire != wire);
     }
 }

@@ -1,111 +1,179 @@
-//! The end of NATS: takes in what replicas send, and passes it to JetStream or to other replicas.
+//! The NATS servers: which of them run, the routes between them, and who cannot reach whom.
+//!
+//! Routes are a full mesh, and nothing takes two of them: if one is stalled, no third server passes its
+//! frames on.
 
-use bytes::Bytes;
-use fetch_proxy::{
-    broker::{Arrival, PullEnd},
-    bus::Incoming,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use super::{
-    super::{
-        history::History,
-        jetstream::{Connection, InboxId, JetStream, Time},
-    },
-    carried::{Answer, Down, Up},
-    watcher::{Watcher, Way},
-    wires::Wires,
+    super::jetstream::Time,
+    agenda::{Agenda, Event},
+    carried::Hop,
+    wires::Lane,
 };
 
-pub(super) struct Servers {
-    /// Counts the starts of the server.
-    pub(super) start: u64,
-    pub(super) up: bool,
+/// An attempt to connect to a server that does not answer ends after this: `CONNECT_TIMEOUT` of
+/// `src/nats/connection.rs`.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// An end of a wire or of a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Node {
+    Replica(usize),
+    Server(usize),
 }
 
-/// The parts of the world that the servers work with.
-pub(super) struct Around<'s> {
-    pub(super) model: &'s mut JetStream,
-    pub(super) wires: &'s mut Wires,
-    pub(super) history: &'s mut History,
-    pub(super) watcher: Option<&'s mut Box<dyn Watcher>>,
+struct Server {
+    /// Counts its starts.
+    start: u64,
+    up: bool,
+    /// While it is down, attempts to connect are refused at once. If not, they have no answer.
+    refuses: bool,
+}
+
+#[derive(Default)]
+struct Route {
+    lane: Lane,
+    /// It is down until then, and frames are lost.
+    down: Time,
+}
+
+pub(super) struct Servers {
+    all: Vec<Server>,
+    routes: BTreeMap<(usize, usize), Route>,
+    /// Until when two nodes cannot reach each other. The lower one is the first.
+    parted: BTreeMap<(Node, Node), Time>,
+}
+
+/// A server to connect to.
+pub(super) enum Found {
+    Now(usize),
+    /// None before this time.
+    Later(Time),
 }
 
 impl Servers {
-    pub(super) fn new() -> Self {
-        Self { start: 1, up: true }
+    pub(super) fn new(count: usize) -> Self {
+        let server = |_| Server { start: 1, up: true, refuses: true };
+        let (all, parted) = ((0..count).map(server).collect(), BTreeMap::new());
+        Self { all, routes: BTreeMap::new(), parted }
     }
 
-    /// A frame of a replica arrives.
-    pub(super) fn serve(&self, around: Around<'_>, wire: Connection, what: Up, now: Time) {
-        let Around { model, wires, history, mut watcher } = around;
-        let side = wires.side(wire);
-        match what {
-            Up::Pull { inbox, name, asked } => {
-                history.add(now, format_args!("{side}>js pull {name} {asked:?}"));
-                let to = InboxId { connection: wire, inbox };
-                if !model.pull(&name, to, asked, now) {
-                    let end = PullEnd::ConsumerGone;
-                    let arrival = Arrival::End { no: asked.no, end };
-                    wires.send_down(wire, Down::Arrival { inbox, arrival, poison: false }, now);
-                }
-            }
-            Up::Ack { subject, kind, reply, by, left } => {
-                let late = by.is_some_and(|by| now >= by);
-                history.add(now, format_args!("{side}>js {kind:?} {} late={late}", subject.0));
-                model.ack(wire, &subject.0, &kind, reply, now);
-                for applied in model.applied() {
-                    if let Some(watcher) = &mut watcher {
-                        watcher.applied(now, side, &applied, Way { left, late });
-                    }
-                }
-            }
-            Up::Info { name, reply } => {
-                if let Some(info) = model.info(wire, &name, now) {
-                    history.add(now, format_args!("{side}>js info {info:?}"));
-                    wires.send_down(wire, Down::Answer(reply, Answer::Info(Box::new(info))), now);
-                }
-            }
-            Up::Look { name, reply } => {
-                let found = model.unreadable(&name);
-                wires.send_down(wire, Down::Answer(reply, Answer::Found(found)), now);
-            }
-            Up::Pulse(reply) => wires.send_down(wire, Down::Answer(reply, Answer::Ok), now),
-            Up::Subscribe(subjects) => {
-                if let Some(on) = wires.get_mut(wire) {
-                    on.subjects = subjects;
-                }
-            }
-            Up::Say { subject, message } => {
-                history.add(now, format_args!("bus {subject} {} bytes", message.len()));
-                say(wires, &subject, &message, None, now);
-            }
-            Up::Ask { subject, message, reply } => {
-                if wires.listeners(&subject).is_empty() {
-                    wires.send_down(wire, Down::Answer(reply, Answer::NoResponders), now);
-                } else {
-                    history.add(now, format_args!("bus {subject} {} bytes", message.len()));
-                    let reply = format!("_INBOX.{}.{reply}", wire.0);
-                    say(wires, &subject, &message, Some(&reply), now);
-                }
+    pub(super) fn count(&self) -> usize {
+        self.all.len()
+    }
+
+    pub(super) fn is_up(&self, server: usize) -> bool {
+        self.all[server].up
+    }
+
+    pub(super) fn any_up(&self) -> bool {
+        self.all.iter().any(|server| server.up)
+    }
+
+    /// The server's id, which is new at every start.
+    pub(super) fn id(&self, server: usize) -> String {
+        format!("n{} start {}", server + 1, self.all[server].start)
+    }
+
+    /// `refuses`: its machine still runs, so everybody notices at once.
+    pub(super) fn stop(&mut self, server: usize, refuses: bool) {
+        let one = &mut self.all[server];
+        (one.up, one.refuses) = (false, refuses);
+    }
+
+    pub(super) fn start(&mut self, server: usize) {
+        let one = &mut self.all[server];
+        (one.up, one.start) = (true, one.start + 1);
+    }
+
+    // Partitions.
+
+    pub(super) fn part(&mut self, one: Node, other: Node, until: Time) {
+        let last = self.parted.entry((one.min(other), one.max(other))).or_default();
+        *last = (*last).max(until);
+    }
+
+    /// When these two can reach each other again. `None`: they can.
+    pub(super) fn parted(&self, one: Node, other: Node, now: Time) -> Option<Time> {
+        let until = self.parted.get(&(one.min(other), one.max(other))).copied();
+        until.filter(|until| now < *until)
+    }
+
+    /// The first server of this order that a replica can connect to. A server that does not answer costs
+    /// time, and one that refuses costs none.
+    pub(super) fn find(&self, side: usize, order: &[usize], now: Time) -> Found {
+        let mut at = now;
+        for server in order {
+            let parted = self.parted(Node::Replica(side), Node::Server(*server), at).is_some();
+            let dark = !self.all[*server].up && !self.all[*server].refuses;
+            if parted || dark {
+                at += CONNECT_TIMEOUT;
+            } else if self.all[*server].up {
+                return if at == now { Found::Now(*server) } else { Found::Later(at) };
             }
         }
+        Found::Later(at)
     }
-}
 
-/// Passes a message to all that listen on its subject, or an answer to the one that asked.
-fn say(wires: &mut Wires, subject: &str, message: &Bytes, reply: Option<&str>, now: Time) {
-    if let Some((wire, question)) = asked_by(subject) {
-        return wires.send_down(wire, Down::Answer(question, Answer::Said(message.clone())), now);
+    /// Whether both servers are up, and hear each other.
+    pub(super) fn in_touch(&self, one: usize, other: usize, now: Time) -> bool {
+        let route = self.routes.get(&(one.min(other), one.max(other)));
+        let stalled = |from: usize, to: usize| {
+            self.routes.get(&(from, to)).is_some_and(|route| now < route.lane.stalled)
+        };
+        let down = route.is_some_and(|route| now < route.down);
+        let apart = down || stalled(one, other) || stalled(other, one);
+        self.all[one].up && self.all[other].up && (one == other || !apart)
     }
-    for wire in wires.listeners(subject) {
-        let (subject, message) = (subject.to_owned(), message.clone());
-        let reply = reply.map(str::to_owned);
-        wires.send_down(wire, Down::Said(Incoming { subject, message, reply }), now);
-    }
-}
 
-/// The wire and the number of the question that is answered on this subject.
-fn asked_by(subject: &str) -> Option<(Connection, u64)> {
-    let (wire, question) = subject.strip_prefix("_INBOX.")?.split_once('.')?;
-    Some((Connection(wire.parse().ok()?), question.parse().ok()?))
+    /// Whether a server reaches a majority, itself included.
+    pub(super) fn has_majority(&self, server: usize, now: Time) -> bool {
+        let reached = (0..self.count()).filter(|other| self.in_touch(server, *other, now)).count();
+        2 * reached > self.count()
+    }
+
+    // Routes.
+
+    /// Whether a server takes its route to another for open. It may be stalled.
+    pub(super) fn is_open(&self, from: usize, to: usize, now: Time) -> bool {
+        let route = self.routes.get(&(from.min(to), from.max(to)));
+        self.all[to].up && route.is_none_or(|route| now >= route.down)
+    }
+
+    pub(super) fn send(
+        &mut self,
+        (from, to): (usize, usize),
+        hop: Hop,
+        (now, leaves): (Time, Time),
+        agenda: &mut Agenda,
+    ) {
+        if self.is_open(from, to, now) {
+            let route = self.routes.entry((from, to)).or_default();
+            let when = route.lane.take(leaves + agenda.delay());
+            agenda.at(when, Event::Hop { from, to, hop });
+        }
+    }
+
+    /// Nothing arrives from one server at the other before `until`, and then everything does.
+    pub(super) fn stall(&mut self, (from, to): (usize, usize), until: Time, agenda: &mut Agenda) {
+        self.routes.entry((from, to)).or_default().lane.stall(until);
+        agenda.hold_up(until, |event| match event {
+            Event::Hop { from: one, to: other, .. } => (*one, *other) == (from, to),
+            _ => false,
+        });
+    }
+
+    /// The route between two servers breaks, with everything on it, and is made again at `until`.
+    pub(super) fn cut(&mut self, one: usize, other: usize, until: Time, agenda: &mut Agenda) {
+        let (one, other) = (one.min(other), one.max(other));
+        self.routes.entry((one, other)).or_default().down = until;
+        for pair in [(one, other), (other, one)] {
+            self.routes.entry(pair).or_default().lane = Lane::default();
+        }
+        agenda.take(|event| match event {
+            Event::Hop { from, to, .. } => (*from.min(to), *from.max(to)) == (one, other),
+            _ => false,
+        });
+    }
 }

@@ -8,7 +8,10 @@ use fetch_proxy::{
 };
 use tokio::sync::{Notify, mpsc};
 
-use super::{super::jetstream::Connection, wires::Use};
+use super::{
+    super::jetstream::Connection,
+    agenda::{Event, Use},
+};
 
 pub(super) struct Side {
     pub(super) deliveries: Option<Connection>,
@@ -19,13 +22,15 @@ pub(super) struct Side {
     pub(super) link_changed: Arc<Notify>,
     pub(super) subjects: Vec<String>,
     pub(super) into: mpsc::UnboundedSender<Incoming>,
-    /// It can reach the servers.
-    pub(super) reachable: bool,
+    /// Both connections go to one server, if they can.
+    pub(super) together: bool,
     pub(super) dead: bool,
+    /// Its process is stopped. Everything that it would do or read waits here, in order.
+    pub(super) stopped: Option<Vec<Event>>,
 }
 
 impl Side {
-    pub(super) fn new(into: mpsc::UnboundedSender<Incoming>) -> Self {
+    pub(super) fn new(into: mpsc::UnboundedSender<Incoming>, together: bool) -> Self {
         Self {
             deliveries: None,
             settling: None,
@@ -35,8 +40,9 @@ impl Side {
             link_changed: Arc::default(),
             subjects: Vec::new(),
             into,
-            reachable: true,
+            together,
             dead: false,
+            stopped: None,
         }
     }
 
@@ -62,18 +68,20 @@ impl Side {
         }
     }
 
-    /// Tells the replica how its link is, if that has changed. `start` counts the starts of the server.
-    pub(super) fn tell_link(&mut self, start: u64) {
-        let link = if self.deliveries.is_some() && self.settling.is_some() {
-            Link::Up(Arc::new(Server {
-                epoch: self.epoch,
-                bus_epoch: self.bus_epoch,
-                id: format!("start {start}"),
-                version: "2.15.1".to_owned(),
-                max_payload: 1 << 20,
-            }))
-        } else {
-            Link::Down("a connection was lost".into())
+    /// Tells the replica how its link is, if that has changed. `server` is the id of the server that its
+    /// deliveries come from.
+    pub(super) fn tell_link(&mut self, server: Option<String>) {
+        let link = match server {
+            Some(id) if self.deliveries.is_some() && self.settling.is_some() => {
+                Link::Up(Arc::new(Server {
+                    epoch: self.epoch,
+                    bus_epoch: self.bus_epoch,
+                    id,
+                    version: "2.15.1".to_owned(),
+                    max_payload: 1 << 20,
+                }))
+            }
+            _ => Link::Down("a connection was lost".into()),
         };
         if self.link != link {
             self.link = link;

@@ -9,6 +9,8 @@ pub trait Watcher: Send {
     fn learned(&mut self, now: Time, side: usize);
     /// The message has arrived at its replica.
     fn arrived(&mut self, now: Time, id: DeliveryId);
+    /// The servers of a consumer have lost its leader, or have elected another one by themselves.
+    fn elected(&mut self, _now: Time) {}
     /// An ack has had its effect.
     fn applied(&mut self, now: Time, side: usize, applied: &Applied, way: Way);
 }

@@ -1,253 +1,248 @@
-//! The wires, and all that is under way on them, by the time at which it happens.
-//!
-//! Each lane of a wire keeps its order. Two lanes have no common order.
+//! The wires between replicas and servers. Each lane of a wire keeps its order. Two lanes have no common
+//! order.
 
-use std::{collections::BTreeMap, ops::Range, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use testkit::dice::Dice;
+use fetch_proxy::broker::ConsumerName;
 use tokio::sync::mpsc;
 
 use super::{
     super::jetstream::{Connection, Time},
+    agenda::{Agenda, Event, Use},
     carried::{Down, Item, Up},
+    library::Library,
+    probe::Probe,
 };
 
-/// How the network is at the moment.
-#[derive(Debug, Clone)]
-pub struct Weather {
-    /// One way, in milliseconds.
-    pub delay: Range<u64>,
-    /// Until the next try to connect, in milliseconds.
-    pub reconnect: Range<u64>,
-}
-
-impl Weather {
-    /// Everything arrives at once.
-    pub fn instant() -> Self {
-        Self { delay: 0..1, reconnect: 0..1 }
-    }
-}
-
-/// What a replica uses a wire for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Use {
-    Deliveries,
-    Settling,
-    Dedicated,
-}
+/// A replica notices a silent connection after this, in milliseconds: three pings of 3 s, without an answer.
+const CLIENT_PATIENCE: std::ops::Range<u64> = 9_000..12_000;
+/// A server closes a connection that takes nothing for this long, if it has something to write: the default
+/// `write_deadline` of nats-server, in milliseconds.
+pub(super) const WRITE_DEADLINE: std::ops::Range<u64> = 10_000..10_500;
 
 pub(super) struct Wire {
     pub(super) side: usize,
     pub(super) usage: Use,
-    /// The client's end takes the wire for open.
-    pub(super) client: bool,
-    /// The server's end takes the wire for open.
-    pub(super) server: bool,
+    /// The server at its other end.
+    pub(super) server: usize,
+    pub(super) ends: Ends,
     pub(super) to_server: Lane,
     pub(super) to_client: Lane,
-    pub(super) inboxes: BTreeMap<u64, mpsc::UnboundedSender<Item>>,
-    /// The subjects that the server knows its client to listen on.
+    pub(super) library: Library,
+    pub(super) probe: Probe,
+    pub(super) inboxes: BTreeMap<u64, (ConsumerName, mpsc::UnboundedSender<Item>)>,
+    /// The subjects that the client listens on, as its server knows them.
     pub(super) subjects: Vec<String>,
+    /// The servers that know of these subjects.
+    pub(super) known_at: BTreeSet<usize>,
+    /// The refusals of the server, as the client knows them.
+    pub(super) refused: Vec<(Time, String)>,
+}
+
+/// Whether each end still takes the wire for open.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ends {
+    pub(super) client: bool,
+    pub(super) server: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Lane {
     /// Nothing arrives before what was sent before it.
     last: Time,
-    stalled: Time,
+    pub(super) stalled: Time,
     /// Frames under way are lost.
     pub(super) cut: bool,
 }
 
 impl Lane {
     /// When a frame arrives that would take until `arrives` on a free lane.
-    fn take(&mut self, arrives: Time) -> Time {
+    pub(super) fn take(&mut self, arrives: Time) -> Time {
         self.last = self.last.max(arrives).max(self.stalled);
         self.last
     }
 
-    fn stall(&mut self, until: Time) {
+    pub(super) fn stall(&mut self, until: Time) {
         self.stalled = self.stalled.max(until);
         self.last = self.last.max(until);
     }
 }
 
-pub(super) enum Event {
-    ToServer(Connection, Up),
-    ToClient(Connection, Down),
-    Connect(usize, Use),
-    /// An end of a wire notices that it is cut.
-    Lost {
-        wire: Connection,
-        client: bool,
-    },
-    /// A question behind a settlement must have been answered by now.
-    Pulse(Connection, u64),
+/// A direction or both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lanes {
+    pub up: bool,
+    pub down: bool,
 }
 
-pub(super) struct Wires {
-    pub(super) weather: Weather,
-    pub(super) dice: Dice,
-    wires: BTreeMap<Connection, Wire>,
-    queue: BTreeMap<(Time, u64), Event>,
-    serial: u64,
+impl Lanes {
+    pub const BOTH: Self = Self { up: true, down: true };
 }
+
+#[derive(Default)]
+pub(super) struct Wires(BTreeMap<Connection, Wire>);
 
 impl Wires {
-    pub(super) fn new(seed: u64) -> Self {
-        Self {
-            weather: Weather::instant(),
-            dice: Dice::new(seed, 0),
-            wires: BTreeMap::new(),
-            queue: BTreeMap::new(),
-            serial: 0,
-        }
-    }
-
-    /// A number that nothing else has.
-    pub(super) fn number(&mut self) -> u64 {
-        self.serial += 1;
-        self.serial
-    }
-
-    pub(super) fn open(&mut self, side: usize, usage: Use) -> Connection {
-        let id = Connection(self.number());
+    pub(super) fn open(
+        &mut self,
+        (side, usage): (usize, Use),
+        server: usize,
+        agenda: &mut Agenda,
+    ) -> Connection {
+        let id = Connection(agenda.number());
         let lane = Lane::default();
         let wire = Wire {
             side,
             usage,
-            client: true,
-            server: true,
+            server,
+            ends: Ends { client: true, server: true },
             to_server: lane,
             to_client: lane,
+            library: Library::default(),
+            probe: Probe::default(),
             inboxes: BTreeMap::new(),
             subjects: Vec::new(),
+            known_at: BTreeSet::new(),
+            refused: Vec::new(),
         };
-        self.wires.insert(id, wire);
+        self.0.insert(id, wire);
         id
     }
 
     pub(super) fn get(&self, id: Connection) -> Option<&Wire> {
-        self.wires.get(&id)
+        self.0.get(&id)
     }
 
     pub(super) fn get_mut(&mut self, id: Connection) -> Option<&mut Wire> {
-        self.wires.get_mut(&id)
+        self.0.get_mut(&id)
     }
 
     /// Forgets a wire that neither end takes for open.
     pub(super) fn tidy(&mut self, id: Connection) {
-        if self.wires.get(&id).is_some_and(|wire| !wire.client && !wire.server) {
-            self.wires.remove(&id);
+        if self.0.get(&id).is_some_and(|wire| !wire.ends.client && !wire.ends.server) {
+            self.0.remove(&id);
         }
     }
 
-    pub(super) fn all(&self) -> Vec<Connection> {
-        self.wires.keys().copied().collect()
+    /// The wires that `wanted` names.
+    pub(super) fn which(&self, wanted: impl Fn(&Wire) -> bool) -> Vec<Connection> {
+        self.0.iter().filter(|(_, wire)| wanted(wire)).map(|(id, _)| *id).collect()
+    }
+
+    /// The consumer of an inbox on this wire.
+    pub(super) fn consumer_of(&self, id: Connection, inbox: u64) -> Option<ConsumerName> {
+        Some(self.0.get(&id)?.inboxes.get(&inbox)?.0.clone())
     }
 
     /// The replica of a wire, or an impossible one.
     pub(super) fn side(&self, id: Connection) -> usize {
-        self.wires.get(&id).map_or(usize::MAX, |wire| wire.side)
+        self.0.get(&id).map_or(usize::MAX, |wire| wire.side)
     }
 
-    pub(super) fn of(&self, side: usize) -> Vec<Connection> {
-        let of = self.wires.iter().filter(|(_, wire)| wire.side == side);
-        of.map(|(id, _)| *id).collect()
+    /// The client's end works, as far as the client knows.
+    pub(super) fn is_open(&self, id: Connection) -> bool {
+        self.0.get(&id).is_some_and(|wire| wire.ends.client)
     }
 
-    /// The wires whose servers know that their clients listen on this subject.
-    pub(super) fn listeners(&self, subject: &str) -> Vec<Connection> {
-        let listens = |wire: &Wire| wire.server && wire.subjects.iter().any(|one| one == subject);
-        self.wires.iter().filter(|(_, wire)| listens(wire)).map(|(id, _)| *id).collect()
-    }
-
-    // The time at which things happen.
-
-    pub(super) fn at(&mut self, when: Time, event: Event) {
-        let number = self.number();
-        self.queue.insert((when, number), event);
-    }
-
-    pub(super) fn next_due(&self) -> Option<Time> {
-        self.queue.first_key_value().map(|((at, _), _)| *at)
-    }
-
-    /// The first event that is due, in order.
-    pub(super) fn due(&mut self, now: Time) -> Option<Event> {
-        let first = self.queue.first_entry().filter(|first| first.key().0 <= now)?;
-        Some(first.remove())
-    }
-
-    pub(super) fn connect_later(&mut self, side: usize, usage: Use, now: Time) {
-        let wait = self.dice.millis(self.weather.reconnect.clone());
-        self.at(now + wait, Event::Connect(side, usage));
-    }
-
-    pub(super) fn send_up(&mut self, id: Connection, what: Up, now: Time) {
-        let arrives = now + self.delay();
-        if let Some(wire) = self.wires.get_mut(&id).filter(|wire| wire.client) {
-            let when = wire.to_server.take(arrives);
-            self.at(when, Event::ToServer(id, what));
+    /// Gives a frame to the library of the replica, which writes it at once if it can.
+    pub(super) fn send_up(&mut self, id: Connection, what: Up, now: Time, agenda: &mut Agenda) {
+        let Some(wire) = self.0.get_mut(&id).filter(|wire| wire.ends.client) else { return };
+        if let Some(what) = wire.library.take(what, now < wire.to_server.stalled) {
+            let when = wire.to_server.take(now + agenda.delay());
+            agenda.at(when, Event::ToServer(id, what));
+        } else {
+            agenda.at(wire.to_server.stalled, Event::Written(id));
         }
     }
 
-    pub(super) fn send_down(&mut self, id: Connection, what: Down, now: Time) {
-        let arrives = now + self.delay();
-        if let Some(wire) = self.wires.get_mut(&id).filter(|wire| wire.server) {
-            let when = wire.to_client.take(arrives);
-            self.at(when, Event::ToClient(id, what));
+    /// The library writes everything that waits in it, as far as the lane takes it.
+    pub(super) fn write(&mut self, id: Connection, now: Time, agenda: &mut Agenda) {
+        let Some(wire) = self.0.get_mut(&id).filter(|wire| wire.ends.client) else { return };
+        if now < wire.to_server.stalled {
+            return;
+        }
+        for what in wire.library.waiting() {
+            let when = wire.to_server.take(now + agenda.delay());
+            agenda.at(when, Event::ToServer(id, what));
         }
     }
 
-    fn delay(&mut self) -> Duration {
-        self.dice.millis(self.weather.delay.clone())
+    pub(super) fn send_down(&mut self, id: Connection, what: Down, now: Time, agenda: &mut Agenda) {
+        let Some(wire) = self.0.get_mut(&id).filter(|wire| wire.ends.server) else { return };
+        if wire.to_client.stalled > now + Duration::from_millis(WRITE_DEADLINE.start) {
+            let deadline = agenda.dice.millis(WRITE_DEADLINE);
+            agenda.at(now + deadline, Event::Unread(id));
+        }
+        let when = wire.to_client.take(now + agenda.delay());
+        agenda.at(when, Event::ToClient(id, what));
+    }
+
+    /// An end closes the wire. The other end notices after everything that was sent to it.
+    pub(super) fn close(
+        &mut self,
+        id: Connection,
+        by_client: bool,
+        now: Time,
+        agenda: &mut Agenda,
+    ) {
+        let Some(wire) = self.0.get_mut(&id) else { return };
+        let lane = if by_client { &mut wire.to_server } else { &mut wire.to_client };
+        let when = lane.take(now + agenda.delay());
+        agenda.at(when, Event::Lost { wire: id, client: !by_client });
     }
 
     // Accidents.
 
-    /// Nothing of this replica's wires arrives before `until`: to the servers, from them, or both.
-    pub(super) fn stall(&mut self, side: usize, (up, down): (bool, bool), until: Time) {
-        for wire in self.wires.values_mut().filter(|wire| wire.side == side) {
-            if up {
+    /// Nothing arrives on these wires before `until`: to the servers, from them, or both. An end that hears
+    /// nothing for too long gives the wire up.
+    pub(super) fn stall(
+        &mut self,
+        ids: &[Connection],
+        lanes: Lanes,
+        (now, until): (Time, Time),
+        agenda: &mut Agenda,
+    ) {
+        for id in ids {
+            let Some(wire) = self.0.get_mut(id) else { continue };
+            if lanes.up {
                 wire.to_server.stall(until);
+                wire.library.stalled(&mut agenda.dice);
             }
-            if down {
+            if lanes.down {
                 wire.to_client.stall(until);
             }
-        }
-        self.hold_up(side, (up, down), until);
-    }
-
-    /// Frames that are under way wait, too.
-    fn hold_up(&mut self, side: usize, (up, down): (bool, bool), until: Time) {
-        let Self { wires, queue, .. } = self;
-        let of_side =
-            |wire: &Connection| wires.get(wire).is_some_and(|wire: &Wire| wire.side == side);
-        let held = |event: &Event| match event {
-            Event::ToServer(wire, _) => up && of_side(wire),
-            Event::ToClient(wire, _) => down && of_side(wire),
-            Event::Connect(..) | Event::Lost { .. } | Event::Pulse(..) => false,
-        };
-        let early = queue.range(..(until, 0)).filter(|(_, event)| held(event));
-        let early: Vec<(Time, u64)> = early.map(|(key, _)| *key).collect();
-        for key in early {
-            if let Some(event) = queue.remove(&key) {
-                queue.insert((until, key.1), event);
+            let patience = agenda.dice.millis(CLIENT_PATIENCE);
+            if now + patience < until {
+                agenda.at(now + patience, Event::Lost { wire: *id, client: true });
             }
         }
+        agenda.hold_up(until, |event| match event {
+            Event::ToServer(wire, _) => lanes.up && ids.contains(wire),
+            Event::ToClient(wire, _) => lanes.down && ids.contains(wire),
+            // The end of a wire comes behind its frames. An end that loses patience does not wait.
+            _ => false,
+        });
     }
 
-    /// The wires of this replica break. Each end notices at its own time. `keep`: the frames that the replica
-    /// has sent still arrive.
-    pub(super) fn cut(&mut self, side: usize, (client, server): (Time, Time), keep: bool) {
-        for id in self.of(side) {
-            if let Some(wire) = self.wires.get_mut(&id) {
+    /// These wires break. Each end notices at its own time. `keep`: the frames that the replica has sent still
+    /// arrive.
+    pub(super) fn cut(
+        &mut self,
+        ids: &[Connection],
+        (client, server): (Time, Time),
+        keep: bool,
+        agenda: &mut Agenda,
+    ) {
+        for id in ids {
+            if let Some(wire) = self.0.get_mut(id) {
                 wire.to_client.cut = true;
                 wire.to_server.cut |= !keep;
             }
-            self.at(client, Event::Lost { wire: id, client: true });
-            self.at(server, Event::Lost { wire: id, client: false });
+            agenda.at(client, Event::Lost { wire: *id, client: true });
+            agenda.at(server, Event::Lost { wire: *id, client: false });
         }
     }
 }

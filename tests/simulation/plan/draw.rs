@@ -6,13 +6,13 @@ mod pairs;
 use testkit::dice::Dice;
 
 use super::{
-    Accident, ClientPlan, Clocks, ConsumerPlan, Habit, Plan, Planned, ReplicaPlan, StreamPlan,
-    Victim, When,
+    Accident, ClientPlan, Clocks, ConsumerPlan, Habit, Outage, Plan, Planned, ReplicaPlan,
+    StreamPlan, Victim, When,
 };
 use crate::signs::Sign;
 
 /// How many kinds of accidents [`accident`] chooses from.
-const KINDS: u64 = 29;
+const KINDS: u64 = 36;
 
 const HABITS: [Habit; 8] = [
     Habit::Ordinary,
@@ -65,6 +65,10 @@ pub(super) fn draw(seed: u64) -> Plan {
     for _ in 0..[1, 1, 1, 2, 2, 3][below(6, &mut dice)] {
         let stream = below(plan.streams.len(), &mut dice);
         plan.consumers.push(consumer(stream, trouble, &mut dice));
+    }
+    // One of three servers leads each consumer, also a consumer without copies.
+    if plan.servers() > 1 {
+        plan.consumers.iter_mut().for_each(|one| one.clustered = one.copies == 1);
     }
     // Who has the habits of this seed.
     let habits: Vec<Habit> = (0..dice.within(1..4)).map(|_| *one(&HABITS, &mut dice)).collect();
@@ -258,6 +262,7 @@ fn accident(kind: u64, plan: &Plan, dice: &mut Dice) -> Accident {
         25 => Accident::Clock { replica, ahead: ahead(plan.clocks, dice) },
         26 | 27 => Accident::Stop { replica, millis: short(8_000, dice) },
         28 if dice.percent(50) => Accident::Poison { stream },
+        29.. => Accident::Outage(Outage::draw(plan.servers(), plan.replicas.len(), dice)),
         _ => Accident::Suspend { replica, millis: short(8_000, dice) },
     }
 }

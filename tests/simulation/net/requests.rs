@@ -1,0 +1,88 @@
+//! Requests on the settling wire of a replica, one at a time, and the pace of all that is sent there.
+
+use std::time::Instant;
+
+use fetch_proxy::{
+    broker::{ConsumerInfo, ConsumerName, InfoError},
+    clock,
+};
+
+use super::{
+    super::jetstream::{Connection, Time},
+    carried::{Answer, Up},
+    network::Net,
+};
+
+/// The failure of a request.
+pub(super) enum Failure {
+    Unsent,
+    Silent,
+}
+
+/// Sends a request on the settling wire, and waits for its answer.
+pub(super) async fn ask(
+    net: &Net,
+    side: usize,
+    until: Instant,
+    what: impl FnOnce(u64) -> Up,
+) -> Result<Answer, Failure> {
+    let wire = net.lock().sides[side].settling.ok_or(Failure::Unsent)?;
+    if !keep_pace(net, wire, until).await {
+        return Err(Failure::Unsent);
+    }
+    let told = net.with(|state, now| {
+        state.wires.is_open(wire).then(|| {
+            let (question, told) = state.ask(wire, None);
+            state.wires.send_up(wire, what(question), now, &mut state.agenda);
+            told
+        })
+    });
+    match tokio::time::timeout_at(until.into(), told.ok_or(Failure::Unsent)?).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(_)) | Err(_) => Err(Failure::Silent),
+    }
+}
+
+/// Sends something that nobody answers.
+pub(super) async fn tell(net: &Net, side: usize, until: Instant, what: Up) {
+    let wire = net.lock().sides[side].settling;
+    let Some(wire) = wire else { return };
+    if keep_pace(net, wire, until).await {
+        net.with(|state, now| state.wires.send_up(wire, what, now, &mut state.agenda));
+    }
+}
+
+pub(super) async fn info(
+    net: &Net,
+    side: usize,
+    name: &ConsumerName,
+    until: Instant,
+) -> Result<ConsumerInfo, InfoError> {
+    match ask(net, side, until, |reply| Up::Info { name: name.clone(), reply }).await {
+        Ok(Answer::Info { info, .. }) => *info,
+        Ok(Answer::Refused(subject)) => Err(InfoError::Permission(subject)),
+        Ok(_) | Err(_) => Err(InfoError::Unavailable("no answer".to_owned())),
+    }
+}
+
+/// Flushes the library after every [`super::library::MAX_UNFLUSHED`] messages. `false`: the flush did not end
+/// by `until`.
+pub(super) async fn keep_pace(net: &Net, wire: Connection, until: Instant) -> bool {
+    let begins = net
+        .with(|state, _| state.wires.get_mut(wire).is_some_and(|wire| wire.library.begin_flush()));
+    if !begins {
+        return true;
+    }
+    loop {
+        let wait: Option<Time> = net.with(|state, _| {
+            let wire = state.wires.get(wire).filter(|wire| wire.ends.client)?;
+            (!wire.library.is_written()).then_some(wire.to_server.stalled)
+        });
+        let Some(wait) = wait else { return true };
+        let wait = net.began() + wait;
+        clock::sleep_until(Some(wait.min(until))).await;
+        if clock::now() >= until {
+            return false;
+        }
+    }
+}
