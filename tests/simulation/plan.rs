@@ -11,11 +11,11 @@ use std::{
     time::Duration,
 };
 
+pub use self::outage::Outage;
 use super::{
     jetstream::{Config, Time},
     signs::Sign,
 };
-pub use self::outage::Outage;
 
 /// How far the clocks of the replicas are from the right time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -333,6 +333,15 @@ impl Watcher for Shared {
         self.0.lock().unwrap().event(Event::LeaderChanged, now);
     }
 
+    fn unkept(&mut self, now: Time, of: DeliveryId, kind: &AckKind) {
+        let (mut watch, kind) = (self.0.lock().unwrap(), Kind::of(kind));
+        watch.count(format!("{kind:?} answered by an old leader, and not kept"));
+        if let Some(delivered) = watch.deliveries.get_mut(&of) {
+            // JetStream has confirmed it, so the replica cannot know better.
+            delivered.applied.push((kind, now));
+        }
+    }
+
     fn applied(&mut self, now: Time, side: usize, applied: &Applied, way: Way) {
         let mut watch = self.0.lock().unwrap();
         let kind = Kind::of(&applied.kind);

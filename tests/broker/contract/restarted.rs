@@ -16,7 +16,7 @@ use super::{
     client::{attempts, end, millis, one, open, pull, read, say, say_until, take, unsettled},
     worlds::{Modelled, Real, World, delegate, modelled_as, up},
 };
-use crate::simulation::jetstream::Config;
+use crate::simulation::{jetstream::Config, net::Stop};
 
 /// Long enough to start a server in, in milliseconds.
 const ACK_WAIT: u64 = 3_000;
@@ -34,16 +34,20 @@ trait Restarted: World {
 
 impl Restarted for Modelled {
     async fn crash(&self) {
-        self.net.with(|state, now| state.start_server(millis(100), true, now));
-        up(self.broker()).await;
+        self.start().await;
     }
     async fn stop(&self) {
-        self.net.with(|state, now| state.model.shut_down(now));
+        self.net.accident(|network| network.stop_all(Stop::Graceful));
+        // The ends of pulls are on their way.
         tokio::time::sleep(millis(1)).await;
-        self.net.with(|state, _| state.stop_server());
     }
     async fn start(&self) {
-        self.net.with(|state, now| state.start_server(millis(100), true, now));
+        let link = self.broker().link();
+        self.net.accident(|network| network.start_all(millis(100), true));
+        // The connection may not know of its loss yet.
+        if link.server().is_some() {
+            self.broker().link_change(&link).await;
+        }
         up(self.broker()).await;
     }
     async fn leave(&self) {

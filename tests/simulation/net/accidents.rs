@@ -49,8 +49,8 @@ impl Accidents<'_> {
         wires.cut(&ids, (client, server), keep, agenda);
     }
 
-    /// Two nodes cannot reach each other before `until`. What is under way arrives then, if both ends still
-    /// wait for it.
+    /// Two nodes cannot reach each other before `until`. Frames under way arrive then, if both ends still wait
+    /// for them.
     pub fn part(&mut self, one: Node, other: Node, until: Time) {
         self.state.servers.part(one, other, until);
         match (one.min(other), one.max(other)) {
@@ -90,10 +90,6 @@ impl Accidents<'_> {
 
     // Routes and servers.
 
-    pub fn servers(&self) -> usize {
-        self.state.servers.count()
-    }
-
     /// Nothing arrives from one server at another before `until`.
     pub fn stall_route(&mut self, from: usize, to: usize, until: Time) {
         let State { servers, agenda, .. } = &mut *self.state;
@@ -126,13 +122,15 @@ impl Accidents<'_> {
 
     /// All servers stop.
     pub fn stop_all(&mut self, how: Stop) {
+        if how == Stop::Graceful {
+            self.state.model.shut_down(self.now);
+            // The ends of pulls leave before the wires end.
+            self.state.settle_down(self.now);
+        }
         for server in 0..self.state.servers.count() {
             if self.state.servers.is_up(server) {
                 self.cut_off(server, how);
             }
-        }
-        if how == Stop::Graceful {
-            self.state.model.shut_down(self.now);
         }
     }
 
@@ -174,10 +172,14 @@ impl Accidents<'_> {
         }
     }
 
-    /// Another server leads the consumer, if there is one that reaches a majority.
+    /// Another server leads the consumer, as soon as one reaches a majority. A consumer without copies stays
+    /// at its server.
     pub fn change_leader(&mut self, name: &ConsumerName, forgets: Duration) {
         let mut desk = self.state.desk();
-        elections::pass_on(&mut desk, name, forgets);
+        if !elections::pass_on(&mut desk, name, forgets) {
+            let round = desk.leaders.lose(name);
+            elections::elect_later(&mut desk, name, round);
+        }
     }
 
     // Rights.

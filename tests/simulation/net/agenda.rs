@@ -26,7 +26,7 @@ impl Weather {
     }
 }
 
-/// What a replica uses a wire for.
+/// The use of a wire for its replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Use {
     Deliveries,

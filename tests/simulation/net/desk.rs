@@ -1,5 +1,5 @@
-//! The servers at work: a frame of a replica comes to its server, and goes on to the leader of its consumer,
-//! or to the replicas that listen.
+//! The servers at work. A frame of a replica comes to its server, and from there to the leader of its
+//! consumer, or to the replicas that listen.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use fetch_proxy::{
 use super::{
     super::{
         history::History,
-        jetstream::{Connection, InboxId, JetStream, Time},
+        jetstream::{Connection, InboxId, JetStream, Time, parse},
     },
     agenda::{Agenda, Event},
     carried::{Ack, Answer, Down, Hop, Up},
@@ -237,10 +237,16 @@ impl Desk<'_> {
                 let what = Down::Arrival { inbox, arrival, poison: false };
                 self.agenda.at(ends, Event::Answer { server, wire, what });
             }
-            Up::Ack(Ack { kind, reply, .. }) => {
+            Up::Ack(Ack { subject, kind, reply, .. }) => {
                 self.history.add(now, format_args!("{side}>js {kind:?} to an old leader"));
-                let answers = matches!(kind, AckKind::Nak(_) | AckKind::Progress);
-                if let Some(reply) = reply.filter(|_| answers) {
+                // It answers an Ack or a Term when a majority has the change.
+                if !matches!(kind, AckKind::Nak(_) | AckKind::Progress) {
+                    return;
+                }
+                if let (Some(watcher), Some(of)) = (&mut self.watcher, parse(&subject.0)) {
+                    watcher.unkept(now, of.of, &kind);
+                }
+                if let Some(reply) = reply {
                     self.answer(server, wire, reply, Answer::Ok);
                 }
             }

@@ -24,7 +24,7 @@ const FORGETS: Range<u64> = 0..250;
 /// How a server stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
-    /// It is told to. Its leaders step down first.
+    /// An operator stops it. Its leaders step down first.
     Graceful,
     /// Its process is killed. Everybody notices at once.
     Killed,
@@ -44,9 +44,25 @@ pub(super) fn stopped(desk: &mut Desk<'_>, server: usize, how: Stop) {
             desk.model.lose_leader(&name, desk.now);
         }
         tell(desk);
-        if copies {
-            let range = if how == Stop::Graceful { TRANSFER } else { ELECTION };
-            elect_later(desk, name, round, range);
+        match how {
+            Stop::Graceful if copies => {
+                let wait = desk.agenda.dice.millis(TRANSFER);
+                desk.agenda.at(desk.now + wait, Event::Elect { name, round });
+            }
+            _ if copies => elect_later(desk, &name, round),
+            _ => {}
+        }
+    }
+    // Leaders elsewhere may have lost their majority.
+    for name in desk.leaders.names() {
+        let alone = |led: &Led| {
+            led.copies && led.at.is_some_and(|at| !desk.servers.has_majority(at, desk.now))
+        };
+        if desk.leaders.get(&name).is_some_and(alone) {
+            let round = desk.leaders.lose(&name);
+            desk.model.lose_leader(&name, desk.now);
+            tell(desk);
+            elect_later(desk, &name, round);
         }
     }
 }
@@ -108,16 +124,24 @@ pub(super) fn elect(desk: &mut Desk<'_>, name: &ConsumerName, round: u64) {
     if pass_on(desk, name, forgets) {
         tell(desk);
     } else if nobody {
-        elect_later(desk, name.clone(), round, ELECTION);
+        elect_later(desk, name, round);
     }
 }
 
 /// Another server leads, if one reaches a majority. If no other does, the last one leads again.
 pub(super) fn pass_on(desk: &mut Desk<'_>, name: &ConsumerName, forgets: Duration) -> bool {
-    let Some(last) = desk.leaders.get(name).map(|led| led.last) else {
+    let Some((last, copies)) = desk.leaders.get(name).map(|led| (led.last, led.copies)) else {
         desk.model.change_leader(name, forgets, desk.now);
         return true;
     };
+    if !copies {
+        // A server that is down leads again when it is back.
+        if desk.servers.is_up(last) {
+            desk.model.change_leader(name, forgets, desk.now);
+            desk.leaders.elect(name, last);
+        }
+        return true;
+    }
     let all = 0..desk.servers.count();
     let able: Vec<usize> = all.filter(|one| desk.servers.has_majority(*one, desk.now)).collect();
     let others: Vec<usize> = able.iter().copied().filter(|one| *one != last).collect();
@@ -144,9 +168,9 @@ fn led_at(desk: &Desk<'_>, server: usize) -> Vec<ConsumerName> {
     desk.leaders.names().into_iter().filter(led).collect()
 }
 
-fn elect_later(desk: &mut Desk<'_>, name: ConsumerName, round: u64, range: Range<u64>) {
-    let wait = desk.agenda.dice.millis(range);
-    desk.agenda.at(desk.now + wait, Event::Elect { name, round });
+pub(super) fn elect_later(desk: &mut Desk<'_>, name: &ConsumerName, round: u64) {
+    let wait = desk.agenda.dice.millis(ELECTION);
+    desk.agenda.at(desk.now + wait, Event::Elect { name: name.clone(), round });
 }
 
 fn tell(desk: &mut Desk<'_>) {

@@ -1,4 +1,4 @@
-//! Who leads which consumer, as far as the servers know. Pure: it draws no dice and calls no model.
+//! The leaders of consumers, as far as the servers know them. Pure: it draws no dice and calls no model.
 //!
 //! ```text
 //!  LED ── its server goes, or loses the majority for long ──▶ NOBODY ── 4 to 9 s ──▶ LED by another server
@@ -25,7 +25,7 @@ pub(super) struct Led {
     pub(super) copies: bool,
     /// Each change of leader begins another round.
     pub(super) round: u64,
-    /// What needs a majority has none before this.
+    /// There is no majority before this.
     pub(super) alone_until: Time,
     pub(super) old: Option<Old>,
 }
@@ -33,12 +33,12 @@ pub(super) struct Led {
 /// A leader that does not know yet that it leads no more.
 pub(super) struct Old {
     pub(super) at: usize,
-    /// What it says of the consumer.
+    /// The INFO that it answers with.
     pub(super) info: ConsumerInfo,
     pub(super) until: Time,
 }
 
-/// Who handles a request.
+/// The server that handles a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Handler {
     Leader(usize),
@@ -66,7 +66,7 @@ impl Leaders {
         self.0.keys().cloned().collect()
     }
 
-    /// Who handles a request that comes to this server.
+    /// The server that handles a request that comes to this one.
     pub(super) fn handler(&self, name: &ConsumerName, server: usize, now: Time) -> Handler {
         let Some(led) = self.0.get(name) else { return Handler::Leader(server) };
         match (&led.old, led.at) {

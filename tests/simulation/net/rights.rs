@@ -1,4 +1,4 @@
-//! What the NATS user of the proxy may do. Pure.
+//! The rights of the proxy's NATS user. Pure.
 
 use std::collections::BTreeSet;
 

@@ -1,6 +1,6 @@
-//! Settlements through the client library, as `src/nats/request_mux.rs` and `src/nats/plan.rs` give them to
-//! it: in order, at most [`super::library::MAX_UNFLUSHED`] between two flushes, and each asked about by itself
-//! or by the last of its group.
+//! Settlements through the client library, as `src/nats/request_mux.rs` and `src/nats/plan.rs` send them. They
+//! leave in order, with a flush after every [`super::library::MAX_UNFLUSHED`]. The last of a group asks for the
+//! answer of the whole group.
 
 use std::time::Instant;
 

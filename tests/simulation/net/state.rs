@@ -1,5 +1,7 @@
 //! The whole network at one moment. Makes each event happen at the end of the wire that it is for.
 
+use std::time::Duration;
+
 use fetch_proxy::{
     broker::{Arrival, ConsumerName, PullEnd},
     bus::Incoming,
@@ -193,7 +195,11 @@ impl State {
             return;
         }
         match self.find_server(side, usage, now) {
-            Found::Later(at) => self.agenda.connect_later(side, usage, at),
+            Found::Later(at) => {
+                // A try that fails takes a moment, also where everything else takes none.
+                let at = at.max(now + Duration::from_millis(1));
+                self.agenda.connect_later(side, usage, at);
+            }
             Found::Now(server) => {
                 let wire = self.open_wire(side, usage, server);
                 self.sides[side].connected(usage, wire);

@@ -1,5 +1,7 @@
 //! The observer from outside, whom the network tells what it carries.
 
+use fetch_proxy::broker::AckKind;
+
 use super::super::jetstream::{Applied, DeliveryId, Sent, Time};
 
 pub trait Watcher: Send {
@@ -11,6 +13,8 @@ pub trait Watcher: Send {
     fn arrived(&mut self, now: Time, id: DeliveryId);
     /// The servers of a consumer have lost its leader, or have elected another one by themselves.
     fn elected(&mut self, _now: Time) {}
+    /// A leader that leads no more has answered an ack, which has no effect.
+    fn unkept(&mut self, _now: Time, _of: DeliveryId, _kind: &AckKind) {}
     /// An ack has had its effect.
     fn applied(&mut self, now: Time, side: usize, applied: &Applied, way: Way);
 }
