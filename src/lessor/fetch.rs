@@ -86,7 +86,7 @@ impl<B: Broker> Lessor<B> {
     /// # Errors
     /// See [`Error`]. Messages that were pulled for a failed call go to the next call.
     pub async fn fetch(&self, ask: FetchParams) -> Result<Fetched, Error> {
-        let _place = self.admit()?;
+        let _place = self.admit(&ask.name)?;
         let now = clock::now();
         let until = now + ask.max_wait;
         let until = ask.patience.map_or(until, |patience| patience.until.min(until));
@@ -110,12 +110,12 @@ impl<B: Broker> Lessor<B> {
     }
 
     /// One more open call, or a refusal at once.
-    fn admit(&self) -> Result<tokio::sync::OwnedSemaphorePermit, Error> {
+    fn admit(&self, name: &ConsumerName) -> Result<tokio::sync::OwnedSemaphorePermit, Error> {
         if self.core.draining.is_cancelled() {
             return Err(Error::Draining);
         }
-        // Places that pulls have reserved are free again soon; those of leases need not be.
-        if self.core.table.free() == 0 && self.core.table.unleased() == 0 {
+        // The task of a consumer may have leased messages that nobody has taken.
+        if self.core.table.is_full() && !self.calls.handles().contains_key(name) {
             return Err(Error::LeaseLimit(self.core.table.most()));
         }
         let place = self.calls.waiters.clone().try_acquire_owned();

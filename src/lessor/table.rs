@@ -142,6 +142,11 @@ impl SharedLeaseTable {
         Turn::new(self.permits.clone())
     }
 
+    /// Whether no lease may be added. Permits that pulls have reserved are free again soon, and count as free.
+    pub(super) fn is_full(&self) -> bool {
+        self.free() == 0 && self.unleased() == 0
+    }
+
     /// The number of leases that may be added. Open pulls may have reserved their permits.
     pub(super) fn unleased(&self) -> usize {
         self.most.saturating_sub(self.lock().table.len())

@@ -277,6 +277,24 @@ async fn surplus_is_given_back_soon_and_a_last_attempt_never() {
     }
 }
 
+/// Otherwise they would keep every lease for ever, and nobody could take them.
+#[tokio::test(start_paused = true)]
+async fn last_attempts_that_nobody_took_are_handed_out_at_the_limit_of_leases() {
+    for max_leases in [1, 10] {
+        let broker = FakeBroker::new(info(Duration::from_secs(4)));
+        let lessor = Lessor::start(broker.clone(), LeaseLimits { max_leases, ..limits() });
+        broker.change(|info| info.as_mut().unwrap().max_deliver = Some(1));
+        for _ in 0..max_leases {
+            broker.publish("x");
+        }
+        // Its caller leaves at once, so that its answer is not written.
+        drop(lessor.fetch(ask(&broker, LONG)).await.unwrap());
+        tokio::time::sleep(LONG).await;
+        let untaken = lessor.held();
+        assert_eq!(fetch(&broker, &lessor).await.messages().len(), untaken, "of {max_leases}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn replaced_connection_is_left_after_its_pull() {
     let (broker, lessor) = start(LONG);

@@ -73,8 +73,11 @@ impl<B: Broker> ConsumerLeases<B> {
         self.limit().saturating_sub(self.held())
     }
 
-    /// Why a Fetch would wait for a lease of its own consumer to end.
+    /// Why a Fetch would wait for a lease to end.
     pub(super) fn refusal(&self) -> Option<Error> {
+        if self.core.table.is_full() {
+            return Some(Error::LeaseLimit(self.core.table.most()));
+        }
         let (held, limit) = (self.held(), self.limit());
         (held > 0 && held >= limit).then_some(Error::ConsumerLeaseLimit(limit))
     }

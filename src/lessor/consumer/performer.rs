@@ -329,7 +329,10 @@ impl<B: Broker> Performer<B> {
             ConsumerCommand::Join { ticket, want, lease, reply } => {
                 self.callers.came(now);
                 let caller = Caller { ticket, want, lease, reply };
-                match self.poison.suspended(now).or_else(|| self.leases.refusal()) {
+                // Messages that nobody has taken need no more leases. A last attempt waits without limit.
+                let untaken = self.callers.pump.parked() > 0;
+                let full = || self.leases.refusal().filter(|_| !untaken);
+                match self.poison.suspended(now).or_else(full) {
                     Some(refusal) => caller.refuse(refusal),
                     None => self.callers.join(caller, now),
                 }
