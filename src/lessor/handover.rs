@@ -1,7 +1,7 @@
 //! Leases that go to another replica and leases that come from one: the lease table's part of a hand-over.
 //! The module `cluster` decides which replica hands over, to which replica and when.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use tokio::{
     sync::{OwnedSemaphorePermit, oneshot},
@@ -178,6 +178,7 @@ impl<B: Broker> Lessor<B> {
         permits: &mut ReservedLeases,
     ) -> Vec<Option<LeaseId>> {
         let (mut adopted, mut superseded) = (Vec::with_capacity(coming.len()), Vec::new());
+        let mut consumers = BTreeMap::new();
         let mut coming = coming.into_iter().peekable();
         while coming.peek().is_some() {
             let now = clock::now();
@@ -193,6 +194,7 @@ impl<B: Broker> Lessor<B> {
                     let another = spec.leadership.leader() != leader;
                     let snapshot = if another { snapshot.distrusted() } else { snapshot };
                     let (id, count) = (spec.id, snapshot.delivery_count);
+                    consumers.entry(id).or_insert_with(|| spec.name.clone());
                     let permit = permits.0.split(1);
                     let worker = None;
                     let hold =
@@ -209,6 +211,9 @@ impl<B: Broker> Lessor<B> {
                     });
                 }
             });
+        }
+        for name in consumers.values() {
+            self.tell(name, ConsumerCommand::Adopted);
         }
         adopted
     }

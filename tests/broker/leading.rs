@@ -138,6 +138,25 @@ async fn receiver_doubts_leases_of_another_leader() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn receiver_of_a_lease_looks_who_leads_although_it_was_idle() {
+    let (broker, lessor) = start(3);
+    let limits = LeaseLimits { settle_timeout: BOUND, ..limits() };
+    let heir = Lessor::start(broker.clone(), limits);
+    let spec = heir.know(&broker.name(), None, clock::now() + BOUND).await.unwrap();
+    // Nobody needs to know who leads.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    one(&broker, &lessor).await;
+    let [OutgoingLease { ack, snapshot, leader, .. }] = lessor.leaving().try_into().unwrap();
+    let coming = IncomingLease { spec, leader, ack, snapshot, at: clock::now() };
+    let mut places = heir.reserve_leases(1).unwrap();
+    let [Some(here)] = heir.adopt(vec![coming], &mut places)[..] else { panic!() };
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    broker.change(|info| info.as_mut().unwrap().leader = Leader(2));
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    assert_eq!(self::ack(&heir, here).await, EXPIRED);
+}
+
 /// Otherwise the leases that another replica hands over would count as leases of an older consumer.
 #[tokio::test(start_paused = true)]
 async fn receiver_reads_a_consumer_that_the_sender_knows_and_it_does_not() {

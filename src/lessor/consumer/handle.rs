@@ -109,6 +109,8 @@ pub(in crate::lessor) enum ConsumerCommand {
     GiveBack(Vec<GrantedDelivery>),
     /// A settlement was not answered: another server may lead the consumer.
     Doubt,
+    /// Leases of the consumer were taken over from another replica.
+    Adopted,
     /// Another replica has seen something of the consumer. The sender is answered, or dropped, when nothing
     /// that the sighting voids is settled here any more.
     Heard(Sighting, oneshot::Sender<()>),

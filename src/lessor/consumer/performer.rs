@@ -345,6 +345,8 @@ impl<B: Broker> Performer<B> {
                 self.monitor.unanswered(self.subscription.is_link_current(), now);
                 self.obey(None);
             }
+            // Until now perhaps nobody has needed to know who leads.
+            ConsumerCommand::Adopted => self.monitor.ask(now),
             ConsumerCommand::Heard(sighting, reply) => self.heard(&sighting, reply, now),
             ConsumerCommand::Know(question) => {
                 self.callers.came(now);

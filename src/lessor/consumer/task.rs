@@ -182,8 +182,10 @@ impl<B: Broker> ConsumerTask<B> {
                 ConsumerCommand::Join { reply, .. } => drop(reply.send(Err(end.clone()))),
                 ConsumerCommand::GiveBack(granted) => unhanded.extend(granted),
                 ConsumerCommand::Know(question) => drop(question.reply.send(Err(end.clone()))),
-                ConsumerCommand::Leave(_) | ConsumerCommand::Doubt | ConsumerCommand::Heard(..) => {
-                }
+                ConsumerCommand::Leave(_)
+                | ConsumerCommand::Doubt
+                | ConsumerCommand::Adopted
+                | ConsumerCommand::Heard(..) => {}
             }
         }
         self.performer.leases.release(unhanded, now);
