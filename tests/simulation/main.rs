@@ -10,6 +10,7 @@ mod accidents;
 mod clients;
 mod facts;
 mod failure;
+mod found;
 mod history;
 mod jetstream;
 mod net;

@@ -1,0 +1,91 @@
+//! Faults that the simulation has found. Each test runs a plan that failed before its cure, shrunk and then
+//! written down. It names the commit that cured the fault.
+//!
+//! The seed of a plan decides the small choices: delays, lengths of work, who retries where. So each plan runs
+//! under its own seed and under some others. It then still meets its fault after those choices have changed.
+
+use super::{
+    plan::{
+        Accident, ClientPlan, Clocks, ConsumerPlan, Habit, Plan, Planned, ReplicaPlan, StreamPlan,
+        When,
+    },
+    run,
+};
+
+/// Other seeds under which a plan runs.
+const OTHERS: u64 = 15;
+
+fn holds(plan: &Plan) {
+    for seed in (0..=OTHERS).map(|other| plan.seed + other) {
+        let plan = Plan { seed, ..plan.clone() };
+        let failures = run::run(&plan, false).watch.failures;
+        assert!(failures.is_empty(), "under seed {seed}: {failures:#?}");
+    }
+}
+
+fn replicas(count: usize) -> Vec<ReplicaPlan> {
+    vec![ReplicaPlan { max_leases: 200, ahead: 0 }; count]
+}
+
+/// Clients without a habit, which ask for so many messages.
+fn clients(n: &[u32]) -> Vec<ClientPlan> {
+    let client = |(number, n): (u64, &u32)| ClientPlan {
+        number,
+        consumer: 0,
+        habit: Habit::Ordinary,
+        home: None,
+        n: *n,
+        lease: None,
+        linger: 0,
+        max_bytes: 0,
+        json: false,
+        sent: false,
+        unary: false,
+        dies: 0,
+    };
+    (0..).zip(n).map(client).collect()
+}
+
+fn stream(messages: u64, crowd: u64, pause: u64) -> Vec<StreamPlan> {
+    vec![StreamPlan { backlog: 0, messages, crowd, pause, size: 10, not_json: 0 }]
+}
+
+/// A consumer of one server.
+fn consumer(ack_wait: u64) -> ConsumerPlan {
+    ConsumerPlan {
+        stream: 0,
+        made: 0,
+        ack_wait,
+        backoff: Vec::new(),
+        max_deliver: None,
+        max_ack_pending: 1_000,
+        max_batch: None,
+        max_bytes: None,
+        copies: 1,
+        shows_leader: true,
+        clustered: false,
+        lag: 0,
+    }
+}
+
+fn at(time: u64, what: Accident) -> Planned {
+    Planned { when: When::At(time), what }
+}
+
+/// "A second reset within two seconds ends leases too; a task leaves what its monitor knew". Leases of the time
+/// between the two resets settled messages of the time after them.
+#[test]
+fn second_reset_ends_the_leases_of_the_first() {
+    let reset = Accident::Reset { consumer: 0 };
+    let pairs = (1..8).flat_map(|pair| [at(pair * 4_000, reset), at(pair * 4_000 + 600, reset)]);
+    holds(&Plan {
+        seed: 13_886,
+        trouble: 35_000,
+        clocks: Clocks::Near,
+        replicas: replicas(2),
+        streams: stream(200, 6, 300),
+        consumers: vec![consumer(6_000)],
+        clients: clients(&[1, 1, 1, 3, 3]),
+        accidents: pairs.collect(),
+    });
+}
