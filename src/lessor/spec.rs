@@ -121,8 +121,8 @@ impl ConsumerSpec {
     /// The delay to ask JetStream for, so that a delivery comes back after `wanted`, and the real delay.
     ///
     /// JetStream counts the delay from `BackOff[0]` and expires by `BackOff[n]`. With a backoff, the real
-    /// delay is therefore the delay that was asked for plus their difference. The shortest real delay is
-    /// that difference, but zero is possible.
+    /// delay is therefore the delay that was asked for, plus the difference of the two. If the backoff grows,
+    /// the shortest real delay is that difference, but zero is possible. If it shrinks, more is asked for.
     pub(super) fn nak_delay(
         &self,
         wanted: Duration,
@@ -131,10 +131,11 @@ impl ConsumerSpec {
         if wanted.is_zero() {
             return (None, Duration::ZERO);
         }
-        let shortest = self.backoff.first().copied().unwrap_or(self.ack_wait);
-        let distortion = self.ack_wait_of(delivery_count).saturating_sub(shortest);
-        let asked = wanted.saturating_sub(distortion).max(Duration::from_nanos(1));
-        (Some(asked), asked + distortion)
+        let first = self.backoff.first().copied().unwrap_or(self.ack_wait);
+        let step = self.ack_wait_of(delivery_count);
+        let (longer, shorter) = (step.saturating_sub(first), first.saturating_sub(step));
+        let asked = (wanted + shorter).saturating_sub(longer).max(Duration::from_nanos(1));
+        (Some(asked), asked + longer - shorter)
     }
 
     /// The confirm group of this consumer's acks. See [`crate::broker::AckPublish`].
@@ -254,6 +255,16 @@ mod tests {
         assert_eq!(spec.nak_delay(secs(10), 9), (Some(secs(6)), secs(10)));
         let least = Duration::from_nanos(1);
         assert_eq!(spec.nak_delay(secs(1), 3), (Some(least), secs(4) + least));
+    }
+
+    #[test]
+    fn nak_delay_is_not_shortened_by_a_backoff_that_shrinks() {
+        let secs = Duration::from_secs;
+        let backoff = vec![secs(5), secs(2)];
+        let spec = spec(&ConsumerInfo { backoff, max_deliver: None, ..info() }).unwrap();
+        assert_eq!(spec.nak_delay(secs(10), 1), (Some(secs(10)), secs(10)));
+        assert_eq!(spec.nak_delay(secs(1), 2), (Some(secs(4)), secs(1)));
+        assert_eq!(spec.nak_delay(secs(0), 2), (None, secs(0)));
     }
 
     #[test]

@@ -11,10 +11,12 @@ use super::{
     replica::{Drained, Replica},
     roads::KEEPALIVE,
     signs::Sign,
-    watch::Event,
-    world::World,
+    watch::{Fate, Trouble},
+    world::{FOR_EVER, NOTICED, RECONNECT, World},
 };
 
+/// Poison is found and terminated within this.
+const POISONED: Duration = Duration::from_secs(60);
 /// A drain ends before this, whatever happens to it.
 const LONGEST_DRAIN: Duration = Duration::from_secs(100);
 
@@ -94,7 +96,7 @@ async fn carry_out(world: &Arc<World>, what: Accident) {
             if replica.gone.load(Ordering::Relaxed) {
                 return;
             }
-            world.event(Event::Stopped { side: replica.side }, millis(length));
+            world.trouble(Trouble::Stopped { side: replica.side }, millis(length));
             replica.machine.stop();
             world.net.accident(|network| network.stop_process(replica.side));
             sleep(millis(length)).await;
@@ -105,7 +107,9 @@ async fn carry_out(world: &Arc<World>, what: Accident) {
         }
         Accident::Outage(outage) => outages::happen(world, outage).await,
         Accident::Suspend { replica, millis: length } => {
-            world.replica(replica).machine.suspend(millis(length));
+            let replica = world.replica(replica);
+            world.trouble(Trouble::Suspended { side: replica.side }, Duration::ZERO);
+            replica.machine.suspend(millis(length));
         }
     }
 }
@@ -116,18 +120,21 @@ async fn on_wires(world: &Arc<World>, what: Accident) {
     match what {
         Accident::Stall { replica, up, down, millis: length } => {
             let side = side(replica);
+            world.trouble(Trouble::Wire { side }, millis(length) + RECONNECT);
             let until = world.net.now() + millis(length);
             world.net.accident(|network| network.stall(side, Lanes { up, down }, until));
             sleep(millis(length)).await;
         }
         Accident::Cut { replica, client, server, keep } => {
             let side = side(replica);
+            world.trouble(Trouble::Wire { side }, millis(client.max(server)) + RECONNECT);
             let now = world.net.now();
             let (client, server) = (now + millis(client), now + millis(server));
             world.net.accident(|network| network.cut(side, client, server, keep));
         }
         Accident::Part { replica, millis: length } => {
             let side = side(replica);
+            world.trouble(Trouble::Wire { side }, millis(length) + NOTICED);
             let until = world.net.now() + millis(length);
             world.net.accident(|network| network.part_from_all(side, until));
             sleep(millis(length)).await;
@@ -140,7 +147,12 @@ async fn on_wires(world: &Arc<World>, what: Accident) {
 async fn at_servers(world: &Arc<World>, what: Accident) {
     match what {
         Accident::Restart { away, forgets, memory, graceful } => {
-            world.event(Event::LeaderChanged, millis(away));
+            world.trouble(Trouble::LeaderAway, millis(away));
+            for (consumer, plan) in world.plan.consumers.iter().enumerate() {
+                if plan.copies == 1 || !memory {
+                    world.trouble_of(&world.name(consumer), Trouble::Restarted, millis(away));
+                }
+            }
             let how = if graceful { Stop::Graceful } else { Stop::Killed };
             world.net.accident(|network| network.stop_all(how));
             sleep(millis(away)).await;
@@ -150,7 +162,10 @@ async fn at_servers(world: &Arc<World>, what: Accident) {
         }
         Accident::ChangeLeader { consumer, away, forgets, graceful } => {
             let name = world.name(consumer);
-            world.event(Event::LeaderChanged, millis(away));
+            world.trouble_of(&name, Trouble::LeaderAway, millis(away));
+            if world.plan.consumers[consumer].copies == 1 {
+                world.trouble_of(&name, Trouble::Restarted, millis(away));
+            }
             world.net.accident(|network| network.lose_leader(&name, graceful));
             sleep(millis(away)).await;
             let forgets = if graceful { 0 } else { forgets };
@@ -159,18 +174,23 @@ async fn at_servers(world: &Arc<World>, what: Accident) {
         }
         Accident::Purge { stream } => {
             let stream = world.stream(stream);
-            world.net.with(|state, now| state.model.purge(&stream, u64::MAX, now));
+            world.net.with(|state, now| {
+                state.model.purge(&stream, u64::MAX, now);
+                world.watch().purged(&stream, now);
+            });
         }
         Accident::Age { stream, millis: age } => {
             let stream = world.stream(stream);
+            world.watch().ages(&stream, millis(age));
             world.net.with(|state, now| state.model.set_max_age(&stream, Some(millis(age)), now));
         }
         Accident::Poison { stream } => {
             let stream = world.stream(stream);
             world.net.with(|state, now| {
                 let sequence = state.model.publish(&stream, "poison".into(), true, now);
-                world.watch().poisoned(&stream, sequence);
+                world.watch().published(&stream, sequence, Fate::Terminated, now);
             });
+            world.trouble(Trouble::Poisoned, POISONED);
         }
         _ => {}
     }
@@ -180,21 +200,21 @@ async fn to_consumer(world: &Arc<World>, what: Accident) {
     match what {
         Accident::Reset { consumer } => {
             let name = world.name(consumer);
-            world.event(Event::MadeAgain, Duration::ZERO);
+            world.trouble_of(&name, Trouble::MadeAgain, world.lag(consumer));
             world.net.with(|state, now| state.model.reset(&name, 1, now));
             world.sign(Sign::MadeAgain, None);
         }
         Accident::MakeAgain { consumer } => {
-            world.event(Event::MadeAgain, Duration::ZERO);
+            world.trouble_of(&world.name(consumer), Trouble::MadeAgain, world.lag(consumer));
             world.make(consumer);
             world.sign(Sign::MadeAgain, None);
         }
         Accident::Delete { consumer, away } => {
             let name = world.name(consumer);
+            world.trouble_of(&name, Trouble::MadeAgain, away.map_or(FOR_EVER, millis));
             world.net.with(|state, _| state.model.delete_consumer(&name));
             if let Some(away) = away {
                 sleep(millis(away)).await;
-                world.event(Event::MadeAgain, Duration::ZERO);
                 world.make(consumer);
                 world.sign(Sign::MadeAgain, None);
             }
@@ -204,17 +224,18 @@ async fn to_consumer(world: &Arc<World>, what: Accident) {
             world.net.with(|state, now| {
                 if let Some(first) = state.model.unsettled(&name).first() {
                     state.model.remove(&name.stream, *first, now);
+                    world.watch().removed(&name.stream, *first, now);
                 }
             });
         }
         Accident::Pause { consumer, millis: length } => {
             let name = world.name(consumer);
+            world.trouble_of(&name, Trouble::Paused, millis(length));
             world.net.with(|state, now| {
                 state.model.pause(&name, Some(now + millis(length)), now);
             });
         }
         Accident::AckWait { consumer, millis: length } => {
-            world.event(Event::WaitLowered, Duration::ZERO);
             world.update(consumer, |config| config.ack_wait = millis(length));
         }
         Accident::MaxAckPending { consumer, most } => {
@@ -234,7 +255,7 @@ async fn by_operator(world: &Arc<World>, what: Accident) {
             if victim.gone.load(Ordering::Relaxed) {
                 return;
             }
-            world.event(Event::Killed { side: victim.side }, Duration::ZERO);
+            world.trouble(Trouble::Killed { side: victim.side }, Duration::ZERO);
             victim.kill(&world.net);
             world.roads.gone(victim.side);
             world.sign(Sign::Killed, Some(replica));
@@ -250,6 +271,7 @@ async fn by_operator(world: &Arc<World>, what: Accident) {
         }
         Accident::Roll { keys, pause } => {
             if keys {
+                world.trouble(Trouble::KeysRotated, FOR_EVER);
                 world.next_key();
             }
             for place in 0..world.plan.replicas.len() {
@@ -261,6 +283,7 @@ async fn by_operator(world: &Arc<World>, what: Accident) {
             }
         }
         Accident::RotateKeys { pause, keeps } => {
+            world.trouble(Trouble::KeysRotated, FOR_EVER);
             retake(world, &world.next_key(), millis(pause)).await;
             sleep(millis(keeps)).await;
             retake(world, &world.only_key(), millis(pause)).await;
@@ -283,6 +306,8 @@ async fn drain(world: &Arc<World>, leaver: &Arc<Replica>) -> Option<()> {
         return None;
     }
     let place = leaver.place;
+    let side = leaver.side;
+    world.trouble(Trouble::Draining { side }, LONGEST_DRAIN);
     world.sign(Sign::Draining, Some(place));
     let sign = {
         let world = world.clone();
@@ -300,7 +325,8 @@ async fn drain(world: &Arc<World>, leaver: &Arc<Replica>) -> Option<()> {
         }
     }
     let handed_over = drained.is_some_and(|drained| drained.handed_over);
-    world.count(format!("drain handed over: {handed_over}"));
+    let left = !drained.is_some_and(|drained| handed_over || drained.settled);
+    world.watch().drained(side, handed_over, left, world.net.now());
     world.note(format_args!("{drained:?}"));
     Some(())
 }

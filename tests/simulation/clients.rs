@@ -311,7 +311,7 @@ impl Client {
         }
         let now = self.world.net.now();
         let mut watch = self.world.watch();
-        errands.iter().for_each(|errand| watch.let_go(errand.work.id, now));
+        errands.iter().for_each(|errand| watch.dropped(errand.work.id, now));
     }
 
     /// One round: everything that is not done yet, at one replica or two.
@@ -357,7 +357,7 @@ impl Client {
             }
         };
         for (place, heard) in open.into_iter().zip(heard) {
-            errands[place].done |= heard.is_final();
+            errands[place].done |= answers::is_final(&heard);
         }
     }
 

@@ -24,7 +24,7 @@ pub fn explain(ran: &Ran, settings: &Settings) -> Option<String> {
     println!("\nThe plan of seed {seed}, which failed first:\n{whole}");
     let (plan, outcome) = shrink::shrink(&whole);
     println!("The shortest plan that still fails:\n{plan}");
-    let failures = &outcome.watch.failures;
+    let failures: Vec<_> = outcome.watch.findings().iter().map(ToString::to_string).collect();
     for failure in failures.iter().take(FAILURES) {
         println!("It fails: {failure}");
     }

@@ -30,7 +30,10 @@ mod signs;
 mod watch;
 mod world;
 
-use self::{plan::Plan, settings::Settings};
+use self::{plan::Plan, settings::Settings, watch::DEMANDED};
+
+/// So many seeds exercise everything that is demanded.
+const STANDARD: u64 = 2_000;
 
 #[test]
 fn seeds() {
@@ -42,4 +45,8 @@ fn seeds() {
     if let Some(why) = failure::explain(&ran, &settings) {
         panic!("{why}");
     }
+    let missing = ran.coverage.missing(DEMANDED);
+    assert!(ran.seeds < STANDARD || missing.is_empty(), "not exercised: {missing:#?}");
+    let implausible = ran.coverage.implausible();
+    assert!(implausible.is_empty(), "excused too often: {implausible:#?}");
 }

@@ -4,12 +4,19 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::sleep;
 
-use super::{net::Node, plan::Outage, signs::Sign, world::World};
+use super::{
+    net::Node,
+    plan::Outage,
+    signs::Sign,
+    watch::Trouble,
+    world::{NOTICED, World},
+};
 
 pub async fn happen(world: &Arc<World>, what: Outage) {
     let net = &world.net;
     let millis = Duration::from_millis;
     let until = |length: u64| net.now() + millis(length);
+    troubles(world, what);
     match what {
         Outage::RestartOne { server, how, away, forgets } => {
             net.accident(|network| network.stop_server(server, how));
@@ -50,6 +57,38 @@ pub async fn happen(world: &Arc<World>, what: Outage) {
             net.accident(|network| network.refuse(right));
             sleep(millis(length)).await;
             net.accident(|network| network.grant(right));
+        }
+    }
+}
+
+/// What the checks know of it. An outage of servers can concern every replica and every consumer.
+fn troubles(world: &Arc<World>, what: Outage) {
+    let millis = Duration::from_millis;
+    let of_all = |length: u64| {
+        world.trouble(Trouble::LeaderAway, millis(length) + NOTICED);
+        for replica in world.replicas() {
+            world.trouble(Trouble::Wire { side: replica.side }, millis(length) + NOTICED);
+        }
+    };
+    match what {
+        Outage::RestartOne { away, .. } => {
+            of_all(away);
+            for (consumer, plan) in world.plan.consumers.iter().enumerate() {
+                if plan.copies == 1 {
+                    world.trouble_of(&world.name(consumer), Trouble::Restarted, millis(away));
+                }
+            }
+        }
+        Outage::PartServers { millis: length, .. }
+        | Outage::PartFromOthers { millis: length, .. }
+        | Outage::CutRoute { millis: length, .. }
+        | Outage::StallRoute { millis: length, .. } => of_all(length),
+        Outage::PartReplica { replica, millis: length, .. } => {
+            let side = world.replica(replica).side;
+            world.trouble(Trouble::Wire { side }, millis(length) + NOTICED);
+        }
+        Outage::Refuse { millis: length, .. } => {
+            world.trouble(Trouble::Refused, millis(length) + NOTICED);
         }
     }
 }

@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{run::Outcome, settings::Settings};
+use super::{run::Outcome, settings::Settings, watch::Coverage};
 
 #[derive(Debug, Default)]
 pub struct Ran {
     pub seeds: u64,
     /// How often each thing happened.
-    counts: BTreeMap<String, u64>,
+    pub coverage: Coverage,
     /// The first failure of each seed that failed.
     pub failed: BTreeMap<u64, String>,
     lines: u64,
@@ -23,11 +23,9 @@ impl Ran {
         self.seeds += 1;
         self.lines += outcome.history.digest().1;
         self.simulated += outcome.history.until();
-        for (what, count) in outcome.watch.counts {
-            *self.counts.entry(what).or_default() += count;
-        }
-        if let Some(failure) = outcome.watch.failures.into_iter().next() {
-            self.failed.insert(seed, failure);
+        self.coverage.merge(outcome.watch.coverage());
+        if let Some(finding) = outcome.watch.findings().first() {
+            self.failed.insert(seed, finding.to_string());
         }
     }
 
@@ -46,17 +44,15 @@ impl Ran {
 
     /// The counts of everything that happened, and how fast it was.
     pub fn summary(&self, settings: &Settings) -> String {
-        let counts = self.counts.iter();
-        let counts: String =
-            counts.map(|(what, count)| format!("{:>12} {what}\n", spaced(*count))).collect();
         let seeds = self.seeds.max(1);
         let (took, cpu) = (self.took.as_secs_f64(), self.cpu.as_secs_f64() * 1e3);
         let simulated = self.simulated.as_secs_f64();
         format!(
-            "What was exercised:\n{counts}\n\
+            "{}\n\
              {} of {} seeds from {}, in {took:.1} s on {} threads: {:.1} a second, {} failed\n\
              A seed: {:.0} simulated seconds, {} lines of history, {:.1} ms of CPU\n\
              Ten simulated minutes: {:.0} ms of CPU\n",
+            self.coverage,
             spaced(self.seeds),
             spaced(settings.seeds),
             settings.from,

@@ -21,13 +21,16 @@ use super::{
     panics,
     plan::{ClientPlan, Habit, Plan},
     replica::{LONGEST_LEASE, Replica},
-    watch::{Shared, Watch},
+    watch::{Fate, Look, Place, Shared, Trouble, Watch},
     world::World,
 };
 
 /// After trouble, everything is settled within this: the longest lease, the longest ack wait, a few times
 /// over for messages that replicas pass around.
 const DARKEST: Duration = Duration::from_secs(120);
+
+/// Between two looks from outside.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// No run takes longer than this: five drains of 100 s each, one after the other, and the rest.
 const LONGEST: Duration = Duration::from_secs(1_800);
@@ -43,7 +46,7 @@ pub struct Outcome {
 pub fn run(plan: &Plan, keep_lines: bool) -> Outcome {
     let (outcome, panics) = panics::catch(|| run_on(plan, keep_lines));
     let mut outcome = outcome.unwrap_or_default();
-    outcome.watch.failures.splice(0..0, panics);
+    outcome.watch.panicked(panics);
     outcome
 }
 
@@ -74,7 +77,9 @@ fn run_on(plan: &Plan, keep_lines: bool) -> Outcome {
             Ok(Err(panic)) => Some(format!("a task panicked: {panic}")),
             Err(_) => Some(format!("it does not end within {LONGEST:?}")),
         };
-        world.watch().failures.extend(why);
+        if let Some(why) = why {
+            world.watch().fail(world.net.now(), why);
+        }
         driver.abort();
         net.with(|state, _| std::mem::replace(&mut state.history, History::new(false)))
     });
@@ -94,6 +99,7 @@ async fn live(world: Arc<World>) {
     for consumer in 0..world.plan.consumers.len() {
         trouble.push(tokio::spawn(make(world.clone(), consumer)));
     }
+    let looking = tokio::spawn(look(world.clone()));
     let mut clients = Vec::new();
     for client in world.plan.clients.clone() {
         clients.push(tokio::spawn(Client::new(world.clone(), client).run()));
@@ -115,7 +121,37 @@ async fn live(world: Arc<World>) {
     for client in clients {
         client.await.unwrap();
     }
+    looking.await.unwrap();
+    for consumer in 0..world.plan.consumers.len() {
+        let name = world.name(consumer);
+        // A consumer that was deleted for good has lost its messages.
+        if let Some(left) = world.net.with(|state, _| state.model.left(&name)) {
+            world.watch().finished(&name, &left, world.net.now());
+        }
+    }
     end_all(&world).await;
+}
+
+/// Looks at everything from outside, from time to time.
+async fn look(world: Arc<World>) {
+    while !world.over() {
+        let names = (0..world.plan.consumers.len()).map(|consumer| world.name(consumer));
+        let looks: Vec<_> = world.net.with(|state, now| {
+            let look = |consumer| {
+                let (available, full) = state.model.available(&consumer, now);
+                let unsettled = state.model.unsettled(&consumer);
+                Look { consumer, unsettled, available, full }
+            };
+            names.map(look).collect()
+        });
+        let places = world.replicas().into_iter().map(|replica| {
+            let ready = replica.ready.load(Ordering::Relaxed);
+            Place { side: replica.side, serves: ready && replica.lessor.room() > 0 }
+        });
+        let (places, now) = (places.collect::<Vec<_>>(), world.net.now());
+        world.watch().look(&looks, &places, now);
+        sleep(LOOK_EVERY).await;
+    }
 }
 
 fn worker(consumer: usize) -> ClientPlan {
@@ -137,7 +173,9 @@ fn worker(consumer: usize) -> ClientPlan {
 
 /// Makes a consumer in its time.
 async fn make(world: Arc<World>, consumer: usize) {
-    sleep_until(world.at(Duration::from_millis(world.plan.consumers[consumer].made))).await;
+    let made = Duration::from_millis(world.plan.consumers[consumer].made);
+    world.trouble_of(&world.name(consumer), Trouble::MadeAgain, made);
+    sleep_until(world.at(made)).await;
     world.make(consumer);
 }
 
@@ -158,11 +196,9 @@ async fn publish(world: Arc<World>, stream: usize) {
             let payload = format!("{text:length$}");
             world.net.with(|state, now| {
                 let sequence = state.model.publish(&stream, payload.into(), false, now);
-                if json && not_json {
-                    world.watch().poisoned(&stream, sequence);
-                }
+                let fate = if json && not_json { Fate::Terminated } else { Fate::Plain };
+                world.watch().published(&stream, sequence, fate, now);
             });
-            world.count("message published");
         }
         world.signs.give_message();
         sleep(dice.millis(100..plan.pause.max(101))).await;
@@ -183,7 +219,7 @@ async fn wait_until_empty(world: &Arc<World>) {
         }
         if world.net.now() >= until {
             let why = format!("dark for {DARKEST:?} without an accident: {left:?}");
-            return world.watch().failures.push(why);
+            return world.watch().fail(world.net.now(), why);
         }
         sleep(Duration::from_millis(500)).await;
     }
@@ -205,17 +241,18 @@ async fn end_all(world: &Arc<World>) {
         let (held, side) = (replica.lessor.held(), replica.side);
         if held > 0 {
             let why = format!("replica {side} holds {held} leases that are nobody's");
-            world.watch().failures.push(why);
+            world.watch().fail(world.net.now(), why);
         }
         let drained = replica.machine.run(replica.clone().drain(|| {})).await;
         if !(drained.calls_ended && drained.tasks_ended && (drained.settled || drained.handed_over))
         {
-            world.watch().failures.push(format!("replica {side} does not end: {drained:?}"));
+            let why = format!("replica {side} does not end: {drained:?}");
+            world.watch().fail(world.net.now(), why);
         }
         let room = replica.lessor.room() as usize;
         if room != replica.most {
             let why = format!("replica {side} has {room} places of {}", replica.most);
-            world.watch().failures.push(why);
+            world.watch().fail(world.net.now(), why);
         }
     }
 }

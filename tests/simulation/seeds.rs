@@ -75,7 +75,7 @@ fn work(
     while let Some(seed) = next.seed(settings) {
         let _ = tell.send(News::Begun { thread, seed });
         let outcome = Box::new(run(seed));
-        if !outcome.watch.failures.is_empty() {
+        if !outcome.watch.findings().is_empty() {
             next.failed.fetch_add(1, Ordering::Relaxed);
         }
         let _ = tell.send(News::Ended { thread, seed, outcome });
@@ -97,7 +97,7 @@ fn collect(settings: &Settings, next: &Next, news: &Receiver<News>) -> Ran {
             Ok(News::Ended { thread, seed, outcome }) => {
                 let since = running.remove(&thread).map_or(began, |(_, since)| since);
                 print(settings, seed, &outcome, since.elapsed());
-                if ran.failed.is_empty() && !outcome.watch.failures.is_empty() {
+                if ran.failed.is_empty() && !outcome.watch.findings().is_empty() {
                     let soon = settings.after_failure.map(|time| Instant::now() + time);
                     end = [end, soon].into_iter().flatten().min();
                 }
@@ -129,7 +129,7 @@ fn print(settings: &Settings, seed: u64, outcome: &Outcome, took: Duration) {
         println!("seed {seed}: {took:?}, {lines} lines, {digest:016x}");
     }
     // An earlier seed may still be under way, and be the first that fails.
-    if let Some(failure) = outcome.watch.failures.first().filter(|_| !settings.only_first) {
+    if let Some(failure) = outcome.watch.findings().first().filter(|_| !settings.only_first) {
         println!("seed {seed} fails: {failure}\n  again: {}", again(seed));
     }
 }
@@ -167,7 +167,7 @@ mod tests {
 
     fn outcome(failure: Option<&str>) -> Outcome {
         let mut outcome = Outcome::default();
-        outcome.watch.failures.extend(failure.map(str::to_owned));
+        outcome.watch.panicked(failure.map(str::to_owned).into_iter().collect());
         outcome.watch.count("a thing");
         outcome
     }

@@ -21,7 +21,7 @@ pub fn check(failure: &str) -> String {
 /// The shortest plan that was found, and what came of it.
 pub fn shrink(plan: &Plan) -> (Plan, Outcome) {
     let outcome = run(plan, true);
-    let name = outcome.watch.failures.first().map(|first| check(first));
+    let name = outcome.watch.findings().first().map(|first| check(&first.to_string()));
     let mut hunt =
         Hunt { best: plan.clone(), outcome, name, runs: 0, until: Instant::now() + LONGEST };
     // Each round may make room for the next, until none does.
@@ -76,7 +76,8 @@ impl Hunt {
     fn still_fails(&mut self, less: Plan) -> bool {
         self.runs += 1;
         let tried = run(&less, true);
-        let same = tried.watch.failures.first().map(|first| check(first)) == self.name;
+        let same =
+            tried.watch.findings().first().map(|first| check(&first.to_string())) == self.name;
         if same {
             (self.best, self.outcome) = (less, tried);
         }

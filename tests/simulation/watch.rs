@@ -1,368 +1,440 @@
-//! The view from outside: every delivery, every settlement and its effect, every answer to a
-//! client. Owns the promises that a run is checked against. It knows nothing of what is inside a replica.
+//! The view from outside: every delivery, every settlement and its effect, every answer to a client. Owns the
+//! order in which facts and checks come: a fact stands in the ledger before a check sees it. It knows nothing
+//! of the inside of a replica.
 //!
-//! 1. Nothing is settled that no client asked for, but poison.
-//! 2. No settlement reaches the delivery of another holder, except in a window that the documentation
-//!    admits. Each window is recognised by its own rule, and counted.
-//! 3. A reason that promises "not applied" means it; CONFIRMED and DUPLICATE mean that it was applied.
+//! ```text
+//!  net, clients, world ──▶ Watch ──▶ ledger (facts) ──▶ delivery, holders, leases, promises, calls, darkness
+//!                                                                  └──▶ report: findings, coverage
+//! ```
+//! Each check is a room: its `//!` says the promise. Each is pure, and has tests that must fail and tests that
+//! must pass.
+
+mod answers;
+mod calls;
+mod coverage;
+mod darkness;
+mod delivery;
+mod exercised;
+mod holders;
+#[cfg(test)]
+mod lab;
+mod leases;
+mod ledger;
+mod promises;
+mod report;
+mod troubles;
+mod windows;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
-use fetch_proxy::broker::{AckKind, ConsumerName};
+use fetch_proxy::{
+    broker::{AckKind, ConsumerInfo, ConsumerName},
+    pb::{self, settlement::Action},
+};
 
+pub use self::{
+    answers::Reading,
+    calls::{FetchEnd, FetchId, Served},
+    coverage::Coverage,
+    darkness::{Look, Place},
+    exercised::DEMANDED,
+    ledger::{CallId, Fate, Kind, Told},
+    report::Finding,
+    troubles::Trouble,
+};
+use self::{
+    calls::OpenFetch,
+    darkness::Looked,
+    ledger::{Delivered, Effect, Hold, Ledger, SettleCall, Stored, wait_of},
+    report::Report,
+    troubles::TroubleSpan,
+};
 use super::{
-    jetstream::{self, Applied, DeliveryId, Sent, Time},
+    jetstream::{self, Applied, Config, DeliveryId, Sent, Time},
     net::{Watcher, Way},
 };
 
-/// Which kind of settlement.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    Ack,
-    Nak,
-    Term,
-    Extend,
+/// All checks over one run.
+#[derive(Debug)]
+pub struct Watch {
+    ledger: Ledger,
+    fetches: BTreeMap<FetchId, OpenFetch>,
+    next_fetch: FetchId,
+    /// Settlements that are under way.
+    settling: usize,
+    looked: BTreeMap<ConsumerName, Looked>,
+    last_look: Time,
+    report: Report,
 }
 
-impl Kind {
-    fn of(kind: &AckKind) -> Self {
-        match kind {
-            AckKind::Ack => Self::Ack,
-            AckKind::Nak(_) => Self::Nak,
-            AckKind::Term(_) => Self::Term,
-            AckKind::Progress => Self::Extend,
+/// A wire is there again after so long, and what waited for it is done.
+const RECONNECT: Duration = Duration::from_millis(1_500);
+/// Between a replica and NATS, to and fro, at most, in good weather.
+const ROUND_TRIP: Duration = Duration::from_millis(10);
+
+impl Default for Watch {
+    fn default() -> Self {
+        Self {
+            ledger: Ledger { round_trip: ROUND_TRIP, ..Ledger::default() },
+            fetches: BTreeMap::new(),
+            next_fetch: 0,
+            settling: 0,
+            looked: BTreeMap::new(),
+            last_look: Time::ZERO,
+            report: Report::default(),
         }
     }
-
-    fn is_final(self) -> bool {
-        matches!(self, Self::Ack | Self::Term)
-    }
-}
-
-/// The answer that a client had for a settlement.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Told {
-    /// It was applied.
-    Applied,
-    /// It was not, and never will be.
-    NotApplied,
-    /// Nobody knows, or no answer came.
-    Unknown,
-}
-
-/// One client's hold on a message, as far as the client knows.
-#[derive(Debug, Clone, Copy)]
-struct Hold {
-    from: Time,
-    until: Time,
-}
-
-#[derive(Debug, Clone)]
-struct Delivered {
-    /// The consumer, and the sequence in its stream: two consumers may have one message each.
-    message: (ConsumerName, u64),
-    side: usize,
-    at: Time,
-    /// When the replica had it.
-    arrived: Option<Time>,
-    held: Option<Hold>,
-    /// Calls of clients, by kind: open, and told "unknown", and told "applied".
-    calls: BTreeMap<Kind, Calls>,
-    applied: Vec<(Kind, Time)>,
-    /// A client did not ask for a confirmation.
-    sent: bool,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Calls {
-    open: u32,
-    unknown: u32,
-    applied: u32,
-}
-
-/// A window in which two can settle one message, as the documentation admits it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Excuse {
-    /// A NATS server started anew, or another leads: until the replica's next look, "every second".
-    LeaderChanged,
-    /// The ack wait was lowered: until the next look, "at most 30 s, or a third of the old ack wait, later".
-    WaitLowered,
-    /// The consumer was made again, or reset, while the replica was stopped: "When it continues, it can
-    /// still settle a message of the new consumer with an old token".
-    MadeAgainWhileStopped,
-    /// The settlement was under way for longer than it was meant to be: "a settlement from before the stall
-    /// can arrive late".
-    LateOnTheWire,
-    /// The delivery was under way for longer than a tenth of its ack wait: "the lease outlives the timer of
-    /// JetStream by the difference".
-    SlowDelivery,
-    /// A worker said two things of one token, and the owner has died: "One misuse is not caught".
-    Misuse,
-}
-
-impl Excuse {
-    const ALL: [Self; 6] = [
-        Self::LateOnTheWire,
-        Self::SlowDelivery,
-        Self::LeaderChanged,
-        Self::WaitLowered,
-        Self::MadeAgainWhileStopped,
-        Self::Misuse,
-    ];
-}
-
-/// An event, which counts for some time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Event {
-    LeaderChanged,
-    WaitLowered,
-    MadeAgain,
-    Stopped { side: usize },
-    Killed { side: usize },
-}
-
-/// A look every second, and its answer.
-const UNTIL_NEXT_LOOK: Duration = Duration::from_secs(4);
-const UNTIL_WAIT_IS_READ: Duration = Duration::from_secs(31);
-/// The ack wait is a second at least, and a tenth of it is the margin of a lease.
-const SLOW_DELIVERY: Duration = Duration::from_millis(100);
-
-#[derive(Debug, Default)]
-pub struct Watch {
-    deliveries: BTreeMap<DeliveryId, Delivered>,
-    /// Messages that the proxy terminates by itself, by stream and sequence: they break connections, or a
-    /// client asked for JSON and they are none.
-    poison: BTreeSet<(Arc<str>, u64)>,
-    events: BTreeMap<Event, Time>,
-    /// When each replica was last told who leads, or that somebody else may.
-    learned: BTreeMap<usize, Time>,
-    pub counts: BTreeMap<String, u64>,
-    pub failures: Vec<String>,
 }
 
 impl Watch {
+    pub fn coverage(&self) -> &Coverage {
+        &self.report.coverage
+    }
+
+    pub fn findings(&self) -> &[Finding] {
+        &self.report.findings
+    }
+
     pub fn count(&mut self, what: impl Into<String>) {
-        *self.counts.entry(what.into()).or_default() += 1;
+        self.report.coverage.count(what);
     }
 
-    fn fail(&mut self, now: Time, why: String) {
-        self.failures.push(format!("{:.3} s: {why}", now.as_secs_f64()));
+    /// The world itself has found something.
+    pub fn fail(&mut self, now: Time, why: String) {
+        self.report.fail("world", now, why);
     }
 
-    /// Something happens, until then.
-    pub fn event(&mut self, event: Event, until: Time) {
-        let last = self.events.entry(event).or_default();
-        *last = (*last).max(until);
+    /// A run has panicked, which comes first.
+    pub fn panicked(&mut self, panics: Vec<String>) {
+        let panics = panics.into_iter().map(|why| Finding { check: "panic", at: Time::ZERO, why });
+        self.report.findings.splice(0..0, panics);
     }
 
-    /// Whether it happens now, or did lately.
-    fn lately(&self, event: Event, within: Duration, now: Time) -> bool {
-        self.events.get(&event).is_some_and(|until| now <= *until + within)
+    // The operator.
+
+    pub fn configured(&mut self, name: &ConsumerName, config: &Config, now: Time) {
+        let all = self.ledger.configs.entry(name.clone()).or_default();
+        all.push((now, config.clone()));
+        if all.len() > 1 {
+            self.trouble(Trouble::Configured, Some(name), now, now);
+        }
     }
 
-    pub fn poisoned(&mut self, stream: &str, sequence: u64) {
-        self.poison.insert((stream.into(), sequence));
+    pub fn published(&mut self, stream: &str, sequence: u64, fate: Fate, now: Time) {
+        self.count("message: published");
+        let stored = Stored { at: now, fate, removed: None };
+        self.ledger.stored.insert((stream.into(), sequence), stored);
     }
 
-    /// A client has a message, and knows how long it may keep it.
-    pub fn received(&mut self, id: DeliveryId, now: Time, lease: Duration) {
-        self.count("message received");
-        let message = self.deliveries.get(&id).map(|delivered| delivered.message.clone());
-        let holds = |one: &Delivered| {
-            Some(&one.message) == message.as_ref() && one.held.is_some_and(|hold| now < hold.until)
+    pub fn removed(&mut self, stream: &str, sequence: u64, now: Time) {
+        self.count("message: removed");
+        if let Some(stored) = self.ledger.stored.get_mut(&(stream.into(), sequence)) {
+            stored.removed = Some(now);
+        }
+    }
+
+    /// All messages of a stream are removed.
+    pub fn purged(&mut self, stream: &str, now: Time) {
+        self.count("message: stream purged");
+        for ((of, _), stored) in &mut self.ledger.stored {
+            if **of == *stream {
+                stored.removed.get_or_insert(now);
+            }
+        }
+    }
+
+    /// From now on, messages of this age leave the stream.
+    pub fn ages(&mut self, stream: &str, age: Duration) {
+        self.count("message: stream ages");
+        self.ledger.ages.insert(stream.into(), age);
+    }
+
+    /// An accident begins, and will end at `until`. `None`: it concerns all consumers.
+    pub fn trouble(
+        &mut self,
+        trouble: Trouble,
+        consumer: Option<&ConsumerName>,
+        from: Time,
+        until: Time,
+    ) {
+        let consumer = consumer.cloned();
+        let span = TroubleSpan { trouble, consumer, from, until };
+        exercised::trouble(&self.ledger, &span, self.settling, &mut self.report);
+        if let Trouble::Draining { side } = trouble {
+            self.ledger.shorten_leases(side, from);
+        }
+        self.ledger.troubles.add(span);
+    }
+
+    /// A replica has drained, and its process is gone. `left`: it had leases that it did not hand over.
+    pub fn drained(&mut self, side: usize, handed_over: bool, left: bool, now: Time) {
+        exercised::drained(&self.ledger, side, handed_over, now, &mut self.report);
+        self.ledger.troubles.end(Trouble::Draining { side }, now);
+        if left {
+            self.ledger.ended.insert(side);
+        }
+    }
+
+    /// A look at all consumers and replicas, at one time.
+    pub fn look(&mut self, looks: &[Look], places: &[Place], now: Time) {
+        let passed = now.saturating_sub(self.last_look);
+        self.last_look = now;
+        for look in looks {
+            let looked = self.looked.entry(look.consumer.clone()).or_default();
+            let (ledger, fetches) = (&self.ledger, &self.fetches);
+            let (look, time) = ((look, places), (now, passed));
+            darkness::look(ledger, looked, fetches, look, time, &mut self.report);
+        }
+    }
+
+    /// The end of a run: JetStream still has these messages of a consumer.
+    pub fn finished(&mut self, name: &ConsumerName, unsettled: &[u64], now: Time) {
+        delivery::finished(&self.ledger, name, unsettled, now, &mut self.report);
+    }
+
+    // Clients.
+
+    /// A Fetch leaves its client, which may have a deadline.
+    pub fn fetch_called(
+        &mut self,
+        side: usize,
+        request: &pb::FetchRequest,
+        deadline: Option<Duration>,
+        now: Time,
+    ) -> FetchId {
+        self.next_fetch += 1;
+        self.fetches.insert(self.next_fetch, OpenFetch::new(side, request, deadline, now));
+        self.next_fetch
+    }
+
+    /// A Fetch has ended for its client.
+    pub fn fetch_ended(&mut self, id: FetchId, end: FetchEnd<'_>, now: Time) {
+        let Some(fetch) = self.fetches.remove(&id) else { return };
+        calls::ended(&self.ledger, &self.looked, &fetch, end, now, &mut self.report);
+        let FetchEnd::Answer { answer, served, received } = end else { return };
+        for message in &answer.messages {
+            let nanos = message.publish_time.map_or(0, |time| time.nanos);
+            let id = DeliveryId::of(u64::try_from(nanos).unwrap_or_default());
+            delivery::received(&self.ledger, id, message, now, &mut self.report);
+            let lease = message.lease.and_then(|lease| Duration::try_from(lease).ok());
+            let until = served.written + lease.unwrap_or_default();
+            self.hold(id, until, received, now);
+        }
+        for rejected in answer.rejected.iter().filter(|one| !one.token.is_empty()) {
+            self.hold_rejected(&fetch.consumer, rejected, (served.written, now));
+        }
+    }
+
+    /// A client that cannot use a message has its lease, and lets it end.
+    fn hold_rejected(
+        &mut self,
+        consumer: &ConsumerName,
+        rejected: &pb::Rejected,
+        end: (Time, Time),
+    ) {
+        let message = (consumer.clone(), rejected.stream_sequence);
+        let ids = self.ledger.of.get(&message).map(Vec::as_slice).unwrap_or_default();
+        let attempt = u64::from(rejected.delivery_count);
+        let of = |id: &&DeliveryId| {
+            self.ledger.deliveries.get(id).is_some_and(|one| one.attempt == attempt)
         };
-        if self.deliveries.values().any(holds) {
-            self.count("message received while another client may have it");
-        }
-        if let Some(delivered) = self.deliveries.get_mut(&id) {
-            delivered.held = Some(Hold { from: now, until: now + lease });
-        } else {
-            self.fail(now, format!("a client has a message that was never delivered: {id:?}"));
+        let Some(id) = ids.iter().rev().find(of).copied() else { return };
+        let lease = rejected.lease.and_then(|lease| Duration::try_from(lease).ok());
+        let (written, now) = end;
+        self.hold(id, written + lease.unwrap_or_default(), false, now);
+    }
+
+    /// A client has a message until then, or an answer with it was lost.
+    fn hold(&mut self, id: DeliveryId, longest: Time, received: bool, now: Time) {
+        if let Some(one) = self.ledger.deliveries.get_mut(&id) {
+            // A hand-over has cost a part of the lease.
+            let drained = Trouble::Draining { side: one.side };
+            let moved = self.ledger.troubles.happened(drained, &one.message.0, one.sent, now);
+            let less = if moved { 2 * self.ledger.round_trip } else { Duration::ZERO };
+            let until = if received { longest.saturating_sub(less) } else { now };
+            one.hold = Some(Hold { from: now, until, longest });
         }
     }
 
-    pub fn extended(&mut self, id: DeliveryId, now: Time, lease: Duration) {
-        if let Some(hold) = self.deliveries.get_mut(&id).and_then(|one| one.held.as_mut()) {
-            hold.until = now + lease;
-        }
-    }
-
-    /// A client does not care any more.
-    pub fn let_go(&mut self, id: DeliveryId, now: Time) {
-        if let Some(hold) = self.deliveries.get_mut(&id).and_then(|one| one.held.as_mut()) {
+    /// A client does not care about a message any more.
+    pub fn dropped(&mut self, id: DeliveryId, now: Time) {
+        let one = self.ledger.deliveries.get_mut(&id);
+        if let Some(hold) = one.and_then(|one| one.hold.as_mut()) {
             hold.until = hold.until.min(now);
         }
     }
 
-    /// A client settles. `sent`: without a confirmation.
-    pub fn called(&mut self, id: DeliveryId, kind: Kind, sent: bool) {
-        if let Some(delivered) = self.deliveries.get_mut(&id) {
-            delivered.sent |= sent;
-            delivered.calls.entry(kind).or_default().open += 1;
-        }
-    }
-
-    pub fn answered(&mut self, id: DeliveryId, kind: Kind, told: Told, reason: &str, now: Time) {
-        self.count(format!("{kind:?} {reason}"));
-        let Some(delivered) = self.deliveries.get_mut(&id) else { return };
-        let calls = delivered.calls.entry(kind).or_default();
-        calls.open -= 1;
-        match told {
-            Told::Applied => calls.applied += 1,
-            Told::Unknown => calls.unknown += 1,
-            Told::NotApplied => {}
-        }
-        let (calls, applied) = (*calls, delivered.applied.iter().any(|(one, _)| *one == kind));
-        if kind == Kind::Extend {
-            return;
-        }
-        let delivered = delivered.clone();
-        // "`SENT` only promises that the settlement was given to the connection": so does its repeat.
-        if told == Told::Applied && !applied && delivered.sent && reason == "OUTCOME_DUPLICATE" {
-            self.count(format!("{kind:?} DUPLICATE of one that was only sent"));
-        } else if told == Told::Applied && !applied {
-            self.fail(now, format!("{kind:?} {reason}, and never applied: {id:?} {delivered:?}"));
-        }
-        let promised = calls.open == 0 && calls.unknown == 0 && calls.applied == 0;
-        // A replica gives back by itself what no client has settled.
-        if promised && applied && kind != Kind::Nak {
-            self.fail(now, format!("{kind:?} {reason}, and applied: {id:?} {delivered:?}"));
-        }
-    }
-
-    fn admits(&self, excuse: Excuse, stale: &Stale<'_>, now: Time) -> bool {
-        let of = self.deliveries.get(&stale.applied.of);
-        match excuse {
-            Excuse::LateOnTheWire => stale.way.late,
-            Excuse::SlowDelivery => of
-                .is_some_and(|of| of.arrived.is_none_or(|arrived| arrived - of.at > SLOW_DELIVERY)),
-            // A replica that has seen a sign settles nothing until it knows who leads.
-            Excuse::LeaderChanged => {
-                let changed = self.events.get(&Event::LeaderChanged).copied().unwrap_or_default();
-                let knew = |at: &Time| *at >= changed && *at < stale.way.left;
-                self.lately(Event::LeaderChanged, UNTIL_NEXT_LOOK, now)
-                    && !self.learned.get(&stale.side).is_some_and(knew)
-            }
-            Excuse::WaitLowered => self.lately(Event::WaitLowered, UNTIL_WAIT_IS_READ, now),
-            Excuse::MadeAgainWhileStopped => {
-                let stopped = Event::Stopped { side: stale.side };
-                self.lately(Event::MadeAgain, UNTIL_WAIT_IS_READ, now)
-                    && self.lately(stopped, UNTIL_NEXT_LOOK, now)
-            }
-            Excuse::Misuse => of.is_some_and(|of| {
-                let killed = Event::Killed { side: of.side };
-                of.calls.len() > 1 && self.events.contains_key(&killed)
-            }),
-        }
-    }
-
-    /// Whether somebody else holds the message of this delivery.
-    fn stolen(&mut self, stale: &Stale<'_>, now: Time) {
-        let Stale { applied, kind, .. } = *stale;
-        let Some(settled) = applied.settled.filter(|settled| *settled != applied.of) else {
-            return;
+    /// A settlement leaves its client. `sent_only`: no confirmation is asked for. `hurried`: the client has a
+    /// deadline. `None`: nobody knows that delivery.
+    pub fn settle_called(
+        &mut self,
+        side: usize,
+        id: DeliveryId,
+        action: &Action,
+        (sent_only, hurried): (bool, bool),
+        now: Time,
+    ) -> Option<CallId> {
+        let length = |wire: &Option<prost_types::Duration>| {
+            wire.and_then(|wire| Duration::try_from(wire).ok())
         };
-        let Some(victim) = self.deliveries.get(&settled).cloned() else { return };
-        // Progress that comes late does no more than to make the next ack wait longer.
-        let held = victim.held.is_some_and(|hold| hold.from <= now && now < hold.until);
-        if !held || kind == Kind::Extend {
-            return self.count(format!("stale {kind:?} that hurt nobody"));
-        }
-        let excuse = Excuse::ALL.into_iter().find(|excuse| self.admits(*excuse, stale, now));
-        match excuse {
-            Some(excuse) => self.count(format!("two holders, admitted: {excuse:?}")),
-            None => {
-                let of = self.deliveries.get(&applied.of);
-                let why = format!(
-                    "a stale {kind:?} settles the delivery of another: {applied:?} {of:?} {victim:?}"
-                );
-                self.fail(now, why);
+        let (kind, length) = match action {
+            Action::Ack(_) => (Kind::Ack, None),
+            Action::Nak(nak) => (Kind::Nak, length(&nak.delay)),
+            Action::Term(_) => (Kind::Term, None),
+            Action::Extend(extend) => (Kind::Extend, length(&extend.lease)),
+        };
+        let one = self.ledger.deliveries.get_mut(&id)?;
+        one.calls.push(SettleCall {
+            kind,
+            side,
+            began: now,
+            length,
+            sent_only,
+            hurried,
+            ended: None,
+        });
+        self.settling += 1;
+        Some(CallId(id, one.calls.len() - 1))
+    }
+
+    /// A settlement has ended for its client.
+    pub fn settle_ended(&mut self, call: Option<CallId>, reading: &Reading, now: Time) {
+        let Some(call @ CallId(id, place)) = call else { return };
+        self.settling = self.settling.saturating_sub(1);
+        let Some(one) = self.ledger.deliveries.get_mut(&id) else { return };
+        let Some(open) = one.calls.get_mut(place) else { return };
+        open.ended = Some((now, reading.told));
+        let (kind, began, asked) = (open.kind, open.began, open.length);
+        if let Some(hold) = one.hold.as_mut().filter(|_| kind == Kind::Extend) {
+            match (reading.lease, reading.told) {
+                // "extended      -> the lease ends `lease` after the call was sent"
+                (Some(lease), _) => {
+                    hold.until = began + lease;
+                    hold.longest = hold.longest.max(now + lease);
+                }
+                (None, Told::Unknown | Told::Applied) => {
+                    // It may have been made longer, or shorter.
+                    let length = asked.unwrap_or(hold.longest.saturating_sub(hold.from));
+                    hold.longest = hold.longest.max(now + length);
+                    hold.until = hold.until.min(began + length);
+                }
+                (None, Told::NotApplied) => {}
             }
         }
+        if reading.name == "LEASE_EXPIRED" {
+            leases::refused(&self.ledger, id, began, now, &mut self.report);
+        }
+        exercised::settled(&self.ledger, call, reading, &mut self.report);
+        promises::answered(&self.ledger, call, reading, now, &mut self.report);
     }
-}
-
-/// An ack that may be of an older delivery.
-#[derive(Clone, Copy)]
-struct Stale<'s> {
-    applied: &'s Applied,
-    kind: Kind,
-    side: usize,
-    way: Way,
 }
 
 /// A watch that the network tells what it carries.
 #[derive(Clone)]
-pub struct Shared(pub Arc<std::sync::Mutex<Watch>>);
+pub struct Shared(pub Arc<Mutex<Watch>>);
 
 impl Watcher for Shared {
     fn sent(&mut self, now: Time, side: usize, sent: &Sent) {
-        let Sent::Message { delivery, .. } = sent else { return };
-        let mut watch = self.0.lock().unwrap();
-        let id = DeliveryId::of(delivery.published);
-        let Some(named) = jetstream::parse(&delivery.ack.0) else { return };
-        watch.count(if delivery.delivery_count > 1 { "redelivery" } else { "first delivery" });
-        let delivered = Delivered {
-            message: (named.name, delivery.stream_sequence),
-            side,
-            at: now,
-            arrived: None,
-            held: None,
-            calls: BTreeMap::new(),
-            applied: Vec::new(),
-            sent: false,
-        };
-        watch.deliveries.insert(id, delivered);
+        self.0.lock().unwrap().sent(now, side, sent);
     }
 
     fn arrived(&mut self, now: Time, id: DeliveryId) {
-        if let Some(delivered) = self.0.lock().unwrap().deliveries.get_mut(&id) {
-            delivered.arrived = Some(now);
+        if let Some(one) = self.0.lock().unwrap().ledger.deliveries.get_mut(&id) {
+            one.arrived = Some(now);
         }
     }
 
     fn learned(&mut self, now: Time, side: usize) {
-        self.0.lock().unwrap().learned.insert(side, now);
+        self.0.lock().unwrap().ledger.learned.insert(side, now);
+    }
+
+    fn broke(&mut self, now: Time, side: usize) {
+        self.0.lock().unwrap().trouble(Trouble::Reconnects { side }, None, now, now + RECONNECT);
     }
 
     fn elected(&mut self, now: Time) {
-        self.0.lock().unwrap().event(Event::LeaderChanged, now);
+        let mut watch = self.0.lock().unwrap();
+        watch.trouble(Trouble::LeaderAway, None, now, now);
     }
 
     fn unkept(&mut self, now: Time, of: DeliveryId, kind: &AckKind) {
         let (mut watch, kind) = (self.0.lock().unwrap(), Kind::of(kind));
-        watch.count(format!("{kind:?} answered by an old leader, and not kept"));
-        if let Some(delivered) = watch.deliveries.get_mut(&of) {
+        watch.count(format!("applied: {kind:?} by an old leader, and not kept"));
+        if let Some(one) = watch.ledger.deliveries.get_mut(&of) {
             // JetStream has confirmed it, so the replica cannot know better.
-            delivered.applied.push((kind, now));
+            let (left, side) = (now, one.side);
+            let effect =
+                Effect { kind, at: now, left, side, late: false, settled: None, delay: None };
+            one.effects.push(effect);
+        }
+    }
+
+    fn told(&mut self, now: Time, name: &ConsumerName, info: &ConsumerInfo) {
+        let mut watch = self.0.lock().unwrap();
+        let looked = watch.looked.entry(name.clone()).or_default();
+        if info.max_ack_pending.is_some_and(|most| info.ack_pending >= most) {
+            looked.full_at = Some(now);
+        }
+        if info.paused {
+            looked.paused_at = Some(now);
         }
     }
 
     fn applied(&mut self, now: Time, side: usize, applied: &Applied, way: Way) {
-        let mut watch = self.0.lock().unwrap();
-        let kind = Kind::of(&applied.kind);
-        watch.count(format!("applied {kind:?}"));
-        // Whoever looks for poison does not know the delivery.
-        let poison = [Some(applied.of), applied.settled].into_iter().flatten().any(|id| {
-            watch.deliveries.get(&id).is_some_and(|one| {
-                let (name, sequence) = &one.message;
-                *sequence == applied.stream_sequence
-                    && watch.poison.contains(&(name.stream.clone(), *sequence))
-            })
-        });
-        let calls = watch.deliveries.get_mut(&applied.of).map(|delivered| {
-            delivered.applied.push((kind, now));
-            delivered.calls.get(&kind).copied().unwrap_or_default()
-        });
-        let asked = calls.is_some_and(|calls| calls.open + calls.unknown + calls.applied > 0);
-        if kind.is_final() && !asked && !poison {
-            watch
-                .fail(now, format!("applied, and nobody asked for it or was told so: {applied:?}"));
+        self.0.lock().unwrap().applied(now, side, applied, way);
+    }
+}
+
+impl Watch {
+    fn sent(&mut self, now: Time, side: usize, sent: &Sent) {
+        let Sent::Message { delivery, .. } = sent else { return };
+        let id = DeliveryId::of(delivery.published);
+        let Some(named) = jetstream::parse(&delivery.ack.0) else { return };
+        let config = self.ledger.config(&named.name);
+        let (attempt, message) =
+            (delivery.delivery_count, (named.name.clone(), delivery.stream_sequence));
+        let delivered = Delivered {
+            side,
+            attempt,
+            ack_wait: config.map(|config| wait_of(config, attempt)).unwrap_or_default(),
+            message: message.clone(),
+            sent: now,
+            arrived: None,
+            hold: None,
+            calls: Vec::new(),
+            effects: Vec::new(),
+        };
+        self.ledger.deliveries.insert(id, delivered);
+        self.ledger.of.entry(message).or_default().push(id);
+        delivery::sent(&self.ledger, id, now, &mut self.report);
+        leases::sent(&self.ledger, id, now, &mut self.report);
+    }
+
+    fn applied(&mut self, now: Time, side: usize, applied: &Applied, way: Way) {
+        let delay = match &applied.kind {
+            AckKind::Nak(delay) => *delay,
+            AckKind::Ack | AckKind::Term(_) | AckKind::Progress => None,
+        };
+        let effect = Effect {
+            kind: Kind::of(&applied.kind),
+            at: now,
+            left: way.left,
+            side,
+            late: way.late,
+            settled: applied.settled,
+            delay,
+        };
+        let id = applied.of;
+        if let Some(one) = self.ledger.deliveries.get_mut(&id) {
+            one.effects.push(effect);
         }
-        watch.stolen(&Stale { applied, kind, side, way }, now);
+        let report = &mut self.report;
+        promises::applied(&self.ledger, id, &effect, report);
+        holders::applied(&self.ledger, id, &effect, report);
+        delivery::applied(&self.ledger, id, &effect, report);
     }
 }

@@ -18,7 +18,7 @@ use super::{
     replica::Replica,
     roads::Roads,
     signs::{Sign, Signs},
-    watch::{Event, Watch},
+    watch::{Trouble, Watch},
 };
 
 /// The keys that a cluster may have: 32 bytes each.
@@ -27,6 +27,13 @@ pub const KEYS: [&str; 3] = [
     "ISIjJCUmJygpKissLS4vMDEyMzQ1Njc4OTo7PD0+P0A=",
     "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVpbXF1eX2A=",
 ];
+
+/// A wire is there again after so long, at most.
+pub const RECONNECT: Duration = Duration::from_millis(1_100);
+/// A partition is noticed by both ends, and the wire is there again, this long after its end at most.
+pub const NOTICED: Duration = Duration::from_secs(12);
+/// Longer than any run.
+pub const FOR_EVER: Duration = Duration::from_secs(100_000);
 
 pub struct World {
     pub net: Net,
@@ -103,11 +110,6 @@ impl World {
         self.over.store(true, Ordering::Relaxed);
     }
 
-    /// Longest way between a client and a replica, to and fro.
-    pub fn longest_way(&self) -> Duration {
-        Duration::from_millis(10)
-    }
-
     pub fn note(&self, what: fmt::Arguments<'_>) {
         self.net.with(|state, now| state.history.add(now, what));
     }
@@ -116,9 +118,16 @@ impl World {
         self.watch().count(what);
     }
 
-    pub fn event(&self, event: Event, lasts: Duration) {
-        let until = self.net.now() + lasts;
-        self.watch().event(event, until);
+    /// An accident begins that concerns all consumers.
+    pub fn trouble(&self, trouble: Trouble, lasts: Duration) {
+        let now = self.net.now();
+        self.watch().trouble(trouble, None, now, now + lasts);
+    }
+
+    /// An accident begins that concerns one consumer.
+    pub fn trouble_of(&self, name: &ConsumerName, trouble: Trouble, lasts: Duration) {
+        let now = self.net.now();
+        self.watch().trouble(trouble, Some(name), now, now + lasts);
     }
 
     pub fn sign(&self, sign: Sign, place: Option<usize>) {
@@ -139,6 +148,11 @@ impl World {
         let keys = self.keys.lock().unwrap().0.clone();
         let most = self.plan.replicas[place].max_leases;
         let replica = Replica::start(&self.net, machine, place, us, keys, most);
+        let side = replica.side;
+        self.trouble(Trouble::Wire { side }, RECONNECT);
+        if self.ahead.lock().unwrap().iter().any(|ahead| *ahead != 0) {
+            self.trouble(Trouble::ClockOff { side }, FOR_EVER);
+        }
         let mut replicas = self.replicas.lock().unwrap();
         if place < replicas.len() { replicas[place] = replica } else { replicas.push(replica) }
     }
@@ -152,7 +166,9 @@ impl World {
 
     pub fn set_clock(&self, place: usize, ahead: i64) {
         self.ahead.lock().unwrap()[place] = ahead;
-        self.replica(place).machine.set_wall_offset(ahead * 1_000_000);
+        let replica = self.replica(place);
+        self.trouble(Trouble::ClockOff { side: replica.side }, FOR_EVER);
+        replica.machine.set_wall_offset(ahead * 1_000_000);
     }
 
     /// Puts the next key before the present one. Returns the key file before and after, and how it is
@@ -171,10 +187,16 @@ impl World {
         keys.0.clone()
     }
 
+    /// A delivery leaves its leader so much later, when the others have it.
+    pub fn lag(&self, consumer: usize) -> Duration {
+        Duration::from_millis(self.plan.consumers[consumer].lag)
+    }
+
     /// Makes a consumer, as it is configured now.
     pub fn make(&self, consumer: usize) {
         let (name, config) = (self.name(consumer), self.configs.lock().unwrap()[consumer].clone());
-        let lag = Duration::from_millis(self.plan.consumers[consumer].lag);
+        let lag = self.lag(consumer);
+        self.watch().configured(&name, &config, self.net.now());
         self.net.with(|state, _| {
             state.model.add_consumer(&name, config);
             state.model.lag(&name, lag);
@@ -184,7 +206,9 @@ impl World {
     /// Changes the configuration of a consumer live.
     pub fn update(&self, consumer: usize, change: impl Fn(&mut Config)) {
         let name = self.name(consumer);
-        change(&mut self.configs.lock().unwrap()[consumer]);
+        let mut configs = self.configs.lock().unwrap();
+        change(&mut configs[consumer]);
+        self.watch().configured(&name, &configs[consumer], self.net.now());
         self.net.with(|state, now| state.model.update(&name, &change, now));
     }
 }

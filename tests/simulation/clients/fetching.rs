@@ -11,15 +11,13 @@ use testkit::dice::Dice;
 use tokio::time::sleep;
 use tonic::Request;
 
-use super::{
-    answers::reason,
-    line::{Back, Trip, call},
-};
+use super::line::{Back, Trip, call};
 use crate::{
     jetstream::{DeliveryId, Time},
     plan::{ClientPlan, Habit},
     replica::Replica,
     signs::Sign,
+    watch::{FetchEnd, Served},
     world::World,
 };
 
@@ -76,17 +74,25 @@ pub async fn fetch(
         loses: (1, lost_answers),
     };
     let mut reads = true;
-    if !world.calm() && plan.habit == Habit::Impatient {
+    let impatient = !world.calm() && plan.habit == Habit::Impatient;
+    let mut deadline = None;
+    if impatient {
         trip.patience = dice.millis(1..4_000);
         match dice.within(0..4) {
-            0 => request.set_timeout(trip.patience),
+            0 => {
+                deadline = Some(trip.patience);
+                request.set_timeout(trip.patience);
+            }
             1 => reads = false,
             2 => trip.hangs_up = Some(dice.millis(0..12)),
             _ => {}
         }
     }
+    let side = replica.side;
+    let open = world.watch().fetch_called(side, request.get_ref(), deadline, world.net.now());
     let service = replica.service.clone();
     let method = async move {
+        let arrived = clock::now();
         let answer = service.fetch(request).await?;
         if !reads {
             // It hangs up while it should read: its messages are given back.
@@ -95,24 +101,39 @@ pub async fn fetch(
         if let Some(messages) = answer.extensions().get::<Arc<DeliveryGuard>>() {
             messages.deliver();
         }
-        Ok((answer.into_inner(), clock::now()))
+        Ok((answer.into_inner(), arrived, clock::now()))
     };
     let own = Dice::new(dice.within(0..u64::MAX), plan.number);
-    match call(world, replica, trip, own, method).await {
-        Back::Answer((answer, written)) => {
-            let written = written - world.net.began();
-            received((world, plan), answer, written, replica)
+    let back = call(world, replica, trip, own, method).await;
+    let (now, began) = (world.net.now(), world.net.began());
+    let ended = |end: FetchEnd<'_>| world.watch().fetch_ended(open, end, now);
+    let answer = match back {
+        Back::Answer((answer, arrived, written)) => {
+            let served = Served { arrived: arrived - began, written: written - began };
+            ended(FetchEnd::Answer { answer: &answer, served, received: true });
+            Some((answer, served.written))
+        }
+        Back::Lost(Some((answer, arrived, written))) => {
+            let served = Served { arrived: arrived - began, written: written - began };
+            ended(FetchEnd::Answer { answer: &answer, served, received: false });
+            None
         }
         Back::Refused(status) => {
-            world.count(format!("Fetch {}", reason(&status)));
+            ended(FetchEnd::Refused(&status));
             sleep(Duration::from_millis(200)).await;
-            Vec::new()
+            return Vec::new();
         }
-        Back::Unsent | Back::Lost => {
-            world.count("Fetch without an answer");
-            Vec::new()
+        Back::GivenUp if !impatient => {
+            ended(FetchEnd::Overdue);
+            None
         }
-    }
+        Back::Unsent | Back::Lost(None) | Back::GivenUp => {
+            ended(FetchEnd::Gone);
+            None
+        }
+    };
+    let Some((answer, written)) = answer else { return Vec::new() };
+    received((world, plan), answer, written, replica)
 }
 
 fn received(
@@ -122,9 +143,6 @@ fn received(
     replica: &Arc<Replica>,
 ) -> Vec<Work> {
     let now = world.net.now();
-    if answer.messages.is_empty() {
-        world.count(format!("Fetch empty: {:?}", answer.empty_reason()));
-    }
     for rejected in answer.rejected {
         let held = if rejected.token.is_empty() { "" } else { ", still held" };
         world.count(format!("Fetch rejected: {:?}{held}", rejected.cause()));
@@ -135,8 +153,6 @@ fn received(
         let id = DeliveryId::of(u64::try_from(nanos).unwrap());
         let lease: Duration = message.lease.and_then(|one| one.try_into().ok()).unwrap();
         let ends = written + lease;
-        // The way has cost a part of the lease.
-        world.watch().received(id, now, ends.saturating_sub(now));
         world.note(format_args!(
             "client {} has {id:?} of {} for {lease:?}",
             plan.number, message.stream_sequence

@@ -30,8 +30,10 @@ pub enum Back<T> {
     Refused(Status),
     /// Nobody was reached: nothing has happened.
     Unsent,
-    /// Nobody knows.
-    Lost,
+    /// Nobody knows. The answer, if it was written.
+    Lost(Option<T>),
+    /// The client has hung up.
+    GivenUp,
 }
 
 /// Runs `method` at a replica.
@@ -51,13 +53,13 @@ pub async fn call<T: Send + 'static>(
         return Back::Unsent;
     }
     if !waits_for_road(world, replica, trip.client).await {
-        return Back::Lost;
+        return Back::Lost(None);
     }
     let calm = world.calm();
     if !calm && dice.percent(trip.loses.0) {
         sleep(trip.patience.min(Duration::from_secs(1))).await;
         world.count("request lost");
-        return Back::Lost;
+        return Back::Lost(None);
     }
     let began = world.net.now();
     let mut task = tokio::spawn(replica.machine.run(method));
@@ -81,20 +83,22 @@ pub async fn call<T: Send + 'static>(
         world.count("call given up by its client");
     }
     world.roads.close(number);
-    if !waits_for_road(world, replica, trip.client).await {
-        return Back::Lost;
-    }
+    let road = waits_for_road(world, replica, trip.client).await;
+    let back = if road { back } else { Duration::ZERO };
     sleep(back).await;
-    if !calm && dice.percent(trip.loses.1) {
+    let lost = road && !calm && dice.percent(trip.loses.1);
+    if lost {
         world.count("answer lost");
-        return Back::Lost;
     }
     match answer {
+        Some(Ok(Ok(answer))) if lost || !road => Back::Lost(Some(answer)),
         Some(Ok(Ok(answer))) => Back::Answer(answer),
+        Some(Ok(Err(_))) if lost || !road => Back::Lost(None),
         Some(Ok(Err(status))) => Back::Refused(status),
         // A fault of the replica is a failure of the run.
         Some(Err(ended)) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
-        Some(Err(_)) | None => Back::Lost,
+        Some(Err(_)) => Back::Lost(None),
+        None => Back::GivenUp,
     }
 }
 

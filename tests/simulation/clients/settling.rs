@@ -6,15 +6,12 @@ use fetch_proxy::pb::{self, fetch_service_server::FetchService, settlement::Acti
 use testkit::dice::Dice;
 use tonic::{Request, Response, Status};
 
-use super::{
-    answers::Heard,
-    line::{Back, Trip, call},
-};
+use super::line::{Back, Trip, call};
 use crate::{
     jetstream::DeliveryId,
     plan::{ClientPlan, Habit},
     replica::Replica,
-    watch::{Kind, Told},
+    watch::{Kind, Reading},
     world::World,
 };
 
@@ -33,13 +30,15 @@ pub async fn ask(
     replica: &Arc<Replica>,
     trip: Trip,
     dice: Dice,
-) -> Vec<Heard> {
+) -> Vec<Reading> {
     let sent = plan.sent && !world.calm();
-    for said in all {
-        world.watch().called(said.id, said.kind, sent);
-    }
-    let confirmation = if sent { pb::Confirmation::Sent } else { pb::Confirmation::Unspecified };
     let deadline = (plan.habit == Habit::Impatient).then_some(trip.patience);
+    let (how, now) = ((sent, deadline.is_some()), world.net.now());
+    let calls: Vec<_> = all
+        .iter()
+        .map(|said| world.watch().settle_called(replica.side, said.id, &said.action(), how, now))
+        .collect();
+    let confirmation = if sent { pb::Confirmation::Sent } else { pb::Confirmation::Unspecified };
     let service = replica.service.clone();
     let settlements: Vec<_> = all.iter().map(|said| said.settlement.clone()).collect();
     let unary = plan.unary && settlements.len() == 1;
@@ -52,30 +51,33 @@ pub async fn ask(
         let request = request(pb::SettleRequest { settlements, confirmation }, deadline);
         // The service has a method of its own by that name.
         let answer = FetchService::settle(&*service, request).await?.into_inner();
-        Ok(answer.results.into_iter().map(Heard::result).collect())
+        Ok(answer.results.iter().map(Reading::of_result).collect())
     };
-    let of_all = |heard: Heard| vec![heard; all.len()];
+    let of_all = |heard: Reading| vec![heard; all.len()];
+    let patient = plan.habit != Habit::Impatient;
     let heard = match call(world, replica, trip, dice, method).await {
         Back::Answer(heard) => heard,
-        Back::Refused(status) => of_all(Heard::status(&status)),
-        Back::Unsent => of_all(Heard::nothing("not sent", Told::NotApplied)),
-        Back::Lost => of_all(Heard::nothing("no answer", Told::Unknown)),
+        Back::Refused(status) => of_all(Reading::of_status(&status)),
+        Back::Unsent => of_all(Reading::unsent()),
+        Back::GivenUp if patient => of_all(Reading::overdue()),
+        Back::GivenUp | Back::Lost(_) => of_all(Reading::nothing()),
     };
     assert_eq!(heard.len(), all.len(), "one result for each settlement");
     let now = world.net.now();
-    for (said, heard) in all.iter().zip(&heard) {
-        let mut watch = world.watch();
-        watch.answered(said.id, said.kind, heard.told, &heard.reason, now);
-        if let Some(lease) = heard.lease {
-            watch.extended(said.id, now, lease.saturating_sub(world.longest_way()));
-        }
-        drop(watch);
+    for ((said, call), heard) in all.iter().zip(calls).zip(&heard) {
+        world.watch().settle_ended(call, heard, now);
         world.note(format_args!(
             "client {}: {:?} {:?} at {}: {}",
-            plan.number, said.kind, said.id, replica.side, heard.reason
+            plan.number, said.kind, said.id, replica.side, heard.name
         ));
     }
     heard
+}
+
+impl Said {
+    fn action(&self) -> Action {
+        self.settlement.action.clone().unwrap()
+    }
 }
 
 pub fn said(id: DeliveryId, token: &str, action: &Action) -> Said {
@@ -103,25 +105,26 @@ async fn say<S: FetchService>(
     one: pb::Settlement,
     confirmation: i32,
     deadline: Option<Duration>,
-) -> Result<Heard, Status> {
+) -> Result<Reading, Status> {
     let token = one.token;
     Ok(match one.action.unwrap() {
         Action::Ack(_) => {
             let ask = request(pb::AckRequest { token, confirmation }, deadline);
-            Heard::outcome(service.ack(ask).await?.into_inner().outcome, None)
+            Reading::of_outcome(service.ack(ask).await?.into_inner().outcome, None, None)
         }
         Action::Nak(pb::NakAction { delay }) => {
             let ask = request(pb::NakRequest { token, delay, confirmation }, deadline);
-            Heard::outcome(service.nak(ask).await?.into_inner().outcome, None)
+            let answer = service.nak(ask).await?.into_inner();
+            Reading::of_outcome(answer.outcome, None, answer.redeliver_time)
         }
         Action::Term(pb::TermAction { reason }) => {
             let ask = request(pb::TermRequest { token, reason, confirmation }, deadline);
-            Heard::outcome(service.term(ask).await?.into_inner().outcome, None)
+            Reading::of_outcome(service.term(ask).await?.into_inner().outcome, None, None)
         }
         Action::Extend(pb::ExtendAction { lease }) => {
             let ask = request(pb::ExtendRequest { token, lease }, deadline);
             let answer = service.extend(ask).await.map(Response::into_inner)?;
-            Heard::outcome(pb::Outcome::Extended.into(), answer.lease)
+            Reading::of_outcome(pb::Outcome::Extended.into(), answer.lease, None)
         }
     })
 }

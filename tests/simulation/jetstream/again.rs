@@ -2,7 +2,11 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use super::{config::Config, state::State, types::Time};
+use super::{
+    config::Config,
+    state::State,
+    types::{BEFORE, Time},
+};
 
 /// The timer fires this much after an ack wait, so that messages of one moment expire together
 /// (consumer.go: ackWaitDelay).
@@ -77,7 +81,7 @@ impl Again {
         let (mut next, mut over, mut expired) = (longest, Vec::new(), Vec::new());
         for (sequence, pending) in &state.pending {
             let attempts = state.attempts(*sequence);
-            let due = pending.began + config.wait(attempts);
+            let due = (pending.began + config.wait(attempts)).saturating_sub(BEFORE);
             if now < due {
                 next = next.min(due - now);
             } else if !self.line.contains(sequence) {
@@ -93,7 +97,7 @@ impl Again {
         }
         // The expired ones count from now, and keep their distances (checkPending).
         if let Some(first) = expired.first() {
-            let shift = now.saturating_sub(state.pending[first].began);
+            let shift = (now + BEFORE).saturating_sub(state.pending[first].began);
             for sequence in &expired {
                 if let Some(pending) = state.pending.get_mut(sequence) {
                     pending.began += shift;

@@ -15,7 +15,7 @@ use super::{
     state::{Entry, State},
     stream::Messages,
     surroundings::Surroundings,
-    types::{Connection, DeliveryId, EPOCH, InboxId, Sent, Time},
+    types::{BEFORE, Connection, DeliveryId, EPOCH, InboxId, Sent, Time},
 };
 
 pub struct Consumer {
@@ -122,6 +122,13 @@ impl Consumer {
 
     fn paused(&self, now: Time) -> bool {
         self.paused_until.is_some_and(|until| now < until)
+    }
+
+    /// The number of messages that a pull would bring now, and whether `max_ack_pending` is reached.
+    pub fn available(&self, messages: &Messages, now: Time) -> (usize, bool) {
+        let full = self.full();
+        let new = if full { 0 } else { self.new_messages(messages).count() };
+        (if self.paused(now) { 0 } else { self.again.len() + new }, full)
     }
 
     fn full(&self) -> bool {
@@ -238,12 +245,12 @@ impl Consumer {
             // consumer.go:3301: the stored value is the time at which the clock would have started.
             AckKind::Nak(Some(delay)) => {
                 self.again.remove(sequence);
-                let began = (now + *delay).saturating_sub(self.config.shown_wait());
+                let began = (now + BEFORE + *delay).saturating_sub(self.config.shown_wait());
                 self.write(Entry::Moved { sequence, began }, now);
                 self.again.nacked_with_delay(now);
             }
             // A message that waits to be delivered again stays in that line.
-            AckKind::Progress => self.write(Entry::Moved { sequence, began: now }, now),
+            AckKind::Progress => self.write(Entry::Moved { sequence, began: now + BEFORE }, now),
         }
         Some(pending)
     }
@@ -411,10 +418,10 @@ impl Consumer {
         let sequence = delivery.stream_sequence;
         let message = around.messages.get(sequence).expect("a stored message");
         let (attempt, newest) = (delivery.delivery_count, DeliveryId::of(delivery.published));
-        let published = message.stored.saturating_sub(EPOCH + around.ahead);
+        let published = BEFORE + message.stored.saturating_sub(EPOCH + around.ahead);
         self.write(Entry::Delivered { sequence, attempt, newest, published }, now);
         if let Some(pending) = self.state.pending.get_mut(&sequence) {
-            pending.began = now;
+            pending.began = now + BEFORE;
         }
         self.again.delivered(self.config.wait(attempt), now);
         let sent = Sent::Message { to, delivery, poison: message.poison };

@@ -334,6 +334,17 @@ impl JetStream {
             .map_or_else(Vec::new, |(stream, consumer)| consumer.unsettled(&stream.messages))
     }
 
+    /// The unsettled messages of a consumer. `None`: there is no such consumer.
+    pub fn left(&self, name: &ConsumerName) -> Option<Vec<u64>> {
+        self.find(name).map(|(stream, consumer)| consumer.unsettled(&stream.messages))
+    }
+
+    /// The number of messages that a pull would bring now, and whether `max_ack_pending` is reached.
+    pub fn available(&self, name: &ConsumerName, now: Time) -> (usize, bool) {
+        let found = self.find(name).filter(|(_, consumer)| consumer.leadership.acts(now));
+        found.map_or((0, false), |(stream, consumer)| consumer.available(&stream.messages, now))
+    }
+
     /// Unsettled deliveries that break connections, each with a subject that settles it.
     pub fn unreadable(&self, name: &ConsumerName) -> Vec<(u64, String)> {
         let Some((stream, consumer)) = self.find(name) else { return Vec::new() };

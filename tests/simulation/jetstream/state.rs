@@ -10,7 +10,7 @@ pub struct Pending {
     pub newest: DeliveryId,
     /// The consumer sequence of the first attempt. Later attempts keep it (trackPending).
     first: u64,
-    /// The start of its ack clock.
+    /// The start of its ack clock, and `BEFORE`.
     pub began: Time,
 }
 

@@ -79,6 +79,9 @@ pub struct Applied {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeliveryId(pub u64);
 
+/// Ack clocks count from a day before the world: a Nak with a delay can set one to a time before the world.
+pub const BEFORE: Duration = Duration::from_secs(86_400);
+
 /// Messages are published at whole milliseconds, so these digits of the nanoseconds are free.
 const DELIVERY_IDS: u64 = 1_000_000;
 

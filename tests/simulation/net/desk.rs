@@ -195,6 +195,9 @@ impl Desk<'_> {
             Up::Info { name, reply } => {
                 if let Some(info) = self.model.info(wire, &name, now) {
                     self.history.add(now, format_args!("{side}>js info {info:?}"));
+                    if let (Some(watcher), Ok(info)) = (&mut self.watcher, &info) {
+                        watcher.told(now, &name, info);
+                    }
                     let answer = Answer::Info { info: Box::new(info), old: false };
                     self.answer(server, wire, reply, answer);
                 }
@@ -223,7 +226,8 @@ impl Desk<'_> {
     /// A leader that does not know that it leads no more. It cannot keep anything.
     fn lead_no_more(&mut self, server: usize, wire: Connection, what: Up) {
         let (now, side) = (self.now, self.wires.side(wire));
-        let old = consumer_of(&what).and_then(|name| self.leaders.get(name)?.old.as_ref());
+        let name = consumer_of(&what).cloned();
+        let old = name.as_ref().and_then(|name| self.leaders.get(name)?.old.as_ref());
         let Some(old) = old else { return };
         let (until, info) = (old.until, old.info.clone());
         match what {
@@ -252,6 +256,9 @@ impl Desk<'_> {
             }
             Up::Info { reply, .. } => {
                 self.history.add(now, format_args!("{side}>js info of an old leader"));
+                if let (Some(watcher), Some(name)) = (&mut self.watcher, &name) {
+                    watcher.told(now, name, &info);
+                }
                 let answer = Answer::Info { info: Box::new(Ok(info)), old: true };
                 self.answer(server, wire, reply, answer);
             }

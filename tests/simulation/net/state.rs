@@ -263,6 +263,7 @@ impl State {
         }
         if let Some(watcher) = &mut self.watcher {
             watcher.learned(self.now, side);
+            watcher.broke(self.now, side);
         }
         // The server notices after everything that was written.
         self.wires.close(id, true, self.now, &mut self.agenda);

@@ -1,6 +1,6 @@
 //! The observer from outside, whom the network tells what it carries.
 
-use fetch_proxy::broker::AckKind;
+use fetch_proxy::broker::{AckKind, ConsumerInfo, ConsumerName};
 
 use super::super::jetstream::{Applied, DeliveryId, Sent, Time};
 
@@ -9,8 +9,12 @@ pub trait Watcher: Send {
     fn sent(&mut self, now: Time, side: usize, sent: &Sent);
     /// A replica has seen a sign of another leader, or of another start of the server.
     fn learned(&mut self, now: Time, side: usize);
+    /// A replica has lost a wire, or has given it up by itself.
+    fn broke(&mut self, _now: Time, _side: usize) {}
     /// The message has arrived at its replica.
     fn arrived(&mut self, now: Time, id: DeliveryId);
+    /// The servers answer a question about a consumer.
+    fn told(&mut self, _now: Time, _name: &ConsumerName, _info: &ConsumerInfo) {}
     /// The servers of a consumer have lost its leader, or have elected another one by themselves.
     fn elected(&mut self, _now: Time) {}
     /// A leader that leads no more has answered an ack, which has no effect.

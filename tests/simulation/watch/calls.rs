@@ -1,0 +1,407 @@
+//! Check: a Fetch ends in time, with a reason that the contract lists, and its answer is as it was asked for.
+//! Pure.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use fetch_proxy::{broker::ConsumerName, pb};
+use prost::Message as _;
+
+use super::{
+    super::jetstream::Time, answers, darkness::Looked, ledger::Ledger, report::Report,
+    troubles::Trouble,
+};
+
+pub const CHECK: &str = "calls";
+
+/// A Fetch that is under way.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OpenFetch {
+    pub side: usize,
+    pub consumer: ConsumerName,
+    pub began: Time,
+    pub n: usize,
+    pub max_bytes: usize,
+    pub max_wait: Duration,
+    pub linger: Duration,
+    /// A field has a value that is not allowed.
+    pub invalid: bool,
+}
+
+/// Which Fetch.
+pub type FetchId = u64;
+
+/// How a Fetch ended, for its client.
+#[derive(Debug, Clone, Copy)]
+pub enum FetchEnd<'e> {
+    /// `received`: the client has it. Otherwise it was written, and lost.
+    Answer {
+        answer: &'e pb::FetchResponse,
+        served: Served,
+        received: bool,
+    },
+    Refused(&'e tonic::Status),
+    /// A patient client has waited for as long as any call may take.
+    Overdue,
+    /// The client did not wait for it, or the way was lost.
+    Gone,
+}
+
+/// When a Fetch arrived at its replica, and when its answer was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Served {
+    pub arrived: Time,
+    pub written: Time,
+}
+
+/// The defaults and the bounds of the contract.
+const MAX_WAIT: Duration = Duration::from_secs(30);
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
+const MOST_MESSAGES: usize = 1000;
+const MAX_BYTES: usize = (4 << 20) - 1024;
+const MOST_BYTES: usize = 16 << 20;
+const LEAST_BYTES: u32 = 1024;
+pub const SHORTEST_LEASE: Duration = Duration::from_secs(1);
+
+/// An empty answer says why, which takes at most the settle timeout. The rest is for the way.
+const EXPLAINED: Duration = Duration::from_secs(6);
+/// Reasons of this age are still true enough: INFO may be a second old.
+const RECENT: Duration = Duration::from_secs(2);
+/// A refusal for want of NATS has its cause within this time.
+const CAUSE_WITHIN: Duration = Duration::from_secs(12);
+
+/// The reasons that the contract lists at Fetch, and those that any call may have, as far as they are made
+/// below the edge.
+const OF_FETCH: [&str; 12] = [
+    "INVALID_FIELD",
+    "STREAM_NOT_FOUND",
+    "CONSUMER_NOT_FOUND",
+    "CONSUMER_UNSUITABLE",
+    "CONSUMER_SUSPECTED",
+    "CONSUMER_BUSY",
+    "LEASE_LIMIT",
+    "WAITER_LIMIT",
+    "NATS_PERMISSION",
+    "NATS_UNAVAILABLE",
+    "DRAINING",
+    "BYTE_LIMIT",
+];
+
+fn duration(wire: Option<&prost_types::Duration>) -> Option<Duration> {
+    wire.and_then(|wire| (*wire).try_into().ok())
+}
+
+impl OpenFetch {
+    /// `deadline`: of the client.
+    pub fn new(
+        side: usize,
+        request: &pb::FetchRequest,
+        deadline: Option<Duration>,
+        now: Time,
+    ) -> Self {
+        // "a tenth of the time to it is left, at least 20 ms and at most 1 s"
+        let answers_by = deadline.map(|deadline| {
+            let left = (deadline / 10).clamp(Duration::from_millis(20), Duration::from_secs(1));
+            deadline.saturating_sub(left)
+        });
+        let max_wait = duration(request.max_wait.as_ref()).unwrap_or(MAX_WAIT).min(LONGEST_WAIT);
+        let max_bytes = if request.max_bytes == 0 { MAX_BYTES } else { request.max_bytes as usize };
+        let consumer = ConsumerName {
+            stream: request.stream.as_str().into(),
+            consumer: request.consumer.as_str().into(),
+        };
+        Self {
+            side,
+            consumer,
+            began: now,
+            n: (request.n.max(1) as usize).min(MOST_MESSAGES),
+            max_bytes: max_bytes.min(MOST_BYTES),
+            max_wait: answers_by.map_or(max_wait, |by| by.min(max_wait)),
+            linger: duration(request.linger.as_ref()).unwrap_or_default(),
+            invalid: duration(request.lease.as_ref()).is_some_and(|lease| lease < SHORTEST_LEASE)
+                || (1..LEAST_BYTES).contains(&request.max_bytes),
+        }
+    }
+
+    fn happened(&self, ledger: &Ledger, trouble: Trouble, since: Time, now: Time) -> bool {
+        ledger.troubles.happened(trouble, &self.consumer, since, now)
+    }
+
+    /// How long its process stood still.
+    fn stopped(&self, ledger: &Ledger, now: Time) -> Duration {
+        let stops = ledger.troubles.between(&self.consumer, self.began, now);
+        let stops = stops.filter(|span| span.trouble == Trouble::Stopped { side: self.side });
+        stops.map(|span| span.until.min(now).saturating_sub(span.from.max(self.began))).sum()
+    }
+}
+
+/// A Fetch has ended for its client.
+pub fn ended(
+    ledger: &Ledger,
+    looked: &BTreeMap<ConsumerName, Looked>,
+    fetch: &OpenFetch,
+    end: FetchEnd<'_>,
+    now: Time,
+    report: &mut Report,
+) {
+    let mut broken = Vec::new();
+    match end {
+        FetchEnd::Gone => report.coverage.count("fetch: cancelled, or its way was lost"),
+        FetchEnd::Overdue => {
+            report.coverage.count("fetch: no answer in time");
+            let side = fetch.side;
+            let gone = [Trouble::Killed { side }, Trouble::Stopped { side }]
+                .into_iter()
+                .any(|trouble| fetch.happened(ledger, trouble, fetch.began, now));
+            if !gone {
+                broken.push("has no answer, and its process lives".to_owned());
+            }
+        }
+        FetchEnd::Refused(status) => {
+            let reason = answers::reason_of(status);
+            report.coverage.count(format!("fetch: {reason}"));
+            broken.extend(refusal(ledger, fetch, &reason, now));
+        }
+        FetchEnd::Answer { answer, served, received } => {
+            let took = served.written.saturating_sub(served.arrived);
+            let bound = fetch.max_wait + fetch.linger + EXPLAINED + fetch.stopped(ledger, now);
+            if took > bound {
+                broken.push(format!("took {took:?}, at most {bound:?}"));
+            }
+            report.coverage.count(if received { "fetch: answered" } else { "fetch: answer lost" });
+            broken.extend(answer_of(ledger, looked, fetch, answer, served, report));
+        }
+    }
+    for why in broken {
+        report.fail(CHECK, now, format!("Fetch: {why}\n  {fetch:?}\n  {end:?}"));
+    }
+}
+
+fn refusal(ledger: &Ledger, fetch: &OpenFetch, reason: &str, now: Time) -> Option<String> {
+    if !OF_FETCH.contains(&reason) {
+        return Some(format!("{reason} is not listed for Fetch"));
+    }
+    let since = fetch.began.saturating_sub(CAUSE_WITHIN);
+    let ever = Time::ZERO;
+    let side = fetch.side;
+    let cause = match reason {
+        "INVALID_FIELD" => fetch.invalid,
+        "DRAINING" => fetch.happened(ledger, Trouble::Draining { side }, ever, now),
+        "CONSUMER_NOT_FOUND" => fetch.happened(ledger, Trouble::MadeAgain, since, now),
+        "CONSUMER_UNSUITABLE" | "CONSUMER_SUSPECTED" => {
+            fetch.happened(ledger, Trouble::Poisoned, ever, now)
+        }
+        "NATS_UNAVAILABLE" => {
+            let mut spans = ledger.troubles.between(&fetch.consumer, since, now);
+            // A process needs a moment from its start to its first connection.
+            spans.any(|span| span.trouble.side().is_none_or(|of| of == side))
+                || fetch.began < CAUSE_WITHIN
+        }
+        "NATS_PERMISSION" => fetch.happened(ledger, Trouble::Refused, ever, now),
+        // Nothing in this world can cause it.
+        "STREAM_NOT_FOUND" => false,
+        _ => true,
+    };
+    (!cause).then(|| format!("{reason} without a cause"))
+}
+
+fn answer_of(
+    ledger: &Ledger,
+    looked: &BTreeMap<ConsumerName, Looked>,
+    fetch: &OpenFetch,
+    answer: &pb::FetchResponse,
+    Served { arrived, written: now }: Served,
+    report: &mut Report,
+) -> Option<String> {
+    let (got, bytes) = (answer.messages.len() + answer.rejected.len(), answer.encoded_len());
+    if got > fetch.n || bytes > fetch.max_bytes {
+        return Some(format!("{got} messages, {bytes} bytes"));
+    }
+    let empty = answer.empty_reason();
+    let unset = empty == pb::EmptyReason::Unspecified;
+    if unset == answer.messages.is_empty() {
+        return Some(format!("{empty:?} with {} messages", answer.messages.len()));
+    }
+    if unset {
+        return None;
+    }
+    report.coverage.count(format!("fetch: empty, {empty:?}"));
+    let since = now.saturating_sub(RECENT);
+    let lately = |at: Option<Time>| at.is_some_and(|at| at >= since);
+    let looked = looked.get(&fetch.consumer);
+    let early = now.saturating_sub(arrived) < fetch.max_wait;
+    let true_enough = match empty {
+        pb::EmptyReason::Rejected => !answer.rejected.is_empty(),
+        pb::EmptyReason::Draining => {
+            fetch.happened(ledger, Trouble::Draining { side: fetch.side }, Time::ZERO, now)
+        }
+        pb::EmptyReason::Paused => !early && lately(looked.and_then(|looked| looked.paused_at)),
+        pb::EmptyReason::MaxAckPending => {
+            !early && lately(looked.and_then(|looked| looked.full_at))
+        }
+        pb::EmptyReason::NoMessages => !early,
+        pb::EmptyReason::Unspecified => true,
+    };
+    (!true_enough)
+        .then(|| format!("{empty:?} is not true, after {:?}", now.saturating_sub(arrived)))
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Status;
+
+    use super::{
+        super::lab::{Lab, millis},
+        *,
+    };
+
+    fn refused(reason: &str) -> Status {
+        let mut status = Status::unavailable("no");
+        let reason = reason.parse().expect("a reason is ASCII");
+        status.metadata_mut().insert(fetch_proxy::reason::REASON_TRAILER, reason);
+        status
+    }
+
+    fn empty(reason: pb::EmptyReason) -> pb::FetchResponse {
+        pb::FetchResponse { empty_reason: reason.into(), ..pb::FetchResponse::default() }
+    }
+
+    /// A Fetch of process 1 for at most 2 s ends like this after `time`, long after its process has started.
+    fn ends(time: u64, end: FetchEnd<'_>, trouble: Option<Trouble>) -> Vec<&'static str> {
+        let mut lab = Lab::new();
+        lab.wait(60_000);
+        let fetch = lab.fetch(1, 2_000);
+        if let Some(trouble) = trouble {
+            lab.trouble(trouble, 0);
+        }
+        lab.wait(time);
+        lab.end(fetch, end);
+        lab.found()
+    }
+
+    fn answers(
+        time: u64,
+        answer: &pb::FetchResponse,
+        trouble: Option<Trouble>,
+    ) -> Vec<&'static str> {
+        let arrived = millis(60_000);
+        let served = Served { arrived, written: arrived + millis(time) };
+        ends(time, FetchEnd::Answer { answer, served, received: true }, trouble)
+    }
+
+    #[test]
+    fn fetch_ends_in_time_or_its_process_is_gone() {
+        let none = empty(pb::EmptyReason::NoMessages);
+        assert!(answers(7_900, &none, None).is_empty());
+        assert_eq!(answers(8_100, &none, None), [CHECK]);
+        assert_eq!(ends(9_000, FetchEnd::Overdue, None), [CHECK]);
+        assert!(ends(9_000, FetchEnd::Overdue, Some(Trouble::Killed { side: 1 })).is_empty());
+        assert!(ends(9_000, FetchEnd::Gone, None).is_empty());
+    }
+
+    #[test]
+    fn refusal_of_a_fetch_is_listed_and_has_its_cause() {
+        for (reason, cause) in [
+            ("NATS_UNAVAILABLE", Trouble::Wire { side: 1 }),
+            ("DRAINING", Trouble::Draining { side: 1 }),
+            ("CONSUMER_NOT_FOUND", Trouble::MadeAgain),
+            ("CONSUMER_SUSPECTED", Trouble::Poisoned),
+        ] {
+            let status = refused(reason);
+            assert_eq!(ends(100, FetchEnd::Refused(&status), None), [CHECK], "{reason}");
+            assert!(ends(100, FetchEnd::Refused(&status), Some(cause)).is_empty(), "{reason}");
+        }
+        for status in [refused("LEASE_EXPIRED"), refused("INTERNAL"), Status::internal("a panic")] {
+            assert_eq!(ends(100, FetchEnd::Refused(&status), Some(Trouble::LeaderAway)), [CHECK]);
+        }
+        assert!(ends(100, FetchEnd::Refused(&refused("LEASE_LIMIT")), None).is_empty());
+    }
+
+    #[test]
+    fn empty_answer_tells_the_truth() {
+        let [none, paused, draining, unset] = [
+            pb::EmptyReason::NoMessages,
+            pb::EmptyReason::Paused,
+            pb::EmptyReason::Draining,
+            pb::EmptyReason::Unspecified,
+        ]
+        .map(empty);
+        assert_eq!(answers(1_900, &none, None), [CHECK], "too early");
+        assert!(answers(2_000, &none, None).is_empty());
+        assert_eq!(answers(2_000, &paused, Some(Trouble::Paused)), [CHECK], "INFO never said so");
+        assert_eq!(answers(100, &draining, None), [CHECK]);
+        assert!(answers(100, &draining, Some(Trouble::Draining { side: 1 })).is_empty());
+        assert_eq!(answers(2_000, &unset, None), [CHECK]);
+    }
+
+    #[test]
+    fn limit_or_pause_was_seen_lately() {
+        for (reason, full, paused, ago, found) in [
+            (pb::EmptyReason::MaxAckPending, true, false, 1_900, vec![]),
+            (pb::EmptyReason::MaxAckPending, true, false, 2_100, vec![CHECK]),
+            (pb::EmptyReason::MaxAckPending, false, true, 100, vec![CHECK]),
+            (pb::EmptyReason::Paused, false, true, 100, vec![]),
+            (pb::EmptyReason::Paused, true, false, 100, vec![CHECK]),
+        ] {
+            let mut lab = Lab::new();
+            let fetch = lab.fetch(1, 2_000);
+            lab.wait(1_000);
+            lab.tell(full, paused);
+            lab.wait(ago);
+            lab.wait(2_000_u64.saturating_sub(1_000 + ago));
+            let answer = empty(reason);
+            let served = Served { arrived: Time::ZERO, written: lab.now };
+            lab.end(fetch, FetchEnd::Answer { answer: &answer, served, received: true });
+            assert_eq!(lab.found(), found, "{reason:?} {ago}");
+        }
+    }
+
+    #[test]
+    fn wait_ends_before_the_deadline_of_the_client() {
+        let request = pb::FetchRequest { max_wait: testkit::millis(9_000), ..Default::default() };
+        let waits = |deadline| OpenFetch::new(1, &request, deadline, Time::ZERO).max_wait;
+        assert_eq!(waits(None), millis(9_000));
+        assert_eq!(waits(Some(millis(5_000))), millis(4_500));
+        assert_eq!(waits(Some(millis(10))), Duration::ZERO);
+    }
+
+    #[test]
+    fn invalid_field_is_refused_and_no_other() {
+        for (lease, found) in [(999, vec![]), (1_000, vec![CHECK])] {
+            let lab = Lab::new();
+            let request = pb::FetchRequest { lease: testkit::millis(lease), ..Default::default() };
+            let fetch = lab.watch().fetch_called(1, &request, None, lab.now);
+            lab.end(fetch, FetchEnd::Refused(&refused("INVALID_FIELD")));
+            assert_eq!(lab.found(), found);
+        }
+    }
+
+    #[test]
+    fn answer_has_no_more_messages_and_bytes_than_it_was_asked_for() {
+        let answer = |count, size| pb::FetchResponse {
+            messages: vec![pb::Delivery { subject: "s".repeat(size), ..Default::default() }; count],
+            ..pb::FetchResponse::default()
+        };
+        let asked = |answer: &pb::FetchResponse| {
+            let request = pb::FetchRequest { n: 2, max_bytes: 1_024, ..Default::default() };
+            let fetch = OpenFetch::new(1, &request, None, Time::ZERO);
+            let mut report = Report::default();
+            let now = millis(10);
+            let served = Served { arrived: Time::ZERO, written: now };
+            let end = FetchEnd::Answer { answer, served, received: true };
+            ended(&Ledger::default(), &BTreeMap::new(), &fetch, end, now, &mut report);
+            report.findings.len()
+        };
+        assert_eq!(
+            (asked(&answer(2, 100)), asked(&answer(3, 100)), asked(&answer(2, 600))),
+            (0, 1, 1)
+        );
+    }
+
+    #[test]
+    fn reasons_are_those_of_the_contract() {
+        let contract = include_str!("../../../proto/fetchproxy/v1/fetch.proto");
+        for reason in OF_FETCH {
+            assert!(contract.contains(reason), "{reason}");
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! Check: no message is dark for longer than its bound, and no Fetch waits while messages are available. Pure.
+//!
+//! A message may be unseen for the sum of these, counted from the last event that touched it:
+//!
+//! ```text
+//!  the lease of its last holder  "the messages come back when their leases end"
+//!  + the ack wait of an attempt  "come back after their ack wait"
+//!  + a few seconds in which somebody asks for it, at a replica that no accident has touched lately
+//! ```
+//! After a Nak it is the delay, and the few seconds.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use fetch_proxy::broker::ConsumerName;
+
+use super::{
+    super::jetstream::Time,
+    calls::{FetchId, OpenFetch},
+    ledger::{Delivered, Kind, Ledger, Message},
+    report::Report,
+    troubles::Trouble,
+};
+
+pub const CHECK: &str = "darkness";
+
+/// The consumer as it is at this moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Look {
+    pub consumer: ConsumerName,
+    /// Sequences that are not settled.
+    pub unsettled: Vec<u64>,
+    /// How many messages JetStream would hand out now.
+    pub available: usize,
+    /// `max_ack_pending` is reached.
+    pub full: bool,
+}
+
+/// A replica as it is at this moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    pub side: usize,
+    /// It serves, and can lease more.
+    pub serves: bool,
+}
+
+/// The memory of earlier looks at one consumer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Looked {
+    /// When the servers last said that `max_ack_pending` is reached, or that it is paused.
+    pub full_at: Option<Time>,
+    pub paused_at: Option<Time>,
+    /// For how long somebody has asked while messages were available and none was sent.
+    idle: Duration,
+    /// For how long somebody has asked while a message was dark beyond its bound.
+    dark: BTreeMap<u64, Duration>,
+}
+
+/// A replica that an accident has touched needs so long. It connects again (1 s), tells the other replicas
+/// (1 s), and waits for the end of a pull that nobody answers (5 s).
+const RECOVERY: Duration = Duration::from_secs(8);
+/// A Fetch counts as asking if it is this old.
+const ASKING: Duration = Duration::from_millis(300);
+/// The few seconds.
+const SLACK: Duration = Duration::from_secs(5);
+/// For so long nothing may be sent while messages are available and a Fetch waits.
+const IDLE: Duration = Duration::from_secs(3);
+
+/// A look at one consumer, `passed` after the one before.
+pub fn look(
+    ledger: &Ledger,
+    looked: &mut Looked,
+    fetches: &BTreeMap<FetchId, OpenFetch>,
+    (look, places): (&Look, &[Place]),
+    (now, passed): (Time, Duration),
+    report: &mut Report,
+) {
+    let name = &look.consumer;
+    let paused = ledger.troubles.happened(Trouble::Paused, name, now.saturating_sub(RECOVERY), now);
+    let asking: Vec<usize> = fetches
+        .values()
+        .filter(|fetch| is_asking(ledger, fetch, name, places, now))
+        .map(|fetch| fetch.side)
+        .collect();
+    let sent_lately = |since: Time| {
+        let lately = ledger.of.range((name.clone(), 0)..).take_while(|((of, _), _)| of == name);
+        lately.into_iter().any(|((of, sequence), _)| {
+            ledger.newest(&(of.clone(), *sequence)).is_some_and(|one| one.sent >= since)
+        })
+    };
+    let waits = !asking.is_empty() && look.available > 0 && !paused;
+    looked.idle = if waits && !sent_lately(now.saturating_sub(passed)) {
+        looked.idle + passed
+    } else {
+        Duration::ZERO
+    };
+    if looked.idle > IDLE {
+        let why = format!(
+            "{} messages are available for {:?}, and Fetch calls wait",
+            look.available, looked.idle
+        );
+        report.fail(CHECK, now, why);
+        looked.idle = Duration::ZERO;
+    }
+    let mut dark = BTreeMap::new();
+    for sequence in &look.unsettled {
+        let message = (name.clone(), *sequence);
+        let newest = ledger.newest(&message);
+        let fresh = newest
+            .is_none_or(|one| ledger.troubles.happened(Trouble::MadeAgain, name, one.sent, now));
+        // A new message waits in its line, and behind those that come again.
+        if fresh {
+            continue;
+        }
+        let asked = match newest {
+            // The proxy keeps a last attempt until a worker takes it, at that replica.
+            Some(one) if ledger.is_last_attempt(one) => asking.contains(&one.side),
+            _ => !asking.is_empty(),
+        };
+        if paused || due(ledger, &message, now) > now {
+            continue;
+        }
+        let before = looked.dark.get(sequence).copied().unwrap_or_default();
+        let time = if asked { before + passed } else { before };
+        if time > SLACK && before <= SLACK {
+            let why = format!(
+                "{sequence} is dark since {:?}, and was asked for {time:?}: {newest:?}",
+                due(ledger, &message, now)
+            );
+            report.fail(CHECK, now, why);
+        }
+        dark.insert(*sequence, time);
+    }
+    if let Some(longest) = dark.values().max() {
+        report.coverage.lasted("dark: beyond its bound, while asked for", *longest);
+    }
+    looked.dark = dark;
+}
+
+fn is_asking(
+    ledger: &Ledger,
+    fetch: &OpenFetch,
+    name: &ConsumerName,
+    places: &[Place],
+    now: Time,
+) -> bool {
+    let serves = places.iter().any(|place| place.side == fetch.side && place.serves);
+    let since = now.saturating_sub(RECOVERY);
+    let calm = ledger.troubles.calm_at(name, |side| side == fetch.side, since, now).is_none();
+    let open = fetch.began + ASKING <= now && now < fetch.began + fetch.max_wait;
+    fetch.consumer == *name && serves && calm && open
+}
+
+/// Until when a message may be unseen.
+fn due(ledger: &Ledger, message: &Message, now: Time) -> Time {
+    let (name, sequence) = message;
+    let stored = ledger.stored.get(&(name.stream.clone(), *sequence));
+    let stored = stored.map(|stored| stored.at).unwrap_or_default();
+    let Some(newest) = ledger.newest(message) else { return stored };
+    if let Some(at) = after_nak(ledger, message, now) {
+        return at;
+    }
+    let wait = ledger.longest_wait(name, newest.sent);
+    let drained = Trouble::Draining { side: newest.side };
+    let moved = ledger.troubles.happened(drained, name, newest.sent, now);
+    let touches = |side| moved || side == newest.side;
+    let calm = ledger.troubles.calm_at(name, touches, newest.sent, now);
+    let held = newest.hold.map(|hold| hold.longest);
+    let last = [Some(newest.sent), calm, held, moved_by_acks(ledger, message, newest)];
+    last.into_iter().flatten().max().unwrap_or_default() + wait
+}
+
+/// The time at which a Nak brings a message back, if nothing has touched the message since. Nobody holds it,
+/// and it waits at JetStream.
+fn after_nak(ledger: &Ledger, message: &Message, now: Time) -> Option<Time> {
+    let (ids, name) = (ledger.of.get(message)?, &message.0);
+    let id = ids.last().copied();
+    let effects =
+        ids.iter().filter_map(|id| ledger.deliveries.get(id)).flat_map(|one| &one.effects);
+    let last = effects.filter(|effect| effect.settled == id).max_by_key(|effect| effect.at)?;
+    let disturbed = ledger.troubles.calm_at(name, |_| false, last.at, now).is_some();
+    // "A consumer with a backoff may make the wait longer".
+    let config = ledger.config(name)?;
+    let step = config.backoff.first().copied().unwrap_or(config.ack_wait);
+    let longer = ledger.longest_wait(name, last.at).saturating_sub(step);
+    let delay = last.delay.unwrap_or_default();
+    let longer = if delay.is_zero() { Duration::ZERO } else { longer };
+    (last.kind == Kind::Nak && !disturbed).then(|| last.at + delay + longer)
+}
+
+/// The time to which an ack has moved the clock of JetStream: a Nak with a delay, or progress for a holder.
+fn moved_by_acks(ledger: &Ledger, message: &Message, newest: &Delivered) -> Option<Time> {
+    let ids = ledger.of.get(message)?;
+    let effects =
+        ids.iter().filter_map(|id| ledger.deliveries.get(id)).flat_map(|one| &one.effects);
+    let id = ids.last().copied();
+    let of_it = effects.filter(|effect| effect.settled == id);
+    let moved = of_it.filter_map(|effect| match effect.kind {
+        Kind::Nak => Some(effect.at + effect.delay.unwrap_or_default()),
+        // Without a holder the proxy may not keep it alive permanently.
+        Kind::Extend => newest.hold.filter(|hold| effect.at <= hold.longest).map(|_| effect.at),
+        Kind::Ack | Kind::Term => None,
+    });
+    moved.max()
+}
+
+#[cfg(test)]
+mod tests {
+    use fetch_proxy::broker::AckKind;
+
+    use super::{
+        super::{
+            super::jetstream::Config,
+            lab::{ACK_WAIT, Lab, millis, nak},
+        },
+        *,
+    };
+
+    /// Somebody asks at process 2 for all this time.
+    fn asked_for(mut lab: Lab, time: u64) -> Vec<&'static str> {
+        lab.fetch(2, 300_000);
+        lab.look_on(time, 0, false);
+        lab.found()
+    }
+
+    #[test]
+    fn message_that_was_sent_and_never_handed_out_comes_back_after_its_ack_wait() {
+        let sent = || {
+            let mut lab = Lab::new();
+            lab.send(1, 1);
+            lab
+        };
+        assert!(asked_for(sent(), ACK_WAIT + 4_000).is_empty());
+        assert_eq!(asked_for(sent(), ACK_WAIT + 6_000), [CHECK]);
+    }
+
+    #[test]
+    fn message_of_a_holder_comes_back_after_the_lease_and_an_ack_wait() {
+        let held = || {
+            let mut lab = Lab::new();
+            let id = lab.send(1, 1);
+            lab.hand(1, id, 1, 9_000);
+            lab
+        };
+        assert!(asked_for(held(), 9_000 + ACK_WAIT + 4_000).is_empty());
+        assert_eq!(asked_for(held(), 9_000 + ACK_WAIT + 6_000), [CHECK]);
+    }
+
+    #[test]
+    fn message_comes_back_after_the_delay_of_its_nak() {
+        let nacked = || {
+            let mut lab = Lab::new();
+            let id = lab.held();
+            lab.ask(1, id, &nak(12_000));
+            lab.apply(1, AckKind::Nak(Some(millis(12_000))), id, id);
+            lab
+        };
+        assert!(asked_for(nacked(), 12_000 + 4_000).is_empty());
+        assert_eq!(asked_for(nacked(), 12_000 + 6_000), [CHECK]);
+    }
+
+    #[test]
+    fn progress_without_a_holder_keeps_no_message_in_the_dark() {
+        let mut lab = Lab::new();
+        let id = lab.send(1, 1);
+        lab.fetch(2, 300_000);
+        for _ in 0..10 {
+            lab.look_on(1_000, 0, false);
+            lab.apply(1, AckKind::Progress, id, id);
+        }
+        assert_eq!(lab.found(), [CHECK]);
+    }
+
+    #[test]
+    fn accident_that_touches_a_message_gives_it_time_and_another_does_not() {
+        for (side, found) in [(1, vec![]), (3, vec![CHECK])] {
+            let mut lab = Lab::new();
+            lab.send(1, 1);
+            lab.trouble(Trouble::Wire { side }, 8_000);
+            assert_eq!(asked_for(lab, ACK_WAIT + 7_000), found);
+        }
+    }
+
+    #[test]
+    fn message_that_nobody_asks_for_may_be_dark() {
+        let mut lab = Lab::new();
+        lab.send(1, 1);
+        lab.look_on(60_000, 0, false);
+        assert!(lab.found().is_empty());
+    }
+
+    #[test]
+    fn new_message_may_wait_in_its_line() {
+        let mut lab = Lab::new();
+        lab.fetch(2, 300_000);
+        lab.look_on(60_000, 0, true);
+        assert!(lab.found().is_empty());
+    }
+
+    #[test]
+    fn last_attempt_waits_for_a_worker_at_its_own_replica() {
+        for (side, found) in [(2, vec![]), (1, vec![CHECK])] {
+            let mut lab =
+                Lab::with(Config { max_deliver: Some(1), ..Config::new(millis(ACK_WAIT)) });
+            lab.send(1, 1);
+            lab.fetch(side, 300_000);
+            lab.look_on(60_000, 0, false);
+            assert_eq!(lab.found(), found);
+        }
+    }
+
+    #[test]
+    fn fetch_does_not_wait_while_messages_are_available() {
+        for (available, found) in [(0, vec![]), (1, vec![CHECK])] {
+            let mut lab = Lab::new();
+            lab.fetch(2, 300_000);
+            lab.look_on(4_000, available, false);
+            assert_eq!(lab.found(), found);
+        }
+    }
+}

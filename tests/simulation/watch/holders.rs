@@ -1,0 +1,228 @@
+//! Check: no settlement of a holder reaches the delivery of another holder, except in a window that the
+//! documentation admits. Pure.
+
+use super::{
+    super::jetstream::DeliveryId,
+    coverage::row_of,
+    ledger::{Effect, Kind, Ledger},
+    report::Report,
+    windows::{Stale, Window},
+};
+
+pub const CHECK: &str = "holders";
+
+/// An ack of the delivery `of` has had its effect.
+pub fn applied(ledger: &Ledger, of: DeliveryId, effect: &Effect, report: &mut Report) {
+    let Some(settled) = effect.settled.filter(|settled| *settled != of) else { return };
+    let found = (ledger.deliveries.get(&of), ledger.deliveries.get(&settled));
+    let (Some(stale), Some(victim)) = found else { return };
+    // Progress that comes late does no more than to make the next ack wait longer.
+    if !victim.is_held(effect.at) || effect.kind == Kind::Extend {
+        let kind = effect.kind;
+        return report.coverage.count(format!("stale: {kind:?} that hurt nobody"));
+    }
+    let stale = Stale { effect, of: stale, victim };
+    let mut too_long = Vec::new();
+    for window in Window::ALL {
+        let Some(opened) = window.opened(&stale, ledger) else { continue };
+        let length = effect.at.saturating_sub(opened.since);
+        if length <= opened.bound {
+            return report.coverage.lasted(row_of(window), length);
+        }
+        too_long.push(format!("{window:?} for {length:?}, at most {:?}", opened.bound));
+    }
+    let why = format!(
+        "a settlement reaches the delivery of another holder, and no window is open; open for too \
+         long: {too_long:?}\n  settlement {effect:?}\n  of {of:?} {:?}\n  hits {settled:?} {:?}",
+        stale.of, stale.victim
+    );
+    report.fail(CHECK, effect.at, why);
+}
+
+#[cfg(test)]
+mod tests {
+    use fetch_proxy::broker::AckKind;
+
+    use super::{
+        super::{
+            Trouble,
+            lab::{ACK_WAIT, Lab, ack, nak},
+        },
+        *,
+    };
+
+    /// A client has the message, its ack wait passes, and another client has it from process 2.
+    fn passed_on(lab: &mut Lab) -> (DeliveryId, DeliveryId) {
+        let old = lab.held();
+        lab.wait(ACK_WAIT);
+        let new = lab.send(2, 2);
+        lab.hand(2, new, 2, 3_600);
+        (old, new)
+    }
+
+    fn found_and_excused(lab: &Lab, window: Window) -> (Vec<&'static str>, u64) {
+        (lab.found(), lab.count(&row_of(window)))
+    }
+
+    #[test]
+    fn settlement_of_another_holder_is_found() {
+        let mut lab = Lab::new();
+        let (old, new) = passed_on(&mut lab);
+        lab.ask(1, old, &ack());
+        lab.apply(1, AckKind::Ack, old, new);
+        assert_eq!(lab.found(), [CHECK]);
+    }
+
+    #[test]
+    fn settlement_of_a_message_that_nobody_holds_hurts_nobody() {
+        let mut lab = Lab::new();
+        let (old, new) = passed_on(&mut lab);
+        lab.watch().dropped(new, lab.now);
+        lab.ask(1, old, &ack());
+        lab.apply(1, AckKind::Ack, old, new);
+        assert!(lab.found().is_empty());
+    }
+
+    #[test]
+    fn settlement_from_before_a_stall_is_excused_and_without_the_stall_found() {
+        for (stalls, found) in [(true, vec![]), (false, vec![CHECK])] {
+            let mut lab = Lab::new();
+            let old = lab.held();
+            lab.ask(1, old, &ack());
+            if stalls {
+                lab.trouble(Trouble::Wire { side: 1 }, 6_000);
+            }
+            lab.wait(ACK_WAIT);
+            let new = lab.send(2, 2);
+            lab.hand(2, new, 2, 3_600);
+            lab.apply_late(1, AckKind::Ack, (old, new), ACK_WAIT, true);
+            assert_eq!(found_and_excused(&lab, Window::LateOnTheWire), (found, stalls.into()));
+        }
+    }
+
+    #[test]
+    fn slow_delivery_excuses_nothing() {
+        let mut lab = Lab::new();
+        let old = lab.send_slowly(1, 1, 1_000);
+        lab.hand(1, old, 1, 3_600);
+        lab.wait(ACK_WAIT - 1_000);
+        let new = lab.send(2, 2);
+        lab.hand(2, new, 2, 3_600);
+        lab.ask(1, old, &ack());
+        lab.wait(300);
+        lab.apply(1, AckKind::Ack, old, new);
+        assert!(lab.found().contains(&CHECK));
+    }
+
+    #[test]
+    fn change_of_leader_is_excused_until_the_next_look_or_a_sign() {
+        for (after, learns, found) in
+            [(3_200, false, vec![]), (3_400, false, vec![CHECK]), (900, true, vec![CHECK])]
+        {
+            let mut lab = Lab::new();
+            let old = lab.held();
+            lab.wait(500);
+            lab.trouble(Trouble::LeaderAway, 0);
+            let new = lab.send(2, 2);
+            lab.hand(2, new, 2, 3_600);
+            lab.ask(1, old, &ack());
+            lab.wait(100);
+            if learns {
+                lab.learn(1);
+            }
+            lab.wait(after - 100);
+            lab.apply(1, AckKind::Ack, old, new);
+            let excused = found.is_empty().into();
+            assert_eq!(found_and_excused(&lab, Window::LeaderChanged), (found, excused));
+        }
+    }
+
+    #[test]
+    fn change_of_leader_that_info_does_not_show_is_excused_until_the_lease_ends() {
+        for (shows, found) in [(false, vec![]), (true, vec![CHECK])] {
+            let millis = super::super::lab::millis;
+            let config = super::super::super::jetstream::Config::new(millis(ACK_WAIT));
+            let mut lab = Lab::with(super::super::super::jetstream::Config {
+                replicas: 3,
+                tells_since: shows,
+                ..config
+            });
+            let old = lab.held();
+            lab.wait(500);
+            lab.trouble(Trouble::LeaderAway, 0);
+            let new = lab.send(2, 2);
+            lab.hand(2, new, 2, 9_000);
+            lab.ask(1, old, &ack());
+            lab.wait(2_000);
+            lab.apply(1, AckKind::Ack, old, new);
+            let excused = found.is_empty().into();
+            assert_eq!(found_and_excused(&lab, Window::LeaderUnseen), (found, excused));
+        }
+    }
+
+    #[test]
+    fn lowered_ack_wait_is_excused_until_the_next_look_and_a_raised_one_never() {
+        for (wait, after, found) in
+            [(1_000, 3_500, vec![]), (1_000, 3_700, vec![CHECK]), (9_000, 1_200, vec![CHECK])]
+        {
+            let mut lab = Lab::new();
+            let old = lab.held();
+            let config =
+                super::super::super::jetstream::Config::new(super::super::lab::millis(wait));
+            lab.watch().configured(&super::super::lab::name(), &config, lab.now);
+            lab.wait(1_000);
+            let new = lab.send(2, 2);
+            lab.hand(2, new, 2, 900);
+            lab.ask(1, old, &ack());
+            lab.wait(after - 1_000);
+            // A third of the old ack wait is 1.3 s, and a look without an answer takes 2.25 s.
+            lab.hand(2, new, 2, 900);
+            lab.apply(1, AckKind::Ack, old, new);
+            let excused = found.is_empty().into();
+            assert_eq!(found_and_excused(&lab, Window::WaitLowered), (found, excused));
+        }
+    }
+
+    #[test]
+    fn consumer_made_again_is_excused_for_a_replica_that_was_stopped_then() {
+        for (stopped, after, found) in
+            [(1, 500, vec![]), (1, 1_500, vec![CHECK]), (2, 500, vec![CHECK])]
+        {
+            let mut lab = Lab::new();
+            let old = lab.held();
+            lab.trouble(Trouble::Stopped { side: stopped }, 1_500);
+            lab.wait(100);
+            lab.trouble(Trouble::MadeAgain, 0);
+            lab.wait(1_400);
+            let new = lab.send(2, 1);
+            lab.hand(2, new, 1, 3_600);
+            lab.wait(after);
+            lab.ask(1, old, &ack());
+            lab.apply(1, AckKind::Ack, old, new);
+            let excused = found.is_empty().into();
+            assert_eq!(found_and_excused(&lab, Window::MadeAgainWhileStopped), (found, excused));
+        }
+    }
+
+    #[test]
+    fn ack_after_a_nak_is_misuse_once_the_owner_has_died_for_one_ack_wait() {
+        for (dies, after, found) in
+            [(true, 1_000, vec![]), (true, ACK_WAIT, vec![CHECK]), (false, 1_000, vec![CHECK])]
+        {
+            let mut lab = Lab::new();
+            let old = lab.held();
+            lab.ask(1, old, &nak(0));
+            lab.apply(1, AckKind::Nak(None), old, old);
+            if dies {
+                lab.trouble(Trouble::Killed { side: 1 }, 0);
+            }
+            let new = lab.send(2, 2);
+            lab.hand(2, new, 2, 9_000);
+            lab.wait(after);
+            lab.ask(2, old, &ack());
+            lab.apply(2, AckKind::Ack, old, new);
+            let excused = found.is_empty().into();
+            assert_eq!(found_and_excused(&lab, Window::Misuse), (found, excused));
+        }
+    }
+}

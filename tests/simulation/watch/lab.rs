@@ -1,0 +1,219 @@
+//! A small world for the tests of the checks: says what was seen, and asks which checks have found something.
+//! One consumer with an ack wait of 4 s, on good wires. A message is sent on process 1 unless a test says so.
+
+use std::time::Duration;
+
+use fetch_proxy::{
+    broker::{AckKind, AckSubject, ConsumerName, Delivery},
+    pb::{self, settlement::Action},
+};
+
+use super::{
+    super::{
+        jetstream::{Applied, Config, Connection, DeliveryId, InboxId, Sent, Time},
+        net::{Watcher as _, Way},
+    },
+    CallId, Fate, FetchEnd, FetchId, Look, Place, Reading, Served, Shared, Trouble, Watch,
+};
+
+pub const ACK_WAIT: u64 = 4_000;
+
+pub fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+pub fn name() -> ConsumerName {
+    ConsumerName { stream: "S".into(), consumer: "c".into() }
+}
+
+pub fn ack() -> Action {
+    Action::Ack(pb::AckAction {})
+}
+
+pub fn nak(delay: u64) -> Action {
+    Action::Nak(pb::NakAction {
+        delay: (delay > 0).then(|| testkit::millis(delay as i64)).flatten(),
+    })
+}
+
+pub fn extend(lease: u64) -> Action {
+    Action::Extend(pb::ExtendAction { lease: testkit::millis(lease as i64) })
+}
+
+pub struct Lab {
+    shared: Shared,
+    pub now: Time,
+    sent: u64,
+}
+
+impl Lab {
+    pub fn new() -> Self {
+        Self::with(Config::new(millis(ACK_WAIT)))
+    }
+
+    pub fn with(config: Config) -> Self {
+        let watch = Watch::default();
+        let shared = Shared(std::sync::Arc::new(std::sync::Mutex::new(watch)));
+        let lab = Self { shared, now: Time::ZERO, sent: 0 };
+        lab.watch().configured(&name(), &config, lab.now);
+        lab.watch().published("S", 1, Fate::Plain, lab.now);
+        lab
+    }
+
+    pub fn watch(&self) -> std::sync::MutexGuard<'_, Watch> {
+        self.shared.0.lock().unwrap()
+    }
+
+    pub fn wait(&mut self, time: u64) {
+        self.now += millis(time);
+    }
+
+    pub fn trouble(&self, trouble: Trouble, lasts: u64) {
+        self.watch().trouble(trouble, None, self.now, self.now + millis(lasts));
+    }
+
+    /// JetStream sends message 1, and it arrives `way` later.
+    pub fn send_slowly(&mut self, side: usize, attempt: u64, way: u64) -> DeliveryId {
+        self.sent += 1;
+        let id = DeliveryId(self.sent);
+        let ack = format!("$JS.ACK.S.c.{attempt}.1.{}.{}.0", self.sent, self.sent);
+        let delivery = Delivery {
+            ack: AckSubject(ack.into()),
+            subject: "S.x".to_owned(),
+            payload: "x".into(),
+            headers: Vec::new(),
+            stream_sequence: 1,
+            consumer_sequence: self.sent,
+            delivery_count: attempt,
+            pending: 0,
+            published: self.sent,
+        };
+        let to = InboxId { connection: Connection(1), inbox: 1 };
+        self.shared.sent(self.now, side, &Sent::Message { to, delivery, poison: false });
+        self.wait(way);
+        self.shared.arrived(self.now, id);
+        id
+    }
+
+    pub fn send(&mut self, side: usize, attempt: u64) -> DeliveryId {
+        self.send_slowly(side, attempt, 1)
+    }
+
+    pub fn fetch(&self, side: usize, max_wait: u64) -> FetchId {
+        let request = pb::FetchRequest {
+            stream: "S".to_owned(),
+            consumer: "c".to_owned(),
+            n: 1,
+            max_wait: testkit::millis(max_wait as i64),
+            ..pb::FetchRequest::default()
+        };
+        self.watch().fetch_called(side, &request, None, self.now)
+    }
+
+    pub fn end(&self, fetch: FetchId, end: FetchEnd<'_>) {
+        self.watch().fetch_ended(fetch, end, self.now);
+    }
+
+    /// A client has the message, with a lease of this length.
+    pub fn hand(&self, side: usize, id: DeliveryId, attempt: u32, lease: u64) {
+        let nanos = i32::try_from(id.0).unwrap();
+        let message = pb::Delivery {
+            stream_sequence: 1,
+            delivery_count: attempt,
+            publish_time: Some(prost_types::Timestamp { seconds: 0, nanos }),
+            lease: testkit::millis(lease as i64),
+            ..pb::Delivery::default()
+        };
+        let answer = pb::FetchResponse { messages: vec![message], ..pb::FetchResponse::default() };
+        let fetch = self.fetch(side, 1_000);
+        let served = Served { arrived: self.now, written: self.now };
+        self.end(fetch, FetchEnd::Answer { answer: &answer, served, received: true });
+    }
+
+    /// A message that a client has: sent to process 1, with a lease for the ack wait.
+    pub fn held(&mut self) -> DeliveryId {
+        let id = self.send(1, 1);
+        self.hand(1, id, 1, ACK_WAIT - ACK_WAIT / 10);
+        id
+    }
+
+    pub fn ask(&self, side: usize, id: DeliveryId, action: &Action) -> Option<CallId> {
+        self.watch().settle_called(side, id, action, (false, false), self.now)
+    }
+
+    pub fn succeed(&self, call: Option<CallId>, outcome: pb::Outcome, lease: u64) {
+        let lease = (lease > 0).then(|| testkit::millis(lease as i64)).flatten();
+        let outcome = outcome.into();
+        let result = pb::SettleResult { outcome, lease, ..pb::SettleResult::default() };
+        self.watch().settle_ended(call, &Reading::of_result(&result), self.now);
+    }
+
+    pub fn confirm(&self, call: Option<CallId>) {
+        self.succeed(call, pb::Outcome::Confirmed, 0);
+    }
+
+    pub fn refuse(&self, call: Option<CallId>, reason: &str) {
+        self.refuse_with(call, reason, ("", ""));
+    }
+
+    pub fn refuse_with(&self, call: Option<CallId>, reason: &str, (key, value): (&str, &str)) {
+        let metadata = [(key.to_owned(), value.to_owned())].into();
+        let (reason, message, retry_delay) = (reason.to_owned(), String::new(), None);
+        let error = Some(pb::SettleError { reason, message, metadata, retry_delay });
+        let result = pb::SettleResult { error, ..pb::SettleResult::default() };
+        self.watch().settle_ended(call, &Reading::of_result(&result), self.now);
+    }
+
+    /// JetStream handles an ack of `of`, which settles `settled`. It left its replica 2 ms ago.
+    pub fn apply(&mut self, side: usize, kind: AckKind, of: DeliveryId, settled: DeliveryId) {
+        self.apply_late(side, kind, (of, settled), 2, false);
+    }
+
+    pub fn apply_late(
+        &mut self,
+        side: usize,
+        kind: AckKind,
+        (of, settled): (DeliveryId, DeliveryId),
+        way: u64,
+        late: bool,
+    ) {
+        let left = self.now.saturating_sub(millis(way));
+        let applied = Applied { stream_sequence: 1, kind, of, settled: Some(settled) };
+        self.shared.applied(self.now, side, &applied, Way { left, late });
+    }
+
+    /// INFO is answered.
+    pub fn tell(&mut self, full: bool, paused: bool) {
+        let mut model = super::super::jetstream::JetStream::new();
+        model.add_stream("S");
+        model.add_consumer(&name(), Config::new(millis(ACK_WAIT)));
+        let Some(Ok(mut info)) = model.info(Connection(1), &name(), self.now) else { return };
+        info.ack_pending = if full { info.max_ack_pending.unwrap() } else { 0 };
+        info.paused = paused;
+        self.shared.told(self.now, &name(), &info);
+    }
+
+    pub fn learn(&mut self, side: usize) {
+        self.shared.learned(self.now, side);
+    }
+
+    /// Looks every 250 ms for a time. Message 1 is not settled, and JetStream has so many for a pull.
+    pub fn look_on(&mut self, time: u64, available: usize, full: bool) {
+        let until = self.now + millis(time);
+        while self.now < until {
+            self.wait(250);
+            let look = Look { consumer: name(), unsettled: vec![1], available, full };
+            let places = [1, 2].map(|side| Place { side, serves: true });
+            self.watch().look(&[look], &places, self.now);
+        }
+    }
+
+    /// The checks that have found something.
+    pub fn found(&self) -> Vec<&'static str> {
+        self.watch().findings().iter().map(|finding| finding.check).collect()
+    }
+
+    pub fn count(&self, what: &str) -> u64 {
+        self.watch().coverage().of(what)
+    }
+}

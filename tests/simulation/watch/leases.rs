@@ -1,0 +1,324 @@
+//! Check: a lease holds until its end. Nobody else is sent the message before, and nobody is refused for an
+//! expired lease, without an event that the documentation admits. Pure.
+
+use std::time::Duration;
+
+use super::{
+    super::jetstream::{DeliveryId, Time},
+    ledger::{Delivered, Kind, Ledger},
+    report::Report,
+    troubles::Trouble,
+};
+
+pub const CHECK: &str = "leases";
+
+/// An event that ends a lease before its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum EarlyEnd {
+    OwnNak,
+    LeaderChanged,
+    MadeAgain,
+    LimitsChanged,
+    StaleSettlement,
+    Suspended,
+    HandedOver,
+    NotKeptAlive,
+}
+
+/// Until every replica knows the configuration of a consumer.
+const UNTIL_LOOK: Duration = Duration::from_secs(31);
+/// A step of a hand-over is under way for this long, at most.
+const LONGEST_STEP: Duration = Duration::from_secs(2);
+
+impl EarlyEnd {
+    pub const ALL: [Self; 8] = [
+        Self::OwnNak,
+        Self::LeaderChanged,
+        Self::MadeAgain,
+        Self::LimitsChanged,
+        Self::StaleSettlement,
+        Self::Suspended,
+        Self::HandedOver,
+        Self::NotKeptAlive,
+    ];
+
+    /// The sentence of docs/explanation that admits it.
+    pub fn sentence(self) -> &'static str {
+        match self {
+            Self::OwnNak => "A Nak is never published twice.",
+            Self::LeaderChanged => {
+                "After a restart of a NATS server or a change of leader, JetStream immediately \
+                 redelivers every unsettled message that is older than the ack wait."
+            }
+            Self::MadeAgain => {
+                "A consumer that is deleted and made again, or reset, ends all leases that were \
+                 granted before, at every replica."
+            }
+            Self::LimitsChanged => {
+                "If the ack wait of a consumer is lowered while messages are leased, the proxy \
+                 learns of it at its next look."
+            }
+            Self::StaleSettlement => "A late `Nak` costs that message one delivery attempt.",
+            Self::Suspended => "A gap ends every lease that much earlier.",
+            Self::HandedOver => {
+                "Deadlines are sent as remaining time, less the longest time that a part was on \
+                 its way."
+            }
+            Self::NotKeptAlive => {
+                "It counts only if the answer arrives before the old end: after that end, \
+                 JetStream answers too, but does nothing."
+            }
+        }
+    }
+
+    /// Whether it has happened to this delivery by `now`.
+    fn fits(self, id: DeliveryId, one: &Delivered, ledger: &Ledger, now: Time) -> bool {
+        let (consumer, troubles) = (&one.message.0, &ledger.troubles);
+        let happened = |trouble| troubles.happened(trouble, consumer, one.sent, now);
+        let past_wait = now >= one.sent + one.ack_wait;
+        match self {
+            Self::OwnNak => one.may_have_applied(Kind::Nak) > 0,
+            Self::LeaderChanged => happened(Trouble::LeaderAway) || happened(Trouble::Restarted),
+            Self::MadeAgain => happened(Trouble::MadeAgain),
+            // "That is at most 30 s, or a third of the old ack wait, later."
+            Self::LimitsChanged => {
+                let since = one.sent.saturating_sub(UNTIL_LOOK);
+                troubles.happened(Trouble::Configured, consumer, since, now)
+            }
+            Self::StaleSettlement => {
+                let others = ledger.earlier(id).flat_map(|(_, other)| &other.effects);
+                others.into_iter().any(|effect| effect.settled == Some(id))
+            }
+            Self::Suspended => {
+                let span = |span: &super::troubles::TroubleSpan| {
+                    let by = |side| {
+                        [Trouble::Suspended { side }, Trouble::ClockOff { side }]
+                            .contains(&span.trouble)
+                    };
+                    span.trouble.side().is_some_and(|side| by(side) && may_own(side, one, ledger))
+                };
+                troubles.between(consumer, one.sent, now).any(span)
+            }
+            Self::HandedOver => {
+                let ends = one.hold.is_some_and(|hold| hold.until <= now + LONGEST_STEP);
+                let drains = troubles.between(consumer, one.sent, now).filter(|span| {
+                    span.trouble.side().is_some_and(|side| {
+                        span.trouble == Trouble::Draining { side } && may_own(side, one, ledger)
+                    })
+                });
+                let stalled = drains.into_iter().any(|drain| {
+                    let mut met = troubles.between(consumer, drain.from, drain.until.min(now));
+                    met.any(|span| {
+                        matches!(span.trouble, Trouble::Wire { .. } | Trouble::Stopped { .. })
+                    })
+                });
+                ends && stalled
+            }
+            Self::NotKeptAlive => {
+                let span = |span: &super::troubles::TroubleSpan| {
+                    let harms = matches!(
+                        span.trouble,
+                        Trouble::Wire { .. }
+                            | Trouble::Reconnects { .. }
+                            | Trouble::Stopped { .. }
+                            | Trouble::Killed { .. }
+                    );
+                    harms && span.trouble.side().is_some_and(|side| may_own(side, one, ledger))
+                };
+                past_wait
+                    && (troubles.between(consumer, one.sent, now).any(span)
+                        || left_behind(one, ledger))
+            }
+        }
+    }
+}
+
+/// Whether the process may have the lease: it was sent the message, or that process has drained.
+fn may_own(side: usize, one: &Delivered, ledger: &Ledger) -> bool {
+    let drained = Trouble::Draining { side: one.side };
+    side == one.side || ledger.troubles.happened(drained, &one.message.0, one.sent, Time::MAX)
+}
+
+/// The process has ended without handing its leases over.
+fn left_behind(one: &Delivered, ledger: &Ledger) -> bool {
+    ledger.ended.contains(&one.side)
+}
+
+fn early_end(id: DeliveryId, one: &Delivered, ledger: &Ledger, now: Time) -> Option<EarlyEnd> {
+    EarlyEnd::ALL.into_iter().find(|end| end.fits(id, one, ledger, now))
+}
+
+/// Whether the lease of a holder may have ended already, by any event but a Nak of its own.
+pub fn ends_early(ledger: &Ledger, id: DeliveryId, now: Time) -> bool {
+    let one = ledger.deliveries.get(&id);
+    let mut ends = EarlyEnd::ALL.into_iter().filter(|end| *end != EarlyEnd::OwnNak);
+    one.is_some_and(|one| ends.any(|end| end.fits(id, one, ledger, now)))
+}
+
+/// JetStream sends a message: nobody may hold it.
+pub fn sent(ledger: &Ledger, id: DeliveryId, now: Time, report: &mut Report) {
+    for (other, one) in ledger.earlier(id) {
+        if !one.is_held(now) {
+            continue;
+        }
+        match early_end(other, one, ledger, now) {
+            Some(end) => report.coverage.count(format!("lease: ended early: {end:?}")),
+            None => {
+                let why =
+                    format!("{id:?} is sent while a client holds its message: {other:?} {one:?}");
+                report.fail(CHECK, now, why);
+            }
+        }
+    }
+}
+
+/// A client receives LEASE_EXPIRED.
+pub fn refused(ledger: &Ledger, id: DeliveryId, began: Time, now: Time, report: &mut Report) {
+    let Some(one) = ledger.deliveries.get(&id).filter(|one| one.is_held(now)) else { return };
+    let overtaken = ledger.newest(&one.message).is_some_and(|newest| newest.sent > one.sent);
+    let owner_gone = ledger.troubles.between(&one.message.0, Time::ZERO, now).any(|span| {
+        matches!(span.trouble, Trouble::Killed { side } | Trouble::Wire { side } | Trouble::Stopped { side }
+            if may_own(side, one, ledger))
+    }) || left_behind(one, ledger);
+    if overtaken || owner_gone {
+        return report.coverage.count("lease: refused early, overtaken or its owner is gone");
+    }
+    match early_end(id, one, ledger, now) {
+        Some(end) => report.coverage.count(format!("lease: refused early: {end:?}")),
+        None => {
+            let why = format!("LEASE_EXPIRED from {began:?} on, and it has not: {id:?} {one:?}");
+            report.fail(CHECK, now, why);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fetch_proxy::{broker::AckKind, pb};
+
+    use super::{
+        super::lab::{ACK_WAIT, Lab, ack, extend, nak},
+        *,
+    };
+
+    /// A client has the message; then `happens`; then JetStream sends it again after `time`.
+    fn sent_after(time: u64, happens: impl FnOnce(&mut Lab, DeliveryId)) -> Vec<&'static str> {
+        let mut lab = Lab::new();
+        let id = lab.held();
+        lab.wait(1_000);
+        happens(&mut lab, id);
+        lab.wait(time);
+        lab.send(2, 2);
+        lab.found()
+    }
+
+    /// A client has the message for 9 s, which is longer than the ack wait.
+    fn sent_in_a_long_lease(happens: impl FnOnce(&mut Lab)) -> Vec<&'static str> {
+        let mut lab = Lab::new();
+        let id = lab.send(1, 1);
+        lab.hand(1, id, 1, 9_000);
+        happens(&mut lab);
+        lab.wait(ACK_WAIT + 2_000);
+        lab.send(2, 2);
+        lab.found()
+    }
+
+    #[test]
+    fn message_that_is_sent_within_a_lease_is_found_and_after_its_end_not() {
+        assert_eq!(sent_after(1_000, |_, _| {}), [CHECK]);
+        assert!(sent_after(ACK_WAIT - 1_000, |_, _| {}).is_empty());
+    }
+
+    #[test]
+    fn extended_lease_holds_until_its_new_end() {
+        let extended = |time| {
+            sent_after(time, |lab, id| {
+                let call = lab.ask(1, id, &extend(6_000));
+                lab.succeed(call, pb::Outcome::Extended, 6_000);
+            })
+        };
+        assert_eq!(extended(5_900), [CHECK]);
+        assert!(extended(6_000).is_empty());
+    }
+
+    #[test]
+    fn lease_that_a_client_gave_up_itself_may_end() {
+        let by_nak = |lab: &mut Lab, id| {
+            let call = lab.ask(1, id, &nak(0));
+            lab.apply(1, AckKind::Nak(None), id, id);
+            lab.confirm(call);
+        };
+        assert!(sent_after(10, by_nak).is_empty());
+    }
+
+    #[test]
+    fn change_of_leader_and_a_consumer_made_again_end_leases() {
+        for trouble in [Trouble::LeaderAway, Trouble::MadeAgain] {
+            assert!(sent_after(10, |lab, _| lab.trouble(trouble, 0)).is_empty());
+        }
+        assert_eq!(sent_after(10, |lab, _| lab.trouble(Trouble::KeysRotated, 0)), [CHECK]);
+    }
+
+    #[test]
+    fn long_lease_is_kept_alive_unless_its_owner_dies_or_is_cut_off() {
+        assert_eq!(sent_in_a_long_lease(|_| {}), [CHECK]);
+        assert_eq!(
+            sent_in_a_long_lease(|lab| lab.trouble(Trouble::Killed { side: 2 }, 0)),
+            [CHECK]
+        );
+        for trouble in [Trouble::Killed { side: 1 }, Trouble::Wire { side: 1 }] {
+            assert!(sent_in_a_long_lease(|lab| lab.trouble(trouble, 0)).is_empty());
+        }
+    }
+
+    #[test]
+    fn long_lease_survives_a_hand_over_and_not_a_drain_without_one() {
+        let drain = |hands_over| {
+            sent_in_a_long_lease(|lab| {
+                lab.trouble(Trouble::Draining { side: 1 }, 1_000);
+                lab.watch().drained(1, hands_over, !hands_over, lab.now);
+            })
+        };
+        assert_eq!((drain(true), drain(false)), (vec![CHECK], vec![]));
+    }
+
+    #[test]
+    fn hand_over_shortens_a_lease_by_the_way_and_by_a_stall() {
+        let drained = |stalls: bool, before_the_end: u64| {
+            let mut lab = Lab::new();
+            lab.held();
+            lab.trouble(Trouble::Draining { side: 1 }, 100);
+            if stalls {
+                lab.trouble(Trouble::Wire { side: 2 }, 50);
+            }
+            lab.wait(3_600 - before_the_end);
+            lab.send(2, 2);
+            lab.found()
+        };
+        assert_eq!((drained(false, 20), drained(false, 50)), (vec![], vec![CHECK]));
+        assert_eq!((drained(true, 1_900), drained(true, 2_500)), (vec![], vec![CHECK]));
+    }
+
+    #[test]
+    fn lease_within_the_ack_wait_survives_the_death_of_its_owner() {
+        let killed = |lab: &mut Lab, _| lab.trouble(Trouble::Killed { side: 1 }, 0);
+        assert_eq!(sent_after(1_000, killed), [CHECK]);
+    }
+
+    #[test]
+    fn refusal_of_a_lease_that_has_not_expired_is_found() {
+        let refused = |time, happens: fn(&mut Lab)| {
+            let mut lab = Lab::new();
+            let id = lab.held();
+            happens(&mut lab);
+            lab.wait(time);
+            let call = lab.ask(1, id, &ack());
+            lab.refuse(call, "LEASE_EXPIRED");
+            lab.found()
+        };
+        assert_eq!(refused(3_500, |_| {}), [CHECK]);
+        assert!(refused(3_600, |_| {}).is_empty());
+        assert!(refused(10, |lab| lab.trouble(Trouble::Suspended { side: 1 }, 0)).is_empty());
+        assert!(refused(10, |lab| lab.trouble(Trouble::Killed { side: 1 }, 0)).is_empty());
+    }
+}

@@ -1,0 +1,192 @@
+//! The windows in which two can settle one message, as the documentation admits them. Each window has its
+//! own rule, its sentence, and a bound for its length. Pure.
+
+use std::time::Duration;
+
+use super::{
+    super::jetstream::{Config, Time},
+    ledger::{Delivered, Effect, Kind, Ledger},
+    troubles::Trouble,
+};
+
+/// A window that the documentation admits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Window {
+    LateOnTheWire,
+    LeaderChanged,
+    LeaderUnseen,
+    WaitLowered,
+    MadeAgainWhileStopped,
+    Misuse,
+}
+
+/// An ack of an older delivery that settles the delivery of another client.
+#[derive(Debug, Clone, Copy)]
+pub struct Stale<'s> {
+    pub effect: &'s Effect,
+    /// The delivery that the ack is of.
+    pub of: &'s Delivered,
+    /// The delivery that it settles.
+    pub victim: &'s Delivered,
+}
+
+/// A window that was open at an ack: since when, and how long it may be open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opened {
+    pub since: Time,
+    pub bound: Duration,
+}
+
+/// The longest stall of a plan, and as much again until both ends have noticed that a wire is gone.
+const LONGEST_STALL: Duration = Duration::from_secs(16);
+/// From one look at the consumer to the next, if another server can lead it.
+const LOOK: Duration = Duration::from_secs(1);
+/// Until a look without an answer is given up, and repeated.
+const UNANSWERED: Duration = Duration::from_millis(2_250);
+/// From one look to the next, if no other server can lead the consumer.
+const RARE_LOOK: Duration = Duration::from_secs(30);
+
+impl Window {
+    /// In the order in which they are tried: the narrowest first.
+    pub const ALL: [Self; 6] = [
+        Self::LateOnTheWire,
+        Self::MadeAgainWhileStopped,
+        Self::Misuse,
+        Self::LeaderChanged,
+        Self::LeaderUnseen,
+        Self::WaitLowered,
+    ];
+
+    /// The sentence of docs/explanation that admits it.
+    pub fn sentence(self) -> &'static str {
+        match self {
+            Self::LateOnTheWire => {
+                "If the network to NATS stalls for longer than a lease and then recovers, a \
+                 settlement from before the stall can arrive late."
+            }
+            Self::LeaderChanged => {
+                "The proxy ends the affected leases as soon as it notices. Until then, both \
+                 holders can settle."
+            }
+            Self::LeaderUnseen => {
+                "The proxy may not notice that a leader restarted if `CONSUMER.INFO` does not \
+                 show it."
+            }
+            Self::WaitLowered => {
+                "If the ack wait of a consumer is lowered while messages are leased, the proxy \
+                 learns of it at its next look."
+            }
+            Self::MadeAgainWhileStopped => {
+                "When it continues, it can still settle a message of the new consumer with an \
+                 old token."
+            }
+            Self::Misuse => {
+                "A worker that Naks a message, and Acks the same token after the owner has died, \
+                 can settle the next worker's delivery."
+            }
+        }
+    }
+
+    /// Whether it was open for this ack. `None`: its rule does not fit.
+    pub fn opened(self, stale: &Stale<'_>, ledger: &Ledger) -> Option<Opened> {
+        let Stale { effect, of, .. } = *stale;
+        let (consumer, troubles, now) = (&of.message.0, &ledger.troubles, effect.at);
+        let on_the_way = |trouble| troubles.happened(trouble, consumer, effect.left, now);
+        match self {
+            Self::LateOnTheWire => {
+                let side = effect.side;
+                let stalled =
+                    on_the_way(Trouble::Wire { side }) || on_the_way(Trouble::Stopped { side });
+                // "A settlement that begins just before its lease ends can reach JetStream one round
+                // trip later."
+                let quick = now - effect.left <= ledger.round_trip;
+                let bound = if stalled { LONGEST_STALL } else { ledger.round_trip };
+                (effect.late && (stalled || quick)).then_some(Opened { since: effect.left, bound })
+            }
+            Self::LeaderChanged => {
+                let changed = troubles.last_end(Trouble::LeaderAway, consumer, now)?;
+                let since = changed.min(now);
+                (!knew(stale, changed, ledger))
+                    .then_some(Opened { since, bound: LOOK + UNANSWERED + ledger.round_trip })
+            }
+            Self::LeaderUnseen => {
+                let shown = ledger.config(consumer).is_some_and(Config::leader_shows);
+                let since = troubles.last_end(Trouble::LeaderAway, consumer, now)?.min(now);
+                // Until the lease is over.
+                let ends = of.hold.map_or(of.sent + of.ack_wait, |hold| hold.longest);
+                let bound = ends.saturating_sub(since) + ledger.round_trip;
+                (!shown).then_some(Opened { since, bound })
+            }
+            Self::WaitLowered => {
+                let (at, before, after) = lowered(stale, ledger)?;
+                let look = RARE_LOOK.min(before / 3) + UNANSWERED + ledger.round_trip;
+                (after < before).then_some(Opened { since: at, bound: look })
+            }
+            Self::MadeAgainWhileStopped => {
+                let side = effect.side;
+                let stop = troubles
+                    .between(consumer, of.sent, now)
+                    .filter(|span| span.trouble == Trouble::Stopped { side })
+                    .find(|span| {
+                        let made = Trouble::MadeAgain;
+                        troubles.happened(made, consumer, of.sent, span.until)
+                    })?;
+                // The news waits for it, and it reads them within a look.
+                Some(Opened { since: stop.until.min(now), bound: LOOK })
+            }
+            Self::Misuse => {
+                let side = of.side;
+                let died = troubles.happened(Trouble::Killed { side }, consumer, of.sent, now)
+                    || ledger.ended.contains(&side);
+                let said = |call: &super::ledger::SettleCall| match call.kind {
+                    Kind::Nak => effect.kind != Kind::Nak,
+                    Kind::Extend => true,
+                    Kind::Ack | Kind::Term => false,
+                };
+                let first = of.calls.iter().filter(|call| said(call)).map(|call| call.began).min();
+                let since = first.filter(|_| died)?;
+                // "This is possible for at most one ack wait."
+                Some(Opened { since, bound: of.ack_wait })
+            }
+        }
+    }
+}
+
+/// Whether the replica had seen a sign of the change before it sent the settlement. News that may be older
+/// than the change, because the wire was in trouble, are no sign.
+fn knew(stale: &Stale<'_>, changed: Time, ledger: &Ledger) -> bool {
+    let Stale { effect, of, .. } = *stale;
+    let wire = Trouble::Wire { side: effect.side };
+    let doubtful = ledger.troubles.happened(wire, &of.message.0, of.sent, effect.left);
+    let fresh = changed + ledger.round_trip;
+    let at = ledger.learned.get(&effect.side);
+    at.is_some_and(|at| *at >= fresh && *at < effect.left && !doubtful)
+}
+
+/// When the ack wait of this attempt was last changed, from what and to what.
+fn lowered(stale: &Stale<'_>, ledger: &Ledger) -> Option<(Time, Duration, Duration)> {
+    let Stale { effect, of, .. } = *stale;
+    let all = ledger.configs.get(&of.message.0)?;
+    let wait = |config| super::ledger::wait_of(config, of.attempt);
+    let mut pairs = all.windows(2).map(|two| (two[1].0, wait(&two[0].1), wait(&two[1].1)));
+    pairs.rfind(|(at, _, _)| *at <= effect.at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::leases::EarlyEnd, *};
+
+    #[test]
+    fn sentence_of_each_window_stands_in_the_documentation() {
+        let pages = [
+            include_str!("../../../docs/explanation/guarantees.md"),
+            include_str!("../../../docs/explanation/leases.md"),
+            include_str!("../../../docs/explanation/replicas.md"),
+        ];
+        let pages = pages.concat().split_whitespace().collect::<Vec<_>>().join(" ");
+        let windows = Window::ALL.map(Window::sentence);
+        for sentence in windows.into_iter().chain(EarlyEnd::ALL.map(EarlyEnd::sentence)) {
+            assert!(pages.contains(sentence), "{sentence}");
+        }
+    }
+}
