@@ -58,6 +58,8 @@ enum TransferResult {
     Taken(u64),
     /// The receiver has not taken the leases, and will not.
     Refused(String),
+    /// Some of the leases have ended meanwhile, and nothing was taken.
+    Outdated,
     /// The receiver did not say that it is there. Nothing has begun.
     Absent(String),
     /// Nobody knows.
@@ -120,12 +122,15 @@ impl<'r, B: Broker + Bus> Sender<'r, B> {
                     absent.push(receiver);
                     continue;
                 }
+                TransferResult::Outdated => {
+                    self.abort(receiver, handover).await;
+                    // The next try is without these leases.
+                    tried.pop();
+                    continue;
+                }
                 TransferResult::Refused(why) => {
                     tracing::warn!(%receiver, why, "a replica did not take the leases over");
-                    // The receiver drops what was prepared by now.
-                    let abort = Step::Abort(pb::Abort {});
-                    let by = clock::now() + STEP_TIMEOUT / 4;
-                    let _ = self.step(receiver, handover, abort, by).await;
+                    self.abort(receiver, handover).await;
                     continue;
                 }
                 TransferResult::Unknown => {
@@ -173,7 +178,7 @@ impl<'r, B: Broker + Bus> Sender<'r, B> {
         let transfer = self.transfer();
         let leases = transfer.leases.clone();
         let result = self.send(transfer, receiver, handover, until).await;
-        if !matches!(result, TransferResult::Refused(_) | TransferResult::Absent(_)) {
+        if matches!(result, TransferResult::Taken(_) | TransferResult::Unknown) {
             ownership.lock().hand_over(receiver, clock::now());
             lessor.forget_moved(&leases);
         }
@@ -211,6 +216,10 @@ impl<'r, B: Broker + Bus> Sender<'r, B> {
             }
             under_way = under_way.max(clock::now().duration_since(sent));
         }
+        // The receiver may have ended its own leases of that consumer before the first part arrived.
+        if self.replica.lessor.has_ended_any(&transfer.leases) {
+            return TransferResult::Outdated;
+        }
         let commit = pb::Commit {
             names: transfer.names.iter().map(|(name, _)| name.0.to_vec().into()).collect(),
             idle: transfer.names.iter().map(|(_, idle)| millis(*idle)).collect(),
@@ -239,6 +248,12 @@ impl<'r, B: Broker + Bus> Sender<'r, B> {
                 return TransferResult::Unknown;
             }
         }
+    }
+
+    /// The receiver drops what was prepared by now.
+    async fn abort(&self, receiver: InstanceId, handover: HandoverId<'_>) {
+        let by = clock::now() + STEP_TIMEOUT / 4;
+        let _ = self.step(receiver, handover, Step::Abort(pb::Abort {}), by).await;
     }
 
     async fn step(

@@ -123,6 +123,16 @@ impl<B: Broker> Lessor<B> {
         }
     }
 
+    /// Whether a consumer of these leases was made again or reset, or is gone.
+    pub fn has_ended_any(&self, leases: &[LeaseId]) -> bool {
+        leases.chunks(LEASES_PER_LOCK).any(|step| {
+            self.core.table.with(|table| {
+                let mut holds = step.iter().filter_map(|id| table.payload(*id));
+                holds.any(|hold| hold.spec.leadership.is_over())
+            })
+        })
+    }
+
     /// The ends of this replica's leases, in slices.
     pub fn outcomes(&self) -> Vec<OutcomeSlice> {
         let (mut slices, mut after) = (Vec::new(), None);

@@ -14,6 +14,7 @@ use fetch_proxy::{
     clock,
     lease::LeaseId,
     lessor::{Action, Error, SettleItem, Settled, Sighting},
+    pb::peer::v1::handover_request::Step,
     token::new_key_line,
 };
 use testkit::fake_broker::{FakeBroker, info};
@@ -105,6 +106,36 @@ async fn second_reset_within_a_moment_voids_the_leases_of_every_replica() {
     assert_eq!(ack(&owner, old[0]).await, expired());
     assert!(ack(&next, new[0]).await.is_ok());
     assert_eq!(broker.published().len(), 1);
+}
+
+/// The receiver has ended its own leases by then, and knows nothing of those that come.
+#[tokio::test(start_paused = true)]
+async fn leases_that_a_reset_ends_during_a_hand_over_are_not_taken_over() {
+    let (net, keys) = Net::new(&new_key_line().unwrap());
+    let broker = FakeBroker::new(info(ACK_WAIT));
+    let sender = Member::join(&net, &keys, &broker, 100).await;
+    let next = Member::join(&net, &keys, &broker, 100).await;
+    let receiver = Member::join(&net, &keys, &broker, 200).await;
+    for member in [&receiver, &next] {
+        member.lessor.know(&broker.name(), None, clock::now() + PATIENCE).await.unwrap();
+    }
+    let old = sender.leased(&broker, 3).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    broker.forget();
+    let to_sender = format!(".{}.", sender.us);
+    net.sightings(move |subject| {
+        let late = subject.contains(&to_sender);
+        if late { Fate::Late(Duration::from_millis(10)) } else { Fate::Pass }
+    });
+    net.rule(|step| match step {
+        Step::Prepare(part) if !part.leases.is_empty() => Fate::Late(Duration::from_millis(30)),
+        _ => Fate::Pass,
+    });
+    let until = clock::now() + PATIENCE;
+    let (new, handed_over) = tokio::join!(next.leased(&broker, 1), sender.cluster.hand_over(until));
+    assert!(handed_over, "what is left goes to the same receiver");
+    assert_eq!(receiver.lessor.held(), 0, "{old:?} have ended");
+    assert!(ack(&next, new[0]).await.is_ok());
 }
 
 /// The others receive one announcement of a consumer, and not one for each Fetch.
