@@ -49,8 +49,6 @@ impl Consumer {
         }
     }
 
-    // The operator.
-
     pub fn update(&mut self, change: impl FnOnce(&mut Config), now: Time) {
         let wait = self.config.shown_wait();
         change(&mut self.config);
@@ -141,8 +139,6 @@ impl Consumer {
         self.journal.write(entry, now);
     }
 
-    // Leaders.
-
     /// The leader has crashed.
     pub fn lose_leader(&mut self, now: Time) {
         self.leadership.lose(now);
@@ -212,8 +208,6 @@ impl Consumer {
             self.settle(sequence, now);
         }
     }
-
-    // Clients.
 
     /// A pull request, and the reason if it is refused.
     pub fn pull(&mut self, pull: Pull, around: &Surroundings<'_>) -> Option<PullEnd> {
@@ -285,8 +279,6 @@ impl Consumer {
         }
         self.again.clear();
     }
-
-    // Time.
 
     /// The next time at which time alone changes something.
     pub fn next_due(&self, now: Time) -> Option<Time> {
