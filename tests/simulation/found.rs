@@ -90,3 +90,22 @@ fn second_reset_ends_the_leases_of_the_first() {
         accidents: pairs.collect(),
     });
 }
+
+/// "Leases that a reset ends during a hand-over are not handed over". The old holder's Ack settled the delivery
+/// of the new holder, by the replica that had adopted the lease.
+#[test]
+fn reset_during_a_hand_over_ends_the_leases_that_are_handed_over() {
+    holds(&Plan {
+        seed: 1_273,
+        trouble: 2_475,
+        clocks: Clocks::Near,
+        replicas: replicas(4),
+        streams: stream(2, 5, 1_991),
+        consumers: vec![consumer(6_294)],
+        clients: clients(&[1, 1, 5]),
+        accidents: vec![
+            at(2_426, Accident::Drain { replica: 1, away: 18 }),
+            at(2_433, Accident::Reset { consumer: 0 }),
+        ],
+    });
+}

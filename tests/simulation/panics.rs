@@ -25,7 +25,7 @@ pub fn catch<R>(act: impl FnOnce() -> R) -> (Option<R>, Vec<String>) {
             let kept = PANICS.with_borrow_mut(|panics| {
                 let Some(panics) = panics else { return false };
                 if panics.len() < MOST {
-                    panics.push(panicked.to_string());
+                    panics.push(panicked.to_string().replace(":\n", ": "));
                 }
                 true
             });
