@@ -181,7 +181,7 @@ impl<B: Broker> Lessor<B> {
     }
 
     /// Adopts leases, and returns the id of each one here. `None`: the lease is not adopted, because its
-    /// message was delivered again, or its consumer is gone.
+    /// message was delivered again, its consumer is gone, or its consumer has just begun again.
     pub fn adopt(
         &self,
         coming: Vec<IncomingLease>,
@@ -196,7 +196,7 @@ impl<B: Broker> Lessor<B> {
                 for IncomingLease { spec, leader, ack, snapshot, at } in
                     coming.by_ref().take(LEASES_PER_LOCK)
                 {
-                    if spec.leadership.is_over() {
+                    if spec.leadership.is_over() || spec.leadership.is_announcing() {
                         adopted.push(None);
                         continue;
                     }

@@ -17,12 +17,14 @@ struct Shared {
     leader: AtomicU64,
     in_doubt: AtomicBool,
     over: AtomicBool,
+    announcing: AtomicBool,
 }
 
 impl Leadership {
     pub(super) fn new(leader: Leader) -> Self {
         let leader = AtomicU64::new(leader.0);
-        Self(Arc::new(Shared { leader, in_doubt: false.into(), over: false.into() }))
+        let (in_doubt, over, announcing) = (false.into(), false.into(), false.into());
+        Self(Arc::new(Shared { leader, in_doubt, over, announcing }))
     }
 
     /// The last known leader.
@@ -55,6 +57,16 @@ impl Leadership {
 
     pub(super) fn is_over(&self) -> bool {
         self.0.over.load(Ordering::Relaxed)
+    }
+
+    /// Takes note of whether the other replicas are told at this moment that the consumer began again. Until they
+    /// know, leases of theirs may be of the time before.
+    pub(super) fn announce(&self, announcing: bool) {
+        self.0.announcing.store(announcing, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_announcing(&self) -> bool {
+        self.0.announcing.load(Ordering::Relaxed)
     }
 }
 

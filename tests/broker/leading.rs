@@ -168,6 +168,37 @@ async fn receiver_reads_a_consumer_that_the_sender_knows_and_it_does_not() {
     assert_eq!((&*new.created, &*old.created != "another"), ("another", true));
 }
 
+/// The sender does not know of the reset yet, so its lease is of the time before.
+#[tokio::test(start_paused = true)]
+async fn receiver_that_announces_a_reset_takes_no_lease_over() {
+    let (broker, lessor) = start(1);
+    let first = one(&broker, &lessor).await;
+    settle(&lessor, first, Action::Nak(Duration::ZERO)).await.unwrap();
+    // Its second delivery has a higher consumer sequence than its first delivery after the reset.
+    lessor.fetch(ask(&broker, BOUND)).await.unwrap().delivered();
+    let heir = Lessor::start(broker.clone(), limits());
+    let mut sightings = heir.sightings().unwrap();
+    heir.know(&broker.name(), None, clock::now() + BOUND).await.unwrap();
+    let [OutgoingLease { ack, snapshot, leader, .. }] = lessor.leaving().try_into().unwrap();
+    broker.forget();
+    let adopting = async {
+        let announced = loop {
+            let telling = sightings.recv().await.unwrap();
+            if telling.sighting.began || telling.sighting.again {
+                break telling;
+            }
+        };
+        let (until, at) = (clock::now() + BOUND, clock::now());
+        let spec = heir.know(&broker.name(), None, until).await.unwrap();
+        let mut places = heir.reserve_leases(1).unwrap();
+        let coming = IncomingLease { spec, leader, ack, snapshot, at };
+        assert_eq!(heir.adopt(vec![coming], &mut places), [None]);
+        drop(announced);
+    };
+    let (fetched, ()) = tokio::join!(heir.fetch(ask(&broker, BOUND)), adopting);
+    assert_eq!(fetched.unwrap().messages().len(), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn lease_with_a_possible_settlement_is_never_called_untouched() {
     let (broker, lessor) = start(3);

@@ -119,6 +119,11 @@ impl<B: Broker> ConsumerLeases<B> {
         self.spec = Some(Arc::new(spec.counted_again(self.core.next_consumer())));
     }
 
+    /// The other replicas are told that the consumer began again, or they know it now.
+    pub(super) fn announce(&self, announcing: bool) {
+        self.spec.iter().for_each(|spec| spec.leadership.announce(announcing));
+    }
+
     /// The server may have forgotten what it promised from then on, or a moment before.
     pub(super) fn distrust(&self, since: Instant, signs: LeaderSigns) {
         let Some(spec) = &self.spec else { return };

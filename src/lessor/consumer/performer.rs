@@ -308,6 +308,9 @@ impl<B: Broker> Performer<B> {
                 let sighting = Sighting { name, created, delivered, began, again, counting };
                 let told = self.core.tell_others(sighting);
                 told.into_iter().for_each(|told| self.announcer.announce(told));
+                if (began || again) && self.announcer.is_announcing() {
+                    self.leases.announce(true);
+                }
             }
             MonitorStep::ReadHere { missing_from } => self.poison.examine(missing_from),
             MonitorStep::AnswerReplicas => self.callers.answer_replicas(),
@@ -380,6 +383,7 @@ impl<B: Broker> Performer<B> {
 
     /// The other replicas know. The arrivals that were held back continue.
     pub(super) fn others_know(&mut self, now: Instant) {
+        self.leases.announce(false);
         for arrived in self.announcer.finish() {
             self.hand_on(arrived, now);
         }
