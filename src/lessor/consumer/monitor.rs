@@ -197,16 +197,17 @@ impl Monitor {
             return false;
         };
         let another = known.view.created != sighting.created;
+        let mut counted = sighting.began;
         if another {
             known.be_unsure();
             self.contradiction = Some(Contradiction::new(sighting.created.clone(), now));
             self.start_doubt();
         } else if known.counting.heard(sighting, now) {
             self.void(now);
+            counted = true;
         }
         let Some(known) = self.consumer.known_mut() else { return false };
-        // That replica has not pulled yet, so INFO still shows whether sequences went down.
-        let counted = sighting.began || sighting.again;
+        // INFO still shows whether sequences went down.
         let look = another || !counted && sighting.delivered < known.highest();
         if look && held {
             self.ask_again(now);

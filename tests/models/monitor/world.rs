@@ -491,10 +491,10 @@ impl World {
             self.proof_at = None;
             return Ok(());
         }
-        if self.known.is_some() && !again && !began && self.delivered < self.highest && !held {
+        self.perform()?;
+        if self.known.is_some() && !began && self.delivered < self.highest && !held {
             self.proof_at = None;
         }
-        self.perform()?;
         let current = |lease: &Lease| lease.generation == self.generation;
         must(!(began || again) || self.leases.iter().all(current), || {
             "a lease outlives a reset that another replica has seen".to_owned()

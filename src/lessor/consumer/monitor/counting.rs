@@ -22,8 +22,10 @@ use std::time::{Duration, Instant};
 
 use crate::lessor::sighting::Sighting;
 
-/// All sightings of one counting arrive within this time of each other.
+/// All sightings of one counting arrive within this time of each other, if nobody is cut off.
 const NEWS: Duration = Duration::from_secs(2);
+/// A replica that was cut off notices a counting later, and gives it the number that it has.
+const LATE_NEWS: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Start {
@@ -106,7 +108,7 @@ impl Counting {
         let void = if sighting.began {
             news || self.has_begun_before(now)
         } else {
-            sighting.again && (news || !self.noticed_lately(now))
+            sighting.again && (news || !self.is_known(sighting.counting, now))
         };
         let start = if sighting.began { Start::Begun } else { Start::of(sighting.delivered, now) };
         if void {
@@ -130,8 +132,10 @@ impl Counting {
         }
     }
 
-    fn noticed_lately(&self, now: Instant) -> bool {
-        self.noticed.is_some_and(|at| now.saturating_duration_since(at) < NEWS)
+    /// Another replica tells of a counting, by a number that is not higher. It may be the present one.
+    fn is_known(&self, number: u64, now: Instant) -> bool {
+        let within = if number == self.number { LATE_NEWS } else { NEWS };
+        self.noticed.is_some_and(|at| now.saturating_duration_since(at) < within)
     }
 }
 
@@ -230,6 +234,16 @@ mod tests {
         assert_eq!(counting.arrived(2, now), DeliveryCount::On);
         assert!(!counting.heard(&began(1), now + LATER));
         assert!(!counting.heard(&sighting(1, 5), now + LATER / 2));
+    }
+
+    #[test]
+    fn replica_that_was_cut_off_tells_nothing_new() {
+        let now = clock::now();
+        let mut counting = Counting::new(0, now);
+        counting.arrived(7, now);
+        assert_eq!(counting.arrived(1, now), DeliveryCount::Again);
+        assert!(!counting.heard(&sighting(1, 5), now + LATER * 3));
+        assert!(counting.heard(&sighting(1, 5), now + LATE_NEWS));
     }
 
     /// A replica that has just started does not know of the countings before.
