@@ -275,7 +275,8 @@ async fn the_library_takes_a_bounded_number_of_settlements_while_its_wire_is_sta
         let left = results.iter().filter(|one| **one == Err(BrokerError::Unconfirmed)).count();
         let unsent = results.iter().filter(|one| matches!(one, Err(BrokerError::Unsent(_))));
         assert_eq!(left + unsent.count(), 100, "seed {seed}: {results:?}");
-        assert!([32, 48, 64, 100].contains(&left) || left < 64, "seed {seed}: {left}");
+        // The kernel takes none, 2, 16 or all of them. The probe has a place, too.
+        assert!(left == 100 || left <= 16 + 32, "seed {seed}: {left}");
         bounded += usize::from(left < 100);
     }
     assert!(bounded > 5, "{bounded}");

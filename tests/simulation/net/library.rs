@@ -51,15 +51,14 @@ impl Library {
         std::mem::take(&mut self.waits)
     }
 
-    /// Whether the next message waits for a flush. The count starts again with the flush, not with its end.
-    pub(super) fn begin_flush(&mut self) -> bool {
-        let full = self.unflushed >= MAX_UNFLUSHED;
-        self.unflushed = if full { 1 } else { self.unflushed + 1 };
-        full
-    }
-
-    /// Whether the kernel has everything, so that a flush ends.
-    pub(super) fn is_written(&self) -> bool {
-        self.waits.is_empty()
+    /// Takes a place for a message, if there is one or a flush makes room.
+    pub(super) fn take_place(&mut self) -> bool {
+        // A flush ends when the kernel has everything.
+        if self.unflushed == MAX_UNFLUSHED && self.waits.is_empty() {
+            self.unflushed = 0;
+        }
+        let free = self.unflushed < MAX_UNFLUSHED;
+        self.unflushed += usize::from(free);
+        free
     }
 }

@@ -65,22 +65,18 @@ pub(super) async fn info(
     }
 }
 
-/// Flushes the library after every [`super::library::MAX_UNFLUSHED`] messages. `false`: the flush did not end
-/// by `until`.
+/// Takes a place among the [`super::library::MAX_UNFLUSHED`] messages that the library may have. `false`: there
+/// is none by `until`, or the wire is lost.
 pub(super) async fn keep_pace(net: &Net, wire: Connection, until: Instant) -> bool {
-    let begins = net
-        .with(|state, _| state.wires.get_mut(wire).is_some_and(|wire| wire.library.begin_flush()));
-    if !begins {
-        return true;
-    }
     loop {
-        let wait: Option<Time> = net.with(|state, _| {
-            let wire = state.wires.get(wire).filter(|wire| wire.ends.client)?;
-            (!wire.library.is_written()).then_some(wire.to_server.stalled)
-        });
-        let Some(wait) = wait else { return true };
-        let wait = net.began() + wait;
-        clock::sleep_until(Some(wait.min(until))).await;
+        let full: Option<Time> = {
+            let mut state = net.lock();
+            let open = state.wires.get_mut(wire).filter(|wire| wire.ends.client);
+            let Some(wire) = open else { return false };
+            (!wire.library.take_place()).then_some(wire.to_server.stalled)
+        };
+        let Some(stalled) = full else { return true };
+        clock::sleep_until(Some((net.began() + stalled).min(until))).await;
         if clock::now() >= until {
             return false;
         }
