@@ -61,11 +61,11 @@ pub async fn happen(world: &Arc<World>, what: Outage) {
     }
 }
 
-/// What the checks know of it. An outage of servers can concern every replica and every consumer.
+/// What the checks know of it. An outage of servers can concern every replica. The servers themselves say when
+/// a consumer gets another leader.
 fn troubles(world: &Arc<World>, what: Outage) {
     let millis = Duration::from_millis;
     let of_all = |length: u64| {
-        world.trouble(Trouble::LeaderAway, millis(length) + NOTICED);
         for replica in world.replicas() {
             world.trouble(Trouble::Wire { side: replica.side }, millis(length) + NOTICED);
         }
@@ -73,6 +73,7 @@ fn troubles(world: &Arc<World>, what: Outage) {
     match what {
         Outage::RestartOne { away, .. } => {
             of_all(away);
+            world.trouble(Trouble::LeaderAway, millis(away));
             for (consumer, plan) in world.plan.consumers.iter().enumerate() {
                 if plan.copies == 1 {
                     world.trouble_of(&world.name(consumer), Trouble::Restarted, millis(away));

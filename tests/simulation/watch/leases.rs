@@ -126,7 +126,8 @@ impl EarlyEnd {
                     harms && span.trouble.side().is_some_and(|side| may_own(side, one, ledger))
                 };
                 past_wait
-                    && (troubles.between(consumer, one.sent, now).any(span)
+                    && (happened(Trouble::Refused)
+                        || troubles.between(consumer, one.sent, now).any(span)
                         || left_behind(one, ledger))
             }
         }
