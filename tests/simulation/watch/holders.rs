@@ -147,13 +147,14 @@ mod tests {
                 tells_since: shows,
                 ..config
             });
-            let old = lab.held();
+            let old = lab.send(1, 1);
+            lab.hand(1, old, 1, 9_000);
             lab.wait(500);
             lab.trouble(Trouble::LeaderAway, 0);
             let new = lab.send(2, 2);
             lab.hand(2, new, 2, 9_000);
             lab.ask(1, old, &ack());
-            lab.wait(2_000);
+            lab.wait(4_000);
             lab.apply(1, AckKind::Ack, old, new);
             let excused = found.is_empty().into();
             assert_eq!(found_and_excused(&lab, Window::LeaderUnseen), (found, excused));
