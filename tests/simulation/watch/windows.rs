@@ -159,8 +159,10 @@ fn knew(stale: &Stale<'_>, changed: Time, ledger: &Ledger) -> bool {
     let wire = Trouble::Wire { side: effect.side };
     let doubtful = ledger.troubles.happened(wire, &of.message.0, of.sent, effect.left);
     let fresh = changed + ledger.round_trip;
+    // With several consumers, the sign may be of another one.
+    let alone = ledger.configs.len() == 1;
     let at = ledger.learned.get(&effect.side);
-    at.is_some_and(|at| *at >= fresh && *at < effect.left && !doubtful)
+    alone && at.is_some_and(|at| *at >= fresh && *at < effect.left && !doubtful)
 }
 
 /// When the ack wait of this attempt was last changed, from what and to what.
