@@ -106,10 +106,12 @@ async fn carry_out(world: &Arc<World>, what: Accident) {
             }
         }
         Accident::Outage(outage) => outages::happen(world, outage).await,
-        Accident::Suspend { replica, millis: length } => {
-            let replica = world.replica(replica);
-            world.trouble(Trouble::Suspended { side: replica.side }, Duration::ZERO);
-            replica.machine.suspend(millis(length));
+        Accident::Suspend { millis: length } => {
+            for replica in world.replicas() {
+                world.trouble(Trouble::Suspended { side: replica.side }, Duration::ZERO);
+                replica.machine.suspend(millis(length));
+            }
+            world.net.skip(length);
         }
     }
 }

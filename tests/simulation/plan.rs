@@ -259,9 +259,8 @@ pub enum Accident {
         replica: usize,
         millis: u64,
     },
-    /// Its machine is suspended: its monotonic clock does not tell.
+    /// The one machine of all replicas is suspended. Their monotonic clocks do not tell, and the servers go on.
     Suspend {
-        replica: usize,
         millis: u64,
     },
     /// A message that breaks the connections that bring it.
@@ -283,8 +282,7 @@ impl Accident {
             | Self::Kill { replica, .. }
             | Self::Drain { replica, .. }
             | Self::Clock { replica, .. }
-            | Self::Stop { replica, .. }
-            | Self::Suspend { replica, .. } => Victim::Replica(replica),
+            | Self::Stop { replica, .. } => Victim::Replica(replica),
             Self::ChangeLeader { consumer, .. }
             | Self::Reset { consumer }
             | Self::MakeAgain { consumer }
@@ -297,7 +295,10 @@ impl Accident {
             Self::Purge { stream } | Self::Age { stream, .. } | Self::Poison { stream } => {
                 Victim::Stream(stream)
             }
-            Self::Restart { .. } | Self::Roll { .. } | Self::RotateKeys { .. } => Victim::World,
+            Self::Suspend { .. }
+            | Self::Restart { .. }
+            | Self::Roll { .. }
+            | Self::RotateKeys { .. } => Victim::World,
             Self::Outage(outage) => outage.victim(),
         }
     }

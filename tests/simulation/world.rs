@@ -99,6 +99,10 @@ impl World {
 
     pub fn calm_down(&self) {
         self.note(format_args!("calm"));
+        for consumer in 0..self.plan.consumers.len() {
+            let name = self.name(consumer);
+            self.net.with(|state, _| state.model.lag(&name, Duration::from_millis(1)));
+        }
         self.calm.store(true, Ordering::Relaxed);
     }
 
@@ -135,14 +139,15 @@ impl World {
     }
 
     pub fn at(&self, time: Time) -> tokio::time::Instant {
-        (self.net.began() + time).into()
+        self.net.instant(time).into()
     }
 
     /// Starts a replica at a place, instead of the one that is there.
     pub fn start(&self, place: usize) {
         let count = self.net.with(|state, _| state.sides());
         let seed = self.plan.seed.wrapping_mul(1_000_003).wrapping_add(count as u64);
-        let machine = SimulatedMachine::new(seed, self.net.began());
+        let machine = SimulatedMachine::new(seed, self.net.instant(self.net.skipped()));
+        machine.suspend(self.net.skipped());
         machine.set_wall_offset(self.ahead.lock().unwrap()[place] * 1_000_000);
         let us = InstanceId(seed.to_le_bytes());
         let keys = self.keys.lock().unwrap().0.clone();

@@ -76,7 +76,7 @@ pub(super) async fn keep_pace(net: &Net, wire: Connection, until: Instant) -> bo
             (!wire.library.take_place()).then_some(wire.to_server.stalled)
         };
         let Some(stalled) = full else { return true };
-        clock::sleep_until(Some((net.began() + stalled).min(until))).await;
+        clock::sleep_until(Some((net.instant(stalled)).min(until))).await;
         if clock::now() >= until {
             return false;
         }

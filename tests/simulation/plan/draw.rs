@@ -263,7 +263,7 @@ fn accident(kind: u64, plan: &Plan, dice: &mut Dice) -> Accident {
         26 | 27 => Accident::Stop { replica, millis: short(8_000, dice) },
         28 if dice.percent(50) => Accident::Poison { stream },
         29.. => Accident::Outage(Outage::draw(plan.servers(), plan.replicas.len(), dice)),
-        _ => Accident::Suspend { replica, millis: short(8_000, dice) },
+        _ => Accident::Suspend { millis: short(8_000, dice) },
     }
 }
 
