@@ -3,7 +3,6 @@
 use std::{sync::Arc, time::Duration};
 
 use fetch_proxy::{
-    clock,
     lessor::DeliveryGuard,
     pb::{self, fetch_service_server::FetchService as _},
 };
@@ -83,16 +82,17 @@ pub async fn fetch(
                 deadline = Some(trip.patience);
                 request.set_timeout(trip.patience);
             }
-            1 => reads = false,
+            // An answer that nobody reads is given back within a moment, so nothing is dark for long.
+            1 => (reads, trip.patience) = (false, dice.millis(1..1_500)),
             2 => trip.hangs_up = Some(dice.millis(0..12)),
             _ => {}
         }
     }
     let side = replica.side;
     let open = world.watch().fetch_called(side, request.get_ref(), deadline, world.net.now());
-    let service = replica.service.clone();
+    let (service, net) = (replica.service.clone(), world.net.clone());
     let method = async move {
-        let arrived = clock::now();
+        let arrived = net.now();
         let answer = service.fetch(request).await?;
         if !reads {
             // It hangs up while it should read: its messages are given back.
@@ -101,20 +101,20 @@ pub async fn fetch(
         if let Some(messages) = answer.extensions().get::<Arc<DeliveryGuard>>() {
             messages.deliver();
         }
-        Ok((answer.into_inner(), arrived, clock::now()))
+        Ok((answer.into_inner(), arrived, net.now()))
     };
     let own = Dice::new(dice.within(0..u64::MAX), plan.number);
     let back = call(world, replica, trip, own, method).await;
-    let (now, began) = (world.net.now(), world.net.began());
+    let now = world.net.now();
     let ended = |end: FetchEnd<'_>| world.watch().fetch_ended(open, end, now);
     let answer = match back {
         Back::Answer((answer, arrived, written)) => {
-            let served = Served { arrived: arrived - began, written: written - began };
+            let served = Served { arrived, written };
             ended(FetchEnd::Answer { answer: &answer, served, received: true });
             Some((answer, served.written))
         }
         Back::Lost(Some((answer, arrived, written))) => {
-            let served = Served { arrived: arrived - began, written: written - began };
+            let served = Served { arrived, written };
             ended(FetchEnd::Answer { answer: &answer, served, received: false });
             None
         }
