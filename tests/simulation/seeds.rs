@@ -160,6 +160,7 @@ mod tests {
             failures: 3,
             after_failure: None,
             only_first: false,
+            strict: false,
             lines: 0,
             each: false,
         }
@@ -183,7 +184,8 @@ mod tests {
         seen.sort_unstable();
         assert_eq!(seen, (10..1_010).collect::<Vec<u64>>());
         assert_eq!((ran.seeds, ran.failed.len()), (1_000, 0));
-        assert!(ran.summary(&settings()).contains("1,000 a thing"));
+        let summary = ran.summary(&settings());
+        assert!(summary.contains("| a thing | 1,000 |"), "{summary}");
     }
 
     #[test]

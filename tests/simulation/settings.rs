@@ -33,6 +33,8 @@ pub struct Settings {
     pub after_failure: Option<Duration>,
     /// Only the first failure is asked for, and it is not shrunk.
     pub only_first: bool,
+    /// Open findings fail a seed, too. Always if there is one seed, or the first failure is asked for.
+    pub strict: bool,
     /// Lines of a history that are printed.
     pub lines: usize,
     /// Each seed has a line of its own.
@@ -42,20 +44,22 @@ pub struct Settings {
 impl Settings {
     pub fn of_environment() -> Self {
         let (only_first, failures) = (is_set("FIRST"), number("FAILURES"));
+        let seeds = number("SEEDS").unwrap_or_else(|| {
+            // The test harness would keep what is printed to itself.
+            let _ = writeln!(stderr(), "simulation: only {FEW} seeds; `make test` runs more");
+            FEW
+        });
         let cores = thread::available_parallelism().map_or(1, usize::from);
         Self {
             from: number("FROM").unwrap_or(0),
-            seeds: number("SEEDS").unwrap_or_else(|| {
-                // The test harness would keep what is printed to itself.
-                let _ = writeln!(stderr(), "simulation: only {FEW} seeds; `make test` runs more");
-                FEW
-            }),
+            seeds,
             // Not SECONDS: a shell may stand between, and bash counts that variable up.
             time: number("LIMIT_SECONDS").map(Duration::from_secs),
             threads: number("THREADS").unwrap_or(cores).max(1),
             failures: if only_first { 1 } else { failures.unwrap_or(5).max(1) },
             after_failure: failures.is_none().then_some(AFTER_FAILURE),
             only_first,
+            strict: only_first || seeds == 1 || is_set("STRICT"),
             lines: number("LINES").unwrap_or(100),
             each: is_set("PROGRESS"),
         }

@@ -43,7 +43,7 @@ pub use self::{
     darkness::{Look, Place},
     exercised::DEMANDED,
     ledger::{CallId, Fate, Kind, Told},
-    report::Finding,
+    report::{Finding, too_common},
     troubles::Trouble,
 };
 use self::{
@@ -93,6 +93,11 @@ impl Default for Watch {
 impl Watch {
     pub fn coverage(&self) -> &Coverage {
         &self.report.coverage
+    }
+
+    /// See [`Report::set_open_findings_aside`].
+    pub fn set_open_findings_aside(&mut self) {
+        self.report.set_open_findings_aside();
     }
 
     pub fn findings(&self) -> &[Finding] {
