@@ -66,7 +66,7 @@ impl SimulatedMachine {
         self.suspended.fetch_add(nanos, Ordering::Relaxed);
     }
 
-    /// Runs a future on this machine, and each task that the future spawns with [`spawn`].
+    /// Runs a future on this machine, and each task that the future spawns with `spawn`.
     pub fn run<F: Future>(self: &Arc<Self>, future: F) -> impl Future<Output = F::Output> + use<F> {
         OnMachine { machine: self.clone(), future: Some(Box::pin(future)) }
     }
