@@ -11,6 +11,8 @@ SEED ?=
 # Seeds of the simulation, from FROM=0 on, for SECONDS at most. CONTRIBUTING.md has the rest.
 FROM ?=
 SECONDS ?=
+# A part of the names of the faults that `make faults` puts back.
+NAME ?=
 SIMULATE = FROM=$(FROM) LIMIT_SECONDS=$(SECONDS) cargo --config .cargo/simulation.toml \
 	test --locked --test simulation -- --nocapture --exact seeds
 # The name of the image that `make image` builds.
@@ -55,6 +57,10 @@ test-cluster: ## Test three replicas on three NATS servers with 50,000 messages 
 simulate: ## Run SEEDS=10000 simulated clusters, FROM=0 on, for SECONDS=300 at most
 	@scripts/tools check
 	SEEDS=$(or $(SEEDS),10000) $(SIMULATE)
+
+faults: ## Put mended faults back until the simulation finds each; NAME=reset for some, SEEDS=100000 for each
+	@scripts/tools check
+	@scripts/faults $(NAME)
 
 test-deploy: ## Test deploy/, with the image and a small rolling update
 	@scripts/tools check
