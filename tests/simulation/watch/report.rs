@@ -28,15 +28,14 @@ pub struct Report {
 /// Findings that nobody has decided yet: the proxy breaks a promise, or the rule demands more than the documentation
 /// promises. Each is work to do. Until then they fail a run of seeds only if they are more common than when they were
 /// measured. A finding is open by its check and a part of its text. The number is the most seeds of 1,000 that may
-/// have such findings: about twice as many as had them in 2,000 seeds.
-const OPEN: [(&str, &str, u64); 7] = [
-    ("holders", "", 14),
-    ("leases", "", 6),
-    ("calls", "", 8),
-    ("darkness", "", 20),
-    ("delivery", "", 4),
-    ("promises", "without a cause", 12),
-    ("promises", "to a lease that is held", 12),
+/// have such findings: about twice as many as had them in 6,000 seeds.
+const OPEN: [(&str, &[&str], u64); 6] = [
+    ("holders", &[""], 14),
+    ("leases", &[""], 5),
+    ("calls", &[""], 4),
+    ("darkness", &[""], 4),
+    ("delivery", &[""], 2),
+    ("promises", &["without a cause", "to a lease that is held"], 12),
 ];
 
 fn row_of_open(check: &str) -> String {
@@ -57,9 +56,10 @@ pub fn too_common(coverage: &Coverage, seeds: u64) -> Vec<String> {
 impl Report {
     /// Takes the open findings out, and counts them. To be called at the end of a run.
     pub fn set_open_findings_aside(&mut self) {
-        for (check, part, _) in OPEN {
-            let is_open =
-                |finding: &mut Finding| finding.check == check && finding.why.contains(part);
+        for (check, parts, _) in OPEN {
+            let is_open = |finding: &mut Finding| {
+                finding.check == check && parts.iter().any(|part| finding.why.contains(part))
+            };
             if self.findings.extract_if(.., is_open).count() > 0 {
                 self.coverage.count(row_of_open(check));
             }
@@ -68,5 +68,39 @@ impl Report {
 
     pub fn fail(&mut self, check: &'static str, at: Time, why: String) {
         self.findings.push(Finding { check, at, why });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(findings: &[(&'static str, &str)]) -> Report {
+        let mut report = Report::default();
+        for (check, why) in findings {
+            report.fail(check, Time::ZERO, (*why).to_owned());
+        }
+        report.set_open_findings_aside();
+        report
+    }
+
+    #[test]
+    fn open_findings_are_counted_once_for_a_seed_and_others_stay() {
+        let open = ("promises", "Ack: LEASE_BUSY without a cause");
+        let report = report(&[open, open, ("promises", "never applied"), ("world", "dark")]);
+        let left: Vec<_> = report.findings.iter().map(|finding| finding.check).collect();
+        assert_eq!(left, ["promises", "world"]);
+        assert_eq!(report.coverage.of(&row_of_open("promises")), 1);
+    }
+
+    #[test]
+    fn open_findings_fail_a_run_once_they_are_more_common_than_before() {
+        let mut coverage = Coverage::default();
+        for seeds in 1..=18 {
+            coverage.merge(&report(&[("holders", "another holder")]).coverage);
+            assert_eq!(too_common(&coverage, 1_000).is_empty(), seeds <= 14 + 4, "{seeds}");
+        }
+        coverage.merge(&report(&[("holders", "another holder")]).coverage);
+        assert_eq!(too_common(&coverage, 1_000).len(), 1);
     }
 }
