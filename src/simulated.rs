@@ -22,14 +22,16 @@ use crate::lock::lock;
 
 /// The right time of day at the start of a simulated world: 2026-01-01, since the Unix epoch. Any time after
 /// 1970 by more than the longest lease would do.
-const EPOCH: Duration = Duration::from_secs(1_767_225_600);
+pub const EPOCH: Duration = Duration::from_secs(1_767_225_600);
 
 tokio::task_local! {
     static MACHINE: Arc<SimulatedMachine>;
 }
 
+/// The source of a machine's random bytes.
+type RandomNumbers = Box<dyn FnMut() -> u64 + Send>;
+
 /// The machine of one replica.
-#[derive(Debug)]
 pub struct SimulatedMachine {
     /// The start of the simulated world, by the monotonic clock.
     started: Instant,
@@ -37,20 +39,19 @@ pub struct SimulatedMachine {
     wall_offset: AtomicI64,
     /// Nanoseconds that the machine was suspended so far.
     suspended: AtomicI64,
-    /// The state of the generator of random bytes.
-    random: Mutex<u64>,
+    random: Mutex<RandomNumbers>,
     /// `None` while the machine runs. While it is stopped, the tasks that were due since.
     stopped: Mutex<Option<Vec<Waker>>>,
 }
 
 impl SimulatedMachine {
-    /// A machine with a right clock, in a world that began at `started`. `seed` decides its random bytes.
-    pub fn new(seed: u64, started: Instant) -> Arc<Self> {
+    /// A machine with a right clock, in a world that began at `started`. Its random bytes come from `random`.
+    pub fn new(started: Instant, random: impl FnMut() -> u64 + Send + 'static) -> Arc<Self> {
         Arc::new(Self {
             started,
             wall_offset: AtomicI64::new(0),
             suspended: AtomicI64::new(0),
-            random: Mutex::new(seed),
+            random: Mutex::new(Box::new(random)),
             stopped: Mutex::default(),
         })
     }
@@ -113,14 +114,10 @@ impl SimulatedMachine {
         SimulatedClocks { wall, wall_ahead, boot_ahead }
     }
 
-    /// SplitMix64: fast, and good enough for identifiers and nonces that nobody attacks.
     fn fill(&self, bytes: &mut [u8]) {
-        let mut state = lock(&self.random);
+        let mut random = lock(&self.random);
         for piece in bytes.chunks_mut(8) {
-            *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mixed = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            piece.copy_from_slice(&(mixed ^ (mixed >> 31)).to_le_bytes()[..piece.len()]);
+            piece.copy_from_slice(&random().to_le_bytes()[..piece.len()]);
         }
     }
 }

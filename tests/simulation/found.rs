@@ -6,8 +6,7 @@
 
 use super::{
     plan::{
-        Accident, ClientPlan, Clocks, ConsumerPlan, Habit, Plan, Planned, ReplicaPlan, StreamPlan,
-        When,
+        Accident, ClientPlan, Clocks, ConsumerPlan, Plan, Planned, ReplicaPlan, StreamPlan, When,
     },
     run,
 };
@@ -30,20 +29,7 @@ fn replicas(count: usize) -> Vec<ReplicaPlan> {
 
 /// Clients without a habit, which ask for so many messages.
 fn clients(n: &[u32]) -> Vec<ClientPlan> {
-    let client = |(number, n): (u64, &u32)| ClientPlan {
-        number,
-        consumer: 0,
-        habit: Habit::Ordinary,
-        home: None,
-        n: *n,
-        lease: None,
-        linger: 0,
-        max_bytes: 0,
-        json: false,
-        sent: false,
-        unary: false,
-        dies: 0,
-    };
+    let client = |(number, n): (u64, &u32)| ClientPlan::ordinary(number, 0, *n);
     (0..).zip(n).map(client).collect()
 }
 

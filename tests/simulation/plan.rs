@@ -130,6 +130,26 @@ pub struct ClientPlan {
     pub dies: u64,
 }
 
+impl ClientPlan {
+    /// A client without a habit, which roams, never dies, and asks for at most `n` messages.
+    pub fn ordinary(number: u64, consumer: usize, n: u32) -> Self {
+        Self {
+            number,
+            consumer,
+            habit: Habit::Ordinary,
+            home: None,
+            n,
+            lease: None,
+            linger: 0,
+            max_bytes: 0,
+            json: false,
+            sent: false,
+            unary: false,
+            dies: 0,
+        }
+    }
+}
+
 /// When an accident happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum When {

@@ -19,7 +19,7 @@ use super::{
     history::History,
     net::{Net, Weather},
     panics,
-    plan::{ClientPlan, Habit, Plan},
+    plan::{ClientPlan, Plan},
     replica::{LONGEST_LEASE, Replica},
     watch::{Fate, Look, Place, Shared, Trouble, Watch},
     world::World,
@@ -155,20 +155,7 @@ async fn look(world: Arc<World>) {
 }
 
 fn worker(consumer: usize) -> ClientPlan {
-    ClientPlan {
-        number: 1_000 + consumer as u64,
-        consumer,
-        habit: Habit::Ordinary,
-        home: None,
-        n: 8,
-        lease: None,
-        linger: 0,
-        max_bytes: 0,
-        json: false,
-        sent: false,
-        unary: false,
-        dies: 0,
-    }
+    ClientPlan::ordinary(1_000 + consumer as u64, consumer, 8)
 }
 
 /// Makes a consumer in its time.

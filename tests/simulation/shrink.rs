@@ -116,6 +116,16 @@ fn without_client(plan: &Plan, place: usize) -> Option<Plan> {
     Some(less)
 }
 
+/// Takes out the thing at this place; `None`: there is no such place, or nothing would be left.
+fn take_out<T>(things: &mut Vec<T>, gone: usize) -> Option<()> {
+    (gone < things.len() && things.len() > 1).then(|| drop(things.remove(gone)))
+}
+
+/// The place of a thing after the thing at `gone` was taken out.
+fn close_gap(place: &mut usize, gone: usize) {
+    *place -= usize::from(*place > gone);
+}
+
 /// What is left of the accidents if a victim of theirs goes; the places behind it move up.
 fn move_up(
     accidents: &mut Vec<Planned>,
@@ -125,20 +135,17 @@ fn move_up(
     accidents.retain_mut(|planned| {
         let Some(place) = pick(planned.what.victim()) else { return true };
         let stays = *place != gone;
-        *place -= usize::from(*place > gone);
+        close_gap(place, gone);
         stays
     });
 }
 
 fn without_consumer(plan: &Plan, gone: usize) -> Option<Plan> {
     let mut less = plan.clone();
-    (gone < less.consumers.len()).then(|| less.consumers.remove(gone))?;
-    if less.consumers.is_empty() {
-        return None;
-    }
+    take_out(&mut less.consumers, gone)?;
     less.clients.retain(|client| client.consumer != gone);
     for client in &mut less.clients {
-        client.consumer -= usize::from(client.consumer > gone);
+        close_gap(&mut client.consumer, gone);
     }
     move_up(&mut less.accidents, gone, |victim| match victim {
         Victim::Consumer(place) => Some(place),
@@ -149,16 +156,13 @@ fn without_consumer(plan: &Plan, gone: usize) -> Option<Plan> {
 
 fn without_stream(plan: &Plan, gone: usize) -> Option<Plan> {
     let mut less = plan.clone();
-    (gone < less.streams.len()).then(|| less.streams.remove(gone))?;
-    if less.streams.is_empty() {
-        return None;
-    }
+    take_out(&mut less.streams, gone)?;
     // A stream that is used stays.
     if less.consumers.iter().any(|consumer| consumer.stream == gone) {
         return Some(plan.clone());
     }
     for consumer in &mut less.consumers {
-        consumer.stream -= usize::from(consumer.stream > gone);
+        close_gap(&mut consumer.stream, gone);
     }
     move_up(&mut less.accidents, gone, |victim| match victim {
         Victim::Stream(place) => Some(place),
@@ -169,16 +173,10 @@ fn without_stream(plan: &Plan, gone: usize) -> Option<Plan> {
 
 fn without_replica(plan: &Plan, gone: usize) -> Option<Plan> {
     let mut less = plan.clone();
-    (gone < less.replicas.len()).then(|| less.replicas.remove(gone))?;
-    if less.replicas.is_empty() {
-        return None;
-    }
+    take_out(&mut less.replicas, gone)?;
     for client in &mut less.clients {
-        client.home = match client.home {
-            Some(home) if home == gone => None,
-            Some(home) => Some(home - usize::from(home > gone)),
-            None => None,
-        };
+        client.home.take_if(|home| *home == gone);
+        client.home.iter_mut().for_each(|home| close_gap(home, gone));
     }
     move_up(&mut less.accidents, gone, |victim| match victim {
         Victim::Replica(place) => Some(place),

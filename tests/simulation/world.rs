@@ -10,6 +10,7 @@ use std::{
 };
 
 use fetch_proxy::{broker::ConsumerName, simulated::SimulatedMachine, token::InstanceId};
+use testkit::dice::Dice;
 
 use super::{
     jetstream::{Config, Time},
@@ -146,7 +147,9 @@ impl World {
     pub fn start(&self, place: usize) {
         let count = self.net.with(|state, _| state.sides());
         let seed = self.plan.seed.wrapping_mul(1_000_003).wrapping_add(count as u64);
-        let machine = SimulatedMachine::new(seed, self.net.instant(self.net.skipped()));
+        let mut random = Dice::new(seed, 0);
+        let machine =
+            SimulatedMachine::new(self.net.instant(self.net.skipped()), move || random.number());
         machine.suspend(self.net.skipped());
         machine.set_wall_offset(self.ahead.lock().unwrap()[place] * 1_000_000);
         let us = InstanceId(seed.to_le_bytes());

@@ -171,7 +171,7 @@ impl Monitor {
 
     /// As far as can be seen, nobody leads the consumer at this moment.
     pub fn missed(&mut self, now: Instant) {
-        self.consumer.known_mut().into_iter().for_each(Known::missed);
+        self.consumer.missed();
         self.ask_again(now);
         self.doubt(now);
     }
@@ -229,7 +229,7 @@ impl Monitor {
 
     /// INFO has to be read again before there is another inbox.
     pub fn reread(&mut self) {
-        self.consumer.known_mut().into_iter().for_each(|known| known.read_on = None);
+        self.consumer.reread();
     }
 
     /// INFO is asked now, unless it is being asked.

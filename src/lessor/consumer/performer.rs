@@ -26,7 +26,11 @@ use crate::{
     broker::{Broker, ConsumerInfo, ConsumerName, InboxEvent, InfoError, PullEnd, PullRequest},
     clock,
     lessor::{
-        Error, core::Core, delivery::GrantedDelivery, sighting::Sighting, spec::encoded_size,
+        Error,
+        core::Core,
+        delivery::GrantedDelivery,
+        sighting::Sighting,
+        spec::{ConsumerSpec, encoded_size},
     },
     pump::{Allowance, PullOutcome, Step},
 };
@@ -261,10 +265,8 @@ impl<B: Broker> Performer<B> {
         if self.monitor.is_away(now) && self.monitor.is_connected() {
             self.info.log_failure(now);
         }
-        if let Some(spec) =
-            self.leases.spec().filter(|_| info.is_ok() && self.monitor.is_read_here())
-        {
-            self.callers.tell_spec(&Ok(spec.clone()));
+        if let Some(spec) = self.spec_here().filter(|_| info.is_ok()).cloned() {
+            self.callers.tell_spec(&Ok(spec));
         }
         error.filter(|_| stop).map_or(Ok(()), Err)
     }
@@ -354,7 +356,9 @@ impl<B: Broker> Performer<B> {
             ConsumerCommand::Know(question) => {
                 self.callers.came(now);
                 self.callers.want_spec(question);
-                self.tell_known_spec();
+                if let Some(spec) = self.spec_here().cloned() {
+                    self.callers.tell_known_spec(&spec);
+                }
                 if self.callers.is_spec_wanted() {
                     self.monitor.ask_again(now);
                     self.obey(None);
@@ -374,11 +378,9 @@ impl<B: Broker> Performer<B> {
         }
     }
 
-    /// Tells the spec to those who want it, if it is known on the present connection.
-    fn tell_known_spec(&mut self) {
-        if let Some(spec) = self.leases.spec().filter(|_| self.monitor.is_read_here()) {
-            self.callers.tell_known_spec(spec);
-        }
+    /// The spec, if INFO was read on the present connection.
+    fn spec_here(&self) -> Option<&Arc<ConsumerSpec>> {
+        self.leases.spec().filter(|_| self.monitor.is_read_here())
     }
 
     /// The other replicas know. The arrivals that were held back continue.

@@ -1,18 +1,32 @@
 //! Promises about limits of pulls, and about pulls of one moment that meet a limit.
 
 use fetch_proxy::{
-    broker::{AckKind, Inbox, PullEnd, PullRequest},
+    broker::{AckKind, Delivery, Inbox, PullEnd, PullRequest},
     clock,
 };
 use testkit::BOUND;
 
 use super::{
-    client::{arrivals, attempts, end, millis, one, open, pull, say},
+    client::{InboxOf, arrivals, attempts, end, millis, one, open, pull, say},
     worlds::Operated,
 };
 
 fn busy(text: &str) -> PullEnd {
     PullEnd::Busy(text.to_owned())
+}
+
+/// A consumer at its `max_ack_pending` of 1: the delivery that is not settled, and a pull that waits for the next
+/// message.
+async fn full<W: Operated>(world: &W) -> (Delivery, InboxOf<W>) {
+    world.update(|config| config.max_ack_pending = Some(1)).await;
+    for number in 0..2 {
+        world.publish(vec![number]).await;
+    }
+    let first = one(world).await;
+    let mut inbox = open(world).await;
+    inbox.pull(PullRequest { expires: BOUND, ..pull(1, 1) }).await.unwrap();
+    world.pulled(1).await;
+    (first, inbox)
 }
 
 contract! {
@@ -104,27 +118,13 @@ contract! {
     }
 
     a_waiting_pull_brings_a_nacked_message_at_max_ack_pending(world: Operated) on model, real {
-        world.update(|config| config.max_ack_pending = Some(1)).await;
-        for number in 0..2 {
-            world.publish(vec![number]).await;
-        }
-        let first = one(&world).await;
-        let mut inbox = open(&world).await;
-        inbox.pull(PullRequest { expires: BOUND, ..pull(1, 1) }).await.unwrap();
-        world.pulled(1).await;
+        let (first, mut inbox) = full(&world).await;
         say(&world, &first, AckKind::Nak(None)).await.unwrap();
         assert_eq!(attempts(&arrivals(&mut inbox, 1).await.0), [(1, 2)]);
     }
 
     a_waiting_pull_brings_a_message_as_soon_as_another_is_settled(world: Operated) on model, real {
-        world.update(|config| config.max_ack_pending = Some(1)).await;
-        for number in 0..2 {
-            world.publish(vec![number]).await;
-        }
-        let first = one(&world).await;
-        let mut inbox = open(&world).await;
-        inbox.pull(PullRequest { expires: BOUND, ..pull(1, 1) }).await.unwrap();
-        world.pulled(1).await;
+        let (first, mut inbox) = full(&world).await;
         say(&world, &first, AckKind::Ack).await.unwrap();
         assert_eq!(attempts(&arrivals(&mut inbox, 1).await.0), [(2, 1)]);
     }

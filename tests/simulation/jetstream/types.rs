@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use fetch_proxy::broker::{AckKind, Delivery, PullEnd};
+/// The time of day at the beginning of the world, by the clock of the servers.
+pub use fetch_proxy::simulated::EPOCH;
 
 /// The time since the beginning of the world.
 pub type Time = Duration;
-
-/// The time of day at the beginning of the world, by a correct clock. Simulated machines use the same.
-pub const EPOCH: Duration = Duration::from_secs(1_767_225_600);
 
 /// A connection of a client to the servers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -45,8 +45,9 @@ mod tests {
 
     use super::{
         super::{
+            super::jetstream::Config,
             Trouble,
-            lab::{ACK_WAIT, Lab, ack, nak},
+            lab::{ACK_WAIT, Lab, ack, millis, nak, name},
         },
         *,
     };
@@ -140,13 +141,8 @@ mod tests {
     #[test]
     fn change_of_leader_that_info_does_not_show_is_excused_until_the_lease_ends() {
         for (shows, found) in [(false, vec![]), (true, vec![CHECK])] {
-            let millis = super::super::lab::millis;
-            let config = super::super::super::jetstream::Config::new(millis(ACK_WAIT));
-            let mut lab = Lab::with(super::super::super::jetstream::Config {
-                replicas: 3,
-                tells_since: shows,
-                ..config
-            });
+            let config = Config::new(millis(ACK_WAIT));
+            let mut lab = Lab::with(Config { replicas: 3, tells_since: shows, ..config });
             let old = lab.send(1, 1);
             lab.hand(1, old, 1, 9_000);
             lab.wait(500);
@@ -168,9 +164,8 @@ mod tests {
         {
             let mut lab = Lab::new();
             let old = lab.held();
-            let config =
-                super::super::super::jetstream::Config::new(super::super::lab::millis(wait));
-            lab.watch().configured(&super::super::lab::name(), &config, lab.now);
+            let config = Config::new(millis(wait));
+            lab.watch().configured(&name(), &config, lab.now);
             lab.wait(1_000);
             let new = lab.send(2, 2);
             lab.hand(2, new, 2, 900);

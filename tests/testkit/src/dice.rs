@@ -11,11 +11,12 @@ impl Dice {
     /// The dice of one player: each has a row of its own, whatever the others do.
     pub fn new(seed: u64, player: u64) -> Self {
         let mut dice = Self(seed ^ player.wrapping_mul(0xd134_2543_de82_ef95));
-        dice.next();
+        dice.number();
         dice
     }
 
-    fn next(&mut self) -> u64 {
+    /// Any number.
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -23,7 +24,7 @@ impl Dice {
     }
 
     pub fn within(&mut self, range: Range<u64>) -> u64 {
-        range.start + self.next() % (range.end - range.start)
+        range.start + self.number() % (range.end - range.start)
     }
 
     /// True so many times in a hundred.

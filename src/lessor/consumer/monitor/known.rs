@@ -47,6 +47,20 @@ impl Knowledge {
         }
     }
 
+    /// As far as can be seen, nobody leads the consumer.
+    pub(super) fn missed(&mut self) {
+        if let Some(known) = self.known_mut() {
+            known.missed();
+        }
+    }
+
+    /// INFO has to be read again on the present connection.
+    pub(super) fn reread(&mut self) {
+        if let Some(known) = self.known_mut() {
+            known.read_on = None;
+        }
+    }
+
     /// A consumer of this name that was made then is not the one that was known.
     pub(super) fn is_made_again(&self, created: &Arc<str>) -> bool {
         match self {
