@@ -6,7 +6,11 @@
 //!  base64url( version 1 │ key id 4 │ nonce 24 │ XChaCha20-Poly1305( claims ) │ tag 16 )
 //!  associated data: version, cluster
 //!  claims: owner 8 │ lease 8 │ settle_by 8 │ leader 8 │ created, ack subject, principal: each length 2, text
+//!          │ tail: any number of fields, each tag 1 │ length 1 │ bytes
 //! ```
+//! The tail is for fields that later versions add. A replica skips a field that it does not know, so a token
+//! of a later version is opened during a rolling update. Tag 1 is kept for the span of the Fetch: 25 bytes.
+//!
 //! frame: the same head and tag, raw bytes; associated data: version, cluster, NUL, channel
 //!
 //! Any number of replicas may draw a 192-bit nonce at random, permanently. A counter would have to be
@@ -30,6 +34,10 @@ const TAG: usize = 16;
 const HEAD: usize = 1 + KEY_ID + NONCE;
 /// Longest token, in bytes: an ack subject is shorter than nats-server's longest control line.
 const MAX_TOKEN_BYTES: usize = 8 * 1024;
+/// Longest name of a principal, in bytes. The size of an answer is reckoned with it.
+pub const MAX_PRINCIPAL_BYTES: usize = 64;
+/// Longest tail, in bytes: all fields of later versions together.
+const MAX_TAIL_BYTES: usize = 256;
 
 /// A random number that seals one token or one frame, and no other.
 pub type Nonce = [u8; NONCE];
@@ -73,7 +81,7 @@ pub struct Claims<'c> {
     pub created: Cow<'c, str>,
     /// The subject on which the delivery is settled.
     pub ack_subject: Cow<'c, str>,
-    /// The client that the token belongs to.
+    /// The client that the token belongs to, at most [`MAX_PRINCIPAL_BYTES`].
     pub principal: Cow<'c, str>,
 }
 
@@ -218,7 +226,7 @@ impl Claims<'_> {
         }
     }
 
-    /// Reads strictly: nothing may be missing or left over.
+    /// Reads strictly: nothing may be missing, and only a tail may follow.
     fn read(bytes: &[u8]) -> Option<Claims<'static>> {
         let (owner, rest) = bytes.split_first_chunk()?;
         let (lease, rest) = rest.split_first_chunk()?;
@@ -228,10 +236,11 @@ impl Claims<'_> {
             let (length, after) = rest.split_first_chunk()?;
             let (text, after) = after.split_at_checked(u16::from_be_bytes(*length).into())?;
             rest = after;
-            Some(Cow::Owned(std::str::from_utf8(text).ok()?.to_owned()))
+            Some(Cow::<str>::Owned(std::str::from_utf8(text).ok()?.to_owned()))
         };
         let (created, ack_subject, principal) = (text()?, text()?, text()?);
-        rest.is_empty().then_some(Claims {
+        let valid = principal.len() <= MAX_PRINCIPAL_BYTES && is_tail(rest);
+        valid.then_some(Claims {
             owner: InstanceId(*owner),
             lease: u64::from_be_bytes(*lease),
             settle_by: u64::from_be_bytes(*settle_by),
@@ -243,8 +252,27 @@ impl Claims<'_> {
     }
 }
 
+/// Whether these bytes are whole fields, each tag at most once. No field is known to this version.
+fn is_tail(mut bytes: &[u8]) -> bool {
+    let mut seen = [false; 256];
+    if bytes.len() > MAX_TAIL_BYTES {
+        return false;
+    }
+    while let Some((tag, rest)) = bytes.split_first() {
+        let value = rest.split_first().and_then(|(length, rest)| rest.get((*length).into()..));
+        let Some(after) = value else { return false };
+        if std::mem::replace(&mut seen[usize::from(*tag)], true) {
+            return false;
+        }
+        bytes = after;
+    }
+    true
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use base64::engine::general_purpose::STANDARD;
     use proptest::prelude::*;
@@ -256,7 +284,9 @@ mod tests {
     fn claims() -> impl Strategy<Value = Claims<'static>> {
         let text = || ".{0,120}".prop_map(Cow::Owned);
         let numbers = (any::<[u8; 8]>(), any::<u64>(), any::<u64>(), any::<u64>());
-        (numbers, text(), text(), text()).prop_map(
+        // A character has at most four bytes.
+        let principal = ".{0,16}".prop_map(Cow::Owned);
+        (numbers, text(), text(), principal).prop_map(
             |((owner, lease, settle_by, leader), created, ack_subject, principal)| Claims {
                 owner: InstanceId(owner),
                 lease,
@@ -269,7 +299,55 @@ mod tests {
         )
     }
 
+    /// A token of a later version: these claims, and this tail.
+    fn with_tail(sealer: &Sealer, claims: &Claims<'_>, tail: &[u8]) -> String {
+        let mut token = sealer.head(TOKEN, [0; NONCE], 0);
+        claims.write(&mut token);
+        token.extend_from_slice(tail);
+        sealer.close(&mut token, [0; NONCE], &sealer.of_tokens);
+        URL_SAFE_NO_PAD.encode(token)
+    }
+
+    fn field(tag: u8, value: &[u8]) -> Vec<u8> {
+        [&[tag, u8::try_from(value.len()).unwrap()], value].concat()
+    }
+
+    /// The reference for [`is_tail`]: reads the fields into a map, one by one.
+    fn fields(tail: &[u8]) -> Option<BTreeMap<u8, Vec<u8>>> {
+        let (mut fields, mut bytes) = (BTreeMap::new(), tail.iter().copied());
+        while let Some(tag) = bytes.next() {
+            let length = usize::from(bytes.next()?);
+            let value: Vec<u8> = bytes.by_ref().take(length).collect();
+            let whole = value.len() == length && fields.insert(tag, value).is_none();
+            whole.then_some(())?;
+        }
+        (tail.len() <= 256).then_some(fields)
+    }
+
     proptest! {
+        #[test]
+        fn fields_of_a_later_version_are_skipped(
+            claims in claims(),
+            tail in prop::collection::btree_map(any::<u8>(), prop::collection::vec(any::<u8>(), 0..30), 0..8),
+        ) {
+            let tail: Vec<u8> = tail.iter().flat_map(|(tag, value)| field(*tag, value)).collect();
+            let sealer = sealer(1, "c");
+            prop_assert_eq!(sealer.open(&with_tail(&sealer, &claims, &tail)), Ok(claims));
+        }
+
+        #[test]
+        fn a_tail_is_valid_exactly_if_its_fields_can_be_read(
+            tail in prop_oneof![
+                prop::collection::vec(0_u8..4, 0..12),
+                prop::collection::vec(any::<u8>(), 0..300),
+            ],
+        ) {
+            let sealer = sealer(1, "c");
+            let opened = sealer.open(&with_tail(&sealer, &some(), &tail));
+            let expected = fields(&tail).map(|_| some()).ok_or(OpenError::Invalid);
+            prop_assert_eq!(opened, expected);
+        }
+
         #[test]
         fn sealed_token_is_opened(claims in claims(), nonce: Nonce) {
             let sealer = sealer(1, "c");
@@ -309,6 +387,42 @@ mod tests {
             ack_subject: "$JS.ACK.ORDERS.worker.1.2.3.4.5".into(),
             principal: "anonymous".into(),
         }
+    }
+
+    #[test]
+    fn tail_with_a_field_twice_or_cut_or_too_long_is_invalid() {
+        let sealer = sealer(1, "c");
+        let longest = field(9, &[1; MAX_TAIL_BYTES - 2]);
+        for (tail, valid) in [
+            (longest.clone(), true),
+            ([longest, field(8, &[])].concat(), false),
+            ([field(9, &[1]), field(8, &[]), field(9, &[1])].concat(), false),
+            (vec![9], false),
+            (vec![9, 2, 0], false),
+        ] {
+            let opened = sealer.open(&with_tail(&sealer, &some(), &tail));
+            assert_eq!(opened, valid.then(some).ok_or(OpenError::Invalid), "{tail:?}");
+        }
+    }
+
+    /// Tokens of a former version are still out when a replica of this version starts.
+    #[test]
+    fn token_that_was_sealed_before_there_was_a_tail_is_opened() {
+        let token = "AVcPlAUJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQm5deWNe61-ZfQSCDxocwfqKvO3mkBhneOmjRhc0yZTWII-\
+                     cuvgvZhlPViO5Fzukr1nuxMtD021VN-g5n-Rxnq08iBL1uci9uXGL05lZF-OttU3FiaG39Y6lWXwvE1xT8Rb\
+                     JeEMB24Go-HzYV6dO5j9nXE";
+        let sealer = sealer(7, "c");
+        assert_eq!(sealer.open(token), Ok(some()));
+        assert_eq!(sealer.seal(&some(), [9; NONCE]), token, "and an older replica opens ours");
+    }
+
+    #[test]
+    fn principal_of_more_than_64_bytes_is_invalid() {
+        let named = |length| Claims { principal: "p".repeat(length).into(), ..some() };
+        let sealer = sealer(1, "c");
+        let opened = |length| sealer.open(&sealer.seal(&named(length), [0; NONCE]));
+        assert_eq!(opened(MAX_PRINCIPAL_BYTES), Ok(named(64)));
+        assert_eq!(opened(MAX_PRINCIPAL_BYTES + 1), Err(OpenError::Invalid));
     }
 
     #[test]

@@ -159,3 +159,68 @@ fn empty_reason(empty: Empty) -> pb::EmptyReason {
 fn saturating(value: u64) -> u32 {
     u32::try_from(value).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        broker::AckSubject,
+        token::{KeyRing, MAX_PRINCIPAL_BYTES},
+    };
+    use prost::Message as _;
+
+    /// Bytes of the field for the span of a Fetch in the tail of the claims: tag, length and value.
+    const SPAN_FIELD: usize = 2 + 25;
+
+    /// The claims take as many bytes as the longest claims of this subject can take.
+    fn longest_token(ack_subject: &str) -> String {
+        let claims = Claims {
+            owner: InstanceId([255; 8]),
+            lease: u64::MAX,
+            settle_by: u64::MAX,
+            leader: u64::MAX,
+            created: format!("2026-11-23T08:00:00.123456789Z{}", "s".repeat(SPAN_FIELD)).into(),
+            ack_subject: ack_subject.into(),
+            principal: "p".repeat(MAX_PRINCIPAL_BYTES).into(),
+        };
+        Sealer::new(KeyRing::single([1; 32]), "c").seal(&claims, [1; 24])
+    }
+
+    #[test]
+    fn reckoned_size_of_an_answer_is_never_below_its_encoded_size() {
+        let time = Some(Timestamp { seconds: i64::MAX, nanos: 999_999_999 });
+        let span = Some(PbDuration { seconds: i64::MAX, nanos: 999_999_999 });
+        for (subject, name, payload) in [(1, 1, 0), (255, 255, 1), (64, 10, 1 << 20)] {
+            let (name, payload) = ("n".repeat(name), vec![b'x'; payload]);
+            let ack = format!("$JS.ACK.domain.hash1234.{name}.{name}.1.2.3.4.5.random");
+            let delivery = Delivery {
+                subject: "s".repeat(subject),
+                payload: payload.clone().into(),
+                headers: vec![("h".repeat(subject), vec!["v".repeat(subject), String::new()])],
+                ack: AckSubject(ack.clone().into()),
+                stream_sequence: u64::MAX,
+                consumer_sequence: u64::MAX,
+                delivery_count: u64::MAX,
+                pending: u64::MAX,
+                published: u64::MAX,
+            };
+            let answered = pb::Delivery {
+                token: longest_token(&ack),
+                subject: delivery.subject.clone(),
+                payload: Some(pb::delivery::Payload::Data(payload.into())),
+                headers: headers(&delivery.headers),
+                stream_sequence: u64::MAX,
+                consumer_sequence: u64::MAX,
+                delivery_count: u32::MAX,
+                max_deliver: u32::MAX,
+                pending: u64::MAX,
+                publish_time: time,
+                lease_expire_time: time,
+                lease: span,
+            };
+            let whole = pb::FetchResponse { messages: vec![answered], ..Default::default() };
+            let (reckoned, encoded) = (encoded_size(&delivery), whole.encoded_len() as u64);
+            assert!(reckoned >= encoded, "{reckoned} for {encoded} bytes");
+        }
+    }
+}
