@@ -1,10 +1,13 @@
 //! The subcommands: what each one does, and the exit code that it ends with.
 
+mod policy;
+
 use std::{io::Write as _, path::Path, process::ExitCode};
 
 use crate::{
+    access::NewApiKey,
     app, client,
-    config::{AckArgs, CodecArg, Command, DevArgs, FetchArgs, LogArgs, Serve},
+    config::{AckArgs, CodecArg, Command, DevArgs, FetchArgs, KeygenArgs, LogArgs, Serve},
     dev,
     pb::{self, settlement::Action},
     telemetry::{Log, LogError},
@@ -25,7 +28,8 @@ pub fn run(command: Command) -> ExitCode {
             }
             None => Err(usage("nothing to run")),
         },
-        Command::Keygen => keygen(),
+        Command::Keygen(args) => keygen(args),
+        Command::Policy(args) => policy::run(args.command),
         Command::Probe(args) => {
             block_on(async { client::probe(&args.addr, &args.service, args.timeout).await })
                 .and_then(|(status, serving)| say(&status).map(|()| if serving { 0 } else { 1 }))
@@ -97,9 +101,21 @@ fn block_on<T, E: ToString>(run: impl Future<Output = Result<T, E>>) -> Outcome<
     outcome
 }
 
-fn keygen() -> Outcome<u8> {
-    let line = token::new_key_line().map_err(failed)?;
-    say(&line).map(|()| 0)
+fn keygen(args: KeygenArgs) -> Outcome<u8> {
+    let lines = match args.api_key {
+        None => token::new_key_line().map_err(failed)?,
+        Some(name) => {
+            let key = NewApiKey::random(&name).map_err(failed)?;
+            let key = key.ok_or_else(|| {
+                usage(
+                    "--api-key: a name has 1 to 64 of a-z, 0-9, `.`, `_` and `-`, and begins with a \
+                     letter or a digit",
+                )
+            })?;
+            format!("{}\n{}", key.secret, key.line)
+        }
+    };
+    say(&lines).map(|()| 0)
 }
 
 fn fetch(args: FetchArgs) -> Outcome<u8> {

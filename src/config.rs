@@ -7,6 +7,7 @@ mod args;
 mod client_args;
 mod limit_args;
 mod listen;
+mod policy_args;
 mod values;
 
 use std::{env, io, path::PathBuf, time::Duration};
@@ -15,6 +16,7 @@ pub use self::{
     args::{Cli, Command, DevArgs, GuardArgs, LogArgs, LogFormat, ProbeArgs},
     client_args::{AckArgs, CallArgs, CodecArg, ExtendArgs, FetchArgs, NakArgs, TermArgs},
     listen::Listen,
+    policy_args::{KeygenArgs, PolicyArgs, PolicyCheckArgs, PolicyCommand, PolicyDiffArgs},
 };
 use self::{
     args::{DrainArgs, ListenArgs, NatsArgs, ServeArgs},

@@ -30,6 +30,7 @@
 //! log_throttle  how often a log line that strangers cause may be written
 //! readiness     whether this replica may serve, and why not; pure
 //! simulated     a machine for tests: clocks, random bytes, tasks
+//! access        who calls, and what each caller may do; pure
 //! broker        the port to JetStream: a trait, its types, its errors
 //! bus           the port to the other replicas: a trait, its types, its errors
 //! lease         the lease table; pure
@@ -45,6 +46,7 @@
 #![warn(missing_docs, unreachable_pub)]
 #![warn(clippy::print_stdout, clippy::unwrap_used, clippy::wildcard_enum_match_arm)]
 
+pub mod access;
 pub mod api_error;
 pub mod app;
 pub mod broker;

@@ -14,6 +14,7 @@ use super::{
     client_args::{AckArgs, ExtendArgs, FetchArgs, NakArgs, TermArgs},
     limit_args::LimitArgs,
     listen::Listen,
+    policy_args::{KeygenArgs, PolicyArgs},
     values,
 };
 
@@ -29,6 +30,9 @@ Examples:
 
   fetch-proxy keygen > token-keys
       Make a key for --token-key-file. Give the same file to every replica.
+
+  fetch-proxy policy check policy.yaml
+      Look for mistakes in a policy file, and explain its decisions.
 
   fetch-proxy probe --addr 127.0.0.1:50052
       Check the health, for exec probes. The exit code is 0 if the replica serves.
@@ -83,8 +87,12 @@ pub enum Command {
     Term(TermArgs),
     /// Move the end of leases by hand.
     Extend(ExtendArgs),
-    /// Print a new key for --token-key-file.
-    Keygen,
+    /// Print a new key for --token-key-file, or a new API key.
+    Keygen(KeygenArgs),
+    /// Check a policy file, explain its decisions, or compare two policy files.
+    ///
+    /// No command obeys a policy file yet: `serve` will, in the next version.
+    Policy(PolicyArgs),
     /// Run a command that ends with this program.
     #[command(hide = true)]
     Guard(GuardArgs),
@@ -306,7 +314,8 @@ impl DevArgs {
             | Command::Nak(_)
             | Command::Term(_)
             | Command::Extend(_)
-            | Command::Keygen
+            | Command::Keygen(_)
+            | Command::Policy(_)
             | Command::Guard(_) => Err(clap::Error::new(clap::error::ErrorKind::InvalidSubcommand)),
         }
     }

@@ -65,13 +65,17 @@ fn page_of_flags_is_what_the_code_says() {
          A test renders this page from the code: `UPDATE_DOCS=1 cargo test --test house`.\n"
         .to_owned();
     for command in cli.get_subcommands().filter(|command| !command.is_hide_set()) {
-        page += &of_command(command);
+        page += &of_command(command, "");
+        for inner in command.get_subcommands() {
+            page += &of_command(inner, &format!("{} ", command.get_name()));
+        }
     }
     assert_rendered("docs/reference/flags.md", &page);
 }
 
-fn of_command(command: &Command) -> String {
-    let mut page = format!("\n## `fetch-proxy {}`\n\n", command.get_name());
+/// The section of a command. `outer` is the command that it belongs to, with a space.
+fn of_command(command: &Command, outer: &str) -> String {
+    let mut page = format!("\n## `fetch-proxy {outer}{}`\n\n", command.get_name());
     let about = command.get_long_about().or(command.get_about());
     page += &sentence(&one_paragraph(&about.unwrap().to_string()));
     page.push('\n');

@@ -27,9 +27,19 @@ fn version_is_that_of_the_crate() {
 #[test]
 fn help_names_every_command_with_examples() {
     let help = text(&run(&["--help"]).stdout);
-    for word in
-        ["serve", "dev", "probe", "keygen", "fetch", "ack", "nak", "term", "extend", "Examples:"]
-    {
+    for word in [
+        "serve",
+        "dev",
+        "probe",
+        "keygen",
+        "policy",
+        "fetch",
+        "ack",
+        "nak",
+        "term",
+        "extend",
+        "Examples:",
+    ] {
         assert!(help.contains(word), "{word} is not in:\n{help}");
     }
     assert!(!help.contains("guard"), "guard is for the program itself");

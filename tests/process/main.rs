@@ -14,5 +14,6 @@ mod log;
 mod old_server;
 mod operations;
 mod page;
+mod policy;
 mod tls;
 mod tutorial;

@@ -1,0 +1,36 @@
+//! Who calls, and what each caller may do. Reads the policy file and the file of API keys, and decides by
+//! them. Pure: no file is read here, and `now` is an argument.
+//!
+//! ```text
+//!  credential ─▶ identity ──match──▶ principal ──rules──▶ verbs on a stream and a consumer
+//!                key:laptop-anna     orders               fetch, settle, extend
+//! ```
+//! 1. An identity is exactly one principal: the first in the file with a pattern that matches.
+//! 2. Rules only allow. So their order decides nothing, and an absent rule denies.
+//! 3. A pattern is matched against the whole text, and a lone `*` matches each text.
+//! 4. A file with a mistake is no policy: nothing of it counts.
+
+mod api_key;
+mod compiled;
+mod diff;
+mod document;
+mod explain;
+mod fields;
+mod identity;
+mod pattern;
+mod place;
+mod verbs;
+mod warnings;
+
+pub use self::{
+    api_key::{ApiKeys, ApiKeysError, NewApiKey},
+    compiled::{Policy, Principal},
+    diff::diff,
+    document::{Authenticate, PrincipalLimits},
+    explain::{AskedRight, Explanation},
+    identity::{Identity, IdentityError, IdentityKind},
+    pattern::Pattern,
+    place::PolicyError,
+    verbs::{Verb, VerbSet},
+    warnings::warnings,
+};
