@@ -209,12 +209,14 @@ impl<'r, B: Broker + Bus> Sender<'r, B> {
             let sent = clock::now();
             part.age(sent.duration_since(transfer.at));
             let step = Step::Prepare(part);
-            match self.step(receiver, handover, step, until.min(sent + STEP_TIMEOUT)).await {
-                Ok(answer) if answer.done => {}
+            let step = self.step(receiver, handover, step, until.min(sent + STEP_TIMEOUT)).await;
+            let worked = match step {
+                Ok(answer) if answer.done => Duration::from_micros(answer.worked),
                 Ok(answer) => return TransferResult::Refused(answer.why),
                 Err(why) => return TransferResult::Refused(format!("{why:?}")),
-            }
-            under_way = under_way.max(clock::now().duration_since(sent));
+            };
+            // The receiver counts from the arrival of the part, and may have to read INFO of its consumers.
+            under_way = under_way.max(clock::now().duration_since(sent).saturating_sub(worked));
         }
         // The receiver may have ended its own leases of that consumer before the first part arrived.
         if self.replica.lessor.has_ended_any(&transfer.leases) {

@@ -76,6 +76,19 @@ async fn no_deadline_grows_in_a_transfer_of_many_parts() {
     }
 }
 
+/// The receiver does not know the consumer, and reads INFO while the sender waits.
+#[tokio::test(start_paused = true)]
+async fn work_of_the_receiver_shortens_no_lease() {
+    let (_net, broker, [sender, receiver]) = members().await;
+    sender.leased(&broker, 1).await;
+    broker.delay_info(Duration::from_millis(700));
+    let before = clock::now() + sender.lessor.leaving()[0].snapshot.ack_by;
+    assert!(sender.leave().await);
+    let after = clock::now() + receiver.lessor.leaving()[0].snapshot.ack_by;
+    assert!(after <= before, "gained {:?}", after - before);
+    assert!(before - after < Duration::from_millis(50), "lost {:?}", before - after);
+}
+
 /// Whether this step only asks if its hearer is there.
 fn asks_who_is_there(step: &Step) -> bool {
     matches!(step, Step::Prepare(part) if part.leases.is_empty() && part.memories.is_empty())

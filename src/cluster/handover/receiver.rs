@@ -9,7 +9,7 @@ use std::{
 
 use prost::Message as _;
 
-use super::wire::{STEP_TIMEOUT, read};
+use super::wire::{STEP_TIMEOUT, micros, read};
 use crate::{
     broker::{Broker, ConsumerName, Leader},
     bus::Bus,
@@ -94,10 +94,11 @@ impl<B: Broker + Bus> Receiver<B> {
 
     /// Does one step of a hand-over, and answers the sender.
     pub(in crate::cluster) async fn answer(&self, request: &[u8]) -> Option<Vec<u8>> {
+        let since = clock::now();
         let request = pb::HandoverRequest::decode(request).ok()?;
         let handover = request.handover.as_ref().try_into().ok()?;
         let taken = match request.step {
-            Some(Step::Prepare(part)) => self.prepare(handover, part).await,
+            Some(Step::Prepare(part)) => self.prepare(handover, part, since).await,
             Some(Step::Commit(commit)) => self.commit(handover, &commit),
             Some(Step::Abort(pb::Abort {})) => {
                 let mut prepared = self.prepared();
@@ -108,16 +109,22 @@ impl<B: Broker + Bus> Receiver<B> {
             }
             None => Err("it is of a version that does not know this step".to_owned()),
         };
+        let worked = micros(clock::now().duration_since(since));
         let answer = match taken {
-            Ok(taken) => pb::HandoverResponse { done: true, why: String::new(), taken },
-            Err(why) => pb::HandoverResponse { done: false, why, taken: 0 },
+            Ok(taken) => pb::HandoverResponse { done: true, why: String::new(), taken, worked },
+            Err(why) => pb::HandoverResponse { done: false, why, taken: 0, worked },
         };
         Some(answer.encode_to_vec())
     }
 
-    async fn prepare(&self, handover: [u8; 8], part: pb::Prepare) -> Result<u64, String> {
+    /// `at`: when the part arrived.
+    async fn prepare(
+        &self,
+        handover: [u8; 8],
+        part: pb::Prepare,
+        at: Instant,
+    ) -> Result<u64, String> {
         let lessor = &self.replica.lessor;
-        let at = clock::now();
         let mut consumers = Vec::with_capacity(part.consumers.len());
         for consumer in part.consumers {
             let leader = Leader(consumer.leader);
