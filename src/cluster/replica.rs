@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::time::sleep;
+use tokio::{
+    sync::SetOnce,
+    time::{sleep, timeout_at},
+};
 
 use super::{
     channel::{Channel, Topic, Unanswered},
@@ -30,6 +33,8 @@ pub(super) struct Replica<B: Broker + Bus> {
     pub(super) channel: Channel<B>,
     pub(super) peers: Peers,
     pub(super) ownership: SharedOwnership,
+    /// This replica and the others know of each other.
+    met: SetOnce<()>,
 }
 
 impl<B: Broker + Bus> Replica<B> {
@@ -45,6 +50,7 @@ impl<B: Broker + Bus> Replica<B> {
             channel: Channel::new(lessor.clone(), keys.clone(), cluster),
             peers: Peers::new(us, name, keys.clone()),
             ownership: SharedOwnership::new(us),
+            met: SetOnce::new(),
             lessor,
             keys,
         }
@@ -56,6 +62,14 @@ impl<B: Broker + Bus> Replica<B> {
         sleep(ANNOUNCE_TIME / 5).await;
         self.send_heartbeat().await;
         sleep(ANNOUNCE_TIME).await;
+        let _ = self.met.set(());
+    }
+
+    /// The replicas that are there, for news that each of them must hear. A replica that has just started waits
+    /// until it knows them, but not longer than `until`.
+    pub(super) async fn others(&self, until: Instant) -> Vec<InstanceId> {
+        let _ = timeout_at(until.into(), self.met.wait()).await;
+        self.peers.named()
     }
 
     pub(super) async fn send_heartbeat(&self) {

@@ -45,7 +45,8 @@ pub(super) async fn tell_others<B: Broker + Bus>(
         counting: sighting.counting,
     };
     let request = request.encode_to_vec();
-    let others = replica.peers.named();
+    // A client may call before this replica is ready.
+    let others = replica.others(until).await;
     let answers = others.iter().map(|other| tell_one(replica, *other, &request, until));
     for (other, answer) in others.iter().zip(join_all(answers).await) {
         if let Err(Unanswered::Silent) = answer {

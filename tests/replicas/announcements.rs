@@ -33,6 +33,26 @@ async fn two() -> (Net, FakeBroker, [Member; 2]) {
     (net, broker, [one, other])
 }
 
+/// A client may ask a replica before it is ready.
+#[tokio::test(start_paused = true)]
+async fn replica_that_has_just_started_tells_the_others_once_it_has_met_them() {
+    let (net, keys) = Net::new(&new_key_line().unwrap());
+    let broker = FakeBroker::new(info(ACK_WAIT));
+    let owner = Member::join(&net, &keys, &broker, 100).await;
+    let old = owner.leased(&broker, 1).await;
+    broker.forget();
+    net.silence(true);
+    let next = Member::new(&net, &keys, &broker, 100);
+    let meets = async {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        net.silence(false);
+        next.cluster.announce().await;
+    };
+    let (new, ()) = tokio::join!(next.leased(&broker, 1), meets);
+    assert_eq!(ack(&owner, old[0]).await, expired());
+    assert!(ack(&next, new[0]).await.is_ok());
+}
+
 /// The consumer is deleted and made again; nothing is delivered of the new one.
 fn make_anew(broker: &FakeBroker) {
     broker.change(|info| info.as_mut().unwrap().created = "second".into());

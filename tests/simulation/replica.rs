@@ -19,7 +19,7 @@ use fetch_proxy::{
     simulated::SimulatedMachine,
     token::InstanceId,
 };
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::net::{Net, SimBroker};
 
@@ -94,7 +94,8 @@ impl Replica {
     async fn follow(self: Arc<Self>) {
         let mut met = false;
         while !self.gone.load(Ordering::Relaxed) {
-            let up = matches!(self.lessor.broker().link(), Link::Up(_));
+            let link = self.lessor.broker().link();
+            let up = matches!(link, Link::Up(_));
             if up && !met {
                 self.cluster.announce().await;
                 met = true;
@@ -103,7 +104,9 @@ impl Replica {
                 met && self.cluster.incompatibility().is_none() && !self.lessor.is_draining();
             self.ready.store(serves, Ordering::Relaxed);
             self.cluster.serves(serves && up);
-            sleep(Duration::from_millis(500)).await;
+            // The end, or another verdict about the others, is noticed within half a second.
+            let change = self.lessor.broker().link_change(&link);
+            let _ = timeout(Duration::from_millis(500), change).await;
         }
     }
 
