@@ -101,6 +101,7 @@ impl Accidents<'_> {
     pub fn cut_route(&mut self, one: usize, other: usize, until: Time) {
         let State { servers, agenda, .. } = &mut *self.state;
         servers.cut(one, other, until, agenda);
+        agenda.at(until, Event::RouteMade(one, other));
         elections::parted(&mut self.state.desk(), until);
     }
 
@@ -117,7 +118,9 @@ impl Accidents<'_> {
     pub fn start_server(&mut self, server: usize, forgets: Duration) {
         self.stop_server(server, Stop::Killed);
         self.state.servers.start(server);
-        elections::started(&mut self.state.desk(), server, forgets);
+        let mut desk = self.state.desk();
+        (0..desk.servers.count()).for_each(|other| desk.route_made(server, other));
+        elections::started(&mut desk, server, forgets);
     }
 
     /// All servers stop.

@@ -44,6 +44,8 @@ pub(super) enum Event {
         to: usize,
         hop: Hop,
     },
+    /// A route between two servers is made again.
+    RouteMade(usize, usize),
     /// A server answers after a while.
     Answer {
         server: usize,

@@ -109,6 +109,22 @@ impl Desk<'_> {
         }
     }
 
+    /// Two servers have a route again. Each tells the other what its clients listen on.
+    pub(super) fn route_made(&mut self, one: usize, other: usize) {
+        for (from, to) in [(one, other), (other, one)] {
+            if from == to || !self.servers.is_up(from) {
+                continue;
+            }
+            for wire in self.wires.which(|wire| wire.server == from && wire.ends.server) {
+                let Some(on) = self.wires.get_mut(wire) else { continue };
+                on.known_at.remove(&to);
+                if !on.subjects.is_empty() {
+                    self.hop((from, to), Hop::Listens(wire), self.now);
+                }
+            }
+        }
+    }
+
     /// A consumer that nobody has asked for before is led by any server.
     pub(super) fn meet(&mut self, name: &ConsumerName) {
         if self.leaders.get(name).is_none()

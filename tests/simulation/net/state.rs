@@ -156,6 +156,7 @@ impl State {
                 }
             }
             Event::Hop { from, to, hop } => self.desk().relay(from, to, hop),
+            Event::RouteMade(one, other) => self.desk().route_made(one, other),
             Event::Answer { server, wire, what } => {
                 if self.servers.is_up(server) {
                     self.wires.send_down(wire, what, now, &mut self.agenda);
