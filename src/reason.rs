@@ -93,7 +93,7 @@ reasons! {
     LeaseExpired = "LEASE_EXPIRED", FailedPrecondition, None;
     /// Not applied. The message was settled before in another way, or such a settlement is not confirmed: metadata `settled_as`.
     LeaseSettled = "LEASE_SETTLED", FailedPrecondition, None;
-    /// Nothing happened. Another call is settling the message.
+    /// Nothing happened. Another call is settling the message, or its lease is being handed over.
     LeaseBusy = "LEASE_BUSY", Aborted, Some(100);
     /// Nothing happened. The NATS user of the proxy lacks the right to metadata `subject`. An operator must act.
     NatsPermission = "NATS_PERMISSION", PermissionDenied, None;

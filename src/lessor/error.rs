@@ -73,8 +73,8 @@ pub enum Error {
     /// The message was settled before, in another way.
     #[error("settled before, as {0:?}")]
     LeaseSettled(SettleKind),
-    /// Another call is settling the lease at this moment.
-    #[error("another call is settling it")]
+    /// Another call is settling the lease at this moment, or it is being handed over.
+    #[error("another call is settling it, or its lease is being handed over")]
     LeaseBusy,
     /// It may have been applied, or may still be applied.
     #[error("sent, and not confirmed in time")]

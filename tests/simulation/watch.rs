@@ -11,6 +11,7 @@
 
 mod answers;
 mod calls;
+mod causes;
 mod coverage;
 mod darkness;
 mod delivery;

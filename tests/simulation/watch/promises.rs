@@ -11,8 +11,9 @@ use super::{
     super::jetstream::{DeliveryId, Time},
     answers::{NO_ANSWER, OVERDUE, Reading, UNSENT},
     calls::SHORTEST_LEASE,
+    causes::{happened, has_cause, is_away, overlaps, waited_for_a_hand_over},
     leases,
-    ledger::{CallId, Effect, Fate, Kind, Ledger, SettleCall, Told},
+    ledger::{CallId, Effect, Fate, Kind, Ledger},
     report::Report,
     troubles::Trouble,
 };
@@ -39,10 +40,6 @@ const OF_SETTLE: [&str; 11] = [
 ];
 const OUTCOMES: [&str; 4] =
     ["OUTCOME_CONFIRMED", "OUTCOME_SENT", "OUTCOME_DUPLICATE", "OUTCOME_EXTENDED"];
-
-/// A refusal because NATS is away has its cause within this time. It is the settle timeout, and the time to
-/// connect again and to ask INFO.
-const CAUSE_WITHIN: Duration = Duration::from_secs(12);
 
 /// A client has its answer, which stands in the ledger already.
 pub fn answered(
@@ -79,7 +76,10 @@ pub fn answered(
             reading.settled_as.is_some_and(|by| by != kind && one.may_have_applied(by) > 0)
                 || terminated(ledger, id)
         }
-        "LEASE_BUSY" => others.any(|other| overlaps(other, call)),
+        "LEASE_BUSY" => {
+            others.any(|other| overlaps(ledger, one, other, call))
+                || waited_for_a_hand_over(ledger, id, call, now)
+        }
         "JETSTREAM_DENIED" => happened(ledger, id, Trouble::MadeAgain, now),
         "TOKEN_INVALID" | "KEY_UNKNOWN" => happened(ledger, id, Trouble::KeysRotated, now),
         // "An answer that arrives after the end of the lease, or after a gap, confirms nothing."
@@ -157,41 +157,6 @@ fn terminated(ledger: &Ledger, id: DeliveryId) -> bool {
         ledger.stored.get(&(name.stream.clone(), *sequence))
     });
     stored.is_some_and(|stored| stored.fate == Fate::Terminated)
-}
-
-/// The other call may have been under way at the time of this one: an unanswered call may still be.
-fn overlaps(other: &SettleCall, call: &SettleCall) -> bool {
-    let until = call.ended.map_or(Time::MAX, |(at, _)| at);
-    let open = other.ended.is_none_or(|(at, told)| at >= call.began || told == Told::Unknown);
-    other.began <= until && open
-}
-
-/// The process stood still meanwhile, or is gone.
-fn is_away(ledger: &Ledger, id: DeliveryId, side: usize, since: Time, now: Time) -> bool {
-    let Some(one) = ledger.deliveries.get(&id) else { return true };
-    let mut spans = ledger.troubles.between(&one.message.0, since, now);
-    spans.any(|span| [Trouble::Stopped { side }, Trouble::Killed { side }].contains(&span.trouble))
-}
-
-fn happened(ledger: &Ledger, id: DeliveryId, trouble: Trouble, now: Time) -> bool {
-    let consumer = ledger.deliveries.get(&id).map(|one| &one.message.0);
-    consumer.is_some_and(|consumer| ledger.troubles.happened(trouble, consumer, Time::ZERO, now))
-}
-
-/// Some accident a moment ago, at this replica, at the owner, or at the consumer.
-fn has_cause(ledger: &Ledger, id: DeliveryId, call: &SettleCall, now: Time) -> bool {
-    let Some(one) = ledger.deliveries.get(&id) else { return true };
-    let since = call.began.saturating_sub(CAUSE_WITHIN);
-    let recent = ledger.troubles.between(&one.message.0, since, now).any(|span| {
-        // Hand-overs: the owner is another process than the one that was sent the message.
-        let drained = Trouble::Draining { side: one.side };
-        let any = ledger.troubles.happened(drained, &one.message.0, one.sent, now);
-        span.trouble.side().is_none_or(|side| side == one.side || side == call.side || any)
-    });
-    let side = one.side;
-    let gone = ledger.ended.contains(&side)
-        || ledger.troubles.happened(Trouble::Killed { side }, &one.message.0, one.sent, now);
-    recent || gone
 }
 
 #[cfg(test)]
@@ -320,6 +285,44 @@ mod tests {
             lab.refuse(call, "LEASE_BUSY");
         });
         assert!(two.is_empty());
+    }
+
+    #[test]
+    fn request_to_the_owner_that_waits_in_a_wire_makes_its_lease_busy() {
+        let busy = |side, stalls: bool| {
+            told(&extend(9_000), |lab, id, call| {
+                lab.succeed(call, pb::Outcome::Extended, 9_000);
+                lab.wait(1);
+                let call = lab.ask(side, id, &ack());
+                if stalls {
+                    lab.trouble(Trouble::Wire { side: 1 }, 4_000);
+                }
+                lab.wait(3_000);
+                lab.apply(side, AckKind::Ack, id, id);
+                lab.confirm(call);
+                lab.wait(1_000);
+                let call = lab.ask(1, id, &ack());
+                lab.refuse(call, "LEASE_BUSY");
+            })
+        };
+        assert!(busy(2, true).is_empty());
+        assert_eq!((busy(2, false), busy(1, true)), (vec![CHECK], vec![CHECK]));
+    }
+
+    #[test]
+    fn lease_is_busy_for_a_call_that_has_waited_for_a_hand_over() {
+        let busy = |(drains, hurried): (usize, bool), wait| {
+            told(&extend(9_000), |lab, id, call| {
+                lab.succeed(call, pb::Outcome::Extended, 9_000);
+                lab.wait(1);
+                lab.trouble(Trouble::Draining { side: drains }, 60_000);
+                let call = lab.watch().settle_called(1, id, &ack(), (false, hurried), lab.now);
+                lab.wait(wait);
+                lab.refuse(call, "LEASE_BUSY");
+            })
+        };
+        assert!(busy((1, true), 100).is_empty() && busy((1, false), 5_000).is_empty());
+        assert_eq!((busy((1, false), 100), busy((2, true), 100)), (vec![CHECK], vec![CHECK]));
     }
 
     #[test]
