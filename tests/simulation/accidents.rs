@@ -108,7 +108,7 @@ async fn carry_out(world: &Arc<World>, what: Accident) {
         Accident::Outage(outage) => outages::happen(world, outage).await,
         Accident::Suspend { millis: length } => {
             for replica in world.replicas() {
-                world.trouble(Trouble::Suspended { side: replica.side }, Duration::ZERO);
+                world.trouble(Trouble::Suspended { side: replica.side }, millis(length));
                 replica.machine.suspend(millis(length));
             }
             world.net.skip(length);

@@ -65,11 +65,7 @@ pub async fn happen(world: &Arc<World>, what: Outage) {
 /// a consumer gets another leader.
 fn troubles(world: &Arc<World>, what: Outage) {
     let millis = Duration::from_millis;
-    let of_all = |length: u64| {
-        for replica in world.replicas() {
-            world.trouble(Trouble::Wire { side: replica.side }, millis(length) + NOTICED);
-        }
-    };
+    let of_all = |length: u64| world.outage(millis(length) + NOTICED);
     match what {
         Outage::RestartOne { away, .. } => {
             of_all(away);

@@ -22,7 +22,7 @@ use super::{
     plan::{ClientPlan, Plan},
     replica::{LONGEST_LEASE, Replica},
     watch::{Fate, Look, Place, Shared, Trouble, Watch},
-    world::World,
+    world::{FOR_EVER, World},
 };
 
 /// After trouble, everything is settled within this: the longest lease, the longest ack wait, a few times
@@ -125,8 +125,9 @@ async fn live(world: Arc<World>) {
     for consumer in 0..world.plan.consumers.len() {
         let name = world.name(consumer);
         // A consumer that was deleted for good has lost its messages.
+        let unsent = world.net.with(|state, _| state.model.unsent(&name));
         if let Some(left) = world.net.with(|state, _| state.model.left(&name)) {
-            world.watch().finished(&name, &left, world.net.now());
+            world.watch().finished(&name, (&left, &unsent), world.net.now());
         }
     }
     end_all(&world).await;
@@ -161,8 +162,11 @@ fn worker(consumer: usize) -> ClientPlan {
 /// Makes a consumer in its time.
 async fn make(world: Arc<World>, consumer: usize) {
     let made = Duration::from_millis(world.plan.consumers[consumer].made);
-    world.trouble_of(&world.name(consumer), Trouble::MadeAgain, made);
+    let name = world.name(consumer);
+    world.trouble_of(&name, Trouble::MadeAgain, FOR_EVER);
+    // Longer by each suspension, as everything that is planned.
     sleep_until(world.at(made)).await;
+    world.watch().is_over(Trouble::MadeAgain, &name, world.net.now());
     world.make(consumer);
 }
 

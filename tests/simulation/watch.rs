@@ -130,6 +130,11 @@ impl Watch {
         }
     }
 
+    /// A delivery of this consumer leaves so much later, when its copies have the change.
+    pub fn lags(&mut self, name: &ConsumerName, lag: Duration) {
+        self.ledger.lags.insert(name.clone(), lag);
+    }
+
     pub fn published(&mut self, stream: &str, sequence: u64, fate: Fate, now: Time) {
         self.count("message: published");
         let stored = Stored { at: now, fate, removed: None };
@@ -176,10 +181,15 @@ impl Watch {
         self.ledger.troubles.add(span);
     }
 
+    /// An accident of one consumer is over.
+    pub fn is_over(&mut self, trouble: Trouble, consumer: &ConsumerName, now: Time) {
+        self.ledger.troubles.end(trouble, Some(consumer), now);
+    }
+
     /// A replica has drained, and its process is gone. `left`: it had leases that it did not hand over.
     pub fn drained(&mut self, side: usize, handed_over: bool, left: bool, now: Time) {
         exercised::drained(&self.ledger, side, handed_over, now, &mut self.report);
-        self.ledger.troubles.end(Trouble::Draining { side }, now);
+        self.ledger.troubles.end(Trouble::Draining { side }, None, now);
         if left {
             self.ledger.ended.insert(side);
         }
@@ -197,9 +207,14 @@ impl Watch {
         }
     }
 
-    /// The end of a run: JetStream still has these messages of a consumer.
-    pub fn finished(&mut self, name: &ConsumerName, unsettled: &[u64], now: Time) {
-        delivery::finished(&self.ledger, name, unsettled, now, &mut self.report);
+    /// The end of a run: JetStream still has these messages of a consumer, and has never sent these attempts.
+    pub fn finished(
+        &mut self,
+        name: &ConsumerName,
+        (unsettled, unsent): (&[u64], &[(u64, u64)]),
+        now: Time,
+    ) {
+        delivery::finished(&self.ledger, name, (unsettled, unsent), now, &mut self.report);
     }
 
     // Clients.
@@ -215,6 +230,11 @@ impl Watch {
         self.next_fetch += 1;
         self.fetches.insert(self.next_fetch, OpenFetch::new(side, request, deadline, now));
         self.next_fetch
+    }
+
+    /// A Fetch has arrived at its replica at that time. `None`: it does not wait there any more.
+    pub fn fetch_waits(&mut self, id: FetchId, since: Option<Time>) {
+        self.fetches.entry(id).and_modify(|fetch| fetch.waits_since = since);
     }
 
     /// A Fetch has ended for its client.

@@ -49,6 +49,8 @@ pub struct World {
     configs: Mutex<Vec<Config>>,
     /// How far the clock of each replica's machine is ahead.
     ahead: Mutex<Vec<i64>>,
+    /// Until when an outage of servers keeps replicas from them, also those that start meanwhile.
+    outage_until: Mutex<Time>,
     calm: AtomicBool,
     over: AtomicBool,
 }
@@ -67,6 +69,7 @@ impl World {
             keys: Mutex::new((KEYS[0].to_owned(), 0)),
             configs: Mutex::new(configs),
             ahead: Mutex::new(ahead),
+            outage_until: Mutex::default(),
             calm: AtomicBool::new(false),
             over: AtomicBool::new(false),
         }
@@ -83,6 +86,10 @@ impl World {
 
     pub fn watch(&self) -> MutexGuard<'_, Watch> {
         self.watch.lock().unwrap()
+    }
+
+    pub fn shared_watch(&self) -> Arc<Mutex<Watch>> {
+        self.watch.clone()
     }
 
     pub fn replicas(&self) -> Vec<Arc<Replica>> {
@@ -129,6 +136,15 @@ impl World {
         self.watch().trouble(trouble, None, now, now + lasts);
     }
 
+    /// An outage of servers begins. It can concern every wire of every replica.
+    pub fn outage(&self, lasts: Duration) {
+        for replica in self.replicas() {
+            self.trouble(Trouble::Wire { side: replica.side }, lasts);
+        }
+        let mut until = self.outage_until.lock().unwrap();
+        *until = (*until).max(self.net.now() + lasts);
+    }
+
     /// An accident begins that concerns one consumer.
     pub fn trouble_of(&self, name: &ConsumerName, trouble: Trouble, lasts: Duration) {
         let now = self.net.now();
@@ -157,7 +173,8 @@ impl World {
         let most = self.plan.replicas[place].max_leases;
         let replica = Replica::start(&self.net, machine, place, us, keys, most);
         let side = replica.side;
-        self.trouble(Trouble::Wire { side }, RECONNECT);
+        let outage = self.outage_until.lock().unwrap().saturating_sub(self.net.now());
+        self.trouble(Trouble::Wire { side }, outage.max(RECONNECT));
         if self.ahead.lock().unwrap().iter().any(|ahead| *ahead != 0) {
             self.trouble(Trouble::ClockOff { side }, FOR_EVER);
         }
@@ -205,6 +222,7 @@ impl World {
         let (name, config) = (self.name(consumer), self.configs.lock().unwrap()[consumer].clone());
         let lag = self.lag(consumer);
         self.watch().configured(&name, &config, self.net.now());
+        self.watch().lags(&name, lag);
         self.net.with(|state, _| {
             state.model.add_consumer(&name, config);
             state.model.lag(&name, lag);

@@ -1,6 +1,9 @@
 //! Fetches messages, and reads the answer.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use fetch_proxy::{
     lessor::DeliveryGuard,
@@ -16,7 +19,7 @@ use crate::{
     plan::{ClientPlan, Habit},
     replica::Replica,
     signs::Sign,
-    watch::{FetchEnd, Served},
+    watch::{FetchEnd, FetchId, Served, Watch},
     world::World,
 };
 
@@ -31,6 +34,22 @@ pub struct Work {
     pub lease: Duration,
     /// When the lease ends, by the replica.
     pub ends: Time,
+}
+
+/// A Fetch waits at its replica until this is dropped: it has an answer, or its call was aborted.
+struct WaitsThere(Arc<Mutex<Watch>>, FetchId);
+
+impl WaitsThere {
+    fn new(watch: Arc<Mutex<Watch>>, fetch: FetchId, now: Time) -> Self {
+        watch.lock().unwrap().fetch_waits(fetch, Some(now));
+        Self(watch, fetch)
+    }
+}
+
+impl Drop for WaitsThere {
+    fn drop(&mut self) {
+        self.0.lock().unwrap().fetch_waits(self.1, None);
+    }
 }
 
 fn ask_for(
@@ -90,10 +109,12 @@ pub async fn fetch(
     }
     let side = replica.side;
     let open = world.watch().fetch_called(side, request.get_ref(), deadline, world.net.now());
-    let (service, net) = (replica.service.clone(), world.net.clone());
+    let (service, net, watch) = (replica.service.clone(), world.net.clone(), world.shared_watch());
     let method = async move {
         let arrived = net.now();
+        let waits = WaitsThere::new(watch, open, arrived);
         let answer = service.fetch(request).await?;
+        drop(waits);
         if !reads {
             // It hangs up while it should read: its messages are given back.
             std::future::pending::<()>().await;

@@ -28,6 +28,8 @@ pub struct Consumer {
     waiting: Pulls,
     journal: Journal,
     outbox: Outbox,
+    /// Attempts that no leader has sent, by sequence. They were counted, if they were not forgotten.
+    unsent: Vec<(u64, u64)>,
     /// With copies: the time until a majority has a change.
     pub lag: Duration,
 }
@@ -45,6 +47,7 @@ impl Consumer {
             waiting: Pulls::default(),
             journal: Journal::new(State::new(first)),
             outbox: Outbox::default(),
+            unsent: Vec::new(),
             lag: Duration::ZERO,
         }
     }
@@ -61,6 +64,7 @@ impl Consumer {
     pub fn reset(&mut self, next: u64, now: Time) {
         self.write(Entry::Reset { next }, now);
         self.again.clear();
+        self.unsent.clear();
     }
 
     pub fn pause(&mut self, until: Option<Time>, now: Time) {
@@ -118,6 +122,11 @@ impl Consumer {
         self.state.pending.iter().map(|(sequence, pending)| (*sequence, pending.newest))
     }
 
+    /// Attempts that were lost with a leader: the sequence of the message, and the number of the attempt.
+    pub fn unsent(&self) -> &[(u64, u64)] {
+        &self.unsent
+    }
+
     fn paused(&self, now: Time) -> bool {
         self.paused_until.is_some_and(|until| now < until)
     }
@@ -142,7 +151,7 @@ impl Consumer {
     /// The leader has crashed.
     pub fn lose_leader(&mut self, now: Time) {
         self.leadership.lose(now);
-        self.outbox.clear();
+        self.unsent.extend(self.outbox.clear());
         // Without copies nobody else knows the pulls. With copies the next leader does.
         if self.config.replicas == 1 {
             self.waiting.forget(|_| true);
@@ -199,7 +208,7 @@ impl Consumer {
     /// Continues with the stored state of this time.
     fn recover(&mut self, at: Time, around: &Surroundings<'_>, now: Time) {
         self.state = self.journal.recover(at);
-        self.outbox.clear();
+        self.unsent.extend(self.outbox.clear());
         self.again.start(now);
         let pending = self.state.pending.keys().copied();
         let gone = pending.filter(|sequence| around.messages.get(*sequence).is_none());

@@ -52,8 +52,15 @@ impl Outbox {
         self.0.front().map(|held| held.at)
     }
 
-    /// The leader is gone, and with it everything that was not sent.
-    pub fn clear(&mut self) {
-        self.0.clear();
+    /// The leader is gone, and with it everything that was not sent. Returns the sequence and the attempt of
+    /// each message that was counted as delivered.
+    pub fn clear(&mut self) -> Vec<(u64, u64)> {
+        let unsent = self.0.drain(..).filter_map(|held| match held.sent {
+            Sent::Message { delivery, .. } => {
+                Some((delivery.stream_sequence, delivery.delivery_count))
+            }
+            Sent::End { .. } | Sent::Answer { .. } => None,
+        });
+        unsent.collect()
     }
 }

@@ -339,6 +339,11 @@ impl JetStream {
         self.find(name).map(|(stream, consumer)| consumer.unsettled(&stream.messages))
     }
 
+    /// The attempts of a consumer that were lost with a leader, before they were sent.
+    pub fn unsent(&self, name: &ConsumerName) -> Vec<(u64, u64)> {
+        self.find(name).map_or(Vec::new(), |(_, consumer)| consumer.unsent().to_vec())
+    }
+
     /// The number of messages that a pull would bring now, and whether `max_ack_pending` is reached.
     pub fn available(&self, name: &ConsumerName, now: Time) -> (usize, bool) {
         let found = self.find(name).filter(|(_, consumer)| consumer.leadership.acts(now));

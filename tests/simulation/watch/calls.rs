@@ -25,6 +25,8 @@ pub struct OpenFetch {
     pub linger: Duration,
     /// A field has a value that is not allowed.
     pub invalid: bool,
+    /// It has arrived at its replica then, and waits there.
+    pub waits_since: Option<Time>,
 }
 
 /// Which Fetch.
@@ -119,6 +121,7 @@ impl OpenFetch {
             linger: duration(request.linger.as_ref()).unwrap_or_default(),
             invalid: duration(request.lease.as_ref()).is_some_and(|lease| lease < SHORTEST_LEASE)
                 || (1..LEAST_BYTES).contains(&request.max_bytes),
+            waits_since: None,
         }
     }
 
@@ -126,10 +129,13 @@ impl OpenFetch {
         ledger.troubles.happened(trouble, &self.consumer, since, now)
     }
 
-    /// How long its process stood still.
+    /// How long its process stood still: "The monotonic clock of a process stops while its machine is suspended".
     fn stopped(&self, ledger: &Ledger, now: Time) -> Duration {
+        let side = self.side;
         let stops = ledger.troubles.between(&self.consumer, self.began, now);
-        let stops = stops.filter(|span| span.trouble == Trouble::Stopped { side: self.side });
+        let stops = stops.filter(|span| {
+            [Trouble::Stopped { side }, Trouble::Suspended { side }].contains(&span.trouble)
+        });
         stops.map(|span| span.until.min(now).saturating_sub(span.from.max(self.began))).sum()
     }
 }
@@ -296,6 +302,24 @@ mod tests {
         assert_eq!(ends(9_000, FetchEnd::Overdue, None), [CHECK]);
         assert!(ends(9_000, FetchEnd::Overdue, Some(Trouble::Killed { side: 1 })).is_empty());
         assert!(ends(9_000, FetchEnd::Gone, None).is_empty());
+    }
+
+    #[test]
+    fn fetch_lasts_longer_by_the_time_for_which_its_process_stands_still() {
+        for (trouble, found) in [
+            (Trouble::Stopped { side: 1 }, vec![]),
+            (Trouble::Suspended { side: 1 }, vec![]),
+            (Trouble::Suspended { side: 2 }, vec![CHECK]),
+        ] {
+            let mut lab = Lab::new();
+            let fetch = lab.fetch(1, 2_000);
+            lab.trouble(trouble, 1_000);
+            lab.wait(8_900);
+            let answer = empty(pb::EmptyReason::NoMessages);
+            let served = Served { arrived: Time::ZERO, written: lab.now };
+            lab.end(fetch, FetchEnd::Answer { answer: &answer, served, received: true });
+            assert_eq!(lab.found(), found, "{trouble:?}");
+        }
     }
 
     #[test]

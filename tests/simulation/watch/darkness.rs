@@ -58,7 +58,7 @@ pub struct Looked {
 /// A replica that an accident has touched needs so long. It connects again (1 s), tells the other replicas
 /// (1 s), and waits for the end of a pull that nobody answers (5 s).
 const RECOVERY: Duration = Duration::from_secs(8);
-/// A Fetch counts as asking if it is this old.
+/// A Fetch counts as asking if it waits at its replica for this long.
 const ASKING: Duration = Duration::from_millis(300);
 /// The few seconds.
 const SLACK: Duration = Duration::from_secs(5);
@@ -146,7 +146,9 @@ fn is_asking(
     let serves = places.iter().any(|place| place.side == fetch.side && place.serves);
     let since = now.saturating_sub(RECOVERY);
     let calm = ledger.troubles.calm_at(name, |side| side == fetch.side, since, now).is_none();
-    let open = fetch.began + ASKING <= now && now < fetch.began + fetch.max_wait;
+    // Without a way to its replica, a client asks nobody.
+    let asks = |since: Time| since + ASKING <= now && now < since + fetch.max_wait;
+    let open = fetch.waits_since.is_some_and(asks);
     fetch.consumer == *name && serves && calm && open
 }
 
@@ -278,6 +280,18 @@ mod tests {
             lab.trouble(Trouble::Wire { side }, 8_000);
             assert_eq!(asked_for(lab, ACK_WAIT + 7_000), found);
         }
+    }
+
+    #[test]
+    fn fetch_that_does_not_reach_its_replica_asks_nobody() {
+        let mut lab = Lab::new();
+        let fetch = lab.fetch(2, 300_000);
+        lab.watch().fetch_waits(fetch, None);
+        lab.look_on(60_000, 1, false);
+        assert!(lab.found().is_empty());
+        lab.watch().fetch_waits(fetch, Some(lab.now));
+        lab.look_on(4_000, 1, false);
+        assert_eq!(lab.found(), [CHECK]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Check: nothing is lost, and nothing is delivered that must not be. Pure.
 //!
-//! 1. Each message ends by an Ack or a Term that a client asked for. There are three exceptions: it left the
-//!    stream, the proxy had to terminate it, or its attempts are used up.
+//! 1. Each message ends by an Ack or a Term that a client asked for. There are four exceptions: it left the
+//!    stream, the proxy had to terminate it, its attempts are used up, or JetStream has never sent the last.
 //! 2. After a confirmed Ack or Term, the message is not delivered again.
 //! 3. A Nak with a delay is not delivered again before the delay is over.
 //! 4. The proxy never uses up the last attempt by itself.
@@ -12,9 +12,10 @@ use fetch_proxy::{broker::ConsumerName, pb};
 
 use super::{
     super::jetstream::{DeliveryId, Time},
-    ledger::{Delivered, Effect, Fate, Kind, Ledger, Told},
+    ledger::{Delivered, Effect, Fate, Kind, Ledger, Message, Told},
     report::Report,
     troubles::Trouble,
+    windows::{Stale, Window},
 };
 
 pub const CHECK: &str = "delivery";
@@ -47,7 +48,10 @@ pub fn sent(ledger: &Ledger, id: DeliveryId, now: Time, report: &mut Report) {
                 format!("{id:?} is sent after a confirmed end of its message: {other:?} {one:?}");
             report.fail(CHECK, now, why);
         }
-        if let Some(early) = too_early(ledger, one, now) {
+        let early = too_early(ledger, one, now);
+        if early.is_some() && is_moved_by_stale_progress(ledger, other, one) {
+            report.coverage.count("delivery: a delay of a Nak ended by stale progress");
+        } else if let Some(early) = early {
             let why =
                 format!("{id:?} is sent {early:?} before the delay of a Nak is over: {one:?}");
             report.fail(CHECK, now, why);
@@ -73,6 +77,26 @@ fn too_early(ledger: &Ledger, one: &Delivered, now: Time) -> Option<Duration> {
     let asked = one.calls_of(Kind::Nak).filter(|call| call.may_apply() && call.began <= effect.at);
     let until = asked.filter_map(|call| Some(call.began + call.length?)).min()?;
     until.checked_sub(now).filter(|left| !left.is_zero())
+}
+
+/// Progress for an earlier holder, which a window admits, has moved the clock of a message that was naked:
+/// "Progress for the earlier holder can also end the delay of a Nak early."
+fn is_moved_by_stale_progress(ledger: &Ledger, id: DeliveryId, victim: &Delivered) -> bool {
+    let nak = victim.effects.iter().rev().find(|effect| effect.kind == Kind::Nak);
+    let moves = |effect: &&Effect| {
+        effect.kind == Kind::Extend
+            && effect.settled == Some(id)
+            && nak.is_some_and(|nak| nak.at <= effect.at)
+    };
+    let admitted = |stale: &Stale<'_>| {
+        Window::ALL
+            .iter()
+            .filter_map(|window| window.opened(stale, ledger))
+            .any(|opened| stale.effect.at.saturating_sub(opened.since) <= opened.bound)
+    };
+    ledger.earlier(id).any(|(_, of)| {
+        of.effects.iter().filter(moves).any(|effect| admitted(&Stale { effect, of, victim }))
+    })
 }
 
 /// JetStream has handled an ack.
@@ -116,11 +140,12 @@ pub fn received(
     }
 }
 
-/// The end of a run. `unsettled`: what JetStream still has of this consumer.
+/// The end of a run. `unsettled`: what JetStream still has of this consumer. `unsent`: the sequence and the
+/// number of each attempt that JetStream counted and never sent.
 pub fn finished(
     ledger: &Ledger,
     name: &ConsumerName,
-    unsettled: &[u64],
+    (unsettled, unsent): (&[u64], &[(u64, u64)]),
     now: Time,
     report: &mut Report,
 ) {
@@ -137,6 +162,10 @@ pub fn finished(
             Some(MessageEnd::Settled) => report.coverage.count("end: settled by a client"),
             Some(MessageEnd::AttemptsOver) => report.coverage.count("end: attempts over"),
             _ if stored.fate == Fate::Terminated => report.coverage.count("end: terminated"),
+            // "If the leader changes in that moment, the attempt is lost."
+            None if is_last_unsent(ledger, &message, unsent) => {
+                report.coverage.count("end: the last attempt was never sent");
+            }
             None => {
                 let ids = ledger.of.get(&message).map(Vec::as_slice).unwrap_or_default();
                 let last = ids.last().and_then(|id| ledger.deliveries.get(id));
@@ -147,12 +176,21 @@ pub fn finished(
     }
 }
 
+/// Whether JetStream counted the last attempt of a message, and never sent it.
+fn is_last_unsent(ledger: &Ledger, (name, sequence): &Message, unsent: &[(u64, u64)]) -> bool {
+    let all = ledger.configs.get(name).map(Vec::as_slice).unwrap_or_default();
+    let attempts = unsent.iter().filter(|(of, _)| of == sequence).map(|(_, attempt)| *attempt);
+    let over =
+        |attempt| all.iter().any(|(_, one)| one.max_deliver.is_some_and(|most| attempt >= most));
+    all.iter().any(|(_, config)| config.replicas > 1) && attempts.into_iter().any(over)
+}
+
 enum MessageEnd {
     Settled,
     AttemptsOver,
 }
 
-fn end_of(ledger: &Ledger, message: &super::ledger::Message) -> Option<MessageEnd> {
+fn end_of(ledger: &Ledger, message: &Message) -> Option<MessageEnd> {
     let ids = ledger.of.get(message)?;
     let all = ids.iter().filter_map(|id| ledger.deliveries.get(id));
     let settled = |one: &Delivered| {
@@ -179,7 +217,12 @@ mod tests {
     };
 
     fn found_at_the_end(lab: &Lab) -> Vec<&'static str> {
-        lab.watch().finished(&name(), &[], lab.now);
+        found_without(lab, &[])
+    }
+
+    /// JetStream has never sent these attempts.
+    fn found_without(lab: &Lab, unsent: &[(u64, u64)]) -> Vec<&'static str> {
+        lab.watch().finished(&name(), (&[], unsent), lab.now);
         lab.found()
     }
 
@@ -215,6 +258,21 @@ mod tests {
     }
 
     #[test]
+    fn last_attempt_that_jetstream_has_never_sent_is_the_end() {
+        for (replicas, unsent, found) in [
+            (3, (1, 2), vec![]),
+            (3, (1, 1), vec![CHECK]),
+            (3, (2, 2), vec![CHECK]),
+            (1, (1, 2), vec![CHECK]),
+        ] {
+            let config = Config::new(millis(ACK_WAIT));
+            let mut lab = Lab::with(Config { max_deliver: Some(2), replicas, ..config });
+            lab.send(1, 1);
+            assert_eq!(found_without(&lab, &[unsent]), found, "{replicas} {unsent:?}");
+        }
+    }
+
+    #[test]
     fn message_that_is_sent_after_its_confirmed_ack_is_found_unless_a_restart_undoes_it() {
         for (restarts, found) in [(false, vec![CHECK]), (true, vec![])] {
             let mut lab = Lab::new();
@@ -242,6 +300,29 @@ mod tests {
             lab.confirm(call);
             lab.wait(after);
             lab.send(2, 2);
+            assert_eq!(lab.found(), found);
+        }
+    }
+
+    #[test]
+    fn delay_of_a_nak_may_end_early_by_progress_of_a_holder_before_a_change_of_leader() {
+        for (changes, found) in [(true, vec![]), (false, vec![CHECK])] {
+            let mut lab = Lab::new();
+            let old = lab.held();
+            lab.wait(ACK_WAIT);
+            if changes {
+                lab.trouble(Trouble::LeaderAway, 0);
+            }
+            lab.wait(100);
+            let new = lab.send(2, 2);
+            lab.hand(2, new, 2, 3_600);
+            let call = lab.ask(2, new, &nak(6_000));
+            lab.apply(2, AckKind::Nak(Some(millis(6_000))), new, new);
+            lab.confirm(call);
+            lab.wait(300);
+            lab.apply(1, AckKind::Progress, old, new);
+            lab.wait(ACK_WAIT);
+            lab.send(2, 3);
             assert_eq!(lab.found(), found);
         }
     }

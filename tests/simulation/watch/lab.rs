@@ -107,7 +107,10 @@ impl Lab {
             max_wait: testkit::millis(max_wait as i64),
             ..pb::FetchRequest::default()
         };
-        self.watch().fetch_called(side, &request, None, self.now)
+        let mut watch = self.watch();
+        let fetch = watch.fetch_called(side, &request, None, self.now);
+        watch.fetch_waits(fetch, Some(self.now));
+        fetch
     }
 
     pub fn end(&self, fetch: FetchId, end: FetchEnd<'_>) {

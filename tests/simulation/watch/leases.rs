@@ -8,6 +8,7 @@ use super::{
     ledger::{Delivered, Kind, Ledger},
     report::Report,
     troubles::Trouble,
+    windows::{LOOK, UNANSWERED},
 };
 
 pub const CHECK: &str = "leases";
@@ -17,6 +18,7 @@ pub const CHECK: &str = "leases";
 pub enum EarlyEnd {
     OwnNak,
     LeaderChanged,
+    LeaderNoticedLate,
     MadeAgain,
     LimitsChanged,
     StaleSettlement,
@@ -31,9 +33,10 @@ const UNTIL_LOOK: Duration = Duration::from_secs(31);
 const LONGEST_STEP: Duration = Duration::from_secs(2);
 
 impl EarlyEnd {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::OwnNak,
         Self::LeaderChanged,
+        Self::LeaderNoticedLate,
         Self::MadeAgain,
         Self::LimitsChanged,
         Self::StaleSettlement,
@@ -49,6 +52,10 @@ impl EarlyEnd {
             Self::LeaderChanged => {
                 "After a restart of a NATS server or a change of leader, JetStream immediately \
                  redelivers every unsettled message that is older than the ack wait."
+            }
+            Self::LeaderNoticedLate => {
+                "Leases that are granted after the change, and before the proxy notices it, are \
+                 treated like older ones: their messages may come from the old leader."
             }
             Self::MadeAgain => {
                 "A consumer that is deleted and made again, or reset, ends all leases that were \
@@ -75,10 +82,16 @@ impl EarlyEnd {
     fn fits(self, id: DeliveryId, one: &Delivered, ledger: &Ledger, now: Time) -> bool {
         let (consumer, troubles) = (&one.message.0, &ledger.troubles);
         let happened = |trouble| troubles.happened(trouble, consumer, one.sent, now);
-        let past_wait = now >= one.sent + one.ack_wait;
+        let lag = ledger.lags.get(consumer).copied().unwrap_or_default();
+        let past_wait = now + lag >= one.sent + one.ack_wait;
         match self {
             Self::OwnNak => one.may_have_applied(Kind::Nak) > 0,
             Self::LeaderChanged => happened(Trouble::LeaderAway) || happened(Trouble::Restarted),
+            Self::LeaderNoticedLate => {
+                let unnoticed = LOOK + UNANSWERED + ledger.round_trip;
+                let since = one.sent.saturating_sub(unnoticed);
+                troubles.happened(Trouble::LeaderAway, consumer, since, now)
+            }
             Self::MadeAgain => happened(Trouble::MadeAgain),
             // "That is at most 30 s, or a third of the old ack wait, later."
             Self::LimitsChanged => {
@@ -198,7 +211,7 @@ mod tests {
     use fetch_proxy::{broker::AckKind, pb};
 
     use super::{
-        super::lab::{ACK_WAIT, Lab, ack, extend, nak},
+        super::lab::{ACK_WAIT, Lab, ack, extend, millis, nak, name},
         *,
     };
 
@@ -258,6 +271,33 @@ mod tests {
             assert!(sent_after(10, |lab, _| lab.trouble(trouble, 0)).is_empty());
         }
         assert_eq!(sent_after(10, |lab, _| lab.trouble(Trouble::KeysRotated, 0)), [CHECK]);
+    }
+
+    #[test]
+    fn lease_from_before_the_change_of_leader_is_noticed_may_end_and_a_later_one_not() {
+        for (before, found) in [(3_200, vec![]), (3_400, vec![CHECK])] {
+            let mut lab = Lab::new();
+            lab.trouble(Trouble::LeaderAway, 0);
+            lab.wait(before);
+            lab.held();
+            lab.wait(1_000);
+            lab.send(2, 2);
+            assert_eq!(lab.found(), found);
+        }
+    }
+
+    #[test]
+    fn ack_wait_of_a_consumer_with_copies_began_before_its_message_left() {
+        for (lag, found) in [(0, vec![CHECK]), (200, vec![])] {
+            let mut lab = Lab::new();
+            lab.watch().lags(&name(), millis(lag));
+            let id = lab.send(1, 1);
+            lab.hand(1, id, 1, 9_000);
+            lab.trouble(Trouble::Killed { side: 1 }, 0);
+            lab.wait(ACK_WAIT - 150);
+            lab.send(2, 2);
+            assert_eq!(lab.found(), found);
+        }
     }
 
     #[test]

@@ -168,6 +168,8 @@ pub struct Ledger {
     /// Streams whose messages leave at this age.
     pub ages: BTreeMap<Arc<str>, Duration>,
     pub configs: BTreeMap<ConsumerName, Vec<(Time, Config)>>,
+    /// How much later than the clock of JetStream starts, a delivery of a consumer with copies leaves.
+    pub lags: BTreeMap<ConsumerName, Duration>,
     pub troubles: Troubles,
     /// When each replica last saw a sign of who leads, or that another server may.
     pub learned: BTreeMap<usize, Time>,

@@ -111,8 +111,9 @@ impl Troubles {
     }
 
     /// An accident is over sooner than was known.
-    pub fn end(&mut self, trouble: Trouble, now: Time) {
-        for span in self.0.iter_mut().filter(|span| span.trouble == trouble && span.from <= now) {
+    pub fn end(&mut self, trouble: Trouble, consumer: Option<&ConsumerName>, now: Time) {
+        let it = |span: &TroubleSpan| (span.trouble, span.consumer.as_ref()) == (trouble, consumer);
+        for span in self.0.iter_mut().filter(|span| it(span) && span.from <= now) {
             span.until = span.until.min(now);
         }
     }
@@ -205,7 +206,8 @@ mod tests {
     #[test]
     fn accident_that_is_over_sooner_excuses_nothing_after_its_end() {
         let (mut troubles, wire) = (troubles(), Trouble::Wire { side: 1 });
-        troubles.end(wire, secs(22));
+        troubles.end(wire, Some(&name("a")), secs(21));
+        troubles.end(wire, None, secs(22));
         assert!(troubles.happened(wire, &name("a"), secs(22), secs(23)));
         assert!(!troubles.happened(wire, &name("a"), secs(23), secs(24)));
     }

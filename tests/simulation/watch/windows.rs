@@ -40,9 +40,9 @@ pub struct Opened {
 /// The longest stall of a plan, and as much again until both ends have noticed that a wire is gone.
 const LONGEST_STALL: Duration = Duration::from_secs(16);
 /// From one look at the consumer to the next, if another server can lead it.
-const LOOK: Duration = Duration::from_secs(1);
+pub const LOOK: Duration = Duration::from_secs(1);
 /// Until a look without an answer is given up, and repeated.
-const UNANSWERED: Duration = Duration::from_millis(2_250);
+pub const UNANSWERED: Duration = Duration::from_millis(2_250);
 /// From one look to the next, if no other server can lead the consumer.
 const RARE_LOOK: Duration = Duration::from_secs(30);
 
