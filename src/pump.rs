@@ -287,7 +287,7 @@ impl<M> Pump<M> {
         loop {
             match self.waiters.fit(item.size) {
                 Fit::Fits(id) => {
-                    if self.waiters.hand(id, item, now) {
+                    if self.waiters.hand(id, item, self.limits.linger, now) {
                         self.answer(id, None);
                     }
                     return Ok(());

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    Due, LeaseId, LeaseTable,
+    Due, LeaseId, LeaseTable, SettleKind,
     ended::Ended,
     entry::{Lease, State},
     time::{Nanos, PAST},
@@ -26,6 +26,14 @@ impl<T> LeaseTable<T> {
             swept.extend(self.sweep_one(id, now));
         }
         swept
+    }
+
+    /// Whether progress may still be sent for a lease that was due. Behind a Nak it would end the delay of the Nak.
+    pub fn may_progress(&self, id: LeaseId) -> bool {
+        self.store.get(id).is_some_and(|lease| match lease.state {
+            State::Held => true,
+            State::Settling { kind, .. } | State::Uncertain(kind) => kind != SettleKind::Nak,
+        })
     }
 
     /// Takes in the outcome of progress that was sent at `sent_at`. Progress counts only if it was

@@ -98,7 +98,9 @@ impl<B: Broker> Lessor<B> {
             no_wait: ask.max_wait.is_zero(),
         };
         let lease = LeaseRequest { length: ask.lease, worker: ask.worker };
-        let answer = self.wait(&ask.name, want, lease).await?;
+        // The pump does not look at the end of a wait of zero.
+        let patience = ask.patience.filter(|_| want.no_wait).map(|patience| patience.until);
+        let answer = self.wait(&ask.name, want, lease, patience).await?;
         let mut fetched = Fetched::new(answer, ask.codec, ask.max_bytes);
         let answer_by = until + self.core.limits.settle_timeout;
         let answer_by = ask.patience.map_or(answer_by, |patience| patience.answer_by);
@@ -122,18 +124,28 @@ impl<B: Broker> Lessor<B> {
         place.map_err(|_| Error::WaiterLimit(self.core.limits.max_waiters))
     }
 
+    /// Waits for the task's answer. Nothing has come for this call if there is none at `until`.
     async fn wait(
         &self,
         name: &ConsumerName,
         want: Want,
         lease: LeaseRequest,
+        until: Option<Instant>,
     ) -> Result<FetchAnswer, Error> {
         let (reply, answer) = oneshot::channel();
         let ticket = Ticket(self.calls.tickets.fetch_add(1, Ordering::Relaxed));
         let handle = self.join(name, ticket, want, lease, reply);
         let leave = Leave { handle: &handle, ticket, armed: true };
+        let answer = tokio::select! {
+            biased;
+            answer = answer => answer,
+            () = clock::sleep_until(until) => {
+                let deliveries = DeliveryGuard::new(Vec::new(), None, handle.clone());
+                return Ok(FetchAnswer { deliveries, draining: false });
+            }
+        };
         // A task answers everybody before it ends. A task that does not has been torn down.
-        let answer = answer.await.unwrap_or(Err(Error::Draining))?;
+        let answer = answer.unwrap_or(Err(Error::Draining))?;
         leave.disarm();
         Ok(answer)
     }

@@ -86,6 +86,7 @@ impl ConsumerSpec {
                 max_expires: info.max_expires.unwrap_or(Duration::MAX).min(longest_pull),
                 max_request_bytes: info.max_request_bytes,
                 park: LONGEST_PARK.min(shortest / 8),
+                linger: shortest / 2,
             },
         }
     }

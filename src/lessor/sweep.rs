@@ -134,7 +134,16 @@ impl<B: Broker> Sweeper<B> {
         let core = self.0.clone();
         spawn(&self.0.tasks, async move {
             let sent_at = clock::now();
-            let (ids, publishes): (Vec<_>, Vec<_>) = leases.into_iter().unzip();
+            let wanted = core.table.with(|table| {
+                let mut leases = leases;
+                // A Nak may have begun since the sweep.
+                leases.retain(|(id, _)| table.may_progress(*id));
+                leases
+            });
+            if wanted.is_empty() {
+                return;
+            }
+            let (ids, publishes): (Vec<_>, Vec<_>) = wanted.into_iter().unzip();
             let until = sent_at + PROGRESS_TIMEOUT;
             let results = core.broker.settle(publishes, Confirmation::Confirmed, until).await;
             let now = clock::now();

@@ -28,6 +28,8 @@ pub struct PullLimits {
     pub max_request_bytes: Option<u64>,
     /// How long surplus is parked for the next waiter.
     pub park: Duration,
+    /// Longest linger of a waiter that has messages: their leases run meanwhile.
+    pub linger: Duration,
 }
 
 /// The wish of a pull before the allowance.

@@ -127,13 +127,20 @@ impl<M> Waiters<M> {
         too_large
     }
 
-    /// Gives a waiter a message that fits it. `true`: the waiter is full now.
-    pub(super) fn hand(&mut self, id: WaiterId, item: Item<M>, now: Instant) -> bool {
+    /// Gives a waiter a message that fits it. With its first message it lingers, for `longest` at most.
+    /// `true`: the waiter is full now.
+    pub(super) fn hand(
+        &mut self,
+        id: WaiterId,
+        item: Item<M>,
+        longest: Duration,
+        now: Instant,
+    ) -> bool {
         let Some(waiter) = self.queue.get_mut(&id) else { return false };
         self.sums.subtract(waiter);
         if self.holders.insert(id) && waiter.lingers() {
             self.ends.remove(&(waiter.end, id));
-            waiter.end = waiter.end.min(now + waiter.want.linger);
+            waiter.end = waiter.end.min(now + waiter.want.linger.min(longest));
             self.ends.insert((waiter.end, id));
         }
         waiter.room = waiter.room.saturating_sub(item.size);

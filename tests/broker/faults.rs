@@ -8,7 +8,7 @@ use fetch_proxy::{
     clock,
     lease::{LeaseId, SettleKind},
     lessor::{
-        Action, CallerDeadline, Codec, Error, FetchParams, Fetched, LeaseLimits, Lessor,
+        Action, CallerDeadline, Codec, Empty, Error, FetchParams, Fetched, LeaseLimits, Lessor,
         SettleItem, Settled,
     },
 };
@@ -343,6 +343,56 @@ async fn explanation_of_an_empty_answer_keeps_each_caller_s_deadline() {
         assert!(matches!(told, Err(Error::Unavailable(_))), "{told:?}");
     }
     assert_eq!(took, millis(400));
+}
+
+/// Progress would end the delay of the Nak.
+#[tokio::test(start_paused = true)]
+async fn progress_that_is_due_at_a_nak_is_not_published_behind_it() {
+    let (broker, lessor) = start(Duration::from_secs(10));
+    broker.publish("x");
+    let long = FetchParams { lease: Some(LONG), ..ask(&broker, LONG) };
+    let lease = taken(lessor.fetch(long).await.unwrap());
+    // The task runs after the sweep, and before the progress that the sweep has begun.
+    let settled = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        settle(&lessor, lease, Action::Nak(LONG)).await
+    });
+    settled.await.unwrap().unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(broker.published(), [AckKind::Nak(Some(LONG))]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn wait_that_ends_before_the_consumer_is_read_is_no_outage() {
+    let (broker, lessor) = start(LONG);
+    broker.delay_info(Duration::from_millis(50));
+    let empty = lessor.fetch(ask(&broker, Duration::from_millis(5))).await.unwrap();
+    assert_eq!(empty.empty(), Some(Empty::NoMessages));
+}
+
+#[tokio::test(start_paused = true)]
+async fn fetch_without_a_wait_keeps_its_caller_s_deadline() {
+    let (broker, lessor) = start(LONG);
+    one(&broker, &lessor).await;
+    broker.lose_pulls(true);
+    let (began, millis) = (clock::now(), Duration::from_millis);
+    let patience =
+        Some(CallerDeadline { until: began + millis(20), answer_by: began + millis(40) });
+    let hasty = FetchParams { patience, ..ask(&broker, Duration::ZERO) };
+    let empty = lessor.fetch(hasty).await.unwrap();
+    assert_eq!((empty.empty(), clock::now() - began), (Some(Empty::NoMessages), millis(20)));
+}
+
+/// Otherwise a message would be delivered again before its answer, and lose its attempts.
+#[tokio::test(start_paused = true)]
+async fn linger_ends_at_half_of_the_ack_wait() {
+    let (broker, lessor) = start(Duration::from_secs(2));
+    broker.publish("x");
+    let linger = FetchParams { linger: Duration::from_secs(5), ..ask(&broker, LONG) };
+    let began = clock::now();
+    let fetched = lessor.fetch(linger).await.unwrap();
+    assert_eq!(clock::now() - began, Duration::from_secs(1));
+    assert_eq!(fetched.messages().len(), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -114,6 +114,7 @@ fn limits() -> PullLimits {
         max_expires: Duration::from_secs(60),
         max_request_bytes: None,
         park: Duration::from_secs(1),
+        linger: Duration::from_secs(5),
     }
 }
 

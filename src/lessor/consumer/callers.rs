@@ -66,6 +66,7 @@ impl Callers {
             max_expires: Duration::MAX,
             max_request_bytes: None,
             park: Duration::from_secs(1),
+            linger: Duration::ZERO,
         };
         Self {
             pump: Pump::new(limits),
@@ -108,12 +109,12 @@ impl Callers {
         }
     }
 
-    /// Answers a caller. `away` says why NATS is away, if it is.
+    /// Answers a caller. `away` says why NATS is away, if it is known to be.
     pub(super) fn answer<B: Broker>(
         &mut self,
         answer: DecidedAnswer,
         leases: &ConsumerLeases<B>,
-        away: impl FnOnce() -> Error,
+        away: impl FnOnce() -> Option<Error>,
         now: Instant,
     ) {
         let DecidedAnswer { waiter, messages, too_large, why } = answer;
@@ -127,8 +128,12 @@ impl Callers {
             // All that it had was lost meanwhile; the call continues to wait.
             return self.join(caller, now);
         }
-        if !found && why == Why::Down {
-            return caller.refuse(away());
+        // If nothing is known against NATS, the call itself finds out why there is nothing.
+        if !found
+            && why == Why::Down
+            && let Some(error) = away()
+        {
+            return caller.refuse(error);
         }
         let (draining, handle) = (why == Why::Draining, self.handle.clone());
         let deliveries = DeliveryGuard::new(messages, too_large, handle);

@@ -45,7 +45,7 @@ pub struct DeliveryGuard {
 
 impl DeliveryGuard {
     /// Guards an answer of messages, and of a message that does not fit even alone.
-    pub(super) fn new(
+    pub(in crate::lessor) fn new(
         messages: Vec<LeasedDelivery>,
         too_large: Option<LeasedDelivery>,
         handle: ConsumerHandle,

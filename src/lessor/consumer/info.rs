@@ -84,13 +84,14 @@ impl<B: Broker> InfoQuestion<B> {
         }
     }
 
-    /// Why NATS, or the consumer, is not to be had.
-    pub(super) fn why_away(&self, link: &Link) -> Error {
-        Error::Unavailable(match (link, &self.why) {
+    /// Why NATS, or the consumer, is not to be had. `None`: nothing has failed yet.
+    pub(super) fn why_away(&self, link: &Link) -> Option<Error> {
+        let why = match (link, &self.why) {
             (Link::Down(why) | Link::Unsupported(why), _) => why.to_string(),
             (Link::Up(_), Some(why)) => format!("the consumer cannot be read: {why}"),
-            (Link::Up(_), None) => "the consumer cannot be read".to_owned(),
-        })
+            (Link::Up(_), None) => return None,
+        };
+        Some(Error::Unavailable(why))
     }
 
     fn was_read(&mut self) {

@@ -394,7 +394,8 @@ impl<B: Broker> Performer<B> {
     /// Tells callers that NATS is away, if it is for so long.
     pub(super) fn tell_outage(&mut self, now: Instant) {
         if self.monitor.is_away(now) {
-            let error = self.info.why_away(self.subscription.link());
+            let unread = || Error::Unavailable("the consumer cannot be read".to_owned());
+            let error = self.info.why_away(self.subscription.link()).unwrap_or_else(unread);
             self.callers.fail(&error, now);
         }
     }

@@ -132,6 +132,23 @@ fn unconfirmed_nak_is_never_published_again() {
 }
 
 #[test]
+fn progress_is_not_sent_behind_a_nak() {
+    for (kind, may) in [(SettleKind::Nak, false), (SettleKind::Ack, true)] {
+        let mut timed = TimedTable::new();
+        let id = timed.assigned(60_000);
+        assert!(timed.table.may_progress(id));
+        timed.begin(id, kind, 5000).unwrap();
+        assert_eq!(timed.table.may_progress(id), may);
+        timed.finish(id, PublishOutcome::Unconfirmed, 5001);
+        assert_eq!(timed.table.may_progress(id), may);
+    }
+    let mut timed = TimedTable::new();
+    let id = timed.assigned(60_000);
+    timed.settle(id, SettleKind::Ack, PublishOutcome::Confirmed, 1);
+    assert!(!timed.table.may_progress(id), "it is over");
+}
+
+#[test]
 fn unconfirmed_nak_is_not_kept_alive_and_not_released() {
     for length in [1000, 60_000] {
         let mut timed = TimedTable::new();

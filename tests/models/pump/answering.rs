@@ -40,6 +40,18 @@ fn linger_continues_after_the_first_message_and_across_pulls() {
     assert_eq!(timed.steps_at(300), [answer(first, [1, 2], Why::Filled)]);
 }
 
+/// Otherwise its first message could be delivered to another worker before it is answered.
+#[test]
+fn linger_is_no_longer_than_the_consumer_allows() {
+    let mut timed = TimedPump::new();
+    timed.pump.set_limits(PullLimits { linger: Duration::from_millis(200), ..limits() });
+    let first = timed.join_lingering(9, 30_000, 300);
+    timed.pull();
+    timed.arrive([1]);
+    assert_eq!(timed.steps_at(199), []);
+    assert_eq!(timed.steps_at(200), [answer(first, [1], Why::Filled)]);
+}
+
 #[test]
 fn waiter_is_answered_at_the_end_of_its_wait() {
     let mut timed = TimedPump::new();

@@ -121,6 +121,7 @@ impl World {
             max_expires: Duration::MAX,
             max_request_bytes: None,
             park: Duration::from_millis(300),
+            linger: Duration::from_millis(200),
         };
         let start = Instant::now();
         let mut pump = Pump::new(limits);

@@ -94,12 +94,14 @@ fn want() -> impl Strategy<Value = Want> {
 fn limits() -> impl Strategy<Value = PullLimits> {
     let expires = prop_oneof![3 => Just(60_000), 1 => 20..300_u64];
     let bytes = prop::option::weighted(0.3, prop::sample::select(vec![1_u64, 3000, 100_000]));
-    let limits = (prop_oneof![1..5_u32, Just(500)], expires, bytes, 1..1000_u64);
-    limits.prop_map(|(max_batch, max_expires, max_request_bytes, park)| PullLimits {
+    let linger = prop_oneof![Just(5000), 1..300_u64];
+    let limits = (prop_oneof![1..5_u32, Just(500)], expires, bytes, 1..1000_u64, linger);
+    limits.prop_map(|(max_batch, max_expires, max_request_bytes, park, linger)| PullLimits {
         max_batch,
         max_expires,
         max_request_bytes,
         park,
+        linger,
     })
 }
 
@@ -128,8 +130,13 @@ impl StateMachineTest for Machine {
     type Reference = Acts;
 
     fn init_test((): &()) -> Self {
-        let limits =
-            PullLimits { max_batch: 500, max_expires: 60_000, max_request_bytes: None, park: 500 };
+        let limits = PullLimits {
+            max_batch: 500,
+            max_expires: 60_000,
+            max_request_bytes: None,
+            park: 500,
+            linger: 5000,
+        };
         let mut machine = Self {
             pump: Pump::new(told(&limits)),
             reference: Reference::new(limits),
@@ -337,6 +344,7 @@ fn told(limits: &PullLimits) -> pump::PullLimits {
         max_expires: Duration::from_millis(limits.max_expires),
         max_request_bytes: limits.max_request_bytes,
         park: Duration::from_millis(limits.park),
+        linger: Duration::from_millis(limits.linger),
     }
 }
 

@@ -29,6 +29,7 @@ pub(super) struct PullLimits {
     pub(super) max_expires: u64,
     pub(super) max_request_bytes: Option<u64>,
     pub(super) park: u64,
+    pub(super) linger: u64,
 }
 
 /// The limits of a pull.
@@ -236,7 +237,8 @@ impl Reference {
             let waiter = &mut self.waiters[at];
             if message.size <= waiter.room() {
                 if waiter.has.is_empty() && waiter.lingers() {
-                    waiter.end = waiter.end.min(now + waiter.want.linger);
+                    let linger = waiter.want.linger.min(self.limits.linger);
+                    waiter.end = waiter.end.min(now + linger);
                 }
                 waiter.has.push(message);
                 if waiter.missing() == 0 || waiter.room() < OVERHEAD {
