@@ -237,6 +237,16 @@ impl Watch {
         self.fetches.entry(id).and_modify(|fetch| fetch.waits_since = since);
     }
 
+    /// A replica has written the answer to a Fetch. Its client may get it much later, or never.
+    pub fn fetch_written(&mut self, answer: &pb::FetchResponse, now: Time) {
+        for message in &answer.messages {
+            let nanos = message.publish_time.map_or(0, |time| time.nanos);
+            let id = DeliveryId::of(u64::try_from(nanos).unwrap_or_default());
+            let lease = message.lease.and_then(|lease| Duration::try_from(lease).ok());
+            self.hold(id, now + lease.unwrap_or_default(), false, now);
+        }
+    }
+
     /// A Fetch has ended for its client.
     pub fn fetch_ended(&mut self, id: FetchId, end: FetchEnd<'_>, now: Time) {
         let Some(fetch) = self.fetches.remove(&id) else { return };

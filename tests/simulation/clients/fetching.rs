@@ -112,7 +112,7 @@ pub async fn fetch(
     let (service, net, watch) = (replica.service.clone(), world.net.clone(), world.shared_watch());
     let method = async move {
         let arrived = net.now();
-        let waits = WaitsThere::new(watch, open, arrived);
+        let waits = WaitsThere::new(watch.clone(), open, arrived);
         let answer = service.fetch(request).await?;
         drop(waits);
         if !reads {
@@ -122,6 +122,7 @@ pub async fn fetch(
         if let Some(messages) = answer.extensions().get::<Arc<DeliveryGuard>>() {
             messages.deliver();
         }
+        watch.lock().unwrap().fetch_written(answer.get_ref(), net.now());
         Ok((answer.into_inner(), arrived, net.now()))
     };
     let own = Dice::new(dice.within(0..u64::MAX), plan.number);

@@ -1,6 +1,6 @@
 //! Requests on the settling wire of a replica, one at a time, and the pace of all that is sent there.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fetch_proxy::{
     broker::{ConsumerInfo, ConsumerName, InfoError},
@@ -65,6 +65,9 @@ pub(super) async fn info(
     }
 }
 
+/// Between two attempts to flush a wire that is not stalled.
+const FLUSH_RETRY: Duration = Duration::from_millis(1);
+
 /// Takes a place among the [`super::library::MAX_UNFLUSHED`] messages that the library may have. `false`: there
 /// is none by `until`, or the wire is lost.
 pub(super) async fn keep_pace(net: &Net, wire: Connection, until: Instant) -> bool {
@@ -76,7 +79,9 @@ pub(super) async fn keep_pace(net: &Net, wire: Connection, until: Instant) -> bo
             (!wire.library.take_place()).then_some(wire.to_server.stalled)
         };
         let Some(stalled) = full else { return true };
-        clock::sleep_until(Some((net.instant(stalled)).min(until))).await;
+        // After the end of a stall, the library still has frames for a moment.
+        let again = net.instant(stalled).max(clock::now() + FLUSH_RETRY);
+        clock::sleep_until(Some(again.min(until))).await;
         if clock::now() >= until {
             return false;
         }

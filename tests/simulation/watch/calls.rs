@@ -25,6 +25,8 @@ pub struct OpenFetch {
     pub linger: Duration,
     /// A field has a value that is not allowed.
     pub invalid: bool,
+    /// So long after its wait it must be answered, because of the deadline of its client.
+    pub explained_within: Option<Duration>,
     /// It has arrived at its replica then, and waits there.
     pub waits_since: Option<Time>,
 }
@@ -101,10 +103,12 @@ impl OpenFetch {
         now: Time,
     ) -> Self {
         // "a tenth of the time to it is left, at least 20 ms and at most 1 s"
-        let answers_by = deadline.map(|deadline| {
-            let left = (deadline / 10).clamp(Duration::from_millis(20), Duration::from_secs(1));
-            deadline.saturating_sub(left)
-        });
+        let left = |deadline: Duration| {
+            (deadline / 10).clamp(Duration::from_millis(20), Duration::from_secs(1))
+        };
+        let answers_by = deadline.map(|deadline| deadline.saturating_sub(left(deadline)));
+        // A third of what is left is for the way of the answer.
+        let written_by = deadline.map(|deadline| deadline.saturating_sub(left(deadline) / 3));
         let max_wait = duration(request.max_wait.as_ref()).unwrap_or(MAX_WAIT).min(LONGEST_WAIT);
         let max_bytes = if request.max_bytes == 0 { MAX_BYTES } else { request.max_bytes as usize };
         let consumer = ConsumerName {
@@ -121,6 +125,8 @@ impl OpenFetch {
             linger: duration(request.linger.as_ref()).unwrap_or_default(),
             invalid: duration(request.lease.as_ref()).is_some_and(|lease| lease < SHORTEST_LEASE)
                 || (1..LEAST_BYTES).contains(&request.max_bytes),
+            explained_within: written_by
+                .map(|by| by.saturating_sub(answers_by.unwrap_or(by).min(max_wait))),
             waits_since: None,
         }
     }
@@ -129,14 +135,26 @@ impl OpenFetch {
         ledger.troubles.happened(trouble, &self.consumer, since, now)
     }
 
-    /// How long its process stood still: "The monotonic clock of a process stops while its machine is suspended".
-    fn stopped(&self, ledger: &Ledger, now: Time) -> Duration {
+    /// The times in which its process stood still: "The monotonic clock of a process stops while its machine is
+    /// suspended".
+    fn stops<'l>(
+        &'l self,
+        ledger: &'l Ledger,
+        since: Time,
+        now: Time,
+    ) -> impl Iterator<Item = (Time, Time)> + 'l {
         let side = self.side;
-        let stops = ledger.troubles.between(&self.consumer, self.began, now);
-        let stops = stops.filter(|span| {
+        let stops = ledger.troubles.between(&self.consumer, since, now);
+        let stops = stops.filter(move |span| {
             [Trouble::Stopped { side }, Trouble::Suspended { side }].contains(&span.trouble)
         });
-        stops.map(|span| span.until.min(now).saturating_sub(span.from.max(self.began))).sum()
+        stops.map(move |span| (span.from, span.until.min(now)))
+    }
+
+    /// For how long its process stood still.
+    fn stopped(&self, ledger: &Ledger, now: Time) -> Duration {
+        let stops = self.stops(ledger, self.began, now);
+        stops.map(|(from, until)| until.saturating_sub(from.max(self.began))).sum()
     }
 }
 
@@ -199,8 +217,11 @@ fn refusal(ledger: &Ledger, fetch: &OpenFetch, reason: &str, now: Time) -> Optio
         "NATS_UNAVAILABLE" => {
             let mut spans = ledger.troubles.between(&fetch.consumer, since, now);
             // A process needs a moment from its start to its first connection.
+            let hurried = fetch.explained_within.is_some_and(|time| time < ledger.round_trip);
             spans.any(|span| span.trouble.side().is_none_or(|of| of == side))
                 || fetch.began < CAUSE_WITHIN
+                // "or your deadline leaves no time to ask it"
+                || hurried
         }
         "NATS_PERMISSION" => fetch.happened(ledger, Trouble::Refused, ever, now),
         // Nothing in this world can cause it.
@@ -232,6 +253,9 @@ fn answer_of(
     }
     report.coverage.count(format!("fetch: empty, {empty:?}"));
     let since = now.saturating_sub(RECENT);
+    // For the process, the time of a suspension has not passed.
+    let stops = fetch.stops(ledger, since, now).map(|(from, until)| until.saturating_sub(from));
+    let since = since.saturating_sub(stops.sum());
     let lately = |at: Option<Time>| at.is_some_and(|at| at >= since);
     let looked = looked.get(&fetch.consumer);
     let early = now.saturating_sub(arrived) < fetch.max_wait;
@@ -323,6 +347,19 @@ mod tests {
     }
 
     #[test]
+    fn client_in_a_hurry_may_hear_that_nats_was_not_asked() {
+        for (deadline, found) in [(12, vec![]), (30, vec![CHECK])] {
+            let mut lab = Lab::new();
+            lab.wait(60_000);
+            let request = pb::FetchRequest::default();
+            let fetch = lab.watch().fetch_called(1, &request, Some(millis(deadline)), lab.now);
+            lab.wait(deadline);
+            lab.end(fetch, FetchEnd::Refused(&refused("NATS_UNAVAILABLE")));
+            assert_eq!(lab.found(), found);
+        }
+    }
+
+    #[test]
     fn refusal_of_a_fetch_is_listed_and_has_its_cause() {
         for (reason, cause) in [
             ("NATS_UNAVAILABLE", Trouble::Wire { side: 1 }),
@@ -376,6 +413,23 @@ mod tests {
             let served = Served { arrived: Time::ZERO, written: lab.now };
             lab.end(fetch, FetchEnd::Answer { answer: &answer, served, received: true });
             assert_eq!(lab.found(), found, "{reason:?} {ago}");
+        }
+    }
+
+    #[test]
+    fn limit_that_was_seen_before_a_suspension_was_seen_lately() {
+        for (suspends, found) in [(true, vec![]), (false, vec![CHECK])] {
+            let mut lab = Lab::new();
+            let fetch = lab.fetch(1, 2_000);
+            lab.tell(true, false);
+            if suspends {
+                lab.trouble(Trouble::Suspended { side: 1 }, 1_000);
+            }
+            lab.wait(2_900);
+            let answer = empty(pb::EmptyReason::MaxAckPending);
+            let served = Served { arrived: Time::ZERO, written: lab.now };
+            lab.end(fetch, FetchEnd::Answer { answer: &answer, served, received: true });
+            assert_eq!(lab.found(), found);
         }
     }
 

@@ -248,6 +248,20 @@ mod tests {
     }
 
     #[test]
+    fn answer_that_is_still_on_its_way_holds_its_messages() {
+        let written = |writes: bool| {
+            let mut lab = Lab::new();
+            let id = lab.send(1, 1);
+            if writes {
+                lab.write(id, 9_000);
+            }
+            lab
+        };
+        assert!(asked_for(written(true), 9_000 + ACK_WAIT + 4_000).is_empty());
+        assert_eq!(asked_for(written(false), 9_000 + ACK_WAIT + 4_000), [CHECK]);
+    }
+
+    #[test]
     fn message_comes_back_after_the_delay_of_its_nak() {
         let nacked = || {
             let mut lab = Lab::new();

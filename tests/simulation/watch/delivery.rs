@@ -15,7 +15,7 @@ use super::{
     ledger::{Delivered, Effect, Fate, Kind, Ledger, Message, Told},
     report::Report,
     troubles::Trouble,
-    windows::{Stale, Window},
+    windows::{LONGEST_STALL, Stale, Window},
 };
 
 pub const CHECK: &str = "delivery";
@@ -79,8 +79,8 @@ fn too_early(ledger: &Ledger, one: &Delivered, now: Time) -> Option<Duration> {
     until.checked_sub(now).filter(|left| !left.is_zero())
 }
 
-/// Progress for an earlier holder, which a window admits, has moved the clock of a message that was naked:
-/// "Progress for the earlier holder can also end the delay of a Nak early."
+/// Progress for an earlier holder has moved the clock of a message after its Nak. A window admits the progress, or it
+/// was late: "Late progress can end the delay of a Nak early."
 fn is_moved_by_stale_progress(ledger: &Ledger, id: DeliveryId, victim: &Delivered) -> bool {
     let nak = victim.effects.iter().rev().find(|effect| effect.kind == Kind::Nak);
     let moves = |effect: &&Effect| {
@@ -88,11 +88,17 @@ fn is_moved_by_stale_progress(ledger: &Ledger, id: DeliveryId, victim: &Delivere
             && effect.settled == Some(id)
             && nak.is_some_and(|nak| nak.at <= effect.at)
     };
+    let late = |Stale { effect, of, .. }: &Stale<'_>| {
+        let side = of.side;
+        let stalled =
+            [Trouble::Wire { side }, Trouble::Stopped { side }].into_iter().any(|trouble| {
+                ledger.troubles.happened(trouble, &of.message.0, effect.left, effect.at)
+            });
+        stalled && effect.at.saturating_sub(effect.left) <= LONGEST_STALL
+    };
     let admitted = |stale: &Stale<'_>| {
-        Window::ALL
-            .iter()
-            .filter_map(|window| window.opened(stale, ledger))
-            .any(|opened| stale.effect.at.saturating_sub(opened.since) <= opened.bound)
+        let mut open = Window::ALL.iter().filter_map(|window| window.opened(stale, ledger));
+        late(stale) || open.any(|one| stale.effect.at.saturating_sub(one.since) <= one.bound)
     };
     ledger.earlier(id).any(|(_, of)| {
         of.effects.iter().filter(moves).any(|effect| admitted(&Stale { effect, of, victim }))
@@ -305,13 +311,18 @@ mod tests {
     }
 
     #[test]
-    fn delay_of_a_nak_may_end_early_by_progress_of_a_holder_before_a_change_of_leader() {
-        for (changes, found) in [(true, vec![]), (false, vec![CHECK])] {
+    fn delay_of_a_nak_may_end_early_by_progress_of_a_holder_before() {
+        for (trouble, found) in [
+            (Some(Trouble::LeaderAway), vec![]),
+            (Some(Trouble::Wire { side: 1 }), vec![]),
+            (Some(Trouble::Wire { side: 3 }), vec![CHECK]),
+            (None, vec![CHECK]),
+        ] {
             let mut lab = Lab::new();
             let old = lab.held();
             lab.wait(ACK_WAIT);
-            if changes {
-                lab.trouble(Trouble::LeaderAway, 0);
+            if let Some(trouble) = trouble {
+                lab.trouble(trouble, 1_000);
             }
             lab.wait(100);
             let new = lab.send(2, 2);

@@ -40,6 +40,18 @@ pub fn extend(lease: u64) -> Action {
     Action::Extend(pb::ExtendAction { lease: testkit::millis(lease as i64) })
 }
 
+fn answer(id: DeliveryId, attempt: u32, lease: u64) -> pb::FetchResponse {
+    let nanos = i32::try_from(id.0).unwrap();
+    let message = pb::Delivery {
+        stream_sequence: 1,
+        delivery_count: attempt,
+        publish_time: Some(prost_types::Timestamp { seconds: 0, nanos }),
+        lease: testkit::millis(lease as i64),
+        ..pb::Delivery::default()
+    };
+    pb::FetchResponse { messages: vec![message], ..pb::FetchResponse::default() }
+}
+
 pub struct Lab {
     shared: Shared,
     pub now: Time,
@@ -117,17 +129,14 @@ impl Lab {
         self.watch().fetch_ended(fetch, end, self.now);
     }
 
+    /// An answer with the message is written, with a lease of this length, and is on its way.
+    pub fn write(&self, id: DeliveryId, lease: u64) {
+        self.watch().fetch_written(&answer(id, 1, lease), self.now);
+    }
+
     /// A client has the message, with a lease of this length.
     pub fn hand(&self, side: usize, id: DeliveryId, attempt: u32, lease: u64) {
-        let nanos = i32::try_from(id.0).unwrap();
-        let message = pb::Delivery {
-            stream_sequence: 1,
-            delivery_count: attempt,
-            publish_time: Some(prost_types::Timestamp { seconds: 0, nanos }),
-            lease: testkit::millis(lease as i64),
-            ..pb::Delivery::default()
-        };
-        let answer = pb::FetchResponse { messages: vec![message], ..pb::FetchResponse::default() };
+        let answer = answer(id, attempt, lease);
         let fetch = self.fetch(side, 1_000);
         let served = Served { arrived: self.now, written: self.now };
         self.end(fetch, FetchEnd::Answer { answer: &answer, served, received: true });

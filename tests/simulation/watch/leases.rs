@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use fetch_proxy::lease::margin;
+
 use super::{
     super::jetstream::{DeliveryId, Time},
     ledger::{Delivered, Kind, Ledger},
@@ -24,6 +26,7 @@ pub enum EarlyEnd {
     StaleSettlement,
     Suspended,
     HandedOver,
+    LastMoment,
     NotKeptAlive,
 }
 
@@ -33,7 +36,7 @@ const UNTIL_LOOK: Duration = Duration::from_secs(31);
 const LONGEST_STEP: Duration = Duration::from_secs(2);
 
 impl EarlyEnd {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::OwnNak,
         Self::LeaderChanged,
         Self::LeaderNoticedLate,
@@ -42,6 +45,7 @@ impl EarlyEnd {
         Self::StaleSettlement,
         Self::Suspended,
         Self::HandedOver,
+        Self::LastMoment,
         Self::NotKeptAlive,
     ];
 
@@ -70,6 +74,10 @@ impl EarlyEnd {
             Self::HandedOver => {
                 "Deadlines are sent as remaining time, less the longest time that a part was on \
                  its way."
+            }
+            Self::LastMoment => {
+                "A lease can end at its old end, if the call that makes it longer begins less than a \
+                 round trip before that."
             }
             Self::NotKeptAlive => {
                 "It counts only if the answer arrives before the old end: after that end, \
@@ -127,6 +135,7 @@ impl EarlyEnd {
                 });
                 ends && stalled
             }
+            Self::LastMoment => past_wait && is_lengthened_late(one, ledger),
             Self::NotKeptAlive => {
                 let span = |span: &super::troubles::TroubleSpan| {
                     let harms = matches!(
@@ -145,6 +154,23 @@ impl EarlyEnd {
             }
         }
     }
+}
+
+/// Whether a client got its lease, or the last one that is longer, within a round trip before the clock of
+/// JetStream could end it.
+fn is_lengthened_late(one: &Delivered, ledger: &Ledger) -> bool {
+    let extended = one.calls_of(Kind::Extend).filter_map(|call| Some((call.began, call.ended?.0)));
+    let handed = one.hold.map(|hold| (hold.from.saturating_sub(ledger.round_trip), hold.from));
+    extended.chain(handed).any(|(began, ended)| {
+        let moved = one
+            .effects
+            .iter()
+            .filter(|effect| effect.kind == Kind::Extend && effect.at + ledger.round_trip < began);
+        let last = moved.map(|effect| (effect.left, effect.at)).max();
+        let (from, until) = last.unwrap_or((one.sent, one.arrived.unwrap_or(one.sent)));
+        let clock = one.ack_wait.saturating_sub(margin(one.ack_wait));
+        began <= until + clock && from + clock <= ended + ledger.round_trip
+    })
 }
 
 /// Whether the process may have the lease: it was sent the message, or that process has drained.
@@ -295,6 +321,20 @@ mod tests {
             lab.hand(1, id, 1, 9_000);
             lab.trouble(Trouble::Killed { side: 1 }, 0);
             lab.wait(ACK_WAIT - 150);
+            lab.send(2, 2);
+            assert_eq!(lab.found(), found);
+        }
+    }
+
+    #[test]
+    fn lease_that_is_extended_in_the_last_moment_may_end_and_another_not() {
+        for (before, found) in [(5, vec![]), (30, vec![CHECK])] {
+            let mut lab = Lab::new();
+            let id = lab.held();
+            lab.wait(ACK_WAIT - ACK_WAIT / 10 - before);
+            let call = lab.ask(1, id, &extend(6_000));
+            lab.succeed(call, pb::Outcome::Extended, 6_000);
+            lab.wait(ACK_WAIT / 10 + before);
             lab.send(2, 2);
             assert_eq!(lab.found(), found);
         }
