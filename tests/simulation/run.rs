@@ -141,7 +141,8 @@ async fn look(world: Arc<World>) {
             let look = |consumer| {
                 let (available, full) = state.model.available(&consumer, now);
                 let unsettled = state.model.unsettled(&consumer);
-                Look { consumer, unsettled, available, full }
+                let next = state.model.next(&consumer);
+                Look { consumer, unsettled, next, available, full }
             };
             names.map(look).collect()
         });
@@ -166,7 +167,7 @@ async fn make(world: Arc<World>, consumer: usize) {
     world.trouble_of(&name, Trouble::MadeAgain, FOR_EVER);
     // Longer by each suspension, as everything that is planned.
     sleep_until(world.at(made)).await;
-    world.watch().is_over(Trouble::MadeAgain, &name, world.net.now());
+    world.watch().first_is_over(Trouble::MadeAgain, &name, world.net.now());
     world.make(consumer);
 }
 

@@ -181,15 +181,15 @@ impl Watch {
         self.ledger.troubles.add(span);
     }
 
-    /// An accident of one consumer is over.
-    pub fn is_over(&mut self, trouble: Trouble, consumer: &ConsumerName, now: Time) {
-        self.ledger.troubles.end(trouble, Some(consumer), now);
+    /// The first accident of this kind that concerns a consumer is over.
+    pub fn first_is_over(&mut self, trouble: Trouble, consumer: &ConsumerName, now: Time) {
+        self.ledger.troubles.end_first(trouble, consumer, now);
     }
 
     /// A replica has drained, and its process is gone. `left`: it had leases that it did not hand over.
     pub fn drained(&mut self, side: usize, handed_over: bool, left: bool, now: Time) {
         exercised::drained(&self.ledger, side, handed_over, now, &mut self.report);
-        self.ledger.troubles.end(Trouble::Draining { side }, None, now);
+        self.ledger.troubles.end(Trouble::Draining { side }, now);
         if left {
             self.ledger.ended.insert(side);
         }

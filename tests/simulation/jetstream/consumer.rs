@@ -122,6 +122,10 @@ impl Consumer {
         self.state.pending.iter().map(|(sequence, pending)| (*sequence, pending.newest))
     }
 
+    pub fn next_new(&self) -> u64 {
+        self.state.next
+    }
+
     /// Attempts that were lost with a leader: the sequence of the message, and the number of the attempt.
     pub fn unsent(&self) -> &[(u64, u64)] {
         &self.unsent

@@ -334,6 +334,11 @@ impl JetStream {
             .map_or_else(Vec::new, |(stream, consumer)| consumer.unsettled(&stream.messages))
     }
 
+    /// The first stream sequence that a consumer has not delivered, as far as its leader knows.
+    pub fn next(&self, name: &ConsumerName) -> u64 {
+        self.find(name).map_or(0, |(_, consumer)| consumer.next_new())
+    }
+
     /// The unsettled messages of a consumer. `None`: there is no such consumer.
     pub fn left(&self, name: &ConsumerName) -> Option<Vec<u64>> {
         self.find(name).map(|(stream, consumer)| consumer.unsettled(&stream.messages))

@@ -29,6 +29,8 @@ pub struct Look {
     pub consumer: ConsumerName,
     /// Sequences that are not settled.
     pub unsettled: Vec<u64>,
+    /// From this sequence on, the consumer has delivered nothing, as far as its leader knows.
+    pub next: u64,
     /// How many messages JetStream would hand out now.
     pub available: usize,
     /// `max_ack_pending` is reached.
@@ -105,10 +107,9 @@ pub fn look(
     for sequence in &look.unsettled {
         let message = (name.clone(), *sequence);
         let newest = ledger.newest(&message);
-        let fresh = newest
-            .is_none_or(|one| ledger.troubles.happened(Trouble::MadeAgain, name, one.sent, now));
-        // A new message waits in its line, and behind those that come again.
-        if fresh {
+        // A new message waits in its line, and behind those that come again. It is new again if the consumer was made
+        // again, or has forgotten that it was delivered.
+        if newest.is_none() || *sequence >= look.next {
             continue;
         }
         let asked = match newest {
@@ -322,6 +323,18 @@ mod tests {
         lab.fetch(2, 300_000);
         lab.look_on(60_000, 0, true);
         assert!(lab.found().is_empty());
+    }
+
+    #[test]
+    fn message_that_the_consumer_has_forgotten_may_wait_in_its_line() {
+        for (next, found) in [(1, vec![]), (2, vec![CHECK])] {
+            let mut lab = Lab::new();
+            lab.send(1, 1);
+            lab.next = next;
+            lab.fetch(2, 300_000);
+            lab.look_on(60_000, 0, true);
+            assert_eq!(lab.found(), found);
+        }
     }
 
     #[test]

@@ -55,6 +55,8 @@ fn answer(id: DeliveryId, attempt: u32, lease: u64) -> pb::FetchResponse {
 pub struct Lab {
     shared: Shared,
     pub now: Time,
+    /// From this sequence on, the consumer has delivered nothing.
+    pub next: u64,
     sent: u64,
 }
 
@@ -66,7 +68,7 @@ impl Lab {
     pub fn with(config: Config) -> Self {
         let watch = Watch::default();
         let shared = Shared(std::sync::Arc::new(std::sync::Mutex::new(watch)));
-        let lab = Self { shared, now: Time::ZERO, sent: 0 };
+        let lab = Self { shared, now: Time::ZERO, next: 2, sent: 0 };
         lab.watch().configured(&name(), &config, lab.now);
         lab.watch().published("S", 1, Fate::Plain, lab.now);
         lab
@@ -214,7 +216,8 @@ impl Lab {
         let until = self.now + millis(time);
         while self.now < until {
             self.wait(250);
-            let look = Look { consumer: name(), unsettled: vec![1], available, full };
+            let next = self.next;
+            let look = Look { consumer: name(), unsettled: vec![1], next, available, full };
             let places = [1, 2].map(|side| Place { side, serves: true });
             self.watch().look(&[look], &places, self.now);
         }

@@ -111,10 +111,19 @@ impl Troubles {
     }
 
     /// An accident is over sooner than was known.
-    pub fn end(&mut self, trouble: Trouble, consumer: Option<&ConsumerName>, now: Time) {
-        let it = |span: &TroubleSpan| (span.trouble, span.consumer.as_ref()) == (trouble, consumer);
-        for span in self.0.iter_mut().filter(|span| it(span) && span.from <= now) {
+    pub fn end(&mut self, trouble: Trouble, now: Time) {
+        for span in self.0.iter_mut().filter(|span| span.trouble == trouble && span.from <= now) {
             span.until = span.until.min(now);
+        }
+    }
+
+    /// The first accident of this kind that concerns a consumer is over.
+    pub fn end_first(&mut self, trouble: Trouble, consumer: &ConsumerName, now: Time) {
+        let of = |span: &&mut TroubleSpan| {
+            span.trouble == trouble && span.consumer.as_ref() == Some(consumer)
+        };
+        if let Some(first) = self.0.iter_mut().find(of) {
+            first.until = first.until.min(now);
         }
     }
 
@@ -206,10 +215,19 @@ mod tests {
     #[test]
     fn accident_that_is_over_sooner_excuses_nothing_after_its_end() {
         let (mut troubles, wire) = (troubles(), Trouble::Wire { side: 1 });
-        troubles.end(wire, Some(&name("a")), secs(21));
-        troubles.end(wire, None, secs(22));
+        troubles.end(wire, secs(22));
         assert!(troubles.happened(wire, &name("a"), secs(22), secs(23)));
         assert!(!troubles.happened(wire, &name("a"), secs(23), secs(24)));
+    }
+
+    #[test]
+    fn first_accident_of_a_consumer_ends_alone() {
+        let (mut troubles, away) = (troubles(), Trouble::LeaderAway);
+        let (consumer, from, until) = (Some(name("a")), secs(11), secs(20));
+        troubles.add(TroubleSpan { trouble: away, consumer, from, until });
+        troubles.end_first(away, &name("a"), secs(11));
+        assert_eq!(troubles.last_end(away, &name("a"), secs(10)), Some(secs(11)));
+        assert!(troubles.happened(away, &name("a"), secs(12), secs(13)));
     }
 
     #[test]
