@@ -76,8 +76,8 @@ impl EarlyEnd {
                  its way."
             }
             Self::LastMoment => {
-                "A lease can end at its old end, if the call that makes it longer begins less than a \
-                 round trip before that."
+                "A lease can end at its old end, if its Extend begins less than a round trip before \
+                 that."
             }
             Self::NotKeptAlive => {
                 "It counts only if the answer arrives before the old end: after that end, \
@@ -135,7 +135,7 @@ impl EarlyEnd {
                 });
                 ends && stalled
             }
-            Self::LastMoment => past_wait && is_lengthened_late(one, ledger),
+            Self::LastMoment => past_wait && is_extended_late(one, ledger),
             Self::NotKeptAlive => {
                 let span = |span: &super::troubles::TroubleSpan| {
                     let harms = matches!(
@@ -156,12 +156,10 @@ impl EarlyEnd {
     }
 }
 
-/// Whether a client got its lease, or the last one that is longer, within a round trip before the clock of
-/// JetStream could end it.
-fn is_lengthened_late(one: &Delivered, ledger: &Ledger) -> bool {
-    let extended = one.calls_of(Kind::Extend).filter_map(|call| Some((call.began, call.ended?.0)));
-    let handed = one.hold.map(|hold| (hold.from.saturating_sub(ledger.round_trip), hold.from));
-    extended.chain(handed).any(|(began, ended)| {
+/// Whether a client made its lease longer within a round trip before the clock of JetStream could end it.
+fn is_extended_late(one: &Delivered, ledger: &Ledger) -> bool {
+    let extends = one.calls_of(Kind::Extend).filter_map(|call| Some((call.began, call.ended?.0)));
+    extends.into_iter().any(|(began, ended)| {
         let moved = one
             .effects
             .iter()
