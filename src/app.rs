@@ -107,22 +107,23 @@ pub async fn run(config: Serve, ready: impl FnOnce(BoundAddresses)) -> Result<()
     let (name, log) = (&config.cluster, refusals.clone());
     let cluster = Cluster::new(lessor.clone(), keys.clone(), log, name, us);
     let service = Service::new(lessor.clone(), cluster.clone(), keys.clone(), refusals, owner);
-    let background = Background::start(cluster.clone(), keys);
+    let tls = config.tls.map(Arc::new);
+    let background = Background::start(cluster.clone(), keys, tls.clone());
 
     let ((stop_grpc, grpc_stopped), (stop_ops, ops_stopped)) = (stop(), stop());
     let mut listeners = JoinSet::new();
     let (verdict, probes) = (health.watch(), room.probes);
     let ops = ops::serve(ops, probes, health_service.clone(), verdict, ops_stopped);
     let limits = ListenerLimits { max_connections: room.connections, ..config.edge };
-    let calls = config.calls;
+    let (calls, secured) = (config.calls, tls.is_some());
     listeners.spawn(async move {
-        grpc::serve(grpc, service, health_service, limits, &calls, grpc_stopped).await
+        grpc::serve(grpc, service, health_service, tls, limits, &calls, grpc_stopped).await
     });
     listeners.spawn(async move {
         ops.await;
         Ok(())
     });
-    announce(bound, config.ports_file.as_deref())?;
+    announce(bound, secured, config.ports_file.as_deref())?;
 
     tokio::select! {
         ended = listeners.join_next() => return Err(why_ended(ended)),
@@ -229,10 +230,10 @@ fn introduce(config: &Serve, owner: InstanceId) {
 }
 
 /// Publishes the bound addresses: in the log, and in the ports file for the parent process.
-fn announce(bound: BoundAddresses, file: Option<&Path>) -> Result<(), AppError> {
+fn announce(bound: BoundAddresses, tls: bool, file: Option<&Path>) -> Result<(), AppError> {
     let BoundAddresses { grpc, ops } = bound;
-    tracing::info!(%grpc, %ops, "listening");
-    if !grpc.ip().is_loopback() {
+    tracing::info!(%grpc, %ops, tls, "listening");
+    if !tls && !grpc.ip().is_loopback() {
         tracing::warn!(
             %grpc,
             "listening beyond loopback without TLS: everyone who reaches this port can take and \

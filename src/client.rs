@@ -9,14 +9,21 @@ mod json;
 mod probe;
 mod text;
 
-use std::time::Duration;
+use std::{error::Error as _, time::Duration};
 
 use prost_types::Duration as PbDuration;
 use tonic::{Request, Status, transport::Channel};
 use tonic_types::StatusExt as _;
 
-pub use self::probe::probe;
-use self::{connect::connect, json::json, text::plain};
+pub use self::{
+    connect::ClientTls,
+    probe::{probe, probe_by},
+};
+use self::{
+    connect::{chain, connect},
+    json::json,
+    text::plain,
+};
 use crate::pb::{self, fetch_service_client::FetchServiceClient, settlement::Action};
 
 /// Longest time to an answer, in addition to the wait that the request asks for.
@@ -27,6 +34,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Client {
     /// Host and port, or a URL.
     pub addr: String,
+    /// The files for TLS.
+    pub tls: ClientTls,
     /// Whether to print JSON.
     pub json: bool,
 }
@@ -44,7 +53,7 @@ impl Client {
             Request::new(pb::FetchRequest { max_wait: pb_duration(max_wait)?, ..request });
         request.set_timeout(max_wait + ANSWER_TIMEOUT);
         let answer = self.client().await?.fetch(request).await;
-        let answer = answer.map_err(|status| explained(&status))?.into_inner();
+        let answer = answer.map_err(|status| self.explained(&status))?.into_inner();
         let shown = match self.json {
             true => json("FetchResponse", &answer)?,
             false => text::fetched(&answer),
@@ -64,7 +73,7 @@ impl Client {
         let mut request = Request::new(pb::SettleRequest { settlements, ..Default::default() });
         request.set_timeout(ANSWER_TIMEOUT);
         let answer = self.client().await?.settle(request).await;
-        let answer = answer.map_err(|status| explained(&status))?.into_inner();
+        let answer = answer.map_err(|status| self.explained(&status))?.into_inner();
         let shown = match self.json {
             true => json("SettleResponse", &answer)?,
             false => text::settled(&tokens, &answer.results),
@@ -72,8 +81,24 @@ impl Client {
         Ok((shown, answer.failed == 0))
     }
 
+    /// A refusal as text. Without an answer of the server, the causes say why the connection is gone.
+    fn explained(&self, status: &Status) -> String {
+        let message = plain(status.message());
+        if let Some(info) = status.get_details_error_info() {
+            return format!("{}: {message}", plain(&info.reason));
+        }
+        let mut text = format!("{:?}: {message}", status.code());
+        if let Some(cause) = status.source() {
+            text = format!("{text}: {}", plain(&chain(cause)));
+            if self.addr.starts_with("https://") && self.tls.cert.is_none() {
+                text.push_str(" (if the server asks for a certificate, give --cert and --key)");
+            }
+        }
+        text
+    }
+
     async fn client(&self) -> Result<FetchServiceClient<Channel>, String> {
-        let channel = connect(&self.addr, ANSWER_TIMEOUT).await?;
+        let channel = connect(&self.addr, &self.tls, ANSWER_TIMEOUT).await?;
         Ok(FetchServiceClient::new(channel).max_decoding_message_size(usize::MAX))
     }
 }
@@ -94,12 +119,4 @@ fn pasted(token: &str) -> Result<String, String> {
 /// The duration is too long for that type.
 pub fn pb_duration(duration: Duration) -> Result<Option<PbDuration>, String> {
     PbDuration::try_from(duration).map(Some).map_err(|error| error.to_string())
-}
-
-fn explained(status: &Status) -> String {
-    let message = plain(status.message());
-    match status.get_details_error_info() {
-        Some(info) => format!("{}: {message}", plain(&info.reason)),
-        None => format!("{:?}: {message}", status.code()),
-    }
 }

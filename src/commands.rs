@@ -7,7 +7,10 @@ use std::{io::Write as _, path::Path, process::ExitCode};
 use crate::{
     access::NewApiKey,
     app, client,
-    config::{AckArgs, CodecArg, Command, DevArgs, FetchArgs, KeygenArgs, LogArgs, Serve},
+    config::{
+        AckArgs, CallArgs, ClientTlsArgs, CodecArg, Command, DevArgs, FetchArgs, KeygenArgs,
+        LogArgs, Serve,
+    },
     dev,
     pb::{self, settlement::Action},
     telemetry::{Log, LogError},
@@ -31,8 +34,11 @@ pub fn run(command: Command) -> ExitCode {
         Command::Keygen(args) => keygen(args),
         Command::Policy(args) => policy::run(args.command),
         Command::Probe(args) => {
-            block_on(async { client::probe(&args.addr, &args.service, args.timeout).await })
-                .and_then(|(status, serving)| say(&status).map(|()| if serving { 0 } else { 1 }))
+            let tls = client_tls(args.tls);
+            block_on(async {
+                client::probe_by(&args.addr, &tls, &args.service, args.timeout).await
+            })
+            .and_then(|(status, serving)| say(&status).map(|()| if serving { 0 } else { 1 }))
         }
         Command::Fetch(args) => fetch(args),
         Command::Ack(args) => settle(args, Action::Ack(pb::AckAction {})),
@@ -133,13 +139,19 @@ fn fetch(args: FetchArgs) -> Outcome<u8> {
         worker: "fetch-proxy fetch".to_owned(),
         ..pb::FetchRequest::default()
     };
-    let client = client::Client { addr: args.call.addr, json: args.call.json };
-    print_answer(block_on(client.fetch(request, args.max_wait))?)
+    print_answer(block_on(client(args.call).fetch(request, args.max_wait))?)
 }
 
 fn settle(args: AckArgs, action: Action) -> Outcome<u8> {
-    let client = client::Client { addr: args.call.addr, json: args.call.json };
-    print_answer(block_on(client.settle(args.tokens, action))?)
+    print_answer(block_on(client(args.call).settle(args.tokens, action))?)
+}
+
+fn client(CallArgs { addr, tls, json }: CallArgs) -> client::Client {
+    client::Client { addr, tls: client_tls(tls), json }
+}
+
+fn client_tls(ClientTlsArgs { ca, cert, key, server_name }: ClientTlsArgs) -> client::ClientTls {
+    client::ClientTls { ca, cert, key, server_name }
 }
 
 fn print_answer((text, well): (String, bool)) -> Outcome<u8> {

@@ -8,19 +8,23 @@ mod client_args;
 mod limit_args;
 mod listen;
 mod policy_args;
+mod tls_args;
 mod values;
 
 use std::{env, io, path::PathBuf, time::Duration};
 
 pub use self::{
     args::{Cli, Command, DevArgs, GuardArgs, LogArgs, LogFormat, ProbeArgs},
-    client_args::{AckArgs, CallArgs, CodecArg, ExtendArgs, FetchArgs, NakArgs, TermArgs},
+    client_args::{
+        AckArgs, CallArgs, ClientTlsArgs, CodecArg, ExtendArgs, FetchArgs, NakArgs, TermArgs,
+    },
     listen::Listen,
     policy_args::{KeygenArgs, PolicyArgs, PolicyCheckArgs, PolicyCommand, PolicyDiffArgs},
 };
 use self::{
     args::{DrainArgs, ListenArgs, NatsArgs, ServeArgs},
     limit_args::LimitArgs,
+    tls_args::{ClientAuthArg, TlsArgs, TlsMinArg},
 };
 use crate::{
     keys::{Keys, KeysError},
@@ -28,6 +32,7 @@ use crate::{
     limits::{CallLimits, ListenerLimits, MOST_MAX_BYTES, SHORTEST_LEASE},
     nats::{Auth, Settings, parse_servers},
     secrets::{self, OpenTo},
+    tls::{ClientAuth, ServerTls, TlsFileError, TlsSettings, TlsVersion},
 };
 
 /// Longest name of a cluster, in bytes. The name is part of every subject between replicas.
@@ -50,6 +55,8 @@ pub struct Serve {
     pub listen: Listen,
     /// Address for operators and probes.
     pub ops_listen: Listen,
+    /// The TLS of the port for clients. `None`: clients speak without TLS.
+    pub tls: Option<ServerTls>,
     /// File for the addresses that are listened on, as JSON.
     pub ports_file: Option<PathBuf>,
     /// Servers of NATS and how to connect to them.
@@ -91,6 +98,9 @@ pub enum ConfigError {
     /// The token keys cannot be used.
     #[error("--token-key-file: {0}")]
     Keys(#[from] KeysError),
+    /// The files of TLS cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsFileError),
 }
 
 impl Serve {
@@ -100,7 +110,8 @@ impl Serve {
     /// See [`ConfigError`].
     pub fn load(args: ServeArgs) -> Result<Self, ConfigError> {
         // Every flag by name: one that is added and not handled does not compile.
-        let ServeArgs { listen, nats, token_key_file, cluster, replica_name, limits, drain } = args;
+        let ServeArgs { listen, tls, nats, token_key_file, cluster, replica_name, limits, drain } =
+            args;
         let ListenArgs { listen, ops_listen, ports_file } = listen;
         let DrainArgs { drain_delay, drain_timeout } = drain;
         let LimitArgs {
@@ -144,6 +155,7 @@ impl Serve {
             listen,
             ops_listen,
             ports_file,
+            tls: server_tls(tls)?,
             nats: settings(nats)?,
             keys: Keys::load(token_key_file, &cluster)?,
             cluster,
@@ -168,6 +180,36 @@ impl Serve {
             drain_timeout,
         })
     }
+}
+
+fn server_tls(args: TlsArgs) -> Result<Option<ServerTls>, ConfigError> {
+    let TlsArgs { tls_cert, tls_key, tls_client_ca, tls_client_auth, tls_min } = args;
+    let (cert, key) = match (tls_cert, tls_key) {
+        (Some(cert), Some(key)) => (cert, key),
+        (None, None) if tls_client_ca.is_none() && tls_min.is_none() => {
+            return match tls_client_auth {
+                None => Ok(None),
+                Some(_) => invalid("--tls-client-auth needs --tls-client-ca"),
+            };
+        }
+        (None, None) => {
+            return invalid("--tls-client-ca and --tls-min need --tls-cert and --tls-key");
+        }
+        _ => return invalid("--tls-cert and --tls-key must be given together"),
+    };
+    if tls_client_auth.is_some() && tls_client_ca.is_none() {
+        return invalid("--tls-client-auth needs --tls-client-ca");
+    }
+    let client_auth = match tls_client_auth {
+        Some(ClientAuthArg::Require) | None => ClientAuth::Require,
+        Some(ClientAuthArg::Optional) => ClientAuth::Optional,
+    };
+    let min = match tls_min {
+        Some(TlsMinArg::Tls12) => TlsVersion::Tls12,
+        Some(TlsMinArg::Tls13) | None => TlsVersion::Tls13,
+    };
+    let settings = TlsSettings { cert, key, client_ca: tls_client_ca, client_auth, min };
+    Ok(Some(ServerTls::load(settings)?))
 }
 
 fn settings(args: NatsArgs) -> Result<Settings, ConfigError> {
@@ -280,6 +322,12 @@ mod tests {
             (&["--nats-user", "a", "--nats-creds", "/dev/null"][..], "only one of"),
             (&["--nats-cert", "/dev/null"], "given together"),
             (&["--nats-ca", "/nowhere/ca.pem"], "cannot read /nowhere/ca.pem"),
+            (&["--tls-cert", "/dev/null"], "--tls-cert and --tls-key must be given together"),
+            (&["--tls-client-ca", "/dev/null"], "need --tls-cert and --tls-key"),
+            (&["--tls-min", "1.2"], "need --tls-cert and --tls-key"),
+            (&["--tls-min", "1.1"], "possible values: 1.2, 1.3"),
+            (&["--tls-client-auth", "optional"], "needs --tls-client-ca"),
+            (&["--tls-cert", "c", "--tls-key", "/nowhere/k"], "--tls-key: cannot read /nowhere/k"),
             (&["--token-key-file", "/nowhere/keys"], "cannot read /nowhere/keys"),
             (&["--token-key-file", "/dev/null"], "it is not a regular file"),
             (&["--max-leases", "0"], "at least 1"),

@@ -31,6 +31,7 @@
 //! readiness     whether this replica may serve, and why not; pure
 //! simulated     a machine for tests: clocks, random bytes, tasks
 //! access        who calls, and what each caller may do; pure
+//! tls           TLS of the client port: its files, handshakes, and who a certificate names
 //! broker        the port to JetStream: a trait, its types, its errors
 //! bus           the port to the other replicas: a trait, its types, its errors
 //! lease         the lease table; pure
@@ -76,4 +77,5 @@ pub mod refusal_log;
 pub mod secrets;
 pub mod simulated;
 pub mod telemetry;
+pub mod tls;
 pub mod token;

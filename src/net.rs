@@ -1,13 +1,15 @@
 //! Connections of clients: accepted, bounded in number, age and idle time, and closed. Owns every
 //! connection and the tasks on it. Knows no contract and no gRPC.
 //!
-//! `listener` accepts and closes connections, `preface` reads their first bytes, `connection` is one open
-//! connection as the layers behind it see it, `unwritten` ends answers that make no progress. `middleware`
-//! is what all layers around a service share.
+//! `listener` accepts and closes connections, `opening` makes the TLS handshake, `preface` reads the first
+//! bytes, `connection` is one open connection as the layers behind it see it, `peer` is its other end,
+//! `unwritten` ends answers that make no progress. `middleware` is what all layers around a service share.
 
 mod connection;
 mod listener;
 mod middleware;
+mod opening;
+mod peer;
 mod preface;
 mod unwritten;
 

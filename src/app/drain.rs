@@ -26,7 +26,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     broker::Broker, bus::Bus, clock, cluster::Cluster, grpc::ContractError, keys::Keys,
-    lessor::Lessor, ops::Health, readiness::Verdict,
+    lessor::Lessor, ops::Health, readiness::Verdict, tls::ServerTls,
 };
 
 /// Longest time for each part of step 5: settlements that run, questions of other replicas, flushing to
@@ -91,18 +91,26 @@ impl<B: Broker + Bus> Drain<'_, B> {
     }
 }
 
-/// The tasks next to the listeners: the talk with other replicas, and the look at the key file.
+/// The tasks next to the listeners: the talk with other replicas, and the looks at files.
 pub(super) struct Background {
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
 impl Background {
-    pub(super) fn start<B: Broker + Bus>(cluster: Arc<Cluster<B>>, keys: Arc<Keys>) -> Self {
+    pub(super) fn start<B: Broker + Bus>(
+        cluster: Arc<Cluster<B>>,
+        keys: Arc<Keys>,
+        tls: Option<Arc<ServerTls>>,
+    ) -> Self {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         tasks.spawn(cluster.run());
         let stopped = stop.clone();
         tasks.spawn(async move { keys.follow(stopped).await });
+        if let Some(tls) = tls {
+            let stopped = stop.clone();
+            tasks.spawn(async move { tls.follow(stopped).await });
+        }
         Self { tasks, stop }
     }
 

@@ -1,19 +1,72 @@
-//! Connects to a fetch-proxy by the address that an operator types.
+//! Connects to a fetch-proxy by the address and the files that an operator types.
 
-use std::{borrow::Cow, time::Duration};
+use std::{
+    borrow::Cow,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+
+/// How a client checks the server, and who it says it is. It is used for an address with `https://` alone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ClientTls {
+    /// The certificate authorities to trust. `None`: those of the system.
+    pub ca: Option<PathBuf>,
+    /// The certificate of the client.
+    pub cert: Option<PathBuf>,
+    /// The key of that certificate.
+    pub key: Option<PathBuf>,
+    /// The name in the certificate of the server. `None`: the host of the address.
+    pub server_name: Option<String>,
+}
 
 /// Connects to a host and port, or to a URL.
 ///
 /// # Errors
 /// The reason why there is no connection, as text.
-pub(super) async fn connect(addr: &str, patience: Duration) -> Result<Channel, String> {
+pub(super) async fn connect(
+    addr: &str,
+    tls: &ClientTls,
+    patience: Duration,
+) -> Result<Channel, String> {
     let addr = &*reachable(addr);
     let url = if addr.contains("://") { addr.to_owned() } else { format!("http://{addr}") };
     let wrong = |error| format!("cannot connect to {addr}: {}", chain(&error));
-    let endpoint = Endpoint::from_shared(url).map_err(wrong)?.connect_timeout(patience);
+    let mut endpoint = Endpoint::from_shared(url.clone()).map_err(wrong)?.connect_timeout(patience);
+    if url.starts_with("https://") {
+        endpoint = endpoint.tls_config(config(tls)?).map_err(wrong)?;
+    } else if *tls != ClientTls::default() {
+        return Err(format!(
+            "--ca, --cert, --key and --server-name need an address that begins with https://, and \
+             {addr} does not"
+        ));
+    }
     endpoint.connect().await.map_err(wrong)
+}
+
+fn config(tls: &ClientTls) -> Result<ClientTlsConfig, String> {
+    let ClientTls { ca, cert, key, server_name } = tls;
+    let mut config = match ca {
+        Some(ca) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read("--ca", ca)?)),
+        None => ClientTlsConfig::new().with_native_roots(),
+    };
+    config = match (cert, key) {
+        (Some(cert), Some(key)) => {
+            config.identity(Identity::from_pem(read("--cert", cert)?, read("--key", key)?))
+        }
+        (None, None) => config,
+        _ => return Err("--cert and --key must be given together".to_owned()),
+    };
+    Ok(match server_name {
+        Some(name) => config.domain_name(name),
+        None => config,
+    })
+}
+
+fn read(flag: &str, path: &Path) -> Result<Vec<u8>, String> {
+    fs::read(path).map_err(|error| format!("{flag}: cannot read {}: {error}", path.display()))
 }
 
 /// Replaces the address of all interfaces by the address of this machine: nobody can connect to the former.
@@ -23,7 +76,7 @@ fn reachable(addr: &str) -> Cow<'_, str> {
 }
 
 /// The text of an error and of its causes. tonic's own text leaves the causes out.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

@@ -6,21 +6,34 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use super::connect::connect;
+use super::connect::{ClientTls, connect};
 
 /// The time from a failed connection to the next try: a new Service of Kubernetes has no pods yet.
 const PROBE_RETRY: Duration = Duration::from_millis(200);
+
+/// Asks the listener at `addr` for the health of `service`, without files for TLS. See [`probe_by`].
+///
+/// # Errors
+/// The reason why there is no answer, as text.
+pub async fn probe(addr: &str, service: &str, timeout: Duration) -> Result<(String, bool), String> {
+    probe_by(addr, &ClientTls::default(), service, timeout).await
+}
 
 /// Asks the listener at `addr` for the health of `service`. Returns the name of the status, and whether it
 /// is SERVING. Tries to connect until `timeout`; the first answer counts.
 ///
 /// # Errors
 /// The reason why there is no answer, as text.
-pub async fn probe(addr: &str, service: &str, timeout: Duration) -> Result<(String, bool), String> {
+pub async fn probe_by(
+    addr: &str,
+    tls: &ClientTls,
+    service: &str,
+    timeout: Duration,
+) -> Result<(String, bool), String> {
     let mut silence = format!("{addr}: no answer within {timeout:?}");
     let ask = async {
         let channel = loop {
-            match connect(addr, timeout).await {
+            match connect(addr, tls, timeout).await {
                 Ok(channel) => break channel,
                 Err(why) => silence = why,
             }

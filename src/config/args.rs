@@ -11,10 +11,11 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::{
-    client_args::{AckArgs, ExtendArgs, FetchArgs, NakArgs, TermArgs},
+    client_args::{AckArgs, ClientTlsArgs, ExtendArgs, FetchArgs, NakArgs, TermArgs},
     limit_args::LimitArgs,
     listen::Listen,
     policy_args::{KeygenArgs, PolicyArgs},
+    tls_args::TlsArgs,
     values,
 };
 
@@ -104,6 +105,8 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub(super) listen: ListenArgs,
     #[command(flatten)]
+    pub(super) tls: TlsArgs,
+    #[command(flatten)]
     pub(super) nats: NatsArgs,
     /// File with the keys that seal tokens, one per line.
     ///
@@ -140,8 +143,8 @@ pub struct ServeArgs {
 pub(super) struct ListenArgs {
     /// Address for clients: IP:PORT, NAME:PORT, or :PORT for all addresses.
     ///
-    /// Port 0 is any free port. The default is only reachable from this machine, because there is no
-    /// authentication yet.
+    /// Port 0 is any free port. The default is only reachable from this machine, because it has neither
+    /// TLS nor authentication.
     #[arg(
         long,
         env = "FETCH_PROXY_LISTEN",
@@ -324,7 +327,7 @@ impl DevArgs {
 /// The question of a probe.
 #[derive(Debug, Args)]
 pub struct ProbeArgs {
-    /// Address of a fetch-proxy, for clients or for operators.
+    /// Address of a fetch-proxy, for clients or for operators. With TLS it begins with https://.
     #[arg(
         long,
         env = "FETCH_PROXY_OPS_LISTEN",
@@ -332,6 +335,9 @@ pub struct ProbeArgs {
         value_name = "ADDR"
     )]
     pub addr: String,
+    /// The files for TLS.
+    #[command(flatten)]
+    pub tls: ClientTlsArgs,
     /// Name of the health service. Empty is readiness, `liveness` is whether the process answers.
     #[arg(long, default_value = "", value_name = "NAME")]
     pub service: String,

@@ -2,7 +2,7 @@
 //!
 //! The doc comments are the `--help` texts and `docs/reference/flags.md`.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
 
@@ -21,7 +21,7 @@ In a running container: kubectl exec POD -- /fetch-proxy fetch ORDERS worker";
 /// The address to call, and the format of the answer.
 #[derive(Debug, Args)]
 pub struct CallArgs {
-    /// Address of a fetch-proxy for clients.
+    /// Address of a fetch-proxy for clients. With TLS it begins with https://.
     #[arg(
         long,
         env = "FETCH_PROXY_LISTEN",
@@ -29,9 +29,30 @@ pub struct CallArgs {
         value_name = "ADDR"
     )]
     pub addr: String,
+    /// The files for TLS.
+    #[command(flatten)]
+    pub tls: ClientTlsArgs,
     /// Print JSON for programs: the messages of the contract, as grpcurl prints them.
     #[arg(long)]
     pub json: bool,
+}
+
+/// The files for TLS.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "TLS, for an address with https://")]
+pub struct ClientTlsArgs {
+    /// File with the certificate authorities (PEM) to trust, in place of the system's.
+    #[arg(long, env = "FETCH_PROXY_CA", value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// File with the certificate of this client (PEM).
+    #[arg(long, env = "FETCH_PROXY_CERT", value_name = "FILE")]
+    pub cert: Option<PathBuf>,
+    /// File with the key of the certificate (PEM), without a password.
+    #[arg(long, env = "FETCH_PROXY_KEY", value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// Name that the certificate of the server must have [default: the host of the address]
+    #[arg(long, value_name = "NAME")]
+    pub server_name: Option<String>,
 }
 
 /// The messages to fetch.

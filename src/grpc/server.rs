@@ -12,7 +12,7 @@
 //! - reasons: they rename errors of the handlers' library, and the limits need no renaming;
 //! - delivery: it alone knows the guard that a handler leaves.
 
-use std::{future::Future, time::Instant};
+use std::{future::Future, sync::Arc, time::Instant};
 
 use tokio::net::TcpListener;
 use tonic::{codec::CompressionEncoding, service::Routes};
@@ -30,6 +30,7 @@ use crate::{
     net::{self, MiddlewareLayer, Services},
     pb,
     pb::fetch_service_server::FetchServiceServer,
+    tls::ServerTls,
 };
 
 /// Longest request of reflection, in bytes. A request is a name.
@@ -49,6 +50,7 @@ pub async fn serve<B: Broker + Bus>(
     listener: TcpListener,
     service: Service<B>,
     health: HealthServer<impl Health>,
+    tls: Option<Arc<ServerTls>>,
     limits: ListenerLimits,
     calls: &CallLimits,
     stop: impl Future<Output = Instant>,
@@ -68,6 +70,7 @@ pub async fn serve<B: Broker + Bus>(
     let behind = Services {
         listener: "grpc",
         beyond: true,
+        tls,
         service: |connection: &_, beyond| {
             ServiceBuilder::new()
                 .layer(MiddlewareLayer(GrpcOnly))

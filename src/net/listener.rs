@@ -2,9 +2,12 @@
 //! connection and the tasks on it. Knows nothing about the calls.
 //!
 //! ```text
-//!  accept ─▶ preface within 5 s ─▶ calls ──── age, or the stop ───▶ GOAWAY ─▶ open calls end ─▶ closed
-//!              └ silent: closed         └ no answer to a ping: closed   └ by a deadline: cut
+//!  accept ─▶ TLS and preface within 5 s ─▶ calls ── age, or the stop ──▶ GOAWAY ─▶ open calls end ─▶ closed
+//!              └ silent: closed               └ no answer to a ping: closed  └ by a deadline: cut
 //! ```
+//! A connection with a client certificate also receives GOAWAY when the certificate ends, and within 10 s
+//! after an authority of client certificates was removed.
+//!
 //! tonic's own server is not used: it waits for an idle connection without end, and its own
 //! deadline for calls answers CANCELLED in place of a reason.
 
@@ -12,6 +15,7 @@ use std::{
     convert::Infallible,
     future::Future,
     io,
+    net::SocketAddr,
     pin::pin,
     sync::{
         Arc, Weak,
@@ -29,26 +33,26 @@ use hyper_util::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::JoinSet,
-    time::{sleep, sleep_until, timeout},
+    time::{sleep, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 
 use super::{
     connection::ClientConnection,
-    preface::{self, Foreign},
+    opening::{FAREWELL, OpenConnection, Opener, PREFACE},
+    peer::{Peer, WithPeer},
     unwritten::until_ended,
 };
 use crate::{
     clock,
     limits::{ListenerLimits, turned_away},
     log_throttle::LogThrottle,
+    tls::ServerTls,
 };
 
-/// Longest time to a whole HTTP/2 preface, or to the first line of an HTTP/1 request.
-const PREFACE: Duration = Duration::from_secs(5);
 /// Bytes that a peer may send before they are read: on one stream, and on a whole connection. Requests are
 /// read at once, so small windows are enough. Each connection may hold that much memory.
 const STREAM_WINDOW: u32 = 64 * 1024;
@@ -64,8 +68,9 @@ const CLOSE_GRACE: Duration = Duration::from_secs(330);
 /// Age at which a connection beyond the limit receives GOAWAY: enough for a refusal and for a health
 /// check. Its open calls end after [`FAREWELL`].
 const TURNED_AWAY: Duration = Duration::from_secs(4);
-/// Longest time for the close of a connection without calls.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// The time over which connections with client certificates end after an authority was removed. It spreads
+/// the clients that connect again.
+const REMOVAL_SPREAD: Duration = Duration::from_secs(10);
 /// The pause after a failed accept. The cause is a lack of descriptors or memory.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -100,6 +105,8 @@ where
 pub(crate) struct Services<M> {
     /// The name of the listener in the log.
     pub(crate) listener: &'static str,
+    /// The TLS of the listener. `None`: it speaks without TLS.
+    pub(crate) tls: Option<Arc<ServerTls>>,
     /// Makes the service of one connection. The flag says whether the connection is beyond the limit.
     pub(crate) service: M,
     /// Whether a few connections beyond the limit are accepted for a refusal. If not, a new connection
@@ -126,7 +133,7 @@ pub(crate) async fn serve<M, S>(
         tokio::select! {
             by = stop.as_mut() => break by,
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => open.admit(stream),
+                Ok((stream, address)) => open.admit(stream, address),
                 Err(error) => open.pause(&error).await,
             },
             Some(_) = open.connections.join_next() => {}
@@ -157,9 +164,7 @@ struct Listener<M> {
     going: CancellationToken,
     /// Bounds the log lines about connections that are not accepted.
     trouble: LogThrottle,
-    /// Bounds the log lines about other protocols.
-    foreign: Arc<LogThrottle>,
-    http1: bool,
+    opener: Arc<Opener>,
 }
 
 impl<M> Listener<M> {
@@ -178,6 +183,7 @@ impl<M> Listener<M> {
             .max_concurrent_streams(limits.max_streams);
         let builder = if limits.http1 { builder } else { builder.http2_only() };
         let most = limits.max_connections.min(Semaphore::MAX_PERMITS);
+        let opener = Opener::new(behind.listener, behind.tls.clone(), limits.http1);
         Self {
             behind,
             builder: Arc::new(builder),
@@ -190,12 +196,11 @@ impl<M> Listener<M> {
             max_idle: limits.max_idle,
             going: CancellationToken::new(),
             trouble: LogThrottle::default(),
-            foreign: Arc::default(),
-            http1: limits.http1,
+            opener: Arc::new(opener),
         }
     }
 
-    fn admit<S>(&mut self, stream: TcpStream)
+    fn admit<S>(&mut self, stream: TcpStream, address: SocketAddr)
     where
         M: Fn(&Arc<ClientConnection>, bool) -> S,
         S: HttpService,
@@ -221,7 +226,7 @@ impl<M> Listener<M> {
             self.open.push(Arc::downgrade(&connection));
         }
         let service = (self.behind.service)(&connection, self.behind.beyond && full);
-        self.spawn(stream, service, connection, life);
+        self.spawn((stream, address), service, connection, life);
     }
 
     /// Cuts the connection that was idle longest, or else the oldest connection, and returns its permit.
@@ -236,38 +241,25 @@ impl<M> Listener<M> {
 
     fn spawn<S: HttpService>(
         &mut self,
-        stream: TcpStream,
+        (stream, address): (TcpStream, SocketAddr),
         service: S,
         connection: Arc<ClientConnection>,
         ConnectionLifetime { age, idle, grace }: ConnectionLifetime,
     ) {
         let (builder, going) = (self.builder.clone(), self.going.clone());
-        let (listener, http1) = (self.behind.listener, self.http1);
-        let trouble = self.foreign.clone();
+        let opener = self.opener.clone();
         self.connections.spawn(async move {
-            // Without this option a socket is only slower.
-            let _ = stream.set_nodelay(true);
             let opened = tokio::select! {
-                opened = timeout(PREFACE, preface::read(stream)) => opened,
+                opened = opener.open(stream, address) => opened,
                 () = connection.is_cut() => return,
                 () = going.cancelled() => return,
             };
-            let Ok(Ok(opened)) = opened else { return };
-            let foreign = opened.foreign().filter(|foreign| !(http1 && *foreign == Foreign::Http1));
-            if let Some(foreign) = foreign {
-                if trouble.allow(clock::now()) {
-                    tracing::info!(
-                        listener,
-                        spoken = foreign.name(),
-                        "a client speaks another protocol"
-                    );
-                }
-                let _ = timeout(FAREWELL, opened.turn_away(foreign)).await;
-                return;
-            }
+            let Some(OpenConnection { opened, peer, removals }) = opened else { return };
+            let old_at = [age.map(|age| clock::now() + age), certificate_end(&peer)];
+            let old = clock::sleep_until(old_at.into_iter().flatten().min());
+            let service = TowerToHyperService::new(WithPeer { inner: service, peer });
             let io = TokioIo::new(opened);
-            let mut served = pin!(builder.serve_connection(io, TowerToHyperService::new(service)));
-            let old = clock::sleep_until(age.map(|age| clock::now() + age));
+            let mut served = pin!(builder.serve_connection(io, service));
             let unused = async {
                 match idle {
                     Some(idle) => connection.idle_for(idle).await,
@@ -286,6 +278,7 @@ impl<M> Listener<M> {
                 () = stuck.as_mut() => false,
                 () = old => true,
                 () = unused => true,
+                () = authority_removed(removals) => true,
                 () = going.cancelled() => true,
             };
             if closing {
@@ -341,6 +334,25 @@ fn jittered(age: Duration) -> Duration {
     // Without randomness every connection has the middle age.
     let _ = getrandom::fill(&mut byte);
     age.mul_f64(0.9 + 0.2 * f64::from(byte[0]) / 255.0)
+}
+
+/// The end of the client's certificate. `None`: the client showed none, or it ends too far away to matter.
+fn certificate_end(peer: &Peer) -> Option<Instant> {
+    let left = peer.certificate.as_ref()?.not_after.saturating_sub(clock::unix_time());
+    clock::now().checked_add(left)
+}
+
+/// Waits until an authority of client certificates was removed, and for a part of [`REMOVAL_SPREAD`].
+async fn authority_removed(removals: Option<watch::Receiver<u64>>) {
+    if let Some(mut removals) = removals
+        && removals.changed().await.is_ok()
+    {
+        let mut byte = [128; 1];
+        // Without randomness all connections end after half of the time.
+        let _ = getrandom::fill(&mut byte);
+        return sleep(REMOVAL_SPREAD.mul_f64(f64::from(byte[0]) / 255.0)).await;
+    }
+    std::future::pending().await
 }
 
 /// Spawns each call of a connection on a tracker, which can be waited for.

@@ -15,9 +15,19 @@ const HTTP2: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The answer to HTTP/1: one line of text. The connection ends with it.
 const NOT_HTTP1: &str = "HTTP/1.1 505 HTTP Version Not Supported\r\n\
     content-type: text/plain; charset=utf-8\r\n\
-    content-length: 98\r\n\
+    content-length: 86\r\n\
     connection: close\r\n\r\n\
-    this port speaks gRPC over HTTP/2 without TLS; /livez and /readyz are on the port of --ops-listen\n";
+    this port speaks gRPC over HTTP/2; /livez and /readyz are on the port of --ops-listen\n";
+/// The answer to HTTP/1 without TLS on a port with TLS.
+const TLS_FOR_HTTP1: &str = "HTTP/1.1 400 Bad Request\r\n\
+    content-type: text/plain; charset=utf-8\r\n\
+    content-length: 101\r\n\
+    connection: close\r\n\r\n\
+    this port speaks gRPC over HTTP/2 with TLS alone; /livez and /readyz are on the port of --ops-listen\n";
+/// The answer to HTTP/2 without TLS on a port with TLS: empty SETTINGS, and a GOAWAY with the code
+/// INADEQUATE_SECURITY and a text of 27 bytes, which many clients show (RFC 9113, section 6.8).
+const TLS_FOR_HTTP2: &[u8] = b"\0\0\0\x04\0\0\0\0\0\
+    \0\0\x23\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0cthis port speaks TLS alone\n";
 /// The answer to TLS: a fatal alert, `protocol_version` (RFC 8446, section 6).
 const NOT_TLS: &[u8] = &[21, 3, 1, 0, 2, 2, 70];
 /// Most bytes that are read after an answer to another protocol. Unread bytes would reset the connection
@@ -34,11 +44,15 @@ pub(super) struct Opened<T> {
     read: usize,
 }
 
-/// A protocol other than HTTP/2.
+/// A protocol that the port does not speak.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Foreign {
     Http1,
     Tls,
+    /// HTTP/1 on a port with TLS.
+    PlainHttp1,
+    /// HTTP/2 on a port with TLS.
+    PlainHttp2,
     Other,
 }
 
@@ -48,7 +62,17 @@ impl Foreign {
         match self {
             Self::Http1 => "HTTP/1",
             Self::Tls => "TLS",
+            Self::PlainHttp1 | Self::PlainHttp2 => "no TLS",
             Self::Other => "unknown",
+        }
+    }
+
+    /// The same protocol without TLS, on a port with TLS.
+    pub(super) fn plain(self) -> Self {
+        match self {
+            Self::Http1 | Self::PlainHttp1 => Self::PlainHttp1,
+            Self::PlainHttp2 => Self::PlainHttp2,
+            Self::Tls | Self::Other => Self::Other,
         }
     }
 }
@@ -89,6 +113,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Opened<T> {
         let answer = match foreign {
             Foreign::Http1 => NOT_HTTP1.as_bytes(),
             Foreign::Tls => NOT_TLS,
+            Foreign::PlainHttp1 => TLS_FOR_HTTP1.as_bytes(),
+            Foreign::PlainHttp2 => TLS_FOR_HTTP2,
             Foreign::Other => return Ok(()),
         };
         self.inner.write_all(answer).await?;
@@ -198,19 +224,43 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn http1_peer_is_answered_in_http1() {
+    /// The answer to a peer that sends `sent` and is taken for `foreign`.
+    async fn answer(sent: &[u8], foreign: Foreign) -> Vec<u8> {
         let (mut peer, ours) = duplex(1024);
-        peer.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        peer.write_all(sent).await.unwrap();
         let opened = read(ours).await.unwrap();
-        let (told, answer) = tokio::join!(opened.turn_away(Foreign::Http1), async {
-            let mut answer = String::new();
-            peer.read_to_string(&mut answer).await.unwrap();
+        let (told, answer) = tokio::join!(opened.turn_away(foreign), async {
+            let mut answer = Vec::new();
+            peer.read_to_end(&mut answer).await.unwrap();
             drop(peer);
             answer
         });
         told.unwrap();
-        let (head, text) = answer.split_once("\r\n\r\n").unwrap();
-        assert!(head.contains(&format!("content-length: {}", text.len())), "{answer}");
+        answer
+    }
+
+    #[tokio::test]
+    async fn http1_peer_is_answered_in_http1() {
+        for foreign in [Foreign::Http1, Foreign::PlainHttp1] {
+            let answer = answer(b"GET / HTTP/1.1\r\n\r\n", foreign).await;
+            let answer = String::from_utf8(answer).unwrap();
+            let (head, text) = answer.split_once("\r\n\r\n").unwrap();
+            assert!(head.contains(&format!("content-length: {}", text.len())), "{answer}");
+        }
+    }
+
+    #[tokio::test]
+    async fn http2_peer_without_tls_is_answered_with_whole_frames() {
+        let mut answer = &*answer(HTTP2, Foreign::PlainHttp2).await;
+        let mut kinds = Vec::new();
+        while let Some((head, rest)) = answer.split_first_chunk::<9>() {
+            let length = usize::from(head[2]);
+            let (body, rest) = rest.split_at(length);
+            kinds.push((head[3], body.get(4..8).map(<[u8]>::to_vec)));
+            answer = rest;
+        }
+        let (settings, goaway, inadequate_security) = (4, 7, vec![0, 0, 0, 12]);
+        assert_eq!(kinds, [(settings, None), (goaway, Some(inadequate_security))]);
+        assert!(answer.is_empty());
     }
 }

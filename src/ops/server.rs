@@ -49,6 +49,7 @@ pub async fn serve(
     let behind = Services {
         listener: "ops",
         beyond: false,
+        tls: None,
         service: |connection: &_, _| {
             MiddlewareLayer(CountOpenCalls::new(connection)).layer(service.clone())
         },

@@ -22,7 +22,8 @@ struct Room {
 }
 
 /// Libraries that decide what a room is: a runtime, a wire format, a log. All others are free.
-const LIBRARIES: [&str; 7] = ["async_nats", "clap", "hyper", "prost", "tokio", "tonic", "tracing"];
+const LIBRARIES: [&str; 8] =
+    ["async_nats", "clap", "hyper", "prost", "rustls", "tokio", "tonic", "tracing"];
 
 /// Names that pure code does without.
 const IMPURE: [&str; 9] = [
@@ -38,7 +39,7 @@ const IMPURE: [&str; 9] = [
 ];
 
 /// Rooms and files that decide and do nothing else. Time is an argument.
-const PURE: [&str; 9] = [
+const PURE: [&str; 10] = [
     "access",
     "api_error",
     "lease",
@@ -47,6 +48,7 @@ const PURE: [&str; 9] = [
     "limits",
     "pump",
     "reason",
+    "tls/certificate",
     "token",
 ];
 
@@ -84,6 +86,7 @@ const ROOMS: &[Room] = &[
             "ops",
             "readiness",
             "refusal_log",
+            "tls",
             "token",
         ],
         libraries: &["tokio", "tracing"],
@@ -142,7 +145,7 @@ const ROOMS: &[Room] = &[
     Room {
         name: "config",
         purpose: "flags and environment variables, checked",
-        rooms: &["access", "keys", "lessor", "limits", "nats", "secrets"],
+        rooms: &["access", "keys", "lessor", "limits", "nats", "secrets", "tls"],
         libraries: &["clap"],
     },
     Room {
@@ -175,6 +178,7 @@ const ROOMS: &[Room] = &[
             "reason",
             "refusal_log",
             "simulated",
+            "tls",
             "token",
         ],
         libraries: &["prost", "tokio", "tonic", "tracing"],
@@ -225,7 +229,7 @@ const ROOMS: &[Room] = &[
     Room {
         name: "net",
         purpose: "connections of clients: accepted, bounded, closed",
-        rooms: &["clock", "limits", "lock", "log_throttle"],
+        rooms: &["clock", "limits", "lock", "log_throttle", "tls"],
         libraries: &["hyper", "tokio", "tracing"],
     },
     Room {
@@ -281,6 +285,12 @@ const ROOMS: &[Room] = &[
         purpose: "the log: format, level and the thread that writes it",
         rooms: &["clock", "config", "lock"],
         libraries: &["tracing"],
+    },
+    Room {
+        name: "tls",
+        purpose: "TLS of the client port: its files, handshakes, and who a certificate names",
+        rooms: &["secrets"],
+        libraries: &["rustls", "tokio", "tracing"],
     },
     Room { name: "token", purpose: "tokens: sealed claims; pure", rooms: &[], libraries: &[] },
 ];

@@ -5,6 +5,7 @@
 
 mod cli;
 mod client;
+mod client_tls;
 mod dev;
 mod drain;
 mod grpcurl;

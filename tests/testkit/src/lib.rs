@@ -4,6 +4,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests live in real time, and outlive their tasks")]
 
+pub mod authority;
 pub mod cluster;
 pub mod delivery_log;
 pub mod dice;

@@ -1,0 +1,265 @@
+//! TLS of the client port: its certificate, its key, and the authorities of client certificates. They come
+//! from files that are read again. A connection keeps the settings of its handshake; a later connection has
+//! the new ones. Decides nothing about rights.
+//!
+//! ```text
+//!  files unchanged ─▶ nothing
+//!  changed, usable ─▶ later connections use them ─▶ an authority is gone: connections with a client
+//!  │                                                certificate are asked to end
+//!  └─ not usable: the old ones stay, and the log says so once
+//!     └─ key and certificate of two rotations: so too, at the third look
+//! ```
+//! `files` makes settings of texts, `handshake` names what went wrong, `certificate` reads the leaf of a
+//! client. No other room names rustls.
+
+mod certificate;
+mod files;
+mod handshake;
+
+use std::{
+    collections::BTreeSet,
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use rustls::ServerConfig;
+use tokio::{net::TcpStream, sync::watch};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use self::files::{Texts, server_config};
+pub use self::{
+    certificate::{PeerCertificate, UnfitCertificate},
+    files::{ClientAuth, TlsFileError, TlsSettings, TlsVersion},
+    handshake::HandshakeFailure,
+};
+use crate::secrets::{self, Reader, Secret};
+
+/// Interval between two looks at the files. They are compared by content: Kubernetes swaps a symbolic link,
+/// and neither the time of a file nor a watch of it tells that reliably.
+const TLS_FILES_INTERVAL: Duration = Duration::from_secs(2);
+/// Looks at a key that does not belong to the certificate, until that is an error. A rotation writes two
+/// files, one after the other.
+const MISMATCHED_LOOKS: u32 = 3;
+
+/// An encrypted connection of a client.
+pub type TlsStream = tokio_rustls::server::TlsStream<TcpStream>;
+
+/// The TLS of one listener.
+pub struct ServerTls {
+    settings: TlsSettings,
+    state: RwLock<State>,
+    /// How often authorities were removed. Changed only while `state` is locked.
+    removals: watch::Sender<u64>,
+}
+
+struct State {
+    texts: Texts,
+    config: Arc<ServerConfig>,
+    /// The authorities of client certificates, as DER.
+    authorities: BTreeSet<Vec<u8>>,
+}
+
+/// A connection after its handshake.
+pub struct SecuredConnection {
+    /// The connection.
+    pub stream: Box<TlsStream>,
+    /// The certificate that the client showed and that was verified.
+    pub certificate: Option<PeerCertificate>,
+    /// Changes when an authority is removed.
+    pub removals: watch::Receiver<u64>,
+}
+
+/// Leaves the texts out, because they contain the key.
+impl fmt::Debug for ServerTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerTls").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl ServerTls {
+    /// Reads the files. Blocks for some seconds at most, so it is only for the start of the process.
+    ///
+    /// # Errors
+    /// See [`TlsFileError`].
+    pub fn load(settings: TlsSettings) -> Result<Self, TlsFileError> {
+        let read = |(flag, path): (&'static str, &PathBuf)| {
+            secrets::read_at_start(path).map_err(|error| unreadable(flag, path, error))
+        };
+        let (key, open_to) = read(settings.key_file())?;
+        open_to.warn(&settings.key);
+        let (cert, _) = read(settings.cert_file())?;
+        let client_ca = settings.client_ca_file().map(read).transpose()?.map(|(text, _)| text);
+        let texts = Texts { cert, key, client_ca };
+        let (config, authorities) = server_config(&texts, &settings)?;
+        let state = RwLock::new(State { texts, config, authorities });
+        Ok(Self { settings, state, removals: watch::Sender::new(0) })
+    }
+
+    /// Whether clients must show a certificate. `None`: certificates of clients are not asked for.
+    pub fn names_clients(&self) -> Option<ClientAuth> {
+        self.settings.client_ca.as_ref().map(|_| self.settings.client_auth)
+    }
+
+    /// Reads the files again whenever they change, until `stop`.
+    pub async fn follow(&self, stop: CancellationToken) {
+        let readers = Readers::new(&self.settings);
+        let mut looks = Looks::default();
+        while stop.run_until_cancelled(tokio::time::sleep(TLS_FILES_INTERVAL)).await.is_some() {
+            let Some(read) = stop.run_until_cancelled(readers.read()).await else { return };
+            match looks.after(read.and_then(|texts| self.take(texts))) {
+                Some(News::Unusable(error)) => tracing::error!(
+                    error,
+                    "the TLS files cannot be used: the certificate stays as it was"
+                ),
+                Some(News::Usable) => tracing::info!("the TLS files can be used again"),
+                None => {}
+            }
+        }
+    }
+
+    /// Uses these texts for later connections.
+    fn take(&self, texts: Texts) -> Result<(), TlsFileError> {
+        let unchanged = self.state.read().unwrap_or_else(PoisonError::into_inner).texts == texts;
+        if unchanged {
+            return Ok(());
+        }
+        let (config, authorities) = server_config(&texts, &self.settings)?;
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let removed = state.authorities.difference(&authorities).count();
+        *state = State { texts, config, authorities };
+        if removed > 0 {
+            self.removals.send_modify(|removals| *removals += 1);
+        }
+        drop(state);
+        tracing::info!(removed_authorities = removed, "the TLS files were read again");
+        Ok(())
+    }
+
+    /// Makes the handshake with a client, by the settings of this moment.
+    ///
+    /// # Errors
+    /// See [`HandshakeFailure`].
+    pub async fn accept(&self, stream: TcpStream) -> Result<SecuredConnection, HandshakeFailure> {
+        // Both under one lock: a removal is in these settings, or `removals` tells it later.
+        let (config, removals) = {
+            let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+            (state.config.clone(), self.removals.subscribe())
+        };
+        let stream = TlsAcceptor::from(config).accept(stream).await?;
+        let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let certificate = leaf.map(|leaf| PeerCertificate::read(leaf)).transpose()?;
+        Ok(SecuredConnection { stream: Box::new(stream), certificate, removals })
+    }
+}
+
+fn unreadable(flag: &'static str, path: &Path, error: io::Error) -> TlsFileError {
+    TlsFileError::Unreadable { flag, path: path.to_owned(), error }
+}
+
+/// Readers of the files, each with the flag that names it.
+struct Readers {
+    cert: (&'static str, Reader),
+    key: (&'static str, Reader),
+    client_ca: Option<(&'static str, Reader)>,
+}
+
+impl Readers {
+    fn new(settings: &TlsSettings) -> Self {
+        let reader = |(flag, path): (&'static str, &PathBuf)| (flag, Reader::new(path.clone()));
+        Self {
+            cert: reader(settings.cert_file()),
+            key: reader(settings.key_file()),
+            client_ca: settings.client_ca_file().map(reader),
+        }
+    }
+
+    async fn read(&self) -> Result<Texts, TlsFileError> {
+        let cert = read(&self.cert).await?;
+        let key = read(&self.key).await?;
+        let client_ca = match &self.client_ca {
+            Some(reader) => Some(read(reader).await?.0),
+            None => None,
+        };
+        Ok(Texts { cert: cert.0, key: key.0, client_ca })
+    }
+}
+
+async fn read((flag, reader): &(&'static str, Reader)) -> Result<Secret, TlsFileError> {
+    reader.read().await.map_err(|error| unreadable(flag, reader.path(), error))
+}
+
+/// What the log says after a look at the files.
+#[derive(Debug, PartialEq, Eq)]
+enum News {
+    Unusable(String),
+    Usable,
+}
+
+/// The looks at the files so far. Each fault is told once.
+#[derive(Debug, Default)]
+struct Looks {
+    mismatched: u32,
+    told: Option<String>,
+}
+
+impl Looks {
+    fn after(&mut self, look: Result<(), TlsFileError>) -> Option<News> {
+        self.mismatched = match &look {
+            Err(TlsFileError::Mismatch { .. }) => self.mismatched + 1,
+            Err(_) | Ok(()) => 0,
+        };
+        if (1..MISMATCHED_LOOKS).contains(&self.mismatched) {
+            return None;
+        }
+        let wrong = look.err().map(|error| error.to_string());
+        let news = match &wrong {
+            Some(error) if self.told != wrong => Some(News::Unusable(error.clone())),
+            None if self.told.is_some() => Some(News::Usable),
+            Some(_) | None => None,
+        };
+        self.told = wrong;
+        news
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mismatch() -> Result<(), TlsFileError> {
+        Err(TlsFileError::Mismatch { cert: "c".into(), key: "k".into() })
+    }
+
+    fn invalid(why: &str) -> Result<(), TlsFileError> {
+        Err(TlsFileError::Invalid { flag: "--tls-cert", path: "c".into(), why: why.to_owned() })
+    }
+
+    #[test]
+    fn mismatch_is_told_at_the_third_look_and_once() {
+        let mut looks = Looks::default();
+        let said: Vec<_> = (0..6).map(|_| looks.after(mismatch()).is_some()).collect();
+        assert_eq!(said, [false, false, true, false, false, false]);
+        assert_eq!(looks.after(Ok(())), Some(News::Usable));
+        assert_eq!(looks.after(mismatch()), None, "a mismatch begins to count again");
+        assert_eq!(looks.after(Ok(())), None, "a passing mismatch is no news");
+        assert_eq!(looks.after(mismatch()), None);
+    }
+
+    #[test]
+    fn each_other_fault_is_told_at_once_and_once() {
+        let mut looks = Looks::default();
+        let said = |news: Option<News>| match news {
+            Some(News::Unusable(error)) => error,
+            Some(News::Usable) => "usable".to_owned(),
+            None => String::new(),
+        };
+        assert!(said(looks.after(invalid("x"))).ends_with("c: x"));
+        assert_eq!(said(looks.after(invalid("x"))), "");
+        assert!(said(looks.after(invalid("y"))).ends_with("c: y"));
+        assert_eq!(said(looks.after(Ok(()))), "usable");
+        assert_eq!(said(looks.after(Ok(()))), "");
+    }
+}
