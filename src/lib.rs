@@ -30,8 +30,8 @@
 //! log_throttle  how often a log line that strangers cause may be written
 //! readiness     whether this replica may serve, and why not; pure
 //! simulated     a machine for tests: clocks, random bytes, tasks
-//! access        who calls, and what each caller may do; pure
 //! tls           TLS of the client port: its files, handshakes, and who a certificate names
+//! access        who calls, and what each caller may do; pure
 //! broker        the port to JetStream: a trait, its types, its errors
 //! bus           the port to the other replicas: a trait, its types, its errors
 //! lease         the lease table; pure

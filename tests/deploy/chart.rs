@@ -36,6 +36,18 @@ pub const INSTALLATIONS: &[(&str, &[&str])] = &[
             "nats.tls.handshakeFirst=true",
         ],
     ),
+    ("TLS", &[LEAST, "tls.secret=certificate"]),
+    ("TLS with certificates of clients", TLS),
+    (
+        "TLS by cert-manager",
+        &[
+            LEAST,
+            "tls.certManager.enabled=true",
+            "tls.certManager.issuer.name=ours",
+            "tls.certManager.issuer.kind=ClusterIssuer",
+            "tls.certManager.dnsNames={proxy.example,*.proxy.example}",
+        ],
+    ),
     ("autoscaled", &[LEAST, "autoscaling.enabled=true"]),
     (
         "bare",
@@ -74,6 +86,15 @@ pub const INSTALLATIONS: &[(&str, &[&str])] = &[
             "nameOverride=proxy",
         ],
     ),
+];
+
+/// All of TLS that values can say, with a certificate of one's own.
+const TLS: &[&str] = &[
+    LEAST,
+    "tls.secret=certificate",
+    "tls.clientCASecret=authorities",
+    "tls.clientAuth=optional",
+    "tls.minVersion=1.2",
 ];
 
 #[test]
@@ -150,7 +171,7 @@ fn settings_of_unusual_clusters_can_be_chosen() {
 /// deploying.
 #[test]
 fn every_setting_of_the_program_is_a_value_of_the_chart() {
-    let of_the_chart: BTreeSet<String> = variables(&container(&helm::objects(&[LEAST]))["env"])
+    let of_the_chart: BTreeSet<String> = variables(&container(&helm::objects(TLS))["env"])
         .into_iter()
         .chain(["LISTEN", "OPS_LISTEN"].map(|of_the_image| format!("FETCH_PROXY_{of_the_image}")))
         // Nobody is there to read it.
@@ -206,6 +227,46 @@ fn settings_reach_the_program_by_their_variables() {
     for (name, value) in [("FETCH_PROXY_MAX_LEASE", "2h"), ("FETCH_PROXY_MAX_LEASES", "1000000")] {
         assert!(env.contains(&json!({ "name": name, "value": value })), "{env:?}");
     }
+}
+
+#[test]
+fn values_of_tls_reach_the_program() {
+    let objects = helm::objects(TLS);
+    let env = container(&objects)["env"].as_array().unwrap();
+    for (name, value) in [
+        ("FETCH_PROXY_TLS_CERT", "/etc/fetch-proxy/tls/tls.crt"),
+        ("FETCH_PROXY_TLS_KEY", "/etc/fetch-proxy/tls/tls.key"),
+        ("FETCH_PROXY_TLS_CLIENT_CA", "/etc/fetch-proxy/tls-client-ca/ca.crt"),
+        ("FETCH_PROXY_TLS_CLIENT_AUTH", "optional"),
+        ("FETCH_PROXY_TLS_MIN", "1.2"),
+    ] {
+        assert!(env.contains(&json!({ "name": name, "value": value })), "{name}: {env:?}");
+    }
+    let plain = variables(&container(&helm::objects(&[LEAST]))["env"]);
+    assert!(plain.iter().all(|name| !name.contains("TLS")), "{plain:?}");
+}
+
+/// A client checks the name that it connects to.
+#[test]
+fn certificate_of_cert_manager_names_the_services_and_fills_the_mounted_secret() {
+    let (_, values) =
+        INSTALLATIONS.iter().find(|(name, _)| *name == "TLS by cert-manager").unwrap();
+    let objects = helm::objects(values);
+    let spec = &one(&objects, "Certificate")["spec"];
+    let volumes = &one(&objects, "Deployment")["spec"]["template"]["spec"]["volumes"];
+    let mounted = volumes.as_array().unwrap().iter().find(|volume| volume["name"] == "tls");
+    assert_eq!(mounted.unwrap()["secret"]["secretName"], spec["secretName"]);
+    assert_eq!(spec["issuerRef"]["name"], "ours");
+    assert_eq!(spec["issuerRef"]["kind"], "ClusterIssuer");
+    let names: Vec<&str> =
+        spec["dnsNames"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+    for name in ["", ".default", ".default.svc"] {
+        for service in objects.iter().filter(|object| object["kind"] == "Service") {
+            let name = format!("{}{name}", service["metadata"]["name"].as_str().unwrap());
+            assert!(names.contains(&&*name), "{name}: {names:?}");
+        }
+    }
+    assert!(names.ends_with(&["proxy.example", "*.proxy.example"]), "{names:?}");
 }
 
 /// Nobody may set a variable twice: the last one counts, and nobody sees which that is.

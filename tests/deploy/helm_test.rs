@@ -43,6 +43,19 @@ fn helm_test_pod_passes_the_network_policy() {
     assert!(weight(policy) < weight(pod), "it is there first");
 }
 
+/// The test has no certificate, and the port of probes has no TLS.
+#[test]
+fn helm_test_of_a_proxy_with_tls_asks_the_port_of_probes() {
+    let objects = helm::objects(&[LEAST, "tls.secret=a"]);
+    let arguments = &hook(&objects, "Pod")["spec"]["containers"][0]["args"];
+    assert_eq!(arguments[2], "fetch-proxy-headless:50052");
+    assert_eq!(one_named(&objects, "fetch-proxy-headless")["spec"]["clusterIP"], "None");
+    let policy = &hook(&objects, "NetworkPolicy")["spec"]["ingress"][0]["ports"];
+    assert_eq!(policy, &json!([{ "port": "ops" }]));
+    let objects = helm::objects(&[LEAST, "tls.secret=a", "service.headless=false"]);
+    assert!(!objects.iter().any(|object| object["kind"] == "Pod"), "it would reach nobody");
+}
+
 /// Also when the Service has nobody yet.
 #[tokio::test]
 async fn helm_test_command_finds_a_fetch_proxy() {

@@ -55,6 +55,8 @@ fn notes_warn_of_dangers_only() {
             &[],
         ),
         (&[LEAST, "service.type=LoadBalancer", "networkPolicy.enabled=false"], &[OPEN]),
+        (&[LEAST, "tls.secret=a", "networkPolicy.enabled=false"], &[OPEN]),
+        (&[LEAST, "tls.secret=a", "tls.clientCASecret=b", "networkPolicy.enabled=false"], &[]),
     ] {
         let notes = notes(values);
         for warning in [ALONE, OPEN, UNREACHED] {

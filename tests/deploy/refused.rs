@@ -12,6 +12,11 @@ fn impossible_values_are_refused_with_advice() {
         (&[LEAST, "tokenKeys.keys={a}"], "not both"),
         (&[LEAST, "nats.auth.method=creds"], "nats.auth.secret is needed for the method creds"),
         (&[LEAST, "nats.auth.secret=a"], "nats.auth.method"),
+        (&[LEAST, "tls.clientCASecret=a"], "tls.clientCASecret needs a certificate"),
+        (&[LEAST, "tls.secret=a", "tls.certManager.enabled=true"], "not both"),
+        (&[LEAST, "tls.certManager.enabled=true"], "tls.certManager.issuer.name is needed"),
+        (&[LEAST, "tls.secret=a", "tls.minVersion=1.1"], "/tls/minVersion"),
+        (&[LEAST, "tls.secret=a", "tls.clientAuth=no"], "/tls/clientAuth"),
         (
             &[LEAST, "nats.auth.method=password", "nats.auth.entries.username=a"],
             "nats.auth.entries.password is needed for the method password",

@@ -51,6 +51,22 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
+{{- /* The Secret with the certificate of the port for clients; empty if the port has no TLS. */ -}}
+{{- define "fetch-proxy.tlsSecret" -}}
+{{- with .Values.tls -}}
+{{- if and .secret .certManager.enabled -}}
+{{- fail "set tls.secret or tls.certManager.enabled, not both" -}}
+{{- else if .certManager.enabled -}}
+{{- $_ := required "tls.certManager.issuer.name is needed: the name of an Issuer or a ClusterIssuer" .certManager.issuer.name -}}
+{{- printf "%s-tls" (include "fetch-proxy.fullname" $) -}}
+{{- else if .secret -}}
+{{- .secret -}}
+{{- else if .clientCASecret -}}
+{{- fail "tls.clientCASecret needs a certificate: set tls.secret or tls.certManager.enabled" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- /* The Secret for NATS; empty if the method is none. */ -}}
 {{- define "fetch-proxy.natsAuth" -}}
 {{- with .Values.nats.auth -}}
