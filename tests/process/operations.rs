@@ -76,8 +76,10 @@ async fn every_line_for_an_operator_does_what_the_page_says() {
 /// The text of `--help` for each flag of all commands.
 fn flags() -> BTreeMap<String, String> {
     let mut flags = BTreeMap::new();
-    for command in ["serve", "dev", "probe", "fetch", "ack", "nak", "term", "extend"] {
-        let help = Command::new(PROGRAM).args([command, "--help"]).output().unwrap();
+    let commands = ["serve", "dev", "probe", "fetch", "ack", "nak", "term", "extend", "keygen"];
+    for command in commands.into_iter().chain(["policy check", "policy diff"]) {
+        let words = command.split(' ').chain(["--help"]);
+        let help = Command::new(PROGRAM).args(words).output().unwrap();
         let help = String::from_utf8(help.stdout).unwrap();
         for (_, rest) in help.match_indices("--").map(|(at, _)| help[at..].split_at(2)) {
             let name: String =
