@@ -149,6 +149,10 @@ pub async fn fetch(
             ended(FetchEnd::Overdue);
             None
         }
+        Back::GivenUp if deadline.is_some() => {
+            ended(FetchEnd::Exceeded);
+            None
+        }
         Back::Unsent | Back::Lost(None) | Back::GivenUp => {
             ended(FetchEnd::Gone);
             None

@@ -46,6 +46,8 @@ pub enum FetchEnd<'e> {
     Refused(&'e tonic::Status),
     /// A patient client has waited for as long as any call may take.
     Overdue,
+    /// The deadline of the client has passed at the replica: DEADLINE_EXCEEDED.
+    Exceeded,
     /// The client did not wait for it, or the way was lost.
     Gone,
 }
@@ -178,6 +180,15 @@ pub fn ended(
                 .any(|trouble| fetch.happened(ledger, trouble, fetch.began, now));
             if !gone {
                 broken.push("has no answer, and its process lives".to_owned());
+            }
+        }
+        FetchEnd::Exceeded => {
+            report.coverage.count("fetch: deadline exceeded");
+            // "It is never DEADLINE_EXCEEDED."
+            let killed = Trouble::Killed { side: fetch.side };
+            let gone = fetch.happened(ledger, killed, fetch.began, now);
+            if !gone && fetch.stopped(ledger, now).is_zero() {
+                broken.push("has no answer before its deadline".to_owned());
             }
         }
         FetchEnd::Refused(status) => {
@@ -326,6 +337,18 @@ mod tests {
         assert_eq!(ends(9_000, FetchEnd::Overdue, None), [CHECK]);
         assert!(ends(9_000, FetchEnd::Overdue, Some(Trouble::Killed { side: 1 })).is_empty());
         assert!(ends(9_000, FetchEnd::Gone, None).is_empty());
+    }
+
+    #[test]
+    fn fetch_is_answered_before_its_deadline_unless_its_process_stands_still() {
+        assert_eq!(ends(500, FetchEnd::Exceeded, None), [CHECK]);
+        assert_eq!(ends(500, FetchEnd::Exceeded, Some(Trouble::Wire { side: 1 })), [CHECK]);
+        let mut lab = Lab::new();
+        let fetch = lab.fetch(1, 2_000);
+        lab.trouble(Trouble::Stopped { side: 1 }, 400);
+        lab.wait(500);
+        lab.end(fetch, FetchEnd::Exceeded);
+        assert!(lab.found().is_empty());
     }
 
     #[test]

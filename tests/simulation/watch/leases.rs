@@ -22,6 +22,7 @@ pub enum EarlyEnd {
     LeaderChanged,
     LeaderNoticedLate,
     MadeAgain,
+    MadeAgainHeardLate,
     LimitsChanged,
     StaleSettlement,
     Suspended,
@@ -32,15 +33,18 @@ pub enum EarlyEnd {
 
 /// Until every replica knows the configuration of a consumer.
 const UNTIL_LOOK: Duration = Duration::from_secs(31);
+/// "It waits for their answers for at most one second."
+const LONGEST_NEWS: Duration = Duration::from_secs(1);
 /// A step of a hand-over is under way for this long, at most.
 const LONGEST_STEP: Duration = Duration::from_secs(2);
 
 impl EarlyEnd {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::OwnNak,
         Self::LeaderChanged,
         Self::LeaderNoticedLate,
         Self::MadeAgain,
+        Self::MadeAgainHeardLate,
         Self::LimitsChanged,
         Self::StaleSettlement,
         Self::Suspended,
@@ -64,6 +68,9 @@ impl EarlyEnd {
             Self::MadeAgain => {
                 "A consumer that is deleted and made again, or reset, ends all leases that were \
                  granted before, at every replica."
+            }
+            Self::MadeAgainHeardLate => {
+                "Leases that another replica grants before it hears of the change can end, too."
             }
             Self::LimitsChanged => {
                 "If the ack wait of a consumer is lowered while messages are leased, the proxy \
@@ -101,6 +108,10 @@ impl EarlyEnd {
                 troubles.happened(Trouble::LeaderAway, consumer, since, now)
             }
             Self::MadeAgain => happened(Trouble::MadeAgain),
+            Self::MadeAgainHeardLate => {
+                let since = one.sent.saturating_sub(LONGEST_NEWS + ledger.round_trip);
+                troubles.happened(Trouble::MadeAgain, consumer, since, now)
+            }
             // "That is at most 30 s, or a third of the old ack wait, later."
             Self::LimitsChanged => {
                 let since = one.sent.saturating_sub(UNTIL_LOOK);
@@ -302,6 +313,19 @@ mod tests {
         for (before, found) in [(3_200, vec![]), (3_400, vec![CHECK])] {
             let mut lab = Lab::new();
             lab.trouble(Trouble::LeaderAway, 0);
+            lab.wait(before);
+            lab.held();
+            lab.wait(1_000);
+            lab.send(2, 2);
+            assert_eq!(lab.found(), found);
+        }
+    }
+
+    #[test]
+    fn lease_from_before_the_news_of_a_reset_may_end_and_a_later_one_not() {
+        for (before, found) in [(900, vec![]), (1_100, vec![CHECK])] {
+            let mut lab = Lab::new();
+            lab.trouble(Trouble::MadeAgain, 0);
             lab.wait(before);
             lab.held();
             lab.wait(1_000);
