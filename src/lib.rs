@@ -20,9 +20,10 @@
 //! telemetry     the log: format, level and the thread that writes it
 //! api_error     what went wrong with a call, for its client; pure
 //! config        flags and environment variables, checked
+//! net           connections of clients: accepted, bounded, closed
 //! lessor        leases deliveries to callers: pulls, grants, settles, sweeps
 //! nats          the broker and the bus on NATS
-//! net           connections of clients: accepted, bounded, closed
+//! tls           TLS of the client port: its files, handshakes, and who a certificate names
 //! clock         the only room that reads the time
 //! client        the client behind fetch, ack, nak, term, extend and probe
 //! fd_limit      raises the limit of open files to what the connections need
@@ -30,7 +31,6 @@
 //! log_throttle  how often a log line that strangers cause may be written
 //! readiness     whether this replica may serve, and why not; pure
 //! simulated     a machine for tests: clocks, random bytes, tasks
-//! tls           TLS of the client port: its files, handshakes, and who a certificate names
 //! access        who calls, and what each caller may do; pure
 //! broker        the port to JetStream: a trait, its types, its errors
 //! bus           the port to the other replicas: a trait, its types, its errors

@@ -17,25 +17,27 @@ mod files;
 mod handshake;
 
 use std::{
-    collections::BTreeSet,
     fmt, io,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
+    sync::{PoisonError, RwLock, RwLockReadGuard},
+    time::{Duration, UNIX_EPOCH},
 };
 
-use rustls::ServerConfig;
 use tokio::{net::TcpStream, sync::watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use self::files::{Texts, server_config};
+use self::files::{Material, Texts, material};
 pub use self::{
     certificate::{PeerCertificate, UnfitCertificate},
     files::{ClientAuth, TlsFileError, TlsSettings, TlsVersion},
     handshake::HandshakeFailure,
 };
-use crate::secrets::{self, Reader, Secret};
+use crate::{
+    clock,
+    log_throttle::LogThrottle,
+    secrets::{self, Reader, Secret},
+};
 
 /// Interval between two looks at the files. They are compared by content: Kubernetes swaps a symbolic link,
 /// and neither the time of a file nor a watch of it tells that reliably.
@@ -43,6 +45,9 @@ const TLS_FILES_INTERVAL: Duration = Duration::from_secs(2);
 /// Looks at a key that does not belong to the certificate, until that is an error. A rotation writes two
 /// files, one after the other.
 const MISMATCHED_LOOKS: u32 = 3;
+
+/// The time from one warning of an end that comes soon to the next.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 
 /// An encrypted connection of a client.
 pub type TlsStream = tokio_rustls::server::TlsStream<TcpStream>;
@@ -57,9 +62,7 @@ pub struct ServerTls {
 
 struct State {
     texts: Texts,
-    config: Arc<ServerConfig>,
-    /// The authorities of client certificates, as DER.
-    authorities: BTreeSet<Vec<u8>>,
+    material: Material,
 }
 
 /// A connection after its handshake.
@@ -93,8 +96,8 @@ impl ServerTls {
         let (cert, _) = read(settings.cert_file())?;
         let client_ca = settings.client_ca_file().map(read).transpose()?.map(|(text, _)| text);
         let texts = Texts { cert, key, client_ca };
-        let (config, authorities) = server_config(&texts, &settings)?;
-        let state = RwLock::new(State { texts, config, authorities });
+        let material = material(&texts, &settings)?;
+        let state = RwLock::new(State { texts, material });
         Ok(Self { settings, state, removals: watch::Sender::new(0) })
     }
 
@@ -106,7 +109,7 @@ impl ServerTls {
     /// Reads the files again whenever they change, until `stop`.
     pub async fn follow(&self, stop: CancellationToken) {
         let readers = Readers::new(&self.settings);
-        let mut looks = Looks::default();
+        let (mut looks, expiry) = (Looks::default(), LogThrottle::every(EXPIRY_INTERVAL));
         while stop.run_until_cancelled(tokio::time::sleep(TLS_FILES_INTERVAL)).await.is_some() {
             let Some(read) = stop.run_until_cancelled(readers.read()).await else { return };
             match looks.after(read.and_then(|texts| self.take(texts))) {
@@ -117,19 +120,35 @@ impl ServerTls {
                 Some(News::Usable) => tracing::info!("the TLS files can be used again"),
                 None => {}
             }
+            self.warn_of_expiry(&expiry);
         }
+    }
+
+    /// Warns once a day if the certificate ends soon, or has ended.
+    fn warn_of_expiry(&self, said: &LogThrottle) {
+        let Some((begins, ends)) = self.read().material.validity else { return };
+        let left = ends.saturating_sub(clock::unix_time());
+        if left < soon(ends.saturating_sub(begins)) && said.allow(clock::now()) {
+            tracing::warn!(
+                ends = %humantime::format_rfc3339_seconds(UNIX_EPOCH + ends),
+                "the certificate of the port for clients ends soon"
+            );
+        }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Uses these texts for later connections.
     fn take(&self, texts: Texts) -> Result<(), TlsFileError> {
-        let unchanged = self.state.read().unwrap_or_else(PoisonError::into_inner).texts == texts;
-        if unchanged {
+        if self.read().texts == texts {
             return Ok(());
         }
-        let (config, authorities) = server_config(&texts, &self.settings)?;
+        let material = material(&texts, &self.settings)?;
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        let removed = state.authorities.difference(&authorities).count();
-        *state = State { texts, config, authorities };
+        let removed = state.material.authorities.difference(&material.authorities).count();
+        *state = State { texts, material };
         if removed > 0 {
             self.removals.send_modify(|removals| *removals += 1);
         }
@@ -145,14 +164,20 @@ impl ServerTls {
     pub async fn accept(&self, stream: TcpStream) -> Result<SecuredConnection, HandshakeFailure> {
         // Both under one lock: a removal is in these settings, or `removals` tells it later.
         let (config, removals) = {
-            let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-            (state.config.clone(), self.removals.subscribe())
+            let state = self.read();
+            (state.material.config.clone(), self.removals.subscribe())
         };
         let stream = TlsAcceptor::from(config).accept(stream).await?;
         let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let certificate = leaf.map(|leaf| PeerCertificate::read(leaf)).transpose()?;
         Ok(SecuredConnection { stream: Box::new(stream), certificate, removals })
     }
+}
+
+/// The time before the end of a certificate of this life at which the log warns. Usual tools renew a
+/// certificate when a third or a half of its life is left, and a short life is no fault.
+fn soon(life: Duration) -> Duration {
+    (life / 6).min(Duration::from_secs(7 * 24 * 3600))
 }
 
 fn unreadable(flag: &'static str, path: &Path, error: io::Error) -> TlsFileError {

@@ -9,9 +9,10 @@
 use std::time::Duration;
 
 use x509_parser::{
-    certificate::X509Certificate,
+    certificate::{Validity, X509Certificate},
     extensions::{GeneralName, KeyUsage},
     prelude::FromDer as _,
+    time::ASN1Time,
 };
 
 const SPIFFE: &str = "spiffe://";
@@ -54,7 +55,7 @@ impl PeerCertificate {
         let unreadable = |_| UnfitCertificate::Unreadable;
         let (_, leaf) =
             X509Certificate::from_der(leaf).map_err(|_| UnfitCertificate::Unreadable)?;
-        let end = u64::try_from(leaf.validity().not_after.timestamp()).unwrap_or(0);
+        let not_after = seconds(leaf.validity().not_after);
         let names = leaf.subject_alternative_name().map_err(unreadable)?;
         let names = names.map_or(&[][..], |names| &names.value.general_names);
         let uris: Vec<&str> = names.iter().filter_map(uri).collect();
@@ -75,8 +76,19 @@ impl PeerCertificate {
         } else {
             names.iter().filter_map(dns).collect()
         };
-        Ok(Self { identities, not_after: Duration::from_secs(end) })
+        Ok(Self { identities, not_after })
     }
+}
+
+/// The begin and the end of a certificate, since the Unix epoch. `None`: it cannot be read.
+pub(super) fn validity(certificate: &[u8]) -> Option<(Duration, Duration)> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let Validity { not_before, not_after } = *certificate.validity();
+    Some((seconds(not_before), seconds(not_after)))
+}
+
+fn seconds(time: ASN1Time) -> Duration {
+    Duration::from_secs(u64::try_from(time.timestamp()).unwrap_or(0))
 }
 
 fn uri<'n>(name: &GeneralName<'n>) -> Option<&'n str> {

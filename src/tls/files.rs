@@ -1,7 +1,7 @@
 //! Makes the settings of a TLS listener from the texts of its files. Knows which versions, protocols and
 //! sessions are allowed. Reads no file.
 
-use std::{collections::BTreeSet, io, path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, io, path::PathBuf, sync::Arc, time::Duration};
 
 use rustls::{
     Error, RootCertStore, ServerConfig, SupportedProtocolVersion,
@@ -11,6 +11,8 @@ use rustls::{
     sign::{CertifiedKey, SingleCertAndKey},
     version::{TLS12, TLS13},
 };
+
+use super::certificate;
 
 /// The one protocol that is offered: HTTP/2. Some clients refuse a server that chooses none.
 const ALPN: &[u8] = b"h2";
@@ -103,14 +105,20 @@ impl TlsSettings {
     }
 }
 
-/// The settings for these texts, and the authorities of client certificates.
+/// What the texts say.
+pub(super) struct Material {
+    pub(super) config: Arc<ServerConfig>,
+    /// The authorities of client certificates, as DER.
+    pub(super) authorities: BTreeSet<Vec<u8>>,
+    /// The begin and the end of our certificate, since the Unix epoch. `None`: it cannot be read.
+    pub(super) validity: Option<(Duration, Duration)>,
+}
+
+/// The settings for these texts.
 ///
 /// # Errors
 /// [`TlsFileError::Invalid`] and [`TlsFileError::Mismatch`].
-pub(super) fn server_config(
-    texts: &Texts,
-    settings: &TlsSettings,
-) -> Result<(Arc<ServerConfig>, BTreeSet<Vec<u8>>), TlsFileError> {
+pub(super) fn material(texts: &Texts, settings: &TlsSettings) -> Result<Material, TlsFileError> {
     // Never the default of the process: another library could have set another provider, or none.
     let provider = Arc::new(ring::default_provider());
     let versions: &[&SupportedProtocolVersion] = match settings.min {
@@ -118,6 +126,7 @@ pub(super) fn server_config(
         TlsVersion::Tls13 => &[&TLS13],
     };
     let identity = identity(texts, settings, &provider)?;
+    let validity = identity.end_entity_cert().ok().and_then(|leaf| certificate::validity(leaf));
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(versions)
         .map_err(|error| invalid(settings.cert_file(), error))?;
@@ -147,7 +156,7 @@ pub(super) fn server_config(
         config.send_tls13_tickets = 0;
     }
     let authorities = authorities.iter().map(|authority| authority.to_vec()).collect();
-    Ok((Arc::new(config), authorities))
+    Ok(Material { config: Arc::new(config), authorities, validity })
 }
 
 fn identity(

@@ -289,7 +289,7 @@ const ROOMS: &[Room] = &[
     Room {
         name: "tls",
         purpose: "TLS of the client port: its files, handshakes, and who a certificate names",
-        rooms: &["secrets"],
+        rooms: &["clock", "log_throttle", "secrets"],
         libraries: &["rustls", "tokio", "tracing"],
     },
     Room { name: "token", purpose: "tokens: sealed claims; pure", rooms: &[], libraries: &[] },

@@ -1,6 +1,6 @@
 //! The files of TLS: at the start, and when a later version of them cannot be used.
 
-use std::process::Command;
+use std::{process::Command, time::SystemTime};
 
 use testkit::{eventually, until};
 
@@ -109,4 +109,30 @@ async fn certificate_before_its_key_and_key_before_its_certificate_are_no_fault(
         assert!(until(SEEN, new).await.is_some(), "{}", proxy.log());
     }
     assert_eq!(said(&proxy, UNUSABLE), 0, "{}", proxy.log());
+}
+
+#[tokio::test]
+async fn certificate_that_ends_soon_is_told_in_time() {
+    const SOON: &str = "the certificate of the port for clients ends soon";
+    let day = Duration::from_secs(24 * 3600);
+    let ca = Authority::new("ca");
+    let lasting = |before: u32, after: u32| {
+        ca.server_by(|params| {
+            params.not_before = (SystemTime::now() - before * day).into();
+            params.not_after = (SystemTime::now() + after * day).into();
+        })
+    };
+    // The second has a short life, of which most is left.
+    let (late, short, soon) = (lasting(82, 8), lasting(1, 2), lasting(84, 6));
+    let mut files = Mounted::new(&late, ca.pem());
+    let proxy = start(NOWHERE, &files.flags(), &[]);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    files.swap(&short.cert, &short.key, ca.pem());
+    eventually("the next", || async { (said(&proxy, READ_AGAIN) == 1).then_some(()) }).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(said(&proxy, SOON), 0, "{}", proxy.log());
+    files.swap(&soon.cert, &soon.key, ca.pem());
+    eventually("the line", || async { (said(&proxy, SOON) == 1).then_some(()) }).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(said(&proxy, SOON), 1, "once a day: {}", proxy.log());
 }

@@ -41,8 +41,15 @@ impl Authority {
 
     /// A certificate for a server on this machine.
     pub fn server(&self) -> Signed {
+        self.server_by(|_| ())
+    }
+
+    /// The same, with more in it.
+    pub fn server_by(&self, change: impl FnOnce(&mut CertificateParams)) -> Signed {
         let names = ["127.0.0.1".to_owned(), "localhost".to_owned()];
-        self.sign(params(&names, ExtendedKeyUsagePurpose::ServerAuth))
+        let mut params = params(&names, ExtendedKeyUsagePurpose::ServerAuth);
+        change(&mut params);
+        self.sign(params)
     }
 
     /// A certificate for a client with this DNS name.
