@@ -15,7 +15,7 @@ use super::{
     ledger::{Delivered, Effect, Fate, Kind, Ledger, Message, Told},
     report::Report,
     troubles::Trouble,
-    windows::{LONGEST_STALL, Stale, Window},
+    windows::{Stale, Window},
 };
 
 pub const CHECK: &str = "delivery";
@@ -49,8 +49,8 @@ pub fn sent(ledger: &Ledger, id: DeliveryId, now: Time, report: &mut Report) {
             report.fail(CHECK, now, why);
         }
         let early = too_early(ledger, one, now);
-        if early.is_some() && is_moved_by_stale_progress(ledger, other, one) {
-            report.coverage.count("delivery: a delay of a Nak ended by stale progress");
+        if early.is_some() && is_hurried_by_another(ledger, other, one) {
+            report.coverage.count("delivery: a delay of a Nak ended by an earlier holder");
         } else if let Some(early) = early {
             let why =
                 format!("{id:?} is sent {early:?} before the delay of a Nak is over: {one:?}");
@@ -79,22 +79,22 @@ fn too_early(ledger: &Ledger, one: &Delivered, now: Time) -> Option<Duration> {
     until.checked_sub(now).filter(|left| !left.is_zero())
 }
 
-/// Progress for an earlier holder has moved the clock of a message after its Nak. A window admits the progress, or it
-/// was late: "Late progress can end the delay of a Nak early."
-fn is_moved_by_stale_progress(ledger: &Ledger, id: DeliveryId, victim: &Delivered) -> bool {
+/// Progress or a Nak for an earlier holder has moved the clock of a message after its Nak. A window admits it, or it was
+/// late: "A late `Nak` costs that message one delivery attempt. Late progress can end the delay of a Nak early."
+fn is_hurried_by_another(ledger: &Ledger, id: DeliveryId, victim: &Delivered) -> bool {
     let nak = victim.effects.iter().rev().find(|effect| effect.kind == Kind::Nak);
     let moves = |effect: &&Effect| {
-        effect.kind == Kind::Extend
+        matches!(effect.kind, Kind::Extend | Kind::Nak)
             && effect.settled == Some(id)
             && nak.is_some_and(|nak| nak.at <= effect.at)
     };
     let late = |Stale { effect, of, .. }: &Stale<'_>| {
-        let side = of.side;
-        let stalled =
-            [Trouble::Wire { side }, Trouble::Stopped { side }].into_iter().any(|trouble| {
-                ledger.troubles.happened(trouble, &of.message.0, effect.left, effect.at)
-            });
-        stalled && effect.at.saturating_sub(effect.left) <= LONGEST_STALL
+        let (name, side) = (&of.message.0, of.side);
+        ledger.troubles.between(name, effect.left, effect.left).any(|span| {
+            let stalls =
+                [Trouble::Wire { side }, Trouble::Stopped { side }].contains(&span.trouble);
+            stalls && effect.at <= span.until
+        })
     };
     let admitted = |stale: &Stale<'_>| {
         let mut open = Window::ALL.iter().filter_map(|window| window.opened(stale, ledger));
@@ -311,15 +311,20 @@ mod tests {
     }
 
     #[test]
-    fn delay_of_a_nak_may_end_early_by_progress_of_a_holder_before() {
-        for (trouble, found) in [
+    fn delay_of_a_nak_may_end_early_by_a_holder_before() {
+        let trials = [
             (Some(Trouble::LeaderAway), vec![]),
             (Some(Trouble::Wire { side: 1 }), vec![]),
             (Some(Trouble::Wire { side: 3 }), vec![CHECK]),
             (None, vec![CHECK]),
-        ] {
+        ];
+        let kinds = [AckKind::Progress, AckKind::Nak(None)];
+        for (kind, (trouble, found)) in
+            kinds.into_iter().flat_map(|kind| trials.clone().map(|trial| (kind.clone(), trial)))
+        {
             let mut lab = Lab::new();
             let old = lab.held();
+            lab.ask(1, old, &nak(0));
             lab.wait(ACK_WAIT);
             if let Some(trouble) = trouble {
                 lab.trouble(trouble, 1_000);
@@ -331,10 +336,12 @@ mod tests {
             lab.apply(2, AckKind::Nak(Some(millis(6_000))), new, new);
             lab.confirm(call);
             lab.wait(300);
-            lab.apply(1, AckKind::Progress, old, new);
+            lab.apply(1, kind, old, new);
+            lab.watch().dropped(new, lab.now);
             lab.wait(ACK_WAIT);
             lab.send(2, 3);
-            assert_eq!(lab.found(), found);
+            let own: Vec<_> = lab.found().into_iter().filter(|check| *check == CHECK).collect();
+            assert_eq!(own, found);
         }
     }
 

@@ -38,7 +38,7 @@ pub struct Opened {
 }
 
 /// The longest stall of a plan, and as much again until both ends have noticed that a wire is gone.
-pub const LONGEST_STALL: Duration = Duration::from_secs(16);
+const LONGEST_STALL: Duration = Duration::from_secs(16);
 /// From one look at the consumer to the next, if another server can lead it.
 pub const LOOK: Duration = Duration::from_secs(1);
 /// Until a look without an answer is given up, and repeated.
