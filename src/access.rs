@@ -12,6 +12,7 @@
 
 mod api_key;
 mod compiled;
+mod credential;
 mod diff;
 mod document;
 mod explain;
@@ -19,18 +20,21 @@ mod fields;
 mod identity;
 mod pattern;
 mod place;
+mod rights;
 mod verbs;
 mod warnings;
 
 pub use self::{
-    api_key::{ApiKeys, ApiKeysError, NewApiKey},
+    api_key::{ApiKeyDigest, ApiKeys, ApiKeysError, NewApiKey},
     compiled::{Policy, Principal},
+    credential::{Credential, Unauthenticated},
     diff::diff,
     document::{Authenticate, PrincipalLimits},
     explain::{AskedRight, Explanation},
     identity::{Identity, IdentityError, IdentityKind},
     pattern::Pattern,
     place::PolicyError,
+    rights::{ANONYMOUS_PRINCIPAL, DenialCause, Denied, KnownCaller, RightLost, Rights, Settler},
     verbs::{Verb, VerbSet},
     warnings::warnings,
 };

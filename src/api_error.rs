@@ -4,7 +4,12 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use crate::{lease::SettleKind, lessor::Error, reason::Reason};
+use crate::{
+    access::{Denied, RightLost, Unauthenticated},
+    lease::SettleKind,
+    lessor::Error,
+    reason::Reason,
+};
 
 /// The error that a client receives instead of a result.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,6 +51,10 @@ pub enum ApiError {
     Foreign(Reason, String),
     /// No more connections are allowed. The number is the limit of this replica.
     ConnectionLimit(usize),
+    /// The credential of the caller is not accepted.
+    Unauthenticated(Unauthenticated),
+    /// The caller does not have the right.
+    NotAllowed(Box<Denied>),
     /// The lessor refused or failed.
     Lessor(Error),
 }
@@ -74,6 +83,21 @@ impl From<Error> for ApiError {
     }
 }
 
+impl From<RightLost> for ApiError {
+    fn from(lost: RightLost) -> Self {
+        match lost {
+            RightLost::Unauthenticated(why) => Self::Unauthenticated(why),
+            RightLost::Denied(denied) => denied.into(),
+        }
+    }
+}
+
+impl From<Denied> for ApiError {
+    fn from(denied: Denied) -> Self {
+        Self::NotAllowed(Box::new(denied))
+    }
+}
+
 impl ApiError {
     /// The row of the table that this error belongs to.
     pub fn reason(&self) -> Reason {
@@ -89,7 +113,10 @@ impl ApiError {
             Self::RequestTimeout(_) => Reason::RequestTimeout,
             Self::Foreign(reason, _) => *reason,
             Self::ConnectionLimit(_) => Reason::ConnectionLimit,
+            Self::Unauthenticated(_) => Reason::Unauthenticated,
+            Self::NotAllowed(_) => Reason::NotAllowed,
             Self::Lessor(error) => match error {
+                Error::NotHolder => Reason::NotAllowed,
                 Error::StreamNotFound(_) => Reason::StreamNotFound,
                 Error::ConsumerNotFound(_) => Reason::ConsumerNotFound,
                 Error::ConsumerUnsuitable { .. } => Reason::ConsumerUnsuitable,
@@ -148,6 +175,8 @@ impl ApiError {
             Self::RequestTimeout(time) => format!("the request was not there within {time:?}"),
             Self::Foreign(_, message) => message.clone(),
             Self::ConnectionLimit(most) => format!("all {most} connections are taken"),
+            Self::Unauthenticated(why) => why.message().to_owned(),
+            Self::NotAllowed(denied) => denied.message(),
             Self::Lessor(error) => error.to_string(),
         }
     }
@@ -175,6 +204,20 @@ impl ApiError {
                 one("property", property.name())
             }
             Self::Lessor(Error::LeaseSettled(kind)) => one("settled_as", kind_name(*kind)),
+            Self::Unauthenticated(why) => one("why", why.name()),
+            Self::NotAllowed(denied) => {
+                let consumer = denied.consumer.as_ref();
+                let known = [
+                    ("principal", denied.principal.as_deref()),
+                    ("verb", Some(denied.verb.name())),
+                    ("stream", consumer.map(|(stream, _)| &**stream)),
+                    ("consumer", consumer.map(|(_, consumer)| &**consumer)),
+                    ("detail", denied.detail()),
+                ];
+                let known = known.into_iter().filter_map(|(name, value)| Some((name, value?)));
+                known.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+            }
+            Self::Lessor(Error::NotHolder) => one("detail", "foreign_token"),
             Self::Lessor(Error::LeaseExpired { forgotten: true }) => one("detail", "forgotten"),
             Self::Lessor(Error::LastAttempt) => one("detail", "last_attempt"),
             Self::Lessor(

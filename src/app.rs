@@ -31,7 +31,7 @@ use crate::{
     bus::Bus,
     clock,
     cluster::Cluster,
-    config::{Listen, Serve},
+    config::{Admission, Listen, Serve},
     fd_limit,
     grpc::{self, ContractError, Service},
     lessor::Lessor,
@@ -106,9 +106,17 @@ pub async fn run(config: Serve, ready: impl FnOnce(BoundAddresses)) -> Result<()
     let us = (owner, &*config.replica_name);
     let (name, log) = (&config.cluster, refusals.clone());
     let cluster = Cluster::new(lessor.clone(), keys.clone(), log, name, us);
-    let service = Service::new(lessor.clone(), cluster.clone(), keys.clone(), refusals, owner);
+    let gatekeeper = Arc::new(config.gatekeeper);
+    let service = Service::new(
+        lessor.clone(),
+        cluster.clone(),
+        keys.clone(),
+        gatekeeper.clone(),
+        refusals,
+        owner,
+    );
     let tls = config.tls.map(Arc::new);
-    let background = Background::start(cluster.clone(), keys, tls.clone());
+    let background = Background::start(cluster.clone(), keys, gatekeeper, tls.clone());
 
     let ((stop_grpc, grpc_stopped), (stop_ops, ops_stopped)) = (stop(), stop());
     let mut listeners = JoinSet::new();
@@ -123,7 +131,7 @@ pub async fn run(config: Serve, ready: impl FnOnce(BoundAddresses)) -> Result<()
         ops.await;
         Ok(())
     });
-    announce(bound, secured, config.ports_file.as_deref())?;
+    announce(bound, secured, config.admission, config.ports_file.as_deref())?;
 
     tokio::select! {
         ended = listeners.join_next() => return Err(why_ended(ended)),
@@ -230,15 +238,26 @@ fn introduce(config: &Serve, owner: InstanceId) {
 }
 
 /// Publishes the bound addresses: in the log, and in the ports file for the parent process.
-fn announce(bound: BoundAddresses, tls: bool, file: Option<&Path>) -> Result<(), AppError> {
+fn announce(
+    bound: BoundAddresses,
+    tls: bool,
+    admission: Option<Admission>,
+    file: Option<&Path>,
+) -> Result<(), AppError> {
     let BoundAddresses { grpc, ops } = bound;
     tracing::info!(%grpc, %ops, tls, "listening");
-    if !tls && !grpc.ip().is_loopback() {
-        tracing::warn!(
+    match admission {
+        None => {}
+        Some(Admission::Insecure) => tracing::warn!(
             %grpc,
-            "listening beyond loopback without TLS: everyone who reaches this port can take and \
-             settle what the proxy's NATS rights allow"
-        );
+            "listening beyond loopback without credentials (--insecure): everybody who reaches this \
+             port can take and settle messages"
+        ),
+        Some(Admission::Plaintext) => tracing::warn!(
+            %grpc,
+            "listening beyond loopback without TLS (--plaintext): everybody on the way can read \
+             credentials and messages"
+        ),
     }
     let Some(file) = file else { return Ok(()) };
     let ports = serde_json::json!({ "grpc": grpc.to_string(), "ops": ops.to_string() });

@@ -1,15 +1,16 @@
 //! The client behind `fetch-proxy fetch`, `ack`, `nak`, `term`, `extend` and `probe`, for images without
 //! a shell. It uses the contract alone, like any other client.
 //!
-//! `connect` makes a channel. `text` and `json` render answers, with what they share in `format`.
+//! `connect` makes a channel, `bearer` adds the credential. `text` and `json` render answers, with what they share in `format`.
 
+mod bearer;
 mod connect;
 mod format;
 mod json;
 mod probe;
 mod text;
 
-use std::{error::Error as _, time::Duration};
+use std::{error::Error as _, path::PathBuf, time::Duration};
 
 use prost_types::Duration as PbDuration;
 use tonic::{Request, Status, transport::Channel};
@@ -36,6 +37,8 @@ pub struct Client {
     pub addr: String,
     /// The files for TLS.
     pub tls: ClientTls,
+    /// The file with the credential.
+    pub token_file: Option<PathBuf>,
     /// Whether to print JSON.
     pub json: bool,
 }
@@ -52,6 +55,7 @@ impl Client {
         let mut request =
             Request::new(pb::FetchRequest { max_wait: pb_duration(max_wait)?, ..request });
         request.set_timeout(max_wait + ANSWER_TIMEOUT);
+        bearer::add(&mut request, &self.addr, self.token_file.as_deref())?;
         let answer = self.client().await?.fetch(request).await;
         let answer = answer.map_err(|status| self.explained(&status))?.into_inner();
         let shown = match self.json {
@@ -72,6 +76,7 @@ impl Client {
         let settlements = tokens.iter().map(settlement).collect();
         let mut request = Request::new(pb::SettleRequest { settlements, ..Default::default() });
         request.set_timeout(ANSWER_TIMEOUT);
+        bearer::add(&mut request, &self.addr, self.token_file.as_deref())?;
         let answer = self.client().await?.settle(request).await;
         let answer = answer.map_err(|status| self.explained(&status))?.into_inner();
         let shown = match self.json {

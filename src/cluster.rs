@@ -50,6 +50,7 @@ use self::{
     router::Router,
 };
 use crate::{
+    access::Settler,
     broker::{Broker, Confirmation},
     bus::{Bus, Incoming},
     clock,
@@ -168,16 +169,17 @@ impl<B: Broker + Bus> Cluster<B> {
         self.replica.peers.serves(serving);
     }
 
-    /// Settles each token, at any replica: one result each, in order. `call` is the name of the call,
-    /// for the log.
+    /// Settles each token that `settler` may settle, at any replica: one result each, in order. `call` is
+    /// the name of the call, for the log.
     pub async fn settle(
         &self,
         call: &'static str,
+        settler: &Settler,
         wanted: Vec<TokenAction>,
         confirmation: Confirmation,
         until: Instant,
     ) -> Vec<SettleResult> {
-        self.router.settle(call, wanted, confirmation, until).await
+        self.router.settle(call, settler, wanted, confirmation, until).await
     }
 
     /// Hands all leases to a replica that stays. Tries each such replica until `until`. `true`: no lease

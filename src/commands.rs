@@ -146,8 +146,8 @@ fn settle(args: AckArgs, action: Action) -> Outcome<u8> {
     print_answer(block_on(client(args.call).settle(args.tokens, action))?)
 }
 
-fn client(CallArgs { addr, tls, json }: CallArgs) -> client::Client {
-    client::Client { addr, tls: client_tls(tls), json }
+fn client(CallArgs { addr, tls, token_file, json }: CallArgs) -> client::Client {
+    client::Client { addr, tls: client_tls(tls), token_file, json }
 }
 
 fn client_tls(ClientTlsArgs { ca, cert, key, server_name }: ClientTlsArgs) -> client::ClientTls {

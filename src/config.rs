@@ -3,6 +3,7 @@
 //! Every flag of `serve` has an environment variable. No secret has a flag, because everybody on the
 //! machine can read command lines. A mistake is reported in one line, and ends the process with code 2.
 
+mod admission;
 mod args;
 mod client_args;
 mod limit_args;
@@ -14,6 +15,7 @@ mod values;
 use std::{env, io, path::PathBuf, time::Duration};
 
 pub use self::{
+    admission::Admission,
     args::{Cli, Command, DevArgs, GuardArgs, LogArgs, LogFormat, ProbeArgs},
     client_args::{
         AckArgs, CallArgs, ClientTlsArgs, CodecArg, ExtendArgs, FetchArgs, NakArgs, TermArgs,
@@ -22,11 +24,13 @@ pub use self::{
     policy_args::{KeygenArgs, PolicyArgs, PolicyCheckArgs, PolicyCommand, PolicyDiffArgs},
 };
 use self::{
-    args::{DrainArgs, ListenArgs, NatsArgs, ServeArgs},
+    admission::Exposure,
+    args::{DrainArgs, ListenArgs, NatsArgs, SecurityArgs, ServeArgs},
     limit_args::LimitArgs,
     tls_args::{ClientAuthArg, TlsArgs, TlsMinArg},
 };
 use crate::{
+    credentials::{AccessFileError, Gatekeeper},
     keys::{Keys, KeysError},
     lessor::LeaseLimits,
     limits::{CallLimits, ListenerLimits, MOST_MAX_BYTES, SHORTEST_LEASE},
@@ -63,6 +67,10 @@ pub struct Serve {
     pub nats: Settings,
     /// Keys that seal tokens.
     pub keys: Keys,
+    /// Who is accepted, and what each caller may do.
+    pub gatekeeper: Gatekeeper,
+    /// The admission with which this replica listens beyond loopback.
+    pub admission: Option<Admission>,
     /// Name of the group of replicas that accepts the tokens.
     pub cluster: String,
     /// Name of this replica for people.
@@ -95,6 +103,9 @@ pub enum ConfigError {
         /// The cause.
         error: io::Error,
     },
+    /// The policy cannot be used.
+    #[error("--policy-file: {0}")]
+    Policy(#[from] AccessFileError),
     /// The token keys cannot be used.
     #[error("--token-key-file: {0}")]
     Keys(#[from] KeysError),
@@ -110,8 +121,18 @@ impl Serve {
     /// See [`ConfigError`].
     pub fn load(args: ServeArgs) -> Result<Self, ConfigError> {
         // Every flag by name: one that is added and not handled does not compile.
-        let ServeArgs { listen, tls, nats, token_key_file, cluster, replica_name, limits, drain } =
-            args;
+        let ServeArgs {
+            listen,
+            tls,
+            nats,
+            token_key_file,
+            cluster,
+            replica_name,
+            security,
+            limits,
+            drain,
+        } = args;
+        let SecurityArgs { policy_file, insecure, plaintext } = security;
         let ListenArgs { listen, ops_listen, ports_file } = listen;
         let DrainArgs { drain_delay, drain_timeout } = drain;
         let LimitArgs {
@@ -151,7 +172,23 @@ impl Serve {
         if let Some(folder) = ports_file.as_ref().filter(|file| file.is_dir()) {
             return invalid(format!("--ports-file: {} is a folder", folder.display()));
         }
+        let mut gatekeeper =
+            policy_file.map_or_else(|| Ok(Gatekeeper::open()), Gatekeeper::load)?;
+        // A client without a certificate is then refused before its first call.
+        let certified = tls.tls_client_ca.is_some()
+            && !matches!(tls.tls_client_auth, Some(ClientAuthArg::Optional));
+        let exposure = Exposure {
+            beyond: listen.is_beyond_loopback(),
+            tls: tls.tls_cert.is_some(),
+            authenticates: certified || gatekeeper.authenticates(),
+        };
+        let admission = exposure.admit(insecure, plaintext).map_err(ConfigError::Invalid)?;
+        if exposure.beyond && !certified && admission != Some(Admission::Insecure) {
+            gatekeeper.must_authenticate()?;
+        }
         Ok(Self {
+            gatekeeper,
+            admission,
             listen,
             ops_listen,
             ports_file,

@@ -26,6 +26,7 @@
 //! tls           TLS of the client port: its files, handshakes, and who a certificate names
 //! clock         the only room that reads the time
 //! client        the client behind fetch, ack, nak, term, extend and probe
+//! credentials   the policy and the API keys in use, read again when they change
 //! fd_limit      raises the limit of open files to what the connections need
 //! keys          the token keys, read again when their file changes
 //! log_throttle  how often a log line that strangers cause may be written
@@ -57,6 +58,7 @@ pub mod clock;
 pub mod cluster;
 pub mod commands;
 pub mod config;
+pub mod credentials;
 pub mod dev;
 pub mod fd_limit;
 pub mod grpc;

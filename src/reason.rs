@@ -23,7 +23,7 @@ pub enum Code {
     DeadlineExceeded = 4,
     /// The stream or the consumer does not exist.
     NotFound = 5,
-    /// The proxy lacks a right in NATS.
+    /// The caller lacks a right, or the proxy lacks a right in NATS.
     PermissionDenied = 7,
     /// A limit is reached.
     ResourceExhausted = 8,
@@ -35,6 +35,8 @@ pub enum Code {
     Unimplemented = 12,
     /// The service, or a part of it, cannot be reached now.
     Unavailable = 14,
+    /// The caller has no credential that is accepted.
+    Unauthenticated = 16,
 }
 
 macro_rules! reasons {
@@ -95,6 +97,10 @@ reasons! {
     LeaseSettled = "LEASE_SETTLED", FailedPrecondition, None;
     /// Nothing happened. Another call is settling the message, or its lease is being handed over.
     LeaseBusy = "LEASE_BUSY", Aborted, Some(100);
+    /// Nothing happened. The call has no credential that is accepted: metadata `why`. Send a good one.
+    Unauthenticated = "UNAUTHENTICATED", Unauthenticated, None;
+    /// Nothing happened. The policy does not allow it to the caller: metadata `principal`, `verb`, `stream`, `consumer` and `detail`. An operator must act.
+    NotAllowed = "NOT_ALLOWED", PermissionDenied, None;
     /// Nothing happened. The NATS user of the proxy lacks the right to metadata `subject`. An operator must act.
     NatsPermission = "NATS_PERMISSION", PermissionDenied, None;
     /// Nothing happened. This replica, or this consumer at this replica, holds as many leases as it may.

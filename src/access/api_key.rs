@@ -25,8 +25,6 @@ const SECRET_TEXT: usize = 43;
 const ALGORITHM: &str = "sha256:";
 const EXPIRES: &str = "expires=";
 
-type Digest = [u8; 32];
-
 /// A new key.
 pub struct NewApiKey {
     /// The key, for the client.
@@ -52,9 +50,22 @@ impl NewApiKey {
     }
 }
 
+/// The SHA-256 of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ApiKeyDigest([u8; 32]);
+
+impl ApiKeyDigest {
+    /// The digest of a key. `None`: the text has another length or prefix than a key. A password is no key,
+    /// even if its digest is in the file.
+    pub fn of(key: &str) -> Option<Self> {
+        let is_key = key.len() == PREFIX.len() + SECRET_TEXT && ApiKeys::is_key(key);
+        is_key.then(|| Self(sha256(key.as_bytes())))
+    }
+}
+
 /// The accepted keys, by their digests.
 #[derive(Default)]
-pub struct ApiKeys(HashMap<Digest, ApiKey>);
+pub struct ApiKeys(HashMap<ApiKeyDigest, ApiKey>);
 
 struct ApiKey {
     identity: Identity,
@@ -112,7 +123,7 @@ impl ApiKeys {
             };
             let identity = Identity::new(IdentityKind::ApiKey, name);
             let identity = identity.map_err(|_| ApiKeysError::NotAKey(number))?;
-            if keys.insert(digest, ApiKey { identity, expires }).is_some() {
+            if keys.insert(ApiKeyDigest(digest), ApiKey { identity, expires }).is_some() {
                 return Err(ApiKeysError::Duplicate(number));
             }
         }
@@ -126,12 +137,8 @@ impl ApiKeys {
 
     /// The identity of a key, and the time from which the key is refused. `now` and that time are times
     /// since the Unix epoch. `None`: the key is not in the file, or has expired.
-    pub fn find(&self, key: &str, now: Duration) -> Option<(&Identity, Option<Duration>)> {
-        // Texts that `keygen` never prints, such as a password, are not keys whatever their digest is.
-        if key.len() != PREFIX.len() + SECRET_TEXT || !Self::is_key(key) {
-            return None;
-        }
-        let found = self.0.get(&sha256(key.as_bytes()))?;
+    pub fn find(&self, key: &ApiKeyDigest, now: Duration) -> Option<(&Identity, Option<Duration>)> {
+        let found = self.0.get(key)?;
         let is_valid = found.expires.is_none_or(|expires| now < expires);
         is_valid.then_some((&found.identity, found.expires))
     }
@@ -154,14 +161,14 @@ impl fmt::Debug for ApiKeys {
 }
 
 /// The SHA-256 of these bytes.
-pub(super) fn sha256(of: &[u8]) -> Digest {
-    let mut bytes = Digest::default();
+pub(super) fn sha256(of: &[u8]) -> [u8; 32] {
+    let mut bytes = [0; 32];
     bytes.copy_from_slice(digest(&SHA256, of).as_ref());
     bytes
 }
 
-fn read_hex(text: &str) -> Option<Digest> {
-    let mut bytes = Digest::default();
+fn read_hex(text: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
     if text.len() != 2 * bytes.len() {
         return None;
     }
@@ -189,6 +196,16 @@ mod tests {
 
     use super::*;
 
+    /// The identity of a key, and the time at which the key ends.
+    fn find<'k>(
+        keys: &'k ApiKeys,
+        key: &str,
+        now: Duration,
+    ) -> Option<(&'k str, Option<Duration>)> {
+        let (identity, expires) = keys.find(&ApiKeyDigest::of(key)?, now)?;
+        Some((identity.as_str(), expires))
+    }
+
     const NOW: Duration = Duration::from_secs(1_800_000_000);
 
     #[test]
@@ -197,13 +214,12 @@ mod tests {
         let keys = ApiKeys::parse(&format!("# two of one name\n{}\n{}\n", old.line, new.line));
         let keys = keys.unwrap();
         for key in [&old, &new] {
-            let (identity, expires) = keys.find(&key.secret, NOW).unwrap();
-            assert_eq!((identity.as_str(), expires), ("key:anna", None));
+            assert_eq!(find(&keys, &key.secret, NOW), Some(("key:anna", None)));
             assert!(!key.line.contains(&key.secret) && ApiKeys::is_key(&key.secret));
         }
         let other = NewApiKey::random("anna").unwrap().unwrap();
-        assert!(keys.find(&other.secret, NOW).is_none());
-        assert!(keys.find(&old.secret[..old.secret.len() - 1], NOW).is_none());
+        assert!(find(&keys, &other.secret, NOW).is_none());
+        assert!(find(&keys, &old.secret[..old.secret.len() - 1], NOW).is_none());
         assert!(!format!("{keys:?}").contains("anna"));
         assert!(NewApiKey::random("Anna").unwrap().is_none());
     }
@@ -212,15 +228,15 @@ mod tests {
     fn expired_key_is_refused_from_its_time_on() {
         let key = NewApiKey::random("a").unwrap().unwrap();
         let keys = ApiKeys::parse(&format!("{} expires=2027-01-15T08:00:00Z", key.line)).unwrap();
-        assert_eq!(keys.find(&key.secret, NOW - Duration::from_nanos(1)).unwrap().1, Some(NOW));
-        assert!(keys.find(&key.secret, NOW).is_none());
+        assert_eq!(find(&keys, &key.secret, NOW - Duration::from_nanos(1)).unwrap().1, Some(NOW));
+        assert!(find(&keys, &key.secret, NOW).is_none());
     }
 
     #[test]
     fn password_is_no_key_even_if_its_digest_is_in_the_file() {
         for password in ["hunter2", "fpk_hunter2"] {
             let line = format!("a {ALGORITHM}{}", hex(&sha256(password.as_bytes())));
-            assert!(ApiKeys::parse(&line).unwrap().find(password, NOW).is_none());
+            assert!(find(&ApiKeys::parse(&line).unwrap(), password, NOW).is_none());
         }
     }
 
@@ -251,7 +267,7 @@ mod tests {
         #[test]
         fn any_text_is_read_without_a_panic(text in ".{0,200}", key in ".{0,80}") {
             if let Ok(keys) = ApiKeys::parse(&text) {
-                prop_assert!(keys.find(&key, NOW).is_none());
+                prop_assert!(find(&keys, &key, NOW).is_none());
             }
             let _ = ApiKeys::parse(&format!("a sha256:{text}"));
             let _ = ApiKeys::parse(&format!("a sha256:{} expires={text}", "0".repeat(64)));

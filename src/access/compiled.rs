@@ -120,6 +120,12 @@ impl Policy {
         self.rules_for(principal, verb, stream, consumer).next().is_some()
     }
 
+    /// The first principal with limits.
+    pub fn limited(&self) -> Option<&Principal> {
+        let mut principals = self.principals.iter();
+        principals.find(|principal| principal.limits != PrincipalLimits::default()).map(|it| &**it)
+    }
+
     /// The numbers of principals and of rules.
     pub fn counts(&self) -> (usize, usize) {
         (self.principals.len(), self.document.rules.0.len())

@@ -25,8 +25,9 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    broker::Broker, bus::Bus, clock, cluster::Cluster, grpc::ContractError, keys::Keys,
-    lessor::Lessor, ops::Health, readiness::Verdict, tls::ServerTls,
+    broker::Broker, bus::Bus, clock, cluster::Cluster, credentials::Gatekeeper,
+    grpc::ContractError, keys::Keys, lessor::Lessor, ops::Health, readiness::Verdict,
+    tls::ServerTls,
 };
 
 /// Longest time for each part of step 5: settlements that run, questions of other replicas, flushing to
@@ -101,6 +102,7 @@ impl Background {
     pub(super) fn start<B: Broker + Bus>(
         cluster: Arc<Cluster<B>>,
         keys: Arc<Keys>,
+        gatekeeper: Arc<Gatekeeper>,
         tls: Option<Arc<ServerTls>>,
     ) -> Self {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
@@ -111,6 +113,8 @@ impl Background {
             let stopped = stop.clone();
             tasks.spawn(async move { tls.follow(stopped).await });
         }
+        let stopped = stop.clone();
+        tasks.spawn(async move { gatekeeper.follow(stopped).await });
         Self { tasks, stop }
     }
 

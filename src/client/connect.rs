@@ -70,7 +70,7 @@ fn read(flag: &str, path: &Path) -> Result<Vec<u8>, String> {
 }
 
 /// Replaces the address of all interfaces by the address of this machine: nobody can connect to the former.
-fn reachable(addr: &str) -> Cow<'_, str> {
+pub(super) fn reachable(addr: &str) -> Cow<'_, str> {
     let port = ["0.0.0.0:", "[::]:", ":"].iter().find_map(|all| addr.strip_prefix(all));
     port.map_or(addr.into(), |port| format!("127.0.0.1:{port}").into())
 }

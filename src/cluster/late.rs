@@ -44,7 +44,7 @@ pub(super) async fn settle<B: Broker>(
 ) -> Vec<Option<Result<Settled, Error>>> {
     let mut consumers: HashMap<ConsumerName, Option<ConsumerInfo>> = HashMap::new();
     let (mut results, mut publishes) = (Results::new(tokens.len()), Group::default());
-    for (index, OpenedToken { claims, action }) in tokens.into_iter().enumerate() {
+    for (index, OpenedToken { claims, action, .. }) in tokens.into_iter().enumerate() {
         let ack = AckSubject((*claims.ack_subject).into());
         let Some((name, attempt)) = B::delivery_of(&ack) else {
             results.set(index, None);

@@ -84,7 +84,7 @@ pub(super) async fn publish<B: Broker>(
 async fn decide<B: Broker>(
     lessor: &Lessor<B>,
     peers: &Peers,
-    OpenedToken { claims, action }: OpenedToken,
+    OpenedToken { claims, action, .. }: OpenedToken,
     until: Instant,
     consumers: &mut HashMap<ConsumerName, CurrentInfo>,
 ) -> Decision {

@@ -27,6 +27,7 @@ use super::{
     wire::{self, OpenedToken, SettleOutcome, SettleResult},
 };
 use crate::{
+    access::{Settler, Verb},
     api_error::ApiError,
     broker::{AckSubject, Broker, Confirmation},
     bus::Bus,
@@ -55,8 +56,8 @@ struct Sorted {
     local: Group<SettleItem>,
     /// The ack subject of each local token, for the log.
     subjects: Vec<Cow<'static, str>>,
-    /// By the owner, and by the name that answers for it now.
-    remote: BTreeMap<(InstanceId, InstanceId), Group<OpenedToken>>,
+    /// By the owner, by the name that answers for it now, and by whether the principal does not matter.
+    remote: BTreeMap<(InstanceId, InstanceId, bool), Group<OpenedToken>>,
 }
 
 impl Sorted {
@@ -75,11 +76,12 @@ impl<B: Broker + Bus> Router<B> {
         Self { replica, refusals }
     }
 
-    /// Settles each token, at any replica: one result each, in order. `call` is the name of the call,
-    /// for the log.
+    /// Settles each token that `settler` may settle, at any replica: one result each, in order. `call` is
+    /// the name of the call, for the log.
     pub(super) async fn settle(
         &self,
         call: &'static str,
+        settler: &Settler,
         wanted: Vec<TokenAction>,
         confirmation: Confirmation,
         until: Instant,
@@ -88,14 +90,15 @@ impl<B: Broker + Bus> Router<B> {
         let Ok(guard) = timeout_at(until.into(), self.replica.ownership.guard()).await else {
             return wanted.iter().map(|_| Err(Error::LeaseBusy.into())).collect();
         };
-        let Sorted { mut results, local, subjects, remote } = self.sort(call, &wanted, &guard);
+        let Sorted { mut results, local, subjects, remote } =
+            self.sort(call, settler, &wanted, &guard);
         let (local, items) = local.into_parts();
         let settled_here = async {
             let settled = self.replica.lessor.settle(items, confirmation, until).await;
             drop(guard);
             settled
         };
-        let settled_there = remote.into_iter().map(|((owner, at), tokens)| async move {
+        let settled_there = remote.into_iter().map(|((owner, at, _), tokens)| async move {
             let (indices, tokens) = tokens.into_parts();
             (indices, self.settle_remote(owner, at, tokens, confirmation, until).await)
         });
@@ -123,12 +126,17 @@ impl<B: Broker + Bus> Router<B> {
     fn sort(
         &self,
         call: &'static str,
+        settler: &Settler,
         wanted: &[TokenAction],
         guard: &OwnershipGuard<'_>,
     ) -> Sorted {
         let mut sorted = Sorted::new(wanted.len());
         for (index, (token, action)) in wanted.iter().enumerate() {
-            let (claims, lease) = match self.open(token) {
+            let opened = self.open(token).and_then(|(claims, lease)| {
+                let by = authorize::<B>(settler, &claims, action)?;
+                Ok((claims, lease, by))
+            });
+            let (claims, lease, by) = match opened {
                 Ok(opened) => opened,
                 Err(refused) => {
                     self.log_refusal(call, None, &refused);
@@ -139,11 +147,12 @@ impl<B: Broker + Bus> Router<B> {
             match guard.locate(claims.owner, lease) {
                 LeaseLocation::Local(lease) => {
                     sorted.subjects.push(claims.ack_subject);
-                    sorted.local.push(index, SettleItem { lease, action: action.clone() });
+                    sorted.local.push(index, SettleItem { lease, action: action.clone(), by });
                 }
                 LeaseLocation::Remote(at) => {
-                    let group = sorted.remote.entry((claims.owner, at)).or_default();
-                    group.push(index, OpenedToken { claims, action: action.clone() });
+                    let place = (claims.owner, at, by.is_none());
+                    let group = sorted.remote.entry(place).or_default();
+                    group.push(index, OpenedToken { claims, action: action.clone(), by });
                 }
                 LeaseLocation::Ended(refusal) => {
                     let ended = ended(action, refusal);
@@ -173,7 +182,8 @@ impl<B: Broker + Bus> Router<B> {
                 && refused.reason() == Reason::LeaseExpired
                 && let Ok((claims, _)) = self.open(token)
             {
-                expired.push(index, OpenedToken { claims, action: action.clone() });
+                let action = action.clone();
+                expired.push(index, OpenedToken { claims, action, by: None });
             }
         }
         if expired.is_empty() {
@@ -208,6 +218,7 @@ impl<B: Broker + Bus> Router<B> {
         let until = clock::now() + Duration::from_millis(request.budget) * 9 / 10;
         let guard = timeout_at(until.into(), self.replica.ownership.guard()).await.ok()?;
         let owner = InstanceId(request.owner.as_ref().try_into().ok()?);
+        let by = wire::read_principal(&request);
         let count = request.leases.len().min(request.settlements.len());
         let (mut results, mut local) = (Results::new(count), Group::default());
         for (index, lease) in request.leases.iter().take(count).enumerate() {
@@ -227,7 +238,9 @@ impl<B: Broker + Bus> Router<B> {
                 }
             };
             match location {
-                LeaseLocation::Local(lease) => local.push(index, SettleItem { lease, action }),
+                LeaseLocation::Local(lease) => {
+                    local.push(index, SettleItem { lease, action, by: by.clone() });
+                }
                 LeaseLocation::Ended(refusal) => results.set(index, ended(&action, refusal)),
                 // Until a moment ago it may have been in the lease table of this replica.
                 LeaseLocation::Remote(_) => {
@@ -289,7 +302,7 @@ impl<B: Broker + Bus> Router<B> {
         until: Instant,
     ) -> Vec<SettleResult> {
         let (mut results, mut ownerless) = (Results::new(tokens.len()), Group::default());
-        for (index, OpenedToken { claims, action }) in tokens.into_iter().enumerate() {
+        for (index, OpenedToken { claims, action, by }) in tokens.into_iter().enumerate() {
             let left = Duration::from_millis(claims.settle_by).saturating_sub(clock::unix_time());
             let is_final = matches!(action, Action::Ack | Action::Term(_));
             match why {
@@ -302,7 +315,7 @@ impl<B: Broker + Bus> Router<B> {
                     results.set(index, Err(ApiError::OwnerUnreachable { maybe_applied: true }));
                 }
                 Unanswered::Silent | Unanswered::Nobody => {
-                    ownerless.push(index, OpenedToken { claims, action });
+                    ownerless.push(index, OpenedToken { claims, action, by });
                 }
             }
         }
@@ -320,6 +333,22 @@ impl<B: Broker + Bus> Router<B> {
         results.set_all(indices, settled);
         results.into_vec()
     }
+}
+
+/// The principal that the lease of a token must belong to, if the caller may do this. `None`: any.
+fn authorize<B: Broker>(
+    settler: &Settler,
+    claims: &Claims<'_>,
+    action: &Action,
+) -> Result<Option<Arc<str>>, ApiError> {
+    let verb = match action {
+        Action::Ack | Action::Nak(_) | Action::Term(_) => Verb::Settle,
+        Action::Extend(_) => Verb::Extend,
+    };
+    let ack = AckSubject((*claims.ack_subject).into());
+    let name = B::delivery_of(&ack).map(|(name, _)| name);
+    let consumer = name.as_ref().map(|name| (&*name.stream, &*name.consumer));
+    Ok(settler.may(verb, consumer, &claims.principal)?)
 }
 
 /// The answer for a lease that ended at a replica that this one took over from, as that replica would

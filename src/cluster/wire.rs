@@ -5,7 +5,7 @@
 //! The replica that the client called has checked all fields. So the limits of the contract are not
 //! checked again here, only whether a message can be understood.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -43,6 +43,8 @@ pub struct OpenedToken {
     pub claims: Claims<'static>,
     /// The action that its holder asks for.
     pub action: Action,
+    /// The principal that the lease must belong to. `None`: any.
+    pub by: Option<Arc<str>>,
 }
 
 /// The result of one settlement.
@@ -168,6 +170,7 @@ pub(super) fn settle_request(
     patience: Duration,
     max_lease: Duration,
 ) -> Vec<u8> {
+    let principal = tokens.first().and_then(|token| token.by.as_deref());
     let unset = EXTENSION_FOR_OLDER.min(max_lease);
     let request = SettleRequest {
         owner: Bytes::copy_from_slice(&owner.0),
@@ -181,8 +184,18 @@ pub(super) fn settle_request(
         .into(),
         budget: u64::try_from(patience.as_millis()).unwrap_or(u64::MAX),
         passed_on: Bytes::new(),
+        // All tokens of a request have the same caller. If one may belong to anybody, all of them may.
+        principal: principal.unwrap_or_default().to_owned(),
+        any: principal.is_none(),
     };
     request.encode_to_vec()
+}
+
+/// The principal that the leases of a request must belong to. `None`: any. An older replica sends no
+/// principal, and lets everybody settle.
+pub(super) fn read_principal(request: &SettleRequest) -> Option<Arc<str>> {
+    let given = !request.any && !request.principal.is_empty();
+    given.then(|| Arc::from(&*request.principal))
 }
 
 /// The same request for another replica; `first` identifies the request of the first sender.
@@ -286,7 +299,7 @@ mod tests {
             ack_subject: "".into(),
             principal: "".into(),
         };
-        OpenedToken { claims, action }
+        OpenedToken { claims, action, by: None }
     }
 
     fn sent(actions: &[Action], max_lease: Duration) -> SettleRequest {
@@ -329,6 +342,19 @@ mod tests {
         assert_eq!(read_confirmation(request.confirmation), Some(Confirmation::Confirmed));
         assert_eq!(read_confirmation(7), None);
         assert!(matches!(read_action(4, &request), Err(ApiError::Field { .. })));
+    }
+
+    #[test]
+    fn request_names_the_principal_or_says_that_any_will_do() {
+        for (by, principal, any) in [(Some("orders"), "orders", false), (None, "", true)] {
+            let tokens = [OpenedToken { by: by.map(Arc::from), ..token(Action::Ack) }];
+            let (owner, time) = (InstanceId([1; 8]), Duration::from_secs(1));
+            let request = settle_request(owner, &tokens, Confirmation::Confirmed, time, time);
+            let request = SettleRequest::decode(&*request).unwrap();
+            assert_eq!((&*request.principal, request.any), (principal, any));
+            assert_eq!(read_principal(&request).as_deref(), by);
+        }
+        assert_eq!(read_principal(&SettleRequest::default()), None, "an older replica");
     }
 
     #[test]

@@ -92,7 +92,7 @@ pub enum Command {
     Keygen(KeygenArgs),
     /// Check a policy file, explain its decisions, or compare two policy files.
     ///
-    /// No command obeys a policy file yet: `serve` will, in the next version.
+    /// `serve` obeys a policy file by --policy-file.
     Policy(PolicyArgs),
     /// Run a command that ends with this program.
     #[command(hide = true)]
@@ -134,17 +134,44 @@ pub struct ServeArgs {
     #[arg(long, env = "FETCH_PROXY_REPLICA_NAME", value_name = "NAME", help_heading = "Replicas")]
     pub replica_name: Option<String>,
     #[command(flatten)]
+    pub(super) security: SecurityArgs,
+    #[command(flatten)]
     pub(super) limits: LimitArgs,
     #[command(flatten)]
     pub(super) drain: DrainArgs,
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Security")]
+pub(super) struct SecurityArgs {
+    /// File that says which callers are accepted, and what each of them may do.
+    ///
+    /// `fetch-proxy policy --help` shows such a file. A changed file is read again. If it has a mistake,
+    /// the rights stay as they were. Without a file, everybody who reaches the port may do everything.
+    #[arg(long, env = "FETCH_PROXY_POLICY_FILE", value_name = "FILE")]
+    pub(super) policy_file: Option<PathBuf>,
+    /// Listen beyond loopback although callers need no credential.
+    ///
+    /// Then everybody who reaches the port can take and settle what the policy gives to callers without
+    /// a credential, and without a policy everything. It includes --plaintext.
+    #[arg(long, env = "FETCH_PROXY_INSECURE",
+          value_parser = clap::builder::BoolishValueParser::new())]
+    pub(super) insecure: bool,
+    /// Listen beyond loopback although there is no TLS on this port.
+    ///
+    /// For a mesh or an ingress that speaks TLS in front of this port. Otherwise everybody on the way can
+    /// read credentials and messages.
+    #[arg(long, env = "FETCH_PROXY_PLAINTEXT",
+          value_parser = clap::builder::BoolishValueParser::new())]
+    pub(super) plaintext: bool,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct ListenArgs {
     /// Address for clients: IP:PORT, NAME:PORT, or :PORT for all addresses.
     ///
-    /// Port 0 is any free port. The default is only reachable from this machine, because it has neither
-    /// TLS nor authentication.
+    /// Port 0 is any free port. The default is only reachable from this machine. Other addresses need
+    /// credentials and TLS, or one of --insecure and --plaintext.
     #[arg(
         long,
         env = "FETCH_PROXY_LISTEN",

@@ -18,6 +18,18 @@ pub enum Listen {
     Name(String, u16),
 }
 
+impl Listen {
+    /// Whether other machines may reach it. A name other than `localhost` is not looked up, and counts as
+    /// such.
+    pub fn is_beyond_loopback(&self) -> bool {
+        match self {
+            Self::All(_) => true,
+            Self::Address(address) => !address.ip().to_canonical().is_loopback(),
+            Self::Name(name, _) => name != "localhost",
+        }
+    }
+}
+
 impl FromStr for Listen {
     type Err = String;
 
@@ -50,6 +62,24 @@ impl fmt::Display for Listen {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_loopback_addresses_are_no_address_for_other_machines() {
+        for (typed, beyond) in [
+            ("127.0.0.1:1", false),
+            ("127.8.9.1:1", false),
+            ("[::1]:1", false),
+            ("[::ffff:127.0.0.1]:1", false),
+            ("localhost:1", false),
+            (":1", true),
+            ("0.0.0.0:1", true),
+            ("10.0.0.1:1", true),
+            ("[::ffff:10.0.0.1]:1", true),
+            ("localhost.example:1", true),
+        ] {
+            assert_eq!(typed.parse::<Listen>().unwrap().is_beyond_loopback(), beyond, "{typed}");
+        }
+    }
 
     #[test]
     fn address_name_or_port_alone_is_accepted_and_nothing_else() {

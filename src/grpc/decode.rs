@@ -21,9 +21,10 @@ use crate::{
 /// Most bytes of a worker's name that are kept while the worker has leases. A longer name is cut.
 const NAMED_WORKER: usize = 64;
 
-/// Reads a Fetch. `left` is the time until the caller's deadline.
+/// Reads a Fetch. `left` is the time until the caller's deadline, or until its credential ends.
 pub(super) fn fetch(
     request: &pb::FetchRequest,
+    principal: Arc<str>,
     now: Instant,
     left: Option<Duration>,
 ) -> Result<FetchParams, ApiError> {
@@ -45,6 +46,7 @@ pub(super) fn fetch(
         linger: linger.unwrap_or_default().min(LONGEST_LINGER),
         lease: lease("lease", request.lease.as_ref())?,
         worker: cut(request.worker.clone(), NAMED_WORKER).into(),
+        principal,
         codec: codec(request.codec)?,
         patience: left.map(|left| CallerDeadline {
             until: now + left.saturating_sub(slack(left)),
@@ -211,7 +213,7 @@ mod tests {
     }
 
     fn read(request: &pb::FetchRequest) -> Result<FetchParams, ApiError> {
-        fetch(request, crate::clock::now(), None)
+        fetch(request, "anonymous".into(), crate::clock::now(), None)
     }
 
     fn field(request: &pb::FetchRequest) -> String {

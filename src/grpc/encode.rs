@@ -19,14 +19,13 @@ use crate::{
     token::{Claims, InstanceId, Sealer},
 };
 
-/// The caller's name inside tokens until callers are authenticated.
-pub(super) const ANONYMOUS: &str = "anonymous";
-
 /// Seals the tokens of an answer.
 pub(super) struct Seal<'s> {
     pub(super) sealer: &'s Sealer,
     pub(super) owner: InstanceId,
     pub(super) clocks: ClockPair,
+    /// The principal that the tokens belong to.
+    pub(super) principal: &'s str,
 }
 
 impl Seal<'_> {
@@ -101,7 +100,7 @@ impl Seal<'_> {
             leader: leased.leader.0,
             created: (**leased.consumer_created()).into(),
             ack_subject: (*leased.delivery().ack.0).into(),
-            principal: ANONYMOUS.into(),
+            principal: self.principal.into(),
         };
         self.sealer.seal(&claims, nonce)
     }

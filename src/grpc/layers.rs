@@ -1,6 +1,7 @@
 //! The layers between a connection and the handlers of the service. Each is a middleware of its own and
 //! knows none of the others; `server` composes them.
 
+mod callers;
 mod delivery;
 mod held_body;
 mod limits;
@@ -8,5 +9,6 @@ mod protocol;
 mod reasons;
 
 pub(super) use self::{
-    delivery::AnswerDelivery, limits::CallLimiter, protocol::GrpcOnly, reasons::ErrorReasons,
+    callers::AcceptCallers, delivery::AnswerDelivery, limits::CallLimiter, protocol::GrpcOnly,
+    reasons::ErrorReasons,
 };

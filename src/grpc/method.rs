@@ -40,6 +40,18 @@ impl CallKind {
         }
     }
 
+    /// Its name, for the log.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Fetch => "Fetch",
+            Self::Settle => "Settle",
+            Self::Ours => "a settlement",
+            Self::Check | Self::Watch => "health",
+            Self::Reflection => "reflection",
+            Self::Other => "another method",
+        }
+    }
+
     /// Whether it is a call of our service.
     pub(super) fn is_ours(self) -> bool {
         matches!(self, Self::Fetch | Self::Settle | Self::Ours)

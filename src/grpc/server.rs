@@ -1,13 +1,13 @@
 //! The listener for clients: our service, reflection and health, behind a row of layers.
 //!
 //! ```text
-//!  connection ─▶ protocol ─▶ trace* ─▶ metrics* ─▶ identity* ─▶ limits ─▶ reasons ─▶ delivery ─▶ handlers
+//!  connection ─▶ protocol ─▶ trace* ─▶ metrics* ─▶ callers ─▶ limits ─▶ reasons ─▶ delivery ─▶ handlers
 //! ```
 //! Layers with a star are not there yet; this is their place. The order has reasons:
 //!
 //! - protocol: a request that is no gRPC is no call, so no other layer sees it;
 //! - trace and metrics: they see refused calls too;
-//! - identity before limits: a stranger takes no permit;
+//! - callers before limits: a stranger takes no permit;
 //! - limits: before the request is read, and until the answer is written;
 //! - reasons: they rename errors of the handlers' library, and the limits need no renaming;
 //! - delivery: it alone knows the guard that a handler leaves.
@@ -56,6 +56,7 @@ pub async fn serve<B: Broker + Bus>(
     stop: impl Future<Output = Instant>,
 ) -> Result<(), ContractError> {
     // The limits unpack requests. The list of accepted encodings is for clients that use another one.
+    let callers = service.callers();
     let service = FetchServiceServer::new(service).accept_compressed(CompressionEncoding::Gzip);
     let routes = Routes::new(service)
         .add_service(health)
@@ -74,6 +75,7 @@ pub async fn serve<B: Broker + Bus>(
         service: |connection: &_, beyond| {
             ServiceBuilder::new()
                 .layer(MiddlewareLayer(GrpcOnly))
+                .layer(MiddlewareLayer(callers.clone()))
                 .layer(MiddlewareLayer(limiter.connection(beyond)))
                 .layer(MiddlewareLayer(ErrorReasons))
                 .layer(MiddlewareLayer(AnswerDelivery::new(connection)))

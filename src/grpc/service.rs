@@ -3,20 +3,23 @@
 use std::{sync::Arc, time::Duration, time::Instant};
 
 use prost::Message as _;
-use tonic::{Request, Response, Status, metadata::MetadataMap};
+use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
 
 use super::{
     answer_memory::{AnswerBudget, AnswerMemory},
     decode,
     encode::Seal,
+    layers::AcceptCallers,
     to_status::to_status,
 };
 use crate::{
+    access::{Credential, KnownCaller, Settler, Verb},
     api_error::ApiError,
     broker::{Broker, Confirmation, ConsumerName},
     bus::Bus,
     clock::{self, ClockPair},
     cluster::{Cluster, SettleOutcome, settle_result},
+    credentials::Gatekeeper,
     keys::Keys,
     lessor::{Action, Error, Fetched, Lessor, Rejected, RejectedCause, encoded_size},
     limits::MOST_SETTLEMENTS,
@@ -37,6 +40,7 @@ pub struct Service<B: Broker + Bus> {
     lessor: Lessor<B>,
     cluster: Arc<Cluster<B>>,
     keys: Arc<Keys>,
+    gatekeeper: Arc<Gatekeeper>,
     refusals: Arc<RefusalLog>,
     owner: InstanceId,
 }
@@ -47,16 +51,36 @@ impl<B: Broker + Bus> Service<B> {
         lessor: Lessor<B>,
         cluster: Arc<Cluster<B>>,
         keys: Arc<Keys>,
+        gatekeeper: Arc<Gatekeeper>,
         refusals: Arc<RefusalLog>,
         owner: InstanceId,
     ) -> Self {
-        Self { lessor, cluster, keys, refusals, owner }
+        Self { lessor, cluster, keys, gatekeeper, refusals, owner }
+    }
+
+    /// The layer that finds out who calls.
+    pub(super) fn callers(&self) -> AcceptCallers {
+        AcceptCallers::new(self.gatekeeper.clone(), self.refusals.clone())
+    }
+
+    /// The caller, as the layer has left it. Without the layer, it is a caller without a credential.
+    fn caller(&self, extensions: &Extensions) -> Result<KnownCaller, ApiError> {
+        let stranger = || {
+            let rights = self.gatekeeper.rights();
+            rights.caller(Credential::Missing, clock::unix_time())
+        };
+        let caller = extensions.get().cloned().map_or_else(stranger, Ok);
+        caller.map_err(ApiError::Unauthenticated)
+    }
+
+    fn settler(&self, extensions: &Extensions) -> Result<Settler, Status> {
+        Ok(Settler::new(self.gatekeeper.rights(), checked(self.caller(extensions))?))
     }
 
     /// Settles one token, for the unary calls.
     async fn settle(
         &self,
-        metadata: &MetadataMap,
+        (metadata, extensions): (&MetadataMap, &Extensions),
         token: String,
         action: Action,
         confirmation: Confirmation,
@@ -68,7 +92,8 @@ impl<B: Broker + Bus> Service<B> {
             Action::Extend(_) => "Extend",
         };
         let (wanted, until) = (vec![(token, action)], settle_until(metadata));
-        let done = self.cluster.settle(call, wanted, confirmation, until).await.pop();
+        let settler = self.settler(extensions)?;
+        let done = self.cluster.settle(call, &settler, wanted, confirmation, until).await.pop();
         // There was one token, so there is one result.
         done.unwrap_or(Err(Error::Unconfirmed.into())).map_err(|refused| to_status(&refused))
     }
@@ -82,6 +107,7 @@ impl<B: Broker + Bus> FetchService for Service<B> {
     ) -> Result<Response<pb::FetchResponse>, Status> {
         let left = decode::time_left(request.metadata());
         let budget = request.extensions().get().cloned();
+        let caller = self.caller(request.extensions());
         let request = decode::shortened(request.into_inner());
         let refused = |refused: ApiError| {
             let (stream, consumer) = (&*request.stream, &*request.consumer);
@@ -92,8 +118,22 @@ impl<B: Broker + Bus> FetchService for Service<B> {
             self.refusals.refused("Fetch", &caller, &refused);
             to_status(&refused)
         };
-        let ask = decode::fetch(&request, clock::now(), left).map_err(refused)?;
+        let caller = caller.map_err(refused)?;
+        // No Fetch waits for longer than its credential is good.
+        let good_for = caller.until.map(|until| until.saturating_sub(clock::unix_time()));
+        let left = [left, good_for].into_iter().flatten().min();
+        let principal = caller.principal.clone().unwrap_or_default();
+        let ask =
+            decode::fetch(&request, principal.clone(), clock::now(), left).map_err(refused)?;
+        let consumer = (&*request.stream, &*request.consumer);
+        let rights = self.gatekeeper.rights();
+        let may = rights.may(&caller, Verb::Fetch, consumer);
+        may.map_err(|denied| refused(denied.into()))?;
         let fetched = self.lessor.fetch(ask).await.map_err(|error| refused(error.into()))?;
+        // The policy may have changed while the call waited. Then the messages go back.
+        let may =
+            self.gatekeeper.rights().still_may(&caller, Verb::Fetch, consumer, clock::unix_time());
+        may.map_err(|lost| refused(lost.into()))?;
         let memory = fetch_memory(budget, &fetched).await.map_err(refused)?;
         let (messages, rejected) = (fetched.messages().len(), fetched.rejected().len());
         let nonces = nonces(messages + rejected)?;
@@ -106,7 +146,8 @@ impl<B: Broker + Bus> FetchService for Service<B> {
             "fetched"
         );
         let sealer = self.keys.sealer();
-        let seal = Seal { sealer: &sealer, owner: self.owner, clocks: ClockPair::read() };
+        let clocks = ClockPair::read();
+        let seal = Seal { sealer: &sealer, owner: self.owner, clocks, principal: &principal };
         let mut response = Response::new(seal.fetch(&fetched, nonces));
         response.extensions_mut().insert(Arc::new(fetched.into_deliveries()));
         memory.map(|memory| response.extensions_mut().insert(memory));
@@ -117,9 +158,10 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         &self,
         request: Request<pb::AckRequest>,
     ) -> Result<Response<pb::AckResponse>, Status> {
-        let (metadata, _, request) = request.into_parts();
+        let (metadata, extensions, request) = request.into_parts();
         let confirmation = checked(decode::confirmation(request.confirmation))?;
-        let done = self.settle(&metadata, request.token, Action::Ack, confirmation).await?;
+        let done =
+            self.settle((&metadata, &extensions), request.token, Action::Ack, confirmation).await?;
         Ok(Response::new(pb::AckResponse { outcome: done.outcome.into() }))
     }
 
@@ -127,10 +169,11 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         &self,
         request: Request<pb::NakRequest>,
     ) -> Result<Response<pb::NakResponse>, Status> {
-        let (metadata, _, request) = request.into_parts();
+        let (metadata, extensions, request) = request.into_parts();
         let confirmation = checked(decode::confirmation(request.confirmation))?;
         let action = checked(decode::nak("", request.delay.as_ref()))?;
-        let done = self.settle(&metadata, request.token, action, confirmation).await?;
+        let done =
+            self.settle((&metadata, &extensions), request.token, action, confirmation).await?;
         let redeliver_time = done.redeliver_time;
         Ok(Response::new(pb::NakResponse { outcome: done.outcome.into(), redeliver_time }))
     }
@@ -139,10 +182,11 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         &self,
         request: Request<pb::TermRequest>,
     ) -> Result<Response<pb::TermResponse>, Status> {
-        let (metadata, _, request) = request.into_parts();
+        let (metadata, extensions, request) = request.into_parts();
         let confirmation = checked(decode::confirmation(request.confirmation))?;
         let action = decode::term(request.reason);
-        let done = self.settle(&metadata, request.token, action, confirmation).await?;
+        let done =
+            self.settle((&metadata, &extensions), request.token, action, confirmation).await?;
         Ok(Response::new(pb::TermResponse { outcome: done.outcome.into() }))
     }
 
@@ -150,9 +194,11 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         &self,
         request: Request<pb::ExtendRequest>,
     ) -> Result<Response<pb::ExtendResponse>, Status> {
-        let (metadata, _, request) = request.into_parts();
+        let (metadata, extensions, request) = request.into_parts();
         let action = checked(decode::extend("", request.lease.as_ref()))?;
-        let done = self.settle(&metadata, request.token, action, Confirmation::Confirmed).await?;
+        let done = self
+            .settle((&metadata, &extensions), request.token, action, Confirmation::Confirmed)
+            .await?;
         let (lease_expire_time, lease) = (done.lease_expire_time, done.lease);
         Ok(Response::new(pb::ExtendResponse { lease_expire_time, lease }))
     }
@@ -179,7 +225,8 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         let taken = checked(taken)?;
 
         let until = settle_until(&metadata);
-        let results = self.cluster.settle("Settle", wanted, confirmation, until).await;
+        let settler = self.settler(&extensions)?;
+        let results = self.cluster.settle("Settle", &settler, wanted, confirmation, until).await;
         // At most MOST_SETTLEMENTS, so it fits.
         let failed = results.iter().filter(|result| result.is_err()).count() as u32;
         let results = results.into_iter().map(settle_result).collect();

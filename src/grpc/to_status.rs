@@ -43,6 +43,8 @@ pub(crate) fn to_status(error: &ApiError) -> Status {
         | ApiError::Relayed { .. }
         | ApiError::RequestTimeout(_)
         | ApiError::Foreign(..)
+        | ApiError::Unauthenticated(_)
+        | ApiError::NotAllowed(_)
         | ApiError::Lessor(_) => {}
     }
     status(reason, error.message(), details)

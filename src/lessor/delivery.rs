@@ -32,6 +32,8 @@ pub(super) struct LeaseRequest {
     pub(super) length: Option<Duration>,
     /// The name of the caller's worker.
     pub(super) worker: Arc<str>,
+    /// The principal that the leases belong to.
+    pub(super) principal: Arc<str>,
 }
 
 /// A delivery and its lease.

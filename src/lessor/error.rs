@@ -73,6 +73,9 @@ pub enum Error {
     /// The message was settled before, in another way.
     #[error("settled before, as {0:?}")]
     LeaseSettled(SettleKind),
+    /// Nothing happened: the lease belongs to another principal.
+    #[error("the lease belongs to another principal")]
+    NotHolder,
     /// Another call is settling the lease at this moment, or it is being handed over.
     #[error("another call is settling it, or its lease is being handed over")]
     LeaseBusy,

@@ -39,6 +39,8 @@ pub struct FetchParams {
     pub lease: Option<Duration>,
     /// The name that the worker gives itself; may be empty.
     pub worker: Arc<str>,
+    /// The principal that the leases belong to.
+    pub principal: Arc<str>,
     /// The codec that payloads must fit.
     pub codec: Codec,
     /// The caller's own deadline, if it has one.
@@ -97,7 +99,8 @@ impl<B: Broker> Lessor<B> {
             linger: ask.linger.min(until.saturating_duration_since(now)),
             no_wait: ask.max_wait.is_zero(),
         };
-        let lease = LeaseRequest { length: ask.lease, worker: ask.worker };
+        let lease =
+            LeaseRequest { length: ask.lease, worker: ask.worker, principal: ask.principal };
         // The pump does not look at the end of a wait of zero.
         let patience = ask.patience.filter(|_| want.no_wait).map(|patience| patience.until);
         let answer = self.wait(&ask.name, want, lease, patience).await?;
@@ -173,6 +176,7 @@ impl<B: Broker> Lessor<B> {
         let asks = misfits.iter().zip(&reasons).map(|(leased, reason)| SettleItem {
             lease: leased.id,
             action: Action::Term(format!("fetch-proxy: {reason}")),
+            by: None,
         });
         let results = self.settle(asks.collect(), Confirmation::Confirmed, until).await;
         for ((leased, reason), result) in misfits.into_iter().zip(reasons).zip(results) {

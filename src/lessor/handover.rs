@@ -33,6 +33,8 @@ pub struct OutgoingLease {
     pub leader: Leader,
     /// The ack subject of the delivery.
     pub ack: AckSubject,
+    /// The principal that it belongs to, if that is known.
+    pub principal: Option<Arc<str>>,
     /// Its clocks and its state.
     pub snapshot: LeaseSnapshot,
 }
@@ -46,6 +48,8 @@ pub struct IncomingLease {
     pub leader: Leader,
     /// The ack subject of the delivery.
     pub ack: AckSubject,
+    /// The principal that it belongs to, if that is known.
+    pub principal: Option<Arc<str>>,
     /// Its clocks and its state.
     pub snapshot: LeaseSnapshot,
     /// The earliest moment at which the snapshot was true.
@@ -100,6 +104,7 @@ impl<B: Broker> Lessor<B> {
                             created: hold.spec.created.clone(),
                             leader: hold.spec.leadership.leader(),
                             ack: hold.ack.clone(),
+                            principal: hold.principal.clone(),
                             snapshot,
                         }
                     },
@@ -193,7 +198,7 @@ impl<B: Broker> Lessor<B> {
         while coming.peek().is_some() {
             let now = clock::now();
             self.core.table.with(|table| {
-                for IncomingLease { spec, leader, ack, snapshot, at } in
+                for IncomingLease { spec, leader, ack, principal, snapshot, at } in
                     coming.by_ref().take(LEASES_PER_LOCK)
                 {
                     if spec.leadership.is_over() || spec.leadership.is_announcing() {
@@ -206,9 +211,14 @@ impl<B: Broker> Lessor<B> {
                     let (id, count) = (spec.id, snapshot.delivery_count);
                     consumers.entry(id).or_insert_with(|| spec.name.clone());
                     let permit = permits.0.split(1);
-                    let worker = None;
-                    let hold =
-                        HeldDelivery { ack, spec, delivery_count: count, worker, _permit: permit };
+                    let hold = HeldDelivery {
+                        ack,
+                        spec,
+                        delivery_count: count,
+                        worker: None,
+                        principal,
+                        _permit: permit,
+                    };
                     adopted.push(match table.adopt(&snapshot, id, at, hold, now) {
                         Adopted::Here(id, older) => {
                             superseded.extend(older);

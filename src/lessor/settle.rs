@@ -39,6 +39,8 @@ pub struct SettleItem {
     pub lease: LeaseId,
     /// The action on the lease.
     pub action: Action,
+    /// The principal that the lease must belong to. `None`: any.
+    pub by: Option<Arc<str>>,
 }
 
 /// An action on a lease.
@@ -130,9 +132,9 @@ impl<B: Broker> Lessor<B> {
         let mut publishes = Vec::with_capacity(items.items().len());
         let (mut busy, mut freed) = (Vec::new(), Vec::new());
         // `None`: the settlement has begun.
-        let mut decide = |table: &mut LeaseTable<HeldDelivery>,
-                          index,
-                          &SettleItem { lease, ref action }: &SettleItem| {
+        let mut decide = |table: &mut LeaseTable<HeldDelivery>, index, item: &SettleItem| {
+            let SettleItem { lease, ref action, .. } = *item;
+            check_holder(table, item)?;
             let kind = match action {
                 Action::Extend(length) => return extend(table, lease, *length, now).map(Some),
                 Action::Ack => SettleKind::Ack,
@@ -226,6 +228,15 @@ impl<B: Broker> Lessor<B> {
                 self.tell(&spec.name, ConsumerCommand::Doubt);
             }
         }
+    }
+}
+
+/// Refuses a lease of another principal. A lease that has ended is judged by the table.
+fn check_holder(table: &LeaseTable<HeldDelivery>, item: &SettleItem) -> Result<(), Error> {
+    let holder = table.payload(item.lease).and_then(|hold| hold.principal.as_ref());
+    match (&item.by, holder) {
+        (Some(by), Some(holder)) if by != holder => Err(Error::NotHolder),
+        (Some(_) | None, _) => Ok(()),
     }
 }
 

@@ -36,6 +36,9 @@ pub(super) struct HeldDelivery {
     /// The worker that has it and has not settled it, as named in its Fetch. `None`: there is none, or the
     /// lease was adopted from another replica.
     pub(super) worker: Option<Arc<str>>,
+    /// The principal that the lease belongs to. `None`: no caller has had it, or it was adopted from a replica
+    /// that does not know principals.
+    pub(super) principal: Option<Arc<str>>,
     /// `None` for a late delivery of a pull that was given up.
     pub(super) _permit: Option<OwnedSemaphorePermit>,
 }

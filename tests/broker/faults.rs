@@ -1,7 +1,7 @@
 //! The lessor on a broker that fails as scripted: the tests read what it publishes and what it
 //! answers.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use fetch_proxy::{
     broker::{AckKind, Confirmation},
@@ -30,6 +30,7 @@ pub(super) fn ask(broker: &FakeBroker, max_wait: Duration) -> FetchParams {
         max_wait,
         linger: Duration::ZERO,
         lease: None,
+        principal: "anonymous".into(),
         worker: "".into(),
         codec: Codec::Raw,
         patience: None,
@@ -58,7 +59,7 @@ pub(super) async fn settle(
     action: Action,
 ) -> Result<Settled, Error> {
     let until = clock::now() + Duration::from_secs(5);
-    let asks = vec![SettleItem { lease, action }];
+    let asks = vec![SettleItem { lease, action, by: None }];
     lessor.settle(asks, Confirmation::Confirmed, until).await.remove(0)
 }
 
@@ -153,14 +154,31 @@ async fn second_mention_of_a_lease_is_answered_like_a_later_call() {
         let lease = one(&broker, &lessor).await;
         broker.script(faults);
         let other = one(&broker, &lessor).await;
-        let ask = |action| SettleItem { lease, action };
+        let ask = |action| SettleItem { lease, action, by: None };
         let mut asks: Vec<_> = actions.into_iter().map(ask).collect();
-        asks.push(SettleItem { lease: other, action: Action::Ack });
+        asks.push(SettleItem { lease: other, action: Action::Ack, by: None });
         let by = clock::now() + Duration::from_secs(1);
         let mut told = lessor.settle(asks, Confirmation::Confirmed, by).await;
         assert_eq!(told.pop(), Some(done.clone()));
         assert_eq!(told, results);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn lease_of_another_principal_is_not_settled() {
+    let (broker, lessor) = start(LONG);
+    let lease = one(&broker, &lessor).await;
+    let settle = async |action, by: Option<&str>| {
+        let ask = SettleItem { lease, action, by: by.map(Arc::from) };
+        let until = clock::now() + LONG;
+        lessor.settle(vec![ask], Confirmation::Confirmed, until).await.remove(0)
+    };
+    for action in [Action::Ack, Action::Nak(Duration::ZERO), Action::Extend(None)] {
+        assert_eq!(settle(action, Some("other")).await, Err(Error::NotHolder));
+    }
+    assert!(settle(Action::Extend(None), Some("anonymous")).await.is_ok());
+    assert!(confirmed(&settle(Action::Ack, None).await), "its name does not matter");
+    assert_eq!(settle(Action::Ack, Some("other")).await, Ok(Settled::Duplicate), "it is over");
 }
 
 /// It is another call that is settling it, and this one does not wait for that.
@@ -169,7 +187,7 @@ async fn lease_under_settlement_is_busy_for_another_call() {
     let (broker, lessor) = start(LONG);
     let lease = one(&broker, &lessor).await;
     broker.script([Fault::Slow(Duration::from_secs(2))]);
-    let asks = vec![SettleItem { lease, action: Action::Ack }; 2];
+    let asks = vec![SettleItem { lease, action: Action::Ack, by: None }; 2];
     let until = clock::now() + LONG;
     let first = lessor.settle(asks.clone(), Confirmation::Confirmed, until);
     let second = lessor.settle(asks, Confirmation::Confirmed, until);

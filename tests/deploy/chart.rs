@@ -5,14 +5,14 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use crate::{
-    helm::{self, LEAST, container, one},
+    helm::{self, GUARDED, LEAST, container, one},
     tool,
 };
 
 /// Installations as people want them, each with its values.
 pub const INSTALLATIONS: &[(&str, &[&str])] = &[
     ("as little as possible", &[LEAST]),
-    ("keys given here", &["tokenKeys.keys={first,second}"]),
+    ("keys given here", &["tokenKeys.keys={first,second}", "security.insecure=true"]),
     ("credentials file", &[LEAST, "nats.auth.method=creds", "nats.auth.secret=nats"]),
     ("nkey given here", &[LEAST, "nats.auth.method=nkey", r"nats.auth.entries.nkey\.seed=SUA"]),
     ("password", &[LEAST, "nats.auth.method=password", "nats.auth.secret=nats"]),
@@ -36,6 +36,7 @@ pub const INSTALLATIONS: &[(&str, &[&str])] = &[
             "nats.tls.handshakeFirst=true",
         ],
     ),
+    ("policy", GUARDED),
     ("TLS", &[LEAST, "tls.secret=certificate"]),
     ("TLS with certificates of clients", TLS),
     (
@@ -95,6 +96,8 @@ const TLS: &[&str] = &[
     "tls.clientCASecret=authorities",
     "tls.clientAuth=optional",
     "tls.minVersion=1.2",
+    "security.policySecret=policy",
+    "security.plaintext=true",
 ];
 
 #[test]
@@ -227,6 +230,21 @@ fn settings_reach_the_program_by_their_variables() {
     for (name, value) in [("FETCH_PROXY_MAX_LEASE", "2h"), ("FETCH_PROXY_MAX_LEASES", "1000000")] {
         assert!(env.contains(&json!({ "name": name, "value": value })), "{env:?}");
     }
+}
+
+#[test]
+fn values_of_security_reach_the_program() {
+    let env = |values: &[&str]| container(&helm::objects(values))["env"].clone();
+    let has = |env: &Value, name: &str, value: &str| {
+        env.as_array().unwrap().contains(&json!({ "name": name, "value": value }))
+    };
+    let guarded = env(GUARDED);
+    assert!(has(&guarded, "FETCH_PROXY_POLICY_FILE", "/etc/fetch-proxy/policy/policy.yaml"));
+    assert!(has(&guarded, "FETCH_PROXY_PLAINTEXT", "true"));
+    assert!(!has(&guarded, "FETCH_PROXY_INSECURE", "true"), "{guarded}");
+    let least = env(&[LEAST]);
+    assert!(has(&least, "FETCH_PROXY_INSECURE", "true"));
+    assert!(!has(&least, "FETCH_PROXY_PLAINTEXT", "true"), "{least}");
 }
 
 #[test]

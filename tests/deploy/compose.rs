@@ -59,7 +59,12 @@ fn flags(service: &Value, here: &[(&str, &str)]) -> Vec<String> {
     let settings = variables.iter().filter_map(|(name, value)| {
         let name = name.strip_prefix("FETCH_PROXY_")?;
         let value = here.iter().fold(value.clone(), |value, (from, to)| value.replace(from, to));
-        Some([format!("--{}", name.to_lowercase().replace('_', "-")), value])
+        let flag = format!("--{}", name.to_lowercase().replace('_', "-"));
+        Some(match &*value {
+            "true" => vec![flag],
+            "false" => Vec::new(),
+            _ => vec![flag, value],
+        })
     });
     settings.flatten().collect()
 }

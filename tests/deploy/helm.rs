@@ -10,8 +10,15 @@ use serde_json::Value;
 
 use crate::tool;
 
-/// The values that every installation must set.
-pub const LEAST: &str = "tokenKeys.secret=fetch-proxy-token-keys";
+/// The values that every installation must set: the keys, and a word on who may call.
+pub const LEAST: &str = "tokenKeys.secret=fetch-proxy-token-keys,security.insecure=true";
+
+/// The values of the plain manifests: callers need credentials, and something in front speaks TLS.
+pub const GUARDED: &[&str] = &[
+    "tokenKeys.secret=fetch-proxy-token-keys",
+    "security.policySecret=fetch-proxy-policy",
+    "security.plaintext=true",
+];
 
 pub fn chart() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("deploy/helm/fetch-proxy")

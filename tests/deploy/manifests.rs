@@ -1,4 +1,4 @@
-//! `deploy/kubernetes`: what the chart makes of its defaults, for those who do without helm.
+//! `deploy/kubernetes`: what the chart makes of a policy and its defaults, for those who do without helm.
 //! `UPDATE_DOCS=1 make test-deploy ARGS=manifests` writes it again.
 
 use std::{
@@ -53,10 +53,10 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/kubernetes")
 }
 
-/// The chart with its defaults, a file for each template.
+/// The chart with a policy and else its defaults, a file for each template.
 fn rendered() -> BTreeMap<String, String> {
     let mut files = BTreeMap::new();
-    for document in helm::text(&[helm::LEAST]).split("---\n").filter(|text| !text.trim().is_empty())
+    for document in helm::text(helm::GUARDED).split("---\n").filter(|text| !text.trim().is_empty())
     {
         let (source, object) = document.split_once('\n').unwrap();
         let name = source.rsplit('/').next().unwrap().to_owned();

@@ -56,6 +56,7 @@ fn notes_warn_of_dangers_only() {
         ),
         (&[LEAST, "service.type=LoadBalancer", "networkPolicy.enabled=false"], &[OPEN]),
         (&[LEAST, "tls.secret=a", "networkPolicy.enabled=false"], &[OPEN]),
+        (&[LEAST, "security.policySecret=a", "networkPolicy.enabled=false"], &[]),
         (&[LEAST, "tls.secret=a", "tls.clientCASecret=b", "networkPolicy.enabled=false"], &[]),
     ] {
         let notes = notes(values);

@@ -58,8 +58,11 @@ impl Plan {
         let settings = env.filter_map(|variable| {
             let name = variable["name"].as_str().unwrap().strip_prefix("FETCH_PROXY_")?;
             let flag = format!("--{}", name.to_lowercase().replace('_', "-"));
-            let value = variable["value"].as_str().unwrap();
-            Some([flag, if name == "TOKEN_KEY_FILE" { keys } else { value }.to_owned()])
+            Some(match variable["value"].as_str().unwrap() {
+                "true" => vec![flag],
+                _ if name == "TOKEN_KEY_FILE" => vec![flag, keys.to_owned()],
+                value => vec![flag, value.to_owned()],
+            })
         });
         let grace = spec["template"]["spec"]["terminationGracePeriodSeconds"].as_u64().unwrap();
         let probe = |kind| Probe::of(&container[kind], &container["ports"]);

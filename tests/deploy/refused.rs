@@ -5,10 +5,21 @@ use crate::{
     helm::{self, LEAST, container},
 };
 
+const KEYS: &str = "tokenKeys.secret=fetch-proxy-token-keys";
+
 #[test]
 fn impossible_values_are_refused_with_advice() {
     for (values, said) in [
-        (&[][..], "fetch-proxy keygen"),
+        (&["security.insecure=true"][..], "fetch-proxy keygen"),
+        (&[KEYS], "callers would need no credential: set security.policySecret"),
+        (&[KEYS, "security.plaintext=true"], "callers would need no credential"),
+        (&[KEYS, "tls.secret=a"], "callers would need no credential"),
+        (
+            &[KEYS, "tls.secret=a", "tls.clientCASecret=b", "tls.clientAuth=optional"],
+            "callers would need no credential",
+        ),
+        (&[KEYS, "security.policySecret=a"], "the port would have no TLS: set tls.secret"),
+        (&[LEAST, "security.policysecret=a"], "policysecret"),
         (&[LEAST, "tokenKeys.keys={a}"], "not both"),
         (&[LEAST, "nats.auth.method=creds"], "nats.auth.secret is needed for the method creds"),
         (&[LEAST, "nats.auth.secret=a"], "nats.auth.method"),

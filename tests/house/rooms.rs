@@ -65,7 +65,7 @@ const ROOMS: &[Room] = &[
     Room {
         name: "api_error",
         purpose: "what went wrong with a call, for its client; pure",
-        rooms: &["lease", "lessor", "reason"],
+        rooms: &["access", "lease", "lessor", "reason"],
         libraries: &[],
     },
     Room {
@@ -77,6 +77,7 @@ const ROOMS: &[Room] = &[
             "clock",
             "cluster",
             "config",
+            "credentials",
             "fd_limit",
             "grpc",
             "keys",
@@ -119,6 +120,7 @@ const ROOMS: &[Room] = &[
         name: "cluster",
         purpose: "the replicas: settling at any of them, hand-over, who is there",
         rooms: &[
+            "access",
             "api_error",
             "broker",
             "bus",
@@ -145,8 +147,14 @@ const ROOMS: &[Room] = &[
     Room {
         name: "config",
         purpose: "flags and environment variables, checked",
-        rooms: &["access", "keys", "lessor", "limits", "nats", "secrets", "tls"],
+        rooms: &["access", "credentials", "keys", "lessor", "limits", "nats", "secrets", "tls"],
         libraries: &["clap"],
+    },
+    Room {
+        name: "credentials",
+        purpose: "the policy and the API keys in use, read again when they change",
+        rooms: &["access", "secrets"],
+        libraries: &["tokio", "tracing"],
     },
     Room {
         name: "dev",
@@ -164,11 +172,13 @@ const ROOMS: &[Room] = &[
         name: "grpc",
         purpose: "the contract: requests are read, answers are written",
         rooms: &[
+            "access",
             "api_error",
             "broker",
             "bus",
             "clock",
             "cluster",
+            "credentials",
             "keys",
             "lessor",
             "limits",

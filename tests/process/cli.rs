@@ -256,7 +256,7 @@ async fn name_or_port_alone_is_enough_to_listen() {
         (":0", &["127.0.0.1", "localhost", "0.0.0.0", ""]),
         ("[::]:0", &["127.0.0.1", "localhost", "[::]"]),
     ] {
-        let proxy = Proxy::start_on(listen, &NatsServer::shared().url(), &[]);
+        let proxy = Proxy::start_on(listen, &NatsServer::shared().url(), &["--insecure"]);
         let (_, port) = proxy.grpc.rsplit_once(':').unwrap();
         for address in addresses {
             let addr = format!("{address}:{port}");

@@ -3,6 +3,8 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests live in real time, and outlive their tasks")]
 
+mod access;
+mod admission;
 mod cli;
 mod client;
 mod client_tls;

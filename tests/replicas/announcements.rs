@@ -60,7 +60,7 @@ fn make_anew(broker: &FakeBroker) {
 }
 
 async fn ack(member: &Member, lease: LeaseId) -> Result<Settled, Error> {
-    let ask = SettleItem { lease, action: Action::Ack };
+    let ask = SettleItem { lease, action: Action::Ack, by: None };
     let until = clock::now() + PATIENCE;
     member.lessor.settle(vec![ask], Confirmation::Confirmed, until).await.pop().unwrap()
 }

@@ -337,6 +337,7 @@ impl Member {
             max_wait: PATIENCE,
             linger: Duration::from_secs(1),
             lease: None,
+            principal: "anonymous".into(),
             worker: "".into(),
             codec: Codec::Raw,
             patience: None,

@@ -11,6 +11,7 @@ mod linked;
 mod moving;
 mod ownerless;
 mod pair;
+mod principals;
 mod recreated;
 mod rights;
 mod skew;

@@ -15,7 +15,7 @@ use fetch_proxy::{
     clock,
     cluster::{LeaseLocation, Unanswered},
     lease::{LeaseError, LeaseId, SettleKind},
-    lessor::{Action, SettleItem},
+    lessor::{Action, Error, SettleItem},
     pb::{self, peer::v1 as wire, peer::v1::handover_request::Step},
     token::new_key_line,
 };
@@ -183,7 +183,7 @@ async fn hand_over_waits_for_a_settlement_without_its_caller() {
     let (_net, broker, [sender, receiver]) = members().await;
     let lease = sender.leased(&broker, 1).await[0];
     broker.script([Fault::Slow(Duration::from_secs(3))]);
-    let ask = vec![SettleItem { lease, action: Action::Ack }];
+    let ask = vec![SettleItem { lease, action: Action::Ack, by: None }];
     let until = clock::now() + PATIENCE;
     let acking = sender.lessor.settle(ask, Confirmation::Confirmed, until);
     let gone = tokio::time::timeout(Duration::from_millis(100), acking).await;
@@ -194,12 +194,33 @@ async fn hand_over_waits_for_a_settlement_without_its_caller() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn principal_moves_with_its_leases() {
+    let (_net, broker, [sender, receiver]) = members().await;
+    let leases = sender.leased(&broker, 50).await;
+    assert!(sender.leave().await);
+    let settle = async |by: &str| {
+        let asks = leases.iter().map(|lease| match heir_s(&receiver, &sender, *lease) {
+            LeaseLocation::Local(lease) => {
+                SettleItem { lease, action: Action::Ack, by: Some(by.into()) }
+            }
+            whose => panic!("{whose:?}"),
+        });
+        let until = clock::now() + PATIENCE;
+        receiver.lessor.settle(asks.collect(), Confirmation::Confirmed, until).await
+    };
+    let foreign = settle("other").await;
+    assert!(foreign.iter().all(|result| *result == Err(Error::NotHolder)), "{foreign:?}");
+    let own = settle("anonymous").await;
+    assert!(own.iter().all(Result::is_ok), "{own:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn repeated_hand_over_steps_do_nothing() {
     let (net, broker, [sender, receiver]) = members().await;
     let leases = sender.leased(&broker, 10).await;
     assert!(sender.leave().await);
     let asks = leases.iter().map(|lease| match heir_s(&receiver, &sender, *lease) {
-        LeaseLocation::Local(lease) => SettleItem { lease, action: Action::Ack },
+        LeaseLocation::Local(lease) => SettleItem { lease, action: Action::Ack, by: None },
         whose => panic!("{whose:?}"),
     });
     let until = clock::now() + PATIENCE;

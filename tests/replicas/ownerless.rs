@@ -257,7 +257,7 @@ async fn unseen_return_of_a_leader_blocks_settling_for_a_dead_owner() {
             ack_subject: "$JS.ACK.S.worker.1.1.1.1.0".into(),
             principal: "anonymous".into(),
         };
-        let tokens = vec![OpenedToken { claims, action: Action::Ack }];
+        let tokens = vec![OpenedToken { claims, action: Action::Ack, by: None }];
         let told = member.cluster.settle_ownerless(tokens, clock::now() + BOUND).await;
         let done = matches!(told[0], Some(Ok(Settled::Done { .. })));
         assert_eq!((done, told[0].is_none()), (settled, !settled), "{told:?}");

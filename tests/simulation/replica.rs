@@ -12,6 +12,7 @@ use fetch_proxy::{
     broker::{Broker as _, Link},
     clock,
     cluster::Cluster,
+    credentials::Gatekeeper,
     grpc::Service,
     keys::Keys,
     lessor::{LeaseLimits, Lessor},
@@ -68,7 +69,14 @@ impl Replica {
             let refusals = Arc::new(RefusalLog::new());
             let (members, log) = (keys.clone(), refusals.clone());
             let cluster = Cluster::new(lessor.clone(), members, log, "sim", (us, &name));
-            let service = Service::new(lessor.clone(), cluster.clone(), keys.clone(), refusals, us);
+            let service = Service::new(
+                lessor.clone(),
+                cluster.clone(),
+                keys.clone(),
+                Arc::new(Gatekeeper::open()),
+                refusals,
+                us,
+            );
             tokio::spawn(machine.run(cluster.clone().run()));
             let service = Arc::new(service);
             let (ready, gone) = (AtomicBool::new(false), AtomicBool::new(false));

@@ -131,12 +131,13 @@ impl<B: Broker + Bus> Receiver<B> {
             consumers.push((self.consumer(consumer, at + STEP_TIMEOUT).await?, leader));
         }
         let offered = part.leases.len();
+        let principals: Vec<Arc<str>> = part.principals.into_iter().map(Arc::from).collect();
         let mut leases = Vec::with_capacity(offered);
         for lease in part.leases {
             let index = usize::try_from(lease.consumer).unwrap_or(usize::MAX);
             // A lease whose consumer is not the same any more has ended.
             if let Some((Some(spec), leader)) = consumers.get(index) {
-                leases.extend(read(lease, spec.clone(), *leader, at));
+                leases.extend(read(lease, spec.clone(), *leader, &principals, at));
             }
         }
         let memories = part.memories.into_iter().filter_map(|memory| {

@@ -29,6 +29,7 @@ pub(super) struct TransferParts {
     part: pb::Prepare,
     size: usize,
     consumers: HashMap<(ConsumerName, Arc<str>), u32>,
+    principals: HashMap<Arc<str>, u32>,
 }
 
 impl TransferParts {
@@ -43,9 +44,18 @@ impl TransferParts {
     }
 
     pub(super) fn lease(&mut self, name: InstanceId, id: LeaseId, leaving: OutgoingLease) {
-        let OutgoingLease { name: of, created, leader, ack, snapshot, .. } = leaving;
-        // The first lease of a consumer in a part carries the consumer too.
-        self.room_for(ack.0.len() + of.stream.len() + of.consumer.len() + created.len() + 128);
+        let OutgoingLease { name: of, created, leader, ack, principal, snapshot, .. } = leaving;
+        // The first lease of a consumer, or of a principal, in a part carries it too.
+        let principal_bytes = principal.as_ref().map_or(0, |principal| principal.len());
+        let names = of.stream.len() + of.consumer.len() + created.len() + principal_bytes;
+        self.room_for(ack.0.len() + names + 128);
+        let principals = &mut self.part.principals;
+        let principal = principal.map_or(0, |principal| {
+            *self.principals.entry(principal).or_insert_with_key(|principal| {
+                principals.push(principal.to_string());
+                u32::try_from(principals.len()).unwrap_or_default()
+            })
+        });
         let next = u32::try_from(self.consumers.len()).unwrap_or(u32::MAX);
         let consumers = &mut self.part.consumers;
         let consumer = *self.consumers.entry((of, created)).or_insert_with_key(|(of, created)| {
@@ -75,6 +85,7 @@ impl TransferParts {
             granted: Some(snapshot.granted.map_or(0, micros)),
             uncertain: settled_as(snapshot.uncertain).into(),
             ack_wait: micros(snapshot.ack_wait),
+            principal,
         });
     }
 
@@ -82,6 +93,7 @@ impl TransferParts {
         if self.size + bytes > LARGEST_STEP && self.size > 0 {
             self.done.push(std::mem::take(&mut self.part));
             self.consumers.clear();
+            self.principals.clear();
             self.size = 0;
         }
         self.size += bytes;
@@ -110,8 +122,11 @@ pub(super) fn read(
     lease: pb::MovingLease,
     spec: Arc<ConsumerSpec>,
     leader: Leader,
+    principals: &[Arc<str>],
     at: Instant,
 ) -> Option<(InstanceId, LeaseId, IncomingLease)> {
+    let place = usize::try_from(lease.principal).ok()?.checked_sub(1);
+    let principal = place.and_then(|place| principals.get(place).cloned());
     let name = InstanceId(lease.name.as_ref().try_into().ok()?);
     let uncertain = match lease.uncertain() {
         pb::SettledAs::Unspecified => None,
@@ -135,7 +150,8 @@ pub(super) fn read(
         uncertain,
     };
     let ack = AckSubject(lease.ack_subject.into());
-    Some((name, LeaseId::new(lease.lease)?, IncomingLease { spec, leader, ack, snapshot, at }))
+    let incoming = IncomingLease { spec, leader, ack, principal, snapshot, at };
+    Some((name, LeaseId::new(lease.lease)?, incoming))
 }
 
 /// The length that the caller was granted. `None`: as long as the ack wait. An older replica does not

@@ -175,6 +175,7 @@ impl<B: Broker> ConsumerLeases<B> {
                     spec: spec.clone(),
                     delivery_count: delivery.delivery_count,
                     worker: None,
+                    principal: None,
                     _permit: permits.as_mut().and_then(|permits| permits.split(1)),
                 };
                 let (id, older) = table.grant(terms(spec, &delivery, sent_after, now), held);
@@ -209,7 +210,10 @@ impl<B: Broker> ConsumerLeases<B> {
                     *wanted < ack_wait || granted.spec.ack_right.refused().is_none()
                 });
                 let assigned = table.assign(granted.id, length, now).ok()?;
-                table.update_payload(granted.id, |held| held.worker = Some(request.worker.clone()));
+                table.update_payload(granted.id, |held| {
+                    held.worker = Some(request.worker.clone());
+                    held.principal = Some(request.principal.clone());
+                });
                 let (deadline, settle_by) = (assigned.deadline, assigned.settle_by);
                 let leader = granted.spec.leadership.leader();
                 Some(LeasedDelivery { id: granted.id, deadline, settle_by, leader, granted })

@@ -246,6 +246,16 @@ pub fn timed<T>(message: T, deadline: Duration) -> Request<T> {
     request
 }
 
+/// A request of the holder of this API key.
+///
+/// # Panics
+/// When the key has characters that no key has.
+pub fn with_key<T>(key: &str, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("authorization", format!("Bearer {key}").parse().unwrap());
+    request
+}
+
 /// Code and reason of a refusal, which must carry both the details and the trailer.
 pub fn reason(status: &Status) -> (Code, String) {
     let info = status.get_details_error_info();

@@ -67,6 +67,22 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
+{{- /* Whether a client without a certificate is refused; empty if it is not. */ -}}
+{{- define "fetch-proxy.certified" -}}
+{{- if and .Values.tls.clientCASecret (eq .Values.tls.clientAuth "require") -}}yes{{- end -}}
+{{- end -}}
+
+{{- /* Refuses values that let strangers in without a word of admission. Renders nothing. */ -}}
+{{- define "fetch-proxy.checkSecurity" -}}
+{{- with .Values.security -}}
+{{- if not (or .insecure .policySecret (include "fetch-proxy.certified" $)) -}}
+{{- fail "callers would need no credential: set security.policySecret or tls.clientCASecret, or admit it by security.insecure=true" -}}
+{{- else if not (or .insecure .plaintext (include "fetch-proxy.tlsSecret" $)) -}}
+{{- fail "the port would have no TLS: set tls.secret or tls.certManager, or admit it by security.plaintext=true" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- /* The Secret for NATS; empty if the method is none. */ -}}
 {{- define "fetch-proxy.natsAuth" -}}
 {{- with .Values.nats.auth -}}

@@ -1,0 +1,411 @@
+//! Rights: which caller a credential is, and what this caller may do at this moment.
+//!
+//! Without a policy, everybody is the principal `anonymous` and may do everything.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    api_key::ApiKeys,
+    compiled::Policy,
+    credential::{Credential, Unauthenticated},
+    identity::Identity,
+    verbs::Verb,
+};
+
+/// The principal of everybody while there is no policy, and of tokens from that time.
+pub const ANONYMOUS_PRINCIPAL: &str = "anonymous";
+
+/// A policy and its API keys, as they were read together.
+#[derive(Debug)]
+pub struct Rights {
+    policy: Option<Policy>,
+    api_keys: ApiKeys,
+    /// Higher with each change.
+    generation: u64,
+}
+
+/// The caller of one call.
+#[derive(Debug, Clone)]
+pub struct KnownCaller {
+    /// The identity that its credential gave.
+    pub identity: Identity,
+    /// The name of its principal. `None`: no principal matches, and it may do nothing.
+    pub principal: Option<Arc<str>>,
+    /// The time at which its credential ends, since the Unix epoch.
+    pub until: Option<Duration>,
+    credential: Credential,
+    /// The generation of the rights that accepted it.
+    generation: u64,
+}
+
+/// A right that a caller does not have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Denied {
+    /// The caller.
+    pub identity: Identity,
+    /// The principal of the caller.
+    pub principal: Option<Arc<str>>,
+    /// The kind of call.
+    pub verb: Verb,
+    /// The stream and the consumer, as far as the caller knows them.
+    pub consumer: Option<(Arc<str>, Arc<str>)>,
+    /// The reason.
+    pub why: DenialCause,
+}
+
+/// The reason why a caller does not have a right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DenialCause {
+    /// No rule allows it.
+    NoRule,
+    /// No principal matches the identity.
+    NoPrincipal,
+    /// The token belongs to another principal.
+    ForeignToken,
+    /// The token does not name its consumer in a form that is known.
+    UnknownConsumer,
+}
+
+impl Rights {
+    /// The rights without a policy.
+    pub fn open() -> Self {
+        Self { policy: None, api_keys: ApiKeys::default(), generation: 0 }
+    }
+
+    /// The rights by a policy.
+    pub fn new(policy: Policy, api_keys: ApiKeys, generation: u64) -> Self {
+        Self { policy: Some(policy), api_keys, generation }
+    }
+
+    /// The policy, if there is one.
+    pub fn policy(&self) -> Option<&Policy> {
+        self.policy.as_ref()
+    }
+
+    /// The number of API keys.
+    pub fn api_keys(&self) -> usize {
+        self.api_keys.len()
+    }
+
+    /// The number of this state of the rights.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The caller with this credential. `now` is the time since the Unix epoch.
+    ///
+    /// # Errors
+    /// The credential is not accepted.
+    pub fn caller(
+        &self,
+        credential: Credential,
+        now: Duration,
+    ) -> Result<KnownCaller, Unauthenticated> {
+        let generation = self.generation;
+        let Some(policy) = &self.policy else {
+            let principal = Some(ANONYMOUS_PRINCIPAL.into());
+            let identity = Identity::anonymous();
+            return Ok(KnownCaller { identity, principal, until: None, credential, generation });
+        };
+        let (identity, until) = match &credential {
+            Credential::Missing if policy.authenticate().anonymous => (Identity::anonymous(), None),
+            Credential::Missing => return Err(Unauthenticated::Missing),
+            Credential::ApiKey(key) => {
+                let (identity, until) =
+                    self.api_keys.find(key, now).ok_or(Unauthenticated::ApiKey)?;
+                (identity.clone(), until)
+            }
+        };
+        let principal = policy.principal_of(&identity).map(|principal| principal.name.clone());
+        Ok(KnownCaller { identity, principal, until, credential, generation })
+    }
+
+    /// Whether the caller may do this with the consumer.
+    ///
+    /// # Errors
+    /// The right that it does not have.
+    pub fn may(
+        &self,
+        caller: &KnownCaller,
+        verb: Verb,
+        (stream, consumer): (&str, &str),
+    ) -> Result<(), Denied> {
+        let Some(policy) = &self.policy else { return Ok(()) };
+        let denied = |why| {
+            let consumer = Some((stream.into(), consumer.into()));
+            Err(Denied { consumer, ..caller.denied(verb, why) })
+        };
+        match &caller.principal {
+            None => denied(DenialCause::NoPrincipal),
+            Some(name) if policy.allows(name, verb, stream, consumer) => Ok(()),
+            Some(_) => denied(DenialCause::NoRule),
+        }
+    }
+
+    /// Whether the caller, which was accepted earlier, is still the same principal and may still do this. To be
+    /// asked before something is handed to a caller that has waited.
+    ///
+    /// # Errors
+    /// The caller is not accepted any more, or is another principal, or does not have the right.
+    pub fn still_may(
+        &self,
+        caller: &KnownCaller,
+        verb: Verb,
+        consumer: (&str, &str),
+        now: Duration,
+    ) -> Result<(), RightLost> {
+        if caller.generation == self.generation {
+            return Ok(());
+        }
+        let again = self.caller(caller.credential.clone(), now)?;
+        if again.principal != caller.principal {
+            let consumer = Some((consumer.0.into(), consumer.1.into()));
+            return Err(Denied { consumer, ..caller.denied(verb, DenialCause::NoRule) }.into());
+        }
+        Ok(self.may(&again, verb, consumer)?)
+    }
+}
+
+/// The reason why a caller lost a right while it waited.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RightLost {
+    /// Its credential is not accepted any more.
+    Unauthenticated(Unauthenticated),
+    /// It does not have the right any more.
+    Denied(Denied),
+}
+
+impl From<Unauthenticated> for RightLost {
+    fn from(why: Unauthenticated) -> Self {
+        Self::Unauthenticated(why)
+    }
+}
+
+impl From<Denied> for RightLost {
+    fn from(denied: Denied) -> Self {
+        Self::Denied(denied)
+    }
+}
+
+impl KnownCaller {
+    /// This caller does not have the right. The consumer is left out.
+    fn denied(&self, verb: Verb, why: DenialCause) -> Denied {
+        let (identity, principal) = (self.identity.clone(), self.principal.clone());
+        Denied { identity, principal, verb, consumer: None, why }
+    }
+}
+
+/// The caller of settlements, with the rights at the beginning of its call.
+#[derive(Debug, Clone)]
+pub struct Settler {
+    rights: Arc<Rights>,
+    caller: KnownCaller,
+}
+
+impl Settler {
+    /// This caller, with these rights.
+    pub fn new(rights: Arc<Rights>, caller: KnownCaller) -> Self {
+        Self { rights, caller }
+    }
+
+    /// Whether the caller may do this to the lease of a token. `consumer` is the consumer that the token
+    /// names, and `owner` its principal. Returns the principal that the lease must have. `None`: any.
+    ///
+    /// # Errors
+    /// The right that the caller does not have. The consumer is left out, because only the token names it.
+    pub fn may(
+        &self,
+        verb: Verb,
+        consumer: Option<(&str, &str)>,
+        owner: &str,
+    ) -> Result<Option<Arc<str>>, Denied> {
+        let Some(policy) = &self.rights.policy else { return Ok(None) };
+        let unknown = || self.caller.denied(verb, DenialCause::UnknownConsumer);
+        let consumer = consumer.ok_or_else(unknown)?;
+        let without_consumer = |denied| Denied { consumer: None, ..denied };
+        self.rights.may(&self.caller, verb, consumer).map_err(without_consumer)?;
+        if self.caller.principal.as_deref() == Some(owner) {
+            return Ok(self.caller.principal.clone());
+        }
+        let from_before =
+            policy.authenticate().accept_anonymous_tokens && owner == ANONYMOUS_PRINCIPAL;
+        if from_before || self.rights.may(&self.caller, Verb::SettleAny, consumer).is_ok() {
+            return Ok(None);
+        }
+        Err(self.caller.denied(verb, DenialCause::ForeignToken))
+    }
+}
+
+impl Denied {
+    /// The detail on the wire, if there is one.
+    pub fn detail(&self) -> Option<&'static str> {
+        match self.why {
+            DenialCause::NoRule => None,
+            DenialCause::NoPrincipal => Some("no_principal"),
+            DenialCause::ForeignToken => Some("foreign_token"),
+            DenialCause::UnknownConsumer => Some("unknown_consumer"),
+        }
+    }
+
+    /// The right in words.
+    pub fn message(&self) -> String {
+        let name = self.principal.as_deref().unwrap_or_default();
+        let verb = self.verb.name();
+        match (self.why, &self.consumer) {
+            (DenialCause::NoPrincipal, _) => {
+                format!("the policy has no principal for the identity `{}`", self.identity)
+            }
+            (DenialCause::ForeignToken, _) => {
+                format!("the token belongs to another principal than `{name}`")
+            }
+            (DenialCause::UnknownConsumer, _) => {
+                "the token does not name its consumer in a known form".to_owned()
+            }
+            (DenialCause::NoRule, Some((stream, consumer))) => {
+                format!("principal `{name}` may not {verb} at consumer `{consumer}` of `{stream}`")
+            }
+            (DenialCause::NoRule, None) => {
+                format!("principal `{name}` may not {verb} at the consumer of the token")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access::{ApiKeyDigest, NewApiKey};
+
+    const NOW: Duration = Duration::from_secs(1_800_000_000);
+    const ORDERS: (&str, &str) = ("ORDERS", "worker");
+
+    const POLICY: &str = "
+version: 1
+authenticate: {api_keys: {file: keys}}
+principals:
+- {name: orders, match: ['key:orders-*']}
+- {name: dispatcher, match: ['key:dispatcher']}
+- {name: reader, match: ['key:reader']}
+rules:
+- {principals: [orders], streams: [ORDERS], consumers: ['worker*'], verbs: [work]}
+- {principals: [dispatcher], streams: ['*'], consumers: ['*'], verbs: [settle-any]}
+- {principals: [reader], streams: [ORDERS], consumers: ['*'], verbs: [fetch, settle]}
+";
+
+    /// The secrets of API keys with these names, and their file.
+    struct Keys(Vec<NewApiKey>);
+
+    impl Keys {
+        fn new(names: &[&str]) -> Self {
+            Self(names.iter().map(|name| NewApiKey::random(name).unwrap().unwrap()).collect())
+        }
+
+        fn rights(&self, policy: &str, generation: u64) -> Rights {
+            let lines: Vec<_> = self.0.iter().map(|key| key.line.clone()).collect();
+            let keys = ApiKeys::parse(&lines.join("\n")).unwrap();
+            Rights::new(Policy::parse(policy).unwrap(), keys, generation)
+        }
+
+        fn caller(&self, rights: &Rights, place: usize) -> KnownCaller {
+            let digest = ApiKeyDigest::of(&self.0[place].secret).unwrap();
+            rights.caller(Credential::ApiKey(digest), NOW).unwrap()
+        }
+    }
+
+    #[test]
+    fn everybody_is_anonymous_and_may_do_everything_without_a_policy() {
+        let rights = Rights::open();
+        let caller = rights.caller(Credential::Missing, NOW).unwrap();
+        assert_eq!(caller.principal.as_deref(), Some(ANONYMOUS_PRINCIPAL));
+        for verb in Verb::ALL {
+            assert_eq!(rights.may(&caller, verb, ORDERS), Ok(()));
+        }
+        let settler = Settler::new(rights.into(), caller);
+        assert_eq!(settler.may(Verb::Settle, None, "orders"), Ok(None));
+    }
+
+    #[test]
+    fn caller_without_an_accepted_credential_is_nobody() {
+        let keys = Keys::new(&["orders-1"]);
+        let rights = keys.rights(POLICY, 1);
+        assert_eq!(rights.caller(Credential::Missing, NOW).unwrap_err(), Unauthenticated::Missing);
+        let other = Keys::new(&["orders-1"]);
+        let digest = ApiKeyDigest::of(&other.0[0].secret).unwrap();
+        let refused = rights.caller(Credential::ApiKey(digest), NOW).unwrap_err();
+        assert_eq!(refused, Unauthenticated::ApiKey);
+        let open = POLICY.replace("authenticate: {", "authenticate: {anonymous: true, ");
+        let caller = keys.rights(&open, 1).caller(Credential::Missing, NOW).unwrap();
+        assert_eq!((caller.identity, caller.principal), (Identity::anonymous(), None));
+    }
+
+    #[test]
+    fn right_is_asked_by_verb_stream_and_consumer() {
+        let keys = Keys::new(&["orders-1", "nobody", "dispatcher"]);
+        let rights = keys.rights(POLICY, 1);
+        let [orders, nobody, dispatcher] = [0, 1, 2].map(|place| keys.caller(&rights, place));
+        assert_eq!(rights.may(&orders, Verb::Fetch, ORDERS), Ok(()));
+        for (caller, verb, consumer, why) in [
+            (&orders, Verb::Fetch, ("OTHER", "worker"), DenialCause::NoRule),
+            (&orders, Verb::Fetch, ("ORDERS", "other"), DenialCause::NoRule),
+            (&orders, Verb::Admin, ORDERS, DenialCause::NoRule),
+            (&nobody, Verb::Fetch, ORDERS, DenialCause::NoPrincipal),
+            (&dispatcher, Verb::Fetch, ORDERS, DenialCause::NoRule),
+        ] {
+            let denied = rights.may(caller, verb, consumer).unwrap_err();
+            assert_eq!(denied.why, why, "{denied:?}");
+            let (stream, name) = denied.consumer.clone().unwrap();
+            assert_eq!((&*stream, &*name), consumer);
+        }
+    }
+
+    #[test]
+    fn token_is_settled_by_its_principal_or_by_the_right_to_settle_any() {
+        let keys = Keys::new(&["orders-1", "orders-2", "dispatcher", "reader"]);
+        let of = |policy: &str, place| {
+            let rights = keys.rights(policy, 1);
+            let caller = keys.caller(&rights, place);
+            Settler::new(rights.into(), caller)
+        };
+        let why = |denied: Result<_, Denied>| denied.map_err(|denied| denied.why);
+        for place in [0, 1] {
+            let own = of(POLICY, place).may(Verb::Extend, Some(ORDERS), "orders");
+            assert_eq!(own, Ok(Some("orders".into())), "each identity of the principal");
+        }
+        assert_eq!(of(POLICY, 2).may(Verb::Settle, Some(ORDERS), "orders"), Ok(None));
+        let foreign = of(POLICY, 3).may(Verb::Settle, Some(ORDERS), "orders").unwrap_err();
+        assert_eq!((foreign.why, foreign.consumer), (DenialCause::ForeignToken, None));
+        let extended = of(POLICY, 3).may(Verb::Extend, Some(ORDERS), "reader").unwrap_err();
+        assert_eq!((extended.why, extended.consumer), (DenialCause::NoRule, None));
+        let unknown = of(POLICY, 0).may(Verb::Settle, None, "orders");
+        assert_eq!(why(unknown), Err(DenialCause::UnknownConsumer));
+
+        let before = of(POLICY, 0).may(Verb::Settle, Some(ORDERS), ANONYMOUS_PRINCIPAL);
+        assert_eq!(why(before), Err(DenialCause::ForeignToken));
+        let accepting =
+            POLICY.replace("authenticate: {", "authenticate: {accept_anonymous_tokens: true, ");
+        let before = of(&accepting, 0).may(Verb::Settle, Some(ORDERS), ANONYMOUS_PRINCIPAL);
+        assert_eq!(before, Ok(None));
+        let other = of(&accepting, 0).may(Verb::Settle, Some(ORDERS), "reader");
+        assert_eq!(why(other), Err(DenialCause::ForeignToken));
+        let elsewhere = of(&accepting, 0).may(Verb::Settle, Some(("A", "b")), ANONYMOUS_PRINCIPAL);
+        assert_eq!(why(elsewhere), Err(DenialCause::NoRule));
+    }
+
+    #[test]
+    fn caller_that_waited_is_asked_again_only_if_the_rights_changed() {
+        let keys = Keys::new(&["orders-1"]);
+        let before = keys.rights(POLICY, 1);
+        let caller = keys.caller(&before, 0);
+        let still = |rights: &Rights, now| rights.still_may(&caller, Verb::Fetch, ORDERS, now);
+        assert_eq!(still(&before, NOW), Ok(()));
+        assert_eq!(still(&keys.rights(POLICY, 2), NOW), Ok(()));
+        let denied = still(&keys.rights(&POLICY.replace("[work]", "[settle]"), 2), NOW);
+        assert!(matches!(denied, Err(RightLost::Denied(_))), "{denied:?}");
+        let renamed = POLICY.replace("orders,", "renamed,").replace("[orders]", "[renamed]");
+        let denied = still(&keys.rights(&renamed, 2), NOW);
+        assert!(matches!(denied, Err(RightLost::Denied(_))), "a new name: {denied:?}");
+        let revoked = Keys::new(&["orders-1"]).rights(POLICY, 2);
+        let lost = RightLost::Unauthenticated(Unauthenticated::ApiKey);
+        assert_eq!(still(&revoked, NOW), Err(lost));
+    }
+}
