@@ -45,3 +45,40 @@ where
         self.inner.call(request)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        convert::Infallible,
+        future::{Ready, ready},
+    };
+
+    use super::*;
+
+    #[derive(Clone)]
+    struct AddressOfPeer;
+
+    impl Service<Request<()>> for AddressOfPeer {
+        type Response = Option<SocketAddr>;
+        type Error = Infallible;
+        type Future = Ready<Result<Option<SocketAddr>, Infallible>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, request: Request<()>) -> Self::Future {
+            ready(Ok(request.extensions().get::<Arc<Peer>>().map(|peer| peer.address)))
+        }
+    }
+
+    #[tokio::test]
+    async fn each_request_carries_the_peer_of_its_connection() {
+        let address = SocketAddr::from(([192, 0, 2, 1], 4711));
+        let peer = Arc::new(Peer { address, certificate: None });
+        let mut service = WithPeer { inner: AddressOfPeer, peer };
+        for _ in 0..2 {
+            assert_eq!(service.call(Request::new(())).await, Ok(Some(address)));
+        }
+    }
+}
