@@ -213,7 +213,9 @@ async fn to_consumer(world: &Arc<World>, what: Accident) {
         }
         Accident::Delete { consumer, away } => {
             let name = world.name(consumer);
-            world.trouble_of(&name, Trouble::MadeAgain, away.map_or(FOR_EVER, millis));
+            let lasts = away.map_or(FOR_EVER, millis);
+            world.trouble_of(&name, Trouble::MadeAgain, lasts);
+            world.trouble_of(&name, Trouble::Absent, lasts);
             world.net.with(|state, _| state.model.delete_consumer(&name));
             if let Some(away) = away {
                 sleep(millis(away)).await;
@@ -273,7 +275,6 @@ async fn by_operator(world: &Arc<World>, what: Accident) {
         }
         Accident::Roll { keys, pause } => {
             if keys {
-                world.trouble(Trouble::KeysRotated, FOR_EVER);
                 world.next_key();
             }
             for place in 0..world.plan.replicas.len() {
@@ -285,7 +286,6 @@ async fn by_operator(world: &Arc<World>, what: Accident) {
             }
         }
         Accident::RotateKeys { pause, keeps } => {
-            world.trouble(Trouble::KeysRotated, FOR_EVER);
             retake(world, &world.next_key(), millis(pause)).await;
             sleep(millis(keeps)).await;
             retake(world, &world.only_key(), millis(pause)).await;

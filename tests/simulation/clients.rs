@@ -13,7 +13,7 @@ use std::{
 
 use fetch_proxy::pb::{self, settlement::Action};
 use testkit::dice::Dice;
-use tokio::time::{sleep, timeout_at};
+use tokio::time::{sleep, sleep_until, timeout_at};
 
 use self::{
     fetching::{Work, fetch},
@@ -96,7 +96,12 @@ impl Client {
                 let at = self.nervous_moment(ends).await;
                 self.settle_together(work, replica, at).await;
             }
+            Habit::Late => {
+                self.wait_for_the_end(&work).await;
+                self.settle_together(work, replica, None).await;
+            }
             Habit::Ordinary
+            | Habit::Leaver
             | Habit::LongWorker
             | Habit::Impatient
             | Habit::Repeating
@@ -251,6 +256,13 @@ impl Client {
         Some(at)
     }
 
+    /// Waits until about the end of the first lease, or for some time after it.
+    async fn wait_for_the_end(&mut self, work: &[Work]) {
+        let Some(ends) = work.iter().map(|one| one.ends).min() else { return };
+        let after = self.dice.millis(0..2_300);
+        sleep_until(self.world.at((ends + after).saturating_sub(Duration::from_millis(300)))).await;
+    }
+
     /// Settles all in one call, with mixed actions.
     async fn settle_together(
         &mut self,
@@ -278,7 +290,13 @@ impl Client {
 
     fn trip(&mut self, arrives: Option<Time>) -> Trip {
         let impatient = self.plan.habit == Habit::Impatient && !self.world.calm();
-        let patience = if impatient { self.dice.millis(1..500) } else { PATIENCE };
+        let leaves =
+            self.plan.habit == Habit::Leaver && !self.world.calm() && self.dice.percent(60);
+        let patience = match (impatient, leaves) {
+            (true, _) => self.dice.millis(1..500),
+            (_, true) => self.dice.millis(8..120),
+            _ => PATIENCE,
+        };
         Trip {
             client: self.plan.number,
             arrives,

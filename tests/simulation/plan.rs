@@ -104,6 +104,10 @@ pub enum Habit {
     Misusing,
     /// Keeps tokens after the end of their leases, and says something of them late.
     Keeper,
+    /// Settles about the end of its lease, and up to two seconds later.
+    Late,
+    /// Hangs up before its settlement is answered, and says the same elsewhere.
+    Leaver,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,6 +126,8 @@ pub struct ClientPlan {
     /// 0: the default.
     pub max_bytes: u32,
     pub json: bool,
+    /// Each of its Fetch calls waits for long.
+    pub patient: bool,
     /// It does not wait for a confirmation.
     pub sent: bool,
     /// It says Ack, Nak, Term and Extend instead of Settle.
@@ -143,6 +149,7 @@ impl ClientPlan {
             linger: 0,
             max_bytes: 0,
             json: false,
+            patient: false,
             sent: false,
             unary: false,
             dies: 0,

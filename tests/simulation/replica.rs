@@ -98,6 +98,11 @@ impl Replica {
         replica
     }
 
+    /// The leases that it holds. The table reads the clocks of its machine.
+    pub fn held(&self) -> usize {
+        self.machine.sync(|| self.lessor.held())
+    }
+
     /// As the app does it: meets the others once NATS is there, and then tells whether it serves.
     async fn follow(self: Arc<Self>) {
         let mut met = false;

@@ -21,13 +21,16 @@ use super::{
     panics,
     plan::{ClientPlan, Plan},
     replica::{LONGEST_LEASE, Replica},
-    watch::{Fate, Look, Place, Shared, Trouble, Watch},
+    watch::{Fate, Look, Place, Room, Shared, Trouble, Watch},
     world::{FOR_EVER, World},
 };
 
 /// After trouble, everything is settled within this: the longest lease, the longest ack wait, a few times
 /// over for messages that replicas pass around.
 const DARKEST: Duration = Duration::from_secs(120);
+
+/// A hand-over that never ends keeps places for 30 s, and a pull whose end is never heard keeps them for less.
+const PLACES_KEPT: Duration = Duration::from_secs(36);
 
 /// Between two looks from outside.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -152,8 +155,22 @@ async fn look(world: Arc<World>) {
         });
         let (places, now) = (places.collect::<Vec<_>>(), world.net.now());
         world.watch().look(&looks, &places, now);
+        look_at_rooms(&world);
         sleep(LOOK_EVERY).await;
     }
+}
+
+/// Looks at the places of each replica that serves.
+fn look_at_rooms(world: &World) {
+    let replicas = world.replicas().into_iter();
+    let serving =
+        replicas.filter(|one| !one.gone.load(Ordering::Relaxed) && !one.lessor.is_draining());
+    let rooms = serving.map(|one| {
+        let (held, free) = (one.held(), one.lessor.room() as usize);
+        Room { side: one.side, most: one.most, held, free }
+    });
+    let (rooms, now) = (rooms.collect::<Vec<_>>(), world.net.now());
+    world.watch().look_at_rooms(&rooms, now);
 }
 
 fn worker(consumer: usize) -> ClientPlan {
@@ -164,10 +181,12 @@ fn worker(consumer: usize) -> ClientPlan {
 async fn make(world: Arc<World>, consumer: usize) {
     let made = Duration::from_millis(world.plan.consumers[consumer].made);
     let name = world.name(consumer);
-    world.trouble_of(&name, Trouble::MadeAgain, FOR_EVER);
+    let there_is_none = [Trouble::MadeAgain, Trouble::Absent];
+    there_is_none.iter().for_each(|trouble| world.trouble_of(&name, *trouble, FOR_EVER));
     // Longer by each suspension, as everything that is planned.
     sleep_until(world.at(made)).await;
-    world.watch().first_is_over(Trouble::MadeAgain, &name, world.net.now());
+    let now = world.net.now();
+    there_is_none.iter().for_each(|trouble| world.watch().first_is_over(*trouble, &name, now));
     world.make(consumer);
 }
 
@@ -228,15 +247,24 @@ async fn end_all(world: &Arc<World>) {
     // No worker holds anything: what is leased to those that died ends with its lease.
     let ended = world.net.now() + LONGEST_LEASE + Duration::from_secs(5);
     let holds =
-        |replica: &Arc<Replica>| !replica.gone.load(Ordering::Relaxed) && replica.lessor.held() > 0;
+        |replica: &Arc<Replica>| !replica.gone.load(Ordering::Relaxed) && replica.held() > 0;
     while world.net.now() < ended && world.replicas().iter().any(holds) {
         sleep(Duration::from_secs(1)).await;
     }
+    // Each open pull and each hand-over gives its places back meanwhile.
+    let taken = |one: &Arc<Replica>| {
+        !one.gone.load(Ordering::Relaxed) && (one.lessor.room() as usize) < one.most
+    };
+    let freed = world.net.now() + PLACES_KEPT;
+    while world.net.now() < freed && world.replicas().iter().any(taken) {
+        sleep(Duration::from_secs(1)).await;
+    }
+    look_at_rooms(world);
     for replica in world.replicas() {
         if replica.gone.load(Ordering::Relaxed) {
             continue;
         }
-        let (held, side) = (replica.lessor.held(), replica.side);
+        let (held, side) = (replica.held(), replica.side);
         if held > 0 {
             let why = format!("replica {side} holds {held} leases that are nobody's");
             world.watch().fail(world.net.now(), why);

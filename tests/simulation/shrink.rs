@@ -213,7 +213,7 @@ fn plainer_client(plan: &Plan, place: usize) -> Option<Plan> {
         2 => client.n = 1,
         3 => client.lease = None,
         4 => (client.linger, client.max_bytes) = (0, 0),
-        5 => client.json = false,
+        5 => (client.json, client.patient) = (false, false),
         6 => client.sent = false,
         _ => client.unary = false,
     }

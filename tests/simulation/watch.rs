@@ -16,13 +16,17 @@ mod coverage;
 mod darkness;
 mod delivery;
 mod exercised;
+mod expired;
 mod holders;
 #[cfg(test)]
 mod lab;
 mod leases;
 mod ledger;
+mod looks;
+mod places;
 mod promises;
 mod report;
+mod rights;
 mod troubles;
 mod windows;
 
@@ -44,6 +48,7 @@ pub use self::{
     darkness::{Look, Place},
     exercised::DEMANDED,
     ledger::{CallId, Fate, Kind, Told},
+    places::Room,
     report::{Finding, too_common},
     troubles::Trouble,
 };
@@ -51,6 +56,7 @@ use self::{
     calls::OpenFetch,
     darkness::Looked,
     ledger::{Delivered, Effect, Hold, Ledger, SettleCall, Stored, wait_of},
+    places::Pulled,
     report::Report,
     troubles::TroubleSpan,
 };
@@ -69,6 +75,7 @@ pub struct Watch {
     settling: usize,
     looked: BTreeMap<ConsumerName, Looked>,
     last_look: Time,
+    pulled: Pulled,
     report: Report,
 }
 
@@ -86,6 +93,7 @@ impl Default for Watch {
             settling: 0,
             looked: BTreeMap::new(),
             last_look: Time::ZERO,
+            pulled: Pulled::default(),
             report: Report::default(),
         }
     }
@@ -207,6 +215,12 @@ impl Watch {
         }
     }
 
+    /// A look at the places of the replicas that serve.
+    pub fn look_at_rooms(&mut self, rooms: &[Room], now: Time) {
+        let fetches = self.fetches.values();
+        places::look(&self.ledger, &mut self.pulled, fetches, (rooms, now), &mut self.report);
+    }
+
     /// The end of a run: JetStream still has these messages of a consumer, and has never sent these attempts.
     pub fn finished(
         &mut self,
@@ -247,9 +261,15 @@ impl Watch {
         }
     }
 
+    /// A replica refuses a Fetch, and has these places at that moment.
+    pub fn fetch_refused(&mut self, id: FetchId, room: Room) {
+        self.fetches.entry(id).and_modify(|fetch| fetch.refused_at = Some(room));
+    }
+
     /// A Fetch has ended for its client.
     pub fn fetch_ended(&mut self, id: FetchId, end: FetchEnd<'_>, now: Time) {
         let Some(fetch) = self.fetches.remove(&id) else { return };
+        self.pulled.ended(&fetch, now);
         calls::ended(&self.ledger, &self.looked, &fetch, end, now, &mut self.report);
         let FetchEnd::Answer { answer, served, received } = end else { return };
         for message in &answer.messages {
@@ -364,6 +384,7 @@ impl Watch {
         if reading.name == "LEASE_EXPIRED" {
             leases::refused(&self.ledger, id, began, now, &mut self.report);
         }
+        rights::extended(&self.ledger, call, reading.told, now, &mut self.report);
         exercised::settled(&self.ledger, call, reading, &mut self.report);
         promises::answered(&self.ledger, call, reading, now, &mut self.report);
     }
@@ -409,6 +430,21 @@ impl Watcher for Shared {
         }
     }
 
+    fn looked(
+        &mut self,
+        when: (Time, Time),
+        side: usize,
+        name: &ConsumerName,
+        delivered: Option<u64>,
+    ) {
+        self.0.lock().unwrap().ledger.looks.looked(when, side, name, delivered);
+    }
+
+    fn refused(&mut self, now: Time, side: usize, name: &ConsumerName) {
+        let at = (side, name.clone());
+        self.0.lock().unwrap().ledger.refused.entry(at).or_insert(now);
+    }
+
     fn told(&mut self, now: Time, name: &ConsumerName, info: &ConsumerInfo) {
         let mut watch = self.0.lock().unwrap();
         let looked = watch.looked.entry(name.clone()).or_default();
@@ -436,6 +472,7 @@ impl Watch {
         let delivered = Delivered {
             side,
             attempt,
+            number: named.consumer_sequence,
             ack_wait: config.map(|config| wait_of(config, attempt)).unwrap_or_default(),
             message: message.clone(),
             sent: now,
@@ -467,10 +504,13 @@ impl Watch {
         let id = applied.of;
         if let Some(one) = self.ledger.deliveries.get_mut(&id) {
             one.effects.push(effect);
+            // "if nothing was confirmed since"
+            self.ledger.refused.remove(&(side, one.message.0.clone()));
         }
         let report = &mut self.report;
         promises::applied(&self.ledger, id, &effect, report);
         holders::applied(&self.ledger, id, &effect, report);
+        expired::applied(&self.ledger, id, &effect, report);
         delivery::applied(&self.ledger, id, &effect, report);
     }
 }

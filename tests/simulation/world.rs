@@ -196,10 +196,13 @@ impl World {
         replica.machine.set_wall_offset(ahead * 1_000_000);
     }
 
-    /// Puts the next key before the present one. Returns the key file before and after, and how it is
-    /// once the old key is taken away.
+    /// Puts the next key before the present one. Returns the key file.
     pub fn next_key(&self) -> String {
         let mut keys = self.keys.lock().unwrap();
+        if keys.0.contains('\n') {
+            // A rotation is under way: the oldest key leaves the file.
+            self.trouble(Trouble::KeyRemoved, FOR_EVER);
+        }
         let (old, new) = (KEYS[keys.1], KEYS[(keys.1 + 1) % KEYS.len()]);
         *keys = (format!("{new}\n{old}"), (keys.1 + 1) % KEYS.len());
         keys.0.clone()
@@ -207,6 +210,7 @@ impl World {
 
     /// Takes all keys away but the first.
     pub fn only_key(&self) -> String {
+        self.trouble(Trouble::KeyRemoved, FOR_EVER);
         let mut keys = self.keys.lock().unwrap();
         keys.0 = KEYS[keys.1].to_owned();
         keys.0.clone()

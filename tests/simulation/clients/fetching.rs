@@ -19,7 +19,7 @@ use crate::{
     plan::{ClientPlan, Habit},
     replica::Replica,
     signs::Sign,
-    watch::{FetchEnd, FetchId, Served, Watch},
+    watch::{FetchEnd, FetchId, Room, Served, Watch},
     world::World,
 };
 
@@ -82,7 +82,10 @@ pub async fn fetch(
     lost_answers: u64,
     dice: &mut Dice,
 ) -> Vec<Work> {
-    let max_wait = if dice.percent(10) { 0 } else { dice.within(0..8_000) };
+    let mut max_wait = if dice.percent(10) { 0 } else { dice.within(0..8_000) };
+    if plan.patient && !world.calm() {
+        max_wait += 25_000;
+    }
     let mut request = Request::new(ask_for((world, plan), max_wait, dice));
     let mut trip = Trip {
         client: plan.number,
@@ -110,10 +113,20 @@ pub async fn fetch(
     let side = replica.side;
     let open = world.watch().fetch_called(side, request.get_ref(), deadline, world.net.now());
     let (service, net, watch) = (replica.service.clone(), world.net.clone(), world.shared_watch());
+    let (lessor, most) = (replica.lessor.clone(), replica.most);
+    let room = Arc::new(Mutex::new(None));
+    let refused = room.clone();
     let method = async move {
         let arrived = net.now();
         let waits = WaitsThere::new(watch.clone(), open, arrived);
-        let answer = service.fetch(request).await?;
+        let answer = match service.fetch(request).await {
+            Ok(answer) => answer,
+            Err(status) => {
+                let (held, free) = (lessor.held(), lessor.room() as usize);
+                *refused.lock().unwrap() = Some(Room { side, most, held, free });
+                return Err(status);
+            }
+        };
         drop(waits);
         if !reads {
             // It hangs up while it should read: its messages are given back.
@@ -141,6 +154,9 @@ pub async fn fetch(
             None
         }
         Back::Refused(status) => {
+            if let Some(room) = *room.lock().unwrap() {
+                world.watch().fetch_refused(open, room);
+            }
             ended(FetchEnd::Refused(&status));
             sleep(Duration::from_millis(200)).await;
             return Vec::new();

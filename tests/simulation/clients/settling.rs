@@ -54,7 +54,7 @@ pub async fn ask(
         Ok(answer.results.iter().map(Reading::of_result).collect())
     };
     let of_all = |heard: Reading| vec![heard; all.len()];
-    let patient = plan.habit != Habit::Impatient;
+    let patient = !matches!(plan.habit, Habit::Impatient | Habit::Leaver);
     let heard = match call(world, replica, trip, dice, method).await {
         Back::Answer(heard) => heard,
         Back::Refused(status) => of_all(Reading::of_status(&status)),

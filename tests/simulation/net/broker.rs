@@ -67,7 +67,7 @@ impl Broker for SimBroker {
     }
 
     async fn info(&self, name: &ConsumerName, until: Instant) -> Result<ConsumerInfo, InfoError> {
-        requests::info(&self.net, self.side, name, until).await
+        requests::look(&self.net, self.side, name, until).await
     }
 
     async fn open(

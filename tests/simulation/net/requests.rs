@@ -58,7 +58,48 @@ pub(super) async fn info(
     name: &ConsumerName,
     until: Instant,
 ) -> Result<ConsumerInfo, InfoError> {
-    match ask(net, side, until, |reply| Up::Info { name: name.clone(), reply }).await {
+    info_of(ask_info(net, side, name, until).await)
+}
+
+/// The same, and the watch is told what the replica learns from it.
+pub(super) async fn look(
+    net: &Net,
+    side: usize,
+    name: &ConsumerName,
+    until: Instant,
+) -> Result<ConsumerInfo, InfoError> {
+    let asked = net.now();
+    let answer = ask_info(net, side, name, until).await;
+    let delivered = match &answer {
+        Ok(Answer::Info { info, old: false }) => {
+            // Without a consumer, nothing was forgotten.
+            Some((**info).as_ref().map_or(u64::MAX, |info| info.delivered))
+        }
+        // A leader that leads no more has answered, and the replica cannot know.
+        Ok(Answer::Info { .. }) => Some(u64::MAX),
+        Ok(_) | Err(_) => None,
+    };
+    // A refusal for want of a right says nothing about the leader.
+    let refused = matches!(answer, Ok(Answer::Refused(_)));
+    net.with(|state, now| {
+        if let Some(watcher) = state.watcher.as_mut().filter(|_| !refused) {
+            watcher.looked((asked, now), side, name, delivered);
+        }
+    });
+    info_of(answer)
+}
+
+async fn ask_info(
+    net: &Net,
+    side: usize,
+    name: &ConsumerName,
+    until: Instant,
+) -> Result<Answer, Failure> {
+    ask(net, side, until, |reply| Up::Info { name: name.clone(), reply }).await
+}
+
+fn info_of(answer: Result<Answer, Failure>) -> Result<ConsumerInfo, InfoError> {
+    match answer {
         Ok(Answer::Info { info, .. }) => *info,
         Ok(Answer::Refused(subject)) => Err(InfoError::Permission(subject)),
         Ok(_) | Err(_) => Err(InfoError::Unavailable("no answer".to_owned())),

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     super::{
         history::History,
-        jetstream::{Connection, DeliveryId, JetStream, Sent, Time},
+        jetstream::{self, Connection, DeliveryId, JetStream, Sent, Time},
     },
     agenda::{Agenda, Event, Use},
     carried::{Answer, Down, Item, Up},
@@ -319,6 +319,10 @@ impl State {
             Down::Said(incoming) => drop(self.sides[wire.side].into.send(incoming)),
             Down::Refused { subject, question } => {
                 wire.refused.push((now, subject.clone()));
+                let name = question.and_then(|_| jetstream::parse(&subject)).map(|ack| ack.name);
+                if let (Some(watcher), Some(name)) = (&mut self.watcher, name) {
+                    watcher.refused(now, wire.side, &name);
+                }
                 if let Some(question) = question {
                     self.questions.answer(question, Answer::Refused(subject));
                 }

@@ -13,6 +13,18 @@ pub trait Watcher: Send {
     fn broke(&mut self, _now: Time, _side: usize) {}
     /// The message has arrived at its replica.
     fn arrived(&mut self, now: Time, id: DeliveryId);
+    /// A question of a replica about a consumer is over. It was asked at `_asked`. The answer of its leader says
+    /// how many deliveries it has made.
+    fn looked(
+        &mut self,
+        (_asked, _now): (Time, Time),
+        _side: usize,
+        _name: &ConsumerName,
+        _delivered: Option<u64>,
+    ) {
+    }
+    /// A replica is told that it may not ack the messages of a consumer.
+    fn refused(&mut self, _now: Time, _side: usize, _name: &ConsumerName) {}
     /// The servers answer a question about a consumer.
     fn told(&mut self, _now: Time, _name: &ConsumerName, _info: &ConsumerInfo) {}
     /// The servers of a consumer have lost its leader, or have elected another one by themselves.

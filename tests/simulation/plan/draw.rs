@@ -2,6 +2,7 @@
 //! places that one of each never reaches. Half of the accidents come in pairs, or are aimed at a sign.
 
 mod pairs;
+mod themes;
 
 use testkit::dice::Dice;
 
@@ -81,6 +82,7 @@ pub(super) fn draw(seed: u64) -> Plan {
         plan.clients.push(client(number, consumer, habit, home, &mut dice));
     }
     accidents(&mut plan, &mut dice);
+    themes::apply(&mut plan);
     plan
 }
 
@@ -137,6 +139,7 @@ fn client(
         linger: if dice.percent(20) { dice.within(1..1_000) } else { 0 },
         max_bytes: if dice.percent(10) { dice.within(1_024..6_000) as u32 } else { 0 },
         json: dice.percent(15),
+        patient: false,
         sent: dice.percent(10),
         unary: dice.percent(25),
         dies: if dice.percent(50) { dice.within(1..15) } else { 0 },

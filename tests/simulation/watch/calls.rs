@@ -7,8 +7,8 @@ use fetch_proxy::{broker::ConsumerName, pb};
 use prost::Message as _;
 
 use super::{
-    super::jetstream::Time, answers, darkness::Looked, ledger::Ledger, report::Report,
-    troubles::Trouble,
+    super::jetstream::Time, answers, darkness::Looked, ledger::Ledger, places::Room,
+    report::Report, troubles::Trouble,
 };
 
 pub const CHECK: &str = "calls";
@@ -29,6 +29,8 @@ pub struct OpenFetch {
     pub explained_within: Option<Duration>,
     /// It has arrived at its replica then, and waits there.
     pub waits_since: Option<Time>,
+    /// The places of its replica when that refused it.
+    pub refused_at: Option<Room>,
 }
 
 /// Which Fetch.
@@ -72,6 +74,7 @@ pub const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 const EXPLAINED: Duration = Duration::from_secs(6);
 /// Reasons of this age are still true enough: INFO may be a second old.
 const RECENT: Duration = Duration::from_secs(2);
+const HALF_A_SECOND: Duration = Duration::from_millis(500);
 /// A refusal for want of NATS has its cause within this time.
 const CAUSE_WITHIN: Duration = Duration::from_secs(12);
 
@@ -130,11 +133,36 @@ impl OpenFetch {
             explained_within: written_by
                 .map(|by| by.saturating_sub(answers_by.unwrap_or(by).min(max_wait))),
             waits_since: None,
+            refused_at: None,
         }
     }
 
     fn happened(&self, ledger: &Ledger, trouble: Trouble, since: Time, now: Time) -> bool {
         ledger.troubles.happened(trouble, &self.consumer, since, now)
+    }
+
+    /// "An open Fetch waits half a second for a new consumer of the same name". It cannot wait if it begins while
+    /// there is none, because its replica need not know that there was one.
+    fn misses_its_consumer(&self, ledger: &Ledger, now: Time) -> bool {
+        let side = self.side;
+        let of = ledger.troubles.between(&self.consumer, self.began, now);
+        let mut absent: Option<(Time, Time)> = None;
+        let mut slow = false;
+        for span in of {
+            match span.trouble {
+                Trouble::Absent => {
+                    let (from, until) = absent.unwrap_or((span.from, span.until));
+                    absent = Some((from.min(span.from), until.max(span.until)));
+                }
+                // The news of its absence may be old.
+                Trouble::Wire { side: of } | Trouble::Stopped { side: of } => slow |= of == side,
+                _ => {}
+            }
+        }
+        absent.is_some_and(|(from, until)| {
+            let long = until.saturating_sub(from) >= HALF_A_SECOND;
+            slow || long || from <= self.began + ledger.round_trip
+        })
     }
 
     /// The times in which its process stood still: "The monotonic clock of a process stops while its machine is
@@ -221,7 +249,8 @@ fn refusal(ledger: &Ledger, fetch: &OpenFetch, reason: &str, now: Time) -> Optio
     let cause = match reason {
         "INVALID_FIELD" => fetch.invalid,
         "DRAINING" => fetch.happened(ledger, Trouble::Draining { side }, ever, now),
-        "CONSUMER_NOT_FOUND" => fetch.happened(ledger, Trouble::MadeAgain, since, now),
+        "CONSUMER_NOT_FOUND" => fetch.misses_its_consumer(ledger, now),
+        "LEASE_LIMIT" => fetch.refused_at.is_some_and(|room| room.is_full()),
         "CONSUMER_UNSUITABLE" | "CONSUMER_SUSPECTED" => {
             fetch.happened(ledger, Trouble::Poisoned, ever, now)
         }
@@ -387,7 +416,7 @@ mod tests {
         for (reason, cause) in [
             ("NATS_UNAVAILABLE", Trouble::Wire { side: 1 }),
             ("DRAINING", Trouble::Draining { side: 1 }),
-            ("CONSUMER_NOT_FOUND", Trouble::MadeAgain),
+            ("CONSUMER_NOT_FOUND", Trouble::Absent),
             ("CONSUMER_SUSPECTED", Trouble::Poisoned),
         ] {
             let status = refused(reason);
@@ -397,7 +426,40 @@ mod tests {
         for status in [refused("LEASE_EXPIRED"), refused("INTERNAL"), Status::internal("a panic")] {
             assert_eq!(ends(100, FetchEnd::Refused(&status), Some(Trouble::LeaderAway)), [CHECK]);
         }
-        assert!(ends(100, FetchEnd::Refused(&refused("LEASE_LIMIT")), None).is_empty());
+    }
+
+    #[test]
+    fn refusal_for_want_of_places_has_its_leases() {
+        let limited = |held| {
+            let lab = Lab::new();
+            let fetch = lab.fetch(1, 2_000);
+            let room = Room { side: 1, most: 10, held, free: 0 };
+            lab.watch().fetch_refused(fetch, room);
+            lab.end(fetch, FetchEnd::Refused(&refused("LEASE_LIMIT")));
+            lab.found()
+        };
+        assert_eq!((limited(7), limited(9)), (vec![CHECK], vec![]));
+    }
+
+    #[test]
+    fn fetch_waits_half_a_second_for_a_consumer_that_was_there() {
+        let refused_after = |before: u64, absent: u64, trouble: Option<Trouble>| {
+            let mut lab = Lab::new();
+            lab.wait(1_000);
+            let fetch = lab.fetch(1, 2_000);
+            lab.wait(before);
+            lab.trouble(Trouble::Absent, absent);
+            if let Some(trouble) = trouble {
+                lab.trouble(trouble, 0);
+            }
+            lab.wait(600);
+            lab.end(fetch, FetchEnd::Refused(&refused("CONSUMER_NOT_FOUND")));
+            lab.found()
+        };
+        assert_eq!(refused_after(100, 400, None), [CHECK]);
+        assert!(refused_after(100, 500, None).is_empty());
+        assert!(refused_after(0, 400, None).is_empty(), "it begins while there is none");
+        assert!(refused_after(100, 400, Some(Trouble::Wire { side: 1 })).is_empty());
     }
 
     #[test]

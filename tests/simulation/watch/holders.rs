@@ -158,6 +158,51 @@ mod tests {
     }
 
     #[test]
+    fn replica_in_doubt_settles_nothing_until_it_knows_the_leader() {
+        for (answered, found) in [(None, vec![]), (Some(false), vec![CHECK]), (Some(true), vec![])]
+        {
+            let mut lab = Lab::with(Config { replicas: 3, ..Config::new(millis(ACK_WAIT)) });
+            let old = lab.held();
+            if let Some(answered) = answered {
+                lab.look_up(1, false);
+                lab.wait(10);
+                lab.look_up(1, answered);
+            }
+            lab.wait(500);
+            lab.trouble(Trouble::LeaderAway, 0);
+            let new = lab.send(2, 2);
+            lab.hand(2, new, 2, 3_600);
+            lab.ask(1, old, &ack());
+            lab.wait(100);
+            lab.apply(1, AckKind::Ack, old, new);
+            assert_eq!(lab.found(), found, "{answered:?}");
+        }
+    }
+
+    #[test]
+    fn missed_answer_is_a_change_of_leader_where_info_does_not_show_it() {
+        for (missed, found) in [(false, vec![]), (true, vec![CHECK])] {
+            let config = Config { clustered: true, ..Config::new(millis(ACK_WAIT)) };
+            let mut lab = Lab::with(config);
+            let old = lab.held();
+            lab.trouble(Trouble::LeaderAway, 400);
+            if missed {
+                lab.look_up(1, false);
+            }
+            lab.wait(4_000);
+            lab.look_up(1, true);
+            let new = lab.send(2, 2);
+            lab.hand(2, new, 2, 3_600);
+            lab.wait(10);
+            lab.hand(1, old, 1, 60_000);
+            lab.ask(1, old, &ack());
+            lab.wait(10);
+            lab.apply(1, AckKind::Ack, old, new);
+            assert_eq!(lab.found(), found, "{missed}");
+        }
+    }
+
+    #[test]
     fn lowered_ack_wait_is_excused_until_the_next_look_and_a_raised_one_never() {
         for (wait, after, found) in
             [(1_000, 3_500, vec![]), (1_000, 3_700, vec![CHECK]), (9_000, 1_200, vec![CHECK])]

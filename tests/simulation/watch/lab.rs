@@ -207,6 +207,16 @@ impl Lab {
         self.shared.told(self.now, &name(), &info);
     }
 
+    /// A replica is told that it may not ack.
+    pub fn refuse_acks(&mut self, side: usize) {
+        self.shared.refused(self.now, side, &name());
+    }
+
+    /// A question of a replica about the consumer is over.
+    pub fn look_up(&mut self, side: usize, answered: bool) {
+        self.shared.looked((self.now, self.now), side, &name(), answered.then_some(100));
+    }
+
     pub fn learn(&mut self, side: usize) {
         self.shared.learned(self.now, side);
     }

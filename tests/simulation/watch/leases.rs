@@ -7,7 +7,7 @@ use fetch_proxy::lease::margin;
 
 use super::{
     super::jetstream::{DeliveryId, Time},
-    ledger::{Delivered, Kind, Ledger},
+    ledger::{Delivered, Kind, Ledger, SettleCall, Told},
     report::Report,
     troubles::Trouble,
     windows::{LOOK, UNANSWERED},
@@ -21,6 +21,7 @@ pub enum EarlyEnd {
     OwnNak,
     LeaderChanged,
     LeaderNoticedLate,
+    AnswerMissed,
     MadeAgain,
     MadeAgainHeardLate,
     LimitsChanged,
@@ -35,14 +36,17 @@ pub enum EarlyEnd {
 const UNTIL_LOOK: Duration = Duration::from_secs(31);
 /// "It waits for their answers for at most one second."
 const LONGEST_NEWS: Duration = Duration::from_secs(1);
+/// A settlement without an answer is given up after this.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A step of a hand-over is under way for this long, at most.
 const LONGEST_STEP: Duration = Duration::from_secs(2);
 
 impl EarlyEnd {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::OwnNak,
         Self::LeaderChanged,
         Self::LeaderNoticedLate,
+        Self::AnswerMissed,
         Self::MadeAgain,
         Self::MadeAgainHeardLate,
         Self::LimitsChanged,
@@ -64,6 +68,10 @@ impl EarlyEnd {
             Self::LeaderNoticedLate => {
                 "Leases that are granted after the change, and before the proxy notices it, are \
                  treated like older ones: their messages may come from the old leader."
+            }
+            Self::AnswerMissed => {
+                "If it does not say so, the proxy treats a time without an answer of the leader as \
+                 a change of leader."
             }
             Self::MadeAgain => {
                 "A consumer that is deleted and made again, or reset, ends all leases that were \
@@ -106,6 +114,10 @@ impl EarlyEnd {
                 let unnoticed = LOOK + UNANSWERED + ledger.round_trip;
                 let since = one.sent.saturating_sub(unnoticed);
                 troubles.happened(Trouble::LeaderAway, consumer, since, now)
+            }
+            Self::AnswerMissed => {
+                let hidden = ledger.config(consumer).is_some_and(|config| !config.leader_shows());
+                hidden && misses_an_answer(one, ledger, now)
             }
             Self::MadeAgain => happened(Trouble::MadeAgain),
             Self::MadeAgainHeardLate => {
@@ -182,6 +194,18 @@ fn is_extended_late(one: &Delivered, ledger: &Ledger) -> bool {
     })
 }
 
+/// Whether a process that may have the lease had no answer to a settlement of this consumer.
+fn misses_an_answer(one: &Delivered, ledger: &Ledger, now: Time) -> bool {
+    let of = ledger.deliveries.values().filter(|other| other.message.0 == one.message.0);
+    // A client that has hung up does not see the answer, or the end of the settle timeout.
+    let unnoticed = LOOK + UNANSWERED + ledger.round_trip;
+    let since = one.sent.saturating_sub(unnoticed + SETTLE_TIMEOUT);
+    let missed = |call: &SettleCall| {
+        call.ended.is_some_and(|(at, told)| told == Told::Unknown && (since..=now).contains(&at))
+    };
+    of.filter(|other| may_own(other.side, one, ledger)).any(|other| other.calls.iter().any(missed))
+}
+
 /// Whether the process may have the lease: it was sent the message, or that process has drained.
 fn may_own(side: usize, one: &Delivered, ledger: &Ledger) -> bool {
     let drained = Trouble::Draining { side: one.side };
@@ -225,14 +249,17 @@ pub fn sent(ledger: &Ledger, id: DeliveryId, now: Time, report: &mut Report) {
 pub fn refused(ledger: &Ledger, id: DeliveryId, began: Time, now: Time, report: &mut Report) {
     let Some(one) = ledger.deliveries.get(&id).filter(|one| one.is_held(now)) else { return };
     let overtaken = ledger.newest(&one.message).is_some_and(|newest| newest.sent > one.sent);
-    let owner_gone = ledger.troubles.between(&one.message.0, Time::ZERO, now).any(|span| {
+    let owner_gone = ledger.troubles.between(&one.message.0, one.sent, now).any(|span| {
         matches!(span.trouble, Trouble::Killed { side } | Trouble::Wire { side } | Trouble::Stopped { side }
             if may_own(side, one, ledger))
     }) || left_behind(one, ledger);
     if overtaken || owner_gone {
         return report.coverage.count("lease: refused early, overtaken or its owner is gone");
     }
-    match early_end(id, one, ledger, now) {
+    // "Without `lease`, the lease ends shortly before JetStream would redeliver the message."
+    let soon = now + margin(one.ack_wait);
+    let unkept = || Some(EarlyEnd::NotKeptAlive).filter(|end| end.fits(id, one, ledger, soon));
+    match early_end(id, one, ledger, now).or_else(unkept) {
         Some(end) => report.coverage.count(format!("lease: refused early: {end:?}")),
         None => {
             let why = format!("LEASE_EXPIRED from {began:?} on, and it has not: {id:?} {one:?}");
@@ -246,7 +273,10 @@ mod tests {
     use fetch_proxy::{broker::AckKind, pb};
 
     use super::{
-        super::lab::{ACK_WAIT, Lab, ack, extend, millis, nak, name},
+        super::{
+            super::jetstream::Config,
+            lab::{ACK_WAIT, Lab, ack, extend, millis, nak, name},
+        },
         *,
     };
 
@@ -305,7 +335,24 @@ mod tests {
         for trouble in [Trouble::LeaderAway, Trouble::MadeAgain] {
             assert!(sent_after(10, |lab, _| lab.trouble(trouble, 0)).is_empty());
         }
-        assert_eq!(sent_after(10, |lab, _| lab.trouble(Trouble::KeysRotated, 0)), [CHECK]);
+        assert_eq!(sent_after(10, |lab, _| lab.trouble(Trouble::KeyRemoved, 0)), [CHECK]);
+    }
+
+    #[test]
+    fn answer_that_is_missed_ends_leases_where_info_does_not_show_the_leader() {
+        let refused = |hidden: bool, reason: &'static str| {
+            let config = Config::new(millis(ACK_WAIT));
+            let mut lab = Lab::with(Config { clustered: hidden, ..config });
+            let id = lab.held();
+            lab.trouble(Trouble::Draining { side: 3 }, 0);
+            for reason in [reason, "LEASE_EXPIRED"] {
+                let call = lab.ask(1, id, &ack());
+                lab.refuse(call, reason);
+            }
+            lab.found().contains(&CHECK)
+        };
+        assert!(!refused(true, "SETTLE_UNCONFIRMED"));
+        assert!(refused(true, "NATS_UNAVAILABLE") && refused(false, "SETTLE_UNCONFIRMED"));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use fetch_proxy::broker::{AckKind, ConsumerName};
 
 use super::{
     super::jetstream::{Config, DeliveryId, Time},
+    looks::Looks,
     troubles::{Trouble, Troubles},
 };
 
@@ -101,6 +102,8 @@ pub struct Delivered {
     pub message: Message,
     pub side: usize,
     pub attempt: u64,
+    /// Its number among all deliveries of its consumer.
+    pub number: u64,
     /// The ack wait of this attempt, when it was sent.
     pub ack_wait: Duration,
     pub sent: Time,
@@ -173,6 +176,10 @@ pub struct Ledger {
     pub troubles: Troubles,
     /// When each replica last saw a sign of who leads, or that another server may.
     pub learned: BTreeMap<usize, Time>,
+    /// The questions of the replicas about their consumers.
+    pub looks: Looks,
+    /// Since when a replica knows that it may not ack the messages of a consumer.
+    pub refused: BTreeMap<(usize, ConsumerName), Time>,
     /// Processes that have ended and had leases that they did not hand over.
     pub ended: BTreeSet<usize>,
     /// The longest way between a replica and NATS in good weather, to and fro.

@@ -2,7 +2,7 @@
 //!
 //! 1. A settlement is applied only if a client asked for it and was not promised that it is not applied.
 //! 2. CONFIRMED and DUPLICATE mean that the same kind of settlement of this delivery was applied.
-//! 3. A refusal has its cause: an earlier settlement, a consumer that is gone, new keys, or some accident.
+//! 3. A refusal has its cause: an earlier settlement, a consumer that is gone, a removed key, or some accident.
 //! 4. A call has only reasons that the contract lists for it.
 
 use std::time::Duration;
@@ -81,7 +81,7 @@ pub fn answered(
                 || waited_for_a_hand_over(ledger, id, call, now)
         }
         "JETSTREAM_DENIED" => happened(ledger, id, Trouble::MadeAgain, now),
-        "TOKEN_INVALID" | "KEY_UNKNOWN" => happened(ledger, id, Trouble::KeysRotated, now),
+        "TOKEN_INVALID" | "KEY_UNKNOWN" => happened(ledger, id, Trouble::KeyRemoved, now),
         // "An answer that arrives after the end of the lease, or after a gap, confirms nothing."
         "SETTLE_UNCONFIRMED" if one.hold.is_some_and(|hold| hold.until <= now + TICK) => true,
         // The deadline of the client may be sooner than any answer.
@@ -332,8 +332,8 @@ mod tests {
             ("OWNER_UNREACHABLE", Trouble::Killed { side: 1 }),
             ("SETTLE_UNCONFIRMED", Trouble::Wire { side: 1 }),
             ("JETSTREAM_DENIED", Trouble::MadeAgain),
-            ("TOKEN_INVALID", Trouble::KeysRotated),
-            ("KEY_UNKNOWN", Trouble::KeysRotated),
+            ("TOKEN_INVALID", Trouble::KeyRemoved),
+            ("KEY_UNKNOWN", Trouble::KeyRemoved),
         ] {
             let without = told(&ack(), |lab, _, call| lab.refuse(call, reason));
             assert_eq!(without, [CHECK], "{reason}");

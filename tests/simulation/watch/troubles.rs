@@ -15,14 +15,16 @@ pub enum Trouble {
     Restarted,
     /// The consumer is deleted and made again, or reset.
     MadeAgain,
+    /// There is no such consumer.
+    Absent,
     /// The ack wait or another limit of the consumer changes.
     Configured,
     /// The consumer is paused.
     Paused,
     /// A message that breaks connections is in the stream.
     Poisoned,
-    /// The token keys change.
-    KeysRotated,
+    /// A token key is taken out of the key file.
+    KeyRemoved,
     /// The servers refuse a right.
     Refused,
     /// The clocks of machines differ.
@@ -56,10 +58,11 @@ impl Trouble {
             Self::LeaderAway
             | Self::Restarted
             | Self::MadeAgain
+            | Self::Absent
             | Self::Configured
             | Self::Paused
             | Self::Poisoned
-            | Self::KeysRotated
+            | Self::KeyRemoved
             | Self::Refused => None,
         }
     }
@@ -70,10 +73,11 @@ impl Trouble {
             Self::LeaderAway => "leader away",
             Self::Restarted => "restart",
             Self::MadeAgain => "made again",
+            Self::Absent => "absent",
             Self::Configured => "limits changed",
             Self::Paused => "pause",
             Self::Poisoned => "poison",
-            Self::KeysRotated => "keys",
+            Self::KeyRemoved => "keys",
             Self::Refused => "right refused",
             Self::ClockOff { .. } => "clock",
             Self::Wire { .. } => "wire",
@@ -87,7 +91,7 @@ impl Trouble {
 
     /// Whether it can keep messages from their way: a wrong clock and new keys cannot.
     fn delays(self) -> bool {
-        !matches!(self, Self::ClockOff { .. } | Self::KeysRotated)
+        !matches!(self, Self::ClockOff { .. } | Self::KeyRemoved)
     }
 }
 
@@ -162,6 +166,12 @@ impl Troubles {
         of.filter(|span| span.trouble == trouble).map(|span| span.until).max()
     }
 
+    /// The latest begin of an accident of this kind.
+    pub fn last_begin(&self, trouble: Trouble, consumer: &ConsumerName, now: Time) -> Option<Time> {
+        let of = self.between(consumer, Duration::ZERO, now);
+        of.filter(|span| span.trouble == trouble && span.from <= now).map(|span| span.from).max()
+    }
+
     /// The end of the last accident after `since` that could delay a message. It concerns all processes, or
     /// one of those that `touches` accepts.
     pub fn calm_at(
@@ -194,7 +204,7 @@ mod tests {
         for (trouble, consumer, from, until) in [
             (Trouble::LeaderAway, Some(name("a")), 10, 12),
             (Trouble::Wire { side: 1 }, None, 20, 25),
-            (Trouble::KeysRotated, None, 26, 90),
+            (Trouble::KeyRemoved, None, 26, 90),
         ] {
             let (from, until) = (secs(from), secs(until));
             troubles.add(TroubleSpan { trouble, consumer, from, until });

@@ -115,7 +115,13 @@ impl Window {
                 // Until the lease is over.
                 let ends = of.hold.map_or(of.sent + of.ack_wait, |hold| hold.longest);
                 let bound = ends.saturating_sub(since) + ledger.round_trip;
-                (!shown).then_some(Opened { since, bound })
+                let from = troubles.last_begin(Trouble::LeaderAway, consumer, now)?;
+                // "the proxy treats a time without an answer of the leader as a change of leader"
+                let missed = ledger.looks.doubt_ended(effect.side, consumer, from, effect.left);
+                // "Leases whose deliveries `CONSUMER.INFO` no longer contains are lost."
+                let number = (of.number, of.arrived.unwrap_or(of.sent));
+                let forgotten = ledger.looks.forgotten(effect.side, consumer, number, effect.left);
+                (!shown && !missed && !forgotten).then_some(Opened { since, bound })
             }
             Self::WaitLowered => {
                 let (at, before, after) = lowered(stale, ledger)?;
@@ -156,6 +162,11 @@ impl Window {
 /// than the change, because the wire was in trouble, are no sign.
 fn knew(stale: &Stale<'_>, changed: Time, ledger: &Ledger) -> bool {
     let Stale { effect, of, .. } = *stale;
+    let copies = ledger.config(&of.message.0).map_or(1, |config| config.replicas);
+    // "Settlements get `NATS_UNAVAILABLE` until `CONSUMER.INFO` names the leader."
+    if copies > 1 && ledger.looks.in_doubt(effect.side, &of.message.0, effect.left) {
+        return true;
+    }
     let wire = Trouble::Wire { side: effect.side };
     let doubtful = ledger.troubles.happened(wire, &of.message.0, of.sent, effect.left);
     let fresh = changed + ledger.round_trip;

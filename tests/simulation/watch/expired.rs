@@ -1,0 +1,171 @@
+//! Check: no Ack and no Term is applied that a client asked for after the end of its lease. Pure.
+//!
+//! "A settlement after the end of the lease fails with `LEASE_EXPIRED`. JetStream is not asked, with one exception.
+//! After the last delivery attempt, a late Ack or Term is applied while the consumer has no delivery in flight."
+//! The check judges only calls that began after the end. A call from before is a matter of the check `holders`.
+
+use std::time::Duration;
+
+use super::{
+    super::jetstream::{DeliveryId, Time},
+    ledger::{Delivered, Effect, Kind, Ledger, SettleCall},
+    report::Report,
+    troubles::Trouble,
+};
+
+pub const CHECK: &str = "expired";
+
+/// Timers are exact to a millisecond, and answers are written a moment after the lease was granted.
+const TICK: Duration = Duration::from_millis(5);
+/// "The clocks of the replicas must therefore agree within 250 ms"
+const CLOCKS: Duration = Duration::from_millis(250);
+/// Two replicas that live for so long have heard each other: "Replicas compare their clocks once a second."
+const HEARD: Duration = Duration::from_secs(3);
+/// A late Ack of a last attempt leaves within this time after the consumer was seen without a delivery.
+const SEEN: Duration = Duration::from_secs(1);
+
+/// An ack of the delivery `of` has had its effect.
+pub fn applied(ledger: &Ledger, of: DeliveryId, effect: &Effect, report: &mut Report) {
+    if !matches!(effect.kind, Kind::Ack | Kind::Term) {
+        return;
+    }
+    let Some(one) = ledger.deliveries.get(&of) else { return };
+    let Some(ends) = one.hold.map(|hold| hold.longest) else { return };
+    let asked = |call: &&SettleCall| call.kind == effect.kind && call.began <= effect.left;
+    let Some(first) = one.calls.iter().filter(asked).map(|call| call.began).min() else { return };
+    let from = one.hold.map_or(ends, |hold| hold.from);
+    if first <= ends + TICK || ends <= from {
+        return;
+    }
+    report.coverage.count("expired: asked for after the end of the lease, and applied");
+    let late = first - ends;
+    let mut other = None;
+    let excuse = if ledger.is_last_attempt(one) {
+        other = in_flight(ledger, one, effect.left);
+        other.is_none().then_some("last attempt")
+    } else {
+        // Only the owner knows the end of a lease by its own clock.
+        let elsewhere = effect.side != one.side;
+        (elsewhere && late <= CLOCKS)
+            .then_some("by the clock of another replica")
+            .or_else(|| never_heard(ledger, effect.side, one).then_some("of an owner never heard"))
+    };
+    match excuse {
+        Some(excuse) => report.coverage.lasted(format!("expired: {excuse}"), late),
+        None => {
+            let why = format!(
+                "{:?} is applied, and its client asked for it {late:?} after the end of the lease\n  \
+                 {effect:?}\n  {of:?} {one:?}\n  in flight {other:?}",
+                effect.kind
+            );
+            report.fail(CHECK, effect.at, why);
+        }
+    }
+}
+
+/// "A replica that never heard the owner trusts the clock of the owner"
+fn never_heard(ledger: &Ledger, side: usize, one: &Delivered) -> bool {
+    let of =
+        |trouble: Trouble| ledger.troubles.all().iter().filter(move |span| span.trouble == trouble);
+    // A process is away from NATS as it starts.
+    let started = of(Trouble::Wire { side }).map(|span| span.from).min();
+    let died = of(Trouble::Killed { side: one.side }).map(|span| span.from).min();
+    let off = of(Trouble::ClockOff { side: one.side }).next().is_some();
+    off && died.is_some_and(|died| started.is_none_or(|started| died < started + HEARD))
+}
+
+/// The consumer had a delivery in flight for as long as the replica may have looked.
+fn in_flight<'l>(ledger: &'l Ledger, one: &Delivered, left: Time) -> Option<&'l Delivered> {
+    let since = left.saturating_sub(SEEN + ledger.round_trip);
+    let seen = |other: &Delivered| {
+        let settled =
+            other.effects.iter().any(|effect| effect.kind != Kind::Extend && effect.at <= left);
+        other.sent <= since && !settled && other.sent + other.ack_wait > left
+    };
+    let consumer = &one.message.0;
+    let forgotten = |other: &Delivered| {
+        let by = [Trouble::MadeAgain, Trouble::Restarted, Trouble::LeaderAway];
+        by.into_iter().any(|trouble| ledger.troubles.happened(trouble, consumer, other.sent, left))
+            || ledger.is_removed((&consumer.stream, other.message.1), left)
+    };
+    let mut of = ledger.deliveries.values().filter(|other| other.message.0 == *consumer);
+    of.find(|other| seen(other) && !forgotten(other))
+}
+
+#[cfg(test)]
+mod tests {
+    use fetch_proxy::broker::AckKind;
+
+    use super::{
+        super::{
+            super::jetstream::Config,
+            lab::{ACK_WAIT, Lab, ack, millis},
+        },
+        *,
+    };
+
+    /// A client asks process `side` for an Ack, `late` after the end of its lease, and it is applied.
+    fn acked(lab: &mut Lab, side: usize, late: u64) -> Vec<&'static str> {
+        let id = lab.held();
+        lab.wait(ACK_WAIT - ACK_WAIT / 10 + late);
+        lab.ask(side, id, &ack());
+        lab.wait(5);
+        lab.apply(side, AckKind::Ack, id, id);
+        lab.found()
+    }
+
+    #[test]
+    fn ack_that_is_asked_for_after_the_end_of_its_lease_is_found() {
+        let late = |late| acked(&mut Lab::new(), 1, late);
+        assert_eq!((late(4), late(8)), (vec![], vec![CHECK]));
+    }
+
+    #[test]
+    fn ack_that_is_asked_for_before_and_after_the_end_is_none_of_this_check() {
+        let mut lab = Lab::new();
+        let id = lab.held();
+        for _ in 0..2 {
+            lab.ask(1, id, &ack());
+            lab.wait(ACK_WAIT);
+        }
+        lab.apply(1, AckKind::Ack, id, id);
+        assert!(lab.found().is_empty());
+    }
+
+    #[test]
+    fn replica_without_the_owner_may_be_wrong_by_the_difference_of_the_clocks() {
+        let at_another = |late| acked(&mut Lab::new(), 2, late);
+        assert_eq!((at_another(250), at_another(252)), (vec![], vec![CHECK]));
+    }
+
+    #[test]
+    fn replica_that_never_heard_an_owner_trusts_its_clock() {
+        for (together, found) in [(2_900, vec![]), (3_100, vec![CHECK])] {
+            let mut lab = Lab::new();
+            lab.trouble(Trouble::ClockOff { side: 1 }, 100_000);
+            lab.trouble(Trouble::Wire { side: 2 }, 1_000);
+            lab.wait(together);
+            lab.trouble(Trouble::Killed { side: 1 }, 0);
+            assert_eq!(acked(&mut lab, 2, 1_000), found, "{together}");
+        }
+    }
+
+    #[test]
+    fn late_ack_of_a_last_attempt_is_applied_while_nothing_is_in_flight() {
+        for (in_flight, found) in [(false, vec![]), (true, vec![CHECK])] {
+            let config = Config { max_deliver: Some(1), ..Config::new(millis(ACK_WAIT)) };
+            let mut lab = Lab::with(config);
+            let id = lab.held();
+            lab.wait(2 * ACK_WAIT);
+            if in_flight {
+                lab.send(2, 2);
+            }
+            lab.wait(1_100);
+            lab.ask(1, id, &ack());
+            lab.wait(5);
+            lab.apply(1, AckKind::Ack, id, id);
+            let found_by = |check| lab.found().contains(&check);
+            assert_eq!(found_by(CHECK), !found.is_empty(), "{found:?}");
+        }
+    }
+}
