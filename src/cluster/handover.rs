@@ -219,7 +219,7 @@ impl<'r, B: Broker + Bus> Sender<'r, B> {
             under_way = under_way.max(clock::now().duration_since(sent).saturating_sub(worked));
         }
         // The receiver may have ended its own leases of that consumer before the first part arrived.
-        if self.replica.lessor.has_ended_any(&transfer.leases) {
+        if !self.replica.lessor.pin(&transfer.leases) {
             return TransferResult::Outdated;
         }
         let commit = pb::Commit {

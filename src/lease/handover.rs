@@ -15,6 +15,7 @@ use super::{
     ConsumerId, LeaseError, LeaseId, LeaseSnapshot, LeaseTable,
     ended::{self, Ended},
     entry::{Lease, RESTORED_TIME_TRUNCATION},
+    time::margin,
 };
 
 /// The number of ids in one [`OutcomeSlice`], at half a byte each.
@@ -121,6 +122,17 @@ impl LeaseSnapshot {
     pub fn distrusted(self) -> Self {
         let less = self.doubt + Duration::from_nanos(RESTORED_TIME_TRUNCATION.unsigned_abs());
         Self { ack_by: self.ack_by.saturating_sub(less), doubt: Duration::ZERO, ..self }
+    }
+
+    /// The snapshot if the ack wait was lowered since, as after [`LeaseTable::retune`]. A raised one gives no time.
+    #[must_use]
+    pub fn lowered(self, ack_wait: Duration) -> Self {
+        if ack_wait >= self.ack_wait {
+            return self;
+        }
+        let usable = |wait: Duration| wait.saturating_sub(margin(wait));
+        let less = usable(self.ack_wait).saturating_sub(usable(ack_wait));
+        Self { ack_wait, ack_by: self.ack_by.saturating_sub(less), ..self }
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
     future::Future,
     sync::{
         Arc, Mutex, OnceLock,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Instant,
 };
@@ -68,6 +68,8 @@ pub(super) struct Core<B: Broker> {
     pub(super) tasks: TaskTracker,
     /// The clocks stand still: leases are being handed over.
     pub(super) frozen: watch::Sender<bool>,
+    /// No delivery is given back, because its lease is about to belong to another replica.
+    pub(super) pinned: AtomicBool,
     pub(super) draining: CancellationToken,
     pub(super) closed: CancellationToken,
 }
@@ -89,6 +91,7 @@ impl<B: Broker> Core<B> {
             consumers: AtomicU32::new(0),
             tasks: TaskTracker::new(),
             frozen: watch::channel(false).0,
+            pinned: AtomicBool::new(false),
             draining: CancellationToken::new(),
             closed: CancellationToken::new(),
         }

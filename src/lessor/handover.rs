@@ -1,7 +1,11 @@
 //! Leases that go to another replica and leases that come from one: the lease table's part of a hand-over.
 //! The module `cluster` decides which replica hands over, to which replica and when.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
 
 use tokio::{
     sync::{OwnedSemaphorePermit, oneshot},
@@ -83,6 +87,7 @@ impl<B: Broker> Lessor<B> {
 
     /// Continues the sweep.
     pub fn thaw(&self) {
+        self.core.pinned.store(false, Ordering::Relaxed);
         self.core.frozen.send_replace(false);
     }
 
@@ -128,14 +133,20 @@ impl<B: Broker> Lessor<B> {
         }
     }
 
-    /// Whether a consumer of these leases was made again or reset, or is gone.
-    pub fn has_ended_any(&self, leases: &[LeaseId]) -> bool {
-        leases.chunks(LEASES_PER_LOCK).any(|step| {
+    /// Whether all of these leases are still there. One is not if nobody has taken its delivery and it went back, or
+    /// if its consumer was made again or reset, or is gone. If all are there, none of them is given back until
+    /// [`Lessor::thaw`].
+    pub fn pin(&self, leases: &[LeaseId]) -> bool {
+        // Under the lock, so that nothing is just being given back.
+        self.core.table.with(|_| self.core.pinned.store(true, Ordering::Relaxed));
+        let all = leases.chunks(LEASES_PER_LOCK).all(|step| {
             self.core.table.with(|table| {
-                let mut holds = step.iter().filter_map(|id| table.payload(*id));
-                holds.any(|hold| hold.spec.leadership.is_over())
+                let mut holds = step.iter().map(|id| table.payload(*id));
+                holds.all(|hold| hold.is_some_and(|hold| !hold.spec.leadership.is_over()))
             })
-        })
+        });
+        self.core.pinned.store(all, Ordering::Relaxed);
+        all
     }
 
     /// The ends of this replica's leases, in slices.
@@ -209,6 +220,8 @@ impl<B: Broker> Lessor<B> {
                     let another = spec.leadership.leader() != leader;
                     let snapshot = if another { snapshot.distrusted() } else { snapshot };
                     let (id, count) = (spec.id, snapshot.delivery_count);
+                    // The sender may not know that it was lowered.
+                    let snapshot = snapshot.lowered(spec.ack_wait_of(count));
                     consumers.entry(id).or_insert_with(|| spec.name.clone());
                     let permit = permits.0.split(1);
                     let hold = HeldDelivery {

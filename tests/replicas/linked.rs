@@ -18,7 +18,7 @@ use fetch_proxy::{
     cluster::Cluster,
     keys::Keys,
     lease::LeaseId,
-    lessor::{Codec, FetchParams, LeaseLimits, Lessor},
+    lessor::{Codec, FetchParams, Fetched, LeaseLimits, Lessor},
     pb::peer::v1::{HandoverRequest, handover_request::Step},
     refusal_log::RefusalLog,
     token::InstanceId,
@@ -329,6 +329,15 @@ impl Member {
 
     /// Leases so many new messages.
     pub async fn leased(&self, broker: &FakeBroker, count: usize) -> Vec<LeaseId> {
+        let fetched = self.fetched(broker, count).await;
+        let leases: Vec<_> = fetched.messages().iter().map(|leased| leased.id).collect();
+        fetched.delivered();
+        assert_eq!(leases.len(), count);
+        leases
+    }
+
+    /// Fetches so many new messages, and nobody has them yet.
+    pub async fn fetched(&self, broker: &FakeBroker, count: usize) -> Fetched {
         (0..count).for_each(|_| broker.publish("x"));
         let ask = FetchParams {
             name: broker.name(),
@@ -342,11 +351,7 @@ impl Member {
             codec: Codec::Raw,
             patience: None,
         };
-        let fetched = self.lessor.fetch(ask).await.unwrap();
-        let leases: Vec<_> = fetched.messages().iter().map(|leased| leased.id).collect();
-        fetched.delivered();
-        assert_eq!(leases.len(), count);
-        leases
+        self.lessor.fetch(ask).await.unwrap()
     }
 
     /// The subject of its requests.

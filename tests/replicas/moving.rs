@@ -89,6 +89,38 @@ async fn work_of_the_receiver_shortens_no_lease() {
     assert!(before - after < Duration::from_millis(50), "lost {:?}", before - after);
 }
 
+/// The receiver knows, and the sender does not yet.
+#[tokio::test(start_paused = true)]
+async fn lowered_ack_wait_ends_a_lease_sooner_at_the_receiver() {
+    let (_net, broker, [sender, receiver]) = members().await;
+    sender.leased(&broker, 1).await;
+    let lowered = Duration::from_secs(10);
+    broker.change(|info| info.as_mut().unwrap().ack_wait = lowered);
+    assert!(sender.leave().await);
+    let left = receiver.lessor.leaving()[0].snapshot.ack_by;
+    assert!(left < lowered && left > lowered / 2, "{left:?}");
+}
+
+/// A caller that leaves lets its message go back to JetStream while it is being handed over.
+#[tokio::test(start_paused = true)]
+async fn delivery_that_is_given_back_during_a_hand_over_is_not_taken_over() {
+    let (net, broker, [sender, receiver]) = members().await;
+    sender.leased(&broker, 1).await;
+    let fetched = sender.fetched(&broker, 1).await;
+    net.rule(|step| match step {
+        Step::Prepare(part) if !part.leases.is_empty() => Fate::Late(Duration::from_millis(200)),
+        _ => Fate::Pass,
+    });
+    let leaves_unread = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        drop(fetched);
+    };
+    let (left, ()) = tokio::join!(sender.leave(), leaves_unread);
+    assert!(left);
+    assert_eq!(receiver.lessor.held(), 1);
+    assert_eq!(broker.published().len(), 1, "the other went back");
+}
+
 /// Whether this step only asks if its hearer is there.
 fn asks_who_is_there(step: &Step) -> bool {
     matches!(step, Step::Prepare(part) if part.leases.is_empty() && part.memories.is_empty())

@@ -3,7 +3,7 @@
 //! leases lose trust, are lost or end.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -238,6 +238,9 @@ impl<B: Broker> ConsumerLeases<B> {
     pub(super) fn release(&self, granted: Vec<GrantedDelivery>, now: Instant) {
         // Dropped after the lock: each freed permit wakes a waiter.
         let back: Vec<GivenBack<HeldDelivery>> = self.core.table.with(|table| {
+            if self.core.pinned.load(Ordering::Relaxed) {
+                return Vec::new();
+            }
             granted.iter().filter_map(|granted| table.give_back(granted.id, now)).collect()
         });
         let released = back.into_iter().filter_map(|back| Some((back.payload, back.release?)));
