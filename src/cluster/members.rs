@@ -15,6 +15,9 @@ use crate::token::{InstanceId, KeyId};
 const MAX_MEMBERS: usize = 1024;
 /// A replica that has not been heard for this long counts as gone: four heartbeats.
 pub(super) const MEMBER_TIMEOUT: Duration = Duration::from_secs(4);
+/// The connection of a silent replica may only be stalled. It is lost for good 12 s after it was last heard, and then
+/// the replica reads its consumers again.
+const STALLED_TIME: Duration = Duration::from_secs(15);
 
 /// How far a replica has come. Later is further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -74,6 +77,8 @@ pub(super) enum Heard {
 #[derive(Debug, Default)]
 pub(super) struct Members {
     compatible: BTreeMap<InstanceId, (Instant, PeerStatus)>,
+    /// Compatible peers that fell silent and did not leave: when each was last heard.
+    silent: BTreeMap<InstanceId, Instant>,
     incompatible: BTreeMap<InstanceId, (Instant, Claimed)>,
 }
 
@@ -111,7 +116,20 @@ impl Members {
     /// Removes the compatible peers that have fallen silent, and returns them.
     pub(super) fn lost(&mut self, now: Instant) -> Vec<(InstanceId, PeerStatus)> {
         let lost = self.compatible.extract_if(.., |_, (at, _)| !is_living(*at, now));
-        lost.map(|(id, (_, status))| (id, status)).collect()
+        let lost: Vec<_> = lost.collect();
+        let silent = lost.iter().filter(|(_, (_, status))| !status.draining);
+        self.silent.extend(silent.map(|(id, (at, _))| (*id, *at)));
+        self.silent.retain(|_, at| now.saturating_duration_since(*at) < STALLED_TIME);
+        lost.into_iter().map(|(id, (_, status))| (id, status)).collect()
+    }
+
+    /// The peers that may hold leases: those that are there now, and those whose connection may be stalled.
+    pub(super) fn may_hold_leases(&self, now: Instant) -> Vec<InstanceId> {
+        let named = self.living(now).filter(|(_, status)| !status.names.is_empty());
+        let stalled = self.silent.iter().filter(|(id, at)| {
+            now.saturating_duration_since(**at) < STALLED_TIME && !self.compatible.contains_key(id)
+        });
+        named.map(|(id, _)| id).chain(stalled.map(|(id, _)| *id)).collect()
     }
 
     /// The keys that every compatible peer has. `None`: there is no compatible peer.
@@ -218,6 +236,21 @@ mod tests {
         let (later, last) = (now + MEMBER_TIMEOUT, KEYS[1..].iter().copied().collect());
         assert_eq!(members.common_keys(&ours, later), Some(last));
         assert_eq!(members.common_keys(&ours, soon + MEMBER_TIMEOUT), None, "nobody is left");
+    }
+
+    #[test]
+    fn a_silent_replica_may_hold_leases_until_its_connection_is_lost() {
+        let (now, mut members) = (clock::now(), Members::default());
+        let named = |draining| PeerStatus { names: vec![id(1)], draining, ..said(&KEYS, 1) };
+        members.heard(id(1), named(false), now);
+        members.heard(id(2), named(true), now);
+        assert_eq!(members.may_hold_leases(now), [id(1), id(2)]);
+        let silent = now + MEMBER_TIMEOUT;
+        assert_eq!(members.lost(silent).len(), 2);
+        assert_eq!(members.may_hold_leases(silent), [id(1)], "the other has left");
+        assert_eq!(members.may_hold_leases(now + STALLED_TIME), []);
+        members.heard(id(1), PeerStatus { uptime: 2, ..named(false) }, silent);
+        assert_eq!(members.may_hold_leases(silent), [id(1)], "it is named once");
     }
 
     #[test]

@@ -254,11 +254,9 @@ impl Peers {
         self.members().living(clock::now()).any(|(id, _)| id == replica)
     }
 
-    /// The replicas that are there now, whose heartbeats can be opened, and whose names are known.
-    pub(super) fn named(&self) -> Vec<InstanceId> {
-        let members = self.members();
-        let living = members.living(clock::now());
-        living.filter(|(_, status)| !status.names.is_empty()).map(|(id, _)| id).collect()
+    /// The replicas that may hold leases, as far as is known.
+    pub(super) fn may_hold_leases(&self) -> Vec<InstanceId> {
+        self.members().may_hold_leases(clock::now())
     }
 
     /// The replica with the most room among those that stay, and its room.

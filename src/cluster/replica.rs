@@ -65,11 +65,11 @@ impl<B: Broker + Bus> Replica<B> {
         let _ = self.met.set(());
     }
 
-    /// The replicas that are there, for news that each of them must hear. A replica that has just started waits
+    /// The replicas that may hold leases, for news that each of them must hear. A replica that has just started waits
     /// until it knows them, but not longer than `until`.
     pub(super) async fn others(&self, until: Instant) -> Vec<InstanceId> {
         let _ = timeout_at(until.into(), self.met.wait()).await;
-        self.peers.named()
+        self.peers.may_hold_leases()
     }
 
     pub(super) async fn send_heartbeat(&self) {

@@ -1,8 +1,9 @@
 //! Carries the sightings of consumers between replicas: those of this replica to the others, and those
 //! of the others to this lessor. Decides nothing about leases: the lessor does.
 //!
-//! A replica that cannot be reached cannot settle either, because both use one connection. When that
-//! connection is there again, the replica reads its consumers again.
+//! A replica that cannot be reached cannot settle either, because both use one connection. When there is
+//! another connection, the replica reads its consumers again. If the connection was only stalled, it brings the
+//! sighting then, so a silent replica is told, too.
 
 use std::time::{Duration, Instant};
 
