@@ -4,6 +4,8 @@
 //! format. Two brokers implement it: the real one (`nats`), and a scripted one in the tests. One suite of
 //! contract tests checks both against the promises here.
 
+mod error;
+
 use std::{
     fmt,
     future::Future,
@@ -12,6 +14,8 @@ use std::{
 };
 
 use bytes::Bytes;
+
+pub use self::error::{BrokerError, Denial, InfoError};
 
 /// JetStream's pull consumers, as a client uses them: INFO, pulls and acks.
 pub trait Broker: Send + Sync + 'static {
@@ -61,7 +65,7 @@ pub trait Broker: Send + Sync + 'static {
     /// [`AckPublish::by`]. A later confirmation can be of somebody else's delivery. With
     /// [`Confirmation::Sent`] a result is `Ok` if the publish was handed to the connection. A publish that
     /// is still open at `until` is [`BrokerError::Unconfirmed`] if it may have left, and otherwise
-    /// [`BrokerError::Unsent`]. Each is published at most once, and arrives by [`AckPublish::by`] or never.
+    /// [`BrokerError::Unsent`]. A later confirmation is [`BrokerError::Late`]. Each is published at most once, and arrives by [`AckPublish::by`] or never.
     fn settle(
         &self,
         publishes: Vec<AckPublish>,
@@ -385,46 +389,4 @@ pub enum Confirmation {
     Confirmed,
     /// It was sent, and nobody checks whether it arrives.
     Sent,
-}
-
-/// The failure of a request.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BrokerError {
-    /// It never left us: it has had no effect and never will.
-    #[error("not sent: {0}")]
-    Unsent(String),
-    /// The broker refused it: it has had no effect and never will.
-    #[error(transparent)]
-    Denied(#[from] Denial),
-    /// It left us and nobody answered: it may have had its effect, or may still have it.
-    #[error("sent, and never confirmed")]
-    Unconfirmed,
-}
-
-/// The reason for a refusal by the broker.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Denial {
-    /// The consumer or its stream is gone.
-    #[error("the consumer or its stream is gone")]
-    Gone,
-    /// We have no right to the subject.
-    #[error("no permission for {0}")]
-    Permission(String),
-}
-
-/// The reason why CONSUMER.INFO or a stored message cannot be read.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum InfoError {
-    /// The stream does not exist.
-    #[error("no such stream")]
-    NoStream,
-    /// The stream exists, but the consumer does not.
-    #[error("no such consumer")]
-    NoConsumer,
-    /// We have no right to the subject.
-    #[error("no permission for {0}")]
-    Permission(String),
-    /// There is no answer, or the answer says that it is not available now.
-    #[error("NATS is not available: {0}")]
-    Unavailable(String),
 }

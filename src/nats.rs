@@ -156,8 +156,8 @@ impl Bus for Nats {
             Ok(RequestAnswer::NoResponder) => Err(RequestError::Nobody),
             Err(BrokerError::Unsent(why)) => Err(RequestError::Unsent(why)),
             // The server refused the request, so nobody received it.
-            Err(BrokerError::Denied(_)) => Err(RequestError::Nobody),
-            Err(BrokerError::Unconfirmed) => Err(RequestError::Silent),
+            Err(BrokerError::Denied(_) | BrokerError::Leaderless(_)) => Err(RequestError::Nobody),
+            Err(BrokerError::Late | BrokerError::Unconfirmed) => Err(RequestError::Silent),
         }
     }
 

@@ -103,10 +103,10 @@ impl Error {
 impl From<BrokerError> for Error {
     fn from(error: BrokerError) -> Self {
         match error {
-            BrokerError::Unsent(why) => Self::Unavailable(why),
+            BrokerError::Unsent(why) | BrokerError::Leaderless(why) => Self::Unavailable(why),
             BrokerError::Denied(Denial::Gone) => Self::ConsumerGone,
             BrokerError::Denied(Denial::Permission(subject)) => Self::Permission(subject),
-            BrokerError::Unconfirmed => Self::Unconfirmed,
+            BrokerError::Late | BrokerError::Unconfirmed => Self::Unconfirmed,
         }
     }
 }

@@ -31,6 +31,8 @@ use crate::{
 };
 
 const IN_DOUBT: &str = "it is not known which server leads the consumer";
+/// A leader that has not answered for this long may be away. Callers may wait for a shorter time.
+const LEADER_PATIENCE: Duration = Duration::from_millis(250);
 
 /// One token's part of a Settle.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,6 +82,38 @@ struct Begin {
     redelivered_in: Option<Duration>,
 }
 
+/// How settlements were published.
+#[derive(Clone, Copy)]
+struct Sent {
+    at: Instant,
+    /// Nobody waits for longer.
+    until: Instant,
+    confirmation: Confirmation,
+}
+
+/// The meaning of an outcome for the leader of the consumer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum LeaderSign {
+    /// The connection is gone, so another server may lead.
+    Unheard,
+    /// The connection was there, and nobody led.
+    Missed,
+}
+
+impl LeaderSign {
+    /// `None`: the outcome says nothing about the leader.
+    fn of(outcome: &Result<(), BrokerError>, sent: Sent, now: Instant) -> Option<Self> {
+        match outcome {
+            Ok(()) | Err(BrokerError::Denied(_) | BrokerError::Late) => None,
+            Err(BrokerError::Leaderless(_)) => Some(Self::Missed),
+            Err(BrokerError::Unconfirmed) if now - sent.at >= LEADER_PATIENCE => Some(Self::Missed),
+            // The caller was in a hurry.
+            Err(BrokerError::Unconfirmed) if now >= sent.until => None,
+            Err(BrokerError::Unconfirmed | BrokerError::Unsent(_)) => Some(Self::Unheard),
+        }
+    }
+}
+
 /// The settlements that are published together.
 struct Round {
     begun: Group<Begin>,
@@ -111,9 +145,11 @@ impl<B: Broker> Lessor<B> {
         let run = async move {
             // One round, unless a lease is named again.
             while !round.begun.is_empty() {
+                let sent_at = clock::now();
                 let outcomes =
                     lessor.core.broker.settle(round.publishes, confirmation, until).await;
-                lessor.finish(&mut results, round.begun, outcomes, confirmation);
+                let sent = Sent { at: sent_at, until, confirmation };
+                lessor.finish(&mut results, round.begun, outcomes, sent);
                 round = lessor.begin(round.later, &mut results);
             }
             results.into_vec()
@@ -189,11 +225,12 @@ impl<B: Broker> Lessor<B> {
         results: &mut Results<Result<Settled, Error>>,
         begun: Group<Begin>,
         outcomes: Vec<Result<(), BrokerError>>,
-        confirmation: Confirmation,
+        sent: Sent,
     ) {
         let now = clock::now();
+        let confirmation = sent.confirmation;
         // Consumers that may have another leader now.
-        let mut doubtful: Vec<Arc<ConsumerSpec>> = Vec::new();
+        let mut doubtful: Vec<(Arc<ConsumerSpec>, LeaderSign)> = Vec::new();
         let (indices, begun) = begun.into_parts();
         // Holds are dropped after the lock: each freed permit wakes a waiter.
         let mut freed: Vec<HeldDelivery> = Vec::with_capacity(begun.len());
@@ -209,13 +246,18 @@ impl<B: Broker> Lessor<B> {
                 if confirmation == Confirmation::Confirmed || outcome.is_err() {
                     spec.ack_right.learn(&outcome);
                 }
+                let sign = LeaderSign::of(&outcome, sent, now);
                 let result = match outcome {
                     Ok(()) => Ok(Settled::Done { confirmation, redelivered_in }),
                     Err(error) => Err(failure(error, after)),
                 };
-                let known = |doubtful: &Arc<ConsumerSpec>| doubtful.id == spec.id;
-                if spec.is_led_elsewhere() && in_doubt(&result) && !doubtful.iter().any(known) {
-                    doubtful.push(spec);
+                // A settlement that came too late to be sent says nothing either.
+                let over = matches!(result, Err(Error::LeaseExpired { .. }));
+                if let Some(sign) = sign.filter(|_| spec.is_led_elsewhere() && !over) {
+                    match doubtful.iter_mut().find(|(known, _)| known.id == spec.id) {
+                        Some((_, known)) => *known = sign.max(*known),
+                        None => doubtful.push((spec, sign)),
+                    }
                 }
                 result
             });
@@ -223,9 +265,10 @@ impl<B: Broker> Lessor<B> {
         });
         results.set_all(indices, settled);
         drop(freed);
-        for spec in doubtful {
+        for (spec, sign) in doubtful {
             if spec.leadership.doubt() {
-                self.tell(&spec.name, ConsumerCommand::Doubt);
+                let missed = sign == LeaderSign::Missed;
+                self.tell(&spec.name, ConsumerCommand::Doubt { missed });
             }
         }
     }
@@ -238,11 +281,6 @@ fn check_holder(table: &LeaseTable<HeldDelivery>, item: &SettleItem) -> Result<(
         (Some(by), Some(holder)) if by != holder => Err(Error::NotHolder),
         (Some(_) | None, _) => Ok(()),
     }
-}
-
-/// Whether the consumer may have had another leader, or no leader, at this settlement.
-fn in_doubt(result: &Result<Settled, Error>) -> bool {
-    matches!(result, Err(Error::Unconfirmed | Error::Unavailable(_)))
 }
 
 fn extend(
@@ -319,19 +357,23 @@ fn ack_kind(action: Action, hold: &HeldDelivery) -> (AckKind, Option<Duration>) 
 fn publish_outcome(outcome: &Result<(), BrokerError>) -> PublishOutcome {
     match outcome {
         Ok(()) => PublishOutcome::Confirmed,
-        Err(BrokerError::Unsent(_)) => PublishOutcome::Unsent,
+        Err(BrokerError::Unsent(_) | BrokerError::Leaderless(_)) => PublishOutcome::Unsent,
         // Refused without the right: it had no effect, so the holder keeps the lease.
         Err(BrokerError::Denied(Denial::Permission(_))) => PublishOutcome::Unsent,
         Err(BrokerError::Denied(Denial::Gone)) => PublishOutcome::Denied,
-        Err(BrokerError::Unconfirmed) => PublishOutcome::Unconfirmed,
+        Err(BrokerError::Late | BrokerError::Unconfirmed) => PublishOutcome::Unconfirmed,
     }
 }
 
 fn failure(error: BrokerError, after: LeaseStatus) -> Error {
     match (error, after) {
         // This try did not leave, but an earlier one may have been applied.
-        (BrokerError::Unsent(_), LeaseStatus::Uncertain) => Error::Unconfirmed,
-        (BrokerError::Unsent(_), LeaseStatus::Gone) => Error::LeaseExpired { forgotten: false },
+        (BrokerError::Unsent(_) | BrokerError::Leaderless(_), LeaseStatus::Uncertain) => {
+            Error::Unconfirmed
+        }
+        (BrokerError::Unsent(_) | BrokerError::Leaderless(_), LeaseStatus::Gone) => {
+            Error::LeaseExpired { forgotten: false }
+        }
         (error, _) => error.into(),
     }
 }

@@ -130,7 +130,7 @@ impl ConfirmPlan {
                 Some((RequestAnswer::Replied(_), at))
                     if request.by.is_some_and(|by| by.passed(at)) =>
                 {
-                    Err(BrokerError::Unconfirmed)
+                    Err(BrokerError::Late)
                 }
                 Some((answer, _)) => Ok(answer.clone()),
                 None if !consumers.is_empty() && of_refused(&request.subject) => {
@@ -226,7 +226,7 @@ mod tests {
         let at = made.later(Duration::from_secs(2));
         let answers = vec![Some((RequestAnswer::Replied(Bytes::new()), at)); plan.count];
         let results = plan.results(&requests, &answers, 3, &HashSet::new());
-        let late = Err(BrokerError::Unconfirmed);
+        let late = Err(BrokerError::Late);
         assert_eq!(results, [late.clone(), late, Ok(RequestAnswer::Replied(Bytes::new()))]);
     }
 }

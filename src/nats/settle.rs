@@ -68,8 +68,12 @@ async fn why_no_responder(
 ) -> BrokerError {
     match info::read(api, presence, name, until).await {
         Err(InfoError::NoStream | InfoError::NoConsumer) => Denial::Gone.into(),
-        Err(InfoError::Unavailable(why)) => unsent(&format!("the consumer has no leader: {why}")),
-        Ok(_) | Err(InfoError::Permission(_)) => unsent("the consumer has no leader"),
+        Err(InfoError::Unavailable(why)) => {
+            BrokerError::Leaderless(format!("the consumer has no leader: {why}"))
+        }
+        Ok(_) | Err(InfoError::Permission(_)) => {
+            BrokerError::Leaderless("the consumer has no leader".to_owned())
+        }
     }
 }
 

@@ -4,11 +4,12 @@
 use std::time::Duration;
 
 use fetch_proxy::{
-    broker::{ConsumerInfo, Leader, PullEnd},
+    broker::{Confirmation, ConsumerInfo, Leader, PullEnd},
     clock,
     lease::LeaseId,
     lessor::{
-        Action, Error, FetchParams, IncomingLease, LeaseLimits, Lessor, OutgoingLease, Settled,
+        Action, Error, FetchParams, IncomingLease, LeaseLimits, Lessor, OutgoingLease, SettleItem,
+        Settled,
     },
 };
 use testkit::fake_broker::{FakeBroker, Fault, info, limits};
@@ -328,7 +329,7 @@ async fn absent_leader_is_distrusted_unless_info_would_show_a_change() {
 
 #[tokio::test(start_paused = true)]
 async fn leader_silent_on_a_settlement_is_distrusted_if_info_shows_no_change() {
-    for fault in [Fault::Unsent, Fault::Lost] {
+    for fault in [Fault::Leaderless, Fault::Lost] {
         for replicas in [1, 3] {
             let (broker, lessor) = start_unshown(replicas);
             let (first, second) = (one(&broker, &lessor).await, one(&broker, &lessor).await);
@@ -478,5 +479,56 @@ async fn reset_between_two_tasks_of_a_consumer_is_noticed() {
     assert_eq!(again.messages().len(), 1);
     for lease in [first, second] {
         assert_eq!(ack(&lessor, lease).await, EXPIRED);
+    }
+}
+
+/// A leader that answers too late was there. Nothing else shows whether it was away.
+#[tokio::test(start_paused = true)]
+async fn answer_after_the_end_of_one_lease_costs_no_other_lease() {
+    for (fault, costs) in [
+        (Fault::AnsweredAfter(Duration::from_millis(1_900)), false),
+        (Fault::AnsweredAfter(Duration::from_secs(60)), true),
+    ] {
+        let (broker, lessor) = start_unshown(3);
+        let ending = one(&broker, &lessor).await;
+        tokio::time::sleep(Duration::from_millis(27_000)).await;
+        let other = one(&broker, &lessor).await;
+        broker.script([fault]);
+        assert_eq!(ack(&lessor, ending).await, Err(Error::Unconfirmed));
+        let (told, _) = told_in_the_end(&lessor, other).await;
+        assert_eq!(told == EXPIRED, costs, "{fault:?}: {told:?}");
+    }
+}
+
+/// Another caller has no time. The leader may be well.
+#[tokio::test(start_paused = true)]
+async fn caller_in_a_hurry_puts_no_leader_in_doubt() {
+    let (broker, lessor) = start_unshown(3);
+    let (hurried, other) = (one(&broker, &lessor).await, one(&broker, &lessor).await);
+    broker.script([Fault::AnsweredAfter(Duration::from_millis(100))]);
+    let ask = vec![SettleItem { lease: hurried, action: Action::Ack }];
+    let until = clock::now() + Duration::from_millis(20);
+    let told = lessor.settle(ask, Confirmation::Confirmed, until).await;
+    assert_eq!(told, [Err(Error::Unconfirmed)]);
+    assert!(confirmed(&ack(&lessor, other).await));
+}
+
+#[tokio::test(start_paused = true)]
+async fn look_without_an_answer_stops_settling_within_a_moment() {
+    let (broker, lessor) = start(3);
+    let (first, second) = (one(&broker, &lessor).await, one(&broker, &lessor).await);
+    broker.silence(true);
+    tokio::time::sleep(Duration::from_millis(1_300)).await;
+    let doubted = ack(&lessor, first).await;
+    assert!(matches!(doubted, Err(Error::Unavailable(_))), "{doubted:?}");
+    broker.silence(false);
+    assert!(confirmed(&told_in_the_end(&lessor, first).await.0));
+    // An answer that usually takes longer is waited for.
+    broker.delay_info(Duration::from_millis(400));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    for _ in 0..30 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let held = settle(&lessor, second, Action::Extend(None)).await;
+        assert!(held.is_ok(), "{held:?}");
     }
 }

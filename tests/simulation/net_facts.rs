@@ -154,7 +154,8 @@ async fn a_stopped_process_writes_its_last_settlements_late_and_confirms_none() 
         let (applied, came_late) = world.applied();
         late += came_late;
         assert!(applied <= 1);
-        assert_eq!(result, Err(BrokerError::Unconfirmed), "seed {seed}");
+        let confirmed = !matches!(result, Err(BrokerError::Late | BrokerError::Unconfirmed));
+        assert!(!confirmed, "seed {seed}: {result:?}");
     }
     assert!((3..18).contains(&late), "{late} of 20 came late");
 }

@@ -107,8 +107,9 @@ pub(in crate::lessor) enum ConsumerCommand {
     Leave(Ticket),
     /// Nobody has taken these deliveries.
     GiveBack(Vec<GrantedDelivery>),
-    /// A settlement was not answered: another server may lead the consumer.
-    Doubt,
+    /// A settlement was not answered: another server may lead the consumer. `missed`: nobody led it then, unless
+    /// the connection is another one by now.
+    Doubt { missed: bool },
     /// Leases of the consumer were taken over from another replica.
     Adopted,
     /// Another replica has seen something of the consumer. The sender is answered, or dropped, when nothing

@@ -15,12 +15,16 @@ use crate::{
 
 /// The longest wait for an answer.
 const INFO_TIMEOUT: Duration = Duration::from_secs(2);
+/// A question without an answer is a sign after this, or after twice the time that the last answer took.
+const LOOK_PATIENCE: Duration = Duration::from_millis(250);
 
 /// See the [module](self).
 pub(super) struct InfoQuestion<B: Broker> {
     core: Arc<Core<B>>,
     name: ConsumerName,
     asked: Underway<Result<ConsumerInfo, InfoError>>,
+    asked_at: Instant,
+    patience: Duration,
     /// Why the consumer cannot be read.
     why: Option<String>,
     /// The reason that was logged last.
@@ -29,12 +33,14 @@ pub(super) struct InfoQuestion<B: Broker> {
 
 impl<B: Broker> InfoQuestion<B> {
     pub(super) fn new(core: Arc<Core<B>>, name: ConsumerName) -> Self {
-        Self { core, name, asked: Underway::none(), why: None, logged: None }
+        let (asked, asked_at) = (Underway::none(), clock::now());
+        Self { core, name, asked, asked_at, patience: LOOK_PATIENCE, why: None, logged: None }
     }
 
     pub(super) fn ask(&mut self) {
         let (core, name) = (self.core.clone(), self.name.clone());
-        let until = clock::now() + INFO_TIMEOUT;
+        self.asked_at = clock::now();
+        let until = self.asked_at + INFO_TIMEOUT;
         self.asked.begin(async move { core.broker.info(&name, until).await });
     }
 
@@ -44,7 +50,17 @@ impl<B: Broker> InfoQuestion<B> {
 
     /// Waits for the answer. Never ends if nothing is asked. Cancel-safe.
     pub(super) async fn next(&mut self) -> Result<ConsumerInfo, InfoError> {
-        self.asked.next().await
+        let answer = self.asked.next().await;
+        if answer.is_ok() {
+            let took = clock::now().saturating_duration_since(self.asked_at);
+            self.patience = LOOK_PATIENCE.max(took * 2);
+        }
+        answer
+    }
+
+    /// When the open question has had no answer for too long.
+    pub(super) fn silent_at(&self) -> Option<Instant> {
+        self.asked.is_some().then(|| self.asked_at + self.patience)
     }
 
     /// The meaning of an answer: to the monitor, and to callers if it ends the task.

@@ -77,6 +77,9 @@ impl<B: Broker> Performer<B> {
         if !self.monitor.is_connected() {
             return;
         }
+        if self.silent_at().is_some_and(|at| at <= now) {
+            self.monitor.doubt(now);
+        }
         // An answer that is due goes first: while the consumer moves, it would say that NATS is away.
         if self.callers.pump.next_deadline(now).is_none_or(|due| due > now) {
             self.move_on(now);
@@ -94,6 +97,13 @@ impl<B: Broker> Performer<B> {
                 self.callers.pump.up(now);
             }
         }
+    }
+
+    /// When a question that has no answer becomes a sign that another server may lead. If INFO does not show a new
+    /// leader, a second question would say nothing, so the first one stays.
+    pub(super) fn silent_at(&self) -> Option<Instant> {
+        let shown = self.leases.spec().is_some_and(|spec| spec.replicated && spec.leader_shows);
+        self.info.silent_at().filter(|_| shown && !self.monitor.in_doubt())
     }
 
     /// Leaves an inbox that is not where the consumer belongs: on a connection that was replaced, or on one
@@ -346,8 +356,9 @@ impl<B: Broker> Performer<B> {
             ConsumerCommand::GiveBack(granted) => {
                 self.callers.take_back(granted, &self.leases, now);
             }
-            ConsumerCommand::Doubt => {
-                self.monitor.unanswered(self.subscription.is_link_current(), now);
+            ConsumerCommand::Doubt { missed } => {
+                let connected = missed && self.subscription.is_link_current();
+                self.monitor.unanswered(connected, now);
                 self.obey(None);
             }
             // Until now perhaps nobody has needed to know who leads.

@@ -97,7 +97,7 @@ impl<B: Broker> ConsumerTask<B> {
         let starved = callers.pump.starved().then(|| now + STARVED_RETRY);
         let pump = callers.pump.next_deadline(now);
         let monitor = monitor.next_deadline(callers.are_waiting());
-        [starved, pump, monitor, subscription.next_deadline()]
+        [starved, pump, monitor, subscription.next_deadline(), self.performer.silent_at()]
             .into_iter()
             .flatten()
             .fold(idle.max(now + Duration::from_secs(1)), Instant::min)
@@ -183,7 +183,7 @@ impl<B: Broker> ConsumerTask<B> {
                 ConsumerCommand::GiveBack(granted) => unhanded.extend(granted),
                 ConsumerCommand::Know(question) => drop(question.reply.send(Err(end.clone()))),
                 ConsumerCommand::Leave(_)
-                | ConsumerCommand::Doubt
+                | ConsumerCommand::Doubt { .. }
                 | ConsumerCommand::Adopted
                 | ConsumerCommand::Heard(..) => {}
             }

@@ -204,7 +204,7 @@ async fn a_leader_that_crashes<W: Clustered>(world: &W) {
     let soon = clock::now() + millis(500);
     let said = say_until(world, &found[0], AckKind::Progress, soon).await;
     // In the first moment it may have reached the leader, or be under way to it.
-    assert!(matches!(said, Err(BrokerError::Unsent(_) | BrokerError::Unconfirmed)), "{said:?}");
+    assert!(matches!(said, Err(BrokerError::Leaderless(_) | BrokerError::Unconfirmed)), "{said:?}");
     late.pull(pull(1, 1)).await.unwrap();
     assert_eq!(end(&mut late).await, PullEnd::ConsumerGone);
     world.next_leader().await;
@@ -271,7 +271,7 @@ async fn a_server_that_is_one_of_several<W: Single>(world: &W) {
     world.kill().await;
     let soon = || clock::now() + millis(500);
     let said = say_until(world, &found[1], AckKind::Progress, soon()).await;
-    assert!(matches!(said, Err(BrokerError::Unsent(_) | BrokerError::Unconfirmed)), "{said:?}");
+    assert!(matches!(said, Err(BrokerError::Leaderless(_) | BrokerError::Unconfirmed)), "{said:?}");
     let info = read_soon(world).await;
     assert!(matches!(info, Err(InfoError::Unavailable(_))), "{info:?}");
     late.pull(pull(1, 1)).await.unwrap();

@@ -152,7 +152,7 @@ async fn a_server_in_lame_duck_mode<W: Restarted>(world: W) {
     world.leave().await;
     let soon = || clock::now() + millis(300);
     let said = say_until(&world, &found[0], AckKind::Ack, soon()).await;
-    assert!(matches!(said, Err(BrokerError::Unsent(_))), "{said:?}");
+    assert!(matches!(said, Err(BrokerError::Leaderless(_))), "{said:?}");
     let info = world.broker().info(&world.name(), soon()).await;
     assert!(matches!(info, Err(InfoError::Unavailable(_))), "{info:?}");
     late.pull(pull(1, 1)).await.unwrap();

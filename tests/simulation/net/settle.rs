@@ -38,7 +38,7 @@ pub(super) async fn settle(
     if confirmation == Confirmation::Sent {
         let mut sent = Vec::new();
         for (one, by) in publishes.iter().zip(&by) {
-            let left = send(net, wire, one, *by, false, until).await;
+            let left = send(net, (side, wire), one, *by, false, until).await;
             sent.push(left.map(drop).ok_or_else(unsent));
         }
         return sent;
@@ -47,7 +47,7 @@ pub(super) async fn settle(
     let confirmed_by = confirmed_by(&publishes);
     let mut told: Vec<Option<Told>> = Vec::new();
     for (place, (one, by)) in publishes.iter().zip(&by).enumerate() {
-        match send(net, wire, one, *by, confirmed_by[place] == place, until).await {
+        match send(net, (side, wire), one, *by, confirmed_by[place] == place, until).await {
             Some(asked) => told.push(asked),
             None => break,
         }
@@ -80,9 +80,7 @@ pub(super) async fn settle(
                 Err(no_responder(net, side, name, &mut looked_at, until).await)
             }
             // JetStream confirms an ack that settled the next holder's delivery, too.
-            Some((_, at)) if by[place].is_some_and(|by| by.passed(at)) => {
-                Err(BrokerError::Unconfirmed)
-            }
+            Some((_, at)) if by[place].is_some_and(|by| by.passed(at)) => Err(BrokerError::Late),
             Some((Answer::Ok, _)) => Ok(()),
             Some(_) | None => Err(BrokerError::Unconfirmed),
         });
@@ -93,7 +91,7 @@ pub(super) async fn settle(
 /// Gives one settlement to the library. `None`: it will never leave.
 async fn send(
     net: &Net,
-    wire: Connection,
+    (side, wire): (usize, Connection),
     one: &AckPublish,
     by: Option<Deadline>,
     asks: bool,
@@ -113,7 +111,7 @@ async fn send(
         let asked = asks.then(|| state.ask(wire, Some(name.clone())));
         let (reply, told) = asked.map_or((None, None), |(no, told)| (Some(no), Some(told)));
         let (subject, kind) = (one.ack.clone(), one.kind.clone());
-        let ack = Up::Ack(Ack { name, subject, kind, reply, by, left });
+        let ack = Up::Ack(Ack { side, name, subject, kind, reply, by, left });
         state.wires.send_up(wire, ack, left, &mut state.agenda);
         if let Some(by) = by {
             state.must_arrive(wire, by, left);
@@ -154,12 +152,14 @@ async fn no_responder(
     }
     let error = match requests::info(net, side, &name, until).await {
         Err(InfoError::NoStream | InfoError::NoConsumer) => Denial::Gone.into(),
-        Ok(_) | Err(InfoError::Permission(_) | InfoError::Unavailable(_)) => unsent(),
+        Ok(_) | Err(InfoError::Permission(_) | InfoError::Unavailable(_)) => {
+            BrokerError::Leaderless("the consumer has no leader".to_owned())
+        }
     };
     *looked_at = Some((name, error.clone()));
     error
 }
 
 fn unsent() -> BrokerError {
-    BrokerError::Unsent("it did not leave, or the consumer has no leader".to_owned())
+    BrokerError::Unsent("it did not leave".to_owned())
 }

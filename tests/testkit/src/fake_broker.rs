@@ -23,6 +23,8 @@ use tokio::sync::{Notify, watch};
 pub enum Fault {
     /// It never leaves.
     Unsent,
+    /// The consumer has no leader.
+    Leaderless,
     /// The proxy has no right to it.
     Denied,
     /// It is applied, and its answer is lost.
@@ -363,11 +365,12 @@ impl State {
     /// The effect of an order, and its answer.
     fn meet(&mut self, order: &AckPublish, fault: Option<Fault>) -> Result<(), BrokerError> {
         let gone = self.info.is_none();
-        if fault != Some(Fault::Unsent) {
+        if !matches!(fault, Some(Fault::Unsent | Fault::Leaderless)) {
             self.published.push(order.kind.clone());
         }
         match fault {
             Some(Fault::Unsent) => return Err(BrokerError::Unsent("scripted".into())),
+            Some(Fault::Leaderless) => return Err(BrokerError::Leaderless("scripted".into())),
             Some(Fault::Denied) => return Err(Denial::Permission(RIGHT.to_owned()).into()),
             Some(Fault::Lost) => return Err(BrokerError::Unconfirmed),
             _ if gone => return Err(Denial::Gone.into()),
@@ -483,12 +486,19 @@ impl Broker for FakeBroker {
             let passed = || order.by.is_some_and(|by| by <= clock::now());
             let fault = if passed() { Some(Fault::Unsent) } else { fault };
             let result = self.state().meet(&order, fault);
+            if matches!(fault, Some(Fault::AnswerLost | Fault::Lost)) {
+                clock::sleep_until(Some(until)).await;
+            }
+            let mut unanswered = false;
             if let Some(Fault::AnsweredAfter(delay)) = fault {
-                clock::sleep_until(Some(until.min(clock::now() + delay))).await;
+                let answered = clock::now() + delay;
+                unanswered = answered > until;
+                clock::sleep_until(Some(until.min(answered))).await;
             }
             // A late answer may concern the delivery of another holder.
             results.push(match result {
-                Ok(()) if passed() => Err(BrokerError::Unconfirmed),
+                Ok(()) if unanswered => Err(BrokerError::Unconfirmed),
+                Ok(()) if passed() => Err(BrokerError::Late),
                 result => result,
             });
         }
