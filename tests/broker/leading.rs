@@ -506,7 +506,7 @@ async fn caller_in_a_hurry_puts_no_leader_in_doubt() {
     let (broker, lessor) = start_unshown(3);
     let (hurried, other) = (one(&broker, &lessor).await, one(&broker, &lessor).await);
     broker.script([Fault::AnsweredAfter(Duration::from_millis(100))]);
-    let ask = vec![SettleItem { lease: hurried, action: Action::Ack }];
+    let ask = vec![SettleItem { lease: hurried, action: Action::Ack, by: None }];
     let until = clock::now() + Duration::from_millis(20);
     let told = lessor.settle(ask, Confirmation::Confirmed, until).await;
     assert_eq!(told, [Err(Error::Unconfirmed)]);

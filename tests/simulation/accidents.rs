@@ -203,6 +203,7 @@ async fn to_consumer(world: &Arc<World>, what: Accident) {
         Accident::Reset { consumer } => {
             let name = world.name(consumer);
             world.trouble_of(&name, Trouble::MadeAgain, world.lag(consumer));
+            world.trouble_of(&name, Trouble::Reset, world.lag(consumer));
             world.net.with(|state, now| state.model.reset(&name, 1, now));
             world.sign(Sign::MadeAgain, None);
         }

@@ -22,6 +22,9 @@ use super::{
     watch::{Trouble, Watch},
 };
 
+/// In milliseconds: "It may be at most 250 ms ahead of the clock of the proxy."
+const NATS_AHEAD: i64 = 250;
+
 /// The keys that a cluster may have: 32 bytes each.
 pub const KEYS: [&str; 3] = [
     "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA=",
@@ -178,6 +181,7 @@ impl World {
         if self.ahead.lock().unwrap().iter().any(|ahead| *ahead != 0) {
             self.trouble(Trouble::ClockOff { side }, FOR_EVER);
         }
+        self.note_clock(side, place);
         let mut replicas = self.replicas.lock().unwrap();
         if place < replicas.len() { replicas[place] = replica } else { replicas.push(replica) }
     }
@@ -193,7 +197,14 @@ impl World {
         self.ahead.lock().unwrap()[place] = ahead;
         let replica = self.replica(place);
         self.trouble(Trouble::ClockOff { side: replica.side }, FOR_EVER);
+        self.note_clock(replica.side, place);
         replica.machine.set_wall_offset(ahead * 1_000_000);
+    }
+
+    fn note_clock(&self, side: usize, place: usize) {
+        if self.ahead.lock().unwrap()[place] < -NATS_AHEAD {
+            self.trouble(Trouble::ClockBehind { side }, FOR_EVER);
+        }
     }
 
     /// Puts the next key before the present one. Returns the key file.

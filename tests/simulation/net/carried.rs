@@ -40,6 +40,8 @@ pub(super) enum Up {
 }
 
 pub(super) struct Ack {
+    /// The replica that sends it. Its wire may be gone when the ack arrives.
+    pub(super) side: usize,
     pub(super) name: ConsumerName,
     pub(super) subject: AckSubject,
     pub(super) kind: AckKind,

@@ -227,8 +227,8 @@ impl Desk<'_> {
     }
 
     fn take_ack(&mut self, wire: Connection, ack: Ack) {
-        let (now, side) = (self.now, self.wires.side(wire));
-        let Ack { subject, kind, reply, by, left, .. } = ack;
+        let now = self.now;
+        let Ack { side, subject, kind, reply, by, left, .. } = ack;
         let late = by.is_some_and(|by| now >= by);
         self.history.add(now, format_args!("{side}>js {kind:?} {} late={late}", subject.0));
         self.model.ack(wire, &subject.0, &kind, reply, now);

@@ -100,8 +100,8 @@ fn is_hurried_by_another(ledger: &Ledger, id: DeliveryId, victim: &Delivered) ->
         let mut open = Window::ALL.iter().filter_map(|window| window.opened(stale, ledger));
         late(stale) || open.any(|one| stale.effect.at.saturating_sub(one.since) <= one.bound)
     };
-    ledger.earlier(id).any(|(_, of)| {
-        of.effects.iter().filter(moves).any(|effect| admitted(&Stale { effect, of, victim }))
+    ledger.earlier(id).any(|(of_id, of)| {
+        of.effects.iter().filter(moves).any(|effect| admitted(&Stale { effect, of_id, of, victim }))
     })
 }
 

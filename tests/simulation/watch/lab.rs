@@ -109,6 +109,11 @@ impl Lab {
         id
     }
 
+    /// It arrives later than was said.
+    pub fn arrive(&mut self, id: DeliveryId) {
+        self.shared.arrived(self.now, id);
+    }
+
     pub fn send(&mut self, side: usize, attempt: u64) -> DeliveryId {
         self.send_slowly(side, attempt, 1)
     }

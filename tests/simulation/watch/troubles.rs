@@ -17,6 +17,8 @@ pub enum Trouble {
     MadeAgain,
     /// There is no such consumer.
     Absent,
+    /// It is reset: nothing but the sequences of its deliveries shows that.
+    Reset,
     /// The ack wait or another limit of the consumer changes.
     Configured,
     /// The consumer is paused.
@@ -29,6 +31,8 @@ pub enum Trouble {
     Refused,
     /// The clocks of machines differ.
     ClockOff { side: usize },
+    /// The clock of NATS is ahead of the clock of this machine by more than the documentation allows.
+    ClockBehind { side: usize },
     /// The wires of this process stall, break or are half-open.
     Wire { side: usize },
     /// A wire is gone, and another one is made: "If that message does not come back in time, the proxy closes
@@ -49,6 +53,7 @@ impl Trouble {
     pub fn side(self) -> Option<usize> {
         match self {
             Self::ClockOff { side }
+            | Self::ClockBehind { side }
             | Self::Wire { side }
             | Self::Reconnects { side }
             | Self::Stopped { side }
@@ -59,6 +64,7 @@ impl Trouble {
             | Self::Restarted
             | Self::MadeAgain
             | Self::Absent
+            | Self::Reset
             | Self::Configured
             | Self::Paused
             | Self::Poisoned
@@ -74,12 +80,14 @@ impl Trouble {
             Self::Restarted => "restart",
             Self::MadeAgain => "made again",
             Self::Absent => "absent",
+            Self::Reset => "reset",
             Self::Configured => "limits changed",
             Self::Paused => "pause",
             Self::Poisoned => "poison",
             Self::KeyRemoved => "keys",
             Self::Refused => "right refused",
             Self::ClockOff { .. } => "clock",
+            Self::ClockBehind { .. } => "clock behind",
             Self::Wire { .. } => "wire",
             Self::Reconnects { .. } => "reconnect",
             Self::Stopped { .. } => "stop",
@@ -91,7 +99,7 @@ impl Trouble {
 
     /// Whether it can keep messages from their way: a wrong clock and new keys cannot.
     fn delays(self) -> bool {
-        !matches!(self, Self::ClockOff { .. } | Self::KeyRemoved)
+        !matches!(self, Self::ClockOff { .. } | Self::ClockBehind { .. } | Self::KeyRemoved)
     }
 }
 

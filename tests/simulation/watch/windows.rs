@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::{
-    super::jetstream::{Config, Time},
+    super::jetstream::{Config, DeliveryId, Time},
     ledger::{Delivered, Effect, Kind, Ledger},
     troubles::Trouble,
 };
@@ -17,13 +17,19 @@ pub enum Window {
     LeaderUnseen,
     WaitLowered,
     MadeAgainWhileStopped,
+    MadeAgainWhileStalled,
+    ResetWithoutOwner,
     Misuse,
+    ClockBehind,
+    OvertakenDelivery,
+    AfterStaleNak,
 }
 
 /// An ack of an older delivery that settles the delivery of another client.
 #[derive(Debug, Clone, Copy)]
 pub struct Stale<'s> {
     pub effect: &'s Effect,
+    pub of_id: DeliveryId,
     /// The delivery that the ack is of.
     pub of: &'s Delivered,
     /// The delivery that it settles.
@@ -37,10 +43,12 @@ pub struct Opened {
     pub bound: Duration,
 }
 
-/// The longest stall of a plan, and as much again until both ends have noticed that a wire is gone.
-const LONGEST_STALL: Duration = Duration::from_secs(16);
+/// The longest stall of a plan, which is that of the routes of a server, and a second until all has arrived.
+const LONGEST_STALL: Duration = Duration::from_secs(31);
 /// From one look at the consumer to the next, if another server can lead it.
 pub const LOOK: Duration = Duration::from_secs(1);
+/// Until a look without an answer is a sign.
+const SILENCE: Duration = Duration::from_millis(250);
 /// Until a look without an answer is given up, and repeated.
 pub const UNANSWERED: Duration = Duration::from_millis(2_250);
 /// From one look to the next, if no other server can lead the consumer.
@@ -48,13 +56,18 @@ const RARE_LOOK: Duration = Duration::from_secs(30);
 
 impl Window {
     /// In the order in which they are tried: the narrowest first.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 11] = [
         Self::LateOnTheWire,
         Self::MadeAgainWhileStopped,
+        Self::MadeAgainWhileStalled,
+        Self::ResetWithoutOwner,
         Self::Misuse,
+        Self::OvertakenDelivery,
+        Self::AfterStaleNak,
         Self::LeaderChanged,
         Self::LeaderUnseen,
         Self::WaitLowered,
+        Self::ClockBehind,
     ];
 
     /// The sentence of docs/explanation that admits it.
@@ -80,6 +93,21 @@ impl Window {
                 "When it continues, it can still settle a message of the new consumer with an \
                  old token."
             }
+            Self::MadeAgainWhileStalled => {
+                "A settlement from before waits in that connection, and can settle a message of \
+                 the new consumer when the stall ends."
+            }
+            Self::ResetWithoutOwner => {
+                "Without the owner, no replica knows whether a token is from before a reset."
+            }
+            Self::ClockBehind => "It may be at most 250 ms ahead of the clock of the proxy.",
+            Self::OvertakenDelivery => {
+                "Then a delivery of the old leader can arrive after a newer delivery of the same \
+                 message."
+            }
+            Self::AfterStaleNak => {
+                "After such a Nak, two workers hold the message until the first lease ends."
+            }
             Self::Misuse => {
                 "A worker that Naks a message, and Acks the same token after the owner has died, \
                  can settle the next worker's delivery."
@@ -89,7 +117,7 @@ impl Window {
 
     /// Whether it was open for this ack. `None`: its rule does not fit.
     pub fn opened(self, stale: &Stale<'_>, ledger: &Ledger) -> Option<Opened> {
-        let Stale { effect, of, .. } = *stale;
+        let Stale { effect, of, victim, .. } = *stale;
         let (consumer, troubles, now) = (&of.message.0, &ledger.troubles, effect.at);
         let on_the_way = |trouble| troubles.happened(trouble, consumer, effect.left, now);
         match self {
@@ -106,8 +134,12 @@ impl Window {
             Self::LeaderChanged => {
                 let changed = troubles.last_end(Trouble::LeaderAway, consumer, now)?;
                 let since = changed.min(now);
+                // On a wire in trouble, the answers to looks have taken longer, too.
+                let wire = Trouble::Wire { side: effect.side };
+                let slow = troubles.happened(wire, consumer, of.sent, now);
+                let silence = if slow { UNANSWERED } else { SILENCE };
                 (!knew(stale, changed, ledger))
-                    .then_some(Opened { since, bound: LOOK + UNANSWERED + ledger.round_trip })
+                    .then_some(Opened { since, bound: LOOK + silence + ledger.round_trip })
             }
             Self::LeaderUnseen => {
                 let shown = ledger.config(consumer).is_some_and(Config::leader_shows);
@@ -124,9 +156,15 @@ impl Window {
                 (!shown && !missed && !forgotten).then_some(Opened { since, bound })
             }
             Self::WaitLowered => {
-                let (at, before, after) = lowered(stale, ledger)?;
+                let (at, before, _) = lowered(stale, ledger)?;
                 let look = RARE_LOOK.min(before / 3) + UNANSWERED + ledger.round_trip;
-                (after < before).then_some(Opened { since: at, bound: look })
+                // Progress before that look keeps a lease whose message waits for its redelivery already.
+                let kept = of.effects.iter().any(|effect| {
+                    effect.kind == Kind::Extend && at <= effect.at && effect.at <= at + look
+                });
+                let ends = of.hold.map_or(of.sent + of.ack_wait, |hold| hold.longest);
+                let look = if kept { look.max(ends.saturating_sub(at)) } else { look };
+                Some(Opened { since: at, bound: look })
             }
             Self::MadeAgainWhileStopped => {
                 let side = effect.side;
@@ -139,6 +177,52 @@ impl Window {
                     })?;
                 // The news waits for it, and it reads them within a look.
                 Some(Opened { since: stop.until.min(now), bound: LOOK })
+            }
+            Self::MadeAgainWhileStalled => {
+                // It may wait in front of the library, too.
+                let calls = of.calls_of(effect.kind).map(|call| call.began);
+                let began = calls.fold(effect.left, Time::min);
+                let wire = Trouble::Wire { side: effect.side };
+                let stalled = troubles.happened(wire, consumer, began, now);
+                let made = troubles.last_end(Trouble::MadeAgain, consumer, now)?.min(now);
+                // Until the lease is over, when the replica closes the connection.
+                let ends = of.hold.map_or(of.sent + of.ack_wait, |hold| hold.longest);
+                let bound = ends.saturating_sub(made) + ledger.round_trip;
+                (stalled && began <= made).then_some(Opened { since: made, bound })
+            }
+            Self::ResetWithoutOwner => {
+                let reset = troubles.last_end(Trouble::Reset, consumer, now)?.min(now);
+                let owner = of.side;
+                let died =
+                    troubles.happened(Trouble::Killed { side: owner }, consumer, of.sent, now)
+                        || ledger.ended.contains(&owner);
+                let without = died && effect.side != owner && of.sent <= reset;
+                // "This is possible for at most one ack wait."
+                without.then_some(Opened { since: reset, bound: of.ack_wait })
+            }
+            Self::ClockBehind => {
+                let behind = Trouble::ClockBehind { side: of.side };
+                let behind = troubles.happened(behind, consumer, of.sent, now);
+                let since = [Trouble::LeaderAway, Trouble::Restarted];
+                let since = since.iter().filter_map(|one| troubles.last_end(*one, consumer, now));
+                let since = since.max().filter(|since| behind && of.sent <= *since)?.min(now);
+                // Until the lease is over.
+                let ends = of.hold.map_or(of.sent + of.ack_wait, |hold| hold.longest);
+                Some(Opened { since, bound: ends.saturating_sub(since) + ledger.round_trip })
+            }
+            Self::OvertakenDelivery => {
+                let arrived = of.arrived.filter(|arrived| victim.sent < *arrived)?;
+                // A stall of a route concerns every replica, and also those that start meanwhile.
+                let mut spans = troubles.between(consumer, of.sent, arrived);
+                let stalled = spans.any(|span| matches!(span.trouble, Trouble::Wire { .. }));
+                let changed = troubles.happened(Trouble::LeaderAway, consumer, of.sent, arrived);
+                // Until the lease of the late delivery is over.
+                (stalled && changed).then_some(Opened { since: arrived, bound: of.ack_wait })
+            }
+            Self::AfterStaleNak => {
+                let since = stale_nak(stale, ledger)?;
+                let ends = of.hold.map_or(of.sent + of.ack_wait, |hold| hold.longest);
+                Some(Opened { since, bound: ends.saturating_sub(since) + ledger.round_trip })
             }
             Self::Misuse => {
                 let side = of.side;
@@ -176,13 +260,31 @@ fn knew(stale: &Stale<'_>, changed: Time, ledger: &Ledger) -> bool {
     alone && at.is_some_and(|at| *at >= fresh && *at < effect.left && !doubtful)
 }
 
-/// When the ack wait of this attempt was last changed, from what and to what.
+/// When a Nak of an older delivery, in a window of its own, has made JetStream deliver the message again.
+fn stale_nak(stale: &Stale<'_>, ledger: &Ledger) -> Option<Time> {
+    let Stale { of_id, of, victim, .. } = *stale;
+    let admitted = |(id, one): (DeliveryId, &Delivered)| {
+        let naks = one.effects.iter().filter(|effect| {
+            effect.kind == Kind::Nak && effect.settled == Some(of_id) && effect.at <= victim.sent
+        });
+        let opened = |effect: &Effect| {
+            let nak = Stale { effect, of_id: id, of: one, victim: of };
+            let length = |opened: Opened| effect.at.saturating_sub(opened.since) <= opened.bound;
+            let mut all = Window::ALL.iter();
+            all.any(|window| window.opened(&nak, ledger).is_some_and(length)).then_some(effect.at)
+        };
+        naks.filter_map(opened).max()
+    };
+    ledger.earlier(of_id).filter_map(admitted).max()
+}
+
+/// When the ack wait of this attempt was last lowered, from what and to what.
 fn lowered(stale: &Stale<'_>, ledger: &Ledger) -> Option<(Time, Duration, Duration)> {
     let Stale { effect, of, .. } = *stale;
     let all = ledger.configs.get(&of.message.0)?;
     let wait = |config| super::ledger::wait_of(config, of.attempt);
     let mut pairs = all.windows(2).map(|two| (two[1].0, wait(&two[0].1), wait(&two[1].1)));
-    pairs.rfind(|(at, _, _)| *at <= effect.at)
+    pairs.rfind(|(at, before, after)| *at <= effect.at && after < before)
 }
 
 #[cfg(test)]
