@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use fetch_proxy::lease::{ack_wait_of, margin};
+
 use super::{
     super::jetstream::{DeliveryId, Time},
     ledger::{Delivered, Effect, Kind, Ledger, SettleCall},
@@ -40,7 +42,9 @@ pub fn applied(ledger: &Ledger, of: DeliveryId, effect: &Effect, report: &mut Re
     report.coverage.count("expired: asked for after the end of the lease, and applied");
     let late = first - ends;
     let mut other = None;
-    let excuse = if ledger.is_last_attempt(one) {
+    let excuse = if first <= clock_of_jetstream(ledger, one, effect.left) {
+        Some("the clock of JetStream has moved")
+    } else if ledger.is_last_attempt(one) {
         other = in_flight(ledger, one, effect.left);
         other.is_none().then_some("last attempt")
     } else {
@@ -61,6 +65,25 @@ pub fn applied(ledger: &Ledger, of: DeliveryId, effect: &Effect, report: &mut Re
             report.fail(CHECK, effect.at, why);
         }
     }
+}
+
+/// Without `lease`, the deadline is the clock of JetStream. A raised ack wait moves it, and so does progress. Returns
+/// its end as it stands at `now`, and zero if the client asked for an end of its own.
+fn clock_of_jetstream(ledger: &Ledger, one: &Delivered, now: Time) -> Time {
+    let arrived = one.arrived.unwrap_or(one.sent);
+    let shorter = one.ack_wait / 5 + margin(one.ack_wait);
+    let told = arrived + one.ack_wait.saturating_sub(shorter)..=arrived + one.ack_wait;
+    if !one.hold.is_some_and(|hold| told.contains(&hold.longest)) {
+        return Time::ZERO;
+    }
+    let configs = ledger.configs.get(&one.message.0).map(Vec::as_slice).unwrap_or_default();
+    let since = configs.iter().filter(|(at, _)| (one.sent..=now).contains(at));
+    let waits = since.map(|(_, of)| ack_wait_of(of.ack_wait, &of.backoff, one.attempt));
+    let ack_wait = waits.fold(one.ack_wait, Duration::max);
+    let progress =
+        one.effects.iter().filter(|effect| effect.kind == Kind::Extend && effect.at <= now);
+    let began = progress.map(|effect| effect.left).fold(arrived, Time::max);
+    began + ack_wait - margin(ack_wait)
 }
 
 /// "A replica that never heard the owner trusts the clock of the owner"
@@ -99,7 +122,7 @@ mod tests {
     use super::{
         super::{
             super::jetstream::Config,
-            lab::{ACK_WAIT, Lab, ack, millis},
+            lab::{ACK_WAIT, Lab, ack, millis, name},
         },
         *,
     };
@@ -128,6 +151,43 @@ mod tests {
             lab.ask(1, id, &ack());
             lab.wait(ACK_WAIT);
         }
+        lab.apply(1, AckKind::Ack, id, id);
+        assert!(lab.found().is_empty());
+    }
+
+    #[test]
+    fn lease_without_a_length_follows_the_clock_of_jetstream() {
+        for (raised, held, found) in [
+            (false, 0, vec![CHECK]),
+            (true, 0, vec![]),
+            // The client asked for an end of its own.
+            (true, 1_000, vec![CHECK]),
+        ] {
+            let mut lab = Lab::new();
+            let id = lab.send(1, 1);
+            lab.hand(1, id, 1, if held > 0 { held } else { ACK_WAIT - ACK_WAIT / 10 });
+            lab.wait(100);
+            if raised {
+                let config = Config::new(millis(2 * ACK_WAIT));
+                lab.watch().configured(&name(), &config, lab.now);
+            }
+            lab.wait(ACK_WAIT);
+            lab.ask(1, id, &ack());
+            lab.wait(5);
+            lab.apply(1, AckKind::Ack, id, id);
+            assert_eq!(lab.found(), found, "raised {raised}, held {held}");
+        }
+    }
+
+    #[test]
+    fn progress_moves_the_end_of_a_lease_without_a_length() {
+        let mut lab = Lab::new();
+        let id = lab.held();
+        lab.wait(ACK_WAIT / 2);
+        lab.apply(1, AckKind::Progress, id, id);
+        lab.wait(ACK_WAIT / 2);
+        lab.ask(1, id, &ack());
+        lab.wait(5);
         lab.apply(1, AckKind::Ack, id, id);
         assert!(lab.found().is_empty());
     }

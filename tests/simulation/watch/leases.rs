@@ -41,6 +41,9 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A step of a hand-over is under way for this long, at most.
 const LONGEST_STEP: Duration = Duration::from_secs(2);
 
+/// "A pull lasts for at most a fifth of the shortest ack wait, and at most 5 s."
+const LONGEST_PULL: Duration = Duration::from_secs(5);
+
 impl EarlyEnd {
     pub const ALL: [Self; 12] = [
         Self::OwnNak,
@@ -117,7 +120,8 @@ impl EarlyEnd {
             }
             Self::AnswerMissed => {
                 let hidden = ledger.config(consumer).is_some_and(|config| !config.leader_shows());
-                hidden && misses_an_answer(one, ledger, now)
+                // A message that breaks the connection also takes the answers away.
+                hidden && (misses_an_answer(one, ledger, now) || happened(Trouble::Poisoned))
             }
             Self::MadeAgain => happened(Trouble::MadeAgain),
             Self::MadeAgainHeardLate => {
@@ -256,8 +260,9 @@ pub fn refused(ledger: &Ledger, id: DeliveryId, began: Time, now: Time, report: 
     if overtaken || owner_gone {
         return report.coverage.count("lease: refused early, overtaken or its owner is gone");
     }
-    // "Without `lease`, the lease ends shortly before JetStream would redeliver the message."
-    let soon = now + margin(one.ack_wait);
+    // "Without `lease`, the lease ends shortly before JetStream would redeliver the message." "On a quiet consumer, a
+    // lease is therefore up to a fifth of the ack wait shorter."
+    let soon = now + margin(one.ack_wait) + (one.ack_wait / 5).min(LONGEST_PULL);
     let unkept = || Some(EarlyEnd::NotKeptAlive).filter(|end| end.fits(id, one, ledger, soon));
     match early_end(id, one, ledger, now).or_else(unkept) {
         Some(end) => report.coverage.count(format!("lease: refused early: {end:?}")),
