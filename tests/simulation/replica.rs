@@ -98,9 +98,10 @@ impl Replica {
         replica
     }
 
-    /// The leases that it holds. The table reads the clocks of its machine.
+    /// The leases that it holds, none if its process is gone. The table reads the clocks of its machine.
     pub fn held(&self) -> usize {
-        self.machine.sync(|| self.lessor.held())
+        let gone = self.gone.load(Ordering::Relaxed);
+        if gone { 0 } else { self.machine.sync(|| self.lessor.held()) }
     }
 
     /// As the app does it: meets the others once NATS is there, and then tells whether it serves.

@@ -32,8 +32,8 @@ pub struct Report {
 const OPEN: [(&str, &[&str], u64); 5] = [
     ("holders", &[""], 2),
     ("leases", &[""], 2),
-    // Found near the end of an absence of the consumer.
-    ("calls", &["CONSUMER_NOT_FOUND without a cause"], 1),
+    // Found near the end of an absence of the consumer, and after a Fetch had waited for its whole time.
+    ("calls", &["CONSUMER_NOT_FOUND without a cause", "LEASE_LIMIT without a cause"], 2),
     // Found after the ack wait was lowered and raised.
     ("expired", &[""], 1),
     // The bytes of pulls that never ended are kept for 30 s, and nothing is left for another pull.
