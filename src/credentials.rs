@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     access::{ApiKeys, ApiKeysError, Policy, PolicyError, Rights},
-    secrets::{self, Reader},
+    secrets::{self, FileNews, Reader, ToldFault},
 };
 
 /// Interval between two looks at the files.
@@ -118,20 +118,19 @@ impl Gatekeeper {
     /// Reads the files again whenever they change, until `stop`.
     pub async fn follow(&self, stop: CancellationToken) {
         let Some(file) = &self.file else { return };
-        let (policy, mut keys, mut told) = (Reader::new(file.clone()), None, None);
+        let (policy, mut keys) = (Reader::new(file.clone()), None);
+        let mut told = ToldFault::default();
         while stop.run_until_cancelled(tokio::time::sleep(POLICY_FILE_INTERVAL)).await.is_some() {
             let look = self.look(file, &policy, &mut keys);
             let Some(looked) = stop.run_until_cancelled(look).await else { return };
-            let wrong = looked.err().map(|error| error.to_string());
-            match &wrong {
-                Some(error) if told != wrong => tracing::error!(
+            match told.after(looked) {
+                Some(FileNews::Unusable(error)) => tracing::error!(
                     error,
                     "the policy cannot be used: all rights stay as they were"
                 ),
-                None if told.is_some() => tracing::info!("the policy can be used again"),
-                Some(_) | None => {}
+                Some(FileNews::Usable) => tracing::info!("the policy can be used again"),
+                None => {}
             }
-            told = wrong;
         }
     }
 

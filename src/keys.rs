@@ -20,7 +20,7 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    secrets::{self, OpenTo, Reader},
+    secrets::{self, FileNews, OpenTo, Reader, ToldFault},
     token::{self, KeyId, KeyRing, KeyRingError, Sealer},
 };
 
@@ -133,22 +133,20 @@ impl Keys {
     /// Reads the file again whenever it changes, until `stop`.
     pub async fn follow(&self, stop: CancellationToken) {
         let Some(file) = &self.file else { return };
-        let (reader, mut told) = (Reader::new(file.clone()), None);
+        let (reader, mut told) = (Reader::new(file.clone()), ToldFault::default());
         while stop.run_until_cancelled(tokio::time::sleep(KEY_FILE_INTERVAL)).await.is_some() {
             let Some(read) = stop.run_until_cancelled(reader.read()).await else { return };
             let taken = read
                 .map_err(|error| KeysError::Unreadable(file.clone(), error))
                 .and_then(|(text, open_to)| self.take(file, text, open_to));
-            let wrong = taken.err().map(|error| error.to_string());
-            match &wrong {
-                Some(error) if told != wrong => tracing::error!(
+            match told.after(taken) {
+                Some(FileNews::Unusable(error)) => tracing::error!(
                     error,
                     "the token key file cannot be used: the keys stay as they were"
                 ),
-                None if told.is_some() => tracing::info!("the token key file can be used again"),
-                Some(_) | None => {}
+                Some(FileNews::Usable) => tracing::info!("the token key file can be used again"),
+                None => {}
             }
-            told = wrong;
         }
     }
 

@@ -1,7 +1,9 @@
 //! Reads files that hold secrets. A file system that hangs, or a pipe without a writer, must neither block
-//! the start permanently nor block a thread that serves. Reports who else may read or write a file.
+//! the start permanently nor block a thread that serves. Reports who else may read or write a file. Tells a fault of a
+//! file once, for owners that read files again.
 
 use std::{
+    fmt,
     fs::{self, File, Metadata},
     io::{self, Read as _},
     os::unix::fs::PermissionsExt as _,
@@ -169,11 +171,55 @@ fn too_slow() -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, "it was not read within 2s")
 }
 
+/// What the log says after a look at files that are read again.
+#[derive(Debug, PartialEq, Eq)]
+pub enum FileNews {
+    /// The files have another fault than at the last look.
+    Unusable(String),
+    /// The fault is gone.
+    Usable,
+}
+
+/// The fault that the last look at files found. A fault is told once, even if it lasts.
+#[derive(Debug, Default)]
+pub struct ToldFault(Option<String>);
+
+impl ToldFault {
+    /// The news of a look. `None`: nothing has changed since the last look.
+    pub fn after<E: fmt::Display>(&mut self, look: Result<(), E>) -> Option<FileNews> {
+        let wrong = look.err().map(|error| error.to_string());
+        let news = match &wrong {
+            Some(error) if self.0 != wrong => Some(FileNews::Unusable(error.clone())),
+            None if self.0.is_some() => Some(FileNews::Usable),
+            Some(_) | None => None,
+        };
+        self.0 = wrong;
+        news
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+
+    #[test]
+    fn fault_is_told_once_until_it_changes_or_ends() {
+        let mut told = ToldFault::default();
+        let unusable = |error: &str| Some(FileNews::Unusable(error.to_owned()));
+        for (look, news) in [
+            (Ok(()), None),
+            (Err("a"), unusable("a")),
+            (Err("a"), None),
+            (Err("b"), unusable("b")),
+            (Ok(()), Some(FileNews::Usable)),
+            (Ok(()), None),
+            (Err("b"), unusable("b")),
+        ] {
+            assert_eq!(told.after(look), news);
+        }
+    }
 
     fn file(text: &str, mode: u32) -> tempfile::NamedTempFile {
         let file = tempfile::NamedTempFile::new().unwrap();

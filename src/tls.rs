@@ -36,7 +36,7 @@ pub use self::{
 use crate::{
     clock,
     log_throttle::LogThrottle,
-    secrets::{self, Reader, Secret},
+    secrets::{self, FileNews, Reader, Secret, ToldFault},
 };
 
 /// Interval between two looks at the files. They are compared by content: Kubernetes swaps a symbolic link,
@@ -113,11 +113,11 @@ impl ServerTls {
         while stop.run_until_cancelled(tokio::time::sleep(TLS_FILES_INTERVAL)).await.is_some() {
             let Some(read) = stop.run_until_cancelled(readers.read()).await else { return };
             match looks.after(read.and_then(|texts| self.take(texts))) {
-                Some(News::Unusable(error)) => tracing::error!(
+                Some(FileNews::Unusable(error)) => tracing::error!(
                     error,
                     "the TLS files cannot be used: the certificate stays as it was"
                 ),
-                Some(News::Usable) => tracing::info!("the TLS files can be used again"),
+                Some(FileNews::Usable) => tracing::info!("the TLS files can be used again"),
                 None => {}
             }
             self.warn_of_expiry(&expiry);
@@ -216,22 +216,15 @@ async fn read((flag, reader): &(&'static str, Reader)) -> Result<Secret, TlsFile
     reader.read().await.map_err(|error| unreadable(flag, reader.path(), error))
 }
 
-/// What the log says after a look at the files.
-#[derive(Debug, PartialEq, Eq)]
-enum News {
-    Unusable(String),
-    Usable,
-}
-
-/// The looks at the files so far. Each fault is told once.
+/// The looks at the files so far.
 #[derive(Debug, Default)]
 struct Looks {
     mismatched: u32,
-    told: Option<String>,
+    told: ToldFault,
 }
 
 impl Looks {
-    fn after(&mut self, look: Result<(), TlsFileError>) -> Option<News> {
+    fn after(&mut self, look: Result<(), TlsFileError>) -> Option<FileNews> {
         self.mismatched = match &look {
             Err(TlsFileError::Mismatch { .. }) => self.mismatched + 1,
             Err(_) | Ok(()) => 0,
@@ -239,14 +232,7 @@ impl Looks {
         if (1..MISMATCHED_LOOKS).contains(&self.mismatched) {
             return None;
         }
-        let wrong = look.err().map(|error| error.to_string());
-        let news = match &wrong {
-            Some(error) if self.told != wrong => Some(News::Unusable(error.clone())),
-            None if self.told.is_some() => Some(News::Usable),
-            Some(_) | None => None,
-        };
-        self.told = wrong;
-        news
+        self.told.after(look)
     }
 }
 
@@ -267,7 +253,7 @@ mod tests {
         let mut looks = Looks::default();
         let said: Vec<_> = (0..6).map(|_| looks.after(mismatch()).is_some()).collect();
         assert_eq!(said, [false, false, true, false, false, false]);
-        assert_eq!(looks.after(Ok(())), Some(News::Usable));
+        assert_eq!(looks.after(Ok(())), Some(FileNews::Usable));
         assert_eq!(looks.after(mismatch()), None, "a mismatch begins to count again");
         assert_eq!(looks.after(Ok(())), None, "a passing mismatch is no news");
         assert_eq!(looks.after(mismatch()), None);
@@ -276,9 +262,9 @@ mod tests {
     #[test]
     fn each_other_fault_is_told_at_once_and_once() {
         let mut looks = Looks::default();
-        let said = |news: Option<News>| match news {
-            Some(News::Unusable(error)) => error,
-            Some(News::Usable) => "usable".to_owned(),
+        let said = |news: Option<FileNews>| match news {
+            Some(FileNews::Unusable(error)) => error,
+            Some(FileNews::Usable) => "usable".to_owned(),
             None => String::new(),
         };
         assert!(said(looks.after(invalid("x"))).ends_with("c: x"));
