@@ -133,9 +133,9 @@ impl<B: Broker> Lessor<B> {
         }
     }
 
-    /// Whether all of these leases are still there. One is not if nobody has taken its delivery and it went back, or
-    /// if its consumer was made again or reset, or is gone. If all are there, none of them is given back until
-    /// [`Lessor::thaw`].
+    /// Whether all of these leases are still there. A lease is gone if its delivery went back because nobody took it.
+    /// A lease is gone, too, if its consumer was made again or reset, or is gone. If all are there, none of them is
+    /// given back until [`Lessor::thaw`].
     pub fn pin(&self, leases: &[LeaseId]) -> bool {
         // Under the lock, so that nothing is just being given back.
         self.core.table.with(|_| self.core.pinned.store(true, Ordering::Relaxed));
