@@ -33,7 +33,7 @@ A policy file says who is accepted, as which principal, and what each principal 
       verbs: [work]                      # fetch, settle, extend; work is all three
                                          # others: settle-any, inspect, admin
 
-Rules only allow. What no rule allows is denied. An identity is the first principal that matches.
+Rules only allow. A call that no rule allows is denied. An identity is the first principal that matches.
 
 Examples:
   fetch-proxy policy check policy.yaml
