@@ -84,7 +84,7 @@ impl Cluster {
         let leader = self.leader(fixture).await;
         let consumer = format!("{}.{}", fixture.stream, fixture.consumer);
         let call = format!("$JS.API.CONSUMER.LEADER.STEPDOWN.{consumer}");
-        fixture.jetstream.client().request(call, "".into()).await.unwrap();
+        fixture.jetstream.client().request(call, "".into()).await.expect("an answer to STEPDOWN");
         eventually("another leader", || async {
             (self.leader(fixture).await != leader).then_some(())
         })

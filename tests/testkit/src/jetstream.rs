@@ -15,7 +15,7 @@ use async_nats::{
     },
 };
 
-use crate::{eventually, nats_server::NatsServer, raw_nats};
+use crate::{eventually, eventually_ok, nats_server::NatsServer, raw_nats};
 
 /// A stream of a test's own, with one durable consumer.
 pub struct Fixture {
@@ -98,12 +98,12 @@ impl Fixture {
             subjects: vec![format!("{stream}.>")],
             ..config
         };
-        // A new cluster can be slow, and may have created the stream although it did not answer in
-        // time.
-        eventually("a stream", || async { jetstream.get_or_create_stream(&config).await.ok() })
-            .await;
+        // A new cluster can be slow. A request without an answer may have had its effect, so the same request is
+        // made again.
+        eventually_ok("a stream", || jetstream.get_or_create_stream(&config)).await;
         let name = consumer.durable_name.clone().unwrap();
-        jetstream.create_consumer_on_stream(consumer, &stream).await.unwrap();
+        let create = || jetstream.create_consumer_on_stream(consumer.clone(), &stream);
+        eventually_ok("a consumer", create).await;
         Self { jetstream, stream, consumer: name }
     }
 

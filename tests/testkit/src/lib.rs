@@ -18,7 +18,7 @@ pub mod relay;
 pub mod stage;
 
 use std::{
-    env, fs,
+    env, fmt, fs,
     future::Future,
     path::PathBuf,
     process::Command,
@@ -50,6 +50,24 @@ pub fn program() -> PathBuf {
 pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, ask: impl FnMut() -> F) -> T {
     let answer = until(BOUND, ask).await;
     answer.unwrap_or_else(|| panic!("waited {BOUND:?} for {what}"))
+}
+
+/// Like [`eventually`], for a request that may be made twice. A failure says what the last request said.
+///
+/// # Panics
+/// If no request succeeds within [`BOUND`].
+pub async fn eventually_ok<T, E: fmt::Display, F: Future<Output = Result<T, E>>>(
+    what: &str,
+    mut ask: impl FnMut() -> F,
+) -> T {
+    let began = Instant::now();
+    loop {
+        match ask().await {
+            Ok(answer) => return answer,
+            Err(error) if began.elapsed() > BOUND => panic!("waited {BOUND:?} for {what}: {error}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    }
 }
 
 /// Asks again and again, for this time at most.
