@@ -7,18 +7,14 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
-    time::Duration,
 };
 
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     access::{ApiKeys, ApiKeysError, Policy, PolicyError, Rights},
-    secrets::{self, FileNews, Reader, ToldFault},
+    secrets::{self, FileFault, FileLooks, FileNews, Reader},
 };
-
-/// Interval between two looks at the files.
-const POLICY_FILE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The rights of this replica, and the files that they come from.
 #[derive(Debug)]
@@ -66,6 +62,8 @@ pub enum AccessFileError {
     )]
     Anybody(PathBuf),
 }
+
+impl FileFault for AccessFileError {}
 
 impl Gatekeeper {
     /// Without a policy: everybody may do everything.
@@ -119,11 +117,9 @@ impl Gatekeeper {
     pub async fn follow(&self, stop: CancellationToken) {
         let Some(file) = &self.file else { return };
         let (policy, mut keys) = (Reader::new(file.clone()), None);
-        let mut told = ToldFault::default();
-        while stop.run_until_cancelled(tokio::time::sleep(POLICY_FILE_INTERVAL)).await.is_some() {
-            let look = self.look(file, &policy, &mut keys);
-            let Some(looked) = stop.run_until_cancelled(look).await else { return };
-            match told.after(looked) {
+        let mut looks = FileLooks::new(stop);
+        while let Some(news) = looks.next(self.look(file, &policy, &mut keys)).await {
+            match news {
                 Some(FileNews::Unusable(error)) => tracing::error!(
                     error,
                     "the policy cannot be used: all rights stay as they were"
@@ -212,7 +208,7 @@ fn parse(file: &Path, text: &str) -> Result<Policy, AccessFileError> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, time::Duration};
 
     use tempfile::TempDir;
     use tokio_util::task::TaskTracker;
@@ -309,7 +305,7 @@ rules: [{principals: [orders], streams: [S], consumers: ['*'], verbs: [work]}]
         let stopped = stop.clone();
         let tasks = TaskTracker::new();
         tasks.spawn(async move { following.follow(stopped).await });
-        let looks = || tokio::time::sleep(2 * POLICY_FILE_INTERVAL);
+        let looks = || tokio::time::sleep(2 * secrets::LOOK_INTERVAL);
         let generation = gatekeeper.rights().generation();
         looks().await;
         assert_eq!(gatekeeper.rights().generation(), generation, "nothing changed");

@@ -14,18 +14,14 @@ use std::{
     fmt, io,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
-    time::Duration,
 };
 
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    secrets::{self, FileNews, OpenTo, Reader, ToldFault},
+    secrets::{self, FileFault, FileLooks, FileNews, OpenTo, Reader},
     token::{self, KeyId, KeyRing, KeyRingError, Sealer},
 };
-
-/// Interval between two looks at the file.
-const KEY_FILE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The keys of this replica.
 #[derive(Debug)]
@@ -63,6 +59,8 @@ pub enum KeysError {
     #[error("cannot make a token key: {0}")]
     Randomness(getrandom::Error),
 }
+
+impl FileFault for KeysError {}
 
 impl Keys {
     /// Reads the keys of the file. Without a file, makes a key that no other replica has.
@@ -133,13 +131,15 @@ impl Keys {
     /// Reads the file again whenever it changes, until `stop`.
     pub async fn follow(&self, stop: CancellationToken) {
         let Some(file) = &self.file else { return };
-        let (reader, mut told) = (Reader::new(file.clone()), ToldFault::default());
-        while stop.run_until_cancelled(tokio::time::sleep(KEY_FILE_INTERVAL)).await.is_some() {
-            let Some(read) = stop.run_until_cancelled(reader.read()).await else { return };
-            let taken = read
-                .map_err(|error| KeysError::Unreadable(file.clone(), error))
-                .and_then(|(text, open_to)| self.take(file, text, open_to));
-            match told.after(taken) {
+        let (reader, mut looks) = (Reader::new(file.clone()), FileLooks::new(stop));
+        let look = async || {
+            let read = reader.read().await;
+            let (text, open_to) =
+                read.map_err(|error| KeysError::Unreadable(file.clone(), error))?;
+            self.take(file, text, open_to)
+        };
+        while let Some(news) = looks.next(look()).await {
+            match news {
                 Some(FileNews::Unusable(error)) => tracing::error!(
                     error,
                     "the token key file cannot be used: the keys stay as they were"

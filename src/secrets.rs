@@ -1,6 +1,6 @@
 //! Reads files that hold secrets. A file system that hangs, or a pipe without a writer, must neither block
-//! the start permanently nor block a thread that serves. Reports who else may read or write a file. Tells a fault of a
-//! file once, for owners that read files again.
+//! the start permanently nor block a thread that serves. Reports who else may read or write a file. Has the one loop
+//! of owners that read files again, which tells each fault of a file once.
 
 use std::{
     fmt,
@@ -18,12 +18,16 @@ use tokio::{
     task::{JoinHandle, spawn_blocking},
     time::timeout,
 };
+use tokio_util::sync::CancellationToken;
 
 /// Longest time to read a file. A local file takes less than a millisecond, a file over a network some
 /// tens of milliseconds.
 const READ_TIMEOUT: Duration = Duration::from_secs(2);
 /// Largest file, in bytes: it has room for 20,000 token keys.
 const LARGEST: u64 = 1024 * 1024;
+/// Interval between two looks at files that are read again. They are compared by content: Kubernetes swaps a
+/// symbolic link, and neither the time of a file nor a watch of it tells that reliably.
+pub const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// Mode bits of all who are neither the owner nor in the group.
 const OTHERS_READ: u32 = 0o004;
 const OTHERS_WRITE: u32 = 0o002;
@@ -180,20 +184,63 @@ pub enum FileNews {
     Usable,
 }
 
-/// The fault that the last look at files found. A fault is told once, even if it lasts.
+/// The reason why files cannot be used.
+pub trait FileFault: fmt::Display {
+    /// Looks in a row that must find such a fault before it is news. More than 1 for a fault that a rotation of several
+    /// files shows in between.
+    fn looks_until_news(&self) -> u32 {
+        1
+    }
+}
+
+/// Repeated looks at files, until a stop.
+#[derive(Debug)]
+pub struct FileLooks {
+    stop: CancellationToken,
+    faults: ToldFault,
+}
+
+impl FileLooks {
+    /// Looks until `stop`.
+    pub fn new(stop: CancellationToken) -> Self {
+        Self { stop, faults: ToldFault::default() }
+    }
+
+    /// Waits for the time of the next look, and then looks. Returns the news of that look, if there are any. `None`:
+    /// the looks are stopped.
+    pub async fn next<F: FileFault>(
+        &mut self,
+        look: impl Future<Output = Result<(), F>>,
+    ) -> Option<Option<FileNews>> {
+        self.stop.run_until_cancelled(tokio::time::sleep(LOOK_INTERVAL)).await?;
+        let looked = self.stop.run_until_cancelled(look).await?;
+        Some(self.faults.after(looked))
+    }
+}
+
+/// The fault that the last looks at files found. A fault is told once, even if it lasts.
 #[derive(Debug, Default)]
-pub struct ToldFault(Option<String>);
+pub struct ToldFault {
+    told: Option<String>,
+    /// Looks in a row that found a fault that may pass.
+    passing: u32,
+}
 
 impl ToldFault {
     /// The news of a look. `None`: nothing has changed since the last look.
-    pub fn after<E: fmt::Display>(&mut self, look: Result<(), E>) -> Option<FileNews> {
+    pub fn after<F: FileFault>(&mut self, look: Result<(), F>) -> Option<FileNews> {
+        let patience = look.as_ref().map_or_else(F::looks_until_news, |()| 1);
+        self.passing = if patience > 1 { self.passing + 1 } else { 0 };
+        if self.passing > 0 && self.passing < patience {
+            return None;
+        }
         let wrong = look.err().map(|error| error.to_string());
         let news = match &wrong {
-            Some(error) if self.0 != wrong => Some(FileNews::Unusable(error.clone())),
-            None if self.0.is_some() => Some(FileNews::Usable),
+            Some(error) if self.told != wrong => Some(FileNews::Unusable(error.clone())),
+            None if self.told.is_some() => Some(FileNews::Usable),
             Some(_) | None => None,
         };
-        self.0 = wrong;
+        self.told = wrong;
         news
     }
 }
@@ -204,21 +251,73 @@ mod tests {
 
     use super::*;
 
+    /// A fault with its name, and the looks before it is news.
+    struct Fault(&'static str, u32);
+
+    impl fmt::Display for Fault {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.0)
+        }
+    }
+
+    impl FileFault for Fault {
+        fn looks_until_news(&self) -> u32 {
+            self.1
+        }
+    }
+
+    fn unusable(error: &str) -> Option<FileNews> {
+        Some(FileNews::Unusable(error.to_owned()))
+    }
+
     #[test]
     fn fault_is_told_once_until_it_changes_or_ends() {
         let mut told = ToldFault::default();
-        let unusable = |error: &str| Some(FileNews::Unusable(error.to_owned()));
         for (look, news) in [
             (Ok(()), None),
-            (Err("a"), unusable("a")),
-            (Err("a"), None),
-            (Err("b"), unusable("b")),
+            (Err(Fault("a", 1)), unusable("a")),
+            (Err(Fault("a", 1)), None),
+            (Err(Fault("b", 1)), unusable("b")),
             (Ok(()), Some(FileNews::Usable)),
             (Ok(()), None),
-            (Err("b"), unusable("b")),
+            (Err(Fault("b", 1)), unusable("b")),
         ] {
             assert_eq!(told.after(look), news);
         }
+    }
+
+    #[test]
+    fn passing_fault_is_told_at_the_third_look_and_once() {
+        let (mut told, passing) = (ToldFault::default(), || Err(Fault("p", 3)));
+        let said: Vec<_> = (0..6).map(|_| told.after(passing()).is_some()).collect();
+        assert_eq!(said, [false, false, true, false, false, false]);
+        assert_eq!(told.after(Ok::<_, Fault>(())), Some(FileNews::Usable));
+        assert_eq!(told.after(passing()), None, "it begins to count again");
+        assert_eq!(told.after(Ok::<_, Fault>(())), None, "a fault that has passed is no news");
+        assert_eq!(told.after(passing()), None);
+        assert_eq!(
+            told.after(Err(Fault("a", 1))),
+            unusable("a"),
+            "each other fault is told at once"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn looks_are_two_seconds_apart_until_the_stop() {
+        let stop = CancellationToken::new();
+        let mut looks = FileLooks::new(stop.clone());
+        let begun = crate::clock::now();
+        for look in 1..4 {
+            let news = looks.next(async { Ok::<_, Fault>(()) }).await;
+            assert_eq!((news, crate::clock::now() - begun), (Some(None), look * LOOK_INTERVAL));
+        }
+        let hanging = looks.next(std::future::pending::<Result<(), Fault>>());
+        let stopped = async {
+            tokio::time::sleep(2 * LOOK_INTERVAL).await;
+            stop.cancel();
+        };
+        assert_eq!(tokio::join!(hanging, stopped).0, None);
+        assert_eq!(looks.next(async { Ok::<_, Fault>(()) }).await, None);
     }
 
     fn file(text: &str, mode: u32) -> tempfile::NamedTempFile {

@@ -36,15 +36,8 @@ pub use self::{
 use crate::{
     clock,
     log_throttle::LogThrottle,
-    secrets::{self, FileNews, Reader, Secret, ToldFault},
+    secrets::{self, FileLooks, FileNews, Reader, Secret},
 };
-
-/// Interval between two looks at the files. They are compared by content: Kubernetes swaps a symbolic link,
-/// and neither the time of a file nor a watch of it tells that reliably.
-const TLS_FILES_INTERVAL: Duration = Duration::from_secs(2);
-/// Looks at a key that does not belong to the certificate, until that is an error. A rotation writes two
-/// files, one after the other.
-const MISMATCHED_LOOKS: u32 = 3;
 
 /// The time from one warning of an end that comes soon to the next.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(24 * 3600);
@@ -109,10 +102,10 @@ impl ServerTls {
     /// Reads the files again whenever they change, until `stop`.
     pub async fn follow(&self, stop: CancellationToken) {
         let readers = Readers::new(&self.settings);
-        let (mut looks, expiry) = (Looks::default(), LogThrottle::every(EXPIRY_INTERVAL));
-        while stop.run_until_cancelled(tokio::time::sleep(TLS_FILES_INTERVAL)).await.is_some() {
-            let Some(read) = stop.run_until_cancelled(readers.read()).await else { return };
-            match looks.after(read.and_then(|texts| self.take(texts))) {
+        let (mut looks, expiry) = (FileLooks::new(stop), LogThrottle::every(EXPIRY_INTERVAL));
+        let look = async || self.take(readers.read().await?);
+        while let Some(news) = looks.next(look()).await {
+            match news {
                 Some(FileNews::Unusable(error)) => tracing::error!(
                     error,
                     "the TLS files cannot be used: the certificate stays as it was"
@@ -214,63 +207,4 @@ impl Readers {
 
 async fn read((flag, reader): &(&'static str, Reader)) -> Result<Secret, TlsFileError> {
     reader.read().await.map_err(|error| unreadable(flag, reader.path(), error))
-}
-
-/// The looks at the files so far.
-#[derive(Debug, Default)]
-struct Looks {
-    mismatched: u32,
-    told: ToldFault,
-}
-
-impl Looks {
-    fn after(&mut self, look: Result<(), TlsFileError>) -> Option<FileNews> {
-        self.mismatched = match &look {
-            Err(TlsFileError::Mismatch { .. }) => self.mismatched + 1,
-            Err(_) | Ok(()) => 0,
-        };
-        if (1..MISMATCHED_LOOKS).contains(&self.mismatched) {
-            return None;
-        }
-        self.told.after(look)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn mismatch() -> Result<(), TlsFileError> {
-        Err(TlsFileError::Mismatch { cert: "c".into(), key: "k".into() })
-    }
-
-    fn invalid(why: &str) -> Result<(), TlsFileError> {
-        Err(TlsFileError::Invalid { flag: "--tls-cert", path: "c".into(), why: why.to_owned() })
-    }
-
-    #[test]
-    fn mismatch_is_told_at_the_third_look_and_once() {
-        let mut looks = Looks::default();
-        let said: Vec<_> = (0..6).map(|_| looks.after(mismatch()).is_some()).collect();
-        assert_eq!(said, [false, false, true, false, false, false]);
-        assert_eq!(looks.after(Ok(())), Some(FileNews::Usable));
-        assert_eq!(looks.after(mismatch()), None, "a mismatch begins to count again");
-        assert_eq!(looks.after(Ok(())), None, "a passing mismatch is no news");
-        assert_eq!(looks.after(mismatch()), None);
-    }
-
-    #[test]
-    fn each_other_fault_is_told_at_once_and_once() {
-        let mut looks = Looks::default();
-        let said = |news: Option<FileNews>| match news {
-            Some(FileNews::Unusable(error)) => error,
-            Some(FileNews::Usable) => "usable".to_owned(),
-            None => String::new(),
-        };
-        assert!(said(looks.after(invalid("x"))).ends_with("c: x"));
-        assert_eq!(said(looks.after(invalid("x"))), "");
-        assert!(said(looks.after(invalid("y"))).ends_with("c: y"));
-        assert_eq!(said(looks.after(Ok(()))), "usable");
-        assert_eq!(said(looks.after(Ok(()))), "");
-    }
 }

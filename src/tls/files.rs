@@ -13,6 +13,7 @@ use rustls::{
 };
 
 use super::certificate;
+use crate::secrets::FileFault;
 
 /// The one protocol that is offered: HTTP/2. Some clients refuse a server that chooses none.
 const ALPN: &[u8] = b"h2";
@@ -81,6 +82,16 @@ pub enum TlsFileError {
         /// The file of the key.
         key: PathBuf,
     },
+}
+
+/// Looks at a key that does not belong to the certificate, until that is an error. A rotation writes two
+/// files, one after the other.
+const MISMATCHED_LOOKS: u32 = 3;
+
+impl FileFault for TlsFileError {
+    fn looks_until_news(&self) -> u32 {
+        if matches!(self, Self::Mismatch { .. }) { MISMATCHED_LOOKS } else { 1 }
+    }
 }
 
 /// The texts of the files.
