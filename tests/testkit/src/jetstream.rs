@@ -10,7 +10,7 @@ use async_nats::{
     jetstream::{
         self,
         consumer::{AckPolicy, Info, PullConsumer, pull},
-        context::Context,
+        context::{Context, PublishErrorKind},
         stream,
     },
 };
@@ -119,8 +119,17 @@ impl Fixture {
         payload: impl Into<bytes::Bytes>,
     ) -> u64 {
         let subject = format!("{}.{subject}", self.stream);
-        let sent = self.jetstream.publish_with_headers(subject, headers, payload.into()).await;
-        sent.unwrap().await.unwrap().sequence
+        let payload = payload.into();
+        // A server of a new cluster may not know yet who stores the stream. It says so, and nothing is stored.
+        eventually_ok("a stream for the message", || async {
+            let (subject, headers) = (subject.clone(), headers.clone());
+            let sent = self.jetstream.publish_with_headers(subject, headers, payload.clone()).await;
+            match sent.unwrap().await {
+                Err(error) if error.kind() == PublishErrorKind::StreamNotFound => Err(error),
+                stored => Ok(stored.unwrap().sequence),
+            }
+        })
+        .await
     }
 
     /// Publishes so many messages, `0` to `count - 1`.
