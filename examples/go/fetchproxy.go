@@ -5,6 +5,8 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"log"
@@ -20,6 +22,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
@@ -57,19 +60,68 @@ type Poison struct{ Reason string }
 func (t Transient) Error() string { return fmt.Sprintf("not now, again in %v", t.Delay) }
 func (p Poison) Error() string    { return p.Reason }
 
-// Dial makes a client for "host:port", or for every address of "dns:///name:port".
-func Dial(target string) (pb.FetchServiceClient, error) {
+// Dial makes a client for "host:port", for "https://host:port" with TLS, or for every address of
+// "dns:///name:port". The environment names the files of its credentials.
+func Dial(address string) (pb.FetchServiceClient, error) {
+	target, hasTLS := strings.CutPrefix(address, "https://")
+	transport := insecure.NewCredentials()
+	if hasTLS {
+		config, err := tlsConfig()
+		if err != nil {
+			return nil, err
+		}
+		transport = credentials.NewTLS(config)
+	}
 	delays := backoff.Config{BaseDelay: firstWait, Multiplier: 2, Jitter: 0.2, MaxDelay: longestWait}
-	conn, err := grpc.NewClient(target,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
+	options := []grpc.DialOption{
+		grpc.WithTransportCredentials(transport),
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxBytes+1<<20)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxBytes + 1<<20)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{
 			Time: 30 * time.Second, PermitWithoutStream: true,
 		}),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: delays, MinConnectTimeout: longestWait}),
-	)
+	}
+	if file := os.Getenv("FETCH_PROXY_BEARER_FILE"); file != "" {
+		options = append(options, grpc.WithPerRPCCredentials(bearer{file, target}))
+	}
+	conn, err := grpc.NewClient(target, options...)
 	return pb.NewFetchServiceClient(conn), err
+}
+
+// tlsConfig reads the certificate of the client for each connection.
+func tlsConfig() (*tls.Config, error) {
+	config := &tls.Config{}
+	if file := os.Getenv("FETCH_PROXY_CA"); file != "" {
+		pem, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		config.RootCAs = x509.NewCertPool()
+		config.RootCAs.AppendCertsFromPEM(pem)
+	}
+	if file := os.Getenv("FETCH_PROXY_CERT"); file != "" {
+		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			pair, err := tls.LoadX509KeyPair(file, os.Getenv("FETCH_PROXY_KEY"))
+			return &pair, err
+		}
+	}
+	return config, nil
+}
+
+// bearer reads the token for each call.
+type bearer struct{ file, target string }
+
+func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	token, err := os.ReadFile(b.file)
+	return map[string]string{"authorization": "Bearer " + strings.TrimSpace(string(token))}, err
+}
+
+// RequireTransportSecurity lets grpc refuse to send the token without TLS to another machine.
+func (b bearer) RequireTransportSecurity() bool {
+	host := strings.TrimPrefix(b.target, "dns:///")
+	isHere := func(here string) bool { return strings.HasPrefix(host, here) }
+	return !slices.ContainsFunc([]string{"localhost:", "127.0.0.1:", "[::1]:"}, isHere)
 }
 
 // Fetch repeats the call until it is answered or permanently refused. The batch is empty if stop has
@@ -437,7 +489,7 @@ func troubleIn(refusal *pb.SettleError) *trouble {
 func (t *trouble) wait(failed int) time.Duration {
 	most := min(firstWait<<min(failed, 6), longestWait)
 	wait := min(t.delay, longestWait) + most/2 + rand.N(most/2)
-	Say(Line{Event: "retry", Reason: t.reason, In: wait.Seconds()})
+	Say(Line{Event: "retry", Reason: t.reason, Message: t.message, In: wait.Seconds()})
 	return wait
 }
 
@@ -449,6 +501,7 @@ type Line struct {
 	ID         json.RawMessage     `json:"id,omitempty"`
 	Headers    map[string][]string `json:"headers,omitempty"`
 	Reason     string              `json:"reason,omitempty"`
+	Message    string              `json:"message,omitempty"`
 	In         float64             `json:"in,omitempty"`
 }
 

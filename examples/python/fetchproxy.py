@@ -3,14 +3,17 @@ log lines, and a batch whose leases are kept alive. Copy it. It must know nothin
 
 import asyncio
 import json
+import os
 import random
 import sys
 import time
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import grpc
 from fetchproxy_pb.v1 import fetch_pb2 as pb
+from fetchproxy_pb.v1.fetch_pb2_grpc import FetchServiceStub
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
@@ -42,8 +45,44 @@ class Poison(Exception):
     """It will never work: the message never comes back."""
 
 
-def connect(target):
-    """A channel to `host:port`, or to all addresses of `dns:///name:port`."""
+class Proxy:
+    """The proxy at `host:port`, at `https://host:port` with TLS, or at all addresses of a
+    `dns:///name:port`. The files of credentials are read for each call: the next call has the new
+    token, and a new certificate makes a new channel."""
+
+    def __init__(self, address):
+        self.target = address.removeprefix("https://")
+        self.tls = self.target != address
+        self.files = self.channel = None
+        host = self.target.removeprefix("dns:///")
+        local = host.startswith(("localhost:", "127.0.0.1:", "[::1]:"))
+        if content("BEARER_FILE") and not (self.tls or local):
+            sys.exit(f"a credential is not sent to {address} without TLS: use https://")
+
+    def call(self, method, request, timeout):
+        files = [content("CA"), content("KEY"), content("CERT")]
+        if files != self.files:
+            if self.channel:
+                asyncio.ensure_future(self.channel.close(20))  # Open calls may end.
+            self.files, self.channel = files, connect(self.target, self.tls and files)
+        token = content("BEARER_FILE")
+        metadata = [("authorization", f"Bearer {token.decode().strip()}")] if token else []
+        method = getattr(FetchServiceStub(self.channel), method)
+        return method(request, timeout=timeout, metadata=metadata)
+
+    async def close(self):
+        if self.channel:
+            await self.channel.close(20)
+
+
+def content(name):
+    """The content of the file that this variable names, or None."""
+    path = os.environ.get(f"FETCH_PROXY_{name}")
+    return Path(path).read_bytes() if path else None
+
+
+def connect(target, files):
+    """A channel to all addresses of the target: with TLS if there are `files`."""
     options = {
         "grpc.max_receive_message_length": MAX_BYTES + (1 << 20),
         "grpc.keepalive_time_ms": 30_000,
@@ -53,11 +92,14 @@ def connect(target):
         "grpc.max_reconnect_backoff_ms": 2_000,
         "grpc.service_config": json.dumps({"loadBalancingConfig": [{"round_robin": {}}]}),
     }
-    return grpc.aio.insecure_channel(target, options=list(options.items()))
+    options = list(options.items())
+    if not files:
+        return grpc.aio.insecure_channel(target, options)
+    return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(*files), options)
 
 
 def refusal(error):
-    """The reason of a failed call, or the name of its code, and the delay of RetryInfo."""
+    """The reason of a failed call, or the name of its code; its text; the delay of RetryInfo."""
     reason, delay = error.code().name, 0
     status = rpc_status.from_call(error)
     for detail in status.details if status else ():
@@ -66,7 +108,7 @@ def refusal(error):
             reason = info.reason
         if detail.Unpack(retry):
             delay = seconds(retry.retry_delay)
-    return reason, delay
+    return reason, error.details(), delay
 
 
 class Backoff:
@@ -74,20 +116,20 @@ class Backoff:
 
     tries = 0
 
-    def next(self, reason, asked):
+    def next(self, reason, message, asked):
         longest = min(LONGEST_WAIT, 0.1 * 2**self.tries)
         self.tries += 1
         wait = min(LONGEST_WAIT, asked) + random.uniform(longest / 2, longest)
-        say(line("retry", {"reason": reason, "in": round(wait, 3)}))
+        say(line("retry", {"reason": reason, "message": message, "in": round(wait, 3)}))
         return wait
 
 
-async def fetch(service, request, stop):
+async def fetch(proxy, request, stop):
     """Repeats the call until there is an answer. Returns None if `stop` is set first."""
     backoff = Backoff()
     while not stop.is_set():
         soon = time.monotonic() + 0.5
-        call = service.Fetch(request, timeout=seconds(request.max_wait) + 5)
+        call = proxy.call("Fetch", request, seconds(request.max_wait) + 5)
         try:
             answer = await unless(stop, call)
         except grpc.aio.AioRpcError as error:
@@ -142,8 +184,8 @@ class Batch:
     keeper settles and extends, so no outcome waits for a slow message. `stop` gives back at once
     all messages that are not begun."""
 
-    def __init__(self, service, answer, stop):
-        self.service, self.stop, self.news = service, stop, asyncio.Event()
+    def __init__(self, proxy, answer, stop):
+        self.proxy, self.stop, self.news = proxy, stop, asyncio.Event()
         self.leases = [Lease(message, seconds(message.lease)) for message in answer.messages]
         self.backoff = Backoff()
         for rejected in answer.rejected:
@@ -212,7 +254,7 @@ class Batch:
                 continue
             for lease in left:
                 if lease.ends <= now:
-                    self.lose(lease)
+                    self.lose(lease, "its time is over")
             if due := [one for one in left if not one.gone and (one.fresh or one.due <= now)]:
                 await self.settle(due)
 
@@ -225,14 +267,14 @@ class Batch:
         began = time.monotonic()
         left = min(lease.ends for lease in leases) - began
         try:
-            answer = await self.service.Settle(request, timeout=min(max(1, left / 2), 10))
+            answer = await self.proxy.call("Settle", request, min(max(1, left / 2), 10))
             results = answer.results
         except grpc.aio.AioRpcError as error:
             if error.code() not in HOPELESS:
                 await asyncio.sleep(self.backoff.next(*refusal(error)))
                 return
-            failed = pb.SettleError(reason=refusal(error)[0])
-            print(f"refused: {failed.reason}: {error.details()}", file=sys.stderr)
+            reason, message, _ = refusal(error)
+            failed = pb.SettleError(reason=reason, message=message)
             results = [pb.SettleResult(error=failed)] * len(leases)
         again = []
         for lease, result in zip(leases, results):
@@ -240,7 +282,7 @@ class Batch:
             if error.HasField("retry_delay") or error.reason == "SETTLE_UNCONFIRMED":
                 again.append((lease, error))
             elif error.reason:
-                self.lose(lease)
+                self.lose(lease, f"{error.reason}: {error.message}")
             elif result.outcome != pb.OUTCOME_EXTENDED:
                 self.end(lease, lease.said)  # This includes OUTCOME_DUPLICATE.
             else:
@@ -249,11 +291,12 @@ class Batch:
             self.backoff.tries = 0
             return
         asked = max(seconds(error.retry_delay) for _, error in again)
-        wait = self.backoff.next(again[0][1].reason, asked)
+        wait = self.backoff.next(again[0][1].reason, again[0][1].message, asked)
         for lease, _ in again:
             lease.due = lease.due if lease.fresh else time.monotonic() + wait
 
-    def lose(self, lease):
+    def lose(self, lease, why):
+        print(f"message {lease.message.stream_sequence} is lost: {why}", file=sys.stderr)
         self.end(lease, line("lost", about(lease.message)))
 
     def end(self, lease, said):

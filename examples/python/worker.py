@@ -12,10 +12,9 @@ from datetime import timedelta
 
 import grpc
 from fetchproxy_pb.v1 import fetch_pb2 as pb
-from fetchproxy_pb.v1.fetch_pb2_grpc import FetchServiceStub
 
 import fetchproxy
-from fetchproxy import Batch, Poison, Transient, line, say
+from fetchproxy import Batch, Poison, Proxy, Transient, line, say
 
 log = logging.getLogger("worker")
 
@@ -57,16 +56,16 @@ async def main():
         codec=pb.CODEC_JSON,
         worker="examples/python",
     )
-    async with fetchproxy.connect(os.environ.get("FETCH_PROXY_ADDR", "127.0.0.1:50051")) as channel:
-        service = FetchServiceStub(channel)
-        say(line("ready"))
-        while answer := await fetchproxy.fetch(service, request, stop):
-            await work(service, answer, stop)
+    proxy = Proxy(os.environ.get("FETCH_PROXY_ADDR", "127.0.0.1:50051"))
+    say(line("ready"))
+    while answer := await fetchproxy.fetch(proxy, request, stop):
+        await work(proxy, answer, stop)
+    await proxy.close()
     say(line("stopped"))
 
 
-async def work(service, answer, stop):
-    async with Batch(service, answer, stop) as batch:
+async def work(proxy, answer, stop):
+    async with Batch(proxy, answer, stop) as batch:
         async for lease in batch:
             try:
                 batch.ack(lease, await handle(lease.message))
@@ -82,4 +81,5 @@ async def work(service, answer, stop):
 try:
     asyncio.run(main())
 except grpc.aio.AioRpcError as error:
-    sys.exit(f"refused: {fetchproxy.refusal(error)[0]}: {error.details()}")
+    reason, message, _ = fetchproxy.refusal(error)
+    sys.exit(f"refused: {reason}: {message}")

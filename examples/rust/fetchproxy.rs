@@ -3,7 +3,7 @@
 //! the work.
 
 use std::{
-    error,
+    env, error, fs, iter,
     sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
@@ -18,7 +18,7 @@ use tokio::{sync::Notify, task::JoinHandle, time};
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Code, Request, Response, Status,
-    transport::{Channel, Endpoint, Error},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Error, Identity},
 };
 use tonic_types::StatusExt as _;
 
@@ -27,8 +27,6 @@ use tonic_types::StatusExt as _;
 pub mod pb {
     tonic::include_proto!("fetchproxy.v1");
 }
-
-pub type Client = FetchServiceClient<Channel>;
 
 /// The largest answer, in bytes. The library's own limit is 4 MiB: raise both together.
 pub const MAX_BYTES: u32 = 16 << 20;
@@ -54,13 +52,94 @@ impl<E: error::Error + Send + Sync + 'static> From<E> for Failure {
     }
 }
 
-/// A channel to `host:port` or `dns:///name:port`. Connects at a call, and again after a break.
-pub fn connect(target: &str) -> Result<Client, Error> {
-    let target = target.trim_start_matches("dns:///");
-    let endpoint = Endpoint::from_shared(format!("http://{target}"))?.connect_timeout(PATIENCE);
-    let endpoint = endpoint.http2_keep_alive_interval(Duration::from_secs(30));
-    let channel = endpoint.keep_alive_while_idle(true).connect_lazy();
-    Ok(Client::new(channel).max_decoding_message_size(MAX_BYTES as usize + (1 << 20)))
+/// The proxy, and the credentials of the worker. Their files are read for each call: the next call
+/// has the new token, and a new certificate makes a new channel.
+#[derive(Clone)]
+pub struct Client {
+    address: String,
+    files: [Option<String>; 3],
+    channel: Channel,
+}
+
+impl Client {
+    /// For `host:port`, `https://host:port` with TLS, or `dns:///name:port`. Connects at a call, and
+    /// again after a break.
+    ///
+    /// # Errors
+    /// A file cannot be used, or others could read the token on its way.
+    pub fn new(address: &str) -> Result<Self, Status> {
+        let address = address.trim_start_matches("dns:///").to_owned();
+        let is_protected = ["https://", "localhost:", "127.0.0.1:", "[::1]:"]
+            .iter()
+            .any(|begin| address.starts_with(begin));
+        if content("BEARER_FILE")?.is_some() && !is_protected {
+            let why = format!("a credential is not sent to {address} without TLS: use https://");
+            return Err(Status::unauthenticated(why));
+        }
+        let files = files()?;
+        let channel = connect(&address, &files).map_err(|error| unusable(&error))?;
+        Ok(Self { address, files, channel })
+    }
+
+    /// The generated client, and the request with the token.
+    fn ready<Q>(
+        &mut self,
+        mut request: Request<Q>,
+    ) -> Result<(FetchServiceClient<Channel>, Request<Q>), Status> {
+        let files = files()?;
+        if files != self.files {
+            self.channel = connect(&self.address, &files).map_err(|error| unusable(&error))?;
+            self.files = files;
+        }
+        if let Some(token) = content("BEARER_FILE")? {
+            let value = format!("Bearer {}", token.trim()).parse();
+            let value = value.map_err(|error| unusable(&error))?;
+            request.metadata_mut().insert("authorization", value);
+        }
+        let client = FetchServiceClient::new(self.channel.clone());
+        Ok((client.max_decoding_message_size(MAX_BYTES as usize + (1 << 20)), request))
+    }
+}
+
+fn connect(address: &str, [ca, cert, key]: &[Option<String>; 3]) -> Result<Channel, Error> {
+    let has_tls = address.starts_with("https://");
+    let url = if has_tls { address.to_owned() } else { format!("http://{address}") };
+    let mut endpoint = Endpoint::from_shared(url)?.connect_timeout(PATIENCE);
+    endpoint = endpoint.http2_keep_alive_interval(Duration::from_secs(30));
+    endpoint = endpoint.keep_alive_while_idle(true);
+    if has_tls {
+        let mut tls = match ca {
+            Some(ca) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca)),
+            None => ClientTlsConfig::new().with_native_roots(),
+        };
+        if let (Some(cert), Some(key)) = (cert, key) {
+            tls = tls.identity(Identity::from_pem(cert, key));
+        }
+        endpoint = endpoint.tls_config(tls)?;
+    }
+    Ok(endpoint.connect_lazy())
+}
+
+fn files() -> Result<[Option<String>; 3], Status> {
+    Ok([content("CA")?, content("CERT")?, content("KEY")?])
+}
+
+/// The content of the file that this variable names, if it is set.
+fn content(name: &str) -> Result<Option<String>, Status> {
+    let Ok(file) = env::var(format!("FETCH_PROXY_{name}")) else { return Ok(None) };
+    let read = fs::read_to_string(&file);
+    read.map(Some).map_err(|error| Status::unavailable(format!("{file}: {error}")))
+}
+
+/// A file that is wrong now may be right soon.
+fn unusable(error: &dyn error::Error) -> Status {
+    Status::unavailable(chain(error))
+}
+
+/// The text of an error and of its causes.
+fn chain(error: &dyn error::Error) -> String {
+    let causes = iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// The next answer with messages. `None` if the worker must stop first.
@@ -75,7 +154,9 @@ pub async fn fetch(
     let (timeout, mut tries) = (of(wanted.max_wait) + PATIENCE, 0);
     loop {
         let began = Instant::now();
-        let call = within(timeout, wanted.clone(), async |request| client.fetch(request).await);
+        let call = within(timeout, client, wanted.clone(), async |mut client, request| {
+            client.fetch(request).await
+        });
         let wait = match stop.run_until_cancelled(call).await.transpose() {
             Ok(Some(answer)) if answer.messages.is_empty() && answer.rejected.is_empty() => {
                 tries = 0;
@@ -93,15 +174,19 @@ pub async fn fetch(
 /// An answer within the time. The request's own timeout would not include the time to connect.
 async fn within<Q, A>(
     timeout: Duration,
+    client: &mut Client,
     message: Q,
-    call: impl AsyncFnOnce(Request<Q>) -> Result<Response<A>, Status>,
+    call: impl AsyncFnOnce(FetchServiceClient<Channel>, Request<Q>) -> Result<Response<A>, Status>,
 ) -> Result<A, SettleError> {
     let mut request = Request::new(message);
     request.set_timeout(timeout);
-    let answer = tokio::select! {
-        biased;
-        () = time::sleep(timeout) => Err(Status::deadline_exceeded("no answer in time")),
-        answer = call(request) => answer,
+    let answer = match client.ready(request) {
+        Err(status) => Err(status),
+        Ok((client, request)) => tokio::select! {
+            biased;
+            () = time::sleep(timeout) => Err(Status::deadline_exceeded("no answer in time")),
+            answer = call(client, request) => answer,
+        },
     };
     answer.map(Response::into_inner).map_err(|status| refusal(&status))
 }
@@ -113,7 +198,8 @@ fn refusal(status: &Status) -> SettleError {
     let retry = status.get_details_retry_info().and_then(|info| info.retry_delay);
     SettleError {
         reason: info.map_or_else(|| format!("{:?}", status.code()), |info| info.reason),
-        message: status.message().to_owned(),
+        // The causes of a failed connection are not in its message.
+        message: error::Error::source(status).map_or_else(|| status.message().to_owned(), chain),
         retry_delay: match status.code() {
             InvalidArgument | NotFound | FailedPrecondition => None,
             PermissionDenied | Unauthenticated | Unimplemented => None,
@@ -135,7 +221,8 @@ fn wait(refusal: &SettleError, tries: &mut u32) -> Duration {
     *tries += 1;
     let asked = of(refusal.retry_delay).min(PATIENCE);
     let wait = asked + longest.mul_f64(0.5 + fastrand::f64() / 2.0);
-    say(&json!({ "event": "retry", "reason": refusal.reason, "in": wait.as_secs_f64() }));
+    let (SettleError { reason, message, .. }, seconds) = (refusal, wait.as_secs_f64());
+    say(&json!({ "event": "retry", "reason": reason, "message": message, "in": seconds }));
     wait
 }
 
@@ -215,7 +302,9 @@ impl Batch {
             }
             let (places, settlements, timeout) = self.next_call(now);
             let message = SettleRequest { settlements, ..SettleRequest::default() };
-            let call = within(timeout, message, async |request| client.settle(request).await);
+            let call = within(timeout, &mut client, message, async |mut client, request| {
+                client.settle(request).await
+            });
             quiet_until = self.note(now, places, call.await, &mut tries);
         }
     }
@@ -276,7 +365,7 @@ impl Batch {
                 None if lease.is_settling => lease.end(),
                 None => lease.lasts(began, of(result.lease)),
                 Some(error) if passes(&error) => lease.due = due,
-                Some(error) => lease.lose(&error.reason),
+                Some(error) => lease.lose(&format!("{}: {}", error.reason, error.message)),
             }
         }
         if has_failed { due } else { began }

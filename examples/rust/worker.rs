@@ -6,7 +6,7 @@ mod fetchproxy;
 use std::{env, error::Error, time::Duration};
 
 use fetchproxy::{
-    Batch,
+    Batch, Client,
     Failure::{self, Poison, Transient},
     pb::{Codec, Delivery, FetchRequest, delivery::Payload},
 };
@@ -69,7 +69,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         worker: "examples/rust".to_owned(),
         ..FetchRequest::default()
     };
-    let mut client = fetchproxy::connect(&set("FETCH_PROXY_ADDR", "127.0.0.1:50051"))?;
+    let mut client = Client::new(&set("FETCH_PROXY_ADDR", "127.0.0.1:50051"))?;
     fetchproxy::say(&json!({ "event": "ready" }));
     while let Some(answer) = fetchproxy::fetch(&mut client, &request, &stop).await? {
         let (batch, keeper) = Batch::keep(&client, &answer, &stop);

@@ -2,7 +2,9 @@
 // extends the leases and settles the messages. Copy it without changes. It must know nothing of the
 // work.
 
+import { readFileSync } from "node:fs";
 import { setImmediate as breathe, setTimeout as sleep } from "node:timers/promises";
+import { isDeepStrictEqual } from "node:util";
 
 import {
   credentials,
@@ -18,6 +20,7 @@ import {
   FetchServiceClient,
   RejectedCause,
   SettleRequest,
+  SettleResponse,
   type FetchRequest,
   type FetchResponse,
   type Rejected,
@@ -52,22 +55,66 @@ export class Poison extends Error {}
  */
 export type Handler = (message: Delivery, signal: AbortSignal) => Promise<object | void>;
 
-/** A client for `host:port`, or for `dns:///name:port` with an address for each replica. */
-export function connect(target: string): FetchServiceClient {
-  return new FetchServiceClient(target, credentials.createInsecure(), {
-    "grpc.max_receive_message_length": MAX_BYTES + (1 << 20),
-    "grpc.keepalive_time_ms": 30_000,
-    "grpc.keepalive_permit_without_calls": 1,
-    "grpc.initial_reconnect_backoff_ms": 100,
-    "grpc.max_reconnect_backoff_ms": PATIENCE,
-    "grpc.service_config": JSON.stringify({ loadBalancingConfig: [{ round_robin: {} }] }),
-    "grpc.service_config_disable_resolution": 1,
-  });
+/**
+ * The proxy at `host:port`, at `https://host:port` with TLS, or at `dns:///name:port` with an address
+ * for each replica. The files of credentials are read for each call: the next call has the new token,
+ * and a new certificate makes a new client.
+ */
+export class FetchProxy {
+  #client?: FetchServiceClient;
+  #files: (Buffer | undefined)[] = [];
+
+  constructor(private readonly address: string) {
+    const isProtected = /^(https:|(dns:\/\/\/)?(localhost|127\.0\.0\.1|\[::1\]):)/.test(address);
+    if (content("BEARER_FILE") && !isProtected)
+      throw new Error(`a credential is not sent to ${address} without TLS: use https://`);
+  }
+
+  async fetch(request: FetchRequest, timeout: number, stop: AbortSignal): Promise<FetchResponse> {
+    const client = this.#connected();
+    return call(client.fetch.bind(client), request, timeout, stop);
+  }
+
+  async settle(request: SettleRequest, timeout: number): Promise<SettleResponse> {
+    const client = this.#connected();
+    return call(client.settle.bind(client), request, timeout);
+  }
+
+  /** Open calls may end. */
+  close(): void {
+    this.#client?.close();
+  }
+
+  #connected(): FetchServiceClient {
+    const files = [content("CA"), content("KEY"), content("CERT")];
+    if (this.#client && isDeepStrictEqual(files, this.#files)) return this.#client;
+    this.close();
+    this.#files = files;
+    const [ca, key, cert] = files;
+    const target = this.address.replace("https://", "");
+    const plain = target === this.address;
+    const channel = plain ? credentials.createInsecure() : credentials.createSsl(ca, key, cert);
+    return (this.#client = new FetchServiceClient(target, channel, {
+      "grpc.max_receive_message_length": MAX_BYTES + (1 << 20),
+      "grpc.keepalive_time_ms": 30_000,
+      "grpc.keepalive_permit_without_calls": 1,
+      "grpc.initial_reconnect_backoff_ms": 100,
+      "grpc.max_reconnect_backoff_ms": PATIENCE,
+      "grpc.service_config": JSON.stringify({ loadBalancingConfig: [{ round_robin: {} }] }),
+      "grpc.service_config_disable_resolution": 1,
+    }));
+  }
+}
+
+/** The content of the file that this variable names, if it is set. */
+function content(name: string): Buffer | undefined {
+  const path = process.env[`FETCH_PROXY_${name}`];
+  return path ? readFileSync(path) : undefined;
 }
 
 /** The next answer with messages. Undefined if the worker must stop first. */
 export async function fetchSome(
-  client: FetchServiceClient,
+  proxy: FetchProxy,
   request: FetchRequest,
   stop: AbortSignal,
 ): Promise<FetchResponse | undefined> {
@@ -76,7 +123,7 @@ export async function fetchSome(
     const began = performance.now();
     let wait: number;
     try {
-      const answer = await call(client.fetch.bind(client), request, timeout, stop);
+      const answer = await proxy.fetch(request, timeout, stop);
       if (answer.messages.length + answer.rejected.length > 0) return answer;
       // A draining proxy, for example, answers at once.
       wait = began + 500 - performance.now();
@@ -100,7 +147,7 @@ export class Batch {
 
   /** Logs the rejected messages. On `stop`, gives back all messages that are not begun. */
   constructor(
-    private readonly client: FetchServiceClient,
+    private readonly proxy: FetchProxy,
     { messages, rejected }: FetchResponse,
     private readonly stop: AbortSignal,
   ) {
@@ -173,7 +220,7 @@ export class Batch {
     const timeout = Math.min(Math.max(left / 2, 1_000), 10_000);
     const request = SettleRequest.create({ settlements: due.map((lease) => lease.part()) });
     try {
-      const { results } = await call(this.client.settle.bind(this.client), request, timeout);
+      const { results } = await this.proxy.settle(request, timeout);
       return { results, failed: false };
     } catch (error) {
       const refusal = refusalIn(error as ServiceError);
@@ -238,7 +285,7 @@ class Lease {
   note({ error, lease }: Result, sent: number, next: number): void {
     if (this.gone.signal.aborted) return;
     if (error && passes(error)) this.due = next;
-    else if (error) this.#lose(error.reason);
+    else if (error) this.#lose(`${error.reason}: ${error.message}`);
     else if (this.#settling) this.#end();
     else this.#lasts(sent, lease);
   }
@@ -293,12 +340,13 @@ const HOPELESS = [
 ];
 
 /** Why a call failed, as the error of each part. The trailers repeat ErrorInfo and RetryInfo. */
-function refusalIn({ code, details, metadata }: ServiceError): Refusal {
-  const trailer = (name: string) => metadata.get(name)[0]?.toString();
+function refusalIn({ code, message, details, metadata }: ServiceError): Refusal {
+  // A file that cannot be read is an error without metadata.
+  const trailer = (name: string) => metadata?.get(name)[0]?.toString();
   const wait = duration(Number(trailer("grpc-retry-pushback-ms") ?? 0));
   return {
-    reason: trailer("fetchproxy-reason") ?? status[code],
-    message: details,
+    reason: trailer("fetchproxy-reason") ?? status[code] ?? code,
+    message: details ?? message,
     retryDelay: HOPELESS.includes(code) ? undefined : wait,
   };
 }
@@ -309,14 +357,14 @@ function passes({ reason, retryDelay }: Refusal): boolean {
 }
 
 /** How long to wait before the next try: at least as long as asked, and longer each time. */
-function backoff({ reason, retryDelay }: Refusal, tries: number): number {
+function backoff({ reason, message, retryDelay }: Refusal, tries: number): number {
   const longest = Math.min(100 * 2 ** tries, PATIENCE);
   const wait = Math.min(millis(retryDelay), PATIENCE) + longest * (0.5 + Math.random() / 2);
-  say({ event: "retry", reason, in: wait / 1_000 });
+  say({ event: "retry", reason, message, in: wait / 1_000 });
   return wait;
 }
 
-/** A call as a promise. */
+/** A call as a promise, with the token in its file. */
 function call<Request, Answer>(
   method: (
     request: Request,
@@ -330,7 +378,10 @@ function call<Request, Answer>(
 ): Promise<Answer> {
   return new Promise((resolve, reject) => {
     const options = { deadline: Date.now() + timeout };
-    const call = method(request, new Metadata(), options, (error, answer) => {
+    const metadata = new Metadata();
+    const token = content("BEARER_FILE");
+    if (token) metadata.set("authorization", `Bearer ${token.toString().trim()}`);
+    const call = method(request, metadata, options, (error, answer) => {
       stop?.removeEventListener("abort", cancel);
       if (error) reject(error);
       else resolve(answer);

@@ -5,8 +5,8 @@ import { setTimeout as sleep } from "node:timers/promises";
 
 import {
   Batch,
-  connect,
   duration,
+  FetchProxy,
   fetchSome,
   MAX_BYTES,
   Poison,
@@ -75,17 +75,17 @@ async function main(): Promise<void> {
     codec: Codec.CODEC_JSON,
     worker: "examples/typescript",
   });
-  const client = connect(FETCH_PROXY_ADDR ?? "127.0.0.1:50051");
+  const proxy = new FetchProxy(FETCH_PROXY_ADDR ?? "127.0.0.1:50051");
 
   say({ event: "ready" });
   for (;;) {
-    const answer = await fetchSome(client, request, stop.signal);
+    const answer = await fetchSome(proxy, request, stop.signal);
     if (!answer) break;
-    const batch = new Batch(client, answer, stop.signal);
+    const batch = new Batch(proxy, answer, stop.signal);
     for (const lease of batch.leases) await batch.work(lease, handle);
     await batch.gone;
   }
-  client.close();
+  proxy.close();
   say({ event: "stopped" });
 }
 

@@ -10,6 +10,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "the workers live in real time")]
 
+mod door;
 mod play;
 mod readme;
 mod server;

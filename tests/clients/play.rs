@@ -20,13 +20,16 @@ use testkit::{
     examples::{
         language::Language,
         reports::{Reports, Tally},
-        scenario::{Publish, Scenario, Seen, Step, Turn},
+        scenario::{Credential, Publish, Scenario, Seen, Step, Turn},
         worker::Worker,
     },
     until,
 };
 
-use crate::server::{Info, Server};
+use crate::{
+    door::Door,
+    server::{Info, Server},
+};
 
 /// For what should happen at once.
 const SOON: Duration = Duration::from_secs(20);
@@ -43,6 +46,7 @@ pub struct Play<'a> {
     proxy: Option<Proxy>,
     listen: String,
     server: Server,
+    door: Option<Door>,
     reports: Arc<Reports>,
     workers: Vec<Worker>,
     ids: u64,
@@ -62,6 +66,7 @@ impl<'a> Play<'a> {
         nats: &'a mut NatsServer,
     ) -> Self {
         let server = Server::set(nats, scenario).await;
+        let door = scenario.door.map(|ways| Door::new(ways, &server.fixture));
         let listen = free_address();
         let (reports, workers) = (Arc::default(), Vec::new());
         let mut stage = Self {
@@ -72,6 +77,7 @@ impl<'a> Play<'a> {
             proxy: None,
             listen,
             server,
+            door,
             reports,
             workers,
             ids: 0,
@@ -137,6 +143,10 @@ impl<'a> Play<'a> {
                 let has_failed = || self.workers.iter_mut().any(Worker::has_failed);
                 self.server.accounted(&self.reports, TOLD, has_failed).await?;
             }
+            Step::Credential(credential) => self.door()?.hold(*credential),
+            Step::Revoke(credential) => self.revoke(*credential).await?,
+            Step::Told { worker, reason } => self.told(self.place(worker)?, reason).await?,
+            Step::Refused { worker, reason } => self.refused(self.place(worker)?, reason).await?,
             Step::Proxy(Turn::Start) => _ = self.start_proxy(),
             Step::Proxy(Turn::Kill) => self.proxy = None,
             Step::Proxy(Turn::Stop) => self.drain_proxy().await?,
@@ -178,7 +188,9 @@ impl<'a> Play<'a> {
     fn start_proxy(&mut self) -> &Proxy {
         let keys = self.keys.to_str().unwrap();
         // The one that comes after it is to know its tokens.
-        let flags = ["--token-key-file", keys, "--cluster", "clients"];
+        let mut flags = vec!["--token-key-file", keys, "--cluster", "clients"];
+        let of_the_door = self.door.as_ref().map(Door::flags).unwrap_or_default();
+        flags.extend(of_the_door.iter().map(String::as_str));
         self.proxy.insert(Proxy::start_on(&self.listen, &self.nats.url(), &flags))
     }
 
@@ -215,6 +227,7 @@ impl<'a> Play<'a> {
             ("CONSUMER".to_owned(), self.server.fixture.consumer.clone()),
         ]);
         env.extend(self.scenario.env.clone());
+        env.extend(self.door.iter().flat_map(|door| door.env(&self.listen)));
         for language in self.languages {
             self.workers.push(Worker::start(name, language, &env, &self.reports));
         }
@@ -241,6 +254,42 @@ impl<'a> Play<'a> {
             let said = count();
             format!("{event}{reason}{of} said {said} times instead of {least}, in {within} s")
         })
+    }
+
+    fn door(&mut self) -> Result<&mut Door, String> {
+        self.door.as_mut().ok_or("the scenario has no door".to_owned())
+    }
+
+    async fn revoke(&mut self, credential: Credential) -> Result<(), String> {
+        let line = self.door()?.line_of_reading();
+        let before = self.proxy()?.log().matches(line).count();
+        self.door()?.revoke(credential);
+        let proxy = self.proxy()?;
+        let read = || async { (proxy.log().matches(line).count() > before).then_some(()) };
+        until(SOON, read).await.ok_or("the proxy reads no file again".to_owned())
+    }
+
+    async fn told(&self, place: usize, reason: &str) -> Result<(), String> {
+        let worker = &self.workers[place];
+        let told = || async { worker.errors().contains(reason).then_some(()) };
+        until(SOON, told).await.ok_or_else(|| format!("{} tells nobody of {reason}", worker.name))
+    }
+
+    async fn refused(&mut self, place: usize, reason: &str) -> Result<(), String> {
+        let worker = &mut self.workers[place];
+        let status = worker.ended(SOON).await;
+        let status = status.ok_or_else(|| format!("{} goes on without rights", worker.name))?;
+        if status.success() {
+            return Err(format!("{} ended as if all were well", worker.name));
+        }
+        self.told(place, reason).await?;
+        let worker = self.workers.remove(place);
+        let repeated = self.reports.has_repeated(&worker.name, reason);
+        if repeated {
+            Err(format!("{} repeats a call that was refused", worker.name))
+        } else {
+            Ok(())
+        }
     }
 
     /// Until nothing is left at the server, and the workers have told of all of it.

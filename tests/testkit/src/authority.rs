@@ -95,5 +95,8 @@ fn params(names: &[String], usage: ExtendedKeyUsagePurpose) -> CertificateParams
 
 fn pem(label: &str, der: &[u8]) -> String {
     let text = STANDARD.encode(der);
+    // Some readers accept no longer lines.
+    let lines = text.as_bytes().chunks(64).map(|line| String::from_utf8_lossy(line));
+    let text = lines.collect::<Vec<_>>().join("\n");
     format!("-----BEGIN {label}-----\n{text}\n-----END {label}-----\n")
 }

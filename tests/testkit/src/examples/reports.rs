@@ -113,6 +113,12 @@ impl Reports {
         })
     }
 
+    /// Whether a worker has repeated a call for this reason.
+    pub fn has_repeated(&self, worker: &str, reason: &str) -> bool {
+        let for_it = |said: &TimedEvent| said.event.reason.as_deref() == Some(reason);
+        self.count_of(|said| said.by == worker && said.event.event == "retry" && for_it(said)) > 0
+    }
+
     /// How often the workers have told of a message.
     pub fn count_told(&self) -> usize {
         self.lock().messages.values().map(|message| message.events.len()).sum()

@@ -31,6 +31,8 @@ pub struct Scenario {
     /// counted, and settlements that it confirmed.
     #[serde(default)]
     pub forgetful: bool,
+    /// The proxy speaks TLS and has a policy. Callers show who they are in one of these ways.
+    pub door: Option<Ways>,
     /// Workers of all languages at once, instead of each language by itself.
     #[serde(default)]
     pub together: bool,
@@ -74,6 +76,20 @@ pub enum Step {
     Accounted {},
     /// Waits until the server has announced a Nak of so many messages.
     GivenBack(usize),
+    /// Puts another credential into the files of the workers, also of those that run.
+    Credential(Credential),
+    /// Takes a credential from those that the proxy accepts, and waits until it has noticed.
+    Revoke(Credential),
+    /// Waits until a worker has told a person of this reason.
+    Told {
+        worker: String,
+        reason: String,
+    },
+    /// Waits until a worker has ended by itself because of this reason, without a repeat.
+    Refused {
+        worker: String,
+        reason: String,
+    },
     Proxy(Turn),
     Nats(Turn),
 }
@@ -83,8 +99,36 @@ impl Step {
     pub fn acts(&self) -> bool {
         let to_workers =
             matches!(self, Self::Start(_) | Self::Stop(_) | Self::Freeze(_) | Self::Thaw(_));
-        to_workers || matches!(self, Self::Publish(_) | Self::Proxy(_) | Self::Nats(_))
+        let to_servers = matches!(self, Self::Proxy(_) | Self::Nats(_));
+        let to_files = matches!(self, Self::Credential(_) | Self::Revoke(_));
+        to_workers || to_servers || to_files || matches!(self, Self::Publish(_))
     }
+}
+
+/// How callers show who they are.
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Ways {
+    /// By API keys.
+    Keys,
+    /// By certificates of clients, which the port demands.
+    Certificates,
+}
+
+/// What a worker has in its files.
+#[derive(Deserialize, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[serde(rename_all = "snake_case")]
+pub enum Credential {
+    Right,
+    /// Another one of the same worker.
+    Renewed,
+    /// No file at all. Only for workers that start later.
+    None,
+    Expired,
+    /// Of another principal, which may work at the same consumer.
+    Neighbour,
+    /// Of a principal that may not work there.
+    Stranger,
 }
 
 #[derive(Deserialize, Clone, Copy)]

@@ -26,14 +26,24 @@ import io.fetchproxy.v1.SettleRequest;
 import io.fetchproxy.v1.SettleResult;
 import io.fetchproxy.v1.Settlement;
 import io.fetchproxy.v1.TermAction;
+import io.grpc.ChannelCredentials;
 import io.grpc.Context;
 import io.grpc.Grpc;
 import io.grpc.InsecureChannelCredentials;
 import io.grpc.ManagedChannel;
+import io.grpc.Metadata;
 import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
+import io.grpc.TlsChannelCredentials;
 import io.grpc.protobuf.StatusProto;
+import io.grpc.stub.MetadataUtils;
+import io.grpc.util.AdvancedTlsX509KeyManager;
+import java.io.File;
+import java.io.IOException;
 import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.security.GeneralSecurityException;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -82,21 +92,49 @@ final class FetchProxy {
           Status.Code.UNAUTHENTICATED,
           Status.Code.UNIMPLEMENTED);
 
+  private static final String CA = System.getenv("FETCH_PROXY_CA");
+  private static final String CERT = System.getenv("FETCH_PROXY_CERT");
+  private static final String KEY = System.getenv("FETCH_PROXY_KEY");
+  private static final String BEARER_FILE = System.getenv("FETCH_PROXY_BEARER_FILE");
+  private static final Metadata.Key<String> AUTHORIZATION =
+      Metadata.Key.of("authorization", Metadata.ASCII_STRING_MARSHALLER);
+
+  /** The addresses to which a token may be sent: nobody on the way can read it. */
+  private static final String PROTECTED =
+      "(https:|(dns:///)?(localhost|127\\.0\\.0\\.1|\\[::1]):).*";
+
+  private final AdvancedTlsX509KeyManager identity = new AdvancedTlsX509KeyManager();
   private final ManagedChannel channel;
   private final FetchServiceBlockingStub stub;
   private final Context.CancellableContext stop = Context.ROOT.withCancellation();
   private final CountDownLatch stopped = new CountDownLatch(1);
 
-  /** Connects to {@code host:port}, or to every address of {@code dns:///name:port}. */
-  FetchProxy(String target) {
+  /**
+   * Connects to {@code host:port}, to {@code https://host:port} with TLS, or to every address of
+   * {@code dns:///name:port}. The environment names the files of its credentials.
+   */
+  FetchProxy(String address) throws IOException {
+    if (BEARER_FILE != null && !address.matches(PROTECTED)) {
+      throw new IllegalArgumentException(
+          "a credential is not sent to " + address + " without TLS: use https://");
+    }
+    boolean hasTls = address.startsWith("https://");
+    var credentials = hasTls ? tls() : InsecureChannelCredentials.create();
     channel =
-        Grpc.newChannelBuilder(target, InsecureChannelCredentials.create())
+        Grpc.newChannelBuilder(address.replace("https://", ""), credentials)
             .defaultLoadBalancingPolicy("round_robin")
             .maxInboundMessageSize(MAX_BYTES + (1 << 20))
             .keepAliveTime(30, TimeUnit.SECONDS)
             .keepAliveWithoutCalls(true)
             .build();
     stub = FetchServiceGrpc.newBlockingStub(channel);
+  }
+
+  private ChannelCredentials tls() throws IOException {
+    var tls = TlsChannelCredentials.newBuilder();
+    if (CA != null) tls.trustManager(new File(CA));
+    if (CERT != null) tls.keyManager(identity);
+    return tls.build();
   }
 
   /** Ends the fetching, from any thread, and gives back all messages that are not begun. */
@@ -137,8 +175,19 @@ final class FetchProxy {
     stopped.await(time, TimeUnit.MILLISECONDS);
   }
 
+  /** Reads the files of credentials for each call, because they may have changed. */
   private FetchServiceBlockingStub within(long timeout) {
-    return stub.withDeadlineAfter(timeout, TimeUnit.MILLISECONDS);
+    var headers = new Metadata();
+    try {
+      if (CERT != null) identity.updateIdentityCredentials(new File(CERT), new File(KEY));
+      if (BEARER_FILE != null) {
+        headers.put(AUTHORIZATION, "Bearer " + Files.readString(Path.of(BEARER_FILE)).strip());
+      }
+    } catch (IOException | GeneralSecurityException error) {
+      throw Status.UNAVAILABLE.withDescription(error.toString()).asRuntimeException();
+    }
+    return stub.withDeadlineAfter(timeout, TimeUnit.MILLISECONDS)
+        .withInterceptors(MetadataUtils.newAttachHeadersInterceptor(headers));
   }
 
   /**
@@ -149,7 +198,8 @@ final class FetchProxy {
     long most = Math.min(FIRST_WAIT << Math.min(failed, 6), LONGEST_WAIT);
     long wait = Math.min(trouble.delay, LONGEST_WAIT);
     wait += most / 2 + ThreadLocalRandom.current().nextLong(most / 2);
-    say("retry", Map.of("reason", trouble.reason, "in", wait / 1e3));
+    var message = String.valueOf(trouble.message);
+    say("retry", Map.of("reason", trouble.reason, "message", message, "in", wait / 1e3));
     // By itself, the channel would wait for up to two minutes before it connects again.
     channel.resetConnectBackoff();
     return wait;

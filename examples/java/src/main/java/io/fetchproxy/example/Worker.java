@@ -10,6 +10,7 @@ import io.fetchproxy.example.FetchProxy.Transient;
 import io.fetchproxy.v1.Codec;
 import io.fetchproxy.v1.Delivery;
 import io.fetchproxy.v1.FetchRequest;
+import java.io.IOException;
 import java.util.Map;
 import java.util.concurrent.CompletableFuture;
 
@@ -20,7 +21,7 @@ import java.util.concurrent.CompletableFuture;
  * more messages at a time, start more workers.
  */
 public final class Worker {
-  public static void main(String[] args) {
+  public static void main(String[] args) throws IOException {
     var proxy = new FetchProxy(env("FETCH_PROXY_ADDR", "127.0.0.1:50051"));
     var exitCode = new CompletableFuture<Integer>();
     // SIGTERM runs this next to the loop, and waits for the end of the loop.

@@ -1,0 +1,159 @@
+//! A proxy that accepts known callers alone, and the credentials that its workers hold. Starts nothing.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use fetch_proxy::access::NewApiKey;
+use tempfile::TempDir;
+use testkit::{
+    authority::{Authority, Signed},
+    examples::scenario::{Credential, Ways},
+    jetstream::Fixture,
+};
+
+/// Everybody who has a credential, by name.
+const HOLDERS: [(Credential, &str); 5] = [
+    (Credential::Right, "worker"),
+    // The same name, so that the proxy cannot tell it from the right one.
+    (Credential::Renewed, "worker"),
+    (Credential::Expired, "worker"),
+    (Credential::Neighbour, "neighbour"),
+    (Credential::Stranger, "stranger"),
+];
+/// The end of an API key that has expired.
+const EXPIRED: &str = " expires=2020-01-01T00:00:00Z";
+
+pub struct Door {
+    ways: Ways,
+    folder: TempDir,
+    held: Credential,
+    /// The API key of each holder, and its line in the proxy's file.
+    keys: BTreeMap<Credential, NewApiKey>,
+    /// The certificate of each holder, and of the authority that has signed it.
+    certificates: BTreeMap<Credential, (Signed, String)>,
+}
+
+impl Door {
+    /// For the workers of this consumer, who hold the right credential.
+    pub fn new(ways: Ways, fixture: &Fixture) -> Self {
+        let authority = Authority::new("authority of the proxy");
+        let folder = tempfile::tempdir().unwrap();
+        authority.server().write(folder.path(), "server");
+        fs::write(folder.path().join("ca.crt"), authority.pem()).unwrap();
+        fs::write(folder.path().join("policy.yaml"), policy(ways, fixture)).unwrap();
+        let (mut keys, mut certificates) = (BTreeMap::new(), BTreeMap::new());
+        for (credential, name) in HOLDERS {
+            let mut key = NewApiKey::random(name).unwrap().unwrap();
+            // An authority for each, so that the proxy can stop to trust one of them.
+            let authority = Authority::new(&format!("authority of {credential:?}"));
+            let signed = authority.client_by(&format!("{name}.example"), |params| {
+                if credential == Credential::Expired {
+                    params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+                }
+            });
+            if credential == Credential::Expired {
+                key.line.push_str(EXPIRED);
+            }
+            keys.insert(credential, key);
+            certificates.insert(credential, (signed, authority.pem().to_owned()));
+        }
+        let mut door = Self { ways, folder, held: Credential::Right, keys, certificates };
+        door.write_accepted();
+        door.hold(Credential::Right);
+        door
+    }
+
+    /// For the proxy.
+    pub fn flags(&self) -> Vec<String> {
+        let mut flags = vec!["--tls-cert", "server.crt", "--tls-key", "server.key"];
+        flags.extend(["--policy-file", "policy.yaml"]);
+        if self.ways == Ways::Certificates {
+            flags.extend(["--tls-client-ca", "client-ca.crt"]);
+        }
+        flags.chunks(2).flat_map(|pair| [pair[0].to_owned(), self.path(pair[1])]).collect()
+    }
+
+    /// For a worker that starts now.
+    pub fn env(&self, listen: &str) -> Vec<(String, String)> {
+        let port = listen.rsplit(':').next().unwrap();
+        let mut env = vec![
+            ("FETCH_PROXY_ADDR", format!("https://localhost:{port}")),
+            ("FETCH_PROXY_CA", self.path("ca.crt")),
+        ];
+        match (self.held, self.ways) {
+            (Credential::None, _) => {}
+            (_, Ways::Keys) => env.push(("FETCH_PROXY_BEARER_FILE", self.path("bearer"))),
+            (_, Ways::Certificates) => {
+                env.push(("FETCH_PROXY_CERT", self.path("tls.crt")));
+                env.push(("FETCH_PROXY_KEY", self.path("tls.key")));
+            }
+        }
+        env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    /// Replaces the files of the workers.
+    pub fn hold(&mut self, credential: Credential) {
+        self.held = credential;
+        match (credential, self.ways) {
+            (Credential::None, _) => {}
+            (_, Ways::Keys) => self.write("bearer", &self.keys[&credential].secret),
+            (_, Ways::Certificates) => {
+                let (Signed { cert, key, .. }, _) = &self.certificates[&credential];
+                self.write("tls.crt", cert);
+                self.write("tls.key", key);
+            }
+        }
+    }
+
+    /// From its next look on, the proxy does not accept this credential.
+    pub fn revoke(&mut self, credential: Credential) {
+        self.keys.remove(&credential);
+        self.certificates.remove(&credential);
+        self.write_accepted();
+    }
+
+    /// What the proxy logs when it has read again what it accepts.
+    pub fn line_of_reading(&self) -> &'static str {
+        match self.ways {
+            Ways::Keys => "a policy is in use",
+            Ways::Certificates => "the TLS files were read again",
+        }
+    }
+
+    fn write_accepted(&self) {
+        let lines: Vec<_> = self.keys.values().map(|key| &*key.line).collect();
+        self.write("keys", &lines.join("\n"));
+        let authorities: Vec<_> = self.certificates.values().map(|(_, pem)| &**pem).collect();
+        self.write("client-ca.crt", &authorities.concat());
+    }
+
+    /// In one step, as a mounted Secret changes.
+    fn write(&self, name: &str, text: &str) {
+        let part = self.folder.path().join("part");
+        fs::write(&part, text).unwrap();
+        fs::rename(part, self.folder.path().join(name)).unwrap();
+    }
+
+    fn path(&self, name: &str) -> String {
+        Path::join(self.folder.path(), name).to_str().unwrap().to_owned()
+    }
+}
+
+/// Workers and neighbours may work at this consumer, and strangers at another.
+fn policy(ways: Ways, fixture: &Fixture) -> String {
+    let (stream, consumer) = (&fixture.stream, &fixture.consumer);
+    let (authenticate, prefix, end) = match ways {
+        Ways::Keys => ("authenticate: {api_keys: {file: keys}}\n", "key:", ""),
+        Ways::Certificates => ("", "dns:", ".example"),
+    };
+    format!(
+        "version: 1\n\
+         {authenticate}\
+         principals:\n\
+         - {{name: workers, match: ['{prefix}worker{end}']}}\n\
+         - {{name: neighbours, match: ['{prefix}neighbour{end}']}}\n\
+         - {{name: strangers, match: ['{prefix}stranger{end}']}}\n\
+         rules:\n\
+         - {{principals: [workers, neighbours], streams: [{stream}], consumers: [{consumer}], verbs: [work]}}\n\
+         - {{principals: [strangers], streams: [elsewhere], consumers: ['*'], verbs: [work]}}\n"
+    )
+}
