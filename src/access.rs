@@ -27,7 +27,7 @@ mod warnings;
 pub use self::{
     api_key::{ApiKeyDigest, ApiKeys, ApiKeysError, NewApiKey},
     compiled::{Policy, Principal},
-    credential::{Credential, Unauthenticated},
+    credential::{CertifiedClient, Credential, Unauthenticated},
     diff::diff,
     document::{Authenticate, PrincipalLimits},
     explain::{AskedRight, Explanation},

@@ -40,6 +40,7 @@ use crate::{
     ops::{self, Health},
     readiness::{Readiness, Verdict},
     refusal_log::RefusalLog,
+    tls::ClientAuth,
     token::InstanceId,
 };
 
@@ -116,6 +117,9 @@ pub async fn run(config: Serve, ready: impl FnOnce(BoundAddresses)) -> Result<()
         owner,
     );
     let tls = config.tls.map(Arc::new);
+    let certified = tls.as_ref().and_then(|tls| tls.names_clients()) == Some(ClientAuth::Require);
+    // Only the authority of their certificates then says who may call.
+    let all_may = certified && gatekeeper.rights().policy().is_none();
     let background = Background::start(cluster.clone(), keys, gatekeeper, tls.clone());
 
     let ((stop_grpc, grpc_stopped), (stop_ops, ops_stopped)) = (stop(), stop());
@@ -131,6 +135,11 @@ pub async fn run(config: Serve, ready: impl FnOnce(BoundAddresses)) -> Result<()
         ops.await;
         Ok(())
     });
+    if all_may {
+        tracing::info!(
+            "there is no policy: each client with a certificate of --tls-client-ca may do everything"
+        );
+    }
     announce(bound, secured, config.admission, config.ports_file.as_deref())?;
 
     tokio::select! {

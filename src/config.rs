@@ -172,11 +172,14 @@ impl Serve {
         if let Some(folder) = ports_file.as_ref().filter(|file| file.is_dir()) {
             return invalid(format!("--ports-file: {} is a folder", folder.display()));
         }
-        let mut gatekeeper =
-            policy_file.map_or_else(|| Ok(Gatekeeper::open()), Gatekeeper::load)?;
+        let certificates = tls.tls_client_ca.is_some();
+        let mut gatekeeper = match policy_file {
+            Some(file) => Gatekeeper::load(file, certificates)?,
+            None => Gatekeeper::open(),
+        };
         // A client without a certificate is then refused before its first call.
-        let certified = tls.tls_client_ca.is_some()
-            && !matches!(tls.tls_client_auth, Some(ClientAuthArg::Optional));
+        let certified =
+            certificates && !matches!(tls.tls_client_auth, Some(ClientAuthArg::Optional));
         let exposure = Exposure {
             beyond: listen.is_beyond_loopback(),
             tls: tls.tls_cert.is_some(),

@@ -20,6 +20,8 @@ use crate::{
 #[derive(Debug)]
 pub struct Gatekeeper {
     file: Option<PathBuf>,
+    /// Whether clients may show certificates, which identify them.
+    certificates: bool,
     /// Whether a policy is refused that accepts callers without a credential.
     must_authenticate: bool,
     state: RwLock<Arc<Taken>>,
@@ -49,7 +51,7 @@ pub enum AccessFileError {
     /// The policy accepts no credential.
     #[error(
         "{}: nothing in `authenticate` identifies a caller, so its rules are for nobody: name \
-         `api_keys`, or set `anonymous: true`", .0.display()
+         `api_keys`, set `anonymous: true`, or start with --tls-client-ca", .0.display()
     )]
     Nobody(PathBuf),
     /// A principal has limits, which would not be obeyed.
@@ -70,14 +72,16 @@ impl Gatekeeper {
     pub fn open() -> Self {
         let rights = Arc::new(Rights::open());
         let taken = Taken { policy: String::new(), keys: String::new(), keys_file: None, rights };
-        Self { file: None, must_authenticate: false, state: RwLock::new(Arc::new(taken)) }
+        let state = RwLock::new(Arc::new(taken));
+        Self { file: None, certificates: false, must_authenticate: false, state }
     }
 
     /// Reads a policy file and the files that it names. Blocks, so it is only for the start of the process.
+    /// `certificates`: clients may show certificates, so the policy needs no other way to identify them.
     ///
     /// # Errors
     /// See [`AccessFileError`].
-    pub fn load(file: PathBuf) -> Result<Self, AccessFileError> {
+    pub fn load(file: PathBuf, certificates: bool) -> Result<Self, AccessFileError> {
         let read = |path: &Path| {
             let read = secrets::read_at_start(path).map(|(text, _)| text);
             read.map_err(|error| AccessFileError::Unreadable(path.to_owned(), error))
@@ -85,7 +89,7 @@ impl Gatekeeper {
         let text = read(&file)?;
         let keys_file = parse(&file, &text)?.authenticate().api_keys_file(&file);
         let keys = keys_file.as_deref().map(read).transpose()?.unwrap_or_default();
-        let gatekeeper = Self { file: Some(file), ..Self::open() };
+        let gatekeeper = Self { file: Some(file), certificates, ..Self::open() };
         gatekeeper.take(text, keys)?;
         Ok(gatekeeper)
     }
@@ -169,7 +173,8 @@ impl Gatekeeper {
         let file = self.file.clone().unwrap_or_default();
         let policy = parse(&file, &text)?;
         let authenticate = policy.authenticate();
-        if !authenticate.identifies() && !authenticate.anonymous {
+        let identifies = self.certificates || authenticate.identifies();
+        if !identifies && !authenticate.anonymous {
             return Err(AccessFileError::Nobody(file));
         }
         if let Some(principal) = policy.limited() {
@@ -247,7 +252,7 @@ rules: [{principals: [orders], streams: [S], consumers: ['*'], verbs: [work]}]
         }
 
         fn load(&self) -> Result<Gatekeeper, AccessFileError> {
-            Gatekeeper::load(self.folder.path().join("policy"))
+            Gatekeeper::load(self.folder.path().join("policy"), false)
         }
 
         /// Whether the key is accepted.

@@ -17,5 +17,6 @@ pub(crate) use self::{
     connection::{ClientConnection, CountOpenCalls, OpenCall},
     listener::{Services, serve},
     middleware::{Middleware, MiddlewareLayer, Next},
+    peer::Peer,
     unwritten::StartedAnswer,
 };

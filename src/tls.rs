@@ -29,11 +29,12 @@ use tokio_util::sync::CancellationToken;
 
 use self::files::{Material, Texts, material};
 pub use self::{
-    certificate::{PeerCertificate, UnfitCertificate},
+    certificate::{UnfitCertificate, certified_client},
     files::{ClientAuth, TlsFileError, TlsSettings, TlsVersion},
     handshake::HandshakeFailure,
 };
 use crate::{
+    access::CertifiedClient,
     clock,
     log_throttle::LogThrottle,
     secrets::{self, FileLooks, FileNews, Reader, Secret},
@@ -63,7 +64,7 @@ pub struct SecuredConnection {
     /// The connection.
     pub stream: Box<TlsStream>,
     /// The certificate that the client showed and that was verified.
-    pub certificate: Option<PeerCertificate>,
+    pub certificate: Option<CertifiedClient>,
     /// Changes when an authority is removed.
     pub removals: watch::Receiver<u64>,
 }
@@ -162,7 +163,7 @@ impl ServerTls {
         };
         let stream = TlsAcceptor::from(config).accept(stream).await?;
         let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-        let certificate = leaf.map(|leaf| PeerCertificate::read(leaf)).transpose()?;
+        let certificate = leaf.map(|leaf| certified_client(leaf)).transpose()?;
         Ok(SecuredConnection { stream: Box::new(stream), certificate, removals })
     }
 }

@@ -1,6 +1,11 @@
-//! Credentials as callers send them, in the `authorization` header.
+//! Credentials as callers send them: in the `authorization` header, or as the certificate of their connection.
 
-use super::api_key::{ApiKeyDigest, ApiKeys};
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    api_key::{ApiKeyDigest, ApiKeys},
+    identity::Identity,
+};
 
 /// Longest value of the header, in bytes.
 const MAX_BEARER_BYTES: usize = 8 * 1024;
@@ -13,6 +18,17 @@ pub enum Credential {
     Missing,
     /// An API key.
     ApiKey(ApiKeyDigest),
+    /// The certificate of the connection.
+    Certificate(CertifiedClient),
+}
+
+/// A client as its verified certificate names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertifiedClient {
+    /// Its identities: one `spiffe://…`, or one `dns:…` for each DNS name, or none.
+    pub identities: Arc<[Identity]>,
+    /// The end of the certificate, since the Unix epoch.
+    pub not_after: Duration,
 }
 
 /// The reason why a credential is not accepted. It tells a guesser nothing.
@@ -24,6 +40,8 @@ pub enum Unauthenticated {
     Malformed,
     /// The API key is not known, or has expired.
     ApiKey,
+    /// The credential has ended.
+    Expired,
 }
 
 impl Unauthenticated {
@@ -33,6 +51,7 @@ impl Unauthenticated {
             Self::Missing => "missing",
             Self::Malformed => "malformed",
             Self::ApiKey => "api_key",
+            Self::Expired => "expired",
         }
     }
 
@@ -40,12 +59,14 @@ impl Unauthenticated {
     pub fn message(self) -> &'static str {
         match self {
             Self::Missing => {
-                "the call has no credential: send the header `authorization: Bearer …`"
+                "the call has no credential: send the header `authorization: Bearer …`, or show a \
+                 client certificate with a SPIFFE ID or a DNS name"
             }
             Self::Malformed => {
                 "the header `authorization` must be there once, with `Bearer` and an API key"
             }
             Self::ApiKey => "the API key is not known here, or has expired",
+            Self::Expired => "the credential has ended",
         }
     }
 }
@@ -69,6 +90,17 @@ impl Credential {
             return Err(Unauthenticated::Malformed);
         }
         ApiKeyDigest::of(token).map(Self::ApiKey).ok_or(Unauthenticated::ApiKey)
+    }
+
+    /// The certificate of the connection counts if there is no other credential, and if it names somebody.
+    #[must_use]
+    pub fn or(self, certificate: Option<&CertifiedClient>) -> Self {
+        match (self, certificate) {
+            (Self::Missing, Some(client)) if !client.identities.is_empty() => {
+                Self::Certificate(client.clone())
+            }
+            (credential, _) => credential,
+        }
     }
 }
 
@@ -102,6 +134,22 @@ mod tests {
         let twice = [good[0].as_bytes(), good[0].as_bytes()];
         assert_eq!(read(&twice), Err(Unauthenticated::Malformed));
         assert_eq!(read(&[b"Bearer \xff"]), Err(Unauthenticated::Malformed));
+    }
+
+    #[test]
+    fn certificate_counts_only_for_a_call_without_a_header() {
+        let client = |identities: &[Identity]| CertifiedClient {
+            identities: identities.into(),
+            not_after: Duration::MAX,
+        };
+        let named = client(&[Identity::parse("dns:a.example").unwrap()]);
+        let certified = Credential::Certificate(named.clone());
+        assert_eq!(Credential::Missing.or(Some(&named)), certified);
+        assert_eq!(Credential::Missing.or(None), Credential::Missing);
+        assert_eq!(Credential::Missing.or(Some(&client(&[]))), Credential::Missing);
+        let key = format!("fpk_{}", "a".repeat(43));
+        let key = Credential::ApiKey(ApiKeyDigest::of(&key).unwrap());
+        assert_eq!(key.clone().or(Some(&named)), key);
     }
 
     proptest! {

@@ -7,6 +7,8 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 /// Longest identity, in bytes.
 const MAX_IDENTITY_BYTES: usize = 512;
+/// Longest identity of a SPIFFE id, in bytes: each implementation must take that many (SPIFFE-ID, section 2.3).
+const MAX_SPIFFE_BYTES: usize = 2048;
 /// Encoded in an identity, next to bytes that are not ASCII. With `%` among them, two texts never become
 /// the same identity.
 const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
@@ -43,9 +45,18 @@ impl IdentityKind {
             Self::Local => "local:",
         }
     }
+
+    fn longest(self) -> usize {
+        match self {
+            Self::Spiffe => MAX_SPIFFE_BYTES,
+            Self::Dns | Self::Jwt | Self::ServiceAccount | Self::ApiKey | Self::Local => {
+                MAX_IDENTITY_BYTES
+            }
+        }
+    }
 }
 
-/// The identity of a caller: printable ASCII without a space, at most 512 bytes.
+/// The identity of a caller: printable ASCII without a space. It has at most 512 bytes, or 2048 for a SPIFFE id.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Identity(Arc<str>);
 
@@ -63,9 +74,12 @@ pub enum IdentityError {
     /// A byte is no printable ASCII, or is a space.
     #[error("must be printable ASCII without a space")]
     Characters,
+    /// A DNS name has a capital.
+    #[error("names of certificates are in lower case here")]
+    Capitals,
     /// The text is too long.
-    #[error("must be at most {MAX_IDENTITY_BYTES} bytes long")]
-    Long,
+    #[error("must be at most {0} bytes long")]
+    Long(usize),
 }
 
 impl Identity {
@@ -78,17 +92,14 @@ impl Identity {
     /// do not fit are percent-encoded.
     ///
     /// # Errors
-    /// [`IdentityError::Empty`], or [`IdentityError::Long`] after the encoding.
+    /// [`IdentityError::Empty`], [`IdentityError::Capitals`], or [`IdentityError::Long`] after the encoding.
     pub fn new(kind: IdentityKind, text: &str) -> Result<Self, IdentityError> {
         if text.is_empty() {
             return Err(IdentityError::Empty);
         }
         let encoded = utf8_percent_encode(text, ENCODED);
         let identity = format!("{}{encoded}", kind.prefix());
-        if identity.len() > MAX_IDENTITY_BYTES {
-            return Err(IdentityError::Long);
-        }
-        Ok(Self(identity.into()))
+        Self::checked(kind, &identity)
     }
 
     /// Reads an identity as this module writes it.
@@ -99,16 +110,26 @@ impl Identity {
         if text == ANONYMOUS_IDENTITY {
             return Ok(Self::anonymous());
         }
-        let rest = IdentityKind::ALL.iter().find_map(|kind| text.strip_prefix(kind.prefix()));
-        match rest {
+        let kinds = IdentityKind::ALL.into_iter();
+        let found = kinds.filter_map(|kind| Some((kind, text.strip_prefix(kind.prefix())?))).next();
+        match found {
             None => Err(IdentityError::Kind),
-            Some("") => Err(IdentityError::Empty),
-            Some(_) if text.len() > MAX_IDENTITY_BYTES => Err(IdentityError::Long),
-            Some(rest) if !rest.bytes().all(|byte| byte.is_ascii_graphic()) => {
+            Some((_, "")) => Err(IdentityError::Empty),
+            Some((_, rest)) if !rest.bytes().all(|byte| byte.is_ascii_graphic()) => {
                 Err(IdentityError::Characters)
             }
-            Some(_) => Ok(Self(text.into())),
+            Some((kind, _)) => Self::checked(kind, text),
         }
+    }
+
+    fn checked(kind: IdentityKind, text: &str) -> Result<Self, IdentityError> {
+        if text.len() > kind.longest() {
+            return Err(IdentityError::Long(kind.longest()));
+        }
+        if kind == IdentityKind::Dns && text.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            return Err(IdentityError::Capitals);
+        }
+        Ok(Self(text.into()))
     }
 
     /// The text.
@@ -159,6 +180,7 @@ mod tests {
     #[test]
     fn text_that_is_no_identity_is_refused_by_its_mistake() {
         let long = format!("key:{}", "a".repeat(509));
+        let long_id = format!("spiffe://d/{}", "a".repeat(2048));
         for (text, error) in [
             ("", IdentityError::Kind),
             ("orders", IdentityError::Kind),
@@ -167,13 +189,16 @@ mod tests {
             ("key:a b", IdentityError::Characters),
             ("key:é", IdentityError::Characters),
             ("anonymous ", IdentityError::Kind),
-            (&long, IdentityError::Long),
+            ("dns:Worker.example", IdentityError::Capitals),
+            (&long, IdentityError::Long(512)),
+            (&long_id, IdentityError::Long(2048)),
         ] {
             assert_eq!(Identity::parse(text), Err(error), "{text}");
         }
         assert_eq!(Identity::new(IdentityKind::Jwt, ""), Err(IdentityError::Empty));
         let encoded = "é".repeat(100);
-        assert_eq!(Identity::new(IdentityKind::Jwt, &encoded), Err(IdentityError::Long));
+        assert_eq!(Identity::new(IdentityKind::Jwt, &encoded), Err(IdentityError::Long(512)));
+        assert!(Identity::parse(&long_id[..2048]).is_ok());
     }
 
     proptest! {

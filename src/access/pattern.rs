@@ -4,7 +4,7 @@
 use std::fmt;
 
 /// Longest pattern, in bytes. It is the longest identity.
-const MAX_PATTERN_BYTES: usize = 512;
+const MAX_PATTERN_BYTES: usize = 2048;
 
 /// A pattern, always matched against a whole text, in which capitals count.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -157,7 +157,7 @@ mod tests {
         ] {
             assert_eq!(pattern(of).matches(text), matches, "{of} and {text}");
         }
-        for text in ["", "a b", "a\u{7}", &"a".repeat(513)] {
+        for text in ["", "a b", "a\u{7}", &"a".repeat(2049)] {
             assert!(Pattern::parse(text).is_err(), "{text:?}");
         }
     }

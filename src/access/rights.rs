@@ -115,6 +115,16 @@ impl Rights {
                     self.api_keys.find(key, now).ok_or(Unauthenticated::ApiKey)?;
                 (identity.clone(), until)
             }
+            Credential::Certificate(client) if client.not_after <= now => {
+                return Err(Unauthenticated::Expired);
+            }
+            Credential::Certificate(client) => {
+                let mut matching = client.identities.iter();
+                let matching = matching.find(|identity| policy.principal_of(identity).is_some());
+                let identity = matching.or(client.identities.first());
+                let identity = identity.ok_or(Unauthenticated::Missing)?;
+                (identity.clone(), Some(client.not_after))
+            }
         };
         let principal = policy.principal_of(&identity).map(|principal| principal.name.clone());
         Ok(KnownCaller { identity, principal, until, credential, generation })
@@ -274,7 +284,7 @@ impl Denied {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::access::{ApiKeyDigest, NewApiKey};
+    use crate::access::{ApiKeyDigest, CertifiedClient, NewApiKey};
 
     const NOW: Duration = Duration::from_secs(1_800_000_000);
     const ORDERS: (&str, &str) = ("ORDERS", "worker");
@@ -336,6 +346,37 @@ rules:
         let open = POLICY.replace("authenticate: {", "authenticate: {anonymous: true, ");
         let caller = keys.rights(&open, 1).caller(Credential::Missing, NOW).unwrap();
         assert_eq!((caller.identity, caller.principal), (Identity::anonymous(), None));
+    }
+
+    /// The credential of a certificate with these identities.
+    fn certificate(identities: &[&str], not_after: Duration) -> Credential {
+        let identities = identities.iter().map(|text| Identity::parse(text).unwrap()).collect();
+        Credential::Missing.or(Some(&CertifiedClient { identities, not_after }))
+    }
+
+    #[test]
+    fn certificate_is_the_first_of_its_names_that_a_principal_matches() {
+        let policy = POLICY.replace("'key:reader'", "'dns:*.orders', 'spiffe://prod/*', 'dns:b'");
+        let rights = Keys::new(&[]).rights(&policy, 1);
+        let end = NOW + Duration::from_secs(1);
+        for (identities, identity, principal) in [
+            (&["spiffe://prod/ns/a"][..], "spiffe://prod/ns/a", Some("reader")),
+            (&["spiffe://test/ns/a"], "spiffe://test/ns/a", None),
+            (&["dns:x", "dns:b", "dns:a.orders"], "dns:b", Some("reader")),
+            (&["dns:x", "dns:y"], "dns:x", None),
+        ] {
+            let caller = rights.caller(certificate(identities, end), NOW).unwrap();
+            assert_eq!(
+                (caller.identity.as_str(), caller.principal.as_deref()),
+                (identity, principal)
+            );
+            assert_eq!(caller.until, Some(end));
+        }
+        let ended = rights.caller(certificate(&["dns:b"], NOW), NOW).unwrap_err();
+        assert_eq!(ended, Unauthenticated::Expired);
+        // Nothing of it counts without a policy.
+        let caller = Rights::open().caller(certificate(&["dns:b"], end), NOW).unwrap();
+        assert_eq!(caller.identity, Identity::anonymous());
     }
 
     #[test]

@@ -14,7 +14,7 @@ const MAX_WARNINGS: usize = 50;
 /// The probable mistakes in a policy, each with its place.
 pub fn warnings(policy: &Policy) -> Vec<PolicyError> {
     let mut found = Vec::new();
-    if !policy.authenticate().identifies() {
+    if !policy.authenticate().identifies() && !names_certificates(policy) {
         let message = "nothing in `authenticate` identifies a caller: without client certificates, \
                        no rule can allow anything to anybody but `anonymous`";
         found.push(PolicyError::at(&policy.text, &[], message));
@@ -35,36 +35,62 @@ pub fn warnings(policy: &Policy) -> Vec<PolicyError> {
         found.push(PolicyError::at(&policy.text, &path, message));
     }
     found.extend(hidden_patterns(policy).take(MAX_WARNINGS));
+    found.extend(capitals(policy).take(MAX_WARNINGS));
     found.extend(fetch_alone(policy).take(MAX_WARNINGS));
     found.extend(without_rules(policy).take(MAX_WARNINGS));
     found.truncate(MAX_WARNINGS);
     found
 }
 
+/// All patterns, each with the places of its principal and of itself.
+fn patterns(policy: &Policy) -> impl Iterator<Item = (usize, usize, &Pattern)> {
+    policy.document.principals.0.iter().enumerate().flat_map(|(place, principal)| {
+        principal.patterns.0.iter().enumerate().map(move |(index, pattern)| (place, index, pattern))
+    })
+}
+
+/// A mistake in a pattern.
+fn at_pattern(policy: &Policy, place: usize, index: usize, message: String) -> PolicyError {
+    let path = [
+        PathStep::Key("principals"),
+        PathStep::Entry(place),
+        PathStep::Key("match"),
+        PathStep::Entry(index),
+    ];
+    PolicyError::at(&policy.text, &path, message)
+}
+
+/// Whether a pattern is only for identities of client certificates.
+fn names_certificates(policy: &Policy) -> bool {
+    let of_certificates = |text: &str| text.starts_with("spiffe://") || text.starts_with("dns:");
+    patterns(policy).any(|(_, _, pattern)| of_certificates(pattern.as_str()))
+}
+
+/// Patterns of DNS names that match nothing, because names of certificates are in lower case.
+fn capitals(policy: &Policy) -> impl Iterator<Item = PolicyError> {
+    let capital = |text: &str| text.bytes().any(|byte| byte.is_ascii_uppercase());
+    patterns(policy).filter_map(move |(place, index, pattern)| {
+        pattern.as_str().strip_prefix("dns:").filter(|name| capital(name))?;
+        let message =
+            format!("`{pattern}` never counts: names of certificates are in lower case here");
+        Some(at_pattern(policy, place, index, message))
+    })
+}
+
 /// Patterns that match nothing, because a pattern of an earlier principal matches all of it.
 fn hidden_patterns(policy: &Policy) -> impl Iterator<Item = PolicyError> {
     let principals = &policy.document.principals.0;
-    let each = principals.iter().enumerate();
-    let each = each.flat_map(|(place, principal)| {
-        principal.patterns.0.iter().enumerate().map(move |(index, pattern)| (place, index, pattern))
-    });
-    each.filter_map(move |(place, index, pattern)| {
+    patterns(policy).filter_map(move |(place, index, pattern)| {
         let mut earlier = principals[..place].iter();
         let (by, cover) = earlier.find_map(|earlier| {
             let cover = earlier.patterns.0.iter().find(|cover| cover.covers(pattern));
             cover.map(|cover| (earlier, cover))
         })?;
-        let path = [
-            PathStep::Key("principals"),
-            PathStep::Entry(place),
-            PathStep::Key("match"),
-            PathStep::Entry(index),
-        ];
         let message = format!(
             "`{pattern}` never counts: `{cover}` of the earlier principal `{}` matches the same",
             by.name.0
         );
-        Some(PolicyError::at(&policy.text, &path, message))
+        Some(at_pattern(policy, place, index, message))
     })
 }
 
@@ -142,6 +168,24 @@ mod tests {
         let found = of(idle, &work.replace("'*'", "a"));
         let [nothing] = &found[..] else { panic!("{found:?}") };
         assert!(nothing.starts_with("3:37: no rule is for `b`"), "{nothing}");
+    }
+
+    #[test]
+    fn policy_of_certificates_alone_is_no_mistake_and_capitals_in_it_are() {
+        let of = |pattern: &str| {
+            let text = format!(
+                "version: 1\nprincipals: [{{name: a, match: ['{pattern}']}}]\n\
+                 rules: [{{principals: [a], streams: [s], consumers: [c], verbs: [work]}}]"
+            );
+            let found = warnings(&Policy::parse(&text).unwrap());
+            found.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert!(of("spiffe://prod/*").is_empty() && of("dns:*.example").is_empty());
+        let [nobody] = &of("key:*")[..] else { panic!() };
+        assert!(nobody.starts_with("1:1: nothing in `authenticate` identifies"), "{nobody}");
+        let found = of("dns:*.Example");
+        let [capital] = &found[..] else { panic!("{found:?}") };
+        assert!(capital.starts_with("2:32: `dns:*.Example` never counts"), "{capital}");
     }
 
     #[test]

@@ -25,7 +25,8 @@ A policy file says who is accepted, as which principal, and what each principal 
     api_keys: {file: api-keys}           # lines that `fetch-proxy keygen --api-key NAME` prints
   principals:
     - name: orders                       # the name in logs and in tokens
-      match: [\"key:orders-*\"]            # identities: key:NAME for an API key, or anonymous
+      match: [\"key:orders-*\"]            # key:NAME of an API key, dns:NAME or spiffe://ID of a
+                                         # certificate, or anonymous
   rules:
     - principals: [orders]
       streams: [ORDERS]
@@ -93,7 +94,8 @@ pub enum PolicyCommand {
 pub struct PolicyCheckArgs {
     /// The policy file.
     pub file: PathBuf,
-    /// Explain what this identity may do, such as key:laptop-anna or anonymous.
+    /// Explain what this identity may do, such as key:laptop-anna, spiffe://prod.example/ns/a,
+    /// dns:worker.example or anonymous.
     #[arg(id = "as", long, value_name = "IDENTITY", value_parser = identity)]
     pub identity: Option<Identity>,
     /// Explain this verb: fetch, settle, extend, settle-any, inspect or admin.

@@ -18,7 +18,7 @@ pub(super) struct TlsArgs {
     pub(super) tls_key: Option<PathBuf>,
     /// File with the certificate authorities (PEM) that sign certificates of clients.
     ///
-    /// Clients then must show a certificate. Give your own authority: a public one signs certificates of
+    /// Clients then must show a certificate, and a policy knows them by its names. Give your own authority: a public one signs certificates of
     /// strangers. If an authority is removed from the file, connections with a client certificate end
     /// within seconds.
     #[arg(long, env = "FETCH_PROXY_TLS_CLIENT_CA", value_name = "FILE")]

@@ -9,7 +9,7 @@ use std::{
 use http::Request;
 use tower::Service;
 
-use crate::tls::PeerCertificate;
+use crate::access::CertifiedClient;
 
 /// The client at the other end of a connection. It is among the extensions of each request, as an
 /// `Arc<Peer>`.
@@ -18,7 +18,7 @@ pub(crate) struct Peer {
     /// The address that the connection came from. Behind a load balancer it is that of the balancer.
     pub(crate) address: SocketAddr,
     /// The verified certificate, if the client showed one.
-    pub(crate) certificate: Option<PeerCertificate>,
+    pub(crate) certificate: Option<CertifiedClient>,
 }
 
 /// A service whose requests carry the peer of their connection.

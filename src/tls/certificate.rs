@@ -6,7 +6,7 @@
 //! 2. Otherwise each DNS name is an identity, as `dns:name` in lower case.
 //! 3. Otherwise there is no identity. The common name is never read, nor are addresses.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use x509_parser::{
     certificate::{Validity, X509Certificate},
@@ -15,19 +15,13 @@ use x509_parser::{
     time::ASN1Time,
 };
 
-const SPIFFE: &str = "spiffe://";
-/// Longest SPIFFE ID, in bytes (SPIFFE-ID, section 2.3), and its longest trust domain (section 2.1).
-const MAX_SPIFFE_BYTES: usize = 2048;
-const MAX_TRUST_DOMAIN_BYTES: usize = 255;
+use crate::access::{CertifiedClient, Identity, IdentityKind};
 
-/// What the certificate of a client says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PeerCertificate {
-    /// The identities of the client: one `spiffe://…`, or one `dns:…` for each DNS name, or none.
-    pub identities: Vec<String>,
-    /// The end of the certificate, since the Unix epoch.
-    pub not_after: Duration,
-}
+const SPIFFE: &str = "spiffe://";
+/// Longest trust domain of a SPIFFE ID, in bytes (SPIFFE-ID, section 2.1).
+const MAX_TRUST_DOMAIN_BYTES: usize = 255;
+/// Most DNS names of a certificate. Each of them may be looked for in the policy, at each call.
+const MAX_DNS_NAMES: usize = 100;
 
 /// The reason why a verified certificate is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -41,43 +35,44 @@ pub enum UnfitCertificate {
     /// Its SPIFFE ID is not well formed, or names a trust domain alone.
     #[error("the SPIFFE ID of the client certificate is not that of a workload")]
     SpiffeId,
+    /// It has many names.
+    #[error("the client certificate has more than {MAX_DNS_NAMES} DNS names")]
+    ManyNames,
     /// It has a SPIFFE ID and may sign certificates or revocation lists.
     #[error("the client certificate has a SPIFFE ID and may sign others")]
     Signing,
 }
 
-impl PeerCertificate {
-    /// Reads a leaf, as DER.
-    ///
-    /// # Errors
-    /// See [`UnfitCertificate`].
-    pub fn read(leaf: &[u8]) -> Result<Self, UnfitCertificate> {
-        let unreadable = |_| UnfitCertificate::Unreadable;
-        let (_, leaf) =
-            X509Certificate::from_der(leaf).map_err(|_| UnfitCertificate::Unreadable)?;
-        let not_after = seconds(leaf.validity().not_after);
-        let names = leaf.subject_alternative_name().map_err(unreadable)?;
-        let names = names.map_or(&[][..], |names| &names.value.general_names);
-        let uris: Vec<&str> = names.iter().filter_map(uri).collect();
-        let identities = if uris.iter().any(|uri| is_spiffe(uri)) {
-            let [id] = *uris else { return Err(UnfitCertificate::ManyUris) };
-            let authority = leaf.basic_constraints().map_err(unreadable)?;
-            let usage = leaf.key_usage().map_err(unreadable)?;
-            let signs = |usage: &KeyUsage| usage.key_cert_sign() || usage.crl_sign();
-            if authority.is_some_and(|authority| authority.value.ca)
-                || usage.is_some_and(|usage| signs(usage.value))
-            {
-                return Err(UnfitCertificate::Signing);
-            }
-            if !names_a_workload(id) {
-                return Err(UnfitCertificate::SpiffeId);
-            }
-            vec![id.to_owned()]
-        } else {
-            names.iter().filter_map(dns).collect()
-        };
-        Ok(Self { identities, not_after })
-    }
+/// Reads a leaf, as DER.
+///
+/// # Errors
+/// See [`UnfitCertificate`].
+pub fn certified_client(leaf: &[u8]) -> Result<CertifiedClient, UnfitCertificate> {
+    let unreadable = |_| UnfitCertificate::Unreadable;
+    let (_, leaf) = X509Certificate::from_der(leaf).map_err(|_| UnfitCertificate::Unreadable)?;
+    let not_after = seconds(leaf.validity().not_after);
+    let names = leaf.subject_alternative_name().map_err(unreadable)?;
+    let names = names.map_or(&[][..], |names| &names.value.general_names);
+    let uris: Vec<&str> = names.iter().filter_map(uri).collect();
+    let identities = if uris.iter().any(|uri| is_spiffe(uri)) {
+        let [id] = *uris else { return Err(UnfitCertificate::ManyUris) };
+        let authority = leaf.basic_constraints().map_err(unreadable)?;
+        let usage = leaf.key_usage().map_err(unreadable)?;
+        let signs = |usage: &KeyUsage| usage.key_cert_sign() || usage.crl_sign();
+        if authority.is_some_and(|authority| authority.value.ca)
+            || usage.is_some_and(|usage| signs(usage.value))
+        {
+            return Err(UnfitCertificate::Signing);
+        }
+        [workload(id).ok_or(UnfitCertificate::SpiffeId)?].into()
+    } else {
+        let identities: Arc<[Identity]> = names.iter().filter_map(dns).collect();
+        if identities.len() > MAX_DNS_NAMES {
+            return Err(UnfitCertificate::ManyNames);
+        }
+        identities
+    };
+    Ok(CertifiedClient { identities, not_after })
 }
 
 /// The begin and the end of a certificate, since the Unix epoch. `None`: it cannot be read.
@@ -96,11 +91,12 @@ fn uri<'n>(name: &GeneralName<'n>) -> Option<&'n str> {
 }
 
 /// The identity of a DNS name. A wildcard names no client.
-fn dns(name: &GeneralName<'_>) -> Option<String> {
+fn dns(name: &GeneralName<'_>) -> Option<Identity> {
     let GeneralName::DNSName(name) = name else { return None };
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
     let whole = (1..=253).contains(&name.len()) && name.chars().all(plain);
-    whole.then(|| format!("dns:{}", name.to_ascii_lowercase()))
+    let name = whole.then(|| name.to_ascii_lowercase())?;
+    Identity::new(IdentityKind::Dns, &name).ok()
 }
 
 /// In any case of letters: a certificate must not be read as one without a SPIFFE ID.
@@ -108,19 +104,17 @@ fn is_spiffe(uri: &str) -> bool {
     uri.get(..SPIFFE.len() - 2).is_some_and(|scheme| scheme.eq_ignore_ascii_case("spiffe:"))
 }
 
-/// Whether this is a valid SPIFFE ID with a path (SPIFFE-ID, section 2).
-fn names_a_workload(id: &str) -> bool {
-    let Some((domain, path)) = id.strip_prefix(SPIFFE).and_then(|rest| rest.split_once('/')) else {
-        return false;
-    };
+/// The identity of a valid SPIFFE ID with a path (SPIFFE-ID, section 2). The length is that of the identity.
+fn workload(id: &str) -> Option<Identity> {
+    let (domain, path) = id.strip_prefix(SPIFFE)?.split_once('/')?;
     let of_domain = |c: char| matches!(c, 'a'..='z' | '0'..='9' | '.' | '-' | '_');
     let of_path = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
     let segment =
         |segment: &str| !matches!(segment, "" | "." | "..") && segment.chars().all(of_path);
-    id.len() <= MAX_SPIFFE_BYTES
-        && (1..=MAX_TRUST_DOMAIN_BYTES).contains(&domain.len())
+    let is_whole = (1..=MAX_TRUST_DOMAIN_BYTES).contains(&domain.len())
         && domain.chars().all(of_domain)
-        && path.split('/').all(segment)
+        && path.split('/').all(segment);
+    is_whole.then(|| Identity::parse(id).ok()).flatten()
 }
 
 #[cfg(test)]
@@ -146,7 +140,8 @@ mod tests {
         params.subject_alt_names = names.to_vec();
         change(&mut params);
         let leaf = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
-        PeerCertificate::read(leaf.der()).map(|certificate| certificate.identities)
+        let client = certified_client(leaf.der())?;
+        Ok(client.identities.iter().map(|identity| identity.as_str().to_owned()).collect())
     }
 
     /// The table of X.509-SVID (section 2, 4 and 5.2) and SPIFFE-ID (section 2).
@@ -221,6 +216,9 @@ mod tests {
         ] {
             assert_eq!(read(&names, plain).unwrap(), expected, "{names:?}");
         }
+        let names: Vec<_> = (0..=MAX_DNS_NAMES).map(|name| dns(&format!("w{name}"))).collect();
+        assert_eq!(read(&names, plain), Err(UnfitCertificate::ManyNames));
+        assert_eq!(read(&names[1..], plain).unwrap().len(), MAX_DNS_NAMES);
         let named: fn(&mut CertificateParams) =
             |params| params.distinguished_name.push(DnType::CommonName, "worker.example");
         assert_eq!(read(&[], named).unwrap(), Vec::<String>::new(), "the common name says nothing");
@@ -231,22 +229,22 @@ mod tests {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.not_after = rcgen::date_time_ymd(2030, 1, 1);
         let leaf = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
-        let end = PeerCertificate::read(leaf.der()).unwrap().not_after;
+        let end = certified_client(leaf.der()).unwrap().not_after;
         assert_eq!(end, Duration::from_secs(1_893_456_000));
     }
 
     proptest::proptest! {
         #[test]
         fn certificate_of_any_bytes_harms_nothing(bytes: Vec<u8>, at: proptest::sample::Index, byte: u8) {
-            let _ = PeerCertificate::read(&bytes);
+            let _ = certified_client(&bytes);
             let mut params = CertificateParams::new(vec!["a.example".to_owned()]).unwrap();
             params.subject_alt_names.push(uri("spiffe://d/p"));
             let leaf = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
             let mut leaf = leaf.der().to_vec();
             let at = at.index(leaf.len());
             leaf[at] = byte;
-            let _ = PeerCertificate::read(&leaf);
-            let _ = PeerCertificate::read(&leaf[..at]);
+            let _ = certified_client(&leaf);
+            let _ = certified_client(&leaf[..at]);
         }
     }
 }

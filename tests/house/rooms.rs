@@ -239,7 +239,7 @@ const ROOMS: &[Room] = &[
     Room {
         name: "net",
         purpose: "connections of clients: accepted, bounded, closed",
-        rooms: &["clock", "limits", "lock", "log_throttle", "tls"],
+        rooms: &["access", "clock", "limits", "lock", "log_throttle", "tls"],
         libraries: &["hyper", "tokio", "tracing"],
     },
     Room {
@@ -299,7 +299,7 @@ const ROOMS: &[Room] = &[
     Room {
         name: "tls",
         purpose: "TLS of the client port: its files, handshakes, and who a certificate names",
-        rooms: &["clock", "log_throttle", "secrets"],
+        rooms: &["access", "clock", "log_throttle", "secrets"],
         libraries: &["rustls", "tokio", "tracing"],
     },
     Room { name: "token", purpose: "tokens: sealed claims; pure", rooms: &[], libraries: &[] },

@@ -48,10 +48,12 @@ fn flags(folder: &Path, policy: Option<&str>, words: &[&str]) -> Vec<String> {
 }
 
 const WITHOUT_CREDENTIALS: &str = "listening beyond loopback without credentials (--insecure)";
+const ALL_MAY: &str =
+    "there is no policy: each client with a certificate of --tls-client-ca may do everything";
 const WITHOUT_TLS: &str = "listening beyond loopback without TLS (--plaintext)";
 
-#[test]
-fn replica_serves_where_its_protection_or_its_admission_is_enough() {
+#[tokio::test]
+async fn replica_serves_where_its_protection_or_its_admission_is_enough() {
     let (folder, nats) = (policies(), NatsServer::shared().url());
     for (listen, policy, words, warning) in [
         ("127.0.0.1:0", None, &[][..], None),
@@ -66,15 +68,22 @@ fn replica_serves_where_its_protection_or_its_admission_is_enough() {
         ("0.0.0.0:0", Some("keyed"), &["TLS"], None),
         ("0.0.0.0:0", Some("keyed"), &["TLS", "CA"], None),
         ("0.0.0.0:0", None, &["TLS", "CA"], None),
+        ("0.0.0.0:0", Some("nobody"), &["TLS", "CA"], None),
+        ("0.0.0.0:0", Some("nobody"), &["TLS", "CA", "--tls-client-auth", "optional"], None),
+        ("0.0.0.0:0", Some("keyed"), &["TLS", "CA", "--tls-client-auth", "optional"], None),
         ("0.0.0.0:0", None, &["TLS", "--insecure"], Some(WITHOUT_CREDENTIALS)),
         ("0.0.0.0:0", Some("open"), &["--insecure"], Some(WITHOUT_CREDENTIALS)),
     ] {
         let flags = flags(folder.path(), policy, words);
         let flags: Vec<_> = flags.iter().map(String::as_str).collect();
-        let log = Proxy::start_on(listen, &nats, &flags).log();
+        let proxy = Proxy::start_on(listen, &nats, &flags);
+        proxy.ready().await;
+        let log = proxy.log();
         for line in [WITHOUT_CREDENTIALS, WITHOUT_TLS] {
             assert_eq!(log.contains(line), warning == Some(line), "{listen} {flags:?}: {log}");
         }
+        let all_may = policy.is_none() && words == ["TLS", "CA"];
+        assert_eq!(log.contains(ALL_MAY), all_may, "{listen} {flags:?}: {log}");
     }
 }
 
@@ -99,7 +108,9 @@ fn replica_that_strangers_could_reach_ends_with_code_2_and_the_ways_out() {
             &insecure,
         ),
         ("some.name:0", Some("keyed"), &[], &plaintext),
-        ("127.0.0.1:0", Some("nobody"), &[], &["its rules are for nobody"]),
+        ("0.0.0.0:0", Some("open"), &["TLS", "CA", "--tls-client-auth", "optional"], &insecure),
+        ("127.0.0.1:0", Some("nobody"), &[], &["its rules are for nobody", "--tls-client-ca"]),
+        ("127.0.0.1:0", Some("nobody"), &["TLS"], &["its rules are for nobody"]),
         ("0.0.0.0:0", Some("nobody"), &["--insecure"], &["its rules are for nobody"]),
         ("127.0.0.1:0", Some("missing"), &[], &["--policy-file: cannot read"]),
     ] {

@@ -4,6 +4,7 @@
 mod clients;
 mod files;
 mod protocols;
+mod rights;
 mod rotation;
 
 use std::{fs, io, os::unix::fs::symlink, path::PathBuf, sync::Arc, time::Duration};

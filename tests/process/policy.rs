@@ -100,11 +100,36 @@ fn decision_is_explained_by_its_line() {
     }
     for (identity, rest) in [
         ("orders", &[][..]),
+        ("spiffe://", &[]),
+        ("dns:Worker.example", &[]),
         ("key:a", &["--verb", "eat", "--stream", "S", "--consumer", "c"]),
         ("key:a", &["--verb", "fetch", "--stream", "S"]),
         ("key:a", &["--stream", "S"]),
     ] {
         assert_eq!(ask(identity, rest).0, 2, "{identity} {rest:?}");
+    }
+}
+
+#[test]
+fn identity_of_a_certificate_is_explained_by_its_line() {
+    let folder = folder();
+    let of_certificates = POLICY
+        .replace("authenticate:\n  api_keys: {file: api-keys}\n", "")
+        .replace("\"key:orders-*\"", "\"spiffe://prod.example/*\", \"dns:*.orders.example\"");
+    fs::write(folder.path().join("policy.yaml"), of_certificates).unwrap();
+    let (code, out, errors) = run(&folder, &["policy", "check", "policy.yaml"]);
+    assert_eq!((code, &*errors), (0, ""), "{out}");
+    let asked = ["--verb", "fetch", "--stream", "ORDERS", "--consumer", "worker"];
+    for (identity, code, said) in [
+        ("spiffe://prod.example/ns/orders/sa/worker", 0, "by the rule in line 6"),
+        ("dns:worker.orders.example", 0, "by the rule in line 6"),
+        ("spiffe://test.example/ns/orders/sa/worker", 1, "principal  none"),
+        ("dns:worker.example", 1, "principal  none"),
+    ] {
+        let command = ["policy", "check", "policy.yaml", "--as", identity];
+        let (ended, out, errors) = run(&folder, &[&command[..], &asked].concat());
+        assert_eq!((ended, &*errors), (code, ""), "{identity}: {out}");
+        assert!(out.contains(said), "{identity}: {out}");
     }
 }
 
@@ -145,6 +170,13 @@ fn page_shows_a_policy_and_its_decision_as_they_are() {
     fs::write(folder.path().join("policy.yaml"), block("yaml")).unwrap();
     let (code, out, errors) = run(&folder, &["policy", "check", "policy.yaml"]);
     assert_eq!((code, &*errors), (0, ""), "{out}");
+    let others: Vec<_> = page.split("```yaml\n").skip(2).collect();
+    assert!(!others.is_empty(), "the page has a policy of certificates");
+    for other in others {
+        fs::write(folder.path().join("other.yaml"), other.split("```").next().unwrap()).unwrap();
+        let (code, out, errors) = run(&folder, &["policy", "check", "other.yaml"]);
+        assert_eq!((code, &*errors), (0, ""), "{out}");
+    }
     let console = block("console");
     let (typed, shown) = console.split_once('\n').unwrap();
     let typed = typed.strip_prefix("$ fetch-proxy ").unwrap();

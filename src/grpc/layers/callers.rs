@@ -12,7 +12,7 @@ use crate::{
     clock,
     credentials::Gatekeeper,
     grpc::{method::CallKind, to_status::to_status},
-    net::{Middleware, Next},
+    net::{Middleware, Next, Peer},
     refusal_log::{RefusalLog, RefusedCaller},
 };
 
@@ -35,7 +35,9 @@ impl AcceptCallers {
             None => Credential::Missing,
             Some(_) => {
                 let headers = request.headers().get_all(AUTHORIZATION);
-                Credential::read(headers.iter().map(|value| value.as_bytes()))?
+                let sent = Credential::read(headers.iter().map(|value| value.as_bytes()))?;
+                let peer = request.extensions().get::<Arc<Peer>>();
+                sent.or(peer.and_then(|peer| peer.certificate.as_ref()))
             }
         };
         rights.caller(credential, clock::unix_time())
