@@ -37,6 +37,28 @@ pub const INSTALLATIONS: &[(&str, &[&str])] = &[
         ],
     ),
     ("policy", GUARDED),
+    (
+        "policy given here, keys in a Secret",
+        &[
+            "tokenKeys.secret=fetch-proxy-token-keys",
+            "tls.secret=certificate",
+            "access.policy=authenticate: {api_keys: {file: api-keys}}",
+            "access.apiKeysSecret=keys",
+            "access.issuers.peers=[{\"ipBlock\": {\"cidr\": \"192.0.2.7/32\"}}]",
+        ],
+    ),
+    (
+        "service account tokens",
+        &[
+            "tokenKeys.secret=fetch-proxy-token-keys",
+            "tls.secret=certificate",
+            "tls.clientCAConfigMap=authorities",
+            "access.policyConfigMap=policy",
+            "access.apiServer.enabled=true",
+            "access.apiServer.peers=[{\"ipBlock\": {\"cidr\": \"192.0.2.1/32\"}}]",
+            "access.apiServer.ports=[6443]",
+        ],
+    ),
     ("TLS", &[LEAST, "tls.secret=certificate"]),
     ("TLS with certificates of clients", TLS),
     (
@@ -96,7 +118,7 @@ const TLS: &[&str] = &[
     "tls.clientCASecret=authorities",
     "tls.clientAuth=optional",
     "tls.minVersion=1.2",
-    "security.policySecret=policy",
+    "access.policySecret=policy",
     "security.plaintext=true",
 ];
 
@@ -354,7 +376,8 @@ fn pods_keep_to_the_restricted_standard() {
             assert!(security["runAsUser"].as_i64().unwrap() > 0, "{name}");
             assert_eq!(security["seccompProfile"]["type"], "RuntimeDefault", "{name}");
             for volume in pod["volumes"].as_array().unwrap_or(&Vec::new()) {
-                assert!(volume["secret"].is_object(), "{name}: {volume}");
+                let kinds = ["secret", "configMap", "projected"];
+                assert!(kinds.iter().any(|kind| volume[kind].is_object()), "{name}: {volume}");
             }
             for container in pod["containers"].as_array().unwrap() {
                 let expected = json!({

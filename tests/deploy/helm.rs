@@ -16,7 +16,7 @@ pub const LEAST: &str = "tokenKeys.secret=fetch-proxy-token-keys,security.insecu
 /// The values of the plain manifests: callers need credentials, and something in front speaks TLS.
 pub const GUARDED: &[&str] = &[
     "tokenKeys.secret=fetch-proxy-token-keys",
-    "security.policySecret=fetch-proxy-policy",
+    "access.policySecret=fetch-proxy-policy",
     "security.plaintext=true",
 ];
 

@@ -5,6 +5,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests live in real time, and outlive their tasks")]
 
+mod access;
 mod builder;
 mod chart;
 mod compose;

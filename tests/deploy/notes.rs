@@ -56,8 +56,10 @@ fn notes_warn_of_dangers_only() {
         ),
         (&[LEAST, "service.type=LoadBalancer", "networkPolicy.enabled=false"], &[OPEN]),
         (&[LEAST, "tls.secret=a", "networkPolicy.enabled=false"], &[OPEN]),
-        (&[LEAST, "security.policySecret=a", "networkPolicy.enabled=false"], &[]),
+        (&[LEAST, "access.policySecret=a", "networkPolicy.enabled=false"], &[]),
+        (&[LEAST, "access.policy=a: b", "networkPolicy.enabled=false"], &[]),
         (&[LEAST, "tls.secret=a", "tls.clientCASecret=b", "networkPolicy.enabled=false"], &[]),
+        (&[LEAST, "tls.secret=a", "tls.clientCAConfigMap=b", "networkPolicy.enabled=false"], &[]),
     ] {
         let notes = notes(values);
         for warning in [ALONE, OPEN, UNREACHED] {

@@ -6,24 +6,42 @@ use crate::{
 };
 
 const KEYS: &str = "tokenKeys.secret=fetch-proxy-token-keys";
+/// A policy that lets strangers in.
+const POLICY: &str = "access.policy=authenticate: {anonymous: true}";
 
 #[test]
 fn impossible_values_are_refused_with_advice() {
     for (values, said) in [
         (&["security.insecure=true"][..], "fetch-proxy keygen"),
-        (&[KEYS], "callers would need no credential: set security.policySecret"),
+        (&[KEYS], "callers would need no credential: set access.policy"),
         (&[KEYS, "security.plaintext=true"], "callers would need no credential"),
         (&[KEYS, "tls.secret=a"], "callers would need no credential"),
         (
             &[KEYS, "tls.secret=a", "tls.clientCASecret=b", "tls.clientAuth=optional"],
             "callers would need no credential",
         ),
-        (&[KEYS, "security.policySecret=a"], "the port would have no TLS: set tls.secret"),
-        (&[LEAST, "security.policysecret=a"], "policysecret"),
+        (&[KEYS, "access.policySecret=a"], "the port would have no TLS: set tls.secret"),
+        (&[KEYS, POLICY, "security.plaintext=true"], "access.policy says `anonymous: true`"),
+        (&[KEYS, POLICY, "tls.secret=a"], "access.policy says `anonymous: true`"),
+        (&[LEAST, "access.policy=a: ["], "access.policy is not YAML"),
+        (&[LEAST, "access.policysecret=a"], "policysecret"),
+        (&[LEAST, "access.policy=a: b", "access.policySecret=a"], "set one of access.policy"),
+        (&[LEAST, "access.policyConfigMap=a", "access.policySecret=a"], "set one of access.policy"),
+        (&[LEAST, "access.apiKeysSecret=a"], "access.apiKeysSecret and access.apiServer need"),
+        (
+            &[LEAST, "access.apiServer.enabled=true", "networkPolicy.enabled=false"],
+            "access.apiKeysSecret and access.apiServer need",
+        ),
+        (
+            &[LEAST, "access.policySecret=a", "access.apiServer.enabled=true"],
+            "access.apiServer.peers must name the addresses of the API server",
+        ),
         (&[LEAST, "tokenKeys.keys={a}"], "not both"),
         (&[LEAST, "nats.auth.method=creds"], "nats.auth.secret is needed for the method creds"),
         (&[LEAST, "nats.auth.secret=a"], "nats.auth.method"),
-        (&[LEAST, "tls.clientCASecret=a"], "tls.clientCASecret needs a certificate"),
+        (&[LEAST, "tls.clientCASecret=a"], "need a certificate: set tls.secret"),
+        (&[LEAST, "tls.clientCAConfigMap=a"], "need a certificate: set tls.secret"),
+        (&[LEAST, "tls.secret=a", "tls.clientCASecret=a", "tls.clientCAConfigMap=a"], "not both"),
         (&[LEAST, "tls.secret=a", "tls.certManager.enabled=true"], "not both"),
         (&[LEAST, "tls.certManager.enabled=true"], "tls.certManager.issuer.name is needed"),
         (&[LEAST, "tls.secret=a", "tls.minVersion=1.1"], "/tls/minVersion"),

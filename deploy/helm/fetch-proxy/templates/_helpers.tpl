@@ -61,22 +61,58 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- printf "%s-tls" (include "fetch-proxy.fullname" $) -}}
 {{- else if .secret -}}
 {{- .secret -}}
+{{- else if include "fetch-proxy.clientCA" $ -}}
+{{- fail "tls.clientCASecret and tls.clientCAConfigMap need a certificate: set tls.secret or tls.certManager.enabled" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* The object with the authorities of client certificates, in words; empty if there is none. */ -}}
+{{- define "fetch-proxy.clientCA" -}}
+{{- with .Values.tls -}}
+{{- if and .clientCASecret .clientCAConfigMap -}}
+{{- fail "set tls.clientCASecret or tls.clientCAConfigMap, not both" -}}
 {{- else if .clientCASecret -}}
-{{- fail "tls.clientCASecret needs a certificate: set tls.secret or tls.certManager.enabled" -}}
+Secret {{ .clientCASecret }}
+{{- else if .clientCAConfigMap -}}
+ConfigMap {{ .clientCAConfigMap }}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 
 {{- /* Whether a client without a certificate is refused; empty if it is not. */ -}}
 {{- define "fetch-proxy.certified" -}}
-{{- if and .Values.tls.clientCASecret (eq .Values.tls.clientAuth "require") -}}yes{{- end -}}
+{{- if and (include "fetch-proxy.clientCA" .) (eq .Values.tls.clientAuth "require") -}}yes{{- end -}}
+{{- end -}}
+
+{{- /* The source of the policy in a projected volume; empty if there is no policy. */ -}}
+{{- define "fetch-proxy.policy" -}}
+{{- with .Values.access -}}
+{{- if gt (len (compact (list .policy .policyConfigMap .policySecret))) 1 -}}
+{{- fail "set one of access.policy, access.policyConfigMap and access.policySecret" -}}
+{{- else if .policy -}}
+configMap: {name: {{ include "fetch-proxy.fullname" $ }}-policy}
+{{- else if .policyConfigMap -}}
+configMap: {name: {{ .policyConfigMap }}}
+{{- else if .policySecret -}}
+secret: {name: {{ .policySecret }}}
+{{- else if or .apiKeysSecret .apiServer.enabled -}}
+{{- fail "access.apiKeysSecret and access.apiServer need a policy: set access.policy, access.policyConfigMap or access.policySecret" -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{- /* Refuses values that let strangers in without a word of admission. Renders nothing. */ -}}
 {{- define "fetch-proxy.checkSecurity" -}}
+{{- $certified := include "fetch-proxy.certified" . -}}
+{{- $text := fromYaml .Values.access.policy -}}
+{{- if hasKey $text "Error" -}}{{- fail (printf "access.policy is not YAML: %s" $text.Error) -}}{{- end -}}
+{{- $anonymous := dig "authenticate" "anonymous" false $text -}}
 {{- with .Values.security -}}
-{{- if not (or .insecure .policySecret (include "fetch-proxy.certified" $)) -}}
-{{- fail "callers would need no credential: set security.policySecret or tls.clientCASecret, or admit it by security.insecure=true" -}}
+{{- if not (or .insecure (include "fetch-proxy.policy" $) $certified) -}}
+{{- fail "callers would need no credential: set access.policy or tls.clientCASecret, or admit it by security.insecure=true" -}}
+{{- else if and $anonymous (not (or .insecure $certified)) -}}
+{{- fail "callers would need no credential: access.policy says `anonymous: true`; admit it by security.insecure=true" -}}
 {{- else if not (or .insecure .plaintext (include "fetch-proxy.tlsSecret" $)) -}}
 {{- fail "the port would have no TLS: set tls.secret or tls.certManager, or admit it by security.plaintext=true" -}}
 {{- end -}}
