@@ -1,7 +1,7 @@
 # The commands of a developer. The logic is in scripts/. .ci/run runs the same targets.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster simulate faults test-clients test-deploy image lint fmt clippy doc proto deps bench soak tools ci clean
+.PHONY: help demo test test-cluster simulate faults fuzz test-clients test-deploy image lint fmt clippy doc proto deps bench soak tools ci clean
 
 # Arguments for the programs that `make test` and `make bench` run: make test ARGS='--test wire'
 ARGS ?=
@@ -61,6 +61,10 @@ simulate: ## Run SEEDS=10000 simulated clusters, FROM=0 on, for SECONDS=300 at m
 faults: ## Put mended faults back until the simulation finds each; NAME=reset for some, SEEDS=100000 for each
 	@scripts/tools check
 	@scripts/faults $(NAME)
+
+fuzz: ## Look for input that breaks a parser, SECONDS=60 for each; NAME=policy for one parser
+	@scripts/tools check
+	@SECONDS_EACH=$(or $(SECONDS),60) scripts/fuzz $(NAME)
 
 test-deploy: ## Test deploy/, with the image and a small rolling update
 	@scripts/tools check

@@ -5,5 +5,6 @@
 mod budget;
 mod lease;
 mod monitor;
+mod parsers;
 mod pump;
 mod quarantine;
