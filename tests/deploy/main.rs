@@ -14,6 +14,7 @@ mod helm_test;
 mod image;
 mod keda;
 mod manifests;
+mod mounted;
 mod nats;
 mod notes;
 mod pods;

@@ -21,7 +21,10 @@ use tokio::{
     time::sleep,
 };
 
-use crate::helm::{container, one};
+use crate::{
+    helm::{container, one},
+    mounted::Mounted,
+};
 
 /// How long a pod that goes is still sent new connections.
 const PROPAGATION: Duration = Duration::from_secs(1);
@@ -51,7 +54,7 @@ struct Probe {
 }
 
 impl Plan {
-    pub fn of(objects: &[Value], keys: &str) -> Self {
+    pub fn of(objects: &[Value], files: &Mounted) -> Self {
         let spec = &one(objects, "Deployment")["spec"];
         let container = container(objects);
         let env = container["env"].as_array().unwrap().iter();
@@ -60,8 +63,7 @@ impl Plan {
             let flag = format!("--{}", name.to_lowercase().replace('_', "-"));
             Some(match variable["value"].as_str().unwrap() {
                 "true" => vec![flag],
-                _ if name == "TOKEN_KEY_FILE" => vec![flag, keys.to_owned()],
-                value => vec![flag, value.to_owned()],
+                value => vec![flag, files.path(value)],
             })
         });
         let grace = spec["template"]["spec"]["terminationGracePeriodSeconds"].as_u64().unwrap();
@@ -205,6 +207,11 @@ impl Deployment {
             ending.spawn(old.end(self.service.clone(), self.plan.grace));
         }
         ending.join_all().await
+    }
+
+    /// The log of each pod.
+    pub fn logs(&self) -> Vec<String> {
+        self.pods.iter().map(|pod| pod.proxy.log()).collect()
     }
 
     pub fn killed(&self) -> usize {

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 
 from fetchproxy_pb.v1 import fetch_pb2 as pb
 from fetchproxy_pb.v1.fetch_pb2_grpc import FetchServiceStub
@@ -34,7 +35,7 @@ def main():
 
 
 def work(options):
-    with grpc.insecure_channel(os.environ["FETCH_PROXY_ADDR"], options) as channel:
+    with channel_of(os.environ["FETCH_PROXY_ADDR"], options) as channel:
         service = FetchServiceStub(channel)
         request = pb.FetchRequest(
             stream=os.environ["STREAM"],
@@ -49,6 +50,14 @@ def work(options):
             answer = told(service.Fetch, request, 15)
             for message in answer.messages if answer else ():
                 settle(service, message)
+
+
+def channel_of(address, options):
+    if "FETCH_PROXY_CERT" not in os.environ:
+        return grpc.insecure_channel(address, options)
+    files = [Path(os.environ[f"FETCH_PROXY_{name}"]) for name in ("CA", "KEY", "CERT")]
+    credentials = grpc.ssl_channel_credentials(*(file.read_bytes() for file in files))
+    return grpc.secure_channel(address.removeprefix("https://"), credentials, options)
 
 
 def settle(service, message):

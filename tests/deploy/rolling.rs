@@ -4,18 +4,21 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
 use testkit::{
+    authority::Authority,
     eventually,
     jetstream::{Fixture, config},
     nats_server::NatsServer,
 };
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{
+    sync::{Mutex, watch},
+    task::JoinSet,
+};
 
 use testkit::examples::{
     language::{self, Built, Language},
@@ -26,11 +29,29 @@ use testkit::examples::{
 
 use crate::{
     helm,
+    mounted::Mounted,
     pods::{Deployment, Plan, Service},
 };
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const UPDATES: usize = 2;
+/// Between one change of all certificates and of the policy, and the next.
+const ROTATION: Duration = Duration::from_millis(1500);
+/// Workers come with certificates, and something else may not come at all.
+const GUARDED_BY_CERTIFICATES: &[&str] = &[
+    "tokenKeys.secret=token-keys",
+    "tls.secret=certificate",
+    "tls.clientCASecret=authorities",
+    "access.policyConfigMap=policy",
+];
+const WORKER: &str = "spiffe://cluster.example/ns/orders/sa/worker";
+const POLICY: &str = "\
+version: 1
+principals:
+- {name: orders, match: ['spiffe://cluster.example/ns/orders/*']}
+rules:
+- {principals: [orders], streams: ['*'], consumers: ['*'], verbs: [work]}
+";
 /// Between one message and the next.
 const PACE: Duration = Duration::from_millis(3);
 /// One message in so many takes so long, in seconds: longer than a pod that goes is still there.
@@ -39,29 +60,89 @@ const SLOW: (u64, f64) = (150, 6.0);
 /// docs/how-to/configure-the-channel.md.
 const MOST_ATTEMPTS: usize = 5;
 
+/// Each test needs the whole machine.
+static TURN: Mutex<()> = Mutex::const_new(());
+
 #[tokio::test(flavor = "multi_thread")]
 async fn update_costs_no_call_and_no_lease() {
+    let _turn = TURN.lock().await;
+    let files = Arc::new(Mutex::new(Mounted::new()));
+    update(&[helm::LEAST], files, UPDATES, BTreeMap::new()).await;
+}
+
+/// Meanwhile certificates of the proxy, certificates of workers, and the policy change all the time.
+#[tokio::test(flavor = "multi_thread")]
+async fn update_with_certificates_and_policy_costs_no_call_and_no_lease() {
+    let _turn = TURN.lock().await;
+    let files = Arc::new(Mutex::new(Mounted::new()));
+    let (authority, clients) = (Authority::new("proxies"), Authority::new("workers"));
+    rotate(&mut *files.lock().await, &authority, &clients, 0);
+    let path =
+        async |name: &str| files.lock().await.path(&format!("/etc/fetch-proxy/worker/{name}"));
+    let env = BTreeMap::from([
+        ("FETCH_PROXY_CA".to_owned(), path("ca.crt").await),
+        ("FETCH_PROXY_CERT".to_owned(), path("tls.crt").await),
+        ("FETCH_PROXY_KEY".to_owned(), path("tls.key").await),
+    ]);
+    let mut rotating = JoinSet::new();
+    let rotated = files.clone();
+    rotating.spawn(async move {
+        for round in 1.. {
+            tokio::time::sleep(ROTATION).await;
+            rotate(&mut *rotated.lock().await, &authority, &clients, round);
+        }
+    });
+    let logs = update(GUARDED_BY_CERTIFICATES, files, 1, env).await;
+    assert!(rotating.try_join_next().is_none(), "the rotation has ended");
+    let used = |line: &str| logs.iter().map(|log| log.matches(line).count()).min();
+    let (tls, policy) = (used("the TLS files were read again"), used("a policy is in use"));
+    println!("each pod has used {tls:?} rotations of certificates and {policy:?} policies or more");
+    // The first policy is that of the start.
+    assert!(tls > Some(0) && policy > Some(1), "{logs:?}");
+}
+
+/// New files of everything but the token keys and the authorities.
+fn rotate(files: &mut Mounted, authority: &Authority, clients: &Authority, round: usize) {
+    let policy = format!("# {round}\n{POLICY}");
+    let (server, worker) = (authority.server(), clients.workload(WORKER));
+    files.put("tls", &[("tls.crt", &server.cert), ("tls.key", &server.key)]);
+    files.put("tls-client-ca", &[("ca.crt", clients.pem())]);
+    files.put("policy", &[("policy.yaml", &policy)]);
+    let of_the_worker =
+        [("ca.crt", authority.pem()), ("tls.crt", &*worker.cert), ("tls.key", &*worker.key)];
+    files.put("worker", &of_the_worker);
+}
+
+/// Rolls the pods of a chart with these values, and judges what that has cost. Returns the logs of the pods
+/// at the end.
+async fn update(
+    values: &[&str],
+    files: Arc<Mutex<Mounted>>,
+    updates: usize,
+    credentials: BTreeMap<String, String>,
+) -> Vec<String> {
     let languages = built().await;
     let server = NatsServer::start();
     let fixture = Arc::new(Fixture::on(&server, config()).await);
-    let keys = tempfile::NamedTempFile::new().unwrap();
-    fs::write(keys.path(), fetch_proxy::token::new_key_line().unwrap()).unwrap();
+    let keys = fetch_proxy::token::new_key_line().unwrap();
+    files.lock().await.put("token-keys", &[("token-keys", &keys)]);
     let mut tasks = JoinSet::new();
     let service = Service::start(&mut tasks).await;
-    let plan = Plan::of(&helm::objects(&[helm::LEAST]), keys.path().to_str().unwrap());
+    let plan = Plan::of(&helm::objects(values), &*files.lock().await);
     let mut deployment = Deployment::start(plan, service, server.url()).await;
 
     let reports = Arc::new(Reports::default());
     let mut workers = Vec::new();
     for language in &languages {
-        let env = environment(&fixture, &deployment);
+        let mut env = environment(&fixture, &deployment, !credentials.is_empty());
+        env.extend(credentials.clone());
         workers.push(Worker::start("worker", language, &env, &reports));
     }
     let (over, watched) = watch::channel(false);
     let publishing = tokio::spawn(publish(fixture.clone(), reports.clone(), watched));
     eventually("work to be done", || async { (reports.count("acked") > 100).then_some(()) }).await;
     let mut ends = Vec::new();
-    for _ in 0..UPDATES {
+    for _ in 0..updates {
         ends.extend(deployment.roll().await);
     }
     over.send_replace(true);
@@ -73,7 +154,9 @@ async fn update_costs_no_call_and_no_lease() {
         let said = worker.errors();
         assert!(status.is_some_and(|status| status.success()), "{}: {said}", worker.name);
     }
-    Verdict::of(published, &reports, &fixture, ends, deployment.killed()).await.is_clean();
+    let killed = deployment.killed();
+    Verdict::of(published, &reports, &fixture, updates, ends, killed).await.is_clean();
+    deployment.logs()
 }
 
 /// The workers that can be run here, and the client that is this test's own.
@@ -93,9 +176,12 @@ async fn built() -> Vec<Language> {
     ready
 }
 
-fn environment(fixture: &Fixture, deployment: &Deployment) -> BTreeMap<String, String> {
+fn environment(fixture: &Fixture, deployment: &Deployment, tls: bool) -> BTreeMap<String, String> {
+    let address = deployment.service.address;
+    let address =
+        if tls { format!("https://localhost:{}", address.port()) } else { address.to_string() };
     BTreeMap::from([
-        ("FETCH_PROXY_ADDR".to_owned(), deployment.service.address.to_string()),
+        ("FETCH_PROXY_ADDR".to_owned(), address),
         ("STREAM".to_owned(), fixture.stream.clone()),
         ("CONSUMER".to_owned(), fixture.consumer.clone()),
         ("SERVICE_CONFIG".to_owned(), service_config()),
@@ -139,6 +225,7 @@ async fn nothing_left(fixture: &Fixture) -> bool {
 }
 
 struct Verdict {
+    updates: usize,
     published: u64,
     handed: u64,
     acked: usize,
@@ -155,10 +242,12 @@ impl Verdict {
         published: u64,
         reports: &Reports,
         fixture: &Fixture,
+        updates: usize,
         ends: Vec<Duration>,
         killed: usize,
     ) -> Self {
         let verdict = Self {
+            updates,
             published,
             handed: fixture.info().await.delivered.consumer_sequence,
             acked: reports.count("acked"),
@@ -175,7 +264,7 @@ impl Verdict {
 
     fn print(&self, reports: &Reports) {
         let seconds = |end: Option<&Duration>| end.map_or(0.0, Duration::as_secs_f64);
-        println!("{UPDATES} rolling updates of 3 pods");
+        println!("{} rolling updates of 3 pods", self.updates);
         for (what, count) in [
             ("published", self.published),
             ("handed to workers", self.handed),
@@ -200,6 +289,6 @@ impl Verdict {
         assert_eq!((self.acked as u64, self.lost, self.failed), (self.published, 0, 0));
         // An attempt more would be a lease that was lost, whether anybody noticed or not.
         assert_eq!(self.handed, self.published);
-        assert_eq!((self.ends.len(), self.killed), (UPDATES * 3, 0));
+        assert_eq!((self.ends.len(), self.killed), (self.updates * 3, 0));
     }
 }
