@@ -78,3 +78,23 @@ async fn unknown_consumer_is_reported_at_once() {
     assert_eq!(told.unwrap_err(), Error::ConsumerNotFound(broker.name()));
     assert_eq!(clock::now(), began);
 }
+
+/// NATS answers half a second late that there is no consumer.
+#[tokio::test(start_paused = true)]
+async fn consumer_that_is_made_before_a_fetch_is_found_in_spite_of_an_older_answer() {
+    let (broker, lessor) = start();
+    broker.change(|info| *info = None);
+    broker.delay_info(Duration::from_millis(500));
+    let early = async { (lessor.fetch(ask(&broker, LONG)).await, clock::now()) };
+    let later = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        broker.change(|info| *info = Some(again()));
+        broker.publish("x");
+        lessor.fetch(ask(&broker, LONG)).await
+    };
+    let began = clock::now();
+    let ((told, at), found) = tokio::join!(early, later);
+    assert_eq!(told.unwrap_err(), Error::ConsumerNotFound(broker.name()));
+    assert_eq!(at - began, Duration::from_millis(500));
+    assert_eq!(found.expect("a message").messages().len(), 1);
+}

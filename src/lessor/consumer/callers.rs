@@ -5,7 +5,7 @@
 //! Each of them is answered once, also when the task ends.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -35,6 +35,7 @@ pub(super) struct Caller {
     pub(super) want: Want,
     pub(super) lease: LeaseRequest,
     pub(super) reply: FetchReply,
+    pub(super) came_at: Instant,
 }
 
 /// An answer as the pump has decided it.
@@ -50,7 +51,7 @@ pub(super) struct Callers {
     pub(super) pump: Pump<GrantedDelivery>,
     /// The way to the task, for answers that are not taken.
     handle: ConsumerHandle,
-    waiting: HashMap<WaiterId, Caller>,
+    waiting: BTreeMap<WaiterId, Caller>,
     tickets: HashMap<Ticket, WaiterId>,
     want_spec: Vec<SpecQuestion>,
     replicas: Vec<oneshot::Sender<()>>,
@@ -71,7 +72,7 @@ impl Callers {
         Self {
             pump: Pump::new(limits),
             handle,
-            waiting: HashMap::new(),
+            waiting: BTreeMap::new(),
             tickets: HashMap::new(),
             want_spec: Vec::new(),
             replicas: Vec::new(),
@@ -154,6 +155,17 @@ impl Callers {
             (granted, size, last)
         };
         self.pump.unhanded(granted.into_iter().map(sized).collect(), now);
+    }
+
+    /// Tells an error to those who had come by `asked_at`. Returns whether others wait.
+    pub(super) fn fail_earlier(&mut self, error: &Error, asked_at: Instant, now: Instant) -> bool {
+        let earlier = |_: &_, caller: &mut Caller| caller.came_at <= asked_at;
+        for (id, caller) in self.waiting.extract_if(.., earlier) {
+            self.tickets.remove(&caller.ticket);
+            self.pump.leave(id, now);
+            caller.refuse(error.clone());
+        }
+        !self.waiting.is_empty()
     }
 
     /// Tells all who wait for messages of an error.

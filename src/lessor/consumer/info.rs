@@ -58,6 +58,11 @@ impl<B: Broker> InfoQuestion<B> {
         answer
     }
 
+    /// When INFO was asked last.
+    pub(super) fn asked_at(&self) -> Instant {
+        self.asked_at
+    }
+
     /// When the open question has had no answer for too long.
     pub(super) fn silent_at(&self) -> Option<Instant> {
         self.asked.is_some().then(|| self.asked_at + self.patience)

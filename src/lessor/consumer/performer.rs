@@ -278,7 +278,14 @@ impl<B: Broker> Performer<B> {
         if let Some(spec) = self.spec_here().filter(|_| info.is_ok()).cloned() {
             self.callers.tell_spec(&Ok(spec));
         }
-        error.filter(|_| stop).map_or(Ok(()), Err)
+        let Some(error) = error.filter(|_| stop) else { return Ok(()) };
+        // NATS takes half a second to say this. A consumer may be there for those who came meanwhile.
+        let gone = matches!(info, Err(InfoError::NoStream | InfoError::NoConsumer));
+        if gone && self.callers.fail_earlier(&error, self.info.asked_at(), now) {
+            self.monitor.ask(now);
+            return Ok(());
+        }
+        Err(error)
     }
 
     /// Does what the monitor says because of an event. `info`: what was just read. Returns whether the task
@@ -343,7 +350,7 @@ impl<B: Broker> Performer<B> {
         match command {
             ConsumerCommand::Join { ticket, want, lease, reply } => {
                 self.callers.came(now);
-                let caller = Caller { ticket, want, lease, reply };
+                let caller = Caller { ticket, want, lease, reply, came_at: now };
                 // Messages that nobody has taken need no more leases. A last attempt waits without limit.
                 let untaken = self.callers.pump.parked() > 0;
                 let full = || self.leases.refusal().filter(|_| !untaken);
