@@ -10,14 +10,18 @@
 //! bring nothing. All other shares are *busy*: their messages come at once.
 //!
 //! 1. Each account has at most one share.
-//! 2. `out` is the sum of all shares and of everything that is kept. It exceeds the bound in two cases only:
-//!    the bound became lower, or the only busy share is a `least` and something was free before it.
+//! 2. `out` is the sum of all shares and of everything that is kept. It exceeds the bound in three cases only:
+//!    the bound became lower, the only busy share is a `least` and something was free before it, or a share is
+//!    a *probe*.
 //! 3. Idle shares leave half of the bound to busy shares. With more idle shares each is smaller, but never
 //!    below its `least`.
 //! 4. Busy shares are granted in the order of asking. Each gets at least a fair part of half of the bound,
 //!    or its whole wish if that is less. So nobody waits without end while other shares end.
 //! 5. No account has more than `each`, nor more than nine tenths of its own and the free part. So a new
 //!    account always finds something.
+//! 6. If nothing but kept parts is out, and nobody can have a share, the next account gets its `least` as a
+//!    probe. Its end may show that the kept parts have arrived. No probe follows a probe that was kept, until
+//!    something is released.
 //!
 //! Pure: no clock, no runtime, no lock, no log.
 
@@ -45,6 +49,8 @@ pub struct PullBudget<K> {
     out: u64,
     idle_out: u64,
     kept: u64,
+    /// A probe is out, or was kept.
+    probed: bool,
     /// The number of busy shares.
     busy: u64,
     accounts: BTreeMap<K, Account>,
@@ -62,8 +68,17 @@ struct Account {
 struct Share {
     left: u64,
     idle: bool,
+    /// It finds out whether the kept parts are still on their way.
+    probe: bool,
     /// Granted from the queue, and its owner does not know yet.
     called: bool,
+}
+
+/// The size of a share to come.
+#[derive(Debug, Clone, Copy)]
+struct Size {
+    units: u64,
+    probe: bool,
 }
 
 impl<K: Ord + Clone> PullBudget<K> {
@@ -75,6 +90,7 @@ impl<K: Ord + Clone> PullBudget<K> {
             out: 0,
             idle_out: 0,
             kept: 0,
+            probed: false,
             busy: 0,
             accounts: BTreeMap::new(),
             queue: VecDeque::new(),
@@ -106,10 +122,10 @@ impl<K: Ord + Clone> PullBudget<K> {
         }
         let granted = if self.queue.is_empty() { self.size(who, ask, 1) } else { None };
         match granted {
-            Some(share) => self.grant(who, share, ask.idle, false),
+            Some(size) => self.grant(who, size, ask.idle, false),
             None => self.queue.push_back((who.clone(), ask)),
         }
-        granted
+        granted.map(|size| size.units)
     }
 
     /// Leaves the queue. A share that was granted in the meantime, and not asked for again, ends.
@@ -135,6 +151,9 @@ impl<K: Ord + Clone> PullBudget<K> {
     pub fn keep(&mut self, who: &K, count: u64) -> u64 {
         let kept = self.take(who, count);
         self.add_kept(who, kept);
+        if let Some(share) = self.accounts.get_mut(who).and_then(|account| account.share.as_mut()) {
+            share.probe = false;
+        }
         kept
     }
 
@@ -154,6 +173,7 @@ impl<K: Ord + Clone> PullBudget<K> {
             account.kept -= count;
             self.kept -= count;
             self.out -= count;
+            self.probed = false;
         }
         self.tidy(who);
         self.serve();
@@ -163,6 +183,7 @@ impl<K: Ord + Clone> PullBudget<K> {
     pub fn end(&mut self, who: &K) {
         if let Some(share) = self.accounts.get_mut(who).and_then(|account| account.share.take()) {
             self.out -= share.left;
+            self.probed &= !share.probe;
             if share.idle {
                 self.idle_out -= share.left;
             } else {
@@ -210,8 +231,17 @@ impl<K: Ord + Clone> PullBudget<K> {
         self.each.min(within - within / 10)
     }
 
-    /// The size of a share now. `more`: the busy accounts that have no share and are not in the queue.
-    fn size(&self, who: &K, ask: ByteRequest, more: u64) -> Option<u64> {
+    /// The size of a share now, by rules 1 to 6. `more`: as in [`PullBudget::fair`].
+    fn size(&self, who: &K, ask: ByteRequest, more: u64) -> Option<Size> {
+        let probes = self.kept > 0 && self.out == self.kept && !self.probed;
+        let probe = || probes.then_some(Size { units: ask.least, probe: true });
+        let fair = self.fair(who, ask, more).map(|units| Size { units, probe: false });
+        fair.or_else(probe)
+    }
+
+    /// The size of a share that is no probe. `more`: the busy accounts that have no share and are not in the
+    /// queue.
+    fn fair(&self, who: &K, ask: ByteRequest, more: u64) -> Option<u64> {
         let (free, pool) = (self.free(), self.bound.saturating_sub(self.kept));
         let allowed = self.limit(who).saturating_sub(self.kept_by(who));
         if allowed == 0 {
@@ -233,24 +263,26 @@ impl<K: Ord + Clone> PullBudget<K> {
         (share <= free).then_some(share)
     }
 
-    fn grant(&mut self, who: &K, share: u64, idle: bool, called: bool) {
-        self.out += share;
+    fn grant(&mut self, who: &K, size: Size, idle: bool, called: bool) {
+        let Size { units, probe } = size;
+        self.out += units;
+        self.probed |= probe;
         if idle {
-            self.idle_out += share;
+            self.idle_out += units;
         } else {
             self.busy += 1;
         }
         let account = self.accounts.entry(who.clone()).or_default();
-        account.share = Some(Share { left: share, idle, called });
+        account.share = Some(Share { left: units, idle, probe, called });
     }
 
     /// Grants shares from the head of the queue while enough is free.
     fn serve(&mut self) {
         while let Some((who, ask)) = self.queue.front()
-            && let Some(share) = self.size(who, *ask, 0)
+            && let Some(size) = self.size(who, *ask, 0)
             && let Some((who, ask)) = self.queue.pop_front()
         {
-            self.grant(&who, share, ask.idle, true);
+            self.grant(&who, size, ask.idle, true);
             self.called.push(who);
         }
     }

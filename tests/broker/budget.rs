@@ -67,6 +67,28 @@ async fn late_end_of_a_pull_leaves_the_budget_of_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn bytes_of_a_pull_that_never_ended_leave_room_to_find_out() {
+    let broker = FakeBroker::new(info(SECOND * 30));
+    let limits = LeaseLimits { max_pull_bytes: 64 << 10, ..limits() };
+    let lessor = Lessor::start(broker.clone(), limits);
+    for _ in 0..2 {
+        broker.publish("x");
+    }
+    let first = fetch(&broker, &lessor, 2, SECOND).await.expect("a full batch");
+    assert_eq!(first.messages().len(), 2, "more may be there");
+    first.delivered();
+    broker.lose_pulls(true);
+    let course = async {
+        tokio::time::sleep(SECOND).await;
+        broker.lose_pulls(false);
+        tokio::time::sleep(SECOND).await;
+        broker.publish("x");
+    };
+    let (found, ()) = tokio::join!(fetch(&broker, &lessor, 100, SECOND * 8), course);
+    assert_eq!(found.expect("a message").messages().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn idle_pulls_hold_little_budget() {
     let broker = FakeBroker::new(info(SECOND * 30));
     let limits = LeaseLimits { max_leases: 1000, ..limits() };

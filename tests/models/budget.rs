@@ -112,6 +112,34 @@ fn budget_in_doubt_is_not_granted_again() {
 }
 
 #[test]
+fn one_message_finds_out_whether_a_budget_in_doubt_is_free() {
+    let mut budget = budget();
+    let keeps = |budget: &mut PullBudget<u32>, who| {
+        let kept = budget.keep(&who, u64::MAX);
+        budget.end(&who);
+        kept
+    };
+    for who in 1..=2 {
+        assert!(budget.ask(&who, busy(BOUND)).is_some());
+    }
+    let kept: u64 = (1..=2).map(|who| keeps(&mut budget, who)).sum();
+    assert!(kept > BOUND * 9 / 10, "{kept}");
+    // A consumer that is not in doubt finds nothing out, and leaves the turn to the next.
+    let all = ByteRequest { most: BOUND, least: BOUND / 4, idle: false };
+    assert_eq!(budget.ask(&3, all), Some(BOUND / 4));
+    assert_eq!(budget.ask(&1, busy(BOUND)), None, "there is one probe at a time");
+    budget.end(&3);
+    assert_eq!((budget.called(), budget.ask(&1, busy(BOUND))), (vec![1], Some(1024)));
+    assert_eq!(budget.ask(&2, busy(BOUND)), None);
+    // Nothing is heard of this probe either.
+    assert_eq!(keeps(&mut budget, 1), 1024);
+    assert!(budget.called().is_empty(), "no probe follows");
+    budget.release(&1, 1024);
+    assert_eq!((budget.called(), budget.ask(&2, busy(BOUND))), (vec![2], Some(1024)));
+    budget.check();
+}
+
+#[test]
 fn consumer_that_keeps_its_share_never_has_everything() {
     let mut budget = PullBudget::new(100_000, 100_000);
     for who in 0..4 {
