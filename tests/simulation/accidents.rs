@@ -107,6 +107,7 @@ async fn carry_out(world: &Arc<World>, what: Accident) {
         }
         Accident::Outage(outage) => outages::happen(world, outage).await,
         Accident::Suspend { millis: length } => {
+            world.watch().jumps(millis(length), world.net.now());
             for replica in world.replicas() {
                 world.trouble(Trouble::Suspended { side: replica.side }, millis(length));
                 replica.machine.suspend(millis(length));
@@ -277,6 +278,7 @@ async fn by_operator(world: &Arc<World>, what: Accident) {
         Accident::Roll { keys, pause } => {
             if keys {
                 world.next_key();
+                world.trouble(Trouble::KeyAtFront, FOR_EVER);
             }
             for place in 0..world.plan.replicas.len() {
                 let leaver = world.replica(place);
@@ -285,9 +287,14 @@ async fn by_operator(world: &Arc<World>, what: Accident) {
                 }
                 sleep(millis(pause)).await;
             }
+            if keys {
+                world.accident_over(Trouble::KeyAtFront);
+            }
         }
         Accident::RotateKeys { pause, keeps } => {
+            world.trouble(Trouble::KeyAtFront, FOR_EVER);
             retake(world, &world.next_key(), millis(pause)).await;
+            world.accident_over(Trouble::KeyAtFront);
             sleep(millis(keeps)).await;
             retake(world, &world.only_key(), millis(pause)).await;
         }

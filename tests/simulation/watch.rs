@@ -189,6 +189,16 @@ impl Watch {
         self.ledger.troubles.add(span);
     }
 
+    /// The time of the world jumps while timers stand still.
+    pub fn jumps(&mut self, length: Duration, now: Time) {
+        self.ledger.troubles.lengthen(length, now);
+    }
+
+    /// All accidents of this kind are over.
+    pub fn over(&mut self, trouble: Trouble, now: Time) {
+        self.ledger.troubles.end(trouble, now);
+    }
+
     /// The first accident of this kind that concerns a consumer is over.
     pub fn first_is_over(&mut self, trouble: Trouble, consumer: &ConsumerName, now: Time) {
         self.ledger.troubles.end_first(trouble, consumer, now);
@@ -252,12 +262,14 @@ impl Watch {
     }
 
     /// A replica has written the answer to a Fetch. Its client may get it much later, or never.
-    pub fn fetch_written(&mut self, answer: &pb::FetchResponse, now: Time) {
+    pub fn fetch_written(&mut self, id: FetchId, answer: &pb::FetchResponse, now: Time) {
+        let own_end = self.fetches.get(&id).is_some_and(|fetch| fetch.own_end);
         for message in &answer.messages {
             let nanos = message.publish_time.map_or(0, |time| time.nanos);
             let id = DeliveryId::of(u64::try_from(nanos).unwrap_or_default());
             let lease = message.lease.and_then(|lease| Duration::try_from(lease).ok());
             self.hold(id, now + lease.unwrap_or_default(), false, now);
+            self.ledger.deliveries.entry(id).and_modify(|one| one.own_end = own_end);
         }
     }
 
@@ -279,6 +291,7 @@ impl Watch {
             let lease = message.lease.and_then(|lease| Duration::try_from(lease).ok());
             let until = served.written + lease.unwrap_or_default();
             self.hold(id, until, received, now);
+            self.ledger.deliveries.entry(id).and_modify(|one| one.own_end = fetch.own_end);
         }
         for rejected in answer.rejected.iter().filter(|one| !one.token.is_empty()) {
             self.hold_rejected(&fetch.consumer, rejected, (served.written, now));
@@ -365,6 +378,7 @@ impl Watch {
         let Some(open) = one.calls.get_mut(place) else { return };
         open.ended = Some((now, reading.told));
         let (kind, began, asked) = (open.kind, open.began, open.length);
+        one.own_end |= kind == Kind::Extend && reading.told != Told::NotApplied;
         if let Some(hold) = one.hold.as_mut().filter(|_| kind == Kind::Extend) {
             match (reading.lease, reading.told) {
                 // "extended      -> the lease ends `lease` after the call was sent"
@@ -478,6 +492,7 @@ impl Watch {
             sent: now,
             arrived: None,
             hold: None,
+            own_end: false,
             calls: Vec::new(),
             effects: Vec::new(),
         };

@@ -139,6 +139,12 @@ impl World {
         self.watch().trouble(trouble, None, now, now + lasts);
     }
 
+    /// An accident is over.
+    pub fn accident_over(&self, trouble: Trouble) {
+        let now = self.net.now();
+        self.watch().over(trouble, now);
+    }
+
     /// An outage of servers begins. It can concern every wire of every replica.
     pub fn outage(&self, lasts: Duration) {
         for replica in self.replicas() {

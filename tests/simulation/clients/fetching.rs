@@ -135,7 +135,7 @@ pub async fn fetch(
         if let Some(messages) = answer.extensions().get::<Arc<DeliveryGuard>>() {
             messages.deliver();
         }
-        watch.lock().unwrap().fetch_written(answer.get_ref(), net.now());
+        watch.lock().unwrap().fetch_written(open, answer.get_ref(), net.now());
         Ok((answer.into_inner(), arrived, net.now()))
     };
     let own = Dice::new(dice.within(0..u64::MAX), plan.number);

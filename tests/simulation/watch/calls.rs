@@ -23,6 +23,8 @@ pub struct OpenFetch {
     pub max_bytes: usize,
     pub max_wait: Duration,
     pub linger: Duration,
+    /// It asks for a length of its leases.
+    pub own_end: bool,
     /// A field has a value that is not allowed.
     pub invalid: bool,
     /// So long after its wait it must be answered, because of the deadline of its client.
@@ -128,6 +130,7 @@ impl OpenFetch {
             max_bytes: max_bytes.min(MOST_BYTES),
             max_wait: answers_by.map_or(max_wait, |by| by.min(max_wait)),
             linger: duration(request.linger.as_ref()).unwrap_or_default(),
+            own_end: request.lease.is_some(),
             invalid: duration(request.lease.as_ref()).is_some_and(|lease| lease < SHORTEST_LEASE)
                 || (1..LEAST_BYTES).contains(&request.max_bytes),
             explained_within: written_by
@@ -163,6 +166,20 @@ impl OpenFetch {
             let long = until.saturating_sub(from) >= HALF_A_SECOND;
             slow || long || from <= self.began + ledger.round_trip
         })
+    }
+
+    /// "A process that was stopped counts the leases that ended meanwhile until it has looked at them."
+    fn counts_ended_leases(&self, ledger: &Ledger, now: Time, report: &mut Report) -> bool {
+        let stopped = Trouble::Stopped { side: self.side };
+        let spans = ledger.troubles.between(&self.consumer, self.began, now);
+        let ends = spans.filter(|span| span.trouble == stopped).map(|span| span.until);
+        let since = ends.filter(|end| *end <= now).max().map(|end| now - end);
+        let counts = since.is_some_and(|since| since <= ledger.round_trip);
+        if counts {
+            let length = since.unwrap_or_default();
+            report.coverage.lasted("fetch: LEASE_LIMIT, for leases that ended in a stop", length);
+        }
+        counts
     }
 
     /// The times in which its process stood still: "The monotonic clock of a process stops while its machine is
@@ -222,7 +239,7 @@ pub fn ended(
         FetchEnd::Refused(status) => {
             let reason = answers::reason_of(status);
             report.coverage.count(format!("fetch: {reason}"));
-            broken.extend(refusal(ledger, fetch, &reason, now));
+            broken.extend(refusal(ledger, fetch, &reason, now, report));
         }
         FetchEnd::Answer { answer, served, received } => {
             let took = served.written.saturating_sub(served.arrived);
@@ -239,7 +256,13 @@ pub fn ended(
     }
 }
 
-fn refusal(ledger: &Ledger, fetch: &OpenFetch, reason: &str, now: Time) -> Option<String> {
+fn refusal(
+    ledger: &Ledger,
+    fetch: &OpenFetch,
+    reason: &str,
+    now: Time,
+    report: &mut Report,
+) -> Option<String> {
     if !OF_FETCH.contains(&reason) {
         return Some(format!("{reason} is not listed for Fetch"));
     }
@@ -250,7 +273,10 @@ fn refusal(ledger: &Ledger, fetch: &OpenFetch, reason: &str, now: Time) -> Optio
         "INVALID_FIELD" => fetch.invalid,
         "DRAINING" => fetch.happened(ledger, Trouble::Draining { side }, ever, now),
         "CONSUMER_NOT_FOUND" => fetch.misses_its_consumer(ledger, now),
-        "LEASE_LIMIT" => fetch.refused_at.is_some_and(|room| room.is_full()),
+        "LEASE_LIMIT" => {
+            fetch.refused_at.is_some_and(|room| room.is_full())
+                || fetch.counts_ended_leases(ledger, now, report)
+        }
         "CONSUMER_UNSUITABLE" | "CONSUMER_SUSPECTED" => {
             fetch.happened(ledger, Trouble::Poisoned, ever, now)
         }
@@ -439,6 +465,25 @@ mod tests {
             lab.found()
         };
         assert_eq!((limited(7), limited(9)), (vec![CHECK], vec![]));
+    }
+
+    #[test]
+    fn process_that_was_stopped_may_count_leases_that_have_ended() {
+        for (trouble, after, found) in [
+            (Trouble::Stopped { side: 1 }, 10, vec![]),
+            (Trouble::Stopped { side: 1 }, 11, vec![CHECK]),
+            (Trouble::Stopped { side: 2 }, 10, vec![CHECK]),
+        ] {
+            let mut lab = Lab::new();
+            lab.trouble(trouble, 1_000);
+            lab.wait(500);
+            let fetch = lab.fetch(1, 2_000);
+            lab.wait(500 + after);
+            let room = Room { side: 1, most: 10, held: 0, free: 10 };
+            lab.watch().fetch_refused(fetch, room);
+            lab.end(fetch, FetchEnd::Refused(&refused("LEASE_LIMIT")));
+            assert_eq!(lab.found(), found, "{trouble:?}, {after} ms after it");
+        }
     }
 
     #[test]

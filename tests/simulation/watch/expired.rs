@@ -70,12 +70,10 @@ pub fn applied(ledger: &Ledger, of: DeliveryId, effect: &Effect, report: &mut Re
 /// Without `lease`, the deadline is the clock of JetStream. A raised ack wait moves it, and so does progress. Returns
 /// its end as it stands at `now`, and zero if the client asked for an end of its own.
 fn clock_of_jetstream(ledger: &Ledger, one: &Delivered, now: Time) -> Time {
-    let arrived = one.arrived.unwrap_or(one.sent);
-    let shorter = one.ack_wait / 5 + margin(one.ack_wait);
-    let told = arrived + one.ack_wait.saturating_sub(shorter)..=arrived + one.ack_wait;
-    if !one.hold.is_some_and(|hold| told.contains(&hold.longest)) {
+    if one.own_end {
         return Time::ZERO;
     }
+    let arrived = one.arrived.unwrap_or(one.sent);
     let configs = ledger.configs.get(&one.message.0).map(Vec::as_slice).unwrap_or_default();
     let since = configs.iter().filter(|(at, _)| (one.sent..=now).contains(at));
     let waits = since.map(|(_, of)| ack_wait_of(of.ack_wait, &of.backoff, one.attempt));
@@ -92,7 +90,10 @@ fn never_heard(ledger: &Ledger, side: usize, one: &Delivered) -> bool {
         |trouble: Trouble| ledger.troubles.all().iter().filter(move |span| span.trouble == trouble);
     // A process is away from NATS as it starts.
     let started = of(Trouble::Wire { side }).map(|span| span.from).min();
-    let died = of(Trouble::Killed { side: one.side }).map(|span| span.from).min();
+    let died = of(Trouble::Killed { side: one.side }).map(|span| span.from);
+    // A replica that drains is gone at its end.
+    let left = of(Trouble::Draining { side: one.side }).map(|span| span.until);
+    let died = died.chain(left).min();
     let off = of(Trouble::ClockOff { side: one.side }).next().is_some();
     off && died.is_some_and(|died| started.is_none_or(|started| died < started + HEARD))
 }
@@ -158,14 +159,18 @@ mod tests {
     #[test]
     fn lease_without_a_length_follows_the_clock_of_jetstream() {
         for (raised, held, found) in [
-            (false, 0, vec![CHECK]),
-            (true, 0, vec![]),
-            // The client asked for an end of its own.
-            (true, 1_000, vec![CHECK]),
+            (false, None, vec![CHECK]),
+            (true, None, vec![]),
+            // The client asked for an end of its own, which may be the end of the clock by chance.
+            (true, Some(1_000), vec![CHECK]),
+            (true, Some(ACK_WAIT - ACK_WAIT / 10), vec![CHECK]),
         ] {
             let mut lab = Lab::new();
             let id = lab.send(1, 1);
-            lab.hand(1, id, 1, if held > 0 { held } else { ACK_WAIT - ACK_WAIT / 10 });
+            match held {
+                Some(length) => lab.hand(1, id, 1, length),
+                None => lab.hand_until_redelivery(1, id),
+            }
             lab.wait(100);
             if raised {
                 let config = Config::new(millis(2 * ACK_WAIT));
@@ -175,7 +180,7 @@ mod tests {
             lab.ask(1, id, &ack());
             lab.wait(5);
             lab.apply(1, AckKind::Ack, id, id);
-            assert_eq!(lab.found(), found, "raised {raised}, held {held}");
+            assert_eq!(lab.found(), found, "raised {raised}, held {held:?}");
         }
     }
 
@@ -200,13 +205,19 @@ mod tests {
 
     #[test]
     fn replica_that_never_heard_an_owner_trusts_its_clock() {
-        for (together, found) in [(2_900, vec![]), (3_100, vec![CHECK])] {
+        for (together, gone, found) in [
+            (2_900, Trouble::Killed { side: 1 }, vec![]),
+            (2_900, Trouble::Draining { side: 1 }, vec![]),
+            (2_900, Trouble::Draining { side: 2 }, vec![CHECK]),
+            (3_100, Trouble::Killed { side: 1 }, vec![CHECK]),
+            (3_100, Trouble::Draining { side: 1 }, vec![CHECK]),
+        ] {
             let mut lab = Lab::new();
             lab.trouble(Trouble::ClockOff { side: 1 }, 100_000);
             lab.trouble(Trouble::Wire { side: 2 }, 1_000);
             lab.wait(together);
-            lab.trouble(Trouble::Killed { side: 1 }, 0);
-            assert_eq!(acked(&mut lab, 2, 1_000), found, "{together}");
+            lab.trouble(gone, 0);
+            assert_eq!(acked(&mut lab, 2, 1_000), found, "{together} {gone:?}");
         }
     }
 

@@ -119,11 +119,16 @@ impl Lab {
     }
 
     pub fn fetch(&self, side: usize, max_wait: u64) -> FetchId {
+        self.fetch_for(side, max_wait, None)
+    }
+
+    fn fetch_for(&self, side: usize, max_wait: u64, lease: Option<u64>) -> FetchId {
         let request = pb::FetchRequest {
             stream: "S".to_owned(),
             consumer: "c".to_owned(),
             n: 1,
             max_wait: testkit::millis(max_wait as i64),
+            lease: lease.and_then(|lease| testkit::millis(lease as i64)),
             ..pb::FetchRequest::default()
         };
         let mut watch = self.watch();
@@ -138,21 +143,31 @@ impl Lab {
 
     /// An answer with the message is written, with a lease of this length, and is on its way.
     pub fn write(&self, id: DeliveryId, lease: u64) {
-        self.watch().fetch_written(&answer(id, 1, lease), self.now);
+        self.watch().fetch_written(0, &answer(id, 1, lease), self.now);
     }
 
     /// A client has the message, with a lease of this length.
     pub fn hand(&self, side: usize, id: DeliveryId, attempt: u32, lease: u64) {
+        let fetch = self.fetch_for(side, 1_000, Some(lease));
+        self.answer(fetch, id, attempt, lease);
+    }
+
+    fn answer(&self, fetch: FetchId, id: DeliveryId, attempt: u32, lease: u64) {
         let answer = answer(id, attempt, lease);
-        let fetch = self.fetch(side, 1_000);
         let served = Served { arrived: self.now, written: self.now };
         self.end(fetch, FetchEnd::Answer { answer: &answer, served, received: true });
+    }
+
+    /// A client that asked for no length has the message.
+    pub fn hand_until_redelivery(&self, side: usize, id: DeliveryId) {
+        let fetch = self.fetch(side, 1_000);
+        self.answer(fetch, id, 1, ACK_WAIT - ACK_WAIT / 10);
     }
 
     /// A message that a client has: sent to process 1, with a lease for the ack wait.
     pub fn held(&mut self) -> DeliveryId {
         let id = self.send(1, 1);
-        self.hand(1, id, 1, ACK_WAIT - ACK_WAIT / 10);
+        self.hand_until_redelivery(1, id);
         id
     }
 

@@ -109,6 +109,8 @@ pub struct Delivered {
     pub sent: Time,
     pub arrived: Option<Time>,
     pub hold: Option<Hold>,
+    /// Its client has asked for a length of the lease.
+    pub own_end: bool,
     pub calls: Vec<SettleCall>,
     pub effects: Vec<Effect>,
 }

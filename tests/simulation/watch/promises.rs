@@ -81,7 +81,17 @@ pub fn answered(
                 || waited_for_a_hand_over(ledger, id, call, now)
         }
         "JETSTREAM_DENIED" => happened(ledger, id, Trouble::MadeAgain, now),
-        "TOKEN_INVALID" | "KEY_UNKNOWN" => happened(ledger, id, Trouble::KeyRemoved, now),
+        "TOKEN_INVALID" | "KEY_UNKNOWN" if happened(ledger, id, Trouble::KeyRemoved, now) => true,
+        "TOKEN_INVALID" => false,
+        // "a pod that starts may seal with it before the others have it; they answer `KEY_UNKNOWN`"
+        "KEY_UNKNOWN" => {
+            let (consumer, key) = (&one.message.0, Trouble::KeyAtFront);
+            let ahead = ledger.troubles.happened(key, consumer, call.began, now);
+            if ahead {
+                report.coverage.count("settle: KEY_UNKNOWN while a new key is at the front");
+            }
+            ahead
+        }
         // "An answer that arrives after the end of the lease, or after a gap, confirms nothing."
         "SETTLE_UNCONFIRMED" if one.hold.is_some_and(|hold| hold.until <= now + TICK) => true,
         // The deadline of the client may be sooner than any answer.
@@ -275,6 +285,22 @@ mod tests {
         };
         assert!(settled("ACK").is_empty());
         assert_eq!((settled("TERM"), settled("NAK")), (vec![CHECK], vec![CHECK]));
+    }
+
+    #[test]
+    fn key_is_unknown_while_a_new_key_is_at_the_front_and_not_after_that() {
+        for (reason, after, found) in [
+            ("KEY_UNKNOWN", 0, vec![]),
+            ("KEY_UNKNOWN", 1, vec![CHECK]),
+            ("TOKEN_INVALID", 0, vec![CHECK]),
+        ] {
+            let mut lab = Lab::new();
+            let id = lab.held();
+            lab.trouble(Trouble::KeyAtFront, 100);
+            lab.wait(100 + after);
+            lab.refuse(lab.ask(2, id, &ack()), reason);
+            assert_eq!(lab.found(), found, "{reason}, {after} ms after it");
+        }
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub enum Trouble {
     Poisoned,
     /// A token key is taken out of the key file.
     KeyRemoved,
+    /// A new token key stands at the front of the file, and not every process has read it.
+    KeyAtFront,
     /// The servers refuse a right.
     Refused,
     /// The clocks of machines differ.
@@ -69,6 +71,7 @@ impl Trouble {
             | Self::Paused
             | Self::Poisoned
             | Self::KeyRemoved
+            | Self::KeyAtFront
             | Self::Refused => None,
         }
     }
@@ -85,6 +88,7 @@ impl Trouble {
             Self::Paused => "pause",
             Self::Poisoned => "poison",
             Self::KeyRemoved => "keys",
+            Self::KeyAtFront => "key at the front",
             Self::Refused => "right refused",
             Self::ClockOff { .. } => "clock",
             Self::ClockBehind { .. } => "clock behind",
@@ -99,7 +103,10 @@ impl Trouble {
 
     /// Whether it can keep messages from their way: a wrong clock and new keys cannot.
     fn delays(self) -> bool {
-        !matches!(self, Self::ClockOff { .. } | Self::ClockBehind { .. } | Self::KeyRemoved)
+        !matches!(
+            self,
+            Self::ClockOff { .. } | Self::ClockBehind { .. } | Self::KeyRemoved | Self::KeyAtFront
+        )
     }
 }
 
@@ -126,6 +133,25 @@ impl Troubles {
     pub fn end(&mut self, trouble: Trouble, now: Time) {
         for span in self.0.iter_mut().filter(|span| span.trouble == trouble && span.from <= now) {
             span.until = span.until.min(now);
+        }
+    }
+
+    /// The time of the world jumps while timers stand still. Accidents that a timer ends last longer.
+    pub fn lengthen(&mut self, length: Duration, now: Time) {
+        let by_timer = |trouble: Trouble| {
+            matches!(
+                trouble,
+                Trouble::LeaderAway
+                    | Trouble::Restarted
+                    | Trouble::MadeAgain
+                    | Trouble::Absent
+                    | Trouble::Stopped { .. }
+            )
+        };
+        for span in &mut self.0 {
+            if by_timer(span.trouble) && span.from <= now && now < span.until {
+                span.until += length;
+            }
         }
     }
 
@@ -236,6 +262,17 @@ mod tests {
         troubles.end(wire, secs(22));
         assert!(troubles.happened(wire, &name("a"), secs(22), secs(23)));
         assert!(!troubles.happened(wire, &name("a"), secs(23), secs(24)));
+    }
+
+    #[test]
+    fn accident_lasts_longer_by_a_jump_of_the_time_unless_it_is_over() {
+        let mut troubles = troubles();
+        troubles.lengthen(secs(3), secs(9));
+        troubles.lengthen(secs(3), secs(11));
+        troubles.lengthen(secs(3), secs(21));
+        let ends = |trouble| troubles.last_end(trouble, &name("a"), secs(99));
+        assert_eq!(ends(Trouble::LeaderAway), Some(secs(15)));
+        assert_eq!(ends(Trouble::Wire { side: 1 }), Some(secs(25)), "no timer ends it");
     }
 
     #[test]
