@@ -226,8 +226,8 @@ impl<'a> Play<'a> {
             ("STREAM".to_owned(), self.server.fixture.stream.clone()),
             ("CONSUMER".to_owned(), self.server.fixture.consumer.clone()),
         ]);
-        env.extend(self.scenario.env.clone());
         env.extend(self.door.iter().flat_map(|door| door.env(&self.listen)));
+        env.extend(self.scenario.env.clone());
         for language in self.languages {
             self.workers.push(Worker::start(name, language, &env, &self.reports));
         }
