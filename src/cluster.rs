@@ -10,6 +10,7 @@
 //! The right to publish on the subjects of the replicas does not allow anyone to settle a message: see
 //! `channel`.
 
+mod audited_tokens;
 mod channel;
 mod clocks;
 mod compatibility;
@@ -51,6 +52,7 @@ use self::{
 };
 use crate::{
     access::Settler,
+    audit::AuditedCall,
     broker::{Broker, Confirmation},
     bus::{Bus, Incoming},
     clock,
@@ -170,10 +172,10 @@ impl<B: Broker + Bus> Cluster<B> {
     }
 
     /// Settles each token that `settler` may settle, at any replica: one result each, in order. `call` is
-    /// the name of the call, for the log.
+    /// for the log.
     pub async fn settle(
         &self,
-        call: &'static str,
+        call: &AuditedCall<'_>,
         settler: &Settler,
         wanted: Vec<TokenAction>,
         confirmation: Confirmation,

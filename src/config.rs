@@ -9,6 +9,7 @@ mod client_args;
 mod limit_args;
 mod listen;
 mod policy_args;
+mod security_args;
 mod tls_args;
 mod values;
 
@@ -25,8 +26,9 @@ pub use self::{
 };
 use self::{
     admission::Exposure,
-    args::{DrainArgs, ListenArgs, NatsArgs, SecurityArgs, ServeArgs},
+    args::{DrainArgs, ListenArgs, NatsArgs, ServeArgs},
     limit_args::LimitArgs,
+    security_args::SecurityArgs,
     tls_args::{ClientAuthArg, TlsArgs, TlsMinArg},
 };
 use crate::{
@@ -132,7 +134,7 @@ impl Serve {
             limits,
             drain,
         } = args;
-        let SecurityArgs { policy_file, insecure, plaintext } = security;
+        let SecurityArgs { policy_file, insecure, plaintext, audit } = security;
         let ListenArgs { listen, ops_listen, ports_file } = listen;
         let DrainArgs { drain_delay, drain_timeout } = drain;
         let LimitArgs {
@@ -189,6 +191,7 @@ impl Serve {
         if exposure.beyond && !certified && admission != Some(Admission::Insecure) {
             gatekeeper.must_authenticate()?;
         }
+        gatekeeper.write_audit(audit.into());
         Ok(Self {
             gatekeeper,
             admission,

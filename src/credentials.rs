@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     access::{ApiKeys, ApiKeysError, Policy, PolicyError, Rights},
+    audit::{Audit, AuditScope},
     secrets::{self, FileFault, FileLooks, FileNews, Reader},
 };
 
@@ -24,6 +25,7 @@ pub struct Gatekeeper {
     certificates: bool,
     /// Whether a policy is refused that accepts callers without a credential.
     must_authenticate: bool,
+    audit: Audit,
     state: RwLock<Arc<Taken>>,
 }
 
@@ -72,8 +74,8 @@ impl Gatekeeper {
     pub fn open() -> Self {
         let rights = Arc::new(Rights::open());
         let taken = Taken { policy: String::new(), keys: String::new(), keys_file: None, rights };
-        let state = RwLock::new(Arc::new(taken));
-        Self { file: None, certificates: false, must_authenticate: false, state }
+        let (audit, state) = (Audit::new(AuditScope::Off), RwLock::new(Arc::new(taken)));
+        Self { file: None, certificates: false, must_authenticate: false, audit, state }
     }
 
     /// Reads a policy file and the files that it names. Blocks, so it is only for the start of the process.
@@ -105,6 +107,19 @@ impl Gatekeeper {
             Some(policy) if !policy.authenticate().anonymous => Ok(()),
             Some(_) | None => Err(AccessFileError::Anybody(file)),
         }
+    }
+
+    /// From now on, writes the audit lines of this scope. The first is about the policy.
+    pub fn write_audit(&mut self, scope: AuditScope) {
+        self.audit = Audit::new(scope);
+        if let Some(policy) = self.rights().policy() {
+            self.audit.policy_loaded(&policy.digest());
+        }
+    }
+
+    /// The writer of audit lines.
+    pub fn audit(&self) -> &Audit {
+        &self.audit
     }
 
     /// Whether each caller needs a credential.
@@ -191,6 +206,7 @@ impl Gatekeeper {
         let (digest, (principals, rules), api_keys) =
             (policy.digest(), policy.counts(), parsed.len());
         tracing::info!(digest, principals, rules, api_keys, "a policy is in use");
+        self.audit.policy_loaded(&digest);
         if from_before {
             tracing::warn!(
                 "accept_anonymous_tokens is set: each principal may settle tokens from before the policy"

@@ -2,10 +2,11 @@
 //!
 //! `server` composes the `layers` that a call passes, and lists them. `decode` reads requests into the
 //! lessor's types, `encode` writes its answers, `to_status` makes a status of an error, `service` joins the
-//! three. `method` knows the methods, `budget` counts what calls hold, `answer_memory` is the part of a
+//! three. `method` knows the methods, `audited` shows a call to the audit, `budget` counts what calls hold, `answer_memory` is the part of a
 //! budget that handlers take from. Nothing here decides about leases.
 
 mod answer_memory;
+mod audited;
 mod budget;
 mod decode;
 mod encode;

@@ -16,17 +16,18 @@
 //! ops           the listener for operators, and health
 //! grpc          the contract: requests are read, answers are written
 //! cluster       the replicas: settling at any of them, hand-over, who is there
-//! refusal_log   the log line of a refused call
 //! telemetry     the log: format, level and the thread that writes it
-//! api_error     what went wrong with a call, for its client; pure
 //! config        flags and environment variables, checked
+//! refusal_log   the log line of a refused call
+//! api_error     what went wrong with a call, for its client; pure
+//! credentials   the policy and the API keys in use, read again when they change
 //! net           connections of clients: accepted, bounded, closed
+//! audit         the log lines for auditors
 //! lessor        leases deliveries to callers: pulls, grants, settles, sweeps
 //! nats          the broker and the bus on NATS
 //! tls           TLS of the client port: its files, handshakes, and who a certificate names
 //! clock         the only room that reads the time
 //! client        the client behind fetch, ack, nak, term, extend and probe
-//! credentials   the policy and the API keys in use, read again when they change
 //! fd_limit      raises the limit of open files to what the connections need
 //! keys          the token keys, read again when their file changes
 //! log_throttle  how often a log line that strangers cause may be written
@@ -51,6 +52,7 @@
 pub mod access;
 pub mod api_error;
 pub mod app;
+pub mod audit;
 pub mod broker;
 pub mod bus;
 pub mod client;

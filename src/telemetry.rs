@@ -19,6 +19,8 @@ use crate::config::{LogArgs, LogFormat};
 /// Libraries that log, by `cargo tree -i tracing`. They are silenced: their warnings are about lost
 /// connections and wrong peers, which the modules of this program log themselves if they matter.
 const SILENCED_LIBRARIES: &str = "async_nats=off,h2=off,hyper_util=off,tonic=off,tower=off";
+/// The lines for auditors. `--audit` says which are written.
+const AUDIT: &str = "audit=info";
 /// The words that are a level. A filter may also name a library without a level.
 const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
 
@@ -53,8 +55,11 @@ impl Log {
             _ => ("--log-level", args.log_level.clone()),
         };
         check(&typed).map_err(|why| LogError::Filter(name, why))?;
-        let typed =
-            if name == "RUST_LOG" { typed } else { format!("{SILENCED_LIBRARIES},{typed}") };
+        let typed = if name == "RUST_LOG" {
+            typed
+        } else {
+            format!("{SILENCED_LIBRARIES},{AUDIT},{typed}")
+        };
         let filter = EnvFilter::try_new(&typed);
         let filter = filter.map_err(|error| LogError::Filter(name, error.to_string()))?;
         let terminal = io::stderr().is_terminal();

@@ -29,6 +29,8 @@ pub struct CertifiedClient {
     pub identities: Arc<[Identity]>,
     /// The end of the certificate, since the Unix epoch.
     pub not_after: Duration,
+    /// Tells one certificate from another: the beginning of its SHA-256, in hexadecimal digits.
+    pub digest: Arc<str>,
 }
 
 /// The reason why a credential is not accepted. It tells a guesser nothing.
@@ -141,6 +143,7 @@ mod tests {
         let client = |identities: &[Identity]| CertifiedClient {
             identities: identities.into(),
             not_after: Duration::MAX,
+            digest: "".into(),
         };
         let named = client(&[Identity::parse("dns:a.example").unwrap()]);
         let certified = Credential::Certificate(named.clone());

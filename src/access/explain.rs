@@ -72,6 +72,17 @@ impl Policy {
         Explanation { is_allowed, lines }
     }
 
+    /// The line of the first rule that allows this to a principal.
+    pub(super) fn rule_line(
+        &self,
+        principal: &str,
+        verb: Verb,
+        (stream, consumer): (&str, &str),
+    ) -> Option<usize> {
+        let rule = self.rules_for(principal, verb, stream, consumer).min()?;
+        Some(self.line_of("rules", rule))
+    }
+
     /// The line of an entry of a list of the file.
     pub(super) fn line_of(&self, list: &str, place: usize) -> usize {
         locate(&self.text, &[PathStep::Key(list), PathStep::Entry(place)]).0

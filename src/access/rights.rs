@@ -152,6 +152,16 @@ impl Rights {
         }
     }
 
+    /// The line of the first rule that allows this to the caller. `None`: there is no policy, or no such rule.
+    pub fn rule_line(
+        &self,
+        caller: &KnownCaller,
+        verb: Verb,
+        consumer: (&str, &str),
+    ) -> Option<usize> {
+        self.policy.as_ref()?.rule_line(caller.principal.as_deref()?, verb, consumer)
+    }
+
     /// Whether the caller, which was accepted earlier, is still the same principal and may still do this. To be
     /// asked before something is handed to a caller that has waited.
     ///
@@ -216,6 +226,16 @@ impl Settler {
     /// This caller, with these rights.
     pub fn new(rights: Arc<Rights>, caller: KnownCaller) -> Self {
         Self { rights, caller }
+    }
+
+    /// The caller.
+    pub fn caller(&self) -> &KnownCaller {
+        &self.caller
+    }
+
+    /// The rights at the beginning of its call.
+    pub fn rights(&self) -> &Rights {
+        &self.rights
     }
 
     /// Whether the caller may do this to the lease of a token. `consumer` is the consumer that the token
@@ -351,7 +371,7 @@ rules:
     /// The credential of a certificate with these identities.
     fn certificate(identities: &[&str], not_after: Duration) -> Credential {
         let identities = identities.iter().map(|text| Identity::parse(text).unwrap()).collect();
-        Credential::Missing.or(Some(&CertifiedClient { identities, not_after }))
+        Credential::Missing.or(Some(&CertifiedClient { identities, not_after, digest: "".into() }))
     }
 
     #[test]

@@ -20,6 +20,7 @@ use prost::Message as _;
 use tokio::time::timeout_at;
 
 use super::{
+    audited_tokens::AuditedTokens,
     channel::Unanswered,
     late, ownerless,
     ownership::{LeaseLocation, OwnershipGuard},
@@ -27,8 +28,9 @@ use super::{
     wire::{self, OpenedToken, SettleOutcome, SettleResult},
 };
 use crate::{
-    access::{Settler, Verb},
+    access::Settler,
     api_error::ApiError,
+    audit::AuditedCall,
     broker::{AckSubject, Broker, Confirmation},
     bus::Bus,
     clock::{self, ClockPair},
@@ -58,6 +60,7 @@ struct Sorted {
     subjects: Vec<Cow<'static, str>>,
     /// By the owner, by the name that answers for it now, and by whether the principal does not matter.
     remote: BTreeMap<(InstanceId, InstanceId, bool), Group<OpenedToken>>,
+    audited: AuditedTokens,
 }
 
 impl Sorted {
@@ -67,6 +70,7 @@ impl Sorted {
             local: Group::default(),
             subjects: Vec::new(),
             remote: BTreeMap::new(),
+            audited: AuditedTokens::default(),
         }
     }
 }
@@ -77,10 +81,10 @@ impl<B: Broker + Bus> Router<B> {
     }
 
     /// Settles each token that `settler` may settle, at any replica: one result each, in order. `call` is
-    /// the name of the call, for the log.
+    /// for the log.
     pub(super) async fn settle(
         &self,
-        call: &'static str,
+        call: &AuditedCall<'_>,
         settler: &Settler,
         wanted: Vec<TokenAction>,
         confirmation: Confirmation,
@@ -90,7 +94,7 @@ impl<B: Broker + Bus> Router<B> {
         let Ok(guard) = timeout_at(until.into(), self.replica.ownership.guard()).await else {
             return wanted.iter().map(|_| Err(Error::LeaseBusy.into())).collect();
         };
-        let Sorted { mut results, local, subjects, remote } =
+        let Sorted { mut results, local, subjects, remote, audited } =
             self.sort(call, settler, &wanted, &guard);
         let (local, items) = local.into_parts();
         let settled_here = async {
@@ -119,13 +123,15 @@ impl<B: Broker + Bus> Router<B> {
             results.set_all(indices, settled);
         }
         self.try_last_attempts(&wanted, &mut results, until).await;
-        results.into_vec()
+        let results = results.into_vec();
+        audited.write(call, settler.caller(), &wanted, &results);
+        results
     }
 
     /// Opens the tokens, and sorts them by the place of their leases.
     fn sort(
         &self,
-        call: &'static str,
+        call: &AuditedCall<'_>,
         settler: &Settler,
         wanted: &[TokenAction],
         guard: &OwnershipGuard<'_>,
@@ -133,7 +139,7 @@ impl<B: Broker + Bus> Router<B> {
         let mut sorted = Sorted::new(wanted.len());
         for (index, (token, action)) in wanted.iter().enumerate() {
             let opened = self.open(token).and_then(|(claims, lease)| {
-                let by = authorize::<B>(settler, &claims, action)?;
+                let by = sorted.audited.authorize::<B>(index, call, settler, &claims, action)?;
                 Ok((claims, lease, by))
             });
             let (claims, lease, by) = match opened {
@@ -200,10 +206,15 @@ impl<B: Broker + Bus> Router<B> {
     }
 
     /// Logs a refusal, by the ack subject of the delivery if that is known.
-    fn log_refusal(&self, call: &'static str, subject: Option<Cow<'_, str>>, refused: &ApiError) {
+    fn log_refusal(
+        &self,
+        call: &AuditedCall<'_>,
+        subject: Option<Cow<'_, str>>,
+        refused: &ApiError,
+    ) {
         let ack = subject.map(|subject| AckSubject(subject.into_owned().into()));
         let consumer = ack.and_then(|ack| B::delivery_of(&ack)).map(|(name, _)| name);
-        self.refusals.refused(call, &RefusedCaller { consumer, worker: "" }, refused);
+        self.refusals.refused(call.method, &RefusedCaller { consumer, worker: "" }, refused);
     }
 
     /// Answers a request of another replica. `None`: the request is not answered.
@@ -333,22 +344,6 @@ impl<B: Broker + Bus> Router<B> {
         results.set_all(indices, settled);
         results.into_vec()
     }
-}
-
-/// The principal that the lease of a token must belong to, if the caller may do this. `None`: any.
-fn authorize<B: Broker>(
-    settler: &Settler,
-    claims: &Claims<'_>,
-    action: &Action,
-) -> Result<Option<Arc<str>>, ApiError> {
-    let verb = match action {
-        Action::Ack | Action::Nak(_) | Action::Term(_) => Verb::Settle,
-        Action::Extend(_) => Verb::Extend,
-    };
-    let ack = AckSubject((*claims.ack_subject).into());
-    let name = B::delivery_of(&ack).map(|(name, _)| name);
-    let consumer = name.as_ref().map(|name| (&*name.stream, &*name.consumer));
-    Ok(settler.may(verb, consumer, &claims.principal)?)
 }
 
 /// The answer for a lease that ended at a replica that this one took over from, as that replica would

@@ -15,6 +15,7 @@ use super::{
     limit_args::LimitArgs,
     listen::Listen,
     policy_args::{KeygenArgs, PolicyArgs},
+    security_args::SecurityArgs,
     tls_args::TlsArgs,
     values,
 };
@@ -139,31 +140,6 @@ pub struct ServeArgs {
     pub(super) limits: LimitArgs,
     #[command(flatten)]
     pub(super) drain: DrainArgs,
-}
-
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Security")]
-pub(super) struct SecurityArgs {
-    /// File that says which callers are accepted, and what each of them may do.
-    ///
-    /// `fetch-proxy policy --help` shows such a file. A changed file is read again. If it has a mistake,
-    /// the rights stay as they were. Without a file, everybody who reaches the port may do everything.
-    #[arg(long, env = "FETCH_PROXY_POLICY_FILE", value_name = "FILE")]
-    pub(super) policy_file: Option<PathBuf>,
-    /// Listen beyond loopback although callers need no credential.
-    ///
-    /// Then everybody who reaches the port can take and settle what the policy gives to callers without
-    /// a credential, and without a policy everything. It includes --plaintext.
-    #[arg(long, env = "FETCH_PROXY_INSECURE",
-          value_parser = clap::builder::BoolishValueParser::new())]
-    pub(super) insecure: bool,
-    /// Listen beyond loopback although there is no TLS on this port.
-    ///
-    /// For a mesh or an ingress that speaks TLS in front of this port. Otherwise everybody on the way can
-    /// read credentials and messages.
-    #[arg(long, env = "FETCH_PROXY_PLAINTEXT",
-          value_parser = clap::builder::BoolishValueParser::new())]
-    pub(super) plaintext: bool,
 }
 
 #[derive(Debug, Args)]

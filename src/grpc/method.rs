@@ -3,6 +3,8 @@
 /// The service's full name, as health and reflection call it.
 pub const SERVICE: &str = "fetchproxy.v1.FetchService";
 
+const METHODS: [&str; 6] = ["Fetch", "Ack", "Nak", "Term", "Extend", "Settle"];
+
 /// The kind of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CallKind {
@@ -38,6 +40,12 @@ impl CallKind {
             (service, _) if service.starts_with("grpc.reflection.") => Self::Reflection,
             _ => Self::Other,
         }
+    }
+
+    /// The method of a call to `path`, if it is a method of ours.
+    pub(super) fn method(path: &str) -> &'static str {
+        let method = path.rsplit('/').next();
+        METHODS.into_iter().find(|known| method == Some(known)).unwrap_or("another method")
     }
 
     /// Its name, for the log.

@@ -7,6 +7,7 @@ use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
 
 use super::{
     answer_memory::{AnswerBudget, AnswerMemory},
+    audited::audited,
     decode,
     encode::Seal,
     layers::AcceptCallers,
@@ -15,6 +16,7 @@ use super::{
 use crate::{
     access::{Credential, KnownCaller, Settler, Verb},
     api_error::ApiError,
+    audit::AuditedCall,
     broker::{Broker, Confirmation, ConsumerName},
     bus::Bus,
     clock::{self, ClockPair},
@@ -73,6 +75,15 @@ impl<B: Broker + Bus> Service<B> {
         caller.map_err(ApiError::Unauthenticated)
     }
 
+    fn audited<'c>(
+        &'c self,
+        method: &'static str,
+        metadata: &'c MetadataMap,
+        extensions: &'c Extensions,
+    ) -> AuditedCall<'c> {
+        audited(self.gatekeeper.audit(), method, metadata.as_ref(), extensions)
+    }
+
     fn settler(&self, extensions: &Extensions) -> Result<Settler, Status> {
         Ok(Settler::new(self.gatekeeper.rights(), checked(self.caller(extensions))?))
     }
@@ -93,7 +104,8 @@ impl<B: Broker + Bus> Service<B> {
         };
         let (wanted, until) = (vec![(token, action)], settle_until(metadata));
         let settler = self.settler(extensions)?;
-        let done = self.cluster.settle(call, &settler, wanted, confirmation, until).await.pop();
+        let call = self.audited(call, metadata, extensions);
+        let done = self.cluster.settle(&call, &settler, wanted, confirmation, until).await.pop();
         // There was one token, so there is one result.
         done.unwrap_or(Err(Error::Unconfirmed.into())).map_err(|refused| to_status(&refused))
     }
@@ -105,17 +117,20 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         &self,
         request: Request<pb::FetchRequest>,
     ) -> Result<Response<pb::FetchResponse>, Status> {
-        let left = decode::time_left(request.metadata());
-        let budget = request.extensions().get().cloned();
-        let caller = self.caller(request.extensions());
-        let request = decode::shortened(request.into_inner());
+        let (metadata, extensions, request) = request.into_parts();
+        let left = decode::time_left(&metadata);
+        let budget = extensions.get().cloned();
+        let caller = self.caller(&extensions);
+        let call = self.audited("Fetch", &metadata, &extensions);
+        let request = decode::shortened(request);
         let refused = |refused: ApiError| {
             let (stream, consumer) = (&*request.stream, &*request.consumer);
             // A name that is refused for its length is also too long for the log.
             let consumer = (stream.len().max(consumer.len()) <= 255)
                 .then(|| ConsumerName { stream: stream.into(), consumer: consumer.into() });
             let caller = RefusedCaller { consumer, worker: &request.worker };
-            self.refusals.refused("Fetch", &caller, &refused);
+            self.refusals.refused(call.method, &caller, &refused);
+            audit_refusal(&call, &refused);
             to_status(&refused)
         };
         let caller = caller.map_err(refused)?;
@@ -129,6 +144,10 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         let rights = self.gatekeeper.rights();
         let may = rights.may(&caller, Verb::Fetch, consumer);
         may.map_err(|denied| refused(denied.into()))?;
+        if call.audit.has_all() {
+            let rule = rights.rule_line(&caller, Verb::Fetch, consumer);
+            call.allowed(&caller, Verb::Fetch, Some(consumer), rule);
+        }
         let fetched = self.lessor.fetch(ask).await.map_err(|error| refused(error.into()))?;
         // The policy may have changed while the call waited. Then the messages go back.
         let may =
@@ -226,7 +245,8 @@ impl<B: Broker + Bus> FetchService for Service<B> {
 
         let until = settle_until(&metadata);
         let settler = self.settler(&extensions)?;
-        let results = self.cluster.settle("Settle", &settler, wanted, confirmation, until).await;
+        let call = self.audited("Settle", &metadata, &extensions);
+        let results = self.cluster.settle(&call, &settler, wanted, confirmation, until).await;
         // At most MOST_SETTLEMENTS, so it fits.
         let failed = results.iter().filter(|result| result.is_err()).count() as u32;
         let results = results.into_iter().map(settle_result).collect();
@@ -256,6 +276,16 @@ async fn fetch_memory(
     let size = usize::try_from(2 * size).unwrap_or(usize::MAX);
     let taken = budget.take_by(size, clock::now() + BYTES_PATIENCE).await?;
     Ok(Some(AnswerMemory::new(taken)))
+}
+
+/// Writes the audit line of a Fetch that was refused, if it has one.
+fn audit_refusal(call: &AuditedCall<'_>, refused: &ApiError) {
+    if let ApiError::NotAllowed(denied) = refused {
+        let consumer = denied.consumer.as_ref();
+        call.denied(denied, consumer.map(|(stream, consumer)| (&**stream, &**consumer)));
+    } else if let ApiError::Unauthenticated(why) = refused {
+        call.unauthenticated(why);
+    }
 }
 
 fn checked<T>(decoded: Result<T, ApiError>) -> Result<T, Status> {

@@ -49,6 +49,7 @@ pub enum UnfitCertificate {
 /// See [`UnfitCertificate`].
 pub fn certified_client(leaf: &[u8]) -> Result<CertifiedClient, UnfitCertificate> {
     let unreadable = |_| UnfitCertificate::Unreadable;
+    let digest = digest(leaf);
     let (_, leaf) = X509Certificate::from_der(leaf).map_err(|_| UnfitCertificate::Unreadable)?;
     let not_after = seconds(leaf.validity().not_after);
     let names = leaf.subject_alternative_name().map_err(unreadable)?;
@@ -72,7 +73,13 @@ pub fn certified_client(leaf: &[u8]) -> Result<CertifiedClient, UnfitCertificate
         }
         identities
     };
-    Ok(CertifiedClient { identities, not_after })
+    Ok(CertifiedClient { identities, not_after, digest })
+}
+
+fn digest(leaf: &[u8]) -> Arc<str> {
+    let digest = ring::digest::digest(&ring::digest::SHA256, leaf);
+    let digits = digest.as_ref().iter().take(8).map(|byte| format!("{byte:02x}"));
+    digits.collect::<String>().into()
 }
 
 /// The begin and the end of a certificate, since the Unix epoch. `None`: it cannot be read.

@@ -39,9 +39,10 @@ const IMPURE: [&str; 9] = [
 ];
 
 /// Rooms and files that decide and do nothing else. Time is an argument.
-const PURE: [&str; 10] = [
+const PURE: [&str; 11] = [
     "access",
     "api_error",
+    "audit/throttle",
     "lease",
     "lessor/consumer/monitor",
     "lessor/consumer/quarantine",
@@ -93,6 +94,12 @@ const ROOMS: &[Room] = &[
         libraries: &["tokio", "tracing"],
     },
     Room {
+        name: "audit",
+        purpose: "the log lines for auditors",
+        rooms: &["access", "clock", "lock"],
+        libraries: &["tracing"],
+    },
+    Room {
         name: "broker",
         purpose: "the port to JetStream: a trait, its types, its errors",
         rooms: &[],
@@ -122,6 +129,7 @@ const ROOMS: &[Room] = &[
         rooms: &[
             "access",
             "api_error",
+            "audit",
             "broker",
             "bus",
             "clock",
@@ -147,13 +155,23 @@ const ROOMS: &[Room] = &[
     Room {
         name: "config",
         purpose: "flags and environment variables, checked",
-        rooms: &["access", "credentials", "keys", "lessor", "limits", "nats", "secrets", "tls"],
+        rooms: &[
+            "access",
+            "audit",
+            "credentials",
+            "keys",
+            "lessor",
+            "limits",
+            "nats",
+            "secrets",
+            "tls",
+        ],
         libraries: &["clap"],
     },
     Room {
         name: "credentials",
         purpose: "the policy and the API keys in use, read again when they change",
-        rooms: &["access", "secrets"],
+        rooms: &["access", "audit", "secrets"],
         libraries: &["tokio", "tracing"],
     },
     Room {
@@ -174,6 +192,7 @@ const ROOMS: &[Room] = &[
         rooms: &[
             "access",
             "api_error",
+            "audit",
             "broker",
             "bus",
             "clock",

@@ -5,6 +5,7 @@
 
 mod access;
 mod admission;
+mod audit;
 mod cli;
 mod client;
 mod client_tls;

@@ -11,7 +11,7 @@ use crate::{
     api_error::ApiError,
     clock,
     credentials::Gatekeeper,
-    grpc::{method::CallKind, to_status::to_status},
+    grpc::{audited::audited, method::CallKind, to_status::to_status},
     net::{Middleware, Next, Peer},
     refusal_log::{RefusalLog, RefusedCaller},
 };
@@ -59,6 +59,10 @@ where
             match self.caller(&request) {
                 Ok(caller) => drop(request.extensions_mut().insert(caller)),
                 Err(why) => {
+                    let method = CallKind::method(request.uri().path());
+                    let (headers, extensions) = (request.headers(), request.extensions());
+                    audited(self.gatekeeper.audit(), method, headers, extensions)
+                        .unauthenticated(&why);
                     let refused = ApiError::Unauthenticated(why);
                     self.refusals.refused(kind.name(), &RefusedCaller::default(), &refused);
                     return Ok(to_status(&refused).into_http());
