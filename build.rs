@@ -4,12 +4,12 @@ use std::{env, fs, path::PathBuf};
 
 use protox::prost::Message as _;
 
-const CONTRACT: &str = "fetchproxy/v1/fetch.proto";
+const CONTRACT: [&str; 2] = ["fetchproxy/v1/fetch.proto", "fetchproxy/v1/admin.proto"];
 const BETWEEN_REPLICAS: &str = "fetchproxy/peer/v1/peer.proto";
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let contract = protox::compile([CONTRACT], ["proto"])?;
+    let contract = protox::compile(CONTRACT, ["proto"])?;
     // Reflection serves the same descriptors, with their comments.
     let descriptors = PathBuf::from(env::var("OUT_DIR")?).join("fetchproxy.v1.bin");
     fs::write(descriptors, contract.encode_to_vec())?;

@@ -31,9 +31,10 @@ use crate::{
     bus::Bus,
     clock,
     cluster::Cluster,
-    config::{Admission, Listen, Serve},
+    config::{AdminSocket, Admission, Listen, Serve},
+    credentials::Gatekeeper,
     fd_limit,
-    grpc::{self, ContractError, Service},
+    grpc::{self, AdminSocketError, ContractError, Served, Service},
     lessor::Lessor,
     limits::ListenerLimits,
     nats::Nats,
@@ -62,6 +63,9 @@ pub enum AppError {
     /// An address cannot be listened on.
     #[error("cannot listen on {0}: {1}")]
     Listen(Listen, io::Error),
+    /// There is no admin socket, and the command line asks for one.
+    #[error(transparent)]
+    AdminSocket(#[from] AdminSocketError),
     /// The ports file cannot be written.
     #[error("cannot write the ports file: {0}")]
     PortsFile(io::Error),
@@ -120,16 +124,19 @@ pub async fn run(config: Serve, ready: impl FnOnce(BoundAddresses)) -> Result<()
     let certified = tls.as_ref().and_then(|tls| tls.names_clients()) == Some(ClientAuth::Require);
     // Only the authority of their certificates then says who may call.
     let all_may = certified && gatekeeper.rights().policy().is_none();
-    let background = Background::start(cluster.clone(), keys, gatekeeper, tls.clone());
+    let background = Background::start(cluster.clone(), keys, gatekeeper.clone(), tls.clone());
+    let admin_socket =
+        listen_to_operators(&config.admin_socket, bound.ops.port(), gatekeeper, &background)?;
 
     let ((stop_grpc, grpc_stopped), (stop_ops, ops_stopped)) = (stop(), stop());
     let mut listeners = JoinSet::new();
     let (verdict, probes) = (health.watch(), room.probes);
     let ops = ops::serve(ops, probes, health_service.clone(), verdict, ops_stopped);
     let limits = ListenerLimits { max_connections: room.connections, ..config.edge };
-    let (calls, secured) = (config.calls, tls.is_some());
+    let (calls, secured, reflection) = (config.calls, tls.is_some(), config.reflection);
     listeners.spawn(async move {
-        grpc::serve(grpc, service, health_service, tls, limits, &calls, grpc_stopped).await
+        let served = Served { service, health: health_service, reflection };
+        grpc::serve(grpc, served, tls, limits, &calls, grpc_stopped).await
     });
     listeners.spawn(async move {
         ops.await;
@@ -140,7 +147,8 @@ pub async fn run(config: Serve, ready: impl FnOnce(BoundAddresses)) -> Result<()
             "there is no policy: each client with a certificate of --tls-client-ca may do everything"
         );
     }
-    announce(bound, secured, config.admission, config.ports_file.as_deref())?;
+    tracing::info!(grpc = %bound.grpc, ops = %bound.ops, tls = secured, admin_socket, "listening");
+    announce(bound, config.admission, config.ports_file.as_deref())?;
 
     tokio::select! {
         ended = listeners.join_next() => return Err(why_ended(ended)),
@@ -164,6 +172,26 @@ pub async fn run(config: Serve, ready: impl FnOnce(BoundAddresses)) -> Result<()
         () = signals.second(first_at) => tracing::warn!("second signal: ending at once"),
     }
     Ok(())
+}
+
+/// Serves operators on this machine. Returns the name of the socket. A socket that nobody asked for may fail: the
+/// service does not depend on it.
+fn listen_to_operators(
+    socket: &AdminSocket,
+    ops_port: u16,
+    gatekeeper: Arc<Gatekeeper>,
+    background: &Background,
+) -> Result<Option<String>, AdminSocketError> {
+    let Some(name) = socket.name(ops_port) else { return Ok(None) };
+    match grpc::serve_admin(&name, gatekeeper, background.stop()) {
+        Ok(serving) => background.spawn(serving),
+        Err(error) if *socket == AdminSocket::ByOpsPort => {
+            tracing::warn!(%error, "there is no admin socket: its default name cannot be used");
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(Some(name))
 }
 
 /// Stops a listener: the sender takes the time by which the listener must have ended. Without a time the
@@ -249,12 +277,10 @@ fn introduce(config: &Serve, owner: InstanceId) {
 /// Publishes the bound addresses: in the log, and in the ports file for the parent process.
 fn announce(
     bound: BoundAddresses,
-    tls: bool,
     admission: Option<Admission>,
     file: Option<&Path>,
 ) -> Result<(), AppError> {
     let BoundAddresses { grpc, ops } = bound;
-    tracing::info!(%grpc, %ops, tls, "listening");
     match admission {
         None => {}
         Some(Admission::Insecure) => tracing::warn!(

@@ -1,4 +1,4 @@
-//! The client behind `fetch-proxy fetch`, `ack`, `nak`, `term`, `extend` and `probe`, for images without
+//! The client behind `fetch-proxy fetch`, `ack`, `nak`, `term`, `extend`, `whoami` and `probe`, for images without
 //! a shell. It uses the contract alone, like any other client.
 //!
 //! `connect` makes a channel, `bearer` adds the credential. `text` and `json` render answers, with what they share in `format`.
@@ -21,11 +21,14 @@ pub use self::{
     probe::{probe, probe_by},
 };
 use self::{
-    connect::{chain, connect},
+    connect::{chain, connect, connect_here},
     json::json,
     text::plain,
 };
-use crate::pb::{self, fetch_service_client::FetchServiceClient, settlement::Action};
+use crate::pb::{
+    self, admin_service_client::AdminServiceClient, fetch_service_client::FetchServiceClient,
+    settlement::Action,
+};
 
 /// Longest time to an answer, in addition to the wait that the request asks for.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -84,6 +87,29 @@ impl Client {
             false => text::settled(&tokens, &answer.results),
         };
         Ok((shown, answer.failed == 0))
+    }
+
+    /// Asks who the caller is, at the admin socket of this name or at the address.
+    ///
+    /// # Errors
+    /// The reason why there is no answer, as text.
+    pub async fn who_am_i(&self, socket: Option<&str>) -> Shown {
+        let mut request = Request::new(pb::WhoAmIRequest {});
+        request.set_timeout(ANSWER_TIMEOUT);
+        let channel = match socket {
+            Some(name) => connect_here(name, ANSWER_TIMEOUT).await?,
+            None => {
+                bearer::add(&mut request, &self.addr, self.token_file.as_deref())?;
+                connect(&self.addr, &self.tls, ANSWER_TIMEOUT).await?
+            }
+        };
+        let answer = AdminServiceClient::new(channel).who_am_i(request).await;
+        let answer = answer.map_err(|status| self.explained(&status))?.into_inner();
+        let shown = match self.json {
+            true => json("WhoAmIResponse", &answer)?,
+            false => text::caller(&answer),
+        };
+        Ok((shown, true))
     }
 
     /// A refusal as text. Without an answer of the server, the causes say why the connection is gone.

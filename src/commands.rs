@@ -9,7 +9,7 @@ use crate::{
     app, client,
     config::{
         AckArgs, CallArgs, ClientTlsArgs, CodecArg, Command, DevArgs, FetchArgs, KeygenArgs,
-        LogArgs, Serve,
+        LogArgs, Serve, WhoAmIArgs,
     },
     dev,
     pb::{self, settlement::Action},
@@ -53,6 +53,7 @@ pub fn run(command: Command) -> ExitCode {
             .map_or(Ok(None), client::pb_duration)
             .map_err(usage)
             .and_then(|lease| settle(args.ack, Action::Extend(pb::ExtendAction { lease }))),
+        Command::WhoAmI(args) => who_am_i(*args),
         Command::Serve { serve, log: args } => log_to(&mut log, &args).and_then(|()| {
             let serve = Serve::load(*serve).map_err(usage)?;
             block_on(async { app::run(serve, |_| ()).await }).map(|()| 0)
@@ -144,6 +145,18 @@ fn fetch(args: FetchArgs) -> Outcome<u8> {
 
 fn settle(args: AckArgs, action: Action) -> Outcome<u8> {
     print_answer(block_on(client(args.call).settle(args.tokens, action))?)
+}
+
+fn who_am_i(args: WhoAmIArgs) -> Outcome<u8> {
+    let WhoAmIArgs { addr, admin_socket, ops_listen, tls, token_file, json } = args;
+    let socket = admin_socket.unwrap_or_default().name(ops_listen.port());
+    let (addr, socket) = match (addr, socket) {
+        (Some(addr), _) => (addr, None),
+        (None, Some(name)) => (String::new(), Some(name)),
+        (None, None) => return Err(usage("--admin-socket is off, so give --addr")),
+    };
+    let client = client::Client { addr, tls: client_tls(tls), token_file, json };
+    print_answer(block_on(client.who_am_i(socket.as_deref()))?)
 }
 
 fn client(CallArgs { addr, tls, token_file, json }: CallArgs) -> client::Client {

@@ -3,6 +3,7 @@
 //! Every flag of `serve` has an environment variable. No secret has a flag, because everybody on the
 //! machine can read command lines. A mistake is reported in one line, and ends the process with code 2.
 
+mod admin_socket;
 mod admission;
 mod args;
 mod client_args;
@@ -16,10 +17,12 @@ mod values;
 use std::{env, io, path::PathBuf, time::Duration};
 
 pub use self::{
+    admin_socket::AdminSocket,
     admission::Admission,
     args::{Cli, Command, DevArgs, GuardArgs, LogArgs, LogFormat, ProbeArgs},
     client_args::{
         AckArgs, CallArgs, ClientTlsArgs, CodecArg, ExtendArgs, FetchArgs, NakArgs, TermArgs,
+        WhoAmIArgs,
     },
     listen::Listen,
     policy_args::{KeygenArgs, PolicyArgs, PolicyCheckArgs, PolicyCommand, PolicyDiffArgs},
@@ -28,7 +31,7 @@ use self::{
     admission::Exposure,
     args::{DrainArgs, ListenArgs, NatsArgs, ServeArgs},
     limit_args::LimitArgs,
-    security_args::SecurityArgs,
+    security_args::{SecurityArgs, SwitchArg},
     tls_args::{ClientAuthArg, TlsArgs, TlsMinArg},
 };
 use crate::{
@@ -73,6 +76,10 @@ pub struct Serve {
     pub gatekeeper: Gatekeeper,
     /// The admission with which this replica listens beyond loopback.
     pub admission: Option<Admission>,
+    /// The socket for operators on this machine.
+    pub admin_socket: AdminSocket,
+    /// Whether tools can read the contract.
+    pub reflection: bool,
     /// Name of the group of replicas that accepts the tokens.
     pub cluster: String,
     /// Name of this replica for people.
@@ -134,7 +141,8 @@ impl Serve {
             limits,
             drain,
         } = args;
-        let SecurityArgs { policy_file, insecure, plaintext, audit } = security;
+        let SecurityArgs { policy_file, insecure, plaintext, audit, admin_socket, reflection } =
+            security;
         let ListenArgs { listen, ops_listen, ports_file } = listen;
         let DrainArgs { drain_delay, drain_timeout } = drain;
         let LimitArgs {
@@ -195,6 +203,8 @@ impl Serve {
         Ok(Self {
             gatekeeper,
             admission,
+            admin_socket: admin_socket.unwrap_or_default(),
+            reflection: reflection == SwitchArg::On,
             listen,
             ops_listen,
             ports_file,

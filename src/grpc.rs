@@ -2,9 +2,10 @@
 //!
 //! `server` composes the `layers` that a call passes, and lists them. `decode` reads requests into the
 //! lessor's types, `encode` writes its answers, `to_status` makes a status of an error, `service` joins the
-//! three. `method` knows the methods, `audited` shows a call to the audit, `budget` counts what calls hold, `answer_memory` is the part of a
+//! three. `method` knows the methods, `audited` shows a call to the audit, `admin` has the calls for operators, `budget` counts what calls hold, `answer_memory` is the part of a
 //! budget that handlers take from. Nothing here decides about leases.
 
+mod admin;
 mod answer_memory;
 mod audited;
 mod budget;
@@ -12,13 +13,16 @@ mod decode;
 mod encode;
 mod layers;
 mod method;
+mod reflection;
 mod server;
 mod service;
 mod to_status;
 
 pub(crate) use self::to_status::to_status;
 pub use self::{
+    admin::{AdminSocketError, serve_admin},
     method::SERVICE,
-    server::{ContractError, serve},
+    reflection::ContractError,
+    server::{Served, serve},
     service::Service,
 };

@@ -27,7 +27,7 @@
 //! nats          the broker and the bus on NATS
 //! tls           TLS of the client port: its files, handshakes, and who a certificate names
 //! clock         the only room that reads the time
-//! client        the client behind fetch, ack, nak, term, extend and probe
+//! client        the client behind fetch, ack, nak, term, extend, whoami and probe
 //! fd_limit      raises the limit of open files to what the connections need
 //! keys          the token keys, read again when their file changes
 //! log_throttle  how often a log line that strangers cause may be written

@@ -3,10 +3,11 @@
 //!
 //! `listener` accepts and closes connections, `opening` makes the TLS handshake, `preface` reads the first
 //! bytes, `connection` is one open connection as the layers behind it see it, `peer` is its other end,
-//! `unwritten` ends answers that make no progress. `middleware` is what all layers around a service share.
+//! `unwritten` ends answers that make no progress. `local` is the socket for programs on this machine. `middleware` is what all layers around a service share.
 
 mod connection;
 mod listener;
+mod local;
 mod middleware;
 mod opening;
 mod peer;
@@ -16,6 +17,7 @@ mod unwritten;
 pub(crate) use self::{
     connection::{ClientConnection, CountOpenCalls, OpenCall},
     listener::{Services, serve},
+    local::LocalListener,
     middleware::{Middleware, MiddlewareLayer, Next},
     peer::Peer,
     unwritten::StartedAnswer,

@@ -6,7 +6,7 @@ use super::{
     compiled::Policy,
     identity::Identity,
     place::{PathStep, locate},
-    verbs::Verb,
+    verbs::{Verb, VerbSet},
 };
 
 /// A question about a consumer.
@@ -70,6 +70,12 @@ impl Policy {
             }
         };
         Explanation { is_allowed, lines }
+    }
+
+    /// The verbs that a principal has at some consumer.
+    pub(super) fn verbs_of(&self, principal: &str) -> VerbSet {
+        let rules = self.document.rules.0.iter().filter(|rule| rule.is_for(principal));
+        rules.fold(VerbSet::NONE, |all, rule| all.with(rule.all_verbs()))
     }
 
     /// The line of the first rule that allows this to a principal.

@@ -102,6 +102,11 @@ impl Identity {
         Self::checked(kind, &identity)
     }
 
+    /// The identity of a process of this user on this machine.
+    pub fn local(user: u32) -> Self {
+        Self(format!("{}{user}", IdentityKind::Local.prefix()).into())
+    }
+
     /// Reads an identity as this module writes it.
     ///
     /// # Errors

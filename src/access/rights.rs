@@ -9,7 +9,7 @@ use super::{
     compiled::Policy,
     credential::{Credential, Unauthenticated},
     identity::Identity,
-    verbs::Verb,
+    verbs::{Verb, VerbSet},
 };
 
 /// The principal of everybody while there is no policy, and of tokens from that time.
@@ -64,6 +64,8 @@ pub enum DenialCause {
     ForeignToken,
     /// The token does not name its consumer in a form that is known.
     UnknownConsumer,
+    /// There is no policy, so no call for operators is allowed.
+    NoPolicy,
 }
 
 impl Rights {
@@ -128,6 +130,39 @@ impl Rights {
         };
         let principal = policy.principal_of(&identity).map(|principal| principal.name.clone());
         Ok(KnownCaller { identity, principal, until, credential, generation })
+    }
+
+    /// The process of this user on this machine.
+    pub fn local_caller(&self, user: u32) -> KnownCaller {
+        let identity = Identity::local(user);
+        let principal = self.policy.as_ref().and_then(|policy| policy.principal_of(&identity));
+        KnownCaller {
+            principal: principal.map(|principal| principal.name.clone()),
+            identity,
+            until: None,
+            credential: Credential::Missing,
+            generation: self.generation,
+        }
+    }
+
+    /// The verbs that the caller has at some consumer.
+    pub fn verbs_of(&self, caller: &KnownCaller) -> VerbSet {
+        match (&self.policy, &caller.principal) {
+            (None, _) => Verb::ALL.into_iter().collect(),
+            (Some(_), None) => VerbSet::NONE,
+            (Some(policy), Some(principal)) => policy.verbs_of(principal),
+        }
+    }
+
+    /// Whether calls for operators are allowed at the port for clients.
+    ///
+    /// # Errors
+    /// There is no policy, which could say who is an operator.
+    pub fn admits_operators(&self, caller: &KnownCaller) -> Result<(), Denied> {
+        match self.policy {
+            Some(_) => Ok(()),
+            None => Err(caller.denied(Verb::Inspect, DenialCause::NoPolicy)),
+        }
     }
 
     /// Whether the caller may do this with the consumer.
@@ -274,6 +309,7 @@ impl Denied {
             DenialCause::NoPrincipal => Some("no_principal"),
             DenialCause::ForeignToken => Some("foreign_token"),
             DenialCause::UnknownConsumer => Some("unknown_consumer"),
+            DenialCause::NoPolicy => Some("no_policy"),
         }
     }
 
@@ -290,6 +326,9 @@ impl Denied {
             }
             (DenialCause::UnknownConsumer, _) => {
                 "the token does not name its consumer in a known form".to_owned()
+            }
+            (DenialCause::NoPolicy, _) => {
+                "calls for operators need a policy here: use the admin socket".to_owned()
             }
             (DenialCause::NoRule, Some((stream, consumer))) => {
                 format!("principal `{name}` may not {verb} at consumer `{consumer}` of `{stream}`")

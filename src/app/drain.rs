@@ -118,6 +118,19 @@ impl Background {
         Self { tasks, stop }
     }
 
+    /// Runs one more task, which ends soon after the token.
+    pub(super) fn spawn<F>(&self, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.tasks.spawn(task);
+    }
+
+    /// Tells the tasks to end.
+    pub(super) fn stop(&self) -> CancellationToken {
+        self.stop.clone()
+    }
+
     async fn end<B: Broker + Bus>(self, cluster: &Cluster<B>) {
         self.stop.cancel();
         cluster.close().await;

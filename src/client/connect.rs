@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 /// How a client checks the server, and who it says it is. It is used for an address with `https://` alone.
@@ -44,6 +46,22 @@ pub(super) async fn connect(
         ));
     }
     endpoint.connect().await.map_err(wrong)
+}
+
+/// Connects to the socket of a process on this machine: `@` and a name that is no file, or a path.
+///
+/// # Errors
+/// The reason why there is no connection, as text.
+pub(super) async fn connect_here(name: &str, patience: Duration) -> Result<Channel, String> {
+    let wrong = |error| format!("cannot connect to the admin socket {name}: {}", chain(&error));
+    // Nobody looks this address up: the connector decides.
+    let endpoint = Endpoint::from_static("http://localhost").connect_timeout(patience);
+    let path = name.strip_prefix('@').map_or_else(|| name.to_owned(), |name| format!("\0{name}"));
+    let connector = tower::service_fn(move |_| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    endpoint.connect_with_connector(connector).await.map_err(wrong)
 }
 
 fn config(tls: &ClientTls) -> Result<ClientTlsConfig, String> {

@@ -104,6 +104,23 @@ fn escaped(text: &str, which: impl Fn(char) -> bool) -> String {
     shown
 }
 
+/// The caller, as the proxy knows it.
+pub(super) fn caller(answer: &pb::WhoAmIResponse) -> String {
+    let or = |text: &str, empty: &str| match text {
+        "" => empty.to_owned(),
+        text => plain(text),
+    };
+    let until = time(answer.credential_expire_time.as_ref());
+    format!(
+        "identity   {}\nprincipal  {}\nverbs      {}\ngood until {}\npolicy     {}",
+        plain(&answer.identity),
+        or(&answer.principal, "none"),
+        or(&answer.verbs.join(", "), "none"),
+        until.unwrap_or_else(|| "no end is known".to_owned()),
+        or(&answer.policy_digest, "none"),
+    )
+}
+
 /// One line for each token. With several tokens, each line begins with the end of its token.
 pub(super) fn settled(tokens: &[String], results: &[pb::SettleResult]) -> String {
     let line = |(token, result): (&String, &pb::SettleResult)| {

@@ -11,7 +11,7 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::{
-    client_args::{AckArgs, ClientTlsArgs, ExtendArgs, FetchArgs, NakArgs, TermArgs},
+    client_args::{AckArgs, ClientTlsArgs, ExtendArgs, FetchArgs, NakArgs, TermArgs, WhoAmIArgs},
     limit_args::LimitArgs,
     listen::Listen,
     policy_args::{KeygenArgs, PolicyArgs},
@@ -38,6 +38,9 @@ Examples:
 
   fetch-proxy probe --addr 127.0.0.1:50052
       Check the health, for exec probes. The exit code is 0 if the replica serves.
+
+  fetch-proxy whoami --addr https://proxy.example:50051 --token-file key
+      Show the identity, the principal and the verbs of a credential.
 
   fetch-proxy fetch ORDERS worker -n 3
   fetch-proxy ack TOKEN
@@ -89,6 +92,9 @@ pub enum Command {
     Term(TermArgs),
     /// Move the end of leases by hand.
     Extend(ExtendArgs),
+    /// Show who a credential is to a fetch-proxy: its identity, its principal and its verbs.
+    #[command(name = "whoami")]
+    WhoAmI(Box<WhoAmIArgs>),
     /// Print a new key for --token-key-file, or a new API key.
     Keygen(KeygenArgs),
     /// Check a policy file, explain its decisions, or compare two policy files.
@@ -320,6 +326,7 @@ impl DevArgs {
             | Command::Nak(_)
             | Command::Term(_)
             | Command::Extend(_)
+            | Command::WhoAmI(_)
             | Command::Keygen(_)
             | Command::Policy(_)
             | Command::Guard(_) => Err(clap::Error::new(clap::error::ErrorKind::InvalidSubcommand)),

@@ -6,7 +6,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
 
-use super::values;
+use super::{admin_socket::AdminSocket, listen::Listen, values};
 
 const TAKE: &str = "\
 Example:
@@ -58,6 +58,36 @@ pub struct ClientTlsArgs {
     /// Name that the certificate of the server must have [default: the host of the address]
     #[arg(long, value_name = "NAME")]
     pub server_name: Option<String>,
+}
+
+/// The fetch-proxy to ask, and the credential to ask with.
+#[derive(Debug, Args)]
+pub struct WhoAmIArgs {
+    /// Address of a fetch-proxy for clients [default: the admin socket of a fetch-proxy on this machine]
+    ///
+    /// With TLS it begins with https://. Without a policy, only the admin socket answers.
+    #[arg(long, env = "FETCH_PROXY_ADDR", value_name = "ADDR")]
+    pub addr: Option<String>,
+    /// Admin socket, as in `serve` [default: that of --ops-listen]
+    #[arg(long, env = "FETCH_PROXY_ADMIN_SOCKET", value_name = "NAME")]
+    pub admin_socket: Option<AdminSocket>,
+    /// Address for operators of the fetch-proxy on this machine. Its port names the admin socket.
+    #[arg(
+        long,
+        env = "FETCH_PROXY_OPS_LISTEN",
+        default_value = "127.0.0.1:50052",
+        value_name = "ADDR"
+    )]
+    pub ops_listen: Listen,
+    /// The files for TLS.
+    #[command(flatten)]
+    pub tls: ClientTlsArgs,
+    /// File with the API key to ask with, for --addr.
+    #[arg(long, env = "FETCH_PROXY_BEARER_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Print JSON for programs: the messages of the contract, as grpcurl prints them.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// The messages to fetch.

@@ -19,6 +19,14 @@ pub enum Listen {
 }
 
 impl Listen {
+    /// The port.
+    pub fn port(&self) -> u16 {
+        match self {
+            Self::All(port) | Self::Name(_, port) => *port,
+            Self::Address(address) => address.port(),
+        }
+    }
+
     /// Whether other machines may reach it. A name other than `localhost` is not looked up, and counts as
     /// such.
     pub fn is_beyond_loopback(&self) -> bool {

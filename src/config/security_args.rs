@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::admin_socket::AdminSocket;
 use crate::audit::AuditScope;
 
 #[derive(Debug, Args)]
@@ -36,6 +37,23 @@ pub(super) struct SecurityArgs {
     /// The lines have the field `target` with the value `audit`. --log-level does not filter them.
     #[arg(long, env = "FETCH_PROXY_AUDIT", default_value = "denied", value_name = "EVENTS")]
     pub(super) audit: AuditArg,
+    /// Socket for operators on this machine: `@NAME`, a path, or `off` [default: NAME is fetch-proxy-PORT]
+    ///
+    /// PORT is the port of --ops-listen. Only processes of the same user and of root are served there.
+    /// `@NAME` is no file, and exists on Linux alone. Elsewhere the default is a file in the temporary
+    /// folder.
+    #[arg(long, env = "FETCH_PROXY_ADMIN_SOCKET", value_name = "NAME")]
+    pub(super) admin_socket: Option<AdminSocket>,
+    /// Whether tools can read the contract from the port for clients.
+    #[arg(long, env = "FETCH_PROXY_REFLECTION", default_value = "on", value_name = "SWITCH")]
+    pub(super) reflection: SwitchArg,
+}
+
+/// A switch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum SwitchArg {
+    On,
+    Off,
 }
 
 /// The events that have a line. Each value includes those before it.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::{Extensions, HeaderMap};
 
 use crate::{
+    api_error::ApiError,
     audit::{Audit, AuditedCall},
     net::Peer,
 };
@@ -30,6 +31,16 @@ pub(super) fn audited<'c>(
         certificate: peer.and_then(|peer| Some(&*peer.certificate.as_ref()?.digest)),
         request_id: text(REQUEST_ID).filter(|id| is_request_id(id)),
         trace_id: text(TRACE_PARENT).and_then(trace_id),
+    }
+}
+
+/// Writes the audit line of a call that was refused, if it has one.
+pub(super) fn audit_refusal(call: &AuditedCall<'_>, refused: &ApiError) {
+    if let ApiError::NotAllowed(denied) = refused {
+        let consumer = denied.consumer.as_ref();
+        call.denied(denied, consumer.map(|(stream, consumer)| (&**stream, &**consumer)));
+    } else if let ApiError::Unauthenticated(why) = refused {
+        call.unauthenticated(why);
     }
 }
 

@@ -1,9 +1,11 @@
 //! The methods that the listener for clients serves, by the path of a request.
 
+/// The full name of the service for operators.
+const ADMIN_SERVICE: &str = "fetchproxy.v1.AdminService";
 /// The service's full name, as health and reflection call it.
 pub const SERVICE: &str = "fetchproxy.v1.FetchService";
 
-const METHODS: [&str; 6] = ["Fetch", "Ack", "Nak", "Term", "Extend", "Settle"];
+const METHODS: [&str; 7] = ["Fetch", "Ack", "Nak", "Term", "Extend", "Settle", "WhoAmI"];
 
 /// The kind of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +16,8 @@ pub(super) enum CallKind {
     Settle,
     /// Another method of our service.
     Ours,
+    /// A method of the service for operators.
+    Admin,
     /// A health check.
     Check,
     /// A stream of health.
@@ -35,6 +39,7 @@ impl CallKind {
             (SERVICE, "Fetch") => Self::Fetch,
             (SERVICE, "Settle") => Self::Settle,
             (SERVICE, _) => Self::Ours,
+            (ADMIN_SERVICE, _) => Self::Admin,
             ("grpc.health.v1.Health", "Check") => Self::Check,
             ("grpc.health.v1.Health", "Watch") => Self::Watch,
             (service, _) if service.starts_with("grpc.reflection.") => Self::Reflection,
@@ -54,14 +59,15 @@ impl CallKind {
             Self::Fetch => "Fetch",
             Self::Settle => "Settle",
             Self::Ours => "a settlement",
+            Self::Admin => "a call for operators",
             Self::Check | Self::Watch => "health",
             Self::Reflection => "reflection",
             Self::Other => "another method",
         }
     }
 
-    /// Whether it is a call of our service.
+    /// Whether it is a call of one of our services.
     pub(super) fn is_ours(self) -> bool {
-        matches!(self, Self::Fetch | Self::Settle | Self::Ours)
+        matches!(self, Self::Fetch | Self::Settle | Self::Ours | Self::Admin)
     }
 }

@@ -21,25 +21,28 @@ use tower::ServiceBuilder;
 
 use super::{
     Service,
+    admin::Admin,
     layers::{AnswerDelivery, CallLimiter, ErrorReasons, GrpcOnly},
+    reflection::{ContractError, reflected},
 };
 use crate::{
     broker::Broker,
     bus::Bus,
     limits::{CallLimits, ListenerLimits},
     net::{self, MiddlewareLayer, Services},
-    pb,
     pb::fetch_service_server::FetchServiceServer,
     tls::ServerTls,
 };
 
-/// Longest request of reflection, in bytes. A request is a name.
-const MAX_REFLECTION_REQUEST_BYTES: usize = 16 * 1024;
-
-/// The contract built into this program cannot be read: a bug.
-#[derive(Debug, thiserror::Error)]
-#[error("the contract cannot be reflected: {0}")]
-pub struct ContractError(#[from] tonic_reflection::server::Error);
+/// The services of the listener for clients.
+pub struct Served<B: Broker + Bus, H: Health> {
+    /// Our service.
+    pub service: Service<B>,
+    /// Health.
+    pub health: HealthServer<H>,
+    /// Whether there is reflection too.
+    pub reflection: bool,
+}
 
 /// Serves until `stop` gives the time by which to have ended. Open calls may end until then and are cut
 /// after that.
@@ -48,25 +51,18 @@ pub struct ContractError(#[from] tonic_reflection::server::Error);
 /// See [`ContractError`].
 pub async fn serve<B: Broker + Bus>(
     listener: TcpListener,
-    service: Service<B>,
-    health: HealthServer<impl Health>,
+    Served { service, health, reflection }: Served<B, impl Health>,
     tls: Option<Arc<ServerTls>>,
     limits: ListenerLimits,
     calls: &CallLimits,
     stop: impl Future<Output = Instant>,
 ) -> Result<(), ContractError> {
     // The limits unpack requests. The list of accepted encodings is for clients that use another one.
-    let callers = service.callers();
+    let (callers, admin) = (service.callers(), Admin::server(service.gatekeeper().clone()));
     let service = FetchServiceServer::new(service).accept_compressed(CompressionEncoding::Gzip);
-    let routes = Routes::new(service)
-        .add_service(health)
-        .add_service(
-            reflection().build_v1()?.max_decoding_message_size(MAX_REFLECTION_REQUEST_BYTES),
-        )
-        .add_service(
-            reflection().build_v1alpha()?.max_decoding_message_size(MAX_REFLECTION_REQUEST_BYTES),
-        )
-        .prepare();
+    let routes = Routes::new(service).add_service(admin).add_service(health);
+    let routes = if reflection { reflected(routes)? } else { routes };
+    let routes = routes.prepare();
     let limiter = CallLimiter::new(calls, limits.max_connections);
     let behind = Services {
         listener: "grpc",
@@ -84,12 +80,4 @@ pub async fn serve<B: Broker + Bus>(
     };
     net::serve(listener, limits, behind, stop, limiter.idle()).await;
     Ok(())
-}
-
-/// Reflection of the contract. It includes the error details, which grpcurl would show as base64 otherwise.
-fn reflection<'b>() -> tonic_reflection::server::Builder<'b> {
-    tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(pb::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
 }

@@ -7,7 +7,7 @@ use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
 
 use super::{
     answer_memory::{AnswerBudget, AnswerMemory},
-    audited::audited,
+    audited::{audit_refusal, audited},
     decode,
     encode::Seal,
     layers::AcceptCallers,
@@ -58,6 +58,11 @@ impl<B: Broker + Bus> Service<B> {
         owner: InstanceId,
     ) -> Self {
         Self { lessor, cluster, keys, gatekeeper, refusals, owner }
+    }
+
+    /// The rights of callers.
+    pub(super) fn gatekeeper(&self) -> &Arc<Gatekeeper> {
+        &self.gatekeeper
     }
 
     /// The layer that finds out who calls.
@@ -276,16 +281,6 @@ async fn fetch_memory(
     let size = usize::try_from(2 * size).unwrap_or(usize::MAX);
     let taken = budget.take_by(size, clock::now() + BYTES_PATIENCE).await?;
     Ok(Some(AnswerMemory::new(taken)))
-}
-
-/// Writes the audit line of a Fetch that was refused, if it has one.
-fn audit_refusal(call: &AuditedCall<'_>, refused: &ApiError) {
-    if let ApiError::NotAllowed(denied) = refused {
-        let consumer = denied.consumer.as_ref();
-        call.denied(denied, consumer.map(|(stream, consumer)| (&**stream, &**consumer)));
-    } else if let ApiError::Unauthenticated(why) = refused {
-        call.unauthenticated(why);
-    }
 }
 
 fn checked<T>(decoded: Result<T, ApiError>) -> Result<T, Status> {

@@ -72,7 +72,7 @@ const TURNED_AWAY: Duration = Duration::from_secs(4);
 /// the clients that connect again.
 const REMOVAL_SPREAD: Duration = Duration::from_secs(10);
 /// The pause after a failed accept. The cause is a lack of descriptors or memory.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+pub(super) const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// A service for all calls of one connection. Every tower service of this shape is such a service.
 pub(crate) trait HttpService:
@@ -357,7 +357,7 @@ async fn authority_removed(removals: Option<watch::Receiver<u64>>) {
 
 /// Spawns each call of a connection on a tracker, which can be waited for.
 #[derive(Clone)]
-struct Spawn(TaskTracker);
+pub(super) struct Spawn(pub(super) TaskTracker);
 
 impl<F> hyper::rt::Executor<F> for Spawn
 where

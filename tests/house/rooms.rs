@@ -113,9 +113,9 @@ const ROOMS: &[Room] = &[
     },
     Room {
         name: "client",
-        purpose: "the client behind fetch, ack, nak, term, extend and probe",
+        purpose: "the client behind fetch, ack, nak, term, extend, whoami and probe",
         rooms: &["pb"],
-        libraries: &["prost", "tokio", "tonic"],
+        libraries: &["hyper", "prost", "tokio", "tonic"],
     },
     Room {
         name: "clock",

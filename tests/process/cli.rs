@@ -38,6 +38,7 @@ fn help_names_every_command_with_examples() {
         "nak",
         "term",
         "extend",
+        "whoami",
         "Examples:",
     ] {
         assert!(help.contains(word), "{word} is not in:\n{help}");

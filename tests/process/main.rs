@@ -4,6 +4,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests live in real time, and outlive their tasks")]
 
 mod access;
+mod admin;
 mod admission;
 mod audit;
 mod cli;

@@ -11,7 +11,11 @@ use crate::{
     api_error::ApiError,
     clock,
     credentials::Gatekeeper,
-    grpc::{audited::audited, method::CallKind, to_status::to_status},
+    grpc::{
+        audited::{audit_refusal, audited},
+        method::CallKind,
+        to_status::to_status,
+    },
     net::{Middleware, Next, Peer},
     refusal_log::{RefusalLog, RefusedCaller},
 };
@@ -42,6 +46,14 @@ impl AcceptCallers {
         };
         rights.caller(credential, clock::unix_time())
     }
+
+    /// The caller, if calls of this kind are served to it.
+    fn admitted(&self, kind: CallKind, caller: KnownCaller) -> Result<KnownCaller, ApiError> {
+        if kind == CallKind::Admin {
+            self.gatekeeper.rights().admits_operators(&caller)?;
+        }
+        Ok(caller)
+    }
 }
 
 impl<S, R, B> Middleware<Request<R>, S> for AcceptCallers
@@ -56,14 +68,15 @@ where
     async fn handle(self, mut request: Request<R>, next: Next<S>) -> Result<S::Response, S::Error> {
         let kind = CallKind::of(request.uri().path());
         if kind.is_ours() {
-            match self.caller(&request) {
+            let caller = self.caller(&request).map_err(ApiError::Unauthenticated);
+            let admitted = caller.and_then(|caller| self.admitted(kind, caller));
+            match admitted {
                 Ok(caller) => drop(request.extensions_mut().insert(caller)),
-                Err(why) => {
+                Err(refused) => {
                     let method = CallKind::method(request.uri().path());
                     let (headers, extensions) = (request.headers(), request.extensions());
-                    audited(self.gatekeeper.audit(), method, headers, extensions)
-                        .unauthenticated(&why);
-                    let refused = ApiError::Unauthenticated(why);
+                    let call = audited(self.gatekeeper.audit(), method, headers, extensions);
+                    audit_refusal(&call, &refused);
                     self.refusals.refused(kind.name(), &RefusedCaller::default(), &refused);
                     return Ok(to_status(&refused).into_http());
                 }

@@ -171,7 +171,7 @@ impl Shares {
             CallKind::Check => admitted.reading = Some(one(&self.checks)?),
             CallKind::Watch => admitted.permits.push(one(&self.watches)?),
             CallKind::Reflection => admitted.permits.push(one(&self.reflections)?),
-            CallKind::Settle | CallKind::Ours | CallKind::Other => {}
+            CallKind::Settle | CallKind::Ours | CallKind::Admin | CallKind::Other => {}
         }
         Ok(admitted)
     }
@@ -227,7 +227,12 @@ where
     let most = if kind.is_ours() { LARGEST_REQUEST } else { LARGEST_NAME };
     let bounds = RequestBounds { most, settle: kind == CallKind::Settle, taken: taken.as_mut() };
     let body = match kind {
-        CallKind::Fetch | CallKind::Settle | CallKind::Ours | CallKind::Check | CallKind::Watch => {
+        CallKind::Fetch
+        | CallKind::Settle
+        | CallKind::Ours
+        | CallKind::Admin
+        | CallKind::Check
+        | CallKind::Watch => {
             let message = reading::read(&head.headers, body, bounds).await?;
             tonic::body::Body::new(WholeRequest::new(message))
         }
