@@ -27,6 +27,7 @@ use self::{
     signals::Signals,
 };
 use crate::{
+    access::Policy,
     broker::{Broker, Link},
     bus::Bus,
     clock,
@@ -112,6 +113,7 @@ pub async fn run(config: Serve, ready: impl FnOnce(BoundAddresses)) -> Result<()
     let (name, log) = (&config.cluster, refusals.clone());
     let cluster = Cluster::new(lessor.clone(), keys.clone(), log, name, us);
     let gatekeeper = Arc::new(config.gatekeeper);
+    cluster.obeys(digest(&gatekeeper));
     let service = Service::new(
         lessor.clone(),
         cluster.clone(),
@@ -126,7 +128,7 @@ pub async fn run(config: Serve, ready: impl FnOnce(BoundAddresses)) -> Result<()
     let all_may = certified && gatekeeper.rights().policy().is_none();
     let background = Background::start(cluster.clone(), keys, gatekeeper.clone(), tls.clone());
     let admin_socket =
-        listen_to_operators(&config.admin_socket, bound.ops.port(), gatekeeper, &background)?;
+        listen_to_operators(&config.admin_socket, bound.ops.port(), &gatekeeper, &background)?;
 
     let ((stop_grpc, grpc_stopped), (stop_ops, ops_stopped)) = (stop(), stop());
     let mut listeners = JoinSet::new();
@@ -152,7 +154,7 @@ pub async fn run(config: Serve, ready: impl FnOnce(BoundAddresses)) -> Result<()
 
     tokio::select! {
         ended = listeners.join_next() => return Err(why_ended(ended)),
-        never = follow(&lessor, &cluster, &health, readiness, || ready(bound)) => match never {},
+        never = follow(&lessor, &cluster, &gatekeeper, (&health, readiness), || ready(bound)) => match never {},
         () = signals.next() => {}
     }
     let first_at = clock::now();
@@ -179,11 +181,11 @@ pub async fn run(config: Serve, ready: impl FnOnce(BoundAddresses)) -> Result<()
 fn listen_to_operators(
     socket: &AdminSocket,
     ops_port: u16,
-    gatekeeper: Arc<Gatekeeper>,
+    gatekeeper: &Arc<Gatekeeper>,
     background: &Background,
 ) -> Result<Option<String>, AdminSocketError> {
     let Some(name) = socket.name(ops_port) else { return Ok(None) };
-    match grpc::serve_admin(&name, gatekeeper, background.stop()) {
+    match grpc::serve_admin(&name, gatekeeper.clone(), background.stop()) {
         Ok(serving) => background.spawn(serving),
         Err(error) if *socket == AdminSocket::ByOpsPort => {
             tracing::warn!(%error, "there is no admin socket: its default name cannot be used");
@@ -207,12 +209,17 @@ fn stop() -> (oneshot::Sender<Instant>, impl Future<Output = Instant>) {
     (stop, stopped)
 }
 
+/// The digest of the policy, if there is one.
+fn digest(gatekeeper: &Gatekeeper) -> Option<[u8; 8]> {
+    gatekeeper.rights().policy().map(Policy::digest_bytes)
+}
+
 /// Updates health from readiness, which follows the link, JetStream, the other replicas and time.
 async fn follow<B: Broker + Bus>(
     lessor: &Lessor<B>,
     cluster: &Cluster<B>,
-    health: &Health,
-    mut readiness: Readiness,
+    gatekeeper: &Gatekeeper,
+    (health, mut readiness): (&Health, Readiness),
     ready: impl FnOnce(),
 ) -> std::convert::Infallible {
     let (mut last, mut met, mut ready) = (None, false, Some(ready));
@@ -227,6 +234,7 @@ async fn follow<B: Broker + Bus>(
         readiness.jetstream(&lessor.broker().jetstream(), clock::now());
         readiness.incompatibility(cluster.incompatibility());
         let (verdict, changes_at) = readiness.verdict(clock::now());
+        cluster.obeys(digest(gatekeeper));
         // Without NATS this replica hears no other replica.
         cluster.serves(verdict == Verdict::Serving && matches!(link, Link::Up(_)));
         if last.as_ref() != Some(&verdict) {

@@ -10,6 +10,7 @@
 //! The right to publish on the subjects of the replicas does not allow anyone to settle a message: see
 //! `channel`.
 
+mod agreement;
 mod audited_tokens;
 mod channel;
 mod clocks;
@@ -123,6 +124,7 @@ impl<B: Broker + Bus> Cluster<B> {
                     let now = clock::now();
                     self.receiver.tidy(now);
                     self.replica.forget_old(now);
+                    self.replica.peers.compare_policies(now);
                     send_at = Some(clock::now());
                 }
                 () = self.replica.peers.wants_heartbeat() => {
@@ -169,6 +171,11 @@ impl<B: Broker + Bus> Cluster<B> {
     /// second.
     pub fn serves(&self, serving: bool) {
         self.replica.peers.serves(serving);
+    }
+
+    /// The policy that this replica obeys, by its digest, for the others. To be called when it changes.
+    pub fn obeys(&self, policy: Option<[u8; 8]>) {
+        self.replica.peers.obeys(policy);
     }
 
     /// Settles each token that `settler` may settle, at any replica: one result each, in order. `call` is

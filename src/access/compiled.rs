@@ -27,6 +27,7 @@ pub struct Policy {
     /// The rules that name a principal, by its name.
     named: HashMap<Box<str>, RuleIndex>,
     everybody: RuleIndex,
+    digest: [u8; 8],
 }
 
 /// A principal: one account, under which any number of identities may call.
@@ -98,8 +99,10 @@ impl Policy {
             }
         }
         let verbs = document.rules.0.iter().map(RuleEntry::all_verbs).collect();
+        let mut digest = [0; 8];
+        digest.copy_from_slice(&sha256(text.as_bytes())[..8]);
         let text = text.into();
-        Ok(Self { text, document, principals, literal, patterns, verbs, named, everybody })
+        Ok(Self { text, document, principals, literal, patterns, verbs, named, everybody, digest })
     }
 
     /// The credentials that are accepted.
@@ -133,7 +136,12 @@ impl Policy {
 
     /// Tells one policy file from another: the beginning of its SHA-256, in hexadecimal digits.
     pub fn digest(&self) -> String {
-        hex(&sha256(self.text.as_bytes())[..8])
+        hex(&self.digest)
+    }
+
+    /// The same as bytes.
+    pub fn digest_bytes(&self) -> [u8; 8] {
+        self.digest
     }
 
     /// The places of the rules that allow this, in no order.

@@ -187,6 +187,7 @@ fn groups(incompatible: &[&(InstanceId, Claimed)], ours: &mut Group) -> Vec<Grou
 mod tests {
     use super::*;
     use crate::clock;
+    use crate::cluster::agreement::ObeyedPolicy;
     use proptest::prelude::*;
 
     use Tenure::{Established, Serving, Waiting};
@@ -240,6 +241,7 @@ mod tests {
             draining: false,
             uptime: 1,
             doubted: Vec::new(),
+            policy: ObeyedPolicy::Absent,
         }
     }
 

@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 
-use super::members::{Claimed, PeerStatus, Tenure};
+use super::{
+    agreement::ObeyedPolicy,
+    members::{Claimed, PeerStatus, Tenure},
+};
 use crate::{
     pb::peer::v1 as pb,
     token::{self, InstanceId, KeyId},
@@ -30,6 +33,7 @@ pub(super) fn status(body: &pb::BeatBody) -> PeerStatus {
         room: body.room,
         draining: body.draining,
         uptime: body.uptime,
+        policy: ObeyedPolicy::read(body.policy.as_ref()),
         doubted: body.doubted.iter().take(MOST_DOUBTED).filter_map(instance).collect(),
     }
 }

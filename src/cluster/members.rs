@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::agreement::ObeyedPolicy;
 use crate::token::{InstanceId, KeyId};
 
 /// Peers of each kind that are remembered: anyone who may publish here can make up incompatible ones.
@@ -49,6 +50,8 @@ pub(super) struct PeerStatus {
     pub(super) uptime: u64,
     /// Replicas whose clocks differ too much from its own.
     pub(super) doubted: Vec<InstanceId>,
+    /// The policy that it obeys.
+    pub(super) policy: ObeyedPolicy,
 }
 
 /// The status that an incompatible peer sends of itself, in the clear. Anyone can send it.
@@ -211,6 +214,7 @@ mod tests {
             draining: false,
             uptime,
             doubted: Vec::new(),
+            policy: ObeyedPolicy::Absent,
         }
     }
 

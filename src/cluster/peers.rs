@@ -17,6 +17,7 @@ use prost::Message as _;
 use tokio::sync::Notify;
 
 use super::{
+    agreement::{AgreementNews, ObeyedPolicy, PolicyAgreement},
     channel::nonce,
     clocks::{ClockNews, MAX_CLOCK_SKEW, OwnClocks, PeerClocks, PeerReading, Trust},
     compatibility::{Compatibility, Incompatible, ServiceHistory, Us, decide},
@@ -78,6 +79,8 @@ pub(super) struct Peers {
     /// There is news for the others, sooner than the next heartbeat.
     news: Notify,
     incompatible_warning: LogThrottle,
+    /// The own policy, and since when another replica has another one.
+    policy: Mutex<(ObeyedPolicy, PolicyAgreement)>,
 }
 
 impl Peers {
@@ -94,6 +97,7 @@ impl Peers {
             last_uptime: AtomicU64::new(0),
             news: Notify::new(),
             incompatible_warning: LogThrottle::every(INCOMPATIBLE_WARNING_INTERVAL),
+            policy: Mutex::default(),
         }
     }
 
@@ -128,6 +132,7 @@ impl Peers {
             name: self.name.clone(),
             echoes: self.echoes(),
             doubted: self.doubted(),
+            policy: self.policy().to_wire(),
             ..pb::BeatBody::default()
         };
         // The last step: others measure how long the message was under way from this stamp.
@@ -240,6 +245,39 @@ impl Peers {
         if service.tenure(&keys) != before {
             self.announce_soon();
         }
+    }
+
+    /// Takes note of the policy that this replica obeys, by its digest.
+    pub(super) fn obeys(&self, digest: Option<[u8; 8]>) {
+        lock(&self.policy).0 = digest.map_or(ObeyedPolicy::Absent, ObeyedPolicy::Digest);
+    }
+
+    /// Whether a request of a replica that names no principal may settle: somewhere everybody may.
+    pub(super) fn everybody_may_settle(&self) -> bool {
+        let unknown = |status: &PeerStatus| status.policy == ObeyedPolicy::Unknown;
+        self.policy() == ObeyedPolicy::Absent
+            || self.members().living(clock::now()).any(|(_, status)| unknown(status))
+    }
+
+    /// Says in the log if replicas obey different policies for long. A replica that leaves does not count.
+    pub(super) fn compare_policies(&self, now: Instant) {
+        let ours = self.policy();
+        let members = self.members();
+        let other =
+            members.living(now).find(|(_, status)| !status.draining && ours.differs(status.policy));
+        let news = lock(&self.policy).1.observe(other.is_some(), now);
+        match (news, other) {
+            (Some(AgreementNews::Differ), Some((replica, PeerStatus { name, policy, .. }))) => {
+                let (ours, theirs) = (ours.digits(), policy.digits());
+                tracing::warn!(%replica, name, ours, theirs, "a replica obeys another policy");
+            }
+            (Some(_), _) => tracing::info!("all replicas obey the same policy again"),
+            (None, _) => {}
+        }
+    }
+
+    fn policy(&self) -> ObeyedPolicy {
+        lock(&self.policy).0
     }
 
     /// Whether a replica may answer for this name in a moment.

@@ -230,6 +230,8 @@ impl<B: Broker + Bus> Router<B> {
         let guard = timeout_at(until.into(), self.replica.ownership.guard()).await.ok()?;
         let owner = InstanceId(request.owner.as_ref().try_into().ok()?);
         let by = wire::read_principal(&request);
+        let refused =
+            wire::names_no_principal(&request) && !self.replica.peers.everybody_may_settle();
         let count = request.leases.len().min(request.settlements.len());
         let (mut results, mut local) = (Results::new(count), Group::default());
         for (index, lease) in request.leases.iter().take(count).enumerate() {
@@ -249,6 +251,9 @@ impl<B: Broker + Bus> Router<B> {
                 }
             };
             match location {
+                LeaseLocation::Local(_) if refused => {
+                    results.set(index, Err(wire::unnamed_principal()));
+                }
                 LeaseLocation::Local(lease) => {
                     local.push(index, SettleItem { lease, action, by: by.clone() });
                 }

@@ -191,11 +191,26 @@ pub(super) fn settle_request(
     request.encode_to_vec()
 }
 
-/// The principal that the leases of a request must belong to. `None`: any. An older replica sends no
-/// principal, and lets everybody settle.
+/// The principal that the leases of a request must belong to. `None`: any, or [`names_no_principal`].
 pub(super) fn read_principal(request: &SettleRequest) -> Option<Arc<str>> {
     let given = !request.any && !request.principal.is_empty();
     given.then(|| Arc::from(&*request.principal))
+}
+
+/// Whether a request does not say whose leases it may settle: the version of its sender has no principals, and
+/// lets everybody settle.
+pub(super) fn names_no_principal(request: &SettleRequest) -> bool {
+    !request.any && request.principal.is_empty()
+}
+
+/// The refusal of such a request by a replica with a policy.
+pub(super) fn unnamed_principal() -> ApiError {
+    ApiError::Relayed {
+        reason: Reason::NotAllowed,
+        message: "the replica that was called has no policy, and the replica of the lease has one"
+            .to_owned(),
+        metadata: [("detail".to_owned(), "unknown_principal".to_owned())].into(),
+    }
 }
 
 /// The same request for another replica; `first` identifies the request of the first sender.
@@ -354,7 +369,8 @@ mod tests {
             assert_eq!((&*request.principal, request.any), (principal, any));
             assert_eq!(read_principal(&request).as_deref(), by);
         }
-        assert_eq!(read_principal(&SettleRequest::default()), None, "an older replica");
+        let older = SettleRequest::default();
+        assert!(names_no_principal(&older) && read_principal(&older).is_none());
     }
 
     #[test]

@@ -73,6 +73,7 @@ const ROOMS: &[Room] = &[
         name: "app",
         purpose: "wires all rooms together and drains them in order",
         rooms: &[
+            "access",
             "broker",
             "bus",
             "clock",

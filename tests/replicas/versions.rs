@@ -131,6 +131,36 @@ fn of_version_0_1(sealer: &Sealer) -> Bytes {
 }
 
 #[tokio::test(start_paused = true)]
+async fn request_without_a_principal_settles_only_where_everybody_may() {
+    let key = new_key_line().unwrap();
+    let (_net, broker, [owner, asker]) = two(&key).await;
+    let leases = owner.leased(&broker, 4).await;
+    let ask = async |lease: usize| {
+        let question = question(&owner, leases[lease], ack());
+        let until = clock::now() + PATIENCE;
+        let answer = asker.cluster.ask_to_settle(owner.us, &question, until).await.unwrap();
+        let answer = wire::SettleResponse::decode(&*answer).unwrap();
+        let result = answer.results[0].clone();
+        result.error.map_or(Ok(result.outcome), |error| Err(error.reason))
+    };
+    let (confirmed, denied) = (Ok(pb::Outcome::Confirmed.into()), Err("NOT_ALLOWED".to_owned()));
+    assert_eq!(ask(0).await, confirmed, "the owner has no policy");
+    owner.cluster.obeys(Some([7; 8]));
+    assert_eq!(ask(1).await, denied, "all replicas know principals");
+    assert_eq!(owner.lessor.held(), 3);
+    let ring = KeyRing::parse(&key).unwrap();
+    let beat = of_version_0_1(&Sealer::new(ring, "linked"));
+    let until = clock::now() + PATIENCE;
+    asker.lessor.broker().publish("_fetchproxy.linked.beat", beat, until).await;
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    assert_eq!(ask(1).await, confirmed, "a replica lets everybody settle");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(ask(2).await, denied, "that replica is gone");
+    owner.cluster.obeys(None);
+    assert_eq!(ask(2).await, confirmed);
+}
+
+#[tokio::test(start_paused = true)]
 async fn replica_of_version_0_1_counts_as_serving() {
     let key = new_key_line().unwrap();
     let sealer = |key: &str| Sealer::new(KeyRing::parse(key).unwrap(), "linked");

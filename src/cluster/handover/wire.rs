@@ -10,6 +10,7 @@ use std::{
 use prost::Message as _;
 
 use crate::{
+    access::ANONYMOUS_PRINCIPAL,
     broker::{AckSubject, ConsumerName, Leader},
     lease::{LeaseId, LeaseSnapshot, OutcomeSlice, SettleKind, SnapshotExpiry, margin},
     lessor::{ConsumerSpec, IncomingLease, OutgoingLease},
@@ -127,6 +128,8 @@ pub(super) fn read(
 ) -> Option<(InstanceId, LeaseId, IncomingLease)> {
     let place = usize::try_from(lease.principal).ok()?.checked_sub(1);
     let principal = place.and_then(|place| principals.get(place).cloned());
+    // A version that names no principal had none.
+    let principal = Some(principal.unwrap_or_else(|| ANONYMOUS_PRINCIPAL.into()));
     let name = InstanceId(lease.name.as_ref().try_into().ok()?);
     let uncertain = match lease.uncertain() {
         pb::SettledAs::Unspecified => None,
