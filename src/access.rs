@@ -10,7 +10,9 @@
 //! 3. A pattern is matched against the whole text, and a lone `*` matches each text.
 //! 4. A file with a mistake is no policy: nothing of it counts.
 
+mod account;
 mod api_key;
+mod bucket;
 mod compiled;
 mod credential;
 mod diff;
@@ -25,6 +27,7 @@ mod verbs;
 mod warnings;
 
 pub use self::{
+    account::{CallAccount, OverLimit, ReachedLimit},
     api_key::{ApiKeyDigest, ApiKeys, ApiKeysError, NewApiKey},
     compiled::{Policy, Principal},
     credential::{CertifiedClient, Credential, Unauthenticated},

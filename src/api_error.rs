@@ -5,7 +5,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use crate::{
-    access::{Denied, RightLost, Unauthenticated},
+    access::{Denied, OverLimit, ReachedLimit, RightLost, Unauthenticated},
     lease::SettleKind,
     lessor::Error,
     reason::Reason,
@@ -55,6 +55,8 @@ pub enum ApiError {
     Unauthenticated(Unauthenticated),
     /// The caller does not have the right.
     NotAllowed(Box<Denied>),
+    /// The principal has reached one of its limits.
+    OverLimit(OverLimit),
     /// The lessor refused or failed.
     Lessor(Error),
 }
@@ -92,6 +94,12 @@ impl From<RightLost> for ApiError {
     }
 }
 
+impl From<OverLimit> for ApiError {
+    fn from(over: OverLimit) -> Self {
+        Self::OverLimit(over)
+    }
+}
+
 impl From<Denied> for ApiError {
     fn from(denied: Denied) -> Self {
         Self::NotAllowed(Box::new(denied))
@@ -115,6 +123,12 @@ impl ApiError {
             Self::ConnectionLimit(_) => Reason::ConnectionLimit,
             Self::Unauthenticated(_) => Reason::Unauthenticated,
             Self::NotAllowed(_) => Reason::NotAllowed,
+            Self::OverLimit(over) => match over.limit {
+                ReachedLimit::Leases(_) => Reason::LeaseLimit,
+                ReachedLimit::Waiters(_) => Reason::WaiterLimit,
+                ReachedLimit::Calls(_) => Reason::CallLimit,
+                ReachedLimit::Rate { .. } => Reason::RateLimit,
+            },
             Self::Lessor(error) => match error {
                 Error::NotHolder => Reason::NotAllowed,
                 Error::StreamNotFound(_) => Reason::StreamNotFound,
@@ -134,6 +148,12 @@ impl ApiError {
                 Error::ConsumerGone => Reason::JetstreamDenied,
             },
         }
+    }
+
+    /// How long to wait before the call is repeated, if that helps.
+    pub fn retry_after(&self) -> Option<Duration> {
+        let free_in = if let Self::OverLimit(over) = self { over.free_in() } else { None };
+        free_in.or_else(|| self.reason().retry_after())
     }
 
     /// The error in words, for people.
@@ -177,6 +197,7 @@ impl ApiError {
             Self::ConnectionLimit(most) => format!("all {most} connections are taken"),
             Self::Unauthenticated(why) => why.message().to_owned(),
             Self::NotAllowed(denied) => denied.message(),
+            Self::OverLimit(over) => over.message(),
             Self::Lessor(error) => error.to_string(),
         }
     }
@@ -217,6 +238,9 @@ impl ApiError {
                 let known = known.into_iter().filter_map(|(name, value)| Some((name, value?)));
                 known.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
             }
+            Self::OverLimit(over) => [("scope", "principal"), ("principal", &*over.principal)]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
             Self::Lessor(Error::NotHolder) => one("detail", "foreign_token"),
             Self::Lessor(Error::LeaseExpired { forgotten: true }) => one("detail", "forgotten"),
             Self::Lessor(Error::LastAttempt) => one("detail", "last_attempt"),

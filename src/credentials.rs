@@ -56,9 +56,6 @@ pub enum AccessFileError {
          `api_keys`, set `anonymous: true`, or start with --tls-client-ca", .0.display()
     )]
     Nobody(PathBuf),
-    /// A principal has limits, which would not be obeyed.
-    #[error("{}: principal `{}` has limits, which no replica obeys yet: remove them", .0.display(), .1)]
-    Limits(PathBuf, Arc<str>),
     /// The policy accepts callers without a credential, and the listener is open to strangers.
     #[error(
         "{}: `authenticate` accepts callers without a credential, and this replica listens beyond \
@@ -192,9 +189,6 @@ impl Gatekeeper {
         if !identifies && !authenticate.anonymous {
             return Err(AccessFileError::Nobody(file));
         }
-        if let Some(principal) = policy.limited() {
-            return Err(AccessFileError::Limits(file, principal.name.clone()));
-        }
         if authenticate.anonymous && self.must_authenticate {
             return Err(AccessFileError::Anybody(file));
         }
@@ -289,9 +283,6 @@ rules: [{principals: [orders], streams: [S], consumers: ['*'], verbs: [work]}]
         assert!(wrong.contains("policy:4:1: unknown field `rule`"), "{wrong}");
         let nobody = error(Some(&POLICY.replace("api_keys: {file: keys}", "")));
         assert!(nobody.contains("its rules are for nobody"), "{nobody}");
-        let limits = "name: orders, limits: {max_calls: 5}";
-        let limited = error(Some(&POLICY.replace("name: orders", limits)));
-        assert!(limited.contains("`orders` has limits, which no replica obeys yet"), "{limited}");
         files.write("keys", "a secret");
         let keys = error(Some(POLICY));
         assert!(keys.contains("keys: line 1 is not an API key") && !keys.contains("a secret"));

@@ -11,6 +11,7 @@
 //! Owns the tasks and the lock around the pure parts (`lease`, `pump`). It must never name a wire:
 //! tonic and tokens are `grpc`'s, async-nats is `nats`'s. No lock is held across an await.
 
+mod accounts;
 mod codec;
 mod consumer;
 mod core;
@@ -124,6 +125,11 @@ impl<B: Broker> Lessor<B> {
     /// Leases that are held now.
     pub fn held(&self) -> usize {
         self.core.table.with(|table| table.len())
+    }
+
+    /// Leases that callers of this principal hold now.
+    pub fn held_for(&self, principal: &str) -> usize {
+        self.core.accounts.held(principal)
     }
 
     /// Longest wait for the confirmation of a settlement.

@@ -103,11 +103,13 @@ reasons! {
     NotAllowed = "NOT_ALLOWED", PermissionDenied, None;
     /// Nothing happened. The NATS user of the proxy lacks the right to metadata `subject`. An operator must act.
     NatsPermission = "NATS_PERMISSION", PermissionDenied, None;
-    /// Nothing happened. This replica, or this consumer at this replica, holds as many leases as it may.
+    /// Nothing happened. The principal makes more calls in a second than it may at this replica. The status says when the next call is free, which is after a second at most.
+    RateLimit = "RATE_LIMIT", ResourceExhausted, Some(1000);
+    /// Nothing happened. This replica, this consumer, or the principal at this replica holds as many leases as it may.
     LeaseLimit = "LEASE_LIMIT", ResourceExhausted, Some(1000);
-    /// Nothing happened. This replica, or this connection, has as many open Fetch calls as it may.
+    /// Nothing happened. This replica, this connection, or the principal at this replica has as many open Fetch calls as it may.
     WaiterLimit = "WAITER_LIMIT", ResourceExhausted, Some(1000);
-    /// Nothing happened. This replica, or this connection, has as many running calls as it may.
+    /// Nothing happened. This replica, this connection, or the principal at this replica has as many running calls as it may.
     CallLimit = "CALL_LIMIT", ResourceExhausted, Some(1000);
     /// Nothing was settled or delivered. This replica, or this connection, holds as many bytes of requests or answers as it may. Messages of a Fetch go to another caller, or back to NATS, which costs them an attempt.
     ByteLimit = "BYTE_LIMIT", ResourceExhausted, Some(1000);

@@ -18,6 +18,8 @@ pub struct Policy {
     pub(super) text: Box<str>,
     pub(super) document: Document,
     principals: Vec<Arc<Principal>>,
+    /// The places of principals, by their names.
+    places: HashMap<Arc<str>, usize>,
     /// The first principal that names an identity in full, by that identity.
     literal: HashMap<Box<str>, usize>,
     /// Other patterns, in their order, each with its principal.
@@ -76,8 +78,11 @@ impl Policy {
     pub fn parse(text: &str) -> Result<Self, PolicyError> {
         let document = Document::parse(text)?;
         let (mut principals, mut literal, mut patterns) = (Vec::new(), HashMap::new(), Vec::new());
+        let mut places = HashMap::new();
         for (place, entry) in document.principals.0.iter().enumerate() {
-            let (name, limits) = (Arc::from(&*entry.name.0), entry.limits.meaning());
+            let limits = entry.limits.as_ref().unwrap_or(&document.limits).meaning();
+            let name: Arc<str> = Arc::from(&*entry.name.0);
+            places.insert(name.clone(), place);
             principals.push(Arc::new(Principal { name, limits, place }));
             for pattern in &entry.patterns.0 {
                 match pattern.literal() {
@@ -102,7 +107,7 @@ impl Policy {
         let mut digest = [0; 8];
         digest.copy_from_slice(&sha256(text.as_bytes())[..8]);
         let text = text.into();
-        Ok(Self { text, document, principals, literal, patterns, verbs, named, everybody, digest })
+        Ok(Self { text, document, principals, places, literal, patterns, verbs, named, everybody, digest })
     }
 
     /// The credentials that are accepted.
@@ -123,10 +128,9 @@ impl Policy {
         self.rules_for(principal, verb, stream, consumer).next().is_some()
     }
 
-    /// The first principal with limits.
-    pub fn limited(&self) -> Option<&Principal> {
-        let mut principals = self.principals.iter();
-        principals.find(|principal| principal.limits != PrincipalLimits::default()).map(|it| &**it)
+    /// The principal of this name.
+    pub fn principal(&self, name: &str) -> Option<&Principal> {
+        self.places.get(name).map(|place| &*self.principals[*place])
     }
 
     /// The numbers of principals and of rules.
@@ -260,6 +264,24 @@ mod tests {
                 prop_assert!(explained.to_string().contains(&line), "{}", explained);
             }
         }
+    }
+
+    #[test]
+    fn principal_without_limits_has_those_of_the_file() {
+        let policy = Policy::parse(
+            "{version: 1, limits: {max_calls: 9, calls_per_second: 5}, principals: [{name: a, match: \
+             [x]}, {name: b, match: [y], limits: {max_leases: 3, calls_per_second: 7, burst: 70}}, \
+             {name: c, match: [z], limits: {}}]}",
+        );
+        let policy = policy.unwrap();
+        let limits = |name| policy.principal(name).unwrap().limits;
+        let none = PrincipalLimits::default();
+        let file = PrincipalLimits { max_calls: Some(9), rate: Some((5, 5)), ..none };
+        assert_eq!(limits("a"), file);
+        let own = PrincipalLimits { max_leases: Some(3), rate: Some((7, 70)), ..none };
+        assert_eq!(limits("b"), own, "its own row is the whole row");
+        assert_eq!(limits("c"), none);
+        assert!(policy.principal("d").is_none());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The policy file: its grammar, and the checks that need more than one of its entries.
 //!
 //! ```text
-//!  file      = version: 1, [authenticate], principals: 1..1000, [rules: 1..10000]
+//!  file      = version: 1, [authenticate], [limits], principals: 1..1000, [rules: 1..10000]
 //!  principal = name, match: 1..100 patterns, [limits]
 //!  rule      = principals: names or ["*"], streams, consumers: patterns, verbs
 //! ```
@@ -37,6 +37,9 @@ pub(super) struct Document {
     _version: Version,
     #[serde(default)]
     pub(super) authenticate: Authenticate,
+    /// For each principal without limits of its own.
+    #[serde(default)]
+    pub(super) limits: LimitsEntry,
     pub(super) principals: List<PrincipalEntry, 1, 1000>,
     #[serde(default = "no_rules")]
     pub(super) rules: List<RuleEntry, 0, 10_000>,
@@ -86,7 +89,7 @@ pub(super) struct PrincipalEntry {
     #[serde(rename = "match")]
     pub(super) patterns: List<Pattern, 1, 100>,
     #[serde(default)]
-    pub(super) limits: LimitsEntry,
+    pub(super) limits: Option<LimitsEntry>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
@@ -118,6 +121,13 @@ pub struct PrincipalLimits {
 }
 
 impl LimitsEntry {
+    fn check(&self, text: &str, path: &[PathStep]) -> Result<(), PolicyError> {
+        if self.burst.is_some() && self.calls_per_second.is_none() {
+            return Err(PolicyError::at(text, path, "`burst` needs `calls_per_second`"));
+        }
+        Ok(())
+    }
+
     pub(super) fn meaning(&self) -> PrincipalLimits {
         let burst = self.burst.map(|burst| burst.0);
         PrincipalLimits {
@@ -198,6 +208,7 @@ impl Document {
             let message = format!("all lists together have more than {MAX_POLICY_ENTRIES} entries");
             return Err(PolicyError::at(text, &[], message));
         }
+        self.limits.check(text, &[PathStep::Key("limits")])?;
         let mut names = HashSet::new();
         for (index, principal) in self.principals.0.iter().enumerate() {
             if !names.insert(&*principal.name.0) {
@@ -206,12 +217,9 @@ impl Document {
                 let message = format!("a second principal has the name `{}`", principal.name.0);
                 return Err(PolicyError::at(text, &path, message));
             }
-            if principal.limits.burst.is_some() && principal.limits.calls_per_second.is_none() {
-                let path =
-                    [PathStep::Key("principals"), PathStep::Entry(index), PathStep::Key("limits")];
-                let message = "`burst` needs `calls_per_second`";
-                return Err(PolicyError::at(text, &path, message));
-            }
+            let path =
+                [PathStep::Key("principals"), PathStep::Entry(index), PathStep::Key("limits")];
+            principal.limits.iter().try_for_each(|limits| limits.check(text, &path))?;
         }
         for (index, rule) in self.rules.0.iter().enumerate() {
             for (place, whom) in rule.principals.0.iter().enumerate() {
@@ -298,6 +306,12 @@ mod tests {
             (
                 file("[{name: a, match: [x], limits: {burst: 5}}]", "[]"),
                 (2, 44),
+                "needs `calls_per_second`",
+            ),
+            ("version: 1\nlimits: {a: 1}".to_owned(), (2, 10), "unknown field `a`"),
+            (
+                file("[{name: a, match: [x]}]\nlimits: {burst: 5}", "[]"),
+                (3, 9),
                 "needs `calls_per_second`",
             ),
             (file(&many, "[]"), (2, 13), "more than 1000 entries"),

@@ -8,6 +8,7 @@ use super::{
     api_key::ApiKeys,
     compiled::Policy,
     credential::{Credential, Unauthenticated},
+    document::PrincipalLimits,
     identity::Identity,
     verbs::{Verb, VerbSet},
 };
@@ -82,6 +83,18 @@ impl Rights {
     /// The policy, if there is one.
     pub fn policy(&self) -> Option<&Policy> {
         self.policy.as_ref()
+    }
+
+    /// The limits of a principal. Without a policy, and for a name that the policy does not have, there are
+    /// none.
+    pub fn limits_of(&self, principal: &str) -> PrincipalLimits {
+        let principal = self.policy().and_then(|policy| policy.principal(principal));
+        principal.map_or_else(PrincipalLimits::default, |principal| principal.limits)
+    }
+
+    /// Whether the policy has a principal of this name.
+    pub fn has_principal(&self, name: &str) -> bool {
+        self.policy().is_some_and(|policy| policy.principal(name).is_some())
     }
 
     /// The number of API keys.

@@ -25,15 +25,6 @@ pub fn warnings(policy: &Policy) -> Vec<PolicyError> {
                        after the longest lease";
         found.push(PolicyError::at(&policy.text, &path, message));
     }
-    if let Some(principal) = policy.limited() {
-        let path = [
-            PathStep::Key("principals"),
-            PathStep::Entry(principal.place),
-            PathStep::Key("limits"),
-        ];
-        let message = "no replica obeys limits yet: serve refuses this file";
-        found.push(PolicyError::at(&policy.text, &path, message));
-    }
     found.extend(hidden_patterns(policy).take(MAX_WARNINGS));
     found.extend(capitals(policy).take(MAX_WARNINGS));
     found.extend(fetch_alone(policy).take(MAX_WARNINGS));
@@ -196,13 +187,6 @@ mod tests {
         let found = warnings(&Policy::parse(text).unwrap());
         let places: Vec<_> = found.iter().map(|warning| (warning.line, warning.column)).collect();
         assert_eq!(places, [(1, 1), (3, 28)]);
-    }
-
-    #[test]
-    fn limits_are_named_while_nobody_obeys_them() {
-        let work = "[{principals: ['*'], streams: [s], consumers: [c], verbs: [work]}]";
-        let found = of("[{name: a, match: [x], limits: {max_calls: 5}}]", work);
-        assert_eq!(found, ["3:44: no replica obeys limits yet: serve refuses this file"]);
     }
 
     #[test]

@@ -6,9 +6,10 @@ mod delivery;
 mod held_body;
 mod limits;
 mod protocol;
+mod quotas;
 mod reasons;
 
 pub(super) use self::{
     callers::AcceptCallers, delivery::AnswerDelivery, limits::CallLimiter, protocol::GrpcOnly,
-    reasons::ErrorReasons,
+    quotas::PrincipalQuotas, reasons::ErrorReasons,
 };

@@ -1,13 +1,14 @@
 //! The listener for clients: our service, reflection and health, behind a row of layers.
 //!
 //! ```text
-//!  connection ─▶ protocol ─▶ trace* ─▶ metrics* ─▶ callers ─▶ limits ─▶ reasons ─▶ delivery ─▶ handlers
+//!  connection ─▶ protocol ─▶ trace* ─▶ metrics* ─▶ callers ─▶ quotas ─▶ limits ─▶ reasons ─▶ delivery ─▶ handlers
 //! ```
 //! Layers with a star are not there yet; this is their place. The order has reasons:
 //!
 //! - protocol: a request that is no gRPC is no call, so no other layer sees it;
 //! - trace and metrics: they see refused calls too;
 //! - callers before limits: a stranger takes no permit;
+//! - quotas after callers: a limit of a principal needs to know it, and a principal over its limit takes no permit;
 //! - limits: before the request is read, and until the answer is written;
 //! - reasons: they rename errors of the handlers' library, and the limits need no renaming;
 //! - delivery: it alone knows the guard that a handler leaves.
@@ -58,7 +59,8 @@ pub async fn serve<B: Broker + Bus>(
     stop: impl Future<Output = Instant>,
 ) -> Result<(), ContractError> {
     // The limits unpack requests. The list of accepted encodings is for clients that use another one.
-    let (callers, admin) = (service.callers(), Admin::server(service.gatekeeper().clone()));
+    let (callers, quotas) = (service.callers(), service.quotas());
+    let admin = Admin::server(service.gatekeeper().clone());
     let service = FetchServiceServer::new(service).accept_compressed(CompressionEncoding::Gzip);
     let routes = Routes::new(service).add_service(admin).add_service(health);
     let routes = if reflection { reflected(routes)? } else { routes };
@@ -72,6 +74,7 @@ pub async fn serve<B: Broker + Bus>(
             ServiceBuilder::new()
                 .layer(MiddlewareLayer(GrpcOnly))
                 .layer(MiddlewareLayer(callers.clone()))
+                .layer(MiddlewareLayer(quotas.clone()))
                 .layer(MiddlewareLayer(limiter.connection(beyond)))
                 .layer(MiddlewareLayer(ErrorReasons))
                 .layer(MiddlewareLayer(AnswerDelivery::new(connection)))

@@ -10,11 +10,11 @@ use super::{
     audited::{audit_refusal, audited},
     decode,
     encode::Seal,
-    layers::AcceptCallers,
+    layers::{AcceptCallers, PrincipalQuotas},
     to_status::to_status,
 };
 use crate::{
-    access::{Credential, KnownCaller, Settler, Verb},
+    access::{Credential, KnownCaller, OverLimit, Rights, Settler, Verb},
     api_error::ApiError,
     audit::AuditedCall,
     broker::{Broker, Confirmation, ConsumerName},
@@ -68,6 +68,18 @@ impl<B: Broker + Bus> Service<B> {
     /// The layer that finds out who calls.
     pub(super) fn callers(&self) -> AcceptCallers {
         AcceptCallers::new(self.gatekeeper.clone(), self.refusals.clone())
+    }
+
+    /// The layer that obeys the limits of principals.
+    pub(super) fn quotas(&self) -> PrincipalQuotas {
+        PrincipalQuotas::new(self.gatekeeper.clone(), self.refusals.clone())
+    }
+
+    /// The leases that this principal may still take.
+    fn leases_left(&self, rights: &Rights, principal: &Arc<str>) -> Result<u64, ApiError> {
+        let left = rights.limits_of(principal).leases_left(self.lessor.held_for(principal));
+        let over = |limit| OverLimit { principal: principal.clone(), limit }.into();
+        left.map_err(over)
     }
 
     /// The caller, as the layer has left it. Without the layer, it is a caller without a credential.
@@ -143,12 +155,14 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         let good_for = caller.until.map(|until| until.saturating_sub(clock::unix_time()));
         let left = [left, good_for].into_iter().flatten().min();
         let principal = caller.principal.clone().unwrap_or_default();
-        let ask =
+        let mut ask =
             decode::fetch(&request, principal.clone(), clock::now(), left).map_err(refused)?;
         let consumer = (&*request.stream, &*request.consumer);
         let rights = self.gatekeeper.rights();
         let may = rights.may(&caller, Verb::Fetch, consumer);
         may.map_err(|denied| refused(denied.into()))?;
+        let leases = self.leases_left(&rights, &principal).map_err(refused)?;
+        ask.n = ask.n.min(u32::try_from(leases).unwrap_or(u32::MAX));
         if call.audit.has_all() {
             let rule = rights.rule_line(&caller, Verb::Fetch, consumer);
             call.allowed(&caller, Verb::Fetch, Some(consumer), rule);

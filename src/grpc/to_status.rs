@@ -1,6 +1,8 @@
 //! Makes a gRPC status of an error: code, message, error details and trailers. Decides nothing: the code,
 //! the promise and the wait come from the table in `reason`.
 
+use std::time::Duration;
+
 use tonic::{Code, Status, metadata::MetadataMap};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -37,6 +39,10 @@ pub(crate) fn to_status(error: &ApiError) -> Status {
         ) => {
             details.add_quota_failure_violation("replica", error.message());
         }
+        ApiError::OverLimit(over) => {
+            let subject = format!("principal:{}", over.principal);
+            details.add_quota_failure_violation(subject, error.message());
+        }
         ApiError::TokenInvalid
         | ApiError::KeyUnknown
         | ApiError::OwnerUnreachable { .. }
@@ -47,18 +53,24 @@ pub(crate) fn to_status(error: &ApiError) -> Status {
         | ApiError::NotAllowed(_)
         | ApiError::Lessor(_) => {}
     }
-    status(reason, error.message(), details)
+    status(reason, error.message(), error.retry_after(), details)
 }
 
-fn status(reason: Reason, message: String, mut details: ErrorDetails) -> Status {
+fn status(
+    reason: Reason,
+    message: String,
+    retry_after: Option<Duration>,
+    mut details: ErrorDetails,
+) -> Status {
     let mut trailers = MetadataMap::new();
     // Reasons and numbers are ASCII, so both always parse.
     if let Ok(name) = reason.name().parse() {
         trailers.insert(REASON_TRAILER, name);
     }
-    if let Some(delay) = reason.retry_after() {
+    if let Some(delay) = retry_after {
         details.set_retry_info(Some(delay));
-        if let Ok(milliseconds) = delay.as_millis().to_string().parse() {
+        // Rounded up, because a repeat that comes earlier is refused again.
+        if let Ok(milliseconds) = delay.as_micros().div_ceil(1000).to_string().parse() {
             trailers.insert(PUSHBACK_TRAILER, milliseconds);
         }
     }

@@ -19,6 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     LeaseLimits,
+    accounts::LeaseAccounts,
     consumer::monitor::LeftKnowledge,
     shares::Shares,
     sighting::{SIGHTING_TIMEOUT, Sighting, Telling},
@@ -49,6 +50,8 @@ pub(super) type LeftConsumer = (Arc<ConsumerSpec>, Option<LeftKnowledge>);
 pub(super) struct Core<B: Broker> {
     pub(super) broker: B,
     pub(super) table: SharedLeaseTable,
+    /// The leases of each principal.
+    pub(super) accounts: LeaseAccounts,
     pub(super) limits: LeaseLimits,
     /// The bytes that pulls on the shared connection may bring.
     pub(super) shares: Shares,
@@ -80,6 +83,7 @@ impl<B: Broker> Core<B> {
         Self {
             broker,
             table: SharedLeaseTable::new(limits.max_leases, limits.max_lease, clock::now()),
+            accounts: LeaseAccounts::default(),
             shares: Shares::new(limits.max_pull_bytes),
             dedicated: Arc::new(Semaphore::new(MAX_DEDICATED_CONNECTIONS)),
             searches: Semaphore::new(MAX_POISON_SEARCHES),

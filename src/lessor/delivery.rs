@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::spec::ConsumerSpec;
+use super::{accounts::LeaseAccount, spec::ConsumerSpec};
 use crate::{
     broker::{Delivery, Leader},
     lease::LeaseId,
@@ -32,8 +32,8 @@ pub(super) struct LeaseRequest {
     pub(super) length: Option<Duration>,
     /// The name of the caller's worker.
     pub(super) worker: Arc<str>,
-    /// The principal that the leases belong to.
-    pub(super) principal: Arc<str>,
+    /// The account that the leases belong to.
+    pub(super) account: Arc<LeaseAccount>,
 }
 
 /// A delivery and its lease.

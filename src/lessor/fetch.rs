@@ -99,8 +99,8 @@ impl<B: Broker> Lessor<B> {
             linger: ask.linger.min(until.saturating_duration_since(now)),
             no_wait: ask.max_wait.is_zero(),
         };
-        let lease =
-            LeaseRequest { length: ask.lease, worker: ask.worker, principal: ask.principal };
+        let account = self.core.accounts.of(&ask.principal);
+        let lease = LeaseRequest { length: ask.lease, worker: ask.worker, account };
         // The pump does not look at the end of a wait of zero.
         let patience = ask.patience.filter(|_| want.no_wait).map(|patience| patience.until);
         let answer = self.wait(&ask.name, want, lease, patience).await?;

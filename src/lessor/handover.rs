@@ -14,6 +14,7 @@ use tokio::{
 
 use super::{
     Error, Lessor,
+    accounts::LeaseHolder,
     consumer::{ConsumerCommand, SpecQuestion},
     spec::ConsumerSpec,
     table::{HeldDelivery, LEASES_PER_LOCK},
@@ -109,7 +110,7 @@ impl<B: Broker> Lessor<B> {
                             created: hold.spec.created.clone(),
                             leader: hold.spec.leadership.leader(),
                             ack: hold.ack.clone(),
-                            principal: hold.principal.clone(),
+                            principal: hold.principal.as_ref().map(|it| it.principal().clone()),
                             snapshot,
                         }
                     },
@@ -229,7 +230,8 @@ impl<B: Broker> Lessor<B> {
                         spec,
                         delivery_count: count,
                         worker: None,
-                        principal,
+                        principal: principal
+                            .map(|name| LeaseHolder::new(&self.core.accounts.of(&name))),
                         _permit: permit,
                     };
                     adopted.push(match table.adopt(&snapshot, id, at, hold, now) {

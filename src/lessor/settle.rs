@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     Error, Lessor,
+    accounts::LeaseHolder,
     consumer::ConsumerCommand,
     results::{Group, Results},
     spec::ConsumerSpec,
@@ -277,6 +278,7 @@ impl<B: Broker> Lessor<B> {
 /// Refuses a lease of another principal. A lease that has ended is judged by the table.
 fn check_holder(table: &LeaseTable<HeldDelivery>, item: &SettleItem) -> Result<(), Error> {
     let holder = table.payload(item.lease).and_then(|hold| hold.principal.as_ref());
+    let holder = holder.map(LeaseHolder::principal);
     match (&item.by, holder) {
         (Some(by), Some(holder)) if by != holder => Err(Error::NotHolder),
         (Some(_) | None, _) => Ok(()),

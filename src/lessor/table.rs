@@ -10,7 +10,7 @@ use std::{
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use super::{spec::ConsumerSpec, turn::Turn};
+use super::{accounts::LeaseHolder, spec::ConsumerSpec, turn::Turn};
 use crate::{
     broker::{AckKind, AckPublish, AckSubject},
     clock::{self, Reading},
@@ -38,7 +38,7 @@ pub(super) struct HeldDelivery {
     pub(super) worker: Option<Arc<str>>,
     /// The principal that the lease belongs to. `None`: no caller has had it, or it was adopted from a replica
     /// that does not know principals.
-    pub(super) principal: Option<Arc<str>>,
+    pub(super) principal: Option<LeaseHolder>,
     /// `None` for a late delivery of a pull that was given up.
     pub(super) _permit: Option<OwnedSemaphorePermit>,
 }

@@ -20,5 +20,6 @@ mod old_server;
 mod operations;
 mod page;
 mod policy;
+mod quotas;
 mod tls;
 mod tutorial;

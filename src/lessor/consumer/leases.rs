@@ -19,6 +19,7 @@ use crate::{
     lease::{GivenBack, Terms, margin},
     lessor::{
         Error,
+        accounts::LeaseHolder,
         core::{Core, release},
         delivery::{GrantedDelivery, LeaseRequest, LeasedDelivery},
         rights::AckRight,
@@ -212,7 +213,7 @@ impl<B: Broker> ConsumerLeases<B> {
                 let assigned = table.assign(granted.id, length, now).ok()?;
                 table.update_payload(granted.id, |held| {
                     held.worker = Some(request.worker.clone());
-                    held.principal = Some(request.principal.clone());
+                    held.principal = Some(LeaseHolder::new(&request.account));
                 });
                 let (deadline, settle_by) = (assigned.deadline, assigned.settle_by);
                 let leader = granted.spec.leadership.leader();
@@ -226,7 +227,10 @@ impl<B: Broker> ConsumerLeases<B> {
     pub(super) fn take_back(&self, granted: &[GrantedDelivery], now: Instant) {
         self.core.table.with(|table| {
             for granted in granted {
-                table.update_payload(granted.id, |held| held.worker = None);
+                table.update_payload(granted.id, |held| {
+                    held.worker = None;
+                    held.principal.iter_mut().for_each(LeaseHolder::take_back);
+                });
                 if granted.last_attempt() {
                     table.reclaim(granted.id, now);
                 }

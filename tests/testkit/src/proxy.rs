@@ -12,7 +12,7 @@ use std::{
 use fetch_proxy::pb::{self, fetch_service_client::FetchServiceClient};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
-use tonic::{Code, Request, Response, Status, transport::Channel};
+use tonic::{Code, IntoRequest, Request, Response, Status, transport::Channel};
 use tonic_types::StatusExt as _;
 
 use crate::{
@@ -213,9 +213,9 @@ pub async fn take_one(client: &Client, fixture: &Fixture) -> pb::Delivery {
 pub async fn waiting(
     client: &Client,
     fixture: &Fixture,
-    request: pb::FetchRequest,
+    request: impl IntoRequest<pb::FetchRequest>,
 ) -> JoinHandle<Result<Response<pb::FetchResponse>, Status>> {
-    let mut client = client.clone();
+    let (mut client, request) = (client.clone(), request.into_request());
     let call = tokio::spawn(async move { client.fetch(request).await });
     fixture.pulled().await;
     call

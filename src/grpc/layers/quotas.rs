@@ -1,0 +1,107 @@
+//! Obeys the limits of each principal: calls under way, open Fetch calls, and calls in a second. It knows the
+//! caller, and is before the limits of this replica: a principal that is over its limits takes no permit.
+//!
+//! A call counts until its answer is written, as it does in the limits of this replica.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
+
+use http::{Request, Response};
+use tower::Service;
+
+use super::held_body::HeldBody;
+use crate::{
+    access::{CallAccount, KnownCaller, OverLimit, Rights},
+    api_error::ApiError,
+    clock,
+    credentials::Gatekeeper,
+    grpc::{method::CallKind, to_status::to_status},
+    lock::lock,
+    net::{Middleware, Next},
+    refusal_log::{RefusalLog, RefusedCaller},
+};
+
+/// Accounts that are kept although their principals are in no policy any more.
+const OLD_ACCOUNTS: usize = 4096;
+
+/// A layer that obeys the limits of principals; see the [module](self).
+#[derive(Debug, Clone)]
+pub(in crate::grpc) struct PrincipalQuotas {
+    gatekeeper: Arc<Gatekeeper>,
+    refusals: Arc<RefusalLog>,
+    /// By the name of the principal, so that an account outlives a change of the policy.
+    accounts: Arc<Mutex<BTreeMap<Arc<str>, SharedAccount>>>,
+}
+
+type SharedAccount = Arc<Mutex<CallAccount>>;
+
+/// A call of a principal, until this is dropped.
+pub(in crate::grpc) struct CountedCall {
+    account: SharedAccount,
+    is_fetch: bool,
+}
+
+impl PrincipalQuotas {
+    pub(in crate::grpc) fn new(gatekeeper: Arc<Gatekeeper>, refusals: Arc<RefusalLog>) -> Self {
+        Self { gatekeeper, refusals, accounts: Arc::default() }
+    }
+
+    /// Counts a call of this caller. `None`: no principal is counted, because there is no policy, or because
+    /// none matches.
+    fn begin(&self, kind: CallKind, caller: &KnownCaller) -> Result<Option<CountedCall>, ApiError> {
+        let rights = self.gatekeeper.rights();
+        let (Some(_), Some(principal)) = (rights.policy(), &caller.principal) else {
+            return Ok(None);
+        };
+        let (account, is_fetch) = (self.account(principal, &rights), kind == CallKind::Fetch);
+        let begun = lock(&account).begin(is_fetch, &rights.limits_of(principal), clock::now());
+        let refused = |limit| OverLimit { principal: principal.clone(), limit };
+        begun.map_err(refused)?;
+        Ok(Some(CountedCall { account, is_fetch }))
+    }
+
+    fn account(&self, principal: &Arc<str>, rights: &Rights) -> SharedAccount {
+        let mut accounts = lock(&self.accounts);
+        if let Some(account) = accounts.get(principal) {
+            return account.clone();
+        }
+        if accounts.len() >= OLD_ACCOUNTS {
+            accounts.retain(|name, account| {
+                Arc::strong_count(account) > 1 || rights.has_principal(name)
+            });
+        }
+        accounts.entry(principal.clone()).or_default().clone()
+    }
+}
+
+impl Drop for CountedCall {
+    fn drop(&mut self) {
+        lock(&self.account).end(self.is_fetch);
+    }
+}
+
+impl<S, R, B> Middleware<Request<R>, S> for PrincipalQuotas
+where
+    S: Service<Request<R>, Response = Response<B>, Future: Send> + Send + 'static,
+    R: Send + 'static,
+    B: http_body::Body + Default + Send + 'static,
+{
+    type Response = Response<HeldBody<B, Option<CountedCall>>>;
+    type Error = S::Error;
+
+    async fn handle(self, request: Request<R>, next: Next<S>) -> Result<Self::Response, S::Error> {
+        let kind = CallKind::of(request.uri().path());
+        let caller = request.extensions().get::<KnownCaller>().filter(|_| kind.is_ours());
+        let counted = match caller.map(|caller| self.begin(kind, caller)).transpose() {
+            Ok(counted) => counted.flatten(),
+            Err(refused) => {
+                self.refusals.refused(kind.name(), &RefusedCaller::default(), &refused);
+                return Ok(to_status(&refused).into_http());
+            }
+        };
+        let answer = next.run(request).await?;
+        Ok(answer.map(|body| HeldBody::new(body, counted)))
+    }
+}

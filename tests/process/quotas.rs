@@ -1,0 +1,233 @@
+//! The limits of each principal: a principal that has reached a limit is refused, and no other is.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use fetch_proxy::{
+    access::NewApiKey,
+    pb::{self, settlement::Action},
+};
+use futures_util::future::join_all;
+use tempfile::TempDir;
+use testkit::{
+    eventually,
+    jetstream::{Fixture, config},
+    nats_server::NatsServer,
+    proxy::{Client, Proxy, ack, fetch, reason, waiting, with_key},
+    until,
+};
+use tonic::{Code, Request, Response, Status};
+use tonic_types::StatusExt as _;
+
+/// How long a proxy takes at most to use a new file: a look every two seconds, on a busy machine.
+const SEEN: Duration = Duration::from_secs(8);
+
+/// A proxy with a policy, whose principals `orders` and `other` may work at one consumer.
+struct Limited {
+    fixture: Fixture,
+    folder: TempDir,
+    orders: String,
+    other: String,
+    proxy: Proxy,
+}
+
+impl Limited {
+    /// `limits` are those of `orders`.
+    async fn start(limits: &str) -> Self {
+        let fixture = Fixture::new(config()).await;
+        let folder = tempfile::tempdir().unwrap();
+        let [orders, other] =
+            ["orders", "other"].map(|name| NewApiKey::random(name).unwrap().unwrap());
+        fs::write(folder.path().join("keys"), [orders.line, other.line].join("\n")).unwrap();
+        write(&folder, &fixture, limits);
+        let file = folder.path().join("policy");
+        let flags = ["--policy-file", file.to_str().unwrap()];
+        let proxy = Proxy::start(NatsServer::shared(), &flags);
+        proxy.ready().await;
+        Self { fixture, folder, orders: orders.secret, other: other.secret, proxy }
+    }
+
+    async fn change(&self, limits: &str) {
+        let loads = || self.proxy.log().matches("a policy is in use").count();
+        let before = loads();
+        write(&self.folder, &self.fixture, limits);
+        let loaded = || async { (loads() > before).then_some(()) };
+        assert!(until(SEEN, loaded).await.is_some(), "{}", self.proxy.log());
+    }
+
+    fn fetch(&self, key: &str, n: u32, wait: i64) -> Request<pb::FetchRequest> {
+        with_key(key, fetch(&self.fixture, n, wait))
+    }
+
+    /// A Fetch of `orders` that waits.
+    async fn wait(&self, client: &Client) -> Waiting {
+        waiting(client, &self.fixture, self.fetch(&self.orders, 1, 60_000)).await
+    }
+
+    /// The refusal of a Fetch of `orders` that takes what is there.
+    async fn refused(&self, client: &Client) -> Option<Status> {
+        client.clone().fetch(self.fetch(&self.orders, 1, 0)).await.err()
+    }
+}
+
+type Waiting = tokio::task::JoinHandle<Result<Response<pb::FetchResponse>, Status>>;
+
+fn write(folder: &TempDir, fixture: &Fixture, limits: &str) {
+    let (stream, consumer) = (&fixture.stream, &fixture.consumer);
+    let policy = format!(
+        "version: 1\n\
+         authenticate: {{api_keys: {{file: keys}}}}\n\
+         principals:\n\
+         - {{name: orders, match: ['key:orders'], limits: {{{limits}}}}}\n\
+         - {{name: other, match: ['key:other']}}\n\
+         rules:\n\
+         - {{principals: ['*'], streams: [{stream}], consumers: [{consumer}], verbs: [work]}}\n"
+    );
+    let part = folder.path().join("part");
+    fs::write(&part, policy).unwrap();
+    fs::rename(part, folder.path().join("policy")).unwrap();
+}
+
+/// The status is this refusal, and names the principal as the one whose limit is reached.
+fn assert_is_limit(status: &Status, name: &str) {
+    assert_eq!(reason(status), (Code::ResourceExhausted, name.to_owned()), "{status:?}");
+    let details = status.get_error_details();
+    let quota = &details.quota_failure().unwrap().violations[0];
+    assert_eq!(quota.subject, "principal:orders");
+    assert_eq!(details.error_info().unwrap().metadata["principal"], "orders");
+    let retry = details.retry_info().unwrap().retry_delay.unwrap();
+    assert!(!retry.is_zero() && retry <= Duration::from_secs(1), "{retry:?}");
+    let pushback = status.metadata().get("grpc-retry-pushback-ms").unwrap().to_str().unwrap();
+    assert_eq!(pushback.parse::<u128>().unwrap(), retry.as_micros().div_ceil(1000));
+}
+
+#[tokio::test]
+async fn open_fetch_calls_of_a_principal_are_limited_and_those_of_others_are_not() {
+    let limited = Limited::start("max_waiters: 2").await;
+    let client = limited.proxy.client().await;
+    let (first, second) = (limited.wait(&client).await, limited.wait(&client).await);
+    // Another connection of the same principal.
+    let another = limited.proxy.client().await;
+    let refused = eventually("the refusal", || limited.refused(&another)).await;
+    assert_is_limit(&refused, "WAITER_LIMIT");
+    let mut foreign = limited.proxy.client().await;
+    foreign.fetch(limited.fetch(&limited.other, 1, 0)).await.unwrap();
+    // Only a Fetch is a waiter.
+    let invalid = client.clone().ack(with_key(&limited.orders, ack("x"))).await.unwrap_err();
+    assert_eq!(reason(&invalid).1, "TOKEN_INVALID");
+    first.abort();
+    let served = || async { limited.refused(&another).await.is_none().then_some(()) };
+    eventually("the place of the call that left", served).await;
+    second.abort();
+}
+
+#[tokio::test]
+async fn calls_of_a_principal_are_limited_of_all_kinds_together() {
+    let limited = Limited::start("max_calls: 1").await;
+    let mut client = limited.proxy.client().await;
+    let open = limited.wait(&client).await;
+    let refused = eventually("the refusal", || limited.refused(&client)).await;
+    assert_is_limit(&refused, "CALL_LIMIT");
+    let refused = client.ack(with_key(&limited.orders, ack("x"))).await.unwrap_err();
+    assert_is_limit(&refused, "CALL_LIMIT");
+    let invalid = client.ack(with_key(&limited.other, ack("x"))).await.unwrap_err();
+    assert_eq!(reason(&invalid).1, "TOKEN_INVALID");
+    open.abort();
+}
+
+#[tokio::test]
+async fn leases_of_a_principal_are_limited_until_it_settles_them() {
+    let limited = Limited::start("max_leases: 3").await;
+    for _ in 0..5 {
+        limited.fixture.publish("n", "x").await;
+    }
+    let mut client = limited.proxy.client().await;
+    let mut held = Vec::new();
+    while held.len() < 3 {
+        let answer = client.fetch(limited.fetch(&limited.orders, 10, 10_000)).await.unwrap();
+        held.extend(answer.into_inner().messages);
+    }
+    assert_eq!(held.len(), 3, "the number of a Fetch is lowered to what is left");
+    assert_is_limit(&limited.refused(&client).await.unwrap(), "LEASE_LIMIT");
+    let foreign = client.fetch(limited.fetch(&limited.other, 1, 10_000)).await.unwrap();
+    assert_eq!(foreign.into_inner().messages.len(), 1);
+    client.ack(with_key(&limited.orders, ack(&held[0].token))).await.unwrap();
+    let answer = client.fetch(limited.fetch(&limited.orders, 10, 10_000)).await.unwrap();
+    assert_eq!(answer.into_inner().messages.len(), 1, "one place is free again");
+    assert_is_limit(&limited.refused(&client).await.unwrap(), "LEASE_LIMIT");
+}
+
+#[tokio::test]
+async fn calls_in_a_second_are_limited_and_a_settle_counts_as_one() {
+    let limited = Limited::start("calls_per_second: 1, burst: 3").await;
+    let client = limited.proxy.client().await;
+    let settle = || {
+        let (mut client, key) = (client.clone(), &limited.orders);
+        let settlement = |_| pb::Settlement {
+            token: "x".to_owned(),
+            action: Some(Action::Ack(pb::AckAction {})),
+        };
+        let settlements = (0..1000).map(settlement).collect();
+        let request = pb::SettleRequest { settlements, ..pb::SettleRequest::default() };
+        async move { client.settle(with_key(key, request)).await }
+    };
+    let began = Instant::now();
+    let answers = join_all((0..40).map(|_| settle())).await;
+    let most = 3 + began.elapsed().as_secs() as usize + 1;
+    let (done, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_ok);
+    assert!((3..=most).contains(&done.len()), "{} of at most {most}", done.len());
+    let refusals: Vec<Status> = refused.into_iter().filter_map(Result::err).collect();
+    for refusal in &refusals {
+        assert_is_limit(refusal, "RATE_LIMIT");
+    }
+    assert!(!refusals.is_empty());
+    let mut foreign = client.clone();
+    for _ in 0..10 {
+        foreign.fetch(limited.fetch(&limited.other, 1, 0)).await.unwrap();
+    }
+    // The wait that the refusal names is enough.
+    let refused = eventually("a refusal", || async { settle().await.err() }).await;
+    let wait = refused.get_details_retry_info().unwrap().retry_delay.unwrap();
+    tokio::time::sleep(wait).await;
+    settle().await.unwrap();
+}
+
+#[tokio::test]
+async fn changed_limit_counts_with_the_calls_that_are_open() {
+    let limited = Limited::start("max_waiters: 1").await;
+    let client = limited.proxy.client().await;
+    let mut open = vec![limited.wait(&client).await];
+    let refused = eventually("the refusal", || limited.refused(&client)).await;
+    assert_is_limit(&refused, "WAITER_LIMIT");
+    limited.change("max_waiters: 2").await;
+    assert!(limited.refused(&client).await.is_none(), "the raised limit is used");
+    open.push(limited.wait(&client).await);
+    let refused = eventually("the refusal", || limited.refused(&client)).await;
+    assert_is_limit(&refused, "WAITER_LIMIT");
+    limited.change("max_waiters: 1").await;
+    open.pop().unwrap().abort();
+    // The first call was open before all of these limits, and still counts.
+    let refused = limited.refused(&client).await.unwrap();
+    assert_is_limit(&refused, "WAITER_LIMIT");
+    open.pop().unwrap().abort();
+    let served = || async { limited.refused(&client).await.is_none().then_some(()) };
+    eventually("the end of the limit", served).await;
+}
+
+#[tokio::test]
+async fn limits_of_the_file_are_for_each_principal_by_itself() {
+    let limited = Limited::start("max_calls: 50").await;
+    let file = limited.folder.path().join("policy");
+    let text = fs::read_to_string(&file).unwrap().replace(", limits: {max_calls: 50}", "");
+    fs::write(&file, text.replace("principals:\n", "limits: {max_waiters: 1}\nprincipals:\n"))
+        .unwrap();
+    let client = limited.proxy.client().await;
+    let open = limited.wait(&client).await;
+    let refused = eventually("the refusal", || limited.refused(&client)).await;
+    assert_is_limit(&refused, "WAITER_LIMIT");
+    let mut foreign = client.clone();
+    foreign.fetch(limited.fetch(&limited.other, 1, 0)).await.unwrap();
+    open.abort();
+}
