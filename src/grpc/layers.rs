@@ -8,8 +8,9 @@ mod limits;
 mod protocol;
 mod quotas;
 mod reasons;
+mod strangers;
 
 pub(super) use self::{
     callers::AcceptCallers, delivery::AnswerDelivery, limits::CallLimiter, protocol::GrpcOnly,
-    quotas::PrincipalQuotas, reasons::ErrorReasons,
+    quotas::PrincipalQuotas, reasons::ErrorReasons, strangers::StrangerLimit,
 };

@@ -28,6 +28,8 @@ pub(crate) struct ClientConnection {
     used_at: Mutex<Instant>,
     /// Its permit to be open. A connection that replaces this one takes the permit.
     permit: Mutex<Option<OwnedSemaphorePermit>>,
+    /// No more calls are wanted on it.
+    ending: CancellationToken,
     cut: CancellationToken,
 }
 
@@ -42,6 +44,7 @@ impl ClientConnection {
             open_calls: AtomicUsize::new(0),
             used_at: Mutex::new(clock::now()),
             permit: Mutex::new(Some(permit)),
+            ending: CancellationToken::new(),
             cut: CancellationToken::new(),
         }
     }
@@ -68,6 +71,16 @@ impl ClientConnection {
                 None => tokio::time::sleep(most).await,
             }
         }
+    }
+
+    /// Asks the client to end it. Its open calls may end.
+    pub(crate) fn end(&self) {
+        self.ending.cancel();
+    }
+
+    /// Waits until the client is to be asked to end it.
+    pub(crate) async fn is_ending(&self) {
+        self.ending.cancelled().await;
     }
 
     /// Ends it at once. Returns its permit for the next connection; `None` if it has ended before.

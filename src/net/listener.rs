@@ -277,6 +277,7 @@ impl<M> Listener<M> {
                 _ = served.as_mut() => false,
                 () = stuck.as_mut() => false,
                 () = old => true,
+                () = connection.is_ending() => true,
                 () = unused => true,
                 () = authority_removed(removals) => true,
                 () = going.cancelled() => true,

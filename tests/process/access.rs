@@ -1,19 +1,27 @@
 //! A policy in use: who is accepted, what is refused, and what a change of the file does to open calls.
 
-use std::fs;
+use std::{
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use fetch_proxy::{
     access::NewApiKey,
-    pb::{self, Outcome, settlement::Action},
+    pb::{self, Outcome, fetch_service_client::FetchServiceClient, settlement::Action},
 };
+use hyper_util::rt::TokioIo;
 use tempfile::TempDir;
 use testkit::{
     eventually,
     jetstream::{Fixture, config},
     nats_server::NatsServer,
-    proxy::{Client, Proxy, ack, extend, fetch, reason, with_key},
+    proxy::{Client, Proxy, ack, extend, fetch, reason, waiting, with_key},
 };
-use tonic::{Code, Request, Status};
+use tokio::net::TcpStream;
+use tonic::{Code, Request, Status, transport::Endpoint};
 use tonic_types::StatusExt as _;
 
 /// A policy file, and a key for each of its principals.
@@ -276,4 +284,52 @@ async fn tokens_from_before_the_policy_are_accepted_if_it_says_so() {
         let acked = client.ack(with_key(&policy.other, ack(&token))).await.unwrap().into_inner();
         assert_eq!(acked.outcome(), Outcome::Confirmed);
     }
+}
+
+/// A client whose connections are counted.
+async fn counted_client(proxy: &Proxy) -> (Client, Arc<AtomicUsize>) {
+    let (address, count) = (proxy.grpc.clone(), Arc::new(AtomicUsize::new(0)));
+    let counted = count.clone();
+    let connector = tower::service_fn(move |_| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        let address = address.clone();
+        async move { TcpStream::connect(address).await.map(TokioIo::new) }
+    });
+    let endpoint = Endpoint::from_static("http://proxy");
+    let channel = endpoint.connect_with_connector(connector).await.unwrap();
+    (FetchServiceClient::new(channel), count)
+}
+
+#[tokio::test]
+async fn connection_ends_after_twenty_refused_credentials_in_a_row() {
+    let fixture = Fixture::new(config()).await;
+    let policy = Policy::of(&fixture);
+    let proxy = policy.serve();
+    proxy.ready().await;
+    let (client, connections) = counted_client(&proxy).await;
+    let refused = || async {
+        let refused = client.clone().ack(ack("x")).await.unwrap_err();
+        assert_eq!(reason(&refused).1, "UNAUTHENTICATED");
+    };
+    for _ in 0..2 {
+        for _ in 0..19 {
+            refused().await;
+        }
+        // An accepted credential between them; the token is none.
+        let accepted = client.clone().ack(with_key(&policy.other, ack("x"))).await.unwrap_err();
+        assert_eq!(reason(&accepted).1, "TOKEN_INVALID");
+    }
+    assert_eq!(connections.load(Ordering::Relaxed), 1);
+    // The call that is the last is answered, and an open call on the connection stays.
+    let open = with_key(&policy.other, fetch(&fixture, 1, 1_000));
+    let open = waiting(&client, &fixture, open).await;
+    for _ in 0..20 {
+        refused().await;
+    }
+    let ended = || async {
+        refused().await;
+        (connections.load(Ordering::Relaxed) > 1).then_some(())
+    };
+    eventually("the end of the connection", ended).await;
+    open.await.unwrap().unwrap();
 }

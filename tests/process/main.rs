@@ -12,6 +12,7 @@ mod client;
 mod client_tls;
 mod dev;
 mod drain;
+mod fairness;
 mod grpcurl;
 mod identity;
 mod jetstream;
