@@ -107,7 +107,18 @@ impl Policy {
         let mut digest = [0; 8];
         digest.copy_from_slice(&sha256(text.as_bytes())[..8]);
         let text = text.into();
-        Ok(Self { text, document, principals, places, literal, patterns, verbs, named, everybody, digest })
+        Ok(Self {
+            text,
+            document,
+            principals,
+            places,
+            literal,
+            patterns,
+            verbs,
+            named,
+            everybody,
+            digest,
+        })
     }
 
     /// The credentials that are accepted.
