@@ -481,6 +481,10 @@ final class FetchProxy {
         // Treat it as missing.
       }
       String message = error.getStatus().getDescription();
+      // The causes of a failed connection are not in its description.
+      for (Throwable cause = error.getCause(); cause != null; cause = cause.getCause()) {
+        message += ": " + cause.getMessage();
+      }
       return new Trouble(reason, message, !REFUSALS.contains(code), delay);
     }
 
