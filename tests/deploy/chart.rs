@@ -111,6 +111,10 @@ pub const INSTALLATIONS: &[(&str, &[&str])] = &[
     ),
 ];
 
+/// A file of values, as people write it.
+const SETTINGS: &str =
+    "settings: { maxLease: 2h, maxLeases: 1000000, reflection: off, audit: off, adminSocket: off }";
+
 /// All of TLS that values can say, with a certificate of one's own.
 const TLS: &[&str] = &[
     LEAST,
@@ -240,16 +244,23 @@ fn variables(env: &Value) -> Vec<String> {
     all.map(|variable| variable["name"].as_str().unwrap().to_owned()).collect()
 }
 
-/// A large number in a file of values is a float to helm, and must not reach the program as 1e+06.
+/// In a file of values, a large number is a float to helm, and must not reach the program as 1e+06. A
+/// switch is a boolean, and must not reach the program as false.
 #[test]
 fn settings_reach_the_program_by_their_variables() {
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), "settings: { maxLease: 2h, maxLeases: 1000000 }").unwrap();
+    std::fs::write(file.path(), SETTINGS).unwrap();
     let mut helm = helm::template_command(&[LEAST]);
     let output = helm.arg("--values").arg(file.path()).output().unwrap();
     let objects = helm::parsed(&String::from_utf8(output.stdout).unwrap());
     let env = container(&objects)["env"].as_array().unwrap();
-    for (name, value) in [("FETCH_PROXY_MAX_LEASE", "2h"), ("FETCH_PROXY_MAX_LEASES", "1000000")] {
+    for (name, value) in [
+        ("FETCH_PROXY_MAX_LEASE", "2h"),
+        ("FETCH_PROXY_MAX_LEASES", "1000000"),
+        ("FETCH_PROXY_REFLECTION", "off"),
+        ("FETCH_PROXY_AUDIT", "off"),
+        ("FETCH_PROXY_ADMIN_SOCKET", "off"),
+    ] {
         assert!(env.contains(&json!({ "name": name, "value": value })), "{env:?}");
     }
 }
