@@ -41,7 +41,7 @@ pub struct OverLimit {
     pub limit: ReachedLimit,
 }
 
-/// See the [module](self).
+/// The open calls of a principal, and its calls in a second.
 #[derive(Debug, Default)]
 pub struct CallAccount {
     calls: u64,
