@@ -12,6 +12,7 @@
 
 mod direct;
 mod forwarded;
+mod guarded;
 mod memory;
 mod noop;
 mod proxied;
@@ -20,6 +21,7 @@ mod setup;
 use std::{future::Future, time::Instant};
 
 use clap::Parser;
+use guarded::Guarded;
 use setup::{Cpu, Setup};
 
 #[derive(Parser)]
@@ -108,6 +110,21 @@ async fn run(args: Args) {
         )
         .await;
     }
+    let guarded = Guarded::start(&setup);
+    row(
+        &args,
+        "n=100 confirmed, 8 clients: TLS, policy / plain",
+        async || guarded.batches(&setup, 8, hundred).await,
+        async || proxied::batches(&setup, 8, hundred, true).await,
+    )
+    .await;
+    row(
+        &args,
+        "n=1 confirmed, 8 clients: TLS, policy / plain",
+        async || guarded.singles(&setup, 8, one).await,
+        async || proxied::singles(&setup, 8, one).await,
+    )
+    .await;
     row(
         &args,
         "settles of 100: forwarded / at the owner",

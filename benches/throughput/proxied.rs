@@ -9,19 +9,44 @@ use fetch_proxy::pb::{
     self, Confirmation, fetch_service_client::FetchServiceClient, settlement::Action,
 };
 use prost_types::Duration as PbDuration;
-use tonic::transport::Channel;
+use tonic::{
+    Request, Status,
+    metadata::AsciiMetadataValue,
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Channel, Endpoint},
+};
 
 use crate::{
     Half, half,
-    setup::{STREAM, Setup},
+    setup::{Cpu, STREAM, Setup},
 };
 
-pub type Client = FetchServiceClient<Channel>;
+pub type Client = FetchServiceClient<InterceptedService<Channel, Bearer>>;
+
+/// The credential of each call, if there is one.
+#[derive(Clone, Default)]
+pub struct Bearer(Option<AsciiMetadataValue>);
+
+impl Bearer {
+    pub fn of(key: &str) -> Self {
+        Self(Some(format!("Bearer {key}").parse().unwrap()))
+    }
+}
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(bearer) = &self.0 {
+            request.metadata_mut().insert("authorization", bearer.clone());
+        }
+        Ok(request)
+    }
+}
 
 pub async fn connect(url: &str, count: usize) -> Vec<Client> {
     let mut clients = Vec::new();
     for _ in 0..count {
-        clients.push(FetchServiceClient::connect(url.to_owned()).await.unwrap());
+        let channel = Endpoint::from_shared(url.to_owned()).unwrap().connect().await.unwrap();
+        clients.push(FetchServiceClient::with_interceptor(channel, Bearer::default()));
     }
     clients
 }
@@ -38,11 +63,22 @@ pub fn fetch(consumer: &str, n: u32) -> pb::FetchRequest {
 
 /// `clients` workers that fetch a hundred and settle them in one call.
 pub async fn batches(setup: &Setup, clients: usize, messages: usize, confirmed: bool) -> Half {
-    let name = setup.consumer().await;
     let clients = connect(&setup.grpc, clients).await;
+    batches_of(setup, clients, &setup.cpu_proxied(), messages, confirmed).await
+}
+
+/// The same with these clients, and the CPU of these processes.
+pub async fn batches_of(
+    setup: &Setup,
+    clients: Vec<Client>,
+    cpu: &Cpu,
+    messages: usize,
+    confirmed: bool,
+) -> Half {
+    let name = setup.consumer().await;
     let done = Arc::new(AtomicUsize::new(0));
     let confirmation = if confirmed { Confirmation::Confirmed } else { Confirmation::Sent };
-    half(&setup.cpu_proxied(), async {
+    half(cpu, async {
         let mut tasks = tokio::task::JoinSet::new();
         for mut client in clients {
             let (request, done) = (fetch(&name, 100), done.clone());
@@ -76,9 +112,14 @@ pub async fn batches(setup: &Setup, clients: usize, messages: usize, confirmed: 
 
 /// `clients` workers that fetch one and ack it.
 pub async fn singles(setup: &Setup, clients: usize, messages: usize) -> Half {
-    let name = setup.consumer().await;
     let clients = connect(&setup.grpc, clients).await;
-    half(&setup.cpu_proxied(), rounds(clients, fetch(&name, 1), messages)).await
+    singles_of(setup, clients, &setup.cpu_proxied(), messages).await
+}
+
+/// The same with these clients, and the CPU of these processes.
+pub async fn singles_of(setup: &Setup, clients: Vec<Client>, cpu: &Cpu, messages: usize) -> Half {
+    let name = setup.consumer().await;
+    half(cpu, rounds(clients, fetch(&name, 1), messages)).await
 }
 
 /// Fetch and Ack in turn until so many messages are done.

@@ -14,6 +14,17 @@ use testkit::{nats_server::NatsServer, proxy::Proxy};
 
 pub const STREAM: &str = "BENCH";
 const SIZE: usize = 1024;
+/// Flags of each proxy.
+pub const FLAGS: [&str; 8] = [
+    "--max-leases",
+    "2000000",
+    "--max-waiters",
+    "200000",
+    "--max-calls",
+    "200000",
+    "--log-level",
+    "off",
+];
 
 pub struct Setup {
     pub nats: async_nats::Client,
@@ -51,10 +62,8 @@ impl Setup {
         }
         let keys = tempfile::NamedTempFile::new().unwrap();
         fs::write(keys.path(), fetch_proxy::token::new_key_line().unwrap()).unwrap();
-        let flags = ["--max-leases", "2000000", "--max-waiters", "200000", "--log-level", "off"];
-        let more = ["--max-calls", "200000", "--cluster", "bench", "--token-key-file"];
-        let key_file = [keys.path().to_str().unwrap()];
-        let flags = [&flags[..], &more, &key_file].concat();
+        let cluster = ["--cluster", "bench", "--token-key-file", keys.path().to_str().unwrap()];
+        let flags = [&FLAGS[..], &cluster].concat();
         let (proxy, other_proxy) = (Proxy::start(&server, &flags), Proxy::start(&server, &flags));
         let mut noop_process = Command::new(env::current_exe().unwrap())
             .arg("--noop-server")
@@ -94,7 +103,16 @@ impl Setup {
 
     /// CPU of this process, the proxy and nats-server.
     pub fn cpu_proxied(&self) -> Cpu {
-        Cpu(vec![std::process::id(), self.proxy.pid(), self.server.pid()])
+        self.cpu_of(self.proxy.pid())
+    }
+
+    /// CPU of this process, this proxy and nats-server.
+    pub fn cpu_of(&self, proxy: u32) -> Cpu {
+        Cpu(vec![std::process::id(), proxy, self.server.pid()])
+    }
+
+    pub fn nats_url(&self) -> String {
+        self.server.url()
     }
 
     /// CPU of both replicas alone.

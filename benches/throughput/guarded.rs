@@ -1,0 +1,76 @@
+//! The same calls at a proxy with TLS and with a policy of 100 rules, by clients with an API key.
+
+use std::fs;
+
+use fetch_proxy::{access::NewApiKey, pb::fetch_service_client::FetchServiceClient};
+use tempfile::TempDir;
+use testkit::{authority::Authority, proxy::Proxy};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
+
+use crate::{
+    Half,
+    proxied::{self, Bearer, Client},
+    setup::{FLAGS, STREAM, Setup},
+};
+
+/// Rules of the policy. The last of them allows the calls.
+const RULES: usize = 100;
+
+/// A proxy that knows its callers, on the nats-server of the other.
+pub struct Guarded {
+    proxy: Proxy,
+    authority: Authority,
+    key: String,
+    _folder: TempDir,
+}
+
+impl Guarded {
+    pub fn start(setup: &Setup) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (authority, key) =
+            (Authority::new("bench"), NewApiKey::random("bench").unwrap().unwrap());
+        authority.server().write(folder.path(), "server");
+        fs::write(folder.path().join("keys"), key.line).unwrap();
+        let rules = (1..=RULES).map(|rule| {
+            let stream = if rule == RULES { STREAM.to_owned() } else { format!("S{rule}*") };
+            format!("- {{principals: [bench], streams: ['{stream}'], consumers: ['c*'], verbs: [work]}}\n")
+        });
+        let policy = format!(
+            "version: 1\nauthenticate: {{api_keys: {{file: keys}}}}\n\
+             principals: [{{name: bench, match: ['key:b*']}}]\nrules:\n{}",
+            rules.collect::<String>()
+        );
+        fs::write(folder.path().join("policy"), policy).unwrap();
+        let [cert, tls_key, policy] = ["server.crt", "server.key", "policy"]
+            .map(|name| folder.path().join(name).to_str().unwrap().to_owned());
+        let flags = ["--tls-cert", &cert, "--tls-key", &tls_key, "--policy-file", &policy];
+        let proxy = Proxy::start_at(&setup.nats_url(), &[&FLAGS[..], &flags].concat());
+        Self { proxy, authority, key: key.secret, _folder: folder }
+    }
+
+    async fn connect(&self, count: usize) -> Vec<Client> {
+        let tls =
+            ClientTlsConfig::new().ca_certificate(Certificate::from_pem(self.authority.pem()));
+        let endpoint = Endpoint::from_shared(format!("https://{}", self.proxy.grpc)).unwrap();
+        let endpoint = endpoint.tls_config(tls).unwrap();
+        let mut clients = Vec::new();
+        for _ in 0..count {
+            let channel = endpoint.connect().await.unwrap();
+            clients.push(FetchServiceClient::with_interceptor(channel, Bearer::of(&self.key)));
+        }
+        clients
+    }
+
+    /// As [`proxied::batches`], confirmed.
+    pub async fn batches(&self, setup: &Setup, clients: usize, messages: usize) -> Half {
+        let clients = self.connect(clients).await;
+        let cpu = setup.cpu_of(self.proxy.pid());
+        proxied::batches_of(setup, clients, &cpu, messages, true).await
+    }
+
+    /// As [`proxied::singles`].
+    pub async fn singles(&self, setup: &Setup, clients: usize, messages: usize) -> Half {
+        let clients = self.connect(clients).await;
+        proxied::singles_of(setup, clients, &setup.cpu_of(self.proxy.pid()), messages).await
+    }
+}
