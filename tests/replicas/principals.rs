@@ -45,7 +45,7 @@ impl Guarded {
             "version: 1\n\
              authenticate: {api_keys: {file: api-keys}}\n\
              principals:\n\
-             - {name: orders, match: ['key:orders-*']}\n\
+             - {name: orders, match: ['key:orders-*'], limits: {max_leases: 4}}\n\
              - {name: other, match: ['key:other']}\n\
              - {name: dispatcher, match: ['key:dispatcher']}\n\
              rules:\n\
@@ -146,4 +146,26 @@ async fn token_of_a_dead_owner_is_settled_by_its_principal() {
     guarded.owner.signal("KILL");
     let _ = guarded.owner.wait().await;
     guarded.settles_as_it_may(&tokens).await;
+}
+
+#[tokio::test]
+async fn leases_count_for_their_principal_at_the_replica_that_takes_them_over() {
+    let fixture = Fixture::new(config()).await;
+    let mut guarded = Guarded::start("principals-limited").await;
+    let tokens = guarded.leased(&fixture, 4).await;
+    fixture.publish_many(1).await;
+    // Each replica has limits of its own.
+    let request = with_key(&guarded.same, fetch(&fixture, 1, 10_000));
+    let elsewhere = guarded.at_other.fetch(request).await.unwrap().into_inner().messages.remove(0);
+    guarded.at_other.ack(with_key(&guarded.same, ack(&elsewhere.token))).await.unwrap();
+    guarded.owner.signal("TERM");
+    let ended = tokio::time::timeout(BOUND, guarded.owner.wait()).await.unwrap();
+    assert!(ended.success(), "{}", guarded.owner.log());
+    fixture.publish_many(1).await;
+    let request = || with_key(&guarded.same, fetch(&fixture, 10, 10_000));
+    let refused = guarded.at_other.fetch(request()).await.unwrap_err();
+    assert_eq!(reason(&refused).1, "LEASE_LIMIT");
+    guarded.at_other.ack(with_key(&guarded.same, ack(&tokens[0]))).await.unwrap();
+    let answer = guarded.at_other.fetch(request()).await.unwrap().into_inner();
+    assert_eq!(answer.messages.len(), 1);
 }
