@@ -11,13 +11,14 @@ use testkit::{
 };
 
 /// Everybody who has a credential, by name.
-const HOLDERS: [(Credential, &str); 5] = [
+const HOLDERS: [(Credential, &str); 6] = [
     (Credential::Right, "worker"),
     // The same name, so that the proxy cannot tell it from the right one.
     (Credential::Renewed, "worker"),
     (Credential::Expired, "worker"),
     (Credential::Neighbour, "neighbour"),
     (Credential::Stranger, "stranger"),
+    (Credential::Limited, "limited"),
 ];
 /// The end of an API key that has expired.
 const EXPIRED: &str = " expires=2020-01-01T00:00:00Z";
@@ -138,7 +139,8 @@ impl Door {
     }
 }
 
-/// Workers and neighbours may work at this consumer, and strangers at another.
+/// Workers and neighbours may work at this consumer, and strangers at another. Limited
+/// workers may make one call a second.
 fn policy(ways: Ways, fixture: &Fixture) -> String {
     let (stream, consumer) = (&fixture.stream, &fixture.consumer);
     let (authenticate, prefix, end) = match ways {
@@ -152,8 +154,11 @@ fn policy(ways: Ways, fixture: &Fixture) -> String {
          - {{name: workers, match: ['{prefix}worker{end}']}}\n\
          - {{name: neighbours, match: ['{prefix}neighbour{end}']}}\n\
          - {{name: strangers, match: ['{prefix}stranger{end}']}}\n\
+         - name: limited\n  \
+           match: ['{prefix}limited{end}']\n  \
+           limits: {{calls_per_second: 1, burst: 1}}\n\
          rules:\n\
-         - {{principals: [workers, neighbours], streams: [{stream}], consumers: [{consumer}], verbs: [work]}}\n\
+         - {{principals: [workers, neighbours, limited], streams: [{stream}], consumers: [{consumer}], verbs: [work]}}\n\
          - {{principals: [strangers], streams: [elsewhere], consumers: ['*'], verbs: [work]}}\n"
     )
 }

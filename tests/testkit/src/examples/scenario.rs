@@ -129,6 +129,8 @@ pub enum Credential {
     Neighbour,
     /// Of a principal that may not work there.
     Stranger,
+    /// Of a principal that may make one call a second.
+    Limited,
 }
 
 #[derive(Deserialize, Clone, Copy)]
