@@ -438,9 +438,16 @@ impl Watcher for Shared {
         if let Some(one) = watch.ledger.deliveries.get_mut(&of) {
             // JetStream has confirmed it, so the replica cannot know better.
             let (left, side) = (now, one.side);
-            let effect =
-                Effect { kind, at: now, left, side, late: false, settled: None, delay: None };
-            one.effects.push(effect);
+            one.effects.push(Effect {
+                kind,
+                at: now,
+                left,
+                side,
+                late: false,
+                settled: None,
+                delay: None,
+                unkept: true,
+            });
         }
     }
 
@@ -515,6 +522,7 @@ impl Watch {
             late: way.late,
             settled: applied.settled,
             delay,
+            unkept: false,
         };
         let id = applied.of;
         if let Some(one) = self.ledger.deliveries.get_mut(&id) {

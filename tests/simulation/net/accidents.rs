@@ -176,9 +176,12 @@ impl Accidents<'_> {
     }
 
     /// Another server leads the consumer, as soon as one reaches a majority. A consumer without copies stays
-    /// at its server.
+    /// at its server. If another accident has brought that server back, it does not start again.
     pub fn change_leader(&mut self, name: &ConsumerName, forgets: Duration) {
         let mut desk = self.state.desk();
+        if desk.leaders.get(name).is_some_and(|led| !led.copies && led.at.is_some()) {
+            return;
+        }
         if !elections::pass_on(&mut desk, name, forgets) {
             let round = desk.leaders.lose(name);
             elections::elect_later(&mut desk, name, round);

@@ -381,6 +381,33 @@ mod tests {
     }
 
     #[test]
+    fn progress_that_an_old_leader_confirms_is_excused_until_its_lease_ends() {
+        for (confirmed, after, found) in [
+            (true, 0, vec![]),
+            (true, 4_000, vec![]),
+            (true, 6_000, vec![CHECK]),
+            (false, 0, vec![CHECK]),
+        ] {
+            let mut lab = Lab::new();
+            let old = lab.send(1, 1);
+            lab.hand(1, old, 1, 9_000);
+            lab.trouble(Trouble::LeaderAway, 100);
+            lab.wait(2_000);
+            if confirmed {
+                lab.progress_that_nobody_keeps(old);
+            }
+            lab.wait(2_100);
+            let new = lab.send(2, 2);
+            lab.hand(2, new, 2, 20_000);
+            lab.wait(after);
+            lab.ask(1, old, &ack());
+            lab.apply(1, AckKind::Ack, old, new);
+            let holders: Vec<_> = lab.found().into_iter().filter(|one| *one == CHECK).collect();
+            assert_eq!(holders, found, "{confirmed} {after}");
+        }
+    }
+
+    #[test]
     fn ack_wait_that_is_raised_again_before_the_next_look_is_still_a_lowered_one() {
         let mut lab = Lab::new();
         let old = lab.held();

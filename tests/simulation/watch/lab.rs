@@ -216,6 +216,11 @@ impl Lab {
         self.shared.applied(self.now, side, &applied, Way { left, late });
     }
 
+    /// A leader that leads no more confirms progress.
+    pub fn progress_that_nobody_keeps(&mut self, of: DeliveryId) {
+        self.shared.unkept(self.now, of, &AckKind::Progress);
+    }
+
     /// INFO is answered.
     pub fn tell(&mut self, full: bool, paused: bool) {
         let mut model = super::super::jetstream::JetStream::new();

@@ -94,6 +94,8 @@ pub struct Effect {
     pub settled: Option<DeliveryId>,
     /// Of a Nak.
     pub delay: Option<Duration>,
+    /// A leader that leads no more has confirmed it, and nobody has it.
+    pub unkept: bool,
 }
 
 /// One delivery.

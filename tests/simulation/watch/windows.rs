@@ -15,6 +15,7 @@ pub enum Window {
     LateOnTheWire,
     LeaderChanged,
     LeaderUnseen,
+    LeaderCutOff,
     WaitLowered,
     MadeAgainWhileStopped,
     MadeAgainWhileStalled,
@@ -56,7 +57,7 @@ const RARE_LOOK: Duration = Duration::from_secs(30);
 
 impl Window {
     /// In the order in which they are tried: the narrowest first.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::LateOnTheWire,
         Self::MadeAgainWhileStopped,
         Self::MadeAgainWhileStalled,
@@ -66,6 +67,7 @@ impl Window {
         Self::AfterStaleNak,
         Self::LeaderChanged,
         Self::LeaderUnseen,
+        Self::LeaderCutOff,
         Self::WaitLowered,
         Self::ClockBehind,
     ];
@@ -84,6 +86,10 @@ impl Window {
             Self::LeaderUnseen => {
                 "The proxy may not notice that a leader restarted if `CONSUMER.INFO` does not \
                  show it."
+            }
+            Self::LeaderCutOff => {
+                "A lease that was kept by such progress can outlive its message, and both holders \
+                 can settle until it ends."
             }
             Self::WaitLowered => {
                 "If the ack wait of a consumer is lowered while messages are leased, the proxy \
@@ -154,6 +160,13 @@ impl Window {
                 let number = (of.number, of.arrived.unwrap_or(of.sent));
                 let forgotten = ledger.looks.forgotten(effect.side, consumer, number, effect.left);
                 (!shown && !missed && !forgotten).then_some(Opened { since, bound })
+            }
+            Self::LeaderCutOff => {
+                let by_old = of.effects.iter().filter(|one| one.unkept && one.kind == Kind::Extend);
+                let since = by_old.map(|one| one.at).filter(|at| *at <= effect.left).max()?;
+                // Until the lease is over.
+                let ends = of.hold.map_or(of.sent + of.ack_wait, |hold| hold.longest);
+                Some(Opened { since, bound: ends.saturating_sub(since) + ledger.round_trip })
             }
             Self::WaitLowered => {
                 let (at, before, _) = lowered(stale, ledger)?;

@@ -14,11 +14,16 @@ use crate::{net::Right, signs::Sign};
 /// How often in a hundred a seed has a theme, and how many themes there are.
 const SHARE: u64 = 16;
 const THEMES: u64 = 12;
+/// How many of a hundred other seeds have the last theme.
+const CUT_OFF: u64 = 1;
 
 /// Makes the plan one of a theme, if its seed has one.
 pub(super) fn apply(plan: &mut Plan) {
     let mut dice = Dice::new(plan.seed, 3);
     if !dice.percent(SHARE) {
+        if dice.percent(CUT_OFF) {
+            Theme { plan, dice }.leader_that_is_cut_off();
+        }
         return;
     }
     let mut theme = Theme { plan, dice };
@@ -317,6 +322,20 @@ impl Theme<'_> {
             let (later, away) = (self.within(50, 1_500), self.within(5, 400));
             let what = self.change(away);
             self.at(at + later, what);
+        }
+    }
+
+    /// A leader is cut off from the other servers, together with the replicas at its server. It answers progress and
+    /// Naks, and cannot keep them.
+    fn leader_that_is_cut_off(&mut self) {
+        let ack_wait = self.within(3_000, 12_000);
+        self.begin(4, 3, ack_wait);
+        self.clients(3, Habit::LongWorker, Some(40_000));
+        self.clients(2, Habit::Ordinary, Some(20_000));
+        self.client(Habit::Keeper).lease = None;
+        for at in self.times(14_000, 22_000) {
+            let (server, millis) = (self.within(0, 3) as usize, self.within(9_000, 25_000));
+            self.at(at, Accident::Outage(Outage::PartFromOthers { server, millis }));
         }
     }
 }
