@@ -1,5 +1,5 @@
-//! Who calls, and what each caller may do. Reads the policy file and the file of API keys, and decides by
-//! them. Pure: no file is read here, and `now` is an argument.
+//! Who calls, and what each caller may do. Reads the policy file, the file of API keys and the key sets of issuers, and
+//! decides by them. Pure: no file is read here, and `now` is an argument.
 //!
 //! ```text
 //!  credential ─▶ identity ──match──▶ principal ──rules──▶ verbs on a stream and a consumer
@@ -12,6 +12,7 @@
 
 mod account;
 mod api_key;
+mod bearer_cache;
 mod bucket;
 mod compiled;
 mod credential;
@@ -20,21 +21,30 @@ mod document;
 mod explain;
 mod fields;
 mod identity;
+mod issuer;
+mod jwt;
+mod key_set;
 mod pattern;
 mod place;
 mod rights;
+mod signature;
+mod token_algorithm;
 mod verbs;
 mod warnings;
 
 pub use self::{
     account::{CallAccount, OverLimit, ReachedLimit},
     api_key::{ApiKeyDigest, ApiKeys, ApiKeysError, NewApiKey},
+    bearer_cache::BearerCache,
     compiled::{Policy, Principal},
-    credential::{CertifiedClient, Credential, Unauthenticated},
+    credential::{BearerToken, CertifiedClient, Credential, NotAccepted, Unauthenticated},
     diff::diff,
     document::{Authenticate, PrincipalLimits},
     explain::{AskedRight, Explanation},
     identity::{Identity, IdentityError, IdentityKind},
+    issuer::{Issuer, KeyPlace, KeySource, key_url},
+    jwt::KeySets,
+    key_set::{KeySet, KeySetError},
     pattern::Pattern,
     place::PolicyError,
     rights::{ANONYMOUS_PRINCIPAL, DenialCause, Denied, KnownCaller, RightLost, Rights, Settler},

@@ -2,10 +2,10 @@
 //! the promise, comes from the table in `reason`. Pure: `grpc` turns an error into a status, and `cluster`
 //! turns it into an entry of a Settle.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use crate::{
-    access::{Denied, OverLimit, ReachedLimit, RightLost, Unauthenticated},
+    access::{Denied, NotAccepted, OverLimit, ReachedLimit, RightLost, Unauthenticated},
     lease::SettleKind,
     lessor::Error,
     reason::Reason,
@@ -53,6 +53,8 @@ pub enum ApiError {
     ConnectionLimit(usize),
     /// The credential of the caller is not accepted.
     Unauthenticated(Unauthenticated),
+    /// The keys of the issuer with this name are not here, so its token cannot be checked.
+    AuthUnavailable(Arc<str>),
     /// The caller does not have the right.
     NotAllowed(Box<Denied>),
     /// The principal has reached one of its limits.
@@ -85,10 +87,20 @@ impl From<Error> for ApiError {
     }
 }
 
+impl From<NotAccepted> for ApiError {
+    fn from(why: NotAccepted) -> Self {
+        match why {
+            NotAccepted::Unauthenticated(why) => Self::Unauthenticated(why),
+            NotAccepted::KeysAway(issuer) => Self::AuthUnavailable(issuer),
+            NotAccepted::UnknownKey(_) => Self::Unauthenticated(Unauthenticated::UnknownKey),
+        }
+    }
+}
+
 impl From<RightLost> for ApiError {
     fn from(lost: RightLost) -> Self {
         match lost {
-            RightLost::Unauthenticated(why) => Self::Unauthenticated(why),
+            RightLost::NotAccepted(why) => why.into(),
             RightLost::Denied(denied) => denied.into(),
         }
     }
@@ -122,6 +134,7 @@ impl ApiError {
             Self::Foreign(reason, _) => *reason,
             Self::ConnectionLimit(_) => Reason::ConnectionLimit,
             Self::Unauthenticated(_) => Reason::Unauthenticated,
+            Self::AuthUnavailable(_) => Reason::AuthUnavailable,
             Self::NotAllowed(_) => Reason::NotAllowed,
             Self::OverLimit(over) => match over.limit {
                 ReachedLimit::Leases(_) => Reason::LeaseLimit,
@@ -195,7 +208,10 @@ impl ApiError {
             Self::RequestTimeout(time) => format!("the request was not there within {time:?}"),
             Self::Foreign(_, message) => message.clone(),
             Self::ConnectionLimit(most) => format!("all {most} connections are taken"),
-            Self::Unauthenticated(why) => why.message().to_owned(),
+            Self::Unauthenticated(why) => why.message(),
+            Self::AuthUnavailable(issuer) => {
+                format!("the keys of the issuer `{issuer}` are not here, or are fetched again")
+            }
             Self::NotAllowed(denied) => denied.message(),
             Self::OverLimit(over) => over.message(),
             Self::Lessor(error) => error.to_string(),
@@ -226,6 +242,7 @@ impl ApiError {
             }
             Self::Lessor(Error::LeaseSettled(kind)) => one("settled_as", kind_name(*kind)),
             Self::Unauthenticated(why) => one("why", why.name()),
+            Self::AuthUnavailable(issuer) => one("issuer", issuer),
             Self::NotAllowed(denied) => {
                 let consumer = denied.consumer.as_ref();
                 let known = [

@@ -1,19 +1,36 @@
-//! The rights in use. They come from the policy file and from the file of API keys that it names. Both are read
-//! again when they change. Decides nothing about callers: `access` does.
+//! The rights in use. They come from the policy file, from the files that it names, and from the servers of issuers.
+//! Files are read again when they change, and servers are asked again. Decides nothing about callers: `access` does.
 //!
-//! A file that cannot be used changes nothing: the rights stay as they were, and one line says so.
+//! A file that cannot be used changes nothing: the rights stay as they were, and one line says so. No call waits for
+//! a server: the keys of an issuer are here, or its tokens get `AUTH_UNAVAILABLE`.
+
+mod fetch;
+mod http;
+mod issuers;
+mod refresh;
 
 use std::{
+    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
+    time::Duration,
 };
 
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::{
+    fetch::{FetchFault, FetchedKeys},
+    issuers::{IssuerWork, Issuers},
+};
 use crate::{
-    access::{ApiKeys, ApiKeysError, Policy, PolicyError, Rights},
+    access::{
+        ApiKeys, ApiKeysError, Credential, Issuer, KeySet, KeySetError, KeySets, KnownCaller,
+        NotAccepted, Policy, PolicyError, Rights,
+    },
     audit::{Audit, AuditScope},
+    clock,
     secrets::{self, FileFault, FileLooks, FileNews, Reader},
 };
 
@@ -27,14 +44,19 @@ pub struct Gatekeeper {
     must_authenticate: bool,
     audit: Audit,
     state: RwLock<Arc<Taken>>,
+    issuers: Issuers,
 }
 
-/// The files as they were read, and their meaning.
+/// The texts of the files that a policy names, by their paths.
+type NamedFiles = BTreeMap<PathBuf, String>;
+
+/// The files as they were read, what was fetched, and their meaning.
 #[derive(Debug)]
 struct Taken {
     policy: String,
-    keys: String,
-    keys_file: Option<PathBuf>,
+    files: NamedFiles,
+    /// What the servers of issuers have sent, by the names of the issuers.
+    fetched: BTreeMap<Arc<str>, (Issuer, String)>,
     rights: Arc<Rights>,
 }
 
@@ -50,10 +72,13 @@ pub enum AccessFileError {
     /// The file of API keys has a mistake.
     #[error("{}: {}", .0.display(), .1)]
     ApiKeys(PathBuf, ApiKeysError),
+    /// The file with the keys of an issuer has a mistake.
+    #[error("{}: {}", .0.display(), .1)]
+    KeySet(PathBuf, KeySetError),
     /// The policy accepts no credential.
     #[error(
         "{}: nothing in `authenticate` identifies a caller, so its rules are for nobody: name \
-         `api_keys`, set `anonymous: true`, or start with --tls-client-ca", .0.display()
+         `api_keys`, `jwt` or `kubernetes`, set `anonymous: true`, or start with --tls-client-ca", .0.display()
     )]
     Nobody(PathBuf),
     /// The policy accepts callers without a credential, and the listener is open to strangers.
@@ -70,26 +95,36 @@ impl Gatekeeper {
     /// Without a policy: everybody may do everything.
     pub fn open() -> Self {
         let rights = Arc::new(Rights::open());
-        let taken = Taken { policy: String::new(), keys: String::new(), keys_file: None, rights };
-        let (audit, state) = (Audit::new(AuditScope::Off), RwLock::new(Arc::new(taken)));
-        Self { file: None, certificates: false, must_authenticate: false, audit, state }
+        let (policy, files, fetched) = (String::new(), NamedFiles::new(), BTreeMap::new());
+        let taken = Taken { policy, files, fetched, rights };
+        let state = RwLock::new(Arc::new(taken));
+        let issuers = Issuers::default();
+        let audit = Audit::new(AuditScope::Off);
+        Self { file: None, certificates: false, must_authenticate: false, audit, state, issuers }
     }
 
-    /// Reads a policy file and the files that it names. Blocks, so it is only for the start of the process.
-    /// `certificates`: clients may show certificates, so the policy needs no other way to identify them.
+    /// Reads a policy file and the files that it names. Blocks, so it is only for the start of the process. It asks
+    /// no server. `certificates`: clients may show certificates, so the policy needs no other way to identify them.
     ///
     /// # Errors
     /// See [`AccessFileError`].
     pub fn load(file: PathBuf, certificates: bool) -> Result<Self, AccessFileError> {
-        let read = |path: &Path| {
-            let read = secrets::read_at_start(path).map(|(text, _)| text);
-            read.map_err(|error| AccessFileError::Unreadable(path.to_owned(), error))
+        let unreadable = |path: &Path| {
+            let path = path.to_owned();
+            move |error| AccessFileError::Unreadable(path, error)
         };
-        let text = read(&file)?;
-        let keys_file = parse(&file, &text)?.authenticate().api_keys_file(&file);
-        let keys = keys_file.as_deref().map(read).transpose()?.unwrap_or_default();
+        let (text, _) = secrets::read_at_start(&file).map_err(unreadable(&file))?;
+        let policy = parse(&file, &text)?;
+        let mut files = NamedFiles::new();
+        for path in named_files(&policy, &file) {
+            let (text, _) = secrets::read_at_start(&path).map_err(unreadable(&path))?;
+            files.insert(path, text);
+        }
+        for path in policy.issuers().iter().flat_map(|issuer| files_for_fetches(issuer, &file)) {
+            secrets::look_at_start(&path).map_err(unreadable(&path))?;
+        }
         let gatekeeper = Self { file: Some(file), certificates, ..Self::open() };
-        gatekeeper.take(text, keys)?;
+        gatekeeper.take(text, files)?;
         Ok(gatekeeper)
     }
 
@@ -129,12 +164,36 @@ impl Gatekeeper {
         self.taken().rights.clone()
     }
 
-    /// Reads the files again whenever they change, until `stop`.
+    /// The caller with this credential, by these rights. A token that names an unknown key makes the keys be fetched
+    /// again, if that was not tried just now. `now` is the time since the Unix epoch.
+    ///
+    /// # Errors
+    /// See [`NotAccepted`].
+    pub fn accept(
+        &self,
+        rights: &Rights,
+        credential: Credential,
+        now: Duration,
+    ) -> Result<KnownCaller, NotAccepted> {
+        let accepted = rights.caller(credential, now);
+        if let Err(NotAccepted::UnknownKey(issuer)) = &accepted
+            && self.issuers.ask(issuer, clock::now())
+        {
+            return Err(NotAccepted::KeysAway(issuer.clone()));
+        }
+        accepted
+    }
+
+    /// Reads the files again whenever they change, and fetches the keys of issuers, until `stop`.
     pub async fn follow(&self, stop: CancellationToken) {
         let Some(file) = &self.file else { return };
-        let (policy, mut keys) = (Reader::new(file.clone()), None);
+        tokio::join!(self.follow_files(file, stop.clone()), self.follow_issuers(file, stop));
+    }
+
+    async fn follow_files(&self, file: &Path, stop: CancellationToken) {
+        let (policy, mut named) = (Reader::new(file.to_owned()), BTreeMap::new());
         let mut looks = FileLooks::new(stop);
-        while let Some(news) = looks.next(self.look(file, &policy, &mut keys)).await {
+        while let Some(news) = looks.next(self.look(file, &policy, &mut named)).await {
             match news {
                 Some(FileNews::Unusable(error)) => tracing::error!(
                     error,
@@ -146,12 +205,12 @@ impl Gatekeeper {
         }
     }
 
-    /// Reads both files once. `keys` is the reader of the file of API keys, as the last look left it.
+    /// Reads all files once. `named` are the readers of the files that the policy names, as the last look left them.
     async fn look(
         &self,
         file: &Path,
         policy: &Reader,
-        keys: &mut Option<(PathBuf, Reader)>,
+        named: &mut BTreeMap<PathBuf, Reader>,
     ) -> Result<(), AccessFileError> {
         let unreadable = |path: &Path| {
             let path = path.to_owned();
@@ -159,29 +218,84 @@ impl Gatekeeper {
         };
         let (text, _) = policy.read().await.map_err(unreadable(file))?;
         let taken = self.taken();
-        let keys_file = match text == taken.policy {
-            true => taken.keys_file.clone(),
-            false => parse(file, &text)?.authenticate().api_keys_file(file),
+        let paths = match text == taken.policy {
+            true => taken.files.keys().cloned().collect(),
+            false => named_files(&parse(file, &text)?, file),
         };
-        if keys.as_ref().map(|(path, _)| path) != keys_file.as_ref() {
-            *keys = keys_file.map(|path| (path.clone(), Reader::new(path)));
+        named.retain(|path, _| paths.contains(path));
+        let mut files = NamedFiles::new();
+        for path in paths {
+            let reader = named.entry(path.clone()).or_insert_with(|| Reader::new(path.clone()));
+            let (text, _) = reader.read().await.map_err(unreadable(&path))?;
+            files.insert(path, text);
         }
-        let keys = match keys {
-            Some((path, reader)) => reader.read().await.map_err(unreadable(path))?.0,
-            None => String::new(),
-        };
-        if text == taken.policy && keys == taken.keys {
+        if text == taken.policy && files == taken.files {
             return Ok(());
         }
-        self.take(text, keys)
+        self.take(text, files)
     }
 
-    /// Uses these texts from now on. For tests too, as if they had been read from the files.
-    ///
-    /// # Errors
-    /// See [`AccessFileError`]: the rights stay as they were.
-    #[doc(hidden)]
-    pub fn take(&self, text: String, keys: String) -> Result<(), AccessFileError> {
+    async fn follow_issuers(&self, file: &Path, stop: CancellationToken) {
+        let mut fetches = JoinSet::new();
+        loop {
+            let IssuerWork { fetches: due, outlived, next } = self.issuers.work(clock::now());
+            for issuer in outlived {
+                tracing::error!(
+                    issuer = &*issuer.name,
+                    "the keys of an issuer are a day old: its tokens are not accepted until they are fetched"
+                );
+                self.take_fetched(&issuer, None);
+            }
+            for issuer in due {
+                let (asked, file) = (issuer.clone(), file.to_owned());
+                fetches.spawn(async move { (issuer, fetch::fetch(asked, file).await) });
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.issuers.changed() => {}
+                () = clock::sleep_until(next) => {}
+                Some(Ok((issuer, fetched))) = fetches.join_next() => self.fetched(&issuer, fetched),
+            }
+        }
+    }
+
+    /// A fetch of the keys of this issuer has ended.
+    fn fetched(&self, issuer: &Issuer, fetched: Result<FetchedKeys, FetchFault>) {
+        let ended = fetched.as_ref().map(|_| ());
+        if self.issuers.ended(issuer, ended, clock::now())
+            && let Ok(keys) = fetched
+        {
+            self.take_fetched(issuer, Some(keys));
+        }
+    }
+
+    /// Uses these keys of an issuer from now on, or none.
+    fn take_fetched(&self, issuer: &Issuer, keys: Option<FetchedKeys>) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let Taken { policy, files, fetched, rights } = &**state;
+        let text = keys.as_ref().map(|(text, _)| text);
+        let named = rights
+            .policy()
+            .is_some_and(|policy| policy.issuers().iter().any(|known| known.has_keys_of(issuer)));
+        if !named || fetched.get(&issuer.name).map(|(_, text)| text) == text {
+            return;
+        }
+        let (mut fetched, mut key_sets) = (fetched.clone(), rights.key_sets().clone());
+        fetched.remove(&issuer.name);
+        key_sets.remove(&issuer.name);
+        if let Some((text, keys)) = keys {
+            let (issuer_name, count) = (&*issuer.name, keys.len());
+            tracing::info!(issuer = issuer_name, keys = count, "the keys of an issuer are in use");
+            fetched.insert(issuer.name.clone(), (issuer.clone(), text));
+            key_sets.insert(issuer.name.clone(), Arc::new(keys));
+        }
+        let (policy, files) = (policy.clone(), files.clone());
+        let rights = Arc::new(rights.with_key_sets(key_sets));
+        *state = Arc::new(Taken { policy, files, fetched, rights });
+    }
+
+    /// Uses these texts from now on. The keys of issuers stay, if the policy still names their servers.
+    fn take(&self, text: String, files: NamedFiles) -> Result<(), AccessFileError> {
         let file = self.file.clone().unwrap_or_default();
         let policy = parse(&file, &text)?;
         let authenticate = policy.authenticate();
@@ -192,23 +306,45 @@ impl Gatekeeper {
         if authenticate.anonymous && self.must_authenticate {
             return Err(AccessFileError::Anybody(file));
         }
-        let keys_file = authenticate.api_keys_file(&file);
-        let parsed = ApiKeys::parse(&keys).map_err(|error| {
-            AccessFileError::ApiKeys(keys_file.clone().unwrap_or_default(), error)
+        let text_of = |path: &Path| files.get(path).map_or("", String::as_str);
+        let parsed = authenticate.api_keys_file(&file).map_or(Ok(ApiKeys::default()), |path| {
+            let parsed = ApiKeys::parse(text_of(&path));
+            parsed.map_err(|error| AccessFileError::ApiKeys(path, error))
         })?;
+        let mut key_sets = KeySets::new();
+        for issuer in policy.issuers() {
+            let Some(path) = issuer.keys.key_file(&file) else { continue };
+            let keys = KeySet::parse(text_of(&path));
+            let keys = keys.map_err(|error| AccessFileError::KeySet(path, error))?;
+            key_sets.insert(issuer.name.clone(), Arc::new(keys));
+        }
         let from_before = authenticate.accept_anonymous_tokens;
-        let (digest, (principals, rules), api_keys) =
-            (policy.digest(), policy.counts(), parsed.len());
-        tracing::info!(digest, principals, rules, api_keys, "a policy is in use");
+        let (digest, (principals, rules), api_keys, issuers) =
+            (policy.digest(), policy.counts(), parsed.len(), policy.issuers().len());
+        tracing::info!(digest, principals, rules, api_keys, issuers, "a policy is in use");
         self.audit.policy_loaded(&digest);
         if from_before {
             tracing::warn!(
                 "accept_anonymous_tokens is set: each principal may settle tokens from before the policy"
             );
         }
+        let asked = policy.issuers().iter().filter(|issuer| issuer.keys.key_file(&file).is_none());
+        let asked: Vec<_> = asked.cloned().collect();
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        let rights = Arc::new(Rights::new(policy, parsed, state.rights.generation() + 1));
-        *state = Arc::new(Taken { policy: text, keys, keys_file, rights });
+        let mut fetched = state.fetched.clone();
+        fetched.retain(|_, (asked, _)| {
+            policy.issuers().iter().any(|issuer| issuer.has_keys_of(asked))
+        });
+        for name in fetched.keys() {
+            let keys = state.rights.key_sets().get(name);
+            keys.map(|keys| key_sets.insert(name.clone(), keys.clone()));
+        }
+        let rights = Rights::new(policy, parsed, state.rights.generation());
+        let rights = Arc::new(rights.with_key_sets(key_sets));
+        *state = Arc::new(Taken { policy: text, files, fetched, rights });
+        drop(state);
+        // Only now: what is fetched for an issuer that the policy in use does not name is dropped.
+        self.issuers.follow(asked.iter(), clock::now());
         Ok(())
     }
 
@@ -221,15 +357,26 @@ fn parse(file: &Path, text: &str) -> Result<Policy, AccessFileError> {
     Policy::parse(text).map_err(|error| AccessFileError::Policy(file.to_owned(), error))
 }
 
+/// The files with API keys and with the keys of issuers.
+fn named_files(policy: &Policy, file: &Path) -> Vec<PathBuf> {
+    let keys = policy.issuers().iter().filter_map(|issuer| issuer.keys.key_file(file));
+    policy.authenticate().api_keys_file(file).into_iter().chain(keys).collect()
+}
+
+/// The files that a fetch of the keys of this issuer reads.
+fn files_for_fetches(issuer: &Issuer, file: &Path) -> impl Iterator<Item = PathBuf> {
+    issuer.keys.ca_file(file).into_iter().chain(issuer.keys.bearer_file(file))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::{fs, time::Duration};
+    use std::fs;
 
     use tempfile::TempDir;
     use tokio_util::task::TaskTracker;
 
     use super::*;
-    use crate::access::{ApiKeyDigest, Credential, NewApiKey, Unauthenticated};
+    use crate::access::{ApiKeyDigest, NewApiKey, Unauthenticated};
 
     const POLICY: &str = "\
 version: 1
@@ -266,7 +413,7 @@ rules: [{principals: [orders], streams: [S], consumers: ['*'], verbs: [work]}]
         }
 
         /// Whether the key is accepted.
-        fn accepted(&self, gatekeeper: &Gatekeeper) -> Result<(), Unauthenticated> {
+        fn accepted(&self, gatekeeper: &Gatekeeper) -> Result<(), NotAccepted> {
             let credential = Credential::ApiKey(ApiKeyDigest::of(&self.secret).unwrap());
             gatekeeper.rights().caller(credential, Duration::ZERO).map(|_| ())
         }
@@ -299,8 +446,7 @@ rules: [{principals: [orders], streams: [S], consumers: ['*'], verbs: [work]}]
         assert!(gatekeeper.authenticates());
         gatekeeper.must_authenticate().unwrap();
         let open = POLICY.replace("authenticate: {", "authenticate: {anonymous: true, ");
-        let keys = fs::read_to_string(files.folder.path().join("keys")).unwrap();
-        let refused = gatekeeper.take(open.clone(), keys).unwrap_err();
+        let refused = gatekeeper.take(open.clone(), NamedFiles::new()).unwrap_err();
         assert!(matches!(refused, AccessFileError::Anybody(_)), "{refused}");
         assert!(gatekeeper.authenticates());
         files.write("policy", &open);
@@ -325,7 +471,7 @@ rules: [{principals: [orders], streams: [S], consumers: ['*'], verbs: [work]}]
         let keys = fs::read_to_string(files.folder.path().join("keys")).unwrap();
         files.write("keys", "# revoked");
         looks().await;
-        assert_eq!(files.accepted(&gatekeeper), Err(Unauthenticated::ApiKey));
+        assert_eq!(files.accepted(&gatekeeper), Err(Unauthenticated::ApiKey.into()));
         files.write("keys", "a mistake");
         files.write("policy", "a mistake");
         looks().await;

@@ -20,7 +20,7 @@
 //! config        flags and environment variables, checked
 //! refusal_log   the log line of a refused call
 //! api_error     what went wrong with a call, for its client; pure
-//! credentials   the policy and the API keys in use, read again when they change
+//! credentials   the policy, the API keys and the keys of issuers in use, read again when they change
 //! net           connections of clients: accepted, bounded, closed
 //! audit         the log lines for auditors
 //! lessor        leases deliveries to callers: pulls, grants, settles, sweeps

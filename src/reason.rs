@@ -99,6 +99,8 @@ reasons! {
     LeaseBusy = "LEASE_BUSY", Aborted, Some(100);
     /// Nothing happened. The call has no credential that is accepted: metadata `why`. Send a good one.
     Unauthenticated = "UNAUTHENTICATED", Unauthenticated, None;
+    /// Nothing happened. The keys of the issuer of the token are not here yet, or are being fetched again: metadata `issuer`. Repeat it.
+    AuthUnavailable = "AUTH_UNAVAILABLE", Unavailable, Some(1000);
     /// Nothing happened. The policy does not allow it to the caller: metadata `principal`, `verb`, `stream`, `consumer` and `detail`. An operator must act.
     NotAllowed = "NOT_ALLOWED", PermissionDenied, None;
     /// Nothing happened. The NATS user of the proxy lacks the right to metadata `subject`. An operator must act.

@@ -10,11 +10,12 @@
 //!     └─ key and certificate of two rotations: so too, at the third look
 //! ```
 //! `files` makes settings of texts, `handshake` names what went wrong, `certificate` reads the leaf of a
-//! client. No other room names rustls.
+//! client, and `outbound` is TLS to servers that this process asks. No other room names rustls.
 
 mod certificate;
 mod files;
 mod handshake;
+mod outbound;
 
 use std::{
     fmt, io,
@@ -32,6 +33,7 @@ pub use self::{
     certificate::{UnfitCertificate, certified_client},
     files::{ClientAuth, TlsFileError, TlsSettings, TlsVersion},
     handshake::HandshakeFailure,
+    outbound::{OutboundTls, secure},
 };
 use crate::{
     access::CertifiedClient,

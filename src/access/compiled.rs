@@ -7,6 +7,7 @@ use super::{
     document::{Authenticate, Document, PrincipalLimits, RuleEntry},
     fields::Whom,
     identity::Identity,
+    issuer::Issuer,
     pattern::Pattern,
     place::PolicyError,
     verbs::{Verb, VerbSet},
@@ -17,6 +18,7 @@ use super::{
 pub struct Policy {
     pub(super) text: Box<str>,
     pub(super) document: Document,
+    issuers: Vec<Issuer>,
     principals: Vec<Arc<Principal>>,
     /// The places of principals, by their names.
     places: HashMap<Arc<str>, usize>,
@@ -106,10 +108,11 @@ impl Policy {
         let verbs = document.rules.0.iter().map(RuleEntry::all_verbs).collect();
         let mut digest = [0; 8];
         digest.copy_from_slice(&sha256(text.as_bytes())[..8]);
-        let text = text.into();
+        let (text, issuers) = (text.into(), document.authenticate.issuers());
         Ok(Self {
             text,
             document,
+            issuers,
             principals,
             places,
             literal,
@@ -124,6 +127,11 @@ impl Policy {
     /// The credentials that are accepted.
     pub fn authenticate(&self) -> &Authenticate {
         &self.document.authenticate
+    }
+
+    /// The issuers whose tokens are accepted, in their order.
+    pub fn issuers(&self) -> &[Issuer] {
+        &self.issuers
     }
 
     /// The principal of an identity: the first in the file with a pattern that matches.

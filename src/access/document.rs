@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  file      = version: 1, [authenticate], [limits], principals: 1..1000, [rules: 1..10000]
+//!  authenticate = any of anonymous, accept_anonymous_tokens, api_keys, jwt, kubernetes: see `issuer`
 //!  principal = name, match: 1..100 patterns, [limits]
 //!  rule      = principals: names or ["*"], streams, consumers: patterns, verbs
 //! ```
@@ -16,6 +17,7 @@ use serde::Deserialize;
 
 use super::{
     fields::{FilePath, List, Name, Number, Version, Whom},
+    issuer::{self, Issuer, JwtEntry, KubernetesEntry},
     pattern::Pattern,
     place::{PathStep, PolicyError},
     verbs::VerbSet,
@@ -61,6 +63,10 @@ pub struct Authenticate {
     pub accept_anonymous_tokens: bool,
     #[serde(default)]
     api_keys: Option<ApiKeysEntry>,
+    #[serde(default)]
+    jwt: Option<List<JwtEntry, 1, 16>>,
+    #[serde(default)]
+    kubernetes: Option<KubernetesEntry>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -78,7 +84,28 @@ impl Authenticate {
 
     /// Whether a credential of some kind is accepted.
     pub fn identifies(&self) -> bool {
-        self.api_keys.is_some()
+        self.api_keys.is_some() || self.jwt.is_some() || self.kubernetes.is_some()
+    }
+
+    /// The issuers whose tokens are accepted.
+    pub(super) fn issuers(&self) -> Vec<Issuer> {
+        issuer::issuers(self.jwt_entries(), self.kubernetes.as_ref())
+    }
+
+    fn jwt_entries(&self) -> &[JwtEntry] {
+        self.jwt.as_ref().map_or(&[], |list| &list.0)
+    }
+
+    fn check(&self, text: &str) -> Result<(), PolicyError> {
+        let mistake = issuer::mistake(self.jwt_entries(), self.kubernetes.as_ref());
+        let Some((entry, fields, message)) = mistake else { return Ok(()) };
+        let mut path = vec![PathStep::Key("authenticate")];
+        match entry {
+            Some(place) => path.extend([PathStep::Key("jwt"), PathStep::Entry(place)]),
+            None => path.push(PathStep::Key("kubernetes")),
+        }
+        path.extend(fields.into_iter().map(PathStep::Key));
+        Err(PolicyError::at(text, &path, message))
     }
 }
 
@@ -209,6 +236,7 @@ impl Document {
             return Err(PolicyError::at(text, &[], message));
         }
         self.limits.check(text, &[PathStep::Key("limits")])?;
+        self.authenticate.check(text)?;
         let mut names = HashSet::new();
         for (index, principal) in self.principals.0.iter().enumerate() {
             if !names.insert(&*principal.name.0) {
@@ -342,6 +370,86 @@ mod tests {
             let (found, message) = ((error.line, error.column), &error.message);
             if found != place || !message.contains(said) || message.contains(" at line ") {
                 wrong.push(format!("{said}: {error}"));
+            }
+        }
+        assert!(wrong.is_empty(), "{wrong:#?}");
+    }
+
+    #[test]
+    fn each_mistake_about_issuers_has_its_line_and_column() {
+        let keys = "keys: {url: https://login.example/keys}";
+        let good =
+            format!("- {{name: corp, issuer: https://login.example, audiences: [a], {keys}}}");
+        let file = |entries: &str| {
+            format!(
+                "version: 1\nauthenticate:\n  jwt:\n{entries}\nprincipals: [{{name: a, match: [x]}}]\n"
+            )
+        };
+        let with = |old: &str, new: &str| {
+            assert!(good.contains(old), "{old}");
+            file(&format!("  {}", good.replace(old, new)))
+        };
+        let kubernetes = |entry: &str| {
+            with("", "").replace("\nprincipals", &format!("\n  kubernetes: {entry}\nprincipals"))
+        };
+        assert!(Document::parse(&with("", "")).is_ok());
+        let mut wrong = Vec::new();
+        for (text, place, said) in [
+            (with("corp", "Corp"), (4, 12), "`Corp` is no name"),
+            (with("corp", "kubernetes"), (4, 12), "`kubernetes` is taken"),
+            (with("[a]", "[]"), (4, 60), "fewer than 1 entries"),
+            (with(", audiences: [a]", ""), (4, 5), "missing field `audiences`"),
+            (with("[a]", "[a], audience: x"), (4, 65), "unknown field `audience`"),
+            (with("[a]", "[a], algorithms: [HS256]"), (4, 78), "`HS256` is no algorithm"),
+            (with("[a]", "[a], algorithms: [none]"), (4, 78), "`none` is no algorithm"),
+            (with("[a]", "[a], clock_skew: 301s"), (4, 77), "`301s` is no time from 0s to 5m"),
+            (with("[a]", "[a], clock_skew: 60"), (4, 77), "`60` is no time"),
+            (with("[a]", "[a], max_lifetime: 0s"), (4, 79), "is no time from 1s"),
+            (
+                with("https://login.example/keys", "http://login.example/keys"),
+                (4, 77),
+                "only for loopback",
+            ),
+            (with("url: https://login.example/keys", "x: 1"), (4, 72), "unknown field `x`"),
+            (with("{url: https://login.example/keys}", "{}"), (4, 71), "needs one of `file`"),
+            (with("{url", "{file: f, url"), (4, 71), "needs one of `file`"),
+            (
+                with("{url: https://login.example/keys}", "{file: f, ca_file: c}"),
+                (4, 90),
+                "`ca_file` is for `url`",
+            ),
+            (
+                with("https://login.example,", "login.example,")
+                    .replace("url: https://login.example/keys", "discovery: true"),
+                (4, 75),
+                "`issuer` is no such URL",
+            ),
+            (
+                file(&format!("  {good}\n  {}", good.replace("https://login.example,", "i,"))),
+                (5, 12),
+                "a second issuer",
+            ),
+            (
+                file(&format!("  {good}\n  {}", good.replace("corp", "b"))),
+                (5, 23),
+                "a second entry is for",
+            ),
+            (
+                kubernetes(&format!("{{issuer: https://login.example, audiences: [a], {keys}}}")),
+                (5, 24),
+                "a second entry is for",
+            ),
+            (kubernetes("{issuer: i, audiences: [a], keys: {}}"), (5, 49), "needs one of `file`"),
+            (
+                kubernetes(&format!("{{issuer: i, audiences: [a], subject: x, {keys}}}")),
+                (5, 43),
+                "unknown field `subject`",
+            ),
+        ] {
+            let error = Document::parse(&text).unwrap_err();
+            let (found, message) = ((error.line, error.column), &error.message);
+            if found != place || !message.contains(said) || message.contains(" at line ") {
+                wrong.push(format!("{said} at {place:?}: {error}"));
             }
         }
         assert!(wrong.is_empty(), "{wrong:#?}");

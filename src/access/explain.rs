@@ -41,6 +41,7 @@ impl Policy {
     /// Explains what an identity may do. Without a question, lists the rules that are for its principal.
     pub fn explain(&self, identity: &Identity, question: Option<&AskedRight>) -> Explanation {
         let mut lines = vec![("identity", identity.to_string())];
+        lines.extend(self.issuer_of(identity).map(|issuer| ("issuer", issuer)));
         let Some(principal) = self.principal_of(identity) else {
             lines.push(("principal", "none: no pattern of the file matches".to_owned()));
             if question.is_some() {
@@ -87,6 +88,15 @@ impl Policy {
     ) -> Option<usize> {
         let rule = self.rules_for(principal, verb, stream, consumer).min()?;
         Some(self.line_of("rules", rule))
+    }
+
+    /// The issuer whose tokens give this identity, and its keys, in words. `None`: no token gives it.
+    fn issuer_of(&self, identity: &Identity) -> Option<String> {
+        let name = identity.issuer()?;
+        let issuer = self.issuers().iter().find(|issuer| *issuer.name == *name);
+        let missing =
+            || format!("none: `authenticate` has no issuer `{name}`, so nobody has this identity");
+        Some(issuer.map_or_else(missing, |issuer| issuer.in_words()))
     }
 
     /// The line of an entry of a list of the file.

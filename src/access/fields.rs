@@ -1,14 +1,14 @@
 //! The fields of a policy file, each read with its bounds. A mistake is found at its own field, so that the
 //! YAML library adds the place.
 
-use std::{fmt, marker::PhantomData};
+use std::{fmt, marker::PhantomData, time::Duration};
 
 use serde::{
     Deserialize,
     de::{Deserializer, Error, SeqAccess, Visitor},
 };
 
-use super::{identity::is_name, pattern::Pattern, verbs::VerbSet};
+use super::{identity::is_name, pattern::Pattern, token_algorithm::TokenAlgorithm, verbs::VerbSet};
 
 /// Reads a scalar as text.
 fn scalar<'de, D: Deserializer<'de>, T>(
@@ -103,6 +103,61 @@ impl<'de> Deserialize<'de> for FilePath {
         scalar(deserializer, "the path of a file", |text| match text {
             "" => Err("the path of a file is missing".to_owned()),
             path => Ok(Self(path.into())),
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for TokenAlgorithm {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        scalar(deserializer, "an algorithm", Self::parse)
+    }
+}
+
+/// The name of an issuer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct IssuerName(pub(super) Box<str>);
+
+impl<'de> Deserialize<'de> for IssuerName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        scalar(deserializer, "the name of an issuer", |text| {
+            let fits = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-');
+            match (1..=32).contains(&text.len()) && text.bytes().all(fits) {
+                true => Ok(Self(text.into())),
+                false => {
+                    Err(format!("`{text}` is no name: a name has 1 to 32 of a-z, 0-9 and `-`"))
+                }
+            }
+        })
+    }
+}
+
+/// A text that is not empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct TextField(pub(super) Box<str>);
+
+impl<'de> Deserialize<'de> for TextField {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        scalar(deserializer, "a text", |text| match text {
+            "" => Err("the text is missing".to_owned()),
+            text => Ok(Self(text.into())),
+        })
+    }
+}
+
+/// A time of `FROM` to `TO` seconds, with its unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct TimeField<const FROM: u64, const TO: u64>(pub(super) Duration);
+
+impl<'de, const FROM: u64, const TO: u64> Deserialize<'de> for TimeField<FROM, TO> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        scalar(deserializer, "a time such as 60s", |text| {
+            let time = humantime::parse_duration(text).ok();
+            let (least, most) = (Duration::from_secs(FROM), Duration::from_secs(TO));
+            let time = time.filter(|time| (least..=most).contains(time));
+            time.map(Self).ok_or_else(|| {
+                let [least, most] = [least, most].map(humantime::format_duration);
+                format!("`{text}` is no time from {least} to {most}, such as 60s")
+            })
         })
     }
 }

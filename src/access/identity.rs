@@ -12,6 +12,8 @@ const MAX_SPIFFE_BYTES: usize = 2048;
 /// Encoded in an identity, next to bytes that are not ASCII. With `%` among them, two texts never become
 /// the same identity.
 const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
+/// The name of the issuer of service account tokens, in answers and in the log.
+pub(super) const KUBERNETES_ISSUER: &str = "kubernetes";
 const ANONYMOUS_IDENTITY: &str = "anonymous";
 
 /// The kind of credential that an identity comes from.
@@ -137,6 +139,11 @@ impl Identity {
         Ok(Self(text.into()))
     }
 
+    /// The name of the issuer whose tokens give this identity. `None`: it is not of a token.
+    pub(super) fn issuer(&self) -> Option<&str> {
+        issuer_in(&self.0)
+    }
+
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -147,6 +154,15 @@ impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// The name of an issuer in an identity, or in the beginning of a pattern of identities.
+pub(super) fn issuer_in(identity: &str) -> Option<&str> {
+    if identity.starts_with(IdentityKind::ServiceAccount.prefix()) {
+        return Some(KUBERNETES_ISSUER);
+    }
+    let rest = identity.strip_prefix(IdentityKind::Jwt.prefix())?;
+    rest.split_once('/').map(|(issuer, _)| issuer)
 }
 
 /// Whether a text may name a principal or an API key: at most 64 of `a-z`, `0-9`, `.`, `_` and `-`, and the

@@ -7,20 +7,23 @@ use std::{sync::Arc, time::Duration};
 use super::{
     api_key::ApiKeys,
     compiled::Policy,
-    credential::{Credential, Unauthenticated},
+    credential::{Credential, NotAccepted, Unauthenticated},
     document::PrincipalLimits,
     identity::Identity,
+    jwt::{self, KeySets},
     verbs::{Verb, VerbSet},
 };
 
 /// The principal of everybody while there is no policy, and of tokens from that time.
 pub const ANONYMOUS_PRINCIPAL: &str = "anonymous";
 
-/// A policy and its API keys, as they were read together.
-#[derive(Debug)]
+/// A policy and its API keys, as they were read together, and the keys of its issuers.
+#[derive(Debug, Clone)]
 pub struct Rights {
-    policy: Option<Policy>,
-    api_keys: ApiKeys,
+    policy: Option<Arc<Policy>>,
+    api_keys: Arc<ApiKeys>,
+    /// The keys of issuers that are here.
+    key_sets: KeySets,
     /// Higher with each change.
     generation: u64,
 }
@@ -34,7 +37,7 @@ pub struct KnownCaller {
     pub principal: Option<Arc<str>>,
     /// The time at which its credential ends, since the Unix epoch.
     pub until: Option<Duration>,
-    credential: Credential,
+    pub(super) credential: Credential,
     /// The generation of the rights that accepted it.
     generation: u64,
 }
@@ -72,17 +75,29 @@ pub enum DenialCause {
 impl Rights {
     /// The rights without a policy.
     pub fn open() -> Self {
-        Self { policy: None, api_keys: ApiKeys::default(), generation: 0 }
+        Self { policy: None, api_keys: Arc::default(), key_sets: KeySets::new(), generation: 0 }
     }
 
     /// The rights by a policy.
     pub fn new(policy: Policy, api_keys: ApiKeys, generation: u64) -> Self {
-        Self { policy: Some(policy), api_keys, generation }
+        let (policy, api_keys) = (Some(policy.into()), api_keys.into());
+        Self { policy, api_keys, key_sets: KeySets::new(), generation }
+    }
+
+    /// The same with other keys of issuers, as the next generation.
+    #[must_use]
+    pub fn with_key_sets(&self, key_sets: KeySets) -> Self {
+        Self { key_sets, generation: self.generation + 1, ..self.clone() }
+    }
+
+    /// The keys of issuers that are here.
+    pub fn key_sets(&self) -> &KeySets {
+        &self.key_sets
     }
 
     /// The policy, if there is one.
     pub fn policy(&self) -> Option<&Policy> {
-        self.policy.as_ref()
+        self.policy.as_deref()
     }
 
     /// The limits of a principal. Without a policy, and for a name that the policy does not have, there are
@@ -115,7 +130,7 @@ impl Rights {
         &self,
         credential: Credential,
         now: Duration,
-    ) -> Result<KnownCaller, Unauthenticated> {
+    ) -> Result<KnownCaller, NotAccepted> {
         let generation = self.generation;
         let Some(policy) = &self.policy else {
             let principal = Some(ANONYMOUS_PRINCIPAL.into());
@@ -124,14 +139,14 @@ impl Rights {
         };
         let (identity, until) = match &credential {
             Credential::Missing if policy.authenticate().anonymous => (Identity::anonymous(), None),
-            Credential::Missing => return Err(Unauthenticated::Missing),
+            Credential::Missing => return Err(Unauthenticated::Missing.into()),
             Credential::ApiKey(key) => {
                 let (identity, until) =
                     self.api_keys.find(key, now).ok_or(Unauthenticated::ApiKey)?;
                 (identity.clone(), until)
             }
             Credential::Certificate(client) if client.not_after <= now => {
-                return Err(Unauthenticated::Expired);
+                return Err(Unauthenticated::Expired.into());
             }
             Credential::Certificate(client) => {
                 let mut matching = client.identities.iter();
@@ -139,6 +154,11 @@ impl Rights {
                 let identity = matching.or(client.identities.first());
                 let identity = identity.ok_or(Unauthenticated::Missing)?;
                 (identity.clone(), Some(client.not_after))
+            }
+            Credential::Token(token) => {
+                let (identity, until) =
+                    jwt::identity_of(&token.0, policy.issuers(), &self.key_sets, now)?;
+                (identity, Some(until))
             }
         };
         let principal = policy.principal_of(&identity).map(|principal| principal.name.clone());
@@ -238,14 +258,14 @@ impl Rights {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RightLost {
     /// Its credential is not accepted any more.
-    Unauthenticated(Unauthenticated),
+    NotAccepted(NotAccepted),
     /// It does not have the right any more.
     Denied(Denied),
 }
 
-impl From<Unauthenticated> for RightLost {
-    fn from(why: Unauthenticated) -> Self {
-        Self::Unauthenticated(why)
+impl From<NotAccepted> for RightLost {
+    fn from(why: NotAccepted) -> Self {
+        Self::NotAccepted(why)
     }
 }
 
@@ -410,11 +430,12 @@ rules:
     fn caller_without_an_accepted_credential_is_nobody() {
         let keys = Keys::new(&["orders-1"]);
         let rights = keys.rights(POLICY, 1);
-        assert_eq!(rights.caller(Credential::Missing, NOW).unwrap_err(), Unauthenticated::Missing);
+        let refused = rights.caller(Credential::Missing, NOW).unwrap_err();
+        assert_eq!(refused, Unauthenticated::Missing.into());
         let other = Keys::new(&["orders-1"]);
         let digest = ApiKeyDigest::of(&other.0[0].secret).unwrap();
         let refused = rights.caller(Credential::ApiKey(digest), NOW).unwrap_err();
-        assert_eq!(refused, Unauthenticated::ApiKey);
+        assert_eq!(refused, Unauthenticated::ApiKey.into());
         let open = POLICY.replace("authenticate: {", "authenticate: {anonymous: true, ");
         let caller = keys.rights(&open, 1).caller(Credential::Missing, NOW).unwrap();
         assert_eq!((caller.identity, caller.principal), (Identity::anonymous(), None));
@@ -445,7 +466,7 @@ rules:
             assert_eq!(caller.until, Some(end));
         }
         let ended = rights.caller(certificate(&["dns:b"], NOW), NOW).unwrap_err();
-        assert_eq!(ended, Unauthenticated::Expired);
+        assert_eq!(ended, Unauthenticated::Expired.into());
         // Nothing of it counts without a policy.
         let caller = Rights::open().caller(certificate(&["dns:b"], end), NOW).unwrap();
         assert_eq!(caller.identity, Identity::anonymous());
@@ -518,7 +539,7 @@ rules:
         let denied = still(&keys.rights(&renamed, 2), NOW);
         assert!(matches!(denied, Err(RightLost::Denied(_))), "a new name: {denied:?}");
         let revoked = Keys::new(&["orders-1"]).rights(POLICY, 2);
-        let lost = RightLost::Unauthenticated(Unauthenticated::ApiKey);
+        let lost = RightLost::NotAccepted(Unauthenticated::ApiKey.into());
         assert_eq!(still(&revoked, NOW), Err(lost));
     }
 }

@@ -3,6 +3,7 @@
 use super::{
     compiled::Policy,
     document::RuleEntry,
+    identity::issuer_in,
     pattern::Pattern,
     place::{PathStep, PolicyError, locate},
     verbs::Verb,
@@ -27,6 +28,7 @@ pub fn warnings(policy: &Policy) -> Vec<PolicyError> {
     }
     found.extend(hidden_patterns(policy).take(MAX_WARNINGS));
     found.extend(capitals(policy).take(MAX_WARNINGS));
+    found.extend(without_issuer(policy).take(MAX_WARNINGS));
     found.extend(fetch_alone(policy).take(MAX_WARNINGS));
     found.extend(without_rules(policy).take(MAX_WARNINGS));
     found.truncate(MAX_WARNINGS);
@@ -81,6 +83,18 @@ fn hidden_patterns(policy: &Policy) -> impl Iterator<Item = PolicyError> {
             "`{pattern}` never counts: `{cover}` of the earlier principal `{}` matches the same",
             by.name.0
         );
+        Some(at_pattern(policy, place, index, message))
+    })
+}
+
+/// Patterns of tokens of an issuer that the policy does not name.
+fn without_issuer(policy: &Policy) -> impl Iterator<Item = PolicyError> {
+    patterns(policy).filter_map(move |(place, index, pattern)| {
+        let name = issuer_in(pattern.as_str()).filter(|name| !name.contains(['*', '?']))?;
+        if policy.issuers().iter().any(|issuer| *issuer.name == *name) {
+            return None;
+        }
+        let message = format!("`{pattern}` never counts: there is no issuer `{name}`");
         Some(at_pattern(policy, place, index, message))
     })
 }
@@ -143,7 +157,7 @@ mod tests {
     fn probable_mistake_is_found_at_its_place() {
         let work = "[{principals: ['*'], streams: [s], consumers: [c], verbs: [work]}]";
         let found =
-            of("[{name: a, match: ['key:*']}, {name: b, match: ['k8s:*', 'key:b?']}]", work);
+            of("[{name: a, match: ['key:*']}, {name: b, match: ['dns:*', 'key:b?']}]", work);
         let [hidden] = &found[..] else { panic!("{found:?}") };
         assert!(hidden.starts_with("3:70: `key:b?` never counts"), "{hidden}");
 
@@ -154,6 +168,15 @@ mod tests {
         assert!(alone.starts_with("4:67: `a` may fetch here and not settle"), "{alone}");
         let settle = ", {principals: ['*'], streams: ['*'], consumers: [c], verbs: [settle]}]";
         assert!(of(one, &format!("{fetch}{settle}")).is_empty());
+
+        let foreign = "[{name: a, match: ['jwt:corp/*', 'jwt:*', 'k8s:a/b']}]";
+        let found = of(foreign, work);
+        let [corp, account] = &found[..] else { panic!("{found:?}") };
+        assert!(
+            corp.starts_with("3:32: `jwt:corp/*` never counts: there is no issuer `corp`"),
+            "{corp}"
+        );
+        assert!(account.contains("no issuer `kubernetes`"), "{account}");
 
         let idle = "[{name: a, match: [x]}, {name: b, match: [y]}]";
         let found = of(idle, &work.replace("'*'", "a"));

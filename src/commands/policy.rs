@@ -5,7 +5,7 @@ use std::{io::Write as _, path::Path};
 
 use super::{Outcome, say, usage};
 use crate::{
-    access::{self, AskedRight, Policy},
+    access::{self, AskedRight, Issuer, Policy},
     config::{PolicyCheckArgs, PolicyCommand, PolicyDiffArgs},
     secrets,
 };
@@ -33,6 +33,9 @@ fn check(args: PolicyCheckArgs) -> Outcome<u8> {
         let (principals, rules) = policy.counts();
         let digest = policy.digest();
         say(&format!("ok: {principals} principals, {rules} rules, digest {digest}"))?;
+        for issuer in policy.issuers() {
+            say(&format!("issuer {}: {}", issuer.name, issuer.in_words()))?;
+        }
         return Ok(0);
     };
     let question = verb.zip(stream).zip(consumer);
@@ -56,11 +59,24 @@ fn read(file: &Path) -> Outcome<Policy> {
     Policy::parse(&text).map_err(|error| usage(format!("{}:{error}", file.display())))
 }
 
-/// Checks that the files are there which a policy file names.
+/// Checks that the files are there which a policy file names. No server is asked.
 fn look_at_files(file: &Path, policy: &Policy) -> Outcome<()> {
-    let Some(keys) = policy.authenticate().api_keys_file(file) else { return Ok(()) };
-    secrets::look_at_start(&keys).map(|_| ()).map_err(|error| {
-        let (file, keys) = (file.display(), keys.display());
-        usage(format!("{file}: cannot read the API keys in {keys}: {error}; --offline skips this"))
-    })
+    let issuers = policy.issuers().iter().flat_map(|Issuer { keys, .. }| {
+        [
+            ("keys of an issuer", keys.key_file(file)),
+            ("authorities", keys.ca_file(file)),
+            ("bearer", keys.bearer_file(file)),
+        ]
+    });
+    let keys = ("API keys", policy.authenticate().api_keys_file(file));
+    for (what, path) in [keys].into_iter().chain(issuers) {
+        let Some(path) = path else { continue };
+        secrets::look_at_start(&path).map_err(|error| {
+            let (file, path) = (file.display(), path.display());
+            usage(format!(
+                "{file}: cannot read the {what} in {path}: {error}; --offline skips this"
+            ))
+        })?;
+    }
+    Ok(())
 }

@@ -46,7 +46,7 @@ impl Exposure {
             ),
             Self { authenticates: false, .. } => Err(
                 "--listen is beyond loopback, and callers need no credential: give a --policy-file \
-                 with API keys or a --tls-client-ca, listen on 127.0.0.1, or say --insecure (FETCH_PROXY_INSECURE=true) \
+                 with credentials or a --tls-client-ca, listen on 127.0.0.1, or say --insecure (FETCH_PROXY_INSECURE=true) \
                  to let everybody who reaches the port take and settle messages"
                     .to_owned(),
             ),

@@ -23,10 +23,16 @@ A policy file says who is accepted, as which principal, and what each principal 
   version: 1
   authenticate:
     api_keys: {file: api-keys}           # lines that `fetch-proxy keygen --api-key NAME` prints
+    jwt:                                 # JSON Web Tokens, one entry for each issuer
+      - name: corp
+        issuer: https://login.example    # the claim iss
+        audiences: [fetch-proxy]         # the claim aud has one of them
+        keys: {discovery: true}          # or {url: URL}, or {file: FILE}
   principals:
     - name: orders                       # the name in logs and in tokens
-      match: [\"key:orders-*\"]            # key:NAME of an API key, dns:NAME or spiffe://ID of a
-                                         # certificate, or anonymous
+      match: [\"key:orders-*\"]            # key:NAME of an API key, jwt:ISSUER/SUB of a token,
+                                         # k8s:NAMESPACE/NAME of a service account, dns:NAME or
+                                         # spiffe://ID of a certificate, or anonymous
   rules:
     - principals: [orders]
       streams: [ORDERS]

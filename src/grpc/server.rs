@@ -75,7 +75,7 @@ pub async fn serve<B: Broker + Bus>(
             ServiceBuilder::new()
                 .layer(MiddlewareLayer(GrpcOnly))
                 .layer(MiddlewareLayer(StrangerLimit::new(connection)))
-                .layer(MiddlewareLayer(callers.clone()))
+                .layer(MiddlewareLayer(callers.connection()))
                 .layer(MiddlewareLayer(quotas.clone()))
                 .layer(MiddlewareLayer(limiter.connection(beyond)))
                 .layer(MiddlewareLayer(ErrorReasons))

@@ -89,7 +89,7 @@ impl<B: Broker + Bus> Service<B> {
             rights.caller(Credential::Missing, clock::unix_time())
         };
         let caller = extensions.get().cloned().map_or_else(stranger, Ok);
-        caller.map_err(ApiError::Unauthenticated)
+        caller.map_err(ApiError::from)
     }
 
     fn audited<'c>(

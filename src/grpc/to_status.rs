@@ -50,6 +50,7 @@ pub(crate) fn to_status(error: &ApiError) -> Status {
         | ApiError::RequestTimeout(_)
         | ApiError::Foreign(..)
         | ApiError::Unauthenticated(_)
+        | ApiError::AuthUnavailable(_)
         | ApiError::NotAllowed(_)
         | ApiError::Lessor(_) => {}
     }

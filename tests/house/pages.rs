@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 
 use clap::{Arg, ArgAction, Command, CommandFactory as _};
 use fetch_proxy::{
+    access::Unauthenticated,
     config::Cli,
     reason::{DOMAIN, REASON_TRAILER, Reason},
 };
@@ -49,6 +50,13 @@ fn page_of_errors_is_what_the_code_says() {
         let retry = reason.retry_after().map_or("-".to_owned(), |delay| format!("{delay:?}"));
         let (name, code, promise) = (reason.name(), reason.code(), reason.promise());
         writeln!(page, "| `{name}` | {code:?} | {promise} | {retry} |").unwrap();
+    }
+    page += "\n## Why a credential is refused\n\n\
+             The metadata `why` of `UNAUTHENTICATED` has one of these values. Claims of a token are judged only\n\
+             after its signature. A missing or wrong claim is `malformed`, and the message names it.\n\n\
+             | why | meaning |\n| --- | --- |\n";
+    for why in Unauthenticated::ALL {
+        writeln!(page, "| `{}` | {} |", why.name(), why.message()).unwrap();
     }
     assert_rendered("docs/reference/errors.md", &page);
 }

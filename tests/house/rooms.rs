@@ -39,10 +39,11 @@ const IMPURE: [&str; 9] = [
 ];
 
 /// Rooms and files that decide and do nothing else. Time is an argument.
-const PURE: [&str; 11] = [
+const PURE: [&str; 12] = [
     "access",
     "api_error",
     "audit/throttle",
+    "credentials/refresh",
     "lease",
     "lessor/consumer/monitor",
     "lessor/consumer/quarantine",
@@ -171,9 +172,9 @@ const ROOMS: &[Room] = &[
     },
     Room {
         name: "credentials",
-        purpose: "the policy and the API keys in use, read again when they change",
-        rooms: &["access", "audit", "secrets"],
-        libraries: &["tokio", "tracing"],
+        purpose: "the policy, the API keys and the keys of issuers in use, read again when they change",
+        rooms: &["access", "audit", "clock", "lock", "secrets", "tls"],
+        libraries: &["hyper", "tokio", "tracing"],
     },
     Room {
         name: "dev",

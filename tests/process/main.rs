@@ -23,4 +23,5 @@ mod page;
 mod policy;
 mod quotas;
 mod tls;
+mod tokens;
 mod tutorial;

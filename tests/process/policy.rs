@@ -174,7 +174,7 @@ fn page_shows_a_policy_and_its_decision_as_they_are() {
     assert!(!others.is_empty(), "the page has a policy of certificates");
     for other in others {
         fs::write(folder.path().join("other.yaml"), other.split("```").next().unwrap()).unwrap();
-        let (code, out, errors) = run(&folder, &["policy", "check", "other.yaml"]);
+        let (code, out, errors) = run(&folder, &["policy", "check", "other.yaml", "--offline"]);
         assert_eq!((code, &*errors), (0, ""), "{out}");
     }
     let console = block("console");
@@ -194,4 +194,52 @@ fn policy_in_the_help_is_a_policy() {
     let (code, out, errors) = run(&folder, &["policy", "check", "help.yaml"]);
     assert_eq!((code, &*errors), (0, ""), "{example}");
     assert!(out.starts_with("ok: 1 principals, 1 rules"), "{out}");
+}
+
+#[test]
+fn issuer_of_an_identity_and_the_place_of_its_keys_are_shown() {
+    let folder = folder();
+    let issuers = "\
+authenticate:
+  jwt:
+  - {name: corp, issuer: 'https://login.example/', audiences: [a], keys: {discovery: true}}
+  - {name: lab, issuer: lab, audiences: [a], keys: {file: lab.json}}
+  kubernetes:
+    issuer: cluster
+    audiences: [a]
+    keys: {url: 'https://10.0.0.1/keys', ca_file: ca.crt}
+";
+    let (_, rest) = POLICY.split_once("principals:").unwrap();
+    let text =
+        format!("version: 1\n{issuers}principals:{rest}").replace("key:orders", "jwt:corp/orders");
+    fs::write(folder.path().join("policy.yaml"), text).unwrap();
+    let check = |rest: &[&str]| run(&folder, &[&["policy", "check", "policy.yaml"], rest].concat());
+    let (code, _, errors) = check(&[]);
+    assert_eq!(code, 2);
+    assert!(errors.contains("cannot read the keys of an issuer in lab.json"), "{errors}");
+    fs::write(folder.path().join("lab.json"), "").unwrap();
+    let (code, _, errors) = check(&[]);
+    assert_eq!(code, 2);
+    assert!(errors.contains("cannot read the authorities in ca.crt"), "{errors}");
+    let (code, out, errors) = check(&["--offline"]);
+    assert_eq!((code, &*errors), (0, ""));
+    for line in [
+        "issuer corp: https://login.example/, keys from the URL that \
+         https://login.example/.well-known/openid-configuration names",
+        "issuer lab: lab, keys from the file lab.json",
+        "issuer kubernetes: cluster, keys from https://10.0.0.1/keys",
+    ] {
+        assert!(out.lines().any(|shown| shown == line), "{line}: {out}");
+    }
+    for (identity, code, shown) in [
+        ("jwt:corp/orders-1", 0, "issuer     https://login.example/, keys from the URL"),
+        ("k8s:orders/worker", 1, "issuer     cluster, keys from https://10.0.0.1/keys"),
+        ("jwt:other/orders-1", 1, "issuer     none: `authenticate` has no issuer `other`"),
+    ] {
+        let (ended, out, errors) = check(&["--offline", "--as", identity]);
+        assert_eq!((ended, &*errors), (code, ""), "{identity}: {out}");
+        assert!(out.contains(shown), "{identity}: {out}");
+    }
+    let (_, out, _) = check(&["--offline", "--as", "key:orders-1"]);
+    assert!(!out.contains("issuer"), "{out}");
 }

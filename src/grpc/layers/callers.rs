@@ -1,13 +1,13 @@
 //! Finds out who calls, before anything else is done with a call: a stranger takes no permit. Leaves the
 //! caller in the extensions of the request. Health and reflection need no credential.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use http::{Request, Response, header::AUTHORIZATION};
 use tower::Service;
 
 use crate::{
-    access::{Credential, KnownCaller, Unauthenticated},
+    access::{BearerCache, Credential, KnownCaller, NotAccepted},
     api_error::ApiError,
     clock,
     credentials::Gatekeeper,
@@ -16,6 +16,7 @@ use crate::{
         method::CallKind,
         to_status::to_status,
     },
+    lock::lock,
     net::{Middleware, Next, Peer},
     refusal_log::{RefusalLog, RefusedCaller},
 };
@@ -25,26 +26,42 @@ use crate::{
 pub(in crate::grpc) struct AcceptCallers {
     gatekeeper: Arc<Gatekeeper>,
     refusals: Arc<RefusalLog>,
+    /// The tokens of one connection. No two connections share a lock for each call.
+    accepted: Arc<Mutex<BearerCache>>,
 }
 
 impl AcceptCallers {
     pub(in crate::grpc) fn new(gatekeeper: Arc<Gatekeeper>, refusals: Arc<RefusalLog>) -> Self {
-        Self { gatekeeper, refusals }
+        Self { gatekeeper, refusals, accepted: Arc::default() }
     }
 
-    fn caller<R>(&self, request: &Request<R>) -> Result<KnownCaller, Unauthenticated> {
-        let rights = self.gatekeeper.rights();
+    /// The layer for one more connection.
+    pub(in crate::grpc) fn connection(&self) -> Self {
+        Self { accepted: Arc::default(), ..self.clone() }
+    }
+
+    fn caller<R>(&self, request: &Request<R>) -> Result<KnownCaller, NotAccepted> {
+        let (rights, now) = (self.gatekeeper.rights(), clock::unix_time());
         // Clients may have credentials before there is a policy.
-        let credential = match rights.policy() {
-            None => Credential::Missing,
-            Some(_) => {
-                let headers = request.headers().get_all(AUTHORIZATION);
-                let sent = Credential::read(headers.iter().map(|value| value.as_bytes()))?;
-                let peer = request.extensions().get::<Arc<Peer>>();
-                sent.or(peer.and_then(|peer| peer.certificate.as_ref()))
-            }
-        };
-        rights.caller(credential, clock::unix_time())
+        if rights.policy().is_none() {
+            return rights.caller(Credential::Missing, now);
+        }
+        let headers = request.headers().get_all(AUTHORIZATION);
+        let headers: Vec<&[u8]> = headers.iter().map(|value| value.as_bytes()).collect();
+        let generation = rights.generation();
+        if let [header] = headers[..]
+            && let Some(caller) = lock(&self.accepted).find(header, generation, now)
+        {
+            return Ok(caller);
+        }
+        let sent = Credential::read(headers.iter().copied())?;
+        let peer = request.extensions().get::<Arc<Peer>>();
+        let credential = sent.or(peer.and_then(|peer| peer.certificate.as_ref()));
+        let caller = self.gatekeeper.accept(&rights, credential, now)?;
+        if let [header] = headers[..] {
+            lock(&self.accepted).keep(header, generation, &caller);
+        }
+        Ok(caller)
     }
 
     /// The caller, if calls of this kind are served to it.
@@ -68,7 +85,7 @@ where
     async fn handle(self, mut request: Request<R>, next: Next<S>) -> Result<S::Response, S::Error> {
         let kind = CallKind::of(request.uri().path());
         if kind.is_ours() {
-            let caller = self.caller(&request).map_err(ApiError::Unauthenticated);
+            let caller = self.caller(&request).map_err(ApiError::from);
             let admitted = caller.and_then(|caller| self.admitted(kind, caller));
             match admitted {
                 Ok(caller) => drop(request.extensions_mut().insert(caller)),

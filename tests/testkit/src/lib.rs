@@ -10,6 +10,7 @@ pub mod delivery_log;
 pub mod dice;
 pub mod examples;
 pub mod fake_broker;
+pub mod issuer;
 pub mod jetstream;
 pub mod nats_server;
 pub mod proxy;
