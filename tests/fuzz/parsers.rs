@@ -1,16 +1,25 @@
 //! The parsers of text that strangers or operators write, and the promises that hold for any input. A parser
 //! ends with a value or an error: a panic is a fault.
 
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use fetch_proxy::{
-    access::{ApiKeys, Credential, Policy, warnings},
+    access::{ApiKeys, Credential, KeySet, Policy, Rights, warnings},
     tls::certified_client,
 };
 
 /// A parser, by the name of its folder in `corpus`.
 pub type Parser = (&'static str, fn(&[u8]));
 
-pub const ALL: [Parser; 4] =
-    [("api-keys", api_keys), ("bearer", bearer), ("certificate", certificate), ("policy", policy)];
+pub const ALL: [Parser; 6] = [
+    ("api-keys", api_keys),
+    ("bearer", bearer),
+    ("certificate", certificate),
+    ("key-set", key_set),
+    ("policy", policy),
+    ("token", token),
+];
 
 fn bearer(input: &[u8]) {
     let once = Credential::read([input]);
@@ -51,4 +60,32 @@ fn certificate(input: &[u8]) {
         assert!(identity.starts_with("spiffe://") || identity.starts_with("dns:"), "{identity}");
         assert!(identity.len() <= input.len() + "dns:".len());
     }
+}
+
+fn key_set(input: &[u8]) {
+    let Ok(text) = str::from_utf8(input) else { return };
+    if let Ok(keys) = KeySet::parse(text) {
+        assert!(keys.len() <= 64);
+    }
+}
+
+/// The header of a token in a line, and its claims in the next line. A signature of zeros is never accepted.
+fn token(input: &[u8]) {
+    const POLICY: &str = "
+version: 1
+authenticate: {jwt: [{name: a, issuer: i, audiences: [a], keys: {file: f}}]}
+principals: [{name: a, match: ['*']}]
+";
+    const KEYS: &str = include_str!("corpus/key-set/kinds");
+    let keys = Arc::new(KeySet::parse(KEYS).expect("a key set"));
+    assert!(!keys.is_empty(), "a key that tokens can name");
+    let policy = Policy::parse(POLICY).expect("a policy");
+    let rights = Rights::new(policy, ApiKeys::default(), 1);
+    let rights = rights.with_key_sets(BTreeMap::from([("a".into(), keys)]));
+    let parts = input.splitn(2, |byte| *byte == b'\n').map(|part| URL_SAFE_NO_PAD.encode(part));
+    let signature = URL_SAFE_NO_PAD.encode([0; 64]);
+    let token = parts.chain([signature]).collect::<Vec<_>>().join(".");
+    let Ok(credential) = Credential::read([format!("Bearer {token}").as_bytes()]) else { return };
+    let caller = rights.caller(credential, Duration::from_secs(1_800_000_000));
+    assert!(caller.is_err(), "a token without a signature");
 }
