@@ -15,10 +15,10 @@ use testkit::{
     eventually,
     jetstream::{Fixture, config},
     nats_server::NatsServer,
-    proxy::{Client, Proxy, ack, fetch, reason, waiting, with_key},
+    proxy::{Client, Proxy, ack, fetch, reason, with_key},
     until,
 };
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
 
 /// How long a proxy takes at most to use a new file: a look every two seconds, on a busy machine.
@@ -61,9 +61,18 @@ impl Limited {
         with_key(key, fetch(&self.fixture, n, wait))
     }
 
-    /// A Fetch of `orders` that waits.
+    /// A Fetch of `orders` that waits. It is repeated if another call has its place for a moment.
     async fn wait(&self, client: &Client) -> Waiting {
-        waiting(client, &self.fixture, self.fetch(&self.orders, 1, 60_000)).await
+        let (mut client, key) = (client.clone(), self.orders.clone());
+        let request = fetch(&self.fixture, 1, 60_000);
+        let call = tokio::spawn(async move {
+            while let Err(refused) = client.fetch(with_key(&key, request.clone())).await {
+                assert_eq!(reason(&refused).1, "WAITER_LIMIT");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        self.fixture.pulled().await;
+        call
     }
 
     /// The refusal of a Fetch of `orders` that takes what is there.
@@ -72,7 +81,7 @@ impl Limited {
     }
 }
 
-type Waiting = tokio::task::JoinHandle<Result<Response<pb::FetchResponse>, Status>>;
+type Waiting = tokio::task::JoinHandle<()>;
 
 fn write(folder: &TempDir, fixture: &Fixture, limits: &str) {
     let (stream, consumer) = (&fixture.stream, &fixture.consumer);

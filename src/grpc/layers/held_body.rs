@@ -26,7 +26,12 @@ pub(in crate::grpc) struct HeldData<D, H> {
 impl<B: Body, H> HeldBody<B, H> {
     /// Holds `held` until `inner` is written. An empty body is written with its headers.
     pub(super) fn new(inner: B, held: H) -> Self {
-        let held = (!inner.is_end_stream()).then(|| Arc::new(held));
+        Self::perhaps(inner, Some(held))
+    }
+
+    /// The same, if there is something to hold.
+    pub(super) fn perhaps(inner: B, held: Option<H>) -> Self {
+        let held = held.filter(|_| !inner.is_end_stream()).map(Arc::new);
         Self { inner, held }
     }
 }

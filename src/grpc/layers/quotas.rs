@@ -88,7 +88,7 @@ where
     R: Send + 'static,
     B: http_body::Body + Default + Send + 'static,
 {
-    type Response = Response<HeldBody<B, Option<CountedCall>>>;
+    type Response = Response<HeldBody<B, CountedCall>>;
     type Error = S::Error;
 
     async fn handle(self, request: Request<R>, next: Next<S>) -> Result<Self::Response, S::Error> {
@@ -102,6 +102,6 @@ where
             }
         };
         let answer = next.run(request).await?;
-        Ok(answer.map(|body| HeldBody::new(body, counted)))
+        Ok(answer.map(|body| HeldBody::perhaps(body, counted)))
     }
 }
