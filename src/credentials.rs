@@ -294,6 +294,15 @@ impl Gatekeeper {
         *state = Arc::new(Taken { policy, files, fetched, rights });
     }
 
+    /// Uses this policy from now on, as if it had been read from its file. It names no other file. For tests.
+    ///
+    /// # Errors
+    /// See [`AccessFileError`]: the rights stay as they were.
+    #[doc(hidden)]
+    pub fn retake(&self, text: String) -> Result<(), AccessFileError> {
+        self.take(text, NamedFiles::default())
+    }
+
     /// Uses these texts from now on. The keys of issuers stay, if the policy still names their servers.
     fn take(&self, text: String, files: NamedFiles) -> Result<(), AccessFileError> {
         let file = self.file.clone().unwrap_or_default();

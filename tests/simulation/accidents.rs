@@ -8,6 +8,7 @@ use super::{
     net::{Lanes, Stop},
     outages,
     plan::{Accident, Planned, Victim, When},
+    policies,
     replica::{Drained, Replica},
     roads::KEEPALIVE,
     signs::Sign,
@@ -90,6 +91,9 @@ async fn carry_out(world: &Arc<World>, what: Accident) {
         | Accident::Drain { .. }
         | Accident::Roll { .. }
         | Accident::RotateKeys { .. } => by_operator(world, what).await,
+        Accident::Policy { consumer, pause, millis: length } => {
+            policies::change(world, consumer, millis(pause), millis(length)).await;
+        }
         Accident::Clock { replica, ahead } => world.set_clock(replica, ahead),
         Accident::Stop { replica, millis: length } => {
             let replica = world.replica(replica);

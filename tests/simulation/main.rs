@@ -18,6 +18,7 @@ mod net_facts;
 mod outages;
 mod panics;
 mod plan;
+mod policies;
 mod ran;
 mod repeat;
 mod replica;

@@ -276,6 +276,13 @@ pub enum Accident {
         pause: u64,
         keeps: u64,
     },
+    /// The policy takes all rights at a consumer away, at one replica after the other, and gives them back after so
+    /// long.
+    Policy {
+        consumer: usize,
+        pause: u64,
+        millis: u64,
+    },
     /// The wall clock of a replica is set.
     Clock {
         replica: usize,
@@ -318,7 +325,8 @@ impl Accident {
             | Self::Pause { consumer, .. }
             | Self::AckWait { consumer, .. }
             | Self::MaxAckPending { consumer, .. }
-            | Self::MaxDeliver { consumer, .. } => Victim::Consumer(consumer),
+            | Self::MaxDeliver { consumer, .. }
+            | Self::Policy { consumer, .. } => Victim::Consumer(consumer),
             Self::Purge { stream } | Self::Age { stream, .. } | Self::Poison { stream } => {
                 Victim::Stream(stream)
             }
@@ -349,6 +357,7 @@ impl Accident {
             | Self::Drain { away, .. }
             | Self::Roll { pause: away, .. } => vec![away],
             Self::RotateKeys { pause, keeps } => vec![pause, keeps],
+            Self::Policy { pause, millis, .. } => vec![pause, millis],
             Self::Reset { .. }
             | Self::MakeAgain { .. }
             | Self::Delete { .. }

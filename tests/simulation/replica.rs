@@ -9,6 +9,7 @@ use std::{
 };
 
 use fetch_proxy::{
+    access::Policy,
     broker::{Broker as _, Link},
     clock,
     cluster::Cluster,
@@ -36,6 +37,7 @@ pub struct Replica {
     pub lessor: Lessor<SimBroker>,
     pub cluster: Arc<Cluster<SimBroker>>,
     pub keys: Arc<Keys>,
+    pub gatekeeper: Arc<Gatekeeper>,
     pub most: usize,
     /// Clients may be sent there.
     pub ready: AtomicBool,
@@ -69,11 +71,12 @@ impl Replica {
             let refusals = Arc::new(RefusalLog::new());
             let (members, log) = (keys.clone(), refusals.clone());
             let cluster = Cluster::new(lessor.clone(), members, log, "sim", (us, &name));
+            let gatekeeper = Arc::new(Gatekeeper::open());
             let service = Service::new(
                 lessor.clone(),
                 cluster.clone(),
                 keys.clone(),
-                Arc::new(Gatekeeper::open()),
+                gatekeeper.clone(),
                 refusals,
                 us,
             );
@@ -89,6 +92,7 @@ impl Replica {
                 lessor,
                 cluster,
                 keys,
+                gatekeeper,
                 most,
                 ready,
                 gone,
@@ -118,6 +122,8 @@ impl Replica {
                 met && self.cluster.incompatibility().is_none() && !self.lessor.is_draining();
             self.ready.store(serves, Ordering::Relaxed);
             self.cluster.serves(serves && up);
+            let rights = self.gatekeeper.rights();
+            self.cluster.obeys(rights.policy().map(Policy::digest_bytes));
             // The end, or another verdict about the others, is noticed within half a second.
             let change = self.lessor.broker().link_change(&link);
             let _ = timeout(Duration::from_millis(500), change).await;

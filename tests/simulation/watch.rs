@@ -273,6 +273,25 @@ impl Watch {
         }
     }
 
+    /// A replica obeys another policy from now on: one without rights at these consumers.
+    pub fn denied(&mut self, side: usize, denied: &[ConsumerName], now: Time) {
+        let all = &mut self.ledger.denied;
+        for ((of, name), spans) in all.iter_mut() {
+            if let Some((_, end @ None)) = spans.last_mut()
+                && *of == side
+                && !denied.contains(name)
+            {
+                *end = Some(now);
+            }
+        }
+        for name in denied {
+            let spans = all.entry((side, name.clone())).or_default();
+            if spans.last().is_none_or(|(_, end)| end.is_some()) {
+                spans.push((now, None));
+            }
+        }
+    }
+
     /// A replica refuses a Fetch, and has these places at that moment.
     pub fn fetch_refused(&mut self, id: FetchId, room: Room) {
         self.fetches.entry(id).and_modify(|fetch| fetch.refused_at = Some(room));
@@ -284,6 +303,7 @@ impl Watch {
         self.pulled.ended(&fetch, now);
         calls::ended(&self.ledger, &self.looked, &fetch, end, now, &mut self.report);
         let FetchEnd::Answer { answer, served, received } = end else { return };
+        rights::fetched(&self.ledger, &fetch, answer, (served.written, now), &mut self.report);
         for message in &answer.messages {
             let nanos = message.publish_time.map_or(0, |time| time.nanos);
             let id = DeliveryId::of(u64::try_from(nanos).unwrap_or_default());
@@ -399,6 +419,7 @@ impl Watch {
             leases::refused(&self.ledger, id, began, now, &mut self.report);
         }
         rights::extended(&self.ledger, call, reading.told, now, &mut self.report);
+        rights::settled(&self.ledger, call, reading.told, now, &mut self.report);
         exercised::settled(&self.ledger, call, reading, &mut self.report);
         promises::answered(&self.ledger, call, reading, now, &mut self.report);
     }

@@ -16,6 +16,7 @@ use super::{
     jetstream::{Config, Time},
     net::Net,
     plan::Plan,
+    policies::{self, Denials},
     replica::Replica,
     roads::Roads,
     signs::{Sign, Signs},
@@ -54,6 +55,8 @@ pub struct World {
     ahead: Mutex<Vec<i64>>,
     /// Until when an outage of servers keeps replicas from them, also those that start meanwhile.
     outage_until: Mutex<Time>,
+    /// The consumers at which the policy gives no right now.
+    pub denials: Mutex<Denials>,
     calm: AtomicBool,
     over: AtomicBool,
 }
@@ -73,6 +76,7 @@ impl World {
             configs: Mutex::new(configs),
             ahead: Mutex::new(ahead),
             outage_until: Mutex::default(),
+            denials: Mutex::default(),
             calm: AtomicBool::new(false),
             over: AtomicBool::new(false),
         }
@@ -181,6 +185,7 @@ impl World {
         let keys = self.keys.lock().unwrap().0.clone();
         let most = self.plan.replicas[place].max_leases;
         let replica = Replica::start(&self.net, machine, place, us, keys, most);
+        policies::read(self, &replica);
         let side = replica.side;
         let outage = self.outage_until.lock().unwrap().saturating_sub(self.net.now());
         self.trouble(Trouble::Wire { side }, outage.max(RECONNECT));

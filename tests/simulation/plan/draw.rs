@@ -2,6 +2,7 @@
 //! places that one of each never reaches. Half of the accidents come in pairs, or are aimed at a sign.
 
 mod pairs;
+mod policies;
 mod themes;
 
 use testkit::dice::Dice;
@@ -83,6 +84,7 @@ pub(super) fn draw(seed: u64) -> Plan {
     }
     accidents(&mut plan, &mut dice);
     themes::apply(&mut plan);
+    policies::apply(&mut plan);
     plan
 }
 
@@ -174,7 +176,11 @@ fn accidents(plan: &mut Plan, dice: &mut Dice) {
             }
         }
     }
-    plan.accidents.sort_by_key(|planned| match planned.when {
+    sort(&mut plan.accidents);
+}
+
+fn sort(accidents: &mut [Planned]) {
+    accidents.sort_by_key(|planned| match planned.when {
         When::At(at) => at,
         When::Near { from, .. } => from,
     });

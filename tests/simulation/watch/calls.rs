@@ -8,7 +8,7 @@ use prost::Message as _;
 
 use super::{
     super::jetstream::Time, answers, darkness::Looked, ledger::Ledger, places::Room,
-    report::Report, troubles::Trouble,
+    report::Report, rights, troubles::Trouble,
 };
 
 pub const CHECK: &str = "calls";
@@ -82,7 +82,7 @@ const CAUSE_WITHIN: Duration = Duration::from_secs(12);
 
 /// The reasons that the contract lists at Fetch, and those that any call may have, as far as they are made
 /// below the edge.
-const OF_FETCH: [&str; 12] = [
+const OF_FETCH: [&str; 13] = [
     "INVALID_FIELD",
     "STREAM_NOT_FOUND",
     "CONSUMER_NOT_FOUND",
@@ -92,6 +92,7 @@ const OF_FETCH: [&str; 12] = [
     "LEASE_LIMIT",
     "WAITER_LIMIT",
     "NATS_PERMISSION",
+    "NOT_ALLOWED",
     "NATS_UNAVAILABLE",
     "DRAINING",
     "BYTE_LIMIT",
@@ -290,6 +291,7 @@ fn refusal(
                 || hurried
         }
         "NATS_PERMISSION" => fetch.happened(ledger, Trouble::Refused, ever, now),
+        "NOT_ALLOWED" => rights::denies(ledger, (side, fetch.consumer.clone()), fetch.began, now),
         // Nothing in this world can cause it.
         "STREAM_NOT_FOUND" => false,
         _ => true,

@@ -237,6 +237,12 @@ impl Lab {
         self.shared.refused(self.now, side, &name());
     }
 
+    /// A replica obeys a policy without rights at the consumer, or with rights.
+    pub fn deny(&mut self, side: usize, denied: bool) {
+        let names = if denied { vec![name()] } else { Vec::new() };
+        self.watch().denied(side, &names, self.now);
+    }
+
     /// A question of a replica about the consumer is over.
     pub fn look_up(&mut self, side: usize, answered: bool) {
         self.shared.looked((self.now, self.now), side, &name(), answered.then_some(100));

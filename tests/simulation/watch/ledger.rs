@@ -165,6 +165,9 @@ pub struct Stored {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CallId(pub DeliveryId, pub usize);
 
+/// The begin of a denial, and its end, if it has one.
+pub type DenialSpan = (Time, Option<Time>);
+
 /// Everything that was seen.
 #[derive(Debug, Default)]
 pub struct Ledger {
@@ -184,6 +187,8 @@ pub struct Ledger {
     pub looks: Looks,
     /// Since when a replica knows that it may not ack the messages of a consumer.
     pub refused: BTreeMap<(usize, ConsumerName), Time>,
+    /// The times in which a replica obeys a policy without rights at a consumer. The last one may have no end yet.
+    pub denied: BTreeMap<(usize, ConsumerName), Vec<DenialSpan>>,
     /// Processes that have ended and had leases that they did not hand over.
     pub ended: BTreeSet<usize>,
     /// The longest way between a replica and NATS in good weather, to and fro.

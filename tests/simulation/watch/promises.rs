@@ -15,6 +15,7 @@ use super::{
     leases,
     ledger::{CallId, Effect, Fate, Kind, Ledger},
     report::Report,
+    rights,
     troubles::Trouble,
 };
 
@@ -25,7 +26,7 @@ const TICK: Duration = Duration::from_millis(2);
 
 /// The reasons that the contract lists at Ack, and those that any call may have, as far as they are made
 /// below the edge.
-const OF_SETTLE: [&str; 11] = [
+const OF_SETTLE: [&str; 12] = [
     "INVALID_FIELD",
     "TOKEN_INVALID",
     "KEY_UNKNOWN",
@@ -34,6 +35,7 @@ const OF_SETTLE: [&str; 11] = [
     "LEASE_BUSY",
     "NATS_UNAVAILABLE",
     "NATS_PERMISSION",
+    "NOT_ALLOWED",
     "OWNER_UNREACHABLE",
     "SETTLE_UNCONFIRMED",
     "JETSTREAM_DENIED",
@@ -103,6 +105,9 @@ pub fn answered(
             kind == Kind::Extend && call.length.is_some_and(|length| length < SHORTEST_LEASE)
         }
         "NATS_PERMISSION" => happened(ledger, id, Trouble::Refused, now),
+        "NOT_ALLOWED" => {
+            rights::denies(ledger, (call.side, one.message.0.clone()), call.began, now)
+        }
         // Patience is longer than the settle timeout.
         OVERDUE => {
             [call.side, one.side].into_iter().any(|side| is_away(ledger, id, side, call.began, now))

@@ -31,6 +31,8 @@ pub enum Trouble {
     KeyAtFront,
     /// The servers refuse a right.
     Refused,
+    /// The policy of a replica takes the rights at the consumer away.
+    Denied,
     /// The clocks of machines differ.
     ClockOff { side: usize },
     /// The clock of NATS is ahead of the clock of this machine by more than the documentation allows.
@@ -72,7 +74,8 @@ impl Trouble {
             | Self::Poisoned
             | Self::KeyRemoved
             | Self::KeyAtFront
-            | Self::Refused => None,
+            | Self::Refused
+            | Self::Denied => None,
         }
     }
 
@@ -90,6 +93,7 @@ impl Trouble {
             Self::KeyRemoved => "keys",
             Self::KeyAtFront => "key at the front",
             Self::Refused => "right refused",
+            Self::Denied => "rights denied",
             Self::ClockOff { .. } => "clock",
             Self::ClockBehind { .. } => "clock behind",
             Self::Wire { .. } => "wire",
