@@ -35,7 +35,7 @@ mod unsettled;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, atomic::AtomicU64},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -64,7 +64,7 @@ use self::{
     sweep::Sweeper,
 };
 use crate::{
-    broker::{Broker, ConsumerName},
+    broker::{Broker, ConsumerInfo, ConsumerName, InfoError},
     lock::lock,
     pump::Want,
     simulated::spawn,
@@ -219,6 +219,22 @@ impl<B: Broker> Lessor<B> {
     fn has_leased_of(&self, name: &ConsumerName) -> bool {
         let served = self.calls.handles().contains_key(name);
         served || self.core.has_left(name)
+    }
+
+    /// Reads INFO, and tells the task of the consumer who leads. The task may have seen an earlier leader.
+    ///
+    /// # Errors
+    /// See [`Broker::info`].
+    pub async fn info(
+        &self,
+        name: &ConsumerName,
+        until: Instant,
+    ) -> Result<ConsumerInfo, InfoError> {
+        let info = self.core.broker.info(name, until).await?;
+        if self.has_leased_of(name) {
+            self.tell(name, ConsumerCommand::Led(info.leader));
+        }
+        Ok(info)
     }
 
     /// The sightings that the other replicas must learn from now on. Without a reader there are no other

@@ -94,7 +94,7 @@ async fn current_info<B: Broker>(
     if !is_last(known.max_deliver, attempt) {
         return None;
     }
-    lessor.broker().info(name, until).await.ok()
+    lessor.info(name, until).await.ok()
 }
 
 fn is_last(max_deliver: Option<u64>, attempt: u64) -> bool {

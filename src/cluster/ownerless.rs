@@ -105,7 +105,7 @@ async fn decide<B: Broker>(
     let Some((name, attempt)) = B::delivery_of(&ack) else { return Decision::Answer(expired) };
     let by = clock::now() + left.saturating_sub(margin);
     if !consumers.contains_key(&name) {
-        let info = current_info(lessor.broker(), &name, until).await;
+        let info = current_info(lessor, &name, until).await;
         consumers.insert(name.clone(), info);
     }
     let info = match &consumers[&name] {
@@ -135,8 +135,12 @@ fn is_led_as_claimed(info: &ConsumerInfo, claims: &Claims<'_>) -> bool {
     restart_shows && info.leader.0 == claims.leader
 }
 
-async fn current_info<B: Broker>(broker: &B, name: &ConsumerName, until: Instant) -> CurrentInfo {
-    broker.info(name, until).await.map_err(|error| match error {
+async fn current_info<B: Broker>(
+    lessor: &Lessor<B>,
+    name: &ConsumerName,
+    until: Instant,
+) -> CurrentInfo {
+    lessor.info(name, until).await.map_err(|error| match error {
         // A lease ends with its consumer.
         InfoError::NoStream | InfoError::NoConsumer => Error::LeaseExpired { forgotten: false },
         InfoError::Permission(_) | InfoError::Unavailable(_) => Error::of_info(error, name),

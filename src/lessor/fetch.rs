@@ -244,7 +244,7 @@ impl<B: Broker> Lessor<B> {
         {
             return Ok(info.clone());
         }
-        let mut info = self.core.broker.info(name, until.min(now + EXPLAIN_TIMEOUT)).await;
+        let mut info = self.info(name, until.min(now + EXPLAIN_TIMEOUT)).await;
         // The task knew the consumer a moment ago, so somebody may be making it again.
         let gone = |info: &Result<_, InfoError>| {
             matches!(info, Err(InfoError::NoStream | InfoError::NoConsumer))
@@ -255,7 +255,7 @@ impl<B: Broker> Lessor<B> {
                 break;
             }
             clock::sleep_until(Some(again)).await;
-            info = self.core.broker.info(name, until.min(again + EXPLAIN_TIMEOUT)).await;
+            info = self.info(name, until.min(again + EXPLAIN_TIMEOUT)).await;
         }
         let info = info.map_err(|error| Error::of_info(error, name))?;
         *recent = Some((clock::now(), info.clone()));

@@ -363,6 +363,25 @@ async fn leader_is_looked_up_every_second() {
     assert_eq!(ack(&lessor, lease).await, EXPIRED);
 }
 
+/// The next look at the leader is a second away.
+#[tokio::test(start_paused = true)]
+async fn new_leader_that_is_read_for_something_else_is_noticed_at_once() {
+    for fetches in [true, false] {
+        let (broker, lessor) = start(3);
+        let lease = one(&broker, &lessor).await;
+        broker.change(|info| info.as_mut().unwrap().leader = Leader(2));
+        if fetches {
+            let fetched = lessor.fetch(ask(&broker, Duration::from_millis(20))).await.unwrap();
+            assert!(fetched.messages().is_empty());
+        } else {
+            lessor.info(&broker.name(), clock::now() + BOUND).await.unwrap();
+        }
+        tokio::task::yield_now().await;
+        assert_eq!(told_in_the_end(&lessor, lease).await.0, EXPIRED, "{fetches}");
+        assert!(broker.published().is_empty());
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn absent_leader_is_noticed_within_a_second() {
     let (broker, lessor) = start_unshown(1);

@@ -12,7 +12,7 @@ use std::{
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::{
-    broker::ConsumerInfo,
+    broker::{ConsumerInfo, Leader},
     lessor::{
         Error,
         delivery::{GrantedDelivery, LeaseRequest, LeasedDelivery, Rejected, RejectedCause},
@@ -110,6 +110,8 @@ pub(in crate::lessor) enum ConsumerCommand {
     /// A settlement was not answered: another server may lead the consumer. `missed`: nobody led it then, unless
     /// the connection is another one by now.
     Doubt { missed: bool },
+    /// INFO was read for something else, and names this leader.
+    Led(Leader),
     /// Leases of the consumer were taken over from another replica.
     Adopted,
     /// Another replica has seen something of the consumer. The sender is answered, or dropped, when nothing

@@ -368,6 +368,13 @@ impl<B: Broker> Performer<B> {
                 self.monitor.unanswered(connected, now);
                 self.obey(None);
             }
+            ConsumerCommand::Led(leader) => {
+                let known = self.leases.spec().map(|spec| spec.leadership.leader());
+                if known.is_some_and(|known| known != leader) {
+                    self.monitor.doubt(now);
+                    self.obey(None);
+                }
+            }
             // Until now perhaps nobody has needed to know who leads.
             ConsumerCommand::Adopted => self.monitor.ask(now),
             ConsumerCommand::Heard(sighting, reply) => self.heard(&sighting, reply, now),

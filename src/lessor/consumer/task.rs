@@ -184,6 +184,7 @@ impl<B: Broker> ConsumerTask<B> {
                 ConsumerCommand::Know(question) => drop(question.reply.send(Err(end.clone()))),
                 ConsumerCommand::Leave(_)
                 | ConsumerCommand::Doubt { .. }
+                | ConsumerCommand::Led(_)
                 | ConsumerCommand::Adopted
                 | ConsumerCommand::Heard(..) => {}
             }
