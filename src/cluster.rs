@@ -26,6 +26,7 @@ mod replay;
 mod replica;
 mod router;
 mod sighting;
+mod untold;
 mod wire;
 
 use std::{
@@ -233,7 +234,12 @@ impl<B: Broker + Bus> Cluster<B> {
         let Replica { channel, peers, .. } = &*self.replica;
         let heartbeats = channel.heartbeat_subject();
         if incoming.subject == heartbeats {
-            return peers.heard(&heartbeats, &incoming.message);
+            if let Some((other, uptime)) = peers.heard(&heartbeats, &incoming.message) {
+                let replica = self.replica.clone();
+                let repeat = async move { sighting::repeat(&replica, other, uptime).await };
+                spawn(&self.tasks, repeat);
+            }
+            return;
         }
         let Some(request) = channel.open(incoming) else { return };
         if self.tasks.len() >= MAX_CONCURRENT_REQUESTS {

@@ -18,7 +18,7 @@ const MAX_MEMBERS: usize = 1024;
 pub(super) const MEMBER_TIMEOUT: Duration = Duration::from_secs(4);
 /// The connection of a silent replica may only be stalled. It is lost for good 12 s after it was last heard, and then
 /// the replica reads its consumers again.
-const STALLED_TIME: Duration = Duration::from_secs(15);
+pub(super) const STALLED_TIME: Duration = Duration::from_secs(15);
 
 /// How far a replica has come. Later is further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

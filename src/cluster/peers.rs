@@ -152,10 +152,11 @@ impl Peers {
         Some(beat.encode_to_vec())
     }
 
-    /// Reads the heartbeat of another replica.
-    pub(super) fn heard(&self, subject: &str, message: &[u8]) {
-        let Ok(beat) = pb::Beat::decode(message) else { return };
-        let Some(from) = instance(&beat.instance).filter(|from| *from != self.us) else { return };
+    /// Reads the heartbeat of another replica. Returns a compatible replica that is heard for the first time, or
+    /// for the first time after a silence, and how long it has run.
+    pub(super) fn heard(&self, subject: &str, message: &[u8]) -> Option<(InstanceId, Duration)> {
+        let beat = pb::Beat::decode(message).ok()?;
+        let from = instance(&beat.instance).filter(|from| *from != self.us)?;
         let now = clock::now();
         let Ok((_, body)) = self.keys.sealer().open_frame(subject, &beat.body) else {
             let new = claimed(&beat)
@@ -164,14 +165,14 @@ impl Peers {
                 // It may be a compatible replica that seals with a key that this one does not have yet.
                 self.announce_soon();
             }
-            return;
+            return None;
         };
         let body = pb::BeatBody::decode(&*body).ok();
-        let Some(body) = body.filter(|body| body.instance == beat.instance) else { return };
+        let body = body.filter(|body| body.instance == beat.instance)?;
         let status = status(&body);
         let heard = self.members().heard(from, status.clone(), now);
         if heard == Heard::Old {
-            return;
+            return None;
         }
         self.compare_clocks(from, &body, &status);
         if heard == Heard::New {
@@ -181,6 +182,9 @@ impl Peers {
             self.announce_soon();
         }
         self.share_keys(now);
+        // An older version does not say how long it has run.
+        let uptime = if body.uptime == 0 { u64::MAX } else { body.uptime };
+        (heard == Heard::New).then_some((from, Duration::from_micros(uptime)))
     }
 
     /// Forgets replicas that have fallen silent, and says so in the log.

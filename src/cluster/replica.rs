@@ -2,7 +2,7 @@
 //! other files of this room share it. Decides nothing.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -15,6 +15,7 @@ use super::{
     channel::{Channel, Topic, Unanswered},
     ownership::SharedOwnership,
     peers::{OwnStatus, Peers},
+    untold::RecentSightings,
 };
 use crate::{broker::Broker, bus::Bus, clock, keys::Keys, lessor::Lessor, token::InstanceId};
 
@@ -33,6 +34,8 @@ pub(super) struct Replica<B: Broker + Bus> {
     pub(super) channel: Channel<B>,
     pub(super) peers: Peers,
     pub(super) ownership: SharedOwnership,
+    /// What this replica has told the others lately.
+    pub(super) recent: Mutex<RecentSightings>,
     /// This replica and the others know of each other.
     met: SetOnce<()>,
 }
@@ -50,6 +53,7 @@ impl<B: Broker + Bus> Replica<B> {
             channel: Channel::new(lessor.clone(), keys.clone(), cluster),
             peers: Peers::new(us, name, keys.clone()),
             ownership: SharedOwnership::new(us),
+            recent: Mutex::default(),
             met: SetOnce::new(),
             lessor,
             keys,

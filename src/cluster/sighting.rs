@@ -3,7 +3,7 @@
 //!
 //! A replica that cannot be reached cannot settle either, because both use one connection. When there is
 //! another connection, the replica reads its consumers again. If the connection was only stalled, it brings the
-//! sighting then, so a silent replica is told, too.
+//! sighting then, so a silent replica is told, too. A replica that was not known yet is told when it is heard.
 
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ use crate::{
     bus::Bus,
     clock,
     lessor::{Lessor, Sighting, Telling},
+    lock::lock,
     pb::peer::v1 as pb,
     token::InstanceId,
 };
@@ -48,6 +49,7 @@ pub(super) async fn tell_others<B: Broker + Bus>(
     let request = request.encode_to_vec();
     // A client may call before this replica is ready.
     let others = replica.others(until).await;
+    lock(&replica.recent).tell(request.clone(), others.clone(), clock::now());
     let answers = others.iter().map(|other| tell_one(replica, *other, &request, until));
     for (other, answer) in others.iter().zip(join_all(answers).await) {
         if let Err(Unanswered::Silent) = answer {
@@ -59,6 +61,18 @@ pub(super) async fn tell_others<B: Broker + Bus>(
         }
     }
     let _ = told.send(());
+}
+
+/// Tells a replica that is heard again, or for the first time, what it was not told in the last moments.
+pub(super) async fn repeat<B: Broker + Bus>(
+    replica: &Replica<B>,
+    other: InstanceId,
+    uptime: Duration,
+) {
+    let now = clock::now();
+    let untold = lock(&replica.recent).untold(other, uptime, now);
+    let until = now + SIGHTING_ANSWER_TIMEOUT;
+    join_all(untold.iter().map(|request| tell_one(replica, other, request, until))).await;
 }
 
 async fn tell_one<B: Broker + Bus>(

@@ -53,6 +53,32 @@ async fn replica_that_has_just_started_tells_the_others_once_it_has_met_them() {
     assert!(ack(&next, new[0]).await.is_ok());
 }
 
+/// A replica starts while another one is cut off, and does not know it. A replica that starts later has no older lease.
+#[tokio::test(start_paused = true)]
+async fn replica_that_was_cut_off_is_told_when_it_is_heard() {
+    let (net, keys) = Net::new(&new_key_line().unwrap());
+    let broker = FakeBroker::new(info(ACK_WAIT));
+    let owner = Member::join(&net, &keys, &broker, 100).await;
+    let old = owner.leased(&broker, 1).await;
+    net.silence(true);
+    let next = Member::join(&net, &keys, &broker, 100).await;
+    broker.forget();
+    let new = next.leased(&broker, 1).await;
+    let (told, of_owner) = (Arc::new(AtomicUsize::new(0)), owner.subject("sighting"));
+    let others = told.clone();
+    net.sightings(move |subject| {
+        others.fetch_add(usize::from(subject != of_owner), Ordering::Relaxed);
+        Fate::Pass
+    });
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    net.silence(false);
+    let _third = Member::join(&net, &keys, &broker, 100).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(ack(&owner, old[0]).await, expired());
+    assert!(ack(&next, new[0]).await.is_ok());
+    assert_eq!(told.load(Ordering::Relaxed), 0);
+}
+
 /// The consumer is deleted and made again; nothing is delivered of the new one.
 fn make_anew(broker: &FakeBroker) {
     broker.change(|info| info.as_mut().unwrap().created = "second".into());
