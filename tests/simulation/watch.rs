@@ -208,6 +208,9 @@ impl Watch {
     pub fn drained(&mut self, side: usize, handed_over: bool, left: bool, now: Time) {
         exercised::drained(&self.ledger, side, handed_over, now, &mut self.report);
         self.ledger.troubles.end(Trouble::Draining { side }, now);
+        if !handed_over {
+            self.ledger.alone.insert(side);
+        }
         if left {
             self.ledger.ended.insert(side);
         }

@@ -245,26 +245,42 @@ mod tests {
         }
     }
 
-    #[test]
-    fn settlement_that_waits_in_a_stalled_wire_is_excused_after_a_reset_until_its_lease_ends() {
-        for (stalls, after, found) in
-            [(true, 1_000, vec![]), (true, 3_700, vec![CHECK]), (false, 1_000, vec![CHECK])]
-        {
-            let mut lab = Lab::new();
-            let old = lab.held();
+    /// The wire of process 1 stalls, and the consumer is made again 100 ms later. An Ack of an old lease, which
+    /// begins before or after that, reaches the next holder `after` that.
+    fn made_again_in_a_stall(stall: u64, begins: u64, after: u64) -> (Vec<&'static str>, u64) {
+        let mut lab = Lab::new();
+        let old = lab.send(1, 1);
+        // The lease ends long before the clock of JetStream does.
+        lab.hand(1, old, 1, 1_000);
+        if begins == 0 {
             lab.ask(1, old, &ack());
-            if stalls {
-                lab.trouble(Trouble::Wire { side: 1 }, 9_000);
-            }
-            lab.wait(100);
-            lab.trouble(Trouble::MadeAgain, 0);
-            let new = lab.send(2, 1);
-            lab.hand(2, new, 1, 9_000);
-            lab.wait(after);
-            lab.apply_late(1, AckKind::Ack, (old, new), after + 101, false);
-            let excused = found.is_empty().into();
-            assert_eq!(found_and_excused(&lab, Window::MadeAgainWhileStalled), (found, excused));
         }
+        if stall > 0 {
+            lab.trouble(Trouble::Wire { side: 1 }, stall);
+        }
+        lab.wait(100);
+        lab.trouble(Trouble::MadeAgain, 0);
+        lab.wait(begins);
+        if begins > 0 {
+            lab.ask(1, old, &ack());
+        }
+        let new = lab.send(2, 1);
+        lab.hand(2, new, 1, 9_000);
+        lab.wait(after - begins - 1);
+        let way = after - begins + if begins == 0 { 100 } else { 0 };
+        lab.apply_late(1, AckKind::Ack, (old, new), way, false);
+        found_and_excused(&lab, Window::MadeAgainWhileStalled)
+    }
+
+    #[test]
+    fn settlement_in_a_stalled_wire_is_excused_after_a_reset_until_jetstream_ends_its_lease() {
+        for begins in [0, 500] {
+            assert_eq!(made_again_in_a_stall(9_000, begins, 3_900), (vec![], 1), "{begins}");
+            assert_eq!(made_again_in_a_stall(9_000, begins, 3_930), (vec![CHECK], 0), "{begins}");
+            assert_eq!(made_again_in_a_stall(0, begins, 1_000), (vec![CHECK], 0), "{begins}");
+        }
+        // After the end of the stall, the news have come.
+        assert_eq!(made_again_in_a_stall(400, 500, 1_000), (vec![CHECK], 0));
     }
 
     #[test]
@@ -404,6 +420,47 @@ mod tests {
             lab.apply(1, AckKind::Ack, old, new);
             let holders: Vec<_> = lab.found().into_iter().filter(|one| *one == CHECK).collect();
             assert_eq!(holders, found, "{confirmed} {after}");
+        }
+    }
+
+    #[test]
+    fn token_from_before_the_ack_wait_was_lowered_is_excused_without_its_owner_for_the_old_one() {
+        type Gone = Option<bool>;
+        let (killed, drained): (Gone, Gone) = (Some(true), Some(false));
+        for (gone, sent, after, found) in [
+            (killed, 0, 3_900, vec![]),
+            (killed, 0, 4_100, vec![CHECK]),
+            (drained, 0, 3_900, vec![]),
+            (None, 0, 3_900, vec![CHECK]),
+            // The owner looks every 1.3 s. A look without an answer takes 2.25 s.
+            (killed, 3_500, 7_400, vec![]),
+            (killed, 3_500, 7_600, vec![CHECK]),
+            (killed, 3_700, 7_600, vec![CHECK]),
+        ] {
+            let mut lab = Lab::new();
+            let first = (sent == 0).then(|| lab.held());
+            lab.wait(1);
+            lab.watch().configured(&name(), &Config::new(millis(900)), lab.now);
+            lab.wait(sent);
+            let old = first.unwrap_or_else(|| lab.held());
+            match gone {
+                Some(true) => lab.trouble(Trouble::Killed { side: 1 }, 0),
+                Some(false) => lab.watch().drained(1, false, false, lab.now),
+                None => {}
+            }
+            lab.wait(after - sent - 100);
+            let new = lab.send(2, 2);
+            lab.hand(2, new, 2, 9_000);
+            lab.ask(2, old, &ack());
+            lab.wait(100);
+            lab.apply(2, AckKind::Ack, old, new);
+            let holders: Vec<_> = lab.found().into_iter().filter(|one| *one == CHECK).collect();
+            let excused = lab.count(&row_of(Window::WaitLoweredWithoutOwner));
+            assert_eq!(
+                (holders, excused),
+                (found.clone(), found.is_empty().into()),
+                "{sent} {after}"
+            );
         }
     }
 

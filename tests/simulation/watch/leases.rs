@@ -10,7 +10,7 @@ use super::{
     ledger::{Delivered, Kind, Ledger, SettleCall, Told},
     report::Report,
     troubles::Trouble,
-    windows::{LOOK, UNANSWERED},
+    windows::{LONGEST_NEWS, LOOK, UNANSWERED},
 };
 
 pub const CHECK: &str = "leases";
@@ -24,18 +24,18 @@ pub enum EarlyEnd {
     AnswerMissed,
     MadeAgain,
     MadeAgainHeardLate,
+    MadeAgainNoticedLate,
     LimitsChanged,
     StaleSettlement,
     Suspended,
     HandedOver,
     LastMoment,
+    TakenLate,
     NotKeptAlive,
 }
 
 /// Until every replica knows the configuration of a consumer.
 const UNTIL_LOOK: Duration = Duration::from_secs(31);
-/// "It waits for their answers for at most one second."
-const LONGEST_NEWS: Duration = Duration::from_secs(1);
 /// A settlement without an answer is given up after this.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A step of a hand-over is under way for this long, at most.
@@ -45,18 +45,20 @@ const LONGEST_STEP: Duration = Duration::from_secs(2);
 const LONGEST_PULL: Duration = Duration::from_secs(5);
 
 impl EarlyEnd {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::OwnNak,
         Self::LeaderChanged,
         Self::LeaderNoticedLate,
         Self::AnswerMissed,
         Self::MadeAgain,
         Self::MadeAgainHeardLate,
+        Self::MadeAgainNoticedLate,
         Self::LimitsChanged,
         Self::StaleSettlement,
         Self::Suspended,
         Self::HandedOver,
         Self::LastMoment,
+        Self::TakenLate,
         Self::NotKeptAlive,
     ];
 
@@ -83,6 +85,9 @@ impl EarlyEnd {
             Self::MadeAgainHeardLate => {
                 "Leases that another replica grants before it hears of the change can end, too."
             }
+            Self::MadeAgainNoticedLate => {
+                "So leases that were granted since the change can end, too."
+            }
             Self::LimitsChanged => {
                 "If the ack wait of a consumer is lowered while messages are leased, the proxy \
                  learns of it at its next look."
@@ -96,6 +101,10 @@ impl EarlyEnd {
             Self::LastMoment => {
                 "A lease can end at its old end, if its Extend begins less than a round trip before \
                  that."
+            }
+            Self::TakenLate => {
+                "If that caller gets it less than a round trip before its lease would have ended, \
+                 the lease can end then."
             }
             Self::NotKeptAlive => {
                 "It counts only if the answer arrives before the old end: after that end, \
@@ -125,8 +134,27 @@ impl EarlyEnd {
             }
             Self::MadeAgain => happened(Trouble::MadeAgain),
             Self::MadeAgainHeardLate => {
-                let since = one.sent.saturating_sub(LONGEST_NEWS + ledger.round_trip);
-                troubles.happened(Trouble::MadeAgain, consumer, since, now)
+                let made = troubles.last_end(Trouble::MadeAgain, consumer, one.sent);
+                let of = ledger.deliveries.values().filter(|other| other.message.0 == *consumer);
+                // The change shows, at the latest, when a message is delivered.
+                let first = made
+                    .and_then(|made| of.map(|other| other.sent).filter(|sent| made <= *sent).min());
+                first.is_some_and(|first| one.sent <= first + LONGEST_NEWS + ledger.round_trip)
+            }
+            Self::MadeAgainNoticedLate => {
+                let made = |span: &&super::troubles::TroubleSpan| {
+                    span.trouble == Trouble::MadeAgain && span.from <= one.sent
+                };
+                let all = troubles.between(consumer, Duration::ZERO, now).filter(made);
+                // Somebody was cut off then, and tells the others when it is not any more.
+                let mut cut_off = all.flat_map(|made| {
+                    troubles.between(consumer, made.from, made.until + LONGEST_NEWS)
+                });
+                cut_off.any(|span| {
+                    let cut =
+                        matches!(span.trouble, Trouble::Wire { .. } | Trouble::Stopped { .. });
+                    cut && one.sent <= span.until + LONGEST_NEWS + ledger.round_trip
+                })
             }
             // "That is at most 30 s, or a third of the old ack wait, later."
             Self::LimitsChanged => {
@@ -163,6 +191,7 @@ impl EarlyEnd {
                 ends && stalled
             }
             Self::LastMoment => past_wait && is_extended_late(one, ledger),
+            Self::TakenLate => past_wait && is_taken_late(one, ledger),
             Self::NotKeptAlive => {
                 let span = |span: &super::troubles::TroubleSpan| {
                     let harms = matches!(
@@ -196,6 +225,18 @@ fn is_extended_late(one: &Delivered, ledger: &Ledger) -> bool {
         let clock = one.ack_wait.saturating_sub(margin(one.ack_wait));
         began <= until + clock && from + clock <= ended + ledger.round_trip
     })
+}
+
+/// Whether a client has got a message that had waited at the proxy until the clock of JetStream could end its lease.
+/// This clock counts from the pull, at most.
+fn is_taken_late(one: &Delivered, ledger: &Ledger) -> bool {
+    let Some(hold) = one.hold else { return false };
+    let before = |effect: &super::ledger::Effect| effect.at < hold.from;
+    let moved = one.effects.iter().any(|effect| effect.kind == Kind::Extend && before(effect));
+    let clock = one.ack_wait.saturating_sub(margin(one.ack_wait));
+    let pull = (one.ack_wait / 5).min(LONGEST_PULL);
+    let first = (one.sent + clock).saturating_sub(pull + ledger.round_trip);
+    !moved && (first..=one.arrived.unwrap_or(one.sent) + clock).contains(&hold.from)
 }
 
 /// Whether a process that may have the lease had no answer to a settlement of this consumer.
@@ -263,7 +304,8 @@ pub fn refused(ledger: &Ledger, id: DeliveryId, began: Time, now: Time, report: 
     // "Without `lease`, the lease ends shortly before JetStream would redeliver the message." "On a quiet consumer, a
     // lease is therefore up to a fifth of the ack wait shorter."
     let soon = now + margin(one.ack_wait) + (one.ack_wait / 5).min(LONGEST_PULL);
-    let unkept = || Some(EarlyEnd::NotKeptAlive).filter(|end| end.fits(id, one, ledger, soon));
+    let mut unkept = [EarlyEnd::LastMoment, EarlyEnd::NotKeptAlive].into_iter();
+    let unkept = || unkept.find(|end| end.fits(id, one, ledger, soon));
     match early_end(id, one, ledger, now).or_else(unkept) {
         Some(end) => report.coverage.count(format!("lease: refused early: {end:?}")),
         None => {
@@ -378,11 +420,52 @@ mod tests {
         for (before, found) in [(900, vec![]), (1_100, vec![CHECK])] {
             let mut lab = Lab::new();
             lab.trouble(Trouble::MadeAgain, 0);
+            // Nobody asks for a message for a time.
+            lab.wait(5_000);
+            lab.send(2, 1);
             lab.wait(before);
             lab.held();
             lab.wait(1_000);
             lab.send(2, 2);
             assert_eq!(lab.found(), found);
+        }
+    }
+
+    #[test]
+    fn replica_that_was_cut_off_at_a_reset_may_end_leases_that_were_granted_since() {
+        for (cut_off, before, found) in [
+            (Some(0), 3_900, vec![]),
+            (Some(0), 4_100, vec![CHECK]),
+            (Some(900), 4_700, vec![]),
+            (Some(1_100), 4_700, vec![CHECK]),
+            (None, 3_900, vec![CHECK]),
+        ] {
+            let mut lab = Lab::new();
+            lab.trouble(Trouble::MadeAgain, 0);
+            lab.send(2, 1);
+            let cut_off = cut_off.inspect(|after| {
+                lab.wait(*after);
+                lab.trouble(Trouble::Wire { side: 3 }, 3_000);
+            });
+            lab.wait(before - cut_off.unwrap_or_default());
+            lab.held();
+            lab.wait(1_000);
+            lab.send(2, 2);
+            assert_eq!(lab.found(), found, "{cut_off:?} {before}");
+        }
+    }
+
+    #[test]
+    fn long_lease_of_a_message_that_is_taken_late_may_end_and_of_another_not() {
+        // A pull lasts for 800 ms at most, and the clock ends after 3.6 s.
+        for (waits, found) in [(2_700, vec![CHECK]), (2_900, vec![]), (3_700, vec![CHECK])] {
+            let mut lab = Lab::new();
+            let id = lab.send(1, 1);
+            lab.wait(waits);
+            lab.hand(1, id, 1, 9_000);
+            lab.wait(ACK_WAIT - waits);
+            lab.send(2, 2);
+            assert_eq!(lab.found(), found, "{waits}");
         }
     }
 
@@ -411,6 +494,21 @@ mod tests {
             lab.wait(ACK_WAIT / 10 + before);
             lab.send(2, 2);
             assert_eq!(lab.found(), found);
+        }
+    }
+
+    #[test]
+    fn lease_that_is_extended_in_the_last_moment_may_be_refused_and_another_not() {
+        for (before, found) in [(5, false), (30, true)] {
+            let mut lab = Lab::new();
+            let id = lab.held();
+            lab.wait(ACK_WAIT - ACK_WAIT / 10 - before);
+            let call = lab.ask(1, id, &extend(6_000));
+            lab.succeed(call, pb::Outcome::Extended, 6_000);
+            lab.wait(before);
+            let call = lab.ask(1, id, &ack());
+            lab.refuse(call, "LEASE_EXPIRED");
+            assert_eq!(lab.found().contains(&CHECK), found);
         }
     }
 

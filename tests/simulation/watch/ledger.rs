@@ -191,6 +191,8 @@ pub struct Ledger {
     pub denied: BTreeMap<(usize, ConsumerName), Vec<DenialSpan>>,
     /// Processes that have ended and had leases that they did not hand over.
     pub ended: BTreeSet<usize>,
+    /// Processes that have ended and have handed nothing over.
+    pub alone: BTreeSet<usize>,
     /// The longest way between a replica and NATS in good weather, to and fro.
     pub round_trip: Duration,
 }

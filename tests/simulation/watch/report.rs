@@ -28,8 +28,8 @@ pub struct Report {
 /// Findings that nobody has decided yet: the proxy breaks a promise, or the rule demands more than the documentation
 /// promises. Each is work to do. Until then they fail a run of seeds only if they are more common than when they were
 /// measured. A finding is open by its check and a part of its text. The number is the most seeds of 1,000 that may
-/// have such findings: about twice as many as had them in 6,000 seeds.
-const OPEN: [(&str, &[&str], u64); 2] = [("holders", &[""], 2), ("leases", &[""], 2)];
+/// have such findings: about twice as many as had them in 6,000 seeds. 0 stands for a few seeds of a whole run.
+const OPEN: [(&str, &[&str], u64); 2] = [("holders", &[""], 0), ("leases", &[""], 0)];
 
 fn row_of_open(check: &str) -> String {
     format!("open findings: seeds of the check {check}")
@@ -89,9 +89,9 @@ mod tests {
     #[test]
     fn open_findings_fail_a_run_once_they_are_more_common_than_before() {
         let mut coverage = Coverage::default();
-        for seeds in 1..=6 {
+        for seeds in 1..=4 {
             coverage.merge(&report(&[("holders", "another holder")]).coverage);
-            assert_eq!(too_common(&coverage, 1_000).is_empty(), seeds <= 2 + 4, "{seeds}");
+            assert!(too_common(&coverage, 1_000).is_empty(), "{seeds}");
         }
         coverage.merge(&report(&[("holders", "another holder")]).coverage);
         assert_eq!(too_common(&coverage, 1_000).len(), 1);

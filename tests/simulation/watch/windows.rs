@@ -17,6 +17,7 @@ pub enum Window {
     LeaderUnseen,
     LeaderCutOff,
     WaitLowered,
+    WaitLoweredWithoutOwner,
     MadeAgainWhileStopped,
     MadeAgainWhileStalled,
     ResetWithoutOwner,
@@ -52,12 +53,14 @@ pub const LOOK: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_millis(250);
 /// Until a look without an answer is given up, and repeated.
 pub const UNANSWERED: Duration = Duration::from_millis(2_250);
+/// "It waits for their answers for at most one second."
+pub const LONGEST_NEWS: Duration = Duration::from_secs(1);
 /// From one look to the next, if no other server can lead the consumer.
 const RARE_LOOK: Duration = Duration::from_secs(30);
 
 impl Window {
     /// In the order in which they are tried: the narrowest first.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::LateOnTheWire,
         Self::MadeAgainWhileStopped,
         Self::MadeAgainWhileStalled,
@@ -69,6 +72,7 @@ impl Window {
         Self::LeaderUnseen,
         Self::LeaderCutOff,
         Self::WaitLowered,
+        Self::WaitLoweredWithoutOwner,
         Self::ClockBehind,
     ];
 
@@ -99,8 +103,12 @@ impl Window {
                 "When it continues, it can still settle a message of the new consumer with an \
                  old token."
             }
+            Self::WaitLoweredWithoutOwner => {
+                "Without the owner, no replica knows that the ack wait was lowered after a token was \
+                 given."
+            }
             Self::MadeAgainWhileStalled => {
-                "A settlement from before waits in that connection, and can settle a message of \
+                "A settlement by an old token waits in that connection, and can settle a message of \
                  the new consumer when the stall ends."
             }
             Self::ResetWithoutOwner => {
@@ -176,8 +184,18 @@ impl Window {
                     effect.kind == Kind::Extend && at <= effect.at && effect.at <= at + look
                 });
                 let ends = of.hold.map_or(of.sent + of.ack_wait, |hold| hold.longest);
-                let look = if kept { look.max(ends.saturating_sub(at)) } else { look };
-                Some(Opened { since: at, bound: look })
+                let kept = kept.then(|| ends.saturating_sub(at) + ledger.round_trip);
+                Some(Opened { since: at, bound: look.max(kept.unwrap_or_default()) })
+            }
+            Self::WaitLoweredWithoutOwner => {
+                let (at, before, _) = lowered(stale, ledger)?;
+                // The token has the old ack wait if it was given before the next look.
+                let look = RARE_LOOK.min(before / 3) + UNANSWERED + ledger.round_trip;
+                let left = ledger.alone.contains(&of.side) && effect.side != of.side;
+                let old = of.sent <= at + look && (left || without_owner(stale, ledger));
+                // "This is possible for at most one ack wait, as long as it was before."
+                let bound = of.sent.saturating_sub(at) + before;
+                old.then_some(Opened { since: at, bound })
             }
             Self::MadeAgainWhileStopped => {
                 let side = effect.side;
@@ -193,23 +211,22 @@ impl Window {
             }
             Self::MadeAgainWhileStalled => {
                 // It may wait in front of the library, too.
-                let calls = of.calls_of(effect.kind).map(|call| call.began);
-                let began = calls.fold(effect.left, Time::min);
+                let here = of.calls_of(effect.kind).filter(|call| call.side == effect.side);
+                let began = here.map(|call| call.began).fold(effect.left, Time::min);
                 let wire = Trouble::Wire { side: effect.side };
-                let stalled = troubles.happened(wire, consumer, began, now);
                 let made = troubles.last_end(Trouble::MadeAgain, consumer, now)?.min(now);
-                // Until the lease is over, when the replica closes the connection.
-                let ends = of.hold.map_or(of.sent + of.ack_wait, |hold| hold.longest);
+                // The stall kept the news away, and then the settlement.
+                let mut stalls = troubles.between(consumer, made, made + LONGEST_NEWS);
+                let stalled = stalls.any(|span| span.trouble == wire && began <= span.until);
+                let waited = now - began > ledger.round_trip;
+                // Until the clock of JetStream ends the lease: then the replica closes the connection.
+                let ends = clock_of_jetstream(of, ledger);
                 let bound = ends.saturating_sub(made) + ledger.round_trip;
-                (stalled && began <= made).then_some(Opened { since: made, bound })
+                (stalled && waited).then_some(Opened { since: made, bound })
             }
             Self::ResetWithoutOwner => {
                 let reset = troubles.last_end(Trouble::Reset, consumer, now)?.min(now);
-                let owner = of.side;
-                let died =
-                    troubles.happened(Trouble::Killed { side: owner }, consumer, of.sent, now)
-                        || ledger.ended.contains(&owner);
-                let without = died && effect.side != owner && of.sent <= reset;
+                let without = without_owner(stale, ledger) && of.sent <= reset;
                 // "This is possible for at most one ack wait."
                 without.then_some(Opened { since: reset, bound: of.ack_wait })
             }
@@ -253,6 +270,21 @@ impl Window {
             }
         }
     }
+}
+
+/// Whether the owner had died, or had left without a hand-over, so that another replica has settled.
+fn without_owner(stale: &Stale<'_>, ledger: &Ledger) -> bool {
+    let Stale { effect, of, .. } = *stale;
+    let died = Trouble::Killed { side: of.side };
+    let died = ledger.troubles.happened(died, &of.message.0, of.sent, effect.at);
+    (died || ledger.ended.contains(&of.side)) && effect.side != of.side
+}
+
+/// When the clock of JetStream ends a lease: an ack wait after the delivery, or after the last progress.
+fn clock_of_jetstream(of: &Delivered, ledger: &Ledger) -> Time {
+    let progress = of.effects.iter().filter(|effect| effect.kind == Kind::Extend);
+    let started = progress.map(|effect| effect.at).max().or(of.arrived).unwrap_or(of.sent);
+    started + ledger.longest_wait(&of.message.0, of.sent)
 }
 
 /// Whether the replica had seen a sign of the change before it sent the settlement. News that may be older
