@@ -1,10 +1,14 @@
-//! The same calls at a proxy with TLS and with a policy of 100 rules, by clients with an API key.
+//! The same calls at a proxy with TLS and with a policy of 100 rules, by clients with a token of an issuer.
 
-use std::fs;
+use std::{fs, time::Duration};
 
-use fetch_proxy::{access::NewApiKey, pb::fetch_service_client::FetchServiceClient};
+use fetch_proxy::pb::fetch_service_client::FetchServiceClient;
 use tempfile::TempDir;
-use testkit::{authority::Authority, proxy::Proxy};
+use testkit::{
+    authority::Authority,
+    issuer::{TokenKey, claims, key_set},
+    proxy::Proxy,
+};
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 
 use crate::{
@@ -13,6 +17,9 @@ use crate::{
     setup::{FLAGS, STREAM, Setup},
 };
 
+const ISSUER: &str = "https://login.example/";
+/// Longer than a run takes.
+const LIFETIME: Duration = Duration::from_secs(3600);
 /// Rules of the policy. The last of them allows the calls.
 const RULES: usize = 100;
 
@@ -20,24 +27,24 @@ const RULES: usize = 100;
 pub struct Guarded {
     proxy: Proxy,
     authority: Authority,
-    key: String,
+    token: String,
     _folder: TempDir,
 }
 
 impl Guarded {
     pub fn start(setup: &Setup) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let (authority, key) =
-            (Authority::new("bench"), NewApiKey::random("bench").unwrap().unwrap());
+        let (authority, key) = (Authority::new("bench"), TokenKey::p256("bench"));
         authority.server().write(folder.path(), "server");
-        fs::write(folder.path().join("keys"), key.line).unwrap();
+        fs::write(folder.path().join("keys"), key_set(&[&key])).unwrap();
         let rules = (1..=RULES).map(|rule| {
             let stream = if rule == RULES { STREAM.to_owned() } else { format!("S{rule}*") };
             format!("- {{principals: [bench], streams: ['{stream}'], consumers: ['c*'], verbs: [work]}}\n")
         });
         let policy = format!(
-            "version: 1\nauthenticate: {{api_keys: {{file: keys}}}}\n\
-             principals: [{{name: bench, match: ['key:b*']}}]\nrules:\n{}",
+            "version: 1\nauthenticate:\n  jwt:\n    - name: bench\n      issuer: {ISSUER}\n      \
+             audiences: [fetch-proxy]\n      keys: {{file: keys}}\n\
+             principals: [{{name: bench, match: ['jwt:bench/w*']}}]\nrules:\n{}",
             rules.collect::<String>()
         );
         fs::write(folder.path().join("policy"), policy).unwrap();
@@ -45,7 +52,8 @@ impl Guarded {
             .map(|name| folder.path().join(name).to_str().unwrap().to_owned());
         let flags = ["--tls-cert", &cert, "--tls-key", &tls_key, "--policy-file", &policy];
         let proxy = Proxy::start_at(&setup.nats_url(), &[&FLAGS[..], &flags].concat());
-        Self { proxy, authority, key: key.secret, _folder: folder }
+        let token = key.token("ES256", &claims(ISSUER, "worker", LIFETIME));
+        Self { proxy, authority, token, _folder: folder }
     }
 
     async fn connect(&self, count: usize) -> Vec<Client> {
@@ -56,7 +64,7 @@ impl Guarded {
         let mut clients = Vec::new();
         for _ in 0..count {
             let channel = endpoint.connect().await.unwrap();
-            clients.push(FetchServiceClient::with_interceptor(channel, Bearer::of(&self.key)));
+            clients.push(FetchServiceClient::with_interceptor(channel, Bearer::of(&self.token)));
         }
         clients
     }
