@@ -188,8 +188,10 @@ async fn at_servers(world: &Arc<World>, what: Accident) {
         }
         Accident::Age { stream, millis: age } => {
             let stream = world.stream(stream);
-            world.watch().ages(&stream, millis(age));
-            world.net.with(|state, now| state.model.set_max_age(&stream, Some(millis(age)), now));
+            world.net.with(|state, now| {
+                state.model.set_max_age(&stream, Some(millis(age)), now);
+                world.watch().ages(&stream, millis(age), now);
+            });
         }
         Accident::Poison { stream } => {
             let stream = world.stream(stream);

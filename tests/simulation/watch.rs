@@ -166,10 +166,10 @@ impl Watch {
         }
     }
 
-    /// From now on, messages of this age leave the stream.
-    pub fn ages(&mut self, stream: &str, age: Duration) {
+    /// From now on, messages of this age leave the stream. Those of the age before have left.
+    pub fn ages(&mut self, stream: &str, age: Duration, now: Time) {
         self.count("message: stream ages");
-        self.ledger.ages.insert(stream.into(), age);
+        self.ledger.ages(stream, age, now);
     }
 
     /// An accident begins, and will end at `until`. `None`: it concerns all consumers.

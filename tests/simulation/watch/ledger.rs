@@ -211,6 +211,17 @@ impl Ledger {
         all[first..].iter().map(|(_, config)| of(config)).max().unwrap_or_default()
     }
 
+    /// From now on, messages of this age leave the stream. Those of the age before have left.
+    pub fn ages(&mut self, stream: &str, age: Duration, now: Time) {
+        let before = self.ages.insert(stream.into(), age);
+        let stored = self.stored.iter_mut().filter(|((of, _), _)| **of == *stream);
+        for (_, stored) in stored {
+            if before.is_some_and(|before| stored.at + before <= now) {
+                stored.removed.get_or_insert(now);
+            }
+        }
+    }
+
     /// Whether a message has left its stream.
     pub fn is_removed(&self, (stream, sequence): (&Arc<str>, u64), now: Time) -> bool {
         let stored = self.stored.get(&(stream.clone(), sequence));
