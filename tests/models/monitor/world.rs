@@ -656,6 +656,7 @@ impl World {
             MonitorStep::LoseAfter(last) => {
                 must(self.forgot, || "leases are lost, and nothing was forgotten".to_owned())?;
                 self.leases.retain(|lease| lease.sequence <= last);
+                self.last_arrival = self.last_arrival.min(last);
                 Ok(())
             }
             MonitorStep::Void => {

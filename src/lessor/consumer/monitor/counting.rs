@@ -102,6 +102,11 @@ impl Counting {
         self.notice(Start::of(delivered, now), self.number + 1, now);
     }
 
+    /// A new leader knows so many deliveries only. It gives the sequences after that again.
+    pub(super) fn lost(&mut self, delivered: u64) {
+        self.highest = self.highest.min(delivered);
+    }
+
     /// Another replica has seen something. `true`: every older lease is void.
     pub(super) fn heard(&mut self, sighting: &Sighting, now: Instant) -> bool {
         let news = sighting.counting > self.number;
@@ -191,6 +196,17 @@ mod tests {
             assert_eq!(counting.arrived(then, now), DeliveryCount::Again, "{first} then {then}");
             assert_eq!(counting.arrived(then + 1, now), DeliveryCount::On);
         }
+    }
+
+    #[test]
+    fn sequences_that_a_new_leader_gives_again_void_nothing() {
+        let now = clock::now();
+        let mut counting = Counting::new(0, now);
+        counting.arrived(7, now);
+        counting.lost(5);
+        assert_eq!(counting.arrived(6, now), DeliveryCount::On);
+        counting.lost(9);
+        assert_eq!(counting.arrived(6, now), DeliveryCount::Again);
     }
 
     #[test]

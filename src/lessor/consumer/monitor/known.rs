@@ -181,6 +181,7 @@ impl Known {
             self.void();
         }
         if forgotten {
+            self.counting.lost(delivered);
             self.arrived = (delivered, delivered_stream);
         }
         self.trust = LeaderTrust::Sure;
