@@ -12,5 +12,5 @@ mod strangers;
 
 pub(super) use self::{
     callers::AcceptCallers, delivery::AnswerDelivery, limits::CallLimiter, protocol::GrpcOnly,
-    quotas::PrincipalQuotas, reasons::ErrorReasons, strangers::StrangerLimit,
+    quotas::PrincipalQuotas, reasons::ErrorReasons,
 };

@@ -1,13 +1,12 @@
 //! The listener for clients: our service, reflection and health, behind a row of layers.
 //!
 //! ```text
-//!  connection ─▶ protocol ─▶ trace* ─▶ metrics* ─▶ strangers ─▶ callers ─▶ quotas ─▶ limits ─▶ reasons ─▶ delivery ─▶ handlers
+//!  connection ─▶ protocol ─▶ trace* ─▶ metrics* ─▶ callers ─▶ quotas ─▶ limits ─▶ reasons ─▶ delivery ─▶ handlers
 //! ```
 //! Layers with a star are not there yet; this is their place. The order has reasons:
 //!
 //! - protocol: a request that is no gRPC is no call, so no other layer sees it;
 //! - trace and metrics: they see refused calls too;
-//! - strangers around callers: it counts their refusals;
 //! - callers before limits: a stranger takes no permit;
 //! - quotas after callers: a limit of a principal needs to know it, and a principal over its limit takes no permit;
 //! - limits: before the request is read, and until the answer is written;
@@ -24,7 +23,7 @@ use tower::ServiceBuilder;
 use super::{
     Service,
     admin::Admin,
-    layers::{AnswerDelivery, CallLimiter, ErrorReasons, GrpcOnly, StrangerLimit},
+    layers::{AnswerDelivery, CallLimiter, ErrorReasons, GrpcOnly},
     reflection::{ContractError, reflected},
 };
 use crate::{
@@ -74,8 +73,7 @@ pub async fn serve<B: Broker + Bus>(
         service: |connection: &_, beyond| {
             ServiceBuilder::new()
                 .layer(MiddlewareLayer(GrpcOnly))
-                .layer(MiddlewareLayer(StrangerLimit::new(connection)))
-                .layer(MiddlewareLayer(callers.connection()))
+                .layer(MiddlewareLayer(callers(connection)))
                 .layer(MiddlewareLayer(quotas.clone()))
                 .layer(MiddlewareLayer(limiter.connection(beyond)))
                 .layer(MiddlewareLayer(ErrorReasons))

@@ -25,6 +25,7 @@ use crate::{
     keys::Keys,
     lessor::{Action, Error, Fetched, Lessor, Rejected, RejectedCause, encoded_size},
     limits::MOST_SETTLEMENTS,
+    net::ClientConnection,
     pb::{self, fetch_service_server::FetchService},
     refusal_log::{RefusalLog, RefusedCaller},
     simulated::fill_random,
@@ -65,9 +66,10 @@ impl<B: Broker + Bus> Service<B> {
         &self.gatekeeper
     }
 
-    /// The layer that finds out who calls.
-    pub(super) fn callers(&self) -> AcceptCallers {
-        AcceptCallers::new(self.gatekeeper.clone(), self.refusals.clone())
+    /// The layer that finds out who calls, for each connection.
+    pub(super) fn callers(&self) -> impl Fn(&Arc<ClientConnection>) -> AcceptCallers + use<B> {
+        let (gatekeeper, refusals) = (self.gatekeeper.clone(), self.refusals.clone());
+        move |connection| AcceptCallers::new(gatekeeper.clone(), refusals.clone(), connection)
     }
 
     /// The layer that obeys the limits of principals.

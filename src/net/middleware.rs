@@ -2,12 +2,12 @@
 //! the boilerplate of tower, and nothing else.
 
 use std::{
-    future::{Future, poll_fn},
+    future::Future,
     pin::Pin,
     task::{Context, Poll},
 };
 
-use tower::{Layer, Service};
+use tower::{Layer, Service, ServiceExt as _};
 
 /// One layer of a service. A clone handles each request.
 pub(crate) trait Middleware<R, S>: Clone {
@@ -32,12 +32,12 @@ impl<S> Next<S> {
     ///
     /// # Errors
     /// Errors of the service.
-    pub(crate) async fn run<R>(mut self, request: R) -> Result<S::Response, S::Error>
+    pub(crate) fn run<R>(self, request: R) -> impl Future<Output = Result<S::Response, S::Error>>
     where
         S: Service<R>,
     {
-        poll_fn(|cx| self.0.poll_ready(cx)).await?;
-        self.0.call(request).await
+        // It holds the request once, and an `async fn` holds it twice. Many calls wait here.
+        self.0.oneshot(request)
     }
 }
 

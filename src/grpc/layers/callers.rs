@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use http::{Request, Response, header::AUTHORIZATION};
 use tower::Service;
 
+use super::strangers::StrangerLimit;
 use crate::{
     access::{BearerCache, Credential, KnownCaller, NotAccepted},
     api_error::ApiError,
@@ -17,7 +18,7 @@ use crate::{
         to_status::to_status,
     },
     lock::lock,
-    net::{Middleware, Next, Peer},
+    net::{ClientConnection, Middleware, Next, Peer},
     refusal_log::{RefusalLog, RefusedCaller},
 };
 
@@ -28,16 +29,18 @@ pub(in crate::grpc) struct AcceptCallers {
     refusals: Arc<RefusalLog>,
     /// The tokens of one connection. No two connections share a lock for each call.
     accepted: Arc<Mutex<BearerCache>>,
+    strangers: Arc<StrangerLimit>,
 }
 
 impl AcceptCallers {
-    pub(in crate::grpc) fn new(gatekeeper: Arc<Gatekeeper>, refusals: Arc<RefusalLog>) -> Self {
-        Self { gatekeeper, refusals, accepted: Arc::default() }
-    }
-
-    /// The layer for one more connection.
-    pub(in crate::grpc) fn connection(&self) -> Self {
-        Self { accepted: Arc::default(), ..self.clone() }
+    /// The layer of one connection.
+    pub(in crate::grpc) fn new(
+        gatekeeper: Arc<Gatekeeper>,
+        refusals: Arc<RefusalLog>,
+        connection: &Arc<ClientConnection>,
+    ) -> Self {
+        let strangers = Arc::new(StrangerLimit::new(connection));
+        Self { gatekeeper, refusals, accepted: Arc::default(), strangers }
     }
 
     fn caller<R>(&self, request: &Request<R>) -> Result<KnownCaller, NotAccepted> {
@@ -86,6 +89,7 @@ where
         let kind = CallKind::of(request.uri().path());
         if kind.is_ours() {
             let caller = self.caller(&request).map_err(ApiError::from);
+            self.strangers.asked(&caller);
             let admitted = caller.and_then(|caller| self.admitted(kind, caller));
             match admitted {
                 Ok(caller) => drop(request.extensions_mut().insert(caller)),
