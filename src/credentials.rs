@@ -91,6 +91,11 @@ pub enum AccessFileError {
 
 impl FileFault for AccessFileError {}
 
+fn unreadable(path: &Path) -> impl FnOnce(io::Error) -> AccessFileError + use<> {
+    let path = path.to_owned();
+    move |error| AccessFileError::Unreadable(path, error)
+}
+
 impl Gatekeeper {
     /// Without a policy: everybody may do everything.
     pub fn open() -> Self {
@@ -109,10 +114,6 @@ impl Gatekeeper {
     /// # Errors
     /// See [`AccessFileError`].
     pub fn load(file: PathBuf, certificates: bool) -> Result<Self, AccessFileError> {
-        let unreadable = |path: &Path| {
-            let path = path.to_owned();
-            move |error| AccessFileError::Unreadable(path, error)
-        };
         let (text, _) = secrets::read_at_start(&file).map_err(unreadable(&file))?;
         let policy = parse(&file, &text)?;
         let mut files = NamedFiles::new();
@@ -212,10 +213,6 @@ impl Gatekeeper {
         policy: &Reader,
         named: &mut BTreeMap<PathBuf, Reader>,
     ) -> Result<(), AccessFileError> {
-        let unreadable = |path: &Path| {
-            let path = path.to_owned();
-            move |error| AccessFileError::Unreadable(path, error)
-        };
         let (text, _) = policy.read().await.map_err(unreadable(file))?;
         let taken = self.taken();
         let paths = match text == taken.policy {

@@ -18,9 +18,9 @@ pub(super) struct TlsArgs {
     pub(super) tls_key: Option<PathBuf>,
     /// File with the certificate authorities (PEM) that sign certificates of clients.
     ///
-    /// Clients then must show a certificate, and a policy knows them by its names. Give your own authority: a public one signs certificates of
-    /// strangers. If an authority is removed from the file, connections with a client certificate end
-    /// within seconds.
+    /// Clients then must show a certificate, and a policy knows them by its names. Give your own authority: a
+    /// public one signs certificates of strangers. If an authority is removed from the file, connections with
+    /// a client certificate end within seconds.
     #[arg(long, env = "FETCH_PROXY_TLS_CLIENT_CA", value_name = "FILE")]
     pub(super) tls_client_ca: Option<PathBuf>,
     /// Whether clients must show a certificate, with --tls-client-ca [default: require]
