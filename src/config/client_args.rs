@@ -32,7 +32,7 @@ pub struct CallArgs {
     /// The files for TLS.
     #[command(flatten)]
     pub tls: ClientTlsArgs,
-    /// File with the API key of this client, for a fetch-proxy with a policy.
+    /// File with the API key or the token of this client, for a fetch-proxy with a policy.
     ///
     /// It is sent with TLS, or to this machine.
     #[arg(long, env = "FETCH_PROXY_BEARER_FILE", value_name = "FILE")]
@@ -82,7 +82,7 @@ pub struct WhoAmIArgs {
     /// The files for TLS.
     #[command(flatten)]
     pub tls: ClientTlsArgs,
-    /// File with the API key to ask with, for --addr.
+    /// File with the API key or the token to ask with, for --addr.
     #[arg(long, env = "FETCH_PROXY_BEARER_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// Print JSON for programs: the messages of the contract, as grpcurl prints them.
