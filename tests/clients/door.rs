@@ -1,12 +1,13 @@
-//! A proxy that accepts known callers alone, and the credentials that its workers hold. Starts nothing.
+//! A proxy that accepts known callers alone, and the credentials that its workers hold. Starts nothing but the server of its issuer.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use fetch_proxy::access::NewApiKey;
 use tempfile::TempDir;
 use testkit::{
     authority::{Authority, Signed},
-    examples::scenario::{Credential, Ways},
+    examples::scenario::{Credential, Presence, Ways},
+    issuer::{IssuerAnswer, IssuerServer, TokenKey, claims, key_set},
     jetstream::Fixture,
 };
 
@@ -20,6 +21,10 @@ const HOLDERS: [(Credential, &str); 6] = [
     (Credential::Stranger, "stranger"),
     (Credential::Limited, "limited"),
 ];
+/// The claim `iss` of tokens.
+const ISSUER: &str = "https://login.example/";
+/// The lifetime of tokens, which is more than a scenario takes.
+const TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
 /// The end of an API key that has expired.
 const EXPIRED: &str = " expires=2020-01-01T00:00:00Z";
 
@@ -31,16 +36,22 @@ pub struct Door {
     keys: BTreeMap<Credential, NewApiKey>,
     /// The certificate of each holder, and of the authority that has signed it.
     certificates: BTreeMap<Credential, (Signed, String)>,
+    token_key: TokenKey,
+    /// The address of the server with the keys of the issuer.
+    issuer_address: String,
+    /// That server, while it is there.
+    issuer: Option<IssuerServer>,
 }
 
 impl Door {
-    /// For the workers of this consumer, who hold the right credential.
-    pub fn new(ways: Ways, fixture: &Fixture) -> Self {
+    /// For the workers of this consumer, who hold the right credential. The keys of an issuer are at a free address.
+    pub fn new(ways: Ways, fixture: &Fixture, issuer_address: &str) -> Self {
         let authority = Authority::new("authority of the proxy");
         let folder = tempfile::tempdir().unwrap();
         authority.server().write(folder.path(), "server");
         fs::write(folder.path().join("ca.crt"), authority.pem()).unwrap();
-        fs::write(folder.path().join("policy.yaml"), policy(ways, fixture)).unwrap();
+        fs::write(folder.path().join("policy.yaml"), policy(ways, fixture, issuer_address))
+            .unwrap();
         let (mut keys, mut certificates) = (BTreeMap::new(), BTreeMap::new());
         for (credential, name) in HOLDERS {
             let mut key = NewApiKey::random(name).unwrap().unwrap();
@@ -57,7 +68,21 @@ impl Door {
             keys.insert(credential, key);
             certificates.insert(credential, (signed, authority.pem().to_owned()));
         }
-        let mut door = Self { ways, folder, held: Credential::Right, keys, certificates };
+        let (held, token_key) = (Credential::Right, TokenKey::p256("one"));
+        let issuer_address = issuer_address.to_owned();
+        let mut door = Self {
+            ways,
+            folder,
+            held,
+            keys,
+            certificates,
+            token_key,
+            issuer_address,
+            issuer: None,
+        };
+        if ways == Ways::Tokens {
+            door.place_issuer(Presence::Here).unwrap();
+        }
         door.write_accepted();
         door.hold(Credential::Right);
         door
@@ -82,7 +107,9 @@ impl Door {
         ];
         match (self.held, self.ways) {
             (Credential::None, _) => {}
-            (_, Ways::Keys) => env.push(("FETCH_PROXY_BEARER_FILE", self.path("bearer"))),
+            (_, Ways::Keys | Ways::Tokens) => {
+                env.push(("FETCH_PROXY_BEARER_FILE", self.path("bearer")));
+            }
             (_, Ways::Certificates) => {
                 env.push(("FETCH_PROXY_CERT", self.path("tls.crt")));
                 env.push(("FETCH_PROXY_KEY", self.path("tls.key")));
@@ -97,12 +124,38 @@ impl Door {
         match (credential, self.ways) {
             (Credential::None, _) => {}
             (_, Ways::Keys) => self.write("bearer", &self.keys[&credential].secret),
+            (_, Ways::Tokens) => self.write("bearer", &self.token(credential)),
             (_, Ways::Certificates) => {
                 let (Signed { cert, key, .. }, _) = &self.certificates[&credential];
                 self.write("tls.crt", cert);
                 self.write("tls.key", key);
             }
         }
+    }
+
+    /// Starts or ends the server with the keys of the issuer.
+    pub fn place_issuer(&mut self, presence: Presence) -> Result<(), String> {
+        if self.ways != Ways::Tokens {
+            return Err("the scenario has no issuer".to_owned());
+        }
+        self.issuer = match presence {
+            Presence::Away => None,
+            Presence::Here => {
+                let keys = IssuerAnswer::Text(key_set(&[&self.token_key]));
+                Some(IssuerServer::start_at(self.issuer_address.parse().unwrap(), keys))
+            }
+        };
+        Ok(())
+    }
+
+    /// A new token of this holder.
+    fn token(&self, credential: Credential) -> String {
+        let (_, name) = HOLDERS.into_iter().find(|(holder, _)| *holder == credential).unwrap();
+        let mut claims = claims(ISSUER, name, TOKEN_LIFETIME);
+        if credential == Credential::Expired {
+            (claims["iat"], claims["exp"]) = (1_577_836_800.into(), 1_577_836_900.into());
+        }
+        self.token_key.token("ES256", &claims)
     }
 
     /// From its next look on, the proxy does not accept this credential.
@@ -115,7 +168,8 @@ impl Door {
     /// What the proxy logs when it has read again what it accepts.
     pub fn line_of_reading(&self) -> &'static str {
         match self.ways {
-            Ways::Keys => "a policy is in use",
+            // A token counts until its end, so nothing is read.
+            Ways::Keys | Ways::Tokens => "a policy is in use",
             Ways::Certificates => "the TLS files were read again",
         }
     }
@@ -141,11 +195,16 @@ impl Door {
 
 /// Workers and neighbours may work at this consumer, and strangers at another. Limited
 /// workers may make one call a second.
-fn policy(ways: Ways, fixture: &Fixture) -> String {
+fn policy(ways: Ways, fixture: &Fixture, issuer_address: &str) -> String {
     let (stream, consumer) = (&fixture.stream, &fixture.consumer);
+    let of_issuer = format!(
+        "authenticate:\n  jwt:\n  - name: corp\n    issuer: {ISSUER}\n    audiences: [fetch-proxy]\n    \
+         keys: {{url: 'http://{issuer_address}/keys'}}\n"
+    );
     let (authenticate, prefix, end) = match ways {
         Ways::Keys => ("authenticate: {api_keys: {file: keys}}\n", "key:", ""),
         Ways::Certificates => ("", "dns:", ".example"),
+        Ways::Tokens => (&*of_issuer, "jwt:corp/", ""),
     };
     format!(
         "version: 1\n\

@@ -66,7 +66,7 @@ impl<'a> Play<'a> {
         nats: &'a mut NatsServer,
     ) -> Self {
         let server = Server::set(nats, scenario).await;
-        let door = scenario.door.map(|ways| Door::new(ways, &server.fixture));
+        let door = scenario.door.map(|ways| Door::new(ways, &server.fixture, &free_address()));
         let listen = free_address();
         let (reports, workers) = (Arc::default(), Vec::new());
         let mut stage = Self {
@@ -144,6 +144,7 @@ impl<'a> Play<'a> {
                 self.server.accounted(&self.reports, TOLD, has_failed).await?;
             }
             Step::Credential(credential) => self.door()?.hold(*credential),
+            Step::Issuer(presence) => self.door()?.place_issuer(*presence)?,
             Step::Revoke(credential) => self.revoke(*credential).await?,
             Step::Told { worker, reason } => self.told(self.place(worker)?, reason).await?,
             Step::Refused { worker, reason } => self.refused(self.place(worker)?, reason).await?,
@@ -248,12 +249,13 @@ impl<'a> Play<'a> {
         })
         .await
         .ok_or_else(|| {
-            let Seen { event, count: least, reason, least_in, within } = wanted;
+            let Seen { event, count: least, reason, least_in, within, .. } = wanted;
             let reason = reason.as_ref().map_or(String::new(), |reason| format!(" for {reason}"));
             let of = if *least_in > 0.0 { format!(" of {least_in} s") } else { String::new() };
             let said = count();
             format!("{event}{reason}{of} said {said} times instead of {least}, in {within} s")
-        })
+        })?;
+        self.reports.too_soon(wanted, self.acted).map_or(Ok(()), Err)
     }
 
     fn door(&mut self) -> Result<&mut Door, String> {

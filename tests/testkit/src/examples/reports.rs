@@ -15,6 +15,8 @@ use super::scenario::{Publish, Seen};
 const WORKED: &[&str] = &["acked", "lost"];
 /// Events that must not happen twice for one message.
 const FINAL: &[&str] = &["acked", "termed", "rejected"];
+/// The seconds by which a line of a worker may be read late.
+const REPORT_LAG: f64 = 0.2;
 /// No more complaints than a person reads.
 const MOST_COMPLAINTS: usize = 8;
 
@@ -110,6 +112,26 @@ impl Reports {
             let reason = wanted.reason.is_none() || wanted.reason == event.reason;
             let wait = event.r#in.unwrap_or(0.0) >= wanted.least_in;
             event.event == wanted.event && reason && wait && *at >= since
+        })
+    }
+
+    /// The first repeat of this reason since then that came too soon, by what a worker said or by what it did.
+    pub fn too_soon(&self, wanted: &Seen, since: Instant) -> Option<String> {
+        let ledger = self.lock();
+        let is_wanted = |said: &&TimedEvent| {
+            said.event.event == wanted.event
+                && said.event.reason == wanted.reason
+                && said.at >= since
+        };
+        let all: Vec<_> = ledger.others.iter().filter(is_wanted).collect();
+        all.iter().enumerate().find_map(|(place, said)| {
+            let told = said.event.r#in.unwrap_or(0.0);
+            let next = all[place + 1..].iter().find(|next| next.by == said.by);
+            let waited = next.map_or(f64::MAX, |next| (next.at - said.at).as_secs_f64());
+            let is_soon = told < wanted.each_in || waited + REPORT_LAG < wanted.each_in;
+            let TimedEvent { by, event, .. } = said;
+            is_soon
+                .then(|| format!("{by} says {told} s for a {}, and waits {waited} s", event.event))
         })
     }
 

@@ -78,6 +78,8 @@ pub enum Step {
     GivenBack(usize),
     /// Puts another credential into the files of the workers, also of those that run.
     Credential(Credential),
+    /// From now on, the server with the keys of the issuer is there or not.
+    Issuer(Presence),
     /// Takes a credential from those that the proxy accepts, and waits until it has noticed.
     Revoke(Credential),
     /// Waits until a worker has told a person of this reason.
@@ -99,7 +101,7 @@ impl Step {
     pub fn acts(&self) -> bool {
         let to_workers =
             matches!(self, Self::Start(_) | Self::Stop(_) | Self::Freeze(_) | Self::Thaw(_));
-        let to_servers = matches!(self, Self::Proxy(_) | Self::Nats(_));
+        let to_servers = matches!(self, Self::Proxy(_) | Self::Nats(_) | Self::Issuer(_));
         let to_files = matches!(self, Self::Credential(_) | Self::Revoke(_));
         to_workers || to_servers || to_files || matches!(self, Self::Publish(_))
     }
@@ -113,6 +115,15 @@ pub enum Ways {
     Keys,
     /// By certificates of clients, which the port demands.
     Certificates,
+    /// By tokens of an issuer whose keys are at a URL.
+    Tokens,
+}
+
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "snake_case")]
+pub enum Presence {
+    Here,
+    Away,
 }
 
 /// What a worker has in its files.
@@ -158,6 +169,9 @@ pub struct Seen {
     /// With a wait of so many seconds or more.
     #[serde(default)]
     pub least_in: f64,
+    /// None of them waits for fewer seconds, and no worker says the next sooner.
+    #[serde(default)]
+    pub each_in: f64,
     /// Seconds.
     #[serde(default = "soon")]
     pub within: f64,
