@@ -3,6 +3,7 @@
 
 mod drain;
 mod listening;
+mod observed;
 mod signals;
 
 use std::{
@@ -24,6 +25,7 @@ use tokio_util::task::TaskTracker;
 
 use self::{
     drain::{Background, Drain},
+    observed::Observed,
     signals::Signals,
 };
 use crate::{
@@ -38,8 +40,9 @@ use crate::{
     grpc::{self, AdminSocketError, ContractError, Served, Service},
     lessor::Lessor,
     limits::ListenerLimits,
+    metrics::{LogMeter, Metrics},
     nats::Nats,
-    ops::{self, Health},
+    ops::{self, Health, Pages},
     readiness::{Readiness, Verdict},
     refusal_log::RefusalLog,
     tls::ClientAuth,
@@ -85,7 +88,11 @@ pub enum AppError {
 ///
 /// # Errors
 /// See [`AppError`]. An absent NATS is no error: the service starts, and its health says NOT_SERVING.
-pub async fn run(config: Serve, ready: impl FnOnce(BoundAddresses)) -> Result<(), AppError> {
+pub async fn run(
+    config: Serve,
+    log: &LogMeter,
+    ready: impl FnOnce(BoundAddresses),
+) -> Result<(), AppError> {
     let mut signals = Signals::listen().map_err(AppError::System)?;
     let room = fd_limit::raise(config.edge.max_connections);
     if let Some(fd_limit::FdLimitTooLow { allowed, needed }) = room.short {
@@ -103,6 +110,7 @@ pub async fn run(config: Serve, ready: impl FnOnce(BoundAddresses)) -> Result<()
     let local = |listener: &TcpListener| listener.local_addr().map_err(AppError::System);
     let bound = BoundAddresses { grpc: local(&grpc)?, ops: local(&ops)? };
 
+    let metrics = if config.metrics { Metrics::new(log) } else { Metrics::off() };
     let nats_tasks = TaskTracker::new();
     let lessor = Lessor::start(Nats::start(config.nats, &nats_tasks), config.limits);
     let readiness = Readiness::new(Link::Down("not connected yet".into()), clock::now());
@@ -133,7 +141,10 @@ pub async fn run(config: Serve, ready: impl FnOnce(BoundAddresses)) -> Result<()
     let ((stop_grpc, grpc_stopped), (stop_ops, ops_stopped)) = (stop(), stop());
     let mut listeners = JoinSet::new();
     let (verdict, probes) = (health.watch(), room.probes);
-    let ops = ops::serve(ops, probes, health_service.clone(), verdict, ops_stopped);
+    let observed = Observed::show(&metrics, &health, config.admission);
+    background.spawn(observed::lag(metrics.runtime().clone(), background.stop()));
+    let pages = Pages { verdict, metrics: config.metrics.then(|| metrics.clone()) };
+    let ops = ops::serve(ops, probes, health_service.clone(), pages, ops_stopped);
     let limits = ListenerLimits { max_connections: room.connections, ..config.edge };
     let (calls, secured, reflection) = (config.calls, tls.is_some(), config.reflection);
     listeners.spawn(async move {
@@ -157,6 +168,7 @@ pub async fn run(config: Serve, ready: impl FnOnce(BoundAddresses)) -> Result<()
         never = follow(&lessor, &cluster, &gatekeeper, (&health, readiness), || ready(bound)) => match never {},
         () = signals.next() => {}
     }
+    observed.draining();
     let first_at = clock::now();
     let drain = Drain {
         lessor: &lessor,

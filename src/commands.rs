@@ -12,6 +12,7 @@ use crate::{
         LogArgs, Serve, WhoAmIArgs,
     },
     dev,
+    metrics::LogMeter,
     pb::{self, settlement::Action},
     telemetry::{Log, LogError},
     token,
@@ -54,12 +55,12 @@ pub fn run(command: Command) -> ExitCode {
             .map_err(usage)
             .and_then(|lease| settle(args.ack, Action::Extend(pb::ExtendAction { lease }))),
         Command::WhoAmI(args) => who_am_i(*args),
-        Command::Serve { serve, log: args } => log_to(&mut log, &args).and_then(|()| {
+        Command::Serve { serve, log: args } => log_to(&mut log, &args).and_then(|meter| {
             let serve = Serve::load(*serve).map_err(usage)?;
-            block_on(async { app::run(serve, |_| ()).await }).map(|()| 0)
+            block_on(async { app::run(serve, &meter, |_| ()).await }).map(|()| 0)
         }),
         Command::Dev { dev, log: args } => {
-            log_to(&mut log, &args).and_then(|()| block_on(develop(dev)).map(|()| 0))
+            log_to(&mut log, &args).and_then(|meter| block_on(develop(dev, &meter)).map(|()| 0))
         }
     };
     match outcome {
@@ -85,12 +86,15 @@ fn failed(message: impl ToString) -> (u8, String) {
     (1, message.to_string())
 }
 
-fn log_to(log: &mut Option<Log>, args: &LogArgs) -> Outcome<()> {
-    *log = Some(Log::start(args).map_err(|error| match error {
+/// Starts the log. Returns the meter of its lines.
+fn log_to(log: &mut Option<Log>, args: &LogArgs) -> Outcome<LogMeter> {
+    let started = Log::start(args).map_err(|error| match error {
         LogError::Filter(..) => usage(error),
         LogError::System(_) => failed(error),
-    })?);
-    Ok(())
+    })?;
+    let meter = started.meter().clone();
+    *log = Some(started);
+    Ok(meter)
 }
 
 fn say(line: &str) -> Outcome<()> {
@@ -172,7 +176,10 @@ fn print_answer((text, well): (String, bool)) -> Outcome<u8> {
 }
 
 /// Serves in front of a private server with samples.
-async fn develop(args: DevArgs) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+async fn develop(
+    args: DevArgs,
+    meter: &LogMeter,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let server =
         dev::PrivateServer::start(args.nats_server.as_deref(), args.store_dir.as_deref()).await?;
     dev::fill(&server, args.samples as usize).await?;
@@ -184,6 +191,6 @@ async fn develop(args: DevArgs) -> Result<(), Box<dyn std::error::Error + Send +
         let print = move || std::io::stdout().write_all(hints.as_bytes());
         let _ = std::thread::Builder::new().spawn(print);
     };
-    app::run(serve, hints).await?;
+    app::run(serve, meter, hints).await?;
     Ok(())
 }

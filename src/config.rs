@@ -29,7 +29,7 @@ pub use self::{
 };
 use self::{
     admission::Exposure,
-    args::{DrainArgs, ListenArgs, NatsArgs, ServeArgs},
+    args::{DrainArgs, ListenArgs, MetricsArgs, NatsArgs, ServeArgs},
     limit_args::LimitArgs,
     security_args::{SecurityArgs, SwitchArg},
     tls_args::{ClientAuthArg, TlsArgs, TlsMinArg},
@@ -80,6 +80,8 @@ pub struct Serve {
     pub admin_socket: AdminSocket,
     /// Whether tools can read the contract.
     pub reflection: bool,
+    /// Whether things are counted for operators.
+    pub metrics: bool,
     /// Name of the group of replicas that accepts the tokens.
     pub cluster: String,
     /// Name of this replica for people.
@@ -140,7 +142,9 @@ impl Serve {
             security,
             limits,
             drain,
+            metrics,
         } = args;
+        let MetricsArgs { metrics } = metrics;
         let SecurityArgs { policy_file, insecure, plaintext, audit, admin_socket, reflection } =
             security;
         let ListenArgs { listen, ops_listen, ports_file } = listen;
@@ -205,6 +209,7 @@ impl Serve {
             admission,
             admin_socket: admin_socket.unwrap_or_default(),
             reflection: reflection == SwitchArg::On,
+            metrics: metrics == SwitchArg::On,
             listen,
             ops_listen,
             ports_file,

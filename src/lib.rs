@@ -13,7 +13,7 @@
 //! commands      what each subcommand does, and its exit code
 //! app           wires all rooms together and drains them in order
 //! dev           a private NATS server with samples, for a first look
-//! ops           the listener for operators, and health
+//! ops           the listener for operators: health and metrics
 //! grpc          the contract: requests are read, answers are written
 //! cluster       the replicas: settling at any of them, hand-over, who is there
 //! telemetry     the log: format, level and the thread that writes it
@@ -39,6 +39,7 @@
 //! lease         the lease table; pure
 //! limits        limits of the contract and of a listener: numbers; pure
 //! lock          takes a lock in spite of an earlier panic
+//! metrics       the metrics: families, series, and their page
 //! pb            code generated from the contract, and its times
 //! pump          decides pulls and answers for one consumer; pure
 //! reason        the one table of refusals: code, promise, wait; pure
@@ -70,6 +71,7 @@ pub mod lessor;
 pub mod limits;
 mod lock;
 pub mod log_throttle;
+pub mod metrics;
 pub mod nats;
 mod net;
 pub mod ops;

@@ -1,10 +1,11 @@
-//! The listener for operators and probes, and the health that it and the listener for clients tell.
+//! The listener for operators and probes: health, which the listener for clients tells too, and metrics.
 //! Serves nothing that a client needs to fetch or settle.
 
 mod health;
+mod scrape;
 mod server;
 
 pub use self::{
     health::{Health, LIVENESS},
-    server::serve,
+    server::{Pages, serve},
 };

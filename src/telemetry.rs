@@ -14,7 +14,10 @@ use std::{
 use tracing_subscriber::EnvFilter;
 
 use self::writer::Queue;
-use crate::config::{LogArgs, LogFormat};
+use crate::{
+    config::{LogArgs, LogFormat},
+    metrics::LogMeter,
+};
 
 /// Libraries that log, by `cargo tree -i tracing`. They are silenced: their warnings are about lost
 /// connections and wrong peers, which the modules of this program log themselves if they matter.
@@ -31,7 +34,10 @@ const PANIC: Duration = Duration::from_millis(100);
 
 /// The started log. When it is dropped, it waits up to a second for unwritten lines.
 #[derive(Debug)]
-pub struct Log(Queue);
+pub struct Log {
+    queue: Queue,
+    meter: LogMeter,
+}
 
 /// The reason why there is no log.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +72,8 @@ impl Log {
         // A separate file: a write that hangs then holds no lock that others need.
         let output = File::from(io::stderr().as_fd().try_clone_to_owned()?);
         let loss = |lines| writer::captured(|| tracing::warn!(lines, "lines of the log were lost"));
-        let queue = Queue::start(output, loss)?;
+        let meter = LogMeter::default();
+        let queue = Queue::start(output, loss, meter.clone())?;
         let subscriber = tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(queue.clone())
@@ -79,17 +86,23 @@ impl Log {
             LogFormat::Text => subscriber.init(),
             LogFormat::Auto | LogFormat::Json => subscriber.json().flatten_event(true).init(),
         }
-        let panics = queue.clone();
+        let (panics, counted) = (queue.clone(), meter.clone());
         panic::set_hook(Box::new(move |what| {
+            counted.panicked();
             tracing::error!(%what, "a task has panicked");
             panics.flush(PANIC);
         }));
-        Ok(Self(queue))
+        Ok(Self { queue, meter })
+    }
+
+    /// The meter of its lines.
+    pub fn meter(&self) -> &LogMeter {
+        &self.meter
     }
 
     /// Writes a line that is not an event: why the process ends.
     pub fn line(&self, text: &str) {
-        self.0.push(format!("{text}\n").as_bytes());
+        self.queue.push(format!("{text}\n").as_bytes());
     }
 }
 
@@ -117,7 +130,7 @@ fn check(filter: &str) -> Result<(), String> {
 
 impl Drop for Log {
     fn drop(&mut self) {
-        self.0.close(LAST_LINES);
+        self.queue.close(LAST_LINES);
     }
 }
 

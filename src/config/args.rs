@@ -15,7 +15,7 @@ use super::{
     limit_args::LimitArgs,
     listen::Listen,
     policy_args::{KeygenArgs, PolicyArgs},
-    security_args::SecurityArgs,
+    security_args::{SecurityArgs, SwitchArg},
     tls_args::TlsArgs,
     values,
 };
@@ -146,6 +146,8 @@ pub struct ServeArgs {
     pub(super) limits: LimitArgs,
     #[command(flatten)]
     pub(super) drain: DrainArgs,
+    #[command(flatten)]
+    pub(super) metrics: MetricsArgs,
 }
 
 #[derive(Debug, Args)]
@@ -163,7 +165,7 @@ pub(super) struct ListenArgs {
     pub(super) listen: Listen,
     /// Address for operators and probes: IP:PORT, NAME:PORT, or :PORT for all addresses.
     ///
-    /// It has /livez and /readyz over HTTP, and gRPC health, both in plain text.
+    /// It has /livez, /readyz and /metrics over HTTP, and gRPC health, all in plain text.
     #[arg(
         long,
         env = "FETCH_PROXY_OPS_LISTEN",
@@ -176,6 +178,14 @@ pub(super) struct ListenArgs {
     /// The file is written when both addresses are known. It shows the ports that port 0 has chosen.
     #[arg(long, env = "FETCH_PROXY_PORTS_FILE", value_name = "FILE")]
     pub(super) ports_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Metrics")]
+pub(super) struct MetricsArgs {
+    /// Whether things are counted, and shown at /metrics of --ops-listen.
+    #[arg(long, env = "FETCH_PROXY_METRICS", default_value = "on", value_name = "SWITCH")]
+    pub(super) metrics: SwitchArg,
 }
 
 #[derive(Debug, Args)]

@@ -1,5 +1,5 @@
-//! The listener for operators and probes, always without TLS: gRPC health, `/livez` and `/readyz`, over
-//! HTTP/1.1 and HTTP/2. It serves nothing that a client needs.
+//! The listener for operators and probes, always without TLS: gRPC health, `/livez`, `/readyz` and
+//! `/metrics`, over HTTP/1.1 and HTTP/2. It serves nothing that a client needs.
 
 use std::{
     future::Future,
@@ -18,10 +18,12 @@ use tonic::service::Routes;
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tower::Layer as _;
 
+use super::scrape::Scrapes;
 use crate::{
     api_error::ApiError,
     grpc::to_status,
     limits::ListenerLimits,
+    metrics::Metrics,
     net::{self, CountOpenCalls, MiddlewareLayer, Services},
     readiness::Verdict,
     reason::Reason,
@@ -33,18 +35,32 @@ const MAX_OPS_STREAMS: u32 = 16;
 /// connection may replace an idle one earlier.
 const MAX_IDLE_CONNECTION: Duration = Duration::from_secs(60);
 
+/// The content of the pages.
+pub struct Pages {
+    /// Whether this replica serves.
+    pub verdict: watch::Receiver<Verdict>,
+    /// The metrics; `None` for no such page.
+    pub metrics: Option<Metrics>,
+}
+
 /// Serves until `stop` gives the time by which to have ended, at most `max_connections` at once.
 pub async fn serve(
     listener: TcpListener,
     max_connections: usize,
     health: HealthServer<impl Health>,
-    verdict: watch::Receiver<Verdict>,
+    Pages { verdict, metrics }: Pages,
     stop: impl Future<Output = Instant>,
 ) {
     let pages = Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(move || std::future::ready(readyz(&verdict.borrow()))))
         .fallback(|request: Request| std::future::ready(not_here(&request)));
+    let pages = match metrics.map(Scrapes::new) {
+        Some(scrapes) => {
+            pages.route("/metrics", get(move |request: Request| scrapes.answer(request)))
+        }
+        None => pages,
+    };
     let service = Routes::from(pages).add_service(health).prepare();
     let behind = Services {
         listener: "ops",
@@ -68,12 +84,13 @@ pub async fn serve(
 fn not_here(request: &Request) -> Response {
     let content = request.headers().get(header::CONTENT_TYPE);
     if content.is_some_and(|content| content.as_bytes().starts_with(b"application/grpc")) {
-        let text = "this is the port for operators, with health alone; the service is on the other \
+        let text = "this is the port for operators, with health and metrics; the service is on the other \
                     port, that of --listen";
         let refused = ApiError::Foreign(Reason::Unsupported, text.to_owned());
         return to_status(&refused).into_http();
     }
-    (StatusCode::NOT_FOUND, "there are /livez and /readyz here, and gRPC health\n").into_response()
+    (StatusCode::NOT_FOUND, "there are /livez, /readyz and /metrics here, and gRPC health\n")
+        .into_response()
 }
 
 fn readyz(verdict: &Verdict) -> (StatusCode, String) {

@@ -21,7 +21,7 @@ use std::{
 
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::{clock, lock::lock};
+use crate::{clock, lock::lock, metrics::LogMeter};
 
 /// Most lines that wait: some seconds of a busy proxy at level debug.
 const MAX_QUEUED_LINES: usize = 8192;
@@ -43,6 +43,7 @@ struct Shared {
     more: Condvar,
     /// Signals that the thread has nothing left to write, or has ended.
     idle: Condvar,
+    meter: LogMeter,
 }
 
 #[derive(Debug, Default)]
@@ -90,8 +91,10 @@ impl Queue {
     pub(super) fn start(
         output: impl Write + Send + 'static,
         loss: impl Fn(u64) -> Vec<u8> + Send + 'static,
+        meter: LogMeter,
     ) -> io::Result<Self> {
-        let shared = Shared { state: Mutex::default(), more: Condvar::new(), idle: Condvar::new() };
+        let (more, idle) = (Condvar::new(), Condvar::new());
+        let shared = Shared { state: Mutex::default(), more, idle, meter };
         let queue = Self(Arc::new(shared));
         let output = Output { output, torn: false };
         let thread = Thread { queue: queue.clone(), output, loss, told: 0, tried_at: None };
@@ -103,7 +106,7 @@ impl Queue {
     pub(super) fn push(&self, line: &[u8]) {
         let mut state = self.state();
         if state.lines.len() >= MAX_QUEUED_LINES || state.bytes + line.len() > MAX_QUEUED_BYTES {
-            state.lost += 1;
+            self.lose(&mut state);
             return;
         }
         state.bytes += line.len();
@@ -153,7 +156,12 @@ impl Queue {
     }
 
     fn lose_one(&self) {
-        self.state().lost += 1;
+        self.lose(&mut self.state());
+    }
+
+    fn lose(&self, state: &mut State) {
+        state.lost += 1;
+        self.0.meter.dropped();
     }
 
     fn lost(&self) -> u64 {
@@ -195,6 +203,11 @@ impl<'a> MakeWriter<'a> for Queue {
     type Writer = &'a Self;
 
     fn make_writer(&'a self) -> Self::Writer {
+        self
+    }
+
+    fn make_writer_for(&'a self, event: &tracing::Metadata<'_>) -> Self::Writer {
+        self.0.meter.logged(event.level().as_str());
         self
     }
 }
@@ -325,7 +338,7 @@ mod tests {
         let ((tell, takes), taken) = (mpsc::channel(), Arc::default());
         let reader = Reader { takes, taken: Arc::clone(&taken) };
         let loss = |lines| format!("{lines} lost\n").into_bytes();
-        (Queue::start(reader, loss).unwrap(), tell, taken)
+        (Queue::start(reader, loss, LogMeter::default()).unwrap(), tell, taken)
     }
 
     fn text(taken: &Mutex<Vec<u8>>) -> String {

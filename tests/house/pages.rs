@@ -7,6 +7,7 @@ use clap::{Arg, ArgAction, Command, CommandFactory as _};
 use fetch_proxy::{
     access::Unauthenticated,
     config::Cli,
+    metrics::{FAMILIES, FamilyKind},
     reason::{DOMAIN, REASON_TRAILER, Reason},
 };
 
@@ -59,6 +60,48 @@ fn page_of_errors_is_what_the_code_says() {
         writeln!(page, "| `{}` | {} |", why.name(), why.message()).unwrap();
     }
     assert_rendered("docs/reference/errors.md", &page);
+}
+
+#[test]
+fn page_of_metrics_is_what_the_code_says() {
+    let mut page = "# Metrics\n\n\
+         `GET /metrics` on the port for operators shows these families, in the text format of Prometheus or as\n\
+         OpenMetrics. `--metrics off` ends it. [Operate](../how-to/operate.md#metrics) says what to look at first.\n\n\
+         - A counter only grows, and starts at 0 with the process. A gauge is what it is at the scrape.\n\
+         - A histogram *h* has the series *h*`_bucket`, *h*`_sum` and *h*`_count`.\n\
+         - Times are in seconds, and sizes in bytes.\n\n\
+         A test renders this page from the code: `UPDATE_DOCS=1 cargo test --test house`.\n"
+        .to_owned();
+    let mut group = "";
+    for family in FAMILIES {
+        if group != family.group {
+            group = family.group;
+            write!(page, "\n## {group}\n\n| name | type | labels | meaning |\n").unwrap();
+            page += "| --- | --- | --- | --- |\n";
+        }
+        let kind = match family.kind {
+            FamilyKind::Counter => "counter",
+            FamilyKind::Gauge => "gauge",
+            FamilyKind::Histogram(_) => "histogram",
+        };
+        let labels: Vec<_> = family.labels.iter().map(|label| format!("`{label}`")).collect();
+        let (name, labels) = (family.shown(), labels.join(", "));
+        writeln!(page, "| `{name}` | {kind} | {labels} | {} |", family.help).unwrap();
+    }
+    page += "\n## Bounds of the histograms\n\n";
+    let mut shown: Vec<&[f64]> = Vec::new();
+    for family in FAMILIES {
+        if let FamilyKind::Histogram(bounds) = family.kind
+            && !shown.contains(&bounds)
+        {
+            shown.push(bounds);
+            let same = FAMILIES.iter().filter(|other| other.kind == family.kind);
+            let names: Vec<_> = same.map(|other| format!("`{}`", other.name)).collect();
+            let bounds: Vec<_> = bounds.iter().map(f64::to_string).collect();
+            writeln!(page, "- {}: {}", bounds.join(", "), names.join(", ")).unwrap();
+        }
+    }
+    assert_rendered("docs/reference/metrics.md", &page);
 }
 
 #[test]

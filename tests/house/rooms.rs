@@ -22,11 +22,20 @@ struct Room {
 }
 
 /// Libraries that decide what a room is: a runtime, a wire format, a log. All others are free.
-const LIBRARIES: [&str; 8] =
-    ["async_nats", "clap", "hyper", "prost", "rustls", "tokio", "tonic", "tracing"];
+const LIBRARIES: [&str; 9] = [
+    "async_nats",
+    "clap",
+    "hyper",
+    "prometheus_client",
+    "prost",
+    "rustls",
+    "tokio",
+    "tonic",
+    "tracing",
+];
 
 /// Names that pure code does without.
-const IMPURE: [&str; 9] = [
+const IMPURE: [&str; 10] = [
     "Mutex",
     "RwLock",
     "Atomic",
@@ -34,6 +43,7 @@ const IMPURE: [&str; 9] = [
     "Instant::now",
     "SystemTime",
     "crate::clock",
+    "crate::metrics",
     "tokio::",
     "tracing::",
 ];
@@ -86,6 +96,7 @@ const ROOMS: &[Room] = &[
             "keys",
             "lessor",
             "limits",
+            "metrics",
             "nats",
             "ops",
             "readiness",
@@ -151,7 +162,18 @@ const ROOMS: &[Room] = &[
     Room {
         name: "commands",
         purpose: "what each subcommand does, and its exit code",
-        rooms: &["access", "app", "client", "config", "dev", "pb", "secrets", "telemetry", "token"],
+        rooms: &[
+            "access",
+            "app",
+            "client",
+            "config",
+            "dev",
+            "metrics",
+            "pb",
+            "secrets",
+            "telemetry",
+            "token",
+        ],
         libraries: &["tokio"],
     },
     Room {
@@ -252,6 +274,12 @@ const ROOMS: &[Room] = &[
         libraries: &["clap"],
     },
     Room {
+        name: "metrics",
+        purpose: "the metrics: families, series, and their page",
+        rooms: &[],
+        libraries: &["prometheus_client"],
+    },
+    Room {
         name: "nats",
         purpose: "the broker and the bus on NATS",
         rooms: &["broker", "bus", "clock", "lock", "log_throttle", "secrets"],
@@ -265,8 +293,8 @@ const ROOMS: &[Room] = &[
     },
     Room {
         name: "ops",
-        purpose: "the listener for operators, and health",
-        rooms: &["api_error", "grpc", "limits", "net", "readiness", "reason"],
+        purpose: "the listener for operators: health and metrics",
+        rooms: &["api_error", "grpc", "limits", "metrics", "net", "readiness", "reason"],
         libraries: &["tokio", "tonic"],
     },
     Room {
@@ -314,7 +342,7 @@ const ROOMS: &[Room] = &[
     Room {
         name: "telemetry",
         purpose: "the log: format, level and the thread that writes it",
-        rooms: &["clock", "config", "lock"],
+        rooms: &["clock", "config", "lock", "metrics"],
         libraries: &["tracing"],
     },
     Room {

@@ -6,6 +6,7 @@ mod fetching;
 mod fuzz;
 mod health;
 mod leases;
+mod metrics;
 mod payloads;
 mod raw;
 mod refusals;

@@ -16,6 +16,7 @@ pub mod nats_server;
 pub mod proxy;
 pub mod raw_nats;
 pub mod relay;
+pub mod scrape;
 pub mod stage;
 
 use std::{

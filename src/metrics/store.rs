@@ -1,0 +1,142 @@
+//! The series that are counted as things happen. A series is found once, by whoever counts; from then on
+//! counting is an atomic addition, or a lock of one histogram.
+
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use prometheus_client::metrics::{counter::Counter, histogram::Histogram};
+
+use super::{
+    labels::Label,
+    table::{FAMILIES, Family, FamilyId, FamilyKind},
+};
+
+/// The values of the labels of a series, in the order of the table.
+pub(super) type Values = Vec<Cow<'static, str>>;
+
+/// All series that are counted.
+#[derive(Debug)]
+pub(super) struct SeriesStore {
+    /// By the number of the family. Empty if nothing is counted.
+    families: Vec<Mutex<BTreeMap<Values, Series>>>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Series {
+    Counter(Counter),
+    Histogram(Histogram),
+}
+
+/// A counter of one series. `None`: nothing is counted.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Count(Option<Counter>);
+
+/// The counters of one family with one label, all of whose values are known.
+#[derive(Debug)]
+pub(super) struct Counts<L>(Vec<Count>, std::marker::PhantomData<L>);
+
+/// The histogram of one series. `None`: nothing is observed.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Times(Option<Histogram>);
+
+impl SeriesStore {
+    /// A store of all families.
+    pub(super) fn new() -> Self {
+        Self { families: FAMILIES.iter().map(|_| Mutex::default()).collect() }
+    }
+
+    /// A store that counts nothing.
+    pub(super) fn off() -> Self {
+        Self { families: Vec::new() }
+    }
+
+    fn family(&self, id: FamilyId) -> Option<MutexGuard<'_, BTreeMap<Values, Series>>> {
+        let family = self.families.get(id as usize)?;
+        // A map of handles is whole after every step.
+        Some(family.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Shows a counter that was made before. An earlier counter of these labels stays, and is returned.
+    pub(super) fn show(&self, id: FamilyId, values: Values, count: &Count) -> Count {
+        debug_assert_eq!(row(id).kind, FamilyKind::Counter);
+        debug_assert_eq!(row(id).labels.len(), values.len());
+        let (Some(mut family), Some(counter)) = (self.family(id), &count.0) else {
+            return Count::default();
+        };
+        match family.entry(values).or_insert_with(|| Series::Counter(counter.clone())) {
+            Series::Counter(counter) => Count(Some(counter.clone())),
+            Series::Histogram(_) => Count::default(),
+        }
+    }
+
+    /// The histogram of these labels.
+    pub(super) fn times(&self, id: FamilyId, values: Values) -> Times {
+        debug_assert_eq!(row(id).labels.len(), values.len());
+        let FamilyKind::Histogram(buckets) = row(id).kind else { return Times::default() };
+        let Some(mut family) = self.family(id) else { return Times::default() };
+        let new = || Series::Histogram(Histogram::new(buckets.iter().copied()));
+        match family.entry(values).or_insert_with(new) {
+            Series::Histogram(histogram) => Times(Some(histogram.clone())),
+            Series::Counter(_) => Times::default(),
+        }
+    }
+
+    /// The series of a family, by their labels.
+    pub(super) fn series(&self, id: FamilyId) -> Vec<(Values, Series)> {
+        let family = self.family(id);
+        let series = family.iter().flat_map(|family| family.iter());
+        series.map(|(values, series)| (values.clone(), series.clone())).collect()
+    }
+}
+
+/// The row of a family. The table is in the order of the ids.
+pub(super) fn row(id: FamilyId) -> &'static Family {
+    &FAMILIES[id as usize]
+}
+
+impl Count {
+    /// A counter that no scraper sees yet.
+    pub(super) fn unseen() -> Self {
+        Self(Some(Counter::default()))
+    }
+
+    pub(super) fn add(&self, more: u64) {
+        if let Some(counter) = &self.0 {
+            counter.inc_by(more);
+        }
+    }
+}
+
+impl<L: Label> Counts<L> {
+    /// Counters that no scraper sees yet.
+    pub(super) fn unseen() -> Self {
+        Self(L::ALL.iter().map(|_| Count::unseen()).collect(), std::marker::PhantomData)
+    }
+
+    pub(super) fn of(&self, label: L) -> &Count {
+        &self.0[label.number()]
+    }
+}
+
+impl Times {
+    pub(super) fn observe(&self, value: f64) {
+        if let Some(histogram) = &self.0 {
+            histogram.observe(value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn table_is_in_the_order_of_the_ids() {
+        for (place, family) in FAMILIES.iter().enumerate() {
+            assert_eq!(family.id as usize, place, "{}", family.name);
+        }
+    }
+}
