@@ -72,6 +72,7 @@ pub const INSTALLATIONS: &[(&str, &[&str])] = &[
         ],
     ),
     ("autoscaled", &[LEAST, "autoscaling.enabled=true"]),
+    ("monitored", MONITORED),
     (
         "bare",
         &[
@@ -124,6 +125,20 @@ const TLS: &[&str] = &[
     "tls.minVersion=1.2",
     "access.policySecret=policy",
     "security.plaintext=true",
+];
+
+/// Metrics, alerts and the dashboard, for the operators of Prometheus and Grafana.
+pub const MONITORED: &[&str] = &[
+    LEAST,
+    "metrics.podMonitor.enabled=true",
+    "metrics.podMonitor.labels.release=prometheus",
+    "metrics.podMonitor.relabelings=[{\"action\": \"labeldrop\", \"regex\": \"endpoint\"}]",
+    "metrics.rules.enabled=true",
+    "metrics.rules.disabled={FetchProxyInsecure}",
+    "metrics.rules.extra=[{\"record\": \"a:b\", \"expr\": \"sum(fetchproxy_leases)\"}]",
+    "metrics.rules.runbooks=https://runbooks.example/page",
+    "metrics.dashboard.enabled=true",
+    "networkPolicy.operators[0].namespaceSelector.matchLabels.name=monitoring",
 ];
 
 #[test]

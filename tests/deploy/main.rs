@@ -14,6 +14,7 @@ mod helm_test;
 mod image;
 mod keda;
 mod manifests;
+mod monitoring;
 mod mounted;
 mod nats;
 mod notes;

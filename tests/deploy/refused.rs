@@ -54,6 +54,18 @@ fn impossible_values_are_refused_with_advice() {
             &[LEAST, "nats.auth.method=creds", r"nats.auth.entries.nkey\.seed=SUA"],
             "nats.auth.entries.nats.creds is needed",
         ),
+        (
+            &[LEAST, "metrics.podMonitor.enabled=true"],
+            "name the peers of Prometheus in networkPolicy.operators",
+        ),
+        (
+            &[LEAST, "metrics.podMonitor.enabled=true", "settings.metrics=off"],
+            "metrics.podMonitor needs the metrics",
+        ),
+        (
+            &[LEAST, "metrics.rules.enabled=true", "metrics.rules.disabled={FetchProxyUp}"],
+            "there is no alert FetchProxyUp. There are FetchProxyDown, ",
+        ),
         (&[LEAST, "nats.url=nats"], "/nats/url"),
         (&[LEAST, "nats.url=wss://nats"], "/nats/url"),
         (&[LEAST, "nats.url=nats://nats:14222"], "14222 of nats.url"),
