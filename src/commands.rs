@@ -35,11 +35,9 @@ pub fn run(command: Command) -> ExitCode {
         Command::Keygen(args) => keygen(args),
         Command::Policy(args) => policy::run(args.command),
         Command::Probe(args) => {
-            let tls = client_tls(args.tls);
-            block_on(async {
-                client::probe_by(&args.addr, &tls, &args.service, args.timeout).await
-            })
-            .and_then(|(status, serving)| say(&status).map(|()| if serving { 0 } else { 1 }))
+            let (addr, tls) = (args.address(), client_tls(args.tls));
+            block_on(async { client::probe_by(&addr, &tls, &args.service, args.timeout).await })
+                .and_then(|(status, serving)| say(&status).map(|()| if serving { 0 } else { 1 }))
         }
         Command::Fetch(args) => fetch(args),
         Command::Ack(args) => settle(args, Action::Ack(pb::AckAction {})),
@@ -163,7 +161,9 @@ fn who_am_i(args: WhoAmIArgs) -> Outcome<u8> {
     print_answer(block_on(client.who_am_i(socket.as_deref()))?)
 }
 
-fn client(CallArgs { addr, tls, token_file, json }: CallArgs) -> client::Client {
+fn client(args: CallArgs) -> client::Client {
+    let addr = args.address();
+    let CallArgs { tls, token_file, json, .. } = args;
     client::Client { addr, tls: client_tls(tls), token_file, json }
 }
 

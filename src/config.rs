@@ -19,10 +19,10 @@ use std::{env, io, path::PathBuf, time::Duration};
 pub use self::{
     admin_socket::AdminSocket,
     admission::Admission,
-    args::{Cli, Command, DevArgs, GuardArgs, LogArgs, LogFormat, ProbeArgs},
+    args::{Cli, Command, DevArgs, GuardArgs, LogArgs, LogFormat},
     client_args::{
-        AckArgs, CallArgs, ClientTlsArgs, CodecArg, ExtendArgs, FetchArgs, NakArgs, TermArgs,
-        WhoAmIArgs,
+        AckArgs, CallArgs, ClientTlsArgs, CodecArg, ExtendArgs, FetchArgs, NakArgs, ProbeArgs,
+        TermArgs, WhoAmIArgs,
     },
     listen::Listen,
     policy_args::{KeygenArgs, PolicyArgs, PolicyCheckArgs, PolicyCommand, PolicyDiffArgs},

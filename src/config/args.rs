@@ -11,7 +11,7 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::{
-    client_args::{AckArgs, ClientTlsArgs, ExtendArgs, FetchArgs, NakArgs, TermArgs, WhoAmIArgs},
+    client_args::{AckArgs, ExtendArgs, FetchArgs, NakArgs, ProbeArgs, TermArgs, WhoAmIArgs},
     limit_args::LimitArgs,
     listen::Listen,
     policy_args::{KeygenArgs, PolicyArgs},
@@ -342,28 +342,6 @@ impl DevArgs {
             | Command::Guard(_) => Err(clap::Error::new(clap::error::ErrorKind::InvalidSubcommand)),
         }
     }
-}
-
-/// The question of a probe.
-#[derive(Debug, Args)]
-pub struct ProbeArgs {
-    /// Address of a fetch-proxy, for clients or for operators. With TLS it begins with https://.
-    #[arg(
-        long,
-        env = "FETCH_PROXY_OPS_LISTEN",
-        default_value = "127.0.0.1:50052",
-        value_name = "ADDR"
-    )]
-    pub addr: String,
-    /// The files for TLS.
-    #[command(flatten)]
-    pub tls: ClientTlsArgs,
-    /// Name of the health service. Empty is readiness, `liveness` is whether the process answers.
-    #[arg(long, default_value = "", value_name = "NAME")]
-    pub service: String,
-    /// Longest wait for an answer. Until then, a connection that fails is tried again.
-    #[arg(long, default_value = "3s", value_name = "TIME", value_parser = values::time)]
-    pub timeout: Duration,
 }
 
 /// The command of a guard.

@@ -2,11 +2,13 @@
 //!
 //! The doc comments are the `--help` texts and `docs/reference/flags.md`.
 
-use std::{path::PathBuf, time::Duration};
+use std::{env, path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
 
 use super::{admin_socket::AdminSocket, listen::Listen, values};
+
+const TLS: &str = "TLS, for an address with https://";
 
 const TAKE: &str = "\
 Example:
@@ -21,14 +23,11 @@ In a running container: kubectl exec POD -- /fetch-proxy fetch ORDERS worker";
 /// The address to call, and the format of the answer.
 #[derive(Debug, Args)]
 pub struct CallArgs {
-    /// Address of a fetch-proxy for clients. With TLS it begins with https://.
-    #[arg(
-        long,
-        env = "FETCH_PROXY_LISTEN",
-        default_value = "127.0.0.1:50051",
-        value_name = "ADDR"
-    )]
-    pub addr: String,
+    /// Address of a fetch-proxy for clients [default: FETCH_PROXY_LISTEN if that is set, else 127.0.0.1:50051]
+    ///
+    /// With TLS it begins with https://.
+    #[arg(long, env = "FETCH_PROXY_ADDR", value_name = "ADDR")]
+    pub addr: Option<String>,
     /// The files for TLS.
     #[command(flatten)]
     pub tls: ClientTlsArgs,
@@ -42,21 +41,59 @@ pub struct CallArgs {
     pub json: bool,
 }
 
+impl CallArgs {
+    /// The address to call. In a container it is that of the service, which has its address from a variable.
+    pub fn address(&self) -> String {
+        address(self.addr.as_ref(), "FETCH_PROXY_LISTEN", "127.0.0.1:50051")
+    }
+}
+
+/// The address that was given, or else that of `variable`, or else the default.
+fn address(given: Option<&String>, variable: &str, default: &str) -> String {
+    let of_the_service = || env::var(variable).ok().filter(|address| !address.is_empty());
+    given.cloned().or_else(of_the_service).unwrap_or_else(|| default.to_owned())
+}
+
+/// The fetch-proxy whose health is asked for.
+#[derive(Debug, Args)]
+pub struct ProbeArgs {
+    /// Address of a fetch-proxy, for clients or for operators [default: FETCH_PROXY_OPS_LISTEN if that is set, else 127.0.0.1:50052]
+    ///
+    /// With TLS it begins with https://.
+    #[arg(long, env = "FETCH_PROXY_ADDR", value_name = "ADDR")]
+    pub addr: Option<String>,
+    /// The files for TLS.
+    #[command(flatten)]
+    pub tls: ClientTlsArgs,
+    /// Name of the health service. Empty is readiness, `liveness` is whether the process answers.
+    #[arg(long, default_value = "", value_name = "NAME")]
+    pub service: String,
+    /// Longest wait for an answer. Until then, a connection that fails is tried again.
+    #[arg(long, default_value = "3s", value_name = "TIME", value_parser = values::time)]
+    pub timeout: Duration,
+}
+
+impl ProbeArgs {
+    /// The address to ask. In a container it is that for operators.
+    pub fn address(&self) -> String {
+        address(self.addr.as_ref(), "FETCH_PROXY_OPS_LISTEN", "127.0.0.1:50052")
+    }
+}
+
 /// The files for TLS.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "TLS, for an address with https://")]
 pub struct ClientTlsArgs {
     /// File with the certificate authorities (PEM) to trust, in place of the system's.
-    #[arg(long, env = "FETCH_PROXY_CA", value_name = "FILE")]
+    #[arg(long, env = "FETCH_PROXY_CA", value_name = "FILE", help_heading = TLS)]
     pub ca: Option<PathBuf>,
     /// File with the certificate of this client (PEM).
-    #[arg(long, env = "FETCH_PROXY_CERT", value_name = "FILE")]
+    #[arg(long, env = "FETCH_PROXY_CERT", value_name = "FILE", help_heading = TLS)]
     pub cert: Option<PathBuf>,
     /// File with the key of the certificate (PEM), without a password.
-    #[arg(long, env = "FETCH_PROXY_KEY", value_name = "FILE")]
+    #[arg(long, env = "FETCH_PROXY_KEY", value_name = "FILE", help_heading = TLS)]
     pub key: Option<PathBuf>,
     /// Name that the certificate of the server must have [default: the host of the address]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = TLS)]
     pub server_name: Option<String>,
 }
 

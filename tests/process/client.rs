@@ -73,6 +73,32 @@ async fn fetch_and_ack_work_by_hand() {
 }
 
 #[tokio::test]
+async fn address_of_a_command_comes_from_the_variable_of_clients_and_else_from_the_service() {
+    let client = ClientRun::new().await;
+    client.proxy.ready().await;
+    let Fixture { stream, consumer, .. } = &client.fixture;
+    let fetch = ["fetch", stream, consumer, "--max-wait", "0s"];
+    let (here, nowhere) = (&*client.proxy.grpc, "127.0.0.1:1");
+    let (listen, ops) = ("FETCH_PROXY_LISTEN", "FETCH_PROXY_OPS_LISTEN");
+    for (arguments, variables, code) in [
+        (&fetch[..], &[("FETCH_PROXY_ADDR", here), (listen, nowhere)][..], 0),
+        (&fetch, &[("FETCH_PROXY_ADDR", nowhere), (listen, here)], 1),
+        (&fetch, &[(listen, here)], 0),
+        (&["ack", "x"], &[("FETCH_PROXY_ADDR", here), (listen, nowhere)], 1),
+        (&["probe"], &[("FETCH_PROXY_ADDR", here), (ops, nowhere)], 0),
+        (&["probe", "--timeout", "1s"], &[("FETCH_PROXY_ADDR", nowhere), (ops, here)], 1),
+        (&["probe"], &[(ops, &client.proxy.ops)], 0),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fetch-proxy"));
+        let output = command.args(arguments).envs(variables.iter().copied()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?} {variables:?}: {said}");
+        let asked = arguments[0] != "ack" || said.contains("TOKEN_INVALID");
+        assert!(asked, "{said}");
+    }
+}
+
+#[tokio::test]
 async fn several_tokens_and_json_work_by_hand() {
     let client = ClientRun::new().await;
     client.fixture.publish_many(4).await;
