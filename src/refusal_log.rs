@@ -1,11 +1,11 @@
-//! The log line of a refusal. The first refusal of each reason and consumer is logged, and again after
+//! The log line of a refusal. The first refusal of each reason, consumer and principal is logged, and again after
 //! an hour. Anyone can be refused as often as they like, so lines and memory are bounded.
 
 use std::time::Duration;
 
 use crate::{api_error::ApiError, broker::ConsumerName, clock, log_throttle::KeyedLogThrottle};
 
-/// The least time between two lines for the same reason and consumer.
+/// The least time between two lines for the same reason, consumer and principal.
 const REPEAT_AFTER: Duration = Duration::from_secs(3600);
 /// Lines in ten seconds.
 const LINES_PER_TEN_SECONDS: u32 = 10;
@@ -19,6 +19,8 @@ pub struct RefusalLog(KeyedLogThrottle);
 pub struct RefusedCaller<'c> {
     /// The consumer that the call is about.
     pub consumer: Option<ConsumerName>,
+    /// The principal of the caller.
+    pub principal: Option<&'c str>,
     /// The name that the worker gave. Empty: it gave none.
     pub worker: &'c str,
 }
@@ -32,11 +34,12 @@ impl RefusalLog {
     /// Logs that a call with this name was refused, unless the log has such a line already.
     pub fn refused(&self, call: &'static str, caller: &RefusedCaller<'_>, error: &ApiError) {
         let reason = error.reason().name();
-        if self.0.allow(&(reason, &caller.consumer), clock::now()) {
+        let principal = caller.principal;
+        if self.0.allow(&(reason, &caller.consumer, principal), clock::now()) {
             let consumer = caller.consumer.as_ref().map(ToString::to_string);
             let worker = Some(caller.worker).filter(|worker| !worker.is_empty());
             let why = error.message();
-            tracing::info!(call, reason, consumer, worker, why, "a call was refused");
+            tracing::info!(call, reason, consumer, principal, worker, why, "a call was refused");
         }
     }
 }

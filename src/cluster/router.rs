@@ -112,13 +112,13 @@ impl<B: Broker + Bus> Router<B> {
             settled_here.into_iter().map(|result| outcome(result, clocks)).collect();
         for (result, subject) in settled_here.iter().zip(subjects) {
             if let Err(refused) = result {
-                self.log_refusal(call, Some(subject), refused);
+                self.log_refusal(call, settler, Some(subject), refused);
             }
         }
         results.set_all(local, settled_here);
         for (indices, settled) in settled_there {
             for refused in settled.iter().filter_map(|result| result.as_ref().err()) {
-                self.log_refusal(call, None, refused);
+                self.log_refusal(call, settler, None, refused);
             }
             results.set_all(indices, settled);
         }
@@ -145,7 +145,7 @@ impl<B: Broker + Bus> Router<B> {
             let (claims, lease, by) = match opened {
                 Ok(opened) => opened,
                 Err(refused) => {
-                    self.log_refusal(call, None, &refused);
+                    self.log_refusal(call, settler, None, &refused);
                     sorted.results.set(index, Err(refused));
                     continue;
                 }
@@ -163,7 +163,7 @@ impl<B: Broker + Bus> Router<B> {
                 LeaseLocation::Ended(refusal) => {
                     let ended = ended(action, refusal);
                     if let Err(refused) = &ended {
-                        self.log_refusal(call, Some(claims.ack_subject), refused);
+                        self.log_refusal(call, settler, Some(claims.ack_subject), refused);
                     }
                     sorted.results.set(index, ended);
                 }
@@ -209,12 +209,15 @@ impl<B: Broker + Bus> Router<B> {
     fn log_refusal(
         &self,
         call: &AuditedCall<'_>,
+        settler: &Settler,
         subject: Option<Cow<'_, str>>,
         refused: &ApiError,
     ) {
         let ack = subject.map(|subject| AckSubject(subject.into_owned().into()));
         let consumer = ack.and_then(|ack| B::delivery_of(&ack)).map(|(name, _)| name);
-        self.refusals.refused(call.method, &RefusedCaller { consumer, worker: "" }, refused);
+        let principal = settler.caller().principal.as_deref();
+        let caller = RefusedCaller { consumer, principal, worker: "" };
+        self.refusals.refused(call.method, &caller, refused);
     }
 
     /// Answers a request of another replica. `None`: the request is not answered.

@@ -147,7 +147,8 @@ impl<B: Broker + Bus> FetchService for Service<B> {
             // A name that is refused for its length is also too long for the log.
             let consumer = (stream.len().max(consumer.len()) <= 255)
                 .then(|| ConsumerName { stream: stream.into(), consumer: consumer.into() });
-            let caller = RefusedCaller { consumer, worker: &request.worker };
+            let principal = extensions.get::<KnownCaller>().and_then(|it| it.principal.as_deref());
+            let caller = RefusedCaller { consumer, principal, worker: &request.worker };
             self.refusals.refused(call.method, &caller, &refused);
             audit_refusal(&call, &refused);
             to_status(&refused)

@@ -240,3 +240,28 @@ async fn limits_of_the_file_are_for_each_principal_by_itself() {
     foreign.fetch(limited.fetch(&limited.other, 1, 0)).await.unwrap();
     open.abort();
 }
+
+#[tokio::test]
+async fn first_refusal_of_each_principal_is_in_the_log() {
+    let limits = "calls_per_second: 1, burst: 1";
+    let limited = Limited::start(limits).await;
+    let file = limited.folder.path().join("policy");
+    let (text, other) = (fs::read_to_string(&file).unwrap(), "match: ['key:other']");
+    fs::write(&file, text.replace(other, &format!("{other}, limits: {{{limits}}}"))).unwrap();
+    let client = limited.proxy.client().await;
+    for (principal, key) in [("orders", &limited.orders), ("other", &limited.other)] {
+        let refused = || {
+            let (mut client, request) = (client.clone(), limited.fetch(key, 1, 0));
+            async move { client.fetch(request).await.err() }
+        };
+        let refused = eventually("a refusal", refused).await;
+        assert_eq!(reason(&refused).1, "RATE_LIMIT");
+        let logged = || async {
+            let log = limited.proxy.log();
+            let lines = log.lines().filter(|line| line.contains("a call was refused"));
+            let name = format!("\"principal\":\"{principal}\"");
+            (lines.filter(|line| line.contains(&name)).count() == 1).then_some(())
+        };
+        eventually("its line", logged).await;
+    }
+}

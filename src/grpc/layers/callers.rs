@@ -98,7 +98,14 @@ where
                     let (headers, extensions) = (request.headers(), request.extensions());
                     let call = audited(self.gatekeeper.audit(), method, headers, extensions);
                     audit_refusal(&call, &refused);
-                    self.refusals.refused(kind.name(), &RefusedCaller::default(), &refused);
+                    let denied = if let ApiError::NotAllowed(denied) = &refused {
+                        Some(denied)
+                    } else {
+                        None
+                    };
+                    let principal = denied.and_then(|denied| denied.principal.as_deref());
+                    let caller = RefusedCaller { principal, ..RefusedCaller::default() };
+                    self.refusals.refused(kind.name(), &caller, &refused);
                     return Ok(to_status(&refused).into_http());
                 }
             }

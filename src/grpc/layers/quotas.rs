@@ -97,7 +97,9 @@ where
         let counted = match caller.map(|caller| self.begin(kind, caller)).transpose() {
             Ok(counted) => counted.flatten(),
             Err(refused) => {
-                self.refusals.refused(kind.name(), &RefusedCaller::default(), &refused);
+                let principal = caller.and_then(|caller| caller.principal.as_deref());
+                let caller = RefusedCaller { principal, ..RefusedCaller::default() };
+                self.refusals.refused(kind.name(), &caller, &refused);
                 return Ok(to_status(&refused).into_http());
             }
         };
