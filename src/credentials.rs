@@ -12,11 +12,13 @@ mod refresh;
 use std::{
     collections::BTreeMap,
     io,
+    panic::AssertUnwindSafe,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -188,7 +190,8 @@ impl Gatekeeper {
     /// Reads the files again whenever they change, and fetches the keys of issuers, until `stop`.
     pub async fn follow(&self, stop: CancellationToken) {
         let Some(file) = &self.file else { return };
-        tokio::join!(self.follow_files(file, stop.clone()), self.follow_issuers(file, stop));
+        let fetch = |issuer| fetch::fetch(issuer, file.clone());
+        tokio::join!(self.follow_files(file, stop.clone()), self.follow_issuers(fetch, stop));
     }
 
     async fn follow_files(&self, file: &Path, stop: CancellationToken) {
@@ -232,7 +235,10 @@ impl Gatekeeper {
         self.take(text, files)
     }
 
-    async fn follow_issuers(&self, file: &Path, stop: CancellationToken) {
+    async fn follow_issuers<F>(&self, fetch: impl Fn(Issuer) -> F, stop: CancellationToken)
+    where
+        F: Future<Output = Result<FetchedKeys, FetchFault>> + Send + 'static,
+    {
         let mut fetches = JoinSet::new();
         loop {
             let IssuerWork { fetches: due, outlived, next } = self.issuers.work(clock::now());
@@ -244,8 +250,11 @@ impl Gatekeeper {
                 self.take_fetched(&issuer, None);
             }
             for issuer in due {
-                let (asked, file) = (issuer.clone(), file.to_owned());
-                fetches.spawn(async move { (issuer, fetch::fetch(asked, file).await) });
+                // Without an end, this fetch would count as running for ever, and no other would follow.
+                let fetched = AssertUnwindSafe(fetch(issuer.clone())).catch_unwind();
+                fetches.spawn(
+                    async move { (issuer, fetched.await.unwrap_or(Err(FetchFault::Panic))) },
+                );
             }
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -376,7 +385,10 @@ fn files_for_fetches(issuer: &Issuer, file: &Path) -> impl Iterator<Item = PathB
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{
+        fs,
+        sync::atomic::{AtomicU32, Ordering},
+    };
 
     use tempfile::TempDir;
     use tokio_util::task::TaskTracker;
@@ -459,6 +471,29 @@ rules: [{principals: [orders], streams: [S], consumers: ['*'], verbs: [work]}]
         let mut gatekeeper = files.load().unwrap();
         assert!(!gatekeeper.authenticates());
         assert!(matches!(gatekeeper.must_authenticate(), Err(AccessFileError::Anybody(_))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn fetch_that_panics_is_tried_again() {
+        let files = Files::new();
+        let issuers = "jwt: [{name: corp, issuer: i, audiences: [a], keys: {url: 'http://127.0.0.1:1/'}}], api_keys";
+        files.write("policy", &POLICY.replace("api_keys", issuers));
+        let (gatekeeper, fetches) = (files.load().unwrap(), AtomicU32::new(0));
+        let stop = CancellationToken::new();
+        let fetch = |_| {
+            let first = fetches.fetch_add(1, Ordering::Relaxed) == 0;
+            async move {
+                assert!(!first, "the first fetch panics");
+                let text = testkit::issuer::key_set(&[&testkit::issuer::TokenKey::p256("k")]);
+                let keys = KeySet::parse(&text).unwrap();
+                Ok((text, keys))
+            }
+        };
+        let following = gatekeeper.follow_issuers(fetch, stop);
+        let within = tokio::time::timeout(Duration::from_secs(10), following).await;
+        assert!(within.is_err(), "it follows until it is stopped");
+        assert_eq!(fetches.into_inner(), 2);
+        assert!(gatekeeper.rights().key_sets().contains_key("corp"));
     }
 
     #[tokio::test(start_paused = true)]

@@ -43,6 +43,9 @@ pub(super) enum FetchFault {
     /// It took too long.
     #[error("there was no answer within 5s")]
     Slow,
+    /// The fetch has panicked, which is a defect of this program.
+    #[error("the fetch has panicked, as another line says")]
+    Panic,
 }
 
 impl FileFault for &FetchFault {}
