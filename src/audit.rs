@@ -152,6 +152,17 @@ impl AuditedCall<'_> {
         self.write_seldom(AuditLine { event: "unauthenticated", why, ..AuditLine::default() });
     }
 
+    /// The credential of the call could not be checked: the keys of this issuer are not here.
+    pub fn unchecked(&self, issuer: &str) {
+        let (why, detail) = (Some("keys_away"), Some(issuer));
+        self.write_seldom(AuditLine {
+            event: "unauthenticated",
+            why,
+            detail,
+            ..AuditLine::default()
+        });
+    }
+
     /// A token of the principal `owner` was settled by a caller of another principal.
     pub fn foreign_settle(
         &self,

@@ -41,6 +41,8 @@ pub(super) fn audit_refusal(call: &AuditedCall<'_>, refused: &ApiError) {
         call.denied(denied, consumer.map(|(stream, consumer)| (&**stream, &**consumer)));
     } else if let ApiError::Unauthenticated(why) = refused {
         call.unauthenticated(why);
+    } else if let ApiError::AuthUnavailable(issuer) = refused {
+        call.unchecked(issuer);
     }
 }
 

@@ -62,6 +62,12 @@ async fn issuer_that_is_down_at_the_start_stops_only_its_own_tokens() {
     let mut client = proxy.client().await;
     let (signer, token) = corp.token("svc");
     is_unavailable(&refusal(&mut client, &fixture, &token).await.unwrap());
+    let audited = || async {
+        let log = proxy.log();
+        let fields = "\"event\":\"unauthenticated\",\"why\":\"keys_away\",\"detail\":\"corp\"";
+        log.contains(fields).then_some(())
+    };
+    eventually("the line for auditors", audited).await;
     assert!(refusal(&mut client, &fixture, &key.secret).await.is_none(), "another credential");
     let _server = IssuerServer::start_at(address, IssuerAnswer::Text(key_set(&[&signer])));
     is_accepted(&client, &fixture, &token).await;
@@ -105,6 +111,8 @@ async fn unknown_keys_ask_the_issuer_once() {
     is_unavailable(&refusal(&mut client, &fixture, &corp.token_by(&stranger, "x")).await.unwrap());
     is_refused(&client, &fixture, &corp.token_by(&stranger, "x"), "unknown_key").await;
     for number in 0..50 {
+        // A connection ends after some refusals in a row, and a call on it may meet its end.
+        let mut client = proxy.client().await;
         let stranger = TokenKey::p256(&format!("stranger-{number}"));
         let refused = refusal(&mut client, &fixture, &corp.token_by(&stranger, "x")).await.unwrap();
         assert_eq!(reason(&refused), (Code::Unauthenticated, "UNAUTHENTICATED".to_owned()));
