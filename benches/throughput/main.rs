@@ -6,10 +6,12 @@
 //!
 //! ```text
 //! cargo bench --bench throughput [-- --pairs 7 --messages 40000]
+//! cargo bench --bench throughput -- --against PATH    an older program of the proxy is B
 //! ```
 
 #![allow(clippy::disallowed_methods, reason = "a bench measures real time")]
 
+mod against;
 mod direct;
 mod forwarded;
 mod guarded;
@@ -18,7 +20,7 @@ mod noop;
 mod proxied;
 mod setup;
 
-use std::{future::Future, time::Instant};
+use std::{future::Future, path::PathBuf, time::Instant};
 
 use clap::Parser;
 use guarded::Guarded;
@@ -38,6 +40,9 @@ struct Args {
     /// Only rows whose name holds this.
     #[arg(long, default_value = "")]
     only: String,
+    /// Only compare with this program of the proxy. The CPU time is that of the proxy alone.
+    #[arg(long, value_name = "PATH")]
+    against: Option<PathBuf>,
     /// Passed by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
@@ -80,6 +85,9 @@ async fn run(args: Args) {
     );
     let hundred = args.messages;
     let one = args.messages / 4;
+    if let Some(program) = &args.against {
+        return against::compare(&args, &setup, program).await;
+    }
     for clients in [1, 8, 64] {
         let name = format!("n=100 confirmed, {clients} clients: proxy / double_ack");
         row(
@@ -142,9 +150,9 @@ async fn row<A: Future<Output = Half>, B: Future<Output = Half>>(
     name: &str,
     a: impl Fn() -> A,
     b: impl Fn() -> B,
-) {
+) -> Vec<(Half, Half)> {
     if !name.contains(&args.only) {
-        return;
+        return Vec::new();
     }
     // One of each that does not count: connections, caches, the consumer's first look.
     a().await;
@@ -153,11 +161,7 @@ async fn row<A: Future<Output = Half>, B: Future<Output = Half>>(
     for _ in 0..args.pairs {
         pairs.push((a().await, b().await));
     }
-    let median = |of: &dyn Fn(&(Half, Half)) -> f64| {
-        let mut values: Vec<f64> = pairs.iter().map(of).collect();
-        values.sort_by(f64::total_cmp);
-        (values[values.len() / 2], values[0], values[values.len() - 1])
-    };
+    let median = |of: &dyn Fn(&(Half, Half)) -> f64| median(&pairs, of);
     let (ratio, least, most) = median(&|(a, b)| a.rate / b.rate);
     println!(
         "{name:<44} {:>9.0} {:>9.0} {ratio:>7.2} {:>15} {:>8.1} {:>8.1}",
@@ -167,6 +171,14 @@ async fn row<A: Future<Output = Half>, B: Future<Output = Half>>(
         median(&|(a, _)| a.cpu).0,
         median(&|(_, b)| b.cpu).0,
     );
+    pairs
+}
+
+/// The median of the pairs, the least and the most.
+fn median(pairs: &[(Half, Half)], of: &dyn Fn(&(Half, Half)) -> f64) -> (f64, f64, f64) {
+    let mut values: Vec<f64> = pairs.iter().map(of).collect();
+    values.sort_by(f64::total_cmp);
+    (values[values.len() / 2], values[0], values[values.len() - 1])
 }
 
 fn cores() -> usize {

@@ -151,6 +151,11 @@ impl Drop for Setup {
 pub struct Cpu(Vec<u32>);
 
 impl Cpu {
+    /// That of one process.
+    pub fn of_one(pid: u32) -> Self {
+        Self(vec![pid])
+    }
+
     /// Microseconds so far, user and system together.
     pub fn micros(&self) -> f64 {
         self.0.iter().map(|pid| micros(*pid)).sum()

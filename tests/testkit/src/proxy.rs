@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant, SystemTime},
@@ -41,25 +41,31 @@ impl Proxy {
 
     /// The same at an address that clients know already.
     pub fn start_on(listen: &str, nats_url: &str, flags: &[&str]) -> Self {
-        Self::started(listen, nats_url, flags, &[], None, None)
+        Self::started(&program(), listen, nats_url, flags, &[], None, None)
+    }
+
+    /// Another program than the one that was built with this test.
+    pub fn start_other(program: &Path, nats_url: &str, flags: &[&str]) -> Self {
+        Self::started(program, "127.0.0.1:0", nats_url, flags, &[], None, None)
     }
 
     /// With variables, for what has no flag.
     pub fn start_with(nats_url: &str, flags: &[&str], variables: &[(&str, &str)]) -> Self {
-        Self::started("127.0.0.1:0", nats_url, flags, variables, None, None)
+        Self::started(&program(), "127.0.0.1:0", nats_url, flags, variables, None, None)
     }
 
     /// Its standard error goes there; [`Proxy::log`] has none of it.
     pub fn start_logging_to(log: Stdio, nats_url: &str, flags: &[&str]) -> Self {
-        Self::started("127.0.0.1:0", nats_url, flags, &[], Some(log), None)
+        Self::started(&program(), "127.0.0.1:0", nats_url, flags, &[], Some(log), None)
     }
 
     /// It may have so many files open.
     pub fn start_with_files(nats_url: &str, files: u32) -> Self {
-        Self::started("127.0.0.1:0", nats_url, &[], &[], None, Some(files))
+        Self::started(&program(), "127.0.0.1:0", nats_url, &[], &[], None, Some(files))
     }
 
     fn started(
+        program: &Path,
         listen: &str,
         nats_url: &str,
         flags: &[&str],
@@ -73,11 +79,10 @@ impl Proxy {
         let folder = tempfile::tempdir().unwrap();
         let ports = folder.path().join("ports.json");
         let log = fs::File::create(folder.path().join("log")).unwrap();
-        let program = program();
-        let mut command = Command::new(if files.is_some() { "sh".as_ref() } else { &*program });
+        let mut command = Command::new(if files.is_some() { "sh".as_ref() } else { program });
         if let Some(files) = files {
             let limited = format!("ulimit -n {files} && exec \"$0\" \"$@\"");
-            command.args(["-c", &limited]).arg(&program);
+            command.args(["-c", &limited]).arg(program);
         }
         let child = command
             .args(["serve", "--listen", listen, "--ops-listen", "127.0.0.1:0"])
