@@ -1,12 +1,18 @@
 //! A token belongs to its principal at every replica: at another one, after a hand-over, and if its owner
 //! is dead.
 
-use std::fs;
+use std::{collections::BTreeSet, fs};
 
 use fetch_proxy::{
     access::NewApiKey,
-    pb::{FetchResponse, Outcome},
+    pb::{
+        FetchResponse, Outcome,
+        peer::v1::{Beat, BeatBody},
+    },
+    token::{KeyRing, Sealer},
 };
+use futures_util::StreamExt as _;
+use prost::Message as _;
 use tempfile::TempDir;
 use testkit::{
     BOUND, eventually,
@@ -20,7 +26,7 @@ use super::pair::new_key;
 /// Two replicas with one policy: two identities of the principal `orders`, one of `other`, and one that
 /// may settle all.
 struct Guarded {
-    _folder: TempDir,
+    folder: TempDir,
     owner: Proxy,
     _other: Proxy,
     at_owner: Client,
@@ -70,8 +76,8 @@ impl Guarded {
         }
         let (at_owner, at_other) = (owner.client().await, other.client().await);
         let [fetcher, same, foreign, dispatcher] = keys.map(|key| key.secret);
-        let (_folder, _other) = (folder, other);
-        Self { _folder, owner, _other, at_owner, at_other, fetcher, same, foreign, dispatcher }
+        let _other = other;
+        Self { folder, owner, _other, at_owner, at_other, fetcher, same, foreign, dispatcher }
     }
 
     /// Tokens of the principal `orders`, from the owner.
@@ -168,4 +174,43 @@ async fn leases_count_for_their_principal_at_the_replica_that_takes_them_over() 
     guarded.at_other.ack(with_key(&guarded.same, ack(&tokens[0]))).await.unwrap();
     let answer = guarded.at_other.fetch(request()).await.unwrap().into_inner();
     assert_eq!(answer.messages.len(), 1);
+}
+
+#[tokio::test]
+async fn heartbeat_has_the_digest_of_the_policy_in_use() {
+    let cluster = "policies-in-heartbeats";
+    let guarded = Guarded::start(cluster).await;
+    let file = |name: &str| guarded.folder.path().join(name);
+    let ring = KeyRing::parse(&fs::read_to_string(file("token-keys")).unwrap()).unwrap();
+    let (sealer, subject) = (Sealer::new(ring, cluster), format!("_fetchproxy.{cluster}.beat"));
+    let nats = async_nats::connect(NatsServer::shared().url()).await.unwrap();
+    let mut beats = nats.subscribe(subject.clone()).await.unwrap();
+    let mut of_both_replicas = async |count: usize| {
+        let in_use = || async {
+            let log = guarded.owner.log();
+            let told: Vec<_> =
+                log.lines().filter(|line| line.contains("a policy is in use")).collect();
+            (told.len() == count).then(|| told[count - 1].to_owned())
+        };
+        let line: serde_json::Value =
+            serde_json::from_str(&eventually("the policy", in_use).await).unwrap();
+        let expected = line["digest"].as_str().unwrap();
+        let mut told = BTreeSet::new();
+        while told.len() < 2 {
+            let beat = Beat::decode(beats.next().await.unwrap().payload).unwrap();
+            let (_, body) = sealer.open_frame(&subject, &beat.body).unwrap();
+            let policy = BeatBody::decode(&*body).unwrap().policy.unwrap();
+            let digest: String = policy.iter().map(|byte| format!("{byte:02x}")).collect();
+            if digest == expected {
+                told.insert(beat.instance);
+            }
+        }
+        expected.to_owned()
+    };
+    let before = tokio::time::timeout(BOUND, of_both_replicas(1)).await.unwrap();
+    let policy = fs::read_to_string(file("policy.yaml")).unwrap();
+    fs::write(file("part"), policy.replace("max_leases: 4", "max_leases: 5")).unwrap();
+    fs::rename(file("part"), file("policy.yaml")).unwrap();
+    let after = tokio::time::timeout(BOUND, of_both_replicas(2)).await.unwrap();
+    assert_ne!(before, after);
 }

@@ -1,7 +1,11 @@
 //! Two versions next to each other, and strangers on the bus: what is not known is passed over or
 //! refused, and what is not sealed does nothing.
 
-use std::time::Duration;
+use std::{
+    io,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use fetch_proxy::{
@@ -189,4 +193,40 @@ async fn replica_of_version_0_1_counts_as_serving() {
     tokio::time::sleep(Duration::from_secs(60)).await;
     hear(&sealer(&new_key_line().unwrap())).await;
     assert_eq!(newcomer.cluster.incompatibility(), None, "it has served itself");
+}
+
+/// The log of this thread, while this test runs.
+#[derive(Clone, Default)]
+struct ThreadLog(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for ThreadLog {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn policies_that_differ_for_a_minute_are_logged() {
+    let log = ThreadLog::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone());
+    let _until_the_end = tracing::subscriber::set_default(subscriber.finish());
+    let said = |text: &str| String::from_utf8_lossy(&log.0.lock().unwrap()).matches(text).count();
+    let (differ, agree) = ("a replica obeys another policy", "obey the same policy again");
+    let (_net, _broker, [one, other]) = two(&new_key_line().unwrap()).await;
+    one.cluster.obeys(Some([1; 8]));
+    other.cluster.obeys(Some([2; 8]));
+    tokio::time::sleep(Duration::from_secs(55)).await;
+    assert_eq!(said(differ), 0, "a new policy reaches one replica after the other");
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(said(differ), 2, "each of them says so");
+    assert_eq!(said("ours=\"0101010101010101\" theirs=\"0202020202020202\""), 1);
+    other.cluster.obeys(Some([1; 8]));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!((said(differ), said(agree)), (2, 2));
 }

@@ -85,6 +85,22 @@ fn refusal(status: &Status) -> String {
 }
 
 #[tokio::test]
+async fn line_for_auditors_has_the_digest_of_the_certificate() {
+    let guarded = Guarded::start("", &[]).await;
+    let identity = guarded.ca.workload("spiffe://prod.example/ns/other/sa/a");
+    guarded.fetches(Some(&identity), None).await.unwrap_err();
+    let digest = ::ring::digest::digest(&::ring::digest::SHA256, &identity.der);
+    let digits: String = digest.as_ref()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    let certificate = format!("\"certificate\":\"{digits}\"");
+    let told = || async {
+        let log = guarded.proxy.log();
+        let mut denied = log.lines().filter(|line| line.contains("\"event\":\"denied\""));
+        denied.any(|line| line.contains(&certificate)).then_some(())
+    };
+    eventually("the line", told).await;
+}
+
+#[tokio::test]
 async fn certificate_has_the_rights_of_the_principal_that_matches_it() {
     // Nothing but the certificates identifies a caller.
     let guarded = Guarded::start("", &[]).await;
