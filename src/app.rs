@@ -110,9 +110,10 @@ pub async fn run(
     let local = |listener: &TcpListener| listener.local_addr().map_err(AppError::System);
     let bound = BoundAddresses { grpc: local(&grpc)?, ops: local(&ops)? };
 
-    let metrics = if config.metrics { Metrics::new(log) } else { Metrics::off() };
+    let metrics = config.metrics.map_or_else(Metrics::off, |most| Metrics::new(log, most));
     let nats_tasks = TaskTracker::new();
-    let lessor = Lessor::start(Nats::start(config.nats, &nats_tasks), config.limits);
+    let nats = Nats::start(config.nats, &nats_tasks);
+    let lessor = Lessor::metered(nats, config.limits, metrics.clone());
     let readiness = Readiness::new(Link::Down("not connected yet".into()), clock::now());
     let (health, health_service) = Health::new(readiness.verdict(clock::now()).0);
     let keys = Arc::new(config.keys);
@@ -143,7 +144,7 @@ pub async fn run(
     let (verdict, probes) = (health.watch(), room.probes);
     let observed = Observed::show(&metrics, &health, config.admission);
     background.spawn(observed::lag(metrics.runtime().clone(), background.stop()));
-    let pages = Pages { verdict, metrics: config.metrics.then(|| metrics.clone()) };
+    let pages = Pages { verdict, metrics: config.metrics.map(|_| metrics.clone()) };
     let ops = ops::serve(ops, probes, health_service.clone(), pages, ops_stopped);
     let limits = ListenerLimits { max_connections: room.connections, ..config.edge };
     let (calls, secured, reflection) = (config.calls, tls.is_some(), config.reflection);

@@ -19,6 +19,7 @@ mod handover;
 mod heartbeat;
 mod late;
 mod members;
+mod metered;
 mod ownerless;
 mod ownership;
 mod peers;

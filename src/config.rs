@@ -80,8 +80,8 @@ pub struct Serve {
     pub admin_socket: AdminSocket,
     /// Whether tools can read the contract.
     pub reflection: bool,
-    /// Whether things are counted for operators.
-    pub metrics: bool,
+    /// The most consumers that have metrics of their own. `None`: nothing is counted.
+    pub metrics: Option<usize>,
     /// Name of the group of replicas that accepts the tokens.
     pub cluster: String,
     /// Name of this replica for people.
@@ -144,7 +144,7 @@ impl Serve {
             drain,
             metrics,
         } = args;
-        let MetricsArgs { metrics } = metrics;
+        let MetricsArgs { metrics, metrics_max_consumers } = metrics;
         let SecurityArgs { policy_file, insecure, plaintext, audit, admin_socket, reflection } =
             security;
         let ListenArgs { listen, ops_listen, ports_file } = listen;
@@ -209,7 +209,7 @@ impl Serve {
             admission,
             admin_socket: admin_socket.unwrap_or_default(),
             reflection: reflection == SwitchArg::On,
-            metrics: metrics == SwitchArg::On,
+            metrics: (metrics == SwitchArg::On).then_some(metrics_max_consumers),
             listen,
             ops_listen,
             ports_file,

@@ -241,6 +241,16 @@ impl<T> LeaseTable<T> {
         self.len() == 0
     }
 
+    /// For each consumer that has leases: the payload of one of them, and their number.
+    pub fn consumers(&self) -> impl Iterator<Item = (&T, usize)> {
+        self.store.consumers().map(|(lease, count)| (&lease.payload, count))
+    }
+
+    /// The payload of the lease that is in the table for longest.
+    pub fn oldest(&self) -> Option<&T> {
+        self.store.after(None).next().map(|(_, lease)| &lease.payload)
+    }
+
     /// The number of leases that are being settled.
     pub fn settling(&self) -> usize {
         self.store.settling()

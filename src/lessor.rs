@@ -20,6 +20,7 @@ mod error;
 mod fetch;
 mod handover;
 mod leadership;
+mod metered;
 mod results;
 mod rights;
 mod settle;
@@ -66,6 +67,7 @@ use self::{
 use crate::{
     broker::{Broker, ConsumerInfo, ConsumerName, InfoError},
     lock::lock,
+    metrics::Metrics,
     pump::Want,
     simulated::spawn,
 };
@@ -110,11 +112,23 @@ impl<B: Broker> Clone for Lessor<B> {
 impl<B: Broker> Lessor<B> {
     /// A lessor on this broker. Its tasks run on the present runtime until [`Lessor::close`].
     pub fn start(broker: B, limits: LeaseLimits) -> Self {
+        Self::metered(broker, limits, Metrics::default())
+    }
+
+    /// The same, with the metrics of its process.
+    pub fn metered(broker: B, limits: LeaseLimits, metrics: Metrics) -> Self {
         let waiters = Arc::new(Semaphore::new(limits.max_waiters.min(Semaphore::MAX_PERMITS)));
-        let core = Arc::new(Core::new(broker, limits));
+        let core = Arc::new(Core::new(broker, limits, metrics));
         spawn(&core.tasks, Sweeper(core.clone()).run());
         let calls = Calls { handles: Mutex::default(), waiters, tickets: AtomicU64::new(0) };
-        Self { core, calls: Arc::new(calls) }
+        let lessor = Self { core, calls: Arc::new(calls) };
+        lessor.show();
+        lessor
+    }
+
+    /// The metrics that it counts in.
+    pub fn metrics(&self) -> &Metrics {
+        &self.core.metrics
     }
 
     /// The broker that it works on.

@@ -11,24 +11,35 @@
 //!
 //! `labels` has the values of labels, `process` reads `/proc`.
 
+mod consumers;
 mod exposition;
 mod labels;
+mod leasing;
 mod meters;
 mod process;
 mod sheet;
 mod store;
 mod table;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
+use self::{consumers::Consumers, sheet::Sources, store::SeriesStore};
 pub use self::{
+    consumers::{ConsumerMeter, PumpState, ShownPump},
     exposition::Format,
+    labels::{
+        FetchResult, LeaseEnd, ProgressResult, PullResult, RejectionCause, ReleaseCause,
+        SettlementKind, SettlementResult,
+    },
+    leasing::LeaseMeter,
     meters::{LogMeter, RuntimeMeter},
     process::process,
     sheet::Sheet,
     table::{FAMILIES, Family, FamilyId, FamilyKind},
 };
-use self::{sheet::Sources, store::SeriesStore};
+
+/// Consumers with series of their own, if no flag says otherwise.
+pub const DEFAULT_MAX_CONSUMERS: usize = 200;
 
 /// All metrics of one replica. A copy is the same metrics.
 #[derive(Debug, Clone)]
@@ -38,31 +49,35 @@ pub struct Metrics(Arc<Inner>);
 struct Inner {
     store: Arc<SeriesStore>,
     sources: Sources,
+    consumers: Consumers,
+    leases: LeaseMeter,
     runtime: RuntimeMeter,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
-        Self::of(SeriesStore::new())
+        Self::of(SeriesStore::new(), DEFAULT_MAX_CONSUMERS)
     }
 }
 
 impl Metrics {
-    /// The metrics of a process with this log.
-    pub fn new(log: &LogMeter) -> Self {
-        let metrics = Self::default();
+    /// The metrics of a process with this log. At most `max_consumers` consumers have series of their own.
+    pub fn new(log: &LogMeter, max_consumers: usize) -> Self {
+        let metrics = Self::of(SeriesStore::new(), max_consumers);
         log.show(&metrics.0.store);
         metrics
     }
 
     /// No metrics: nothing is counted, and the page has no series.
     pub fn off() -> Self {
-        Self::of(SeriesStore::off())
+        Self::of(SeriesStore::off(), 0)
     }
 
-    fn of(store: SeriesStore) -> Self {
-        let runtime = RuntimeMeter::new(&store);
-        Self(Arc::new(Inner { store: Arc::new(store), sources: Sources::default(), runtime }))
+    fn of(store: SeriesStore, max_consumers: usize) -> Self {
+        let store = Arc::new(store);
+        let (runtime, leases) = (RuntimeMeter::new(&store), LeaseMeter::new(&store));
+        let consumers = Consumers::new(&store, max_consumers);
+        Self(Arc::new(Inner { store, sources: Sources::default(), consumers, leases, runtime }))
     }
 
     /// Asks `source` at each scrape. A source is brief, and takes no lock that a call holds for long.
@@ -75,8 +90,25 @@ impl Metrics {
         &self.0.runtime
     }
 
+    /// The meter of all leases.
+    pub fn leases(&self) -> &LeaseMeter {
+        &self.0.leases
+    }
+
+    /// The meter of a consumer. Only for names that JetStream has confirmed: each one may take a place.
+    pub fn consumer(&self, stream: &str, consumer: &str, now: Instant) -> ConsumerMeter {
+        self.0.consumers.of(stream, consumer, now)
+    }
+
+    /// The meter of all consumers without series of their own.
+    pub fn other_consumers(&self) -> &ConsumerMeter {
+        self.0.consumers.other()
+    }
+
     /// The page for scrapers. It takes milliseconds, and waits for nothing else.
-    pub fn page(&self, format: Format) -> String {
-        exposition::page(format, &self.0.store, &self.0.sources)
+    pub fn page(&self, format: Format, now: Instant) -> String {
+        let mut sheet = self.0.sources.ask();
+        self.0.consumers.show(&mut sheet, now);
+        exposition::page(format, &self.0.store, sheet)
     }
 }

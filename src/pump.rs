@@ -256,6 +256,16 @@ impl<M> Pump<M> {
         self.waiters.len() + self.answers.len()
     }
 
+    /// The number of messages that the waiters still want.
+    pub fn wanted(&self) -> usize {
+        usize::try_from(self.waiters.wanted()).unwrap_or(usize::MAX)
+    }
+
+    /// The number of messages that the open pull may still bring.
+    pub fn pulled(&self) -> usize {
+        self.pull.map_or(0, |pull| pull.left())
+    }
+
     /// The number of parked messages.
     pub fn parked(&self) -> usize {
         self.parked.len()

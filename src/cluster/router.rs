@@ -22,7 +22,9 @@ use tokio::time::timeout_at;
 use super::{
     audited_tokens::AuditedTokens,
     channel::Unanswered,
-    late, ownerless,
+    late,
+    metered::{self, MeteredToken},
+    ownerless,
     ownership::{LeaseLocation, OwnershipGuard},
     replica::Replica,
     wire::{self, OpenedToken, SettleOutcome, SettleResult},
@@ -123,6 +125,7 @@ impl<B: Broker + Bus> Router<B> {
             results.set_all(indices, settled);
         }
         self.try_last_attempts(&wanted, &mut results, until).await;
+        self.count_refusals(&wanted, &results);
         let results = results.into_vec();
         audited.write(call, settler.caller(), &wanted, &results);
         results
@@ -196,11 +199,26 @@ impl<B: Broker + Bus> Router<B> {
             return;
         }
         let (indices, tokens) = expired.into_parts();
+        let consumers: Vec<_> = tokens.iter().map(MeteredToken::of::<B>).collect();
         let settled = late::settle(&self.replica.lessor, tokens, until).await;
         let clocks = ClockPair::read();
-        for (index, result) in indices.into_iter().zip(settled) {
+        for ((index, result), consumer) in indices.into_iter().zip(settled).zip(consumers) {
             if let Some(result) = result {
+                consumer.count(&self.replica.lessor, &result);
                 results.replace(index, outcome(result, clocks));
+            }
+        }
+    }
+
+    /// Counts what a table has refused. It may not know the consumer any more, and the token does.
+    fn count_refusals(&self, wanted: &[TokenAction], results: &Results<SettleResult>) {
+        for (index, result) in results.iter() {
+            let Some(refusal) = metered::refusal(result) else { continue };
+            let (token, action) = &wanted[index];
+            if let Ok((claims, _)) = self.open(token) {
+                let (action, by) = (action.clone(), None);
+                let token = OpenedToken { claims, action, by };
+                MeteredToken::of::<B>(&token).count_as(&self.replica.lessor, refusal);
             }
         }
     }
@@ -339,8 +357,12 @@ impl<B: Broker + Bus> Router<B> {
             }
         }
         let (indices, ownerless) = ownerless.into_parts();
+        let consumers: Vec<_> = ownerless.iter().map(MeteredToken::of::<B>).collect();
         let Replica { lessor, peers, .. } = &*self.replica;
         let settled = ownerless::settle(lessor, peers, ownerless, until).await;
+        for (consumer, result) in consumers.iter().zip(&settled) {
+            result.iter().for_each(|result| consumer.count(lessor, result));
+        }
         let clocks = ClockPair::read();
         let settled = settled.into_iter().map(|result| match (why, result) {
             (_, Some(result @ (Ok(_) | Err(Error::Unconfirmed)))) => outcome(result, clocks),

@@ -19,6 +19,7 @@ use super::{
     tls_args::TlsArgs,
     values,
 };
+use crate::metrics::DEFAULT_MAX_CONSUMERS;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -186,6 +187,13 @@ pub(super) struct MetricsArgs {
     /// Whether things are counted, and shown at /metrics of --ops-listen.
     #[arg(long, env = "FETCH_PROXY_METRICS", default_value = "on", value_name = "SWITCH")]
     pub(super) metrics: SwitchArg,
+    /// Most consumers with series of their own.
+    ///
+    /// Each has about 90 series. Further consumers share the series of `_other`. A consumer that nobody
+    /// has used for 20 minutes gives its place back.
+    #[arg(long, env = "FETCH_PROXY_METRICS_MAX_CONSUMERS", value_name = "COUNT",
+          default_value_t = DEFAULT_MAX_CONSUMERS, value_parser = values::count)]
+    pub(super) metrics_max_consumers: usize,
 }
 
 #[derive(Debug, Args)]

@@ -162,6 +162,14 @@ impl<T> Store<T> {
         self.consumers.get(&consumer).map_or(0, |consumer| consumer.by_sequence.len())
     }
 
+    /// One lease of each consumer that has leases, and their number.
+    pub(super) fn consumers(&self) -> impl Iterator<Item = (&Lease<T>, usize)> {
+        self.consumers.values().filter_map(|consumer| {
+            let (_, id) = consumer.by_sequence.first_key_value()?;
+            Some((self.get(*id)?, consumer.by_sequence.len()))
+        })
+    }
+
     /// The leases of a consumer after this stream sequence, in stream order.
     pub(super) fn leases_of(
         &self,

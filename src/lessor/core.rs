@@ -33,6 +33,7 @@ use crate::{
     lease::{ConsumerId, LeaseTable},
     lock::lock,
     log_throttle::LogThrottle,
+    metrics::{Metrics, ReleaseCause},
     simulated::spawn,
 };
 
@@ -49,6 +50,7 @@ pub(super) type LeftConsumer = (Arc<ConsumerSpec>, Option<LeftKnowledge>);
 /// See the [module](self).
 pub(super) struct Core<B: Broker> {
     pub(super) broker: B,
+    pub(super) metrics: Metrics,
     pub(super) table: SharedLeaseTable,
     /// The leases of each principal.
     pub(super) accounts: LeaseAccounts,
@@ -78,10 +80,11 @@ pub(super) struct Core<B: Broker> {
 }
 
 impl<B: Broker> Core<B> {
-    pub(super) fn new(broker: B, limits: LeaseLimits) -> Self {
+    pub(super) fn new(broker: B, limits: LeaseLimits, metrics: Metrics) -> Self {
         let throttle = || LogThrottle::few(UNSERVED_LINES_PER_TEN_SECONDS);
         Self {
             broker,
+            metrics,
             table: SharedLeaseTable::new(limits.max_leases, limits.max_lease, clock::now()),
             accounts: LeaseAccounts::default(),
             shares: Shares::new(limits.max_pull_bytes),
@@ -158,11 +161,16 @@ impl<B: Broker> Core<B> {
 
 /// Gives deliveries back, before JetStream might redeliver them by itself. Nobody waits for an answer: if a
 /// Nak does not arrive, the ack wait has the same effect later.
-pub(super) fn release<B: Broker>(core: &Arc<Core<B>>, mut holds: Vec<(HeldDelivery, Instant)>) {
+pub(super) fn release<B: Broker>(
+    core: &Arc<Core<B>>,
+    mut holds: Vec<(HeldDelivery, Instant)>,
+    cause: ReleaseCause,
+) {
     // A new leader may have given the messages away.
     holds.retain(|(hold, _)| !hold.spec.leadership.in_doubt());
     let Some(by) = holds.iter().map(|(_, by)| *by).min() else { return };
     tracing::debug!(count = holds.len(), "released");
+    holds.iter().for_each(|(hold, _)| hold.spec.meter.released(cause));
     let nak = |(hold, by): &(HeldDelivery, Instant)| {
         hold.ack_publish(AckKind::Nak(hold.spec.release_delay()), Some(*by))
     };

@@ -17,6 +17,7 @@ pub(super) struct GrantedDelivery {
     pub(super) id: LeaseId,
     pub(super) delivery: Box<Delivery>,
     pub(super) spec: Arc<ConsumerSpec>,
+    pub(super) arrived_at: Instant,
 }
 
 impl GrantedDelivery {

@@ -15,6 +15,7 @@ use super::{
     Action, Codec, Error, Lessor, SettleItem,
     consumer::{ConsumerHandle, DeliveryGuard, FetchAnswer, Ticket},
     delivery::{LeaseRequest, LeasedDelivery, Rejected, RejectedCause},
+    metered::OpenFetch,
 };
 use crate::{
     broker::{Broker, Confirmation, ConsumerInfo, ConsumerName, InfoError},
@@ -88,6 +89,13 @@ impl<B: Broker> Lessor<B> {
     /// # Errors
     /// See [`Error`]. Messages that were pulled for a failed call go to the next call.
     pub async fn fetch(&self, ask: FetchParams) -> Result<Fetched, Error> {
+        let mut open = OpenFetch::new(self.core.metrics.clone());
+        let answer = self.answer(ask, &mut open).await;
+        open.answered(&answer);
+        answer
+    }
+
+    async fn answer(&self, ask: FetchParams, open: &mut OpenFetch) -> Result<Fetched, Error> {
         let _place = self.admit(&ask.name)?;
         let now = clock::now();
         let until = now + ask.max_wait;
@@ -103,7 +111,7 @@ impl<B: Broker> Lessor<B> {
         let lease = LeaseRequest { length: ask.lease, worker: ask.worker, account };
         // The pump does not look at the end of a wait of zero.
         let patience = ask.patience.filter(|_| want.no_wait).map(|patience| patience.until);
-        let answer = self.wait(&ask.name, want, lease, patience).await?;
+        let answer = self.wait(&ask.name, want, lease, patience, open).await?;
         let mut fetched = Fetched::new(answer, ask.codec, ask.max_bytes);
         let answer_by = until + self.core.limits.settle_timeout;
         let answer_by = ask.patience.map_or(answer_by, |patience| patience.answer_by);
@@ -134,10 +142,12 @@ impl<B: Broker> Lessor<B> {
         want: Want,
         lease: LeaseRequest,
         until: Option<Instant>,
+        open: &mut OpenFetch,
     ) -> Result<FetchAnswer, Error> {
         let (reply, answer) = oneshot::channel();
         let ticket = Ticket(self.calls.tickets.fetch_add(1, Ordering::Relaxed));
         let handle = self.join(name, ticket, want, lease, reply);
+        open.joined(&handle.meter);
         let leave = Leave { handle: &handle, ticket, armed: true };
         let answer = tokio::select! {
             biased;
@@ -259,6 +269,8 @@ impl<B: Broker> Lessor<B> {
         }
         let info = info.map_err(|error| Error::of_info(error, name))?;
         *recent = Some((clock::now(), info.clone()));
+        let meter = handle.meter.get();
+        meter.iter().for_each(|meter| meter.seen(info.pending, info.ack_pending, clock::now()));
         Ok(info)
     }
 }

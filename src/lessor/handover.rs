@@ -16,6 +16,7 @@ use super::{
     Error, Lessor,
     accounts::LeaseHolder,
     consumer::{ConsumerCommand, SpecQuestion},
+    metered,
     spec::ConsumerSpec,
     table::{HeldDelivery, LEASES_PER_LOCK},
 };
@@ -23,6 +24,7 @@ use crate::{
     broker::{AckSubject, Broker, ConsumerName, Leader},
     clock,
     lease::{Adopted, AdoptedLeases, LeaseId, LeaseSnapshot, OutcomeSlice},
+    metrics::LeaseEnd,
 };
 
 /// A lease that can be handed over.
@@ -127,10 +129,11 @@ impl<B: Broker> Lessor<B> {
     pub fn forget_moved(&self, leases: &[LeaseId]) {
         for step in leases.chunks(LEASES_PER_LOCK) {
             // Dropped after the lock: each freed permit wakes a waiter.
-            let _gone: Vec<HeldDelivery> = self
+            let gone: Vec<HeldDelivery> = self
                 .core
                 .table
                 .with(|table| step.iter().filter_map(|id| table.remove_moved(*id)).collect());
+            metered::ended(&self.core.metrics, LeaseEnd::Moved, &gone, clock::now());
         }
     }
 
@@ -204,7 +207,8 @@ impl<B: Broker> Lessor<B> {
         coming: Vec<IncomingLease>,
         permits: &mut ReservedLeases,
     ) -> Vec<Option<LeaseId>> {
-        let (mut adopted, mut superseded) = (Vec::with_capacity(coming.len()), Vec::new());
+        let mut adopted = Vec::with_capacity(coming.len());
+        let (mut superseded, mut refused) = (Vec::new(), Vec::new());
         let mut consumers = BTreeMap::new();
         let mut coming = coming.into_iter().peekable();
         while coming.peek().is_some() {
@@ -229,24 +233,28 @@ impl<B: Broker> Lessor<B> {
                         ack,
                         spec,
                         delivery_count: count,
+                        since: now,
                         worker: None,
                         principal: principal
                             .map(|name| LeaseHolder::new(&self.core.accounts.of(&name))),
                         _permit: permit,
                     };
+                    let meter = hold.spec.meter.clone();
                     adopted.push(match table.adopt(&snapshot, id, at, hold, now) {
                         Adopted::Here(id, older) => {
+                            meter.adopted();
                             superseded.extend(older);
                             Some(id)
                         }
                         Adopted::Not(hold) => {
-                            superseded.push(hold);
+                            refused.push(hold);
                             None
                         }
                     });
                 }
             });
         }
+        metered::ended(&self.core.metrics, LeaseEnd::Overtaken, &superseded, clock::now());
         for name in consumers.values() {
             self.tell(name, ConsumerCommand::Adopted);
         }

@@ -18,6 +18,7 @@ use super::{
     Error, Lessor,
     accounts::LeaseHolder,
     consumer::ConsumerCommand,
+    metered,
     results::{Group, Results},
     spec::ConsumerSpec,
     table::HeldDelivery,
@@ -28,6 +29,7 @@ use crate::{
     lease::{
         BeginResult, LeaseError, LeaseId, LeaseStatus, LeaseTable, PublishOutcome, SettleKind,
     },
+    metrics::{LeaseEnd, SettlementKind},
     simulated::spawn,
 };
 
@@ -79,6 +81,7 @@ pub enum Settled {
 /// A settlement that the table allowed.
 struct Begin {
     lease: LeaseId,
+    kind: SettlementKind,
     spec: Arc<ConsumerSpec>,
     redelivered_in: Option<Duration>,
 }
@@ -149,6 +152,9 @@ impl<B: Broker> Lessor<B> {
                 let sent_at = clock::now();
                 let outcomes =
                     lessor.core.broker.settle(round.publishes, confirmation, until).await;
+                let took = clock::now().saturating_duration_since(sent_at);
+                let kinds = round.begun.items().iter().map(|begun| begun.kind);
+                lessor.core.metrics.leases().published(kinds, took);
                 let sent = Sent { at: sent_at, until, confirmation };
                 lessor.finish(&mut results, round.begun, outcomes, sent);
                 round = lessor.begin(round.later, &mut results);
@@ -167,7 +173,7 @@ impl<B: Broker> Lessor<B> {
         let now = clock::now();
         let mut begun: Group<Begin> = Group::with_capacity(items.items().len());
         let mut publishes = Vec::with_capacity(items.items().len());
-        let (mut busy, mut freed) = (Vec::new(), Vec::new());
+        let (mut busy, mut lost) = (Vec::new(), Vec::new());
         // `None`: the settlement has begun.
         let mut decide = |table: &mut LeaseTable<HeldDelivery>, index, item: &SettleItem| {
             let SettleItem { lease, ref action, .. } = *item;
@@ -188,24 +194,33 @@ impl<B: Broker> Lessor<B> {
             };
             if hold.spec.leadership.in_doubt() {
                 let (after, gone) = table.finish(lease, PublishOutcome::Unsent, now);
-                freed.extend(gone);
+                lost.extend(gone);
                 return Err(failure(BrokerError::Unsent(IN_DOUBT.to_owned()), after));
             }
-            let (kind, redelivered_in) = ack_kind(action.clone(), hold);
-            publishes.push(hold.ack_publish(kind, by));
-            begun.push(index, Begin { lease, spec: hold.spec.clone(), redelivered_in });
+            let (ack, redelivered_in) = ack_kind(action.clone(), hold);
+            publishes.push(hold.ack_publish(ack, by));
+            let (kind, spec) = (action.kind(), hold.spec.clone());
+            begun.push(index, Begin { lease, kind, spec, redelivered_in });
             Ok(None)
         };
         self.core.table.with(|table| {
             for (index, item) in items {
-                match decide(table, index, &item) {
-                    Ok(None) => {}
-                    Err(Error::LeaseBusy) => busy.push((index, item)),
-                    Ok(Some(settled)) => results.set(index, Ok(settled)),
-                    Err(error) => results.set(index, Err(error)),
+                let result = match decide(table, index, &item) {
+                    Ok(None) => continue,
+                    Err(Error::LeaseBusy) => {
+                        busy.push((index, item));
+                        continue;
+                    }
+                    Ok(Some(settled)) => Ok(settled),
+                    Err(error) => Err(error),
+                };
+                if let Some(hold) = table.payload(item.lease) {
+                    metered::settled(&hold.spec.meter, item.action.kind(), &result);
                 }
+                results.set(index, result);
             }
         });
+        metered::ended(&self.core.metrics, LeaseEnd::Lost, &lost, now);
         let mut later = Group::default();
         if !busy.is_empty() {
             let ours: HashSet<LeaseId> = begun.items().iter().map(|begun| begun.lease).collect();
@@ -234,12 +249,13 @@ impl<B: Broker> Lessor<B> {
         let mut doubtful: Vec<(Arc<ConsumerSpec>, LeaderSign)> = Vec::new();
         let (indices, begun) = begun.into_parts();
         // Holds are dropped after the lock: each freed permit wakes a waiter.
-        let mut freed: Vec<HeldDelivery> = Vec::with_capacity(begun.len());
+        let mut freed: Vec<(LeaseEnd, HeldDelivery)> = Vec::with_capacity(begun.len());
         let settled = self.core.table.with(|table| {
             let pairs = begun.into_iter().zip(outcomes);
-            let settled = pairs.map(|(Begin { lease, spec, redelivered_in }, outcome)| {
+            let settled = pairs.map(|(Begin { lease, kind, spec, redelivered_in }, outcome)| {
                 let (after, hold) = table.finish(lease, publish_outcome(&outcome), now);
-                freed.extend(hold);
+                let end = metered::end(kind, outcome.is_ok());
+                freed.extend(hold.map(|hold| (end, hold)));
                 if after == LeaseStatus::Uncertain {
                     // The worker has settled it, so it does not let the lease end.
                     table.update_payload(lease, |hold| hold.worker = None);
@@ -252,6 +268,7 @@ impl<B: Broker> Lessor<B> {
                     Ok(()) => Ok(Settled::Done { confirmation, redelivered_in }),
                     Err(error) => Err(failure(error, after)),
                 };
+                metered::settled(&spec.meter, kind, &result);
                 // A settlement that came too late to be sent says nothing either.
                 let over = matches!(result, Err(Error::LeaseExpired { .. }));
                 if let Some(sign) = sign.filter(|_| spec.is_led_elsewhere() && !over) {
@@ -265,7 +282,9 @@ impl<B: Broker> Lessor<B> {
             settled.collect::<Vec<_>>()
         });
         results.set_all(indices, settled);
-        drop(freed);
+        for (end, hold) in freed {
+            metered::ended(&self.core.metrics, end, [&hold], now);
+        }
         for (spec, sign) in doubtful {
             if spec.leadership.doubt() {
                 let missed = sign == LeaderSign::Missed;

@@ -7,6 +7,7 @@ use super::{Error, error::Unsuitable, leadership::Leadership, rights::AckRight};
 use crate::{
     broker::{AckPolicy, ConsumerInfo, ConsumerName, Delivery},
     lease::{ConsumerId, ack_wait_of},
+    metrics::ConsumerMeter,
     pump::{PullLimits, SHORTEST_PULL},
 };
 
@@ -43,6 +44,8 @@ pub struct ConsumerSpec {
     pub(super) leadership: Leadership,
     /// Whether NATS allows us to ack its messages.
     pub(super) ack_right: AckRight,
+    /// Counts what happens to the consumer.
+    pub(super) meter: ConsumerMeter,
     limits: PullLimits,
 }
 
@@ -61,6 +64,7 @@ impl ConsumerSpec {
         id: ConsumerId,
         info: &ConsumerInfo,
         ack_right: AckRight,
+        meter: ConsumerMeter,
     ) -> Self {
         let shortest = info.backoff.iter().copied().fold(info.ack_wait, Duration::min);
         // A lease counts from the sending of its pull, so a pull that waits long makes leases short.
@@ -78,6 +82,7 @@ impl ConsumerSpec {
             leader_shows: info.leader_shows,
             leadership: Leadership::new(info.leader),
             ack_right,
+            meter,
             limits: PullLimits {
                 max_batch: [info.max_batch, max_unsettled]
                     .into_iter()
@@ -185,7 +190,7 @@ pub(crate) fn encoded_size(delivery: &Delivery) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::Leader;
+    use crate::{broker::Leader, metrics::Metrics};
 
     fn info() -> ConsumerInfo {
         ConsumerInfo {
@@ -214,7 +219,8 @@ mod tests {
     fn spec(info: &ConsumerInfo) -> Result<ConsumerSpec, Error> {
         let name = ConsumerName { stream: "S".into(), consumer: "c".into() };
         ConsumerSpec::check(&name, info)?;
-        Ok(ConsumerSpec::new(&name, ConsumerId(1), info, AckRight::default()))
+        let meter = Metrics::off().other_consumers().clone();
+        Ok(ConsumerSpec::new(&name, ConsumerId(1), info, AckRight::default(), meter))
     }
 
     fn property(info: &ConsumerInfo) -> Option<Unsuitable> {

@@ -9,6 +9,7 @@ use std::{
 
 use super::{
     core::{Core, release},
+    metered,
     spec::ConsumerSpec,
     table::{HeldDelivery, LEASES_PER_LOCK},
 };
@@ -16,6 +17,7 @@ use crate::{
     broker::{AckKind, AckPublish, Broker, Confirmation},
     clock,
     lease::{ConsumerId, Due, LeaseId},
+    metrics::{LeaseEnd, ReleaseCause},
     simulated::spawn,
 };
 
@@ -63,7 +65,7 @@ impl<B: Broker> Sweeper<B> {
     fn step(&self) -> bool {
         let now = clock::now();
         let mut progress: BTreeMap<ConsumerId, Vec<_>> = BTreeMap::new();
-        let (mut released, mut ended) = (Vec::new(), Vec::new());
+        let (mut released, mut lapsed, mut lost) = (Vec::new(), Vec::new(), Vec::new());
         let mut unsettled = Ended::default();
         let count = self.0.table.with(|table| {
             if *self.0.frozen.borrow() {
@@ -87,9 +89,13 @@ impl<B: Broker> Sweeper<B> {
                         unsettled.count(&payload);
                         released.push((payload, by));
                     }
-                    Due::Lapsed { payload, .. } | Due::Lost { payload, .. } => {
+                    Due::Lapsed { payload, .. } => {
                         unsettled.count(&payload);
-                        ended.push(payload);
+                        lapsed.push(payload);
+                    }
+                    Due::Lost { payload, .. } => {
+                        unsettled.count(&payload);
+                        lost.push(payload);
                     }
                 }
             }
@@ -97,8 +103,8 @@ impl<B: Broker> Sweeper<B> {
         });
         tracing::debug!(
             progress = progress.values().map(Vec::len).sum::<usize>(),
-            lapsed = released.len(),
-            ended = ended.len(),
+            lapsed = released.len() + lapsed.len(),
+            lost = lost.len(),
             "swept"
         );
         // Each consumer has its own call: a consumer without an answer must not delay the others.
@@ -106,7 +112,10 @@ impl<B: Broker> Sweeper<B> {
             self.progress(leases);
         }
         self.tell_unsettled(unsettled, now);
-        release(&self.0, released);
+        let all_lapsed = released.iter().map(|(hold, _)| hold).chain(&lapsed);
+        metered::ended(&self.0.metrics, LeaseEnd::Lapsed, all_lapsed, now);
+        metered::ended(&self.0.metrics, LeaseEnd::Lost, &lost, now);
+        release(&self.0, released, ReleaseCause::Lapsed);
         count == LEASES_PER_LOCK
     }
 
@@ -147,6 +156,8 @@ impl<B: Broker> Sweeper<B> {
             let until = sent_at + PROGRESS_TIMEOUT;
             let results = core.broker.settle(publishes, Confirmation::Confirmed, until).await;
             let now = clock::now();
+            let meter = core.metrics.leases();
+            results.iter().for_each(|result| meter.progressed(metered::progress(result)));
             core.table.with(|table| {
                 for (id, result) in ids.into_iter().zip(results) {
                     if let Some(hold) = table.payload(id) {

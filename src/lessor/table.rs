@@ -33,6 +33,8 @@ pub(super) struct HeldDelivery {
     pub(super) ack: AckSubject,
     pub(super) spec: Arc<ConsumerSpec>,
     pub(super) delivery_count: u64,
+    /// When the lease came into the table.
+    pub(super) since: Instant,
     /// The worker that has it and has not settled it, as named in its Fetch. `None`: there is none, or the
     /// lease was adopted from another replica.
     pub(super) worker: Option<Arc<str>>,

@@ -13,7 +13,7 @@ use prometheus_client::{
 };
 
 use super::{
-    sheet::{Sheet, Sources},
+    sheet::Sheet,
     store::{Series, SeriesStore},
     table::{FAMILIES, Family, FamilyKind},
 };
@@ -78,10 +78,9 @@ impl<'a> Range<'a> {
 }
 
 /// The page. All owners are asked before the first line is written.
-pub(super) fn page(format: Format, store: &Arc<SeriesStore>, sources: &Sources) -> String {
+pub(super) fn page(format: Format, store: &Arc<SeriesStore>, sheet: Sheet) -> String {
     let mut registry = Registry::default();
-    registry
-        .register_collector(Box::new(AllFamilies { store: store.clone(), sheet: sources.ask() }));
+    registry.register_collector(Box::new(AllFamilies { store: store.clone(), sheet }));
     let mut page = String::new();
     let written = match format {
         Format::OpenMetrics => text::encode(&mut page, &registry),
@@ -111,6 +110,7 @@ impl Collector for AllFamilies {
             for (values, series) in self.store.series(family.id) {
                 in_series(&mut shown, family, &values, |one| match &series {
                     Series::Counter(counter) => counter.encode(one),
+                    Series::Gauge(gauge) => gauge.encode(one),
                     Series::Histogram(histogram) => histogram.encode(one),
                 })?;
             }

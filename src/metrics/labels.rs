@@ -37,6 +37,102 @@ macro_rules! label {
 }
 
 label! {
+    /// The end of a Fetch.
+    pub FetchResult {
+        Messages = "messages",
+        NoMessages = "no_messages",
+        MaxAckPending = "max_ack_pending",
+        Paused = "paused",
+        Draining = "draining",
+        Rejected = "rejected",
+        Refused = "refused",
+        Left = "left",
+    }
+}
+
+label! {
+    /// The reason why a message could not be given.
+    pub RejectionCause {
+        Codec = "codec",
+        TooLarge = "too_large",
+    }
+}
+
+label! {
+    /// The end of a pull.
+    pub PullResult {
+        Full = "full",
+        Done = "done",
+        Spent = "spent",
+        RequestsPending = "requests_pending",
+        TooLarge = "too_large",
+        Refused = "refused",
+        Unheard = "unheard",
+        Lost = "lost",
+    }
+}
+
+label! {
+    /// The end of a lease.
+    pub LeaseEnd {
+        Ack = "ack",
+        Nak = "nak",
+        Term = "term",
+        Lapsed = "lapsed",
+        Lost = "lost",
+        Overtaken = "overtaken",
+        GivenBack = "given_back",
+        Moved = "moved",
+    }
+}
+
+label! {
+    /// The reason of a Nak by the proxy.
+    pub ReleaseCause {
+        Surplus = "surplus",
+        Lapsed = "lapsed",
+        Drain = "drain",
+    }
+}
+
+label! {
+    /// The result of progress.
+    pub ProgressResult {
+        Confirmed = "confirmed",
+        Denied = "denied",
+        Unconfirmed = "unconfirmed",
+        Unsent = "unsent",
+    }
+}
+
+label! {
+    /// An action on a lease.
+    pub SettlementKind {
+        Ack = "ack",
+        Nak = "nak",
+        Term = "term",
+        Extend = "extend",
+    }
+}
+
+label! {
+    /// The result of an Ack, a Nak or a Term.
+    pub SettlementResult {
+        Confirmed = "confirmed",
+        Sent = "sent",
+        Duplicate = "duplicate",
+        Extended = "extended",
+        Expired = "expired",
+        Settled = "settled",
+        Busy = "busy",
+        Denied = "denied",
+        Unsent = "unsent",
+        Unconfirmed = "unconfirmed",
+        NotAllowed = "not_allowed",
+    }
+}
+
+label! {
     /// The level of a line of the log.
     pub(super) Severity {
         Error = "error",

@@ -33,6 +33,16 @@ impl Sheet {
         self.put(id, values.map(|value| Cow::Owned(value.to_owned())).into(), value);
     }
 
+    /// Adds to the value of one series, if it has one.
+    pub fn add_of<const N: usize>(&mut self, id: FamilyId, values: [&str; N], more: f64) {
+        let known = self.0.entry(id).or_default();
+        let same = |known: &&mut (Values, f64)| known.0.iter().map(|value| &**value).eq(values);
+        match known.iter_mut().find(same) {
+            Some((_, value)) => *value += more,
+            None => self.set_of(id, values, more),
+        }
+    }
+
     fn put(&mut self, id: FamilyId, values: Values, value: f64) {
         debug_assert_eq!(row(id).labels.len(), values.len(), "{id:?}");
         debug_assert!(!matches!(row(id).kind, FamilyKind::Histogram(_)), "{id:?}");

@@ -7,12 +7,15 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use prometheus_client::metrics::{counter::Counter, histogram::Histogram};
+use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
 
 use super::{
     labels::Label,
     table::{FAMILIES, Family, FamilyId, FamilyKind},
 };
+
+/// The labels of a family that has series for each consumer.
+const CONSUMER_LABELS: [&str; 2] = ["stream", "consumer"];
 
 /// The values of the labels of a series, in the order of the table.
 pub(super) type Values = Vec<Cow<'static, str>>;
@@ -27,12 +30,17 @@ pub(super) struct SeriesStore {
 #[derive(Debug, Clone)]
 pub(super) enum Series {
     Counter(Counter),
+    Gauge(Gauge),
     Histogram(Histogram),
 }
 
 /// A counter of one series. `None`: nothing is counted.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Count(Option<Counter>);
+
+/// A gauge that several owners add up to. `None`: nothing is counted.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Amount(Option<Gauge>);
 
 /// The counters of one family with one label, all of whose values are known.
 #[derive(Debug)]
@@ -59,6 +67,32 @@ impl SeriesStore {
         Some(family.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// The counter of these labels.
+    pub(super) fn count(&self, id: FamilyId, values: Values) -> Count {
+        self.show(id, values, &Count::unseen())
+    }
+
+    /// The gauge of these labels.
+    pub(super) fn level(&self, id: FamilyId, values: Values) -> Amount {
+        debug_assert_eq!(row(id).kind, FamilyKind::Gauge);
+        debug_assert_eq!(row(id).labels.len(), values.len());
+        let Some(mut family) = self.family(id) else { return Amount::default() };
+        match family.entry(values).or_insert_with(|| Series::Gauge(Gauge::default())) {
+            Series::Gauge(gauge) => Amount(Some(gauge.clone())),
+            Series::Counter(_) | Series::Histogram(_) => Amount::default(),
+        }
+    }
+
+    /// Ends the series whose first labels have these values.
+    pub(super) fn end(&self, first: &[Cow<'static, str>]) {
+        for row in FAMILIES.iter().filter(|row| row.labels.len() >= first.len()) {
+            let family = self.family(row.id).filter(|_| row.labels[..2] == CONSUMER_LABELS);
+            family.into_iter().for_each(|mut family| {
+                family.retain(|values, _| !values.starts_with(first));
+            });
+        }
+    }
+
     /// Shows a counter that was made before. An earlier counter of these labels stays, and is returned.
     pub(super) fn show(&self, id: FamilyId, values: Values, count: &Count) -> Count {
         debug_assert_eq!(row(id).kind, FamilyKind::Counter);
@@ -68,7 +102,7 @@ impl SeriesStore {
         };
         match family.entry(values).or_insert_with(|| Series::Counter(counter.clone())) {
             Series::Counter(counter) => Count(Some(counter.clone())),
-            Series::Histogram(_) => Count::default(),
+            Series::Gauge(_) | Series::Histogram(_) => Count::default(),
         }
     }
 
@@ -80,7 +114,7 @@ impl SeriesStore {
         let new = || Series::Histogram(Histogram::new(buckets.iter().copied()));
         match family.entry(values).or_insert_with(new) {
             Series::Histogram(histogram) => Times(Some(histogram.clone())),
-            Series::Counter(_) => Times::default(),
+            Series::Counter(_) | Series::Gauge(_) => Times::default(),
         }
     }
 
@@ -110,7 +144,36 @@ impl Count {
     }
 }
 
+impl Amount {
+    /// The owner has `now` in place of `before`.
+    pub(super) fn moves(&self, before: usize, now: usize) {
+        if let Some(gauge) = self.0.as_ref().filter(|_| before != now) {
+            gauge.inc_by(i64::try_from(now).unwrap_or(i64::MAX));
+            gauge.dec_by(i64::try_from(before).unwrap_or(i64::MAX));
+        }
+    }
+}
+
 impl<L: Label> Counts<L> {
+    /// The counters of a family whose last label is `L`, and whose other labels are these.
+    pub(super) fn new(store: &SeriesStore, id: FamilyId, others: &[Cow<'static, str>]) -> Self {
+        Self::only(store, id, others, |_| true)
+    }
+
+    /// The same, with the values that can happen alone.
+    pub(super) fn only(
+        store: &SeriesStore,
+        id: FamilyId,
+        others: &[Cow<'static, str>],
+        can_happen: impl Fn(L) -> bool,
+    ) -> Self {
+        let one = |label: &L| match can_happen(*label) {
+            true => store.count(id, [others, &[label.value().into()]].concat()),
+            false => Count::default(),
+        };
+        Self(L::ALL.iter().map(one).collect(), std::marker::PhantomData)
+    }
+
     /// Counters that no scraper sees yet.
     pub(super) fn unseen() -> Self {
         Self(L::ALL.iter().map(|_| Count::unseen()).collect(), std::marker::PhantomData)

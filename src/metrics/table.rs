@@ -5,6 +5,12 @@
 const FAST: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
 
+/// Times that may be long although all is well, in seconds.
+const LONG: &[f64] =
+    &[0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0];
+/// Numbers of messages.
+const COUNT: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0];
+
 /// The type of a family.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum FamilyKind {
@@ -62,6 +68,78 @@ macro_rules! families {
 }
 
 families! {
+    "Fetch" {
+        Fetches: Counter "fetchproxy_fetches" ["stream", "consumer", "result"]
+            "Fetch calls that the rights allow, by how they ended. `left`: the caller went away. A consumer that JetStream does not know counts as `_other`.";
+        MessagesFetched: Counter "fetchproxy_messages_fetched" ["stream", "consumer"]
+            "Messages that were handed over, and whose answer was written.";
+        MessageBytes: Counter "fetchproxy_message_bytes_fetched" ["stream", "consumer"]
+            "Payload bytes of these messages.";
+        MessagesRedelivered: Counter "fetchproxy_messages_redelivered" ["stream", "consumer"]
+            "Those among these messages that were delivered before.";
+        MessagesRejected: Counter "fetchproxy_messages_rejected" ["stream", "consumer", "cause"]
+            "Messages that could not be given as asked.";
+        MessagesUnwritten: Counter "fetchproxy_messages_unwritten" ["stream", "consumer"]
+            "Messages of answers that were never written. They go to the next Fetch, or back to JetStream.";
+        FetchBatch: Histogram(COUNT) "fetchproxy_fetch_batch_messages" []
+            "Messages of an answer that has some.";
+        DeliveryDelay: Histogram(LONG) "fetchproxy_delivery_delay_seconds" []
+            "Age of the first message of an answer, if it is delivered for the first time.";
+        ArrivalToAnswer: Histogram(FAST) "fetchproxy_arrival_to_answer_seconds" []
+            "From the arrival of the first message of an answer to the answer: what the proxy adds.";
+        Waiters: Gauge "fetchproxy_waiters" ["stream", "consumer"]
+            "Fetch calls that wait for messages.";
+        WaitersLimit: Gauge "fetchproxy_waiters_limit" []
+            "The most Fetch calls at once: --max-waiters.";
+        PumpWanted: Gauge "fetchproxy_pump_wanted_messages" ["stream", "consumer"]
+            "Messages that the waiting calls still want.";
+        PumpPulled: Gauge "fetchproxy_pump_pulled_messages" ["stream", "consumer"]
+            "Messages that the open pull may still bring. 0: no pull is open.";
+        Pulls: Counter "fetchproxy_pulls" ["stream", "consumer", "end"]
+            "Pulls that have ended. `full`: it has brought all that it asked for. `spent`: its bytes are used up. `unheard`: its end never came. `lost`: with its connection.";
+        Parked: Gauge "fetchproxy_parked_messages" ["stream", "consumer"]
+            "Messages that have arrived and wait for a caller.";
+    }
+    "Leases" {
+        Leases: Gauge "fetchproxy_leases" ["stream", "consumer"]
+            "Leases that are held here, with those that are being settled.";
+        LeasesLimit: Gauge "fetchproxy_leases_limit" []
+            "The most leases at once: --max-leases.";
+        LeasePlacesFree: Gauge "fetchproxy_leases_places_free" []
+            "Leases that may still be granted. Open pulls have reserved others.";
+        LeasesGranted: Counter "fetchproxy_leases_granted" ["stream", "consumer"]
+            "Leases of messages that arrived here.";
+        LeasesAdopted: Counter "fetchproxy_leases_adopted" ["stream", "consumer"]
+            "Leases that another replica has handed over. Granted and adopted leases are held, or have ended.";
+        LeasesEnded: Counter "fetchproxy_leases_ended" ["stream", "consumer", "how"]
+            "Leases that have ended. `lapsed`: the holder did not settle. `lost`: JetStream may have given the message away. `overtaken`: the message arrived again. `given_back`: no caller wanted it. `moved`: to another replica.";
+        Releases: Counter "fetchproxy_releases" ["stream", "consumer", "why"]
+            "Messages that the proxy gave back with a Nak. Each one costs the message an attempt.";
+        LeaseHeld: Histogram(LONG) "fetchproxy_lease_held_seconds" ["how"]
+            "From the grant or the adoption of a lease to its end.";
+        OldestLease: Gauge "fetchproxy_oldest_lease_seconds" []
+            "Age of the oldest lease here. 0 without a lease.";
+        Progress: Counter "fetchproxy_progress" ["result"]
+            "Messages to JetStream that keep a lease alive which is longer than the ack wait.";
+    }
+    "Settling" {
+        Settlements: Counter "fetchproxy_settlements" ["stream", "consumer", "kind", "outcome"]
+            "Results of tokens. The replica that holds the lease counts what it published or extended; the replica that was asked counts the rest.";
+        SettleTime: Histogram(FAST) "fetchproxy_settle_seconds" ["kind"]
+            "From the publishing of the settlements of a call to the last answer of JetStream. One observation for each kind in the call.";
+        SettleBatch: Histogram(COUNT) "fetchproxy_settle_batch_messages" []
+            "Settlements that are published together.";
+    }
+    "Consumers" {
+        Consumers: Gauge "fetchproxy_consumers" []
+            "Consumers that this replica serves.";
+        ConsumerPending: Gauge "fetchproxy_consumer_pending_messages" ["stream", "consumer"]
+            "Messages that JetStream has not delivered yet, as last read. Every replica tells it, so do not add replicas up.";
+        ConsumerAckPending: Gauge "fetchproxy_consumer_ack_pending_messages" ["stream", "consumer"]
+            "Deliveries that are not settled, to anybody, as last read. Every replica tells it.";
+        ConsumerInfoAge: Gauge "fetchproxy_consumer_info_age_seconds" ["stream", "consumer"]
+            "Time since these two were read. They are read when there is a reason, not at a scrape.";
+    }
     "The process" {
         BuildInfo: Gauge "fetchproxy_build_info" ["version"]
             "Always 1, with the version of the program.";

@@ -21,7 +21,10 @@ use tokio::{
     time::timeout,
 };
 
-use crate::metrics::{Format, Metrics};
+use crate::{
+    clock,
+    metrics::{Format, Metrics},
+};
 
 /// Longest wait for the scrape before.
 const LONGEST_SCRAPE_WAIT: Duration = Duration::from_secs(1);
@@ -107,7 +110,7 @@ impl Scrapes {
         wanted: Wanted,
     ) -> Option<Bytes> {
         let number = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
-        let page = self.metrics.page(wanted.format).into_bytes();
+        let page = self.metrics.page(wanted.format, clock::now()).into_bytes();
         let bytes = if wanted.gzip { packed(&page).ok()? } else { page };
         let bytes = Bytes::from_owner(Unread { bytes, _place: place });
         *last = Some(Page { number, wanted, bytes: bytes.clone() });

@@ -79,6 +79,11 @@ impl Pull {
         self.got >= self.asked.batch
     }
 
+    /// The number of messages that it may still bring.
+    pub(super) fn left(&self) -> usize {
+        self.asked.batch.saturating_sub(self.got) as usize
+    }
+
     /// The time at which a waiter with messages need not wait for more of this pull.
     pub(super) fn quiet_at(&self) -> Instant {
         let travels = self.asked.continues && self.got == 0;

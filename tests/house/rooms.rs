@@ -151,6 +151,7 @@ const ROOMS: &[Room] = &[
             "lessor",
             "lock",
             "log_throttle",
+            "metrics",
             "pb",
             "reason",
             "refusal_log",
@@ -186,6 +187,7 @@ const ROOMS: &[Room] = &[
             "keys",
             "lessor",
             "limits",
+            "metrics",
             "nats",
             "secrets",
             "tls",
@@ -246,7 +248,16 @@ const ROOMS: &[Room] = &[
     Room {
         name: "lessor",
         purpose: "leases deliveries to callers: pulls, grants, settles, sweeps",
-        rooms: &["broker", "clock", "lease", "lock", "log_throttle", "pump", "simulated"],
+        rooms: &[
+            "broker",
+            "clock",
+            "lease",
+            "lock",
+            "log_throttle",
+            "metrics",
+            "pump",
+            "simulated",
+        ],
         libraries: &["tokio", "tracing"],
     },
     Room {
@@ -294,7 +305,7 @@ const ROOMS: &[Room] = &[
     Room {
         name: "ops",
         purpose: "the listener for operators: health and metrics",
-        rooms: &["api_error", "grpc", "limits", "metrics", "net", "readiness", "reason"],
+        rooms: &["api_error", "clock", "grpc", "limits", "metrics", "net", "readiness", "reason"],
         libraries: &["tokio", "tonic"],
     },
     Room {

@@ -11,6 +11,7 @@ use super::{
     policies,
     replica::{Drained, Replica},
     roads::KEEPALIVE,
+    run::check_books,
     signs::Sign,
     watch::{Fate, Trouble},
     world::{FOR_EVER, NOTICED, RECONNECT, World},
@@ -339,6 +340,9 @@ async fn drain(world: &Arc<World>, leaver: &Arc<Replica>) -> Option<()> {
             world.count("killed in a drain");
             break;
         }
+    }
+    if drained.is_some() {
+        check_books(world, leaver);
     }
     let handed_over = drained.is_some_and(|drained| drained.handed_over);
     let left = !drained.is_some_and(|drained| handed_over || drained.settled);

@@ -17,10 +17,12 @@ use fetch_proxy::{
     grpc::Service,
     keys::Keys,
     lessor::{LeaseLimits, Lessor},
+    metrics::Format,
     refusal_log::RefusalLog,
     simulated::SimulatedMachine,
     token::InstanceId,
 };
+use testkit::scrape::{Books, Scrape};
 use tokio::time::timeout;
 
 use super::net::{Net, SimBroker};
@@ -106,6 +108,15 @@ impl Replica {
     pub fn held(&self) -> usize {
         let gone = self.gone.load(Ordering::Relaxed);
         if gone { 0 } else { self.machine.sync(|| self.lessor.held()) }
+    }
+
+    /// The leases that began here, that ended and that are held, as its metrics tell them.
+    ///
+    /// # Errors
+    /// The consumer whose books do not balance.
+    pub fn books(&self) -> Result<Books, String> {
+        let page = self.machine.sync(|| self.lessor.metrics().page(Format::Text, clock::now()));
+        Scrape::read(&page).books()
     }
 
     /// As the app does it: meets the others once NATS is there, and then tells whether it serves.

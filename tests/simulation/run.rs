@@ -245,6 +245,14 @@ async fn wait_until_empty(world: &Arc<World>) {
     }
 }
 
+/// Each lease that began at a replica has ended there, or is held.
+pub fn check_books(world: &World, replica: &Replica) {
+    if let Err(why) = replica.books() {
+        let why = format!("the books of replica {} do not balance: {why}", replica.side);
+        world.watch().fail(world.net.now(), why);
+    }
+}
+
 /// Every lease and place is free in the end, and every task ends.
 async fn end_all(world: &Arc<World>) {
     // No worker holds anything: what is leased to those that died ends with its lease.
@@ -265,6 +273,7 @@ async fn end_all(world: &Arc<World>) {
         if replica.gone.load(Ordering::Relaxed) {
             continue;
         }
+        check_books(world, &replica);
         let (held, side) = (replica.held(), replica.side);
         if held > 0 {
             let why = format!("replica {side} holds {held} leases that are nobody's");
@@ -276,6 +285,7 @@ async fn end_all(world: &Arc<World>) {
             let why = format!("replica {side} does not end: {drained:?}");
             world.watch().fail(world.net.now(), why);
         }
+        check_books(world, &replica);
         let room = replica.lessor.room() as usize;
         if room != replica.most {
             let why = format!("replica {side} has {room} places of {}", replica.most);

@@ -21,9 +21,11 @@ use crate::{
     lessor::{
         Error,
         delivery::{GrantedDelivery, LeaseRequest},
+        metered,
         spec::{ConsumerSpec, encoded_size},
     },
-    pump::{PullLimits, Pump, WaiterId, Want, Why},
+    metrics::{ConsumerMeter, PullResult, PumpState, ShownPump},
+    pump::{Allowance, PullLimits, PullOutcome, Pump, Step, WaiterId, Want, Why},
 };
 
 /// A task without callers and leases ends after this.
@@ -57,6 +59,8 @@ pub(super) struct Callers {
     replicas: Vec<oneshot::Sender<()>>,
     /// When somebody came last.
     last_came_at: Instant,
+    /// What the metrics show; `None` until JetStream knows the consumer.
+    shown: Option<ShownPump>,
 }
 
 impl Callers {
@@ -77,7 +81,62 @@ impl Callers {
             want_spec: Vec::new(),
             replicas: Vec::new(),
             last_came_at: now,
+            shown: None,
         }
+    }
+
+    /// JetStream knows the consumer. The name stays, so the first meter is that of all incarnations.
+    pub(super) fn known(&mut self, meter: &ConsumerMeter) {
+        let meter = self.handle.meter.get_or_init(|| meter.clone());
+        self.shown.get_or_insert_with(|| meter.pump());
+    }
+
+    /// Shows the pump in the metrics.
+    pub(super) fn show(&mut self) {
+        if let Some(shown) = &mut self.shown {
+            let (waiters, wanted) = (self.pump.waiters(), self.pump.wanted());
+            let (pulled, parked) = (self.pump.pulled(), self.pump.parked());
+            shown.show(PumpState { waiters, wanted, pulled, parked });
+        }
+    }
+
+    /// A message has arrived.
+    pub(super) fn arrived(&mut self, granted: GrantedDelivery, now: Instant) {
+        let (size, last) = (encoded_size(&granted.delivery), granted.last_attempt());
+        self.pull_may_end(PullResult::Full, |pump| pump.arrived(granted, size, last, now));
+    }
+
+    /// The end of a pull was heard.
+    pub(super) fn pull_ended(&mut self, no: u64, outcome: PullOutcome, now: Instant) {
+        self.pull_may_end(metered::pull(outcome), |pump| pump.ended(no, outcome, now));
+    }
+
+    /// The connection is lost.
+    pub(super) fn down(&mut self, now: Instant) {
+        self.pull_may_end(PullResult::Lost, |pump| pump.down(now));
+    }
+
+    /// The next step of the pump.
+    pub(super) fn step(
+        &mut self,
+        now: Instant,
+        allowed: Allowance,
+    ) -> Option<Step<GrantedDelivery>> {
+        self.pull_may_end(PullResult::Unheard, |pump| pump.step(now, allowed))
+    }
+
+    /// Counts the open pull if `act` ends it.
+    fn pull_may_end<R>(
+        &mut self,
+        end: PullResult,
+        act: impl FnOnce(&mut Pump<GrantedDelivery>) -> R,
+    ) -> R {
+        let open = self.pump.has_pull();
+        let result = act(&mut self.pump);
+        if open && !self.pump.has_pull() {
+            self.handle.meter.get().iter().for_each(|meter| meter.pulled(end));
+        }
+        result
     }
 
     /// Somebody waits for messages.

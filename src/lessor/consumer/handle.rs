@@ -3,7 +3,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Instant,
@@ -19,6 +19,7 @@ use crate::{
         sighting::Sighting,
         spec::ConsumerSpec,
     },
+    metrics::ConsumerMeter,
     pump::Want,
 };
 
@@ -74,7 +75,15 @@ impl DeliveryGuard {
 
     /// From now on the messages are the client's.
     pub fn deliver(&self) {
-        self.delivered.store(true, Ordering::Relaxed);
+        if self.delivered.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        if let Some(first) = self.messages.first() {
+            let deliveries = || self.messages.iter().map(LeasedDelivery::delivery);
+            let bytes = deliveries().map(|delivery| delivery.payload.len()).sum();
+            let redelivered = deliveries().filter(|delivery| delivery.delivery_count > 1).count();
+            first.granted.spec.meter.written(self.messages.len(), bytes, redelivered);
+        }
     }
 }
 
@@ -85,7 +94,11 @@ impl Drop for DeliveryGuard {
         }
         let held = self.rejected.drain(..).filter(|rejected| rejected.held);
         let unhanded = self.messages.drain(..).chain(held.map(|rejected| rejected.leased));
-        self.handle.give_back(unhanded.map(|leased| leased.granted).collect());
+        let unhanded: Vec<GrantedDelivery> = unhanded.map(|leased| leased.granted).collect();
+        if let Some(first) = unhanded.first() {
+            first.spec.meter.unwritten(unhanded.len());
+        }
+        self.handle.give_back(unhanded);
     }
 }
 
@@ -127,13 +140,15 @@ pub(in crate::lessor) struct ConsumerHandle {
     commands: mpsc::UnboundedSender<ConsumerCommand>,
     /// INFO for answers without messages, and when it was read.
     pub(in crate::lessor) recent_info: Arc<Mutex<Option<(Instant, ConsumerInfo)>>>,
+    /// The meter of the consumer, once JetStream knows it.
+    pub(in crate::lessor) meter: Arc<OnceLock<ConsumerMeter>>,
 }
 
 impl ConsumerHandle {
     /// A handle, and where its task receives the commands.
     pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<ConsumerCommand>) {
         let (commands, receiver) = mpsc::unbounded_channel();
-        (Self { commands, recent_info: Arc::default() }, receiver)
+        (Self { commands, recent_info: Arc::default(), meter: Arc::default() }, receiver)
     }
 
     /// # Errors

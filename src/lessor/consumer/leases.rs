@@ -22,10 +22,12 @@ use crate::{
         accounts::LeaseHolder,
         core::{Core, release},
         delivery::{GrantedDelivery, LeaseRequest, LeasedDelivery},
+        metered,
         rights::AckRight,
         spec::ConsumerSpec,
         table::{HeldDelivery, LEASES_PER_LOCK},
     },
+    metrics::{LeaseEnd, ReleaseCause},
 };
 
 /// NATS's clock may be ahead of ours by this much.
@@ -87,7 +89,14 @@ impl<B: Broker> ConsumerLeases<B> {
     pub(super) fn adopt(&mut self, info: &ConsumerInfo) -> &ConsumerSpec {
         let known = self.spec.take();
         let id = known.as_ref().map_or_else(|| self.core.next_consumer(), |spec| spec.id);
-        let mut spec = ConsumerSpec::new(&self.name, id, info, self.ack_right.clone());
+        let meter = match &known {
+            Some(known) => known.meter.clone(),
+            None => {
+                let ConsumerName { stream, consumer } = &self.name;
+                self.core.metrics.consumer(stream, consumer, clock::now())
+            }
+        };
+        let mut spec = ConsumerSpec::new(&self.name, id, info, self.ack_right.clone(), meter);
         if let Some(known) = known {
             spec.leadership = known.leadership.clone();
             if (known.ack_wait, &known.backoff) != (spec.ack_wait, &spec.backoff) {
@@ -175,16 +184,20 @@ impl<B: Broker> ConsumerLeases<B> {
                     ack: delivery.ack.clone(),
                     spec: spec.clone(),
                     delivery_count: delivery.delivery_count,
+                    since: now,
                     worker: None,
                     principal: None,
                     _permit: permits.as_mut().and_then(|permits| permits.split(1)),
                 };
                 let (id, older) = table.grant(terms(spec, &delivery, sent_after, now), held);
+                spec.meter.granted();
                 superseded.extend(older);
-                GrantedDelivery { id, delivery, spec: spec.clone() }
+                GrantedDelivery { id, delivery, spec: spec.clone(), arrived_at: now }
             };
             deliveries.into_iter().map(grant).collect()
         });
+        let overtaken = superseded.iter().map(|(_, hold)| hold);
+        metered::ended(&self.core.metrics, LeaseEnd::Overtaken, overtaken, now);
         if !superseded.is_empty() {
             let (consumer, count) = (&self.name, superseded.len());
             tracing::info!(
@@ -239,7 +252,7 @@ impl<B: Broker> ConsumerLeases<B> {
     }
 
     /// Gives deliveries back to JetStream that nobody here wants.
-    pub(super) fn release(&self, granted: Vec<GrantedDelivery>, now: Instant) {
+    pub(super) fn release(&self, granted: Vec<GrantedDelivery>, cause: ReleaseCause, now: Instant) {
         // Dropped after the lock: each freed permit wakes a waiter.
         let back: Vec<GivenBack<HeldDelivery>> = self.core.table.with(|table| {
             if self.core.pinned.load(Ordering::Relaxed) {
@@ -247,8 +260,10 @@ impl<B: Broker> ConsumerLeases<B> {
             }
             granted.iter().filter_map(|granted| table.give_back(granted.id, now)).collect()
         });
+        let given_back = back.iter().map(|back| &back.payload);
+        metered::ended(&self.core.metrics, LeaseEnd::GivenBack, given_back, now);
         let released = back.into_iter().filter_map(|back| Some((back.payload, back.release?)));
-        release(&self.core, released.collect());
+        release(&self.core, released.collect(), cause);
     }
 
     /// The task ends. If leases are held, the next task of the consumer finds its spec, and what the monitor

@@ -26,12 +26,9 @@ use crate::{
     broker::{Broker, ConsumerInfo, ConsumerName, InboxEvent, InfoError, PullEnd, PullRequest},
     clock,
     lessor::{
-        Error,
-        core::Core,
-        delivery::GrantedDelivery,
-        sighting::Sighting,
-        spec::{ConsumerSpec, encoded_size},
+        Error, core::Core, delivery::GrantedDelivery, sighting::Sighting, spec::ConsumerSpec,
     },
+    metrics::ReleaseCause,
     pump::{Allowance, PullOutcome, Step},
 };
 
@@ -126,7 +123,7 @@ impl<B: Broker> Performer<B> {
     pub(super) async fn perform(&mut self) {
         loop {
             let now = clock::now();
-            let step = self.callers.pump.step(now, Allowance::NONE);
+            let step = self.callers.step(now, Allowance::NONE);
             // A pull whose end was never told keeps no permit either: others may be waiting for it.
             let open = self.callers.pump.has_pull();
             let freed = self.subscription.free_permits(open, now);
@@ -141,7 +138,9 @@ impl<B: Broker> Performer<B> {
                     let away = || self.info.why_away(self.subscription.link());
                     self.callers.answer(answer, &self.leases, away, now);
                 }
-                Some(Step::Overdue { message }) => self.leases.release(vec![message], now),
+                Some(Step::Overdue { message }) => {
+                    self.leases.release(vec![message], ReleaseCause::Surplus, now);
+                }
             }
         }
     }
@@ -151,7 +150,7 @@ impl<B: Broker> Performer<B> {
         let demand = self.callers.pump.demand(now);
         let may = self.monitor.may_pull(now) && !self.announcer.is_announcing();
         let allowed = self.subscription.allow(demand, may, || self.leases.left(), now)?;
-        self.callers.pump.step(now, allowed)
+        self.callers.step(now, allowed)
     }
 
     async fn pull(&mut self, pull: PullRequest) {
@@ -215,10 +214,7 @@ impl<B: Broker> Performer<B> {
             return self.announcer.hold_back(arrived);
         }
         match arrived {
-            HeldBack::Message(granted) => {
-                let (size, last) = (encoded_size(&granted.delivery), granted.last_attempt());
-                self.callers.pump.arrived(granted, size, last, now);
-            }
+            HeldBack::Message(granted) => self.callers.arrived(granted, now),
             HeldBack::End(no, end) => self.pull_ended(no, end, now),
         }
     }
@@ -248,7 +244,7 @@ impl<B: Broker> Performer<B> {
             PullEnd::Done | PullEnd::RequestsPending | PullEnd::TooLarge | PullEnd::Spent => {}
         }
         self.obey(None);
-        self.callers.pump.ended(no, outcome, now);
+        self.callers.pull_ended(no, outcome, now);
         self.subscription.free_permits(self.callers.pump.has_pull(), now);
     }
 
@@ -256,7 +252,7 @@ impl<B: Broker> Performer<B> {
         let dedicated = self.subscription.close();
         self.monitor.inbox_lost(dedicated, now);
         self.obey(None);
-        self.callers.pump.down(now);
+        self.callers.down(now);
     }
 
     /// # Errors
@@ -272,6 +268,9 @@ impl<B: Broker> Performer<B> {
         }
         self.monitor.answered(answer, self.subscription.is_outdated(), now);
         let stop = self.obey(info.as_ref().ok());
+        if let (Ok(info), Some(spec)) = (info, self.leases.spec()) {
+            spec.meter.seen(info.pending, info.ack_pending, now);
+        }
         if self.monitor.is_away(now) && self.monitor.is_connected() {
             self.info.log_failure(now);
         }
@@ -305,7 +304,10 @@ impl<B: Broker> Performer<B> {
             MonitorStep::Cancel => self.info.cancel(),
             MonitorStep::Adopt => {
                 let spec = info.map(|info| self.leases.adopt(info));
-                spec.iter().for_each(|spec| self.callers.pump.set_limits(spec.limits()));
+                if let Some(spec) = spec {
+                    self.callers.pump.set_limits(spec.limits());
+                    self.callers.known(&spec.meter);
+                }
             }
             MonitorStep::MadeAgain => {
                 tracing::info!(

@@ -21,6 +21,7 @@ use crate::{
     broker::{Broker, ConsumerInfo, ConsumerName, InfoError},
     clock,
     lessor::{Error, core::Core},
+    metrics::ReleaseCause,
 };
 
 /// A pull that lacks a lease permit is tried again after this: leases of the consumer itself may have ended.
@@ -59,6 +60,7 @@ impl<B: Broker> ConsumerTask<B> {
         let end = loop {
             self.performer.prepare().await;
             self.performer.perform().await;
+            self.performer.callers.show();
             let now = clock::now();
             if self.is_drained(now) || self.is_idle(now) {
                 break Error::Draining;
@@ -153,7 +155,7 @@ impl<B: Broker> ConsumerTask<B> {
             let consumer = &self.name;
             tracing::warn!(%consumer, last, "last attempts that no worker has taken are lost");
         }
-        self.performer.leases.release(unhanded, now);
+        self.performer.leases.release(unhanded, ReleaseCause::Drain, now);
         self.performer.leases.held() == 0
     }
 
@@ -189,6 +191,6 @@ impl<B: Broker> ConsumerTask<B> {
                 | ConsumerCommand::Heard(..) => {}
             }
         }
-        self.performer.leases.release(unhanded, now);
+        self.performer.leases.release(unhanded, ReleaseCause::Drain, now);
     }
 }

@@ -19,6 +19,14 @@ pub struct Scrape {
     pub series: BTreeMap<String, f64>,
 }
 
+/// Leases that began, that ended, and that are held.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Books {
+    pub began: u64,
+    pub ended: u64,
+    pub held: u64,
+}
+
 /// An answer over HTTP/1.1.
 #[derive(Debug)]
 pub struct Page {
@@ -81,6 +89,39 @@ impl Scrape {
             .filter(|(name, _)| labels.iter().all(|label| name.contains(label)))
             .map(|(_, value)| value)
             .sum()
+    }
+
+    /// The books of the leases of each consumer: granted and adopted, ended and held. They must be equal.
+    ///
+    /// # Errors
+    /// The consumer whose books do not balance.
+    pub fn books(&self) -> Result<Books, String> {
+        let mut all = BTreeMap::<String, Books>::new();
+        for (family, side) in [
+            ("fetchproxy_leases_granted_total", 0),
+            ("fetchproxy_leases_adopted_total", 0),
+            ("fetchproxy_leases_ended_total", 1),
+            ("fetchproxy_leases", 2),
+        ] {
+            for (series, value) in self.of_family(family) {
+                let labels = series.split_once('{').map_or("", |(_, labels)| labels);
+                let consumer = labels.split(",how=").next().unwrap().trim_end_matches('}');
+                let books = all.entry(consumer.to_owned()).or_default();
+                let side =
+                    [&mut books.began, &mut books.ended, &mut books.held].into_iter().nth(side);
+                *side.unwrap() += value as u64;
+            }
+        }
+        let mut sum = Books::default();
+        for (consumer, Books { began, ended, held }) in all {
+            if began != ended + held {
+                return Err(format!("{consumer}: {began} began, {ended} ended, {held} are held"));
+            }
+            sum.began += began;
+            sum.ended += ended;
+            sum.held += held;
+        }
+        Ok(sum)
     }
 
     /// The series of a family. Those of a histogram are its buckets, its sum and its count.
