@@ -11,32 +11,36 @@
 //!
 //! `labels` has the values of labels, `process` reads `/proc`.
 
+mod connections;
 mod consumers;
 mod exposition;
 mod labels;
 mod leasing;
 mod meters;
 mod process;
+mod rpcs;
 mod sheet;
 mod store;
 mod table;
 
 use std::{sync::Arc, time::Instant};
 
-use self::{consumers::Consumers, sheet::Sources, store::SeriesStore};
 pub use self::{
+    connections::{ConnectionEnd, ConnectionMeter, MeteredConnection},
     consumers::{ConsumerMeter, PumpState, ShownPump},
     exposition::Format,
     labels::{
-        FetchResult, LeaseEnd, ProgressResult, PullResult, RejectionCause, ReleaseCause,
-        SettlementKind, SettlementResult,
+        ConnectionClose, ConnectionRefusal, FetchResult, LeaseEnd, ProgressResult, PullResult,
+        RejectionCause, ReleaseCause, SettlementKind, SettlementResult,
     },
     leasing::LeaseMeter,
     meters::{LogMeter, RuntimeMeter},
     process::process,
+    rpcs::{RpcMeter, RpcMeters, RpcMethod},
     sheet::Sheet,
     table::{FAMILIES, Family, FamilyId, FamilyKind},
 };
+use self::{consumers::Consumers, sheet::Sources, store::SeriesStore};
 
 /// Consumers with series of their own, if no flag says otherwise.
 pub const DEFAULT_MAX_CONSUMERS: usize = 200;
@@ -88,6 +92,21 @@ impl Metrics {
     /// The meter of the runtime.
     pub fn runtime(&self) -> &RuntimeMeter {
         &self.0.runtime
+    }
+
+    /// The meters of the methods that are served.
+    pub fn rpcs(&self, methods: &[RpcMethod<'_>]) -> RpcMeters {
+        RpcMeters::new(&self.0.store, methods)
+    }
+
+    /// A token of a call of this method was refused for this reason of the contract.
+    pub fn refused(&self, reason: &str, method: &str) {
+        rpcs::count_refusal(&self.0.store, reason, method);
+    }
+
+    /// The meter of the connections of a listener, of which at most `most` are open.
+    pub fn connections(&self, listener: &'static str, most: usize) -> ConnectionMeter {
+        ConnectionMeter::new(&self.0.store, listener, most)
     }
 
     /// The meter of all leases.

@@ -58,6 +58,11 @@ impl MemoryBudget {
         self.0.most
     }
 
+    /// Units that are taken.
+    pub(super) fn taken(&self) -> usize {
+        self.0.most - *self.0.free()
+    }
+
     /// A share for one more connection.
     pub(super) fn share(&self) -> MemoryShare {
         MemoryShare { pool: self.0.clone(), held: Arc::default(), most: usize::MAX }

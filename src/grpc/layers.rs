@@ -5,12 +5,13 @@ mod callers;
 mod delivery;
 mod held_body;
 mod limits;
+mod metered;
 mod protocol;
 mod quotas;
 mod reasons;
 mod strangers;
 
 pub(super) use self::{
-    callers::AcceptCallers, delivery::AnswerDelivery, limits::CallLimiter, protocol::GrpcOnly,
-    quotas::PrincipalQuotas, reasons::ErrorReasons,
+    callers::AcceptCallers, delivery::AnswerDelivery, limits::CallLimiter, metered::MeterCalls,
+    protocol::GrpcOnly, quotas::PrincipalQuotas, reasons::ErrorReasons,
 };

@@ -1,9 +1,9 @@
 //! The listener for clients: our service, reflection and health, behind a row of layers.
 //!
 //! ```text
-//!  connection ─▶ protocol ─▶ trace* ─▶ metrics* ─▶ callers ─▶ quotas ─▶ limits ─▶ reasons ─▶ delivery ─▶ handlers
+//!  connection ─▶ protocol ─▶ trace* ─▶ metrics ─▶ callers ─▶ quotas ─▶ limits ─▶ reasons ─▶ delivery ─▶ handlers
 //! ```
-//! Layers with a star are not there yet; this is their place. The order has reasons:
+//! The layer with a star is not there yet; this is its place. The order has reasons:
 //!
 //! - protocol: a request that is no gRPC is no call, so no other layer sees it;
 //! - trace and metrics: they see refused calls too;
@@ -23,7 +23,7 @@ use tower::ServiceBuilder;
 use super::{
     Service,
     admin::Admin,
-    layers::{AnswerDelivery, CallLimiter, ErrorReasons, GrpcOnly},
+    layers::{AnswerDelivery, CallLimiter, ErrorReasons, GrpcOnly, MeterCalls},
     reflection::{ContractError, reflected},
 };
 use crate::{
@@ -60,19 +60,24 @@ pub async fn serve<B: Broker + Bus>(
 ) -> Result<(), ContractError> {
     // The limits unpack requests. The list of accepted encodings is for clients that use another one.
     let (callers, quotas) = (service.callers(), service.quotas());
+    let metrics = service.metrics().clone();
+    let metered = MeterCalls::new(&metrics);
     let admin = Admin::server(service.gatekeeper().clone());
     let service = FetchServiceServer::new(service).accept_compressed(CompressionEncoding::Gzip);
     let routes = Routes::new(service).add_service(admin).add_service(health);
     let routes = if reflection { reflected(routes)? } else { routes };
     let routes = routes.prepare();
     let limiter = CallLimiter::new(calls, limits.max_connections);
+    limiter.show(&metrics);
     let behind = Services {
         listener: "grpc",
+        meter: metrics.connections("grpc", limits.max_connections),
         beyond: true,
         tls,
         service: |connection: &_, beyond| {
             ServiceBuilder::new()
                 .layer(MiddlewareLayer(GrpcOnly))
+                .layer(MiddlewareLayer(metered.clone()))
                 .layer(MiddlewareLayer(callers(connection)))
                 .layer(MiddlewareLayer(quotas.clone()))
                 .layer(MiddlewareLayer(limiter.connection(beyond)))

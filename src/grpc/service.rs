@@ -25,6 +25,7 @@ use crate::{
     keys::Keys,
     lessor::{Action, Error, Fetched, Lessor, Rejected, RejectedCause, encoded_size},
     limits::MOST_SETTLEMENTS,
+    metrics::Metrics,
     net::ClientConnection,
     pb::{self, fetch_service_server::FetchService},
     refusal_log::{RefusalLog, RefusedCaller},
@@ -59,6 +60,11 @@ impl<B: Broker + Bus> Service<B> {
         owner: InstanceId,
     ) -> Self {
         Self { lessor, cluster, keys, gatekeeper, refusals, owner }
+    }
+
+    /// The metrics that it counts in.
+    pub(super) fn metrics(&self) -> &Metrics {
+        self.lessor.metrics()
     }
 
     /// The rights of callers.
@@ -269,8 +275,12 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         let settler = self.settler(&extensions)?;
         let call = self.audited("Settle", &metadata, &extensions);
         let results = self.cluster.settle(&call, &settler, wanted, confirmation, until).await;
-        // At most MOST_SETTLEMENTS, so it fits.
-        let failed = results.iter().filter(|result| result.is_err()).count() as u32;
+        let refusals = results.iter().filter_map(|result| result.as_ref().err());
+        let mut failed = 0;
+        for refused in refusals {
+            failed += 1;
+            self.metrics().refused(refused.reason().name(), call.method);
+        }
         let results = results.into_iter().map(settle_result).collect();
         let answer = pb::SettleResponse { results, failed };
         let size = answer.encoded_len();

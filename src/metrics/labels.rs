@@ -133,6 +133,34 @@ label! {
 }
 
 label! {
+    /// The reason why nothing is served on a connection.
+    pub ConnectionRefusal {
+        Limit = "limit",
+        Silent = "silent",
+        Protocol = "protocol",
+        PlaintextOnTls = "plaintext_on_tls",
+        TlsOnPlaintext = "tls_on_plaintext",
+        Version = "version",
+        Handshake = "handshake",
+    }
+}
+
+label! {
+    /// The end of a connection that was open.
+    pub ConnectionClose {
+        Peer = "peer",
+        Unread = "unread",
+        Age = "age",
+        CertificateExpired = "certificate_expired",
+        AuthorityRemoved = "authority_removed",
+        Refusals = "refusals",
+        Idle = "idle",
+        Drain = "drain",
+        Cut = "cut",
+    }
+}
+
+label! {
     /// The level of a line of the log.
     pub(super) Severity {
         Error = "error",

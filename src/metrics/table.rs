@@ -68,6 +68,32 @@ macro_rules! families {
 }
 
 families! {
+    "Calls" {
+        GrpcStarted: Counter "grpc_server_started" ["grpc_type", "grpc_service", "grpc_method"]
+            "Calls that have begun. A method that is not served is `_OTHER`.";
+        GrpcHandled: Counter "grpc_server_handled" ["grpc_type", "grpc_service", "grpc_method", "grpc_code"]
+            "Calls that have ended, by their code. `Canceled`: the client went away.";
+        GrpcHandling: Histogram(FAST) "grpc_server_handling_seconds" ["grpc_type", "grpc_service", "grpc_method"]
+            "From the headers of a call to the end of its answer. A Fetch has a family of its own, and streams have none.";
+        FetchTime: Histogram(LONG) "fetchproxy_fetch_seconds" []
+            "The same of a Fetch, which waits on purpose.";
+        Refusals: Counter "fetchproxy_refusals" ["reason", "rpc"]
+            "Calls that were refused, and tokens of a Settle, by the reason that the caller receives. A series begins with its first refusal.";
+        CallsOpen: Gauge "fetchproxy_calls_open" []
+            "Calls under way, until their answers are written.";
+        CallsLimit: Gauge "fetchproxy_calls_limit" []
+            "The most calls at once: --max-calls.";
+        ConnectionsOpen: Gauge "fetchproxy_connections_open" ["listener"]
+            "Connections of clients, with those in their handshake.";
+        ConnectionsLimit: Gauge "fetchproxy_connections_limit" ["listener"]
+            "The most connections at once. A few more are accepted to be refused.";
+        ConnectionsAccepted: Counter "fetchproxy_connections_accepted" ["listener"]
+            "Connections that were accepted. Each one is open, was refused or has closed.";
+        ConnectionsRefused: Counter "fetchproxy_connections_refused" ["listener", "reason"]
+            "Connections on which nothing was served. `silent`: no request began in time.";
+        ConnectionsClosed: Counter "fetchproxy_connections_closed" ["listener", "reason"]
+            "Connections that have ended. `peer`: by the client, or with it. `unread`: the client did not read its answer. `refusals`: too many calls in a row had no accepted credential. `cut`: by the proxy.";
+    }
     "Fetch" {
         Fetches: Counter "fetchproxy_fetches" ["stream", "consumer", "result"]
             "Fetch calls that the rights allow, by how they ended. `left`: the caller went away. A consumer that JetStream does not know counts as `_other`.";

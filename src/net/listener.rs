@@ -50,6 +50,9 @@ use crate::{
     clock,
     limits::{ListenerLimits, turned_away},
     log_throttle::LogThrottle,
+    metrics::{
+        ConnectionClose, ConnectionEnd, ConnectionMeter, ConnectionRefusal, MeteredConnection,
+    },
     tls::ServerTls,
 };
 
@@ -105,6 +108,8 @@ where
 pub(crate) struct Services<M> {
     /// The name of the listener in the log.
     pub(crate) listener: &'static str,
+    /// Counts its connections.
+    pub(crate) meter: ConnectionMeter,
     /// The TLS of the listener. `None`: it speaks without TLS.
     pub(crate) tls: Option<Arc<ServerTls>>,
     /// Makes the service of one connection. The flag says whether the connection is beyond the limit.
@@ -205,6 +210,7 @@ impl<M> Listener<M> {
         M: Fn(&Arc<ClientConnection>, bool) -> S,
         S: HttpService,
     {
+        let mut metered = self.behind.meter.accepted();
         let free = self.permits.clone().try_acquire_owned().ok();
         let full = free.is_none();
         if full && self.trouble.allow(clock::now()) {
@@ -212,6 +218,7 @@ impl<M> Listener<M> {
             tracing::warn!(listener, "all connections are taken: new connections are refused");
         }
         let (permit, life) = if self.behind.beyond && full {
+            metered.ends(ConnectionEnd::Refused(ConnectionRefusal::Limit));
             let life = ConnectionLifetime { age: Some(TURNED_AWAY), idle: None, grace: FAREWELL };
             (self.permits_beyond.clone().try_acquire_owned().ok(), life)
         } else {
@@ -219,14 +226,16 @@ impl<M> Listener<M> {
             let life = ConnectionLifetime { age, idle: self.max_idle, grace: CLOSE_GRACE };
             (free.or_else(|| self.make_room()), life)
         };
-        let Some(permit) = permit else { return };
+        let Some(permit) = permit else {
+            return metered.ends(ConnectionEnd::Refused(ConnectionRefusal::Limit));
+        };
         let connection = Arc::new(ClientConnection::new(permit));
         if !self.behind.beyond {
             self.open.retain(|open| open.strong_count() > 0);
             self.open.push(Arc::downgrade(&connection));
         }
         let service = (self.behind.service)(&connection, self.behind.beyond && full);
-        self.spawn((stream, address), service, connection, life);
+        self.spawn((stream, address), service, (connection, metered), life);
     }
 
     /// Cuts the connection that was idle longest, or else the oldest connection, and returns its permit.
@@ -243,7 +252,7 @@ impl<M> Listener<M> {
         &mut self,
         (stream, address): (TcpStream, SocketAddr),
         service: S,
-        connection: Arc<ClientConnection>,
+        (connection, mut metered): (Arc<ClientConnection>, MeteredConnection),
         ConnectionLifetime { age, idle, grace }: ConnectionLifetime,
     ) {
         let (builder, going) = (self.builder.clone(), self.going.clone());
@@ -251,12 +260,18 @@ impl<M> Listener<M> {
         self.connections.spawn(async move {
             let opened = tokio::select! {
                 opened = opener.open(stream, address) => opened,
-                () = connection.is_cut() => return,
-                () = going.cancelled() => return,
+                () = connection.is_cut() => Err(ConnectionEnd::Closed(ConnectionClose::Cut)),
+                () = going.cancelled() => Err(ConnectionEnd::Closed(ConnectionClose::Drain)),
             };
-            let Some(OpenConnection { opened, peer, removals }) = opened else { return };
-            let old_at = [age.map(|age| clock::now() + age), certificate_end(&peer)];
-            let old = clock::sleep_until(old_at.into_iter().flatten().min());
+            let OpenConnection { opened, peer, removals } = match opened {
+                Ok(open) => open,
+                Err(end) => return metered.ends(end),
+            };
+            let old = age.map(|age| (clock::now() + age, ConnectionClose::Age));
+            let expired =
+                certificate_end(&peer).map(|at| (at, ConnectionClose::CertificateExpired));
+            let old = [old, expired].into_iter().flatten().min_by_key(|(at, _)| *at).unzip();
+            let (old, why_old) = (clock::sleep_until(old.0), old.1.unwrap_or(ConnectionClose::Age));
             let service = TowerToHyperService::new(WithPeer { inner: service, peer });
             let io = TokioIo::new(opened);
             let mut served = pin!(builder.serve_connection(io, service));
@@ -268,25 +283,26 @@ impl<M> Listener<M> {
             };
             let mut stuck = pin!(async {
                 tokio::select! {
-                    () = connection.is_cut() => {}
-                    () = connection.unwritten.stuck() => {}
+                    () = connection.is_cut() => ConnectionClose::Cut,
+                    () = connection.unwritten.stuck() => ConnectionClose::Unread,
                 }
             });
             // The result is of no use here: the peer sees itself how the connection ended.
-            let closing = tokio::select! {
-                _ = served.as_mut() => false,
-                () = stuck.as_mut() => false,
-                () = old => true,
-                () = connection.is_ending() => true,
-                () = unused => true,
-                () = authority_removed(removals) => true,
-                () = going.cancelled() => true,
+            let (how, closing) = tokio::select! {
+                _ = served.as_mut() => (ConnectionClose::Peer, false),
+                how = stuck.as_mut() => (how, false),
+                () = old => (why_old, true),
+                () = connection.is_ending() => (ConnectionClose::Refusals, true),
+                () = unused => (ConnectionClose::Idle, true),
+                () = authority_removed(removals) => (ConnectionClose::AuthorityRemoved, true),
+                () = going.cancelled() => (ConnectionClose::Drain, true),
             };
+            metered.ends(ConnectionEnd::Closed(how));
             if closing {
                 served.as_mut().graceful_shutdown();
                 tokio::select! {
                     _ = served => {}
-                    () = stuck => {}
+                    _ = stuck => {}
                     () = sleep_until((clock::now() + grace).into()) => {}
                 }
             }

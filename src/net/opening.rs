@@ -13,6 +13,7 @@ use super::{
 use crate::{
     clock,
     log_throttle::KeyedLogThrottle,
+    metrics::{ConnectionClose, ConnectionEnd, ConnectionRefusal},
     tls::{HandshakeFailure, SecuredConnection, ServerTls, TlsStream},
 };
 
@@ -52,26 +53,30 @@ impl Opener {
         Self { listener, tls, http1, said }
     }
 
-    /// Opens a connection. `None`: it was silent, or was turned away.
+    /// Opens a connection.
+    ///
+    /// # Errors
+    /// It was silent, or was turned away.
     pub(super) async fn open(
         &self,
         stream: TcpStream,
         address: SocketAddr,
-    ) -> Option<OpenConnection> {
+    ) -> Result<OpenConnection, ConnectionEnd> {
         // Without this option a socket is only slower.
         let _ = stream.set_nodelay(true);
-        let begun = timeout(PREFACE, self.begin(stream, address)).await.ok()?;
+        let silent = |_| ConnectionEnd::Refused(ConnectionRefusal::Silent);
+        let begun = timeout(PREFACE, self.begin(stream, address)).await.map_err(silent)?;
         let (connection, foreign) = match begun {
             Ok(begun) => begun,
             Err(failure) => {
                 self.tell_failure(&failure, address);
-                return None;
+                return Err(failed(&failure));
             }
         };
-        let Some(foreign) = foreign else { return Some(connection) };
+        let Some(foreign) = foreign else { return Ok(connection) };
         self.tell_foreign(foreign, connection.peer.address);
         let _ = timeout(FAREWELL, connection.opened.turn_away(foreign)).await;
-        None
+        Err(ConnectionEnd::Refused(self.refusal(foreign)))
     }
 
     /// The connection, and what its client speaks in place of what it should.
@@ -106,6 +111,14 @@ impl Opener {
         let opened = preface::read(Wire::Right(stream)).await?;
         let foreign = opened.foreign();
         Ok((OpenConnection { opened, peer, removals }, foreign))
+    }
+
+    fn refusal(&self, foreign: Foreign) -> ConnectionRefusal {
+        match foreign {
+            Foreign::Tls if self.tls.is_none() => ConnectionRefusal::TlsOnPlaintext,
+            Foreign::PlainHttp1 | Foreign::PlainHttp2 => ConnectionRefusal::PlaintextOnTls,
+            Foreign::Http1 | Foreign::Tls | Foreign::Other => ConnectionRefusal::Protocol,
+        }
     }
 
     fn tell_foreign(&self, foreign: Foreign, peer: SocketAddr) {
@@ -144,5 +157,13 @@ impl Opener {
             }
             HandshakeFailure::Version | HandshakeFailure::Refused(_) => {}
         }
+    }
+}
+
+fn failed(failure: &HandshakeFailure) -> ConnectionEnd {
+    match failure {
+        HandshakeFailure::Gone => ConnectionEnd::Closed(ConnectionClose::Peer),
+        HandshakeFailure::Version => ConnectionEnd::Refused(ConnectionRefusal::Version),
+        HandshakeFailure::Refused(_) => ConnectionEnd::Refused(ConnectionRefusal::Handshake),
     }
 }

@@ -55,6 +55,7 @@ pub async fn serve(
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(move || std::future::ready(readyz(&verdict.borrow()))))
         .fallback(|request: Request| std::future::ready(not_here(&request)));
+    let meter = metrics.clone().unwrap_or_else(Metrics::off).connections("ops", max_connections);
     let pages = match metrics.map(Scrapes::new) {
         Some(scrapes) => {
             pages.route("/metrics", get(move |request: Request| scrapes.answer(request)))
@@ -64,6 +65,7 @@ pub async fn serve(
     let service = Routes::from(pages).add_service(health).prepare();
     let behind = Services {
         listener: "ops",
+        meter,
         beyond: false,
         tls: None,
         service: |connection: &_, _| {

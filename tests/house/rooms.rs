@@ -228,6 +228,7 @@ const ROOMS: &[Room] = &[
             "lessor",
             "limits",
             "lock",
+            "metrics",
             "net",
             "pb",
             "reason",
@@ -299,7 +300,7 @@ const ROOMS: &[Room] = &[
     Room {
         name: "net",
         purpose: "connections of clients: accepted, bounded, closed",
-        rooms: &["access", "clock", "limits", "lock", "log_throttle", "tls"],
+        rooms: &["access", "clock", "limits", "lock", "log_throttle", "metrics", "tls"],
         libraries: &["hyper", "tokio", "tracing"],
     },
     Room {

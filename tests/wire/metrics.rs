@@ -1,13 +1,20 @@
 //! The page of metrics, as a scraper reads it from a real replica.
 
-use std::{io::Read as _, net::TcpStream};
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpStream,
+};
 
-use fetch_proxy::metrics::{FAMILIES, FamilyKind};
+use fetch_proxy::{
+    metrics::{FAMILIES, FamilyKind},
+    pb::{FetchRequest, Outcome},
+};
 use flate2::read::GzDecoder;
 use testkit::{
     eventually,
+    jetstream::{Fixture, config},
     nats_server::NatsServer,
-    proxy::Proxy,
+    proxy::{Proxy, ack, fetch, take_one},
     scrape::{PROMETHEUS, Scrape, get},
 };
 
@@ -22,7 +29,7 @@ fn table() -> Vec<(String, String)> {
 }
 
 /// Labels whose values are found while the proxy runs.
-const FOUND_LATER: [&str; 1] = ["consumer"];
+const FOUND_LATER: [&str; 4] = ["consumer", "reason", "principal", "issuer"];
 
 #[tokio::test]
 async fn fresh_replica_shows_each_family_of_the_table_with_a_value() {
@@ -110,7 +117,6 @@ async fn hundred_scrapers_at_once_and_silent_readers_all_get_a_page() {
     // These send a request and read nothing.
     let silent: Vec<TcpStream> = (0..10)
         .map(|_| {
-            use std::io::Write as _;
             let mut stream = TcpStream::connect(&proxy.ops).unwrap();
             stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
             stream
@@ -124,4 +130,138 @@ async fn hundred_scrapers_at_once_and_silent_readers_all_get_a_page() {
         assert_eq!(status.unwrap(), 200);
     }
     drop(silent);
+}
+
+/// Waits until the series of a page are as the test wants them.
+async fn until(proxy: &Proxy, what: &str, wanted: impl Fn(&Scrape) -> bool) -> Scrape {
+    eventually(what, || async {
+        let scrape = Scrape::of(&proxy.ops);
+        wanted(&scrape).then_some(scrape)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn each_call_is_counted_with_its_method_and_its_code() {
+    let fixture = Fixture::new(config()).await;
+    let proxy = Proxy::start(NatsServer::shared(), &[]);
+    proxy.ready().await;
+    let client = proxy.client().await;
+    fixture.publish("x", "12345").await;
+    let delivery = take_one(&client, &fixture).await;
+    client.clone().ack(ack(&delivery.token)).await.unwrap();
+    let again = client.clone().ack(ack(&delivery.token)).await.unwrap().into_inner();
+    assert_eq!(again.outcome(), Outcome::Duplicate);
+    client.clone().ack(ack("no token")).await.unwrap_err();
+    let unknown = FetchRequest { consumer: "nobody".to_owned(), ..fetch(&fixture, 1, 0) };
+    client.clone().fetch(unknown).await.unwrap_err();
+    let handled = |scrape: &Scrape, method: &str, code: &str| {
+        let labels = [format!("grpc_method=\"{method}\""), format!("grpc_code=\"{code}\"")];
+        let labels = labels.each_ref().map(String::as_str);
+        scrape.sum("grpc_server_handled_total", &labels)
+    };
+    let seen = until(&proxy, "the end of the calls", |scrape| {
+        scrape.sum("grpc_server_handled_total", &["FetchService"]) == 5.0
+    })
+    .await;
+    assert_eq!(seen.sum("grpc_server_started_total", &["FetchService"]), 5.0);
+    for (method, code, count) in [
+        ("Ack", "OK", 2.0),
+        ("Ack", "InvalidArgument", 1.0),
+        ("Fetch", "OK", 1.0),
+        ("Fetch", "NotFound", 1.0),
+    ] {
+        assert_eq!(handled(&seen, method, code), count, "{method} {code}");
+    }
+    let times = seen.sum("grpc_server_handling_seconds_count", &["grpc_method=\"Ack\""]);
+    assert_eq!(times, 3.0);
+    assert_eq!(seen.sum("grpc_server_handling_seconds_count", &["grpc_method=\"Fetch\""]), 0.0);
+    assert_eq!(seen.value("fetchproxy_fetch_seconds_count"), 2.0);
+    let refusals = seen.of_family("fetchproxy_refusals_total").collect::<Vec<_>>();
+    assert_eq!(
+        refusals,
+        [
+            ("fetchproxy_refusals_total{reason=\"CONSUMER_NOT_FOUND\",rpc=\"Fetch\"}", 1.0),
+            ("fetchproxy_refusals_total{reason=\"TOKEN_INVALID\",rpc=\"Ack\"}", 1.0),
+        ]
+    );
+    assert_eq!(seen.value("fetchproxy_calls_open"), 0.0);
+    assert_eq!(seen.value("fetchproxy_calls_limit"), 20_000.0);
+    // The consumer that JetStream knows has series of its own, and the other name has none.
+    let of_ours = [&*format!("consumer=\"{}\"", fixture.consumer), "stream"];
+    let ours = |family: &str| seen.sum(family, &of_ours);
+    assert_eq!(ours("fetchproxy_messages_fetched_total"), 1.0);
+    assert_eq!(ours("fetchproxy_message_bytes_fetched_total"), 5.0);
+    assert_eq!(ours("fetchproxy_leases_granted_total"), 1.0);
+    assert_eq!(ours("fetchproxy_fetches_total"), 1.0);
+    let settled = |outcome: &str| {
+        let outcome = format!("outcome=\"{outcome}\"");
+        seen.sum("fetchproxy_settlements_total", &[of_ours[0], &outcome])
+    };
+    assert_eq!((settled("confirmed"), settled("duplicate")), (1.0, 1.0));
+    assert!(!seen.series.keys().any(|series| series.contains("nobody")));
+    assert_eq!(seen.sum("fetchproxy_fetches_total", &["_other", "result=\"refused\""]), 1.0);
+    let books = seen.books().unwrap();
+    assert_eq!((books.began, books.ended, books.held), (1, 1, 0));
+}
+
+#[tokio::test]
+async fn caller_that_leaves_and_a_method_that_is_not_served_are_counted() {
+    let fixture = Fixture::new(config()).await;
+    let proxy = Proxy::start(NatsServer::shared(), &[]);
+    proxy.ready().await;
+    let client = proxy.client().await;
+    let waiting = tokio::spawn({
+        let (mut client, request) = (client.clone(), fetch(&fixture, 1, 60_000));
+        async move { client.fetch(request).await }
+    });
+    until(&proxy, "a waiter", |scrape| scrape.sum("fetchproxy_waiters", &[]) == 1.0).await;
+    assert_eq!(Scrape::of(&proxy.ops).value("fetchproxy_calls_open"), 1.0);
+    waiting.abort();
+    until(&proxy, "its end", |scrape| {
+        scrape.sum("grpc_server_handled_total", &["grpc_code=\"Canceled\""]) == 1.0
+            && scrape.sum("fetchproxy_fetches_total", &["result=\"left\""]) == 1.0
+            && scrape.sum("fetchproxy_waiters", &[]) == 0.0
+            && scrape.value("fetchproxy_calls_open") == 0.0
+    })
+    .await;
+    let channel = tonic::transport::Channel::from_shared(format!("http://{}", proxy.grpc));
+    let channel = channel.unwrap().connect().await.unwrap();
+    let mut raw = tonic::client::Grpc::new(channel);
+    raw.ready().await.unwrap();
+    let codec = tonic_prost::ProstCodec::<(), ()>::default();
+    let path = http::uri::PathAndQuery::from_static("/no.such.Service/Method");
+    raw.unary(tonic::Request::new(()), path, codec).await.unwrap_err();
+    until(&proxy, "the unknown method", |scrape| {
+        let labels = ["_OTHER", "grpc_code=\"Unimplemented\""];
+        scrape.sum("grpc_server_handled_total", &labels) == 1.0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn each_connection_is_open_refused_or_closed() {
+    let proxy = Proxy::start(NatsServer::shared(), &["--max-connections", "20"]);
+    proxy.ready().await;
+    let first = proxy.client().await;
+    for hello in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3]] {
+        let mut stream = TcpStream::connect(&proxy.grpc).unwrap();
+        stream.write_all(hello).unwrap();
+        stream.read_to_end(&mut Vec::new()).unwrap();
+    }
+    let grpc = |scrape: &Scrape, family: &str, label: &str| {
+        scrape.sum(&format!("fetchproxy_connections_{family}"), &["listener=\"grpc\"", label])
+    };
+    let seen =
+        until(&proxy, "the refusals", |scrape| grpc(scrape, "refused_total", "") == 2.0).await;
+    assert_eq!(grpc(&seen, "refused_total", "reason=\"protocol\""), 1.0);
+    assert_eq!(grpc(&seen, "refused_total", "reason=\"tls_on_plaintext\""), 1.0);
+    assert_eq!(grpc(&seen, "limit", ""), 20.0);
+    assert!(grpc(&seen, "open", "") >= 1.0);
+    drop(first);
+    until(&proxy, "the end of all connections", |scrape| {
+        let ended = grpc(scrape, "refused_total", "") + grpc(scrape, "closed_total", "");
+        grpc(scrape, "open", "") == 0.0 && ended == grpc(scrape, "accepted_total", "")
+    })
+    .await;
 }

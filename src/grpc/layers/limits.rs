@@ -32,6 +32,7 @@ use crate::{
     },
     lessor::Error,
     limits::CallLimits,
+    metrics::{FamilyId, Metrics},
     net::{Middleware, Next},
 };
 
@@ -84,6 +85,16 @@ impl CallLimiter {
             max_connections,
             closing: AtomicBool::new(false),
         }))
+    }
+
+    /// Shows the calls under way in the metrics.
+    pub(in crate::grpc) fn show(&self, metrics: &Metrics) {
+        let limiter = self.clone();
+        metrics.ask(move |sheet| {
+            let calls = &limiter.0.calls;
+            sheet.set(FamilyId::CallsOpen, calls.taken() as f64);
+            sheet.set(FamilyId::CallsLimit, calls.most() as f64);
+        });
     }
 
     /// Waits until no call runs, and refuses new calls.
