@@ -10,6 +10,7 @@ use fetch_proxy::{
     pb::{self, settlement::Action},
 };
 use futures_util::future::join_all;
+use prost::Message as _;
 use tempfile::TempDir;
 use testkit::{
     eventually,
@@ -18,6 +19,7 @@ use testkit::{
     proxy::{Client, Proxy, ack, fetch, reason, with_key},
     until,
 };
+use tokio::net::TcpStream;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
 
@@ -147,6 +149,36 @@ async fn calls_of_a_principal_are_limited_of_all_kinds_together() {
 }
 
 #[tokio::test]
+async fn call_counts_until_its_answer_is_written() {
+    let limited = Limited::start("max_calls: 1").await;
+    limited.fixture.publish("n", "x").await;
+    // A client that takes headers, and not one byte of an answer.
+    let socket = TcpStream::connect(&limited.proxy.grpc).await.unwrap();
+    let mut unread = h2::client::Builder::new();
+    let unread = unread.initial_window_size(0).handshake::<_, bytes::Bytes>(socket);
+    let (send, connection) = unread.await.unwrap();
+    let driver = tokio::spawn(connection);
+    let request = http::Request::post("http://proxy/fetchproxy.v1.FetchService/Fetch")
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("authorization", format!("Bearer {}", limited.orders))
+        .body(())
+        .unwrap();
+    let (answer, mut body) = send.ready().await.unwrap().send_request(request, false).unwrap();
+    let message = fetch(&limited.fixture, 1, 10_000).encode_to_vec();
+    let length = u32::try_from(message.len()).unwrap().to_be_bytes();
+    let frame = [&[0], &length[..], &message].concat();
+    body.send_data(frame.into(), true).unwrap();
+    let answer = answer.await.unwrap();
+    assert_eq!(answer.headers().get("grpc-status"), None, "it has a message");
+    let client = limited.proxy.client().await;
+    assert_is_limit(&limited.refused(&client).await.unwrap(), "CALL_LIMIT");
+    driver.abort();
+    let served = || async { limited.refused(&client).await.is_none().then_some(()) };
+    eventually("the place of the call", served).await;
+}
+
+#[tokio::test]
 async fn leases_of_a_principal_are_limited_until_it_settles_them() {
     let limited = Limited::start("max_leases: 3").await;
     for _ in 0..5 {
@@ -191,7 +223,9 @@ async fn calls_in_a_second_are_limited_and_a_settle_counts_as_one() {
     for refusal in &refusals {
         assert_is_limit(refusal, "RATE_LIMIT");
     }
-    assert!(!refusals.is_empty());
+    let waits = refusals.iter().filter_map(|it| it.get_details_retry_info()?.retry_delay);
+    // The table of reasons has a second. A call that comes a moment later waits for less.
+    assert!(waits.min().unwrap() < Duration::from_secs(1), "it is the time until the next call");
     let mut foreign = client.clone();
     for _ in 0..10 {
         foreign.fetch(limited.fetch(&limited.other, 1, 0)).await.unwrap();
