@@ -47,6 +47,7 @@ use crate::{
     refusal_log::RefusalLog,
     tls::ClientAuth,
     token::InstanceId,
+    traces::Traces,
 };
 
 /// The time from one check of readiness to the next.
@@ -111,6 +112,8 @@ pub async fn run(
     let bound = BoundAddresses { grpc: local(&grpc)?, ops: local(&ops)? };
 
     let metrics = config.metrics.map_or_else(Metrics::off, |most| Metrics::new(log, most));
+    let traces = config.traces.map(|settings| Traces::start(settings, &owner.to_string()));
+    let traces = traces.unwrap_or_default();
     let nats_tasks = TaskTracker::new();
     let nats = Nats::start(config.nats, &nats_tasks);
     let lessor = Lessor::metered(nats, config.limits, metrics.clone());
@@ -148,8 +151,9 @@ pub async fn run(
     let ops = ops::serve(ops, probes, health_service.clone(), pages, ops_stopped);
     let limits = ListenerLimits { max_connections: room.connections, ..config.edge };
     let (calls, secured, reflection) = (config.calls, tls.is_some(), config.reflection);
+    let call_traces = traces.clone();
     listeners.spawn(async move {
-        let served = Served { service, health: health_service, reflection };
+        let served = Served { service, health: health_service, reflection, traces: call_traces };
         grpc::serve(grpc, served, tls, limits, &calls, grpc_stopped).await
     });
     listeners.spawn(async move {
@@ -161,7 +165,7 @@ pub async fn run(
             "there is no policy: each client with a certificate of --tls-client-ca may do everything"
         );
     }
-    tracing::info!(grpc = %bound.grpc, ops = %bound.ops, tls = secured, admin_socket, "listening");
+    tracing::info!(grpc = %bound.grpc, ops = %bound.ops, tls = secured, admin_socket, traces = traces.is_on(), "listening");
     announce(bound, config.admission, config.ports_file.as_deref())?;
 
     tokio::select! {
@@ -177,6 +181,7 @@ pub async fn run(
         health: &health,
         background,
         nats_tasks,
+        traces: &traces,
         listeners,
         stop_grpc,
         stop_ops,

@@ -42,6 +42,7 @@ use crate::{
     nats::{Auth, Settings, parse_servers},
     secrets::{self, OpenTo},
     tls::{ClientAuth, ServerTls, TlsFileError, TlsSettings, TlsVersion},
+    traces::{TraceSettings, TraceSettingsError},
 };
 
 /// Longest name of a cluster, in bytes. The name is part of every subject between replicas.
@@ -96,6 +97,8 @@ pub struct Serve {
     pub drain_delay: Duration,
     /// How long to wait after that for open calls and leases.
     pub drain_timeout: Duration,
+    /// The receiver of traces. `None`: there are no traces.
+    pub traces: Option<TraceSettings>,
 }
 
 /// A mistake on the command line, or in a file that it names.
@@ -123,6 +126,9 @@ pub enum ConfigError {
     /// The files of TLS cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsFileError),
+    /// A variable of OpenTelemetry cannot be used.
+    #[error(transparent)]
+    Traces(#[from] TraceSettingsError),
 }
 
 impl Serve {
@@ -236,6 +242,7 @@ impl Serve {
             calls: CallLimits { max_calls, max_waiters, max_request_bytes, max_answer_bytes },
             drain_delay,
             drain_timeout,
+            traces: TraceSettings::load()?,
         })
     }
 }

@@ -26,6 +26,7 @@
 //! lessor        leases deliveries to callers: pulls, grants, settles, sweeps
 //! nats          the broker and the bus on NATS
 //! tls           TLS of the client port: its files, handshakes, and who a certificate names
+//! traces        spans of calls, and the thread that sends them
 //! clock         the only room that reads the time
 //! client        the client behind fetch, ack, nak, term, extend, whoami and probe
 //! fd_limit      raises the limit of open files to what the connections need
@@ -85,3 +86,4 @@ pub mod simulated;
 pub mod telemetry;
 pub mod tls;
 pub mod token;
+pub mod traces;

@@ -7,7 +7,7 @@
 //! 3. Leases are handed to a replica that stays. If there is none, settling continues until no lease is
 //!    held.
 //! 4. The listener accepts no more connections and sends GOAWAY on open connections. Running calls end.
-//! 5. The lessor's tasks end, and bytes on their way to NATS are flushed.
+//! 5. The lessor's tasks end, bytes on their way to NATS are flushed, and spans are sent.
 //!
 //! Steps 2 to 4 together take at most the drain timeout. Step 5 takes at most [`FINAL_STEP_TIMEOUT`] for
 //! each of its parts.
@@ -27,11 +27,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     broker::Broker, bus::Bus, clock, cluster::Cluster, credentials::Gatekeeper,
     grpc::ContractError, keys::Keys, lessor::Lessor, ops::Health, readiness::Verdict,
-    tls::ServerTls,
+    tls::ServerTls, traces::Traces,
 };
 
 /// Longest time for each part of step 5: settlements that run, questions of other replicas, flushing to
-/// NATS, health checks.
+/// NATS, spans, health checks.
 const FINAL_STEP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Longest time for handing leases over.
@@ -47,6 +47,7 @@ pub(super) struct Drain<'a, B: Broker + Bus> {
     pub(super) health: &'a Health,
     pub(super) background: Background,
     pub(super) nats_tasks: TaskTracker,
+    pub(super) traces: &'a Traces,
     pub(super) listeners: Listeners,
     pub(super) stop_grpc: oneshot::Sender<Instant>,
     pub(super) stop_ops: oneshot::Sender<Instant>,
@@ -86,6 +87,7 @@ impl<B: Broker + Bus> Drain<'_, B> {
         if timeout(FINAL_STEP_TIMEOUT, self.nats_tasks.wait()).await.is_err() {
             tracing::warn!("drain timeout: connections to NATS were still open");
         }
+        self.traces.end(FINAL_STEP_TIMEOUT).await;
         // Health answers to the very end.
         let _ = self.stop_ops.send(clock::now() + FINAL_STEP_TIMEOUT);
         self.listeners.join_next().await;

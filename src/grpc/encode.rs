@@ -145,7 +145,8 @@ fn headers(headers: &[(String, Vec<String>)]) -> HashMap<String, pb::HeaderValue
     headers.iter().map(header).collect()
 }
 
-fn empty_reason(empty: Empty) -> pb::EmptyReason {
+/// Why there are no messages, in the contract.
+pub(super) fn empty_reason(empty: Empty) -> pb::EmptyReason {
     match empty {
         Empty::NoMessages => pb::EmptyReason::NoMessages,
         Empty::MaxAckPending => pb::EmptyReason::MaxAckPending,

@@ -10,8 +10,10 @@ mod protocol;
 mod quotas;
 mod reasons;
 mod strangers;
+mod trace;
 
 pub(super) use self::{
     callers::AcceptCallers, delivery::AnswerDelivery, limits::CallLimiter, metered::MeterCalls,
     protocol::GrpcOnly, quotas::PrincipalQuotas, reasons::ErrorReasons,
+    trace::CallTrace,
 };

@@ -53,6 +53,12 @@ impl CallKind {
         METHODS.into_iter().find(|known| method == Some(known)).unwrap_or("another method")
     }
 
+    /// Whether `path` is a method of ours that is served.
+    pub(super) fn is_known(path: &str) -> bool {
+        let method = path.trim_start_matches('/').split_once('/').map(|(_, method)| method);
+        METHODS.into_iter().any(|known| method == Some(known))
+    }
+
     /// Its name, for the log.
     pub(super) fn name(self) -> &'static str {
         match self {

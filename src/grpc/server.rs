@@ -1,9 +1,9 @@
 //! The listener for clients: our service, reflection and health, behind a row of layers.
 //!
 //! ```text
-//!  connection ─▶ protocol ─▶ trace* ─▶ metrics ─▶ callers ─▶ quotas ─▶ limits ─▶ reasons ─▶ delivery ─▶ handlers
+//!  connection ─▶ protocol ─▶ trace ─▶ metrics ─▶ callers ─▶ quotas ─▶ limits ─▶ reasons ─▶ delivery ─▶ handlers
 //! ```
-//! The layer with a star is not there yet; this is its place. The order has reasons:
+//! The order has reasons:
 //!
 //! - protocol: a request that is no gRPC is no call, so no other layer sees it;
 //! - trace and metrics: they see refused calls too;
@@ -23,7 +23,7 @@ use tower::ServiceBuilder;
 use super::{
     Service,
     admin::Admin,
-    layers::{AnswerDelivery, CallLimiter, ErrorReasons, GrpcOnly, MeterCalls},
+    layers::{AnswerDelivery, CallLimiter, CallTrace, ErrorReasons, GrpcOnly, MeterCalls},
     reflection::{ContractError, reflected},
 };
 use crate::{
@@ -33,6 +33,7 @@ use crate::{
     net::{self, MiddlewareLayer, Services},
     pb::fetch_service_server::FetchServiceServer,
     tls::ServerTls,
+    traces::Traces,
 };
 
 /// The services of the listener for clients.
@@ -43,6 +44,8 @@ pub struct Served<B: Broker + Bus, H: Health> {
     pub health: HealthServer<H>,
     /// Whether there is reflection too.
     pub reflection: bool,
+    /// The traces of calls.
+    pub traces: Traces,
 }
 
 /// Serves until `stop` gives the time by which to have ended. Open calls may end until then and are cut
@@ -52,7 +55,7 @@ pub struct Served<B: Broker + Bus, H: Health> {
 /// See [`ContractError`].
 pub async fn serve<B: Broker + Bus>(
     listener: TcpListener,
-    Served { service, health, reflection }: Served<B, impl Health>,
+    Served { service, health, reflection, traces }: Served<B, impl Health>,
     tls: Option<Arc<ServerTls>>,
     limits: ListenerLimits,
     calls: &CallLimits,
@@ -69,6 +72,8 @@ pub async fn serve<B: Broker + Bus>(
     let routes = routes.prepare();
     let limiter = CallLimiter::new(calls, limits.max_connections);
     limiter.show(&metrics);
+    // Without traces, the layer is not there.
+    let trace = traces.is_on().then(|| MiddlewareLayer(CallTrace(traces)));
     let behind = Services {
         listener: "grpc",
         meter: metrics.connections("grpc", limits.max_connections),
@@ -77,6 +82,7 @@ pub async fn serve<B: Broker + Bus>(
         service: |connection: &_, beyond| {
             ServiceBuilder::new()
                 .layer(MiddlewareLayer(GrpcOnly))
+                .option_layer(trace.clone())
                 .layer(MiddlewareLayer(metered.clone()))
                 .layer(MiddlewareLayer(callers(connection)))
                 .layer(MiddlewareLayer(quotas.clone()))

@@ -11,6 +11,7 @@ use super::{
     decode,
     encode::Seal,
     layers::{AcceptCallers, PrincipalQuotas},
+    received::received,
     to_status::to_status,
 };
 use crate::{
@@ -31,6 +32,7 @@ use crate::{
     refusal_log::{RefusalLog, RefusedCaller},
     simulated::fill_random,
     token::InstanceId,
+    traces::TracedSpan,
 };
 
 /// Most bytes of one result of a Settle: a reason, a sentence and a subject. Only an error of another replica
@@ -145,6 +147,7 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         let (metadata, extensions, request) = request.into_parts();
         let left = decode::time_left(&metadata);
         let budget = extensions.get().cloned();
+        let span = extensions.get::<TracedSpan>().map(|span| (span, clock::unix_time()));
         let caller = self.caller(&extensions);
         let call = self.audited("Fetch", &metadata, &extensions);
         let request = decode::shortened(request);
@@ -164,6 +167,7 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         let good_for = caller.until.map(|until| until.saturating_sub(clock::unix_time()));
         let left = [left, good_for].into_iter().flatten().min();
         let principal = caller.principal.clone().unwrap_or_default();
+        span.inspect(|(call, _)| call.by(&principal));
         let mut ask =
             decode::fetch(&request, principal.clone(), clock::now(), left).map_err(refused)?;
         let consumer = (&*request.stream, &*request.consumer);
@@ -192,12 +196,14 @@ impl<B: Broker + Bus> FetchService for Service<B> {
             rejected,
             "fetched"
         );
+        let receive = span.and_then(|(call, since)| received(call, &request, since, &fetched));
         let sealer = self.keys.sealer();
         let clocks = ClockPair::read();
         let seal = Seal { sealer: &sealer, owner: self.owner, clocks, principal: &principal };
         let mut response = Response::new(seal.fetch(&fetched, nonces));
         response.extensions_mut().insert(Arc::new(fetched.into_deliveries()));
         memory.map(|memory| response.extensions_mut().insert(memory));
+        drop(receive);
         Ok(response)
     }
 

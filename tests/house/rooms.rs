@@ -22,10 +22,13 @@ struct Room {
 }
 
 /// Libraries that decide what a room is: a runtime, a wire format, a log. All others are free.
-const LIBRARIES: [&str; 9] = [
+const LIBRARIES: [&str; 12] = [
     "async_nats",
     "clap",
     "hyper",
+    "opentelemetry",
+    "opentelemetry_otlp",
+    "opentelemetry_sdk",
     "prometheus_client",
     "prost",
     "rustls",
@@ -103,6 +106,7 @@ const ROOMS: &[Room] = &[
             "refusal_log",
             "tls",
             "token",
+            "traces",
         ],
         libraries: &["tokio", "tracing"],
     },
@@ -191,6 +195,7 @@ const ROOMS: &[Room] = &[
             "nats",
             "secrets",
             "tls",
+            "traces",
         ],
         libraries: &["clap"],
     },
@@ -236,6 +241,7 @@ const ROOMS: &[Room] = &[
             "simulated",
             "tls",
             "token",
+            "traces",
         ],
         libraries: &["prost", "tokio", "tonic", "tracing"],
     },
@@ -364,6 +370,18 @@ const ROOMS: &[Room] = &[
         libraries: &["rustls", "tokio", "tracing"],
     },
     Room { name: "token", purpose: "tokens: sealed claims; pure", rooms: &[], libraries: &[] },
+    Room {
+        name: "traces",
+        purpose: "spans of calls, and the thread that sends them",
+        rooms: &["clock", "log_throttle"],
+        libraries: &[
+            "opentelemetry",
+            "opentelemetry_otlp",
+            "opentelemetry_sdk",
+            "tokio",
+            "tracing",
+        ],
+    },
 ];
 
 /// The rooms that `file`'s code names, and its libraries.

@@ -24,4 +24,5 @@ mod policy;
 mod quotas;
 mod tls;
 mod tokens;
+mod traces;
 mod tutorial;

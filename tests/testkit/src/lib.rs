@@ -18,6 +18,7 @@ pub mod raw_nats;
 pub mod relay;
 pub mod scrape;
 pub mod stage;
+pub mod traces;
 
 use std::{
     env, fmt, fs,

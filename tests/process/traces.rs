@@ -1,0 +1,146 @@
+//! Traces, with a real receiver: off unless they are asked for, spans by the table of the conventions, links from
+//! message to Fetch to settlement, and a receiver that is dead or hangs.
+
+use std::process::Command;
+
+use fetch_proxy::pb;
+use testkit::{
+    jetstream::{Fixture, config},
+    millis,
+    nats_server::NatsServer,
+    proxy::{Proxy, ack, fetch},
+    traces::{TraceReceiver, link_attribute},
+};
+use tonic::Request;
+
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const PUBLISHER: &str = "00f067aa0ba902b7";
+const CALLER: &str = "b7ad6b7169203331";
+/// Spans are sent soon.
+const SOON: (&str, &str) = ("OTEL_BSP_SCHEDULE_DELAY", "50");
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn traced(receiver: &TraceReceiver, variables: &[(&str, &str)]) -> Proxy {
+    let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", &*receiver.url);
+    let variables = [&[endpoint, SOON], variables].concat();
+    Proxy::start_with(&NatsServer::shared().url(), &[], &variables)
+}
+
+#[test]
+fn variable_that_cannot_be_used_ends_the_program() {
+    for (name, value) in [
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://[nonsense"),
+        ("OTEL_TRACES_SAMPLER", "sometimes"),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_fetch-proxy"))
+            .args(["serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"])
+            .env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4317")
+            .env(name, value)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        let error = said.lines().find(|line| line.starts_with("error: ")).unwrap();
+        assert!(error.contains(name), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn call_has_a_span_below_the_span_of_its_caller() {
+    let receiver = TraceReceiver::start().await;
+    let proxy = traced(&receiver, &[]);
+    let fixture = Fixture::new(config()).await;
+    let mut request = Request::new(fetch(&fixture, 1, 0));
+    let parent = format!("00-{TRACE}-{CALLER}-01");
+    request.metadata_mut().insert("traceparent", parent.parse().unwrap());
+    proxy.ready().await;
+    proxy.client().await.fetch(request).await.unwrap();
+    let call = &receiver.named("fetchproxy.v1.FetchService/Fetch", 1).await[0];
+    assert_eq!(
+        (hex(&call.span.trace_id), hex(&call.span.parent_span_id)),
+        (TRACE.into(), CALLER.into())
+    );
+    assert_eq!(call.span.kind, 2, "a server");
+    let port = proxy.grpc.rsplit_once(':').unwrap().1;
+    for (name, value) in [
+        ("rpc.system.name", "grpc"),
+        ("rpc.method", "fetchproxy.v1.FetchService/Fetch"),
+        ("rpc.status_code", "OK"),
+        ("server.address", "127.0.0.1"),
+        ("server.port", port),
+        ("network.peer.address", "127.0.0.1"),
+        ("fetchproxy.principal", "anonymous"),
+        ("fetchproxy.empty_reason", "NO_MESSAGES"),
+    ] {
+        assert_eq!(call.attribute(name).as_deref(), Some(value), "{name}");
+    }
+    assert_eq!(call.attributes().len(), 9, "and the port of the peer: {:?}", call.attributes());
+    for (name, value) in
+        [("service.name", "fetch-proxy"), ("service.version", env!("CARGO_PKG_VERSION"))]
+    {
+        assert_eq!(call.process(name).as_deref(), Some(value), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn refused_call_has_its_reason_and_is_no_error_of_the_server() {
+    let receiver = TraceReceiver::start().await;
+    let proxy = traced(&receiver, &[]);
+    let refused = proxy.client().await.ack(ack("nonsense")).await.unwrap_err();
+    let call = &receiver.named("fetchproxy.v1.FetchService/Ack", 1).await[0];
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+    assert_eq!(call.attribute("rpc.status_code").as_deref(), Some("INVALID_ARGUMENT"));
+    assert_eq!(call.attribute("error.type").as_deref(), Some("TOKEN_INVALID"));
+    assert_eq!(call.span.status.clone().unwrap_or_default().code, 0, "not set");
+}
+
+#[tokio::test]
+async fn fetched_messages_link_to_the_spans_that_published_them() {
+    let receiver = TraceReceiver::start().await;
+    let proxy = traced(&receiver, &[]);
+    let fixture = Fixture::new(config()).await;
+    let parent = format!("00-{TRACE}-{PUBLISHER}-01");
+    for (header, parent) in
+        [("traceparent", &*parent), ("Traceparent", &*parent), ("traceparent", "00-x-y-z")]
+    {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert(header, parent);
+        fixture.publish_with("n", headers, "x").await;
+    }
+    proxy.ready().await;
+    let request = pb::FetchRequest { worker: "w1".to_owned(), ..fetch(&fixture, 3, 10_000) };
+    let request = pb::FetchRequest { linger: millis(500), ..request };
+    let answer = proxy.client().await.fetch(request).await.unwrap().into_inner();
+    assert_eq!(answer.messages.len(), 3);
+    assert_eq!(answer.messages[0].headers["traceparent"].values, [parent], "untouched");
+    let name = format!("fetch {}", fixture.stream);
+    let receive = &receiver.named(&name, 1).await[0];
+    assert_eq!(receive.span.kind, 3, "a client");
+    for (name, value) in [
+        ("messaging.system", "nats"),
+        ("messaging.operation.type", "receive"),
+        ("messaging.operation.name", "fetch"),
+        ("messaging.destination.name", &*fixture.stream),
+        ("messaging.consumer.group.name", &*fixture.consumer),
+        ("messaging.batch.message_count", "3"),
+        ("messaging.client.id", "w1"),
+    ] {
+        assert_eq!(receive.attribute(name).as_deref(), Some(value), "{name}");
+    }
+    assert_eq!(receive.attributes().len(), 7, "{:?}", receive.attributes());
+    let call = &receiver.named("fetchproxy.v1.FetchService/Fetch", 1).await[0];
+    assert!(call.is_parent_of(receive));
+    assert!(receive.span.start_time_unix_nano >= call.span.start_time_unix_nano);
+    let links = &receive.span.links;
+    assert_eq!(links.len(), 2, "the third header is malformed: {links:?}");
+    for (index, link) in links.iter().enumerate() {
+        assert_eq!((hex(&link.trace_id), hex(&link.span_id)), (TRACE.into(), PUBLISHER.into()));
+        let sequence = answer.messages[index].stream_sequence.to_string();
+        assert_eq!(link_attribute(link, "messaging.message.id"), Some(sequence));
+        assert_eq!(link_attribute(link, "messaging.nats.delivery_count").as_deref(), Some("1"));
+    }
+}
