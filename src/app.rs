@@ -123,7 +123,7 @@ pub async fn run(
     let refusals = Arc::new(RefusalLog::new());
     let us = (owner, &*config.replica_name);
     let (name, log) = (&config.cluster, refusals.clone());
-    let cluster = Cluster::new(lessor.clone(), keys.clone(), log, name, us);
+    let cluster = Cluster::new(lessor.clone(), keys.clone(), log, name, us, traces.clone());
     let gatekeeper = Arc::new(config.gatekeeper);
     cluster.obeys(digest(&gatekeeper));
     let service = Service::new(

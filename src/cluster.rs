@@ -26,6 +26,7 @@ mod peers;
 mod replay;
 mod replica;
 mod router;
+mod settle_spans;
 mod sighting;
 mod untold;
 mod wire;
@@ -65,6 +66,7 @@ use crate::{
     refusal_log::RefusalLog,
     simulated::spawn,
     token::InstanceId,
+    traces::{TracedSpan, Traces},
 };
 
 /// How often each replica sends a heartbeat.
@@ -86,6 +88,7 @@ pub struct Cluster<B: Broker + Bus> {
     sightings: Mutex<Option<UnboundedReceiver<Telling>>>,
     tasks: TaskTracker,
     stop: CancellationToken,
+    traces: Traces,
 }
 
 impl<B: Broker + Bus> Cluster<B> {
@@ -97,16 +100,18 @@ impl<B: Broker + Bus> Cluster<B> {
         refusals: Arc<RefusalLog>,
         cluster: &str,
         (us, name): (InstanceId, &str),
+        traces: Traces,
     ) -> Arc<Self> {
         let sightings = Mutex::new(lessor.sightings());
         let replica = Arc::new(Replica::new(lessor, keys, cluster, (us, name)));
         Arc::new(Self {
-            router: Router::new(replica.clone(), refusals),
+            router: Router::new(replica.clone(), refusals, traces.clone()),
             receiver: Receiver::new(replica.clone()),
             replica,
             sightings,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
+            traces,
         })
     }
 
@@ -185,17 +190,19 @@ impl<B: Broker + Bus> Cluster<B> {
     pub async fn settle(
         &self,
         call: &AuditedCall<'_>,
+        span: Option<&TracedSpan>,
         settler: &Settler,
         wanted: Vec<TokenAction>,
         confirmation: Confirmation,
         until: Instant,
     ) -> Vec<SettleResult> {
-        self.router.settle(call, settler, wanted, confirmation, until).await
+        self.router.settle(call, span, settler, wanted, confirmation, until).await
     }
 
     /// Hands all leases to a replica that stays. Tries each such replica until `until`. `true`: no lease
     /// is left here. `false`: no replica takes the leases, and they stay here.
     pub async fn hand_over(&self, until: Instant) -> bool {
+        let _span = self.traces.hand_over();
         self.receiver.give_up();
         Sender::new(&self.replica).hand_over(until).await
     }

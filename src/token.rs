@@ -9,7 +9,8 @@
 //!          │ tail: any number of fields, each tag 1 │ length 1 │ bytes
 //! ```
 //! The tail is for fields that later versions add. A replica skips a field that it does not know, so a token
-//! of a later version is opened during a rolling update. Tag 1 is kept for the span of the Fetch: 25 bytes.
+//! of a later version is opened during a rolling update. Tag 1 is the span of the Fetch, 25 bytes. It is there only if that
+//! span is sampled.
 //!
 //! frame: the same head and tag, raw bytes; associated data: version, cluster, NUL, channel
 //!
@@ -38,6 +39,9 @@ const MAX_TOKEN_BYTES: usize = 8 * 1024;
 pub const MAX_PRINCIPAL_BYTES: usize = 64;
 /// Longest tail, in bytes: all fields of later versions together.
 const MAX_TAIL_BYTES: usize = 256;
+/// The field of the tail with the span of the Fetch: its tag, and bytes of its value.
+const SPAN_TAG: u8 = 1;
+const SPAN_BYTES: usize = 25;
 
 /// A random number that seals one token or one frame, and no other.
 pub type Nonce = [u8; NONCE];
@@ -83,6 +87,8 @@ pub struct Claims<'c> {
     pub ack_subject: Cow<'c, str>,
     /// The client that the token belongs to, at most [`MAX_PRINCIPAL_BYTES`].
     pub principal: Cow<'c, str>,
+    /// The span of the Fetch that received the message, if it is sampled.
+    pub span: Option<[u8; SPAN_BYTES]>,
 }
 
 impl fmt::Debug for Claims<'_> {
@@ -224,6 +230,10 @@ impl Claims<'_> {
             into.extend_from_slice(&u16::try_from(text.len()).unwrap_or(u16::MAX).to_be_bytes());
             into.extend_from_slice(text.as_bytes());
         }
+        if let Some(span) = &self.span {
+            into.extend_from_slice(&[SPAN_TAG, SPAN_BYTES as u8]);
+            into.extend_from_slice(span);
+        }
     }
 
     /// Reads strictly: nothing may be missing, and only a tail may follow.
@@ -239,8 +249,8 @@ impl Claims<'_> {
             Some(Cow::<str>::Owned(std::str::from_utf8(text).ok()?.to_owned()))
         };
         let (created, ack_subject, principal) = (text()?, text()?, text()?);
-        let valid = principal.len() <= MAX_PRINCIPAL_BYTES && is_tail(rest);
-        valid.then_some(Claims {
+        let span = span_of_tail(rest)?;
+        (principal.len() <= MAX_PRINCIPAL_BYTES).then_some(Claims {
             owner: InstanceId(*owner),
             lease: u64::from_be_bytes(*lease),
             settle_by: u64::from_be_bytes(*settle_by),
@@ -248,25 +258,30 @@ impl Claims<'_> {
             created,
             ack_subject,
             principal,
+            span,
         })
     }
 }
 
-/// Whether these bytes are whole fields, each tag at most once. No field is known to this version.
-fn is_tail(mut bytes: &[u8]) -> bool {
-    let mut seen = [false; 256];
+/// The span in these bytes, if they are whole fields, each tag at most once. Other fields are not known to this
+/// version, and a span of another length is not, either.
+fn span_of_tail(mut bytes: &[u8]) -> Option<Option<[u8; SPAN_BYTES]>> {
+    let (mut seen, mut span) = ([false; 256], None);
     if bytes.len() > MAX_TAIL_BYTES {
-        return false;
+        return None;
     }
     while let Some((tag, rest)) = bytes.split_first() {
-        let value = rest.split_first().and_then(|(length, rest)| rest.get((*length).into()..));
-        let Some(after) = value else { return false };
+        let (length, rest) = rest.split_first()?;
+        let (value, after) = rest.split_at_checked((*length).into())?;
         if std::mem::replace(&mut seen[usize::from(*tag)], true) {
-            return false;
+            return None;
+        }
+        if *tag == SPAN_TAG {
+            span = value.try_into().ok();
         }
         bytes = after;
     }
-    true
+    Some(span)
 }
 
 #[cfg(test)]
@@ -286,8 +301,8 @@ mod tests {
         let numbers = (any::<[u8; 8]>(), any::<u64>(), any::<u64>(), any::<u64>());
         // A character has at most four bytes.
         let principal = ".{0,16}".prop_map(Cow::Owned);
-        (numbers, text(), text(), principal).prop_map(
-            |((owner, lease, settle_by, leader), created, ack_subject, principal)| Claims {
+        (numbers, text(), text(), principal, any::<Option<[u8; SPAN_BYTES]>>()).prop_map(
+            |((owner, lease, settle_by, leader), created, ack_subject, principal, span)| Claims {
                 owner: InstanceId(owner),
                 lease,
                 settle_by,
@@ -295,6 +310,7 @@ mod tests {
                 created,
                 ack_subject,
                 principal,
+                span,
             },
         )
     }
@@ -312,7 +328,7 @@ mod tests {
         [&[tag, u8::try_from(value.len()).unwrap()], value].concat()
     }
 
-    /// The reference for [`is_tail`]: reads the fields into a map, one by one.
+    /// The reference for [`span_of_tail`]: reads the fields into a map, one by one.
     fn fields(tail: &[u8]) -> Option<BTreeMap<u8, Vec<u8>>> {
         let (mut fields, mut bytes) = (BTreeMap::new(), tail.iter().copied());
         while let Some(tag) = bytes.next() {
@@ -330,9 +346,11 @@ mod tests {
             claims in claims(),
             tail in prop::collection::btree_map(any::<u8>(), prop::collection::vec(any::<u8>(), 0..30), 0..8),
         ) {
+            let span = tail.get(&SPAN_TAG).and_then(|span| span[..].try_into().ok());
             let tail: Vec<u8> = tail.iter().flat_map(|(tag, value)| field(*tag, value)).collect();
-            let sealer = sealer(1, "c");
-            prop_assert_eq!(sealer.open(&with_tail(&sealer, &claims, &tail)), Ok(claims));
+            let (sealer, claims) = (sealer(1, "c"), Claims { span: None, ..claims });
+            let token = with_tail(&sealer, &claims, &tail);
+            prop_assert_eq!(sealer.open(&token), Ok(Claims { span, ..claims }));
         }
 
         #[test]
@@ -344,7 +362,9 @@ mod tests {
         ) {
             let sealer = sealer(1, "c");
             let opened = sealer.open(&with_tail(&sealer, &some(), &tail));
-            let expected = fields(&tail).map(|_| some()).ok_or(OpenError::Invalid);
+            let span = |fields: BTreeMap<u8, Vec<u8>>| fields.get(&SPAN_TAG)?[..].try_into().ok();
+            let expected = fields(&tail).map(|fields| Claims { span: span(fields), ..some() });
+            let expected = expected.ok_or(OpenError::Invalid);
             prop_assert_eq!(opened, expected);
         }
 
@@ -386,6 +406,7 @@ mod tests {
             created: "2026-11-23T08:00:00Z".into(),
             ack_subject: "$JS.ACK.ORDERS.worker.1.2.3.4.5".into(),
             principal: "anonymous".into(),
+            span: None,
         }
     }
 
@@ -414,6 +435,20 @@ mod tests {
         let sealer = sealer(7, "c");
         assert_eq!(sealer.open(token), Ok(some()));
         assert_eq!(sealer.seal(&some(), [9; NONCE]), token, "and an older replica opens ours");
+    }
+
+    /// An older replica skips each field of the tail.
+    #[test]
+    fn span_of_a_fetch_is_one_field_of_the_tail() {
+        let (sealer, span) = (sealer(1, "c"), [7; SPAN_BYTES]);
+        let traced = Claims { span: Some(span), ..some() };
+        let token = sealer.seal(&traced, [0; NONCE]);
+        assert_eq!(token, with_tail(&sealer, &some(), &field(SPAN_TAG, &span)));
+        assert_eq!(sealer.open(&token), Ok(traced));
+        let without = sealer.seal(&some(), [0; NONCE]);
+        assert_eq!(token.len() - without.len(), 36, "27 bytes");
+        let longer = with_tail(&sealer, &some(), &field(SPAN_TAG, &[7; SPAN_BYTES + 1]));
+        assert_eq!(sealer.open(&longer), Ok(some()), "a span of a later version");
     }
 
     #[test]

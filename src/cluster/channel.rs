@@ -65,6 +65,17 @@ pub enum Unanswered {
     Silent,
 }
 
+impl Unanswered {
+    /// Its name, for traces.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Nobody => "nobody",
+            Self::Unsent => "unsent",
+            Self::Silent => "silent",
+        }
+    }
+}
+
 /// A request of another replica, opened.
 pub(super) struct PeerRequest {
     pub(super) topic: Topic,

@@ -27,6 +27,7 @@ use super::{
     ownerless,
     ownership::{LeaseLocation, OwnershipGuard},
     replica::Replica,
+    settle_spans::{SettleSpans, SettleWay},
     wire::{self, OpenedToken, SettleOutcome, SettleResult},
 };
 use crate::{
@@ -42,6 +43,7 @@ use crate::{
     reason::Reason,
     refusal_log::{RefusalLog, RefusedCaller},
     token::{Claims, InstanceId, Nonce, OpenError},
+    traces::{TracedSpan, Traces},
 };
 
 /// One token, and the action on its lease.
@@ -51,6 +53,7 @@ pub type TokenAction = (String, Action);
 pub(super) struct Router<B: Broker + Bus> {
     replica: Arc<Replica<B>>,
     refusals: Arc<RefusalLog>,
+    traces: Traces,
 }
 
 /// The tokens of one call, by the place of their leases.
@@ -63,30 +66,34 @@ struct Sorted {
     /// By the owner, by the name that answers for it now, and by whether the principal does not matter.
     remote: BTreeMap<(InstanceId, InstanceId, bool), Group<OpenedToken>>,
     audited: AuditedTokens,
+    /// `None`: the call is not traced.
+    spans: Option<SettleSpans>,
 }
 
 impl Sorted {
-    fn new(count: usize) -> Self {
+    fn new(count: usize, traced: bool) -> Self {
         Self {
             results: Results::new(count),
             local: Group::default(),
             subjects: Vec::new(),
             remote: BTreeMap::new(),
             audited: AuditedTokens::default(),
+            spans: traced.then(SettleSpans::default),
         }
     }
 }
 
 impl<B: Broker + Bus> Router<B> {
-    pub(super) fn new(replica: Arc<Replica<B>>, refusals: Arc<RefusalLog>) -> Self {
-        Self { replica, refusals }
+    pub(super) fn new(replica: Arc<Replica<B>>, refusals: Arc<RefusalLog>, traces: Traces) -> Self {
+        Self { replica, refusals, traces }
     }
 
     /// Settles each token that `settler` may settle, at any replica: one result each, in order. `call` is
-    /// for the log.
+    /// for the log, and `span` is that of the call.
     pub(super) async fn settle(
         &self,
         call: &AuditedCall<'_>,
+        span: Option<&TracedSpan>,
         settler: &Settler,
         wanted: Vec<TokenAction>,
         confirmation: Confirmation,
@@ -96,8 +103,9 @@ impl<B: Broker + Bus> Router<B> {
         let Ok(guard) = timeout_at(until.into(), self.replica.ownership.guard()).await else {
             return wanted.iter().map(|_| Err(Error::LeaseBusy.into())).collect();
         };
-        let Sorted { mut results, local, subjects, remote, audited } =
-            self.sort(call, settler, &wanted, &guard);
+        let Sorted { mut results, local, subjects, remote, audited, mut spans } =
+            self.sort(call, span.is_some(), settler, &wanted, &guard);
+        spans.iter_mut().zip(span).for_each(|(spans, call)| spans.start(call));
         let (local, items) = local.into_parts();
         let settled_here = async {
             let settled = self.replica.lessor.settle(items, confirmation, until).await;
@@ -106,7 +114,7 @@ impl<B: Broker + Bus> Router<B> {
         };
         let settled_there = remote.into_iter().map(|((owner, at, _), tokens)| async move {
             let (indices, tokens) = tokens.into_parts();
-            (indices, self.settle_remote(owner, at, tokens, confirmation, until).await)
+            (indices, self.settle_remote((owner, at), span, tokens, confirmation, until).await)
         });
         let (settled_here, settled_there) = join(settled_here, join_all(settled_there)).await;
         let clocks = ClockPair::read();
@@ -118,7 +126,8 @@ impl<B: Broker + Bus> Router<B> {
             }
         }
         results.set_all(local, settled_here);
-        for (indices, settled) in settled_there {
+        for (indices, (settled, way)) in settled_there {
+            spans.iter_mut().for_each(|spans| spans.went(&indices, way));
             for refused in settled.iter().filter_map(|result| result.as_ref().err()) {
                 self.log_refusal(call, settler, None, refused);
             }
@@ -128,6 +137,7 @@ impl<B: Broker + Bus> Router<B> {
         self.count_refusals(&wanted, &results);
         let results = results.into_vec();
         audited.write(call, settler.caller(), &wanted, &results);
+        spans.into_iter().for_each(|spans| spans.end(&results));
         results
     }
 
@@ -135,11 +145,12 @@ impl<B: Broker + Bus> Router<B> {
     fn sort(
         &self,
         call: &AuditedCall<'_>,
+        traced: bool,
         settler: &Settler,
         wanted: &[TokenAction],
         guard: &OwnershipGuard<'_>,
     ) -> Sorted {
-        let mut sorted = Sorted::new(wanted.len());
+        let mut sorted = Sorted::new(wanted.len(), traced);
         for (index, (token, action)) in wanted.iter().enumerate() {
             let opened = self.open(token).and_then(|(claims, lease)| {
                 let by = sorted.audited.authorize::<B>(index, call, settler, &claims, action)?;
@@ -153,7 +164,11 @@ impl<B: Broker + Bus> Router<B> {
                     continue;
                 }
             };
-            match guard.locate(claims.owner, lease) {
+            let location = guard.locate(claims.owner, lease);
+            if let Some(spans) = &mut sorted.spans {
+                spans.add::<B>(index, &claims, action, SettleWay::to(&location));
+            }
+            match location {
                 LeaseLocation::Local(lease) => {
                     sorted.subjects.push(claims.ack_subject);
                     sorted.local.push(index, SettleItem { lease, action: action.clone(), by });
@@ -245,6 +260,7 @@ impl<B: Broker + Bus> Router<B> {
         if passed_on.is_some_and(|first| !self.replica.channel.is_new(first)) {
             return None;
         }
+        let _span = self.traces.forwarded(&request.span, request.leases.len());
         let confirmation = wire::read_confirmation(request.confirmation)?;
         // A tenth is left for the way back, so that the sender still waits for the answer.
         let until = clock::now() + Duration::from_millis(request.budget) * 9 / 10;
@@ -306,29 +322,38 @@ impl<B: Broker + Bus> Router<B> {
         Ok((claims, lease))
     }
 
-    /// Settles tokens of one other owner, in order, by asking the replica that answers for `at`.
+    /// Settles tokens of one other owner, in order, by asking the replica that answers for `at`. Returns the way
+    /// that they went, too.
     async fn settle_remote(
         &self,
-        owner: InstanceId,
-        at: InstanceId,
+        (owner, at): (InstanceId, InstanceId),
+        call: Option<&TracedSpan>,
         tokens: Vec<OpenedToken>,
         confirmation: Confirmation,
         until: Instant,
-    ) -> Vec<SettleResult> {
-        let mut results = Vec::with_capacity(tokens.len());
+    ) -> (Vec<SettleResult>, SettleWay) {
+        let (mut results, mut way) = (Vec::with_capacity(tokens.len()), SettleWay::Forwarded);
         let max_lease = self.replica.lessor.max_lease();
         for tokens in wire::chunks(tokens) {
             let left = until.saturating_duration_since(clock::now());
             // The rest is for settling without the owner.
             let patience = left * 3 / 5;
-            let request = wire::settle_request(owner, &tokens, confirmation, patience, max_lease);
+            let span = call.and_then(|call| call.forward(&at.to_string(), tokens.len()));
+            let parent = span.as_ref().map(TracedSpan::to_bytes);
+            let request =
+                wire::settle_request(owner, &tokens, confirmation, patience, max_lease, parent);
             let answer = self.replica.ask_to_settle(at, &request, clock::now() + patience).await;
             match answer.and_then(|answer| wire::read_response(&answer, tokens.len())) {
                 Ok(answers) => results.extend(answers),
-                Err(why) => results.extend(self.settle_without_owner(why, tokens, until).await),
+                Err(why) => {
+                    span.iter().for_each(|span| span.failed(why.name()));
+                    drop(span);
+                    way = SettleWay::Ownerless;
+                    results.extend(self.settle_without_owner(why, tokens, until).await);
+                }
             }
         }
-        results
+        (results, way)
     }
 
     /// Settles each of these tokens for which that is safe without the owner.

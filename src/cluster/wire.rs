@@ -24,6 +24,7 @@ use crate::{
     },
     reason::Reason,
     token::{Claims, InstanceId, Nonce},
+    traces::SpanBytes,
 };
 
 /// Most bytes of settlements in one request: well below the smallest payload limit of NATS in use.
@@ -162,13 +163,14 @@ pub(super) fn chunks(tokens: Vec<OpenedToken>) -> Vec<Vec<OpenedToken>> {
 }
 
 /// The request to settle these tokens of one owner. The sender waits for `patience`. An older replica
-/// extends a lease without a length by at most `max_lease`.
+/// extends a lease without a length by at most `max_lease`. `span` is that of the request.
 pub(super) fn settle_request(
     owner: InstanceId,
     tokens: &[OpenedToken],
     confirmation: Confirmation,
     patience: Duration,
     max_lease: Duration,
+    span: Option<SpanBytes>,
 ) -> Vec<u8> {
     let principal = tokens.first().and_then(|token| token.by.as_deref());
     let unset = EXTENSION_FOR_OLDER.min(max_lease);
@@ -187,6 +189,7 @@ pub(super) fn settle_request(
         // All tokens of a request have the same caller. If one may belong to anybody, all of them may.
         principal: principal.unwrap_or_default().to_owned(),
         any: principal.is_none(),
+        span: span.map(|span| Bytes::copy_from_slice(&span)).unwrap_or_default(),
     };
     request.encode_to_vec()
 }
@@ -313,6 +316,7 @@ mod tests {
             created: "".into(),
             ack_subject: "".into(),
             principal: "".into(),
+            span: None,
         };
         OpenedToken { claims, action, by: None }
     }
@@ -321,7 +325,7 @@ mod tests {
         let tokens: Vec<_> = actions.iter().cloned().map(token).collect();
         let (confirmation, patience) = (Confirmation::Confirmed, Duration::from_secs(1));
         let request =
-            settle_request(InstanceId([1; 8]), &tokens, confirmation, patience, max_lease);
+            settle_request(InstanceId([1; 8]), &tokens, confirmation, patience, max_lease, None);
         SettleRequest::decode(&*request).unwrap()
     }
 
@@ -364,7 +368,7 @@ mod tests {
         for (by, principal, any) in [(Some("orders"), "orders", false), (None, "", true)] {
             let tokens = [OpenedToken { by: by.map(Arc::from), ..token(Action::Ack) }];
             let (owner, time) = (InstanceId([1; 8]), Duration::from_secs(1));
-            let request = settle_request(owner, &tokens, Confirmation::Confirmed, time, time);
+            let request = settle_request(owner, &tokens, Confirmation::Confirmed, time, time, None);
             let request = SettleRequest::decode(&*request).unwrap();
             assert_eq!((&*request.principal, request.any), (principal, any));
             assert_eq!(read_principal(&request).as_deref(), by);

@@ -17,6 +17,7 @@ use crate::{
         time::{duration, timestamp},
     },
     token::{Claims, InstanceId, Sealer},
+    traces::SpanBytes,
 };
 
 /// Seals the tokens of an answer.
@@ -26,6 +27,8 @@ pub(super) struct Seal<'s> {
     pub(super) clocks: ClockPair,
     /// The principal that the tokens belong to.
     pub(super) principal: &'s str,
+    /// The span of the Fetch, if it is sampled.
+    pub(super) span: Option<SpanBytes>,
 }
 
 impl Seal<'_> {
@@ -101,6 +104,7 @@ impl Seal<'_> {
             created: (**leased.consumer_created()).into(),
             ack_subject: (*leased.delivery().ack.0).into(),
             principal: self.principal.into(),
+            span: self.span,
         };
         self.sealer.seal(&claims, nonce)
     }
@@ -169,9 +173,6 @@ mod tests {
     };
     use prost::Message as _;
 
-    /// Bytes of the field for the span of a Fetch in the tail of the claims: tag, length and value.
-    const SPAN_FIELD: usize = 2 + 25;
-
     /// The claims take as many bytes as the longest claims of this subject can take.
     fn longest_token(ack_subject: &str) -> String {
         let claims = Claims {
@@ -179,9 +180,10 @@ mod tests {
             lease: u64::MAX,
             settle_by: u64::MAX,
             leader: u64::MAX,
-            created: format!("2026-11-23T08:00:00.123456789Z{}", "s".repeat(SPAN_FIELD)).into(),
+            created: "2026-11-23T08:00:00.123456789Z".into(),
             ack_subject: ack_subject.into(),
             principal: "p".repeat(MAX_PRINCIPAL_BYTES).into(),
+            span: Some([255; 25]),
         };
         Sealer::new(KeyRing::single([1; 32]), "c").seal(&claims, [1; 24])
     }

@@ -132,7 +132,9 @@ impl<B: Broker + Bus> Service<B> {
         let (wanted, until) = (vec![(token, action)], settle_until(metadata));
         let settler = self.settler(extensions)?;
         let call = self.audited(call, metadata, extensions);
-        let done = self.cluster.settle(&call, &settler, wanted, confirmation, until).await.pop();
+        let span = extensions.get::<TracedSpan>();
+        let done =
+            self.cluster.settle(&call, span, &settler, wanted, confirmation, until).await.pop();
         // There was one token, so there is one result.
         done.unwrap_or(Err(Error::Unconfirmed.into())).map_err(|refused| to_status(&refused))
     }
@@ -199,11 +201,11 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         let receive = span.and_then(|(call, since)| received(call, &request, since, &fetched));
         let sealer = self.keys.sealer();
         let clocks = ClockPair::read();
-        let seal = Seal { sealer: &sealer, owner: self.owner, clocks, principal: &principal };
+        let span = receive.as_ref().map(TracedSpan::to_bytes);
+        let seal = Seal { sealer: &sealer, owner: self.owner, clocks, principal: &principal, span };
         let mut response = Response::new(seal.fetch(&fetched, nonces));
         response.extensions_mut().insert(Arc::new(fetched.into_deliveries()));
         memory.map(|memory| response.extensions_mut().insert(memory));
-        drop(receive);
         Ok(response)
     }
 
@@ -280,7 +282,8 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         let until = settle_until(&metadata);
         let settler = self.settler(&extensions)?;
         let call = self.audited("Settle", &metadata, &extensions);
-        let results = self.cluster.settle(&call, &settler, wanted, confirmation, until).await;
+        let span = extensions.get::<TracedSpan>();
+        let results = self.cluster.settle(&call, span, &settler, wanted, confirmation, until).await;
         let refusals = results.iter().filter_map(|result| result.as_ref().err());
         let mut failed = 0;
         for refused in refusals {

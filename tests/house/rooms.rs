@@ -161,6 +161,7 @@ const ROOMS: &[Room] = &[
             "refusal_log",
             "simulated",
             "token",
+            "traces",
         ],
         libraries: &["prost", "tokio", "tracing"],
     },

@@ -1,15 +1,19 @@
 //! Traces, with a real receiver: off unless they are asked for, spans by the table of the conventions, links from
 //! message to Fetch to settlement, and a receiver that is dead or hangs.
 
-use std::process::Command;
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use fetch_proxy::pb;
 use testkit::{
+    eventually,
     jetstream::{Fixture, config},
     millis,
     nats_server::NatsServer,
-    proxy::{Proxy, ack, fetch},
-    traces::{TraceReceiver, link_attribute},
+    proxy::{Client, Proxy, ack, fetch},
+    traces::{TraceReceiver, link_attribute, silent_receiver},
 };
 use tonic::Request;
 
@@ -143,4 +147,153 @@ async fn fetched_messages_link_to_the_spans_that_published_them() {
         assert_eq!(link_attribute(link, "messaging.message.id"), Some(sequence));
         assert_eq!(link_attribute(link, "messaging.nats.delivery_count").as_deref(), Some("1"));
     }
+}
+
+/// The middle of the times of these calls.
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
+async fn timed(client: &mut Client, token: &str) -> Duration {
+    let began = Instant::now();
+    // A refusal is a call like others, and needs nothing of NATS.
+    client.ack(ack(token)).await.unwrap_err();
+    began.elapsed()
+}
+
+#[tokio::test]
+async fn receiver_that_is_dead_or_hangs_delays_no_call_and_its_spans_are_counted() {
+    let (hanging, hangs) = silent_receiver();
+    let (closed, dead) = silent_receiver();
+    drop(closed);
+    let nats = NatsServer::shared().url();
+    let plain = Proxy::start_at(&nats, &[]);
+    for (url, timeout) in [(&hangs, "300"), (&dead, "30000")] {
+        let variables = [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", &**url),
+            SOON,
+            ("OTEL_BSP_MAX_QUEUE_SIZE", "16"),
+            ("OTEL_BSP_EXPORT_TIMEOUT", timeout),
+        ];
+        let proxy = Proxy::start_with(&nats, &[], &variables);
+        let (mut with, mut without) = (proxy.client().await, plain.client().await);
+        let (mut traced, mut untraced) = (Vec::new(), Vec::new());
+        for _ in 0..300 {
+            traced.push(timed(&mut with, "nonsense").await);
+            untraced.push(timed(&mut without, "nonsense").await);
+        }
+        let (traced, untraced) = (median(traced), median(untraced));
+        assert!(traced < 2 * untraced, "{url}: {traced:?} for {untraced:?}");
+        let warning = "the receiver of traces takes no spans: they are dropped";
+        let line = eventually("a warning", || async {
+            let log = proxy.log();
+            let line = log.lines().find(|line| line.contains(warning))?;
+            serde_json::from_str::<serde_json::Value>(line).ok()
+        })
+        .await;
+        assert!(line["dropped"].as_u64().unwrap() > 0, "{line}");
+        assert_eq!(proxy.log().matches(warning).count(), 1, "{}", proxy.log());
+    }
+    drop(hanging);
+}
+
+#[tokio::test]
+async fn end_does_not_wait_for_a_receiver_that_hangs() {
+    let (_hanging, url) = silent_receiver();
+    // Longer than the test waits.
+    let hour = "3600000";
+    let variables = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", &*url),
+        SOON,
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", hour),
+        ("OTEL_BSP_EXPORT_TIMEOUT", hour),
+    ];
+    let mut proxy = Proxy::start_with(&NatsServer::shared().url(), &[], &variables);
+    proxy.ready().await;
+    let mut client = proxy.client().await;
+    client.ack(ack("nonsense")).await.unwrap_err();
+    // The exporter has the first span by now, or takes the second with it.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    client.ack(ack("nonsense")).await.unwrap_err();
+    proxy.signal("TERM");
+    assert!(proxy.wait().await.success());
+    let log = proxy.log();
+    assert!(
+        log.contains("drain timeout: spans were not sent") && log.contains("\"drained\""),
+        "{log}"
+    );
+}
+
+#[tokio::test]
+async fn receiver_that_comes_later_receives_later_spans() {
+    let (closed, url) = silent_receiver();
+    drop(closed);
+    let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", &*url);
+    let proxy = Proxy::start_with(&NatsServer::shared().url(), &[], &[endpoint, SOON]);
+    let mut client = proxy.client().await;
+    client.ack(ack("nonsense")).await.unwrap_err();
+    let receiver = TraceReceiver::start_on(url.trim_start_matches("http://")).await;
+    eventually("a span", || async {
+        client.clone().ack(ack("nonsense")).await.unwrap_err();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        (!receiver.spans().is_empty()).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn switch_of_the_specification_ends_all_traces() {
+    let receiver = TraceReceiver::start().await;
+    for off in [("OTEL_SDK_DISABLED", "true"), ("OTEL_TRACES_EXPORTER", "none")] {
+        let mut proxy = traced(&receiver, &[off]);
+        proxy.client().await.ack(ack("nonsense")).await.unwrap_err();
+        proxy.signal("TERM");
+        assert!(proxy.wait().await.success());
+        assert!(proxy.log().contains("\"traces\":false"), "{}", proxy.log());
+    }
+    let mut proxy = traced(&receiver, &[]);
+    proxy.client().await.ack(ack("nonsense")).await.unwrap_err();
+    proxy.signal("TERM");
+    assert!(proxy.wait().await.success());
+    assert!(proxy.log().contains("\"traces\":true"), "{}", proxy.log());
+    let spans = receiver.spans();
+    let names: Vec<_> = spans.iter().map(|traced| &*traced.span.name).collect();
+    assert_eq!(
+        names,
+        ["fetchproxy.v1.FetchService/Ack", "hand over"],
+        "of the last one, at its end"
+    );
+}
+
+#[tokio::test]
+async fn span_joins_no_trace_without_a_propagator() {
+    let receiver = TraceReceiver::start().await;
+    let proxy = traced(&receiver, &[("OTEL_PROPAGATORS", "none")]);
+    let mut request = Request::new(ack("nonsense"));
+    request
+        .metadata_mut()
+        .insert("traceparent", format!("00-{TRACE}-{CALLER}-01").parse().unwrap());
+    proxy.client().await.ack(request).await.unwrap_err();
+    let call = &receiver.named("fetchproxy.v1.FetchService/Ack", 1).await[0];
+    assert_ne!(hex(&call.span.trace_id), TRACE);
+    assert!(call.span.parent_span_id.is_empty());
+}
+
+#[tokio::test]
+async fn caller_decides_by_its_flag_whether_a_call_is_traced() {
+    let receiver = TraceReceiver::start().await;
+    let ratio = ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio");
+    let proxy = traced(&receiver, &[ratio, ("OTEL_TRACES_SAMPLER_ARG", "0")]);
+    let mut client = proxy.client().await;
+    client.ack(ack("nonsense")).await.unwrap_err();
+    for flag in ["00", "01"] {
+        let mut request = Request::new(ack("nonsense"));
+        let parent = format!("00-{TRACE}-{CALLER}-{flag}");
+        request.metadata_mut().insert("traceparent", parent.parse().unwrap());
+        client.ack(request).await.unwrap_err();
+    }
+    let calls = receiver.named("fetchproxy.v1.FetchService/Ack", 1).await;
+    assert_eq!(hex(&calls[0].span.trace_id), TRACE);
+    assert_eq!(receiver.spans().len(), 1, "the call whose caller is sampled");
 }

@@ -22,6 +22,7 @@ use fetch_proxy::{
     pb::peer::v1::{HandoverRequest, handover_request::Step},
     refusal_log::RefusalLog,
     token::InstanceId,
+    traces::Traces,
 };
 use prost::Message as _;
 use testkit::fake_broker::{FakeBroker, FakeInbox, limits};
@@ -322,7 +323,8 @@ impl Member {
         let keys = Arc::new(Keys::load(Some(keys.path().to_owned()), "linked").unwrap());
         let refusals = Arc::new(RefusalLog::new());
         let (name, member) = ("linked", (us, "pod"));
-        let cluster = Cluster::new(lessor.clone(), keys.clone(), refusals, name, member);
+        let cluster =
+            Cluster::new(lessor.clone(), keys.clone(), refusals, name, member, Traces::default());
         tokio::spawn(cluster.clone().run());
         Self { lessor, cluster, keys, us, most, net: net.clone() }
     }

@@ -15,4 +15,5 @@ mod principals;
 mod recreated;
 mod rights;
 mod skew;
+mod traces;
 mod versions;

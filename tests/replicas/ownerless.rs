@@ -256,6 +256,7 @@ async fn unseen_return_of_a_leader_blocks_settling_for_a_dead_owner() {
             created: "first".into(),
             ack_subject: "$JS.ACK.S.worker.1.1.1.1.0".into(),
             principal: "anonymous".into(),
+            span: None,
         };
         let tokens = vec![OpenedToken { claims, action: Action::Ack, by: None }];
         let told = member.cluster.settle_ownerless(tokens, clock::now() + BOUND).await;

@@ -32,6 +32,8 @@ pub struct Replicas {
     pub all: Vec<Replica>,
     pub keys: NamedTempFile,
     cluster: String,
+    /// Variables of each, for what has no flag.
+    variables: Vec<(String, String)>,
 }
 
 impl Replicas {
@@ -48,8 +50,21 @@ impl Replicas {
 
     /// The same, of a cluster of this name.
     pub async fn start_in(cluster: &str, nats: &[&str]) -> Self {
+        Self::start_all(cluster, nats, &[]).await
+    }
+
+    /// With these variables.
+    pub async fn start_traced(nats: &[&str], variables: &[(&str, &str)]) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let cluster = format!("traced{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        Self::start_all(&cluster, nats, variables).await
+    }
+
+    async fn start_all(cluster: &str, nats: &[&str], variables: &[(&str, &str)]) -> Self {
         let (keys, cluster) = (key_file(&[&new_key()]), cluster.to_owned());
-        let mut replicas = Self { all: Vec::new(), keys, cluster };
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let variables = variables.iter().map(owned).collect();
+        let mut replicas = Self { all: Vec::new(), keys, cluster, variables };
         for nats in nats {
             replicas.add(nats).await;
         }
@@ -61,7 +76,8 @@ impl Replicas {
         let keys = self.keys.path().to_str().unwrap();
         let log = ["--log-level", "info,fetch_proxy=debug"];
         let flags = ["--token-key-file", keys, "--cluster", &self.cluster, log[0], log[1]];
-        let proxy = Proxy::start_at(nats, &flags);
+        let variables = self.variables.iter().map(|(name, value)| (&**name, &**value));
+        let proxy = Proxy::start_with(nats, &flags, &variables.collect::<Vec<_>>());
         let client = proxy.client().await;
         self.all.push(Replica { proxy, client });
         let living = || self.all.iter().filter(|replica| !replica.proxy.has_ended());

@@ -96,6 +96,7 @@ async fn ack_orphan(
         created: "first".into(),
         ack_subject: "$JS.ACK.S.worker.1.1.1.1.0".into(),
         principal: "anonymous".into(),
+        span: None,
     };
     let tokens = vec![OpenedToken { claims, action: Action::Ack, by: None }];
     member.cluster.settle_ownerless(tokens, clock::now() + BOUND).await.remove(0)

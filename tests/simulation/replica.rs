@@ -21,6 +21,7 @@ use fetch_proxy::{
     refusal_log::RefusalLog,
     simulated::SimulatedMachine,
     token::InstanceId,
+    traces::Traces,
 };
 use testkit::scrape::{Books, Scrape};
 use tokio::time::timeout;
@@ -72,7 +73,8 @@ impl Replica {
             let name = format!("pod-{side}");
             let refusals = Arc::new(RefusalLog::new());
             let (members, log) = (keys.clone(), refusals.clone());
-            let cluster = Cluster::new(lessor.clone(), members, log, "sim", (us, &name));
+            let cluster =
+                Cluster::new(lessor.clone(), members, log, "sim", (us, &name), Traces::default());
             let gatekeeper = Arc::new(Gatekeeper::open());
             let service = Service::new(
                 lessor.clone(),
