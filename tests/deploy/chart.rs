@@ -73,6 +73,7 @@ pub const INSTALLATIONS: &[(&str, &[&str])] = &[
     ),
     ("autoscaled", &[LEAST, "autoscaling.enabled=true"]),
     ("monitored", MONITORED),
+    ("traced", TRACED),
     (
         "bare",
         &[
@@ -141,6 +142,14 @@ pub const MONITORED: &[&str] = &[
     "networkPolicy.operators[0].namespaceSelector.matchLabels.name=monitoring",
 ];
 
+/// Traces, with headers for the receiver.
+const TRACED: &[&str] = &[
+    LEAST,
+    "otel.endpoint=http://collector.monitoring:4317",
+    "otel.headersSecret=receiver",
+    "otel.peers=[{\"namespaceSelector\": {\"matchLabels\": {\"name\": \"monitoring\"}}}]",
+];
+
 #[test]
 fn helm_lint_finds_nothing() {
     for (name, values) in INSTALLATIONS {
@@ -191,6 +200,40 @@ fn url_of_nats_may_come_from_a_secret() {
     let env = container(&objects)["env"].as_array().unwrap();
     let from = json!({ "secretKeyRef": { "name": "nats", "key": "where" } });
     assert!(env.contains(&json!({ "name": "NATS_URL", "valueFrom": from })), "{env:?}");
+}
+
+/// To trace every call costs more than to serve it, so the ratio is always there.
+#[test]
+fn endpoint_of_traces_brings_a_sampler_and_a_way_through_the_network_policy() {
+    let objects = helm::objects(TRACED);
+    let env = container(&objects)["env"].as_array().unwrap();
+    let headers = json!({ "secretKeyRef": { "name": "receiver", "key": "headers" } });
+    for variable in [
+        json!({ "name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://collector.monitoring:4317" }),
+        json!({ "name": "OTEL_EXPORTER_OTLP_HEADERS", "valueFrom": headers }),
+        json!({ "name": "OTEL_TRACES_SAMPLER", "value": "parentbased_traceidratio" }),
+        json!({ "name": "OTEL_TRACES_SAMPLER_ARG", "value": "0.01" }),
+    ] {
+        assert!(env.contains(&variable), "{variable}");
+    }
+    let egress = |values: &[&str]| {
+        let objects = helm::objects(values);
+        one(&objects, "NetworkPolicy")["spec"]["egress"].as_array().unwrap().clone()
+    };
+    let peers = json!([{ "namespaceSelector": { "matchLabels": { "name": "monitoring" } } }]);
+    assert!(egress(TRACED).contains(&json!({ "ports": [{ "port": 4317 }], "to": peers })));
+    for (endpoint, more, port) in [
+        ("http://collector:4317", "otel.port=0", 4317),
+        ("http://collector", "otel.port=0", 80),
+        ("https://collector/", "otel.port=0", 443),
+        ("https://collector", "otel.port=4318", 4318),
+    ] {
+        let endpoint = format!("otel.endpoint={endpoint}");
+        let anywhere = json!({ "ports": [{ "port": port }] });
+        assert!(egress(&[LEAST, &endpoint, more]).contains(&anywhere), "{endpoint}");
+    }
+    assert_eq!(egress(&[LEAST]).len(), 2, "DNS and NATS alone");
+    assert!(!helm::text(&[LEAST]).contains("OTEL_"));
 }
 
 /// Some clusters choose the user of a pod, or answer names at another port.

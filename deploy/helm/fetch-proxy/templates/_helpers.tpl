@@ -146,3 +146,11 @@ secret: {name: {{ .policySecret }}}
       name: {{ index . 1 }}
       key: {{ index . 2 }}
 {{- end -}}
+
+{{- /* The port of the receiver of traces. */}}
+{{- define "fetch-proxy.otelPort" -}}
+{{- $url := urlParse .Values.otel.endpoint }}
+{{- $named := regexFind ":[0-9]+$" $url.host | trimPrefix ":" }}
+{{- $port := $named | default (ternary "443" "80" (eq $url.scheme "https")) }}
+{{- .Values.otel.port | int | default ($port | int) }}
+{{- end }}
