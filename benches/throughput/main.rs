@@ -19,12 +19,14 @@ mod memory;
 mod noop;
 mod proxied;
 mod setup;
+mod traced;
 
 use std::{future::Future, path::PathBuf, time::Instant};
 
 use clap::Parser;
 use guarded::Guarded;
 use setup::{Cpu, Setup};
+use traced::Traced;
 
 #[derive(Parser)]
 struct Args {
@@ -133,6 +135,24 @@ async fn run(args: Args) {
         async || proxied::singles(&setup, 8, one).await,
     )
     .await;
+    let traced = Traced::start(&setup).await;
+    row(
+        &args,
+        "n=100 confirmed, 8 clients: traces at 1 % / off",
+        async || traced.batches(&setup, 8, hundred).await,
+        async || proxied::batches(&setup, 8, hundred, true).await,
+    )
+    .await;
+    row(
+        &args,
+        "n=1 confirmed, 8 clients: traces at 1 % / off",
+        async || traced.singles(&setup, 8, one).await,
+        async || proxied::singles(&setup, 8, one).await,
+    )
+    .await;
+    if "traces".contains(&args.only) {
+        println!("  {} spans were received", traced.spans());
+    }
     row(
         &args,
         "settles of 100: forwarded / at the owner",
