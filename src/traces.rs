@@ -65,6 +65,8 @@ impl Traces {
             .with_max_links_per_span(links.min(MAX_LINKS))
             .with_resource(resource(instance))
             .build();
+        // The last one would wait for the receiver when it is dropped, also after a second signal.
+        std::mem::forget(provider.clone());
         let scope = InstrumentationScope::builder(env!("CARGO_PKG_NAME"))
             .with_version(env!("CARGO_PKG_VERSION"))
             .build();

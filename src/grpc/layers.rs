@@ -14,6 +14,5 @@ mod trace;
 
 pub(super) use self::{
     callers::AcceptCallers, delivery::AnswerDelivery, limits::CallLimiter, metered::MeterCalls,
-    protocol::GrpcOnly, quotas::PrincipalQuotas, reasons::ErrorReasons,
-    trace::CallTrace,
+    protocol::GrpcOnly, quotas::PrincipalQuotas, reasons::ErrorReasons, trace::CallTrace,
 };

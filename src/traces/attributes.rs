@@ -43,7 +43,7 @@ pub(super) const REPLICA: &str = "fetchproxy.replica";
 pub(super) const EMPTY_FETCH_REASON: &str = "fetchproxy.empty_reason";
 
 /// The names of the status codes of gRPC, by their numbers.
-const CODES: [&str; 17] = [
+const RPC_STATUS_NAMES: [&str; 17] = [
     "OK",
     "CANCELLED",
     "UNKNOWN",
@@ -65,7 +65,7 @@ const CODES: [&str; 17] = [
 
 /// The name of a status code.
 pub(super) fn code_name(code: i32) -> &'static str {
-    let known = usize::try_from(code).ok().and_then(|code| CODES.get(code));
+    let known = usize::try_from(code).ok().and_then(|code| RPC_STATUS_NAMES.get(code));
     known.copied().unwrap_or("UNKNOWN")
 }
 

@@ -14,6 +14,9 @@ use crate::{
     traces::{TracedSpan, Traces},
 };
 
+/// Longest name of a host in DNS, in bytes. Anybody can send a longer one.
+const MAX_HOST_BYTES: usize = 253;
+
 /// A layer that traces calls; see the [module](self). A listener without traces is better without it.
 #[derive(Debug, Clone)]
 pub(in crate::grpc) struct CallTrace(pub(in crate::grpc) Traces);
@@ -51,7 +54,8 @@ impl CallTrace {
         if let Some(peer) = request.extensions().get::<Arc<Peer>>() {
             span.came_from(peer.address);
         }
-        if let Some(called) = request.uri().authority() {
+        let called = request.uri().authority();
+        if let Some(called) = called.filter(|called| called.host().len() <= MAX_HOST_BYTES) {
             span.called_at(called.host(), called.port_u16());
         }
         Some(span)
