@@ -95,9 +95,9 @@ fn token_for_the_api_server_is_mounted_only_when_asked_for() {
     assert_eq!(with, 1);
 }
 
-/// DNS, NATS, and nothing else, unless the values name issuers.
+/// DNS, NATS, and nothing else, unless the values name issuers or a receiver of traces.
 #[test]
-fn pods_reach_an_issuer_only_where_the_values_name_it() {
+fn pods_reach_an_issuer_and_a_receiver_only_where_the_values_name_it() {
     for (name, values) in INSTALLATIONS {
         let objects = helm::objects(values);
         if values.contains(&"networkPolicy.enabled=false") {
@@ -112,6 +112,10 @@ fn pods_reach_an_issuer_only_where_the_values_name_it() {
             "service account tokens" => json!([{
                 "ports": [{ "port": 6443 }],
                 "to": [{ "ipBlock": { "cidr": "192.0.2.1/32" } }],
+            }]),
+            "traced" => json!([{
+                "ports": [{ "port": 4317 }],
+                "to": [{ "namespaceSelector": { "matchLabels": { "name": "monitoring" } } }],
             }]),
             _ => json!([]),
         };
