@@ -38,6 +38,11 @@ struct Limited {
 impl Limited {
     /// `limits` are those of `orders`.
     async fn start(limits: &str) -> Self {
+        Self::start_with(limits, &[]).await
+    }
+
+    /// With more flags.
+    async fn start_with(limits: &str, flags: &[&str]) -> Self {
         let fixture = Fixture::new(config()).await;
         let folder = tempfile::tempdir().unwrap();
         let [orders, other] =
@@ -45,7 +50,7 @@ impl Limited {
         fs::write(folder.path().join("keys"), [orders.line, other.line].join("\n")).unwrap();
         write(&folder, &fixture, limits);
         let file = folder.path().join("policy");
-        let flags = ["--policy-file", file.to_str().unwrap()];
+        let flags = [&["--policy-file", file.to_str().unwrap()][..], flags].concat();
         let proxy = Proxy::start(NatsServer::shared(), &flags);
         proxy.ready().await;
         Self { fixture, folder, orders: orders.secret, other: other.secret, proxy }
@@ -132,6 +137,21 @@ async fn open_fetch_calls_of_a_principal_are_limited_and_those_of_others_are_not
     let served = || async { limited.refused(&another).await.is_none().then_some(()) };
     eventually("the place of the call that left", served).await;
     second.abort();
+}
+
+#[tokio::test]
+async fn principal_over_its_limit_does_not_ask_for_a_place_of_the_replica() {
+    let limited = Limited::start_with("max_waiters: 1", &["--max-waiters", "1"]).await;
+    let client = limited.proxy.client().await;
+    let open = limited.wait(&client).await;
+    let mut foreign = client.clone();
+    let refused = foreign.fetch(limited.fetch(&limited.other, 1, 0)).await.unwrap_err();
+    assert_eq!(reason(&refused).1, "WAITER_LIMIT");
+    let details = refused.get_error_details();
+    let subject = &details.quota_failure().unwrap().violations[0].subject;
+    assert_eq!(subject, "replica", "it has no limit of its own");
+    assert_is_limit(&limited.refused(&client).await.unwrap(), "WAITER_LIMIT");
+    open.abort();
 }
 
 #[tokio::test]
