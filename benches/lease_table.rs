@@ -138,6 +138,7 @@ fn delivery(number: u64, received: Instant) -> (Terms, Hold) {
         consumer_sequence: number,
         last_attempt: false,
         received,
+        sent_after: None,
         age: Duration::ZERO,
         ack_wait: ACK_WAIT,
         delivery_count: 1,

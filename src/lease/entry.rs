@@ -80,7 +80,12 @@ pub(super) struct Lease<T> {
 impl<T> Lease<T> {
     /// A new delivery, held by the proxy itself.
     pub(super) fn new(terms: &Terms, payload: T, origin: Origin) -> Self {
-        let received = origin.since(terms.received);
+        let ack_wait = nanos(terms.ack_wait);
+        let arrived = origin.since(terms.received);
+        // Half of the margin is for the way of the delivery. If JetStream may have sent it earlier than that, the lease
+        // ends sooner. The machine may have been suspended between the pull and the arrival.
+        let latest = terms.sent_after.map(|sent| origin.since(sent) + margin_of(ack_wait) / 2);
+        let received = latest.map_or(arrived, |latest| arrived.min(latest));
         Self {
             payload,
             state: State::Held,
@@ -91,7 +96,7 @@ impl<T> Lease<T> {
             last_attempt: terms.last_attempt,
             until: Until::fresh(terms.last_attempt),
             granted: None,
-            ack_wait: nanos(terms.ack_wait),
+            ack_wait,
             started: received,
             stored: received - nanos(terms.age),
             confirmed: NEVER,

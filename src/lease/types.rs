@@ -47,8 +47,10 @@ pub struct Terms {
     pub consumer_sequence: u64,
     /// It is the last attempt: a Nak would destroy the message.
     pub last_attempt: bool,
-    /// The time of its arrival here, or an earlier time if JetStream may have sent it long before.
+    /// The time of its arrival here.
     pub received: Instant,
+    /// JetStream did not send it before this time: its pull was sent then. `None`: no pull is known.
+    pub sent_after: Option<Instant>,
     /// The time from the publishing of the message to the arrival. A server that takes over counts its ack
     /// wait from the publishing.
     pub age: Duration,

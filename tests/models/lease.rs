@@ -49,6 +49,7 @@ impl TimedTable {
             consumer_sequence: sequence,
             last_attempt: false,
             received: self.at(received),
+            sent_after: None,
             age: Duration::ZERO,
             ack_wait: Duration::from_millis(ACK_WAIT),
             delivery_count: 1,

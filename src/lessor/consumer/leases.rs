@@ -16,7 +16,7 @@ use super::{
 use crate::{
     broker::{Broker, ConsumerInfo, ConsumerName, Delivery, Leader},
     clock,
-    lease::{GivenBack, Terms, margin},
+    lease::{GivenBack, Terms},
     lessor::{
         Error,
         accounts::LeaseHolder,
@@ -285,24 +285,22 @@ fn age(delivery: &Delivery, now: Duration) -> Duration {
     (now + NATS_CLOCK_SKEW).saturating_sub(Duration::from_nanos(delivery.published))
 }
 
-/// The terms of a delivery that arrives `now`. Half of a lease's margin is for the way of the delivery. If JetStream
-/// may have sent it earlier than that, the lease ends sooner.
+/// The terms of a delivery that arrives `now`.
 fn terms(
     spec: &ConsumerSpec,
     delivery: &Delivery,
     sent_after: Option<Instant>,
     now: Instant,
 ) -> Terms {
-    let ack_wait = spec.ack_wait_of(delivery.delivery_count);
-    let received = sent_after.map_or(now, |sent| now.min(sent + margin(ack_wait) / 2));
     Terms {
         consumer: spec.id,
         sequence: delivery.stream_sequence,
         consumer_sequence: delivery.consumer_sequence,
         last_attempt: spec.last_attempt(delivery.delivery_count),
-        received,
+        received: now,
+        sent_after,
         age: age(delivery, clock::unix_time()),
-        ack_wait,
+        ack_wait: spec.ack_wait_of(delivery.delivery_count),
         delivery_count: delivery.delivery_count,
     }
 }

@@ -176,6 +176,7 @@ impl Tested {
             consumer_sequence: number,
             last_attempt: arrival.last_attempt,
             received: self.at(world.ago(arrival.ago)),
+            sent_after: None,
             age: duration(arrival.age),
             ack_wait: duration(world.table.ack_wait(arrival.name, arrival.delivery_count)),
             delivery_count: arrival.delivery_count,

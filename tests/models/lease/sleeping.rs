@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fetch_proxy::lease::{Due, LeaseStatus, PublishOutcome, SettleKind};
+use fetch_proxy::lease::{Due, LeaseStatus, PublishOutcome, SettleKind, Terms};
 
 use super::{ACK_BY, OVER, TimedTable};
 
@@ -58,4 +58,19 @@ fn settlement_unsent_before_a_sleep_finds_its_lease_over() {
     timed.begin(id, SettleKind::Ack, 0).unwrap();
     timed.slept(60_000, 1);
     assert_eq!(timed.finish(id, PublishOutcome::Unsent, 1), (LeaseStatus::Gone, Some("one")));
+}
+
+#[test]
+fn delivery_whose_pull_was_sent_before_a_sleep_counts_from_before_it() {
+    let mut timed = TimedTable::new();
+    timed.slept(3000, 1000);
+    let pulled = |timed: &TimedTable, sent| Terms {
+        sent_after: Some(timed.at(sent)),
+        ..timed.terms(1, 1010)
+    };
+    let (id, _) = timed.table.grant(pulled(&timed, 990), "one");
+    // Half of the margin is for its way.
+    assert_eq!(timed.ack_by(id), 990 + 500 + u128::from(ACK_BY) - 3000);
+    let (id, _) = timed.table.grant(pulled(&timed, 1005), "two");
+    assert_eq!(timed.ack_by(id), 1010 + u128::from(ACK_BY), "its pull was sent after it");
 }
