@@ -116,6 +116,7 @@ impl<T> Lease<T> {
         let ack_wait = nanos(snapshot.ack_wait);
         // The clock is split into its parts again, so that the lease continues like any other.
         let started = at + nanos(snapshot.ack_by) - ack_wait + margin_of(ack_wait);
+        let doubt = snapshot.doubt.max(snapshot.doubt_unseen);
         Self {
             payload,
             state: snapshot.uncertain.map_or(State::Held, State::Uncertain),
@@ -131,16 +132,21 @@ impl<T> Lease<T> {
             granted: snapshot.granted.map(nanos),
             ack_wait,
             started,
-            stored: started - nanos(snapshot.doubt),
-            confirmed: if snapshot.doubt.is_zero() { started } else { NEVER },
+            stored: started - nanos(doubt),
+            confirmed: match (doubt.is_zero(), snapshot.doubt.is_zero()) {
+                (true, _) => started,
+                // It was stored when the snapshot was true, and nobody knows since when.
+                (false, true) => at - UNPERSISTED_WINDOW,
+                (false, false) => NEVER,
+            },
             tried: started,
             doubted: false,
             lost: false,
         }
     }
 
-    /// The lease at `now`, for another table. `None`: it is being settled.
-    pub(super) fn snapshot(&self, now: Nanos) -> Option<LeaseSnapshot> {
+    /// The lease at `now`, for another table. The leader was last seen at `seen`. `None`: it is being settled.
+    pub(super) fn snapshot(&self, now: Nanos, seen: Nanos) -> Option<LeaseSnapshot> {
         let uncertain = match self.state {
             State::Held => None,
             State::Uncertain(kind) => Some(kind),
@@ -155,6 +161,7 @@ impl<T> Lease<T> {
             ack_wait: self.ack_wait(),
             ack_by: left(self.ack_by()),
             doubt: self.doubt(now),
+            doubt_unseen: self.doubt(seen.min(now)),
             until: match self.until {
                 Until::JetStreamEnds { latest } if latest < self.ack_by() => {
                     SnapshotExpiry::At(left(latest))
@@ -168,9 +175,9 @@ impl<T> Lease<T> {
         })
     }
 
-    /// How much earlier JetStream's clock started for a server that takes over now.
-    fn doubt(&self, now: Nanos) -> Duration {
-        let stored = if now < self.unstored_until() { self.stored } else { self.started };
+    /// How much earlier JetStream's clock started for a server that takes over at `when`.
+    fn doubt(&self, when: Nanos) -> Duration {
+        let stored = if when < self.unstored_until() { self.stored } else { self.started };
         Duration::from_nanos((self.started - stored).max(0).unsigned_abs())
     }
 

@@ -60,22 +60,25 @@ pub enum Found {
 impl<T> LeaseTable<T> {
     /// Looks at up to `limit` leases after `after`, and returns those that can be handed over: alive, and
     /// not being settled. Changes nothing. Also returns the id to continue after, or `None` at the end.
+    /// `seen` says when the leader of a lease's consumer was last seen.
     pub fn leaving(
         &self,
         after: Option<LeaseId>,
         limit: usize,
         now: Instant,
+        seen: impl Fn(&T) -> Instant,
     ) -> (Vec<(LeaseId, LeaseSnapshot, &T)>, Option<LeaseId>) {
         let now = self.now.max(self.origin.since(now));
-        let (mut leaving, mut last, mut seen) = (Vec::new(), None, 0);
+        let (mut leaving, mut last, mut looked) = (Vec::new(), None, 0);
         for (id, lease) in self.store.after(after).take(limit) {
-            (last, seen) = (Some(id), seen + 1);
+            (last, looked) = (Some(id), looked + 1);
             let alive = self.standing(id, now).is_ok();
-            if let Some(snapshot) = lease.snapshot(now).filter(|_| alive) {
+            let seen = self.origin.since(seen(&lease.payload));
+            if let Some(snapshot) = lease.snapshot(now, seen).filter(|_| alive) {
                 leaving.push((id, snapshot, &lease.payload));
             }
         }
-        (leaving, last.filter(|_| seen == limit))
+        (leaving, last.filter(|_| looked == limit))
     }
 
     /// Adopts a lease of another table. `at` is not later than the moment at which the snapshot was true.
@@ -117,11 +120,14 @@ impl<T> LeaseTable<T> {
 }
 
 impl LeaseSnapshot {
-    /// The snapshot if another server has taken over since, as after [`LeaseTable::distrust`].
+    /// The snapshot if another server has taken over since the leader was last seen, as after
+    /// [`LeaseTable::distrust`].
     #[must_use]
     pub fn distrusted(self) -> Self {
-        let less = self.doubt + Duration::from_nanos(RESTORED_TIME_TRUNCATION.unsigned_abs());
-        Self { ack_by: self.ack_by.saturating_sub(less), doubt: Duration::ZERO, ..self }
+        let less = self.doubt.max(self.doubt_unseen)
+            + Duration::from_nanos(RESTORED_TIME_TRUNCATION.unsigned_abs());
+        let (doubt, doubt_unseen) = (Duration::ZERO, Duration::ZERO);
+        Self { ack_by: self.ack_by.saturating_sub(less), doubt, doubt_unseen, ..self }
     }
 
     /// The snapshot if the ack wait was lowered since, as after [`LeaseTable::retune`]. A raised one gives no time.

@@ -179,6 +179,8 @@ pub struct LeaseSnapshot {
     pub ack_by: Duration,
     /// How much less `ack_by` is at a server that takes over.
     pub doubt: Duration,
+    /// The same at a server that has taken over since the leader was last seen.
+    pub doubt_unseen: Duration,
     /// The end of the holder's time.
     pub until: SnapshotExpiry,
     /// The length of the assignment. `None`: as long as JetStream waits by itself.

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, atomic::Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -26,6 +26,10 @@ use crate::{
     lease::{Adopted, AdoptedLeases, LeaseId, LeaseSnapshot, OutcomeSlice},
     metrics::LeaseEnd,
 };
+
+/// Longest time in which the receiver of leases finds out who leads their consumer, if the sender knows another leader.
+/// The clocks of the sender stand still meanwhile.
+const LEADER_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A lease that can be handed over.
 #[derive(Debug)]
@@ -100,7 +104,8 @@ impl<B: Broker> Lessor<B> {
         loop {
             let now = clock::now();
             after = self.core.table.with(|table| {
-                let (leases, next) = table.leaving(after, LEASES_PER_LOCK, now);
+                let seen = |hold: &HeldDelivery| hold.spec.leadership.seen_at().unwrap_or(now);
+                let (leases, next) = table.leaving(after, LEASES_PER_LOCK, now, seen);
                 leaving.extend(leases.into_iter().map(
                     |(id, snapshot, hold): (_, _, &HeldDelivery)| {
                         // The receiver does not know of our doubt.
@@ -185,8 +190,37 @@ impl<B: Broker> Lessor<B> {
         created: Option<Arc<str>>,
         until: Instant,
     ) -> Result<Arc<ConsumerSpec>, Error> {
+        self.ask_for_spec(name, (created, None), until).await
+    }
+
+    /// The same for leases that another replica hands over. That replica knows this leader. If the task knows another
+    /// one, it reads INFO first, for [`LEADER_TIMEOUT`] at most.
+    ///
+    /// # Errors
+    /// As [`Lessor::know`].
+    pub async fn know_for_handover(
+        &self,
+        name: &ConsumerName,
+        (created, leader): (Arc<str>, Leader),
+        until: Instant,
+    ) -> Result<Arc<ConsumerSpec>, Error> {
+        let soon = until.min(clock::now() + LEADER_TIMEOUT);
+        let known = (Some(created.clone()), Some(leader));
+        match self.ask_for_spec(name, known, soon).await {
+            // Nobody leads at this moment, or the other replica knows an older leader.
+            Err(Error::Unavailable(_)) => self.know(name, Some(created), until).await,
+            known => known,
+        }
+    }
+
+    async fn ask_for_spec(
+        &self,
+        name: &ConsumerName,
+        (created, leader): (Option<Arc<str>>, Option<Leader>),
+        until: Instant,
+    ) -> Result<Arc<ConsumerSpec>, Error> {
         let (reply, known) = oneshot::channel();
-        self.tell(name, ConsumerCommand::Know(SpecQuestion { created, reply }));
+        self.tell(name, ConsumerCommand::Know(SpecQuestion { created, leader, reply }));
         match timeout_at(until.into(), known).await {
             Ok(Ok(known)) => known,
             Ok(Err(_)) => Err(Error::Draining),

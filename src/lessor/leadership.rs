@@ -2,12 +2,15 @@
 //! of one incarnation shares it, so any lease can read it. The consumer's task changes it, as its monitor
 //! decides. A settlement without an answer puts the leader in doubt, too.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Instant,
 };
 
-use crate::broker::Leader;
+use crate::{broker::Leader, lock::lock};
 
 #[derive(Debug, Clone)]
 pub(super) struct Leadership(Arc<Shared>);
@@ -15,6 +18,8 @@ pub(super) struct Leadership(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     leader: AtomicU64,
+    /// When INFO was last asked whose answer named the leader.
+    seen_at: Mutex<Option<Instant>>,
     in_doubt: AtomicBool,
     over: AtomicBool,
     announcing: AtomicBool,
@@ -24,7 +29,8 @@ impl Leadership {
     pub(super) fn new(leader: Leader) -> Self {
         let leader = AtomicU64::new(leader.0);
         let (in_doubt, over, announcing) = (false.into(), false.into(), false.into());
-        Self(Arc::new(Shared { leader, in_doubt, over, announcing }))
+        let seen_at = Mutex::default();
+        Self(Arc::new(Shared { leader, seen_at, in_doubt, over, announcing }))
     }
 
     /// The last known leader.
@@ -32,9 +38,15 @@ impl Leadership {
         Leader(self.0.leader.load(Ordering::Relaxed))
     }
 
-    /// Sets a new leader, and returns the last one.
-    pub(super) fn pass_to(&self, leader: Leader) -> Leader {
-        Leader(self.0.leader.swap(leader.0, Ordering::Relaxed))
+    /// INFO, which was asked at `seen_at`, has named this leader.
+    pub(super) fn pass_to(&self, leader: Leader, seen_at: Instant) {
+        *lock(&self.0.seen_at) = Some(seen_at);
+        self.0.leader.store(leader.0, Ordering::Relaxed);
+    }
+
+    /// When INFO was last asked whose answer named the leader.
+    pub(super) fn seen_at(&self) -> Option<Instant> {
+        *lock(&self.0.seen_at)
     }
 
     pub(super) fn in_doubt(&self) -> bool {

@@ -158,6 +158,35 @@ async fn receiver_of_a_lease_looks_who_leads_although_it_was_idle() {
     assert_eq!(self::ack(&heir, here).await, EXPIRED);
 }
 
+#[tokio::test(start_paused = true)]
+async fn receiver_that_knows_an_older_leader_than_the_sender_reads_info_first() {
+    for silent in [false, true] {
+        let (broker, lessor) = start(3);
+        let heir = Lessor::start(broker.clone(), limits());
+        heir.know(&broker.name(), None, clock::now() + BOUND).await.unwrap();
+        // Nobody there needs to know who leads.
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        broker.change(|info| info.as_mut().unwrap().leader = Leader(2));
+        one(&broker, &lessor).await;
+        let leaving = lessor.leaving().pop().unwrap();
+        broker.silence(silent);
+        let (at, known) = (clock::now(), (leaving.created, leaving.leader));
+        let spec = heir.know_for_handover(&broker.name(), known, at + BOUND).await.unwrap();
+        let took = clock::now() - at;
+        assert!(
+            took <= Duration::from_millis(500),
+            "the clocks of the sender stand still: {took:?}"
+        );
+        broker.silence(false);
+        let OutgoingLease { leader, ack, snapshot, .. } = leaving;
+        let coming = IncomingLease { spec, leader, ack, principal: None, snapshot, at };
+        let mut places = heir.reserve_leases(1).unwrap();
+        let [Some(here)] = heir.adopt(vec![coming], &mut places)[..] else { panic!() };
+        let told = told_in_the_end(&heir, here).await.0;
+        assert_eq!(confirmed(&told), !silent, "{told:?}");
+    }
+}
+
 /// Otherwise the leases that another replica hands over would count as leases of an older consumer.
 #[tokio::test(start_paused = true)]
 async fn receiver_reads_a_consumer_that_the_sender_knows_and_it_does_not() {

@@ -183,9 +183,9 @@ impl<B: Broker + Bus> Receiver<B> {
             stream: consumer.stream.as_str().into(),
             consumer: consumer.consumer.as_str().into(),
         };
-        // If we know another consumer of that name, ours may be the older one.
-        let created = Arc::from(consumer.created.as_str());
-        match self.replica.lessor.know(&name, Some(created), until).await {
+        // If we know another consumer of that name, or another leader, ours may be the older one.
+        let known = (Arc::from(consumer.created.as_str()), Leader(consumer.leader));
+        match self.replica.lessor.know_for_handover(&name, known, until).await {
             Ok(spec) => Ok((*spec.created == *consumer.created).then_some(spec)),
             Err(Error::StreamNotFound(_) | Error::ConsumerNotFound(_)) => Ok(None),
             Err(error) => Err(format!("it cannot read {name}: {error}")),

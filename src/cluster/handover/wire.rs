@@ -77,8 +77,8 @@ impl TransferParts {
             consumer_sequence: snapshot.consumer_sequence,
             delivery_count: snapshot.delivery_count,
             ack_by: micros(snapshot.ack_by),
-            // Rounded up: no doubt gets shorter on the way.
-            doubt: micros(snapshot.doubt).saturating_add(1),
+            doubt: rounded_up(snapshot.doubt),
+            doubt_unseen: Some(rounded_up(snapshot.doubt_unseen)),
             deadline: match snapshot.until {
                 SnapshotExpiry::JetStreamEnds => None,
                 SnapshotExpiry::At(left) => Some(micros(left)),
@@ -145,6 +145,7 @@ pub(super) fn read(
         ack_wait: Duration::from_micros(lease.ack_wait),
         ack_by: Duration::from_micros(lease.ack_by),
         doubt: Duration::from_micros(lease.doubt),
+        doubt_unseen: Duration::from_micros(lease.doubt_unseen.unwrap_or(lease.doubt)),
         until: match lease.deadline {
             None => SnapshotExpiry::JetStreamEnds,
             Some(left) => SnapshotExpiry::At(Duration::from_micros(left)),
@@ -181,6 +182,11 @@ fn settled_as(kind: Option<SettleKind>) -> pb::SettledAs {
 
 pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// No doubt gets shorter on the way.
+fn rounded_up(doubt: Duration) -> u64 {
+    if doubt.is_zero() { 0 } else { micros(doubt).saturating_add(1) }
 }
 
 /// Rounded down, so that no clock gains time.

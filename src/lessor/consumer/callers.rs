@@ -250,6 +250,7 @@ impl Callers {
     pub(super) fn tell_known_spec(&mut self, spec: &Arc<ConsumerSpec>) {
         let right = |wanted: &mut SpecQuestion| {
             wanted.created.as_ref().is_none_or(|created| *created == spec.created)
+                && wanted.leader.is_none_or(|leader| leader == spec.leadership.leader())
         };
         for question in self.want_spec.extract_if(.., right) {
             let _ = question.reply.send(Ok(spec.clone()));

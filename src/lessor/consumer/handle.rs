@@ -109,6 +109,8 @@ pub(in crate::lessor) type FetchReply = oneshot::Sender<Result<FetchAnswer, Erro
 pub(in crate::lessor) struct SpecQuestion {
     /// The consumer that somebody else has read. If this task knows another one, it reads INFO first.
     pub(in crate::lessor) created: Option<Arc<str>>,
+    /// The leader that somebody else knows. If this task knows another one, it reads INFO first.
+    pub(in crate::lessor) leader: Option<Leader>,
     pub(in crate::lessor) reply: oneshot::Sender<Result<Arc<ConsumerSpec>, Error>>,
 }
 

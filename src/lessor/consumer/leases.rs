@@ -157,8 +157,8 @@ impl<B: Broker> ConsumerLeases<B> {
         self.core.in_steps(|table, after| table.lose_after(spec.id, last, after, LEASES_PER_LOCK));
     }
 
-    pub(super) fn pass_to(&self, leader: Leader) {
-        self.spec.iter().for_each(|spec| _ = spec.leadership.pass_to(leader));
+    pub(super) fn pass_to(&self, leader: Leader, seen_at: Instant) {
+        self.spec.iter().for_each(|spec| spec.leadership.pass_to(leader, seen_at));
     }
 
     pub(super) fn doubt(&self) {

@@ -320,7 +320,7 @@ impl Monitor {
             self.say(MonitorStep::MadeAgain);
         }
         self.say(MonitorStep::Adopt);
-        let delivered = view.delivered;
+        let (leader, delivered) = (view.leader, view.delivered);
         match &self.consumer {
             Knowledge::Known(_) if !again => self.read_again(view, (asked_at, known), now),
             Knowledge::Unknown | Knowledge::Known(_) | Knowledge::Gone { .. } => {
@@ -330,6 +330,7 @@ impl Monitor {
                 self.announce(delivered, false, false);
             }
         }
+        self.say(MonitorStep::Lead(leader));
         let Some(known) = self.consumer.known_mut() else { return };
         if let Some(connection) = self.connection.number().filter(|_| !outdated) {
             let first = known.read_on(connection);
@@ -344,9 +345,8 @@ impl Monitor {
     /// The known consumer was read again: who leads it, and how much that server remembers.
     fn read_again(&mut self, view: ConsumerView, (asked_at, known): (Instant, u64), now: Instant) {
         let Some(consumer) = self.consumer.known_mut() else { return };
-        let (leader, delivered) = (view.leader, view.delivered);
+        let delivered = view.delivered;
         let change = consumer.read_again(view, asked_at, known, now);
-        self.say(MonitorStep::Lead(leader));
         if change.signs.any() {
             self.distrust(change.since, change.signs);
         }

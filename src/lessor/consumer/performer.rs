@@ -321,7 +321,7 @@ impl<B: Broker> Performer<B> {
             MonitorStep::Void => self.leases.void(),
             MonitorStep::Distrust { since, signs } => self.leases.distrust(since, signs),
             MonitorStep::LoseAfter(last) => self.leases.lose_after(last),
-            MonitorStep::Lead(leader) => self.leases.pass_to(leader),
+            MonitorStep::Lead(leader) => self.leases.pass_to(leader, self.info.asked_at()),
             MonitorStep::Doubt => self.leases.doubt(),
             MonitorStep::Trust => self.leases.trust(),
             MonitorStep::Announce { created, delivered, began, again, counting } => {

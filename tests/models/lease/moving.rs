@@ -120,9 +120,18 @@ impl Old {
 
 /// All that goes, as a hand-over would send it.
 fn leaving(table: &Table, now: Instant) -> (Vec<(LeaseId, LeaseSnapshot)>, Vec<OutcomeSlice>) {
+    leaving_of_a_leader_seen(table, now, now)
+}
+
+/// The same, if the leader was last seen at `seen`.
+fn leaving_of_a_leader_seen(
+    table: &Table,
+    seen: Instant,
+    now: Instant,
+) -> (Vec<(LeaseId, LeaseSnapshot)>, Vec<OutcomeSlice>) {
     let (mut leases, mut after) = (Vec::new(), None);
     loop {
-        let (some, next) = table.leaving(after, 3, now);
+        let (some, next) = table.leaving(after, 3, now, |_| seen);
         leases.extend(some.into_iter().map(|(id, moving, _)| (id, moving)));
         if next.is_none() {
             break;
@@ -332,22 +341,46 @@ fn lowered_deadline_moves_with_its_remaining_time() {
     assert_eq!(moving.until, SnapshotExpiry::At(Duration::from_millis(2100)));
 }
 
-/// An heir that knows of a leader of whom the leaver has not heard.
+/// The receiver knows a leader of whom the sender has not heard. The sender has last seen its own leader at `seen`.
 #[test]
 fn lease_distrusted_in_transit_ends_as_if_distrusted_before() {
-    for progressed in [None, Some(4000), Some(4900)] {
+    for (progressed, seen) in
+        [None, Some(4000), Some(4900)].into_iter().flat_map(|one| [(one, 5000), (one, 4100)])
+    {
         let mut there = TimedTable::new();
         let id = there.granted();
-        let now = 5000;
         if let Some(confirmed) = progressed {
             there.progressed(id, confirmed - 50, confirmed);
         }
-        let at = there.at(now);
-        let on_its_way = leaving(&there.table, at).0.pop().unwrap().1.distrusted();
-        there.table.distrust(CONSUMER, at, None, 9);
+        let (seen, at) = (there.at(seen), there.at(5000));
+        let leases = leaving_of_a_leader_seen(&there.table, seen, at).0;
+        let on_its_way = leases[0].1.clone().distrusted();
+        // Or the receiver hears of that leader after the hand-over.
+        let mut here: Table = LeaseTable::new(there.origin, LONGEST, 64);
+        taken(&mut here, &(leases, Vec::new()), at, at);
+        here.distrust(CONSUMER, seen, None, 9);
+        there.table.distrust(CONSUMER, seen, None, 9);
         let before = leaving(&there.table, at).0.pop().unwrap().1;
         assert_eq!(on_its_way.ack_by, before.ack_by, "{progressed:?}");
+        let after = leaving(&here, at).0.pop().unwrap().1;
+        assert_eq!(after.ack_by, before.ack_by, "{progressed:?}");
     }
+}
+
+/// Progress that was stored before the hand-over counts at a server that takes over after it.
+#[test]
+fn progress_that_was_stored_before_a_hand_over_outlives_a_later_change_of_leader() {
+    let mut there = TimedTable::new();
+    let id = there.granted();
+    there.progressed(id, 4000, 4050);
+    let (seen, at) = (there.at(4100), there.at(5000));
+    let leases = leaving_of_a_leader_seen(&there.table, seen, at).0;
+    let mut here: Table = LeaseTable::new(there.origin, LONGEST, 64);
+    taken(&mut here, &(leases, Vec::new()), at, at);
+    here.distrust(CONSUMER, there.at(5001), None, 9);
+    there.table.distrust(CONSUMER, there.at(5001), None, 9);
+    let end = |table: &Table| leaving(table, at).0.pop().unwrap().1.ack_by;
+    assert_eq!(end(&here), end(&there.table));
 }
 
 #[test]

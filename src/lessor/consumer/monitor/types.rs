@@ -101,7 +101,7 @@ pub enum MonitorStep {
     },
     /// The new leader knows deliveries up to this consumer sequence. Leases of later ones are lost.
     LoseAfter(u64),
-    /// This server leads the consumer.
+    /// INFO has named this leader. Leases that it has not given have lost their trust before.
     Lead(Leader),
     /// Settle nothing, release nothing and keep nothing alive until [`MonitorStep::Trust`].
     Doubt,
