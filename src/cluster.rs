@@ -204,7 +204,7 @@ impl<B: Broker + Bus> Cluster<B> {
     pub async fn hand_over(&self, until: Instant) -> bool {
         let _span = self.traces.hand_over();
         self.receiver.give_up();
-        Sender::new(&self.replica).hand_over(until).await
+        Sender::new(&self.replica, &self.tasks).hand_over(until).await
     }
 
     /// Keeps the leases of this replica here while the guard is held. For tests.

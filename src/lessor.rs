@@ -51,7 +51,7 @@ pub use self::{
     delivery::{LeasedDelivery, Rejected, RejectedCause},
     error::{Error, Unsuitable},
     fetch::{CallerDeadline, Empty, FetchParams, Fetched},
-    handover::{IncomingLease, OutgoingLease, ReservedLeases},
+    handover::{IncomingLease, MovedAnswer, OutgoingLease, ReservedLeases},
     results::{Group, Results, Unreported},
     settle::{Action, SettleItem, Settled},
     sighting::{Sighting, Telling},

@@ -14,19 +14,24 @@
 //! 2. Once Commit may have been received, no other receiver is tried. The sender does nothing more with
 //!    its leases, whatever the answer says.
 //! 3. No clock ends later at the receiver than at the sender.
-//! 4. A hand-over ends once and never begins again, whoever repeats its messages.
+//! 4. An answer that is being written keeps its leases, which move. If it is not written in the end, the
+//!    receiver gives them back.
+//! 5. A hand-over ends once and never begins again, whoever repeats its messages.
 
 mod receiver;
+mod unwritten;
 mod wire;
 
 use std::{
     collections::HashMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use prost::Message as _;
 use tokio::time::{sleep, timeout_at};
+use tokio_util::task::TaskTracker;
 
 pub(super) use self::receiver::Receiver;
 use self::wire::{STEP_TIMEOUT, TransferParts, micros, millis};
@@ -40,6 +45,7 @@ use crate::{
     clock,
     lease::LeaseId,
     pb::peer::v1::{self as pb, handover_request::Step},
+    simulated::spawn,
     token::InstanceId,
 };
 
@@ -83,12 +89,14 @@ type HandoverId<'n> = &'n [u8];
 
 /// The sender's side.
 pub(super) struct Sender<'r, B: Broker + Bus> {
-    replica: &'r Replica<B>,
+    replica: &'r Arc<Replica<B>>,
+    tasks: &'r TaskTracker,
 }
 
 impl<'r, B: Broker + Bus> Sender<'r, B> {
-    pub(super) fn new(replica: &'r Replica<B>) -> Self {
-        Self { replica }
+    /// A sender. What it leaves to do after the hand-over is a task among `tasks`.
+    pub(super) fn new(replica: &'r Arc<Replica<B>>, tasks: &'r TaskTracker) -> Self {
+        Self { replica, tasks }
     }
 
     /// Hands everything to a replica that stays. Tries each such replica until `until`. `true`: no lease
@@ -161,7 +169,7 @@ impl<'r, B: Broker + Bus> Sender<'r, B> {
             Ok(answer) => return TransferResult::Refused(answer.why),
             Err(why) => return TransferResult::Absent(format!("{why:?}")),
         }
-        let Replica { lessor, ownership, .. } = self.replica;
+        let Replica { lessor, ownership, .. } = &**self.replica;
         // Settlements under way hold the gate. No other begins before it is open again.
         let gate = timeout_at(until.into(), async {
             let gate = ownership.close_gate().await;
@@ -180,7 +188,13 @@ impl<'r, B: Broker + Bus> Sender<'r, B> {
         let result = self.send(transfer, receiver, handover, until).await;
         if matches!(result, TransferResult::Taken(_) | TransferResult::Unknown) {
             ownership.lock().hand_over(receiver, clock::now());
-            lessor.forget_moved(&leases);
+            let unwritten = lessor.forget_moved(&leases);
+            if !unwritten.is_empty() {
+                let replica = self.replica.clone();
+                spawn(self.tasks, async move {
+                    unwritten::give_back(&replica, receiver, unwritten).await;
+                });
+            }
         }
         lessor.thaw();
         result
@@ -273,7 +287,7 @@ impl<'r, B: Broker + Bus> Sender<'r, B> {
 
     /// Everything that there is to hand over.
     fn transfer(&self) -> Transfer {
-        let Replica { us, lessor, ownership, .. } = self.replica;
+        let Replica { us, lessor, ownership, .. } = &**self.replica;
         let at = clock::now();
         // Leases that are known outside by the number of another owner.
         let mut known_as: HashMap<LeaseId, (InstanceId, LeaseId)> = HashMap::new();

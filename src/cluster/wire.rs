@@ -222,7 +222,7 @@ pub(super) fn pass_on(request: SettleRequest, first: Nonce) -> Vec<u8> {
 }
 
 /// One settlement for another replica. An Extend without a length gets the length `unset`.
-fn settlement(action: &Action, unset: Duration) -> pb::Settlement {
+pub(super) fn settlement(action: &Action, unset: Duration) -> pb::Settlement {
     use pb::settlement::Action as Wire;
     let action = match action {
         Action::Ack => Wire::Ack(pb::AckAction {}),

@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::sync::SetOnce;
+
 use super::{accounts::LeaseAccount, spec::ConsumerSpec};
 use crate::{
     broker::{Delivery, Leader},
@@ -25,6 +27,9 @@ impl GrantedDelivery {
         self.spec.last_attempt(self.delivery.delivery_count)
     }
 }
+
+/// The end of an answer to a Fetch: whether it was written. It is not set until then.
+pub(super) type AnswerEnd = Arc<SetOnce<bool>>;
 
 /// A caller's wish for its leases.
 #[derive(Debug, Clone)]

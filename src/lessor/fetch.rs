@@ -14,7 +14,7 @@ use tokio::{sync::oneshot, time::timeout_at};
 use super::{
     Action, Codec, Error, Lessor, SettleItem,
     consumer::{ConsumerHandle, DeliveryGuard, FetchAnswer, Ticket},
-    delivery::{LeaseRequest, LeasedDelivery, Rejected, RejectedCause},
+    delivery::{AnswerEnd, LeaseRequest, LeasedDelivery, Rejected, RejectedCause},
     metered::OpenFetch,
 };
 use crate::{
@@ -153,7 +153,7 @@ impl<B: Broker> Lessor<B> {
             biased;
             answer = answer => answer,
             () = clock::sleep_until(until) => {
-                let deliveries = DeliveryGuard::new(Vec::new(), None, handle.clone());
+                let deliveries = DeliveryGuard::new(Vec::new(), None, handle.clone(), AnswerEnd::default());
                 return Ok(FetchAnswer { deliveries, draining: false });
             }
         };

@@ -16,6 +16,7 @@ use super::{
     Error, Lessor,
     accounts::LeaseHolder,
     consumer::{ConsumerCommand, SpecQuestion},
+    delivery::AnswerEnd,
     metered,
     spec::ConsumerSpec,
     table::{HeldDelivery, LEASES_PER_LOCK},
@@ -65,6 +66,20 @@ pub struct IncomingLease {
     pub snapshot: LeaseSnapshot,
     /// The earliest moment at which the snapshot was true.
     pub at: Instant,
+}
+
+/// An answer to a Fetch that is being written while its leases move to another replica.
+#[derive(Debug)]
+pub struct MovedAnswer {
+    leases: Vec<LeaseId>,
+    end: AnswerEnd,
+}
+
+impl MovedAnswer {
+    /// Waits for the end of the answer. Returns the leases that nobody has, as they were known here.
+    pub async fn nobodys(self) -> Vec<LeaseId> {
+        if *self.end.wait().await { Vec::new() } else { self.leases }
+    }
 }
 
 /// Permits that are reserved for leases from another replica.
@@ -130,16 +145,31 @@ impl<B: Broker> Lessor<B> {
         }
     }
 
-    /// Forgets leases that another replica has adopted.
-    pub fn forget_moved(&self, leases: &[LeaseId]) {
+    /// Forgets leases that another replica has adopted. Returns those of answers that are not written yet.
+    pub fn forget_moved(&self, leases: &[LeaseId]) -> Vec<MovedAnswer> {
+        let mut unwritten: Vec<MovedAnswer> = Vec::new();
         for step in leases.chunks(LEASES_PER_LOCK) {
             // Dropped after the lock: each freed permit wakes a waiter.
-            let gone: Vec<HeldDelivery> = self
-                .core
-                .table
-                .with(|table| step.iter().filter_map(|id| table.remove_moved(*id)).collect());
-            metered::ended(&self.core.metrics, LeaseEnd::Moved, &gone, clock::now());
+            let gone: Vec<(LeaseId, HeldDelivery)> = self.core.table.with(|table| {
+                let gone = step.iter().filter_map(|id| Some((*id, table.remove_moved(*id)?)));
+                gone.collect()
+            });
+            let holds = gone.iter().map(|(_, hold)| hold);
+            metered::ended(&self.core.metrics, LeaseEnd::Moved, holds, clock::now());
+            for (id, hold) in &gone {
+                // Giving a last attempt back would be the end of its message.
+                let last = hold.spec.last_attempt(hold.delivery_count);
+                let Some(end) = hold.answer.as_ref().filter(|_| !last) else { continue };
+                if end.get() == Some(&true) {
+                    continue;
+                }
+                match unwritten.iter_mut().find(|answer| Arc::ptr_eq(&answer.end, end)) {
+                    Some(answer) => answer.leases.push(*id),
+                    None => unwritten.push(MovedAnswer { leases: vec![*id], end: end.clone() }),
+                }
+            }
         }
+        unwritten
     }
 
     /// Whether all of these leases are still there. A lease is gone if its delivery went back because nobody took it.
@@ -269,6 +299,7 @@ impl<B: Broker> Lessor<B> {
                         delivery_count: count,
                         since: now,
                         worker: None,
+                        answer: None,
                         principal: principal
                             .map(|name| LeaseHolder::new(&self.core.accounts.of(&name))),
                         _permit: permit,

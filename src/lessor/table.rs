@@ -10,7 +10,7 @@ use std::{
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use super::{accounts::LeaseHolder, spec::ConsumerSpec, turn::Turn};
+use super::{accounts::LeaseHolder, delivery::AnswerEnd, spec::ConsumerSpec, turn::Turn};
 use crate::{
     broker::{AckKind, AckPublish, AckSubject},
     clock::{self, Reading},
@@ -41,6 +41,8 @@ pub(super) struct HeldDelivery {
     /// The principal that the lease belongs to. `None`: no caller has had it, or it was adopted from a replica
     /// that does not know principals.
     pub(super) principal: Option<LeaseHolder>,
+    /// The end of the answer that brings it to its caller. `None`: no caller of this replica has it.
+    pub(super) answer: Option<AnswerEnd>,
     /// `None` for a late delivery of a pull that was given up.
     pub(super) _permit: Option<OwnedSemaphorePermit>,
 }

@@ -121,6 +121,41 @@ async fn delivery_that_is_given_back_during_a_hand_over_is_not_taken_over() {
     assert_eq!(broker.published().len(), 1, "the other went back");
 }
 
+/// Its client reads slowly, and then not at all. The receiver of the leases cannot know that.
+#[tokio::test(start_paused = true)]
+async fn answer_that_is_not_written_after_a_hand_over_is_given_back_by_the_receiver() {
+    for written in [true, false] {
+        let (_net, broker, [sender, receiver]) = members().await;
+        sender.leased(&broker, 1).await;
+        let fetched = sender.fetched(&broker, 2).await;
+        assert!(sender.leave().await);
+        assert_eq!(receiver.lessor.held(), 3);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(receiver.lessor.held(), 3, "the answer is still being written");
+        if written {
+            fetched.delivered();
+        } else {
+            drop(fetched);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let (held, went_back) = if written { (3, 0) } else { (1, 2) };
+        assert_eq!((receiver.lessor.held(), broker.published().len()), (held, went_back));
+        assert!(broker.published().iter().all(|kind| matches!(kind, AckKind::Nak(_))));
+    }
+}
+
+/// Nobody could have it any more.
+#[tokio::test(start_paused = true)]
+async fn last_attempt_of_an_answer_that_is_not_written_is_not_given_back() {
+    let (_net, broker, [sender, receiver]) = members().await;
+    broker.change(|info| info.as_mut().unwrap().max_deliver = Some(1));
+    let fetched = sender.fetched(&broker, 1).await;
+    assert!(sender.leave().await);
+    drop(fetched);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!((receiver.lessor.held(), broker.published().len()), (1, 0));
+}
+
 /// Whether this step only asks if its hearer is there.
 fn asks_who_is_there(step: &Step) -> bool {
     matches!(step, Step::Prepare(part) if part.leases.is_empty() && part.memories.is_empty())

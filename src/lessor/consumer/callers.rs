@@ -20,7 +20,7 @@ use crate::{
     broker::Broker,
     lessor::{
         Error,
-        delivery::{GrantedDelivery, LeaseRequest},
+        delivery::{AnswerEnd, GrantedDelivery, LeaseRequest},
         metered,
         spec::{ConsumerSpec, encoded_size},
     },
@@ -182,8 +182,9 @@ impl Callers {
             return self.take_back(messages.into_iter().chain(too_large).collect(), leases, now);
         };
         let found = !messages.is_empty() || too_large.is_some();
-        let messages = leases.assign(messages, &caller.lease, now);
-        let too_large = leases.assign(Vec::from_iter(too_large), &caller.lease, now).pop();
+        let end = AnswerEnd::default();
+        let messages = leases.assign(messages, (&caller.lease, &end), now);
+        let too_large = leases.assign(Vec::from_iter(too_large), (&caller.lease, &end), now).pop();
         if found && messages.is_empty() && too_large.is_none() && now < caller.want.until {
             // All that it had was lost meanwhile; the call continues to wait.
             return self.join(caller, now);
@@ -196,7 +197,7 @@ impl Callers {
             return caller.refuse(error);
         }
         let (draining, handle) = (why == Why::Draining, self.handle.clone());
-        let deliveries = DeliveryGuard::new(messages, too_large, handle);
+        let deliveries = DeliveryGuard::new(messages, too_large, handle, end);
         // If nobody takes the answer, its messages come back as a command.
         let _ = caller.reply.send(Ok(FetchAnswer { deliveries, draining }));
     }

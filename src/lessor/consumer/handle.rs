@@ -2,10 +2,7 @@
 //! nothing.
 
 use std::{
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, OnceLock},
     time::Instant,
 };
 
@@ -15,7 +12,9 @@ use crate::{
     broker::{ConsumerInfo, Leader},
     lessor::{
         Error,
-        delivery::{GrantedDelivery, LeaseRequest, LeasedDelivery, Rejected, RejectedCause},
+        delivery::{
+            AnswerEnd, GrantedDelivery, LeaseRequest, LeasedDelivery, Rejected, RejectedCause,
+        },
         sighting::Sighting,
         spec::ConsumerSpec,
     },
@@ -41,7 +40,7 @@ pub struct DeliveryGuard {
     pub(in crate::lessor) messages: Vec<LeasedDelivery>,
     pub(in crate::lessor) rejected: Vec<Rejected>,
     pub(in crate::lessor) handle: ConsumerHandle,
-    delivered: AtomicBool,
+    end: AnswerEnd,
 }
 
 impl DeliveryGuard {
@@ -50,11 +49,12 @@ impl DeliveryGuard {
         messages: Vec<LeasedDelivery>,
         too_large: Option<LeasedDelivery>,
         handle: ConsumerHandle,
+        end: AnswerEnd,
     ) -> Self {
         let cause = RejectedCause::TooLarge;
         let rejected = too_large.map(|leased| Rejected { leased, cause, held: true });
         let rejected = Vec::from_iter(rejected);
-        Self { messages, rejected, handle, delivered: AtomicBool::new(false) }
+        Self { messages, rejected, handle, end }
     }
 
     /// The messages, each leased.
@@ -75,7 +75,7 @@ impl DeliveryGuard {
 
     /// From now on the messages are the client's.
     pub fn deliver(&self) {
-        if self.delivered.swap(true, Ordering::Relaxed) {
+        if self.end.set(true).is_err() {
             return;
         }
         if let Some(first) = self.messages.first() {
@@ -89,7 +89,7 @@ impl DeliveryGuard {
 
 impl Drop for DeliveryGuard {
     fn drop(&mut self) {
-        if *self.delivered.get_mut() {
+        if self.end.set(false).is_err() {
             return;
         }
         let held = self.rejected.drain(..).filter(|rejected| rejected.held);

@@ -21,7 +21,7 @@ use crate::{
         Error,
         accounts::LeaseHolder,
         core::{Core, release},
-        delivery::{GrantedDelivery, LeaseRequest, LeasedDelivery},
+        delivery::{AnswerEnd, GrantedDelivery, LeaseRequest, LeasedDelivery},
         metered,
         rights::AckRight,
         spec::ConsumerSpec,
@@ -187,6 +187,7 @@ impl<B: Broker> ConsumerLeases<B> {
                     since: now,
                     worker: None,
                     principal: None,
+                    answer: None,
                     _permit: permits.as_mut().and_then(|permits| permits.split(1)),
                 };
                 let (id, older) = table.grant(terms(spec, &delivery, sent_after, now), held);
@@ -209,12 +210,12 @@ impl<B: Broker> ConsumerLeases<B> {
         granted
     }
 
-    /// Makes leases the caller's own. A lease that has ended meanwhile is left out. Without the right to
-    /// ack, no lease is longer than the ack wait, because nothing could keep it alive.
+    /// Makes leases the caller's own, whose answer has this end. A lease that has ended meanwhile is left out. Without
+    /// the right to ack, no lease is longer than the ack wait, because nothing could keep it alive.
     pub(super) fn assign(
         &self,
         granted: Vec<GrantedDelivery>,
-        request: &LeaseRequest,
+        (request, end): (&LeaseRequest, &AnswerEnd),
         now: Instant,
     ) -> Vec<LeasedDelivery> {
         self.core.table.with(|table| {
@@ -227,6 +228,7 @@ impl<B: Broker> ConsumerLeases<B> {
                 table.update_payload(granted.id, |held| {
                     held.worker = Some(request.worker.clone());
                     held.principal = Some(LeaseHolder::new(&request.account));
+                    held.answer = Some(end.clone());
                 });
                 let (deadline, settle_by) = (assigned.deadline, assigned.settle_by);
                 let leader = granted.spec.leadership.leader();
@@ -241,7 +243,7 @@ impl<B: Broker> ConsumerLeases<B> {
         self.core.table.with(|table| {
             for granted in granted {
                 table.update_payload(granted.id, |held| {
-                    held.worker = None;
+                    (held.worker, held.answer) = (None, None);
                     held.principal.iter_mut().for_each(LeaseHolder::take_back);
                 });
                 if granted.last_attempt() {
