@@ -65,7 +65,9 @@ use self::{
     sweep::Sweeper,
 };
 use crate::{
-    broker::{Broker, ConsumerInfo, ConsumerName, InfoError},
+    broker::{
+        AckPublish, Broker, BrokerError, Confirmation, ConsumerInfo, ConsumerName, InfoError,
+    },
     lock::lock,
     metrics::Metrics,
     pump::Want,
@@ -249,6 +251,24 @@ impl<B: Broker> Lessor<B> {
             self.tell(name, ConsumerCommand::Led(info.leader));
         }
         Ok(info)
+    }
+
+    /// Publishes settlements of leases that are not here, and waits for their confirmation. The task of the consumer
+    /// learns from the outcome whether NATS allows that.
+    pub async fn publish(
+        &self,
+        publishes: Vec<AckPublish>,
+        until: Instant,
+    ) -> Vec<Result<(), BrokerError>> {
+        let name = |publish: &AckPublish| B::delivery_of(&publish.ack).map(|(name, _)| name);
+        let names: Vec<_> = publishes.iter().map(name).collect();
+        let outcomes = self.core.broker.settle(publishes, Confirmation::Confirmed, until).await;
+        for (name, outcome) in names.into_iter().zip(&outcomes) {
+            if let Some(name) = name.filter(|name| self.has_leased_of(name)) {
+                self.tell(&name, ConsumerCommand::Acked(outcome.clone()));
+            }
+        }
+        outcomes
     }
 
     /// The sightings that the other replicas must learn from now on. Without a reader there are no other

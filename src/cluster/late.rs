@@ -74,7 +74,7 @@ pub(super) async fn settle<B: Broker>(
             }
         }
     }
-    publish(lessor.broker(), publishes, until, &mut results).await;
+    publish(lessor, publishes, until, &mut results).await;
     results.into_vec()
 }
 

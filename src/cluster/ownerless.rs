@@ -59,13 +59,13 @@ pub(super) async fn settle<B: Broker>(
             Decision::Publish(publish) => publishes.push(index, publish),
         }
     }
-    publish(lessor.broker(), publishes, until, &mut results).await;
+    publish(lessor, publishes, until, &mut results).await;
     results.into_vec()
 }
 
 /// Publishes straight to JetStream, and puts each outcome into its place in `results`.
 pub(super) async fn publish<B: Broker>(
-    broker: &B,
+    lessor: &Lessor<B>,
     publishes: Group<AckPublish>,
     until: Instant,
     results: &mut Results<Answer>,
@@ -74,7 +74,7 @@ pub(super) async fn publish<B: Broker>(
         return;
     }
     let (indices, publishes) = publishes.into_parts();
-    let outcomes = broker.settle(publishes, Confirmation::Confirmed, until).await;
+    let outcomes = lessor.publish(publishes, until).await;
     let confirmed = Settled::Done { confirmation: Confirmation::Confirmed, redelivered_in: None };
     let answers =
         outcomes.into_iter().map(|outcome| Some(outcome.map(|()| confirmed).map_err(Error::from)));

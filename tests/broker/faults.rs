@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use fetch_proxy::{
-    broker::{AckKind, Confirmation},
+    broker::{AckKind, AckPublish, Confirmation},
     clock,
     lease::{LeaseId, SettleKind},
     lessor::{
@@ -224,6 +224,27 @@ async fn refused_right_is_remembered_until_a_settlement_is_confirmed() {
     assert_eq!([extend(lease).await, extend(next).await], [refused(), refused()]);
     assert!(confirmed(&settle(&lessor, next, Action::Ack).await));
     assert!(matches!(extend(lease).await, Ok(Settled::Extended(_))));
+}
+
+/// The token of a dead replica is settled without its lease.
+#[tokio::test(start_paused = true)]
+async fn right_that_is_refused_without_a_lease_is_remembered_too() {
+    let (broker, lessor) = start(LONG);
+    let lease = one(&broker, &lessor).await;
+    let ack = lessor.leaving()[0].ack.clone();
+    let publish = async || {
+        let publish =
+            AckPublish { ack: ack.clone(), kind: AckKind::Ack, confirm_group: None, by: None };
+        lessor.publish(vec![publish], clock::now() + LONG).await
+    };
+    let extend = async || settle(&lessor, lease, Action::Extend(Some(LONG * 2))).await;
+    broker.script([Fault::Denied]);
+    publish().await[0].as_ref().unwrap_err();
+    tokio::task::yield_now().await;
+    assert_eq!(extend().await, Err(Error::Permission(RIGHT.to_owned())));
+    publish().await[0].as_ref().unwrap();
+    tokio::task::yield_now().await;
+    assert!(matches!(extend().await, Ok(Settled::Extended(_))));
 }
 
 #[tokio::test(start_paused = true)]

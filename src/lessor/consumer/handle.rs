@@ -9,7 +9,7 @@ use std::{
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::{
-    broker::{ConsumerInfo, Leader},
+    broker::{BrokerError, ConsumerInfo, Leader},
     lessor::{
         Error,
         delivery::{
@@ -127,6 +127,8 @@ pub(in crate::lessor) enum ConsumerCommand {
     Doubt { missed: bool },
     /// INFO was read for something else, and names this leader.
     Led(Leader),
+    /// A settlement was published for something else, with this outcome.
+    Acked(Result<(), BrokerError>),
     /// Leases of the consumer were taken over from another replica.
     Adopted,
     /// Another replica has seen something of the consumer. The sender is answered, or dropped, when nothing

@@ -14,7 +14,7 @@ use super::{
     send_bound::ArrivedDelivery,
 };
 use crate::{
-    broker::{Broker, ConsumerInfo, ConsumerName, Delivery, Leader},
+    broker::{Broker, BrokerError, ConsumerInfo, ConsumerName, Delivery, Leader},
     clock,
     lease::{GivenBack, Terms},
     lessor::{
@@ -52,6 +52,11 @@ impl<B: Broker> ConsumerLeases<B> {
     ) -> Self {
         let ack_right = left.as_ref().map(|spec| spec.ack_right.clone()).unwrap_or_default();
         Self { core, name, spec: left, ack_right }
+    }
+
+    /// Takes in the outcome of a settlement that was published elsewhere.
+    pub(super) fn learn(&self, outcome: &Result<(), BrokerError>) {
+        self.ack_right.learn(outcome);
     }
 
     pub(super) fn spec(&self) -> Option<&Arc<ConsumerSpec>> {

@@ -377,6 +377,7 @@ impl<B: Broker> Performer<B> {
                     self.obey(None);
                 }
             }
+            ConsumerCommand::Acked(outcome) => self.leases.learn(&outcome),
             // Until now perhaps nobody has needed to know who leads.
             ConsumerCommand::Adopted => self.monitor.ask(now),
             ConsumerCommand::Heard(sighting, reply) => self.heard(&sighting, reply, now),

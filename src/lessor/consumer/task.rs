@@ -187,6 +187,7 @@ impl<B: Broker> ConsumerTask<B> {
                 ConsumerCommand::Leave(_)
                 | ConsumerCommand::Doubt { .. }
                 | ConsumerCommand::Led(_)
+                | ConsumerCommand::Acked(_)
                 | ConsumerCommand::Adopted
                 | ConsumerCommand::Heard(..) => {}
             }
