@@ -508,7 +508,13 @@ impl Watcher for Shared {
 
 impl Watch {
     fn sent(&mut self, now: Time, side: usize, sent: &Sent) {
-        let Sent::Message { delivery, .. } = sent else { return };
+        let Sent::Message { delivery, poison, .. } = sent else { return };
+        if *poison {
+            // It may have waited behind others for long. It breaks the connection that brings it.
+            let trouble = Trouble::Poisoned;
+            let until = now + RECONNECT;
+            self.ledger.troubles.add(TroubleSpan { trouble, consumer: None, from: now, until });
+        }
         let id = DeliveryId::of(delivery.published);
         let Some(named) = jetstream::parse(&delivery.ack.0) else { return };
         let config = self.ledger.config(&named.name);

@@ -350,6 +350,62 @@ mod tests {
     }
 
     #[test]
+    fn delivery_of_an_old_leader_that_arrives_first_is_excused_for_its_lease() {
+        for (stalls, changes, found) in
+            [(true, true, vec![]), (false, true, vec![CHECK]), (true, false, vec![CHECK])]
+        {
+            let mut lab = Lab::new();
+            if stalls {
+                lab.trouble(Trouble::Wire { side: 1 }, 3_000);
+            }
+            let old = lab.send_slowly(1, 1, 0);
+            lab.wait(100);
+            if changes {
+                lab.trouble(Trouble::LeaderAway, 0);
+            }
+            lab.wait(1_900);
+            lab.arrive(old);
+            lab.learn(1);
+            let new = lab.send(2, 2);
+            lab.hand(2, new, 2, 9_000);
+            lab.wait(1_500);
+            lab.apply(1, AckKind::Nak(None), old, new);
+            let holders: Vec<_> = lab.found().into_iter().filter(|one| *one == CHECK).collect();
+            assert_eq!(holders, found, "{stalls} {changes}");
+        }
+    }
+
+    /// A server without copies forgets the delivery, and gives the message to another replica as the same attempt.
+    #[test]
+    fn forgotten_delivery_is_excused_until_its_lease_ends_unless_info_shows_it() {
+        for (before, attempt, told, after, found) in [
+            (100, 1, false, 0, vec![]),
+            (100, 1, false, 8_000, vec![CHECK]),
+            (300, 1, false, 0, vec![CHECK]),
+            (100, 2, false, 0, vec![CHECK]),
+            (100, 1, true, 0, vec![CHECK]),
+        ] {
+            let mut lab = Lab::new();
+            let old = lab.send(1, 1);
+            lab.hand(1, old, 1, 9_000);
+            lab.wait(before);
+            lab.trouble(Trouble::Restarted, 50);
+            lab.wait(1_000);
+            if told {
+                lab.look_up_knowing(1, 0);
+                lab.wait(10);
+            }
+            let new = lab.send(2, attempt);
+            lab.hand(2, new, attempt as u32, 20_000);
+            lab.wait(500 + after);
+            lab.ask(1, old, &ack());
+            lab.apply(1, AckKind::Ack, old, new);
+            let holders: Vec<_> = lab.found().into_iter().filter(|one| *one == CHECK).collect();
+            assert_eq!(holders, found, "{before} {attempt} {told} {after}");
+        }
+    }
+
+    #[test]
     fn two_holders_after_a_late_nak_are_excused_and_after_a_nak_without_a_window_found() {
         for (late, found) in [(true, vec![]), (false, vec![CHECK, CHECK])] {
             let mut lab = Lab::new();

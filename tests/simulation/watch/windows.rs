@@ -24,6 +24,7 @@ pub enum Window {
     Misuse,
     ClockBehind,
     OvertakenDelivery,
+    DeliveryForgotten,
     AfterStaleNak,
 }
 
@@ -55,18 +56,21 @@ const SILENCE: Duration = Duration::from_millis(250);
 pub const UNANSWERED: Duration = Duration::from_millis(2_250);
 /// "It waits for their answers for at most one second."
 pub const LONGEST_NEWS: Duration = Duration::from_secs(1);
+/// "Such a server can also forget its last deliveries": those of this time before its end.
+const FORGOTTEN: Duration = Duration::from_millis(250);
 /// From one look to the next, if no other server can lead the consumer.
 const RARE_LOOK: Duration = Duration::from_secs(30);
 
 impl Window {
     /// In the order in which they are tried: the narrowest first.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::LateOnTheWire,
         Self::MadeAgainWhileStopped,
         Self::MadeAgainWhileStalled,
         Self::ResetWithoutOwner,
         Self::Misuse,
         Self::OvertakenDelivery,
+        Self::DeliveryForgotten,
         Self::AfterStaleNak,
         Self::LeaderChanged,
         Self::LeaderUnseen,
@@ -116,8 +120,10 @@ impl Window {
             }
             Self::ClockBehind => "It may be at most 250 ms ahead of the clock of the proxy.",
             Self::OvertakenDelivery => {
-                "Then a delivery of the old leader can arrive after a newer delivery of the same \
-                 message."
+                "In both cases, both holders can settle until the lease of the late delivery ends."
+            }
+            Self::DeliveryForgotten => {
+                "Then both holders can settle until the lease of the forgotten delivery ends."
             }
             Self::AfterStaleNak => {
                 "After such a Nak, two workers hold the message until the first lease ends."
@@ -241,13 +247,26 @@ impl Window {
                 Some(Opened { since, bound: ends.saturating_sub(since) + ledger.round_trip })
             }
             Self::OvertakenDelivery => {
-                let arrived = of.arrived.filter(|arrived| victim.sent < *arrived)?;
+                let arrived = of.arrived?;
                 // A stall of a route concerns every replica, and also those that start meanwhile.
                 let mut spans = troubles.between(consumer, of.sent, arrived);
                 let stalled = spans.any(|span| matches!(span.trouble, Trouble::Wire { .. }));
                 let changed = troubles.happened(Trouble::LeaderAway, consumer, of.sent, arrived);
                 // Until the lease of the late delivery is over.
                 (stalled && changed).then_some(Opened { since: arrived, bound: of.ack_wait })
+            }
+            Self::DeliveryForgotten => {
+                let since = troubles.last_begin(Trouble::Restarted, consumer, effect.left)?;
+                let last = since.saturating_sub(FORGOTTEN)..=since;
+                // The server counts the attempt again, and the replica was not told that its own is unknown.
+                let again = victim.sent >= since && victim.attempt <= of.attempt;
+                let number = (of.number, of.arrived.unwrap_or(of.sent));
+                let told = ledger.looks.forgotten(effect.side, consumer, number, effect.left);
+                // Until the lease is over.
+                let ends = of.hold.map_or(of.sent + of.ack_wait, |hold| hold.longest);
+                let bound = ends.saturating_sub(since) + ledger.round_trip;
+                let forgotten = last.contains(&of.sent) && again && !told;
+                forgotten.then_some(Opened { since, bound })
             }
             Self::AfterStaleNak => {
                 let since = stale_nak(stale, ledger)?;
