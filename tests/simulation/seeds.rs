@@ -160,7 +160,6 @@ mod tests {
             failures: 3,
             after_failure: None,
             only_first: false,
-            strict: false,
             lines: 0,
             each: false,
         }

@@ -33,8 +33,6 @@ pub struct Settings {
     pub after_failure: Option<Duration>,
     /// Only the first failure is asked for, and it is not shrunk.
     pub only_first: bool,
-    /// Open findings fail a seed, too. Always if there is one seed, or the first failure is asked for.
-    pub strict: bool,
     /// Lines of a history that are printed.
     pub lines: usize,
     /// Each seed has a line of its own.
@@ -59,7 +57,6 @@ impl Settings {
             failures: if only_first { 1 } else { failures.unwrap_or(5).max(1) },
             after_failure: failures.is_none().then_some(AFTER_FAILURE),
             only_first,
-            strict: only_first || seeds == 1 || is_set("STRICT"),
             lines: number("LINES").unwrap_or(100),
             each: is_set("PROGRESS"),
         }

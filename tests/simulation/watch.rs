@@ -49,7 +49,7 @@ pub use self::{
     exercised::DEMANDED,
     ledger::{CallId, Fate, Kind, Told},
     places::Room,
-    report::{Finding, too_common},
+    report::Finding,
     troubles::Trouble,
 };
 use self::{
@@ -102,11 +102,6 @@ impl Default for Watch {
 impl Watch {
     pub fn coverage(&self) -> &Coverage {
         &self.report.coverage
-    }
-
-    /// See [`Report::set_open_findings_aside`].
-    pub fn set_open_findings_aside(&mut self) {
-        self.report.set_open_findings_aside();
     }
 
     pub fn findings(&self) -> &[Finding] {
