@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use tokio::{
@@ -27,10 +27,6 @@ use crate::{
     lease::{Adopted, AdoptedLeases, LeaseId, LeaseSnapshot, OutcomeSlice},
     metrics::LeaseEnd,
 };
-
-/// Longest time in which the receiver of leases finds out who leads their consumer, if the sender knows another leader.
-/// The clocks of the sender stand still meanwhile.
-const LEADER_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A lease that can be handed over.
 #[derive(Debug)]
@@ -224,7 +220,7 @@ impl<B: Broker> Lessor<B> {
     }
 
     /// The same for leases that another replica hands over. That replica knows this leader. If the task knows another
-    /// one, it reads INFO first, for [`LEADER_TIMEOUT`] at most.
+    /// one, it reads INFO first, but waits for it until `looked_by` only.
     ///
     /// # Errors
     /// As [`Lessor::know`].
@@ -232,11 +228,10 @@ impl<B: Broker> Lessor<B> {
         &self,
         name: &ConsumerName,
         (created, leader): (Arc<str>, Leader),
-        until: Instant,
+        (looked_by, until): (Instant, Instant),
     ) -> Result<Arc<ConsumerSpec>, Error> {
-        let soon = until.min(clock::now() + LEADER_TIMEOUT);
         let known = (Some(created.clone()), Some(leader));
-        match self.ask_for_spec(name, known, soon).await {
+        match self.ask_for_spec(name, known, until.min(looked_by)).await {
             // Nobody leads at this moment, or the other replica knows an older leader.
             Err(Error::Unavailable(_)) => self.know(name, Some(created), until).await,
             known => known,

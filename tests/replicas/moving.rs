@@ -11,7 +11,7 @@ use std::{
 };
 
 use fetch_proxy::{
-    broker::{AckKind, Confirmation},
+    broker::{AckKind, Confirmation, Leader},
     clock,
     cluster::{LeaseLocation, Unanswered},
     lease::{LeaseError, LeaseId, SettleKind},
@@ -154,6 +154,23 @@ async fn last_attempt_of_an_answer_that_is_not_written_is_not_given_back() {
     drop(fetched);
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!((receiver.lessor.held(), broker.published().len()), (1, 0));
+}
+
+/// The sender knows a new leader, and the receiver cannot ask for it.
+#[tokio::test(start_paused = true)]
+async fn receiver_looks_for_leaders_half_a_second_for_all_parts_together() {
+    let (_net, broker, [sender, receiver]) = members().await;
+    receiver.lessor.know(&broker.name(), None, clock::now() + PATIENCE).await.unwrap();
+    broker.change(|info| info.as_mut().unwrap().leader = Leader(2));
+    for _ in 0..3 {
+        sender.leased(&broker, 1000).await;
+    }
+    broker.silence(true);
+    let began = clock::now();
+    assert!(sender.leave().await);
+    let took = clock::now() - began;
+    assert!(took < Duration::from_millis(700), "{took:?}");
+    assert_eq!(sender.lessor.held(), 0);
 }
 
 /// Whether this step only asks if its hearer is there.

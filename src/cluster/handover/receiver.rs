@@ -27,6 +27,9 @@ use crate::{
 
 /// A hand-over that was prepared and not committed is forgotten after this.
 const PREPARED_LIFETIME: Duration = Duration::from_secs(30);
+/// Longest time of a hand-over in which the receiver finds out who leads, if the sender knows other leaders. The clocks
+/// of the sender stand still meanwhile.
+const LEADER_TIMEOUT: Duration = Duration::from_millis(500);
 /// Hand-overs whose end is remembered. A replica sees one or two hand-overs of each other replica.
 const REMEMBERED_HANDOVERS: usize = 1024;
 
@@ -45,6 +48,8 @@ struct Pending {
     reserved: Vec<ReservedLeases>,
     /// Leases that have ended, because their consumer is not the same any more.
     refused: u64,
+    /// Some leader was not found in time.
+    leaderless: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -125,11 +130,15 @@ impl<B: Broker + Bus> Receiver<B> {
         at: Instant,
     ) -> Result<u64, String> {
         let lessor = &self.replica.lessor;
+        let leaderless = self.prepared().pending.get(&handover).is_some_and(|it| it.leaderless);
+        let looked_by = if leaderless { at } else { at + LEADER_TIMEOUT };
         let mut consumers = Vec::with_capacity(part.consumers.len());
         for consumer in part.consumers {
             let leader = Leader(consumer.leader);
-            consumers.push((self.consumer(consumer, at + STEP_TIMEOUT).await?, leader));
+            let by = (looked_by, at + STEP_TIMEOUT);
+            consumers.push((self.consumer(consumer, by).await?, leader));
         }
+        let leaderless = clock::now() >= looked_by;
         let offered = part.leases.len();
         let principals: Vec<Arc<str>> = part.principals.into_iter().map(Arc::from).collect();
         let mut leases = Vec::with_capacity(offered);
@@ -159,7 +168,9 @@ impl<B: Broker + Bus> Receiver<B> {
             memories: Vec::new(),
             reserved: Vec::new(),
             refused: 0,
+            leaderless: false,
         });
+        pending.leaderless |= leaderless;
         let count = leases.len() as u64;
         tracing::debug!(leases = count, "leases prepared");
         pending.refused += (offered - leases.len()) as u64;
@@ -177,7 +188,7 @@ impl<B: Broker + Bus> Receiver<B> {
     async fn consumer(
         &self,
         consumer: pb::Consumer,
-        until: Instant,
+        by: (Instant, Instant),
     ) -> Result<Option<Arc<ConsumerSpec>>, String> {
         let name = ConsumerName {
             stream: consumer.stream.as_str().into(),
@@ -185,7 +196,7 @@ impl<B: Broker + Bus> Receiver<B> {
         };
         // If we know another consumer of that name, or another leader, ours may be the older one.
         let known = (Arc::from(consumer.created.as_str()), Leader(consumer.leader));
-        match self.replica.lessor.know_for_handover(&name, known, until).await {
+        match self.replica.lessor.know_for_handover(&name, known, by).await {
             Ok(spec) => Ok((*spec.created == *consumer.created).then_some(spec)),
             Err(Error::StreamNotFound(_) | Error::ConsumerNotFound(_)) => Ok(None),
             Err(error) => Err(format!("it cannot read {name}: {error}")),
