@@ -193,14 +193,17 @@ fn after_nak(ledger: &Ledger, message: &Message, now: Time) -> Option<Time> {
 /// The time to which an ack has moved the clock of JetStream: a Nak with a delay, or progress for a holder.
 fn moved_by_acks(ledger: &Ledger, message: &Message, newest: &Delivered) -> Option<Time> {
     let ids = ledger.of.get(message)?;
-    let effects =
-        ids.iter().filter_map(|id| ledger.deliveries.get(id)).flat_map(|one| &one.effects);
+    let all = ids.iter().filter_map(|id| ledger.deliveries.get(id));
+    let effects = all.flat_map(|one| one.effects.iter().map(move |effect| (one, effect)));
     let id = ids.last().copied();
-    let of_it = effects.filter(|effect| effect.settled == id);
-    let moved = of_it.filter_map(|effect| match effect.kind {
+    let of_it = effects.filter(|(_, effect)| effect.settled == id);
+    let moved = of_it.filter_map(|(of, effect)| match effect.kind {
         Kind::Nak => Some(effect.at + effect.delay.unwrap_or_default()),
-        // Without a holder the proxy may not keep it alive permanently.
-        Kind::Extend => newest.hold.filter(|hold| effect.at <= hold.longest).map(|_| effect.at),
+        // Without a holder the proxy may not keep it alive permanently. In a window, an older holder has the message.
+        Kind::Extend => {
+            let mut holds = [of.hold, newest.hold].into_iter().flatten();
+            holds.any(|hold| effect.at <= hold.longest).then_some(effect.at)
+        }
         Kind::Ack | Kind::Term => None,
     });
     moved.max()
@@ -217,6 +220,25 @@ mod tests {
         },
         *,
     };
+
+    #[test]
+    fn progress_of_an_older_delivery_keeps_its_message_only_for_a_holder() {
+        for (held, found) in [(true, false), (false, true)] {
+            let mut lab = Lab::new();
+            let old = lab.send(1, 1);
+            if held {
+                lab.hand(1, old, 1, 60_000);
+            }
+            lab.wait(ACK_WAIT);
+            let new = lab.send(2, 2);
+            lab.fetch(2, 300_000);
+            for _ in 0..6 {
+                lab.apply(1, AckKind::Progress, old, new);
+                lab.look_on(3_000, 0, false);
+            }
+            assert_eq!(lab.found().contains(&CHECK), found, "{held}");
+        }
+    }
 
     /// Somebody asks at process 2 for all this time.
     fn asked_for(mut lab: Lab, time: u64) -> Vec<&'static str> {

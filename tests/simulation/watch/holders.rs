@@ -102,6 +102,24 @@ mod tests {
     }
 
     #[test]
+    fn settlement_is_excused_after_two_stalls_that_meet_and_not_after_the_first_of_two() {
+        for (second_at, found) in [(20_000, vec![]), (26_000, vec![CHECK])] {
+            let mut lab = Lab::new();
+            let old = lab.held();
+            lab.ask(1, old, &ack());
+            lab.trouble(Trouble::Wire { side: 1 }, 24_000);
+            lab.wait(second_at);
+            lab.trouble(Trouble::Wire { side: 1 }, 40_000 - second_at);
+            lab.wait(40_000 - second_at);
+            let new = lab.send(2, 2);
+            lab.hand(2, new, 2, 3_600);
+            lab.apply_late(1, AckKind::Ack, (old, new), 40_000, true);
+            let holders: Vec<_> = lab.found().into_iter().filter(|one| *one == CHECK).collect();
+            assert_eq!(holders, found, "{second_at}");
+        }
+    }
+
+    #[test]
     fn slow_delivery_excuses_nothing() {
         let mut lab = Lab::new();
         let old = lab.send_slowly(1, 1, 1_000);
@@ -304,6 +322,40 @@ mod tests {
             lab.apply(2, AckKind::Ack, old, new);
             let excused = found.is_empty().into();
             assert_eq!(found_and_excused(&lab, Window::ResetWithoutOwner), (found, excused));
+        }
+    }
+
+    /// The first message after the reset is sent to process 3, and the second one to process 2.
+    #[test]
+    fn reset_is_excused_until_the_next_look_if_the_first_message_after_it_is_stalled() {
+        for (stalls, told, after, found) in [
+            (true, false, 1_000, vec![]),
+            (true, false, 4_000, vec![CHECK]),
+            (false, false, 1_000, vec![CHECK]),
+            (true, true, 1_000, vec![CHECK]),
+        ] {
+            let mut lab = Lab::new();
+            let old = lab.send(1, 1);
+            lab.hand(1, old, 1, 9_000);
+            if stalls {
+                lab.trouble(Trouble::Wire { side: 3 }, 9_000);
+            }
+            lab.wait(10);
+            lab.trouble(Trouble::MadeAgain, 0);
+            lab.trouble(Trouble::Reset, 9_000);
+            lab.wait(10);
+            lab.send_slowly(3, 1, 0);
+            lab.wait(10);
+            if told {
+                lab.look_up_knowing(1, 0);
+            }
+            let new = lab.send(2, 1);
+            lab.hand(2, new, 1, 9_000);
+            lab.ask(1, old, &ack());
+            lab.wait(after);
+            lab.apply(1, AckKind::Ack, old, new);
+            let holders: Vec<_> = lab.found().into_iter().filter(|one| *one == CHECK).collect();
+            assert_eq!(holders, found, "{stalls} {told} {after}");
         }
     }
 

@@ -212,18 +212,21 @@ impl EarlyEnd {
     }
 }
 
-/// Whether a client made its lease longer within a round trip before the clock of JetStream could end it.
+/// Whether a client made its lease longer within a round trip before the clock of JetStream could end it. A consumer
+/// with several copies answers once a majority has agreed.
 fn is_extended_late(one: &Delivered, ledger: &Ledger) -> bool {
+    let lag = ledger.lags.get(&one.message.0).copied().unwrap_or_default();
+    let round_trip = ledger.round_trip + lag;
     let extends = one.calls_of(Kind::Extend).filter_map(|call| Some((call.began, call.ended?.0)));
     extends.into_iter().any(|(began, ended)| {
         let moved = one
             .effects
             .iter()
-            .filter(|effect| effect.kind == Kind::Extend && effect.at + ledger.round_trip < began);
+            .filter(|effect| effect.kind == Kind::Extend && effect.at + round_trip < began);
         let last = moved.map(|effect| (effect.left, effect.at)).max();
         let (from, until) = last.unwrap_or((one.sent, one.arrived.unwrap_or(one.sent)));
         let clock = one.ack_wait.saturating_sub(margin(one.ack_wait));
-        began <= until + clock && from + clock <= ended + ledger.round_trip
+        began <= until + clock && from + clock <= ended + round_trip
     })
 }
 
@@ -499,8 +502,10 @@ mod tests {
 
     #[test]
     fn lease_that_is_extended_in_the_last_moment_may_be_refused_and_another_not() {
-        for (before, found) in [(5, false), (30, true)] {
+        for (before, lag, found) in [(5, 0, false), (30, 0, true), (30, 40, false), (80, 40, true)]
+        {
             let mut lab = Lab::new();
+            lab.watch().lags(&name(), millis(lag));
             let id = lab.held();
             lab.wait(ACK_WAIT - ACK_WAIT / 10 - before);
             let call = lab.ask(1, id, &extend(6_000));

@@ -21,6 +21,7 @@ pub enum Window {
     MadeAgainWhileStopped,
     MadeAgainWhileStalled,
     ResetWithoutOwner,
+    ResetNoticedLate,
     Misuse,
     ClockBehind,
     OvertakenDelivery,
@@ -46,6 +47,8 @@ pub struct Opened {
     pub bound: Duration,
 }
 
+/// Until all has arrived after a stall.
+const ARRIVAL: Duration = Duration::from_secs(1);
 /// The longest stall of a plan, which is that of the routes of a server, and a second until all has arrived.
 const LONGEST_STALL: Duration = Duration::from_secs(31);
 /// From one look at the consumer to the next, if another server can lead it.
@@ -63,11 +66,12 @@ const RARE_LOOK: Duration = Duration::from_secs(30);
 
 impl Window {
     /// In the order in which they are tried: the narrowest first.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::LateOnTheWire,
         Self::MadeAgainWhileStopped,
         Self::MadeAgainWhileStalled,
         Self::ResetWithoutOwner,
+        Self::ResetNoticedLate,
         Self::Misuse,
         Self::OvertakenDelivery,
         Self::DeliveryForgotten,
@@ -118,6 +122,10 @@ impl Window {
             Self::ResetWithoutOwner => {
                 "Without the owner, no replica knows whether a token is from before a reset."
             }
+            Self::ResetNoticedLate => {
+                "The same holds if JetStream sends the first messages after a reset to a replica that \
+                 is stopped or stalled."
+            }
             Self::ClockBehind => "It may be at most 250 ms ahead of the clock of the proxy.",
             Self::OvertakenDelivery => {
                 "In both cases, both holders can settle until the lease of the late delivery ends."
@@ -148,7 +156,15 @@ impl Window {
                 // "A settlement that begins just before its lease ends can reach JetStream one round
                 // trip later."
                 let quick = now - effect.left <= ledger.round_trip;
-                let bound = if stalled { LONGEST_STALL } else { ledger.round_trip };
+                // One stall can follow another before anything has arrived.
+                let stalls = troubles.between(consumer, effect.left, now).filter(|span| {
+                    [Trouble::Wire { side }, Trouble::Stopped { side }].contains(&span.trouble)
+                });
+                let ends = stalls.fold(effect.left, |ends, span| {
+                    if span.from <= ends + ARRIVAL { ends.max(span.until) } else { ends }
+                });
+                let stall = LONGEST_STALL.max(ends.saturating_sub(effect.left) + ARRIVAL);
+                let bound = if stalled { stall } else { ledger.round_trip };
                 (effect.late && (stalled || quick)).then_some(Opened { since: effect.left, bound })
             }
             Self::LeaderChanged => {
@@ -235,6 +251,19 @@ impl Window {
                 let without = without_owner(stale, ledger) && of.sent <= reset;
                 // "This is possible for at most one ack wait."
                 without.then_some(Opened { since: reset, bound: of.ack_wait })
+            }
+            Self::ResetNoticedLate => {
+                let since = troubles.last_begin(Trouble::Reset, consumer, now)?;
+                let after = |one: &&Delivered| one.message.0 == *consumer && one.sent >= since;
+                let first = ledger.deliveries.values().filter(after).min_by_key(|one| one.sent)?;
+                let side = first.side;
+                let mut kept = [Trouble::Wire { side }, Trouble::Stopped { side }].into_iter();
+                let kept = kept.any(|one| troubles.happened(one, consumer, first.sent, first.sent));
+                let number = (of.number, of.arrived.unwrap_or(of.sent));
+                let told = ledger.looks.forgotten(effect.side, consumer, number, effect.left);
+                // "At their next look. That is at most 30 s, or a third of the ack wait, later."
+                let bound = RARE_LOOK.min(of.ack_wait / 3) + UNANSWERED + ledger.round_trip;
+                (kept && !told && of.sent <= since).then_some(Opened { since, bound })
             }
             Self::ClockBehind => {
                 let behind = Trouble::ClockBehind { side: of.side };
