@@ -115,12 +115,12 @@ pub async fn run(
     let traces = config.traces.map(|settings| Traces::start(settings, &owner.to_string()));
     let traces = traces.unwrap_or_default();
     let nats_tasks = TaskTracker::new();
-    let nats = Nats::start(config.nats, &nats_tasks);
+    let nats = Nats::metered(config.nats, &nats_tasks, &metrics);
     let lessor = Lessor::metered(nats, config.limits, metrics.clone());
     let readiness = Readiness::new(Link::Down("not connected yet".into()), clock::now());
     let (health, health_service) = Health::new(readiness.verdict(clock::now()).0);
     let keys = Arc::new(config.keys);
-    let refusals = Arc::new(RefusalLog::new());
+    let refusals = Arc::new(RefusalLog::metered(&metrics));
     let us = (owner, &*config.replica_name);
     let (name, log) = (&config.cluster, refusals.clone());
     let cluster = Cluster::new(lessor.clone(), keys.clone(), log, name, us, traces.clone());
@@ -138,13 +138,15 @@ pub async fn run(
     let certified = tls.as_ref().and_then(|tls| tls.names_clients()) == Some(ClientAuth::Require);
     // Only the authority of their certificates then says who may call.
     let all_may = certified && gatekeeper.rights().policy().is_none();
-    let background = Background::start(cluster.clone(), keys, gatekeeper.clone(), tls.clone());
+    let background =
+        Background::start(cluster.clone(), keys, gatekeeper.clone(), tls.clone(), &metrics);
     let admin_socket =
         listen_to_operators(&config.admin_socket, bound.ops.port(), &gatekeeper, &background)?;
 
     let ((stop_grpc, grpc_stopped), (stop_ops, ops_stopped)) = (stop(), stop());
     let mut listeners = JoinSet::new();
     let (verdict, probes) = (health.watch(), room.probes);
+    observed::show_credentials(&metrics, tls.clone(), gatekeeper.clone());
     let observed = Observed::show(&metrics, &health, config.admission);
     background.spawn(observed::lag(metrics.runtime().clone(), background.stop()));
     let pages = Pages { verdict, metrics: config.metrics.map(|_| metrics.clone()) };

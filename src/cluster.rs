@@ -104,6 +104,7 @@ impl<B: Broker + Bus> Cluster<B> {
     ) -> Arc<Self> {
         let sightings = Mutex::new(lessor.sightings());
         let replica = Arc::new(Replica::new(lessor, keys, cluster, (us, name)));
+        metered::show(&replica);
         Arc::new(Self {
             router: Router::new(replica.clone(), refusals, traces.clone()),
             receiver: Receiver::new(replica.clone()),

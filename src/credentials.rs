@@ -33,6 +33,7 @@ use crate::{
     },
     audit::{Audit, AuditScope},
     clock,
+    metrics::FileMeter,
     secrets::{self, FileFault, FileLooks, FileNews, Reader},
 };
 
@@ -162,6 +163,11 @@ impl Gatekeeper {
         self.rights().policy().is_some_and(|policy| !policy.authenticate().anonymous)
     }
 
+    /// The issuers whose keys were fetched, and how old the keys are.
+    pub fn key_ages(&self) -> Vec<(Arc<str>, Duration)> {
+        self.issuers.ages(clock::now())
+    }
+
     /// The rights at this moment.
     pub fn rights(&self) -> Arc<Rights> {
         self.taken().rights.clone()
@@ -188,16 +194,18 @@ impl Gatekeeper {
     }
 
     /// Reads the files again whenever they change, and fetches the keys of issuers, until `stop`.
-    pub async fn follow(&self, stop: CancellationToken) {
+    pub async fn follow(&self, stop: CancellationToken, meter: FileMeter) {
         let Some(file) = &self.file else { return };
         let fetch = |issuer| fetch::fetch(issuer, file.clone());
-        tokio::join!(self.follow_files(file, stop.clone()), self.follow_issuers(fetch, stop));
+        let files = self.follow_files(file, stop.clone(), meter);
+        tokio::join!(files, self.follow_issuers(fetch, stop));
     }
 
-    async fn follow_files(&self, file: &Path, stop: CancellationToken) {
+    async fn follow_files(&self, file: &Path, stop: CancellationToken, meter: FileMeter) {
         let (policy, mut named) = (Reader::new(file.to_owned()), BTreeMap::new());
         let mut looks = FileLooks::new(stop);
         while let Some(news) = looks.next(self.look(file, &policy, &mut named)).await {
+            news.iter().for_each(|news| meter.usable(*news == FileNews::Usable));
             match news {
                 Some(FileNews::Unusable(error)) => tracing::error!(
                     error,
@@ -503,7 +511,7 @@ rules: [{principals: [orders], streams: [S], consumers: ['*'], verbs: [work]}]
         let (following, stop) = (gatekeeper.clone(), CancellationToken::new());
         let stopped = stop.clone();
         let tasks = TaskTracker::new();
-        tasks.spawn(async move { following.follow(stopped).await });
+        tasks.spawn(async move { following.follow(stopped, FileMeter::default()).await });
         let looks = || tokio::time::sleep(2 * secrets::LOOK_INTERVAL);
         let generation = gatekeeper.rights().generation();
         looks().await;

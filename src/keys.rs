@@ -19,6 +19,7 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    metrics::FileMeter,
     secrets::{self, FileFault, FileLooks, FileNews, OpenTo, Reader},
     token::{self, KeyId, KeyRing, KeyRingError, Sealer},
 };
@@ -129,7 +130,7 @@ impl Keys {
     }
 
     /// Reads the file again whenever it changes, until `stop`.
-    pub async fn follow(&self, stop: CancellationToken) {
+    pub async fn follow(&self, stop: CancellationToken, meter: FileMeter) {
         let Some(file) = &self.file else { return };
         let (reader, mut looks) = (Reader::new(file.clone()), FileLooks::new(stop));
         let look = async || {
@@ -139,6 +140,7 @@ impl Keys {
             self.take(file, text, open_to)
         };
         while let Some(news) = looks.next(look()).await {
+            news.iter().for_each(|news| meter.usable(*news == FileNews::Usable));
             match news {
                 Some(FileNews::Unusable(error)) => tracing::error!(
                     error,

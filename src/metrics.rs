@@ -17,7 +17,10 @@ mod exposition;
 mod labels;
 mod leasing;
 mod meters;
+mod nats;
+mod principals;
 mod process;
+mod routing;
 mod rpcs;
 mod sheet;
 mod store;
@@ -30,12 +33,16 @@ pub use self::{
     consumers::{ConsumerMeter, PumpState, ShownPump},
     exposition::Format,
     labels::{
-        ConnectionClose, ConnectionRefusal, FetchResult, LeaseEnd, ProgressResult, PullResult,
-        RejectionCause, ReleaseCause, SettlementKind, SettlementResult,
+        ConnectionClose, ConnectionRefusal, FetchResult, ForwardFailure, LeaseEnd, NatsRight,
+        NatsRole, ProgressResult, PullResult, RejectionCause, ReleaseCause, SettlementKind,
+        SettlementResult, SettlementRoute,
     },
     leasing::LeaseMeter,
-    meters::{LogMeter, RuntimeMeter},
+    meters::{FileMeter, LogMeter, RuntimeMeter},
+    nats::NatsMeter,
+    principals::PrincipalMeter,
     process::process,
+    routing::RouteMeter,
     rpcs::{RpcMeter, RpcMeters, RpcMethod},
     sheet::Sheet,
     table::{FAMILIES, Family, FamilyId, FamilyKind},
@@ -55,6 +62,9 @@ struct Inner {
     sources: Sources,
     consumers: Consumers,
     leases: LeaseMeter,
+    nats: NatsMeter,
+    principals: PrincipalMeter,
+    routes: RouteMeter,
     runtime: RuntimeMeter,
 }
 
@@ -79,9 +89,16 @@ impl Metrics {
 
     fn of(store: SeriesStore, max_consumers: usize) -> Self {
         let store = Arc::new(store);
-        let (runtime, leases) = (RuntimeMeter::new(&store), LeaseMeter::new(&store));
-        let consumers = Consumers::new(&store, max_consumers);
-        Self(Arc::new(Inner { store, sources: Sources::default(), consumers, leases, runtime }))
+        Self(Arc::new(Inner {
+            sources: Sources::default(),
+            consumers: Consumers::new(&store, max_consumers),
+            leases: LeaseMeter::new(&store),
+            nats: NatsMeter::new(&store),
+            principals: PrincipalMeter::new(&store),
+            routes: RouteMeter::new(&store),
+            runtime: RuntimeMeter::new(&store),
+            store,
+        }))
     }
 
     /// Asks `source` at each scrape. A source is brief, and takes no lock that a call holds for long.
@@ -92,6 +109,26 @@ impl Metrics {
     /// The meter of the runtime.
     pub fn runtime(&self) -> &RuntimeMeter {
         &self.0.runtime
+    }
+
+    /// The meter of the connections to NATS.
+    pub fn nats(&self) -> &NatsMeter {
+        &self.0.nats
+    }
+
+    /// The meter of principals.
+    pub fn principals(&self) -> &PrincipalMeter {
+        &self.0.principals
+    }
+
+    /// The meter of tokens on their way.
+    pub fn routes(&self) -> &RouteMeter {
+        &self.0.routes
+    }
+
+    /// The meter of a file that is read again when it changes.
+    pub fn file(&self, name: &'static str) -> FileMeter {
+        FileMeter::new(&self.0.store, name)
     }
 
     /// The meters of the methods that are served.

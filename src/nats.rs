@@ -56,6 +56,7 @@ use crate::{
         ConsumerName, InfoError, JetStream, Link, Search,
     },
     bus::{Bus, Incoming, RequestError},
+    metrics::{FamilyId, Metrics},
 };
 
 /// JetStream and the other replicas, behind two supervised connections.
@@ -67,7 +68,21 @@ impl Nats {
     /// Starts to connect, and stays connected until [`Broker::close`]. Returns at once. [`Broker::link`]
     /// shows whether NATS is there.
     pub fn start(settings: Settings, tasks: &TaskTracker) -> Self {
-        Self { supervisor: Supervisor::start(settings, tasks) }
+        Self::metered(settings, tasks, &Metrics::off())
+    }
+
+    /// The same, with the metrics of its process.
+    pub fn metered(settings: Settings, tasks: &TaskTracker, metrics: &Metrics) -> Self {
+        let supervisor = Supervisor::start(settings, tasks, metrics.nats().clone());
+        let shown = Arc::downgrade(&supervisor);
+        metrics.ask(move |sheet| {
+            let Some(supervisor) = shown.upgrade() else { return };
+            let (deliveries, settling) = (supervisor.deliveries(), supervisor.settling());
+            for (role, up) in [("deliveries", deliveries.is_ok()), ("settling", settling.is_ok())] {
+                sheet.set_of(FamilyId::NatsUp, [role], f64::from(u8::from(up)));
+            }
+        });
+        Self { supervisor }
     }
 }
 

@@ -3,7 +3,13 @@
 
 use std::time::Duration;
 
-use crate::{api_error::ApiError, broker::ConsumerName, clock, log_throttle::KeyedLogThrottle};
+use crate::{
+    api_error::ApiError,
+    broker::ConsumerName,
+    clock,
+    log_throttle::KeyedLogThrottle,
+    metrics::{Metrics, PrincipalMeter},
+};
 
 /// The least time between two lines for the same reason, consumer and principal.
 const REPEAT_AFTER: Duration = Duration::from_secs(3600);
@@ -12,7 +18,10 @@ const LINES_PER_TEN_SECONDS: u32 = 10;
 
 /// The refusals that are in the log already.
 #[derive(Debug)]
-pub struct RefusalLog(KeyedLogThrottle);
+pub struct RefusalLog {
+    said: KeyedLogThrottle,
+    principals: PrincipalMeter,
+}
 
 /// The caller that was refused, as far as it is known.
 #[derive(Debug, Default)]
@@ -28,14 +37,33 @@ pub struct RefusedCaller<'c> {
 impl RefusalLog {
     /// A log without a refusal.
     pub fn new() -> Self {
-        Self(KeyedLogThrottle::new(REPEAT_AFTER, LINES_PER_TEN_SECONDS))
+        Self::metered(&Metrics::off())
+    }
+
+    /// The same. Refusals of principals are counted.
+    pub fn metered(metrics: &Metrics) -> Self {
+        let said = KeyedLogThrottle::new(REPEAT_AFTER, LINES_PER_TEN_SECONDS);
+        Self { said, principals: metrics.principals().clone() }
+    }
+
+    fn count(&self, error: &ApiError) {
+        if let ApiError::NotAllowed(denied) = error {
+            self.principals.denied(denied.principal.as_deref(), denied.verb.name());
+        } else if let ApiError::OverLimit(over) = error {
+            self.principals.limited(&over.principal, over.limit.name());
+        } else if let ApiError::Unauthenticated(why) = error {
+            self.principals.not_accepted(why.name());
+        } else if let ApiError::AuthUnavailable(_) = error {
+            self.principals.not_accepted("keys_away");
+        }
     }
 
     /// Logs that a call with this name was refused, unless the log has such a line already.
     pub fn refused(&self, call: &'static str, caller: &RefusedCaller<'_>, error: &ApiError) {
+        self.count(error);
         let reason = error.reason().name();
         let principal = caller.principal;
-        if self.0.allow(&(reason, &caller.consumer, principal), clock::now()) {
+        if self.said.allow(&(reason, &caller.consumer, principal), clock::now()) {
             let consumer = caller.consumer.as_ref().map(ToString::to_string);
             let worker = Some(caller.worker).filter(|worker| !worker.is_empty());
             let why = error.message();

@@ -39,6 +39,7 @@ use crate::{
     access::CertifiedClient,
     clock,
     log_throttle::LogThrottle,
+    metrics::FileMeter,
     secrets::{self, FileLooks, FileNews, Reader, Secret},
 };
 
@@ -103,11 +104,12 @@ impl ServerTls {
     }
 
     /// Reads the files again whenever they change, until `stop`.
-    pub async fn follow(&self, stop: CancellationToken) {
+    pub async fn follow(&self, stop: CancellationToken, meter: FileMeter) {
         let readers = Readers::new(&self.settings);
         let (mut looks, expiry) = (FileLooks::new(stop), LogThrottle::every(EXPIRY_INTERVAL));
         let look = async || self.take(readers.read().await?);
         while let Some(news) = looks.next(look()).await {
+            news.iter().for_each(|news| meter.usable(*news == FileNews::Usable));
             match news {
                 Some(FileNews::Unusable(error)) => tracing::error!(
                     error,
@@ -130,6 +132,11 @@ impl ServerTls {
                 "the certificate of the port for clients ends soon"
             );
         }
+    }
+
+    /// The end of the certificate, since the Unix epoch, if it can be read.
+    pub fn ends_at(&self) -> Option<Duration> {
+        self.read().material.validity.map(|(_, ends)| ends)
     }
 
     fn read(&self) -> RwLockReadGuard<'_, State> {

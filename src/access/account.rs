@@ -32,6 +32,18 @@ pub enum ReachedLimit {
     },
 }
 
+impl ReachedLimit {
+    /// Its name, for programs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Leases(_) => "leases",
+            Self::Waiters(_) => "waiters",
+            Self::Calls(_) => "calls",
+            Self::Rate { .. } => "rate",
+        }
+    }
+}
+
 /// A limit of this principal is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OverLimit {
@@ -51,6 +63,11 @@ pub struct CallAccount {
 }
 
 impl CallAccount {
+    /// Its calls under way, and the Fetch calls among them.
+    pub fn open(&self) -> (u64, u64) {
+        (self.calls, self.waiters)
+    }
+
     /// Begins a call. It must be ended by [`CallAccount::end`].
     ///
     /// # Errors

@@ -25,9 +25,19 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    broker::Broker, bus::Bus, clock, cluster::Cluster, credentials::Gatekeeper,
-    grpc::ContractError, keys::Keys, lessor::Lessor, ops::Health, readiness::Verdict,
-    tls::ServerTls, traces::Traces,
+    broker::Broker,
+    bus::Bus,
+    clock,
+    cluster::Cluster,
+    credentials::Gatekeeper,
+    grpc::ContractError,
+    keys::Keys,
+    lessor::Lessor,
+    metrics::{FileMeter, Metrics},
+    ops::Health,
+    readiness::Verdict,
+    tls::ServerTls,
+    traces::Traces,
 };
 
 /// Longest time for each part of step 5: settlements that run, questions of other replicas, flushing to
@@ -109,17 +119,21 @@ impl Background {
         keys: Arc<Keys>,
         gatekeeper: Arc<Gatekeeper>,
         tls: Option<Arc<ServerTls>>,
+        metrics: &Metrics,
     ) -> Self {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         tasks.spawn(cluster.run());
-        let stopped = stop.clone();
-        tasks.spawn(async move { keys.follow(stopped).await });
+        // A file that is not there has no series.
+        let meter = |used: bool, name| if used { metrics.file(name) } else { FileMeter::default() };
+        let (stopped, file) = (stop.clone(), meter(keys.shared(), "token_keys"));
+        tasks.spawn(async move { keys.follow(stopped, file).await });
         if let Some(tls) = tls {
-            let stopped = stop.clone();
-            tasks.spawn(async move { tls.follow(stopped).await });
+            let (stopped, file) = (stop.clone(), metrics.file("tls"));
+            tasks.spawn(async move { tls.follow(stopped, file).await });
         }
-        let stopped = stop.clone();
-        tasks.spawn(async move { gatekeeper.follow(stopped).await });
+        let has_policy = gatekeeper.rights().policy().is_some();
+        let (stopped, file) = (stop.clone(), meter(has_policy, "policy"));
+        tasks.spawn(async move { gatekeeper.follow(stopped, file).await });
         Self { tasks, stop }
     }
 

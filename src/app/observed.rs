@@ -14,9 +14,11 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     clock,
     config::Admission,
+    credentials::Gatekeeper,
     metrics::{self, FamilyId, Metrics, RuntimeMeter, Sheet},
     ops::Health,
     readiness::Verdict,
+    tls::ServerTls,
 };
 
 /// The time from one look at the runtime to the next.
@@ -49,6 +51,22 @@ impl Observed {
     pub(super) fn draining(&self) {
         self.draining.store(true, Ordering::Relaxed);
     }
+}
+
+/// Shows how long what identifies this replica and its callers is good for.
+pub(super) fn show_credentials(
+    metrics: &Metrics,
+    tls: Option<Arc<ServerTls>>,
+    gatekeeper: Arc<Gatekeeper>,
+) {
+    metrics.ask(move |sheet| {
+        if let Some(ends) = tls.as_ref().and_then(|tls| tls.ends_at()) {
+            sheet.set_of(FamilyId::CertificateEnd, ["server"], ends.as_secs_f64());
+        }
+        for (issuer, age) in gatekeeper.key_ages() {
+            sheet.set_of(FamilyId::IssuerKeysAge, [&issuer], age.as_secs_f64());
+        }
+    });
 }
 
 /// The numbers of the runtime that are stable in tokio.

@@ -150,6 +150,27 @@ impl Members {
         self.living(now).any(|(_, status)| status.names.contains(&name))
     }
 
+    /// The living others: how many there are, and how many differ from this replica in their policy, their
+    /// keys and their version.
+    pub(super) fn differing(
+        &self,
+        ours: ObeyedPolicy,
+        keys: &BTreeSet<KeyId>,
+        now: Instant,
+    ) -> [usize; 4] {
+        let mut counts = [0; 4];
+        for (_, status) in self.living(now) {
+            let differs = [
+                true,
+                ours.differs(status.policy),
+                status.keys != *keys,
+                status.version != env!("CARGO_PKG_VERSION"),
+            ];
+            counts.iter_mut().zip(differs).for_each(|(count, it)| *count += usize::from(it));
+        }
+        counts
+    }
+
     /// The peers that are there now, and whose heartbeats were sealed with a key of this replica.
     pub(super) fn living(&self, now: Instant) -> impl Iterator<Item = (InstanceId, &PeerStatus)> {
         let living = self.compatible.iter().filter(move |(_, (at, _))| is_living(*at, now));

@@ -1,10 +1,20 @@
 //! The words of the metrics for the results of tokens. Decides nothing.
 
-use super::wire::{OpenedToken, SettleResult};
+use std::{sync::Arc, time::Instant};
+
+use super::{
+    channel::Unanswered,
+    replica::Replica,
+    wire::{OpenedToken, SettleResult},
+};
 use crate::{
     broker::{AckSubject, Broker, ConsumerName},
+    bus::Bus,
+    clock,
     lessor::{Error, Lessor, Settled},
-    metrics::{SettlementKind, SettlementResult},
+    metrics::{
+        FamilyId, ForwardFailure, RouteMeter, SettlementKind, SettlementResult, SettlementRoute,
+    },
     pb::Outcome,
     reason::Reason,
 };
@@ -40,6 +50,37 @@ impl MeteredToken {
     pub(super) fn count_as<B: Broker>(&self, lessor: &Lessor<B>, refusal: SettlementResult) {
         lessor.meter_of(self.consumer.as_ref()).settled(self.kind, refusal);
     }
+}
+
+/// A request to another replica has ended.
+pub(super) fn forwarded(
+    routes: &RouteMeter,
+    answer: &Result<Vec<u8>, Unanswered>,
+    tokens: usize,
+    asked_at: Instant,
+) {
+    match answer {
+        Ok(_) => {
+            routes.routed(SettlementRoute::Forwarded, tokens);
+            routes.answered(clock::now().saturating_duration_since(asked_at));
+        }
+        Err(Unanswered::Nobody) => routes.failed(ForwardFailure::Nobody),
+        Err(Unanswered::Silent) => routes.failed(ForwardFailure::Silent),
+        Err(Unanswered::Unsent) => routes.failed(ForwardFailure::Unsent),
+    }
+}
+
+/// Shows the other replicas at each scrape, for as long as this one lives.
+pub(super) fn show<B: Broker + Bus>(replica: &Arc<Replica<B>>) {
+    let shown = Arc::downgrade(replica);
+    replica.lessor.metrics().ask(move |sheet| {
+        let Some(replica) = shown.upgrade() else { return };
+        let [others, policies, keys, versions] = replica.peers.differing();
+        sheet.set(FamilyId::Replicas, others as f64 + 1.0);
+        for (what, count) in [("policy", policies), ("keys", keys), ("version", versions)] {
+            sheet.set_of(FamilyId::ReplicasDiffering, [what], count as f64);
+        }
+    });
 }
 
 /// The result that a lease table refuses with. `None`: the result is none of these, or it is counted where the

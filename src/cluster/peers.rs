@@ -280,6 +280,11 @@ impl Peers {
         }
     }
 
+    /// See [`Members::differing`].
+    pub(super) fn differing(&self) -> [usize; 4] {
+        self.members().differing(self.policy(), &self.key_ids(), clock::now())
+    }
+
     fn policy(&self) -> ObeyedPolicy {
         lock(&self.policy).0
     }

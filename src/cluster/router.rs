@@ -39,6 +39,7 @@ use crate::{
     clock::{self, ClockPair},
     lease::{LeaseError, LeaseId, SettleKind},
     lessor::{Action, Error, Group, Results, SettleItem, Settled},
+    metrics::SettlementRoute,
     pb::peer::v1 as pb,
     reason::Reason,
     refusal_log::{RefusalLog, RefusedCaller},
@@ -107,6 +108,8 @@ impl<B: Broker + Bus> Router<B> {
             self.sort(call, span.is_some(), settler, &wanted, &guard);
         spans.iter_mut().zip(span).for_each(|(spans, call)| spans.start(call));
         let (local, items) = local.into_parts();
+        let routes = self.replica.lessor.metrics().routes();
+        routes.routed(SettlementRoute::Here, items.len());
         let settled_here = async {
             let settled = self.replica.lessor.settle(items, confirmation, until).await;
             drop(guard);
@@ -334,6 +337,7 @@ impl<B: Broker + Bus> Router<B> {
     ) -> (Vec<SettleResult>, SettleWay) {
         let (mut results, mut way) = (Vec::with_capacity(tokens.len()), SettleWay::Forwarded);
         let max_lease = self.replica.lessor.max_lease();
+        let routes = self.replica.lessor.metrics().routes();
         for tokens in wire::chunks(tokens) {
             let left = until.saturating_duration_since(clock::now());
             // The rest is for settling without the owner.
@@ -342,7 +346,9 @@ impl<B: Broker + Bus> Router<B> {
             let parent = span.as_ref().map(TracedSpan::to_bytes);
             let request =
                 wire::settle_request(owner, &tokens, confirmation, patience, max_lease, parent);
-            let answer = self.replica.ask_to_settle(at, &request, clock::now() + patience).await;
+            let asked_at = clock::now();
+            let answer = self.replica.ask_to_settle(at, &request, asked_at + patience).await;
+            metered::forwarded(routes, &answer, tokens.len(), asked_at);
             match answer.and_then(|answer| wire::read_response(&answer, tokens.len())) {
                 Ok(answers) => results.extend(answers),
                 Err(why) => {
@@ -384,6 +390,7 @@ impl<B: Broker + Bus> Router<B> {
         let (indices, ownerless) = ownerless.into_parts();
         let consumers: Vec<_> = ownerless.iter().map(MeteredToken::of::<B>).collect();
         let Replica { lessor, peers, .. } = &*self.replica;
+        lessor.metrics().routes().routed(SettlementRoute::Orphan, ownerless.len());
         let settled = ownerless::settle(lessor, peers, ownerless, until).await;
         for (consumer, result) in consumers.iter().zip(&settled) {
             result.iter().for_each(|result| consumer.count(lessor, result));

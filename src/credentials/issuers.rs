@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::Notify;
@@ -65,6 +65,13 @@ impl Issuers {
             self.changed.notify_one();
         }
         may
+    }
+
+    /// The ages of the keys that are here.
+    pub(super) fn ages(&self, now: Instant) -> Vec<(Arc<str>, Duration)> {
+        let by_name = lock(&self.by_name);
+        let ages = by_name.iter();
+        ages.filter_map(|(name, it)| Some((name.clone(), it.refresh.age(now)?))).collect()
     }
 
     /// Waits until there is other work than before.

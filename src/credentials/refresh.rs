@@ -73,6 +73,11 @@ impl Refresh {
         self.worked_at.take_if(|worked_at| now >= *worked_at + KEPT_FOR).is_some()
     }
 
+    /// The age of the keys that are in use.
+    pub(super) fn age(&self, now: Instant) -> Option<Duration> {
+        self.worked_at.map(|worked_at| now.saturating_duration_since(worked_at))
+    }
+
     /// The time at which there is something to do. `None`: only the running fetch can change something.
     pub(super) fn next(&self) -> Option<Instant> {
         let outlives = self.worked_at.map(|worked_at| worked_at + KEPT_FOR);

@@ -72,6 +72,7 @@ pub async fn serve<B: Broker + Bus>(
     let routes = routes.prepare();
     let limiter = CallLimiter::new(calls, limits.max_connections);
     limiter.show(&metrics);
+    quotas.show(&metrics);
     // Without traces, the layer is not there.
     let trace = traces.is_on().then(|| MiddlewareLayer(CallTrace(traces)));
     let behind = Services {

@@ -49,6 +49,14 @@ impl LeaseAccounts {
         account
     }
 
+    /// The number of leases of each principal that has some.
+    pub(super) fn all(&self) -> Vec<(Arc<str>, usize)> {
+        let accounts = lock(&self.0);
+        let held =
+            accounts.iter().map(|(name, it)| (name.clone(), it.held.load(Ordering::Relaxed)));
+        held.filter(|(_, held)| *held > 0).collect()
+    }
+
     /// The number of leases of a principal.
     pub(super) fn held(&self, principal: &str) -> usize {
         lock(&self.0).get(principal).map_or(0, |account| account.held.load(Ordering::Relaxed))

@@ -134,6 +134,11 @@ impl<B: Broker> Core<B> {
         }
     }
 
+    /// Consumers that have a connection of their own.
+    pub(super) fn own_connections(&self) -> usize {
+        MAX_DEDICATED_CONNECTIONS - self.dedicated.available_permits()
+    }
+
     /// An id for one more incarnation of a consumer.
     pub(super) fn next_consumer(&self) -> ConsumerId {
         ConsumerId(self.consumers.fetch_add(1, Ordering::Relaxed))

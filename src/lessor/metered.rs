@@ -212,6 +212,11 @@ impl<B: Broker> Lessor<B> {
             sheet.set(FamilyId::OldestLease, age.unwrap_or_default().as_secs_f64());
             sheet.set(FamilyId::LeasesLimit, core.table.most() as f64);
             sheet.set(FamilyId::LeasePlacesFree, f64::from(core.table.free()));
+            sheet.set(FamilyId::NatsOwnConnections, core.own_connections() as f64);
+            for (principal, held) in core.accounts.all() {
+                let principals = core.metrics.principals();
+                principals.show(sheet, FamilyId::PrincipalLeases, &principal, held as f64);
+            }
             sheet.set(FamilyId::WaitersLimit, core.limits.max_waiters as f64);
             sheet.set(FamilyId::Consumers, calls.handles().len() as f64);
         });

@@ -65,6 +65,7 @@ struct ConsumerCounts {
     adopted: Count,
     ended: Counts<LeaseEnd>,
     releases: Counts<ReleaseCause>,
+    unreadable: Count,
     settlements: Vec<Counts<SettlementResult>>,
     waiters: Amount,
     wanted: Amount,
@@ -225,6 +226,7 @@ impl ConsumerMeter {
             adopted: count(FamilyId::LeasesAdopted),
             ended: Counts::new(store, FamilyId::LeasesEnded, &name),
             releases: Counts::new(store, FamilyId::Releases, &name),
+            unreadable: count(FamilyId::UnreadableTerminated),
             settlements: SettlementKind::ALL.iter().map(settlements).collect(),
             waiters: level(FamilyId::Waiters),
             wanted: level(FamilyId::PumpWanted),
@@ -279,6 +281,11 @@ impl ConsumerMeter {
     /// The proxy gave a message back.
     pub fn released(&self, cause: ReleaseCause) {
         self.0.releases.of(cause).add(1);
+    }
+
+    /// A message that nobody can read was terminated.
+    pub fn unreadable(&self) {
+        self.0.unreadable.add(1);
     }
 
     /// A token has its result.

@@ -161,6 +161,40 @@ label! {
 }
 
 label! {
+    /// The purpose of a connection to NATS.
+    pub NatsRole {
+        Deliveries = "deliveries",
+        Settling = "settling",
+    }
+}
+
+label! {
+    /// A right that the server has refused.
+    pub NatsRight {
+        Publish = "publish",
+        Subscribe = "subscribe",
+    }
+}
+
+label! {
+    /// The way of a token to its lease.
+    pub SettlementRoute {
+        Here = "here",
+        Forwarded = "forwarded",
+        Orphan = "orphan",
+    }
+}
+
+label! {
+    /// The reason why no replica answers.
+    pub ForwardFailure {
+        Nobody = "nobody",
+        Silent = "silent",
+        Unsent = "unsent",
+    }
+}
+
+label! {
     /// The level of a line of the log.
     pub(super) Severity {
         Error = "error",

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     labels::{Label as _, Severity},
-    store::{Count, Counts, SeriesStore, Times},
+    store::{Amount, Count, Counts, SeriesStore, Times},
     table::FamilyId,
 };
 
@@ -51,6 +51,21 @@ impl LogMeter {
         }
         store.show(FamilyId::LogLinesDropped, Vec::new(), &self.0.dropped);
         store.show(FamilyId::Panics, Vec::new(), &self.0.panics);
+    }
+}
+
+/// Shows whether a file can be used.
+#[derive(Debug, Clone, Default)]
+pub struct FileMeter(Amount);
+
+impl FileMeter {
+    pub(super) fn new(store: &SeriesStore, name: &'static str) -> Self {
+        Self(store.level(FamilyId::FileUnusable, vec![name.into()]))
+    }
+
+    /// The last look at the file found this.
+    pub fn usable(&self, usable: bool) {
+        self.0.set(usize::from(!usable));
     }
 }
 

@@ -145,6 +145,13 @@ impl Count {
 }
 
 impl Amount {
+    /// The one owner has `now`.
+    pub(super) fn set(&self, now: usize) {
+        if let Some(gauge) = &self.0 {
+            gauge.set(i64::try_from(now).unwrap_or(i64::MAX));
+        }
+    }
+
     /// The owner has `now` in place of `before`.
     pub(super) fn moves(&self, before: usize, now: usize) {
         if let Some(gauge) = self.0.as_ref().filter(|_| before != now) {

@@ -156,6 +156,54 @@ families! {
         SettleBatch: Histogram(COUNT) "fetchproxy_settle_batch_messages" []
             "Settlements that are published together.";
     }
+    "Replicas" {
+        SettlementsRouted: Counter "fetchproxy_settlements_routed" ["route"]
+            "Tokens at the replica that was asked. `here`: it has the lease. `forwarded`: another replica has answered. `orphan`: no replica has, and the token was judged without its lease.";
+        ForwardTime: Histogram(FAST) "fetchproxy_forward_seconds" []
+            "From a request to another replica to its answer.";
+        ForwardFailures: Counter "fetchproxy_forward_failures" ["why"]
+            "Requests to other replicas without an answer. `nobody`: no replica answers for the lease. `silent`: no answer in time. `unsent`: NATS is away.";
+        Replicas: Gauge "fetchproxy_replicas" []
+            "Replicas that are heard and share a token key, with this one.";
+        ReplicasDiffering: Gauge "fetchproxy_replicas_differing" ["what"]
+            "Those among the others that differ from this one in their policy, their token keys or their version.";
+    }
+    "NATS" {
+        NatsUp: Gauge "fetchproxy_nats_up" ["role"]
+            "1 while this connection is there.";
+        NatsConnects: Counter "fetchproxy_nats_connects" ["role"]
+            "Connections that were made. A server that leaves causes one, too.";
+        NatsLosses: Counter "fetchproxy_nats_losses" ["role"]
+            "Connections that were lost.";
+        NatsRoundTrip: Histogram(FAST) "fetchproxy_nats_round_trip_seconds" ["role"]
+            "Time of a message to ourselves over NATS, sent every 3 s and behind settlements.";
+        NatsDenied: Counter "fetchproxy_nats_permission_denied" ["kind"]
+            "Subjects that the server refused to the user of the proxy. The log names them.";
+        NatsOwnConnections: Gauge "fetchproxy_nats_own_connections" []
+            "Consumers with a connection of their own, after a connection broke with their messages.";
+        UnreadableTerminated: Counter "fetchproxy_unreadable_terminated" ["stream", "consumer"]
+            "Messages that the NATS library cannot read, and that were terminated.";
+    }
+    "Who" {
+        AuthenticationFailures: Counter "fetchproxy_authentication_failures" ["fault"]
+            "Calls whose credential was not accepted, by `why` of UNAUTHENTICATED. A series begins with its first call.";
+        Denials: Counter "fetchproxy_denials" ["principal", "verb"]
+            "Calls and tokens without a right. Principals beyond 200 share `_other`; `_none` has no principal.";
+        PrincipalLimited: Counter "fetchproxy_principal_limited" ["principal", "limit"]
+            "Calls that were refused by a limit of their principal.";
+        PrincipalLeases: Gauge "fetchproxy_principal_leases" ["principal"]
+            "Leases that callers of a principal hold here.";
+        PrincipalCalls: Gauge "fetchproxy_principal_calls" ["principal"]
+            "Calls of a principal under way, with its Fetch calls. Without a policy there are none.";
+        PrincipalWaiters: Gauge "fetchproxy_principal_waiters" ["principal"]
+            "Open Fetch calls of a principal. Without a policy there are none.";
+        FileUnusable: Gauge "fetchproxy_file_unusable" ["file"]
+            "1 while a file cannot be used, and what was read before stays in use. `policy` stands for the files that it names, too.";
+        CertificateEnd: Gauge "fetchproxy_certificate_not_after_timestamp_seconds" ["which"]
+            "The end of a certificate, in seconds since 1970.";
+        IssuerKeysAge: Gauge "fetchproxy_issuer_keys_age_seconds" ["issuer"]
+            "Time since the keys of an issuer were fetched. Its tokens are not accepted after a day.";
+    }
     "Consumers" {
         Consumers: Gauge "fetchproxy_consumers" []
             "Consumers that this replica serves.";

@@ -94,7 +94,10 @@ async fn echo(mux: &RequestMux) -> Duration {
     let request = Request::new(&subject, Bytes::new());
     mux.send(&request, None, since + ECHO_TIMEOUT).await;
     tokio::select! {
-        () = echo.came() => IDLE_PROBE_INTERVAL,
+        () = echo.came() => {
+            mux.connection.meter.returned(clock::now().saturating_duration_since(since));
+            IDLE_PROBE_INTERVAL
+        }
         () = refused => REFUSED_PROBE_INTERVAL,
     }
 }

@@ -28,7 +28,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{auth::Auth, settings::Settings};
-use crate::{clock, lock::lock, log_throttle::KeyedLogThrottle};
+use crate::{
+    clock,
+    lock::lock,
+    log_throttle::KeyedLogThrottle,
+    metrics::{NatsMeter, NatsRight},
+};
 
 /// Three unanswered pings in a row end a connection, so a half-open connection is noticed within 12 s.
 const PING_INTERVAL: Duration = Duration::from_secs(3);
@@ -58,6 +63,7 @@ pub(super) struct NatsConnection {
     /// continues serving for a while.
     pub(super) leaving: CancellationToken,
     pub(super) denials: Arc<Denials>,
+    pub(super) meter: NatsMeter,
     /// The log has the line that acks on this connection name no JetStream domain.
     pub(super) domain_logged: AtomicBool,
     cause: Arc<CloseCause>,
@@ -89,15 +95,17 @@ impl NatsConnection {
     pub(super) async fn connect_on_own_runtime(
         settings: &Settings,
         role: &'static str,
+        meter: &NatsMeter,
     ) -> Result<Self, ConnectError> {
         let failed = |error| ConnectError::with_source(ConnectErrorKind::Io, error);
         let mut builder = runtime::Builder::new_multi_thread();
         let runtime = builder.worker_threads(1).thread_name("nats").enable_all().build();
         let runtime = runtime.map_err(failed)?;
         let (handle, settings) = (runtime.handle().clone(), settings.clone());
+        let meter = meter.clone();
         // From here on the runtime ends by `DedicatedRuntime::close`. A plain drop would block.
         let runtime = DedicatedRuntime(Mutex::new(Some(runtime)));
-        let made = handle.spawn(async move { Self::make(&settings, role).await });
+        let made = handle.spawn(async move { Self::make(&settings, role, &meter).await });
         let made = made.await.map_err(|error| failed(error.into()))??;
         Ok(Self { runtime, ..made })
     }
@@ -109,9 +117,14 @@ impl NatsConnection {
     }
 
     /// Connects to one of the servers. `role` names the connection in the server's own lists.
-    pub(super) async fn make(settings: &Settings, role: &str) -> Result<Self, ConnectError> {
+    pub(super) async fn make(
+        settings: &Settings,
+        role: &str,
+        meter: &NatsMeter,
+    ) -> Result<Self, ConnectError> {
         let (lost, leaving) = (CancellationToken::new(), CancellationToken::new());
-        let (denials, cause) = (Arc::new(Denials::new(settings)), Arc::new(CloseCause::default()));
+        let denials = Arc::new(Denials::new(settings, meter));
+        let cause = Arc::new(CloseCause::default());
         let observer = Observer {
             lost: lost.clone(),
             leaving: leaving.clone(),
@@ -145,6 +158,7 @@ impl NatsConnection {
             lost,
             leaving,
             denials,
+            meter: meter.clone(),
             domain_logged: AtomicBool::new(false),
             cause,
             runtime: DedicatedRuntime::default(),
@@ -258,7 +272,7 @@ impl Observer {
                 self.lost.cancel();
             }
             Event::ServerError(ServerError::Other(text)) => match denied_subject(&text) {
-                Some(subject) => self.denials.record(subject, clock::now()),
+                Some((right, subject)) => self.denials.record(subject, right, clock::now()),
                 None => self.cause.explained.store(true, Ordering::Relaxed),
             },
             Event::ServerError(_) => self.cause.explained.store(true, Ordering::Relaxed),
@@ -279,12 +293,13 @@ impl Drop for Observer {
     }
 }
 
-/// The subject in `Permissions Violation for Publish to "subject"`.
-fn denied_subject(text: &str) -> Option<&str> {
-    let (_, rest) = text
-        .split_once("Permissions Violation for Publish to ")
-        .or_else(|| text.split_once("Permissions Violation for Subscription to "))?;
-    rest.split('"').nth(1)
+/// The right and the subject in `Permissions Violation for Publish to "subject"`.
+fn denied_subject(text: &str) -> Option<(NatsRight, &str)> {
+    let rights = [("Publish", NatsRight::Publish), ("Subscription", NatsRight::Subscribe)];
+    rights.into_iter().find_map(|(word, right)| {
+        let (_, rest) = text.split_once(&format!("Permissions Violation for {word} to "))?;
+        Some((right, rest.split('"').nth(1)?))
+    })
 }
 
 /// The subjects that the server refused. The server sends a refusal to the connection, not to the request,
@@ -294,20 +309,23 @@ pub(super) struct Denials {
     recent: Mutex<VecDeque<(String, Instant)>>,
     count: watch::Sender<u64>,
     logged: KeyedLogThrottle,
+    meter: NatsMeter,
     /// The prefix of our API calls.
     api: String,
 }
 
 impl Denials {
-    fn new(settings: &Settings) -> Self {
+    fn new(settings: &Settings, meter: &NatsMeter) -> Self {
         let (count, logged) = (
             watch::channel(0).0,
             KeyedLogThrottle::new(DENIAL_LOG_INTERVAL, DENIAL_LINES_PER_TEN_SECONDS),
         );
-        Self { recent: Mutex::default(), count, logged, api: settings.api("") }
+        let (recent, meter) = (Mutex::default(), meter.clone());
+        Self { recent, count, logged, meter, api: settings.api("") }
     }
 
-    fn record(&self, subject: &str, now: Instant) {
+    fn record(&self, subject: &str, right: NatsRight, now: Instant) {
+        self.meter.denied(right);
         // A server of our domain names the API without the domain.
         let call = subject.strip_prefix("$JS.API.");
         let ours = call.map_or_else(|| subject.to_owned(), |call| format!("{}{call}", self.api));
@@ -357,8 +375,8 @@ mod tests {
     fn a_refused_subject_is_read_from_the_server_s_words() {
         let publish = r#"Permissions Violation for Publish to "$JS.ACK.S.c.1""#;
         let subscribe = r#"Permissions Violation for Subscription to "_INBOX.x.*" using queue "q""#;
-        assert_eq!(denied_subject(publish), Some("$JS.ACK.S.c.1"));
-        assert_eq!(denied_subject(subscribe), Some("_INBOX.x.*"));
+        assert_eq!(denied_subject(publish), Some((NatsRight::Publish, "$JS.ACK.S.c.1")));
+        assert_eq!(denied_subject(subscribe), Some((NatsRight::Subscribe, "_INBOX.x.*")));
         assert_eq!(denied_subject("Maximum Payload Violation"), None);
     }
 }

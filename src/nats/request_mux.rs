@@ -387,6 +387,7 @@ mod tests {
     use tokio::io::AsyncWriteExt as _;
 
     use super::*;
+    use crate::metrics::Metrics;
 
     #[test]
     fn each_answer_finds_its_request_in_any_order_and_counts_once() {
@@ -419,7 +420,10 @@ mod tests {
             socket.write_all(hello.as_bytes()).await.unwrap();
             socket
         });
-        tokio::join!(async { NatsConnection::make(&settings, "test").await.unwrap() }, greeted)
+        tokio::join!(
+            async { NatsConnection::make(&settings, "test", Metrics::off().nats()).await.unwrap() },
+            greeted
+        )
     }
 
     fn settings(address: &str) -> crate::nats::Settings {

@@ -38,6 +38,7 @@ use crate::{
     broker::{ConsumerName, Link, Server},
     clock,
     lock::lock,
+    metrics::{NatsMeter, NatsRole},
 };
 
 /// The oldest supported nats-server. A server before 2.10.16 can ignore a `+TERM` with a reason, and
@@ -65,6 +66,7 @@ const DEDICATED_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(super) struct Supervisor {
     settings: Settings,
+    meter: NatsMeter,
     tasks: TaskTracker,
     connections: Mutex<Connections>,
     link: watch::Sender<Link>,
@@ -106,9 +108,10 @@ impl<T: Clone> State<T> {
 }
 
 impl Supervisor {
-    pub(super) fn start(settings: Settings, tasks: &TaskTracker) -> Arc<Self> {
+    pub(super) fn start(settings: Settings, tasks: &TaskTracker, meter: NatsMeter) -> Arc<Self> {
         let supervisor = Arc::new(Self {
             settings,
+            meter,
             tasks: tasks.clone(),
             connections: Mutex::default(),
             link: watch::channel(Link::Down("not connected yet".into())).0,
@@ -156,8 +159,8 @@ impl Supervisor {
     ) -> Result<Arc<NatsConnection>, String> {
         self.deliveries()?;
         let role = format!("deliveries of {name}");
-        match timeout(DEDICATED_CONNECT_TIMEOUT, NatsConnection::make(&self.settings, &role)).await
-        {
+        let made = NatsConnection::make(&self.settings, &role, &self.meter);
+        match timeout(DEDICATED_CONNECT_TIMEOUT, made).await {
             Ok(Ok(connection)) if !is_supported(&connection.version) => {
                 Err(unsupported(&connection.version))
             }
@@ -199,12 +202,13 @@ impl Supervisor {
                 return;
             };
             let connection = Arc::new(connection);
+            self.meter.connected(NatsRole::Deliveries);
             self.update(|all| {
                 all.epoch = self.epochs.fetch_add(1, Ordering::Relaxed) + 1;
                 all.deliveries = State::Up(connection.clone());
             });
             // Inboxes keep a leaving connection until their pulls have ended.
-            if self.until_gone(&connection).await {
+            if self.until_gone(&connection, NatsRole::Deliveries).await {
                 let lost = "the connection for deliveries was lost".to_owned();
                 self.update(|all| all.deliveries = State::Down(lost));
             }
@@ -221,6 +225,7 @@ impl Supervisor {
             let Some((requests, subscriber)) = RequestMux::open(Arc::new(connection)).await else {
                 continue;
             };
+            self.meter.connected(NatsRole::Settling);
             self.tasks.spawn(self.clone().read(requests.clone(), subscriber));
             let overlaps = last.as_ref().is_some_and(|last| !last.connection.lost.is_cancelled());
             self.update(|all| {
@@ -230,7 +235,7 @@ impl Supervisor {
             if let Some(last) = last.take() {
                 self.tasks.spawn(self.clone().retire(last));
             }
-            if self.until_gone(&requests.connection).await {
+            if self.until_gone(&requests.connection, NatsRole::Settling).await {
                 let lost = "the connection for settling was lost".to_owned();
                 self.update(|all| all.settling = State::Down(lost));
             }
@@ -239,10 +244,13 @@ impl Supervisor {
     }
 
     /// Waits until a connection is lost (`true`), or must be replaced while it still serves (`false`).
-    async fn until_gone(&self, connection: &NatsConnection) -> bool {
+    async fn until_gone(&self, connection: &NatsConnection, role: NatsRole) -> bool {
         let stopped = tokio::select! {
             biased;
-            () = connection.lost.cancelled() => return true,
+            () = connection.lost.cancelled() => {
+                self.meter.lost(role);
+                return true;
+            }
             () = self.stop.cancelled() => true,
             () = connection.leaving.cancelled() => false,
         };
@@ -291,8 +299,11 @@ impl Supervisor {
         loop {
             let made = async {
                 match role {
-                    SETTLING => NatsConnection::connect_on_own_runtime(&self.settings, role).await,
-                    _ => NatsConnection::make(&self.settings, role).await,
+                    SETTLING => {
+                        let (settings, meter) = (&self.settings, &self.meter);
+                        NatsConnection::connect_on_own_runtime(settings, role, meter).await
+                    }
+                    _ => NatsConnection::make(&self.settings, role, &self.meter).await,
                 }
             };
             let wait = match self.stop.run_until_cancelled(made).await? {

@@ -18,6 +18,7 @@ use testkit::{
     nats_server::NatsServer,
     proxy::{Client, Proxy, ack, fetch, nak, reason, take, take_one, term, timed},
     relay::{Flow, Relay},
+    scrape::balanced,
     stage::Stage,
 };
 use tokio::sync::watch;
@@ -323,6 +324,8 @@ async fn half_open_connection_is_noticed() {
     assert_eq!(acked.into_inner().outcome(), pb::Outcome::Confirmed);
     client.ack(ack(&fetched.token)).await.unwrap();
     all_settled(&fixture).await;
+    let books = balanced(&away.proxy.ops).await;
+    assert!(books.began >= 2 && books.held == 0, "{books:?}");
 }
 
 const SECOND: Duration = Duration::from_secs(1);

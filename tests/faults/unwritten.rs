@@ -11,6 +11,7 @@ use testkit::{
     nats_server::NatsServer,
     proxy::{Client, Proxy, ack, fetch},
     relay::{Flow, Relay},
+    scrape::{Scrape, balanced},
     usual,
 };
 
@@ -64,6 +65,11 @@ impl FarClient {
         let took = began.elapsed();
         println!("measured: {what}: {took:?}");
         assert_eq!(answer.messages.len(), COUNT);
+        // The leases of the answer that was not written went to this one.
+        let books = balanced(&self.proxy.ops).await;
+        assert_eq!((books.began, books.held), (COUNT as u64, COUNT as u64));
+        let unwritten = Scrape::of(&self.proxy.ops).sum("fetchproxy_messages_unwritten_total", &[]);
+        assert_eq!(unwritten, COUNT as f64);
         // The same where nothing has happened to it before.
         let fresh = Fixture::new(config()).await;
         let usual = usual(async || {

@@ -4,6 +4,7 @@
 mod faults;
 mod links;
 mod log;
+mod monitoring;
 mod pages;
 mod prose;
 mod quotes;

@@ -203,7 +203,7 @@ const ROOMS: &[Room] = &[
     Room {
         name: "credentials",
         purpose: "the policy, the API keys and the keys of issuers in use, read again when they change",
-        rooms: &["access", "audit", "clock", "lock", "secrets", "tls"],
+        rooms: &["access", "audit", "clock", "lock", "metrics", "secrets", "tls"],
         libraries: &["hyper", "tokio", "tracing"],
     },
     Room {
@@ -249,7 +249,7 @@ const ROOMS: &[Room] = &[
     Room {
         name: "keys",
         purpose: "the token keys, read again when their file changes",
-        rooms: &["secrets", "token"],
+        rooms: &["metrics", "secrets", "token"],
         libraries: &["tokio", "tracing"],
     },
     Room { name: "lease", purpose: "the lease table; pure", rooms: &[], libraries: &[] },
@@ -301,7 +301,7 @@ const ROOMS: &[Room] = &[
     Room {
         name: "nats",
         purpose: "the broker and the bus on NATS",
-        rooms: &["broker", "bus", "clock", "lock", "log_throttle", "secrets"],
+        rooms: &["broker", "bus", "clock", "lock", "log_throttle", "metrics", "secrets"],
         libraries: &["async_nats", "tokio", "tracing"],
     },
     Room {
@@ -343,7 +343,7 @@ const ROOMS: &[Room] = &[
     Room {
         name: "refusal_log",
         purpose: "the log line of a refused call",
-        rooms: &["api_error", "broker", "clock", "log_throttle"],
+        rooms: &["api_error", "broker", "clock", "log_throttle", "metrics"],
         libraries: &["tracing"],
     },
     Room {
@@ -367,7 +367,7 @@ const ROOMS: &[Room] = &[
     Room {
         name: "tls",
         purpose: "TLS of the client port: its files, handshakes, and who a certificate names",
-        rooms: &["access", "clock", "log_throttle", "secrets"],
+        rooms: &["access", "clock", "log_throttle", "metrics", "secrets"],
         libraries: &["rustls", "tokio", "tracing"],
     },
     Room { name: "token", purpose: "tokens: sealed claims; pure", rooms: &[], libraries: &[] },

@@ -17,6 +17,7 @@ use testkit::{
     jetstream::{Fixture, config},
     nats_server::NatsServer,
     proxy::{Client, Proxy, ack, fetch, reason, with_key},
+    scrape::Scrape,
     until,
 };
 use tokio::net::TcpStream;
@@ -318,4 +319,35 @@ async fn first_refusal_of_each_principal_is_in_the_log() {
         };
         eventually("its line", logged).await;
     }
+}
+
+#[tokio::test]
+async fn refusals_of_principals_are_counted_by_their_name() {
+    let proxied = Limited::start("max_calls: 1").await;
+    let client = proxied.proxy.client().await;
+    let waiting = proxied.wait(&client).await;
+    let limited = client.clone().fetch(proxied.fetch(&proxied.orders, 1, 0)).await.unwrap_err();
+    assert_eq!(reason(&limited).1, "CALL_LIMIT");
+    let foreign = pb::FetchRequest { consumer: "foreign".into(), ..fetch(&proxied.fixture, 1, 0) };
+    let denied = client.clone().fetch(with_key(&proxied.other, foreign)).await.unwrap_err();
+    assert_eq!(denied.code(), Code::PermissionDenied);
+    client.clone().fetch(fetch(&proxied.fixture, 1, 0)).await.unwrap_err();
+    let seen = Scrape::of(&proxied.proxy.ops);
+    for (series, value) in [
+        ("principal_limited_total{principal=\"orders\",limit=\"calls\"}", 1.0),
+        ("denials_total{principal=\"other\",verb=\"fetch\"}", 1.0),
+        ("authentication_failures_total{fault=\"missing\"}", 1.0),
+        ("principal_calls{principal=\"orders\"}", 1.0),
+        ("principal_waiters{principal=\"orders\"}", 1.0),
+        ("file_unusable{file=\"policy\"}", 0.0),
+    ] {
+        assert_eq!(seen.value(&format!("fetchproxy_{series}")), value, "{series}");
+    }
+    fs::write(proxied.folder.path().join("policy"), "nonsense").unwrap();
+    let unusable = || async {
+        let seen = Scrape::of(&proxied.proxy.ops);
+        (seen.value("fetchproxy_file_unusable{file=\"policy\"}") == 1.0).then_some(())
+    };
+    assert!(until(SEEN, unusable).await.is_some());
+    drop(waiting);
 }

@@ -8,6 +8,7 @@ mod handover;
 mod incompatible;
 mod keys;
 mod linked;
+mod metered;
 mod moving;
 mod ownerless;
 mod pair;

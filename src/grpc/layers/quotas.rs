@@ -19,6 +19,7 @@ use crate::{
     credentials::Gatekeeper,
     grpc::{method::CallKind, to_status::to_status},
     lock::lock,
+    metrics::{FamilyId, Metrics},
     net::{Middleware, Next},
     refusal_log::{RefusalLog, RefusedCaller},
 };
@@ -46,6 +47,18 @@ pub(in crate::grpc) struct CountedCall {
 impl PrincipalQuotas {
     pub(in crate::grpc) fn new(gatekeeper: Arc<Gatekeeper>, refusals: Arc<RefusalLog>) -> Self {
         Self { gatekeeper, refusals, accounts: Arc::default() }
+    }
+
+    /// Shows the calls of each principal in the metrics.
+    pub(in crate::grpc) fn show(&self, metrics: &Metrics) {
+        let (accounts, principals) = (self.accounts.clone(), metrics.principals().clone());
+        metrics.ask(move |sheet| {
+            for (principal, account) in &*lock(&accounts) {
+                let (calls, waiters) = lock(account).open();
+                principals.show(sheet, FamilyId::PrincipalCalls, principal, calls as f64);
+                principals.show(sheet, FamilyId::PrincipalWaiters, principal, waiters as f64);
+            }
+        });
     }
 
     /// Counts a call of this caller. `None`: no principal is counted, because there is no policy, or because

@@ -160,6 +160,7 @@ async fn search<B: Broker>(
                     why,
                     "an unreadable message was terminated"
                 );
+                core.metrics.consumer(stream, consumer, clock::now()).unreadable();
                 terminated.push(sequence);
             }
             Err(error) => {

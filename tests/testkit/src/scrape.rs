@@ -6,6 +6,8 @@ use std::{
     net::TcpStream,
 };
 
+use crate::eventually;
+
 /// The header `Accept` of Prometheus 3.
 pub const PROMETHEUS: &str = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,\
      application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
@@ -17,6 +19,14 @@ pub struct Scrape {
     pub types: Vec<(String, String)>,
     /// The values, by the name with its labels as the page has them.
     pub series: BTreeMap<String, f64>,
+}
+
+/// Waits until the books of a replica balance, which they do within a moment, and returns them.
+///
+/// # Panics
+/// They never do.
+pub async fn balanced(address: &str) -> Books {
+    eventually("balanced books", || async { Scrape::of(address).books().ok() }).await
 }
 
 /// Leases that began, that ended, and that are held.
