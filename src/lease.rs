@@ -43,6 +43,7 @@ mod store;
 mod sweep;
 mod time;
 mod types;
+mod view;
 
 use std::{
     num::NonZeroU64,
@@ -62,6 +63,7 @@ pub use self::{
         Assigned, BeginResult, ConsumerId, Due, GivenBack, LeaseError, LeaseId, LeaseSnapshot,
         LeaseStatus, PublishOutcome, SettleKind, SnapshotExpiry, Terms,
     },
+    view::{LeaseStage, LeaseView, Revoked},
 };
 
 /// The leases of one replica. Each has a payload with everything that a settlement needs. See the

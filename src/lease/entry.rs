@@ -221,12 +221,22 @@ impl<T> Lease<T> {
         }
     }
 
+    /// Whether it is the last attempt.
+    pub(super) fn is_last_attempt(&self) -> bool {
+        self.last_attempt
+    }
+
     /// The time until which our Nak is harmless: nobody else can have the message before it. `None`: the
     /// Nak has no time to arrive, or no attempt is left.
     pub(super) fn release_by(&self, now: Nanos) -> Option<Nanos> {
+        self.nak_by(now).filter(|_| !self.last_attempt)
+    }
+
+    /// The same for a Nak that may end the last attempt.
+    pub(super) fn nak_by(&self, now: Nanos) -> Option<Nanos> {
         let by = self.ack_by();
         let in_time = by.saturating_sub(now) > margin_of(self.ack_wait);
-        (in_time && !self.last_attempt).then_some(by)
+        in_time.then_some(by)
     }
 
     pub(super) fn ack_wait(&self) -> Duration {

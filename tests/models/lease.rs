@@ -10,6 +10,7 @@ mod revising;
 mod settling;
 mod sleeping;
 mod steps;
+mod walking;
 
 use std::time::{Duration, Instant};
 

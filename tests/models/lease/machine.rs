@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fetch_proxy::lease::{BeginResult, ConsumerId, Due, LeaseId, LeaseTable, Terms};
+use fetch_proxy::lease::{BeginResult, ConsumerId, Due, LeaseId, LeaseTable, Revoked, Terms};
 use proptest::prelude::*;
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state_machine};
 
@@ -66,6 +66,7 @@ impl World {
             Call::Begin(kind) => self.table.begin(id, kind),
             Call::Finish(outcome) => self.table.finish(id, outcome),
             Call::GiveBack => self.table.give_back(id),
+            Call::Revoke { forced } => self.table.revoke(id, forced),
             Call::Progressed { ago, confirmed } => {
                 self.table.progressed(id, self.real(self.ago(ago)), confirmed)
             }
@@ -227,6 +228,15 @@ impl Tested {
                     Reply::GivenBack { release: back.release.map(|by| self.millis(by)) }
                 }
                 None => Reply::Nothing,
+            },
+            Call::Revoke { forced } => match self.table.revoke(id, forced, now) {
+                Revoked::Done(payload, by) => {
+                    own(id, payload);
+                    Reply::GivenBack { release: by.map(|by| self.millis(by)) }
+                }
+                Revoked::LastAttempt => Reply::LastAttempt,
+                Revoked::Settling => Reply::Busy,
+                Revoked::Gone => Reply::Nothing,
             },
             Call::Progressed { confirmed, .. } => {
                 self.table.progressed(id, sent_at, confirmed, now);

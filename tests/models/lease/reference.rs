@@ -208,6 +208,22 @@ impl Reference {
         Reply::GivenBack { release: self.release_by(&lease) }
     }
 
+    pub(super) fn revoke(&mut self, id: u64, forced: bool) -> Reply {
+        match self.standing(id) {
+            Err(_) => return Reply::Nothing,
+            Ok(State::Held) => {}
+            Ok(State::Uncertain(_) | State::Settling(..)) => return Reply::Busy,
+        }
+        let lease = self.lease(id).cloned().unwrap();
+        if lease.last_attempt && !forced {
+            return Reply::LastAttempt;
+        }
+        self.end(id, Ended::Expired);
+        // A forced end of the last attempt is released like any other.
+        let release = self.release_by(&Lease { last_attempt: false, ..lease });
+        Reply::GivenBack { release }
+    }
+
     pub(super) fn sweep(&mut self, now: i64) -> Reply {
         self.advance(now);
         self.unburied.clear();

@@ -19,6 +19,7 @@ pub(super) enum Reply {
     Busy,
     Finished { after: LeaseStatus, out: bool },
     GivenBack { release: Option<i64> },
+    LastAttempt,
     Swept(BTreeSet<Swept>),
 }
 

@@ -52,7 +52,14 @@ pub(super) enum Call {
     Begin(SettleKind),
     Finish(PublishOutcome),
     GiveBack,
-    Progressed { ago: i64, confirmed: bool },
+    /// An operator takes it away.
+    Revoke {
+        forced: bool,
+    },
+    Progressed {
+        ago: i64,
+        confirmed: bool,
+    },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -107,6 +114,7 @@ fn call() -> impl Strategy<Value = Call> {
         10 => kind.prop_map(Call::Begin),
         9 => outcome.prop_map(Call::Finish),
         2 => Just(Call::GiveBack),
+        2 => any::<bool>().prop_map(|forced| Call::Revoke { forced }),
         8 => progressed.prop_map(|(ago, confirmed)| Call::Progressed { ago, confirmed }),
     ]
 }
