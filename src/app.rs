@@ -30,6 +30,7 @@ use self::{
 };
 use crate::{
     access::Policy,
+    admin::{Inspector, ReplicaFacts},
     broker::{Broker, Link},
     bus::Bus,
     clock,
@@ -134,14 +135,32 @@ pub async fn run(
         refusals,
         owner,
     );
+    let (verdicts, rights) = (health.watch(), gatekeeper.clone());
+    let facts = ReplicaFacts {
+        instance: owner,
+        name: config.replica_name.clone(),
+        keys: keys.clone(),
+        why_not_ready: Box::new(move || match &*verdicts.borrow() {
+            Verdict::Serving => None,
+            Verdict::NotServing(why) => Some(why.clone()),
+        }),
+        policy_digest: Box::new(move || {
+            rights.rights().policy().map(Policy::digest).unwrap_or_default()
+        }),
+    };
+    let inspector = Arc::new(Inspector::new(lessor.clone(), cluster.clone(), facts));
     let tls = config.tls.map(Arc::new);
     let certified = tls.as_ref().and_then(|tls| tls.names_clients()) == Some(ClientAuth::Require);
     // Only the authority of their certificates then says who may call.
     let all_may = certified && gatekeeper.rights().policy().is_none();
     let background =
         Background::start(cluster.clone(), keys, gatekeeper.clone(), tls.clone(), &metrics);
-    let admin_socket =
-        listen_to_operators(&config.admin_socket, bound.ops.port(), &gatekeeper, &background)?;
+    let admin_socket = listen_to_operators(
+        &config.admin_socket,
+        bound.ops.port(),
+        (&gatekeeper, &inspector),
+        &background,
+    )?;
 
     let ((stop_grpc, grpc_stopped), (stop_ops, ops_stopped)) = (stop(), stop());
     let mut listeners = JoinSet::new();
@@ -155,7 +174,8 @@ pub async fn run(
     let (calls, secured, reflection) = (config.calls, tls.is_some(), config.reflection);
     let call_traces = traces.clone();
     listeners.spawn(async move {
-        let served = Served { service, health: health_service, reflection, traces: call_traces };
+        let served =
+            Served { service, inspector, health: health_service, reflection, traces: call_traces };
         grpc::serve(grpc, served, tls, limits, &calls, grpc_stopped).await
     });
     listeners.spawn(async move {
@@ -198,14 +218,14 @@ pub async fn run(
 
 /// Serves operators on this machine. Returns the name of the socket. A socket that nobody asked for may fail: the
 /// service does not depend on it.
-fn listen_to_operators(
+fn listen_to_operators<B: Broker + Bus>(
     socket: &AdminSocket,
     ops_port: u16,
-    gatekeeper: &Arc<Gatekeeper>,
+    (gatekeeper, inspector): (&Arc<Gatekeeper>, &Arc<Inspector<B>>),
     background: &Background,
 ) -> Result<Option<String>, AdminSocketError> {
     let Some(name) = socket.name(ops_port) else { return Ok(None) };
-    match grpc::serve_admin(&name, gatekeeper.clone(), background.stop()) {
+    match grpc::serve_admin(&name, gatekeeper.clone(), inspector.clone(), background.stop()) {
         Ok(serving) => background.spawn(serving),
         Err(error) if *socket == AdminSocket::ByOpsPort => {
             tracing::warn!(%error, "there is no admin socket: its default name cannot be used");

@@ -70,6 +70,7 @@ struct AuditLine<'l> {
     detail: Option<&'l str>,
     rule: Option<usize>,
     policy: Option<&'l str>,
+    count: Option<u64>,
     repeated: Option<u64>,
 }
 
@@ -98,6 +99,7 @@ impl<'l> AuditLine<'l> {
             method = call.map(|call| call.method),
             request_id = call.and_then(|call| call.request_id),
             trace_id = call.and_then(|call| call.trace_id),
+            count = self.count,
             repeated = self.repeated,
             "audit"
         );
@@ -174,6 +176,15 @@ impl AuditedCall<'_> {
         let (verb, detail) = (Some(verb), Some(owner));
         let line = AuditLine::of("foreign_settle", caller);
         self.write_seldom(AuditLine { verb, consumer, detail, ..line });
+    }
+
+    /// An operator took `count` leases away. `filter` says which leases were meant.
+    pub fn leases_released(&self, caller: &KnownCaller, filter: &str, count: u64) {
+        if self.audit.scope >= AuditScope::Admin {
+            let (verb, detail, count) = (Some(Verb::Admin), Some(filter), Some(count));
+            let line = AuditLine::of("leases_released", caller);
+            AuditLine { verb, detail, count, ..line }.write(Some(self));
+        }
     }
 
     /// The rule in the line `rule` of the policy file allowed the call. Without a policy there is no rule.

@@ -235,6 +235,12 @@ pub struct ConsumerInfo {
     pub pending: u64,
     /// The number of unsettled deliveries.
     pub ack_pending: u64,
+    /// The number of pulls that wait at the server.
+    pub waiting: u64,
+    /// The number of unsettled deliveries that are not the first of their message.
+    pub redelivered: u64,
+    /// The subjects that the consumer takes from its stream. Empty: all.
+    pub filter_subjects: Vec<String>,
     /// The highest delivered consumer sequence that the server remembers.
     pub delivered: u64,
     /// The highest stream sequence that was delivered.

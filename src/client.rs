@@ -1,13 +1,16 @@
-//! The client behind `fetch-proxy fetch`, `ack`, `nak`, `term`, `extend`, `whoami` and `probe`, for images without
-//! a shell. It uses the contract alone, like any other client.
+//! The client behind `fetch-proxy fetch`, `ack`, `nak`, `term`, `extend`, `probe` and the commands for operators, for
+//! images without a shell. It uses the contract alone, like any other client.
 //!
 //! `connect` makes a channel, `bearer` adds the credential. `text` and `json` render answers, with what they share in `format`.
+//! `operator` calls for operators, and renders rows by `table`.
 
 mod bearer;
 mod connect;
 mod format;
 mod json;
+mod operator;
 mod probe;
+mod table;
 mod text;
 
 use std::{error::Error as _, path::PathBuf, time::Duration};
@@ -18,6 +21,7 @@ use tonic_types::StatusExt as _;
 
 pub use self::{
     connect::ClientTls,
+    operator::{OperatorClient, OperatorError, Rows},
     probe::{probe, probe_by},
 };
 use self::{
@@ -87,6 +91,23 @@ impl Client {
             false => text::settled(&tokens, &answer.results),
         };
         Ok((shown, answer.failed == 0))
+    }
+
+    /// Shows a consumer. Not everything succeeded if it cannot be used.
+    ///
+    /// # Errors
+    /// The reason why there is no answer, as text.
+    pub async fn consumer(&self, request: pb::GetConsumerRequest) -> Shown {
+        let mut request = Request::new(request);
+        request.set_timeout(ANSWER_TIMEOUT);
+        bearer::add(&mut request, &self.addr, self.token_file.as_deref())?;
+        let answer = self.client().await?.get_consumer(request).await;
+        let answer = answer.map_err(|status| self.explained(&status))?.into_inner();
+        let shown = match self.json {
+            true => json("GetConsumerResponse", &answer)?,
+            false => text::consumer(&answer),
+        };
+        Ok((shown, answer.unsuitable.is_empty()))
     }
 
     /// Asks who the caller is, at the admin socket of this name or at the address.

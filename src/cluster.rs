@@ -20,6 +20,7 @@ mod heartbeat;
 mod late;
 mod members;
 mod metered;
+mod operators;
 mod ownerless;
 mod ownership;
 mod peers;
@@ -44,6 +45,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
     channel::Unanswered,
+    members::OtherReplica,
+    operators::OperatorAnswers,
     ownership::{LeaseLocation, OwnershipGuard},
     router::TokenAction,
     wire::{OpenedToken, SettleOutcome, SettleResult, settle_result},
@@ -51,6 +54,7 @@ pub use self::{
 use self::{
     channel::{PeerRequest, Topic},
     handover::{Receiver, Sender},
+    operators::OperatorDesk,
     replica::Replica,
     router::Router,
 };
@@ -84,6 +88,7 @@ pub struct Cluster<B: Broker + Bus> {
     replica: Arc<Replica<B>>,
     router: Router<B>,
     receiver: Receiver<B>,
+    operators: OperatorDesk,
     /// The sightings of this replica. [`Cluster::run`] takes them.
     sightings: Mutex<Option<UnboundedReceiver<Telling>>>,
     tasks: TaskTracker,
@@ -108,6 +113,7 @@ impl<B: Broker + Bus> Cluster<B> {
         Arc::new(Self {
             router: Router::new(replica.clone(), refusals, traces.clone()),
             receiver: Receiver::new(replica.clone()),
+            operators: OperatorDesk::default(),
             replica,
             sightings,
             tasks: TaskTracker::new(),
@@ -239,6 +245,30 @@ impl<B: Broker + Bus> Cluster<B> {
         ownerless::settle(lessor, peers, tokens, until).await
     }
 
+    /// From now on `answers` answers the questions of operators that other replicas were asked. The first call
+    /// counts. Until then no question is answered.
+    pub fn answer_operators(&self, answers: OperatorAnswers) {
+        self.operators.open(answers);
+    }
+
+    /// The other replicas that are there and share a token key with this one, in the order of their identifiers.
+    pub fn others(&self) -> Vec<OtherReplica> {
+        self.replica.peers.others()
+    }
+
+    /// Asks another replica a question of an operator, once.
+    ///
+    /// # Errors
+    /// See [`Unanswered`].
+    pub async fn ask_operators(
+        &self,
+        other: InstanceId,
+        question: &[u8],
+        until: Instant,
+    ) -> Result<Vec<u8>, Unanswered> {
+        operators::ask(&self.replica, other, question, until).await
+    }
+
     fn incoming(self: &Arc<Self>, incoming: Incoming) {
         let Replica { channel, peers, .. } = &*self.replica;
         let heartbeats = channel.heartbeat_subject();
@@ -272,6 +302,7 @@ impl<B: Broker + Bus> Cluster<B> {
             Topic::Settle => self.router.answer(*nonce, body).await,
             Topic::Handover => self.receiver.answer(body).await,
             Topic::Sighting => sighting::heard(&self.replica.lessor, body).await,
+            Topic::Admin => self.operators.answer(body.clone()).await,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The subcommands: what each one does, and the exit code that it ends with.
 
+mod operators;
 mod policy;
 
 use std::{io::Write as _, path::Path, process::ExitCode};
@@ -8,8 +9,8 @@ use crate::{
     access::NewApiKey,
     app, client,
     config::{
-        AckArgs, CallArgs, ClientTlsArgs, CodecArg, Command, DevArgs, FetchArgs, KeygenArgs,
-        LogArgs, Serve, WhoAmIArgs,
+        AckArgs, CallArgs, ClientTlsArgs, CodecArg, Command, ConsumerArgs, DevArgs, FetchArgs,
+        KeygenArgs, LogArgs, OperatorArgs, Serve,
     },
     dev,
     metrics::LogMeter,
@@ -21,7 +22,8 @@ use crate::{
 /// The exit code of wrong usage or configuration.
 const USAGE: u8 = 2;
 
-/// Runs a subcommand. The exit code is 0 for success, 1 for failure, 2 for wrong usage or configuration.
+/// Runs a subcommand. The exit code is 0 for success, 1 for failure, 2 for wrong usage or configuration. Commands for
+/// operators also have 3, for a refusal.
 pub fn run(command: Command) -> ExitCode {
     // Dropped last: this writes the lines that are still queued.
     let mut log = None;
@@ -52,7 +54,13 @@ pub fn run(command: Command) -> ExitCode {
             .map_or(Ok(None), client::pb_duration)
             .map_err(usage)
             .and_then(|lease| settle(args.ack, Action::Extend(pb::ExtendAction { lease }))),
+        Command::Consumer(args) => consumer(args),
         Command::WhoAmI(args) => who_am_i(*args),
+        Command::Replicas(args) => operators::replicas(*args),
+        Command::Consumers(args) => operators::consumers(*args),
+        Command::Leases(args) => operators::leases(*args),
+        Command::Connections(args) => operators::connections(*args),
+        Command::Release(args) => operators::release(*args),
         Command::Serve { serve, log: args } => log_to(&mut log, &args).and_then(|meter| {
             let serve = Serve::load(*serve).map_err(usage)?;
             block_on(async { app::run(serve, &meter, |_| ()).await }).map(|()| 0)
@@ -149,15 +157,13 @@ fn settle(args: AckArgs, action: Action) -> Outcome<u8> {
     print_answer(block_on(client(args.call).settle(args.tokens, action))?)
 }
 
-fn who_am_i(args: WhoAmIArgs) -> Outcome<u8> {
-    let WhoAmIArgs { addr, admin_socket, ops_listen, tls, token_file, json } = args;
-    let socket = admin_socket.unwrap_or_default().name(ops_listen.port());
-    let (addr, socket) = match (addr, socket) {
-        (Some(addr), _) => (addr, None),
-        (None, Some(name)) => (String::new(), Some(name)),
-        (None, None) => return Err(usage("--admin-socket is off, so give --addr")),
-    };
-    let client = client::Client { addr, tls: client_tls(tls), token_file, json };
+fn consumer(ConsumerArgs { call, stream, consumer }: ConsumerArgs) -> Outcome<u8> {
+    let request = pb::GetConsumerRequest { stream, consumer };
+    print_answer(block_on(client(call).consumer(request))?)
+}
+
+fn who_am_i(args: OperatorArgs) -> Outcome<u8> {
+    let (client, socket) = operators::client(args)?;
     print_answer(block_on(client.who_am_i(socket.as_deref()))?)
 }
 

@@ -9,6 +9,7 @@ mod args;
 mod client_args;
 mod limit_args;
 mod listen;
+mod operator_args;
 mod policy_args;
 mod security_args;
 mod tls_args;
@@ -21,10 +22,14 @@ pub use self::{
     admission::Admission,
     args::{Cli, Command, DevArgs, GuardArgs, LogArgs, LogFormat},
     client_args::{
-        AckArgs, CallArgs, ClientTlsArgs, CodecArg, ExtendArgs, FetchArgs, NakArgs, ProbeArgs,
-        TermArgs, WhoAmIArgs,
+        AckArgs, CallArgs, ClientTlsArgs, CodecArg, ConsumerArgs, ExtendArgs, FetchArgs, NakArgs,
+        ProbeArgs, TermArgs,
     },
     listen::Listen,
+    operator_args::{
+        ConnectionsArgs, ConsumersArgs, LeasesArgs, OperatorArgs, ReleaseArgs, ReplicasArgs,
+        WatchArgs,
+    },
     policy_args::{KeygenArgs, PolicyArgs, PolicyCheckArgs, PolicyCommand, PolicyDiffArgs},
 };
 use self::{

@@ -19,6 +19,7 @@ mod delivery;
 mod error;
 mod fetch;
 mod handover;
+mod inspect;
 mod leadership;
 mod metered;
 mod results;
@@ -34,7 +35,7 @@ mod underway;
 mod unsettled;
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, atomic::AtomicU64},
     time::{Duration, Instant},
 };
@@ -47,11 +48,12 @@ use tokio::{
 pub(crate) use self::spec::encoded_size;
 pub use self::{
     codec::Codec,
-    consumer::{DeliveryGuard, monitor, quarantine},
-    delivery::{LeasedDelivery, Rejected, RejectedCause},
+    consumer::{DeliveryGuard, TaskState, monitor, quarantine},
+    delivery::{FetchCaller, LeasedDelivery, Rejected, RejectedCause},
     error::{Error, Unsuitable},
     fetch::{CallerDeadline, Empty, FetchParams, Fetched},
     handover::{IncomingLease, MovedAnswer, OutgoingLease, ReservedLeases},
+    inspect::{ConsumerState, LeaseSeen, ReleaseOutcome},
     results::{Group, Results, Unreported},
     settle::{Action, SettleItem, Settled},
     sighting::{Sighting, Telling},
@@ -99,7 +101,7 @@ pub struct Lessor<B: Broker> {
 
 /// The open calls, and the ways to the tasks of consumers.
 struct Calls {
-    handles: Mutex<HashMap<ConsumerName, ConsumerHandle>>,
+    handles: Mutex<BTreeMap<ConsumerName, ConsumerHandle>>,
     /// Permits for open Fetch calls.
     waiters: Arc<Semaphore>,
     tickets: AtomicU64,
@@ -291,7 +293,7 @@ impl<B: Broker> Lessor<B> {
 }
 
 impl Calls {
-    fn handles(&self) -> MutexGuard<'_, HashMap<ConsumerName, ConsumerHandle>> {
+    fn handles(&self) -> MutexGuard<'_, BTreeMap<ConsumerName, ConsumerHandle>> {
         lock(&self.handles)
     }
 

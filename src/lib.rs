@@ -15,6 +15,7 @@
 //! dev           a private NATS server with samples, for a first look
 //! ops           the listener for operators: health and metrics
 //! grpc          the contract: requests are read, answers are written
+//! admin         the answers for operators: who holds what, at all replicas
 //! cluster       the replicas: settling at any of them, hand-over, who is there
 //! telemetry     the log: format, level and the thread that writes it
 //! config        flags and environment variables, checked
@@ -28,7 +29,7 @@
 //! tls           TLS of the client port: its files, handshakes, and who a certificate names
 //! traces        spans of calls, and the thread that sends them
 //! clock         the only room that reads the time
-//! client        the client behind fetch, ack, nak, term, extend, whoami and probe
+//! client        the client behind the commands that call a running fetch-proxy
 //! fd_limit      raises the limit of open files to what the connections need
 //! keys          the token keys, read again when their file changes
 //! log_throttle  how often a log line that strangers cause may be written
@@ -52,6 +53,7 @@
 #![warn(clippy::print_stdout, clippy::unwrap_used, clippy::wildcard_enum_match_arm)]
 
 pub mod access;
+pub mod admin;
 pub mod api_error;
 pub mod app;
 pub mod audit;

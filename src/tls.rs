@@ -24,6 +24,7 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
+use rustls::ProtocolVersion;
 use tokio::{net::TcpStream, sync::watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -70,6 +71,8 @@ pub struct SecuredConnection {
     pub certificate: Option<CertifiedClient>,
     /// Changes when an authority is removed.
     pub removals: watch::Receiver<u64>,
+    /// The version of TLS, like `1.3`.
+    pub version: &'static str,
 }
 
 /// Leaves the texts out, because they contain the key.
@@ -173,7 +176,12 @@ impl ServerTls {
         let stream = TlsAcceptor::from(config).accept(stream).await?;
         let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let certificate = leaf.map(|leaf| certified_client(leaf)).transpose()?;
-        Ok(SecuredConnection { stream: Box::new(stream), certificate, removals })
+        let version = match stream.get_ref().1.protocol_version() {
+            Some(ProtocolVersion::TLSv1_3) => "1.3",
+            // No older version is offered.
+            _ => "1.2",
+        };
+        Ok(SecuredConnection { stream: Box::new(stream), certificate, removals, version })
     }
 }
 

@@ -69,6 +69,13 @@ impl FetchService for Noop {
         Err(Status::unimplemented(""))
     }
 
+    async fn get_consumer(
+        &self,
+        _: Request<pb::GetConsumerRequest>,
+    ) -> Answer<pb::GetConsumerResponse> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn settle(&self, _: Request<pb::SettleRequest>) -> Answer<pb::SettleResponse> {
         Err(Status::unimplemented(""))
     }

@@ -5,6 +5,7 @@ use std::fmt;
 use super::{
     compiled::Policy,
     identity::Identity,
+    pattern::Pattern,
     place::{PathStep, locate},
     verbs::{Verb, VerbSet},
 };
@@ -77,6 +78,16 @@ impl Policy {
     pub(super) fn verbs_of(&self, principal: &str) -> VerbSet {
         let rules = self.document.rules.0.iter().filter(|rule| rule.is_for(principal));
         rules.fold(VerbSet::NONE, |all, rule| all.with(rule.all_verbs()))
+    }
+
+    /// Whether one rule allows this to a principal for all streams and all consumers.
+    pub(super) fn allows_everywhere(&self, principal: &str, verb: Verb) -> bool {
+        self.document.rules.0.iter().any(|rule| {
+            rule.is_for(principal)
+                && rule.all_verbs().has(verb)
+                && rule.streams.0.iter().any(Pattern::is_any)
+                && rule.consumers.0.iter().any(Pattern::is_any)
+        })
     }
 
     /// The line of the first rule that allows this to a principal.

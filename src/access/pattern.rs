@@ -41,6 +41,11 @@ impl Pattern {
         self.is_literal.then_some(&*self.text)
     }
 
+    /// Whether every text matches.
+    pub fn is_any(&self) -> bool {
+        self.text.chars().all(|one| one == '*')
+    }
+
     /// Whether the whole text matches.
     pub fn matches(&self, text: &str) -> bool {
         if self.is_literal { *self.text == *text } else { glob(&self.text, text, |_| true) }

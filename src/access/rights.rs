@@ -198,6 +198,28 @@ impl Rights {
         }
     }
 
+    /// Whether the caller may do this at some consumer.
+    ///
+    /// # Errors
+    /// The right that it does not have.
+    pub fn may_somewhere(&self, caller: &KnownCaller, verb: Verb) -> Result<(), Denied> {
+        let may = self.verbs_of(caller).has(verb);
+        if may { Ok(()) } else { Err(caller.denied(verb, caller.without_rule())) }
+    }
+
+    /// Whether one rule allows this to the caller for all streams and all consumers.
+    ///
+    /// # Errors
+    /// The right that it does not have.
+    pub fn may_everywhere(&self, caller: &KnownCaller, verb: Verb) -> Result<(), Denied> {
+        let may = match (&self.policy, &caller.principal) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(policy), Some(principal)) => policy.allows_everywhere(principal, verb),
+        };
+        if may { Ok(()) } else { Err(caller.denied(verb, caller.without_rule())) }
+    }
+
     /// Whether the caller may do this with the consumer.
     ///
     /// # Errors
@@ -276,6 +298,11 @@ impl From<Denied> for RightLost {
 }
 
 impl KnownCaller {
+    /// The reason why nothing allows something to this caller.
+    fn without_rule(&self) -> DenialCause {
+        if self.principal.is_some() { DenialCause::NoRule } else { DenialCause::NoPrincipal }
+    }
+
     /// This caller does not have the right. The consumer is left out.
     fn denied(&self, verb: Verb, why: DenialCause) -> Denied {
         let (identity, principal) = (self.identity.clone(), self.principal.clone());

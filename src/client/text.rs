@@ -121,6 +121,43 @@ pub(super) fn caller(answer: &pb::WhoAmIResponse) -> String {
     )
 }
 
+/// A consumer, as a worker sees it.
+pub(super) fn consumer(answer: &pb::GetConsumerResponse) -> String {
+    let limit = |most: u64| if most == 0 { "no limit".to_owned() } else { most.to_string() };
+    let spans: Vec<String> = answer.backoff.iter().map(|wait| exact(Some(wait))).collect();
+    let list = |all: &[String], empty: &str| match all {
+        [] => empty.to_owned(),
+        all => all.iter().map(|one| plain(one)).collect::<Vec<_>>().join(", "),
+    };
+    let usable = match (&*answer.unsuitable, answer.paused) {
+        ("", false) => "yes".to_owned(),
+        ("", true) => "yes, and it is paused".to_owned(),
+        (property, _) => format!("no: {}", plain(property)),
+    };
+    format!(
+        "usable        {usable}\npending       {}\nack pending   {} of {}\nwaiting pulls {}\n\
+         attempts      {}\nack wait      {}\nbackoff       {}\nfilter        {}\ncreated       {}\n\
+         unset lease   {}\nlongest lease {}\nat most       {} messages of one Fetch",
+        answer.pending,
+        answer.ack_pending,
+        limit(answer.max_ack_pending),
+        answer.waiting,
+        limit(answer.max_deliver.into()),
+        exact(answer.ack_wait.as_ref()),
+        list(&spans, "none"),
+        list(&answer.filter_subjects, "all subjects"),
+        time(answer.create_time.as_ref()).unwrap_or_else(|| "not known".to_owned()),
+        exact(answer.unset_lease.as_ref()),
+        exact(answer.max_lease.as_ref()),
+        answer.max_messages,
+    )
+}
+
+/// A length of time with all its parts.
+fn exact(of: Option<&PbDuration>) -> String {
+    humantime::format_duration(length(of).unwrap_or_default()).to_string()
+}
+
 /// One line for each token. With several tokens, each line begins with the end of its token.
 pub(super) fn settled(tokens: &[String], results: &[pb::SettleResult]) -> String {
     let line = |(token, result): (&String, &pb::SettleResult)| {

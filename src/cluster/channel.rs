@@ -5,6 +5,7 @@
 //!  _fetchproxy.<cluster>.<name>.settle      a request to the replica that answers for that name
 //!  _fetchproxy.<cluster>.<replica>.handover a request to a replica that is to take over leases
 //!  _fetchproxy.<cluster>.<replica>.sighting a request to a replica that may hold void leases
+//!  _fetchproxy.<cluster>.<replica>.admin    a question of an operator to a replica
 //! ```
 //! A message is sealed with a token key and bound to its subject. An answer is bound to its request.
 //! So the right to publish on these subjects does not allow anyone to settle a message. Owns the seal,
@@ -40,16 +41,19 @@ pub(super) enum Topic {
     Handover,
     /// A consumer was seen with another past.
     Sighting,
+    /// A question of an operator.
+    Admin,
 }
 
 impl Topic {
-    const ALL: [Self; 3] = [Self::Settle, Self::Handover, Self::Sighting];
+    const ALL: [Self; 4] = [Self::Settle, Self::Handover, Self::Sighting, Self::Admin];
 
     fn name(self) -> &'static str {
         match self {
             Self::Settle => "settle",
             Self::Handover => "handover",
             Self::Sighting => "sighting",
+            Self::Admin => "admin",
         }
     }
 }
@@ -112,7 +116,8 @@ impl<B: Broker + Bus> Channel<B> {
     /// for this replica.
     pub(super) fn listen(&self, us: InstanceId, names: impl IntoIterator<Item = InstanceId>) {
         let settle = names.into_iter().map(|name| self.subject(name, Topic::Settle));
-        let own = [Topic::Handover, Topic::Sighting].map(|topic| self.subject(us, topic));
+        let own = [Topic::Handover, Topic::Sighting, Topic::Admin];
+        let own = own.map(|topic| self.subject(us, topic));
         let all = settle.chain(std::iter::once(self.heartbeat_subject())).chain(own);
         self.lessor.broker().subscribe(all.collect());
     }

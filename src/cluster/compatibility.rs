@@ -239,6 +239,7 @@ mod tests {
             name: String::new(),
             room: 0,
             draining: false,
+            counts: [0; 3],
             uptime: 1,
             doubted: Vec::new(),
             policy: ObeyedPolicy::Absent,

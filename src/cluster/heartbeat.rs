@@ -32,6 +32,7 @@ pub(super) fn status(body: &pb::BeatBody) -> PeerStatus {
         name: legible(&body.name),
         room: body.room,
         draining: body.draining,
+        counts: [body.leases, body.waiters, body.consumers],
         uptime: body.uptime,
         policy: ObeyedPolicy::read(body.policy.as_ref()),
         doubted: body.doubted.iter().take(MOST_DOUBTED).filter_map(instance).collect(),

@@ -46,12 +46,37 @@ pub(super) struct PeerStatus {
     /// How many more leases it has room for.
     pub(super) room: u64,
     pub(super) draining: bool,
+    /// Leases that it holds, Fetch calls that are open, and consumers that it serves.
+    pub(super) counts: [u64; 3],
     /// Microseconds since it started. 0: its version does not send it.
     pub(super) uptime: u64,
     /// Replicas whose clocks differ too much from its own.
     pub(super) doubted: Vec<InstanceId>,
     /// The policy that it obeys.
     pub(super) policy: ObeyedPolicy,
+}
+
+/// Another replica, as its last heartbeat tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OtherReplica {
+    /// Its identifier.
+    pub instance: InstanceId,
+    /// For people: where it runs.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// Whether it should receive calls.
+    pub serves: bool,
+    /// Whether it is leaving.
+    pub draining: bool,
+    /// Leases that it holds, Fetch calls that are open, and consumers that it serves. An older version tells none.
+    pub counts: [u64; 3],
+    /// The policy that it obeys, by its digest. Empty: it has none, or an older version does not tell.
+    pub policy: String,
+    /// Its token keys.
+    pub keys: Vec<KeyId>,
+    /// How long ago it was heard.
+    pub heard_ago: Duration,
 }
 
 /// The status that an incompatible peer sends of itself, in the clear. Anyone can send it.
@@ -177,6 +202,25 @@ impl Members {
         living.map(|(id, (_, status))| (*id, status))
     }
 
+    /// The living peers that still share a key with this replica, for operators, in the order of their identifiers.
+    pub(super) fn others(&self, ours: &BTreeSet<KeyId>, now: Instant) -> Vec<OtherReplica> {
+        let shown = |(instance, status): (InstanceId, &PeerStatus)| OtherReplica {
+            instance,
+            name: status.name.clone(),
+            version: status.version.clone(),
+            serves: status.tenure != Tenure::Waiting && !status.draining,
+            draining: status.draining,
+            counts: status.counts,
+            policy: status.policy.digits(),
+            keys: status.keys.iter().copied().collect(),
+            heard_ago: self
+                .compatible
+                .get(&instance)
+                .map_or(Duration::ZERO, |(at, _)| now.saturating_duration_since(*at)),
+        };
+        self.compatible(ours, now).map(shown).collect()
+    }
+
     /// When each living peer was heard last, and its uptime then.
     pub(super) fn heard_at(
         &self,
@@ -233,6 +277,7 @@ mod tests {
             name: "pod".to_owned(),
             room: 1,
             draining: false,
+            counts: [0; 3],
             uptime,
             doubted: Vec::new(),
             policy: ObeyedPolicy::Absent,

@@ -22,7 +22,7 @@ use super::{
     clocks::{ClockNews, MAX_CLOCK_SKEW, OwnClocks, PeerClocks, PeerReading, Trust},
     compatibility::{Compatibility, Incompatible, ServiceHistory, Us, decide},
     heartbeat::{claimed, instance, instance_bytes, status, tenure_to_wire},
-    members::{Heard, Members, PeerStatus, Tenure},
+    members::{Heard, Members, OtherReplica, PeerStatus, Tenure},
 };
 use crate::{
     clock,
@@ -61,6 +61,8 @@ pub(super) struct OwnStatus {
     pub(super) room: u32,
     /// It is leaving.
     pub(super) draining: bool,
+    /// Leases that it holds, Fetch calls that are open, and consumers that it serves.
+    pub(super) counts: [u64; 3],
 }
 
 /// The other replicas.
@@ -114,7 +116,7 @@ impl Peers {
     /// The heartbeat of this replica, sealed for this subject. `None`: there is no randomness.
     pub(super) fn heartbeat(&self, subject: &str, own: OwnStatus) -> Option<Vec<u8>> {
         let nonce = nonce().ok()?;
-        let OwnStatus { names, room, draining } = own;
+        let OwnStatus { names, room, draining, counts } = own;
         let instance = instance_bytes(&self.us);
         let key_ids = self.key_ids();
         let keys: Vec<Bytes> = key_ids.iter().map(|key| Bytes::copy_from_slice(key)).collect();
@@ -135,6 +137,7 @@ impl Peers {
             policy: self.policy().to_wire(),
             ..pb::BeatBody::default()
         };
+        [body.leases, body.waiters, body.consumers] = counts;
         // The last step: others measure how long the message was under way from this stamp.
         (body.uptime, body.sent) = self.stamp();
         let body = self.keys.sealer().seal_frame(subject, &body.encode_to_vec(), nonce).into();
@@ -299,6 +302,10 @@ impl Peers {
     /// Whether this replica is there now, and shares a key with this one.
     pub(super) fn is_living(&self, replica: InstanceId) -> bool {
         self.members().living(clock::now()).any(|(id, _)| id == replica)
+    }
+
+    pub(super) fn others(&self) -> Vec<OtherReplica> {
+        self.members().others(&self.key_ids(), clock::now())
     }
 
     /// The replicas that may hold leases, as far as is known.

@@ -81,6 +81,8 @@ impl<B: Broker + Bus> Replica<B> {
             names: self.ownership.lock().answered(),
             room: self.lessor.room(),
             draining: self.lessor.is_draining(),
+            counts: [self.lessor.held(), self.lessor.waiting(), self.lessor.consumers()]
+                .map(|count| count as u64),
         };
         let heartbeat = self.peers.heartbeat(&self.channel.heartbeat_subject(), own);
         if let Some(heartbeat) = heartbeat {

@@ -11,9 +11,12 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::{
-    client_args::{AckArgs, ExtendArgs, FetchArgs, NakArgs, ProbeArgs, TermArgs, WhoAmIArgs},
+    client_args::{AckArgs, ConsumerArgs, ExtendArgs, FetchArgs, NakArgs, ProbeArgs, TermArgs},
     limit_args::LimitArgs,
     listen::Listen,
+    operator_args::{
+        ConnectionsArgs, ConsumersArgs, LeasesArgs, OperatorArgs, ReleaseArgs, ReplicasArgs,
+    },
     policy_args::{KeygenArgs, PolicyArgs},
     security_args::{SecurityArgs, SwitchArg},
     tls_args::TlsArgs,
@@ -42,6 +45,9 @@ Examples:
 
   fetch-proxy whoami --addr https://proxy.example:50051 --token-file key
       Show the identity, the principal and the verbs of a credential.
+
+  fetch-proxy leases ORDERS worker
+      Show who holds which message. In a container: kubectl exec POD -- /fetch-proxy leases
 
   fetch-proxy fetch ORDERS worker -n 3
   fetch-proxy ack TOKEN
@@ -93,9 +99,23 @@ pub enum Command {
     Term(TermArgs),
     /// Move the end of leases by hand.
     Extend(ExtendArgs),
+    /// Show a consumer: its settings, what waits, and how long its leases are.
+    Consumer(ConsumerArgs),
     /// Show who a credential is to a fetch-proxy: its identity, its principal and its verbs.
     #[command(name = "whoami")]
-    WhoAmI(Box<WhoAmIArgs>),
+    WhoAmI(Box<OperatorArgs>),
+    /// List the replicas of the cluster.
+    Replicas(Box<ReplicasArgs>),
+    /// List the consumers that the replicas serve, with what they hold and what waits.
+    Consumers(Box<ConsumersArgs>),
+    /// List the leases of all replicas: who holds which message, and for how long.
+    Leases(Box<LeasesArgs>),
+    /// List the connections of clients to all replicas.
+    Connections(Box<ConnectionsArgs>),
+    /// Take leases away from their holders, so that other workers get the messages.
+    ///
+    /// Each message loses one attempt. The command shows the leases and asks, unless --yes is given.
+    Release(Box<ReleaseArgs>),
     /// Print a new key for --token-key-file, or a new API key.
     Keygen(KeygenArgs),
     /// Check a policy file, explain its decisions, or compare two policy files.
@@ -344,7 +364,13 @@ impl DevArgs {
             | Command::Nak(_)
             | Command::Term(_)
             | Command::Extend(_)
+            | Command::Consumer(_)
             | Command::WhoAmI(_)
+            | Command::Replicas(_)
+            | Command::Consumers(_)
+            | Command::Leases(_)
+            | Command::Connections(_)
+            | Command::Release(_)
             | Command::Keygen(_)
             | Command::Policy(_)
             | Command::Guard(_) => Err(clap::Error::new(clap::error::ErrorKind::InvalidSubcommand)),

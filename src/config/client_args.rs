@@ -6,7 +6,7 @@ use std::{env, path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
 
-use super::{admin_socket::AdminSocket, listen::Listen, values};
+use super::values;
 
 const TLS: &str = "TLS, for an address with https://";
 
@@ -97,36 +97,6 @@ pub struct ClientTlsArgs {
     pub server_name: Option<String>,
 }
 
-/// The fetch-proxy to ask, and the credential to ask with.
-#[derive(Debug, Args)]
-pub struct WhoAmIArgs {
-    /// Address of a fetch-proxy for clients [default: the admin socket of a fetch-proxy on this machine]
-    ///
-    /// With TLS it begins with https://. Without a policy, only the admin socket answers.
-    #[arg(long, env = "FETCH_PROXY_ADDR", value_name = "ADDR")]
-    pub addr: Option<String>,
-    /// Admin socket, as in `serve` [default: that of --ops-listen]
-    #[arg(long, env = "FETCH_PROXY_ADMIN_SOCKET", value_name = "NAME")]
-    pub admin_socket: Option<AdminSocket>,
-    /// Address for operators of the fetch-proxy on this machine. Its port names the admin socket.
-    #[arg(
-        long,
-        env = "FETCH_PROXY_OPS_LISTEN",
-        default_value = "127.0.0.1:50052",
-        value_name = "ADDR"
-    )]
-    pub ops_listen: Listen,
-    /// The files for TLS.
-    #[command(flatten)]
-    pub tls: ClientTlsArgs,
-    /// File with the API key or the token to ask with, for --addr.
-    #[arg(long, env = "FETCH_PROXY_BEARER_FILE", value_name = "FILE")]
-    pub token_file: Option<PathBuf>,
-    /// Print JSON for programs: the messages of the contract, as grpcurl prints them.
-    #[arg(long)]
-    pub json: bool,
-}
-
 /// The messages to fetch.
 #[derive(Debug, Args)]
 #[command(after_help = TAKE)]
@@ -151,6 +121,18 @@ pub struct FetchArgs {
     /// How payloads are checked. A payload that is not `text` or `json` as asked is terminated.
     #[arg(long, default_value = "auto", value_name = "CODEC")]
     pub codec: CodecArg,
+}
+
+/// The consumer to show.
+#[derive(Debug, Args)]
+pub struct ConsumerArgs {
+    /// The address and the format.
+    #[command(flatten)]
+    pub call: CallArgs,
+    /// Name of the stream.
+    pub stream: String,
+    /// Name of a pull consumer of the stream.
+    pub consumer: String,
 }
 
 /// How payloads are checked.

@@ -1,21 +1,26 @@
-//! The methods of AdminService, and their listener on this machine. Decides no right: the layer `callers` does
-//! at the port for clients, and the kernel at the admin socket.
+//! The methods of AdminService, and their listener on this machine. They check the rights of the caller, and the
+//! room `admin` answers. The layer `callers` names the caller at the port for clients, and the kernel at the
+//! admin socket.
 
 use std::{io, sync::Arc};
 
 use http::{Request as HttpRequest, Response as HttpResponse};
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, service::Routes};
+use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap, service::Routes};
 use tower::{Service as TowerService, ServiceBuilder};
 
 use super::{
+    audited::{audit_refusal, audited},
     layers::ErrorReasons,
     reflection::{ContractError, reflected},
     to_status::to_status,
 };
 use crate::{
-    access::{KnownCaller, Unauthenticated, Verb},
+    access::{KnownCaller, Rights, Unauthenticated, Verb},
+    admin::{Inspector, MeantLeases},
     api_error::ApiError,
+    broker::Broker,
+    bus::Bus,
     credentials::Gatekeeper,
     net::{LocalListener, Middleware, MiddlewareLayer, Next},
     pb::{
@@ -29,40 +34,100 @@ use crate::{
 const MAX_ADMIN_REQUEST_BYTES: usize = 64 * 1024;
 
 /// The calls for operators.
-pub(super) struct Admin {
+pub(super) struct Admin<B: Broker + Bus> {
     gatekeeper: Arc<Gatekeeper>,
+    inspector: Arc<Inspector<B>>,
 }
 
 /// The user of the process at the other end of the admin socket.
 #[derive(Debug, Clone, Copy)]
 struct LocalUser(u32);
 
-impl Admin {
+/// The caller of a call for operators, with the rights at the beginning of the call.
+struct Operator {
+    caller: KnownCaller,
+    rights: Arc<Rights>,
+    /// It calls at the admin socket, and may do everything.
+    is_local: bool,
+}
+
+impl<B: Broker + Bus> Admin<B> {
     /// The service, for a listener.
-    pub(super) fn server(gatekeeper: Arc<Gatekeeper>) -> AdminServiceServer<Self> {
-        let server = AdminServiceServer::new(Self { gatekeeper });
+    pub(super) fn server(
+        gatekeeper: Arc<Gatekeeper>,
+        inspector: Arc<Inspector<B>>,
+    ) -> AdminServiceServer<Self> {
+        let server = AdminServiceServer::new(Self { gatekeeper, inspector });
         server.max_decoding_message_size(MAX_ADMIN_REQUEST_BYTES)
+    }
+
+    fn operator(&self, extensions: &Extensions) -> Result<Operator, ApiError> {
+        let rights = self.gatekeeper.rights();
+        match (extensions.get::<LocalUser>(), extensions.get::<KnownCaller>()) {
+            (Some(LocalUser(user)), _) => {
+                let caller = rights.local_caller(*user);
+                Ok(Operator { caller, rights, is_local: true })
+            }
+            (None, Some(caller)) => {
+                Ok(Operator { caller: caller.clone(), rights, is_local: false })
+            }
+            // Both listeners name their callers.
+            (None, None) => Err(ApiError::Unauthenticated(Unauthenticated::Missing)),
+        }
+    }
+
+    /// The status of a call that was refused. If the caller lacks a right, the audit says so.
+    fn refused<T>(
+        &self,
+        method: &'static str,
+        (metadata, extensions): (&MetadataMap, &Extensions),
+    ) -> impl Fn(ApiError) -> Result<Response<T>, Status> {
+        move |refused| {
+            let audit = self.gatekeeper.audit();
+            audit_refusal(&audited(audit, method, metadata.as_ref(), extensions), &refused);
+            Err(to_status(&refused))
+        }
+    }
+}
+
+impl Operator {
+    /// Whether the operator may do this with some consumer.
+    fn may_somewhere(&self, verb: Verb) -> Result<(), ApiError> {
+        if self.is_local { Ok(()) } else { Ok(self.rights.may_somewhere(&self.caller, verb)?) }
+    }
+
+    /// Whether the operator may do this with all consumers.
+    fn may_everywhere(&self, verb: Verb) -> Result<(), ApiError> {
+        if self.is_local { Ok(()) } else { Ok(self.rights.may_everywhere(&self.caller, verb)?) }
+    }
+
+    /// Whether the operator may do this with this consumer, if there is one, or with some consumer.
+    fn may_at(&self, verb: Verb, consumer: Option<(&str, &str)>) -> Result<(), ApiError> {
+        match consumer.filter(|_| !self.is_local) {
+            Some(consumer) => Ok(self.rights.may(&self.caller, verb, consumer)?),
+            None => self.may_somewhere(verb),
+        }
+    }
+
+    /// Whether the operator may do this with a consumer.
+    fn may(&self, verb: Verb) -> impl Fn(&str, &str) -> bool + Sync {
+        move |stream, consumer| {
+            self.is_local || self.rights.may(&self.caller, verb, (stream, consumer)).is_ok()
+        }
     }
 }
 
 #[tonic::async_trait]
-impl AdminService for Admin {
+impl<B: Broker + Bus> AdminService for Admin<B> {
     async fn who_am_i(
         &self,
         request: Request<pb::WhoAmIRequest>,
     ) -> Result<Response<pb::WhoAmIResponse>, Status> {
-        let rights = self.gatekeeper.rights();
-        let extensions = request.extensions();
-        let (caller, verbs) = match (extensions.get::<LocalUser>(), extensions.get::<KnownCaller>())
-        {
-            (Some(LocalUser(user)), _) => {
-                (rights.local_caller(*user), [Verb::Inspect, Verb::Admin].into_iter().collect())
-            }
-            (None, Some(caller)) => (caller.clone(), rights.verbs_of(caller)),
-            // Both listeners name their callers.
-            (None, None) => {
-                return Err(to_status(&ApiError::Unauthenticated(Unauthenticated::Missing)));
-            }
+        let operator = self.operator(request.extensions()).map_err(|error| to_status(&error))?;
+        let Operator { caller, rights, is_local } = operator;
+        let verbs = match is_local {
+            true => [Verb::Inspect, Verb::Admin].into_iter().collect(),
+            false => rights.verbs_of(&caller),
         };
         let verbs = Verb::ALL.into_iter().filter(|verb| verbs.has(*verb));
         Ok(Response::new(pb::WhoAmIResponse {
@@ -72,6 +137,83 @@ impl AdminService for Admin {
             credential_expire_time: caller.until.map(timestamp),
             policy_digest: rights.policy().map(|policy| policy.digest()).unwrap_or_default(),
         }))
+    }
+
+    async fn list_replicas(
+        &self,
+        request: Request<pb::ListReplicasRequest>,
+    ) -> Result<Response<pb::ListReplicasResponse>, Status> {
+        let (metadata, extensions, pb::ListReplicasRequest {}) = request.into_parts();
+        let call = async || {
+            self.operator(&extensions)?.may_somewhere(Verb::Inspect)?;
+            Ok(Response::new(self.inspector.list_replicas().await))
+        };
+        call().await.or_else(self.refused("ListReplicas", (&metadata, &extensions)))
+    }
+
+    async fn list_consumers(
+        &self,
+        request: Request<pb::ListConsumersRequest>,
+    ) -> Result<Response<pb::ListConsumersResponse>, Status> {
+        let (metadata, extensions, request) = request.into_parts();
+        let call = async || {
+            let operator = self.operator(&extensions)?;
+            let named = !request.stream.is_empty() && !request.consumer.is_empty();
+            let named = named.then_some((&*request.stream, &*request.consumer));
+            operator.may_at(Verb::Inspect, named)?;
+            let may = operator.may(Verb::Inspect);
+            let consumers = self.inspector.list_consumers(request.clone(), &may).await?;
+            Ok(Response::new(consumers))
+        };
+        call().await.or_else(self.refused("ListConsumers", (&metadata, &extensions)))
+    }
+
+    async fn list_leases(
+        &self,
+        request: Request<pb::ListLeasesRequest>,
+    ) -> Result<Response<pb::ListLeasesResponse>, Status> {
+        let (metadata, extensions, request) = request.into_parts();
+        let call = async || {
+            let operator = self.operator(&extensions)?;
+            let meant = MeantLeases::read(&request.filter.clone().unwrap_or_default())?;
+            operator.may_at(Verb::Inspect, meant.consumer())?;
+            let may = operator.may(Verb::Inspect);
+            Ok(Response::new(self.inspector.list_leases(request.clone(), &may).await?))
+        };
+        call().await.or_else(self.refused("ListLeases", (&metadata, &extensions)))
+    }
+
+    async fn list_connections(
+        &self,
+        request: Request<pb::ListConnectionsRequest>,
+    ) -> Result<Response<pb::ListConnectionsResponse>, Status> {
+        let (metadata, extensions, request) = request.into_parts();
+        let call = async || {
+            self.operator(&extensions)?.may_everywhere(Verb::Inspect)?;
+            Ok(Response::new(self.inspector.list_connections(request.clone()).await?))
+        };
+        call().await.or_else(self.refused("ListConnections", (&metadata, &extensions)))
+    }
+
+    async fn release_leases(
+        &self,
+        request: Request<pb::ReleaseLeasesRequest>,
+    ) -> Result<Response<pb::ReleaseLeasesResponse>, Status> {
+        let (metadata, extensions, request) = request.into_parts();
+        let call = async || {
+            let operator = self.operator(&extensions)?;
+            let meant = MeantLeases::read(&request.filter.clone().unwrap_or_default())?;
+            operator.may_at(Verb::Admin, meant.consumer())?;
+            let may = operator.may(Verb::Admin);
+            let response = self.inspector.release_leases(request.clone(), &may).await?;
+            if !request.validate_only {
+                let audit = self.gatekeeper.audit();
+                let call = audited(audit, "ReleaseLeases", metadata.as_ref(), &extensions);
+                call.leases_released(&operator.caller, &meant.to_string(), response.released);
+            }
+            Ok(Response::new(response))
+        };
+        call().await.or_else(self.refused("ReleaseLeases", (&metadata, &extensions)))
     }
 }
 
@@ -90,14 +232,15 @@ pub enum AdminSocketError {
 ///
 /// # Errors
 /// See [`AdminSocketError`].
-pub fn serve_admin(
+pub fn serve_admin<B: Broker + Bus>(
     name: &str,
     gatekeeper: Arc<Gatekeeper>,
+    inspector: Arc<Inspector<B>>,
     stop: CancellationToken,
 ) -> Result<impl Future<Output = ()> + Send + 'static, AdminSocketError> {
     let listener = LocalListener::bind(name)
         .map_err(|error| AdminSocketError::Listen(name.to_owned(), error))?;
-    let routes = reflected(Routes::new(Admin::server(gatekeeper)))?.prepare();
+    let routes = reflected(Routes::new(Admin::server(gatekeeper, inspector)))?.prepare();
     let service = move |user| {
         ServiceBuilder::new()
             .layer(MiddlewareLayer(LocalUser(user)))

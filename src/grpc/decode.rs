@@ -1,7 +1,7 @@
 //! Reads requests into the lessor's types, or names the field that is wrong. The only file that applies the
 //! contract's limits and defaults. Pure.
 
-use std::{sync::Arc, time::Duration, time::Instant};
+use std::{net::SocketAddr, sync::Arc, time::Duration, time::Instant};
 
 use prost_types::Duration as PbDuration;
 use tonic::metadata::MetadataMap;
@@ -9,7 +9,7 @@ use tonic::metadata::MetadataMap;
 use crate::{
     api_error::ApiError,
     broker::{Confirmation, ConsumerName},
-    lessor::{Action, CallerDeadline, Codec, FetchParams},
+    lessor::{Action, CallerDeadline, Codec, FetchCaller, FetchParams},
     limits::{
         DEFAULT_MAX_BYTES, DEFAULT_WAIT, LEAST_MAX_BYTES, LONGEST_DELAY, LONGEST_LINGER,
         LONGEST_NAME, LONGEST_REASON, LONGEST_WAIT, LONGEST_WORKER, MOST_MAX_BYTES, MOST_MESSAGES,
@@ -20,11 +20,14 @@ use crate::{
 
 /// Most bytes of a worker's name that are kept while the worker has leases. A longer name is cut.
 const NAMED_WORKER: usize = 64;
+/// The same for its identity.
+const NAMED_IDENTITY: usize = 256;
 
 /// Reads a Fetch. `left` is the time until the caller's deadline, or until its credential ends.
 pub(super) fn fetch(
     request: &pb::FetchRequest,
     principal: Arc<str>,
+    (identity, peer): (&str, Option<SocketAddr>),
     now: Instant,
     left: Option<Duration>,
 ) -> Result<FetchParams, ApiError> {
@@ -45,7 +48,11 @@ pub(super) fn fetch(
         max_wait: max_wait.unwrap_or(DEFAULT_WAIT).min(LONGEST_WAIT),
         linger: linger.unwrap_or_default().min(LONGEST_LINGER),
         lease: lease("lease", request.lease.as_ref())?,
-        worker: cut(request.worker.clone(), NAMED_WORKER).into(),
+        caller: Arc::new(FetchCaller {
+            worker: cut(request.worker.clone(), NAMED_WORKER).into(),
+            identity: cut(identity.to_owned(), NAMED_IDENTITY).into(),
+            peer,
+        }),
         principal,
         codec: codec(request.codec)?,
         patience: left.map(|left| CallerDeadline {
@@ -53,6 +60,12 @@ pub(super) fn fetch(
             answer_by: now + left.saturating_sub(slack(left) / 3),
         }),
     })
+}
+
+/// Reads the name of a consumer.
+pub(super) fn consumer_name(request: &pb::GetConsumerRequest) -> Result<ConsumerName, ApiError> {
+    let stream = name("stream", &request.stream)?;
+    Ok(ConsumerName { stream, consumer: name("consumer", &request.consumer)? })
 }
 
 /// Reads a Nak. `prefix` is the path of its fields.
@@ -213,7 +226,7 @@ mod tests {
     }
 
     fn read(request: &pb::FetchRequest) -> Result<FetchParams, ApiError> {
-        fetch(request, "anonymous".into(), crate::clock::now(), None)
+        fetch(request, "anonymous".into(), ("anonymous", None), crate::clock::now(), None)
     }
 
     fn field(request: &pb::FetchRequest) -> String {

@@ -2,16 +2,19 @@
 
 use std::{
     collections::HashMap,
-    time::{Duration, Instant},
+    time::{Duration, Instant, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
 use prost_types::{Duration as PbDuration, Timestamp};
 
 use crate::{
-    broker::Delivery,
+    broker::{ConsumerInfo, Delivery},
     clock::ClockPair,
-    lessor::{Codec, Empty, Fetched, LeasedDelivery, Rejected, RejectedCause, encoded_size},
+    lessor::{
+        Codec, Empty, Fetched, LeasedDelivery, Rejected, RejectedCause, Unsuitable, encoded_size,
+    },
+    limits::MOST_MESSAGES,
     pb::{
         self,
         time::{duration, timestamp},
@@ -129,6 +132,32 @@ fn without_bulk(whole: pb::Rejected, delivery: &Delivery, max_bytes: u64) -> pb:
         data: Bytes::new(),
         headers: HashMap::new(),
         ..whole
+    }
+}
+
+/// A consumer for a worker. `unset_lease` is the length of a lease without a length.
+pub(super) fn consumer(
+    info: ConsumerInfo,
+    unsuitable: Option<&Unsuitable>,
+    (unset_lease, max_lease): (Duration, Duration),
+) -> pb::GetConsumerResponse {
+    let created = humantime::parse_rfc3339(&info.created).ok();
+    let created = created.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+    pb::GetConsumerResponse {
+        ack_wait: Some(duration(info.ack_wait)),
+        backoff: info.backoff.into_iter().map(duration).collect(),
+        max_deliver: info.max_deliver.map_or(0, saturating),
+        max_ack_pending: info.max_ack_pending.unwrap_or_default(),
+        pending: info.pending,
+        ack_pending: info.ack_pending,
+        waiting: info.waiting,
+        paused: info.paused,
+        filter_subjects: info.filter_subjects,
+        create_time: created.map(timestamp),
+        unsuitable: unsuitable.map(|why| why.name().to_owned()).unwrap_or_default(),
+        unset_lease: Some(duration(unset_lease)),
+        max_lease: Some(duration(max_lease)),
+        max_messages: MOST_MESSAGES,
     }
 }
 

@@ -5,7 +5,21 @@ const ADMIN_SERVICE: &str = "fetchproxy.v1.AdminService";
 /// The service's full name, as health and reflection call it.
 pub const SERVICE: &str = "fetchproxy.v1.FetchService";
 
-const METHODS: [&str; 7] = ["Fetch", "Ack", "Nak", "Term", "Extend", "Settle", "WhoAmI"];
+const METHODS: [&str; 13] = [
+    "Fetch",
+    "Ack",
+    "Nak",
+    "Term",
+    "Extend",
+    "Settle",
+    "GetConsumer",
+    "WhoAmI",
+    "ListReplicas",
+    "ListConsumers",
+    "ListLeases",
+    "ListConnections",
+    "ReleaseLeases",
+];
 
 /// The kind of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -27,6 +27,7 @@ use super::{
     reflection::{ContractError, reflected},
 };
 use crate::{
+    admin::Inspector,
     broker::Broker,
     bus::Bus,
     limits::{CallLimits, ListenerLimits},
@@ -40,6 +41,8 @@ use crate::{
 pub struct Served<B: Broker + Bus, H: Health> {
     /// Our service.
     pub service: Service<B>,
+    /// The answers for operators.
+    pub inspector: Arc<Inspector<B>>,
     /// Health.
     pub health: HealthServer<H>,
     /// Whether there is reflection too.
@@ -55,7 +58,7 @@ pub struct Served<B: Broker + Bus, H: Health> {
 /// See [`ContractError`].
 pub async fn serve<B: Broker + Bus>(
     listener: TcpListener,
-    Served { service, health, reflection, traces }: Served<B, impl Health>,
+    Served { service, inspector, health, reflection, traces }: Served<B, impl Health>,
     tls: Option<Arc<ServerTls>>,
     limits: ListenerLimits,
     calls: &CallLimits,
@@ -65,7 +68,7 @@ pub async fn serve<B: Broker + Bus>(
     let (callers, quotas) = (service.callers(), service.quotas());
     let metrics = service.metrics().clone();
     let metered = MeterCalls::new(&metrics);
-    let admin = Admin::server(service.gatekeeper().clone());
+    let admin = Admin::server(service.gatekeeper().clone(), inspector.clone());
     let service = FetchServiceServer::new(service).accept_compressed(CompressionEncoding::Gzip);
     let routes = Routes::new(service).add_service(admin).add_service(health);
     let routes = if reflection { reflected(routes)? } else { routes };
@@ -80,6 +83,7 @@ pub async fn serve<B: Broker + Bus>(
         meter: metrics.connections("grpc", limits.max_connections),
         beyond: true,
         tls,
+        connections: inspector.connections().clone(),
         service: |connection: &_, beyond| {
             ServiceBuilder::new()
                 .layer(MiddlewareLayer(GrpcOnly))

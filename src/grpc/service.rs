@@ -1,4 +1,4 @@
-//! The six methods of FetchService: they decode, call the lessor, and encode. Decides nothing itself.
+//! The methods of FetchService: they decode, call the lessor, and encode. Decides nothing itself.
 
 use std::{sync::Arc, time::Duration, time::Instant};
 
@@ -9,7 +9,7 @@ use super::{
     answer_memory::{AnswerBudget, AnswerMemory},
     audited::{audit_refusal, audited},
     decode,
-    encode::Seal,
+    encode::{self, Seal},
     layers::{AcceptCallers, PrincipalQuotas},
     received::received,
     to_status::to_status,
@@ -38,6 +38,8 @@ use crate::{
 /// Most bytes of one result of a Settle: a reason, a sentence and a subject. Only an error of another replica
 /// may have more.
 const LARGEST_RESULT: usize = 512;
+/// Longest wait for INFO of a consumer.
+const CONSUMER_PATIENCE: Duration = Duration::from_secs(2);
 /// Longest wait for the memory of an answer.
 const BYTES_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -170,8 +172,9 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         let left = [left, good_for].into_iter().flatten().min();
         let principal = caller.principal.clone().unwrap_or_default();
         span.inspect(|(call, _)| call.by(&principal));
-        let mut ask =
-            decode::fetch(&request, principal.clone(), clock::now(), left).map_err(refused)?;
+        let who = (caller.identity.as_str(), call.peer);
+        let ask = decode::fetch(&request, principal.clone(), who, clock::now(), left);
+        let mut ask = ask.map_err(refused)?;
         let consumer = (&*request.stream, &*request.consumer);
         let rights = self.gatekeeper.rights();
         let may = rights.may(&caller, Verb::Fetch, consumer);
@@ -256,6 +259,31 @@ impl<B: Broker + Bus> FetchService for Service<B> {
             .await?;
         let (lease_expire_time, lease) = (done.lease_expire_time, done.lease);
         Ok(Response::new(pb::ExtendResponse { lease_expire_time, lease }))
+    }
+
+    async fn get_consumer(
+        &self,
+        request: Request<pb::GetConsumerRequest>,
+    ) -> Result<Response<pb::GetConsumerResponse>, Status> {
+        let (metadata, extensions, request) = request.into_parts();
+        let call = self.audited("GetConsumer", &metadata, &extensions);
+        let refused = |refused: ApiError| {
+            self.refusals.refused(call.method, &RefusedCaller::default(), &refused);
+            audit_refusal(&call, &refused);
+            to_status(&refused)
+        };
+        let caller = self.caller(&extensions).map_err(refused)?;
+        let name = decode::consumer_name(&request).map_err(refused)?;
+        let (rights, consumer) = (self.gatekeeper.rights(), (&*name.stream, &*name.consumer));
+        let fetches = rights.may(&caller, Verb::Fetch, consumer);
+        let may = fetches
+            .or_else(|denied| rights.may(&caller, Verb::Inspect, consumer).map_err(|_| denied));
+        may.map_err(|denied| refused(denied.into()))?;
+        let until = settle_until(&metadata).min(clock::now() + CONSUMER_PATIENCE);
+        let info = self.lessor.consumer_info(&name, until).await;
+        let (info, unsuitable) = info.map_err(|error| refused(error.into()))?;
+        let leases = (self.lessor.unset_lease(&info), self.lessor.max_lease());
+        Ok(Response::new(encode::consumer(info, unsuitable.as_ref(), leases)))
     }
 
     async fn settle(

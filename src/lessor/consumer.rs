@@ -25,6 +25,7 @@
 
 mod announcer;
 mod callers;
+mod described;
 mod handle;
 mod info;
 mod leases;
@@ -38,7 +39,7 @@ mod single_answer;
 mod subscription;
 mod task;
 
-pub use self::handle::DeliveryGuard;
+pub use self::handle::{DeliveryGuard, TaskState};
 pub(super) use self::{
     handle::{ConsumerCommand, ConsumerHandle, FetchAnswer, SpecQuestion, Ticket},
     task::ConsumerTask,

@@ -8,7 +8,7 @@ use std::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -164,12 +164,13 @@ impl<B: Broker> Core<B> {
     }
 }
 
-/// Gives deliveries back, before JetStream might redeliver them by itself. Nobody waits for an answer: if a
-/// Nak does not arrive, the ack wait has the same effect later.
+/// Gives deliveries back, before JetStream might redeliver them by itself. They come again after `delay`. Nobody
+/// waits for an answer: if a Nak does not arrive, the ack wait has the same effect later.
 pub(super) fn release<B: Broker>(
     core: &Arc<Core<B>>,
     mut holds: Vec<(HeldDelivery, Instant)>,
     cause: ReleaseCause,
+    delay: Duration,
 ) {
     // A new leader may have given the messages away.
     holds.retain(|(hold, _)| !hold.spec.leadership.in_doubt());
@@ -177,7 +178,9 @@ pub(super) fn release<B: Broker>(
     tracing::debug!(count = holds.len(), "released");
     holds.iter().for_each(|(hold, _)| hold.spec.meter.released(cause));
     let nak = |(hold, by): &(HeldDelivery, Instant)| {
-        hold.ack_publish(AckKind::Nak(hold.spec.release_delay()), Some(*by))
+        let (asked, _) = hold.spec.nak_delay(delay, hold.delivery_count);
+        let asked = asked.or_else(|| hold.spec.release_delay());
+        hold.ack_publish(AckKind::Nak(asked), Some(*by))
     };
     let naks = holds.iter().map(nak).collect();
     let run = core.clone();

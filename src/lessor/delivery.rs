@@ -1,6 +1,7 @@
 //! A delivery on its way to a caller: leased to us, and then to the caller. No logic.
 
 use std::{
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -31,13 +32,35 @@ impl GrantedDelivery {
 /// The end of an answer to a Fetch: whether it was written. It is not set until then.
 pub(super) type AnswerEnd = Arc<SetOnce<bool>>;
 
+/// The caller of a Fetch, for operators.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FetchCaller {
+    /// The name that the worker gives itself; may be empty.
+    pub worker: Arc<str>,
+    /// The identity that its credential gave.
+    pub identity: Arc<str>,
+    /// The address that its connection came from, if that is known.
+    pub peer: Option<SocketAddr>,
+}
+
+/// A caller has taken a lease.
+#[derive(Debug, Clone)]
+pub(super) struct TakenLease {
+    /// The caller. `None`: the lease was adopted from another replica.
+    pub(super) by: Option<Arc<FetchCaller>>,
+    /// When the caller got it, or when it was adopted.
+    pub(super) at: Instant,
+    /// The caller has settled it, and nobody knows whether the settlement arrived.
+    pub(super) is_settled: bool,
+}
+
 /// A caller's wish for its leases.
 #[derive(Debug, Clone)]
 pub(super) struct LeaseRequest {
     /// The length of each lease. `None`: as long as JetStream waits by itself.
     pub(super) length: Option<Duration>,
-    /// The name of the caller's worker.
-    pub(super) worker: Arc<str>,
+    /// The caller.
+    pub(super) caller: Arc<FetchCaller>,
     /// The account that the leases belong to.
     pub(super) account: Arc<LeaseAccount>,
 }

@@ -14,7 +14,7 @@ use tokio::{sync::oneshot, time::timeout_at};
 use super::{
     Action, Codec, Error, Lessor, SettleItem,
     consumer::{ConsumerHandle, DeliveryGuard, FetchAnswer, Ticket},
-    delivery::{AnswerEnd, LeaseRequest, LeasedDelivery, Rejected, RejectedCause},
+    delivery::{AnswerEnd, FetchCaller, LeaseRequest, LeasedDelivery, Rejected, RejectedCause},
     metered::OpenFetch,
 };
 use crate::{
@@ -38,8 +38,8 @@ pub struct FetchParams {
     pub linger: Duration,
     /// The length of the leases; `None` is JetStream's ack wait.
     pub lease: Option<Duration>,
-    /// The name that the worker gives itself; may be empty.
-    pub worker: Arc<str>,
+    /// The caller.
+    pub caller: Arc<FetchCaller>,
     /// The principal that the leases belong to.
     pub principal: Arc<str>,
     /// The codec that payloads must fit.
@@ -108,7 +108,7 @@ impl<B: Broker> Lessor<B> {
             no_wait: ask.max_wait.is_zero(),
         };
         let account = self.core.accounts.of(&ask.principal);
-        let lease = LeaseRequest { length: ask.lease, worker: ask.worker, account };
+        let lease = LeaseRequest { length: ask.lease, caller: ask.caller, account };
         // The pump does not look at the end of a wait of zero.
         let patience = ask.patience.filter(|_| want.no_wait).map(|patience| patience.until);
         let answer = self.wait(&ask.name, want, lease, patience, open).await?;
@@ -235,7 +235,7 @@ impl<B: Broker> Lessor<B> {
     }
 
     /// INFO that is at most a second old. Calls that ask together share one request.
-    async fn recent_info(
+    pub(super) async fn recent_info(
         &self,
         handle: &ConsumerHandle,
         name: &ConsumerName,

@@ -16,7 +16,7 @@ use super::{
     Error, Lessor,
     accounts::LeaseHolder,
     consumer::{ConsumerCommand, SpecQuestion},
-    delivery::AnswerEnd,
+    delivery::{AnswerEnd, TakenLease},
     metered,
     spec::ConsumerSpec,
     table::{HeldDelivery, LEASES_PER_LOCK},
@@ -293,7 +293,7 @@ impl<B: Broker> Lessor<B> {
                         spec,
                         delivery_count: count,
                         since: now,
-                        worker: None,
+                        taken: Some(TakenLease { by: None, at: now, is_settled: false }),
                         answer: None,
                         principal: principal
                             .map(|name| LeaseHolder::new(&self.core.accounts.of(&name))),

@@ -258,7 +258,9 @@ impl<B: Broker> Lessor<B> {
                 freed.extend(hold.map(|hold| (end, hold)));
                 if after == LeaseStatus::Uncertain {
                     // The worker has settled it, so it does not let the lease end.
-                    table.update_payload(lease, |hold| hold.worker = None);
+                    table.update_payload(lease, |hold| {
+                        hold.taken.iter_mut().for_each(|taken| taken.is_settled = true);
+                    });
                 }
                 if confirmation == Confirmation::Confirmed || outcome.is_err() {
                     spec.ack_right.learn(&outcome);

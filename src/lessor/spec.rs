@@ -159,7 +159,8 @@ impl ConsumerSpec {
     }
 }
 
-fn unsuitable(info: &ConsumerInfo) -> Option<Unsuitable> {
+/// The property because of which messages of the consumer cannot be leased, if there is one.
+pub(super) fn unsuitable(info: &ConsumerInfo) -> Option<Unsuitable> {
     let short = |wait: &Duration| *wait < SHORTEST_ACK_WAIT;
     match &info.ack_policy {
         _ if info.push => Some(Unsuitable::Push),
@@ -211,6 +212,9 @@ mod tests {
             leader_shows: true,
             pending: 0,
             ack_pending: 0,
+            waiting: 0,
+            redelivered: 0,
+            filter_subjects: Vec::new(),
             delivered: 0,
             delivered_stream: 0,
         }

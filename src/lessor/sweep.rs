@@ -31,8 +31,8 @@ struct Ended(BTreeMap<(ConsumerId, Arc<str>), (Arc<ConsumerSpec>, u64)>);
 impl Ended {
     fn count(&mut self, hold: &HeldDelivery) {
         // If the consumer is gone, the worker did not let the lease end.
-        if let Some(worker) = hold.worker.as_ref().filter(|_| !hold.spec.leadership.is_over()) {
-            let of = (hold.spec.id, worker.clone());
+        if let Some(caller) = hold.unsettled_by().filter(|_| !hold.spec.leadership.is_over()) {
+            let of = (hold.spec.id, caller.worker.clone());
             let (_, count) = self.0.entry(of).or_insert_with(|| (hold.spec.clone(), 0));
             *count += 1;
         }
@@ -115,7 +115,7 @@ impl<B: Broker> Sweeper<B> {
         let all_lapsed = released.iter().map(|(hold, _)| hold).chain(&lapsed);
         metered::ended(&self.0.metrics, LeaseEnd::Lapsed, all_lapsed, now);
         metered::ended(&self.0.metrics, LeaseEnd::Lost, &lost, now);
-        release(&self.0, released, ReleaseCause::Lapsed);
+        release(&self.0, released, ReleaseCause::Lapsed, Duration::ZERO);
         count == LEASES_PER_LOCK
     }
 

@@ -10,7 +10,12 @@ use std::{
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use super::{accounts::LeaseHolder, delivery::AnswerEnd, spec::ConsumerSpec, turn::Turn};
+use super::{
+    accounts::LeaseHolder,
+    delivery::{AnswerEnd, FetchCaller, TakenLease},
+    spec::ConsumerSpec,
+    turn::Turn,
+};
 use crate::{
     broker::{AckKind, AckPublish, AckSubject},
     clock::{self, Reading},
@@ -35,9 +40,8 @@ pub(super) struct HeldDelivery {
     pub(super) delivery_count: u64,
     /// When the lease came into the table.
     pub(super) since: Instant,
-    /// The worker that has it and has not settled it, as named in its Fetch. `None`: there is none, or the
-    /// lease was adopted from another replica.
-    pub(super) worker: Option<Arc<str>>,
+    /// The caller that has it. `None`: the proxy itself has it, for the next caller.
+    pub(super) taken: Option<TakenLease>,
     /// The principal that the lease belongs to. `None`: no caller has had it, or it was adopted from a replica
     /// that does not know principals.
     pub(super) principal: Option<LeaseHolder>,
@@ -48,6 +52,11 @@ pub(super) struct HeldDelivery {
 }
 
 impl HeldDelivery {
+    /// The caller that has it and has not settled it. `None`: there is none, or it is not known.
+    pub(super) fn unsettled_by(&self) -> Option<&Arc<FetchCaller>> {
+        self.taken.as_ref().filter(|taken| !taken.is_settled)?.by.as_ref()
+    }
+
     /// The settlement to publish. It must arrive by `by` or never.
     pub(super) fn ack_publish(&self, kind: AckKind, by: Option<Instant>) -> AckPublish {
         AckPublish { ack: self.ack.clone(), kind, confirm_group: self.spec.confirm_group(), by }

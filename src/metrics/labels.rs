@@ -92,6 +92,7 @@ label! {
         Surplus = "surplus",
         Lapsed = "lapsed",
         Drain = "drain",
+        Operator = "operator",
     }
 }
 

@@ -1,7 +1,7 @@
 //! CONSUMER.INFO: asks for it and reads the answer. Only the fields that are needed are read, so that
 //! new fields of a newer server cannot make a consumer unreadable.
 
-use std::{time::Duration, time::Instant};
+use std::{mem::take, time::Duration, time::Instant};
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -93,6 +93,10 @@ struct Wire {
     #[serde(default)]
     num_pending: u64,
     #[serde(default)]
+    num_waiting: u64,
+    #[serde(default)]
+    num_redelivered: u64,
+    #[serde(default)]
     paused: bool,
     cluster: Option<Cluster>,
 }
@@ -138,7 +142,8 @@ impl Wire {
     /// `server` is the id of the connected server. `alone`: it has answered itself, and is not one of
     /// several.
     fn info(self, server: &str, alone: bool) -> ConsumerInfo {
-        let config = self.config;
+        let mut config = self.config;
+        let filters = config.take_filters();
         let policy = config.ack_policy;
         ConsumerInfo {
             created: self.created.into(),
@@ -171,16 +176,27 @@ impl Wire {
             }),
             pending: self.num_pending,
             ack_pending: self.num_ack_pending,
+            waiting: self.num_waiting,
+            redelivered: self.num_redelivered,
+            filter_subjects: filters,
             delivered: self.delivered.consumer_seq,
             delivered_stream: self.delivered.stream_seq,
         }
     }
 }
 
+impl Config {
+    /// The subjects that the consumer takes from its stream. Empty: all.
+    fn take_filters(&mut self) -> Vec<String> {
+        let one = Some(take(&mut self.filter_subject)).filter(|filter| !filter.is_empty());
+        one.into_iter().chain(take(&mut self.filter_subjects)).collect()
+    }
+}
+
 impl From<Wire> for UnsettledRange {
     fn from(wire: Wire) -> Self {
-        let one = Some(wire.config.filter_subject).filter(|filter| !filter.is_empty());
-        let filters: Vec<String> = one.into_iter().chain(wire.config.filter_subjects).collect();
+        let mut config = wire.config;
+        let filters = config.take_filters();
         Self {
             count: wire.num_ack_pending,
             floor: wire.ack_floor.stream_seq,

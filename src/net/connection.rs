@@ -3,8 +3,8 @@
 
 use std::{
     sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -25,6 +25,10 @@ pub(crate) struct ClientConnection {
     /// Its answers that are not written yet.
     pub(crate) unwritten: Arc<Unwritten>,
     open_calls: AtomicUsize,
+    /// The calls that were opened so far.
+    calls: AtomicU64,
+    /// The identity of the first call that was accepted, for operators.
+    identity: OnceLock<Arc<str>>,
     used_at: Mutex<Instant>,
     /// Its permit to be open. A connection that replaces this one takes the permit.
     permit: Mutex<Option<OwnedSemaphorePermit>>,
@@ -42,6 +46,8 @@ impl ClientConnection {
         Self {
             unwritten: Arc::default(),
             open_calls: AtomicUsize::new(0),
+            calls: AtomicU64::new(0),
+            identity: OnceLock::new(),
             used_at: Mutex::new(clock::now()),
             permit: Mutex::new(Some(permit)),
             ending: CancellationToken::new(),
@@ -52,7 +58,21 @@ impl ClientConnection {
     /// Opens one more call.
     pub(crate) fn open_call(self: &Arc<Self>) -> OpenCall {
         self.open_calls.fetch_add(1, Ordering::Relaxed);
+        self.calls.fetch_add(1, Ordering::Relaxed);
         OpenCall(self.clone())
+    }
+
+    /// A call of this identity was accepted. The first identity is kept.
+    pub(crate) fn identified(&self, identity: &str) {
+        if self.identity.get().is_none() {
+            let _ = self.identity.set(identity.into());
+        }
+    }
+
+    /// The first identity, the calls that are open now, and the calls so far.
+    pub(super) fn used(&self) -> (Option<Arc<str>>, usize, u64) {
+        let open = self.open_calls.load(Ordering::Relaxed);
+        (self.identity.get().cloned(), open, self.calls.load(Ordering::Relaxed))
     }
 
     /// The time since which it has no call; `None` while it has one.

@@ -42,6 +42,7 @@ use tower::Service;
 
 use super::{
     connection::ClientConnection,
+    connections::OpenConnections,
     opening::{FAREWELL, OpenConnection, Opener, PREFACE},
     peer::{Peer, WithPeer},
     unwritten::until_ended,
@@ -117,6 +118,8 @@ pub(crate) struct Services<M> {
     /// Whether a few connections beyond the limit are accepted for a refusal. If not, a new connection
     /// replaces the one that was idle longest.
     pub(crate) beyond: bool,
+    /// Where its open connections are listed.
+    pub(crate) connections: Arc<OpenConnections>,
 }
 
 /// Serves until `stop` gives the time by which to have ended. Then it accepts no more connections, sends
@@ -256,17 +259,18 @@ impl<M> Listener<M> {
         ConnectionLifetime { age, idle, grace }: ConnectionLifetime,
     ) {
         let (builder, going) = (self.builder.clone(), self.going.clone());
-        let opener = self.opener.clone();
+        let (opener, all) = (self.opener.clone(), self.behind.connections.clone());
         self.connections.spawn(async move {
             let opened = tokio::select! {
                 opened = opener.open(stream, address) => opened,
                 () = connection.is_cut() => Err(ConnectionEnd::Closed(ConnectionClose::Cut)),
                 () = going.cancelled() => Err(ConnectionEnd::Closed(ConnectionClose::Drain)),
             };
-            let OpenConnection { opened, peer, removals } = match opened {
+            let OpenConnection { opened, peer, removals, version } = match opened {
                 Ok(open) => open,
                 Err(end) => return metered.ends(end),
             };
+            let _listed = all.list(&connection, (&peer, version), clock::now());
             let old = age.map(|age| (clock::now() + age, ConnectionClose::Age));
             let expired =
                 certificate_end(&peer).map(|at| (at, ConnectionClose::CertificateExpired));

@@ -37,6 +37,8 @@ pub(super) struct OpenConnection {
     pub(super) peer: Arc<Peer>,
     /// Changes when an authority of client certificates is removed. `None`: the client showed none.
     pub(super) removals: Option<watch::Receiver<u64>>,
+    /// The version of TLS. `None`: there is no TLS.
+    pub(super) version: Option<&'static str>,
 }
 
 /// Opens the connections of one listener.
@@ -88,7 +90,7 @@ impl Opener {
         let plain = |stream| async move {
             let peer = Arc::new(Peer { address, certificate: None });
             let opened = preface::read(Wire::Left(stream)).await?;
-            Ok::<_, io::Error>(OpenConnection { opened, peer, removals: None })
+            Ok::<_, io::Error>(OpenConnection { opened, peer, removals: None, version: None })
         };
         let Some(tls) = &self.tls else {
             let connection = plain(stream).await?;
@@ -105,12 +107,13 @@ impl Opener {
             let foreign = connection.opened.foreign();
             return Ok((connection, Some(foreign.map_or(Foreign::PlainHttp2, Foreign::plain))));
         }
-        let SecuredConnection { stream, certificate, removals } = tls.accept(stream).await?;
+        let SecuredConnection { stream, certificate, removals, version } =
+            tls.accept(stream).await?;
         let removals = certificate.is_some().then_some(removals);
         let peer = Arc::new(Peer { address, certificate });
         let opened = preface::read(Wire::Right(stream)).await?;
         let foreign = opened.foreign();
-        Ok((OpenConnection { opened, peer, removals }, foreign))
+        Ok((OpenConnection { opened, peer, removals, version: Some(version) }, foreign))
     }
 
     fn refusal(&self, foreign: Foreign) -> ConnectionRefusal {

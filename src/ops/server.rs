@@ -3,6 +3,7 @@
 
 use std::{
     future::Future,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -68,6 +69,8 @@ pub async fn serve(
         meter,
         beyond: false,
         tls: None,
+        // Operators are shown the connections of clients alone.
+        connections: Arc::default(),
         service: |connection: &_, _| {
             MiddlewareLayer(CountOpenCalls::new(connection)).layer(service.clone())
         },

@@ -31,7 +31,7 @@ pub(super) fn ask(broker: &FakeBroker, max_wait: Duration) -> FetchParams {
         linger: Duration::ZERO,
         lease: None,
         principal: "anonymous".into(),
-        worker: "".into(),
+        caller: Arc::default(),
         codec: Codec::Raw,
         patience: None,
     }

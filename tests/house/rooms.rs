@@ -52,8 +52,11 @@ const IMPURE: [&str; 10] = [
 ];
 
 /// Rooms and files that decide and do nothing else. Time is an argument.
-const PURE: [&str; 12] = [
+const PURE: [&str; 15] = [
     "access",
+    "admin/filter",
+    "admin/merge",
+    "admin/page",
     "api_error",
     "audit/throttle",
     "credentials/refresh",
@@ -78,6 +81,25 @@ const ROOMS: &[Room] = &[
         libraries: &[],
     },
     Room {
+        name: "admin",
+        purpose: "the answers for operators: who holds what, at all replicas",
+        rooms: &[
+            "api_error",
+            "broker",
+            "bus",
+            "clock",
+            "cluster",
+            "keys",
+            "lease",
+            "lessor",
+            "limits",
+            "net",
+            "pb",
+            "token",
+        ],
+        libraries: &["prost", "tokio"],
+    },
+    Room {
         name: "api_error",
         purpose: "what went wrong with a call, for its client; pure",
         rooms: &["access", "lease", "lessor", "reason"],
@@ -88,6 +110,7 @@ const ROOMS: &[Room] = &[
         purpose: "wires all rooms together and drains them in order",
         rooms: &[
             "access",
+            "admin",
             "broker",
             "bus",
             "clock",
@@ -130,7 +153,7 @@ const ROOMS: &[Room] = &[
     },
     Room {
         name: "client",
-        purpose: "the client behind fetch, ack, nak, term, extend, whoami and probe",
+        purpose: "the client behind the commands that call a running fetch-proxy",
         rooms: &["pb"],
         libraries: &["hyper", "prost", "tokio", "tonic"],
     },
@@ -223,6 +246,7 @@ const ROOMS: &[Room] = &[
         purpose: "the contract: requests are read, answers are written",
         rooms: &[
             "access",
+            "admin",
             "api_error",
             "audit",
             "broker",

@@ -19,6 +19,7 @@ mod jetstream;
 mod log;
 mod old_server;
 mod operations;
+mod operators;
 mod page;
 mod policy;
 mod quotas;

@@ -76,8 +76,11 @@ async fn every_line_for_an_operator_does_what_the_page_says() {
 /// The text of `--help` for each flag of all commands.
 fn flags() -> BTreeMap<String, String> {
     let mut flags = BTreeMap::new();
-    let commands = ["serve", "dev", "probe", "fetch", "ack", "nak", "term", "extend", "keygen"];
-    for command in commands.into_iter().chain(["policy check", "policy diff"]) {
+    let commands =
+        ["serve", "dev", "probe", "consumer", "fetch", "ack", "nak", "term", "extend", "keygen"];
+    let operators = ["replicas", "consumers", "leases", "connections", "release"];
+    let policy = ["policy check", "policy diff"];
+    for command in commands.into_iter().chain(operators).chain(policy) {
         let words = command.split(' ').chain(["--help"]);
         let help = Command::new(PROGRAM).args(words).output().unwrap();
         let help = String::from_utf8(help.stdout).unwrap();

@@ -9,6 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use fetch_proxy::{
+    admin::{Inspector, ReplicaFacts},
     broker::{
         AckPublish, AckSubject, Broker, BrokerError, Confirmation, ConnectionKind, ConsumerInfo,
         ConsumerName, InfoError, JetStream, Link, Search,
@@ -18,7 +19,7 @@ use fetch_proxy::{
     cluster::Cluster,
     keys::Keys,
     lease::LeaseId,
-    lessor::{Codec, FetchParams, Fetched, LeaseLimits, Lessor},
+    lessor::{Codec, FetchCaller, FetchParams, Fetched, LeaseLimits, Lessor},
     pb::peer::v1::{HandoverRequest, handover_request::Step},
     refusal_log::RefusalLog,
     token::InstanceId,
@@ -56,6 +57,8 @@ struct State {
     rule: Rule,
     /// The same for announcements about consumers, by receiver.
     sightings: Box<dyn FnMut(&str) -> Fate + Send>,
+    /// So many questions of operators pass, and later ones have this fate.
+    admin: (u32, Fate),
     /// Heartbeats are lost, as those of a replica that is not connected yet.
     silent: bool,
     /// All questions of hand-overs that were asked.
@@ -73,6 +76,7 @@ impl Net {
             asked: 0,
             rule: Box::new(|_| Fate::Pass),
             sightings: Box::new(|_| Fate::Pass),
+            admin: (0, Fate::Pass),
             silent: false,
             record: Vec::new(),
             keys,
@@ -87,6 +91,16 @@ impl Net {
     /// The fate of an announcement about a consumer, by its subject.
     pub fn sightings(&self, fate: impl FnMut(&str) -> Fate + Send + 'static) {
         self.lock().sightings = Box::new(fate);
+    }
+
+    /// The fate of questions of operators.
+    pub fn admin(&self, fate: Fate) {
+        self.admin_after(0, fate);
+    }
+
+    /// The fate of questions of operators after so many.
+    pub fn admin_after(&self, passes: u32, fate: Fate) {
+        self.lock().admin = (passes, fate);
     }
 
     /// Whether heartbeats are lost from now on.
@@ -178,6 +192,13 @@ impl Bus for Linked {
             }
             if subject.ends_with("sighting") {
                 fate = (state.sightings)(subject);
+            }
+            if subject.ends_with("admin") {
+                let (passes, then) = &mut state.admin;
+                match passes.checked_sub(1) {
+                    Some(left) => *passes = left,
+                    None => fate = *then,
+                }
             }
             state.asked += 1;
             let (reply, (tell, answer)) = (format!("reply.{}", state.asked), oneshot::channel());
@@ -291,6 +312,8 @@ pub struct Member {
     pub cluster: Arc<Cluster<Linked>>,
     pub keys: Arc<Keys>,
     pub us: InstanceId,
+    /// What it answers to operators.
+    pub inspector: Inspector<Linked>,
     most: usize,
     net: Net,
 }
@@ -326,7 +349,15 @@ impl Member {
         let cluster =
             Cluster::new(lessor.clone(), keys.clone(), refusals, name, member, Traces::default());
         tokio::spawn(cluster.clone().run());
-        Self { lessor, cluster, keys, us, most, net: net.clone() }
+        let facts = ReplicaFacts {
+            instance: us,
+            name: "pod".to_owned(),
+            keys: keys.clone(),
+            why_not_ready: Box::new(|| None),
+            policy_digest: Box::new(String::new),
+        };
+        let inspector = Inspector::new(lessor.clone(), cluster.clone(), facts);
+        Self { lessor, cluster, keys, us, inspector, most, net: net.clone() }
     }
 
     /// Leases so many new messages.
@@ -340,16 +371,24 @@ impl Member {
 
     /// Fetches so many new messages, and nobody has them yet.
     pub async fn fetched(&self, broker: &FakeBroker, count: usize) -> Fetched {
+        self.fetched_by("", broker, count).await
+    }
+
+    /// The same by this worker, for an hour.
+    pub async fn fetched_by(&self, worker: &str, broker: &FakeBroker, count: usize) -> Fetched {
         (0..count).for_each(|_| broker.publish("x"));
+        let peer = Some(([192, 0, 2, 1], 4711).into());
+        let caller = FetchCaller { worker: worker.into(), identity: "key:a".into(), peer };
+        let hour = (!worker.is_empty()).then_some(Duration::from_secs(3600));
         let ask = FetchParams {
             name: broker.name(),
             n: u32::try_from(count).unwrap(),
             max_bytes: 4_000_000,
             max_wait: PATIENCE,
             linger: Duration::from_secs(1),
-            lease: None,
+            lease: hour,
             principal: "anonymous".into(),
-            worker: "".into(),
+            caller: Arc::new(caller),
             codec: Codec::Raw,
             patience: None,
         };
@@ -371,6 +410,13 @@ impl Member {
     /// No lease is held, and no place is kept.
     pub fn is_empty(&self) -> bool {
         self.lessor.held() == 0 && self.lessor.room() as usize == self.most
+    }
+
+    /// It does not hear questions of operators any more, as an older version.
+    pub fn is_older(&self) {
+        let mut state = self.net.lock();
+        let (subjects, _) = state.ears.get_mut(&self.us).unwrap();
+        subjects.retain(|subject| !subject.ends_with(".admin"));
     }
 
     /// Nobody hears of it any more.

@@ -6,6 +6,7 @@ mod announcements;
 mod forwarding;
 mod handover;
 mod incompatible;
+mod inspecting;
 mod keys;
 mod linked;
 mod metered;

@@ -30,6 +30,7 @@ pub(in crate::grpc) struct AcceptCallers {
     /// The tokens of one connection. No two connections share a lock for each call.
     accepted: Arc<Mutex<BearerCache>>,
     strangers: Arc<StrangerLimit>,
+    connection: Arc<ClientConnection>,
 }
 
 impl AcceptCallers {
@@ -40,7 +41,8 @@ impl AcceptCallers {
         connection: &Arc<ClientConnection>,
     ) -> Self {
         let strangers = Arc::new(StrangerLimit::new(connection));
-        Self { gatekeeper, refusals, accepted: Arc::default(), strangers }
+        let connection = connection.clone();
+        Self { gatekeeper, refusals, accepted: Arc::default(), strangers, connection }
     }
 
     fn caller<R>(&self, request: &Request<R>) -> Result<KnownCaller, NotAccepted> {
@@ -92,7 +94,10 @@ where
             self.strangers.asked(&caller);
             let admitted = caller.and_then(|caller| self.admitted(kind, caller));
             match admitted {
-                Ok(caller) => drop(request.extensions_mut().insert(caller)),
+                Ok(caller) => {
+                    self.connection.identified(caller.identity.as_str());
+                    request.extensions_mut().insert(caller);
+                }
                 Err(refused) => {
                     let method = CallKind::method(request.uri().path());
                     let (headers, extensions) = (request.headers(), request.extensions());

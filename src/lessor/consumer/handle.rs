@@ -6,8 +6,6 @@ use std::{
     time::Instant,
 };
 
-use tokio::sync::{Mutex, mpsc, oneshot};
-
 use crate::{
     broker::{BrokerError, ConsumerInfo, Leader},
     lessor::{
@@ -21,6 +19,7 @@ use crate::{
     metrics::ConsumerMeter,
     pump::Want,
 };
+use tokio::sync::{Mutex, mpsc, oneshot};
 
 /// Names one open Fetch to its consumer's task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -114,6 +113,23 @@ pub(in crate::lessor) struct SpecQuestion {
     pub(in crate::lessor) reply: oneshot::Sender<Result<Arc<ConsumerSpec>, Error>>,
 }
 
+/// The state of the task of one consumer.
+#[derive(Debug, Clone)]
+pub struct TaskState {
+    /// Open Fetch calls.
+    pub waiters: usize,
+    /// Messages that they still want.
+    pub wanted: usize,
+    /// Messages that the open pull may still bring. 0: no pull is open.
+    pub pulled: usize,
+    /// Messages that wait for the next caller.
+    pub parked: usize,
+    /// INFO as it was read last, and when.
+    pub info: Option<(Instant, ConsumerInfo)>,
+    /// Why nothing is pulled now, for people. `None`: nothing is against it.
+    pub suspended: Option<String>,
+}
+
 /// A request to the task of a consumer.
 pub(in crate::lessor) enum ConsumerCommand {
     /// One more Fetch waits.
@@ -129,13 +145,16 @@ pub(in crate::lessor) enum ConsumerCommand {
     Led(Leader),
     /// A settlement was published for something else, with this outcome.
     Acked(Result<(), BrokerError>),
-    /// Leases of the consumer were taken over from another replica.
+    /// Leases of the consumer were taken over from another replica. Until now perhaps nobody has needed to know who
+    /// leads.
     Adopted,
     /// Another replica has seen something of the consumer. The sender is answered, or dropped, when nothing
     /// that the sighting voids is settled here any more.
     Heard(Sighting, oneshot::Sender<()>),
     /// Somebody wants the spec, as soon as it is known on the present connection.
     Know(SpecQuestion),
+    /// An operator asks for the state of the task. The loop of the task answers.
+    Describe(oneshot::Sender<TaskState>),
 }
 
 /// The way to the task of a consumer.

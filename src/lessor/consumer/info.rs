@@ -29,12 +29,23 @@ pub(super) struct InfoQuestion<B: Broker> {
     why: Option<String>,
     /// The reason that was logged last.
     logged: Option<String>,
+    /// The last answer, and when it came.
+    last_read: Option<(Instant, ConsumerInfo)>,
 }
 
 impl<B: Broker> InfoQuestion<B> {
     pub(super) fn new(core: Arc<Core<B>>, name: ConsumerName) -> Self {
         let (asked, asked_at) = (Underway::none(), clock::now());
-        Self { core, name, asked, asked_at, patience: LOOK_PATIENCE, why: None, logged: None }
+        Self {
+            core,
+            name,
+            asked,
+            asked_at,
+            patience: LOOK_PATIENCE,
+            why: None,
+            logged: None,
+            last_read: None,
+        }
     }
 
     pub(super) fn ask(&mut self) {
@@ -58,6 +69,11 @@ impl<B: Broker> InfoQuestion<B> {
         answer
     }
 
+    /// INFO as it was read last, and when.
+    pub(super) fn last_read(&self) -> Option<&(Instant, ConsumerInfo)> {
+        self.last_read.as_ref()
+    }
+
     /// When INFO was asked last.
     pub(super) fn asked_at(&self) -> Instant {
         self.asked_at
@@ -75,7 +91,7 @@ impl<B: Broker> InfoQuestion<B> {
     ) -> (InfoAnswer, Option<Error>) {
         let answer = match info {
             Ok(info) => {
-                self.was_read();
+                self.was_read(info);
                 return match ConsumerSpec::check(&self.name, info) {
                     Ok(()) => (InfoAnswer::Read(ConsumerView::of(info)), None),
                     Err(error) => {
@@ -115,8 +131,9 @@ impl<B: Broker> InfoQuestion<B> {
         Some(Error::Unavailable(why))
     }
 
-    fn was_read(&mut self) {
+    fn was_read(&mut self, info: &ConsumerInfo) {
         self.why = None;
+        self.last_read = Some((clock::now(), info.clone()));
         if self.logged.take().is_some() {
             tracing::info!(consumer = %self.name, "the consumer can be read again");
         }

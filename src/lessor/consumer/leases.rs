@@ -21,7 +21,7 @@ use crate::{
         Error,
         accounts::LeaseHolder,
         core::{Core, release},
-        delivery::{AnswerEnd, GrantedDelivery, LeaseRequest, LeasedDelivery},
+        delivery::{AnswerEnd, GrantedDelivery, LeaseRequest, LeasedDelivery, TakenLease},
         metered,
         rights::AckRight,
         spec::ConsumerSpec,
@@ -190,7 +190,7 @@ impl<B: Broker> ConsumerLeases<B> {
                     spec: spec.clone(),
                     delivery_count: delivery.delivery_count,
                     since: now,
-                    worker: None,
+                    taken: None,
                     principal: None,
                     answer: None,
                     _permit: permits.as_mut().and_then(|permits| permits.split(1)),
@@ -231,7 +231,8 @@ impl<B: Broker> ConsumerLeases<B> {
                 });
                 let assigned = table.assign(granted.id, length, now).ok()?;
                 table.update_payload(granted.id, |held| {
-                    held.worker = Some(request.worker.clone());
+                    let by = Some(request.caller.clone());
+                    held.taken = Some(TakenLease { by, at: now, is_settled: false });
                     held.principal = Some(LeaseHolder::new(&request.account));
                     held.answer = Some(end.clone());
                 });
@@ -248,7 +249,7 @@ impl<B: Broker> ConsumerLeases<B> {
         self.core.table.with(|table| {
             for granted in granted {
                 table.update_payload(granted.id, |held| {
-                    (held.worker, held.answer) = (None, None);
+                    (held.taken, held.answer) = (None, None);
                     held.principal.iter_mut().for_each(LeaseHolder::take_back);
                 });
                 if granted.last_attempt() {
@@ -270,7 +271,7 @@ impl<B: Broker> ConsumerLeases<B> {
         let given_back = back.iter().map(|back| &back.payload);
         metered::ended(&self.core.metrics, LeaseEnd::GivenBack, given_back, now);
         let released = back.into_iter().filter_map(|back| Some((back.payload, back.release?)));
-        release(&self.core, released.collect(), cause);
+        release(&self.core, released.collect(), cause, Duration::ZERO);
     }
 
     /// The task ends. If leases are held, the next task of the consumer finds its spec, and what the monitor

@@ -378,8 +378,8 @@ impl<B: Broker> Performer<B> {
                 }
             }
             ConsumerCommand::Acked(outcome) => self.leases.learn(&outcome),
-            // Until now perhaps nobody has needed to know who leads.
             ConsumerCommand::Adopted => self.monitor.ask(now),
+            ConsumerCommand::Describe(_) => {}
             ConsumerCommand::Heard(sighting, reply) => self.heard(&sighting, reply, now),
             ConsumerCommand::Know(question) => {
                 self.callers.came(now);

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use super::{
     announcer::HeldBack,
+    described::describe,
     handle::{ConsumerCommand, ConsumerHandle},
     performer::Performer,
     quarantine::SearchResult,
@@ -108,7 +109,8 @@ impl<B: Broker> ConsumerTask<B> {
     /// # Errors
     /// Why the task ends.
     fn take(&mut self, event: TaskEvent) -> Result<(), Error> {
-        let (now, performer) = (clock::now(), &mut self.performer);
+        let now = clock::now();
+        let performer = &mut self.performer;
         match event {
             TaskEvent::Drain => {
                 self.draining = true;
@@ -118,10 +120,10 @@ impl<B: Broker> ConsumerTask<B> {
             TaskEvent::OthersKnow => performer.others_know(now),
             TaskEvent::Searched(result) => performer.searched(&result, now),
             TaskEvent::Subscription(event) => performer.subscribed(event, now),
-            TaskEvent::Command(command) => performer.command(command, now),
+            TaskEvent::Command(command) => self.command(command, now),
             TaskEvent::Deadline => {}
         }
-        performer.tell_outage(now);
+        self.performer.tell_outage(now);
         Ok(())
     }
 
@@ -132,7 +134,16 @@ impl<B: Broker> ConsumerTask<B> {
             tokio::task::yield_now().await;
         }
         while let Ok(command) = self.commands.try_recv() {
-            self.performer.command(command, clock::now());
+            self.command(command, clock::now());
+        }
+    }
+
+    fn command(&mut self, command: ConsumerCommand, now: Instant) {
+        if let ConsumerCommand::Describe(reply) = command {
+            let Performer { callers, info, poison, .. } = &self.performer;
+            let _ = reply.send(describe(callers, info, poison, now));
+        } else {
+            self.performer.command(command, now);
         }
     }
 
@@ -189,6 +200,7 @@ impl<B: Broker> ConsumerTask<B> {
                 | ConsumerCommand::Led(_)
                 | ConsumerCommand::Acked(_)
                 | ConsumerCommand::Adopted
+                | ConsumerCommand::Describe(_)
                 | ConsumerCommand::Heard(..) => {}
             }
         }

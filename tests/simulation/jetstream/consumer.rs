@@ -101,6 +101,9 @@ impl Consumer {
             leader_shows: config.leader_shows(),
             pending: self.new_messages(messages).count() as u64,
             ack_pending: state.pending.len() as u64,
+            waiting: 0,
+            redelivered: 0,
+            filter_subjects: config.filter.iter().cloned().collect(),
             delivered: state.deliveries,
             delivered_stream: state.last,
         }
