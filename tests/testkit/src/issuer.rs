@@ -8,7 +8,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    thread,
+    thread::{self, JoinHandle},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -194,6 +194,8 @@ pub struct IssuerServer {
     requests: Arc<Mutex<Vec<String>>>,
     answer: Arc<Mutex<IssuerAnswer>>,
     ended: Arc<AtomicBool>,
+    /// Accepts connections, and ends with the server.
+    listening: Option<JoinHandle<()>>,
 }
 
 impl IssuerServer {
@@ -222,15 +224,16 @@ impl IssuerServer {
 
     fn started(address: SocketAddr, answer: IssuerAnswer, tls: Option<Arc<ServerConfig>>) -> Self {
         let listener = TcpListener::bind(address).unwrap();
-        let server = Self {
+        let mut server = Self {
             address: listener.local_addr().unwrap(),
             requests: Arc::default(),
             answer: Arc::new(Mutex::new(answer)),
             ended: Arc::default(),
+            listening: None,
         };
         let (requests, answer) = (server.requests.clone(), server.answer.clone());
         let ended = server.ended.clone();
-        thread::spawn(move || {
+        let accept = move || {
             for stream in listener.incoming() {
                 if ended.load(Ordering::Relaxed) {
                     return;
@@ -244,7 +247,8 @@ impl IssuerServer {
                     }
                 });
             }
-        });
+        };
+        server.listening = Some(thread::spawn(accept));
         server
     }
 
@@ -273,6 +277,8 @@ impl Drop for IssuerServer {
         self.ended.store(true, Ordering::Relaxed);
         // The listener waits for a connection.
         drop(TcpStream::connect(self.address));
+        // From now on its address is refused.
+        let _ = self.listening.take().map(JoinHandle::join);
     }
 }
 
