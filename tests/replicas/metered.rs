@@ -34,11 +34,11 @@ async fn forwarded_tokens_and_moved_leases_are_in_the_books_of_both_replicas() {
     assert_eq!((books.began, books.ended, books.held), (4, 2, 2));
 
     pair.owner.signal("TERM");
+    // A page shows its counters a moment after its gauges, so a page in the middle of a move does not add up.
     let moved = eventually("the hand-over", || async {
-        let scrape = Scrape::of(&pair.other.ops);
-        (scrape.sum("fetchproxy_leases_adopted_total", &[]) == 2.0).then_some(scrape)
+        Scrape::of(&pair.other.ops).books().ok().filter(|books| books.began == 2)
     });
-    let books = moved.await.books().unwrap();
+    let books = moved.await;
     assert_eq!((books.began, books.ended, books.held), (2, 0, 2));
     for lease in &leased[2..] {
         pair.at_other.ack(ack(&lease.token)).await.unwrap();
