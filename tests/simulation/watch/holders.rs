@@ -290,6 +290,28 @@ mod tests {
         found_and_excused(&lab, Window::MadeAgainWhileStalled)
     }
 
+    /// Process 2 was called, and asks process 1, which has the lease.
+    #[test]
+    fn request_of_another_replica_in_a_stalled_wire_is_excused_after_a_reset_and_a_later_one_found()
+    {
+        for (after, found) in [(500, vec![]), (2_500, vec![CHECK])] {
+            let mut lab = Lab::new();
+            let old = lab.send(1, 1);
+            lab.hand(1, old, 1, 9_000);
+            lab.trouble(Trouble::Wire { side: 1 }, 2_000);
+            lab.wait(100);
+            lab.trouble(Trouble::MadeAgain, 0);
+            let new = lab.send(2, 1);
+            lab.hand(2, new, 1, 9_000);
+            lab.wait(after);
+            lab.ask(2, old, &ack());
+            lab.wait(1_400);
+            lab.apply(1, AckKind::Ack, old, new);
+            let holders: Vec<_> = lab.found().into_iter().filter(|one| *one == CHECK).collect();
+            assert_eq!(holders, found, "{after}");
+        }
+    }
+
     #[test]
     fn settlement_in_a_stalled_wire_is_excused_after_a_reset_until_jetstream_ends_its_lease() {
         for begins in [0, 500] {

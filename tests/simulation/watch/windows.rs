@@ -232,9 +232,9 @@ impl Window {
                 Some(Opened { since: stop.until.min(now), bound: LOOK })
             }
             Self::MadeAgainWhileStalled => {
-                // It may wait in front of the library, too.
-                let here = of.calls_of(effect.kind).filter(|call| call.side == effect.side);
-                let began = here.map(|call| call.began).fold(effect.left, Time::min);
+                // It may wait in front of the library, too, or on its way from the replica that was called.
+                let calls = of.calls_of(effect.kind).filter(|call| call.began <= effect.left);
+                let began = calls.map(|call| call.began).fold(effect.left, Time::min);
                 let wire = Trouble::Wire { side: effect.side };
                 let made = troubles.last_end(Trouble::MadeAgain, consumer, now)?.min(now);
                 // The stall kept the news away, and then the settlement.
