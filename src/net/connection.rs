@@ -2,6 +2,7 @@
 //! used and which of its answers are unwritten, and can cut it. Decides nothing.
 
 use std::{
+    future::Future,
     sync::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -133,9 +134,17 @@ where
     type Response = S::Response;
     type Error = S::Error;
 
-    async fn handle(self, request: R, next: Next<S>) -> Result<S::Response, S::Error> {
-        let _open = self.0.open_call();
-        next.run(request).await
+    fn handle(
+        self,
+        request: R,
+        next: Next<S>,
+    ) -> impl Future<Output = Result<S::Response, S::Error>> + Send + 'static {
+        let open = self.0.open_call();
+        let answer = next.run(request);
+        async move {
+            let _open = open;
+            answer.await
+        }
     }
 }
 

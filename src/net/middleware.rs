@@ -4,10 +4,11 @@
 use std::{
     future::Future,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
-use tower::{Layer, Service, ServiceExt as _};
+use futures_util::future::Either;
+use tower::{Layer, Service, ServiceExt as _, util::Oneshot};
 
 /// One layer of a service. A clone handles each request.
 pub(crate) trait Middleware<R, S>: Clone {
@@ -17,6 +18,9 @@ pub(crate) trait Middleware<R, S>: Clone {
     type Error;
 
     /// Handles a request, in most cases by the service behind the layer.
+    ///
+    /// An `async fn` keeps a place for its request until it ends, and many calls wait in each layer. So a layer
+    /// passes its request on before it begins to wait, if it can.
     fn handle(
         self,
         request: R,
@@ -32,14 +36,19 @@ impl<S> Next<S> {
     ///
     /// # Errors
     /// Errors of the service.
-    pub(crate) fn run<R>(self, request: R) -> impl Future<Output = Result<S::Response, S::Error>>
+    pub(crate) fn run<R>(mut self, request: R) -> Running<S, R>
     where
         S: Service<R>,
     {
-        // It holds the request once, and an `async fn` holds it twice. Many calls wait here.
-        self.0.oneshot(request)
+        match self.0.poll_ready(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => Either::Left(self.0.call(request)),
+            Poll::Ready(Err(_)) | Poll::Pending => Either::Right(Box::pin(self.0.oneshot(request))),
+        }
     }
 }
+
+/// The call of a service that was ready, or a service that is waited for.
+pub(crate) type Running<S, R> = Either<<S as Service<R>>::Future, Pin<Box<Oneshot<S, R>>>>;
 
 /// A middleware as a layer of tower.
 #[derive(Debug, Clone, Copy)]

@@ -1,8 +1,12 @@
 //! Finds out who calls, before anything else is done with a call: a stranger takes no permit. Leaves the
 //! caller in the extensions of the request. Health and reflection need no credential.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    future::{Future, ready},
+    sync::{Arc, Mutex},
+};
 
+use futures_util::future::Either;
 use http::{Request, Response, header::AUTHORIZATION};
 use tower::Service;
 
@@ -80,14 +84,18 @@ impl AcceptCallers {
 
 impl<S, R, B> Middleware<Request<R>, S> for AcceptCallers
 where
-    S: Service<Request<R>, Response = Response<B>, Future: Send> + Send + 'static,
+    S: Service<Request<R>, Response = Response<B>, Error: Send, Future: Send> + Send + 'static,
     R: Send + 'static,
     B: Default + Send + 'static,
 {
     type Response = S::Response;
     type Error = S::Error;
 
-    async fn handle(self, mut request: Request<R>, next: Next<S>) -> Result<S::Response, S::Error> {
+    fn handle(
+        self,
+        mut request: Request<R>,
+        next: Next<S>,
+    ) -> impl Future<Output = Result<S::Response, S::Error>> + Send + 'static {
         let kind = CallKind::of(request.uri().path());
         if kind.is_ours() {
             let caller = self.caller(&request).map_err(ApiError::from);
@@ -111,10 +119,10 @@ where
                     let principal = denied.and_then(|denied| denied.principal.as_deref());
                     let caller = RefusedCaller { principal, ..RefusedCaller::default() };
                     self.refusals.refused(kind.name(), &caller, &refused);
-                    return Ok(to_status(&refused).into_http());
+                    return Either::Left(ready(Ok(to_status(&refused).into_http())));
                 }
             }
         }
-        next.run(request).await
+        Either::Right(next.run(request))
     }
 }

@@ -10,6 +10,7 @@
 //! end with the task of their stream, see `net::unwritten`.
 
 use std::{
+    future::Future,
     pin::Pin,
     sync::{
         Arc,
@@ -51,18 +52,25 @@ where
     type Response = Response<AnswerBody>;
     type Error = S::Error;
 
-    async fn handle(self, request: R, next: Next<S>) -> Result<Self::Response, S::Error> {
+    fn handle(
+        self,
+        request: R,
+        next: Next<S>,
+    ) -> impl Future<Output = Result<Self::Response, S::Error>> + Send + 'static {
         let open = self.0.open_call();
-        let mut answer = next.run(request).await?;
-        let deliveries = answer.extensions_mut().remove::<Arc<DeliveryGuard>>();
-        if http_body::Body::is_end_stream(answer.body()) {
-            return Ok(answer.map(|body| AnswerBody::new(body, None)));
+        let answer = next.run(request);
+        async move {
+            let mut answer = answer.await?;
+            let deliveries = answer.extensions_mut().remove::<Arc<DeliveryGuard>>();
+            if http_body::Body::is_end_stream(answer.body()) {
+                return Ok(answer.map(|body| AnswerBody::new(body, None)));
+            }
+            let until = deliveries.as_ref().and_then(|deliveries| deliveries.ends_at());
+            let begun = self.0.unwritten.begin(until);
+            let (ended, cut) = (AtomicBool::new(false), AtomicBool::new(false));
+            let state = WriteState { deliveries, begun, _open: open, ended, cut };
+            Ok(answer.map(|body| AnswerBody::new(body, Some(state))))
         }
-        let until = deliveries.as_ref().and_then(|deliveries| deliveries.ends_at());
-        let begun = self.0.unwritten.begin(until);
-        let (ended, cut) = (AtomicBool::new(false), AtomicBool::new(false));
-        let state = WriteState { deliveries, begun, _open: open, ended, cut };
-        Ok(answer.map(|body| AnswerBody::new(body, Some(state))))
     }
 }
 

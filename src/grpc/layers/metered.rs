@@ -1,6 +1,7 @@
 //! Counts each call, from its headers to the end of its answer. It sees refused calls too.
 
 use std::{
+    future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Instant,
@@ -62,12 +63,19 @@ where
     type Response = Response<MeteredBody<B>>;
     type Error = S::Error;
 
-    async fn handle(self, request: Request<R>, next: Next<S>) -> Result<Self::Response, S::Error> {
+    fn handle(
+        self,
+        request: Request<R>,
+        next: Next<S>,
+    ) -> impl Future<Output = Result<Self::Response, S::Error>> + Send + 'static {
         let mut call = MeteredCall::begin(self.0.of(request.uri().path()).clone());
-        let answer = next.run(request).await?;
-        // An answer without a body has its code here.
-        call.see(answer.headers());
-        Ok(answer.map(|inner| MeteredBody { inner, call: Some(call) }))
+        let answer = next.run(request);
+        async move {
+            let answer = answer.await?;
+            // An answer without a body has its code here.
+            call.see(answer.headers());
+            Ok(answer.map(|inner| MeteredBody { inner, call: Some(call) }))
+        }
     }
 }
 

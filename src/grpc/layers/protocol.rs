@@ -1,6 +1,9 @@
 //! Answers requests that are no gRPC, before anything else is done with them: by HTTP, as the gRPC protocol
 //! says. Owns the definition of a gRPC request.
 
+use std::future::{Future, ready};
+
+use futures_util::future::Either;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use tower::Service;
 
@@ -12,17 +15,21 @@ pub(in crate::grpc) struct GrpcOnly;
 
 impl<S, R, B> Middleware<Request<R>, S> for GrpcOnly
 where
-    S: Service<Request<R>, Response = Response<B>, Future: Send> + Send + 'static,
+    S: Service<Request<R>, Response = Response<B>, Error: Send, Future: Send> + Send + 'static,
     R: Send + 'static,
     B: From<&'static str> + Send + 'static,
 {
     type Response = S::Response;
     type Error = S::Error;
 
-    async fn handle(self, request: Request<R>, next: Next<S>) -> Result<S::Response, S::Error> {
+    fn handle(
+        self,
+        request: Request<R>,
+        next: Next<S>,
+    ) -> impl Future<Output = Result<S::Response, S::Error>> + Send + 'static {
         match refusal(&request) {
-            Some(refusal) => Ok(refusal),
-            None => next.run(request).await,
+            Some(refusal) => Either::Left(ready(Ok(refusal))),
+            None => Either::Right(next.run(request)),
         }
     }
 }

@@ -5,9 +5,11 @@
 
 use std::{
     collections::BTreeMap,
+    future::{Future, ready},
     sync::{Arc, Mutex},
 };
 
+use futures_util::future::Either;
 use http::{Request, Response};
 use tower::Service;
 
@@ -97,14 +99,18 @@ impl Drop for CountedCall {
 
 impl<S, R, B> Middleware<Request<R>, S> for PrincipalQuotas
 where
-    S: Service<Request<R>, Response = Response<B>, Future: Send> + Send + 'static,
+    S: Service<Request<R>, Response = Response<B>, Error: Send, Future: Send> + Send + 'static,
     R: Send + 'static,
     B: http_body::Body + Default + Send + 'static,
 {
     type Response = Response<HeldBody<B, CountedCall>>;
     type Error = S::Error;
 
-    async fn handle(self, request: Request<R>, next: Next<S>) -> Result<Self::Response, S::Error> {
+    fn handle(
+        self,
+        request: Request<R>,
+        next: Next<S>,
+    ) -> impl Future<Output = Result<Self::Response, S::Error>> + Send + 'static {
         let kind = CallKind::of(request.uri().path());
         let caller = request.extensions().get::<KnownCaller>().filter(|_| kind.is_ours());
         let counted = match caller.map(|caller| self.begin(kind, caller)).transpose() {
@@ -113,10 +119,13 @@ where
                 let principal = caller.and_then(|caller| caller.principal.as_deref());
                 let caller = RefusedCaller { principal, ..RefusedCaller::default() };
                 self.refusals.refused(kind.name(), &caller, &refused);
-                return Ok(to_status(&refused).into_http());
+                return Either::Left(ready(Ok(to_status(&refused).into_http())));
             }
         };
-        let answer = next.run(request).await?;
-        Ok(answer.map(|body| HeldBody::perhaps(body, counted)))
+        let answer = next.run(request);
+        Either::Right(async move {
+            let answer = answer.await?;
+            Ok(answer.map(|body| HeldBody::perhaps(body, counted)))
+        })
     }
 }

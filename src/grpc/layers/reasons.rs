@@ -2,6 +2,8 @@
 //! is too large, an unknown method. Every status of ours then has a reason. A status that has its reason
 //! already passes unchanged.
 
+use std::future::Future;
+
 use http::{HeaderMap, Request, Response};
 use tonic::{Code, Status};
 use tower::Service;
@@ -26,13 +28,20 @@ where
     type Response = S::Response;
     type Error = S::Error;
 
-    async fn handle(self, request: Request<R>, next: Next<S>) -> Result<S::Response, S::Error> {
+    fn handle(
+        self,
+        request: Request<R>,
+        next: Next<S>,
+    ) -> impl Future<Output = Result<S::Response, S::Error>> + Send + 'static {
         let ours = CallKind::of(request.uri().path()).is_ours();
-        let response = next.run(request).await?;
-        Ok(match renamed(response.headers(), ours) {
-            None => response,
-            Some(status) => status.into_http(),
-        })
+        let response = next.run(request);
+        async move {
+            let response = response.await?;
+            Ok(match renamed(response.headers(), ours) {
+                None => response,
+                Some(status) => status.into_http(),
+            })
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Makes a span of each call of our services, and leaves it in the extensions of the request if it is sampled.
 //! Health and reflection have none: probes would be most of the spans.
 
-use std::sync::Arc;
+use std::{future::Future, sync::Arc};
 
 use http::{HeaderMap, Request, Response};
 use tonic::{Code, Status};
@@ -33,13 +33,22 @@ where
     type Response = S::Response;
     type Error = S::Error;
 
-    async fn handle(self, mut request: Request<R>, next: Next<S>) -> Result<S::Response, S::Error> {
-        let Some(span) = self.begin(&request) else { return next.run(request).await };
-        request.extensions_mut().insert(span.clone());
-        let end = CallEnd(Some(span));
-        let answer = next.run(request).await?;
-        end.answered(answer.headers());
-        Ok(answer)
+    fn handle(
+        self,
+        mut request: Request<R>,
+        next: Next<S>,
+    ) -> impl Future<Output = Result<S::Response, S::Error>> + Send + 'static {
+        let span = self.begin(&request);
+        if let Some(span) = &span {
+            request.extensions_mut().insert(span.clone());
+        }
+        let end = CallEnd(span);
+        let answer = next.run(request);
+        async move {
+            let answer = answer.await?;
+            end.answered(answer.headers());
+            Ok(answer)
+        }
     }
 }
 
