@@ -144,11 +144,11 @@ impl<B: Broker + Bus> AdminService for Admin<B> {
         request: Request<pb::ListReplicasRequest>,
     ) -> Result<Response<pb::ListReplicasResponse>, Status> {
         let (metadata, extensions, pb::ListReplicasRequest {}) = request.into_parts();
-        let call = async || {
+        let answer = async {
             self.operator(&extensions)?.may_somewhere(Verb::Inspect)?;
             Ok(Response::new(self.inspector.list_replicas().await))
         };
-        call().await.or_else(self.refused("ListReplicas", (&metadata, &extensions)))
+        answer.await.or_else(self.refused("ListReplicas", (&metadata, &extensions)))
     }
 
     async fn list_consumers(
@@ -156,16 +156,16 @@ impl<B: Broker + Bus> AdminService for Admin<B> {
         request: Request<pb::ListConsumersRequest>,
     ) -> Result<Response<pb::ListConsumersResponse>, Status> {
         let (metadata, extensions, request) = request.into_parts();
-        let call = async || {
+        let answer = async {
             let operator = self.operator(&extensions)?;
             let named = !request.stream.is_empty() && !request.consumer.is_empty();
             let named = named.then_some((&*request.stream, &*request.consumer));
             operator.may_at(Verb::Inspect, named)?;
             let may = operator.may(Verb::Inspect);
-            let consumers = self.inspector.list_consumers(request.clone(), &may).await?;
+            let consumers = self.inspector.list_consumers(request, &may).await?;
             Ok(Response::new(consumers))
         };
-        call().await.or_else(self.refused("ListConsumers", (&metadata, &extensions)))
+        answer.await.or_else(self.refused("ListConsumers", (&metadata, &extensions)))
     }
 
     async fn list_leases(
@@ -173,14 +173,14 @@ impl<B: Broker + Bus> AdminService for Admin<B> {
         request: Request<pb::ListLeasesRequest>,
     ) -> Result<Response<pb::ListLeasesResponse>, Status> {
         let (metadata, extensions, request) = request.into_parts();
-        let call = async || {
+        let answer = async {
             let operator = self.operator(&extensions)?;
             let meant = MeantLeases::read(&request.filter.clone().unwrap_or_default())?;
             operator.may_at(Verb::Inspect, meant.consumer())?;
             let may = operator.may(Verb::Inspect);
-            Ok(Response::new(self.inspector.list_leases(request.clone(), &may).await?))
+            Ok(Response::new(self.inspector.list_leases(request, &may).await?))
         };
-        call().await.or_else(self.refused("ListLeases", (&metadata, &extensions)))
+        answer.await.or_else(self.refused("ListLeases", (&metadata, &extensions)))
     }
 
     async fn list_connections(
@@ -188,11 +188,11 @@ impl<B: Broker + Bus> AdminService for Admin<B> {
         request: Request<pb::ListConnectionsRequest>,
     ) -> Result<Response<pb::ListConnectionsResponse>, Status> {
         let (metadata, extensions, request) = request.into_parts();
-        let call = async || {
+        let answer = async {
             self.operator(&extensions)?.may_everywhere(Verb::Inspect)?;
-            Ok(Response::new(self.inspector.list_connections(request.clone()).await?))
+            Ok(Response::new(self.inspector.list_connections(request).await?))
         };
-        call().await.or_else(self.refused("ListConnections", (&metadata, &extensions)))
+        answer.await.or_else(self.refused("ListConnections", (&metadata, &extensions)))
     }
 
     async fn release_leases(
@@ -200,20 +200,21 @@ impl<B: Broker + Bus> AdminService for Admin<B> {
         request: Request<pb::ReleaseLeasesRequest>,
     ) -> Result<Response<pb::ReleaseLeasesResponse>, Status> {
         let (metadata, extensions, request) = request.into_parts();
-        let call = async || {
+        let answer = async {
             let operator = self.operator(&extensions)?;
             let meant = MeantLeases::read(&request.filter.clone().unwrap_or_default())?;
             operator.may_at(Verb::Admin, meant.consumer())?;
             let may = operator.may(Verb::Admin);
-            let response = self.inspector.release_leases(request.clone(), &may).await?;
-            if !request.validate_only {
+            let validate_only = request.validate_only;
+            let response = self.inspector.release_leases(request, &may).await?;
+            if !validate_only {
                 let audit = self.gatekeeper.audit();
                 let call = audited(audit, "ReleaseLeases", metadata.as_ref(), &extensions);
                 call.leases_released(&operator.caller, &meant.to_string(), response.released);
             }
             Ok(Response::new(response))
         };
-        call().await.or_else(self.refused("ReleaseLeases", (&metadata, &extensions)))
+        answer.await.or_else(self.refused("ReleaseLeases", (&metadata, &extensions)))
     }
 }
 
@@ -260,12 +261,12 @@ where
     type Response = S::Response;
     type Error = S::Error;
 
-    async fn handle(
+    fn handle(
         self,
         mut request: HttpRequest<R>,
         next: Next<S>,
-    ) -> Result<S::Response, S::Error> {
+    ) -> impl Future<Output = Result<S::Response, S::Error>> + Send + 'static {
         request.extensions_mut().insert(self);
-        next.run(request).await
+        next.run(request)
     }
 }
