@@ -26,7 +26,7 @@ pub use self::{filter::MeantLeases, here::ReplicaFacts};
 use self::{
     filter::{refused, text},
     fleet::Fleet,
-    here::{Here, show_info},
+    here::{Here, hexadecimal, show_info},
     merge::{ToldConsumers, merged},
     page::{MOST_ROWS, PagedList},
     walk::{PAGE_TIME, Walk},
@@ -334,7 +334,6 @@ fn describe_leases(filter: &pb::LeaseFilter, after: u64, rows: usize) -> Questio
 /// A replica that does not answer, as far as its last heartbeat tells.
 fn as_heard(other: &OtherReplica) -> pb::Replica {
     let [leases, waiters, consumers] = other.counts;
-    let hexadecimal = |id: &[u8; 4]| id.iter().map(|byte| format!("{byte:02x}")).collect();
     pb::Replica {
         instance: other.instance.to_string(),
         name: other.name.clone(),
@@ -345,7 +344,7 @@ fn as_heard(other: &OtherReplica) -> pb::Replica {
         waiters,
         consumers,
         policy_digest: other.policy.clone(),
-        key_ids: other.keys.iter().map(hexadecimal).collect(),
+        key_ids: other.keys.iter().copied().map(hexadecimal).collect(),
         heard_ago: Some(duration(other.heard_ago)),
         ..pb::Replica::default()
     }

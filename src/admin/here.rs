@@ -98,7 +98,6 @@ impl<B: Broker> Here<B> {
         let link = self.lessor.broker().link();
         let why_not_ready = (self.facts.why_not_ready)();
         let ids = self.facts.keys.sealer().ring().ids();
-        let hexadecimal = |id: [u8; 4]| id.iter().map(|byte| format!("{byte:02x}")).collect();
         pb::Replica {
             instance: self.instance(),
             name: self.facts.name.clone(),
@@ -249,6 +248,11 @@ impl<B: Broker> Here<B> {
         let taken = outcomes.iter().map(taken).collect();
         Some(AdminAnswer { taken, ..AdminAnswer::default() })
     }
+}
+
+/// The name of a token key, for people.
+pub(super) fn hexadecimal(id: [u8; 4]) -> String {
+    id.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Shows INFO of this age.
