@@ -254,7 +254,10 @@ pub fn serve_admin<B: Broker + Bus>(
 /// Each request carries the user at the other end.
 impl<S, R, B> Middleware<HttpRequest<R>, S> for LocalUser
 where
-    S: TowerService<HttpRequest<R>, Response = HttpResponse<B>, Future: Send> + Send + 'static,
+    S: TowerService<HttpRequest<R>, Response = HttpResponse<B>, Future: Send>
+        + Clone
+        + Send
+        + 'static,
     R: Send + 'static,
     B: 'static,
 {
@@ -262,11 +265,11 @@ where
     type Error = S::Error;
 
     fn handle(
-        self,
+        &self,
         mut request: HttpRequest<R>,
-        next: Next<S>,
+        next: Next<'_, S>,
     ) -> impl Future<Output = Result<S::Response, S::Error>> + Send + 'static {
-        request.extensions_mut().insert(self);
+        request.extensions_mut().insert(*self);
         next.run(request)
     }
 }

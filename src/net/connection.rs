@@ -128,16 +128,16 @@ impl CountOpenCalls {
 
 impl<S, R> Middleware<R, S> for CountOpenCalls
 where
-    S: Service<R, Future: Send> + Send + 'static,
+    S: Service<R, Future: Send> + Clone + Send + 'static,
     R: Send + 'static,
 {
     type Response = S::Response;
     type Error = S::Error;
 
     fn handle(
-        self,
+        &self,
         request: R,
-        next: Next<S>,
+        next: Next<'_, S>,
     ) -> impl Future<Output = Result<S::Response, S::Error>> + Send + 'static {
         let open = self.0.open_call();
         let answer = next.run(request);

@@ -10,8 +10,8 @@ use std::{
 use futures_util::future::Either;
 use tower::{Layer, Service, ServiceExt as _, util::Oneshot};
 
-/// One layer of a service. A clone handles each request.
-pub(crate) trait Middleware<R, S>: Clone {
+/// One layer of a service.
+pub(crate) trait Middleware<R, S> {
     /// The answer.
     type Response;
     /// An error of the service behind the layer.
@@ -19,31 +19,44 @@ pub(crate) trait Middleware<R, S>: Clone {
 
     /// Handles a request, in most cases by the service behind the layer.
     ///
-    /// An `async fn` keeps a place for its request until it ends, and many calls wait in each layer. So a layer
-    /// passes its request on before it begins to wait, if it can.
+    /// A call waits in each layer, so a layer passes its request on before it begins to wait, if it can. It borrows
+    /// itself and the service behind it until then: copies of all layers for each call would cost more than their
+    /// work.
     fn handle(
-        self,
+        &self,
         request: R,
-        next: Next<S>,
+        next: Next<'_, S>,
     ) -> impl Future<Output = Result<Self::Response, Self::Error>> + Send + 'static;
 }
 
 /// The service behind a layer.
-pub(crate) struct Next<S>(S);
+pub(crate) struct Next<'s, S>(&'s mut S);
 
-impl<S> Next<S> {
+impl<'s, S: Clone> Next<'s, S> {
+    /// The next service is this service.
+    pub(crate) fn to(service: &'s mut S) -> Self {
+        Self(service)
+    }
+
     /// Passes a request on, as soon as the service is ready.
     ///
     /// # Errors
     /// Errors of the service.
-    pub(crate) fn run<R>(mut self, request: R) -> Running<S, R>
+    pub(crate) fn run<R>(self, request: R) -> Running<S, R>
     where
         S: Service<R>,
     {
         match self.0.poll_ready(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(())) => Either::Left(self.0.call(request)),
-            Poll::Ready(Err(_)) | Poll::Pending => Either::Right(Box::pin(self.0.oneshot(request))),
+            Poll::Ready(Err(_)) | Poll::Pending => {
+                Either::Right(Box::pin(self.later().oneshot(request)))
+            }
         }
+    }
+
+    /// The service, for a layer that waits before it passes its request on.
+    pub(crate) fn later(self) -> S {
+        self.0.clone()
     }
 }
 
@@ -84,6 +97,6 @@ where
     }
 
     fn call(&mut self, request: R) -> Self::Future {
-        Box::pin(self.middleware.clone().handle(request, Next(self.inner.clone())))
+        Box::pin(self.middleware.handle(request, Next::to(&mut self.inner)))
     }
 }

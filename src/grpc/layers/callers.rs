@@ -84,7 +84,10 @@ impl AcceptCallers {
 
 impl<S, R, B> Middleware<Request<R>, S> for AcceptCallers
 where
-    S: Service<Request<R>, Response = Response<B>, Error: Send, Future: Send> + Send + 'static,
+    S: Service<Request<R>, Response = Response<B>, Error: Send, Future: Send>
+        + Clone
+        + Send
+        + 'static,
     R: Send + 'static,
     B: Default + Send + 'static,
 {
@@ -92,9 +95,9 @@ where
     type Error = S::Error;
 
     fn handle(
-        self,
+        &self,
         mut request: Request<R>,
-        next: Next<S>,
+        next: Next<'_, S>,
     ) -> impl Future<Output = Result<S::Response, S::Error>> + Send + 'static {
         let kind = CallKind::of(request.uri().path());
         if kind.is_ours() {

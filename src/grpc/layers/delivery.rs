@@ -46,18 +46,18 @@ impl AnswerDelivery {
 
 impl<S, R> Middleware<R, S> for AnswerDelivery
 where
-    S: Service<R, Response = Response<tonic::body::Body>, Future: Send> + Send + 'static,
+    S: Service<R, Response = Response<tonic::body::Body>, Future: Send> + Clone + Send + 'static,
     R: Send + 'static,
 {
     type Response = Response<AnswerBody>;
     type Error = S::Error;
 
     fn handle(
-        self,
+        &self,
         request: R,
-        next: Next<S>,
+        next: Next<'_, S>,
     ) -> impl Future<Output = Result<Self::Response, S::Error>> + Send + 'static {
-        let open = self.0.open_call();
+        let (connection, open) = (self.0.clone(), self.0.open_call());
         let answer = next.run(request);
         async move {
             let mut answer = answer.await?;
@@ -66,7 +66,7 @@ where
                 return Ok(answer.map(|body| AnswerBody::new(body, None)));
             }
             let until = deliveries.as_ref().and_then(|deliveries| deliveries.ends_at());
-            let begun = self.0.unwritten.begin(until);
+            let begun = connection.unwritten.begin(until);
             let (ended, cut) = (AtomicBool::new(false), AtomicBool::new(false));
             let state = WriteState { deliveries, begun, _open: open, ended, cut };
             Ok(answer.map(|body| AnswerBody::new(body, Some(state))))

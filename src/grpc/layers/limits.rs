@@ -9,6 +9,7 @@
 mod reading;
 
 use std::{
+    future::{Future, ready},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -17,6 +18,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::future::Either;
 use http::{HeaderMap, Request, Response};
 use tower::Service;
 
@@ -197,7 +199,7 @@ impl Budgets {
 impl<S, R, B> Middleware<Request<R>, S> for ConnectionLimiter
 where
     S: Service<Request<tonic::body::Body>, Response = Response<B>, Error: Send, Future: Send>,
-    S: Send + 'static,
+    S: Clone + Send + 'static,
     R: http_body::Body<Data = Bytes> + Send + 'static,
     R::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     B: http_body::Body + Default + Send + 'static,
@@ -205,22 +207,31 @@ where
     type Response = Response<HeldBody<B, WritePermits>>;
     type Error = S::Error;
 
-    async fn handle(self, request: Request<R>, next: Next<S>) -> Result<Self::Response, S::Error> {
+    fn handle(
+        &self,
+        request: Request<R>,
+        next: Next<'_, S>,
+    ) -> impl Future<Output = Result<Self::Response, S::Error>> + Send + 'static {
         let kind = CallKind::of(request.uri().path());
         let admitted = match self.0.admit(kind, request.headers()) {
-            Ok(admitted) => read(request, admitted).await,
-            Err(refused) => Err(refused),
+            Ok(admitted) => admitted,
+            Err(refused) => return Either::Left(ready(Ok(to_status(&refused).into_http()))),
         };
-        let (mut request, Admitted { permits, bytes, .. }) = match admitted {
-            Ok(read) => read,
-            Err(refused) => return Ok(to_status(&refused).into_http()),
-        };
-        request.extensions_mut().insert(AnswerBudget::new(self.0.answers.clone()));
-        let mut answer = next.run(request).await?;
-        drop(bytes);
-        let memory = answer.extensions_mut().remove::<AnswerMemory>();
-        let held = WritePermits { _permits: permits, _memory: memory };
-        Ok(answer.map(|body| HeldBody::new(body, held)))
+        let budget = AnswerBudget::new(self.0.answers.clone());
+        let mut next = next.later();
+        Either::Right(async move {
+            let (mut request, Admitted { permits, bytes, .. }) = match read(request, admitted).await
+            {
+                Ok(read) => read,
+                Err(refused) => return Ok(to_status(&refused).into_http()),
+            };
+            request.extensions_mut().insert(budget);
+            let mut answer = Next::to(&mut next).run(request).await?;
+            drop(bytes);
+            let memory = answer.extensions_mut().remove::<AnswerMemory>();
+            let held = WritePermits { _permits: permits, _memory: memory };
+            Ok(answer.map(|body| HeldBody::new(body, held)))
+        })
     }
 }
 

@@ -56,7 +56,7 @@ impl MeterCalls {
 
 impl<S, R, B> Middleware<Request<R>, S> for MeterCalls
 where
-    S: Service<Request<R>, Response = Response<B>, Future: Send> + Send + 'static,
+    S: Service<Request<R>, Response = Response<B>, Future: Send> + Clone + Send + 'static,
     R: Send + 'static,
     B: Send + 'static,
 {
@@ -64,9 +64,9 @@ where
     type Error = S::Error;
 
     fn handle(
-        self,
+        &self,
         request: Request<R>,
-        next: Next<S>,
+        next: Next<'_, S>,
     ) -> impl Future<Output = Result<Self::Response, S::Error>> + Send + 'static {
         let mut call = MeteredCall::begin(self.0.of(request.uri().path()).clone());
         let answer = next.run(request);

@@ -15,7 +15,10 @@ pub(in crate::grpc) struct GrpcOnly;
 
 impl<S, R, B> Middleware<Request<R>, S> for GrpcOnly
 where
-    S: Service<Request<R>, Response = Response<B>, Error: Send, Future: Send> + Send + 'static,
+    S: Service<Request<R>, Response = Response<B>, Error: Send, Future: Send>
+        + Clone
+        + Send
+        + 'static,
     R: Send + 'static,
     B: From<&'static str> + Send + 'static,
 {
@@ -23,9 +26,9 @@ where
     type Error = S::Error;
 
     fn handle(
-        self,
+        &self,
         request: Request<R>,
-        next: Next<S>,
+        next: Next<'_, S>,
     ) -> impl Future<Output = Result<S::Response, S::Error>> + Send + 'static {
         match refusal(&request) {
             Some(refusal) => Either::Left(ready(Ok(refusal))),

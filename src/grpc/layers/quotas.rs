@@ -99,7 +99,10 @@ impl Drop for CountedCall {
 
 impl<S, R, B> Middleware<Request<R>, S> for PrincipalQuotas
 where
-    S: Service<Request<R>, Response = Response<B>, Error: Send, Future: Send> + Send + 'static,
+    S: Service<Request<R>, Response = Response<B>, Error: Send, Future: Send>
+        + Clone
+        + Send
+        + 'static,
     R: Send + 'static,
     B: http_body::Body + Default + Send + 'static,
 {
@@ -107,9 +110,9 @@ where
     type Error = S::Error;
 
     fn handle(
-        self,
+        &self,
         request: Request<R>,
-        next: Next<S>,
+        next: Next<'_, S>,
     ) -> impl Future<Output = Result<Self::Response, S::Error>> + Send + 'static {
         let kind = CallKind::of(request.uri().path());
         let caller = request.extensions().get::<KnownCaller>().filter(|_| kind.is_ours());

@@ -21,7 +21,7 @@ pub(in crate::grpc) struct ErrorReasons;
 
 impl<S, R, B> Middleware<Request<R>, S> for ErrorReasons
 where
-    S: Service<Request<R>, Response = Response<B>, Future: Send> + Send + 'static,
+    S: Service<Request<R>, Response = Response<B>, Future: Send> + Clone + Send + 'static,
     R: Send + 'static,
     B: Default + Send + 'static,
 {
@@ -29,9 +29,9 @@ where
     type Error = S::Error;
 
     fn handle(
-        self,
+        &self,
         request: Request<R>,
-        next: Next<S>,
+        next: Next<'_, S>,
     ) -> impl Future<Output = Result<S::Response, S::Error>> + Send + 'static {
         let ours = CallKind::of(request.uri().path()).is_ours();
         let response = next.run(request);

@@ -26,7 +26,7 @@ struct CallEnd(Option<TracedSpan>);
 
 impl<S, R, B> Middleware<Request<R>, S> for CallTrace
 where
-    S: Service<Request<R>, Response = Response<B>, Future: Send> + Send + 'static,
+    S: Service<Request<R>, Response = Response<B>, Future: Send> + Clone + Send + 'static,
     R: Send + 'static,
     B: Send + 'static,
 {
@@ -34,9 +34,9 @@ where
     type Error = S::Error;
 
     fn handle(
-        self,
+        &self,
         mut request: Request<R>,
-        next: Next<S>,
+        next: Next<'_, S>,
     ) -> impl Future<Output = Result<S::Response, S::Error>> + Send + 'static {
         let span = self.begin(&request);
         if let Some(span) = &span {
