@@ -324,18 +324,31 @@ mod tests {
     }
 
     #[test]
-    fn token_from_before_a_reset_is_excused_once_its_owner_has_died_and_of_a_new_consumer_never() {
-        for (trouble, dies, found) in [
-            (Trouble::Reset, true, vec![]),
-            (Trouble::Reset, false, vec![CHECK]),
-            (Trouble::MadeAgain, true, vec![CHECK]),
+    fn token_from_before_a_reset_is_excused_once_its_owner_has_gone_and_of_a_new_consumer_never() {
+        enum Gone {
+            Died,
+            Alone,
+            HandedOver,
+            Not,
+        }
+        for (trouble, gone, found) in [
+            (Trouble::Reset, Gone::Died, vec![]),
+            (Trouble::Reset, Gone::Alone, vec![]),
+            (Trouble::Reset, Gone::HandedOver, vec![CHECK]),
+            (Trouble::Reset, Gone::Not, vec![CHECK]),
+            (Trouble::MadeAgain, Gone::Died, vec![CHECK]),
+            (Trouble::MadeAgain, Gone::Alone, vec![CHECK]),
         ] {
             let mut lab = Lab::new();
             let old = lab.held();
             lab.trouble(Trouble::MadeAgain, 0);
             lab.trouble(trouble, 0);
-            if dies {
-                lab.trouble(Trouble::Killed { side: 1 }, 0);
+            match gone {
+                Gone::Died => lab.trouble(Trouble::Killed { side: 1 }, 0),
+                // The reset has ended all its leases.
+                Gone::Alone => lab.watch().drained(1, false, false, lab.now),
+                Gone::HandedOver => lab.watch().drained(1, true, false, lab.now),
+                Gone::Not => {}
             }
             let new = lab.send(2, 1);
             lab.hand(2, new, 1, 9_000);

@@ -213,8 +213,7 @@ impl Window {
                 let (at, before, _) = lowered(stale, ledger)?;
                 // The token has the old ack wait if it was given before the next look.
                 let look = RARE_LOOK.min(before / 3) + UNANSWERED + ledger.round_trip;
-                let left = ledger.alone.contains(&of.side) && effect.side != of.side;
-                let old = of.sent <= at + look && (left || without_owner(stale, ledger));
+                let old = of.sent <= at + look && without_owner(stale, ledger);
                 // "This is possible for at most one ack wait, as long as it was before."
                 let bound = of.sent.saturating_sub(at) + before;
                 old.then_some(Opened { since: at, bound })
@@ -320,12 +319,13 @@ impl Window {
     }
 }
 
-/// Whether the owner had died, or had left without a hand-over, so that another replica has settled.
+/// Whether the owner had died, or had left without a hand-over, so that another replica has settled. A replica that
+/// leaves after a reset has no leases any more, and its tokens are out.
 fn without_owner(stale: &Stale<'_>, ledger: &Ledger) -> bool {
     let Stale { effect, of, .. } = *stale;
     let died = Trouble::Killed { side: of.side };
     let died = ledger.troubles.happened(died, &of.message.0, of.sent, effect.at);
-    (died || ledger.ended.contains(&of.side)) && effect.side != of.side
+    (died || ledger.alone.contains(&of.side)) && effect.side != of.side
 }
 
 /// When the clock of JetStream ends a lease: an ack wait after the delivery, or after the last progress.
