@@ -45,7 +45,7 @@ pub use self::types::{CallerWants, ConsumerView, InfoAnswer, LeaderSigns, Monito
 use self::{
     contradiction::Contradiction,
     counting::DeliveryCount,
-    known::{Counted, Knowledge, Known, LeaderTrust},
+    known::{Counted, Hearing, Knowledge, Known, LeaderTrust},
     link_state::LinkState,
     question::Question,
 };
@@ -53,8 +53,6 @@ use crate::{broker::Server, lessor::sighting::Sighting};
 
 /// Between two questions, if the first one failed.
 const INFO_RETRY: Duration = Duration::from_millis(250);
-/// Callers hear after this that a known consumer is gone. A program needs milliseconds to make it again.
-const GONE: Duration = Duration::from_millis(500);
 
 /// See the [module](self).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -142,14 +140,7 @@ impl Monitor {
                 self.question = Question::Due(now + INFO_RETRY);
                 self.connection.be_away(now);
             }
-            InfoAnswer::Gone => match self.consumer {
-                Knowledge::Known(_) => {
-                    self.say(MonitorStep::EndLeases);
-                    self.consumer = Knowledge::Gone { since: now };
-                }
-                Knowledge::Gone { since } if now.saturating_duration_since(since) < GONE => {}
-                Knowledge::Gone { .. } | Knowledge::Unknown => self.say(MonitorStep::Stop),
-            },
+            InfoAnswer::Gone => self.steps.extend(self.consumer.gone(now)),
             InfoAnswer::Unsuitable { created } => {
                 // The same consumer, unsuitable now, keeps the leases that it has.
                 if self.consumer.is_made_again(&created) {
@@ -196,23 +187,17 @@ impl Monitor {
             self.distrust_answer(now);
             return false;
         };
-        let another = known.view.created != sighting.created;
-        let mut counted = sighting.began;
+        let Hearing { another, void, look } = known.hear(sighting, now);
         if another {
-            known.be_unsure();
             self.contradiction = Some(Contradiction::new(sighting.created.clone(), now));
             self.start_doubt();
-        } else if known.counting.heard(sighting, now) {
+        } else if void {
             self.void(now);
-            counted = true;
         }
-        let Some(known) = self.consumer.known_mut() else { return false };
-        // INFO still shows whether sequences went down.
-        let look = another || !counted && sighting.delivered < known.highest();
         if look && held {
             self.ask_again(now);
         } else if look {
-            known.be_unsure();
+            self.consumer.be_unsure();
         }
         look && held
     }

@@ -9,6 +9,7 @@ use super::{
     counting::{Counting, DeliveryCount},
     types::{ConsumerView, LeaderSigns, MonitorStep},
 };
+use crate::lessor::sighting::Sighting;
 
 /// The longest time between two questions while leases are held,
 const LONGEST_REFRESH: Duration = Duration::from_secs(30);
@@ -19,6 +20,8 @@ const LATE_ANSWER: Duration = Duration::from_secs(2);
 /// The consumer is the known one for this long after a proof. A busy worker pauses for less between two
 /// Fetch calls, so a busy consumer is not read more often for this.
 const SURE: Duration = Duration::from_secs(1);
+/// Callers hear after this that a known consumer is gone. A program needs milliseconds to make it again.
+const GONE: Duration = Duration::from_millis(500);
 
 /// Whether a consumer is known.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -51,6 +54,23 @@ impl Knowledge {
     pub(super) fn missed(&mut self) {
         if let Some(known) = self.known_mut() {
             known.missed();
+        }
+    }
+
+    /// The next pull needs a proof first that this is the consumer.
+    pub(super) fn be_unsure(&mut self) {
+        self.known_mut().into_iter().for_each(Known::be_unsure);
+    }
+
+    /// INFO says that there is no such consumer. Returns the step that follows.
+    pub(super) fn gone(&mut self, now: Instant) -> Option<MonitorStep> {
+        match self {
+            Self::Known(_) => {
+                *self = Self::Gone { since: now };
+                Some(MonitorStep::EndLeases)
+            }
+            Self::Gone { since } if now.saturating_duration_since(*since) < GONE => None,
+            Self::Gone { .. } | Self::Unknown => Some(MonitorStep::Stop),
         }
     }
 
@@ -124,6 +144,17 @@ pub(super) struct LeaderChange {
     pub(super) lost: bool,
 }
 
+/// The meaning of a sighting of another replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Hearing {
+    /// That replica has read another consumer of this name.
+    pub(super) another: bool,
+    /// All older leases are void.
+    pub(super) void: bool,
+    /// INFO still has to show what is so.
+    pub(super) look: bool,
+}
+
 /// The findings of deliveries that have arrived together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Counted {
@@ -186,6 +217,18 @@ impl Known {
         }
         self.trust = LeaderTrust::Sure;
         LeaderChange { signs, since, reset, lost: forgotten && changed }
+    }
+
+    /// Another replica has seen something of the consumer of this name.
+    pub(super) fn hear(&mut self, sighting: &Sighting, now: Instant) -> Hearing {
+        if self.view.created != sighting.created {
+            self.be_unsure();
+            return Hearing { another: true, void: false, look: true };
+        }
+        let void = self.counting.heard(sighting, now);
+        // INFO still shows whether sequences went down.
+        let look = !void && !sighting.began && sighting.delivered < self.highest();
+        Hearing { another: false, void, look }
     }
 
     /// Looks at the deliveries that have arrived.
