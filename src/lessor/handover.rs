@@ -286,7 +286,11 @@ impl<B: Broker> Lessor<B> {
                     let (id, count) = (spec.id, snapshot.delivery_count);
                     // The sender may not know that it was lowered.
                     let snapshot = snapshot.lowered(spec.ack_wait_of(count));
-                    consumers.entry(id).or_insert_with(|| spec.name.clone());
+                    let sequence = snapshot.consumer_sequence;
+                    let (_, sequences) = consumers
+                        .entry(id)
+                        .or_insert_with(|| (spec.name.clone(), (sequence, sequence)));
+                    *sequences = (sequences.0.min(sequence), sequences.1.max(sequence));
                     let permit = permits.0.split(1);
                     let hold = HeldDelivery {
                         ack,
@@ -315,8 +319,8 @@ impl<B: Broker> Lessor<B> {
             });
         }
         metered::ended(&self.core.metrics, LeaseEnd::Overtaken, &superseded, clock::now());
-        for name in consumers.values() {
-            self.tell(name, ConsumerCommand::Adopted);
+        for (name, sequences) in consumers.values() {
+            self.tell(name, ConsumerCommand::Adopted(*sequences));
         }
         adopted
     }

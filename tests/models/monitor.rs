@@ -73,6 +73,23 @@ const NAMED: &[Event] = &[
     Event::HeardBegan,
 ];
 
+/// A consumer that has just been made, whose deliveries go to other replicas, too. Such a replica hands its leases over
+/// to this one. Nobody needs to have told this one that the deliveries have begun.
+const TAKING_OVER: &[Event] = &[
+    Event::Tick,
+    Event::Deliver,
+    Event::DeliverElsewhere,
+    Event::SettleElsewhere,
+    Event::Send,
+    Event::Arrive,
+    Event::TakeOver,
+    Event::Reset,
+    Event::Answered(0),
+    Event::Silence,
+    Event::HeardBegan,
+    Event::HeardNewcomer,
+];
+
 struct Walk {
     alphabet: &'static [Event],
     /// States that were met with so many events left.
@@ -106,7 +123,11 @@ impl Walk {
 }
 
 fn walk(replicated: bool, leader_shows: bool, alphabet: &'static [Event]) {
-    let world = World::new(Kept { replicated, leader_shows }).expect("it begins well");
+    walk_from(World::new(Kept { replicated, leader_shows }), alphabet);
+}
+
+fn walk_from(world: Result<World, String>, alphabet: &'static [Event]) {
+    let world = world.expect("it begins well");
     let met = vec![HashSet::new(); EVENTS + 1];
     let mut walk = Walk { alphabet, met, path: Vec::new(), steps: 0 };
     walk.on(&world);
@@ -143,4 +164,11 @@ fn leases_end_with_the_consumer_that_they_are_of() {
 #[test]
 fn leases_of_a_single_server_end_with_the_consumer_that_they_are_of() {
     walk(false, true, NAMED);
+}
+
+#[test]
+fn leases_that_were_taken_over_end_with_a_reset_as_soon_as_info_or_a_replica_shows_it() {
+    for replicated in [true, false] {
+        walk_from(World::fresh(Kept { replicated, leader_shows: true }), TAKING_OVER);
+    }
 }

@@ -145,9 +145,8 @@ pub(in crate::lessor) enum ConsumerCommand {
     Led(Leader),
     /// A settlement was published for something else, with this outcome.
     Acked(Result<(), BrokerError>),
-    /// Leases of the consumer were taken over from another replica. Until now perhaps nobody has needed to know who
-    /// leads.
-    Adopted,
+    /// Leases of the consumer, with consumer sequences between these two, were taken over from another replica.
+    Adopted((u64, u64)),
     /// Another replica has seen something of the consumer. The sender is answered, or dropped, when nothing
     /// that the sighting voids is settled here any more.
     Heard(Sighting, oneshot::Sender<()>),

@@ -117,6 +117,10 @@ impl Monitor {
         if what != DeliveryCount::On {
             self.announce(sequence, sequence == 1, what == DeliveryCount::Again);
         }
+        if what == DeliveryCount::Perhaps {
+            self.start_doubt();
+            self.ask_again(now);
+        }
         self.arrived_late(&deliveries[void..]);
         void
     }
@@ -126,6 +130,15 @@ impl Monitor {
         if let Some(known) = self.consumer.known_mut() {
             known.arrived(deliveries);
         }
+    }
+
+    /// Leases with consumer sequences between these two were taken over from another replica. Until now perhaps
+    /// nobody has needed to know who leads.
+    pub fn adopted(&mut self, sequences: (u64, u64), now: Instant) {
+        if let Some(known) = self.consumer.known_mut() {
+            known.take_over(sequences, now);
+        }
+        self.ask_again(now);
     }
 
     /// The open question is answered. `outdated`: an inbox is still pulled on that is on an older

@@ -368,17 +368,15 @@ impl<B: Broker> Performer<B> {
             ConsumerCommand::Doubt { missed } => {
                 let connected = missed && self.subscription.is_link_current();
                 self.monitor.unanswered(connected, now);
-                self.obey(None);
             }
             ConsumerCommand::Led(leader) => {
                 let known = self.leases.spec().map(|spec| spec.leadership.leader());
                 if known.is_some_and(|known| known != leader) {
                     self.monitor.doubt(now);
-                    self.obey(None);
                 }
             }
             ConsumerCommand::Acked(outcome) => self.leases.learn(&outcome),
-            ConsumerCommand::Adopted => self.monitor.ask(now),
+            ConsumerCommand::Adopted(sequences) => self.monitor.adopted(sequences, now),
             ConsumerCommand::Describe(_) => {}
             ConsumerCommand::Heard(sighting, reply) => self.heard(&sighting, reply, now),
             ConsumerCommand::Know(question) => {
@@ -389,10 +387,10 @@ impl<B: Broker> Performer<B> {
                 }
                 if self.callers.is_spec_wanted() {
                     self.monitor.ask_again(now);
-                    self.obey(None);
                 }
             }
         }
+        self.obey(None);
     }
 
     /// Another replica has seen something. `reply` is answered, or dropped, when nothing that this voids is

@@ -199,7 +199,7 @@ impl<B: Broker> ConsumerTask<B> {
                 | ConsumerCommand::Doubt { .. }
                 | ConsumerCommand::Led(_)
                 | ConsumerCommand::Acked(_)
-                | ConsumerCommand::Adopted
+                | ConsumerCommand::Adopted(_)
                 | ConsumerCommand::Describe(_)
                 | ConsumerCommand::Heard(..) => {}
             }

@@ -82,6 +82,17 @@ pub enum Event {
     HeardAgain,
     /// Another replica has got the delivery with sequence 1.
     HeardBegan,
+    /// The same, and that replica is new: it does not know of the resets before.
+    HeardNewcomer,
+    /// Another replica gets a delivery, and says nothing of it, or is not heard.
+    DeliverElsewhere,
+    /// The oldest lease of another replica is settled there.
+    SettleElsewhere,
+    /// JetStream sends a delivery to here. It arrives later.
+    Send,
+    Arrive,
+    /// Another replica hands all its leases over to this one.
+    TakeOver,
 }
 
 /// The state that INFO would tell.
@@ -144,6 +155,10 @@ pub struct World {
     asked: Option<Asked>,
     pulling: bool,
     leases: Vec<Lease>,
+    /// The sequences of leases of another replica.
+    elsewhere: Vec<u64>,
+    /// The sequence of a delivery that is on its way to here.
+    under_way: Option<u64>,
     replicas_wait: bool,
     stopped: bool,
     // The knowledge that the monitor can have.
@@ -173,7 +188,8 @@ impl Hash for World {
         (self.delivered, self.deliveries, self.generation, self.noticed_elsewhere).hash(state);
         self.changes.hash(state);
         (self.epoch, self.up, self.server, self.lost_at, &self.asked, self.pulling).hash(state);
-        (&self.leases, self.replicas_wait, self.stopped, self.known, self.highest).hash(state);
+        (&self.leases, &self.elsewhere, self.under_way).hash(state);
+        (self.replicas_wait, self.stopped, self.known, self.highest).hash(state);
         (self.last_arrival, self.in_doubt, self.missed, self.contradicted).hash(state);
         (self.proof_at, self.fresh_from, self.gone_since).hash(state);
         (self.answered_at, self.news, self.forgot, self.alarmed).hash(state);
@@ -203,6 +219,16 @@ fn must(holds: bool, promise: impl FnOnce() -> String) -> Check {
 impl World {
     /// A consumer that was read a moment ago, and two deliveries of it that are leased.
     pub fn new(kept: Kept) -> Result<Self, String> {
+        let mut world = Self::fresh(kept)?;
+        for event in [Event::Deliver, Event::Deliver] {
+            world.happen(event)?;
+        }
+        world.deliveries = 0;
+        Ok(world)
+    }
+
+    /// A consumer that was read a moment ago, and has delivered nothing.
+    pub fn fresh(kept: Kept) -> Result<Self, String> {
         let mut world = Self {
             kept,
             monitor: Monitor::new(Some(&server(1, 0)), None, instant(0)),
@@ -223,6 +249,8 @@ impl World {
             asked: None,
             pulling: false,
             leases: Vec::new(),
+            elsewhere: Vec::new(),
+            under_way: None,
             replicas_wait: false,
             stopped: false,
             known: None,
@@ -240,10 +268,7 @@ impl World {
             alarmed: false,
         };
         world.settle_down()?;
-        for event in [Event::Answered(0), Event::Deliver, Event::Deliver] {
-            world.happen(event)?;
-        }
-        world.deliveries = 0;
+        world.happen(Event::Answered(0))?;
         Ok(world)
     }
 
@@ -258,7 +283,10 @@ impl World {
         let restarts = changes && there && (self.kept.is_led_elsewhere() || !self.up);
         let can = |event: &Event| match event {
             Event::Tick | Event::Moment => true,
-            Event::Deliver => self.pulling && there && self.deliveries < MOST_DELIVERIES,
+            Event::Deliver | Event::Send => {
+                let more = self.deliveries < MOST_DELIVERIES && self.under_way.is_none();
+                self.pulling && there && more
+            }
             Event::Elected { forgets } => {
                 changes && there && self.kept.replicated && (!forgets || self.delivered > 0)
             }
@@ -279,7 +307,10 @@ impl World {
             Event::LeaderGone => self.pulling && there,
             Event::HeardRead => self.incarnation.is_some_and(|incarnation| incarnation > 0),
             Event::HeardAgain => there && self.generation > 0,
-            Event::HeardBegan => there && self.delivered == 0,
+            Event::HeardBegan | Event::HeardNewcomer => there && self.delivered == 0,
+            Event::DeliverElsewhere => there && self.deliveries < MOST_DELIVERIES,
+            Event::Arrive => self.under_way.is_some(),
+            Event::TakeOver | Event::SettleElsewhere => there && !self.elsewhere.is_empty(),
         };
         let mut possible = Vec::new();
         for event in alphabet.iter().filter(|event| can(event)) {
@@ -315,6 +346,9 @@ impl World {
             }
             Event::Reset => {
                 (self.delivered, self.generation) = (0, self.generation + 1);
+                // The other replica knows, or its leases are not handed over.
+                self.elsewhere.clear();
+                self.under_way = None;
                 self.forgot = true;
                 self.tell();
             }
@@ -361,10 +395,28 @@ impl World {
             Event::HeardRead => self.hear(false, false)?,
             Event::HeardAgain => self.hear(false, true)?,
             Event::HeardBegan => {
-                self.delivered = 1;
-                self.tell();
+                self.deliver_elsewhere();
                 self.hear(true, self.generation > 0)?;
             }
+            Event::HeardNewcomer => {
+                self.deliver_elsewhere();
+                self.hear_numbered(true, false, 0)?;
+            }
+            Event::DeliverElsewhere => {
+                self.deliveries += 1;
+                self.deliver_elsewhere();
+            }
+            Event::SettleElsewhere => _ = self.elsewhere.remove(0),
+            Event::Send => {
+                (self.delivered, self.deliveries) = (self.delivered + 1, self.deliveries + 1);
+                self.under_way = Some(self.delivered);
+                self.tell();
+            }
+            Event::Arrive => {
+                let sequence = self.under_way.take();
+                sequence.map_or(Ok(()), |sequence| self.arrive(sequence))?;
+            }
+            Event::TakeOver => self.take_over()?,
         }
         self.settle_down()
     }
@@ -401,11 +453,37 @@ impl World {
         }
     }
 
+    fn deliver_elsewhere(&mut self) {
+        self.delivered += 1;
+        self.elsewhere.push(self.delivered);
+        self.tell();
+    }
+
+    fn take_over(&mut self) -> Check {
+        let (Some(_), Some(incarnation)) = (self.known, self.incarnation) else { return Ok(()) };
+        let sequences = std::mem::take(&mut self.elsewhere);
+        let (first, last) = (sequences[0], sequences[sequences.len() - 1]);
+        self.leases.extend(sequences.into_iter().map(|sequence| Lease {
+            sequence,
+            incarnation,
+            generation: self.generation,
+            unprotected: 0,
+            granted_before_ask: false,
+        }));
+        self.highest = self.highest.max(last);
+        self.news = true;
+        self.monitor.adopted((first, last), instant(self.now));
+        self.perform()
+    }
+
     fn deliver(&mut self) -> Check {
         self.delivered += 1;
         self.deliveries += 1;
         self.tell();
-        let sequence = self.delivered;
+        self.arrive(self.delivered)
+    }
+
+    fn arrive(&mut self, sequence: u64) -> Check {
         let lower = sequence <= self.last_arrival;
         let before = self.leases.len();
         self.monitor.arrived(&[(sequence, 10 + sequence)], instant(self.now));
@@ -414,6 +492,11 @@ impl World {
         must(!lower || self.leases.is_empty(), || {
             format!("{before} leases outlive a sequence that went down")
         })?;
+        if sequence == 1 && !self.leases.is_empty() {
+            // All leases were taken over, and may be from before a reset.
+            (self.in_doubt, self.news) = (true, true);
+            self.asked.iter_mut().for_each(|asked| asked.before_sign = true);
+        }
         self.proof_at = Some(self.now);
         self.last_arrival = sequence;
         self.highest = self.highest.max(sequence);
@@ -468,18 +551,22 @@ impl World {
     }
 
     fn hear(&mut self, began: bool, again: bool) -> Check {
-        let incarnation = self.incarnation.expect("it is there");
         let (generation, number) = self.noticed_elsewhere;
         if (began || again) && generation < self.generation {
             self.noticed_elsewhere = (self.generation, number + 1);
         }
+        self.hear_numbered(began, again, self.noticed_elsewhere.1)
+    }
+
+    fn hear_numbered(&mut self, began: bool, again: bool, counting: u64) -> Check {
+        let incarnation = self.incarnation.expect("it is there");
         let sighting = Sighting {
             name: ConsumerName { stream: "S".into(), consumer: "c".into() },
             created: created(incarnation),
             delivered: self.delivered,
             began,
             again,
-            counting: self.noticed_elsewhere.1,
+            counting,
         };
         let held = !self.leases.is_empty();
         let waits = self.monitor.heard(&sighting, held, instant(self.now));
@@ -496,7 +583,8 @@ impl World {
             self.proof_at = None;
         }
         let current = |lease: &Lease| lease.generation == self.generation;
-        must(!(began || again) || self.leases.iter().all(current), || {
+        // If the delivery may have been on its way for long, that replica hands out nothing before INFO is read.
+        must(!(began || again) || waits || self.leases.iter().all(current), || {
             "a lease outlives a reset that another replica has seen".to_owned()
         })
     }

@@ -4,11 +4,14 @@
 //!
 //! ```text
 //!  FRESH ──── sequence 1 is seen ────▶ BEGUN ──── sequence 1 is seen again: void ──▶ BEGUN
-//!    ▲                                   ▲
-//!    │ void: nothing is delivered yet    │ sequence 1 is seen: void, unless the counting
-//!    │                                   │ was noticed a moment before
-//!    └── any state ── void: another ──▶ UNDER WAY since
-//!                     sequence is seen
+//!   │▲                                   ▲ ▲
+//!   ││ void: nothing is delivered yet    │ │ sequence 1 is seen: void, unless the counting
+//!   ││                                   │ │ was noticed a moment before
+//!   │└── any state ── void: another ──▶ UNDER WAY since
+//!   │                  sequence is seen    │
+//!   │                                      │ sequence 1 is seen: INFO tells whether it was only
+//!   └─ a later sequence ─▶ TOLD since ─────┘ on its way, or void after a long time
+//!      is seen or leased
 //! ```
 //! 1. A sequence that is not higher than the highest that has arrived voids every older lease.
 //! 2. The first delivery of a counting voids nothing of that counting.
@@ -26,11 +29,17 @@ use crate::lessor::sighting::Sighting;
 const NEWS: Duration = Duration::from_secs(2);
 /// A replica that was cut off notices a counting later, and gives it the number that it has.
 const LATE_NEWS: Duration = Duration::from_secs(30);
+/// No delivery is on its way for so long. A NATS server closes a client connection after 10 s in which it can write
+/// nothing, and a route stalls for as long as three.
+const LONGEST_WAY: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Start {
     /// Nothing has been delivered, as far as is known.
     Fresh,
+    /// Since then, later deliveries are known. The one with sequence 1 may be on its way, to here or to another
+    /// replica.
+    Told(Instant),
     /// Something else than sequence 1 was delivered when the counting was noticed, which was then.
     UnderWay(Instant),
     /// The delivery with sequence 1 has arrived here, or at another replica.
@@ -55,6 +64,19 @@ pub(super) enum DeliveryCount {
     On,
     /// It is the first of the first counting that is known.
     Began,
+    /// The same, or the first of another counting: INFO tells.
+    Perhaps,
+    /// Every older lease is void.
+    Again,
+}
+
+/// The meaning of a sighting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CountingNews {
+    /// Nothing is void.
+    Known,
+    /// Another counting may have begun: INFO tells.
+    Perhaps,
     /// Every older lease is void.
     Again,
 }
@@ -82,19 +104,35 @@ impl Counting {
     pub(super) fn arrived(&mut self, sequence: u64, now: Instant) -> DeliveryCount {
         let lower = sequence <= self.highest;
         let counted = match sequence {
-            1 if self.start == Start::Fresh && !lower => DeliveryCount::Began,
-            1 => DeliveryCount::Again,
             _ if lower => DeliveryCount::Again,
+            1 => match self.start {
+                Start::Fresh => DeliveryCount::Began,
+                Start::Told(since) if is_within(LONGEST_WAY, since, now) => DeliveryCount::Perhaps,
+                Start::Told(_) | Start::UnderWay(_) | Start::Begun => DeliveryCount::Again,
+            },
             _ => DeliveryCount::On,
         };
         let start = if sequence == 1 { Start::Begun } else { Start::UnderWay(now) };
         match counted {
-            DeliveryCount::On => {}
-            DeliveryCount::Began => self.start = start,
+            DeliveryCount::On => self.told(now),
+            DeliveryCount::Began | DeliveryCount::Perhaps => self.start = start,
             DeliveryCount::Again => self.notice(start, self.number + 1, now),
         }
         self.highest = sequence;
         counted
+    }
+
+    /// Leases of this counting were taken over from another replica. `first`: the delivery with sequence 1 is among
+    /// them.
+    pub(super) fn adopted(&mut self, first: bool, now: Instant) {
+        if first { self.start = Start::Begun } else { self.told(now) }
+    }
+
+    /// A later delivery than the first is known.
+    fn told(&mut self, now: Instant) {
+        if self.start == Start::Fresh {
+            self.start = Start::Told(now);
+        }
     }
 
     /// INFO knows fewer deliveries than were known when it was asked: only those of another counting.
@@ -107,41 +145,49 @@ impl Counting {
         self.highest = self.highest.min(delivered);
     }
 
-    /// Another replica has seen something. `true`: every older lease is void.
-    pub(super) fn heard(&mut self, sighting: &Sighting, now: Instant) -> bool {
+    /// Another replica has seen something.
+    pub(super) fn heard(&mut self, sighting: &Sighting, now: Instant) -> CountingNews {
         let news = sighting.counting > self.number;
-        let void = if sighting.began {
-            news || self.has_begun_before(now)
+        let heard = if sighting.began && !news {
+            self.heard_beginning(now)
+        } else if sighting.began || sighting.again && !self.is_known(sighting.counting, now) {
+            CountingNews::Again
         } else {
-            sighting.again && (news || !self.is_known(sighting.counting, now))
+            CountingNews::Known
         };
         let start = if sighting.began { Start::Begun } else { Start::of(sighting.delivered, now) };
-        if void {
+        if heard == CountingNews::Again {
             self.notice(start, sighting.counting.max(self.number), now);
         } else if sighting.began {
             self.start = start;
         }
-        void
+        heard
     }
 
     fn notice(&mut self, start: Start, number: u64, now: Instant) {
         *self = Self { start, highest: 0, number, noticed: Some(now) };
     }
 
-    /// If sequence 1 is delivered now, a counting begins that is not the present one.
-    fn has_begun_before(&self, now: Instant) -> bool {
+    /// Sequence 1 is delivered elsewhere. It begins the present counting or another one.
+    fn heard_beginning(&self, now: Instant) -> CountingNews {
         match self.start {
-            Start::Fresh => false,
-            Start::UnderWay(since) => now.saturating_duration_since(since) >= NEWS,
-            Start::Begun => true,
+            Start::Fresh => CountingNews::Known,
+            Start::UnderWay(since) if is_within(NEWS, since, now) => CountingNews::Known,
+            Start::Told(since) if is_within(LONGEST_WAY, since, now) => CountingNews::Perhaps,
+            Start::Told(_) | Start::UnderWay(_) | Start::Begun => CountingNews::Again,
         }
     }
 
-    /// Another replica tells of a counting, by a number that is not higher. It may be the present one.
+    /// Another replica tells of a counting that was noticed before. A number that is not higher may be of the present
+    /// counting.
     fn is_known(&self, number: u64, now: Instant) -> bool {
         let within = if number == self.number { LATE_NEWS } else { NEWS };
-        self.noticed.is_some_and(|at| now.saturating_duration_since(at) < within)
+        number <= self.number && self.noticed.is_some_and(|at| is_within(within, at, now))
     }
+}
+
+fn is_within(time: Duration, since: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(since) < time
 }
 
 #[cfg(test)]
@@ -177,14 +223,14 @@ mod tests {
         let mut elsewhere = Counting::new(0, now);
         // It has got the second delivery before it hears of the first.
         assert_eq!(elsewhere.arrived(2, now), DeliveryCount::On);
-        assert!(!elsewhere.heard(&began(0), now + LATER));
+        assert_eq!(elsewhere.heard(&began(0), now + LATER), CountingNews::Perhaps, "INFO tells");
     }
 
     #[test]
     fn a_replica_that_has_just_read_the_consumer_may_hear_of_its_beginning_later() {
         let now = clock::now();
-        assert!(!Counting::new(5, now).heard(&began(0), now + LATER / 2));
-        assert!(Counting::new(5, now).heard(&began(0), now + LATER));
+        assert_eq!(Counting::new(5, now).heard(&began(0), now + LATER / 2), CountingNews::Known);
+        assert_eq!(Counting::new(5, now).heard(&began(0), now + LATER), CountingNews::Again);
     }
 
     #[test]
@@ -214,10 +260,14 @@ mod tests {
         let now = clock::now();
         let mut counting = Counting::new(0, now);
         counting.arrived(1, now);
-        assert!(counting.heard(&began(1), now), "the next counting has begun elsewhere");
+        assert_eq!(
+            counting.heard(&began(1), now),
+            CountingNews::Again,
+            "the next counting has begun elsewhere"
+        );
         assert_eq!(counting.arrived(2, now), DeliveryCount::On, "it is the second of that");
         let mut counting = Counting::new(0, now);
-        assert!(!counting.heard(&began(0), now));
+        assert_eq!(counting.heard(&began(0), now), CountingNews::Known);
         assert_eq!(counting.arrived(1, now), DeliveryCount::Again, "the next one has begun here");
     }
 
@@ -226,14 +276,28 @@ mod tests {
         let now = clock::now();
         let mut counting = Counting::new(0, now);
         counting.arrived(7, now);
-        assert!(counting.heard(&began(1), now) && counting.heard(&began(2), now));
-        assert!(counting.heard(&sighting(3, 0), now), "INFO has shown it elsewhere");
-        assert!(counting.heard(&sighting(4, 2), now), "its first delivery was lost");
+        for number in [1, 2] {
+            assert_eq!(counting.heard(&began(number), now), CountingNews::Again);
+        }
+        assert_eq!(
+            counting.heard(&sighting(3, 0), now),
+            CountingNews::Again,
+            "INFO has shown it elsewhere"
+        );
+        assert_eq!(
+            counting.heard(&sighting(4, 2), now),
+            CountingNews::Again,
+            "its first delivery was lost"
+        );
         counting.went_down(0, now);
-        assert!(counting.heard(&began(6), now), "it was not the one that INFO has shown");
+        assert_eq!(
+            counting.heard(&began(6), now),
+            CountingNews::Again,
+            "it was not the one that INFO has shown"
+        );
         assert_eq!(counting.arrived(1, now), DeliveryCount::Again);
         // Another replica has got the first delivery of a counting that was not noticed here.
-        assert!(counting.heard(&began(6), now));
+        assert_eq!(counting.heard(&began(6), now), CountingNews::Again);
     }
 
     #[test]
@@ -242,14 +306,14 @@ mod tests {
         let mut counting = Counting::new(0, now);
         counting.arrived(7, now);
         assert_eq!(counting.arrived(3, now), DeliveryCount::Again);
-        assert!(!counting.heard(&began(1), now));
-        assert!(!counting.heard(&sighting(1, 2), now));
+        assert_eq!(counting.heard(&began(1), now), CountingNews::Known);
+        assert_eq!(counting.heard(&sighting(1, 2), now), CountingNews::Known);
         let mut counting = Counting::new(7, now);
         counting.went_down(0, now);
-        assert!(!counting.heard(&sighting(1, 0), now));
+        assert_eq!(counting.heard(&sighting(1, 0), now), CountingNews::Known);
         assert_eq!(counting.arrived(2, now), DeliveryCount::On);
-        assert!(!counting.heard(&began(1), now + LATER));
-        assert!(!counting.heard(&sighting(1, 5), now + LATER / 2));
+        assert_eq!(counting.heard(&began(1), now + LATER), CountingNews::Perhaps, "INFO tells");
+        assert_eq!(counting.heard(&sighting(1, 5), now + LATER / 2), CountingNews::Known);
     }
 
     #[test]
@@ -258,8 +322,8 @@ mod tests {
         let mut counting = Counting::new(0, now);
         counting.arrived(7, now);
         assert_eq!(counting.arrived(1, now), DeliveryCount::Again);
-        assert!(!counting.heard(&sighting(1, 5), now + LATER * 3));
-        assert!(counting.heard(&sighting(1, 5), now + LATE_NEWS));
+        assert_eq!(counting.heard(&sighting(1, 5), now + LATER * 3), CountingNews::Known);
+        assert_eq!(counting.heard(&sighting(1, 5), now + LATE_NEWS), CountingNews::Again);
     }
 
     /// A replica that has just started does not know of the countings before.
@@ -267,9 +331,33 @@ mod tests {
     fn late_sighting_of_a_lower_number_is_of_another_counting() {
         let now = clock::now();
         let mut counting = Counting::new(0, now);
-        assert!(counting.heard(&sighting(6, 3), now));
-        assert!(!counting.heard(&sighting(1, 3), now));
-        assert!(counting.heard(&sighting(1, 3), now + LATER));
+        assert_eq!(counting.heard(&sighting(6, 3), now), CountingNews::Again);
+        assert_eq!(counting.heard(&sighting(1, 3), now), CountingNews::Known);
+        assert_eq!(counting.heard(&sighting(1, 3), now + LATER), CountingNews::Again);
         assert_eq!(counting.number(), 6);
+    }
+
+    #[test]
+    fn first_delivery_after_leases_were_taken_over_may_be_of_another_counting() {
+        let now = clock::now();
+        let taken_over = |first| {
+            let mut counting = Counting::new(0, now);
+            counting.adopted(first, now);
+            counting
+        };
+        for at in [now, now + LONGEST_WAY - LATER] {
+            assert_eq!(taken_over(false).arrived(1, at), DeliveryCount::Perhaps);
+            assert_eq!(taken_over(false).heard(&began(0), at), CountingNews::Perhaps);
+        }
+        let late = now + LONGEST_WAY;
+        assert_eq!(taken_over(false).arrived(1, late), DeliveryCount::Again);
+        assert_eq!(taken_over(false).heard(&began(0), late), CountingNews::Again);
+        assert_eq!(taken_over(true).arrived(1, now), DeliveryCount::Again);
+        assert_eq!(taken_over(true).heard(&began(0), now), CountingNews::Again);
+        let mut counting = taken_over(false);
+        assert_eq!(counting.arrived(3, now), DeliveryCount::On, "it is one more");
+        let mut counting = taken_over(false);
+        counting.arrived(1, now);
+        assert_eq!(counting.heard(&began(0), now), CountingNews::Again, "it has begun here");
     }
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    counting::{Counting, DeliveryCount},
+    counting::{Counting, CountingNews, DeliveryCount},
     types::{ConsumerView, LeaderSigns, MonitorStep},
 };
 use crate::lessor::sighting::Sighting;
@@ -106,7 +106,9 @@ pub(super) struct Known {
     /// The highest consumer sequence and stream sequence that have arrived, or had been delivered before
     /// this replica pulled.
     arrived: (u64, u64),
-    pub(super) counting: Counting,
+    /// The highest consumer sequence of leases that were taken over from another replica.
+    taken_over: u64,
+    counting: Counting,
     /// When an arrival or INFO last showed that this is the consumer.
     sure_at: Option<Instant>,
 }
@@ -179,6 +181,7 @@ impl Known {
             leader_seen_at: asked_at,
             missed: false,
             arrived: (view.delivered, view.delivered_stream),
+            taken_over: 0,
             counting: Counting::new(view.delivered, now),
             sure_at: None,
             view,
@@ -214,6 +217,7 @@ impl Known {
         if forgotten {
             self.counting.lost(delivered);
             self.arrived = (delivered, delivered_stream);
+            self.taken_over = self.taken_over.min(delivered);
         }
         self.trust = LeaderTrust::Sure;
         LeaderChange { signs, since, reset, lost: forgotten && changed }
@@ -225,10 +229,15 @@ impl Known {
             self.be_unsure();
             return Hearing { another: true, void: false, look: true };
         }
-        let void = self.counting.heard(sighting, now);
+        let heard = self.counting.heard(sighting, now);
+        let unsaid = match heard {
+            CountingNews::Known => !sighting.began,
+            CountingNews::Perhaps => true,
+            CountingNews::Again => false,
+        };
         // INFO still shows whether sequences went down.
-        let look = !void && !sighting.began && sighting.delivered < self.highest();
-        Hearing { another: false, void, look }
+        let look = unsaid && sighting.delivered < self.highest();
+        Hearing { another: false, void: heard == CountingNews::Again, look }
     }
 
     /// Looks at the deliveries that have arrived.
@@ -239,7 +248,9 @@ impl Known {
             let (what, sequence) = (self.counting.arrived(*sequence, now), *sequence);
             match what {
                 DeliveryCount::On => {}
-                DeliveryCount::Began => counted = Counted { what, sequence, ..counted },
+                DeliveryCount::Began | DeliveryCount::Perhaps => {
+                    counted = Counted { what, sequence, ..counted };
+                }
                 // Earlier ones, which were read together with this one, are of the old counting.
                 DeliveryCount::Again => counted = Counted { what, sequence, void: index },
             }
@@ -260,6 +271,12 @@ impl Known {
         }
     }
 
+    /// Leases with consumer sequences between these two were taken over from another replica.
+    pub(super) fn take_over(&mut self, (lowest, highest): (u64, u64), now: Instant) {
+        self.counting.adopted(lowest == 1, now);
+        self.taken_over = self.taken_over.max(highest);
+    }
+
     /// INFO was read on this connection. If it was so for the first time: where what JetStream has
     /// delivered, and did not arrive, begins.
     pub(super) fn read_on(&mut self, connection: u64) -> Option<Option<u64>> {
@@ -276,8 +293,7 @@ impl Known {
     /// All older leases are void, and so is what was known of their deliveries.
     pub(super) fn void(&mut self) {
         self.trust = LeaderTrust::Sure;
-        self.view.delivered = 0;
-        self.arrived = (0, 0);
+        (self.view.delivered, self.taken_over, self.arrived) = (0, 0, (0, 0));
     }
 
     /// Somebody has found nobody who leads the consumer.
@@ -311,6 +327,6 @@ impl Known {
 
     /// The highest consumer sequence that is known to be delivered.
     pub(super) fn highest(&self) -> u64 {
-        self.arrived.0.max(self.view.delivered)
+        self.arrived.0.max(self.view.delivered).max(self.taken_over)
     }
 }
