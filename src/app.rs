@@ -121,7 +121,7 @@ pub async fn run(
     let readiness = Readiness::new(Link::Down("not connected yet".into()), clock::now());
     let (health, health_service) = Health::new(readiness.verdict(clock::now()).0);
     let keys = Arc::new(config.keys);
-    let refusals = Arc::new(RefusalLog::metered(&metrics));
+    let refusals = Arc::new(RefusalLog::metered(&metrics, config.request_log));
     let us = (owner, &*config.replica_name);
     let (name, log) = (&config.cluster, refusals.clone());
     let cluster = Cluster::new(lessor.clone(), keys.clone(), log, name, us, traces.clone());
@@ -174,8 +174,14 @@ pub async fn run(
     let (calls, secured, reflection) = (config.calls, tls.is_some(), config.reflection);
     let call_traces = traces.clone();
     listeners.spawn(async move {
-        let served =
-            Served { service, inspector, health: health_service, reflection, traces: call_traces };
+        let served = Served {
+            service,
+            inspector,
+            health: health_service,
+            reflection,
+            traces: call_traces,
+            request_log: config.request_log,
+        };
         grpc::serve(grpc, served, tls, limits, &calls, grpc_stopped).await
     });
     listeners.spawn(async move {

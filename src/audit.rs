@@ -2,20 +2,25 @@
 //! their fields, and which lines are written. A line never has a token, a credential or a payload, and of the
 //! headers of a call it has the id of the request alone.
 
-mod throttle;
-
 use std::{
     hash::{BuildHasher as _, RandomState},
     net::SocketAddr,
     sync::Mutex,
 };
 
-use self::throttle::AuditThrottle;
+use http::HeaderMap;
+
 use crate::{
     access::{Denied, KnownCaller, Unauthenticated, Verb},
     clock,
     lock::lock,
+    log_throttle::CountingThrottle,
 };
+
+const REQUEST_ID: &str = "x-request-id";
+/// Longest id of a request in a line, in bytes. A longer id is left out.
+const MAX_REQUEST_ID_BYTES: usize = 64;
+const TRACE_PARENT: &str = "traceparent";
 
 /// The lines that are written. Each scope includes those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,7 +40,7 @@ pub enum AuditScope {
 pub struct Audit {
     scope: AuditScope,
     digests: RandomState,
-    throttle: Mutex<AuditThrottle>,
+    throttle: Mutex<CountingThrottle>,
 }
 
 /// A call, as audit lines show it.
@@ -49,10 +54,8 @@ pub struct AuditedCall<'c> {
     pub peer: Option<SocketAddr>,
     /// The digest of the client's certificate.
     pub certificate: Option<&'c str>,
-    /// The id that the client gave the call.
-    pub request_id: Option<&'c str>,
-    /// The id of the trace that the call is a part of.
-    pub trace_id: Option<&'c str>,
+    /// The headers of the call. A line may have two ids of them, and nothing else.
+    pub headers: Option<&'c HeaderMap>,
 }
 
 /// A stream and a consumer.
@@ -97,8 +100,8 @@ impl<'l> AuditLine<'l> {
             peer = call.and_then(|call| call.peer).map(tracing::field::display),
             certificate = call.and_then(|call| call.certificate),
             method = call.map(|call| call.method),
-            request_id = call.and_then(|call| call.request_id),
-            trace_id = call.and_then(|call| call.trace_id),
+            request_id = call.and_then(|call| request_id(call.headers?)),
+            trace_id = call.and_then(|call| trace_id(call.headers?)),
             count = self.count,
             repeated = self.repeated,
             "audit"
@@ -214,6 +217,47 @@ impl AuditedCall<'_> {
         if let Some(repeated) = repeated {
             let repeated = Some(repeated).filter(|repeated| *repeated > 0);
             AuditLine { repeated, ..line }.write(Some(self));
+        }
+    }
+}
+
+/// The id that a client gave its call, if a line may have it.
+pub fn request_id(headers: &HeaderMap) -> Option<&str> {
+    headers.get(REQUEST_ID)?.to_str().ok().filter(|id| is_request_id(id))
+}
+
+/// The trace that a call is a part of: the second of four parts of its `traceparent`, in hexadecimal digits (W3C Trace
+/// Context, section 3.2.2).
+pub fn trace_id(headers: &HeaderMap) -> Option<&str> {
+    let mut parts = headers.get(TRACE_PARENT)?.to_str().ok()?.split('-');
+    let (version, trace) = (parts.next()?, parts.next()?);
+    let is_hex = |part: &str| part.bytes().all(|byte| byte.is_ascii_hexdigit());
+    (version.len() == 2 && trace.len() == 32 && is_hex(version) && is_hex(trace)).then_some(trace)
+}
+
+fn is_request_id(text: &str) -> bool {
+    (1..=MAX_REQUEST_ID_BYTES).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn line_has_the_ids_of_a_call_and_no_other_header() {
+        let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+        let long = "x".repeat(65);
+        for (id, parent, shown) in [
+            ("a-1", &*format!("00-{trace}-00f067aa0ba902b7-01"), (Some("a-1"), Some(trace))),
+            ("a b", "00-secret-00f067aa0ba902b7-01", (None, None)),
+            (&long, "secret", (None, None)),
+            ("", "", (None, None)),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(REQUEST_ID, id.parse().unwrap());
+            headers.insert(TRACE_PARENT, parent.parse().unwrap());
+            assert_eq!((request_id(&headers), trace_id(&headers)), shown, "{id} {parent}");
         }
     }
 }

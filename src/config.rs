@@ -45,6 +45,7 @@ use crate::{
     lessor::LeaseLimits,
     limits::{CallLimits, ListenerLimits, MOST_MAX_BYTES, SHORTEST_LEASE},
     nats::{Auth, Settings, parse_servers},
+    request_log::RequestLogScope,
     secrets::{self, OpenTo},
     tls::{ClientAuth, ServerTls, TlsFileError, TlsSettings, TlsVersion},
     traces::{TraceSettings, TraceSettingsError},
@@ -86,6 +87,8 @@ pub struct Serve {
     pub admin_socket: AdminSocket,
     /// Whether tools can read the contract.
     pub reflection: bool,
+    /// The calls that have a line in the log.
+    pub request_log: RequestLogScope,
     /// The most consumers that have metrics of their own. `None`: nothing is counted.
     pub metrics: Option<usize>,
     /// Name of the group of replicas that accepts the tokens.
@@ -154,6 +157,7 @@ impl Serve {
             limits,
             drain,
             metrics,
+            request_log,
         } = args;
         let MetricsArgs { metrics, metrics_max_consumers } = metrics;
         let SecurityArgs { policy_file, insecure, plaintext, audit, admin_socket, reflection } =
@@ -220,6 +224,7 @@ impl Serve {
             admission,
             admin_socket: admin_socket.unwrap_or_default(),
             reflection: reflection == SwitchArg::On,
+            request_log: request_log.request_log.into(),
             metrics: (metrics == SwitchArg::On).then_some(metrics_max_consumers),
             listen,
             ops_listen,

@@ -2,14 +2,13 @@
 //!
 //! `server` composes the `layers` that a call passes, and lists them. `decode` reads requests into the
 //! lessor's types, `encode` writes its answers, `to_status` makes a status of an error, `service` joins the
-//! three. `method` knows the methods, `audited` shows a call to the audit, `received` shows an answer to the traces,
-//! `admin` has the calls for operators, `budget` counts what calls hold, `answer_memory` is the part of a budget that
+//! three. `method` knows the methods, `call` is the record of a call, `received` shows an answer to the traces, `admin` has the calls for operators, `budget` counts what calls hold, `answer_memory` is the part of a budget that
 //! handlers take from. Nothing here decides about leases.
 
 mod admin;
 mod answer_memory;
-mod audited;
 mod budget;
+mod call;
 mod decode;
 mod encode;
 mod layers;

@@ -19,7 +19,7 @@
 //! cluster       the replicas: settling at any of them, hand-over, who is there
 //! telemetry     the log: format, level and the thread that writes it
 //! config        flags and environment variables, checked
-//! refusal_log   the log line of a refused call
+//! refusal_log   the seldom log line of a refused call or token
 //! api_error     what went wrong with a call, for its client; pure
 //! credentials   the policy, the API keys and the keys of issuers in use, read again when they change
 //! net           connections of clients: accepted, bounded, closed
@@ -29,6 +29,7 @@
 //! tls           TLS of the client port: its files, handshakes, and who a certificate names
 //! traces        spans of calls, and the thread that sends them
 //! clock         the only room that reads the time
+//! request_log   the log line of a call that has ended
 //! client        the client behind the commands that call a running fetch-proxy
 //! fd_limit      raises the limit of open files to what the connections need
 //! keys          the token keys, read again when their file changes
@@ -83,6 +84,7 @@ pub mod pump;
 pub mod readiness;
 pub mod reason;
 pub mod refusal_log;
+pub mod request_log;
 pub mod secrets;
 pub mod simulated;
 pub mod telemetry;

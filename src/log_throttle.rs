@@ -1,6 +1,8 @@
 //! Limits how often a line may be logged that strangers can cause as often as they like. Reads no clock
 //! and logs nothing itself.
 
+mod counting;
+
 use std::{
     collections::HashMap,
     hash::{BuildHasher as _, Hash, RandomState},
@@ -8,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use self::counting::CountingThrottle;
 use crate::lock::lock;
 
 /// The interval of a throttle that names none.

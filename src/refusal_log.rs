@@ -9,6 +9,7 @@ use crate::{
     clock,
     log_throttle::KeyedLogThrottle,
     metrics::{Metrics, PrincipalMeter},
+    request_log::RequestLogScope,
 };
 
 /// The least time between two lines for the same reason, consumer and principal.
@@ -20,6 +21,8 @@ const LINES_PER_TEN_SECONDS: u32 = 10;
 #[derive(Debug)]
 pub struct RefusalLog {
     said: KeyedLogThrottle,
+    /// Calls with a line in the request log have no line here.
+    requests: RequestLogScope,
     principals: PrincipalMeter,
 }
 
@@ -37,13 +40,13 @@ pub struct RefusedCaller<'c> {
 impl RefusalLog {
     /// A log without a refusal.
     pub fn new() -> Self {
-        Self::metered(&Metrics::off())
+        Self::metered(&Metrics::off(), RequestLogScope::Off)
     }
 
-    /// The same. Refusals of principals are counted.
-    pub fn metered(metrics: &Metrics) -> Self {
+    /// The same. Refusals of principals are counted. The request log has the lines of this scope.
+    pub fn metered(metrics: &Metrics, requests: RequestLogScope) -> Self {
         let said = KeyedLogThrottle::new(REPEAT_AFTER, LINES_PER_TEN_SECONDS);
-        Self { said, principals: metrics.principals().clone() }
+        Self { said, requests, principals: metrics.principals().clone() }
     }
 
     fn count(&self, error: &ApiError) {
@@ -58,8 +61,17 @@ impl RefusalLog {
         }
     }
 
-    /// Logs that a call with this name was refused, unless the log has such a line already.
+    /// A call with this name was refused. Logs it, unless the log has such a line already.
     pub fn refused(&self, call: &'static str, caller: &RefusedCaller<'_>, error: &ApiError) {
+        if self.requests.has(Some(error.reason().name())) {
+            self.count(error);
+        } else {
+            self.token_refused(call, caller, error);
+        }
+    }
+
+    /// The same for a token of a call: such a call has no line in the request log, or one for all its tokens.
+    pub fn token_refused(&self, call: &'static str, caller: &RefusedCaller<'_>, error: &ApiError) {
         self.count(error);
         let reason = error.reason().name();
         let principal = caller.principal;

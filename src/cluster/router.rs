@@ -253,7 +253,7 @@ impl<B: Broker + Bus> Router<B> {
         let consumer = ack.and_then(|ack| B::delivery_of(&ack)).map(|(name, _)| name);
         let principal = settler.caller().principal.as_deref();
         let caller = RefusedCaller { consumer, principal, worker: "" };
-        self.refusals.refused(call.method, &caller, refused);
+        self.refusals.token_refused(call.method, &caller, refused);
     }
 
     /// Answers a request of another replica. `None`: the request is not answered.

@@ -22,7 +22,7 @@ use super::{
     tls_args::TlsArgs,
     values,
 };
-use crate::metrics::DEFAULT_MAX_CONSUMERS;
+use crate::{metrics::DEFAULT_MAX_CONSUMERS, request_log::RequestLogScope};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -169,6 +169,8 @@ pub struct ServeArgs {
     pub(super) drain: DrainArgs,
     #[command(flatten)]
     pub(super) metrics: MetricsArgs,
+    #[command(flatten)]
+    pub(super) request_log: RequestLogArgs,
 }
 
 #[derive(Debug, Args)]
@@ -214,6 +216,37 @@ pub(super) struct MetricsArgs {
     #[arg(long, env = "FETCH_PROXY_METRICS_MAX_CONSUMERS", value_name = "COUNT",
           default_value_t = DEFAULT_MAX_CONSUMERS, value_parser = values::count)]
     pub(super) metrics_max_consumers: usize,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Log")]
+pub(super) struct RequestLogArgs {
+    /// Calls that have a line in the log.
+    ///
+    /// The lines have the level info, and the field `target` with the value `request`.
+    #[arg(long, env = "FETCH_PROXY_REQUEST_LOG", default_value = "errors", value_name = "CALLS")]
+    pub(super) request_log: RequestLogArg,
+}
+
+/// The calls that have a line.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum RequestLogArg {
+    /// None.
+    Off,
+    /// Calls that fail. Calls that are refused by a limit, by a drain, or for a lease that has ended have no line.
+    Errors,
+    /// Every call. Every call costs more then.
+    All,
+}
+
+impl From<RequestLogArg> for RequestLogScope {
+    fn from(typed: RequestLogArg) -> Self {
+        match typed {
+            RequestLogArg::Off => Self::Off,
+            RequestLogArg::Errors => Self::Errors,
+            RequestLogArg::All => Self::All,
+        }
+    }
 }
 
 #[derive(Debug, Args)]

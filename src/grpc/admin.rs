@@ -10,7 +10,7 @@ use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap, servic
 use tower::{Service as TowerService, ServiceBuilder};
 
 use super::{
-    audited::{audit_refusal, audited},
+    call::{Call, audit_refusal, audited},
     layers::ErrorReasons,
     reflection::{ContractError, reflected},
     to_status::to_status,
@@ -63,7 +63,8 @@ impl<B: Broker + Bus> Admin<B> {
 
     fn operator(&self, extensions: &Extensions) -> Result<Operator, ApiError> {
         let rights = self.gatekeeper.rights();
-        match (extensions.get::<LocalUser>(), extensions.get::<KnownCaller>()) {
+        let known = Call::of(extensions).and_then(|call| call.caller());
+        match (extensions.get::<LocalUser>(), known) {
             (Some(LocalUser(user)), _) => {
                 let caller = rights.local_caller(*user);
                 Ok(Operator { caller, rights, is_local: true })

@@ -1,12 +1,12 @@
 //! The listener for clients: our service, reflection and health, behind a row of layers.
 //!
 //! ```text
-//!  connection ─▶ protocol ─▶ trace ─▶ metrics ─▶ callers ─▶ quotas ─▶ limits ─▶ reasons ─▶ delivery ─▶ handlers
+//!  connection ─▶ protocol ─▶ record ─▶ callers ─▶ quotas ─▶ limits ─▶ reasons ─▶ delivery ─▶ handlers
 //! ```
 //! The order has reasons:
 //!
 //! - protocol: a request that is no gRPC is no call, so no other layer sees it;
-//! - trace and metrics: they see refused calls too;
+//! - record: it sees refused calls too, and the layers behind it fill it;
 //! - callers before limits: a stranger takes no permit;
 //! - quotas after callers: a limit of a principal needs to know it, and a principal over its limit takes no permit;
 //! - limits: before the request is read, and until the answer is written;
@@ -23,7 +23,7 @@ use tower::ServiceBuilder;
 use super::{
     Service,
     admin::Admin,
-    layers::{AnswerDelivery, CallLimiter, CallTrace, ErrorReasons, GrpcOnly, MeterCalls},
+    layers::{AnswerDelivery, CallLimiter, ErrorReasons, GrpcOnly, RecordCalls},
     reflection::{ContractError, reflected},
 };
 use crate::{
@@ -33,6 +33,7 @@ use crate::{
     limits::{CallLimits, ListenerLimits},
     net::{self, MiddlewareLayer, Services},
     pb::fetch_service_server::FetchServiceServer,
+    request_log::{RequestLog, RequestLogScope},
     tls::ServerTls,
     traces::Traces,
 };
@@ -49,6 +50,8 @@ pub struct Served<B: Broker + Bus, H: Health> {
     pub reflection: bool,
     /// The traces of calls.
     pub traces: Traces,
+    /// The calls that have a line in the request log.
+    pub request_log: RequestLogScope,
 }
 
 /// Serves until `stop` gives the time by which to have ended. Open calls may end until then and are cut
@@ -58,7 +61,7 @@ pub struct Served<B: Broker + Bus, H: Health> {
 /// See [`ContractError`].
 pub async fn serve<B: Broker + Bus>(
     listener: TcpListener,
-    Served { service, inspector, health, reflection, traces }: Served<B, impl Health>,
+    Served { service, inspector, health, reflection, traces, request_log }: Served<B, impl Health>,
     tls: Option<Arc<ServerTls>>,
     limits: ListenerLimits,
     calls: &CallLimits,
@@ -67,7 +70,7 @@ pub async fn serve<B: Broker + Bus>(
     // The limits unpack requests. The list of accepted encodings is for clients that use another one.
     let (callers, quotas) = (service.callers(), service.quotas());
     let metrics = service.metrics().clone();
-    let metered = MeterCalls::new(&metrics);
+    let record = RecordCalls::new(&metrics, traces, RequestLog::new(request_log));
     let admin = Admin::server(service.gatekeeper().clone(), inspector.clone());
     let service = FetchServiceServer::new(service).accept_compressed(CompressionEncoding::Gzip);
     let routes = Routes::new(service).add_service(admin).add_service(health);
@@ -76,8 +79,6 @@ pub async fn serve<B: Broker + Bus>(
     let limiter = CallLimiter::new(calls, limits.max_connections);
     limiter.show(&metrics);
     quotas.show(&metrics);
-    // Without traces, the layer is not there.
-    let trace = traces.is_on().then(|| MiddlewareLayer(CallTrace(traces)));
     let behind = Services {
         listener: "grpc",
         meter: metrics.connections("grpc", limits.max_connections),
@@ -87,8 +88,7 @@ pub async fn serve<B: Broker + Bus>(
         service: |connection: &_, beyond| {
             ServiceBuilder::new()
                 .layer(MiddlewareLayer(GrpcOnly))
-                .option_layer(trace.clone())
-                .layer(MiddlewareLayer(metered.clone()))
+                .layer(MiddlewareLayer(record.clone()))
                 .layer(MiddlewareLayer(callers(connection)))
                 .layer(MiddlewareLayer(quotas.clone()))
                 .layer(MiddlewareLayer(limiter.connection(beyond)))

@@ -7,7 +7,7 @@ use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
 
 use super::{
     answer_memory::{AnswerBudget, AnswerMemory},
-    audited::{audit_refusal, audited},
+    call::{Call, audit_refusal, audited},
     decode,
     encode::{self, Seal},
     layers::{AcceptCallers, PrincipalQuotas},
@@ -30,6 +30,7 @@ use crate::{
     net::ClientConnection,
     pb::{self, fetch_service_server::FetchService},
     refusal_log::{RefusalLog, RefusedCaller},
+    request_log::CallWork,
     simulated::fill_random,
     token::InstanceId,
     traces::TracedSpan,
@@ -38,6 +39,8 @@ use crate::{
 /// Most bytes of one result of a Settle: a reason, a sentence and a subject. Only an error of another replica
 /// may have more.
 const LARGEST_RESULT: usize = 512;
+/// Most characters of a name in the log. A valid name of a stream is not longer.
+const MAX_SHOWN_NAME: usize = 255;
 /// Longest wait for INFO of a consumer.
 const CONSUMER_PATIENCE: Duration = Duration::from_secs(2);
 /// Longest wait for the memory of an answer.
@@ -100,7 +103,8 @@ impl<B: Broker + Bus> Service<B> {
             let rights = self.gatekeeper.rights();
             rights.caller(Credential::Missing, clock::unix_time())
         };
-        let caller = extensions.get().cloned().map_or_else(stranger, Ok);
+        let known = Call::of(extensions).and_then(|call| call.caller()).cloned();
+        let caller = known.map_or_else(stranger, Ok);
         caller.map_err(ApiError::from)
     }
 
@@ -134,7 +138,7 @@ impl<B: Broker + Bus> Service<B> {
         let (wanted, until) = (vec![(token, action)], settle_until(metadata));
         let settler = self.settler(extensions)?;
         let call = self.audited(call, metadata, extensions);
-        let span = extensions.get::<TracedSpan>();
+        let span = span_of(extensions);
         let done =
             self.cluster.settle(&call, span, &settler, wanted, confirmation, until).await.pop();
         // There was one token, so there is one result.
@@ -151,8 +155,8 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         let (metadata, extensions, request) = request.into_parts();
         let left = decode::time_left(&metadata);
         let budget = extensions.get().cloned();
-        let span = extensions.get::<TracedSpan>().map(|span| (span, clock::unix_time()));
-        let caller = self.caller(&extensions);
+        let span = span_of(&extensions).map(|span| (span, clock::unix_time()));
+        let (record, caller) = (Call::of(&extensions), self.caller(&extensions));
         let call = self.audited("Fetch", &metadata, &extensions);
         let request = decode::shortened(request);
         let refused = |refused: ApiError| {
@@ -160,9 +164,10 @@ impl<B: Broker + Bus> FetchService for Service<B> {
             // A name that is refused for its length is also too long for the log.
             let consumer = (stream.len().max(consumer.len()) <= 255)
                 .then(|| ConsumerName { stream: stream.into(), consumer: consumer.into() });
-            let principal = extensions.get::<KnownCaller>().and_then(|it| it.principal.as_deref());
+            let principal = record.and_then(|call| call.caller()?.principal.as_deref());
             let caller = RefusedCaller { consumer, principal, worker: &request.worker };
             self.refusals.refused(call.method, &caller, &refused);
+            record.inspect(|record| record.refused(|| fetch_work(&request)));
             audit_refusal(&call, &refused);
             to_status(&refused)
         };
@@ -201,6 +206,13 @@ impl<B: Broker + Bus> FetchService for Service<B> {
             rejected,
             "fetched"
         );
+        record.inspect(|record| {
+            record.did(|| CallWork {
+                messages: Some(messages),
+                rejected: Some(rejected),
+                ..fetch_work(&request)
+            });
+        });
         let receive = span.and_then(|(call, since)| received(call, &request, since, &fetched));
         let sealer = self.keys.sealer();
         let clocks = ClockPair::read();
@@ -267,7 +279,11 @@ impl<B: Broker + Bus> FetchService for Service<B> {
     ) -> Result<Response<pb::GetConsumerResponse>, Status> {
         let (metadata, extensions, request) = request.into_parts();
         let call = self.audited("GetConsumer", &metadata, &extensions);
+        let record = Call::of(&extensions);
+        let work = || consumer_work(&request.stream, &request.consumer);
+        record.inspect(|record| record.did(work));
         let refused = |refused: ApiError| {
+            record.inspect(|record| record.refused(work));
             self.refusals.refused(call.method, &RefusedCaller::default(), &refused);
             audit_refusal(&call, &refused);
             to_status(&refused)
@@ -310,7 +326,7 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         let until = settle_until(&metadata);
         let settler = self.settler(&extensions)?;
         let call = self.audited("Settle", &metadata, &extensions);
-        let span = extensions.get::<TracedSpan>();
+        let span = span_of(&extensions);
         let results = self.cluster.settle(&call, span, &settler, wanted, confirmation, until).await;
         let refusals = results.iter().filter_map(|result| result.as_ref().err());
         let mut failed = 0;
@@ -318,6 +334,8 @@ impl<B: Broker + Bus> FetchService for Service<B> {
             failed += 1;
             self.metrics().refused(refused.reason().name(), call.method);
         }
+        let work = || CallWork { tokens: Some(count), failed: Some(failed), ..CallWork::default() };
+        Call::of(&extensions).inspect(|record| record.did(work));
         let results = results.into_iter().map(settle_result).collect();
         let answer = pb::SettleResponse { results, failed };
         let size = answer.encoded_len();
@@ -345,6 +363,30 @@ async fn fetch_memory(
     let size = usize::try_from(2 * size).unwrap_or(usize::MAX);
     let taken = budget.take_by(size, clock::now() + BYTES_PATIENCE).await?;
     Ok(Some(AnswerMemory::new(taken)))
+}
+
+/// The work of a Fetch, for the request log.
+fn fetch_work(request: &pb::FetchRequest) -> CallWork {
+    let worker = Some(&request.worker).filter(|worker| !worker.is_empty());
+    CallWork {
+        worker: worker.map(|worker| shown(worker)),
+        asked: Some(request.n),
+        ..consumer_work(&request.stream, &request.consumer)
+    }
+}
+
+fn consumer_work(stream: &str, consumer: &str) -> CallWork {
+    CallWork { stream: Some(shown(stream)), consumer: Some(shown(consumer)), ..CallWork::default() }
+}
+
+/// A name of a request. A name that is refused for its length is also too long for the log.
+fn shown(name: &str) -> String {
+    name.chars().take(MAX_SHOWN_NAME).collect()
+}
+
+/// The span of the call with these extensions.
+fn span_of(extensions: &Extensions) -> Option<&TracedSpan> {
+    Call::of(extensions)?.span.as_ref()
 }
 
 fn checked<T>(decoded: Result<T, ApiError>) -> Result<T, Status> {

@@ -71,11 +71,16 @@ impl RpcMeters {
         Self(all.collect())
     }
 
-    /// The meter of the method at this path. There are few, and the most common are first.
-    pub fn of(&self, path: &str) -> &RpcMeter {
-        let known = self.0.iter().find(|(known, _)| **known == *path);
+    /// The number of the method at this path, for [`RpcMeters::at`]. There are few, and the most common are first.
+    pub fn number_of(&self, path: &str) -> usize {
+        let known = self.0.iter().position(|(known, _)| **known == *path);
         // The last one is for all paths that are not served.
-        &known.unwrap_or(&self.0[self.0.len() - 1]).1
+        known.unwrap_or(self.0.len() - 1)
+    }
+
+    /// The meter of the method with this number.
+    pub fn at(&self, number: usize) -> &RpcMeter {
+        &self.0[number].1
     }
 }
 
@@ -111,10 +116,12 @@ impl RpcMeter {
         self.0.started.add(1);
     }
 
-    /// A call has ended with this code.
-    pub fn handled(&self, code: usize, took: Duration) {
-        self.0.handled[if code < CODES.len() { code } else { UNKNOWN }].add(1);
+    /// A call has ended with this code. Returns the name of the code.
+    pub fn handled(&self, code: usize, took: Duration) -> &'static str {
+        let code = if code < CODES.len() { code } else { UNKNOWN };
+        self.0.handled[code].add(1);
         self.0.time.iter().for_each(|time| time.observe(took.as_secs_f64()));
+        CODES[code]
     }
 
     /// A call, or a token of it, was refused for this reason of the contract.

@@ -167,6 +167,11 @@ impl TracedSpan {
         context::to_bytes(&self.span_context())
     }
 
+    /// The id of its trace, in hexadecimal digits.
+    pub fn trace_id(&self) -> String {
+        self.span_context().trace_id().to_string()
+    }
+
     /// The address that the call came from.
     pub fn came_from(&self, peer: SocketAddr) {
         self.set(name::NETWORK_PEER_ADDRESS, peer.ip().to_string());

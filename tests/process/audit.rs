@@ -214,7 +214,7 @@ async fn repeated_refusals_have_few_lines_that_count_them() {
 #[tokio::test]
 async fn audit_that_is_off_writes_no_line() {
     let fixture = Fixture::new(config()).await;
-    let mut audited = Audited::start(&fixture, &["--audit", "off"]).await;
+    let mut audited = Audited::start(&fixture, &["--audit", "off", "--request-log", "off"]).await;
     audited.client.fetch(fetch(&fixture, 1, 0)).await.unwrap_err();
     let refused = || async { audited.proxy.log().contains("a call was refused").then_some(()) };
     eventually("the refusal in the log", refused).await;

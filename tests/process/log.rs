@@ -270,7 +270,7 @@ async fn worker_whose_leases_end_unsettled_is_named() {
 #[tokio::test]
 async fn first_refusal_of_each_reason_and_consumer_is_logged() {
     let fixture = Fixture::new(config()).await;
-    let proxy = Proxy::start(NatsServer::shared(), &[]);
+    let proxy = Proxy::start(NatsServer::shared(), &["--request-log", "off"]);
     proxy.ready().await;
     let mut client = proxy.client().await;
     for _ in 0..3 {

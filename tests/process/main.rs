@@ -23,6 +23,7 @@ mod operators;
 mod page;
 mod policy;
 mod quotas;
+mod request_log;
 mod tls;
 mod tokens;
 mod traces;

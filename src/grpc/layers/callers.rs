@@ -17,7 +17,7 @@ use crate::{
     clock,
     credentials::Gatekeeper,
     grpc::{
-        audited::{audit_refusal, audited},
+        call::{Call, audit_refusal, audited},
         method::CallKind,
         to_status::to_status,
     },
@@ -96,10 +96,10 @@ where
 
     fn handle(
         &self,
-        mut request: Request<R>,
+        request: Request<R>,
         next: Next<'_, S>,
     ) -> impl Future<Output = Result<S::Response, S::Error>> + Send + 'static {
-        let kind = CallKind::of(request.uri().path());
+        let kind = Call::kind_of(&request);
         if kind.is_ours() {
             let caller = self.caller(&request).map_err(ApiError::from);
             self.strangers.asked(&caller);
@@ -107,7 +107,9 @@ where
             match admitted {
                 Ok(caller) => {
                     self.connection.identified(caller.identity.as_str());
-                    request.extensions_mut().insert(caller);
+                    if let Some(call) = Call::of(request.extensions()) {
+                        call.is_from(caller);
+                    }
                 }
                 Err(refused) => {
                     let method = CallKind::method(request.uri().path());

@@ -29,6 +29,7 @@ use crate::{
     grpc::{
         answer_memory::{AnswerBudget, AnswerMemory},
         budget::{MemoryBudget, MemoryShare, Taken},
+        call::Call,
         method::CallKind,
         to_status::to_status,
     },
@@ -212,7 +213,7 @@ where
         request: Request<R>,
         next: Next<'_, S>,
     ) -> impl Future<Output = Result<Self::Response, S::Error>> + Send + 'static {
-        let kind = CallKind::of(request.uri().path());
+        let kind = Call::kind_of(&request);
         let admitted = match self.0.admit(kind, request.headers()) {
             Ok(admitted) => admitted,
             Err(refused) => return Either::Left(ready(Ok(to_status(&refused).into_http()))),

@@ -19,7 +19,7 @@ use crate::{
     api_error::ApiError,
     clock,
     credentials::Gatekeeper,
-    grpc::{method::CallKind, to_status::to_status},
+    grpc::{call::Call, method::CallKind, to_status::to_status},
     lock::lock,
     metrics::{FamilyId, Metrics},
     net::{Middleware, Next},
@@ -114,8 +114,8 @@ where
         request: Request<R>,
         next: Next<'_, S>,
     ) -> impl Future<Output = Result<Self::Response, S::Error>> + Send + 'static {
-        let kind = CallKind::of(request.uri().path());
-        let caller = request.extensions().get::<KnownCaller>().filter(|_| kind.is_ours());
+        let kind = Call::kind_of(&request);
+        let caller = Call::of(request.extensions()).and_then(|call| call.caller());
         let counted = match caller.map(|caller| self.begin(kind, caller)).transpose() {
             Ok(counted) => counted.flatten(),
             Err(refused) => {

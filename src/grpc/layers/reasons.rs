@@ -10,7 +10,7 @@ use tower::Service;
 
 use crate::{
     api_error::ApiError,
-    grpc::{method::CallKind, to_status::to_status},
+    grpc::{call::Call, to_status::to_status},
     net::{Middleware, Next},
     reason::{REASON_TRAILER, Reason},
 };
@@ -33,7 +33,7 @@ where
         request: Request<R>,
         next: Next<'_, S>,
     ) -> impl Future<Output = Result<S::Response, S::Error>> + Send + 'static {
-        let ours = CallKind::of(request.uri().path()).is_ours();
+        let ours = Call::kind_of(&request).is_ours();
         let response = next.run(request);
         async move {
             let response = response.await?;
