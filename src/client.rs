@@ -54,22 +54,36 @@ pub struct Client {
 type Shown = Result<(String, bool), String>;
 
 impl Client {
-    /// Takes messages.
+    /// Settles the tokens of each action, then takes messages.
     ///
     /// # Errors
-    /// The reason why there is no answer, as text.
-    pub async fn fetch(&self, request: pb::FetchRequest, max_wait: Duration) -> Shown {
+    /// The reason why there is no answer, as text. A refusal of one token is no error of the call.
+    pub async fn fetch(
+        &self,
+        request: pb::FetchRequest,
+        max_wait: Duration,
+        first: impl IntoIterator<Item = (Vec<String>, Action)>,
+    ) -> Shown {
+        let (mut tokens, mut settlements) = (Vec::new(), Vec::new());
+        for (named, action) in first {
+            for token in &named {
+                let token = pasted(token)?;
+                tokens.push(token.clone());
+                settlements.push(pb::Settlement { token, action: Some(action.clone()) });
+            }
+        }
+        let max_wait_of = pb_duration(max_wait)?;
         let mut request =
-            Request::new(pb::FetchRequest { max_wait: pb_duration(max_wait)?, ..request });
+            Request::new(pb::FetchRequest { max_wait: max_wait_of, settlements, ..request });
         request.set_timeout(max_wait + ANSWER_TIMEOUT);
         bearer::add(&mut request, &self.addr, self.token_file.as_deref())?;
         let answer = self.client().await?.fetch(request).await;
         let answer = answer.map_err(|status| self.explained(&status))?.into_inner();
         let shown = match self.json {
             true => json("FetchResponse", &answer)?,
-            false => text::fetched(&answer),
+            false => text::settled_and_fetched(&tokens, &answer),
         };
-        Ok((shown, true))
+        Ok((shown, answer.failed == 0 && answer.error.is_none()))
     }
 
     /// Settles every token by the same action.

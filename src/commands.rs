@@ -9,8 +9,8 @@ use crate::{
     access::NewApiKey,
     app, client,
     config::{
-        AckArgs, CallArgs, ClientTlsArgs, CodecArg, Command, ConsumerArgs, DevArgs, FetchArgs,
-        KeygenArgs, LogArgs, OperatorArgs, Serve,
+        AckArgs, BY_HAND, CallArgs, ClientTlsArgs, CodecArg, Command, ConsumerArgs, DevArgs,
+        FetchArgs, KeygenArgs, LogArgs, OperatorArgs, Serve,
     },
     dev,
     metrics::LogMeter,
@@ -150,7 +150,13 @@ fn fetch(args: FetchArgs) -> Outcome<u8> {
         worker: "fetch-proxy fetch".to_owned(),
         ..pb::FetchRequest::default()
     };
-    print_answer(block_on(client(args.call).fetch(request, args.max_wait))?)
+    let term = pb::TermAction { reason: BY_HAND.to_owned() };
+    let first = [
+        (args.ack, Action::Ack(pb::AckAction {})),
+        (args.nak, Action::Nak(pb::NakAction::default())),
+        (args.term, Action::Term(term)),
+    ];
+    print_answer(block_on(client(args.call).fetch(request, args.max_wait, first))?)
 }
 
 fn settle(args: AckArgs, action: Action) -> Outcome<u8> {

@@ -22,8 +22,8 @@ pub use self::{
     admission::Admission,
     args::{Cli, Command, DevArgs, GuardArgs, LogArgs, LogFormat},
     client_args::{
-        AckArgs, CallArgs, ClientTlsArgs, CodecArg, ConsumerArgs, ExtendArgs, FetchArgs, NakArgs,
-        ProbeArgs, TermArgs,
+        AckArgs, BY_HAND, CallArgs, ClientTlsArgs, CodecArg, ConsumerArgs, ExtendArgs, FetchArgs,
+        NakArgs, ProbeArgs, TermArgs,
     },
     listen::Listen,
     operator_args::{

@@ -2,8 +2,9 @@
 //!
 //! `server` composes the `layers` that a call passes, and lists them. `decode` reads requests into the
 //! lessor's types, `encode` writes its answers, `to_status` makes a status of an error, `service` joins the
-//! three. `method` knows the methods, `call` is the record of a call, `received` shows an answer to the traces, `admin` has the calls for operators, `budget` counts what calls hold, `answer_memory` is the part of a budget that
-//! handlers take from. Nothing here decides about leases.
+//! three. `method` knows the methods, `call` is the record of a call, `received` shows an answer to the traces and to
+//! the request log, `admin` has the calls for operators, `budget` counts what calls hold, `answer_memory` is the part of
+//! a budget that handlers take from, `settlements` is what Settle and Fetch share. Nothing here decides about leases.
 
 mod admin;
 mod answer_memory;
@@ -17,6 +18,7 @@ mod received;
 mod reflection;
 mod server;
 mod service;
+mod settlements;
 mod to_status;
 
 pub(crate) use self::to_status::to_status;

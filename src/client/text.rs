@@ -11,7 +11,27 @@ use crate::pb::{self, delivery::Payload};
 /// The number of characters that name a token: its last ones, because all tokens begin alike.
 const NAME: usize = 8;
 
-pub(super) fn fetched(answer: &pb::FetchResponse) -> String {
+/// The results of the settlements of a Fetch, then its messages.
+pub(super) fn settled_and_fetched(tokens: &[String], answer: &pb::FetchResponse) -> String {
+    let mut text = String::new();
+    for (token, result) in tokens.iter().zip(&answer.results) {
+        let _ = writeln!(text, "{}", named(token, result));
+    }
+    if !tokens.is_empty() {
+        text.push('\n');
+    }
+    match (answer.empty_reason(), &answer.error) {
+        (pb::EmptyReason::Settle, _) => text.push_str("nothing was fetched: a settlement failed"),
+        (_, Some(error)) => {
+            let (reason, message) = (plain(&error.reason), plain(&error.message));
+            let _ = write!(text, "nothing was fetched: {reason}: {message}");
+        }
+        (_, None) => text.push_str(&fetched(answer)),
+    }
+    text
+}
+
+fn fetched(answer: &pb::FetchResponse) -> String {
     let mut text = String::new();
     for message in &answer.messages {
         delivered(&mut text, message);
@@ -66,6 +86,8 @@ fn why_empty(reason: pb::EmptyReason) -> &'static str {
         pb::EmptyReason::Paused => "the consumer is paused",
         pb::EmptyReason::Draining => "this replica is draining; fetch again",
         pb::EmptyReason::Rejected => "all messages were rejected",
+        pb::EmptyReason::Settle => "a settlement failed",
+        pb::EmptyReason::FetchFailed => "the fetch failed after its settlements",
     }
 }
 
@@ -164,11 +186,16 @@ pub(super) fn settled(tokens: &[String], results: &[pb::SettleResult]) -> String
         if tokens.len() == 1 {
             return settlement(result);
         }
-        let skipped = token.chars().count().saturating_sub(NAME);
-        let name: String = token.chars().skip(skipped).collect();
-        format!("…{}  {}", plain(&name), settlement(result))
+        named(token, result)
     };
     tokens.iter().zip(results).map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// One line, which begins with the end of the token.
+fn named(token: &str, result: &pb::SettleResult) -> String {
+    let skipped = token.chars().count().saturating_sub(NAME);
+    let name: String = token.chars().skip(skipped).collect();
+    format!("…{}  {}", plain(&name), settlement(result))
 }
 
 fn settlement(result: &pb::SettleResult) -> String {

@@ -9,6 +9,10 @@ use clap::{Args, ValueEnum};
 use super::values;
 
 const TLS: &str = "TLS, for an address with https://";
+const SETTLE_FIRST: &str = "Settlements before the fetch";
+
+/// The reason of a Term that has none.
+pub const BY_HAND: &str = "terminated by hand";
 
 const TAKE: &str = "\
 Example:
@@ -17,6 +21,9 @@ Example:
 
   fetch-proxy ack TOKEN
       Ack one of them. A message that is not settled comes back when its lease ends.
+
+  fetch-proxy fetch ORDERS worker --ack TOKEN
+      Ack a message, and fetch the next one, in one call.
 
 In a running container: kubectl exec POD -- /fetch-proxy fetch ORDERS worker";
 
@@ -121,6 +128,17 @@ pub struct FetchArgs {
     /// How payloads are checked. A payload that is not `text` or `json` as asked is terminated.
     #[arg(long, default_value = "auto", value_name = "CODEC")]
     pub codec: CodecArg,
+    /// Ack this earlier message first. It may be given several times.
+    ///
+    /// If a settlement fails, nothing is fetched.
+    #[arg(long, value_name = "TOKEN", help_heading = SETTLE_FIRST)]
+    pub ack: Vec<String>,
+    /// Nak this earlier message first, without a delay. It may be given several times.
+    #[arg(long, value_name = "TOKEN", help_heading = SETTLE_FIRST)]
+    pub nak: Vec<String>,
+    /// Terminate this earlier message first. It may be given several times.
+    #[arg(long, value_name = "TOKEN", help_heading = SETTLE_FIRST)]
+    pub term: Vec<String>,
 }
 
 /// The consumer to show.
@@ -175,7 +193,7 @@ pub struct TermArgs {
     #[command(flatten)]
     pub ack: AckArgs,
     /// Reason for JetStream's advisory, cut to 1 KiB.
-    #[arg(long, default_value = "terminated by hand", value_name = "TEXT")]
+    #[arg(long, default_value = BY_HAND, value_name = "TEXT")]
     pub reason: String,
 }
 

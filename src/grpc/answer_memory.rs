@@ -1,10 +1,20 @@
-//! The memory of answers, between the limiter that owns its budget and the handlers that take from it. It
-//! travels among the extensions of requests and answers.
+//! The memory of requests and answers, between the limiter that owns the budgets and the handlers. It travels among
+//! the extensions of requests and answers.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::budget::{MemoryShare, Taken};
-use crate::api_error::{ApiError, BudgetKind, ExhaustedScope};
+use crate::{
+    api_error::{ApiError, BudgetKind, ExhaustedScope},
+    clock,
+    lessor::{Fetched, Rejected, RejectedCause, encoded_size},
+};
+
+/// Longest wait for the memory of an answer.
+const BYTES_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The bytes that the answers of one connection may take; an extension of each request of ours.
 #[derive(Debug, Clone)]
@@ -14,6 +24,18 @@ pub(super) struct AnswerBudget(MemoryShare);
 #[derive(Debug, Clone)]
 pub(super) struct AnswerMemory {
     _taken: Arc<Taken>,
+}
+
+/// The bytes that a request with settlements has taken, until they are settled; an extension of the request of a Fetch.
+#[derive(Debug, Clone)]
+pub(super) struct RequestMemory {
+    _taken: Arc<Taken>,
+}
+
+impl RequestMemory {
+    pub(super) fn new(taken: Taken) -> Self {
+        Self { _taken: Arc::new(taken) }
+    }
 }
 
 impl AnswerBudget {
@@ -46,4 +68,22 @@ impl AnswerMemory {
 
 fn exhausted(scope: ExhaustedScope) -> ApiError {
     ApiError::ByteLimit(BudgetKind::Answers, scope)
+}
+
+/// Takes the memory of a Fetch's answer. Its messages are in memory twice: as they came, and as they go. The answer has
+/// `besides` bytes more. Clients that read free memory within moments, so the call waits for it.
+pub(super) async fn fetch_memory(
+    budget: Option<&AnswerBudget>,
+    fetched: &Fetched,
+    besides: usize,
+) -> Result<Option<AnswerMemory>, ApiError> {
+    let Some(budget) = budget else { return Ok(None) };
+    // A message that is too large is answered without its payload.
+    let large = |rejected: &&Rejected| rejected.cause != RejectedCause::TooLarge;
+    let rejected = fetched.rejected().iter().filter(large).map(|rejected| &rejected.leased);
+    let sizes = fetched.messages().iter().chain(rejected);
+    let size: u64 = sizes.map(|leased| encoded_size(leased.delivery())).sum();
+    let size = usize::try_from(2 * size).unwrap_or(usize::MAX).saturating_add(besides);
+    let taken = budget.take_by(size, clock::now() + BYTES_PATIENCE).await?;
+    Ok(Some(AnswerMemory::new(taken)))
 }

@@ -13,7 +13,7 @@ use crate::{
     limits::{
         DEFAULT_MAX_BYTES, DEFAULT_WAIT, LEAST_MAX_BYTES, LONGEST_DELAY, LONGEST_LINGER,
         LONGEST_NAME, LONGEST_REASON, LONGEST_WAIT, LONGEST_WORKER, MOST_MAX_BYTES, MOST_MESSAGES,
-        SHORTEST_LEASE,
+        MOST_SETTLEMENTS, SHORTEST_LEASE,
     },
     pb::{self, time::to_duration},
 };
@@ -101,11 +101,22 @@ pub(super) fn extend(prefix: &str, lease: Option<&PbDuration>) -> Result<Action,
     self::lease(&format!("{prefix}lease"), lease).map(Action::Extend)
 }
 
-/// Reads one entry of a Settle.
-pub(super) fn settlement(
-    index: usize,
-    settlement: pb::Settlement,
-) -> Result<(String, Action), ApiError> {
+/// Reads the settlements of a call, of which there must be `least`.
+pub(super) fn settlements(
+    settlements: Vec<pb::Settlement>,
+    least: usize,
+) -> Result<Vec<(String, Action)>, ApiError> {
+    let count = settlements.len();
+    if !(least..=MOST_SETTLEMENTS).contains(&count) {
+        let why = format!("must be {least} to {MOST_SETTLEMENTS}, not {count}");
+        return refuse("settlements", why);
+    }
+    let wanted = settlements.into_iter().enumerate();
+    wanted.map(|(index, one)| settlement(index, one)).collect()
+}
+
+/// Reads one entry of the settlements of a call.
+fn settlement(index: usize, settlement: pb::Settlement) -> Result<(String, Action), ApiError> {
     let action = action(index, settlement.action)?;
     if settlement.token.is_empty() {
         return refuse(&format!("settlements[{index}].token"), "must be set");
@@ -113,11 +124,8 @@ pub(super) fn settlement(
     Ok((settlement.token, action))
 }
 
-/// Reads the action of one entry of a Settle.
-pub(super) fn action(
-    index: usize,
-    action: Option<pb::settlement::Action>,
-) -> Result<Action, ApiError> {
+/// Reads the action of one entry.
+fn action(index: usize, action: Option<pb::settlement::Action>) -> Result<Action, ApiError> {
     use pb::settlement::Action as Wire;
     let path = |field: &str| format!("settlements[{index}].{field}");
     match action {

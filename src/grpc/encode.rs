@@ -9,6 +9,7 @@ use bytes::Bytes;
 use prost_types::{Duration as PbDuration, Timestamp};
 
 use crate::{
+    api_error::ApiError,
     broker::{ConsumerInfo, Delivery},
     clock::ClockPair,
     lessor::{
@@ -54,6 +55,7 @@ impl Seal<'_> {
             empty_reason: fetched.empty().map_or(pb::EmptyReason::Unspecified, empty_reason).into(),
             pending: fetched.pending(),
             ack_pending: fetched.ack_pending(),
+            ..pb::FetchResponse::default()
         }
     }
 
@@ -187,6 +189,18 @@ pub(super) fn empty_reason(empty: Empty) -> pb::EmptyReason {
         Empty::Draining => pb::EmptyReason::Draining,
         Empty::Rejected => pb::EmptyReason::Rejected,
     }
+}
+
+/// The answer to a Fetch that has failed after its settlements.
+pub(super) fn fetch_failed(error: &ApiError) -> pb::FetchResponse {
+    let error = pb::FetchError {
+        reason: error.reason().name().to_owned(),
+        message: error.message(),
+        metadata: error.metadata(),
+        retry_delay: error.retry_after().map(duration),
+    };
+    let empty_reason = pb::EmptyReason::FetchFailed.into();
+    pb::FetchResponse { empty_reason, error: Some(error), ..pb::FetchResponse::default() }
 }
 
 fn saturating(value: u64) -> u32 {

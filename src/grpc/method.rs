@@ -73,6 +73,20 @@ impl CallKind {
         METHODS.into_iter().any(|known| method == Some(known))
     }
 
+    /// The number of the repeated field with settlements of its request, if the request has one.
+    pub(super) fn settlements(self) -> Option<u32> {
+        match self {
+            Self::Fetch => Some(14),
+            Self::Settle => Some(1),
+            Self::Ours
+            | Self::Admin
+            | Self::Check
+            | Self::Watch
+            | Self::Reflection
+            | Self::Other => None,
+        }
+    }
+
     /// Its name, for the log.
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -89,5 +103,22 @@ impl CallKind {
     /// Whether it is a call of one of our services.
     pub(super) fn is_ours(self) -> bool {
         matches!(self, Self::Fetch | Self::Settle | Self::Ours | Self::Admin)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pb;
+
+    #[test]
+    fn field_with_settlements_is_that_of_the_contract() {
+        let pool = prost_reflect::DescriptorPool::decode(pb::FILE_DESCRIPTOR_SET).unwrap();
+        let service = pool.get_service_by_name(SERVICE).unwrap();
+        for method in service.methods() {
+            let kind = CallKind::of(&format!("/{SERVICE}/{}", method.name()));
+            let field = method.input().get_field_by_name("settlements");
+            assert_eq!(kind.settlements(), field.map(|it| it.number()), "{}", method.name());
+        }
     }
 }

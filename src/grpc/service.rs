@@ -6,12 +6,13 @@ use prost::Message as _;
 use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
 
 use super::{
-    answer_memory::{AnswerBudget, AnswerMemory},
+    answer_memory::{AnswerBudget, RequestMemory, fetch_memory},
     call::{Call, audit_refusal, audited},
     decode,
     encode::{self, Seal},
     layers::{AcceptCallers, PrincipalQuotas},
-    received::received,
+    received::{answered_work, consumer_work, empty_by, failed_by, fetch_work, received},
+    settlements::{CallResults, CallSettlements, answered},
     to_status::to_status,
 };
 use crate::{
@@ -21,11 +22,11 @@ use crate::{
     broker::{Broker, Confirmation, ConsumerName},
     bus::Bus,
     clock::{self, ClockPair},
-    cluster::{Cluster, SettleOutcome, settle_result},
+    cluster::{Cluster, SettleOutcome},
     credentials::Gatekeeper,
     keys::Keys,
-    lessor::{Action, Error, Fetched, Lessor, Rejected, RejectedCause, encoded_size},
-    limits::MOST_SETTLEMENTS,
+    lessor::{Action, Error, FetchParams, Lessor},
+    limits::LEAST_MAX_BYTES,
     metrics::Metrics,
     net::ClientConnection,
     pb::{self, fetch_service_server::FetchService},
@@ -36,15 +37,8 @@ use crate::{
     traces::TracedSpan,
 };
 
-/// Most bytes of one result of a Settle: a reason, a sentence and a subject. Only an error of another replica
-/// may have more.
-const LARGEST_RESULT: usize = 512;
-/// Most characters of a name in the log. A valid name of a stream is not longer.
-const MAX_SHOWN_NAME: usize = 255;
 /// Longest wait for INFO of a consumer.
 const CONSUMER_PATIENCE: Duration = Duration::from_secs(2);
-/// Longest wait for the memory of an answer.
-const BYTES_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The service over one lessor, and over the cluster that it is a part of.
 pub struct Service<B: Broker + Bus> {
@@ -54,6 +48,16 @@ pub struct Service<B: Broker + Bus> {
     gatekeeper: Arc<Gatekeeper>,
     refusals: Arc<RefusalLog>,
     owner: InstanceId,
+}
+
+/// A Fetch that the rights allow.
+struct AllowedFetch<'c> {
+    request: &'c pb::FetchRequest,
+    caller: &'c KnownCaller,
+    principal: &'c Arc<str>,
+    budget: Option<&'c AnswerBudget>,
+    span: Option<&'c TracedSpan>,
+    record: Option<&'c Arc<Call>>,
 }
 
 impl<B: Broker + Bus> Service<B> {
@@ -121,6 +125,65 @@ impl<B: Broker + Bus> Service<B> {
         Ok(Settler::new(self.gatekeeper.rights(), checked(self.caller(extensions))?))
     }
 
+    /// Settles all, for Settle and for Fetch.
+    ///
+    /// # Errors
+    /// See [`CallSettlements::settle`].
+    async fn settle_all(
+        &self,
+        settlements: CallSettlements,
+        call: (&AuditedCall<'_>, Option<&TracedSpan>),
+        settler: &Settler,
+        budget: Option<&AnswerBudget>,
+        until: Instant,
+    ) -> Result<CallResults, ApiError> {
+        let (cluster, metrics) = (&self.cluster, self.metrics());
+        settlements.settle(cluster, metrics, call, settler, budget, until).await
+    }
+
+    /// Fetches, and answers with the messages. The answer will have the results of `settled`, too.
+    async fn take(
+        &self,
+        mut ask: FetchParams,
+        fetch: &AllowedFetch<'_>,
+        settled: &pb::FetchResponse,
+    ) -> Result<Response<pb::FetchResponse>, ApiError> {
+        let AllowedFetch { request, caller, principal, budget, span, record } = *fetch;
+        let span = span.map(|span| (span, clock::unix_time()));
+        let leases = self.leases_left(&self.gatekeeper.rights(), principal)?;
+        ask.n = ask.n.min(u32::try_from(leases).unwrap_or(u32::MAX));
+        let fetched = self.lessor.fetch(ask).await?;
+        // The policy may have changed while the call waited. Then the messages go back.
+        let (rights, now) = (self.gatekeeper.rights(), clock::unix_time());
+        rights.still_may(caller, Verb::Fetch, (&request.stream, &request.consumer), now)?;
+        let memory = fetch_memory(budget, &fetched, settled.encoded_len()).await?;
+        let (messages, rejected) = (fetched.messages().len(), fetched.rejected().len());
+        let nonces = nonces(messages + rejected)?;
+        tracing::debug!(
+            stream = request.stream,
+            consumer = request.consumer,
+            worker = request.worker,
+            messages,
+            rejected,
+            "fetched"
+        );
+        let work = || CallWork {
+            messages: Some(messages),
+            rejected: Some(rejected),
+            ..answered_work(request, settled)
+        };
+        record.inspect(|record| record.did(work));
+        let receive = span.and_then(|(call, since)| received(call, request, since, &fetched));
+        let sealer = self.keys.sealer();
+        let clocks = ClockPair::read();
+        let span = receive.as_ref().map(TracedSpan::to_bytes);
+        let seal = Seal { sealer: &sealer, owner: self.owner, clocks, principal, span };
+        let mut response = Response::new(seal.fetch(&fetched, nonces));
+        response.extensions_mut().insert(Arc::new(fetched.into_deliveries()));
+        memory.map(|memory| response.extensions_mut().insert(memory));
+        Ok(response)
+    }
+
     /// Settles one token, for the unary calls.
     async fn settle(
         &self,
@@ -152,23 +215,26 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         &self,
         request: Request<pb::FetchRequest>,
     ) -> Result<Response<pb::FetchResponse>, Status> {
-        let (metadata, extensions, request) = request.into_parts();
+        let (came_at, (metadata, mut extensions, request)) = (clock::now(), request.into_parts());
+        let bytes = extensions.remove::<RequestMemory>();
         let left = decode::time_left(&metadata);
-        let budget = extensions.get().cloned();
-        let span = span_of(&extensions).map(|span| (span, clock::unix_time()));
         let (record, caller) = (Call::of(&extensions), self.caller(&extensions));
         let call = self.audited("Fetch", &metadata, &extensions);
-        let request = decode::shortened(request);
-        let refused = |refused: ApiError| {
+        let mut request = decode::shortened(request);
+        let settlements = std::mem::take(&mut request.settlements);
+        let log = |refused: &ApiError| {
             let (stream, consumer) = (&*request.stream, &*request.consumer);
             // A name that is refused for its length is also too long for the log.
             let consumer = (stream.len().max(consumer.len()) <= 255)
                 .then(|| ConsumerName { stream: stream.into(), consumer: consumer.into() });
             let principal = record.and_then(|call| call.caller()?.principal.as_deref());
             let caller = RefusedCaller { consumer, principal, worker: &request.worker };
-            self.refusals.refused(call.method, &caller, &refused);
+            self.refusals.refused(call.method, &caller, refused);
+            audit_refusal(&call, refused);
+        };
+        let refused = |refused: ApiError| {
+            log(&refused);
             record.inspect(|record| record.refused(|| fetch_work(&request)));
-            audit_refusal(&call, &refused);
             to_status(&refused)
         };
         let caller = caller.map_err(refused)?;
@@ -176,51 +242,53 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         let good_for = caller.until.map(|until| until.saturating_sub(clock::unix_time()));
         let left = [left, good_for].into_iter().flatten().min();
         let principal = caller.principal.clone().unwrap_or_default();
-        span.inspect(|(call, _)| call.by(&principal));
+        let span = span_of(&extensions).inspect(|call| call.by(&principal));
         let who = (caller.identity.as_str(), call.peer);
-        let ask = decode::fetch(&request, principal.clone(), who, clock::now(), left);
+        let ask = decode::fetch(&request, principal.clone(), who, came_at, left);
         let mut ask = ask.map_err(refused)?;
+        let settlements = CallSettlements::read(settlements, 0, request.confirmation);
+        let settlements = settlements.map_err(refused)?;
         let consumer = (&*request.stream, &*request.consumer);
         let rights = self.gatekeeper.rights();
         let may = rights.may(&caller, Verb::Fetch, consumer);
         may.map_err(|denied| refused(denied.into()))?;
-        let leases = self.leases_left(&rights, &principal).map_err(refused)?;
-        ask.n = ask.n.min(u32::try_from(leases).unwrap_or(u32::MAX));
         if call.audit.has_all() {
             let rule = rights.rule_line(&caller, Verb::Fetch, consumer);
             call.allowed(&caller, Verb::Fetch, Some(consumer), rule);
         }
-        let fetched = self.lessor.fetch(ask).await.map_err(|error| refused(error.into()))?;
-        // The policy may have changed while the call waited. Then the messages go back.
-        let may =
-            self.gatekeeper.rights().still_may(&caller, Verb::Fetch, consumer, clock::unix_time());
-        may.map_err(|lost| refused(lost.into()))?;
-        let memory = fetch_memory(budget, &fetched).await.map_err(refused)?;
-        let (messages, rejected) = (fetched.messages().len(), fetched.rejected().len());
-        let nonces = nonces(messages + rejected)?;
-        tracing::debug!(
-            stream = request.stream,
-            consumer = request.consumer,
-            worker = request.worker,
-            messages,
-            rejected,
-            "fetched"
-        );
-        record.inspect(|record| {
-            record.did(|| CallWork {
-                messages: Some(messages),
-                rejected: Some(rejected),
-                ..fetch_work(&request)
-            });
+        let budget = extensions.get::<AnswerBudget>();
+        let (request, caller) = (&request, &caller);
+        let fetch = AllowedFetch { request, caller, principal: &principal, budget, span, record };
+        if settlements.is_empty() {
+            return self.take(ask, &fetch, &pb::FetchResponse::default()).await.map_err(refused);
+        }
+        // The settlements come first, and what they free is there for the Fetch.
+        let settler = Settler::new(rights, caller.clone());
+        let until = settle_until(&metadata);
+        let settled = self.settle_all(settlements, (&call, span), &settler, budget, until).await;
+        let CallResults { results, failed, taken } = settled.map_err(refused)?;
+        drop(bytes);
+        let mut answer = pb::FetchResponse { results, failed, ..pb::FetchResponse::default() };
+        record.inspect(|record| record.did(|| answered_work(request, &answer)));
+        if failed > 0 {
+            self.lessor.refuse_fetch(&ask.name);
+            answer.empty_reason = pb::EmptyReason::Settle.into();
+            span.inspect(|call| empty_by(call, pb::EmptyReason::Settle));
+            return Ok(answered(answer, taken));
+        }
+        // A call that waits holds no memory of answers, like any other.
+        drop(taken);
+        let size = answer.encoded_len() as u64;
+        ask.max_bytes = ask.max_bytes.saturating_sub(size).max(LEAST_MAX_BYTES.into());
+        ask.max_wait = ask.max_wait.saturating_sub(clock::now().saturating_duration_since(came_at));
+        let mut response = self.take(ask, &fetch, &answer).await.unwrap_or_else(|error| {
+            // A status would hide the results.
+            log(&error);
+            self.metrics().refused(error.reason().name(), call.method);
+            span.inspect(|call| failed_by(call, &error));
+            Response::new(encode::fetch_failed(&error))
         });
-        let receive = span.and_then(|(call, since)| received(call, &request, since, &fetched));
-        let sealer = self.keys.sealer();
-        let clocks = ClockPair::read();
-        let span = receive.as_ref().map(TracedSpan::to_bytes);
-        let seal = Seal { sealer: &sealer, owner: self.owner, clocks, principal: &principal, span };
-        let mut response = Response::new(seal.fetch(&fetched, nonces));
-        response.extensions_mut().insert(Arc::new(fetched.into_deliveries()));
-        memory.map(|memory| response.extensions_mut().insert(memory));
+        response.get_mut().results = answer.results;
         Ok(response)
     }
 
@@ -307,81 +375,19 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         request: Request<pb::SettleRequest>,
     ) -> Result<Response<pb::SettleResponse>, Status> {
         let (metadata, extensions, request) = request.into_parts();
-        let confirmation = checked(decode::confirmation(request.confirmation))?;
-        let count = request.settlements.len();
-        if !(1..=MOST_SETTLEMENTS).contains(&count) {
-            let why = format!("must be 1 to {MOST_SETTLEMENTS}, not {count}");
-            return Err(to_status(&ApiError::Field { field: "settlements".into(), why }));
-        }
-        // All fields are checked before anything is settled.
-        let wanted = request.settlements.into_iter().enumerate();
-        let wanted = wanted.map(|(index, one)| decode::settlement(index, one));
-        let wanted = checked(wanted.collect::<Result<Vec<_>, _>>())?;
-
-        // The memory is taken before anything is settled: the outcome must be answered afterwards.
-        let budget = extensions.get::<AnswerBudget>();
-        let taken = budget.map(|budget| budget.take(count * LARGEST_RESULT)).transpose();
-        let taken = checked(taken)?;
-
+        let settlements = CallSettlements::read(request.settlements, 1, request.confirmation);
+        let settlements = checked(settlements)?;
         let until = settle_until(&metadata);
         let settler = self.settler(&extensions)?;
         let call = self.audited("Settle", &metadata, &extensions);
-        let span = span_of(&extensions);
-        let results = self.cluster.settle(&call, span, &settler, wanted, confirmation, until).await;
-        let refusals = results.iter().filter_map(|result| result.as_ref().err());
-        let mut failed = 0;
-        for refused in refusals {
-            failed += 1;
-            self.metrics().refused(refused.reason().name(), call.method);
-        }
-        let work = || CallWork { tokens: Some(count), failed: Some(failed), ..CallWork::default() };
+        let (span, budget) = (span_of(&extensions), extensions.get::<AnswerBudget>());
+        let settled = self.settle_all(settlements, (&call, span), &settler, budget, until).await;
+        let CallResults { results, failed, taken } = checked(settled)?;
+        let tokens = Some(results.len());
+        let work = || CallWork { tokens, failed: Some(failed), ..CallWork::default() };
         Call::of(&extensions).inspect(|record| record.did(work));
-        let results = results.into_iter().map(settle_result).collect();
-        let answer = pb::SettleResponse { results, failed };
-        let size = answer.encoded_len();
-        let mut response = Response::new(answer);
-        if let Some(mut taken) = taken {
-            taken.shrink_to(size);
-            response.extensions_mut().insert(AnswerMemory::new(taken));
-        }
-        Ok(response)
+        Ok(answered(pb::SettleResponse { results, failed }, taken))
     }
-}
-
-/// Takes the memory of a Fetch's answer, which is in memory twice: as it came, and as it goes. Clients that
-/// read free memory within moments, so the call waits for it.
-async fn fetch_memory(
-    budget: Option<AnswerBudget>,
-    fetched: &Fetched,
-) -> Result<Option<AnswerMemory>, ApiError> {
-    let Some(budget) = budget else { return Ok(None) };
-    // A message that is too large is answered without its payload.
-    let large = |rejected: &&Rejected| rejected.cause != RejectedCause::TooLarge;
-    let rejected = fetched.rejected().iter().filter(large).map(|rejected| &rejected.leased);
-    let sizes = fetched.messages().iter().chain(rejected);
-    let size: u64 = sizes.map(|leased| encoded_size(leased.delivery())).sum();
-    let size = usize::try_from(2 * size).unwrap_or(usize::MAX);
-    let taken = budget.take_by(size, clock::now() + BYTES_PATIENCE).await?;
-    Ok(Some(AnswerMemory::new(taken)))
-}
-
-/// The work of a Fetch, for the request log.
-fn fetch_work(request: &pb::FetchRequest) -> CallWork {
-    let worker = Some(&request.worker).filter(|worker| !worker.is_empty());
-    CallWork {
-        worker: worker.map(|worker| shown(worker)),
-        asked: Some(request.n),
-        ..consumer_work(&request.stream, &request.consumer)
-    }
-}
-
-fn consumer_work(stream: &str, consumer: &str) -> CallWork {
-    CallWork { stream: Some(shown(stream)), consumer: Some(shown(consumer)), ..CallWork::default() }
-}
-
-/// A name of a request. A name that is refused for its length is also too long for the log.
-fn shown(name: &str) -> String {
-    name.chars().take(MAX_SHOWN_NAME).collect()
 }
 
 /// The span of the call with these extensions.
@@ -400,11 +406,10 @@ fn settle_until(metadata: &MetadataMap) -> Instant {
 }
 
 /// Fresh nonces: 192 bits each, so chance never repeats one.
-fn nonces(count: usize) -> Result<impl Iterator<Item = [u8; 24]>, Status> {
+fn nonces(count: usize) -> Result<impl Iterator<Item = [u8; 24]>, Error> {
     let mut bytes = vec![0; count * 24];
     fill_random(&mut bytes).map_err(|error| {
-        let why = format!("no randomness to seal tokens with: {error}");
-        to_status(&Error::Unavailable(why).into())
+        Error::Unavailable(format!("no randomness to seal tokens with: {error}"))
     })?;
     let nonces: Vec<[u8; 24]> = bytes.as_chunks().0.to_vec();
     Ok(nonces.into_iter())

@@ -186,6 +186,15 @@ impl<B: Broker> Lessor<B> {
         }
     }
 
+    /// A Fetch is refused before it asks for messages.
+    pub fn refuse_fetch(&self, name: &ConsumerName) {
+        let mut open = OpenFetch::new(self.core.metrics.clone());
+        // JetStream may not know a consumer without a task.
+        let task = self.calls.handles().get(name).cloned();
+        task.iter().for_each(|task| open.joined(&task.meter));
+        open.result = FetchResult::Refused;
+    }
+
     /// A token was settled without a lease.
     pub fn count_unleased(
         &self,

@@ -96,7 +96,7 @@ families! {
     }
     "Fetch" {
         Fetches: Counter "fetchproxy_fetches" ["stream", "consumer", "result"]
-            "Fetch calls that the rights allow, by how they ended. `left`: the caller went away. A consumer that JetStream does not know counts as `_other`.";
+            "Fetch calls that the rights allow, by how they ended. `left`: the caller went away. `refused`: also if a settlement of the call failed, so that nothing was fetched. A consumer that JetStream does not know counts as `_other`.";
         MessagesFetched: Counter "fetchproxy_messages_fetched" ["stream", "consumer"]
             "Messages that were handed over, and whose answer was written.";
         MessageBytes: Counter "fetchproxy_message_bytes_fetched" ["stream", "consumer"]

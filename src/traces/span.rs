@@ -222,6 +222,11 @@ impl TracedSpan {
         }
     }
 
+    /// A part of the call was refused, by this reason. The call itself was answered.
+    pub fn refused_by(&self, reason: &'static str) {
+        self.set(name::ERROR_TYPE, reason);
+    }
+
     /// The work of the span has failed, by this reason.
     pub fn failed(&self, reason: &'static str) {
         self.set(name::ERROR_TYPE, reason);

@@ -8,8 +8,11 @@ use fetch_proxy::{
     access::Unauthenticated,
     config::Cli,
     metrics::{FAMILIES, FamilyKind},
+    pb::FILE_DESCRIPTOR_SET,
     reason::{DOMAIN, REASON_TRAILER, Reason},
 };
+use prost::Message as _;
+use prost_types::{EnumValueDescriptorProto, FileDescriptorSet};
 
 /// The heading of a table in the how-to for workers, and the reasons of each of its rows.
 type Advice = BTreeMap<String, Vec<String>>;
@@ -52,6 +55,14 @@ fn page_of_errors_is_what_the_code_says() {
         let (name, code, promise) = (reason.name(), reason.code(), reason.promise());
         writeln!(page, "| `{name}` | {code:?} | {promise} | {retry} |").unwrap();
     }
+    page += "\n## Why an answer has no messages\n\n\
+             A Fetch without messages is OK, and has one of these values as its `empty_reason`. If a Fetch settles\n\
+             first and then fails, it is OK too: a status would hide the results. The `error` of its answer has\n\
+             the reason, and says of the Fetch what a status would say. The results say what is settled.\n\n\
+             | `empty_reason` | meaning |\n| --- | --- |\n";
+    for (name, meaning) in documented("EmptyReason").into_iter().skip(1) {
+        writeln!(page, "| `{name}` | {meaning} |").unwrap();
+    }
     page += "\n## Why a credential is refused\n\n\
              The metadata `why` of `UNAUTHENTICATED` has one of these values. Claims of a token are judged only\n\
              after its signature. A missing or wrong claim is `malformed`, and the message names it.\n\n\
@@ -60,6 +71,22 @@ fn page_of_errors_is_what_the_code_says() {
         writeln!(page, "| `{}` | {} |", why.name(), why.message()).unwrap();
     }
     assert_rendered("docs/reference/errors.md", &page);
+}
+
+/// The values of an enum of the contract, each with its comment.
+fn documented(kind: &str) -> Vec<(String, String)> {
+    let files = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap().file;
+    let file = files.into_iter().find(|file| file.name().ends_with("/fetch.proto")).unwrap();
+    let place = file.enum_type.iter().position(|known| known.name() == kind).unwrap();
+    let locations = file.source_code_info.as_ref().unwrap();
+    let value = |(number, value): (usize, &EnumValueDescriptorProto)| {
+        // Field 5 of a file has its enums, and field 2 of an enum has its values.
+        let path = [5, place, 2, number].map(|part| i32::try_from(part).unwrap());
+        let found = locations.location.iter().find(|location| location.path == path).unwrap();
+        let words: Vec<_> = found.leading_comments().split_whitespace().collect();
+        (value.name().to_owned(), words.join(" "))
+    };
+    file.enum_type[place].value.iter().enumerate().map(value).collect()
 }
 
 #[test]

@@ -18,7 +18,7 @@ use testkit::{
     eventually,
     jetstream::{Fixture, config},
     nats_server::NatsServer,
-    proxy::{Client, Proxy, ack, extend, fetch, reason, waiting, with_key},
+    proxy::{Client, Proxy, ack, acking, extend, fetch, reason, waiting, with_key},
 };
 use tokio::net::TcpStream;
 use tonic::{Code, Request, Status, transport::Endpoint};
@@ -114,6 +114,35 @@ async fn caller_is_accepted_by_its_credential_alone() {
     }
     let log = proxy.log();
     assert!(policy.orders.iter().all(|key| !log.contains(&**key)), "a key is in the log");
+}
+
+#[tokio::test]
+async fn fetch_that_settles_needs_the_right_for_each_part() {
+    let fixture = Fixture::new(config()).await;
+    let policy = Policy::of(&fixture);
+    let proxy = policy.serve();
+    proxy.ready().await;
+    let mut client = proxy.client().await;
+    let token = taken(&mut client, &fixture, &policy.orders[0]).await;
+    fixture.publish("n", "x").await;
+    // A caller that may only settle: its call is refused, and has settled nothing.
+    let request = acking(&token, fetch(&fixture, 1, 0));
+    let refused = client.fetch(with_key(&policy.dispatcher, request.clone())).await.unwrap_err();
+    assert_eq!(reason(&refused), (Code::PermissionDenied, "NOT_ALLOWED".to_owned()));
+    assert_eq!(detail(&refused, "verb").as_deref(), Some("fetch"));
+    assert_eq!(fixture.info().await.num_ack_pending, 1);
+    // A caller that may fetch, and has the token of another principal: nothing is settled or fetched.
+    let answer = client.fetch(with_key(&policy.other, request.clone())).await.unwrap().into_inner();
+    assert_eq!((answer.empty_reason(), answer.failed), (pb::EmptyReason::Settle, 1));
+    let error = answer.results[0].error.clone().unwrap();
+    assert_eq!((&*error.reason, &*error.metadata["detail"]), ("NOT_ALLOWED", "foreign_token"));
+    let info = fixture.info().await;
+    assert_eq!((info.num_ack_pending, info.num_pending), (1, 1));
+    // Its own token is settled, and the next message follows.
+    let request = pb::FetchRequest { max_wait: testkit::millis(10_000), ..request };
+    let answer = client.fetch(with_key(&policy.orders[1], request)).await.unwrap().into_inner();
+    assert_eq!(answer.results[0].outcome(), Outcome::Confirmed);
+    assert_eq!(answer.messages.len(), 1);
 }
 
 #[tokio::test]

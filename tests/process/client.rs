@@ -116,6 +116,30 @@ async fn several_tokens_and_json_work_by_hand() {
 }
 
 #[tokio::test]
+async fn fetch_settles_earlier_messages_first_by_hand() {
+    let client = ClientRun::new().await;
+    client.fixture.publish_many(4).await;
+    let Fixture { stream, consumer, .. } = &client.fixture;
+    let tokens = client.taken("3");
+    let end = |place: usize| tokens[place][tokens[place].len() - 8..].to_owned();
+    let (text, code) =
+        client.said(&["fetch", stream, consumer, "--ack", &tokens[0], "--term", &tokens[1]]);
+    let settled = format!("…{}  CONFIRMED\n…{}  CONFIRMED\n\n", end(0), end(1));
+    assert!(code == 0 && text.starts_with(&settled) && text.contains("sequence 4, "), "{text}");
+
+    let (text, code) = client.said(&["fetch", stream, consumer, "--ack", "nonsense"]);
+    assert!(code == 1 && text.starts_with("…nonsense  TOKEN_INVALID: "), "{text}");
+    assert!(text.ends_with("nothing was fetched: a settlement failed\n"), "{text}");
+    let (text, code) = client.said(&["fetch", stream, "nobody", "--nak", &tokens[2]]);
+    assert!(code == 1 && text.starts_with(&format!("…{}  CONFIRMED, ", end(2))), "{text}");
+    assert!(text.contains("\nnothing was fetched: CONSUMER_NOT_FOUND: "), "{text}");
+
+    let answer = client.json(&["fetch", stream, consumer, "--ack", &tokens[0]]);
+    assert_eq!(answer["results"][0]["outcome"], "OUTCOME_DUPLICATE");
+    assert_eq!(answer["messages"][0]["streamSequence"], "3", "the one that was given back");
+}
+
+#[tokio::test]
 async fn binary_and_rejected_messages_are_shown() {
     let client = ClientRun::new().await;
     let Fixture { stream, consumer, .. } = &client.fixture;

@@ -16,7 +16,7 @@ use testkit::{
     eventually,
     jetstream::{Fixture, config},
     nats_server::NatsServer,
-    proxy::{Client, Proxy, ack, fetch, reason, with_key},
+    proxy::{Client, Proxy, ack, acking, fetch, reason, with_key},
     scrape::Scrape,
     until,
 };
@@ -219,6 +219,32 @@ async fn leases_of_a_principal_are_limited_until_it_settles_them() {
     let answer = client.fetch(limited.fetch(&limited.orders, 10, 10_000)).await.unwrap();
     assert_eq!(answer.into_inner().messages.len(), 1, "one place is free again");
     assert_is_limit(&limited.refused(&client).await.unwrap(), "LEASE_LIMIT");
+}
+
+#[tokio::test]
+async fn principal_with_one_lease_loops_with_one_call_a_message() {
+    let limited = Limited::start("max_leases: 1").await;
+    for _ in 0..6 {
+        limited.fixture.publish("n", "x").await;
+    }
+    let mut client = limited.proxy.client().await;
+    let first = client.fetch(limited.fetch(&limited.orders, 1, 10_000)).await.unwrap();
+    let mut token = first.into_inner().messages[0].token.clone();
+    for _ in 0..5 {
+        let request = acking(&token, fetch(&limited.fixture, 1, 10_000));
+        let answer = client.fetch(with_key(&limited.orders, request)).await.unwrap().into_inner();
+        assert_eq!((answer.failed, answer.messages.len()), (0, 1), "{answer:?}");
+        token.clone_from(&answer.messages[0].token);
+    }
+    // An Extend frees nothing. The answer says whose limit is reached.
+    let settlements = vec![pb::Settlement {
+        token: token.clone(),
+        action: Some(Action::Extend(pb::ExtendAction::default())),
+    }];
+    let request = pb::FetchRequest { settlements, ..fetch(&limited.fixture, 1, 60_000) };
+    let answer = client.fetch(with_key(&limited.orders, request)).await.unwrap().into_inner();
+    let error = answer.error.unwrap();
+    assert_eq!((&*error.reason, &*error.metadata["principal"]), ("LEASE_LIMIT", "orders"));
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use testkit::{
     jetstream::{Fixture, config},
     millis,
     nats_server::NatsServer,
-    proxy::{Client, Proxy, ack, fetch},
+    proxy::{Client, Proxy, ack, acking, fetch},
     traces::{TraceReceiver, link_attribute, silent_receiver},
 };
 use tonic::Request;
@@ -146,6 +146,39 @@ async fn fetched_messages_link_to_the_spans_that_published_them() {
         let sequence = answer.messages[index].stream_sequence.to_string();
         assert_eq!(link_attribute(link, "messaging.message.id"), Some(sequence));
         assert_eq!(link_attribute(link, "messaging.nats.delivery_count").as_deref(), Some("1"));
+    }
+}
+
+#[tokio::test]
+async fn settlements_of_a_fetch_have_their_spans_below_it() {
+    let receiver = TraceReceiver::start().await;
+    let proxy = traced(&receiver, &[]);
+    let fixture = Fixture::new(config()).await;
+    fixture.publish_many(2).await;
+    proxy.ready().await;
+    let mut client = proxy.client().await;
+    let first = client.fetch(fetch(&fixture, 1, 10_000)).await.unwrap().into_inner();
+    let request = acking(&first.messages[0].token, fetch(&fixture, 1, 10_000));
+    client.fetch(request.clone()).await.unwrap();
+    let nobody = pb::FetchRequest { consumer: "nobody".to_owned(), ..request };
+    client.fetch(nobody).await.unwrap();
+    client.fetch(acking("nonsense", fetch(&fixture, 1, 10_000))).await.unwrap();
+    let fetches = receiver.named(&format!("fetch {}", fixture.stream), 2).await;
+    let acks = receiver.named(&format!("ack {}", fixture.stream), 2).await;
+    let calls = receiver.named("fetchproxy.v1.FetchService/Fetch", 4).await;
+    let below = |call: usize| acks.iter().filter(|ack| calls[call].is_parent_of(ack)).count();
+    assert_eq!([0, 1, 2, 3].map(below), [0, 1, 1, 0]);
+    let ack = acks.iter().find(|ack| calls[1].is_parent_of(ack)).unwrap();
+    assert_eq!(ack.span.links[0].span_id, fetches[0].span.span_id, "to the Fetch of its message");
+    assert!(calls[1].is_parent_of(&fetches[1]));
+    let ended = ack.span.end_time_unix_nano;
+    assert!(fetches[1].span.start_time_unix_nano >= ended, "the wait begins after the settlements");
+    for (call, empty, error) in
+        [(2, "FETCH_FAILED", Some("CONSUMER_NOT_FOUND")), (3, "SETTLE", None)]
+    {
+        assert_eq!(calls[call].attribute("fetchproxy.empty_reason").as_deref(), Some(empty));
+        assert_eq!(calls[call].attribute("error.type").as_deref(), error);
+        assert_eq!(calls[call].attribute("rpc.status_code").as_deref(), Some("OK"));
     }
 }
 

@@ -11,6 +11,7 @@ mod keys;
 mod linked;
 mod metered;
 mod moving;
+mod one_call;
 mod ownerless;
 mod pair;
 mod principals;

@@ -59,16 +59,35 @@ fn choice() -> impl Strategy<Value = i32> {
 
 fn call(stream: &str, consumer: &str, known: &str) -> impl Strategy<Value = Call> + use<> {
     let text = || prop_oneof![any::<String>(), ".{0,3000}"];
+    let action = prop_oneof![
+        Just(None),
+        Just(Some(Action::Ack(pb::AckAction {}))),
+        duration().prop_map(|delay| Some(Action::Nak(pb::NakAction { delay }))),
+        text().prop_map(|reason| Some(Action::Term(pb::TermAction { reason }))),
+        duration().prop_map(|lease| Some(Action::Extend(pb::ExtendAction { lease }))),
+    ];
+    let settlement =
+        (token(known), action).prop_map(|(token, action)| pb::Settlement { token, action });
+    let settlements = vec(settlement, 0..8).boxed();
+    // Most Fetch calls have none, or their fields would hide the others.
+    let few = prop_oneof![3 => Just(Vec::new()), 1 => settlements.clone()];
     let fetch = (
         (name(stream), name(consumer)),
         any::<u32>(),
         (wait(), duration(), duration()),
         prop_oneof![Just(0), any::<u32>()],
-        choice(),
-        any::<String>(),
+        (choice(), any::<String>()),
+        (few, choice()),
     );
     let fetch = fetch.prop_map(
-        |((stream, consumer), n, (max_wait, linger, lease), max_bytes, codec, worker)| {
+        |(
+            (stream, consumer),
+            n,
+            (max_wait, linger, lease),
+            max_bytes,
+            (codec, worker),
+            (settlements, confirmation),
+        )| {
             // A linger adds to the wait; the fuzz has no time for five seconds each.
             let linger = linger.filter(|linger| linger.seconds != 0 || linger.nanos < 50_000_000);
             let linger = linger.filter(|linger| linger.seconds <= 0);
@@ -82,6 +101,8 @@ fn call(stream: &str, consumer: &str, known: &str) -> impl Strategy<Value = Call
                 max_bytes,
                 codec,
                 worker,
+                settlements,
+                confirmation,
             })
         },
     );
@@ -95,16 +116,7 @@ fn call(stream: &str, consumer: &str, known: &str) -> impl Strategy<Value = Call
     });
     let extend = (token(known), duration())
         .prop_map(|(token, lease)| Call::Extend(pb::ExtendRequest { token, lease }));
-    let action = prop_oneof![
-        Just(None),
-        Just(Some(Action::Ack(pb::AckAction {}))),
-        duration().prop_map(|delay| Some(Action::Nak(pb::NakAction { delay }))),
-        text().prop_map(|reason| Some(Action::Term(pb::TermAction { reason }))),
-        duration().prop_map(|lease| Some(Action::Extend(pb::ExtendAction { lease }))),
-    ];
-    let settlement =
-        (token(known), action).prop_map(|(token, action)| pb::Settlement { token, action });
-    let settle = (vec(settlement, 0..8), choice()).prop_map(|(settlements, confirmation)| {
+    let settle = (settlements, choice()).prop_map(|(settlements, confirmation)| {
         Call::Settle(pb::SettleRequest { settlements, confirmation })
     });
     prop_oneof![4 => fetch, 1 => ack, 1 => nak, 1 => term, 1 => extend, 2 => settle]
@@ -112,16 +124,28 @@ fn call(stream: &str, consumer: &str, known: &str) -> impl Strategy<Value = Call
 
 async fn make(client: &mut Client, call: Call) -> Result<(), Status> {
     match call {
-        Call::Fetch(request) => client.fetch(request).await.map(drop),
+        Call::Fetch(request) => {
+            let asked = request.settlements.len();
+            client.fetch(request).await.map(|answer| {
+                let answer = answer.into_inner();
+                assert_eq!(answer.results.len(), asked, "one result for each settlement");
+                each_has_one_meaning(&answer.results);
+            })
+        }
         Call::Ack(request) => client.ack(request).await.map(drop),
         Call::Nak(request) => client.nak(request).await.map(drop),
         Call::Term(request) => client.term(request).await.map(drop),
         Call::Extend(request) => client.extend(request).await.map(drop),
-        Call::Settle(request) => client.settle(request).await.map(|answer| {
-            for result in answer.into_inner().results {
-                assert_ne!(result.outcome == 0, result.error.is_none(), "exactly one of both");
-            }
-        }),
+        Call::Settle(request) => client
+            .settle(request)
+            .await
+            .map(|answer| each_has_one_meaning(&answer.get_ref().results)),
+    }
+}
+
+fn each_has_one_meaning(results: &[pb::SettleResult]) {
+    for result in results {
+        assert_ne!(result.outcome == 0, result.error.is_none(), "exactly one of both");
     }
 }
 

@@ -7,6 +7,7 @@ mod fuzz;
 mod health;
 mod leases;
 mod metrics;
+mod one_call;
 mod payloads;
 mod raw;
 mod refusals;

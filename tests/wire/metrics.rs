@@ -14,7 +14,7 @@ use testkit::{
     eventually,
     jetstream::{Fixture, config},
     nats_server::NatsServer,
-    proxy::{Proxy, ack, fetch, take_one},
+    proxy::{Proxy, ack, acking, fetch, take_one},
     scrape::{PROMETHEUS, Scrape, get},
 };
 
@@ -218,6 +218,47 @@ async fn each_call_is_counted_with_its_method_and_its_code() {
     assert_eq!(seen.sum("fetchproxy_fetches_total", &["_other", "result=\"refused\""]), 1.0);
     let books = seen.books().unwrap();
     assert_eq!((books.began, books.ended, books.held), (1, 1, 0));
+}
+
+#[tokio::test]
+async fn settlement_on_a_fetch_counts_like_that_of_a_settle() {
+    let fixture = Fixture::new(config()).await;
+    let proxy = Proxy::start(NatsServer::shared(), &[]);
+    proxy.ready().await;
+    let client = proxy.client().await;
+    fixture.publish_many(2).await;
+    let token = take_one(&client, &fixture).await.token;
+    let next = acking(&token, fetch(&fixture, 1, 10_000));
+    let next = client.clone().fetch(next).await.unwrap().into_inner();
+    let nobody = FetchRequest { consumer: "nobody".to_owned(), ..fetch(&fixture, 1, 0) };
+    for request in
+        [acking(&next.messages[0].token, nobody), acking("no token", fetch(&fixture, 1, 0))]
+    {
+        client.clone().fetch(request).await.unwrap();
+    }
+    let seen = until(&proxy, "the end of the calls", |scrape| {
+        scrape.sum("grpc_server_handled_total", &["Fetch", "grpc_code=\"OK\""]) == 4.0
+    })
+    .await;
+    let ours = format!("consumer=\"{}\"", fixture.consumer);
+    let settled = ["fetchproxy_settlements_total", &ours, "kind=\"ack\"", "outcome=\"confirmed\""];
+    assert_eq!(seen.sum(settled[0], &settled[1..]), 2.0);
+    let refusals = seen.of_family("fetchproxy_refusals_total").collect::<Vec<_>>();
+    assert_eq!(
+        refusals,
+        [
+            ("fetchproxy_refusals_total{reason=\"CONSUMER_NOT_FOUND\",rpc=\"Fetch\"}", 1.0),
+            ("fetchproxy_refusals_total{reason=\"TOKEN_INVALID\",rpc=\"Fetch\"}", 1.0),
+        ]
+    );
+    let fetches = |consumer: &str, result: &str| {
+        let result = format!("result=\"{result}\"");
+        seen.sum("fetchproxy_fetches_total", &[consumer, &result])
+    };
+    assert_eq!((fetches(&ours, "messages"), fetches(&ours, "refused")), (2.0, 1.0));
+    assert_eq!(fetches("_other", "refused"), 1.0);
+    let books = seen.books().unwrap();
+    assert_eq!((books.began, books.ended, books.held), (2, 2, 0));
 }
 
 #[tokio::test]

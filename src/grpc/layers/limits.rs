@@ -27,7 +27,7 @@ use super::held_body::HeldBody;
 use crate::{
     api_error::{ApiError, BudgetKind, ExhaustedScope},
     grpc::{
-        answer_memory::{AnswerBudget, AnswerMemory},
+        answer_memory::{AnswerBudget, AnswerMemory, RequestMemory},
         budget::{MemoryBudget, MemoryShare, Taken},
         call::Call,
         method::CallKind,
@@ -248,7 +248,8 @@ where
     let (head, body) = request.into_parts();
     let (kind, taken) = (admitted.kind, &mut admitted.bytes);
     let most = if kind.is_ours() { LARGEST_REQUEST } else { LARGEST_NAME };
-    let bounds = RequestBounds { most, settle: kind == CallKind::Settle, taken: taken.as_mut() };
+    let bounds = RequestBounds { most, settlements: kind.settlements(), taken: taken.as_mut() };
+    let mut settlements = 0;
     let body = match kind {
         CallKind::Fetch
         | CallKind::Settle
@@ -256,8 +257,9 @@ where
         | CallKind::Admin
         | CallKind::Check
         | CallKind::Watch => {
-            let message = reading::read(&head.headers, body, bounds).await?;
-            tonic::body::Body::new(WholeRequest::new(message))
+            let read = reading::read(&head.headers, body, bounds).await?;
+            settlements = read.settlements;
+            tonic::body::Body::new(WholeRequest::new(read.message))
         }
         CallKind::Reflection => {
             tonic::body::Body::new(LimitedStream::new(body, LARGEST_REFLECTION, LONGEST_REFLECTION))
@@ -265,11 +267,11 @@ where
         CallKind::Other => tonic::body::Body::empty(),
     };
     admitted.reading = None;
-    if kind == CallKind::Fetch
-        && let Some(bytes) = &mut admitted.bytes
-    {
-        // A Fetch that waits keeps nothing large of its request.
-        bytes.shrink_to(0);
+    let mut request = Request::from_parts(head, body);
+    if kind == CallKind::Fetch {
+        // A Fetch that waits keeps nothing large of its request. Before that it settles.
+        let bytes = admitted.bytes.take().filter(|_| settlements > 0);
+        bytes.map(|bytes| request.extensions_mut().insert(RequestMemory::new(bytes)));
     }
-    Ok((Request::from_parts(head, body), admitted))
+    Ok((request, admitted))
 }

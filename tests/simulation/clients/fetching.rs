@@ -73,6 +73,7 @@ fn ask_for(
         worker: format!("client-{}", plan.number),
         max_bytes: if world.calm() { 0 } else { plan.max_bytes },
         codec: codec.into(),
+        ..pb::FetchRequest::default()
     }
 }
 

@@ -337,6 +337,8 @@ fn answer_of(
             !early && lately(looked.and_then(|looked| looked.full_at))
         }
         pb::EmptyReason::NoMessages => !early,
+        // Nothing was asked to be settled.
+        pb::EmptyReason::Settle | pb::EmptyReason::FetchFailed => false,
         pb::EmptyReason::Unspecified => true,
     };
     (!true_enough)

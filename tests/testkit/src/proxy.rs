@@ -186,6 +186,13 @@ pub fn fetch(fixture: &Fixture, n: u32, wait: i64) -> pb::FetchRequest {
     }
 }
 
+/// The same Fetch, which acks this token first.
+pub fn acking(token: &str, request: pb::FetchRequest) -> pb::FetchRequest {
+    let action = Some(pb::settlement::Action::Ack(pb::AckAction {}));
+    let settlements = vec![pb::Settlement { token: token.to_owned(), action }];
+    pb::FetchRequest { settlements, ..request }
+}
+
 /// Receives the whole number of messages that `request` asks for, in as many calls as that takes. A
 /// call that is refused is repeated.
 ///

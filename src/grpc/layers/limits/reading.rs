@@ -35,8 +35,6 @@ const MESSAGE_PREFIX_BYTES: usize = 5;
 const GROWTH: usize = 20;
 /// Bytes that every compressed message may unpack to.
 const GROWTH_FREE: usize = 64 * 1024;
-/// The number of the repeated field `settlements` of a Settle.
-const SETTLEMENTS: u32 = 1;
 /// The header that names the compression.
 const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 
@@ -44,8 +42,8 @@ const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 pub(super) struct RequestBounds<'b> {
     /// Most bytes of its message.
     pub(super) most: usize,
-    /// Whether its settlements are counted.
-    pub(super) settle: bool,
+    /// The number of its field with settlements, which are counted.
+    pub(super) settlements: Option<u32>,
     /// The bytes that it has taken of the budget. `None`: its bytes are not counted.
     pub(super) taken: Option<&'b mut Taken>,
 }
@@ -57,8 +55,16 @@ impl RequestBounds<'_> {
     }
 }
 
-/// Reads the request. Returns its message as tonic reads it, not compressed. A message that tonic will
-/// refuse is returned unchanged.
+/// A request that has been read.
+#[derive(Debug, PartialEq)]
+pub(super) struct ReadRequest {
+    /// Its message as tonic reads it, not compressed.
+    pub(super) message: Bytes,
+    /// The number of its settlements.
+    pub(super) settlements: usize,
+}
+
+/// Reads the request. A message that tonic will refuse is returned unchanged.
 ///
 /// # Errors
 /// The reasons `REQUEST_TIMEOUT`, `REQUEST_TOO_LARGE`, `BYTE_LIMIT`, `MALFORMED` and `INVALID_FIELD`.
@@ -66,7 +72,7 @@ pub(super) async fn read<B>(
     headers: &HeaderMap,
     body: B,
     mut bounds: RequestBounds<'_>,
-) -> Result<Bytes, ApiError>
+) -> Result<ReadRequest, ApiError>
 where
     B: Body<Data = Bytes>,
 {
@@ -74,20 +80,20 @@ where
         None | Some(b"identity") => false,
         Some(b"gzip") => true,
         // tonic refuses the request for its header.
-        Some(_) => return Ok(Bytes::new()),
+        Some(_) => return Ok(ReadRequest { message: Bytes::new(), settlements: 0 }),
     };
     let whole = tokio::time::timeout(REQUEST_TIMEOUT, whole(body, &mut bounds)).await;
     let whole = whole.map_err(|_| ApiError::RequestTimeout(REQUEST_TIMEOUT))??;
-    let whole =
+    let message =
         if gzip && whole.first() == Some(&1) { unpacked(&whole, &mut bounds)? } else { whole };
-    if bounds.settle && whole.first() == Some(&0) {
-        let count = settlements(&whole[MESSAGE_PREFIX_BYTES.min(whole.len())..]);
-        if count > MOST_SETTLEMENTS {
-            let why = format!("must be 1 to {MOST_SETTLEMENTS}, not {count}");
-            return Err(ApiError::Field { field: "settlements".into(), why });
-        }
+    let field = bounds.settlements.filter(|_| message.first() == Some(&0));
+    let count = |field| settlements(&message[MESSAGE_PREFIX_BYTES.min(message.len())..], field);
+    let settlements = field.map_or(0, count);
+    if settlements > MOST_SETTLEMENTS {
+        let why = format!("must be at most {MOST_SETTLEMENTS}, not {settlements}");
+        return Err(ApiError::Field { field: "settlements".into(), why });
     }
-    Ok(whole)
+    Ok(ReadRequest { message, settlements })
 }
 
 /// All bytes of the body, which has one message at most.
@@ -151,13 +157,13 @@ fn unpacked(whole: &[u8], bounds: &mut RequestBounds<'_>) -> Result<Bytes, ApiEr
     Ok(message.into())
 }
 
-/// The number of settlements of a Settle. Millions of settlements of two bytes each fit a request, and each
-/// takes 70 bytes when decoded. tonic refuses an unreadable message.
-fn settlements(mut message: &[u8]) -> usize {
+/// The number of settlements of a message, which are in the field of this number. Millions of settlements of two bytes
+/// each fit a request, and each takes 70 bytes when decoded. tonic refuses an unreadable message.
+fn settlements(mut message: &[u8], field: u32) -> usize {
     let mut count = 0;
     while message.has_remaining() {
         let Ok((tag, kind)) = decode_key(&mut message) else { break };
-        if tag == SETTLEMENTS && kind == WireType::LengthDelimited {
+        if tag == field && kind == WireType::LengthDelimited {
             count += 1;
         }
         if skip_field(kind, tag, &mut message, DecodeContext::default()).is_err() {
@@ -284,8 +290,9 @@ mod tests {
         if gzip {
             headers.insert(ENCODING, HeaderValue::from_static("gzip"));
         }
-        let bounds = RequestBounds { most: 4 << 20, settle: true, taken: None };
-        read(&headers, WholeRequest::new(body), bounds).await.map_err(|refused| refused.reason())
+        let bounds = RequestBounds { most: 4 << 20, settlements: Some(1), taken: None };
+        let read = read(&headers, WholeRequest::new(body), bounds).await;
+        read.map(|read| read.message).map_err(|refused| refused.reason())
     }
 
     #[tokio::test(start_paused = true)]
@@ -295,7 +302,7 @@ mod tests {
             let whole = frame(0, &vec![0; bytes - MESSAGE_PREFIX_BYTES]);
             let parts = (0..bytes).map(|at| whole.slice(at..=at)).collect();
             let body = Slowly(parts, Box::pin(sleep(Duration::from_secs(1))));
-            let bounds = RequestBounds { most: 100, settle: false, taken: None };
+            let bounds = RequestBounds { most: 100, settlements: None, taken: None };
             let read = read(&HeaderMap::new(), body, bounds).await;
             assert_eq!(read.err().map(|refused| refused.reason()), expected);
         }
@@ -323,13 +330,21 @@ mod tests {
         // An unknown field is no settlement.
         let other = frame(0, &[0x7a, 0].repeat(1001));
         assert_eq!(reads(other.clone(), false).await, Ok(other));
+        // Each method has its own field.
+        for (field, expected) in [(Some(14), Ok(1000)), (Some(1), Ok(0)), (None, Ok(0))] {
+            let message = frame(0, &[0x72, 0].repeat(1000));
+            let bounds = RequestBounds { most: 4 << 20, settlements: field, taken: None };
+            let read = read(&HeaderMap::new(), WholeRequest::new(message), bounds).await;
+            assert_eq!(read.map(|read| read.settlements), expected, "{field:?}");
+        }
     }
 
     #[tokio::test]
     async fn bytes_are_taken_on_arrival_and_refused_beyond_the_budget() {
         let mut taken = MemoryBudget::new(1000).share().take(0).unwrap();
         for (length, expected) in [(600, None), (600, Some(Reason::ByteLimit))] {
-            let bounds = RequestBounds { most: 4 << 20, settle: false, taken: Some(&mut taken) };
+            let bounds =
+                RequestBounds { most: 4 << 20, settlements: None, taken: Some(&mut taken) };
             let body = WholeRequest::new(frame(0, &vec![0; length]));
             let read = read(&HeaderMap::new(), body, bounds).await;
             assert_eq!(read.err().map(|refused| refused.reason()), expected);
