@@ -4,6 +4,7 @@
 mod answers;
 mod fetching;
 mod line;
+mod one_call;
 mod settling;
 
 use std::{
@@ -16,7 +17,7 @@ use testkit::dice::Dice;
 use tokio::time::{sleep, sleep_until, timeout_at};
 
 use self::{
-    fetching::{Work, fetch},
+    fetching::Work,
     line::Trip,
     settling::{Said, ask, said},
 };
@@ -41,6 +42,8 @@ pub struct Client {
     dice: Dice,
     /// Tokens that it keeps for later, if it is a keeper.
     kept: Vec<Work>,
+    /// What it says on its next Fetch.
+    next: Vec<Errand>,
 }
 
 /// What is to be said of a message, until it is done.
@@ -53,7 +56,7 @@ struct Errand {
 impl Client {
     pub fn new(world: Arc<World>, plan: ClientPlan) -> Self {
         let dice = Dice::new(world.plan.seed, 100 + plan.number);
-        Self { world, plan, dice, kept: Vec::new() }
+        Self { world, plan, dice, kept: Vec::new(), next: Vec::new() }
     }
 
     /// Works until the world says that it is over.
@@ -122,11 +125,6 @@ impl Client {
         };
         let ready: Vec<_> = replicas.into_iter().filter(serves).collect();
         (!ready.is_empty()).then(|| ready[self.dice.within(0..ready.len() as u64) as usize].clone())
-    }
-
-    async fn fetch(&mut self, replica: &Arc<Replica>) -> Vec<Work> {
-        let loses = self.loses();
-        fetch((&self.world, &self.plan), replica, loses, &mut self.dice).await
     }
 
     fn loses(&self) -> u64 {
@@ -306,8 +304,21 @@ impl Client {
         }
     }
 
-    /// Tries until all is done, or it has no more patience.
+    /// Says all now, or on the next Fetch.
     async fn finish(
+        &mut self,
+        errands: Vec<Errand>,
+        at: Option<Arc<Replica>>,
+        arrives: Option<Time>,
+    ) {
+        let errands = if arrives.is_none() { self.defer(errands) } else { Some(errands) };
+        if let Some(errands) = errands {
+            self.finish_now(errands, at, arrives).await;
+        }
+    }
+
+    /// Tries until all is done, or it has no more patience.
+    async fn finish_now(
         &mut self,
         mut errands: Vec<Errand>,
         mut at: Option<Arc<Replica>>,

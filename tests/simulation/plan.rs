@@ -132,6 +132,8 @@ pub struct ClientPlan {
     pub sent: bool,
     /// It says Ack, Nak, Term and Extend instead of Settle.
     pub unary: bool,
+    /// It settles on its next Fetch.
+    pub one_call: bool,
     /// How often in a hundred it dies with a message.
     pub dies: u64,
 }
@@ -152,6 +154,7 @@ impl ClientPlan {
             patient: false,
             sent: false,
             unary: false,
+            one_call: false,
             dies: 0,
         }
     }

@@ -23,6 +23,7 @@ mod lab;
 mod leases;
 mod ledger;
 mod looks;
+mod one_call;
 mod places;
 mod promises;
 mod report;

@@ -13,13 +13,16 @@ use testkit::dice::Dice;
 use tokio::time::sleep;
 use tonic::Request;
 
-use super::line::{Back, Trip, call};
+use super::{
+    line::{Back, Trip, call},
+    settling::{self, Said},
+};
 use crate::{
     jetstream::{DeliveryId, Time},
     plan::{ClientPlan, Habit},
     replica::Replica,
     signs::Sign,
-    watch::{FetchEnd, FetchId, Room, Served, Watch},
+    watch::{FetchEnd, FetchId, Reading, Room, Served, Watch},
     world::World,
 };
 
@@ -34,6 +37,14 @@ pub struct Work {
     pub lease: Duration,
     /// When the lease ends, by the replica.
     pub ends: Time,
+}
+
+/// What a Fetch settles first.
+#[derive(Debug, Clone, Copy)]
+pub struct First<'f> {
+    pub all: &'f [Said],
+    /// Without a confirmation.
+    pub sent: bool,
 }
 
 /// A Fetch waits at its replica until this is dropped: it has an answer, or its call was aborted.
@@ -80,14 +91,19 @@ fn ask_for(
 pub async fn fetch(
     (world, plan): (&World, &ClientPlan),
     replica: &Arc<Replica>,
+    first: First<'_>,
     lost_answers: u64,
     dice: &mut Dice,
-) -> Vec<Work> {
+) -> (Vec<Work>, Vec<Reading>) {
     let mut max_wait = if dice.percent(10) { 0 } else { dice.within(0..8_000) };
     if plan.patient && !world.calm() {
         max_wait += 25_000;
     }
     let mut request = Request::new(ask_for((world, plan), max_wait, dice));
+    let confirmation =
+        if first.sent { pb::Confirmation::Sent } else { pb::Confirmation::Unspecified };
+    request.get_mut().settlements = settling::settlements(first.all);
+    request.get_mut().confirmation = confirmation.into();
     let mut trip = Trip {
         client: plan.number,
         arrives: None,
@@ -112,22 +128,23 @@ pub async fn fetch(
         }
     }
     let side = replica.side;
+    let calls = settling::called(world, first.all, replica, (first.sent, impatient));
     let open = world.watch().fetch_called(side, request.get_ref(), deadline, world.net.now());
     let (service, net, watch) = (replica.service.clone(), world.net.clone(), world.shared_watch());
     let (lessor, most) = (replica.lessor.clone(), replica.most);
     let room = Arc::new(Mutex::new(None));
     let refused = room.clone();
+    // It does not wait for messages while it settles.
+    let settles = !first.all.is_empty();
     let method = async move {
         let arrived = net.now();
-        let waits = WaitsThere::new(watch.clone(), open, arrived);
-        let answer = match service.fetch(request).await {
-            Ok(answer) => answer,
-            Err(status) => {
-                let (held, free) = (lessor.held(), lessor.room() as usize);
-                *refused.lock().unwrap() = Some(Room { side, most, held, free });
-                return Err(status);
-            }
-        };
+        let waits = (!settles).then(|| WaitsThere::new(watch.clone(), open, arrived));
+        let answer = service.fetch(request).await;
+        if answer.as_ref().map_or(true, |answer| answer.get_ref().error.is_some()) {
+            let (held, free) = (lessor.held(), lessor.room() as usize);
+            *refused.lock().unwrap() = Some(Room { side, most, held, free });
+        }
+        let answer = answer?;
         drop(waits);
         if !reads {
             // It hangs up while it should read: its messages are given back.
@@ -142,6 +159,18 @@ pub async fn fetch(
     let own = Dice::new(dice.within(0..u64::MAX), plan.number);
     let back = call(world, replica, trip, own, method).await;
     let now = world.net.now();
+    let of_all = |heard: Reading| vec![heard; first.all.len()];
+    let heard = match &back {
+        Back::Answer((answer, ..)) => answer.results.iter().map(Reading::of_result).collect(),
+        Back::Refused(status) => of_all(Reading::of_status(status)),
+        Back::Unsent => of_all(Reading::unsent()),
+        Back::GivenUp if !impatient => of_all(Reading::overdue()),
+        Back::GivenUp | Back::Lost(_) => of_all(Reading::nothing()),
+    };
+    if let Some(room) = *room.lock().unwrap() {
+        world.watch().fetch_refused(open, room);
+    }
+    settling::ended((world, plan), first.all, replica, calls, &heard);
     let ended = |end: FetchEnd<'_>| world.watch().fetch_ended(open, end, now);
     let answer = match back {
         Back::Answer((answer, arrived, written)) => {
@@ -155,12 +184,9 @@ pub async fn fetch(
             None
         }
         Back::Refused(status) => {
-            if let Some(room) = *room.lock().unwrap() {
-                world.watch().fetch_refused(open, room);
-            }
             ended(FetchEnd::Refused(&status));
             sleep(Duration::from_millis(200)).await;
-            return Vec::new();
+            return (Vec::new(), heard);
         }
         Back::GivenUp if !impatient => {
             ended(FetchEnd::Overdue);
@@ -175,8 +201,8 @@ pub async fn fetch(
             None
         }
     };
-    let Some((answer, written)) = answer else { return Vec::new() };
-    received((world, plan), answer, written, replica)
+    let Some((answer, written)) = answer else { return (Vec::new(), heard) };
+    (received((world, plan), answer, written, replica), heard)
 }
 
 fn received(

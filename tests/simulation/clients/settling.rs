@@ -11,7 +11,7 @@ use crate::{
     jetstream::DeliveryId,
     plan::{ClientPlan, Habit},
     replica::Replica,
-    watch::{Kind, Reading},
+    watch::{CallId, Kind, Reading},
     world::World,
 };
 
@@ -33,14 +33,10 @@ pub async fn ask(
 ) -> Vec<Reading> {
     let sent = plan.sent && !world.calm();
     let deadline = (plan.habit == Habit::Impatient).then_some(trip.patience);
-    let (how, now) = ((sent, deadline.is_some()), world.net.now());
-    let calls: Vec<_> = all
-        .iter()
-        .map(|said| world.watch().settle_called(replica.side, said.id, &said.action(), how, now))
-        .collect();
+    let calls = called(world, all, replica, (sent, deadline.is_some()));
     let confirmation = if sent { pb::Confirmation::Sent } else { pb::Confirmation::Unspecified };
     let service = replica.service.clone();
-    let settlements: Vec<_> = all.iter().map(|said| said.settlement.clone()).collect();
+    let settlements = settlements(all);
     let unary = plan.unary && settlements.len() == 1;
     let method = async move {
         let confirmation = confirmation.into();
@@ -62,16 +58,44 @@ pub async fn ask(
         Back::GivenUp if patient => of_all(Reading::overdue()),
         Back::GivenUp | Back::Lost(_) => of_all(Reading::nothing()),
     };
+    ended((world, plan), all, replica, calls, &heard);
+    heard
+}
+
+pub fn settlements(all: &[Said]) -> Vec<pb::Settlement> {
+    all.iter().map(|said| said.settlement.clone()).collect()
+}
+
+/// Tells the watch what is said. `how`: without a confirmation, and under a deadline.
+pub fn called(
+    world: &World,
+    all: &[Said],
+    replica: &Replica,
+    how: (bool, bool),
+) -> Vec<Option<CallId>> {
+    let now = world.net.now();
+    let called =
+        |said: &Said| world.watch().settle_called(replica.side, said.id, &said.action(), how, now);
+    all.iter().map(called).collect()
+}
+
+/// Tells the watch what was heard.
+pub fn ended(
+    (world, plan): (&World, &ClientPlan),
+    all: &[Said],
+    replica: &Replica,
+    calls: Vec<Option<CallId>>,
+    heard: &[Reading],
+) {
     assert_eq!(heard.len(), all.len(), "one result for each settlement");
     let now = world.net.now();
-    for ((said, call), heard) in all.iter().zip(calls).zip(&heard) {
+    for ((said, call), heard) in all.iter().zip(calls).zip(heard) {
         world.watch().settle_ended(call, heard, now);
         world.note(format_args!(
             "client {}: {:?} {:?} at {}: {}",
             plan.number, said.kind, said.id, replica.side, heard.name
         ));
     }
-    heard
 }
 
 impl Said {

@@ -1,6 +1,7 @@
 //! Draws a plan. A seed has few kinds of accidents and clients, and has them often: together they come to
 //! places that one of each never reaches. Half of the accidents come in pairs, or are aimed at a sign.
 
+mod one_call;
 mod pairs;
 mod policies;
 mod themes;
@@ -85,6 +86,7 @@ pub(super) fn draw(seed: u64) -> Plan {
     accidents(&mut plan, &mut dice);
     themes::apply(&mut plan);
     policies::apply(&mut plan);
+    one_call::apply(&mut plan);
     plan
 }
 
@@ -144,6 +146,7 @@ fn client(
         patient: false,
         sent: dice.percent(10),
         unary: dice.percent(25),
+        one_call: false,
         dies: if dice.percent(50) { dice.within(1..15) } else { 0 },
     }
 }

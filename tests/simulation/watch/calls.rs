@@ -7,7 +7,7 @@ use fetch_proxy::{broker::ConsumerName, pb};
 use prost::Message as _;
 
 use super::{
-    super::jetstream::Time, answers, darkness::Looked, ledger::Ledger, places::Room,
+    super::jetstream::Time, answers, darkness::Looked, ledger::Ledger, one_call, places::Room,
     report::Report, rights, troubles::Trouble,
 };
 
@@ -25,6 +25,8 @@ pub struct OpenFetch {
     pub linger: Duration,
     /// It asks for a length of its leases.
     pub own_end: bool,
+    /// So many settlements come first.
+    pub settlements: usize,
     /// A field has a value that is not allowed.
     pub invalid: bool,
     /// So long after its wait it must be answered, because of the deadline of its client.
@@ -74,6 +76,8 @@ pub const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 
 /// An empty answer says why, which takes at most the settle timeout. The rest is for the way.
 const EXPLAINED: Duration = Duration::from_secs(6);
+/// The settle timeout.
+const SETTLED: Duration = Duration::from_secs(5);
 /// Reasons of this age are still true enough: INFO may be a second old.
 const RECENT: Duration = Duration::from_secs(2);
 const HALF_A_SECOND: Duration = Duration::from_millis(500);
@@ -132,6 +136,7 @@ impl OpenFetch {
             max_wait: answers_by.map_or(max_wait, |by| by.min(max_wait)),
             linger: duration(request.linger.as_ref()).unwrap_or_default(),
             own_end: request.lease.is_some(),
+            settlements: request.settlements.len(),
             invalid: duration(request.lease.as_ref()).is_some_and(|lease| lease < SHORTEST_LEASE)
                 || (1..LEAST_BYTES).contains(&request.max_bytes),
             explained_within: written_by
@@ -244,12 +249,20 @@ pub fn ended(
         }
         FetchEnd::Answer { answer, served, received } => {
             let took = served.written.saturating_sub(served.arrived);
-            let bound = fetch.max_wait + fetch.linger + EXPLAINED + fetch.stopped(ledger, now);
+            // "The settlements count in the time of the call", and may take all of it.
+            let settles = if fetch.settlements > 0 { SETTLED } else { Duration::ZERO };
+            let wait = (fetch.max_wait + fetch.linger).max(settles);
+            let bound = wait + EXPLAINED + fetch.stopped(ledger, now);
             if took > bound {
                 broken.push(format!("took {took:?}, at most {bound:?}"));
             }
             report.coverage.count(if received { "fetch: answered" } else { "fetch: answer lost" });
             broken.extend(answer_of(ledger, looked, fetch, answer, served, report));
+            broken.extend(one_call::wrong(fetch.settlements, answer));
+            if let Some(error) = &answer.error {
+                report.coverage.count(format!("fetch: {} after settlements", error.reason));
+                broken.extend(refusal(ledger, fetch, &error.reason, now, report));
+            }
         }
     }
     for why in broken {
@@ -308,7 +321,10 @@ fn answer_of(
     report: &mut Report,
 ) -> Option<String> {
     let (got, bytes) = (answer.messages.len() + answer.rejected.len(), answer.encoded_len());
-    if got > fetch.n || bytes > fetch.max_bytes {
+    // "Next to them, there is always room for 1 KiB of messages."
+    let results = pb::FetchResponse { results: answer.results.clone(), ..Default::default() };
+    let most = fetch.max_bytes.max(results.encoded_len() + LEAST_BYTES as usize);
+    if got > fetch.n || bytes > most {
         return Some(format!("{got} messages, {bytes} bytes"));
     }
     let empty = answer.empty_reason();
@@ -337,8 +353,8 @@ fn answer_of(
             !early && lately(looked.and_then(|looked| looked.full_at))
         }
         pb::EmptyReason::NoMessages => !early,
-        // Nothing was asked to be settled.
-        pb::EmptyReason::Settle | pb::EmptyReason::FetchFailed => false,
+        // Their results and their reason are judged by themselves.
+        pb::EmptyReason::Settle | pb::EmptyReason::FetchFailed => true,
         pb::EmptyReason::Unspecified => true,
     };
     (!true_enough)
