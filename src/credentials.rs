@@ -170,7 +170,7 @@ impl Gatekeeper {
 
     /// The rights at this moment.
     pub fn rights(&self) -> Arc<Rights> {
-        self.taken().rights.clone()
+        self.state.read().unwrap_or_else(PoisonError::into_inner).rights.clone()
     }
 
     /// The caller with this credential, by these rights. A token that names an unknown key makes the keys be fetched

@@ -109,9 +109,9 @@ impl PrincipalLimits {
     ///
     /// # Errors
     /// The limit that is reached.
-    pub fn leases_left(&self, held: usize) -> Result<u64, ReachedLimit> {
+    pub fn leases_left(&self, held: impl FnOnce() -> usize) -> Result<u64, ReachedLimit> {
         let Some(most) = self.max_leases else { return Ok(u64::MAX) };
-        let left = most.saturating_sub(held as u64);
+        let left = most.saturating_sub(held() as u64);
         if left == 0 { Err(ReachedLimit::Leases(most)) } else { Ok(left) }
     }
 }
@@ -243,7 +243,7 @@ mod tests {
             (Some(5), 5, Err(ReachedLimit::Leases(5))),
             (Some(5), 9, Err(ReachedLimit::Leases(5))),
         ] {
-            assert_eq!(limits(most).leases_left(held), left);
+            assert_eq!(limits(most).leases_left(|| held), left);
         }
     }
 }

@@ -11,7 +11,7 @@ use tonic::{Code, Status};
 
 use super::method::CallKind;
 use crate::{
-    access::KnownCaller,
+    access::{KnownCaller, Rights},
     api_error::ApiError,
     audit::{Audit, AuditedCall, request_id, trace_id},
     clock,
@@ -36,7 +36,7 @@ pub(super) struct Call {
     /// The span of the call, if it is sampled.
     pub(super) span: Option<TracedSpan>,
     peer: Option<Arc<Peer>>,
-    caller: OnceLock<KnownCaller>,
+    caller: OnceLock<(KnownCaller, Arc<Rights>)>,
     scope: RequestLogScope,
     /// For the request log alone.
     work: Mutex<CallWork>,
@@ -79,15 +79,20 @@ impl Call {
         known.unwrap_or_else(|| CallKind::of(request.uri().path()))
     }
 
-    /// The caller is known from now on.
-    pub(super) fn is_from(&self, caller: KnownCaller) {
+    /// The caller is known from now on, by these rights.
+    pub(super) fn is_from(&self, caller: KnownCaller, rights: Arc<Rights>) {
         // A call has one caller.
-        let _ = self.caller.set(caller);
+        let _ = self.caller.set((caller, rights));
     }
 
     /// The caller. `None`: it is not known, or not yet.
     pub(super) fn caller(&self) -> Option<&KnownCaller> {
-        self.caller.get()
+        Some(&self.caller.get()?.0)
+    }
+
+    /// The rights by which the caller was accepted.
+    pub(super) fn rights(&self) -> Option<&Rights> {
+        Some(&self.caller.get()?.1)
     }
 
     /// The handler has done this work. It is asked for the work if each call has a line.

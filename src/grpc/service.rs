@@ -91,12 +91,12 @@ impl<B: Broker + Bus> Service<B> {
 
     /// The layer that obeys the limits of principals.
     pub(super) fn quotas(&self) -> PrincipalQuotas {
-        PrincipalQuotas::new(self.gatekeeper.clone(), self.refusals.clone())
+        PrincipalQuotas::new(self.refusals.clone())
     }
 
     /// The leases that this principal may still take.
     fn leases_left(&self, rights: &Rights, principal: &Arc<str>) -> Result<u64, ApiError> {
-        let left = rights.limits_of(principal).leases_left(self.lessor.held_for(principal));
+        let left = rights.limits_of(principal).leases_left(|| self.lessor.held_for(principal));
         let over = |limit| OverLimit { principal: principal.clone(), limit }.into();
         left.map_err(over)
     }

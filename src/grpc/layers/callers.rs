@@ -12,7 +12,7 @@ use tower::Service;
 
 use super::strangers::StrangerLimit;
 use crate::{
-    access::{BearerCache, Credential, KnownCaller, NotAccepted},
+    access::{BearerCache, Credential, KnownCaller, NotAccepted, Rights},
     api_error::ApiError,
     clock,
     credentials::Gatekeeper,
@@ -28,12 +28,16 @@ use crate::{
 
 /// A layer that knows the caller of each call; see the [module](self).
 #[derive(Debug, Clone)]
-pub(in crate::grpc) struct AcceptCallers {
+pub(in crate::grpc) struct AcceptCallers(Arc<Door>);
+
+/// The door of one connection.
+#[derive(Debug)]
+struct Door {
     gatekeeper: Arc<Gatekeeper>,
     refusals: Arc<RefusalLog>,
     /// The tokens of one connection. No two connections share a lock for each call.
-    accepted: Arc<Mutex<BearerCache>>,
-    strangers: Arc<StrangerLimit>,
+    accepted: Mutex<BearerCache>,
+    strangers: StrangerLimit,
     connection: Arc<ClientConnection>,
 }
 
@@ -44,13 +48,15 @@ impl AcceptCallers {
         refusals: Arc<RefusalLog>,
         connection: &Arc<ClientConnection>,
     ) -> Self {
-        let strangers = Arc::new(StrangerLimit::new(connection));
-        let connection = connection.clone();
-        Self { gatekeeper, refusals, accepted: Arc::default(), strangers, connection }
+        let (strangers, connection) = (StrangerLimit::new(connection), connection.clone());
+        let accepted = Mutex::default();
+        Self(Arc::new(Door { gatekeeper, refusals, accepted, strangers, connection }))
     }
+}
 
-    fn caller<R>(&self, request: &Request<R>) -> Result<KnownCaller, NotAccepted> {
-        let (rights, now) = (self.gatekeeper.rights(), clock::unix_time());
+impl Door {
+    fn caller<R>(&self, rights: &Rights, request: &Request<R>) -> Result<KnownCaller, NotAccepted> {
+        let now = clock::unix_time();
         // Clients may have credentials before there is a policy.
         if rights.policy().is_none() {
             return rights.caller(Credential::Missing, now);
@@ -66,7 +72,7 @@ impl AcceptCallers {
         let sent = Credential::read(headers.iter().copied())?;
         let peer = request.extensions().get::<Arc<Peer>>();
         let credential = sent.or(peer.and_then(|peer| peer.certificate.as_ref()));
-        let caller = self.gatekeeper.accept(&rights, credential, now)?;
+        let caller = self.gatekeeper.accept(rights, credential, now)?;
         if let [header] = headers[..] {
             lock(&self.accepted).keep(header, generation, &caller);
         }
@@ -74,9 +80,13 @@ impl AcceptCallers {
     }
 
     /// The caller, if calls of this kind are served to it.
-    fn admitted(&self, kind: CallKind, caller: KnownCaller) -> Result<KnownCaller, ApiError> {
+    fn admitted(
+        rights: &Rights,
+        kind: CallKind,
+        caller: KnownCaller,
+    ) -> Result<KnownCaller, ApiError> {
         if kind == CallKind::Admin {
-            self.gatekeeper.rights().admits_operators(&caller)?;
+            rights.admits_operators(&caller)?;
         }
         Ok(caller)
     }
@@ -99,22 +109,23 @@ where
         request: Request<R>,
         next: Next<'_, S>,
     ) -> impl Future<Output = Result<S::Response, S::Error>> + Send + 'static {
-        let kind = Call::kind_of(&request);
+        let (kind, door) = (Call::kind_of(&request), &*self.0);
         if kind.is_ours() {
-            let caller = self.caller(&request).map_err(ApiError::from);
-            self.strangers.asked(&caller);
-            let admitted = caller.and_then(|caller| self.admitted(kind, caller));
+            let rights = door.gatekeeper.rights();
+            let caller = door.caller(&rights, &request).map_err(ApiError::from);
+            door.strangers.asked(&caller);
+            let admitted = caller.and_then(|caller| Door::admitted(&rights, kind, caller));
             match admitted {
                 Ok(caller) => {
-                    self.connection.identified(caller.identity.as_str());
+                    door.connection.identified(caller.identity.as_str());
                     if let Some(call) = Call::of(request.extensions()) {
-                        call.is_from(caller);
+                        call.is_from(caller, rights);
                     }
                 }
                 Err(refused) => {
                     let method = CallKind::method(request.uri().path());
                     let (headers, extensions) = (request.headers(), request.extensions());
-                    let call = audited(self.gatekeeper.audit(), method, headers, extensions);
+                    let call = audited(door.gatekeeper.audit(), method, headers, extensions);
                     audit_refusal(&call, &refused);
                     let denied = if let ApiError::NotAllowed(denied) = &refused {
                         Some(denied)
@@ -123,7 +134,7 @@ where
                     };
                     let principal = denied.and_then(|denied| denied.principal.as_deref());
                     let caller = RefusedCaller { principal, ..RefusedCaller::default() };
-                    self.refusals.refused(kind.name(), &caller, &refused);
+                    door.refusals.refused(kind.name(), &caller, &refused);
                     return Either::Left(ready(Ok(to_status(&refused).into_http())));
                 }
             }

@@ -15,10 +15,9 @@ use tower::Service;
 
 use super::held_body::HeldBody;
 use crate::{
-    access::{CallAccount, KnownCaller, OverLimit, Rights},
+    access::{CallAccount, OverLimit, Rights},
     api_error::ApiError,
     clock,
-    credentials::Gatekeeper,
     grpc::{call::Call, method::CallKind, to_status::to_status},
     lock::lock,
     metrics::{FamilyId, Metrics},
@@ -31,11 +30,13 @@ const OLD_ACCOUNTS: usize = 4096;
 
 /// A layer that obeys the limits of principals; see the [module](self).
 #[derive(Debug, Clone)]
-pub(in crate::grpc) struct PrincipalQuotas {
-    gatekeeper: Arc<Gatekeeper>,
+pub(in crate::grpc) struct PrincipalQuotas(Arc<Quotas>);
+
+#[derive(Debug)]
+struct Quotas {
     refusals: Arc<RefusalLog>,
     /// By the name of the principal, so that an account outlives a change of the policy.
-    accounts: Arc<Mutex<BTreeMap<Arc<str>, SharedAccount>>>,
+    accounts: Mutex<BTreeMap<Arc<str>, SharedAccount>>,
 }
 
 type SharedAccount = Arc<Mutex<CallAccount>>;
@@ -47,15 +48,15 @@ pub(in crate::grpc) struct CountedCall {
 }
 
 impl PrincipalQuotas {
-    pub(in crate::grpc) fn new(gatekeeper: Arc<Gatekeeper>, refusals: Arc<RefusalLog>) -> Self {
-        Self { gatekeeper, refusals, accounts: Arc::default() }
+    pub(in crate::grpc) fn new(refusals: Arc<RefusalLog>) -> Self {
+        Self(Arc::new(Quotas { refusals, accounts: Mutex::default() }))
     }
 
     /// Shows the calls of each principal in the metrics.
     pub(in crate::grpc) fn show(&self, metrics: &Metrics) {
-        let (accounts, principals) = (self.accounts.clone(), metrics.principals().clone());
+        let (quotas, principals) = (self.0.clone(), metrics.principals().clone());
         metrics.ask(move |sheet| {
-            for (principal, account) in &*lock(&accounts) {
+            for (principal, account) in &*lock(&quotas.accounts) {
                 let (calls, waiters) = lock(account).open();
                 principals.show(sheet, FamilyId::PrincipalCalls, principal, calls as f64);
                 principals.show(sheet, FamilyId::PrincipalWaiters, principal, waiters as f64);
@@ -65,12 +66,14 @@ impl PrincipalQuotas {
 
     /// Counts a call of this caller. `None`: no principal is counted, because there is no policy, or because
     /// none matches.
-    fn begin(&self, kind: CallKind, caller: &KnownCaller) -> Result<Option<CountedCall>, ApiError> {
-        let rights = self.gatekeeper.rights();
-        let (Some(_), Some(principal)) = (rights.policy(), &caller.principal) else {
+    fn begin(&self, call: &Call) -> Result<Option<CountedCall>, ApiError> {
+        let Some(rights) = call.rights().filter(|rights| rights.policy().is_some()) else {
             return Ok(None);
         };
-        let (account, is_fetch) = (self.account(principal, &rights), kind == CallKind::Fetch);
+        let Some(principal) = call.caller().and_then(|caller| caller.principal.as_ref()) else {
+            return Ok(None);
+        };
+        let (account, is_fetch) = (self.account(principal, rights), call.kind == CallKind::Fetch);
         let begun = lock(&account).begin(is_fetch, &rights.limits_of(principal), clock::now());
         let refused = |limit| OverLimit { principal: principal.clone(), limit };
         begun.map_err(refused)?;
@@ -78,7 +81,7 @@ impl PrincipalQuotas {
     }
 
     fn account(&self, principal: &Arc<str>, rights: &Rights) -> SharedAccount {
-        let mut accounts = lock(&self.accounts);
+        let mut accounts = lock(&self.0.accounts);
         if let Some(account) = accounts.get(principal) {
             return account.clone();
         }
@@ -114,14 +117,15 @@ where
         request: Request<R>,
         next: Next<'_, S>,
     ) -> impl Future<Output = Result<Self::Response, S::Error>> + Send + 'static {
-        let kind = Call::kind_of(&request);
-        let caller = Call::of(request.extensions()).and_then(|call| call.caller());
-        let counted = match caller.map(|caller| self.begin(kind, caller)).transpose() {
+        let call = Call::of(request.extensions());
+        let counted = match call.map(|call| self.begin(call)).transpose() {
             Ok(counted) => counted.flatten(),
             Err(refused) => {
+                let caller = call.and_then(|call| call.caller());
                 let principal = caller.and_then(|caller| caller.principal.as_deref());
                 let caller = RefusedCaller { principal, ..RefusedCaller::default() };
-                self.refusals.refused(kind.name(), &caller, &refused);
+                let kind = Call::kind_of(&request);
+                self.0.refusals.refused(kind.name(), &caller, &refused);
                 return Either::Left(ready(Ok(to_status(&refused).into_http())));
             }
         };
