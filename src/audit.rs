@@ -8,7 +8,7 @@ use std::{
     sync::Mutex,
 };
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 
 use crate::{
     access::{Denied, KnownCaller, Unauthenticated, Verb},
@@ -17,10 +17,10 @@ use crate::{
     log_throttle::CountingThrottle,
 };
 
-const REQUEST_ID: &str = "x-request-id";
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest id of a request in a line, in bytes. A longer id is left out.
 const MAX_REQUEST_ID_BYTES: usize = 64;
-const TRACE_PARENT: &str = "traceparent";
+const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// The lines that are written. Each scope includes those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

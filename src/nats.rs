@@ -149,8 +149,8 @@ impl Broker for Nats {
     }
 
     fn delivery_of(ack: &AckSubject) -> Option<(ConsumerName, u64)> {
-        let count = delivery::AckFacts::parse(&ack.0)?.delivery_count;
-        Some((delivery::consumer_of(&ack.0)?, count))
+        let facts = delivery::AckFacts::parse(&ack.0)?;
+        Some((facts.name(), facts.delivery_count))
     }
 
     async fn close(&self, until: Instant) {

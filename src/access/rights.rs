@@ -262,12 +262,12 @@ impl Rights {
         caller: &KnownCaller,
         verb: Verb,
         consumer: (&str, &str),
-        now: Duration,
+        now: impl FnOnce() -> Duration,
     ) -> Result<(), RightLost> {
         if caller.generation == self.generation {
             return Ok(());
         }
-        let again = self.caller(caller.credential.clone(), now)?;
+        let again = self.caller(caller.credential.clone(), now())?;
         if again.principal != caller.principal {
             let consumer = Some((consumer.0.into(), consumer.1.into()));
             return Err(Denied { consumer, ..caller.denied(verb, DenialCause::NoRule) }.into());
@@ -557,7 +557,7 @@ rules:
         let keys = Keys::new(&["orders-1"]);
         let before = keys.rights(POLICY, 1);
         let caller = keys.caller(&before, 0);
-        let still = |rights: &Rights, now| rights.still_may(&caller, Verb::Fetch, ORDERS, now);
+        let still = |rights: &Rights, now| rights.still_may(&caller, Verb::Fetch, ORDERS, || now);
         assert_eq!(still(&before, NOW), Ok(()));
         assert_eq!(still(&keys.rights(POLICY, 2), NOW), Ok(()));
         let denied = still(&keys.rights(&POLICY.replace("[work]", "[settle]"), 2), NOW);

@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use http::{Extensions, HeaderMap, Request};
+use http::{Extensions, HeaderMap, HeaderName, Request};
 use tonic::{Code, Status};
 
 use super::method::CallKind;
@@ -23,8 +23,8 @@ use crate::{
     traces::{TracedSpan, Traces},
 };
 
-/// The trailer with the code of a call, in digits.
-const STATUS_TRAILER: &str = "grpc-status";
+/// The trailer with the reason of a refusal.
+const REASON: HeaderName = HeaderName::from_static(REASON_TRAILER);
 
 /// What is known of a call. It is among the extensions of the request, as an `Arc<Call>`.
 #[derive(Debug)]
@@ -187,10 +187,14 @@ impl CallEnd {
 
     /// Looks for the code of the call in headers or trailers of its answer.
     pub(super) fn see(&mut self, headers: &HeaderMap) {
-        let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-        let Some(code) = text(STATUS_TRAILER) else { return };
-        self.code = Some(Code::from_bytes(code.as_bytes()));
-        if let Some(reason) = text(REASON_TRAILER) {
+        let Some(code) =
+            headers.get(Status::GRPC_STATUS).map(|code| Code::from_bytes(code.as_bytes()))
+        else {
+            return;
+        };
+        self.code = Some(code);
+        let reason = headers.get(REASON).filter(|_| code != Code::Ok);
+        if let Some(reason) = reason.and_then(|reason| reason.to_str().ok()) {
             self.meter().refused(reason);
             let logged = self.recorder.log.scope().has(Some(reason));
             let status = logged.then(|| Status::from_header_map(headers)).flatten();

@@ -3,6 +3,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration, time::Instant};
 
+use http::HeaderName;
 use prost_types::Duration as PbDuration;
 use tonic::metadata::MetadataMap;
 
@@ -18,6 +19,8 @@ use crate::{
     pb::{self, time::to_duration},
 };
 
+/// The header with the time until the deadline of the caller.
+const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// Most bytes of a worker's name that are kept while the worker has leases. A longer name is cut.
 const NAMED_WORKER: usize = 64;
 /// The same for its identity.
@@ -150,7 +153,7 @@ pub(super) fn confirmation(value: i32) -> Result<Confirmation, ApiError> {
 
 /// The time until the deadline that the caller's gRPC library sent.
 pub(super) fn time_left(metadata: &MetadataMap) -> Option<Duration> {
-    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+    let text = metadata.as_ref().get(TIMEOUT)?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.len() > 8 {
         return None;

@@ -154,8 +154,8 @@ impl<B: Broker + Bus> Service<B> {
         ask.n = ask.n.min(u32::try_from(leases).unwrap_or(u32::MAX));
         let fetched = self.lessor.fetch(ask).await?;
         // The policy may have changed while the call waited. Then the messages go back.
-        let (rights, now) = (self.gatekeeper.rights(), clock::unix_time());
-        rights.still_may(caller, Verb::Fetch, (&request.stream, &request.consumer), now)?;
+        let (rights, consumer) = (self.gatekeeper.rights(), (&*request.stream, &*request.consumer));
+        rights.still_may(caller, Verb::Fetch, consumer, clock::unix_time)?;
         let memory = fetch_memory(budget, &fetched, settled.encoded_len()).await?;
         let (messages, rejected) = (fetched.messages().len(), fetched.rejected().len());
         let nonces = nonces(messages + rejected)?;

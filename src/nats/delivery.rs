@@ -88,9 +88,10 @@ impl<'s> AckFacts<'s> {
     /// Reads both forms of ADR-15: 9 tokens, or 11 and more with domain and account in front. `None`: no
     /// ack subject.
     pub(super) fn parse(reply: &'s str) -> Option<Self> {
-        let mut tokens = [""; 9];
+        let mut tokens = [&[][..]; 9];
         let mut count = 0;
-        for token in reply.strip_prefix("$JS.ACK.")?.split('.') {
+        // Each delivery is read here, and bytes are cheaper to split than characters.
+        for token in reply.strip_prefix("$JS.ACK.")?.as_bytes().split(|byte| *byte == b'.') {
             if let Some(slot) = tokens.get_mut(count) {
                 *slot = token;
             }
@@ -101,10 +102,11 @@ impl<'s> AckFacts<'s> {
             9.. => &tokens[2..],
             _ => return None,
         };
-        let number = |index: usize| tokens[index].parse().ok();
+        let text = |index: usize| str::from_utf8(tokens[index]).ok();
+        let number = |index: usize| text(index)?.parse().ok();
         Some(Self {
-            stream: tokens[0],
-            consumer: tokens[1],
+            stream: text(0)?,
+            consumer: text(1)?,
             delivery_count: number(2)?,
             stream_sequence: number(3)?,
             consumer_sequence: number(4)?,
@@ -112,12 +114,16 @@ impl<'s> AckFacts<'s> {
             pending: number(6)?,
         })
     }
+
+    /// The consumer.
+    pub(super) fn name(&self) -> ConsumerName {
+        ConsumerName { stream: self.stream.into(), consumer: self.consumer.into() }
+    }
 }
 
 /// The consumer that a delivery belongs to. `None`: no ack subject.
 pub(super) fn consumer_of(ack_subject: &str) -> Option<ConsumerName> {
-    let facts = AckFacts::parse(ack_subject)?;
-    Some(ConsumerName { stream: facts.stream.into(), consumer: facts.consumer.into() })
+    Some(AckFacts::parse(ack_subject)?.name())
 }
 
 /// Whether an ack subject names its JetStream domain, as the longer form does.

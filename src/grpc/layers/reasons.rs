@@ -47,7 +47,8 @@ where
 
 /// Our status for an error that tonic made itself. `ours`: it was a call of our service.
 fn renamed(headers: &HeaderMap, ours: bool) -> Option<Status> {
-    if headers.contains_key(REASON_TRAILER) {
+    // Most answers have no status here.
+    if !headers.contains_key(Status::GRPC_STATUS) || headers.contains_key(REASON_TRAILER) {
         return None;
     }
     // Errors that tonic finds before a handler runs are answered in the headers.
