@@ -23,7 +23,7 @@ impl Ran {
         self.seeds += 1;
         self.lines += outcome.history.digest().1;
         self.simulated += outcome.history.until();
-        self.coverage.merge(outcome.watch.coverage());
+        self.coverage.add_seed(outcome.watch.coverage());
         if let Some(finding) = outcome.watch.findings().first() {
             self.failed.insert(seed, finding.to_string());
         }
