@@ -21,10 +21,6 @@ use crate::{
 
 /// The header with the time until the deadline of the caller.
 const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
-/// Most bytes of a worker's name that are kept while the worker has leases. A longer name is cut.
-const NAMED_WORKER: usize = 64;
-/// The same for its identity.
-const NAMED_IDENTITY: usize = 256;
 
 /// Reads a Fetch. `left` is the time until the caller's deadline, or until its credential ends.
 pub(super) fn fetch(
@@ -51,11 +47,7 @@ pub(super) fn fetch(
         max_wait: max_wait.unwrap_or(DEFAULT_WAIT).min(LONGEST_WAIT),
         linger: linger.unwrap_or_default().min(LONGEST_LINGER),
         lease: lease("lease", request.lease.as_ref())?,
-        caller: Arc::new(FetchCaller {
-            worker: cut(request.worker.clone(), NAMED_WORKER).into(),
-            identity: cut(identity.to_owned(), NAMED_IDENTITY).into(),
-            peer,
-        }),
+        caller: Arc::new(FetchCaller::new(&request.worker, identity, peer)),
         principal,
         codec: codec(request.codec)?,
         patience: left.map(|left| CallerDeadline {

@@ -32,8 +32,13 @@ impl GrantedDelivery {
 /// The end of an answer to a Fetch: whether it was written. It is not set until then.
 pub(super) type AnswerEnd = Arc<SetOnce<bool>>;
 
+/// Most bytes of a worker's name that are kept while the worker has leases. A longer name is cut.
+const NAMED_WORKER: usize = 64;
+/// The same for its identity.
+const NAMED_IDENTITY: usize = 256;
+
 /// The caller of a Fetch, for operators.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct FetchCaller {
     /// The name that the worker gives itself; may be empty.
     pub worker: Arc<str>,
@@ -43,12 +48,20 @@ pub struct FetchCaller {
     pub peer: Option<SocketAddr>,
 }
 
+impl FetchCaller {
+    /// A caller. Long names are cut.
+    pub fn new(worker: &str, identity: &str, peer: Option<SocketAddr>) -> Self {
+        let cut = |text: &str, most| Arc::from(&text[..text.floor_char_boundary(most)]);
+        Self { worker: cut(worker, NAMED_WORKER), identity: cut(identity, NAMED_IDENTITY), peer }
+    }
+}
+
 /// A caller has taken a lease.
 #[derive(Debug, Clone)]
 pub(super) struct TakenLease {
-    /// The caller. `None`: the lease was adopted from another replica.
+    /// The caller. `None`: the lease was adopted from a replica that does not tell.
     pub(super) by: Option<Arc<FetchCaller>>,
-    /// When the caller got it, or when it was adopted.
+    /// When the caller got it. If a replica does not tell, when it was adopted.
     pub(super) at: Instant,
     /// The caller has settled it, and nobody knows whether the settlement arrived.
     pub(super) is_settled: bool,

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, atomic::Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -16,7 +16,7 @@ use super::{
     Error, Lessor,
     accounts::LeaseHolder,
     consumer::{ConsumerCommand, SpecQuestion},
-    delivery::{AnswerEnd, TakenLease},
+    delivery::{AnswerEnd, FetchCaller, TakenLease},
     metered,
     spec::ConsumerSpec,
     table::{HeldDelivery, LEASES_PER_LOCK},
@@ -43,6 +43,10 @@ pub struct OutgoingLease {
     pub ack: AckSubject,
     /// The principal that it belongs to, if that is known.
     pub principal: Option<Arc<str>>,
+    /// The caller that has it, if that is known.
+    pub caller: Option<Arc<FetchCaller>>,
+    /// How long a caller has had it. `None`: no caller has it.
+    pub held: Option<Duration>,
     /// Its clocks and its state.
     pub snapshot: LeaseSnapshot,
 }
@@ -58,6 +62,10 @@ pub struct IncomingLease {
     pub ack: AckSubject,
     /// The principal that it belongs to, if that is known.
     pub principal: Option<Arc<str>>,
+    /// The caller that has it, if that is known.
+    pub caller: Option<Arc<FetchCaller>>,
+    /// How long a caller has had it, at `at`. `None`: no caller has it, or the sender does not tell.
+    pub held: Option<Duration>,
     /// Its clocks and its state.
     pub snapshot: LeaseSnapshot,
     /// The earliest moment at which the snapshot was true.
@@ -129,6 +137,11 @@ impl<B: Broker> Lessor<B> {
                             leader: hold.spec.leadership.leader(),
                             ack: hold.ack.clone(),
                             principal: hold.principal.as_ref().map(|it| it.principal().clone()),
+                            caller: hold.taken.as_ref().and_then(|taken| taken.by.clone()),
+                            held: hold
+                                .taken
+                                .as_ref()
+                                .map(|taken| now.saturating_duration_since(taken.at)),
                             snapshot,
                         }
                     },
@@ -273,9 +286,9 @@ impl<B: Broker> Lessor<B> {
         while coming.peek().is_some() {
             let now = clock::now();
             self.core.table.with(|table| {
-                for IncomingLease { spec, leader, ack, principal, snapshot, at } in
-                    coming.by_ref().take(LEASES_PER_LOCK)
-                {
+                for coming in coming.by_ref().take(LEASES_PER_LOCK) {
+                    let IncomingLease { spec, leader, ack, principal, caller, held, snapshot, at } =
+                        coming;
                     if spec.leadership.is_over() || spec.leadership.is_announcing() {
                         adopted.push(None);
                         continue;
@@ -297,7 +310,11 @@ impl<B: Broker> Lessor<B> {
                         spec,
                         delivery_count: count,
                         since: now,
-                        taken: Some(TakenLease { by: None, at: now, is_settled: false }),
+                        taken: Some(TakenLease {
+                            by: caller,
+                            at: held.and_then(|held| at.checked_sub(held)).unwrap_or(now),
+                            is_settled: snapshot.uncertain.is_some(),
+                        }),
                         answer: None,
                         principal: principal
                             .map(|name| LeaseHolder::new(&self.core.accounts.of(&name))),

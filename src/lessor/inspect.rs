@@ -47,9 +47,9 @@ pub struct LeaseSeen<'t> {
     pub expires: Option<Instant>,
     /// The principal that it belongs to. `None`: no caller has it, or it is not known.
     pub principal: Option<&'t str>,
-    /// The caller that has it. `None`: no caller has it, or it was adopted from another replica.
+    /// The caller that has it. `None`: no caller has it, or the replica that handed it over did not tell.
     pub caller: Option<&'t FetchCaller>,
-    /// When the caller got it, or when it was adopted. `None`: the proxy itself has it, for the next caller.
+    /// When the caller got it, or when it was adopted from a replica that does not tell. `None`: the proxy itself has it, for the next caller.
     pub since: Option<Instant>,
 }
 

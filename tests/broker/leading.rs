@@ -133,7 +133,16 @@ async fn receiver_doubts_leases_of_another_leader() {
         let [OutgoingLease { ack, snapshot, leader, .. }] = lessor.leaving().try_into().unwrap();
         let spec = heir.know(&broker.name(), None, at + BOUND).await.unwrap();
         let mut places = heir.reserve_leases(1).unwrap();
-        let coming = IncomingLease { spec, leader, ack, principal: None, snapshot, at };
+        let coming = IncomingLease {
+            spec,
+            leader,
+            ack,
+            principal: None,
+            caller: None,
+            held: None,
+            snapshot,
+            at,
+        };
         let [Some(here)] = heir.adopt(vec![coming], &mut places)[..] else { panic!() };
         assert_eq!(confirmed(&self::ack(&heir, here).await), known, "{leader:?}");
     }
@@ -149,7 +158,16 @@ async fn receiver_of_a_lease_looks_who_leads_although_it_was_idle() {
     tokio::time::sleep(Duration::from_secs(60)).await;
     one(&broker, &lessor).await;
     let [OutgoingLease { ack, snapshot, leader, .. }] = lessor.leaving().try_into().unwrap();
-    let coming = IncomingLease { spec, leader, ack, principal: None, snapshot, at: clock::now() };
+    let coming = IncomingLease {
+        spec,
+        leader,
+        ack,
+        principal: None,
+        caller: None,
+        held: None,
+        snapshot,
+        at: clock::now(),
+    };
     let mut places = heir.reserve_leases(1).unwrap();
     let [Some(here)] = heir.adopt(vec![coming], &mut places)[..] else { panic!() };
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -176,7 +194,16 @@ async fn receiver_that_knows_an_older_leader_than_the_sender_reads_info_first() 
         assert!(clock::now() <= by.0, "the clocks of the sender stand still");
         broker.silence(false);
         let OutgoingLease { leader, ack, snapshot, .. } = leaving;
-        let coming = IncomingLease { spec, leader, ack, principal: None, snapshot, at };
+        let coming = IncomingLease {
+            spec,
+            leader,
+            ack,
+            principal: None,
+            caller: None,
+            held: None,
+            snapshot,
+            at,
+        };
         let mut places = heir.reserve_leases(1).unwrap();
         let [Some(here)] = heir.adopt(vec![coming], &mut places)[..] else { panic!() };
         let told = told_in_the_end(&heir, here).await.0;
@@ -218,7 +245,16 @@ async fn receiver_that_announces_a_reset_takes_no_lease_over() {
         let (until, at) = (clock::now() + BOUND, clock::now());
         let spec = heir.know(&broker.name(), None, until).await.unwrap();
         let mut places = heir.reserve_leases(1).unwrap();
-        let coming = IncomingLease { spec, leader, ack, principal: None, snapshot, at };
+        let coming = IncomingLease {
+            spec,
+            leader,
+            ack,
+            principal: None,
+            caller: None,
+            held: None,
+            snapshot,
+            at,
+        };
         assert_eq!(heir.adopt(vec![coming], &mut places), [None]);
         drop(announced);
     };

@@ -409,14 +409,33 @@ async fn consumer_has_the_shares_of_all_replicas_and_their_sum() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn lease_is_named_by_its_principal_after_a_hand_over() {
-    let (_net, broker, [one, other]) = two(100).await;
+async fn lease_names_its_worker_and_the_time_of_its_grant_after_each_hand_over() {
+    let (net, keys) = Net::new(&new_key_line().unwrap());
+    let broker = FakeBroker::new(info(Duration::from_secs(60)));
+    let one = Member::join(&net, &keys, &broker, 100).await;
     lease(&one, &broker, "a", 2).await;
-    assert!(one.leave().await);
-    let leases = walk(&other, &LeaseFilter::default(), 500).await;
-    assert_eq!(leases.len(), 2);
-    for lease in leases {
-        assert_eq!((&*lease.replica, &*lease.principal), (&*other.us.to_string(), "anonymous"));
-        assert!(lease.grant_time.is_some() && lease.worker.is_empty());
+    lease(&one, &broker, "b", 1).await;
+    let before = walk(&one, &LeaseFilter::default(), 500).await;
+    let mut owner = one;
+    for _ in 0..2 {
+        let next = Member::join(&net, &keys, &broker, 100).await;
+        tokio::time::sleep(Duration::from_secs(7)).await;
+        assert!(owner.leave().await);
+        let leases = walk(&next, &LeaseFilter::default(), 500).await;
+        assert_eq!(leases.len(), before.len());
+        for (lease, before) in leases.into_iter().zip(&before) {
+            assert_eq!((&*lease.replica, &*lease.principal), (&*next.us.to_string(), "anonymous"));
+            let names = |lease: &pb::Lease| {
+                (lease.worker.clone(), lease.identity.clone(), lease.peer.clone())
+            };
+            assert_eq!(names(&lease), names(before));
+            assert_eq!((&*lease.identity, &*lease.peer), ("key:a", "192.0.2.1:4711"));
+            let (at, was) = (lease.grant_time.unwrap(), before.grant_time.unwrap());
+            let moved =
+                (at.seconds - was.seconds) * 1_000_000_000 + i64::from(at.nanos - was.nanos);
+            assert!(moved.abs() < 1_000_000_000, "the grant has moved by {moved} ns");
+        }
+        assert_eq!(walk(&next, &of_worker("a"), 500).await.len(), 2);
+        owner = next;
     }
 }

@@ -67,20 +67,89 @@ async fn extend_without_a_length_works_across_versions() {
     }
 }
 
+/// The answer of `receiver` to a step that `sender` sends. Each step has a number of its own.
+async fn step(
+    sender: &Member,
+    receiver: &Member,
+    request: &[u8],
+    number: u8,
+) -> wire::HandoverResponse {
+    let subject = receiver.subject("handover");
+    let frame = sender.keys.sealer().seal_frame(&subject, request, [number; 24]);
+    let until = clock::now() + PATIENCE;
+    let answer = sender.lessor.broker().request(&subject, frame.into(), until).await.unwrap();
+    let channel = format!("{subject} {}", format!("{number:02x}").repeat(24));
+    let (_, answer) = sender.keys.sealer().open_frame(&channel, &answer).unwrap();
+    wire::HandoverResponse::decode(&*answer).unwrap()
+}
+
 #[tokio::test(start_paused = true)]
 async fn step_of_a_newer_hand_over_is_refused_without_a_trace() {
     let (_net, _broker, [receiver, newer]) = two(&new_key_line().unwrap()).await;
     let request = wire::HandoverRequest { handover: vec![7; 8].into(), step: None };
     let request = [&*request.encode_to_vec(), NEWER].concat();
-    let subject = receiver.subject("handover");
-    let frame = newer.keys.sealer().seal_frame(&subject, &request, [1; 24]);
-    let until = clock::now() + PATIENCE;
-    let answer = newer.lessor.broker().request(&subject, frame.into(), until).await.unwrap();
-    let channel = format!("{subject} {}", "01".repeat(24));
-    let (_, answer) = newer.keys.sealer().open_frame(&channel, &answer).unwrap();
-    let answer = wire::HandoverResponse::decode(&*answer).unwrap();
+    let answer = step(&newer, &receiver, &request, 1).await;
     assert!(!answer.done && answer.why.contains("version"), "{answer:?}");
     assert!(receiver.is_empty());
+}
+
+/// An older replica does not tell who has a lease. A newer one may have longer names than this version keeps.
+#[tokio::test(start_paused = true)]
+async fn lease_is_taken_over_whether_its_sender_names_the_caller_or_not() {
+    let (_net, broker, [receiver, sender]) = two(&new_key_line().unwrap()).await;
+    // JetStream knows these deliveries.
+    sender.leased(&broker, 3).await;
+    let name = broker.name();
+    let read = info(Duration::from_secs(60));
+    let consumer = wire::Consumer {
+        stream: name.stream.to_string(),
+        consumer: name.consumer.to_string(),
+        created: read.created.to_string(),
+        leader: read.leader.0,
+    };
+    let lease = |sequence, caller, held| wire::MovingLease {
+        name: sender.us.0.to_vec().into(),
+        lease: sequence,
+        ack_subject: format!("$JS.ACK.S.worker.1.{sequence}.{sequence}.1.0"),
+        sequence,
+        consumer_sequence: sequence,
+        delivery_count: 1,
+        ack_by: 50_000_000,
+        ack_wait: 60_000_000,
+        caller,
+        held,
+        ..wire::MovingLease::default()
+    };
+    let long =
+        wire::Caller { worker: "w".repeat(1000), peer: "?".to_owned(), ..Default::default() };
+    let leases = [(0, None), (1, Some(9_000_000)), (7, None)];
+    let leases = (1..).zip(leases).map(|(sequence, (caller, held))| lease(sequence, caller, held));
+    let prepare = wire::Prepare {
+        consumers: vec![consumer],
+        leases: leases.collect(),
+        callers: vec![long],
+        ..wire::Prepare::default()
+    };
+    let names = vec![sender.us.0.to_vec().into()];
+    let commit = wire::Commit { names, leases: 3, ..wire::Commit::default() };
+    let steps = [
+        wire::handover_request::Step::Prepare(prepare),
+        wire::handover_request::Step::Commit(commit),
+    ];
+    for (number, one) in (1..).zip(steps) {
+        let request = wire::HandoverRequest { handover: vec![7; 8].into(), step: Some(one) };
+        let answer = step(&sender, &receiver, &request.encode_to_vec(), number).await;
+        assert!(answer.done, "{answer:?}");
+    }
+    let mut seen = Vec::new();
+    let now = clock::now();
+    receiver.lessor.look_at_leases(None, |lease| {
+        let caller = lease.caller.map(|caller| (caller.worker.len(), caller.peer));
+        let age = lease.since.map(|since| now.saturating_duration_since(since).as_secs());
+        seen.push((lease.sequence, caller, age));
+        true
+    });
+    assert_eq!(seen, [(1, None, Some(0)), (2, Some((64, None)), Some(9)), (3, None, Some(0))]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,7 +9,7 @@ use std::{
 
 use prost::Message as _;
 
-use super::wire::{STEP_TIMEOUT, micros, read};
+use super::wire::{STEP_TIMEOUT, micros, read, read_callers};
 use crate::{
     broker::{Broker, ConsumerName, Leader},
     bus::Bus,
@@ -141,12 +141,14 @@ impl<B: Broker + Bus> Receiver<B> {
         let leaderless = clock::now() >= looked_by;
         let offered = part.leases.len();
         let principals: Vec<Arc<str>> = part.principals.into_iter().map(Arc::from).collect();
+        let callers = read_callers(&part.callers);
         let mut leases = Vec::with_capacity(offered);
         for lease in part.leases {
             let index = usize::try_from(lease.consumer).unwrap_or(usize::MAX);
             // A lease whose consumer is not the same any more has ended.
             if let Some((Some(spec), leader)) = consumers.get(index) {
-                leases.extend(read(lease, spec.clone(), *leader, &principals, at));
+                let known = (&*principals, &*callers);
+                leases.extend(read(lease, spec.clone(), *leader, known, at));
             }
         }
         let memories = part.memories.into_iter().filter_map(|memory| {

@@ -13,7 +13,7 @@ use crate::{
     access::ANONYMOUS_PRINCIPAL,
     broker::{AckSubject, ConsumerName, Leader},
     lease::{LeaseId, LeaseSnapshot, OutcomeSlice, SettleKind, SnapshotExpiry, margin},
-    lessor::{ConsumerSpec, IncomingLease, OutgoingLease},
+    lessor::{ConsumerSpec, FetchCaller, IncomingLease, OutgoingLease},
     pb::peer::v1 as pb,
     token::InstanceId,
 };
@@ -31,6 +31,7 @@ pub(super) struct TransferParts {
     size: usize,
     consumers: HashMap<(ConsumerName, Arc<str>), u32>,
     principals: HashMap<Arc<str>, u32>,
+    callers: HashMap<Arc<FetchCaller>, u32>,
 }
 
 impl TransferParts {
@@ -45,11 +46,22 @@ impl TransferParts {
     }
 
     pub(super) fn lease(&mut self, name: InstanceId, id: LeaseId, leaving: OutgoingLease) {
-        let OutgoingLease { name: of, created, leader, ack, principal, snapshot, .. } = leaving;
-        // The first lease of a consumer, or of a principal, in a part carries it too.
+        let OutgoingLease {
+            name: of, created, leader, ack, principal, caller, held, snapshot, ..
+        } = leaving;
+        // The first lease of a consumer, of a principal, or of a caller, in a part carries it too.
         let principal_bytes = principal.as_ref().map_or(0, |principal| principal.len());
+        let sent = caller.as_deref().map(sent_caller);
+        let caller_bytes = sent.as_ref().map_or(0, pb::Caller::encoded_len);
         let names = of.stream.len() + of.consumer.len() + created.len() + principal_bytes;
-        self.room_for(ack.0.len() + names + 128);
+        self.room_for(ack.0.len() + names + caller_bytes + 160);
+        let callers = &mut self.part.callers;
+        let caller = caller.zip(sent).map_or(0, |(caller, sent)| {
+            *self.callers.entry(caller).or_insert_with(|| {
+                callers.push(sent);
+                u32::try_from(callers.len()).unwrap_or_default()
+            })
+        });
         let principals = &mut self.part.principals;
         let principal = principal.map_or(0, |principal| {
             *self.principals.entry(principal).or_insert_with_key(|principal| {
@@ -87,6 +99,8 @@ impl TransferParts {
             uncertain: settled_as(snapshot.uncertain).into(),
             ack_wait: micros(snapshot.ack_wait),
             principal,
+            caller,
+            held: held.map(micros),
         });
     }
 
@@ -95,6 +109,7 @@ impl TransferParts {
             self.done.push(std::mem::take(&mut self.part));
             self.consumers.clear();
             self.principals.clear();
+            self.callers.clear();
             self.size = 0;
         }
         self.size += bytes;
@@ -113,6 +128,7 @@ impl pb::Prepare {
         for lease in &mut self.leases {
             lease.ack_by = lease.ack_by.saturating_sub(by);
             lease.deadline = lease.deadline.map(|left| left.saturating_sub(by));
+            lease.held = lease.held.map(|held| held.saturating_add(by));
         }
     }
 }
@@ -123,11 +139,12 @@ pub(super) fn read(
     lease: pb::MovingLease,
     spec: Arc<ConsumerSpec>,
     leader: Leader,
-    principals: &[Arc<str>],
+    (principals, callers): (&[Arc<str>], &[Arc<FetchCaller>]),
     at: Instant,
 ) -> Option<(InstanceId, LeaseId, IncomingLease)> {
-    let place = usize::try_from(lease.principal).ok()?.checked_sub(1);
-    let principal = place.and_then(|place| principals.get(place).cloned());
+    let principal = place_in(principals, lease.principal);
+    let caller = place_in(callers, lease.caller);
+    let held = lease.held.map(Duration::from_micros);
     // A version that names no principal had none.
     let principal = Some(principal.unwrap_or_else(|| ANONYMOUS_PRINCIPAL.into()));
     let name = InstanceId(lease.name.as_ref().try_into().ok()?);
@@ -154,8 +171,30 @@ pub(super) fn read(
         uncertain,
     };
     let ack = AckSubject(lease.ack_subject.into());
-    let incoming = IncomingLease { spec, leader, ack, principal, snapshot, at };
+    let incoming = IncomingLease { spec, leader, ack, principal, caller, held, snapshot, at };
     Some((name, LeaseId::new(lease.lease)?, incoming))
+}
+
+/// The one that a lease names by its position plus 1.
+fn place_in<T: Clone>(all: &[T], position: u32) -> Option<T> {
+    let place = usize::try_from(position).ok()?.checked_sub(1)?;
+    all.get(place).cloned()
+}
+
+fn sent_caller(caller: &FetchCaller) -> pb::Caller {
+    pb::Caller {
+        worker: caller.worker.to_string(),
+        identity: caller.identity.to_string(),
+        peer: caller.peer.map(|peer| peer.to_string()).unwrap_or_default(),
+    }
+}
+
+/// The callers of a part. A name that is longer than this version keeps is cut.
+pub(super) fn read_callers(callers: &[pb::Caller]) -> Vec<Arc<FetchCaller>> {
+    let read = |caller: &pb::Caller| {
+        Arc::new(FetchCaller::new(&caller.worker, &caller.identity, caller.peer.parse().ok()))
+    };
+    callers.iter().map(read).collect()
 }
 
 /// The length that the caller was granted. `None`: as long as the ack wait. An older replica does not
