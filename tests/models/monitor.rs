@@ -83,6 +83,7 @@ const TAKING_OVER: &[Event] = &[
     Event::Send,
     Event::Arrive,
     Event::TakeOver,
+    Event::TakeOverStale,
     Event::Reset,
     Event::Answered(0),
     Event::Silence,

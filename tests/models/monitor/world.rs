@@ -93,6 +93,8 @@ pub enum Event {
     Arrive,
     /// Another replica hands all its leases over to this one.
     TakeOver,
+    /// The same, and that replica has not heard of the last reset.
+    TakeOverStale,
 }
 
 /// The state that INFO would tell.
@@ -157,6 +159,8 @@ pub struct World {
     leases: Vec<Lease>,
     /// The sequences of leases of another replica.
     elsewhere: Vec<u64>,
+    /// The same from before the last reset, at a replica that has not heard of the reset.
+    stale: Vec<u64>,
     /// The sequence of a delivery that is on its way to here.
     under_way: Option<u64>,
     replicas_wait: bool,
@@ -188,7 +192,7 @@ impl Hash for World {
         (self.delivered, self.deliveries, self.generation, self.noticed_elsewhere).hash(state);
         self.changes.hash(state);
         (self.epoch, self.up, self.server, self.lost_at, &self.asked, self.pulling).hash(state);
-        (&self.leases, &self.elsewhere, self.under_way).hash(state);
+        (&self.leases, &self.elsewhere, &self.stale, self.under_way).hash(state);
         (self.replicas_wait, self.stopped, self.known, self.highest).hash(state);
         (self.last_arrival, self.in_doubt, self.missed, self.contradicted).hash(state);
         (self.proof_at, self.fresh_from, self.gone_since).hash(state);
@@ -250,6 +254,7 @@ impl World {
             pulling: false,
             leases: Vec::new(),
             elsewhere: Vec::new(),
+            stale: Vec::new(),
             under_way: None,
             replicas_wait: false,
             stopped: false,
@@ -311,6 +316,7 @@ impl World {
             Event::DeliverElsewhere => there && self.deliveries < MOST_DELIVERIES,
             Event::Arrive => self.under_way.is_some(),
             Event::TakeOver | Event::SettleElsewhere => there && !self.elsewhere.is_empty(),
+            Event::TakeOverStale => there && !self.stale.is_empty(),
         };
         let mut possible = Vec::new();
         for event in alphabet.iter().filter(|event| can(event)) {
@@ -346,8 +352,7 @@ impl World {
             }
             Event::Reset => {
                 (self.delivered, self.generation) = (0, self.generation + 1);
-                // The other replica knows, or its leases are not handed over.
-                self.elsewhere.clear();
+                self.stale = std::mem::take(&mut self.elsewhere);
                 self.under_way = None;
                 self.forgot = true;
                 self.tell();
@@ -416,7 +421,14 @@ impl World {
                 let sequence = self.under_way.take();
                 sequence.map_or(Ok(()), |sequence| self.arrive(sequence))?;
             }
-            Event::TakeOver => self.take_over()?,
+            Event::TakeOver => {
+                let sequences = std::mem::take(&mut self.elsewhere);
+                self.take_over(sequences, self.generation)?;
+            }
+            Event::TakeOverStale => {
+                let sequences = std::mem::take(&mut self.stale);
+                self.take_over(sequences, self.generation - 1)?;
+            }
         }
         self.settle_down()
     }
@@ -459,14 +471,13 @@ impl World {
         self.tell();
     }
 
-    fn take_over(&mut self) -> Check {
+    fn take_over(&mut self, sequences: Vec<u64>, generation: u8) -> Check {
         let (Some(_), Some(incarnation)) = (self.known, self.incarnation) else { return Ok(()) };
-        let sequences = std::mem::take(&mut self.elsewhere);
         let (first, last) = (sequences[0], sequences[sequences.len() - 1]);
         self.leases.extend(sequences.into_iter().map(|sequence| Lease {
             sequence,
             incarnation,
-            generation: self.generation,
+            generation,
             unprotected: 0,
             granted_before_ask: false,
         }));
