@@ -52,7 +52,7 @@ pub fn applied(ledger: &Ledger, of: DeliveryId, effect: &Effect, report: &mut Re
         let elsewhere = effect.side != one.side;
         (elsewhere && late <= CLOCKS)
             .then_some("by the clock of another replica")
-            .or_else(|| never_heard(ledger, effect.side, one).then_some("of an owner never heard"))
+            .or_else(|| never_heard(ledger, effect, one).then_some("of an owner never heard"))
     };
     match excuse {
         Some(excuse) => report.coverage.lasted(format!("expired: {excuse}"), late),
@@ -84,18 +84,30 @@ fn clock_of_jetstream(ledger: &Ledger, one: &Delivered, now: Time) -> Time {
     began + ack_wait - margin(ack_wait)
 }
 
-/// "A replica that never heard the owner trusts the clock of the owner"
-fn never_heard(ledger: &Ledger, side: usize, one: &Delivered) -> bool {
+/// "A replica that never heard the owner trusts the clock of the owner": the owner was gone before the two could hear
+/// each other, or from then on until a moment ago, the wires of one of the two were in trouble.
+fn never_heard(ledger: &Ledger, effect: &Effect, one: &Delivered) -> bool {
     let of =
         |trouble: Trouble| ledger.troubles.all().iter().filter(move |span| span.trouble == trouble);
+    if of(Trouble::ClockOff { side: one.side }).next().is_none() {
+        return false;
+    }
     // A process is away from NATS as it starts.
-    let started = of(Trouble::Wire { side }).map(|span| span.from).min();
+    let started = |side| of(Trouble::Wire { side }).map(|span| span.from).min();
     let died = of(Trouble::Killed { side: one.side }).map(|span| span.from);
     // A replica that drains is gone at its end.
     let left = of(Trouble::Draining { side: one.side }).map(|span| span.until);
     let died = died.chain(left).min();
-    let off = of(Trouble::ClockOff { side: one.side }).next().is_some();
-    off && died.is_some_and(|died| started.is_none_or(|started| died < started + HEARD))
+    let since = started(effect.side).map(|started| started + HEARD);
+    let gone = died.is_some_and(|died| since.is_none_or(|since| died < since));
+    let together = since.max(started(one.side).map(|started| started + HEARD));
+    let parted = |side| {
+        of(Trouble::Wire { side }).any(|span| {
+            together.is_some_and(|together| span.from <= together)
+                && span.until + HEARD >= effect.left
+        })
+    };
+    gone || parted(effect.side) || parted(one.side)
 }
 
 /// The consumer had a delivery in flight for as long as the replica may have looked.
@@ -218,6 +230,24 @@ mod tests {
             lab.wait(together);
             lab.trouble(gone, 0);
             assert_eq!(acked(&mut lab, 2, 1_000), found, "{together} {gone:?}");
+        }
+    }
+
+    #[test]
+    fn replica_that_is_parted_from_an_owner_since_its_start_trusts_its_clock() {
+        // The owner starts after 5 s. It and the other replica are parted, from then on or later.
+        for (part_at, parted, found) in
+            [(5_000, 15_000, vec![]), (9_000, 11_000, vec![CHECK]), (5_000, 2_000, vec![CHECK])]
+        {
+            let mut lab = Lab::new();
+            lab.trouble(Trouble::ClockOff { side: 1 }, 100_000);
+            lab.trouble(Trouble::Wire { side: 2 }, 100);
+            lab.wait(5_000);
+            lab.trouble(Trouble::Wire { side: 1 }, 100);
+            lab.wait(part_at - 5_000);
+            lab.trouble(Trouble::Wire { side: 2 }, parted);
+            lab.wait(12_000 - part_at);
+            assert_eq!(acked(&mut lab, 2, 1_000), found, "{part_at} {parted}");
         }
     }
 
