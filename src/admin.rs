@@ -14,19 +14,27 @@ mod filter;
 mod fleet;
 mod here;
 mod merge;
+mod overview;
 mod page;
 mod walk;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::{StreamExt as _, stream};
 use prost::Message as _;
 
-pub use self::{filter::MeantLeases, here::ReplicaFacts};
+pub use self::{
+    filter::MeantLeases,
+    here::{LeaseAges, ReplicaFacts},
+    overview::Overview,
+};
 use self::{
     filter::{refused, text},
     fleet::Fleet,
-    here::{Here, hexadecimal, show_info},
+    here::{Here, show_info},
     merge::{ToldConsumers, merged},
     page::{MOST_ROWS, PagedList},
     walk::{PAGE_TIME, Walk},
@@ -36,14 +44,14 @@ use crate::{
     broker::{Broker, ConsumerName},
     bus::Bus,
     clock,
-    cluster::{Cluster, OtherReplica},
+    cluster::Cluster,
     lessor::Lessor,
     limits::LONGEST_DELAY,
     net::OpenConnections,
     pb::{
         self,
         peer::v1::{self as wire, AdminAnswer, admin_request::Question},
-        time::{duration, to_duration},
+        time::to_duration,
     },
     token::InstanceId,
 };
@@ -87,22 +95,14 @@ impl<B: Broker + Bus> Inspector<B> {
 
     /// The replicas.
     pub async fn list_replicas(&self) -> pb::ListReplicasResponse {
-        let known = self.fleet.replicas();
-        let question = Question::Replica(wire::DescribeReplica {});
-        let answers = self.fleet.ask_all(&known, &question).await;
-        let mut response = pb::ListReplicasResponse::default();
-        for (other, answer) in known.values().zip(answers) {
-            let answer = answer.map(|answer| answer.replica.unwrap_or_default());
-            let heard_ago = other.as_ref().map(|other| duration(other.heard_ago));
-            match (other, answer) {
-                (_, Ok(replica)) => response.replicas.push(pb::Replica { heard_ago, ..replica }),
-                (other, Err(missing)) => {
-                    response.replicas.extend(other.as_ref().map(as_heard));
-                    response.unreachable.push(missing);
-                }
-            }
-        }
-        response
+        self.fleet.describe(&self.fleet.replicas()).await
+    }
+
+    /// The cluster for the page for operators, as far as it is known until `until`.
+    pub async fn overview(&self, until: Instant) -> Overview {
+        let mut overview = overview::collect(&self.fleet, until).await;
+        self.read_again(&mut overview.consumers, until).await;
+        overview
     }
 
     /// One page of the consumers that the caller may see.
@@ -152,7 +152,7 @@ impl<B: Broker + Bus> Inspector<B> {
                 break;
             }
         }
-        self.read_again(&mut response.consumers).await;
+        self.read_again(&mut response.consumers, clock::now() + INFO_TIME).await;
         Ok(response)
     }
 
@@ -300,9 +300,8 @@ impl<B: Broker + Bus> Inspector<B> {
         released
     }
 
-    /// Reads INFO of the consumers of a page again where it is old.
-    async fn read_again(&self, rows: &mut [pb::Consumer]) {
-        let until = clock::now() + INFO_TIME;
+    /// Reads INFO of the consumers of a page again where it is old, until `until`.
+    async fn read_again(&self, rows: &mut [pb::Consumer], until: Instant) {
         let stale = |row: &&mut pb::Consumer| {
             let age = row.info_age.and_then(|age| to_duration(&age));
             age.is_none_or(|age| age >= STALE_INFO)
@@ -329,23 +328,4 @@ impl<B: Broker + Bus> Inspector<B> {
 fn describe_leases(filter: &pb::LeaseFilter, after: u64, rows: usize) -> Question {
     let limit = u32::try_from(rows).unwrap_or(u32::MAX);
     Question::Leases(wire::DescribeLeases { filter: Some(filter.clone()), after, limit })
-}
-
-/// A replica that does not answer, as far as its last heartbeat tells.
-fn as_heard(other: &OtherReplica) -> pb::Replica {
-    let [leases, waiters, consumers] = other.counts;
-    pb::Replica {
-        instance: other.instance.to_string(),
-        name: other.name.clone(),
-        version: other.version.clone(),
-        ready: other.serves,
-        draining: other.draining,
-        leases,
-        waiters,
-        consumers,
-        policy_digest: other.policy.clone(),
-        key_ids: other.keys.iter().copied().map(hexadecimal).collect(),
-        heard_ago: Some(duration(other.heard_ago)),
-        ..pb::Replica::default()
-    }
 }

@@ -5,6 +5,7 @@ mod drain;
 mod listening;
 mod observed;
 mod signals;
+mod status;
 
 use std::{
     fs,
@@ -27,6 +28,7 @@ use self::{
     drain::{Background, Drain},
     observed::Observed,
     signals::Signals,
+    status::ShownSettings,
 };
 use crate::{
     access::Policy,
@@ -107,6 +109,7 @@ pub async fn run(
     }
     let owner = InstanceId::random().map_err(|error| AppError::System(io::Error::other(error)))?;
     introduce(&config, owner);
+    let shown = ShownSettings::of(&config);
     let grpc = listening::listen(config.listen).await?;
     let ops = listening::listen(config.ops_listen).await?;
     let local = |listener: &TcpListener| listener.local_addr().map_err(AppError::System);
@@ -132,7 +135,7 @@ pub async fn run(
         cluster.clone(),
         keys.clone(),
         gatekeeper.clone(),
-        refusals,
+        refusals.clone(),
         owner,
     );
     let (verdicts, rights) = (health.watch(), gatekeeper.clone());
@@ -168,7 +171,11 @@ pub async fn run(
     observed::show_credentials(&metrics, tls.clone(), gatekeeper.clone());
     let observed = Observed::show(&metrics, &health, config.admission);
     background.spawn(observed::lag(metrics.runtime().clone(), background.stop()));
-    let pages = Pages { verdict, metrics: config.metrics.map(|_| metrics.clone()) };
+    let inspected = (inspector.clone(), lessor.clone());
+    let status = status::sources(shown, inspected, (refusals, metrics.nats().clone()));
+    let shown_metrics = config.metrics.map(|_| metrics.clone());
+    let pages =
+        Pages { verdict, metrics: shown_metrics, status: config.status_page.then_some(status) };
     let ops = ops::serve(ops, probes, health_service.clone(), pages, ops_stopped);
     let limits = ListenerLimits { max_connections: room.connections, ..config.edge };
     let (calls, secured, reflection) = (config.calls, tls.is_some(), config.reflection);

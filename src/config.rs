@@ -91,6 +91,8 @@ pub struct Serve {
     pub request_log: RequestLogScope,
     /// The most consumers that have metrics of their own. `None`: nothing is counted.
     pub metrics: Option<usize>,
+    /// Whether there is a page for people.
+    pub status_page: bool,
     /// Name of the group of replicas that accepts the tokens.
     pub cluster: String,
     /// Name of this replica for people.
@@ -159,7 +161,7 @@ impl Serve {
             metrics,
             request_log,
         } = args;
-        let MetricsArgs { metrics, metrics_max_consumers } = metrics;
+        let MetricsArgs { metrics, metrics_max_consumers, status_page } = metrics;
         let SecurityArgs { policy_file, insecure, plaintext, audit, admin_socket, reflection } =
             security;
         let ListenArgs { listen, ops_listen, ports_file } = listen;
@@ -226,6 +228,7 @@ impl Serve {
             reflection: reflection == SwitchArg::On,
             request_log: request_log.request_log.into(),
             metrics: (metrics == SwitchArg::On).then_some(metrics_max_consumers),
+            status_page: status_page == SwitchArg::On,
             listen,
             ops_listen,
             ports_file,

@@ -13,7 +13,7 @@
 //! commands      what each subcommand does, and its exit code
 //! app           wires all rooms together and drains them in order
 //! dev           a private NATS server with samples, for a first look
-//! ops           the listener for operators: health and metrics
+//! ops           the listener for operators: health, metrics, and a page for people
 //! grpc          the contract: requests are read, answers are written
 //! admin         the answers for operators: who holds what, at all replicas
 //! cluster       the replicas: settling at any of them, hand-over, who is there

@@ -84,6 +84,14 @@ impl Nats {
         });
         Self { supervisor }
     }
+
+    /// The connections for deliveries and for settling, by their purpose. Each with the reason why it is down.
+    pub fn connections(&self) -> [(&'static str, Option<String>); 2] {
+        [
+            ("deliveries", self.supervisor.deliveries().err()),
+            ("settling", self.supervisor.settling().err()),
+        ]
+    }
 }
 
 impl Broker for Nats {

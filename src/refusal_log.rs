@@ -1,12 +1,20 @@
 //! The log line of a refusal. The first refusal of each reason, consumer and principal is logged, and again after
 //! an hour. Anyone can be refused as often as they like, so lines and memory are bounded.
 
-use std::time::Duration;
+mod recent;
 
+use std::{
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+pub use self::recent::RecentRefusal;
+use self::recent::RecentRefusals;
 use crate::{
     api_error::ApiError,
     broker::ConsumerName,
     clock,
+    lock::lock,
     log_throttle::KeyedLogThrottle,
     metrics::{Metrics, PrincipalMeter},
     request_log::RequestLogScope,
@@ -23,6 +31,7 @@ pub struct RefusalLog {
     said: KeyedLogThrottle,
     /// Calls with a line in the request log have no line here.
     requests: RequestLogScope,
+    recent: Mutex<RecentRefusals>,
     principals: PrincipalMeter,
 }
 
@@ -46,7 +55,15 @@ impl RefusalLog {
     /// The same. Refusals of principals are counted. The request log has the lines of this scope.
     pub fn metered(metrics: &Metrics, requests: RequestLogScope) -> Self {
         let said = KeyedLogThrottle::new(REPEAT_AFTER, LINES_PER_TEN_SECONDS);
-        Self { said, requests, principals: metrics.principals().clone() }
+        let principals = metrics.principals().clone();
+        Self { said, requests, recent: Mutex::default(), principals }
+    }
+
+    /// Counts a refusal, and keeps it for operators.
+    fn see(&self, call: &'static str, caller: &RefusedCaller<'_>, error: &ApiError, now: Instant) {
+        self.count(error);
+        let reason = error.reason().name();
+        lock(&self.recent).add((call, reason), caller.consumer.as_ref(), caller.principal, now);
     }
 
     fn count(&self, error: &ApiError) {
@@ -64,7 +81,7 @@ impl RefusalLog {
     /// A call with this name was refused. Logs it, unless the log has such a line already.
     pub fn refused(&self, call: &'static str, caller: &RefusedCaller<'_>, error: &ApiError) {
         if self.requests.has(Some(error.reason().name())) {
-            self.count(error);
+            self.see(call, caller, error, clock::now());
         } else {
             self.token_refused(call, caller, error);
         }
@@ -72,15 +89,19 @@ impl RefusalLog {
 
     /// The same for a token of a call: such a call has no line in the request log, or one for all its tokens.
     pub fn token_refused(&self, call: &'static str, caller: &RefusedCaller<'_>, error: &ApiError) {
-        self.count(error);
-        let reason = error.reason().name();
-        let principal = caller.principal;
-        if self.said.allow(&(reason, &caller.consumer, principal), clock::now()) {
+        let (reason, principal, now) = (error.reason().name(), caller.principal, clock::now());
+        self.see(call, caller, error, now);
+        if self.said.allow(&(reason, &caller.consumer, principal), now) {
             let consumer = caller.consumer.as_ref().map(ToString::to_string);
             let worker = Some(caller.worker).filter(|worker| !worker.is_empty());
             let why = error.message();
             tracing::info!(call, reason, consumer, principal, worker, why, "a call was refused");
         }
+    }
+
+    /// The last kinds of refusals, the newest first.
+    pub fn recent(&self) -> Vec<RecentRefusal> {
+        lock(&self.recent).list()
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 use futures_util::future::join_all;
 use prost::Message as _;
 
-use super::here::Here;
+use super::here::{Here, hexadecimal};
 use crate::{
     broker::Broker,
     bus::Bus,
@@ -18,7 +18,8 @@ use crate::{
     cluster::{Cluster, OtherReplica, Unanswered},
     pb::{
         self,
-        peer::v1::{AdminAnswer, AdminRequest, admin_request::Question},
+        peer::v1::{AdminAnswer, AdminRequest, DescribeReplica, admin_request::Question},
+        time::duration,
     },
     token::InstanceId,
 };
@@ -57,6 +58,25 @@ impl<B: Broker + Bus> Fleet<B> {
     ) -> Vec<Answered> {
         let asked = known.keys().map(|replica| self.ask(known, *replica, question.clone()));
         join_all(asked).await
+    }
+
+    /// Describes each of them. A replica that does not answer is described by its last heartbeat.
+    pub(super) async fn describe(&self, known: &KnownReplicas) -> pb::ListReplicasResponse {
+        let question = Question::Replica(DescribeReplica {});
+        let answers = self.ask_all(known, &question).await;
+        let mut response = pb::ListReplicasResponse::default();
+        for (other, answer) in known.values().zip(answers) {
+            let answer = answer.map(|answer| answer.replica.unwrap_or_default());
+            let heard_ago = other.as_ref().map(|other| duration(other.heard_ago));
+            match (other, answer) {
+                (_, Ok(replica)) => response.replicas.push(pb::Replica { heard_ago, ..replica }),
+                (other, Err(missing)) => {
+                    response.replicas.extend(other.as_ref().map(as_heard));
+                    response.unreachable.push(missing);
+                }
+            }
+        }
+        response
     }
 
     /// Asks one of them.
@@ -99,5 +119,24 @@ impl<B: Broker + Bus> Fleet<B> {
             }
         })?;
         AdminAnswer::decode(&*answer).map_err(|_| "its answer cannot be read".to_owned())
+    }
+}
+
+/// A replica that does not answer, as far as its last heartbeat tells.
+fn as_heard(other: &OtherReplica) -> pb::Replica {
+    let [leases, waiters, consumers] = other.counts;
+    pb::Replica {
+        instance: other.instance.to_string(),
+        name: other.name.clone(),
+        version: other.version.clone(),
+        ready: other.serves,
+        draining: other.draining,
+        leases,
+        waiters,
+        consumers,
+        policy_digest: other.policy.clone(),
+        key_ids: other.keys.iter().copied().map(hexadecimal).collect(),
+        heard_ago: Some(duration(other.heard_ago)),
+        ..pb::Replica::default()
     }
 }

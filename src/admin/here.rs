@@ -52,6 +52,29 @@ pub struct ReplicaFacts {
     pub policy_digest: Box<dyn Fn() -> String + Send + Sync>,
 }
 
+/// The leases of one replica, by the time for which their callers have had them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LeaseAges {
+    /// Leases that no caller has: the proxy itself has them for the next caller.
+    pub without_caller: u64,
+    /// Leases by age: up to each of [`LeaseAges::BOUNDS`], and older.
+    pub held: [u64; LeaseAges::BOUNDS.len() + 1],
+}
+
+impl LeaseAges {
+    /// The bounds of the ages, in seconds.
+    pub const BOUNDS: [u64; 4] = [10, 60, 600, 3600];
+
+    fn count(&mut self, age: Option<Duration>) {
+        let Some(age) = age else {
+            self.without_caller += 1;
+            return;
+        };
+        let bound = Self::BOUNDS.iter().position(|bound| age < Duration::from_secs(*bound));
+        self.held[bound.unwrap_or(Self::BOUNDS.len())] += 1;
+    }
+}
+
 /// See the [module](self).
 pub(super) struct Here<B: Broker> {
     pub(super) lessor: Lessor<B>,
@@ -87,6 +110,24 @@ impl<B: Broker> Here<B> {
             }
             Question::Connections(question) => Some(self.connections(&question)),
             Question::Take(question) => self.take(&question),
+        }
+    }
+
+    /// The leases by age. `None`: other walks are not done until `until`.
+    pub(super) async fn lease_ages(&self, until: Instant) -> Option<LeaseAges> {
+        let walk = timeout_at(until.into(), self.walks.acquire()).await;
+        let _walk = walk.ok()?.ok()?;
+        let (mut ages, mut after) = (LeaseAges::default(), None);
+        loop {
+            let now = clock::now();
+            after = self.lessor.look_at_leases(after, |seen| {
+                ages.count(seen.since.map(|since| now.saturating_duration_since(since)));
+                true
+            });
+            if after.is_none() {
+                return Some(ages);
+            }
+            yield_now().await;
         }
     }
 

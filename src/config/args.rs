@@ -188,7 +188,7 @@ pub(super) struct ListenArgs {
     pub(super) listen: Listen,
     /// Address for operators and probes: IP:PORT, NAME:PORT, or :PORT for all addresses.
     ///
-    /// It has /livez, /readyz and /metrics over HTTP, and gRPC health, all in plain text.
+    /// It has /livez, /readyz, /metrics and a page for people over HTTP, and gRPC health, all in plain text.
     #[arg(
         long,
         env = "FETCH_PROXY_OPS_LISTEN",
@@ -216,6 +216,12 @@ pub(super) struct MetricsArgs {
     #[arg(long, env = "FETCH_PROXY_METRICS_MAX_CONSUMERS", value_name = "COUNT",
           default_value_t = DEFAULT_MAX_CONSUMERS, value_parser = values::count)]
     pub(super) metrics_max_consumers: usize,
+    /// Whether there is a page for people at / of --ops-listen.
+    ///
+    /// It only answers requests that come through loopback, such as those of `kubectl port-forward`. A
+    /// sidecar that passes requests on through loopback opens it to others: switch it off there.
+    #[arg(long, env = "FETCH_PROXY_STATUS_PAGE", default_value = "on", value_name = "SWITCH")]
+    pub(super) status_page: SwitchArg,
 }
 
 #[derive(Debug, Args)]

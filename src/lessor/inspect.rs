@@ -98,6 +98,11 @@ impl<B: Broker> Lessor<B> {
         self.calls.handles().len()
     }
 
+    /// Consumers with a connection of their own.
+    pub fn own_connections(&self) -> usize {
+        self.core.own_connections()
+    }
+
     /// The most leases that this replica may have.
     pub fn max_leases(&self) -> usize {
         self.core.table.most()

@@ -1,6 +1,12 @@
 //! The meter of the connections to NATS.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use super::{
     labels::{Label as _, NatsRight, NatsRole},
@@ -18,6 +24,8 @@ struct NatsCounts {
     losses: Counts<NatsRole>,
     denied: Counts<NatsRight>,
     round_trip: Times,
+    /// The last round trip in nanoseconds. 0: there was none.
+    last_round_trip: AtomicU64,
 }
 
 impl NatsMeter {
@@ -29,6 +37,7 @@ impl NatsMeter {
             losses: Counts::new(store, FamilyId::NatsLosses, &[]),
             denied: Counts::new(store, FamilyId::NatsDenied, &[]),
             round_trip: store.times(FamilyId::NatsRoundTrip, settling),
+            last_round_trip: AtomicU64::new(0),
         }))
     }
 
@@ -50,5 +59,13 @@ impl NatsMeter {
     /// A message to ourselves has come back.
     pub fn returned(&self, after: Duration) {
         self.0.round_trip.observe(after.as_secs_f64());
+        let nanos = u64::try_from(after.as_nanos()).unwrap_or(u64::MAX);
+        self.0.last_round_trip.store(nanos.max(1), Ordering::Relaxed);
+    }
+
+    /// The time of the last message to ourselves, also without metrics.
+    pub fn last_round_trip(&self) -> Option<Duration> {
+        let nanos = self.0.last_round_trip.load(Ordering::Relaxed);
+        (nanos > 0).then(|| Duration::from_nanos(nanos))
     }
 }

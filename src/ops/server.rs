@@ -1,5 +1,5 @@
-//! The listener for operators and probes, always without TLS: gRPC health, `/livez`, `/readyz` and
-//! `/metrics`, over HTTP/1.1 and HTTP/2. It serves nothing that a client needs.
+//! The listener for operators and probes, always without TLS: gRPC health, `/livez`, `/readyz`, `/metrics` and
+//! the page for people at `/`, over HTTP/1.1 and HTTP/2. It serves nothing that a client needs.
 
 use std::{
     future::Future,
@@ -19,7 +19,10 @@ use tonic::service::Routes;
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tower::Layer as _;
 
-use super::scrape::Scrapes;
+use super::{
+    page::{StatusPages, StatusSources},
+    scrape::Scrapes,
+};
 use crate::{
     api_error::ApiError,
     grpc::to_status,
@@ -42,6 +45,8 @@ pub struct Pages {
     pub verdict: watch::Receiver<Verdict>,
     /// The metrics; `None` for no such page.
     pub metrics: Option<Metrics>,
+    /// What the page for people shows; `None` for no such page.
+    pub status: Option<StatusSources>,
 }
 
 /// Serves until `stop` gives the time by which to have ended, at most `max_connections` at once.
@@ -49,7 +54,7 @@ pub async fn serve(
     listener: TcpListener,
     max_connections: usize,
     health: HealthServer<impl Health>,
-    Pages { verdict, metrics }: Pages,
+    Pages { verdict, metrics, status }: Pages,
     stop: impl Future<Output = Instant>,
 ) {
     let pages = Router::new()
@@ -61,6 +66,10 @@ pub async fn serve(
         Some(scrapes) => {
             pages.route("/metrics", get(move |request: Request| scrapes.answer(request)))
         }
+        None => pages,
+    };
+    let pages = match status.map(StatusPages::new) {
+        Some(status) => pages.route("/", get(move |request: Request| status.answer(request))),
         None => pages,
     };
     let service = Routes::from(pages).add_service(health).prepare();
@@ -94,7 +103,7 @@ fn not_here(request: &Request) -> Response {
         let refused = ApiError::Foreign(Reason::Unsupported, text.to_owned());
         return to_status(&refused).into_http();
     }
-    (StatusCode::NOT_FOUND, "there are /livez, /readyz and /metrics here, and gRPC health\n")
+    (StatusCode::NOT_FOUND, "there are /, /livez, /readyz and /metrics here, and gRPC health\n")
         .into_response()
 }
 

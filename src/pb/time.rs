@@ -16,6 +16,11 @@ pub(crate) fn timestamp(unix: Duration) -> Timestamp {
     }
 }
 
+/// The time since the Unix epoch for a timestamp. `None`: it is before the epoch or malformed.
+pub(crate) fn to_unix(at: &Timestamp) -> Option<Duration> {
+    to_duration(&PbDuration { seconds: at.seconds, nanos: at.nanos })
+}
+
 /// The same duration. A duration beyond 292 billion years becomes 0: no such duration exists here.
 pub(crate) fn duration(duration: Duration) -> PbDuration {
     PbDuration::try_from(duration).unwrap_or_default()

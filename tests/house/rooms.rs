@@ -52,7 +52,7 @@ const IMPURE: [&str; 10] = [
 ];
 
 /// Rooms and files that decide and do nothing else. Time is an argument.
-const PURE: [&str; 15] = [
+const PURE: [&str; 19] = [
     "access",
     "admin/filter",
     "admin/merge",
@@ -64,8 +64,12 @@ const PURE: [&str; 15] = [
     "lessor/consumer/quarantine",
     "limits",
     "log_throttle/counting",
+    "ops/page/parts",
+    "ops/page/view",
+    "ops/page/words",
     "pump",
     "reason",
+    "refusal_log/recent",
     "tls/certificate",
     "token",
 ];
@@ -338,8 +342,20 @@ const ROOMS: &[Room] = &[
     },
     Room {
         name: "ops",
-        purpose: "the listener for operators: health and metrics",
-        rooms: &["api_error", "clock", "grpc", "limits", "metrics", "net", "readiness", "reason"],
+        purpose: "the listener for operators: health, metrics, and a page for people",
+        rooms: &[
+            "admin",
+            "api_error",
+            "clock",
+            "grpc",
+            "limits",
+            "metrics",
+            "net",
+            "pb",
+            "readiness",
+            "reason",
+            "refusal_log",
+        ],
         libraries: &["tokio", "tonic"],
     },
     Room {
@@ -369,7 +385,7 @@ const ROOMS: &[Room] = &[
     Room {
         name: "refusal_log",
         purpose: "the seldom log line of a refused call or token",
-        rooms: &["api_error", "broker", "clock", "log_throttle", "metrics", "request_log"],
+        rooms: &["api_error", "broker", "clock", "lock", "log_throttle", "metrics", "request_log"],
         libraries: &["tracing"],
     },
     Room {

@@ -24,6 +24,7 @@ mod page;
 mod policy;
 mod quotas;
 mod request_log;
+mod status;
 mod tls;
 mod tokens;
 mod traces;

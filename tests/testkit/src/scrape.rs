@@ -48,10 +48,18 @@ pub struct Page {
 
 /// Gets a page with these headers.
 pub fn get(address: &str, path: &str, headers: &[(&str, &str)]) -> Page {
-    let mut stream = TcpStream::connect(address).unwrap();
     let headers: String =
         headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n");
+    ask(address, &format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n"))
+}
+
+/// Asks for a page as a browser does that was given this host.
+pub fn visit(address: &str, method: &str, path: &str, host: &str) -> Page {
+    ask(address, &format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"))
+}
+
+fn ask(address: &str, request: &str) -> Page {
+    let mut stream = TcpStream::connect(address).unwrap();
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
