@@ -1,11 +1,12 @@
 //! `make test-deploy`: what `deploy` holds, as far as that can be shown without a cluster. The
 //! tests cover the chart and the plain manifests as they are rendered, and the image as it is built and
 //! run. They cover a small rolling update with processes for pods, and the files for NATS, KEDA and
-//! Compose.
+//! Compose. And they look at the page for people in a browser.
 
 #![allow(clippy::disallowed_methods, reason = "tests live in real time, and outlive their tasks")]
 
 mod access;
+mod browser;
 mod builder;
 mod chart;
 mod compose;
@@ -18,9 +19,11 @@ mod monitoring;
 mod mounted;
 mod nats;
 mod notes;
+mod page;
 mod pods;
 mod refused;
 mod rolling;
+mod scraped;
 mod ties;
 mod valid;
 

@@ -5,7 +5,8 @@ use std::{env, fs, path::Path, process::Command};
 
 use crate::{chart::INSTALLATIONS, helm};
 
-const EXAMPLES: [&str; 2] = ["deploy/nats/orders.yaml", "deploy/keda/worker.yaml"];
+const EXAMPLES: [&str; 3] =
+    ["deploy/nats/orders.yaml", "deploy/keda/worker.yaml", "deploy/keda/worker-by-metrics.yaml"];
 
 fn validate(files: &[String]) -> (bool, String) {
     let packages = env::var("FETCH_PROXY_TEST_PYTHONPATH");

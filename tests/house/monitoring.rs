@@ -1,11 +1,14 @@
 //! Alerts, dashboard and scaling name only metrics and labels that the program has. Each alert has a runbook.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use fetch_proxy::metrics::{FAMILIES, Family, FamilyKind};
 use serde_json::Value;
 
-use super::{links::anchors, pages::read};
+use super::{links::anchors, pages::read, source};
 
 /// Labels that Prometheus adds to each series of a target, and the label of a bucket.
 const OF_PROMETHEUS: [&str; 5] = ["instance", "job", "namespace", "pod", "le"];
@@ -45,7 +48,7 @@ fn words(query: &str) -> Vec<String> {
 }
 
 /// What a query names that the program does not have.
-fn faults(query: &str) -> Vec<String> {
+pub(super) fn faults(query: &str) -> Vec<String> {
     let words = words(query);
     let mut faults = Vec::new();
     let (mut named, mut grouped) = (Vec::new(), BTreeSet::new());
@@ -120,6 +123,17 @@ fn dashboard() -> Value {
     serde_json::from_str(&read("deploy/monitoring/dashboard.json")).unwrap()
 }
 
+/// The titles of the panels of the dashboard.
+pub(super) fn panels() -> BTreeSet<String> {
+    let dashboard = dashboard();
+    let panels = dashboard["panels"].as_array().unwrap().iter();
+    panels.map(|panel| panel["title"].as_str().unwrap().to_owned()).collect()
+}
+
+fn scaling() -> Value {
+    yaml_serde::from_str(&read("deploy/keda/worker-by-metrics.yaml")).unwrap()
+}
+
 #[test]
 fn queries_name_only_metrics_and_labels_that_the_program_has() {
     let (rules, dashboard) = (rules(), dashboard());
@@ -128,6 +142,9 @@ fn queries_name_only_metrics_and_labels_that_the_program_has() {
     fields(&dashboard, "expr", &mut queries);
     let variables = dashboard["templating"]["list"].as_array().unwrap().iter();
     queries.extend(variables.filter_map(|variable| variable["definition"].as_str()));
+    let scaling = scaling();
+    fields(&scaling, "query", &mut queries);
+    assert!(queries.last().unwrap().contains("pending"), "the query of KEDA is among them");
     assert!(queries.len() > 50, "{}", queries.len());
     let wrong: BTreeMap<_, _> = queries
         .iter()
@@ -201,4 +218,35 @@ fn dashboard_fits_into_any_grafana() {
                 || panel["description"].as_str().is_some_and(|text| text.ends_with('.'))
         );
     }
+}
+
+/// The system and the runtime move these. A test looks at some of them in a fresh process.
+const OF_THE_PROCESS: [&str; 2] = ["process_", "tokio_"];
+
+/// A family that no test looks at may count anything.
+#[test]
+fn each_family_is_looked_at_by_a_test() {
+    let mut sources = String::new();
+    for target in ["broker", "faults", "process", "replicas", "wire"] {
+        sources +=
+            &source::texts(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(target));
+    }
+    let missing: Vec<_> = FAMILIES
+        .iter()
+        .filter(|family| !OF_THE_PROCESS.iter().any(|prefix| family.name.starts_with(prefix)))
+        .filter(|family| {
+            let tail = family.name.trim_start_matches("fetchproxy_");
+            // A test names a family in full, or without its prefix at the start of a text.
+            ![
+                format!("fetchproxy_{tail}"),
+                format!("\"{tail}_"),
+                format!("\"{tail}{{"),
+                format!("\"{tail}\""),
+            ]
+            .iter()
+            .any(|name| sources.contains(name))
+        })
+        .map(|family| family.name)
+        .collect();
+    assert_eq!(missing, [""; 0], "no test looks at these");
 }

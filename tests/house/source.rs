@@ -40,6 +40,13 @@ pub fn files() -> Vec<File> {
     paths.iter().map(|path| read(path)).collect()
 }
 
+/// The texts of all files of a folder, one after the other.
+pub fn texts(folder: &Path) -> String {
+    let mut paths = Vec::new();
+    walk(folder, &mut paths);
+    paths.iter().map(|path| fs::read_to_string(path).unwrap()).collect()
+}
+
 fn walk(folder: &Path, into: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
