@@ -157,7 +157,7 @@ pub async fn run(
     // Only the authority of their certificates then says who may call.
     let all_may = certified && gatekeeper.rights().policy().is_none();
     let background =
-        Background::start(cluster.clone(), keys, gatekeeper.clone(), tls.clone(), &metrics);
+        Background::start(cluster.clone(), keys.clone(), gatekeeper.clone(), tls.clone(), &metrics);
     let admin_socket = listen_to_operators(
         &config.admin_socket,
         bound.ops.port(),
@@ -168,8 +168,8 @@ pub async fn run(
     let ((stop_grpc, grpc_stopped), (stop_ops, ops_stopped)) = (stop(), stop());
     let mut listeners = JoinSet::new();
     let (verdict, probes) = (health.watch(), room.probes);
-    observed::show_credentials(&metrics, tls.clone(), gatekeeper.clone());
-    let observed = Observed::show(&metrics, &health, config.admission);
+    observed::show_credentials(&metrics, (keys, tls.clone()), gatekeeper.clone());
+    let observed = Observed::show(&metrics, (&health, traces.clone()), config.admission);
     background.spawn(observed::lag(metrics.runtime().clone(), background.stop()));
     let inspected = (inspector.clone(), lessor.clone());
     let status = status::sources(shown, inspected, (refusals, metrics.nats().clone()));

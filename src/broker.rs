@@ -176,6 +176,8 @@ pub struct Server {
     /// The server's id, new at every start. A server with another id does not know the state of the last
     /// one, except of replicated consumers.
     pub id: String,
+    /// The server's name, which its operator gave it.
+    pub name: String,
     /// The server's version, like `2.15.1`.
     pub version: String,
     /// The largest message that it accepts, headers and payload together, in bytes.

@@ -163,7 +163,11 @@ impl Metrics {
 
     /// The page for scrapers. It takes milliseconds, and waits for nothing else.
     pub fn page(&self, format: Format, now: Instant) -> String {
+        // Leases that have ended are read first, those that are held next, and those that began last. So a lease that
+        // moves meanwhile is missing among the last, and never among those that began.
+        let ended = self.0.store.counted(FamilyId::LeasesEnded);
         let mut sheet = self.0.sources.ask();
+        sheet.show_all(FamilyId::LeasesEnded, ended);
         self.0.consumers.show(&mut sheet, now);
         exposition::page(format, &self.0.store, sheet)
     }

@@ -115,6 +115,7 @@ mod tests {
             epoch: 1,
             bus_epoch: 1,
             id: "a".into(),
+            name: "nats-0".into(),
             version: "2.15.1".into(),
             max_payload: 1 << 20,
         }))

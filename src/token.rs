@@ -24,7 +24,7 @@ use std::{borrow::Cow, fmt};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use chacha20poly1305::{XNonce, aead::AeadInOut as _};
 
-pub use self::ring::{KeyId, KeyRing, KeyRingError, new_key_line};
+pub use self::ring::{KeyId, KeyRing, KeyRingError, key_name, new_key_line};
 
 /// The first byte says whether this is a token or a frame, and its version.
 const TOKEN: u8 = 1;

@@ -10,7 +10,7 @@ use std::{
 use futures_util::future::join_all;
 use prost::Message as _;
 
-use super::here::{Here, hexadecimal};
+use super::here::Here;
 use crate::{
     broker::Broker,
     bus::Bus,
@@ -21,7 +21,7 @@ use crate::{
         peer::v1::{AdminAnswer, AdminRequest, DescribeReplica, admin_request::Question},
         time::duration,
     },
-    token::InstanceId,
+    token::{InstanceId, key_name},
 };
 
 /// A replica has this long to answer a question.
@@ -135,7 +135,7 @@ fn as_heard(other: &OtherReplica) -> pb::Replica {
         waiters,
         consumers,
         policy_digest: other.policy.clone(),
-        key_ids: other.keys.iter().copied().map(hexadecimal).collect(),
+        key_ids: other.keys.iter().copied().map(key_name).collect(),
         heard_ago: Some(duration(other.heard_ago)),
         ..pb::Replica::default()
     }

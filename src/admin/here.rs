@@ -22,7 +22,7 @@ use crate::{
         peer::v1::{self as wire, AdminAnswer, admin_request::Question},
         time::{duration, timestamp},
     },
-    token::InstanceId,
+    token::{InstanceId, key_name},
 };
 
 /// Most bytes of the rows of an answer: well below the smallest payload limit of NATS in use.
@@ -138,7 +138,9 @@ impl<B: Broker> Here<B> {
     fn replica(&self) -> pb::Replica {
         let link = self.lessor.broker().link();
         let why_not_ready = (self.facts.why_not_ready)();
-        let ids = self.facts.keys.sealer().ring().ids();
+        let sealer = self.facts.keys.sealer();
+        let sealing = sealer.ring().sealing_id();
+        let others = sealer.ring().ids().into_iter().filter(|id| *id != sealing);
         pb::Replica {
             instance: self.instance(),
             name: self.facts.name.clone(),
@@ -152,10 +154,14 @@ impl<B: Broker> Here<B> {
             waiters: self.lessor.waiting() as u64,
             consumers: self.lessor.consumers() as u64,
             policy_digest: (self.facts.policy_digest)(),
-            key_ids: ids.into_iter().map(hexadecimal).collect(),
+            key_ids: [sealing].into_iter().chain(others).map(key_name).collect(),
             nats_server: link
                 .server()
-                .map(|server| format!("{} {}", server.id, server.version))
+                .map(|server| {
+                    // A server without a name of its own has its identifier for one.
+                    let name = if server.name == server.id { "" } else { &*server.name };
+                    format!("{} {} {name}", server.id, server.version).trim_end().to_owned()
+                })
                 .unwrap_or_default(),
             nats_up: matches!(link, Link::Up(_)),
             heard_ago: None,
@@ -289,11 +295,6 @@ impl<B: Broker> Here<B> {
         let taken = outcomes.iter().map(taken).collect();
         Some(AdminAnswer { taken, ..AdminAnswer::default() })
     }
-}
-
-/// The name of a token key, for people.
-pub(super) fn hexadecimal(id: [u8; 4]) -> String {
-    id.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Shows INFO of this age.

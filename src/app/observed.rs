@@ -15,10 +15,13 @@ use crate::{
     clock,
     config::Admission,
     credentials::Gatekeeper,
+    keys::Keys,
     metrics::{self, FamilyId, Metrics, RuntimeMeter, Sheet},
     ops::Health,
     readiness::Verdict,
     tls::ServerTls,
+    token::key_name,
+    traces::Traces,
 };
 
 /// The time from one look at the runtime to the next.
@@ -31,7 +34,11 @@ pub(super) struct Observed {
 
 impl Observed {
     /// Shows the process in `metrics` from now on.
-    pub(super) fn show(metrics: &Metrics, health: &Health, admission: Option<Admission>) -> Self {
+    pub(super) fn show(
+        metrics: &Metrics,
+        (health, traces): (&Health, Traces),
+        admission: Option<Admission>,
+    ) -> Self {
         let draining = Arc::new(AtomicBool::new(false));
         let (verdict, drains) = (health.watch(), draining.clone());
         let runtime = Handle::current();
@@ -41,6 +48,7 @@ impl Observed {
             sheet.set(FamilyId::Ready, flag(*verdict.borrow() == Verdict::Serving));
             sheet.set(FamilyId::Draining, flag(drains.load(Ordering::Relaxed)));
             sheet.set(FamilyId::Insecure, flag(admission == Some(Admission::Insecure)));
+            sheet.set(FamilyId::SpansDropped, traces.dropped() as f64);
             show_runtime(&runtime, sheet);
             metrics::process(sheet);
         });
@@ -53,13 +61,19 @@ impl Observed {
     }
 }
 
-/// Shows how long what identifies this replica and its callers is good for.
+/// Shows what identifies this replica and its callers, and for how long it is good.
 pub(super) fn show_credentials(
     metrics: &Metrics,
-    tls: Option<Arc<ServerTls>>,
+    (keys, tls): (Arc<Keys>, Option<Arc<ServerTls>>),
     gatekeeper: Arc<Gatekeeper>,
 ) {
     metrics.ask(move |sheet| {
+        let sealer = keys.sealer();
+        let sealing = sealer.ring().sealing_id();
+        for key in sealer.ring().ids() {
+            let (name, seals) = (key_name(key), key == sealing);
+            sheet.set_of(FamilyId::TokenKeys, [&name, if seals { "seals" } else { "opens" }], 1.0);
+        }
         if let Some(ends) = tls.as_ref().and_then(|tls| tls.ends_at()) {
             sheet.set_of(FamilyId::CertificateEnd, ["server"], ends.as_secs_f64());
         }

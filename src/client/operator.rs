@@ -86,6 +86,7 @@ impl OperatorClient {
             "WAITERS",
             "CONSUMERS",
             "POLICY",
+            "NATS",
             "HEARD",
         ];
         let row = |replica: &pb::Replica| {
@@ -103,6 +104,7 @@ impl OperatorClient {
                 replica.waiters.to_string(),
                 replica.consumers.to_string(),
                 or_dash(&replica.policy_digest),
+                or_dash(replica.nats_server.split_once(' ').map_or("", |(_, server)| server)),
                 replica
                     .heard_ago
                     .map_or("asked".to_owned(), |ago| format!("{} ago", span(Some(&ago)))),

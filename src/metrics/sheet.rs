@@ -43,6 +43,11 @@ impl Sheet {
         }
     }
 
+    /// The values of a whole family, which are then its only ones.
+    pub(super) fn show_all(&mut self, id: FamilyId, values: Vec<(Values, f64)>) {
+        self.0.insert(id, values);
+    }
+
     fn put(&mut self, id: FamilyId, values: Values, value: f64) {
         debug_assert_eq!(row(id).labels.len(), values.len(), "{id:?}");
         debug_assert!(!matches!(row(id).kind, FamilyKind::Histogram(_)), "{id:?}");

@@ -118,6 +118,15 @@ impl SeriesStore {
         }
     }
 
+    /// The values of the counters of a family, by their labels.
+    pub(super) fn counted(&self, id: FamilyId) -> Vec<(Values, f64)> {
+        let counted = |(values, series)| match series {
+            Series::Counter(counter) => Some((values, counter.get() as f64)),
+            Series::Gauge(_) | Series::Histogram(_) => None,
+        };
+        self.series(id).into_iter().filter_map(counted).collect()
+    }
+
     /// The series of a family, by their labels.
     pub(super) fn series(&self, id: FamilyId) -> Vec<(Values, Series)> {
         let family = self.family(id);

@@ -199,6 +199,8 @@ families! {
             "Open Fetch calls of a principal. Without a policy there are none.";
         FileUnusable: Gauge "fetchproxy_file_unusable" ["file"]
             "1 while a file cannot be used, and what was read before stays in use. `policy` stands for the files that it names, too.";
+        TokenKeys: Gauge "fetchproxy_token_keys" ["key", "use"]
+            "Always 1. The token keys by their names: the one that `seals` new tokens, and those that only `opens` tokens.";
         CertificateEnd: Gauge "fetchproxy_certificate_not_after_timestamp_seconds" ["which"]
             "The end of a certificate, in seconds since 1970.";
         IssuerKeysAge: Gauge "fetchproxy_issuer_keys_age_seconds" ["issuer"]
@@ -229,6 +231,8 @@ families! {
             "Lines of the log that were lost, because the reader of standard error is too slow.";
         Panics: Counter "fetchproxy_panics" []
             "Tasks that have panicked. Each one is a bug.";
+        SpansDropped: Counter "fetchproxy_spans_dropped" []
+            "Spans that were lost, because the receiver of traces is dead, slow, or refuses them.";
         RuntimeLag: Histogram(FAST) "fetchproxy_runtime_lag_seconds" []
             "How late a timer of 100 ms is. High values mean that the process lacks CPU, or that a task blocks.";
         TokioWorkers: Gauge "tokio_workers" []

@@ -54,6 +54,7 @@ const DENIAL_LINES_PER_TEN_SECONDS: u32 = 20;
 pub(super) struct NatsConnection {
     pub(super) client: Client,
     pub(super) server_id: String,
+    pub(super) server_name: String,
     pub(super) version: String,
     /// The largest message that the server accepts, in bytes.
     pub(super) max_payload: u64,
@@ -148,11 +149,13 @@ impl NatsConnection {
         }
         let client = options.connect(&settings.servers[..]).await?;
         let server = client.server_info();
-        let (server_id, version) = (server.server_id, server.version);
+        let (server_id, server_name) = (server.server_id, server.server_name);
+        let version = server.version;
         let max_payload = server.max_payload as u64;
         Ok(Self {
             client,
             server_id,
+            server_name,
             version,
             max_payload,
             lost,

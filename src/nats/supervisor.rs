@@ -385,6 +385,7 @@ impl Connections {
                 epoch: self.epoch,
                 bus_epoch: self.bus_epoch,
                 id: connection.server_id.clone(),
+                name: connection.server_name.clone(),
                 version: connection.version.clone(),
                 max_payload: connection.max_payload,
             })),

@@ -11,6 +11,11 @@ use super::KEY_ID;
 /// The name of a key. It reveals nothing about the key.
 pub type KeyId = [u8; KEY_ID];
 
+/// The name of a key, for people.
+pub fn key_name(id: KeyId) -> String {
+    id.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Keys in order. One key seals: the first, unless another is chosen. All keys open.
 pub struct KeyRing {
     first: Key,

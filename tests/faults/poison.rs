@@ -12,7 +12,9 @@ use testkit::{
     jetstream::{Fixture, ack_wait, config},
     nats_server::{NatsServer, binary},
     proxy::{Client, Proxy, ack, fetch, reason},
-    raw_nats, usual,
+    raw_nats,
+    scrape::Scrape,
+    usual,
 };
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -110,6 +112,10 @@ async fn unreadable_messages_are_terminated_and_starve_no_consumer() {
         let reason = advisory["reason"].as_str().unwrap();
         assert!(reason.starts_with("fetch-proxy: unreadable headers: "), "{reason}");
     }
+    let terminated = "fetchproxy_unreadable_terminated_total";
+    let terminated =
+        Scrape::of(&proxy.ops).sum(terminated, &[&format!("stream=\"{}\"", hurt.stream)]);
+    assert!(terminated >= (POISON.len() - 1) as f64, "{terminated}");
     proxy.signal("TERM");
     assert!(proxy.wait().await.success());
 }
@@ -181,6 +187,8 @@ async fn forbidden_search_suspects_one_consumer_and_serves_others() {
         let took = served(&mut client, &other).await;
         assert!(took < patience, "the other waited {took:?}:\n{}", proxy.log());
     }
+    let own = Scrape::of(&proxy.ops).value("fetchproxy_nats_own_connections");
+    assert_eq!(own, 1.0, "the suspect is set apart:\n{}", proxy.log());
     // Good messages are served between the breaks.
     served(&mut client, &hurt).await;
 }

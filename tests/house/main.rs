@@ -7,6 +7,7 @@ mod log;
 mod monitoring;
 mod pages;
 mod prose;
+mod questions;
 mod quotes;
 mod repeatable;
 mod rooms;

@@ -17,6 +17,7 @@ use testkit::{
     jetstream::{Fixture, config},
     nats_server::NatsServer,
     proxy::{Proxy, ack, fetch},
+    scrape::Scrape,
 };
 use tokio::{net::unix::pipe, time::timeout};
 
@@ -136,8 +137,11 @@ async fn dropped_log_lines_are_counted_and_reported() {
     let mut proxy = Proxy::start_logging_to(writer.into(), &nats, &["--log-level", "debug"]);
     works(&proxy, &fixture, 1).await;
 
+    let lost = || Scrape::of(&proxy.ops).value("fetchproxy_log_lines_dropped_total");
+    assert_eq!(lost(), 0.0);
     drop(reader);
     works(&proxy, &fixture, 3).await;
+    assert!(lost() >= 3.0, "{}", lost());
     // Does not wait for the proxy, which has its end open.
     let mut reader = File::open(&fifo).unwrap();
     let read = std::thread::spawn(move || {
@@ -325,4 +329,6 @@ async fn refused_subjects_are_logged_and_not_each_time() {
     let refused = lines(&proxy, "NATS refuses this subject to the proxy's user").await;
     assert_eq!(refused.len(), 1, "{refused:#?}");
     assert!(refused[0]["subject"].as_str().unwrap().starts_with("$JS.ACK."), "{refused:#?}");
+    let denied = "fetchproxy_nats_permission_denied_total{kind=\"publish\"}";
+    assert_eq!(Scrape::of(&proxy.ops).value(denied), 30.0, "each one is counted");
 }

@@ -375,5 +375,13 @@ async fn refusals_of_principals_are_counted_by_their_name() {
         (seen.value("fetchproxy_file_unusable{file=\"policy\"}") == 1.0).then_some(())
     };
     assert!(until(SEEN, unusable).await.is_some());
+    // The waiting call gets a message.
+    proxied.fixture.publish("x", "1").await;
+    let leases = || async {
+        let seen = Scrape::of(&proxied.proxy.ops);
+        let leases = seen.series.get("fetchproxy_principal_leases{principal=\"orders\"}");
+        (leases == Some(&1.0)).then_some(())
+    };
+    assert!(until(SEEN, leases).await.is_some());
     drop(waiting);
 }

@@ -13,6 +13,7 @@ use testkit::{
     millis,
     nats_server::NatsServer,
     proxy::{Client, Proxy, ack, acking, fetch},
+    scrape::Scrape,
     traces::{TraceReceiver, link_attribute, silent_receiver},
 };
 use tonic::Request;
@@ -227,6 +228,8 @@ async fn receiver_that_is_dead_or_hangs_delays_no_call_and_its_spans_are_counted
         .await;
         assert!(line["dropped"].as_u64().unwrap() > 0, "{line}");
         assert_eq!(proxy.log().matches(warning).count(), 1, "{}", proxy.log());
+        let dropped = Scrape::of(&proxy.ops).value("fetchproxy_spans_dropped_total");
+        assert!(dropped >= line["dropped"].as_f64().unwrap(), "{dropped}, and {line}");
     }
     drop(hanging);
 }

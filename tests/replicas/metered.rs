@@ -34,7 +34,7 @@ async fn forwarded_tokens_and_moved_leases_are_in_the_books_of_both_replicas() {
     assert_eq!((books.began, books.ended, books.held), (4, 2, 2));
 
     pair.owner.signal("TERM");
-    // A page shows its counters a moment after its gauges, so a page in the middle of a move does not add up.
+    // A page in the middle of a move does not add up.
     let moved = eventually("the hand-over", || async {
         Scrape::of(&pair.other.ops).books().ok().filter(|books| books.began == 2)
     });

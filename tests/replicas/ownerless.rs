@@ -20,6 +20,7 @@ use testkit::{
     nats_server::NatsServer,
     proxy::{Client, ack, extend, fetch, nak, reason, term},
     relay::Relay,
+    scrape::Scrape,
 };
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -100,6 +101,9 @@ async fn stopped_owner_s_leases_accept_ack_and_term() {
     assert_eq!(applied(&refused), "unknown");
     let refused = pair.at_other.nak(nak(&leased[1].token, 0)).await.unwrap_err();
     assert_eq!(applied(&refused), "unknown");
+    let failures = Scrape::of(&pair.other.ops);
+    let silent = "fetchproxy_forward_failures_total{why=\"silent\"}";
+    assert!(failures.value(silent) >= 3.0, "{}", failures.value(silent));
     pair.owner.signal("CONT");
     // The replica now hears an old request, and a repeat of the request gets its result.
     let began = Instant::now();

@@ -7,14 +7,14 @@ use std::{
 
 use fetch_proxy::{
     metrics::{FAMILIES, FamilyId, FamilyKind},
-    pb::{FetchRequest, Outcome},
+    pb::{Codec, FetchRequest, Outcome},
 };
 use flate2::read::GzDecoder;
 use testkit::{
     eventually,
     jetstream::{Fixture, config},
     nats_server::NatsServer,
-    proxy::{Proxy, ack, acking, fetch, take_one},
+    proxy::{Proxy, ack, acking, fetch, nak, take, take_one},
     scrape::{PROMETHEUS, Scrape, get},
 };
 
@@ -306,18 +306,22 @@ async fn each_connection_is_open_refused_or_closed() {
         stream.read_to_end(&mut Vec::new()).unwrap();
     }
     let grpc = |scrape: &Scrape, family: &str, label: &str| {
-        scrape.sum(&format!("fetchproxy_connections_{family}"), &["listener=\"grpc\"", label])
+        scrape.sum(&format!("fetchproxy_{family}"), &["listener=\"grpc\"", label])
     };
-    let seen =
-        until(&proxy, "the refusals", |scrape| grpc(scrape, "refused_total", "") == 2.0).await;
-    assert_eq!(grpc(&seen, "refused_total", "reason=\"protocol\""), 1.0);
-    assert_eq!(grpc(&seen, "refused_total", "reason=\"tls_on_plaintext\""), 1.0);
-    assert_eq!(grpc(&seen, "limit", ""), 20.0);
-    assert!(grpc(&seen, "open", "") >= 1.0);
+    let seen = until(&proxy, "the refusals", |scrape| {
+        grpc(scrape, "connections_refused_total", "") == 2.0
+    })
+    .await;
+    assert_eq!(grpc(&seen, "connections_refused_total", "reason=\"protocol\""), 1.0);
+    assert_eq!(grpc(&seen, "connections_refused_total", "reason=\"tls_on_plaintext\""), 1.0);
+    assert_eq!(grpc(&seen, "connections_limit", ""), 20.0);
+    assert!(grpc(&seen, "connections_open", "") >= 1.0);
     drop(first);
     until(&proxy, "the end of all connections", |scrape| {
-        let ended = grpc(scrape, "refused_total", "") + grpc(scrape, "closed_total", "");
-        grpc(scrape, "open", "") == 0.0 && ended == grpc(scrape, "accepted_total", "")
+        let ended = grpc(scrape, "connections_refused_total", "")
+            + grpc(scrape, "connections_closed_total", "");
+        grpc(scrape, "connections_open", "") == 0.0
+            && ended == grpc(scrape, "connections_accepted_total", "")
     })
     .await;
 }
@@ -329,19 +333,61 @@ async fn connections_to_nats_are_up_or_lost() {
     proxy.ready().await;
     let of = |scrape: &Scrape, family: &str| {
         ["deliveries", "settling"]
-            .map(|role| scrape.value(&format!("fetchproxy_nats_{family}{{role=\"{role}\"}}")))
+            .map(|role| scrape.value(&format!("fetchproxy_{family}{{role=\"{role}\"}}")))
     };
     let seen = until(&proxy, "an echo", |scrape| {
         scrape.value("fetchproxy_nats_round_trip_seconds_count{role=\"settling\"}") > 0.0
     })
     .await;
-    assert_eq!(of(&seen, "up"), [1.0, 1.0]);
-    assert_eq!(of(&seen, "connects_total"), [1.0, 1.0]);
-    assert_eq!(of(&seen, "losses_total"), [0.0, 0.0]);
+    assert_eq!(of(&seen, "nats_up"), [1.0, 1.0]);
+    assert_eq!(of(&seen, "nats_connects_total"), [1.0, 1.0]);
+    assert_eq!(of(&seen, "nats_losses_total"), [0.0, 0.0]);
     server.kill();
-    let seen = until(&proxy, "the loss", |scrape| of(scrape, "up") == [0.0, 0.0]).await;
-    assert_eq!(of(&seen, "losses_total"), [1.0, 1.0]);
+    let seen = until(&proxy, "the loss", |scrape| of(scrape, "nats_up") == [0.0, 0.0]).await;
+    assert_eq!(of(&seen, "nats_losses_total"), [1.0, 1.0]);
     server.restart();
-    let seen = until(&proxy, "new connections", |scrape| of(scrape, "up") == [1.0, 1.0]).await;
-    assert!(of(&seen, "connects_total").iter().all(|connects| *connects >= 2.0));
+    let seen = until(&proxy, "new connections", |scrape| of(scrape, "nats_up") == [1.0, 1.0]).await;
+    assert!(of(&seen, "nats_connects_total").iter().all(|connects| *connects >= 2.0));
+}
+
+#[tokio::test]
+async fn each_limit_and_each_way_of_a_message_is_shown() {
+    let fixture = Fixture::new(config()).await;
+    let flags = ["--max-leases", "500", "--max-waiters", "70"];
+    let proxy = Proxy::start(NatsServer::shared(), &flags);
+    proxy.ready().await;
+    let client = proxy.client().await;
+    fixture.publish("x", "not JSON").await;
+    let json = FetchRequest { codec: Codec::Json.into(), ..fetch(&fixture, 1, 10_000) };
+    let answer = client.clone().fetch(json).await.unwrap().into_inner();
+    assert_eq!(answer.rejected.len(), 1, "{answer:?}");
+    for _ in 0..2 {
+        fixture.publish("x", "[]").await;
+    }
+    let first = take_one(&client, &fixture).await;
+    client.clone().nak(nak(&first.token, 0)).await.unwrap();
+    let request = FetchRequest { n: 2, ..fetch(&fixture, 2, 10_000) };
+    let held = take(&client, request).await;
+    assert!(held.iter().any(|message| message.delivery_count == 2), "{held:?}");
+    let seen = Scrape::of(&proxy.ops);
+    assert_eq!(seen.sum("fetchproxy_messages_rejected_total", &["cause=\"codec\""]), 1.0);
+    assert_eq!(seen.sum("fetchproxy_messages_redelivered_total", &[]), 1.0);
+    // A message that is delivered again has no delay.
+    assert!(seen.value("fetchproxy_delivery_delay_seconds_count") >= 1.0);
+    assert_eq!(seen.value("fetchproxy_lease_held_seconds_count{how=\"nak\"}"), 1.0);
+    assert_eq!(seen.value("fetchproxy_leases_limit"), 500.0);
+    let free = seen.value("fetchproxy_leases_places_free");
+    assert!((400.0..=498.0).contains(&free), "{free}");
+    assert_eq!(seen.value("fetchproxy_waiters_limit"), 70.0);
+    let of = |family: &str| {
+        let Fixture { stream, consumer, .. } = &fixture;
+        let series = format!("{family}{{stream=\"{stream}\",consumer=\"{consumer}\"}}");
+        seen.value(&format!("fetchproxy_{series}"))
+    };
+    assert!(of("consumer_pending_messages") <= 3.0);
+    assert!(of("consumer_ack_pending_messages") <= 3.0);
+    assert!((0.0..60.0).contains(&of("consumer_info_age_seconds")));
+    let keys: Vec<_> = seen.of_family("fetchproxy_token_keys").collect();
+    assert_eq!(keys.len(), 1);
+    assert!(keys[0].0.ends_with(",use=\"seals\"}") && keys[0].1 == 1.0, "{keys:?}");
 }

@@ -858,5 +858,5 @@ impl World {
 
 fn server(epoch: u64, id: u8) -> Server {
     let (id, version) = (format!("server {id}"), "2.15.1".to_owned());
-    Server { epoch, bus_epoch: 1, id, version, max_payload: 1 << 20 }
+    Server { epoch, bus_epoch: 1, id, name: String::new(), version, max_payload: 1 << 20 }
 }

@@ -1,8 +1,11 @@
 //! The files of TLS: at the start, and when a later version of them cannot be used.
 
-use std::{process::Command, time::SystemTime};
+use std::{
+    process::Command,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
-use testkit::{eventually, until};
+use testkit::{eventually, scrape::Scrape, until};
 
 use super::*;
 
@@ -126,6 +129,13 @@ async fn certificate_that_ends_soon_is_told_in_time() {
     let (late, short, soon) = (lasting(82, 8), lasting(1, 2), lasting(84, 6));
     let mut files = Mounted::new(&late, ca.pem());
     let proxy = start(NOWHERE, &files.flags(), &[]);
+    let days_left = || {
+        let which = "fetchproxy_certificate_not_after_timestamp_seconds{which=\"server\"}";
+        let end = Duration::from_secs_f64(Scrape::of(&proxy.ops).value(which));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        end.saturating_sub(now).as_secs_f64() / day.as_secs_f64()
+    };
+    assert!((7.9..8.1).contains(&days_left()), "{}", days_left());
     tokio::time::sleep(Duration::from_secs(5)).await;
     files.swap(&short.cert, &short.key, ca.pem());
     eventually("the next", || async { (said(&proxy, READ_AGAIN) == 1).then_some(()) }).await;
@@ -135,4 +145,5 @@ async fn certificate_that_ends_soon_is_told_in_time() {
     eventually("the line", || async { (said(&proxy, SOON) == 1).then_some(()) }).await;
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(said(&proxy, SOON), 1, "once a day: {}", proxy.log());
+    assert!((5.9..6.1).contains(&days_left()), "{}", days_left());
 }

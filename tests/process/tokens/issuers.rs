@@ -9,6 +9,7 @@ use testkit::{
     issuer::{IssuerAnswer, IssuerServer, TokenKey, key_set},
     jetstream::{Fixture, config},
     proxy::{Client, fetch, reason, with_key},
+    scrape::Scrape,
 };
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -70,7 +71,13 @@ async fn issuer_that_is_down_at_the_start_stops_only_its_own_tokens() {
     eventually("the line for auditors", audited).await;
     assert!(refusal(&mut client, &fixture, &key.secret).await.is_none(), "another credential");
     let _server = IssuerServer::start_at(address, IssuerAnswer::Text(key_set(&[&signer])));
+    let age = || {
+        let seen = Scrape::of(&proxy.ops);
+        seen.series.get("fetchproxy_issuer_keys_age_seconds{issuer=\"corp\"}").copied()
+    };
+    assert_eq!(age(), None, "there are no keys yet");
     is_accepted(&client, &fixture, &token).await;
+    assert!(age().is_some_and(|age| (0.0..600.0).contains(&age)), "{:?}", age());
     let log = proxy.log();
     assert_eq!(log.matches("the keys of an issuer cannot be fetched").count(), 1, "{log}");
     assert!(log.contains("the keys of an issuer can be fetched again"), "{log}");

@@ -78,6 +78,7 @@ impl Side {
                     bus_epoch: self.bus_epoch,
                     id,
                     version: "2.15.1".to_owned(),
+                    name: String::new(),
                     max_payload: 1 << 20,
                 }))
             }

@@ -142,8 +142,8 @@ pub fn up(epoch: u64) -> Link {
 
 /// The same, where other replicas may have said something unheard.
 pub fn up_again(epoch: u64, bus_epoch: u64) -> Link {
-    let (id, version) = ("fake".into(), "2.15.1".into());
-    Link::Up(Arc::new(Server { epoch, bus_epoch, id, version, max_payload: 1 << 20 }))
+    let (id, name, version) = ("fake".into(), "fake-0".into(), "2.15.1".into());
+    Link::Up(Arc::new(Server { epoch, bus_epoch, id, name, version, max_payload: 1 << 20 }))
 }
 
 impl FakeBroker {
