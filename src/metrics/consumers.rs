@@ -146,7 +146,10 @@ impl Consumers {
     pub(super) fn show(&self, sheet: &mut Sheet, now: Instant) {
         let mut places = self.places();
         self.tidy(&mut places, now);
+        // Leases are counted where they are held. A consumer without leases has 0, which an alert looks for.
+        sheet.add_of(FamilyId::Leases, [OTHER, OTHER], 0.0);
         for ((stream, consumer), placed) in &*places {
+            sheet.add_of(FamilyId::Leases, [&**stream, &**consumer], 0.0);
             let seen = placed.meter.0.info.as_ref().and_then(|info| *unpoisoned(info));
             if let Some(SeenInfo { pending, ack_pending, at }) = seen {
                 let name = [&**stream, &**consumer];
