@@ -66,6 +66,7 @@ async fn page_is_readable_in_a_browser_in_each_scheme_and_on_a_telephone() {
         for (picture, width, scheme) in [
             ("light", 1280, "light"),
             ("dark", 1280, "dark"),
+            ("laptop", 1140, "light"),
             ("tablet", 960, "light"),
             ("telephone", 360, "light"),
             ("telephone-dark", 360, "dark"),
