@@ -14,6 +14,36 @@ use crate::{
     setup::{STREAM, Setup},
 };
 
+/// `clients` tasks that fetch one and ack it, confirmed.
+pub async fn singles(setup: &Setup, clients: usize, messages: usize) -> Half {
+    let name = setup.consumer().await;
+    let stream = setup.jetstream.get_stream_no_info(STREAM).await.unwrap();
+    let consumer: PullConsumer = stream.get_consumer(&name).await.unwrap();
+    let done = Arc::new(AtomicUsize::new(0));
+    half(&setup.cpu_direct(), async {
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..clients {
+            let (consumer, done) = (consumer.clone(), done.clone());
+            tasks.spawn(async move {
+                while done.load(Ordering::Relaxed) < messages {
+                    let expires = Duration::from_millis(500);
+                    let one = consumer.fetch().max_messages(1).expires(expires).messages();
+                    let one: Vec<_> = one.await.unwrap().collect().await;
+                    for message in one.iter().flatten() {
+                        message.double_ack().await.unwrap();
+                        done.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+        while let Some(ended) = tasks.join_next().await {
+            ended.unwrap();
+        }
+        done.load(Ordering::Relaxed)
+    })
+    .await
+}
+
 /// `clients` tasks that fetch a hundred and ack each: all at once and confirmed, or only sent.
 pub async fn batches(setup: &Setup, clients: usize, messages: usize, confirmed: bool) -> Half {
     let name = setup.consumer().await;

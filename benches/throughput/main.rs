@@ -17,6 +17,7 @@ mod forwarded;
 mod guarded;
 mod memory;
 mod noop;
+mod one_call;
 mod proxied;
 mod setup;
 mod traced;
@@ -117,6 +118,24 @@ async fn run(args: Args) {
             &name,
             async || proxied::singles(&setup, clients, one).await,
             async || noop::singles(&setup, clients, one).await,
+        )
+        .await;
+    }
+    for clients in [8, 64] {
+        let name = format!("n=1 in one call, {clients} clients: proxy / double_ack");
+        row(
+            &args,
+            &name,
+            async || one_call::singles(&setup, clients, one).await,
+            async || direct::singles(&setup, clients, one).await,
+        )
+        .await;
+        let name = format!("n=1, {clients} clients: one call / two calls");
+        row(
+            &args,
+            &name,
+            async || one_call::singles(&setup, clients, one).await,
+            async || proxied::singles(&setup, clients, one).await,
         )
         .await;
     }

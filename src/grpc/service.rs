@@ -55,6 +55,7 @@ struct AllowedFetch<'c> {
     request: &'c pb::FetchRequest,
     caller: &'c KnownCaller,
     principal: &'c Arc<str>,
+    rights: &'c Rights,
     budget: Option<&'c AnswerBudget>,
     span: Option<&'c TracedSpan>,
     record: Option<&'c Arc<Call>>,
@@ -148,9 +149,9 @@ impl<B: Broker + Bus> Service<B> {
         fetch: &AllowedFetch<'_>,
         settled: &pb::FetchResponse,
     ) -> Result<Response<pb::FetchResponse>, ApiError> {
-        let AllowedFetch { request, caller, principal, budget, span, record } = *fetch;
+        let AllowedFetch { request, caller, principal, rights, budget, span, record } = *fetch;
         let span = span.map(|span| (span, clock::unix_time()));
-        let leases = self.leases_left(&self.gatekeeper.rights(), principal)?;
+        let leases = self.leases_left(rights, principal)?;
         ask.n = ask.n.min(u32::try_from(leases).unwrap_or(u32::MAX));
         let fetched = self.lessor.fetch(ask).await?;
         // The policy may have changed while the call waited. Then the messages go back.
@@ -257,13 +258,14 @@ impl<B: Broker + Bus> FetchService for Service<B> {
             call.allowed(&caller, Verb::Fetch, Some(consumer), rule);
         }
         let budget = extensions.get::<AnswerBudget>();
-        let (request, caller) = (&request, &caller);
-        let fetch = AllowedFetch { request, caller, principal: &principal, budget, span, record };
+        let (request, caller, principal) = (&request, &caller, &principal);
+        let fetch =
+            AllowedFetch { request, caller, principal, rights: &rights, budget, span, record };
         if settlements.is_empty() {
             return self.take(ask, &fetch, &pb::FetchResponse::default()).await.map_err(refused);
         }
         // The settlements come first, and what they free is there for the Fetch.
-        let settler = Settler::new(rights, caller.clone());
+        let settler = Settler::new(rights.clone(), caller.clone());
         let until = settle_until(&metadata);
         let settled = self.settle_all(settlements, (&call, span), &settler, budget, until).await;
         let CallResults { results, failed, taken } = settled.map_err(refused)?;
