@@ -20,7 +20,7 @@ pub(crate) use self::{
     connections::{ConnectionSeen, OpenConnections},
     listener::{Services, serve},
     local::LocalListener,
-    middleware::{Middleware, MiddlewareLayer, Next},
+    middleware::{InnerService, LastService, Middleware, MiddlewareLayer, Next},
     peer::Peer,
     unwritten::StartedAnswer,
 };

@@ -7,7 +7,7 @@ use std::{io, sync::Arc};
 use http::{Request as HttpRequest, Response as HttpResponse};
 use tokio_util::sync::CancellationToken;
 use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap, service::Routes};
-use tower::{Service as TowerService, ServiceBuilder};
+use tower::ServiceBuilder;
 
 use super::{
     call::{Call, audit_refusal, audited},
@@ -22,7 +22,7 @@ use crate::{
     broker::Broker,
     bus::Bus,
     credentials::Gatekeeper,
-    net::{LocalListener, Middleware, MiddlewareLayer, Next},
+    net::{InnerService, LastService, LocalListener, Middleware, MiddlewareLayer, Next},
     pb::{
         self,
         admin_service_server::{AdminService, AdminServiceServer},
@@ -247,7 +247,7 @@ pub fn serve_admin<B: Broker + Bus>(
         ServiceBuilder::new()
             .layer(MiddlewareLayer(LocalUser(user)))
             .layer(MiddlewareLayer(ErrorReasons))
-            .service(routes.clone())
+            .service(LastService(routes.clone()))
     };
     Ok(listener.serve(service, stop))
 }
@@ -255,10 +255,7 @@ pub fn serve_admin<B: Broker + Bus>(
 /// Each request carries the user at the other end.
 impl<S, R, B> Middleware<HttpRequest<R>, S> for LocalUser
 where
-    S: TowerService<HttpRequest<R>, Response = HttpResponse<B>, Future: Send>
-        + Clone
-        + Send
-        + 'static,
+    S: InnerService<HttpRequest<R>, Response = HttpResponse<B>>,
     R: Send + 'static,
     B: 'static,
 {

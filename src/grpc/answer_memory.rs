@@ -1,5 +1,5 @@
-//! The memory of requests and answers, between the limiter that owns the budgets and the handlers. It travels among
-//! the extensions of requests and answers.
+//! The memory of requests and answers, between the limiter that owns the budgets and the handlers. It travels in
+//! the record of a call, and among the extensions of requests and answers.
 
 use std::{
     sync::Arc,
@@ -16,7 +16,7 @@ use crate::{
 /// Longest wait for the memory of an answer.
 const BYTES_PATIENCE: Duration = Duration::from_secs(1);
 
-/// The bytes that the answers of one connection may take; an extension of each request of ours.
+/// The bytes that the answers of one connection may take; a part of the record of each call.
 #[derive(Debug, Clone)]
 pub(super) struct AnswerBudget(MemoryShare);
 

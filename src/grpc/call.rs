@@ -9,7 +9,7 @@ use std::{
 use http::{Extensions, HeaderMap, HeaderName, Request};
 use tonic::{Code, Status};
 
-use super::method::CallKind;
+use super::{answer_memory::AnswerBudget, method::CallKind};
 use crate::{
     access::{KnownCaller, Rights},
     api_error::ApiError,
@@ -37,6 +37,7 @@ pub(super) struct Call {
     pub(super) span: Option<TracedSpan>,
     peer: Option<Arc<Peer>>,
     caller: OnceLock<(KnownCaller, Arc<Rights>)>,
+    budget: OnceLock<AnswerBudget>,
     scope: RequestLogScope,
     /// For the request log alone.
     work: Mutex<CallWork>,
@@ -61,6 +62,7 @@ impl Call {
             span,
             peer,
             caller: OnceLock::new(),
+            budget: OnceLock::new(),
             scope,
             work: Mutex::default(),
             request_id: id(request_id),
@@ -93,6 +95,17 @@ impl Call {
     /// The rights by which the caller was accepted.
     pub(super) fn rights(&self) -> Option<&Rights> {
         Some(&self.caller.get()?.1)
+    }
+
+    /// The answer may take memory of this budget.
+    pub(super) fn may_take(&self, budget: AnswerBudget) {
+        // A call passes the limits once.
+        let _ = self.budget.set(budget);
+    }
+
+    /// The memory that its answer may take. `None`: there is no limit, or the call has not passed the limits.
+    pub(super) fn budget(&self) -> Option<&AnswerBudget> {
+        self.budget.get()
     }
 
     /// The handler has done this work. It is asked for the work if each call has a line.

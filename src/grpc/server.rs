@@ -31,7 +31,7 @@ use crate::{
     broker::Broker,
     bus::Bus,
     limits::{CallLimits, ListenerLimits},
-    net::{self, MiddlewareLayer, Services},
+    net::{self, LastService, MiddlewareLayer, Services},
     pb::fetch_service_server::FetchServiceServer,
     request_log::{RequestLog, RequestLogScope},
     tls::ServerTls,
@@ -94,7 +94,7 @@ pub async fn serve<B: Broker + Bus>(
                 .layer(MiddlewareLayer(limiter.connection(beyond)))
                 .layer(MiddlewareLayer(ErrorReasons))
                 .layer(MiddlewareLayer(AnswerDelivery::new(connection)))
-                .service(routes.clone())
+                .service(LastService(routes.clone()))
         },
     };
     net::serve(listener, limits, behind, stop, limiter.idle()).await;

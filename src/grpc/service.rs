@@ -257,7 +257,7 @@ impl<B: Broker + Bus> FetchService for Service<B> {
             let rule = rights.rule_line(&caller, Verb::Fetch, consumer);
             call.allowed(&caller, Verb::Fetch, Some(consumer), rule);
         }
-        let budget = extensions.get::<AnswerBudget>();
+        let budget = budget_of(&extensions);
         let (request, caller, principal) = (&request, &caller, &principal);
         let fetch =
             AllowedFetch { request, caller, principal, rights: &rights, budget, span, record };
@@ -382,7 +382,7 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         let until = settle_until(&metadata);
         let settler = self.settler(&extensions)?;
         let call = self.audited("Settle", &metadata, &extensions);
-        let (span, budget) = (span_of(&extensions), extensions.get::<AnswerBudget>());
+        let (span, budget) = (span_of(&extensions), budget_of(&extensions));
         let settled = self.settle_all(settlements, (&call, span), &settler, budget, until).await;
         let CallResults { results, failed, taken } = checked(settled)?;
         let tokens = Some(results.len());
@@ -390,6 +390,11 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         Call::of(&extensions).inspect(|record| record.did(work));
         Ok(answered(pb::SettleResponse { results, failed }, taken))
     }
+}
+
+/// The memory for the answer of the call with these extensions.
+fn budget_of(extensions: &Extensions) -> Option<&AnswerBudget> {
+    Call::of(extensions)?.budget()
 }
 
 /// The span of the call with these extensions.

@@ -10,12 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::FutureExt as _;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
-use tower::Service;
 
 use super::{
-    middleware::{Middleware, Next},
+    middleware::{InnerService, Middleware, Next},
     unwritten::Unwritten,
 };
 use crate::{clock, lock::lock};
@@ -128,7 +128,7 @@ impl CountOpenCalls {
 
 impl<S, R> Middleware<R, S> for CountOpenCalls
 where
-    S: Service<R, Future: Send> + Clone + Send + 'static,
+    S: InnerService<R>,
     R: Send + 'static,
 {
     type Response = S::Response;
@@ -140,11 +140,7 @@ where
         next: Next<'_, S>,
     ) -> impl Future<Output = Result<S::Response, S::Error>> + Send + 'static {
         let open = self.0.open_call();
-        let answer = next.run(request);
-        async move {
-            let _open = open;
-            answer.await
-        }
+        next.run(request).inspect(move |_| drop(open))
     }
 }
 

@@ -8,14 +8,14 @@ use std::{
 };
 
 use futures_util::future::Either;
-use tower::{Layer, Service, ServiceExt as _, util::Oneshot};
+use tower::{Layer, Service, ServiceExt as _};
 
 /// One layer of a service.
-pub(crate) trait Middleware<R, S> {
+pub(crate) trait Middleware<R, S>: Clone + Send + 'static {
     /// The answer.
     type Response;
     /// An error of the service behind the layer.
-    type Error;
+    type Error: Send;
 
     /// Handles a request, in most cases by the service behind the layer.
     ///
@@ -29,39 +29,47 @@ pub(crate) trait Middleware<R, S> {
     ) -> impl Future<Output = Result<Self::Response, Self::Error>> + Send + 'static;
 }
 
-/// The service behind a layer.
+/// A service behind a layer: another layer, or the [`LastService`]. It is always ready, and its future has a place
+/// inside the future of the layer, so that a call has one allocation for all its layers.
+pub(crate) trait InnerService<R>: Clone + Send + 'static {
+    /// The answer.
+    type Response;
+    /// An error of the last service.
+    type Error: Send;
+
+    /// Answers a request.
+    fn serve(
+        &mut self,
+        request: R,
+    ) -> impl Future<Output = Result<Self::Response, Self::Error>> + Send + 'static;
+}
+
+/// The service behind a layer, for one request.
 pub(crate) struct Next<'s, S>(&'s mut S);
 
-impl<'s, S: Clone> Next<'s, S> {
-    /// The next service is this service.
-    pub(crate) fn to(service: &'s mut S) -> Self {
-        Self(service)
-    }
-
-    /// Passes a request on, as soon as the service is ready.
+impl<S> Next<'_, S> {
+    /// Passes a request on.
     ///
     /// # Errors
     /// Errors of the service.
-    pub(crate) fn run<R>(self, request: R) -> Running<S, R>
+    pub(crate) fn run<R>(
+        self,
+        request: R,
+    ) -> impl Future<Output = Result<S::Response, S::Error>> + Send + 'static
     where
-        S: Service<R>,
+        S: InnerService<R>,
     {
-        match self.0.poll_ready(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(Ok(())) => Either::Left(self.0.call(request)),
-            Poll::Ready(Err(_)) | Poll::Pending => {
-                Either::Right(Box::pin(self.later().oneshot(request)))
-            }
-        }
+        self.0.serve(request)
     }
 
     /// The service, for a layer that waits before it passes its request on.
-    pub(crate) fn later(self) -> S {
+    pub(crate) fn later(self) -> S
+    where
+        S: Clone,
+    {
         self.0.clone()
     }
 }
-
-/// The call of a service that was ready, or a service that is waited for.
-pub(crate) type Running<S, R> = Either<<S as Service<R>>::Future, Pin<Box<Oneshot<S, R>>>>;
 
 /// A middleware as a layer of tower.
 #[derive(Debug, Clone, Copy)]
@@ -82,21 +90,61 @@ pub(crate) struct MiddlewareService<M, S> {
     inner: S,
 }
 
+impl<M, S, R> InnerService<R> for MiddlewareService<M, S>
+where
+    M: Middleware<R, S>,
+    S: Clone + Send + 'static,
+{
+    type Response = M::Response;
+    type Error = M::Error;
+
+    fn serve(
+        &mut self,
+        request: R,
+    ) -> impl Future<Output = Result<M::Response, M::Error>> + Send + 'static {
+        self.middleware.handle(request, Next(&mut self.inner))
+    }
+}
+
 impl<M, S, R> Service<R> for MiddlewareService<M, S>
 where
     M: Middleware<R, S>,
-    S: Clone,
+    S: Clone + Send + 'static,
 {
     type Response = M::Response;
     type Error = M::Error;
     type Future = Pin<Box<dyn Future<Output = Result<M::Response, M::Error>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), M::Error>> {
-        // The middleware waits for the service behind it when it passes a request on.
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: R) -> Self::Future {
-        Box::pin(self.middleware.handle(request, Next::to(&mut self.inner)))
+        Box::pin(self.serve(request))
+    }
+}
+
+/// A service of tower behind all layers.
+#[derive(Debug, Clone)]
+pub(crate) struct LastService<S>(pub(crate) S);
+
+impl<S, R> InnerService<R> for LastService<S>
+where
+    S: Service<R, Error: Send, Future: Send + 'static> + Clone + Send + 'static,
+    R: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+
+    fn serve(
+        &mut self,
+        request: R,
+    ) -> impl Future<Output = Result<S::Response, S::Error>> + Send + 'static {
+        match self.0.poll_ready(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => Either::Left(self.0.call(request)),
+            Poll::Ready(Err(_)) | Poll::Pending => {
+                Either::Right(Box::pin(self.0.clone().oneshot(request)))
+            }
+        }
     }
 }

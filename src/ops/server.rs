@@ -28,7 +28,7 @@ use crate::{
     grpc::to_status,
     limits::ListenerLimits,
     metrics::Metrics,
-    net::{self, CountOpenCalls, MiddlewareLayer, Services},
+    net::{self, CountOpenCalls, LastService, MiddlewareLayer, Services},
     readiness::Verdict,
     reason::Reason,
 };
@@ -81,7 +81,7 @@ pub async fn serve(
         // Operators are shown the connections of clients alone.
         connections: Arc::default(),
         service: |connection: &_, _| {
-            MiddlewareLayer(CountOpenCalls::new(connection)).layer(service.clone())
+            MiddlewareLayer(CountOpenCalls::new(connection)).layer(LastService(service.clone()))
         },
     };
     let limits = ListenerLimits {

@@ -3,13 +3,12 @@
 
 use std::{
     future::{Future, ready},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
 use futures_util::future::Either;
 use http::{Request, Response, header::AUTHORIZATION};
-use tower::Service;
 
 use super::strangers::StrangerLimit;
 use crate::{
@@ -23,7 +22,7 @@ use crate::{
         to_status::to_status,
     },
     lock::lock,
-    net::{ClientConnection, Middleware, Next, Peer},
+    net::{ClientConnection, InnerService, Middleware, Next, Peer},
     refusal_log::{RefusalLog, RefusedCaller},
 };
 
@@ -38,6 +37,8 @@ struct Door {
     refusals: Arc<RefusalLog>,
     /// The tokens of one connection. No two connections share a lock for each call.
     accepted: Mutex<BearerCache>,
+    /// The caller of each call while there is no policy.
+    anonymous: OnceLock<KnownCaller>,
     strangers: StrangerLimit,
     connection: Arc<ClientConnection>,
 }
@@ -51,7 +52,8 @@ impl AcceptCallers {
     ) -> Self {
         let (strangers, connection) = (StrangerLimit::new(connection), connection.clone());
         let accepted = Mutex::default();
-        Self(Arc::new(Door { gatekeeper, refusals, accepted, strangers, connection }))
+        let anonymous = OnceLock::new();
+        Self(Arc::new(Door { gatekeeper, refusals, accepted, anonymous, strangers, connection }))
     }
 }
 
@@ -59,7 +61,11 @@ impl Door {
     fn caller<R>(&self, rights: &Rights, request: &Request<R>) -> Result<KnownCaller, NotAccepted> {
         // Clients may have credentials before there is a policy.
         if rights.policy().is_none() {
-            return rights.caller(Credential::Missing, Duration::ZERO);
+            if let Some(caller) = self.anonymous.get() {
+                return Ok(caller.clone());
+            }
+            let caller = rights.caller(Credential::Missing, Duration::ZERO)?;
+            return Ok(self.anonymous.get_or_init(|| caller).clone());
         }
         let now = clock::unix_time();
         let headers = request.headers().get_all(AUTHORIZATION);
@@ -95,10 +101,7 @@ impl Door {
 
 impl<S, R, B> Middleware<Request<R>, S> for AcceptCallers
 where
-    S: Service<Request<R>, Response = Response<B>, Error: Send, Future: Send>
-        + Clone
-        + Send
-        + 'static,
+    S: InnerService<Request<R>, Response = Response<B>>,
     R: Send + 'static,
     B: Default + Send + 'static,
 {

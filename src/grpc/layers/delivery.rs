@@ -20,14 +20,14 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
+use futures_util::TryFutureExt as _;
 use http::Response;
 use http_body::{Frame, SizeHint};
 use tonic::Status;
-use tower::Service;
 
 use crate::{
     lessor::DeliveryGuard,
-    net::{ClientConnection, Middleware, Next, OpenCall, StartedAnswer},
+    net::{ClientConnection, InnerService, Middleware, Next, OpenCall, StartedAnswer},
 };
 
 /// Most bytes of a piece. The default of an HTTP/2 window is twice that.
@@ -46,7 +46,7 @@ impl AnswerDelivery {
 
 impl<S, R> Middleware<R, S> for AnswerDelivery
 where
-    S: Service<R, Response = Response<tonic::body::Body>, Future: Send> + Clone + Send + 'static,
+    S: InnerService<R, Response = Response<tonic::body::Body>>,
     R: Send + 'static,
 {
     type Response = Response<AnswerBody>;
@@ -58,19 +58,17 @@ where
         next: Next<'_, S>,
     ) -> impl Future<Output = Result<Self::Response, S::Error>> + Send + 'static {
         let (connection, open) = (self.0.clone(), self.0.open_call());
-        let answer = next.run(request);
-        async move {
-            let mut answer = answer.await?;
+        next.run(request).map_ok(move |mut answer| {
             let deliveries = answer.extensions_mut().remove::<Arc<DeliveryGuard>>();
             if http_body::Body::is_end_stream(answer.body()) {
-                return Ok(answer.map(|body| AnswerBody::new(body, None)));
+                return answer.map(|body| AnswerBody::new(body, None));
             }
             let until = deliveries.as_ref().and_then(|deliveries| deliveries.ends_at());
             let begun = connection.unwritten.begin(until);
             let (ended, cut) = (AtomicBool::new(false), AtomicBool::new(false));
             let state = WriteState { deliveries, begun, _open: open, ended, cut };
-            Ok(answer.map(|body| AnswerBody::new(body, Some(state))))
-        }
+            answer.map(|body| AnswerBody::new(body, Some(state)))
+        })
     }
 }
 

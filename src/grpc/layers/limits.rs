@@ -20,7 +20,6 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::Either;
 use http::{HeaderMap, Request, Response};
-use tower::Service;
 
 use self::reading::{LimitedStream, RequestBounds, WholeRequest};
 use super::held_body::HeldBody;
@@ -36,7 +35,7 @@ use crate::{
     lessor::Error,
     limits::CallLimits,
     metrics::{FamilyId, Metrics},
-    net::{Middleware, Next},
+    net::{InnerService, Middleware, Next},
 };
 
 /// Largest request of our service, in bytes.
@@ -199,8 +198,7 @@ impl Budgets {
 
 impl<S, R, B> Middleware<Request<R>, S> for ConnectionLimiter
 where
-    S: Service<Request<tonic::body::Body>, Response = Response<B>, Error: Send, Future: Send>,
-    S: Clone + Send + 'static,
+    S: InnerService<Request<tonic::body::Body>, Response = Response<B>>,
     R: http_body::Body<Data = Bytes> + Send + 'static,
     R::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     B: http_body::Body + Default + Send + 'static,
@@ -221,13 +219,12 @@ where
         let budget = AnswerBudget::new(self.0.answers.clone());
         let mut next = next.later();
         Either::Right(async move {
-            let (mut request, Admitted { permits, bytes, .. }) = match read(request, admitted).await
-            {
+            let (request, Admitted { permits, bytes, .. }) = match read(request, admitted).await {
                 Ok(read) => read,
                 Err(refused) => return Ok(to_status(&refused).into_http()),
             };
-            request.extensions_mut().insert(budget);
-            let mut answer = Next::to(&mut next).run(request).await?;
+            Call::of(request.extensions()).inspect(|call| call.may_take(budget));
+            let mut answer = next.serve(request).await?;
             drop(bytes);
             let memory = answer.extensions_mut().remove::<AnswerMemory>();
             let held = WritePermits { _permits: permits, _memory: memory };

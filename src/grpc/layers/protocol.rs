@@ -5,9 +5,8 @@ use std::future::{Future, ready};
 
 use futures_util::future::Either;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use tower::Service;
 
-use crate::net::{Middleware, Next};
+use crate::net::{InnerService, Middleware, Next};
 
 /// A layer before a service that speaks gRPC alone.
 #[derive(Debug, Clone, Copy)]
@@ -15,10 +14,7 @@ pub(in crate::grpc) struct GrpcOnly;
 
 impl<S, R, B> Middleware<Request<R>, S> for GrpcOnly
 where
-    S: Service<Request<R>, Response = Response<B>, Error: Send, Future: Send>
-        + Clone
-        + Send
-        + 'static,
+    S: InnerService<Request<R>, Response = Response<B>>,
     R: Send + 'static,
     B: From<&'static str> + Send + 'static,
 {

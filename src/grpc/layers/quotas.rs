@@ -9,9 +9,8 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use futures_util::future::Either;
+use futures_util::{TryFutureExt as _, future::Either};
 use http::{Request, Response};
-use tower::Service;
 
 use super::held_body::HeldBody;
 use crate::{
@@ -21,7 +20,7 @@ use crate::{
     grpc::{call::Call, method::CallKind, to_status::to_status},
     lock::lock,
     metrics::{FamilyId, Metrics},
-    net::{Middleware, Next},
+    net::{InnerService, Middleware, Next},
     refusal_log::{RefusalLog, RefusedCaller},
 };
 
@@ -102,10 +101,7 @@ impl Drop for CountedCall {
 
 impl<S, R, B> Middleware<Request<R>, S> for PrincipalQuotas
 where
-    S: Service<Request<R>, Response = Response<B>, Error: Send, Future: Send>
-        + Clone
-        + Send
-        + 'static,
+    S: InnerService<Request<R>, Response = Response<B>>,
     R: Send + 'static,
     B: http_body::Body + Default + Send + 'static,
 {
@@ -129,10 +125,7 @@ where
                 return Either::Left(ready(Ok(to_status(&refused).into_http())));
             }
         };
-        let answer = next.run(request);
-        Either::Right(async move {
-            let answer = answer.await?;
-            Ok(answer.map(|body| HeldBody::perhaps(body, counted)))
-        })
+        let held = |answer: Response<B>| answer.map(|body| HeldBody::perhaps(body, counted));
+        Either::Right(next.run(request).map_ok(held))
     }
 }

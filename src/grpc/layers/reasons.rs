@@ -4,14 +4,14 @@
 
 use std::future::Future;
 
+use futures_util::TryFutureExt as _;
 use http::{HeaderMap, Request, Response};
 use tonic::{Code, Status};
-use tower::Service;
 
 use crate::{
     api_error::ApiError,
     grpc::{call::Call, to_status::to_status},
-    net::{Middleware, Next},
+    net::{InnerService, Middleware, Next},
     reason::{REASON_TRAILER, Reason},
 };
 
@@ -21,7 +21,7 @@ pub(in crate::grpc) struct ErrorReasons;
 
 impl<S, R, B> Middleware<Request<R>, S> for ErrorReasons
 where
-    S: Service<Request<R>, Response = Response<B>, Future: Send> + Clone + Send + 'static,
+    S: InnerService<Request<R>, Response = Response<B>>,
     R: Send + 'static,
     B: Default + Send + 'static,
 {
@@ -34,14 +34,10 @@ where
         next: Next<'_, S>,
     ) -> impl Future<Output = Result<S::Response, S::Error>> + Send + 'static {
         let ours = Call::kind_of(&request).is_ours();
-        let response = next.run(request);
-        async move {
-            let response = response.await?;
-            Ok(match renamed(response.headers(), ours) {
-                None => response,
-                Some(status) => status.into_http(),
-            })
-        }
+        next.run(request).map_ok(move |response| match renamed(response.headers(), ours) {
+            None => response,
+            Some(status) => status.into_http(),
+        })
     }
 }
 

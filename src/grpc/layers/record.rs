@@ -11,10 +11,10 @@ use std::{
 };
 
 use bytes::Buf;
+use futures_util::TryFutureExt as _;
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use prost_reflect::DescriptorPool;
-use tower::Service;
 
 use crate::{
     grpc::{
@@ -22,7 +22,7 @@ use crate::{
         method::CallKind,
     },
     metrics::{Metrics, RpcMethod},
-    net::{Middleware, Next, Peer},
+    net::{InnerService, Middleware, Next, Peer},
     pb,
     request_log::RequestLog,
     traces::{TracedSpan, Traces},
@@ -86,7 +86,7 @@ impl RecordCalls {
 
 impl<S, R, B> Middleware<Request<R>, S> for RecordCalls
 where
-    S: Service<Request<R>, Response = Response<B>, Future: Send> + Clone + Send + 'static,
+    S: InnerService<Request<R>, Response = Response<B>>,
     R: Send + 'static,
     B: Send + 'static,
 {
@@ -100,13 +100,11 @@ where
     ) -> impl Future<Output = Result<Self::Response, S::Error>> + Send + 'static {
         let mut end = self.begin(&request);
         request.extensions_mut().insert(end.call().clone());
-        let answer = next.run(request);
-        async move {
-            let answer = answer.await?;
+        next.run(request).map_ok(move |answer| {
             // An answer without a body has its code here.
             end.see(answer.headers());
-            Ok(answer.map(|inner| RecordedBody { inner, end: Some(end) }))
-        }
+            answer.map(|inner| RecordedBody { inner, end: Some(end) })
+        })
     }
 }
 
