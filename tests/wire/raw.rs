@@ -221,7 +221,7 @@ async fn call_to_the_ops_port_is_told_the_right_port() {
     let refused = client.ack(testkit::proxy::ack("x")).await.unwrap_err();
     assert_eq!(testkit::proxy::reason(&refused).1, "UNSUPPORTED");
     assert!(refused.message().contains("--listen"), "{}", refused.message());
-    let get = b"GET / HTTP/1.0\r\n\r\n";
+    let get = b"GET /nothing HTTP/1.0\r\n\r\n";
     let answer = String::from_utf8(said(&proxy.ops, get)).unwrap();
     assert!(answer.starts_with("HTTP/1.0 404") && answer.contains("/readyz"), "{answer}");
 }
