@@ -1,6 +1,6 @@
 //! Settles on JetStream: writes acks in the server's words, and reads its answers.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -15,6 +15,9 @@ use crate::{
     broker::{AckKind, AckPublish, BrokerError, Confirmation, ConsumerName, Denial, InfoError},
     clock::{self, Deadline},
 };
+
+/// Longest wait for the reason why nobody received a settlement. A consumer that is gone is answered at once.
+const LONGEST_QUESTION: Duration = Duration::from_secs(1);
 
 /// Settles as [`crate::broker::Broker::settle`] promises.
 pub(super) async fn settle(
@@ -60,12 +63,16 @@ pub(super) async fn settle(
 }
 
 /// Nobody received the settlement: the consumer is gone, or has no leader now.
+///
+/// A consumer without a leader may answer nothing. The caller and the monitor of the consumer must learn of the absence
+/// while the lease lives, so the question is a short question.
 async fn why_no_responder(
     api: &JetStreamApi<'_>,
     presence: &Presence,
     name: &ConsumerName,
     until: Instant,
 ) -> BrokerError {
+    let until = until.min(clock::now() + LONGEST_QUESTION);
     match info::read(api, presence, name, until).await {
         Err(InfoError::NoStream | InfoError::NoConsumer) => Denial::Gone.into(),
         Err(InfoError::Unavailable(why)) => {

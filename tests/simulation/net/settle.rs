@@ -2,7 +2,7 @@
 //! leave in order, with a flush after every [`super::library::MAX_UNFLUSHED`]. The last of a group asks for the
 //! answer of the whole group.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fetch_proxy::{
     broker::{AckPublish, BrokerError, Confirmation, ConsumerName, Denial, InfoError},
@@ -20,6 +20,8 @@ use super::{
 
 /// The most settlements that one answer confirms: `MAX_PER_CONFIRMATION` of `src/nats/plan.rs`.
 const MAX_PER_CONFIRMATION: usize = 64;
+/// The same name in `src/nats/settle.rs`.
+const LONGEST_QUESTION: Duration = Duration::from_secs(1);
 
 type Told = oneshot::Receiver<Answer>;
 
@@ -150,6 +152,7 @@ async fn no_responder(
     if let Some((_, error)) = looked_at.as_ref().filter(|(of, _)| *of == name) {
         return error.clone();
     }
+    let until = until.min(clock::now() + LONGEST_QUESTION);
     let error = match requests::info(net, side, &name, until).await {
         Err(InfoError::NoStream | InfoError::NoConsumer) => Denial::Gone.into(),
         Ok(_) | Err(InfoError::Permission(_) | InfoError::Unavailable(_)) => {
