@@ -55,7 +55,7 @@ pub struct AuditedCall<'c> {
     /// The digest of the client's certificate.
     pub certificate: Option<&'c str>,
     /// The headers of the call. A line may have two ids of them, and nothing else.
-    pub headers: Option<&'c HeaderMap>,
+    pub headers: &'c HeaderMap,
 }
 
 /// A stream and a consumer.
@@ -100,8 +100,8 @@ impl<'l> AuditLine<'l> {
             peer = call.and_then(|call| call.peer).map(tracing::field::display),
             certificate = call.and_then(|call| call.certificate),
             method = call.map(|call| call.method),
-            request_id = call.and_then(|call| request_id(call.headers?)),
-            trace_id = call.and_then(|call| trace_id(call.headers?)),
+            request_id = call.and_then(|call| request_id(call.headers)),
+            trace_id = call.and_then(|call| trace_id(call.headers)),
             count = self.count,
             repeated = self.repeated,
             "audit"

@@ -136,7 +136,7 @@ pub(super) fn audited<'c>(
         method,
         peer: peer.map(|peer| peer.address),
         certificate: peer.and_then(|peer| Some(&*peer.certificate.as_ref()?.digest)),
-        headers: Some(headers),
+        headers,
     }
 }
 
@@ -166,7 +166,7 @@ pub(super) struct CallEnd {
     call: Arc<Call>,
     recorder: Arc<CallRecorder>,
     /// The number of the method's meter.
-    method: usize,
+    meter_number: usize,
     begun_at: Instant,
     code: Option<Code>,
     refusal: Option<Refusal>,
@@ -183,14 +183,14 @@ struct Refusal {
 impl CallEnd {
     /// The call to this path begins now.
     pub(super) fn of(call: Arc<Call>, path: &str, recorder: Arc<CallRecorder>) -> Self {
-        let method = recorder.meters.number_of(path);
-        recorder.meters.at(method).started();
+        let meter_number = recorder.meters.number_of(path);
+        recorder.meters.at(meter_number).started();
         let begun_at = clock::now();
-        Self { call, recorder, method, begun_at, code: None, refusal: None, bytes: 0 }
+        Self { call, recorder, meter_number, begun_at, code: None, refusal: None, bytes: 0 }
     }
 
     fn meter(&self) -> &RpcMeter {
-        self.recorder.meters.at(self.method)
+        self.recorder.meters.at(self.meter_number)
     }
 
     /// The record of the call.
