@@ -182,6 +182,9 @@ impl Watch {
         if let Trouble::Draining { side } = trouble {
             self.ledger.shorten_leases(side, from);
         }
+        if trouble == Trouble::MadeAgain {
+            self.ledger.forget_refusals(span.consumer.as_ref());
+        }
         self.ledger.troubles.add(span);
     }
 

@@ -157,6 +157,34 @@ mod tests {
     }
 
     #[test]
+    fn change_of_leader_is_excused_for_a_settlement_that_left_before_the_next_look_into_a_stall() {
+        for (stalls, leaves_after, found) in
+            [(true, 100, vec![]), (false, 100, vec![CHECK]), (true, 4_000, vec![CHECK])]
+        {
+            let mut lab = Lab::new();
+            let old = lab.send(1, 1);
+            lab.hand(1, old, 1, 20_000);
+            lab.wait(500);
+            lab.trouble(Trouble::LeaderAway, 0);
+            let new = lab.send(2, 2);
+            lab.hand(2, new, 2, 20_000);
+            lab.wait(leaves_after);
+            lab.ask(1, old, &ack());
+            if stalls {
+                lab.trouble(Trouble::Wire { side: 1 }, 5_000);
+            }
+            lab.wait(5_000);
+            lab.apply_late(1, AckKind::Ack, (old, new), 5_000, false);
+            let excused = found.is_empty().into();
+            let case = (stalls, leaves_after);
+            assert_eq!(
+                (case, found_and_excused(&lab, Window::LeaderChanged)),
+                (case, (found, excused))
+            );
+        }
+    }
+
+    #[test]
     fn change_of_leader_that_info_does_not_show_is_excused_until_the_lease_ends() {
         for (shows, found) in [(false, vec![]), (true, vec![CHECK])] {
             let config = Config::new(millis(ACK_WAIT));

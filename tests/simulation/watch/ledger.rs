@@ -198,6 +198,11 @@ pub struct Ledger {
 }
 
 impl Ledger {
+    /// A consumer is deleted, or all are. No replica knows of a refusal at the consumer that comes after it.
+    pub fn forget_refusals(&mut self, consumer: Option<&ConsumerName>) {
+        self.refused.retain(|(_, name), _| consumer.is_some_and(|deleted| deleted != name));
+    }
+
     pub fn config(&self, name: &ConsumerName) -> Option<&Config> {
         self.configs.get(name).and_then(|all| all.last()).map(|(_, config)| config)
     }

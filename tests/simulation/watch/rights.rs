@@ -4,7 +4,7 @@
 //! "Every right is asked as it is at that moment: if a principal loses `settle`, its leases end unsettled."
 //!
 //! "NATS_PERMISSION: not applied. The lease is still yours." Without acks, nothing keeps a message for longer than its
-//! ack wait.
+//! ack wait. A replica knows of a refusal until an ack is confirmed, or the consumer is deleted.
 
 use std::time::Duration;
 
@@ -125,6 +125,24 @@ mod tests {
             let call = lab.ask(1, id, &extend(2_000));
             lab.succeed(call, pb::Outcome::Extended, 2_000);
             assert_eq!(lab.found(), found, "{after} {granted}");
+        }
+    }
+
+    #[test]
+    fn refusal_is_forgotten_with_its_consumer_and_a_new_refusal_counts() {
+        for (refused_again, found) in [(false, vec![]), (true, vec![CHECK])] {
+            let mut lab = Lab::new();
+            lab.refuse_acks(1);
+            lab.wait(300);
+            lab.trouble(Trouble::MadeAgain, 0);
+            let id = lab.held();
+            if refused_again {
+                lab.refuse_acks(1);
+            }
+            lab.wait(300);
+            let call = lab.ask(1, id, &extend(2_000));
+            lab.succeed(call, pb::Outcome::Extended, 2_000);
+            assert_eq!(lab.found(), found, "{refused_again}");
         }
     }
 

@@ -174,8 +174,10 @@ impl Window {
                 let wire = Trouble::Wire { side: effect.side };
                 let slow = troubles.happened(wire, consumer, of.sent, now);
                 let silence = if slow { UNANSWERED } else { SILENCE };
-                (!knew(stale, changed, ledger))
-                    .then_some(Opened { since, bound: LOOK + silence + ledger.round_trip })
+                // "A settlement that a stalled network held meanwhile arrives when the stall ends."
+                let held = if on_the_way(wire) { now - effect.left } else { Duration::ZERO };
+                let bound = LOOK + silence + ledger.round_trip + held.min(LONGEST_STALL);
+                (!knew(stale, changed, ledger)).then_some(Opened { since, bound })
             }
             Self::LeaderUnseen => {
                 let shown = ledger.config(consumer).is_some_and(Config::leader_shows);
