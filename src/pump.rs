@@ -20,14 +20,25 @@
 //! less than its waiters want. If it reaches that limit, the next pull follows at once, and waiters that
 //! have messages wait for it. An answer can be filled from several pulls.
 //!
-//! 1. Every message that arrives is in one place: with a waiter, in an answer, parked, or overdue.
+//! A flow is a caller that stays. It has credit for messages that it holds at the same time. A message goes to
+//! whoever has waited for longest among the waiters and the flows that hold nothing. Only if there is nobody, it
+//! goes to a flow that holds something and has room: a buffer is filled while nobody is idle. If flows alone
+//! want messages, their pull has no `no_wait`. It stays open for its whole batch, so a trickle needs no pull for
+//! each message.
+//!
+//! 1. Every message that arrives is in one place: with a waiter, in an answer, with a flow, parked, or overdue.
 //! 2. At most one pull is open.
 //! 3. A waiter is answered once.
 //! 4. The messages of an answer never exceed its bytes. A `too_large` message would not fit even alone.
-//! 5. First come, first served: a message goes to the first waiter it fits, among the first 64.
+//! 5. First come, first served: a message goes to the first waiter it fits, among the first 64, or to the idle
+//!    flow that was handed a message before that waiter came.
 //! 6. While somebody waits, a pull is open. There are four exceptions: no connection, no allowance, a
 //!    refusal a moment ago, or only waiters with little time left that had a pull which brought nothing.
 //! 7. After `step` has nothing more to do, `next_deadline` is later than `now`.
+//! 8. A flow is handed a message only if it has room: it is not stalled, and holds less than its credit in messages
+//!    and in bytes. A flow that holds something is handed none that a waiter or an idle flow can take.
+//! 9. A pull without `no_wait` for several messages is issued only if no waiter wants one, for no more than the room
+//!    of the flows. While a flow has room, a pull is open, or follows after 1 ms, with the exceptions of 6.
 //!
 //! Pure: no clock, no runtime, no lock, no log. `now` is an argument and never goes back. The caller performs
 //! the [`Step`]s. Except for [`Pump::fail`], no call costs more for many waiters than for few.
@@ -35,6 +46,8 @@
 mod appetite;
 mod bound;
 mod budget;
+mod demand;
+mod flows;
 mod parked;
 mod pull;
 mod types;
@@ -49,11 +62,14 @@ pub use self::{
     appetite::{Appetite, Course},
     bound::{Cause, PullBound},
     budget::{ByteRequest, PullBudget},
-    types::{Allowance, Demand, PullLimits, PullOutcome, Step, WaiterId, Want, Why},
+    types::{
+        Allowance, Credit, Demand, FlowId, PullLimits, PullOutcome, Step, WaiterId, Want, Why,
+    },
 };
 use self::{
+    flows::Flows,
     parked::Parked,
-    pull::{NextPull, Pull, PullParams},
+    pull::{NextPull, Pull},
     waiters::{Fit, Waiters},
 };
 
@@ -75,6 +91,7 @@ const OVERHEAD: u64 = 600;
 pub struct Pump<M> {
     limits: PullLimits,
     waiters: Waiters<M>,
+    flows: Flows<M>,
     parked: Parked<M>,
     /// Answers that are decided and that `step` has not returned yet.
     answers: VecDeque<Step<M>>,
@@ -102,6 +119,7 @@ impl<M> Pump<M> {
         Self {
             limits,
             waiters: Waiters::new(),
+            flows: Flows::new(),
             parked: Parked::new(),
             answers: VecDeque::new(),
             pull: None,
@@ -139,6 +157,7 @@ impl<M> Pump<M> {
         {
             self.next = pull.full(now);
             self.pull = None;
+            self.flows.pull_ended(now);
         }
         self.serve_parked(now);
         if let Err(item) = self.give(Item { message, size, last_attempt }, now) {
@@ -158,6 +177,7 @@ impl<M> Pump<M> {
     pub fn ended(&mut self, no: u64, end: PullOutcome, now: Instant) {
         let Some(pull) = self.pull.take_if(|pull| pull.no == no) else { return };
         self.next = pull.next(end, now);
+        self.flows.pull_ended(now);
         if end == PullOutcome::Done {
             self.answered_before = pull.waiters_before;
         }
@@ -173,7 +193,7 @@ impl<M> Pump<M> {
         (self.up, self.pull, self.next) = (false, None, NextPull::default());
     }
 
-    /// Pulls nothing more. Waiters are answered when the open pull has ended.
+    /// Pulls nothing more. Waiters are answered, and flows are over, when the open pull has ended.
     pub fn drain(&mut self, _now: Instant) {
         self.draining = true;
     }
@@ -198,6 +218,10 @@ impl<M> Pump<M> {
             self.ended(pull.no, PullOutcome::Done, now);
         }
         self.serve_parked(now);
+        if let Some((flow, items)) = self.flows.pop_handed() {
+            let messages = items.into_iter().map(|item| (item.message, item.size)).collect();
+            return Some(Step::Deliver { flow, messages });
+        }
         if let Some(answer) = self.answers.pop_front() {
             return Some(answer);
         }
@@ -207,20 +231,14 @@ impl<M> Pump<M> {
         if let Some(message) = self.parked.pop_overdue(now) {
             return Some(Step::Overdue { message });
         }
+        if self.draining
+            && self.pull.is_none()
+            && let Some(flow) = self.flows.first()
+        {
+            self.flows.close(flow);
+            return Some(Step::Over { flow });
+        }
         self.issue(now, allowed)
-    }
-
-    /// The demand of the pull that is due now. `None`: no pull is due.
-    pub fn demand(&self, now: Instant) -> Option<Demand> {
-        let ready = self.next.not_before.is_none_or(|at| now >= at) && self.wants_to_pull(now);
-        ready.then(|| {
-            let mode = self.next.mode;
-            let single = mode.plain || mode.uncapped;
-            let most = if single { 1 } else { self.limits.max_batch.max(1) };
-            let messages = u32::try_from(self.waiters.wanted()).unwrap_or(u32::MAX).min(most);
-            let bytes = (!mode.uncapped).then(|| self.max_bytes(messages));
-            Demand { messages, bytes }
-        })
     }
 
     /// The time at which [`Pump::step`] has something to do if nothing else happens. The caller itself waits
@@ -228,6 +246,7 @@ impl<M> Pump<M> {
     pub fn next_deadline(&self, now: Instant) -> Option<Instant> {
         let brisk = self.waiters.first_brisk_holder();
         let retry = self.next.not_before.filter(|at| now < *at && self.wants_to_pull(now));
+        let for_flows = self.flows_want().then(|| self.flows_pull_at(now)).flatten();
         [
             self.pull.map(|pull| pull.ends_at),
             self.quiet_at().filter(|_| brisk.is_some()),
@@ -235,6 +254,7 @@ impl<M> Pump<M> {
             self.waiters.first_impatient().map(|(_, joined)| self.known_at(joined)),
             self.parked.next_deadline(),
             retry,
+            for_flows.filter(|at| now < *at),
         ]
         .into_iter()
         .flatten()
@@ -246,9 +266,10 @@ impl<M> Pump<M> {
         self.pull.is_some()
     }
 
-    /// Whether there is no waiter, no parked message and no pull.
+    /// Whether there is no waiter, no flow, no parked message and no pull.
     pub fn is_idle(&self) -> bool {
-        self.waiters() == 0 && self.parked() == 0 && self.pull.is_none()
+        let nobody = self.waiters() == 0 && self.flows.is_empty();
+        nobody && self.parked() == 0 && self.pull.is_none()
     }
 
     /// The number of open calls.
@@ -256,9 +277,15 @@ impl<M> Pump<M> {
         self.waiters.len() + self.answers.len()
     }
 
-    /// The number of messages that the waiters still want.
+    /// The number of flows.
+    pub fn flows(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// The number of messages that the waiters and the flows still want.
     pub fn wanted(&self) -> usize {
-        usize::try_from(self.waiters.wanted()).unwrap_or(usize::MAX)
+        let wanted = self.waiters.wanted().saturating_add(self.flows.wanted());
+        usize::try_from(wanted).unwrap_or(usize::MAX)
     }
 
     /// The number of messages that the open pull may still bring.
@@ -277,7 +304,7 @@ impl<M> Pump<M> {
     }
 
     fn serve_parked(&mut self, now: Instant) {
-        while !self.waiters.is_empty()
+        while (!self.waiters.is_empty() || self.flows.wanted() > 0)
             && let Some(mut parked) = self.parked.pop()
         {
             match self.give(parked.item, now) {
@@ -290,12 +317,27 @@ impl<M> Pump<M> {
         }
     }
 
-    /// Gives a message to the first waiter it fits. A waiter that has messages, and too little room for this
-    /// one, is full and is answered. If the message fits nobody, the first waiter it could never fit is
-    /// answered with it as too large.
+    /// Gives a message to the first waiter it fits, or to the flow that is before it in line. A waiter that has
+    /// messages, and too little room for this one, is full and is answered. If the message fits nobody, the first
+    /// waiter it could never fit is answered with it as too large.
     fn give(&mut self, item: Item<M>, now: Instant) -> Result<(), Item<M>> {
         loop {
-            match self.waiters.fit(item.size) {
+            let fit = self.waiters.fit(item.size);
+            let idle = self.flows.first_idle();
+            let flow = match (fit, idle) {
+                (Fit::Fits(id) | Fit::NextIsFull(id), Some((turn, flow))) if turn < id => {
+                    Some(flow)
+                }
+                (Fit::Fits(_) | Fit::NextIsFull(_), _) => None,
+                (Fit::TooLarge(_) | Fit::Nobody, Some((_, flow))) => Some(flow),
+                (Fit::TooLarge(_) | Fit::Nobody, None) => self.flows.first_filling(),
+            };
+            if let Some(flow) = flow {
+                let turn = self.waiters.turn();
+                self.flows.hand(flow, item, turn, now);
+                return Ok(());
+            }
+            match fit {
                 Fit::Fits(id) => {
                     if self.waiters.hand(id, item, self.limits.linger, now) {
                         self.answer(id, None);
@@ -353,52 +395,5 @@ impl<M> Pump<M> {
         let messages: Vec<M> = items.into_iter().map(|item| item.message).collect();
         let why = if messages.is_empty() { why } else { Why::Filled };
         Some(Step::Answer { waiter: id, messages, too_large, why })
-    }
-
-    /// Whether a waiter needs a pull: it has enough time left, or no pull has served it yet. A pull for others
-    /// would bring messages too late, and cost them an attempt. In a drain no waiter is left.
-    fn wants_to_pull(&self, now: Instant) -> bool {
-        let fresh = self.waiters.last().is_some_and(|last| last >= self.answered_before);
-        let in_time = self.waiters.last_end().is_some_and(|end| end >= now + SHORTEST_PULL);
-        self.up && self.pull.is_none() && (fresh || in_time)
-    }
-
-    fn issue(&mut self, now: Instant, allowed: Allowance) -> Option<Step<M>> {
-        let demand = self.demand(now);
-        self.starved = demand.is_some() && (allowed.messages == 0 || allowed.bytes == 0);
-        let demand = demand.filter(|_| !self.starved)?;
-        let batch = demand.messages.min(allowed.messages);
-        // With fewer messages, each may be larger.
-        let max_bytes = demand.bytes.map(|_| self.max_bytes(batch).min(allowed.bytes));
-        let limited = demand.bytes.is_some_and(|bytes| allowed.bytes < bytes);
-        let asked = PullParams {
-            batch,
-            expires: self.expires(now).min(allowed.wait),
-            mode: self.next.mode,
-            short_of_bytes: limited,
-            short: limited || batch < demand.messages,
-            continues: self.next.more_by.is_some(),
-        };
-        self.issued += 1;
-        let no = self.issued;
-        self.pull = Some(Pull::new(no, asked, self.waiters.next(), now));
-        let PullParams { expires, mode, .. } = asked;
-        Some(Step::Pull { no, batch, expires, no_wait: !mode.plain, max_bytes })
-    }
-
-    fn expires(&self, now: Instant) -> Duration {
-        let wait = self.waiters.last_end().map_or(NO_WAIT_PULL, |end| {
-            let left = end.saturating_duration_since(now);
-            left.saturating_sub(HEAD_START).clamp(SHORTEST_PULL, LONGEST_PULL)
-        });
-        wait.min(self.limits.max_expires)
-    }
-
-    /// The room of the waiters, minus the overhead of each message. A single message that is too large for
-    /// this, but fits without the others, is pulled alone and uncapped.
-    fn max_bytes(&self, batch: u32) -> u64 {
-        let room = self.waiters.room().saturating_sub(u128::from(u64::from(batch) * OVERHEAD));
-        let most = self.limits.max_request_bytes.unwrap_or(u64::MAX).min(i64::MAX as u64);
-        u64::try_from(room).unwrap_or(u64::MAX).min(most).max(1)
     }
 }

@@ -84,10 +84,8 @@ impl ConsumerSpec {
             ack_right,
             meter,
             limits: PullLimits {
-                max_batch: [info.max_batch, max_unsettled]
-                    .into_iter()
-                    .flatten()
-                    .fold(LARGEST_BATCH, u32::min),
+                max_batch: info.max_batch.unwrap_or(LARGEST_BATCH).min(LARGEST_BATCH),
+                max_unsettled: max_unsettled.unwrap_or(u32::MAX),
                 max_expires: info.max_expires.unwrap_or(Duration::MAX).min(longest_pull),
                 max_request_bytes: info.max_request_bytes,
                 park: LONGEST_PARK.min(shortest / 8),

@@ -7,6 +7,8 @@ use super::{PullOutcome, WaiterId};
 /// After this time without an arrival, a pull counts as one that has brought every available message. At
 /// `max_ack_pending` JetStream sends no end before the pull expires.
 const QUIET_AFTER: Duration = Duration::from_millis(5);
+/// The same for a pull for flows. It brings what is stored without a break, and has no end while it waits for more.
+const QUIET_AFTER_FOR_FLOWS: Duration = Duration::from_millis(1);
 /// After this time without a first message, no message is available at the moment. It is longer than
 /// [`QUIET_AFTER`], because the request and the first message must travel.
 const EMPTY_AFTER: Duration = Duration::from_millis(100);
@@ -42,6 +44,8 @@ pub(super) struct PullParams {
     pub(super) short: bool,
     /// The pull before reached its limit, so messages are available.
     pub(super) continues: bool,
+    /// It waits for its whole batch, for flows.
+    pub(super) for_flows: bool,
 }
 
 /// The form of a pull.
@@ -87,7 +91,8 @@ impl Pull {
     /// The time at which a waiter with messages need not wait for more of this pull.
     pub(super) fn quiet_at(&self) -> Instant {
         let travels = self.asked.continues && self.got == 0;
-        self.last_activity + if travels { EMPTY_AFTER } else { QUIET_AFTER }
+        let quiet = if self.asked.for_flows { QUIET_AFTER_FOR_FLOWS } else { QUIET_AFTER };
+        self.last_activity + if travels { EMPTY_AFTER } else { quiet }
     }
 
     /// The time at which a waiter that joined at `joined` need not wait for a first message of this pull.

@@ -17,11 +17,24 @@ pub struct Want {
     pub no_wait: bool,
 }
 
+/// Messages and bytes: what a flow may hold at the same time, or what it holds of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Credit {
+    /// Messages.
+    pub messages: u64,
+    /// Bytes of all messages, as encoded in an answer. The last message may pass them: a flow is handed a message
+    /// while it holds less.
+    pub bytes: u64,
+}
+
 /// The bounds of the consumer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PullLimits {
     /// Most messages of one pull, at least 1.
     pub max_batch: u32,
+    /// Most unsettled deliveries, at least 1. It bounds a pull that ends when no more messages are available. A
+    /// pull for flows alone stays open for messages that others have to settle first.
+    pub max_unsettled: u32,
     /// Longest wait of one pull.
     pub max_expires: Duration,
     /// Most bytes that one pull may ask for.
@@ -85,7 +98,7 @@ pub enum Step<M> {
         batch: u32,
         /// Longest wait.
         expires: Duration,
-        /// End with the messages that are available at the first message. Otherwise queue for one message.
+        /// End with the messages that are available at the first message. Otherwise wait for the whole batch.
         no_wait: bool,
         /// Most bytes as JetStream counts them, at least 1.
         max_bytes: Option<u64>,
@@ -100,6 +113,18 @@ pub enum Step<M> {
         too_large: Option<M>,
         /// The reason for the answer.
         why: Why,
+    },
+    /// Deliver messages to a flow. They use its credit until they are [freed](super::Pump::freed).
+    Deliver {
+        /// The flow.
+        flow: FlowId,
+        /// The messages, at least one, each with its size.
+        messages: Vec<(M, u64)>,
+    },
+    /// The replica is draining, and the flow gets nothing more. It has left the pump.
+    Over {
+        /// The flow.
+        flow: FlowId,
     },
     /// Give back a message that was parked for too long. Never a last attempt.
     Overdue {
@@ -120,6 +145,10 @@ pub enum Why {
     /// The replica is draining.
     Draining,
 }
+
+/// The id of one flow of one pump. Ids are never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FlowId(pub(super) u64);
 
 /// The id of one waiter of one pump. Ids are in the order of joining and never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

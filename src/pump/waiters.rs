@@ -36,7 +36,7 @@ pub(super) struct Waiter<M> {
 }
 
 /// The waiter for a message.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fit {
     /// The message fits this waiter.
     Fits(WaiterId),
@@ -79,8 +79,7 @@ impl<M> Waiters<M> {
     }
 
     pub(super) fn join(&mut self, want: Want, now: Instant) -> WaiterId {
-        let id = self.next;
-        self.next = WaiterId(id.0 + 1);
+        let id = self.turn();
         let (end, room) = (want.until, want.max_bytes);
         let want = Want { n: want.n.max(1), ..want };
         let waiter = Waiter { want, joined: now, end, room, messages: Vec::new() };
@@ -92,6 +91,13 @@ impl<M> Waiters<M> {
         }
         self.queue.insert(id, waiter);
         id
+    }
+
+    /// The next number in the order of all who come. A waiter has it as its id.
+    pub(super) fn turn(&mut self) -> WaiterId {
+        let turn = self.next;
+        self.next = WaiterId(turn.0 + 1);
+        turn
     }
 
     pub(super) fn remove(&mut self, id: WaiterId) -> Option<Waiter<M>> {

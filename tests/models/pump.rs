@@ -1,7 +1,8 @@
-//! The promises of the pump: one example each in `pulling` and `answering`; `machine` tries them all
+//! The promises of the pump: one example each in `pulling`, `answering` and `flowing`; `machine` tries them all
 //! at random, and `honest` with a broker that keeps JetStream's rules.
 
 mod answering;
+mod flowing;
 mod honest;
 mod machine;
 mod pulling;
@@ -9,9 +10,11 @@ mod reference;
 
 use std::time::{Duration, Instant};
 
-use fetch_proxy::pump::{Allowance, PullLimits, PullOutcome, Pump, Step, WaiterId, Want, Why};
+use fetch_proxy::pump::{
+    Allowance, Credit, FlowId, PullLimits, PullOutcome, Pump, Step, WaiterId, Want, Why,
+};
 
-use Step::{Answer, Overdue, Pull};
+use Step::{Answer, Deliver, Over, Overdue, Pull};
 
 /// An answer's bytes, and a message of which many fit.
 const BYTES: u64 = 4 << 20;
@@ -102,7 +105,7 @@ impl TimedPump {
     fn answers(&mut self) -> Vec<(WaiterId, Vec<u32>)> {
         let answer = |step| match step {
             Answer { waiter, messages, .. } => Some((waiter, messages)),
-            Pull { .. } | Overdue { .. } => None,
+            Pull { .. } | Overdue { .. } | Deliver { .. } | Over { .. } => None,
         };
         self.steps().into_iter().filter_map(answer).collect()
     }
@@ -111,6 +114,7 @@ impl TimedPump {
 fn limits() -> PullLimits {
     PullLimits {
         max_batch: 1000,
+        max_unsettled: u32::MAX,
         max_expires: Duration::from_secs(60),
         max_request_bytes: None,
         park: Duration::from_secs(1),

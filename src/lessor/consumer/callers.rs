@@ -68,6 +68,7 @@ impl Callers {
         // Until INFO is read, nothing is pulled.
         let limits = PullLimits {
             max_batch: 1,
+            max_unsettled: u32::MAX,
             max_expires: Duration::MAX,
             max_request_bytes: None,
             park: Duration::from_secs(1),

@@ -140,6 +140,12 @@ impl<B: Broker> Performer<B> {
                     let away = || self.info.why_away(self.subscription.link());
                     self.callers.answer(answer, &self.leases, away, now);
                 }
+                // No call opens a flow yet.
+                Some(Step::Deliver { flow: _, messages }) => {
+                    let messages = messages.into_iter().map(|(granted, _)| granted).collect();
+                    self.callers.take_back(messages, &self.leases, now);
+                }
+                Some(Step::Over { flow: _ }) => {}
                 Some(Step::Overdue { message }) => {
                     self.leases.release(vec![message], ReleaseCause::Surplus, now);
                 }

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use fetch_proxy::{
-    broker::{AckPolicy, Broker, ConsumerName, Inbox, InfoError, PullEnd, PullRequest},
+    broker::{AckKind, AckPolicy, Broker, ConsumerName, Inbox, InfoError, PullEnd, PullRequest},
     clock,
 };
 use testkit::BOUND;
 
 use super::{
-    client::{arrivals, attempts, end, millis, one, open, pull, read, sequences, take, until},
+    client::{arrivals, attempts, end, millis, one, open, pull, read, say, sequences, take, until},
     worlds::{ACK_WAIT, Operated, World},
 };
 
@@ -91,6 +91,21 @@ contract! {
         let (found, end) = arrivals(&mut inbox, 3).await;
         assert_eq!((found.len(), end), (1, Some(PullEnd::Done)));
         assert!(clock::now() - began >= millis(250));
+    }
+
+    a_pull_that_waits_for_its_batch_outlasts_max_ack_pending(world: Operated) on model, real {
+        world.update(|config| config.max_ack_pending = Some(1)).await;
+        for number in 0..5 {
+            world.publish(vec![number]).await;
+        }
+        let mut inbox = open(&world).await;
+        inbox.pull(PullRequest { no_wait: false, expires: BOUND, ..pull(1, 5) }).await.unwrap();
+        for number in 0..5 {
+            let (found, end) = arrivals(&mut inbox, 1).await;
+            assert_eq!((found.len(), end), (1, None), "each message follows the settlement before it");
+            assert_eq!(found[0].payload.as_ref(), [number]);
+            say(&world, &found[0], AckKind::Ack).await.unwrap();
+        }
     }
 
     a_pull_at_a_consumer_that_is_not_there_ends_at_once(world: World) on fake, model, real {

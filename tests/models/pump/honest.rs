@@ -1,6 +1,7 @@
 //! The pump on a broker that keeps JetStream's rules. A one-shot waits for a first message and
-//! brings what is there. A full batch ends without a status, `max_ack_pending` silences a pull, and
-//! other pulls may be in the way. Available messages must then reach the waiters in time.
+//! brings what is there. A plain pull waits for its whole batch. A full batch ends without a status, `max_ack_pending` silences a pull, and
+//! other pulls may be in the way. Available messages must then reach the waiters and the flows in
+//! time.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -8,7 +9,8 @@ use std::{
 };
 
 use fetch_proxy::pump::{
-    Allowance, Appetite, Course, PullLimits, PullOutcome, Pump, Step, WaiterId, Want,
+    Allowance, Appetite, Course, Credit, FlowId, PullLimits, PullOutcome, Pump, Step, WaiterId,
+    Want,
 };
 use proptest::prelude::*;
 
@@ -35,6 +37,9 @@ enum Act {
     },
     /// This many of the messages that were handed over are settled.
     Settle(usize),
+    /// A flow opens. Its workers settle up to the second number of messages in each millisecond.
+    Open(Credit, usize),
+    Close,
     /// The next one-shot learns that other pulls wait already.
     Rival,
     /// The next end of a pull is lost on its way.
@@ -46,6 +51,8 @@ fn act() -> impl Strategy<Value = Act> {
     let n = prop_oneof![Just(1_u32), 1..20_u32];
     let bytes = prop_oneof![1500..20_000_u64, Just(4 << 20)];
     let linger = prop_oneof![3 => Just(0), 1 => 1..300_u64];
+    let credit = (prop_oneof![Just(1_u64), 2..9_u64, Just(1000)], bytes.clone());
+    let credit = credit.prop_map(|(messages, bytes)| Credit { messages, bytes });
     let join = (n, bytes, 1..3000_u64, linger, prop::bool::weighted(0.2));
     prop_oneof![
         4 => (1..12_u32, size).prop_map(|(count, size)| Act::Publish { count, size }),
@@ -53,6 +60,8 @@ fn act() -> impl Strategy<Value = Act> {
             Act::Join { n, max_bytes, wait, linger, no_wait }
         }),
         3 => (1..30_usize).prop_map(Act::Settle),
+        2 => (credit, 0..3_usize).prop_map(|(most, pace)| Act::Open(most, pace)),
+        1 => Just(Act::Close),
         1 => Just(Act::Rival),
         1 => Just(Act::Mute),
     ]
@@ -84,6 +93,22 @@ struct Waiting {
     max_bytes: u64,
 }
 
+struct Flow {
+    id: FlowId,
+    most: Credit,
+    pace: usize,
+    holds: VecDeque<u64>,
+    /// Since when it has room.
+    room_since: u64,
+}
+
+impl Flow {
+    fn has_room(&self) -> bool {
+        let bytes: u64 = self.holds.iter().sum();
+        (self.holds.len() as u64) < self.most.messages && bytes < self.most.bytes
+    }
+}
+
 struct World {
     pump: Pump<Message>,
     appetite: Appetite,
@@ -109,6 +134,9 @@ struct World {
     requests: VecDeque<(u64, Open)>,
     news: VecDeque<(u64, News)>,
     waiting: BTreeMap<WaiterId, Waiting>,
+    flows: Vec<Flow>,
+    /// Pulls that were issued.
+    pulls: usize,
     published: usize,
     answered: usize,
     released: usize,
@@ -118,6 +146,7 @@ impl World {
     fn new(travel: u64, max_ack_pending: usize, tight: bool) -> Self {
         let limits = PullLimits {
             max_batch: 1000,
+            max_unsettled: u32::MAX,
             max_expires: Duration::MAX,
             max_request_bytes: None,
             park: Duration::from_millis(300),
@@ -146,6 +175,8 @@ impl World {
             requests: VecDeque::new(),
             news: VecDeque::new(),
             waiting: BTreeMap::new(),
+            flows: Vec::new(),
+            pulls: 0,
             published: 0,
             answered: 0,
             released: 0,
@@ -174,6 +205,17 @@ impl World {
                 self.lent -= count;
                 self.unsettled -= count;
             }
+            Act::Open(most, pace) => {
+                let id = self.pump.open_flow(most, self.at(self.now));
+                let (holds, room_since) = (VecDeque::new(), self.now);
+                self.flows.push(Flow { id, most, pace, holds, room_since });
+            }
+            Act::Close => {
+                if let Some(flow) = self.flows.pop() {
+                    self.pump.close_flow(flow.id, self.at(self.now));
+                    self.lent += flow.holds.len();
+                }
+            }
             Act::Rival => self.rival = true,
             Act::Mute => self.mute = true,
         }
@@ -195,6 +237,7 @@ impl World {
     fn tick(&mut self) {
         let now = self.at(self.now);
         self.serve();
+        self.work();
         if self.unsettled >= self.max_ack_pending {
             self.stirred_at = self.now;
         }
@@ -221,9 +264,10 @@ impl World {
                 None => {
                     let late = self.waiting.values().any(|waiting| waiting.until <= self.now);
                     assert!(!late, "a waiter waited too long");
-                    return;
+                    return self.check_flows();
                 }
                 Some(Step::Pull { no, batch, expires, no_wait, max_bytes }) => {
+                    self.pulls += 1;
                     self.course = Some((no, Course::default(), None));
                     let at = self.now + self.travel;
                     let until = at + u64::try_from(expires.as_millis()).expect("a few seconds");
@@ -231,6 +275,17 @@ impl World {
                     let open = Open { no, left: batch, got: 0, bytes, one_shot: no_wait, until };
                     self.requests.push_back((at, open));
                 }
+                Some(Step::Deliver { flow, messages }) => {
+                    let open = self.flows.iter_mut().find(|open| open.id == flow);
+                    let open = open.expect("it is open");
+                    for (message, size) in messages {
+                        assert!(open.has_room(), "{flow:?} has no room");
+                        assert_eq!(message.size, size);
+                        open.holds.push_back(size);
+                        self.answered += 1;
+                    }
+                }
+                Some(Step::Over { .. }) => panic!("nobody drains"),
                 Some(Step::Overdue { message }) => {
                     self.released += 1;
                     self.unsettled -= 1;
@@ -242,6 +297,33 @@ impl World {
             }
         }
         panic!("the pump does not come to an end");
+    }
+
+    /// The workers of the flows settle.
+    fn work(&mut self) {
+        let now = self.at(self.now);
+        for flow in &mut self.flows {
+            let had_room = flow.has_room();
+            let settled: Vec<u64> = (0..flow.pace).filter_map(|_| flow.holds.pop_front()).collect();
+            let freed = Credit { messages: settled.len() as u64, bytes: settled.iter().sum() };
+            if freed.messages > 0 {
+                self.unsettled -= settled.len();
+                self.pump.freed(flow.id, freed, now);
+            }
+            if !had_room && flow.has_room() {
+                flow.room_since = self.now;
+            }
+        }
+    }
+
+    /// Nobody has room while a message that could be delivered is in store for long.
+    fn check_flows(&self) {
+        let Some(first) = self.stored.front() else { return };
+        for flow in self.flows.iter().filter(|flow| flow.has_room()) {
+            let since = first.since.max(flow.room_since).max(self.stirred_at);
+            let late = since + SOON <= self.now && self.now >= self.unheard_until;
+            assert!(!late, "a message of {} waits for a flow at {}", first.since, self.now);
+        }
     }
 
     /// The size of the pull, and the part that others leave of it.
@@ -351,10 +433,26 @@ proptest! {
             world.act(act);
             world.pass(then);
         }
+        while !world.flows.is_empty() {
+            world.act(Act::Close);
+        }
         // The longest wait, or the longest pull and what is parked after it.
         world.pass(3000 + 7000);
         prop_assert!(world.waiting.is_empty());
         prop_assert!(world.pump.is_idle());
         prop_assert_eq!(world.published, world.answered + world.stored.len());
     }
+}
+
+/// One at a time, each settled at once: each needs a pull of a call, and no pull of its own for a flow.
+#[test]
+fn trickle_to_a_stream_needs_no_pull_for_each_message() {
+    let mut world = World::new(1, 100_000, false);
+    world.act(Act::Open(Credit { messages: 1000, bytes: 4 << 20 }, 1));
+    for _ in 0..300 {
+        world.act(Act::Publish { count: 1, size: 650 });
+        world.pass(10);
+    }
+    assert_eq!(world.answered, 300);
+    assert!(world.pulls <= 12, "{} pulls", world.pulls);
 }

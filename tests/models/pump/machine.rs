@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use fetch_proxy::pump::{self, PullOutcome, Pump, Step, WaiterId, Why};
+use fetch_proxy::pump::{self, Credit, FlowId, PullOutcome, Pump, Step, WaiterId, Why};
 use proptest::prelude::*;
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state_machine};
 
@@ -14,11 +14,26 @@ use super::reference::{Allowed, Decided, Message, PullLimits, Reference, Want};
 
 #[derive(Debug, Clone)]
 enum Act {
-    Pass { ms: u64, late: u64 },
+    Pass {
+        ms: u64,
+        late: u64,
+    },
     Join(Want),
     Leave(prop::sample::Index),
+    /// A flow opens, with messages and bytes that it may hold.
+    Open((u64, u64)),
+    Credit(prop::sample::Index, (u64, u64)),
+    /// So many messages of a flow have ended.
+    Free(prop::sample::Index, usize),
+    /// A flow that was delivered messages gives the first of them back.
+    Undeliver(prop::sample::Index),
+    Stall(prop::sample::Index, bool),
+    Close(prop::sample::Index),
     Bring(Vec<(u64, bool)>),
-    End { end: PullOutcome, old: bool },
+    End {
+        end: PullOutcome,
+        old: bool,
+    },
     GiveBack,
     Allow(Allowed),
     PullLimits(PullLimits),
@@ -56,6 +71,13 @@ impl ReferenceStateMachine for Acts {
             20 => (pass, late).prop_map(|(ms, late)| Act::Pass { ms, late }),
             10 => want().prop_map(Act::Join),
             2 => any::<prop::sample::Index>().prop_map(Act::Leave),
+            3 => credit().prop_map(Act::Open),
+            2 => (any::<prop::sample::Index>(), credit()).prop_map(|(at, most)| Act::Credit(at, most)),
+            8 => (any::<prop::sample::Index>(), 1..6_usize).prop_map(|(at, n)| Act::Free(at, n)),
+            1 => any::<prop::sample::Index>().prop_map(Act::Undeliver),
+            2 => (any::<prop::sample::Index>(), any::<bool>())
+                .prop_map(|(at, stalled)| Act::Stall(at, stalled)),
+            1 => any::<prop::sample::Index>().prop_map(Act::Close),
             10 => prop::collection::vec((size, prop::bool::weighted(0.2)), 1..6)
                 .prop_map(Act::Bring),
             6 => (end, prop::bool::weighted(0.1)).prop_map(|(end, old)| Act::End { end, old }),
@@ -72,6 +94,12 @@ impl ReferenceStateMachine for Acts {
     }
 
     fn apply((): (), _: &(Act, bool)) {}
+}
+
+fn credit() -> impl Strategy<Value = (u64, u64)> {
+    let messages = prop_oneof![1 => Just(0_u64), 3 => Just(1), 3 => 2..9_u64, 1 => Just(1000)];
+    let bytes = prop::sample::select(vec![1_u64, 700, 1400, 5000, 100_000, 4 << 20]);
+    (messages, bytes)
 }
 
 /// `until` is a duration here.
@@ -95,9 +123,11 @@ fn limits() -> impl Strategy<Value = PullLimits> {
     let expires = prop_oneof![3 => Just(60_000), 1 => 20..300_u64];
     let bytes = prop::option::weighted(0.3, prop::sample::select(vec![1_u64, 3000, 100_000]));
     let linger = prop_oneof![Just(5000), 1..300_u64];
-    let limits = (prop_oneof![1..5_u32, Just(500)], expires, bytes, 1..1000_u64, linger);
-    limits.prop_map(|(max_batch, max_expires, max_request_bytes, park, linger)| PullLimits {
-        max_batch,
+    let most = || prop_oneof![1..5_u32, Just(500)];
+    let limits = ((most(), most()), expires, bytes, 1..1000_u64, linger);
+    limits.prop_map(|(most, max_expires, max_request_bytes, park, linger)| PullLimits {
+        max_batch: most.0,
+        max_unsettled: most.1,
         max_expires,
         max_request_bytes,
         park,
@@ -120,8 +150,10 @@ struct Machine {
     now: u64,
     allowed: Allowed,
     brought: u32,
-    /// Messages that have left the pump, by being answered or overdue.
+    /// Messages that have left the pump: answered, overdue, or freed.
     gone: usize,
+    /// Messages that were delivered to flows, which still hold them.
+    held: usize,
     last_answer: Vec<Message>,
 }
 
@@ -132,6 +164,7 @@ impl StateMachineTest for Machine {
     fn init_test((): &()) -> Self {
         let limits = PullLimits {
             max_batch: 500,
+            max_unsettled: 500,
             max_expires: 60_000,
             max_request_bytes: None,
             park: 500,
@@ -145,6 +178,7 @@ impl StateMachineTest for Machine {
             allowed: Allowed { messages: 1000, bytes: u64::MAX, wait: 60_000 },
             brought: 0,
             gone: 0,
+            held: 0,
             last_answer: Vec::new(),
         };
         machine.act(Act::Up);
@@ -177,6 +211,46 @@ impl Machine {
                     self.reference.leave(id, ms);
                 }
             }
+            Act::Open(most) => {
+                let id = self.pump.open_flow(told_credit(most), now);
+                self.reference.open(id, most, ms);
+            }
+            Act::Credit(index, most) => {
+                if let Some((at, id)) = self.flow(index) {
+                    self.pump.set_credit(id, told_credit(most), now);
+                    self.reference.set_credit(at, most, ms);
+                }
+            }
+            Act::Free(index, count) => {
+                if let Some((at, id)) = self.flow(index) {
+                    let freed = self.reference.free(at, count, ms);
+                    self.pump.freed(id, sum(&freed), now);
+                    self.let_go(freed.len());
+                }
+            }
+            Act::Undeliver(index) => {
+                if let Some((at, id)) = self.flow(index) {
+                    let back = self.reference.free(at, 1, ms);
+                    self.held -= back.len();
+                    self.pump.freed(id, sum(&back), now);
+                    self.give_back(back);
+                }
+            }
+            Act::Stall(index, stalled) => {
+                if let Some((at, id)) = self.flow(index) {
+                    self.pump.stall_flow(id, stalled, now);
+                    self.reference.stall(at, stalled, ms);
+                }
+            }
+            Act::Close(index) => {
+                if let Some((at, id)) = self.flow(index) {
+                    self.pump.close_flow(id, now);
+                    let held = self.reference.close(at, ms);
+                    self.let_go(held);
+                    // A flow that is not here any more frees nothing.
+                    self.pump.freed(id, Credit { messages: 1, bytes: 1 }, now);
+                }
+            }
             Act::Bring(messages) => messages.into_iter().for_each(|message| self.bring(message)),
             Act::End { end, old } => {
                 if let Some(pull) = &self.reference.pull {
@@ -188,10 +262,7 @@ impl Machine {
             Act::GiveBack => {
                 let messages = std::mem::take(&mut self.last_answer);
                 self.gone -= messages.len();
-                let sized =
-                    |message: Message| (message.clone(), message.size, message.last_attempt);
-                self.pump.unhanded(messages.iter().cloned().map(sized).collect(), now);
-                self.reference.back(messages, ms);
+                self.give_back(messages);
             }
             Act::Allow(allowed) => self.allowed = allowed,
             Act::PullLimits(limits) => {
@@ -214,6 +285,26 @@ impl Machine {
                 self.reference.draining = true;
             }
         }
+    }
+
+    /// A flow that is open.
+    fn flow(&self, index: prop::sample::Index) -> Option<(usize, FlowId)> {
+        let flows = &self.reference.flows;
+        let at = (!flows.is_empty()).then(|| index.index(flows.len()))?;
+        Some((at, flows[at].id))
+    }
+
+    /// So many messages are with clients whose flows the pump does not know any more.
+    fn let_go(&mut self, held: usize) {
+        self.held -= held;
+        self.gone += held;
+    }
+
+    fn give_back(&mut self, messages: Vec<Message>) {
+        let sized = |message: Message| (message.clone(), message.size, message.last_attempt);
+        let told = messages.iter().cloned().map(sized).collect();
+        self.pump.unhanded(told, self.at(self.now));
+        self.reference.back(messages, self.now);
     }
 
     fn join(&mut self, want: Want) {
@@ -269,6 +360,22 @@ impl Machine {
                 Some(Step::Answer { waiter, messages, too_large, why }) => {
                     self.answered(waiter, messages, too_large, why);
                 }
+                Some(Step::Deliver { flow, messages }) => {
+                    let flows = &mut self.reference.flows;
+                    let found = flows.iter_mut().find(|open| open.id == flow);
+                    let handed = std::mem::take(&mut found.expect("it is open").undelivered);
+                    assert!(!handed.is_empty(), "a delivery has messages");
+                    self.held += handed.len();
+                    let sized = handed.into_iter().map(|message| (message.clone(), message.size));
+                    assert_eq!(messages, sized.collect::<Vec<_>>());
+                }
+                Some(Step::Over { flow }) => {
+                    assert!(self.reference.draining && self.reference.pull.is_none());
+                    let flows = &self.reference.flows;
+                    let at = flows.iter().position(|open| open.id == flow);
+                    let held = self.reference.close(at.expect("it is open"), now);
+                    self.let_go(held);
+                }
                 Some(Step::Overdue { message }) => {
                     // If several are overdue, any of them may be the first.
                     let same = |(parked, until): &(Message, u64)| {
@@ -306,7 +413,11 @@ impl Machine {
 
     fn nothing_is_due(&self) -> bool {
         let due = |waiter| !self.reference.reasons(waiter, self.now).is_empty();
+        let over = self.reference.draining && self.reference.pull.is_none();
+        let flows = &self.reference.flows;
         self.reference.decided.is_empty()
+            && flows.iter().all(|flow| flow.undelivered.is_empty())
+            && (flows.is_empty() || !over)
             && !self.reference.waiters.iter().any(due)
             && !self.reference.any_overdue(self.now)
     }
@@ -327,11 +438,27 @@ impl Machine {
 
         assert_eq!(self.pump.waiters(), reference.waiters.len());
         assert_eq!(self.pump.parked(), reference.parked.len());
-        let idle = reference.waiters.is_empty() && reference.parked.is_empty();
+        assert_eq!(self.pump.flows(), reference.flows.len());
+        let nobody = reference.waiters.is_empty() && reference.flows.is_empty();
+        let idle = nobody && reference.parked.is_empty();
         assert_eq!(self.pump.is_idle(), idle && reference.pull.is_none());
-        let held = reference.held();
+        let held = reference.held() + self.held;
         assert_eq!(self.brought as usize, self.gone + reference.parked.len() + held);
+        for flow in &reference.flows {
+            assert!(flow.holds.len() as u64 <= flow.bound, "{flow:?} holds too much");
+        }
+        let in_store = reference.parked.front().filter(|_| reference.free_credit() > 0);
+        assert!(in_store.is_none(), "a flow has room for {in_store:?}");
     }
+}
+
+fn told_credit((messages, bytes): (u64, u64)) -> Credit {
+    Credit { messages, bytes }
+}
+
+fn sum(messages: &[Message]) -> Credit {
+    let bytes = messages.iter().map(|message| message.size).sum();
+    Credit { messages: messages.len() as u64, bytes }
 }
 
 fn told_allowed(Allowed { messages, bytes, wait }: Allowed) -> pump::Allowance {
@@ -341,6 +468,7 @@ fn told_allowed(Allowed { messages, bytes, wait }: Allowed) -> pump::Allowance {
 fn told(limits: &PullLimits) -> pump::PullLimits {
     pump::PullLimits {
         max_batch: limits.max_batch,
+        max_unsettled: limits.max_unsettled,
         max_expires: Duration::from_millis(limits.max_expires),
         max_request_bytes: limits.max_request_bytes,
         park: Duration::from_millis(limits.park),

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use fetch_proxy::pump::{PullOutcome, WaiterId, Why};
+use fetch_proxy::pump::{FlowId, PullOutcome, WaiterId, Why};
 
 pub(super) const OVERHEAD: u64 = 600;
 
@@ -26,6 +26,7 @@ pub(super) struct Want {
 #[derive(Debug, Clone)]
 pub(super) struct PullLimits {
     pub(super) max_batch: u32,
+    pub(super) max_unsettled: u32,
     pub(super) max_expires: u64,
     pub(super) max_request_bytes: Option<u64>,
     pub(super) park: u64,
@@ -50,9 +51,25 @@ impl Allowed {
 pub(super) struct Waiter {
     pub(super) id: WaiterId,
     want: Want,
+    /// Its place among all who come.
+    turn: u64,
     joined: u64,
     end: u64,
     has: Vec<Message>,
+}
+
+#[derive(Debug)]
+pub(super) struct Flow {
+    pub(super) id: FlowId,
+    /// Messages and bytes that it may hold, and those that it was handed and has not freed.
+    pub(super) most: (u64, u64),
+    pub(super) holds: Vec<Message>,
+    pub(super) stalled: bool,
+    turn: u64,
+    /// Handed, and not yet delivered.
+    pub(super) undelivered: Vec<Message>,
+    /// The most messages that it may hold: its credit, or what it held when that was lowered.
+    pub(super) bound: u64,
 }
 
 /// An answer that had to be given when its last message came.
@@ -74,6 +91,8 @@ pub(super) struct Pull {
     issued_at: u64,
     last_activity: u64,
     waiters_before: Option<WaiterId>,
+    plain: bool,
+    for_flows: bool,
     whole: bool,
     /// It was allowed fewer bytes than wanted, or fewer messages.
     short_of_bytes: bool,
@@ -85,6 +104,10 @@ pub(super) struct Pull {
 pub(super) struct Reference {
     pub(super) limits: PullLimits,
     pub(super) waiters: Vec<Waiter>,
+    pub(super) flows: Vec<Flow>,
+    turns: u64,
+    /// Since when a flow has room and no pull has ended.
+    room_since: Option<u64>,
     pub(super) decided: VecDeque<Decided>,
     pub(super) parked: VecDeque<(Message, u64)>,
     pub(super) pull: Option<Pull>,
@@ -116,11 +139,33 @@ impl Waiter {
     }
 }
 
+impl Flow {
+    pub(super) fn bytes(&self) -> u64 {
+        self.holds.iter().map(|message| message.size).sum()
+    }
+
+    fn room(&self) -> u64 {
+        let full = self.stalled || self.holds.len() as u64 >= self.most.0;
+        if full { 0 } else { self.most.1.saturating_sub(self.bytes()) }
+    }
+
+    fn missing(&self) -> u64 {
+        let room = self.room();
+        if room == 0 {
+            return 0;
+        }
+        (self.most.0 - self.holds.len() as u64).min((room / 1200).max(1))
+    }
+}
+
 impl Reference {
     pub(super) fn new(limits: PullLimits) -> Self {
         Self {
             limits,
             waiters: Vec::new(),
+            flows: Vec::new(),
+            turns: 0,
+            room_since: None,
             decided: VecDeque::new(),
             parked: VecDeque::new(),
             pull: None,
@@ -137,8 +182,88 @@ impl Reference {
     }
 
     pub(super) fn join(&mut self, id: WaiterId, want: Want, now: u64) {
-        let end = want.until;
-        self.waiters.push(Waiter { id, want, joined: now, end, has: Vec::new() });
+        let (end, turn) = (want.until, self.turn());
+        self.waiters.push(Waiter { id, want, turn, joined: now, end, has: Vec::new() });
+    }
+
+    fn turn(&mut self) -> u64 {
+        self.turns += 1;
+        self.turns
+    }
+
+    pub(super) fn open(&mut self, id: FlowId, most: (u64, u64), now: u64) {
+        let (turn, bound) = (self.turn(), most.0);
+        self.flows.push(Flow {
+            id,
+            most,
+            holds: Vec::new(),
+            stalled: false,
+            turn,
+            undelivered: Vec::new(),
+            bound,
+        });
+        self.look_for_room(now);
+    }
+
+    pub(super) fn set_credit(&mut self, at: usize, most: (u64, u64), now: u64) {
+        let flow = &mut self.flows[at];
+        flow.most = most;
+        flow.bound = most.0.max(flow.holds.len() as u64);
+        self.look_for_room(now);
+    }
+
+    pub(super) fn stall(&mut self, at: usize, stalled: bool, now: u64) {
+        self.flows[at].stalled = stalled;
+        self.look_for_room(now);
+    }
+
+    /// Frees the first messages that were delivered.
+    pub(super) fn free(&mut self, at: usize, count: usize, now: u64) -> Vec<Message> {
+        let flow = &mut self.flows[at];
+        let delivered = flow.holds.len() - flow.undelivered.len();
+        let freed = flow.holds.drain(..count.min(delivered)).collect();
+        self.look_for_room(now);
+        freed
+    }
+
+    /// Returns what it still holds.
+    pub(super) fn close(&mut self, at: usize, now: u64) -> usize {
+        let Flow { holds, undelivered, .. } = self.flows.remove(at);
+        let held = holds.len() - undelivered.len();
+        self.back(undelivered, now);
+        self.look_for_room(now);
+        held
+    }
+
+    /// Messages for which flows have room.
+    pub(super) fn free_credit(&self) -> u64 {
+        self.flows.iter().map(Flow::missing).sum()
+    }
+
+    fn look_for_room(&mut self, now: u64) {
+        let since = self.room_since.unwrap_or(now);
+        self.room_since = (self.free_credit() > 0).then_some(since);
+    }
+
+    /// A pull has ended, so the next one waits for a moment to become larger.
+    fn pull_is_over(&mut self, now: u64) {
+        self.room_since = self.room_since.map(|_| now);
+    }
+
+    /// Whether a pull for flows is worth its cost.
+    fn is_ripe(&self, now: u64) -> bool {
+        let usable = self.flows.iter().filter(|flow| !flow.stalled);
+        let all: u64 = usable.map(|flow| flow.most.0).sum();
+        let idle = |flow: &Flow| flow.holds.is_empty() && flow.room() > 0;
+        let waited = self.room_since.is_some_and(|since| now > since);
+        self.flows.iter().any(idle) || 2 * self.free_credit() >= all || waited
+    }
+
+    /// Whether a pull for the flows is due, or will be with the next millisecond.
+    pub(super) fn flows_want(&self, now: u64, late: bool) -> bool {
+        let pause = if late { self.pause.1 } else { self.pause.0 };
+        let free = self.up && !self.draining && self.pull.is_none() && self.free_credit() > 0;
+        free && now >= pause && self.is_ripe(now)
     }
 
     pub(super) fn leave(&mut self, id: WaiterId, now: u64) {
@@ -168,6 +293,7 @@ impl Reference {
             if pull.got == pull.batch {
                 let short = pull.short;
                 self.no_pull();
+                self.pull_is_over(now);
                 self.more_by = short.then_some(now + 5);
             }
         }
@@ -184,6 +310,7 @@ impl Reference {
 
     pub(super) fn ended(&mut self, no: u64, end: PullOutcome, now: u64) {
         let Some(pull) = self.pull.take_if(|pull| pull.no == no) else { return };
+        self.pull_is_over(now);
         let was_uncapped = pull.max_bytes.is_none();
         let escalates = pull.got == 0 && pull.short_of_bytes && !pull.whole;
         let (plain, uncapped, pause) = match end {
@@ -197,7 +324,7 @@ impl Reference {
             PullOutcome::TooLarge if pull.got > 0 || escalates => (false, false, (0, 0)),
             PullOutcome::TooLarge if was_uncapped => (false, true, (100, 100)),
             PullOutcome::TooLarge => (false, true, (0, 0)),
-            PullOutcome::Refused => (!pull.no_wait, was_uncapped, (100, 100)),
+            PullOutcome::Refused => (pull.plain, was_uncapped, (100, 100)),
         };
         let limit = end == PullOutcome::Spent || end == PullOutcome::TooLarge && !uncapped;
         self.more_by = (limit && pull.short).then_some(now + 5);
@@ -219,7 +346,7 @@ impl Reference {
     }
 
     fn serve(&mut self, now: u64) {
-        while !self.waiters.is_empty()
+        while (!self.waiters.is_empty() || self.free_credit() > 0)
             && let Some((message, until)) = self.parked.pop_front()
         {
             if let Some(message) = self.give(message, now) {
@@ -229,11 +356,20 @@ impl Reference {
         }
     }
 
-    /// To the first whom it fits; who has some, and no room for it, is answered on the way.
+    /// To the first of those who have nothing to do: whom it fits, or an idle flow. Who has some, and no room for it,
+    /// is answered on the way. If there is nobody, to the first flow that has room.
     fn give(&mut self, message: Message, now: u64) -> Option<Message> {
         let mut at = 0;
         let mut too_small = None;
+        let idle = self.first_flow(true);
         while at < self.waiters.len() {
+            let waiter = &self.waiters[at];
+            if message.size <= waiter.want.max_bytes
+                && let Some(idle) = idle.filter(|idle| self.flows[*idle].turn < waiter.turn)
+            {
+                self.hand(idle, message, now);
+                return None;
+            }
             let waiter = &mut self.waiters[at];
             if message.size <= waiter.room() {
                 if waiter.has.is_empty() && waiter.lingers() {
@@ -253,6 +389,10 @@ impl Reference {
                 at += 1;
             }
         }
+        if let Some(flow) = idle.or_else(|| self.first_flow(false)) {
+            self.hand(flow, message, now);
+            return None;
+        }
         match too_small {
             Some(at) => {
                 self.decide(at, Some(message));
@@ -260,6 +400,22 @@ impl Reference {
             }
             None => Some(message),
         }
+    }
+
+    /// The flow with room that was handed a message before all others of its kind.
+    fn first_flow(&self, idle: bool) -> Option<usize> {
+        let fits = |flow: &Flow| flow.room() > 0 && flow.holds.is_empty() == idle;
+        let all = self.flows.iter().enumerate().filter(|(_, flow)| fits(flow));
+        all.min_by_key(|(_, flow)| flow.turn).map(|(at, _)| at)
+    }
+
+    fn hand(&mut self, at: usize, message: Message, now: u64) {
+        let turn = self.turn();
+        let flow = &mut self.flows[at];
+        flow.turn = turn;
+        flow.holds.push(message.clone());
+        flow.undelivered.push(message);
+        self.look_for_room(now);
     }
 
     fn decide(&mut self, at: usize, too_large: Option<Message>) {
@@ -301,7 +457,8 @@ impl Reference {
     fn quiet_at(&self) -> Option<u64> {
         self.pull.as_ref().map_or(self.more_by, |pull| {
             let travels = pull.goes_on && pull.got == 0;
-            Some(pull.last_activity + if travels { 100 } else { 5 })
+            let quiet = if pull.for_flows { 1 } else { 5 };
+            Some(pull.last_activity + if travels { 100 } else { quiet })
         })
     }
 
@@ -317,6 +474,10 @@ impl Reference {
 
     /// Whether a pull is due but for a permit; `late` is the latest that it may be put off to.
     pub(super) fn wants_to_pull(&self, now: u64, late: bool) -> bool {
+        self.waiters_want(now, late) || self.flows_want(now, late)
+    }
+
+    fn waiters_want(&self, now: u64, late: bool) -> bool {
         let pause = if late { self.pause.1 } else { self.pause.0 };
         let fresh = |waiter: &Waiter| self.told.is_none_or(|told| waiter.id > told);
         let in_time = |waiter: &Waiter| !waiter.want.no_wait && waiter.end >= now + 100;
@@ -327,13 +488,18 @@ impl Reference {
 
     /// The pull that is due.
     pub(super) fn issue(&mut self, now: u64, allowed: Allowed) -> &Pull {
-        let single = self.plain || self.uncapped;
-        let most = if single { 1 } else { u64::from(self.limits.max_batch) };
+        let for_flows = !self.waiters_want(now, false);
+        let single = self.plain && !for_flows || self.uncapped;
+        let PullLimits { max_batch, max_unsettled, .. } = self.limits;
+        let most = if for_flows { max_batch } else { max_batch.min(max_unsettled) };
+        let most = if single { 1 } else { u64::from(most) };
         let usable = |waiter: &Waiter| waiter.missing().min((waiter.room() / 1200).max(1));
         let wanted: u64 = self.waiters.iter().map(usable).sum();
+        let wanted = wanted + self.free_credit();
         let demand = wanted.min(most);
         let batch = demand.min(u64::from(allowed.messages));
         let room: u64 = self.waiters.iter().map(Waiter::room).sum();
+        let room = room + self.flows.iter().map(Flow::room).sum::<u64>();
         let bytes = |batch: u64| {
             let bytes = room.saturating_sub(batch * OVERHEAD);
             bytes.min(self.limits.max_request_bytes.unwrap_or(u64::MAX)).max(1)
@@ -343,12 +509,15 @@ impl Reference {
         let waits = self.waiters.iter().filter(|waiter| !waiter.want.no_wait);
         let left = waits.map(|waiter| waiter.end.saturating_sub(now)).max();
         let expires = left.map_or(50, |left| left.saturating_sub(50).clamp(100, 5000));
+        let expires = if for_flows { 5000 } else { expires };
         self.issued += 1;
         self.pull.insert(Pull {
             no: self.issued,
             batch: u32::try_from(batch).expect("as many as are allowed"),
             expires: expires.min(self.limits.max_expires).min(allowed.wait),
-            no_wait: !self.plain,
+            no_wait: !self.plain && !for_flows,
+            plain: self.plain,
+            for_flows,
             max_bytes: (!self.uncapped).then_some(bytes),
             got: 0,
             issued_at: now,
@@ -374,10 +543,12 @@ impl Reference {
         let parked = self.parked.iter().filter(|(message, _)| !message.last_attempt);
         let pull = self.pull.as_ref();
         let paused = |at: &u64| !starved && now < *at && self.wants_to_pull(*at, true);
+        let ripe = self.room_since.map(|since| (since + 1).max(self.pause.1));
         ends.chain(parked.map(|(_, until)| *until))
             .chain(pull.map(Pull::ends_at))
             .chain(quiet)
             .chain(Some(self.pause.1).filter(paused))
+            .chain(ripe.filter(paused))
             .min()
     }
 }
