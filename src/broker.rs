@@ -368,9 +368,9 @@ pub struct AckPublish {
     pub ack: AckSubject,
     /// The ack to publish.
     pub kind: AckKind,
-    /// A group is one consumer that handles acks in order and is not replicated. The confirmation of a later
-    /// ack also confirms the earlier ones of its group. `None`: each ack is confirmed by itself, because a
-    /// change of leader can come between any two.
+    /// A group is one consumer that handles acks in order, and that the connected server leads alone. The
+    /// confirmation of a later ack also confirms the earlier ones of its group. `None`: each ack is confirmed by
+    /// itself, because its leader can be away for one ack and back for the next.
     pub confirm_group: Option<u32>,
     /// It must arrive by then or never: later the message may be somebody else's. To keep this, a broker
     /// gives up a connection with everything that is not sent yet.

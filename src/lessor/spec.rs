@@ -145,7 +145,7 @@ impl ConsumerSpec {
 
     /// The confirm group of this consumer's acks. See [`crate::broker::AckPublish`].
     pub(super) fn confirm_group(&self) -> Option<u32> {
-        (!self.replicated).then_some(self.id.0)
+        (!self.is_led_elsewhere()).then_some(self.id.0)
     }
 
     /// The delay of a Nak that gives a delivery back at once.
@@ -252,6 +252,16 @@ mod tests {
             assert_eq!(property(&unsuitable), Some(Unsuitable::AckWait));
         }
         assert!(spec(&ConsumerInfo { ack_wait: SHORTEST_ACK_WAIT, ..info() }).is_ok());
+    }
+
+    #[test]
+    fn acks_share_a_confirmation_only_if_the_connected_server_leads_their_consumer() {
+        for (replicas, leader_shows, shared) in
+            [(1, true, true), (1, false, false), (3, true, false), (3, false, false)]
+        {
+            let spec = spec(&ConsumerInfo { replicas, leader_shows, ..info() }).unwrap();
+            assert_eq!(spec.confirm_group().is_some(), shared, "{replicas} {leader_shows}");
+        }
     }
 
     #[test]

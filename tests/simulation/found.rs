@@ -6,9 +6,11 @@
 
 use super::{
     plan::{
-        Accident, ClientPlan, Clocks, ConsumerPlan, Plan, Planned, ReplicaPlan, StreamPlan, When,
+        Accident, ClientPlan, Clocks, ConsumerPlan, Habit, Plan, Planned, ReplicaPlan, StreamPlan,
+        When,
     },
     run,
+    signs::Sign,
 };
 
 /// Other seeds under which a plan runs.
@@ -92,6 +94,40 @@ fn reset_during_a_hand_over_ends_the_leases_that_are_handed_over() {
         accidents: vec![
             at(2_426, Accident::Drain { replica: 1, away: 18 }),
             at(2_433, Accident::Reset { consumer: 0 }),
+        ],
+    });
+}
+
+/// "Acks share a confirmation only if the connected server leads their consumer". The leader of an unreplicated
+/// consumer was away when the first ack of a batch arrived, and back when the last one did. The first was confirmed.
+#[test]
+fn batch_of_acks_meets_an_absent_leader_of_an_unreplicated_consumer() {
+    let mut clients = clients(&[7, 5, 1, 4, 6, 1, 3]);
+    clients[0].lease = Some(8_616);
+    (clients[3].habit, clients[3].lease) = (Habit::Nervous, Some(13_411));
+    (clients[6].habit, clients[6].lease) = (Habit::Nervous, Some(19_091));
+    (clients[3].home, clients[5].home) = (Some(0), Some(0));
+    let settling = When::Near { sign: Sign::Settling, from: 5_102, millis: 0, there: true };
+    holds(&Plan {
+        seed: 9_792,
+        trouble: 28_800,
+        clocks: Clocks::Near,
+        replicas: replicas(1),
+        streams: stream(32, 7, 2_189),
+        consumers: vec![ConsumerPlan {
+            backoff: vec![1_856],
+            clustered: true,
+            lag: 22,
+            ..consumer(35_123)
+        }],
+        clients,
+        accidents: vec![
+            Planned { when: settling, what: Accident::Kill { replica: 0, away: 808 } },
+            at(11_738, Accident::Kill { replica: 0, away: 9_665 }),
+            at(
+                27_885,
+                Accident::ChangeLeader { consumer: 0, away: 8, forgets: 11, graceful: true },
+            ),
         ],
     });
 }
