@@ -241,7 +241,8 @@ impl Drop for CallEnd {
         let now = clock::now();
         let took = now.saturating_duration_since(self.begun_at);
         let code = self.code.unwrap_or(Code::Cancelled);
-        let code_name = self.meter().handled(code as usize, took);
+        let trace_id = self.call.span.as_ref().map(TracedSpan::trace_id);
+        let code_name = self.meter().handled(code as usize, took, trace_id.clone());
         let refusal = self.refusal.as_ref();
         let reason = refusal.map(|refusal| &*refusal.reason);
         let call = &*self.call;
@@ -252,7 +253,6 @@ impl Drop for CallEnd {
         if !self.has_line(code) {
             return;
         }
-        let trace_id = call.span.as_ref().map(TracedSpan::trace_id);
         let line = EndedCall {
             rpc: call.method,
             code: code_name,

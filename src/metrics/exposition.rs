@@ -116,6 +116,7 @@ impl Collector for AllFamilies {
                     Series::Counter(counter) => counter.encode(one),
                     Series::Gauge(gauge) => gauge.encode(one),
                     Series::Histogram(histogram) => histogram.encode(one),
+                    Series::TracedHistogram(histogram) => histogram.encode(one),
                 })?;
             }
             for (values, value) in self.sheet.of(family.id) {

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use super::{
-    store::{Count, SeriesStore, Times},
+    store::{Count, SeriesStore, TracedTimes},
     table::FamilyId,
 };
 
@@ -58,7 +58,7 @@ struct RpcCounts {
     started: Count,
     handled: Vec<Count>,
     /// `None` for a stream: it may be open for hours.
-    time: Option<Times>,
+    time: Option<TracedTimes>,
 }
 
 impl RpcMeters {
@@ -98,8 +98,8 @@ impl RpcMeter {
         };
         let time = match (served.streams, served.method) {
             // A Fetch waits on purpose.
-            (_, "Fetch") => Some(store.times(FamilyId::FetchTime, Vec::new())),
-            ((false, false), _) => Some(store.times(FamilyId::GrpcHandling, name.to_vec())),
+            (_, "Fetch") => Some(store.traced_times(FamilyId::FetchTime, Vec::new())),
+            ((false, false), _) => Some(store.traced_times(FamilyId::GrpcHandling, name.to_vec())),
             _ => None,
         };
         Self(Arc::new(RpcCounts {
@@ -116,11 +116,13 @@ impl RpcMeter {
         self.0.started.add(1);
     }
 
-    /// A call has ended with this code. Returns the name of the code.
-    pub fn handled(&self, code: usize, took: Duration) -> &'static str {
+    /// A call has ended with this code. `trace_id`: its trace, if it is sampled. Returns the name of the code.
+    pub fn handled(&self, code: usize, took: Duration, trace_id: Option<String>) -> &'static str {
         let code = if code < CODES.len() { code } else { UNKNOWN };
         self.0.handled[code].add(1);
-        self.0.time.iter().for_each(|time| time.observe(took.as_secs_f64()));
+        if let Some(time) = &self.0.time {
+            time.observe(took.as_secs_f64(), trace_id);
+        }
         CODES[code]
     }
 

@@ -7,7 +7,9 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
+use prometheus_client::metrics::{
+    counter::Counter, exemplar::HistogramWithExemplars, gauge::Gauge, histogram::Histogram,
+};
 
 use super::{
     labels::Label,
@@ -32,7 +34,11 @@ pub(super) enum Series {
     Counter(Counter),
     Gauge(Gauge),
     Histogram(Histogram),
+    TracedHistogram(HistogramWithExemplars<TraceLabel>),
 }
+
+/// The label of an exemplar, which names a trace.
+pub(super) type TraceLabel = [(&'static str, String); 1];
 
 /// A counter of one series. `None`: nothing is counted.
 #[derive(Debug, Clone, Default)]
@@ -49,6 +55,10 @@ pub(super) struct Counts<L>(Vec<Count>, std::marker::PhantomData<L>);
 /// The histogram of one series. `None`: nothing is observed.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Times(Option<Histogram>);
+
+/// The same, with the last trace of each bucket as its exemplar.
+#[derive(Debug, Clone, Default)]
+pub(super) struct TracedTimes(Option<HistogramWithExemplars<TraceLabel>>);
 
 impl SeriesStore {
     /// A store of all families.
@@ -77,10 +87,12 @@ impl SeriesStore {
         debug_assert_eq!(row(id).kind, FamilyKind::Gauge);
         debug_assert_eq!(row(id).labels.len(), values.len());
         let Some(mut family) = self.family(id) else { return Amount::default() };
-        match family.entry(values).or_insert_with(|| Series::Gauge(Gauge::default())) {
-            Series::Gauge(gauge) => Amount(Some(gauge.clone())),
-            Series::Counter(_) | Series::Histogram(_) => Amount::default(),
-        }
+        let Series::Gauge(gauge) =
+            family.entry(values).or_insert_with(|| Series::Gauge(Gauge::default()))
+        else {
+            return Amount::default();
+        };
+        Amount(Some(gauge.clone()))
     }
 
     /// Ends the series whose first labels have these values.
@@ -100,10 +112,12 @@ impl SeriesStore {
         let (Some(mut family), Some(counter)) = (self.family(id), &count.0) else {
             return Count::default();
         };
-        match family.entry(values).or_insert_with(|| Series::Counter(counter.clone())) {
-            Series::Counter(counter) => Count(Some(counter.clone())),
-            Series::Gauge(_) | Series::Histogram(_) => Count::default(),
-        }
+        let Series::Counter(counter) =
+            family.entry(values).or_insert_with(|| Series::Counter(counter.clone()))
+        else {
+            return Count::default();
+        };
+        Count(Some(counter.clone()))
     }
 
     /// The histogram of these labels.
@@ -112,17 +126,29 @@ impl SeriesStore {
         let FamilyKind::Histogram(buckets) = row(id).kind else { return Times::default() };
         let Some(mut family) = self.family(id) else { return Times::default() };
         let new = || Series::Histogram(Histogram::new(buckets.iter().copied()));
-        match family.entry(values).or_insert_with(new) {
-            Series::Histogram(histogram) => Times(Some(histogram.clone())),
-            Series::Counter(_) | Series::Gauge(_) => Times::default(),
-        }
+        let Series::Histogram(histogram) = family.entry(values).or_insert_with(new) else {
+            return Times::default();
+        };
+        Times(Some(histogram.clone()))
+    }
+
+    /// The histogram of these labels, which names traces.
+    pub(super) fn traced_times(&self, id: FamilyId, values: Values) -> TracedTimes {
+        debug_assert_eq!(row(id).labels.len(), values.len());
+        let FamilyKind::Histogram(buckets) = row(id).kind else { return TracedTimes::default() };
+        let Some(mut family) = self.family(id) else { return TracedTimes::default() };
+        let new = || Series::TracedHistogram(HistogramWithExemplars::new(buckets.iter().copied()));
+        let Series::TracedHistogram(histogram) = family.entry(values).or_insert_with(new) else {
+            return TracedTimes::default();
+        };
+        TracedTimes(Some(histogram.clone()))
     }
 
     /// The values of the counters of a family, by their labels.
     pub(super) fn counted(&self, id: FamilyId) -> Vec<(Values, f64)> {
-        let counted = |(values, series)| match series {
-            Series::Counter(counter) => Some((values, counter.get() as f64)),
-            Series::Gauge(_) | Series::Histogram(_) => None,
+        let counted = |(values, series)| {
+            let Series::Counter(counter) = series else { return None };
+            Some((values, counter.get() as f64))
         };
         self.series(id).into_iter().filter_map(counted).collect()
     }
@@ -204,6 +230,15 @@ impl Times {
     pub(super) fn observe(&self, value: f64) {
         if let Some(histogram) = &self.0 {
             histogram.observe(value);
+        }
+    }
+}
+
+impl TracedTimes {
+    /// `trace_id`: the trace of what took so long, if it is sampled.
+    pub(super) fn observe(&self, value: f64, trace_id: Option<String>) {
+        if let Some(histogram) = &self.0 {
+            histogram.observe(value, trace_id.map(|id| [("trace_id", id)]), None);
         }
     }
 }

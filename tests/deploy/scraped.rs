@@ -19,6 +19,7 @@ use testkit::{
     nats_server::NatsServer,
     proxy::{Proxy, ack, fetch, nak, take, take_one, term},
     scrape::{PROMETHEUS, get},
+    traces::TraceReceiver,
 };
 
 use crate::tool;
@@ -53,6 +54,7 @@ impl Prometheus {
         let process = tool("FETCH_PROXY_TEST_PROMETHEUS")
             .arg("--config.file=prometheus.yml")
             .arg(format!("--web.listen-address={address}"))
+            .arg("--enable-feature=exemplar-storage")
             .current_dir(folder.path())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -167,6 +169,28 @@ async fn linter_of_prometheus_is_content_with_the_page_of_a_busy_replica() {
     assert!(said.status.success() && text.trim().is_empty(), "{text}");
     let open = get(&proxies[0].ops, "/metrics", &[("Accept", PROMETHEUS)]).body;
     assert!(open.ends_with(b"# EOF\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prometheus_knows_the_trace_of_a_sampled_call() {
+    let receiver = TraceReceiver::start().await;
+    let variables = [("OTEL_EXPORTER_OTLP_ENDPOINT", &*receiver.url)];
+    let proxies = [Proxy::start_with(&NatsServer::shared().url(), &[], &variables)];
+    let fixture = Fixture::new(config()).await;
+    proxies[0].ready().await;
+    proxies[0].client().await.fetch(fetch(&fixture, 1, 0)).await.unwrap();
+    let prometheus = Prometheus::start(&proxies);
+    let question =
+        "/api/v1/query_exemplars?query=fetchproxy_fetch_seconds_bucket&start=0&end=9999999999";
+    let trace = eventually("an exemplar", || async {
+        let answer = prometheus.ask(question).ok()?;
+        let exemplar = &answer["data"][0]["exemplars"][0]["labels"]["trace_id"];
+        exemplar.as_str().map(str::to_owned)
+    })
+    .await;
+    let call = &receiver.named("fetchproxy.v1.FetchService/Fetch", 1).await[0];
+    let sent: String = call.span.trace_id.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(trace, sent);
 }
 
 #[tokio::test(flavor = "multi_thread")]

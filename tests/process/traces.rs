@@ -13,7 +13,7 @@ use testkit::{
     millis,
     nats_server::NatsServer,
     proxy::{Client, Proxy, ack, acking, fetch},
-    scrape::Scrape,
+    scrape::{Scrape, get},
     traces::{TraceReceiver, link_attribute, silent_receiver},
 };
 use tonic::Request;
@@ -89,6 +89,37 @@ async fn call_has_a_span_below_the_span_of_its_caller() {
     {
         assert_eq!(call.process(name).as_deref(), Some(value), "{name}");
     }
+}
+
+#[tokio::test]
+async fn times_of_calls_name_their_traces_for_a_scraper_that_reads_exemplars() {
+    let receiver = TraceReceiver::start().await;
+    let proxy = traced(&receiver, &[("OTEL_TRACES_SAMPLER", "parentbased_always_on")]);
+    let fixture = Fixture::new(config()).await;
+    let unsampled = TRACE.replace('4', "5");
+    proxy.ready().await;
+    for parent in [format!("00-{TRACE}-{CALLER}-01"), format!("00-{unsampled}-{CALLER}-00")] {
+        let mut request = Request::new(fetch(&fixture, 1, 0));
+        request.metadata_mut().insert("traceparent", parent.parse().unwrap());
+        proxy.client().await.fetch(request).await.unwrap();
+    }
+    proxy.client().await.ack(ack("nonsense")).await.unwrap_err();
+    let settled = &receiver.named("fetchproxy.v1.FetchService/Ack", 1).await[0];
+    let page = |accept| get(&proxy.ops, "/metrics", &[("Accept", accept)]).body;
+    let open = String::from_utf8(page("application/openmetrics-text;version=1.0.0")).unwrap();
+    for (family, trace) in [
+        ("fetchproxy_fetch_seconds_bucket", TRACE.to_owned()),
+        ("grpc_server_handling_seconds_bucket", hex(&settled.span.trace_id)),
+    ] {
+        let exemplar = format!(" # {{trace_id=\"{trace}\"}} ");
+        let named =
+            open.lines().filter(|line| line.starts_with(family) && line.contains(&exemplar));
+        assert_eq!(named.count(), 1, "{family}");
+    }
+    assert!(!open.contains(&unsampled), "this trace is not sampled");
+    let text = String::from_utf8(page("text/plain")).unwrap();
+    assert!(text.contains("fetchproxy_fetch_seconds_count 2"));
+    assert!(!text.contains("trace_id"), "the text format has no exemplars");
 }
 
 #[tokio::test]
