@@ -38,6 +38,7 @@ use testkit::{
     nats_server::NatsServer,
     proxy::Proxy,
     relay::Relay,
+    scrape::{Books, Scrape},
 };
 use tokio::{sync::watch, task::JoinSet, time::sleep};
 use workers::{Phase, Worker};
@@ -151,6 +152,12 @@ async fn run(args: &Args, seed: u64) -> ExitCode {
     phase.send_replace(Phase::Over);
     workers.join_all().await;
     witness.abort();
+    match Scrape::of(&proxy.ops).books() {
+        Ok(Books { began, ended, held }) => {
+            println!("\nleases by the metrics: {began} began, {ended} ended, {held} are held");
+        }
+        Err(why) => log.wrong(format!("the metrics of the leases do not balance: {why}")),
+    }
 
     let mut records = log.read();
     records.stored = stored;

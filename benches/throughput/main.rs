@@ -18,16 +18,17 @@ mod guarded;
 mod memory;
 mod noop;
 mod one_call;
+mod other;
 mod proxied;
 mod setup;
-mod traced;
 
 use std::{future::Future, path::PathBuf, time::Instant};
 
 use clap::Parser;
 use guarded::Guarded;
+use other::OtherProxy;
 use setup::{Cpu, Setup};
-use traced::Traced;
+use testkit::traces::TraceReceiver;
 
 #[derive(Parser)]
 struct Args {
@@ -154,7 +155,8 @@ async fn run(args: Args) {
         async || proxied::singles(&setup, 8, one).await,
     )
     .await;
-    let traced = Traced::start(&setup).await;
+    let receiver = TraceReceiver::start().await;
+    let traced = OtherProxy::traced(&setup, &receiver);
     row(
         &args,
         "n=100 confirmed, 8 clients: traces at 1 % / off",
@@ -170,8 +172,23 @@ async fn run(args: Args) {
     )
     .await;
     if "traces".contains(&args.only) {
-        println!("  {} spans were received", traced.spans());
+        println!("  {} spans were received", receiver.spans().len());
     }
+    let unmetered = OtherProxy::without_metrics(&setup);
+    row(
+        &args,
+        "n=100 confirmed, 8 clients: metrics on / off",
+        async || proxied::batches(&setup, 8, hundred, true).await,
+        async || unmetered.batches(&setup, 8, hundred).await,
+    )
+    .await;
+    row(
+        &args,
+        "n=1 confirmed, 8 clients: metrics on / off",
+        async || proxied::singles(&setup, 8, one).await,
+        async || unmetered.singles(&setup, 8, one).await,
+    )
+    .await;
     row(
         &args,
         "settles of 100: forwarded / at the owner",

@@ -1,4 +1,4 @@
-//! The same calls at a proxy that traces one call in a hundred, and sends the spans to a receiver in this process.
+//! The same calls at another proxy of this build, which has flags or variables that the first has not.
 
 use testkit::{proxy::Proxy, traces::TraceReceiver};
 
@@ -7,43 +7,39 @@ use crate::{
     setup::{FLAGS, Setup},
 };
 
-/// A proxy with traces, on the nats-server of the other.
-pub struct Traced {
-    proxy: Proxy,
-    receiver: TraceReceiver,
-}
+/// A proxy on the nats-server of the first.
+pub struct OtherProxy(Proxy);
 
-impl Traced {
-    pub async fn start(setup: &Setup) -> Self {
-        let receiver = TraceReceiver::start().await;
+impl OtherProxy {
+    /// A proxy without metrics.
+    pub fn without_metrics(setup: &Setup) -> Self {
+        Self(Proxy::start_at(&setup.nats_url(), &[&FLAGS[..], &["--metrics", "off"]].concat()))
+    }
+
+    /// A proxy that traces one call in a hundred, and sends the spans to this receiver.
+    pub fn traced(setup: &Setup, receiver: &TraceReceiver) -> Self {
         let variables = [
             ("OTEL_EXPORTER_OTLP_ENDPOINT", &*receiver.url),
             ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"),
             ("OTEL_TRACES_SAMPLER_ARG", "0.01"),
         ];
-        let proxy = Proxy::start_with(&setup.nats_url(), &FLAGS, &variables);
-        Self { proxy, receiver }
+        Self(Proxy::start_with(&setup.nats_url(), &FLAGS, &variables))
     }
 
     /// As [`proxied::batches`], confirmed.
     pub async fn batches(&self, setup: &Setup, clients: usize, messages: usize) -> Half {
         let clients = self.connect(clients).await;
-        let cpu = setup.cpu_of(self.proxy.pid());
+        let cpu = setup.cpu_of(self.0.pid());
         proxied::batches_of(setup, clients, &cpu, messages, true).await
     }
 
     /// As [`proxied::singles`].
     pub async fn singles(&self, setup: &Setup, clients: usize, messages: usize) -> Half {
         let clients = self.connect(clients).await;
-        proxied::singles_of(setup, clients, &setup.cpu_of(self.proxy.pid()), messages).await
-    }
-
-    /// The spans that were received.
-    pub fn spans(&self) -> usize {
-        self.receiver.spans().len()
+        proxied::singles_of(setup, clients, &setup.cpu_of(self.0.pid()), messages).await
     }
 
     async fn connect(&self, count: usize) -> Vec<proxied::Client> {
-        proxied::connect(&format!("http://{}", self.proxy.grpc), count).await
+        proxied::connect(&format!("http://{}", self.0.grpc), count).await
     }
 }
