@@ -196,9 +196,10 @@ async fn develop(
         dev::PrivateServer::start(args.nats_server.as_deref(), args.store_dir.as_deref()).await?;
     dev::fill(&server, args.samples as usize).await?;
     let serve = Serve::load(args.serve(server.url())?)?;
-    let nats = server.url().to_owned();
+    let (nats, tls) = (server.url().to_owned(), serve.tls.is_some());
     let hints = |bound: app::BoundAddresses| {
-        let hints = dev::hints(bound.grpc, bound.ops, &nats, args.grpcurl.as_deref());
+        let at = dev::ServedAt { grpc: bound.grpc, tls, ops: bound.ops, nats: &nats };
+        let hints = dev::hints(at, args.grpcurl.as_deref());
         // The service must neither stop at a closed terminal nor wait for a blocked terminal.
         let print = move || std::io::stdout().write_all(hints.as_bytes());
         let _ = std::thread::Builder::new().spawn(print);

@@ -34,10 +34,25 @@ pub async fn fill(
     nats::provision(server.url(), &what, samples::samples(count)).await
 }
 
+/// The addresses of a service.
+#[derive(Debug, Clone, Copy)]
+pub struct ServedAt<'u> {
+    /// The port of the clients.
+    pub grpc: SocketAddr,
+    /// Whether that port has TLS.
+    pub tls: bool,
+    /// The port of the operators.
+    pub ops: SocketAddr,
+    /// The URL of the private nats-server.
+    pub nats: &'u str,
+}
+
 /// Lines for a person with a terminal: the addresses, and commands to paste.
-pub fn hints(grpc: SocketAddr, ops: SocketAddr, nats: &str, grpcurl: Option<&Path>) -> String {
+pub fn hints(at: ServedAt<'_>, grpcurl: Option<&Path>) -> String {
+    let ServedAt { grpc, tls, ops, nats } = at;
     let grpcurl = grpcurl.map_or(PathBuf::from("grpcurl"), Path::to_path_buf);
-    let grpcurl = format!("{} -plaintext", grpcurl.display());
+    let security = if tls { "-cacert CA_FILE" } else { "-plaintext" };
+    let grpcurl = format!("{} {security}", grpcurl.display());
     let fetch = format!(
         r#"{{"stream":"{STREAM}","consumer":"{CONSUMER}","n":2,"codec":"CODEC_AUTO","lease":"600s"}}"#
     );
@@ -58,4 +73,21 @@ pub fn hints(grpc: SocketAddr, ops: SocketAddr, nats: &str, grpcurl: Option<&Pat
          Ctrl-C ends everything.\n",
         service = crate::grpc::SERVICE,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_to_paste_speak_as_the_port_does() {
+        let [grpc, ops] = [50_051, 8_080].map(|port| ([127, 0, 0, 1], port).into());
+        for (tls, spoken, not) in
+            [(false, "-plaintext", "-cacert"), (true, "-cacert CA_FILE", "-plaintext")]
+        {
+            let text = hints(ServedAt { grpc, tls, ops, nats: "nats://127.0.0.1:4222" }, None);
+            assert_eq!(text.matches(spoken).count(), 5, "{text}");
+            assert!(!text.contains(not), "{text}");
+        }
+    }
 }

@@ -32,7 +32,7 @@ fn check(args: PolicyCheckArgs) -> Outcome<u8> {
         }
         let (principals, rules) = policy.counts();
         let digest = policy.digest();
-        say(&format!("ok: {principals} principals, {rules} rules, digest {digest}"))?;
+        say(&format!("ok: principals {principals}, rules {rules}, digest {digest}"))?;
         for issuer in policy.issuers() {
             say(&format!("issuer {}: {}", issuer.name, issuer.in_words()))?;
         }
