@@ -7,8 +7,11 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use prometheus_client::metrics::{
-    counter::Counter, exemplar::HistogramWithExemplars, gauge::Gauge, histogram::Histogram,
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{
+        counter::Counter, exemplar::HistogramWithExemplars, gauge::Gauge, histogram::Histogram,
+    },
 };
 
 use super::{
@@ -37,8 +40,11 @@ pub(super) enum Series {
     TracedHistogram(HistogramWithExemplars<TraceLabel>),
 }
 
-/// The label of an exemplar, which names a trace.
-pub(super) type TraceLabel = [(&'static str, String); 1];
+/// The label of an exemplar.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct TraceLabel {
+    trace_id: String,
+}
 
 /// A counter of one series. `None`: nothing is counted.
 #[derive(Debug, Clone, Default)]
@@ -238,7 +244,7 @@ impl TracedTimes {
     /// `trace_id`: the trace of what took so long, if it is sampled.
     pub(super) fn observe(&self, value: f64, trace_id: Option<String>) {
         if let Some(histogram) = &self.0 {
-            histogram.observe(value, trace_id.map(|id| [("trace_id", id)]), None);
+            histogram.observe(value, trace_id.map(|trace_id| TraceLabel { trace_id }), None);
         }
     }
 }

@@ -57,6 +57,7 @@ pub async fn happen(world: &Arc<World>, what: Outage) {
             net.accident(|network| network.refuse(right));
             sleep(millis(length)).await;
             net.accident(|network| network.grant(right));
+            world.watch().right_is_back();
         }
     }
 }

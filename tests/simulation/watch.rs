@@ -188,6 +188,11 @@ impl Watch {
         self.ledger.troubles.add(span);
     }
 
+    /// The user of NATS has a right again. A replica that could not read a consumer meanwhile starts anew.
+    pub fn right_is_back(&mut self) {
+        self.ledger.forget_refusals(None);
+    }
+
     /// The time of the world jumps while timers stand still.
     pub fn jumps(&mut self, length: Duration, now: Time) {
         self.ledger.troubles.lengthen(length, now);

@@ -198,7 +198,7 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// A consumer is deleted, or all are. No replica knows of a refusal at the consumer that comes after it.
+    /// From now on, no replica has to know of earlier refusals at a consumer. `None`: at all consumers.
     pub fn forget_refusals(&mut self, consumer: Option<&ConsumerName>) {
         self.refused.retain(|(_, name), _| consumer.is_some_and(|deleted| deleted != name));
     }

@@ -4,7 +4,8 @@
 //! "Every right is asked as it is at that moment: if a principal loses `settle`, its leases end unsettled."
 //!
 //! "NATS_PERMISSION: not applied. The lease is still yours." Without acks, nothing keeps a message for longer than its
-//! ack wait. A replica knows of a refusal until an ack is confirmed, or the consumer is deleted.
+//! ack wait. A replica knows of a refusal until an ack is confirmed, the consumer is deleted, or a right
+//! is back.
 
 use std::time::Duration;
 
@@ -143,6 +144,22 @@ mod tests {
             let call = lab.ask(1, id, &extend(2_000));
             lab.succeed(call, pb::Outcome::Extended, 2_000);
             assert_eq!(lab.found(), found, "{refused_again}");
+        }
+    }
+
+    #[test]
+    fn refusal_counts_until_a_right_is_back() {
+        for (back, found) in [(false, vec![CHECK]), (true, vec![])] {
+            let mut lab = Lab::new();
+            let id = lab.held();
+            lab.refuse_acks(1);
+            lab.wait(300);
+            if back {
+                lab.watch().right_is_back();
+            }
+            let call = lab.ask(1, id, &extend(2_000));
+            lab.succeed(call, pb::Outcome::Extended, 2_000);
+            assert_eq!(lab.found(), found, "{back}");
         }
     }
 
