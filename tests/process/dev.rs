@@ -16,15 +16,20 @@ pub struct Dev {
 
 impl Dev {
     pub fn start(flags: &[&str]) -> Self {
-        Self::started(None, flags)
+        Self::started(None, flags, &[])
+    }
+
+    /// With variables of `serve`.
+    pub fn start_with(variables: &[(String, String)]) -> Self {
+        Self::started(None, &[], variables)
     }
 
     /// Its standard output goes there.
     pub fn start_printing_to(stdout: Stdio, flags: &[&str]) -> Self {
-        Self::started(Some(stdout), flags)
+        Self::started(Some(stdout), flags, &[])
     }
 
-    fn started(stdout: Option<Stdio>, flags: &[&str]) -> Self {
+    fn started(stdout: Option<Stdio>, flags: &[&str], variables: &[(String, String)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let output = fs::File::create(folder.path().join("out")).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_fetch-proxy"))
@@ -35,6 +40,7 @@ impl Dev {
             .arg(which(&nats_server::binary()))
             .args(flags)
             .env("TMPDIR", folder.path())
+            .envs(variables.iter().cloned())
             .stderr(Stdio::from(output.try_clone().unwrap()))
             .stdout(stdout.unwrap_or_else(|| Stdio::from(output)))
             .spawn()

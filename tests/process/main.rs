@@ -26,6 +26,7 @@ mod quotas;
 mod request_log;
 mod status;
 mod tls;
+mod tls_page;
 mod tokens;
 mod traces;
 mod tutorial;
