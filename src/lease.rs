@@ -35,6 +35,7 @@
 //! read the clock before it gets the lock, so `now` may be earlier than the `now` of an earlier call. The
 //! latest one counts. Every call is bounded: a call that concerns many leases works in steps.
 
+mod again;
 mod ended;
 mod entry;
 mod handover;
@@ -97,9 +98,7 @@ impl<T> LeaseTable<T> {
     /// same message ends and is returned: the arrival proves that JetStream gave the message away.
     pub fn grant(&mut self, terms: Terms, payload: T) -> (LeaseId, Option<(LeaseId, T)>) {
         self.advance(terms.received);
-        let id = self.next;
-        // 2^64 leases at a million a second last for half a million years.
-        self.next = LeaseId(id.0.saturating_add(1));
+        let id = self.next_id();
         let lease = Lease::new(&terms, payload, self.origin);
         (id, self.store.insert(id, lease))
     }
@@ -267,6 +266,13 @@ impl<T> LeaseTable<T> {
     #[doc(hidden)]
     pub fn check(&self) {
         self.store.check_all();
+    }
+
+    fn next_id(&mut self) -> LeaseId {
+        let id = self.next;
+        // 2^64 leases at a million a second last for half a million years.
+        self.next = LeaseId(id.0.saturating_add(1));
+        id
     }
 
     /// The table's time, which never goes back.

@@ -253,6 +253,15 @@ impl<T> Lease<T> {
         };
     }
 
+    /// The same for the caller that has it. The lease does not end earlier by this.
+    pub(super) fn assign_again(&mut self, length: Option<Nanos>, now: Nanos, latest: Nanos) {
+        let (until, deadline) = (self.until, self.deadline());
+        self.assign(length, now, latest);
+        if self.deadline() < deadline && !matches!(until, Until::Assigned) {
+            self.until = until;
+        }
+    }
+
     /// Moves the end to `length` from now, or by the length of the assignment, but at most to `latest`.
     pub(super) fn extend(&mut self, length: Option<Nanos>, now: Nanos, latest: Nanos) {
         let patience = self.ack_wait - margin_of(self.ack_wait);

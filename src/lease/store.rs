@@ -126,6 +126,22 @@ impl<T> Store<T> {
         Some(payload)
     }
 
+    /// Gives a lease the next id. Its old id has lapsed.
+    pub(super) fn rename(&mut self, id: LeaseId, new: LeaseId) {
+        self.outcomes.extend_to(new);
+        let Some(lease) = self.leases.remove(&id) else { return };
+        if let Some(consumer) = self.consumers.get_mut(&lease.consumer) {
+            consumer.by_sequence.insert(lease.sequence, new);
+        }
+        if let Some(at) = lease.due_at() {
+            self.due.remove(&(at, id));
+            self.due.insert((at, new));
+        }
+        self.leases.insert(new, lease);
+        self.outcomes.remember(id, Ended::Lapsed);
+        self.check(new);
+    }
+
     /// Takes a lease out, and does not remember its end.
     pub(super) fn take(&mut self, id: LeaseId) -> Option<T> {
         let lease = *self.leases.remove(&id)?;

@@ -57,6 +57,56 @@ fn settle_by_is_the_earlier_of_both_clocks() {
 }
 
 #[test]
+fn repeated_assignment_never_ends_a_lease_earlier() {
+    let seconds = Duration::from_secs;
+    let mut timed = TimedTable::new();
+    let id = timed.assigned(20_000);
+    let again = timed.table.assign_again(id, Some(seconds(5)), timed.at(1000)).unwrap();
+    assert_eq!((again.deadline, again.settle_by), (timed.at(20_000), timed.at(ACK_BY)));
+    let again = timed.table.assign_again(id, None, timed.at(1000)).unwrap();
+    assert_eq!(again.deadline, timed.at(20_000), "JetStream alone waits for less");
+    let again = timed.table.assign_again(id, Some(seconds(30)), timed.at(1000)).unwrap();
+    assert_eq!(again.deadline, timed.at(31_000));
+    assert_eq!(timed.table.assign_again(id, Some(seconds(60)), timed.at(31_000)), Err(OVER));
+}
+
+#[test]
+fn reissued_lease_is_that_of_its_message_and_its_old_id_has_ended() {
+    let mut timed = TimedTable::new();
+    let old = timed.assigned(2000);
+    let new = timed.table.reissue(old, timed.at(1000)).unwrap();
+    assert_eq!((timed.table.payload(old), timed.table.payload(new)), (None, Some(&"one")));
+    assert_eq!(timed.begin(old, SettleKind::Ack, 1000).unwrap_err(), OVER);
+    assert_eq!(timed.table.reissue(old, timed.at(1000)), None);
+    // The caller's end counts no more, and JetStream's clock has not moved.
+    assert_eq!((timed.sweep(2000), timed.ack_by(new)), (vec![], u128::from(ACK_BY)));
+    let (_, older) = timed.table.grant(timed.terms(1, 3000), "again");
+    assert_eq!(older, Some((new, "one")), "the message arrives again");
+    timed.table.check();
+}
+
+#[test]
+fn reissued_last_attempt_is_kept_for_its_next_caller() {
+    let mut timed = TimedTable::new();
+    let old = timed.last_attempt();
+    timed.table.assign(old, Some(Duration::from_secs(2)), timed.at(0)).unwrap();
+    let new = timed.table.reissue(old, timed.at(1000)).unwrap();
+    assert!(matches!(timed.sweep(5000)[..], [Due::Progress { id }] if id == new));
+    timed.progressed(new, 5000, 5000);
+    assert_eq!(timed.ack_by(new), 5000 + u128::from(ACK_BY));
+}
+
+#[test]
+fn lease_that_is_being_settled_is_not_reissued() {
+    let mut timed = TimedTable::new();
+    let id = timed.assigned(20_000);
+    timed.begin(id, SettleKind::Ack, 10).unwrap();
+    assert_eq!(timed.table.reissue(id, timed.at(20)), None);
+    timed.finish(id, PublishOutcome::Unconfirmed, 30);
+    assert_eq!(timed.table.reissue(id, timed.at(40)), None, "it may be done");
+}
+
+#[test]
 fn extend_counts_from_now_and_may_shorten() {
     let mut timed = TimedTable::new();
     let id = timed.assigned(1000);

@@ -7,7 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fetch_proxy::lease::{BeginResult, ConsumerId, Due, LeaseId, LeaseTable, Revoked, Terms};
+use fetch_proxy::lease::{
+    Assigned, BeginResult, ConsumerId, Due, LeaseError, LeaseId, LeaseTable, Revoked, Terms,
+};
 use proptest::prelude::*;
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state_machine};
 
@@ -34,6 +36,8 @@ pub(super) struct World {
     slept: i64,
     noticed: (i64, i64),
     incarnations: u32,
+    /// The lease of the last call.
+    called: u64,
     /// The last answer of the reference.
     reply: Reply,
 }
@@ -61,6 +65,8 @@ impl World {
     fn call(&mut self, id: u64, call: Call) -> Reply {
         match call {
             Call::Assign(length) => self.table.assign(id, length),
+            Call::AssignAgain(length) => self.table.assign_again(id, length),
+            Call::Reissue => self.table.reissue(id),
             Call::Extend(length) => self.table.extend(id, length),
             Call::Reclaim => self.table.reclaim(id),
             Call::Begin(kind) => self.table.begin(id, kind),
@@ -96,6 +102,7 @@ impl ReferenceStateMachine for World {
             slept: 0,
             noticed: (0, 0),
             incarnations: 2,
+            called: 1,
             reply: Reply::Nothing,
         };
         (ack_waits(), longest()).prop_map(world).boxed()
@@ -114,7 +121,8 @@ impl ReferenceStateMachine for World {
             }
             Step::Call { back, call, late } => {
                 world.table.advance(world.real(world.call_time(*late)));
-                world.call(world.id(*back), *call)
+                world.called = world.id(*back);
+                world.call(world.called, *call)
             }
             Step::Sweep { .. } => world.table.sweep(world.real(clock)),
             Step::EndConsumer { name } => {
@@ -189,12 +197,23 @@ impl Tested {
 
     fn call(&mut self, id: LeaseId, call: Call, now: Instant, sent_at: Instant) -> Reply {
         match call {
-            Call::Assign(length) => match self.table.assign(id, length.map(duration), now) {
-                Ok(assigned) => Reply::Assigned {
-                    deadline: self.millis(assigned.deadline),
-                    settle_by: self.millis(assigned.settle_by),
-                },
-                Err(error) => error.into(),
+            Call::Assign(length) => {
+                let assigned = self.table.assign(id, length.map(duration), now);
+                self.assigned(assigned)
+            }
+            Call::AssignAgain(length) => {
+                let assigned = self.table.assign_again(id, length.map(duration), now);
+                self.assigned(assigned)
+            }
+            Call::Reissue => match self.table.reissue(id, now) {
+                Some(new) => {
+                    self.table.update_payload(new, |payload| {
+                        own(id, *payload);
+                        *payload = new.get();
+                    });
+                    Reply::Granted { id: new.get(), superseded: None }
+                }
+                None => Reply::Nothing,
             },
             Call::Extend(length) => match self.table.extend(id, length.map(duration), now) {
                 Ok(deadline) => Reply::Extended(self.millis(deadline)),
@@ -242,6 +261,16 @@ impl Tested {
                 self.table.progressed(id, sent_at, confirmed, now);
                 Reply::Nothing
             }
+        }
+    }
+
+    fn assigned(&self, assigned: Result<Assigned, LeaseError>) -> Reply {
+        match assigned {
+            Ok(assigned) => Reply::Assigned {
+                deadline: self.millis(assigned.deadline),
+                settle_by: self.millis(assigned.settle_by),
+            },
+            Err(error) => error.into(),
         }
     }
 
@@ -303,11 +332,11 @@ impl StateMachineTest for World {
     fn apply(mut tested: Tested, world: &Self, step: Step) -> Tested {
         let reply = match step {
             Step::Grant(arrival) => tested.grant(&arrival, world),
-            Step::Call { back, call, late } => {
+            Step::Call { call, late, .. } => {
                 let now = tested.at(world.call_time(late));
                 let ago = if let Call::Progressed { ago, .. } = call { ago } else { 0 };
                 let sent_at = tested.at(world.ago(ago));
-                tested.call(LeaseId::new(world.id(back)).unwrap(), call, now, sent_at)
+                tested.call(LeaseId::new(world.called).unwrap(), call, now, sent_at)
             }
             Step::Sweep { limit } => tested.sweep(limit, tested.at(world.clock)),
             Step::EndConsumer { name } => {

@@ -125,6 +125,32 @@ impl Reference {
         )
     }
 
+    pub(super) fn assign_again(&mut self, id: u64, length: Option<i64>) -> Reply {
+        let before = match self.held(id) {
+            Ok(lease) => lease.clone(),
+            Err(error) => return error,
+        };
+        let again = self.assign(id, length);
+        let lease = self.lease(id).unwrap();
+        // A lease without an end has no caller yet.
+        let Some(deadline) = before.deadline().filter(|before| lease.deadline() < Some(*before))
+        else {
+            return again;
+        };
+        lease.until = before.until;
+        Reply::Assigned { deadline, settle_by: deadline.min(lease.ack_by()) }
+    }
+
+    pub(super) fn reissue(&mut self, id: u64) -> Reply {
+        let Ok(lease) = self.held(id).map(|lease| lease.clone()) else { return Reply::Nothing };
+        self.granted += 1;
+        self.end(id, Ended::Expired);
+        let mut lease = Lease { id: self.granted, ..lease };
+        lease.reclaim();
+        self.leases.push(lease);
+        Reply::Granted { id: self.granted, superseded: None }
+    }
+
     pub(super) fn extend(&mut self, id: u64, length: Option<i64>) -> Reply {
         let (now, longest) = (self.now, self.longest);
         self.held(id).map_or_else(

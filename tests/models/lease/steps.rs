@@ -47,6 +47,10 @@ pub(super) enum Step {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Call {
     Assign(Option<i64>),
+    /// Its caller repeats its call.
+    AssignAgain(Option<i64>),
+    /// Its caller gives it back.
+    Reissue,
     Extend(Option<i64>),
     Reclaim,
     Begin(SettleKind),
@@ -109,6 +113,8 @@ fn call() -> impl Strategy<Value = Call> {
     let progressed = (tens(0..6), prop::bool::weighted(0.8));
     prop_oneof![
         6 => prop::option::of(length()).prop_map(Call::Assign),
+        3 => prop::option::of(length()).prop_map(Call::AssignAgain),
+        1 => Just(Call::Reissue),
         4 => prop::option::of(length()).prop_map(Call::Extend),
         2 => Just(Call::Reclaim),
         10 => kind.prop_map(Call::Begin),
