@@ -59,6 +59,14 @@ pub trait Broker: Send + Sync + 'static {
         until: Instant,
     ) -> impl Future<Output = Result<Search, InfoError>> + Send;
 
+    /// Reads the messages of these deliveries again, as they are stored: one result each, in their order. `None`: the
+    /// message is no longer stored. Bounded by `until`.
+    fn read_again(
+        &self,
+        deliveries: &[AckSubject],
+        until: Instant,
+    ) -> impl Future<Output = Result<Vec<Option<Delivery>>, InfoError>> + Send;
+
     /// Settles deliveries: one result for each publish, in their order.
     ///
     /// With [`Confirmation::Confirmed`] a result is `Ok` if the broker confirmed it before

@@ -29,6 +29,7 @@ mod provision;
 mod request_mux;
 mod settings;
 mod settle;
+mod stored;
 mod subscriptions;
 mod supervisor;
 mod unreadable;
@@ -53,7 +54,7 @@ use self::{
 use crate::{
     broker::{
         AckPublish, AckSubject, Broker, BrokerError, Confirmation, ConnectionKind, ConsumerInfo,
-        ConsumerName, InfoError, JetStream, Link, Search,
+        ConsumerName, Delivery, InfoError, JetStream, Link, Search,
     },
     bus::{Bus, Incoming, RequestError},
     metrics::{FamilyId, Metrics},
@@ -137,6 +138,17 @@ impl Broker for Nats {
     ) -> Result<Search, InfoError> {
         match self.supervisor.api() {
             Ok(api) => poison::find(&api, self.supervisor.presence(), name, from, until).await,
+            Err(why) => Err(InfoError::Unavailable(why)),
+        }
+    }
+
+    async fn read_again(
+        &self,
+        deliveries: &[AckSubject],
+        until: Instant,
+    ) -> Result<Vec<Option<Delivery>>, InfoError> {
+        match self.supervisor.api() {
+            Ok(api) => stored::read(&api, deliveries, until).await,
             Err(why) => Err(InfoError::Unavailable(why)),
         }
     }

@@ -78,10 +78,10 @@ pub(super) struct AckFacts<'s> {
     pub(super) stream: &'s str,
     pub(super) consumer: &'s str,
     pub(super) delivery_count: u64,
-    stream_sequence: u64,
-    consumer_sequence: u64,
-    published: u64,
-    pending: u64,
+    pub(super) stream_sequence: u64,
+    pub(super) consumer_sequence: u64,
+    pub(super) published: u64,
+    pub(super) pending: u64,
 }
 
 impl<'s> AckFacts<'s> {

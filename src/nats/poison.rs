@@ -60,7 +60,7 @@ pub(super) async fn find(
 }
 
 /// The number of answers at once with messages of this size. Base64 makes messages larger by a third.
-fn window(max_payload: u64) -> usize {
+pub(super) fn window(max_payload: u64) -> usize {
     let fit = WINDOW_BYTES / (max_payload + max_payload / 3).max(1);
     usize::try_from(fit).unwrap_or(WINDOW).clamp(1, WINDOW)
 }

@@ -46,6 +46,7 @@ mod pulling;
 mod restarted;
 mod settling;
 mod stale;
+mod stored;
 mod streams;
 mod unreadable;
 mod worlds;

@@ -12,7 +12,7 @@ use fetch_proxy::{
     admin::{Inspector, ReplicaFacts},
     broker::{
         AckPublish, AckSubject, Broker, BrokerError, Confirmation, ConnectionKind, ConsumerInfo,
-        ConsumerName, InfoError, JetStream, Link, Search,
+        ConsumerName, Delivery, InfoError, JetStream, Link, Search,
     },
     bus::{Bus, Incoming, RequestError},
     clock,
@@ -288,6 +288,14 @@ impl Broker for Linked {
         self.broker.unreadable(name, from, until).await
     }
 
+    async fn read_again(
+        &self,
+        deliveries: &[AckSubject],
+        until: Instant,
+    ) -> Result<Vec<Option<Delivery>>, InfoError> {
+        self.broker.read_again(deliveries, until).await
+    }
+
     async fn settle(
         &self,
         orders: Vec<AckPublish>,
@@ -412,11 +420,11 @@ impl Member {
         self.lessor.held() == 0 && self.lessor.room() as usize == self.most
     }
 
-    /// It does not hear questions of operators any more, as an older version.
+    /// It hears neither questions of operators nor those for attempts any more, as an older version.
     pub fn is_older(&self) {
         let mut state = self.net.lock();
         let (subjects, _) = state.ears.get_mut(&self.us).unwrap();
-        subjects.retain(|subject| !subject.ends_with(".admin"));
+        subjects.retain(|subject| !subject.ends_with(".admin") && !subject.ends_with(".attempt"));
     }
 
     /// Nobody hears of it any more.

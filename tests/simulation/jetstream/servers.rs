@@ -7,7 +7,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use fetch_proxy::broker::{AckKind, ConsumerInfo, ConsumerName, InfoError, PullEnd, PullRequest};
+use fetch_proxy::broker::{
+    AckKind, AckSubject, ConsumerInfo, ConsumerName, Delivery, InfoError, PullEnd, PullRequest,
+};
 
 use super::{
     ack_subject::{AckedDelivery, parse, subject_of},
@@ -365,6 +367,26 @@ impl JetStream {
             poison(sequence).then(|| (sequence, subject_of(name, (1, sequence, 1), newest.0, 0)))
         };
         pending.filter_map(subject).collect()
+    }
+
+    /// A delivery with its message as it is stored. `None`: the message is stored no longer.
+    pub fn stored(&self, ack: &AckSubject) -> Option<Delivery> {
+        let AckedDelivery { name, delivery_count, stream_sequence, consumer_sequence, .. } =
+            parse(&ack.0)?;
+        let message = self.streams.get(&name.stream)?.messages.get(stream_sequence)?;
+        let mut tokens = ack.0.rsplit('.').map(str::parse);
+        let (pending, published) = (tokens.next()?.ok()?, tokens.next()?.ok()?);
+        Some(Delivery {
+            ack: ack.clone(),
+            subject: message.subject.clone(),
+            payload: message.payload.clone(),
+            headers: Vec::new(),
+            stream_sequence,
+            consumer_sequence,
+            delivery_count,
+            pending,
+            published,
+        })
     }
 
     // Time.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use fetch_proxy::{
     broker::{
         AckPublish, AckSubject, Broker, BrokerError, Confirmation, ConnectionKind, ConsumerInfo,
-        ConsumerName, InfoError, JetStream, Link, Search, Unreadable,
+        ConsumerName, Delivery, InfoError, JetStream, Link, Search, Unreadable,
     },
     bus::{Bus, Incoming, RequestError},
 };
@@ -96,6 +96,27 @@ impl Broker for SimBroker {
             why: "poison".to_owned(),
         });
         Ok(Search { found: found.collect(), complete: true })
+    }
+
+    async fn read_again(
+        &self,
+        deliveries: &[AckSubject],
+        until: Instant,
+    ) -> Result<Vec<Option<Delivery>>, InfoError> {
+        let mut found = Vec::new();
+        for ack in deliveries {
+            let Some((name, _)) = Self::delivery_of(ack) else {
+                found.push(None);
+                continue;
+            };
+            let read = |reply| Up::Read { name, ack: ack.clone(), reply };
+            match requests::ask(&self.net, self.side, until, read).await {
+                Ok(Answer::Stored(stored)) => found.push(stored.map(|stored| *stored)),
+                Ok(Answer::Refused(subject)) => return Err(InfoError::Permission(subject)),
+                Ok(_) | Err(_) => return Err(InfoError::Unavailable("no answer".to_owned())),
+            }
+        }
+        Ok(found)
     }
 
     async fn settle(

@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 use fetch_proxy::{
-    broker::{AckKind, AckSubject, Arrival, ConsumerInfo, ConsumerName, InfoError, PullRequest},
+    broker::{
+        AckKind, AckSubject, Arrival, ConsumerInfo, ConsumerName, Delivery, InfoError, PullRequest,
+    },
     bus::Incoming,
 };
 
@@ -23,6 +25,12 @@ pub(super) enum Up {
     /// Searches for messages that break connections.
     Look {
         name: ConsumerName,
+        reply: u64,
+    },
+    /// Reads the message of a delivery again.
+    Read {
+        name: ConsumerName,
+        ack: AckSubject,
         reply: u64,
     },
     /// A message of a replica to itself.
@@ -107,6 +115,7 @@ pub(super) enum Answer {
         old: bool,
     },
     Found(Vec<(u64, String)>),
+    Stored(Option<Box<Delivery>>),
     Said(Bytes),
     Refused(String),
 }

@@ -72,7 +72,8 @@ impl Desk<'_> {
             Up::Pull { ref name, .. }
             | Up::Ack(Ack { ref name, .. })
             | Up::Info { ref name, .. }
-            | Up::Look { ref name, .. } => {
+            | Up::Look { ref name, .. }
+            | Up::Read { ref name, .. } => {
                 let name = name.clone();
                 self.meet(&name);
                 match self.leaders.handler(&name, server, self.now) {
@@ -175,7 +176,7 @@ impl Desk<'_> {
                 return self.end_pull(wire, (inbox, asked.no), PullEnd::Permission(subject));
             }
             Up::Ack(Ack { reply, .. }) => reply,
-            Up::Info { reply, .. } | Up::Look { reply, .. } => Some(reply),
+            Up::Info { reply, .. } | Up::Look { reply, .. } | Up::Read { reply, .. } => Some(reply),
             _ => None,
         };
         let refused = Down::Refused { subject, question };
@@ -221,6 +222,10 @@ impl Desk<'_> {
             Up::Look { name, reply } => {
                 let found = self.model.unreadable(&name);
                 self.answer(server, wire, reply, Answer::Found(found));
+            }
+            Up::Read { ack, reply, .. } => {
+                let stored = self.model.stored(&ack).map(Box::new);
+                self.answer(server, wire, reply, Answer::Stored(stored));
             }
             _ => {}
         }
@@ -346,7 +351,8 @@ fn consumer_of(what: &Up) -> Option<&ConsumerName> {
         Up::Pull { name, .. }
         | Up::Ack(Ack { name, .. })
         | Up::Info { name, .. }
-        | Up::Look { name, .. } => Some(name),
+        | Up::Look { name, .. }
+        | Up::Read { name, .. } => Some(name),
         Up::Probe(_) | Up::Subscribe(_) | Up::Say { .. } | Up::Ask { .. } => None,
     }
 }

@@ -96,6 +96,8 @@ struct State {
     told: Option<u64>,
     /// Stream sequences of messages that break every connection.
     poison: BTreeSet<u64>,
+    /// Stream sequences of messages that are stored no longer.
+    removed: BTreeSet<u64>,
     scope: SearchScope,
     looks: usize,
     opened: Vec<ConnectionKind>,
@@ -166,6 +168,7 @@ impl FakeBroker {
             lose_pulls: false,
             told: None,
             poison: BTreeSet::new(),
+            removed: BTreeSet::new(),
             scope: SearchScope::All,
             looks: 0,
             opened: Vec::new(),
@@ -184,6 +187,11 @@ impl FakeBroker {
     pub fn publish(&self, payload: impl Into<bytes::Bytes>) {
         self.state().messages.push(payload.into());
         self.0.changed.notify_waiters();
+    }
+
+    /// The message leaves the stream. A delivery of it stays unsettled.
+    pub fn remove(&self, sequence: u64) {
+        self.state().removed.insert(sequence);
     }
 
     /// A message that breaks every connection that brings it.
@@ -359,9 +367,35 @@ impl State {
             consumer_sequence: self.deliveries,
             delivery_count: *count,
             pending: left as u64,
-            published: self.age.map_or(1, |age| {
-                u64::try_from(clock::unix_time().saturating_sub(age).as_nanos()).unwrap()
-            }),
+            published: self.published_at(),
+        })
+    }
+
+    fn published_at(&self) -> u64 {
+        self.age.map_or(1, |age| {
+            u64::try_from(clock::unix_time().saturating_sub(age).as_nanos()).unwrap()
+        })
+    }
+
+    /// A delivery with its message as it is stored. `None`: it is stored no longer.
+    fn stored(&self, ack: &AckSubject) -> Option<Delivery> {
+        let tokens: Vec<u64> =
+            ack.0.split('.').skip(4).map(|token| token.parse().unwrap()).collect();
+        let [delivery_count, stream_sequence, consumer_sequence, _, pending] = tokens[..] else {
+            panic!("no ack subject: {}", ack.0)
+        };
+        let gone = self.removed.contains(&stream_sequence);
+        let payload = self.messages.get(stream_sequence as usize - 1).filter(|_| !gone)?.clone();
+        Some(Delivery {
+            ack: ack.clone(),
+            subject: "s".into(),
+            payload,
+            headers: Vec::new(),
+            stream_sequence,
+            consumer_sequence,
+            delivery_count,
+            pending,
+            published: self.published_at(),
         })
     }
 
@@ -471,6 +505,24 @@ impl Broker for FakeBroker {
             SearchScope::Nothing => Ok(Search { found: Vec::new(), complete: true }),
             SearchScope::Part => Ok(Search { found: Vec::new(), complete: false }),
             SearchScope::NotAllowed => Err(InfoError::Permission("MSG.GET".into())),
+        }
+    }
+
+    async fn read_again(
+        &self,
+        deliveries: &[AckSubject],
+        until: Instant,
+    ) -> Result<Vec<Option<Delivery>>, InfoError> {
+        if self.state().silent {
+            clock::sleep_until(Some(until)).await;
+            return Err(InfoError::Unavailable("silent".into()));
+        }
+        let state = self.state();
+        match state.scope {
+            SearchScope::NotAllowed => Err(InfoError::Permission("MSG.GET".into())),
+            SearchScope::All | SearchScope::Nothing | SearchScope::Part => {
+                Ok(deliveries.iter().map(|ack| state.stored(ack)).collect())
+            }
         }
     }
 
