@@ -1,4 +1,4 @@
-//! The client behind `fetch-proxy fetch`, `ack`, `nak`, `term`, `extend`, `probe` and the commands for operators, for
+//! The client behind `fetch-proxy fetch`, `give-back`, `ack`, `nak`, `term`, `extend`, `probe` and the commands for operators, for
 //! images without a shell. It uses the contract alone, like any other client.
 //!
 //! `connect` makes a channel, `bearer` adds the credential. `text` and `json` render answers, with what they share in `format`.
@@ -105,6 +105,23 @@ impl Client {
             false => text::settled(&tokens, &answer.results),
         };
         Ok((shown, answer.failed == 0))
+    }
+
+    /// Gives back the messages of a fetch.
+    ///
+    /// # Errors
+    /// The reason why there is no answer, as text.
+    pub async fn give_back(&self, request: pb::GiveBackRequest) -> Shown {
+        let mut request = Request::new(request);
+        request.set_timeout(ANSWER_TIMEOUT);
+        bearer::add(&mut request, &self.addr, self.token_file.as_deref())?;
+        let answer = self.client().await?.give_back(request).await;
+        let answer = answer.map_err(|status| self.explained(&status))?.into_inner();
+        let shown = match self.json {
+            true => json("GiveBackResponse", &answer)?,
+            false => format!("messages given back: {}", answer.messages),
+        };
+        Ok((shown, true))
     }
 
     /// Shows a consumer. Not everything succeeded if it cannot be used.

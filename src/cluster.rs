@@ -11,6 +11,7 @@
 //! `channel`.
 
 mod agreement;
+mod attempts;
 mod audited_tokens;
 mod channel;
 mod clocks;
@@ -44,6 +45,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
+    attempts::{AttemptElsewhere, NamedAttempt},
     channel::Unanswered,
     members::OtherReplica,
     operators::OperatorAnswers,
@@ -65,7 +67,7 @@ use crate::{
     bus::{Bus, Incoming},
     clock,
     keys::Keys,
-    lessor::{Error, Lessor, Settled, Telling},
+    lessor::{Error, FetchCaller, Lessor, Settled, Telling},
     lock::lock,
     refusal_log::RefusalLog,
     simulated::spawn,
@@ -206,6 +208,36 @@ impl<B: Broker + Bus> Cluster<B> {
         self.router.settle(call, span, settler, wanted, confirmation, until).await
     }
 
+    /// Asks the other replicas for an attempt of which nothing is known here, and lends its leases anew for `lease`
+    /// from now. `None`: no replica has answered.
+    pub async fn find_attempt(
+        &self,
+        attempt: &NamedAttempt,
+        lease: Option<Duration>,
+        caller: &FetchCaller,
+    ) -> Option<AttemptElsewhere> {
+        attempts::find(&self.replica, attempt, lease, caller).await
+    }
+
+    /// Gives an attempt back at all replicas. Returns how many messages were given back, as far as is known.
+    ///
+    /// # Errors
+    /// See [`Lessor::give_back_attempt`].
+    pub async fn give_back(&self, attempt: NamedAttempt, until: Instant) -> Result<usize, Error> {
+        let Replica { lessor, .. } = &*self.replica;
+        match lessor.give_back_attempt(&attempt.name, attempt.key(), until).await? {
+            None => attempts::give_back(&self.replica, &attempt).await,
+            Some(count) => {
+                // An earlier call of the attempt may have come to another replica.
+                let replica = self.replica.clone();
+                spawn(&self.tasks, async move {
+                    let _ = attempts::give_back(&replica, &attempt).await;
+                });
+                Ok(count)
+            }
+        }
+    }
+
     /// Hands all leases to a replica that stays. Tries each such replica until `until`. `true`: no lease
     /// is left here. `false`: no replica takes the leases, and they stay here.
     pub async fn hand_over(&self, until: Instant) -> bool {
@@ -302,6 +334,7 @@ impl<B: Broker + Bus> Cluster<B> {
             Topic::Settle => self.router.answer(*nonce, body).await,
             Topic::Handover => self.receiver.answer(body).await,
             Topic::Sighting => sighting::heard(&self.replica.lessor, body).await,
+            Topic::Attempt => attempts::answer(&self.replica, body).await,
             Topic::Admin => self.operators.answer(body.clone()).await,
         }
     }

@@ -10,7 +10,7 @@ use crate::{
     app, client,
     config::{
         AckArgs, BY_HAND, CallArgs, ClientTlsArgs, CodecArg, Command, ConsumerArgs, DevArgs,
-        FetchArgs, KeygenArgs, LogArgs, OperatorArgs, Serve,
+        FetchArgs, GiveBackArgs, KeygenArgs, LogArgs, OperatorArgs, Serve,
     },
     dev,
     metrics::LogMeter,
@@ -54,6 +54,7 @@ pub fn run(command: Command) -> ExitCode {
             .map_or(Ok(None), client::pb_duration)
             .map_err(usage)
             .and_then(|lease| settle(args.ack, Action::Extend(pb::ExtendAction { lease }))),
+        Command::GiveBack(args) => give_back(args),
         Command::Consumer(args) => consumer(args),
         Command::WhoAmI(args) => who_am_i(*args),
         Command::Replicas(args) => operators::replicas(*args),
@@ -148,6 +149,8 @@ fn fetch(args: FetchArgs) -> Outcome<u8> {
         lease: args.lease.map_or(Ok(None), client::pb_duration).map_err(usage)?,
         codec: codec.into(),
         worker: "fetch-proxy fetch".to_owned(),
+        attempt_id: args.attempt.unwrap_or_default(),
+        attempt_again: args.again,
         ..pb::FetchRequest::default()
     };
     let term = pb::TermAction { reason: BY_HAND.to_owned() };
@@ -161,6 +164,11 @@ fn fetch(args: FetchArgs) -> Outcome<u8> {
 
 fn settle(args: AckArgs, action: Action) -> Outcome<u8> {
     print_answer(block_on(client(args.call).settle(args.tokens, action))?)
+}
+
+fn give_back(GiveBackArgs { call, stream, consumer, attempt }: GiveBackArgs) -> Outcome<u8> {
+    let request = pb::GiveBackRequest { stream, consumer, attempt_id: attempt };
+    print_answer(block_on(client(call).give_back(request))?)
 }
 
 fn consumer(ConsumerArgs { call, stream, consumer }: ConsumerArgs) -> Outcome<u8> {

@@ -23,7 +23,7 @@ pub use self::{
     args::{Cli, Command, DevArgs, GuardArgs, LogArgs, LogFormat},
     client_args::{
         AckArgs, BY_HAND, CallArgs, ClientTlsArgs, CodecArg, ConsumerArgs, ExtendArgs, FetchArgs,
-        NakArgs, ProbeArgs, TermArgs,
+        GiveBackArgs, NakArgs, ProbeArgs, TermArgs,
     },
     listen::Listen,
     operator_args::{

@@ -7,6 +7,7 @@
 //! a budget that handlers take from, `settlements` is what Settle and Fetch share. Nothing here decides about leases.
 
 mod admin;
+mod allowed_fetch;
 mod answer_memory;
 mod budget;
 mod call;

@@ -12,6 +12,8 @@
 //! tonic and tokens are `grpc`'s, async-nats is `nats`'s. No lock is held across an await.
 
 mod accounts;
+mod attempt_call;
+mod attempts;
 mod codec;
 mod consumer;
 mod core;
@@ -22,6 +24,7 @@ mod handover;
 mod inspect;
 mod leadership;
 mod metered;
+mod repeat;
 mod results;
 mod rights;
 mod settle;
@@ -47,6 +50,8 @@ use tokio::{
 
 pub(crate) use self::spec::encoded_size;
 pub use self::{
+    attempt_call::{AttemptBegun, AttemptCall, AttemptFound, LentAttempt},
+    attempts::AttemptKey,
     codec::Codec,
     consumer::{DeliveryGuard, TaskState, monitor, quarantine},
     delivery::{FetchCaller, LeasedDelivery, Rejected, RejectedCause},
@@ -54,6 +59,7 @@ pub use self::{
     fetch::{CallerDeadline, Empty, FetchParams, Fetched},
     handover::{IncomingLease, MovedAnswer, OutgoingLease, ReservedLeases},
     inspect::{ConsumerState, LeaseSeen, ReleaseOutcome},
+    repeat::LentLease,
     results::{Group, Results, Unreported},
     settle::{Action, SettleItem, Settled},
     sighting::{Sighting, Telling},

@@ -22,6 +22,8 @@ pub const LONGEST_DELAY: Duration = Duration::from_secs(24 * 3600);
 pub const LONGEST_REASON: usize = 1024;
 /// Longest name of a stream or consumer, in bytes.
 pub const LONGEST_NAME: usize = 255;
+/// Longest name of an attempt, in bytes.
+pub const LONGEST_ATTEMPT: usize = 128;
 /// Longest name of a worker, in bytes. A longer name is cut.
 pub const LONGEST_WORKER: usize = 1024;
 /// Most bytes of an answer. A higher number is lowered to this.

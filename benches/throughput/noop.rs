@@ -53,6 +53,10 @@ impl FetchService for Noop {
         Ok(Response::new(pb::FetchResponse { messages: vec![message], ..Default::default() }))
     }
 
+    async fn give_back(&self, _: Request<pb::GiveBackRequest>) -> Answer<pb::GiveBackResponse> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn ack(&self, _: Request<pb::AckRequest>) -> Answer<pb::AckResponse> {
         Ok(Response::new(pb::AckResponse { outcome: pb::Outcome::Confirmed.into() }))
     }

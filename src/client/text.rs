@@ -87,6 +87,7 @@ fn why_empty(reason: pb::EmptyReason) -> &'static str {
         pb::EmptyReason::Draining => "this replica is draining; fetch again",
         pb::EmptyReason::Rejected => "all messages were rejected",
         pb::EmptyReason::Settle => "a settlement failed",
+        pb::EmptyReason::AttemptOver => "the attempt is over; fetch with a new name",
         pb::EmptyReason::FetchFailed => "the fetch failed after its settlements",
     }
 }

@@ -6,6 +6,7 @@
 //!  _fetchproxy.<cluster>.<replica>.handover a request to a replica that is to take over leases
 //!  _fetchproxy.<cluster>.<replica>.sighting a request to a replica that may hold void leases
 //!  _fetchproxy.<cluster>.<replica>.admin    a question of an operator to a replica
+//!  _fetchproxy.<cluster>.attempt            a question for an attempt, to all
 //! ```
 //! A message is sealed with a token key and bound to its subject. An answer is bound to its request.
 //! So the right to publish on these subjects does not allow anyone to settle a message. Owns the seal,
@@ -43,10 +44,13 @@ pub(super) enum Topic {
     Sighting,
     /// A question of an operator.
     Admin,
+    /// A call of an attempt has come to another replica.
+    Attempt,
 }
 
 impl Topic {
-    const ALL: [Self; 4] = [Self::Settle, Self::Handover, Self::Sighting, Self::Admin];
+    const ALL: [Self; 5] =
+        [Self::Settle, Self::Handover, Self::Sighting, Self::Admin, Self::Attempt];
 
     fn name(self) -> &'static str {
         match self {
@@ -54,6 +58,7 @@ impl Topic {
             Self::Handover => "handover",
             Self::Sighting => "sighting",
             Self::Admin => "admin",
+            Self::Attempt => "attempt",
         }
     }
 }
@@ -118,7 +123,8 @@ impl<B: Broker + Bus> Channel<B> {
         let settle = names.into_iter().map(|name| self.subject(name, Topic::Settle));
         let own = [Topic::Handover, Topic::Sighting, Topic::Admin];
         let own = own.map(|topic| self.subject(us, topic));
-        let all = settle.chain(std::iter::once(self.heartbeat_subject())).chain(own);
+        let to_all = [self.heartbeat_subject(), self.attempt_subject()];
+        let all = settle.chain(to_all).chain(own);
         self.lessor.broker().subscribe(all.collect());
     }
 
@@ -138,7 +144,27 @@ impl<B: Broker + Bus> Channel<B> {
         request: &[u8],
         until: Instant,
     ) -> Result<Vec<u8>, Unanswered> {
-        let subject = self.subject(name, topic);
+        self.ask_on(self.subject(name, topic), request, until).await
+    }
+
+    /// Asks all replicas for an attempt. Returns the first answer.
+    ///
+    /// # Errors
+    /// See [`Unanswered`].
+    pub(super) async fn ask_all(
+        &self,
+        request: &[u8],
+        until: Instant,
+    ) -> Result<Vec<u8>, Unanswered> {
+        self.ask_on(self.attempt_subject(), request, until).await
+    }
+
+    async fn ask_on(
+        &self,
+        subject: String,
+        request: &[u8],
+        until: Instant,
+    ) -> Result<Vec<u8>, Unanswered> {
         let nonce = nonce()?;
         let frame = self.keys.sealer().seal_frame(&subject, request, nonce);
         match self.lessor.broker().request(&subject, frame.into(), until).await {
@@ -197,6 +223,10 @@ impl<B: Broker + Bus> Channel<B> {
 
     fn subject(&self, name: InstanceId, topic: Topic) -> String {
         format!("{SUBJECT_PREFIX}{}.{name}.{}", self.cluster, topic.name())
+    }
+
+    fn attempt_subject(&self) -> String {
+        format!("{SUBJECT_PREFIX}{}.{}", self.cluster, Topic::Attempt.name())
     }
 
     pub(super) fn heartbeat_subject(&self) -> String {

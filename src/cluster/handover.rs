@@ -33,8 +33,11 @@ use prost::Message as _;
 use tokio::time::{sleep, timeout_at};
 use tokio_util::task::TaskTracker;
 
-pub(super) use self::receiver::Receiver;
 use self::wire::{STEP_TIMEOUT, TransferParts, micros, millis};
+pub(super) use self::{
+    receiver::Receiver,
+    wire::{read_caller, sent_caller},
+};
 use super::{
     channel::{Topic, Unanswered, nonce},
     replica::Replica,

@@ -11,12 +11,10 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::{
-    client_args::{AckArgs, ConsumerArgs, ExtendArgs, FetchArgs, NakArgs, ProbeArgs, TermArgs},
+    client_args as by_hand,
     limit_args::LimitArgs,
     listen::Listen,
-    operator_args::{
-        ConnectionsArgs, ConsumersArgs, LeasesArgs, OperatorArgs, ReleaseArgs, ReplicasArgs,
-    },
+    operator_args as operators,
     policy_args::{KeygenArgs, PolicyArgs},
     security_args::{SecurityArgs, SwitchArg},
     tls_args::TlsArgs,
@@ -88,34 +86,36 @@ pub enum Command {
         log: LogArgs,
     },
     /// Ask a running fetch-proxy for its health. The exit code is 0 if it serves, and 1 otherwise.
-    Probe(ProbeArgs),
+    Probe(by_hand::ProbeArgs),
     /// Fetch messages by hand, and print them with their tokens.
-    Fetch(FetchArgs),
+    Fetch(by_hand::FetchArgs),
     /// Settle messages by hand as done.
-    Ack(AckArgs),
+    Ack(by_hand::AckArgs),
     /// Settle messages by hand as not done: they are delivered again.
-    Nak(NakArgs),
+    Nak(by_hand::NakArgs),
     /// Settle messages by hand as impossible: they are never delivered again.
-    Term(TermArgs),
+    Term(by_hand::TermArgs),
     /// Move the end of leases by hand.
-    Extend(ExtendArgs),
+    Extend(by_hand::ExtendArgs),
+    /// Give the messages of a fetch with a name back, by hand.
+    GiveBack(by_hand::GiveBackArgs),
     /// Show a consumer: its settings, what waits, and how long its leases are.
-    Consumer(ConsumerArgs),
+    Consumer(by_hand::ConsumerArgs),
     /// Show who a credential is to a fetch-proxy: its identity, its principal and its verbs.
     #[command(name = "whoami")]
-    WhoAmI(Box<OperatorArgs>),
+    WhoAmI(Box<operators::OperatorArgs>),
     /// List the replicas of the cluster.
-    Replicas(Box<ReplicasArgs>),
+    Replicas(Box<operators::ReplicasArgs>),
     /// List the consumers that the replicas serve, with what they hold and what waits.
-    Consumers(Box<ConsumersArgs>),
+    Consumers(Box<operators::ConsumersArgs>),
     /// List the leases of all replicas: who holds which message, and for how long.
-    Leases(Box<LeasesArgs>),
+    Leases(Box<operators::LeasesArgs>),
     /// List the connections of clients to all replicas.
-    Connections(Box<ConnectionsArgs>),
+    Connections(Box<operators::ConnectionsArgs>),
     /// Take leases away from their holders, so that other workers get the messages.
     ///
     /// Each message loses one attempt. The command shows the leases and asks, unless --yes is given.
-    Release(Box<ReleaseArgs>),
+    Release(Box<operators::ReleaseArgs>),
     /// Print a new key for --token-key-file, or a new API key.
     Keygen(KeygenArgs),
     /// Check a policy file, explain its decisions, or compare two policy files.
@@ -403,6 +403,7 @@ impl DevArgs {
             | Command::Nak(_)
             | Command::Term(_)
             | Command::Extend(_)
+            | Command::GiveBack(_)
             | Command::Consumer(_)
             | Command::WhoAmI(_)
             | Command::Replicas(_)

@@ -10,6 +10,7 @@ use super::values;
 
 const TLS: &str = "TLS, for an address with https://";
 const SETTLE_FIRST: &str = "Settlements before the fetch";
+const ATTEMPT: &str = "A fetch that can be repeated";
 
 /// The reason of a Term that has none.
 pub const BY_HAND: &str = "terminated by hand";
@@ -24,6 +25,9 @@ Example:
 
   fetch-proxy fetch ORDERS worker --ack TOKEN
       Ack a message, and fetch the next one, in one call.
+
+  fetch-proxy fetch ORDERS worker --attempt NAME
+      Fetch under a new name. The same with --again has the same messages, and give-back returns them.
 
 In a running container: kubectl exec POD -- /fetch-proxy fetch ORDERS worker";
 
@@ -139,6 +143,27 @@ pub struct FetchArgs {
     /// Terminate this earlier message first. It may be given several times.
     #[arg(long, value_name = "TOKEN", help_heading = SETTLE_FIRST)]
     pub term: Vec<String>,
+    /// New name of this fetch, at most 128 bytes. A fetch with the same name has the same messages.
+    #[arg(long, value_name = "NAME", help_heading = ATTEMPT)]
+    pub attempt: Option<String>,
+    /// This fetch is a repeat: ask the other replicas for its messages, too.
+    #[arg(long, requires = "attempt", help_heading = ATTEMPT)]
+    pub again: bool,
+}
+
+/// The fetch to give back.
+#[derive(Debug, Args)]
+pub struct GiveBackArgs {
+    /// The address and the format.
+    #[command(flatten)]
+    pub call: CallArgs,
+    /// Name of the stream.
+    pub stream: String,
+    /// Name of the consumer.
+    pub consumer: String,
+    /// Name of the fetch, as in `fetch --attempt`.
+    #[arg(value_name = "NAME")]
+    pub attempt: String,
 }
 
 /// The consumer to show.

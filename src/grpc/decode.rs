@@ -12,15 +12,18 @@ use crate::{
     broker::{Confirmation, ConsumerName},
     lessor::{Action, CallerDeadline, Codec, FetchCaller, FetchParams},
     limits::{
-        DEFAULT_MAX_BYTES, DEFAULT_WAIT, LEAST_MAX_BYTES, LONGEST_DELAY, LONGEST_LINGER,
-        LONGEST_NAME, LONGEST_REASON, LONGEST_WAIT, LONGEST_WORKER, MOST_MAX_BYTES, MOST_MESSAGES,
-        MOST_SETTLEMENTS, SHORTEST_LEASE,
+        DEFAULT_MAX_BYTES, DEFAULT_WAIT, LEAST_MAX_BYTES, LONGEST_ATTEMPT, LONGEST_DELAY,
+        LONGEST_LINGER, LONGEST_NAME, LONGEST_REASON, LONGEST_WAIT, LONGEST_WORKER, MOST_MAX_BYTES,
+        MOST_MESSAGES, MOST_SETTLEMENTS, SHORTEST_LEASE,
     },
     pb::{self, time::to_duration},
 };
 
 /// The header with the time until the deadline of the caller.
 const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
+/// The header with the number of earlier attempts, if a gRPC library repeats a call.
+const PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
 
 /// Reads a Fetch. `left` is the time until the caller's deadline, or until its credential ends.
 pub(super) fn fetch(
@@ -32,6 +35,9 @@ pub(super) fn fetch(
 ) -> Result<FetchParams, ApiError> {
     let stream = name("stream", &request.stream)?;
     let consumer = name("consumer", &request.consumer)?;
+    if attempt(&request.attempt_id)?.is_empty() && request.attempt_again {
+        return refuse("attempt_again", "needs attempt_id");
+    }
     let max_wait = optional("max_wait", request.max_wait.as_ref())?;
     let linger = optional("linger", request.linger.as_ref())?;
     Ok(FetchParams {
@@ -55,6 +61,24 @@ pub(super) fn fetch(
             answer_by: now + left.saturating_sub(slack(left) / 3),
         }),
     })
+}
+
+/// Reads a GiveBack: the consumer, and the name of the attempt.
+pub(super) fn give_back(request: &pb::GiveBackRequest) -> Result<(ConsumerName, &str), ApiError> {
+    let stream = name("stream", &request.stream)?;
+    let name = ConsumerName { stream, consumer: name("consumer", &request.consumer)? };
+    if request.attempt_id.is_empty() {
+        return refuse("attempt_id", "must be set");
+    }
+    Ok((name, attempt(&request.attempt_id)?))
+}
+
+/// Reads the name of an attempt, which may be empty.
+fn attempt(attempt: &str) -> Result<&str, ApiError> {
+    if attempt.len() > LONGEST_ATTEMPT {
+        return refuse("attempt_id", format!("must be at most {LONGEST_ATTEMPT} bytes"));
+    }
+    Ok(attempt)
 }
 
 /// Reads the name of a consumer.
@@ -160,6 +184,12 @@ pub(super) fn time_left(metadata: &MetadataMap) -> Option<Duration> {
         "n" => Duration::from_nanos(value),
         _ => return None,
     })
+}
+
+/// Whether the gRPC library of the caller repeats a call.
+pub(super) fn was_repeated(metadata: &MetadataMap) -> bool {
+    let earlier = metadata.as_ref().get(PREVIOUS_ATTEMPTS).and_then(|text| text.to_str().ok());
+    earlier.and_then(|text| text.parse::<u32>().ok()).is_some_and(|earlier| earlier > 0)
 }
 
 /// The time between the answer of a call and its caller's deadline: a tenth of the time that is left, enough

@@ -188,6 +188,7 @@ pub(super) fn empty_reason(empty: Empty) -> pb::EmptyReason {
         Empty::Paused => pb::EmptyReason::Paused,
         Empty::Draining => pb::EmptyReason::Draining,
         Empty::Rejected => pb::EmptyReason::Rejected,
+        Empty::AttemptOver => pb::EmptyReason::AttemptOver,
     }
 }
 

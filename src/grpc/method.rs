@@ -5,8 +5,9 @@ const ADMIN_SERVICE: &str = "fetchproxy.v1.AdminService";
 /// The service's full name, as health and reflection call it.
 pub const SERVICE: &str = "fetchproxy.v1.FetchService";
 
-const METHODS: [&str; 13] = [
+const METHODS: [&str; 14] = [
     "Fetch",
+    "GiveBack",
     "Ack",
     "Nak",
     "Term",

@@ -6,33 +6,32 @@ use prost::Message as _;
 use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
 
 use super::{
-    answer_memory::{AnswerBudget, RequestMemory, fetch_memory},
+    allowed_fetch::AllowedFetch,
+    answer_memory::{AnswerBudget, RequestMemory},
     call::{Call, audit_refusal, audited},
-    decode,
-    encode::{self, Seal},
+    decode, encode,
     layers::{AcceptCallers, PrincipalQuotas},
-    received::{answered_work, consumer_work, empty_by, failed_by, fetch_work, received},
+    received::{answered_work, consumer_work, empty_by, failed_by, fetch_work},
     settlements::{CallResults, CallSettlements, answered},
     to_status::to_status,
 };
 use crate::{
-    access::{Credential, KnownCaller, OverLimit, Rights, Settler, Verb},
+    access::{Credential, KnownCaller, Settler, Verb},
     api_error::ApiError,
     audit::AuditedCall,
     broker::{Broker, Confirmation, ConsumerName},
     bus::Bus,
-    clock::{self, ClockPair},
-    cluster::{Cluster, SettleOutcome},
+    clock,
+    cluster::{Cluster, NamedAttempt, SettleOutcome},
     credentials::Gatekeeper,
     keys::Keys,
-    lessor::{Action, Error, FetchParams, Lessor},
+    lessor::{Action, Error, Lessor},
     limits::LEAST_MAX_BYTES,
     metrics::Metrics,
     net::ClientConnection,
     pb::{self, fetch_service_server::FetchService},
     refusal_log::{RefusalLog, RefusedCaller},
     request_log::CallWork,
-    simulated::fill_random,
     token::InstanceId,
     traces::TracedSpan,
 };
@@ -48,17 +47,6 @@ pub struct Service<B: Broker + Bus> {
     gatekeeper: Arc<Gatekeeper>,
     refusals: Arc<RefusalLog>,
     owner: InstanceId,
-}
-
-/// A Fetch that the rights allow.
-struct AllowedFetch<'c> {
-    request: &'c pb::FetchRequest,
-    caller: &'c KnownCaller,
-    principal: &'c Arc<str>,
-    rights: &'c Rights,
-    budget: Option<&'c AnswerBudget>,
-    span: Option<&'c TracedSpan>,
-    record: Option<&'c Arc<Call>>,
 }
 
 impl<B: Broker + Bus> Service<B> {
@@ -93,13 +81,6 @@ impl<B: Broker + Bus> Service<B> {
     /// The layer that obeys the limits of principals.
     pub(super) fn quotas(&self) -> PrincipalQuotas {
         PrincipalQuotas::new(self.refusals.clone())
-    }
-
-    /// The leases that this principal may still take.
-    fn leases_left(&self, rights: &Rights, principal: &Arc<str>) -> Result<u64, ApiError> {
-        let left = rights.limits_of(principal).leases_left(|| self.lessor.held_for(principal));
-        let over = |limit| OverLimit { principal: principal.clone(), limit }.into();
-        left.map_err(over)
     }
 
     /// The caller, as the layer has left it. Without the layer, it is a caller without a credential.
@@ -140,49 +121,6 @@ impl<B: Broker + Bus> Service<B> {
     ) -> Result<CallResults, ApiError> {
         let (cluster, metrics) = (&self.cluster, self.metrics());
         settlements.settle(cluster, metrics, call, settler, budget, until).await
-    }
-
-    /// Fetches, and answers with the messages. The answer will have the results of `settled`, too.
-    async fn take(
-        &self,
-        mut ask: FetchParams,
-        fetch: &AllowedFetch<'_>,
-        settled: &pb::FetchResponse,
-    ) -> Result<Response<pb::FetchResponse>, ApiError> {
-        let AllowedFetch { request, caller, principal, rights, budget, span, record } = *fetch;
-        let span = span.map(|span| (span, clock::unix_time()));
-        let leases = self.leases_left(rights, principal)?;
-        ask.n = ask.n.min(u32::try_from(leases).unwrap_or(u32::MAX));
-        let fetched = self.lessor.fetch(ask).await?;
-        // The policy may have changed while the call waited. Then the messages go back.
-        let (rights, consumer) = (self.gatekeeper.rights(), (&*request.stream, &*request.consumer));
-        rights.still_may(caller, Verb::Fetch, consumer, clock::unix_time)?;
-        let memory = fetch_memory(budget, &fetched, settled.encoded_len()).await?;
-        let (messages, rejected) = (fetched.messages().len(), fetched.rejected().len());
-        let nonces = nonces(messages + rejected)?;
-        tracing::debug!(
-            stream = request.stream,
-            consumer = request.consumer,
-            worker = request.worker,
-            messages,
-            rejected,
-            "fetched"
-        );
-        let work = || CallWork {
-            messages: Some(messages),
-            rejected: Some(rejected),
-            ..answered_work(request, settled)
-        };
-        record.inspect(|record| record.did(work));
-        let receive = span.and_then(|(call, since)| received(call, request, since, &fetched));
-        let sealer = self.keys.sealer();
-        let clocks = ClockPair::read();
-        let span = receive.as_ref().map(TracedSpan::to_bytes);
-        let seal = Seal { sealer: &sealer, owner: self.owner, clocks, principal, span };
-        let mut response = Response::new(seal.fetch(&fetched, nonces));
-        response.extensions_mut().insert(Arc::new(fetched.into_deliveries()));
-        memory.map(|memory| response.extensions_mut().insert(memory));
-        Ok(response)
     }
 
     /// Settles one token, for the unary calls.
@@ -258,11 +196,23 @@ impl<B: Broker + Bus> FetchService for Service<B> {
             call.allowed(&caller, Verb::Fetch, Some(consumer), rule);
         }
         let budget = budget_of(&extensions);
-        let (request, caller, principal) = (&request, &caller, &principal);
-        let fetch =
-            AllowedFetch { request, caller, principal, rights: &rights, budget, span, record };
+        let fetch = AllowedFetch {
+            lessor: &self.lessor,
+            cluster: &self.cluster,
+            keys: &self.keys,
+            gatekeeper: &self.gatekeeper,
+            owner: self.owner,
+            request: &request,
+            again: request.attempt_again || decode::was_repeated(&metadata),
+            caller: &caller,
+            principal: &principal,
+            rights: &rights,
+            budget,
+            span,
+            record,
+        };
         if settlements.is_empty() {
-            return self.take(ask, &fetch, &pb::FetchResponse::default()).await.map_err(refused);
+            return fetch.take(ask, &pb::FetchResponse::default()).await.map_err(refused);
         }
         // The settlements come first, and what they free is there for the Fetch.
         let settler = Settler::new(rights.clone(), caller.clone());
@@ -271,7 +221,7 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         let CallResults { results, failed, taken } = settled.map_err(refused)?;
         drop(bytes);
         let mut answer = pb::FetchResponse { results, failed, ..pb::FetchResponse::default() };
-        record.inspect(|record| record.did(|| answered_work(request, &answer)));
+        record.inspect(|record| record.did(|| answered_work(&request, &answer)));
         if failed > 0 {
             self.lessor.refuse_fetch(&ask.name);
             answer.empty_reason = pb::EmptyReason::Settle.into();
@@ -283,7 +233,7 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         let size = answer.encoded_len() as u64;
         ask.max_bytes = ask.max_bytes.saturating_sub(size).max(LEAST_MAX_BYTES.into());
         ask.max_wait = ask.max_wait.saturating_sub(clock::now().saturating_duration_since(came_at));
-        let mut response = self.take(ask, &fetch, &answer).await.unwrap_or_else(|error| {
+        let mut response = fetch.take(ask, &answer).await.unwrap_or_else(|error| {
             // A status would hide the results.
             log(&error);
             self.metrics().refused(error.reason().name(), call.method);
@@ -372,6 +322,34 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         Ok(Response::new(encode::consumer(info, unsuitable.as_ref(), leases)))
     }
 
+    async fn give_back(
+        &self,
+        request: Request<pb::GiveBackRequest>,
+    ) -> Result<Response<pb::GiveBackResponse>, Status> {
+        let (metadata, extensions, request) = request.into_parts();
+        let call = self.audited("GiveBack", &metadata, &extensions);
+        let record = Call::of(&extensions);
+        let work = || consumer_work(&request.stream, &request.consumer);
+        record.inspect(|record| record.did(work));
+        let refused = |refused: ApiError| {
+            record.inspect(|record| record.refused(work));
+            self.refusals.refused(call.method, &RefusedCaller::default(), &refused);
+            audit_refusal(&call, &refused);
+            to_status(&refused)
+        };
+        let caller = self.caller(&extensions).map_err(refused)?;
+        let (name, attempt) = decode::give_back(&request).map_err(refused)?;
+        let (rights, consumer) = (self.gatekeeper.rights(), (&*name.stream, &*name.consumer));
+        let may = rights.may(&caller, Verb::Fetch, consumer);
+        may.map_err(|denied| refused(denied.into()))?;
+        let principal = caller.principal.clone().unwrap_or_default();
+        let attempt = NamedAttempt { principal, name, attempt: attempt.into() };
+        let given = self.cluster.give_back(attempt, settle_until(&metadata)).await;
+        let given = given.map_err(|error| refused(error.into()))?;
+        let messages = u32::try_from(given).unwrap_or(u32::MAX);
+        Ok(Response::new(pb::GiveBackResponse { messages }))
+    }
+
     async fn settle(
         &self,
         request: Request<pb::SettleRequest>,
@@ -410,14 +388,4 @@ fn checked<T>(decoded: Result<T, ApiError>) -> Result<T, Status> {
 fn settle_until(metadata: &MetadataMap) -> Instant {
     let left = decode::time_left(metadata).unwrap_or(Duration::from_secs(3600));
     clock::now() + left.saturating_sub(decode::slack(left))
-}
-
-/// Fresh nonces: 192 bits each, so chance never repeats one.
-fn nonces(count: usize) -> Result<impl Iterator<Item = [u8; 24]>, Error> {
-    let mut bytes = vec![0; count * 24];
-    fill_random(&mut bytes).map_err(|error| {
-        Error::Unavailable(format!("no randomness to seal tokens with: {error}"))
-    })?;
-    let nonces: Vec<[u8; 24]> = bytes.as_chunks().0.to_vec();
-    Ok(nonces.into_iter())
 }

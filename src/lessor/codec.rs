@@ -4,16 +4,31 @@ use serde::de::IgnoredAny;
 
 use crate::broker::Delivery;
 
+/// The header of a headers-only consumer: the size of the payload.
+const SIZE_HEADER: &str = "Nats-Msg-Size";
 /// Headers by which JetStream and its clients mark a message that has no payload on purpose: the name of
 /// the header, and its values. An empty list stands for any value.
 const WITHOUT_PAYLOAD: [(&str, &[&str]); 3] = [
     // A headers-only consumer leaves the payload out, and gives its size.
-    ("Nats-Msg-Size", &[]),
+    (SIZE_HEADER, &[]),
     // The stream stores it when the last message of a subject has expired, or was removed.
     ("Nats-Marker-Reason", &[]),
     // A client of a key-value bucket stores it when a key is deleted.
     ("KV-Operation", &["DEL", "PURGE"]),
 ];
+
+/// Whether the consumer of a delivery delivers headers alone.
+pub(super) fn is_headers_only(delivery: &Delivery) -> bool {
+    delivery.payload.is_empty() && delivery.headers.iter().any(|(name, _)| name == SIZE_HEADER)
+}
+
+/// Makes a message a delivery of a consumer that delivers headers alone.
+pub(super) fn leave_payload_out(delivery: &mut Delivery) {
+    let size = std::mem::take(&mut delivery.payload).len().to_string();
+    if !delivery.headers.iter().any(|(name, _)| name == SIZE_HEADER) {
+        delivery.headers.push((SIZE_HEADER.to_owned(), vec![size]));
+    }
+}
 
 /// The form in which a Fetch wants its payloads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -20,6 +20,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     LeaseLimits,
     accounts::LeaseAccounts,
+    attempt_call::SharedAttempts,
     consumer::monitor::LeftKnowledge,
     shares::Shares,
     sighting::{SIGHTING_TIMEOUT, Sighting, Telling},
@@ -54,6 +55,8 @@ pub(super) struct Core<B: Broker> {
     pub(super) table: SharedLeaseTable,
     /// The leases of each principal.
     pub(super) accounts: LeaseAccounts,
+    /// The attempts that callers have named.
+    pub(super) attempts: Arc<SharedAttempts>,
     pub(super) limits: LeaseLimits,
     /// The bytes that pulls on the shared connection may bring.
     pub(super) shares: Shares,
@@ -87,6 +90,7 @@ impl<B: Broker> Core<B> {
             metrics,
             table: SharedLeaseTable::new(limits.max_leases, limits.max_lease, clock::now()),
             accounts: LeaseAccounts::default(),
+            attempts: Arc::new(SharedAttempts::new(limits.max_leases)),
             shares: Shares::new(limits.max_pull_bytes),
             dedicated: Arc::new(Semaphore::new(MAX_DEDICATED_CONNECTIONS)),
             searches: Semaphore::new(MAX_POISON_SEARCHES),

@@ -60,7 +60,7 @@ pub struct CallerDeadline {
 /// An answer to a caller. Its guard gives the messages back if the answer is dropped on its way.
 #[derive(Debug)]
 pub struct Fetched {
-    deliveries: DeliveryGuard,
+    pub(super) deliveries: DeliveryGuard,
     codec: Codec,
     max_bytes: u64,
     empty: Option<Empty>,
@@ -81,6 +81,8 @@ pub enum Empty {
     Draining,
     /// There was something, and it was rejected.
     Rejected,
+    /// The attempt that the caller has named is over.
+    AttemptOver,
 }
 
 impl<B: Broker> Lessor<B> {
@@ -222,7 +224,8 @@ impl<B: Broker> Lessor<B> {
         name: &ConsumerName,
         until: Instant,
     ) -> Result<(), Error> {
-        let info = self.recent_info(&fetched.deliveries.handle, name, until).await?;
+        let Some(handle) = &fetched.deliveries.handle else { return Ok(()) };
+        let info = self.recent_info(handle, name, until).await?;
         (fetched.pending, fetched.ack_pending) = (info.pending, info.ack_pending);
         fetched.empty = Some(if info.paused {
             Empty::Paused
@@ -287,6 +290,19 @@ impl Fetched {
             ([], false) => None,
         };
         let empty = empty.filter(|_| messages.is_empty());
+        Self { deliveries, codec, max_bytes, empty, pending, ack_pending: 0 }
+    }
+
+    /// The answer to a repeated call: messages that are leased to its attempt. Without any, the attempt is over.
+    pub(super) fn again(
+        messages: Vec<LeasedDelivery>,
+        rejected: Vec<Rejected>,
+        (codec, max_bytes): (Codec, u64),
+    ) -> Self {
+        let empty = if rejected.is_empty() { Empty::AttemptOver } else { Empty::Rejected };
+        let empty = messages.is_empty().then_some(empty);
+        let pending = messages.last().map_or(0, |leased| leased.delivery().pending);
+        let deliveries = DeliveryGuard::again(messages, rejected);
         Self { deliveries, codec, max_bytes, empty, pending, ack_pending: 0 }
     }
 

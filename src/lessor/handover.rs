@@ -315,6 +315,8 @@ impl<B: Broker> Lessor<B> {
                             at: held.and_then(|held| at.checked_sub(held)).unwrap_or(now),
                             is_settled: snapshot.uncertain.is_some(),
                         }),
+                        attempt: None,
+                        headers_only: false,
                         answer: None,
                         principal: principal
                             .map(|name| LeaseHolder::new(&self.core.accounts.of(&name))),

@@ -142,6 +142,7 @@ impl OpenFetch {
                     Some(Empty::Paused) => FetchResult::Paused,
                     Some(Empty::Draining) => FetchResult::Draining,
                     Some(Empty::Rejected) => FetchResult::Rejected,
+                    Some(Empty::AttemptOver) => FetchResult::AttemptOver,
                 }
             }
         };
@@ -188,11 +189,16 @@ impl<B: Broker> Lessor<B> {
 
     /// A Fetch is refused before it asks for messages.
     pub fn refuse_fetch(&self, name: &ConsumerName) {
+        self.count_fetch(name, FetchResult::Refused);
+    }
+
+    /// A Fetch that has not asked for messages has ended.
+    pub(super) fn count_fetch(&self, name: &ConsumerName, result: FetchResult) {
         let mut open = OpenFetch::new(self.core.metrics.clone());
         // JetStream may not know a consumer without a task.
         let task = self.calls.handles().get(name).cloned();
         task.iter().for_each(|task| open.joined(&task.meter));
-        open.result = FetchResult::Refused;
+        open.result = result;
     }
 
     /// A token was settled without a lease.

@@ -173,11 +173,13 @@ impl<B: Broker> Lessor<B> {
         let now = clock::now();
         let mut begun: Group<Begin> = Group::with_capacity(items.items().len());
         let mut publishes = Vec::with_capacity(items.items().len());
-        let (mut busy, mut lost) = (Vec::new(), Vec::new());
+        let (mut busy, mut lost, mut arrived) = (Vec::new(), Vec::new(), Vec::new());
         // `None`: the settlement has begun.
         let mut decide = |table: &mut LeaseTable<HeldDelivery>, index, item: &SettleItem| {
             let SettleItem { lease, ref action, .. } = *item;
             check_holder(table, item)?;
+            // The caller of an attempt has the token, so its answer has arrived.
+            arrived.extend(table.payload(lease).and_then(|hold| hold.attempt.clone()));
             let kind = match action {
                 Action::Extend(length) => return extend(table, lease, *length, now).map(Some),
                 Action::Ack => SettleKind::Ack,
@@ -221,6 +223,8 @@ impl<B: Broker> Lessor<B> {
             }
         });
         metered::ended(&self.core.metrics, LeaseEnd::Lost, &lost, now);
+        arrived.dedup();
+        arrived.iter().for_each(|attempt| self.core.attempts.arrived(**attempt));
         let mut later = Group::default();
         if !busy.is_empty() {
             let ours: HashSet<LeaseId> = begun.items().iter().map(|begun| begun.lease).collect();

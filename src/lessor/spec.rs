@@ -113,6 +113,17 @@ impl ConsumerSpec {
         ack_wait_of(self.ack_wait, &self.backoff, delivery_count)
     }
 
+    /// The length of a lease whose caller wants this length. Without the right to ack, no lease is longer than the ack
+    /// wait, because nothing could keep it alive.
+    pub(super) fn lease_length(
+        &self,
+        wanted: Option<Duration>,
+        delivery_count: u64,
+    ) -> Option<Duration> {
+        let ack_wait = || self.ack_wait_of(delivery_count);
+        wanted.filter(|wanted| *wanted < ack_wait() || self.ack_right.refused().is_none())
+    }
+
     /// The longest ack wait of any delivery.
     pub(super) fn longest_ack_wait(&self) -> Duration {
         self.backoff.iter().copied().fold(self.ack_wait, Duration::max)

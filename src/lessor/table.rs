@@ -12,6 +12,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::{
     accounts::LeaseHolder,
+    attempts::AttemptKey,
     delivery::{AnswerEnd, FetchCaller, TakenLease},
     spec::ConsumerSpec,
     turn::Turn,
@@ -45,6 +46,10 @@ pub(super) struct HeldDelivery {
     /// The principal that the lease belongs to. `None`: no caller has had it, or it was adopted from a replica
     /// that does not know principals.
     pub(super) principal: Option<LeaseHolder>,
+    /// The attempt that it belongs to. `None`: its caller has named none.
+    pub(super) attempt: Option<Arc<AttemptKey>>,
+    /// The delivery has no payload, and a header says how long it is.
+    pub(super) headers_only: bool,
     /// The end of the answer that brings it to its caller. `None`: no caller of this replica has it.
     pub(super) answer: Option<AnswerEnd>,
     /// `None` for a late delivery of a pull that was given up.

@@ -45,6 +45,8 @@ label! {
         Paused = "paused",
         Draining = "draining",
         Rejected = "rejected",
+        Repeated = "repeated",
+        AttemptOver = "attempt_over",
         Refused = "refused",
         Left = "left",
     }
@@ -93,6 +95,7 @@ label! {
         Lapsed = "lapsed",
         Drain = "drain",
         Operator = "operator",
+        GivenBack = "given_back",
     }
 }
 

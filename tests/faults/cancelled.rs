@@ -24,7 +24,7 @@ use super::run::{all_settled, measured};
 
 /// An answer with one message is larger than this: its token alone is. All else that a client is
 /// sent in the time of a race is smaller.
-const ANSWER: u64 = 200;
+pub(super) const ANSWER: u64 = 200;
 /// Within this, a message that the proxy has must be in somebody's hands again: half the ack wait, after
 /// which JetStream alone would deliver it.
 const DARK: Duration = Duration::from_secs(15);
@@ -171,13 +171,13 @@ impl Racer {
 }
 
 /// A Fetch that can be cancelled, as a client does that leaves its connection open.
-struct Call {
+pub(super) struct Call {
     cancel: oneshot::Sender<()>,
     task: tokio::task::JoinHandle<Option<fetch_proxy::pb::FetchResponse>>,
 }
 
 impl Call {
-    fn start(client: &Client, request: FetchRequest) -> Self {
+    pub(super) fn start(client: &Client, request: FetchRequest) -> Self {
         let mut client = client.clone();
         let (cancel, cancelled) = oneshot::channel::<()>();
         let task = tokio::spawn(async move {
@@ -198,7 +198,7 @@ impl Call {
     }
 
     /// The answer that the caller received before it left, if any.
-    async fn cancel(self) -> Option<fetch_proxy::pb::FetchResponse> {
+    pub(super) async fn cancel(self) -> Option<fetch_proxy::pb::FetchResponse> {
         // A call that has been answered does not listen any more.
         let _ = self.cancel.send(());
         self.task.await.unwrap()
@@ -206,7 +206,7 @@ impl Call {
 }
 
 /// Waits to the tenth of a millisecond, where the timer knows only whole ones.
-async fn precisely(until: Instant) {
+pub(super) async fn precisely(until: Instant) {
     tokio::time::sleep(until.saturating_duration_since(Instant::now() + millisecond(2))).await;
     while Instant::now() < until {
         tokio::task::yield_now().await;

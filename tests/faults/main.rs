@@ -4,6 +4,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests live in real time, and outlive their tasks")]
 
 mod arrival;
+mod attempts;
 mod backlog;
 mod cancelled;
 mod edge;

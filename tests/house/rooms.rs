@@ -52,7 +52,7 @@ const IMPURE: [&str; 10] = [
 ];
 
 /// Rooms and files that decide and do nothing else. Time is an argument.
-const PURE: [&str; 19] = [
+const PURE: [&str; 20] = [
     "access",
     "admin/filter",
     "admin/merge",
@@ -60,6 +60,7 @@ const PURE: [&str; 19] = [
     "api_error",
     "credentials/refresh",
     "lease",
+    "lessor/attempts",
     "lessor/consumer/monitor",
     "lessor/consumer/quarantine",
     "limits",

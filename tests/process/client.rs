@@ -116,6 +116,26 @@ async fn several_tokens_and_json_work_by_hand() {
 }
 
 #[tokio::test]
+async fn fetch_is_repeated_and_given_back_by_hand() {
+    let client = ClientRun::new().await;
+    client.fixture.publish_many(1).await;
+    let Fixture { stream, consumer, .. } = &client.fixture;
+    let fetch = ["fetch", stream, consumer, "--attempt", "monday"];
+    for again in [&[][..], &["--again"]] {
+        let answer = client.json(&[&fetch, again].concat());
+        assert_eq!(answer["messages"][0]["streamSequence"], "1", "{answer}");
+        assert_eq!(answer["messages"][0]["deliveryCount"], 1, "{answer}");
+    }
+    let give_back = ["give-back", stream, consumer, "monday"];
+    assert_eq!(client.said(&give_back), ("messages given back: 1\n".to_owned(), 0));
+    let (text, code) = client.said(&fetch);
+    assert!(code == 0 && text.starts_with("no messages: the attempt is over"), "{text}");
+    assert_eq!(client.taken("1").len(), 1, "the message is there for others");
+    let (text, code) = client.said(&["fetch", stream, consumer, "--again"]);
+    assert!(code == 2 && text.contains("--attempt"), "{text}");
+}
+
+#[tokio::test]
 async fn fetch_settles_earlier_messages_first_by_hand() {
     let client = ClientRun::new().await;
     client.fixture.publish_many(4).await;

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests live in real time, and outlive their tasks")]
 
 mod announcements;
+mod attempts;
 mod forwarding;
 mod handover;
 mod incompatible;

@@ -23,6 +23,7 @@ enum Call {
     Term(pb::TermRequest),
     Extend(pb::ExtendRequest),
     Settle(pb::SettleRequest),
+    GiveBack(pb::GiveBackRequest),
 }
 
 fn duration() -> impl Strategy<Value = Option<PbDuration>> {
@@ -57,6 +58,11 @@ fn choice() -> impl Strategy<Value = i32> {
     prop_oneof![0..6_i32, any::<i32>()]
 }
 
+/// One of few, so that calls repeat each other.
+fn attempt() -> impl Strategy<Value = String> {
+    prop_oneof![4 => Just(String::new()), 4 => "[a-c]", 1 => any::<String>(), 1 => ".{0,300}"]
+}
+
 fn call(stream: &str, consumer: &str, known: &str) -> impl Strategy<Value = Call> + use<> {
     let text = || prop_oneof![any::<String>(), ".{0,3000}"];
     let action = prop_oneof![
@@ -78,6 +84,7 @@ fn call(stream: &str, consumer: &str, known: &str) -> impl Strategy<Value = Call
         prop_oneof![Just(0), any::<u32>()],
         (choice(), any::<String>()),
         (few, choice()),
+        (attempt(), any::<bool>()),
     );
     let fetch = fetch.prop_map(
         |(
@@ -87,6 +94,7 @@ fn call(stream: &str, consumer: &str, known: &str) -> impl Strategy<Value = Call
             max_bytes,
             (codec, worker),
             (settlements, confirmation),
+            (attempt_id, attempt_again),
         )| {
             // A linger adds to the wait; the fuzz has no time for five seconds each.
             let linger = linger.filter(|linger| linger.seconds != 0 || linger.nanos < 50_000_000);
@@ -103,6 +111,8 @@ fn call(stream: &str, consumer: &str, known: &str) -> impl Strategy<Value = Call
                 worker,
                 settlements,
                 confirmation,
+                attempt_id,
+                attempt_again,
             })
         },
     );
@@ -119,7 +129,11 @@ fn call(stream: &str, consumer: &str, known: &str) -> impl Strategy<Value = Call
     let settle = (settlements, choice()).prop_map(|(settlements, confirmation)| {
         Call::Settle(pb::SettleRequest { settlements, confirmation })
     });
-    prop_oneof![4 => fetch, 1 => ack, 1 => nak, 1 => term, 1 => extend, 2 => settle]
+    let give_back = (name(stream), name(consumer), attempt());
+    let give_back = give_back.prop_map(|(stream, consumer, attempt_id)| {
+        Call::GiveBack(pb::GiveBackRequest { stream, consumer, attempt_id })
+    });
+    prop_oneof![4 => fetch, 1 => ack, 1 => nak, 1 => term, 1 => extend, 2 => settle, 1 => give_back]
 }
 
 async fn make(client: &mut Client, call: Call) -> Result<(), Status> {
@@ -136,6 +150,7 @@ async fn make(client: &mut Client, call: Call) -> Result<(), Status> {
         Call::Nak(request) => client.nak(request).await.map(drop),
         Call::Term(request) => client.term(request).await.map(drop),
         Call::Extend(request) => client.extend(request).await.map(drop),
+        Call::GiveBack(request) => client.give_back(request).await.map(drop),
         Call::Settle(request) => client
             .settle(request)
             .await

@@ -2,6 +2,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests live in real time, and outlive their tasks")]
 
+mod attempts;
 mod fetching;
 mod fuzz;
 mod health;

@@ -181,7 +181,7 @@ fn place_in<T: Clone>(all: &[T], position: u32) -> Option<T> {
     all.get(place).cloned()
 }
 
-fn sent_caller(caller: &FetchCaller) -> pb::Caller {
+pub(in crate::cluster) fn sent_caller(caller: &FetchCaller) -> pb::Caller {
     pb::Caller {
         worker: caller.worker.to_string(),
         identity: caller.identity.to_string(),
@@ -191,10 +191,11 @@ fn sent_caller(caller: &FetchCaller) -> pb::Caller {
 
 /// The callers of a part. A name that is longer than this version keeps is cut.
 pub(super) fn read_callers(callers: &[pb::Caller]) -> Vec<Arc<FetchCaller>> {
-    let read = |caller: &pb::Caller| {
-        Arc::new(FetchCaller::new(&caller.worker, &caller.identity, caller.peer.parse().ok()))
-    };
-    callers.iter().map(read).collect()
+    callers.iter().map(|caller| Arc::new(read_caller(caller))).collect()
+}
+
+pub(in crate::cluster) fn read_caller(caller: &pb::Caller) -> FetchCaller {
+    FetchCaller::new(&caller.worker, &caller.identity, caller.peer.parse().ok())
 }
 
 /// The length that the caller was granted. `None`: as long as the ack wait. An older replica does not

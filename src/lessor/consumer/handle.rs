@@ -8,8 +8,10 @@ use std::{
 
 use crate::{
     broker::{BrokerError, ConsumerInfo, Leader},
+    lease::LeaseId,
     lessor::{
         Error,
+        attempt_call::FirstAnswer,
         delivery::{
             AnswerEnd, GrantedDelivery, LeaseRequest, LeasedDelivery, Rejected, RejectedCause,
         },
@@ -38,8 +40,12 @@ pub(in crate::lessor) struct FetchAnswer {
 pub struct DeliveryGuard {
     pub(in crate::lessor) messages: Vec<LeasedDelivery>,
     pub(in crate::lessor) rejected: Vec<Rejected>,
-    pub(in crate::lessor) handle: ConsumerHandle,
-    end: AnswerEnd,
+    /// The way back. `None`: the messages stay leased if the answer is not written, because an earlier answer has
+    /// them, too.
+    pub(in crate::lessor) handle: Option<ConsumerHandle>,
+    /// The attempt of which this is the first answer.
+    pub(in crate::lessor) attempt: Option<FirstAnswer>,
+    pub(in crate::lessor) end: AnswerEnd,
 }
 
 impl DeliveryGuard {
@@ -53,7 +59,18 @@ impl DeliveryGuard {
         let cause = RejectedCause::TooLarge;
         let rejected = too_large.map(|leased| Rejected { leased, cause, held: true });
         let rejected = Vec::from_iter(rejected);
-        Self { messages, rejected, handle, end }
+        Self { messages, rejected, handle: Some(handle), attempt: None, end }
+    }
+
+    /// Guards the answer to a repeated call, or an answer of nothing.
+    pub(in crate::lessor) fn again(messages: Vec<LeasedDelivery>, rejected: Vec<Rejected>) -> Self {
+        Self { messages, rejected, handle: None, attempt: None, end: AnswerEnd::default() }
+    }
+
+    /// The leases that the answer brings.
+    pub(in crate::lessor) fn leases(&self) -> impl Iterator<Item = LeaseId> {
+        let held = self.rejected.iter().filter(|rejected| rejected.held);
+        self.messages.iter().chain(held.map(|rejected| &rejected.leased)).map(|leased| leased.id)
     }
 
     /// The messages, each leased.
@@ -74,7 +91,8 @@ impl DeliveryGuard {
 
     /// From now on the messages are the client's.
     pub fn deliver(&self) {
-        if self.end.set(true).is_err() {
+        // The messages of a repeated call were counted before.
+        if self.end.set(true).is_err() || self.handle.is_none() {
             return;
         }
         if let Some(first) = self.messages.first() {
@@ -88,16 +106,17 @@ impl DeliveryGuard {
 
 impl Drop for DeliveryGuard {
     fn drop(&mut self) {
-        if self.end.set(false).is_err() {
+        let Some(handle) = self.handle.as_ref().filter(|_| self.end.set(false).is_ok()) else {
             return;
-        }
+        };
+        self.attempt.take().into_iter().for_each(FirstAnswer::forget);
         let held = self.rejected.drain(..).filter(|rejected| rejected.held);
         let unhanded = self.messages.drain(..).chain(held.map(|rejected| rejected.leased));
         let unhanded: Vec<GrantedDelivery> = unhanded.map(|leased| leased.granted).collect();
         if let Some(first) = unhanded.first() {
             first.spec.meter.unwritten(unhanded.len());
         }
-        self.handle.give_back(unhanded);
+        handle.give_back(unhanded);
     }
 }
 

@@ -20,6 +20,7 @@ use crate::{
     lessor::{
         Error,
         accounts::LeaseHolder,
+        codec::is_headers_only,
         core::{Core, release},
         delivery::{AnswerEnd, GrantedDelivery, LeaseRequest, LeasedDelivery, TakenLease},
         metered,
@@ -192,6 +193,8 @@ impl<B: Broker> ConsumerLeases<B> {
                     since: now,
                     taken: None,
                     principal: None,
+                    attempt: None,
+                    headers_only: is_headers_only(&delivery),
                     answer: None,
                     _permit: permits.as_mut().and_then(|permits| permits.split(1)),
                 };
@@ -215,8 +218,7 @@ impl<B: Broker> ConsumerLeases<B> {
         granted
     }
 
-    /// Makes leases the caller's own, whose answer has this end. A lease that has ended meanwhile is left out. Without
-    /// the right to ack, no lease is longer than the ack wait, because nothing could keep it alive.
+    /// Makes leases the caller's own, whose answer has this end. A lease that has ended meanwhile is left out.
     pub(super) fn assign(
         &self,
         granted: Vec<GrantedDelivery>,
@@ -225,15 +227,14 @@ impl<B: Broker> ConsumerLeases<B> {
     ) -> Vec<LeasedDelivery> {
         self.core.table.with(|table| {
             let assign = |granted: GrantedDelivery| {
-                let length = request.length.filter(|wanted| {
-                    let ack_wait = granted.spec.ack_wait_of(granted.delivery.delivery_count);
-                    *wanted < ack_wait || granted.spec.ack_right.refused().is_none()
-                });
+                let count = granted.delivery.delivery_count;
+                let length = granted.spec.lease_length(request.length, count);
                 let assigned = table.assign(granted.id, length, now).ok()?;
                 table.update_payload(granted.id, |held| {
                     let by = Some(request.caller.clone());
                     held.taken = Some(TakenLease { by, at: now, is_settled: false });
                     held.principal = Some(LeaseHolder::new(&request.account));
+                    held.attempt = None;
                     held.answer = Some(end.clone());
                 });
                 let (deadline, settle_by) = (assigned.deadline, assigned.settle_by);
@@ -249,7 +250,7 @@ impl<B: Broker> ConsumerLeases<B> {
         self.core.table.with(|table| {
             for granted in granted {
                 table.update_payload(granted.id, |held| {
-                    (held.taken, held.answer) = (None, None);
+                    (held.taken, held.attempt, held.answer) = (None, None, None);
                     held.principal.iter_mut().for_each(LeaseHolder::take_back);
                 });
                 if granted.last_attempt() {

@@ -355,6 +355,8 @@ fn answer_of(
         pb::EmptyReason::NoMessages => !early,
         // Their results and their reason are judged by themselves.
         pb::EmptyReason::Settle | pb::EmptyReason::FetchFailed => true,
+        // The clients name no attempts.
+        pb::EmptyReason::AttemptOver => false,
         pb::EmptyReason::Unspecified => true,
     };
     (!true_enough)
