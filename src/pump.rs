@@ -168,9 +168,19 @@ impl<M> Pump<M> {
     /// Takes back an answer that nobody took: for each message its size, and whether it is a last attempt.
     /// These messages are the first for the next waiter.
     pub fn unhanded(&mut self, messages: Vec<(M, u64, bool)>, now: Instant) {
+        self.park_first(messages, now + self.limits.park);
+    }
+
+    /// The same for an answer that its waiter had and gave back. A waiter of another replica may want the messages, so
+    /// they are parked for a quarter of the time.
+    pub fn returned(&mut self, messages: Vec<(M, u64, bool)>, now: Instant) {
+        self.park_first(messages, now + self.limits.park / 4);
+    }
+
+    fn park_first(&mut self, messages: Vec<(M, u64, bool)>, until: Instant) {
         let items = messages.into_iter();
         let items = items.map(|(message, size, last_attempt)| Item { message, size, last_attempt });
-        self.parked.push_front(items.collect(), now + self.limits.park);
+        self.parked.push_front(items.collect(), until);
     }
 
     /// A pull has ended. The end of an older pull is ignored.

@@ -318,7 +318,7 @@ impl<B: Broker> Lessor<B> {
         let granted = granted?;
         let count = granted.len();
         if count > 0 {
-            self.tell(name, ConsumerCommand::GiveBack(granted));
+            self.tell(name, ConsumerCommand::Return(granted));
         }
         Some(count)
     }

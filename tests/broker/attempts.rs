@@ -268,6 +268,9 @@ async fn attempt_given_back_that_nobody_takes_returns_to_jetstream_unless_that_w
         stage.publish(1);
         stage.fetch("a").await.delivered();
         assert_eq!(stage.give_back("a").await, Ok(1));
+        // A caller at another replica may wait for it.
+        tokio::time::sleep(Duration::from_millis(260)).await;
+        assert_eq!(stage.broker.published().len(), usize::from(max_deliver.is_none()));
         tokio::time::sleep(LONG * 3).await;
         let next = stage.fetch("b").await;
         assert_eq!(next.messages()[0].delivery().delivery_count, count);

@@ -211,11 +211,12 @@ impl Callers {
         now: Instant,
     ) {
         leases.take_back(&granted, now);
-        let sized = |granted: GrantedDelivery| {
-            let (size, last) = (encoded_size(&granted.delivery), granted.last_attempt());
-            (granted, size, last)
-        };
-        self.pump.unhanded(granted.into_iter().map(sized).collect(), now);
+        self.pump.unhanded(sized(granted), now);
+    }
+
+    /// Their caller has given these back: they go to the next caller, of this replica or of another one.
+    pub(super) fn returned(&mut self, granted: Vec<GrantedDelivery>, now: Instant) {
+        self.pump.returned(sized(granted), now);
     }
 
     /// Tells an error to those who had come by `asked_at`. Returns whether others wait.
@@ -293,4 +294,13 @@ impl Caller {
     pub(super) fn refuse(self, error: Error) {
         let _ = self.reply.send(Err(error));
     }
+}
+
+/// Each delivery with its size, and whether it is the last attempt.
+fn sized(granted: Vec<GrantedDelivery>) -> Vec<(GrantedDelivery, u64, bool)> {
+    let sized = |granted: GrantedDelivery| {
+        let (size, last) = (encoded_size(&granted.delivery), granted.last_attempt());
+        (granted, size, last)
+    };
+    granted.into_iter().map(sized).collect()
 }

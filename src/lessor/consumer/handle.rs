@@ -157,6 +157,8 @@ pub(in crate::lessor) enum ConsumerCommand {
     Leave(Ticket),
     /// Nobody has taken these deliveries.
     GiveBack(Vec<GrantedDelivery>),
+    /// A caller had these deliveries and has given them back. Their leases are the proxy's own.
+    Return(Vec<GrantedDelivery>),
     /// A settlement was not answered: another server may lead the consumer. `missed`: nobody led it then, unless
     /// the connection is another one by now.
     Doubt { missed: bool },

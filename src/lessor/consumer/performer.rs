@@ -317,6 +317,7 @@ impl<B: Broker> Performer<B> {
                 }
             }
             ConsumerCommand::Leave(ticket) => self.callers.leave(ticket, now),
+            ConsumerCommand::Return(granted) => self.callers.returned(granted, now),
             ConsumerCommand::GiveBack(granted) => {
                 self.callers.take_back(granted, &self.leases, now);
             }

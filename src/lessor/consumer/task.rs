@@ -193,7 +193,9 @@ impl<B: Broker> ConsumerTask<B> {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 ConsumerCommand::Join { reply, .. } => drop(reply.send(Err(end.clone()))),
-                ConsumerCommand::GiveBack(granted) => unhanded.extend(granted),
+                ConsumerCommand::GiveBack(granted) | ConsumerCommand::Return(granted) => {
+                    unhanded.extend(granted);
+                }
                 ConsumerCommand::Know(question) => drop(question.reply.send(Err(end.clone()))),
                 ConsumerCommand::Leave(_)
                 | ConsumerCommand::Doubt { .. }

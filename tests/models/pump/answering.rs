@@ -129,6 +129,17 @@ fn untaken_answer_goes_first_to_the_next_waiter() {
 }
 
 #[test]
+fn returned_answer_goes_first_to_the_next_waiter_and_soon_to_others() {
+    let mut timed = TimedPump::new();
+    timed.arrive([3]);
+    timed.pump.returned(vec![(1, SMALL, false), (2, SMALL, true)], timed.now());
+    assert_eq!(timed.steps_at(249), []);
+    assert_eq!(timed.steps_at(250), [Overdue { message: 1 }]);
+    let first = timed.join(9, 30_000);
+    assert_eq!(timed.answers(), [(first, vec![2, 3])]);
+}
+
+#[test]
 fn surplus_is_parked_briefly_and_then_given_back() {
     let mut timed = TimedPump::new();
     timed.arrive([1]);
