@@ -6,33 +6,48 @@ use std::path::Path;
 use testkit::proxy::Proxy;
 
 use crate::{
-    Args, Half, median, proxied, row,
+    Args, Half, median, one_call, proxied, row,
     setup::{Cpu, FLAGS, Setup},
 };
 
-const CLIENTS: usize = 8;
-
-/// Prints a row for batches and for single messages, each with the CPU time of the proxy as a ratio.
+/// Prints a row for each kind of work, each with the CPU time of the proxy as a ratio.
 pub async fn compare(args: &Args, setup: &Setup, program: &Path) {
     let ours = Proxy::start_at(&setup.nats_url(), &FLAGS);
     let theirs = Proxy::start_other(program, &setup.nats_url(), &FLAGS);
-    let batches = async |proxy: &Proxy| {
-        let clients = proxied::connect(&format!("http://{}", proxy.grpc), CLIENTS).await;
-        let cpu = Cpu::of_one(proxy.pid());
+    let one = args.messages / 4;
+    let connected = async |proxy: &Proxy, clients| {
+        let url = format!("http://{}", proxy.grpc);
+        (proxied::connect(&url, clients).await, Cpu::of_one(proxy.pid()))
+    };
+    let batches = async |proxy: &Proxy, clients| {
+        let (clients, cpu) = connected(proxy, clients).await;
         proxied::batches_of(setup, clients, &cpu, args.messages, true).await
     };
-    let singles = async |proxy: &Proxy| {
-        let clients = proxied::connect(&format!("http://{}", proxy.grpc), CLIENTS).await;
-        proxied::singles_of(setup, clients, &Cpu::of_one(proxy.pid()), args.messages / 4).await
+    let singles = async |proxy: &Proxy, clients| {
+        let (clients, cpu) = connected(proxy, clients).await;
+        proxied::singles_of(setup, clients, &cpu, one).await
     };
-    let name = format!("n=100 confirmed, {CLIENTS} clients: this / other");
-    cpu_ratio(
-        &row(args, &name, async || batches(&ours).await, async || batches(&theirs).await).await,
-    );
-    let name = format!("n=1 confirmed, {CLIENTS} clients: this / other");
-    cpu_ratio(
-        &row(args, &name, async || singles(&ours).await, async || singles(&theirs).await).await,
-    );
+    let in_one_call = async |proxy: &Proxy, clients| {
+        let (clients, cpu) = connected(proxy, clients).await;
+        one_call::singles_of(setup, clients, &cpu, one).await
+    };
+    let name = "n=100 confirmed, 8 clients: this / other";
+    let (a, b) = (async || batches(&ours, 8).await, async || batches(&theirs, 8).await);
+    cpu_ratio(&row(args, name, a, b).await);
+    for clients in [1, 8, 64] {
+        let name = format!("n=1 confirmed, {clients} clients: this / other");
+        let (a, b) =
+            (async || singles(&ours, clients).await, async || singles(&theirs, clients).await);
+        cpu_ratio(&row(args, &name, a, b).await);
+    }
+    for clients in [8, 64] {
+        let name = format!("n=1 in one call, {clients} clients: this / other");
+        let (a, b) = (
+            async || in_one_call(&ours, clients).await,
+            async || in_one_call(&theirs, clients).await,
+        );
+        cpu_ratio(&row(args, &name, a, b).await);
+    }
 }
 
 fn cpu_ratio(pairs: &[(Half, Half)]) {

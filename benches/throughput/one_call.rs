@@ -9,15 +9,20 @@ use fetch_proxy::pb::{self, settlement::Action};
 
 use crate::{
     Half, half,
-    proxied::{connect, fetch},
-    setup::Setup,
+    proxied::{Client, connect, fetch},
+    setup::{Cpu, Setup},
 };
 
 /// `clients` workers that fetch one at a time.
 pub async fn singles(setup: &Setup, clients: usize, messages: usize) -> Half {
     let clients = connect(&setup.grpc, clients).await;
+    singles_of(setup, clients, &setup.cpu_proxied(), messages).await
+}
+
+/// The same with these clients, and the CPU of these processes.
+pub async fn singles_of(setup: &Setup, clients: Vec<Client>, cpu: &Cpu, messages: usize) -> Half {
     let name = setup.consumer().await;
-    half(&setup.cpu_proxied(), async {
+    half(cpu, async {
         let done = Arc::new(AtomicUsize::new(0));
         let mut tasks = tokio::task::JoinSet::new();
         for mut client in clients {
