@@ -5,6 +5,8 @@ mod policy;
 
 use std::{io::Write as _, path::Path, process::ExitCode};
 
+use tokio::runtime::Builder;
+
 use crate::{
     access::NewApiKey,
     app, client,
@@ -64,7 +66,8 @@ pub fn run(command: Command) -> ExitCode {
         Command::Release(args) => operators::release(*args),
         Command::Serve { serve, log: args } => log_to(&mut log, &args).and_then(|meter| {
             let serve = Serve::load(*serve).map_err(usage)?;
-            block_on(async { app::run(serve, &meter, |_| ()).await }).map(|()| 0)
+            let threads = serve.threads;
+            block_on_threads(threads, app::run(serve, &meter, |_| ())).map(|()| 0)
         }),
         Command::Dev { dev, log: args } => {
             log_to(&mut log, &args).and_then(|meter| block_on(develop(dev, &meter)).map(|()| 0))
@@ -110,8 +113,20 @@ fn say(line: &str) -> Outcome<()> {
 }
 
 fn block_on<T, E: ToString>(run: impl Future<Output = Result<T, E>>) -> Outcome<T> {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
+    block_on_threads(1, run)
+}
+
+/// Runs all tasks on so many threads. One thread is the present thread, which a task never leaves.
+fn block_on_threads<T, E: ToString>(
+    threads: usize,
+    run: impl Future<Output = Result<T, E>>,
+) -> Outcome<T> {
+    let mut builder = match threads {
+        1 => Builder::new_current_thread(),
+        _ => Builder::new_multi_thread(),
+    };
+    // The first kind has no workers, and ignores the number.
+    let runtime = builder.worker_threads(threads).enable_all().build().map_err(failed)?;
     let outcome = runtime.block_on(run).map_err(failed);
     // The run has waited for all tasks that must end. Dropping the runtime would also wait for a lookup
     // of the address of NATS, for as long as the name server is silent.

@@ -57,6 +57,8 @@ const MAX_CLUSTER_NAME: usize = 64;
 /// for one client.
 const PULL_BYTES: std::ops::RangeInclusive<usize> = (64 << 10)..=(1 << 30);
 
+/// Most `--threads`. Threads wait for each other, so that many cores need several replicas.
+const MOST_THREADS: usize = 64;
 /// Calls that one connection of a client may have open. Further calls wait at the client.
 const MAX_CLIENT_STREAMS: u32 = 1000;
 /// Least `--max-request-bytes`: the largest request, 4 MiB, must find room while others are read.
@@ -103,6 +105,8 @@ pub struct Serve {
     pub edge: ListenerLimits,
     /// Limits of calls and of their bytes.
     pub calls: CallLimits,
+    /// The number of threads that answer calls, from 1 to 64.
+    pub threads: usize,
     /// How long to continue serving after health says NOT_SERVING.
     pub drain_delay: Duration,
     /// How long to wait after that for open calls and leases.
@@ -167,6 +171,7 @@ impl Serve {
         let ListenArgs { listen, ops_listen, ports_file } = listen;
         let DrainArgs { drain_delay, drain_timeout } = drain;
         let LimitArgs {
+            threads,
             max_lease,
             max_leases,
             max_waiters,
@@ -179,6 +184,9 @@ impl Serve {
             max_connection_age,
             settle_timeout,
         } = limits;
+        if threads > MOST_THREADS {
+            return invalid(format!("--threads must be at most {MOST_THREADS}"));
+        }
         if max_lease < SHORTEST_LEASE {
             return invalid("--max-lease must be at least 1s");
         }
@@ -253,6 +261,7 @@ impl Serve {
                 http1: false,
             },
             calls: CallLimits { max_calls, max_waiters, max_request_bytes, max_answer_bytes },
+            threads,
             drain_delay,
             drain_timeout,
             traces: TraceSettings::load()?,

@@ -22,10 +22,10 @@
 //! refusal_log   the seldom log line of a refused call or token
 //! api_error     what went wrong with a call, for its client; pure
 //! credentials   the policy, the API keys and the keys of issuers in use, read again when they change
+//! nats          the broker and the bus on NATS
 //! net           connections of clients: accepted, bounded, closed
 //! audit         the log lines for auditors
 //! lessor        leases deliveries to callers: pulls, grants, settles, sweeps
-//! nats          the broker and the bus on NATS
 //! tls           TLS of the client port: its files, handshakes, and who a certificate names
 //! traces        spans of calls, and the thread that sends them
 //! clock         the only room that reads the time

@@ -9,8 +9,10 @@
 //!
 //! There are two connections, because one stored message with a header that the client library cannot
 //! parse costs the connection that brings it. Settling must not fail with that connection. All
-//! connections are single-use (`connection`): a lost connection is dropped with its queue, and a new one
-//! is made. A consumer that is suspected of such a message can have a dedicated connection for its
+//! connections are single-use: a lost connection is dropped with its queue, and a new one is made. The
+//! library carries deliveries (`connection`). Settlements have a connection of our own
+//! (`settling_connection`, `dial`, `protocol`), because the library cannot end a connection that it still
+//! has something to write on, except together with its thread. A consumer that is suspected of such a message can have a dedicated connection for its
 //! deliveries. The API answers in JSON, so it can still find a message that is unreadable as a delivery
 //! (`poison`, `unreadable`). Nothing here decides what to pull or settle.
 
@@ -20,18 +22,23 @@ mod auth;
 mod connection;
 mod deadline;
 mod delivery;
+mod denials;
+mod dial;
 mod inbox;
 mod info;
 mod plan;
 mod poison;
 mod presence;
+mod protocol;
 mod provision;
 mod request_mux;
 mod settings;
 mod settle;
+mod settling_connection;
 mod stored;
 mod subscriptions;
 mod supervisor;
+mod supported;
 mod unreadable;
 
 use std::{sync::Arc, time::Instant};
@@ -42,9 +49,10 @@ use tokio_util::task::TaskTracker;
 pub use self::{
     auth::Auth,
     inbox::NatsInbox,
+    protocol::{Malformed, ServerMessage, ServerOp, take_op},
     provision::{Provisioned, Sample, provision},
     settings::{Settings, parse_servers},
-    supervisor::OLDEST_SERVER,
+    supported::OLDEST_SERVER,
     unreadable::unreadable,
 };
 use self::{

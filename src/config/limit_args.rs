@@ -9,6 +9,13 @@ use super::values;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Limits")]
 pub(super) struct LimitArgs {
+    /// Threads that answer calls and decide about leases, at most 64.
+    ///
+    /// On one thread a call costs the least, because no thread waits for another. More threads let one
+    /// replica use more cores. More replicas do the same, and survive the loss of a machine.
+    #[arg(long, env = "FETCH_PROXY_THREADS", default_value_t = 1, value_name = "COUNT",
+          value_parser = values::count)]
+    pub(super) threads: usize,
     /// Longest lease, at least 1s.
     ///
     /// A longer lease is lowered to this, also if it is the ack wait of the consumer. The message of a

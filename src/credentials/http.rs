@@ -83,7 +83,7 @@ pub(super) async fn get(
     if !has_tls {
         return exchange(stream, request).await;
     }
-    let stream = tls::secure(stream, host, authorities).await.map_err(HttpFault::Tls)?;
+    let stream = tls::secure(stream, host, authorities, None).await.map_err(HttpFault::Tls)?;
     exchange(stream, request).await
 }
 

@@ -41,7 +41,7 @@ impl JetStreamApi<'_> {
 
     /// The server of the connection, as it describes itself now.
     pub(super) fn server(&self) -> ServerInfo {
-        self.requests.connection.client.server_info()
+        self.requests.connection.server()
     }
 
     /// The body of an answer. `call` names the call in the error.

@@ -2,28 +2,23 @@
 //! the delivery of the next worker.
 //!
 //! ```text
-//!  sent, by ──▶ deadline ─ at half the time, or every 3 s ─▶ a probe to our own inbox, behind
-//!                                                            all that was sent
-//!                                                             │ its echo comes: all has arrived
+//!  sent, by ──▶ deadline ─ at half the time, or every 3 s ─▶ a probe (PING), behind all that
+//!                                                            was sent
+//!                                                             │ its echo (PONG): all has arrived
 //!                                                             └ no echo in time: the connection
 //!                                                               ends, with its queue
 //! ```
-//! NATS reads a connection in order, so one probe stands for everything that was sent before it. The
-//! library's own pings prove less: it sends none while data comes from the server.
+//! NATS reads a connection in order, so one probe stands for everything that was sent before it.
 
 use std::{pin::pin, time::Duration};
 
-use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::{deadline::NextProbe, plan::Request, request_mux::RequestMux};
+use super::{deadline::NextProbe, request_mux::RequestMux};
 use crate::clock;
 
 /// Time between two probes while no deadline is set.
 const IDLE_PROBE_INTERVAL: Duration = Duration::from_secs(3);
-/// The same if NATS does not let us publish to our own inbox. The refusal also proves that the probe
-/// arrived, but the server logs it.
-const REFUSED_PROBE_INTERVAL: Duration = Duration::from_secs(60);
 /// The longest wait for an echo.
 const ECHO_TIMEOUT: Duration = Duration::from_secs(9);
 /// The shortest wait for an echo, so that a busy machine does not look like a dead connection.
@@ -46,23 +41,21 @@ async fn probe_until_silent(mux: &RequestMux) {
             // The mux holds the sender.
             _ = deadline.changed() => continue,
         }
-        let Some(pause) = probe(mux, &mut deadline).await else { break };
-        idle_until = clock::now() + pause;
+        if !probe(mux, &mut deadline).await {
+            break;
+        }
+        idle_until = clock::now() + IDLE_PROBE_INTERVAL;
     }
     tracing::warn!("settlements do not arrive at NATS: the connection for settling is replaced");
     mux.connection.end();
 }
 
-/// Sends one probe and returns the time to the next one if no deadline is set. `None`: no echo came
-/// in time.
-async fn probe(
-    mux: &RequestMux,
-    deadline: &mut watch::Receiver<Option<NextProbe>>,
-) -> Option<Duration> {
+/// Sends one probe. `false`: no echo came in time.
+async fn probe(mux: &RequestMux, deadline: &mut watch::Receiver<Option<NextProbe>>) -> bool {
     let sent_at = clock::now();
     let mut end = sent_at + ECHO_TIMEOUT;
     let mut next = mux.deadline.take();
-    let mut echo = pin!(echo(mux));
+    let mut echo = pin!(mux.connection.ping());
     loop {
         // A message that is sent after the probe cannot arrive before the probe.
         if let Some(NextProbe { by, .. }) = next {
@@ -70,34 +63,12 @@ async fn probe(
         }
         tokio::select! {
             biased;
-            pause = &mut echo => return Some(pause),
-            () = clock::sleep_until(Some(end)) => return None,
+            () = &mut echo => {
+                mux.connection.meter.returned(clock::now().saturating_duration_since(sent_at));
+                return true;
+            }
+            () = clock::sleep_until(Some(end)) => return false,
             _ = deadline.changed() => next = *deadline.borrow_and_update(),
         }
-    }
-}
-
-/// Sends a message to our own inbox. Waits for the message, or for its refusal.
-async fn echo(mux: &RequestMux) -> Duration {
-    let (since, mut refusals) = (clock::now(), mux.connection.denials.watch());
-    let echo = mux.expect_one();
-    let subject = echo.subject();
-    let refused = async {
-        loop {
-            // The connection holds the sender.
-            let _ = refusals.changed().await;
-            if mux.connection.denials.since(since).contains(&*subject) {
-                return;
-            }
-        }
-    };
-    let request = Request::new(&subject, Bytes::new());
-    mux.send(&request, None, since + ECHO_TIMEOUT).await;
-    tokio::select! {
-        () = echo.came() => {
-            mux.connection.meter.returned(clock::now().saturating_duration_since(since));
-            IDLE_PROBE_INTERVAL
-        }
-        () = refused => REFUSED_PROBE_INTERVAL,
     }
 }

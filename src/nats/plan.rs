@@ -13,9 +13,9 @@ use crate::{
 
 /// Most requests that one answer confirms. All of them are unconfirmed if the answer is lost.
 const MAX_PER_CONFIRMATION: usize = 64;
-/// The library keeps 128 unread events, and drops those that come after. Half of that leaves room for
-/// events of another kind.
-const MAX_UNREAD_DENIALS: usize = 64;
+/// So many refusals of one consumer, and no answer, show that all its requests are refused. Only the last refusals are
+/// remembered, so some can be forgotten.
+const TELLING_DENIALS: usize = 64;
 
 /// One request to publish.
 pub(super) struct Request {
@@ -77,8 +77,7 @@ impl ConfirmPlan {
         Self { slots, count }
     }
 
-    /// Consumers whose requests were all refused: many of them were, and none was answered. The library
-    /// drops refusals that come faster than they are read.
+    /// Consumers whose requests were all refused: many of them were, and none was answered.
     pub(super) fn refused_consumers(
         &self,
         requests: &[Request],
@@ -95,9 +94,8 @@ impl ConfirmPlan {
                 *counts.entry(name).or_default() += 1;
             }
         }
-        let all_refused = |(name, count)| {
-            (count >= MAX_UNREAD_DENIALS && !served.contains(&name)).then_some(name)
-        };
+        let all_refused =
+            |(name, count)| (count >= TELLING_DENIALS && !served.contains(&name)).then_some(name);
         counts.into_iter().filter_map(all_refused).collect()
     }
 
@@ -110,7 +108,7 @@ impl ConfirmPlan {
         refused: &HashSet<String>,
     ) -> Vec<Result<RequestAnswer, BrokerError>> {
         let consumers = match refused.len() {
-            0..MAX_UNREAD_DENIALS => HashSet::new(),
+            0..TELLING_DENIALS => HashSet::new(),
             _ => self.refused_consumers(requests, answers, refused),
         };
         let of_refused =

@@ -1,31 +1,24 @@
 //! Requests and their answers on the settling connection. One subscription receives all answers, each
 //! request has a number, and a batch of requests is waited for as a whole.
 //!
-//! The library's own `request` is not used: it sends two more messages for a confirmation, or leaks an
-//! entry for each request without an answer.
-//!
 //! Invariants:
 //! 1. A number is given out once. Its first answer counts, and later ones are dropped.
 //! 2. A request is published at most once. It is never repeated here.
 
 use std::{
     collections::VecDeque,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::Instant,
 };
 
-use async_nats::{Message, StatusCode, Subscriber};
-use futures_util::StreamExt as _;
-use tokio::{sync::Notify, time::timeout_at};
+use tokio::sync::Notify;
 
 use super::{
-    connection::NatsConnection,
     deadline::ArrivalDeadline,
     delivery::consumer_of,
     plan::{ConfirmPlan, Request, RequestAnswer},
+    protocol::ServerMessage,
+    settling_connection::{SettlingConnection, SubjectSubscription},
 };
 use crate::{
     broker::{BrokerError, Denial},
@@ -33,25 +26,17 @@ use crate::{
     lock::lock,
 };
 
-/// Messages that the library receives before it is flushed. A process that is stopped and continues
-/// writes the messages that the library has, however late that is. The deadline of every other message
-/// is checked once more.
-const MAX_UNFLUSHED: usize = 32;
-/// Answers that are read before anything else runs.
-const MAX_ANSWERS_PER_READ: usize = 256;
+/// The status of an answer that the server gives, because nobody listens on the subject.
+const NO_RESPONDERS: u16 = 503;
 
 /// The settling connection and its open requests.
 pub(super) struct RequestMux {
-    pub(super) connection: Arc<NatsConnection>,
+    pub(super) connection: Arc<SettlingConnection>,
     /// `<inbox>.`, before a request's number.
     prefix: String,
     opened: Instant,
-    open: Mutex<OpenRequests>,
-    /// The number of messages that the library received since the last flush. A few more can be on their way
-    /// to the library when a flush ends.
-    unflushed: AtomicUsize,
-    /// Held by the caller that flushes.
-    flushing: tokio::sync::Mutex<()>,
+    open: Arc<Mutex<OpenRequests>>,
+    _answers: SubjectSubscription,
     /// When everything that was sent must have arrived. See [`super::arrival_probe`].
     pub(super) deadline: ArrivalDeadline,
 }
@@ -78,37 +63,19 @@ struct Answers {
 }
 
 impl RequestMux {
-    /// Subscribes. Answers arrive only while [`RequestMux::read`] runs. `None`: the connection is lost.
-    pub(super) async fn open(connection: Arc<NatsConnection>) -> Option<(Arc<Self>, Subscriber)> {
-        let (prefix, opened) = (format!("{}.", connection.client.new_inbox()), clock::now());
-        let subscriber = connection.client.subscribe(format!("{prefix}*")).await.ok()?;
-        let requests = Self {
-            connection,
-            prefix,
-            opened,
-            open: Mutex::default(),
-            unflushed: AtomicUsize::new(0),
-            flushing: tokio::sync::Mutex::default(),
-            deadline: ArrivalDeadline::default(),
-        };
-        Some((Arc::new(requests), subscriber))
-    }
-
-    /// Hands answers to their batches until the connection is gone.
-    pub(super) async fn read(&self, subscriber: Subscriber) {
-        let mut chunks = subscriber.ready_chunks(MAX_ANSWERS_PER_READ);
-        let connection = &self.connection;
-        while let Some(Some(chunk)) = connection.lost.run_until_cancelled(chunks.next()).await {
-            let at = clock::reading();
-            let mut open = lock(&self.open);
-            for message in chunk {
-                let number = message.subject.strip_prefix(&*self.prefix);
-                if let Some(number) = number.and_then(|number| number.parse().ok()) {
-                    open.close(number, Some((read(message), at)));
-                }
+    /// Subscribes to the answers.
+    pub(super) fn open(connection: Arc<SettlingConnection>) -> Arc<Self> {
+        let (prefix, opened) = (format!("{}.", connection.inbox), clock::now());
+        let open = Arc::new(Mutex::new(OpenRequests::default()));
+        let (of_answers, requests) = (prefix.clone(), open.clone());
+        let answers = connection.subscribe(&format!("{prefix}*"), move |message, at| {
+            let number = message.subject.strip_prefix(&*of_answers);
+            if let Some(number) = number.and_then(|number| number.parse().ok()) {
+                lock(&requests).close(number, Some((read(message), *at)));
             }
-        }
-        self.connection.end();
+        });
+        let deadline = ArrivalDeadline::default();
+        Arc::new(Self { connection, prefix, opened, open, _answers: answers, deadline })
     }
 
     /// Publishes one request and waits for its answer, as [`RequestMux::ask`] does.
@@ -185,65 +152,15 @@ impl RequestMux {
         until: Instant,
     ) -> bool {
         let until = request.by.map_or(until, |by| by.at.min(until));
-        if !self.keep_pace(until).await {
+        let Request { subject, payload, by, .. } = request;
+        let over = by.is_some_and(|by| by.passed(&clock::reading()));
+        if over || !self.connection.publish(subject, reply.as_deref(), payload, *by, until).await {
             return false;
         }
-        let reading = clock::reading();
-        let over = request.by.is_some_and(|by| by.passed(&reading));
-        if self.connection.lost.is_cancelled() || over {
-            return false;
-        }
-        let (subject, payload) = (String::from(&*request.subject), request.payload.clone());
-        let client = &self.connection.client;
-        // The library's queue blocks without end while it is full and the connection takes nothing.
-        let sent = timeout_at(until.into(), async {
-            match reply {
-                Some(reply) => client.publish_with_reply(subject, reply, payload).await,
-                None => client.publish(subject, payload).await,
-            }
-        });
-        let sent = matches!(sent.await, Ok(Ok(())));
-        if let (true, Some(by)) = (sent, request.by) {
-            self.deadline.must_arrive(by.at, reading.now);
-        }
-        sent
-    }
-
-    /// Takes a place among the [`MAX_UNFLUSHED`] messages that the library may have. Without a free place, the
-    /// library is flushed first. `false`: no flush ended by `until`.
-    async fn keep_pace(&self, until: Instant) -> bool {
-        while !self.take_place() {
-            if timeout_at(until.into(), self.flush()).await != Ok(true) {
-                return false;
-            }
+        if let Some(by) = by {
+            self.deadline.must_arrive(by.at, clock::now());
         }
         true
-    }
-
-    fn take_place(&self) -> bool {
-        let next = |taken| (taken < MAX_UNFLUSHED).then_some(taken + 1);
-        self.unflushed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok()
-    }
-
-    /// Flushes the library, or waits for the flush of another caller. `false`: the connection is lost.
-    async fn flush(&self) -> bool {
-        let _turn = self.flushing.lock().await;
-        if self.unflushed.load(Ordering::Relaxed) < MAX_UNFLUSHED {
-            return true;
-        }
-        // A flush ends at the kernel. It does not ask the server.
-        let flushed = self.connection.client.flush().await.is_ok();
-        if flushed {
-            self.unflushed.store(0, Ordering::Relaxed);
-        }
-        flushed
-    }
-
-    /// A subject of our inbox whose first message is waited for.
-    pub(super) fn expect_one(&self) -> PendingEcho<'_> {
-        let batch = Arc::new(Batch::new(1));
-        let pending = PendingRange::new(&self.open, &batch, 1);
-        PendingEcho { prefix: &self.prefix, pending, batch }
     }
 
     /// Ends the wait for the answers to refused requests. All other waits continue.
@@ -263,9 +180,9 @@ impl RequestMux {
     }
 }
 
-fn read(message: Message) -> RequestAnswer {
+fn read(message: ServerMessage) -> RequestAnswer {
     match message.status {
-        Some(StatusCode::NO_RESPONDERS) => RequestAnswer::NoResponder,
+        Some(NO_RESPONDERS) => RequestAnswer::NoResponder,
         Some(_) | None => RequestAnswer::Replied(message.payload),
     }
 }
@@ -287,23 +204,6 @@ impl<'r> PendingRange<'r> {
 impl Drop for PendingRange<'_> {
     fn drop(&mut self) {
         lock(self.open).forget(self.first, self.count);
-    }
-}
-
-/// A message to our own inbox that is on its way.
-pub(super) struct PendingEcho<'r> {
-    prefix: &'r str,
-    pending: PendingRange<'r>,
-    batch: Arc<Batch>,
-}
-
-impl PendingEcho<'_> {
-    pub(super) fn subject(&self) -> String {
-        format!("{}{}", self.prefix, self.pending.first)
-    }
-
-    pub(super) async fn came(&self) {
-        self.batch.done().await;
     }
 }
 
@@ -384,10 +284,11 @@ mod tests {
     use std::time::Duration;
 
     use bytes::Bytes;
-    use tokio::io::AsyncWriteExt as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio_util::task::TaskTracker;
 
     use super::*;
-    use crate::metrics::Metrics;
+    use crate::{clock::Deadline, metrics::Metrics, nats::settling_connection::SettlingLine};
 
     #[test]
     fn each_answer_finds_its_request_in_any_order_and_counts_once() {
@@ -410,7 +311,7 @@ mod tests {
     }
 
     /// A server that greets, and then reads nothing, and an open connection to it.
-    async fn connected() -> (NatsConnection, tokio::net::TcpStream) {
+    async fn connected() -> (Arc<RequestMux>, SettlingLine, tokio::net::TcpStream) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let hello =
@@ -420,10 +321,11 @@ mod tests {
             socket.write_all(hello.as_bytes()).await.unwrap();
             socket
         });
-        tokio::join!(
-            async { NatsConnection::make(&settings, "test", Metrics::off().nats()).await.unwrap() },
-            greeted
-        )
+        let metrics = Metrics::off();
+        let made = SettlingConnection::make(&settings, "test", metrics.nats());
+        let (made, socket) = tokio::join!(made, greeted);
+        let (connection, line) = made.unwrap_or_else(|error| panic!("{error}"));
+        (RequestMux::open(Arc::new(connection)), line, socket)
     }
 
     fn settings(address: &str) -> crate::nats::Settings {
@@ -440,8 +342,8 @@ mod tests {
 
     #[tokio::test]
     async fn an_unsent_or_abandoned_request_is_forgotten() {
-        let (connection, _server) = connected().await;
-        let (requests, _subscriber) = RequestMux::open(Arc::new(connection)).await.unwrap();
+        let (requests, line, _server) = connected().await;
+        let running = TaskTracker::new().spawn(line.run(requests.connection.clone()));
         let request = |confirm_group| Request { confirm_group, ..Request::new("s", Bytes::new()) };
         let asked = [None, Some(1), Some(1)].map(request);
         let left = tokio::time::timeout(Duration::from_millis(50), async {
@@ -449,21 +351,22 @@ mod tests {
         });
         left.await.unwrap_err();
         assert!(lock(&requests.open).slots.is_empty(), "the caller has left");
-        requests.connection.lost.cancel();
+        requests.connection.end();
         let results = requests.ask(&asked, clock::now() + Duration::from_secs(60)).await;
         assert!(results.iter().all(|result| matches!(result, Err(BrokerError::Unsent(_)))));
         assert!(lock(&requests.open).slots.is_empty(), "nothing was sent");
+        running.await.unwrap();
     }
 
-    /// The queue of a connection holds 2048 messages. This server reads nothing.
+    /// This server reads nothing.
     #[tokio::test]
     async fn a_full_queue_delays_a_caller_until_its_deadline_and_no_longer() {
-        let (connection, _server) = connected().await;
-        let (requests, _subscriber) = RequestMux::open(Arc::new(connection)).await.unwrap();
+        let (requests, line, _server) = connected().await;
+        let running = TaskTracker::new().spawn(line.run(requests.connection.clone()));
         tokio::time::pause();
-        let payload = Bytes::from(vec![b'x'; 1000]);
+        let payload = Bytes::from(vec![b'x'; 100_000]);
         let request = |_| Request::new("s", payload.clone());
-        let asked: Vec<Request> = (0..20_000).map(request).collect();
+        let asked: Vec<Request> = (0..1000).map(request).collect();
         let until = clock::now() + Duration::from_secs(4);
         let asking = tokio::time::timeout(Duration::from_secs(60), requests.ask(&asked, until));
         let results = asking.await.expect("the call takes too long");
@@ -472,25 +375,34 @@ mod tests {
         let sent =
             results.iter().filter(|result| **result == Err(BrokerError::Unconfirmed)).count();
         let unsent = |result: &&Result<_, _>| matches!(result, Err(BrokerError::Unsent(_)));
-        assert!(sent >= 2048, "{sent} were sent");
+        assert!((2..asked.len()).contains(&sent), "{sent} were sent");
         assert_eq!(results.iter().filter(unsent).count(), asked.len() - sent);
+        requests.connection.end();
+        running.await.unwrap();
     }
 
-    /// A process that is stopped and continues writes what the library has, however late that is.
+    /// A process that is stopped and continues writes what it has handed to the kernel, and nothing else.
     #[tokio::test]
-    async fn library_has_few_messages_whatever_the_number_of_callers() {
-        /// More of these messages than the sockets of both sides can hold.
-        const MOST_IN_SOCKETS: usize = 200;
-        let (connection, _server) = connected().await;
-        let (requests, _subscriber) = RequestMux::open(Arc::new(connection)).await.unwrap();
+    async fn a_message_that_waits_longer_than_its_deadline_is_not_written() {
+        let (requests, line, mut server) = connected().await;
+        let made = clock::reading();
+        let request = |subject: &str, by: u64| Request {
+            by: Some(Deadline::new(made.now + Duration::from_secs(by), made)),
+            ..Request::new(subject, Bytes::new())
+        };
+        let until = made.now + Duration::from_secs(60);
         tokio::time::pause();
-        let payload = Bytes::from(vec![b'x'; 100_000]);
-        let until = clock::now() + Duration::from_secs(4);
-        let request = |_| Request::new("s", payload.clone());
-        let callers = (0..1000).map(request).map(|request| requests.ask_one(request, until));
-        let results = futures_util::future::join_all(callers).await;
-        let sent = |result: &&Result<_, _>| **result == Err(BrokerError::Unconfirmed);
-        let sent = results.iter().filter(sent).count();
-        assert!(sent <= MOST_IN_SOCKETS + MAX_UNFLUSHED, "{sent} were sent");
+        assert!(requests.send(&request("late", 5), None, until).await);
+        assert!(requests.send(&request("early", 50), None, until).await);
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert!(!requests.send(&request("never", 5), None, until).await);
+        let running = TaskTracker::new().spawn(line.run(requests.connection.clone()));
+        requests.connection.written().await;
+        requests.connection.end();
+        running.await.unwrap();
+        let mut written = String::new();
+        server.read_to_string(&mut written).await.unwrap();
+        assert!(written.contains("PUB early 0\r\n"), "{written}");
+        assert!(!written.contains("late") && !written.contains("never"), "{written}");
     }
 }

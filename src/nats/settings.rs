@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use async_nats::ServerAddr;
+use percent_encoding::percent_decode_str;
 
 use super::auth::Auth;
 
@@ -34,6 +35,20 @@ impl Settings {
         self.servers.iter().map(server).collect::<Vec<_>>().join(",")
     }
 
+    /// The identity, which may stand in the URL of a server.
+    pub(super) fn auth_of_any(&self) -> Auth {
+        let of_url = matches!(self.auth, Auth::None)
+            .then(|| self.servers.iter().find_map(user_of))
+            .flatten();
+        of_url.unwrap_or_else(|| self.auth.clone())
+    }
+
+    /// Whether the connection must be encrypted, whatever the server says. Otherwise an impostor would decide
+    /// against TLS, and get the password.
+    pub(super) fn requires_tls(&self) -> bool {
+        self.ca.is_some() || self.identity.is_some() || self.tls_first
+    }
+
     /// The subject of a JetStream API call, like `CONSUMER.INFO.ORDERS.worker`.
     pub(super) fn api(&self, call: &str) -> String {
         match &self.domain {
@@ -41,6 +56,16 @@ impl Settings {
             None => format!("$JS.API.{call}"),
         }
     }
+}
+
+/// The user in a URL. A URL writes some characters as `%` and their number.
+fn user_of(server: &ServerAddr) -> Option<Auth> {
+    let read = |part: &str| percent_decode_str(part).decode_utf8_lossy().into_owned();
+    let user = read(server.username()?);
+    Some(match server.password() {
+        Some(password) => Auth::User(user, read(password)),
+        None => Auth::Token(user),
+    })
 }
 
 /// Reads a list of servers, separated by commas.

@@ -1,23 +1,22 @@
 //! The subjects that this replica listens on for other replicas, over the settling connection. Requests
 //! of replicas are as urgent as settlements, and fail with them.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
-use async_nats::Subscriber;
-use futures_util::StreamExt as _;
-use tokio::{
-    sync::{Mutex, mpsc, watch},
-    task::{AbortHandle, JoinSet},
+use bytes::Bytes;
+use tokio::sync::{Mutex, mpsc, watch};
+
+use super::{
+    protocol::ServerMessage,
+    settling_connection::{SettlingConnection, SubjectSubscription},
 };
-
-use super::connection::NatsConnection;
 use crate::{
     bus::{Incoming, SUBJECT_PREFIX},
     clock,
 };
 
-/// Most messages that wait here for their reader. All others wait in their subscription.
-const CAPACITY: usize = 1024;
+/// Most messages that wait here for their reader. All others are dropped, as if they had never arrived.
+const CAPACITY: usize = 65_536;
 
 /// The subjects to listen on, and the messages that arrived on them.
 pub(super) struct Subscriptions {
@@ -47,30 +46,26 @@ impl Subscriptions {
     }
 
     /// Listens on this connection until it is lost. While two connections listen, messages arrive twice.
-    pub(super) async fn listen(&self, connection: &NatsConnection) {
+    pub(super) async fn listen(&self, connection: &Arc<SettlingConnection>) {
         let mut subjects = self.subjects.subscribe();
-        let mut listening: BTreeMap<String, AbortHandle> = BTreeMap::new();
-        let mut tasks = JoinSet::new();
+        let mut listening: BTreeMap<String, SubjectSubscription> = BTreeMap::new();
         let (since, mut denials) = (clock::now(), connection.denials.watch());
         let mut warned = false;
         loop {
             let wanted = subjects.borrow_and_update().clone();
-            listening.retain(|subject, task| {
-                let is_wanted = wanted.contains(subject);
-                if !is_wanted {
-                    // The subscription ends with its task.
-                    task.abort();
-                }
-                is_wanted
-            });
+            listening.retain(|subject, _| wanted.contains(subject));
             for subject in wanted {
                 if listening.contains_key(&subject) {
                     continue;
                 }
-                let Ok(subscriber) = connection.client.subscribe(subject.clone()).await else {
-                    return;
-                };
-                listening.insert(subject, tasks.spawn(forward(subscriber, self.into.clone())));
+                let into = self.into.clone();
+                let subscription = connection.subscribe(&subject, move |message, _| {
+                    let ServerMessage { subject, reply, payload, .. } = message;
+                    // A copy, because a part of a read buffer keeps the whole of it.
+                    let message = Bytes::copy_from_slice(&payload);
+                    let _ = into.try_send(Incoming { subject, message, reply });
+                });
+                listening.insert(subject, subscription);
             }
             tokio::select! {
                 changed = subjects.changed() => if changed.is_err() { return },
@@ -86,19 +81,6 @@ impl Subscriptions {
                 }
                 () = connection.lost.cancelled() => return,
             }
-        }
-    }
-}
-
-async fn forward(mut subscriber: Subscriber, into: mpsc::Sender<Incoming>) {
-    while let Some(message) = subscriber.next().await {
-        let incoming = Incoming {
-            subject: message.subject.as_str().to_owned(),
-            message: message.payload,
-            reply: message.reply.map(|reply| reply.as_str().to_owned()),
-        };
-        if into.send(incoming).await.is_err() {
-            return;
         }
     }
 }

@@ -17,8 +17,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_nats::Subscriber;
-use semver::Version;
 use tokio::{
     sync::watch,
     time::{sleep, timeout, timeout_at},
@@ -32,7 +30,9 @@ use super::{
     presence::Presence,
     request_mux::RequestMux,
     settings::Settings,
+    settling_connection::SettlingConnection,
     subscriptions::Subscriptions,
+    supported::{is_supported, unsupported},
 };
 use crate::{
     broker::{ConsumerName, Link, Server},
@@ -40,10 +40,6 @@ use crate::{
     lock::lock,
     metrics::{NatsMeter, NatsRole},
 };
-
-/// The oldest supported nats-server. A server before 2.10.16 can ignore a `+TERM` with a reason, and
-/// answer as if it had not.
-pub const OLDEST_SERVER: Version = Version::new(2, 10, 16);
 
 /// The names of the two connections in the server's lists and in the log.
 const DELIVERIES: &str = "deliveries";
@@ -168,7 +164,7 @@ impl Supervisor {
                 tracing::info!(consumer = %name, "the consumer has a dedicated connection to NATS");
                 Ok(Arc::new(connection))
             }
-            Ok(Err(error)) => Err(connection::explain(&error, &self.settings)),
+            Ok(Err(error)) => Err(connection::explain(error.to_string(), &self.settings)),
             Err(_) => Err("NATS does not answer".to_owned()),
         }
     }
@@ -183,13 +179,12 @@ impl Supervisor {
     }
 
     pub(super) async fn close(&self, until: Instant) {
-        let clients = [
-            self.settling().map(|requests| requests.connection.client.clone()),
-            self.deliveries().map(|connection| connection.client.clone()),
-        ];
-        for client in clients.into_iter().flatten() {
-            // The flush of a dying connection may fail. Nobody waits for it any more.
-            let _ = timeout_at(until.into(), client.flush()).await;
+        // The flush of a dying connection may fail. Nobody waits for it any more.
+        if let Ok(requests) = self.settling() {
+            let _ = timeout_at(until.into(), requests.connection.written()).await;
+        }
+        if let Ok(connection) = self.deliveries() {
+            let _ = timeout_at(until.into(), connection.client.flush()).await;
         }
         self.stop.cancel();
     }
@@ -197,10 +192,16 @@ impl Supervisor {
     async fn keep_deliveries(self: Arc<Self>) {
         let (mut last, mut backoff) = (None::<Arc<NatsConnection>>, Backoff::default());
         loop {
-            let set = |state| self.report(last.as_deref(), |all| all.deliveries = state);
-            let Some(connection) = self.connect(DELIVERIES, &mut backoff, set).await else {
-                return;
+            let lost = last.as_ref().map(|last| last.lost.clone());
+            let set = |state| self.report(lost.as_ref(), |all| all.deliveries = state);
+            let make = || async {
+                let made = NatsConnection::make(&self.settings, DELIVERIES, &self.meter).await;
+                let connection = made.map_err(|error| error.to_string())?;
+                let server = (connection.server_id.clone(), connection.version.clone());
+                Ok((connection, server))
             };
+            let connecting = self.connect(DELIVERIES, &mut backoff, make, set);
+            let Some(connection) = connecting.await else { return };
             let connection = Arc::new(connection);
             self.meter.connected(NatsRole::Deliveries);
             self.update(|all| {
@@ -208,7 +209,8 @@ impl Supervisor {
                 all.deliveries = State::Up(connection.clone());
             });
             // Inboxes keep a leaving connection until their pulls have ended.
-            if self.until_gone(&connection, NatsRole::Deliveries).await {
+            let NatsConnection { server_id, lost, leaving, .. } = &*connection;
+            if self.until_gone(server_id, (lost, leaving), NatsRole::Deliveries).await {
                 let lost = "the connection for deliveries was lost".to_owned();
                 self.update(|all| all.deliveries = State::Down(lost));
             }
@@ -219,14 +221,21 @@ impl Supervisor {
     async fn keep_settling(self: Arc<Self>) {
         let (mut last, mut backoff) = (None::<Arc<RequestMux>>, Backoff::default());
         loop {
-            let leaving = last.as_ref().map(|requests| &*requests.connection);
-            let set = |state| self.report(leaving, |all| all.settling = state);
-            let Some(connection) = self.connect(SETTLING, &mut backoff, set).await else { return };
-            let Some((requests, subscriber)) = RequestMux::open(Arc::new(connection)).await else {
-                continue;
+            let lost = last.as_ref().map(|last| last.connection.lost.clone());
+            let set = |state| self.report(lost.as_ref(), |all| all.settling = state);
+            let make = || async {
+                let made = SettlingConnection::make(&self.settings, SETTLING, &self.meter).await;
+                let (connection, line) = made.map_err(|error| error.to_string())?;
+                let server = (connection.server_id.clone(), connection.version.clone());
+                Ok(((connection, line), server))
             };
+            let connecting = self.connect(SETTLING, &mut backoff, make, set);
+            let Some((connection, line)) = connecting.await else { return };
+            let connection = Arc::new(connection);
+            let requests = RequestMux::open(connection.clone());
             self.meter.connected(NatsRole::Settling);
-            self.tasks.spawn(self.clone().read(requests.clone(), subscriber));
+            self.tasks.spawn(line.run(connection));
+            self.tasks.spawn(self.clone().attend(requests.clone()));
             let overlaps = last.as_ref().is_some_and(|last| !last.connection.lost.is_cancelled());
             self.update(|all| {
                 all.bus_epoch += u64::from(!overlaps);
@@ -235,7 +244,8 @@ impl Supervisor {
             if let Some(last) = last.take() {
                 self.tasks.spawn(self.clone().retire(last));
             }
-            if self.until_gone(&requests.connection, NatsRole::Settling).await {
+            let SettlingConnection { server_id, lost, leaving, .. } = &*requests.connection;
+            if self.until_gone(server_id, (lost, leaving), NatsRole::Settling).await {
                 let lost = "the connection for settling was lost".to_owned();
                 self.update(|all| all.settling = State::Down(lost));
             }
@@ -244,31 +254,36 @@ impl Supervisor {
     }
 
     /// Waits until a connection is lost (`true`), or must be replaced while it still serves (`false`).
-    async fn until_gone(&self, connection: &NatsConnection, role: NatsRole) -> bool {
+    async fn until_gone(
+        &self,
+        server: &str,
+        (lost, leaving): (&CancellationToken, &CancellationToken),
+        role: NatsRole,
+    ) -> bool {
         let stopped = tokio::select! {
             biased;
-            () = connection.lost.cancelled() => {
+            () = lost.cancelled() => {
                 self.meter.lost(role);
                 return true;
             }
             () = self.stop.cancelled() => true,
-            () = connection.leaving.cancelled() => false,
+            () = leaving.cancelled() => false,
         };
         if stopped {
-            connection.lost.cancel();
+            lost.cancel();
         } else {
-            tracing::info!(server = connection.server_id, "the NATS server is leaving");
+            tracing::info!(server, "the NATS server is leaving");
         }
         stopped
     }
 
-    async fn read(self: Arc<Self>, requests: Arc<RequestMux>, subscriber: Subscriber) {
+    /// Does what a settling connection needs, until it is lost.
+    async fn attend(self: Arc<Self>, requests: Arc<RequestMux>) {
         let api = JetStreamApi { requests: requests.clone(), settings: &self.settings };
-        let answers = requests.read(subscriber);
         let probe = arrival_probe::run(&requests);
         let listen = self.subscriptions.listen(&requests.connection);
         let presence = self.presence.watch(&api);
-        let all = async { tokio::join!(answers, probe, listen, presence) };
+        let all = async { tokio::join!(probe, listen, presence) };
         self.stop.run_until_cancelled(all).await;
         requests.connection.end();
     }
@@ -281,40 +296,32 @@ impl Supervisor {
     }
 
     /// Reports the state of an attempt to connect, unless the last connection still serves.
-    fn report(&self, last: Option<&NatsConnection>, change: impl FnOnce(&mut Connections)) {
-        if last.is_none_or(|last| last.lost.is_cancelled()) {
+    fn report(&self, lost: Option<&CancellationToken>, change: impl FnOnce(&mut Connections)) {
+        if lost.is_none_or(CancellationToken::is_cancelled) {
             self.update(change);
         }
     }
 
     /// Connects to a supported server, however long that takes. `None`: the supervisor has stopped.
-    async fn connect<T>(
+    /// `make` returns a connection with the id and the version of its server.
+    async fn connect<C, T, F: Future<Output = Result<(C, (String, String)), String>>>(
         &self,
         role: &'static str,
         backoff: &mut Backoff,
+        make: impl Fn() -> F,
         set: impl Fn(State<T>),
-    ) -> Option<NatsConnection> {
+    ) -> Option<C> {
         let mut logged = false;
         self.stop.run_until_cancelled(sleep(backoff.before_next(clock::now()))).await?;
         loop {
-            let made = async {
-                match role {
-                    SETTLING => {
-                        let (settings, meter) = (&self.settings, &self.meter);
-                        NatsConnection::connect_on_own_runtime(settings, role, meter).await
-                    }
-                    _ => NatsConnection::make(&self.settings, role, &self.meter).await,
-                }
-            };
-            let wait = match self.stop.run_until_cancelled(made).await? {
-                Ok(connection) if is_supported(&connection.version) => {
-                    let (version, server) = (&connection.version, &connection.server_id);
+            let wait = match self.stop.run_until_cancelled(make()).await? {
+                Ok((connection, (server, version))) if is_supported(&version) => {
                     tracing::info!(role, version, server, "connected to NATS");
                     backoff.connected_at = Some(clock::now());
                     return Some(connection);
                 }
-                Ok(connection) => {
-                    let why = unsupported(&connection.version);
+                Ok((_, (_, version))) => {
+                    let why = unsupported(&version);
                     if !std::mem::replace(&mut logged, true) {
                         tracing::error!(role, why, "this NATS server cannot be used; trying again");
                     }
@@ -322,7 +329,7 @@ impl Supervisor {
                     UNSUPPORTED_RETRY
                 }
                 Err(error) => {
-                    let error = connection::explain(&error, &self.settings);
+                    let error = connection::explain(error, &self.settings);
                     if !std::mem::replace(&mut logged, true) {
                         tracing::warn!(role, error, "NATS cannot be reached; trying again");
                     }
@@ -389,38 +396,6 @@ impl Connections {
                 version: connection.version.clone(),
                 max_payload: connection.max_payload,
             })),
-        }
-    }
-}
-
-/// Whether a server of this version can be used. A version that cannot be parsed is accepted: it may be a
-/// private build.
-fn is_supported(version: &str) -> bool {
-    Version::parse(version.trim_start_matches('v')).map_or(true, |version| {
-        // A pre-release like 2.10.16-beta counts as its release.
-        (version.major, version.minor, version.patch)
-            >= (OLDEST_SERVER.major, OLDEST_SERVER.minor, OLDEST_SERVER.patch)
-    })
-}
-
-fn unsupported(version: &str) -> String {
-    format!(
-        "nats-server {version} is too old: {OLDEST_SERVER} or newer is needed, because older ones \
-         can ignore a Term with a reason and answer as if they had not"
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn servers_from_2_10_16_on_are_supported() {
-        for version in ["2.10.16", "2.10.16-beta.1", "2.11.0-dev", "2.15.1", "3.0.0", "v2.12.0"] {
-            assert!(is_supported(version), "{version}");
-        }
-        for version in ["2.9.10", "2.10.15", "1.4.0"] {
-            assert!(!is_supported(version), "{version}");
         }
     }
 }

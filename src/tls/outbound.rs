@@ -1,11 +1,11 @@
-//! TLS to a server that this process asks for something. Its own certificate is never shown.
+//! TLS to a server that this process asks for something.
 
 use std::{io, sync::Arc};
 
 use rustls::{
     ClientConfig, RootCertStore,
     crypto::ring,
-    pki_types::{CertificateDer, ServerName, pem::PemObject as _},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
 };
 use tokio::{net::TcpStream, task::spawn_blocking};
 use tokio_rustls::TlsConnector;
@@ -14,14 +14,15 @@ use tokio_rustls::TlsConnector;
 pub type OutboundTls = tokio_rustls::client::TlsStream<TcpStream>;
 
 /// Makes the handshake with the server of this name. `authorities` are trusted alone, as PEM. `None`: those of the
-/// system.
+/// system. `identity` is the certificate of this process with its key, as PEM, for a server that asks for one.
 ///
 /// # Errors
-/// The authorities cannot be read, or the server is not trusted, or the connection ends.
+/// The authorities or the identity cannot be read, or the server is not trusted, or the connection ends.
 pub async fn secure(
     stream: TcpStream,
     host: &str,
     authorities: Option<&str>,
+    identity: Option<(&str, &str)>,
 ) -> io::Result<OutboundTls> {
     let invalid = |why: &str| io::Error::new(io::ErrorKind::InvalidInput, why.to_owned());
     let name = ServerName::try_from(host.to_owned());
@@ -46,7 +47,17 @@ pub async fn secure(
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+        .with_root_certificates(roots);
+    let config = match identity {
+        None => config.with_no_client_auth(),
+        Some((certificate, key)) => {
+            let chain: Result<_, _> =
+                CertificateDer::pem_slice_iter(certificate.as_bytes()).collect();
+            let chain = chain.map_err(|_| invalid("the certificate is not valid PEM"))?;
+            let key = PrivateKeyDer::from_pem_slice(key.as_bytes())
+                .map_err(|_| invalid("the key of the certificate is not valid PEM"))?;
+            config.with_client_auth_cert(chain, key).map_err(io::Error::other)?
+        }
+    };
     TlsConnector::from(Arc::new(config)).connect(name, stream).await
 }

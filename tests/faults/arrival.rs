@@ -128,7 +128,7 @@ async fn moving_wire_is_kept_with_a_short_ack_wait() {
 /// Large Terms of one call, and how many such calls fill a wire that takes nothing.
 const TERMS: usize = 15;
 const CALLS: usize = 640;
-/// Naks behind all that the wire and the library have taken.
+/// Naks behind all that the wire and the connection have taken.
 const NAKS: usize = 10;
 /// Tries to put Naks behind a full wire before the proxy gives the connection up, which it does in 12 s at most.
 const ROUNDS: usize = 6;
@@ -173,7 +173,7 @@ async fn late_naks() -> Option<Vec<u64>> {
         }
     }
     full.then_some(())?;
-    // The library has no place for these, so they wait for one.
+    // The connection has no place for these, so they wait for one.
     let waiting = held.iter().map(|nak| {
         let mut client = first.clone();
         async move { send(&mut client, &[], Some(nak), patience).await }
@@ -293,7 +293,7 @@ fn is(told: &pb::SettleResult, reason: &str) -> bool {
     told.error.as_ref().is_some_and(|error| error.reason == reason)
 }
 
-/// The library's own pings rest while anything comes, and other replicas' beats come each second.
+/// A wire that brings something every second, such as the beats of other replicas, is no sign of arrival.
 #[tokio::test]
 async fn one_way_connection_is_noticed_without_a_settlement() {
     let wire = Relay::to(&NatsServer::shared().url()).await;

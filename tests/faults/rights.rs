@@ -161,7 +161,7 @@ async fn silent_consumer_costs_no_other_consumer_its_leases() {
     }
 }
 
-/// NATS refuses each of them, and the client library drops refusals that come all at once.
+/// NATS refuses each of them, and the proxy remembers the last refusals only.
 #[tokio::test]
 async fn each_of_many_refused_settlements_gets_its_reason_repeatedly() {
     const COUNT: usize = 600;

@@ -15,7 +15,7 @@ use super::run::measured;
 
 const COUNT: usize = 1000;
 const ACK_WAIT: u64 = 3000;
-/// The messages that the client library has not written yet, and those under way in both
+/// The messages that are not written yet, and those under way in both
 /// directions.
 const UNDER_WAY: usize = 64;
 

@@ -4,19 +4,22 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use bytes::BytesMut;
 use fetch_proxy::{
     access::{ApiKeys, Credential, KeySet, Policy, Rights, warnings},
+    nats::take_op,
     tls::certified_client,
 };
 
 /// A parser, by the name of its folder in `corpus`.
 pub type Parser = (&'static str, fn(&[u8]));
 
-pub const ALL: [Parser; 6] = [
+pub const ALL: [Parser; 7] = [
     ("api-keys", api_keys),
     ("bearer", bearer),
     ("certificate", certificate),
     ("key-set", key_set),
+    ("nats", nats),
     ("policy", policy),
     ("token", token),
 ];
@@ -67,6 +70,32 @@ fn key_set(input: &[u8]) {
     if let Ok(keys) = KeySet::parse(text) {
         assert!(keys.len() <= 64);
     }
+}
+
+/// The bytes of a NATS server. In any pieces, the operations are the same, and nothing is lost.
+fn nats(input: &[u8]) {
+    let ops = |pieces: &[&[u8]]| {
+        let (mut buffer, mut ops) = (BytesMut::new(), Vec::new());
+        for piece in pieces {
+            buffer.extend_from_slice(piece);
+            loop {
+                let before = buffer.len();
+                match take_op(&mut buffer) {
+                    Ok(Some(op)) => ops.push(op),
+                    Ok(None) => break,
+                    Err(malformed) => return (ops, Err(malformed)),
+                }
+                assert!(buffer.len() < before, "an operation has bytes");
+            }
+        }
+        (ops, Ok(buffer))
+    };
+    let whole = ops(&[input]);
+    let (first, second) = input.split_at(input.len() / 2);
+    assert_eq!(ops(&[first, second]), whole, "split in the middle");
+    let single: Vec<&[u8]> = input.chunks(1).take(256).collect();
+    let rest = &input[single.len()..];
+    assert_eq!(ops(&[&single[..], &[rest]].concat()), whole, "byte by byte");
 }
 
 /// The header of a token in a line, and its claims in the next line. A signature of zeros is never accepted.

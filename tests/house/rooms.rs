@@ -332,7 +332,17 @@ const ROOMS: &[Room] = &[
     Room {
         name: "nats",
         purpose: "the broker and the bus on NATS",
-        rooms: &["broker", "bus", "clock", "lock", "log_throttle", "metrics", "secrets"],
+        rooms: &[
+            "broker",
+            "bus",
+            "clock",
+            "lock",
+            "log_throttle",
+            "metrics",
+            "secrets",
+            "simulated",
+            "tls",
+        ],
         libraries: &["async_nats", "tokio", "tracing"],
     },
     Room {

@@ -155,7 +155,7 @@ async fn replaced_credentials_are_used_without_a_restart() {
     fetches_and_acks(&proxy, &fixture).await;
 }
 
-/// A read of such a file never ends. A process with one thread would do nothing else.
+/// A read of such a file never ends. The one thread of the process would do nothing else.
 #[tokio::test]
 async fn hanging_seed_file_delays_the_connection_only() {
     let (folder, pair) = (tempfile::tempdir().unwrap(), KeyPair::new_user());
@@ -164,8 +164,7 @@ async fn hanging_seed_file_delays_the_connection_only() {
     let config = format!("authorization {{ users: [ {{ nkey: {} }} ] }}", pair.public_key());
     let mut server = NatsServer::start_with(binary(), Some(config));
     let flags = ["--nats-nkey", file.to_str().unwrap()];
-    let one_thread = [("TOKIO_WORKER_THREADS", "1")];
-    let proxy = Proxy::start_with(&server.url(), &flags, &one_thread);
+    let proxy = Proxy::start_at(&server.url(), &flags);
     proxy.ready().await;
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     fs::rename(&pipe, &file).unwrap();

@@ -164,7 +164,7 @@ async fn wrong_key_file_is_logged_and_the_old_keys_stay() {
     pair.at_other.ack(ack(&leased[0].token)).await.unwrap();
 }
 
-/// A read of such a file never ends. A process with one thread would do nothing else.
+/// A read of such a file never ends. The one thread of the process would do nothing else.
 #[tokio::test]
 async fn hanging_key_file_delays_nothing_and_its_recovery_is_logged() {
     let folder = tempfile::tempdir().unwrap();
@@ -172,8 +172,7 @@ async fn hanging_key_file_delays_nothing_and_its_recovery_is_logged() {
     let key = new_key();
     fs::write(&file, &key).unwrap();
     let flags = ["--token-key-file", file.to_str().unwrap()];
-    let one_thread = [("TOKIO_WORKER_THREADS", "1")];
-    let proxy = Proxy::start_with(&NatsServer::shared().url(), &flags, &one_thread);
+    let proxy = Proxy::start(NatsServer::shared(), &flags);
     proxy.ready().await;
     let pipe = folder.path().join("pipe");
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
