@@ -412,6 +412,7 @@ async fn consumer_is_shown_with_its_settings_and_why_it_cannot_be_used() {
     let fixture = Fixture::new(settings).await;
     fixture.publish_many(3).await;
     let proxy = Proxy::start(NatsServer::shared(), &["--max-lease", "30m"]);
+    proxy.ready().await;
     let mut client = proxy.client().await;
     let mut ask = async |consumer: &str| {
         let (stream, consumer) = (fixture.stream.clone(), consumer.to_owned());
