@@ -69,7 +69,7 @@ impl Client {
             for token in &named {
                 let token = pasted(token)?;
                 tokens.push(token.clone());
-                settlements.push(pb::Settlement { token, action: Some(action.clone()) });
+                settlements.push(pb::Settlement { token, action: Some(action.clone()), number: 0 });
             }
         }
         let max_wait_of = pb_duration(max_wait)?;
@@ -92,8 +92,11 @@ impl Client {
     /// The reason why there is no answer, as text. A refusal of one token is no error of the call.
     pub async fn settle(&self, tokens: Vec<String>, action: Action) -> Shown {
         let tokens = tokens.iter().map(|token| pasted(token)).collect::<Result<Vec<_>, _>>()?;
-        let settlement =
-            |token: &String| pb::Settlement { token: token.clone(), action: Some(action.clone()) };
+        let settlement = |token: &String| pb::Settlement {
+            token: token.clone(),
+            action: Some(action.clone()),
+            number: 0,
+        };
         let settlements = tokens.iter().map(settlement).collect();
         let mut request = Request::new(pb::SettleRequest { settlements, ..Default::default() });
         request.set_timeout(ANSWER_TIMEOUT);

@@ -20,6 +20,8 @@ mod core;
 mod delivery;
 mod error;
 mod fetch;
+mod flow;
+mod flow_queue;
 mod handover;
 mod inspect;
 mod leadership;
@@ -39,6 +41,7 @@ mod unsettled;
 
 use std::{
     collections::BTreeMap,
+    future::Future,
     sync::{Arc, Mutex, MutexGuard, atomic::AtomicU64},
     time::{Duration, Instant},
 };
@@ -57,6 +60,8 @@ pub use self::{
     delivery::{FetchCaller, LeasedDelivery, Rejected, RejectedCause},
     error::{Error, Unsuitable},
     fetch::{CallerDeadline, Empty, FetchParams, Fetched},
+    flow::{Flow, FlowParams},
+    flow_queue::FlowEnd,
     handover::{IncomingLease, MovedAnswer, OutgoingLease, ReservedLeases},
     inspect::{ConsumerState, LeaseSeen, ReleaseOutcome},
     repeat::LentLease,
@@ -72,6 +77,7 @@ use self::{
     sighting::SIGHTING_TIMEOUT,
     sweep::Sweeper,
 };
+pub use crate::pump::Credit;
 use crate::{
     broker::{
         AckPublish, Broker, BrokerError, Confirmation, ConsumerInfo, ConsumerName, InfoError,
@@ -215,17 +221,44 @@ impl<B: Broker> Lessor<B> {
     }
 
     /// Tells the task of a consumer something; a task is started if there is none.
-    fn tell(&self, name: &ConsumerName, mut command: ConsumerCommand) -> ConsumerHandle {
-        let mut handles = self.calls.handles();
+    fn tell(&self, name: &ConsumerName, command: ConsumerCommand) -> ConsumerHandle {
+        let mut command = Some(command);
+        self.tell_with(name, |_, refused| refused.or(command.take()))
+    }
+
+    /// The same, with a command that names the way to the task. `command` gets the command that a task which has ended
+    /// refused. Without a command, nothing is told.
+    fn tell_with(
+        &self,
+        name: &ConsumerName,
+        mut command: impl FnMut(&ConsumerHandle, Option<ConsumerCommand>) -> Option<ConsumerCommand>,
+    ) -> ConsumerHandle {
+        let (mut handles, mut refused) = (self.calls.handles(), None);
         loop {
             let handle = handles.entry(name.clone()).or_insert_with(|| self.start_task(name));
-            match handle.send(command) {
+            let sent = command(handle, refused.take()).map_or(Ok(()), |told| handle.send(told));
+            match sent {
                 Ok(()) => return handle.clone(),
                 // The task has ended, and is not forgotten yet.
-                Err(refused) => command = refused,
+                Err(ended) => refused = Some(ended),
             }
             handles.remove(name);
         }
+    }
+
+    /// Waits until nothing more is granted.
+    pub async fn drains(&self) {
+        self.core.draining.cancelled().await;
+    }
+
+    /// Runs a task of a call until it ends. [`Lessor::close`] waits for it.
+    pub(crate) fn run(&self, task: impl Future<Output = ()> + Send + 'static) {
+        spawn(&self.core.tasks, task);
+    }
+
+    /// Waits until the lessor is closed.
+    pub(crate) async fn closes(&self) {
+        self.core.closed.cancelled().await;
     }
 
     fn start_task(&self, name: &ConsumerName) -> ConsumerHandle {

@@ -214,7 +214,7 @@ async fn together(
             Kind::Term => Action::Term(pb::TermAction { reason: "soaked".into() }),
             Kind::Extend => Action::Extend(pb::ExtendAction { lease: length }),
         };
-        pb::Settlement { token: part.job.token.clone(), action: Some(action) }
+        pb::Settlement { number: 0, token: part.job.token.clone(), action: Some(action) }
     });
     let request =
         pb::SettleRequest { settlements: settlements.collect(), confirmation: confirmation(fast) };

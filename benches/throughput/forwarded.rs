@@ -29,6 +29,7 @@ pub async fn settles(setup: &Setup, elsewhere: bool, messages: usize) -> Half {
         join_all(shares.map(async |(tokens, mut client): (&[String], Client)| {
             for batch in tokens.chunks(BATCH) {
                 let settlements = batch.iter().map(|token| pb::Settlement {
+                    number: 0,
                     token: token.clone(),
                     action: Some(Action::Ack(pb::AckAction {})),
                 });

@@ -6,9 +6,10 @@ use fetch_proxy::pb::{
     delivery::Payload,
     fetch_service_server::{FetchService, FetchServiceServer},
 };
+use futures_util::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use prost_types::{Duration, Timestamp};
 use tonic::{
-    Request, Response, Status,
+    Request, Response, Status, Streaming,
     transport::{Server, server::TcpIncoming},
 };
 
@@ -33,24 +34,51 @@ pub async fn serve() {
 
 struct Noop;
 
+fn message(number: u64) -> pb::Delivery {
+    pb::Delivery {
+        token: "t".repeat(280),
+        subject: "bench.x".into(),
+        payload: Some(Payload::Data(vec![b'x'; 1024].into())),
+        stream_sequence: 1,
+        consumer_sequence: 1,
+        delivery_count: 1,
+        publish_time: Some(Timestamp { seconds: 1, nanos: 1 }),
+        lease_expire_time: Some(Timestamp { seconds: 1, nanos: 1 }),
+        lease: Some(Duration { seconds: 54, nanos: 1 }),
+        number,
+        ..Default::default()
+    }
+}
+
 type Answer<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl FetchService for Noop {
     async fn fetch(&self, _: Request<pb::FetchRequest>) -> Answer<pb::FetchResponse> {
-        let message = pb::Delivery {
-            token: "t".repeat(280),
-            subject: "bench.x".into(),
-            payload: Some(Payload::Data(vec![b'x'; 1024].into())),
-            stream_sequence: 1,
-            consumer_sequence: 1,
-            delivery_count: 1,
-            publish_time: Some(Timestamp { seconds: 1, nanos: 1 }),
-            lease_expire_time: Some(Timestamp { seconds: 1, nanos: 1 }),
-            lease: Some(Duration { seconds: 54, nanos: 1 }),
-            ..Default::default()
-        };
-        Ok(Response::new(pb::FetchResponse { messages: vec![message], ..Default::default() }))
+        Ok(Response::new(pb::FetchResponse { messages: vec![message(0)], ..Default::default() }))
+    }
+
+    type ConsumeStream = BoxStream<'static, Result<pb::ConsumeResponse, Status>>;
+
+    /// A message for the start, and a result with a message for each settlement.
+    async fn consume(
+        &self,
+        request: Request<Streaming<pb::ConsumeRequest>>,
+    ) -> Answer<Self::ConsumeStream> {
+        let frames = request.into_inner().map_ok(|frame| {
+            let settle = frame.settle.unwrap_or_default();
+            let count = settle.settlements.len();
+            let done =
+                pb::SettleResult { outcome: pb::Outcome::Confirmed.into(), ..Default::default() };
+            let result = pb::ConsumeResult {
+                id: settle.id,
+                results: vec![done; count],
+                ..Default::default()
+            };
+            let messages = (0..count.max(1)).map(|_| message(1)).collect();
+            pb::ConsumeResponse { messages, results: vec![result], ..Default::default() }
+        });
+        Ok(Response::new(frames.boxed()))
     }
 
     async fn give_back(&self, _: Request<pb::GiveBackRequest>) -> Answer<pb::GiveBackResponse> {

@@ -35,6 +35,7 @@ pub async fn singles_of(setup: &Setup, clients: Vec<Client>, cpu: &Cpu, messages
                     assert_eq!((answer.failed, answer.error), (0, None));
                     done.fetch_add(answer.results.len(), Ordering::Relaxed);
                     let acked = |message: pb::Delivery| pb::Settlement {
+                        number: 0,
                         token: message.token,
                         action: Some(Action::Ack(pb::AckAction {})),
                     };

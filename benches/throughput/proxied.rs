@@ -90,6 +90,7 @@ pub async fn batches_of(
                         break;
                     }
                     let settlements = batch.into_iter().map(|message| pb::Settlement {
+                        number: 0,
                         token: message.token,
                         action: Some(Action::Ack(pb::AckAction {})),
                     });

@@ -232,7 +232,7 @@ pub(super) fn settlement(action: &Action, unset: Duration) -> pb::Settlement {
             Wire::Extend(pb::ExtendAction { lease: Some(duration(lease.unwrap_or(unset))) })
         }
     };
-    pb::Settlement { token: String::new(), action: Some(action) }
+    pb::Settlement { token: String::new(), action: Some(action), number: 0 }
 }
 
 /// The indices of each Extend without a length, ascending.
@@ -381,7 +381,8 @@ mod tests {
     fn a_malformed_duration_is_refused_by_its_field() {
         let delay = Some(PbDuration { seconds: -1, nanos: 0 });
         let nak = pb::settlement::Action::Nak(pb::NakAction { delay });
-        let settlements = vec![pb::Settlement { token: String::new(), action: Some(nak) }];
+        let settlements =
+            vec![pb::Settlement { number: 0, token: String::new(), action: Some(nak) }];
         let refused = read_action(0, &SettleRequest { settlements, ..SettleRequest::default() });
         let Err(ApiError::Field { field, .. }) = refused else { panic!("{refused:?}") };
         assert_eq!(field, "settlements[0].nak.delay");

@@ -8,6 +8,7 @@ use tonic::Response;
 
 use super::{
     answer_memory::{AnswerBudget, fetch_memory},
+    backend::nonces,
     call::Call,
     encode::Seal,
     received::{answered_work, received},
@@ -21,10 +22,9 @@ use crate::{
     cluster::{AttemptElsewhere, Cluster, NamedAttempt},
     credentials::Gatekeeper,
     keys::Keys,
-    lessor::{AttemptBegun, Error, FetchParams, Fetched, Lessor},
+    lessor::{AttemptBegun, FetchParams, Fetched, Lessor},
     pb,
     request_log::CallWork,
-    simulated::fill_random,
     token::InstanceId,
     traces::TracedSpan,
 };
@@ -134,14 +134,4 @@ impl<B: Broker + Bus> AllowedFetch<'_, B> {
         ask.n = ask.n.min(u32::try_from(left).unwrap_or(u32::MAX));
         Ok(())
     }
-}
-
-/// Fresh nonces: 192 bits each, so chance never repeats one.
-fn nonces(count: usize) -> Result<impl Iterator<Item = [u8; 24]>, Error> {
-    let mut bytes = vec![0; count * 24];
-    fill_random(&mut bytes).map_err(|error| {
-        Error::Unavailable(format!("no randomness to seal tokens with: {error}"))
-    })?;
-    let nonces: Vec<[u8; 24]> = bytes.as_chunks().0.to_vec();
-    Ok(nonces.into_iter())
 }

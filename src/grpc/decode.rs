@@ -137,6 +137,9 @@ pub(super) fn settlements(
 /// Reads one entry of the settlements of a call.
 fn settlement(index: usize, settlement: pb::Settlement) -> Result<(String, Action), ApiError> {
     let action = action(index, settlement.action)?;
+    if settlement.number != 0 {
+        return refuse(&format!("settlements[{index}].number"), "has a meaning in a Consume alone");
+    }
     if settlement.token.is_empty() {
         return refuse(&format!("settlements[{index}].token"), "must be set");
     }
@@ -234,7 +237,10 @@ fn lease(field: &str, value: Option<&PbDuration>) -> Result<Option<Duration>, Ap
 }
 
 /// Reads an optional duration. A negative or malformed duration is refused.
-fn optional(field: &str, value: Option<&PbDuration>) -> Result<Option<Duration>, ApiError> {
+pub(super) fn optional(
+    field: &str,
+    value: Option<&PbDuration>,
+) -> Result<Option<Duration>, ApiError> {
     let Some(value) = value else { return Ok(None) };
     match to_duration(value) {
         Some(duration) => Ok(Some(duration)),

@@ -74,6 +74,7 @@ impl Seal<'_> {
             publish_time: Some(timestamp(Duration::from_nanos(delivery.published))),
             lease_expire_time: self.timestamp(leased.deadline),
             lease: Some(self.left(leased.deadline)),
+            number: leased.number,
         }
     }
 
@@ -92,6 +93,7 @@ impl Seal<'_> {
             token: if *held { self.token(leased, nonce) } else { String::new() },
             lease_expire_time: held.then(|| self.timestamp(leased.deadline)).flatten(),
             lease: held.then(|| self.left(leased.deadline)),
+            number: if *held { leased.number } else { 0 },
         };
         match cause {
             RejectedCause::Codec(detail) => pb::Rejected { detail: detail.clone(), ..whole },
@@ -251,6 +253,7 @@ mod tests {
                 published: u64::MAX,
             };
             let answered = pb::Delivery {
+                number: 0,
                 token: longest_token(&ack),
                 subject: delivery.subject.clone(),
                 payload: Some(pb::delivery::Payload::Data(payload.into())),

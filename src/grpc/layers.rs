@@ -12,6 +12,11 @@ mod record;
 mod strangers;
 
 pub(super) use self::{
-    callers::AcceptCallers, delivery::AnswerDelivery, limits::CallLimiter, protocol::GrpcOnly,
-    quotas::PrincipalQuotas, reasons::ErrorReasons, record::RecordCalls,
+    callers::AcceptCallers,
+    delivery::{AnswerDelivery, FrameHold, FrameHolds},
+    limits::CallLimiter,
+    protocol::GrpcOnly,
+    quotas::PrincipalQuotas,
+    reasons::ErrorReasons,
+    record::RecordCalls,
 };

@@ -5,7 +5,7 @@ const ADMIN_SERVICE: &str = "fetchproxy.v1.AdminService";
 /// The service's full name, as health and reflection call it.
 pub const SERVICE: &str = "fetchproxy.v1.FetchService";
 
-const METHODS: [&str; 14] = [
+const METHODS: [&str; 15] = [
     "Fetch",
     "GiveBack",
     "Ack",
@@ -14,6 +14,7 @@ const METHODS: [&str; 14] = [
     "Extend",
     "Settle",
     "GetConsumer",
+    "Consume",
     "WhoAmI",
     "ListReplicas",
     "ListConsumers",
@@ -29,6 +30,8 @@ pub(super) enum CallKind {
     Fetch,
     /// `Settle` of our service.
     Settle,
+    /// `Consume` of our service, a stream.
+    Consume,
     /// Another method of our service.
     Ours,
     /// A method of the service for operators.
@@ -53,6 +56,7 @@ impl CallKind {
         match (service, method) {
             (SERVICE, "Fetch") => Self::Fetch,
             (SERVICE, "Settle") => Self::Settle,
+            (SERVICE, "Consume") => Self::Consume,
             (SERVICE, _) => Self::Ours,
             (ADMIN_SERVICE, _) => Self::Admin,
             ("grpc.health.v1.Health", "Check") => Self::Check,
@@ -79,7 +83,8 @@ impl CallKind {
         match self {
             Self::Fetch => Some(14),
             Self::Settle => Some(1),
-            Self::Ours
+            Self::Consume
+            | Self::Ours
             | Self::Admin
             | Self::Check
             | Self::Watch
@@ -93,6 +98,7 @@ impl CallKind {
         match self {
             Self::Fetch => "Fetch",
             Self::Settle => "Settle",
+            Self::Consume => "Consume",
             Self::Ours => "a settlement",
             Self::Admin => "a call for operators",
             Self::Check | Self::Watch => "health",
@@ -103,7 +109,12 @@ impl CallKind {
 
     /// Whether it is a call of one of our services.
     pub(super) fn is_ours(self) -> bool {
-        matches!(self, Self::Fetch | Self::Settle | Self::Ours | Self::Admin)
+        matches!(self, Self::Fetch | Self::Settle | Self::Consume | Self::Ours | Self::Admin)
+    }
+
+    /// Whether a call of this kind waits for messages.
+    pub(super) fn is_waiter(self) -> bool {
+        matches!(self, Self::Fetch | Self::Consume)
     }
 }
 

@@ -3,12 +3,14 @@
 use std::{sync::Arc, time::Duration, time::Instant};
 
 use prost::Message as _;
-use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
+use tonic::{Extensions, Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use super::{
     allowed_fetch::AllowedFetch,
     answer_memory::{AnswerBudget, RequestMemory},
+    backend::Backend,
     call::{Call, audit_refusal, audited},
+    consume::{self, ConsumeCall, ConsumeFrames, outlet},
     decode, encode,
     layers::{AcceptCallers, PrincipalQuotas},
     received::{answered_work, consumer_work, empty_by, failed_by, fetch_work},
@@ -16,7 +18,7 @@ use super::{
     to_status::to_status,
 };
 use crate::{
-    access::{Credential, KnownCaller, Settler, Verb},
+    access::{Settler, Verb},
     api_error::ApiError,
     audit::AuditedCall,
     broker::{Broker, Confirmation, ConsumerName},
@@ -27,7 +29,6 @@ use crate::{
     keys::Keys,
     lessor::{Action, Error, Lessor},
     limits::LEAST_MAX_BYTES,
-    metrics::Metrics,
     net::ClientConnection,
     pb::{self, fetch_service_server::FetchService},
     refusal_log::{RefusalLog, RefusedCaller},
@@ -40,13 +41,14 @@ use crate::{
 const CONSUMER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The service over one lessor, and over the cluster that it is a part of.
-pub struct Service<B: Broker + Bus> {
-    lessor: Lessor<B>,
-    cluster: Arc<Cluster<B>>,
-    keys: Arc<Keys>,
-    gatekeeper: Arc<Gatekeeper>,
-    refusals: Arc<RefusalLog>,
-    owner: InstanceId,
+pub struct Service<B: Broker + Bus>(Backend<B>);
+
+impl<B: Broker + Bus> std::ops::Deref for Service<B> {
+    type Target = Backend<B>;
+
+    fn deref(&self) -> &Backend<B> {
+        &self.0
+    }
 }
 
 impl<B: Broker + Bus> Service<B> {
@@ -59,17 +61,7 @@ impl<B: Broker + Bus> Service<B> {
         refusals: Arc<RefusalLog>,
         owner: InstanceId,
     ) -> Self {
-        Self { lessor, cluster, keys, gatekeeper, refusals, owner }
-    }
-
-    /// The metrics that it counts in.
-    pub(super) fn metrics(&self) -> &Metrics {
-        self.lessor.metrics()
-    }
-
-    /// The rights of callers.
-    pub(super) fn gatekeeper(&self) -> &Arc<Gatekeeper> {
-        &self.gatekeeper
+        Self(Backend { lessor, cluster, keys, gatekeeper, refusals, owner })
     }
 
     /// The layer that finds out who calls, for each connection.
@@ -83,17 +75,6 @@ impl<B: Broker + Bus> Service<B> {
         PrincipalQuotas::new(self.refusals.clone())
     }
 
-    /// The caller, as the layer has left it. Without the layer, it is a caller without a credential.
-    fn caller(&self, extensions: &Extensions) -> Result<KnownCaller, ApiError> {
-        let stranger = || {
-            let rights = self.gatekeeper.rights();
-            rights.caller(Credential::Missing, clock::unix_time())
-        };
-        let known = Call::of(extensions).and_then(|call| call.caller()).cloned();
-        let caller = known.map_or_else(stranger, Ok);
-        caller.map_err(ApiError::from)
-    }
-
     fn audited<'c>(
         &'c self,
         method: &'static str,
@@ -105,22 +86,6 @@ impl<B: Broker + Bus> Service<B> {
 
     fn settler(&self, extensions: &Extensions) -> Result<Settler, Status> {
         Ok(Settler::new(self.gatekeeper.rights(), checked(self.caller(extensions))?))
-    }
-
-    /// Settles all, for Settle and for Fetch.
-    ///
-    /// # Errors
-    /// See [`CallSettlements::settle`].
-    async fn settle_all(
-        &self,
-        settlements: CallSettlements,
-        call: (&AuditedCall<'_>, Option<&TracedSpan>),
-        settler: &Settler,
-        budget: Option<&AnswerBudget>,
-        until: Instant,
-    ) -> Result<CallResults, ApiError> {
-        let (cluster, metrics) = (&self.cluster, self.metrics());
-        settlements.settle(cluster, metrics, call, settler, budget, until).await
     }
 
     /// Settles one token, for the unary calls.
@@ -367,6 +332,27 @@ impl<B: Broker + Bus> FetchService for Service<B> {
         let work = || CallWork { tokens, failed: Some(failed), ..CallWork::default() };
         Call::of(&extensions).inspect(|record| record.did(work));
         Ok(answered(pb::SettleResponse { results, failed }, taken))
+    }
+
+    type ConsumeStream = ConsumeFrames;
+
+    /// Answers at once: many clients write only after they have the headers. The first frame is read later.
+    async fn consume(
+        &self,
+        request: Request<Streaming<pb::ConsumeRequest>>,
+    ) -> Result<Response<ConsumeFrames>, Status> {
+        if self.lessor.is_draining() {
+            return Err(to_status(&Error::Draining.into()));
+        }
+        let (metadata, mut extensions, requests) = request.into_parts();
+        let connection = extensions.remove::<Arc<ClientConnection>>();
+        let left = decode::time_left(&metadata);
+        let call = ConsumeCall::new(metadata.into_headers(), extensions, left);
+        let (outlet, frames, holds) = outlet();
+        self.lessor.run(consume::run(self.0.clone(), requests, call, connection, outlet));
+        let mut response = Response::new(frames);
+        response.extensions_mut().insert(holds);
+        Ok(response)
     }
 }
 

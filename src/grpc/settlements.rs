@@ -55,6 +55,11 @@ impl CallSettlements {
         Ok(Self { wanted: decode::settlements(settlements, least)?, confirmation })
     }
 
+    /// The number of settlements.
+    pub(super) fn len(&self) -> usize {
+        self.wanted.len()
+    }
+
     /// Whether nothing is asked for.
     pub(super) fn is_empty(&self) -> bool {
         self.wanted.is_empty()

@@ -30,6 +30,7 @@ mod handle;
 mod info;
 mod leases;
 pub mod monitor;
+mod open_flows;
 mod performer;
 mod poison;
 pub mod quarantine;

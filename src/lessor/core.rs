@@ -19,9 +19,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     LeaseLimits,
-    accounts::LeaseAccounts,
+    accounts::{LeaseAccounts, LeaseHolder},
     attempt_call::SharedAttempts,
     consumer::monitor::LeftKnowledge,
+    delivery::{AnswerEnd, GrantedDelivery, LeaseRequest, LeasedDelivery, TakenLease},
+    flow_queue::Debit,
     shares::Shares,
     sighting::{SIGHTING_TIMEOUT, Sighting, Telling},
     spec::ConsumerSpec,
@@ -191,4 +193,34 @@ pub(super) fn release<B: Broker>(
     spawn(&core.tasks, async move {
         run.broker.settle(naks, Confirmation::Sent, by).await;
     });
+}
+
+/// Makes leases the caller's own, whose answer has this end, each with the credit that it uses. A lease that has ended
+/// meanwhile is left out.
+pub(super) fn assign<B: Broker>(
+    core: &Core<B>,
+    granted: Vec<(GrantedDelivery, Option<Debit>)>,
+    (request, end): (&LeaseRequest, &AnswerEnd),
+    now: Instant,
+) -> Vec<LeasedDelivery> {
+    core.table.with(|table| {
+        let assign = |(granted, debit): (GrantedDelivery, Option<Debit>)| {
+            let count = granted.delivery.delivery_count;
+            let length = granted.spec.lease_length(request.length, count);
+            let assigned = table.assign(granted.id, length, now).ok()?;
+            let number = debit.as_ref().map_or(0, Debit::number);
+            table.update_payload(granted.id, |held| {
+                let by = Some(request.caller.clone());
+                held.taken = Some(TakenLease { by, at: now, is_settled: false });
+                held.principal = Some(LeaseHolder::new(&request.account));
+                held.attempt = None;
+                held.answer = Some(end.clone());
+                held.debit = debit;
+            });
+            let (deadline, settle_by) = (assigned.deadline, assigned.settle_by);
+            let leader = granted.spec.leadership.leader();
+            Some(LeasedDelivery { id: granted.id, deadline, settle_by, leader, number, granted })
+        };
+        granted.into_iter().filter_map(assign).collect()
+    })
 }

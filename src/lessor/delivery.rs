@@ -90,6 +90,8 @@ pub struct LeasedDelivery {
     pub settle_by: Instant,
     /// The consumer's leader. While it leads, nobody else has the message before `settle_by`.
     pub leader: Leader,
+    /// Its number in its flow, from 1. 0: it came by a Fetch.
+    pub number: u64,
     pub(super) granted: GrantedDelivery,
 }
 

@@ -125,7 +125,10 @@ impl<B: Broker> Lessor<B> {
     }
 
     /// One more open call, or a refusal at once.
-    fn admit(&self, name: &ConsumerName) -> Result<tokio::sync::OwnedSemaphorePermit, Error> {
+    pub(super) fn admit(
+        &self,
+        name: &ConsumerName,
+    ) -> Result<tokio::sync::OwnedSemaphorePermit, Error> {
         if self.core.draining.is_cancelled() {
             return Err(Error::Draining);
         }
@@ -166,7 +169,7 @@ impl<B: Broker> Lessor<B> {
     }
 
     /// Terminates what the codec does not take; it goes to the caller as rejected.
-    async fn terminate_rejected(&self, fetched: &mut Fetched, until: Instant) {
+    pub(super) async fn terminate_rejected(&self, fetched: &mut Fetched, until: Instant) {
         let Fetched { deliveries, codec, .. } = fetched;
         let (mut misfits, mut reasons) = (Vec::new(), Vec::new());
         let check = |leased: &LeasedDelivery| codec.check(leased.delivery()).err();
@@ -279,6 +282,11 @@ impl<B: Broker> Lessor<B> {
 }
 
 impl Fetched {
+    /// The messages of a flow.
+    pub(super) fn of(deliveries: DeliveryGuard, codec: Codec, max_bytes: u64) -> Self {
+        Self::new(FetchAnswer { deliveries, draining: false }, codec, max_bytes)
+    }
+
     fn new(answer: FetchAnswer, codec: Codec, max_bytes: u64) -> Self {
         let FetchAnswer { deliveries, draining } = answer;
         let (messages, rejected) = (deliveries.messages(), deliveries.rejected());

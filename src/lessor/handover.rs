@@ -318,6 +318,7 @@ impl<B: Broker> Lessor<B> {
                         attempt: None,
                         headers_only: false,
                         answer: None,
+                        debit: None,
                         principal: principal
                             .map(|name| LeaseHolder::new(&self.core.accounts.of(&name))),
                         _permit: permit,

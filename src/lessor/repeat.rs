@@ -198,6 +198,7 @@ impl<B: Broker> Lessor<B> {
                 arrived_at: clock::now(),
             };
             let leased = LeasedDelivery {
+                number: 0,
                 id: lent.id,
                 deadline: lent.deadline,
                 settle_by: lent.settle_by,

@@ -14,6 +14,7 @@ use super::{
     accounts::LeaseHolder,
     attempts::AttemptKey,
     delivery::{AnswerEnd, FetchCaller, TakenLease},
+    flow_queue::Debit,
     spec::ConsumerSpec,
     turn::Turn,
 };
@@ -52,6 +53,8 @@ pub(super) struct HeldDelivery {
     pub(super) headers_only: bool,
     /// The end of the answer that brings it to its caller. `None`: no caller of this replica has it.
     pub(super) answer: Option<AnswerEnd>,
+    /// The credit that it uses. `None`: no flow has it.
+    pub(super) debit: Option<Debit>,
     /// `None` for a late delivery of a pull that was given up.
     pub(super) _permit: Option<OwnedSemaphorePermit>,
 }

@@ -36,6 +36,8 @@ pub(crate) struct ClientConnection {
     /// No more calls are wanted on it.
     ending: CancellationToken,
     cut: CancellationToken,
+    /// It is old, or its time is over for another reason: its streams are to end.
+    going: CancellationToken,
 }
 
 /// A call of a connection, open until this is dropped.
@@ -53,6 +55,7 @@ impl ClientConnection {
             permit: Mutex::new(Some(permit)),
             ending: CancellationToken::new(),
             cut: CancellationToken::new(),
+            going: CancellationToken::new(),
         }
     }
 
@@ -102,6 +105,16 @@ impl ClientConnection {
     /// Waits until the client is to be asked to end it.
     pub(crate) async fn is_ending(&self) {
         self.ending.cancelled().await;
+    }
+
+    /// Its client is told to end it. Streams that would last for ever are to end.
+    pub(crate) fn goes(&self) {
+        self.going.cancel();
+    }
+
+    /// Waits until its streams are to end.
+    pub(crate) async fn is_going(&self) {
+        self.going.cancelled().await;
     }
 
     /// Ends it at once. Returns its permit for the next connection; `None` if it has ended before.

@@ -303,6 +303,7 @@ impl<M> Listener<M> {
             };
             metered.ends(ConnectionEnd::Closed(how));
             if closing {
+                connection.goes();
                 served.as_mut().graceful_shutdown();
                 tokio::select! {
                     _ = served => {}

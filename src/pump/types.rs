@@ -18,7 +18,7 @@ pub struct Want {
 }
 
 /// Messages and bytes: what a flow may hold at the same time, or what it holds of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Credit {
     /// Messages.
     pub messages: u64,

@@ -206,6 +206,7 @@ async fn send(
     patience: Duration,
 ) -> bool {
     let nak = nak.map(|nak| Settlement {
+        number: 0,
         token: nak.token.clone(),
         action: Some(Action::Nak(NakAction { delay: None })),
     });
@@ -217,7 +218,11 @@ async fn send(
 
 fn large_term(message: &pb::Delivery) -> Settlement {
     let reason = "x".repeat(1000);
-    Settlement { token: message.token.clone(), action: Some(Action::Term(TermAction { reason })) }
+    Settlement {
+        number: 0,
+        token: message.token.clone(),
+        action: Some(Action::Term(TermAction { reason })),
+    }
 }
 
 #[tokio::test]

@@ -61,6 +61,7 @@ async fn work(
             Ok(fetched) => {
                 let messages = fetched.into_inner().messages;
                 let settlements = messages.iter().map(|message| pb::Settlement {
+                    number: 0,
                     token: message.token.clone(),
                     action: Some(pb::settlement::Action::Ack(pb::AckAction::default())),
                 });

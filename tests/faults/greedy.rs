@@ -430,6 +430,7 @@ async fn few_bytes_do_not_become_megabytes() {
     let mut stranger = Stranger::connect(&proxy).await;
     // A thousand forged tokens of 4 KB.
     let settlement = pb::Settlement {
+        number: 0,
         token: "A".repeat(4000),
         action: Some(pb::settlement::Action::Ack(pb::AckAction {})),
     };

@@ -7,6 +7,7 @@ mod arrival;
 mod attempts;
 mod backlog;
 mod cancelled;
+mod consuming;
 mod edge;
 mod greedy;
 mod half_closed;

@@ -61,7 +61,7 @@ impl Refusing {
 }
 
 fn settlement(token: &str, action: Action) -> Settlement {
-    Settlement { token: token.to_owned(), action: Some(action) }
+    Settlement { number: 0, token: token.to_owned(), action: Some(action) }
 }
 
 const NAK: Action = Action::Nak(NakAction { delay: None });

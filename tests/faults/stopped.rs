@@ -22,6 +22,7 @@ const UNDER_WAY: usize = 64;
 /// Terminates all of them, and counts what was confirmed.
 async fn terminate(mut client: Client, messages: Vec<pb::Delivery>) -> usize {
     let term = |message: pb::Delivery| Settlement {
+        number: 0,
         token: message.token,
         action: Some(Action::Term(TermAction { reason: "late".into() })),
     };

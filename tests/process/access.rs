@@ -192,6 +192,7 @@ async fn token_belongs_to_the_principal_that_fetched_it() {
         settlements: tokens
             .iter()
             .map(|token| pb::Settlement {
+                number: 0,
                 token: (*token).to_owned(),
                 action: Some(Action::Ack(pb::AckAction {})),
             })
@@ -362,4 +363,61 @@ async fn connection_ends_after_twenty_refused_credentials_in_a_row() {
     };
     eventually("the end of the connection", ended).await;
     open.await.unwrap().unwrap();
+}
+
+/// The first frame is asked for the right to fetch, and each settlement for the right to settle its token.
+#[tokio::test]
+async fn stream_needs_the_rights_of_fetch_and_settle() {
+    let fixture = Fixture::new(config()).await;
+    fixture.publish_many(2).await;
+    let policy = Policy::of(&fixture);
+    let (proxy, name) = (policy.serve(), fixture.consumer.clone());
+    let mut client = proxy.client().await;
+    let (stream, foreign) = (fixture.stream.clone(), policy.orders[0].clone());
+    let taken = client.fetch(with_key(&foreign, fetch(&fixture, 1, 10_000))).await.unwrap();
+    let token = taken.into_inner().messages.remove(0).token;
+    let credit = Some(pb::ConsumeCredit { max_leases: Some(10), ..Default::default() });
+    let start = pb::ConsumeStart { stream, consumer: name, credit, ..Default::default() };
+    let start = pb::ConsumeRequest { start: Some(start), ..Default::default() };
+    let action = Some(Action::Ack(pb::AckAction {}));
+    let settlements = vec![pb::Settlement { token, action, number: 0 }];
+    let settle = pb::ConsumeSettle { settlements, ..Default::default() };
+    let settle = pb::ConsumeRequest { settle: Some(settle), ..Default::default() };
+    let consume = |key: &str| {
+        let frames = [start.clone(), settle.clone()];
+        let request = with_key(key, futures_util::stream::iter(frames));
+        let mut client = client.clone();
+        async move { client.consume(request).await.unwrap().into_inner() }
+    };
+    let refused = consume(&policy.dispatcher).await.message().await.unwrap_err();
+    assert_eq!(reason(&refused), (Code::PermissionDenied, "NOT_ALLOWED".to_owned()));
+    let mut frames = consume(&policy.other).await;
+    let mut results = Vec::new();
+    while let Some(frame) = frames.message().await.unwrap() {
+        results.extend(frame.results);
+    }
+    assert_eq!((results.len(), results[0].failed), (1, 1));
+    assert_eq!(results[0].results[0].error.as_ref().unwrap().reason, "NOT_ALLOWED");
+    // A right that is lost ends a stream when the next message is there.
+    let (send, mut receive) = tokio::sync::mpsc::unbounded_channel();
+    let requests = futures_util::stream::poll_fn(move |cx| receive.poll_recv(cx));
+    let mut frames = client.consume(with_key(&policy.other, requests)).await.unwrap().into_inner();
+    send.send(start).unwrap();
+    assert!(frames.message().await.unwrap().unwrap().opened.is_some());
+    policy.write(&policy.text(&fixture).replace("[orders, other]", "[orders]"));
+    let refused = eventually("the right to be lost", || async {
+        let refused = client.clone().fetch(with_key(&policy.other, fetch(&fixture, 1, 0))).await;
+        refused.err()
+    })
+    .await;
+    assert_eq!(reason(&refused).1, "NOT_ALLOWED");
+    fixture.publish_many(1).await;
+    let ended = loop {
+        match frames.message().await {
+            Ok(frame) => drop(frame.expect("it ended with OK")),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(reason(&ended), (Code::PermissionDenied, "NOT_ALLOWED".to_owned()));
+    drop(send);
 }

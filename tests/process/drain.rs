@@ -201,6 +201,7 @@ async fn step_5_settlements_that_were_only_sent_are_flushed() {
     let (mut sent, mut unknown) = (0, 0);
     for some in held.chunks(100) {
         let term = |message: &pb::Delivery| pb::Settlement {
+            number: 0,
             token: message.token.clone(),
             action: Some(Action::Term(pb::TermAction { reason: "x".repeat(1000) })),
         };

@@ -1,6 +1,9 @@
 //! By hand, with grpcurl: describe, fetch, settle, and errors that can be read.
 
-use std::process::{Command, Output};
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    process::{Command, Output, Stdio},
+};
 
 use testkit::{
     jetstream::{Fixture, config},
@@ -59,6 +62,40 @@ async fn grpcurl_describes_fetches_and_settles() {
     assert!(nacked["redeliverTime"].is_string());
     let health = grpcurl(&proxy, &[], &["grpc.health.v1.Health/Check"]);
     assert!(String::from_utf8(health.stdout).unwrap().contains("SERVING"));
+}
+
+/// Frames are written while the stream is open, as a person would.
+#[tokio::test]
+async fn grpcurl_drives_a_stream_by_hand() {
+    let fixture = Fixture::new(config()).await;
+    fixture.publish_many(2).await;
+    let proxy = Proxy::start(NatsServer::shared(), &[]);
+    let binary = std::env::var_os("FETCH_PROXY_TEST_GRPCURL").unwrap_or_else(|| "grpcurl".into());
+    let mut grpcurl = Command::new(binary)
+        .args(["-plaintext", "-d", "@", &proxy.grpc, "fetchproxy.v1.FetchService/Consume"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = grpcurl.stdin.take().unwrap();
+    let mut output = BufReader::new(grpcurl.stdout.take().unwrap()).lines();
+    let mut until = |text: &str| {
+        let found = output.by_ref().map(Result::unwrap).any(|line| line.contains(text));
+        assert!(found, "no {text}");
+    };
+    let start = serde_json::json!({ "stream": fixture.stream, "consumer": fixture.consumer });
+    writeln!(input, "{}", serde_json::json!({ "start": start })).unwrap();
+    for number in ["1", "2"] {
+        until(&format!("\"number\": \"{number}\""));
+        let settlements = serde_json::json!([{ "number": number, "ack": {} }]);
+        let settle = serde_json::json!({ "settle": { "id": number, "settlements": settlements } });
+        writeln!(input, "{settle}").unwrap();
+    }
+    until("OUTCOME_CONFIRMED");
+    drop(input);
+    output.for_each(drop);
+    assert!(grpcurl.wait().unwrap().success());
+    assert_eq!(fixture.info().await.num_ack_pending, 0);
 }
 
 #[test]

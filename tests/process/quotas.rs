@@ -238,6 +238,7 @@ async fn principal_with_one_lease_loops_with_one_call_a_message() {
     }
     // An Extend frees nothing. The answer says whose limit is reached.
     let settlements = vec![pb::Settlement {
+        number: 0,
         token: token.clone(),
         action: Some(Action::Extend(pb::ExtendAction::default())),
     }];
@@ -254,6 +255,7 @@ async fn calls_in_a_second_are_limited_and_a_settle_counts_as_one() {
     let settle = || {
         let (mut client, key) = (client.clone(), &limited.orders);
         let settlement = |_| pb::Settlement {
+            number: 0,
             token: "x".to_owned(),
             action: Some(Action::Ack(pb::AckAction {})),
         };

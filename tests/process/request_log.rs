@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fetch_proxy::pb::{FetchRequest, SettleRequest, Settlement, settlement::Action};
+use fetch_proxy::pb::{self, FetchRequest, SettleRequest, Settlement, settlement::Action};
 use serde_json::Value;
 use testkit::{
     eventually,
@@ -121,6 +121,7 @@ async fn every_call_has_a_line_if_that_is_asked_for() {
     let (messages, rejected) = (taken.messages.len(), taken.rejected.len());
     assert_eq!(messages + rejected, 2);
     let settlement = |token: &str| Settlement {
+        number: 0,
         token: token.into(),
         action: Some(Action::Ack(Default::default())),
     };
@@ -134,6 +135,19 @@ async fn every_call_has_a_line_if_that_is_asked_for() {
     assert_eq!((&fetched["messages"], &fetched["asked"]), (&messages.into(), &2.into()));
     assert!(logged[0]["bytes"].as_u64().unwrap() > 28, "two payloads of 14 bytes");
     assert_eq!((&settled["tokens"], &settled["failed"]), (&2.into(), &1.into()));
+    let start = pb::ConsumeStart {
+        stream: fixture.stream.clone(),
+        consumer: fixture.consumer.clone(),
+        ..Default::default()
+    };
+    let frame = pb::ConsumeRequest { start: Some(start), ..Default::default() };
+    let mut frames =
+        client.consume(futures_util::stream::iter([frame])).await.unwrap().into_inner();
+    while frames.message().await.unwrap().is_some() {}
+    let logged = until(&proxy, 3).await;
+    let consumed = fields(&logged[2]);
+    assert_eq!((&consumed["rpc"], &consumed["code"]), (&"Consume".into(), &"OK".into()));
+    assert_eq!(consumed["consumer"], fixture.consumer.as_str());
     for secret in [&*token, "nonsense", "secret-payload", "secret-header"] {
         assert!(!proxy.log().contains(secret), "{secret}");
     }

@@ -12,7 +12,7 @@ use tonic::Code;
 use super::pair::{Pair, Replicas};
 
 fn settlement(token: &str, action: Action) -> pb::Settlement {
-    pb::Settlement { token: token.to_owned(), action: Some(action) }
+    pb::Settlement { number: 0, token: token.to_owned(), action: Some(action) }
 }
 
 #[tokio::test]

@@ -103,6 +103,7 @@ async fn thousands_of_leases_move_in_parts() {
     for thousand in leased.chunks(1000) {
         let reason = "x".repeat(1024);
         let settlement = |message: &pb::Delivery| pb::Settlement {
+            number: 0,
             token: message.token.clone(),
             action: Some(pb::settlement::Action::Term(pb::TermAction { reason: reason.clone() })),
         };

@@ -4,6 +4,7 @@
 
 mod announcements;
 mod attempts;
+mod consuming;
 mod forwarding;
 mod handover;
 mod incompatible;

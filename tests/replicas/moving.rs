@@ -369,7 +369,7 @@ async fn replica_without_capacity_receives_no_leases() {
 
 /// A request to the replica that has this lease.
 pub fn question(owner: &Member, lease: LeaseId, action: pb::settlement::Action) -> Vec<u8> {
-    let settlement = pb::Settlement { token: String::new(), action: Some(action) };
+    let settlement = pb::Settlement { number: 0, token: String::new(), action: Some(action) };
     let question = wire::SettleRequest {
         owner: owner.us.0.to_vec().into(),
         leases: vec![lease.get()],

@@ -58,7 +58,8 @@ async fn token_of_a_dead_owner_is_settled_or_nothing_is_fetched() {
     // Only the owner could extend it.
     let extend = pb::ExtendAction { lease: millis(60_000) };
     let token = leased[1].token.clone();
-    let settlements = vec![pb::Settlement { token, action: Some(Action::Extend(extend)) }];
+    let settlements =
+        vec![pb::Settlement { number: 0, token, action: Some(Action::Extend(extend)) }];
     let request = pb::FetchRequest { settlements, ..fetch(&fixture, 1, 60_000) };
     let mut client = pair.at_other;
     let unreachable = client.fetch(request).await.unwrap().into_inner();

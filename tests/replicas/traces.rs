@@ -96,8 +96,11 @@ async fn each_consumer_and_action_of_a_call_has_one_span_and_one_link_for_each_f
     let client = &mut replicas.all[0].client;
     let first = fetched(client, &fixture, 2).await;
     let second = fetched(client, &fixture, 2).await;
-    let settlement =
-        |token: &str, action| pb::Settlement { token: token.to_owned(), action: Some(action) };
+    let settlement = |token: &str, action| pb::Settlement {
+        number: 0,
+        token: token.to_owned(),
+        action: Some(action),
+    };
     let settlements = vec![
         settlement(&first[0].token, Action::Ack(pb::AckAction {})),
         settlement(&first[1].token, Action::Ack(pb::AckAction {})),

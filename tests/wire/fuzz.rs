@@ -72,8 +72,11 @@ fn call(stream: &str, consumer: &str, known: &str) -> impl Strategy<Value = Call
         text().prop_map(|reason| Some(Action::Term(pb::TermAction { reason }))),
         duration().prop_map(|lease| Some(Action::Extend(pb::ExtendAction { lease }))),
     ];
-    let settlement =
-        (token(known), action).prop_map(|(token, action)| pb::Settlement { token, action });
+    let settlement = (token(known), action).prop_map(|(token, action)| pb::Settlement {
+        number: 0,
+        token,
+        action,
+    });
     let settlements = vec(settlement, 0..8).boxed();
     // Most Fetch calls have none, or their fields would hide the others.
     let few = prop_oneof![3 => Just(Vec::new()), 1 => settlements.clone()];

@@ -120,7 +120,7 @@ async fn extend_without_a_length_lasts_the_granted_length() {
         }
         let extend = settlement::Action::Extend(pb::ExtendAction { lease: None });
         let (token, action) = (message.token.clone(), Some(extend));
-        let settlements = vec![pb::Settlement { token, action }];
+        let settlements = vec![pb::Settlement { number: 0, token, action }];
         let request = pb::SettleRequest { settlements, confirmation: 0 };
         let result = client.settle(request).await.unwrap().into_inner().results.remove(0);
         assert_eq!(result.outcome(), Outcome::Extended, "{result:?}");
@@ -147,7 +147,7 @@ async fn too_long_lease_is_lowered_and_the_answer_says_so() {
         lowered(extended.lease);
         let longer = settlement::Action::Extend(pb::ExtendAction { lease: millis(3_600_000) });
         let (token, action) = (message.token.clone(), Some(longer));
-        let settlements = vec![pb::Settlement { token, action }];
+        let settlements = vec![pb::Settlement { number: 0, token, action }];
         let request = pb::SettleRequest { settlements, confirmation: 0 };
         let result = client.settle(request).await.unwrap().into_inner().results.remove(0);
         assert_eq!(result.outcome(), Outcome::Extended, "{result:?}");

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests live in real time, and outlive their tasks")]
 
 mod attempts;
+mod consuming;
 mod fetching;
 mod fuzz;
 mod health;

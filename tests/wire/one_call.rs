@@ -25,7 +25,7 @@ async fn served() -> (Proxy, Client) {
 }
 
 fn settlement(token: &str, action: Action) -> Settlement {
-    Settlement { token: token.to_owned(), action: Some(action) }
+    Settlement { number: 0, token: token.to_owned(), action: Some(action) }
 }
 
 fn acked(token: &str) -> Settlement {
@@ -147,7 +147,10 @@ async fn wrong_field_settles_nothing_and_fetches_nothing() {
     let base = || next(&fixture, vec![good.clone()], 0);
     for (request, field) in [
         (next(&fixture, vec![good.clone(); 1001], 0), "settlements"),
-        (with(Settlement { token: token.clone(), action: None }), "settlements[1].action"),
+        (
+            with(Settlement { number: 0, token: token.clone(), action: None }),
+            "settlements[1].action",
+        ),
         (with(acked("")), "settlements[1].token"),
         (with(nak(-1)), "settlements[1].nak.delay"),
         (with(nak(90_000_000)), "settlements[1].nak.delay"),

@@ -40,7 +40,7 @@ async fn both(client: &mut Client, token: &str, expected: Reason) {
 }
 
 async fn in_a_settle(client: &mut Client, token: &str, action: Action, expected: Reason) {
-    let settlements = vec![Settlement { token: token.to_owned(), action: Some(action) }];
+    let settlements = vec![Settlement { number: 0, token: token.to_owned(), action: Some(action) }];
     let request = pb::SettleRequest { settlements, ..Default::default() };
     let answer = client.settle(request).await.unwrap().into_inner();
     assert_eq!((answer.failed, answer.results[0].outcome), (1, 0));
@@ -142,7 +142,7 @@ async fn deleted_consumer_denies_by_both_paths() {
     fixture.jetstream.delete_stream(&fixture.stream).await.unwrap();
     is(&client.ack(ack(&tokens[0])).await.unwrap_err(), Reason::JetstreamDenied);
     let action = Some(Action::Ack(AckAction {}));
-    let settlements = vec![Settlement { token: tokens[1].clone(), action }];
+    let settlements = vec![Settlement { number: 0, token: tokens[1].clone(), action }];
     let request = pb::SettleRequest { settlements, ..Default::default() };
     let answer = client.settle(request).await.unwrap().into_inner();
     let reason = &answer.results[0].error.as_ref().unwrap().reason;
@@ -192,10 +192,11 @@ async fn wrong_field_is_named_and_nothing_is_settled() {
     let mut wrong = ack(&token);
     wrong.confirmation = 9;
     assert_eq!(field(&client.ack(wrong).await.unwrap_err()), "confirmation");
-    let good = Settlement { token: token.clone(), action: Some(Action::Ack(AckAction {})) };
-    let nothing = Settlement { token: token.clone(), action: None };
+    let good =
+        Settlement { number: 0, token: token.clone(), action: Some(Action::Ack(AckAction {})) };
+    let nothing = Settlement { number: 0, token: token.clone(), action: None };
     let late = pb::NakAction { delay: millis(-1) };
-    let late = Settlement { token: token.clone(), action: Some(Action::Nak(late)) };
+    let late = Settlement { number: 0, token: token.clone(), action: Some(Action::Nak(late)) };
     for (settlements, named) in [
         (vec![], "settlements"),
         (vec![good.clone(); 1001], "settlements"),

@@ -29,7 +29,7 @@ async fn leased(fixture: &Fixture, count: usize) -> (Proxy, Client, Vec<pb::Deli
 }
 
 fn settlement(token: &str, action: Action) -> Settlement {
-    Settlement { token: token.to_owned(), action: Some(action) }
+    Settlement { number: 0, token: token.to_owned(), action: Some(action) }
 }
 
 #[tokio::test]

@@ -10,10 +10,11 @@
 //! end with the task of their stream, see `net::unwritten`.
 
 use std::{
+    collections::VecDeque,
     future::Future,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, ready},
@@ -21,12 +22,14 @@ use std::{
 
 use bytes::{Buf, Bytes};
 use futures_util::TryFutureExt as _;
-use http::Response;
+use http::{Request, Response};
 use http_body::{Frame, SizeHint};
 use tonic::Status;
 
 use crate::{
+    grpc::{answer_memory::AnswerMemory, budget::Taken, call::Call, method::CallKind},
     lessor::DeliveryGuard,
+    lock::lock,
     net::{ClientConnection, InnerService, Middleware, Next, OpenCall, StartedAnswer},
 };
 
@@ -44,9 +47,24 @@ impl AnswerDelivery {
     }
 }
 
-impl<S, R> Middleware<R, S> for AnswerDelivery
+/// What each frame of a stream holds until it is written, in the order of the frames. A handler leaves it among the
+/// extensions of an answer that is a stream. Each frame is one piece of data of the body.
+pub(in crate::grpc) type FrameHolds = Arc<Mutex<VecDeque<FrameHold>>>;
+
+/// What one frame holds until it is written.
+#[derive(Debug, Default)]
+pub(in crate::grpc) struct FrameHold {
+    /// Given back unless all of the frame is written.
+    pub(in crate::grpc) deliveries: Option<Arc<DeliveryGuard>>,
+    /// The memory of the messages.
+    pub(in crate::grpc) memory: Option<AnswerMemory>,
+    /// The memory of the results.
+    pub(in crate::grpc) _results: Vec<Taken>,
+}
+
+impl<S, R> Middleware<Request<R>, S> for AnswerDelivery
 where
-    S: InnerService<R, Response = Response<tonic::body::Body>>,
+    S: InnerService<Request<R>, Response = Response<tonic::body::Body>>,
     R: Send + 'static,
 {
     type Response = Response<AnswerBody>;
@@ -54,41 +72,58 @@ where
 
     fn handle(
         &self,
-        request: R,
+        mut request: Request<R>,
         next: Next<'_, S>,
     ) -> impl Future<Output = Result<Self::Response, S::Error>> + Send + 'static {
         let (connection, open) = (self.0.clone(), self.0.open_call());
+        if Call::kind_of(&request) == CallKind::Consume {
+            request.extensions_mut().insert(connection.clone());
+        }
         next.run(request).map_ok(move |mut answer| {
             let deliveries = answer.extensions_mut().remove::<Arc<DeliveryGuard>>();
+            let holds = answer.extensions_mut().remove::<FrameHolds>();
             if http_body::Body::is_end_stream(answer.body()) {
-                return answer.map(|body| AnswerBody::new(body, None));
+                return answer.map(|body| AnswerBody::new(body, None, None));
             }
             let until = deliveries.as_ref().and_then(|deliveries| deliveries.ends_at());
             let begun = connection.unwritten.begin(until);
-            let (ended, cut) = (AtomicBool::new(false), AtomicBool::new(false));
-            let state = WriteState { deliveries, begun, _open: open, ended, cut };
-            answer.map(|body| AnswerBody::new(body, Some(state)))
+            let whole = Arc::new(WholeAnswer { begun, _open: open });
+            let hold = FrameHold { deliveries, ..FrameHold::default() };
+            let state = WriteState::new(hold, whole);
+            answer.map(|body| AnswerBody::new(body, Some(state), holds))
         })
     }
 }
 
-/// State that ends with the last piece of an answer.
+/// The answer that a piece belongs to.
 #[derive(Debug)]
-struct WriteState {
-    /// Given back unless all of the answer is written.
-    deliveries: Option<Arc<DeliveryGuard>>,
+struct WholeAnswer {
     begun: StartedAnswer,
     _open: OpenCall,
-    /// Whether all of the body was polled.
+}
+
+/// State that ends with the last piece of an answer, or of a frame of a stream.
+#[derive(Debug)]
+struct WriteState {
+    hold: FrameHold,
+    whole: Arc<WholeAnswer>,
+    /// Whether all of it was polled.
     ended: AtomicBool,
-    /// Whether a piece of the body was dropped with bytes left.
+    /// Whether a piece was dropped with bytes left.
     cut: AtomicBool,
+}
+
+impl WriteState {
+    fn new(hold: FrameHold, whole: Arc<WholeAnswer>) -> Self {
+        let (ended, cut) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { hold, whole, ended, cut }
+    }
 }
 
 impl Drop for WriteState {
     fn drop(&mut self) {
         let written = *self.ended.get_mut() && !*self.cut.get_mut();
-        if let Some(deliveries) = self.deliveries.as_ref().filter(|_| written) {
+        if let Some(deliveries) = self.hold.deliveries.as_ref().filter(|_| written) {
             tracing::debug!(messages = deliveries.messages().len(), "written to the client");
             deliveries.deliver();
         }
@@ -101,23 +136,39 @@ pub(in crate::grpc) struct AnswerBody {
     inner: tonic::body::Body,
     /// The rest of a frame of `inner`.
     rest: Bytes,
+    /// The state of the answer, or of the present frame of a stream.
     state: Option<Arc<WriteState>>,
+    /// `None`: the answer is not a stream of ours.
+    holds: Option<FrameHolds>,
 }
 
 impl AnswerBody {
-    fn new(inner: tonic::body::Body, state: Option<WriteState>) -> Self {
-        Self { inner, rest: Bytes::new(), state: state.map(Arc::new) }
+    fn new(inner: tonic::body::Body, state: Option<WriteState>, holds: Option<FrameHolds>) -> Self {
+        Self { inner, rest: Bytes::new(), state: state.map(Arc::new), holds }
     }
 
     fn next_piece(&mut self) -> AnswerPiece {
         let bytes = self.rest.split_to(self.rest.len().min(MAX_PIECE_BYTES));
-        AnswerPiece { bytes, state: self.state.clone() }
+        let piece = AnswerPiece { bytes, state: self.state.clone() };
+        if self.rest.is_empty() && self.holds.is_some() {
+            self.state.iter().for_each(|state| state.ended.store(true, Ordering::Relaxed));
+        }
+        piece
+    }
+
+    /// The next frame of a stream has a state of its own.
+    fn begin_frame(&mut self) {
+        let Some(hold) = self.holds.as_ref().and_then(|holds| lock(holds).pop_front()) else {
+            return;
+        };
+        let whole = self.state.as_ref().map(|state| state.whole.clone());
+        self.state = whole.map(|whole| Arc::new(WriteState::new(hold, whole)));
     }
 }
 
 impl From<&'static str> for AnswerBody {
     fn from(text: &'static str) -> Self {
-        Self::new(tonic::body::Body::new(axum::body::Body::from(text)), None)
+        Self::new(tonic::body::Body::new(axum::body::Body::from(text)), None, None)
     }
 }
 
@@ -133,7 +184,8 @@ impl http_body::Body for AnswerBody {
             let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
             let frame = match frame.map(|frame| frame.map(Frame::into_data)) {
                 Some(Ok(Ok(bytes))) => {
-                    self.state.iter().for_each(|state| state.begun.made(bytes.len()));
+                    self.begin_frame();
+                    self.state.iter().for_each(|state| state.whole.begun.made(bytes.len()));
                     self.rest = bytes;
                     return Poll::Ready(Some(Ok(Frame::data(self.next_piece()))));
                 }
@@ -181,7 +233,7 @@ impl Buf for AnswerPiece {
     fn advance(&mut self, count: usize) {
         self.bytes.advance(count);
         if let Some(state) = &self.state {
-            state.begun.wrote(count);
+            state.whole.begun.wrote(count);
         }
     }
 

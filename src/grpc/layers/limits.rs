@@ -21,7 +21,7 @@ use bytes::Bytes;
 use futures_util::future::Either;
 use http::{HeaderMap, Request, Response};
 
-use self::reading::{LimitedStream, RequestBounds, WholeRequest};
+use self::reading::{LimitedFrames, LimitedStream, RequestBounds, WholeRequest};
 use super::held_body::HeldBody;
 use crate::{
     api_error::{ApiError, BudgetKind, ExhaustedScope},
@@ -40,6 +40,8 @@ use crate::{
 
 /// Largest request of our service, in bytes.
 const LARGEST_REQUEST: usize = 4 * 1024 * 1024;
+/// Largest frame of a Consume, in bytes: a thousand settlements by token.
+const LARGEST_FRAME: usize = 512 * 1024;
 /// Largest request of health, in bytes. A request is a name.
 const LARGEST_NAME: usize = 4 * 1024;
 /// Checks of one connection whose requests are being read. A Check answers at once, so more checks do not
@@ -175,7 +177,7 @@ impl Shares {
         }
         let one = |share: &MemoryShare| share.take(1).map_err(|scope| self.all.calls_full(scope));
         match kind {
-            CallKind::Fetch => {
+            CallKind::Fetch | CallKind::Consume => {
                 let most = self.all.fetches.most();
                 let permit = self.fetches.take(1);
                 let permit = permit.map_err(|scope| ApiError::WaiterLimit(most, scope))?;
@@ -257,6 +259,10 @@ where
             let read = reading::read(&head.headers, body, bounds).await?;
             settlements = read.settlements;
             tonic::body::Body::new(WholeRequest::new(read.message))
+        }
+        CallKind::Consume => {
+            reading::refuse_compressed(&head.headers)?;
+            tonic::body::Body::new(LimitedFrames::new(body, LARGEST_FRAME))
         }
         CallKind::Reflection => {
             tonic::body::Body::new(LimitedStream::new(body, LARGEST_REFLECTION, LONGEST_REFLECTION))

@@ -17,7 +17,7 @@ use crate::{
     access::{CallAccount, OverLimit, Rights},
     api_error::ApiError,
     clock,
-    grpc::{call::Call, method::CallKind, to_status::to_status},
+    grpc::{call::Call, to_status::to_status},
     lock::lock,
     metrics::{FamilyId, Metrics},
     net::{InnerService, Middleware, Next},
@@ -72,7 +72,7 @@ impl PrincipalQuotas {
         let Some(principal) = call.caller().and_then(|caller| caller.principal.as_ref()) else {
             return Ok(None);
         };
-        let (account, is_fetch) = (self.account(principal, rights), call.kind == CallKind::Fetch);
+        let (account, is_fetch) = (self.account(principal, rights), call.kind.is_waiter());
         let begun = lock(&account).begin(is_fetch, &rights.limits_of(principal), clock::now());
         let refused = |limit| OverLimit { principal: principal.clone(), limit };
         begun.map_err(refused)?;

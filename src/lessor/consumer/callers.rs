@@ -15,17 +15,19 @@ use tokio::sync::oneshot;
 use super::{
     handle::{ConsumerHandle, DeliveryGuard, FetchAnswer, FetchReply, SpecQuestion, Ticket},
     leases::ConsumerLeases,
+    open_flows::OpenFlows,
 };
 use crate::{
     broker::Broker,
     lessor::{
         Error,
         delivery::{AnswerEnd, GrantedDelivery, LeaseRequest},
+        flow_queue::{FlowEnd, FlowQueue},
         metered,
         spec::{ConsumerSpec, encoded_size},
     },
     metrics::{ConsumerMeter, PullResult, PumpState, ShownPump},
-    pump::{Allowance, PullLimits, PullOutcome, Pump, Step, WaiterId, Want, Why},
+    pump::{Allowance, Credit, FlowId, PullLimits, PullOutcome, Pump, Step, WaiterId, Want, Why},
 };
 
 /// A task without callers and leases ends after this.
@@ -55,6 +57,7 @@ pub(super) struct Callers {
     handle: ConsumerHandle,
     waiting: BTreeMap<WaiterId, Caller>,
     tickets: HashMap<Ticket, WaiterId>,
+    flows: OpenFlows,
     want_spec: Vec<SpecQuestion>,
     replicas: Vec<oneshot::Sender<()>>,
     /// When somebody came last.
@@ -79,6 +82,7 @@ impl Callers {
             handle,
             waiting: BTreeMap::new(),
             tickets: HashMap::new(),
+            flows: OpenFlows::default(),
             want_spec: Vec::new(),
             replicas: Vec::new(),
             last_came_at: now,
@@ -95,7 +99,7 @@ impl Callers {
     /// Shows the pump in the metrics.
     pub(super) fn show(&mut self) {
         if let Some(shown) = &mut self.shown {
-            let (waiters, wanted) = (self.pump.waiters(), self.pump.wanted());
+            let (waiters, wanted) = (self.pump.waiters() + self.pump.flows(), self.pump.wanted());
             let (pulled, parked) = (self.pump.pulled(), self.pump.parked());
             shown.show(PumpState { waiters, wanted, pulled, parked });
         }
@@ -142,7 +146,61 @@ impl Callers {
 
     /// Somebody waits for messages.
     pub(super) fn are_waiting(&self) -> bool {
-        self.pump.waiters() > 0
+        self.pump.waiters() > 0 || self.pump.flows() > 0
+    }
+
+    /// One more flow.
+    pub(super) fn open(
+        &mut self,
+        ticket: Ticket,
+        credit: Credit,
+        queue: Arc<FlowQueue>,
+        now: Instant,
+    ) {
+        let id = self.pump.open_flow(credit, now);
+        self.flows.add(id, ticket, queue, now);
+    }
+
+    /// A flow has another credit.
+    pub(super) fn set_credit(&mut self, ticket: Ticket, credit: Credit, now: Instant) {
+        self.flows.id(ticket).into_iter().for_each(|id| self.pump.set_credit(id, credit, now));
+    }
+
+    /// A flow has freed credit.
+    pub(super) fn freed(&mut self, ticket: Ticket, now: Instant) {
+        if let Some(id) = self.flows.id(ticket)
+            && let Some(queue) = self.flows.queue(id)
+        {
+            self.pump.freed(id, queue.account.take_freed(), now);
+        }
+    }
+
+    /// The client of a flow does not read, or reads again.
+    pub(super) fn stall(&mut self, ticket: Ticket, stalled: bool, now: Instant) {
+        self.flows.id(ticket).into_iter().for_each(|id| self.pump.stall_flow(id, stalled, now));
+    }
+
+    /// A flow has gone.
+    pub(super) fn close(&mut self, ticket: Ticket, now: Instant) {
+        if let Some(id) = self.flows.id(ticket) {
+            self.pump.close_flow(id, now);
+            self.flows.end(id, FlowEnd::Over);
+        }
+    }
+
+    /// The pump has messages for a flow.
+    pub(super) fn deliver(&self, id: FlowId, messages: Vec<(GrantedDelivery, u64)>, now: Instant) {
+        match self.flows.queue(id) {
+            Some(queue) => queue.deliver(messages, now),
+            None => {
+                self.handle.give_back(messages.into_iter().map(|(granted, _)| granted).collect())
+            }
+        }
+    }
+
+    /// A flow gets nothing more, because of a drain.
+    pub(super) fn over(&mut self, id: FlowId) {
+        self.flows.end(id, FlowEnd::Over);
     }
 
     /// When nobody has come for so long that the task may end.
@@ -227,7 +285,10 @@ impl Callers {
             self.pump.leave(id, now);
             caller.refuse(error.clone());
         }
-        !self.waiting.is_empty()
+        for id in self.flows.fail(error, Some(asked_at)) {
+            self.pump.close_flow(id, now);
+        }
+        !self.waiting.is_empty() || !self.flows.is_empty()
     }
 
     /// Tells all who wait for messages of an error.
@@ -236,6 +297,9 @@ impl Callers {
             if let Some(caller) = self.take(id) {
                 caller.refuse(error.clone());
             }
+        }
+        for id in self.flows.fail(error, None) {
+            self.pump.close_flow(id, now);
         }
     }
 

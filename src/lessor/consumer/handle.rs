@@ -15,11 +15,12 @@ use crate::{
         delivery::{
             AnswerEnd, GrantedDelivery, LeaseRequest, LeasedDelivery, Rejected, RejectedCause,
         },
+        flow_queue::FlowQueue,
         sighting::Sighting,
         spec::ConsumerSpec,
     },
     metrics::ConsumerMeter,
-    pump::Want,
+    pump::{Credit, Want},
 };
 use tokio::sync::{Mutex, mpsc, oneshot};
 
@@ -155,6 +156,16 @@ pub(in crate::lessor) enum ConsumerCommand {
     Join { ticket: Ticket, want: Want, lease: LeaseRequest, reply: FetchReply },
     /// A Fetch has gone.
     Leave(Ticket),
+    /// One more flow opens.
+    Open { ticket: Ticket, credit: Credit, queue: Arc<FlowQueue> },
+    /// A flow has another credit.
+    Credit(Ticket, Credit),
+    /// A flow has freed credit, as its account says.
+    Freed(Ticket),
+    /// The client of a flow does not read, or reads again.
+    Stall(Ticket, bool),
+    /// A flow has gone.
+    Close(Ticket),
     /// Nobody has taken these deliveries.
     GiveBack(Vec<GrantedDelivery>),
     /// A caller had these deliveries and has given them back. Their leases are the proxy's own.

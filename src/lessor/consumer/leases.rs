@@ -21,8 +21,8 @@ use crate::{
         Error,
         accounts::LeaseHolder,
         codec::is_headers_only,
-        core::{Core, release},
-        delivery::{AnswerEnd, GrantedDelivery, LeaseRequest, LeasedDelivery, TakenLease},
+        core::{Core, assign, release},
+        delivery::{AnswerEnd, GrantedDelivery, LeaseRequest, LeasedDelivery},
         metered,
         rights::AckRight,
         spec::ConsumerSpec,
@@ -196,6 +196,7 @@ impl<B: Broker> ConsumerLeases<B> {
                     attempt: None,
                     headers_only: is_headers_only(&delivery),
                     answer: None,
+                    debit: None,
                     _permit: permits.as_mut().and_then(|permits| permits.split(1)),
                 };
                 let (id, older) = table.grant(terms(spec, &delivery, sent_after, now), held);
@@ -218,31 +219,19 @@ impl<B: Broker> ConsumerLeases<B> {
         granted
     }
 
-    /// Makes leases the caller's own, whose answer has this end. A lease that has ended meanwhile is left out.
+    /// Makes leases the caller's own, whose answer has this end. See [`assign`].
     pub(super) fn assign(
         &self,
         granted: Vec<GrantedDelivery>,
-        (request, end): (&LeaseRequest, &AnswerEnd),
+        request: (&LeaseRequest, &AnswerEnd),
         now: Instant,
     ) -> Vec<LeasedDelivery> {
-        self.core.table.with(|table| {
-            let assign = |granted: GrantedDelivery| {
-                let count = granted.delivery.delivery_count;
-                let length = granted.spec.lease_length(request.length, count);
-                let assigned = table.assign(granted.id, length, now).ok()?;
-                table.update_payload(granted.id, |held| {
-                    let by = Some(request.caller.clone());
-                    held.taken = Some(TakenLease { by, at: now, is_settled: false });
-                    held.principal = Some(LeaseHolder::new(&request.account));
-                    held.attempt = None;
-                    held.answer = Some(end.clone());
-                });
-                let (deadline, settle_by) = (assigned.deadline, assigned.settle_by);
-                let leader = granted.spec.leadership.leader();
-                Some(LeasedDelivery { id: granted.id, deadline, settle_by, leader, granted })
-            };
-            granted.into_iter().filter_map(assign).collect()
-        })
+        assign(
+            &self.core,
+            granted.into_iter().map(|granted| (granted, None)).collect(),
+            request,
+            now,
+        )
     }
 
     /// Nobody has taken these. A last attempt is kept alive until somebody does.
@@ -251,6 +240,7 @@ impl<B: Broker> ConsumerLeases<B> {
             for granted in granted {
                 table.update_payload(granted.id, |held| {
                     (held.taken, held.attempt, held.answer) = (None, None, None);
+                    held.debit = None;
                     held.principal.iter_mut().for_each(LeaseHolder::take_back);
                 });
                 if granted.last_attempt() {

@@ -28,7 +28,8 @@ use crate::{
     broker::{Broker, ConsumerInfo, ConsumerName, InboxEvent, InfoError, PullEnd, PullRequest},
     clock,
     lessor::{
-        Error, core::Core, delivery::GrantedDelivery, sighting::Sighting, spec::ConsumerSpec,
+        Error, core::Core, delivery::GrantedDelivery, flow_queue::FlowEnd, sighting::Sighting,
+        spec::ConsumerSpec,
     },
     metrics::ReleaseCause,
     pump::{Allowance, PullOutcome, Step},
@@ -140,12 +141,8 @@ impl<B: Broker> Performer<B> {
                     let away = || self.info.why_away(self.subscription.link());
                     self.callers.answer(answer, &self.leases, away, now);
                 }
-                // No call opens a flow yet.
-                Some(Step::Deliver { flow: _, messages }) => {
-                    let messages = messages.into_iter().map(|(granted, _)| granted).collect();
-                    self.callers.take_back(messages, &self.leases, now);
-                }
-                Some(Step::Over { flow: _ }) => {}
+                Some(Step::Deliver { flow, messages }) => self.callers.deliver(flow, messages, now),
+                Some(Step::Over { flow }) => self.callers.over(flow),
                 Some(Step::Overdue { message }) => {
                     self.leases.release(vec![message], ReleaseCause::Surplus, now);
                 }
@@ -318,6 +315,17 @@ impl<B: Broker> Performer<B> {
             }
             ConsumerCommand::Leave(ticket) => self.callers.leave(ticket, now),
             ConsumerCommand::Return(granted) => self.callers.returned(granted, now),
+            ConsumerCommand::Open { ticket, credit, queue } => {
+                self.callers.came(now);
+                match self.poison.suspended(now) {
+                    Some(refusal) => queue.end(FlowEnd::Failed(refusal)),
+                    None => self.callers.open(ticket, credit, queue, now),
+                }
+            }
+            ConsumerCommand::Credit(ticket, credit) => self.callers.set_credit(ticket, credit, now),
+            ConsumerCommand::Freed(ticket) => self.callers.freed(ticket, now),
+            ConsumerCommand::Stall(ticket, stalled) => self.callers.stall(ticket, stalled, now),
+            ConsumerCommand::Close(ticket) => self.callers.close(ticket, now),
             ConsumerCommand::GiveBack(granted) => {
                 self.callers.take_back(granted, &self.leases, now);
             }

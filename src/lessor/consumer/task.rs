@@ -21,7 +21,7 @@ use super::{
 use crate::{
     broker::{Broker, ConsumerInfo, ConsumerName, InfoError},
     clock,
-    lessor::{Error, core::Core},
+    lessor::{Error, core::Core, flow_queue::FlowEnd},
     metrics::ReleaseCause,
 };
 
@@ -196,8 +196,13 @@ impl<B: Broker> ConsumerTask<B> {
                 ConsumerCommand::GiveBack(granted) | ConsumerCommand::Return(granted) => {
                     unhanded.extend(granted);
                 }
+                ConsumerCommand::Open { queue, .. } => queue.end(FlowEnd::Failed(end.clone())),
                 ConsumerCommand::Know(question) => drop(question.reply.send(Err(end.clone()))),
                 ConsumerCommand::Leave(_)
+                | ConsumerCommand::Credit(..)
+                | ConsumerCommand::Freed(_)
+                | ConsumerCommand::Stall(..)
+                | ConsumerCommand::Close(_)
                 | ConsumerCommand::Doubt { .. }
                 | ConsumerCommand::Led(_)
                 | ConsumerCommand::Acked(_)

@@ -111,7 +111,8 @@ pub fn said(id: DeliveryId, token: &str, action: &Action) -> Said {
         Action::Term(_) => Kind::Term,
         Action::Extend(_) => Kind::Extend,
     };
-    let settlement = pb::Settlement { token: token.to_owned(), action: Some(action.clone()) };
+    let settlement =
+        pb::Settlement { number: 0, token: token.to_owned(), action: Some(action.clone()) };
     Said { id, kind, settlement }
 }
 

@@ -189,7 +189,7 @@ pub fn fetch(fixture: &Fixture, n: u32, wait: i64) -> pb::FetchRequest {
 /// The same Fetch, which acks this token first.
 pub fn acking(token: &str, request: pb::FetchRequest) -> pb::FetchRequest {
     let action = Some(pb::settlement::Action::Ack(pb::AckAction {}));
-    let settlements = vec![pb::Settlement { token: token.to_owned(), action }];
+    let settlements = vec![pb::Settlement { number: 0, token: token.to_owned(), action }];
     pb::FetchRequest { settlements, ..request }
 }
 

@@ -206,6 +206,89 @@ impl Body for WholeRequest {
     }
 }
 
+/// Refuses a stream of compressed frames. Nothing bounds what they would grow to.
+///
+/// # Errors
+/// The reason `UNSUPPORTED`.
+pub(super) fn refuse_compressed(headers: &HeaderMap) -> Result<(), ApiError> {
+    match headers.get(ENCODING).map(|encoding| encoding.as_bytes()) {
+        None | Some(b"identity") => Ok(()),
+        Some(_) => {
+            let why = "the frames of a Consume must not be compressed".to_owned();
+            Err(ApiError::Foreign(Reason::Unsupported, why))
+        }
+    }
+}
+
+/// The frames of one stream, each within a size. Their bytes are not changed.
+pub(super) struct LimitedFrames<B> {
+    inner: Pin<Box<B>>,
+    most: usize,
+    /// The bytes of the present prefix that have come.
+    prefix: Vec<u8>,
+    /// The bytes of the present message that have not come.
+    left: usize,
+}
+
+impl<B> LimitedFrames<B> {
+    /// Frames of at most `most` bytes.
+    pub(super) fn new(inner: B, most: usize) -> Self {
+        let prefix = Vec::with_capacity(MESSAGE_PREFIX_BYTES);
+        Self { inner: Box::pin(inner), most, prefix, left: 0 }
+    }
+
+    /// Counts bytes that have come.
+    ///
+    /// # Errors
+    /// A message is too large.
+    fn count(&mut self, mut bytes: &[u8]) -> Result<(), Status> {
+        while !bytes.is_empty() {
+            if self.left > 0 {
+                let skipped = self.left.min(bytes.len());
+                (self.left, bytes) = (self.left - skipped, &bytes[skipped..]);
+                continue;
+            }
+            let (begun, rest) =
+                bytes.split_at((MESSAGE_PREFIX_BYTES - self.prefix.len()).min(bytes.len()));
+            self.prefix.extend_from_slice(begun);
+            bytes = rest;
+            if let Some(length) = length(&self.prefix) {
+                self.prefix.clear();
+                self.left = length;
+            }
+            if self.left > self.most {
+                let why = format!("a frame of {} bytes: at most {} are read", self.left, self.most);
+                return Err(Status::out_of_range(why));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<B: Body<Data = Bytes>> Body for LimitedFrames<B>
+where
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = ready!(self.inner.as_mut().poll_frame(cx));
+        if let Some(Ok(frame)) = &frame
+            && let Some(bytes) = frame.data_ref()
+        {
+            let counted = self.count(bytes);
+            if let Err(refused) = counted {
+                return Poll::Ready(Some(Err(refused)));
+            }
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(|error| Status::from_error(error.into()))))
+    }
+}
+
 /// The requests of one reflection stream, within a time and a size.
 pub(super) struct LimitedStream<B> {
     inner: Pin<Box<B>>,
@@ -305,6 +388,20 @@ mod tests {
             let bounds = RequestBounds { most: 100, settlements: None, taken: None };
             let read = read(&HeaderMap::new(), body, bounds).await;
             assert_eq!(read.err().map(|refused| refused.reason()), expected);
+        }
+    }
+
+    #[test]
+    fn each_frame_of_a_stream_is_measured_however_it_is_cut() {
+        let (small, large) = (frame(0, &[7; 100]), frame(0, &[7; 101]));
+        for cut in 1..40 {
+            let mut frames = LimitedFrames::new((), 100);
+            let good = [&small[..], &frame(0, &[]), &small[..]].concat();
+            for part in good.chunks(cut) {
+                frames.count(part).unwrap();
+            }
+            let refused = large.chunks(cut).find_map(|part| frames.count(part).err());
+            assert!(refused.is_some(), "cut into {cut} bytes");
         }
     }
 

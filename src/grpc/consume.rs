@@ -1,0 +1,410 @@
+//! One Consume: a task between the frames of the client, the flow of messages, and the frames of the answer.
+//!
+//! ```text
+//!  frames of the client ──▶ start, credit ──▶ Flow ──▶ messages ─┐
+//!                      └──▶ settle ──▶ under way ──▶ results ────┴─▶ one frame when the body asks ──▶ Outlet
+//! ```
+//! 1. Of each ConsumeSettle comes one result, unless the stream ends first.
+//! 2. A frame is made when the body asks for one. Until then its messages are leased to nobody.
+//! 3. Frames are read without waiting for the reader of the answer, until [`MAX_UNDER_WAY`] ConsumeSettle have no
+//!    written result.
+//! 4. A settlement that has begun ends, also if the client leaves.
+
+mod messages;
+mod numbers;
+mod outlet;
+mod start;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use tonic::{Code, Status, Streaming};
+
+pub(super) use self::outlet::ConsumeFrames;
+use self::{
+    numbers::{Named, Numbers},
+    outlet::{Frame, Outlet, ResultMemory},
+    start::StartedConsume,
+};
+pub(super) use self::{outlet::outlet, start::ConsumeCall};
+
+use super::{
+    backend::Backend,
+    budget::Taken,
+    layers::FrameHold,
+    settlements::{CallResults, CallSettlements},
+    to_status::to_status,
+};
+use crate::{
+    access::Settler,
+    api_error::ApiError,
+    broker::Broker,
+    bus::Bus,
+    clock,
+    cluster::settle_result,
+    lessor::{Flow, FlowEnd},
+    net::ClientConnection,
+    pb::{self, time::duration},
+    reason::Reason,
+    request_log::CallWork,
+};
+
+/// Most ConsumeSettle frames without a written result. Beyond that no frame is read, and HTTP/2 stops the client.
+const MAX_UNDER_WAY: usize = 16;
+/// Longest wait for the first frame.
+const FIRST_FRAME_TIMEOUT: Duration = Duration::from_secs(5);
+/// Messages that wait this long for a client that does not read go to others.
+const MAX_UNREAD: Duration = Duration::from_secs(1);
+/// The time from the age of a connection to the end of its streams.
+const AGE_GRACE: Duration = Duration::from_secs(30);
+/// The end of a stream that is announced.
+struct Leaving {
+    cause: pb::ConsumeDrainCause,
+    /// `None`: the replica ends it.
+    by: Option<Instant>,
+    told: bool,
+}
+
+/// The result of one ConsumeSettle, with the memory that it takes.
+type Settled = (pb::ConsumeResult, Option<Taken>);
+
+/// See the [module](self).
+pub(super) struct ConsumeTask<B: Broker + Bus> {
+    service: Backend<B>,
+    started: StartedConsume,
+    connection: Option<Arc<ClientConnection>>,
+    requests: Option<Streaming<pb::ConsumeRequest>>,
+    outlet: Outlet,
+    flow: Flow<B>,
+    /// The flow was closed by this side.
+    closed: bool,
+    numbers: Numbers,
+    under_way: FuturesUnordered<BoxFuture<'static, Settled>>,
+    results: Vec<pb::ConsumeResult>,
+    memory: ResultMemory,
+    credit_id: u64,
+    opened: Option<pb::ConsumeOpened>,
+    leaving: Option<Leaving>,
+    /// Why the stream fails, once all results are written.
+    failure: Option<ApiError>,
+    written_at: Instant,
+    stalled_until: Option<Instant>,
+    work: CallWork,
+}
+
+/// Reads the first frame, and runs the task of the stream until the stream has ended.
+pub(super) async fn run<B: Broker + Bus>(
+    service: Backend<B>,
+    mut requests: Streaming<pb::ConsumeRequest>,
+    call: ConsumeCall,
+    connection: Option<Arc<ClientConnection>>,
+    outlet: Outlet,
+) {
+    let lessor = service.lessor.clone();
+    let first = tokio::select! {
+        biased;
+        () = lessor.closes() => return,
+        first = tokio::time::timeout(FIRST_FRAME_TIMEOUT, requests.message()) => first,
+    };
+    let first = match first {
+        Ok(Ok(Some(first))) => first,
+        Ok(Ok(None)) => return outlet.end(Err(to_status(&start::missing("there is no frame")))),
+        Ok(Err(status)) => return outlet.end(Err(foreign(&status))),
+        Err(_) => return outlet.end(Err(to_status(&start::missing("must come within 5 s")))),
+    };
+    let begun = start::begin(&service, call, first);
+    let (started, flow, opened, settle) = match begun {
+        Ok(begun) => begun,
+        Err(refused) => return outlet.end(Err(to_status(&refused))),
+    };
+    let credit_id = started.credit_id;
+    let work = CallWork {
+        stream: Some(started.stream.clone()),
+        consumer: Some(started.consumer.clone()),
+        worker: Some(started.worker.clone()).filter(|worker| !worker.is_empty()),
+        messages: Some(0),
+        rejected: Some(0),
+        tokens: Some(0),
+        failed: Some(0),
+        ..CallWork::default()
+    };
+    let mut task = ConsumeTask {
+        service,
+        started,
+        connection,
+        requests: Some(requests),
+        outlet,
+        flow,
+        closed: false,
+        numbers: Numbers::default(),
+        under_way: FuturesUnordered::new(),
+        results: Vec::new(),
+        memory: Vec::new(),
+        credit_id,
+        opened: Some(opened),
+        leaving: None,
+        failure: None,
+        written_at: clock::now(),
+        stalled_until: None,
+        work,
+    };
+    settle.into_iter().for_each(|settle| task.settle(settle));
+    tokio::select! {
+        biased;
+        () = lessor.closes() => {}
+        () = task.serve() => {}
+    }
+}
+
+impl<B: Broker + Bus> ConsumeTask<B> {
+    async fn serve(&mut self) {
+        loop {
+            if self.outlet.is_closed() {
+                return;
+            }
+            let now = clock::now();
+            self.look(now);
+            if self.outlet.is_wanted()
+                && let Some(frame) = self.frame(now).await
+            {
+                self.written_at = clock::now();
+                self.outlet.put(frame);
+                continue;
+            }
+            if let Some(end) = self.end(now) {
+                // The record is read as soon as the answer has ended.
+                let Self { started, work, .. } = self;
+                started.call.record.iter().for_each(|record| record.did(|| work.clone()));
+                return self.outlet.end(end);
+            }
+            self.next_event().await;
+        }
+    }
+
+    /// Waits for something to happen, and takes it in.
+    async fn next_event(&mut self) {
+        let until = self.next_deadline(clock::now());
+        let reads = self.under_way.len() + self.results.len() < MAX_UNDER_WAY;
+        let lessor = self.service.lessor.clone();
+        let (drains, ages) = (self.leaving.is_none(), self.leaving.is_none());
+        let Self { requests, connection, under_way, outlet, flow, .. } = self;
+        let message = async {
+            match requests {
+                Some(requests) if reads => requests.message().await,
+                Some(_) | None => std::future::pending().await,
+            }
+        };
+        let going = async {
+            match connection {
+                Some(connection) => connection.is_going().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = lessor.drains(), if drains => self.leave(pb::ConsumeDrainCause::Replica, None),
+            () = going, if ages => {
+                let by = clock::now() + AGE_GRACE;
+                self.leave(pb::ConsumeDrainCause::ConnectionAge, Some(by));
+            }
+            Some((result, memory)) = under_way.next() => {
+                self.work.failed = self.work.failed.map(|failed| failed + result.failed);
+                self.results.push(result);
+                self.memory.extend(memory);
+            }
+            message = message => self.received(message),
+            () = outlet.changed() => {}
+            () = flow.changed() => {}
+            () = clock::sleep_until(until) => {}
+        }
+    }
+
+    /// The time of the next thing that the task does by itself. What it owes a client that does not read waits for
+    /// the client.
+    fn next_deadline(&self, now: Instant) -> Option<Instant> {
+        let heartbeat = self.written_at + self.started.heartbeat;
+        let heartbeat = Some(heartbeat).filter(|_| self.outlet.is_wanted());
+        let stalled = self.stalled_until.filter(|until| now < *until);
+        let unread = self.flow.waits_since().map(|since| since + MAX_UNREAD);
+        let by = match &self.leaving {
+            Some(leaving) => leaving.by,
+            None => self.started.notice_at,
+        };
+        [heartbeat, unread, by, stalled].into_iter().flatten().min()
+    }
+
+    /// Takes in what has happened since the last look.
+    fn look(&mut self, now: Instant) {
+        self.numbers.ended(self.flow.take_ended());
+        if self.leaving.is_none() && self.started.notice_at.is_some_and(|at| now >= at) {
+            self.leave(pb::ConsumeDrainCause::Deadline, self.started.ends_at);
+        }
+        match self.flow.end() {
+            Some(FlowEnd::Over) => self.flow.free_place(),
+            Some(FlowEnd::Failed(error)) if !self.closed => self.fail(error.into()),
+            Some(FlowEnd::Failed(_)) | None => {}
+        }
+        if self.stalled_until.is_some_and(|until| now >= until && self.outlet.is_wanted()) {
+            self.stalled_until = None;
+            self.flow.stall(false);
+        } else if self.flow.waits_since().is_some_and(|since| now >= since + MAX_UNREAD) {
+            self.stall(now);
+        }
+    }
+
+    /// Messages that wait go to others. The flow gets none until the client reads again.
+    fn stall(&mut self, until: Instant) {
+        self.flow.stall(true);
+        self.stalled_until = Some(until);
+    }
+
+    fn leave(&mut self, cause: pb::ConsumeDrainCause, by: Option<Instant>) {
+        if cause != pb::ConsumeDrainCause::Replica {
+            self.close();
+        }
+        self.leaving = Some(Leaving { cause, by, told: false });
+    }
+
+    fn close(&mut self) {
+        self.closed = true;
+        self.flow.close();
+    }
+
+    fn fail(&mut self, error: ApiError) {
+        self.close();
+        self.requests = None;
+        self.failure.get_or_insert(error);
+    }
+
+    /// A frame of the client has come, or its end.
+    fn received(&mut self, message: Result<Option<pb::ConsumeRequest>, Status>) {
+        match message {
+            Ok(Some(frame)) => {
+                if frame.start.is_some() {
+                    return self.fail(start::wrong("start", "must be in the first frame alone"));
+                }
+                if let Some(credit) = frame.credit {
+                    match start::credit("credit", Some(&credit), self.flow.credit()) {
+                        Ok(new) => {
+                            self.flow.set_credit(new);
+                            self.credit_id = credit.id;
+                        }
+                        Err(refused) => return self.fail(refused),
+                    }
+                }
+                frame.settle.into_iter().for_each(|settle| self.settle(settle));
+            }
+            Ok(None) => {
+                self.requests = None;
+                self.close();
+            }
+            Err(status) => {
+                self.requests = None;
+                self.close();
+                // A client that has left reads nothing.
+                self.failure.get_or_insert(ApiError::Foreign(
+                    foreign_reason(&status),
+                    status.message().to_owned(),
+                ));
+            }
+        }
+    }
+
+    /// Begins the settlements of a frame.
+    fn settle(&mut self, settle: pb::ConsumeSettle) {
+        let pb::ConsumeSettle { id, settlements, confirmation } = settle;
+        let named = self.numbers.named(settlements);
+        let settling = named.and_then(|Named { settlements, known }| {
+            Ok((
+                CallSettlements::read(settlements, usize::from(known.is_empty()), confirmation)?,
+                known,
+            ))
+        });
+        let (settling, known) = match settling {
+            Ok(settling) => settling,
+            Err(refused) => {
+                self.service.metrics().refused(refused.reason().name(), "Consume");
+                let error = settle_result(Err(refused)).error;
+                return self.results.push(pb::ConsumeResult { id, error, ..Default::default() });
+            }
+        };
+        let count = settling.len() + known.len();
+        self.work.tokens = self.work.tokens.map(|tokens| tokens + count);
+        let (service, call) = (self.service.clone(), self.started.call.clone());
+        let settler = Settler::new(service.gatekeeper().rights(), self.started.caller.clone());
+        let until = clock::now() + service.lessor.settle_timeout();
+        let run = async move {
+            let audited = call.audited(service.gatekeeper().audit());
+            let budget = call.budget();
+            let settled = service
+                .settle_all(settling, (&audited, call.span()), &settler, budget, until)
+                .await;
+            match settled {
+                Ok(CallResults { results, failed, taken }) => {
+                    let failed = failed + u32::try_from(known.len()).unwrap_or(u32::MAX);
+                    let results = numbers::merged(results, known);
+                    (pb::ConsumeResult { id, results, failed, error: None }, taken)
+                }
+                Err(refused) => {
+                    let error = settle_result(Err(refused)).error;
+                    (pb::ConsumeResult { id, error, ..Default::default() }, None)
+                }
+            }
+        };
+        self.under_way.push(run.boxed());
+    }
+
+    /// The next frame, if there is something to say.
+    async fn frame(&mut self, now: Instant) -> Option<Frame> {
+        let mut response = pb::ConsumeResponse {
+            results: std::mem::take(&mut self.results),
+            opened: self.opened.take(),
+            credit_id: std::mem::take(&mut self.credit_id),
+            draining: self.draining(now),
+            ..Default::default()
+        };
+        let memory = std::mem::take(&mut self.memory);
+        let mut hold = FrameHold { _results: memory, ..FrameHold::default() };
+        if let Err(refused) = self.add_messages(&mut response, &mut hold).await {
+            self.fail(refused);
+        }
+        let silent = response == pb::ConsumeResponse::default();
+        let heartbeat = now >= self.written_at + self.started.heartbeat;
+        (!silent || heartbeat).then_some(Frame { response, hold })
+    }
+
+    fn draining(&mut self, now: Instant) -> Option<pb::ConsumeDraining> {
+        let leaving = self.leaving.as_mut().filter(|leaving| !leaving.told)?;
+        leaving.told = true;
+        let left = leaving.by.map(|by| duration(by.saturating_duration_since(now)));
+        Some(pb::ConsumeDraining { cause: leaving.cause.into(), left })
+    }
+
+    /// How the stream ends now. `None`: it does not.
+    fn end(&self, now: Instant) -> Option<Result<(), Status>> {
+        if self.leaving.as_ref().is_some_and(|leaving| leaving.by.is_some_and(|by| now >= by)) {
+            return Some(Ok(()));
+        }
+        let quiet = self.under_way.is_empty() && self.results.is_empty() && self.opened.is_none();
+        if let Some(error) = self.failure.as_ref().filter(|_| quiet) {
+            return Some(Err(to_status(error)));
+        }
+        let told = self.leaving.as_ref().is_some_and(|leaving| leaving.told);
+        let over = self.closed || self.flow.end() == Some(FlowEnd::Over);
+        let left = told && over && self.flow.holds() == 0;
+        (quiet && (self.requests.is_none() || left)).then_some(Ok(()))
+    }
+}
+
+/// The status for an error of the library that reads the frames.
+fn foreign(status: &Status) -> Status {
+    to_status(&ApiError::Foreign(foreign_reason(status), status.message().to_owned()))
+}
+
+fn foreign_reason(status: &Status) -> Reason {
+    let too_large = [Code::OutOfRange, Code::ResourceExhausted].contains(&status.code());
+    if too_large { Reason::RequestTooLarge } else { Reason::Malformed }
+}

@@ -1,0 +1,217 @@
+//! A flow: one open Consume, between its call and the task of its consumer.
+//!
+//! ```text
+//!  task: deliver ──▶ queue, each with a Debit ──▶ take: assign ──▶ answer, written or given back
+//!                       │ closed, stalled: back      │ lease is over: left out
+//!                       ▼                            ▼ the Debit moves into the lease
+//!                    Debit is dropped ──▶ FlowAccount ──▶ one command for many ──▶ the pump has room
+//! ```
+//! A message uses credit from when the pump hands it over until its lease ends. The [`Debit`](super::flow_queue::Debit) is in one place all that
+//! time, and frees the credit when it is dropped. So no way in which a lease ends can forget it.
+//!
+//! Leases are assigned when the client asks for the next frame. What waits until then can be taken back at no cost.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{
+    Codec, Error, Fetched, Lessor,
+    consumer::{ConsumerCommand, ConsumerHandle, DeliveryGuard, Ticket},
+    core::{Core, assign},
+    delivery::{AnswerEnd, FetchCaller, LeaseRequest},
+    flow_queue::{FlowEnd, FlowNews, FlowQueue, Handed},
+};
+use crate::{
+    broker::{Broker, ConsumerName},
+    clock,
+    pump::Credit,
+};
+
+/// The request of a flow, checked and clamped.
+#[derive(Debug, Clone)]
+pub struct FlowParams {
+    /// The consumer.
+    pub name: ConsumerName,
+    /// The first credit.
+    pub credit: Credit,
+    /// The length of the leases; `None` is JetStream's ack wait.
+    pub lease: Option<Duration>,
+    /// Most bytes of an encoded frame.
+    pub max_frame_bytes: u64,
+    /// The codec that payloads must fit.
+    pub codec: Codec,
+    /// The caller.
+    pub caller: Arc<FetchCaller>,
+    /// The principal that the leases belong to.
+    pub principal: Arc<str>,
+}
+
+/// An open flow. Dropping it closes it: what the client has not received goes to others.
+pub struct Flow<B: Broker> {
+    lessor: Lessor<B>,
+    params: FlowParams,
+    request: LeaseRequest,
+    queue: Arc<FlowQueue>,
+    handle: ConsumerHandle,
+    ticket: Ticket,
+    numbers: u64,
+    stalled: bool,
+    place: Option<OwnedSemaphorePermit>,
+}
+
+impl<B: Broker> Lessor<B> {
+    /// Opens a flow. What becomes of it is told by [`Flow::end`].
+    ///
+    /// # Errors
+    /// Nothing is granted any more, or there is no place.
+    pub fn open_flow(&self, params: FlowParams) -> Result<Flow<B>, Error> {
+        let place = self.admit(&params.name)?;
+        let account = self.core.accounts.of(&params.principal);
+        let (length, caller) = (params.lease, params.caller.clone());
+        let request = LeaseRequest { length, caller, account };
+        let ticket = Ticket(self.calls.tickets.fetch_add(1, Ordering::Relaxed));
+        let mut queue = None;
+        let handle = self.tell_with(&params.name, |handle, _| {
+            let task = handle.clone();
+            // A task that has ended knows no flow any more.
+            let tell = move |news| match news {
+                FlowNews::Freed => drop(task.send(ConsumerCommand::Freed(ticket))),
+                FlowNews::GiveBack(granted) => task.give_back(granted),
+            };
+            let made = queue.insert(Arc::new(FlowQueue::new(Box::new(tell))));
+            Some(ConsumerCommand::Open { ticket, credit: params.credit, queue: made.clone() })
+        });
+        let queue = queue.ok_or(Error::Draining)?;
+        let place = Some(place);
+        let lessor = self.clone();
+        Ok(Flow {
+            lessor,
+            params,
+            request,
+            queue,
+            handle,
+            ticket,
+            numbers: 0,
+            stalled: false,
+            place,
+        })
+    }
+}
+
+impl<B: Broker> Flow<B> {
+    /// The consumer.
+    pub fn name(&self) -> &ConsumerName {
+        &self.params.name
+    }
+
+    /// Waits until something has come or ended.
+    pub async fn changed(&self) {
+        self.queue.account.changed().await;
+    }
+
+    /// Since when the oldest message waits to be taken. `None`: no message waits.
+    pub fn waits_since(&self) -> Option<Instant> {
+        self.queue.waits_since()
+    }
+
+    /// Why nothing more comes. Messages may still wait to be taken.
+    pub fn end(&self) -> Option<FlowEnd> {
+        self.queue.ended()
+    }
+
+    /// Frees its place: nothing more comes.
+    pub fn free_place(&mut self) {
+        self.place = None;
+    }
+
+    /// The leases of the client.
+    pub fn leased(&self) -> usize {
+        self.queue.account.leased()
+    }
+
+    /// The number of leases, and of messages that wait to be taken.
+    pub fn holds(&self) -> usize {
+        self.queue.account.held()
+    }
+
+    /// The numbers of deliveries whose leases have ended since the last call.
+    pub fn take_ended(&self) -> Vec<u64> {
+        self.queue.account.take_ended()
+    }
+
+    /// Sets the credit. If it is lower, what waits to be taken goes back, and comes again as far as there is room.
+    pub fn set_credit(&mut self, credit: Credit) {
+        let before = std::mem::replace(&mut self.params.credit, credit);
+        let _ = self.handle.send(ConsumerCommand::Credit(self.ticket, credit));
+        if credit.messages < before.messages || credit.bytes < before.bytes {
+            self.queue.clear(false);
+        }
+    }
+
+    /// The credit.
+    pub fn credit(&self) -> Credit {
+        self.params.credit
+    }
+
+    /// The client does not read, or reads again. What waits to be taken goes to others.
+    pub fn stall(&mut self, stalled: bool) {
+        if std::mem::replace(&mut self.stalled, stalled) != stalled {
+            let _ = self.handle.send(ConsumerCommand::Stall(self.ticket, stalled));
+        }
+        if stalled {
+            self.queue.clear(false);
+        }
+    }
+
+    /// Closes the flow. What waits to be taken goes to others, and leases stay.
+    pub fn close(&mut self) {
+        let _ = self.handle.send(ConsumerCommand::Close(self.ticket));
+        self.queue.clear(true);
+        self.place = None;
+    }
+
+    /// Leases the next messages to the client, at most `leases` of them. `None`: no message waits, or all leases are
+    /// over. Messages that fail the codec are terminated until `until`.
+    pub async fn take(&mut self, leases: usize, until: Instant) -> Option<Fetched> {
+        let leased = self.queue.account.leased() as u64;
+        let room = self.params.credit.messages.saturating_sub(leased);
+        if room == 0 {
+            // The credit may have been lowered while a delivery was on its way here.
+            self.queue.clear(false);
+        }
+        let leases = leases.min(usize::try_from(room).unwrap_or(usize::MAX));
+        let max_bytes = self.params.max_frame_bytes;
+        let (messages, too_large) = self.queue.next_frame(max_bytes, leases);
+        let end = AnswerEnd::default();
+        let now = clock::now();
+        let mut numbers = self.numbers;
+        let mut numbered = |handed: Handed| {
+            numbers += 1;
+            (handed.granted, Some(handed.debit.lease(numbers)))
+        };
+        let messages = messages.into_iter().map(&mut numbered).collect();
+        let too_large = Vec::from_iter(too_large.map(&mut numbered));
+        self.numbers = numbers;
+        let core: &Core<B> = &self.lessor.core;
+        let messages = assign(core, messages, (&self.request, &end), now);
+        let too_large = assign(core, too_large, (&self.request, &end), now).pop();
+        if messages.is_empty() && too_large.is_none() {
+            return None;
+        }
+        let handle = self.handle.clone();
+        let deliveries = DeliveryGuard::new(messages, too_large, handle, end);
+        let mut fetched = Fetched::of(deliveries, self.params.codec, max_bytes);
+        self.lessor.terminate_rejected(&mut fetched, until).await;
+        Some(fetched)
+    }
+}
+
+impl<B: Broker> Drop for Flow<B> {
+    fn drop(&mut self) {
+        self.close();
+    }
+}

@@ -1,0 +1,284 @@
+//! The queue of a flow, which its call and the task of its consumer share, and the credit of its messages. Knows
+//! neither of the two: it tells the task through a function.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+use tokio::sync::Notify;
+
+use super::{Error, delivery::GrantedDelivery};
+use crate::{lock::lock, pump::Credit};
+
+/// Most messages of one frame.
+const MAX_FRAME_MESSAGES: usize = 256;
+/// A frame takes no further message beyond this many bytes. A client's window has about as much.
+const MAX_FRAME_BYTES: u64 = 64 * 1024;
+
+/// The end of a flow, from the side of its consumer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FlowEnd {
+    /// The replica is draining. All that was to come is here.
+    Over,
+    /// It has failed.
+    Failed(Error),
+}
+
+/// What the task of the consumer is told.
+#[derive(Debug)]
+pub(super) enum FlowNews {
+    /// Credit was freed, as the account says.
+    Freed,
+    /// Nobody has taken these deliveries.
+    GiveBack(Vec<GrantedDelivery>),
+}
+
+type Tell = Box<dyn Fn(FlowNews) + Send + Sync>;
+
+/// What a flow has freed, and what it holds.
+pub(super) struct FlowAccount {
+    tell: Tell,
+    freed: Mutex<Freed>,
+    /// Leases, and messages that wait to be taken.
+    held: AtomicUsize,
+    leased: AtomicUsize,
+    /// Rings for the call when something has come or ended.
+    bell: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Freed {
+    credit: Credit,
+    /// The task has been told, and has not looked yet.
+    told: bool,
+    /// The numbers of deliveries whose leases have ended.
+    numbers: Vec<u64>,
+}
+
+/// The credit that one message uses until this is dropped.
+#[derive(Debug)]
+pub(super) struct Debit {
+    account: Arc<FlowAccount>,
+    bytes: u64,
+    number: u64,
+}
+
+/// A message that was handed to the flow.
+#[derive(Debug)]
+pub(super) struct Handed {
+    pub(super) granted: GrantedDelivery,
+    pub(super) debit: Debit,
+    size: u64,
+    at: Instant,
+}
+
+/// The queue of a flow, which its call and the task of its consumer share.
+#[derive(Debug)]
+pub(super) struct FlowQueue {
+    pub(super) account: Arc<FlowAccount>,
+    state: Mutex<QueueState>,
+}
+
+#[derive(Debug, Default)]
+struct QueueState {
+    handed: VecDeque<Handed>,
+    end: Option<FlowEnd>,
+    /// The call has gone.
+    closed: bool,
+}
+
+impl FlowAccount {
+    /// Waits until something has come or ended.
+    pub(super) async fn changed(&self) {
+        self.bell.notified().await;
+    }
+
+    /// The leases, and the messages that wait to be taken.
+    pub(super) fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// The leases.
+    pub(super) fn leased(&self) -> usize {
+        self.leased.load(Ordering::Relaxed)
+    }
+
+    /// The numbers of deliveries whose leases have ended since the last call.
+    pub(super) fn take_ended(&self) -> Vec<u64> {
+        std::mem::take(&mut lock(&self.freed).numbers)
+    }
+
+    /// What was freed since the last look.
+    pub(super) fn take_freed(&self) -> Credit {
+        let mut freed = lock(&self.freed);
+        freed.told = false;
+        std::mem::take(&mut freed.credit)
+    }
+}
+
+impl Debit {
+    fn new(account: &Arc<FlowAccount>, bytes: u64) -> Self {
+        account.held.fetch_add(1, Ordering::Relaxed);
+        Self { account: account.clone(), bytes, number: 0 }
+    }
+
+    /// The number of the delivery. 0: it has none yet.
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The message is leased to the client under this number.
+    pub(super) fn lease(mut self, number: u64) -> Self {
+        self.account.leased.fetch_add(1, Ordering::Relaxed);
+        self.number = number;
+        self
+    }
+}
+
+impl Drop for Debit {
+    fn drop(&mut self) {
+        let account = &self.account;
+        let told = {
+            let mut freed = lock(&account.freed);
+            freed.credit.messages += 1;
+            freed.credit.bytes += self.bytes;
+            if self.number > 0 {
+                account.leased.fetch_sub(1, Ordering::Relaxed);
+                freed.numbers.push(self.number);
+            }
+            std::mem::replace(&mut freed.told, true)
+        };
+        if !told {
+            (account.tell)(FlowNews::Freed);
+        }
+        if account.held.fetch_sub(1, Ordering::Relaxed) == 1 {
+            account.bell.notify_one();
+        }
+    }
+}
+
+impl FlowQueue {
+    pub(super) fn new(tell: Tell) -> Self {
+        let account = FlowAccount {
+            tell,
+            freed: Mutex::default(),
+            held: AtomicUsize::new(0),
+            leased: AtomicUsize::new(0),
+            bell: Notify::new(),
+        };
+        Self { account: Arc::new(account), state: Mutex::default() }
+    }
+
+    /// Adds messages with their sizes. If the call has gone, they come back as a command.
+    pub(super) fn deliver(&self, messages: Vec<(GrantedDelivery, u64)>, now: Instant) {
+        let handed = messages.into_iter().map(|(granted, size)| {
+            let debit = Debit::new(&self.account, size);
+            Handed { granted, debit, size, at: now }
+        });
+        let handed: Vec<Handed> = handed.collect();
+        let mut state = lock(&self.state);
+        if state.closed {
+            drop(state);
+            return self.give_back(handed);
+        }
+        state.handed.extend(handed);
+        drop(state);
+        self.account.bell.notify_one();
+    }
+
+    /// Since when the oldest message waits to be taken. `None`: no message waits.
+    pub(super) fn waits_since(&self) -> Option<Instant> {
+        lock(&self.state).handed.front().map(|handed| handed.at)
+    }
+
+    /// Why nothing more comes.
+    pub(super) fn ended(&self) -> Option<FlowEnd> {
+        lock(&self.state).end.clone()
+    }
+
+    /// The flow gets nothing more.
+    pub(super) fn end(&self, end: FlowEnd) {
+        lock(&self.state).end.get_or_insert(end);
+        self.account.bell.notify_one();
+    }
+
+    /// Gives back all that was not taken.
+    pub(super) fn clear(&self, close: bool) {
+        let mut state = lock(&self.state);
+        state.closed |= close;
+        let handed: Vec<Handed> = state.handed.drain(..).collect();
+        drop(state);
+        self.give_back(handed);
+    }
+
+    fn give_back(&self, handed: Vec<Handed>) {
+        let (granted, debits): (Vec<_>, Vec<_>) =
+            handed.into_iter().map(|handed| (handed.granted, handed.debit)).unzip();
+        drop(debits);
+        (self.account.tell)(FlowNews::GiveBack(granted));
+    }
+
+    /// The next messages for a frame of at most `most` bytes: first those that fit, or else a message that is too large
+    /// even alone.
+    pub(super) fn next_frame(&self, most: u64, leases: usize) -> (Vec<Handed>, Option<Handed>) {
+        let mut state = lock(&self.state);
+        let (mut messages, mut bytes) = (Vec::new(), 0);
+        let limit = MAX_FRAME_BYTES.min(most);
+        while let Some(first) = state.handed.front() {
+            let full = !messages.is_empty() && bytes + first.size > limit;
+            if full || messages.len() >= MAX_FRAME_MESSAGES.min(leases) {
+                break;
+            }
+            let too_large = first.size > most;
+            if too_large && !messages.is_empty() {
+                break;
+            }
+            let Some(handed) = state.handed.pop_front() else { break };
+            if too_large {
+                return (messages, Some(handed));
+            }
+            bytes += handed.size;
+            messages.push(handed);
+        }
+        (messages, None)
+    }
+}
+
+impl fmt::Debug for FlowAccount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FlowAccount").field("freed", &self.freed).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_debits_are_told_once_and_none_is_lost() {
+        let told = Arc::new(AtomicUsize::new(0));
+        let count = told.clone();
+        let queue = FlowQueue::new(Box::new(move |_| _ = count.fetch_add(1, Ordering::Relaxed)));
+        let told = || told.swap(0, Ordering::Relaxed);
+        let account = queue.account.clone();
+        let mut debits: Vec<Debit> = (1..=10).map(|bytes| Debit::new(&account, bytes)).collect();
+        debits.push(Debit::new(&account, 100).lease(3));
+        debits.truncate(10);
+        debits.push(Debit::new(&account, 100).lease(4));
+        assert_eq!((account.held(), account.leased()), (11, 1));
+        drop(debits);
+        assert_eq!(told(), 1, "the task is told once before it looks");
+        assert_eq!(account.take_freed(), Credit { messages: 12, bytes: 55 + 200 });
+        assert_eq!(account.take_freed(), Credit::default());
+        drop(Debit::new(&account, 1));
+        assert_eq!(told(), 1, "the task has looked, and hears again");
+        assert_eq!(account.take_ended(), [3, 4]);
+        assert_eq!((account.held(), account.leased()), (0, 0));
+    }
+}
