@@ -307,10 +307,10 @@ async fn auto_returns_text_if_possible_and_terminates_nothing() {
 }
 
 /// Cancels a call, and waits until the proxy has read that: frames of one connection are in order.
-async fn cancel<T>(call: tokio::task::JoinHandle<T>, client: &mut Client) {
+pub(super) async fn cancel<T>(call: tokio::task::JoinHandle<T>, client: &Client) {
     call.abort();
     assert!(call.await.is_err(), "it was to be cancelled while it waits");
-    client.ack(ack("not a token")).await.unwrap_err();
+    client.clone().ack(ack("not a token")).await.unwrap_err();
 }
 
 #[tokio::test]
@@ -322,7 +322,7 @@ async fn cancelled_fetch_leaves_its_messages_to_the_next() {
         let request = fetch(&fixture, 5, 20_000);
         let call = tokio::spawn(async move { other.fetch(request).await });
         tokio::time::sleep(Duration::from_millis(round % 7)).await;
-        cancel(call, &mut client).await;
+        cancel(call, &client).await;
         fixture.publish("x", round.to_string()).await;
         // JetStream alone would deliver the message again after 30 s.
         let answer = client.fetch(fetch(&fixture, 1, 20_000)).await.unwrap().into_inner();
@@ -338,7 +338,7 @@ async fn cancelled_fetch_never_uses_up_a_last_attempt() {
     let (_proxy, mut client) = proxy().await;
     for round in 0..8 {
         let call = waiting(&client, &fixture, fetch(&fixture, 5, 20_000)).await;
-        cancel(call, &mut client).await;
+        cancel(call, &client).await;
         fixture.publish("x", round.to_string()).await;
         if round % 4 == 3 {
             // Kept alive beyond its ack wait, for lack of anybody to give it to.

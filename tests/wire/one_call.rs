@@ -18,6 +18,8 @@ use testkit::{
 };
 use tonic_types::StatusExt as _;
 
+use super::fetching::cancel;
+
 async fn served() -> (Proxy, Client) {
     let proxy = Proxy::start(NatsServer::shared(), &[]);
     let client = proxy.client().await;
@@ -348,7 +350,7 @@ async fn cancelled_call_has_settled_and_loses_no_message() {
     let token = take_one(&client, &fixture).await.token;
     let call = waiting(&client, &fixture, next(&fixture, vec![acked(&token)], 60_000)).await;
     assert_eq!(fixture.info().await.num_ack_pending, 0, "settled before the wait");
-    call.abort();
+    cancel(call, &client).await;
     fixture.publish_many(1).await;
     let message = take_one(&client, &fixture).await;
     assert_eq!(message.stream_sequence, 2);
