@@ -117,8 +117,10 @@ impl ConfirmPlan {
             if index >= sent {
                 return Err(unsent("the settling connection is gone"));
             }
-            // The answer to the last request of a group does not confirm a refused one.
-            if refused.contains(&*request.subject) {
+            // The answer to the last request of a group does not confirm a refused one. A request with an answer
+            // of its own was not refused: an earlier request of that subject was.
+            let answered = *asks && answers[*slot].is_some();
+            if !answered && refused.contains(&*request.subject) {
                 return Err(Denial::Permission(request.subject.as_ref().to_owned()).into());
             }
             match &answers[*slot] {
@@ -201,6 +203,20 @@ mod tests {
         let results = plan.results(&requests, &vec![None; plan.count], 4, &refused(&["3"]));
         let unknown = Err(BrokerError::Unconfirmed);
         assert_eq!(results, [unknown.clone(), unknown.clone(), unknown, denied(3)]);
+    }
+
+    #[test]
+    fn a_request_with_an_answer_was_not_refused_though_an_earlier_one_of_its_subject_was() {
+        let requests = requests(&[None, None, Some(1), Some(1)]);
+        let plan = ConfirmPlan::of(&requests);
+        let mut answers = vec![None; plan.count];
+        for slot in [plan.slots[1].0, plan.slots[3].0] {
+            answers[slot] = Some((RequestAnswer::Replied(Bytes::new()), clock::reading()));
+        }
+        let results = plan.results(&requests, &answers, 4, &HashSet::from(["s".to_owned()]));
+        let denied = Err(Denial::Permission("s".to_owned()).into());
+        let done = Ok(RequestAnswer::Replied(Bytes::new()));
+        assert_eq!(results, [denied.clone(), done.clone(), denied, done]);
     }
 
     #[test]

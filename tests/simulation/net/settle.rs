@@ -71,9 +71,11 @@ pub(super) async fn settle(
     for (place, one) in publishes.iter().enumerate() {
         let asks = confirmed_by[place] == place;
         let answer = answers.get(confirmed_by[place]).and_then(Option::as_ref);
+        // An earlier publish of the subject was refused, and this one was not.
+        let answered = asks && matches!(answer, Some((Answer::Ok | Answer::NoResponders, _)));
         results.push(match answer {
             _ if place >= sent => Err(unsent()),
-            _ if refused.iter().any(|subject| **subject == *one.ack.0) => {
+            _ if !answered && refused.iter().any(|subject| **subject == *one.ack.0) => {
                 Err(Denial::Permission(one.ack.0.as_ref().to_owned()).into())
             }
             Some((Answer::NoResponders, _)) if !asks => Err(BrokerError::Unconfirmed),
