@@ -38,8 +38,9 @@ lint: fmt clippy doc proto deps ## Check everything that needs no test run
 fmt: ## Check that the code is formatted
 	cargo fmt --all --check
 
-clippy: ## Check the code with clippy
+clippy: ## Check the code with clippy, also the tests that `make test` leaves out
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --test cluster --test clients --test deploy -- -D warnings
 
 doc: ## Check that the docs build, with every link
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items

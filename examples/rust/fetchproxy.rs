@@ -460,7 +460,7 @@ impl Lease {
         // Without a length, the lease lasts as long as it was granted.
         let extend = || Action::Extend(ExtendAction { lease: None });
         let action = Some(self.outcome.clone().unwrap_or_else(extend));
-        Settlement { token: self.token.clone(), action }
+        Settlement { token: self.token.clone(), action, ..Settlement::default() }
     }
 
     fn lose(&mut self, why: &str) {

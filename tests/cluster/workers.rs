@@ -118,6 +118,7 @@ impl Worker {
         let settlements = held.iter().map(|held| pb::Settlement {
             token: held.token.clone(),
             action: Some(Action::Extend(pb::ExtendAction { lease: millis(length) })),
+            ..pb::Settlement::default()
         });
         let settlements: Vec<_> = settlements.collect();
         let first = Instant::now();
@@ -195,5 +196,6 @@ fn settlement(held: &Held) -> pb::Settlement {
         Kind::Term => Action::Term(pb::TermAction { reason: "a test".to_owned() }),
         Kind::Extend => unreachable!("an Extend settles nothing"),
     };
-    pb::Settlement { token: held.token.clone(), action: Some(action) }
+    let token = held.token.clone();
+    pb::Settlement { token, action: Some(action), ..pb::Settlement::default() }
 }

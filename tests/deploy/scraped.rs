@@ -6,7 +6,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     time::Duration,
 };
 
@@ -145,6 +145,7 @@ async fn work(fixture: &Fixture, proxies: &[Proxy]) {
         let batch = [pb::Settlement {
             token: message.token,
             action: Some(pb::settlement::Action::Ack(pb::AckAction::default())),
+            ..pb::Settlement::default()
         }];
         let request =
             pb::SettleRequest { settlements: batch.into(), ..pb::SettleRequest::default() };
