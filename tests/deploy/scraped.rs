@@ -54,6 +54,8 @@ impl Prometheus {
         let process = tool("FETCH_PROXY_TEST_PROMETHEUS")
             .arg("--config.file=prometheus.yml")
             .arg(format!("--web.listen-address={address}"))
+            // Debian's own default is one folder for all.
+            .arg("--storage.tsdb.path=data")
             .arg("--enable-feature=exemplar-storage")
             .current_dir(folder.path())
             .stdout(Stdio::null())
