@@ -278,7 +278,7 @@ class Lease {
     this.#settling = this.outcome !== undefined;
     // Without a length, the lease lasts as long as it was granted.
     const extend: Action = { $case: "extend", value: { lease: undefined } };
-    return { token: this.message.token, action: this.outcome ?? extend };
+    return { token: this.message.token, action: this.outcome ?? extend, number: 0 };
   }
 
   /** Records the result of its part in a call that was sent at `sent`, and when to repeat it. */
