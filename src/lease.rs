@@ -114,9 +114,19 @@ impl<T> LeaseTable<T> {
         length: Option<Duration>,
         now: Instant,
     ) -> Result<Assigned, LeaseError> {
+        self.assign_by(Lease::assign, id, length, now)
+    }
+
+    fn assign_by(
+        &mut self,
+        assign: fn(&mut Lease<T>, Option<Nanos>, Nanos, Nanos),
+        id: LeaseId,
+        length: Option<Duration>,
+        now: Instant,
+    ) -> Result<Assigned, LeaseError> {
         let now = self.advance(now);
         let (length, latest) = (length.map(nanos), now + self.longest);
-        let lease = self.change(id, now, |lease| lease.assign(length, now, latest))?;
+        let lease = self.change(id, now, |lease| assign(lease, length, now, latest))?;
         let (deadline, ack_by) = (lease.deadline(), lease.ack_by());
         let settle_by = self.origin.at(deadline.min(ack_by));
         Ok(Assigned { deadline: self.origin.at(deadline), settle_by })

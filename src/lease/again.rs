@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use super::{
     Assigned, LeaseError, LeaseId, LeaseTable,
     entry::{Lease, State},
-    time::nanos,
 };
 
 impl<T> LeaseTable<T> {
@@ -20,12 +19,7 @@ impl<T> LeaseTable<T> {
         length: Option<Duration>,
         now: Instant,
     ) -> Result<Assigned, LeaseError> {
-        let now = self.advance(now);
-        let (length, latest) = (length.map(nanos), now + self.longest);
-        let lease = self.change(id, now, |lease| lease.assign_again(length, now, latest))?;
-        let (deadline, ack_by) = (lease.deadline(), lease.ack_by());
-        let settle_by = self.origin.at(deadline.min(ack_by));
-        Ok(Assigned { deadline: self.origin.at(deadline), settle_by })
+        self.assign_by(Lease::assign_again, id, length, now)
     }
 
     /// Takes a lease from its caller, for the next caller. Its old id has ended, because somebody may have the token.
