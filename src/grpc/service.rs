@@ -84,6 +84,23 @@ impl<B: Broker + Bus> Service<B> {
         audited(self.gatekeeper.audit(), method, metadata.as_ref(), extensions)
     }
 
+    /// A call about this consumer begins. Returns how it is refused.
+    fn refusal_of<'c>(
+        &'c self,
+        call: &'c AuditedCall<'_>,
+        record: Option<&'c Arc<Call>>,
+        (stream, consumer): (&'c str, &'c str),
+    ) -> impl Fn(ApiError) -> Status + 'c {
+        let work = move || consumer_work(stream, consumer);
+        record.inspect(|record| record.did(work));
+        move |refused| {
+            record.inspect(|record| record.refused(work));
+            self.refusals.refused(call.method, &RefusedCaller::default(), &refused);
+            audit_refusal(call, &refused);
+            to_status(&refused)
+        }
+    }
+
     fn settler(&self, extensions: &Extensions) -> Result<Settler, Status> {
         Ok(Settler::new(self.gatekeeper.rights(), checked(self.caller(extensions))?))
     }
@@ -264,15 +281,8 @@ impl<B: Broker + Bus> FetchService for Service<B> {
     ) -> Result<Response<pb::GetConsumerResponse>, Status> {
         let (metadata, extensions, request) = request.into_parts();
         let call = self.audited("GetConsumer", &metadata, &extensions);
-        let record = Call::of(&extensions);
-        let work = || consumer_work(&request.stream, &request.consumer);
-        record.inspect(|record| record.did(work));
-        let refused = |refused: ApiError| {
-            record.inspect(|record| record.refused(work));
-            self.refusals.refused(call.method, &RefusedCaller::default(), &refused);
-            audit_refusal(&call, &refused);
-            to_status(&refused)
-        };
+        let about = (&*request.stream, &*request.consumer);
+        let refused = &self.refusal_of(&call, Call::of(&extensions), about);
         let caller = self.caller(&extensions).map_err(refused)?;
         let name = decode::consumer_name(&request).map_err(refused)?;
         let (rights, consumer) = (self.gatekeeper.rights(), (&*name.stream, &*name.consumer));
@@ -293,15 +303,8 @@ impl<B: Broker + Bus> FetchService for Service<B> {
     ) -> Result<Response<pb::GiveBackResponse>, Status> {
         let (metadata, extensions, request) = request.into_parts();
         let call = self.audited("GiveBack", &metadata, &extensions);
-        let record = Call::of(&extensions);
-        let work = || consumer_work(&request.stream, &request.consumer);
-        record.inspect(|record| record.did(work));
-        let refused = |refused: ApiError| {
-            record.inspect(|record| record.refused(work));
-            self.refusals.refused(call.method, &RefusedCaller::default(), &refused);
-            audit_refusal(&call, &refused);
-            to_status(&refused)
-        };
+        let about = (&*request.stream, &*request.consumer);
+        let refused = &self.refusal_of(&call, Call::of(&extensions), about);
         let caller = self.caller(&extensions).map_err(refused)?;
         let (name, attempt) = decode::give_back(&request).map_err(refused)?;
         let (rights, consumer) = (self.gatekeeper.rights(), (&*name.stream, &*name.consumer));
