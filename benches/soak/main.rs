@@ -19,6 +19,7 @@ mod process;
 mod publishers;
 mod report;
 mod settling;
+mod streams;
 mod waiting;
 mod witness;
 mod workers;
@@ -68,7 +69,7 @@ const WARM_UP: Duration = Duration::from_secs(6);
 const SETTLING_DOWN: Duration = Duration::from_secs(20);
 /// After the last Fetch, before the proxy is weighed again.
 const QUIET: Duration = Duration::from_secs(3);
-/// Workers of each consumer; every other one has a wire that breaks.
+/// Workers of each consumer. Every other worker has a wire that breaks, and half of each kind consume a stream.
 const WORKERS: usize = 4;
 
 fn main() -> ExitCode {
@@ -112,6 +113,7 @@ async fn run(args: &Args, seed: u64) -> ExitCode {
             terms: consumers[consumer].clone(),
             address: if direct { proxy.grpc.clone() } else { worker_wire.address() },
             direct,
+            consumes: number / 2 % 2 == 1,
             log: log.clone(),
             dice: Dice::new(seed, 100 + number as u64),
             phase: phases.clone(),

@@ -58,7 +58,7 @@ pub fn table(records: &Records, verdict: &Verdict, before: Footprint, after: Foo
         ("told that the lease is over", |row| row.expired.to_string()),
         ("released: given back unseen", |row| row.waits.released.to_string()),
         ("attempts lost by a fault", |row| row.waits.left_by_fault.to_string()),
-        ("Fetch calls walked away from", |row| row.waits.walked_away.to_string()),
+        ("calls walked away from", |row| row.waits.walked_away.to_string()),
         ("attempts left by a caller", |row| row.waits.left_by_caller.to_string()),
         ("given up at max_deliver", |row| row.given_up.to_string()),
         ("settled, undone by a crash", |row| row.undone.to_string()),

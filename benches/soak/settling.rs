@@ -14,11 +14,17 @@ use testkit::{
 use tokio::time::sleep;
 use tonic::Status;
 
+use crate::streams::StreamDesk;
+
 /// A message in a worker's hands.
 #[derive(Debug, Clone)]
 pub struct Job {
     pub id: HoldingId,
     pub token: String,
+    /// Its number in the stream of `desk`.
+    pub number: u64,
+    /// The stream that it came by, if there is one.
+    pub desk: Option<StreamDesk>,
 }
 
 /// One thing to do with one message; `length` is a Nak's delay or an Extend's lease.
@@ -136,7 +142,12 @@ async fn attempt(
     let within = if dice.percent(8) { dice.millis(30..400) } else { Duration::from_secs(8) };
     let begin = |part: &Part| log.tries(part.job.id, part.kind, fast, part.length);
     let tries: Vec<usize> = parts.iter().map(begin).collect();
+    let by_stream = match &parts[0].job.desk {
+        Some(desk) if dice.percent(80) => by_stream(desk, parts, fast, within, dice).await,
+        _ => None,
+    };
     let answers = match parts {
+        _ if by_stream.is_some() => by_stream.unwrap_or_default(),
         [part] if dice.percent(80) => {
             let answer = alone(client.clone(), part, fast, within).await;
             vec![answer.unwrap_or_else(|status| (Outcome::of(Err(&status)), None))]
@@ -206,24 +217,50 @@ async fn together(
     fast: bool,
     within: Duration,
 ) -> Result<Vec<Answer>, Status> {
-    let settlements = parts.iter().map(|part| {
-        let length = Some(part.length.try_into().unwrap());
-        let action = match part.kind {
+    let settlements = parts.iter().map(|part| part.settlement(false));
+    let request =
+        pb::SettleRequest { settlements: settlements.collect(), confirmation: confirmation(fast) };
+    let results = client.settle(timed(request, within)).await?.into_inner().results;
+    assert_eq!(results.len(), parts.len(), "one result for each settlement");
+    Ok(results.into_iter().map(answer).collect())
+}
+
+/// By the stream that brought the messages, each by its number or its token. `None`: the stream is over.
+async fn by_stream(
+    desk: &StreamDesk,
+    parts: &[Part],
+    fast: bool,
+    within: Duration,
+    dice: &mut Dice,
+) -> Option<Vec<Answer>> {
+    let settlements = parts.iter().map(|part| part.settlement(dice.percent(70))).collect();
+    let results = desk.settle(settlements, confirmation(fast), within).await?;
+    Some(match results {
+        Ok(results) => {
+            assert_eq!(results.len(), parts.len(), "one result for each settlement");
+            results.into_iter().map(answer).collect()
+        }
+        Err(status) => vec![(Outcome::of(Err(&status)), None); parts.len()],
+    })
+}
+
+fn answer(result: pb::SettleResult) -> Answer {
+    (Outcome::of_result(&result), result.redeliver_time.or(result.lease_expire_time))
+}
+
+impl Part {
+    fn settlement(&self, by_number: bool) -> pb::Settlement {
+        let length = Some(self.length.try_into().unwrap());
+        let action = match self.kind {
             Kind::Ack => Action::Ack(pb::AckAction {}),
             Kind::Nak => Action::Nak(pb::NakAction { delay: length }),
             Kind::Term => Action::Term(pb::TermAction { reason: "soaked".into() }),
             Kind::Extend => Action::Extend(pb::ExtendAction { lease: length }),
         };
-        pb::Settlement { number: 0, token: part.job.token.clone(), action: Some(action) }
-    });
-    let request =
-        pb::SettleRequest { settlements: settlements.collect(), confirmation: confirmation(fast) };
-    let results = client.settle(timed(request, within)).await?.into_inner().results;
-    assert_eq!(results.len(), parts.len(), "one result for each settlement");
-    let answer = |result: pb::SettleResult| {
-        (Outcome::of_result(&result), result.redeliver_time.or(result.lease_expire_time))
-    };
-    Ok(results.into_iter().map(answer).collect())
+        let (token, number) =
+            if by_number { (String::new(), self.job.number) } else { (self.job.token.clone(), 0) };
+        pb::Settlement { number, token, action: Some(action) }
+    }
 }
 
 fn confirmation(fast: bool) -> i32 {

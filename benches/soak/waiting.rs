@@ -32,7 +32,7 @@ pub struct Waits {
     /// Attempts that had to wait, by their explanation.
     pub left_by_fault: u64,
     pub left_by_caller: u64,
-    /// Fetch calls whose answer nobody took.
+    /// Fetch calls and streams whose answer nobody took.
     pub walked_away: u64,
     /// Longest in the dark, faults taken out.
     pub dark: At,
