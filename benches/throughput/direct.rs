@@ -80,3 +80,32 @@ pub async fn batches(setup: &Setup, clients: usize, messages: usize, confirmed: 
     })
     .await
 }
+
+/// `clients` tasks that ack each message of the library's own endless stream, without confirmation.
+pub async fn streamed(setup: &Setup, clients: usize, messages: usize) -> Half {
+    let name = setup.consumer().await;
+    let stream = setup.jetstream.get_stream_no_info(STREAM).await.unwrap();
+    let consumer: PullConsumer = stream.get_consumer(&name).await.unwrap();
+    let done = Arc::new(AtomicUsize::new(0));
+    half(&setup.cpu_direct(), async {
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..clients {
+            let (consumer, done) = (consumer.clone(), done.clone());
+            tasks.spawn(async move {
+                let batch = consumer.stream().max_messages_per_batch(1000).messages();
+                let mut received = batch.await.unwrap();
+                while done.load(Ordering::Relaxed) < messages {
+                    let message = received.next().await.unwrap().unwrap();
+                    message.ack().await.unwrap();
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        while let Some(ended) = tasks.join_next().await {
+            ended.unwrap();
+        }
+        setup.nats.flush().await.unwrap();
+        done.load(Ordering::Relaxed)
+    })
+    .await
+}

@@ -12,6 +12,7 @@
 #![allow(clippy::disallowed_methods, reason = "a bench measures real time")]
 
 mod against;
+mod consumed;
 mod direct;
 mod forwarded;
 mod guarded;
@@ -140,6 +141,42 @@ async fn run(args: Args) {
         )
         .await;
     }
+    for streams in [1, 8, 64] {
+        let name = format!("Consume, credit 1, {streams} streams / double_ack");
+        row(
+            &args,
+            &name,
+            async || consumed::acked(&setup, streams, 1, one, true).await,
+            async || direct::singles(&setup, streams, one).await,
+        )
+        .await;
+        let name = format!("Consume, credit 1, {streams} streams / no-op echo");
+        row(
+            &args,
+            &name,
+            async || consumed::acked(&setup, streams, 1, one, true).await,
+            async || consumed::echoed(&setup, streams, one).await,
+        )
+        .await;
+    }
+    for streams in [1, 8] {
+        let name = format!("Consume, credit 1000, {streams} streams / double_ack");
+        row(
+            &args,
+            &name,
+            async || consumed::acked(&setup, streams, 1000, hundred, true).await,
+            async || direct::batches(&setup, streams, hundred, true).await,
+        )
+        .await;
+        let name = format!("Consume, credit 1000, {streams} streams, sent / ack");
+        row(
+            &args,
+            &name,
+            async || consumed::acked(&setup, streams, 1000, hundred, false).await,
+            async || direct::streamed(&setup, streams, hundred).await,
+        )
+        .await;
+    }
     let guarded = Guarded::start(&setup);
     row(
         &args,
@@ -199,6 +236,7 @@ async fn run(args: Args) {
     forwarded::latency(&setup, &args.only).await;
     memory::latency(&setup, &args.only).await;
     memory::leases(&setup, &args.only).await;
+    memory::streams(&setup, &args.only).await;
 }
 
 async fn row<A: Future<Output = Half>, B: Future<Output = Half>>(

@@ -5,24 +5,22 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fetch_proxy::pb::Confirmation;
+
 use crate::{
-    proxied,
+    consumed::{self, Stream},
+    proxied::{self, Client},
     setup::{STREAM, Setup},
 };
 
-/// From the publish to the answer of a Fetch that waits for it.
+/// From the publish to the answer of a Fetch that waits for it, and to the delivery on an idle stream.
 pub async fn latency(setup: &Setup, only: &str) {
     if !"latency".contains(only) {
         return;
     }
     let name = setup.consumer().await;
     let mut client = proxied::connect(&setup.grpc, 1).await.remove(0);
-    loop {
-        let batch = client.fetch(proxied::fetch(&name, 1000)).await.unwrap().into_inner();
-        if batch.messages.is_empty() {
-            break;
-        }
-    }
+    empty(&mut client, &name).await;
     let mut took = Vec::new();
     for _ in 0..300 {
         let mut waiter = client.clone();
@@ -38,14 +36,79 @@ pub async fn latency(setup: &Setup, only: &str) {
         assert_eq!(answer.messages.len(), 1);
         took.push(answered.duration_since(began));
     }
+    println!();
+    print_latency("Fetch answer", took);
+
+    let mut stream = Stream::open(&mut client, consumed::start(&name, 1)).await;
+    let mut took = Vec::new();
+    for _ in 0..300 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let began = Instant::now();
+        setup.jetstream.publish("bench.x", "now".into()).await.unwrap().await.unwrap();
+        let message = loop {
+            let frame = stream.frames.message().await.unwrap().expect("it has ended");
+            if !frame.messages.is_empty() {
+                break frame.messages;
+            }
+        };
+        took.push(began.elapsed());
+        stream.ack(message, Confirmation::Confirmed);
+    }
+    print_latency("Consume, idle stream", took);
+}
+
+/// Takes all that the consumer has.
+async fn empty(client: &mut Client, consumer: &str) -> usize {
+    let mut held = 0;
+    loop {
+        let mut request = proxied::fetch(consumer, 1000);
+        request.lease = Some(prost_types::Duration { seconds: 600, nanos: 0 });
+        let count = client.fetch(request).await.unwrap().into_inner().messages.len();
+        if count == 0 {
+            return held;
+        }
+        held += count;
+    }
+}
+
+fn print_latency(to: &str, mut took: Vec<Duration>) {
     took.sort();
     let at = |share: usize| took[took.len() * share / 100].as_micros();
-    println!(
-        "\nlatency publish → Fetch answer: p50 {} µs, p90 {} µs, p99 {} µs",
-        at(50),
-        at(90),
-        at(99)
-    );
+    println!("latency publish → {to}: p50 {} µs, p90 {} µs, p99 {} µs", at(50), at(90), at(99));
+}
+
+/// Resident memory of the proxy before and after it has streams, first without and then with leases.
+pub async fn streams(setup: &Setup, only: &str) {
+    if !"memory".contains(only) {
+        return;
+    }
+    const STREAMS: usize = 10_000;
+    const CONNECTIONS: usize = 50;
+    let name = setup.consumer().await;
+    let clients = proxied::connect(&setup.grpc, CONNECTIONS).await;
+    empty(&mut clients[0].clone(), &name).await;
+    let before = resident(setup.proxy_pid());
+    let mut streams = Vec::new();
+    for at in 0..STREAMS {
+        let mut client = clients[at % CONNECTIONS].clone();
+        let mut stream = Stream::open(&mut client, consumed::start(&name, 1)).await;
+        assert!(stream.frames.message().await.unwrap().unwrap().opened.is_some());
+        streams.push(stream);
+    }
+    let grown = resident(setup.proxy_pid()).saturating_sub(before);
+    println!("memory: {STREAMS} idle streams, {} bytes each in the whole process", grown / STREAMS);
+    drop(streams);
+
+    const LEASES: usize = 10_000;
+    let name = setup.consumer().await;
+    let before = resident(setup.proxy_pid());
+    let mut stream = Stream::open(&mut clients[0].clone(), consumed::start(&name, 10_000)).await;
+    let mut held = 0;
+    while held < LEASES {
+        held += stream.frames.message().await.unwrap().unwrap().messages.len();
+    }
+    let grown = resident(setup.proxy_pid()).saturating_sub(before);
+    println!("memory: {held} leases of a stream, {} bytes each in the whole process", grown / held);
 }
 
 /// Resident memory of the proxy before and after it holds leases and waiters.
@@ -56,16 +119,7 @@ pub async fn leases(setup: &Setup, only: &str) {
     let name = setup.consumer().await;
     let mut client = proxied::connect(&setup.grpc, 1).await.remove(0);
     let before = resident(setup.proxy_pid());
-    let mut held = 0;
-    loop {
-        let mut request = proxied::fetch(&name, 1000);
-        request.lease = Some(prost_types::Duration { seconds: 600, nanos: 0 });
-        let count = client.fetch(request).await.unwrap().into_inner().messages.len();
-        if count == 0 {
-            break;
-        }
-        held += count;
-    }
+    let held = empty(&mut client, &name).await;
     let grown = resident(setup.proxy_pid()).saturating_sub(before);
     println!("memory: {held} leases held, {} bytes each in the whole process", grown / held.max(1));
 
