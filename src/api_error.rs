@@ -39,6 +39,8 @@ pub enum ApiError {
         /// Its details for programs.
         metadata: HashMap<String, String>,
     },
+    /// The client of a stream was silent for this long.
+    StreamSilent(SilentDirection, Duration),
     /// No more calls are allowed at once. The number is the limit of this replica.
     CallLimit(usize, ExhaustedScope),
     /// No more open Fetch calls are allowed. The number is the limit of this replica.
@@ -61,6 +63,15 @@ pub enum ApiError {
     OverLimit(OverLimit),
     /// The lessor refused or failed.
     Lessor(Error),
+}
+
+/// What a silent client did not do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SilentDirection {
+    /// It sent no frame.
+    Sending,
+    /// It read nothing of what was to be written.
+    Reading,
 }
 
 /// Whose limit is reached.
@@ -131,6 +142,7 @@ impl ApiError {
             Self::WaiterLimit(..) => Reason::WaiterLimit,
             Self::ByteLimit(..) => Reason::ByteLimit,
             Self::RequestTimeout(_) => Reason::RequestTimeout,
+            Self::StreamSilent(..) => Reason::StreamSilent,
             Self::Foreign(reason, _) => *reason,
             Self::ConnectionLimit(_) => Reason::ConnectionLimit,
             Self::Unauthenticated(_) => Reason::Unauthenticated,
@@ -206,6 +218,12 @@ impl ApiError {
                 }
             }
             Self::RequestTimeout(time) => format!("the request was not there within {time:?}"),
+            Self::StreamSilent(SilentDirection::Sending, time) => {
+                format!("no frame came from the client for {time:?}")
+            }
+            Self::StreamSilent(SilentDirection::Reading, time) => {
+                format!("the client has read nothing for {time:?}")
+            }
             Self::Foreign(_, message) => message.clone(),
             Self::ConnectionLimit(most) => format!("all {most} connections are taken"),
             Self::Unauthenticated(why) => why.message(),
@@ -227,6 +245,8 @@ impl ApiError {
                 one("applied", if *maybe_applied { "unknown" } else { "no" })
             }
             Self::Relayed { metadata, .. } => metadata.clone(),
+            Self::StreamSilent(SilentDirection::Sending, _) => one("direction", "sending"),
+            Self::StreamSilent(SilentDirection::Reading, _) => one("direction", "reading"),
             Self::CallLimit(_, short) | Self::WaiterLimit(_, short) => one("scope", scope(*short)),
             Self::ByteLimit(counted, short) => {
                 let counted = match counted {

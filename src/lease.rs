@@ -39,6 +39,7 @@ mod again;
 mod ended;
 mod entry;
 mod handover;
+mod kept;
 mod revise;
 mod store;
 mod sweep;
@@ -126,7 +127,16 @@ impl<T> LeaseTable<T> {
     ) -> Result<Assigned, LeaseError> {
         let now = self.advance(now);
         let (length, latest) = (length.map(nanos), now + self.longest);
-        let lease = self.change(id, now, |lease| assign(lease, length, now, latest))?;
+        self.assign_with(id, now, |lease| assign(lease, length, now, latest))
+    }
+
+    fn assign_with(
+        &mut self,
+        id: LeaseId,
+        now: Nanos,
+        assign: impl FnOnce(&mut Lease<T>),
+    ) -> Result<Assigned, LeaseError> {
+        let lease = self.change(id, now, assign)?;
         let (deadline, ack_by) = (lease.deadline(), lease.ack_by());
         let settle_by = self.origin.at(deadline.min(ack_by));
         Ok(Assigned { deadline: self.origin.at(deadline), settle_by })

@@ -57,7 +57,7 @@ pub use self::{
     attempts::AttemptKey,
     codec::Codec,
     consumer::{DeliveryGuard, TaskState, monitor, quarantine},
-    delivery::{FetchCaller, LeasedDelivery, Rejected, RejectedCause},
+    delivery::{FetchCaller, Holding, LeasedDelivery, Rejected, RejectedCause},
     error::{Error, Unsuitable},
     fetch::{CallerDeadline, Empty, FetchParams, Fetched},
     flow::{Flow, FlowParams},

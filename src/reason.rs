@@ -127,6 +127,8 @@ reasons! {
     OwnerUnreachable = "OWNER_UNREACHABLE", Unavailable, Some(1000);
     /// It may have been applied. Repeat it: a repeat never affects the delivery of another worker.
     SettleUnconfirmed = "SETTLE_UNCONFIRMED", DeadlineExceeded, None;
+    /// The client of a Consume said nothing, or read nothing, for three heartbeats: metadata `direction` is `sending` or `reading`. Settlements that were answered are done. Leases end as they do when a stream ends.
+    StreamSilent = "STREAM_SILENT", DeadlineExceeded, None;
     /// Not applied. The consumer or its stream is gone. Repeating does not help.
     JetstreamDenied = "JETSTREAM_DENIED", FailedPrecondition, None;
     /// Nothing happened. The request cannot be decoded.

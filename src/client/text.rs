@@ -89,6 +89,9 @@ fn why_empty(reason: pb::EmptyReason) -> &'static str {
         pb::EmptyReason::Settle => "a settlement failed",
         pb::EmptyReason::AttemptOver => "the attempt is over; fetch with a new name",
         pb::EmptyReason::FetchFailed => "the fetch failed after its settlements",
+        pb::EmptyReason::Credit => "the stream holds as much as its credit allows",
+        pb::EmptyReason::LeaseLimit => "no more leases may be held",
+        pb::EmptyReason::NatsUnavailable => "NATS is away",
     }
 }
 

@@ -238,7 +238,7 @@ impl<B: Broker + Bus> ConsumeTask<B> {
 
     /// Takes in what has happened since the last look.
     fn look(&mut self, now: Instant) {
-        self.numbers.ended(self.flow.take_ended());
+        self.numbers.ended(self.flow.take_ended().into_iter().map(|(number, _)| number));
         if self.leaving.is_none() && self.started.notice_at.is_some_and(|at| now >= at) {
             self.leave(pb::ConsumeDrainCause::Deadline, self.started.ends_at);
         }
@@ -273,9 +273,15 @@ impl<B: Broker + Bus> ConsumeTask<B> {
         self.flow.close();
     }
 
-    fn fail(&mut self, error: ApiError) {
-        self.close();
+    /// The client is not heard any more.
+    fn stop_reading(&mut self) {
         self.requests = None;
+        self.close();
+        self.flow.end_kept();
+    }
+
+    fn fail(&mut self, error: ApiError) {
+        self.stop_reading();
         self.failure.get_or_insert(error);
     }
 
@@ -297,18 +303,10 @@ impl<B: Broker + Bus> ConsumeTask<B> {
                 }
                 frame.settle.into_iter().for_each(|settle| self.settle(settle));
             }
-            Ok(None) => {
-                self.requests = None;
-                self.close();
-            }
+            Ok(None) => self.stop_reading(),
+            // A client that has left reads nothing.
             Err(status) => {
-                self.requests = None;
-                self.close();
-                // A client that has left reads nothing.
-                self.failure.get_or_insert(ApiError::Foreign(
-                    foreign_reason(&status),
-                    status.message().to_owned(),
-                ));
+                self.fail(ApiError::Foreign(foreign_reason(&status), status.message().to_owned()))
             }
         }
     }

@@ -227,7 +227,7 @@ fn codec(value: i32) -> Result<Codec, ApiError> {
 }
 
 /// Reads the length of a lease. The lessor lowers a length that is too long.
-fn lease(field: &str, value: Option<&PbDuration>) -> Result<Option<Duration>, ApiError> {
+pub(super) fn lease(field: &str, value: Option<&PbDuration>) -> Result<Option<Duration>, ApiError> {
     match optional(field, value)? {
         Some(lease) if lease < SHORTEST_LEASE => {
             refuse(field, format!("must be at least {}", shown(SHORTEST_LEASE)))

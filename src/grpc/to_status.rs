@@ -48,6 +48,7 @@ pub(crate) fn to_status(error: &ApiError) -> Status {
         | ApiError::OwnerUnreachable { .. }
         | ApiError::Relayed { .. }
         | ApiError::RequestTimeout(_)
+        | ApiError::StreamSilent(..)
         | ApiError::Foreign(..)
         | ApiError::Unauthenticated(_)
         | ApiError::AuthUnavailable(_)

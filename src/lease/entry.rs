@@ -22,6 +22,8 @@ use super::{
 /// A server that restarts cuts its stored times to whole seconds, and redelivers up to this much early.
 /// Measured on nats-server 2.15 with an ack wait of 4 s: redelivered 3.05 s after the delivery.
 pub(super) const RESTORED_TIME_TRUNCATION: Nanos = 1_000_000_000;
+/// A kept lease that moves to another replica lives for at least this long there, unless its longest time ends sooner.
+const MOVED_GRACE: Nanos = 30_000_000_000;
 /// Progress that was confirmed within this time before a server restarts may not be stored.
 const UNPERSISTED_WINDOW: Nanos = 250_000_000;
 
@@ -44,6 +46,8 @@ enum Until {
     JetStreamEnds { latest: Nanos },
     /// This time, as the caller asked.
     At(Nanos),
+    /// This time, or `grace` after the stream of its caller has ended, if that is earlier.
+    Kept { at_most: Nanos, grace: Nanos },
     /// No end. The proxy itself holds a last attempt until it is assigned.
     Assigned,
 }
@@ -169,6 +173,10 @@ impl<T> Lease<T> {
                 // The other table also holds it itself until it is assigned.
                 Until::JetStreamEnds { .. } | Until::Assigned => SnapshotExpiry::JetStreamEnds,
                 Until::At(deadline) => SnapshotExpiry::At(left(deadline)),
+                // Its stream is about to end, and its caller needs time to come to the other replica.
+                Until::Kept { at_most, grace } => {
+                    SnapshotExpiry::At(left(at_most.min(now + grace.max(MOVED_GRACE))))
+                }
             },
             granted: self.granted.map(|length| Duration::from_nanos(length.unsigned_abs())),
             uncertain,
@@ -201,7 +209,7 @@ impl<T> Lease<T> {
     pub(super) fn deadline(&self) -> Nanos {
         match self.until {
             Until::JetStreamEnds { latest } => self.ack_by().min(latest),
-            Until::At(deadline) => deadline,
+            Until::At(deadline) | Until::Kept { at_most: deadline, .. } => deadline,
             Until::Assigned => NEVER,
         }
     }
@@ -253,7 +261,21 @@ impl<T> Lease<T> {
         };
     }
 
-    /// The same for the caller that has it. The lease does not end earlier by this.
+    /// Gives the lease to a caller for as long as the caller's stream lives and `grace` longer, but at most until
+    /// `at_most`.
+    pub(super) fn assign_kept(&mut self, at_most: Nanos, grace: Nanos) {
+        self.granted = None;
+        self.until = Until::Kept { at_most, grace };
+    }
+
+    /// The stream of the caller has ended.
+    pub(super) fn end_kept(&mut self, now: Nanos) {
+        if let Until::Kept { at_most, grace } = self.until {
+            self.until = Until::At(at_most.min(now + grace));
+        }
+    }
+
+    /// As [`Lease::assign`], for the caller that has it. The lease does not end earlier by this.
     pub(super) fn assign_again(&mut self, length: Option<Nanos>, now: Nanos, latest: Nanos) {
         let (until, deadline) = (self.until, self.deadline());
         self.assign(length, now, latest);

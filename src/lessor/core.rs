@@ -22,7 +22,7 @@ use super::{
     accounts::{LeaseAccounts, LeaseHolder},
     attempt_call::SharedAttempts,
     consumer::monitor::LeftKnowledge,
-    delivery::{AnswerEnd, GrantedDelivery, LeaseRequest, LeasedDelivery, TakenLease},
+    delivery::{AnswerEnd, GrantedDelivery, Holding, LeaseRequest, LeasedDelivery, TakenLease},
     flow_queue::Debit,
     shares::Shares,
     sighting::{SIGHTING_TIMEOUT, Sighting, Telling},
@@ -206,8 +206,16 @@ pub(super) fn assign<B: Broker>(
     core.table.with(|table| {
         let assign = |(granted, debit): (GrantedDelivery, Option<Debit>)| {
             let count = granted.delivery.delivery_count;
-            let length = granted.spec.lease_length(request.length, count);
-            let assigned = table.assign(granted.id, length, now).ok()?;
+            let length = |wanted| granted.spec.lease_length(wanted, count);
+            let assigned = match request.holding {
+                // Without the right to ack, the lease may be an ordinary one.
+                Holding::Kept { at_most, grace } if length(Some(at_most)).is_some() => {
+                    table.assign_kept(granted.id, (at_most, grace), now)
+                }
+                Holding::Kept { .. } => table.assign(granted.id, None, now),
+                Holding::For(wanted) => table.assign(granted.id, length(wanted), now),
+            };
+            let assigned = assigned.ok()?;
             let number = debit.as_ref().map_or(0, Debit::number);
             table.update_payload(granted.id, |held| {
                 let by = Some(request.caller.clone());

@@ -67,11 +67,25 @@ pub(super) struct TakenLease {
     pub(super) is_settled: bool,
 }
 
+/// How long a caller wants its leases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holding {
+    /// This long. `None`: as long as JetStream waits by itself.
+    For(Option<Duration>),
+    /// As long as the stream of the caller lives.
+    Kept {
+        /// The longest, from the assignment.
+        at_most: Duration,
+        /// How much longer than the stream.
+        grace: Duration,
+    },
+}
+
 /// A caller's wish for its leases.
 #[derive(Debug, Clone)]
 pub(super) struct LeaseRequest {
-    /// The length of each lease. `None`: as long as JetStream waits by itself.
-    pub(super) length: Option<Duration>,
+    /// The length of each lease.
+    pub(super) holding: Holding,
     /// The caller.
     pub(super) caller: Arc<FetchCaller>,
     /// The account that the leases belong to.

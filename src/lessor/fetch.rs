@@ -14,7 +14,9 @@ use tokio::{sync::oneshot, time::timeout_at};
 use super::{
     Action, Codec, Error, Lessor, SettleItem,
     consumer::{ConsumerHandle, DeliveryGuard, FetchAnswer, Ticket},
-    delivery::{AnswerEnd, FetchCaller, LeaseRequest, LeasedDelivery, Rejected, RejectedCause},
+    delivery::{
+        AnswerEnd, FetchCaller, Holding, LeaseRequest, LeasedDelivery, Rejected, RejectedCause,
+    },
     metered::OpenFetch,
 };
 use crate::{
@@ -110,7 +112,8 @@ impl<B: Broker> Lessor<B> {
             no_wait: ask.max_wait.is_zero(),
         };
         let account = self.core.accounts.of(&ask.principal);
-        let lease = LeaseRequest { length: ask.lease, caller: ask.caller, account };
+        let holding = Holding::For(ask.lease);
+        let lease = LeaseRequest { holding, caller: ask.caller, account };
         // The pump does not look at the end of a wait of zero.
         let patience = ask.patience.filter(|_| want.no_wait).map(|patience| patience.until);
         let answer = self.wait(&ask.name, want, lease, patience, open).await?;

@@ -13,7 +13,7 @@
 
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use tokio::sync::OwnedSemaphorePermit;
@@ -22,12 +22,14 @@ use super::{
     Codec, Error, Fetched, Lessor,
     consumer::{ConsumerCommand, ConsumerHandle, DeliveryGuard, Ticket},
     core::{Core, assign},
-    delivery::{AnswerEnd, FetchCaller, LeaseRequest},
+    delivery::{AnswerEnd, FetchCaller, Holding, LeaseRequest},
     flow_queue::{FlowEnd, FlowNews, FlowQueue, Handed},
+    table::LEASES_PER_LOCK,
 };
 use crate::{
     broker::{Broker, ConsumerName},
     clock,
+    lease::LeaseId,
     pump::Credit,
 };
 
@@ -38,8 +40,8 @@ pub struct FlowParams {
     pub name: ConsumerName,
     /// The first credit.
     pub credit: Credit,
-    /// The length of the leases; `None` is JetStream's ack wait.
-    pub lease: Option<Duration>,
+    /// The length of the leases.
+    pub holding: Holding,
     /// Most bytes of an encoded frame.
     pub max_frame_bytes: u64,
     /// The codec that payloads must fit.
@@ -71,8 +73,8 @@ impl<B: Broker> Lessor<B> {
     pub fn open_flow(&self, params: FlowParams) -> Result<Flow<B>, Error> {
         let place = self.admit(&params.name)?;
         let account = self.core.accounts.of(&params.principal);
-        let (length, caller) = (params.lease, params.caller.clone());
-        let request = LeaseRequest { length, caller, account };
+        let (holding, caller) = (params.holding, params.caller.clone());
+        let request = LeaseRequest { holding, caller, account };
         let ticket = Ticket(self.calls.tickets.fetch_add(1, Ordering::Relaxed));
         let mut queue = None;
         let handle = self.tell_with(&params.name, |handle, _| {
@@ -138,9 +140,14 @@ impl<B: Broker> Flow<B> {
         self.queue.account.held()
     }
 
-    /// The numbers of deliveries whose leases have ended since the last call.
-    pub fn take_ended(&self) -> Vec<u64> {
+    /// The leases that the client has no more since the last call, with the numbers of their deliveries.
+    pub fn take_ended(&self) -> Vec<(u64, LeaseId)> {
         self.queue.account.take_ended()
+    }
+
+    /// How a lease has ended. `None`: it has not, or it has moved to another replica.
+    pub fn end_of(&self, lease: LeaseId) -> Option<Error> {
+        self.lessor.core.table.with(|table| table.end_of(lease)).map(Error::from)
     }
 
     /// Sets the credit. If it is lower, what waits to be taken goes back, and comes again as far as there is room.
@@ -174,6 +181,25 @@ impl<B: Broker> Flow<B> {
         self.place = None;
     }
 
+    /// The client says nothing more. Leases that live as long as its stream end after their grace.
+    pub fn end_kept(&self) {
+        if !matches!(self.params.holding, Holding::Kept { .. }) {
+            return;
+        }
+        let (account, now) = (&self.queue.account, clock::now());
+        for step in account.leases().chunks(LEASES_PER_LOCK) {
+            self.lessor.core.table.with(|table| {
+                for id in step {
+                    // A lease that came back may be another caller's by now.
+                    let debit = table.payload(*id).and_then(|held| held.debit.as_ref());
+                    if debit.is_some_and(|debit| debit.is_of(account)) {
+                        table.end_kept(*id, now);
+                    }
+                }
+            });
+        }
+    }
+
     /// Leases the next messages to the client, at most `leases` of them. `None`: no message waits, or all leases are
     /// over. Messages that fail the codec are terminated until `until`.
     pub async fn take(&mut self, leases: usize, until: Instant) -> Option<Fetched> {
@@ -191,7 +217,8 @@ impl<B: Broker> Flow<B> {
         let mut numbers = self.numbers;
         let mut numbered = |handed: Handed| {
             numbers += 1;
-            (handed.granted, Some(handed.debit.lease(numbers)))
+            let debit = handed.debit.lease(numbers, handed.granted.id);
+            (handed.granted, Some(debit))
         };
         let messages = messages.into_iter().map(&mut numbered).collect();
         let too_large = Vec::from_iter(too_large.map(&mut numbered));
@@ -213,5 +240,6 @@ impl<B: Broker> Flow<B> {
 impl<B: Broker> Drop for Flow<B> {
     fn drop(&mut self) {
         self.close();
+        self.end_kept();
     }
 }

@@ -2,7 +2,7 @@
 //! neither of the two: it tells the task through a function.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     fmt,
     sync::{
         Arc, Mutex,
@@ -14,7 +14,7 @@ use std::{
 use tokio::sync::Notify;
 
 use super::{Error, delivery::GrantedDelivery};
-use crate::{lock::lock, pump::Credit};
+use crate::{lease::LeaseId, lock::lock, pump::Credit};
 
 /// Most messages of one frame.
 const MAX_FRAME_MESSAGES: usize = 256;
@@ -44,21 +44,22 @@ type Tell = Box<dyn Fn(FlowNews) + Send + Sync>;
 /// What a flow has freed, and what it holds.
 pub(super) struct FlowAccount {
     tell: Tell,
-    freed: Mutex<Freed>,
+    state: Mutex<AccountState>,
     /// Leases, and messages that wait to be taken.
     held: AtomicUsize,
-    leased: AtomicUsize,
     /// Rings for the call when something has come or ended.
     bell: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Freed {
-    credit: Credit,
+struct AccountState {
+    freed: Credit,
     /// The task has been told, and has not looked yet.
     told: bool,
-    /// The numbers of deliveries whose leases have ended.
-    numbers: Vec<u64>,
+    /// The leases of the client, by their numbers.
+    leases: BTreeMap<u64, LeaseId>,
+    /// Those that the client has no more.
+    ended: Vec<(u64, LeaseId)>,
 }
 
 /// The credit that one message uses until this is dropped.
@@ -106,19 +107,24 @@ impl FlowAccount {
 
     /// The leases.
     pub(super) fn leased(&self) -> usize {
-        self.leased.load(Ordering::Relaxed)
+        lock(&self.state).leases.len()
     }
 
-    /// The numbers of deliveries whose leases have ended since the last call.
-    pub(super) fn take_ended(&self) -> Vec<u64> {
-        std::mem::take(&mut lock(&self.freed).numbers)
+    /// The leases, in the order of their numbers.
+    pub(super) fn leases(&self) -> Vec<LeaseId> {
+        lock(&self.state).leases.values().copied().collect()
+    }
+
+    /// The leases that the client has no more since the last call, with their numbers.
+    pub(super) fn take_ended(&self) -> Vec<(u64, LeaseId)> {
+        std::mem::take(&mut lock(&self.state).ended)
     }
 
     /// What was freed since the last look.
     pub(super) fn take_freed(&self) -> Credit {
-        let mut freed = lock(&self.freed);
-        freed.told = false;
-        std::mem::take(&mut freed.credit)
+        let mut state = lock(&self.state);
+        state.told = false;
+        std::mem::take(&mut state.freed)
     }
 }
 
@@ -134,30 +140,34 @@ impl Debit {
     }
 
     /// The message is leased to the client under this number.
-    pub(super) fn lease(mut self, number: u64) -> Self {
-        self.account.leased.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn lease(mut self, number: u64, lease: LeaseId) -> Self {
+        lock(&self.account.state).leases.insert(number, lease);
         self.number = number;
         self
+    }
+
+    /// Whether it is credit of this flow.
+    pub(super) fn is_of(&self, account: &Arc<FlowAccount>) -> bool {
+        Arc::ptr_eq(&self.account, account)
     }
 }
 
 impl Drop for Debit {
     fn drop(&mut self) {
         let account = &self.account;
-        let told = {
-            let mut freed = lock(&account.freed);
-            freed.credit.messages += 1;
-            freed.credit.bytes += self.bytes;
-            if self.number > 0 {
-                account.leased.fetch_sub(1, Ordering::Relaxed);
-                freed.numbers.push(self.number);
-            }
-            std::mem::replace(&mut freed.told, true)
+        let (told, ended) = {
+            let mut state = lock(&account.state);
+            state.freed.messages += 1;
+            state.freed.bytes += self.bytes;
+            let lease = state.leases.remove(&self.number);
+            state.ended.extend(lease.map(|lease| (self.number, lease)));
+            (std::mem::replace(&mut state.told, true), lease.is_some())
         };
         if !told {
             (account.tell)(FlowNews::Freed);
         }
-        if account.held.fetch_sub(1, Ordering::Relaxed) == 1 {
+        let last = account.held.fetch_sub(1, Ordering::Relaxed) == 1;
+        if last || ended {
             account.bell.notify_one();
         }
     }
@@ -167,9 +177,8 @@ impl FlowQueue {
     pub(super) fn new(tell: Tell) -> Self {
         let account = FlowAccount {
             tell,
-            freed: Mutex::default(),
+            state: Mutex::default(),
             held: AtomicUsize::new(0),
-            leased: AtomicUsize::new(0),
             bell: Notify::new(),
         };
         Self { account: Arc::new(account), state: Mutex::default() }
@@ -252,7 +261,7 @@ impl FlowQueue {
 
 impl fmt::Debug for FlowAccount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FlowAccount").field("freed", &self.freed).finish_non_exhaustive()
+        f.debug_struct("FlowAccount").field("state", &self.state).finish_non_exhaustive()
     }
 }
 
@@ -268,17 +277,18 @@ mod tests {
         let told = || told.swap(0, Ordering::Relaxed);
         let account = queue.account.clone();
         let mut debits: Vec<Debit> = (1..=10).map(|bytes| Debit::new(&account, bytes)).collect();
-        debits.push(Debit::new(&account, 100).lease(3));
+        let lease = |number| LeaseId::new(number).unwrap();
+        debits.push(Debit::new(&account, 100).lease(3, lease(30)));
         debits.truncate(10);
-        debits.push(Debit::new(&account, 100).lease(4));
-        assert_eq!((account.held(), account.leased()), (11, 1));
+        debits.push(Debit::new(&account, 100).lease(4, lease(40)));
+        assert_eq!((account.held(), account.leases()), (11, vec![lease(40)]));
         drop(debits);
         assert_eq!(told(), 1, "the task is told once before it looks");
         assert_eq!(account.take_freed(), Credit { messages: 12, bytes: 55 + 200 });
         assert_eq!(account.take_freed(), Credit::default());
         drop(Debit::new(&account, 1));
         assert_eq!(told(), 1, "the task has looked, and hears again");
-        assert_eq!(account.take_ended(), [3, 4]);
+        assert_eq!(account.take_ended(), [(3, lease(30)), (4, lease(40))]);
         assert_eq!((account.held(), account.leased()), (0, 0));
     }
 }

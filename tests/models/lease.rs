@@ -1,6 +1,7 @@
 //! The lease table: one example of each promise, and random histories next to a reference.
 
 mod holding;
+mod keeping;
 mod machine;
 mod moving;
 mod naive;

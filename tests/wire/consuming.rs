@@ -4,145 +4,21 @@ use std::time::Duration;
 
 use fetch_proxy::{
     pb::{
-        self, ConsumeCredit, ConsumeRequest, ConsumeResponse, ConsumeSettle, ConsumeStart, Outcome,
-        Settlement, settlement::Action,
+        self, ConsumeCredit, ConsumeRequest, ConsumeStart, Outcome, Settlement, settlement::Action,
     },
     reason::Reason,
 };
 use testkit::{
-    BOUND, eventually,
+    BOUND,
+    consume::{ConsumeClient as Stream, acked, by_number, leases, outcomes, start},
+    eventually,
     jetstream::{Fixture, config},
     nats_server::NatsServer,
     proxy::{Client, Proxy, ack, fetch, take_one},
     scrape::Scrape,
 };
 use tokio::{sync::mpsc, time::timeout};
-use tonic::{Code, Status, Streaming};
-
-/// The client of one stream.
-struct Stream {
-    send: Option<mpsc::UnboundedSender<ConsumeRequest>>,
-    frames: Streaming<ConsumeResponse>,
-    messages: Vec<pb::Delivery>,
-    rejected: Vec<pb::Rejected>,
-    results: Vec<pb::ConsumeResult>,
-    credit_id: u64,
-    opened: Option<pb::ConsumeOpened>,
-    draining: Option<pb::ConsumeDraining>,
-}
-
-impl Stream {
-    async fn open(client: &Client, start: ConsumeStart) -> Self {
-        let (send, mut receive) = mpsc::unbounded_channel();
-        let requests = futures_util::stream::poll_fn(move |cx| receive.poll_recv(cx));
-        let mut client = client.clone();
-        // The headers come before anything is written.
-        let frames = timeout(BOUND, client.consume(requests)).await.expect("no headers").unwrap();
-        send.send(ConsumeRequest { start: Some(start), ..Default::default() }).unwrap();
-        Self {
-            send: Some(send),
-            frames: frames.into_inner(),
-            messages: Vec::new(),
-            rejected: Vec::new(),
-            results: Vec::new(),
-            credit_id: 0,
-            opened: None,
-            draining: None,
-        }
-    }
-
-    fn send(&self, frame: ConsumeRequest) {
-        self.send.as_ref().unwrap().send(frame).unwrap();
-    }
-
-    fn credit(&self, credit: ConsumeCredit) {
-        self.send(ConsumeRequest { credit: Some(credit), ..Default::default() });
-    }
-
-    fn settle(&self, id: u64, settlements: Vec<Settlement>) {
-        let settle = Some(ConsumeSettle { id, settlements, confirmation: 0 });
-        self.send(ConsumeRequest { settle, ..Default::default() });
-    }
-
-    /// The next frame is taken in. `None`: the stream has ended with OK.
-    async fn next(&mut self) -> Result<Option<()>, Status> {
-        let next = timeout(BOUND, self.frames.message()).await.expect("no frame, and no end");
-        let Some(frame) = next? else { return Ok(None) };
-        self.messages.extend(frame.messages);
-        self.rejected.extend(frame.rejected);
-        self.results.extend(frame.results);
-        self.credit_id = self.credit_id.max(frame.credit_id);
-        self.opened = self.opened.take().or(frame.opened);
-        self.draining = self.draining.take().or(frame.draining);
-        Ok(Some(()))
-    }
-
-    async fn until(&mut self, what: impl Fn(&Self) -> bool) {
-        while !what(self) {
-            self.next().await.unwrap().expect("the stream has ended");
-        }
-    }
-
-    async fn messages(&mut self, count: usize) -> Vec<pb::Delivery> {
-        self.until(|stream| stream.messages.len() >= count).await;
-        std::mem::take(&mut self.messages)
-    }
-
-    async fn result(&mut self, id: u64) -> pb::ConsumeResult {
-        self.until(|stream| stream.results.iter().any(|result| result.id == id)).await;
-        let at = self.results.iter().position(|result| result.id == id).unwrap();
-        self.results.remove(at)
-    }
-
-    /// Takes in what comes in this time.
-    async fn listen(&mut self, ms: u64) {
-        let time = Duration::from_millis(ms);
-        let _ = timeout(time, async { while self.next().await.unwrap().is_some() {} }).await;
-    }
-
-    /// Half-closes, and waits for the end.
-    async fn close(mut self) -> Self {
-        self.send = None;
-        while self.next().await.unwrap().is_some() {}
-        self
-    }
-
-    async fn status(mut self) -> Status {
-        loop {
-            match self.next().await {
-                Ok(Some(())) => {}
-                Ok(None) => panic!("it ended with OK"),
-                Err(status) => return status,
-            }
-        }
-    }
-}
-
-fn start(fixture: &Fixture, leases: u32) -> ConsumeStart {
-    let credit = ConsumeCredit { id: 0, max_leases: Some(leases), max_bytes: None };
-    ConsumeStart {
-        stream: fixture.stream.clone(),
-        consumer: fixture.consumer.clone(),
-        credit: Some(credit),
-        ..Default::default()
-    }
-}
-
-fn leases(id: u64, leases: u32) -> ConsumeCredit {
-    ConsumeCredit { id, max_leases: Some(leases), max_bytes: None }
-}
-
-fn by_number(number: u64, action: Action) -> Settlement {
-    Settlement { token: String::new(), action: Some(action), number }
-}
-
-fn acked(message: &pb::Delivery) -> Settlement {
-    by_number(message.number, Action::Ack(pb::AckAction {}))
-}
-
-fn outcomes(result: &pb::ConsumeResult) -> Vec<Outcome> {
-    result.results.iter().map(pb::SettleResult::outcome).collect()
-}
+use tonic::{Code, Status};
 
 async fn served() -> (Proxy, Client) {
     let proxy = Proxy::start(NatsServer::shared(), &[]);

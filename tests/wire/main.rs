@@ -7,6 +7,7 @@ mod consuming;
 mod fetching;
 mod fuzz;
 mod health;
+mod keeping;
 mod leases;
 mod metrics;
 mod one_call;

@@ -20,7 +20,7 @@ use crate::{
         call::{Call, audit_refusal, audited},
         decode,
     },
-    lessor::{Credit, Flow, FlowParams},
+    lessor::{Credit, Flow, FlowParams, Holding},
     pb::{self, time::duration},
     refusal_log::RefusedCaller,
     request_log::CallWork,
@@ -37,6 +37,8 @@ const MAX_CREDIT: Credit = Credit { messages: 10_000, bytes: 64 * 1024 * 1024 };
 const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(10);
 const MIN_HEARTBEAT: Duration = Duration::from_secs(1);
 const MAX_HEARTBEAT: Duration = Duration::from_secs(60);
+/// How long kept leases outlive a stream that does not say. A client needs about a second to open another stream.
+const DEFAULT_GRACE: Duration = Duration::from_secs(10);
 
 /// What is known of the call before its first frame.
 #[derive(Clone)]
@@ -118,6 +120,16 @@ pub(super) fn credit(
     })
 }
 
+/// Reads how leases live with their stream. Times are lowered to the longest lease.
+fn kept(keep: &pb::ConsumeKeep, max_lease: Duration) -> Result<Holding, ApiError> {
+    let grace = decode::optional("start.keep.grace", keep.grace.as_ref())?;
+    let at_most = decode::lease("start.keep.at_most", keep.at_most.as_ref())?;
+    Ok(Holding::Kept {
+        at_most: at_most.unwrap_or(max_lease).min(max_lease),
+        grace: grace.unwrap_or(DEFAULT_GRACE).min(max_lease),
+    })
+}
+
 /// Begins a stream with its first frame.
 pub(super) fn begin<B: Broker + Bus>(
     service: &Backend<B>,
@@ -147,7 +159,11 @@ pub(super) fn begin<B: Broker + Bus>(
     let principal = caller.principal.clone().unwrap_or_default();
     call.span().into_iter().for_each(|span| span.by(&principal));
     // A Consume without a length is as a Fetch without it.
-    let lease = start.holding.map(|pb::consume_start::Holding::Lease(lease)| lease);
+    let (lease, keep) = match start.holding {
+        Some(pb::consume_start::Holding::Lease(lease)) => (Some(lease), None),
+        Some(pb::consume_start::Holding::Keep(keep)) => (None, Some(keep)),
+        None => (None, None),
+    };
     let as_fetch = pb::FetchRequest {
         stream: start.stream.clone(),
         consumer: start.consumer.clone(),
@@ -168,6 +184,8 @@ pub(super) fn begin<B: Broker + Bus>(
         refused
     };
     let ask = ask.map_err(in_start).map_err(refused)?;
+    let max_lease = service.lessor.max_lease();
+    let keep = keep.map(|keep| kept(&keep, max_lease)).transpose().map_err(refused)?;
     let asked = credit("start.credit", start.credit.as_ref(), DEFAULT_CREDIT).map_err(refused)?;
     let later = credit("credit", first.credit.as_ref(), asked).map_err(refused)?;
     let heartbeat =
@@ -188,7 +206,7 @@ pub(super) fn begin<B: Broker + Bus>(
     let flow = service.lessor.open_flow(FlowParams {
         name: ask.name,
         credit: later,
-        lease: ask.lease,
+        holding: keep.unwrap_or(Holding::For(ask.lease)),
         max_frame_bytes,
         codec: ask.codec,
         caller: ask.caller,
@@ -206,6 +224,10 @@ pub(super) fn begin<B: Broker + Bus>(
         max_leases: u32::try_from(later.messages).unwrap_or(u32::MAX),
         max_bytes: later.bytes,
         max_frame_bytes: u32::try_from(max_frame_bytes).unwrap_or(u32::MAX),
+        grace: keep.and_then(|keep| match keep {
+            Holding::Kept { grace, .. } => Some(duration(grace)),
+            Holding::For(_) => None,
+        }),
     };
     let id = |credit: &Option<pb::ConsumeCredit>| credit.as_ref().map_or(0, |credit| credit.id);
     let credit_id = match id(&first.credit) {

@@ -195,7 +195,7 @@ fn last_attempt_is_kept_alive_until_taken_and_after_its_return() {
 }
 
 #[test]
-fn kept_lease_lasts_as_long_as_a_fresh_one() {
+fn reclaimed_lease_lasts_as_long_as_a_fresh_one() {
     let mut timed = TimedTable::new();
     let id = timed.assigned(1000);
     timed.table.reclaim(id, timed.at(999));

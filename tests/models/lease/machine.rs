@@ -65,6 +65,8 @@ impl World {
     fn call(&mut self, id: u64, call: Call) -> Reply {
         match call {
             Call::Assign(length) => self.table.assign(id, length),
+            Call::AssignKept { at_most, grace } => self.table.assign_kept(id, at_most, grace),
+            Call::EndKept => self.table.end_kept(id),
             Call::AssignAgain(length) => self.table.assign_again(id, length),
             Call::Reissue => self.table.reissue(id),
             Call::Extend(length) => self.table.extend(id, length),
@@ -200,6 +202,15 @@ impl Tested {
             Call::Assign(length) => {
                 let assigned = self.table.assign(id, length.map(duration), now);
                 self.assigned(assigned)
+            }
+            Call::AssignKept { at_most, grace } => {
+                let lengths = (duration(at_most), duration(grace));
+                let assigned = self.table.assign_kept(id, lengths, now);
+                self.assigned(assigned)
+            }
+            Call::EndKept => {
+                self.table.end_kept(id, now);
+                Reply::Nothing
             }
             Call::AssignAgain(length) => {
                 let assigned = self.table.assign_again(id, length.map(duration), now);
@@ -376,6 +387,10 @@ impl StateMachineTest for World {
         // There is no time before the origin.
         let least = tested.slept;
         assert_eq!(due, reference.next_due().map(|due| due.max(least)), "next_due");
+        for number in 1..=reference.granted {
+            let end = table.end_of(LeaseId::new(number).unwrap()).map(Reply::from);
+            assert_eq!(end, reference.end_of(number), "end of {number}");
+        }
         for lease in &reference.leases {
             let id = LeaseId::new(lease.id).unwrap();
             assert_eq!(table.payload(id), Some(&lease.id));

@@ -23,6 +23,14 @@ enum Step {
         which: usize,
         length: Option<u64>,
     },
+    Keep {
+        which: usize,
+        at_most: u64,
+        grace: u64,
+    },
+    EndKept {
+        which: usize,
+    },
     Settle {
         which: usize,
         kind: SettleKind,
@@ -53,6 +61,9 @@ fn step() -> impl Strategy<Value = (Step, u64)> {
             .prop_map(|(sequence, last_attempt)| Step::Grant { sequence, last_attempt }),
         3 => (which(), proptest::option::of(1000..40_000_u64))
             .prop_map(|(which, length)| Step::Assign { which, length }),
+        2 => (which(), 1000..80_000_u64, 0..40_000_u64)
+            .prop_map(|(which, at_most, grace)| Step::Keep { which, at_most, grace }),
+        1 => which().prop_map(|which| Step::EndKept { which }),
         3 => (which(), kind(), outcome)
             .prop_map(|(which, kind, outcome)| Step::Settle { which, kind, outcome }),
         1 => (which(), kind()).prop_map(|(which, kind)| Step::Begin { which, kind }),
@@ -93,6 +104,15 @@ impl Old {
             Step::Assign { which, length } => {
                 let (now, length) = (self.timed.at(now), length.map(Duration::from_millis));
                 let _ = id(which).map(|id| self.timed.table.assign(id, length, now));
+            }
+            Step::Keep { which, at_most, grace } => {
+                let (now, lengths) = (self.timed.at(now), [at_most, grace]);
+                let [at_most, grace] = lengths.map(Duration::from_millis);
+                let _ = id(which).map(|id| self.timed.table.assign_kept(id, (at_most, grace), now));
+            }
+            Step::EndKept { which } => {
+                let now = self.timed.at(now);
+                id(which).into_iter().for_each(|id| self.timed.table.end_kept(id, now));
             }
             Step::Settle { which, kind, outcome } => {
                 let Some(id) = id(which) else { return };
@@ -415,5 +435,18 @@ fn any_snapshot_of_another_replica_is_harmless() {
     inheritance.remember(&OutcomeSlice::new(id(1), Vec::new()));
     for number in [1, 2, u64::MAX] {
         assert!(matches!(inheritance.find(id(number)), Found::Ended(_)));
+    }
+}
+
+#[test]
+fn kept_lease_lives_for_half_a_minute_at_the_other_table() {
+    for (grace, at_most, left) in
+        [(0, 600, 30), (10, 600, 30), (50, 600, 50), (50, 20, 20), (0, 5, 5)]
+    {
+        let mut timed = TimedTable::new();
+        let (id, seconds) = (timed.granted(), Duration::from_secs);
+        timed.table.assign_kept(id, (seconds(at_most), seconds(grace)), timed.origin).unwrap();
+        let (leases, _) = leaving(&timed.table, timed.origin);
+        assert_eq!(leases[0].1.until, SnapshotExpiry::At(seconds(left)), "{grace} {at_most}");
     }
 }

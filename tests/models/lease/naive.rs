@@ -31,6 +31,8 @@ pub(super) enum Until {
     /// But not beyond this.
     JetStreamEnds(i64),
     At(i64),
+    /// At most until then, and this much longer than the stream of its holder.
+    Kept(i64, i64),
     Taken,
 }
 
@@ -75,7 +77,7 @@ impl Lease {
     pub(super) fn deadline(&self) -> Option<i64> {
         match self.until {
             Until::JetStreamEnds(latest) => Some(self.ack_by().min(latest)),
-            Until::At(deadline) => Some(deadline),
+            Until::At(deadline) | Until::Kept(deadline, _) => Some(deadline),
             Until::Taken => None,
         }
     }

@@ -125,6 +125,37 @@ impl Reference {
         )
     }
 
+    pub(super) fn assign_kept(&mut self, id: u64, at_most: i64, grace: i64) -> Reply {
+        let (now, longest) = (self.now, self.longest);
+        self.held(id).map_or_else(
+            |error| error,
+            |lease| {
+                let deadline = now + at_most.min(longest);
+                lease.granted = None;
+                lease.until = Until::Kept(deadline, grace.min(longest));
+                Reply::Assigned { deadline, settle_by: deadline.min(lease.ack_by()) }
+            },
+        )
+    }
+
+    pub(super) fn end_kept(&mut self, id: u64) -> Reply {
+        let now = self.now;
+        let lease = self.leases.iter_mut().find(|lease| lease.id == id);
+        if let Some(lease) = lease
+            && let Until::Kept(at_most, grace) = lease.until
+        {
+            lease.until = Until::At(at_most.min(now + grace));
+        }
+        Reply::Nothing
+    }
+
+    pub(super) fn end_of(&self, id: u64) -> Option<Reply> {
+        Some(match self.memory(id)? {
+            Ended::As(kind) | Ended::Overtaken(kind) => Reply::Settled(kind),
+            Ended::Expired => Reply::Expired { forgotten: false },
+        })
+    }
+
     pub(super) fn assign_again(&mut self, id: u64, length: Option<i64>) -> Reply {
         let before = match self.held(id) {
             Ok(lease) => lease.clone(),

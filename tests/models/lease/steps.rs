@@ -47,6 +47,13 @@ pub(super) enum Step {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Call {
     Assign(Option<i64>),
+    /// It is assigned to the caller of a stream.
+    AssignKept {
+        at_most: i64,
+        grace: i64,
+    },
+    /// The stream of its caller has ended.
+    EndKept,
     /// Its caller repeats its call.
     AssignAgain(Option<i64>),
     /// Its caller gives it back.
@@ -113,6 +120,9 @@ fn call() -> impl Strategy<Value = Call> {
     let progressed = (tens(0..6), prop::bool::weighted(0.8));
     prop_oneof![
         6 => prop::option::of(length()).prop_map(Call::Assign),
+        3 => (length(), prop_oneof![Just(0), length()])
+            .prop_map(|(at_most, grace)| Call::AssignKept { at_most, grace }),
+        2 => Just(Call::EndKept),
         3 => prop::option::of(length()).prop_map(Call::AssignAgain),
         1 => Just(Call::Reissue),
         4 => prop::option::of(length()).prop_map(Call::Extend),

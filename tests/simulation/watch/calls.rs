@@ -355,8 +355,11 @@ fn answer_of(
         pb::EmptyReason::NoMessages => !early,
         // Their results and their reason are judged by themselves.
         pb::EmptyReason::Settle | pb::EmptyReason::FetchFailed => true,
-        // The clients name no attempts.
-        pb::EmptyReason::AttemptOver => false,
+        // The clients name no attempts, and these are for streams.
+        pb::EmptyReason::AttemptOver
+        | pb::EmptyReason::Credit
+        | pb::EmptyReason::LeaseLimit
+        | pb::EmptyReason::NatsUnavailable => false,
         pb::EmptyReason::Unspecified => true,
     };
     (!true_enough)

@@ -6,6 +6,7 @@
 
 pub mod authority;
 pub mod cluster;
+pub mod consume;
 pub mod delivery_log;
 pub mod dice;
 pub mod examples;
