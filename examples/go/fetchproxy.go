@@ -5,12 +5,13 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"log"
-	"math/rand/v2"
+	random "math/rand/v2"
 	"os"
 	"slices"
 	"strings"
@@ -45,6 +46,8 @@ const (
 	gather = 100 * time.Millisecond
 	// Leases are not extended more often.
 	shortestBeat = 50 * time.Millisecond
+	// The deadline of a GiveBack.
+	farewell = time.Second
 	// The shortest and the longest deadline of a Settle.
 	shortestSettle, longestSettle = time.Second, 10 * time.Second
 	// One settlement that the proxy refuses would fail the whole call.
@@ -59,6 +62,29 @@ type Poison struct{ Reason string }
 
 func (t Transient) Error() string { return fmt.Sprintf("not now, again in %v", t.Delay) }
 func (p Poison) Error() string    { return p.Reason }
+
+// Outcome says how a message is settled.
+type Outcome struct {
+	event      string         // The event to print when it is settled.
+	settlement *pb.Settlement // Without the name of a message.
+}
+
+// Ack says that the message is done.
+func Ack() Outcome {
+	return Outcome{"acked", &pb.Settlement{Action: &pb.Settlement_Ack{Ack: &pb.AckAction{}}}}
+}
+
+// Nak says that the message is to come back after the delay.
+func Nak(delay time.Duration) Outcome {
+	nak := &pb.NakAction{Delay: durationpb.New(max(0, min(delay, longestDelay)))}
+	return Outcome{"nacked", &pb.Settlement{Action: &pb.Settlement_Nak{Nak: nak}}}
+}
+
+// Term says that the message is not to come back.
+func Term(reason string) Outcome {
+	term := &pb.TermAction{Reason: strings.ToValidUTF8(reason[:min(len(reason), mostReason)], "")}
+	return Outcome{"termed", &pb.Settlement{Action: &pb.Settlement_Term{Term: term}}}
+}
 
 // Dial makes a client for "host:port", for "https://host:port" with TLS, or for every address of
 // "dns:///name:port". The environment names the files of its credentials.
@@ -129,12 +155,15 @@ func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]strin
 // RequireTransportSecurity is false for the sake of this machine: see Dial.
 func (b bearer) RequireTransportSecurity() bool { return false }
 
-// Fetch repeats the call until it is answered or permanently refused. The batch is empty if stop has
-// ended. When stop ends, the batch gives back all messages that are not begun.
+// Fetch repeats the call until it is answered or permanently refused. The repeats have one name, so they
+// get the messages of an answer that was lost. The batch is empty if stop has ended. When stop ends, the
+// batch gives back all messages that are not begun.
 func Fetch(
 	stop context.Context, client pb.FetchServiceClient, request *pb.FetchRequest,
 ) (*Batch, error) {
+	request.AttemptId = rand.Text()
 	for attempt := 0; stop.Err() == nil; attempt++ {
+		request.AttemptAgain = attempt > 0
 		began := time.Now()
 		ctx, cancel := context.WithTimeout(stop, request.GetMaxWait().AsDuration()+patience)
 		answer, err := client.Fetch(ctx, request)
@@ -152,7 +181,21 @@ func Fetch(
 			return nil, trouble
 		}
 	}
+	giveBack(client, request)
 	return hold(stop, client, nil), nil
+}
+
+// giveBack returns the messages of a Fetch whose answer nobody reads. If it fails, they come back when
+// their leases end.
+func giveBack(client pb.FetchServiceClient, request *pb.FetchRequest) {
+	ctx, cancel := context.WithTimeout(context.Background(), farewell)
+	defer cancel()
+	_, err := client.GiveBack(ctx, &pb.GiveBackRequest{
+		Stream: request.Stream, Consumer: request.Consumer, AttemptId: request.AttemptId,
+	})
+	if err != nil {
+		log.Printf("the last Fetch is not given back: %v", err)
+	}
 }
 
 func sleep(stop context.Context, wait time.Duration) {
@@ -215,24 +258,29 @@ func (b *Batch) lease(message *pb.Delivery, left time.Duration) *Lease {
 
 // refuse settles a rejected message that is still leased to this worker.
 func (b *Batch) refuse(rejected *pb.Rejected) {
+	message, outcome := reject(rejected)
+	if message.GetToken() != "" {
+		lease := b.lease(message, rejected.GetLease().AsDuration())
+		lease.isRejected = true
+		lease.End(outcome)
+	}
+}
+
+// reject tells of a rejected message, and how to settle it. Without a token it is over already.
+func reject(rejected *pb.Rejected) (*pb.Delivery, Outcome) {
 	message := &pb.Delivery{
 		Token:          rejected.GetToken(),
+		Number:         rejected.GetNumber(),
 		StreamSequence: rejected.GetStreamSequence(),
 		DeliveryCount:  rejected.GetDeliveryCount(),
 		Headers:        rejected.GetHeaders(),
 	}
 	log.Printf("message %d rejected: %s", message.GetStreamSequence(), rejected.GetDetail())
 	tell("rejected", message)
-	if message.GetToken() == "" {
-		return
-	}
-	lease := b.lease(message, rejected.GetLease().AsDuration())
-	lease.isRejected = true
 	if rejected.GetCause() == pb.RejectedCause_REJECTED_CAUSE_TOO_LARGE {
-		lease.Nak(time.Minute) // Another worker may accept larger answers.
-	} else {
-		lease.Term(rejected.GetDetail())
+		return message, Nak(time.Minute) // Another worker may accept larger answers.
 	}
+	return message, Term(rejected.GetDetail())
 }
 
 // Wait waits until every lease is settled or lost.
@@ -332,7 +380,7 @@ func (b *Batch) giveBack() {
 	defer b.mutex.Unlock()
 	for _, lease := range b.kept {
 		if !lease.begun && !lease.isLastAttempt() {
-			lease.decide("returned", nak(0))
+			lease.decide(Outcome{"returned", Nak(0).settlement})
 		}
 	}
 }
@@ -349,40 +397,21 @@ func (l *Lease) Begin() bool {
 // Context is cancelled when the lease is lost.
 func (l *Lease) Context() context.Context { return l.ctx }
 
-// Ack decides that the message is done. The keeper settles the message.
-func (l *Lease) Ack() {
-	l.end("acked", &pb.Settlement{Action: &pb.Settlement_Ack{Ack: &pb.AckAction{}}})
-}
-
-// Nak decides that the message is to come back after the delay.
-func (l *Lease) Nak(delay time.Duration) { l.end("nacked", nak(delay)) }
-
-// Term decides that the message is not to come back.
-func (l *Lease) Term(reason string) {
-	reason = strings.ToValidUTF8(reason[:min(len(reason), mostReason)], "")
-	action := &pb.Settlement_Term{Term: &pb.TermAction{Reason: reason}}
-	l.end("termed", &pb.Settlement{Action: action})
-}
-
-func nak(delay time.Duration) *pb.Settlement {
-	action := &pb.NakAction{Delay: durationpb.New(max(0, min(delay, longestDelay)))}
-	return &pb.Settlement{Action: &pb.Settlement_Nak{Nak: action}}
-}
-
-func (l *Lease) end(event string, outcome *pb.Settlement) {
+// End decides the outcome of the message. The keeper settles the message.
+func (l *Lease) End(outcome Outcome) {
 	l.batch.mutex.Lock()
 	defer l.batch.mutex.Unlock()
-	l.decide(event, outcome)
+	l.decide(outcome)
 }
 
 // The callers of the following methods hold the mutex.
 
-func (l *Lease) decide(event string, outcome *pb.Settlement) {
+func (l *Lease) decide(outcome Outcome) {
 	if l.gone || l.outcome != nil {
 		return
 	}
-	outcome.Token = l.GetToken()
-	l.event, l.outcome, l.failed, l.next = event, outcome, 0, time.Now()
+	outcome.settlement.Token = l.GetToken()
+	l.event, l.outcome, l.failed, l.next = outcome.event, outcome.settlement, 0, time.Now()
 	isHeld := func(lease *Lease) bool { return lease.outcome == nil }
 	if slices.ContainsFunc(l.batch.kept, isHeld) {
 		l.next = l.next.Add(gather)
@@ -493,7 +522,7 @@ func troubleIn(refusal *pb.SettleError) *trouble {
 // because workers that failed together must not come back together.
 func (t *trouble) wait(failed int) time.Duration {
 	most := min(firstWait<<min(failed, 6), longestWait)
-	wait := min(t.delay, longestWait) + most/2 + rand.N(most/2)
+	wait := min(t.delay, longestWait) + most/2 + random.N(most/2)
 	Say(Line{Event: "retry", Reason: t.reason, Message: t.message, In: wait.Seconds()})
 	return wait
 }

@@ -1,7 +1,7 @@
-// The worker loop: fetch a batch, handle its messages one after the other, fetch the next.
+// The two loops of a worker. With Fetch: fetch a batch, handle its messages one after the other, fetch the
+// next. With Consume, if CONCURRENCY is set: handle up to so many messages at once, as they come.
 //
-// Put your own work into handle, at the end. handle need not know about leases. To work on more messages
-// at a time, start more workers.
+// Put your own work into handle, at the end. handle need not know about leases.
 package main
 
 import (
@@ -27,58 +27,88 @@ func main() {
 	stop, done := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer done()
 	client, err := Dial(cmp.Or(os.Getenv("FETCH_PROXY_ADDR"), "127.0.0.1:50051"))
-	n, badBatch := strconv.ParseUint(cmp.Or(os.Getenv("BATCH"), "10"), 10, 32)
-	maxWait, badWait := time.ParseDuration(cmp.Or(os.Getenv("MAX_WAIT"), "10") + "s")
-	if err := errors.Join(err, badBatch, badWait); err != nil {
+	if err != nil {
 		log.Fatal(err)
 	}
-	request := &pb.FetchRequest{
-		Stream:   os.Getenv("STREAM"),
-		Consumer: os.Getenv("CONSUMER"),
-		N:        uint32(n),
-		MaxWait:  durationpb.New(maxWait),
-		MaxBytes: MaxBytes,
-		Codec:    pb.Codec_CODEC_JSON,
-		Worker:   "examples/go",
-	}
 	Say(Line{Event: "ready"})
-	for stop.Err() == nil {
-		batch, err := Fetch(stop, client, request)
-		if err != nil {
-			log.Fatal(err)
-		}
-		for _, lease := range batch.Leases {
-			if lease.Begin() {
-				workOn(lease)
-			}
-		}
-		batch.Wait()
+	if concurrency := number("CONCURRENCY", 0); concurrency > 0 {
+		err = Consume(stop, client, &pb.ConsumeStart{
+			Stream:        os.Getenv("STREAM"),
+			Consumer:      os.Getenv("CONSUMER"),
+			Credit:        &pb.ConsumeCredit{MaxLeases: new(uint32(concurrency))},
+			MaxFrameBytes: MaxBytes,
+			Codec:         pb.Codec_CODEC_JSON,
+			Worker:        "examples/go",
+		}, seconds(number("GRACE", 10)), workOn)
+	} else {
+		err = fetchLoop(stop, client, &pb.FetchRequest{
+			Stream:   os.Getenv("STREAM"),
+			Consumer: os.Getenv("CONSUMER"),
+			N:        uint32(number("BATCH", 10)),
+			MaxWait:  durationpb.New(seconds(number("MAX_WAIT", 10))),
+			MaxBytes: MaxBytes,
+			Codec:    pb.Codec_CODEC_JSON,
+			Worker:   "examples/go",
+		})
+	}
+	if err != nil {
+		log.Fatal(err)
 	}
 	Say(Line{Event: "stopped"})
 }
 
-// workOn decides the outcome of the message by the result of the work.
-func workOn(lease *Lease) {
-	fail := func(why any) {
-		log.Printf("message %d: %v", lease.GetStreamSequence(), why)
-		lease.Nak(5 * time.Second)
+// fetchLoop works on one message after the other until stop ends, or until the proxy refuses the call.
+func fetchLoop(stop context.Context, client pb.FetchServiceClient, request *pb.FetchRequest) error {
+	for stop.Err() == nil {
+		batch, err := Fetch(stop, client, request)
+		if err != nil {
+			return err
+		}
+		for _, lease := range batch.Leases {
+			if lease.Begin() {
+				lease.End(workOn(lease.Context(), lease.Delivery))
+			}
+		}
+		batch.Wait()
+	}
+	return nil
+}
+
+// number reads an environment variable.
+func number(name string, unset float64) float64 {
+	value := os.Getenv(name)
+	if value == "" {
+		return unset
+	}
+	n, err := strconv.ParseFloat(value, 64)
+	if err != nil || n < 0 {
+		log.Fatalf("%s must be a number, not %q", name, value)
+	}
+	return n
+}
+
+// workOn returns the outcome of the message, by the result of the work.
+func workOn(ctx context.Context, message *pb.Delivery) (outcome Outcome) {
+	fail := func(why any) Outcome {
+		log.Printf("message %d: %v", message.GetStreamSequence(), why)
+		return Nak(5 * time.Second)
 	}
 	defer func() {
 		if panicked := recover(); panicked != nil {
-			fail(fmt.Sprintf("panic: %v\n%s", panicked, debug.Stack()))
+			outcome = fail(fmt.Sprintf("panic: %v\n%s", panicked, debug.Stack()))
 		}
 	}()
 	var transient Transient
 	var poison Poison
-	switch err := handle(lease.Context(), lease.Delivery); {
+	switch err := handle(ctx, message); {
 	case err == nil:
-		lease.Ack()
+		return Ack()
 	case errors.As(err, &transient):
-		lease.Nak(transient.Delay)
+		return Nak(transient.Delay)
 	case errors.As(err, &poison):
-		lease.Term(poison.Reason)
+		return Term(poison.Reason)
 	default:
-		fail(err)
+		return fail(err)
 	}
 }
 

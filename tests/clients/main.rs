@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! cargo test --test clients -- python rust    these languages only
-//! cargo test --test clients -- nak            this scenario only
+//! cargo test --test clients -- nak            this scenario only, with Fetch and with Consume
+//! cargo test --test clients -- consume        this loop only
 //! ```
 //! A language whose toolchain is missing is skipped, and that is said aloud. Anything else that is
 //! not as promised fails the run.
@@ -29,7 +30,7 @@ use table::{Cell, Fate, Table};
 use testkit::{
     examples::{
         language::{self, Built, Language},
-        scenario::{Scenario, Suite},
+        scenario::{Loop, Scenario, Suite},
     },
     nats_server::{self, NatsServer},
 };
@@ -39,8 +40,8 @@ use tokio::{
     task::JoinSet,
 };
 
-/// Languages that are tried at a time: most of a scenario is waiting.
-const AT_A_TIME: usize = 3;
+/// Languages that are tried at a time, each loop by itself: most of a scenario is waiting.
+const AT_A_TIME: usize = 6;
 /// More than a worker accepts in one answer.
 const NATS: &str = "max_payload: 32MB";
 /// For all scenarios, builds not counted.
@@ -70,8 +71,8 @@ async fn run() -> ExitCode {
     };
     let wanted: Vec<String> = env::args().skip(1).collect();
     let all = language::all(&examples);
-    let languages = choose(all, &wanted, |language| &language.name);
-    let scenarios = choose(suite.scenarios, &wanted, |scenario| &scenario.name);
+    let languages = choose(all, &wanted, |language, word| language.name == word);
+    let scenarios = choose(suite.scenarios, &wanted, Scenario::is_meant);
     let mut table = Table::new(&languages, &scenarios);
     let built = build(languages, &mut table).await;
     if let Some(python) = built.iter().find(|language| language.name == "python") {
@@ -91,9 +92,9 @@ async fn run() -> ExitCode {
     if acted.is_ok() && table.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// The named languages, or all if none is named.
-fn choose<T>(all: Vec<T>, wanted: &[String], name: impl Fn(&T) -> &String) -> Vec<T> {
-    let is_wanted = |one: &T| wanted.contains(name(one));
+/// Those that a word means, or all if no word means any.
+fn choose<T>(all: Vec<T>, wanted: &[String], is_meant: impl Fn(&T, &str) -> bool) -> Vec<T> {
+    let is_wanted = |one: &T| wanted.iter().any(|word| is_meant(one, word));
     if all.iter().any(is_wanted) { all.into_iter().filter(is_wanted).collect() } else { all }
 }
 
@@ -120,17 +121,17 @@ struct Jobs {
     keys: PathBuf,
 }
 
-/// Each language by itself, some at a time; then all together.
+/// Each loop of each language by itself, some at a time; then all together.
 async fn act(jobs: Jobs, languages: Vec<Language>, table: &mut Table) {
     let (jobs, turns) = (Arc::new(jobs), Arc::new(Semaphore::new(AT_A_TIME)));
     let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
     let mut lanes = JoinSet::new();
-    for language in &languages {
-        let (jobs, turns, language, tell) =
-            (jobs.clone(), turns.clone(), language.clone(), tell.clone());
+    let each = languages.iter().flat_map(|one| Loop::ALL.map(|by| (one.clone(), by)));
+    for (language, by) in each {
+        let (jobs, turns, tell) = (jobs.clone(), turns.clone(), tell.clone());
         lanes.spawn(async move {
             let _turn = turns.acquire().await;
-            alone(&jobs, &language, |cell| tell.send(cell).unwrap()).await;
+            alone(&jobs, &language, by, |cell| tell.send(cell).unwrap()).await;
         });
     }
     drop(tell);
@@ -165,8 +166,9 @@ async fn together(jobs: &Jobs, scenario: &Scenario, languages: &[Language], tabl
     }
 }
 
-async fn alone(jobs: &Jobs, language: &Language, tell: impl Fn(Cell)) {
-    for scenario in jobs.scenarios.iter().filter(|scenario| !scenario.together) {
+async fn alone(jobs: &Jobs, language: &Language, by: Loop, tell: impl Fn(Cell)) {
+    let is_here = |scenario: &&Scenario| !scenario.together && scenario.by == by;
+    for scenario in jobs.scenarios.iter().filter(is_here) {
         let fate = match jobs.reason_to_skip(language, scenario) {
             Some(why) => Fate::Skipped(why.clone()),
             None => one(scenario, vec![language.clone()], jobs.keys.clone()).await,
@@ -177,7 +179,8 @@ async fn alone(jobs: &Jobs, language: &Language, tell: impl Fn(Cell)) {
 
 impl Jobs {
     fn reason_to_skip(&self, language: &Language, scenario: &Scenario) -> Option<&String> {
-        self.skips.get(&language.name)?.get(&scenario.name)
+        let skips = self.skips.get(&language.name)?;
+        skips.get(&scenario.name).or_else(|| skips.get(scenario.by.name()))
     }
 }
 

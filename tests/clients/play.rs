@@ -14,13 +14,17 @@ use std::{
 };
 
 use async_nats::HeaderMap;
-use testkit::{nats_server::NatsServer, proxy::Proxy};
+use testkit::{
+    nats_server::NatsServer,
+    proxy::Proxy,
+    relay::{Flow, Relay},
+};
 
 use testkit::{
     examples::{
         language::Language,
         reports::{Reports, Tally},
-        scenario::{Credential, Publish, Scenario, Seen, Step, Turn},
+        scenario::{Credential, Publish, Scenario, Seen, Step, Turn, Wire},
         worker::Worker,
     },
     until,
@@ -45,6 +49,8 @@ pub struct Play<'a> {
     nats: &'a mut NatsServer,
     proxy: Option<Proxy>,
     listen: String,
+    /// Between the workers and the proxies, if the scenario needs it.
+    relay: Option<Relay>,
     server: Server,
     door: Option<Door>,
     reports: Arc<Reports>,
@@ -68,6 +74,10 @@ impl<'a> Play<'a> {
         let server = Server::set(nats, scenario).await;
         let door = scenario.door.map(|ways| Door::new(ways, &server.fixture, &free_address()));
         let listen = free_address();
+        let relay = match scenario.needs_relay() {
+            true => Some(Relay::to(&listen).await),
+            false => None,
+        };
         let (reports, workers) = (Arc::default(), Vec::new());
         let mut stage = Self {
             scenario,
@@ -76,6 +86,7 @@ impl<'a> Play<'a> {
             nats,
             proxy: None,
             listen,
+            relay,
             server,
             door,
             reports,
@@ -127,6 +138,7 @@ impl<'a> Play<'a> {
             Step::Ended { worker, within } => self.ended(self.place(worker)?, *within).await?,
             Step::Freeze(worker) => self.workers[self.place(worker)?].freeze(),
             Step::Thaw(worker) => self.workers[self.place(worker)?].thaw(),
+            Step::Kill(worker) => drop(self.workers.remove(self.place(worker)?)),
             Step::Pulled {} => {
                 let pulled = |info: &Info| info.num_waiting > 0;
                 self.until_server_says(SOON, "a pull", pulled).await?;
@@ -151,13 +163,16 @@ impl<'a> Play<'a> {
             Step::Proxy(Turn::Start) => _ = self.start_proxy(),
             Step::Proxy(Turn::Kill) => self.proxy = None,
             Step::Proxy(Turn::Stop) => self.drain_proxy().await?,
+            Step::Proxy(Turn::Replace) => self.replace_proxy().await?,
             Step::Proxy(Turn::Freeze) => self.freeze_proxy().await?,
             Step::Proxy(Turn::Thaw) => self.proxy()?.signal("CONT"),
+            Step::Wire(wire) => self.wire(*wire)?,
             Step::Nats(Turn::Start) => self.nats.restart(),
             Step::Nats(Turn::Kill) => self.nats.kill(),
             Step::Nats(Turn::Stop) => self.nats.stop(),
             Step::Nats(Turn::Freeze) => self.nats.signal("STOP"),
             Step::Nats(Turn::Thaw) => self.nats.signal("CONT"),
+            Step::Nats(Turn::Replace) => return Err("a NATS server is not replaced".to_owned()),
         }
         Ok(())
     }
@@ -179,11 +194,28 @@ impl<'a> Play<'a> {
         until(SOON, is_frozen).await.ok_or("the proxy goes on".to_owned())
     }
 
+    fn wire(&self, wire: Wire) -> Result<(), String> {
+        let relay = self.relay.as_ref().ok_or("there is no relay")?;
+        match wire {
+            Wire::Stall => relay.flow(Flow::Pass, Flow::Delay(Duration::from_secs(600))),
+            Wire::Cut => {
+                relay.cut();
+                relay.flow(Flow::Pass, Flow::Pass);
+            }
+        }
+        Ok(())
+    }
+
+    async fn replace_proxy(&mut self) -> Result<(), String> {
+        let leaving = self.proxy.take().ok_or("there is no proxy")?;
+        self.listen = free_address();
+        self.start_proxy().ready().await;
+        self.relay.iter().for_each(|relay| relay.turn_to(&self.listen));
+        drained(leaving).await
+    }
+
     async fn drain_proxy(&mut self) -> Result<(), String> {
-        let mut proxy = self.proxy.take().ok_or("there is no proxy")?;
-        proxy.signal("TERM");
-        let status = proxy.wait().await;
-        status.success().then_some(()).ok_or(format!("the proxy ended with {status}"))
+        drained(self.proxy.take().ok_or("there is no proxy")?).await
     }
 
     fn start_proxy(&mut self) -> &Proxy {
@@ -222,8 +254,9 @@ impl<'a> Play<'a> {
     }
 
     fn start(&mut self, name: &str) {
+        let address = self.relay.as_ref().map_or(self.listen.clone(), Relay::address);
         let mut env = BTreeMap::from([
-            ("FETCH_PROXY_ADDR".to_owned(), self.listen.clone()),
+            ("FETCH_PROXY_ADDR".to_owned(), address),
             ("STREAM".to_owned(), self.server.fixture.stream.clone()),
             ("CONSUMER".to_owned(), self.server.fixture.consumer.clone()),
         ]);
@@ -339,6 +372,13 @@ impl<'a> Play<'a> {
         let told = || async { (reports.last_word(name)? == "stopped").then_some(()) };
         until(SOON, told).await.ok_or(format!("{name} did not say that it stopped"))
     }
+}
+
+/// Ends a proxy as an operator does.
+async fn drained(mut proxy: Proxy) -> Result<(), String> {
+    proxy.signal("TERM");
+    let status = proxy.wait().await;
+    status.success().then_some(()).ok_or(format!("the proxy ended with {status}"))
 }
 
 /// Returns true if the system does not tell.

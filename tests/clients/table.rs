@@ -42,11 +42,11 @@ impl Table {
         match &fate {
             Fate::Well { took, tally } => {
                 let (took, more) = (took.as_secs_f64(), noteworthy(tally, &language));
-                println!("{language:<12}{scenario:<20}ok {took:.1} s{more}");
+                println!("{language:<12}{scenario:<28}ok {took:.1} s{more}");
             }
-            Fate::Skipped(why) => println!("{language:<12}{scenario:<20}skipped: {why}"),
+            Fate::Skipped(why) => println!("{language:<12}{scenario:<28}skipped: {why}"),
             Fate::Wrong(wrong) => {
-                println!("{language:<12}{scenario:<20}FAILED\n{}", indented(wrong));
+                println!("{language:<12}{scenario:<28}FAILED\n{}", indented(wrong));
                 self.wrong.push(format!("{language} {scenario}"));
             }
         }
@@ -79,11 +79,11 @@ impl Table {
 
     /// Language by scenario, in seconds.
     pub fn print(&self) {
-        print!("\n{:<20}", "");
+        print!("\n{:<28}", "");
         self.languages.iter().for_each(|language| print!("{language:>12}"));
         println!();
         for scenario in &self.scenarios {
-            print!("{scenario:<20}");
+            print!("{scenario:<28}");
             for language in &self.languages {
                 let cell = match self.cells.get(&(language.clone(), scenario.clone())) {
                     None => "-".to_owned(),

@@ -38,6 +38,8 @@ pub enum Flow {
 
 #[derive(Debug, Clone)]
 struct Wire {
+    /// Where new connections go.
+    server: String,
     to_server: Flow,
     to_client: Flow,
     /// Whether new connections are served; otherwise they are closed at once.
@@ -83,6 +85,7 @@ impl Relay {
     fn behind(listener: TcpListener, server: &str) -> Self {
         let address = listener.local_addr().unwrap();
         let wire = Wire {
+            server: server.trim_start_matches("nats://").to_owned(),
             to_server: Flow::Pass,
             to_client: Flow::Pass,
             open: true,
@@ -95,8 +98,7 @@ impl Relay {
         let (answered, heard) = (Arc::default(), Arc::default());
         let counts = (Arc::clone(&heard), Arc::clone(&answered));
         let brought = Brought::default();
-        let server = server.trim_start_matches("nats://").to_owned();
-        let accept = accept(listener, server, wire.clone(), counts, brought.clone());
+        let accept = accept(listener, wire.clone(), counts, brought.clone());
         let accepting = tokio::spawn(accept);
         Self { address, wire, answered, heard, brought, accepting }
     }
@@ -114,6 +116,11 @@ impl Relay {
     /// A client of the proxy behind this relay.
     pub async fn client(&self) -> Client {
         Client::connect(format!("http://{}", self.address)).await.unwrap()
+    }
+
+    /// Sends new connections to another server, as a load balancer does.
+    pub fn turn_to(&self, server: &str) {
+        self.wire.send_modify(|wire| wire.server = server.to_owned());
     }
 
     /// Cuts every connection; new ones are served.
@@ -181,7 +188,6 @@ type Counts = (Arc<AtomicU64>, Arc<AtomicU64>);
 
 async fn accept(
     listener: TcpListener,
-    server: String,
     wire: Arc<watch::Sender<Wire>>,
     counts: Counts,
     brought: Brought,
@@ -193,7 +199,8 @@ async fn accept(
             let bytes = Arc::default();
             brought.lock().unwrap().push((number, Arc::clone(&bytes)));
             let one = (number, bytes);
-            tokio::spawn(relay(client, server.clone(), wire.subscribe(), counts.clone(), one));
+            let server = wire.borrow().server.clone();
+            tokio::spawn(relay(client, server, wire.subscribe(), counts.clone(), one));
         }
     }
 }

@@ -7,7 +7,7 @@ use serde::Deserialize;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Suite {
-    /// Scenarios that a language leaves out: language, scenario, reason.
+    /// Scenarios that a language leaves out, or a loop: language, scenario, reason.
     pub skips: BTreeMap<String, BTreeMap<String, String>>,
     pub scenarios: Vec<Scenario>,
 }
@@ -18,6 +18,12 @@ pub struct Suite {
 pub struct Scenario {
     pub name: String,
     pub promise: String,
+    /// The loops that keep it.
+    #[serde(default = "both")]
+    loops: Vec<Loop>,
+    /// The loop of this run.
+    #[serde(skip)]
+    pub by: Loop,
     /// The ack wait of the consumer, in seconds.
     #[serde(default = "ack_wait")]
     pub ack_wait: f64,
@@ -37,6 +43,30 @@ pub struct Scenario {
     #[serde(default)]
     pub together: bool,
     pub steps: Vec<Step>,
+}
+
+/// How a worker takes its messages.
+#[derive(Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Loop {
+    #[default]
+    Fetch,
+    Consume,
+}
+
+impl Loop {
+    pub const ALL: [Self; 2] = [Self::Fetch, Self::Consume];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fetch => "fetch",
+            Self::Consume => "consume",
+        }
+    }
+}
+
+fn both() -> Vec<Loop> {
+    Loop::ALL.to_vec()
 }
 
 fn ack_wait() -> f64 {
@@ -61,6 +91,8 @@ pub enum Step {
     /// Holds up a worker (SIGSTOP), as a machine does that is suspended.
     Freeze(String),
     Thaw(String),
+    /// Ends a worker at once (SIGKILL), with all that it has started.
+    Kill(String),
     /// Waits until a pull for the consumer is open, so that a Fetch waits.
     Pulled {},
     /// Waits until the server has delivered so many messages, settled or not.
@@ -94,14 +126,17 @@ pub enum Step {
     },
     Proxy(Turn),
     Nats(Turn),
+    Wire(Wire),
 }
 
 impl Step {
     /// It does something, and does not only wait.
     pub fn acts(&self) -> bool {
         let to_workers =
-            matches!(self, Self::Start(_) | Self::Stop(_) | Self::Freeze(_) | Self::Thaw(_));
-        let to_servers = matches!(self, Self::Proxy(_) | Self::Nats(_) | Self::Issuer(_));
+            matches!(self, Self::Start(_) | Self::Stop(_) | Self::Freeze(_) | Self::Thaw(_))
+                || matches!(self, Self::Kill(_));
+        let to_servers =
+            matches!(self, Self::Proxy(_) | Self::Nats(_) | Self::Issuer(_) | Self::Wire(_));
         let to_files = matches!(self, Self::Credential(_) | Self::Revoke(_));
         to_workers || to_servers || to_files || matches!(self, Self::Publish(_))
     }
@@ -144,6 +179,16 @@ pub enum Credential {
     Limited,
 }
 
+/// What becomes of the connections between the workers and their proxy.
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "snake_case")]
+pub enum Wire {
+    /// What the proxy writes arrives nowhere.
+    Stall,
+    /// They are closed. New connections are served.
+    Cut,
+}
+
 #[derive(Deserialize, Clone, Copy)]
 #[serde(rename_all = "snake_case")]
 pub enum Turn {
@@ -152,6 +197,8 @@ pub enum Turn {
     /// As by an operator (SIGTERM), waiting for its end.
     Stop,
     Start,
+    /// Of a proxy: another replica takes its place first, for new connections.
+    Replace,
     /// As on a machine that is suspended (SIGSTOP).
     Freeze,
     Thaw,
@@ -211,10 +258,42 @@ fn once() -> usize {
     1
 }
 
+/// How many messages a worker handles at once, if a scenario does not say it.
+const CONCURRENCY: &str = "10";
+
 impl Suite {
+    /// Each scenario is there once for each of its loops.
     pub fn read(examples: &Path) -> Result<Self, String> {
         let file = examples.join("conformance.json");
         let text = fs::read_to_string(&file).map_err(|error| format!("{file:?}: {error}"))?;
-        serde_json::from_str(&text).map_err(|error| format!("{file:?}: {error}"))
+        let mut suite: Self =
+            serde_json::from_str(&text).map_err(|error| format!("{file:?}: {error}"))?;
+        let by = |each: Loop| suite.scenarios.iter().filter_map(move |one| one.by(each));
+        suite.scenarios = Loop::ALL.into_iter().flat_map(by).collect();
+        Ok(suite)
+    }
+}
+
+impl Scenario {
+    /// The scenario for workers with this loop, if it is for them.
+    fn by(&self, by: Loop) -> Option<Self> {
+        let mut scenario = Self { by, ..self.clone() };
+        if by == Loop::Consume {
+            scenario.name = format!("{} {}", by.name(), self.name);
+            let n = self.env.get("BATCH").map_or(CONCURRENCY, String::as_str);
+            scenario.env.insert("CONCURRENCY".to_owned(), n.to_owned());
+        }
+        self.loops.contains(&by).then_some(scenario)
+    }
+
+    /// Whether an argument of a person means it: its name, without or with its loop, or its loop.
+    pub fn is_meant(&self, by: &str) -> bool {
+        let plain = self.name.rsplit(' ').next();
+        [Some(&*self.name), plain, Some(self.by.name())].contains(&Some(by))
+    }
+
+    /// Whether something between the workers and the proxies must do as the scenario says.
+    pub fn needs_relay(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Proxy(Turn::Replace) | Step::Wire(_)))
     }
 }
