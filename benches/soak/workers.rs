@@ -155,6 +155,7 @@ impl Worker {
         let start = self.start(phase);
         let lease = start.holding.as_ref().map(|holding| match holding {
             Holding::Lease(lease) => Duration::try_from(*lease).unwrap(),
+            Holding::Keep(_) => unreachable!("no stream of the soak asks for it"),
         });
         let (leaves, hangs_up) = (self.dice.percent(20), self.dice.percent(5));
         let life = if phase == Phase::Working { self.dice.millis(50..8000) } else { FOREVER };
