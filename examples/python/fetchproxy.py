@@ -7,6 +7,7 @@ import os
 import random
 import sys
 import time
+import uuid
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -60,15 +61,22 @@ class Proxy:
             sys.exit(f"a credential is not sent to {address} without TLS: use https://")
 
     def call(self, method, request, timeout):
+        return self.method(method)(request, timeout=timeout, metadata=self.metadata())
+
+    def stream(self, method):
+        return self.method(method)(metadata=self.metadata())
+
+    def method(self, name):
         files = [content("CA"), content("KEY"), content("CERT")]
         if files != self.files:
             if self.channel:
                 asyncio.ensure_future(self.channel.close(20))  # Open calls may end.
             self.files, self.channel = files, connect(self.target, self.tls and files)
+        return getattr(FetchServiceStub(self.channel), name)
+
+    def metadata(self):
         token = content("BEARER_FILE")
-        metadata = [("authorization", f"Bearer {token.decode().strip()}")] if token else []
-        method = getattr(FetchServiceStub(self.channel), method)
-        return method(request, timeout=timeout, metadata=metadata)
+        return [("authorization", f"Bearer {token.decode().strip()}")] if token else []
 
     async def close(self):
         if self.channel:
@@ -125,8 +133,10 @@ class Backoff:
 
 
 async def fetch(proxy, request, stop):
-    """Repeats the call until there is an answer. Returns None if `stop` is set first."""
+    """Repeats the call until there is an answer. The repeats have one name, so they get the messages
+    of an answer that was lost. Returns None if `stop` is set first."""
     backoff = Backoff()
+    request.attempt_id, request.attempt_again = str(uuid.uuid4()), False
     while not stop.is_set():
         soon = time.monotonic() + 0.5
         call = proxy.call("Fetch", request, seconds(request.max_wait) + 5)
@@ -135,11 +145,25 @@ async def fetch(proxy, request, stop):
         except grpc.aio.AioRpcError as error:
             if error.code() in HOPELESS:
                 raise
+            request.attempt_again = True
             await unless(stop, asyncio.sleep(backoff.next(*refusal(error))))
             continue
-        if answer and not answer.messages and not answer.rejected:
+        if not answer:
+            break
+        if not answer.messages and not answer.rejected:
             await unless(stop, asyncio.sleep(soon - time.monotonic()))
         return answer
+    await give_back(proxy, request)
+
+
+async def give_back(proxy, request):
+    """Returns the messages of a Fetch whose answer nobody reads. If it fails, they come back when
+    their leases end."""
+    names = {"stream": request.stream, "consumer": request.consumer}
+    try:
+        await proxy.call("GiveBack", pb.GiveBackRequest(attempt_id=request.attempt_id, **names), 1)
+    except grpc.aio.AioRpcError as error:
+        print(f"the last Fetch is not given back: {refusal(error)}", file=sys.stderr)
 
 
 async def unless(event, awaitable):
@@ -151,6 +175,37 @@ async def unless(event, awaitable):
     finally:
         wanted.cancel()
         happened.cancel()
+
+
+@dataclass
+class Outcome:
+    """How a message is settled, and what the log line says of it."""
+
+    event: str
+    action: dict  # The action of a pb.Settlement, by its name.
+    told: dict = None
+
+
+def ack(told=None):
+    return Outcome("acked", {"ack": pb.AckAction()}, told)
+
+
+def nak(delay, event="nacked"):
+    return Outcome(event, {"nak": pb.NakAction(delay=timedelta(seconds=delay))})
+
+
+def term(reason):
+    reason = reason.encode(errors="replace")[:1024].decode(errors="ignore")
+    return Outcome("termed", {"term": pb.TermAction(reason=reason)})
+
+
+def reject(rejected):
+    """Tells of a rejected message. Without a token it is over, otherwise this is its outcome."""
+    print(f"message {rejected.stream_sequence}: {rejected.detail}", file=sys.stderr)
+    say(line("rejected", about(rejected)))
+    if rejected.cause == pb.REJECTED_CAUSE_TOO_LARGE:
+        return nak(60)  # Another worker may accept larger answers.
+    return term(rejected.detail)
 
 
 @dataclass
@@ -189,15 +244,10 @@ class Batch:
         self.leases = [Lease(message, seconds(message.lease)) for message in answer.messages]
         self.backoff = Backoff()
         for rejected in answer.rejected:
-            print(f"message {rejected.stream_sequence}: {rejected.detail}", file=sys.stderr)
-            say(line("rejected", about(rejected)))
+            outcome = reject(rejected)
             if rejected.token:  # The message is still leased to us.
-                lease = Lease(rejected, seconds(rejected.lease))
-                self.leases.append(lease)
-                if rejected.cause == pb.REJECTED_CAUSE_TOO_LARGE:
-                    self.nak(lease, 60)  # Another worker may accept larger answers.
-                else:
-                    self.term(lease, rejected.detail)
+                self.leases.append(Lease(rejected, seconds(rejected.lease)))
+                self.decide(self.leases[-1], outcome)
 
     async def __aenter__(self):
         self.keeper = asyncio.create_task(self.keep())
@@ -224,23 +274,13 @@ class Batch:
             waits = not (lease.begun or lease.outcome or lease.gone)
             # A Nak of the last attempt would end the message.
             if waits and not 0 < lease.message.max_deliver <= lease.message.delivery_count:
-                self.nak(lease, 0, "returned")
+                self.decide(lease, nak(0, "returned"))
 
-    def ack(self, lease, told):
-        self.decide(lease, "acked", told, ack=pb.AckAction())
-
-    def nak(self, lease, delay, event="nacked"):
-        self.decide(lease, event, nak=pb.NakAction(delay=timedelta(seconds=delay)))
-
-    def term(self, lease, reason):
-        reason = reason.encode(errors="replace")[:1024].decode(errors="ignore")
-        self.decide(lease, "termed", term=pb.TermAction(reason=reason))
-
-    def decide(self, lease, event, told=None, **action):
+    def decide(self, lease, outcome):
         """Notes the outcome of a message and its log line. The keeper settles the message soon. It may
         wait a moment, so that other outcomes go in the same call."""
-        lease.said = line(event, about(lease.message), told)
-        lease.outcome = pb.Settlement(token=lease.message.token, **action)
+        lease.said = line(outcome.event, about(lease.message), outcome.told)
+        lease.outcome = pb.Settlement(token=lease.message.token, **outcome.action)
         last = all(other.outcome or other.gone for other in self.leases)
         lease.fresh, lease.due = True, time.monotonic() + (0 if last else 0.1)
         self.news.set()

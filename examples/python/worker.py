@@ -1,4 +1,5 @@
-"""A worker: fetches a batch, handles one message after the other, and settles each of them.
+"""A worker. With Fetch, it takes a batch, and handles one message after the other. With Consume, if
+CONCURRENCY is set, it handles up to so many messages at once, as they come.
 
 Copy it, and put your work into `handle`."""
 
@@ -14,7 +15,8 @@ import grpc
 from fetchproxy_pb.v1 import fetch_pb2 as pb
 
 import fetchproxy
-from fetchproxy import Batch, Poison, Proxy, Transient, line, say
+from consume import consume
+from fetchproxy import Batch, Poison, Proxy, Transient, ack, line, nak, say, term
 
 log = logging.getLogger("worker")
 
@@ -43,39 +45,50 @@ async def handle(message):
             raise Poison("no task that is known here")
 
 
+async def work(message):
+    """The outcome of the work."""
+    try:
+        return ack(await handle(message))
+    except Transient as error:
+        return nak(error.delay)
+    except Poison as error:
+        return term(str(error))
+    except (Exception, asyncio.CancelledError):  # Of a task that the work waited for.
+        log.exception("message %d", message.stream_sequence)
+        return nak(5)
+
+
 async def main():
     stop = asyncio.Event()
     for number in signal.SIGTERM, signal.SIGINT:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    request = pb.FetchRequest(
-        stream=os.environ["STREAM"],
-        consumer=os.environ["CONSUMER"],
-        n=int(os.environ.get("BATCH", "10")),
-        max_wait=timedelta(seconds=float(os.environ.get("MAX_WAIT", "10"))),
-        max_bytes=fetchproxy.MAX_BYTES,
-        codec=pb.CODEC_JSON,
-        worker="examples/python",
-    )
+    source = {
+        "stream": os.environ["STREAM"],
+        "consumer": os.environ["CONSUMER"],
+        "codec": pb.CODEC_JSON,
+        "worker": "examples/python",
+    }
     proxy = Proxy(os.environ.get("FETCH_PROXY_ADDR", "127.0.0.1:50051"))
     say(line("ready"))
-    while answer := await fetchproxy.fetch(proxy, request, stop):
-        await work(proxy, answer, stop)
+    if concurrency := int(os.environ.get("CONCURRENCY", "0")):
+        credit = pb.ConsumeCredit(max_leases=concurrency)
+        start = pb.ConsumeStart(credit=credit, max_frame_bytes=fetchproxy.MAX_BYTES, **source)
+        await consume(proxy, start, float(os.environ.get("GRACE", "10")), work, stop)
+    else:
+        n = int(os.environ.get("BATCH", "10"))
+        wait = timedelta(seconds=float(os.environ.get("MAX_WAIT", "10")))
+        size = fetchproxy.MAX_BYTES
+        request = pb.FetchRequest(n=n, max_wait=wait, max_bytes=size, **source)
+        await fetch_loop(proxy, request, stop)
     await proxy.close()
     say(line("stopped"))
 
 
-async def work(proxy, answer, stop):
-    async with Batch(proxy, answer, stop) as batch:
-        async for lease in batch:
-            try:
-                batch.ack(lease, await handle(lease.message))
-            except Transient as error:
-                batch.nak(lease, error.delay)
-            except Poison as error:
-                batch.term(lease, str(error))
-            except (Exception, asyncio.CancelledError):  # Of a task that the work waited for.
-                log.exception("message %d", lease.message.stream_sequence)
-                batch.nak(lease, 5)
+async def fetch_loop(proxy, request, stop):
+    while answer := await fetchproxy.fetch(proxy, request, stop):
+        async with Batch(proxy, answer, stop) as batch:
+            async for lease in batch:
+                batch.decide(lease, await work(lease.message))
 
 
 try:
