@@ -18,6 +18,8 @@ import io.fetchproxy.v1.FetchRequest;
 import io.fetchproxy.v1.FetchResponse;
 import io.fetchproxy.v1.FetchServiceGrpc;
 import io.fetchproxy.v1.FetchServiceGrpc.FetchServiceBlockingStub;
+import io.fetchproxy.v1.FetchServiceGrpc.FetchServiceStub;
+import io.fetchproxy.v1.GiveBackRequest;
 import io.fetchproxy.v1.NakAction;
 import io.fetchproxy.v1.Rejected;
 import io.fetchproxy.v1.RejectedCause;
@@ -27,6 +29,7 @@ import io.fetchproxy.v1.SettleResult;
 import io.fetchproxy.v1.Settlement;
 import io.fetchproxy.v1.TermAction;
 import io.grpc.ChannelCredentials;
+import io.grpc.ClientInterceptor;
 import io.grpc.Context;
 import io.grpc.Grpc;
 import io.grpc.InsecureChannelCredentials;
@@ -50,6 +53,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.TreeMap;
+import java.util.UUID;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.FutureTask;
 import java.util.concurrent.ThreadLocalRandom;
@@ -106,7 +110,7 @@ final class FetchProxy {
   private final AdvancedTlsX509KeyManager identity = new AdvancedTlsX509KeyManager();
   private final ManagedChannel channel;
   private final FetchServiceBlockingStub stub;
-  private final Context.CancellableContext stop = Context.ROOT.withCancellation();
+  final Context.CancellableContext stop = Context.ROOT.withCancellation();
   private final CountDownLatch stopped = new CountDownLatch(1);
 
   /**
@@ -148,16 +152,18 @@ final class FetchProxy {
   }
 
   /**
-   * Repeats the call until it is answered, and throws if it is permanently refused.
+   * Repeats the call until it is answered, and throws if it is permanently refused. The repeats
+   * have one name, so they get the messages of an answer that was lost.
    *
    * @return an empty batch if stopped
    */
   Batch fetch(FetchRequest request) throws Exception {
+    var attempt = request.toBuilder().setAttemptId(UUID.randomUUID().toString());
     for (int failed = 0; !isStopped(); failed++) {
       long began = now();
       try {
         var call = within(millis(request.getMaxWait()) + PATIENCE);
-        FetchResponse answer = stop.call(() -> call.fetch(request));
+        FetchResponse answer = stop.call(() -> call.fetch(attempt.build()));
         boolean nothing = answer.getMessagesCount() + answer.getRejectedCount() == 0;
         if (nothing) pause(TOO_SOON - (now() - began));
         return new Batch(answer);
@@ -165,18 +171,46 @@ final class FetchProxy {
         Trouble trouble = Trouble.of(error);
         if (isStopped()) break;
         if (!trouble.passes) throw new IllegalStateException(trouble.toString(), error);
+        attempt.setAttemptAgain(true);
         pause(waitAfter(trouble, failed));
       }
     }
+    giveBack(attempt.build());
     return new Batch(FetchResponse.getDefaultInstance());
+  }
+
+  /**
+   * Returns the messages of a Fetch whose answer nobody reads. If it fails, they come back when
+   * their leases end.
+   */
+  private void giveBack(FetchRequest attempt) {
+    var request =
+        GiveBackRequest.newBuilder()
+            .setStream(attempt.getStream())
+            .setConsumer(attempt.getConsumer())
+            .setAttemptId(attempt.getAttemptId());
+    try {
+      within(1_000).giveBack(request.build());
+    } catch (StatusRuntimeException error) {
+      System.err.println("the last Fetch is not given back: " + error.getMessage());
+    }
   }
 
   private void pause(long time) throws InterruptedException {
     stopped.await(time, TimeUnit.MILLISECONDS);
   }
 
-  /** Reads the files of credentials for each call, because they may have changed. */
   private FetchServiceBlockingStub within(long timeout) {
+    return stub.withDeadlineAfter(timeout, TimeUnit.MILLISECONDS).withInterceptors(credentials());
+  }
+
+  /** The stub for a stream, which has no deadline. */
+  FetchServiceStub streaming() {
+    return FetchServiceGrpc.newStub(channel).withInterceptors(credentials());
+  }
+
+  /** Reads the files of credentials for each call, because they may have changed. */
+  private ClientInterceptor credentials() {
     var headers = new Metadata();
     try {
       if (CERT != null) identity.updateIdentityCredentials(new File(CERT), new File(KEY));
@@ -186,15 +220,14 @@ final class FetchProxy {
     } catch (IOException | GeneralSecurityException error) {
       throw Status.UNAVAILABLE.withDescription(error.toString()).asRuntimeException();
     }
-    return stub.withDeadlineAfter(timeout, TimeUnit.MILLISECONDS)
-        .withInterceptors(MetadataUtils.newAttachHeadersInterceptor(headers));
+    return MetadataUtils.newAttachHeadersInterceptor(headers);
   }
 
   /**
    * Returns how long to wait before the call is repeated, and prints it. The wait is partly random,
    * because workers that failed together must not come back together.
    */
-  private long waitAfter(Trouble trouble, int failed) {
+  long waitAfter(Trouble trouble, int failed) {
     long most = Math.min(FIRST_WAIT << Math.min(failed, 6), LONGEST_WAIT);
     long wait = Math.min(trouble.delay, LONGEST_WAIT);
     wait += most / 2 + ThreadLocalRandom.current().nextLong(most / 2);
@@ -242,22 +275,12 @@ final class FetchProxy {
 
     /** Settles a rejected message that is still leased to this worker. */
     private void refuse(Rejected rejected) {
-      var message =
-          Delivery.newBuilder()
-              .setToken(rejected.getToken())
-              .setStreamSequence(rejected.getStreamSequence())
-              .setDeliveryCount(rejected.getDeliveryCount())
-              .putAllHeaders(rejected.getHeadersMap())
-              .build();
-      log(message, "rejected: " + rejected.getDetail());
-      say("rejected", message);
+      Delivery message = tellOf(rejected);
       if (message.getToken().isEmpty()) return;
       var lease = new Lease(this, message, millis(rejected.getLease()));
       lease.isRejected = true;
       kept.add(lease);
-      boolean tooLarge = rejected.getCause() == RejectedCause.REJECTED_CAUSE_TOO_LARGE;
-      // Another worker may accept larger answers.
-      lease.decide("rejected", tooLarge ? nak(60_000) : term(rejected.getDetail()));
+      lease.decide(outcomeOf(rejected));
     }
 
     /** Waits until every lease is settled or lost. */
@@ -338,7 +361,7 @@ final class FetchProxy {
     /** Naks all messages that are not begun. A Nak would end a last attempt, so it is left out. */
     private synchronized void giveBack() {
       for (Lease lease : leases) {
-        if (!lease.begun && !lease.isLastAttempt()) lease.decide("returned", nak(0));
+        if (!lease.begun && !lease.isLastAttempt()) lease.decide(Outcome.returned());
       }
     }
   }
@@ -373,26 +396,12 @@ final class FetchProxy {
       }
     }
 
-    /** Decides that the message is done. The keeper settles the message. */
-    void ack() {
-      decide("acked", Settlement.newBuilder().setAck(AckAction.getDefaultInstance()));
-    }
-
-    /** Decides that the message is to come back after the delay, in milliseconds. */
-    void nak(long delay) {
-      decide("nacked", FetchProxy.nak(delay));
-    }
-
-    /** Decides that the message is not to come back. */
-    void term(String reason) {
-      decide("termed", FetchProxy.term(reason));
-    }
-
-    private void decide(String event, Settlement.Builder action) {
+    /** The keeper settles the message. */
+    void decide(Outcome decided) {
       synchronized (batch) {
         if (gone || outcome != null) return;
-        this.event = event;
-        outcome = action.setToken(message.getToken()).build();
+        event = decided.event;
+        outcome = decided.action.setToken(message.getToken()).build();
         failed = 0;
         boolean isLast = batch.kept.stream().noneMatch(lease -> lease.outcome == null);
         next = isLast ? now() : now() + GATHER;
@@ -440,20 +449,61 @@ final class FetchProxy {
     }
   }
 
-  // One settlement that the proxy refuses would fail the whole call.
+  /**
+   * Says how a message is settled.
+   *
+   * @param event the event to print then
+   * @param action without the name of the message
+   */
+  record Outcome(String event, Settlement.Builder action) {
+    /** The message is done. */
+    static Outcome ack() {
+      var ack = AckAction.getDefaultInstance();
+      return new Outcome("acked", Settlement.newBuilder().setAck(ack));
+    }
 
-  private static Settlement.Builder nak(long delay) {
-    var taken = duration(clamp(delay, 0, 24 * HOUR));
-    return Settlement.newBuilder().setNak(NakAction.newBuilder().setDelay(taken));
+    // One settlement that the proxy refuses would fail the whole call.
+
+    /** The message is to come back after the delay, in milliseconds. */
+    static Outcome nak(long delay) {
+      var nak = NakAction.newBuilder().setDelay(duration(clamp(delay, 0, 24 * HOUR)));
+      return new Outcome("nacked", Settlement.newBuilder().setNak(nak));
+    }
+
+    /** The message is not to come back. The reason is cut to 1 KiB, between two characters. */
+    static Outcome term(String reason) {
+      byte[] bytes = String.valueOf(reason).getBytes(StandardCharsets.UTF_8);
+      int end = Math.min(bytes.length, 1_024);
+      while (end < bytes.length && (bytes[end] & 0xC0) == 0x80) end--;
+      var term = TermAction.newBuilder().setReasonBytes(ByteString.copyFrom(bytes, 0, end));
+      return new Outcome("termed", Settlement.newBuilder().setTerm(term));
+    }
+
+    /** Nobody has begun the message. */
+    private static Outcome returned() {
+      return new Outcome("returned", nak(0).action);
+    }
   }
 
-  /** Cuts the reason to 1 KiB, between two characters. */
-  private static Settlement.Builder term(String reason) {
-    byte[] bytes = String.valueOf(reason).getBytes(StandardCharsets.UTF_8);
-    int end = Math.min(bytes.length, 1_024);
-    while (end < bytes.length && (bytes[end] & 0xC0) == 0x80) end--;
-    var cut = ByteString.copyFrom(bytes, 0, end);
-    return Settlement.newBuilder().setTerm(TermAction.newBuilder().setReasonBytes(cut));
+  /** Prints a rejected message. It is still leased to this worker if it has a token. */
+  static Delivery tellOf(Rejected rejected) {
+    var message =
+        Delivery.newBuilder()
+            .setToken(rejected.getToken())
+            .setNumber(rejected.getNumber())
+            .setStreamSequence(rejected.getStreamSequence())
+            .setDeliveryCount(rejected.getDeliveryCount())
+            .putAllHeaders(rejected.getHeadersMap())
+            .build();
+    log(message, "rejected: " + rejected.getDetail());
+    say("rejected", message);
+    return message;
+  }
+
+  /** Another worker may accept larger answers. Nobody can read what is not JSON. */
+  static Outcome outcomeOf(Rejected rejected) {
+    boolean tooLarge = rejected.getCause() == RejectedCause.REJECTED_CAUSE_TOO_LARGE;
+    return tooLarge ? Outcome.nak(60_000) : Outcome.term(rejected.getDetail());
   }
 
   /**
@@ -462,7 +512,7 @@ final class FetchProxy {
    * @param passes whether to repeat the call
    * @param delay the least wait, if the proxy names a wait
    */
-  private record Trouble(String reason, String message, boolean passes, long delay) {
+  record Trouble(String reason, String message, boolean passes, long delay) {
     /** An error without a reason comes from a transport on the way: only its code counts. */
     static Trouble of(StatusRuntimeException error) {
       Status.Code code = error.getStatus().getCode();
@@ -490,8 +540,10 @@ final class FetchProxy {
 
     /** Null if all is well. */
     static Trouble of(SettleResult result) {
-      if (!result.hasError()) return null;
-      SettleError error = result.getError();
+      return result.hasError() ? of(result.getError()) : null;
+    }
+
+    static Trouble of(SettleError error) {
       boolean passes = error.hasRetryDelay() || error.getReason().equals("SETTLE_UNCONFIRMED");
       long delay = millis(error.getRetryDelay());
       return new Trouble(error.getReason(), error.getMessage(), passes, delay);
@@ -504,7 +556,7 @@ final class FetchProxy {
   }
 
   /** Prints the outcome of a message, with the id of its payload, if there is one. */
-  private static void say(String event, Delivery message) {
+  static void say(String event, Delivery message) {
     JsonElement id = null;
     try {
       if (JsonParser.parseString(message.getText()) instanceof JsonObject task) id = task.get("id");
@@ -530,7 +582,7 @@ final class FetchProxy {
     System.out.flush();
   }
 
-  private static void log(Delivery message, String what) {
+  static void log(Delivery message, String what) {
     System.err.println("message " + message.getStreamSequence() + " " + what);
   }
 
@@ -543,7 +595,7 @@ final class FetchProxy {
     return duration.getSeconds() * 1_000 + duration.getNanos() / 1_000_000;
   }
 
-  private static long now() {
+  static long now() {
     return System.nanoTime() / 1_000_000;
   }
 

@@ -5,9 +5,12 @@ import com.google.gson.JsonParseException;
 import com.google.gson.annotations.SerializedName;
 import io.fetchproxy.example.FetchProxy.Batch;
 import io.fetchproxy.example.FetchProxy.Lease;
+import io.fetchproxy.example.FetchProxy.Outcome;
 import io.fetchproxy.example.FetchProxy.Poison;
 import io.fetchproxy.example.FetchProxy.Transient;
 import io.fetchproxy.v1.Codec;
+import io.fetchproxy.v1.ConsumeCredit;
+import io.fetchproxy.v1.ConsumeStart;
 import io.fetchproxy.v1.Delivery;
 import io.fetchproxy.v1.FetchRequest;
 import java.io.IOException;
@@ -15,10 +18,11 @@ import java.util.Map;
 import java.util.concurrent.CompletableFuture;
 
 /**
- * The worker loop: fetch a batch, handle its messages one after the other, fetch the next.
+ * The two loops of a worker. With Fetch: fetch a batch, handle its messages one after the other,
+ * fetch the next. With Consume, if CONCURRENCY is set: handle up to so many messages at once, as
+ * they come.
  *
- * <p>Put your own work into {@link #handle}, at the end. It need not know about leases. To work on
- * more messages at a time, start more workers.
+ * <p>Put your own work into {@link #handle}, at the end. It need not know about leases.
  */
 public final class Worker {
   public static void main(String[] args) throws IOException {
@@ -33,7 +37,11 @@ public final class Worker {
     Runtime.getRuntime().addShutdownHook(new Thread(shutdown));
     int code = 1;
     try {
-      work(proxy);
+      FetchProxy.say("ready", Map.of());
+      int concurrency = Integer.parseInt(env("CONCURRENCY", "0"));
+      if (concurrency > 0) consume(proxy, concurrency);
+      else fetch(proxy);
+      FetchProxy.say("stopped", Map.of());
       code = 0;
     } catch (Exception error) {
       System.err.println("worker: " + error.getMessage());
@@ -43,8 +51,22 @@ public final class Worker {
     System.exit(code);
   }
 
+  /** Runs until the proxy is stopped, or the stream is permanently refused. */
+  private static void consume(FetchProxy proxy, int concurrency) throws Exception {
+    var start =
+        ConsumeStart.newBuilder()
+            .setStream(env("STREAM", ""))
+            .setConsumer(env("CONSUMER", ""))
+            .setCredit(ConsumeCredit.newBuilder().setMaxLeases(concurrency))
+            .setMaxFrameBytes(FetchProxy.MAX_BYTES)
+            .setCodec(Codec.CODEC_JSON)
+            .setWorker("examples/java");
+    long grace = millis(Double.parseDouble(env("GRACE", "10")));
+    new Consume(proxy, start, grace, Worker::workOn).run();
+  }
+
   /** Runs until the proxy is stopped, or a Fetch is permanently refused. */
-  private static void work(FetchProxy proxy) throws Exception {
+  private static void fetch(FetchProxy proxy) throws Exception {
     FetchRequest request =
         FetchRequest.newBuilder()
             .setStream(env("STREAM", ""))
@@ -55,30 +77,28 @@ public final class Worker {
             .setCodec(Codec.CODEC_JSON)
             .setWorker("examples/java")
             .build();
-    FetchProxy.say("ready", Map.of());
     while (!proxy.isStopped()) {
       Batch batch = proxy.fetch(request);
       for (Lease lease : batch.leases) {
-        if (lease.begin()) workOn(lease);
+        if (lease.begin()) lease.decide(workOn(lease.message));
       }
       batch.await();
     }
-    FetchProxy.say("stopped", Map.of());
   }
 
-  /** Decides the outcome of the message by the result of the work. */
-  private static void workOn(Lease lease) {
+  /** Returns the outcome of the message, by the result of the work. */
+  private static Outcome workOn(Delivery message) {
     try {
-      handle(lease.message);
-      lease.ack();
+      handle(message);
+      return Outcome.ack();
     } catch (Transient failure) {
-      lease.nak(failure.delay);
+      return Outcome.nak(failure.delay);
     } catch (Poison failure) {
-      lease.term(failure.getMessage());
+      return Outcome.term(failure.getMessage());
     } catch (Throwable failure) {
-      System.err.print("message " + lease.message.getStreamSequence() + ": ");
+      System.err.print("message " + message.getStreamSequence() + ": ");
       failure.printStackTrace();
-      lease.nak(5_000);
+      return Outcome.nak(5_000);
     }
   }
 
