@@ -61,7 +61,7 @@ pub use self::{
     error::{Error, Unsuitable},
     fetch::{CallerDeadline, Empty, FetchParams, Fetched},
     flow::{Flow, FlowParams},
-    flow_queue::FlowEnd,
+    flow_queue::{FlowEnd, Settling},
     handover::{IncomingLease, MovedAnswer, OutgoingLease, ReservedLeases},
     inspect::{ConsumerState, LeaseSeen, ReleaseOutcome},
     repeat::LentLease,

@@ -13,6 +13,7 @@
 mod messages;
 mod numbers;
 mod outlet;
+mod pending_results;
 mod start;
 
 use std::{
@@ -26,7 +27,8 @@ use tonic::{Code, Status, Streaming};
 pub(super) use self::outlet::ConsumeFrames;
 use self::{
     numbers::{Named, Numbers},
-    outlet::{Frame, Outlet, ResultMemory},
+    outlet::{Frame, Outlet},
+    pending_results::PendingResults,
     start::StartedConsume,
 };
 pub(super) use self::{outlet::outlet, start::ConsumeCall};
@@ -47,7 +49,7 @@ use crate::{
     cluster::settle_result,
     lessor::{Flow, FlowEnd},
     net::ClientConnection,
-    pb::{self, time::duration},
+    pb::{self, settlement::Action, time::duration},
     reason::Reason,
     request_log::CallWork,
 };
@@ -83,8 +85,9 @@ pub(super) struct ConsumeTask<B: Broker + Bus> {
     closed: bool,
     numbers: Numbers,
     under_way: FuturesUnordered<BoxFuture<'static, Settled>>,
-    results: Vec<pb::ConsumeResult>,
-    memory: ResultMemory,
+    results: PendingResults,
+    /// The messages that the consumer still had after the last delivery.
+    pending: u64,
     credit_id: u64,
     opened: Option<pb::ConsumeOpened>,
     leaving: Option<Leaving>,
@@ -141,8 +144,8 @@ pub(super) async fn run<B: Broker + Bus>(
         closed: false,
         numbers: Numbers::default(),
         under_way: FuturesUnordered::new(),
-        results: Vec::new(),
-        memory: Vec::new(),
+        results: PendingResults::default(),
+        pending: 0,
         credit_id,
         opened: Some(opened),
         leaving: None,
@@ -168,6 +171,7 @@ impl<B: Broker + Bus> ConsumeTask<B> {
             let now = clock::now();
             self.look(now);
             if self.outlet.is_wanted()
+                && !self.results_wait(now)
                 && let Some(frame) = self.frame(now).await
             {
                 self.written_at = clock::now();
@@ -212,8 +216,7 @@ impl<B: Broker + Bus> ConsumeTask<B> {
             }
             Some((result, memory)) = under_way.next() => {
                 self.work.failed = self.work.failed.map(|failed| failed + result.failed);
-                self.results.push(result);
-                self.memory.extend(memory);
+                self.results.push(result, memory);
             }
             message = message => self.received(message),
             () = outlet.changed() => {}
@@ -227,13 +230,22 @@ impl<B: Broker + Bus> ConsumeTask<B> {
     fn next_deadline(&self, now: Instant) -> Option<Instant> {
         let heartbeat = self.written_at + self.started.heartbeat;
         let heartbeat = Some(heartbeat).filter(|_| self.outlet.is_wanted());
+        let results = self.results.waits_until().filter(|_| self.outlet.is_wanted());
         let stalled = self.stalled_until.filter(|until| now < *until);
         let unread = self.flow.waits_since().map(|since| since + MAX_UNREAD);
         let by = match &self.leaving {
             Some(leaving) => leaving.by,
             None => self.started.notice_at,
         };
-        [heartbeat, unread, by, stalled].into_iter().flatten().min()
+        [heartbeat, results, unread, by, stalled].into_iter().flatten().min()
+    }
+
+    /// Whether there is nothing to write but results, and messages are about to come.
+    fn results_wait(&mut self, now: Instant) -> bool {
+        let alone = self.credit_id == 0 && self.opened.is_none() && self.leaving.is_none();
+        let room = (self.flow.leased() as u64) < self.flow.credit().messages;
+        let to_come = self.pending > 0 && room && self.flow.waits_since().is_none();
+        self.results.wait(alone && to_come && !self.closed, now)
     }
 
     /// Takes in what has happened since the last look.
@@ -314,31 +326,38 @@ impl<B: Broker + Bus> ConsumeTask<B> {
     /// Begins the settlements of a frame.
     fn settle(&mut self, settle: pb::ConsumeSettle) {
         let pb::ConsumeSettle { id, settlements, confirmation } = settle;
+        let ends = |settlement: &&pb::Settlement| {
+            settlement.number > 0 && !matches!(settlement.action, Some(Action::Extend(_)))
+        };
+        let ending = settlements.iter().filter(ends).count();
         let named = self.numbers.named(settlements);
-        let settling = named.and_then(|Named { settlements, known }| {
+        let read = named.and_then(|Named { settlements, known }| {
             Ok((
                 CallSettlements::read(settlements, usize::from(known.is_empty()), confirmation)?,
                 known,
             ))
         });
-        let (settling, known) = match settling {
-            Ok(settling) => settling,
+        let (settlements, known) = match read {
+            Ok(read) => read,
             Err(refused) => {
                 self.service.metrics().refused(refused.reason().name(), "Consume");
                 let error = settle_result(Err(refused)).error;
-                return self.results.push(pb::ConsumeResult { id, error, ..Default::default() });
+                let result = pb::ConsumeResult { id, error, ..Default::default() };
+                return self.results.push(result, None);
             }
         };
-        let count = settling.len() + known.len();
+        let count = settlements.len() + known.len();
         self.work.tokens = self.work.tokens.map(|tokens| tokens + count);
         let (service, call) = (self.service.clone(), self.started.call.clone());
         let settler = Settler::new(service.gatekeeper().rights(), self.started.caller.clone());
         let until = clock::now() + service.lessor.settle_timeout();
+        let settling = self.flow.settling(ending);
         let run = async move {
+            let _settling = settling;
             let audited = call.audited(service.gatekeeper().audit());
             let budget = call.budget();
             let settled = service
-                .settle_all(settling, (&audited, call.span()), &settler, budget, until)
+                .settle_all(settlements, (&audited, call.span()), &settler, budget, until)
                 .await;
             match settled {
                 Ok(CallResults { results, failed, taken }) => {
@@ -357,14 +376,14 @@ impl<B: Broker + Bus> ConsumeTask<B> {
 
     /// The next frame, if there is something to say.
     async fn frame(&mut self, now: Instant) -> Option<Frame> {
+        let (results, memory) = self.results.take();
         let mut response = pb::ConsumeResponse {
-            results: std::mem::take(&mut self.results),
+            results,
             opened: self.opened.take(),
             credit_id: std::mem::take(&mut self.credit_id),
             draining: self.draining(now),
             ..Default::default()
         };
-        let memory = std::mem::take(&mut self.memory);
         let mut hold = FrameHold { _results: memory, ..FrameHold::default() };
         if let Err(refused) = self.add_messages(&mut response, &mut hold).await {
             self.fail(refused);

@@ -23,7 +23,7 @@ use super::{
     consumer::{ConsumerCommand, ConsumerHandle, DeliveryGuard, Ticket},
     core::{Core, assign},
     delivery::{AnswerEnd, FetchCaller, Holding, LeaseRequest},
-    flow_queue::{FlowEnd, FlowNews, FlowQueue, Handed},
+    flow_queue::{FlowEnd, FlowNews, FlowQueue, Handed, Settling},
     table::LEASES_PER_LOCK,
 };
 use crate::{
@@ -138,6 +138,12 @@ impl<B: Broker> Flow<B> {
     /// The number of leases, and of messages that wait to be taken.
     pub fn holds(&self) -> usize {
         self.queue.account.held()
+    }
+
+    /// So many leases of the client are being settled until the guard is dropped. The messages that follow them are
+    /// pulled meanwhile.
+    pub fn settling(&self, leases: usize) -> Settling {
+        self.queue.account.settling(leases as u64)
     }
 
     /// The leases that the client has no more since the last call, with the numbers of their deliveries.

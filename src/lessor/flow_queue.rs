@@ -33,7 +33,7 @@ pub enum FlowEnd {
 /// What the task of the consumer is told.
 #[derive(Debug)]
 pub(super) enum FlowNews {
-    /// Credit was freed, as the account says.
+    /// Credit was freed, or is about to be, as the account says.
     Freed,
     /// Nobody has taken these deliveries.
     GiveBack(Vec<GrantedDelivery>),
@@ -54,6 +54,8 @@ pub(super) struct FlowAccount {
 #[derive(Debug, Default)]
 struct AccountState {
     freed: Credit,
+    /// The number of leases that are being settled.
+    settling: u64,
     /// The task has been told, and has not looked yet.
     told: bool,
     /// The leases of the client, by their numbers.
@@ -68,6 +70,12 @@ pub(super) struct Debit {
     account: Arc<FlowAccount>,
     bytes: u64,
     number: u64,
+}
+
+/// Leases are being settled until this is dropped. The task pulls the messages that follow them.
+pub struct Settling {
+    account: Arc<FlowAccount>,
+    leases: u64,
 }
 
 /// A message that was handed to the flow.
@@ -120,11 +128,35 @@ impl FlowAccount {
         std::mem::take(&mut lock(&self.state).ended)
     }
 
-    /// What was freed since the last look.
-    pub(super) fn take_freed(&self) -> Credit {
+    /// What was freed since the last look, and the number of leases that are being settled now.
+    pub(super) fn take_freed(&self) -> (Credit, u64) {
         let mut state = lock(&self.state);
         state.told = false;
-        std::mem::take(&mut state.freed)
+        (std::mem::take(&mut state.freed), state.settling)
+    }
+
+    /// So many leases of the flow are being settled.
+    pub(super) fn settling(self: &Arc<Self>, leases: u64) -> Settling {
+        self.change(|state| state.settling += leases);
+        Settling { account: self.clone(), leases }
+    }
+
+    /// Changes what the task is to know, and tells it once.
+    fn change<T>(&self, change: impl FnOnce(&mut AccountState) -> T) -> T {
+        let (changed, told) = {
+            let mut state = lock(&self.state);
+            (change(&mut state), std::mem::replace(&mut state.told, true))
+        };
+        if !told {
+            (self.tell)(FlowNews::Freed);
+        }
+        changed
+    }
+}
+
+impl Drop for Settling {
+    fn drop(&mut self) {
+        self.account.change(|state| state.settling -= self.leases);
     }
 }
 
@@ -155,17 +187,13 @@ impl Debit {
 impl Drop for Debit {
     fn drop(&mut self) {
         let account = &self.account;
-        let (told, ended) = {
-            let mut state = lock(&account.state);
+        let ended = account.change(|state| {
             state.freed.messages += 1;
             state.freed.bytes += self.bytes;
             let lease = state.leases.remove(&self.number);
             state.ended.extend(lease.map(|lease| (self.number, lease)));
-            (std::mem::replace(&mut state.told, true), lease.is_some())
-        };
-        if !told {
-            (account.tell)(FlowNews::Freed);
-        }
+            lease.is_some()
+        });
         let last = account.held.fetch_sub(1, Ordering::Relaxed) == 1;
         if last || ended {
             account.bell.notify_one();
@@ -284,11 +312,23 @@ mod tests {
         assert_eq!((account.held(), account.leases()), (11, vec![lease(40)]));
         drop(debits);
         assert_eq!(told(), 1, "the task is told once before it looks");
-        assert_eq!(account.take_freed(), Credit { messages: 12, bytes: 55 + 200 });
-        assert_eq!(account.take_freed(), Credit::default());
+        assert_eq!(account.take_freed(), (Credit { messages: 12, bytes: 55 + 200 }, 0));
+        assert_eq!(account.take_freed(), (Credit::default(), 0));
         drop(Debit::new(&account, 1));
         assert_eq!(told(), 1, "the task has looked, and hears again");
         assert_eq!(account.take_ended(), [(3, lease(30)), (4, lease(40))]);
         assert_eq!((account.held(), account.leased()), (0, 0));
+    }
+
+    #[test]
+    fn task_hears_of_settlements_that_begin_and_end() {
+        let told = Arc::new(AtomicUsize::new(0));
+        let count = told.clone();
+        let queue = FlowQueue::new(Box::new(move |_| _ = count.fetch_add(1, Ordering::Relaxed)));
+        let account = queue.account.clone();
+        let settling = [account.settling(1), account.settling(2)];
+        assert_eq!((told.swap(0, Ordering::Relaxed), account.take_freed().1), (1, 3));
+        drop(settling);
+        assert_eq!((told.swap(0, Ordering::Relaxed), account.take_freed().1), (1, 0));
     }
 }

@@ -9,6 +9,9 @@
 //! handed a message goes to the end of its line. The number of the turn comes from the counter of the waiters,
 //! so one order has both.
 //!
+//! A message that is being settled will soon leave room. A pull already asks for the message that follows it, so
+//! the two round trips run together. The follower is parked until the room is there.
+//!
 //! 1. `idle` and `filling` have exactly one entry for each flow with room.
 //! 2. `sums` are equal to the sums over all flows.
 //! 3. `used` is what was handed, minus what was freed.
@@ -40,16 +43,20 @@ pub(super) struct Flows<M> {
 struct Seat<M> {
     most: Credit,
     used: Credit,
+    /// Messages of `used` that are being settled.
+    settling: u64,
     stalled: bool,
     turn: WaiterId,
     handed: Vec<Item<M>>,
 }
 
-/// The sums over all flows.
+/// The sums over all flows, as they will be once the settlements under way have ended.
 #[derive(Debug, Default)]
 struct Sums {
     /// Messages for which there is room.
     wanted: u64,
+    /// Flows with room that hold nothing.
+    idle: u64,
     /// Messages of all credit.
     most: u64,
     /// A wider integer than the room of one flow, which may be without bound.
@@ -73,7 +80,7 @@ impl<M> Flows<M> {
         let id = self.next;
         self.next = FlowId(id.0 + 1);
         let used = Credit { messages: 0, bytes: 0 };
-        let seat = Seat { most, used, stalled: false, turn, handed: Vec::new() };
+        let seat = Seat { most, used, settling: 0, stalled: false, turn, handed: Vec::new() };
         self.sums.add(&seat);
         self.seats.insert(id, seat);
         self.change(id, now, |_| {});
@@ -105,6 +112,10 @@ impl<M> Flows<M> {
             seat.used.messages = seat.used.messages.saturating_sub(freed.messages);
             seat.used.bytes = seat.used.bytes.saturating_sub(freed.bytes);
         });
+    }
+
+    pub(super) fn settling(&mut self, id: FlowId, messages: u64, now: Instant) {
+        self.change(id, now, |seat| seat.settling = messages);
     }
 
     pub(super) fn stall(&mut self, id: FlowId, stalled: bool, now: Instant) {
@@ -139,12 +150,17 @@ impl<M> Flows<M> {
         self.filling.first().map(|(_, id)| *id)
     }
 
-    /// The number of messages for which there is room.
+    /// Whether a flow can be handed a message.
+    pub(super) fn have_room(&self) -> bool {
+        !self.idle.is_empty() || !self.filling.is_empty()
+    }
+
+    /// The number of messages for which there is room, or will be soon.
     pub(super) fn wanted(&self) -> u64 {
         self.sums.wanted
     }
 
-    /// The bytes for which there is room.
+    /// The bytes for which there is room, or will be soon.
     pub(super) fn room(&self) -> u128 {
         self.sums.room
     }
@@ -152,7 +168,7 @@ impl<M> Flows<M> {
     /// Whether a pull for the flows is worth its cost now.
     pub(super) fn is_ripe(&self, now: Instant) -> bool {
         let half = 2 * self.sums.wanted >= self.sums.most;
-        !self.idle.is_empty() || half || self.ripe_at().is_some_and(|at| now >= at)
+        self.sums.idle > 0 || half || self.ripe_at().is_some_and(|at| now >= at)
     }
 
     /// When it will be at the latest.
@@ -180,7 +196,7 @@ impl<M> Flows<M> {
         self.filling.remove(&(seat.turn, id));
         change(seat);
         self.sums.add(seat);
-        if seat.wanted() > 0 {
+        if seat.room(seat.used.messages) > 0 {
             let line = if seat.used.messages == 0 { &mut self.idle } else { &mut self.filling };
             line.insert((seat.turn, id));
         }
@@ -192,31 +208,42 @@ impl<M> Flows<M> {
 impl Sums {
     fn add<M>(&mut self, seat: &Seat<M>) {
         self.wanted += seat.wanted();
+        self.idle += u64::from(seat.will_be_idle());
         self.most += seat.usable_most();
-        self.room += u128::from(seat.room());
+        self.room += u128::from(seat.room(seat.unsettled()));
     }
 
     fn subtract<M>(&mut self, seat: &Seat<M>) {
         self.wanted -= seat.wanted();
+        self.idle -= u64::from(seat.will_be_idle());
         self.most -= seat.usable_most();
-        self.room -= u128::from(seat.room());
+        self.room -= u128::from(seat.room(seat.unsettled()));
     }
 }
 
 impl<M> Seat<M> {
-    /// The bytes that it may still be handed. The last message may pass them.
-    fn room(&self) -> u64 {
-        let left = self.most.bytes.saturating_sub(self.used.bytes);
-        if self.stalled || self.used.messages >= self.most.messages { 0 } else { left }
+    /// The messages that it holds and that nobody settles.
+    fn unsettled(&self) -> u64 {
+        self.used.messages.saturating_sub(self.settling)
     }
 
-    /// The number of messages for which it has room: at most what fits if half of its bytes is overhead, as for a
-    /// waiter.
+    /// The bytes that it may still be handed if it holds so many messages. The last message may pass them.
+    fn room(&self, messages: u64) -> u64 {
+        let left = self.most.bytes.saturating_sub(self.used.bytes);
+        if self.stalled || messages >= self.most.messages { 0 } else { left }
+    }
+
+    /// The number of messages for which it has room, or will have soon: at most what fits if half of its bytes is
+    /// overhead, as for a waiter.
     fn wanted(&self) -> u64 {
-        match self.room() {
+        match self.room(self.unsettled()) {
             0 => 0,
-            room => (self.most.messages - self.used.messages).min((room / (2 * OVERHEAD)).max(1)),
+            room => (self.most.messages - self.unsettled()).min((room / (2 * OVERHEAD)).max(1)),
         }
+    }
+
+    fn will_be_idle(&self) -> bool {
+        self.unsettled() == 0 && self.wanted() > 0
     }
 
     fn usable_most(&self) -> u64 {
@@ -239,6 +266,11 @@ impl<M> Pump<M> {
     /// A flow does not hold these messages any more, however they left it.
     pub fn freed(&mut self, id: FlowId, freed: Credit, now: Instant) {
         self.flows.freed(id, freed, now);
+    }
+
+    /// So many of the messages that a flow holds are being settled. The number replaces the last one.
+    pub fn settling(&mut self, id: FlowId, messages: u64, now: Instant) {
+        self.flows.settling(id, messages, now);
     }
 
     /// A flow does not read now, or reads again. A stalled flow has no room.

@@ -55,6 +55,7 @@ impl<B: Broker + Bus> ConsumeTask<B> {
         self.numbers.sent(sealed.rejected.iter().map(|sent| (sent.number, &*sent.token)));
         (response.messages, response.rejected) = (sealed.messages, sealed.rejected);
         response.pending = sealed.pending;
+        self.pending = sealed.pending;
         hold.deliveries = Some(Arc::new(fetched.into_deliveries()));
         hold.memory = memory;
         Ok(())

@@ -166,12 +166,14 @@ impl Callers {
         self.flows.id(ticket).into_iter().for_each(|id| self.pump.set_credit(id, credit, now));
     }
 
-    /// A flow has freed credit.
+    /// A flow has freed credit, or is about to.
     pub(super) fn freed(&mut self, ticket: Ticket, now: Instant) {
         if let Some(id) = self.flows.id(ticket)
             && let Some(queue) = self.flows.queue(id)
         {
-            self.pump.freed(id, queue.account.take_freed(), now);
+            let (freed, settling) = queue.account.take_freed();
+            self.pump.freed(id, freed, now);
+            self.pump.settling(id, settling, now);
         }
     }
 

@@ -49,6 +49,39 @@ fn one_plain_pull_serves_a_stream_that_frees_its_credit_in_time() {
 }
 
 #[test]
+fn message_after_one_that_is_being_settled_is_pulled_and_waits_for_its_credit() {
+    let mut timed = TimedPump::new();
+    let flow = timed.open(credit(1));
+    timed.pull();
+    timed.arrive([1]);
+    assert_eq!(timed.delivered(), [(flow, vec![1])]);
+    assert_eq!(timed.steps(), [], "the stream has no credit");
+    timed.pump.settling(flow, 1, timed.now());
+    assert_eq!(timed.pull().1, 1);
+    timed.arrive([2]);
+    assert_eq!(timed.delivered(), [], "its credit is not free yet");
+    timed.freed(flow, 1);
+    timed.pump.settling(flow, 0, timed.now());
+    assert_eq!(timed.delivered(), [(flow, vec![2])]);
+    assert_eq!(timed.steps(), [], "nothing more is asked for");
+}
+
+#[test]
+fn message_that_was_pulled_for_a_settlement_that_failed_goes_back() {
+    let mut timed = TimedPump::new();
+    let flow = timed.open(credit(1));
+    timed.pull();
+    timed.arrive([1]);
+    timed.steps();
+    timed.pump.settling(flow, 1, timed.now());
+    timed.pull();
+    timed.arrive([2]);
+    timed.pump.settling(flow, 0, timed.now());
+    timed.ms += 1000;
+    assert_eq!(timed.steps(), [Overdue { message: 2 }]);
+}
+
+#[test]
 fn stream_holds_no_more_than_its_credit() {
     let mut timed = TimedPump::new();
     let flow = timed.open(credit(2));

@@ -98,6 +98,8 @@ struct Flow {
     most: Credit,
     pace: usize,
     holds: VecDeque<u64>,
+    /// The first messages, whose settlement takes until the next millisecond.
+    settling: usize,
     /// Since when it has room.
     room_since: u64,
 }
@@ -208,7 +210,7 @@ impl World {
             Act::Open(most, pace) => {
                 let id = self.pump.open_flow(most, self.at(self.now));
                 let (holds, room_since) = (VecDeque::new(), self.now);
-                self.flows.push(Flow { id, most, pace, holds, room_since });
+                self.flows.push(Flow { id, most, pace, holds, settling: 0, room_since });
             }
             Act::Close => {
                 if let Some(flow) = self.flows.pop() {
@@ -304,7 +306,7 @@ impl World {
         let now = self.at(self.now);
         for flow in &mut self.flows {
             let had_room = flow.has_room();
-            let settled: Vec<u64> = (0..flow.pace).filter_map(|_| flow.holds.pop_front()).collect();
+            let settled: Vec<u64> = flow.holds.drain(..flow.settling).collect();
             let freed = Credit { messages: settled.len() as u64, bytes: settled.iter().sum() };
             if freed.messages > 0 {
                 self.unsettled -= settled.len();
@@ -313,6 +315,8 @@ impl World {
             if !had_room && flow.has_room() {
                 flow.room_since = self.now;
             }
+            flow.settling = flow.pace.min(flow.holds.len());
+            self.pump.settling(flow.id, flow.settling as u64, now);
         }
     }
 

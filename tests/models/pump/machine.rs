@@ -25,6 +25,8 @@ enum Act {
     Credit(prop::sample::Index, (u64, u64)),
     /// So many messages of a flow have ended.
     Free(prop::sample::Index, usize),
+    /// So many messages of a flow are being settled.
+    Settling(prop::sample::Index, u64),
     /// A flow that was delivered messages gives the first of them back.
     Undeliver(prop::sample::Index),
     Stall(prop::sample::Index, bool),
@@ -74,6 +76,7 @@ impl ReferenceStateMachine for Acts {
             3 => credit().prop_map(Act::Open),
             2 => (any::<prop::sample::Index>(), credit()).prop_map(|(at, most)| Act::Credit(at, most)),
             8 => (any::<prop::sample::Index>(), 1..6_usize).prop_map(|(at, n)| Act::Free(at, n)),
+            4 => (any::<prop::sample::Index>(), 0..4_u64).prop_map(|(at, n)| Act::Settling(at, n)),
             1 => any::<prop::sample::Index>().prop_map(Act::Undeliver),
             2 => (any::<prop::sample::Index>(), any::<bool>())
                 .prop_map(|(at, stalled)| Act::Stall(at, stalled)),
@@ -226,6 +229,12 @@ impl Machine {
                     let freed = self.reference.free(at, count, ms);
                     self.pump.freed(id, sum(&freed), now);
                     self.let_go(freed.len());
+                }
+            }
+            Act::Settling(index, messages) => {
+                if let Some((at, id)) = self.flow(index) {
+                    self.pump.settling(id, messages, now);
+                    self.reference.settle_some(at, messages, ms);
                 }
             }
             Act::Undeliver(index) => {
@@ -447,7 +456,7 @@ impl Machine {
         for flow in &reference.flows {
             assert!(flow.holds.len() as u64 <= flow.bound, "{flow:?} holds too much");
         }
-        let in_store = reference.parked.front().filter(|_| reference.free_credit() > 0);
+        let in_store = reference.parked.front().filter(|_| reference.have_room());
         assert!(in_store.is_none(), "a flow has room for {in_store:?}");
     }
 }

@@ -64,6 +64,8 @@ pub(super) struct Flow {
     /// Messages and bytes that it may hold, and those that it was handed and has not freed.
     pub(super) most: (u64, u64),
     pub(super) holds: Vec<Message>,
+    /// The number of messages that are being settled.
+    pub(super) settling: u64,
     pub(super) stalled: bool,
     turn: u64,
     /// Handed, and not yet delivered.
@@ -145,16 +147,25 @@ impl Flow {
     }
 
     fn room(&self) -> u64 {
-        let full = self.stalled || self.holds.len() as u64 >= self.most.0;
+        self.room_for(self.holds.len() as u64)
+    }
+
+    fn room_for(&self, messages: u64) -> u64 {
+        let full = self.stalled || messages >= self.most.0;
         if full { 0 } else { self.most.1.saturating_sub(self.bytes()) }
     }
 
+    /// What it holds once the settlements under way have ended.
+    fn keeps(&self) -> u64 {
+        (self.holds.len() as u64).saturating_sub(self.settling)
+    }
+
     fn missing(&self) -> u64 {
-        let room = self.room();
+        let room = self.room_for(self.keeps());
         if room == 0 {
             return 0;
         }
-        (self.most.0 - self.holds.len() as u64).min((room / 1200).max(1))
+        (self.most.0 - self.keeps()).min((room / 1200).max(1))
     }
 }
 
@@ -197,6 +208,7 @@ impl Reference {
             id,
             most,
             holds: Vec::new(),
+            settling: 0,
             stalled: false,
             turn,
             undelivered: Vec::new(),
@@ -235,7 +247,17 @@ impl Reference {
         held
     }
 
-    /// Messages for which flows have room.
+    pub(super) fn settle_some(&mut self, at: usize, messages: u64, now: u64) {
+        self.flows[at].settling = messages;
+        self.look_for_room(now);
+    }
+
+    /// Whether a flow can be handed a message.
+    pub(super) fn have_room(&self) -> bool {
+        self.flows.iter().any(|flow| flow.room() > 0)
+    }
+
+    /// Messages for which flows have room, or will have soon.
     pub(super) fn free_credit(&self) -> u64 {
         self.flows.iter().map(Flow::missing).sum()
     }
@@ -254,7 +276,7 @@ impl Reference {
     fn is_ripe(&self, now: u64) -> bool {
         let usable = self.flows.iter().filter(|flow| !flow.stalled);
         let all: u64 = usable.map(|flow| flow.most.0).sum();
-        let idle = |flow: &Flow| flow.holds.is_empty() && flow.room() > 0;
+        let idle = |flow: &Flow| flow.keeps() == 0 && flow.missing() > 0;
         let waited = self.room_since.is_some_and(|since| now > since);
         self.flows.iter().any(idle) || 2 * self.free_credit() >= all || waited
     }
@@ -346,7 +368,7 @@ impl Reference {
     }
 
     fn serve(&mut self, now: u64) {
-        while (!self.waiters.is_empty() || self.free_credit() > 0)
+        while (!self.waiters.is_empty() || self.have_room())
             && let Some((message, until)) = self.parked.pop_front()
         {
             if let Some(message) = self.give(message, now) {
@@ -499,7 +521,7 @@ impl Reference {
         let demand = wanted.min(most);
         let batch = demand.min(u64::from(allowed.messages));
         let room: u64 = self.waiters.iter().map(Waiter::room).sum();
-        let room = room + self.flows.iter().map(Flow::room).sum::<u64>();
+        let room = room + self.flows.iter().map(|flow| flow.room_for(flow.keeps())).sum::<u64>();
         let bytes = |batch: u64| {
             let bytes = room.saturating_sub(batch * OVERHEAD);
             bytes.min(self.limits.max_request_bytes.unwrap_or(u64::MAX)).max(1)
