@@ -1,6 +1,6 @@
 //! Consume: credit, results, numbers, and the ends of a stream.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fetch_proxy::{
     pb::{
@@ -8,6 +8,7 @@ use fetch_proxy::{
     },
     reason::Reason,
 };
+use futures_util::StreamExt as _;
 use testkit::{
     BOUND,
     consume::{ConsumeClient as Stream, acked, by_number, leases, outcomes, start},
@@ -266,6 +267,33 @@ async fn quiet_stream_has_a_sign_of_life_at_each_heartbeat() {
     }
     assert_eq!(stream.messages.len(), 0);
     stream.close().await;
+}
+
+/// Ten streams cost no more than one.
+#[tokio::test]
+async fn idle_streams_of_a_consumer_cost_one_pull_in_five_seconds() {
+    let server = NatsServer::shared();
+    let fixture = Fixture::new(config()).await;
+    let (_proxy, client) = served().await;
+    let nats = async_nats::connect(server.url()).await.unwrap();
+    let api = "$JS.API.CONSUMER.MSG.NEXT";
+    let pulls = format!("{api}.{}.{}", fixture.stream, fixture.consumer);
+    let mut pulls = nats.subscribe(pulls).await.unwrap();
+    nats.flush().await.unwrap();
+    let mut streams = Vec::new();
+    for _ in 0..10 {
+        streams.push(Stream::open(&client, start(&fixture, 10)).await);
+    }
+    timeout(BOUND, pulls.next()).await.expect("no pull").unwrap();
+    let began = Instant::now();
+    for count in 1..=2 {
+        timeout(BOUND, pulls.next()).await.expect("no pull").unwrap();
+        let took = began.elapsed();
+        assert!(took >= Duration::from_secs(4) * count, "pull {count} came after {took:?}");
+    }
+    fixture.publish("a", "one").await;
+    futures_util::future::select_all(streams.iter_mut().map(|stream| Box::pin(stream.messages(1))))
+        .await;
 }
 
 #[tokio::test]
