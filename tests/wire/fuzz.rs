@@ -26,7 +26,7 @@ enum Call {
     GiveBack(pb::GiveBackRequest),
 }
 
-fn duration() -> impl Strategy<Value = Option<PbDuration>> {
+pub(crate) fn duration() -> impl Strategy<Value = Option<PbDuration>> {
     let seconds = prop_oneof![Just(0), 0..3_i64, Just(-1), Just(3600), Just(90_000), any::<i64>()];
     let nanos = prop_oneof![Just(0), 0..1_000_000_000, Just(-1), any::<i32>()];
     option::of((seconds, nanos).prop_map(|(seconds, nanos)| PbDuration { seconds, nanos }))
@@ -37,11 +37,11 @@ fn wait() -> impl Strategy<Value = Option<PbDuration>> {
     duration().prop_filter("short", |wait| wait.is_some_and(|wait| wait.seconds < 1))
 }
 
-fn name(known: &str) -> impl Strategy<Value = String> + use<> {
+pub(crate) fn name(known: &str) -> impl Strategy<Value = String> + use<> {
     prop_oneof![4 => Just(known.to_owned()), 1 => any::<String>(), 1 => "[A-Za-z0-9_-]{1,300}"]
 }
 
-fn token(known: &str) -> impl Strategy<Value = String> + use<> {
+pub(crate) fn token(known: &str) -> impl Strategy<Value = String> + use<> {
     let known = known.to_owned();
     let mutated =
         (0..known.len(), any::<char>(), Just(known.clone())).prop_map(|(at, c, token)| {
@@ -54,7 +54,7 @@ fn token(known: &str) -> impl Strategy<Value = String> + use<> {
     prop_oneof![2 => Just(known), 2 => mutated, 1 => any::<String>(), 1 => "[A-Za-z0-9_-]{0,400}"]
 }
 
-fn choice() -> impl Strategy<Value = i32> {
+pub(crate) fn choice() -> impl Strategy<Value = i32> {
     prop_oneof![0..6_i32, any::<i32>()]
 }
 
@@ -63,16 +63,22 @@ fn attempt() -> impl Strategy<Value = String> {
     prop_oneof![4 => Just(String::new()), 4 => "[a-c]", 1 => any::<String>(), 1 => ".{0,300}"]
 }
 
-fn call(stream: &str, consumer: &str, known: &str) -> impl Strategy<Value = Call> + use<> {
-    let text = || prop_oneof![any::<String>(), ".{0,3000}"];
-    let action = prop_oneof![
+fn text() -> impl Strategy<Value = String> {
+    prop_oneof![any::<String>(), ".{0,3000}"]
+}
+
+pub(crate) fn action() -> impl Strategy<Value = Option<Action>> {
+    prop_oneof![
         Just(None),
         Just(Some(Action::Ack(pb::AckAction {}))),
         duration().prop_map(|delay| Some(Action::Nak(pb::NakAction { delay }))),
         text().prop_map(|reason| Some(Action::Term(pb::TermAction { reason }))),
         duration().prop_map(|lease| Some(Action::Extend(pb::ExtendAction { lease }))),
-    ];
-    let settlement = (token(known), action).prop_map(|(token, action)| pb::Settlement {
+    ]
+}
+
+fn call(stream: &str, consumer: &str, known: &str) -> impl Strategy<Value = Call> + use<> {
+    let settlement = (token(known), action()).prop_map(|(token, action)| pb::Settlement {
         number: 0,
         token,
         action,
@@ -161,7 +167,15 @@ async fn make(client: &mut Client, call: Call) -> Result<(), Status> {
     }
 }
 
-fn each_has_one_meaning(results: &[pb::SettleResult]) {
+/// Whether a status has a reason of the table, with the code of that reason.
+pub(crate) fn is_of_the_contract(status: &Status) -> Result<(), TestCaseError> {
+    let (code, name) = reason(status);
+    let known = Reason::ALL.iter().find(|known| known.name() == name);
+    prop_assert_eq!(known.map(|known| known.code() as i32), Some(code as i32), "{:?}", status);
+    Ok(())
+}
+
+pub(crate) fn each_has_one_meaning(results: &[pb::SettleResult]) {
     for result in results {
         assert_ne!(result.outcome == 0, result.error.is_none(), "exactly one of both");
     }
@@ -186,17 +200,7 @@ fn every_request_has_an_answer_of_the_contract() {
             let mut client = client.clone();
             let made = async { tokio::time::timeout(BOUND, make(&mut client, call)).await };
             let answer = runtime.block_on(made).map_err(|_| TestCaseError::fail("it hangs"))?;
-            if let Err(status) = answer {
-                let (code, name) = reason(&status);
-                let known = Reason::ALL.iter().find(|known| known.name() == name);
-                prop_assert_eq!(
-                    known.map(|known| known.code() as i32),
-                    Some(code as i32),
-                    "{:?}",
-                    status
-                );
-            }
-            Ok(())
+            answer.map_or_else(|status| is_of_the_contract(&status), Ok)
         })
         .unwrap();
     let last = runtime.block_on(client.fetch(fetch(&fixture, 1, 0)));

@@ -6,6 +6,7 @@ mod attempts;
 mod consuming;
 mod fetching;
 mod fuzz;
+mod fuzz_frames;
 mod health;
 mod keeping;
 mod leases;
