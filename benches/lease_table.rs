@@ -14,7 +14,8 @@ use std::{
 };
 
 use fetch_proxy::lease::{
-    BeginResult, ConsumerId, Due, LeaseId, LeaseTable, PublishOutcome, SettleKind, Terms,
+    BeginResult, ConsumerEnd, ConsumerId, Due, LeaseId, LeaseTable, PublishOutcome, SettleKind,
+    Terms,
 };
 
 /// Leases held at once.
@@ -59,7 +60,7 @@ fn main() {
 
     grant(&mut table, origin + LEASE);
     for consumer in 0..CONSUMERS {
-        table.end_consumer(ConsumerId(consumer));
+        table.end_consumer(ConsumerId(consumer), ConsumerEnd::Gone);
     }
     sweep(&mut table, "sweep, a million of ended consumers", origin + LEASE);
     assert!(table.is_empty(), "{} outlived their consumer", table.len());

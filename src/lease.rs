@@ -62,8 +62,9 @@ pub use self::{
     handover::{Adopted, AdoptedLeases, Found, OutcomeSlice},
     time::{MAX_MARGIN, ack_wait_of, margin},
     types::{
-        Assigned, BeginResult, ConsumerId, Due, GivenBack, LeaseError, LeaseId, LeaseSnapshot,
-        LeaseStatus, PublishOutcome, SettleKind, SnapshotExpiry, Terms,
+        Assigned, BeginResult, ConsumerEnd, ConsumerId, Due, GivenBack, LeaseError, LeaseId,
+        LeaseOutcome, LeaseSnapshot, LeaseStatus, PublishOutcome, SettleKind, SnapshotExpiry,
+        Terms,
     },
     view::{LeaseStage, LeaseView, Revoked},
 };
@@ -331,7 +332,9 @@ impl<T> LeaseTable<T> {
     fn error(&self, id: LeaseId) -> LeaseError {
         match self.store.ended(id) {
             Some(Ended::Settled(by)) => LeaseError::Settled { by },
-            Some(Ended::Lapsed | Ended::Lost) => LeaseError::Expired { forgotten: false },
+            Some(Ended::Lapsed | Ended::Lost | Ended::Gone) => {
+                LeaseError::Expired { forgotten: false }
+            }
             Some(Ended::Overtaken(_)) => LeaseError::Busy,
             None => LeaseError::Expired { forgotten: true },
         }

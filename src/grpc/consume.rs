@@ -10,10 +10,14 @@
 //!    written result.
 //! 4. A settlement that has begun ends, also if the client leaves.
 
+mod frames;
+mod idle;
 mod messages;
 mod numbers;
 mod outlet;
 mod pending_results;
+mod settling;
+mod silence;
 mod start;
 
 use std::{
@@ -26,30 +30,20 @@ use tonic::{Code, Status, Streaming};
 
 pub(super) use self::outlet::ConsumeFrames;
 use self::{
-    numbers::{Named, Numbers},
-    outlet::{Frame, Outlet},
-    pending_results::PendingResults,
-    start::StartedConsume,
+    idle::IdleReason, numbers::Numbers, outlet::Outlet, pending_results::PendingResults,
+    settling::SettledFrame, silence::Silence, start::StartedConsume,
 };
 pub(super) use self::{outlet::outlet, start::ConsumeCall};
 
-use super::{
-    backend::Backend,
-    budget::Taken,
-    layers::FrameHold,
-    settlements::{CallResults, CallSettlements},
-    to_status::to_status,
-};
+use super::{backend::Backend, to_status::to_status};
 use crate::{
-    access::Settler,
-    api_error::ApiError,
+    api_error::{ApiError, SilentDirection},
     broker::Broker,
     bus::Bus,
     clock,
-    cluster::settle_result,
-    lessor::{Flow, FlowEnd},
+    lessor::{Error, Flow, FlowEnd, FlowIdle},
     net::ClientConnection,
-    pb::{self, settlement::Action, time::duration},
+    pb,
     reason::Reason,
     request_log::CallWork,
 };
@@ -62,6 +56,8 @@ const FIRST_FRAME_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_UNREAD: Duration = Duration::from_secs(1);
 /// The time from the age of a connection to the end of its streams.
 const AGE_GRACE: Duration = Duration::from_secs(30);
+/// Longest wait for the answer to the question why nothing comes.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The end of a stream that is announced.
 struct Leaving {
     cause: pb::ConsumeDrainCause,
@@ -69,9 +65,6 @@ struct Leaving {
     by: Option<Instant>,
     told: bool,
 }
-
-/// The result of one ConsumeSettle, with the memory that it takes.
-type Settled = (pb::ConsumeResult, Option<Taken>);
 
 /// See the [module](self).
 pub(super) struct ConsumeTask<B: Broker + Bus> {
@@ -83,8 +76,14 @@ pub(super) struct ConsumeTask<B: Broker + Bus> {
     flow: Flow<B>,
     /// The flow was closed by this side.
     closed: bool,
+    /// What the flow held at the last look.
+    holds: u64,
+    /// The client does not read, and the stream fails for that.
+    unread: bool,
     numbers: Numbers,
-    under_way: FuturesUnordered<BoxFuture<'static, Settled>>,
+    silence: Silence,
+    idle: IdleReason,
+    under_way: FuturesUnordered<BoxFuture<'static, SettledFrame>>,
     results: PendingResults,
     /// The messages that the consumer still had after the last delivery.
     pending: u64,
@@ -134,7 +133,10 @@ pub(super) async fn run<B: Broker + Bus>(
         failed: Some(0),
         ..CallWork::default()
     };
+    let (now, heartbeat) = (clock::now(), started.heartbeat);
     let mut task = ConsumeTask {
+        silence: Silence::new(heartbeat, started.keeps, now),
+        idle: IdleReason::new(heartbeat, now),
         service,
         started,
         connection,
@@ -142,6 +144,8 @@ pub(super) async fn run<B: Broker + Bus>(
         outlet,
         flow,
         closed: false,
+        holds: 0,
+        unread: false,
         numbers: Numbers::default(),
         under_way: FuturesUnordered::new(),
         results: PendingResults::default(),
@@ -150,7 +154,7 @@ pub(super) async fn run<B: Broker + Bus>(
         opened: Some(opened),
         leaving: None,
         failure: None,
-        written_at: clock::now(),
+        written_at: now,
         stalled_until: None,
         work,
     };
@@ -191,10 +195,10 @@ impl<B: Broker + Bus> ConsumeTask<B> {
     /// Waits for something to happen, and takes it in.
     async fn next_event(&mut self) {
         let until = self.next_deadline(clock::now());
-        let reads = self.under_way.len() + self.results.len() < MAX_UNDER_WAY;
+        let reads = self.reads();
         let lessor = self.service.lessor.clone();
         let (drains, ages) = (self.leaving.is_none(), self.leaving.is_none());
-        let Self { requests, connection, under_way, outlet, flow, .. } = self;
+        let Self { requests, connection, under_way, outlet, flow, idle, .. } = self;
         let message = async {
             match requests {
                 Some(requests) if reads => requests.message().await,
@@ -214,11 +218,9 @@ impl<B: Broker + Bus> ConsumeTask<B> {
                 let by = clock::now() + AGE_GRACE;
                 self.leave(pb::ConsumeDrainCause::ConnectionAge, Some(by));
             }
-            Some((result, memory)) = under_way.next() => {
-                self.work.failed = self.work.failed.map(|failed| failed + result.failed);
-                self.results.push(result, memory);
-            }
+            Some(settled) = under_way.next() => self.settled(settled),
             message = message => self.received(message),
+            () = idle.answered() => {}
             () = outlet.changed() => {}
             () = flow.changed() => {}
             () = clock::sleep_until(until) => {}
@@ -237,12 +239,16 @@ impl<B: Broker + Bus> ConsumeTask<B> {
             Some(leaving) => leaving.by,
             None => self.started.notice_at,
         };
-        [heartbeat, results, unread, by, stalled].into_iter().flatten().min()
+        let silent = self.silence.next_deadline();
+        let idle = self.idle.next_deadline().filter(|at| now < *at || self.outlet.is_wanted());
+        let idle = idle.filter(|_| self.tells_idle());
+        [heartbeat, results, unread, by, stalled, silent, idle].into_iter().flatten().min()
     }
 
     /// Whether there is nothing to write but results, and messages are about to come.
     fn results_wait(&mut self, now: Instant) -> bool {
         let alone = self.credit_id == 0 && self.opened.is_none() && self.leaving.is_none();
+        let alone = alone && !self.numbers.has_untold();
         let room = (self.flow.leased() as u64) < self.flow.credit().messages;
         let to_come = self.pending > 0 && room && self.flow.waits_since().is_none();
         self.results.wait(alone && to_come && !self.closed, now)
@@ -250,14 +256,27 @@ impl<B: Broker + Bus> ConsumeTask<B> {
 
     /// Takes in what has happened since the last look.
     fn look(&mut self, now: Instant) {
-        self.numbers.ended(self.flow.take_ended().into_iter().map(|(number, _)| number));
         if self.leaving.is_none() && self.started.notice_at.is_some_and(|at| now >= at) {
             self.leave(pb::ConsumeDrainCause::Deadline, self.started.ends_at);
         }
         match self.flow.end() {
             Some(FlowEnd::Over) => self.flow.free_place(),
-            Some(FlowEnd::Failed(error)) if !self.closed => self.fail(error.into()),
-            Some(FlowEnd::Failed(_)) | None => {}
+            Some(FlowEnd::Failed(error)) => {
+                if matches!(error, Error::ConsumerNotFound(_) | Error::StreamNotFound(_)) {
+                    self.numbers.gone();
+                }
+                if !self.closed {
+                    self.fail(error.into());
+                }
+            }
+            None => {}
+        }
+        // In this order: the end of the last lease is taken in with it.
+        self.holds = self.flow.holds();
+        self.numbers.ended(self.flow.take_ended());
+        self.listen(now);
+        if self.tells_idle() && self.idle.asks(now) {
+            self.ask_why_idle(now);
         }
         if self.stalled_until.is_some_and(|until| now >= until && self.outlet.is_wanted()) {
             self.stalled_until = None;
@@ -265,6 +284,45 @@ impl<B: Broker + Bus> ConsumeTask<B> {
         } else if self.flow.waits_since().is_some_and(|since| now >= since + MAX_UNREAD) {
             self.stall(now);
         }
+    }
+
+    /// Whether frames of the client are read now.
+    fn reads(&self) -> bool {
+        self.under_way.len() + self.results.len() < MAX_UNDER_WAY
+    }
+
+    /// Looks whether the client is silent.
+    fn listen(&mut self, now: Instant) {
+        self.silence.reads(self.reads(), now);
+        self.silence.wrote(self.outlet.is_wanted(), self.outlet.written(), now);
+        if self.silence.was_missed(now) {
+            self.silence.forgive(now);
+        }
+        let Some(silent) = self.silence.is_over(now) else { return };
+        let requests = self.requests.as_mut();
+        if let Some(message) = requests.and_then(|requests| requests.message().now_or_never()) {
+            return self.received(message);
+        }
+        self.unread = matches!(silent, ApiError::StreamSilent(SilentDirection::Reading, _));
+        self.fail(silent);
+    }
+
+    /// Whether messages are to come.
+    fn tells_idle(&self) -> bool {
+        !self.closed && self.leaving.is_none()
+    }
+
+    fn ask_why_idle(&mut self, now: Instant) {
+        let service = &self.service;
+        let rights = service.gatekeeper().rights();
+        let limited = service.leases_left(&rights, &self.started.principal).is_err();
+        let why = self.flow.idle(now + IDLE_TIMEOUT);
+        self.idle.ask(async move {
+            match why.await {
+                Some(FlowIdle::Empty(..)) if limited => Some(FlowIdle::LeaseLimit),
+                why => why,
+            }
+        });
     }
 
     /// Messages that wait go to others. The flow gets none until the client reads again.
@@ -288,6 +346,7 @@ impl<B: Broker + Bus> ConsumeTask<B> {
     /// The client is not heard any more.
     fn stop_reading(&mut self) {
         self.requests = None;
+        self.silence.half_closed();
         self.close();
         self.flow.end_kept();
     }
@@ -301,6 +360,7 @@ impl<B: Broker + Bus> ConsumeTask<B> {
     fn received(&mut self, message: Result<Option<pb::ConsumeRequest>, Status>) {
         match message {
             Ok(Some(frame)) => {
+                self.silence.heard(clock::now());
                 if frame.start.is_some() {
                     return self.fail(start::wrong("start", "must be in the first frame alone"));
                 }
@@ -323,81 +383,10 @@ impl<B: Broker + Bus> ConsumeTask<B> {
         }
     }
 
-    /// Begins the settlements of a frame.
     fn settle(&mut self, settle: pb::ConsumeSettle) {
-        let pb::ConsumeSettle { id, settlements, confirmation } = settle;
-        let ends = |settlement: &&pb::Settlement| {
-            settlement.number > 0 && !matches!(settlement.action, Some(Action::Extend(_)))
-        };
-        let ending = settlements.iter().filter(ends).count();
-        let named = self.numbers.named(settlements);
-        let read = named.and_then(|Named { settlements, known }| {
-            Ok((
-                CallSettlements::read(settlements, usize::from(known.is_empty()), confirmation)?,
-                known,
-            ))
-        });
-        let (settlements, known) = match read {
-            Ok(read) => read,
-            Err(refused) => {
-                self.service.metrics().refused(refused.reason().name(), "Consume");
-                let error = settle_result(Err(refused)).error;
-                let result = pb::ConsumeResult { id, error, ..Default::default() };
-                return self.results.push(result, None);
-            }
-        };
-        let count = settlements.len() + known.len();
-        self.work.tokens = self.work.tokens.map(|tokens| tokens + count);
-        let (service, call) = (self.service.clone(), self.started.call.clone());
-        let settler = Settler::new(service.gatekeeper().rights(), self.started.caller.clone());
-        let until = clock::now() + service.lessor.settle_timeout();
-        let settling = self.flow.settling(ending);
-        let run = async move {
-            let _settling = settling;
-            let audited = call.audited(service.gatekeeper().audit());
-            let budget = call.budget();
-            let settled = service
-                .settle_all(settlements, (&audited, call.span()), &settler, budget, until)
-                .await;
-            match settled {
-                Ok(CallResults { results, failed, taken }) => {
-                    let failed = failed + u32::try_from(known.len()).unwrap_or(u32::MAX);
-                    let results = numbers::merged(results, known);
-                    (pb::ConsumeResult { id, results, failed, error: None }, taken)
-                }
-                Err(refused) => {
-                    let error = settle_result(Err(refused)).error;
-                    (pb::ConsumeResult { id, error, ..Default::default() }, None)
-                }
-            }
-        };
-        self.under_way.push(run.boxed());
-    }
-
-    /// The next frame, if there is something to say.
-    async fn frame(&mut self, now: Instant) -> Option<Frame> {
-        let (results, memory) = self.results.take();
-        let mut response = pb::ConsumeResponse {
-            results,
-            opened: self.opened.take(),
-            credit_id: std::mem::take(&mut self.credit_id),
-            draining: self.draining(now),
-            ..Default::default()
-        };
-        let mut hold = FrameHold { _results: memory, ..FrameHold::default() };
-        if let Err(refused) = self.add_messages(&mut response, &mut hold).await {
-            self.fail(refused);
+        if let Some(settling) = self.begin(settle) {
+            self.under_way.push(settling.boxed());
         }
-        let silent = response == pb::ConsumeResponse::default();
-        let heartbeat = now >= self.written_at + self.started.heartbeat;
-        (!silent || heartbeat).then_some(Frame { response, hold })
-    }
-
-    fn draining(&mut self, now: Instant) -> Option<pb::ConsumeDraining> {
-        let leaving = self.leaving.as_mut().filter(|leaving| !leaving.told)?;
-        leaving.told = true;
-        let left = leaving.by.map(|by| duration(by.saturating_duration_since(now)));
-        Some(pb::ConsumeDraining { cause: leaving.cause.into(), left })
     }
 
     /// How the stream ends now. `None`: it does not.
@@ -405,13 +394,15 @@ impl<B: Broker + Bus> ConsumeTask<B> {
         if self.leaving.as_ref().is_some_and(|leaving| leaving.by.is_some_and(|by| now >= by)) {
             return Some(Ok(()));
         }
-        let quiet = self.under_way.is_empty() && self.results.is_empty() && self.opened.is_none();
+        // A client that does not read gets no results.
+        let told = self.results.is_empty() && !self.numbers.has_untold() && self.opened.is_none();
+        let quiet = self.unread || self.under_way.is_empty() && told;
         if let Some(error) = self.failure.as_ref().filter(|_| quiet) {
             return Some(Err(to_status(error)));
         }
         let told = self.leaving.as_ref().is_some_and(|leaving| leaving.told);
         let over = self.closed || self.flow.end() == Some(FlowEnd::Over);
-        let left = told && over && self.flow.holds() == 0;
+        let left = told && over && self.holds == 0;
         (quiet && (self.requests.is_none() || left)).then_some(Ok(()))
     }
 }

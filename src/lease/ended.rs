@@ -11,13 +11,15 @@ pub(super) enum Ended {
     Lapsed,
     /// JetStream may have given the message away.
     Lost,
+    /// Its consumer is gone.
+    Gone,
     /// Its message arrived again while this settlement was running. The outcome of the settlement will
     /// replace this end.
     Overtaken(SettleKind),
 }
 
 /// All ends. The nibble of an end is its index plus one, and 0 means "unknown".
-const ENDS: [Ended; 8] = [
+const ENDS: [Ended; 9] = [
     Ended::Settled(SettleKind::Ack),
     Ended::Settled(SettleKind::Nak),
     Ended::Settled(SettleKind::Term),
@@ -26,6 +28,7 @@ const ENDS: [Ended; 8] = [
     Ended::Overtaken(SettleKind::Ack),
     Ended::Overtaken(SettleKind::Nak),
     Ended::Overtaken(SettleKind::Term),
+    Ended::Gone,
 ];
 
 /// The ends of the ids after `newest - capacity`.
@@ -99,7 +102,7 @@ pub(super) fn of_nibble(nibble: u8) -> Option<Ended> {
 impl Ended {
     pub(super) fn nibble(self) -> u8 {
         let index = ENDS.iter().position(|end| *end == self);
-        // All eight ends are listed. A test below checks that.
+        // All ends are listed. A test below checks that.
         index.and_then(|index| u8::try_from(index + 1).ok()).unwrap_or(0)
     }
 }

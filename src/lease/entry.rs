@@ -366,7 +366,7 @@ pub(super) fn conclude(
 ) -> Result<State, Ended> {
     match outcome {
         PublishOutcome::Confirmed => Err(Ended::Settled(kind)),
-        PublishOutcome::Denied => Err(Ended::Lost),
+        PublishOutcome::Denied => Err(Ended::Gone),
         PublishOutcome::Unsent | PublishOutcome::Unconfirmed if over => Err(Ended::Lost),
         PublishOutcome::Unsent if !retried => Ok(State::Held),
         PublishOutcome::Unsent | PublishOutcome::Unconfirmed => Ok(State::Uncertain(kind)),

@@ -151,6 +151,8 @@ impl OutcomeSlice {
     fn of(first: LeaseId, ends: impl Iterator<Item = Option<Ended>>) -> Option<Self> {
         let mut nibbles = Vec::new();
         for (index, end) in ends.enumerate() {
+            // Another replica need not know that the consumer is gone.
+            let end = end.map(|end| if end == Ended::Gone { Ended::Lost } else { end });
             let nibble = end.map_or(0, Ended::nibble);
             match nibbles.last_mut().filter(|_| index % 2 == 1) {
                 Some(byte) => *byte |= nibble << 4,
@@ -217,7 +219,7 @@ impl AdoptedLeases {
         Found::Ended(match slice.and_then(|(_, slice)| slice.ended(there)) {
             Some(Ended::Settled(by)) => LeaseError::Settled { by },
             // The outcome of an overtaken settlement never arrives here, and the message has been redelivered.
-            Some(Ended::Overtaken(_) | Ended::Lapsed | Ended::Lost) => {
+            Some(Ended::Overtaken(_) | Ended::Lapsed | Ended::Lost | Ended::Gone) => {
                 LeaseError::Expired { forgotten: false }
             }
             None => LeaseError::Expired { forgotten: true },

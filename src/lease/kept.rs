@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Assigned, LeaseError, LeaseId, LeaseTable, ended::Ended, time::nanos};
+use super::{Assigned, LeaseError, LeaseId, LeaseOutcome, LeaseTable, ended::Ended, time::nanos};
 
 impl<T> LeaseTable<T> {
     /// Assigns a lease to a caller until [`LeaseTable::end_kept`], and for `grace` after that, but for at most `at_most`
@@ -31,11 +31,11 @@ impl<T> LeaseTable<T> {
     }
 
     /// How a lease has left the table. `None`: it is here, or it has moved to another table, or its end is forgotten.
-    pub fn end_of(&self, id: LeaseId) -> Option<LeaseError> {
+    pub fn end_of(&self, id: LeaseId) -> Option<LeaseOutcome> {
         Some(match self.store.ended(id)? {
-            // Its message has arrived again, and the outcome of its settlement has not.
-            Ended::Settled(by) | Ended::Overtaken(by) => LeaseError::Settled { by },
-            Ended::Lapsed | Ended::Lost => LeaseError::Expired { forgotten: false },
+            Ended::Settled(by) | Ended::Overtaken(by) => LeaseOutcome::Settled { by },
+            Ended::Lapsed | Ended::Lost => LeaseOutcome::Expired,
+            Ended::Gone => LeaseOutcome::ConsumerGone,
         })
     }
 }

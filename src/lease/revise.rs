@@ -6,13 +6,13 @@
 
 use std::time::{Duration, Instant};
 
-use super::{ConsumerId, LeaseTable, entry::Lease, time::nanos};
+use super::{ConsumerEnd, ConsumerId, LeaseTable, entry::Lease, time::nanos};
 
 impl<T> LeaseTable<T> {
     /// The consumer is gone, or another consumer has its name. All its leases are lost from now on, and the
     /// next sweeps return them. Nothing may be granted under this id any more.
-    pub fn end_consumer(&mut self, consumer: ConsumerId) {
-        self.store.end_consumer(consumer);
+    pub fn end_consumer(&mut self, consumer: ConsumerId, how: ConsumerEnd) {
+        self.store.end_consumer(consumer, how);
     }
 
     /// The consumer's configuration has changed. Looks at up to `limit` leases after the stream sequence

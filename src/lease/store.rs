@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    ConsumerId, LeaseId,
+    ConsumerEnd, ConsumerId, LeaseId,
     ended::{Ended, OutcomeRing},
     entry::{Lease, State},
     time::{Nanos, PAST},
@@ -31,8 +31,8 @@ pub(super) struct Store<T> {
 #[derive(Debug)]
 struct Consumer {
     by_sequence: BTreeMap<u64, LeaseId>,
-    /// Deleted, or created again: all its leases are lost.
-    ended: bool,
+    /// All its leases are lost.
+    ended: Option<ConsumerEnd>,
     /// Progress that was sent until then does not count, because the server has lost it since.
     distrusted: Nanos,
 }
@@ -201,17 +201,21 @@ impl<T> Store<T> {
         leases.into_iter().flatten().map(|(sequence, id)| (*sequence, *id))
     }
 
-    pub(super) fn end_consumer(&mut self, name: ConsumerId) {
+    pub(super) fn end_consumer(&mut self, name: ConsumerId, how: ConsumerEnd) {
         if let Some(consumer) = self.consumers.get_mut(&name)
-            && !consumer.ended
+            && consumer.ended.is_none()
         {
-            consumer.ended = true;
+            consumer.ended = Some(how);
             self.unswept.insert(name, 0);
         }
     }
 
     pub(super) fn has_ended(&self, consumer: ConsumerId) -> bool {
-        self.consumers.get(&consumer).is_some_and(|consumer| consumer.ended)
+        self.end_of_consumer(consumer).is_some()
+    }
+
+    pub(super) fn end_of_consumer(&self, consumer: ConsumerId) -> Option<ConsumerEnd> {
+        self.consumers.get(&consumer)?.ended
     }
 
     /// Whether a consumer that has ended has leases that are not yet swept.
@@ -281,6 +285,6 @@ impl<T> Store<T> {
 
 impl Default for Consumer {
     fn default() -> Self {
-        Self { by_sequence: BTreeMap::new(), ended: false, distrusted: PAST }
+        Self { by_sequence: BTreeMap::new(), ended: None, distrusted: PAST }
     }
 }

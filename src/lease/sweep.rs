@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    Due, LeaseId, LeaseTable, SettleKind,
+    ConsumerEnd, Due, LeaseId, LeaseTable, SettleKind,
     ended::Ended,
     entry::{Lease, State},
     time::{Nanos, PAST},
@@ -91,7 +91,9 @@ impl<T> LeaseTable<T> {
     }
 
     fn lose(&mut self, id: LeaseId) -> Option<Due<T>> {
-        let payload = self.store.remove(id, Ended::Lost)?;
+        let consumer = self.store.get(id)?.consumer;
+        let gone = self.store.end_of_consumer(consumer) == Some(ConsumerEnd::Gone);
+        let payload = self.store.remove(id, if gone { Ended::Gone } else { Ended::Lost })?;
         Some(Due::Lost { id, payload })
     }
 }

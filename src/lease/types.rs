@@ -126,6 +126,29 @@ pub enum LeaseError {
     Busy,
 }
 
+/// How a consumer has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConsumerEnd {
+    /// It was deleted, and another consumer may have its name.
+    Gone,
+    /// It was reset, and delivers its messages again.
+    Reset,
+}
+
+/// How a lease has left the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeaseOutcome {
+    /// It was settled, or its message arrived again while such a settlement was running.
+    Settled {
+        /// The way in which it was settled.
+        by: SettleKind,
+    },
+    /// It lapsed or was lost.
+    Expired,
+    /// Its consumer is gone.
+    ConsumerGone,
+}
+
 /// A lease that is due.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Due<T> {

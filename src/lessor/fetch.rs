@@ -233,13 +233,7 @@ impl<B: Broker> Lessor<B> {
         let Some(handle) = &fetched.deliveries.handle else { return Ok(()) };
         let info = self.recent_info(handle, name, until).await?;
         (fetched.pending, fetched.ack_pending) = (info.pending, info.ack_pending);
-        fetched.empty = Some(if info.paused {
-            Empty::Paused
-        } else if info.max_ack_pending.is_some_and(|most| info.ack_pending >= most) {
-            Empty::MaxAckPending
-        } else {
-            Empty::NoMessages
-        });
+        fetched.empty = Some(Empty::of(&info));
         Ok(())
     }
 
@@ -281,6 +275,19 @@ impl<B: Broker> Lessor<B> {
         let meter = handle.meter.get();
         meter.iter().for_each(|meter| meter.seen(info.pending, info.ack_pending, clock::now()));
         Ok(info)
+    }
+}
+
+impl Empty {
+    /// Why a consumer in this state gives nothing out.
+    pub(super) fn of(info: &ConsumerInfo) -> Self {
+        if info.paused {
+            Self::Paused
+        } else if info.max_ack_pending.is_some_and(|most| info.ack_pending >= most) {
+            Self::MaxAckPending
+        } else {
+            Self::NoMessages
+        }
     }
 }
 

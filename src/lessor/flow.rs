@@ -12,24 +12,28 @@
 //! Leases are assigned when the client asks for the next frame. What waits until then can be taken back at no cost.
 
 use std::{
+    future::Future,
     sync::{Arc, atomic::Ordering},
     time::Instant,
 };
 
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::{
+    sync::{OwnedSemaphorePermit, oneshot},
+    time::timeout_at,
+};
 
 use super::{
-    Codec, Error, Fetched, Lessor,
+    Codec, Empty, Error, Fetched, Lessor,
     consumer::{ConsumerCommand, ConsumerHandle, DeliveryGuard, Ticket},
     core::{Core, assign},
     delivery::{AnswerEnd, FetchCaller, Holding, LeaseRequest},
-    flow_queue::{FlowEnd, FlowNews, FlowQueue, Handed, Settling},
+    flow_queue::{EndedLease, FlowEnd, FlowNews, FlowQueue, Handed, Settling},
     table::LEASES_PER_LOCK,
 };
 use crate::{
     broker::{Broker, ConsumerName},
     clock,
-    lease::LeaseId,
+    lease::{LeaseId, LeaseOutcome},
     pump::Credit,
 };
 
@@ -50,6 +54,19 @@ pub struct FlowParams {
     pub caller: Arc<FetchCaller>,
     /// The principal that the leases belong to.
     pub principal: Arc<str>,
+}
+
+/// Why a flow gets nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FlowIdle {
+    /// It holds as much as its credit allows.
+    Credit,
+    /// This replica or the consumer holds as many leases as it may.
+    LeaseLimit,
+    /// NATS is away.
+    Away,
+    /// The consumer gives nothing out, and has so many messages left.
+    Empty(Empty, u64),
 }
 
 /// An open flow. Dropping it closes it: what the client has not received goes to others.
@@ -136,8 +153,8 @@ impl<B: Broker> Flow<B> {
     }
 
     /// The number of leases, and of messages that wait to be taken.
-    pub fn holds(&self) -> usize {
-        self.queue.account.held()
+    pub fn holds(&self) -> u64 {
+        self.queue.account.used().messages
     }
 
     /// So many leases of the client are being settled until the guard is dropped. The messages that follow them are
@@ -146,14 +163,42 @@ impl<B: Broker> Flow<B> {
         self.queue.account.settling(leases as u64)
     }
 
-    /// The leases that the client has no more since the last call, with the numbers of their deliveries.
-    pub fn take_ended(&self) -> Vec<(u64, LeaseId)> {
+    /// Finds out why nothing comes, until `until`. `None`: it is not known, or the flow is about to end.
+    pub fn idle(&self, until: Instant) -> impl Future<Output = Option<FlowIdle>> + use<B> {
+        let (used, most) = (self.queue.account.used(), self.params.credit);
+        let full = used.messages >= most.messages || used.bytes >= most.bytes;
+        let (lessor, handle) = (self.lessor.clone(), self.handle.clone());
+        let name = self.params.name.clone();
+        async move {
+            if full {
+                return Some(FlowIdle::Credit);
+            }
+            let (reply, is_full) = oneshot::channel();
+            let _ = handle.send(ConsumerCommand::IsFull(reply));
+            if timeout_at(until.into(), is_full).await == Ok(Ok(true)) {
+                return Some(FlowIdle::LeaseLimit);
+            }
+            match lessor.recent_info(&handle, &name, until).await {
+                Ok(info) => Some(FlowIdle::Empty(Empty::of(&info), info.pending)),
+                Err(Error::Unavailable(_)) => Some(FlowIdle::Away),
+                Err(_) => None,
+            }
+        }
+    }
+
+    /// The leases that the client has no more since the last call.
+    pub fn take_ended(&self) -> Vec<EndedLease> {
         self.queue.account.take_ended()
     }
 
     /// How a lease has ended. `None`: it has not, or it has moved to another replica.
-    pub fn end_of(&self, lease: LeaseId) -> Option<Error> {
-        self.lessor.core.table.with(|table| table.end_of(lease)).map(Error::from)
+    pub fn end_of(&self, ended: EndedLease) -> Option<Error> {
+        let lease = LeaseId::new(ended.lease)?;
+        Some(match self.lessor.core.table.with(|table| table.end_of(lease))? {
+            LeaseOutcome::Settled { by } => Error::LeaseSettled(by),
+            LeaseOutcome::Expired => Error::LeaseExpired { forgotten: false },
+            LeaseOutcome::ConsumerGone => Error::ConsumerGone,
+        })
     }
 
     /// Sets the credit. If it is lower, what waits to be taken goes back, and comes again as far as there is room.

@@ -4,10 +4,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     fmt,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::Instant,
 };
 
@@ -30,6 +27,15 @@ pub enum FlowEnd {
     Failed(Error),
 }
 
+/// A lease that the client of a flow has no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EndedLease {
+    /// The number of its delivery.
+    pub number: u64,
+    /// The id of the lease.
+    pub lease: u64,
+}
+
 /// What the task of the consumer is told.
 #[derive(Debug)]
 pub(super) enum FlowNews {
@@ -45,14 +51,15 @@ type Tell = Box<dyn Fn(FlowNews) + Send + Sync>;
 pub(super) struct FlowAccount {
     tell: Tell,
     state: Mutex<AccountState>,
-    /// Leases, and messages that wait to be taken.
-    held: AtomicUsize,
     /// Rings for the call when something has come or ended.
     bell: Notify,
 }
 
 #[derive(Debug, Default)]
 struct AccountState {
+    /// The credit of leases, and of messages that wait to be taken.
+    used: Credit,
+    /// What the task does not know yet.
     freed: Credit,
     /// The number of leases that are being settled.
     settling: u64,
@@ -61,7 +68,7 @@ struct AccountState {
     /// The leases of the client, by their numbers.
     leases: BTreeMap<u64, LeaseId>,
     /// Those that the client has no more.
-    ended: Vec<(u64, LeaseId)>,
+    ended: Vec<EndedLease>,
 }
 
 /// The credit that one message uses until this is dropped.
@@ -108,9 +115,9 @@ impl FlowAccount {
         self.bell.notified().await;
     }
 
-    /// The leases, and the messages that wait to be taken.
-    pub(super) fn held(&self) -> usize {
-        self.held.load(Ordering::Relaxed)
+    /// The credit of the leases, and of the messages that wait to be taken.
+    pub(super) fn used(&self) -> Credit {
+        lock(&self.state).used
     }
 
     /// The leases.
@@ -123,8 +130,8 @@ impl FlowAccount {
         lock(&self.state).leases.values().copied().collect()
     }
 
-    /// The leases that the client has no more since the last call, with their numbers.
-    pub(super) fn take_ended(&self) -> Vec<(u64, LeaseId)> {
+    /// The leases that the client has no more since the last call.
+    pub(super) fn take_ended(&self) -> Vec<EndedLease> {
         std::mem::take(&mut lock(&self.state).ended)
     }
 
@@ -162,7 +169,10 @@ impl Drop for Settling {
 
 impl Debit {
     fn new(account: &Arc<FlowAccount>, bytes: u64) -> Self {
-        account.held.fetch_add(1, Ordering::Relaxed);
+        let mut state = lock(&account.state);
+        state.used.messages += 1;
+        state.used.bytes += bytes;
+        drop(state);
         Self { account: account.clone(), bytes, number: 0 }
     }
 
@@ -187,15 +197,17 @@ impl Debit {
 impl Drop for Debit {
     fn drop(&mut self) {
         let account = &self.account;
-        let ended = account.change(|state| {
+        let rings = account.change(|state| {
+            state.used.messages -= 1;
+            state.used.bytes -= self.bytes;
             state.freed.messages += 1;
             state.freed.bytes += self.bytes;
             let lease = state.leases.remove(&self.number);
-            state.ended.extend(lease.map(|lease| (self.number, lease)));
-            lease.is_some()
+            let ended = |lease: LeaseId| EndedLease { number: self.number, lease: lease.get() };
+            state.ended.extend(lease.map(ended));
+            lease.is_some() || state.used.messages == 0
         });
-        let last = account.held.fetch_sub(1, Ordering::Relaxed) == 1;
-        if last || ended {
+        if rings {
             account.bell.notify_one();
         }
     }
@@ -203,12 +215,7 @@ impl Drop for Debit {
 
 impl FlowQueue {
     pub(super) fn new(tell: Tell) -> Self {
-        let account = FlowAccount {
-            tell,
-            state: Mutex::default(),
-            held: AtomicUsize::new(0),
-            bell: Notify::new(),
-        };
+        let account = FlowAccount { tell, state: Mutex::default(), bell: Notify::new() };
         Self { account: Arc::new(account), state: Mutex::default() }
     }
 
@@ -295,6 +302,8 @@ impl fmt::Debug for FlowAccount {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     #[test]
@@ -309,15 +318,16 @@ mod tests {
         debits.push(Debit::new(&account, 100).lease(3, lease(30)));
         debits.truncate(10);
         debits.push(Debit::new(&account, 100).lease(4, lease(40)));
-        assert_eq!((account.held(), account.leases()), (11, vec![lease(40)]));
+        assert_eq!((account.used().messages, account.leases()), (11, vec![lease(40)]));
         drop(debits);
         assert_eq!(told(), 1, "the task is told once before it looks");
         assert_eq!(account.take_freed(), (Credit { messages: 12, bytes: 55 + 200 }, 0));
         assert_eq!(account.take_freed(), (Credit::default(), 0));
         drop(Debit::new(&account, 1));
         assert_eq!(told(), 1, "the task has looked, and hears again");
-        assert_eq!(account.take_ended(), [(3, lease(30)), (4, lease(40))]);
-        assert_eq!((account.held(), account.leased()), (0, 0));
+        let ended = |number, lease| EndedLease { number, lease };
+        assert_eq!(account.take_ended(), [ended(3, 30), ended(4, 40)]);
+        assert_eq!((account.used(), account.leased()), (Credit::default(), 0));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 mod attempts;
 mod consuming;
+mod ending;
 mod fetching;
 mod fuzz;
 mod fuzz_frames;
@@ -16,3 +17,4 @@ mod payloads;
 mod raw;
 mod refusals;
 mod settling;
+mod silent;

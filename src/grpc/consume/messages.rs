@@ -45,6 +45,7 @@ impl<B: Broker + Bus> ConsumeTask<B> {
             return Ok(());
         };
         let (messages, rejected) = (fetched.messages().len(), fetched.rejected().len());
+        self.idle.restart(clock::now());
         self.work.messages = self.work.messages.map(|sum| sum + messages);
         self.work.rejected = self.work.rejected.map(|sum| sum + rejected);
         let sealer = service.keys.sealer();

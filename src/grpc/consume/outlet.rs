@@ -7,7 +7,10 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll, Waker},
 };
 
@@ -16,10 +19,7 @@ use tokio::sync::Notify;
 use tonic::Status;
 
 use crate::{
-    grpc::{
-        budget::Taken,
-        layers::{FrameHold, FrameHolds},
-    },
+    grpc::layers::{FrameHold, FrameHolds},
     lock::lock,
     pb,
 };
@@ -31,7 +31,11 @@ pub(super) struct Frame {
 }
 
 /// The side of the task.
-pub(in crate::grpc) struct Outlet(Arc<Shared>);
+pub(in crate::grpc) struct Outlet {
+    shared: Arc<Shared>,
+    /// The bytes that are written.
+    written: Arc<AtomicU64>,
+}
 
 /// The side of the body: the stream of responses.
 pub struct ConsumeFrames(Arc<Shared>);
@@ -60,28 +64,35 @@ pub(in crate::grpc) fn outlet() -> (Outlet, ConsumeFrames, FrameHolds) {
     let state = State::default();
     let holds = state.holds.clone();
     let shared = Arc::new(Shared { state: Mutex::new(state), bell: Notify::new() });
-    (Outlet(shared.clone()), ConsumeFrames(shared), holds)
+    let outlet = Outlet { shared: shared.clone(), written: Arc::default() };
+    (outlet, ConsumeFrames(shared), holds)
 }
 
 impl Outlet {
     /// Waits until the body asks for a frame, or is gone.
     pub(super) async fn changed(&self) {
-        self.0.bell.notified().await;
+        self.shared.bell.notified().await;
     }
 
     /// Whether the body asks for a frame.
     pub(super) fn is_wanted(&self) -> bool {
-        lock(&self.0.state).wanted
+        lock(&self.shared.state).wanted
+    }
+
+    /// The bytes of frames that are written.
+    pub(super) fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
     }
 
     /// Whether the body is gone.
     pub(super) fn is_closed(&self) -> bool {
-        lock(&self.0.state).closed
+        lock(&self.shared.state).closed
     }
 
     /// Gives the body the frame that it asks for.
-    pub(super) fn put(&self, frame: Frame) {
-        let mut state = lock(&self.0.state);
+    pub(super) fn put(&self, mut frame: Frame) {
+        frame.hold.written = Some(self.written.clone());
+        let mut state = lock(&self.shared.state);
         if state.closed {
             return drop(state);
         }
@@ -93,7 +104,7 @@ impl Outlet {
 
     /// Ends the stream behind the last frame.
     pub(super) fn end(&self, end: Result<(), Status>) {
-        let mut state = lock(&self.0.state);
+        let mut state = lock(&self.shared.state);
         state.end.get_or_insert(end);
         if let Some(body) = state.body.take() {
             body.wake();
@@ -140,6 +151,3 @@ impl Drop for ConsumeFrames {
         self.0.bell.notify_one();
     }
 }
-
-/// The memory of the results of a frame.
-pub(super) type ResultMemory = Vec<Taken>;

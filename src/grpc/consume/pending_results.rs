@@ -3,11 +3,13 @@
 
 use std::time::{Duration, Instant};
 
-use super::outlet::ResultMemory;
 use crate::{grpc::budget::Taken, pb};
 
 /// The longest wait. It is the resolution of the runtime's timer.
 const MAX_RESULT_WAIT: Duration = Duration::from_millis(1);
+
+/// The memory of the results of a frame.
+type ResultMemory = Vec<Taken>;
 
 /// See the [module](self).
 #[derive(Default)]

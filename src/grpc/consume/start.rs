@@ -64,6 +64,8 @@ pub(in crate::grpc) struct StartedConsume {
     pub(super) consumer: String,
     pub(super) worker: String,
     pub(super) heartbeat: Duration,
+    /// Its leases live as long as it does.
+    pub(super) keeps: bool,
     pub(super) credit_id: u64,
     /// When its end is announced, because of the deadline of the call or the end of the credential.
     pub(super) notice_at: Option<Instant>,
@@ -243,6 +245,7 @@ pub(super) fn begin<B: Broker + Bus>(
         consumer,
         worker,
         heartbeat,
+        keeps: keep.is_some(),
         credit_id,
         notice_at,
         ends_at,

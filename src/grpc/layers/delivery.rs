@@ -15,7 +15,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
 };
@@ -60,6 +60,8 @@ pub(in crate::grpc) struct FrameHold {
     pub(in crate::grpc) memory: Option<AnswerMemory>,
     /// The memory of the results.
     pub(in crate::grpc) _results: Vec<Taken>,
+    /// Counts the bytes of the stream that are written. `None`: nobody asks.
+    pub(in crate::grpc) written: Option<Arc<AtomicU64>>,
 }
 
 impl<S, R> Middleware<Request<R>, S> for AnswerDelivery
@@ -234,6 +236,9 @@ impl Buf for AnswerPiece {
         self.bytes.advance(count);
         if let Some(state) = &self.state {
             state.whole.begun.wrote(count);
+            if let Some(written) = &state.hold.written {
+                written.fetch_add(count as u64, Ordering::Relaxed);
+            }
         }
     }
 

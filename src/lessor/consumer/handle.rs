@@ -166,6 +166,8 @@ pub(in crate::lessor) enum ConsumerCommand {
     Stall(Ticket, bool),
     /// A flow has gone.
     Close(Ticket),
+    /// A flow asks whether the consumer, or this replica, has as many leases as it may.
+    IsFull(oneshot::Sender<bool>),
     /// Nobody has taken these deliveries.
     GiveBack(Vec<GrantedDelivery>),
     /// A caller had these deliveries and has given them back. Their leases are the proxy's own.

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     broker::{Broker, BrokerError, ConsumerInfo, ConsumerName, Delivery, Leader},
     clock,
-    lease::{GivenBack, Terms},
+    lease::{ConsumerEnd, GivenBack, Terms},
     lessor::{
         Error,
         accounts::LeaseHolder,
@@ -117,10 +117,14 @@ impl<B: Broker> ConsumerLeases<B> {
 
     /// The consumer is not the one that it was: nothing that was leased of it can be settled.
     pub(super) fn end(&mut self) {
+        self.end_as(ConsumerEnd::Gone);
+    }
+
+    fn end_as(&mut self, how: ConsumerEnd) {
         if let Some(spec) = self.spec.take() {
             // First, for leases that are just being taken over.
             spec.leadership.end();
-            self.core.table.with(|table| table.end_consumer(spec.id));
+            self.core.table.with(|table| table.end_consumer(spec.id, how));
         }
     }
 
@@ -131,7 +135,7 @@ impl<B: Broker> ConsumerLeases<B> {
             consumer = %self.name,
             "deliveries of the consumer are counted from 1 again: older leases end"
         );
-        self.end();
+        self.end_as(ConsumerEnd::Reset);
         self.spec = Some(Arc::new(spec.counted_again(self.core.next_consumer())));
     }
 

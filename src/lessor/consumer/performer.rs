@@ -326,6 +326,9 @@ impl<B: Broker> Performer<B> {
             ConsumerCommand::Freed(ticket) => self.callers.freed(ticket, now),
             ConsumerCommand::Stall(ticket, stalled) => self.callers.stall(ticket, stalled, now),
             ConsumerCommand::Close(ticket) => self.callers.close(ticket, now),
+            ConsumerCommand::IsFull(reply) => {
+                let _ = reply.send(self.leases.refusal().is_some());
+            }
             ConsumerCommand::GiveBack(granted) => {
                 self.callers.take_back(granted, &self.leases, now);
             }

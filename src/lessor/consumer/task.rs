@@ -203,6 +203,7 @@ impl<B: Broker> ConsumerTask<B> {
                 | ConsumerCommand::Freed(_)
                 | ConsumerCommand::Stall(..)
                 | ConsumerCommand::Close(_)
+                | ConsumerCommand::IsFull(_)
                 | ConsumerCommand::Doubt { .. }
                 | ConsumerCommand::Led(_)
                 | ConsumerCommand::Acked(_)

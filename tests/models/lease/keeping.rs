@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use fetch_proxy::lease::{Assigned, Due, LeaseError, LeaseStatus, PublishOutcome, SettleKind};
+use fetch_proxy::lease::{
+    Assigned, ConsumerEnd, Due, LeaseOutcome, LeaseStatus, PublishOutcome, SettleKind,
+};
 
-use super::{ACK_BY, OVER, TimedTable};
+use super::{ACK_BY, CONSUMER, TimedTable};
 
 #[test]
 fn kept_lease_ends_after_the_grace_of_its_stream() {
@@ -68,11 +70,21 @@ fn end_of_a_lease_is_told_unless_it_is_here_or_has_moved() {
     timed.sweep(40);
     timed.table.remove_moved(moved);
     let by = SettleKind::Ack;
-    assert_eq!(timed.table.end_of(acked), Some(LeaseError::Settled { by }));
-    assert_eq!(timed.table.end_of(lapsed), Some(OVER));
+    assert_eq!(timed.table.end_of(acked), Some(LeaseOutcome::Settled { by }));
+    assert_eq!(timed.table.end_of(lapsed), Some(LeaseOutcome::Expired));
     assert_eq!((timed.table.end_of(held), timed.table.end_of(moved)), (None, None));
     timed.begin(held, SettleKind::Nak, 50).unwrap();
     timed.table.grant(timed.terms(1, 60), "again");
     let by = SettleKind::Nak;
-    assert_eq!(timed.table.end_of(held), Some(LeaseError::Settled { by }), "it came again");
+    assert_eq!(timed.table.end_of(held), Some(LeaseOutcome::Settled { by }), "it came again");
+    for (how, outcome) in [
+        (ConsumerEnd::Gone, LeaseOutcome::ConsumerGone),
+        (ConsumerEnd::Reset, LeaseOutcome::Expired),
+    ] {
+        let mut timed = TimedTable::new();
+        let id = timed.granted();
+        timed.table.end_consumer(CONSUMER, how);
+        timed.sweep(0);
+        assert_eq!(timed.table.end_of(id), Some(outcome), "{how:?}");
+    }
 }

@@ -127,8 +127,8 @@ impl ReferenceStateMachine for World {
                 world.call(world.called, *call)
             }
             Step::Sweep { .. } => world.table.sweep(world.real(clock)),
-            Step::EndConsumer { name } => {
-                world.table.end_consumer(*name, world.incarnations);
+            Step::EndConsumer { name, how } => {
+                world.table.end_consumer(*name, *how, world.incarnations);
                 world.incarnations += 1;
                 Reply::Nothing
             }
@@ -350,8 +350,8 @@ impl StateMachineTest for World {
                 tested.call(LeaseId::new(world.called).unwrap(), call, now, sent_at)
             }
             Step::Sweep { limit } => tested.sweep(limit, tested.at(world.clock)),
-            Step::EndConsumer { name } => {
-                tested.table.end_consumer(ConsumerId(tested.consumers[name]));
+            Step::EndConsumer { name, how } => {
+                tested.table.end_consumer(ConsumerId(tested.consumers[name]), how);
                 Reply::Nothing
             }
             Step::Retune { name, ack_waits } => {
@@ -388,7 +388,7 @@ impl StateMachineTest for World {
         let least = tested.slept;
         assert_eq!(due, reference.next_due().map(|due| due.max(least)), "next_due");
         for number in 1..=reference.granted {
-            let end = table.end_of(LeaseId::new(number).unwrap()).map(Reply::from);
+            let end = table.end_of(LeaseId::new(number).unwrap());
             assert_eq!(end, reference.end_of(number), "end of {number}");
         }
         for lease in &reference.leases {

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use fetch_proxy::lease::{PublishOutcome, SettleKind};
+use fetch_proxy::lease::{ConsumerEnd, LeaseOutcome, PublishOutcome, SettleKind};
 
 use super::{
     naive::{Lease, NEVER, State, Tries, Until, margin},
@@ -17,6 +17,7 @@ use super::{
 enum Ended {
     As(SettleKind),
     Expired,
+    Gone,
     Overtaken(SettleKind),
 }
 
@@ -32,7 +33,7 @@ pub(super) struct Reference {
     pub(super) longest: i64,
     now: i64,
     ended: BTreeMap<u64, Ended>,
-    dead: BTreeSet<u32>,
+    dead: BTreeMap<u32, ConsumerEnd>,
     /// Dead, and not swept since.
     unburied: BTreeSet<u32>,
     distrusted: BTreeMap<u32, i64>,
@@ -53,7 +54,7 @@ impl Reference {
             longest,
             now: 0,
             ended: BTreeMap::new(),
-            dead: BTreeSet::new(),
+            dead: BTreeMap::new(),
             unburied: BTreeSet::new(),
             distrusted: BTreeMap::new(),
         }
@@ -149,10 +150,11 @@ impl Reference {
         Reply::Nothing
     }
 
-    pub(super) fn end_of(&self, id: u64) -> Option<Reply> {
+    pub(super) fn end_of(&self, id: u64) -> Option<LeaseOutcome> {
         Some(match self.memory(id)? {
-            Ended::As(kind) | Ended::Overtaken(kind) => Reply::Settled(kind),
-            Ended::Expired => Reply::Expired { forgotten: false },
+            Ended::As(by) | Ended::Overtaken(by) => LeaseOutcome::Settled { by },
+            Ended::Expired => LeaseOutcome::Expired,
+            Ended::Gone => LeaseOutcome::ConsumerGone,
         })
     }
 
@@ -224,8 +226,12 @@ impl Reference {
         let gone = |out| Reply::Finished { after: LeaseStatus::Gone, out };
         let Some(lease) = self.lease(id).cloned() else {
             if let Some(Ended::Overtaken(kind)) = self.memory(id) {
-                let settled = outcome == PublishOutcome::Confirmed;
-                self.ended.insert(id, if settled { Ended::As(kind) } else { Ended::Expired });
+                let end = match outcome {
+                    PublishOutcome::Confirmed => Ended::As(kind),
+                    PublishOutcome::Denied => Ended::Gone,
+                    PublishOutcome::Unsent | PublishOutcome::Unconfirmed => Ended::Expired,
+                };
+                self.ended.insert(id, end);
             }
             return gone(false);
         };
@@ -237,7 +243,7 @@ impl Reference {
                     return gone(true);
                 }
                 (PublishOutcome::Denied, _) => {
-                    self.end(id, Ended::Expired);
+                    self.end(id, Ended::Gone);
                     return gone(true);
                 }
                 (PublishOutcome::Unsent | PublishOutcome::Unconfirmed, _) if over => {
@@ -290,7 +296,8 @@ impl Reference {
                 continue;
             }
             if self.over(&lease) {
-                self.end(lease.id, Ended::Expired);
+                let gone = self.dead.get(&lease.consumer) == Some(&ConsumerEnd::Gone);
+                self.end(lease.id, if gone { Ended::Gone } else { Ended::Expired });
                 swept.insert(Swept::Lost(lease.id));
             } else if lease.state == State::Held && lease.past_deadline(self.now) {
                 self.end(lease.id, Ended::Expired);
@@ -317,12 +324,12 @@ impl Reference {
         Reply::Nothing
     }
 
-    pub(super) fn end_consumer(&mut self, name: usize, next: u32) {
+    pub(super) fn end_consumer(&mut self, name: usize, how: ConsumerEnd, next: u32) {
         let old = self.consumers[name].0;
         if self.held_by(old) > 0 {
             self.unburied.insert(old);
         }
-        self.dead.insert(old);
+        self.dead.insert(old, how);
         self.consumers[name].0 = next;
     }
 
@@ -396,7 +403,7 @@ impl Reference {
     }
 
     fn over(&self, lease: &Lease) -> bool {
-        self.now >= lease.ack_by() || self.dead.contains(&lease.consumer)
+        self.now >= lease.ack_by() || self.dead.contains_key(&lease.consumer)
     }
 
     fn release_by(&self, lease: &Lease) -> Option<i64> {
@@ -408,7 +415,7 @@ impl Reference {
         let Some(lease) = self.leases.iter().find(|lease| lease.id == id) else {
             return Err(match self.memory(id) {
                 Some(Ended::As(kind)) => Reply::Settled(kind),
-                Some(Ended::Expired) => Reply::Expired { forgotten: false },
+                Some(Ended::Expired | Ended::Gone) => Reply::Expired { forgotten: false },
                 Some(Ended::Overtaken(_)) => Reply::Busy,
                 None => Reply::Expired { forgotten: true },
             });

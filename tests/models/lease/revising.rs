@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use fetch_proxy::lease::{Due, LeaseId, LeaseStatus, PublishOutcome, SettleKind, Terms};
+use fetch_proxy::lease::{
+    ConsumerEnd, Due, LeaseId, LeaseStatus, PublishOutcome, SettleKind, Terms,
+};
 
 use super::{ACK_BY, CONSUMER, OVER, TimedTable};
 
@@ -137,7 +139,7 @@ fn leases_of_an_ended_consumer_are_refused_and_leave_in_steps() {
     }
     let settling = LeaseId::new(2).unwrap();
     timed.begin(settling, SettleKind::Ack, 0).unwrap();
-    timed.table.end_consumer(CONSUMER);
+    timed.table.end_consumer(CONSUMER, ConsumerEnd::Gone);
     assert_eq!(timed.begin(LeaseId::new(1).unwrap(), SettleKind::Ack, 0), Err(OVER));
     assert_eq!(timed.table.next_due(), Some(timed.origin));
     let steps: Vec<usize> = (0..3).map(|_| timed.table.sweep(timed.origin, 2).len()).collect();

@@ -1,6 +1,6 @@
 //! The steps of the table, and how often each happens.
 
-use fetch_proxy::lease::{PublishOutcome, SettleKind};
+use fetch_proxy::lease::{ConsumerEnd, PublishOutcome, SettleKind};
 use proptest::{prelude::*, sample::select};
 
 /// One thing that happens.
@@ -19,6 +19,7 @@ pub(super) enum Step {
     },
     EndConsumer {
         name: usize,
+        how: ConsumerEnd,
     },
     Retune {
         name: usize,
@@ -163,7 +164,8 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         36 => (back(), call(), prop::bool::weighted(0.2))
             .prop_map(|(back, call, late)| Step::Call { back, call, late }),
         6 => (1..4_usize).prop_map(|limit| Step::Sweep { limit }),
-        1 => name().prop_map(|name| Step::EndConsumer { name }),
+        1 => (name(), select(vec![ConsumerEnd::Gone, ConsumerEnd::Reset]))
+            .prop_map(|(name, how)| Step::EndConsumer { name, how }),
         2 => (name(), ack_waits()).prop_map(|(name, ack_waits)| Step::Retune { name, ack_waits }),
         3 => (name(), ago).prop_map(|(name, ago)| Step::Distrust { name, ago }),
         1 => (name(), 0..4_u64).prop_map(|(name, back)| Step::LoseAfter { name, back }),
