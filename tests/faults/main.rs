@@ -8,6 +8,7 @@ mod attempts;
 mod backlog;
 mod cancelled;
 mod consuming;
+mod cut_answers;
 mod edge;
 mod greedy;
 mod half_closed;
