@@ -2,6 +2,7 @@
 // extends the leases and settles the messages. Copy it without changes. It must know nothing of the
 // work.
 
+import { randomUUID } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { setImmediate as breathe, setTimeout as sleep } from "node:timers/promises";
 import { isDeepStrictEqual } from "node:util";
@@ -11,6 +12,7 @@ import {
   Metadata,
   status,
   type CallOptions,
+  type ClientDuplexStream,
   type ClientUnaryCall,
   type ServiceError,
 } from "@grpc/grpc-js";
@@ -21,8 +23,11 @@ import {
   RejectedCause,
   SettleRequest,
   SettleResponse,
+  type ConsumeRequest,
+  type ConsumeResponse,
   type FetchRequest,
   type FetchResponse,
+  type GiveBackRequest,
   type Rejected,
   type SettleError,
   type Settlement,
@@ -80,6 +85,15 @@ export class FetchProxy {
     return call(client.settle.bind(client), request, timeout);
   }
 
+  async giveBack(request: GiveBackRequest): Promise<object> {
+    const client = this.#connected();
+    return call(client.giveBack.bind(client), request, 1_000);
+  }
+
+  consume(): ClientDuplexStream<ConsumeRequest, ConsumeResponse> {
+    return this.#connected().consume(credential());
+  }
+
   /** Open calls may end. */
   close(): void {
     this.#client?.close();
@@ -112,30 +126,42 @@ function content(name: string): Buffer | undefined {
   return path ? readFileSync(path) : undefined;
 }
 
-/** The next answer with messages. Undefined if the worker must stop first. */
+/**
+ * The next answer with messages. Undefined if the worker must stop first. The repeats of a call have
+ * one name, so they get the messages of an answer that was lost.
+ */
 export async function fetchSome(
   proxy: FetchProxy,
   request: FetchRequest,
   stop: AbortSignal,
 ): Promise<FetchResponse | undefined> {
   const timeout = millis(request.maxWait) + PATIENCE;
+  let attempt = { attemptId: randomUUID(), attemptAgain: false };
   for (let tries = 0; !stop.aborted;) {
     const began = performance.now();
     let wait: number;
     try {
-      const answer = await proxy.fetch(request, timeout, stop);
+      const answer = await proxy.fetch({ ...request, ...attempt }, timeout, stop);
       if (answer.messages.length + answer.rejected.length > 0) return answer;
       // A draining proxy, for example, answers at once.
       wait = began + 500 - performance.now();
       tries = 0;
+      attempt = { attemptId: randomUUID(), attemptAgain: false };
     } catch (error) {
       if (stop.aborted) break;
       const refusal = refusalIn(error as ServiceError);
       if (!passes(refusal)) throw new Error(`${refusal.reason}: ${refusal.message}`);
       wait = backoff(refusal, tries++);
+      attempt.attemptAgain = true;
     }
     await pause(wait, stop);
   }
+  // If this fails, messages of an answer that nobody reads come back when their leases end.
+  const { stream, consumer } = request;
+  const { attemptId } = attempt;
+  await proxy.giveBack({ stream, consumer, attemptId }).catch((error) => {
+    console.error("the last Fetch is not given back:", error.message);
+  });
   return undefined;
 }
 
@@ -152,10 +178,7 @@ export class Batch {
     private readonly stop: AbortSignal,
   ) {
     this.leases = messages.map((message) => new Lease(message));
-    for (const { streamSequence: sequence, deliveryCount: deliveries, detail } of rejected) {
-      console.error(`message ${sequence} is rejected: ${detail}`);
-      say({ event: "rejected", sequence, deliveries, id: null });
-    }
+    rejected.forEach(tellOf);
     const leased = rejected.filter(({ token }) => token).map(rejectedLease);
     this.gone = this.#keep([...this.leases, ...leased]);
   }
@@ -166,18 +189,9 @@ export class Batch {
     await breathe();
     lease.stays ||= !this.stop.aborted;
     if (!lease.isThere(performance.now()) || !lease.stays) return;
-    try {
-      const told = await handle(lease.message, lease.gone.signal);
-      lease.decide("acked", { $case: "ack", value: {} }, told);
-    } catch (error) {
-      if (lease.gone.signal.aborted) return;
-      if (error instanceof Transient) lease.decide("nacked", nak(error.delay * 1_000));
-      else if (error instanceof Poison) lease.decide("termed", term(error.message));
-      else {
-        console.error(`message ${lease.message.streamSequence}:`, error);
-        lease.decide("nacked", nak(5_000));
-      }
-    }
+    const outcome = await outcomeOf(handle, lease.message, lease.gone.signal);
+    if (lease.gone.signal.aborted) return;
+    lease.decide(outcome);
     this.#bell.abort();
   }
 
@@ -229,8 +243,10 @@ export class Batch {
   }
 }
 
-type Action = NonNullable<Settlement["action"]>;
-type Refusal = Pick<SettleError, "reason" | "message" | "retryDelay">;
+export type Action = NonNullable<Settlement["action"]>;
+/** How a message is settled, and what its log line says. */
+export type Outcome = { event: string; action: Action; told?: object | void };
+export type Refusal = Pick<SettleError, "reason" | "message" | "retryDelay">;
 type Result = { error: Refusal | undefined; lease: Duration | undefined };
 
 /** A message in hand, until it is settled or its lease is lost. */
@@ -252,9 +268,8 @@ class Lease {
     /** A rejected message was logged already. */
     readonly rejected = false,
   ) {
-    const { streamSequence: sequence, deliveryCount: deliveries, maxDeliver } = message;
-    this.stays = maxDeliver > 0 && deliveries >= maxDeliver;
-    this.#line = { sequence, deliveries, id: idOf(message) };
+    this.stays = message.maxDeliver > 0 && message.deliveryCount >= message.maxDeliver;
+    this.#line = about(message);
     this.#lasts(performance.now(), message.lease);
   }
 
@@ -264,14 +279,14 @@ class Lease {
     return !this.gone.signal.aborted;
   }
 
-  decide(event: string, outcome: Action, told?: object | void): void {
+  decide({ event, action, told }: Outcome): void {
     this.#line = { event, ...this.#line, ...told };
-    this.outcome = outcome;
+    this.outcome = action;
     this.due = performance.now();
   }
 
   giveBack(): void {
-    if (!this.stays && !this.outcome) this.decide("returned", nak(0));
+    if (!this.stays && !this.outcome) this.decide({ event: "returned", action: nak(0) });
   }
 
   part(): Settlement {
@@ -308,14 +323,40 @@ class Lease {
   }
 }
 
+/** The outcome of the work. */
+export async function outcomeOf(
+  handle: Handler,
+  message: Delivery,
+  signal: AbortSignal,
+): Promise<Outcome> {
+  try {
+    const told = await handle(message, signal);
+    return { event: "acked", action: { $case: "ack", value: {} }, told };
+  } catch (error) {
+    if (error instanceof Transient) return { event: "nacked", action: nak(error.delay * 1_000) };
+    if (error instanceof Poison) return { event: "termed", action: term(error.message) };
+    if (!signal.aborted) console.error(`message ${message.streamSequence}:`, error);
+    return { event: "nacked", action: nak(5_000) };
+  }
+}
+
 /** A rejected message with a token is also leased. */
-function rejectedLease({ token, streamSequence, lease: left, cause, detail }: Rejected): Lease {
-  const message = Delivery.create({ token, streamSequence, lease: left });
-  const lease = new Lease(message, true);
+function rejectedLease(rejected: Rejected): Lease {
+  const { token, streamSequence, lease: left } = rejected;
+  const lease = new Lease(Delivery.create({ token, streamSequence, lease: left }), true);
+  lease.decide(outcomeOfRejected(rejected));
+  return lease;
+}
+
+export function tellOf({ streamSequence: sequence, deliveryCount, detail }: Rejected): void {
+  console.error(`message ${sequence} is rejected: ${detail}`);
+  say({ event: "rejected", sequence, deliveries: deliveryCount, id: null });
+}
+
+export function outcomeOfRejected({ cause, detail }: Rejected): Outcome {
   const tooLarge = cause === RejectedCause.REJECTED_CAUSE_TOO_LARGE;
   // Another worker may accept larger answers.
-  lease.decide("rejected", tooLarge ? nak(60_000) : term(detail));
-  return lease;
+  return { event: "rejected", action: tooLarge ? nak(60_000) : term(detail) };
 }
 
 function nak(delay: number): Action {
@@ -340,7 +381,7 @@ const HOPELESS = [
 ];
 
 /** Why a call failed, as the error of each part. The trailers repeat ErrorInfo and RetryInfo. */
-function refusalIn({ code, message, details, metadata }: ServiceError): Refusal {
+export function refusalIn({ code, message, details, metadata }: ServiceError): Refusal {
   // A file that cannot be read is an error without metadata.
   const trailer = (name: string) => metadata?.get(name)[0]?.toString();
   const wait = duration(Number(trailer("grpc-retry-pushback-ms") ?? 0));
@@ -352,12 +393,12 @@ function refusalIn({ code, message, details, metadata }: ServiceError): Refusal 
 }
 
 /** Whether the call may be repeated with the same token. */
-function passes({ reason, retryDelay }: Refusal): boolean {
+export function passes({ reason, retryDelay }: Refusal): boolean {
   return retryDelay !== undefined || reason === "SETTLE_UNCONFIRMED";
 }
 
 /** How long to wait before the next try: at least as long as asked, and longer each time. */
-function backoff({ reason, message, retryDelay }: Refusal, tries: number): number {
+export function backoff({ reason, message, retryDelay }: Refusal, tries: number): number {
   const longest = Math.min(100 * 2 ** tries, PATIENCE);
   const wait = Math.min(millis(retryDelay), PATIENCE) + longest * (0.5 + Math.random() / 2);
   say({ event: "retry", reason, message, in: wait / 1_000 });
@@ -378,10 +419,7 @@ function call<Request, Answer>(
 ): Promise<Answer> {
   return new Promise((resolve, reject) => {
     const options = { deadline: Date.now() + timeout };
-    const metadata = new Metadata();
-    const token = content("BEARER_FILE");
-    if (token) metadata.set("authorization", `Bearer ${token.toString().trim()}`);
-    const call = method(request, metadata, options, (error, answer) => {
+    const call = method(request, credential(), options, (error, answer) => {
       stop?.removeEventListener("abort", cancel);
       if (error) reject(error);
       else resolve(answer);
@@ -389,6 +427,19 @@ function call<Request, Answer>(
     const cancel = () => call.cancel();
     stop?.addEventListener("abort", cancel);
   });
+}
+
+function credential(): Metadata {
+  const metadata = new Metadata();
+  const token = content("BEARER_FILE");
+  if (token) metadata.set("authorization", `Bearer ${token.toString().trim()}`);
+  return metadata;
+}
+
+/** The fields of every log line about a message. */
+export function about(message: Delivery): object {
+  const { streamSequence: sequence, deliveryCount: deliveries } = message;
+  return { sequence, deliveries, id: idOf(message) };
 }
 
 /** Prints one JSON object per line to standard output. */
@@ -409,11 +460,11 @@ export function duration(millis: number): Duration {
   return { seconds: Math.floor(millis / 1_000), nanos: Math.floor((millis % 1_000) * 1e6) };
 }
 
-function millis(duration: Duration | undefined): number {
+export function millis(duration: Duration | undefined): number {
   return duration ? duration.seconds * 1_000 + duration.nanos / 1e6 : 0;
 }
 
 /** Ends early on `stop`. A timer cannot wait longer than this. */
-async function pause(wait: number, stop: AbortSignal): Promise<void> {
+export async function pause(wait: number, stop: AbortSignal): Promise<void> {
   await sleep(Math.min(wait, 2 ** 31 - 1), undefined, { signal: stop }).catch(() => undefined);
 }

@@ -1,8 +1,10 @@
-// A worker: fetches a batch, works on one message after the other, and logs the outcome of each.
-// Copy it, and put your work into `handle`.
+// A worker. With Fetch, it takes a batch, and works on one message after the other. With Consume, if
+// CONCURRENCY is set, it works on up to so many messages at once, as they come. It logs the outcome
+// of each. Copy it, and put your work into `handle`.
 
 import { setTimeout as sleep } from "node:timers/promises";
 
+import { consume } from "./consume.js";
 import {
   Batch,
   duration,
@@ -13,7 +15,7 @@ import {
   say,
   Transient,
 } from "./fetchproxy.js";
-import { Codec, FetchRequest, type Delivery } from "./gen/fetchproxy/v1/fetch.js";
+import { Codec, ConsumeStart, FetchRequest, type Delivery } from "./gen/fetchproxy/v1/fetch.js";
 
 /** The task of a message. */
 type Task =
@@ -64,29 +66,39 @@ async function main(): Promise<void> {
   const stop = new AbortController();
   for (const signal of ["SIGTERM", "SIGINT"]) process.on(signal, () => stop.abort());
 
-  const { FETCH_PROXY_ADDR, STREAM, CONSUMER, BATCH, MAX_WAIT } = process.env;
+  const { FETCH_PROXY_ADDR, STREAM, CONSUMER, BATCH, MAX_WAIT, CONCURRENCY, GRACE } = process.env;
   if (!STREAM || !CONSUMER) throw new Error("STREAM and CONSUMER must be set");
-  const request = FetchRequest.create({
+  const source = {
     stream: STREAM,
     consumer: CONSUMER,
-    n: Number(BATCH ?? 10),
-    maxWait: duration(Number(MAX_WAIT ?? 10) * 1_000),
-    maxBytes: MAX_BYTES,
     codec: Codec.CODEC_JSON,
     worker: "examples/typescript",
-  });
+  };
   const proxy = new FetchProxy(FETCH_PROXY_ADDR ?? "127.0.0.1:50051");
 
   say({ event: "ready" });
-  for (;;) {
-    const answer = await fetchSome(proxy, request, stop.signal);
-    if (!answer) break;
-    const batch = new Batch(proxy, answer, stop.signal);
-    for (const lease of batch.leases) await batch.work(lease, handle);
-    await batch.gone;
+  if (CONCURRENCY) {
+    const credit = { maxLeases: Number(CONCURRENCY) };
+    const start = ConsumeStart.create({ credit, maxFrameBytes: MAX_BYTES, ...source });
+    await consume(proxy, start, Number(GRACE ?? 10) * 1_000, handle, stop.signal);
+  } else {
+    const n = Number(BATCH ?? 10);
+    const maxWait = duration(Number(MAX_WAIT ?? 10) * 1_000);
+    const request = FetchRequest.create({ n, maxWait, maxBytes: MAX_BYTES, ...source });
+    await fetchLoop(proxy, request, stop.signal);
   }
   proxy.close();
   say({ event: "stopped" });
+}
+
+async function fetchLoop(proxy: FetchProxy, request: FetchRequest, stop: AbortSignal) {
+  for (;;) {
+    const answer = await fetchSome(proxy, request, stop);
+    if (!answer) break;
+    const batch = new Batch(proxy, answer, stop);
+    for (const lease of batch.leases) await batch.work(lease, handle);
+    await batch.gone;
+  }
 }
 
 await main().catch((error: Error) => {
