@@ -9,8 +9,8 @@ use std::{
 };
 
 use pb::{
-    AckAction, Delivery, ExtendAction, FetchRequest, FetchResponse, NakAction, Rejected,
-    RejectedCause, SettleError, SettleRequest, SettleResponse, SettleResult, Settlement,
+    AckAction, Delivery, ExtendAction, FetchRequest, FetchResponse, GiveBackRequest, NakAction,
+    Rejected, RejectedCause, SettleError, SettleRequest, SettleResponse, SettleResult, Settlement,
     TermAction, delivery::Payload, fetch_service_client::FetchServiceClient, settlement::Action,
 };
 use serde_json::{Value, json};
@@ -82,7 +82,7 @@ impl Client {
     }
 
     /// The generated client, and the request with the token.
-    fn ready<Q>(
+    pub fn ready<Q>(
         &mut self,
         mut request: Request<Q>,
     ) -> Result<(FetchServiceClient<Channel>, Request<Q>), Status> {
@@ -142,7 +142,8 @@ fn chain(error: &dyn error::Error) -> String {
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
-/// The next answer with messages. `None` if the worker must stop first.
+/// The next answer with messages. `None` if the worker must stop first. The repeats of a call have
+/// one name, so they get the messages of an answer that was lost.
 ///
 /// # Errors
 /// An error that a person must look at.
@@ -152,22 +153,48 @@ pub async fn fetch(
     stop: &CancellationToken,
 ) -> Result<Option<FetchResponse>, String> {
     let (timeout, mut tries) = (of(wanted.max_wait) + PATIENCE, 0);
+    let mut request = FetchRequest { attempt_id: new_name(), ..wanted.clone() };
     loop {
         let began = Instant::now();
-        let call = within(timeout, client, wanted.clone(), async |mut client, request| {
+        let call = within(timeout, client, request.clone(), async |mut client, request| {
             client.fetch(request).await
         });
         let wait = match stop.run_until_cancelled(call).await.transpose() {
             Ok(Some(answer)) if answer.messages.is_empty() && answer.rejected.is_empty() => {
                 tries = 0;
+                request = FetchRequest { attempt_id: new_name(), ..wanted.clone() };
                 // A draining proxy, for example, answers at once.
                 Duration::from_millis(500).saturating_sub(began.elapsed())
             }
-            Ok(answer) => return Ok(answer),
-            Err(error) if passes(&error) => wait(&error, &mut tries),
+            Ok(Some(answer)) => return Ok(Some(answer)),
+            Ok(None) => {
+                give_back(client, request).await;
+                return Ok(None);
+            }
+            Err(error) if passes(&error) => {
+                request.attempt_again = true;
+                wait(&error, &mut tries)
+            }
             Err(error) => return Err(format!("{}: {}", error.reason, error.message)),
         };
         stop.run_until_cancelled(time::sleep(wait)).await;
+    }
+}
+
+fn new_name() -> String {
+    format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..))
+}
+
+/// Returns the messages of a Fetch whose answer nobody reads. If it fails, they come back when their
+/// leases end.
+async fn give_back(client: &mut Client, request: FetchRequest) {
+    let FetchRequest { stream, consumer, attempt_id, .. } = request;
+    let message = GiveBackRequest { stream, consumer, attempt_id };
+    let call = within(Duration::from_secs(1), client, message, async |mut client, request| {
+        client.give_back(request).await
+    });
+    if let Err(error) = call.await {
+        eprintln!("the last Fetch is not given back: {}: {}", error.reason, error.message);
     }
 }
 
@@ -192,7 +219,7 @@ async fn within<Q, A>(
 }
 
 /// Why a call failed, as the error of each of its parts.
-fn refusal(status: &Status) -> SettleError {
+pub fn refusal(status: &Status) -> SettleError {
     use Code::*;
     let info = status.get_details_error_info().filter(|info| info.domain == "fetchproxy");
     let retry = status.get_details_retry_info().and_then(|info| info.retry_delay);
@@ -210,13 +237,13 @@ fn refusal(status: &Status) -> SettleError {
 }
 
 /// Whether the call may be repeated with the same token.
-fn passes(refusal: &SettleError) -> bool {
+pub fn passes(refusal: &SettleError) -> bool {
     refusal.retry_delay.is_some() || refusal.reason == "SETTLE_UNCONFIRMED"
 }
 
 /// How long to wait before the next try: at least the time that was asked for, and longer each
 /// time.
-fn wait(refusal: &SettleError, tries: &mut u32) -> Duration {
+pub fn wait(refusal: &SettleError, tries: &mut u32) -> Duration {
     let longest = Duration::from_millis(100 << (*tries).min(6)).min(PATIENCE);
     *tries += 1;
     let asked = of(refusal.retry_delay).min(PATIENCE);
@@ -245,8 +272,6 @@ impl Batch {
         let mut leases: Vec<_> = answer.messages.iter().map(Lease::of).collect();
         for rejected in &answer.rejected {
             let lease = Lease::of_rejected(rejected);
-            eprintln!("message {} is rejected: {}", rejected.stream_sequence, rejected.detail);
-            say(&lease.line);
             leases.extend((!rejected.token.is_empty()).then_some(lease));
         }
         let (leases, stop) = (Mutex::new(leases), stop.clone());
@@ -263,16 +288,7 @@ impl Batch {
         let Some(lost) = self.begin(place) else { return };
         // In a task of its own, so that a panic ends only the task.
         let done = tokio::spawn(work(lost)).await.unwrap_or_else(|panic| Err(panic.into()));
-        let lease = &mut self.leases()[place];
-        match done {
-            Ok(told) => lease.decide("acked", Action::Ack(AckAction {}), told),
-            Err(Failure::Transient(delay)) => lease.decide("nacked", nak(delay), Value::Null),
-            Err(Failure::Poison(reason)) => lease.decide("termed", term(&reason), Value::Null),
-            Err(Failure::Unexpected(error)) => {
-                eprintln!("message {}: {error}", lease.line["sequence"]);
-                lease.decide("nacked", nak(Duration::from_secs(5)), Value::Null);
-            }
-        }
+        self.leases()[place].decide_by(done);
         self.decided.notify_one();
     }
 
@@ -373,8 +389,8 @@ impl Batch {
 }
 
 /// A message in hand, until it is settled or its lease is lost.
-struct Lease {
-    token: String,
+pub struct Lease {
+    pub token: String,
     /// The log line at the end. A rejected message was logged already and gets no second line.
     line: Value,
     is_rejected: bool,
@@ -383,14 +399,14 @@ struct Lease {
     due: Instant,
     /// Begun, or on its last attempt. A Nak of the last attempt would end the message.
     stays: bool,
-    outcome: Option<Action>,
+    pub outcome: Option<Action>,
     /// Whether the call under way settles the message. Otherwise the call extends the lease.
     is_settling: bool,
-    gone: CancellationToken,
+    pub gone: CancellationToken,
 }
 
 impl Lease {
-    fn of(message: &Delivery) -> Self {
+    pub fn of(message: &Delivery) -> Self {
         let (last, now) = (message.max_deliver, Instant::now());
         let mut lease = Self {
             token: message.token.clone(),
@@ -412,8 +428,8 @@ impl Lease {
         lease
     }
 
-    /// A rejected message with a token is also leased.
-    fn of_rejected(rejected: &Rejected) -> Self {
+    /// Logs a rejected message. With a token, it is also leased.
+    pub fn of_rejected(rejected: &Rejected) -> Self {
         let message = Delivery {
             token: rejected.token.clone(),
             stream_sequence: rejected.stream_sequence,
@@ -428,6 +444,8 @@ impl Lease {
             _ => term(&rejected.detail),
         };
         lease.decide("rejected", outcome, Value::Null);
+        eprintln!("message {} is rejected: {}", rejected.stream_sequence, rejected.detail);
+        say(&lease.line);
         lease
     }
 
@@ -447,6 +465,19 @@ impl Lease {
         }
     }
 
+    /// The result of the work decides the outcome.
+    pub fn decide_by(&mut self, done: Result<Value, Failure>) {
+        match done {
+            Ok(told) => self.decide("acked", Action::Ack(AckAction {}), told),
+            Err(Failure::Transient(delay)) => self.decide("nacked", nak(delay), Value::Null),
+            Err(Failure::Poison(reason)) => self.decide("termed", term(&reason), Value::Null),
+            Err(Failure::Unexpected(error)) => {
+                eprintln!("message {}: {error}", self.line["sequence"]);
+                self.decide("nacked", nak(Duration::from_secs(5)), Value::Null);
+            }
+        }
+    }
+
     fn decide(&mut self, event: &str, outcome: Action, told: Value) {
         (self.outcome, self.due) = (Some(outcome), Instant::now());
         self.line["event"] = event.into();
@@ -463,13 +494,13 @@ impl Lease {
         Settlement { token: self.token.clone(), action, ..Settlement::default() }
     }
 
-    fn lose(&mut self, why: &str) {
+    pub fn lose(&mut self, why: &str) {
         eprintln!("message {} is lost: {why}", self.line["sequence"]);
         self.line["event"] = "lost".into();
         self.end();
     }
 
-    fn end(&mut self) {
+    pub fn end(&mut self) {
         if !self.is_rejected {
             say(&self.line);
         }
@@ -496,7 +527,7 @@ fn id(message: &Delivery) -> Value {
     serde_json::from_str::<Value>(text).unwrap_or_default()["id"].clone()
 }
 
-fn of(length: Option<prost_types::Duration>) -> Duration {
+pub fn of(length: Option<prost_types::Duration>) -> Duration {
     length.and_then(|length| length.try_into().ok()).unwrap_or_default()
 }
 

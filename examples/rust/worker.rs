@@ -1,6 +1,8 @@
-//! A worker: fetches a batch, works on one message after the other, and logs the outcome of each.
-//! Copy it, and put your work into `handle`.
+//! A worker. With Fetch, it takes a batch, and works on one message after the other. With Consume, if
+//! CONCURRENCY is set, it works on up to so many messages at once, as they come. It logs the outcome
+//! of each. Copy it, and put your work into `handle`.
 
+mod consume;
 mod fetchproxy;
 
 use std::{env, error::Error, time::Duration};
@@ -8,7 +10,7 @@ use std::{env, error::Error, time::Duration};
 use fetchproxy::{
     Batch, Client,
     Failure::{self, Poison, Transient},
-    pb::{Codec, Delivery, FetchRequest, delivery::Payload},
+    pb::{Codec, ConsumeCredit, ConsumeStart, Delivery, FetchRequest, delivery::Payload},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -59,26 +61,53 @@ async fn handle(message: Delivery, lost: CancellationToken) -> Result<Value, Fai
 async fn main() -> Result<(), Box<dyn Error>> {
     let stop = stop_on_signal()?;
     let set = |name: &str, default: &str| env::var(name).unwrap_or_else(|_| default.to_owned());
-    let request = FetchRequest {
-        stream: env::var("STREAM").map_err(|_| "STREAM is not set")?,
-        consumer: env::var("CONSUMER").map_err(|_| "CONSUMER is not set")?,
-        n: set("BATCH", "10").parse()?,
-        max_wait: Some(fetchproxy::to(duration(set("MAX_WAIT", "10").parse()?))),
-        max_bytes: fetchproxy::MAX_BYTES,
-        codec: Codec::Json.into(),
-        worker: "examples/rust".to_owned(),
-        ..FetchRequest::default()
-    };
-    let mut client = Client::new(&set("FETCH_PROXY_ADDR", "127.0.0.1:50051"))?;
+    let stream = env::var("STREAM").map_err(|_| "STREAM is not set")?;
+    let consumer = env::var("CONSUMER").map_err(|_| "CONSUMER is not set")?;
+    let worker = "examples/rust".to_owned();
+    let client = Client::new(&set("FETCH_PROXY_ADDR", "127.0.0.1:50051"))?;
     fetchproxy::say(&json!({ "event": "ready" }));
-    while let Some(answer) = fetchproxy::fetch(&mut client, &request, &stop).await? {
-        let (batch, keeper) = Batch::keep(&client, &answer, &stop);
+    if let Ok(concurrency) = env::var("CONCURRENCY") {
+        let max_leases = Some(concurrency.parse()?);
+        let start = ConsumeStart {
+            stream,
+            consumer,
+            credit: Some(ConsumeCredit { max_leases, ..ConsumeCredit::default() }),
+            max_frame_bytes: fetchproxy::MAX_BYTES,
+            codec: Codec::Json.into(),
+            worker,
+            ..ConsumeStart::default()
+        };
+        let grace = duration(set("GRACE", "10").parse()?);
+        consume::consume(client, start, grace, &stop, handle).await?;
+    } else {
+        let request = FetchRequest {
+            stream,
+            consumer,
+            n: set("BATCH", "10").parse()?,
+            max_wait: Some(fetchproxy::to(duration(set("MAX_WAIT", "10").parse()?))),
+            max_bytes: fetchproxy::MAX_BYTES,
+            codec: Codec::Json.into(),
+            worker,
+            ..FetchRequest::default()
+        };
+        fetch_loop(client, request, &stop).await?;
+    }
+    fetchproxy::say(&json!({ "event": "stopped" }));
+    Ok(())
+}
+
+async fn fetch_loop(
+    mut client: Client,
+    request: FetchRequest,
+    stop: &CancellationToken,
+) -> Result<(), Box<dyn Error>> {
+    while let Some(answer) = fetchproxy::fetch(&mut client, &request, stop).await? {
+        let (batch, keeper) = Batch::keep(&client, &answer, stop);
         for (place, message) in answer.messages.into_iter().enumerate() {
             batch.work(place, |lost| handle(message, lost)).await;
         }
         keeper.await?;
     }
-    fetchproxy::say(&json!({ "event": "stopped" }));
     Ok(())
 }
 
