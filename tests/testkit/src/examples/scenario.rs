@@ -258,7 +258,7 @@ fn once() -> usize {
     1
 }
 
-/// How many messages a worker handles at once, if a scenario does not say it.
+/// How many messages a worker with Consume handles at once.
 const CONCURRENCY: &str = "10";
 
 impl Suite {
@@ -280,8 +280,7 @@ impl Scenario {
         let mut scenario = Self { by, ..self.clone() };
         if by == Loop::Consume {
             scenario.name = format!("{} {}", by.name(), self.name);
-            let n = self.env.get("BATCH").map_or(CONCURRENCY, String::as_str);
-            scenario.env.insert("CONCURRENCY".to_owned(), n.to_owned());
+            scenario.env.insert("CONCURRENCY".to_owned(), CONCURRENCY.to_owned());
         }
         self.loops.contains(&by).then_some(scenario)
     }
