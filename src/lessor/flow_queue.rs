@@ -301,6 +301,8 @@ impl fmt::Debug for FlowAccount {
 }
 
 #[cfg(test)]
+mod debits;
+#[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 

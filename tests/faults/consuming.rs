@@ -2,7 +2,9 @@
 
 use fetch_proxy::pb::{self, Outcome};
 use testkit::{
-    BOUND, eventually,
+    BOUND,
+    consume::{ConsumeClient, acked, keep, leases},
+    eventually,
     jetstream::{Fixture, ack_wait},
     nats_server::NatsServer,
     proxy::{Client, Proxy, ack, reason},
@@ -72,4 +74,28 @@ async fn stream_fails_while_nats_is_silent_and_its_lease_outlives_it() {
     })
     .await;
     assert_eq!((next.stream_sequence, next.delivery_count), (2, 1));
+}
+
+/// The client would lose what the stream keeps by opening another stream.
+#[tokio::test]
+async fn stream_and_what_it_keeps_outlive_a_short_silence_of_nats() {
+    let server = NatsServer::start();
+    let fixture = Fixture::on(&server, ack_wait(60_000)).await;
+    fixture.publish_many(2).await;
+    let proxy = Proxy::start(&server, &[]);
+    let client = proxy.client().await;
+    let mut stream = ConsumeClient::open(&client, keep(&fixture, 2, 0, None)).await;
+    let held = stream.messages(2).await;
+    stream.credit(leases(1, 10));
+    stream.until(|stream| stream.credit_id == 1).await;
+    signal(server.pid(), "STOP");
+    let away = |idle: &pb::ConsumeIdle| idle.reason() == pb::EmptyReason::NatsUnavailable;
+    stream.until(|stream| stream.idle.iter().any(away)).await;
+    signal(server.pid(), "CONT");
+    fixture.publish_many(1).await;
+    assert_eq!(stream.messages(1).await[0].number, 3);
+    stream.settle(1, held.iter().map(acked).collect());
+    assert_eq!(stream.result(1).await.failed, 0);
+    assert_eq!((fixture.info().await.num_redelivered, &*stream.ended), (0, &[][..]));
+    stream.close().await;
 }

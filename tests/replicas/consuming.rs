@@ -1,12 +1,14 @@
-//! A Consume at a replica that leaves: its leases go to the replica that stays, and nothing is delivered twice.
+//! A Consume beside another replica: its leases are settled there, and go there when the replica of the stream leaves.
 
-use fetch_proxy::pb::{self, ConsumeDrainCause, Outcome, settlement::Action};
+use fetch_proxy::{
+    pb::{self, ConsumeDrainCause, Outcome},
+    reason::Reason,
+};
 use testkit::{
-    BOUND,
+    consume::{ConsumeClient, acked, keep, outcomes, start},
     jetstream::{Fixture, ack_wait},
     proxy::ack,
 };
-use tokio::{sync::mpsc, time::timeout};
 
 use super::pair::Pair;
 
@@ -15,42 +17,69 @@ async fn stream_of_a_leaving_replica_ends_and_its_tokens_work_at_the_other() {
     let fixture = Fixture::new(ack_wait(60_000)).await;
     fixture.publish_many(30).await;
     let mut pair = Pair::start().await;
-    let (send, mut receive) = mpsc::unbounded_channel();
-    let requests = futures_util::stream::poll_fn(move |cx| receive.poll_recv(cx));
-    let mut frames = pair.at_owner.consume(requests).await.unwrap().into_inner();
-    let credit = pb::ConsumeCredit { max_leases: Some(20), ..Default::default() };
-    let start = pb::ConsumeStart {
-        stream: fixture.stream.clone(),
-        consumer: fixture.consumer.clone(),
-        credit: Some(credit),
-        ..Default::default()
-    };
-    send.send(pb::ConsumeRequest { start: Some(start), ..Default::default() }).unwrap();
-    let (mut held, mut draining, mut results) = (Vec::new(), None, Vec::new());
-    let mut signalled = false;
+    let mut stream = ConsumeClient::open(&pair.at_owner, start(&fixture, 20)).await;
+    let held = stream.messages(20).await;
+    stream.settle(7, vec![acked(&held[0])]);
+    assert_eq!(outcomes(&stream.result(7).await), [Outcome::Confirmed]);
+    pair.owner.signal("TERM");
     // The stream ends by itself once its leases are at the other replica.
-    while let Some(frame) = timeout(BOUND, frames.message()).await.expect("no end").unwrap() {
-        held.extend(frame.messages);
-        draining = draining.or(frame.draining);
-        results.extend(frame.results);
-        if held.len() >= 20 && !std::mem::replace(&mut signalled, true) {
-            let number = held[0].number;
-            let action = Some(Action::Ack(pb::AckAction {}));
-            let settlements = vec![pb::Settlement { number, action, token: String::new() }];
-            let settle = Some(pb::ConsumeSettle { id: 7, settlements, confirmation: 0 });
-            send.send(pb::ConsumeRequest { settle, ..Default::default() }).unwrap();
-        }
-        if !results.is_empty() && draining.is_none() {
-            pair.owner.signal("TERM");
-        }
-    }
-    assert_eq!(draining.unwrap().cause(), ConsumeDrainCause::Replica);
-    assert_eq!(results[0].results[0].outcome(), Outcome::Confirmed);
+    while stream.next().await.unwrap().is_some() {}
+    assert_eq!(stream.draining.unwrap().cause(), ConsumeDrainCause::Replica);
+    assert_eq!(stream.ended, [], "a lease that has moved has not ended");
     pair.owner.wait().await;
-    for message in &held[1..] {
+    for message in held[1..].iter().chain(&stream.messages) {
         let acked = pair.at_other.ack(ack(&message.token)).await.unwrap().into_inner();
         assert_eq!(acked.outcome(), Outcome::Confirmed, "number {}", message.number);
     }
     let info = fixture.info().await;
     assert_eq!((info.num_redelivered, info.num_ack_pending), (0, 0), "{info:?}");
+}
+
+#[tokio::test]
+async fn kept_leases_live_for_half_a_minute_after_their_stream_has_moved() {
+    let fixture = Fixture::new(ack_wait(600_000)).await;
+    fixture.publish_many(5).await;
+    let mut pair = Pair::start().await;
+    let mut stream = ConsumeClient::open(&pair.at_owner, keep(&fixture, 5, 0, None)).await;
+    let held = stream.messages(5).await;
+    pair.owner.signal("TERM");
+    while stream.next().await.unwrap().is_some() {}
+    assert_eq!(stream.ended, []);
+    pair.owner.wait().await;
+    let mut next = ConsumeClient::open(&pair.at_other, start(&fixture, 5)).await;
+    next.listen(5000).await;
+    assert_eq!(next.messages.len(), 0, "the grace of the stream was nothing");
+    let acked = pair.at_other.ack(ack(&held[0].token)).await.unwrap().into_inner();
+    assert_eq!(acked.outcome(), Outcome::Confirmed);
+    let extend = testkit::proxy::extend(&held[1].token, 60_000);
+    pair.at_other.extend(extend).await.unwrap();
+    // The others come back at last, and the extended lease does not.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while next.messages.len() < 3 && std::time::Instant::now() < deadline {
+        next.listen(500).await;
+    }
+    let mut back: Vec<u64> = next.messages.iter().map(|message| message.stream_sequence).collect();
+    back.sort_unstable();
+    assert_eq!(back, [3, 4, 5]);
+    next.close().await;
+}
+
+#[tokio::test]
+async fn settlement_at_another_replica_ends_a_lease_and_brings_the_next_message() {
+    let fixture = Fixture::new(ack_wait(60_000)).await;
+    fixture.publish_many(2).await;
+    let mut pair = Pair::start().await;
+    let mut stream = ConsumeClient::open(&pair.at_owner, keep(&fixture, 1, 10, None)).await;
+    let first = stream.messages(1).await.remove(0);
+    let settlement = pb::Settlement { number: 0, token: first.token.clone(), ..acked(&first) };
+    let settle = pb::SettleRequest { settlements: vec![settlement], confirmation: 0 };
+    let results = pair.at_other.settle(settle).await.unwrap().into_inner().results;
+    assert_eq!(results[0].outcome(), Outcome::Confirmed);
+    let second = stream.messages(1).await.remove(0);
+    let ended = stream.ended.remove(0);
+    let why = ended.why.unwrap();
+    let known = (ended.number, &*why.reason, &*why.metadata["settled_as"]);
+    assert_eq!(known, (1, Reason::LeaseSettled.name(), "ACK"));
+    stream.settle(1, vec![acked(&second)]);
+    assert_eq!(stream.close().await.ended, []);
 }

@@ -11,6 +11,7 @@ use testkit::{
     jetstream::{Fixture, SHORTEST_KEPT, ack_wait, config},
     nats_server::NatsServer,
     proxy::{Client, Proxy, ack, reason},
+    scrape::balanced,
 };
 
 async fn served(flags: &[&str]) -> (Proxy, Client) {
@@ -130,7 +131,7 @@ async fn messages_of_a_cut_connection_come_back_after_the_grace() {
 async fn leases_end_at_once_after_a_half_close_without_grace() {
     let fixture = Fixture::new(ack_wait(600_000)).await;
     fixture.publish_many(3).await;
-    let (_proxy, client) = served(&[]).await;
+    let (proxy, client) = served(&[]).await;
     let mut stream = ConsumeClient::open(&client, keep(&fixture, 3, 0, None)).await;
     let held = stream.messages(3).await;
     let extend = Action::Extend(pb::ExtendAction { lease: Some(seconds(600)) });
@@ -147,4 +148,6 @@ async fn leases_end_at_once_after_a_half_close_without_grace() {
     let settled = client.clone().ack(ack(&held[0].token)).await.unwrap();
     assert_eq!(settled.into_inner().outcome(), Outcome::Confirmed);
     next.close().await;
+    let books = balanced(&proxy.ops).await;
+    assert_eq!((books.began, books.ended, books.held), (5, 5, 0));
 }

@@ -13,6 +13,7 @@ mod keeping;
 mod leases;
 mod metrics;
 mod one_call;
+mod ordering;
 mod payloads;
 mod raw;
 mod refusals;

@@ -287,7 +287,7 @@ impl Callers {
             self.pump.leave(id, now);
             caller.refuse(error.clone());
         }
-        for id in self.flows.fail(error, Some(asked_at)) {
+        for id in self.flows.fail(error, |came_at| came_at <= asked_at) {
             self.pump.close_flow(id, now);
         }
         !self.waiting.is_empty() || !self.flows.is_empty()
@@ -295,14 +295,30 @@ impl Callers {
 
     /// Tells all who wait for messages of an error.
     pub(super) fn fail(&mut self, error: &Error, now: Instant) {
+        self.fail_since(error, None, now);
+    }
+
+    /// The same, but of flows only those that have come since then.
+    pub(super) fn fail_since(&mut self, error: &Error, since: Option<Instant>, now: Instant) {
         for id in self.pump.fail(now) {
             if let Some(caller) = self.take(id) {
                 caller.refuse(error.clone());
             }
         }
-        for id in self.flows.fail(error, None) {
+        let late = |came_at| since.is_none_or(|since| came_at >= since);
+        for id in self.flows.fail(error, late) {
             self.pump.close_flow(id, now);
         }
+    }
+
+    /// Whether somebody waits who hears at once that NATS is away since then.
+    pub(super) fn are_impatient(&self, away_since: Instant) -> bool {
+        self.pump.waiters() > 0 || self.flows.any_since(away_since)
+    }
+
+    /// Whether there are flows.
+    pub(super) fn has_flows(&self) -> bool {
+        !self.flows.is_empty()
     }
 
     /// Somebody wants to know the spec.

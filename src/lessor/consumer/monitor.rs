@@ -278,9 +278,10 @@ impl Monitor {
         self.connection.is_up()
     }
 
-    /// NATS or INFO was away for so long that callers hear of it.
-    pub fn is_away(&self, now: Instant) -> bool {
-        self.connection.callers_told_at().is_some_and(|at| now >= at)
+    /// NATS or INFO was away for so long that callers hear of it: since when, and when streams that were there
+    /// before hear of it.
+    pub fn away(&self, now: Instant) -> Option<(Instant, Instant)> {
+        self.connection.away(now)
     }
 
     /// INFO was read on the present connection.

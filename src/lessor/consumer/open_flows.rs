@@ -51,15 +51,19 @@ impl OpenFlows {
         }
     }
 
-    /// Removes flows that had come by this time, and tells their calls of this error.
-    pub(super) fn fail(&mut self, error: &Error, came_by: Option<Instant>) -> Vec<FlowId> {
-        let earlier = |flow: &OpenFlow| came_by.is_none_or(|by| flow.came_at <= by);
-        let failed = self.open.iter().filter(|(_, flow)| earlier(flow));
+    /// Removes flows that had come at such a time, and tells their calls of this error.
+    pub(super) fn fail(&mut self, error: &Error, came: impl Fn(Instant) -> bool) -> Vec<FlowId> {
+        let failed = self.open.iter().filter(|(_, flow)| came(flow.came_at));
         let failed: Vec<FlowId> = failed.map(|(id, _)| *id).collect();
         for id in &failed {
             self.end(*id, FlowEnd::Failed(error.clone()));
         }
         failed
+    }
+
+    /// Whether a flow has come since then.
+    pub(super) fn any_since(&self, since: Instant) -> bool {
+        self.open.values().any(|flow| flow.came_at >= since)
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -276,7 +276,7 @@ impl<B: Broker> Performer<B> {
         if let (Ok(info), Some(spec)) = (info, self.leases.spec()) {
             spec.meter.seen(info.pending, info.ack_pending, now);
         }
-        if self.monitor.is_away(now) && self.monitor.is_connected() {
+        if self.monitor.away(now).is_some() && self.monitor.is_connected() {
             self.info.log_failure(now);
         }
         if let Some(spec) = self.spec_here().filter(|_| info.is_ok()).cloned() {
@@ -386,10 +386,9 @@ impl<B: Broker> Performer<B> {
 
     /// Tells callers that NATS is away, if it is for so long.
     pub(super) fn tell_outage(&mut self, now: Instant) {
-        if self.monitor.is_away(now) {
-            let unread = || Error::Unavailable("the consumer cannot be read".to_owned());
-            let error = self.info.why_away(self.subscription.link()).unwrap_or_else(unread);
-            self.callers.fail(&error, now);
-        }
+        let Some((since, long_at)) = self.monitor.away(now) else { return };
+        let unread = || Error::Unavailable("the consumer cannot be read".to_owned());
+        let error = self.info.why_away(self.subscription.link()).unwrap_or_else(unread);
+        self.callers.fail_since(&error, Some(since).filter(|_| now < long_at), now);
     }
 }

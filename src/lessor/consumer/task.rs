@@ -99,8 +99,15 @@ impl<B: Broker> ConsumerTask<B> {
         let idle = callers.idle_at() + Duration::from_millis(1);
         let starved = callers.pump.starved().then(|| now + STARVED_RETRY);
         let pump = callers.pump.next_deadline(now);
-        let monitor = monitor.next_deadline(callers.are_waiting());
-        [starved, pump, monitor, subscription.next_deadline(), self.performer.silent_at()]
+        let (waiting, streams) = match monitor.away(now) {
+            // Older streams hear of it later than the others.
+            Some((since, long_at)) => {
+                (callers.are_impatient(since), Some(long_at).filter(|_| callers.has_flows()))
+            }
+            None => (callers.are_waiting(), None),
+        };
+        let monitor = monitor.next_deadline(waiting);
+        [starved, pump, monitor, streams, subscription.next_deadline(), self.performer.silent_at()]
             .into_iter()
             .flatten()
             .fold(idle.max(now + Duration::from_secs(1)), Instant::min)

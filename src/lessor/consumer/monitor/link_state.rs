@@ -8,6 +8,9 @@ use crate::broker::Server;
 /// do not notice it. The caller still has time to try another replica.
 const AWAY: Duration = Duration::from_secs(2);
 
+/// A stream that was there before hears of it after this time: its client would lose what it holds by a new stream.
+const STREAM_AWAY: Duration = Duration::from_secs(10);
+
 /// See the [module](self).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct LinkState {
@@ -80,6 +83,12 @@ impl LinkState {
     /// NATS and INFO are to be had, as far as is known.
     pub(super) fn is_there(&self) -> bool {
         self.away_since.is_none()
+    }
+
+    /// If callers hear that NATS is away: since when, and when streams that were there before hear of it.
+    pub(super) fn away(&self, now: Instant) -> Option<(Instant, Instant)> {
+        let since = self.away_since.filter(|since| now >= *since + AWAY)?;
+        Some((since, since + STREAM_AWAY))
     }
 
     /// The time at which callers hear that NATS is away.
