@@ -45,7 +45,7 @@ const AT_A_TIME: usize = 6;
 /// More than a worker accepts in one answer.
 const NATS: &str = "max_payload: 32MB";
 /// For all scenarios, builds not counted.
-const LONGEST_RUN: Duration = Duration::from_secs(600);
+const LONGEST_RUN: Duration = Duration::from_secs(900);
 
 fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
