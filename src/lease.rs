@@ -138,9 +138,8 @@ impl<T> LeaseTable<T> {
         assign: impl FnOnce(&mut Lease<T>),
     ) -> Result<Assigned, LeaseError> {
         let lease = self.change(id, now, assign)?;
-        let (deadline, ack_by) = (lease.deadline(), lease.ack_by());
-        let settle_by = self.origin.at(deadline.min(ack_by));
-        Ok(Assigned { deadline: self.origin.at(deadline), settle_by })
+        let (deadline, settle_by) = (lease.deadline(), lease.settle_by(now));
+        Ok(Assigned { deadline: self.origin.at(deadline), settle_by: self.origin.at(settle_by) })
     }
 
     /// Moves the end of a lease to `length` from now, and returns the new end, which may be earlier.

@@ -9,8 +9,8 @@
 //!  Nak           not sent: JetStream redelivers by itself              LEASE_EXPIRED
 //!  Extend        not applied                                           LEASE_EXPIRED
 //! ```
-//! `settle_by` is the earlier of the first end of the lease and the end of the ack wait. Before that
-//! time nobody else can have the message, unless another server led the consumer. It is a time of day
+//! `settle_by` is the earlier of the first end of the lease and the end of the ack wait. A lease that lives as long as a
+//! stream can end after its grace. Before that time nobody else can have the message, unless another server led the consumer. It is a time of day
 //! by the clock of the owner. If that clock is known to differ from the clock here, nothing is applied.
 //! Decides by the token and by the consumer as it is now; knows no lease.
 

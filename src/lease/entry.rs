@@ -214,6 +214,16 @@ impl<T> Lease<T> {
         }
     }
 
+    /// The time until which nobody else can have the message, whatever this table does with a lease that its caller
+    /// does not end. The stream of the caller may end at once.
+    pub(super) fn settle_by(&self, now: Nanos) -> Nanos {
+        let first_end = match self.until {
+            Until::Kept { at_most, grace } => at_most.min(now + grace),
+            Until::JetStreamEnds { .. } | Until::At(_) | Until::Assigned => self.deadline(),
+        };
+        first_end.min(self.ack_by())
+    }
+
     /// The next time at which a sweep must look at the lease.
     pub(super) fn due_at(&self) -> Option<Nanos> {
         let (deadline, ack_by) = (self.deadline(), self.ack_by());

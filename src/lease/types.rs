@@ -65,8 +65,8 @@ pub struct Terms {
 pub struct Assigned {
     /// The end of the lease, unless it is extended.
     pub deadline: Instant,
-    /// The earlier of the deadline and of JetStream's present end. Until then even a replica that cannot ask
-    /// this table can settle the message without harm.
+    /// The earlier of the first possible end of the lease and of JetStream's present end. Until then even a replica that
+    /// cannot ask this table can settle the message without harm. A kept lease can end after its grace.
     pub settle_by: Instant,
 }
 

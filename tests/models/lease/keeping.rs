@@ -13,7 +13,8 @@ fn kept_lease_ends_after_the_grace_of_its_stream() {
     let mut timed = TimedTable::new();
     let (id, seconds) = (timed.granted(), Duration::from_secs);
     let kept = timed.table.assign_kept(id, (seconds(60), seconds(2)), timed.origin);
-    assert_eq!(kept, Ok(Assigned { deadline: timed.at(60_000), settle_by: timed.at(ACK_BY) }));
+    // The stream may end at once, and another worker may have the message after the grace.
+    assert_eq!(kept, Ok(Assigned { deadline: timed.at(60_000), settle_by: timed.at(2000) }));
     assert_eq!(timed.sweep(5000), [Due::Progress { id }], "it outlives the ack wait");
     timed.progressed(id, 5000, 5001);
     timed.table.end_kept(id, timed.at(6000));

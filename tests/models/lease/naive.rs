@@ -69,6 +69,15 @@ impl Lease {
         self.start() + self.ack_wait - margin(self.ack_wait)
     }
 
+    /// The earliest time at which the message can go to somebody else.
+    pub(super) fn settle_by(&self, now: i64) -> i64 {
+        let end = match self.until {
+            Until::Kept(at_most, grace) => Some(at_most.min(now + grace)),
+            _ => self.deadline(),
+        };
+        end.map_or(self.ack_by(), |end| end.min(self.ack_by()))
+    }
+
     pub(super) fn progress_at(&self) -> i64 {
         (self.start() + self.ack_wait / 2).max(self.tried + self.ack_wait / 8)
     }

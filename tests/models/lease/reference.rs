@@ -134,7 +134,7 @@ impl Reference {
                 let deadline = now + at_most.min(longest);
                 lease.granted = None;
                 lease.until = Until::Kept(deadline, grace.min(longest));
-                Reply::Assigned { deadline, settle_by: deadline.min(lease.ack_by()) }
+                Reply::Assigned { deadline, settle_by: lease.settle_by(now) }
             },
         )
     }
@@ -163,7 +163,7 @@ impl Reference {
             Ok(lease) => lease.clone(),
             Err(error) => return error,
         };
-        let again = self.assign(id, length);
+        let (again, now) = (self.assign(id, length), self.now);
         let lease = self.lease(id).unwrap();
         // A lease without an end has no caller yet.
         let Some(deadline) = before.deadline().filter(|before| lease.deadline() < Some(*before))
@@ -171,7 +171,7 @@ impl Reference {
             return again;
         };
         lease.until = before.until;
-        Reply::Assigned { deadline, settle_by: deadline.min(lease.ack_by()) }
+        Reply::Assigned { deadline, settle_by: lease.settle_by(now) }
     }
 
     pub(super) fn reissue(&mut self, id: u64) -> Reply {
