@@ -299,11 +299,12 @@ impl<B: Broker + Bus> ConsumeTask<B> {
             self.silence.forgive(now);
         }
         let Some(silent) = self.silence.is_over(now) else { return };
-        let requests = self.requests.as_mut();
+        self.unread = matches!(silent, ApiError::StreamSilent(SilentDirection::Reading, _));
+        // A frame may be here that was not looked at.
+        let requests = self.requests.as_mut().filter(|_| !self.unread);
         if let Some(message) = requests.and_then(|requests| requests.message().now_or_never()) {
             return self.received(message);
         }
-        self.unread = matches!(silent, ApiError::StreamSilent(SilentDirection::Reading, _));
         self.fail(silent);
     }
 
