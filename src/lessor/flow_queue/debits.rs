@@ -162,6 +162,8 @@ impl World {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..Default::default() })]
+
     #[test]
     fn credit_comes_back_however_leases_end(history in vec(happens(), 1..80)) {
         let now = clock::now();
