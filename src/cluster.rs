@@ -209,14 +209,15 @@ impl<B: Broker + Bus> Cluster<B> {
     }
 
     /// Asks the other replicas for an attempt of which nothing is known here, and lends its leases anew for `lease`
-    /// from now. `None`: no replica has answered.
+    /// from now. `None`: no replica has answered, by `until` at the latest.
     pub async fn find_attempt(
         &self,
         attempt: &NamedAttempt,
         lease: Option<Duration>,
         caller: &FetchCaller,
+        until: Option<Instant>,
     ) -> Option<AttemptElsewhere> {
-        attempts::find(&self.replica, attempt, lease, caller).await
+        attempts::find(&self.replica, attempt, lease, caller, until).await
     }
 
     /// Gives an attempt back at all replicas. Returns how many messages were given back, as far as is known.

@@ -69,16 +69,18 @@ pub enum AttemptElsewhere {
     Waited,
 }
 
-/// Asks the other replicas to lend the leases of an attempt anew. `None`: no replica has answered.
+/// Asks the other replicas to lend the leases of an attempt anew. `None`: no replica has answered, by `until` at the
+/// latest.
 pub(super) async fn find<B: Broker + Bus>(
     replica: &Replica<B>,
     attempt: &NamedAttempt,
     lease: Option<Duration>,
     caller: &FetchCaller,
+    until: Option<Instant>,
 ) -> Option<AttemptElsewhere> {
     let lease = lease.map(micros);
     let lend = pb::LendAgain { lease, caller: Some(sent_caller(caller)) };
-    let (asked_at, answer) = ask(replica, attempt, Action::Lend(lend)).await?;
+    let (asked_at, answer) = ask(replica, attempt, Action::Lend(lend), until).await?;
     let owner = instance(&answer.owner)?;
     if answer.over {
         return Some(AttemptElsewhere::Over);
@@ -105,7 +107,7 @@ pub(super) async fn give_back<B: Broker + Bus>(
     replica: &Replica<B>,
     attempt: &NamedAttempt,
 ) -> Result<usize, Error> {
-    let answer = ask(replica, attempt, Action::GiveBack(pb::GiveBack {})).await;
+    let answer = ask(replica, attempt, Action::GiveBack(pb::GiveBack {}), None).await;
     let Some((_, pb::AttemptAnswer { given_back, failed, .. })) = answer else { return Ok(0) };
     if failed.is_empty() {
         Ok(usize::try_from(given_back).unwrap_or(usize::MAX))
@@ -119,9 +121,11 @@ async fn ask<B: Broker + Bus>(
     replica: &Replica<B>,
     attempt: &NamedAttempt,
     action: Action,
+    until: Option<Instant>,
 ) -> Option<(Instant, pb::AttemptAnswer)> {
     let asked_at = clock::now();
-    let until = asked_at + ATTEMPT_PATIENCE;
+    let patience = asked_at + ATTEMPT_PATIENCE;
+    let until = until.map_or(patience, |until| until.min(patience));
     if replica.others(until).await.is_empty() {
         return None;
     }

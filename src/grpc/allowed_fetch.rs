@@ -108,7 +108,9 @@ impl<B: Broker + Bus> AllowedFetch<'_, B> {
             }
             AttemptBegun::Waits(call) => {
                 if self.again {
-                    let found = self.cluster.find_attempt(&attempt, ask.lease, &ask.caller).await;
+                    let until = ask.patience.map(|patience| patience.until);
+                    let (lease, caller) = (ask.lease, &ask.caller);
+                    let found = self.cluster.find_attempt(&attempt, lease, caller, until).await;
                     match found {
                         Some(AttemptElsewhere::Lent(owner, lent)) => {
                             return Ok((lessor.read_lent(lent, &ask).await?, owner));

@@ -136,11 +136,6 @@ impl SharedAttempts {
         waiting.map(|waiting| waiting.send(()));
         known.then_some(leases)
     }
-
-    /// These leases could not be given back.
-    pub(super) fn keep(&self, key: AttemptKey, leases: Box<[LeaseId]>) {
-        lock(&self.0).keep(key, leases);
-    }
 }
 
 impl AttemptCall {

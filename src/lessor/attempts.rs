@@ -7,12 +7,14 @@
 //!   ▲                    │ ▲  │                │ ▲ │  └ begin: again           └ begin: over
 //!   └───── forget ───────┘ └──┘ begin: the     │ └─┘
 //!   ▲                           older call     │ give_back
-//!   └── forget, if one call has it             ▼ is over                       begin: over
-//!                                             OVER ◀─ give_back ─ any state
+//!   └── forget, if one call has it             ▼                               begin: over
+//!                              LENT, and arrived ◀─ give_back ─ LENT
+//!                                           OVER ◀─ give_back ─ any other state
 //! ```
 //! 1. While an attempt is remembered, it has at most one set of leases.
 //! 2. Of the calls of an attempt that wait, the latest has its place. The older one is told.
-//! 3. An attempt that was given back, or whose answer has arrived, is over for every later call.
+//! 3. An attempt that was given back, or whose answer has arrived, is over for every later call. It keeps its leases,
+//!    so that a give-back that has not come to its end can be repeated.
 //! 4. The leases and the attempts that are remembered are bounded. The oldest attempt is forgotten first, but never
 //!    one whose call waits.
 //! 5. An attempt is forgotten a window after its first answer.
@@ -95,7 +97,7 @@ pub(super) struct ReturnedAttempt<C> {
     pub(super) known: bool,
     /// The call that waited, which is to be told.
     pub(super) waiting: Option<C>,
-    /// The leases, which are to be given back.
+    /// The leases, which are to be given back. Some of them may have been before.
     pub(super) leases: Box<[LeaseId]>,
 }
 
@@ -214,7 +216,7 @@ impl<C, E> Attempts<C, E> {
         }
     }
 
-    /// The attempt is over. `returned` is that of [`Attempts::begin`].
+    /// The attempt is over. A repeat returns the same leases. `returned` is that of [`Attempts::begin`].
     pub(super) fn give_back(
         &mut self,
         key: AttemptKey,
@@ -223,9 +225,6 @@ impl<C, E> Attempts<C, E> {
     ) -> ReturnedAttempt<C> {
         self.expire(now);
         let before = self.remove(key);
-        let call = self.next_call();
-        self.known.insert(key, Attempt { call, state: State::Over });
-        self.remember(key, call, now);
         let known = before.is_some();
         let (waiting, leases) = match before.map(|known| known.state) {
             Some(State::Waiting(_, tell)) => (Some(tell), Box::default()),
@@ -235,17 +234,16 @@ impl<C, E> Attempts<C, E> {
             }
             Some(State::Over) | None => (None, Box::default()),
         };
+        let state = if leases.is_empty() {
+            State::Over
+        } else {
+            State::Lent { leases: leases.clone(), first: None, arrived: true }
+        };
+        let call = self.next_call();
+        self.leases += leases.len();
+        self.known.insert(key, Attempt { call, state });
+        self.remember(key, call, now);
         ReturnedAttempt { known, waiting, leases }
-    }
-
-    /// These leases of an attempt that is over could not be given back. A later [`Attempts::give_back`] returns them.
-    pub(super) fn keep(&mut self, key: AttemptKey, leases: Box<[LeaseId]>) {
-        if let Some(known) = self.known.get_mut(&key)
-            && matches!(known.state, State::Over)
-        {
-            self.leases += leases.len();
-            known.state = State::Lent { leases, first: None, arrived: true };
-        }
     }
 
     fn next_call(&mut self) -> CallNo {
@@ -432,18 +430,19 @@ mod tests {
         assert_eq!(give_back(&mut tested, 4), (None, leases([5, 6])), "the rest of it");
         for number in 1..=4 {
             assert_eq!(begin(&mut tested, number, "late", now), Begun::Over);
-            assert_eq!(give_back(&mut tested, number), (None, leases([])));
         }
     }
 
+    /// Its caller may leave, and the replica may be unable to do it.
     #[test]
-    fn lease_that_could_not_be_given_back_is_tried_again() {
+    fn give_back_that_has_not_come_to_its_end_is_repeated() {
         let (mut tested, now) = (attempts(9, 9), clock::now());
         lend(&mut tested, 1, [1, 2], now);
-        back(&mut tested, 1, now);
-        tested.keep(key(1), leases([2]));
-        assert_eq!(begin(&mut tested, 1, "late", now), Begun::Over);
-        assert_eq!(back(&mut tested, 1, now), (None, leases([2])));
+        for _ in 0..3 {
+            assert_eq!(back(&mut tested, 1, now), (None, leases([1, 2])));
+            assert_eq!(begin(&mut tested, 1, "late", now), Begun::Over);
+        }
+        assert_eq!(tested.leases, 2);
     }
 
     #[test]
@@ -505,10 +504,7 @@ mod tests {
                     tested.forget(key, call);
                 }
                 4 => tested.arrived(key),
-                5 => {
-                    let back = tested.give_back(key, |end| *end, now);
-                    tested.keep(key, back.leases);
-                }
+                5 => drop(tested.give_back(key, |end| *end, now)),
                 _ => {}
             }
             let lent = |known: &Attempt<_, _>| match &known.state {

@@ -245,30 +245,23 @@ impl<B: Broker> Lessor<B> {
         let (found, error) = match self.core.broker.read_again(&acks, until).await {
             Ok(found) => (found, None),
             Err(error @ InfoError::Permission(_)) => (vec![None; acks.len()], Some(error)),
-            Err(error) => {
-                self.core.attempts.keep(key, leases);
-                return Err(Error::of_info(error, name));
-            }
+            Err(error) => return Err(Error::of_info(error, name)),
         };
-        let (mut back, mut naks, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut back, mut naks, mut kept) = (Vec::new(), Vec::new(), false);
         for (lease, delivery) in returning.into_iter().zip(found) {
             match delivery {
                 Some(delivery) => back.push((lease, delivery)),
-                None if lease.last_attempt && error.is_some() => kept.push(lease.id),
+                None if lease.last_attempt && error.is_some() => kept = true,
                 // Nothing is lost by a Nak of a message that is gone.
                 None => naks.push(lease.id),
             }
         }
-        let Some(count) = self.put_back(name, back, key) else {
-            self.core.attempts.keep(key, leases);
-            return Err(Error::Draining);
-        };
+        let count = self.put_back(name, back, key).ok_or(Error::Draining)?;
         let count = count + self.nak(&naks, key);
-        if kept.is_empty() {
-            return Ok(Some(count));
+        match error.filter(|_| kept) {
+            Some(error) => Err(Error::of_info(error, name)),
+            None => Ok(Some(count)),
         }
-        self.core.attempts.keep(key, kept.into());
-        Err(error.map_or(Error::Draining, |error| Error::of_info(error, name)))
     }
 
     /// The leases of an attempt that its caller still has.

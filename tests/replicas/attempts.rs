@@ -226,7 +226,7 @@ impl Linked {
 
     async fn found(&self) -> Option<AttemptElsewhere> {
         let caller = FetchCaller::default();
-        self.other.cluster.find_attempt(&self.attempt(), None, &caller).await
+        self.other.cluster.find_attempt(&self.attempt(), None, &caller, None).await
     }
 }
 
