@@ -245,9 +245,11 @@ impl<B: Broker + Bus> ConsumeTask<B> {
         [heartbeat, results, unread, by, stalled, silent, idle].into_iter().flatten().min()
     }
 
-    /// Whether there is nothing to write but results, and messages are about to come.
+    /// Whether there is nothing to write but results, and messages are about to come. A heartbeat that is due takes the
+    /// results with it.
     fn results_wait(&mut self, now: Instant) -> bool {
-        let alone = self.credit_id == 0 && self.opened.is_none() && self.leaving.is_none();
+        let due = now >= self.written_at + self.started.heartbeat;
+        let alone = self.credit_id == 0 && self.opened.is_none() && self.leaving.is_none() && !due;
         let alone = alone && !self.numbers.has_untold();
         let room = (self.flow.leased() as u64) < self.flow.credit().messages;
         let to_come = self.pending > 0 && room && self.flow.waits_since().is_none();
