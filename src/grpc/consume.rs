@@ -108,7 +108,7 @@ pub(super) async fn run<B: Broker + Bus>(
     let lessor = service.lessor.clone();
     let first = tokio::select! {
         biased;
-        () = lessor.closes() => return,
+        () = lessor.closes() => return outlet.end(Err(closed())),
         first = tokio::time::timeout(FIRST_FRAME_TIMEOUT, requests.message()) => first,
     };
     let first = match first {
@@ -161,7 +161,7 @@ pub(super) async fn run<B: Broker + Bus>(
     settle.into_iter().for_each(|settle| task.settle(settle));
     tokio::select! {
         biased;
-        () = lessor.closes() => {}
+        () = lessor.closes() => task.outlet.end(Err(closed())),
         () = task.serve() => {}
     }
 }
@@ -245,12 +245,12 @@ impl<B: Broker + Bus> ConsumeTask<B> {
         [heartbeat, results, unread, by, stalled, silent, idle].into_iter().flatten().min()
     }
 
-    /// Whether there is nothing to write but results, and messages are about to come. A heartbeat that is due takes the
-    /// results with it.
+    /// Whether there is nothing to write but results, and messages are about to come. What is due takes the results with
+    /// it.
     fn results_wait(&mut self, now: Instant) -> bool {
-        let due = now >= self.written_at + self.started.heartbeat;
-        let alone = self.credit_id == 0 && self.opened.is_none() && self.leaving.is_none() && !due;
-        let alone = alone && !self.numbers.has_untold();
+        let due = now >= self.written_at + self.started.heartbeat || self.idle.is_due(now);
+        let alone = self.credit_id == 0 && self.opened.is_none() && self.leaving.is_none();
+        let alone = alone && !due && !self.numbers.has_untold();
         let room = (self.flow.leased() as u64) < self.flow.credit().messages;
         let to_come = self.pending > 0 && room && self.flow.waits_since().is_none();
         self.results.wait(alone && to_come && !self.closed, now)
@@ -408,6 +408,11 @@ impl<B: Broker + Bus> ConsumeTask<B> {
         let left = told && over && self.holds == 0;
         (quiet && (self.requests.is_none() || left)).then_some(Ok(()))
     }
+}
+
+/// The status of a stream that this replica cannot serve any longer.
+fn closed() -> Status {
+    to_status(&Error::Draining.into())
 }
 
 /// The status for an error of the library that reads the frames.

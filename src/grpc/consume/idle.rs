@@ -53,9 +53,14 @@ impl IdleReason {
         self.answer = answer.map(told);
     }
 
+    /// Whether the reason is due and known.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        now >= self.quiet_since + self.heartbeat && self.asked && self.question.is_none()
+    }
+
     /// The reason, if it is due and known.
     pub(super) fn take(&mut self, now: Instant) -> Option<pb::ConsumeIdle> {
-        if now < self.quiet_since + self.heartbeat || !self.asked || self.question.is_some() {
+        if !self.is_due(now) {
             return None;
         }
         let answer = self.answer.take();
