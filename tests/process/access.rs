@@ -421,3 +421,46 @@ async fn stream_needs_the_rights_of_fetch_and_settle() {
     assert_eq!(reason(&ended), (Code::PermissionDenied, "NOT_ALLOWED".to_owned()));
     drop(send);
 }
+
+#[tokio::test]
+async fn stream_of_a_key_that_is_revoked_settles_nothing_more() {
+    let fixture = Fixture::new(config()).await;
+    fixture.publish_many(1).await;
+    let policy = Policy::of(&fixture);
+    let proxy = policy.serve();
+    let mut client = proxy.client().await;
+    let (send, mut receive) = tokio::sync::mpsc::unbounded_channel();
+    let requests = futures_util::stream::poll_fn(move |cx| receive.poll_recv(cx));
+    let mut frames = client.consume(with_key(&policy.other, requests)).await.unwrap().into_inner();
+    let start = Some(testkit::consume::start(&fixture, 1));
+    send.send(pb::ConsumeRequest { start, ..Default::default() }).unwrap();
+    let message = loop {
+        let mut frame = frames.message().await.unwrap().expect("it has ended");
+        if let Some(message) = frame.messages.pop() {
+            break message;
+        }
+    };
+    let keys = policy.folder.path().join("keys");
+    let lines = fs::read_to_string(&keys).unwrap();
+    let left: Vec<&str> = lines.lines().filter(|line| !line.contains("other")).collect();
+    fs::write(keys, left.join("\n")).unwrap();
+    let refused = eventually("the key to be revoked", || async {
+        let refused = client.clone().fetch(with_key(&policy.other, fetch(&fixture, 1, 0))).await;
+        refused.err()
+    })
+    .await;
+    assert_eq!(reason(&refused).1, "UNAUTHENTICATED");
+    let settlements = vec![testkit::consume::acked(&message)];
+    let settle = Some(pb::ConsumeSettle { id: 7, settlements, ..Default::default() });
+    send.send(pb::ConsumeRequest { settle, ..Default::default() }).unwrap();
+    let result = loop {
+        let mut frame = frames.message().await.unwrap().expect("it has ended");
+        if let Some(result) = frame.results.pop() {
+            break result;
+        }
+    };
+    assert_eq!((result.id, result.error.unwrap().reason), (7, "UNAUTHENTICATED".to_owned()));
+    assert_eq!(fixture.info().await.num_ack_pending, 1, "the message is not settled");
+    let ended = frames.message().await.unwrap_err();
+    assert_eq!(reason(&ended), (Code::Unauthenticated, "UNAUTHENTICATED".to_owned()));
+}

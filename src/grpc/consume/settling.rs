@@ -7,7 +7,7 @@ use super::{
     numbers::{self, Named},
 };
 use crate::{
-    access::Settler,
+    access::{RightLost, Settler, Verb},
     api_error::ApiError,
     broker::Broker,
     bus::Bus,
@@ -34,6 +34,11 @@ impl<B: Broker + Bus> ConsumeTask<B> {
         settle: pb::ConsumeSettle,
     ) -> Option<impl Future<Output = SettledFrame> + Send + use<B>> {
         let pb::ConsumeSettle { id, settlements, confirmation } = settle;
+        if let Err(refused) = self.is_accepted() {
+            self.results.push(failed(id, refused.clone()), None);
+            self.fail(refused);
+            return None;
+        }
         let ends = |settlement: &&pb::Settlement| {
             settlement.number > 0 && !matches!(settlement.action, Some(Action::Extend(_)))
         };
@@ -66,6 +71,16 @@ impl<B: Broker + Bus> ConsumeTask<B> {
                 service.settle_all(settling, (&audited, call.span()), &settler, budget, until);
             SettledFrame { id, settled: settled.await, numbers, known }
         })
+    }
+
+    /// Whether the credential of the stream is still accepted. Each settlement is asked for its right besides.
+    fn is_accepted(&self) -> Result<(), ApiError> {
+        let (rights, started) = (self.service.gatekeeper().rights(), &self.started);
+        let consumer = (&*started.stream, &*started.consumer);
+        match rights.still_may(&started.caller, Verb::Fetch, consumer, clock::unix_time) {
+            Err(lost @ RightLost::NotAccepted(_)) => Err(lost.into()),
+            Err(RightLost::Denied(_)) | Ok(()) => Ok(()),
+        }
     }
 
     /// The settlements of a frame have their results.
