@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::TcpListener,
+    net::TcpStream,
     path::Path,
     sync::{
         Arc,
@@ -387,13 +387,14 @@ fn is_stopped(pid: u32) -> bool {
     stat.map_or(true, |stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')))
 }
 
-/// Below those that the system gives out by itself, so that nobody takes it while its proxy is away.
+/// Below those that the system gives out by itself, so that nobody takes it while its proxy is away. The look makes no
+/// listener: a process that is being started would hold a copy of it for a moment.
 fn free_address() -> String {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     loop {
         let offset = NEXT.fetch_add(1, Ordering::Relaxed) as u32 + std::process::id() * 61;
         let address = format!("127.0.0.1:{}", 20_000 + offset % 12_000);
-        if TcpListener::bind(&address).is_ok() {
+        if TcpStream::connect(&address).is_err() {
             return address;
         }
     }

@@ -2,14 +2,14 @@
 //! asks for them.
 
 use std::{
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -30,7 +30,7 @@ use rustls::{
 };
 use serde_json::{Value, json};
 
-use crate::authority::Signed;
+use crate::{BOUND, authority::Signed};
 
 /// An RSA key of 2048 bits for tests. Neither ring nor rcgen makes one.
 const RSA_TEST_KEY: &[u8] = include_bytes!("rsa_test_key.der");
@@ -188,6 +188,19 @@ pub enum IssuerAnswer {
     Silence,
 }
 
+/// A listener at this address. A process that is being started holds a copy of each earlier listener for a moment.
+fn bound(address: SocketAddr) -> TcpListener {
+    let began = Instant::now();
+    loop {
+        match TcpListener::bind(address) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && began.elapsed() < BOUND => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            bound => return bound.unwrap(),
+        }
+    }
+}
+
 /// A server that publishes the keys of an issuer, at any path.
 pub struct IssuerServer {
     address: SocketAddr,
@@ -223,7 +236,7 @@ impl IssuerServer {
     }
 
     fn started(address: SocketAddr, answer: IssuerAnswer, tls: Option<Arc<ServerConfig>>) -> Self {
-        let listener = TcpListener::bind(address).unwrap();
+        let listener = bound(address);
         let mut server = Self {
             address: listener.local_addr().unwrap(),
             requests: Arc::default(),
