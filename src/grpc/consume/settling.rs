@@ -28,14 +28,15 @@ pub(super) struct SettledFrame {
 }
 
 impl<B: Broker + Bus> ConsumeTask<B> {
-    /// Begins the settlements of a frame. `None`: nothing of it may be done, and its result says why.
+    /// Begins the settlements of a frame. `None`: nothing of it may be done. Its result says why, or the end of the
+    /// stream.
     pub(super) fn begin(
         &mut self,
         settle: pb::ConsumeSettle,
     ) -> Option<impl Future<Output = SettledFrame> + Send + use<B>> {
         let pb::ConsumeSettle { id, settlements, confirmation } = settle;
         if let Err(refused) = self.is_accepted() {
-            self.results.push(failed(id, refused.clone()), None);
+            // Without a result: the client repeats the settlements with a newer credential.
             self.fail(refused);
             return None;
         }
