@@ -236,6 +236,7 @@ async fn run(args: Args) {
     forwarded::latency(&setup, &args.only).await;
     memory::latency(&setup, &args.only).await;
     memory::leases(&setup, &args.only).await;
+    memory::stream_leases(&setup, &args.only).await;
     memory::streams(&setup, &args.only).await;
 }
 

@@ -77,7 +77,25 @@ fn print_latency(to: &str, mut took: Vec<Duration>) {
     println!("latency publish → {to}: p50 {} µs, p90 {} µs, p99 {} µs", at(50), at(90), at(99));
 }
 
-/// Resident memory of the proxy before and after it has streams, first without and then with leases.
+/// Resident memory of the proxy before and after a stream has leases.
+pub async fn stream_leases(setup: &Setup, only: &str) {
+    if !"memory".contains(only) {
+        return;
+    }
+    let clients = proxied::connect(&setup.grpc, 1).await;
+    const LEASES: usize = 10_000;
+    let name = setup.consumer().await;
+    let before = resident(setup.proxy_pid());
+    let mut stream = Stream::open(&mut clients[0].clone(), consumed::start(&name, 10_000)).await;
+    let mut held = 0;
+    while held < LEASES {
+        held += stream.frames.message().await.unwrap().unwrap().messages.len();
+    }
+    let grown = resident(setup.proxy_pid()).saturating_sub(before);
+    println!("memory: {held} leases of a stream, {} bytes each in the whole process", grown / held);
+}
+
+/// Resident memory of the proxy before and after it has streams.
 pub async fn streams(setup: &Setup, only: &str) {
     if !"memory".contains(only) {
         return;
@@ -97,18 +115,6 @@ pub async fn streams(setup: &Setup, only: &str) {
     }
     let grown = resident(setup.proxy_pid()).saturating_sub(before);
     println!("memory: {STREAMS} idle streams, {} bytes each in the whole process", grown / STREAMS);
-    drop(streams);
-
-    const LEASES: usize = 10_000;
-    let name = setup.consumer().await;
-    let before = resident(setup.proxy_pid());
-    let mut stream = Stream::open(&mut clients[0].clone(), consumed::start(&name, 10_000)).await;
-    let mut held = 0;
-    while held < LEASES {
-        held += stream.frames.message().await.unwrap().unwrap().messages.len();
-    }
-    let grown = resident(setup.proxy_pid()).saturating_sub(before);
-    println!("memory: {held} leases of a stream, {} bytes each in the whole process", grown / held);
 }
 
 /// Resident memory of the proxy before and after it holds leases and waiters.
