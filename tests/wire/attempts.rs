@@ -9,14 +9,9 @@ use testkit::{
     millis,
     nats_server::NatsServer,
     proxy::{Client, Proxy, ack, extend, fetch, reason, waiting},
+    stage::served_with,
 };
 use tonic_types::StatusExt as _;
-
-async fn served() -> (Proxy, Client) {
-    let proxy = Proxy::start(NatsServer::shared(), &[]);
-    let client = proxy.client().await;
-    (proxy, client)
-}
 
 fn named(attempt: &str, request: pb::FetchRequest) -> pb::FetchRequest {
     pb::FetchRequest { attempt_id: attempt.to_owned(), ..request }
@@ -51,7 +46,7 @@ async fn repeat_has_the_same_messages_with_all_their_fields() {
     let headers_only = pull::Config { headers_only: true, ..config() };
     for consumer in [config(), headers_only] {
         let fixture = Fixture::new(consumer).await;
-        let (_proxy, client) = served().await;
+        let (_proxy, client) = served_with(&[]).await;
         let mut headers = HeaderMap::new();
         headers.append("Tag", "one");
         headers.append("Tag", "two");
@@ -80,7 +75,7 @@ async fn repeat_has_the_same_messages_with_all_their_fields() {
 async fn repeat_leases_for_its_own_time_and_never_ends_a_lease_earlier() {
     let fixture = Fixture::new(config()).await;
     fixture.publish_many(1).await;
-    let (_proxy, client) = served().await;
+    let (_proxy, client) = served_with(&[]).await;
     let leased = |seconds: i64| {
         named("a", pb::FetchRequest { lease: millis(seconds * 1000), ..fetch(&fixture, 1, 5000) })
     };
@@ -94,7 +89,7 @@ async fn repeat_leases_for_its_own_time_and_never_ends_a_lease_earlier() {
 async fn attempt_whose_answer_arrived_is_over_and_leases_nothing() {
     let fixture = Fixture::new(config()).await;
     fixture.publish_many(4).await;
-    let (_proxy, client) = served().await;
+    let (_proxy, client) = served_with(&[]).await;
     let first = answered(&client, named("acked", fetch(&fixture, 1, 5000))).await;
     client.clone().ack(ack(&first.messages[0].token)).await.unwrap();
     let other = answered(&client, named("extended", fetch(&fixture, 1, 5000))).await;
@@ -112,7 +107,7 @@ async fn messages_given_back_are_at_another_worker_at_once_on_their_first_attemp
     for max_deliver in [-1, 1] {
         let fixture = Fixture::new(pull::Config { max_deliver, ..config() }).await;
         fixture.publish_many(3).await;
-        let (proxy, client) = served().await;
+        let (proxy, client) = served_with(&[]).await;
         let other = proxy.client().await;
         let all = pb::FetchRequest { linger: millis(20_000), ..fetch(&fixture, 3, 5000) };
         let first = answered(&client, named("a", all.clone())).await;
@@ -137,7 +132,7 @@ async fn messages_given_back_are_at_another_worker_at_once_on_their_first_attemp
 #[tokio::test]
 async fn give_back_ends_a_call_that_waits_and_one_that_comes_later() {
     let fixture = Fixture::new(config()).await;
-    let (proxy, client) = served().await;
+    let (proxy, client) = served_with(&[]).await;
     let call = waiting(&client, &fixture, named("a", fetch(&fixture, 1, 60_000))).await;
     assert_eq!(given_back(&client, &fixture, "a").await, 0);
     let answer = call.await.unwrap().unwrap().into_inner();
@@ -152,7 +147,7 @@ async fn give_back_ends_a_call_that_waits_and_one_that_comes_later() {
 #[tokio::test]
 async fn repeat_takes_the_place_of_a_call_that_waits() {
     let fixture = Fixture::new(config()).await;
-    let (proxy, client) = served().await;
+    let (proxy, client) = served_with(&[]).await;
     let first = waiting(&client, &fixture, named("a", fetch(&fixture, 1, 60_000))).await;
     let (other, request) = (proxy.client().await, named("a", fetch(&fixture, 1, 60_000)));
     let second = tokio::spawn(async move { other.clone().fetch(request).await });
@@ -167,7 +162,7 @@ async fn repeat_takes_the_place_of_a_call_that_waits() {
 async fn repeat_after_settlements_has_the_messages_and_the_results() {
     let fixture = Fixture::new(config()).await;
     fixture.publish_many(2).await;
-    let (_proxy, client) = served().await;
+    let (_proxy, client) = served_with(&[]).await;
     let first = answered(&client, named("a", fetch(&fixture, 1, 5000))).await;
     let request = testkit::proxy::acking(&first.messages[0].token, fetch(&fixture, 1, 5000));
     let second = answered(&client, named("b", request.clone())).await;
@@ -193,7 +188,7 @@ async fn repeat_is_served_at_the_limit_of_leases() {
 #[tokio::test]
 async fn wrong_names_are_refused_with_their_field() {
     let fixture = Fixture::new(config()).await;
-    let (_proxy, client) = served().await;
+    let (_proxy, client) = served_with(&[]).await;
     let long = "a".repeat(129);
     let refused = client.clone().fetch(named(&long, fetch(&fixture, 1, 0))).await.unwrap_err();
     let field = |refused: &tonic::Status| {
@@ -218,7 +213,7 @@ async fn wrong_names_are_refused_with_their_field() {
 async fn message_that_left_its_stream_is_given_back_to_nobody() {
     let fixture = Fixture::new(config()).await;
     fixture.publish_many(1).await;
-    let (_proxy, client) = served().await;
+    let (_proxy, client) = served_with(&[]).await;
     let first = answered(&client, named("a", fetch(&fixture, 1, 5000))).await;
     fixture.jetstream.get_stream(&fixture.stream).await.unwrap().purge().await.unwrap();
     assert_eq!(given_back(&client, &fixture, "a").await, 1);

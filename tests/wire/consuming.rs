@@ -11,27 +11,22 @@ use fetch_proxy::{
 use futures_util::StreamExt as _;
 use testkit::{
     BOUND,
-    consume::{ConsumeClient as Stream, acked, by_number, leases, outcomes, start},
+    consume::{ConsumeClient as Stream, acked, by_number, leases, outcomes, seconds, start},
     eventually,
     jetstream::{Fixture, config},
     nats_server::NatsServer,
-    proxy::{Client, Proxy, ack, fetch, take_one},
+    proxy::{Proxy, ack, fetch, take_one},
     scrape::Scrape,
+    stage::served_with,
 };
 use tokio::{sync::mpsc, time::timeout};
 use tonic::{Code, Status};
-
-async fn served() -> (Proxy, Client) {
-    let proxy = Proxy::start(NatsServer::shared(), &[]);
-    let client = proxy.client().await;
-    (proxy, client)
-}
 
 #[tokio::test]
 async fn stream_holds_as_many_leases_as_its_credit_and_each_end_brings_one_more() {
     let fixture = Fixture::new(config()).await;
     fixture.publish_many(70).await;
-    let (_proxy, client) = served().await;
+    let (_proxy, client) = served_with(&[]).await;
     for credit in [1, 7] {
         let mut stream = Stream::open(&client, start(&fixture, credit)).await;
         let mut held = stream.messages(credit as usize).await;
@@ -61,11 +56,11 @@ async fn stream_holds_as_many_leases_as_its_credit_and_each_end_brings_one_more(
 async fn credit_is_free_again_however_a_lease_ends() {
     let fixture = Fixture::new(config()).await;
     fixture.publish_many(6).await;
-    let (_proxy, client) = served().await;
+    let (_proxy, client) = served_with(&[]).await;
     let mut stream = Stream::open(
         &client,
         ConsumeStart {
-            holding: Some(pb::consume_start::Holding::Lease(pb_seconds(1))),
+            holding: Some(pb::consume_start::Holding::Lease(seconds(1))),
             ..start(&fixture, 1)
         },
     )
@@ -76,8 +71,7 @@ async fn credit_is_free_again_however_a_lease_ends() {
     assert_eq!(second.number, 2, "a call has settled the first");
     let third = stream.messages(1).await.remove(0);
     assert_eq!(third.number, 3, "the second has lapsed");
-    stream
-        .settle(1, vec![by_number(3, Action::Nak(pb::NakAction { delay: Some(pb_seconds(60)) }))]);
+    stream.settle(1, vec![by_number(3, Action::Nak(pb::NakAction { delay: Some(seconds(60)) }))]);
     assert_eq!(outcomes(&stream.result(1).await), [Outcome::Confirmed]);
     assert_eq!(stream.messages(1).await[0].number, 4, "the third was given back");
     let stream_of = fixture.jetstream.get_stream(&fixture.stream).await.unwrap();
@@ -91,18 +85,14 @@ fn reason(status: &Status) -> String {
     testkit::proxy::reason(status).1
 }
 
-fn pb_seconds(seconds: i64) -> prost_types::Duration {
-    prost_types::Duration { seconds, nanos: 0 }
-}
-
 #[tokio::test]
 async fn each_settle_frame_has_one_result_and_a_bad_one_fails_alone() {
     let fixture = Fixture::new(config()).await;
     fixture.publish_many(3).await;
-    let (_proxy, client) = served().await;
+    let (_proxy, client) = served_with(&[]).await;
     let mut stream = Stream::open(&client, start(&fixture, 3)).await;
     let held = stream.messages(3).await;
-    let too_long = Action::Nak(pb::NakAction { delay: Some(pb_seconds(100_000)) });
+    let too_long = Action::Nak(pb::NakAction { delay: Some(seconds(100_000)) });
     stream.settle(1, vec![acked(&held[0])]);
     stream.settle(2, vec![acked(&held[1]), by_number(held[2].number, too_long)]);
     stream.settle(3, Vec::new());
@@ -124,7 +114,7 @@ async fn each_settle_frame_has_one_result_and_a_bad_one_fails_alone() {
 async fn number_or_token_names_a_lease_and_an_unknown_number_fails_alone() {
     let fixture = Fixture::new(config()).await;
     fixture.publish_many(3).await;
-    let (_proxy, client) = served().await;
+    let (_proxy, client) = served_with(&[]).await;
     let foreign = take_one(&client, &fixture).await;
     let mut stream = Stream::open(&client, start(&fixture, 2)).await;
     let held = stream.messages(2).await;
@@ -160,7 +150,7 @@ async fn number_or_token_names_a_lease_and_an_unknown_number_fails_alone() {
 #[tokio::test]
 async fn nothing_comes_after_a_pause_is_in_force_until_credit_returns() {
     let fixture = Fixture::new(config()).await;
-    let (_proxy, client) = served().await;
+    let (_proxy, client) = served_with(&[]).await;
     let mut stream = Stream::open(&client, start(&fixture, 1000)).await;
     for round in 1..=100 {
         let id = 2 * round;
@@ -180,7 +170,7 @@ async fn nothing_comes_after_a_pause_is_in_force_until_credit_returns() {
 async fn lower_credit_takes_nothing_away_and_adds_nothing() {
     let fixture = Fixture::new(config()).await;
     fixture.publish_many(10).await;
-    let (_proxy, client) = served().await;
+    let (_proxy, client) = served_with(&[]).await;
     let mut stream = Stream::open(&client, start(&fixture, 5)).await;
     let held = stream.messages(5).await;
     stream.credit(leases(1, 2));
@@ -201,7 +191,7 @@ async fn bytes_bound_what_a_stream_holds_and_the_last_message_may_pass_them() {
     for _ in 0..10 {
         fixture.publish("x", vec![b'x'; 10_000]).await;
     }
-    let (_proxy, client) = served().await;
+    let (_proxy, client) = served_with(&[]).await;
     let credit = ConsumeCredit { max_bytes: Some(25_000), ..leases(0, 100) };
     let start = ConsumeStart { credit: Some(credit), ..start(&fixture, 100) };
     let mut stream = Stream::open(&client, start).await;
@@ -216,7 +206,7 @@ async fn bytes_bound_what_a_stream_holds_and_the_last_message_may_pass_them() {
 #[tokio::test]
 async fn messages_of_a_stream_that_is_dropped_go_to_the_next_caller() {
     let fixture = Fixture::new(config()).await;
-    let (_proxy, client) = served().await;
+    let (_proxy, client) = served_with(&[]).await;
     for _ in 0..20 {
         fixture.publish_many(5).await;
         let stream = Stream::open(&client, start(&fixture, 5)).await;
@@ -238,7 +228,7 @@ async fn messages_of_a_stream_that_is_dropped_go_to_the_next_caller() {
 #[tokio::test]
 async fn buffer_of_a_stream_takes_nothing_from_a_fetch() {
     let fixture = Fixture::new(config()).await;
-    let (proxy, client) = served().await;
+    let (proxy, client) = served_with(&[]).await;
     let mut stream = Stream::open(&client, start(&fixture, 1000)).await;
     fixture.publish_many(1).await;
     let held = stream.messages(1).await;
@@ -261,8 +251,8 @@ async fn buffer_of_a_stream_takes_nothing_from_a_fetch() {
 #[tokio::test]
 async fn quiet_stream_has_a_sign_of_life_at_each_heartbeat() {
     let fixture = Fixture::new(config()).await;
-    let (_proxy, client) = served().await;
-    let start = ConsumeStart { heartbeat: Some(pb_seconds(1)), ..start(&fixture, 1) };
+    let (_proxy, client) = served_with(&[]).await;
+    let start = ConsumeStart { heartbeat: Some(seconds(1)), ..start(&fixture, 1) };
     let mut stream = Stream::open(&client, start).await;
     for _ in 0..3 {
         stream.next().await.unwrap().expect("the stream has ended");
@@ -276,7 +266,7 @@ async fn quiet_stream_has_a_sign_of_life_at_each_heartbeat() {
 async fn idle_streams_of_a_consumer_cost_one_pull_in_five_seconds() {
     let server = NatsServer::shared();
     let fixture = Fixture::new(config()).await;
-    let (_proxy, client) = served().await;
+    let (_proxy, client) = served_with(&[]).await;
     let nats = async_nats::connect(server.url()).await.unwrap();
     let api = "$JS.API.CONSUMER.MSG.NEXT";
     let pulls = format!("{api}.{}.{}", fixture.stream, fixture.consumer);
@@ -301,7 +291,7 @@ async fn idle_streams_of_a_consumer_cost_one_pull_in_five_seconds() {
 #[tokio::test]
 async fn stream_is_refused_as_a_fetch_is() {
     let fixture = Fixture::new(config()).await;
-    let (_proxy, client) = served().await;
+    let (_proxy, client) = served_with(&[]).await;
     let wrong = |start: ConsumeStart| {
         let client = client.clone();
         async move { Stream::open(&client, start).await.status().await }
@@ -314,7 +304,7 @@ async fn stream_is_refused_as_a_fetch_is() {
     assert!(status.message().starts_with("start.stream"), "{}", status.message());
     let small = ConsumeStart { max_frame_bytes: 5, ..start(&fixture, 1) };
     assert!(wrong(small).await.message().starts_with("start.max_frame_bytes"));
-    let often = ConsumeStart { heartbeat: Some(pb_seconds(0)), ..start(&fixture, 1) };
+    let often = ConsumeStart { heartbeat: Some(seconds(0)), ..start(&fixture, 1) };
     assert!(wrong(often).await.message().starts_with("start.heartbeat"));
     let twice = Stream::open(&client, start(&fixture, 1)).await;
     twice.send(ConsumeRequest { start: Some(start(&fixture, 1)), ..Default::default() });
@@ -333,7 +323,7 @@ async fn stream_is_refused_as_a_fetch_is() {
 async fn stream_ends_with_ok_before_its_deadline() {
     let fixture = Fixture::new(config()).await;
     fixture.publish_many(1).await;
-    let (_proxy, client) = served().await;
+    let (_proxy, client) = served_with(&[]).await;
     let (send, mut receive) = mpsc::unbounded_channel();
     let requests = futures_util::stream::poll_fn(move |cx| receive.poll_recv(cx));
     let mut request = tonic::Request::new(requests);
@@ -354,7 +344,7 @@ async fn stream_ends_with_ok_before_its_deadline() {
 async fn draining_replica_ends_a_stream_once_it_holds_nothing() {
     let fixture = Fixture::new(config()).await;
     fixture.publish_many(2).await;
-    let (proxy, client) = served().await;
+    let (proxy, client) = served_with(&[]).await;
     let mut stream = Stream::open(&client, start(&fixture, 1)).await;
     let held = stream.messages(1).await;
     proxy.signal("TERM");
@@ -389,7 +379,7 @@ async fn old_connection_ends_its_streams() {
 #[tokio::test]
 async fn message_that_a_dropped_client_has_received_goes_to_nobody_else() {
     let fixture = Fixture::new(config()).await;
-    let (proxy, client) = served().await;
+    let (proxy, client) = served_with(&[]).await;
     let mut received = std::collections::BTreeMap::new();
     for round in 0..12 {
         for _ in 0..12 {
@@ -419,7 +409,7 @@ async fn messages_go_to_others_while_a_client_does_not_read() {
     for _ in 0..40 {
         fixture.publish("x", vec![b'x'; 64 * 1024]).await;
     }
-    let (proxy, client) = served().await;
+    let (proxy, client) = served_with(&[]).await;
     let silent = Stream::open(&client, start(&fixture, 40)).await;
     eventually("the first frames", || async {
         (fixture.info().await.num_ack_pending > 0).then_some(())

@@ -9,15 +9,9 @@ use fetch_proxy::{
 use testkit::{
     consume::{ConsumeClient, acked, by_number, keep, outcomes, start},
     jetstream::{Fixture, config},
-    nats_server::NatsServer,
-    proxy::{Client, Proxy, ack, nak, reason},
+    proxy::{ack, nak, reason},
+    stage::served_with,
 };
-
-async fn served() -> (Proxy, Client) {
-    let proxy = Proxy::start(NatsServer::shared(), &[]);
-    let client = proxy.client().await;
-    (proxy, client)
-}
 
 /// The ends that were told: each with its number, its reason, and the way in which it was settled.
 async fn ends(stream: &mut ConsumeClient, count: usize) -> Vec<(u64, String, Option<String>)> {
@@ -39,7 +33,7 @@ fn told(number: u64, reason: Reason, by: Option<&str>) -> Vec<(u64, String, Opti
 async fn end_by_another_way_is_told_once_and_brings_the_next_message() {
     let fixture = Fixture::new(config()).await;
     fixture.publish_many(6).await;
-    let (_proxy, client) = served().await;
+    let (_proxy, client) = served_with(&[]).await;
     let mut stream = ConsumeClient::open(&client, keep(&fixture, 1, 10, Some(3))).await;
     let mut call = client.clone();
     let first = stream.messages(1).await.remove(0);
@@ -71,7 +65,7 @@ async fn end_by_another_way_is_told_once_and_brings_the_next_message() {
 async fn token_of_the_same_stream_is_a_settlement_of_this_stream() {
     let fixture = Fixture::new(config()).await;
     fixture.publish_many(2).await;
-    let (_proxy, client) = served().await;
+    let (_proxy, client) = served_with(&[]).await;
     let mut stream = ConsumeClient::open(&client, keep(&fixture, 1, 10, None)).await;
     let held = stream.messages(1).await.remove(0);
     let action = Some(Action::Ack(pb::AckAction {}));
@@ -86,7 +80,7 @@ async fn token_of_the_same_stream_is_a_settlement_of_this_stream() {
 async fn all_leases_of_a_deleted_consumer_have_ended() {
     let fixture = Fixture::new(config()).await;
     fixture.publish_many(3).await;
-    let (_proxy, client) = served().await;
+    let (_proxy, client) = served_with(&[]).await;
     let plain = ConsumeStart {
         holding: Some(Holding::Lease(prost_types::Duration { seconds: 60, nanos: 0 })),
         ..start(&fixture, 5)

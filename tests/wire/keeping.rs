@@ -7,28 +7,18 @@ use fetch_proxy::{
     reason::Reason,
 };
 use testkit::{
-    consume::{ConsumeClient, acked, by_number, keep, outcomes, start},
+    consume::{ConsumeClient, acked, by_number, keep, outcomes, seconds, start},
     jetstream::{Fixture, SHORTEST_KEPT, ack_wait, config},
-    nats_server::NatsServer,
-    proxy::{Client, Proxy, ack, reason},
+    proxy::{ack, reason},
     scrape::balanced,
+    stage::served_with,
 };
-
-async fn served(flags: &[&str]) -> (Proxy, Client) {
-    let proxy = Proxy::start(NatsServer::shared(), flags);
-    let client = proxy.client().await;
-    (proxy, client)
-}
-
-fn seconds(seconds: i64) -> prost_types::Duration {
-    prost_types::Duration { seconds, nanos: 0 }
-}
 
 #[tokio::test]
 async fn work_that_is_longer_than_the_ack_wait_is_not_delivered_again() {
     let fixture = Fixture::new(ack_wait(SHORTEST_KEPT)).await;
     fixture.publish_many(2).await;
-    let (_proxy, client) = served(&[]).await;
+    let (_proxy, client) = served_with(&[]).await;
     let mut stream = ConsumeClient::open(&client, keep(&fixture, 2, 10, None)).await;
     let held = stream.messages(2).await;
     stream.listen(SHORTEST_KEPT * 5 / 2).await;
@@ -43,7 +33,7 @@ async fn work_that_is_longer_than_the_ack_wait_is_not_delivered_again() {
 async fn longest_time_of_a_kept_lease_ends_it() {
     let fixture = Fixture::new(config()).await;
     fixture.publish_many(1).await;
-    let (_proxy, client) = served(&[]).await;
+    let (_proxy, client) = served_with(&[]).await;
     let mut stream = ConsumeClient::open(&client, keep(&fixture, 1, 10, Some(2))).await;
     let first = stream.messages(1).await.remove(0);
     let lease = first.lease.unwrap();
@@ -58,7 +48,7 @@ async fn longest_time_of_a_kept_lease_ends_it() {
 async fn times_of_keep_are_lowered_to_the_longest_lease_and_told() {
     let fixture = Fixture::new(config()).await;
     fixture.publish_many(1).await;
-    let (_proxy, client) = served(&["--max-lease", "60s"]).await;
+    let (_proxy, client) = served_with(&["--max-lease", "60s"]).await;
     let opened = |keep| {
         let start = ConsumeStart { holding: Some(Holding::Keep(keep)), ..start(&fixture, 1) };
         let client = client.clone();
@@ -92,7 +82,7 @@ async fn messages_of_a_cut_connection_come_back_after_the_grace() {
     const GRACE: i64 = 2;
     let [kept, leased] =
         [Fixture::new(ack_wait(600_000)).await, Fixture::new(ack_wait(600_000)).await];
-    let (proxy, other) = served(&[]).await;
+    let (proxy, other) = served_with(&[]).await;
     for fixture in [&kept, &leased] {
         fixture.publish_many(10).await;
     }
@@ -131,7 +121,7 @@ async fn messages_of_a_cut_connection_come_back_after_the_grace() {
 async fn leases_end_at_once_after_a_half_close_without_grace() {
     let fixture = Fixture::new(ack_wait(600_000)).await;
     fixture.publish_many(3).await;
-    let (proxy, client) = served(&[]).await;
+    let (proxy, client) = served_with(&[]).await;
     let mut stream = ConsumeClient::open(&client, keep(&fixture, 3, 0, None)).await;
     let held = stream.messages(3).await;
     let extend = Action::Extend(pb::ExtendAction { lease: Some(seconds(600)) });

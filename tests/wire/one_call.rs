@@ -15,16 +15,11 @@ use testkit::{
     nats_server::NatsServer,
     proxy::{Client, Proxy, ack, fetch, reason, take, take_one, waiting},
     signal,
+    stage::served_with,
 };
 use tonic_types::StatusExt as _;
 
 use super::fetching::cancel;
-
-async fn served() -> (Proxy, Client) {
-    let proxy = Proxy::start(NatsServer::shared(), &[]);
-    let client = proxy.client().await;
-    (proxy, client)
-}
 
 fn settlement(token: &str, action: Action) -> Settlement {
     Settlement { number: 0, token: token.to_owned(), action: Some(action) }
@@ -61,7 +56,7 @@ fn assert_failed_after_settling(answer: &pb::FetchResponse, expected: Reason) {
 async fn worker_loops_with_one_call_a_message() {
     let fixture = Fixture::new(config()).await;
     fixture.publish_many(5).await;
-    let (_proxy, client) = served().await;
+    let (_proxy, client) = served_with(&[]).await;
     let mut settlements = Vec::new();
     for sequence in 1..=5 {
         let answer = answered(&client, next(&fixture, settlements, 10_000)).await;
@@ -83,7 +78,7 @@ async fn worker_loops_with_one_call_a_message() {
 async fn each_settlement_has_its_result_in_order_and_messages_follow() {
     let fixture = Fixture::new(config()).await;
     fixture.publish_many(6).await;
-    let (_proxy, client) = served().await;
+    let (_proxy, client) = served_with(&[]).await;
     let taken = take(&client, fetch(&fixture, 5, 10_000)).await;
     let token = |place: usize| taken[place].token.as_str();
     let settlements = vec![
@@ -109,7 +104,7 @@ async fn settled_message_of_another_consumer_is_accepted() {
     let (fixture, other) = (Fixture::new(config()).await, Fixture::new(config()).await);
     fixture.publish_many(1).await;
     other.publish_many(1).await;
-    let (_proxy, client) = served().await;
+    let (_proxy, client) = served_with(&[]).await;
     let token = take_one(&client, &other).await.token;
     let answer = answered(&client, next(&fixture, vec![acked(&token)], 10_000)).await;
     assert_eq!((outcomes(&answer), answer.messages.len()), (vec![Outcome::Confirmed], 1));
@@ -120,7 +115,7 @@ async fn settled_message_of_another_consumer_is_accepted() {
 async fn failed_settlement_answers_at_once_and_nothing_is_fetched() {
     let fixture = Fixture::new(config()).await;
     fixture.publish_many(2).await;
-    let (_proxy, client) = served().await;
+    let (_proxy, client) = served_with(&[]).await;
     let token = take_one(&client, &fixture).await.token;
     // Nothing waits for sixty seconds, although the queue of this consumer is empty at the end.
     let settlements = vec![acked(&token), acked("nonsense")];
@@ -141,7 +136,7 @@ async fn failed_settlement_answers_at_once_and_nothing_is_fetched() {
 async fn wrong_field_settles_nothing_and_fetches_nothing() {
     let fixture = Fixture::new(config()).await;
     fixture.publish_many(2).await;
-    let (_proxy, client) = served().await;
+    let (_proxy, client) = served_with(&[]).await;
     let token = take_one(&client, &fixture).await.token;
     let good = acked(&token);
     let with = |wrong: Settlement| next(&fixture, vec![good.clone(), wrong], 0);
@@ -175,7 +170,7 @@ async fn thousand_settlements_fit_a_fetch_and_its_answer_keeps_its_size() {
     const MOST: usize = 64 * 1024;
     let fixture = Fixture::new(config()).await;
     fixture.publish_many(900).await;
-    let (_proxy, client) = served().await;
+    let (_proxy, client) = served_with(&[]).await;
     let taken = take(&client, fetch(&fixture, 900, 10_000)).await;
     let delayed = |message: &pb::Delivery| {
         settlement(&message.token, Action::Nak(pb::NakAction { delay: millis(60_000) }))
@@ -204,7 +199,7 @@ async fn thousand_settlements_fit_a_fetch_and_its_answer_keeps_its_size() {
 async fn large_results_leave_room_for_a_message() {
     let fixture = Fixture::new(config()).await;
     fixture.publish_many(201).await;
-    let (_proxy, client) = served().await;
+    let (_proxy, client) = served_with(&[]).await;
     let taken = take(&client, fetch(&fixture, 200, 10_000)).await;
     let settlements: Vec<_> = taken.iter().map(|message| acked(&message.token)).collect();
     // The results alone are larger than this.
@@ -218,7 +213,7 @@ async fn large_results_leave_room_for_a_message() {
 async fn settlement_that_is_sent_is_not_waited_for() {
     let fixture = Fixture::new(config()).await;
     fixture.publish_many(2).await;
-    let (_proxy, client) = served().await;
+    let (_proxy, client) = served_with(&[]).await;
     let token = take_one(&client, &fixture).await.token;
     let confirmation = pb::Confirmation::Sent.into();
     let request = pb::FetchRequest { confirmation, ..next(&fixture, vec![acked(&token)], 10_000) };
@@ -255,7 +250,7 @@ async fn worker_loops_although_only_one_lease_is_allowed() {
 async fn fetch_that_fails_after_settling_tells_both() {
     let fixture = Fixture::new(config()).await;
     fixture.publish_many(1).await;
-    let (_proxy, client) = served().await;
+    let (_proxy, client) = served_with(&[]).await;
     let token = take_one(&client, &fixture).await.token;
     let absent =
         pb::FetchRequest { consumer: "nobody".into(), ..next(&fixture, vec![acked(&token)], 0) };
@@ -346,7 +341,7 @@ async fn time_of_the_settlements_is_a_part_of_the_wait() {
 async fn cancelled_call_has_settled_and_loses_no_message() {
     let fixture = Fixture::new(config()).await;
     fixture.publish_many(1).await;
-    let (_proxy, client) = served().await;
+    let (_proxy, client) = served_with(&[]).await;
     let token = take_one(&client, &fixture).await.token;
     let call = waiting(&client, &fixture, next(&fixture, vec![acked(&token)], 60_000)).await;
     assert_eq!(fixture.info().await.num_ack_pending, 0, "settled before the wait");

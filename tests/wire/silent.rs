@@ -6,25 +6,16 @@ use fetch_proxy::{
     reason::Reason,
 };
 use testkit::{
-    consume::{ConsumeClient, acked, keep, leases, start},
+    consume::{ConsumeClient, acked, keep, leases, seconds, start},
     eventually,
     jetstream::{Fixture, ack_wait, config},
     nats_server::NatsServer,
-    proxy::{Client, Proxy, reason},
+    proxy::reason,
     scrape::Scrape,
+    stage::served_with,
 };
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
-
-async fn served(flags: &[&str]) -> (Proxy, Client) {
-    let proxy = Proxy::start(NatsServer::shared(), flags);
-    let client = proxy.client().await;
-    (proxy, client)
-}
-
-fn seconds(seconds: i64) -> prost_types::Duration {
-    prost_types::Duration { seconds, nanos: 0 }
-}
 
 fn assert_silent(status: &Status, direction: &str) {
     let name = Reason::StreamSilent.name().to_owned();
@@ -37,7 +28,7 @@ fn assert_silent(status: &Status, direction: &str) {
 async fn client_without_signs_of_life_loses_what_its_stream_keeps() {
     let fixture = Fixture::new(ack_wait(600_000)).await;
     fixture.publish_many(2).await;
-    let (_proxy, client) = served(&[]).await;
+    let (_proxy, client) = served_with(&[]).await;
     let mut stream = ConsumeClient::open(&client, keep(&fixture, 2, 1, None)).await;
     let held = stream.messages(2).await;
     stream.listen(4000).await;
@@ -61,7 +52,7 @@ async fn client_that_does_not_read_loses_its_stream() {
         for _ in 0..40 {
             fixture.publish("x", vec![b'x'; 64 * 1024]).await;
         }
-        let (proxy, client) = served(&[]).await;
+        let (proxy, client) = served_with(&[]).await;
         let kept = keep(&fixture, 40, 1, None);
         let holding = if keeps { kept.holding } else { lease.holding };
         let stream = ConsumeClient::open(&client, ConsumeStart { holding, ..kept }).await;
@@ -95,7 +86,7 @@ fn each_second(fixture: &Fixture, leases: u32) -> ConsumeStart {
 #[tokio::test]
 async fn heartbeat_without_a_message_says_why_nothing_comes() {
     let fixture = Fixture::new(pull::Config { max_ack_pending: 3, ..config() }).await;
-    let (_proxy, client) = served(&[]).await;
+    let (_proxy, client) = served_with(&[]).await;
     let mut stream = ConsumeClient::open(&client, each_second(&fixture, 2)).await;
     assert_eq!(idle(&mut stream).await, (EmptyReason::NoMessages, 0));
     fixture.publish_many(5).await;
@@ -117,7 +108,7 @@ async fn paused_consumer_is_told_of_at_a_heartbeat() {
     let pause = format!("$JS.API.CONSUMER.PAUSE.{}.{}", fixture.stream, fixture.consumer);
     let until = r#"{"pause_until":"2199-01-01T00:00:00Z"}"#;
     nats.request(pause, until.into()).await.unwrap();
-    let (_proxy, client) = served(&[]).await;
+    let (_proxy, client) = served_with(&[]).await;
     let mut stream = ConsumeClient::open(&client, each_second(&fixture, 2)).await;
     assert_eq!(idle(&mut stream).await, (EmptyReason::Paused, 1));
     stream.close().await;
@@ -127,7 +118,7 @@ async fn paused_consumer_is_told_of_at_a_heartbeat() {
 async fn limit_of_leases_is_told_of_at_a_heartbeat() {
     let fixture = Fixture::new(config()).await;
     fixture.publish_many(5).await;
-    let (_proxy, client) = served(&["--max-leases-per-consumer", "2"]).await;
+    let (_proxy, client) = served_with(&["--max-leases-per-consumer", "2"]).await;
     let mut stream = ConsumeClient::open(&client, each_second(&fixture, 5)).await;
     let held = stream.messages(2).await;
     assert_eq!(idle(&mut stream).await, (EmptyReason::LeaseLimit, 0));
@@ -139,7 +130,7 @@ async fn limit_of_leases_is_told_of_at_a_heartbeat() {
 #[tokio::test]
 async fn message_since_the_last_heartbeat_needs_no_reason() {
     let fixture = Fixture::new(config()).await;
-    let (_proxy, client) = served(&[]).await;
+    let (_proxy, client) = served_with(&[]).await;
     let mut stream = ConsumeClient::open(&client, each_second(&fixture, 100)).await;
     for round in 1..=12 {
         fixture.publish_many(1).await;

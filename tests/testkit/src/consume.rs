@@ -170,8 +170,12 @@ pub fn outcomes(result: &pb::ConsumeResult) -> Vec<Outcome> {
 
 /// The start with leases that live as long as the stream, and a heartbeat of a second.
 pub fn keep(fixture: &Fixture, leases: u32, grace: i64, at_most: Option<i64>) -> ConsumeStart {
-    let seconds = |seconds| prost_types::Duration { seconds, nanos: 0 };
     let keep = pb::ConsumeKeep { grace: Some(seconds(grace)), at_most: at_most.map(seconds) };
     let holding = Some(Holding::Keep(keep));
     ConsumeStart { holding, heartbeat: Some(seconds(1)), ..start(fixture, leases) }
+}
+
+/// A duration of a message.
+pub fn seconds(seconds: i64) -> prost_types::Duration {
+    prost_types::Duration { seconds, nanos: 0 }
 }

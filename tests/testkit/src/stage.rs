@@ -43,7 +43,15 @@ impl Stage {
 
 /// A proxy and a client of it.
 pub async fn served(nats_url: &str) -> (Proxy, Client) {
-    let proxy = Proxy::start_at(nats_url, &[]);
+    with_client(Proxy::start_at(nats_url, &[])).await
+}
+
+/// A proxy with these flags in front of the shared server, and a client of it.
+pub async fn served_with(flags: &[&str]) -> (Proxy, Client) {
+    with_client(Proxy::start(NatsServer::shared(), flags)).await
+}
+
+async fn with_client(proxy: Proxy) -> (Proxy, Client) {
     let client = proxy.client().await;
     (proxy, client)
 }
