@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::{ConsumeTask, MAX_UNREAD};
 use crate::{
-    access::Verb,
     api_error::ApiError,
     broker::Broker,
     bus::Bus,
@@ -25,8 +24,7 @@ impl<B: Broker + Bus> ConsumeTask<B> {
         }
         let (service, started) = (self.service.clone(), self.started.clone());
         let rights = service.gatekeeper().rights();
-        let consumer = (&*started.stream, &*started.consumer);
-        rights.still_may(&started.caller, Verb::Fetch, consumer, clock::unix_time)?;
+        started.still_may_fetch(&rights)?;
         let now = clock::now();
         let Ok(left) = service.leases_left(&rights, &started.principal) else {
             // Others of the principal have all its leases now.

@@ -7,7 +7,7 @@ use super::{
     numbers::{self, Named},
 };
 use crate::{
-    access::{RightLost, Settler, Verb},
+    access::{RightLost, Settler},
     api_error::ApiError,
     broker::Broker,
     bus::Bus,
@@ -76,9 +76,7 @@ impl<B: Broker + Bus> ConsumeTask<B> {
 
     /// Whether the credential of the stream is still accepted. Each settlement is asked for its right besides.
     fn is_accepted(&self) -> Result<(), ApiError> {
-        let (rights, started) = (self.service.gatekeeper().rights(), &self.started);
-        let consumer = (&*started.stream, &*started.consumer);
-        match rights.still_may(&started.caller, Verb::Fetch, consumer, clock::unix_time) {
+        match self.started.still_may_fetch(&self.service.gatekeeper().rights()) {
             Err(lost @ RightLost::NotAccepted(_)) => Err(lost.into()),
             Err(RightLost::Denied(_)) | Ok(()) => Ok(()),
         }

@@ -8,7 +8,7 @@ use std::{
 use http::HeaderMap;
 
 use crate::{
-    access::{KnownCaller, Verb},
+    access::{KnownCaller, RightLost, Rights, Verb},
     api_error::ApiError,
     audit::{Audit, AuditedCall},
     broker::{Broker, ConsumerName},
@@ -70,6 +70,17 @@ pub(in crate::grpc) struct StartedConsume {
     /// When its end is announced, because of the deadline of the call or the end of the credential.
     pub(super) notice_at: Option<Instant>,
     pub(super) ends_at: Option<Instant>,
+}
+
+impl StartedConsume {
+    /// Whether its caller is still accepted, and may still fetch.
+    ///
+    /// # Errors
+    /// What was lost.
+    pub(super) fn still_may_fetch(&self, rights: &Rights) -> Result<(), RightLost> {
+        let consumer = (&*self.stream, &*self.consumer);
+        rights.still_may(&self.caller, Verb::Fetch, consumer, clock::unix_time)
+    }
 }
 
 impl ConsumeCall {
