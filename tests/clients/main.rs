@@ -1,4 +1,4 @@
-//! `make test-clients`: every worker of `examples`, each in its language, through every scenario of
+//! `make test-clients`: the worker of every language, through every scenario of
 //! `examples/conformance.json`, against a real proxy and a real nats-server; and a table of it.
 //!
 //! ```text
@@ -61,8 +61,8 @@ fn main() -> ExitCode {
 }
 
 async fn run() -> ExitCode {
-    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
-    let suite = match Suite::read(&examples) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let suite = match Suite::read(&root.join("examples")) {
         Ok(suite) => suite,
         Err(wrong) => {
             eprintln!("{wrong}");
@@ -70,7 +70,7 @@ async fn run() -> ExitCode {
         }
     };
     let wanted: Vec<String> = env::args().skip(1).collect();
-    let all = language::all(&examples);
+    let all = language::all(root);
     let languages = choose(all, &wanted, |language, word| language.name == word);
     let scenarios = choose(suite.scenarios, &wanted, Scenario::is_meant);
     let mut table = Table::new(&languages, &scenarios);

@@ -162,7 +162,7 @@ async fn update(
 /// The workers that can be run here, and the client that is this test's own.
 async fn built() -> Vec<Language> {
     let mut ready = Vec::new();
-    for language in language::all(&Path::new(ROOT).join("examples")) {
+    for language in language::all(Path::new(ROOT)) {
         match language.build().await {
             Built::Ready => ready.push(language),
             Built::Lacking(what) => println!("NOT TESTED: {}: {what}", language.name),

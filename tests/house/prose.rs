@@ -177,7 +177,7 @@ fn texts() -> BTreeMap<String, Text> {
 fn folder(file: &str) -> String {
     let mut parts = file.split('/');
     match (parts.next(), parts.next()) {
-        (Some(top @ ("src" | "tests" | "benches" | "examples")), Some(second)) => {
+        (Some(top @ ("src" | "tests" | "benches" | "examples" | "clients")), Some(second)) => {
             format!("{top}/{}", second.trim_end_matches(".rs"))
         }
         (Some(top), _) => top.to_owned(),
@@ -190,7 +190,7 @@ pub(super) fn walk(folder: &Path, into: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_str().unwrap();
-        let made = ["target", "node_modules", "gen", "__pycache__"].contains(&name);
+        let made = ["target", "node_modules", "gen", "dist", "__pycache__"].contains(&name);
         if path.is_dir() {
             if !made && !name.starts_with('.') {
                 walk(&path, into);
@@ -325,6 +325,7 @@ fn text_of_a_file_is_its_page_or_its_folder() {
         ("tests/wire/main.rs", "tests/wire"),
         ("benches/lease_table.rs", "benches/lease_table"),
         ("examples/go/worker.go", "examples/go"),
+        ("clients/go/worker.go", "clients/go"),
         ("scripts/demo", "scripts"),
         ("build.rs", "build.rs"),
     ] {

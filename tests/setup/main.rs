@@ -185,11 +185,10 @@ fn failed_download_is_not_a_missing_tool() {
 #[test]
 fn worker_without_its_toolchain_ends_with_code_3() {
     let machine = Machine::with("no-toolchains", &[]);
-    let examples = fs::read_dir(Path::new(ROOT).join("examples")).unwrap().flatten();
-    let builds = examples.map(|example| example.path().join("build")).filter(|file| file.exists());
-    let builds: Vec<_> = builds.collect();
-    assert!(builds.len() >= 3, "the workers are gone");
-    for build in builds {
+    let workers = testkit::examples::language::all(Path::new(ROOT));
+    assert!(workers.len() >= 6, "the workers are gone");
+    for worker in workers {
+        let build = worker.folder.join("build");
         let said = machine.run(build.to_str().unwrap(), &[]);
         assert_eq!(said.code, Some(3), "{}: {said:?}", build.display());
         assert!(said.err.contains("needs") && said.err.contains("Debian:"), "{said:?}");

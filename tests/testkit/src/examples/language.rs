@@ -1,4 +1,7 @@
 //! The languages that there are workers in: found as folders, built once. Starts no worker.
+//!
+//! A worker is a folder with two programs, `build` and `run`. The worker of a client package is
+//! `clients/LANGUAGE/conformance`. A worker without a package is `examples/LANGUAGE`.
 
 use std::{
     fs,
@@ -28,18 +31,26 @@ pub enum Built {
     Failed(String),
 }
 
-/// Every folder of `examples` with a `run`, by name.
-pub fn all(examples: &Path) -> Vec<Language> {
-    let folders = fs::read_dir(examples).unwrap().flatten().map(|entry| entry.path());
-    let mut languages: Vec<_> = folders
-        .filter(|folder| folder.join("run").is_file())
-        .map(|folder| {
-            let name = folder.file_name().unwrap().to_str().unwrap().to_owned();
-            Language { name, folder }
-        })
+/// Every worker of the project whose folder is `root`, by name.
+pub fn all(root: &Path) -> Vec<Language> {
+    let named = |folder: PathBuf| {
+        let name = folder.file_name().unwrap().to_str().unwrap().to_owned();
+        (name, folder)
+    };
+    let bare = folders(&root.join("examples")).map(named);
+    let packaged =
+        folders(&root.join("clients")).map(named).map(|(name, of)| (name, of.join("conformance")));
+    let mut languages: Vec<_> = bare
+        .chain(packaged)
+        .filter(|(_, folder)| folder.join("run").is_file())
+        .map(|(name, folder)| Language { name, folder })
         .collect();
     languages.sort_by(|one, other| one.name.cmp(&other.name));
     languages
+}
+
+fn folders(of: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    fs::read_dir(of).into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
 impl Language {
