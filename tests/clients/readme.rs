@@ -1,6 +1,6 @@
 //! The Python worker of the README, run as it stands on the page.
 
-use std::{path::Path, process::Stdio, time::Duration};
+use std::{collections::BTreeSet, process::Stdio, time::Duration};
 
 use async_nats::jetstream::{self, stream};
 use testkit::{eventually, jetstream::config, nats_server::NatsServer, proxy::Proxy};
@@ -13,12 +13,20 @@ use tokio::{
 use testkit::examples::language::Language;
 
 const PAGE: &str = include_str!("../../README.md");
-const PYTHON_PAGE: &str = include_str!("../../examples/python/README.md");
 /// The address that the page names, in place of the test's own.
 const ADDRESS: &str = "127.0.0.1:50051";
+/// The delay of a Nak on the page, which a test does not wait for.
+const DELAY: &str = "delay=30";
 const MESSAGES: usize = 3;
 /// For Python to start, and to handle all messages.
 const WITHIN: Duration = Duration::from_secs(30);
+/// The work, which the page leaves to the reader. The first attempt of message 1 fails.
+const WORK: &str = "failed = []\n\
+                    def work(data):\n    \
+                    if data == 1 and not failed:\n        \
+                    failed.append(data)\n        \
+                    raise ConnectionError\n    \
+                    print(f\"{data}\\n\", end=\"\", flush=True)\n\n";
 
 /// Runs the worker until it has acked all messages.
 ///
@@ -43,27 +51,24 @@ pub async fn follow(python: Language) -> Result<(), String> {
         stored.map_err(|error| error.to_string())?.await.map_err(|error| error.to_string())?;
     }
     let proxy = Proxy::start(&nats, &[]);
-    let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
-    generate(&python, folder.path()).await?;
-    let program = format!(
-        "def handle(text):\n    print(text, flush=True)\n\n{}",
-        worker.replace(ADDRESS, &proxy.grpc)
-    );
+    let worker = worker.replace(ADDRESS, &proxy.grpc).replace(DELAY, "delay=0.1");
+    let program = WORK.to_owned() + &worker;
     let mut running = Command::new(python.folder.join(".build/venv/bin/python"))
         .args(["-c", &program])
-        .env("PYTHONPATH", folder.path())
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
         .map_err(|error| error.to_string())?;
     let mut lines = BufReader::new(running.stdout.take().ok_or("no output")?).lines();
-    for number in 0..MESSAGES {
+    let mut handled = BTreeSet::new();
+    while handled.len() < MESSAGES {
         let line = timeout(WITHIN, lines.next_line()).await;
-        let line = line.map_err(|_| format!("the worker handled {number} of {MESSAGES}"))?;
+        let line = line.map_err(|_| format!("the worker handled {handled:?}"))?;
         let line = line.map_err(|error| error.to_string())?;
-        if line != Some(number.to_string()) {
-            return Err(format!("the worker said {line:?} of message {number}"));
-        }
+        handled.insert(line.ok_or("the worker has ended")?);
+    }
+    if handled != (0..MESSAGES).map(|number| number.to_string()).collect() {
+        return Err(format!("the worker handled {handled:?}"));
     }
     eventually("the last ack", || async {
         let info = consumer.get_info().await.ok()?;
@@ -71,24 +76,4 @@ pub async fn follow(python: Language) -> Result<(), String> {
     })
     .await;
     Ok(())
-}
-
-/// Generates the client's code by the command of the Python page, for the names that the README imports.
-async fn generate(python: &Language, into: &Path) -> Result<(), String> {
-    let command =
-        PYTHON_PAGE.split('`').find(|code| code.starts_with("python -m grpc_tools.protoc "));
-    let command =
-        command.ok_or("examples/python/README.md does not say how to generate the client")?;
-    // The page writes into the folder of the worker.
-    let here = |word: &str| word.replace("out=.", &format!("out={}", into.display()));
-    let output = Command::new(python.folder.join(".build/venv/bin/python"))
-        .args(command.split_whitespace().skip(1).map(here))
-        .current_dir(&python.folder)
-        .output()
-        .await
-        .map_err(|error| error.to_string())?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-    }
 }

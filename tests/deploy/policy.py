@@ -1,5 +1,5 @@
 """A client whose library repeats calls by the policy of docs/how-to/configure-the-channel.md, and that does nothing about
-a call that fails all the same but tell of it. Speaks like the workers of `examples`."""
+a call that fails all the same but tell of it. Speaks like the workers of the conformance suite."""
 
 import json
 import os
@@ -8,11 +8,10 @@ import sys
 import threading
 from pathlib import Path
 
-from fetchproxy_pb.v1 import fetch_pb2 as pb
-from fetchproxy_pb.v1.fetch_pb2_grpc import FetchServiceStub
-from google.protobuf.duration_pb2 import Duration
-
 import grpc
+from fetchproxy.v1 import fetch_pb2 as pb
+from fetchproxy.v1.fetch_pb2_grpc import FetchServiceStub
+from google.protobuf.duration_pb2 import Duration
 
 THREADS = 4
 LEASE = 10
