@@ -38,8 +38,8 @@
 //! 8. A flow is handed a message only if it has room: it is not stalled, and holds less than its credit in messages
 //!    and in bytes. A flow that holds something is handed none that a waiter or an idle flow can take.
 //! 9. A pull without `no_wait` for several messages is issued only if no waiter wants one, for no more than the room
-//!    that the flows have, or will have once the settlements under way have ended. While a flow has room, a pull is
-//!    open, or follows after 1 ms, with the exceptions of 6.
+//!    that the flows have, or will have once the settlements under way have ended, less what is parked. While a flow
+//!    has room, a pull is open, or follows after 1 ms, with the exceptions of 6.
 //!
 //! Pure: no clock, no runtime, no lock, no log. `now` is an argument and never goes back. The caller performs
 //! the [`Step`]s. Except for [`Pump::fail`], no call costs more for many waiters than for few.
@@ -295,7 +295,7 @@ impl<M> Pump<M> {
 
     /// The number of messages that the waiters and the flows still want.
     pub fn wanted(&self) -> usize {
-        let wanted = self.waiters.wanted().saturating_add(self.flows.wanted());
+        let wanted = self.waiters.wanted().saturating_add(self.wanted_by_flows());
         usize::try_from(wanted).unwrap_or(usize::MAX)
     }
 

@@ -15,7 +15,7 @@ impl<M> Pump<M> {
     pub fn demand(&self, now: Instant) -> Option<Demand> {
         self.next.not_before.is_none_or(|at| now >= at).then_some(())?;
         let for_waiters = self.wants_to_pull(now);
-        let for_flows = self.flows_want() && self.flows.is_ripe(now);
+        let for_flows = self.flows_want() && self.flows.is_ripe(self.wanted_by_flows(), now);
         (for_waiters || for_flows).then(|| {
             let mode = self.next.mode;
             let most = match (for_waiters, mode.uncapped) {
@@ -67,12 +67,27 @@ impl<M> Pump<M> {
 
     /// Whether a flow has room, and no pull is open. In a drain no flow is left.
     pub(super) fn flows_want(&self) -> bool {
-        self.up && self.pull.is_none() && self.flows.wanted() > 0
+        self.up && self.pull.is_none() && self.wanted_by_flows() > 0
+    }
+
+    /// The messages that the flows want besides those that are parked: these follow messages that are being settled.
+    pub(super) fn wanted_by_flows(&self) -> u64 {
+        let parked = u64::try_from(self.parked.len()).unwrap_or(u64::MAX);
+        match u64::try_from(self.room_of_flows()).unwrap_or(u64::MAX) {
+            0 => 0,
+            room => self.flows.wanted().saturating_sub(parked).min((room / (2 * OVERHEAD)).max(1)),
+        }
+    }
+
+    /// The bytes for which the flows have room, or will have soon, besides those of the parked messages.
+    fn room_of_flows(&self) -> u128 {
+        self.flows.room().saturating_sub(u128::from(self.parked.bytes()))
     }
 
     /// The earliest time of a pull for the flows, if they want one.
     pub(super) fn flows_pull_at(&self, now: Instant) -> Option<Instant> {
-        let ripe_at = self.flows.ripe_at().filter(|_| !self.flows.is_ripe(now));
+        let ripe_at = self.flows.ripe_at();
+        let ripe_at = ripe_at.filter(|_| !self.flows.is_ripe(self.wanted_by_flows(), now));
         ripe_at.max(self.next.not_before)
     }
 
@@ -86,7 +101,7 @@ impl<M> Pump<M> {
     /// The room of the waiters and the flows, minus the overhead of each message. A single message that is too large
     /// for this, but fits without the others, is pulled alone and uncapped.
     fn max_bytes(&self, batch: u32) -> u64 {
-        let room = self.waiters.room() + self.flows.room();
+        let room = self.waiters.room() + self.room_of_flows();
         let room = room.saturating_sub(u128::from(u64::from(batch) * OVERHEAD));
         let most = self.limits.max_request_bytes.unwrap_or(u64::MAX).min(i64::MAX as u64);
         u64::try_from(room).unwrap_or(u64::MAX).min(most).max(1)

@@ -10,7 +10,8 @@
 //! so one order has both.
 //!
 //! A message that is being settled will soon leave room. A pull already asks for the message that follows it, so
-//! the two round trips run together. The follower is parked until the room is there.
+//! the two round trips run together. The follower is parked until the room is there. What is parked is not asked for
+//! again.
 //!
 //! 1. `idle` and `filling` have exactly one entry for each flow with room.
 //! 2. `sums` are equal to the sums over all flows.
@@ -165,9 +166,9 @@ impl<M> Flows<M> {
         self.sums.room
     }
 
-    /// Whether a pull for the flows is worth its cost now.
-    pub(super) fn is_ripe(&self, now: Instant) -> bool {
-        let half = 2 * self.sums.wanted >= self.sums.most;
+    /// Whether a pull of so many messages for the flows is worth its cost now.
+    pub(super) fn is_ripe(&self, wanted: u64, now: Instant) -> bool {
+        let half = 2 * wanted >= self.sums.most;
         self.sums.idle > 0 || half || self.ripe_at().is_some_and(|at| now >= at)
     }
 

@@ -5,6 +5,7 @@
 //! the message.
 //!
 //! 1. `due` has exactly one entry for each message with a time limit.
+//! 2. `bytes` is the sum over all messages.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,6 +19,7 @@ pub(super) struct Parked<M> {
     /// The front has the smallest key.
     queue: BTreeMap<i64, ParkedItem<M>>,
     due: BTreeSet<(Instant, i64)>,
+    bytes: u64,
 }
 
 /// A parked message.
@@ -30,7 +32,7 @@ pub(super) struct ParkedItem<M> {
 
 impl<M> Parked<M> {
     pub(super) fn new() -> Self {
-        Self { queue: BTreeMap::new(), due: BTreeSet::new() }
+        Self { queue: BTreeMap::new(), due: BTreeSet::new(), bytes: 0 }
     }
 
     /// Adds a message at the back.
@@ -71,6 +73,7 @@ impl<M> Parked<M> {
 
     pub(super) fn take_all(&mut self) -> Vec<M> {
         self.due.clear();
+        self.bytes = 0;
         std::mem::take(&mut self.queue).into_values().map(|parked| parked.item.message).collect()
     }
 
@@ -78,13 +81,20 @@ impl<M> Parked<M> {
         self.queue.len()
     }
 
+    /// The bytes of all messages.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     fn insert(&mut self, key: i64, parked: ParkedItem<M>) {
+        self.bytes += parked.item.size;
         self.due.extend(parked.until.map(|until| (until, key)));
         self.queue.insert(key, parked);
     }
 
     fn remove(&mut self, key: i64) -> Option<ParkedItem<M>> {
         let parked = self.queue.remove(&key)?;
+        self.bytes -= parked.item.size;
         if let Some(until) = parked.until {
             self.due.remove(&(until, key));
         }

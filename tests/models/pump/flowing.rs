@@ -66,6 +66,47 @@ fn message_after_one_that_is_being_settled_is_pulled_and_waits_for_its_credit() 
     assert_eq!(timed.steps(), [], "nothing more is asked for");
 }
 
+/// A settlement may take seconds. Each message that is pulled in vain costs an attempt.
+#[test]
+fn message_that_waits_for_its_credit_is_pulled_for_once() {
+    let mut timed = TimedPump::new();
+    let flow = timed.open(credit(5));
+    timed.pull();
+    timed.arrive(1..=5);
+    timed.steps();
+    timed.pump.settling(flow, 2, timed.now());
+    timed.ms += 1;
+    let (no, batch, _) = timed.pull();
+    assert_eq!(batch, 2);
+    timed.arrive([6]);
+    timed.end(no, PullOutcome::Refused);
+    timed.ms += 100;
+    assert_eq!(timed.pull().1, 1, "one waits for its credit already");
+    timed.arrive([7]);
+    timed.ms += 100;
+    assert_eq!((timed.steps(), timed.pump.parked()), (vec![], 2));
+    timed.pump.settling(flow, 4, timed.now());
+    timed.ms += 1;
+    assert_eq!(timed.pull().1, 2, "for the messages that are settled now, too");
+}
+
+#[test]
+fn message_that_waits_for_its_credit_takes_bytes_of_it() {
+    let mut timed = TimedPump::new();
+    let flow = timed.open(Credit { messages: 5, bytes: 8 * SMALL });
+    timed.pull();
+    timed.arrive(1..=5);
+    timed.steps();
+    timed.pump.settling(flow, 5, timed.now());
+    timed.ms += 1;
+    let (no, batch, _) = timed.pull();
+    assert_eq!(batch, 2);
+    timed.arrive_sized(6, 3 * SMALL);
+    timed.end(no, PullOutcome::Refused);
+    timed.ms += 100;
+    assert_eq!(timed.steps(), []);
+}
+
 #[test]
 fn message_that_was_pulled_for_a_settlement_that_failed_goes_back() {
     let mut timed = TimedPump::new();

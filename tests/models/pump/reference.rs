@@ -262,6 +262,20 @@ impl Reference {
         self.flows.iter().map(Flow::missing).sum()
     }
 
+    /// Bytes for which flows have room, or will have soon, besides what is parked.
+    fn free_bytes(&self) -> u64 {
+        let parked: u64 = self.parked.iter().map(|(message, _)| message.size).sum();
+        let room: u64 = self.flows.iter().map(|flow| flow.room_for(flow.keeps())).sum();
+        room.saturating_sub(parked)
+    }
+
+    /// Messages that are asked for flows: what is parked is there already.
+    pub(super) fn asked_for_flows(&self) -> u64 {
+        let more = self.free_credit().saturating_sub(self.parked.len() as u64);
+        let bytes = self.free_bytes();
+        if bytes == 0 { 0 } else { more.min((bytes / 1200).max(1)) }
+    }
+
     fn look_for_room(&mut self, now: u64) {
         let since = self.room_since.unwrap_or(now);
         self.room_since = (self.free_credit() > 0).then_some(since);
@@ -278,13 +292,13 @@ impl Reference {
         let all: u64 = usable.map(|flow| flow.most.0).sum();
         let idle = |flow: &Flow| flow.keeps() == 0 && flow.missing() > 0;
         let waited = self.room_since.is_some_and(|since| now > since);
-        self.flows.iter().any(idle) || 2 * self.free_credit() >= all || waited
+        self.flows.iter().any(idle) || 2 * self.asked_for_flows() >= all || waited
     }
 
     /// Whether a pull for the flows is due, or will be with the next millisecond.
     pub(super) fn flows_want(&self, now: u64, late: bool) -> bool {
         let pause = if late { self.pause.1 } else { self.pause.0 };
-        let free = self.up && !self.draining && self.pull.is_none() && self.free_credit() > 0;
+        let free = self.up && !self.draining && self.pull.is_none() && self.asked_for_flows() > 0;
         free && now >= pause && self.is_ripe(now)
     }
 
@@ -517,11 +531,11 @@ impl Reference {
         let most = if single { 1 } else { u64::from(most) };
         let usable = |waiter: &Waiter| waiter.missing().min((waiter.room() / 1200).max(1));
         let wanted: u64 = self.waiters.iter().map(usable).sum();
-        let wanted = wanted + self.free_credit();
+        let wanted = wanted + self.asked_for_flows();
         let demand = wanted.min(most);
         let batch = demand.min(u64::from(allowed.messages));
         let room: u64 = self.waiters.iter().map(Waiter::room).sum();
-        let room = room + self.flows.iter().map(|flow| flow.room_for(flow.keeps())).sum::<u64>();
+        let room = room + self.free_bytes();
         let bytes = |batch: u64| {
             let bytes = room.saturating_sub(batch * OVERHEAD);
             bytes.min(self.limits.max_request_bytes.unwrap_or(u64::MAX)).max(1)
