@@ -225,8 +225,12 @@ impl Linked {
     }
 
     async fn found(&self) -> Option<AttemptElsewhere> {
+        self.found_until(None).await
+    }
+
+    async fn found_until(&self, until: Option<Instant>) -> Option<AttemptElsewhere> {
         let caller = FetchCaller::default();
-        self.other.cluster.find_attempt(&self.attempt(), None, &caller, None).await
+        self.other.cluster.find_attempt(&self.attempt(), None, &caller, until).await
     }
 }
 
@@ -246,6 +250,17 @@ async fn replica_of_an_older_version_answers_nothing_and_costs_a_fifth_of_a_seco
     let until = clock::now() + Duration::from_secs(5);
     assert_eq!(linked.other.cluster.give_back(linked.attempt(), until).await, Ok(0));
     assert_eq!(linked.owner.lessor.held(), 1, "its lease is as before");
+}
+
+#[tokio::test(start_paused = true)]
+async fn question_about_an_attempt_ends_at_the_deadline_of_its_fetch() {
+    let linked = Linked::new().await;
+    linked.owner.is_older();
+    for (left, takes) in [(0, 0), (50, 50), (199, 199), (5_000, 200)] {
+        let began = clock::now();
+        assert!(linked.found_until(Some(began + Duration::from_millis(left))).await.is_none());
+        assert_eq!(clock::now() - began, Duration::from_millis(takes), "{left} ms are left");
+    }
 }
 
 #[tokio::test(start_paused = true)]
