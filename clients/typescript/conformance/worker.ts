@@ -1,5 +1,5 @@
 // The worker of the conformance suite: it knows the tasks of `examples/conformance.json`, and prints a JSON line for
-// each event. With CONCURRENCY, it works by Consume on so many messages at once. Without, it works by Fetch on one
+// each event. With CONCURRENCY, it works by Consume on so many messages at once. Otherwise, it works by Fetch on one
 // message after the other.
 
 import { setTimeout as sleep } from "node:timers/promises";

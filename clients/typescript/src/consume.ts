@@ -107,8 +107,10 @@ class ConsumeLoop implements Owner {
     }
   }
 
+  /** Nothing is in hand. A stream that drains may still be open. */
   over(): void {
     clearInterval(this.#beats);
+    for (const stream of this.#open) stream.cancel();
   }
 
   get isStopping(): boolean {

@@ -23,7 +23,7 @@ export class FetchProxyError extends Error {
     message: string,
     /** How long the proxy asks to wait before a repeat, in milliseconds. Undefined: a wait does not help. */
     readonly retryDelay?: number,
-    /** What the proxy says besides, by name. "Errors" has the names. */
+    /** More of the reason, by name. "Errors" has the names. */
     readonly metadata: Readonly<Record<string, string>> = {},
   ) {
     super(message);

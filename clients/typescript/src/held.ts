@@ -23,7 +23,7 @@ export interface Tracer {
   ): Promise<unknown>;
 }
 
-/** What a worker does with each message. */
+/** The work of a worker, and its limits. */
 export interface Job {
   readonly stream: string;
   readonly consumer: string;
@@ -104,7 +104,7 @@ export abstract class Held {
     this.decided();
   }
 
-  /** Of those that no handler has begun. A Nak of the last attempt would end the message. */
+  /** Only if no handler has begun it. A Nak of the last attempt would end the message. */
   giveBackIfWaiting(): void {
     if (!this.#isBegun && !this.message?.isLastAttempt) this.decide(RETURNED);
   }

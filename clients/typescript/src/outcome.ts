@@ -76,7 +76,7 @@ export function failed({ deliveryCount }: Message): Outcome {
   return nacked(Math.min(FIRST_DELAY * 2 ** Math.min(deliveryCount - 1, 30), LAST_DELAY));
 }
 
-/** Of a rejected message that is still leased. */
+/** The outcome of a rejected message that is still leased. */
 export function ofRejected({ cause, detail }: RejectedMessage): Outcome {
   // Another worker may accept larger messages.
   return { action: cause === "too_large" ? nakAction(TOO_LARGE_DELAY) : termAction(detail) };

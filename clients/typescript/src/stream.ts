@@ -41,7 +41,7 @@ export interface Owner {
   retry(error: FetchProxyError, wait: number): void;
   /** The proxy will end the stream: it is time for the next. */
   drains(stream: Stream): void;
-  /** No frame will come. What the stream carries is for the next. */
+  /** No frame will come. The next stream carries the rest. */
   ended(stream: Stream, carried: Iterable<Carried>): void;
 }
 

@@ -1,6 +1,6 @@
 // Durations of the contract, in milliseconds, and waits that can be ended. Owns no timer of a message.
 
-import { setTimeout as sleep } from "node:timers/promises";
+import { setImmediate as breathe, setTimeout as sleep } from "node:timers/promises";
 
 import type { Duration } from "./gen/google/protobuf/duration.js";
 
@@ -20,7 +20,10 @@ export async function pause(wait: number, stop?: AbortSignal): Promise<void> {
   await sleep(Math.min(wait, LONGEST_TIMER), undefined, { signal: stop }).catch(() => undefined);
 }
 
-/** A sleep that somebody else can end. A ring that nobody hears ends the next sleep. */
+/**
+ * A sleep that somebody else can end. A ring that nobody hears ends the next sleep. The sleeper hears all rings of a
+ * turn of the event loop at once.
+ */
 export class Alarm {
   #rung = false;
   #wake?: () => void;
@@ -44,6 +47,7 @@ export class Alarm {
       });
       this.#wake = undefined;
     }
+    await breathe();
     this.#rung = false;
   }
 }

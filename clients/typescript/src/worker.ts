@@ -8,6 +8,7 @@ import { fetchBatches } from "./fetch_loop.js";
 import { Places, type Handler, type Job, type Tracer } from "./held.js";
 import { decoderOf, type Decode } from "./message.js";
 import { Stop } from "./stop.js";
+import { LONGEST_TIMER } from "./time.js";
 
 const HOUR = 3_600_000;
 
@@ -17,13 +18,13 @@ export interface WorkerOptions<T> {
   concurrency?: number;
   /** `consume`: one stream brings messages as handlers are free. `fetch`: a call for each batch. */
   mode?: "consume" | "fetch";
-  /** Of `fetch` only: the most messages that wait or are handled, 1 to 1000. As `concurrency` unless set. */
+  /** With `fetch`: the most messages that wait or are handled, 1 to 1000. As `concurrency` unless set. */
   batch?: number;
-  /** Of `fetch` only: the longest wait of a call for messages, 0 to 5 min. 10 s unless set. */
+  /** With `fetch`: the longest wait of a call for messages, 0 to 5 min. 10 s unless set. */
   maxWait?: number;
-  /** Of `fetch` only: the length of a lease, 1 s or more, which is extended again and again. */
+  /** With `fetch`: the length of a lease, 1 s or more, which is extended again and again. */
   lease?: number;
-  /** Of `consume` only: messages of a worker that dies come back after this time. 1 s to 3 min; 10 s unless set. */
+  /** With `consume`: messages of a worker that dies come back after this time. 1 s to 3 min; 10 s unless set. */
   grace?: number;
   /**
    * The bytes of messages in hand at which the worker takes no more, 1 KiB to 64 MiB. 16 MiB unless set. An answer
@@ -45,8 +46,8 @@ export interface WorkerOptions<T> {
 }
 
 /**
- * Runs a handler for each message of a consumer, many at once. The handler's end decides: it returns, and the
- * message is acked; it throws a {@link Nak} or a {@link Term}, or any other error, and the message comes back later.
+ * Runs a handler for each message of a consumer, many at once. If the handler returns, its message is acked. It may
+ * throw a {@link Nak} or a {@link Term}. After any other error, the message comes back later.
  */
 export class Worker<T = unknown> {
   readonly #client: Client;
@@ -121,11 +122,11 @@ function checked<T>(options: WorkerOptions<T>) {
     grace: within("grace", options.grace ?? 10_000, 1_000, 180_000),
     maxBytes: whole("maxBytes", maxBytes, 1_024, 64 << 20),
     maxFrameBytes: Math.min(maxBytes, MAX_BYTES),
-    atMost: within("atMost", options.atMost ?? HOUR, 1_000, Infinity),
+    atMost: within("atMost", options.atMost ?? HOUR, 1_000, LONGEST_TIMER),
     stopTimeout: optional("stopTimeout", options.stopTimeout, 0),
     decode: options.decode ?? "json",
     onEvent: options.onEvent ?? logEvent,
-    name: options.name ?? "fetchproxy for TypeScript",
+    name: options.name ?? "fetch-proxy typescript",
     mode,
   };
   if (mode !== "consume" && mode !== "fetch") throw new TypeError("mode must be consume or fetch");
@@ -140,7 +141,7 @@ function whole(name: string, value: number, least: number, most: number): number
 }
 
 function optional(name: string, value: number | undefined, least: number): number | undefined {
-  return value === undefined ? undefined : within(name, value, least, Infinity);
+  return value === undefined ? undefined : within(name, value, least, LONGEST_TIMER);
 }
 
 function within(name: string, value: number, least: number, most: number): number {

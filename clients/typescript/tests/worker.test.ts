@@ -171,7 +171,7 @@ for (const mode of MODES) {
     Stage.with(async (stage) => {
       const method = mode === "consume" ? "Consume" : "Fetch";
       stage.fake.fail(method, "NATS_UNAVAILABLE");
-      stage.fake.fail("Settle", "LEASE_BUSY");
+      stage.fake.failSettlement("LEASE_BUSY");
       const record = stage.fake.publish({});
       await stage.run(() => undefined, { mode });
       assert.deepEqual(record.settlements, [{ action: "ack", attempt: 1 }]);
@@ -182,7 +182,7 @@ for (const mode of MODES) {
 
   test(`${mode}: a message whose settlement is refused is lost`, () =>
     Stage.with(async (stage) => {
-      stage.fake.fail("Settle", "LEASE_EXPIRED");
+      stage.fake.failSettlement("LEASE_EXPIRED");
       const record = stage.fake.publish({});
       const running = stage.run(() => undefined, { mode });
       await stage.seen("lost");
@@ -250,6 +250,16 @@ test("fetch: a stop gives back what waits, and handles what waits on its last at
     );
 });
 
+test("fetch: a call that settles and fails is repeated as a whole", () =>
+  Stage.with(async (stage) => {
+    stage.fake.fail("Settle", "CALL_LIMIT");
+    const records = [1, 2].map((id) => stage.fake.publish({ id }));
+    await stage.run(() => undefined, { mode: "fetch" });
+    const acked = records.map(({ settlements }) => settlements);
+    assert.deepEqual(acked, Array(2).fill([{ action: "ack", attempt: 1 }]));
+    assert.deepEqual(stage.told, ["retry", "acked", "acked"]);
+  }));
+
 test("a worker refuses options that are out of range", () =>
   Stage.with(async ({ fake: { client } }) => {
     const wrong: object[] = [
@@ -265,6 +275,7 @@ test("a worker refuses options that are out of range", () =>
       { grace: 180_001 },
       { maxBytes: 1_023 },
       { atMost: 999 },
+      { atMost: Infinity },
       { stopTimeout: -1 },
       { decode: "xml" },
       { name: "x".repeat(1_025) },

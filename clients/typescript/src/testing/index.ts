@@ -85,11 +85,15 @@ export class FakeProxy {
     this.#service.changed();
   }
 
-  /** The next call of the method fails. In a Consume, `Settle` stands for its settlements. */
+  /** The next call of the method fails. */
   fail(method: Method, reason: string): void {
-    if (!REASONS.has(reason)) throw new RangeError(`${reason} is no reason of the proxy`);
     const { failures } = this.#service;
-    failures.set(method, [...(failures.get(method) ?? []), reason]);
+    failures.set(method, [...(failures.get(method) ?? []), known(reason)]);
+  }
+
+  /** The next Ack, Nak or Term fails, in whatever call it comes. */
+  failSettlement(reason: string): void {
+    this.#service.settlementFailures.push(known(reason));
   }
 
   /**
@@ -113,7 +117,7 @@ export class FakeProxy {
    *
    * @throws what `run` of the worker throws, and an Error after `within` milliseconds
    */
-  async run(worker: Worker<never> | Worker<any>, within = 10_000): Promise<void> {
+  async run(worker: Worker<any>, within = 10_000): Promise<void> {
     const running = worker.run();
     try {
       await Promise.race([running, this.settled(within)]);
@@ -131,4 +135,9 @@ export class FakeProxy {
     this.client.close();
     this.#server.forceShutdown();
   }
+}
+
+function known(reason: string): string {
+  if (!REASONS.has(reason)) throw new RangeError(`${reason} is no reason of the proxy`);
+  return reason;
 }

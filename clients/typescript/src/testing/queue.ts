@@ -19,9 +19,9 @@ export interface Settled {
   readonly action: "ack" | "nak" | "term";
   /** The number of the attempt, from 1. */
   readonly attempt: number;
-  /** Of a Nak, in milliseconds. */
+  /** The delay of a Nak, in milliseconds. */
   readonly delay?: number;
-  /** Of a Term. */
+  /** The reason of a Term. */
   readonly reason?: string;
 }
 

@@ -47,6 +47,8 @@ export class Service {
   readonly events = new EventEmitter();
   /** Reasons of the next calls, by method. */
   readonly failures = new Map<string, string[]>();
+  /** Reasons of the next settlements, in whatever call they come. */
+  readonly settlementFailures: string[] = [];
   /** Open Fetch calls. Each says whether it is answered. */
   readonly #waiters = new Set<Waiter>();
   readonly #streams = new Set<FakeStream>();
@@ -114,6 +116,8 @@ export class Service {
   }
 
   settle({ token, action }: Settlement, delivered?: Lease): SettleResult {
+    const reason = action?.$case !== "extend" && this.settlementFailures.shift();
+    if (reason) return failure(reason, "the test says so");
     return this.queue.settle(delivered ?? this.queue.leaseOf(token), action, performance.now());
   }
 

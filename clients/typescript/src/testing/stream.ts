@@ -17,7 +17,6 @@ const [HEARTBEAT, GRACE, MAX_FRAME_BYTES] = [10_000, 10_000, (4 << 20) - 1_024];
 
 /** The fake, as its streams see it. */
 export interface Host {
-  readonly failures: ReadonlyMap<string, string[]>;
   changed(): void;
   settle(settlement: Settlement, delivered?: Lease): SettleResult;
   left(stream: FakeStream): void;
@@ -94,11 +93,9 @@ export class FakeStream {
       this.#say({ creditId: credit.id });
     }
     if (settle) {
-      const reason = this.host.failures.get("Settle")?.shift();
-      const error = reason ? failure(reason, "the test says so").error : undefined;
-      const results = error ? [] : settle.settlements.map((part) => this.#settle(part));
-      const failed = error ? settle.settlements.length : results.filter((one) => one.error).length;
-      this.#say({ results: [{ id: settle.id, results, failed, error }] });
+      const results = settle.settlements.map((part) => this.#settle(part));
+      const failed = results.filter(({ error }) => error).length;
+      this.#say({ results: [{ id: settle.id, results, failed, error: undefined }] });
     }
     this.host.changed();
   }
@@ -107,7 +104,7 @@ export class FakeStream {
     const lease = this.#leases.get(part.number);
     if (part.number && !lease) return failure("LEASE_EXPIRED", "the lease has ended");
     const result = this.host.settle(part, lease);
-    if (part.action?.$case !== "extend") this.#leases.delete(part.number);
+    if (lease?.end) this.#leases.delete(part.number);
     return result;
   }
 
