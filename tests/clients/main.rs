@@ -98,18 +98,32 @@ fn choose<T>(all: Vec<T>, wanted: &[String], is_meant: impl Fn(&T, &str) -> bool
     if all.iter().any(is_wanted) { all.into_iter().filter(is_wanted).collect() } else { all }
 }
 
-/// One after the other, for each takes the whole machine.
+/// One after the other, for each takes the whole machine. The tests of a client package, too.
 async fn build(languages: Vec<Language>, table: &mut Table) -> Vec<Language> {
     let mut ready = Vec::new();
     for language in languages {
         let began = Instant::now();
-        match language.build().await {
-            Built::Ready => {
-                println!("built {} in {:.1} s", language.name, began.elapsed().as_secs_f64());
-                ready.push(language);
+        let mut parts = vec![("built", language.build().await)];
+        parts.extend(language.test_package().await.map(|tested| ("tested the package", tested)));
+        let mut is_ready = true;
+        for (part, fate) in parts {
+            match fate {
+                Built::Ready => {
+                    let took = began.elapsed().as_secs_f64();
+                    println!("{}: {part} after {took:.1} s", language.name);
+                }
+                Built::Lacking(what) => {
+                    is_ready = false;
+                    table.lacks(&language.name, what);
+                }
+                Built::Failed(why) => {
+                    is_ready = false;
+                    table.wrong(&format!("{}, not {part}", language.name), &why);
+                }
             }
-            Built::Lacking(what) => table.lacks(&language.name, what),
-            Built::Failed(why) => table.wrong(&format!("{}, building it", language.name), &why),
+        }
+        if is_ready {
+            ready.push(language);
         }
     }
     ready

@@ -12,7 +12,7 @@ use std::{
 
 use tokio::{process::Command, time::timeout};
 
-/// A first build may have to fetch and compile a gRPC library.
+/// A first build may have to fetch and compile a gRPC library, and so may a test of a package.
 const LONGEST_BUILD: Duration = Duration::from_secs(600);
 /// The exit code of `build` if something must be installed first. Its output names what.
 const MUST_INSTALL: i32 = 3;
@@ -33,44 +33,62 @@ pub enum Built {
 
 /// Every worker of the project whose folder is `root`, by name.
 pub fn all(root: &Path) -> Vec<Language> {
-    let named = |folder: PathBuf| {
-        let name = folder.file_name().unwrap().to_str().unwrap().to_owned();
-        (name, folder)
-    };
-    let bare = folders(&root.join("examples")).map(named);
-    let packaged =
-        folders(&root.join("clients")).map(named).map(|(name, of)| (name, of.join("conformance")));
-    let mut languages: Vec<_> = bare
-        .chain(packaged)
-        .filter(|(_, folder)| folder.join("run").is_file())
-        .map(|(name, folder)| Language { name, folder })
-        .collect();
+    let mut languages = within(&root.join("examples"));
+    languages.extend(packaged(&root.join("clients")));
     languages.sort_by(|one, other| one.name.cmp(&other.name));
     languages
 }
 
-fn folders(of: &Path) -> impl Iterator<Item = PathBuf> + use<> {
-    fs::read_dir(of).into_iter().flatten().flatten().map(|entry| entry.path())
+/// Every folder of `folder` with a `run`, by name.
+pub fn within(folder: &Path) -> Vec<Language> {
+    found(folder, |language| language)
+}
+
+/// The workers of the conformance suite that are built on client packages.
+fn packaged(clients: &Path) -> Vec<Language> {
+    found(clients, |package| package.join("conformance"))
+}
+
+fn found(folder: &Path, worker_of: impl Fn(PathBuf) -> PathBuf) -> Vec<Language> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let languages = entries.map(|path| {
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        Language { name, folder: worker_of(path) }
+    });
+    let mut languages: Vec<_> =
+        languages.filter(|language| language.folder.join("run").is_file()).collect();
+    languages.sort_by(|one, other| one.name.cmp(&other.name));
+    languages
 }
 
 impl Language {
     pub async fn build(&self) -> Built {
-        let mut command = Command::new(self.folder.join("build"));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command.kill_on_drop(true);
-        let output = match timeout(LONGEST_BUILD, command.output()).await {
-            Err(_) => return Built::Failed(format!("build takes over {LONGEST_BUILD:?}")),
-            Ok(Err(error)) => return Built::Failed(format!("build: {error}")),
-            Ok(Ok(output)) => output,
-        };
-        let said = String::from_utf8_lossy(&output.stderr);
-        // The exit code alone may be that of a compiler: its failure must not pass for a skip.
-        let needs = said.lines().find(|line| line.contains(NEEDS));
-        match (output.status.code(), needs) {
-            (Some(0), _) => Built::Ready,
-            (Some(MUST_INSTALL), Some(needs)) => Built::Lacking(needs.to_owned()),
-            _ => Built::Failed(format!("build: {}\n{}", output.status, last_lines(&said, 30))),
-        }
+        carry_out(&self.folder.join("build")).await
+    }
+
+    /// Runs the tests of the client package, if the language has a package.
+    pub async fn test_package(&self) -> Option<Built> {
+        let test = self.folder.parent()?.join("test");
+        if test.is_file() { Some(carry_out(&test).await) } else { None }
+    }
+}
+
+async fn carry_out(program: &Path) -> Built {
+    let mut command = Command::new(program);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.kill_on_drop(true);
+    let output = match timeout(LONGEST_BUILD, command.output()).await {
+        Err(_) => return Built::Failed(format!("it takes over {LONGEST_BUILD:?}")),
+        Ok(Err(error)) => return Built::Failed(error.to_string()),
+        Ok(Ok(output)) => output,
+    };
+    let said = String::from_utf8_lossy(&output.stderr);
+    // The exit code alone may be that of a compiler: its failure must not pass for a skip.
+    let needs = said.lines().find(|line| line.contains(NEEDS));
+    match (output.status.code(), needs) {
+        (Some(0), _) => Built::Ready,
+        (Some(MUST_INSTALL), Some(needs)) => Built::Lacking(needs.to_owned()),
+        _ => Built::Failed(format!("{}\n{}", output.status, last_lines(&said, 30))),
     }
 }
 
