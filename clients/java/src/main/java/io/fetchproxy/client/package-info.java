@@ -1,0 +1,2 @@
+/** A worker for NATS JetStream over gRPC, through fetch-proxy. */
+package io.fetchproxy.client;

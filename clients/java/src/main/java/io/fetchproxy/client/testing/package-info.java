@@ -1,0 +1,2 @@
+/** A proxy in memory, for unit tests of handlers. */
+package io.fetchproxy.client.testing;
