@@ -9,6 +9,7 @@ from support import in_time
 
 from fetchproxy import Client, FetchProxyError, Settlement
 from fetchproxy.testing import FakeProxy, Settled
+from fetchproxy.v1 import fetch_pb2 as pb
 
 
 @in_time
@@ -81,6 +82,20 @@ async def test_call_is_repeated_if_its_reason_is_worth_it() -> None:
 
 
 @in_time
+async def test_fetch_whose_answer_is_lost_brings_the_same_message() -> None:
+    async with FakeProxy() as fake:
+        record = fake.publish(1)
+        fake.lose_answer("Fetch")
+        (message,) = (await fake.client.fetch("TASKS", "workers")).messages
+    assert (message.delivery_count, record.attempts) == (1, 1)
+    first, second = fake.requests
+    assert isinstance(first, pb.FetchRequest)
+    assert isinstance(second, pb.FetchRequest)
+    assert (first.attempt_again, second.attempt_again) == (False, True)
+    assert first.attempt_id == second.attempt_id != ""
+
+
+@in_time
 async def test_call_is_made_five_times_at_most() -> None:
     async with FakeProxy() as fake:
         for _ in range(6):
@@ -113,10 +128,11 @@ async def test_cancelled_fetch_is_given_back() -> None:
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        record = fake.publish(1)
-        (message,) = (await fake.client.fetch("TASKS", "workers")).messages
-        await fake.client.ack(message.token)
-    assert record.settlements == [Settled("ack", attempt=1)]
+    fetch, give_back = fake.requests
+    assert isinstance(fetch, pb.FetchRequest)
+    assert give_back == pb.GiveBackRequest(
+        stream="TASKS", consumer="workers", attempt_id=fetch.attempt_id
+    )
 
 
 @in_time

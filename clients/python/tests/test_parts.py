@@ -150,13 +150,12 @@ async def test_frame_of_long_reasons_stays_below_its_limit() -> None:
         await meet.wait()
         return fetchproxy.Term("x" * 1024)
 
-    sizes: list[int] = []
     events = Events()
     async with FakeProxy() as fake:
-        fake.on_frame = lambda frame: sizes.append(frame.ByteSize())
         for number in range(most):
             fake.publish(number)
         await fake.run(worker(fake.client, handle, concurrency=most, on_event=events))
+    sizes = [frame.ByteSize() for frame in fake.requests]
     assert max(sizes) < 512 << 10
     assert sum(sizes) > most << 10
     assert events.names.count("termed") == most

@@ -197,10 +197,12 @@ class Stream:
                 self._pause_id = self._credit_id
         parts: list[Held] = []
         size = 0
+        # The next Extend follows at the next heartbeat, which may be no sooner than a short grace.
+        extension = max(self._owner.options.grace, _MISSED_BEATS * self._owner.beat)
         while self.ready and len(parts) < MOST_SETTLEMENTS and size < MOST_FRAME_BYTES:
             held = next(iter(self.ready))
             del self.ready[held]
-            settlement = held.settlement(self._owner.options.grace)
+            settlement = held.settlement(extension)
             size += settlement.ByteSize()
             parts.append(held)
             frame.settle.settlements.append(settlement)

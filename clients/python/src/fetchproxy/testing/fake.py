@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import grpc
+from google.protobuf.message import Message as Protobuf
 
 from fetchproxy.client import Client
 from fetchproxy.errors import REASONS
 from fetchproxy.testing.queue import Queue, Record
 from fetchproxy.testing.service import Service
-from fetchproxy.v1 import fetch_pb2 as pb
 from fetchproxy.worker import Worker
 
 
@@ -47,15 +47,6 @@ class FakeProxy:
             await self._server.stop(None)
 
     @property
-    def on_frame(self) -> Callable[[pb.ConsumeRequest], None]:
-        """Gets each frame of the worker, for tests of the worker itself."""
-        return self._service.on_frame
-
-    @on_frame.setter
-    def on_frame(self, call: Callable[[pb.ConsumeRequest], None]) -> None:
-        self._service.on_frame = call
-
-    @property
     def client(self) -> Client:
         """A client of the fake."""
         if self._client is None:
@@ -66,6 +57,11 @@ class FakeProxy:
     def messages(self) -> Sequence[Record]:
         """All messages, in the order of the stream."""
         return self._queue.records
+
+    @property
+    def requests(self) -> Sequence[Protobuf]:
+        """All requests and frames of clients, in order."""
+        return self._service.requests
 
     def publish(
         self,
@@ -100,6 +96,14 @@ class FakeProxy:
     def fail_settlement(self, reason: str) -> None:
         """The next settlement fails, in whatever call it comes: `fail_settlement("LEASE_BUSY")`."""
         self.fail("settlement", reason)
+
+    def cut(self) -> None:
+        """Ends all open calls of Consume, as if a connection broke."""
+        self._service.cut()
+
+    def lose_answer(self, method: str) -> None:
+        """The next call of the method is carried out, and its answer is lost."""
+        self._service.losses[method] += 1
 
     async def settled(self, within: float = 10.0) -> None:
         """Waits until every message has ended. Takes longer than `within` seconds: TimeoutError."""

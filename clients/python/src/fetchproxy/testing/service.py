@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Callable
+from collections import Counter, defaultdict, deque
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 from google.protobuf.any_pb2 import Any as Packed
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message as Protobuf
 from google.rpc import error_details_pb2, status_pb2
 
 from fetchproxy.contract import SERVICE, UNARY
@@ -30,7 +31,11 @@ class Service:
         self.queue = queue
         #: The reasons with which the next calls of a method fail.
         self.failures: defaultdict[str, deque[str]] = defaultdict(deque)
-        self.on_frame: Callable[[pb.ConsumeRequest], None] = lambda _: None
+        #: All requests and frames of clients.
+        self.requests: list[Protobuf] = []
+        #: How many of the next answers of a method are lost.
+        self.losses: Counter[str] = Counter()
+        self._streams: set[_Stream] = set()
         self._attempts: dict[str, list[Held]] = {}
         self._changed: set[asyncio.Event] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -66,6 +71,12 @@ class Service:
         self.queue.lapse(self._now())
         self.changed()
 
+    def cut(self) -> None:
+        """Ends all streams."""
+        for stream in self._streams:
+            stream.cut = True
+        self.changed()
+
     def close(self) -> None:
         """Stops the clock."""
         if self._timer:
@@ -85,8 +96,13 @@ class Service:
         method = getattr(self, f"_{name.lower()}")
 
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            self.requests.append(request)
             await self._fail(name, context)
-            return await method(request, context)
+            answer = await method(request, context)
+            if self.losses[name]:
+                self.losses[name] -= 1
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "the answer is lost")
+            return answer
 
         return call
 
@@ -176,17 +192,21 @@ class Service:
         await self._fail("Consume", context)
         with self.listening() as event:
             stream = _Stream(self, event)
+            self._streams.add(stream)
             reader = asyncio.ensure_future(stream.read(requests))
             reader.add_done_callback(lambda _: event.set())
             try:
                 while not reader.done() or event.is_set():
                     event.clear()
+                    if stream.cut:
+                        await context.abort(grpc.StatusCode.UNAVAILABLE, "it is cut")
                     yield stream.frame(self._now())
                     if not event.is_set() and not reader.done():
                         with contextlib.suppress(asyncio.TimeoutError):
                             await asyncio.wait_for(event.wait(), stream.beat / 2)
             finally:
                 reader.cancel()
+                self._streams.discard(stream)
                 stream.end(self._now())
                 self.changed()
 
@@ -207,10 +227,11 @@ class _Stream:
         self._held: dict[int, Held] = {}
         self._results: list[pb.ConsumeResult] = []
         self.beat = _BEAT
+        self.cut = False
 
     async def read(self, requests: AsyncIterator[pb.ConsumeRequest]) -> None:
         async for frame in requests:
-            self._service.on_frame(frame)
+            self._service.requests.append(frame)
             if frame.HasField("start"):
                 self._start = frame.start
                 self._credit = frame.start.credit.max_leases
