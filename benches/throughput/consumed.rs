@@ -9,70 +9,78 @@ use fetch_proxy::pb::{
     self, Confirmation, ConsumeCredit, ConsumeRequest, ConsumeSettle, ConsumeStart, Settlement,
     settlement::Action,
 };
+use testkit::{
+    backlog::Consumer,
+    measure::{Half, Processes, Run, half},
+};
 use tokio::sync::mpsc;
 use tonic::Streaming;
 
 use crate::{
-    Half, half,
     proxied::{Client, connect},
-    setup::{Cpu, STREAM, Setup},
+    setup::Setup,
 };
 
-/// `streams` streams with this credit, which ack each message by its number.
-pub async fn acked(
-    setup: &Setup,
-    streams: usize,
-    credit: u32,
-    messages: usize,
-    confirmed: bool,
-) -> Half {
-    let clients = connect(&setup.grpc, streams).await;
-    let confirmation = if confirmed { Confirmation::Confirmed } else { Confirmation::Sent };
-    acked_of(setup, clients, &setup.cpu_proxied(), credit, messages, confirmation).await
+/// Streams with this credit, which ack each message by its number.
+#[derive(Clone, Copy)]
+pub struct Streams {
+    /// Each has a connection of its own.
+    pub count: usize,
+    pub credit: u32,
+    pub confirmed: bool,
 }
 
-/// The same frames against the service that does nothing.
-pub async fn echoed(setup: &Setup, streams: usize, messages: usize) -> Half {
-    let clients = connect(&setup.noop, streams).await;
-    acked_of(setup, clients, &setup.cpu_noop(), 1, messages, Confirmation::Confirmed).await
+impl Streams {
+    /// Through the proxy.
+    pub async fn acked(self, setup: &Setup, run: Run) -> Half {
+        let clients = connect(&setup.grpc, self.count).await;
+        self.acked_of(setup, clients, &setup.proxied(), run).await
+    }
+
+    /// The same frames against the service that does nothing.
+    pub async fn echoed(self, setup: &Setup, run: Run) -> Half {
+        let clients = connect(&setup.noop, self.count).await;
+        self.acked_of(setup, clients, &setup.unproxied(), run).await
+    }
+
+    async fn acked_of(
+        self,
+        setup: &Setup,
+        clients: Vec<Client>,
+        processes: &Processes,
+        run: Run,
+    ) -> Half {
+        let start = start(&setup.backlog.consumer().await, self.credit);
+        let confirmation =
+            if self.confirmed { Confirmation::Confirmed } else { Confirmation::Sent };
+        let done = Arc::new(AtomicUsize::new(0));
+        half(processes, run, async {
+            let mut tasks = tokio::task::JoinSet::new();
+            for mut client in clients {
+                let (start, done) = (start.clone(), done.clone());
+                tasks.spawn(async move {
+                    let mut stream = Stream::open(&mut client, start).await;
+                    while done.load(Ordering::Relaxed) < run.messages {
+                        let frame = stream.frames.message().await.unwrap().expect("it has ended");
+                        done.fetch_add(succeeded(&frame), Ordering::Relaxed);
+                        stream.ack(frame.messages, confirmation);
+                    }
+                    done.fetch_add(stream.close().await, Ordering::Relaxed);
+                });
+            }
+            while let Some(ended) = tasks.join_next().await {
+                ended.unwrap();
+            }
+            done.load(Ordering::Relaxed)
+        })
+        .await
+    }
 }
 
-async fn acked_of(
-    setup: &Setup,
-    clients: Vec<Client>,
-    cpu: &Cpu,
-    credit: u32,
-    messages: usize,
-    confirmation: Confirmation,
-) -> Half {
-    let start = start(&setup.consumer().await, credit);
-    let done = Arc::new(AtomicUsize::new(0));
-    half(cpu, async {
-        let mut tasks = tokio::task::JoinSet::new();
-        for mut client in clients {
-            let (start, done) = (start.clone(), done.clone());
-            tasks.spawn(async move {
-                let mut stream = Stream::open(&mut client, start).await;
-                while done.load(Ordering::Relaxed) < messages {
-                    let frame = stream.frames.message().await.unwrap().expect("it has ended");
-                    done.fetch_add(succeeded(&frame), Ordering::Relaxed);
-                    stream.ack(frame.messages, confirmation);
-                }
-                done.fetch_add(stream.close().await, Ordering::Relaxed);
-            });
-        }
-        while let Some(ended) = tasks.join_next().await {
-            ended.unwrap();
-        }
-        done.load(Ordering::Relaxed)
-    })
-    .await
-}
-
-pub fn start(consumer: &str, credit: u32) -> ConsumeStart {
+pub fn start(consumer: &Consumer, credit: u32) -> ConsumeStart {
     ConsumeStart {
-        stream: STREAM.into(),
-        consumer: consumer.into(),
+        stream: consumer.stream.clone(),
+        consumer: consumer.name.clone(),
         credit: Some(ConsumeCredit { max_leases: Some(credit), ..Default::default() }),
         ..Default::default()
     }

@@ -9,41 +9,54 @@ use std::{
 
 use async_nats::jetstream::consumer::PullConsumer;
 use futures_util::{StreamExt as _, future::join_all};
-
-use crate::{
-    Half, half,
-    setup::{STREAM, Setup},
+use testkit::{
+    backlog::Backlog,
+    measure::{Half, Run, half},
 };
 
+use crate::{proxied::Batches, setup::Setup};
+
+/// Most bytes of a batch. The answers of the proxy have a similar limit.
+const MAX_BYTES: usize = 4 << 20;
+
 /// `clients` tasks that fetch one and ack it, confirmed.
-pub async fn singles(setup: &Setup, clients: usize, messages: usize) -> Half {
-    by_tasks(setup, clients, move |consumer, done| async move {
-        while done.load(Ordering::Relaxed) < messages {
-            let expires = Duration::from_millis(500);
-            let one = consumer.fetch().max_messages(1).expires(expires).messages();
-            let one: Vec<_> = one.await.unwrap().collect().await;
-            for message in one.iter().flatten() {
-                message.double_ack().await.unwrap();
-                done.fetch_add(1, Ordering::Relaxed);
-            }
+pub async fn singles(setup: &Setup, clients: usize, run: Run) -> Half {
+    by_tasks(setup, &setup.backlog, clients, run, move |consumer, done| async move {
+        while done.load(Ordering::Relaxed) < run.messages {
+            done.fetch_add(single(&consumer).await, Ordering::Relaxed);
         }
     })
     .await
 }
 
-/// `clients` tasks that fetch a hundred and ack each: all at once and confirmed, or only sent.
-pub async fn batches(setup: &Setup, clients: usize, messages: usize, confirmed: bool) -> Half {
-    by_tasks(setup, clients, move |consumer, done| async move {
-        while done.load(Ordering::Relaxed) < messages {
-            let expires = Duration::from_millis(500);
-            let batch = consumer.fetch().max_messages(100).expires(expires).messages();
-            let batch: Vec<_> = batch.await.unwrap().collect().await;
-            let acks = batch.iter().flatten();
-            if confirmed {
-                let acked = join_all(acks.map(|message| message.double_ack())).await;
+/// One fetch of a message, and its ack. Returns how many messages there were.
+pub async fn single(consumer: &PullConsumer) -> usize {
+    let fetch = consumer.fetch().max_messages(1).expires(Duration::from_millis(500));
+    let one: Vec<_> = fetch.messages().await.unwrap().collect().await;
+    for message in one.iter().flatten() {
+        message.double_ack().await.unwrap();
+    }
+    one.len()
+}
+
+/// Tasks that fetch a batch and ack each message: all at once and confirmed, or only sent.
+pub async fn batches(setup: &Setup, batches: Batches, run: Run) -> Half {
+    batches_from(setup, &setup.backlog, batches, run).await
+}
+
+/// The same from this stream.
+pub async fn batches_from(setup: &Setup, backlog: &Backlog, batches: Batches, run: Run) -> Half {
+    let n = batches.n as usize;
+    by_tasks(setup, backlog, batches.clients, run, move |consumer, done| async move {
+        while done.load(Ordering::Relaxed) < run.messages {
+            let fetch = consumer.fetch().max_messages(n).max_bytes(MAX_BYTES);
+            let batch = fetch.expires(Duration::from_millis(500)).messages().await.unwrap();
+            let batch: Vec<_> = batch.filter_map(|message| async { message.ok() }).collect().await;
+            if batches.confirmed {
+                let acked = join_all(batch.iter().map(|message| message.double_ack())).await;
                 assert!(acked.iter().all(Result::is_ok));
             } else {
-                for message in acks {
+                for message in &batch {
                     message.ack().await.unwrap();
                 }
             }
@@ -54,11 +67,11 @@ pub async fn batches(setup: &Setup, clients: usize, messages: usize, confirmed: 
 }
 
 /// `clients` tasks that ack each message of the library's own endless stream, without confirmation.
-pub async fn streamed(setup: &Setup, clients: usize, messages: usize) -> Half {
-    by_tasks(setup, clients, move |consumer, done| async move {
+pub async fn streamed(setup: &Setup, clients: usize, run: Run) -> Half {
+    by_tasks(setup, &setup.backlog, clients, run, move |consumer, done| async move {
         let batch = consumer.stream().max_messages_per_batch(1000).messages();
         let mut received = batch.await.unwrap();
-        while done.load(Ordering::Relaxed) < messages {
+        while done.load(Ordering::Relaxed) < run.messages {
             let message = received.next().await.unwrap().unwrap();
             message.ack().await.unwrap();
             done.fetch_add(1, Ordering::Relaxed);
@@ -68,16 +81,14 @@ pub async fn streamed(setup: &Setup, clients: usize, messages: usize) -> Half {
 }
 
 /// So many tasks that do this, each with the consumer and the count of all messages that are done.
-async fn by_tasks<W, F>(setup: &Setup, clients: usize, work: W) -> Half
+async fn by_tasks<W, F>(setup: &Setup, backlog: &Backlog, clients: usize, run: Run, work: W) -> Half
 where
     W: Fn(PullConsumer, Arc<AtomicUsize>) -> F,
     F: Future<Output = ()> + Send + 'static,
 {
-    let name = setup.consumer().await;
-    let stream = setup.jetstream.get_stream_no_info(STREAM).await.unwrap();
-    let consumer: PullConsumer = stream.get_consumer(&name).await.unwrap();
+    let consumer = backlog.handle(&backlog.consumer().await).await;
     let done = Arc::new(AtomicUsize::new(0));
-    half(&setup.cpu_direct(), async {
+    half(&setup.direct(), run, async {
         let mut tasks = tokio::task::JoinSet::new();
         for _ in 0..clients {
             tasks.spawn(work(consumer.clone(), done.clone()));

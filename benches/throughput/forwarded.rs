@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use fetch_proxy::pb::{self, settlement::Action};
+use fetch_proxy::pb;
 use futures_util::{StreamExt as _, future::join_all};
 use prost_types::Duration as PbDuration;
+use testkit::measure::{Half, Run, half};
 
 use crate::{
-    Half, half,
-    proxied::{Client, connect, fetch},
+    proxied::{Client, acked, connect, fetch},
     setup::Setup,
 };
 
@@ -18,22 +18,17 @@ const CLIENTS: usize = 8;
 const ACKS: usize = 500;
 
 /// Leases messages at the first replica, and settles them in batches there or at the other; only the
-/// settling counts, and of CPU time only that of the replicas.
-pub async fn settles(setup: &Setup, elsewhere: bool, messages: usize) -> Half {
-    let tokens = leased(setup, messages).await;
+/// settling counts.
+pub async fn settles(setup: &Setup, elsewhere: bool, run: Run) -> Half {
+    let tokens = leased(setup, run.messages).await;
     let at = if elsewhere { &setup.other_grpc } else { &setup.grpc };
     let clients = connect(at, CLIENTS).await;
     let share = tokens.len().div_ceil(CLIENTS);
-    half(&setup.cpu_replicas(), async {
+    half(&setup.replicated(), run, async {
         let shares = tokens.chunks(share).zip(clients);
         join_all(shares.map(async |(tokens, mut client): (&[String], Client)| {
             for batch in tokens.chunks(BATCH) {
-                let settlements = batch.iter().map(|token| pb::Settlement {
-                    number: 0,
-                    token: token.clone(),
-                    action: Some(Action::Ack(pb::AckAction {})),
-                });
-                let settlements = settlements.collect();
+                let settlements = batch.iter().cloned().map(acked).collect();
                 let request = pb::SettleRequest { settlements, ..Default::default() };
                 assert_eq!(client.settle(request).await.unwrap().into_inner().failed, 0);
             }
@@ -82,13 +77,13 @@ pub async fn latency(setup: &Setup, only: &str) {
 }
 
 async fn leased(setup: &Setup, messages: usize) -> Vec<String> {
-    let name = setup.consumer().await;
+    let consumer = setup.backlog.consumer().await;
     let mut client = connect(&setup.grpc, 1).await.remove(0);
     let mut tokens = Vec::new();
     while tokens.len() < messages {
         let n = u32::try_from((messages - tokens.len()).min(1000)).unwrap();
         let lease = Some(PbDuration { seconds: 300, nanos: 0 });
-        let request = pb::FetchRequest { lease, ..fetch(&name, n) };
+        let request = pb::FetchRequest { lease, ..fetch(&consumer, n) };
         let answer = client.fetch(request).await.unwrap().into_inner();
         tokens.extend(answer.messages.into_iter().map(|message| message.token));
     }

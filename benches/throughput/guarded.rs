@@ -7,14 +7,14 @@ use tempfile::TempDir;
 use testkit::{
     authority::Authority,
     issuer::{TokenKey, claims, key_set},
+    measure::{Half, Run},
     proxy::Proxy,
 };
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 
 use crate::{
-    Half,
-    proxied::{self, Bearer, Client},
-    setup::{FLAGS, STREAM, Setup},
+    proxied::{self, Batches, Bearer, Client},
+    setup::{FLAGS, Setup},
 };
 
 const ISSUER: &str = "https://login.example/";
@@ -38,7 +38,7 @@ impl Guarded {
         authority.server().write(folder.path(), "server");
         fs::write(folder.path().join("keys"), key_set(&[&key])).unwrap();
         let rules = (1..=RULES).map(|rule| {
-            let stream = if rule == RULES { STREAM.to_owned() } else { format!("S{rule}*") };
+            let stream = if rule == RULES { setup.backlog.stream.clone() } else { format!("S{rule}*") };
             format!("- {{principals: [bench], streams: ['{stream}'], consumers: ['c*'], verbs: [work]}}\n")
         });
         let policy = format!(
@@ -69,16 +69,16 @@ impl Guarded {
         clients
     }
 
-    /// As [`proxied::batches`], confirmed.
-    pub async fn batches(&self, setup: &Setup, clients: usize, messages: usize) -> Half {
-        let clients = self.connect(clients).await;
-        let cpu = setup.cpu_of(self.proxy.pid());
-        proxied::batches_of(setup, clients, &cpu, messages, true).await
+    /// As [`proxied::batches`].
+    pub async fn batches(&self, setup: &Setup, batches: Batches, run: Run) -> Half {
+        let clients = self.connect(batches.clients).await;
+        let processes = setup.proxied_by(self.proxy.pid());
+        proxied::batches_of(setup, clients, &processes, batches, run).await
     }
 
     /// As [`proxied::singles`].
-    pub async fn singles(&self, setup: &Setup, clients: usize, messages: usize) -> Half {
+    pub async fn singles(&self, setup: &Setup, clients: usize, run: Run) -> Half {
         let clients = self.connect(clients).await;
-        proxied::singles_of(setup, clients, &setup.cpu_of(self.proxy.pid()), messages).await
+        proxied::singles_of(setup, clients, &setup.proxied_by(self.proxy.pid()), run).await
     }
 }

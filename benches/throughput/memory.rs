@@ -1,64 +1,17 @@
-//! The wait of a message, and the memory of a lease and of a waiter.
+//! The memory of a lease, of a waiter and of a stream.
 
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use std::{fs, time::Duration};
 
-use fetch_proxy::pb::Confirmation;
+use testkit::backlog::Consumer;
 
 use crate::{
     consumed::{self, Stream},
     proxied::{self, Client},
-    setup::{STREAM, Setup},
+    setup::Setup,
 };
 
-/// From the publish to the answer of a Fetch that waits for it, and to the delivery on an idle stream.
-pub async fn latency(setup: &Setup, only: &str) {
-    if !"latency".contains(only) {
-        return;
-    }
-    let name = setup.consumer().await;
-    let mut client = proxied::connect(&setup.grpc, 1).await.remove(0);
-    empty(&mut client, &name).await;
-    let mut took = Vec::new();
-    for _ in 0..300 {
-        let mut waiter = client.clone();
-        let request = proxied::fetch(&name, 1);
-        let waiting = tokio::spawn(async move {
-            let answer = waiter.fetch(request).await.unwrap().into_inner();
-            (Instant::now(), answer)
-        });
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        let began = Instant::now();
-        setup.jetstream.publish("bench.x", "now".into()).await.unwrap().await.unwrap();
-        let (answered, answer) = waiting.await.unwrap();
-        assert_eq!(answer.messages.len(), 1);
-        took.push(answered.duration_since(began));
-    }
-    println!();
-    print_latency("Fetch answer", took);
-
-    let mut stream = Stream::open(&mut client, consumed::start(&name, 1)).await;
-    let mut took = Vec::new();
-    for _ in 0..300 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        let began = Instant::now();
-        setup.jetstream.publish("bench.x", "now".into()).await.unwrap().await.unwrap();
-        let message = loop {
-            let frame = stream.frames.message().await.unwrap().expect("it has ended");
-            if !frame.messages.is_empty() {
-                break frame.messages;
-            }
-        };
-        took.push(began.elapsed());
-        stream.ack(message, Confirmation::Confirmed);
-    }
-    print_latency("Consume, idle stream", took);
-}
-
 /// Takes all that the consumer has.
-async fn empty(client: &mut Client, consumer: &str) -> usize {
+async fn empty(client: &mut Client, consumer: &Consumer) -> usize {
     let mut held = 0;
     loop {
         let mut request = proxied::fetch(consumer, 1000);
@@ -71,12 +24,6 @@ async fn empty(client: &mut Client, consumer: &str) -> usize {
     }
 }
 
-fn print_latency(to: &str, mut took: Vec<Duration>) {
-    took.sort();
-    let at = |share: usize| took[took.len() * share / 100].as_micros();
-    println!("latency publish → {to}: p50 {} µs, p90 {} µs, p99 {} µs", at(50), at(90), at(99));
-}
-
 /// Resident memory of the proxy before and after a stream has leases.
 pub async fn stream_leases(setup: &Setup, only: &str) {
     if !"memory".contains(only) {
@@ -84,7 +31,7 @@ pub async fn stream_leases(setup: &Setup, only: &str) {
     }
     let clients = proxied::connect(&setup.grpc, 1).await;
     const LEASES: usize = 10_000;
-    let name = setup.consumer().await;
+    let name = setup.backlog.consumer().await;
     let before = resident(setup.proxy_pid());
     let mut stream = Stream::open(&mut clients[0].clone(), consumed::start(&name, 10_000)).await;
     let mut held = 0;
@@ -102,7 +49,7 @@ pub async fn streams(setup: &Setup, only: &str) {
     }
     const STREAMS: usize = 10_000;
     const CONNECTIONS: usize = 50;
-    let name = setup.consumer().await;
+    let name = setup.backlog.consumer().await;
     let clients = proxied::connect(&setup.grpc, CONNECTIONS).await;
     empty(&mut clients[0].clone(), &name).await;
     let before = resident(setup.proxy_pid());
@@ -122,7 +69,7 @@ pub async fn leases(setup: &Setup, only: &str) {
     if !"memory".contains(only) {
         return;
     }
-    let name = setup.consumer().await;
+    let name = setup.backlog.consumer().await;
     let mut client = proxied::connect(&setup.grpc, 1).await.remove(0);
     let before = resident(setup.proxy_pid());
     let held = empty(&mut client, &name).await;
@@ -139,10 +86,7 @@ pub async fn leases(setup: &Setup, only: &str) {
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
     let grown = resident(setup.proxy_pid()).saturating_sub(before);
-    println!(
-        "memory: {WAITERS} waiters on {STREAM}, {} bytes each in the whole process",
-        grown / WAITERS
-    );
+    println!("memory: {WAITERS} waiters, {} bytes each in the whole process", grown / WAITERS);
     waiting.join_all().await;
 }
 

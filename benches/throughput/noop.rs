@@ -8,18 +8,29 @@ use fetch_proxy::pb::{
 };
 use futures_util::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use prost_types::{Duration, Timestamp};
+use testkit::{
+    backlog::Consumer,
+    measure::{Half, Run, half},
+};
 use tonic::{
     Request, Response, Status, Streaming,
     transport::{Server, server::TcpIncoming},
 };
 
-use crate::{Half, half, proxied, setup::Setup};
+use crate::{
+    proxied::{Work, connect, fetch},
+    setup::Setup,
+};
+
+/// A request of one message. The service ignores its consumer.
+pub fn request() -> pb::FetchRequest {
+    fetch(&Consumer { stream: "none".into(), name: "none".into() }, 1)
+}
 
 /// Fetch and Ack against canned answers.
-pub async fn singles(setup: &Setup, clients: usize, messages: usize) -> Half {
-    let clients = proxied::connect(&setup.noop, clients).await;
-    let request = proxied::fetch("none", 1);
-    half(&setup.cpu_noop(), proxied::rounds(clients, request, messages)).await
+pub async fn singles(setup: &Setup, clients: usize, run: Run) -> Half {
+    let work = Work::new(connect(&setup.noop, clients).await, request());
+    half(&setup.unproxied(), run, work.singles(run.messages)).await
 }
 
 pub async fn serve() {

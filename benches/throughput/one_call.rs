@@ -5,41 +5,42 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use fetch_proxy::pb::{self, settlement::Action};
+use fetch_proxy::pb;
+use testkit::measure::{Half, Processes, Run, half};
 
 use crate::{
-    Half, half,
-    proxied::{Client, connect, fetch},
-    setup::{Cpu, Setup},
+    proxied::{Client, acked, connect, fetch},
+    setup::Setup,
 };
 
 /// `clients` workers that fetch one at a time.
-pub async fn singles(setup: &Setup, clients: usize, messages: usize) -> Half {
+pub async fn singles(setup: &Setup, clients: usize, run: Run) -> Half {
     let clients = connect(&setup.grpc, clients).await;
-    singles_of(setup, clients, &setup.cpu_proxied(), messages).await
+    singles_of(setup, clients, &setup.proxied(), run).await
 }
 
-/// The same with these clients, and the CPU of these processes.
-pub async fn singles_of(setup: &Setup, clients: Vec<Client>, cpu: &Cpu, messages: usize) -> Half {
-    let name = setup.consumer().await;
-    half(cpu, async {
+/// The same with these clients, and with the cost of these processes.
+pub async fn singles_of(
+    setup: &Setup,
+    clients: Vec<Client>,
+    processes: &Processes,
+    run: Run,
+) -> Half {
+    let request = fetch(&setup.backlog.consumer().await, 1);
+    half(processes, run, async {
         let done = Arc::new(AtomicUsize::new(0));
         let mut tasks = tokio::task::JoinSet::new();
         for mut client in clients {
-            let (request, done) = (fetch(&name, 1), done.clone());
+            let (request, done) = (request.clone(), done.clone());
             tasks.spawn(async move {
                 let mut settlements = Vec::new();
-                while done.load(Ordering::Relaxed) < messages {
+                while done.load(Ordering::Relaxed) < run.messages {
                     let request = pb::FetchRequest { settlements, ..request.clone() };
                     let answer = client.fetch(request).await.unwrap().into_inner();
                     assert_eq!((answer.failed, answer.error), (0, None));
                     done.fetch_add(answer.results.len(), Ordering::Relaxed);
-                    let acked = |message: pb::Delivery| pb::Settlement {
-                        number: 0,
-                        token: message.token,
-                        action: Some(Action::Ack(pb::AckAction {})),
-                    };
-                    settlements = answer.messages.into_iter().map(acked).collect();
+                    settlements =
+                        answer.messages.into_iter().map(|message| acked(message.token)).collect();
                 }
                 if !settlements.is_empty() {
                     let last = pb::SettleRequest { settlements, ..Default::default() };

@@ -1,9 +1,16 @@
 //! The same calls at another proxy of this build, which has flags or variables that the first has not.
 
-use testkit::{proxy::Proxy, traces::TraceReceiver};
+use std::path::Path;
+
+use testkit::{
+    measure::{Half, Run},
+    proxy::Proxy,
+    traces::TraceReceiver,
+};
 
 use crate::{
-    Half, proxied,
+    one_call,
+    proxied::{self, Batches},
     setup::{FLAGS, Setup},
 };
 
@@ -11,9 +18,14 @@ use crate::{
 pub struct OtherProxy(Proxy);
 
 impl OtherProxy {
-    /// A proxy without metrics.
-    pub fn without_metrics(setup: &Setup) -> Self {
-        Self(Proxy::start_at(&setup.nats_url(), &[&FLAGS[..], &["--metrics", "off"]].concat()))
+    /// A proxy with these flags.
+    pub fn with(setup: &Setup, flags: &[&str]) -> Self {
+        Self(Proxy::start_at(&setup.nats_url(), &[&FLAGS[..], flags].concat()))
+    }
+
+    /// Another program of the proxy.
+    pub fn program(setup: &Setup, program: &Path) -> Self {
+        Self(Proxy::start_other(program, &setup.nats_url(), &FLAGS))
     }
 
     /// A proxy that traces one call in a hundred, and sends the spans to this receiver.
@@ -26,17 +38,23 @@ impl OtherProxy {
         Self(Proxy::start_with(&setup.nats_url(), &FLAGS, &variables))
     }
 
-    /// As [`proxied::batches`], confirmed.
-    pub async fn batches(&self, setup: &Setup, clients: usize, messages: usize) -> Half {
-        let clients = self.connect(clients).await;
-        let cpu = setup.cpu_of(self.0.pid());
-        proxied::batches_of(setup, clients, &cpu, messages, true).await
+    /// As [`proxied::batches`].
+    pub async fn batches(&self, setup: &Setup, batches: Batches, run: Run) -> Half {
+        let clients = self.connect(batches.clients).await;
+        let processes = setup.proxied_by(self.0.pid());
+        proxied::batches_of(setup, clients, &processes, batches, run).await
     }
 
     /// As [`proxied::singles`].
-    pub async fn singles(&self, setup: &Setup, clients: usize, messages: usize) -> Half {
+    pub async fn singles(&self, setup: &Setup, clients: usize, run: Run) -> Half {
         let clients = self.connect(clients).await;
-        proxied::singles_of(setup, clients, &setup.cpu_of(self.0.pid()), messages).await
+        proxied::singles_of(setup, clients, &setup.proxied_by(self.0.pid()), run).await
+    }
+
+    /// As [`one_call::singles`].
+    pub async fn one_call(&self, setup: &Setup, clients: usize, run: Run) -> Half {
+        let clients = self.connect(clients).await;
+        one_call::singles_of(setup, clients, &setup.proxied_by(self.0.pid()), run).await
     }
 
     async fn connect(&self, count: usize) -> Vec<proxied::Client> {

@@ -1,14 +1,18 @@
-//! Fetch and settle through the proxy, one connection a client.
+//! Fetch and settle through the proxy.
 
-use std::{
-    sync::Arc,
-    sync::atomic::{AtomicUsize, Ordering},
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
 
 use fetch_proxy::pb::{
     self, Confirmation, fetch_service_client::FetchServiceClient, settlement::Action,
 };
 use prost_types::Duration as PbDuration;
+use testkit::{
+    backlog::Consumer,
+    measure::{Half, Processes, Run, half},
+};
 use tonic::{
     Request, Status,
     metadata::AsciiMetadataValue,
@@ -16,10 +20,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::{
-    Half, half,
-    setup::{Cpu, STREAM, Setup},
-};
+use crate::setup::Setup;
 
 pub type Client = FetchServiceClient<InterceptedService<Channel, Bearer>>;
 
@@ -51,54 +52,117 @@ pub async fn connect(url: &str, count: usize) -> Vec<Client> {
     clients
 }
 
-pub fn fetch(consumer: &str, n: u32) -> pb::FetchRequest {
+pub fn fetch(consumer: &Consumer, n: u32) -> pb::FetchRequest {
     pb::FetchRequest {
-        stream: STREAM.into(),
-        consumer: consumer.into(),
+        stream: consumer.stream.clone(),
+        consumer: consumer.name.clone(),
         n,
         max_wait: Some(PbDuration { seconds: 0, nanos: 500_000_000 }),
         ..Default::default()
     }
 }
 
-/// `clients` workers that fetch a hundred and settle them in one call.
-pub async fn batches(setup: &Setup, clients: usize, messages: usize, confirmed: bool) -> Half {
-    let clients = connect(&setup.grpc, clients).await;
-    batches_of(setup, clients, &setup.cpu_proxied(), messages, confirmed).await
+/// An ack of the message with this token.
+pub fn acked(token: String) -> pb::Settlement {
+    pb::Settlement { number: 0, token, action: Some(Action::Ack(pb::AckAction {})) }
 }
 
-/// The same with these clients, and the CPU of these processes.
+/// How batches are fetched and settled.
+#[derive(Clone, Copy)]
+pub struct Batches {
+    /// Workers, each with a connection of its own to the proxy.
+    pub clients: usize,
+    pub n: u32,
+    pub confirmed: bool,
+}
+
+/// Workers that fetch a batch and settle the batch in one call.
+pub async fn batches(setup: &Setup, batches: Batches, run: Run) -> Half {
+    let clients = connect(&setup.grpc, batches.clients).await;
+    batches_of(setup, clients, &setup.proxied(), batches, run).await
+}
+
+/// The same with these clients, and with the cost of these processes.
 pub async fn batches_of(
     setup: &Setup,
     clients: Vec<Client>,
-    cpu: &Cpu,
-    messages: usize,
-    confirmed: bool,
+    processes: &Processes,
+    batches: Batches,
+    run: Run,
 ) -> Half {
-    let name = setup.consumer().await;
-    let done = Arc::new(AtomicUsize::new(0));
-    let confirmation = if confirmed { Confirmation::Confirmed } else { Confirmation::Sent };
-    half(cpu, async {
+    let request = fetch(&setup.backlog.consumer().await, batches.n);
+    let work = Work::new(clients, request);
+    half(processes, run, work.batches(batches.confirmed, run.messages)).await
+}
+
+/// `clients` workers that fetch one and ack it.
+pub async fn singles(setup: &Setup, clients: usize, run: Run) -> Half {
+    let clients = connect(&setup.grpc, clients).await;
+    singles_of(setup, clients, &setup.proxied(), run).await
+}
+
+/// The same with these clients, and with the cost of these processes.
+pub async fn singles_of(
+    setup: &Setup,
+    clients: Vec<Client>,
+    processes: &Processes,
+    run: Run,
+) -> Half {
+    let request = fetch(&setup.backlog.consumer().await, 1);
+    half(processes, run, Work::new(clients, request).singles(run.messages)).await
+}
+
+/// Workers that share connections and consumers.
+pub struct Work {
+    pub clients: Vec<Client>,
+    pub workers: usize,
+    /// The workers take these in turn, all together.
+    pub requests: Vec<pb::FetchRequest>,
+}
+
+/// How a worker settles.
+#[derive(Clone, Copy)]
+enum Settling {
+    /// Each message by an Ack.
+    One,
+    /// All messages of an answer by a Settle.
+    All(Confirmation),
+}
+
+impl Work {
+    /// A worker for each connection, all with this request.
+    pub fn new(clients: Vec<Client>, request: pb::FetchRequest) -> Self {
+        Self { workers: clients.len(), clients, requests: vec![request] }
+    }
+
+    /// Fetch and Ack in turn until so many messages are done.
+    pub async fn singles(self, messages: usize) -> usize {
+        self.run(Settling::One, messages).await
+    }
+
+    /// Fetch and Settle in turn until so many messages are done.
+    pub async fn batches(self, confirmed: bool, messages: usize) -> usize {
+        let confirmation = if confirmed { Confirmation::Confirmed } else { Confirmation::Sent };
+        self.run(Settling::All(confirmation), messages).await
+    }
+
+    async fn run(self, settling: Settling, messages: usize) -> usize {
+        let requests: Arc<[pb::FetchRequest]> = self.requests.into();
+        let (done, turn) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let mut tasks = tokio::task::JoinSet::new();
-        for mut client in clients {
-            let (request, done) = (fetch(&name, 100), done.clone());
+        for worker in 0..self.workers {
+            let (requests, done, turn) = (requests.clone(), done.clone(), turn.clone());
+            let all = self.clients.iter().cycle().skip(worker).step_by(self.workers);
+            let own = self.clients.len().div_ceil(self.workers);
+            let mut clients: Vec<Client> = all.take(own).cloned().collect();
             tasks.spawn(async move {
-                while done.load(Ordering::Relaxed) < messages {
-                    let batch = client.fetch(request.clone()).await.unwrap().into_inner().messages;
-                    let count = batch.len();
-                    if count == 0 {
+                for at in (0..own).cycle() {
+                    if done.load(Ordering::Relaxed) >= messages {
                         break;
                     }
-                    let settlements = batch.into_iter().map(|message| pb::Settlement {
-                        number: 0,
-                        token: message.token,
-                        action: Some(Action::Ack(pb::AckAction {})),
-                    });
-                    let request = pb::SettleRequest {
-                        settlements: settlements.collect(),
-                        confirmation: confirmation.into(),
-                    };
-                    assert_eq!(client.settle(request).await.unwrap().into_inner().failed, 0);
+                    let turn = turn.fetch_add(1, Ordering::Relaxed);
+                    let request = requests[turn % requests.len()].clone();
+                    let count = round(&mut clients[at], request, settling).await;
                     done.fetch_add(count, Ordering::Relaxed);
                 }
             });
@@ -107,41 +171,26 @@ pub async fn batches_of(
             ended.unwrap();
         }
         done.load(Ordering::Relaxed)
-    })
-    .await
+    }
 }
 
-/// `clients` workers that fetch one and ack it.
-pub async fn singles(setup: &Setup, clients: usize, messages: usize) -> Half {
-    let clients = connect(&setup.grpc, clients).await;
-    singles_of(setup, clients, &setup.cpu_proxied(), messages).await
-}
-
-/// The same with these clients, and the CPU of these processes.
-pub async fn singles_of(setup: &Setup, clients: Vec<Client>, cpu: &Cpu, messages: usize) -> Half {
-    let name = setup.consumer().await;
-    half(cpu, rounds(clients, fetch(&name, 1), messages)).await
-}
-
-/// Fetch and Ack in turn until so many messages are done.
-pub async fn rounds(clients: Vec<Client>, request: pb::FetchRequest, messages: usize) -> usize {
-    let done = Arc::new(AtomicUsize::new(0));
-    let mut tasks = tokio::task::JoinSet::new();
-    for mut client in clients {
-        let (request, done) = (request.clone(), done.clone());
-        tasks.spawn(async move {
-            while done.load(Ordering::Relaxed) < messages {
-                let batch = client.fetch(request.clone()).await.unwrap().into_inner().messages;
-                for message in batch {
-                    let ack = pb::AckRequest { token: message.token, ..Default::default() };
-                    client.ack(ack).await.unwrap();
-                    done.fetch_add(1, Ordering::Relaxed);
-                }
+/// One Fetch, and the settling of its messages. Returns how many messages there were.
+async fn round(client: &mut Client, request: pb::FetchRequest, settling: Settling) -> usize {
+    let batch = client.fetch(request).await.unwrap().into_inner().messages;
+    let count = batch.len();
+    match settling {
+        Settling::One => {
+            for message in batch {
+                let ack = pb::AckRequest { token: message.token, ..Default::default() };
+                client.ack(ack).await.unwrap();
             }
-        });
+        }
+        Settling::All(confirmation) if count > 0 => {
+            let settlements = batch.into_iter().map(|message| acked(message.token)).collect();
+            let request = pb::SettleRequest { settlements, confirmation: confirmation.into() };
+            assert_eq!(client.settle(request).await.unwrap().into_inner().failed, 0);
+        }
+        Settling::All(_) => {}
     }
-    while let Some(ended) = tasks.join_next().await {
-        ended.unwrap();
-    }
-    done.load(Ordering::Relaxed)
+    count
 }

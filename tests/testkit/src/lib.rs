@@ -5,6 +5,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests live in real time, and outlive their tasks")]
 
 pub mod authority;
+pub mod backlog;
 pub mod cluster;
 pub mod consume;
 pub mod delivery_log;
@@ -13,12 +14,15 @@ pub mod examples;
 pub mod fake_broker;
 pub mod issuer;
 pub mod jetstream;
+pub mod measure;
 pub mod nats_server;
+pub mod pairs;
 pub mod proxy;
 pub mod raw_nats;
 pub mod relay;
 pub mod scrape;
 pub mod stage;
+pub mod system_calls;
 pub mod traces;
 
 use std::{
