@@ -1,7 +1,7 @@
 # The commands of a developer. The logic is in scripts/. .ci/run runs the same targets.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster simulate faults fuzz test-clients test-deploy image lint fmt clippy doc proto deps bench soak tools ci clean
+.PHONY: help demo test test-cluster simulate faults fuzz test-clients test-deploy image lint fmt clippy doc proto deps bench bench-peers soak tools ci clean
 
 # Arguments for the programs that `make test` and `make bench` run: make test ARGS='--test wire'
 ARGS ?=
@@ -74,10 +74,14 @@ test-deploy: ## Test deploy/, with the image and a small rolling update
 image: ## Build the image IMAGE=fetch-proxy with docker, podman or buildah
 	@scripts/image $(IMAGE)
 
-bench: ## Measure throughput, latency and memory, in some minutes
+bench: ## Measure throughput, latency, growth and memory, in a quarter of an hour
 	@scripts/tools check
 	scripts/with-tools cargo bench --locked --bench throughput -- $(ARGS)
 	cargo bench --locked --bench lease_table
+
+bench-peers: ## Compare with the NATS clients of all languages installed here; ARGS='--only go' for some
+	@scripts/tools check
+	scripts/with-tools cargo bench --locked --bench peers -- $(ARGS)
 
 soak: ## Test with random faults for FOR=2m; SEED=1 repeats the same faults
 	@scripts/tools check
