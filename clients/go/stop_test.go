@@ -27,7 +27,7 @@ func TestStopFinishesTheHandlersThatRun(t *testing.T) {
 		<-begun
 		worker.Stop()
 		if mode == fetchproxy.ModeFetch {
-			until(t, "the message that waits goes back", func() bool { return len(waiting.Settlements()) > 0 })
+			until(t, "the message that waits goes back", func() bool { return events.has(fetchproxy.EventReturned) })
 			settlements(t, waiting, giveBack)
 			events.check(2, "returned")
 		}
