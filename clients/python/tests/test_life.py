@@ -8,6 +8,7 @@ import pytest
 from support import Events, both_modes, in_time, worker
 
 from fetchproxy import (
+    Client,
     FetchProxyError,
     HandlerError,
     Lost,
@@ -343,7 +344,7 @@ async def test_handler_continues_when_its_stream_breaks() -> None:
     handle, events = Crowd(), Events()
     async with FakeProxy() as fake:
         records = [fake.publish(number) for number in range(2)]
-        one = worker(fake.client, handle, concurrency=1, on_event=events)
+        one = worker(fake.client, handle, concurrency=1, grace=3.0, on_event=events)
         running = asyncio.ensure_future(fake.run(one))
         await handle.begun.wait()
         fake.cut()
@@ -354,6 +355,42 @@ async def test_handler_continues_when_its_stream_breaks() -> None:
         await running
     assert [record.settlements for record in records] == [[Settled("ack", attempt=1)]] * 2
     assert handle.most == 1
+
+
+@pytest.mark.parametrize("decided", [False, True])
+@in_time
+async def test_lease_ends_without_a_proxy(decided: bool) -> None:
+    """A handler is cancelled. An outcome is given up when the worker stops."""
+    handle, events = Crowd(), Events()
+    async with FakeProxy() as fake:
+        fake.publish({})
+        client = Client(fake.address)
+        one = worker(client, handle, on_event=events)
+        running = asyncio.ensure_future(one.run())
+        await handle.begun.wait()
+    if decided:
+        handle.may_end.set()
+        one.stop()
+    await events.until(Lost)
+    assert handle.cancelled == ([] if decided else [1])
+    one.stop()
+    await running
+    assert events.names[-1] == "stopped"
+    await client.close()
+
+
+@both_modes
+@in_time
+async def test_closed_client_ends_the_worker(mode: str) -> None:
+    async with FakeProxy() as fake:
+        client = Client(fake.address)
+        one = worker(client, Crowd(), mode=mode)
+        running = asyncio.ensure_future(one.run())
+        while not fake.requests:
+            await asyncio.sleep(0.01)
+        await client.close()
+        with pytest.raises(RuntimeError, match="the client was closed"):
+            await running
 
 
 @in_time

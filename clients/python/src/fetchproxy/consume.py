@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterable
 
 import grpc
@@ -38,6 +39,7 @@ class ConsumeLoop:
         self.beat = max(options.grace / 3, SHORTEST)
         self.held: set[Held] = set()
         self.current = Stream(self)
+        self._timer: asyncio.TimerHandle | None = None
         handling.on_free(self.credit_changed)
 
     @property
@@ -65,6 +67,8 @@ class ConsumeLoop:
                     return
                 await self._after(stream, backoff)
         finally:
+            if self._timer:
+                self._timer.cancel()
             for task in streams:
                 await end(task)
 
@@ -98,6 +102,22 @@ class ConsumeLoop:
     def credit_changed(self) -> None:
         """A thread that was stuck has ended, or a message of an earlier stream."""
         self.current.wake.set()
+
+    def expire(self) -> None:
+        """Loses the messages whose leases have ended because no stream has reached the proxy. A message
+        with an outcome is tried again while the worker runs: its settlement may have arrived."""
+        loop = asyncio.get_running_loop()
+        stops = self.stop.is_set()
+        ending = [held for held in self.leases if stops or held.outcome is None]
+        for held in ending:
+            if held.ends <= loop.time():
+                self.handling.lose(held, "no stream has reached the proxy while the lease lasted")
+        if self._timer:
+            self._timer.cancel()
+        if (
+            first := min((held.ends for held in ending if not held.gone), default=math.inf)
+        ) < math.inf:
+            self._timer = loop.call_at(first, self.expire)
 
     def start(self, credit: int) -> pb.ConsumeStart:
         """The first frame of a stream."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from typing import Protocol, cast
 
 import grpc
@@ -11,7 +12,7 @@ import grpc
 from fetchproxy.backoff import Backoff
 from fetchproxy.channel import Channel
 from fetchproxy.contract import MOST_FRAME_BYTES, MOST_SETTLEMENTS, duration
-from fetchproxy.errors import FetchProxyError, of_call, of_part, part_is_repeatable
+from fetchproxy.errors import FetchProxyError, of_call, of_part, part_is_repeatable, seconds
 from fetchproxy.handling import Handling
 from fetchproxy.lease import Lease
 from fetchproxy.options import Options
@@ -38,6 +39,9 @@ class Owner(Protocol):
     def credit_changed(self) -> None:
         """The open stream may hold more or fewer leases."""
 
+    def expire(self) -> None:
+        """Loses the messages whose leases have ended, now and later."""
+
     def start(self, credit: int) -> pb.ConsumeStart:
         """The first frame."""
 
@@ -53,6 +57,8 @@ class Held(Lease):
         super().__init__(source, until)
         self.stream = stream
         self.number = source.number
+        #: The end of the lease by the loop's clock. Infinite: the proxy keeps it with the stream.
+        self.ends = math.inf
 
     def decided(self) -> None:
         """Puts it into the next frame."""
@@ -95,7 +101,8 @@ class Stream:
         self.error: FetchProxyError | None = None  # Why it has ended. None: an orderly end.
         self.ready: dict[Held, None] = {}  # To be settled or extended in the next frame.
         self._numbers: dict[int, Held] = {}
-        self._sent: dict[int, list[Held]] = {}  # Without a result yet, by the id of the frame.
+        # Frames without a result yet, by their ids: when each was sent, and with which messages.
+        self._sent: dict[int, tuple[float, list[Held]]] = {}
         self._last_id = 0
         self._credit = 0  # As told to the proxy.
         self._credit_id = 0
@@ -124,6 +131,7 @@ class Stream:
         await self._owner.stop.wait()
         if not self.opened and not self._owner.held:
             reader.cancel()
+        self._owner.expire()
         self.wake.set()
 
     async def _read(self) -> None:
@@ -208,7 +216,7 @@ class Stream:
             frame.settle.settlements.append(settlement)
         if parts:
             self._last_id += 1
-            self._sent[self._last_id] = parts
+            self._sent[self._last_id] = (asyncio.get_running_loop().time(), parts)
             frame.settle.id = self._last_id
         if self.ready:
             self.wake.set()
@@ -275,13 +283,16 @@ class Stream:
         """Takes the results of one frame."""
         again: list[tuple[Held, FetchProxyError]] = []
         whole = result.error if result.HasField("error") else None
-        for place, held in enumerate(self._sent.pop(result.id)):
+        sent_at, parts = self._sent.pop(result.id)
+        for place, held in enumerate(parts):
             error = whole or result.results[place].error
             if part_is_repeatable(error):
                 again.append((held, of_part(error)))
             elif error.reason:
                 self._owner.handling.lose(held, f"{error.reason}: {error.message}")
-            elif held.outcome and result.results[place].outcome != pb.OUTCOME_EXTENDED:
+            elif result.results[place].outcome == pb.OUTCOME_EXTENDED:
+                held.ends = sent_at + seconds(result.results[place].lease)
+            elif held.outcome:
                 self._owner.handling.settled(held)
         if not again:
             self._backoff.reset()
@@ -296,13 +307,16 @@ class Stream:
         if self._owner.current is self:
             self._owner.current = Stream(self._owner)
         for held in self._holds():
+            if held.number:
+                held.ends = self._heard + self._owner.options.grace
             held.stream, held.number = self._owner.current, 0
             held.send()
+        self._owner.expire()
         self.ended = True
         self.leaves.set()
 
 
-def _silent(seconds: float) -> FetchProxyError:
+def _silent(length: float) -> FetchProxyError:
     """The error of a stream that this side gives up."""
     code = grpc.StatusCode.DEADLINE_EXCEEDED
-    return FetchProxyError(code.name, code, f"no frame for {seconds:g} s")
+    return FetchProxyError(code.name, code, f"no frame for {length:g} s")

@@ -122,6 +122,8 @@ class Worker(Generic[T]):
                     await asyncio.wait({work}, timeout=_LAST_SETTLEMENTS)
                     for lease in loop.leases:
                         handling.lose(lease, "the worker stops before the proxy has confirmed it")
+                if work.cancelled():  # Not by this function, and no call is cancelled otherwise.
+                    raise RuntimeError("the client was closed while the worker ran")
                 if work.done():
                     work.result()
             finally:
