@@ -98,7 +98,7 @@ public final class FetchProxyException extends RuntimeException {
     for (Throwable cause = error.getCause(); cause != null; cause = cause.getCause()) {
       text.append(": ").append(cause.getMessage());
     }
-    boolean repeatable = !REFUSALS.contains(code);
+    boolean repeatable = !REFUSALS.contains(code) && !reason.equals("REQUEST_TOO_LARGE");
     return new FetchProxyException(
         reason, code, text.toString(), delay, metadata, repeatable, error);
   }

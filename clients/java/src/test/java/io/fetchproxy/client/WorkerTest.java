@@ -288,12 +288,47 @@ final class WorkerTest {
 
   @ParameterizedTest
   @EnumSource(Mode.class)
+  void failingSettlementIsRepeatedWithTheSameToken(Mode mode) throws Exception {
+    fake.failSettlement("LEASE_BUSY");
+    fake.failSettlement("SETTLE_UNCONFIRMED");
+    var message = fake.publish("{}");
+    fake.run(worker(mode).build(one -> {}));
+    assertEquals(List.of(ACK), message.settlements());
+    assertEquals(1, message.attempts());
+    assertEquals(List.of("ready", "retry", "retry", "acked", "stopped"), names());
+  }
+
+  @ParameterizedTest
+  @EnumSource(Mode.class)
+  void messageWhoseSettlementIsRefusedIsLost(Mode mode) throws Exception {
+    fake.failSettlement("LEASE_EXPIRED");
+    var message = fake.publish("{}");
+    var watching =
+        new Thread(
+            () -> {
+              while (!names().contains("lost")) Thread.onSpinWait();
+              fake.expire(message);
+            });
+    watching.start();
+    fake.run(worker(mode).build(one -> {}));
+    assertEquals(List.of("ready", "lost", "acked", "stopped"), names());
+  }
+
+  @ParameterizedTest
+  @EnumSource(Mode.class)
   void refusalEndsTheRun(Mode mode) {
     fake.fail(mode == Mode.FETCH ? "Fetch" : "Consume", "NOT_ALLOWED");
     var worker = worker(mode).build(one -> {});
     var refused = assertThrows(FetchProxyException.class, worker::run);
     assertEquals("NOT_ALLOWED", refused.reason());
     assertEquals(List.of("ready"), names());
+  }
+
+  @Test
+  void requestThatIsTooLargeIsNotRepeated() {
+    fake.fail("Fetch", "REQUEST_TOO_LARGE");
+    var refused = assertThrows(FetchProxyException.class, worker(Mode.FETCH).build(one -> {})::run);
+    assertEquals("REQUEST_TOO_LARGE", refused.reason());
   }
 
   @Test

@@ -193,6 +193,15 @@ public final class FakeProxy implements AutoCloseable {
     service.fail(method, reason);
   }
 
+  /**
+   * Lets the next settlement fail, in whatever call it comes. The message stays leased.
+   *
+   * @param reason a reason of the page "Errors"
+   */
+  public void failSettlement(String reason) {
+    queue.fail(reason);
+  }
+
   /** Ends the fake and its client. */
   @Override
   public void close() {

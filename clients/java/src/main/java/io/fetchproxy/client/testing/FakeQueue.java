@@ -11,7 +11,9 @@ import io.fetchproxy.v1.Rejected;
 import io.fetchproxy.v1.RejectedCause;
 import io.fetchproxy.v1.SettleError;
 import io.fetchproxy.v1.SettleResult;
+import java.util.ArrayDeque;
 import java.util.ArrayList;
+import java.util.Deque;
 import java.util.HashMap;
 import java.util.HashSet;
 import java.util.LinkedHashSet;
@@ -35,6 +37,7 @@ final class FakeQueue {
   private final Map<String, Lease> leases = new HashMap<>();
   private final Set<Watcher> watchers = new LinkedHashSet<>();
   private final Set<String> over = new HashSet<>(); // Attempts that were given back.
+  private final Deque<String> failures = new ArrayDeque<>(); // Of the next settlements.
   private long delivered;
 
   FakeQueue(ScheduledExecutorService timer) {
@@ -179,14 +182,17 @@ final class FakeQueue {
     lease.orElseThrow(() -> new IllegalStateException("the message is not leased")).lapse();
   }
 
-  Lease lease(String token) {
-    return leases.get(token);
+  /** Lets the next settlement fail. */
+  synchronized void fail(String reason) {
+    Reasons.codeOf(reason);
+    failures.add(reason);
   }
 
   synchronized SettleResult settle(String token, io.fetchproxy.v1.Settlement action) {
     Lease lease = leases.get(token);
     if (lease == null) return error("TOKEN_INVALID", "the token is not from this fake");
     Settlement how = how(action);
+    if (how != null && !failures.isEmpty()) return error(failures.poll(), "the test wants it so");
     if (lease.settled != null) {
       boolean same = how != null && how.getClass() == lease.settled.getClass();
       if (!same) return error("LEASE_SETTLED", "the message was settled in another way");
@@ -215,6 +221,7 @@ final class FakeQueue {
 
   static SettleResult error(String reason, String text) {
     var error = SettleError.newBuilder().setReason(reason).setMessage(text);
+    if (Reasons.isWorthAWait(reason)) error.setRetryDelay(Reasons.WAIT);
     return SettleResult.newBuilder().setError(error).build();
   }
 

@@ -1,7 +1,6 @@
 package io.fetchproxy.client.testing;
 
 import com.google.protobuf.Any;
-import com.google.protobuf.Duration;
 import com.google.rpc.ErrorInfo;
 import com.google.rpc.RetryInfo;
 import io.fetchproxy.v1.AckAction;
@@ -34,6 +33,8 @@ import io.grpc.StatusRuntimeException;
 import io.grpc.protobuf.StatusProto;
 import io.grpc.stub.ServerCallStreamObserver;
 import io.grpc.stub.StreamObserver;
+import java.util.ArrayDeque;
+import java.util.Deque;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
@@ -46,7 +47,7 @@ final class FakeService extends FetchServiceImplBase {
 
   private final FakeQueue queue;
   private final ScheduledExecutorService timer;
-  private final Map<String, String> failures = new HashMap<>(); // Reasons, by method.
+  private final Map<String, Deque<String>> failures = new HashMap<>(); // By method.
 
   FakeService(FakeQueue queue, ScheduledExecutorService timer) {
     this.queue = queue;
@@ -55,52 +56,19 @@ final class FakeService extends FetchServiceImplBase {
 
   /** The next call of the method fails. */
   void fail(String method, String reason) {
-    codeOf(reason);
+    Reasons.codeOf(reason);
     synchronized (queue) {
-      failures.put(method, reason);
+      failures.computeIfAbsent(method, none -> new ArrayDeque<>()).add(reason);
     }
   }
 
-  private static Status.Code codeOf(String reason) {
-    return switch (reason) {
-      case "INVALID_FIELD", "TOKEN_INVALID", "MALFORMED" -> Status.Code.INVALID_ARGUMENT;
-      case "STREAM_NOT_FOUND", "CONSUMER_NOT_FOUND" -> Status.Code.NOT_FOUND;
-      case "CONSUMER_UNSUITABLE", "LEASE_EXPIRED", "LEASE_SETTLED", "JETSTREAM_DENIED" ->
-          Status.Code.FAILED_PRECONDITION;
-      case "LEASE_BUSY" -> Status.Code.ABORTED;
-      case "UNAUTHENTICATED" -> Status.Code.UNAUTHENTICATED;
-      case "NOT_ALLOWED", "NATS_PERMISSION" -> Status.Code.PERMISSION_DENIED;
-      case "SETTLE_UNCONFIRMED", "STREAM_SILENT" -> Status.Code.DEADLINE_EXCEEDED;
-      case "UNSUPPORTED" -> Status.Code.UNIMPLEMENTED;
-      case "CONSUMER_BUSY",
-          "RATE_LIMIT",
-          "LEASE_LIMIT",
-          "WAITER_LIMIT",
-          "CALL_LIMIT",
-          "BYTE_LIMIT",
-          "CONNECTION_LIMIT",
-          "REQUEST_TOO_LARGE" ->
-          Status.Code.RESOURCE_EXHAUSTED;
-      case "KEY_UNKNOWN",
-          "CONSUMER_SUSPECTED",
-          "AUTH_UNAVAILABLE",
-          "REQUEST_TIMEOUT",
-          "NATS_UNAVAILABLE",
-          "DRAINING",
-          "OWNER_UNREACHABLE" ->
-          Status.Code.UNAVAILABLE;
-      default -> throw new IllegalArgumentException("no reason of the contract: " + reason);
-    };
-  }
-
   private static StatusRuntimeException failure(String reason, String text) {
-    Status.Code code = codeOf(reason);
+    Status.Code code = Reasons.codeOf(reason);
     var info = ErrorInfo.newBuilder().setDomain("fetchproxy").setReason(reason);
     var status = com.google.rpc.Status.newBuilder().setCode(code.value()).setMessage(text);
     status.addDetails(Any.pack(info.build()));
-    if (code == Status.Code.UNAVAILABLE || code == Status.Code.RESOURCE_EXHAUSTED) {
-      var delay = Duration.newBuilder().setNanos(10_000_000);
-      status.addDetails(Any.pack(RetryInfo.newBuilder().setRetryDelay(delay).build()));
+    if (Reasons.isWorthAWait(reason)) {
+      status.addDetails(Any.pack(RetryInfo.newBuilder().setRetryDelay(Reasons.WAIT).build()));
     }
     return StatusProto.toStatusRuntimeException(status.build());
   }
@@ -108,8 +76,9 @@ final class FakeService extends FetchServiceImplBase {
   /** Null if the call may be made. */
   private StatusRuntimeException failure(String method) {
     synchronized (queue) {
-      String reason = failures.remove(method);
-      return reason == null ? null : failure(reason, "the test wants it so");
+      Deque<String> reasons = failures.get(method);
+      boolean none = reasons == null || reasons.isEmpty();
+      return none ? null : failure(reasons.poll(), "the test wants it so");
     }
   }
 
