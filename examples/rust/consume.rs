@@ -361,7 +361,9 @@ impl Worker {
 
     /// Sends all that is there to say: as many settlements as fit, or nothing, as a sign of life.
     fn write(&mut self, is_beat: bool) {
-        let Self { start, streams, held, ready, is_stopping, grace, .. } = self;
+        // A message of an earlier stream is extended at each heartbeat, so its lease outlasts some.
+        let extension = self.grace.max(self.beat * MISSED_BEATS);
+        let Self { start, streams, held, ready, is_stopping, .. } = self;
         for (id, stream) in streams {
             let Some(send) = &stream.send else { continue };
             let mut is_silent = !is_beat;
@@ -379,7 +381,7 @@ impl Worker {
                 let keys: Vec<_> = mine.map(|(_, key)| *key).collect();
                 if !keys.is_empty() {
                     stream.last_id += 1;
-                    let settlements = keys.iter().map(|key| held[key].settlement(*grace));
+                    let settlements = keys.iter().map(|key| held[key].settlement(extension));
                     frame.settle = Some(ConsumeSettle {
                         id: stream.last_id,
                         settlements: settlements.collect(),
@@ -404,8 +406,8 @@ impl Worker {
 
 impl Held {
     /// The outcome, or an Extend if there is no outcome.
-    fn settlement(&self, grace: Duration) -> Settlement {
-        let extend = || Action::Extend(ExtendAction { lease: Some(fetchproxy::to(grace)) });
+    fn settlement(&self, extension: Duration) -> Settlement {
+        let extend = || Action::Extend(ExtendAction { lease: Some(fetchproxy::to(extension)) });
         let action = Some(self.lease.outcome.clone().unwrap_or_else(extend));
         let token = if self.number == 0 { self.lease.token.clone() } else { String::new() };
         Settlement { token, action, number: self.number }
