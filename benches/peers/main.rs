@@ -12,7 +12,7 @@
 
 mod peer;
 
-use std::path::Path;
+use std::{path::Path, process::ExitCode};
 
 use async_nats::jetstream;
 use clap::Parser;
@@ -52,7 +52,7 @@ struct Servers {
 }
 
 #[tokio::main]
-async fn main() {
+async fn main() -> ExitCode {
     let args = Args::parse();
     let nats = NatsServer::start();
     let connection = async_nats::connect(nats.url()).await.unwrap();
@@ -68,7 +68,7 @@ async fn main() {
         args.pairs
     );
     let mut pairs = Pairs::new(args.pairs, &args.only);
-    let mut unmeasured = Vec::new();
+    let (mut unmeasured, mut failed) = (Vec::new(), Vec::new());
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers");
     for language in language::within(&folder) {
         if !ROWS.iter().any(|row| pairs.want(&row.name(&language.name))) {
@@ -80,7 +80,7 @@ async fn main() {
                 rows(&mut pairs, &servers, &language.name, &peer, args.messages).await;
             }
             Built::Lacking(why) => unmeasured.push(why),
-            Built::Failed(why) => panic!("{}: {why}", language.name),
+            Built::Failed(why) => failed.push(format!("{}: {why}", language.name)),
         }
     }
     pairs.print_calls();
@@ -88,6 +88,10 @@ async fn main() {
     for why in unmeasured {
         println!("NOT MEASURED: {why}");
     }
+    for why in &failed {
+        println!("FAILED: {why}");
+    }
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// A kind of work.
