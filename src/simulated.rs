@@ -10,7 +10,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
@@ -42,6 +42,8 @@ pub struct SimulatedMachine {
     random: Mutex<RandomNumbers>,
     /// `None` while the machine runs. While it is stopped, the tasks that were due since.
     stopped: Mutex<Option<Vec<Waker>>>,
+    /// How often tasks may still be polled.
+    polls_left: AtomicU64,
 }
 
 impl SimulatedMachine {
@@ -53,6 +55,7 @@ impl SimulatedMachine {
             suspended: AtomicI64::new(0),
             random: Mutex::new(Box::new(random)),
             stopped: Mutex::default(),
+            polls_left: AtomicU64::new(u64::MAX),
         })
     }
 
@@ -88,8 +91,19 @@ impl SimulatedMachine {
         waiting.into_iter().flatten().for_each(Waker::wake);
     }
 
+    /// Lets the tasks of the machine be polled so often from now on, all together. After that the machine stops. Returns
+    /// whether it has run until now. So a task that runs without a pause is found: time that is paused never passes
+    /// while such a task runs.
+    pub fn allow_polls(&self, polls: u64) -> bool {
+        self.polls_left.swap(polls, Ordering::Relaxed) > 0
+    }
+
     /// Whether a task may run now. If not, [`SimulatedMachine::resume`] wakes the task.
     fn may_run(&self, cx: &Context<'_>) -> bool {
+        let less = |left: u64| Some(left.saturating_sub(1));
+        if self.polls_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less) == Ok(0) {
+            self.stop();
+        }
         match &mut *self.stopped() {
             None => true,
             Some(waiting) => {

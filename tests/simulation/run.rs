@@ -35,6 +35,9 @@ const PLACES_KEPT: Duration = Duration::from_secs(36);
 /// Between two looks from outside.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
+/// The tasks of a replica are polled less often than this between two looks.
+const MOST_POLLS: u64 = 50_000;
+
 /// No run takes longer than this: five drains of 100 s each, one after the other, and the rest.
 const LONGEST: Duration = Duration::from_secs(1_800);
 
@@ -156,8 +159,10 @@ async fn look(world: Arc<World>) {
         let (places, now) = (places.collect::<Vec<_>>(), world.net.now());
         world.watch().look(&looks, &places, now);
         look_at_rooms(&world);
+        look_at_tasks(&world);
         sleep(LOOK_EVERY).await;
     }
+    world.replicas().iter().for_each(|one| _ = one.machine.allow_polls(u64::MAX));
 }
 
 /// Looks at the places of each replica that serves.
@@ -171,6 +176,16 @@ fn look_at_rooms(world: &World) {
     });
     let (rooms, now) = (rooms.collect::<Vec<_>>(), world.net.now());
     world.watch().look_at_rooms(&rooms, now);
+}
+
+/// No task runs without a pause.
+fn look_at_tasks(world: &World) {
+    for replica in world.replicas() {
+        if !replica.machine.allow_polls(MOST_POLLS) {
+            let why = format!("a task of replica {} runs without a pause", replica.side);
+            world.watch().fail(world.net.now(), why);
+        }
+    }
 }
 
 fn worker(consumer: usize) -> ClientPlan {
