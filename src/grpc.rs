@@ -27,6 +27,7 @@ mod to_status;
 pub(crate) use self::to_status::to_status;
 pub use self::{
     admin::{AdminSocketError, serve_admin},
+    layers::{FrameHold, FrameHolds},
     method::SERVICE,
     reflection::ContractError,
     server::{Served, serve},

@@ -11,12 +11,8 @@ mod reasons;
 mod record;
 mod strangers;
 
+pub use self::delivery::{FrameHold, FrameHolds};
 pub(super) use self::{
-    callers::AcceptCallers,
-    delivery::{AnswerDelivery, FrameHold, FrameHolds},
-    limits::CallLimiter,
-    protocol::GrpcOnly,
-    quotas::PrincipalQuotas,
-    reasons::ErrorReasons,
-    record::RecordCalls,
+    callers::AcceptCallers, delivery::AnswerDelivery, limits::CallLimiter, protocol::GrpcOnly,
+    quotas::PrincipalQuotas, reasons::ErrorReasons, record::RecordCalls,
 };

@@ -2,10 +2,15 @@
 //! replica. [`Habit`] says how.
 
 mod answers;
+mod attempts;
 mod fetching;
 mod line;
 mod one_call;
+#[cfg(test)]
+mod resting;
 mod settling;
+mod stream_wire;
+mod streaming;
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -44,6 +49,10 @@ pub struct Client {
     kept: Vec<Work>,
     /// What it says on its next Fetch.
     next: Vec<Errand>,
+    /// The names that it has given to Fetch calls.
+    attempts: u64,
+    /// Its last Fetch with a name.
+    named: Option<pb::FetchRequest>,
 }
 
 /// What is to be said of a message, until it is done.
@@ -56,7 +65,8 @@ struct Errand {
 impl Client {
     pub fn new(world: Arc<World>, plan: ClientPlan) -> Self {
         let dice = Dice::new(world.plan.seed, 100 + plan.number);
-        Self { world, plan, dice, kept: Vec::new(), next: Vec::new() }
+        let (kept, next) = (Vec::new(), Vec::new());
+        Self { world, plan, dice, kept, next, attempts: 0, named: None }
     }
 
     /// Works until the world says that it is over.
@@ -66,6 +76,12 @@ impl Client {
                 sleep(Duration::from_millis(200)).await;
                 continue;
             };
+            if self.plan.streams && !self.world.calm() {
+                self.work_on_stream(&replica).await;
+                let pause = self.dice.millis(10..300);
+                sleep(pause).await;
+                continue;
+            }
             let mut work = self.fetch(&replica).await;
             if self.plan.habit == Habit::Batching && self.dice.percent(30) {
                 // Tokens of several replicas.

@@ -131,3 +131,21 @@ fn batch_of_acks_meets_an_absent_leader_of_an_unreplicated_consumer() {
         ],
     });
 }
+
+/// "GiveBack: its repeat does what a caller has left, and a repeated Fetch answers before its deadline". The repeat said
+/// that the attempt was over, and the old tokens still settled its messages.
+#[test]
+fn give_back_that_its_caller_leaves_is_done_by_its_repeat() {
+    let mut clients = clients(&[27]);
+    (clients[0].habit, clients[0].names) = (Habit::Batching, true);
+    holds(&Plan {
+        seed: 51,
+        trouble: 16_402,
+        clocks: Clocks::Near,
+        replicas: replicas(1),
+        streams: stream(1_000, 6, 1_007),
+        consumers: vec![ConsumerPlan { backoff: vec![5_656, 1_033], ..consumer(6_658) }],
+        clients,
+        accidents: Vec::new(),
+    });
+}

@@ -31,7 +31,11 @@ mod signs;
 mod watch;
 mod world;
 
-use self::{plan::Plan, settings::Settings, watch::DEMANDED};
+use self::{
+    plan::Plan,
+    settings::Settings,
+    watch::{DEMANDED, DEMANDED_OF_ATTEMPTS, DEMANDED_OF_STREAMS},
+};
 
 /// So many seeds exercise everything that is demanded.
 const STANDARD: u64 = 2_000;
@@ -46,7 +50,9 @@ fn seeds() {
     if let Some(why) = failure::explain(&ran, &settings) {
         panic!("{why}");
     }
-    let missing = ran.coverage.missing(DEMANDED);
+    let of_attempts = if settings::has_attempts() { DEMANDED_OF_ATTEMPTS } else { &[] };
+    let of_streams = if settings::has_streams() { DEMANDED_OF_STREAMS } else { &[] };
+    let missing = ran.coverage.missing(&[DEMANDED, of_attempts, of_streams].concat());
     assert!(ran.seeds < STANDARD || missing.is_empty(), "not exercised: {missing:#?}");
     let implausible = ran.coverage.implausible();
     assert!(implausible.is_empty(), "excused too often: {implausible:#?}");

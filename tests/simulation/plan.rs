@@ -14,6 +14,7 @@ use std::{
 pub use self::outage::Outage;
 use super::{
     jetstream::{Config, Time},
+    settings,
     signs::Sign,
 };
 
@@ -134,6 +135,10 @@ pub struct ClientPlan {
     pub unary: bool,
     /// It settles on its next Fetch.
     pub one_call: bool,
+    /// It names each Fetch, and then repeats it or gives it back.
+    pub names: bool,
+    /// It takes and settles messages on streams.
+    pub streams: bool,
     /// How often in a hundred it dies with a message.
     pub dies: u64,
 }
@@ -155,6 +160,8 @@ impl ClientPlan {
             sent: false,
             unary: false,
             one_call: false,
+            names: false,
+            streams: false,
             dies: 0,
         }
     }
@@ -398,8 +405,9 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The plan of a seed, with the clients that the settings ask for.
     pub fn of(seed: u64) -> Self {
-        draw::draw(seed)
+        draw::draw(seed, (settings::has_attempts(), settings::has_streams()))
     }
 
     /// The number of NATS servers: three, if a consumer has copies or may be at another server.

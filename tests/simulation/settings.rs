@@ -63,9 +63,21 @@ impl Settings {
     }
 }
 
+/// Whether some clients name their Fetch calls.
+pub fn has_attempts() -> bool {
+    is_set("ATTEMPTS")
+}
+
+/// Whether some clients work on streams.
+pub fn has_streams() -> bool {
+    is_set("STREAMS")
+}
+
 /// The command that runs a seed again.
 pub fn again(seed: u64) -> String {
-    format!("make simulate SEEDS=1 FROM={seed}")
+    let attempts = if has_attempts() { " ATTEMPTS=1" } else { "" };
+    let streams = if has_streams() { " STREAMS=1" } else { "" };
+    format!("make simulate SEEDS=1 FROM={seed}{attempts}{streams}")
 }
 
 /// The value of a variable. Make passes an empty text for a variable that is not set.

@@ -215,7 +215,10 @@ fn plainer_client(plan: &Plan, place: usize) -> Option<Plan> {
         4 => (client.linger, client.max_bytes) = (0, 0),
         5 => (client.json, client.patient) = (false, false),
         6 => client.sent = false,
-        _ => (client.unary, client.one_call) = (false, false),
+        _ => {
+            (client.unary, client.one_call, client.names, client.streams) =
+                (false, false, false, false)
+        }
     }
     Some(less)
 }

@@ -10,6 +10,7 @@
 //! must pass.
 
 mod answers;
+mod attempts;
 mod calls;
 mod causes;
 mod coverage;
@@ -28,6 +29,7 @@ mod places;
 mod promises;
 mod report;
 mod rights;
+mod streams;
 mod troubles;
 mod windows;
 
@@ -39,15 +41,17 @@ use std::{
 
 use fetch_proxy::{
     broker::{AckKind, ConsumerInfo, ConsumerName},
+    lease::margin,
     pb::{self, settlement::Action},
 };
 
 pub use self::{
     answers::Reading,
+    attempts::BackEnd,
     calls::{FetchEnd, FetchId, Served},
     coverage::Coverage,
     darkness::{Look, Place},
-    exercised::DEMANDED,
+    exercised::{DEMANDED, DEMANDED_OF_ATTEMPTS, DEMANDED_OF_STREAMS},
     ledger::{CallId, Fate, Kind, Told},
     places::Room,
     report::Finding,
@@ -59,6 +63,7 @@ use self::{
     ledger::{Delivered, Effect, Hold, Ledger, SettleCall, Stored, wait_of},
     places::Pulled,
     report::Report,
+    streams::Stream,
     troubles::TroubleSpan,
 };
 use super::{
@@ -234,6 +239,7 @@ impl Watch {
 
     /// A look at the places of the replicas that serve.
     pub fn look_at_rooms(&mut self, rooms: &[Room], now: Time) {
+        self.ledger.places.extend(rooms.iter().map(|room| (room.side, room.most)));
         let fetches = self.fetches.values();
         places::look(&self.ledger, &mut self.pulled, fetches, (rooms, now), &mut self.report);
     }
@@ -248,6 +254,75 @@ impl Watch {
         delivery::finished(&self.ledger, name, (unsettled, unsent), now, &mut self.report);
     }
 
+    // Streams.
+
+    /// A client opens a stream at a process.
+    pub fn stream_called(&mut self, side: usize, start: &pb::ConsumeStart, now: Time) -> FetchId {
+        let id = self.fetch_called(side, &streams::as_fetch(start), None, now);
+        let stream = Some(Stream::new(start, now));
+        self.fetches.entry(id).and_modify(|fetch| fetch.stream = stream);
+        id
+    }
+
+    fn stream(&mut self, id: FetchId) -> Option<&mut Stream> {
+        self.fetches.get_mut(&id)?.stream.as_mut()
+    }
+
+    /// The client of a stream sends another credit, with its id.
+    pub fn stream_credit(&mut self, id: FetchId, (credit, most): (u64, u32)) {
+        self.stream(id).into_iter().for_each(|stream| stream.credit(credit, most));
+    }
+
+    /// The client reads its stream from now on, or does not.
+    pub fn stream_reads(&mut self, id: FetchId, reads: bool, now: Time) {
+        self.stream(id).into_iter().for_each(|stream| stream.reads(reads, now));
+    }
+
+    /// The client of a stream takes nothing more.
+    pub fn stream_closes(&mut self, id: FetchId) {
+        self.stream(id).into_iter().for_each(Stream::closes);
+    }
+
+    /// A frame of a stream is written. It was made at the first of the two times.
+    pub fn frame_written(
+        &mut self,
+        id: FetchId,
+        frame: &pb::ConsumeResponse,
+        (made, now): (Time, Time),
+    ) {
+        let Some(fetch) = self.fetches.get(&id).cloned() else { return };
+        let Some(mut stream) = fetch.stream.clone() else { return };
+        let (ledger, report) = (&self.ledger, &mut self.report);
+        streams::written(ledger, &self.fetches, (&fetch, &mut stream), frame, now, report);
+        self.fetches.entry(id).and_modify(|fetch| fetch.stream = Some(stream));
+        let (messages, rejected) = (frame.messages.clone(), frame.rejected.clone());
+        let answer = pb::FetchResponse { messages, rejected, ..pb::FetchResponse::default() };
+        if !answer.messages.is_empty() {
+            rights::fetched(&self.ledger, &fetch, &answer, (made, now), &mut self.report);
+        }
+        for message in &answer.messages {
+            self.lend(message, (id, fetch.lease), (made, false), now);
+        }
+        for rejected in answer.rejected.iter().filter(|one| !one.token.is_empty()) {
+            self.hold_rejected((&fetch.consumer, id), rejected, (made, now));
+        }
+    }
+
+    /// The client of a stream has a frame, which was made at the first of the two times.
+    pub fn frame_received(
+        &mut self,
+        id: FetchId,
+        frame: &pb::ConsumeResponse,
+        (made, now): (Time, Time),
+    ) {
+        let lease = self.fetches.get(&id).and_then(|fetch| fetch.lease);
+        for message in &frame.messages {
+            let of = delivery_of(message);
+            delivery::received(&self.ledger, of, message, now, &mut self.report);
+            self.lend(message, (id, lease), (made, true), now);
+        }
+    }
+
     // Clients.
 
     /// A Fetch leaves its client, which may have a deadline.
@@ -259,24 +334,52 @@ impl Watch {
         now: Time,
     ) -> FetchId {
         self.next_fetch += 1;
-        self.fetches.insert(self.next_fetch, OpenFetch::new(side, request, deadline, now));
+        let fetch = OpenFetch::new(side, request, deadline, now);
+        attempts::called(&mut self.ledger, &fetch, self.next_fetch);
+        self.fetches.insert(self.next_fetch, fetch);
         self.next_fetch
+    }
+
+    /// An attempt is about to be given back at a process. Returns the number of the call.
+    pub fn give_back_called(&mut self, attempt: &str, side: usize, now: Time) -> usize {
+        attempts::give_back_called(&mut self.ledger, attempt, side, now)
+    }
+
+    /// A give-back has ended for its client.
+    pub fn give_back_ended(&mut self, back: (&str, usize), end: BackEnd<'_>, now: Time) {
+        attempts::give_back_ended(&mut self.ledger, back, end, now, &mut self.report);
+    }
+
+    /// Whether a replica has said that an attempt is given back, and that replica had its messages.
+    pub fn is_given_back(&self, attempt: &str) -> bool {
+        attempts::is_given_back(&self.ledger, attempt)
+    }
+
+    /// The token of this settlement was given back.
+    pub fn by_old_token(&mut self, call: Option<CallId>) {
+        let Some(CallId(id, place)) = call else { return };
+        let call = self.ledger.deliveries.get_mut(&id).and_then(|one| one.calls.get_mut(place));
+        call.into_iter().for_each(|call| call.old_token = true);
     }
 
     /// A Fetch has arrived at its replica at that time. `None`: it does not wait there any more.
     pub fn fetch_waits(&mut self, id: FetchId, since: Option<Time>) {
-        self.fetches.entry(id).and_modify(|fetch| fetch.waits_since = since);
+        let Some(fetch) = self.fetches.get_mut(&id) else { return };
+        fetch.waits_since = since;
+        if let Some(since) = since {
+            attempts::arrived(&mut self.ledger, fetch, id, since);
+        }
     }
 
     /// A replica has written the answer to a Fetch. Its client may get it much later, or never.
     pub fn fetch_written(&mut self, id: FetchId, answer: &pb::FetchResponse, now: Time) {
-        let own_end = self.fetches.get(&id).is_some_and(|fetch| fetch.own_end);
+        let fetch = self.fetches.get(&id);
+        let lease = fetch.and_then(|fetch| fetch.lease);
+        if let Some(fetch) = fetch {
+            attempts::written(&mut self.ledger, (fetch, id), answer, now, &mut self.report);
+        }
         for message in &answer.messages {
-            let nanos = message.publish_time.map_or(0, |time| time.nanos);
-            let id = DeliveryId::of(u64::try_from(nanos).unwrap_or_default());
-            let lease = message.lease.and_then(|lease| Duration::try_from(lease).ok());
-            self.hold(id, now + lease.unwrap_or_default(), false, now);
-            self.ledger.deliveries.entry(id).and_modify(|one| one.own_end = own_end);
+            self.lend(message, (id, lease), (now, false), now);
         }
     }
 
@@ -308,27 +411,39 @@ impl Watch {
     pub fn fetch_ended(&mut self, id: FetchId, end: FetchEnd<'_>, now: Time) {
         let Some(fetch) = self.fetches.remove(&id) else { return };
         self.pulled.ended(&fetch, now);
+        attempts::ended(&mut self.ledger, (&fetch, id), now);
         calls::ended(&self.ledger, &self.looked, &fetch, end, now, &mut self.report);
         let FetchEnd::Answer { answer, served, received } = end else { return };
         rights::fetched(&self.ledger, &fetch, answer, (served.written, now), &mut self.report);
         for message in &answer.messages {
-            let nanos = message.publish_time.map_or(0, |time| time.nanos);
-            let id = DeliveryId::of(u64::try_from(nanos).unwrap_or_default());
-            delivery::received(&self.ledger, id, message, now, &mut self.report);
-            let lease = message.lease.and_then(|lease| Duration::try_from(lease).ok());
-            let until = served.written + lease.unwrap_or_default();
-            self.hold(id, until, received, now);
-            self.ledger.deliveries.entry(id).and_modify(|one| one.own_end = fetch.own_end);
+            delivery::received(&self.ledger, delivery_of(message), message, now, &mut self.report);
+            self.lend(message, (id, fetch.lease), (served.written, received), now);
         }
         for rejected in answer.rejected.iter().filter(|one| !one.token.is_empty()) {
-            self.hold_rejected(&fetch.consumer, rejected, (served.written, now));
+            self.hold_rejected((&fetch.consumer, id), rejected, (served.written, now));
+        }
+    }
+
+    /// A client has a message by this Fetch, which asked for a length of its leases or not. `received`: otherwise the
+    /// answer was lost.
+    fn lend(
+        &mut self,
+        message: &pb::Delivery,
+        (fetch, lease): (FetchId, Option<Duration>),
+        (written, received): (Time, bool),
+        now: Time,
+    ) {
+        let of = delivery_of(message);
+        self.hold(of, written + lease_of(message), (fetch, received), now);
+        if let Some(one) = self.ledger.deliveries.get_mut(&of) {
+            (one.own_end, one.granted) = (lease.is_some(), lease);
         }
     }
 
     /// A client that cannot use a message has its lease, and lets it end.
     fn hold_rejected(
         &mut self,
-        consumer: &ConsumerName,
+        (consumer, fetch): (&ConsumerName, FetchId),
         rejected: &pb::Rejected,
         end: (Time, Time),
     ) {
@@ -341,18 +456,26 @@ impl Watch {
         let Some(id) = ids.iter().rev().find(of).copied() else { return };
         let lease = rejected.lease.and_then(|lease| Duration::try_from(lease).ok());
         let (written, now) = end;
-        self.hold(id, written + lease.unwrap_or_default(), false, now);
+        self.hold(id, written + lease.unwrap_or_default(), (fetch, false), now);
     }
 
-    /// A client has a message until then, or an answer with it was lost.
-    fn hold(&mut self, id: DeliveryId, longest: Time, received: bool, now: Time) {
+    /// A client has a message until then by this Fetch, or an answer with it was lost.
+    fn hold(
+        &mut self,
+        id: DeliveryId,
+        longest: Time,
+        (fetch, received): (FetchId, bool),
+        now: Time,
+    ) {
+        let earlier = attempts::earlier(&self.ledger, fetch, id);
         if let Some(one) = self.ledger.deliveries.get_mut(&id) {
             // A hand-over has cost a part of the lease.
             let drained = Trouble::Draining { side: one.side };
             let moved = self.ledger.troubles.happened(drained, &one.message.0, one.sent, now);
             let less = if moved { 2 * self.ledger.round_trip } else { Duration::ZERO };
             let until = if received { longest.saturating_sub(less) } else { now };
-            one.hold = Some(Hold { from: now, until, longest });
+            let new = Hold { from: now, until, longest };
+            attempts::hold(earlier, one, fetch, new);
         }
     }
 
@@ -391,6 +514,7 @@ impl Watch {
             length,
             sent_only,
             hurried,
+            old_token: false,
             ended: None,
         });
         self.settling += 1;
@@ -401,10 +525,13 @@ impl Watch {
     pub fn settle_ended(&mut self, call: Option<CallId>, reading: &Reading, now: Time) {
         let Some(call @ CallId(id, place)) = call else { return };
         self.settling = self.settling.saturating_sub(1);
+        let Some(one) = self.ledger.deliveries.get(&id) else { return };
+        let by_jetstream = self.ledger.longest_wait(&one.message.0, one.sent);
         let Some(one) = self.ledger.deliveries.get_mut(&id) else { return };
         let Some(open) = one.calls.get_mut(place) else { return };
         open.ended = Some((now, reading.told));
         let (kind, began, asked) = (open.kind, open.began, open.length);
+        let old_token = open.old_token;
         one.own_end |= kind == Kind::Extend && reading.told != Told::NotApplied;
         if let Some(hold) = one.hold.as_mut().filter(|_| kind == Kind::Extend) {
             match (reading.lease, reading.told) {
@@ -415,14 +542,19 @@ impl Watch {
                 }
                 (None, Told::Unknown | Told::Applied) => {
                     // It may have been made longer, or shorter.
-                    let length = asked.unwrap_or(hold.longest.saturating_sub(hold.from));
+                    // "Unset: the length that Fetch granted, whatever extensions there were since. If the Fetch gave no
+                    // length, this is the delivery's ack wait, less the margin".
+                    let waits = by_jetstream - margin(by_jetstream);
+                    let length = asked.or(one.granted).unwrap_or(waits);
+                    let left = hold.longest.saturating_sub(hold.from);
                     hold.longest = hold.longest.max(now + length);
-                    hold.until = hold.until.min(began + length);
+                    hold.until = hold.until.min(began + asked.unwrap_or(left.min(length)));
                 }
                 (None, Told::NotApplied) => {}
             }
         }
-        if reading.name == "LEASE_EXPIRED" {
+        attempts::said(&self.ledger, call, reading.told, now, &mut self.report);
+        if reading.name == "LEASE_EXPIRED" && !old_token {
             leases::refused(&self.ledger, id, began, now, &mut self.report);
         }
         rights::extended(&self.ledger, call, reading.told, now, &mut self.report);
@@ -430,6 +562,17 @@ impl Watch {
         exercised::settled(&self.ledger, call, reading, &mut self.report);
         promises::answered(&self.ledger, call, reading, now, &mut self.report);
     }
+}
+
+/// The delivery that a client has got.
+fn delivery_of(message: &pb::Delivery) -> DeliveryId {
+    let nanos = message.publish_time.map_or(0, |time| time.nanos);
+    DeliveryId::of(u64::try_from(nanos).unwrap_or_default())
+}
+
+/// The length of its lease.
+fn lease_of(message: &pb::Delivery) -> Duration {
+    message.lease.and_then(|lease| lease.try_into().ok()).unwrap_or_default()
 }
 
 /// A watch that the network tells what it carries.
@@ -534,6 +677,10 @@ impl Watch {
             arrived: None,
             hold: None,
             own_end: false,
+            granted: None,
+            lent_again: Vec::new(),
+            given_back: None,
+            by: 0,
             calls: Vec::new(),
             effects: Vec::new(),
         };

@@ -49,11 +49,11 @@ impl AnswerDelivery {
 
 /// What each frame of a stream holds until it is written, in the order of the frames. A handler leaves it among the
 /// extensions of an answer that is a stream. Each frame is one piece of data of the body.
-pub(in crate::grpc) type FrameHolds = Arc<Mutex<VecDeque<FrameHold>>>;
+pub type FrameHolds = Arc<Mutex<VecDeque<FrameHold>>>;
 
 /// What one frame holds until it is written.
 #[derive(Debug, Default)]
-pub(in crate::grpc) struct FrameHold {
+pub struct FrameHold {
     /// Given back unless all of the frame is written.
     pub(in crate::grpc) deliveries: Option<Arc<DeliveryGuard>>,
     /// The memory of the messages.
@@ -62,6 +62,16 @@ pub(in crate::grpc) struct FrameHold {
     pub(in crate::grpc) _results: Vec<Taken>,
     /// Counts the bytes of the stream that are written. `None`: nobody asks.
     pub(in crate::grpc) written: Option<Arc<AtomicU64>>,
+}
+
+impl FrameHold {
+    /// The frame, or the answer, is written: its messages are the client's.
+    pub fn deliver(&self) {
+        if let Some(deliveries) = &self.deliveries {
+            tracing::debug!(messages = deliveries.messages().len(), "written to the client");
+            deliveries.deliver();
+        }
+    }
 }
 
 impl<S, R> Middleware<Request<R>, S> for AnswerDelivery
@@ -124,10 +134,8 @@ impl WriteState {
 
 impl Drop for WriteState {
     fn drop(&mut self) {
-        let written = *self.ended.get_mut() && !*self.cut.get_mut();
-        if let Some(deliveries) = self.hold.deliveries.as_ref().filter(|_| written) {
-            tracing::debug!(messages = deliveries.messages().len(), "written to the client");
-            deliveries.deliver();
+        if *self.ended.get_mut() && !*self.cut.get_mut() {
+            self.hold.deliver();
         }
     }
 }

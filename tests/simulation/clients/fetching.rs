@@ -47,6 +47,11 @@ pub struct First<'f> {
     pub sent: bool,
 }
 
+impl First<'_> {
+    /// Nothing.
+    pub const NONE: Self = First { all: &[], sent: false };
+}
+
 /// A Fetch waits at its replica until this is dropped: it has an answer, or its call was aborted.
 struct WaitsThere(Arc<Mutex<Watch>>, FetchId);
 
@@ -63,11 +68,22 @@ impl Drop for WaitsThere {
     }
 }
 
-fn ask_for(
-    (world, plan): (&World, &ClientPlan),
-    max_wait: u64,
-    dice: &mut Dice,
-) -> pb::FetchRequest {
+/// What a client knows after its Fetch.
+#[derive(Debug, Default)]
+pub struct Fetched {
+    pub work: Vec<Work>,
+    /// Of each settlement.
+    pub heard: Vec<Reading>,
+    pub answered: bool,
+    pub refused: bool,
+}
+
+/// Draws a request.
+pub fn ask_for((world, plan): (&World, &ClientPlan), dice: &mut Dice) -> pb::FetchRequest {
+    let mut max_wait = if dice.percent(10) { 0 } else { dice.within(0..8_000) };
+    if plan.patient && !world.calm() {
+        max_wait += 25_000;
+    }
     let name = world.name(plan.consumer);
     let lease = plan.lease.map(|most| {
         let least = if plan.habit == Habit::LongWorker { most * 3 / 4 } else { 1_000 };
@@ -91,15 +107,13 @@ fn ask_for(
 pub async fn fetch(
     (world, plan): (&World, &ClientPlan),
     replica: &Arc<Replica>,
+    request: pb::FetchRequest,
     first: First<'_>,
     lost_answers: u64,
     dice: &mut Dice,
-) -> (Vec<Work>, Vec<Reading>) {
-    let mut max_wait = if dice.percent(10) { 0 } else { dice.within(0..8_000) };
-    if plan.patient && !world.calm() {
-        max_wait += 25_000;
-    }
-    let mut request = Request::new(ask_for((world, plan), max_wait, dice));
+) -> Fetched {
+    let max_wait = request.max_wait.and_then(|wait| Duration::try_from(wait).ok());
+    let mut request = Request::new(request);
     let confirmation =
         if first.sent { pb::Confirmation::Sent } else { pb::Confirmation::Unspecified };
     request.get_mut().settlements = settling::settlements(first.all);
@@ -107,7 +121,7 @@ pub async fn fetch(
     let mut trip = Trip {
         client: plan.number,
         arrives: None,
-        patience: Duration::from_millis(max_wait) + AFTER_WAIT,
+        patience: max_wait.unwrap_or_default() + AFTER_WAIT,
         hangs_up: None,
         loses: (1, lost_answers),
     };
@@ -186,7 +200,7 @@ pub async fn fetch(
         Back::Refused(status) => {
             ended(FetchEnd::Refused(&status));
             sleep(Duration::from_millis(200)).await;
-            return (Vec::new(), heard);
+            return Fetched { heard, refused: true, ..Fetched::default() };
         }
         Back::GivenUp if !impatient => {
             ended(FetchEnd::Overdue);
@@ -201,8 +215,9 @@ pub async fn fetch(
             None
         }
     };
-    let Some((answer, written)) = answer else { return (Vec::new(), heard) };
-    (received((world, plan), answer, written, replica), heard)
+    let Some((answer, written)) = answer else { return Fetched { heard, ..Fetched::default() } };
+    let work = received((world, plan), answer, written, replica);
+    Fetched { work, heard, answered: true, refused: false }
 }
 
 fn received(
@@ -211,24 +226,33 @@ fn received(
     written: Time,
     replica: &Arc<Replica>,
 ) -> Vec<Work> {
-    let now = world.net.now();
     for rejected in answer.rejected {
         let held = if rejected.token.is_empty() { "" } else { ", still held" };
         world.count(format!("Fetch rejected: {:?}{held}", rejected.cause()));
     }
     let mut work = Vec::new();
+    let place = (world, plan, replica.place);
     for message in answer.messages {
-        let nanos = message.publish_time.map_or(0, |time| time.nanos);
-        let id = DeliveryId::of(u64::try_from(nanos).unwrap());
-        let lease: Duration = message.lease.and_then(|one| one.try_into().ok()).unwrap();
-        let ends = written + lease;
-        world.note(format_args!(
-            "client {} has {id:?} of {} for {lease:?}",
-            plan.number, message.stream_sequence
-        ));
-        world.signs.give(Sign::Fetched, (now, Some(replica.place)));
-        world.signs.give(Sign::LeaseEnds, (ends, Some(replica.place)));
-        work.push(Work { id, token: message.token, lease, ends });
+        work.push(work_of(place, message, written));
     }
     work
+}
+
+/// A message that a client has just got from the replica at this place.
+pub fn work_of(
+    (world, plan, place): (&World, &ClientPlan, usize),
+    message: pb::Delivery,
+    written: Time,
+) -> Work {
+    let nanos = message.publish_time.map_or(0, |time| time.nanos);
+    let id = DeliveryId::of(u64::try_from(nanos).unwrap());
+    let lease: Duration = message.lease.and_then(|one| one.try_into().ok()).unwrap();
+    let (now, ends) = (world.net.now(), written + lease);
+    world.note(format_args!(
+        "client {} has {id:?} of {} for {lease:?}",
+        plan.number, message.stream_sequence
+    ));
+    world.signs.give(Sign::Fetched, (now, Some(place)));
+    world.signs.give(Sign::LeaseEnds, (ends, Some(place)));
+    Work { id, token: message.token, lease, ends }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{
     Client, Errand, answers,
-    fetching::{First, Work, fetch},
+    fetching::{Fetched, First, Work, ask_for, fetch},
     settling::said,
 };
 use crate::{replica::Replica, signs::Sign};
@@ -29,10 +29,15 @@ impl Client {
             self.world.count("settlements on a Fetch");
             self.world.sign(Sign::Settling, Some(replica.place));
         }
-        let loses = self.loses();
         let first = First { all: &all, sent: self.plan.sent && !self.world.calm() };
-        let (work, heard) =
-            fetch((&self.world, &self.plan), replica, first, loses, &mut self.dice).await;
+        let Fetched { work, heard, .. } = if self.plan.names && !self.world.calm() {
+            self.fetch_named(replica, first).await
+        } else {
+            let loses = self.loses();
+            let (who, dice) = ((&*self.world, &self.plan), &mut self.dice);
+            let request = ask_for(who, dice);
+            fetch(who, replica, request, first, loses, dice).await
+        };
         for (errand, heard) in errands.iter_mut().zip(&heard) {
             errand.done = answers::is_final(heard);
         }

@@ -21,6 +21,8 @@ pub struct Said {
     pub id: DeliveryId,
     pub kind: Kind,
     settlement: pb::Settlement,
+    /// Its token was given back.
+    pub old: bool,
 }
 
 /// Asks a replica, and tells the watch what was said and heard.
@@ -74,8 +76,14 @@ pub fn called(
     how: (bool, bool),
 ) -> Vec<Option<CallId>> {
     let now = world.net.now();
-    let called =
-        |said: &Said| world.watch().settle_called(replica.side, said.id, &said.action(), how, now);
+    let called = |said: &Said| {
+        let mut watch = world.watch();
+        let call = watch.settle_called(replica.side, said.id, &said.action(), how, now);
+        if said.old {
+            watch.by_old_token(call);
+        }
+        call
+    };
     all.iter().map(called).collect()
 }
 
@@ -99,6 +107,13 @@ pub fn ended(
 }
 
 impl Said {
+    /// Says it by the number of the delivery in its stream.
+    pub fn by_number(mut self, number: u64) -> Self {
+        self.settlement.number = number;
+        self.settlement.token.clear();
+        self
+    }
+
     fn action(&self) -> Action {
         self.settlement.action.clone().unwrap()
     }
@@ -113,7 +128,7 @@ pub fn said(id: DeliveryId, token: &str, action: &Action) -> Said {
     };
     let settlement =
         pb::Settlement { number: 0, token: token.to_owned(), action: Some(action.clone()) };
-    Said { id, kind, settlement }
+    Said { id, kind, settlement, old: false }
 }
 
 fn request<T>(message: T, deadline: Option<Duration>) -> Request<T> {

@@ -1,9 +1,11 @@
 //! Draws a plan. A seed has few kinds of accidents and clients, and has them often: together they come to
 //! places that one of each never reaches. Half of the accidents come in pairs, or are aimed at a sign.
 
+mod attempts;
 mod one_call;
 mod pairs;
 mod policies;
+mod streams;
 mod themes;
 
 use testkit::dice::Dice;
@@ -39,7 +41,8 @@ const SIGNS: [Sign; 8] = [
     Sign::Killed,
 ];
 
-pub(super) fn draw(seed: u64) -> Plan {
+/// With clients that name their Fetch calls, and with clients on streams, or without.
+pub(super) fn draw(seed: u64, (attempts, streams): (bool, bool)) -> Plan {
     let mut dice = Dice::new(seed, 1);
     let trouble = 1_000 * dice.within(15..61);
     let clocks = if dice.percent(5) { Clocks::Far } else { Clocks::Near };
@@ -87,6 +90,12 @@ pub(super) fn draw(seed: u64) -> Plan {
     themes::apply(&mut plan);
     policies::apply(&mut plan);
     one_call::apply(&mut plan);
+    if attempts {
+        attempts::apply(&mut plan);
+    }
+    if streams {
+        streams::apply(&mut plan);
+    }
     plan
 }
 
@@ -147,6 +156,8 @@ fn client(
         sent: dice.percent(10),
         unary: dice.percent(25),
         one_call: false,
+        names: false,
+        streams: false,
         dies: if dice.percent(50) { dice.within(1..15) } else { 0 },
     }
 }

@@ -7,8 +7,8 @@ use fetch_proxy::{broker::ConsumerName, pb};
 use prost::Message as _;
 
 use super::{
-    super::jetstream::Time, answers, darkness::Looked, ledger::Ledger, one_call, places::Room,
-    report::Report, rights, troubles::Trouble,
+    super::jetstream::Time, answers, attempts, darkness::Looked, ledger::Ledger, one_call,
+    places::Room, report::Report, rights, streams::Stream, troubles::Trouble,
 };
 
 pub const CHECK: &str = "calls";
@@ -23,10 +23,12 @@ pub struct OpenFetch {
     pub max_bytes: usize,
     pub max_wait: Duration,
     pub linger: Duration,
-    /// It asks for a length of its leases.
-    pub own_end: bool,
+    /// The length of its leases, if it asks for one.
+    pub lease: Option<Duration>,
     /// So many settlements come first.
     pub settlements: usize,
+    /// The name of its attempt.
+    pub attempt: Option<String>,
     /// A field has a value that is not allowed.
     pub invalid: bool,
     /// So long after its wait it must be answered, because of the deadline of its client.
@@ -35,6 +37,10 @@ pub struct OpenFetch {
     pub waits_since: Option<Time>,
     /// The places of its replica when that refused it.
     pub refused_at: Option<Room>,
+    /// It waits for nothing but a message: it names no attempt, settles nothing, does not linger and takes any payload.
+    pub is_plain: bool,
+    /// It is a stream.
+    pub stream: Option<Stream>,
 }
 
 /// Which Fetch.
@@ -86,7 +92,7 @@ const CAUSE_WITHIN: Duration = Duration::from_secs(12);
 
 /// The reasons that the contract lists at Fetch, and those that any call may have, as far as they are made
 /// below the edge.
-const OF_FETCH: [&str; 13] = [
+const OF_FETCH: [&str; 14] = [
     "INVALID_FIELD",
     "STREAM_NOT_FOUND",
     "CONSUMER_NOT_FOUND",
@@ -100,6 +106,8 @@ const OF_FETCH: [&str; 13] = [
     "NATS_UNAVAILABLE",
     "DRAINING",
     "BYTE_LIMIT",
+    // Of a stream.
+    "STREAM_SILENT",
 ];
 
 fn duration(wire: Option<&prost_types::Duration>) -> Option<Duration> {
@@ -135,14 +143,20 @@ impl OpenFetch {
             max_bytes: max_bytes.min(MOST_BYTES),
             max_wait: answers_by.map_or(max_wait, |by| by.min(max_wait)),
             linger: duration(request.linger.as_ref()).unwrap_or_default(),
-            own_end: request.lease.is_some(),
+            lease: duration(request.lease.as_ref()),
             settlements: request.settlements.len(),
+            attempt: Some(request.attempt_id.clone()).filter(|name| !name.is_empty()),
             invalid: duration(request.lease.as_ref()).is_some_and(|lease| lease < SHORTEST_LEASE)
                 || (1..LEAST_BYTES).contains(&request.max_bytes),
             explained_within: written_by
                 .map(|by| by.saturating_sub(answers_by.unwrap_or(by).min(max_wait))),
             waits_since: None,
             refused_at: None,
+            is_plain: request.attempt_id.is_empty()
+                && request.settlements.is_empty()
+                && request.linger.is_none_or(|linger| linger == prost_types::Duration::default())
+                && request.codec() != pb::Codec::Json,
+            stream: None,
         }
     }
 
@@ -170,7 +184,9 @@ impl OpenFetch {
         }
         absent.is_some_and(|(from, until)| {
             let long = until.saturating_sub(from) >= HALF_A_SECOND;
-            slow || long || from <= self.began + ledger.round_trip
+            // "your deadline leaves no time" to ask again whether somebody makes it.
+            let hurried = self.explained_within.is_some_and(|time| time < HALF_A_SECOND);
+            slow || long || hurried || from <= self.began + ledger.round_trip
         })
     }
 
@@ -305,6 +321,7 @@ fn refusal(
         }
         "NATS_PERMISSION" => fetch.happened(ledger, Trouble::Refused, ever, now),
         "NOT_ALLOWED" => rights::denies(ledger, (side, fetch.consumer.clone()), fetch.began, now),
+        "STREAM_SILENT" => fetch.stream.as_ref().is_some_and(Stream::was_unread),
         // Nothing in this world can cause it.
         "STREAM_NOT_FOUND" => false,
         _ => true,
@@ -355,9 +372,9 @@ fn answer_of(
         pb::EmptyReason::NoMessages => !early,
         // Their results and their reason are judged by themselves.
         pb::EmptyReason::Settle | pb::EmptyReason::FetchFailed => true,
-        // The clients name no attempts, and these are for streams.
-        pb::EmptyReason::AttemptOver
-        | pb::EmptyReason::Credit
+        pb::EmptyReason::AttemptOver => attempts::is_over(ledger, fetch, now),
+        // For streams.
+        pb::EmptyReason::Credit
         | pb::EmptyReason::LeaseLimit
         | pb::EmptyReason::NatsUnavailable => false,
         pb::EmptyReason::Unspecified => true,

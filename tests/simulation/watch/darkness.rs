@@ -7,7 +7,7 @@
 //!  + the ack wait of an attempt  "come back after their ack wait"
 //!  + a few seconds in which somebody asks for it, at a replica that no accident has touched lately
 //! ```
-//! After a Nak it is the delay, and the few seconds.
+//! After a Nak it is the delay, and the few seconds. After a give-back it is a quarter of a second, and the few seconds.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -15,9 +15,11 @@ use fetch_proxy::broker::ConsumerName;
 
 use super::{
     super::jetstream::Time,
+    attempts,
     calls::{FetchId, OpenFetch},
     ledger::{Delivered, Kind, Ledger, Message},
     report::Report,
+    streams,
     troubles::Trouble,
 };
 
@@ -67,6 +69,9 @@ const SLACK: Duration = Duration::from_secs(5);
 /// For so long nothing may be sent while messages are available and a Fetch waits.
 const IDLE: Duration = Duration::from_secs(3);
 
+/// "If no caller takes a message within a quarter of a second, the proxy naks it for the other replicas."
+const PARKED: Duration = Duration::from_millis(250);
+
 /// A look at one consumer, `passed` after the one before.
 pub fn look(
     ledger: &Ledger,
@@ -80,7 +85,10 @@ pub fn look(
     let paused = ledger.troubles.happened(Trouble::Paused, name, now.saturating_sub(RECOVERY), now);
     let asking: Vec<usize> = fetches
         .values()
-        .filter(|fetch| is_asking(ledger, fetch, name, places, now))
+        .filter(|fetch| {
+            is_asking(ledger, fetch, name, places, now)
+                || streams::is_asking(ledger, fetch, name, places, now)
+        })
         .map(|fetch| fetch.side)
         .collect();
     let sent_lately = |since: Time| {
@@ -162,12 +170,16 @@ fn due(ledger: &Ledger, message: &Message, now: Time) -> Time {
     if let Some(at) = after_nak(ledger, message, now) {
         return at;
     }
+    if let Some(at) = attempts::back_since(ledger, newest, now) {
+        return at + PARKED;
+    }
     let wait = ledger.longest_wait(name, newest.sent);
     let drained = Trouble::Draining { side: newest.side };
     let moved = ledger.troubles.happened(drained, name, newest.sent, now);
     let touches = |side| moved || side == newest.side;
     let calm = ledger.troubles.calm_at(name, touches, newest.sent, now);
     let held = newest.hold.map(|hold| hold.longest);
+    let held = held.max(attempts::unseen_until(ledger, newest, now));
     let last = [Some(newest.sent), calm, held, moved_by_acks(ledger, message, newest)];
     last.into_iter().flatten().max().unwrap_or_default() + wait
 }
@@ -295,6 +307,24 @@ mod tests {
         };
         assert!(asked_for(nacked(), 12_000 + 4_000).is_empty());
         assert_eq!(asked_for(nacked(), 12_000 + 6_000), [CHECK]);
+    }
+
+    #[test]
+    fn message_that_was_given_back_waits_for_a_moment() {
+        for (trouble, found) in [(None, vec![CHECK]), (Some(Trouble::LeaderAway), vec![])] {
+            let mut lab = Lab::new();
+            let id = lab.send(1, 1);
+            let fetch = lab.fetch_named(1, "a");
+            lab.write_to(fetch, Some((id, 60_000)), fetch_proxy::pb::EmptyReason::Unspecified);
+            lab.wait(100);
+            lab.give_back(1, "a");
+            trouble.into_iter().for_each(|trouble| lab.trouble(trouble, 0));
+            lab.fetch(2, 300_000);
+            lab.look_on(4_000, 0, false);
+            assert_eq!(lab.found(), Vec::<&str>::new());
+            lab.look_on(2_500, 0, false);
+            assert_eq!(lab.found(), found, "{trouble:?}");
+        }
     }
 
     #[test]

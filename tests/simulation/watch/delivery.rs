@@ -12,6 +12,7 @@ use fetch_proxy::{broker::ConsumerName, pb};
 
 use super::{
     super::jetstream::{DeliveryId, Time},
+    attempts,
     ledger::{Delivered, Effect, Fate, Kind, Ledger, Message, Told},
     report::Report,
     troubles::Trouble,
@@ -121,6 +122,8 @@ pub fn applied(ledger: &Ledger, id: DeliveryId, effect: &Effect, report: &mut Re
     let changed = ledger.troubles.happened(Trouble::Configured, &one.message.0, since, effect.at);
     if ledger.is_last_attempt(one) && changed {
         report.coverage.count("give-back: last attempt, and the limit has changed");
+    } else if ledger.is_removed((&one.message.0.stream, one.message.1), effect.at) {
+        report.coverage.count("give-back: the message has left its stream");
     } else if ledger.is_last_attempt(one) {
         let why = format!("the proxy gives up a last attempt by itself: {effect:?} {id:?} {one:?}");
         report.fail(CHECK, effect.at, why);
@@ -166,7 +169,10 @@ pub fn finished(
                 report.coverage.count("end: removed")
             }
             Some(MessageEnd::Settled) => report.coverage.count("end: settled by a client"),
-            Some(MessageEnd::AttemptsOver) => report.coverage.count("end: attempts over"),
+            Some(MessageEnd::AttemptsOver) => {
+                report.coverage.count("end: attempts over");
+                attempts::destroyed(ledger, &message, now, report);
+            }
             _ if stored.fate == Fate::Terminated => report.coverage.count("end: terminated"),
             // "If the leader changes in that moment, the attempt is lost."
             None if is_last_unsent(ledger, &message, unsent) => {

@@ -110,6 +110,30 @@ pub const DEMANDED: &[&str] = &[
     "accident: wire",
 ];
 
+/// The same, with clients that name their Fetch calls.
+pub const DEMANDED_OF_ATTEMPTS: &[&str] = &[
+    "attempt: repeated",
+    "attempt: same messages again",
+    "attempt: same messages again, at another replica",
+    "attempt: over, and repeated",
+    "attempt: given back",
+    "attempt: given back through another replica",
+    "attempt: old token refused",
+    "fetch: empty, AttemptOver",
+];
+
+/// The same, with clients on streams.
+pub const DEMANDED_OF_STREAMS: &[&str] = &[
+    "stream: a message for a stream that holds something",
+    "stream: draining",
+    "stream: half-closed",
+    "stream: hung up",
+    "stream: not read for a time",
+    "stream: paused",
+    "stream: settled after its end",
+    "stream: settled on it",
+];
+
 /// An accident begins. `open`: how many settlements are under way.
 pub fn trouble(ledger: &Ledger, span: &TroubleSpan, open: usize, report: &mut Report) {
     let (kind, coverage) = (span.trouble.kind(), &mut report.coverage);

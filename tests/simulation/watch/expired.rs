@@ -85,7 +85,7 @@ fn clock_of_jetstream(ledger: &Ledger, one: &Delivered, now: Time) -> Time {
 }
 
 /// "A replica that never heard the owner trusts the clock of the owner": the owner was gone before the two could hear
-/// each other, or from then on until a moment ago, the wires of one of the two were in trouble.
+/// each other, or from then on until a moment ago, one of the two was cut off or stood still.
 fn never_heard(ledger: &Ledger, effect: &Effect, one: &Delivered) -> bool {
     let of =
         |trouble: Trouble| ledger.troubles.all().iter().filter(move |span| span.trouble == trouble);
@@ -102,7 +102,7 @@ fn never_heard(ledger: &Ledger, effect: &Effect, one: &Delivered) -> bool {
     let gone = died.is_some_and(|died| since.is_none_or(|since| died < since));
     let together = since.max(started(one.side).map(|started| started + HEARD));
     let parted = |side| {
-        of(Trouble::Wire { side }).any(|span| {
+        of(Trouble::Wire { side }).chain(of(Trouble::Stopped { side })).any(|span| {
             together.is_some_and(|together| span.from <= together)
                 && span.until + HEARD >= effect.left
         })
@@ -110,13 +110,15 @@ fn never_heard(ledger: &Ledger, effect: &Effect, one: &Delivered) -> bool {
     gone || parted(effect.side) || parted(one.side)
 }
 
-/// The consumer had a delivery in flight for as long as the replica may have looked.
+/// The consumer had a delivery in flight for as long as the replica may have looked. "If the consumer has several copies,
+/// it starts the timer a moment before."
 fn in_flight<'l>(ledger: &'l Ledger, one: &Delivered, left: Time) -> Option<&'l Delivered> {
     let since = left.saturating_sub(SEEN + ledger.round_trip);
+    let lag = ledger.lags.get(&one.message.0).copied().unwrap_or_default();
     let seen = |other: &Delivered| {
         let settled =
             other.effects.iter().any(|effect| effect.kind != Kind::Extend && effect.at <= left);
-        other.sent <= since && !settled && other.sent + other.ack_wait > left
+        other.sent <= since && !settled && other.sent + other.ack_wait > left + lag
     };
     let consumer = &one.message.0;
     let forgotten = |other: &Delivered| {
@@ -130,11 +132,15 @@ fn in_flight<'l>(ledger: &'l Ledger, one: &Delivered, left: Time) -> Option<&'l 
 
 #[cfg(test)]
 mod tests {
-    use fetch_proxy::broker::AckKind;
+    use fetch_proxy::{
+        broker::AckKind,
+        pb::{self, settlement::Action},
+    };
 
     use super::{
         super::{
             super::jetstream::Config,
+            Reading,
             lab::{ACK_WAIT, Lab, ack, millis, name},
         },
         *,
@@ -236,18 +242,23 @@ mod tests {
     #[test]
     fn replica_that_is_parted_from_an_owner_since_its_start_trusts_its_clock() {
         // The owner starts after 5 s. It and the other replica are parted, from then on or later.
-        for (part_at, parted, found) in
-            [(5_000, 15_000, vec![]), (9_000, 11_000, vec![CHECK]), (5_000, 2_000, vec![CHECK])]
-        {
+        let (wire, stopped) = (Trouble::Wire { side: 2 }, Trouble::Stopped { side: 2 });
+        for (part_at, parted, by, found) in [
+            (5_000, 15_000, wire, vec![]),
+            (9_000, 11_000, wire, vec![CHECK]),
+            (5_000, 2_000, wire, vec![CHECK]),
+            (5_000, 15_000, stopped, vec![]),
+            (5_000, 2_000, stopped, vec![CHECK]),
+        ] {
             let mut lab = Lab::new();
             lab.trouble(Trouble::ClockOff { side: 1 }, 100_000);
             lab.trouble(Trouble::Wire { side: 2 }, 100);
             lab.wait(5_000);
             lab.trouble(Trouble::Wire { side: 1 }, 100);
             lab.wait(part_at - 5_000);
-            lab.trouble(Trouble::Wire { side: 2 }, parted);
+            lab.trouble(by, parted);
             lab.wait(12_000 - part_at);
-            assert_eq!(acked(&mut lab, 2, 1_000), found, "{part_at} {parted}");
+            assert_eq!(acked(&mut lab, 2, 1_000), found, "{part_at} {parted} {by:?}");
         }
     }
 
@@ -267,6 +278,51 @@ mod tests {
             lab.apply(1, AckKind::Ack, id, id);
             let found_by = |check| lab.found().contains(&check);
             assert_eq!(found_by(CHECK), !found.is_empty(), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn consumer_with_copies_counts_the_ack_wait_from_before_the_delivery_leaves() {
+        for (lag, found) in [(0, vec![CHECK]), (60, vec![])] {
+            let config = Config { max_deliver: Some(1), ..Config::new(millis(ACK_WAIT)) };
+            let mut lab = Lab::with(config);
+            lab.watch().lags(&name(), millis(lag));
+            let id = lab.send(1, 1);
+            lab.hand(1, id, 1, ACK_WAIT - ACK_WAIT / 10);
+            lab.wait(ACK_WAIT - 40);
+            lab.ask(1, id, &ack());
+            lab.wait(2);
+            lab.apply(1, AckKind::Ack, id, id);
+            assert_eq!(lab.found(), found, "{lag}");
+        }
+    }
+
+    #[test]
+    fn extend_without_a_length_and_without_an_answer_lasts_as_long_as_the_fetch_granted() {
+        // The message waits at the proxy for 500 ms, so its lease is shorter when a client gets it.
+        let whole = ACK_WAIT - ACK_WAIT / 10;
+        for (asked, late, found) in [
+            (None, whole, vec![]),
+            (None, whole + 50, vec![CHECK]),
+            (Some(1_000), 1_000, vec![]),
+            (Some(1_000), 1_050, vec![CHECK]),
+        ] {
+            let mut lab = Lab::new();
+            let id = lab.send(1, 1);
+            lab.wait(500);
+            match asked {
+                Some(length) => lab.hand(1, id, 1, length),
+                None => lab.hand_for(1, id, whole - 500),
+            }
+            lab.wait(900);
+            let extend = Action::Extend(pb::ExtendAction { lease: None });
+            let call = lab.ask(1, id, &extend);
+            lab.watch().settle_ended(call, &Reading::nothing(), lab.now);
+            lab.wait(late);
+            lab.ask(1, id, &ack());
+            lab.wait(5);
+            lab.apply(1, AckKind::Ack, id, id);
+            assert_eq!(lab.found(), found, "{asked:?} {late}");
         }
     }
 }

@@ -13,7 +13,8 @@ use super::{
         jetstream::{Applied, Config, Connection, DeliveryId, InboxId, Sent, Time},
         net::{Watcher as _, Way},
     },
-    CallId, Fate, FetchEnd, FetchId, Look, Place, Reading, Served, Shared, Trouble, Watch,
+    BackEnd, CallId, Fate, FetchEnd, FetchId, Look, Place, Reading, Room, Served, Shared, Trouble,
+    Watch,
 };
 
 pub const ACK_WAIT: u64 = 4_000;
@@ -40,16 +41,21 @@ pub fn extend(lease: u64) -> Action {
     Action::Extend(pb::ExtendAction { lease: testkit::millis(lease as i64) })
 }
 
-fn answer(id: DeliveryId, attempt: u32, lease: u64) -> pb::FetchResponse {
+/// The message as a client gets it, with a lease of this length.
+pub fn message(id: DeliveryId, attempt: u32, lease: u64) -> pb::Delivery {
     let nanos = i32::try_from(id.0).unwrap();
-    let message = pb::Delivery {
+    pb::Delivery {
         stream_sequence: 1,
         delivery_count: attempt,
         publish_time: Some(prost_types::Timestamp { seconds: 0, nanos }),
         lease: testkit::millis(lease as i64),
         ..pb::Delivery::default()
-    };
-    pb::FetchResponse { messages: vec![message], ..pb::FetchResponse::default() }
+    }
+}
+
+fn answer(id: DeliveryId, attempt: u32, lease: u64) -> pb::FetchResponse {
+    let messages = vec![message(id, attempt, lease)];
+    pb::FetchResponse { messages, ..pb::FetchResponse::default() }
 }
 
 pub struct Lab {
@@ -88,15 +94,25 @@ impl Lab {
 
     /// JetStream sends message 1, and it arrives `way` later.
     pub fn send_slowly(&mut self, side: usize, attempt: u64, way: u64) -> DeliveryId {
+        self.send_of(1, (side, attempt), way)
+    }
+
+    /// The same, of another message.
+    pub fn send_of(
+        &mut self,
+        sequence: u64,
+        (side, attempt): (usize, u64),
+        way: u64,
+    ) -> DeliveryId {
         self.sent += 1;
         let id = DeliveryId(self.sent);
-        let ack = format!("$JS.ACK.S.c.{attempt}.1.{}.{}.0", self.sent, self.sent);
+        let ack = format!("$JS.ACK.S.c.{attempt}.{sequence}.{}.{}.0", self.sent, self.sent);
         let delivery = Delivery {
             ack: AckSubject(ack.into()),
             subject: "S.x".to_owned(),
             payload: "x".into(),
             headers: Vec::new(),
-            stream_sequence: 1,
+            stream_sequence: sequence,
             consumer_sequence: self.sent,
             delivery_count: attempt,
             pending: 0,
@@ -137,6 +153,42 @@ impl Lab {
         fetch
     }
 
+    /// A Fetch with a name has arrived at a replica that remembers attempts.
+    pub fn fetch_named(&self, side: usize, attempt: &str) -> FetchId {
+        let request = pb::FetchRequest {
+            stream: "S".to_owned(),
+            consumer: "c".to_owned(),
+            n: 1,
+            max_wait: testkit::millis(1_000),
+            attempt_id: attempt.to_owned(),
+            ..pb::FetchRequest::default()
+        };
+        let mut watch = self.watch();
+        watch.look_at_rooms(&[Room { side, most: 200, held: 0, free: 200 }], self.now);
+        let fetch = watch.fetch_called(side, &request, None, self.now);
+        watch.fetch_waits(fetch, Some(self.now));
+        fetch
+    }
+
+    /// The answer to this Fetch is written, with the message or with this reason.
+    pub fn write_to(
+        &self,
+        fetch: FetchId,
+        message: Option<(DeliveryId, u64)>,
+        empty: pb::EmptyReason,
+    ) {
+        let none = || pb::FetchResponse { empty_reason: empty.into(), ..Default::default() };
+        let answer = message.map_or_else(none, |(id, lease)| answer(id, 1, lease));
+        self.watch().fetch_written(fetch, &answer, self.now);
+    }
+
+    /// An attempt is given back at a process, which has the message.
+    pub fn give_back(&self, side: usize, attempt: &str) {
+        let mut watch = self.watch();
+        let back = watch.give_back_called(attempt, side, self.now);
+        watch.give_back_ended((attempt, back), BackEnd::Done(1), self.now);
+    }
+
     pub fn end(&self, fetch: FetchId, end: FetchEnd<'_>) {
         self.watch().fetch_ended(fetch, end, self.now);
     }
@@ -160,8 +212,13 @@ impl Lab {
 
     /// A client that asked for no length has the message.
     pub fn hand_until_redelivery(&self, side: usize, id: DeliveryId) {
+        self.hand_for(side, id, ACK_WAIT - ACK_WAIT / 10);
+    }
+
+    /// The same, and so much of its lease is left.
+    pub fn hand_for(&self, side: usize, id: DeliveryId, left: u64) {
         let fetch = self.fetch(side, 1_000);
-        self.answer(fetch, id, 1, ACK_WAIT - ACK_WAIT / 10);
+        self.answer(fetch, id, 1, left);
     }
 
     /// A message that a client has: sent to process 1, with a lease for the ack wait.

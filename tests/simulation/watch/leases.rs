@@ -10,7 +10,7 @@ use super::{
     ledger::{Delivered, Kind, Ledger, SettleCall, Told},
     report::Report,
     troubles::Trouble,
-    windows::{LONGEST_NEWS, LOOK, UNANSWERED},
+    windows::{LONGEST_NEWS, LOOK, SILENCE, UNANSWERED},
 };
 
 pub const CHECK: &str = "leases";
@@ -218,7 +218,8 @@ fn is_extended_late(one: &Delivered, ledger: &Ledger) -> bool {
     let lag = ledger.lags.get(&one.message.0).copied().unwrap_or_default();
     let round_trip = ledger.round_trip + lag;
     let extends = one.calls_of(Kind::Extend).filter_map(|call| Some((call.began, call.ended?.0)));
-    extends.into_iter().any(|(began, ended)| {
+    // A repeated Fetch extends the leases of its attempt.
+    extends.chain(one.lent_again.iter().copied()).any(|(began, ended)| {
         let moved = one
             .effects
             .iter()
@@ -248,8 +249,10 @@ fn misses_an_answer(one: &Delivered, ledger: &Ledger, now: Time) -> bool {
     // A client that has hung up does not see the answer, or the end of the settle timeout.
     let unnoticed = LOOK + UNANSWERED + ledger.round_trip;
     let since = one.sent.saturating_sub(unnoticed + SETTLE_TIMEOUT);
-    let missed = |call: &SettleCall| {
-        call.ended.is_some_and(|(at, told)| told == Told::Unknown && (since..=now).contains(&at))
+    let missed = |call: &SettleCall| match call.ended {
+        Some((at, told)) => told == Told::Unknown && (since..=now).contains(&at),
+        // Its client hears of that last.
+        None => (since..=now).contains(&(call.began + SILENCE)),
     };
     of.filter(|other| may_own(other.side, one, ledger)).any(|other| other.calls.iter().any(missed))
 }
@@ -273,7 +276,17 @@ fn early_end(id: DeliveryId, one: &Delivered, ledger: &Ledger, now: Time) -> Opt
 pub fn ends_early(ledger: &Ledger, id: DeliveryId, now: Time) -> bool {
     let one = ledger.deliveries.get(&id);
     let mut ends = EarlyEnd::ALL.into_iter().filter(|end| *end != EarlyEnd::OwnNak);
-    one.is_some_and(|one| ends.any(|end| end.fits(id, one, ledger, now)))
+    one.is_some_and(|one| {
+        ends.any(|end| end.fits(id, one, ledger, now)) || unkept(id, one, ledger, now).is_some()
+    })
+}
+
+/// The event by which the clock of JetStream has ended a lease: "Without `lease`, the lease ends shortly before JetStream
+/// would redeliver the message." "On a quiet consumer, a lease is therefore up to a fifth of the ack wait shorter."
+fn unkept(id: DeliveryId, one: &Delivered, ledger: &Ledger, now: Time) -> Option<EarlyEnd> {
+    let soon = now + margin(one.ack_wait) + (one.ack_wait / 5).min(LONGEST_PULL);
+    let mut unkept = [EarlyEnd::LastMoment, EarlyEnd::NotKeptAlive].into_iter();
+    unkept.find(|end| end.fits(id, one, ledger, soon))
 }
 
 /// JetStream sends a message: nobody may hold it.
@@ -304,12 +317,7 @@ pub fn refused(ledger: &Ledger, id: DeliveryId, began: Time, now: Time, report: 
     if overtaken || owner_gone {
         return report.coverage.count("lease: refused early, overtaken or its owner is gone");
     }
-    // "Without `lease`, the lease ends shortly before JetStream would redeliver the message." "On a quiet consumer, a
-    // lease is therefore up to a fifth of the ack wait shorter."
-    let soon = now + margin(one.ack_wait) + (one.ack_wait / 5).min(LONGEST_PULL);
-    let mut unkept = [EarlyEnd::LastMoment, EarlyEnd::NotKeptAlive].into_iter();
-    let unkept = || unkept.find(|end| end.fits(id, one, ledger, soon));
-    match early_end(id, one, ledger, now).or_else(unkept) {
+    match early_end(id, one, ledger, now).or_else(|| unkept(id, one, ledger, now)) {
         Some(end) => report.coverage.count(format!("lease: refused early: {end:?}")),
         None => {
             let why = format!("LEASE_EXPIRED from {began:?} on, and it has not: {id:?} {one:?}");
@@ -403,6 +411,21 @@ mod tests {
         };
         assert!(!refused(true, "SETTLE_UNCONFIRMED"));
         assert!(refused(true, "NATS_UNAVAILABLE") && refused(false, "SETTLE_UNCONFIRMED"));
+    }
+
+    #[test]
+    fn settlement_that_is_still_without_an_answer_may_end_leases_after_a_moment() {
+        for (waits, found) in [(240, true), (260, false)] {
+            let mut lab = Lab::with(Config { clustered: true, ..Config::new(millis(ACK_WAIT)) });
+            let id = lab.held();
+            let other = lab.send_of(2, (1, 1), 1);
+            lab.hand(1, other, 1, 3_000);
+            lab.ask(1, other, &ack());
+            lab.wait(waits);
+            let call = lab.ask(1, id, &ack());
+            lab.refuse(call, "LEASE_EXPIRED");
+            assert_eq!(lab.found().contains(&CHECK), found, "{waits}");
+        }
     }
 
     #[test]

@@ -10,6 +10,8 @@ use fetch_proxy::broker::{AckKind, ConsumerName};
 
 use super::{
     super::jetstream::{Config, DeliveryId, Time},
+    attempts::Attempt,
+    calls::FetchId,
     looks::Looks,
     troubles::{Trouble, Troubles},
 };
@@ -70,6 +72,8 @@ pub struct SettleCall {
     pub sent_only: bool,
     /// The client has a deadline, which may be sooner than any answer.
     pub hurried: bool,
+    /// Its token was given back: it may not be applied.
+    pub old_token: bool,
     pub ended: Option<(Time, Told)>,
 }
 
@@ -113,6 +117,14 @@ pub struct Delivered {
     pub hold: Option<Hold>,
     /// Its client has asked for a length of the lease.
     pub own_end: bool,
+    /// The length that its Fetch asked for.
+    pub granted: Option<Duration>,
+    /// Each time at which it was leased anew to the same attempt: the begin and the end of the call.
+    pub lent_again: Vec<(Time, Time)>,
+    /// Since when its attempt is given back, and no other client has it.
+    pub given_back: Option<Time>,
+    /// The Fetch by which a client has it, or had it last.
+    pub by: FetchId,
     pub calls: Vec<SettleCall>,
     pub effects: Vec<Effect>,
 }
@@ -181,6 +193,10 @@ pub struct Ledger {
     /// How much later than the clock of JetStream starts, a delivery of a consumer with copies leaves.
     pub lags: BTreeMap<ConsumerName, Duration>,
     pub troubles: Troubles,
+    /// The Fetch calls that have a name, by that name.
+    pub attempts: BTreeMap<String, Attempt>,
+    /// The most leases of each process.
+    pub places: BTreeMap<usize, usize>,
     /// When each replica last saw a sign of who leads, or that another server may.
     pub learned: BTreeMap<usize, Time>,
     /// The questions of the replicas about their consumers.

@@ -37,13 +37,16 @@ pub struct Pulled(BTreeMap<usize, Time>);
 
 /// A pull counts as ended 1 s after it has expired.
 const UNHEARD: Duration = Duration::from_secs(3);
+/// "A pull lasts for at most a fifth of the shortest ack wait, and at most 5 s."
+const LONGEST_PULL: Duration = Duration::from_secs(5);
 /// The longest time for which a hand-over keeps places, and a moment.
 const HANDED: Duration = Duration::from_secs(35);
 
 impl Pulled {
     /// A Fetch has ended for its client. Its pull may last as long as the Fetch was allowed to.
     pub fn ended(&mut self, fetch: &OpenFetch, now: Time) {
-        self.asks(fetch.side, now.max(fetch.began + fetch.max_wait + fetch.linger));
+        let pull = if fetch.stream.is_some() { LONGEST_PULL } else { Duration::ZERO };
+        self.asks(fetch.side, (now + pull).max(fetch.began + fetch.max_wait + fetch.linger));
     }
 
     fn asks(&mut self, side: usize, until: Time) {

@@ -54,7 +54,7 @@ const LONGEST_STALL: Duration = Duration::from_secs(31);
 /// From one look at the consumer to the next, if another server can lead it.
 pub const LOOK: Duration = Duration::from_secs(1);
 /// Until a look without an answer is a sign.
-const SILENCE: Duration = Duration::from_millis(250);
+pub const SILENCE: Duration = Duration::from_millis(250);
 /// Until a look without an answer is given up, and repeated.
 pub const UNANSWERED: Duration = Duration::from_millis(2_250);
 /// "It waits for their answers for at most one second."
