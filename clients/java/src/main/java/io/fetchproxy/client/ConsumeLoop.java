@@ -122,6 +122,7 @@ final class ConsumeLoop extends Loop {
   private final class Carried extends Held {
     private Stream stream;
     private long number; // The name of the message on this stream. 0: it came by an earlier stream.
+    private long ends = Long.MAX_VALUE; // The end of the lease, if no stream keeps it.
 
     Carried(Delivery delivery, Stream stream) {
       super(delivery);
@@ -142,10 +143,25 @@ final class ConsumeLoop extends Loop {
       stream.wake();
     }
 
-    /** The proxy says of each other lease that it has ended. */
+    /** While a stream keeps the lease, the proxy says when it ends. */
     @Override
     boolean isOver() {
-      return keptUntil <= Times.now();
+      return Math.min(keptUntil, ends) <= Times.now();
+    }
+
+    /** No stream keeps the lease, so it ends by the clock. */
+    void ends(long end) {
+      ends = end;
+      long wait = Math.max(end - Times.now(), 0) + 1;
+      writer.schedule(this::lapse, wait, TimeUnit.MILLISECONDS);
+    }
+
+    /** Without an outcome only: an outcome may have reached the proxy. */
+    private void lapse() {
+      synchronized (ConsumeLoop.this) {
+        if (ends > Times.now() || !isUndecided()) return;
+        lose(FetchProxyException.lost("no stream has reached the proxy while the lease lasted"));
+      }
     }
 
     /** Puts the message into the next frame. */
@@ -163,17 +179,22 @@ final class ConsumeLoop extends Loop {
     }
 
     private Settlement.Builder extension() {
-      long lease = Times.clamp(keptUntil - Times.now(), SHORTEST, grace);
+      // The next Extend follows at the next heartbeat, which may be no sooner than a short grace.
+      long most = Math.max(grace, MISSED_BEATS * beat);
+      long lease = Times.clamp(keptUntil - Times.now(), SHORTEST, most);
       return Settlement.newBuilder()
           .setExtend(ExtendAction.newBuilder().setLease(Times.duration(lease)));
     }
   }
 
+  /** The messages of a frame, and when it was sent. */
+  private record Sent(long at, List<Carried> parts) {}
+
   /** One call of Consume. The library reads always, and calls this. */
   private final class Stream implements ClientResponseObserver<ConsumeRequest, ConsumeResponse> {
     private final Set<Carried> mine = new LinkedHashSet<>();
     private final Set<Carried> ready = new LinkedHashSet<>(); // To be in the next frame.
-    private final Map<Long, List<Carried>> sent = new HashMap<>(); // Without a result, by frame.
+    private final Map<Long, Sent> sent = new HashMap<>(); // Without a result, by frame.
     private ClientCallStreamObserver<ConsumeRequest> requests;
     private Future<?> beats;
     private long lastId;
@@ -226,7 +247,7 @@ final class ConsumeLoop extends Loop {
         }
         // The proxy keeps the leases of this stream, but not those that have outlived theirs.
         for (Carried message : List.copyOf(mine)) {
-          if (message.isOver() && message.isUndecided()) {
+          if (message.keptUntil <= Times.now() && message.isUndecided()) {
             message.lose(FetchProxyException.lost("it was handled for " + options.atMost));
           } else if (message.number == 0 && message.isUndecided()) {
             message.send();
@@ -261,7 +282,7 @@ final class ConsumeLoop extends Loop {
         var settle = ConsumeSettle.newBuilder().setId(++lastId);
         parts.forEach(message -> settle.addSettlements(message.settlement()));
         frame.setSettle(settle);
-        sent.put(lastId, parts);
+        sent.put(lastId, new Sent(Times.now(), parts));
         parts.forEach(ready::remove);
         if (!ready.isEmpty()) wake();
       }
@@ -310,7 +331,8 @@ final class ConsumeLoop extends Loop {
 
     /** Records the results of one frame. */
     private void note(ConsumeResult result) {
-      List<Carried> parts = sent.remove(result.getId());
+      Sent frame = sent.remove(result.getId());
+      List<Carried> parts = frame.parts;
       var again = new ArrayList<Carried>();
       FetchProxyException reason = null;
       for (int i = 0; i < parts.size(); i++) {
@@ -325,7 +347,9 @@ final class ConsumeLoop extends Loop {
           reason = trouble;
         } else if (trouble != null) {
           part.lose(trouble);
-        } else if (one.getOutcome() != Outcome.OUTCOME_EXTENDED) {
+        } else if (one.getOutcome() == Outcome.OUTCOME_EXTENDED) {
+          part.ends(frame.at + Times.millis(one.getLease()));
+        } else {
           part.settle();
         }
       }
@@ -361,6 +385,7 @@ final class ConsumeLoop extends Loop {
         if (beats != null) beats.cancel(false);
         if (current == this) current = new Stream();
         for (Carried message : List.copyOf(mine)) {
+          if (message.number != 0) message.ends(lastFrame + grace);
           message.stream = current;
           message.number = 0;
           current.mine.add(message);
