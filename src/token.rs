@@ -15,23 +15,25 @@
 //! frame: the same head and tag, raw bytes; associated data: version, cluster, NUL, channel
 //!
 //! Any number of replicas may draw a 192-bit nonce at random, permanently. A counter would have to be
-//! shared.
+//! shared. So each answer draws one such number, and counts only the tokens of that answer from there.
 
+mod cipher;
 mod ring;
 
 use std::{borrow::Cow, fmt};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use chacha20poly1305::{XNonce, aead::AeadInOut as _};
 
-pub use self::ring::{KeyId, KeyRing, KeyRingError, key_name, new_key_line};
+use self::cipher::{NONCE, TAG};
+pub use self::{
+    cipher::{Nonce, Nonces},
+    ring::{KeyId, KeyRing, KeyRingError, key_name, new_key_line},
+};
 
 /// The first byte says whether this is a token or a frame, and its version.
 const TOKEN: u8 = 1;
 const FRAME: u8 = 2;
 const KEY_ID: usize = 4;
-const NONCE: usize = 24;
-const TAG: usize = 16;
 const HEAD: usize = 1 + KEY_ID + NONCE;
 /// Longest token, in bytes: an ack subject is shorter than nats-server's longest control line.
 const MAX_TOKEN_BYTES: usize = 8 * 1024;
@@ -42,9 +44,6 @@ const MAX_TAIL_BYTES: usize = 256;
 /// The field of the tail with the span of the Fetch: its tag, and bytes of its value.
 const SPAN_TAG: u8 = 1;
 const SPAN_BYTES: usize = 25;
-
-/// A random number that seals one token or one frame, and no other.
-pub type Nonce = [u8; NONCE];
 
 /// Identifies one start of one process: 8 random bytes, never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -184,11 +183,8 @@ impl Sealer {
 
     fn close(&self, bytes: &mut Vec<u8>, nonce: Nonce, associated: &[u8]) {
         let (_, body) = bytes.split_at_mut(HEAD);
-        let cipher = &self.ring.sealing().cipher;
         // This fails only for texts of 256 GiB and more.
-        if let Ok(tag) =
-            cipher.encrypt_inout_detached(&XNonce::from(nonce), associated, body.into())
-        {
+        if let Some(tag) = self.ring.sealing().cipher.seal(nonce, associated, body) {
             bytes.extend_from_slice(&tag);
         }
     }
@@ -207,9 +203,7 @@ impl Sealer {
         let key = self.ring.find(&head[1..=KEY_ID]).ok_or(OpenError::KeyUnknown)?;
         let nonce = Nonce::try_from(&head[1 + KEY_ID..]).map_err(|_| OpenError::Invalid)?;
         let tag = (&*tag).try_into().map_err(|_| OpenError::Invalid)?;
-        key.cipher
-            .decrypt_inout_detached(&XNonce::from(nonce), associated, (&mut *body).into(), tag)
-            .map_err(|_| OpenError::Invalid)?;
+        key.cipher.open(nonce, associated, body, tag).ok_or(OpenError::Invalid)?;
         Ok((nonce, body))
     }
 
@@ -517,6 +511,28 @@ mod tests {
         assert_eq!(error(&format!("{key}\n{zeros}\n")), KeyRingError::Guessable(2));
         let ring = KeyRing::parse(&key).unwrap();
         assert!(!format!("{ring:?}{}", error("secret")).contains("secret"));
+    }
+
+    /// A rolling update needs this: the token was sealed with another library.
+    #[test]
+    fn a_token_of_an_older_version_opens_and_is_sealed_the_same_way() {
+        let older = "AY_K2f5kZWZnaGlqa2xtbm9wcXJzdHV2d3h5ent9cfq0-iiOiocwnT-mb73jW7tT0vxwmrCMVWSnK154F6sScU4e\
+                     gNr22ytWLABmMGte1eovr-g0uetFWGa6y_VCGYGAoII9ilqBf9fxv9S_ZcHDsgu6zfb7mDzH_ojpkdo5DqpnQB82C7\
+                     m1goWE6t-ww9s";
+        let key = std::array::from_fn(|index| index as u8);
+        let sealer = Sealer::new(KeyRing::single(key), "c");
+        let claims = Claims {
+            owner: InstanceId([1, 2, 3, 4, 5, 6, 7, 8]),
+            lease: 42,
+            settle_by: 1_800_000_000_000,
+            leader: 7,
+            created: "2026-11-30T08:00:00Z".into(),
+            ack_subject: "$JS.ACK.ORDERS.worker.1.2.3.4.5".into(),
+            principal: "anonymous".into(),
+            span: None,
+        };
+        assert_eq!(sealer.open(older), Ok(claims.clone()));
+        assert_eq!(sealer.seal(&claims, std::array::from_fn(|index| 100 + index as u8)), older);
     }
 
     #[test]

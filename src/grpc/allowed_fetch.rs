@@ -62,7 +62,7 @@ impl<B: Broker + Bus> AllowedFetch<'_, B> {
         rights.still_may(caller, Verb::Fetch, consumer, clock::unix_time)?;
         let memory = fetch_memory(budget, &fetched, settled.encoded_len()).await?;
         let (messages, rejected) = (fetched.messages().len(), fetched.rejected().len());
-        let nonces = nonces(messages + rejected)?;
+        let nonces = nonces()?;
         tracing::debug!(
             stream = request.stream,
             consumer = request.consumer,

@@ -23,7 +23,7 @@ use crate::{
     metrics::Metrics,
     refusal_log::RefusalLog,
     simulated::fill_random,
-    token::InstanceId,
+    token::{InstanceId, Nonces},
     traces::TracedSpan,
 };
 
@@ -101,12 +101,11 @@ impl<B: Broker + Bus> Backend<B> {
     }
 }
 
-/// Fresh nonces: 192 bits each, so chance never repeats one.
-pub(super) fn nonces(count: usize) -> Result<impl Iterator<Item = [u8; 24]>, Error> {
-    let mut bytes = vec![0; count * 24];
-    fill_random(&mut bytes).map_err(|error| {
+/// Fresh nonces for the tokens of one answer.
+pub(super) fn nonces() -> Result<Nonces, Error> {
+    let mut random = [0; 24];
+    fill_random(&mut random).map_err(|error| {
         Error::Unavailable(format!("no randomness to seal tokens with: {error}"))
     })?;
-    let nonces: Vec<[u8; 24]> = bytes.as_chunks().0.to_vec();
-    Ok(nonces.into_iter())
+    Ok(Nonces::from(random))
 }

@@ -20,7 +20,7 @@ use crate::{
         self,
         time::{duration, timestamp},
     },
-    token::{Claims, InstanceId, Sealer},
+    token::{Claims, InstanceId, Nonce, Nonces, Sealer},
     traces::SpanBytes,
 };
 
@@ -36,12 +36,8 @@ pub(super) struct Seal<'s> {
 }
 
 impl Seal<'_> {
-    /// The answer to a Fetch. `nonces` has a nonce for each message and for each rejected message.
-    pub(super) fn fetch(
-        &self,
-        fetched: &Fetched,
-        mut nonces: impl Iterator<Item = [u8; 24]>,
-    ) -> pb::FetchResponse {
+    /// The answer to a Fetch, with nonces of its own.
+    pub(super) fn fetch(&self, fetched: &Fetched, mut nonces: Nonces) -> pb::FetchResponse {
         let mut nonce = || nonces.next().unwrap_or_default();
         let (codec, max_bytes) = (fetched.codec(), fetched.max_bytes());
         let messages = fetched.messages().iter();
@@ -59,7 +55,7 @@ impl Seal<'_> {
         }
     }
 
-    fn delivery(&self, leased: &LeasedDelivery, codec: Codec, nonce: [u8; 24]) -> pb::Delivery {
+    fn delivery(&self, leased: &LeasedDelivery, codec: Codec, nonce: Nonce) -> pb::Delivery {
         let delivery = leased.delivery();
         pb::Delivery {
             token: self.token(leased, nonce),
@@ -78,7 +74,7 @@ impl Seal<'_> {
         }
     }
 
-    fn rejected(&self, rejected: &Rejected, max_bytes: u64, nonce: [u8; 24]) -> pb::Rejected {
+    fn rejected(&self, rejected: &Rejected, max_bytes: u64, nonce: Nonce) -> pb::Rejected {
         let Rejected { leased, cause, held } = rejected;
         let delivery = leased.delivery();
         let whole = pb::Rejected {
@@ -101,7 +97,7 @@ impl Seal<'_> {
         }
     }
 
-    fn token(&self, leased: &LeasedDelivery, nonce: [u8; 24]) -> String {
+    fn token(&self, leased: &LeasedDelivery, nonce: Nonce) -> String {
         let settle_by = self.clocks.unix_at(leased.settle_by);
         let claims = Claims {
             owner: self.owner,

@@ -4,9 +4,11 @@
 use std::fmt;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use chacha20poly1305::{KeyInit as _, XChaCha20Poly1305, XNonce, aead::AeadInOut as _};
 
-use super::KEY_ID;
+use super::{
+    KEY_ID,
+    cipher::{Cipher, NONCE},
+};
 
 /// The name of a key. It reveals nothing about the key.
 pub type KeyId = [u8; KEY_ID];
@@ -26,7 +28,7 @@ pub struct KeyRing {
 
 pub(super) struct Key {
     pub(super) id: KeyId,
-    pub(super) cipher: XChaCha20Poly1305,
+    pub(super) cipher: Cipher,
 }
 
 /// The mistake in a key file. It never shows a key.
@@ -124,13 +126,11 @@ impl fmt::Debug for KeyRing {
 
 impl Key {
     fn new(bytes: [u8; 32]) -> Self {
-        let cipher = XChaCha20Poly1305::new(&bytes.into());
+        let cipher = Cipher::new(bytes);
         // The name is the tag of an empty text under the key, which reveals nothing about the key. The
         // nonce of zeros is never used for a token, because the nonces of tokens are random.
         let mut id = [0; KEY_ID];
-        if let Ok(tag) =
-            cipher.encrypt_inout_detached(&XNonce::default(), b"key id", (&mut [][..]).into())
-        {
+        if let Some(tag) = cipher.seal([0; NONCE], b"key id", &mut []) {
             id.copy_from_slice(&tag[..KEY_ID]);
         }
         Self { id, cipher }

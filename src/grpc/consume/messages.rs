@@ -49,7 +49,7 @@ impl<B: Broker + Bus> ConsumeTask<B> {
         let sealer = service.keys.sealer();
         let (owner, clocks, principal) = (service.owner, ClockPair::read(), &*started.principal);
         let seal = Seal { sealer: &sealer, owner, clocks, principal, span: None };
-        let sealed = seal.fetch(&fetched, nonces(messages + rejected)?);
+        let sealed = seal.fetch(&fetched, nonces()?);
         self.numbers.sent(sealed.messages.iter().map(|sent| (sent.number, &*sent.token)));
         self.numbers.sent(sealed.rejected.iter().map(|sent| (sent.number, &*sent.token)));
         (response.messages, response.rejected) = (sealed.messages, sealed.rejected);
