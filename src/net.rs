@@ -2,11 +2,12 @@
 //! connection and the tasks on it. Knows no contract and no gRPC.
 //!
 //! `listener` accepts and closes connections, `opening` makes the TLS handshake, `preface` reads the first
-//! bytes, `connection` is one open connection as the layers behind it see it, `peer` is its other end, `connections` lists all of them,
-//! `unwritten` ends answers that make no progress. `local` is the socket for programs on this machine. `middleware` is what all layers around a service share.
+//! bytes, `corked` gathers small writes, `connection` is one open connection as the layers behind it see it, `peer` is its
+//! other end, `connections` lists all of them, `unwritten` ends answers that make no progress. `local` is the socket for programs on this machine. `middleware` is what all layers around a service share.
 
 mod connection;
 mod connections;
+mod corked;
 mod listener;
 mod local;
 mod middleware;

@@ -43,6 +43,7 @@ use tower::Service;
 use super::{
     connection::ClientConnection,
     connections::OpenConnections,
+    corked::corked,
     opening::{FAREWELL, OpenConnection, Opener, PREFACE},
     peer::{Peer, WithPeer},
     unwritten::until_ended,
@@ -277,6 +278,7 @@ impl<M> Listener<M> {
             let old = [old, expired].into_iter().flatten().min_by_key(|(at, _)| *at).unzip();
             let (old, why_old) = (clock::sleep_until(old.0), old.1.unwrap_or(ConnectionClose::Age));
             let service = TowerToHyperService::new(WithPeer { inner: service, peer });
+            let (opened, cork) = corked(opened);
             let io = TokioIo::new(opened);
             let mut served = pin!(builder.serve_connection(io, service));
             let unused = async {
@@ -293,7 +295,7 @@ impl<M> Listener<M> {
             });
             // The result is of no use here: the peer sees itself how the connection ended.
             let (how, closing) = tokio::select! {
-                _ = served.as_mut() => (ConnectionClose::Peer, false),
+                () = cork.drive(served.as_mut()) => (ConnectionClose::Peer, false),
                 how = stuck.as_mut() => (how, false),
                 () = old => (why_old, true),
                 () = connection.is_ending() => (ConnectionClose::Refusals, true),
@@ -306,7 +308,7 @@ impl<M> Listener<M> {
                 connection.goes();
                 served.as_mut().graceful_shutdown();
                 tokio::select! {
-                    _ = served => {}
+                    () = cork.drive(served) => {}
                     _ = stuck => {}
                     () = sleep_until((clock::now() + grace).into()) => {}
                 }
