@@ -6,7 +6,10 @@
 //! the machine was suspended, by two clocks: the clock that counts suspension, and the wall clock, which is
 //! corrected after a virtual machine was paused.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::{
+    pin::Pin,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
 
 use crate::simulated::{self, SimulatedClocks};
 
@@ -183,6 +186,28 @@ pub async fn sleep_until(when: Option<Instant>) {
     }
 }
 
+/// A timer that stays set for the time it has while later times are asked for. To set one for an earlier time than all
+/// others of a thread costs a system call, and another to wake up for it.
+#[derive(Debug, Default)]
+pub struct Alarm(Option<Pin<Box<tokio::time::Sleep>>>);
+
+impl Alarm {
+    /// Sleeps until `when`. Without a `when`, never returns. The task may be polled before `when`, for an earlier time.
+    pub async fn sleep_until(&mut self, when: Option<Instant>) {
+        let Some(when) = when else {
+            return std::future::pending().await;
+        };
+        while now() < when {
+            let at = when.into();
+            let sleep = self.0.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+            if sleep.is_elapsed() || sleep.deadline() > at {
+                sleep.as_mut().reset(at);
+            }
+            sleep.await;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -225,6 +250,25 @@ mod tests {
         assert!(!deadline.passed(&Reading { now: made.now + Duration::from_millis(999), ..made }));
         assert!(deadline.passed(&Reading { now: deadline.at, ..made }));
         assert!(deadline.passed(&Reading::of(made.now, 20 * MILLI, 0)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_alarm_rings_at_its_time_whatever_it_was_set_for_before() {
+        let start = now();
+        let at = |millis| Some(start + Duration::from_millis(millis));
+        let mut alarm = Alarm::default();
+        for (given_up, rings) in [(10, 20), (90, 30), (31, 90), (40, 40), (200, 100)] {
+            let set = alarm.sleep_until(at(given_up));
+            assert_eq!(
+                tokio::time::timeout(Duration::ZERO, set).await.is_ok(),
+                at(given_up) <= Some(now())
+            );
+            alarm.sleep_until(at(rings)).await;
+            assert_eq!(Some(now()), at(rings).max(at(90).filter(|_| rings == 40)));
+        }
+        assert!(
+            tokio::time::timeout(Duration::from_secs(60), alarm.sleep_until(None)).await.is_err()
+        );
     }
 
     #[test]

@@ -40,7 +40,7 @@ use crate::{
     api_error::{ApiError, SilentDirection},
     broker::Broker,
     bus::Bus,
-    clock,
+    clock::{self, Alarm},
     lessor::{Error, Flow, FlowEnd, FlowIdle},
     net::ClientConnection,
     pb,
@@ -94,6 +94,8 @@ pub(super) struct ConsumeTask<B: Broker + Bus> {
     failure: Option<ApiError>,
     written_at: Instant,
     stalled_until: Option<Instant>,
+    /// For the times of the stream, of which many come before they are reached.
+    alarm: Alarm,
     work: CallWork,
 }
 
@@ -156,6 +158,7 @@ pub(super) async fn run<B: Broker + Bus>(
         failure: None,
         written_at: now,
         stalled_until: None,
+        alarm: Alarm::default(),
         work,
     };
     settle.into_iter().for_each(|settle| task.settle(settle));
@@ -198,7 +201,7 @@ impl<B: Broker + Bus> ConsumeTask<B> {
         let reads = self.reads();
         let lessor = self.service.lessor.clone();
         let (drains, ages) = (self.leaving.is_none(), self.leaving.is_none());
-        let Self { requests, connection, under_way, outlet, flow, idle, .. } = self;
+        let Self { requests, connection, under_way, outlet, flow, idle, alarm, .. } = self;
         let message = async {
             match requests {
                 Some(requests) if reads => requests.message().await,
@@ -223,7 +226,7 @@ impl<B: Broker + Bus> ConsumeTask<B> {
             () = idle.answered() => {}
             () = outlet.changed() => {}
             () = flow.changed() => {}
-            () = clock::sleep_until(until) => {}
+            () = alarm.sleep_until(until) => {}
         }
     }
 
