@@ -4,7 +4,6 @@
 mod drain;
 mod listening;
 mod observed;
-mod signals;
 mod status;
 
 use std::{
@@ -27,7 +26,6 @@ use tokio_util::task::TaskTracker;
 use self::{
     drain::{Background, Drain},
     observed::Observed,
-    signals::Signals,
     status::ShownSettings,
 };
 use crate::{
@@ -48,6 +46,7 @@ use crate::{
     ops::{self, Health, Pages},
     readiness::{Readiness, Verdict},
     refusal_log::RefusalLog,
+    signals::Signals,
     tls::ClientAuth,
     token::InstanceId,
     traces::Traces,

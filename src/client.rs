@@ -2,10 +2,11 @@
 //! images without a shell. It uses the contract alone, like any other client.
 //!
 //! `connect` makes a channel, `bearer` adds the credential. `text` and `json` render answers, with what they share in `format`.
-//! `operator` calls for operators, and renders rows by `table`.
+//! `consume` is one stream. `operator` calls for operators, and renders rows by `table`.
 
 mod bearer;
 mod connect;
+mod consume;
 mod format;
 mod json;
 mod operator;
@@ -19,15 +20,16 @@ use prost_types::Duration as PbDuration;
 use tonic::{Request, Status, transport::Channel};
 use tonic_types::StatusExt as _;
 
+pub(crate) use self::text::plain;
 pub use self::{
     connect::ClientTls,
+    consume::{ConsumeReader, Refused},
     operator::{OperatorClient, OperatorError, Rows},
     probe::{probe, probe_by},
 };
 use self::{
     connect::{chain, connect, connect_here},
     json::json,
-    text::plain,
 };
 use crate::pb::{
     self, admin_service_client::AdminServiceClient, fetch_service_client::FetchServiceClient,
@@ -38,7 +40,7 @@ use crate::pb::{
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A client of the fetch-proxy at `addr`. It renders answers as text or as JSON.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Client {
     /// Host and port, or a URL.
     pub addr: String,

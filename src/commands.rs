@@ -2,6 +2,7 @@
 
 mod operators;
 mod policy;
+mod work;
 
 use std::{io::Write as _, path::Path, process::ExitCode};
 
@@ -12,7 +13,7 @@ use crate::{
     app, client,
     config::{
         AckArgs, BY_HAND, CallArgs, ClientTlsArgs, CodecArg, Command, ConsumerArgs, DevArgs,
-        FetchArgs, GiveBackArgs, KeygenArgs, LogArgs, OperatorArgs, Serve,
+        FetchArgs, GiveBackArgs, KeygenArgs, LogArgs, OperatorArgs, Serve, ServerArgs,
     },
     dev,
     metrics::LogMeter,
@@ -43,6 +44,7 @@ pub fn run(command: Command) -> ExitCode {
             block_on(async { client::probe_by(&addr, &tls, &args.service, args.timeout).await })
                 .and_then(|(status, serving)| say(&status).map(|()| if serving { 0 } else { 1 }))
         }
+        Command::Work(args) => work::run(*args),
         Command::Fetch(args) => fetch(args),
         Command::Ack(args) => settle(args, Action::Ack(pb::AckAction {})),
         Command::Nak(args) => client::pb_duration(args.delay)
@@ -196,9 +198,9 @@ fn who_am_i(args: OperatorArgs) -> Outcome<u8> {
     print_answer(block_on(client.who_am_i(socket.as_deref()))?)
 }
 
-fn client(args: CallArgs) -> client::Client {
-    let addr = args.address();
-    let CallArgs { tls, token_file, json, .. } = args;
+fn client(CallArgs { server, json }: CallArgs) -> client::Client {
+    let addr = server.address();
+    let ServerArgs { tls, token_file, .. } = server;
     client::Client { addr, tls: client_tls(tls), token_file, json }
 }
 

@@ -14,6 +14,7 @@ mod policy_args;
 mod security_args;
 mod tls_args;
 mod values;
+mod work_args;
 
 use std::{env, io, path::PathBuf, time::Duration};
 
@@ -23,7 +24,7 @@ pub use self::{
     args::{Cli, Command, DevArgs, GuardArgs, LogArgs, LogFormat},
     client_args::{
         AckArgs, BY_HAND, CallArgs, ClientTlsArgs, CodecArg, ConsumerArgs, ExtendArgs, FetchArgs,
-        GiveBackArgs, NakArgs, ProbeArgs, TermArgs,
+        GiveBackArgs, NakArgs, ProbeArgs, ServerArgs, TermArgs,
     },
     listen::Listen,
     operator_args::{
@@ -31,6 +32,7 @@ pub use self::{
         WatchArgs,
     },
     policy_args::{KeygenArgs, PolicyArgs, PolicyCheckArgs, PolicyCommand, PolicyDiffArgs},
+    work_args::{OutputArg, WorkArgs},
 };
 use self::{
     admission::Exposure,
@@ -341,7 +343,7 @@ fn settings(args: NatsArgs) -> Result<Settings, ConfigError> {
 }
 
 /// The name of this machine. In a pod of Kubernetes it is the name of the pod.
-fn host_name() -> String {
+pub fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 

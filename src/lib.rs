@@ -24,8 +24,10 @@
 //! credentials   the policy, the API keys and the keys of issuers in use, read again when they change
 //! nats          the broker and the bus on NATS
 //! net           connections of clients: accepted, bounded, closed
+//! work          a worker that runs a command for each message, or posts it to a URL
 //! audit         the log lines for auditors
 //! lessor        leases deliveries to callers: pulls, grants, settles, sweeps
+//! signals       the signals that begin an orderly end, and end it early
 //! tls           TLS of the client port: its files, handshakes, and who a certificate names
 //! traces        spans of calls, and the thread that sends them
 //! clock         the only room that reads the time
@@ -86,8 +88,10 @@ pub mod reason;
 pub mod refusal_log;
 pub mod request_log;
 pub mod secrets;
+pub mod signals;
 pub mod simulated;
 pub mod telemetry;
 pub mod tls;
 pub mod token;
 pub mod traces;
+pub mod work;

@@ -33,19 +33,33 @@ pub(super) async fn connect(
     tls: &ClientTls,
     patience: Duration,
 ) -> Result<Channel, String> {
+    let connected = endpoint(addr, tls, patience)?.connect().await;
+    connected.map_err(|error| format!("cannot connect to {}: {}", reachable(addr), chain(&error)))
+}
+
+/// The place to connect to. Its files are read.
+///
+/// # Errors
+/// The address or a file cannot be used, as text. Repeating does not help.
+pub(super) fn endpoint(
+    addr: &str,
+    tls: &ClientTls,
+    patience: Duration,
+) -> Result<Endpoint, String> {
     let addr = &*reachable(addr);
     let url = if addr.contains("://") { addr.to_owned() } else { format!("http://{addr}") };
     let wrong = |error| format!("cannot connect to {addr}: {}", chain(&error));
-    let mut endpoint = Endpoint::from_shared(url.clone()).map_err(wrong)?.connect_timeout(patience);
+    let endpoint = Endpoint::from_shared(url.clone()).map_err(wrong)?.connect_timeout(patience);
     if url.starts_with("https://") {
-        endpoint = endpoint.tls_config(config(tls)?).map_err(wrong)?;
-    } else if *tls != ClientTls::default() {
+        return endpoint.tls_config(config(tls)?).map_err(wrong);
+    }
+    if *tls != ClientTls::default() {
         return Err(format!(
             "--ca, --cert, --key and --server-name need an address that begins with https://, and \
              {addr} does not"
         ));
     }
-    endpoint.connect().await.map_err(wrong)
+    Ok(endpoint)
 }
 
 /// Connects to the socket of a process on this machine: `@` and a name that is no file, or a path.

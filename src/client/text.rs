@@ -109,7 +109,7 @@ fn payload(payload: Option<&Payload>) -> String {
 }
 
 /// Escapes the characters that a terminal would treat as commands.
-pub(super) fn plain(text: &str) -> String {
+pub(crate) fn plain(text: &str) -> String {
     escaped(text, |character| character.is_control())
 }
 

@@ -19,6 +19,7 @@ use super::{
     security_args::{SecurityArgs, SwitchArg},
     tls_args::TlsArgs,
     values,
+    work_args::WorkArgs,
 };
 use crate::{metrics::DEFAULT_MAX_CONSUMERS, request_log::RequestLogScope};
 
@@ -46,6 +47,9 @@ Examples:
 
   fetch-proxy leases ORDERS worker
       Show who holds which message. In a container: kubectl exec POD -- /fetch-proxy leases
+
+  fetch-proxy work ORDERS worker -j 10 -- ./handle-order
+      Run a command for each message. Its exit code settles the message.
 
   fetch-proxy fetch ORDERS worker -n 3
   fetch-proxy ack TOKEN
@@ -87,6 +91,10 @@ pub enum Command {
     },
     /// Ask a running fetch-proxy for its health. The exit code is 0 if it serves, and 1 otherwise.
     Probe(by_hand::ProbeArgs),
+    /// Run a command for each message of a consumer, and settle the message by the exit code.
+    ///
+    /// With --http, each message is posted to a URL in place of a command.
+    Work(Box<WorkArgs>),
     /// Fetch messages by hand, and print them with their tokens.
     Fetch(by_hand::FetchArgs),
     /// Settle messages by hand as done.
@@ -394,27 +402,10 @@ impl DevArgs {
         }
         let ports_file = ports_file.as_deref().and_then(Path::to_str);
         typed.extend(ports_file.map(|file| format!("--ports-file={file}")));
-        match Cli::try_parse_from(typed)?.command {
-            Command::Serve { serve, .. } => Ok(*serve),
-            Command::Dev { .. }
-            | Command::Probe(_)
-            | Command::Fetch(_)
-            | Command::Ack(_)
-            | Command::Nak(_)
-            | Command::Term(_)
-            | Command::Extend(_)
-            | Command::GiveBack(_)
-            | Command::Consumer(_)
-            | Command::WhoAmI(_)
-            | Command::Replicas(_)
-            | Command::Consumers(_)
-            | Command::Leases(_)
-            | Command::Connections(_)
-            | Command::Release(_)
-            | Command::Keygen(_)
-            | Command::Policy(_)
-            | Command::Guard(_) => Err(clap::Error::new(clap::error::ErrorKind::InvalidSubcommand)),
-        }
+        let Command::Serve { serve, .. } = Cli::try_parse_from(typed)?.command else {
+            return Err(clap::Error::new(clap::error::ErrorKind::InvalidSubcommand));
+        };
+        Ok(*serve)
     }
 }
 

@@ -34,6 +34,17 @@ In a running container: kubectl exec POD -- /fetch-proxy fetch ORDERS worker";
 /// The address to call, and the format of the answer.
 #[derive(Debug, Args)]
 pub struct CallArgs {
+    /// The address and the credential.
+    #[command(flatten)]
+    pub server: ServerArgs,
+    /// Print JSON for programs: the messages of the contract, as grpcurl prints them.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The address to call, and the credential.
+#[derive(Debug, Args)]
+pub struct ServerArgs {
     /// Address of a fetch-proxy for clients [default: FETCH_PROXY_LISTEN if that is set, else 127.0.0.1:50051]
     ///
     /// With TLS it begins with https://.
@@ -47,12 +58,9 @@ pub struct CallArgs {
     /// It is sent with TLS, or to this machine.
     #[arg(long, env = "FETCH_PROXY_BEARER_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
-    /// Print JSON for programs: the messages of the contract, as grpcurl prints them.
-    #[arg(long)]
-    pub json: bool,
 }
 
-impl CallArgs {
+impl ServerArgs {
     /// The address to call. In a container it is that of the service, which has its address from a variable.
     pub fn address(&self) -> String {
         address(self.addr.as_ref(), "FETCH_PROXY_LISTEN", "127.0.0.1:50051")

@@ -52,7 +52,7 @@ const IMPURE: [&str; 10] = [
 ];
 
 /// Rooms and files that decide and do nothing else. Time is an argument.
-const PURE: [&str; 20] = [
+const PURE: [&str; 25] = [
     "access",
     "admin/filter",
     "admin/merge",
@@ -73,6 +73,11 @@ const PURE: [&str; 20] = [
     "refusal_log/recent",
     "tls/certificate",
     "token",
+    "work/captured",
+    "work/desk",
+    "work/environment",
+    "work/verdict",
+    "work/words",
 ];
 
 /// Lines of code that a file may have, without the tests at its end.
@@ -132,6 +137,7 @@ const ROOMS: &[Room] = &[
             "ops",
             "readiness",
             "refusal_log",
+            "signals",
             "tls",
             "token",
             "traces",
@@ -202,11 +208,14 @@ const ROOMS: &[Room] = &[
             "client",
             "config",
             "dev",
+            "limits",
             "metrics",
             "pb",
             "secrets",
+            "simulated",
             "telemetry",
             "token",
+            "work",
         ],
         libraries: &["tokio"],
     },
@@ -412,6 +421,12 @@ const ROOMS: &[Room] = &[
         libraries: &["tokio", "tracing"],
     },
     Room {
+        name: "signals",
+        purpose: "the signals that begin an orderly end, and end it early",
+        rooms: &["clock"],
+        libraries: &["tokio"],
+    },
+    Room {
         name: "simulated",
         purpose: "a machine for tests: clocks, random bytes, tasks",
         rooms: &["lock"],
@@ -441,6 +456,12 @@ const ROOMS: &[Room] = &[
             "tokio",
             "tracing",
         ],
+    },
+    Room {
+        name: "work",
+        purpose: "a worker that runs a command for each message, or posts it to a URL",
+        rooms: &["client", "clock", "limits", "pb", "signals", "simulated", "tls"],
+        libraries: &["hyper", "tokio"],
     },
 ];
 

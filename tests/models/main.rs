@@ -8,3 +8,4 @@ mod monitor;
 mod parsers;
 mod pump;
 mod quarantine;
+mod work;

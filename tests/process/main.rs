@@ -30,3 +30,4 @@ mod tls_page;
 mod tokens;
 mod traces;
 mod tutorial;
+mod work;

@@ -1,4 +1,4 @@
-//! The signals that begin a drain and end it early: SIGTERM, SIGINT and SIGHUP alike.
+//! The signals that begin an orderly end and end it early: SIGTERM, SIGINT and SIGHUP alike.
 
 use std::{
     fs, io,
@@ -14,7 +14,8 @@ use crate::clock;
 const DOUBLE_SIGNAL_WINDOW: Duration = Duration::from_secs(1);
 
 /// The signals, from now on.
-pub(super) struct Signals {
+#[derive(Debug)]
+pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
     /// `None` if SIGHUP was switched off before the start, as `nohup` does.
@@ -22,7 +23,11 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    pub(super) fn listen() -> io::Result<Self> {
+    /// Listens from now on: no signal ends the process any more.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn listen() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
@@ -34,7 +39,7 @@ impl Signals {
     }
 
     /// Waits for a signal.
-    pub(super) async fn next(&mut self) {
+    pub async fn next(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
@@ -43,7 +48,7 @@ impl Signals {
     }
 
     /// Waits for a second signal after the first, which came at `first_at`.
-    pub(super) async fn second(&mut self, first_at: Instant) {
+    pub async fn second(&mut self, first_at: Instant) {
         self.next().await;
         while clock::now() < first_at + DOUBLE_SIGNAL_WINDOW {
             self.next().await;
