@@ -78,9 +78,10 @@ fn flags() -> BTreeMap<String, String> {
     let mut flags = BTreeMap::new();
     let commands =
         ["serve", "dev", "probe", "consumer", "fetch", "ack", "nak", "term", "extend", "keygen"];
+    let commands = commands.into_iter().chain(["work"]);
     let operators = ["replicas", "consumers", "leases", "connections", "release"];
     let policy = ["policy check", "policy diff"];
-    for command in commands.into_iter().chain(operators).chain(policy) {
+    for command in commands.chain(operators).chain(policy) {
         let words = command.split(' ').chain(["--help"]);
         let help = Command::new(PROGRAM).args(words).output().unwrap();
         let help = String::from_utf8(help.stdout).unwrap();
