@@ -1,6 +1,7 @@
 //! The subcommands: what each one does, and the exit code that it ends with.
 
 mod operators;
+mod papers;
 mod policy;
 mod work;
 
@@ -44,6 +45,8 @@ pub fn run(command: Command) -> ExitCode {
             block_on(async { client::probe_by(&addr, &tls, &args.service, args.timeout).await })
                 .and_then(|(status, serving)| say(&status).map(|()| if serving { 0 } else { 1 }))
         }
+        Command::Completions(args) => papers::completions(args.shell),
+        Command::Man(args) => papers::man(&args.dir),
         Command::Work(args) => work::run(*args),
         Command::Fetch(args) => fetch(args),
         Command::Ack(args) => settle(args, Action::Ack(pb::AckAction {})),

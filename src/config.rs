@@ -10,6 +10,7 @@ mod client_args;
 mod limit_args;
 mod listen;
 mod operator_args;
+mod paper_args;
 mod policy_args;
 mod security_args;
 mod tls_args;
@@ -31,6 +32,7 @@ pub use self::{
         ConnectionsArgs, ConsumersArgs, LeasesArgs, OperatorArgs, ReleaseArgs, ReplicasArgs,
         WatchArgs,
     },
+    paper_args::{CompletionsArgs, ManArgs, ShellArg},
     policy_args::{KeygenArgs, PolicyArgs, PolicyCheckArgs, PolicyCommand, PolicyDiffArgs},
     work_args::{OutputArg, WorkArgs},
 };

@@ -14,7 +14,7 @@ use super::{
     client_args as by_hand,
     limit_args::LimitArgs,
     listen::Listen,
-    operator_args as operators,
+    operator_args as operators, paper_args as papers,
     policy_args::{KeygenArgs, PolicyArgs},
     security_args::{SecurityArgs, SwitchArg},
     tls_args::TlsArgs,
@@ -130,6 +130,10 @@ pub enum Command {
     ///
     /// `serve` obeys a policy file by --policy-file.
     Policy(PolicyArgs),
+    /// Print the completions for a shell.
+    Completions(papers::CompletionsArgs),
+    /// Write the man pages: one for the program, and one for each command.
+    Man(papers::ManArgs),
     /// Run a command that ends with this program.
     #[command(hide = true)]
     Guard(GuardArgs),

@@ -217,7 +217,7 @@ const ROOMS: &[Room] = &[
             "token",
             "work",
         ],
-        libraries: &["tokio"],
+        libraries: &["clap", "tokio"],
     },
     Room {
         name: "config",

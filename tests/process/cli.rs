@@ -39,11 +39,66 @@ fn help_names_every_command_with_examples() {
         "term",
         "extend",
         "whoami",
+        "work",
+        "completions",
+        "man",
         "Examples:",
     ] {
         assert!(help.contains(word), "{word} is not in:\n{help}");
     }
     assert!(!help.contains("guard"), "guard is for the program itself");
+}
+
+/// bash asks the function of the completions, as when a person presses Tab.
+#[test]
+fn bash_completes_commands_and_flags() {
+    let script = text(&run(&["completions", "bash"]).stdout);
+    let complete = |words: &[&str]| {
+        let (last, words) = (words.len() - 1, words.join(" "));
+        let ask = format!("{script}\nCOMP_WORDS=({words}); COMP_CWORD={last}\n");
+        let ask = ask
+            + "$(complete -p fetch-proxy | sed 's/.*-F \\([^ ]*\\).*/\\1/') fetch-proxy \
+               \"${COMP_WORDS[-1]}\" \"${COMP_WORDS[-2]}\"; echo \"${COMPREPLY[@]}\"";
+        let output = Command::new("bash").args(["--norc", "-c", &ask]).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout).trim().to_owned()
+    };
+    assert_eq!(complete(&["fetch-proxy", "wor"]), "work");
+    assert_eq!(complete(&["fetch-proxy", "work", "--until"]), "--until-empty");
+    assert_eq!(complete(&["fetch-proxy", "guar"]), "");
+}
+
+#[test]
+fn completions_of_other_shells_name_every_command() {
+    for (shell, begins) in [("zsh", "#compdef fetch-proxy"), ("fish", "# Print an optspec")] {
+        let script = text(&run(&["completions", shell]).stdout);
+        assert!(script.starts_with(begins), "{script}");
+        for word in ["serve", "work", "until-empty", "give-back"] {
+            assert!(script.contains(word), "{word} is not in:\n{script}");
+        }
+    }
+    assert_eq!(run(&["completions", "tcsh"]).status.code(), Some(2));
+}
+
+#[test]
+fn man_writes_a_page_for_each_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("man1");
+    assert!(run(&["man", place.to_str().unwrap()]).status.success());
+    for (page, word) in [
+        ("fetch-proxy.1", "fetch\\-proxy"),
+        ("fetch-proxy-work.1", "until\\-empty"),
+        ("fetch-proxy-policy-check.1", "identity"),
+    ] {
+        let page = std::fs::read_to_string(place.join(page)).unwrap();
+        assert!(page.contains(".TH ") && page.contains(word), "{word} is not in:\n{page}");
+    }
+    assert!(!place.join("fetch-proxy-guard.1").exists(), "guard is for the program itself");
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let output = run(&["man", file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).starts_with("error: cannot write to "), "{:?}", output.stderr);
 }
 
 #[test]
