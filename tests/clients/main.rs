@@ -103,30 +103,31 @@ async fn build(languages: Vec<Language>, table: &mut Table) -> Vec<Language> {
     let mut ready = Vec::new();
     for language in languages {
         let began = Instant::now();
-        let mut parts = vec![("built", language.build().await)];
-        parts.extend(language.test_package().await.map(|tested| ("tested the package", tested)));
-        let mut is_ready = true;
-        for (part, fate) in parts {
-            match fate {
-                Built::Ready => {
-                    let took = began.elapsed().as_secs_f64();
-                    println!("{}: {part} after {took:.1} s", language.name);
-                }
-                Built::Lacking(what) => {
-                    is_ready = false;
-                    table.lacks(&language.name, what);
-                }
-                Built::Failed(why) => {
-                    is_ready = false;
-                    table.wrong(&format!("{}, not {part}", language.name), &why);
-                }
-            }
+        let built = language.build().await;
+        let mut is_ready = note(&language, "built", began, built, table);
+        let began = Instant::now();
+        if let Some(tested) = language.test_package().await {
+            is_ready &= note(&language, "tested the package", began, tested, table);
         }
         if is_ready {
             ready.push(language);
         }
     }
     ready
+}
+
+/// Whether it is done. If not, the table has the reason.
+fn note(language: &Language, what: &str, began: Instant, fate: Built, table: &mut Table) -> bool {
+    match fate {
+        Built::Ready => {
+            let took = began.elapsed().as_secs_f64();
+            println!("{}: {what} in {took:.1} s", language.name);
+            return true;
+        }
+        Built::Lacking(what) => table.lacks(&language.name, what),
+        Built::Failed(why) => table.wrong(&format!("{}, not {what}", language.name), &why),
+    }
+    false
 }
 
 struct Jobs {
