@@ -1,7 +1,7 @@
 # The commands of a developer. The logic is in scripts/. .ci/run runs the same targets.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster simulate faults fuzz test-clients test-deploy image lint fmt clippy doc proto deps bench bench-peers soak tools ci clean
+.PHONY: help demo test test-cluster simulate faults fuzz test-clients test-deploy image release lint fmt clippy doc proto deps bench bench-peers soak tools ci clean
 
 # Arguments for the programs that `make test` and `make bench` run: make test ARGS='--test wire'
 ARGS ?=
@@ -73,6 +73,9 @@ test-deploy: ## Test deploy/, with the image and a small rolling update
 
 image: ## Build the image IMAGE=fetch-proxy with docker, podman or buildah
 	@scripts/image $(IMAGE)
+
+release: ## Build all artifacts of a release into target/release-VERSION; pushes nothing
+	@scripts/release
 
 bench: ## Measure throughput, latency, growth and memory, in a quarter of an hour
 	@scripts/tools check

@@ -21,7 +21,7 @@ use testkit::{
     nats_server::NatsServer,
 };
 
-use crate::tool;
+use crate::{said, tool};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const DOCKERFILE: &str = include_str!("../../deploy/Dockerfile");
@@ -380,11 +380,4 @@ fn files(root: &Path, below: &Path) -> Vec<String> {
 fn done(command: &mut Command) {
     let status = command.stdin(Stdio::null()).status().unwrap();
     assert!(status.success(), "{command:?}: {status}");
-}
-
-fn said(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {error}");
-    String::from_utf8(output.stdout).unwrap()
 }
