@@ -1,5 +1,5 @@
-//! `fetch-proxy work`: runs a command for each message of a consumer, or posts it to a URL, over Consume. It uses the contract alone, like any
-//! other worker.
+//! `fetch-proxy work`: runs a command for each message of a consumer, or posts it to a URL, over Consume. It uses the
+//! contract alone, like any other worker.
 //!
 //! `desk` decides about streams, leases and settlements, and `verdict` about the end of the work. Both are pure. `run`
 //! performs their steps. `place` works on one message, `command` by a process and `http` by a
