@@ -12,6 +12,7 @@ import io.fetchproxy.v1.ExtendAction;
 import io.fetchproxy.v1.Outcome;
 import io.fetchproxy.v1.SettleResult;
 import io.fetchproxy.v1.Settlement;
+import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
 import io.grpc.stub.ClientCallStreamObserver;
 import io.grpc.stub.ClientResponseObserver;
@@ -23,6 +24,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.concurrent.Future;
+import java.util.concurrent.RejectedExecutionException;
 import java.util.concurrent.ScheduledThreadPoolExecutor;
 import java.util.concurrent.ThreadPoolExecutor;
 import java.util.concurrent.TimeUnit;
@@ -217,6 +219,8 @@ final class ConsumeLoop extends Loop {
         beats = writer.scheduleAtFixedRate(this::beat, beat, beat, TimeUnit.MILLISECONDS);
       } catch (StatusRuntimeException unreadable) { // The files of credentials.
         onError(unreadable);
+      } catch (RejectedExecutionException closed) {
+        onError(Status.UNAVAILABLE.withDescription("the client is closed").asRuntimeException());
       }
     }
 

@@ -249,7 +249,8 @@ final class WorkerTest {
   @ParameterizedTest
   @EnumSource(Mode.class)
   void leaseThatEndsWithoutAProxyIsLost(Mode mode) throws Exception {
-    fake.ackWait(Duration.ofSeconds(1)).publish("{}");
+    // The library keeps the threads of a closed client for one second.
+    fake.ackWait(Duration.ofSeconds(3)).publish("{}");
     var interrupted = new CountDownLatch(1);
     Handler<String> handler =
         one -> {
@@ -260,7 +261,7 @@ final class WorkerTest {
             interrupted.countDown();
           }
         };
-    var worker = worker(mode).build(handler);
+    var worker = worker(mode).grace(Duration.ofSeconds(3)).build(handler);
     var stopper =
         new Thread(
             () -> {

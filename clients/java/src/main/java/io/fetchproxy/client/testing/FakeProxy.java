@@ -14,9 +14,13 @@ import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
 import java.util.concurrent.ExecutorService;
-import java.util.concurrent.Executors;
+import java.util.concurrent.RejectedExecutionHandler;
 import java.util.concurrent.ScheduledExecutorService;
+import java.util.concurrent.ScheduledThreadPoolExecutor;
+import java.util.concurrent.SynchronousQueue;
 import java.util.concurrent.ThreadFactory;
+import java.util.concurrent.ThreadPoolExecutor;
+import java.util.concurrent.TimeUnit;
 
 /**
  * A proxy in the memory of a test, with one stream and one consumer, whatever names a worker gives
@@ -35,8 +39,13 @@ public final class FakeProxy implements AutoCloseable {
         return thread;
       };
 
-  private final ScheduledExecutorService timer = Executors.newScheduledThreadPool(1, DAEMONS);
-  private final ExecutorService threads = Executors.newCachedThreadPool(DAEMONS);
+  /** After the end of the fake, a call may still end: nobody waits for its work. */
+  private static final RejectedExecutionHandler DROP = new ThreadPoolExecutor.DiscardPolicy();
+
+  private final ScheduledExecutorService timer = new ScheduledThreadPoolExecutor(1, DAEMONS, DROP);
+  private final ExecutorService threads =
+      new ThreadPoolExecutor(
+          0, Integer.MAX_VALUE, 1, TimeUnit.MINUTES, new SynchronousQueue<>(), DAEMONS, DROP);
   private final FakeQueue queue = new FakeQueue(timer);
   private final FakeService service = new FakeService(queue, timer);
   private final Server server;
