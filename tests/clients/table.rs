@@ -2,10 +2,16 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use testkit::examples::{language::Language, reports::Tally, scenario::Scenario};
+use testkit::examples::{
+    language::{Language, last_lines},
+    reports::Tally,
+    scenario::Scenario,
+};
 
 /// With fewer languages at once, little is shown of how they get along.
 const CROWD: usize = 4;
+/// So many lines of each reason stand below the table.
+const LINES_AT_END: usize = 25;
 
 #[derive(Clone)]
 pub enum Fate {
@@ -26,7 +32,8 @@ pub struct Table {
     cells: BTreeMap<(String, String), Fate>,
     /// Scenarios that were not tested as they should be.
     lacking: Vec<String>,
-    wrong: Vec<String>,
+    /// Each failure, and its reason.
+    wrong: Vec<(String, String)>,
 }
 
 impl Table {
@@ -47,7 +54,7 @@ impl Table {
             Fate::Skipped(why) => println!("{language:<12}{scenario:<28}skipped: {why}"),
             Fate::Wrong(wrong) => {
                 println!("{language:<12}{scenario:<28}FAILED\n{}", indented(wrong));
-                self.wrong.push(format!("{language} {scenario}"));
+                self.wrong.push((format!("{language} {scenario}"), wrong.clone()));
             }
         }
         self.cells.insert((language, scenario), fate);
@@ -70,7 +77,7 @@ impl Table {
     /// Something outside the scenarios failed.
     pub fn wrong(&mut self, what: &str, why: &str) {
         println!("{what:<12}FAILED\n{}", indented(why));
-        self.wrong.push(what.to_owned());
+        self.wrong.push((what.to_owned(), why.to_owned()));
     }
 
     pub fn is_well(&self) -> bool {
@@ -98,7 +105,12 @@ impl Table {
         for lacking in &self.lacking {
             println!("\nNOT TESTED, {lacking}");
         }
-        let wrong = self.wrong.join(", ");
+        // Once more at the end, because this part of a long output is read first.
+        for (what, why) in &self.wrong {
+            println!("\nFAILED: {what}\n{}", indented(&last_lines(why, LINES_AT_END)));
+        }
+        let names: Vec<_> = self.wrong.iter().map(|(what, _)| what.as_str()).collect();
+        let wrong = names.join(", ");
         println!(
             "\n{}",
             if self.wrong.is_empty() { "all is well".into() } else { format!("FAILED: {wrong}") }

@@ -88,7 +88,11 @@ async fn carry_out(program: &Path) -> Built {
     match (output.status.code(), needs) {
         (Some(0), _) => Built::Ready,
         (Some(MUST_INSTALL), Some(needs)) => Built::Lacking(needs.to_owned()),
-        _ => Built::Failed(format!("{}\n{}", output.status, last_lines(&said, 30))),
+        _ => {
+            // Maven tells of a failed test on its standard output.
+            let all = String::from_utf8_lossy(&output.stdout) + said;
+            Built::Failed(format!("{}\n{}", output.status, last_lines(&all, 60)))
+        }
     }
 }
 
