@@ -1,5 +1,5 @@
-//! `make bench-peers`: the work of a worker by the stock gRPC library of a language through the proxy,
-//! and by the NATS client of the language itself, in pairs.
+//! `make bench-peers`: the work of a worker through the proxy, by the stock gRPC library of a language and by
+//! its client package, and by the NATS client of the language itself, in pairs.
 //!
 //! Each folder here is a language, with a program that does the work and two scripts, `build` and `run`.
 //! The table is Markdown. A language whose toolchain is missing is named below the table.
@@ -63,8 +63,8 @@ async fn main() -> ExitCode {
     let servers = Servers { nats, proxy, backlog };
     println!(
         "{} pairs a row, 1 KiB messages, file stream, one nats-server. A is a worker with the stock gRPC \
-         library of the language. B is a worker with the NATS client of the language, which confirms \
-         each message, all acks of a batch at once.",
+         library of the language, or a worker of its client package. B is a worker with the NATS client of \
+         the language, which confirms each message, all acks of a batch at once.",
         args.pairs
     );
     let mut pairs = Pairs::new(args.pairs, &args.only);
@@ -94,24 +94,60 @@ async fn main() -> ExitCode {
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// A kind of work.
+/// A kind of work, done in two ways.
 struct Row {
-    n: usize,
-    workers: usize,
-    /// The part of the messages that a half takes.
+    name: &'static str,
+    proxy: Way,
+    native: Way,
+    /// A half takes all messages, divided by this.
     part: usize,
 }
 
-const ROWS: [Row; 4] = [
-    Row { n: 1, workers: 1, part: 32 },
-    Row { n: 1, workers: 8, part: 8 },
-    Row { n: 100, workers: 1, part: 2 },
-    Row { n: 100, workers: 8, part: 1 },
+/// A mode of the programs, and its number of workers.
+struct Way(&'static str, usize);
+
+const ROWS: [Row; 6] = [
+    Row {
+        name: "n=1 confirmed, 1 worker: proxy / native",
+        proxy: Way("proxy-1", 1),
+        native: Way("native-1", 1),
+        part: 32,
+    },
+    Row {
+        name: "n=1 confirmed, 8 workers: proxy / native",
+        proxy: Way("proxy-1", 8),
+        native: Way("native-1", 8),
+        part: 8,
+    },
+    Row {
+        name: "n=100 confirmed, 1 worker: proxy / native",
+        proxy: Way("proxy-100", 1),
+        native: Way("native-100", 1),
+        part: 2,
+    },
+    Row {
+        name: "n=100 confirmed, 8 workers: proxy / native",
+        proxy: Way("proxy-100", 8),
+        native: Way("native-100", 8),
+        part: 1,
+    },
+    Row {
+        name: "package, 16 handlers / native, 16 workers, n=1 confirmed",
+        proxy: Way("package-16", 1),
+        native: Way("native-1", 16),
+        part: 4,
+    },
+    Row {
+        name: "package, 16 handlers / native, 1 worker, n=16 confirmed",
+        proxy: Way("package-16", 1),
+        native: Way("native-16", 1),
+        part: 4,
+    },
 ];
 
 impl Row {
     fn name(&self, language: &str) -> String {
-        format!("{language}, n={} confirmed, {} workers: proxy / native", self.n, self.workers)
+        format!("{language}, {}", self.name)
     }
 }
 
@@ -119,14 +155,14 @@ async fn rows(pairs: &mut Pairs, servers: &Servers, language: &str, peer: &Peer,
     let others = vec![peer.pid(), servers.nats.pid()];
     let direct = Processes { proxies: Vec::new(), others };
     let proxied = Processes { proxies: vec![servers.proxy.pid()], ..direct.clone() };
-    for row in ROWS {
-        let [a, b] = ["proxy", "native"].map(|kind| format!("{kind}-{}", row.n));
+    for row in &ROWS {
+        let (Way(a, a_workers), Way(b, b_workers)) = (&row.proxy, &row.native);
         pairs
             .row(
                 &row.name(language),
                 messages / row.part,
-                async |run| peer.half(servers, &proxied, &a, row.workers, run).await,
-                async |run| peer.half(servers, &direct, &b, row.workers, run).await,
+                async |run| peer.half(servers, &proxied, a, *a_workers, run).await,
+                async |run| peer.half(servers, &direct, b, *b_workers, run).await,
             )
             .await;
     }

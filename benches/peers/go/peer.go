@@ -1,6 +1,6 @@
 // Does the work of one mode for each line that it reads, for the bench that compares native clients.
 //
-// A line is: MODE CONSUMER WORKERS MESSAGES. The answer is: done COUNT. All workers share one connection.
+// A line is: MODE CONSUMER WORKERS MESSAGES. The answer is: done COUNT. All workers of a kind share one connection.
 package main
 
 import (
@@ -18,7 +18,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	pb "peer/gen/fetchproxy/v1"
+	"fetchproxy"
+	pb "fetchproxy/gen/fetchproxy/v1"
 )
 
 const wait = time.Second
@@ -84,6 +85,23 @@ func proxied(client pb.FetchServiceClient, consumer string, n int) int {
 	return len(answer.Messages)
 }
 
+// Runs a worker of the client package until so many messages are acked. Returns their number.
+func packaged(client *fetchproxy.Client, consumer string, concurrency, messages int) int64 {
+	var worker *fetchproxy.Worker
+	var done atomic.Int64
+	handler := fetchproxy.Bytes(func(context.Context, []byte, *fetchproxy.Message) error {
+		if done.Add(1) == int64(messages) {
+			worker.Stop()
+		}
+		return nil
+	})
+	options := fetchproxy.WorkerOptions{Concurrency: concurrency}
+	worker, err := fetchproxy.NewWorker(client, stream, consumer, handler, options)
+	check(err)
+	check(worker.Run(background))
+	return done.Load()
+}
+
 func main() {
 	connection, err := nats.Connect(os.Getenv("NATS_URL"))
 	check(err)
@@ -93,16 +111,23 @@ func main() {
 	channel, err := grpc.NewClient(os.Getenv("FETCH_PROXY_ADDR"), credentials)
 	check(err)
 	client := pb.NewFetchServiceClient(channel)
+	packageClient, err := fetchproxy.NewClient(os.Getenv("FETCH_PROXY_ADDR"), fetchproxy.ClientOptions{})
+	check(err)
 	fmt.Println("ready")
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
 		var mode, consumer string
 		var workers, messages int
 		_, err := fmt.Sscan(lines.Text(), &mode, &consumer, &workers, &messages)
 		check(err)
+		if mode == "package-16" {
+			fmt.Println("done", packaged(packageClient, consumer, 16, messages))
+			continue
+		}
 		handle, err := js.Consumer(background, stream, consumer)
 		check(err)
 		round := map[string]func() int{
 			"native-1":   func() int { return native(handle, 1) },
+			"native-16":  func() int { return native(handle, 16) },
 			"native-100": func() int { return native(handle, 100) },
 			"proxy-1":    func() int { return proxied(client, consumer, 1) },
 			"proxy-100":  func() int { return proxied(client, consumer, 100) },

@@ -1,12 +1,13 @@
 // Does the work of one mode for each line that it reads, for the bench that compares native clients.
 //
-// A line is: MODE CONSUMER WORKERS MESSAGES. The answer is: done COUNT. All workers share one connection.
+// A line is: MODE CONSUMER WORKERS MESSAGES. The answer is: done COUNT. All workers of a kind share one connection.
 
 import { createInterface } from "node:readline";
 
 import { credentials, type ServiceError } from "@grpc/grpc-js";
 import { jetstream } from "@nats-io/jetstream";
 import { connect } from "@nats-io/transport-node";
+import { Client, Worker } from "fetchproxy";
 
 import {
   AckRequest,
@@ -26,6 +27,8 @@ const client = new FetchServiceClient(
   process.env["FETCH_PROXY_ADDR"] ?? "",
   credentials.createInsecure(),
 );
+
+const packageClient = new Client(process.env["FETCH_PROXY_ADDR"] ?? "");
 
 /** Makes a call, and waits for its answer. */
 function call<A>(start: (then: (error: ServiceError | null, answer: A) => void) => unknown) {
@@ -75,10 +78,27 @@ function proxied(consumer: string, n: number): () => Promise<number> {
   };
 }
 
+/** Runs a worker of the client package until so many messages are acked. Returns their number. */
+async function packaged(consumer: string, concurrency: number, messages: number): Promise<number> {
+  let done = 0;
+  const handle = () => {
+    done += 1;
+    if (done === messages) worker.stop();
+  };
+  const options = { concurrency, decode: "bytes" as const };
+  const worker = new Worker(packageClient, stream, consumer, handle, options);
+  await worker.run();
+  return done;
+}
+
 console.log("ready");
 for await (const line of createInterface({ input: process.stdin })) {
   const [mode = "", consumer = "", workers, messages] = line.split(" ");
   const [kind, n] = mode.split("-");
+  if (kind === "package") {
+    console.log(`done ${await packaged(consumer, Number(n), Number(messages))}`);
+    continue;
+  }
   const make = kind === "native" ? native : proxied;
   const round = await make(consumer, Number(n));
   let done = 0;
@@ -92,4 +112,5 @@ for await (const line of createInterface({ input: process.stdin })) {
   console.log(`done ${done}`);
 }
 client.close();
+packageClient.close();
 await nats.close();

@@ -1,6 +1,9 @@
 package io.fetchproxy.peer;
 
 import com.google.protobuf.Duration;
+import io.fetchproxy.client.Client;
+import io.fetchproxy.client.Decoder;
+import io.fetchproxy.client.Worker;
 import io.fetchproxy.v1.AckAction;
 import io.fetchproxy.v1.AckRequest;
 import io.fetchproxy.v1.FetchRequest;
@@ -22,18 +25,20 @@ import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
 import java.util.concurrent.atomic.AtomicInteger;
+import java.util.concurrent.atomic.AtomicReference;
 
 /**
  * Does the work of one mode for each line that it reads, for the bench that compares native clients.
  *
- * <p>A line is: MODE CONSUMER WORKERS MESSAGES. The answer is: done COUNT. All workers share one
- * connection.
+ * <p>A line is: MODE CONSUMER WORKERS MESSAGES. The answer is: done COUNT. All workers of a
+ * kind share one connection.
  */
 public final class Peer {
   private static final String STREAM = System.getenv("STREAM");
   private static final java.time.Duration WAIT = java.time.Duration.ofSeconds(1);
 
   private static Connection nats;
+  private static Client client;
   private static FetchServiceGrpc.FetchServiceBlockingStub stub;
 
   /** Returns a round: fetches up to n messages and confirms each, all acks at once. */
@@ -91,6 +96,24 @@ public final class Peer {
     };
   }
 
+  /** Runs a worker of the client package until so many messages are acked. Returns their number. */
+  private static int packaged(String consumer, int concurrency, int messages) throws Exception {
+    var done = new AtomicInteger();
+    var worker = new AtomicReference<Worker>();
+    worker.set(
+        Worker.builder(client, STREAM, consumer)
+            .decode(Decoder.bytes())
+            .concurrency(concurrency)
+            .build(
+                message -> {
+                  if (done.incrementAndGet() == messages) {
+                    worker.get().stop();
+                  }
+                }));
+    worker.get().run();
+    return done.get();
+  }
+
   private static int work(ExecutorService pool, Callable<Integer> round, int workers, int messages)
       throws Exception {
     var done = new AtomicInteger();
@@ -116,6 +139,7 @@ public final class Peer {
     var target = System.getenv("FETCH_PROXY_ADDR");
     var channel = Grpc.newChannelBuilder(target, InsecureChannelCredentials.create()).build();
     stub = FetchServiceGrpc.newBlockingStub(channel);
+    client = Client.builder(target).build();
     var pool = Executors.newCachedThreadPool();
     var lines = new Scanner(System.in);
     System.out.println("ready");
@@ -123,6 +147,11 @@ public final class Peer {
       var mode = lines.next().split("-");
       var consumer = lines.next();
       int n = Integer.parseInt(mode[1]);
+      if (mode[0].equals("package")) {
+        lines.nextInt(); // One worker with many handlers.
+        System.out.println("done " + packaged(consumer, n, lines.nextInt()));
+        continue;
+      }
       var round =
           mode[0].equals("native")
               ? nativeRound(nats.getStreamContext(STREAM).getConsumerContext(consumer), n)
@@ -130,6 +159,7 @@ public final class Peer {
       System.out.println("done " + work(pool, round, lines.nextInt(), lines.nextInt()));
     }
     channel.shutdownNow();
+    client.close();
     nats.close();
     System.exit(0);
   }
