@@ -105,7 +105,8 @@ func TestSecondStopCancelsTheHandlersAndGivesTheirMessagesBack(t *testing.T) {
 				first, last := proxy.Publish(task{N: 1}), proxy.Publish(task{N: 2})
 				begun := make(chan struct{}, 2)
 				worker, events := newWorker(t, proxy,
-					fetchproxy.WorkerOptions{Mode: mode, StopTimeout: 50 * time.Millisecond},
+					// No Fetch waits meanwhile, which could take a message again.
+					fetchproxy.WorkerOptions{Mode: mode, Concurrency: 2, StopTimeout: 50 * time.Millisecond},
 					func(ctx context.Context, data task, message *fetchproxy.Message) error {
 						if data.N == 2 && !message.LastAttempt() {
 							return fetchproxy.Nak(0)
@@ -154,7 +155,7 @@ func TestHandlerThatIgnoresItsContextDoesNotHoldUpASecondStop(t *testing.T) {
 		record := proxy.Publish(task{})
 		begun, hang := make(chan struct{}), make(chan struct{})
 		defer close(hang)
-		worker, _ := newWorker(t, proxy, fetchproxy.WorkerOptions{Mode: mode},
+		worker, _ := newWorker(t, proxy, fetchproxy.WorkerOptions{Mode: mode, Concurrency: 1},
 			func(context.Context, task, *fetchproxy.Message) error { close(begun); <-hang; return nil })
 		wait := begin(t, worker)
 		<-begun

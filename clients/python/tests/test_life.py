@@ -214,7 +214,8 @@ async def test_second_stop_gives_the_messages_back(mode: str) -> None:
     handle, events = Crowd(), Events()
     async with FakeProxy() as fake:
         record = fake.publish({})
-        one = worker(fake.client, handle, mode=mode, on_event=events)
+        # With one handler, no Fetch waits that could take the message again.
+        one = worker(fake.client, handle, mode=mode, concurrency=1, on_event=events)
         running = asyncio.ensure_future(one.run())
         await handle.begun.wait()
         one.stop()
@@ -231,7 +232,8 @@ async def test_end_of_the_stop_timeout_gives_the_messages_back(mode: str) -> Non
     handle, events = Crowd(), Events()
     async with FakeProxy() as fake:
         record = fake.publish({})
-        one = worker(fake.client, handle, mode=mode, stop_timeout=0.1, on_event=events)
+        options = {"concurrency": 1, "stop_timeout": 0.1}
+        one = worker(fake.client, handle, mode=mode, on_event=events, **options)
         running = asyncio.ensure_future(one.run())
         await handle.begun.wait()
         one.stop()

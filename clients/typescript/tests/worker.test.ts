@@ -134,7 +134,8 @@ for (const mode of MODES) {
           begun.open();
           await sleep(3_600_000, undefined, { signal });
         },
-        { mode },
+        // With one handler, no Fetch waits that could take the message again.
+        { mode, concurrency: 1 },
       );
       const running = worker.run();
       await begun.opened;

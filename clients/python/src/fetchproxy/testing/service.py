@@ -189,11 +189,16 @@ class Service:
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[pb.ConsumeResponse]:
         """One stream."""
+        frames = aiter(requests)
+        # A client whose first write fails would not see the reason: grpcio then reports INTERNAL.
+        first = await anext(frames, None)
         await self._fail("Consume", context)
         with self.listening() as event:
             stream = _Stream(self, event)
             self._streams.add(stream)
-            reader = asyncio.ensure_future(stream.read(requests))
+            if first is not None:
+                stream.take(first)
+            reader = asyncio.ensure_future(stream.read(frames))
             reader.add_done_callback(lambda _: event.set())
             try:
                 while not reader.done() or event.is_set():
@@ -229,22 +234,23 @@ class _Stream:
         self.beat = _BEAT
         self.cut = False
 
-    async def read(self, requests: AsyncIterator[pb.ConsumeRequest]) -> None:
-        async for frame in requests:
-            self._service.requests.append(frame)
-            if frame.HasField("start"):
-                self._start = frame.start
-                self._credit = frame.start.credit.max_leases
-                self.beat = seconds(frame.start.heartbeat) or _BEAT
-            if frame.HasField("credit"):
-                self._credit, self._credit_id = frame.credit.max_leases, frame.credit.id
-            if frame.HasField("settle"):
-                parts = frame.settle.settlements
-                results = [
-                    self._service.settle(part, self._held.get(part.number)) for part in parts
-                ]
-                self._results.append(pb.ConsumeResult(id=frame.settle.id, results=results))
-            self._event.set()
+    async def read(self, frames: AsyncIterator[pb.ConsumeRequest]) -> None:
+        async for frame in frames:
+            self.take(frame)
+
+    def take(self, frame: pb.ConsumeRequest) -> None:
+        self._service.requests.append(frame)
+        if frame.HasField("start"):
+            self._start = frame.start
+            self._credit = frame.start.credit.max_leases
+            self.beat = seconds(frame.start.heartbeat) or _BEAT
+        if frame.HasField("credit"):
+            self._credit, self._credit_id = frame.credit.max_leases, frame.credit.id
+        if frame.HasField("settle"):
+            parts = frame.settle.settlements
+            results = [self._service.settle(part, self._held.get(part.number)) for part in parts]
+            self._results.append(pb.ConsumeResult(id=frame.settle.id, results=results))
+        self._event.set()
 
     def frame(self, now: float) -> pb.ConsumeResponse:
         frame = pb.ConsumeResponse(credit_id=self._credit_id, results=self._results)

@@ -112,7 +112,8 @@ final class StopTest {
   @EnumSource(Mode.class)
   void secondStopInterruptsHandlersAndGivesTheirMessagesBack(Mode mode) throws Exception {
     var message = fake.publish("{}");
-    var worker = worker(mode).build(this::hold);
+    // With one handler, no Fetch waits that could take the message again.
+    var worker = worker(mode).concurrency(1).build(this::hold);
     var running = start(worker);
     worker.stop();
     worker.stop();
@@ -126,7 +127,7 @@ final class StopTest {
   @EnumSource(Mode.class)
   void endOfTheStopTimeoutInterruptsHandlers(Mode mode) throws Exception {
     var message = fake.publish("{}");
-    var worker = worker(mode).stopTimeout(Duration.ofMillis(50)).build(this::hold);
+    var worker = worker(mode).concurrency(1).stopTimeout(Duration.ofMillis(50)).build(this::hold);
     var running = start(worker);
     worker.stop();
     running.get();
