@@ -1,5 +1,6 @@
 //! The subcommands: what each one does, and the exit code that it ends with.
 
+mod develop;
 mod operators;
 mod papers;
 mod policy;
@@ -13,7 +14,7 @@ use crate::{
     access::NewApiKey,
     app, client,
     config::{
-        AckArgs, BY_HAND, CallArgs, ClientTlsArgs, CodecArg, Command, ConsumerArgs, DevArgs,
+        AckArgs, BY_HAND, CallArgs, ClientTlsArgs, CodecArg, Command, ConsumerArgs, DevCommand,
         FetchArgs, GiveBackArgs, KeygenArgs, LogArgs, OperatorArgs, Serve, ServerArgs,
     },
     dev,
@@ -74,8 +75,9 @@ pub fn run(command: Command) -> ExitCode {
             let threads = serve.threads;
             block_on_threads(threads, app::run(serve, &meter, |_| ())).map(|()| 0)
         }),
-        Command::Dev { dev, log: args } => {
-            log_to(&mut log, &args).and_then(|meter| block_on(develop(dev, &meter)).map(|()| 0))
+        Command::Dev { command: Some(DevCommand::Publish(args)), .. } => develop::publish(&args),
+        Command::Dev { command: None, dev, log: args } => {
+            log_to(&mut log, &args).and_then(|meter| develop::run(dev, &meter))
         }
     };
     match outcome {
@@ -213,25 +215,4 @@ fn client_tls(ClientTlsArgs { ca, cert, key, server_name }: ClientTlsArgs) -> cl
 
 fn print_answer((text, well): (String, bool)) -> Outcome<u8> {
     say(&text).map(|()| u8::from(!well))
-}
-
-/// Serves in front of a private server with samples.
-async fn develop(
-    args: DevArgs,
-    meter: &LogMeter,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let server =
-        dev::PrivateServer::start(args.nats_server.as_deref(), args.store_dir.as_deref()).await?;
-    dev::fill(&server, args.samples as usize).await?;
-    let serve = Serve::load(args.serve(server.url())?)?;
-    let (nats, tls) = (server.url().to_owned(), serve.tls.is_some());
-    let hints = |bound: app::BoundAddresses| {
-        let at = dev::ServedAt { grpc: bound.grpc, tls, ops: bound.ops, nats: &nats };
-        let hints = dev::hints(at, args.grpcurl.as_deref());
-        // The service must neither stop at a closed terminal nor wait for a blocked terminal.
-        let print = move || std::io::stdout().write_all(hints.as_bytes());
-        let _ = std::thread::Builder::new().spawn(print);
-    };
-    app::run(serve, meter, hints).await?;
-    Ok(())
 }

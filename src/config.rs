@@ -7,6 +7,7 @@ mod admin_socket;
 mod admission;
 mod args;
 mod client_args;
+mod dev_args;
 mod limit_args;
 mod listen;
 mod operator_args;
@@ -22,11 +23,12 @@ use std::{env, io, path::PathBuf, time::Duration};
 pub use self::{
     admin_socket::AdminSocket,
     admission::Admission,
-    args::{Cli, Command, DevArgs, GuardArgs, LogArgs, LogFormat},
+    args::{Cli, Command, LogArgs, LogFormat, ServeArgs},
     client_args::{
         AckArgs, BY_HAND, CallArgs, ClientTlsArgs, CodecArg, ConsumerArgs, ExtendArgs, FetchArgs,
         GiveBackArgs, NakArgs, ProbeArgs, ServerArgs, TermArgs,
     },
+    dev_args::{DevArgs, DevCommand, GuardArgs, PublishArgs},
     listen::Listen,
     operator_args::{
         ConnectionsArgs, ConsumersArgs, LeasesArgs, OperatorArgs, ReleaseArgs, ReplicasArgs,
@@ -38,7 +40,7 @@ pub use self::{
 };
 use self::{
     admission::Exposure,
-    args::{DrainArgs, ListenArgs, MetricsArgs, NatsArgs, ServeArgs},
+    args::{DrainArgs, ListenArgs, MetricsArgs, NatsArgs},
     limit_args::LimitArgs,
     security_args::{SecurityArgs, SwitchArg},
     tls_args::{ClientAuthArg, TlsArgs, TlsMinArg},

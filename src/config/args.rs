@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::{
     client_args as by_hand,
+    dev_args::{DevArgs, DevCommand, GuardArgs},
     limit_args::LimitArgs,
     listen::Listen,
     operator_args as operators, paper_args as papers,
@@ -27,7 +28,7 @@ const EXAMPLES: &str = "\
 Examples:
   fetch-proxy dev
       For a first look. Starts a private nats-server with a stream, a consumer and sample
-      messages, serves in front of it, and prints grpcurl lines to paste.
+      messages, serves in front of it, and prints lines to paste.
 
   fetch-proxy serve --nats-url nats://nats:4222 --nats-creds /etc/nats/proxy.creds \\
                     --token-key-file /etc/fetch-proxy/token-keys --listen :50051
@@ -81,7 +82,11 @@ pub enum Command {
     /// Start a private nats-server with samples and serve in front of it, for a first look.
     ///
     /// Ctrl-C ends both. The settings of `serve` that have no flag here can be set by their variables.
+    #[command(args_conflicts_with_subcommands = true)]
     Dev {
+        /// A command for a `dev` that runs.
+        #[command(subcommand)]
+        command: Option<DevCommand>,
         /// The settings of the first look.
         #[command(flatten)]
         dev: DevArgs,
@@ -183,6 +188,34 @@ pub struct ServeArgs {
     pub(super) metrics: MetricsArgs,
     #[command(flatten)]
     pub(super) request_log: RequestLogArgs,
+}
+
+impl ServeArgs {
+    /// The settings of a `dev` with these addresses, in front of its private server.
+    ///
+    /// # Errors
+    /// A mistake in a variable of `serve`.
+    pub fn of_dev(
+        (listen, ops_listen): (&Listen, &Listen),
+        ports_file: Option<&Path>,
+        nats_url: &str,
+    ) -> Result<Self, clap::Error> {
+        let mut typed = vec!["fetch-proxy".to_owned(), "serve".to_owned()];
+        let (listen, ops_listen) = (listen.to_string(), ops_listen.to_string());
+        let flags =
+            [("--listen", &*listen), ("--ops-listen", &ops_listen), ("--nats-url", nats_url)];
+        // A person who presses Ctrl-C should not wait for a load balancer or for a lease.
+        let at_once = [("--drain-delay", "0s"), ("--drain-timeout", "1s")];
+        for (flag, value) in flags.into_iter().chain(at_once) {
+            typed.extend([flag.to_owned(), value.to_owned()]);
+        }
+        let ports_file = ports_file.and_then(Path::to_str);
+        typed.extend(ports_file.map(|file| format!("--ports-file={file}")));
+        let Command::Serve { serve, .. } = Cli::try_parse_from(typed)?.command else {
+            return Err(clap::Error::new(clap::error::ErrorKind::InvalidSubcommand));
+        };
+        Ok(*serve)
+    }
 }
 
 #[derive(Debug, Args)]
@@ -369,57 +402,4 @@ pub enum LogFormat {
     Text,
     /// For machines, one object per line.
     Json,
-}
-
-/// The settings of the first look.
-#[derive(Debug, Args)]
-pub struct DevArgs {
-    #[command(flatten)]
-    pub(super) listen: ListenArgs,
-    /// Path of the nats-server to start [default: nats-server on the PATH]
-    #[arg(long, env = "FETCH_PROXY_NATS_SERVER_BIN", value_name = "FILE")]
-    pub nats_server: Option<PathBuf>,
-    /// Folder for the data of the stream [default: a temporary folder, removed at the end]
-    #[arg(long, env = "FETCH_PROXY_STORE_DIR", value_name = "DIR")]
-    pub store_dir: Option<PathBuf>,
-    /// Number of sample messages to publish, at most 1000000.
-    #[arg(long, default_value_t = 10, value_name = "COUNT",
-          value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
-    pub samples: u32,
-    /// Path of grpcurl in the printed lines [default: grpcurl]
-    #[arg(long, env = "FETCH_PROXY_GRPCURL", value_name = "FILE")]
-    pub grpcurl: Option<PathBuf>,
-}
-
-impl DevArgs {
-    /// The `serve` of a `dev`, in front of its private server.
-    pub fn serve(&self, nats_url: &str) -> Result<ServeArgs, clap::Error> {
-        let mut typed = vec!["fetch-proxy".to_owned(), "serve".to_owned()];
-        let ListenArgs { listen, ops_listen, ports_file } = &self.listen;
-        let (listen, ops_listen) = (listen.to_string(), ops_listen.to_string());
-        let flags =
-            [("--listen", &*listen), ("--ops-listen", &ops_listen), ("--nats-url", nats_url)];
-        // A person who presses Ctrl-C should not wait for a load balancer or for a lease.
-        let at_once = [("--drain-delay", "0s"), ("--drain-timeout", "1s")];
-        for (flag, value) in flags.into_iter().chain(at_once) {
-            typed.extend([flag.to_owned(), value.to_owned()]);
-        }
-        let ports_file = ports_file.as_deref().and_then(Path::to_str);
-        typed.extend(ports_file.map(|file| format!("--ports-file={file}")));
-        let Command::Serve { serve, .. } = Cli::try_parse_from(typed)?.command else {
-            return Err(clap::Error::new(clap::error::ErrorKind::InvalidSubcommand));
-        };
-        Ok(*serve)
-    }
-}
-
-/// The command of a guard.
-#[derive(Debug, Args)]
-pub struct GuardArgs {
-    /// Folder to remove afterwards.
-    #[arg(long)]
-    pub remove: Option<PathBuf>,
-    /// The server and its arguments.
-    #[arg(last = true, required = true)]
-    pub command: Vec<String>,
 }

@@ -1,7 +1,8 @@
 //! A private nats-server. A guard runs it, and ends it when this process ends.
 
 use std::{
-    env, fs, io,
+    env, fs,
+    io::{self, Read as _},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
@@ -16,6 +17,8 @@ use crate::clock;
 const START_TIMEOUT: Duration = Duration::from_secs(15);
 const START_POLL: Duration = Duration::from_millis(20);
 const LOG: &str = "nats-server.log";
+/// The name of the server, by which it is known as private.
+pub(super) const SERVER_NAME: &str = "fetch-proxy-dev";
 
 /// A running server. It ends when this value is dropped, and also when this process dies.
 #[derive(Debug)]
@@ -53,22 +56,14 @@ struct Ports {
 }
 
 impl PrivateServer {
-    /// Starts the server on a free port of the loopback interface, with JetStream in `folder`. Without
-    /// a folder, uses a temporary folder and removes it afterwards.
+    /// Starts the server on a port of 127.0.0.1, with JetStream in `folder`. Port 0 is any free port. Without a
+    /// folder, uses a temporary folder and removes it afterwards.
     ///
     /// # Errors
     /// See [`StartError`].
-    pub async fn start(named: Option<&Path>, folder: Option<&Path>) -> Result<Self, StartError> {
-        Self::start_with(&env::current_exe()?, named, folder).await
-    }
-
-    /// The same, with the `fetch-proxy` at `guard` as the guard, for tests and other programs.
-    ///
-    /// # Errors
-    /// See [`StartError`].
-    pub async fn start_with(
-        guard: &Path,
+    pub async fn start(
         named: Option<&Path>,
+        port: u16,
         folder: Option<&Path>,
     ) -> Result<Self, StartError> {
         let binary = find(named).ok_or(StartError::NotFound)?;
@@ -78,10 +73,13 @@ impl PrivateServer {
         };
         fs::create_dir_all(&folder)?;
         forget_ports(&folder)?;
-        let mut guard = guarded(guard, &binary, &folder, temporary)?;
+        // An open file can be read after its folder is gone.
+        let log =
+            fs::OpenOptions::new().read(true).append(true).create(true).open(folder.join(LOG))?;
+        let mut guard = guarded(&binary, port, &folder, temporary)?;
         let stdin = guard.stdin.take();
         let mut server = Self { url: String::new(), pid: 0, guard, stdin };
-        (server.pid, server.url) = server.wait_until_up(&folder).await?;
+        (server.pid, server.url) = server.wait_until_up(&folder, log).await?;
         Ok(server)
     }
 
@@ -95,14 +93,21 @@ impl PrivateServer {
         self.pid
     }
 
-    async fn wait_until_up(&mut self, folder: &Path) -> Result<(u32, String), StartError> {
+    async fn wait_until_up(
+        &mut self,
+        folder: &Path,
+        mut log: fs::File,
+    ) -> Result<(u32, String), StartError> {
         let give_up: Instant = clock::now() + START_TIMEOUT;
         loop {
             if let Some(found) = listening(folder) {
                 return Ok(found);
             }
             if clock::now() > give_up || self.guard.try_wait()?.is_some() {
-                let said = fs::read_to_string(folder.join(LOG)).unwrap_or_default();
+                let mut said = String::new();
+                log.read_to_string(&mut said)?;
+                let wrong = said.split_inclusive('\n').filter(|line| !line.contains(" [INF] "));
+                let said = wrong.collect();
                 return Err(StartError::NotUp(said));
             }
             tokio::time::sleep(START_POLL).await;
@@ -127,16 +132,19 @@ fn find(named: Option<&Path>) -> Option<PathBuf> {
     env::split_paths(&folders).map(|folder| folder.join("nats-server")).find(|file| file.is_file())
 }
 
-fn guarded(guard: &Path, binary: &Path, folder: &Path, temporary: bool) -> io::Result<Child> {
-    let mut guard = Command::new(guard);
+fn guarded(binary: &Path, port: u16, folder: &Path, temporary: bool) -> io::Result<Child> {
+    let mut guard = Command::new(env::current_exe()?);
     guard.arg("guard");
+    // To the server, -1 is any free port.
+    let port = if port == 0 { "-1".to_owned() } else { port.to_string() };
     if temporary {
         guard.arg("--remove").arg(folder);
     }
     guard
         .arg("--")
         .arg(binary)
-        .args(["--addr", "127.0.0.1", "--port", "-1", "--jetstream", "--store_dir"])
+        .args(["--name", SERVER_NAME, "--addr", "127.0.0.1", "--port", &port])
+        .args(["--jetstream", "--store_dir"])
         .arg(folder)
         .arg("--ports_file_dir")
         .arg(folder)

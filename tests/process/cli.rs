@@ -65,6 +65,7 @@ fn bash_completes_commands_and_flags() {
     };
     assert_eq!(complete(&["fetch-proxy", "wor"]), "work");
     assert_eq!(complete(&["fetch-proxy", "work", "--until"]), "--until-empty");
+    assert_eq!(complete(&["fetch-proxy", "dev", "pub"]), "publish");
     assert_eq!(complete(&["fetch-proxy", "guar"]), "");
 }
 
@@ -89,6 +90,7 @@ fn man_writes_a_page_for_each_command() {
         ("fetch-proxy.1", "fetch\\-proxy"),
         ("fetch-proxy-work.1", "until\\-empty"),
         ("fetch-proxy-policy-check.1", "identity"),
+        ("fetch-proxy-dev-publish.1", "nats\\-url"),
     ] {
         let page = std::fs::read_to_string(place.join(page)).unwrap();
         assert!(page.contains(".TH ") && page.contains(word), "{word} is not in:\n{page}");
@@ -134,6 +136,9 @@ fn wrong_flag_ends_with_code_2_and_one_clear_line() {
         (&["serve", "--log-level", "=="], "--log-level"),
         (&["serve", "--log-level", "warning"], "error, warn, info, debug or trace"),
         (&["dev", "--log-level", "infoo"], "`infoo` is not a level"),
+        (&["dev", "--samples", "1000001"], "1000001 is not in 0..=1000000"),
+        (&["dev", "publish", "0"], "0 is not in 1..=1000000"),
+        (&["dev", "--samples", "4", "publish"], "cannot be used with '--samples"),
         (&["serve", "--max-leases", "18446744073709551615"], "at most 100000000"),
         (&["serve", "--drain-timeout", "100000000000y"], "--drain-timeout"),
         (&["probe", "--timeout", "100000000000y"], "--timeout"),

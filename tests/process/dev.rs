@@ -6,7 +6,18 @@ use std::{
     time::Duration,
 };
 
-use testkit::{eventually, millis, nats_server, proxy::Client};
+use testkit::{
+    eventually, millis,
+    nats_server::{self, NatsServer},
+    proxy::Client,
+};
+
+use super::page;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_fetch-proxy");
+/// So that two tests never want the same port.
+const ANY_PORTS: [&str; 6] =
+    ["--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0", "--nats-port", "0"];
 
 /// A `dev` that lives as long as this.
 pub struct Dev {
@@ -16,25 +27,29 @@ pub struct Dev {
 
 impl Dev {
     pub fn start(flags: &[&str]) -> Self {
-        Self::started(None, flags, &[])
+        Self::started(None, &[&ANY_PORTS, flags].concat(), &[])
+    }
+
+    /// On the ports that it chooses by itself.
+    fn start_on_usual_ports() -> Self {
+        Self::started(None, &[], &[])
     }
 
     /// With variables of `serve`.
     pub fn start_with(variables: &[(String, String)]) -> Self {
-        Self::started(None, &[], variables)
+        Self::started(None, &ANY_PORTS, variables)
     }
 
     /// Its standard output goes there.
     pub fn start_printing_to(stdout: Stdio, flags: &[&str]) -> Self {
-        Self::started(Some(stdout), flags, &[])
+        Self::started(Some(stdout), &[&ANY_PORTS, flags].concat(), &[])
     }
 
     fn started(stdout: Option<Stdio>, flags: &[&str], variables: &[(String, String)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let output = fs::File::create(folder.path().join("out")).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_fetch-proxy"))
-            .args(["dev", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"])
-            .args(["--grpcurl", "/opt/bin/grpcurl", "--ports-file"])
+        let child = Command::new(PROGRAM)
+            .args(["dev", "--ports-file"])
             .arg(folder.path().join("ports"))
             .arg("--nats-server")
             .arg(which(&nats_server::binary()))
@@ -50,6 +65,35 @@ impl Dev {
 
     fn said(&self) -> String {
         fs::read_to_string(self.folder.path().join("out")).unwrap()
+    }
+
+    /// What it prints for a person, once it serves.
+    async fn hints(&mut self) -> String {
+        eventually("the hints", || async {
+            let said = self.said();
+            said.contains("Ctrl-C ends everything").then_some(said)
+        })
+        .await
+    }
+
+    /// The numbers of so many messages that wait. Acks the messages.
+    async fn numbers(&mut self, count: u32) -> Vec<u64> {
+        let mut client = self.client().await;
+        let request = fetch_proxy::pb::FetchRequest {
+            stream: "TASKS".into(),
+            consumer: "batch-worker".into(),
+            n: count,
+            // Without a linger an answer may have fewer.
+            linger: millis(5000),
+            ..Default::default()
+        };
+        let mut numbers = Vec::new();
+        for message in client.fetch(request).await.unwrap().into_inner().messages {
+            client.ack(testkit::proxy::ack(&message.token)).await.unwrap();
+            let number = message.subject.strip_prefix("tasks.sample.").unwrap();
+            numbers.push(number.parse().unwrap());
+        }
+        numbers
     }
 
     /// Once it is ready.
@@ -115,27 +159,142 @@ fn which(binary: &std::path::Path) -> std::path::PathBuf {
     found.find(|file| file.is_file()).expect("nats-server")
 }
 
+/// The commands among the printed lines, without the indent.
+fn commands(hints: &str) -> Vec<&str> {
+    hints
+        .lines()
+        .filter_map(|line| line.strip_prefix("  "))
+        .filter(|line| is_command(line))
+        .collect()
+}
+
+fn is_command(line: &str) -> bool {
+    line.split(' ').next().is_some_and(|word| word == PROGRAM || word.ends_with("grpcurl"))
+}
+
+/// Publishes to the nats-server at this URL. The code is 0 if that went well.
+fn publish(count: &str, nats_url: &str) -> (Option<i32>, String) {
+    let arguments = ["dev", "publish", count, "--nats-url", nats_url];
+    let output = Command::new(PROGRAM).args(arguments).output().unwrap();
+    (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+}
+
 #[tokio::test]
-async fn dev_serves_its_samples_and_prints_what_to_type_next() {
-    let mut dev = Dev::start(&["--samples", "3"]);
-    let mut client = dev.client().await;
-    let request = fetch_proxy::pb::FetchRequest {
-        stream: "TASKS".into(),
-        consumer: "batch-worker".into(),
-        n: 3,
-        // Without a linger an answer may have fewer.
-        linger: millis(5000),
-        ..Default::default()
-    };
-    assert_eq!(client.fetch(request).await.unwrap().into_inner().messages.len(), 3);
-    let said = eventually("the hints", || async {
-        let said = dev.said();
-        said.contains("Ctrl-C ends everything").then_some(said)
-    })
-    .await;
-    for line in ["/opt/bin/grpcurl -plaintext -d", "fetchproxy.v1.FetchService/Fetch", "CODEC_AUTO"]
-    {
-        assert!(said.contains(line), "{line} is not in:\n{said}");
+async fn every_command_that_dev_prints_can_be_pasted() {
+    let mut dev = Dev::start(&["--samples", "4"]);
+    let hints = dev.hints().await;
+    let commands = commands(&hints);
+    assert_eq!(commands.len(), 8, "{hints}");
+    let (mut terminal, mut held, mut said) = (page::Terminal::open(), Vec::new(), String::new());
+    for command in commands {
+        let typed = page::paste(command, &held);
+        if typed != *command {
+            held.remove(0);
+        }
+        let answer = terminal.type_in(&typed);
+        held.extend(page::tokens(&answer));
+        said += &answer;
+    }
+    assert!(held.is_empty(), "each message was settled once:\n{said}");
+    for (answer, count) in [
+        ("CONFIRMED\n", 1),
+        ("published tasks.sample.5 to tasks.sample.14\n", 1),
+        ("OUTCOME_CONFIRMED", 3),
+        ("service FetchService {", 1),
+    ] {
+        assert_eq!(said.matches(answer).count(), count, "{answer} is in:\n{said}");
+    }
+}
+
+#[tokio::test]
+async fn samples_have_numbers_of_their_own_also_in_a_second_run() {
+    let store = tempfile::tempdir().unwrap();
+    let flags = ["--samples", "2", "--store-dir", store.path().to_str().unwrap()];
+    for round in 0..2 {
+        let mut dev = Dev::start(&flags);
+        let hints = dev.hints().await;
+        let url = hints.split_whitespace().find(|word| word.starts_with("nats://")).unwrap();
+        let first = 6 * round + 3;
+        let said = format!("published tasks.sample.{first} to tasks.sample.{}\n", first + 2);
+        assert_eq!(publish("3", url), (Some(0), said));
+        let said = format!("published tasks.sample.{}\n", first + 3);
+        assert_eq!(publish("1", url), (Some(0), said));
+        let expected: Vec<u64> = (6 * round + 1..=6 * round + 6).collect();
+        assert_eq!(dev.numbers(6).await, expected);
+        dev.signal("TERM");
+        assert!(dev.child.wait().unwrap().success(), "{}", dev.said());
+    }
+}
+
+#[tokio::test]
+async fn dev_starts_without_samples_if_told_so() {
+    let mut dev = Dev::start(&["--samples", "0"]);
+    let hints = dev.hints().await;
+    let url = hints.split_whitespace().find(|word| word.starts_with("nats://")).unwrap();
+    assert_eq!(publish("1", url), (Some(0), "published tasks.sample.1\n".to_owned()));
+    assert_eq!(dev.numbers(1).await, [1]);
+}
+
+#[tokio::test]
+async fn publish_leaves_every_other_nats_server_as_it_is() {
+    let other = NatsServer::start();
+    let (code, said) = publish("1", &other.url());
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("another server answers; nothing is published"), "{said}");
+    let nats = async_nats::connect(other.url()).await.unwrap();
+    assert!(async_nats::jetstream::new(nats).get_stream("TASKS").await.is_err());
+
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = nobody.local_addr().unwrap();
+    drop(nobody);
+    let (code, said) = publish("1", &format!("nats://{address}"));
+    assert_eq!(code, Some(1), "{said}");
+    for word in ["no NATS server of `fetch-proxy dev`", "Connection refused"] {
+        assert!(said.contains(word), "{word} is not in:\n{said}");
+    }
+}
+
+/// Other programs of this machine may have these ports too. So a port may be taken in any case, and `dev` must say so.
+#[tokio::test]
+async fn dev_has_the_usual_ports_if_they_are_free_and_says_which_are_not() {
+    let usual = [("gRPC", 50_051), ("ops", 50_052), ("NATS", 4222)];
+    let taken = usual.map(|(_, port)| std::net::TcpListener::bind(("127.0.0.1", port)));
+    for mut taken in [Some(taken), None] {
+        let mut dev = Dev::start_on_usual_ports();
+        let hints = dev.hints().await;
+        for (name, port) in usual {
+            let address = hints.lines().find(|line| line.trim_start().starts_with(name)).unwrap();
+            let is_usual = address.contains(&format!("127.0.0.1:{port}"));
+            let moved = format!("Another program has port {port}, so {name} has another port.\n");
+            assert_eq!(is_usual, !hints.contains(&moved), "{hints}");
+            assert!(!is_usual || taken.is_none(), "{hints}");
+        }
+        // The lines have the ports as they are.
+        let said = page::Terminal::open().type_in(commands(&hints)[0]);
+        assert_eq!(page::tokens(&said).len(), 2, "{said}");
+        drop(taken.take());
+    }
+}
+
+#[test]
+fn port_that_is_named_and_taken_is_an_error() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let nats_server = which(&nats_server::binary());
+    for (flag, value, said) in [
+        ("--nats-port", address.port().to_string(), "address already in use"),
+        ("--listen", address.to_string(), &*format!("cannot listen on {address}")),
+        ("--ops-listen", address.to_string(), &format!("cannot listen on {address}")),
+    ] {
+        let at = ANY_PORTS.iter().position(|known| *known == flag).unwrap();
+        let mut ports = ANY_PORTS.map(str::to_owned);
+        ports[at + 1] = value;
+        let mut dev = Command::new(PROGRAM);
+        let output = dev.arg("dev").args(&ports).arg("--nats-server").arg(&nats_server).output();
+        let output = output.unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{flag}: {stderr}");
+        assert!(stderr.contains(said), "{flag}: {stderr}");
     }
 }
 
@@ -180,7 +339,7 @@ async fn dev_keeps_a_named_store() {
 
 #[test]
 fn dev_without_a_nats_server_says_how_to_get_one() {
-    let output = Command::new(env!("CARGO_BIN_EXE_fetch-proxy"))
+    let output = Command::new(PROGRAM)
         .args(["dev", "--nats-server", "/nowhere/nats-server"])
         .output()
         .unwrap();

@@ -80,8 +80,8 @@ fn flags() -> BTreeMap<String, String> {
         ["serve", "dev", "probe", "consumer", "fetch", "ack", "nak", "term", "extend", "keygen"];
     let commands = commands.into_iter().chain(["work"]);
     let operators = ["replicas", "consumers", "leases", "connections", "release"];
-    let policy = ["policy check", "policy diff"];
-    for command in commands.chain(operators).chain(policy) {
+    let inner = ["policy check", "policy diff", "dev publish"];
+    for command in commands.chain(operators).chain(inner) {
         let words = command.split(' ').chain(["--help"]);
         let help = Command::new(PROGRAM).args(words).output().unwrap();
         let help = String::from_utf8(help.stdout).unwrap();

@@ -32,5 +32,6 @@ fn every_command_of_the_tutorial_does_what_the_page_says() {
     for (name, port) in ["FETCH_PROXY_LISTEN", "FETCH_PROXY_OPS_LISTEN"].iter().zip(&ports) {
         terminal.type_in(&format!("export {name}={own}{port}"));
     }
+    terminal.type_in("export FETCH_PROXY_DEV_NATS_PORT=0");
     walk("docs/tutorial.md", &mut terminal, &names);
 }
