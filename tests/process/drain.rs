@@ -182,18 +182,30 @@ async fn next_frame(socket: &mut TcpStream) -> Option<(u8, u8, Vec<u8>)> {
     Some((head[3], head[4], payload))
 }
 
-/// More than fits into the wire, which stands still until nothing is left to do but to flush: what
-/// the kernel has not taken by then goes nowhere without it.
 #[tokio::test]
 async fn step_5_settlements_that_were_only_sent_are_flushed() {
+    // A wire that stands still for 9 s is given up, with all that is on it. A busy machine can need longer than that to
+    // fill the wire, and such an attempt shows nothing.
+    for _ in 0..5 {
+        if sent_settlements_are_flushed().await {
+            return;
+        }
+    }
+    panic!("this machine was too slow five times");
+}
+
+/// Sends more than fits into the wire, which stands still until nothing is left to do but to flush: what the kernel has
+/// not taken by then goes nowhere without it. `false`: the proxy has given the wire up before.
+async fn sent_settlements_are_flushed() -> bool {
+    const MESSAGES: usize = 10_000;
     let many = pull::Config { max_ack_pending: -1, ..config() };
     let fixture = Fixture::new(many).await;
     let wire = Relay::narrow_to(&NatsServer::shared().url());
     let mut proxy = Proxy::start_at(&wire.nats_url(), &["--drain-timeout", "1s"]);
     let mut client = proxy.client().await;
-    fixture.publish_many(10_000).await;
+    fixture.publish_many(MESSAGES).await;
     let mut held = Vec::new();
-    while held.len() < 10_000 {
+    while held.len() < MESSAGES {
         let answer = client.fetch(fetch(&fixture, 1000, 5000)).await.unwrap();
         held.extend(answer.into_inner().messages);
     }
@@ -220,7 +232,7 @@ async fn step_5_settlements_that_were_only_sent_are_flushed() {
             break;
         }
     }
-    assert!(sent < 10_000, "the wire takes everything");
+    assert!(sent < MESSAGES, "the wire takes everything");
     drop(client);
     draining(&proxy).await;
     // After the leases come the farewell to other replicas and the flush, which waits for two seconds.
@@ -230,11 +242,15 @@ async fn step_5_settlements_that_were_only_sent_are_flushed() {
     .await;
     wire.flow(Flow::Pass, Flow::Pass);
     assert!(proxy.wait().await.success(), "{}", proxy.log());
+    if proxy.log().contains("settlements do not arrive at NATS") {
+        return false;
+    }
     eventually("all that was sent", || async {
-        let left = 10_000 - sent;
+        let left = MESSAGES - sent;
         (left - unknown..=left).contains(&fixture.info().await.num_ack_pending).then_some(())
     })
     .await;
+    true
 }
 
 #[tokio::test]
