@@ -6,11 +6,17 @@ use std::{
 };
 
 use async_nats::HeaderMap;
-use testkit::{eventually, jetstream::Fixture, proxy::Proxy};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+use rustls::{
+    ServerConfig,
+    crypto::ring::default_provider,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
 };
+use testkit::{authority::Authority, eventually, jetstream::Fixture, proxy::Proxy};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::TcpListener,
+};
+use tokio_rustls::TlsAcceptor;
 
 use super::{Worker, outcomes, stage};
 
@@ -42,12 +48,40 @@ impl Server {
         Self { url: format!("http://{address}/tasks?from=test"), address, requests }
     }
 
+    /// A server whose certificate this authority has signed.
+    async fn start_with_tls(authority: &Authority) -> Self {
+        let signed = authority.server();
+        let cert = CertificateDer::from_pem_slice(signed.cert.as_bytes()).unwrap();
+        let key = PrivateKeyDer::from_pem_slice(signed.key.as_bytes()).unwrap();
+        let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![cert], key);
+        let acceptor = TlsAcceptor::from(Arc::new(config.unwrap()));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let requests: Requests = Arc::default();
+        let seen = requests.clone();
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let (acceptor, seen) = (acceptor.clone(), seen.clone());
+                tokio::spawn(async move {
+                    // A client that does not trust the certificate ends the handshake.
+                    let Ok(socket) = acceptor.accept(socket).await else { return };
+                    answer(socket, seen).await;
+                });
+            }
+        });
+        Self { url: format!("https://{address}/tasks"), address, requests }
+    }
+
     fn requests(&self) -> Vec<(String, Vec<u8>)> {
         self.requests.lock().unwrap().clone()
     }
 }
 
-async fn answer(mut socket: TcpStream, seen: Requests) {
+async fn answer(mut socket: impl AsyncRead + AsyncWrite + Unpin, seen: Requests) {
     let mut bytes = Vec::new();
     let (head, length, begin) = loop {
         if socket.read_buf(&mut bytes).await.unwrap_or(0) == 0 {
@@ -73,6 +107,8 @@ async fn answer(mut socket: TcpStream, seen: Requests) {
             let answer =
                 format!("HTTP/1.1 {status} x\r\n{header}\r\nconnection: close\r\n\r\n{body}");
             socket.write_all(answer.as_bytes()).await.unwrap();
+            // With TLS, this tells the end of the answer. The client may have left.
+            drop(socket.shutdown().await);
         }
         _ => {}
     }
@@ -162,6 +198,33 @@ async fn server_has_the_message_in_the_request() {
     worker.ended().await;
     let (head, _) = server.requests().remove(1);
     assert!(head.lines().any(|line| line == "authorization: bearer secret"), "{head}");
+}
+
+#[tokio::test]
+async fn message_goes_only_to_a_server_whose_certificate_is_trusted() {
+    let (fixture, proxy) = stage().await;
+    let (ours, other) = (Authority::new("ours"), Authority::new("other"));
+    let server = Server::start_with_tls(&ours).await;
+    fixture.publish("task", "200|x: y|fine").await;
+    let folder = tempfile::tempdir().unwrap();
+    for (authority, outcome, why) in [
+        (Some(&other), "nacked", "TLS: invalid peer certificate: "),
+        // The system's authorities are trusted then.
+        (None, "nacked", "TLS: invalid peer certificate: "),
+        (Some(&ours), "acked", ""),
+    ] {
+        let file = folder.path().join("ca.pem");
+        let mut flags = vec!["--max", "1", "--retry-delay", "0s", "--max-retry-delay", "0s"];
+        if let Some(authority) = authority {
+            std::fs::write(&file, authority.pem()).unwrap();
+            flags.extend(["--http-ca", file.to_str().unwrap()]);
+        }
+        let said = start(&proxy, &fixture, &server.url, &flags).ended().await;
+        assert_eq!(outcomes(&said), [(1, outcome)], "{said:?}");
+        let told = said[0]["why"].as_str().unwrap_or_default();
+        assert!(told.starts_with(why) && told.is_empty() == why.is_empty(), "{told}");
+        assert_eq!(server.requests().len(), usize::from(outcome == "acked"));
+    }
 }
 
 #[tokio::test]
