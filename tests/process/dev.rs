@@ -206,6 +206,44 @@ async fn every_command_that_dev_prints_can_be_pasted() {
     }
 }
 
+/// The ports and the places of the programs are the only differences.
+#[tokio::test]
+async fn commands_of_the_first_page_do_what_it_says() {
+    let readme = page::load("README.md");
+    let after = |mark: &str, end: char| {
+        let (_, rest) = readme.split_once(mark).expect(mark);
+        rest.split(end).next().unwrap().to_owned()
+    };
+    let work =
+        "target/debug/fetch-proxy work".to_owned() + &after("`target/debug/fetch-proxy work", '`');
+    let commands = after("By hand, in this folder:\n\n```sh\n", '`') + &work;
+    let mut dev = Dev::start(&[]);
+    let hints = dev.hints().await;
+    let nats = hints.split_whitespace().find(|word| word.starts_with("nats://")).unwrap();
+    let address = dev.address().unwrap();
+    let mut terminal = page::Terminal::open();
+    terminal.type_in(&format!("export FETCH_PROXY_ADDR={address}"));
+    let mut held = Vec::new();
+    for (command, answer) in commands.lines().zip([
+        "7 more messages are waiting\n",
+        "CONFIRMED\n",
+        "published tasks.sample.11 to tasks.sample.20\n",
+        "service FetchService {",
+        // Two are still leased by hand.
+        "ended: 17 acked, 0 nacked, 0 terminated, 0 given back, 0 lost\n",
+    ]) {
+        let here = page::paste(command, &held)
+            .replace("target/debug/fetch-proxy", PROGRAM)
+            .replace("$(scripts/tools grpcurl)", "grpcurl")
+            .replace("127.0.0.1:50051", &address)
+            .replace("dev publish", &format!("dev publish --nats-url {nats}"));
+        let said = terminal.type_in(&here);
+        assert!(said.contains(answer), "{command}: {said}");
+        held.extend(page::tokens(&said));
+    }
+    assert_eq!((held.len(), commands.lines().count()), (3, 5), "{commands}");
+}
+
 #[tokio::test]
 async fn samples_have_numbers_of_their_own_also_in_a_second_run() {
     let store = tempfile::tempdir().unwrap();
