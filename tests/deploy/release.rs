@@ -111,6 +111,7 @@ fn expected() -> BTreeSet<String> {
     ];
     for (program, artifacts) in [
         ("python3", &["fetch_proxy-V-py3-none-any.whl", "fetch_proxy-V.tar.gz"][..]),
+        ("cargo", &["fetchproxy-V.crate"]),
         ("npm", &["fetchproxy-typescript-V.tgz"]),
         (
             "mvn",

@@ -354,11 +354,9 @@ impl ConsumeLoop {
         }
         let now = Instant::now();
         let orphans = self.hand.iter().filter_map(|(key, held)| Some((key, held.link.ends?, held)));
-        let orphans: Vec<_> = orphans
-            .map(|(key, ends, held)| {
-                (key, ends <= now, held.outcome.is_none() && self.has_something_to_say(held))
-            })
-            .collect();
+        let is_due = |held: &Held<_>| held.outcome.is_none() && self.has_something_to_say(held);
+        let orphans = orphans.map(|(key, ends, held)| (key, ends <= now, is_due(held)));
+        let orphans: Vec<_> = orphans.collect();
         for (key, is_over, is_due) in orphans {
             if is_over {
                 self.lose(key, Error::lease_expired("no proxy has extended or settled it in time"));
