@@ -226,6 +226,16 @@ mod tests {
     }
 
     #[test]
+    fn part_with_an_unknown_reason_is_repeated_if_the_proxy_says_when() {
+        let part = |retry_delay| {
+            let reason = "A_NEW_REASON".to_owned();
+            Error::of_part(&pb::SettleError { reason, retry_delay, ..Default::default() })
+        };
+        assert!(!part(None).can_repeat());
+        assert!(part(Some(to_duration(Duration::from_secs(1)))).can_repeat());
+    }
+
+    #[test]
     fn refusal_that_a_person_must_look_at_is_not_repeated() {
         let can_repeat = |reason: &str| {
             Error::new(reason, code_of(reason).unwrap_or(Code::Unknown), "").can_repeat()

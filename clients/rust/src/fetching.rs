@@ -156,7 +156,7 @@ impl FetchLoop {
         !wants_more && !has_call && self.hand.is_empty()
     }
 
-    /// A lease that is over by our clock counts as lost.
+    /// A lease that is over by our clock counts as lost, also if an outcome was decided meanwhile.
     fn lose_what_is_over(&mut self, now: Instant) {
         let over = self.hand.iter().filter(|(_, held)| held.link.ends <= now);
         let over: Vec<_> = over.map(|(key, held)| (key, held.latest <= now)).collect();
@@ -249,9 +249,7 @@ impl FetchLoop {
         }
     }
 
-    /// An outcome decided too late is not sent.
     fn finished(&mut self, done: Done) {
-        self.lose_what_is_over(Instant::now());
         if let Some(key) = self.hand.finished(done) {
             self.send(key);
         }

@@ -33,7 +33,7 @@ async fn as_many_handlers_run_at_once_as_wanted() {
 #[tokio::test]
 async fn handler_is_dropped_when_its_lease_is_lost_and_its_message_comes_back() {
     for mode in MODES {
-        let (fake, crowd, events) = (fake_with(0, 2 * SECOND), Crowd::new(), Events::new());
+        let (fake, crowd, events) = (fake_with(0, 6 * SECOND), Crowd::new(), Events::new());
         let record = fake.publish(json!({}));
         let running = fake.run(worker(fake.client(), mode, &events, crowd.handler()));
         let word = async {
@@ -63,17 +63,17 @@ async fn handler_that_hangs_loses_its_message_after_the_longest_time() {
         });
         fake.run(one.at_most(SECOND)).await.unwrap();
         assert_eq!(record.settlements(), [Settled::Ack]);
-        assert_eq!(events.attempts(), [("lost", 1), ("acked", 2)]);
+        assert_eq!(events.attempts()[0], ("lost", 1));
     }
 }
 
 #[tokio::test]
 async fn lease_is_kept_while_the_handler_runs() {
     for mode in MODES {
-        let (fake, events) = (fake_with(0, SECOND), Events::new());
+        let (fake, events) = (fake_with(0, 3 * SECOND), Events::new());
         let record = fake.publish(json!({}));
         let one = worker(fake.client(), mode, &events, |_| async {
-            time::sleep(SECOND * 5 / 2).await;
+            time::sleep(SECOND * 7 / 2).await;
             Ok(())
         });
         fake.run(one).await.unwrap();
@@ -162,6 +162,7 @@ async fn handler_continues_when_its_stream_breaks() {
     result.unwrap();
     assert!(records.iter().all(|record| record.settlements() == [Settled::Ack]), "{records:?}");
     assert_eq!((crowd.counts().most, crowd.dropped().await), (1, vec![]));
+    assert_eq!(events.attempts(), [("acked", 1), ("acked", 1)]);
 }
 
 #[tokio::test]

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// How long a run may take.
-const LONGEST_RUN: Duration = Duration::from_secs(10);
+const LONGEST_RUN: Duration = Duration::from_secs(30);
 
 /// The settings of the consumer.
 #[derive(Clone, Debug)]
@@ -149,7 +149,7 @@ impl FakeProxy {
     /// Runs the worker until every message has ended, then stops it.
     ///
     /// # Errors
-    /// The error of the worker. `DEADLINE_EXCEEDED`: messages have not ended after 10 s.
+    /// The error of the worker. `DEADLINE_EXCEEDED`: messages have not ended after 30 s.
     pub async fn run(&self, worker: Worker) -> Result<(), Error> {
         let stop = worker.stop_handle();
         let mut running = pin!(worker.run());
