@@ -180,8 +180,10 @@ impl Supervisor {
 
     pub(super) async fn close(&self, until: Instant) {
         // The flush of a dying connection may fail. Nobody waits for it any more.
-        if let Ok(requests) = self.settling() {
-            let _ = timeout_at(until.into(), requests.connection.written()).await;
+        if let Ok(requests) = self.settling()
+            && timeout_at(until.into(), requests.connection.written()).await.is_err()
+        {
+            tracing::warn!("drain timeout: settlements were not written to NATS");
         }
         if let Ok(connection) = self.deliveries() {
             let _ = timeout_at(until.into(), connection.client.flush()).await;
