@@ -61,7 +61,8 @@ async fn handler_that_hangs_loses_its_message_after_the_longest_time() {
             }
             Ok(())
         });
-        fake.run(one.at_most(SECOND)).await.unwrap();
+        // Longer than the first lease, so that an extension must not pass it.
+        fake.run(one.at_most(2 * SECOND)).await.unwrap();
         assert_eq!(record.settlements(), [Settled::Ack]);
         assert_eq!(events.attempts()[0], ("lost", 1));
     }
