@@ -18,6 +18,7 @@ mod darkness;
 mod delivery;
 mod exercised;
 mod expired;
+mod give_backs;
 mod holders;
 #[cfg(test)]
 mod lab;
@@ -27,6 +28,7 @@ mod looks;
 mod one_call;
 mod places;
 mod promises;
+mod repeats;
 mod report;
 mod rights;
 mod streams;
@@ -47,11 +49,11 @@ use fetch_proxy::{
 
 pub use self::{
     answers::Reading,
-    attempts::BackEnd,
     calls::{FetchEnd, FetchId, Served},
     coverage::Coverage,
     darkness::{Look, Place},
     exercised::{DEMANDED, DEMANDED_OF_ATTEMPTS, DEMANDED_OF_STREAMS},
+    give_backs::BackEnd,
     ledger::{CallId, Fate, Kind, Told},
     places::Room,
     report::Finding,
@@ -342,17 +344,17 @@ impl Watch {
 
     /// An attempt is about to be given back at a process. Returns the number of the call.
     pub fn give_back_called(&mut self, attempt: &str, side: usize, now: Time) -> usize {
-        attempts::give_back_called(&mut self.ledger, attempt, side, now)
+        give_backs::called(&mut self.ledger, attempt, side, now)
     }
 
     /// A give-back has ended for its client.
     pub fn give_back_ended(&mut self, back: (&str, usize), end: BackEnd<'_>, now: Time) {
-        attempts::give_back_ended(&mut self.ledger, back, end, now, &mut self.report);
+        give_backs::ended(&mut self.ledger, back, end, now, &mut self.report);
     }
 
     /// Whether a replica has said that an attempt is given back, and that replica had its messages.
     pub fn is_given_back(&self, attempt: &str) -> bool {
-        attempts::is_given_back(&self.ledger, attempt)
+        give_backs::is_given_back(&self.ledger, attempt)
     }
 
     /// The token of this settlement was given back.
@@ -376,7 +378,7 @@ impl Watch {
         let fetch = self.fetches.get(&id);
         let lease = fetch.and_then(|fetch| fetch.lease);
         if let Some(fetch) = fetch {
-            attempts::written(&mut self.ledger, (fetch, id), answer, now, &mut self.report);
+            repeats::written(&mut self.ledger, (fetch, id), answer, now, &mut self.report);
         }
         for message in &answer.messages {
             self.lend(message, (id, lease), (now, false), now);
@@ -553,7 +555,7 @@ impl Watch {
                 (None, Told::NotApplied) => {}
             }
         }
-        attempts::said(&self.ledger, call, reading.told, now, &mut self.report);
+        give_backs::said(&self.ledger, call, reading.told, now, &mut self.report);
         if reading.name == "LEASE_EXPIRED" && !old_token {
             leases::refused(&self.ledger, id, began, now, &mut self.report);
         }

@@ -7,8 +7,8 @@ use fetch_proxy::{broker::ConsumerName, pb};
 use prost::Message as _;
 
 use super::{
-    super::jetstream::Time, answers, attempts, darkness::Looked, ledger::Ledger, one_call,
-    places::Room, report::Report, rights, streams::Stream, troubles::Trouble,
+    super::jetstream::Time, answers, darkness::Looked, ledger::Ledger, one_call, places::Room,
+    repeats, report::Report, rights, streams::Stream, troubles::Trouble,
 };
 
 pub const CHECK: &str = "calls";
@@ -372,7 +372,7 @@ fn answer_of(
         pb::EmptyReason::NoMessages => !early,
         // Their results and their reason are judged by themselves.
         pb::EmptyReason::Settle | pb::EmptyReason::FetchFailed => true,
-        pb::EmptyReason::AttemptOver => attempts::is_over(ledger, fetch, now),
+        pb::EmptyReason::AttemptOver => repeats::is_over(ledger, fetch, now),
         // For streams.
         pb::EmptyReason::Credit
         | pb::EmptyReason::LeaseLimit

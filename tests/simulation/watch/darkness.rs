@@ -17,6 +17,7 @@ use super::{
     super::jetstream::Time,
     attempts,
     calls::{FetchId, OpenFetch},
+    give_backs,
     ledger::{Delivered, Kind, Ledger, Message},
     report::Report,
     streams,
@@ -170,7 +171,7 @@ fn due(ledger: &Ledger, message: &Message, now: Time) -> Time {
     if let Some(at) = after_nak(ledger, message, now) {
         return at;
     }
-    if let Some(at) = attempts::back_since(ledger, newest, now) {
+    if let Some(at) = give_backs::back_since(ledger, newest, now) {
         return at + PARKED;
     }
     let wait = ledger.longest_wait(name, newest.sent);

@@ -12,7 +12,7 @@ use fetch_proxy::{broker::ConsumerName, pb};
 
 use super::{
     super::jetstream::{DeliveryId, Time},
-    attempts,
+    give_backs,
     ledger::{Delivered, Effect, Fate, Kind, Ledger, Message, Told},
     report::Report,
     troubles::Trouble,
@@ -171,7 +171,7 @@ pub fn finished(
             Some(MessageEnd::Settled) => report.coverage.count("end: settled by a client"),
             Some(MessageEnd::AttemptsOver) => {
                 report.coverage.count("end: attempts over");
-                attempts::destroyed(ledger, &message, now, report);
+                give_backs::destroyed(ledger, &message, now, report);
             }
             _ if stored.fate == Fate::Terminated => report.coverage.count("end: terminated"),
             // "If the leader changes in that moment, the attempt is lost."

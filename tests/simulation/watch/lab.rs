@@ -170,6 +170,17 @@ impl Lab {
         fetch
     }
 
+    /// Attempt `a` has the message until `lease` is over, and its client does not know it.
+    pub fn lent(&mut self, lease: u64) -> DeliveryId {
+        self.wait(20_000);
+        let id = self.send(1, 1);
+        let first = self.fetch_named(1, "a");
+        self.write_to(first, Some((id, lease)), pb::EmptyReason::Unspecified);
+        self.end(first, FetchEnd::Gone);
+        self.wait(10);
+        id
+    }
+
     /// The answer to this Fetch is written, with the message or with this reason.
     pub fn write_to(
         &self,
