@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     super::jetstream::{DeliveryId, Time},
-    ledger::{Delivered, Ledger, SettleCall, Told},
+    ledger::{Delivered, Kind, Ledger, SettleCall, Told},
     troubles::Trouble,
 };
 
@@ -66,6 +66,23 @@ pub(super) fn has_cause(ledger: &Ledger, id: DeliveryId, call: &SettleCall, now:
     let gone = ledger.ended.contains(&side)
         || ledger.troubles.happened(Trouble::Killed { side }, &one.message.0, one.sent, now);
     recent || gone
+}
+
+/// "A consumer that is deleted and made again, or reset, ends all leases that were granted before." "After the last delivery
+/// attempt, a late Ack or Term is applied while the consumer has no delivery in flight." Until JetStream delivers the message
+/// again, it does not know what the Ack is of, and says nothing.
+pub(super) fn unknown_to_jetstream(
+    ledger: &Ledger,
+    id: DeliveryId,
+    call: &SettleCall,
+    now: Time,
+) -> bool {
+    let Some(one) = ledger.deliveries.get(&id) else { return true };
+    let reset = ledger.troubles.last_begin(Trouble::Reset, &one.message.0, now);
+    let Some(reset) = reset.filter(|reset| one.sent <= *reset) else { return false };
+    let again = ledger.newest(&one.message).map(|newest| newest.sent).filter(|at| *at > reset);
+    let late = matches!(call.kind, Kind::Ack | Kind::Term) && ledger.is_last_attempt(one);
+    late && again.is_none_or(|again| call.began < again)
 }
 
 /// "At the replica that leaves, calls wait while its leases are handed over." The call has waited for all its time.

@@ -11,7 +11,9 @@ use super::{
     super::jetstream::{DeliveryId, Time},
     answers::{NO_ANSWER, OVERDUE, Reading, UNSENT},
     calls::SHORTEST_LEASE,
-    causes::{happened, has_cause, is_away, overlaps, waited_for_a_hand_over},
+    causes::{
+        happened, has_cause, is_away, overlaps, unknown_to_jetstream, waited_for_a_hand_over,
+    },
     leases,
     ledger::{CallId, Effect, Fate, Kind, Ledger},
     report::Report,
@@ -96,6 +98,10 @@ pub fn answered(
         }
         // "An answer that arrives after the end of the lease, or after a gap, confirms nothing."
         "SETTLE_UNCONFIRMED" if one.hold.is_some_and(|hold| hold.until <= now + TICK) => true,
+        "SETTLE_UNCONFIRMED" if unknown_to_jetstream(ledger, id, call, now) => {
+            report.coverage.count("settle: SETTLE_UNCONFIRMED, for an attempt of before a reset");
+            true
+        }
         // The deadline of the client may be sooner than any answer.
         "NATS_UNAVAILABLE" | "SETTLE_UNCONFIRMED" | "OWNER_UNREACHABLE" if call.hurried => true,
         "NATS_UNAVAILABLE" | "SETTLE_UNCONFIRMED" | "OWNER_UNREACHABLE" => {
@@ -179,7 +185,10 @@ mod tests {
     use fetch_proxy::{broker::AckKind, pb};
 
     use super::{
-        super::lab::{Lab, ack, extend, nak},
+        super::{
+            super::jetstream::Config,
+            lab::{ACK_WAIT, Lab, ack, extend, millis, nak},
+        },
         *,
     };
 
@@ -373,6 +382,39 @@ mod tests {
                 lab.refuse(call, reason);
             });
             assert!(with.is_empty(), "{reason}");
+        }
+    }
+
+    #[test]
+    fn late_ack_of_a_last_attempt_may_get_no_answer_after_a_reset() {
+        // The second delivery of the message comes so long before the call, or after it.
+        for (most, resets, before, after, found) in [
+            (1, true, None, None, vec![]),
+            (1, true, None, Some(5), vec![]),
+            (1, true, Some(5), None, vec![CHECK]),
+            (1, false, None, None, vec![CHECK]),
+            (2, true, None, None, vec![CHECK]),
+        ] {
+            let config = Config { max_deliver: Some(most), ..Config::new(millis(ACK_WAIT)) };
+            let mut lab = Lab::with(config);
+            let id = lab.send(1, 1);
+            lab.hand(1, id, 1, 60_000);
+            if resets {
+                lab.trouble(Trouble::Reset, 0);
+                lab.trouble(Trouble::MadeAgain, 0);
+            }
+            lab.wait(20_000);
+            let again = |lab: &mut Lab, wait: Option<u64>| {
+                wait.into_iter().for_each(|wait| _ = lab.send_slowly(1, 1, wait));
+            };
+            again(&mut lab, before);
+            let call = lab.ask(1, id, &ack());
+            lab.wait(1);
+            again(&mut lab, after);
+            lab.wait(5_000);
+            lab.refuse(call, "SETTLE_UNCONFIRMED");
+            let found_by = lab.found().into_iter().filter(|check| *check == CHECK);
+            assert_eq!(found_by.collect::<Vec<_>>(), found, "{most} {resets} {before:?} {after:?}");
         }
     }
 
