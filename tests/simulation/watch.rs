@@ -404,9 +404,14 @@ impl Watch {
         }
     }
 
-    /// A replica refuses a Fetch, and has these places at that moment.
-    pub fn fetch_refused(&mut self, id: FetchId, room: Room) {
-        self.fetches.entry(id).and_modify(|fetch| fetch.refused_at = Some(room));
+    /// A Fetch comes to a replica, which has these places at that moment.
+    pub fn fetch_came(&mut self, id: FetchId, room: Room, now: Time) {
+        self.fetches.entry(id).and_modify(|fetch| fetch.came_to = Some((now, room)));
+    }
+
+    /// A replica has refused a Fetch, and has these places at that moment.
+    pub fn fetch_refused(&mut self, id: FetchId, room: Room, now: Time) {
+        self.fetches.entry(id).and_modify(|fetch| fetch.refused_at = Some((now, room)));
     }
 
     /// A Fetch has ended for its client.

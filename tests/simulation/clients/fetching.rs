@@ -146,17 +146,19 @@ pub async fn fetch(
     let open = world.watch().fetch_called(side, request.get_ref(), deadline, world.net.now());
     let (service, net, watch) = (replica.service.clone(), world.net.clone(), world.shared_watch());
     let (lessor, most) = (replica.lessor.clone(), replica.most);
-    let room = Arc::new(Mutex::new(None));
-    let refused = room.clone();
+    let room = move || {
+        let (held, free) = (lessor.held(), lessor.room() as usize);
+        Room { side, most, held, free }
+    };
     // It does not wait for messages while it settles.
     let settles = !first.all.is_empty();
     let method = async move {
         let arrived = net.now();
+        watch.lock().unwrap().fetch_came(open, room(), arrived);
         let waits = (!settles).then(|| WaitsThere::new(watch.clone(), open, arrived));
         let answer = service.fetch(request).await;
         if answer.as_ref().map_or(true, |answer| answer.get_ref().error.is_some()) {
-            let (held, free) = (lessor.held(), lessor.room() as usize);
-            *refused.lock().unwrap() = Some(Room { side, most, held, free });
+            watch.lock().unwrap().fetch_refused(open, room(), net.now());
         }
         let answer = answer?;
         drop(waits);
@@ -181,9 +183,6 @@ pub async fn fetch(
         Back::GivenUp if !impatient => of_all(Reading::overdue()),
         Back::GivenUp | Back::Lost(_) => of_all(Reading::nothing()),
     };
-    if let Some(room) = *room.lock().unwrap() {
-        world.watch().fetch_refused(open, room);
-    }
     settling::ended((world, plan), first.all, replica, calls, &heard);
     let ended = |end: FetchEnd<'_>| world.watch().fetch_ended(open, end, now);
     let answer = match back {

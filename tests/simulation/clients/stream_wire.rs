@@ -245,7 +245,7 @@ impl Served {
             let (side, most) = (self.replica.side, self.replica.most);
             let lessor = &self.replica.lessor;
             let room = Room { side, most, held: lessor.held(), free: lessor.room() as usize };
-            self.watch(|watch, _| watch.fetch_refused(self.id, room));
+            self.watch(|watch, now| watch.fetch_refused(self.id, room, now));
         }
         served
     }

@@ -35,8 +35,9 @@ pub struct OpenFetch {
     pub explained_within: Option<Duration>,
     /// It has arrived at its replica then, and waits there.
     pub waits_since: Option<Time>,
-    /// The places of its replica when that refused it.
-    pub refused_at: Option<Room>,
+    /// The places of its replica when it came, and when that refused it.
+    pub came_to: Option<(Time, Room)>,
+    pub refused_at: Option<(Time, Room)>,
     /// It waits for nothing but a message: it names no attempt, settles nothing, does not linger and takes any payload.
     pub is_plain: bool,
     /// It is a stream.
@@ -86,6 +87,8 @@ const EXPLAINED: Duration = Duration::from_secs(6);
 const SETTLED: Duration = Duration::from_secs(5);
 /// Reasons of this age are still true enough: INFO may be a second old.
 const RECENT: Duration = Duration::from_secs(2);
+/// A call that need not wait has its refusal within this time: timers are exact to a millisecond.
+const AT_ONCE: Duration = Duration::from_millis(2);
 const HALF_A_SECOND: Duration = Duration::from_millis(500);
 /// A refusal for want of NATS has its cause within this time.
 const CAUSE_WITHIN: Duration = Duration::from_secs(12);
@@ -151,6 +154,7 @@ impl OpenFetch {
             explained_within: written_by
                 .map(|by| by.saturating_sub(answers_by.unwrap_or(by).min(max_wait))),
             waits_since: None,
+            came_to: None,
             refused_at: None,
             is_plain: request.attempt_id.is_empty()
                 && request.settlements.is_empty()
@@ -202,6 +206,18 @@ impl OpenFetch {
             report.coverage.lasted("fetch: LEASE_LIMIT, for leases that ended in a stop", length);
         }
         counts
+    }
+
+    /// The places were taken when its replica refused it. Leases can end between the refusal and the next step of the
+    /// call, so a call that is refused at once may have found them taken when it came.
+    fn found_a_full_replica(&self, report: &mut Report) -> bool {
+        let Some((refused, room)) = self.refused_at else { return false };
+        let at_once = self.came_to.filter(|(came, _)| refused <= *came + AT_ONCE);
+        let came = at_once.is_some_and(|(_, room)| room.is_full()) && !room.is_full();
+        if came {
+            report.coverage.count("fetch: LEASE_LIMIT, for leases that ended at that moment");
+        }
+        came || room.is_full()
     }
 
     /// The times in which its process stood still: "The monotonic clock of a process stops while its machine is
@@ -304,8 +320,7 @@ fn refusal(
         "DRAINING" => fetch.happened(ledger, Trouble::Draining { side }, ever, now),
         "CONSUMER_NOT_FOUND" => fetch.misses_its_consumer(ledger, now),
         "LEASE_LIMIT" => {
-            fetch.refused_at.is_some_and(|room| room.is_full())
-                || fetch.counts_ended_leases(ledger, now, report)
+            fetch.found_a_full_replica(report) || fetch.counts_ended_leases(ledger, now, report)
         }
         "CONSUMER_UNSUITABLE" | "CONSUMER_SUSPECTED" => {
             fetch.happened(ledger, Trouble::Poisoned, ever, now)
@@ -502,7 +517,7 @@ mod tests {
             let lab = Lab::new();
             let fetch = lab.fetch(1, 2_000);
             let room = Room { side: 1, most: 10, held, free: 0 };
-            lab.watch().fetch_refused(fetch, room);
+            lab.watch().fetch_refused(fetch, room, lab.now);
             lab.end(fetch, FetchEnd::Refused(&refused("LEASE_LIMIT")));
             lab.found()
         };
@@ -522,7 +537,7 @@ mod tests {
             let fetch = lab.fetch(1, 2_000);
             lab.wait(500 + after);
             let room = Room { side: 1, most: 10, held: 0, free: 10 };
-            lab.watch().fetch_refused(fetch, room);
+            lab.watch().fetch_refused(fetch, room, lab.now);
             lab.end(fetch, FetchEnd::Refused(&refused("LEASE_LIMIT")));
             assert_eq!(lab.found(), found, "{trouble:?}, {after} ms after it");
         }
@@ -564,6 +579,21 @@ mod tests {
         assert_eq!(answers(100, &draining, None), [CHECK]);
         assert!(answers(100, &draining, Some(Trouble::Draining { side: 1 })).is_empty());
         assert_eq!(answers(2_000, &unset, None), [CHECK]);
+    }
+
+    #[test]
+    fn places_may_be_free_again_after_a_call_that_is_refused_at_once() {
+        for (held, wait, found) in [(10, 2, vec![]), (10, 3, vec![CHECK]), (5, 2, vec![CHECK])] {
+            let mut lab = Lab::new();
+            lab.wait(60_000);
+            let fetch = lab.fetch(1, 2_000);
+            let room = |held| Room { side: 1, most: 10, held, free: 10 - held };
+            lab.watch().fetch_came(fetch, room(held), lab.now);
+            lab.wait(wait);
+            lab.watch().fetch_refused(fetch, room(1), lab.now);
+            lab.end(fetch, FetchEnd::Refused(&refused("LEASE_LIMIT")));
+            assert_eq!(lab.found(), found, "{held} {wait}");
+        }
     }
 
     #[test]
