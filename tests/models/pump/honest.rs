@@ -125,7 +125,8 @@ struct World {
     /// Messages on their way, in the pump or handed over.
     unsettled: usize,
     lent: usize,
-    /// When a message had last arrived for anybody, or `max_ack_pending` had held all up.
+    /// When a message had last arrived for anybody, `max_ack_pending` had held all up, or a pull of
+    /// others was first.
     stirred_at: u64,
     stored: VecDeque<Message>,
     open: Option<Open>,
@@ -369,6 +370,7 @@ impl World {
         while let Some(open) = pop_due(&mut self.requests, self.now) {
             assert!(self.open.is_none(), "one pull at a time");
             if open.one_shot && std::mem::take(&mut self.rival) {
+                self.stirred_at = self.now;
                 self.end(&open, PullOutcome::RequestsPending);
             } else {
                 self.open = Some(open);
