@@ -5,7 +5,7 @@ use std::path::Path;
 
 use testkit::pairs::Pairs;
 
-use crate::{other::OtherProxy, proxied::Batches, rows::singles, setup::Setup};
+use crate::{consumed::Streams, other::OtherProxy, proxied::Batches, rows::singles, setup::Setup};
 
 /// Prints a row for each kind of work.
 pub async fn compare(pairs: &mut Pairs, setup: &Setup, program: &Path, messages: usize) {
@@ -58,6 +58,18 @@ async fn both(
                 singles(messages, clients),
                 async |run| a.one_call(setup, clients, run).await,
                 async |run| b.one_call(setup, clients, run).await,
+            )
+            .await;
+    }
+    for (count, credit) in [(1, 1), (8, 1), (64, 1), (8, 1000)] {
+        let streams = Streams { count, credit, confirmed: true };
+        let messages = if credit == 1 { singles(messages, count) } else { messages };
+        pairs
+            .row(
+                &format!("Consume, credit {credit}, {count} streams: {names}"),
+                messages,
+                async |run| a.consumed(setup, streams, run).await,
+                async |run| b.consumed(setup, streams, run).await,
             )
             .await;
     }

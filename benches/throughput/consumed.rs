@@ -43,7 +43,8 @@ impl Streams {
         self.acked_of(setup, clients, &setup.unproxied(), run).await
     }
 
-    async fn acked_of(
+    /// The same with these clients, and with the cost of these processes.
+    pub async fn acked_of(
         self,
         setup: &Setup,
         clients: Vec<Client>,

@@ -9,6 +9,7 @@ use testkit::{
 };
 
 use crate::{
+    consumed::Streams,
     one_call,
     proxied::{self, Batches},
     setup::{FLAGS, Setup},
@@ -55,6 +56,12 @@ impl OtherProxy {
     pub async fn one_call(&self, setup: &Setup, clients: usize, run: Run) -> Half {
         let clients = self.connect(clients).await;
         one_call::singles_of(setup, clients, &setup.proxied_by(self.0.pid()), run).await
+    }
+
+    /// As [`Streams::acked`].
+    pub async fn consumed(&self, setup: &Setup, streams: Streams, run: Run) -> Half {
+        let clients = self.connect(streams.count).await;
+        streams.acked_of(setup, clients, &setup.proxied_by(self.0.pid()), run).await
     }
 
     async fn connect(&self, count: usize) -> Vec<proxied::Client> {
