@@ -98,8 +98,9 @@ impl Callers {
 
     /// Shows the pump in the metrics.
     pub(super) fn show(&mut self) {
+        let waiters = self.count();
         if let Some(shown) = &mut self.shown {
-            let (waiters, wanted) = (self.pump.waiters() + self.pump.flows(), self.pump.wanted());
+            let wanted = self.pump.wanted();
             let (pulled, parked) = (self.pump.pulled(), self.pump.parked());
             shown.show(PumpState { waiters, wanted, pulled, parked });
         }
@@ -144,9 +145,14 @@ impl Callers {
         result
     }
 
+    /// Those who wait for messages.
+    pub(super) fn count(&self) -> usize {
+        self.pump.waiters() + self.pump.flows()
+    }
+
     /// Somebody waits for messages.
     pub(super) fn are_waiting(&self) -> bool {
-        self.pump.waiters() > 0 || self.pump.flows() > 0
+        self.count() > 0
     }
 
     /// One more flow.

@@ -35,6 +35,8 @@ pub(in crate::lessor) struct ConsumerTask<B: Broker> {
     commands: mpsc::UnboundedReceiver<ConsumerCommand>,
     performer: Performer<B>,
     draining: bool,
+    /// There was more than one caller after the last event.
+    several: bool,
 }
 
 enum TaskEvent {
@@ -52,7 +54,7 @@ impl<B: Broker> ConsumerTask<B> {
     pub(in crate::lessor) fn new(core: Arc<Core<B>>, name: ConsumerName) -> (ConsumerHandle, Self) {
         let (handle, commands) = ConsumerHandle::new();
         let performer = Performer::new(core.clone(), name.clone(), handle.clone());
-        (handle, Self { core, name, commands, performer, draining: false })
+        (handle, Self { core, name, commands, performer, draining: false, several: false })
     }
 
     /// Runs until the consumer is gone, nobody has used it for long, or the lessor is closed. In a drain it
@@ -135,14 +137,17 @@ impl<B: Broker> ConsumerTask<B> {
     }
 
     /// Takes in who else is about to join, so that one pull is for all of them: callers that were answered
-    /// together come back together.
+    /// together come back together. A caller that is alone is not delayed: a yield looks for all input of the process.
     async fn gather(&mut self) {
-        if self.performer.callers.are_waiting() {
+        let several = |task: &Self| task.performer.callers.count() > 1;
+        let pulls = self.performer.callers.pump.demand(clock::now()).is_some();
+        if pulls && (self.several || several(self)) {
             tokio::task::yield_now().await;
         }
         while let Ok(command) = self.commands.try_recv() {
             self.command(command, clock::now());
         }
+        self.several = several(self);
     }
 
     fn command(&mut self, command: ConsumerCommand, now: Instant) {
