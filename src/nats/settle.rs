@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     broker::{AckKind, AckPublish, BrokerError, Confirmation, ConsumerName, Denial, InfoError},
-    clock::{self, Deadline},
+    clock::{self, Deadline, Reading},
 };
 
 /// Longest wait for the reason why nobody received a settlement. A consumer that is gone is answered at once.
@@ -27,7 +27,9 @@ pub(super) async fn settle(
     confirmation: Confirmation,
     until: Instant,
 ) -> Vec<Result<(), BrokerError>> {
-    let requests: Vec<Request> = publishes.into_iter().map(request).collect();
+    let made = clock::reading();
+    let requests: Vec<Request> =
+        publishes.into_iter().map(|publish| request(publish, made)).collect();
     if confirmation == Confirmation::Sent {
         let mut sent = Vec::with_capacity(requests.len());
         for request in &requests {
@@ -85,7 +87,7 @@ async fn why_no_responder(
 }
 
 /// The payloads are those of nats-server (ADR-13 and ADR-15), which compares them exactly.
-fn request(publish: AckPublish) -> Request {
+fn request(publish: AckPublish, made: Reading) -> Request {
     let payload = match publish.kind {
         AckKind::Ack => Bytes::from_static(b"+ACK"),
         AckKind::Progress => Bytes::from_static(b"+WPI"),
@@ -94,7 +96,7 @@ fn request(publish: AckPublish) -> Request {
         AckKind::Term(reason) if reason.is_empty() => Bytes::from_static(b"+TERM"),
         AckKind::Term(reason) => format!("+TERM {reason}").into(),
     };
-    let by = publish.by.map(|by| Deadline::new(by, clock::reading()));
+    let by = publish.by.map(|by| Deadline::new(by, made));
     Request { subject: publish.ack.0, payload, confirm_group: publish.confirm_group, by }
 }
 
@@ -106,7 +108,8 @@ mod tests {
 
     fn payload(kind: AckKind) -> Bytes {
         let ack = AckSubject("$JS.ACK.S.c.1.1.1.1.0".into());
-        request(AckPublish { ack, kind, confirm_group: None, by: None }).payload
+        let publish = AckPublish { ack, kind, confirm_group: None, by: None };
+        request(publish, clock::reading()).payload
     }
 
     #[test]

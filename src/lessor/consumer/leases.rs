@@ -187,7 +187,7 @@ impl<B: Broker> ConsumerLeases<B> {
         now: Instant,
     ) -> Vec<GrantedDelivery> {
         let Some(spec) = &self.spec else { return Vec::new() };
-        let mut superseded = Vec::new();
+        let (mut superseded, unix) = (Vec::new(), clock::unix_time());
         let granted = self.core.table.with(|table| {
             let grant = |ArrivedDelivery { delivery, sent_after }| {
                 let held = HeldDelivery {
@@ -203,7 +203,8 @@ impl<B: Broker> ConsumerLeases<B> {
                     debit: None,
                     _permit: permits.as_mut().and_then(|permits| permits.split(1)),
                 };
-                let (id, older) = table.grant(terms(spec, &delivery, sent_after, now), held);
+                let (id, older) =
+                    table.grant(terms(spec, &delivery, sent_after, (now, unix)), held);
                 spec.meter.granted();
                 superseded.extend(older);
                 GrantedDelivery { id, delivery, spec: spec.clone(), arrived_at: now }
@@ -288,12 +289,12 @@ fn age(delivery: &Delivery, now: Duration) -> Duration {
     (now + NATS_CLOCK_SKEW).saturating_sub(Duration::from_nanos(delivery.published))
 }
 
-/// The terms of a delivery that arrives `now`.
+/// The terms of a delivery that arrives `now`, which is `unix` by the wall clock.
 fn terms(
     spec: &ConsumerSpec,
     delivery: &Delivery,
     sent_after: Option<Instant>,
-    now: Instant,
+    (now, unix): (Instant, Duration),
 ) -> Terms {
     Terms {
         consumer: spec.id,
@@ -302,7 +303,7 @@ fn terms(
         last_attempt: spec.last_attempt(delivery.delivery_count),
         received: now,
         sent_after,
-        age: age(delivery, clock::unix_time()),
+        age: age(delivery, unix),
         ack_wait: spec.ack_wait_of(delivery.delivery_count),
         delivery_count: delivery.delivery_count,
     }
