@@ -34,7 +34,7 @@ mod world;
 use self::{
     plan::Plan,
     settings::Settings,
-    watch::{DEMANDED, DEMANDED_OF_ATTEMPTS, DEMANDED_OF_STREAMS},
+    watch::{DEMANDED, DEMANDED_OF_ATTEMPTS, DEMANDED_OF_KEEP, DEMANDED_OF_STREAMS},
 };
 
 /// So many seeds exercise everything that is demanded.
@@ -52,7 +52,9 @@ fn seeds() {
     }
     let of_attempts = if settings::has_attempts() { DEMANDED_OF_ATTEMPTS } else { &[] };
     let of_streams = if settings::has_streams() { DEMANDED_OF_STREAMS } else { &[] };
-    let missing = ran.coverage.missing(&[DEMANDED, of_attempts, of_streams].concat());
+    let of_keep = if settings::has_keep() { DEMANDED_OF_KEEP } else { &[] };
+    let demanded = [DEMANDED, of_attempts, of_streams, of_keep].concat();
+    let missing = ran.coverage.missing(&demanded);
     assert!(ran.seeds < STANDARD || missing.is_empty(), "not exercised: {missing:#?}");
     let implausible = ran.coverage.implausible();
     assert!(implausible.is_empty(), "excused too often: {implausible:#?}");

@@ -139,6 +139,8 @@ pub struct ClientPlan {
     pub names: bool,
     /// It takes and settles messages on streams.
     pub streams: bool,
+    /// Its leases live as long as its streams.
+    pub keeps: bool,
     /// How often in a hundred it dies with a message.
     pub dies: u64,
 }
@@ -162,6 +164,7 @@ impl ClientPlan {
             one_call: false,
             names: false,
             streams: false,
+            keeps: false,
             dies: 0,
         }
     }
@@ -407,7 +410,8 @@ pub struct Plan {
 impl Plan {
     /// The plan of a seed, with the clients that the settings ask for.
     pub fn of(seed: u64) -> Self {
-        draw::draw(seed, (settings::has_attempts(), settings::has_streams()))
+        let (attempts, streams) = (settings::has_attempts(), settings::has_streams());
+        draw::draw(seed, draw::Kinds { attempts, streams, keep: settings::has_keep() })
     }
 
     /// The number of NATS servers: three, if a consumer has copies or may be at another server.

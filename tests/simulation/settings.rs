@@ -73,11 +73,17 @@ pub fn has_streams() -> bool {
     is_set("STREAMS")
 }
 
+/// Whether the leases of some streams live as long as the streams.
+pub fn has_keep() -> bool {
+    is_set("KEEP")
+}
+
 /// The command that runs a seed again.
 pub fn again(seed: u64) -> String {
     let attempts = if has_attempts() { " ATTEMPTS=1" } else { "" };
     let streams = if has_streams() { " STREAMS=1" } else { "" };
-    format!("make simulate SEEDS=1 FROM={seed}{attempts}{streams}")
+    let keep = if has_keep() { " KEEP=1" } else { "" };
+    format!("make simulate SEEDS=1 FROM={seed}{attempts}{streams}{keep}")
 }
 
 /// The value of a variable. Make passes an empty text for a variable that is not set.

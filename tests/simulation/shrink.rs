@@ -216,8 +216,8 @@ fn plainer_client(plan: &Plan, place: usize) -> Option<Plan> {
         5 => (client.json, client.patient) = (false, false),
         6 => client.sent = false,
         _ => {
-            (client.unary, client.one_call, client.names, client.streams) =
-                (false, false, false, false)
+            (client.unary, client.one_call, client.names) = (false, false, false);
+            (client.streams, client.keeps) = (false, false);
         }
     }
     Some(less)

@@ -20,6 +20,7 @@ mod exercised;
 mod expired;
 mod give_backs;
 mod holders;
+mod keep;
 #[cfg(test)]
 mod lab;
 mod leases;
@@ -52,7 +53,7 @@ pub use self::{
     calls::{FetchEnd, FetchId, Served},
     coverage::Coverage,
     darkness::{Look, Place},
-    exercised::{DEMANDED, DEMANDED_OF_ATTEMPTS, DEMANDED_OF_STREAMS},
+    exercised::{DEMANDED, DEMANDED_OF_ATTEMPTS, DEMANDED_OF_KEEP, DEMANDED_OF_STREAMS},
     give_backs::BackEnd,
     ledger::{CallId, Fate, Kind, Told},
     places::Room,
@@ -280,6 +281,19 @@ impl Watch {
         self.stream(id).into_iter().for_each(|stream| stream.reads(reads, now));
     }
 
+    /// A frame of the client has come to the replica.
+    pub fn stream_heard(&mut self, id: FetchId, now: Time) {
+        self.stream(id).into_iter().for_each(|stream| stream.heard(now));
+    }
+
+    /// A stream has ended at its replica.
+    pub fn stream_ended(&mut self, id: FetchId, now: Time) {
+        let Some(fetch) = self.fetches.get_mut(&id) else { return };
+        if fetch.stream.as_mut().is_some_and(|stream| stream.has_ended(now)) {
+            keep::ended(&mut self.ledger, fetch, now);
+        }
+    }
+
     /// The client of a stream takes nothing more.
     pub fn stream_closes(&mut self, id: FetchId) {
         self.stream(id).into_iter().for_each(Stream::closes);
@@ -322,6 +336,9 @@ impl Watch {
             let of = delivery_of(message);
             delivery::received(&self.ledger, of, message, now, &mut self.report);
             self.lend(message, (id, lease), (made, true), now);
+        }
+        if let Some(stream) = self.fetches.get(&id).and_then(|fetch| fetch.stream.as_ref()) {
+            keep::received(&mut self.ledger, stream, frame, made);
         }
     }
 
@@ -416,6 +433,7 @@ impl Watch {
 
     /// A Fetch has ended for its client.
     pub fn fetch_ended(&mut self, id: FetchId, end: FetchEnd<'_>, now: Time) {
+        self.stream_ended(id, now);
         let Some(fetch) = self.fetches.remove(&id) else { return };
         self.pulled.ended(&fetch, now);
         attempts::ended(&mut self.ledger, (&fetch, id), now);
@@ -442,8 +460,11 @@ impl Watch {
     ) {
         let of = delivery_of(message);
         self.hold(of, written + lease_of(message), (fetch, received), now);
+        let stream = self.fetches.get(&fetch).and_then(|fetch| fetch.stream.as_ref());
+        let kept = stream.and_then(Stream::grace);
         if let Some(one) = self.ledger.deliveries.get_mut(&of) {
-            (one.own_end, one.granted) = (lease.is_some(), lease);
+            (one.own_end, one.granted) = (lease.is_some() || kept.is_some(), lease);
+            keep::lent(one, kept, (written, received));
         }
     }
 
@@ -514,6 +535,8 @@ impl Watch {
             Action::Extend(extend) => (Kind::Extend, length(&extend.lease)),
         };
         let one = self.ledger.deliveries.get_mut(&id)?;
+        // "Extend takes a lease out of this".
+        one.kept = one.kept.filter(|_| kind != Kind::Extend);
         one.calls.push(SettleCall {
             kind,
             side,
@@ -685,6 +708,8 @@ impl Watch {
             hold: None,
             own_end: false,
             granted: None,
+            kept: None,
+            grace_ends: None,
             lent_again: Vec::new(),
             given_back: None,
             by: 0,
@@ -695,6 +720,7 @@ impl Watch {
         self.ledger.of.entry(message).or_default().push(id);
         delivery::sent(&self.ledger, id, now, &mut self.report);
         leases::sent(&self.ledger, id, now, &mut self.report);
+        keep::sent(&self.ledger, id, now, &mut self.report);
     }
 
     fn applied(&mut self, now: Time, side: usize, applied: &Applied, way: Way) {

@@ -120,7 +120,7 @@ impl ClientStream {
         let delays = [0, 1].map(|_| Dice::new(dice.within(0..u64::MAX), client));
         let [to, from] = delays;
         let road = Road { world: world.clone(), client, place: replica.place };
-        tokio::spawn(road.clone().up(sent, arriving, to));
+        tokio::spawn(road.clone().up(id, sent, arriving, to));
         tokio::spawn(road.down(written, server, comes, from));
         let (world, replica) = (world.clone(), replica.clone());
         let up = Some(up);
@@ -184,14 +184,19 @@ struct Road {
 impl Road {
     async fn up(
         self,
+        id: FetchId,
         mut sent: mpsc::UnboundedReceiver<pb::ConsumeRequest>,
         arriving: mpsc::UnboundedSender<pb::ConsumeRequest>,
         mut dice: Dice,
     ) {
         while let Some(frame) = sent.recv().await {
             sleep(dice.millis(0..5)).await;
-            if !passes(&self.world, self.client, self.place).await || arriving.send(frame).is_err()
-            {
+            if !passes(&self.world, self.client, self.place).await {
+                return;
+            }
+            let now = self.world.net.now();
+            self.world.watch().stream_heard(id, now);
+            if arriving.send(frame).is_err() {
                 return;
             }
         }
@@ -225,6 +230,16 @@ impl Road {
     }
 }
 
+/// Tells the watch that a stream has ended at its replica, however it ends.
+struct Ends(Arc<World>, FetchId);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let now = self.0.net.now();
+        self.0.watch().stream_ended(self.1, now);
+    }
+}
+
 /// The call at its replica.
 struct Served {
     id: FetchId,
@@ -240,7 +255,9 @@ impl Served {
         arrives: mpsc::UnboundedReceiver<pb::ConsumeRequest>,
         writes: mpsc::UnboundedSender<(pb::ConsumeResponse, Time)>,
     ) -> Result<(), Status> {
+        let ends = Ends(self.world.clone(), self.id);
         let served = self.serve(arrives, writes).await;
+        drop(ends);
         if served.is_err() {
             let (side, most) = (self.replica.side, self.replica.most);
             let lessor = &self.replica.lessor;

@@ -22,6 +22,10 @@ use crate::{
     watch::{CallId, FetchEnd, Reading},
 };
 
+/// The heartbeat of a stream.
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// A client that keeps its leases says something this often.
+const SIGN_OF_LIFE: Duration = Duration::from_millis(1_200);
 /// A client looks at its stream this often, at least.
 const LOOK: Duration = Duration::from_millis(400);
 
@@ -38,6 +42,10 @@ struct Session {
     last_id: u64,
     closing: Option<Time>,
     unread_until: Option<Time>,
+    /// The next sign of life. `None`: nobody asks for it.
+    alive_at: Option<Time>,
+    /// The client hangs: it does nothing until then.
+    hangs_until: Time,
 }
 
 struct OpenSettle {
@@ -66,6 +74,8 @@ impl Client {
             last_id: 0,
             closing: None,
             unread_until: None,
+            alive_at: self.plan.keeps.then_some(Time::ZERO),
+            hangs_until: Time::ZERO,
         };
         let ended = self.serve(&mut session).await;
         self.leave(session, ended).await;
@@ -75,6 +85,12 @@ impl Client {
         let name = self.world.name(self.plan.consumer);
         let lease = self.plan.lease.map(|most| self.dice.within(1_000..most.max(1_001)) as i64);
         let lease = lease.and_then(testkit::millis);
+        let keep = self.plan.keeps.then(|| {
+            let grace = testkit::millis(self.dice.within(0..5_000) as i64);
+            let at_most = self.dice.percent(30).then(|| self.dice.within(5_000..40_000) as i64);
+            let at_most = at_most.and_then(testkit::millis);
+            pb::consume_start::Holding::Keep(pb::ConsumeKeep { grace, at_most })
+        });
         let codec = if self.plan.json { pb::Codec::Json } else { pb::Codec::Unspecified };
         let start = pb::ConsumeStart {
             stream: name.stream.to_string(),
@@ -84,10 +100,10 @@ impl Client {
                 max_leases: Some(self.plan.n),
                 max_bytes: None,
             }),
-            holding: lease.map(pb::consume_start::Holding::Lease),
+            holding: keep.or(lease.map(pb::consume_start::Holding::Lease)),
             codec: codec.into(),
             max_frame_bytes: self.plan.max_bytes,
-            heartbeat: testkit::millis(2_000),
+            heartbeat: HEARTBEAT.try_into().ok(),
             worker: format!("client-{}", self.plan.number),
         };
         pb::ConsumeRequest { start: Some(start), ..Default::default() }
@@ -97,6 +113,7 @@ impl Client {
         loop {
             let now = self.world.net.now();
             let done = session.current.as_ref().map(|(.., until)| *until);
+            let done = done.filter(|_| session.hangs_until <= now);
             let wake = [Some(now + LOOK), done].into_iter().flatten().min().unwrap_or(now);
             match timeout_at(self.world.at(wake), session.stream.next()).await {
                 Ok(Down::Frame(frame, made)) => self.read(session, *frame, made),
@@ -113,6 +130,10 @@ impl Client {
                 session.unread_until = None;
                 session.stream.read(true);
             }
+            if now < session.hangs_until {
+                continue;
+            }
+            self.show_life(session, now);
             self.work(session, now).await;
             if now >= session.until && session.closing.is_none() {
                 if self.dice.percent(40) {
@@ -122,6 +143,18 @@ impl Client {
                 self.world.count("stream: half-closed");
                 session.stream.half_close();
                 session.closing = Some(now);
+            }
+        }
+    }
+
+    /// Says that it lives, if its leases need that. Sometimes it hangs instead.
+    fn show_life(&mut self, session: &mut Session, now: Time) {
+        if session.alive_at.is_some_and(|at| at <= now) && session.closing.is_none() {
+            session.alive_at = Some(now + SIGN_OF_LIFE);
+            session.stream.send(pb::ConsumeRequest::default());
+            if self.dice.percent(3) {
+                self.world.count("stream: its client hangs");
+                session.hangs_until = now + self.dice.millis(500..12_000);
             }
         }
     }

@@ -41,8 +41,19 @@ const SIGNS: [Sign; 8] = [
     Sign::Killed,
 ];
 
-/// With clients that name their Fetch calls, and with clients on streams, or without.
-pub(super) fn draw(seed: u64, (attempts, streams): (bool, bool)) -> Plan {
+/// Which clients of their own kind there are.
+#[derive(Clone, Copy)]
+pub(super) struct Kinds {
+    /// They name their Fetch calls.
+    pub attempts: bool,
+    /// They are on streams.
+    pub streams: bool,
+    /// They are on streams with `keep`.
+    pub keep: bool,
+}
+
+/// The plan of a seed.
+pub(super) fn draw(seed: u64, kinds: Kinds) -> Plan {
     let mut dice = Dice::new(seed, 1);
     let trouble = 1_000 * dice.within(15..61);
     let clocks = if dice.percent(5) { Clocks::Far } else { Clocks::Near };
@@ -90,11 +101,14 @@ pub(super) fn draw(seed: u64, (attempts, streams): (bool, bool)) -> Plan {
     themes::apply(&mut plan);
     policies::apply(&mut plan);
     one_call::apply(&mut plan);
-    if attempts {
+    if kinds.attempts {
         attempts::apply(&mut plan);
     }
-    if streams {
+    if kinds.streams {
         streams::apply(&mut plan);
+    }
+    if kinds.keep {
+        streams::keep(&mut plan);
     }
     plan
 }
@@ -158,6 +172,7 @@ fn client(
         one_call: false,
         names: false,
         streams: false,
+        keeps: false,
         dies: if dice.percent(50) { dice.within(1..15) } else { 0 },
     }
 }

@@ -336,7 +336,7 @@ fn refusal(
         }
         "NATS_PERMISSION" => fetch.happened(ledger, Trouble::Refused, ever, now),
         "NOT_ALLOWED" => rights::denies(ledger, (side, fetch.consumer.clone()), fetch.began, now),
-        "STREAM_SILENT" => fetch.stream.as_ref().is_some_and(Stream::was_unread),
+        "STREAM_SILENT" => fetch.stream.as_ref().is_some_and(Stream::was_silent),
         // Nothing in this world can cause it.
         "STREAM_NOT_FOUND" => false,
         _ => true,

@@ -17,7 +17,7 @@ use super::{
     super::jetstream::Time,
     attempts,
     calls::{FetchId, OpenFetch},
-    give_backs,
+    give_backs, keep,
     ledger::{Delivered, Kind, Ledger, Message},
     report::Report,
     streams,
@@ -173,6 +173,9 @@ fn due(ledger: &Ledger, message: &Message, now: Time) -> Time {
     }
     if let Some(at) = give_backs::back_since(ledger, newest, now) {
         return at + PARKED;
+    }
+    if let Some(at) = keep::grace_ends(ledger, newest, now) {
+        return at;
     }
     let wait = ledger.longest_wait(name, newest.sent);
     let drained = Trouble::Draining { side: newest.side };

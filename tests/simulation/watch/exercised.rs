@@ -134,6 +134,10 @@ pub const DEMANDED_OF_STREAMS: &[&str] = &[
     "stream: settled on it",
 ];
 
+/// The same of streams with `keep`.
+pub const DEMANDED_OF_KEEP: &[&str] =
+    &["stream: a kept message is back after its grace", "stream: its client hangs"];
+
 /// An accident begins. `open`: how many settlements are under way.
 pub fn trouble(ledger: &Ledger, span: &TroubleSpan, open: usize, report: &mut Report) {
     let (kind, coverage) = (span.trouble.kind(), &mut report.coverage);

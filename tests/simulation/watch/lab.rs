@@ -200,6 +200,33 @@ impl Lab {
         watch.give_back_ended((attempt, back), BackEnd::Done(1), self.now);
     }
 
+    /// A client has opened a stream with this credit at a process.
+    pub fn open_stream(&self, side: usize, credit: u32) -> FetchId {
+        self.open_stream_with(side, credit, None)
+    }
+
+    /// The same, with this kind of leases.
+    pub fn open_stream_with(
+        &self,
+        side: usize,
+        credit: u32,
+        holding: Option<pb::consume_start::Holding>,
+    ) -> FetchId {
+        let credit = pb::ConsumeCredit { id: 1, max_leases: Some(credit), max_bytes: None };
+        let start = pb::ConsumeStart {
+            stream: "S".to_owned(),
+            consumer: "c".to_owned(),
+            credit: Some(credit),
+            holding,
+            ..Default::default()
+        };
+        let stream = self.watch().stream_called(side, &start, self.now);
+        let opened = Some(pb::ConsumeOpened::default());
+        let frame = pb::ConsumeResponse { opened, credit_id: 1, ..Default::default() };
+        self.watch().frame_written(stream, &frame, (self.now, self.now));
+        stream
+    }
+
     pub fn end(&self, fetch: FetchId, end: FetchEnd<'_>) {
         self.watch().fetch_ended(fetch, end, self.now);
     }

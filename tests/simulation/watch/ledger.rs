@@ -119,6 +119,10 @@ pub struct Delivered {
     pub own_end: bool,
     /// The length that its Fetch asked for.
     pub granted: Option<Duration>,
+    /// It lives as long as its stream, and so much longer.
+    pub kept: Option<Duration>,
+    /// When its grace is over, because its stream has ended.
+    pub grace_ends: Option<Time>,
     /// Each time at which it was leased anew to the same attempt: the begin and the end of the call.
     pub lent_again: Vec<(Time, Time)>,
     /// Since when its attempt is given back, and no other client has it.

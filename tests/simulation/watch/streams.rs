@@ -15,7 +15,7 @@ use super::{
     super::jetstream::{DeliveryId, Time},
     calls::{FetchId, OpenFetch},
     darkness::Place,
-    delivery_of, leases,
+    delivery_of, keep, leases,
     ledger::{Kind, Ledger, Told},
     report::Report,
     troubles::Trouble,
@@ -56,6 +56,13 @@ pub struct Stream {
     unread_for: Duration,
     heartbeat: Duration,
     ends: bool,
+    /// How much longer than the stream its leases live. `None`: it has no `keep`.
+    grace: Option<Duration>,
+    /// When a frame of its client came last, and the longest time without one.
+    heard_at: Time,
+    silent_for: Duration,
+    /// When it ended at its replica.
+    ended_at: Option<Time>,
 }
 
 impl Stream {
@@ -74,12 +81,44 @@ impl Stream {
             unread_for: Duration::ZERO,
             heartbeat: start.heartbeat.and_then(|beat| beat.try_into().ok()).unwrap_or(HEARTBEAT),
             ends: false,
+            grace: keep::grace_of(start),
+            heard_at: now,
+            silent_for: Duration::ZERO,
+            ended_at: None,
         }
     }
 
-    /// "STREAM_SILENT: the client read nothing for three heartbeats although there was something to read".
-    pub fn was_unread(&self) -> bool {
-        self.unread_for + TICK >= 3 * self.heartbeat
+    pub fn grace(&self) -> Option<Duration> {
+        self.grace
+    }
+
+    /// The messages that it has brought.
+    pub fn ids(&self) -> &[DeliveryId] {
+        &self.ids
+    }
+
+    /// Whether it takes nothing more, or is about to end.
+    pub fn is_ending(&self) -> bool {
+        self.ends
+    }
+
+    /// A frame of the client has come to the replica.
+    pub fn heard(&mut self, now: Time) {
+        self.silent_for = self.silent_for.max(now.saturating_sub(self.heard_at));
+        self.heard_at = now;
+    }
+
+    /// It has ended at its replica. Returns whether that is news.
+    pub fn has_ended(&mut self, now: Time) -> bool {
+        self.heard(now);
+        self.ended_at.replace(now).is_none()
+    }
+
+    /// "STREAM_SILENT: with `keep`, no frame came from the client for three heartbeats, or the client read nothing for three
+    /// heartbeats although there was something to read".
+    pub fn was_silent(&self) -> bool {
+        let sends = self.grace.is_none() || self.silent_for + TICK < 3 * self.heartbeat;
+        !sends || self.unread_for + TICK >= 3 * self.heartbeat
     }
 
     /// The credits that may be in force.
@@ -260,21 +299,10 @@ mod tests {
         *,
     };
 
-    /// A stream at process 1 with this credit.
+    /// A stream at process 1 with this credit, long after the start.
     fn open(lab: &mut Lab, credit: u32) -> FetchId {
         lab.wait(60_000);
-        let credit = pb::ConsumeCredit { id: 1, max_leases: Some(credit), max_bytes: None };
-        let start = pb::ConsumeStart {
-            stream: "S".to_owned(),
-            consumer: "c".to_owned(),
-            credit: Some(credit),
-            ..Default::default()
-        };
-        let stream = lab.watch().stream_called(1, &start, lab.now);
-        let opened = Some(pb::ConsumeOpened::default());
-        let frame = pb::ConsumeResponse { opened, credit_id: 1, ..Default::default() };
-        lab.watch().frame_written(stream, &frame, (lab.now, lab.now));
-        stream
+        lab.open_stream(1, credit)
     }
 
     /// This message comes to the process, and the stream gets it.
