@@ -259,7 +259,7 @@ fn once() -> usize {
 }
 
 /// How many messages a worker with Consume handles at once.
-const CONCURRENCY: &str = "10";
+const CONCURRENCY: &str = "16";
 
 impl Suite {
     /// Each scenario is there once for each of its loops.
