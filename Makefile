@@ -49,7 +49,10 @@ proto: ## Check the contract with buf, and its format
 	buf=$$(scripts/tools buf) && $$buf lint && $$buf format --diff --exit-code
 
 deps: ## Check licences and sources of all dependencies
-	deny=$$(scripts/tools cargo-deny) && $$deny --locked --log-level error check licenses bans sources
+	deny=$$(scripts/tools cargo-deny) && for manifest in Cargo.toml clients/rust/Cargo.toml; do \
+		$$deny --manifest-path $$manifest --config deny.toml --all-features --locked --log-level error \
+			check licenses bans sources || exit; \
+	done
 
 test-cluster: ## Test three replicas on three NATS servers with 50,000 messages and faults
 	@scripts/tools check
