@@ -4,7 +4,7 @@ mod support;
 
 use std::time::Duration;
 
-use fetchproxy::{Mode, testing::Settled};
+use fetchproxy::{Mode, Worker, testing::Settled};
 use serde_json::json;
 use support::{Crowd, Events, MODES, SECOND, done, fake, fake_with, in_time, worker};
 
@@ -84,6 +84,17 @@ async fn message_that_waits_on_its_last_attempt_is_handled_at_a_stop() {
     assert!(records.iter().all(|record| record.settlements() == [Settled::Ack]), "{records:?}");
 }
 
+/// Runs a worker, and stops it so many times when its first handler has begun.
+async fn run_until_stopped(one: Worker, crowd: &Crowd, stops: usize) {
+    let stop = one.stop_handle();
+    let word = async {
+        crowd.begun(1).await;
+        (0..stops).for_each(|_| stop.stop());
+    };
+    let (result, ()) = in_time(async { tokio::join!(one.run(), word) }).await;
+    result.unwrap();
+}
+
 #[tokio::test]
 async fn second_stop_drops_the_handlers_and_gives_their_messages_back() {
     for mode in MODES {
@@ -91,14 +102,7 @@ async fn second_stop_drops_the_handlers_and_gives_their_messages_back() {
         let record = fake.publish(json!({}));
         // With one handler, no Fetch waits that could take the message again.
         let one = worker(fake.client(), mode, &events, crowd.handler()).concurrency(1);
-        let stop = one.stop_handle();
-        let word = async {
-            crowd.begun(1).await;
-            stop.stop();
-            stop.stop();
-        };
-        let (result, ()) = in_time(async { tokio::join!(one.run(), word) }).await;
-        result.unwrap();
+        run_until_stopped(one, &crowd, 2).await;
         assert_eq!(crowd.dropped().await, [1]);
         assert_eq!(record.settlements(), [Settled::Nak(Duration::ZERO)]);
         assert_eq!(events.names(), ["ready", "returned", "stopped"]);
@@ -112,13 +116,7 @@ async fn end_of_the_stop_timeout_gives_the_messages_back() {
         let record = fake.publish(json!({}));
         let one = worker(fake.client(), mode, &events, crowd.handler());
         let one = one.concurrency(1).stop_timeout(Duration::from_millis(100));
-        let stop = one.stop_handle();
-        let word = async {
-            crowd.begun(1).await;
-            stop.stop();
-        };
-        let (result, ()) = in_time(async { tokio::join!(one.run(), word) }).await;
-        result.unwrap();
+        run_until_stopped(one, &crowd, 1).await;
         assert_eq!(record.settlements(), [Settled::Nak(Duration::ZERO)]);
         assert_eq!(events.names(), ["ready", "returned", "stopped"]);
     }
@@ -131,14 +129,7 @@ async fn second_stop_does_not_end_a_message_on_its_last_attempt() {
         let record = fake.publish(json!({}));
         // With one handler, no Fetch waits that could take the message again.
         let one = worker(fake.client(), mode, &events, crowd.handler()).concurrency(1);
-        let stop = one.stop_handle();
-        let word = async {
-            crowd.begun(1).await;
-            stop.stop();
-            stop.stop();
-        };
-        let (result, ()) = in_time(async { tokio::join!(one.run(), word) }).await;
-        result.unwrap();
+        run_until_stopped(one, &crowd, 2).await;
         assert_eq!((record.settlements(), crowd.dropped().await), (vec![], vec![1]));
         assert_eq!(events.names(), ["ready", "lost", "stopped"]);
     }

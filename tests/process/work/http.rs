@@ -6,11 +6,6 @@ use std::{
 };
 
 use async_nats::HeaderMap;
-use rustls::{
-    ServerConfig,
-    crypto::ring::default_provider,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
-};
 use testkit::{authority::Authority, eventually, jetstream::Fixture, proxy::Proxy};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
@@ -50,15 +45,7 @@ impl Server {
 
     /// A server whose certificate this authority has signed.
     async fn start_with_tls(authority: &Authority) -> Self {
-        let signed = authority.server();
-        let cert = CertificateDer::from_pem_slice(signed.cert.as_bytes()).unwrap();
-        let key = PrivateKeyDer::from_pem_slice(signed.key.as_bytes()).unwrap();
-        let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![cert], key);
-        let acceptor = TlsAcceptor::from(Arc::new(config.unwrap()));
+        let acceptor = TlsAcceptor::from(authority.server().server_tls());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let requests: Requests = Arc::default();

@@ -1,11 +1,16 @@
 //! Certificate authorities, and the certificates that they sign.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
+};
+use rustls::{
+    ServerConfig,
+    crypto::ring::default_provider,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
 };
 
 /// An authority with a key of its own.
@@ -21,6 +26,20 @@ pub struct Signed {
     pub key: String,
     /// The certificate as DER.
     pub der: Vec<u8>,
+}
+
+impl Signed {
+    /// The TLS of a server with this certificate. It asks its clients for none.
+    pub fn server_tls(&self) -> Arc<ServerConfig> {
+        let cert = CertificateDer::from_pem_slice(self.cert.as_bytes()).unwrap();
+        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).unwrap();
+        let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![cert], key);
+        Arc::new(config.unwrap())
+    }
 }
 
 impl Authority {

@@ -23,11 +23,7 @@ use ring::{
         RSA_PKCS1_SHA512, RSA_PSS_SHA256, RSA_PSS_SHA384, RSA_PSS_SHA512, RsaEncoding, RsaKeyPair,
     },
 };
-use rustls::{
-    ServerConfig, ServerConnection, StreamOwned,
-    crypto::ring::default_provider,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
-};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
 
 use crate::{BOUND, authority::Signed};
@@ -224,14 +220,7 @@ impl IssuerServer {
 
     /// A server that speaks TLS, with this certificate.
     pub fn start_tls(answer: IssuerAnswer, signed: &Signed) -> Self {
-        let cert = CertificateDer::from_pem_slice(signed.cert.as_bytes()).unwrap();
-        let key = PrivateKeyDer::from_pem_slice(signed.key.as_bytes()).unwrap();
-        let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![cert], key);
-        let tls = Some(Arc::new(config.unwrap()));
+        let tls = Some(signed.server_tls());
         Self::started("127.0.0.1:0".parse().unwrap(), answer, tls)
     }
 
