@@ -13,14 +13,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Reflection serves the same descriptors, with their comments.
     let descriptors = PathBuf::from(env::var("OUT_DIR")?).join("fetchproxy.v1.bin");
     fs::write(descriptors, contract.encode_to_vec())?;
-    tonic_prost_build::configure().bytes(".").compile_fds(contract)?;
+    configured().compile_fds(contract)?;
     // This uses the contract's messages, which must not be generated twice. So it has its own folder.
     let peer = PathBuf::from(env::var("OUT_DIR")?).join("peer");
     fs::create_dir_all(&peer)?;
-    tonic_prost_build::configure()
+    configured()
         .out_dir(peer)
-        .bytes(".")
         .extern_path(".fetchproxy.v1", "crate::pb")
         .compile_fds(protox::compile([BETWEEN_REPLICAS], ["proto"])?)?;
     Ok(())
+}
+
+fn configured() -> tonic_prost_build::Builder {
+    tonic_prost_build::configure().bytes(".").codec_path("crate::pb::codec::SizedCodec")
 }

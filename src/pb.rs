@@ -11,6 +11,7 @@
     reason = "generated code is not ours to lint"
 )]
 
+pub mod codec;
 pub(crate) mod time;
 
 tonic::include_proto!("fetchproxy.v1");

@@ -7,8 +7,10 @@
 //! What is gathered counts as written, as in the buffer of the kernel. It is at most [`MAX_GATHERED`] bytes.
 
 use std::{
+    cell::Cell,
     future::{Future, poll_fn},
     io::{self, IoSlice},
+    mem::take,
     pin::Pin,
     sync::{Arc, Mutex},
     task::{Context, Poll, ready},
@@ -20,6 +22,11 @@ use crate::lock::lock;
 
 /// Most bytes that are gathered. Two frames of the default size of HTTP/2, with their heads, and more for small ones.
 const MAX_GATHERED: usize = 36 * 1024;
+
+thread_local! {
+    /// The buffer of the connection that a thread polls. An idle connection holds none, so a thread needs a single one.
+    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
 
 /// One side of the connection, which hyper has. The other side [drives](Cork::drive) it.
 pub(super) struct Corked<T>(Arc<Mutex<Line<T>>>);
@@ -63,8 +70,12 @@ impl<T: AsyncWrite + Unpin> Line<T> {
                 count => self.written += count,
             }
         }
-        // An idle connection holds no buffer.
-        (self.gathered, self.written) = (Vec::new(), 0);
+        self.written = 0;
+        let mut buffer = take(&mut self.gathered);
+        if buffer.capacity() > 0 {
+            buffer.clear();
+            BUFFER.set(buffer);
+        }
         // Encrypted bytes can wait in the stream.
         Pin::new(&mut self.inner).poll_flush(cx)
     }
@@ -103,6 +114,10 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Corked<T> {
     ) -> Poll<io::Result<usize>> {
         let mut line = lock(&self.0);
         let (mut room, mut taken) = (ready!(line.poll_room(cx))?, 0);
+        if line.gathered.capacity() == 0 {
+            line.gathered = BUFFER.take();
+            line.gathered.reserve_exact(MAX_GATHERED);
+        }
         for slice in slices {
             let part = &slice[..slice.len().min(room)];
             line.gathered.extend_from_slice(part);
@@ -169,7 +184,7 @@ mod tests {
             }
         };
         cork.drive(pin!(write)).await;
-        std::mem::take(&mut lock(&cork.0).inner.0)
+        take(&mut lock(&cork.0).inner.0)
     }
 
     #[tokio::test]
@@ -196,6 +211,20 @@ mod tests {
         let (mut received, driven) = (Vec::new(), cork.drive(write));
         let (read, ()) = tokio::join!(theirs.read_to_end(&mut received), driven);
         assert_eq!((read.unwrap(), received == sent), (sent.len(), true));
+    }
+
+    #[tokio::test]
+    async fn connection_that_must_wait_keeps_its_bytes_while_others_write() {
+        let (ours, mut theirs) = duplex(10);
+        let (mut corked, cork) = corked(ours);
+        let mut write = pin!(corked.write_all(&[7; 500]));
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(pin!(cork.drive(write.as_mut())).poll(&mut cx).is_ready());
+        assert_eq!(writes(usize::MAX, &[9, 1400]).await, [1409]);
+        let mut received = [0; 500];
+        let rest = poll_fn(|cx| lock(&cork.0).poll_written(cx));
+        let (read, rest) = tokio::join!(theirs.read_exact(&mut received), rest);
+        assert_eq!((read.unwrap(), rest.is_ok(), received), (500, true, [7; 500]));
     }
 
     #[tokio::test]
