@@ -26,7 +26,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 
 use self::cipher::{NONCE, TAG};
 pub use self::{
-    cipher::{Nonce, Nonces},
+    cipher::{Nonce, Nonces, Subkey},
     ring::{KeyId, KeyRing, KeyRingError, key_name, new_key_line},
 };
 
@@ -134,24 +134,25 @@ impl Sealer {
         &self.ring
     }
 
-    /// Seals with the ring's sealing key. A nonce must never be used twice with one key.
-    pub fn seal(&self, claims: &Claims<'_>, nonce: Nonce) -> String {
+    /// Seals the next token of an answer with the ring's sealing key.
+    pub fn seal(&self, claims: &Claims<'_>, nonces: &mut Nonces) -> String {
+        let nonce = nonces.next().unwrap_or_default();
         let mut token = self.head(TOKEN, nonce, 80 + claims.ack_subject.len());
         claims.write(&mut token);
-        self.close(&mut token, nonce, &self.of_tokens);
+        self.close(&mut token, nonce, &mut nonces.subkey, &self.of_tokens);
         URL_SAFE_NO_PAD.encode(token)
     }
 
-    /// Opens a token of this cluster.
+    /// Opens a token of this cluster. The next token of the same answer is opened sooner with its `subkey`.
     ///
     /// # Errors
     /// See [`OpenError`].
-    pub fn open(&self, token: &str) -> Result<Claims<'static>, OpenError> {
+    pub fn open(&self, token: &str, subkey: &mut Subkey) -> Result<Claims<'static>, OpenError> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(OpenError::Invalid);
         }
         let mut bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| OpenError::Invalid)?;
-        let (_, body) = self.unseal(&mut bytes, TOKEN, &self.of_tokens)?;
+        let (_, body) = self.unseal(&mut bytes, subkey, TOKEN, &self.of_tokens)?;
         Claims::read(body).ok_or(OpenError::Invalid)
     }
 
@@ -159,7 +160,7 @@ impl Sealer {
     pub fn seal_frame(&self, channel: &str, message: &[u8], nonce: Nonce) -> Vec<u8> {
         let mut frame = self.head(FRAME, nonce, message.len());
         frame.extend_from_slice(message);
-        self.close(&mut frame, nonce, &self.of_channel(channel));
+        self.close(&mut frame, nonce, &mut Subkey::default(), &self.of_channel(channel));
         frame
     }
 
@@ -169,7 +170,8 @@ impl Sealer {
     /// See [`OpenError`].
     pub fn open_frame(&self, channel: &str, frame: &[u8]) -> Result<(Nonce, Vec<u8>), OpenError> {
         let mut bytes = frame.to_vec();
-        let (nonce, body) = self.unseal(&mut bytes, FRAME, &self.of_channel(channel))?;
+        let (nonce, body) =
+            self.unseal(&mut bytes, &mut Subkey::default(), FRAME, &self.of_channel(channel))?;
         Ok((nonce, body.to_vec()))
     }
 
@@ -181,10 +183,10 @@ impl Sealer {
         bytes
     }
 
-    fn close(&self, bytes: &mut Vec<u8>, nonce: Nonce, associated: &[u8]) {
+    fn close(&self, bytes: &mut Vec<u8>, nonce: Nonce, subkey: &mut Subkey, associated: &[u8]) {
         let (_, body) = bytes.split_at_mut(HEAD);
         // This fails only for texts of 256 GiB and more.
-        if let Some(tag) = self.ring.sealing().cipher.seal(nonce, associated, body) {
+        if let Some(tag) = self.ring.sealing().cipher.seal(nonce, subkey, associated, body) {
             bytes.extend_from_slice(&tag);
         }
     }
@@ -192,6 +194,7 @@ impl Sealer {
     fn unseal<'b>(
         &self,
         bytes: &'b mut [u8],
+        subkey: &mut Subkey,
         version: u8,
         associated: &[u8],
     ) -> Result<(Nonce, &'b [u8]), OpenError> {
@@ -203,7 +206,7 @@ impl Sealer {
         let key = self.ring.find(&head[1..=KEY_ID]).ok_or(OpenError::KeyUnknown)?;
         let nonce = Nonce::try_from(&head[1 + KEY_ID..]).map_err(|_| OpenError::Invalid)?;
         let tag = (&*tag).try_into().map_err(|_| OpenError::Invalid)?;
-        key.cipher.open(nonce, associated, body, tag).ok_or(OpenError::Invalid)?;
+        key.cipher.open(nonce, subkey, associated, body, tag).ok_or(OpenError::Invalid)?;
         Ok((nonce, body))
     }
 
@@ -286,6 +289,16 @@ mod tests {
     use base64::engine::general_purpose::STANDARD;
     use proptest::prelude::*;
 
+    impl Sealer {
+        fn sealed(&self, claims: &Claims<'_>, nonce: Nonce) -> String {
+            self.seal(claims, &mut Nonces::from(nonce))
+        }
+
+        fn opened(&self, token: &str) -> Result<Claims<'static>, OpenError> {
+            self.open(token, &mut Subkey::default())
+        }
+    }
+
     fn sealer(key: u8, cluster: &str) -> Sealer {
         Sealer::new(KeyRing::single([key; 32]), cluster)
     }
@@ -314,7 +327,7 @@ mod tests {
         let mut token = sealer.head(TOKEN, [0; NONCE], 0);
         claims.write(&mut token);
         token.extend_from_slice(tail);
-        sealer.close(&mut token, [0; NONCE], &sealer.of_tokens);
+        sealer.close(&mut token, [0; NONCE], &mut Subkey::default(), &sealer.of_tokens);
         URL_SAFE_NO_PAD.encode(token)
     }
 
@@ -344,7 +357,7 @@ mod tests {
             let tail: Vec<u8> = tail.iter().flat_map(|(tag, value)| field(*tag, value)).collect();
             let (sealer, claims) = (sealer(1, "c"), Claims { span: None, ..claims });
             let token = with_tail(&sealer, &claims, &tail);
-            prop_assert_eq!(sealer.open(&token), Ok(Claims { span, ..claims }));
+            prop_assert_eq!(sealer.opened(&token), Ok(Claims { span, ..claims }));
         }
 
         #[test]
@@ -355,7 +368,7 @@ mod tests {
             ],
         ) {
             let sealer = sealer(1, "c");
-            let opened = sealer.open(&with_tail(&sealer, &some(), &tail));
+            let opened = sealer.opened(&with_tail(&sealer, &some(), &tail));
             let span = |fields: BTreeMap<u8, Vec<u8>>| fields.get(&SPAN_TAG)?[..].try_into().ok();
             let expected = fields(&tail).map(|fields| Claims { span: span(fields), ..some() });
             let expected = expected.ok_or(OpenError::Invalid);
@@ -365,7 +378,7 @@ mod tests {
         #[test]
         fn sealed_token_is_opened(claims in claims(), nonce: Nonce) {
             let sealer = sealer(1, "c");
-            prop_assert_eq!(sealer.open(&sealer.seal(&claims, nonce)), Ok(claims));
+            prop_assert_eq!(sealer.opened(&sealer.sealed(&claims, nonce)), Ok(claims));
         }
 
         #[test]
@@ -373,10 +386,10 @@ mod tests {
             claims in claims(), nonce: Nonce, at: prop::sample::Index, flip in 1_u8..,
         ) {
             let sealer = sealer(1, "c");
-            let mut bytes = URL_SAFE_NO_PAD.decode(sealer.seal(&claims, nonce)).unwrap();
+            let mut bytes = URL_SAFE_NO_PAD.decode(sealer.sealed(&claims, nonce)).unwrap();
             let at = at.index(bytes.len());
             bytes[at] ^= flip;
-            let opened = sealer.open(&URL_SAFE_NO_PAD.encode(bytes));
+            let opened = sealer.opened(&URL_SAFE_NO_PAD.encode(bytes));
             let of_the_key = (1..=KEY_ID).contains(&at);
             let expected = if of_the_key { OpenError::KeyUnknown } else { OpenError::Invalid };
             prop_assert_eq!(opened, Err(expected));
@@ -385,9 +398,9 @@ mod tests {
         #[test]
         fn garbage_is_refused_and_harms_nothing(token in ".{0,300}", bytes: Vec<u8>) {
             let sealer = sealer(1, "c");
-            prop_assert!(sealer.open(&token).is_err());
-            prop_assert!(sealer.open(&URL_SAFE_NO_PAD.encode(&bytes)).is_err());
-            prop_assert!(sealer.open(&token.repeat(100)).is_err());
+            prop_assert!(sealer.opened(&token).is_err());
+            prop_assert!(sealer.opened(&URL_SAFE_NO_PAD.encode(&bytes)).is_err());
+            prop_assert!(sealer.opened(&token.repeat(100)).is_err());
         }
     }
 
@@ -415,7 +428,7 @@ mod tests {
             (vec![9], false),
             (vec![9, 2, 0], false),
         ] {
-            let opened = sealer.open(&with_tail(&sealer, &some(), &tail));
+            let opened = sealer.opened(&with_tail(&sealer, &some(), &tail));
             assert_eq!(opened, valid.then(some).ok_or(OpenError::Invalid), "{tail:?}");
         }
     }
@@ -427,8 +440,8 @@ mod tests {
                      cuvgvZhlPViO5Fzukr1nuxMtD021VN-g5n-Rxnq08iBL1uci9uXGL05lZF-OttU3FiaG39Y6lWXwvE1xT8Rb\
                      JeEMB24Go-HzYV6dO5j9nXE";
         let sealer = sealer(7, "c");
-        assert_eq!(sealer.open(token), Ok(some()));
-        assert_eq!(sealer.seal(&some(), [9; NONCE]), token, "and an older replica opens ours");
+        assert_eq!(sealer.opened(token), Ok(some()));
+        assert_eq!(sealer.sealed(&some(), [9; NONCE]), token, "and an older replica opens ours");
     }
 
     /// An older replica skips each field of the tail.
@@ -436,41 +449,41 @@ mod tests {
     fn span_of_a_fetch_is_one_field_of_the_tail() {
         let (sealer, span) = (sealer(1, "c"), [7; SPAN_BYTES]);
         let traced = Claims { span: Some(span), ..some() };
-        let token = sealer.seal(&traced, [0; NONCE]);
+        let token = sealer.sealed(&traced, [0; NONCE]);
         assert_eq!(token, with_tail(&sealer, &some(), &field(SPAN_TAG, &span)));
-        assert_eq!(sealer.open(&token), Ok(traced));
-        let without = sealer.seal(&some(), [0; NONCE]);
+        assert_eq!(sealer.opened(&token), Ok(traced));
+        let without = sealer.sealed(&some(), [0; NONCE]);
         assert_eq!(token.len() - without.len(), 36, "27 bytes");
         let longer = with_tail(&sealer, &some(), &field(SPAN_TAG, &[7; SPAN_BYTES + 1]));
-        assert_eq!(sealer.open(&longer), Ok(some()), "a span of a later version");
+        assert_eq!(sealer.opened(&longer), Ok(some()), "a span of a later version");
     }
 
     #[test]
     fn principal_of_more_than_64_bytes_is_invalid() {
         let named = |length| Claims { principal: "p".repeat(length).into(), ..some() };
         let sealer = sealer(1, "c");
-        let opened = |length| sealer.open(&sealer.seal(&named(length), [0; NONCE]));
+        let opened = |length| sealer.opened(&sealer.sealed(&named(length), [0; NONCE]));
         assert_eq!(opened(MAX_PRINCIPAL_BYTES), Ok(named(64)));
         assert_eq!(opened(MAX_PRINCIPAL_BYTES + 1), Err(OpenError::Invalid));
     }
 
     #[test]
     fn another_cluster_and_another_key_do_not_open_it() {
-        let token = sealer(1, "c").seal(&some(), [0; NONCE]);
-        assert_eq!(sealer(1, "other").open(&token), Err(OpenError::Invalid));
-        assert_eq!(sealer(2, "c").open(&token), Err(OpenError::KeyUnknown));
+        let token = sealer(1, "c").sealed(&some(), [0; NONCE]);
+        assert_eq!(sealer(1, "other").opened(&token), Err(OpenError::Invalid));
+        assert_eq!(sealer(2, "c").opened(&token), Err(OpenError::KeyUnknown));
     }
 
     #[test]
     fn every_key_of_the_ring_opens_and_the_first_seals() {
         let (old, new) = (new_key_line().unwrap(), new_key_line().unwrap());
         let sealer = |text: &str| Sealer::new(KeyRing::parse(text).unwrap(), "c");
-        let before = sealer(&old).seal(&some(), [1; NONCE]);
+        let before = sealer(&old).sealed(&some(), [1; NONCE]);
         let rotated = sealer(&format!("# rotated\n{new}\n\n{old} # to be removed\n"));
-        assert_eq!(rotated.open(&before), Ok(some()));
-        let after = rotated.seal(&some(), [2; NONCE]);
-        assert_eq!(sealer(&old).open(&after), Err(OpenError::KeyUnknown));
-        assert_eq!(sealer(&new).open(&after), Ok(some()));
+        assert_eq!(rotated.opened(&before), Ok(some()));
+        let after = rotated.sealed(&some(), [2; NONCE]);
+        assert_eq!(sealer(&old).opened(&after), Err(OpenError::KeyUnknown));
+        assert_eq!(sealer(&new).opened(&after), Ok(some()));
     }
 
     #[test]
@@ -483,8 +496,8 @@ mod tests {
         for (sealer, channel) in [(&ours, "b.settle"), (&other, "a.settle")] {
             assert_eq!(sealer.open_frame(channel, &frame), Err(OpenError::Invalid));
         }
-        assert_eq!(ours.open(&URL_SAFE_NO_PAD.encode(&frame)), Err(OpenError::Invalid));
-        let token = URL_SAFE_NO_PAD.decode(ours.seal(&some(), [6; NONCE])).unwrap();
+        assert_eq!(ours.opened(&URL_SAFE_NO_PAD.encode(&frame)), Err(OpenError::Invalid));
+        let token = URL_SAFE_NO_PAD.decode(ours.sealed(&some(), [6; NONCE])).unwrap();
         assert_eq!(ours.open_frame("", &token), Err(OpenError::Invalid));
     }
 
@@ -494,8 +507,8 @@ mod tests {
         let ring = |text: &str| KeyRing::parse(text).unwrap();
         let ids = ring(&format!("{new}\n{old}")).ids();
         let waiting = Sealer::new(ring(&format!("{new}\n{old}")).sealing_with(ids[1]), "c");
-        let token = waiting.seal(&some(), [4; NONCE]);
-        assert_eq!(Sealer::new(ring(&old), "c").open(&token), Ok(some()));
+        let token = waiting.sealed(&some(), [4; NONCE]);
+        assert_eq!(Sealer::new(ring(&old), "c").opened(&token), Ok(some()));
         let unknown = ring(&new).sealing_with([0; KEY_ID]);
         assert_eq!(unknown.ids(), [ids[0]], "a key that is not there changes nothing");
     }
@@ -531,13 +544,13 @@ mod tests {
             principal: "anonymous".into(),
             span: None,
         };
-        assert_eq!(sealer.open(older), Ok(claims.clone()));
-        assert_eq!(sealer.seal(&claims, std::array::from_fn(|index| 100 + index as u8)), older);
+        assert_eq!(sealer.opened(older), Ok(claims.clone()));
+        assert_eq!(sealer.sealed(&claims, std::array::from_fn(|index| 100 + index as u8)), older);
     }
 
     #[test]
     fn a_token_tells_nothing_of_what_is_inside() {
-        let token = sealer(1, "c").seal(&some(), [3; NONCE]);
+        let token = sealer(1, "c").sealed(&some(), [3; NONCE]);
         let bytes = URL_SAFE_NO_PAD.decode(token).unwrap();
         let shown = String::from_utf8_lossy(&bytes).into_owned();
         assert!(!shown.contains("ORDERS") && !shown.contains("anonymous"));

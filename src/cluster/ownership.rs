@@ -10,8 +10,10 @@ use std::{
 
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use super::wire::{SettleOutcome, SettleResult};
 use crate::{
-    lease::{AdoptedLeases, Found, LeaseError, LeaseId, OutcomeSlice},
+    lease::{AdoptedLeases, Found, LeaseError, LeaseId, OutcomeSlice, SettleKind},
+    lessor::{Action, Error},
     lock::lock,
     token::InstanceId,
 };
@@ -185,6 +187,23 @@ pub(super) fn gather(
         }
     }
     names
+}
+
+/// The answer for a lease that ended at a replica that this one took over from, as that replica would
+/// have given it.
+pub(super) fn ended(action: &Action, refusal: LeaseError) -> SettleResult {
+    let kind = match action {
+        Action::Ack => Some(SettleKind::Ack),
+        Action::Nak(_) => Some(SettleKind::Nak),
+        Action::Term(_) => Some(SettleKind::Term),
+        Action::Extend(_) => None,
+    };
+    match refusal {
+        LeaseError::Settled { by } if Some(by) == kind => Ok(SettleOutcome::duplicate()),
+        LeaseError::Settled { .. } | LeaseError::Expired { .. } | LeaseError::Busy => {
+            Err(Error::from(refusal).into())
+        }
+    }
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ use super::{
     late,
     metered::{self, MeteredToken},
     ownerless,
-    ownership::{LeaseLocation, OwnershipGuard},
+    ownership::{self, LeaseLocation, OwnershipGuard},
     replica::Replica,
     settle_spans::{SettleSpans, SettleWay},
     wire::{self, OpenedToken, SettleOutcome, SettleResult},
@@ -37,13 +37,13 @@ use crate::{
     broker::{AckSubject, Broker, Confirmation},
     bus::Bus,
     clock::{self, ClockPair},
-    lease::{LeaseError, LeaseId, SettleKind},
+    lease::LeaseId,
     lessor::{Action, Error, Group, Results, SettleItem, Settled},
     metrics::SettlementRoute,
     pb::peer::v1 as pb,
     reason::Reason,
     refusal_log::{RefusalLog, RefusedCaller},
-    token::{Claims, InstanceId, Nonce, OpenError},
+    token::{Claims, InstanceId, Nonce, OpenError, Subkey},
     traces::{TracedSpan, Traces},
 };
 
@@ -153,9 +153,9 @@ impl<B: Broker + Bus> Router<B> {
         wanted: &[TokenAction],
         guard: &OwnershipGuard<'_>,
     ) -> Sorted {
-        let mut sorted = Sorted::new(wanted.len(), traced);
+        let (mut sorted, mut subkey) = (Sorted::new(wanted.len(), traced), Subkey::default());
         for (index, (token, action)) in wanted.iter().enumerate() {
-            let opened = self.open(token).and_then(|(claims, lease)| {
+            let opened = self.open(token, &mut subkey).and_then(|(claims, lease)| {
                 let by = sorted.audited.authorize::<B>(index, call, settler, &claims, action)?;
                 Ok((claims, lease, by))
             });
@@ -182,7 +182,7 @@ impl<B: Broker + Bus> Router<B> {
                     group.push(index, OpenedToken { claims, action: action.clone(), by });
                 }
                 LeaseLocation::Ended(refusal) => {
-                    let ended = ended(action, refusal);
+                    let ended = ownership::ended(action, refusal);
                     if let Err(refused) = &ended {
                         self.log_refusal(call, settler, Some(claims.ack_subject), refused);
                     }
@@ -207,7 +207,7 @@ impl<B: Broker + Bus> Router<B> {
             let (token, action) = &wanted[index];
             if let Err(refused) = result
                 && refused.reason() == Reason::LeaseExpired
-                && let Ok((claims, _)) = self.open(token)
+                && let Ok((claims, _)) = self.open(token, &mut Subkey::default())
             {
                 let action = action.clone();
                 expired.push(index, OpenedToken { claims, action, by: None });
@@ -233,7 +233,7 @@ impl<B: Broker + Bus> Router<B> {
         for (index, result) in results.iter() {
             let Some(refusal) = metered::refusal(result) else { continue };
             let (token, action) = &wanted[index];
-            if let Ok((claims, _)) = self.open(token) {
+            if let Ok((claims, _)) = self.open(token, &mut Subkey::default()) {
                 let (action, by) = (action.clone(), None);
                 let token = OpenedToken { claims, action, by };
                 MeteredToken::of::<B>(&token).count_as(&self.replica.lessor, refusal);
@@ -297,7 +297,9 @@ impl<B: Broker + Bus> Router<B> {
                 LeaseLocation::Local(lease) => {
                     local.push(index, SettleItem { lease, action, by: by.clone() });
                 }
-                LeaseLocation::Ended(refusal) => results.set(index, ended(&action, refusal)),
+                LeaseLocation::Ended(refusal) => {
+                    results.set(index, ownership::ended(&action, refusal))
+                }
                 // Until a moment ago it may have been in the lease table of this replica.
                 LeaseLocation::Remote(_) => {
                     results.set(index, Err(ApiError::OwnerUnreachable { maybe_applied: false }));
@@ -313,14 +315,19 @@ impl<B: Broker + Bus> Router<B> {
     }
 
     /// The claims of a token of this cluster, and the number of its lease.
-    fn open(&self, token: &str) -> Result<(Claims<'static>, LeaseId), ApiError> {
+    fn open(
+        &self,
+        token: &str,
+        subkey: &mut Subkey,
+    ) -> Result<(Claims<'static>, LeaseId), ApiError> {
         if token.is_empty() {
             return Err(ApiError::Field { field: "token".into(), why: "must be set".into() });
         }
-        let claims = self.replica.keys.sealer().open(token).map_err(|error| match error {
-            OpenError::Invalid => ApiError::TokenInvalid,
-            OpenError::KeyUnknown => ApiError::KeyUnknown,
-        })?;
+        let claims =
+            self.replica.keys.sealer().open(token, subkey).map_err(|error| match error {
+                OpenError::Invalid => ApiError::TokenInvalid,
+                OpenError::KeyUnknown => ApiError::KeyUnknown,
+            })?;
         let lease = LeaseId::new(claims.lease).ok_or(ApiError::TokenInvalid)?;
         Ok((claims, lease))
     }
@@ -405,23 +412,6 @@ impl<B: Broker + Bus> Router<B> {
         });
         results.set_all(indices, settled);
         results.into_vec()
-    }
-}
-
-/// The answer for a lease that ended at a replica that this one took over from, as that replica would
-/// have given it.
-fn ended(action: &Action, refusal: LeaseError) -> SettleResult {
-    let kind = match action {
-        Action::Ack => Some(SettleKind::Ack),
-        Action::Nak(_) => Some(SettleKind::Nak),
-        Action::Term(_) => Some(SettleKind::Term),
-        Action::Extend(_) => None,
-    };
-    match refusal {
-        LeaseError::Settled { by } if Some(by) == kind => Ok(SettleOutcome::duplicate()),
-        LeaseError::Settled { .. } | LeaseError::Expired { .. } | LeaseError::Busy => {
-            Err(Error::from(refusal).into())
-        }
     }
 }
 

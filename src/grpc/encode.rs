@@ -20,7 +20,7 @@ use crate::{
         self,
         time::{duration, timestamp},
     },
-    token::{Claims, InstanceId, Nonce, Nonces, Sealer},
+    token::{Claims, InstanceId, Nonces, Sealer},
     traces::SpanBytes,
 };
 
@@ -38,13 +38,12 @@ pub(super) struct Seal<'s> {
 impl Seal<'_> {
     /// The answer to a Fetch, with nonces of its own.
     pub(super) fn fetch(&self, fetched: &Fetched, mut nonces: Nonces) -> pb::FetchResponse {
-        let mut nonce = || nonces.next().unwrap_or_default();
         let (codec, max_bytes) = (fetched.codec(), fetched.max_bytes());
         let messages = fetched.messages().iter();
-        let messages = messages.map(|leased| self.delivery(leased, codec, nonce())).collect();
+        let messages = messages.map(|leased| self.delivery(leased, codec, &mut nonces)).collect();
         let rejected = fetched.rejected().iter();
         let rejected =
-            rejected.map(|rejected| self.rejected(rejected, max_bytes, nonce())).collect();
+            rejected.map(|rejected| self.rejected(rejected, max_bytes, &mut nonces)).collect();
         pb::FetchResponse {
             messages,
             rejected,
@@ -55,10 +54,10 @@ impl Seal<'_> {
         }
     }
 
-    fn delivery(&self, leased: &LeasedDelivery, codec: Codec, nonce: Nonce) -> pb::Delivery {
+    fn delivery(&self, leased: &LeasedDelivery, codec: Codec, nonces: &mut Nonces) -> pb::Delivery {
         let delivery = leased.delivery();
         pb::Delivery {
-            token: self.token(leased, nonce),
+            token: self.token(leased, nonces),
             subject: delivery.subject.clone(),
             payload: Some(payload(&delivery.payload, codec)),
             headers: headers(&delivery.headers),
@@ -74,7 +73,7 @@ impl Seal<'_> {
         }
     }
 
-    fn rejected(&self, rejected: &Rejected, max_bytes: u64, nonce: Nonce) -> pb::Rejected {
+    fn rejected(&self, rejected: &Rejected, max_bytes: u64, nonces: &mut Nonces) -> pb::Rejected {
         let Rejected { leased, cause, held } = rejected;
         let delivery = leased.delivery();
         let whole = pb::Rejected {
@@ -86,7 +85,7 @@ impl Seal<'_> {
             size: delivery.payload.len() as u64,
             data: delivery.payload.clone(),
             headers: headers(&delivery.headers),
-            token: if *held { self.token(leased, nonce) } else { String::new() },
+            token: if *held { self.token(leased, nonces) } else { String::new() },
             lease_expire_time: held.then(|| self.timestamp(leased.deadline)).flatten(),
             lease: held.then(|| self.left(leased.deadline)),
             number: if *held { leased.number } else { 0 },
@@ -97,7 +96,7 @@ impl Seal<'_> {
         }
     }
 
-    fn token(&self, leased: &LeasedDelivery, nonce: Nonce) -> String {
+    fn token(&self, leased: &LeasedDelivery, nonces: &mut Nonces) -> String {
         let settle_by = self.clocks.unix_at(leased.settle_by);
         let claims = Claims {
             owner: self.owner,
@@ -109,7 +108,7 @@ impl Seal<'_> {
             principal: self.principal.into(),
             span: self.span,
         };
-        self.sealer.seal(&claims, nonce)
+        self.sealer.seal(&claims, nonces)
     }
 
     fn timestamp(&self, when: Instant) -> Option<Timestamp> {
@@ -227,7 +226,7 @@ mod tests {
             principal: "p".repeat(MAX_PRINCIPAL_BYTES).into(),
             span: Some([255; 25]),
         };
-        Sealer::new(KeyRing::single([1; 32]), "c").seal(&claims, [1; 24])
+        Sealer::new(KeyRing::single([1; 32]), "c").seal(&claims, &mut Nonces::from([1; 24]))
     }
 
     #[test]

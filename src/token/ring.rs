@@ -7,7 +7,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 
 use super::{
     KEY_ID,
-    cipher::{Cipher, NONCE},
+    cipher::{Cipher, NONCE, Subkey},
 };
 
 /// The name of a key. It reveals nothing about the key.
@@ -130,7 +130,7 @@ impl Key {
         // The name is the tag of an empty text under the key, which reveals nothing about the key. The
         // nonce of zeros is never used for a token, because the nonces of tokens are random.
         let mut id = [0; KEY_ID];
-        if let Some(tag) = cipher.seal([0; NONCE], b"key id", &mut []) {
+        if let Some(tag) = cipher.seal([0; NONCE], &mut Subkey::default(), b"key id", &mut []) {
             id.copy_from_slice(&tag[..KEY_ID]);
         }
         Self { id, cipher }
