@@ -44,7 +44,7 @@ pub async fn table(pairs: &Pairs, setup: &Setup) {
     for round in 0..=pairs.count {
         let request = fetch(&setup.backlog.consumer().await, 1);
         let through = timed(&mut proxy, &request).await.p50();
-        let floor = timed(&mut service, &noop::request()).await.p50();
+        let floor = timed(&mut service, &noop::request(1)).await.p50();
         let native = native(setup).await.p50();
         // The first round is a warm-up.
         if round > 0 {

@@ -126,7 +126,7 @@ async fn connections(pairs: &Pairs, setup: &Setup, messages: usize) {
         };
         let request = fetch(&setup.backlog.consumer().await, 1);
         let through = half(&setup.proxied(), run, work(proxy, request)).await;
-        let floor = half(&setup.unproxied(), run, work(service, noop::request())).await;
+        let floor = half(&setup.unproxied(), run, work(service, noop::request(1))).await;
         (through, Some(floor))
     })
     .await;

@@ -18,19 +18,25 @@ use tonic::{
 };
 
 use crate::{
-    proxied::{Work, connect, fetch},
+    proxied::{Batches, Work, connect, fetch},
     setup::Setup,
 };
 
-/// A request of one message. The service ignores its consumer.
-pub fn request() -> pb::FetchRequest {
-    fetch(&Consumer { stream: "none".into(), name: "none".into() }, 1)
+/// A request of `n` messages. The service ignores its consumer.
+pub fn request(n: u32) -> pb::FetchRequest {
+    fetch(&Consumer { stream: "none".into(), name: "none".into() }, n)
 }
 
 /// Fetch and Ack against canned answers.
 pub async fn singles(setup: &Setup, clients: usize, run: Run) -> Half {
-    let work = Work::new(connect(&setup.noop, clients).await, request());
+    let work = Work::new(connect(&setup.noop, clients).await, request(1));
     half(&setup.unproxied(), run, work.singles(run.messages)).await
+}
+
+/// Fetch and Settle against canned answers.
+pub async fn batches(setup: &Setup, batches: Batches, run: Run) -> Half {
+    let work = Work::new(connect(&setup.noop, batches.clients).await, request(batches.n));
+    half(&setup.unproxied(), run, work.batches(batches.confirmed, run.messages)).await
 }
 
 pub async fn serve() {
@@ -61,32 +67,33 @@ fn message(number: u64) -> pb::Delivery {
     }
 }
 
+fn done() -> pb::SettleResult {
+    pb::SettleResult { outcome: pb::Outcome::Confirmed.into(), ..Default::default() }
+}
+
 type Answer<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl FetchService for Noop {
-    async fn fetch(&self, _: Request<pb::FetchRequest>) -> Answer<pb::FetchResponse> {
-        Ok(Response::new(pb::FetchResponse { messages: vec![message(0)], ..Default::default() }))
+    async fn fetch(&self, request: Request<pb::FetchRequest>) -> Answer<pb::FetchResponse> {
+        let messages = vec![message(0); request.get_ref().n as usize];
+        Ok(Response::new(pb::FetchResponse { messages, ..Default::default() }))
     }
 
     type ConsumeStream = BoxStream<'static, Result<pb::ConsumeResponse, Status>>;
 
-    /// A message for the start, and a result with a message for each settlement.
+    /// As many messages for the start as its credit says, and a result with a message for each settlement.
     async fn consume(
         &self,
         request: Request<Streaming<pb::ConsumeRequest>>,
     ) -> Answer<Self::ConsumeStream> {
         let frames = request.into_inner().map_ok(|frame| {
+            let credit = frame.start.and_then(|start| start.credit?.max_leases).unwrap_or_default();
             let settle = frame.settle.unwrap_or_default();
             let count = settle.settlements.len();
-            let done =
-                pb::SettleResult { outcome: pb::Outcome::Confirmed.into(), ..Default::default() };
-            let result = pb::ConsumeResult {
-                id: settle.id,
-                results: vec![done; count],
-                ..Default::default()
-            };
-            let messages = (0..count.max(1)).map(|_| message(1)).collect();
+            let results = vec![done(); count];
+            let result = pb::ConsumeResult { id: settle.id, results, ..Default::default() };
+            let messages = vec![message(1); count + credit as usize];
             pb::ConsumeResponse { messages, results: vec![result], ..Default::default() }
         });
         Ok(Response::new(frames.boxed()))
@@ -119,7 +126,8 @@ impl FetchService for Noop {
         Err(Status::unimplemented(""))
     }
 
-    async fn settle(&self, _: Request<pb::SettleRequest>) -> Answer<pb::SettleResponse> {
-        Err(Status::unimplemented(""))
+    async fn settle(&self, request: Request<pb::SettleRequest>) -> Answer<pb::SettleResponse> {
+        let results = vec![done(); request.get_ref().settlements.len()];
+        Ok(Response::new(pb::SettleResponse { results, failed: 0 }))
     }
 }

@@ -32,14 +32,12 @@ pub async fn compared(pairs: &mut Pairs, setup: &Setup, messages: usize) {
         let batches = Batches { clients, n, confirmed };
         let (how, native) =
             if confirmed { ("confirmed", "double_ack") } else { ("sent", "async-nats ack") };
-        pairs
-            .row(
-                &format!("n={n} {how}, {clients} clients: proxy / {native}"),
-                messages,
-                async |run| proxied::batches(setup, batches, run).await,
-                async |run| direct::batches(setup, batches, run).await,
-            )
-            .await;
+        let named = format!("n={n} {how}, {clients} clients: proxy");
+        let a = async |run| proxied::batches(setup, batches, run).await;
+        let b = async |run| direct::batches(setup, batches, run).await;
+        pairs.row(&format!("{named} / {native}"), messages, a, b).await;
+        let b = async |run| noop::batches(setup, batches, run).await;
+        pairs.row(&format!("{named} / no-op gRPC"), messages, a, b).await;
     }
     for clients in [1, 8, 64] {
         let messages = singles(messages, clients);
@@ -121,6 +119,14 @@ pub async fn consume(pairs: &mut Pairs, setup: &Setup, messages: usize) {
                 messages,
                 async |run| sent.acked(setup, run).await,
                 async |run| direct::streamed(setup, count, run).await,
+            )
+            .await;
+        pairs
+            .row(
+                &format!("Consume, credit 1000, {count} streams: proxy / no-op echo"),
+                messages,
+                async |run| confirmed.acked(setup, run).await,
+                async |run| confirmed.echoed(setup, run).await,
             )
             .await;
     }
