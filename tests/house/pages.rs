@@ -136,24 +136,32 @@ fn page_of_flags_is_what_the_code_says() {
     let cli = Cli::command();
     let mut page = "# Flags\n\n\
          This page has every command of `fetch-proxy`, with its arguments and flags. Each flag with a\n\
-         variable can be set in the environment instead. The flag takes precedence.\n\n\
+         variable can be set in the environment instead. The flag takes precedence. An argument in `[ ]` may be left out.\n\n\
          - A TIME is a number with a unit, such as `500ms`, `10s`, `5m` or `1h`.\n\
          - An ADDR is `IP:PORT`, `NAME:PORT`, or `:PORT`.\n\
          - `NATS_PASSWORD` and `NATS_TOKEN` are read from the environment only.\n\n\
          A test renders this page from the code: `UPDATE_DOCS=1 cargo test --test house`.\n"
         .to_owned();
+    let mut tables = Vec::new();
     for command in cli.get_subcommands().filter(|command| !command.is_hide_set()) {
-        page += &of_command(command, "");
+        page += &of_command(command, "", &mut tables);
         for inner in command.get_subcommands() {
-            page += &of_command(inner, &format!("{} ", command.get_name()));
+            page += &of_command(inner, &format!("{} ", command.get_name()), &mut tables);
         }
+    }
+    for section in page.split("\n## ") {
+        let mut rows: Vec<_> = section.lines().filter(|line| line.starts_with("| `")).collect();
+        rows.sort_unstable();
+        assert!(rows.windows(2).all(|pair| pair[0] != pair[1]), "a row stands twice in {section}");
     }
     assert_rendered("docs/reference/flags.md", &page);
 }
 
-/// The section of a command. `outer` is the command that it belongs to, with a space.
-fn of_command(command: &Command, outer: &str) -> String {
-    let mut page = format!("\n## `fetch-proxy {outer}{}`\n\n", command.get_name());
+/// The section of a command. `outer` is the command that it belongs to, with a space. `tables` are
+/// those of the sections before, with the names of their commands: a table stands on the page once.
+fn of_command(command: &Command, outer: &str, tables: &mut Vec<(String, String)>) -> String {
+    let command_name = format!("{outer}{}", command.get_name());
+    let mut page = format!("\n## `fetch-proxy {command_name}`\n\n");
     let about = command.get_long_about().or(command.get_about());
     page += &sentence(&one_paragraph(&about.unwrap().to_string()));
     page.push('\n');
@@ -165,18 +173,33 @@ fn of_command(command: &Command, outer: &str) -> String {
     }
     for argument in placed {
         let name = argument.get_value_names().unwrap()[0].as_str();
+        let several = argument.get_num_args().is_some_and(|number| number.max_values() > 1);
+        let name = format!("{name}{}", if several { " …" } else { "" });
+        let name = if argument.is_required_set() { name } else { format!("[{name}]") };
         writeln!(page, "| `{name}` | {} |", meaning(argument).0).unwrap();
     }
-    let mut headings: Vec<_> = named.iter().map(|argument| argument.get_help_heading()).collect();
-    headings.dedup();
+    // As `--help` shows them: first the flags without a heading, then each heading once.
+    let mut headings: Vec<Option<&str>> = Vec::new();
+    for heading in named.iter().map(|argument| argument.get_help_heading()) {
+        if !headings.contains(&heading) {
+            headings.push(heading);
+        }
+    }
+    headings.sort_by_key(Option::is_some);
     for heading in headings {
+        let of_heading = named.iter().filter(|argument| argument.get_help_heading() == heading);
+        let rows: String = of_heading.map(|argument| row(argument)).collect();
         if let Some(heading) = heading {
-            write!(page, "\n### {heading} of `{}`\n", command.get_name()).unwrap();
+            write!(page, "\n### `{command_name}`: {heading}\n").unwrap();
+        }
+        if let Some((_, other)) = tables.iter().find(|(known, _)| *known == rows) {
+            let place = other.replace(' ', "-");
+            write!(page, "\nThe flags are those of [`{other}`](#fetch-proxy-{place}).\n").unwrap();
+            continue;
         }
         page += "\n| flag | variable | default | meaning |\n| --- | --- | --- | --- |\n";
-        for argument in named.iter().filter(|argument| argument.get_help_heading() == heading) {
-            page += &row(argument);
-        }
+        page += &rows;
+        tables.push((rows, command_name.clone()));
     }
     page
 }
