@@ -214,6 +214,12 @@ impl<T> Lease<T> {
         }
     }
 
+    /// The time of its holder ends it, with or without a length. Nothing has moved `ack_by` before that time.
+    pub(super) fn runs_out(&self) -> bool {
+        let surprised = self.lost || self.doubted;
+        self.state == State::Held && !surprised && self.deadline() <= self.ack_by()
+    }
+
     /// The time until which nobody else can have the message, whatever this table does with a lease that its caller
     /// does not end. The stream of the caller may end at once.
     pub(super) fn settle_by(&self, now: Nanos) -> Nanos {

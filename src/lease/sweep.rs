@@ -78,7 +78,8 @@ impl<T> LeaseTable<T> {
 
     fn sweep_one(&mut self, id: LeaseId, now: Nanos) -> Option<Due<T>> {
         let lease = self.store.get(id)?;
-        if self.is_over(lease, now) {
+        let ended = self.store.has_ended(lease.consumer);
+        if self.is_over(lease, now) && (ended || !lease.runs_out()) {
             return self.lose(id);
         }
         if lease.state == State::Held && now >= lease.deadline() {

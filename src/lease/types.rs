@@ -157,7 +157,7 @@ pub enum Due<T> {
         /// The lease.
         id: LeaseId,
     },
-    /// The deadline of its holder has passed.
+    /// The deadline of its holder has passed, or `ack_by` if the holder asked for no length.
     Lapsed {
         /// The lease.
         id: LeaseId,
@@ -167,7 +167,7 @@ pub enum Due<T> {
         /// may be sent, because the time is too short or it was the last attempt.
         release: Option<Instant>,
     },
-    /// JetStream may have given the message away. Nothing may be sent for it.
+    /// JetStream may have given the message away before the deadline of its holder. Nothing may be sent for it.
     Lost {
         /// The lease.
         id: LeaseId,

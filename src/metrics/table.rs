@@ -138,7 +138,7 @@ families! {
         LeasesAdopted: Counter "fetchproxy_leases_adopted" ["stream", "consumer"]
             "Leases that another replica has handed over. Granted and adopted leases are held, or have ended.";
         LeasesEnded: Counter "fetchproxy_leases_ended" ["stream", "consumer", "how"]
-            "Leases that have ended. `lapsed`: the holder did not settle. `lost`: JetStream may have given the message away. `overtaken`: the message arrived again. `given_back`: no caller wanted it. `moved`: to another replica.";
+            "Leases that have ended. `lapsed`: the holder did not settle. `lost`: JetStream may have given the message away before that. `overtaken`: the message arrived again. `given_back`: no caller wanted it. `moved`: to another replica.";
         Releases: Counter "fetchproxy_releases" ["stream", "consumer", "why"]
             "Messages that the proxy gave back with a Nak. Each one costs the message an attempt.";
         LeaseHeld: Histogram(LONG) "fetchproxy_lease_held_seconds" ["how"]

@@ -174,6 +174,19 @@ fn lapse_within_the_margin_of_ack_by_sends_nothing() {
 }
 
 #[test]
+fn lease_without_a_length_lapses_at_ack_by_unless_something_has_moved_ack_by() {
+    let mut timed = TimedTable::new();
+    let id = timed.granted();
+    timed.table.assign(id, None, timed.origin).unwrap();
+    assert_eq!(timed.sweep(ACK_BY), [Due::Lapsed { id, payload: "one", release: None }]);
+    let mut timed = TimedTable::new();
+    let id = timed.granted();
+    timed.table.assign(id, None, timed.origin).unwrap();
+    timed.distrust(4000);
+    assert_eq!(timed.sweep(ACK_BY), [Due::Lost { id, payload: "one" }]);
+}
+
+#[test]
 fn lapsed_last_attempt_is_not_released() {
     let mut timed = TimedTable::new();
     let id = timed.last_attempt();

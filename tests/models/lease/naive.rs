@@ -97,6 +97,12 @@ impl Lease {
         outlives && self.state != State::Uncertain(SettleKind::Nak)
     }
 
+    /// Only the time of its holder ends it: no other leader, and no end of JetStream before that time.
+    pub(super) fn runs_out(&self) -> bool {
+        let first = self.deadline().is_some_and(|deadline| deadline <= self.ack_by());
+        first && self.state == State::Held && !self.lost && !self.doubted
+    }
+
     pub(super) fn past_deadline(&self, now: i64) -> bool {
         self.deadline().is_some_and(|deadline| now >= deadline)
     }

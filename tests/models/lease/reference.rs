@@ -295,7 +295,8 @@ impl Reference {
             if matches!(lease.state, State::Settling(..)) {
                 continue;
             }
-            if self.over(&lease) {
+            let dead = self.dead.contains_key(&lease.consumer);
+            if self.over(&lease) && (dead || !lease.runs_out()) {
                 let gone = self.dead.get(&lease.consumer) == Some(&ConsumerEnd::Gone);
                 self.end(lease.id, if gone { Ended::Gone } else { Ended::Expired });
                 swept.insert(Swept::Lost(lease.id));

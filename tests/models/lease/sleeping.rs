@@ -37,7 +37,7 @@ fn lease_that_ended_during_a_sleep_settles_nothing() {
     }
     // A caller that read the clock before the gap was noticed gets no more.
     assert_eq!(timed.begin(id, SettleKind::Ack, 0), Err(OVER));
-    assert_eq!(timed.sweep(1), [Due::Lost { id, payload: "one" }]);
+    assert_eq!(timed.sweep(1), [Due::Lapsed { id, payload: "one", release: None }]);
 }
 
 #[test]
