@@ -68,7 +68,7 @@ pub struct BoundAddresses {
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
     /// An address cannot be listened on.
-    #[error("cannot listen on {0}: {1}")]
+    #[error("cannot listen on {0}: {1}; --listen and --ops-listen choose other addresses")]
     Listen(Listen, io::Error),
     /// There is no admin socket, and the command line asks for one.
     #[error(transparent)]

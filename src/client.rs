@@ -177,7 +177,9 @@ impl Client {
         }
         let mut text = format!("{:?}: {message}", status.code());
         if let Some(cause) = status.source() {
-            text = format!("{text}: {}", plain(&chain(cause)));
+            let cause = plain(&chain(cause));
+            let cause = cause.strip_prefix(&format!("{message}: ")).unwrap_or(&cause);
+            text = format!("{} has not answered: {text}: {cause}", self.addr);
             if self.addr.starts_with("https://") && self.tls.cert.is_none() {
                 text.push_str(" (if the server asks for a certificate, give --cert and --key)");
             }

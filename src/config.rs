@@ -75,11 +75,11 @@ const LEAST_ANSWER_BYTES: usize = 2 * MOST_MAX_BYTES as usize;
 /// The valid configuration of a service.
 #[derive(Debug)]
 pub struct Serve {
-    /// Address for clients. Port 0 is any free port.
+    /// Address of the client port. Port 0 is any free port.
     pub listen: Listen,
-    /// Address for operators and probes.
+    /// Address of the ops port, for operators and probes.
     pub ops_listen: Listen,
-    /// The TLS of the port for clients. `None`: clients speak without TLS.
+    /// The TLS of the client port. `None`: clients speak without TLS.
     pub tls: Option<ServerTls>,
     /// File for the addresses that are listened on, as JSON.
     pub ports_file: Option<PathBuf>,
@@ -212,7 +212,9 @@ impl Serve {
         }
         let bad = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '.' | '*' | '>');
         if cluster.is_empty() || cluster.len() > MAX_CLUSTER_NAME || cluster.contains(bad) {
-            return invalid("--cluster must be one token of a NATS subject, 64 bytes at most");
+            return invalid(
+                "--cluster must be one part of a NATS subject: 1 to 64 bytes, without a dot, a blank, `*` or `>`",
+            );
         }
         if let Some(folder) = ports_file.as_ref().filter(|file| file.is_dir()) {
             return invalid(format!("--ports-file: {} is a folder", folder.display()));
@@ -423,7 +425,7 @@ mod tests {
             (&["--tls-cert", "c", "--tls-key", "/nowhere/k"], "--tls-key: cannot read /nowhere/k"),
             (&["--token-key-file", "/nowhere/keys"], "cannot read /nowhere/keys"),
             (&["--token-key-file", "/dev/null"], "it is not a regular file"),
-            (&["--max-leases", "0"], "at least 1"),
+            (&["--max-leases", "0"], "from 1 to 100000000"),
             (&["--max-lease", "500ms"], "at least 1s"),
             (&["--max-request-bytes", "1000"], "at least 8388608"),
             (&["--max-answer-bytes", "1000"], "at least 33554432"),
@@ -436,7 +438,7 @@ mod tests {
             (&["--ports-file", "/"], "/ is a folder"),
             (&["--max-pull-bytes", "65535"], "64 KiB"),
             (&["--max-pull-bytes", "2000000000"], "1 GiB"),
-            (&["--cluster", "a.b"], "one token"),
+            (&["--cluster", "a.b"], "without a dot"),
             (&["--inbox-prefix", "a.*"], "without wildcards"),
             (&["--nats-url", "nats://u:hunter2@:x"], "--nats-url"),
             (&["--nats-url", "nats://a,wss://b"], "WebSocket is not supported"),

@@ -78,16 +78,22 @@ pub fn hints(at: ServedAt<'_>, program: &str, grpcurl: &Path) -> String {
         r#"{{"stream":"{STREAM}","consumer":"{CONSUMER}","n":2,"codec":"CODEC_AUTO","lease":"600s"}}"#
     );
     let moved = |UsualPort { name, port }: &UsualPort| {
-        format!("Another program has port {port}, so {name} has another port.\n")
+        format!("Another program uses port {port}, so {name} has another port.\n")
     };
     let moved: String = taken.iter().map(moved).collect();
+    let certificate = match tls {
+        true => {
+            "If clients must show a certificate, add --cert FILE --key FILE, and for grpcurl -cert FILE -key FILE.\n"
+        }
+        false => "",
+    };
     format!(
         "\n\
          fetch-proxy serves stream {STREAM}, consumer {CONSUMER}:\n  \
            gRPC  {grpc}\n  \
            ops   http://{ops}/readyz\n  \
            NATS  {nats}\n\
-         {moved}\n\
+         {moved}{certificate}\n\
          In another terminal, take two messages, leased to you for ten minutes:\n  \
            {program} fetch {STREAM} {CONSUMER} -n 2 --lease 10m{addr}\n\n\
          Settle a message by the token that came with it:\n  \
@@ -126,6 +132,7 @@ mod tests {
             assert!(!text.contains(not), "{text}");
             let by_hand = text.matches("--addr https://127.0.0.1:50051 --ca CA_FILE").count();
             assert_eq!(by_hand, if tls { 2 } else { 0 }, "{text}");
+            assert_eq!(text.contains("add --cert FILE --key FILE"), tls, "{text}");
         }
     }
 
@@ -141,7 +148,7 @@ mod tests {
         for line in [
             "  bin/fp ack TOKEN --addr 127.0.0.1:50061",
             "  bin/fp dev publish 10 --nats-url nats://127.0.0.1:4223",
-            "Another program has port 4222, so NATS has another port.",
+            "Another program uses port 4222, so NATS has another port.",
         ] {
             assert!(text.contains(&format!("{line}\n")), "{line} is not in:\n{text}");
         }

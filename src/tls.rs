@@ -132,7 +132,7 @@ impl ServerTls {
         if left < soon(ends.saturating_sub(begins)) && said.allow(clock::now()) {
             tracing::warn!(
                 ends = %humantime::format_rfc3339_seconds(UNIX_EPOCH + ends),
-                "the certificate of the port for clients ends soon"
+                "the certificate of the client port ends soon"
             );
         }
     }

@@ -187,7 +187,7 @@ impl Rights {
         }
     }
 
-    /// Whether calls for operators are allowed at the port for clients.
+    /// Whether calls for operators are allowed at the client port.
     ///
     /// # Errors
     /// There is no policy, which could say who is an operator.
@@ -392,6 +392,9 @@ impl Denied {
             }
             (DenialCause::NoRule, Some((stream, consumer))) => {
                 format!("principal `{name}` may not {verb} at consumer `{consumer}` of `{stream}`")
+            }
+            (DenialCause::NoRule, None) if matches!(self.verb, Verb::Inspect | Verb::Admin) => {
+                format!("no rule allows `{verb}` for this call to principal `{name}`")
             }
             (DenialCause::NoRule, None) => {
                 format!("principal `{name}` may not {verb} at the consumer of the token")

@@ -26,9 +26,10 @@ pub(super) fn add<T>(
     }
     let text = fs::read_to_string(file)
         .map_err(|error| format!("--token-file: cannot read {}: {error}", file.display()))?;
-    let value = format!("Bearer {}", text.trim()).parse();
+    let value = Some(text.trim()).filter(|text| !text.is_empty());
+    let value = value.and_then(|text| format!("Bearer {text}").parse().ok());
     let mut value: MetadataValue<Ascii> =
-        value.map_err(|_| format!("--token-file: {} has no credential", file.display()))?;
+        value.ok_or_else(|| format!("--token-file: {} has no credential", file.display()))?;
     value.set_sensitive(true);
     request.metadata_mut().insert("authorization", value);
     Ok(())
@@ -48,6 +49,17 @@ fn is_protected(addr: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn file_without_a_credential_is_refused_before_the_call() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (text, refused) in [("", true), (" \n", true), ("a\nb", true), ("fpk_a\n", false)] {
+            fs::write(file.path(), text).unwrap();
+            let added = add(&mut Request::new(()), "127.0.0.1:50051", Some(file.path()));
+            let said = added.err().is_some_and(|error| error.ends_with("has no credential"));
+            assert_eq!(said, refused, "{text:?}");
+        }
+    }
 
     #[test]
     fn credential_is_sent_with_tls_or_to_this_machine_alone() {

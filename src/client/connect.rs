@@ -34,7 +34,13 @@ pub(super) async fn connect(
     patience: Duration,
 ) -> Result<Channel, String> {
     let connected = endpoint(addr, tls, patience)?.connect().await;
-    connected.map_err(|error| format!("cannot connect to {}: {}", reachable(addr), chain(&error)))
+    connected.map_err(|error| {
+        let (place, why) = (reachable(addr), chain(&error));
+        // A port without TLS answers a handshake with a fatal alert, or with bytes that are no TLS.
+        let plain = ["ProtocolVersion", "InvalidContentType"].iter().any(|said| why.contains(said));
+        let cure = if plain { "; a port without TLS has an address without https://" } else { "" };
+        format!("cannot connect to {place}, and nothing was sent: {why}{cure}")
+    })
 }
 
 /// The place to connect to. Its files are read.
@@ -47,6 +53,9 @@ pub(super) fn endpoint(
     patience: Duration,
 ) -> Result<Endpoint, String> {
     let addr = &*reachable(addr);
+    if !addr.contains("://") && !addr.contains(':') {
+        return Err(format!("the address {addr} has no port: give NAME:PORT, or a URL"));
+    }
     let url = if addr.contains("://") { addr.to_owned() } else { format!("http://{addr}") };
     let wrong = |error| format!("cannot connect to {addr}: {}", chain(&error));
     let endpoint = Endpoint::from_shared(url.clone()).map_err(wrong)?.connect_timeout(patience);
@@ -107,8 +116,67 @@ pub(super) fn reachable(addr: &str) -> Cow<'_, str> {
     port.map_or(addr.into(), |port| format!("127.0.0.1:{port}").into())
 }
 
-/// The text of an error and of its causes. tonic's own text leaves the causes out.
+/// The text of an error and of its causes. tonic's own text leaves the causes out, and says only where it failed.
+/// The causes of hyper repeat each other.
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    let mut texts: Vec<String> = Vec::new();
+    for text in causes.map(ToString::to_string) {
+        match texts.last_mut() {
+            Some(last) if last == "transport error" || text.starts_with(&**last) => *last = text,
+            Some(last) if last.ends_with(&text) => {}
+            _ => texts.push(text),
+        }
+    }
+    texts.join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{error::Error, fmt};
+
+    use super::*;
+
+    /// An error with this text, and its cause.
+    #[derive(Debug)]
+    struct Said(&'static str, Option<Box<Self>>);
+
+    impl fmt::Display for Said {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.0)
+        }
+    }
+
+    impl Error for Said {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            self.1.as_deref().map(|cause| cause as _)
+        }
+    }
+
+    #[test]
+    fn cause_is_named_once() {
+        for (texts, shown) in [
+            (&["transport error"][..], "transport error"),
+            (
+                &["transport error", "dns error", "dns error: no such name"],
+                "dns error: no such name",
+            ),
+            (&["transport error", "refused", "refused"], "refused"),
+            (&["no answer: closed", "closed", "by the peer"], "no answer: closed: by the peer"),
+        ] {
+            let error =
+                texts.iter().rev().fold(None, |cause, text| Some(Box::new(Said(text, cause))));
+            assert_eq!(chain(&*error.unwrap()), shown);
+        }
+    }
+
+    #[test]
+    fn address_without_a_port_is_refused_unless_its_scheme_names_the_port() {
+        let wait = Duration::from_secs(1);
+        let error = |addr| endpoint(addr, &ClientTls::default(), wait).err();
+        assert!(error("localhost").unwrap().contains("has no port"));
+        for addr in ["localhost:1", ":1", "[::1]:1", "http://localhost"] {
+            assert_eq!(error(addr), None, "{addr}");
+        }
+    }
 }

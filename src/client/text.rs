@@ -163,7 +163,7 @@ pub(super) fn consumer(answer: &pb::GetConsumerResponse) -> String {
     format!(
         "usable        {usable}\npending       {}\nack pending   {} of {}\nwaiting pulls {}\n\
          attempts      {}\nack wait      {}\nbackoff       {}\nfilter        {}\ncreated       {}\n\
-         unset lease   {}\nlongest lease {}\nat most       {} messages of one Fetch",
+         default lease {}\nlongest lease {}\nlargest Fetch {} messages",
         answer.pending,
         answer.ack_pending,
         limit(answer.max_ack_pending),

@@ -226,7 +226,7 @@ impl Peers {
                 return None;
             }
         };
-        let cure = "give all the same file, or this one a --cluster of its own";
+        let cure = "give all replicas the same file, or give this replica a --cluster of its own";
         Some(if us.shared {
             let more = if count > 1 { format!(" and {} more", count - 1) } else { String::new() };
             format!(
@@ -235,7 +235,7 @@ impl Peers {
             )
         } else {
             format!(
-                "replica {one} ({name}) is there, and this one has no --token-key-file to share with \
+                "replica {one} ({name}) is there, and this replica has no --token-key-file to share with \
                  it: {cure}"
             )
         })

@@ -80,7 +80,9 @@ pub(super) fn release(args: ReleaseArgs) -> Outcome<u8> {
     };
     let asks = !args.yes && !args.dry_run;
     if asks && !std::io::stdin().is_terminal() {
-        return Err(usage("there is nobody to ask: give --yes, or --dry-run"));
+        return Err(usage(
+            "nothing is released: standard input is no terminal, so nobody can be asked. Give --yes, or --dry-run",
+        ));
     }
     let (client, socket) = client(args.operator)?;
     let outcome = block_on(async {

@@ -10,7 +10,7 @@ const MAX_SOCKET_NAME: usize = 100;
 pub enum AdminSocket {
     /// There is none.
     Off,
-    /// Named by the port for operators, so that processes on one machine differ.
+    /// Named by the ops port, so that processes on one machine differ.
     #[default]
     ByOpsPort,
     /// `@` and a name that is no file, or a path.
@@ -18,7 +18,7 @@ pub enum AdminSocket {
 }
 
 impl AdminSocket {
-    /// The name of the socket of a process with this port for operators. `None`: it has no socket.
+    /// The name of the socket of a process with this ops port. `None`: it has no socket.
     pub fn name(&self, ops_port: u16) -> Option<String> {
         match self {
             Self::Off => None,

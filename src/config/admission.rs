@@ -39,15 +39,15 @@ impl Exposure {
                 Ok(Some(Admission::Plaintext))
             }
             Self { authenticates: true, .. } => Err(
-                "--listen is beyond loopback, and there is no TLS on this port: give --tls-cert and \
-                 --tls-key, listen on 127.0.0.1, or say --plaintext (FETCH_PROXY_PLAINTEXT=true) if something in front \
-                 of it speaks TLS"
+                "--listen is beyond loopback, and there is no TLS on this port. Give --tls-cert and --tls-key, or listen \
+                 on 127.0.0.1. If something in front of the port speaks TLS, give --plaintext \
+                 (FETCH_PROXY_PLAINTEXT=true)"
                     .to_owned(),
             ),
             Self { authenticates: false, .. } => Err(
-                "--listen is beyond loopback, and callers need no credential: give a --policy-file \
-                 with credentials or a --tls-client-ca, listen on 127.0.0.1, or say --insecure (FETCH_PROXY_INSECURE=true) \
-                 to let everybody who reaches the port take and settle messages"
+                "--listen is beyond loopback, and callers need no credential. Give a --policy-file with credentials, or \
+                 a --tls-client-ca, or listen on 127.0.0.1. With --insecure (FETCH_PROXY_INSECURE=true), everybody \
+                 who reaches the port can take and settle messages"
                     .to_owned(),
             ),
         }

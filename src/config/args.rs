@@ -31,11 +31,12 @@ Examples:
       messages, serves in front of it, and prints lines to paste.
 
   fetch-proxy serve --nats-url nats://nats:4222 --nats-creds /etc/nats/proxy.creds \\
-                    --token-key-file /etc/fetch-proxy/token-keys --listen :50051
-      Serve in front of an existing NATS. Streams and consumers must exist already.
+                    --token-key-file /etc/fetch-proxy/token-keys
+      Serve on this machine in front of an existing NATS. Streams and consumers must exist already.
+      For other machines, add --listen :50051, --policy-file, --tls-cert and --tls-key.
 
-  fetch-proxy keygen > token-keys
-      Make a key for --token-key-file. Give the same file to every replica.
+  (umask 077; fetch-proxy keygen > token-keys)
+      Make a key for --token-key-file, which nobody else can read. Give the same file to every replica.
 
   fetch-proxy policy check policy.yaml
       Look for mistakes in a policy file, and explain its decisions.
@@ -163,7 +164,7 @@ pub struct ServeArgs {
     /// Name of this group of replicas.
     ///
     /// Tokens of another group are invalid here. The name is part of the NATS subjects between
-    /// replicas: one token of a subject, at most 64 bytes.
+    /// replicas: at most 64 bytes, without a dot, a blank, `*` or `>`.
     #[arg(
         long,
         env = "FETCH_PROXY_CLUSTER",
@@ -220,7 +221,7 @@ impl ServeArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct ListenArgs {
-    /// Address for clients: IP:PORT, NAME:PORT, or :PORT for all addresses.
+    /// Address of the client port: IP:PORT, NAME:PORT, or :PORT for all addresses.
     ///
     /// Port 0 is any free port. The default is only reachable from this machine. Other addresses need
     /// credentials and TLS, or one of --insecure and --plaintext.
@@ -231,7 +232,7 @@ pub(super) struct ListenArgs {
         value_name = "ADDR"
     )]
     pub(super) listen: Listen,
-    /// Address for operators and probes: IP:PORT, NAME:PORT, or :PORT for all addresses.
+    /// Address of the ops port, for operators and probes: IP:PORT, NAME:PORT, or :PORT for all addresses.
     ///
     /// It has /livez, /readyz, /metrics and a page for people over HTTP, and gRPC health, all in plain text.
     #[arg(

@@ -127,9 +127,9 @@ pub struct FetchArgs {
     pub stream: String,
     /// Name of a pull consumer of the stream.
     pub consumer: String,
-    /// Most messages to fetch, at most 1000.
+    /// Most messages to fetch. A number above 1000 is lowered to 1000.
     #[arg(short, long = "count", default_value_t = 1, value_name = "COUNT",
-          value_parser = clap::value_parser!(u32).range(1..=values::MAX_COUNT as i64))]
+          value_parser = values::number(1..=values::MAX_COUNT))]
     pub n: u32,
     /// Longest wait for a first message.
     #[arg(long, default_value = "5s", value_name = "TIME", value_parser = values::time)]

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::listen::Listen;
+use super::{listen::Listen, values};
 
 const MORE: &str = "\
 Example:
@@ -16,13 +16,13 @@ Example:
 /// The settings of the first look.
 #[derive(Debug, Args)]
 pub struct DevArgs {
-    /// Address for clients [default: 127.0.0.1:50051, or any free port if that one is taken]
+    /// Address of the client port [default: 127.0.0.1:50051, or any free port if 50051 is taken]
     ///
     /// It is IP:PORT, NAME:PORT, or :PORT for all addresses. Port 0 is any free port. Addresses beyond
     /// this machine need credentials and TLS, or one of --insecure and --plaintext of `serve`.
     #[arg(long, env = "FETCH_PROXY_LISTEN", value_name = "ADDR")]
     pub listen: Option<Listen>,
-    /// Address for operators and probes [default: 127.0.0.1:50052, or any free port if that one is taken]
+    /// Address of the ops port, for operators and probes [default: 127.0.0.1:50052, or any free port if 50052 is taken]
     ///
     /// It has /livez, /readyz, /metrics and a page for people over HTTP, and gRPC health, all in plain text.
     #[arg(long, env = "FETCH_PROXY_OPS_LISTEN", value_name = "ADDR")]
@@ -35,7 +35,7 @@ pub struct DevArgs {
     /// Path of the nats-server to start [default: nats-server on the PATH]
     #[arg(long, env = "FETCH_PROXY_NATS_SERVER_BIN", value_name = "FILE")]
     pub nats_server: Option<PathBuf>,
-    /// Port of the nats-server on 127.0.0.1 [default: 4222, or any free port if that one is taken]
+    /// Port of the nats-server on 127.0.0.1 [default: 4222, or any free port if 4222 is taken]
     ///
     /// Port 0 is any free port.
     #[arg(long, env = "FETCH_PROXY_DEV_NATS_PORT", value_name = "PORT")]
@@ -45,7 +45,7 @@ pub struct DevArgs {
     pub store_dir: Option<PathBuf>,
     /// Number of sample messages to publish at the start, from 0 to 1000000.
     #[arg(long, default_value_t = 10, value_name = "COUNT",
-          value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+          value_parser = values::number(0..=1_000_000))]
     pub samples: u32,
     /// Path of grpcurl in the printed lines [default: grpcurl]
     #[arg(long, env = "FETCH_PROXY_GRPCURL", value_name = "FILE")]
@@ -67,7 +67,7 @@ pub enum DevCommand {
 #[command(after_help = MORE)]
 pub struct PublishArgs {
     /// Number of samples, from 1 to 1000000.
-    #[arg(default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(default_value_t = 10, value_parser = values::number(1..=1_000_000))]
     pub count: u32,
     /// URL of the private nats-server, as `dev` prints it.
     #[arg(long, default_value = "nats://127.0.0.1:4222", value_name = "URL")]

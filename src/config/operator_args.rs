@@ -29,7 +29,7 @@ pub struct OperatorArgs {
     /// Admin socket, as in `serve` [default: that of --ops-listen]
     #[arg(long, env = "FETCH_PROXY_ADMIN_SOCKET", value_name = "NAME")]
     pub admin_socket: Option<AdminSocket>,
-    /// Address for operators of the fetch-proxy on this machine. Its port names the admin socket.
+    /// Address of the ops port of the fetch-proxy on this machine. The number of the port names the admin socket.
     #[arg(
         long,
         env = "FETCH_PROXY_OPS_LISTEN",
@@ -114,7 +114,7 @@ pub struct LeasesArgs {
     pub replica: Option<String>,
     /// Most leases to show.
     #[arg(long, default_value_t = 100, value_name = "COUNT",
-          value_parser = clap::value_parser!(u32).range(1..=values::MAX_COUNT as i64))]
+          value_parser = values::number(1..=values::MAX_COUNT))]
     pub limit: u32,
 }
 

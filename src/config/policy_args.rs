@@ -10,8 +10,8 @@ use crate::access::{Identity, Verb};
 
 const KEYGEN: &str = "\
 Examples:
-  fetch-proxy keygen > token-keys
-      Make a key for --token-key-file. Give the same file to every replica.
+  (umask 077; fetch-proxy keygen > token-keys)
+      Make a key for --token-key-file, which nobody else can read. Give the same file to every replica.
 
   fetch-proxy keygen --api-key laptop-anna
       Make an API key. The first line is the key, for the client. The second line is for the file of

@@ -44,7 +44,7 @@ pub(super) struct SecurityArgs {
     /// folder.
     #[arg(long, env = "FETCH_PROXY_ADMIN_SOCKET", value_name = "NAME")]
     pub(super) admin_socket: Option<AdminSocket>,
-    /// Whether tools can read the contract from the port for clients.
+    /// Whether tools can read the contract from the client port.
     #[arg(long, env = "FETCH_PROXY_REFLECTION", default_value = "on", value_name = "SWITCH")]
     pub(super) reflection: SwitchArg,
 }

@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 pub(super) struct TlsArgs {
     /// File with the certificate of the client port (PEM), its own certificate first.
     ///
-    /// With it, clients must speak TLS. The port for operators has no TLS. A changed file is used for later
+    /// With it, clients must speak TLS. The ops port has no TLS. A changed file is used for later
     /// connections within seconds. A wrong file changes nothing, and the log says so.
     #[arg(long, env = "FETCH_PROXY_TLS_CERT", value_name = "FILE")]
     pub(super) tls_cert: Option<PathBuf>,

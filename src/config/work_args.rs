@@ -67,7 +67,7 @@ pub struct WorkArgs {
     pub consumer: String,
     /// Most messages at work at a time, at most 1000.
     #[arg(short, long, default_value_t = 1, value_name = "COUNT", help_heading = TAKING,
-          value_parser = clap::value_parser!(u32).range(1..=1000))]
+          value_parser = values::number(1..=1000))]
     pub jobs: u32,
     /// End after this number of messages.
     #[arg(long, value_name = "COUNT", help_heading = TAKING,
@@ -137,7 +137,7 @@ pub struct WorkArgs {
     pub output: OutputArg,
     /// Most bytes that are kept of each output of a command, the last ones, or of the body of an answer.
     #[arg(long, default_value_t = 64 * 1024, value_name = "BYTES", help_heading = OUTPUT,
-          value_parser = clap::value_parser!(u32).range(1024..=16 * 1024 * 1024))]
+          value_parser = values::number(1024..=16 * 1024 * 1024))]
     pub output_bytes: u32,
     /// Print JSON: one object for each message.
     #[arg(long, help_heading = OUTPUT)]

@@ -42,7 +42,10 @@ pub enum StartError {
          or from your distribution, 2.10.16 or newer"
     )]
     NotFound,
-    /// The server could not be run, or its folder could not be made.
+    /// The folder for its data cannot be used.
+    #[error("--store-dir: cannot use {0}: {1}")]
+    Folder(String, io::Error),
+    /// The server could not be run.
     #[error("cannot start nats-server: {0}")]
     Io(#[from] io::Error),
     /// The server ended, or did not say where it listens.
@@ -71,7 +74,8 @@ impl PrivateServer {
             Some(folder) => (folder.to_owned(), false),
             None => (tempfile::Builder::new().prefix("fetch-proxy-dev-").tempdir()?.keep(), true),
         };
-        fs::create_dir_all(&folder)?;
+        fs::create_dir_all(&folder)
+            .map_err(|error| StartError::Folder(folder.display().to_string(), error))?;
         forget_ports(&folder)?;
         // An open file can be read after its folder is gone.
         let log =

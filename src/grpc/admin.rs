@@ -1,5 +1,5 @@
 //! The methods of AdminService, and their listener on this machine. They check the rights of the caller, and the
-//! room `admin` answers. The layer `callers` names the caller at the port for clients, and the kernel at the
+//! room `admin` answers. The layer `callers` names the caller at the client port, and the kernel at the
 //! admin socket.
 
 use std::{io, sync::Arc};

@@ -92,7 +92,7 @@ pub(super) fn nak(prefix: &str, delay: Option<&PbDuration>) -> Result<Action, Ap
     let field = format!("{prefix}delay");
     let delay = optional(&field, delay)?.unwrap_or_default();
     if delay > LONGEST_DELAY {
-        return refuse(&field, format!("must be at most {}", shown(LONGEST_DELAY)));
+        return refuse(&field, format!("must be at most {}h", LONGEST_DELAY.as_secs() / 3600));
     }
     Ok(Action::Nak(delay))
 }

@@ -50,7 +50,7 @@ pub enum Error {
     #[error("{0} Fetch calls are waiting, which is the limit")]
     WaiterLimit(usize),
     /// Nothing happened: this replica grants no more leases.
-    #[error("this replica is draining")]
+    #[error("this replica is draining: any other replica serves this call")]
     Draining,
     /// Not applied. A lease that was held is still held.
     #[error("NATS is not available: {0}")]
@@ -80,7 +80,7 @@ pub enum Error {
     #[error("another call is settling it, or its lease is being handed over")]
     LeaseBusy,
     /// It may have been applied, or may still be applied.
-    #[error("sent, and not confirmed in time")]
+    #[error("sent, and not confirmed in time: it may have been applied, so repeat it")]
     Unconfirmed,
     /// Not applied: the consumer or its stream is gone.
     #[error("the consumer or its stream is gone")]

@@ -100,9 +100,9 @@ families! {
         MessagesFetched: Counter "fetchproxy_messages_fetched" ["stream", "consumer"]
             "Messages that were handed over, and whose answer was written.";
         MessageBytes: Counter "fetchproxy_message_bytes_fetched" ["stream", "consumer"]
-            "Payload bytes of these messages.";
+            "Payload bytes of messages that were handed over, and whose answer was written.";
         MessagesRedelivered: Counter "fetchproxy_messages_redelivered" ["stream", "consumer"]
-            "Those among these messages that were delivered before.";
+            "Messages that were handed over, and that had been delivered before.";
         MessagesRejected: Counter "fetchproxy_messages_rejected" ["stream", "consumer", "cause"]
             "Messages that could not be given as asked.";
         MessagesUnwritten: Counter "fetchproxy_messages_unwritten" ["stream", "consumer"]
@@ -164,9 +164,9 @@ families! {
         ForwardFailures: Counter "fetchproxy_forward_failures" ["why"]
             "Requests to other replicas without an answer. `nobody`: no replica answers for the lease. `silent`: no answer in time. `unsent`: NATS is away.";
         Replicas: Gauge "fetchproxy_replicas" []
-            "Replicas that are heard and share a token key, with this one.";
+            "Replicas that are heard and share a token key. This replica counts, too.";
         ReplicasDiffering: Gauge "fetchproxy_replicas_differing" ["what"]
-            "Those among the others that differ from this one in their policy, their token keys or their version.";
+            "Other replicas that differ from this replica in their policy, their token keys or their version.";
     }
     "NATS" {
         NatsUp: Gauge "fetchproxy_nats_up" ["role"]
@@ -200,7 +200,7 @@ families! {
         FileUnusable: Gauge "fetchproxy_file_unusable" ["file"]
             "1 while a file cannot be used, and what was read before stays in use. `policy` stands for the files that it names, too.";
         TokenKeys: Gauge "fetchproxy_token_keys" ["key", "use"]
-            "Always 1. The token keys by their names: the one that `seals` new tokens, and those that only `opens` tokens.";
+            "Always 1, for each token key by its name. `seals`: the key seals new tokens. `opens`: the key only opens tokens.";
         CertificateEnd: Gauge "fetchproxy_certificate_not_after_timestamp_seconds" ["which"]
             "The end of a certificate, in seconds since 1970.";
         IssuerKeysAge: Gauge "fetchproxy_issuer_keys_age_seconds" ["issuer"]
@@ -224,7 +224,7 @@ families! {
         Draining: Gauge "fetchproxy_draining" []
             "1 from the signal to end until the end.";
         Insecure: Gauge "fetchproxy_insecure" []
-            "1 if --insecure opens the port for clients to everybody who reaches it.";
+            "1 if --insecure opens the client port to everybody who reaches it.";
         LogLines: Counter "fetchproxy_log_lines" ["level"]
             "Lines of the log, with those that were lost.";
         LogLinesDropped: Counter "fetchproxy_log_lines_dropped" []

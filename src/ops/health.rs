@@ -85,7 +85,10 @@ impl HealthService for HealthCalls {
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<HealthCheckResponse>, Status> {
         match Named::of(&request.get_ref().service) {
-            Named::Unknown => Err(Status::not_found("there is no such service")),
+            Named::Unknown => Err(Status::not_found(
+                "there is no such health service: ask for `liveness`, for `fetchproxy.v1.FetchService`, or for the \
+                 empty name, which is readiness",
+            )),
             named @ (Named::Readiness | Named::Liveness) => {
                 Ok(Response::new(answer(named.status(&self.verdict.borrow()))))
             }

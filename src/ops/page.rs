@@ -1,4 +1,4 @@
-//! The page at `/` for people who forward the port for operators: who is there, who holds what, and which calls were
+//! The page at `/` for people who forward the ops port: who is there, who holds what, and which calls were
 //! refused. It changes nothing, and has no token, no payload and no credential.
 //!
 //! ```text

@@ -98,7 +98,7 @@ pub async fn serve(
 fn not_here(request: &Request) -> Response {
     let content = request.headers().get(header::CONTENT_TYPE);
     if content.is_some_and(|content| content.as_bytes().starts_with(b"application/grpc")) {
-        let text = "this is the port for operators, with health and metrics; the service is on the other \
+        let text = "this is the ops port, with health and metrics; the service is on the other \
                     port, that of --listen";
         let refused = ApiError::Foreign(Reason::Unsupported, text.to_owned());
         return to_status(&refused).into_http();

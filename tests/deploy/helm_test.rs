@@ -43,7 +43,7 @@ fn helm_test_pod_passes_the_network_policy() {
     assert!(weight(policy) < weight(pod), "it is there first");
 }
 
-/// The test has no certificate, and the port of probes has no TLS.
+/// The test has no certificate, and the ops port has no TLS.
 #[test]
 fn helm_test_of_a_proxy_with_tls_asks_the_port_of_probes() {
     let objects = helm::objects(&[LEAST, "tls.secret=a"]);

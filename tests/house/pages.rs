@@ -92,7 +92,7 @@ fn documented(kind: &str) -> Vec<(String, String)> {
 #[test]
 fn page_of_metrics_is_what_the_code_says() {
     let mut page = "# Metrics\n\n\
-         `GET /metrics` on the port for operators shows these families, in the text format of Prometheus or as\n\
+         `GET /metrics` on the ops port shows these families, in the text format of Prometheus or as\n\
          OpenMetrics. `--metrics off` ends it. [Operate](../how-to/operate.md#metrics) says what to look at first.\n\n\
          - A counter only grows, and starts at 0 with the process. A gauge is what it is at the scrape.\n\
          - A histogram *h* has the series *h*`_bucket`, *h*`_sum` and *h*`_count`.\n\

@@ -1,4 +1,4 @@
-//! Calls for operators: at the admin socket always, at the port for clients with a policy alone. And whether tools
+//! Calls for operators: at the admin socket always, at the client port with a policy alone. And whether tools
 //! can read the contract.
 
 use std::{

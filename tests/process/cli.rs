@@ -136,10 +136,11 @@ fn wrong_flag_ends_with_code_2_and_one_clear_line() {
         (&["serve", "--log-level", "=="], "--log-level"),
         (&["serve", "--log-level", "warning"], "error, warn, info, debug or trace"),
         (&["dev", "--log-level", "infoo"], "`infoo` is not a level"),
-        (&["dev", "--samples", "1000001"], "1000001 is not in 0..=1000000"),
-        (&["dev", "publish", "0"], "0 is not in 1..=1000000"),
+        (&["dev", "--samples", "1000001"], "must be a number from 0 to 1000000"),
+        (&["dev", "publish", "0"], "must be a number from 1 to 1000000"),
         (&["dev", "--samples", "4", "publish"], "cannot be used with '--samples"),
-        (&["serve", "--max-leases", "18446744073709551615"], "at most 100000000"),
+        (&["serve", "--max-leases", "18446744073709551615"], "from 1 to 100000000"),
+        (&["fetch", "S", "c", "--lease", "10"], "such as 500ms, 10s, 5m or 1h"),
         (&["serve", "--drain-timeout", "100000000000y"], "--drain-timeout"),
         (&["probe", "--timeout", "100000000000y"], "--timeout"),
         (&["fetch", "S", "c", "--max-wait", "100000000000y"], "--max-wait"),
@@ -172,7 +173,7 @@ fn wrong_variable_ends_with_code_2_and_one_clear_line() {
         (&[("NATS_CA", pipe)], "it is not a regular file"),
         (&[("FETCH_PROXY_LOG_LEVEL", "warning")], "error, warn, info, debug or trace"),
         (&[("RUST_LOG", "warning")], "RUST_LOG: `warning` is not a level"),
-        (&[("FETCH_PROXY_MAX_LEASES", "18446744073709551615")], "at most 100000000"),
+        (&[("FETCH_PROXY_MAX_LEASES", "18446744073709551615")], "from 1 to 100000000"),
         (&[("FETCH_PROXY_MAX_LEASE", "100000000000y")], "--max-lease"),
         (&[("FETCH_PROXY_PORTS_FILE", folder)], "is a folder"),
         (&[("FETCH_PROXY_CLUSTER", "a b")], "--cluster"),
@@ -236,6 +237,22 @@ fn address_in_use_is_named_and_fails() {
     let output = run(&["serve", "--listen", &address, "--ops-listen", "127.0.0.1:0"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains(&format!("cannot listen on {address}")));
+}
+
+#[test]
+fn address_where_no_proxy_answers_is_named_with_what_has_happened() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nats = NatsServer::shared().url();
+    let nats = nats.rsplit_once('/').unwrap().1;
+    for (addr, said) in [
+        ("localhost", "the address localhost has no port"),
+        (&free.to_string(), "and nothing was sent: tcp connect error: Connection refused"),
+        (nats, &format!("{nats} has not answered: ")),
+    ] {
+        let output = run(&["fetch", "S", "c", "--addr", addr]);
+        let stderr = text(&output.stderr);
+        assert!(output.status.code() == Some(1) && stderr.contains(said), "{addr}: {stderr}");
+    }
 }
 
 #[test]

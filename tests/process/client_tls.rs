@@ -1,4 +1,4 @@
-//! TLS on the port for clients: its files and their rotation, certificates of clients, and what other
+//! TLS on the client port: its files and their rotation, certificates of clients, and what other
 //! protocols are told there.
 
 mod clients;

@@ -303,7 +303,7 @@ async fn dev_has_the_usual_ports_if_they_are_free_and_says_which_are_not() {
         for (name, port) in usual {
             let address = hints.lines().find(|line| line.trim_start().starts_with(name)).unwrap();
             let is_usual = address.contains(&format!("127.0.0.1:{port}"));
-            let moved = format!("Another program has port {port}, so {name} has another port.\n");
+            let moved = format!("Another program uses port {port}, so {name} has another port.\n");
             assert_eq!(is_usual, !hints.contains(&moved), "{hints}");
             assert!(!is_usual || taken.is_none(), "{hints}");
         }

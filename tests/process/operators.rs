@@ -441,7 +441,7 @@ async fn consumer_is_shown_with_its_settings_and_why_it_cannot_be_used() {
     let arguments = ["consumer", &fixture.stream, &fixture.consumer, "--addr", &proxy.grpc];
     let (code, text, _) = typed(&arguments, Stdio::null());
     assert_eq!(code, 0);
-    for line in ["usable        yes", "ack pending   0 of 50", "unset lease   18s"] {
+    for line in ["usable        yes", "ack pending   0 of 50", "default lease 18s"] {
         assert!(text.contains(line), "{line} is not in:\n{text}");
     }
     let arguments = ["consumer", &fixture.stream, "none", "--addr", &proxy.grpc];

@@ -1,4 +1,4 @@
-//! The page for people at the port for operators, as somebody sees it who forwards the port.
+//! The page for people at the ops port, as somebody sees it who forwards the port.
 
 use std::{collections::BTreeSet, fs, io::Write as _, net::TcpStream, time::Duration};
 

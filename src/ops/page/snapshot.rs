@@ -23,7 +23,7 @@ pub struct StatusSources {
     pub nats: Box<dyn Fn() -> NatsShown + Send + Sync>,
     /// The name of its cluster.
     pub cluster: String,
-    /// Everybody who reaches the port for clients may do everything.
+    /// Everybody who reaches the client port may do everything.
     pub insecure: bool,
     /// There is a page of metrics.
     pub has_metrics: bool,

@@ -116,7 +116,7 @@ async fn certificate_before_its_key_and_key_before_its_certificate_are_no_fault(
 
 #[tokio::test]
 async fn certificate_that_ends_soon_is_told_in_time() {
-    const SOON: &str = "the certificate of the port for clients ends soon";
+    const SOON: &str = "the certificate of the client port ends soon";
     let day = Duration::from_secs(24 * 3600);
     let ca = Authority::new("ca");
     let lasting = |before: u32, after: u32| {

@@ -73,7 +73,7 @@ fn ask(address: &str, request: &str) -> Page {
 }
 
 impl Scrape {
-    /// Scrapes the replica whose port for operators is at `address`.
+    /// Scrapes the replica whose ops port is at `address`.
     pub fn of(address: &str) -> Self {
         let page = get(address, "/metrics", &[]);
         assert_eq!(page.status, 200, "{}", String::from_utf8_lossy(&page.body));

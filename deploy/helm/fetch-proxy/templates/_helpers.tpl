@@ -51,7 +51,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
-{{- /* The Secret with the certificate of the port for clients; empty if the port has no TLS. */ -}}
+{{- /* The Secret with the certificate of the client port; empty if the port has no TLS. */ -}}
 {{- define "fetch-proxy.tlsSecret" -}}
 {{- with .Values.tls -}}
 {{- if and .secret .certManager.enabled -}}
