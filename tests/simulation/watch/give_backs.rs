@@ -163,6 +163,13 @@ pub fn said(
         Told::Applied if ledger.is_last_attempt(one) && leases::ends_early(ledger, id, now) => {
             report.coverage.count("attempt: late, by the token of a lease that had ended before");
         }
+        // It settles nothing: there is no message any more, and no delivery in flight.
+        Told::Applied
+            if ledger.is_last_attempt(one)
+                && ledger.is_removed((&one.message.0.stream, one.message.1), now) =>
+        {
+            report.coverage.count("attempt: late, of a message that has left its stream");
+        }
         Told::Applied => {
             let why =
                 format!("a token that was given back is confirmed: {call:?}\n  {id:?} {one:?}");
@@ -248,6 +255,24 @@ mod tests {
             lab.apply(1, fetch_proxy::broker::AckKind::Ack, id, id);
             lab.confirm(call);
             assert_eq!(lab.found().contains(&CHECK), found, "{most} {leader_away}");
+        }
+    }
+
+    #[test]
+    fn old_token_of_a_last_attempt_may_be_confirmed_after_its_message_has_left_the_stream() {
+        for (most, removed, found) in [(1, true, false), (1, false, true), (2, true, true)] {
+            let config = Config { max_deliver: Some(most), ..Config::new(millis(ACK_WAIT)) };
+            let mut lab = Lab::with(config);
+            let id = lab.lent(60_000);
+            lab.give_back(1, "a");
+            if removed {
+                lab.watch().removed("S", 1, lab.now);
+            }
+            let call = lab.ask(1, id, &ack());
+            lab.watch().by_old_token(call);
+            lab.wait(10);
+            lab.confirm(call);
+            assert_eq!(lab.found().contains(&CHECK), found, "{most} {removed}");
         }
     }
 
