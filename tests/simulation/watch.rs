@@ -34,6 +34,7 @@ mod report;
 mod rights;
 mod streams;
 mod troubles;
+mod unheard;
 mod windows;
 
 use std::{
@@ -402,6 +403,11 @@ impl Watch {
         }
     }
 
+    /// The clock of a process is ahead by so many milliseconds from now on.
+    pub fn clock_set(&mut self, side: usize, ahead: i64) {
+        self.ledger.clocks.entry(side).or_default().push(ahead);
+    }
+
     /// A replica obeys another policy from now on: one without rights at these consumers.
     pub fn denied(&mut self, side: usize, denied: &[ConsumerName], now: Time) {
         let all = &mut self.ledger.denied;
@@ -622,6 +628,10 @@ impl Watcher for Shared {
 
     fn learned(&mut self, now: Time, side: usize) {
         self.0.lock().unwrap().ledger.learned.insert(side, now);
+    }
+
+    fn linked(&mut self, now: Time, side: usize) {
+        self.0.lock().unwrap().ledger.linked.insert(side, now);
     }
 
     fn broke(&mut self, now: Time, side: usize) {

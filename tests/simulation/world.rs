@@ -213,7 +213,9 @@ impl World {
     }
 
     fn note_clock(&self, side: usize, place: usize) {
-        if self.ahead.lock().unwrap()[place] < -NATS_AHEAD {
+        let ahead = self.ahead.lock().unwrap()[place];
+        self.watch().clock_set(side, ahead);
+        if ahead < -NATS_AHEAD {
             self.trouble(Trouble::ClockBehind { side }, FOR_EVER);
         }
     }

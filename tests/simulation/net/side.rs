@@ -69,8 +69,8 @@ impl Side {
     }
 
     /// Tells the replica how its link is, if that has changed. `server` is the id of the server that its
-    /// deliveries come from.
-    pub(super) fn tell_link(&mut self, server: Option<String>) {
+    /// deliveries come from. Returns whether it is up from now on.
+    pub(super) fn tell_link(&mut self, server: Option<String>) -> bool {
         let link = match server {
             Some(id) if self.deliveries.is_some() && self.settling.is_some() => {
                 Link::Up(Arc::new(Server {
@@ -84,9 +84,11 @@ impl Side {
             }
             _ => Link::Down("a connection was lost".into()),
         };
-        if self.link != link {
+        let changed = self.link != link;
+        if changed {
             self.link = link;
             self.link_changed.notify_waiters();
         }
+        changed && matches!(self.link, Link::Up(_))
     }
 }

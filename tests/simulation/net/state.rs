@@ -208,7 +208,7 @@ impl State {
                     self.subscribe(side, now);
                     self.agenda.at(now, Event::Probe(wire));
                 }
-                self.tell_link(side);
+                self.tell_link(side, now);
             }
         }
     }
@@ -240,10 +240,13 @@ impl State {
         }
     }
 
-    fn tell_link(&mut self, side: usize) {
+    fn tell_link(&mut self, side: usize, now: Time) {
         let wire = self.sides[side].deliveries.and_then(|wire| self.wires.get(wire));
         let server = wire.map(|wire| self.servers.id(wire.server));
-        self.sides[side].tell_link(server);
+        let linked = self.sides[side].tell_link(server);
+        if let Some(watcher) = self.watcher.as_mut().filter(|_| linked) {
+            watcher.linked(now, side);
+        }
     }
 
     pub(super) fn drop_server_end(&mut self, id: Connection) {
@@ -278,7 +281,7 @@ impl State {
         if !end.dead {
             self.agenda.connect_later(side, usage, self.now);
         }
-        self.tell_link(side);
+        self.tell_link(side, self.now);
     }
 
     /// The server closes a wire. The client notices after everything that was sent to it.

@@ -9,6 +9,8 @@ pub trait Watcher: Send {
     fn sent(&mut self, now: Time, side: usize, sent: &Sent);
     /// A replica has seen a sign of another leader, or of another start of the server.
     fn learned(&mut self, now: Time, side: usize);
+    /// A replica has all its connections again.
+    fn linked(&mut self, _now: Time, _side: usize) {}
     /// A replica has lost a wire, or has given it up by itself.
     fn broke(&mut self, _now: Time, _side: usize) {}
     /// The message has arrived at its replica.

@@ -13,16 +13,13 @@ use super::{
     ledger::{Delivered, Effect, Kind, Ledger, SettleCall},
     report::Report,
     troubles::Trouble,
+    unheard::{CLOCKS, never_heard},
 };
 
 pub const CHECK: &str = "expired";
 
 /// Timers are exact to a millisecond, and answers are written a moment after the lease was granted.
 const TICK: Duration = Duration::from_millis(10);
-/// "The clocks of the replicas must therefore agree within 250 ms"
-const CLOCKS: Duration = Duration::from_millis(250);
-/// Two replicas that live for so long have heard each other: "Replicas compare their clocks once a second."
-const HEARD: Duration = Duration::from_secs(3);
 /// A late Ack of a last attempt leaves within this time after the consumer was seen without a delivery.
 const SEEN: Duration = Duration::from_secs(1);
 
@@ -82,32 +79,6 @@ fn clock_of_jetstream(ledger: &Ledger, one: &Delivered, now: Time) -> Time {
         one.effects.iter().filter(|effect| effect.kind == Kind::Extend && effect.at <= now);
     let began = progress.map(|effect| effect.left).fold(arrived, Time::max);
     began + ack_wait - margin(ack_wait)
-}
-
-/// "A replica that never heard the owner trusts the clock of the owner": the owner was gone before the two could hear
-/// each other, or from then on until a moment ago, one of the two was cut off or stood still.
-fn never_heard(ledger: &Ledger, effect: &Effect, one: &Delivered) -> bool {
-    let of =
-        |trouble: Trouble| ledger.troubles.all().iter().filter(move |span| span.trouble == trouble);
-    if of(Trouble::ClockOff { side: one.side }).next().is_none() {
-        return false;
-    }
-    // A process is away from NATS as it starts.
-    let started = |side| of(Trouble::Wire { side }).map(|span| span.from).min();
-    let died = of(Trouble::Killed { side: one.side }).map(|span| span.from);
-    // A replica that drains is gone at its end.
-    let left = of(Trouble::Draining { side: one.side }).map(|span| span.until);
-    let died = died.chain(left).min();
-    let since = started(effect.side).map(|started| started + HEARD);
-    let gone = died.is_some_and(|died| since.is_none_or(|since| died < since));
-    let together = since.max(started(one.side).map(|started| started + HEARD));
-    let parted = |side| {
-        of(Trouble::Wire { side }).chain(of(Trouble::Stopped { side })).any(|span| {
-            together.is_some_and(|together| span.from <= together)
-                && span.until + HEARD >= effect.left
-        })
-    };
-    gone || parted(effect.side) || parted(one.side)
 }
 
 /// The consumer had a delivery in flight for as long as the replica may have looked. "If the consumer has several copies,

@@ -135,10 +135,16 @@ mod tests {
 
     #[test]
     fn change_of_leader_is_excused_until_the_next_look_or_a_sign() {
-        for (after, learns, found) in
-            [(1_200, false, vec![]), (1_400, false, vec![CHECK]), (900, true, vec![CHECK])]
-        {
-            let mut lab = Lab::new();
+        for (alone, after, learns, found) in [
+            (true, 1_200, false, vec![]),
+            (true, 1_400, false, vec![CHECK]),
+            (false, 900, true, vec![CHECK]),
+            // Its connection alone tells that a server has started again which has no other next to it.
+            (true, 900, true, vec![]),
+        ] {
+            let replicas = if alone { 1 } else { 3 };
+            let config = Config { replicas, ..Config::new(millis(ACK_WAIT)) };
+            let mut lab = Lab::with(config);
             let old = lab.held();
             lab.wait(500);
             lab.trouble(Trouble::LeaderAway, 0);
@@ -147,10 +153,29 @@ mod tests {
             lab.ask(1, old, &ack());
             lab.wait(100);
             if learns {
-                lab.learn(1);
+                lab.learn_by_info(1);
             }
             lab.wait(after - 100);
             lab.apply(1, AckKind::Ack, old, new);
+            let excused = found.is_empty().into();
+            assert_eq!(found_and_excused(&lab, Window::LeaderChanged), (found, excused));
+        }
+    }
+
+    #[test]
+    fn start_of_a_server_that_is_alone_is_excused_until_the_connection_is_there_again() {
+        for (linked, found) in [(0, vec![]), (1, vec![CHECK])] {
+            let mut lab = Lab::new();
+            let old = lab.held();
+            lab.wait(500);
+            lab.trouble(Trouble::LeaderAway, 0);
+            let new = lab.send(2, 2);
+            lab.hand(2, new, 2, 3_600);
+            lab.wait(100);
+            lab.learn(1);
+            lab.wait(linked);
+            lab.ask(1, old, &ack());
+            lab.apply_late(1, AckKind::Ack, (old, new), 0, false);
             let excused = found.is_empty().into();
             assert_eq!(found_and_excused(&lab, Window::LeaderChanged), (found, excused));
         }
@@ -437,6 +462,69 @@ mod tests {
             lab.apply(1, AckKind::Ack, old, new);
             let excused = found.is_empty().into();
             assert_eq!(found_and_excused(&lab, Window::ClockBehind), (found, excused));
+        }
+    }
+
+    /// Process 1 dies. By its clock, its token ends with the ack wait.
+    #[test]
+    fn token_of_an_owner_that_was_never_heard_is_excused_for_the_difference_of_the_clocks() {
+        for (ahead, behind, heard, after, found) in [
+            (0, 3_000, false, 6_700, vec![]),
+            (0, 3_000, false, 6_800, vec![CHECK]),
+            (1_000, 3_000, false, 7_700, vec![]),
+            (1_000, 3_000, false, 7_800, vec![CHECK]),
+            (0, 3_000, true, 6_700, vec![CHECK]),
+            (0, 250, false, ACK_WAIT, vec![]),
+            (0, 249, false, ACK_WAIT, vec![CHECK]),
+            (3_000, 0, false, 6_700, vec![]),
+            (-3_000, 0, false, ACK_WAIT, vec![CHECK]),
+        ] {
+            let mut lab = Lab::new();
+            lab.trouble(Trouble::ClockOff { side: 1 }, 100_000);
+            lab.watch().clock_set(1, ahead);
+            lab.watch().clock_set(2, -behind);
+            if !heard {
+                lab.wait(5_000);
+            }
+            lab.trouble(Trouble::Wire { side: 2 }, 100);
+            if heard {
+                lab.wait(5_000);
+            }
+            let old = lab.held();
+            lab.trouble(Trouble::Killed { side: 1 }, 0);
+            lab.wait(ACK_WAIT - 1);
+            let new = lab.send(2, 2);
+            lab.hand(2, new, 2, 9_000);
+            lab.ask(2, old, &ack());
+            lab.wait(after - ACK_WAIT);
+            lab.apply(2, AckKind::Ack, old, new);
+            let excused = lab.count(&row_of(Window::OwnerNeverHeard));
+            let holders: Vec<_> = lab.found().into_iter().filter(|one| *one == CHECK).collect();
+            let case = (ahead, behind, heard, after);
+            let expected = (found.clone(), u64::from(found.is_empty()));
+            assert_eq!((case, (holders, excused)), (case, expected));
+        }
+    }
+
+    /// The stream of a client has ended, and its grace of a second counts.
+    #[test]
+    fn token_of_a_kept_lease_is_excused_by_the_clocks_from_its_grace_on() {
+        for (after, found) in [(3_700, vec![]), (3_800, vec![CHECK])] {
+            let mut lab = Lab::new();
+            lab.trouble(Trouble::ClockOff { side: 1 }, 100_000);
+            lab.watch().clock_set(2, -3_000);
+            lab.wait(5_000);
+            lab.trouble(Trouble::Wire { side: 2 }, 100);
+            let (_, old) = lab.kept(1, 1_000);
+            lab.trouble(Trouble::Killed { side: 1 }, 0);
+            lab.wait(2_000);
+            let new = lab.send(2, 2);
+            lab.hand(2, new, 2, 9_000);
+            lab.ask(2, old, &ack());
+            lab.wait(after - 2_001);
+            lab.apply(2, AckKind::Ack, old, new);
+            let holders: Vec<_> = lab.found().into_iter().filter(|one| *one == CHECK).collect();
+            assert_eq!(holders, found, "{after}");
         }
     }
 

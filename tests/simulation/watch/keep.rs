@@ -24,6 +24,10 @@ const GRACE: Duration = Duration::from_secs(10);
 /// longer."
 const MOVED: Duration = Duration::from_secs(30);
 
+/// "A settlement or a pull without an answer" is a sign of another leader, and ends leases that were granted meanwhile. It
+/// is given up after 5 s.
+const UNANSWERED: Duration = Duration::from_secs(6);
+
 /// How much longer than the stream its leases live. `None`: it has no `keep`.
 pub fn grace_of(start: &pb::ConsumeStart) -> Option<Duration> {
     match &start.holding {
@@ -96,7 +100,8 @@ pub fn sent(ledger: &Ledger, id: DeliveryId, now: Time, report: &mut Report) {
 pub fn grace_ends(ledger: &Ledger, one: &Delivered, now: Time) -> Option<Time> {
     let at = one.grace_ends.filter(|_| one.kept.is_some() && one.calls.is_empty())?;
     let touches = |side| side == one.side;
-    let calm = ledger.troubles.calm_at(&one.message.0, touches, one.sent, now).is_none();
+    let since = one.sent.saturating_sub(UNANSWERED);
+    let calm = ledger.troubles.calm_at(&one.message.0, touches, since, now).is_none();
     let drained = Trouble::Draining { side: one.side };
     let moved = ledger.troubles.happened(drained, &one.message.0, one.sent, now);
     (calm && !moved && !ledger.is_last_attempt(one)).then_some(at)
@@ -104,13 +109,11 @@ pub fn grace_ends(ledger: &Ledger, one: &Delivered, now: Time) -> Option<Time> {
 
 #[cfg(test)]
 mod tests {
-    use testkit::millis;
-
     use super::{
         super::{
             super::jetstream::Config,
             FetchEnd, FetchId, darkness,
-            lab::{Lab, message, millis as time},
+            lab::{Lab, millis},
             leases,
         },
         *,
@@ -119,15 +122,7 @@ mod tests {
     /// A stream at process 1 whose leases live for a second longer than it. Its client has message 1.
     fn kept(lab: &mut Lab) -> (FetchId, DeliveryId) {
         lab.wait(60_000);
-        let keep = pb::ConsumeKeep { grace: millis(1_000), at_most: None };
-        let holding = Some(pb::consume_start::Holding::Keep(keep));
-        let stream = lab.open_stream_with(1, 5, holding);
-        let id = lab.send(1, 1);
-        let messages = vec![message(id, 1, 60_000)];
-        let frame = pb::ConsumeResponse { messages, ..Default::default() };
-        lab.watch().frame_written(stream, &frame, (lab.now, lab.now));
-        lab.watch().frame_received(stream, &frame, (lab.now, lab.now));
-        (stream, id)
+        lab.kept(1, 1_000)
     }
 
     #[test]
@@ -157,7 +152,7 @@ mod tests {
             (true, 1, false, vec![]),
             (true, 2, true, vec![]),
         ] {
-            let config = Config { max_deliver: Some(attempts), ..Config::new(time(30_000)) };
+            let config = Config { max_deliver: Some(attempts), ..Config::new(millis(30_000)) };
             let mut lab = Lab::with(config);
             let (stream, _) = kept(&mut lab);
             if ends {
@@ -171,6 +166,22 @@ mod tests {
             assert_eq!(lab.found(), Vec::<&str>::new());
             lab.look_on(1_500, 0, false);
             assert_eq!(lab.found(), found, "{ends} {attempts} {killed}");
+        }
+    }
+
+    #[test]
+    fn message_of_a_stream_that_has_ended_may_be_back_later_if_the_leader_was_away_a_moment_before()
+    {
+        for (before, found) in [(5_500, vec![]), (6_500, vec![darkness::CHECK])] {
+            let mut lab = Lab::with(Config::new(millis(30_000)));
+            lab.wait(60_000 - before);
+            lab.trouble(Trouble::LeaderAway, 0);
+            lab.wait(before);
+            let (stream, _) = lab.kept(1, 1_000);
+            lab.watch().stream_ended(stream, lab.now);
+            lab.fetch(2, 300_000);
+            lab.look_on(7_000, 0, false);
+            assert_eq!(lab.found(), found, "{before}");
         }
     }
 

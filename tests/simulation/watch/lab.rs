@@ -227,6 +227,19 @@ impl Lab {
         stream
     }
 
+    /// A client on a stream with `keep` at a process has message 1.
+    pub fn kept(&mut self, side: usize, grace: u64) -> (FetchId, DeliveryId) {
+        let keep = pb::ConsumeKeep { grace: testkit::millis(grace as i64), at_most: None };
+        let holding = Some(pb::consume_start::Holding::Keep(keep));
+        let stream = self.open_stream_with(side, 5, holding);
+        let id = self.send(side, 1);
+        let messages = vec![message(id, 1, 60_000)];
+        let frame = pb::ConsumeResponse { messages, ..Default::default() };
+        self.watch().frame_written(stream, &frame, (self.now, self.now));
+        self.watch().frame_received(stream, &frame, (self.now, self.now));
+        (stream, id)
+    }
+
     pub fn end(&self, fetch: FetchId, end: FetchEnd<'_>) {
         self.watch().fetch_ended(fetch, end, self.now);
     }
@@ -348,7 +361,13 @@ impl Lab {
         self.shared.looked((self.now, self.now), side, &name(), Some(delivered));
     }
 
+    /// A replica has all its connections again.
     pub fn learn(&mut self, side: usize) {
+        self.learn_by_info(side);
+        self.shared.linked(self.now, side);
+    }
+
+    pub fn learn_by_info(&mut self, side: usize) {
         self.shared.learned(self.now, side);
     }
 

@@ -203,6 +203,8 @@ pub struct Ledger {
     pub places: BTreeMap<usize, usize>,
     /// When each replica last saw a sign of who leads, or that another server may.
     pub learned: BTreeMap<usize, Time>,
+    /// When each replica last had all its connections again.
+    pub linked: BTreeMap<usize, Time>,
     /// The questions of the replicas about their consumers.
     pub looks: Looks,
     /// Since when a replica knows that it may not ack the messages of a consumer.
@@ -213,6 +215,8 @@ pub struct Ledger {
     pub ended: BTreeSet<usize>,
     /// Processes that have ended and have handed nothing over.
     pub alone: BTreeSet<usize>,
+    /// By how many milliseconds the clock of each process was ahead, each time that it was set.
+    pub clocks: BTreeMap<usize, Vec<i64>>,
     /// The longest way between a replica and NATS in good weather, to and fro.
     pub round_trip: Duration,
 }

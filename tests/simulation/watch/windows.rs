@@ -7,6 +7,7 @@ use super::{
     super::jetstream::{Config, DeliveryId, Time},
     ledger::{Delivered, Effect, Kind, Ledger},
     troubles::Trouble,
+    unheard::{CLOCKS, behind, never_heard},
 };
 
 /// A window that the documentation admits.
@@ -24,6 +25,7 @@ pub enum Window {
     ResetNoticedLate,
     Misuse,
     ClockBehind,
+    OwnerNeverHeard,
     OvertakenDelivery,
     DeliveryForgotten,
     AfterStaleNak,
@@ -66,7 +68,7 @@ const RARE_LOOK: Duration = Duration::from_secs(30);
 
 impl Window {
     /// In the order in which they are tried: the narrowest first.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::LateOnTheWire,
         Self::MadeAgainWhileStopped,
         Self::MadeAgainWhileStalled,
@@ -82,6 +84,7 @@ impl Window {
         Self::WaitLowered,
         Self::WaitLoweredWithoutOwner,
         Self::ClockBehind,
+        Self::OwnerNeverHeard,
     ];
 
     /// The sentence of docs/explanation that admits it.
@@ -127,6 +130,10 @@ impl Window {
                  is stopped or stalled."
             }
             Self::ClockBehind => "It may be at most 250 ms ahead of the clock of the proxy.",
+            Self::OwnerNeverHeard => {
+                "If its own clock is behind, its Ack or Term can settle the next worker's delivery, for \
+                 as long as the two clocks differ."
+            }
             Self::OvertakenDelivery => {
                 "In both cases, both holders can settle until the lease of the late delivery ends."
             }
@@ -276,6 +283,13 @@ impl Window {
                 let ends = of.hold.map_or(of.sent + of.ack_wait, |hold| hold.longest);
                 Some(Opened { since, bound: ends.saturating_sub(since) + ledger.round_trip })
             }
+            Self::OwnerNeverHeard => {
+                let since = token_ends(of);
+                let trusts = without_owner(stale, ledger) && never_heard(ledger, effect, of);
+                // Each replica allows for the difference that two clocks may have.
+                let differ = behind(ledger, effect, of).checked_sub(CLOCKS).filter(|_| trusts)?;
+                (since <= now).then_some(Opened { since, bound: differ + ledger.round_trip })
+            }
             Self::OvertakenDelivery => {
                 let arrived = of.arrived?;
                 // A stall of a route concerns every replica, and also those that start meanwhile.
@@ -337,11 +351,23 @@ fn clock_of_jetstream(of: &Delivered, ledger: &Ledger) -> Time {
     started + ledger.longest_wait(&of.message.0, of.sent)
 }
 
+/// The latest end that a token of this delivery can name: "the earlier of the first end of the lease and the end of the
+/// ack wait", as they stood when a client got it last.
+fn token_ends(of: &Delivered) -> Time {
+    let got = of.hold.map_or(of.sent, |hold| hold.from);
+    let got = of.lent_again.last().map_or(got, |(_, ended)| got.max(*ended));
+    let progress = of.effects.iter().filter(|one| one.kind == Kind::Extend && one.at <= got);
+    let started = progress.map(|one| one.at).max().or(of.arrived).unwrap_or(of.sent);
+    let first = of.kept.or(of.granted).map_or(Time::MAX, |length| got + length);
+    first.min(started + of.ack_wait)
+}
+
 /// Whether the replica had seen a sign of the change before it sent the settlement. News that may be older
 /// than the change, because the wire was in trouble, are no sign.
 fn knew(stale: &Stale<'_>, changed: Time, ledger: &Ledger) -> bool {
     let Stale { effect, of, .. } = *stale;
-    let copies = ledger.config(&of.message.0).map_or(1, |config| config.replicas);
+    let config = ledger.config(&of.message.0);
+    let copies = config.map_or(1, |config| config.replicas);
     // "Settlements get `NATS_UNAVAILABLE` until `CONSUMER.INFO` names the leader."
     if copies > 1 && ledger.looks.in_doubt(effect.side, &of.message.0, effect.left) {
         return true;
@@ -349,6 +375,12 @@ fn knew(stale: &Stale<'_>, changed: Time, ledger: &Ledger) -> bool {
     let wire = Trouble::Wire { side: effect.side };
     let doubtful = ledger.troubles.happened(wire, &of.message.0, of.sent, effect.left);
     let fresh = changed + ledger.round_trip;
+    // "The proxy notices by its own connection": INFO tells nothing new of a server that has no other next to it.
+    let server_alone = copies == 1 && config.is_none_or(|config| !config.clustered);
+    let linked = ledger.linked.get(&effect.side);
+    if server_alone && linked.is_none_or(|at| *at < changed || *at >= effect.left) {
+        return false;
+    }
     // With several consumers, the sign may be of another one.
     let alone = ledger.configs.len() == 1;
     let at = ledger.learned.get(&effect.side);
