@@ -72,7 +72,7 @@ impl EarlyEnd {
             }
             Self::LeaderNoticedLate => {
                 "Leases that are granted after the change, and before the proxy notices it, are \
-                 treated like older ones: their messages may come from the old leader."
+                 treated like older leases."
             }
             Self::AnswerMissed => {
                 "If it does not say so, the proxy treats a time without an answer of the leader as \
