@@ -171,7 +171,10 @@ fn due(ledger: &Ledger, message: &Message, now: Time) -> Time {
     if let Some(at) = after_nak(ledger, message, now) {
         return at;
     }
-    if let Some(at) = give_backs::back_since(ledger, newest, now) {
+    // Another attempt may have it since then, by an answer that no client has seen.
+    let unseen = attempts::unseen_until(ledger, newest, now);
+    let back = give_backs::back_since(ledger, newest, now);
+    if let Some(at) = back.filter(|at| unseen.is_none_or(|until| until < *at)) {
         return at + PARKED;
     }
     if let Some(at) = keep::grace_ends(ledger, newest, now) {
@@ -183,7 +186,7 @@ fn due(ledger: &Ledger, message: &Message, now: Time) -> Time {
     let touches = |side| moved || side == newest.side;
     let calm = ledger.troubles.calm_at(name, touches, newest.sent, now);
     let held = newest.hold.map(|hold| hold.longest);
-    let held = held.max(attempts::unseen_until(ledger, newest, now));
+    let held = held.max(unseen);
     let last = [Some(newest.sent), calm, held, moved_by_acks(ledger, message, newest)];
     last.into_iter().flatten().max().unwrap_or_default() + wait
 }
@@ -232,6 +235,7 @@ mod tests {
     use super::{
         super::{
             super::jetstream::Config,
+            FetchEnd,
             lab::{ACK_WAIT, Lab, millis, nak},
         },
         *,
@@ -328,6 +332,26 @@ mod tests {
             assert_eq!(lab.found(), Vec::<&str>::new());
             lab.look_on(2_500, 0, false);
             assert_eq!(lab.found(), found, "{trouble:?}");
+        }
+    }
+
+    #[test]
+    fn message_that_was_given_back_may_be_lent_to_an_attempt_whose_answers_nobody_has_seen() {
+        for (calls, found) in [(1, vec![CHECK]), (2, vec![])] {
+            let mut lab = Lab::new();
+            let id = lab.send(1, 1);
+            let fetch = lab.fetch_named(1, "a");
+            lab.write_to(fetch, Some((id, 60_000)), fetch_proxy::pb::EmptyReason::Unspecified);
+            lab.wait(100);
+            lab.give_back(1, "a");
+            for _ in 0..calls {
+                let fetch = lab.fetch_named(1, "b");
+                lab.wait(10);
+                lab.end(fetch, FetchEnd::Gone);
+            }
+            lab.fetch(2, 300_000);
+            lab.look_on(6_500, 0, false);
+            assert_eq!(lab.found(), found, "{calls}");
         }
     }
 

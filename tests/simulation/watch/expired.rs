@@ -10,7 +10,7 @@ use fetch_proxy::lease::{ack_wait_of, margin};
 
 use super::{
     super::jetstream::{DeliveryId, Time},
-    ledger::{Delivered, Effect, Kind, Ledger, SettleCall},
+    ledger::{Delivered, Effect, Kind, Ledger, SettleCall, wait_of},
     report::Report,
     troubles::Trouble,
     unheard::{CLOCKS, never_heard},
@@ -89,7 +89,8 @@ fn in_flight<'l>(ledger: &'l Ledger, one: &Delivered, left: Time) -> Option<&'l 
     let seen = |other: &Delivered| {
         let settled =
             other.effects.iter().any(|effect| effect.kind != Kind::Extend && effect.at <= left);
-        other.sent <= since && !settled && other.sent + other.ack_wait > left + lag
+        let wait = shortest_wait(ledger, other, left);
+        other.sent <= since && !settled && other.sent + wait > left + lag
     };
     let consumer = &one.message.0;
     let forgotten = |other: &Delivered| {
@@ -99,6 +100,13 @@ fn in_flight<'l>(ledger: &'l Ledger, one: &Delivered, left: Time) -> Option<&'l 
     };
     let mut of = ledger.deliveries.values().filter(|other| other.message.0 == *consumer);
     of.find(|other| seen(other) && !forgotten(other))
+}
+
+/// The shortest ack wait since a delivery: "JetStream counts the new ack wait for messages that were delivered before."
+fn shortest_wait(ledger: &Ledger, one: &Delivered, until: Time) -> Duration {
+    let configs = ledger.configs.get(&one.message.0).map(Vec::as_slice).unwrap_or_default();
+    let since = configs.iter().filter(|(at, _)| (one.sent..=until).contains(at));
+    since.map(|(_, config)| wait_of(config, one.attempt)).fold(one.ack_wait, Duration::min)
 }
 
 #[cfg(test)]
@@ -249,6 +257,25 @@ mod tests {
             lab.apply(1, AckKind::Ack, id, id);
             let found_by = |check| lab.found().contains(&check);
             assert_eq!(found_by(CHECK), !found.is_empty(), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn delivery_is_in_flight_for_no_longer_than_a_lowered_ack_wait() {
+        for (lowered, found) in [(1_000, false), (3_000, true)] {
+            let config = Config { max_deliver: Some(1), ..Config::new(millis(ACK_WAIT)) };
+            let mut lab = Lab::with(config.clone());
+            let id = lab.held();
+            lab.wait(2 * ACK_WAIT);
+            lab.send(2, 2);
+            lab.wait(10);
+            let lower = Config { ack_wait: millis(lowered), ..config };
+            lab.watch().configured(&name(), &lower, lab.now);
+            lab.wait(1_100);
+            lab.ask(1, id, &ack());
+            lab.wait(5);
+            lab.apply(1, AckKind::Ack, id, id);
+            assert_eq!(lab.found().contains(&CHECK), found, "{lowered}");
         }
     }
 
