@@ -9,6 +9,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::OnceLock,
     thread,
     time::{Duration, Instant},
 };
@@ -61,8 +62,7 @@ fn libraries_are_a_layer_of_their_own() {
 #[tokio::test(flavor = "multi_thread")]
 async fn image_holds_the_program_alone_and_it_serves() {
     let storage = Storage::new();
-    let base = build_stage();
-    storage.build("fetch-proxy:test", base.path());
+    storage.build("fetch-proxy:test", built());
     let config = storage.config("fetch-proxy:test");
     assert_eq!(config["User"], "65532:65532");
     assert_eq!(config["Entrypoint"], serde_json::json!(["/fetch-proxy"]));
@@ -124,7 +124,26 @@ fn goes_while_it_waits_for_a_name(mut pod: Pod) {
     pod.ends_well();
 }
 
-/// The result of the build stage, in the same folders.
+/// The program that the build stage has built.
+pub fn program() -> PathBuf {
+    built().join("build/image/fetch-proxy")
+}
+
+/// The results of the build stage, in the same folder. The stage takes minutes, so it runs once for all tests.
+fn built() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let results = Path::new(env!("CARGO_TARGET_TMPDIR")).join("stage/build");
+        let _ = fs::remove_dir_all(&results);
+        fs::create_dir_all(&results).unwrap();
+        let stage = build_stage();
+        let image = stage.path().join("build/image");
+        done(Command::new("cp").args(["-r", "--preserve=mode"]).arg(image).arg(&results));
+        results.parent().unwrap().to_owned()
+    })
+}
+
+/// The build stage, run outside of the project, whose settings a builder does not have.
 fn build_stage() -> TempDir {
     let base = tempfile::tempdir().unwrap();
     let mut folder = base.path().to_owned();

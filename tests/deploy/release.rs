@@ -1,17 +1,12 @@
 //! `scripts/release`: the artifacts that it makes, each installed as a user would, and whether the same sources give the
 //! same bytes.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{collections::BTreeSet, fs, path::PathBuf, process::Command};
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{has, said};
+use crate::{has, image, said};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -58,13 +53,13 @@ struct Release {
 }
 
 impl Release {
-    /// The program is built once, with that of the image.
+    /// With the program of the image, which is the same.
     fn build(name: &str, parts: &[&str]) -> Self {
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join(name);
         let mut script = Command::new("scripts/release");
         script.arg(&folder).args(parts).current_dir(ROOT);
-        script.env("CARGO_TARGET_DIR", Path::new(ROOT).join("target/image"));
+        script.env("PROGRAM", image::program());
         println!("{}", said(&mut script));
         Self { folder, _parent: parent }
     }
