@@ -9,13 +9,14 @@ use testkit::{
 };
 
 /// Fetches one message that is published meanwhile, and acks it.
-async fn round(client: &mut Client, fixture: &Fixture) {
+async fn round(client: &mut Client, fixture: &Fixture, proxy: &Proxy) {
     let published = async {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         fixture.publish("n", "1").await
     };
     let (fetched, _) = tokio::join!(client.fetch(fetch(fixture, 1, 5000)), published);
-    let fetched = fetched.unwrap().into_inner();
+    let fetched =
+        fetched.unwrap_or_else(|status| panic!("{status}:\n{}", proxy.log())).into_inner();
     client.ack(ack(&fetched.messages[0].token)).await.unwrap();
 }
 
@@ -49,17 +50,17 @@ async fn no_call_notices_a_server_that_leaves() {
         }
     };
     let mut client = proxy.client().await;
-    round(&mut client, &fixture).await;
+    round(&mut client, &fixture, &proxy).await;
 
     cluster.nodes[leaving].signal("USR2");
     let began = std::time::Instant::now();
     let connected = || proxy.log().matches("connected to NATS").count();
     while connected() < 2 + on_the_leaver {
         assert!(began.elapsed() < BOUND, "it stays where it is:\n{}", proxy.log());
-        round(&mut client, &fixture).await;
+        round(&mut client, &fixture, &proxy).await;
     }
     for _ in 0..20 {
-        round(&mut client, &fixture).await;
+        round(&mut client, &fixture, &proxy).await;
     }
     assert!(!proxy.log().contains("lost"), "{}", proxy.log());
 }

@@ -329,31 +329,43 @@ async fn endless_calls_are_cut_off_by_the_drain_timeout() {
     client.fetch(fetch(&fixture, 1, 0)).await.unwrap_err();
 }
 
-/// One case of the bound in docs/how-to/upgrade.md, by which the grace period of a pod is chosen.
+/// One case of the bound in docs/how-to/upgrade.md, by which the grace period of a pod is chosen. A busy machine makes
+/// both drains longer.
 #[tokio::test]
 async fn drain_ends_ten_seconds_after_its_timeout_while_nats_hangs() {
     let server = NatsServer::start();
-    let fixture = Fixture::on(&server, config()).await;
-    let mut proxy = Proxy::start(&server, &["--drain-timeout", "2s"]);
+    let usual = drained_with_a_call(&server, false).await;
+    let took = drained_with_a_call(&server, true).await;
+    println!("measured: drain with a timeout of 2 s while NATS hangs: {took:?}, usually {usual:?}");
+    assert!(took < usual + Duration::from_secs(10), "{took:?}, usually {usual:?}");
+}
+
+/// The time that a drain takes with a call that waits for longer than the drain timeout.
+async fn drained_with_a_call(server: &NatsServer, nats_hangs: bool) -> Duration {
+    let fixture = Fixture::on(server, config()).await;
+    let mut proxy = Proxy::start(server, &["--drain-timeout", "2s"]);
     let mut client = proxy.client().await;
     fixture.publish_many(2).await;
     let held = client.fetch(fetch(&fixture, 2, 5000)).await.unwrap().into_inner().messages;
     let open = waiting(&client, &fixture, fetch(&fixture, 1, 120_000)).await;
-    server.signal("STOP");
+    if nats_hangs {
+        server.signal("STOP");
+    }
     let settling = tokio::spawn(async move { client.ack(ack(&held[0].token)).await });
     let began = Instant::now();
     proxy.signal("TERM");
     let ended = proxy.wait().await;
     let took = began.elapsed();
-    // One that is stopped would not hear that it is to end.
+    // A server that is stopped would not hear that it is to end.
     server.signal("CONT");
-    println!("measured: drain with a timeout of 2 s while NATS hangs: {took:?}");
-    assert!(ended.success() && took < Duration::from_secs(2 + 10), "{took:?}: {}", proxy.log());
+    assert!(ended.success(), "{}", proxy.log());
     // It is cut off, or the drain's last second is enough to tell it.
     if let Ok(answer) = open.await.unwrap() {
         assert_eq!(answer.into_inner().empty_reason(), pb::EmptyReason::Draining);
     }
-    settling.await.unwrap().unwrap_err();
+    let settled = settling.await.unwrap();
+    assert!(!(nats_hangs && settled.is_ok()), "{settled:?}");
+    took
 }
 
 /// The leases take all of the drain's time; then there is nothing left that could be cut off.

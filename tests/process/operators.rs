@@ -126,10 +126,10 @@ async fn messages_of_a_dead_worker_are_found_and_freed_by_an_operator() {
     let began = Instant::now();
     let request = pb::FetchRequest {
         linger: Some(prost_types::Duration { seconds: 2, nanos: 0 }),
-        ..fetch(&fleet.fixture, 20, 10_000)
+        ..fetch(&fleet.fixture, 20, 60_000)
     };
     let taken = take(&other, request).await;
-    assert!(began.elapsed() < Duration::from_secs(8), "another worker gets them at once");
+    assert!(began.elapsed() < Duration::from_secs(30), "another worker gets them at once");
     let again = taken.iter().filter(|message| message.delivery_count == 2).count();
     assert!(again > 0 && taken.len() == 20, "{again} of {} came again", taken.len());
     let late = fleet.proxies[0].client().await.ack(ack(&tokens[0])).await.unwrap_err();

@@ -126,7 +126,8 @@ async fn fetch_ends_with_its_token_and_so_does_the_connection_that_knows_it() {
     let begun = Instant::now();
     let answer = client.fetch(with_key(&token, fetch(&fixture, 1, 60_000))).await.unwrap();
     assert!(answer.into_inner().messages.is_empty());
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    // Long before its wait is over.
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
     eventually("the end of the token", || {
         let (mut client, request) = (client.clone(), with_key(&token, fetch(&fixture, 1, 0)));
         async move {
