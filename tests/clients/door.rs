@@ -2,7 +2,11 @@
 
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
-use fetch_proxy::access::NewApiKey;
+use fetch_proxy::{
+    access::NewApiKey,
+    client::{Client, ClientTls},
+    pb::{self, settlement::Action},
+};
 use tempfile::TempDir;
 use testkit::{
     authority::{Authority, Signed},
@@ -10,6 +14,7 @@ use testkit::{
     issuer::{IssuerAnswer, IssuerServer, TokenKey, claims, key_set},
     jetstream::Fixture,
 };
+use tokio::task::JoinSet;
 
 /// Everybody who has a credential, by name.
 const HOLDERS: [(Credential, &str); 6] = [
@@ -100,9 +105,8 @@ impl Door {
 
     /// For a worker that starts now.
     pub fn env(&self, listen: &str) -> Vec<(String, String)> {
-        let port = listen.rsplit(':').next().unwrap();
         let mut env = vec![
-            ("FETCH_PROXY_ADDR", format!("https://localhost:{port}")),
+            ("FETCH_PROXY_ADDR", Self::address(listen)),
             ("FETCH_PROXY_CA", self.path("ca.crt")),
         ];
         match (self.held, self.ways) {
@@ -116,6 +120,12 @@ impl Door {
             }
         }
         env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    /// With the name that is in the certificate of the proxy.
+    fn address(listen: &str) -> String {
+        let port = listen.rsplit(':').next().unwrap();
+        format!("https://localhost:{port}")
     }
 
     /// Replaces the files of the workers.
@@ -156,6 +166,27 @@ impl Door {
             (claims["iat"], claims["exp"]) = (1_577_836_800.into(), 1_577_836_900.into());
         }
         self.token_key.token("ES256", &claims)
+    }
+
+    /// Makes each call that the limited principal may make, until the set is dropped. A refused call takes nothing from
+    /// the workers.
+    pub fn spend(&self, listen: &str) -> JoinSet<()> {
+        self.write("limited", &self.keys[&Credential::Limited].secret);
+        let limited = Client {
+            addr: Self::address(listen),
+            tls: ClientTls { ca: Some(self.path("ca.crt").into()), ..ClientTls::default() },
+            token_file: Some(self.path("limited").into()),
+            json: false,
+        };
+        let mut spending = JoinSet::new();
+        spending.spawn(async move {
+            let ack = || Action::Ack(pb::AckAction::default());
+            loop {
+                let _ = limited.settle(vec!["none".to_owned()], ack()).await;
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        spending
     }
 
     /// From its next look on, the proxy does not accept this credential.

@@ -30,7 +30,7 @@ use table::{Cell, Fate, Table};
 use testkit::{
     examples::{
         language::{self, Built, Language},
-        scenario::{Loop, Scenario, Suite},
+        scenario::{Scenario, Suite},
     },
     nats_server::{self, NatsServer},
 };
@@ -40,12 +40,12 @@ use tokio::{
     task::JoinSet,
 };
 
-/// Languages that are tried at a time, each loop by itself: most of a scenario is waiting.
+/// Scenarios that are tried at a time, each in one language: most of a scenario is waiting.
 const AT_A_TIME: usize = 6;
 /// More than a worker accepts in one answer.
 const NATS: &str = "max_payload: 32MB";
 /// For all scenarios, builds not counted.
-const LONGEST_RUN: Duration = Duration::from_secs(900);
+const LONGEST_RUN: Duration = Duration::from_secs(1500);
 
 fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
@@ -136,24 +136,24 @@ struct Jobs {
     keys: PathBuf,
 }
 
-/// Each loop of each language by itself, some at a time; then all together.
+/// Each scenario in each language, some at a time; then all languages together. Languages take turns, because some need
+/// much more of the machine than others.
 async fn act(jobs: Jobs, languages: Vec<Language>, table: &mut Table) {
     let (jobs, turns) = (Arc::new(jobs), Arc::new(Semaphore::new(AT_A_TIME)));
-    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
-    let mut lanes = JoinSet::new();
-    let each = languages.iter().flat_map(|one| Loop::ALL.map(|by| (one.clone(), by)));
-    for (language, by) in each {
-        let (jobs, turns, tell) = (jobs.clone(), turns.clone(), tell.clone());
-        lanes.spawn(async move {
-            let _turn = turns.acquire().await;
-            alone(&jobs, &language, by, |cell| tell.send(cell).unwrap()).await;
-        });
+    let mut cells = JoinSet::new();
+    for scenario in jobs.scenarios.iter().filter(|scenario| !scenario.together) {
+        for language in &languages {
+            let (jobs, turns) = (jobs.clone(), turns.clone());
+            let (scenario, language) = (scenario.clone(), language.clone());
+            cells.spawn(async move {
+                let _turn = turns.acquire().await;
+                alone(&jobs, &scenario, language).await
+            });
+        }
     }
-    drop(tell);
-    while let Some(cell) = told.recv().await {
-        table.note(cell);
+    while let Some(cell) = cells.join_next().await {
+        table.note(cell.unwrap());
     }
-    lanes.join_all().await;
     for scenario in jobs.scenarios.iter().filter(|scenario| scenario.together) {
         together(&jobs, scenario, &languages, table).await;
     }
@@ -181,15 +181,13 @@ async fn together(jobs: &Jobs, scenario: &Scenario, languages: &[Language], tabl
     }
 }
 
-async fn alone(jobs: &Jobs, language: &Language, by: Loop, tell: impl Fn(Cell)) {
-    let is_here = |scenario: &&Scenario| !scenario.together && scenario.by == by;
-    for scenario in jobs.scenarios.iter().filter(is_here) {
-        let fate = match jobs.reason_to_skip(language, scenario) {
-            Some(why) => Fate::Skipped(why.clone()),
-            None => one(scenario, vec![language.clone()], jobs.keys.clone()).await,
-        };
-        tell(Cell { language: language.name.clone(), scenario: scenario.name.clone(), fate });
-    }
+async fn alone(jobs: &Jobs, scenario: &Scenario, language: Language) -> Cell {
+    let name = language.name.clone();
+    let fate = match jobs.reason_to_skip(&language, scenario) {
+        Some(why) => Fate::Skipped(why.clone()),
+        None => one(scenario, vec![language], jobs.keys.clone()).await,
+    };
+    Cell { language: name, scenario: scenario.name.clone(), fate }
 }
 
 impl Jobs {

@@ -22,7 +22,7 @@ use testkit::{
 };
 
 /// For what was settled to be announced.
-const ANNOUNCED: Duration = Duration::from_secs(5);
+const ANNOUNCED: Duration = Duration::from_secs(20);
 /// No more complaints than a person reads.
 const MOST_COMPLAINTS: usize = 8;
 

@@ -15,8 +15,6 @@ use super::scenario::{Publish, Seen};
 const WORKED: &[&str] = &["acked", "lost"];
 /// Events that must not happen twice for one message.
 const FINAL: &[&str] = &["acked", "termed", "rejected"];
-/// The seconds by which a line of a worker may be read late.
-const REPORT_LAG: f64 = 0.2;
 /// No more complaints than a person reads.
 const MOST_COMPLAINTS: usize = 8;
 
@@ -115,7 +113,8 @@ impl Reports {
         })
     }
 
-    /// The first repeat of this reason since then that came too soon, by what a worker said or by what it did.
+    /// The first repeat of this reason since then that came too soon, by what a worker said or by what it did. A line may
+    /// be read late, so the time from then to each repeat counts, which is the longer for it.
     pub fn too_soon(&self, wanted: &Seen, since: Instant) -> Option<String> {
         let ledger = self.lock();
         let is_wanted = |said: &&TimedEvent| {
@@ -123,15 +122,16 @@ impl Reports {
                 && said.event.reason == wanted.reason
                 && said.at >= since
         };
-        let all: Vec<_> = ledger.others.iter().filter(is_wanted).collect();
-        all.iter().enumerate().find_map(|(place, said)| {
-            let told = said.event.r#in.unwrap_or(0.0);
-            let next = all[place + 1..].iter().find(|next| next.by == said.by);
-            let waited = next.map_or(f64::MAX, |next| (next.at - said.at).as_secs_f64());
-            let is_soon = told < wanted.each_in || waited + REPORT_LAG < wanted.each_in;
-            let TimedEvent { by, event, .. } = said;
-            is_soon
-                .then(|| format!("{by} says {told} s for a {}, and waits {waited} s", event.event))
+        let mut repeats: BTreeMap<&str, u32> = BTreeMap::new();
+        ledger.others.iter().filter(is_wanted).find_map(|said| {
+            let TimedEvent { at, by, event } = said;
+            let before = repeats.entry(by).or_default();
+            let (told, took) = (event.r#in.unwrap_or(0.0), (*at - since).as_secs_f64());
+            let is_soon = told < wanted.each_in || took < f64::from(*before) * wanted.each_in;
+            *before += 1;
+            let what =
+                format!("{by} says {told} s for a {}, number {before} in {took} s", event.event);
+            is_soon.then_some(what)
         })
     }
 
@@ -193,6 +193,15 @@ impl Reports {
             let complaints = message.complaints(forgetful).into_iter();
             complaints.map(move |what| format!("message {sequence}: {what}"))
         });
+        let apart = ledger.messages.iter().filter(|(_, message)| message.promise.apart > 0.0);
+        let together = apart.filter_map(|(sequence, message)| {
+            let before = ledger.messages.get(&(sequence - 1))?.ended()?;
+            let earliest = before + Duration::from_secs_f64(message.promise.apart);
+            let is_together = message.ended()? < earliest;
+            is_together
+                .then(|| format!("message {sequence}: settled together with the message before it"))
+        });
+        let of_messages = of_messages.chain(together);
         let mut all: Vec<_> = ledger.wrong.iter().cloned().chain(of_messages).collect();
         let more = all.len().saturating_sub(MOST_COMPLAINTS);
         all.truncate(MOST_COMPLAINTS);
@@ -206,6 +215,10 @@ impl Reports {
 }
 
 impl Message {
+    fn ended(&self) -> Option<Instant> {
+        self.events.last().map(|said| said.at)
+    }
+
     fn complaints(&self, forgetful: bool) -> Vec<String> {
         let mut wrong = Vec::new();
         // A delayed worker reports an attempt late, after others have followed it.

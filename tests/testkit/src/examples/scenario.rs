@@ -114,6 +114,8 @@ pub enum Step {
     Issuer(Presence),
     /// Takes a credential from those that the proxy accepts, and waits until it has noticed.
     Revoke(Credential),
+    /// From now on, others use up the calls of the limited principal, or leave them to the workers.
+    Quota(Quota),
     /// Waits until a worker has told a person of this reason.
     Told {
         worker: String,
@@ -137,7 +139,7 @@ impl Step {
                 || matches!(self, Self::Kill(_));
         let to_servers =
             matches!(self, Self::Proxy(_) | Self::Nats(_) | Self::Issuer(_) | Self::Wire(_));
-        let to_files = matches!(self, Self::Credential(_) | Self::Revoke(_));
+        let to_files = matches!(self, Self::Credential(_) | Self::Revoke(_) | Self::Quota(_));
         to_workers || to_servers || to_files || matches!(self, Self::Publish(_))
     }
 }
@@ -177,6 +179,16 @@ pub enum Credential {
     Stranger,
     /// Of a principal that may make one call a second.
     Limited,
+}
+
+/// What becomes of the calls that the limited principal may make.
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "snake_case")]
+pub enum Quota {
+    /// Others make each call as soon as it is free.
+    Spent,
+    /// The workers alone make them.
+    Left,
 }
 
 /// What becomes of the connections between the workers and their proxy.
@@ -225,7 +237,7 @@ pub struct Seen {
 }
 
 fn soon() -> f64 {
-    20.0
+    60.0
 }
 
 #[derive(Deserialize, Clone)]
@@ -252,6 +264,9 @@ pub struct Publish {
     /// The last event came not earlier than so many seconds after it was published.
     #[serde(default)]
     pub not_before: f64,
+    /// The last event came at least so many seconds after that of the message before it.
+    #[serde(default)]
+    pub apart: f64,
 }
 
 fn once() -> usize {
