@@ -100,7 +100,7 @@ impl<B: Broker + Bus> AllowedFetch<'_, B> {
             name: ask.name.clone(),
             attempt: attempt.into(),
         };
-        let fetched = match lessor.begin_attempt(attempt.key()) {
+        let fetched = match lessor.begin_attempt(attempt.key(), self.again) {
             AttemptBegun::Over => lessor.attempt_over(&ask),
             AttemptBegun::Again(lent) => {
                 let lent = lessor.lend_again(&lent, ask.lease, &ask.caller)?;

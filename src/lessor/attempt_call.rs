@@ -94,10 +94,10 @@ impl SharedAttempts {
         Self(Mutex::new(Attempts::new(limits)))
     }
 
-    /// A call of this attempt begins.
-    pub(super) fn begin(self: &Arc<Self>, key: AttemptKey) -> AttemptBegun {
+    /// A call of this attempt begins; `again`: it is a repeat.
+    pub(super) fn begin(self: &Arc<Self>, key: AttemptKey, again: bool) -> AttemptBegun {
         let (tell, over) = oneshot::channel();
-        match lock(&self.0).begin(key, tell, returned, clock::now()) {
+        match lock(&self.0).begin((key, again), tell, returned, clock::now()) {
             Begun::Over => AttemptBegun::Over,
             Begun::Again(leases) => AttemptBegun::Again(LentAttempt { key, leases }),
             Begun::Waits(call, older) => {

@@ -12,7 +12,8 @@
 //!                                           OVER ◀─ give_back ─ any other state
 //! ```
 //! 1. While an attempt is remembered, it has at most one set of leases.
-//! 2. Of the calls of an attempt that wait, the latest has its place. The older one is told.
+//! 2. Of the calls of an attempt that wait, the latest has its place. The older one is told. But the first call never
+//!    takes the place of its repeat: it came late, on a connection that the caller has given up.
 //! 3. An attempt that was given back, or whose answer has arrived, is over for every later call. It keeps its leases,
 //!    so that a give-back that has not come to its end can be repeated.
 //! 4. The leases and the attempts that are remembered are bounded. The oldest attempt is forgotten first, but never
@@ -65,8 +66,13 @@ struct Attempt<C, E> {
 
 #[derive(Debug)]
 enum State<C, E> {
-    /// Its latest call, and the way to tell it.
-    Waiting(CallNo, C),
+    Waiting {
+        /// Its latest call, and the way to tell it.
+        call: CallNo,
+        tell: C,
+        /// That call is a repeat.
+        again: bool,
+    },
     Lent {
         leases: Box<[LeaseId]>,
         /// The end of the answer, while a single call has it.
@@ -117,11 +123,11 @@ impl<C, E> Attempts<C, E> {
         Self { limits, known: BTreeMap::new(), order: VecDeque::new(), leases: 0, calls: 0 }
     }
 
-    /// A call of this attempt begins. `returned` says of the first answer whether it went back without being
-    /// written. If not, that answer does not return its messages any more.
+    /// A call of this attempt begins; `again`: it is a repeat. `returned` says of the first answer whether it went back
+    /// without being written. If not, that answer does not return its messages any more.
     pub(super) fn begin(
         &mut self,
-        key: AttemptKey,
+        (key, again): (AttemptKey, bool),
         waiting: C,
         returned: impl FnOnce(&E) -> bool,
         now: Instant,
@@ -137,15 +143,17 @@ impl<C, E> Attempts<C, E> {
                     return Begun::Again(leases.clone());
                 }
             }
-            Some(State::Waiting(latest, tell)) => {
+            Some(State::Waiting { again: true, .. }) if !again => return Begun::Over,
+            Some(State::Waiting { call, tell, again: repeats }) => {
                 self.calls += 1;
-                *latest = CallNo(self.calls);
-                return Begun::Waits(*latest, Some(std::mem::replace(tell, waiting)));
+                (*call, *repeats) = (CallNo(self.calls), again);
+                return Begun::Waits(*call, Some(std::mem::replace(tell, waiting)));
             }
         }
         self.remove(key);
         let call = self.next_call();
-        self.known.insert(key, Attempt { call, state: State::Waiting(call, waiting) });
+        let state = State::Waiting { call, tell: waiting, again };
+        self.known.insert(key, Attempt { call, state });
         Begun::Waits(call, None)
     }
 
@@ -167,10 +175,10 @@ impl<C, E> Attempts<C, E> {
                     return FoundAttempt::Again(leases.clone());
                 }
             }
-            Some(State::Waiting(..)) => {}
+            Some(State::Waiting { .. }) => {}
         }
         match self.remove(key).map(|known| known.state) {
-            Some(State::Waiting(_, tell)) => FoundAttempt::Waited(tell),
+            Some(State::Waiting { tell, .. }) => FoundAttempt::Waited(tell),
             _ => FoundAttempt::Unknown,
         }
     }
@@ -185,7 +193,8 @@ impl<C, E> Attempts<C, E> {
         now: Instant,
     ) -> bool {
         match self.known.get_mut(&key) {
-            Some(known) if matches!(known.state, State::Waiting(latest, _) if latest == call) => {
+            Some(known) if matches!(known.state, State::Waiting { call: latest, .. } if latest == call) =>
+            {
                 self.leases += leases.len();
                 known.state = State::Lent { leases, first: Some(answer), arrived: false };
                 known.call = call;
@@ -200,7 +209,7 @@ impl<C, E> Attempts<C, E> {
     /// another call of it is here.
     pub(super) fn forget(&mut self, key: AttemptKey, call: CallNo) {
         let only = self.known.get(&key).is_some_and(|known| match &known.state {
-            State::Waiting(latest, _) => *latest == call,
+            State::Waiting { call: latest, .. } => *latest == call,
             State::Lent { first, .. } => first.is_some() && known.call == call,
             State::Over => false,
         });
@@ -227,7 +236,7 @@ impl<C, E> Attempts<C, E> {
         let before = self.remove(key);
         let known = before.is_some();
         let (waiting, leases) = match before.map(|known| known.state) {
-            Some(State::Waiting(_, tell)) => (Some(tell), Box::default()),
+            Some(State::Waiting { tell, .. }) => (Some(tell), Box::default()),
             Some(State::Lent { leases, first, .. }) => {
                 let back = first.is_some_and(|end| returned(&end));
                 (None, if back { Box::default() } else { leases })
@@ -268,11 +277,9 @@ impl<C, E> Attempts<C, E> {
     }
 
     fn forget_old(&mut self, key: AttemptKey, call: CallNo) {
-        if self
-            .known
-            .get(&key)
-            .is_some_and(|known| known.call == call && !matches!(known.state, State::Waiting(..)))
-        {
+        if self.known.get(&key).is_some_and(|known| {
+            known.call == call && !matches!(known.state, State::Waiting { .. })
+        }) {
             self.remove(key);
         }
     }
@@ -314,7 +321,11 @@ mod tests {
         name: &'static str,
         now: Instant,
     ) -> Begun<&'static str> {
-        tested.begin(key(number), name, |end| *end, now)
+        tested.begin((key(number), false), name, |end| *end, now)
+    }
+
+    fn repeat(tested: &mut Tested, name: &'static str, now: Instant) -> Begun<&'static str> {
+        tested.begin((key(1), true), name, |end| *end, now)
     }
 
     fn waits(begun: Begun<&'static str>) -> (CallNo, Option<&'static str>) {
@@ -465,6 +476,18 @@ mod tests {
     }
 
     #[test]
+    fn first_call_that_comes_late_does_not_take_the_place_of_its_repeat() {
+        let (mut tested, now) = (attempts(9, 9), clock::now());
+        let (call, _) = waits(repeat(&mut tested, "repeat", now));
+        assert_eq!(begin(&mut tested, 1, "first", now), Begun::Over);
+        assert!(tested.lend(key(1), call, leases([1]), false, now), "the repeat has its place");
+        let (mut tested, now) = (attempts(9, 9), clock::now());
+        waits(begin(&mut tested, 1, "first", now));
+        assert_eq!(waits(repeat(&mut tested, "repeat", now)).1, Some("first"));
+        assert_eq!(waits(repeat(&mut tested, "next repeat", now)).1, Some("repeat"));
+    }
+
+    #[test]
     fn attempt_is_forgotten_a_window_after_its_first_answer() {
         let (mut tested, now) = (attempts(9, 9), clock::now());
         lend(&mut tested, 1, [1], now);
@@ -490,7 +513,8 @@ mod tests {
             let (now, key) = (start + Duration::from_secs(step), key(roll(8) as u8));
             match roll(6) {
                 0 | 1 => {
-                    if let Begun::Waits(call, _) = tested.begin(key, "", |end| *end, now) {
+                    let called = (key, roll(2) == 0);
+                    if let Begun::Waits(call, _) = tested.begin(called, "", |end| *end, now) {
                         calls.push((key, call));
                     }
                 }
@@ -509,11 +533,11 @@ mod tests {
             }
             let lent = |known: &Attempt<_, _>| match &known.state {
                 State::Lent { leases, .. } => leases.len(),
-                State::Waiting(..) | State::Over => 0,
+                State::Waiting { .. } | State::Over => 0,
             };
             assert_eq!(tested.leases, tested.known.values().map(lent).sum::<usize>());
             assert!(tested.order.len() <= 5);
-            let waiting = |known: &&Attempt<_, _>| matches!(known.state, State::Waiting(..));
+            let waiting = |known: &&Attempt<_, _>| matches!(known.state, State::Waiting { .. });
             let remembered = tested.known.len() - tested.known.values().filter(waiting).count();
             assert!(remembered <= 5, "{remembered} are remembered");
         }

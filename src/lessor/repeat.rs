@@ -65,9 +65,9 @@ struct Returning {
 }
 
 impl<B: Broker> Lessor<B> {
-    /// A call of this attempt begins.
-    pub fn begin_attempt(&self, key: AttemptKey) -> AttemptBegun {
-        self.core.attempts.begin(key)
+    /// A call of this attempt begins; `again`: it is a repeat.
+    pub fn begin_attempt(&self, key: AttemptKey, again: bool) -> AttemptBegun {
+        self.core.attempts.begin(key, again)
     }
 
     /// What is known here of an attempt whose call has come to another replica. `None`: nothing. A call that waits here

@@ -48,7 +48,7 @@ impl Stage {
 
     async fn call(&self, attempt: &str, ask: FetchParams) -> Result<Fetched, Error> {
         let Self { lessor, .. } = self;
-        match lessor.begin_attempt(self.key(attempt)) {
+        match lessor.begin_attempt(self.key(attempt), true) {
             AttemptBegun::Waits(call) => lessor.fetch_for(ask, call).await,
             AttemptBegun::Over => Ok(lessor.attempt_over(&ask)),
             AttemptBegun::Again(lent) => {

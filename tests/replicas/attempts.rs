@@ -217,7 +217,8 @@ impl Linked {
 
     async fn lease(&self) {
         self.broker.publish("x");
-        let AttemptBegun::Waits(call) = self.owner.lessor.begin_attempt(self.attempt().key())
+        let AttemptBegun::Waits(call) =
+            self.owner.lessor.begin_attempt(self.attempt().key(), false)
         else {
             panic!("it is known already")
         };
@@ -291,6 +292,6 @@ async fn give_back_is_told_to_all_replicas_also_if_it_comes_before_the_fetch() {
     let linked = Linked::new().await;
     let until = clock::now() + Duration::from_secs(5);
     assert_eq!(linked.other.cluster.give_back(linked.attempt(), until).await, Ok(0));
-    let late = linked.owner.lessor.begin_attempt(linked.attempt().key());
+    let late = linked.owner.lessor.begin_attempt(linked.attempt().key(), true);
     assert!(matches!(late, AttemptBegun::Over), "{late:?}");
 }
