@@ -21,7 +21,7 @@ use tonic_types::StatusExt as _;
 
 use crate::{fleet::Fleet, verdict::Verdict};
 
-const BATCH: u32 = 20;
+pub const BATCH: u32 = 20;
 /// No call takes longer, and no settlement is tried for longer than some of them.
 const CALL: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(40);
