@@ -51,7 +51,7 @@ pub struct Stream {
     opened_at: Option<Time>,
     /// Since when its client reads.
     reads_since: Option<Time>,
-    /// Since when it does not read, and how long it did not the last time.
+    /// Since when it did not read the last time, and how long it did not.
     unread_since: Option<Time>,
     unread_for: Duration,
     heartbeat: Duration,
@@ -130,13 +130,19 @@ impl Stream {
         self.credits.push((id, most.into()));
     }
 
-    /// Its client reads from now on, or does not.
+    /// Its client reads from now on, or does not. A client that reads for a moment alone need not have taken anything.
     pub fn reads(&mut self, reads: bool, now: Time) {
-        if let Some(since) = self.unread_since.filter(|_| reads) {
-            self.unread_for = now.saturating_sub(since);
+        match self.reads_since {
+            None if reads => {
+                let since = self.unread_since.unwrap_or(now);
+                self.unread_for = now.saturating_sub(since);
+            }
+            Some(since) if !reads && (now > since + TICK || self.unread_since.is_none()) => {
+                self.unread_since = Some(now);
+            }
+            None | Some(_) => {}
         }
         self.reads_since = reads.then_some(now);
-        self.unread_since = (!reads).then_some(self.unread_since.unwrap_or(now));
     }
 
     pub fn closes(&mut self) {
@@ -263,7 +269,8 @@ fn waits_idly(
         && size <= other.max_bytes
 }
 
-/// Whether a stream asks for a message: it is read, has room, and no accident has touched its replica lately.
+/// Whether a stream asks for a message: it is open at its replica, is read, has room, and no accident has touched its
+/// replica lately.
 pub fn is_asking(
     ledger: &Ledger,
     fetch: &OpenFetch,
@@ -271,7 +278,9 @@ pub fn is_asking(
     places: &[Place],
     now: Time,
 ) -> bool {
-    let Some(stream) = fetch.stream.as_ref().filter(|stream| !stream.ends) else { return false };
+    // Without a way to its replica, a client learns late that its stream has ended.
+    let open = |stream: &&Stream| !stream.ends && stream.ended_at.is_none();
+    let Some(stream) = fetch.stream.as_ref().filter(open) else { return false };
     let serves = places.iter().any(|place| place.side == fetch.side && place.serves);
     if fetch.consumer != *name || !serves {
         return false;
@@ -381,17 +390,31 @@ mod tests {
 
     #[test]
     fn stream_is_silent_if_its_client_has_not_read_for_three_heartbeats() {
-        for (unread, found) in [(29_980, vec!["calls"]), (30_000, vec![])] {
+        for (unread, read, found) in [
+            (29_980, 0, vec!["calls"]),
+            (30_000, 0, vec![]),
+            // It read for a moment in the middle, and need not have taken anything.
+            (30_000, 10, vec![]),
+            (30_000, 20, vec!["calls"]),
+        ] {
             let mut lab = Lab::new();
             let stream = open(&mut lab, 1);
             lab.watch().stream_reads(stream, false, lab.now);
-            lab.wait(unread);
+            if read > 0 {
+                lab.wait(1_000);
+                lab.watch().stream_reads(stream, true, lab.now);
+                lab.wait(read);
+                lab.watch().stream_reads(stream, false, lab.now);
+                lab.wait(unread - 1_000);
+            } else {
+                lab.wait(unread);
+            }
             lab.watch().stream_reads(stream, true, lab.now);
             let mut status = tonic::Status::deadline_exceeded("");
             let reason = tonic::metadata::MetadataValue::from_static("STREAM_SILENT");
             status.metadata_mut().insert(fetch_proxy::reason::REASON_TRAILER, reason);
             lab.end(stream, super::super::FetchEnd::Refused(&status));
-            assert_eq!(lab.found(), found, "{unread}");
+            assert_eq!(lab.found(), found, "{unread} {read}");
         }
     }
 
@@ -459,6 +482,20 @@ mod tests {
             lab.wait(if lapses { ACK_WAIT + 2_000 } else { 2_000 });
             lab.look_on(4_000, 1, true);
             assert_eq!(lab.found(), found, "{lapses} {credit}");
+        }
+    }
+
+    #[test]
+    fn stream_that_has_ended_at_its_replica_asks_for_nothing() {
+        for ends in [true, false] {
+            let mut lab = Lab::new();
+            let stream = open(&mut lab, 1);
+            if ends {
+                lab.watch().stream_ended(stream, lab.now);
+            }
+            lab.wait(2_000);
+            lab.look_on(4_000, 1, true);
+            assert_eq!(lab.found().contains(&darkness::CHECK), !ends);
         }
     }
 }
