@@ -403,16 +403,9 @@ mod tests {
     use tonic::Status;
 
     use super::{
-        super::lab::{Lab, millis},
+        super::lab::{Lab, millis, refused},
         *,
     };
-
-    fn refused(reason: &str) -> Status {
-        let mut status = Status::unavailable("no");
-        let reason = reason.parse().expect("a reason is ASCII");
-        status.metadata_mut().insert(fetch_proxy::reason::REASON_TRAILER, reason);
-        status
-    }
 
     fn empty(reason: pb::EmptyReason) -> pb::FetchResponse {
         pb::FetchResponse { empty_reason: reason.into(), ..pb::FetchResponse::default() }

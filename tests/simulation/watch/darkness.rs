@@ -317,15 +317,20 @@ mod tests {
         assert_eq!(asked_for(nacked(), 12_000 + 6_000), [CHECK]);
     }
 
+    /// Attempt `a` has message 1, and is given back.
+    fn given_back(lab: &mut Lab) {
+        let id = lab.send(1, 1);
+        let fetch = lab.fetch_named(1, "a");
+        lab.write_to(fetch, Some((id, 60_000)), fetch_proxy::pb::EmptyReason::Unspecified);
+        lab.wait(100);
+        lab.give_back(1, "a");
+    }
+
     #[test]
     fn message_that_was_given_back_waits_for_a_moment() {
         for (trouble, found) in [(None, vec![CHECK]), (Some(Trouble::LeaderAway), vec![])] {
             let mut lab = Lab::new();
-            let id = lab.send(1, 1);
-            let fetch = lab.fetch_named(1, "a");
-            lab.write_to(fetch, Some((id, 60_000)), fetch_proxy::pb::EmptyReason::Unspecified);
-            lab.wait(100);
-            lab.give_back(1, "a");
+            given_back(&mut lab);
             trouble.into_iter().for_each(|trouble| lab.trouble(trouble, 0));
             lab.fetch(2, 300_000);
             lab.look_on(4_000, 0, false);
@@ -339,11 +344,7 @@ mod tests {
     fn message_that_was_given_back_may_be_lent_to_an_attempt_whose_answers_nobody_has_seen() {
         for (calls, found) in [(1, vec![CHECK]), (2, vec![])] {
             let mut lab = Lab::new();
-            let id = lab.send(1, 1);
-            let fetch = lab.fetch_named(1, "a");
-            lab.write_to(fetch, Some((id, 60_000)), fetch_proxy::pb::EmptyReason::Unspecified);
-            lab.wait(100);
-            lab.give_back(1, "a");
+            given_back(&mut lab);
             for _ in 0..calls {
                 let fetch = lab.fetch_named(1, "b");
                 lab.wait(10);

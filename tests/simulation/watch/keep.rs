@@ -113,7 +113,7 @@ mod tests {
         super::{
             super::jetstream::Config,
             FetchEnd, FetchId, darkness,
-            lab::{Lab, millis},
+            lab::{Lab, millis, refused},
             leases,
         },
         *,
@@ -193,10 +193,7 @@ mod tests {
             lab.watch().stream_heard(stream, lab.now);
             lab.wait(silent);
             lab.watch().stream_ended(stream, lab.now);
-            let mut status = tonic::Status::deadline_exceeded("");
-            let reason = tonic::metadata::MetadataValue::from_static("STREAM_SILENT");
-            status.metadata_mut().insert(fetch_proxy::reason::REASON_TRAILER, reason);
-            lab.end(stream, FetchEnd::Refused(&status));
+            lab.end(stream, FetchEnd::Refused(&refused("STREAM_SILENT")));
             assert_eq!(lab.found(), found, "{silent}");
         }
     }

@@ -31,6 +31,14 @@ pub fn ack() -> Action {
     Action::Ack(pb::AckAction {})
 }
 
+/// The end of a call for this reason.
+pub fn refused(reason: &str) -> tonic::Status {
+    let mut status = tonic::Status::unavailable("no");
+    let reason = reason.parse().expect("a reason is ASCII");
+    status.metadata_mut().insert(fetch_proxy::reason::REASON_TRAILER, reason);
+    status
+}
+
 pub fn nak(delay: u64) -> Action {
     Action::Nak(pb::NakAction {
         delay: (delay > 0).then(|| testkit::millis(delay as i64)).flatten(),

@@ -302,7 +302,7 @@ mod tests {
     use super::{
         super::{
             darkness,
-            lab::{ACK_WAIT, Lab, ack, message},
+            lab::{ACK_WAIT, Lab, ack, message, refused},
             rights,
         },
         *,
@@ -410,10 +410,7 @@ mod tests {
                 lab.wait(unread);
             }
             lab.watch().stream_reads(stream, true, lab.now);
-            let mut status = tonic::Status::deadline_exceeded("");
-            let reason = tonic::metadata::MetadataValue::from_static("STREAM_SILENT");
-            status.metadata_mut().insert(fetch_proxy::reason::REASON_TRAILER, reason);
-            lab.end(stream, super::super::FetchEnd::Refused(&status));
+            lab.end(stream, super::super::FetchEnd::Refused(&refused("STREAM_SILENT")));
             assert_eq!(lab.found(), found, "{unread} {read}");
         }
     }
